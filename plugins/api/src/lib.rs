@@ -1,0 +1,176 @@
+//! The contract between oven and its distro plugins.
+//!
+//! A plugin is a pure function: it is told what an image is ([`Job`]) and answers what to do there ([`Plan`]).
+//! It runs nothing, mounts nothing and holds nothing; oven executes the plan in a contained root. The same types
+//! are spoken as JSON by a plugin that is an executable.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+mod os_release;
+pub use os_release::OsRelease;
+
+/// How sure a plugin is that an image is its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Claim {
+    /// Not this plugin's.
+    No,
+    /// A relative (`ID_LIKE`): taken where nobody claims it exactly.
+    Family,
+    /// `ID` is one that this plugin was written for.
+    Exact,
+}
+
+/// A plugin's answer to `claims`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Claims {
+    pub claim: Claim,
+    /// Absolute paths in the image; the [`Job`] will say of each whether the image has it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub look_for: Vec<String>,
+}
+
+/// A distribution: what is its own, and how packages are put into it.
+pub trait Distro {
+    /// A short name, as a definition's `distro = "…"` spells it: `debian`.
+    fn id(&self) -> &str;
+    /// Whether an image with this os-release is this plugin's.
+    fn claims(&self, os: &OsRelease) -> Claims;
+    /// What to do for a job. Deterministic: the same job gives the same plan.
+    fn plan(&self, job: &Job) -> Result<Plan, Refused>;
+}
+
+/// What a definition wants of an image, as a distro sees it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Job {
+    pub os_release: OsRelease,
+    /// `x86_64` or `arm64`, as EC2 says it.
+    pub architecture: String,
+    /// For each path of [`Claims::look_for`]: does the image have it?
+    #[serde(default)]
+    pub present: BTreeMap<String, bool>,
+    /// In the definition's order.
+    #[serde(default)]
+    pub packages: Vec<Package>,
+    /// Bring every installed package up to date first.
+    #[serde(default)]
+    pub upgrade: bool,
+    /// Install what packages merely recommend, too.
+    #[serde(default)]
+    pub recommends: bool,
+    /// What happens to a configuration file that both the image and a package changed.
+    #[serde(default)]
+    pub conffiles: Conffiles,
+    /// The definition says `network = true`: install steps have the network too.
+    #[serde(default)]
+    pub network: bool,
+    /// A mirror that replaces the image's own archive while packages are fetched, for this bake alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirror: Option<String>,
+}
+
+/// What happens to a configuration file that both the image and a package changed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Conffiles {
+    /// The image's stays.
+    #[default]
+    Keep,
+    /// The package's wins.
+    Replace,
+}
+
+/// A package that a definition asks for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
+pub enum Package {
+    /// From the image's repositories.
+    Named {
+        name: String,
+        /// An exact version, or a pattern with `*`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        version: Option<String>,
+    },
+    /// A package file that is visible at `path` in every step.
+    File { path: String, name: String, version: String, architecture: String },
+}
+
+/// What to do in the image: data, so that it can be printed, hashed and compared.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// Files that are there only while steps run.
+    #[serde(default)]
+    pub shims: Vec<Shim>,
+    /// In the order in which they run; phases never go back.
+    #[serde(default)]
+    pub steps: Vec<Step>,
+    /// Commands (without network, after all steps but clean) whose output is kept with the image, by name.
+    /// `packages` is a line for each installed package: name, version, architecture, separated by tabs.
+    #[serde(default)]
+    pub facts: BTreeMap<String, Vec<String>>,
+}
+
+/// A file that is bound over `path` while steps run, and never written into the image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shim {
+    /// Absolute, in the image. Below `/run` it is simply there: steps have a `/run` of their own.
+    pub path: String,
+    pub content: String,
+    /// Permission bits, such as `0o755`.
+    pub mode: u32,
+}
+
+/// The phases of a plan, in their order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// Make the package manager ready.
+    Prepare,
+    /// Download: with the network, and no package's code.
+    Fetch,
+    /// Change what is installed already: no network.
+    Upgrade,
+    /// Install: no network, unless the job says so.
+    Install,
+    /// Prove that the packages are there.
+    Verify,
+    /// Remove what the package manager leaves; after the definition's own scripts and tests.
+    Clean,
+}
+
+/// A command in the image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Step {
+    pub phase: Phase,
+    /// What for, in words that go behind a gerund: `refreshing the package index`.
+    pub why: String,
+    /// The program, found in the image's `PATH`, and its arguments. No shell is involved.
+    pub argv: Vec<String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// How often it is tried again after it failed.
+    #[serde(default)]
+    pub retries: u32,
+    #[serde(default)]
+    pub network: bool,
+    /// Seconds.
+    pub timeout: u64,
+}
+
+/// A plugin cannot serve a job: which part of it, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Refused(pub String);
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+impl std::error::Error for Refused {}

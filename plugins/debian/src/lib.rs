@@ -1,0 +1,1 @@
+//! Debian, Ubuntu and their relatives: apt and dpkg.

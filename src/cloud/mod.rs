@@ -1,0 +1,260 @@
+//! What oven needs of a cloud: names and traits. No implementation.
+
+pub mod local;
+
+use crate::disk::Device;
+use crate::undo::Undo;
+use anyhow::Result;
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(pub String);
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+id!(/// `ami-` and 17 hexadecimal digits.
+    ImageId);
+id!(/// `snap-` and 17 hexadecimal digits.
+    SnapshotId);
+id!(/// `vol-` and 17 hexadecimal digits.
+    VolumeId);
+id!(/// One run of a bake: 32 hexadecimal digits, drawn anew for each. Tags all that the run makes.
+    RunId);
+
+impl RunId {
+    pub fn new() -> Self {
+        let mut bytes = [0u8; 16];
+        rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())
+            .expect("16 bytes never come short (getrandom(2))");
+        Self(bytes.iter().map(|b| format!("{b:02x}")).collect())
+    }
+
+    /// The first 8 digits: for people.
+    pub fn short(&self) -> &str {
+        &self.0[..self.0.len().min(8)]
+    }
+}
+
+impl Default for RunId {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+pub type Tags = BTreeMap<String, String>;
+
+/// The names of oven's tags.
+pub mod tag {
+    /// GumGum's AMI Bakery calls it so: an image baked by either is found by the other.
+    pub const CHECKSUM: &str = "ami_config_checksum";
+    pub const FINGERPRINT: &str = "oven:fingerprint";
+    /// A short digest for each input of the fingerprint, so that a miss can be explained.
+    pub const INPUTS: &str = "oven:inputs";
+    /// The family: the definition's `name`.
+    pub const NAME: &str = "oven:name";
+    /// The base image's id.
+    pub const BASE: &str = "oven:base";
+    /// The run that made a resource.
+    pub const RUN: &str = "oven:run";
+    /// The process that the run is ([`crate::owner::Owner`]).
+    pub const OWNER: &str = "oven:owner";
+    /// Baked with `--force`.
+    pub const FORCED: &str = "oven:forced";
+    /// A volume that `--keep-on-failure` kept.
+    pub const KEPT: &str = "oven:kept";
+}
+
+/// An image's instruction set, as EC2 spells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Architecture {
+    X86_64,
+    Arm64,
+}
+
+impl Architecture {
+    /// This machine's.
+    pub const HOST: Self = if cfg!(target_arch = "aarch64") { Self::Arm64 } else { Self::X86_64 };
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::X86_64 => "x86_64",
+            Self::Arm64 => "arm64",
+        }
+    }
+}
+impl fmt::Display for Architecture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// How a definition names its base image, once a parent definition has become an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub enum BaseRef {
+    Id(ImageId),
+    /// The newest available image whose name matches; `*` and `?` match as EC2's filters do.
+    /// Without an owner: one of our own.
+    Name { name: String, owner: Option<String> },
+    /// The id that an SSM parameter holds.
+    Ssm(String),
+}
+impl fmt::Display for BaseRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Id(id) => id.fmt(f),
+            Self::Name { name, owner: None } => write!(f, "the image named {name}"),
+            Self::Name { name, owner: Some(owner) } => write!(f, "the image named {name} of owner {owner}"),
+            Self::Ssm(name) => write!(f, "the image in the SSM parameter {name}"),
+        }
+    }
+}
+
+/// A base image, found and fit to bake on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Base {
+    pub id: ImageId,
+    pub name: String,
+    pub snapshot: SnapshotId,
+    pub architecture: Architecture,
+    /// The root volume's.
+    pub size_gib: u64,
+    /// As registered: `/dev/xvda`.
+    pub root_device: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ImageState {
+    Pending,
+    Available,
+    Failed,
+}
+
+/// A registered image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Image {
+    pub id: ImageId,
+    pub name: String,
+    pub state: ImageState,
+    pub architecture: Architecture,
+    pub snapshot: SnapshotId,
+    /// The root volume's.
+    pub size_gib: u64,
+    /// RFC 3339, UTC, with milliseconds: sorts as text.
+    pub created: String,
+    #[serde(default)]
+    pub description: String,
+    pub tags: Tags,
+}
+
+/// What a look-up of a finished bake compares. All of it has to agree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Key {
+    /// `ami_config_checksum`.
+    pub checksum: String,
+    /// `oven:fingerprint`; `None` with `--compat gumgum`, which looks at the checksum alone.
+    pub fingerprint: Option<String>,
+    pub architecture: Architecture,
+}
+
+/// What is registered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageSpec {
+    pub name: String,
+    pub description: String,
+    pub architecture: Architecture,
+    pub root_device: String,
+    pub size_gib: u64,
+    /// For the image; the snapshot was given its own when it was made.
+    pub tags: Tags,
+    pub run: RunId,
+    /// Texts that are kept with the image, by name: `packages`, `inputs.json`.
+    pub documents: BTreeMap<String, String>,
+}
+
+/// A run of which something is still there, and whose process is gone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct StaleRun {
+    pub run: RunId,
+    pub owner: String,
+    /// Resource ids.
+    pub resources: Vec<String>,
+    /// Kept on purpose by `--keep-on-failure`.
+    pub kept: bool,
+}
+
+/// Images: looked up, found again, registered.
+#[async_trait(?Send)]
+pub trait Cloud {
+    /// The base image that `from` names. `NotFound` names what was looked for.
+    async fn base(&self, from: &BaseRef) -> Result<Base>;
+
+    /// The newest image that fits the key, ours and available. One that is `pending` is another bake at work: it is
+    /// waited for.
+    async fn find(&self, key: &Key) -> Result<Option<Image>>;
+
+    /// Registers the snapshot and answers when the image is available and was read back. The name is the
+    /// compare-and-set: if another builder's image of the same fingerprint holds it, that image is adopted and
+    /// answered, and our own snapshot stays owed. Otherwise the snapshot's debt is forgiven.
+    async fn register(&self, snapshot: &SnapshotId, spec: &ImageSpec, undo: &Undo) -> Result<Image>;
+
+    /// Our images, oldest first; those of one family if it is named.
+    async fn images(&self, family: Option<&str>) -> Result<Vec<Image>>;
+
+    /// One image, and the documents that were kept with it.
+    async fn image(&self, id: &ImageId) -> Result<(Image, BTreeMap<String, String>)>;
+
+    /// Deregisters the image of this name, and deletes its snapshot, if it is a failed or incomplete one that carries
+    /// our tags; any other is refused. Nothing of that name: `None`.
+    async fn replace_failed(&self, name: &str) -> Result<Option<ImageId>>;
+
+    /// Runs that left something behind and whose owner is gone. An owner of another host counts as gone only when
+    /// what it left is older than `older_than`.
+    async fn stale_runs(&self, older_than: Option<Duration>) -> Result<Vec<StaleRun>>;
+}
+
+/// A volume to create.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeSpec {
+    pub snapshot: SnapshotId,
+    pub size_gib: u64,
+    pub run: RunId,
+    pub tags: Tags,
+}
+
+/// Volumes, for strategy (a): create, attach, snapshot.
+#[async_trait(?Send)]
+pub trait Volumes {
+    async fn create(&self, spec: &VolumeSpec) -> Result<VolumeId>;
+
+    /// Attaches, and answers with the device verified to be this volume. It is released when the value is dropped.
+    async fn attach(&self, volume: &VolumeId) -> Result<Device>;
+
+    /// A snapshot of what was written; answers when it is complete. `tags` are set in the same call.
+    async fn snapshot(&self, volume: &VolumeId, run: &RunId, tags: &Tags) -> Result<SnapshotId>;
+
+    /// Tags the run's volumes as kept, so that `sweep` passes them over.
+    async fn keep(&self, run: &RunId) -> Result<Vec<VolumeId>>;
+
+    /// The volume that a run kept.
+    async fn kept(&self, run: &RunId) -> Result<Option<VolumeId>>;
+
+    /// Detaches and deletes every volume of the run.
+    async fn ensure_no_volumes(&self, run: &RunId) -> Result<()>;
+
+    /// Deletes every snapshot of the run that no image uses.
+    async fn ensure_no_snapshots(&self, run: &RunId) -> Result<()>;
+}

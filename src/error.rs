@@ -1,0 +1,107 @@
+//! Kinds of failure: what went wrong, whose turn it is, and the exit code that says so.
+
+use std::fmt;
+
+/// A kind of failure. Its number is the exit code of the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Kind {
+    /// The command line is wrong.
+    Usage = 2,
+    /// A definition or a setting is wrong: the message names file and key.
+    Definition = 3,
+    /// A base image, an image or a run does not exist.
+    NotFound = 4,
+    /// A step in the image failed.
+    Step = 5,
+    /// The cloud refused or failed. Also what no other kind says.
+    Cloud = 6,
+    /// Baked, but something was left behind.
+    LeftBehind = 7,
+    /// This machine lacks something: `oven doctor` lists it all.
+    Machine = 8,
+    /// Stopped by a signal.
+    Interrupted = 130,
+}
+
+/// Baked, or baked already.
+pub const SUCCESS: u8 = 0;
+
+/// A failure of a known kind, as the root of an [`anyhow::Error`]'s chain.
+#[derive(Debug)]
+pub struct Failure {
+    pub kind: Kind,
+    message: String,
+    hint: Option<String>,
+}
+
+impl Failure {
+    /// Adds what the user can do about it, as a whole sentence.
+    pub fn hint(mut self, hint: impl fmt::Display) -> Self {
+        self.hint = Some(hint.to_string());
+        self
+    }
+}
+
+impl Kind {
+    /// A failure of this kind. `message` says what was wrong, and where.
+    pub fn failure(self, message: impl fmt::Display) -> Failure {
+        Failure { kind: self, message: message.to_string(), hint: None }
+    }
+
+    /// The same, ready for `return Err(…)` and `ok_or_else`.
+    pub fn error(self, message: impl fmt::Display) -> anyhow::Error {
+        self.failure(message).into()
+    }
+
+    /// The kind of a failure: the outermost [`Failure`] in its chain decides.
+    pub fn of(error: &anyhow::Error) -> Self {
+        error.chain().find_map(|cause| cause.downcast_ref::<Failure>()).map_or(Self::Cloud, |f| f.kind)
+    }
+
+    /// One word, for `--json`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Usage => "usage",
+            Self::Definition => "definition",
+            Self::NotFound => "not-found",
+            Self::Step => "step",
+            Self::Cloud => "cloud",
+            Self::LeftBehind => "left-behind",
+            Self::Machine => "machine",
+            Self::Interrupted => "interrupted",
+        }
+    }
+}
+
+/// What the user can do, if any cause in the chain knows.
+pub fn hint_of(error: &anyhow::Error) -> Option<String> {
+    error.chain().find_map(|cause| cause.downcast_ref::<Failure>()?.hint.clone())
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+impl std::error::Error for Failure {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context;
+
+    #[test]
+    fn kind_and_hint_survive_contexts() {
+        let error = Err::<(), _>(Kind::Step.failure("exit status 1").hint("Look at the log.")).context("testing");
+        let error = error.context("baking web").unwrap_err();
+        assert_eq!(Kind::of(&error), Kind::Step);
+        assert_eq!(hint_of(&error).as_deref(), Some("Look at the log."));
+        assert_eq!(format!("{error:#}"), "baking web: testing: exit status 1");
+    }
+
+    #[test]
+    fn an_unknown_failure_is_the_clouds() {
+        assert_eq!(Kind::of(&anyhow::anyhow!("?")), Kind::Cloud);
+    }
+}

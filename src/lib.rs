@@ -1,0 +1,10 @@
+//! oven bakes Amazon Machine Images in a contained chroot, once for each definition.
+//!
+//! The story is [`bake::bake`], in six steps: resolve the base image ([`cloud`]), check out its disk ([`disk`]), mount
+//! it ([`root`]), provision it ([`distros`]), commit the disk to a snapshot, and register that as an image. What the
+//! story owes to the cloud is kept by [`undo`]; what makes two definitions the same is told by [`checksum`].
+
+pub mod cloud;
+pub mod disk;
+pub mod error;
+pub mod undo;

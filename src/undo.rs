@@ -1,0 +1,248 @@
+//! Debts to the cloud: written down before the call, paid when the story ends.
+//!
+//! A debt says "ensure absent, by run tag", so it can be owed before anything exists, and paying it is right whether
+//! the call took effect or not. What is local (mounts, loop devices, children) dies with its value instead.
+
+use crate::error::Kind;
+use anyhow::{Error, Result};
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// How long paying may take after an interruption: a user who pressed Ctrl-C waits 10 s at most.
+const PATIENCE_WHEN_STOPPED: Duration = Duration::from_secs(8);
+/// How long it may take otherwise: EC2 detaches and deletes a volume within a few minutes, or not at all.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// When a debt is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Due {
+    /// Always: volumes.
+    Scratch,
+    /// Unless the story succeeds: the snapshot.
+    OnFailure,
+}
+
+type Payment = Pin<Box<dyn Future<Output = Result<()>>>>;
+
+/// Something that must not be there in the end.
+pub struct Debt {
+    pub due: Due,
+    /// What: `the volumes of run 1f2e…`.
+    pub what: String,
+    /// The command that removes it by hand.
+    pub command: String,
+    /// Ensures that it is absent. May be called when it never was there.
+    pub pay: Box<dyn FnOnce() -> Payment>,
+    /// Instead of paying after a failure, when the user wants to look: marks it as kept.
+    pub keep: Option<Box<dyn FnOnce() -> Payment>>,
+}
+
+/// A debt that can be forgiven.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DebtId(usize);
+
+/// The debts of one story.
+#[derive(Default)]
+pub struct Undo {
+    debts: RefCell<Vec<(DebtId, Debt)>>,
+    next: Cell<usize>,
+}
+
+/// Something that could not be removed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Left {
+    pub what: String,
+    pub command: String,
+    /// Why it is still there.
+    pub why: String,
+}
+impl fmt::Display for Left {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "left behind: {} ({}); remove it by: {}", self.what, self.why, self.command)
+    }
+}
+
+/// How a story ended, and what could not be cleaned up after it.
+#[derive(Debug)]
+pub struct Ended<T> {
+    pub result: Result<T>,
+    pub left: Vec<Left>,
+    /// What was kept because the user asked for it.
+    pub kept: Vec<String>,
+}
+
+impl Undo {
+    pub fn owe(&self, debt: Debt) -> DebtId {
+        let id = DebtId(self.next.replace(self.next.get() + 1));
+        self.debts.borrow_mut().push((id, debt));
+        id
+    }
+
+    /// The debt's object became a result.
+    pub fn forgive(&self, id: DebtId) {
+        self.debts.borrow_mut().retain(|(owed, _)| *owed != id);
+    }
+
+    /// Forgives every debt that is due only on failure: the image is registered.
+    pub fn forgive_on_failure(&self) {
+        self.debts.borrow_mut().retain(|(_, debt)| debt.due == Due::Scratch);
+    }
+}
+
+/// How a scope treats failure.
+pub struct Policy<'a> {
+    /// Scratch that can be kept is kept when the story fails (not when it is stopped).
+    pub keep_on_failure: bool,
+    /// Told of the failure before anything is cleaned up, so that the cause is seen first.
+    pub on_failure: &'a dyn Fn(&Error),
+    /// Told of each debt that is being paid.
+    pub on_payment: &'a dyn Fn(&str),
+}
+
+/// Runs a story until it ends or `stop` does. Then the story is dropped (children killed, unmounted, loops closed) and
+/// its debts are paid, newest first.
+pub async fn scope<T>(
+    policy: Policy<'_>,
+    stop: impl Future<Output = ()>,
+    story: impl AsyncFnOnce(Rc<Undo>) -> Result<T>,
+) -> Ended<T> {
+    let undo = Rc::new(Undo::default());
+    let mut stopped = false;
+    let result = {
+        let story = std::pin::pin!(story(undo.clone()));
+        tokio::select! {
+            biased;
+            () = stop => { stopped = true; Err(Kind::Interrupted.error("interrupted")) }
+            result = story => result,
+        }
+    };
+    if let Err(error) = &result {
+        (policy.on_failure)(error);
+    }
+    let mut ended = Ended { result, left: Vec::new(), kept: Vec::new() };
+    let deadline = tokio::time::Instant::now() + if stopped { PATIENCE_WHEN_STOPPED } else { PATIENCE };
+    loop {
+        // Taken out first: no borrow is held while paying.
+        let Some((_, debt)) = undo.debts.borrow_mut().pop() else { break };
+        let failed = ended.result.is_err();
+        if debt.due == Due::OnFailure && !failed {
+            continue;
+        }
+        let keeping = policy.keep_on_failure && failed && !stopped;
+        let payment = match debt.keep {
+            Some(keep) if keeping => {
+                ended.kept.push(debt.what.clone());
+                keep()
+            }
+            _ => {
+                (policy.on_payment)(&debt.what);
+                (debt.pay)()
+            }
+        };
+        let why = match tokio::time::timeout_at(deadline, payment).await {
+            Ok(Ok(())) => continue,
+            Ok(Err(error)) => format!("{error:#}"),
+            Err(_) => "not released in time".to_owned(),
+        };
+        ended.left.push(Left { what: debt.what, command: debt.command, why });
+    }
+    ended
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::{pending, ready};
+
+    fn policy() -> Policy<'static> {
+        Policy { keep_on_failure: false, on_failure: &|_| (), on_payment: &|_| () }
+    }
+
+    fn debt(due: Due, name: &str, paid: &Rc<RefCell<Vec<String>>>, outcome: fn() -> Result<()>) -> Debt {
+        let (paid, name) = (paid.clone(), name.to_owned());
+        Debt {
+            due,
+            what: name.clone(),
+            command: format!("rm {name}"),
+            pay: Box::new(move || {
+                paid.borrow_mut().push(name);
+                Box::pin(ready(outcome()))
+            }),
+            keep: None,
+        }
+    }
+
+    async fn run(
+        stop: impl Future<Output = ()>,
+        story: impl AsyncFnOnce(Rc<Undo>, Rc<RefCell<Vec<String>>>) -> Result<u8>,
+    ) -> (Ended<u8>, Vec<String>) {
+        let paid = Rc::new(RefCell::new(Vec::new()));
+        let ended = scope(policy(), stop, async |undo| story(undo, paid.clone()).await).await;
+        let paid = paid.borrow().clone();
+        (ended, paid)
+    }
+
+    #[tokio::test]
+    async fn success_pays_scratch_alone() {
+        let (ended, paid) = run(pending(), async |undo, paid| {
+            undo.owe(debt(Due::Scratch, "volume", &paid, || Ok(())));
+            undo.owe(debt(Due::OnFailure, "snapshot", &paid, || Ok(())));
+            Ok(1)
+        })
+        .await;
+        assert_eq!((ended.result.unwrap(), paid), (1, vec!["volume".to_owned()]));
+    }
+
+    #[tokio::test]
+    async fn failure_pays_all_newest_first_and_the_forgiven_stays() {
+        let (ended, paid) = run(pending(), async |undo, paid| {
+            undo.owe(debt(Due::Scratch, "volume", &paid, || Ok(())));
+            undo.owe(debt(Due::OnFailure, "snapshot", &paid, || Ok(())));
+            let forgiven = undo.owe(debt(Due::OnFailure, "other", &paid, || Ok(())));
+            undo.forgive(forgiven);
+            anyhow::bail!("no")
+        })
+        .await;
+        assert!(ended.result.is_err());
+        assert_eq!(paid, ["snapshot", "volume"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_cannot_be_paid_is_left_behind_and_the_rest_is_paid() {
+        let (ended, paid) = run(pending(), async |undo, paid| {
+            undo.owe(debt(Due::Scratch, "volume", &paid, || Ok(())));
+            undo.owe(debt(Due::Scratch, "stuck", &paid, || anyhow::bail!("busy")));
+            Ok(1)
+        })
+        .await;
+        assert_eq!(paid, ["stuck", "volume"]);
+        assert_eq!(ended.left.len(), 1);
+        assert_eq!(ended.left[0].to_string(), "left behind: stuck (busy); remove it by: rm stuck");
+    }
+
+    #[tokio::test]
+    async fn a_stop_drops_the_story_before_it_pays() {
+        struct Mounted(Rc<RefCell<Vec<String>>>);
+        impl Drop for Mounted {
+            fn drop(&mut self) {
+                self.0.borrow_mut().push("unmounted".into());
+            }
+        }
+        let (sender, receiver) = tokio::sync::oneshot::channel::<()>();
+        let stop = async { _ = receiver.await };
+        let (ended, paid) = run(stop, async |undo, paid| {
+            undo.owe(debt(Due::Scratch, "volume", &paid, || Ok(())));
+            let _mounted = Mounted(paid);
+            _ = sender.send(());
+            pending::<()>().await;
+            Ok(1)
+        })
+        .await;
+        assert_eq!(Kind::of(&ended.result.unwrap_err()), Kind::Interrupted);
+        assert_eq!(paid, ["unmounted", "volume"]);
+    }
+}
