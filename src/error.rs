@@ -93,7 +93,8 @@ mod tests {
 
     #[test]
     fn kind_and_hint_survive_contexts() {
-        let error = Err::<(), _>(Kind::Step.failure("exit status 1").hint("Look at the log.")).context("testing");
+        let error =
+            Err::<(), _>(Kind::Step.failure("exit status 1").hint("Look at the log.")).context("testing");
         let error = error.context("baking web").unwrap_err();
         assert_eq!(Kind::of(&error), Kind::Step);
         assert_eq!(hint_of(&error).as_deref(), Some("Look at the log."));

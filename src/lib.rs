@@ -5,6 +5,10 @@
 //! story owes to the cloud is kept by [`undo`]; what makes two definitions the same is told by [`checksum`].
 
 pub mod cloud;
+pub mod definition;
 pub mod disk;
 pub mod error;
+pub mod package;
+pub mod report;
+pub mod root;
 pub mod undo;

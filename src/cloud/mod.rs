@@ -107,7 +107,10 @@ pub enum BaseRef {
     Id(ImageId),
     /// The newest available image whose name matches; `*` and `?` match as EC2's filters do.
     /// Without an owner: one of our own.
-    Name { name: String, owner: Option<String> },
+    Name {
+        name: String,
+        owner: Option<String>,
+    },
     /// The id that an SSM parameter holds.
     Ssm(String),
 }

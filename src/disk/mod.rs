@@ -35,7 +35,8 @@ pub struct DiskSpec {
 #[async_trait(?Send)]
 pub trait Disks {
     /// A copy of the base's root disk, owed to `undo` before it is made.
-    async fn checkout(&self, base: &Base, spec: &DiskSpec, run: &RunId, undo: &Undo) -> Result<Box<dyn Disk>>;
+    async fn checkout(&self, base: &Base, spec: &DiskSpec, run: &RunId, undo: &Undo)
+    -> Result<Box<dyn Disk>>;
 
     /// The disk that a run kept (`--keep-on-failure`), opened again. `NotFound` if there is none.
     async fn reopen(&self, run: &RunId) -> Result<Box<dyn Disk>>;

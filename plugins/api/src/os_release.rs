@@ -56,7 +56,9 @@ mod tests {
 
     #[test]
     fn quotes_comments_and_escapes() {
-        let os = OsRelease::parse("# c\nID=ubuntu\nID_LIKE=\"debian x\"\nNAME='A \"B\"'\nV=\"a\\$b\"\nbroken\n=x\n");
+        let os = OsRelease::parse(
+            "# c\nID=ubuntu\nID_LIKE=\"debian x\"\nNAME='A \"B\"'\nV=\"a\\$b\"\nbroken\n=x\n",
+        );
         assert_eq!(os.id(), "ubuntu");
         assert_eq!(os.id_like().collect::<Vec<_>>(), ["debian", "x"]);
         assert_eq!(os.get("NAME"), Some("A \"B\""));

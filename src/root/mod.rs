@@ -1,0 +1,3 @@
+//! A mounted image, and what is done inside it.
+
+pub mod step;
