@@ -94,19 +94,19 @@ impl Undo {
 }
 
 /// How a scope treats failure.
-pub struct Policy<'a> {
+pub struct Policy {
     /// Scratch that can be kept is kept when the story fails (not when it is stopped).
     pub keep_on_failure: bool,
     /// Told of the failure before anything is cleaned up, so that the cause is seen first.
-    pub on_failure: &'a dyn Fn(&Error),
+    pub on_failure: Box<dyn Fn(&Error)>,
     /// Told of each debt that is being paid.
-    pub on_payment: &'a dyn Fn(&str),
+    pub on_payment: Box<dyn Fn(&str)>,
 }
 
 /// Runs a story until it ends or `stop` does. Then the story is dropped (children killed, unmounted, loops closed) and
 /// its debts are paid, newest first.
 pub async fn scope<T>(
-    policy: Policy<'_>,
+    policy: Policy,
     stop: impl Future<Output = ()>,
     story: impl AsyncFnOnce(Rc<Undo>) -> Result<T>,
 ) -> Ended<T> {
@@ -158,8 +158,8 @@ mod tests {
     use super::*;
     use std::future::{pending, ready};
 
-    fn policy() -> Policy<'static> {
-        Policy { keep_on_failure: false, on_failure: &|_| (), on_payment: &|_| () }
+    fn policy() -> Policy {
+        Policy { keep_on_failure: false, on_failure: Box::new(|_| ()), on_payment: Box::new(|_| ()) }
     }
 
     fn debt(due: Due, name: &str, paid: &Rc<RefCell<Vec<String>>>, outcome: fn() -> Result<()>) -> Debt {

@@ -163,6 +163,13 @@ pub struct Image {
     pub tags: Tags,
 }
 
+impl Image {
+    /// Whether it is the result of this run.
+    pub fn made_by(&self, run: &RunId) -> bool {
+        self.tags.get(tag::RUN) == Some(&run.0)
+    }
+}
+
 /// What a look-up of a finished bake compares. All of it has to agree.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Key {
