@@ -35,7 +35,7 @@ pub struct Site {
     pub state: PathBuf,
     pub settings: Rc<Settings>,
     pub report: Report,
-    region: Region,
+    pub region: Region,
 }
 
 impl Site {
