@@ -8,6 +8,7 @@ pub mod cloud;
 pub mod definition;
 pub mod disk;
 pub mod error;
+pub mod owner;
 pub mod package;
 pub mod report;
 pub mod root;
