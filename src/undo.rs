@@ -91,6 +91,12 @@ impl Undo {
     pub fn forgive_on_failure(&self) {
         self.debts.borrow_mut().retain(|(_, debt)| debt.due == Due::Scratch);
     }
+
+    /// Makes what is due only on failure due in any case: the story will succeed with somebody else's image, and our
+    /// own snapshot is of no use.
+    pub fn due_now(&self) {
+        self.debts.borrow_mut().iter_mut().for_each(|(_, debt)| debt.due = Due::Scratch);
+    }
 }
 
 /// How a scope treats failure.
@@ -195,6 +201,20 @@ mod tests {
         })
         .await;
         assert_eq!((ended.result.unwrap(), paid), (1, vec!["volume".to_owned()]));
+    }
+
+    #[tokio::test]
+    async fn what_is_due_now_is_paid_after_success_too() {
+        let (ended, paid) = run(pending(), async |undo, paid| {
+            undo.owe(debt(Due::Scratch, "volume", &paid, || Ok(())));
+            undo.owe(debt(Due::OnFailure, "snapshot", &paid, || Ok(())));
+            undo.due_now();
+            undo.owe(debt(Due::OnFailure, "later", &paid, || Ok(())));
+            Ok(1)
+        })
+        .await;
+        assert!(ended.result.is_ok());
+        assert_eq!(paid, ["snapshot", "volume"]);
     }
 
     #[tokio::test]

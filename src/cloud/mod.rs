@@ -1,6 +1,8 @@
 //! What oven needs of a cloud: names and traits. No implementation.
 
+pub mod adopt;
 pub mod local;
+pub mod wait;
 
 use crate::disk::Device;
 use crate::undo::Undo;
