@@ -19,7 +19,8 @@ const NAME_DIGITS: usize = 12;
 
 /// The name of an image: the fingerprint in it makes the name the compare-and-set of a bake.
 pub fn name(image: &Definition, inputs: &Inputs, run: Option<&RunId>) -> String {
-    let digits = &inputs.fingerprint()[..NAME_DIGITS];
+    let fingerprint = inputs.fingerprint();
+    let digits = &fingerprint[..NAME_DIGITS];
     match run {
         Some(run) => format!("{}-{digits}-{}", image.name, run.short()),
         None => format!("{}-{digits}", image.name),
@@ -29,7 +30,7 @@ pub fn name(image: &Definition, inputs: &Inputs, run: Option<&RunId>) -> String 
 pub fn key(inputs: &Inputs, compat: Option<Compat>) -> Key {
     Key {
         checksum: inputs.checksum().to_owned(),
-        fingerprint: compat.is_none().then(|| inputs.fingerprint().to_owned()),
+        fingerprint: compat.is_none().then(|| inputs.fingerprint()),
         architecture: inputs.architecture(),
     }
 }
@@ -60,8 +61,10 @@ pub async fn find(site: &Site, image: &Definition, inputs: &Inputs, wish: &Wish)
     }
 }
 
-pub fn disk(image: &Definition, run: &RunId) -> DiskSpec {
-    DiskSpec { size_gib: image.size_gib, tags: run_tags(image, run) }
+pub fn disk(image: &Definition, run: &RunId) -> Result<DiskSpec> {
+    let mut tags = run_tags(image, run);
+    tags.insert(tag::OWNER.to_owned(), Owner::this()?.to_string());
+    Ok(DiskSpec { size_gib: image.size_gib, tags })
 }
 
 /// Tags of everything that a run makes.
@@ -69,7 +72,6 @@ fn run_tags(image: &Definition, run: &RunId) -> Tags {
     let mut tags = image.tags.clone();
     tags.insert(tag::NAME.to_owned(), image.name.clone());
     tags.insert(tag::RUN.to_owned(), run.0.clone());
-    tags.insert(tag::OWNER.to_owned(), Owner::this().to_string());
     tags
 }
 
@@ -122,7 +124,7 @@ pub fn image(
 ) -> ImageSpec {
     let mut tags = run_tags(image, run);
     tags.insert(tag::CHECKSUM.to_owned(), inputs.checksum().to_owned());
-    tags.insert(tag::FINGERPRINT.to_owned(), inputs.fingerprint().to_owned());
+    tags.insert(tag::FINGERPRINT.to_owned(), inputs.fingerprint());
     tags.insert(tag::INPUTS.to_owned(), inputs.digest());
     tags.insert(tag::BASE.to_owned(), base.id.0.clone());
     if wish.force {
@@ -140,9 +142,4 @@ pub fn image(
         run: run.clone(),
         documents,
     }
-}
-
-/// Tags of the throw-away copy that `oven shell` opens.
-pub fn shell_tags(run: &RunId) -> Tags {
-    Tags::from([(tag::RUN.to_owned(), run.0.clone()), (tag::OWNER.to_owned(), Owner::this().to_string())])
 }

@@ -3,7 +3,7 @@
 use crate::ask;
 use crate::cli::{Global, Wish};
 use crate::cloud::local::Region;
-use crate::cloud::{Architecture, Base, BaseRef, Cloud, Image, ImageSpec, RunId, SnapshotId};
+use crate::cloud::{Architecture, Base, BaseRef, Cloud, Image, ImageSpec, RunId, SnapshotId, Tags};
 use crate::definition::Definition;
 use crate::disk::attached::Attached;
 use crate::disk::{Disk, Disks};
@@ -78,7 +78,7 @@ impl Site {
             region: global.region.clone(),
             region_dir: global.region_dir.clone(),
         };
-        Settings::for_definition(dir, &overrides)
+        Settings::for_definition(dir)?.merge(&overrides)
     }
 
     /// The same site for one of several definitions: its own settings, its own lines.
@@ -86,8 +86,8 @@ impl Site {
         Ok(Self { settings: Rc::new(Self::settings(global, &image.dir)?), report, ..self.clone() })
     }
 
-    pub fn import(&self, raw: &Path, name: &str, architecture: Architecture) -> Result<Image> {
-        self.region.import(raw, name, architecture, &self.report)
+    pub async fn import(&self, raw: &Path, name: &str, architecture: Architecture) -> Result<Image> {
+        self.region.import(raw, name, architecture, &Tags::new(), &self.report).await
     }
 
     pub fn log(&self, run: &RunId) -> PathBuf {
@@ -121,18 +121,8 @@ impl Site {
         run: &RunId,
         undo: &Rc<Undo>,
     ) -> Result<Box<dyn Disk>> {
-        if let Some(size) = image.size_gib.filter(|size| *size < base.size_gib) {
-            let file = image.dir.join("image.toml");
-            let message = format!(
-                "{}: disk.size_gib is {size}, and the base image {} has {} GiB",
-                file.display(),
-                base.id,
-                base.size_gib
-            );
-            return Err(Kind::Definition.failure(message).hint("A disk cannot shrink: ask for as much, or more.").into());
-        }
         let step = self.report.step("checkout", format!("checking out the disk of {}", base.id));
-        let disk = self.disks.checkout(base, &ask::disk(image, run), run, undo).await?;
+        let disk = self.disks.checkout(base, &ask::disk(image, run)?, run, undo).await?;
         step.done();
         Ok(disk)
     }

@@ -18,7 +18,7 @@ use tokio::sync::watch;
 const AMI_ID_FILE: &str = ".ami_id.json";
 
 pub async fn run(global: &Global, args: &cli::Bake, report: &Report, stop: watch::Receiver<bool>) -> Result<u8> {
-    let order = Order::load(&args.definitions)?;
+    let order = Order::of(&args.definitions)?;
     let site = Site::of(global, &order.images, report.clone())?;
     let all = bake_all(&site, global, order, &args.wish, args.jobs.into(), stop).await;
     for baked in &all {

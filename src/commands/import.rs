@@ -6,7 +6,7 @@ use crate::cloud::Architecture;
 use crate::error::{Kind, SUCCESS};
 use crate::report::Report;
 use crate::site::Site;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::json;
 use tokio::sync::watch;
 
@@ -21,13 +21,11 @@ pub async fn run(global: &Global, args: &cli::Import, report: &Report, mut stop:
         }
     };
     let site = Site::of(global, &[], report.clone())?;
-    let step = report.step("import", format!("importing {}", args.raw.display()));
     let image = tokio::select! {
         image = site.import(&args.raw, &args.name, architecture) => image,
         _ = stop.wait_for(|stop| *stop) => Err(Kind::Interrupted.error("interrupted")),
     };
-    let image = image.with_context(|| format!("importing {}", args.raw.display()))?;
-    step.done();
+    let image = image?;
     report.event(json!({"event": "result", "ami_id": image.id, "ami_name": image.name}));
     if !global.json {
         answer(&image.id);

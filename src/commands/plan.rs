@@ -3,7 +3,7 @@
 use super::answer;
 use crate::ask;
 use crate::cli::{self, Global};
-use crate::cloud::{BaseRef, Image, ImageId};
+use crate::cloud::{BaseRef, Image, ImageId, tag};
 use crate::definition::{Definition, From};
 use crate::error::SUCCESS;
 use crate::fingerprint::{self, Inputs, OldInputs};
@@ -21,7 +21,7 @@ struct Verdict {
 }
 
 pub async fn run(global: &Global, args: &cli::Plan, report: &Report) -> Result<u8> {
-    let order = Order::load(&args.definitions)?;
+    let order = Order::of(&args.definitions)?;
     let site = Site::of(global, &order.images, report.clone())?;
     let mut objects = Vec::new();
     let mut hits: Vec<Option<ImageId>> = Vec::new();
@@ -69,8 +69,11 @@ async fn judge(site: &Site, image: &Definition, from: &BaseRef, compat: Option<c
     };
     let (newest, documents) = site.cloud.image(&newest.id).await?;
     let mut why = vec![format!("compared with {}, the newest image of the family:", newest.id)];
-    let differences = fingerprint::explain(&OldInputs::of(&newest, &documents), &inputs);
-    why.extend(differences.into_iter().map(|line| format!("  {line}")));
+    let tag = newest.tags.get(tag::INPUTS).map(String::as_str);
+    match OldInputs::of(documents.get("inputs.json").map(String::as_str), tag) {
+        Some(old) => why.extend(fingerprint::explain(&old, &inputs).into_iter().map(|line| format!("  {line}"))),
+        None => why.push("  what it was made of is not known: oven did not bake it".into()),
+    }
     if image.name_is_default {
         why.push("the family is the directory's name: set `name` in image.toml, so that a checkout elsewhere keeps it".into());
     }

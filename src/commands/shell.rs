@@ -37,9 +37,8 @@ pub async fn run(global: &Global, args: &cli::Shell, report: &Report, mut stop: 
 async fn open(site: &Site, what: &str, run: &RunId, undo: &Rc<Undo>) -> Result<Box<dyn Disk>> {
     if what.starts_with("ami-") {
         let base = site.resolve(&BaseRef::Id(ImageId(what.to_owned()))).await?;
-        let spec = DiskSpec { size_gib: None, tags: crate::ask::shell_tags(run) };
         site.report.note(format!("a throw-away copy of {what}: nothing that you change is kept"));
-        return site.disks.checkout(&base, &spec, run, undo).await;
+        return site.disks.checkout(&base, &DiskSpec::default(), run, undo).await;
     }
     let stale = site.cloud.stale_runs(None).await?;
     let mut kept = stale.into_iter().filter(|run| run.kept && run.run.0.starts_with(what));

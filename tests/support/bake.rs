@@ -59,12 +59,12 @@ async fn run(args: &[String]) -> Result<u8> {
         helper: "/proc/self/exe".into(),
         scratch: scratch::DIR.into(),
         state: region_dir,
-        settings: Rc::new(Settings::for_definition(&dir, &overrides)?),
+        settings: Rc::new(Settings::for_definition(&dir)?.merge(&overrides)?),
         report: Report::new(Style::Human, Level::Normal),
         region,
     };
     let wish = Wish { force: false, replace_failed: false, compat: None, keep_on_failure: false };
-    let all = bake_all(&site, &global, Order::load(&[dir])?, &wish, 2, stop::signals()?).await;
+    let all = bake_all(&site, &global, Order::of(&[dir])?, &wish, 2, stop::signals()?).await;
     println!("calls {}", faulty.calls());
     let baked = &all[0];
     Ok(match &baked.result {
