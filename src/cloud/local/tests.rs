@@ -273,7 +273,11 @@ async fn the_loser_adopts_and_pays_for_its_snapshot() {
         let run = RunId::new();
         let snapshot = f.snapshot(&base, &run).await;
         let (region, owed) = (f.region.clone(), run.clone());
-        let policy = undo::Policy { keep_on_failure: false, on_failure: &|_| (), on_payment: &|_| () };
+        let policy = undo::Policy {
+            keep_on_failure: false,
+            on_failure: Box::new(|_| ()),
+            on_payment: Box::new(|_| ()),
+        };
         let ended = undo::scope(policy, std::future::pending(), async |undo| {
             undo.owe(Debt {
                 due: Due::OnFailure,
@@ -427,7 +431,7 @@ async fn importing() {
 async fn stale_runs_are_those_whose_owner_is_gone() {
     let f = Fixture::new();
     let base = f.import("base-1").await;
-    let this = Owner::this().unwrap();
+    let this = Owner::this();
     let dead = Owner { started: this.started + 1, ..this.clone() };
     let foreign = Owner { host: "elsewhere".into(), ..this.clone() };
     let create = async |owner: Option<&Owner>| {
