@@ -192,7 +192,8 @@ impl Tree {
         let done: Vec<_> = std::thread::scope(|scope| {
             let threads: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
             let mine = work();
-            let others = threads.into_iter().flat_map(|thread| thread.join().expect("hashing does not panic"));
+            let others =
+                threads.into_iter().flat_map(|thread| thread.join().expect("hashing does not panic"));
             mine.into_iter().chain(others).collect()
         });
         for (index, hash) in done {

@@ -62,9 +62,7 @@ pub enum Verb {
     /// Say all that this machine lacks
     Doctor,
     /// Print a shell's completions
-    Completions {
-        shell: clap_complete::Shell,
-    },
+    Completions { shell: clap_complete::Shell },
 }
 
 #[derive(Debug, Args)]

@@ -226,14 +226,15 @@ fn read_files(top: &Table, sources: &Sources) -> Vec<File> {
 }
 
 fn read_scripts(top: &Table, key: &str, header: &'static str, sources: &Sources) -> Vec<Script> {
-    let scripts = top.tables(key, header, &["network", "script", "timeout"]).into_iter().filter_map(|table| {
-        let script = table.string("script", "a path, such as \"setup.sh\"");
-        let script = table.required("script", script, "a file beside image.toml, such as \"setup.sh\"");
-        let script = script.and_then(|at| table.check("script", at.line, sources.script(at.value)));
-        let network = table.boolean("network").unwrap_or_default();
-        let timeout = table.integer("timeout", 1..=MAX_TIMEOUT, "seconds").unwrap_or(DEFAULT_TIMEOUT);
-        Some(Script { script: script?, network, timeout })
-    });
+    let scripts =
+        top.tables(key, header, &["network", "script", "timeout"]).into_iter().filter_map(|table| {
+            let script = table.string("script", "a path, such as \"setup.sh\"");
+            let script = table.required("script", script, "a file beside image.toml, such as \"setup.sh\"");
+            let script = script.and_then(|at| table.check("script", at.line, sources.script(at.value)));
+            let network = table.boolean("network").unwrap_or_default();
+            let timeout = table.integer("timeout", 1..=MAX_TIMEOUT, "seconds").unwrap_or(DEFAULT_TIMEOUT);
+            Some(Script { script: script?, network, timeout })
+        });
     scripts.collect()
 }
 
@@ -250,8 +251,5 @@ fn read_conffiles(top: &Table) -> Option<Conffiles> {
 fn read_keep(top: &Table) -> Vec<String> {
     let Some(clean) = top.table("clean", "[clean]", &["keep"]) else { return Vec::new() };
     let paths = clean.strings("keep", "an array of paths in the image, such as [\"/var/log/app\"]");
-    paths
-        .into_iter()
-        .filter_map(|at| clean.check("keep", at.line, rules::image_path(at.value)))
-        .collect()
+    paths.into_iter().filter_map(|at| clean.check("keep", at.line, rules::image_path(at.value))).collect()
 }

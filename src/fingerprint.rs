@@ -68,7 +68,10 @@ impl Inputs {
         });
         let files = tree.files.iter().map(|file| {
             let link = file.link.as_deref().map(spelt);
-            (relative(&file.path), InputFile { executable: file.executable, link, sha1: Some(file.sha1.clone()) })
+            (
+                relative(&file.path),
+                InputFile { executable: file.executable, link, sha1: Some(file.sha1.clone()) },
+            )
         });
         Ok(Self {
             architecture: base.architecture,

@@ -102,7 +102,10 @@ impl Found {
         }
         let mut images: Vec<_> = self.images.into_iter().map(Some).collect();
         Ok(Order {
-            parent: sequence.iter().map(|index| self.parent[*index].and_then(|parent| placed[parent])).collect(),
+            parent: sequence
+                .iter()
+                .map(|index| self.parent[*index].and_then(|parent| placed[parent]))
+                .collect(),
             named: sequence.iter().map(|index| self.named[*index]).collect(),
             images: sequence.iter().filter_map(|index| images[*index].take()).collect(),
         })
@@ -136,6 +139,8 @@ fn plain(spelt: &Path) -> PathBuf {
     if plain.as_os_str().is_empty() {
         plain.push(".");
     }
-    let same = std::fs::canonicalize(&plain).ok().is_some_and(|real| std::fs::canonicalize(spelt).ok() == Some(real));
+    let same = std::fs::canonicalize(&plain)
+        .ok()
+        .is_some_and(|real| std::fs::canonicalize(spelt).ok() == Some(real));
     if same { plain } else { spelt.to_owned() }
 }

@@ -96,11 +96,16 @@ fn control(file: &mut File) -> Result<String> {
         }
         file.seek(SeekFrom::Start(at))?;
         let mut header = [0u8; AR_HEADER];
-        ensure!(read_full(file, &mut header)? == AR_HEADER && header.ends_with(b"`\n"), "an ar header is damaged");
-        let text = |range: std::ops::Range<usize>| str::from_utf8(&header[range]).unwrap_or_default().trim_end();
+        ensure!(
+            read_full(file, &mut header)? == AR_HEADER && header.ends_with(b"`\n"),
+            "an ar header is damaged"
+        );
+        let text =
+            |range: std::ops::Range<usize>| str::from_utf8(&header[range]).unwrap_or_default().trim_end();
         let name = text(0..16).trim_end_matches('/').to_owned();
         let size = text(48..58);
-        let size: u64 = size.parse().ok().with_context(|| format!("the member {name} has the size {size:?}"))?;
+        let size: u64 =
+            size.parse().ok().with_context(|| format!("the member {name} has the size {size:?}"))?;
         let start = at + AR_HEADER as u64;
         ensure!(start + size <= end, "it was cut short: the member {name} is incomplete");
         if index == 0 {
@@ -128,7 +133,8 @@ fn unpack(name: &str, stored: impl std::io::BufRead) -> Result<String> {
         "" => find(stored),
         ".gz" => find(flate2::bufread::MultiGzDecoder::new(stored)),
         ".xz" => {
-            let stream = liblzma::stream::Stream::new_stream_decoder(MAX_DECODER, liblzma::stream::CONCATENATED);
+            let stream =
+                liblzma::stream::Stream::new_stream_decoder(MAX_DECODER, liblzma::stream::CONCATENATED);
             find(liblzma::bufread::XzDecoder::new_stream(stored, stream?))
         }
         ".zst" => {
@@ -151,7 +157,8 @@ fn ensure_window(frame: &[u8]) -> Result<()> {
         // A single segment: the window is the content, whose size has 1, 2, 4 or 8 bytes behind the dictionary's id.
         let dictionary = [0, 1, 2, 4][usize::from(descriptor & 3)];
         let length = 1usize << (descriptor >> 6);
-        let bytes = frame.get(5 + dictionary..5 + dictionary + length).context("the zstd frame is too short")?;
+        let bytes =
+            frame.get(5 + dictionary..5 + dictionary + length).context("the zstd frame is too short")?;
         let size = bytes.iter().rev().fold(0u64, |sum, b| sum << 8 | u64::from(*b));
         if length == 2 { size + 256 } else { size }
     };
@@ -163,7 +170,8 @@ fn find(unpacked: impl Read) -> Result<String> {
     let mut archive = tar::Archive::new(unpacked.take(MAX_UNPACKED));
     for entry in archive.entries()?.take(MAX_ENTRIES) {
         let entry = entry.context("the archive is damaged")?;
-        if matches!(&*entry.path_bytes(), b"./control" | b"control") && entry.header().entry_type().is_file() {
+        if matches!(&*entry.path_bytes(), b"./control" | b"control") && entry.header().entry_type().is_file()
+        {
             ensure!(entry.size() <= MAX_CONTROL, "the file control has {} bytes", entry.size());
             let mut text = String::new();
             entry.take(MAX_CONTROL).read_to_string(&mut text).context("reading the file control")?;
@@ -175,7 +183,8 @@ fn find(unpacked: impl Read) -> Result<String> {
 
 /// A field of the first paragraph. Names are compared without case; none that we want spans lines.
 fn field(control: &str, name: &str, is_good: fn(&str) -> bool) -> Result<String> {
-    let lines = control.lines().skip_while(|line| line.trim().is_empty()).take_while(|line| !line.trim().is_empty());
+    let lines =
+        control.lines().skip_while(|line| line.trim().is_empty()).take_while(|line| !line.trim().is_empty());
     let value = lines
         .filter_map(|line| line.split_once(':'))
         .find(|(key, _)| key.eq_ignore_ascii_case(name))

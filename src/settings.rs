@@ -111,7 +111,8 @@ fn find(dir: &Path) -> Result<Option<PathBuf>> {
     let real = std::fs::canonicalize(dir)
         .map_err(|e| Kind::Definition.failure(format!("{}: cannot be read: {e}", dir.display())))
         .with_context(|| format!("looking for {FILE}"))?;
-    let Some(file) = real.ancestors().map(|dir| dir.join(FILE)).find(|file| file.symlink_metadata().is_ok()) else {
+    let Some(file) = real.ancestors().map(|dir| dir.join(FILE)).find(|file| file.symlink_metadata().is_ok())
+    else {
         return Ok(None);
     };
     let owner = |path: &Path| path.metadata().map(|metadata| metadata.uid());

@@ -6,7 +6,8 @@ use crate::document::Table;
 use crate::package;
 use std::collections::BTreeMap;
 
-const EXPECTED: &str = "an array of packages, such as [\"nginx-light\", \"redis-server=5:7.0.*\", \"./site.deb\"]";
+const EXPECTED: &str =
+    "an array of packages, such as [\"nginx-light\", \"redis-server=5:7.0.*\", \"./site.deb\"]";
 
 pub fn read(top: &Table, sources: &Sources) -> Vec<Ask> {
     let mut lines = BTreeMap::new();
@@ -62,7 +63,9 @@ fn check_name(spelt: &str, name: &str) -> Result<(), String> {
         return Err(format!("has {spelt:?}: a name goes before `=`"));
     }
     if name.starts_with('-') {
-        return Err(format!("has {spelt:?}: a package's name does not begin with `-`, options are not taken"));
+        return Err(format!(
+            "has {spelt:?}: a package's name does not begin with `-`, options are not taken"
+        ));
     }
     if name.contains(|c: char| c.is_whitespace() || c == ',') {
         return Err(format!("has {spelt:?}: each package is a string of its own, without spaces"));

@@ -52,13 +52,15 @@ fn image(table: &Table) -> Option<BaseRef> {
         let at = ssm?;
         let good = |c: char| c.is_ascii_alphanumeric() || "/_.-:".contains(c);
         if at.value.is_empty() || at.value.len() > 2048 || !at.value.chars().all(good) {
-            let what = format!("is {:?}: it should be a parameter's name, such as \"/aws/service/…\"", at.value);
+            let what =
+                format!("is {:?}: it should be a parameter's name, such as \"/aws/service/…\"", at.value);
             return table.wrong("ssm", at.line, what);
         }
         return Some(BaseRef::Ssm(at.value.into()));
     }
     let name = table.string("name", "an image's name, which may have `*` and `?`");
-    let owner = table.has("owner").then(|| table.string("owner", "an account's 12 digits in quotes, or \"self\""));
+    let owner =
+        table.has("owner").then(|| table.string("owner", "an account's 12 digits in quotes, or \"self\""));
     let name = table.required("name", name, "`from` needs it, or `ssm`");
     let name = name.and_then(|at| table.check("name", at.line, pattern(at.value)));
     let owner = owner.map(|at| at.and_then(|at| table.check("owner", at.line, account(at.value))));

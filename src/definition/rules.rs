@@ -120,8 +120,9 @@ pub fn mode(table: &Table) -> Option<u32> {
         DeValue::String(text) => {
             let digits = matches!(text.len(), 3..=4) && text.bytes().all(|b| matches!(b, b'0'..=b'7'));
             let mode = if digits { u32::from_str_radix(text, 8).ok() } else { None };
-            let mode = mode
-                .ok_or_else(|| format!("is {text:?}: it should be three or four octal digits, such as \"0644\""));
+            let mode = mode.ok_or_else(|| {
+                format!("is {text:?}: it should be three or four octal digits, such as \"0644\"")
+            });
             table.check("mode", at.line, mode)
         }
         // 644 would be 0o1204: a number is always a mistake, or looks like one.
@@ -146,7 +147,8 @@ pub fn account(table: &Table, key: &str) -> Option<String> {
             && name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
             && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b))
     };
-    let checked = if good { Ok(name.to_owned()) } else { Err(format!("is {name:?}: it should be {expected}")) };
+    let checked =
+        if good { Ok(name.to_owned()) } else { Err(format!("is {name:?}: it should be {expected}")) };
     table.check(key, at.line, checked)
 }
 
@@ -164,7 +166,11 @@ pub fn tags(top: &Table) -> Tags {
         };
         let count = text.chars().count();
         if count > MAX_TAG_VALUE {
-            table.wrong::<()>(name, value.line, format!("has {count} characters: {MAX_TAG_VALUE} are allowed"));
+            table.wrong::<()>(
+                name,
+                value.line,
+                format!("has {count} characters: {MAX_TAG_VALUE} are allowed"),
+            );
         } else if text.chars().any(char::is_control) {
             table.wrong::<()>(name, value.line, "has a control character, perhaps a line break");
         } else if good {

@@ -16,7 +16,8 @@ pub enum OldInputs {
 impl OldInputs {
     /// The best that is there: the kept JSON if it can be read, else the tag.
     pub fn of(json: Option<&str>, tag: Option<&str>) -> Option<Self> {
-        let full = json.and_then(|json| serde_json::from_str(json).ok()).map(|inputs| Self::Full(Box::new(inputs)));
+        let full =
+            json.and_then(|json| serde_json::from_str(json).ok()).map(|inputs| Self::Full(Box::new(inputs)));
         full.or_else(|| tag.map(|tag| Self::Digest(tag.into())))
     }
 }
@@ -110,7 +111,9 @@ fn from_digest(old: &digest::Read, new: &Inputs) -> Vec<String> {
     match old.entries.keys().filter(|path| !seen.contains(path)).count() {
         0 => (),
         1 => lines.push("something is gone (its name is not kept in the tag)".into()),
-        count => lines.push(format!("{count} files or directories are gone (their names are not kept in the tag)")),
+        count => {
+            lines.push(format!("{count} files or directories are gone (their names are not kept in the tag)"))
+        }
     }
     lines
 }
