@@ -100,6 +100,8 @@ fn control(file: &mut File) -> Result<String> {
             read_full(file, &mut header)? == AR_HEADER && header.ends_with(b"`\n"),
             "an ar header is damaged"
         );
+        ensure!(read_full(file, &mut header)? == AR_HEADER, "it was cut short: an ar header is incomplete");
+        ensure!(header.ends_with(b"`\n"), "an ar header is damaged");
         let text =
             |range: std::ops::Range<usize>| str::from_utf8(&header[range]).unwrap_or_default().trim_end();
         let name = text(0..16).trim_end_matches('/').to_owned();
@@ -209,4 +211,155 @@ fn architecture_is_good(architecture: &str) -> bool {
     architecture.starts_with(|c: char| c.is_ascii_alphanumeric())
         && architecture.len() <= 64
         && architecture.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
+}
+
+#[cfg(test)]
+pub(crate) mod fixture {
+    //! Debian packages for tests.
+
+    use std::io::Write;
+
+    pub fn ar(members: &[(&str, &[u8])]) -> Vec<u8> {
+        let mut file = super::AR_MAGIC.to_vec();
+        for (name, content) in members {
+            writeln!(file, "{name:<16}{:<12}{:<6}{:<6}{:<8}{:<10}`", 0, 0, 0, "100644", content.len())
+                .unwrap();
+            file.extend_from_slice(content);
+            file.resize(file.len().next_multiple_of(2), b'\n');
+        }
+        file
+    }
+
+    pub fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
+        let mut tar = tar::Builder::new(Vec::new());
+        for (name, content) in files {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(content.len() as u64);
+            header.set_mode(0o644);
+            tar.append_data(&mut header, name, *content).unwrap();
+        }
+        tar.into_inner().unwrap()
+    }
+
+    pub fn pack(bytes: &[u8], compression: &str) -> Vec<u8> {
+        match compression {
+            ".gz" => {
+                let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+                gz.write_all(bytes).unwrap();
+                gz.finish().unwrap()
+            }
+            ".xz" => liblzma::encode_all(bytes, 6).unwrap(),
+            ".zst" => ruzstd::encoding::compress_to_vec(bytes, ruzstd::encoding::CompressionLevel::Fastest),
+            _ => bytes.to_vec(),
+        }
+    }
+
+    /// A package without files.
+    pub fn deb(control: &str, compression: &str) -> Vec<u8> {
+        let archive = pack(&tar(&[("./md5sums", b""), ("./control", control.as_bytes())]), compression);
+        let name = format!("control.tar{compression}");
+        ar(&[("debian-binary", b"2.0\n"), (&name, &archive), ("data.tar", &tar(&[]))])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONTROL: &str = "Package: hello\nVersion: 2:2.10-3+b1~x\nArchitecture: amd64\nDescription: greets\n more\n\nPackage: other\n";
+
+    fn open_bytes(bytes: &[u8]) -> Result<Package, String> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), bytes).unwrap();
+        open(file.path()).map_err(|e| format!("{e:#}"))
+    }
+
+    #[test]
+    fn every_compression_is_read() {
+        for compression in ["", ".gz", ".xz", ".zst"] {
+            let package = open_bytes(&fixture::deb(CONTROL, compression)).unwrap();
+            let told = (&*package.name, &*package.version, &*package.architecture);
+            assert_eq!(told, ("hello", "2:2.10-3+b1~x", "amd64"), "{compression}");
+        }
+    }
+
+    #[test]
+    fn the_digest_is_of_the_whole_file() {
+        let bytes = fixture::deb(CONTROL, ".gz");
+        let expected: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(open_bytes(&bytes).unwrap().sha256, expected);
+    }
+
+    #[test]
+    fn what_is_no_package_is_refused_by_name() {
+        let whole = fixture::deb(CONTROL, ".gz");
+        let member =
+            |name: &str, content: &[u8]| fixture::ar(&[("debian-binary", b"2.0\n"), (name, content)]);
+        let control = |text: &str| fixture::deb(text, "");
+        let mut huge = member("control.tar", b"");
+        huge[8 + 60 + 4 + 48..8 + 60 + 4 + 58].copy_from_slice(b"9999999999");
+        let cases: &[(&[u8], &str)] = &[
+            (b"", "it is not a Debian package"),
+            (b"\x7fELF", "it is not a Debian package"),
+            (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
+            (b"\xed\xab\xee\xdb\x03\x00", "no built-in plugin installs rpm files"),
+            (AR_MAGIC, "data.tar is missing"),
+            (&whole[..whole.len() - 1], "the member data.tar is incomplete"),
+            (&whole[..100], "is incomplete"),
+            (&huge, "the member control.tar is incomplete"),
+            (&fixture::ar(&[("x", b"")]), "its first member is \"x\""),
+            (&fixture::ar(&[("debian-binary", b"3.0\n")]), "its format is \"3.0\""),
+            (&member("control.tar.br", b""), "its compression \".br\" is not known"),
+            (&member("control.tar.gz", b"no gzip"), "reading control.tar.gz"),
+            (&member("control.tar.xz", b"no xz"), "reading control.tar.xz"),
+            (&member("control.tar.zst", b"no zstd"), "reading control.tar.zst"),
+            (&member("control.tar", &fixture::tar(&[("./x", b"")])), "the file control is missing"),
+            (&control("Package: a\nVersion: 1\n"), "its control file has no field Architecture"),
+            (
+                &control("Package: -y\nVersion: 1\nArchitecture: all\n"),
+                "says Package: \"-y\", which is not possible",
+            ),
+            (&control("Package: a\nVersion: $(x)\nArchitecture: all\n"), "says Version: \"$(x)\""),
+        ];
+        for (bytes, expected) in cases {
+            let error = open_bytes(bytes).unwrap_err();
+            assert!(error.contains(expected), "{expected:?} is not in {error:?}");
+        }
+    }
+
+    #[test]
+    fn bombs_end_at_the_limits() {
+        let zeros = vec![0u8; 40 << 20];
+        for compression in [".gz", ".xz"] {
+            let tar = fixture::tar(&[("./filler", &zeros), ("./control", CONTROL.as_bytes())]);
+            let name = format!("control.tar{compression}");
+            let bomb = fixture::pack(&tar, compression);
+            let error = open_bytes(&fixture::ar(&[("debian-binary", b"2.0\n"), (&name, &bomb)])).unwrap_err();
+            assert!(error.contains(&format!("reading {name}")), "{error}");
+        }
+        // A window of 64 MiB in the header: refused before it is allocated.
+        let frame = [0x28, 0xb5, 0x2f, 0xfd, 0x00, 16 << 3, 0, 0, 0];
+        let error = open_bytes(&fixture::ar(&[("debian-binary", b"2.0\n"), ("control.tar.zst", &frame)]))
+            .unwrap_err();
+        assert!(error.contains("its zstd window of 67108864 bytes is too large"), "{error}");
+        let long = format!("{CONTROL}X: {}\n", "x".repeat(2 << 20));
+        assert!(open_bytes(&fixture::deb(&long, ".gz")).unwrap_err().contains("the file control has"));
+    }
+
+    #[test]
+    fn no_damage_makes_it_panic() {
+        let mut state = 1u32;
+        for compression in ["", ".gz", ".xz", ".zst"] {
+            let good = fixture::deb(CONTROL, compression);
+            for _ in 0..300 {
+                let mut bytes = good.clone();
+                for _ in 0..3 {
+                    state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    let at = (state >> 8) as usize % bytes.len();
+                    bytes[at] ^= (state as u8) | 1;
+                }
+                _ = open_bytes(&bytes);
+            }
+        }
+    }
 }

@@ -221,3 +221,129 @@ fn hosts(text: &str) -> Result<String, String> {
         None => Ok(hosts.join(",")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tree() -> tempfile::TempDir {
+        let top = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(top.path().join("project/images/web")).unwrap();
+        std::fs::write(top.path().join("project/ca.pem"), "").unwrap();
+        top
+    }
+
+    /// Settings of `project/images/web`, with `project/oven.toml` as given.
+    fn settings(top: &Path, toml: &str) -> Result<Settings, String> {
+        std::fs::write(top.join("project/oven.toml"), toml).unwrap();
+        Settings::for_definition(&top.join("project/images/web")).map_err(|e| {
+            assert_eq!(Kind::of(&e), Kind::Definition, "{e:#}");
+            let real = std::fs::canonicalize(top).unwrap();
+            format!("{e:#}").replace(real.to_str().unwrap(), "DIR")
+        })
+    }
+
+    #[test]
+    fn a_whole_file_is_read_and_paths_are_relative_to_it() {
+        let top = tree();
+        let project = std::fs::canonicalize(top.path().join("project")).unwrap();
+        let toml = "cloud = \"local\"\nregion = \"test-1\"\nregion_dir = \"../region\"\n[network]\n\
+                    proxy = \"http://user:secret@proxy.example:3128/\"\nno_proxy = \"localhost, .example\"\n\
+                    ca_file = \"ca.pem\"\nmirror = \"https://deb.example/debian/\"\n";
+        let settings = settings(top.path(), toml).unwrap();
+        assert_eq!(settings.file, Some(project.join("oven.toml")));
+        assert_eq!((&*settings.cloud, settings.region.as_deref()), ("local", Some("test-1")));
+        assert_eq!(settings.region_dir, Some(project.join("../region")));
+        let expected = NetworkSettings {
+            proxy: Some("http://user:secret@proxy.example:3128".into()),
+            no_proxy: Some("localhost,.example".into()),
+            ca_file: Some(project.join("ca.pem")),
+            mirror: Some("https://deb.example/debian".into()),
+        };
+        assert_eq!(settings.network, expected);
+    }
+
+    #[test]
+    fn the_nearest_file_counts_and_none_is_needed() {
+        let top = tree();
+        let web = top.path().join("project/images/web");
+        assert_eq!(Settings::for_definition(&web).unwrap(), Settings::default());
+        std::fs::write(top.path().join("project/oven.toml"), "region = \"far\"").unwrap();
+        assert_eq!(Settings::for_definition(&web).unwrap().region.as_deref(), Some("far"));
+        std::fs::write(web.join("oven.toml"), "region = \"near\"").unwrap();
+        assert_eq!(Settings::for_definition(&web).unwrap().region.as_deref(), Some("near"));
+        assert_eq!(Settings::for_definition(&web.join("..")).unwrap().region.as_deref(), Some("far"));
+    }
+
+    #[test]
+    fn each_mistake_names_line_and_key() {
+        let top = tree();
+        let cases = [
+            ("cluod = \"local\"", "1: unknown key `cluod`: did you mean `cloud`?"),
+            (
+                "cloud = \"azure\"",
+                "1: `cloud` is \"azure\", which this oven does not know: known are `local`",
+            ),
+            ("cloud = 1", "1: `cloud` is an integer: it should be a cloud's name"),
+            ("region = \"eu central\"", "1: `region` is \"eu central\""),
+            ("region_dir = \"\"", "1: `region_dir` is \"\": it should be a path"),
+            ("[network]\nproxi = 1", "2: unknown key `proxi` of [network]: did you mean `proxy`?"),
+            (
+                "[network]\nregion = \"a\"",
+                "2: unknown key `region` of [network]: it belongs above the first header",
+            ),
+            (
+                "[network]\nproxy = \"proxy:3128\"",
+                "2: `proxy` of [network] is \"proxy:3128\", without a scheme",
+            ),
+            (
+                "[network]\nproxy = \"ftp://a\"",
+                "2: `proxy` of [network] is \"ftp://a\", whose scheme is none of http",
+            ),
+            (
+                "[network]\nproxy = \"http://u:secret@\"",
+                "2: `proxy` of [network] is \"http://…@\", without a host",
+            ),
+            ("[network]\nproxy = \"http://a\\\";b\"", "which has the character '\"'"),
+            ("[network]\nmirror = \"file:///x\"", "2: `mirror` of [network] is \"file:///x\", whose scheme"),
+            ("[network]\nno_proxy = \"a;b\"", "2: `no_proxy` of [network] has \"a;b\""),
+            (
+                "[network]\nca_file = \"gone.pem\"",
+                "2: `ca_file` of [network] names \"gone.pem\", but DIR/project/gone.pem",
+            ),
+            (
+                "[network]\nca_file = \"images\"",
+                "2: `ca_file` of [network] is a directory: a file of certificates",
+            ),
+            ("[network", "1: "),
+        ];
+        for (toml, expected) in cases {
+            let error = settings(top.path(), toml).unwrap_err();
+            assert!(
+                error.starts_with("DIR/project/oven.toml:") && error.contains(expected),
+                "{toml}\ngives {error}"
+            );
+            assert!(!error.contains("secret"), "{error}");
+        }
+    }
+
+    #[test]
+    fn overrides_win_and_empty_ones_say_nothing() {
+        let file =
+            Settings { region: Some("file".into()), region_dir: Some("/file".into()), ..Settings::default() };
+        assert_eq!(file.clone().merge(&Overrides::default()).unwrap(), file);
+        let empty = Overrides {
+            cloud: Some(String::new()),
+            region: Some(String::new()),
+            region_dir: Some(PathBuf::new()),
+        };
+        assert_eq!(file.clone().merge(&empty).unwrap(), file);
+        let flags = Overrides { cloud: None, region: Some("flag".into()), region_dir: Some("flag".into()) };
+        let merged = file.clone().merge(&flags).unwrap();
+        assert_eq!((merged.region.as_deref(), merged.region_dir), (Some("flag"), Some("flag".into())));
+        let error =
+            file.merge(&Overrides { cloud: Some("azure".into()), ..Overrides::default() }).unwrap_err();
+        assert_eq!(Kind::of(&error), Kind::Usage);
+        assert!(error.to_string().starts_with("`--cloud` is \"azure\""), "{error}");
+    }
+}
