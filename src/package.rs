@@ -96,10 +96,6 @@ fn control(file: &mut File) -> Result<String> {
         }
         file.seek(SeekFrom::Start(at))?;
         let mut header = [0u8; AR_HEADER];
-        ensure!(
-            read_full(file, &mut header)? == AR_HEADER && header.ends_with(b"`\n"),
-            "an ar header is damaged"
-        );
         ensure!(read_full(file, &mut header)? == AR_HEADER, "it was cut short: an ar header is incomplete");
         ensure!(header.ends_with(b"`\n"), "an ar header is damaged");
         let text =
