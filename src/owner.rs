@@ -1,7 +1,6 @@
 //! The process that a resource belongs to, as a tag: so that what a killed bake left can be told from what a living
 //! one still needs.
 
-use crate::error::Kind;
 use anyhow::{Context, Result};
 use std::fmt;
 use std::path::Path;
@@ -32,38 +31,41 @@ pub enum Gone {
     Unknown,
 }
 
+/// Stands for what this machine does not tell.
+const UNKNOWN: &str = "unknown";
+
 impl Owner {
     /// This process.
-    pub fn this() -> Result<Self> {
-        Self::new(host_id(Path::new("/"))?, std::process::id())
+    pub fn this() -> Self {
+        Self::on(&host_id(Path::new("/")))
     }
 
     /// This process, on a host that has a better name than its machine id: an instance id.
-    pub fn on(host: &str) -> Result<Self> {
-        Self::new(host.to_owned(), std::process::id())
+    pub fn on(host: &str) -> Self {
+        Self::of(host, std::process::id(), Path::new("/proc"))
     }
 
-    fn new(host: String, pid: u32) -> Result<Self> {
-        let proc = Path::new("/proc");
-        let boot = boot_id(proc)?;
-        let state = process(proc, pid).with_context(|| format!("reading /proc/{pid}/stat"))?;
-        let started =
-            state.ok_or_else(|| Kind::Machine.error(format!("/proc shows no process {pid}")))?.started;
+    /// What cannot be read is unknown, and such an owner is never taken for gone.
+    fn of(host: &str, pid: u32, proc: &Path) -> Self {
+        let boot = std::fs::read_to_string(proc.join("sys/kernel/random/boot_id")).unwrap_or_default();
+        let boot = if boot.trim().is_empty() { UNKNOWN } else { boot.trim() };
+        let started = process(proc, pid).ok().flatten().map_or(0, |process| process.started);
         // A PID means nothing outside its namespace: a container's processes are another host's.
-        let host = match std::fs::read_link("/proc/self/ns/pid") {
+        let host = match std::fs::read_link(proc.join("self/ns/pid")) {
             Ok(namespace) if namespace.as_os_str() != FIRST_PID_NAMESPACE => {
                 let digits: String =
                     namespace.to_string_lossy().chars().filter(char::is_ascii_digit).collect();
                 format!("{host}+pidns-{digits}")
             }
-            _ => host,
+            _ => host.to_owned(),
         };
-        Ok(Self { host, boot, pid, started })
+        Self { host, boot: boot.to_owned(), pid, started }
     }
 
     /// Whether this owner is gone, as seen from `here`, a process that is alive.
     pub fn is_gone_from(&self, here: &Owner, proc: &Path) -> Gone {
-        if self.host != here.host {
+        let known = |owner: &Owner| owner.host != UNKNOWN && owner.boot != UNKNOWN && owner.started != 0;
+        if self.host != here.host || !known(self) || !known(here) {
             return Gone::Unknown;
         }
         if self.boot != here.boot {
@@ -80,10 +82,7 @@ impl Owner {
 
     /// Whether this owner is gone, as seen from this process.
     pub fn is_gone(&self) -> Gone {
-        match Self::this() {
-            Ok(here) => self.is_gone_from(&here, Path::new("/proc")),
-            Err(_) => Gone::Unknown,
-        }
+        self.is_gone_from(&Self::this(), Path::new("/proc"))
     }
 }
 
@@ -127,24 +126,15 @@ impl FromStr for Owner {
 }
 
 /// The machine id, or else the host's name, below `root`. Never with a `/`, which separates the parts of an owner.
-fn host_id(root: &Path) -> Result<String> {
+fn host_id(root: &Path) -> String {
     let id = std::fs::read_to_string(root.join("etc/machine-id")).unwrap_or_default();
     let id = id.trim();
     if id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit()) {
-        return Ok(id.to_owned());
+        return id.to_owned();
     }
     // An image whose first boot is to come has none, or the word "uninitialized".
-    let name = std::fs::read_to_string(root.join("proc/sys/kernel/hostname"))
-        .context("reading /proc/sys/kernel/hostname")
-        .map_err(|e| e.context(Kind::Machine.failure("this machine has neither a machine id nor a name")))?;
-    Ok(name.trim().replace('/', "_"))
-}
-
-fn boot_id(proc: &Path) -> Result<String> {
-    let path = proc.join("sys/kernel/random/boot_id");
-    let id = std::fs::read_to_string(&path)
-        .map_err(|e| Kind::Machine.error(format!("{} is not readable: {e}", path.display())))?;
-    Ok(id.trim().to_owned())
+    let name = std::fs::read_to_string(root.join("proc/sys/kernel/hostname")).unwrap_or_default();
+    if name.trim().is_empty() { UNKNOWN.to_owned() } else { name.trim().replace('/', "_") }
 }
 
 struct Process {
@@ -194,7 +184,7 @@ mod tests {
 
     #[test]
     fn this_process_is_alive_and_survives_text() {
-        let this = Owner::this().unwrap();
+        let this = Owner::this();
         assert_eq!(this.to_string().parse::<Owner>().unwrap(), this);
         assert_eq!(this.is_gone(), Gone::No);
         assert_eq!(Owner { started: this.started + 1, ..this.clone() }.is_gone(), Gone::Yes);
@@ -205,13 +195,22 @@ mod tests {
     #[test]
     fn a_child_that_ended_is_gone() {
         let mut child = std::process::Command::new("/bin/sleep").arg("1000").spawn().unwrap();
-        let host = Owner::this().unwrap().host;
-        let host = host.split('+').next().unwrap().to_owned();
-        let owner = Owner::new(host, child.id()).unwrap();
+        let owner = Owner::of(&host_id(Path::new("/")), child.id(), Path::new("/proc"));
         assert_eq!(owner.is_gone(), Gone::No);
         child.kill().unwrap();
         child.wait().unwrap();
         assert_eq!(owner.is_gone(), Gone::Yes);
+    }
+
+    #[test]
+    fn a_machine_that_tells_nothing_takes_nobody_for_gone() {
+        let nothing = tempfile::tempdir().unwrap();
+        let blind = Owner::of(UNKNOWN, 7, nothing.path());
+        assert_eq!(blind.to_string(), "unknown/unknown/7/0");
+        assert_eq!(blind.is_gone_from(&blind, nothing.path()), Gone::Unknown);
+        let this = Owner::this();
+        assert_eq!(Owner { started: 0, ..this.clone() }.is_gone(), Gone::Unknown);
+        assert_eq!(Owner { boot: UNKNOWN.into(), ..this }.is_gone(), Gone::Unknown);
     }
 
     #[test]
@@ -243,14 +242,14 @@ mod tests {
     #[test]
     fn a_machine_without_an_id_has_its_name() {
         let root = tempfile::tempdir().unwrap();
-        assert!(host_id(root.path()).is_err());
+        assert_eq!(host_id(root.path()), UNKNOWN);
         fs::create_dir_all(root.path().join("proc/sys/kernel")).unwrap();
         fs::write(root.path().join("proc/sys/kernel/hostname"), "a/b\n").unwrap();
-        assert_eq!(host_id(root.path()).unwrap(), "a_b");
+        assert_eq!(host_id(root.path()), "a_b");
         fs::create_dir_all(root.path().join("etc")).unwrap();
         fs::write(root.path().join("etc/machine-id"), "uninitialized\n").unwrap();
-        assert_eq!(host_id(root.path()).unwrap(), "a_b");
+        assert_eq!(host_id(root.path()), "a_b");
         fs::write(root.path().join("etc/machine-id"), "0123456789abcdef0123456789abcdef\n").unwrap();
-        assert_eq!(host_id(root.path()).unwrap(), "0123456789abcdef0123456789abcdef");
+        assert_eq!(host_id(root.path()), "0123456789abcdef0123456789abcdef");
     }
 }

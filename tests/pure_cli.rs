@@ -74,8 +74,16 @@ fn usage_is_2() {
 #[test]
 fn every_help_fits_80_columns_and_goes_to_standard_output() {
     let dir = tempfile::tempdir().unwrap();
-    let verbs = [vec![], vec!["bake"], vec!["plan"], vec!["checksum"], vec!["images"], vec!["images", "list"]];
-    let more = [vec!["images", "show"], vec!["import"], vec!["shell"], vec!["sweep"], vec!["doctor"], vec!["completions"]];
+    let verbs =
+        [vec![], vec!["bake"], vec!["plan"], vec!["checksum"], vec!["images"], vec!["images", "list"]];
+    let more = [
+        vec!["images", "show"],
+        vec!["import"],
+        vec!["shell"],
+        vec!["sweep"],
+        vec!["doctor"],
+        vec!["completions"],
+    ];
     for mut args in verbs.into_iter().chain(more) {
         args.push("--help");
         let (out, _) = expect(dir.path(), 0, &args);

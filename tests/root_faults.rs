@@ -132,7 +132,8 @@ fn two_bakes_of_one_definition_make_one_image() {
         .map(|_| command(&world, None).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
         .collect();
     let outputs: Vec<_> = bakes.drain(..).map(|child| child.wait_with_output().unwrap()).collect();
-    let ids: Vec<_> = outputs.iter().map(|o| line(o, "image").unwrap_or_else(|| panic!("{}", stderr(o)))).collect();
+    let ids: Vec<_> =
+        outputs.iter().map(|o| line(o, "image").unwrap_or_else(|| panic!("{}", stderr(o)))).collect();
     assert_eq!(ids[0], ids[1]);
     assert!(outputs.iter().all(|o| o.status.success()));
     assert_whole(&world, "two at once");

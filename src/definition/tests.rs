@@ -1,3 +1,4 @@
+
 use super::*;
 use crate::cloud::ImageId;
 use crate::error::hint_of;

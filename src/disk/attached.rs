@@ -39,13 +39,11 @@ fn sweep(run: &RunId) -> String {
 }
 
 /// Tags that say whose a resource is: without them nobody could sweep it.
-fn owned(tags: &Tags, run: &RunId) -> Result<Tags> {
+fn owned(tags: &Tags, run: &RunId) -> Tags {
     let mut tags = tags.clone();
     tags.entry(tag::RUN.to_owned()).or_insert_with(|| run.0.clone());
-    if !tags.contains_key(tag::OWNER) {
-        tags.insert(tag::OWNER.to_owned(), Owner::this()?.to_string());
-    }
-    Ok(tags)
+    tags.entry(tag::OWNER.to_owned()).or_insert_with(|| Owner::this().to_string());
+    tags
 }
 
 fn volumes_debt<V: Volumes + 'static>(volumes: &Rc<V>, run: &RunId) -> Debt {
@@ -85,7 +83,7 @@ impl<V: Volumes + 'static> Disks for Attached<V> {
                 format!("[disk] size_gib = {size_gib} is less than the {} GiB of {}", base.size_gib, base.id);
             return Err(Kind::Definition.failure(text).hint("A disk can grow, and not shrink.").into());
         }
-        let tags = owned(&spec.tags, run)?;
+        let tags = owned(&spec.tags, run);
         undo.owe(volumes_debt(&self.volumes, run));
         let spec =
             VolumeSpec { snapshot: base.snapshot.clone(), size_gib, run: run.clone(), tags: tags.clone() };
@@ -101,7 +99,7 @@ impl<V: Volumes + 'static> Disks for Attached<V> {
             Kind::NotFound.failure(text).hint("A bake keeps its volume with --keep-on-failure, if it fails.")
         })?;
         let device = self.volumes.attach(&volume).await?;
-        Ok(self.disk(run, volume, device, owned(&Tags::new(), run)?))
+        Ok(self.disk(run, volume, device, owned(&Tags::new(), run)))
     }
 
     async fn forget(&self, run: &RunId) -> Result<()> {

@@ -394,8 +394,8 @@ mod tests {
     #[test]
     fn holes_stay_holes_and_zeros_become_holes() {
         let dir = tempfile::tempdir().unwrap();
-        let source = File::options().read(true).write(true).create(true).truncate(true);
-        let source = source.open(dir.path().join("s")).unwrap();
+        let path = dir.path().join("s");
+        let source = File::options().read(true).write(true).create_new(true).open(path).unwrap();
         source.set_len(1 << 30).unwrap();
         for at in [0, 100 << 20, (1 << 30) - 4096] {
             source.write_all_at(&[7; 4096], at).unwrap();

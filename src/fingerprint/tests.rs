@@ -1,3 +1,4 @@
+
 use super::*;
 use crate::cloud::BaseRef;
 use crate::definition::From;

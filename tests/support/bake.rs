@@ -27,7 +27,7 @@ use std::rc::Rc;
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    if args.first().is_some_and(|verb| verb == step::HELPER_VERB) {
+    if args.first().is_some_and(|verb| verb == step::VERB) {
         return step::helper_main();
     }
     step::private_mounts().and_then(|()| scratch::make()).expect("root");

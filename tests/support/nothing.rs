@@ -23,7 +23,11 @@ impl Distro for Nothing {
             network: false,
             timeout: 60,
         };
-        let shim = Shim { path: "/usr/sbin/policy-rc.d".into(), content: "#!/bin/sh\nexit 101\n".into(), mode: 0o755 };
+        let shim = Shim {
+            path: "/usr/sbin/policy-rc.d".into(),
+            content: "#!/bin/sh\nexit 101\n".into(),
+            mode: 0o755,
+        };
         Ok(Plan { shims: vec![shim], steps: vec![step], facts: BTreeMap::new() })
     }
 }

@@ -71,7 +71,8 @@ impl World {
                 continue;
             }
             let mounts = fs::read_to_string(process.path().join("mountinfo")).unwrap_or_default();
-            traces.extend(mounts.lines().filter(|l| l.contains(name)).map(|l| format!("mount in {pid}: {l}")));
+            traces
+                .extend(mounts.lines().filter(|l| l.contains(name)).map(|l| format!("mount in {pid}: {l}")));
             let command = fs::read(process.path().join("cmdline")).unwrap_or_default();
             let command = String::from_utf8_lossy(&command).replace('\0', " ");
             if command.contains(name) {
@@ -142,7 +143,8 @@ fn tiny_base() -> PathBuf {
     for dir in ["bin", "etc", "usr/sbin", "var/log", "proc", "sys", "dev", "run", "tmp", "root"] {
         fs::create_dir_all(tree.path().join(dir)).unwrap();
     }
-    fs::copy("/bin/busybox", tree.path().join("bin/busybox")).expect("busybox-static: scripts/setup installs it");
+    fs::copy("/bin/busybox", tree.path().join("bin/busybox"))
+        .expect("busybox-static: scripts/setup installs it");
     for applet in ["sh", "mkdir", "cat", "sleep", "rm", "ls", "true"] {
         std::os::unix::fs::symlink("busybox", tree.path().join("bin").join(applet)).unwrap();
     }

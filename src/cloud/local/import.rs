@@ -34,7 +34,6 @@ impl Region {
         check_image_name(name)?;
         check_tags(tags)?;
         let file = open(raw)?;
-        let step = report.step("import", format!("importing {} as {name}", raw.display()));
         let context = || format!("importing {}", raw.display());
         let before = times(&file)?;
         let quiet = is_quiet(&before) && file.metadata()?.is_file();
@@ -54,7 +53,6 @@ impl Region {
             if tags.iter().any(|(key, value)| image.tags.get(key) != Some(value)) {
                 report.note(format!("{} is there already, and its tags stay as they are", image.id));
             }
-            step.done();
             return Ok(image);
         }
         let length = copy::length(&file)?;
@@ -110,7 +108,6 @@ impl Region {
             Registered::Taken(holder) => Some(self.same(*holder, &source, name, architecture).await?),
         };
         let image = image.ok_or_else(|| Kind::Cloud.error(format!("{name} was deregistered at once")))?;
-        step.done();
         Ok(image)
     }
 

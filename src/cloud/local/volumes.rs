@@ -66,7 +66,7 @@ impl Region {
     }
 
     /// The lock of a volume's file, if it is free, or is soon.
-    async fn lock_soon(&self, id: &VolumeId) -> Result<Option<File>> {
+    pub(super) async fn lock_soon(&self, id: &VolumeId) -> Result<Option<File>> {
         let start = tokio::time::Instant::now();
         until(&format!("the volume {id}"), &SOON, async || match lock(self.store(), id)? {
             None if start.elapsed() < SOON.deadline => Ok(Probe::NotYet("attached".to_owned())),
@@ -77,7 +77,7 @@ impl Region {
 
     /// A snapshot may share the file of the volume that it was taken of ([`Region::snapshot`]): before such a volume
     /// is written to, it gets a copy of its own.
-    async fn own_file(&self, id: &VolumeId, file: File) -> Result<File> {
+    pub(super) async fn own_file(&self, id: &VolumeId, file: File) -> Result<File> {
         let metadata = file.metadata()?;
         if metadata.nlink() < 2 {
             return Ok(file);
