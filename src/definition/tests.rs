@@ -399,14 +399,20 @@ fn mistakes_of_syntax_name_the_key_too() {
     let cases: &[(&str, &str)] = &[
         ("name = web", "2: `name`: "),
         ("name = web", ": a text is written in quotes"),
-        ("mode = 0644", "2: `mode`: unexpected leading zero, expected nothing: a mode is written in quotes, \"0644\""),
+        (
+            "mode = 0644",
+            "2: `mode`: unexpected leading zero, expected nothing: a mode is written in quotes, \"0644\"",
+        ),
         ("from = \"../x\"", "2: `from`: duplicate key"),
         ("packages = [", "2: `packages`: unclosed array"),
         ("[disk", "2: unclosed table, expected `]` (in \"[disk\")"),
     ];
     for (toml, expected) in cases {
         let error = load(top.path(), &format!("from = \"ami-0123456789abcdef0\"\n{toml}\n")).unwrap_err();
-        assert!(error.starts_with("DIR/web/image.toml:2: ") && error.contains(expected), "{toml}\ngives {error}");
+        assert!(
+            error.starts_with("DIR/web/image.toml:2: ") && error.contains(expected),
+            "{toml}\ngives {error}"
+        );
     }
 }
 
