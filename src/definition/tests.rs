@@ -520,7 +520,7 @@ fn no_image_toml_makes_the_parser_panic() {
         b"-1",
         b"'''",
     ];
-    for _ in 0..3000 {
+    for _ in 0..1000 {
         let mut bytes = GOOD.as_bytes().to_vec();
         for _ in 0..=next(&mut state) % 4 {
             // One more, so that an empty file has a place, too.
@@ -547,5 +547,5 @@ fn no_image_toml_makes_the_parser_panic() {
             );
         }
     }
-    assert!((1500..3000).contains(&refused), "{refused} of 3000 were refused: the mutations are no test");
+    assert!((500..1000).contains(&refused), "{refused} of 1000 were refused: the mutations are no test");
 }
