@@ -172,28 +172,6 @@ impl Tree {
     /// Fills in what the files are and hold, on all cores. Large files go first, so that none is left for the end.
     fn examine(&mut self) -> Result<()> {
         let files = &self.files;
-        let work = || {
-            let mut buffer = vec![0u8; BUFFER];
-            let mut done = Vec::new();
-            while let Some(&index) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let hash = file_sha1(&files[index].path, &mut buffer);
-                // The others stop, too.
-                if hash.is_err() {
-                    next.store(order.len(), Ordering::Relaxed);
-                }
-                done.push((index, hash));
-            }
-            done
-        };
-        let done: Vec<_> = std::thread::scope(|scope| {
-            let threads: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
-            let mine = work();
-            let others =
-                threads.into_iter().flat_map(|thread| thread.join().expect("hashing does not panic"));
-            mine.into_iter().chain(others).collect()
-        });
-        for (index, hash) in done {
-            self.files[index].sha1 = hash?;
         let mut order: Vec<usize> = (0..files.len()).collect();
         let metadata = on_all_cores(&order, MANY, |index| {
             let path = &files[index].path;
