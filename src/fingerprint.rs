@@ -60,20 +60,6 @@ impl Inputs {
         // None of the settings reaches an image: the network's serve fetch steps alone. A new one that does would
         // have to count, so this stops compiling when there is a new one.
         let Settings { file: _, cloud: _, region: _, region_dir: _, network: _ } = settings;
-        let directories = image.directories();
-        let tree = Tree::read(&directories)?;
-        let relative = |path: &Path| spelt(path.strip_prefix(&directories[0]).unwrap_or(path));
-        let checksum = tree.checksum();
-        let links = tree.directory_links.iter().map(|(path, link)| {
-            (relative(path), InputFile { executable: false, link: Some(spelt(link)), sha1: None })
-        });
-        let files = tree.files.iter().map(|file| {
-            let link = file.link.as_deref().map(spelt);
-            (
-                relative(&file.path),
-                InputFile { executable: file.executable, link, sha1: Some(file.sha1.clone()) },
-            )
-        });
         let (tree, files) = read(image)?;
         Ok(Self {
             architecture: base.architecture,

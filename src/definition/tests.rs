@@ -1,4 +1,3 @@
-
 use super::*;
 use crate::cloud::ImageId;
 use crate::error::hint_of;

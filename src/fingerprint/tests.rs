@@ -1,4 +1,3 @@
-
 use super::*;
 use crate::cloud::BaseRef;
 use crate::definition::From;
