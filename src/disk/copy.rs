@@ -85,6 +85,13 @@ impl Temp {
         Ok(Self { file, name: Some(name) })
     }
 
+    /// A file that is there already, under one more name. `file` has it open and locked.
+    pub fn linked(file: File, path: &Path, dir: &Path) -> std::io::Result<Self> {
+        let name = dir.join(format!("{TEMP_PREFIX}{}", crate::cloud::RunId::new()));
+        std::fs::hard_link(path, &name)?;
+        Ok(Self { file, name: Some(name) })
+    }
+
     pub fn file(&self) -> &File {
         &self.file
     }

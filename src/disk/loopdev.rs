@@ -190,8 +190,11 @@ fn open_node(name: &str, kind: FileType, (major, minor): (u32, u32)) -> std::io:
 
 fn missing(what: &str, error: &Error) -> anyhow::Error {
     let hint = match error.kind() {
-        ErrorKind::PermissionDenied => "Run oven as root.",
-        _ => "Load the kernel's loop module (modprobe loop); in a container, allow loop devices.",
+        ErrorKind::PermissionDenied if !rustix::process::geteuid().is_root() => "Run oven as root.",
+        ErrorKind::PermissionDenied => {
+            "In a container: allow it loop devices (docker run --privileged does)."
+        }
+        _ => "Load the kernel's loop module: modprobe loop.",
     };
     Kind::Machine.failure(format!("{what}: {error}")).hint(hint).into()
 }

@@ -116,7 +116,7 @@ async fn from_import_to_image_and_found_again() {
     assert_eq!(f.region.find(&other).await.unwrap(), None);
     let (shown, documents) = f.region.image(&image.id).await.unwrap();
     assert_eq!((shown, documents["packages"].as_str()), (image.clone(), "a\t1\tall\n"));
-    assert_eq!(f.region.images(Some("web")).await.unwrap(), [image.clone()]);
+    assert_eq!(f.region.images(Some("web")).await.unwrap(), std::slice::from_ref(&image));
     assert_eq!(f.region.images(None).await.unwrap(), [base.clone(), image.clone()]);
     assert!(f.region.images(Some("db")).await.unwrap().is_empty());
 
@@ -461,7 +461,7 @@ async fn stale_runs_are_those_whose_owner_is_gone() {
     assert_eq!(runs, [killed.clone(), other, nobody].into(), "{alive} is alive");
 
     assert_eq!(f.region.kept(&killed).await.unwrap(), None);
-    assert_eq!(f.region.keep(&killed).await.unwrap(), [volume.clone()]);
+    assert_eq!(f.region.keep(&killed).await.unwrap(), std::slice::from_ref(&volume));
     assert_eq!(f.region.kept(&killed).await.unwrap(), Some(volume));
     assert!(f.region.stale_runs(None).await.unwrap()[0].kept);
     f.region.ensure_no_volumes(&killed).await.unwrap();

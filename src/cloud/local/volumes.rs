@@ -186,32 +186,27 @@ impl Volumes for Region {
             ready_at: self.ready_at(),
         };
         let free = self.lock_soon(volume).await?;
-        let (attached, source) = (free.is_none(), free);
-        let source = source.map_or_else(|| File::open(&path), Ok);
-        let source = source.with_context(|| format!("opening {}", path.display()))?;
         let dir = self.store().dir_of::<SnapshotRecord>();
         // A volume that nobody writes to shares its file with the snapshot: nothing is copied, and nothing written
         // twice. It gets its own when it is attached again (`own_file`), and most never are.
-        let (source, copied) = copy::blocking(move |stop| {
-            let copied = if attached { Some(copy::copy(&source, size_gib << 30, &dir, stop)?) } else { None };
-            let data = copied.as_ref().map_or(&source, copy::Temp::file);
-            data.sync_data().context("writing the snapshot to the disk")?;
-            Ok((source, copied))
+        let data = copy::blocking(move |stop| {
+            let open = || File::open(&path).with_context(|| format!("opening {}", path.display()));
+            let data = match free {
+                // A file system without hard links.
+                Some(file) => match copy::Temp::linked(file, &path, &dir) {
+                    Ok(shared) => shared,
+                    Err(_) => copy::copy(&open()?, size_gib << 30, &dir, stop)?,
+                },
+                None => copy::copy(&open()?, size_gib << 30, &dir, stop)?,
+            };
+            data.file().sync_data().context("writing the snapshot to the disk")?;
+            Ok(data)
         })
         .await?;
         let commit = move |region: &super::Locked| {
-            region.get::<VolumeRecord>(&record.volume.as_ref().map_or("", |v| &v.0))?;
-            match copied {
-                Some(copied) => copied.link(&target)?,
-                None if std::fs::hard_link(&path, &target).is_ok() => {}
-                // A file system without hard links.
-                None => {
-                    let dir = region.dir_of::<SnapshotRecord>();
-                    let copied = copy::copy(&source, size_gib << 30, &dir, &copy::Cancelled::default())?;
-                    copied.file().sync_data().context("writing the snapshot to the disk")?;
-                    copied.link(&target)?;
-                }
-            }
+            // Not of a volume that was deleted meanwhile.
+            region.get::<VolumeRecord>(record.volume.as_ref().map_or("", |v| &v.0))?;
+            data.link(&target)?;
             sync_dir(&region.dir_of::<SnapshotRecord>())?;
             region.write(&record, true)
         };
