@@ -73,9 +73,15 @@ fn tree() -> tempfile::TempDir {
     top
 }
 
+/// A new file each time: ext4 waits for the disk when one is cut to nothing and written again.
+fn rewrite(top: &Path, toml: &[u8]) {
+    std::fs::remove_file(top.join("web/image.toml")).unwrap();
+    std::fs::write(top.join("web/image.toml"), toml).unwrap();
+}
+
 /// Loads `web` with another image.toml; `DIR` stands for the tree's directory in an error.
 fn load(top: &Path, toml: &str) -> Result<Definition, String> {
-    std::fs::write(top.join("web/image.toml"), toml).unwrap();
+    rewrite(top, toml.as_bytes());
     Definition::load(&top.join("web")).map_err(|e| {
         assert_eq!(Kind::of(&e), Kind::Definition, "{e:#}");
         format!("{e:#}").replace(top.to_str().unwrap(), "DIR")
@@ -536,7 +542,7 @@ fn no_image_toml_makes_the_parser_panic() {
                 _ => bytes.truncate(at),
             }
         }
-        std::fs::write(top.path().join("web/image.toml"), &bytes).unwrap();
+        rewrite(top.path(), &bytes);
         if let Err(error) = Definition::load(&top.path().join("web")) {
             refused += 1;
             let text = format!("{error:#}");
