@@ -167,9 +167,10 @@ pub struct Trouble {
     /// What the user can do, as a whole sentence; `{1}` as above.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
-    /// The key of image.toml that is wrong: trying again is of no use.
+    /// The package that image.toml is wrong to ask for, `{1}` as above, empty for no certain one: then trying again
+    /// is of no use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub key: Option<String>,
+    pub package: Option<String>,
 }
 
 /// A file that is bound over `path` while steps run, and never written into the image.

@@ -4,7 +4,8 @@ use oven_distro::Trouble;
 
 struct Row(&'static str, &'static str, Option<&'static str>, Option<&'static str>);
 
-const PACKAGES: Option<&str> = Some("packages");
+/// The definition is wrong, and which of its packages is not told.
+const TOGETHER: Option<&str> = Some("");
 const SEARCH: Option<&str> = Some("Check its spelling, and which repositories the base image has.");
 const FIT: Option<&str> =
     Some("The lines above say which of them do not fit together, or not with the base image.");
@@ -19,25 +20,25 @@ const ROWS: &[Row] = &[
         "E: Unable to locate package *",
         "no repository of the image has the package `{1}`",
         SEARCH,
-        PACKAGES,
+        Some("{1}"),
     ),
     Row(
         "E: Couldn't find any package by * '*'",
         "no repository of the image has the package `{2}`",
         SEARCH,
-        PACKAGES,
+        Some("{2}"),
     ),
     Row(
         "E: Version '*' for '*' was not found",
         "no repository of the image has version `{1}` of `{2}`",
         Some("`*` stands for anything; an epoch, such as the `5:` of `5:7.0.*`, is part of a version."),
-        PACKAGES,
+        Some("{2}"),
     ),
     Row(
         "E: Package '*' has no installation candidate",
         "`{1}` cannot be installed: it is virtual, or no longer in a repository",
         Some("If it is virtual, name one of the packages that provide it; the lines above list them."),
-        PACKAGES,
+        Some("{1}"),
     ),
     Row("dpkg: error processing package * (*):", "the package `{1}` could not be configured", SCRIPT, None),
     Row("dpkg: error processing archive * (*):", "the package file {1} could not be unpacked", None, None),
@@ -45,15 +46,15 @@ const ROWS: &[Row] = &[
         "E: Unable to correct problems, you have held broken packages.",
         "the packages cannot be installed together",
         FIT,
-        PACKAGES,
+        TOGETHER,
     ),
-    Row("E: Unmet dependencies.*", "the packages cannot be installed together", FIT, PACKAGES),
-    Row("E: Essential packages were removed*", "the packages would remove an essential one", FIT, PACKAGES),
+    Row("E: Unmet dependencies.*", "the packages cannot be installed together", FIT, TOGETHER),
+    Row("E: Essential packages were removed*", "the packages would remove an essential one", FIT, TOGETHER),
     Row(
         "E: Held packages were changed*",
         "a package that the base image holds would be changed",
         Some("Release it in the base image (`apt-mark unhold`), or leave it out."),
-        PACKAGES,
+        TOGETHER,
     ),
     Row(
         "E: You don't have enough free space in *.",
@@ -84,11 +85,11 @@ const ROWS: &[Row] = &[
 pub fn all() -> Vec<Trouble> {
     let own = |text: Option<&str>| text.map(str::to_owned);
     ROWS.iter()
-        .map(|Row(output, means, hint, key)| Trouble {
+        .map(|Row(output, means, hint, package)| Trouble {
             output: (*output).to_owned(),
             means: (*means).to_owned(),
             hint: own(*hint),
-            key: own(*key),
+            package: own(*package),
         })
         .collect()
 }
