@@ -4,11 +4,17 @@
 //! it ([`root`]), provision it ([`distros`]), commit the disk to a snapshot, and register that as an image. What the
 //! story owes to the cloud is kept by [`undo`]; what makes two definitions the same is told by [`checksum`].
 
+pub mod checksum;
+pub mod cli;
 pub mod cloud;
 pub mod definition;
 pub mod disk;
+mod document;
 pub mod error;
+pub mod fingerprint;
+pub mod order;
 pub mod package;
 pub mod report;
 pub mod root;
+pub mod settings;
 pub mod undo;
