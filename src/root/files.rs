@@ -118,7 +118,6 @@ fn id(table: &str, name: &str) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cloud::{BaseRef, ImageId};
     use std::os::unix::fs::{PermissionsExt, symlink};
     use std::path::{Path, PathBuf};
 
@@ -132,7 +131,6 @@ mod tests {
             group: owner.into(),
         };
         super::super::test::definition(dir, |image| {
-            image.from = crate::definition::From::Image(BaseRef::Id(ImageId("ami-1".into())));
             image.files = vec![file.clone()];
         })
     }
