@@ -9,6 +9,7 @@ pub mod cli;
 pub mod cloud;
 pub mod definition;
 pub mod disk;
+pub mod distros;
 mod document;
 pub mod error;
 pub mod fingerprint;

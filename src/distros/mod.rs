@@ -52,8 +52,7 @@ mod tests {
     }
 
     fn who(known: &[Fake], os: &str) -> String {
-        let known: Vec<_> =
-            known.iter().map(|f| Box::new(Fake(f.0, f.1, f.2)) as Box<dyn Distro>).collect();
+        let known: Vec<_> = known.iter().map(|f| Box::new(Fake(f.0, f.1, f.2)) as Box<dyn Distro>).collect();
         match detect(&known, &OsRelease::parse(os)) {
             Ok(distro) => distro.id().to_owned(),
             Err(error) => format!("{error:#}"),

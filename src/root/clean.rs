@@ -190,7 +190,16 @@ mod tests {
     /// Every path that is cleaned, planted as a symlink to this machine's files or to the image's own.
     #[test]
     fn planted_symlinks_are_not_followed() {
-        let dirs = ["var/log", "var/log/journal", "tmp", "var/tmp", "root", "home", "root/.cache", "var/lib/cloud/instances"];
+        let dirs = [
+            "var/log",
+            "var/log/journal",
+            "tmp",
+            "var/tmp",
+            "root",
+            "home",
+            "root/.cache",
+            "var/lib/cloud/instances",
+        ];
         let files = ["etc/machine-id", "root/.bash_history", "var/log/syslog", "var/lib/dbus/machine-id"];
         for planted in dirs.iter().chain(&files) {
             for target in ["HOST", "/", "/precious", "..", "loop"] {
@@ -203,7 +212,9 @@ mod tests {
                 }
                 tree.remove(planted);
                 let to = match target {
-                    "HOST" if files.contains(planted) => host.path().join("canary").to_str().unwrap().to_owned(),
+                    "HOST" if files.contains(planted) => {
+                        host.path().join("canary").to_str().unwrap().to_owned()
+                    }
                     "HOST" => host.path().to_str().unwrap().to_owned(),
                     "loop" => format!("/{planted}"),
                     other => other.to_owned(),
@@ -214,7 +225,11 @@ mod tests {
                     let left = std::fs::read_to_string(host.path().join(name)).unwrap_or_default();
                     assert_eq!(left, "host", "{name} through {planted} -> {to}");
                 }
-                for (path, content) in [("precious/syslog", "precious"), ("precious/x.gz", "precious"), ("var/lib/important", "stays")] {
+                for (path, content) in [
+                    ("precious/syslog", "precious"),
+                    ("precious/x.gz", "precious"),
+                    ("var/lib/important", "stays"),
+                ] {
                     assert_eq!(tree.read(path).as_deref(), Some(content), "{path} through {planted} -> {to}");
                 }
                 if *planted == "etc/machine-id" {
@@ -234,8 +249,14 @@ mod tests {
         tree.hard_link("precious", "var/log/precious.log");
         tree.file("etc/deep/x", "x");
         run(&tree, &[]);
-        assert!(!tree.has("root/.zsh_history") && !tree.has("var/lib/dhcp/x.leases") && !tree.has("tmp/pipe"));
-        assert_eq!(tree.read("precious").as_deref(), Some("precious"), "a hard link in /var/log empties nothing");
+        assert!(
+            !tree.has("root/.zsh_history") && !tree.has("var/lib/dhcp/x.leases") && !tree.has("tmp/pipe")
+        );
+        assert_eq!(
+            tree.read("precious").as_deref(),
+            Some("precious"),
+            "a hard link in /var/log empties nothing"
+        );
         assert!(!tree.has("var/log/precious.log"));
     }
 

@@ -125,7 +125,9 @@ pub fn histories(inside: &Inside) -> Result<Vec<String>> {
     for home in homes {
         for pattern in HISTORIES {
             let found = expand(inside, &format!("{}/{pattern}", home.trim_end_matches('/')))?;
-            all.extend(found.into_iter().filter(|(_, kind)| *kind != FileType::Directory).map(|(path, _)| path));
+            all.extend(
+                found.into_iter().filter(|(_, kind)| *kind != FileType::Directory).map(|(path, _)| path),
+            );
         }
     }
     all.sort_unstable();

@@ -48,11 +48,16 @@ pub async fn execute_in(place: &Place<'_>, work: &Work<'_>) -> Result<BTreeMap<S
     let space = Space::of(place.root)?;
     let mut before = lint::Before::of(place.inside, work)?;
 
-    let steps = |clean: bool| work.plan.steps.iter().filter(move |step| (step.phase == Phase::Clean) == clean);
+    let steps =
+        |clean: bool| work.plan.steps.iter().filter(move |step| (step.phase == Phase::Clean) == clean);
     let changes = steps(false).next().is_some();
     let base = if changes { packages_of(&runner).await? } else { None };
     if let Some(base) = &base {
-        packages::ensure_sound(base, &work.plan.expect, "packages of the base image are not installed right")?;
+        packages::ensure_sound(
+            base,
+            &work.plan.expect,
+            "packages of the base image are not installed right",
+        )?;
     }
     for step in steps(false) {
         run_step(&runner, step).await?;

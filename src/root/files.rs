@@ -79,7 +79,10 @@ pub struct Accounts {
 impl Accounts {
     pub fn read(inside: &Inside) -> Result<Self> {
         let text = |path| -> Result<String> {
-            Ok(inside.read(path)?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default())
+            Ok(inside
+                .read(path)?
+                .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+                .unwrap_or_default())
         };
         Ok(Self { passwd: text("/etc/passwd")?, group: text("/etc/group")? })
     }
@@ -152,7 +155,9 @@ mod tests {
     fn a_file_gets_its_place_and_mode() {
         let (temp, inside, root) = tree();
         let unmounted: [&Path; 0] = [];
-        for (target, at) in [("/etc/motd", "etc/motd"), ("/srv/new/", "srv/new/motd"), ("/etc/motd.d/", "etc/motd.d/motd")] {
+        for (target, at) in
+            [("/etc/motd", "etc/motd"), ("/srv/new/", "srv/new/motd"), ("/etc/motd.d/", "etc/motd.d/motd")]
+        {
             place(&inside, &image(temp.path(), target, &me()), &unmounted).unwrap();
             assert_eq!(std::fs::read_to_string(root.join(at)).unwrap(), "hello\n");
             assert_eq!(root.join(at).metadata().unwrap().permissions().mode() & 0o7777, 0o640);
@@ -196,7 +201,8 @@ mod tests {
     #[test]
     fn accounts_are_the_images() {
         let (_temp, inside, root) = tree();
-        std::fs::write(root.join("etc/passwd"), "www:x:1033:33::/var/www:/bin/sh\nbad\nq:x:no:1::rel:\n").unwrap();
+        std::fs::write(root.join("etc/passwd"), "www:x:1033:33::/var/www:/bin/sh\nbad\nq:x:no:1::rel:\n")
+            .unwrap();
         std::fs::write(root.join("etc/group"), "www:x:1034:\n").unwrap();
         let accounts = Accounts::read(&inside).unwrap();
         assert_eq!((accounts.user("www"), accounts.group("www")), (Some(1033), Some(1034)));

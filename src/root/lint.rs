@@ -95,8 +95,8 @@ impl Before {
                 _ => String::new(),
             };
             let now = String::from_utf8_lossy(&now).into_owned();
-            self.builders_resolv_conf =
-                servers(builders).any(|server| servers(&now).any(|s| s == server) && !servers(&old).any(|s| s == server));
+            self.builders_resolv_conf = servers(builders)
+                .any(|server| servers(&now).any(|s| s == server) && !servers(&old).any(|s| s == server));
         }
         Ok(())
     }
@@ -137,7 +137,8 @@ pub fn lint(inside: &Inside, work: &Work<'_>, before: &Before) -> Result<()> {
 /// What must not be cloned.
 fn cloned(inside: &Inside) -> Result<Vec<Finding>> {
     let mut found = Vec::new();
-    let mut add = |path: &str, what: &str| found.push(Finding { path: path.to_owned(), what: what.to_owned() });
+    let mut add =
+        |path: &str, what: &str| found.push(Finding { path: path.to_owned(), what: what.to_owned() });
     let machine_id = inside.metadata(cloned::MACHINE_ID)?;
     if machine_id.is_some_and(|stat| {
         FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || stat.st_size != 0
@@ -162,7 +163,10 @@ fn cloned(inside: &Inside) -> Result<Vec<Finding>> {
     }
     for (path, what) in cloned::DIRECTORIES.iter().chain(cloned::CACHES) {
         if let Some(link) = leads_elsewhere(inside, path)? {
-            add(&link, "a symlink in the place of a directory that has to be cleaned: what it leads to was not");
+            add(
+                &link,
+                "a symlink in the place of a directory that has to be cleaned: what it leads to was not",
+            );
         } else if is_directory(inside, path)? {
             inside.walk(path, &mut |path, stat| {
                 if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
@@ -177,7 +181,8 @@ fn cloned(inside: &Inside) -> Result<Vec<Finding>> {
     } else if is_directory(inside, cloned::LOGS)? {
         inside.walk(cloned::LOGS, &mut |path, stat| {
             let journal = path.starts_with("/var/log/journal/");
-            if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_size > 0 && !journal {
+            if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_size > 0 && !journal
+            {
                 add(path, "a log");
             }
             Ok(Go::On)
@@ -205,7 +210,8 @@ fn leads_elsewhere(inside: &Inside, path: &str) -> Result<Option<String>> {
 /// What only the bake needed.
 fn left(inside: &Inside, work: &Work<'_>, before: &Before) -> Result<Vec<Finding>> {
     let mut found = Vec::new();
-    let mut add = |path: &str, what: &str| found.push(Finding { path: path.to_owned(), what: what.to_owned() });
+    let mut add =
+        |path: &str, what: &str| found.push(Finding { path: path.to_owned(), what: what.to_owned() });
     for shim in &work.plan.shims {
         if !before.own_shims.contains(&shim.path) && text(inside, &shim.path) == shim.content {
             add(&shim.path, "a file that should be there only while oven bakes");
@@ -244,7 +250,9 @@ fn settings(inside: &Inside, needles: &[String]) -> Result<Vec<String>> {
     }
     for pattern in SETTINGS {
         for (path, kind) in cloned::expand(inside, pattern)? {
-            if kind == FileType::RegularFile && needles.iter().any(|needle| text(inside, &path).contains(needle)) {
+            if kind == FileType::RegularFile
+                && needles.iter().any(|needle| text(inside, &path).contains(needle))
+            {
                 found.push(path);
             }
         }

@@ -102,7 +102,10 @@ pub fn command(step: &Step) -> String {
     let mut words = step.argv.iter().map(String::as_str);
     let program = words.next().unwrap_or_default();
     let program = program.rsplit('/').next().unwrap_or(program);
-    std::iter::once(program).chain(words.take_while(|word| *word != "--").take(2)).collect::<Vec<_>>().join(" ")
+    std::iter::once(program)
+        .chain(words.take_while(|word| *word != "--").take(2))
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// What each `*` of a pattern stands for in a text that it matches as a whole, each as short as can be.
@@ -146,14 +149,21 @@ mod tests {
     }
 
     fn trouble(output: &str, means: &str) -> Trouble {
-        Trouble { output: output.into(), means: means.into(), hint: Some("See {1}.".into()), package: Some("{1}".into()) }
+        Trouble {
+            output: output.into(),
+            means: means.into(),
+            hint: Some("See {1}.".into()),
+            package: Some("{1}".into()),
+        }
     }
 
     #[test]
     fn the_most_telling_trouble_is_told_and_every_one_of_its_kind_once() {
         let troubles = [trouble("E: Unable to locate package *", "no package `{1}`"), trouble("E: *", "{1}")];
         let mut listener = Listener::new(&troubles);
-        for line in ["Reading…", "E: general", "E: Unable to locate package a", "E: Unable to locate package b"] {
+        for line in
+            ["Reading…", "E: general", "E: Unable to locate package a", "E: Unable to locate package b"]
+        {
             listener.line(line);
             listener.line(line);
         }

@@ -82,7 +82,8 @@ mod tests {
         tree.file("etc/ssl/certs/ca-certificates.crt", "own");
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(&file, "added\n").unwrap();
-        let mut settings = NetworkSettings { ca_file: Some(file.path().into()), ..NetworkSettings::default() };
+        let mut settings =
+            NetworkSettings { ca_file: Some(file.path().into()), ..NetworkSettings::default() };
         assert_eq!(certificates(&settings, &tree.inside()).unwrap().unwrap().content, "own\nadded\n");
         settings.ca_file = Some("/nowhere/ca.pem".into());
         let error = certificates(&settings, &tree.inside()).unwrap_err();

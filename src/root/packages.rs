@@ -28,7 +28,8 @@ pub fn parse(output: &str, expect: &Expect) -> Vec<Installed> {
         let mut next = || columns.next().unwrap_or_default().trim().to_owned();
         let (name, version, architecture, state) = (next(), next(), next(), next());
         // `libssl3 (= 3.0.1), libcrypto3`
-        let provides = next().split(',').filter_map(|p| p.split_whitespace().next().map(str::to_owned)).collect();
+        let provides =
+            next().split(',').filter_map(|p| p.split_whitespace().next().map(str::to_owned)).collect();
         Installed { name, version, architecture, state, provides }
     };
     let lines = output.lines().filter(|line| !line.trim().is_empty());
@@ -70,7 +71,8 @@ fn lacks(packages: &[Installed], wanted: &Wanted) -> Option<String> {
     let fits = |p: &&Installed| {
         let architecture = wanted.architecture.as_deref();
         // What is for every architecture is for the one that was asked for.
-        architecture.is_none_or(|a| a == p.architecture || ["all", "noarch"].contains(&p.architecture.as_str()))
+        architecture
+            .is_none_or(|a| a == p.architecture || ["all", "noarch"].contains(&p.architecture.as_str()))
     };
     let named: Vec<_> = packages.iter().filter(|p| p.name == wanted.name).filter(fits).collect();
     let Some(version) = &wanted.version else {
@@ -99,7 +101,8 @@ pub fn difference(before: &[Installed], after: &[Installed]) -> Option<String> {
     let gone = before.keys().filter(|key| !after.contains_key(*key)).count();
     let changed = after.iter().filter(|(key, v)| before.get(*key).is_some_and(|b| b != *v)).count();
     let parts = [(new, "installed"), (changed, "changed"), (gone, "removed")];
-    let parts: Vec<_> = parts.into_iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
+    let parts: Vec<_> =
+        parts.into_iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
     (!parts.is_empty()).then(|| format!("packages: {}", parts.join(", ")))
 }
 
@@ -136,7 +139,10 @@ mod tests {
             let expect = expect(asked);
             ensure_there(&parse(OUTPUT, &expect), &expect).map_err(|e| format!("{e:#}"))
         };
-        assert!(there(&[("redis-server", None, Some("5:7.0.*")), ("awk", None, None), ("thing", None, None)]).is_ok());
+        assert!(
+            there(&[("redis-server", None, Some("5:7.0.*")), ("awk", None, None), ("thing", None, None)])
+                .is_ok()
+        );
         assert!(there(&[("redis-server", Some("amd64"), Some("5:7.0.15-1"))]).is_ok());
         let error = there(&[("redis-server", None, Some("5:6.*")), ("gone", None, None)]).unwrap_err();
         assert!(error.contains("`redis-server=5:6.*` (it is at 5:7.0.15-1), `gone`"), "{error}");
@@ -151,7 +157,10 @@ mod tests {
         let packages = parse("x\t1\tall\thalf-configured\n", &expect);
         let error = format!("{:#}", ensure_sound(&packages, &expect, "the base image").unwrap_err());
         assert_eq!(error, "the base image: `x` is half-configured");
-        assert!(ensure_sound(&packages, &Expect::default(), "").is_ok(), "without words for states none is wrong");
+        assert!(
+            ensure_sound(&packages, &Expect::default(), "").is_ok(),
+            "without words for states none is wrong"
+        );
     }
 
     #[test]

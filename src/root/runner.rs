@@ -65,7 +65,10 @@ pub struct Runner<'a> {
 pub fn package_path(index: usize, source: &Path) -> String {
     let name = source.file_name().unwrap_or_default().to_string_lossy();
     // apt takes what has a `/` for a file; other than that its name must not mean anything to it.
-    let name: String = name.chars().map(|c| if c.is_ascii_alphanumeric() || "._+~-".contains(c) { c } else { '_' }).collect();
+    let name: String = name
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || "._+~-".contains(c) { c } else { '_' })
+        .collect();
     format!("{PACKAGES}/{index}-{name}")
 }
 
@@ -92,7 +95,12 @@ impl<'a> Call<'a> {
 
     /// A script of the definition.
     pub fn of_a_script(runner: &Runner<'a>) -> Self {
-        Self { shims: runner.shims_of_scripts(), binds: Vec::new(), troubles: &[], ..Self::of_the_plan(runner) }
+        Self {
+            shims: runner.shims_of_scripts(),
+            binds: Vec::new(),
+            troubles: &[],
+            ..Self::of_the_plan(runner)
+        }
     }
 }
 
@@ -124,11 +132,11 @@ impl<'a> Runner<'a> {
         let mut pause = PAUSE;
         for attempt in 0.. {
             let mut listener = Listener::new(call.troubles);
-            let exit = self.once(call, &mut |line| {
+            let mut on_line = |line: &str| {
                 report.output(line);
                 listener.line(line);
-            });
-            let exit = exit.await.with_context(|| call.why.clone())?;
+            };
+            let exit = self.once(call, &mut on_line).await.with_context(|| call.why.clone())?;
             self.tell_of_daemons(call, &exit);
             if exit.status.success() {
                 break;
@@ -152,14 +160,14 @@ impl<'a> Runner<'a> {
     pub async fn ask(&self, call: &Call<'_>) -> Result<String> {
         let mut listener = Listener::new(call.troubles);
         let mut answer = String::new();
-        let exit = self.once(call, &mut |line| {
+        let mut on_line = |line: &str| {
             listener.line(line);
             if answer.len() + line.len() < ANSWER_MAX {
                 answer.push_str(line);
                 answer.push('\n');
             }
-        });
-        let exit = exit.await.with_context(|| call.why.clone())?;
+        };
+        let exit = self.once(call, &mut on_line).await.with_context(|| call.why.clone())?;
         if !exit.status.success() {
             let meaning = listener.meaning();
             return Err(self.failure(call, exit.status, &listener, meaning).into());
@@ -198,11 +206,19 @@ impl<'a> Runner<'a> {
         if call.throwaway { self.work.report.detail(text) } else { self.work.report.warn(text) }
     }
 
-    fn failure(&self, call: &Call<'_>, status: ExitStatus, heard: &Listener, meaning: Option<Meaning>) -> Failure {
+    fn failure(
+        &self,
+        call: &Call<'_>,
+        status: ExitStatus,
+        heard: &Listener,
+        meaning: Option<Meaning>,
+    ) -> Failure {
         let image = self.work.image;
         let tail = heard.tail();
         let how = match status {
-            ExitStatus::TimedOut => format!("it took longer than {} s and was killed", call.timeout.as_secs()),
+            ExitStatus::TimedOut => {
+                format!("it took longer than {} s and was killed", call.timeout.as_secs())
+            }
             status => format!("{}: {status}", call.name),
         };
         let full = heard.no_space || Space::of(self.place.root).is_ok_and(|space| space.is_full());

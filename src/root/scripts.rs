@@ -53,7 +53,8 @@ pub fn command(image: &Definition, script: &Path, seen: &mut Seen) -> Result<Vec
     let file = std::fs::File::open(&path).with_context(|| format!("opening {}", path.display()))?;
     file.take(HEAD).read_to_end(&mut start).with_context(|| format!("reading {}", path.display()))?;
     let mut argv = interpreter(&start);
-    let below = seen.binds.iter().find_map(|bind| Some((&bind.target, path.strip_prefix(&bind.source).ok()?)));
+    let below =
+        seen.binds.iter().find_map(|bind| Some((&bind.target, path.strip_prefix(&bind.source).ok()?)));
     let target = match below {
         Some((target, rest)) => Path::new(target).join(rest),
         // A link that leads out of the definition: what it leads to counts in the checksum, and is seen by itself.
@@ -91,7 +92,8 @@ fn interpreter(start: &[u8]) -> Vec<String> {
 
 /// What scripts are told, besides what every step is.
 pub fn environment(image: &Definition, kind: &str, seen: &Seen) -> BTreeMap<String, String> {
-    let inputs: Vec<_> = seen.binds.iter().skip(1).take(image.inputs.len()).map(|b| b.target.as_str()).collect();
+    let inputs: Vec<_> =
+        seen.binds.iter().skip(1).take(image.inputs.len()).map(|b| b.target.as_str()).collect();
     [
         // The image's family.
         ("OVEN_NAME", image.name.as_str()),

@@ -34,7 +34,9 @@ impl Space {
         }
         let what = if now.blocks.0 <= now.blocks.1 / FLOOR { "space" } else { "room for files (inodes)" };
         Err(Kind::Step
-            .failure(format!("no {what} is left on the image's disk, so a step may not have written all that it should"))
+            .failure(format!(
+                "no {what} is left on the image's disk, so a step may not have written all that it should"
+            ))
             .hint("Give it a larger one: `size_gib` of `[disk]` in image.toml.")
             .into())
     }

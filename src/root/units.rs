@@ -94,7 +94,9 @@ pub fn snakeoil(inside: &Inside, keep: &[String]) -> Result<Option<String>> {
     add(inside, SNAKEOIL_UNIT, SNAKEOIL_CONTENT, "basic.target")?;
     remove(inside, cloned::SNAKEOIL, keep)?;
     remove(inside, "/etc/ssl/certs/ssl-cert-snakeoil.pem", keep)?;
-    Ok(Some(format!("added {SNAKEOIL_UNIT}, which makes the snakeoil certificate when an instance first boots")))
+    Ok(Some(format!(
+        "added {SNAKEOIL_UNIT}, which makes the snakeoil certificate when an instance first boots"
+    )))
 }
 
 /// Whether something makes SSH host keys at boot.
@@ -165,7 +167,8 @@ fn enabled(inside: &Inside) -> Result<Vec<String>> {
 
 /// A unit's text and that of its drop-ins; a template's for its instance.
 fn unit(inside: &Inside, name: &str) -> Result<String> {
-    let template = name.split_once('@').and_then(|(stem, rest)| Some(format!("{stem}@.{}", rest.rsplit_once('.')?.1)));
+    let template =
+        name.split_once('@').and_then(|(stem, rest)| Some(format!("{stem}@.{}", rest.rsplit_once('.')?.1)));
     let mut all = String::new();
     for name in std::iter::once(name).chain(template.as_deref()) {
         for dir in UNITS {
@@ -207,7 +210,9 @@ mod tests {
 
     fn server() -> Tree {
         let tree = Tree::new();
-        for path in ["usr/sbin/sshd", "usr/bin/ssh-keygen", "usr/lib/systemd/systemd", "etc/ssh/ssh_host_rsa_key.pub"] {
+        for path in
+            ["usr/sbin/sshd", "usr/bin/ssh-keygen", "usr/lib/systemd/systemd", "etc/ssh/ssh_host_rsa_key.pub"]
+        {
             tree.file(path, "x");
         }
         tree.file("etc/ssh/ssh_host_rsa_key", "PRIVATE");
@@ -241,7 +246,10 @@ mod tests {
         ] {
             let tree = server();
             tree.file("usr/lib/systemd/system/keys.service", unit);
-            tree.link("/usr/lib/systemd/system/keys.service", "etc/systemd/system/multi-user.target.wants/keys.service");
+            tree.link(
+                "/usr/lib/systemd/system/keys.service",
+                "etc/systemd/system/multi-user.target.wants/keys.service",
+            );
             assert_eq!(run(&tree, &[]), None, "{unit}");
             assert!(!tree.has("etc/ssh/ssh_host_rsa_key") && !tree.has(LINK));
         }
@@ -297,7 +305,10 @@ mod tests {
         let kept = [cloned::SNAKEOIL.to_owned()];
         assert_eq!(snakeoil(&tree.inside(), &kept).unwrap(), None);
         assert!(snakeoil(&tree.inside(), &[]).unwrap().is_some());
-        assert!(!tree.has("etc/ssl/private/ssl-cert-snakeoil.key") && !tree.has("etc/ssl/certs/ssl-cert-snakeoil.pem"));
+        assert!(
+            !tree.has("etc/ssl/private/ssl-cert-snakeoil.key")
+                && !tree.has("etc/ssl/certs/ssl-cert-snakeoil.pem")
+        );
         assert!(tree.link_of("etc/systemd/system/basic.target.wants/oven-snakeoil.service").is_some());
         assert_eq!(snakeoil(&tree.inside(), &[]).unwrap(), None);
     }

@@ -94,7 +94,8 @@ fn a_cleaned_image_passes() {
     tree.file("usr/sbin/sshd", "x");
     tree.file("usr/bin/ssh-keygen", "x");
     tree.file("usr/sbin/make-ssl-cert", "x");
-    let cleaned = |path: &&&str| !path.starts_with("run") && !path.contains("apt/") && !path.contains("policy");
+    let cleaned =
+        |path: &&&str| !path.starts_with("run") && !path.contains("apt/") && !path.contains("policy");
     let bench = Bench::new();
     let result = bench.lint(&tree, |tree| {
         FORBIDDEN.iter().filter(cleaned).for_each(|path| tree.file(path, "secret"));
@@ -156,7 +157,8 @@ fn settings_of_the_project_do_not_stay() {
         group: "root".into(),
     };
     bench.image.files = vec![file];
-    let placed = bench.lint(&Tree::new(), |tree| tree.file("etc/apt/apt.conf.d/99proxy", "http://proxy.local:3128"));
+    let placed =
+        bench.lint(&Tree::new(), |tree| tree.file("etc/apt/apt.conf.d/99proxy", "http://proxy.local:3128"));
     assert_eq!(placed, Ok(()), "what the definition places is meant");
 }
 

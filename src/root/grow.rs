@@ -1,0 +1,117 @@
+//! A disk that is larger than its table knows: the root partition grows, and the file system on it.
+
+use super::filesystem::Type;
+use super::ioctl::{self, Change};
+use super::mounting::DIR;
+use super::nodes::{self, Bytes, Nodes, Part};
+use super::partition::gpt::Write;
+use super::partition::{Scheme, gpt, mbr};
+use crate::disk::Device;
+use crate::error::Kind;
+use anyhow::{Context, Result};
+use rustix::fs::{FlockOperation, Mode};
+use rustix::io::Errno;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+/// What is not worth growing: space at the end that alignment costs.
+const SLACK: u64 = 1 << 20;
+/// udev looks at a disk for moments; whoever holds it for longer is at work on it.
+const LOCK_TRIES: u32 = 100;
+
+/// The whole disk, locked as udev and others respect it.
+struct Locked<'a>(&'a OwnedFd);
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        _ = rustix::fs::flock(self.0, FlockOperation::Unlock);
+    }
+}
+
+async fn lock(device: &Device) -> Result<Locked<'_>> {
+    for _ in 0..LOCK_TRIES {
+        match rustix::fs::flock(&device.node, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(Locked(&device.node)),
+            Err(Errno::AGAIN | Errno::INTR) => tokio::time::sleep(Duration::from_millis(100)).await,
+            Err(error) => return Err(error).with_context(|| format!("locking {}", device.path.display())),
+        }
+    }
+    let failure = Kind::Machine.failure(format!("{} is locked by another process", device.path.display()));
+    Err(failure.hint("`lslocks` names it.").into())
+}
+
+/// Grows the root partition to the end of the disk, in the table and in the kernel, if the disk is larger than the
+/// table assumes. Answers whether the root's device is larger than before; without a table it always may be.
+pub async fn partition(device: &Device, nodes: &mut Nodes, root: usize) -> Result<bool> {
+    let Some(old) = nodes.parts[root].partition.clone() else { return Ok(true) };
+    let number = old.number;
+    let doing = || format!("growing partition {number} of {}", device.path.display());
+    let locked = lock(device).await?;
+    let bytes = Bytes { fd: device.node.as_fd(), size: nodes.size };
+    let growth = match nodes.table.scheme {
+        Scheme::Gpt => gpt::grow(&bytes, nodes.sector, number),
+        Scheme::Mbr => mbr::grow(&bytes, nodes.sector, number),
+        Scheme::None => return Ok(true),
+    };
+    let growth = growth.map_err(|why| {
+        let failure = Kind::Definition.failure(format!("the disk cannot be larger than its base's: {why}"));
+        failure.hint("Leave `size_gib` out, or bake on an image whose root partition is the last one.")
+    })?;
+    let Some(growth) = growth else { return Ok(false) };
+    let node = device.node.try_clone().context("duplicating the disk's descriptor")?;
+    super::blocking(move || write(&node, &growth.writes)).await.with_context(doing)?;
+    ioctl::partition(device.node.as_fd(), Change::Resize, number, old.start, growth.size).with_context(doing)?;
+    drop(locked);
+
+    let part = &mut nodes.parts[root];
+    let real = ioctl::size(part.node.as_fd()).with_context(doing)?;
+    if real != growth.size {
+        let what = format!("the kernel has {real} bytes for it, the table {}", growth.size);
+        return Err(Kind::Machine.error(what)).with_context(doing);
+    }
+    part.size = growth.size;
+    part.partition = Some(super::partition::Partition { size: growth.size, ..old });
+    nodes.table = super::partition::read(&bytes, nodes.sector).with_context(doing)?;
+    Ok(true)
+}
+
+fn write(node: &OwnedFd, writes: &[Write]) -> Result<()> {
+    for Write { offset, bytes } in writes {
+        let (mut offset, mut rest) = (*offset, &bytes[..]);
+        while !rest.is_empty() {
+            let written = rustix::io::pwrite(node, rest, offset).context("writing the partition table")?;
+            offset += written as u64;
+            rest = &rest[written..];
+        }
+    }
+    rustix::fs::fsync(node).context("syncing the partition table")
+}
+
+/// Grows a mounted file system to the size of its device, and answers the size of before and of after, in bytes.
+/// `None`: it is as large already.
+pub async fn file_system(mount: &OwnedFd, part: &Part) -> Result<Option<(u64, u64)>> {
+    let Some(fs) = part.fs.as_ref().filter(|fs| fs.block_size > 0) else { return Ok(None) };
+    if fs.size() + SLACK > part.size {
+        return Ok(None);
+    }
+    let doing = format!("growing the {} on {}", fs.kind, part.name);
+    let (kind, blocks, percent) = (fs.kind, part.size / fs.block_size, fs.inode_percent);
+    let dir = rustix::fs::openat(mount, c".", DIR, Mode::empty()).with_context(|| doing.clone())?;
+    let expected = part.size - fs.size();
+    super::blocking(move || {
+        let total = |dir: &OwnedFd| rustix::fs::fstatfs(dir).map(|s| s.f_blocks * s.f_bsize as u64);
+        let before = total(&dir)?;
+        match kind {
+            Type::Xfs => ioctl::xfs_grow(dir.as_fd(), blocks, percent)?,
+            _ => ioctl::ext4_resize(dir.as_fd(), blocks)?,
+        }
+        let after = total(&dir)?;
+        // Tables of inodes take their share: 1.6 % by default, more where somebody wanted many.
+        if after.saturating_sub(before) < expected / 2 {
+            let sizes = (nodes::size(before), nodes::size(after));
+            return Err(Kind::Machine.error(format!("it was {}, and is {} now", sizes.0, sizes.1)));
+        }
+        Ok(Some((before, after)))
+    })
+    .await
+    .context(doing)
+}

@@ -1,0 +1,107 @@
+//! The few requests to block devices and file systems that have no wrapper elsewhere.
+
+use rustix::io::Errno;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+mod raw {
+    #![allow(unsafe_code, clippy::undocumented_unsafe_blocks)]
+    use super::{FsGrow, Partition, Trim};
+    nix::ioctl_read!(size, 0x12, 114, u64);
+    nix::ioctl_write_ptr_bad!(partition, 0x1269, Partition);
+    nix::ioctl_readwrite!(trim, b'X', 121, Trim);
+    nix::ioctl_write_ptr!(ext4_resize, b'f', 16, u64);
+    nix::ioctl_write_ptr!(xfs_grow, b'X', 110, FsGrow);
+}
+
+/// `struct blkpg_ioctl_arg`.
+#[repr(C)]
+pub struct Partition {
+    op: i32,
+    flags: i32,
+    length: i32,
+    data: *const PartitionData,
+}
+
+/// `struct blkpg_partition`.
+#[repr(C)]
+struct PartitionData {
+    start: i64,
+    length: i64,
+    number: i32,
+    names: [u8; 128],
+}
+
+/// `struct fstrim_range`.
+#[repr(C)]
+pub struct Trim {
+    start: u64,
+    length: u64,
+    minimum: u64,
+}
+
+/// `struct xfs_growfs_data`.
+#[repr(C)]
+pub struct FsGrow {
+    blocks: u64,
+    inode_percent: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    Add = 1,
+    Resize = 3,
+}
+
+/// A block device's size in bytes.
+#[allow(unsafe_code)]
+pub fn size(device: BorrowedFd<'_>) -> Result<u64, Errno> {
+    let mut bytes = 0;
+    // SAFETY: BLKGETSIZE64 writes 8 bytes to a live u64.
+    errno(unsafe { raw::size(device.as_raw_fd(), &raw mut bytes) })?;
+    Ok(bytes)
+}
+
+/// Tells the kernel of a partition, in bytes. Nothing is written to the disk.
+#[allow(unsafe_code)]
+pub fn partition(disk: BorrowedFd<'_>, change: Change, number: u32, start: u64, length: u64) -> Result<(), Errno> {
+    let signed = |value: u64| i64::try_from(value).map_err(|_| Errno::OVERFLOW);
+    let number = i32::try_from(number).map_err(|_| Errno::OVERFLOW)?;
+    let data = PartitionData { start: signed(start)?, length: signed(length)?, number, names: [0; 128] };
+    let length = std::mem::size_of::<PartitionData>() as i32;
+    let argument = Partition { op: change as i32, flags: 0, length, data: &raw const data };
+    // SAFETY: BLKPG reads both structs, which outlive the call and are laid out as the kernel's are.
+    errno(unsafe { raw::partition(disk.as_raw_fd(), &raw const argument) })
+}
+
+/// Discards the free space of the file system that holds this open directory, and answers how many bytes.
+#[allow(unsafe_code)]
+pub fn trim(dir: BorrowedFd<'_>) -> Result<u64, Errno> {
+    let mut range = Trim { start: 0, length: u64::MAX, minimum: 0 };
+    // SAFETY: FITRIM reads and writes one fstrim_range, which outlives the call.
+    errno(unsafe { raw::trim(dir.as_raw_fd(), &raw mut range) })?;
+    Ok(range.length)
+}
+
+/// Grows a mounted ext4 to this many blocks.
+#[allow(unsafe_code)]
+pub fn ext4_resize(dir: BorrowedFd<'_>, blocks: u64) -> Result<(), Errno> {
+    // SAFETY: EXT4_IOC_RESIZE_FS reads one u64, which outlives the call.
+    errno(unsafe { raw::ext4_resize(dir.as_raw_fd(), &raw const blocks) })
+}
+
+/// Grows a mounted XFS to this many blocks.
+#[allow(unsafe_code)]
+pub fn xfs_grow(dir: BorrowedFd<'_>, blocks: u64, inode_percent: u32) -> Result<(), Errno> {
+    let argument = FsGrow { blocks, inode_percent };
+    // SAFETY: XFS_IOC_FSGROWFSDATA reads one xfs_growfs_data, which outlives the call.
+    errno(unsafe { raw::xfs_grow(dir.as_raw_fd(), &raw const argument) })
+}
+
+/// The logical sector size in bytes.
+pub fn sector(device: impl AsFd) -> Result<u64, Errno> {
+    rustix::fs::ioctl_blksszget(device).map(u64::from)
+}
+
+fn errno(done: nix::Result<libc::c_int>) -> Result<(), Errno> {
+    done.map(drop).map_err(|error| Errno::from_raw_os_error(error as i32))
+}

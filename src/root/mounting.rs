@@ -1,0 +1,244 @@
+//! Mounts by descriptor: made, looked at, and only then attached; and taken away by their id.
+
+use crate::error::Kind;
+use anyhow::{Context, Result, bail};
+use rustix::fs::{AtFlags, OFlags, StatxFlags};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, move_mount, unmount as umount2,
+};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How often, and after what pauses, the kernel is asked again while something is busy: a process that was killed lets
+/// go a moment later. 20 times 100 ms in all.
+const PAUSES: [u64; 24] = [
+    5, 10, 25, 60, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100,
+];
+
+/// What is to be mounted.
+#[derive(Debug)]
+pub struct Wanted {
+    /// The private tmpfs with the nodes ([`super::nodes`]).
+    pub tmpfs: OwnedFd,
+    /// The kernel's name of the device.
+    pub name: String,
+    pub rdev: u64,
+    /// The file system, never guessed by the kernel.
+    pub kind: &'static str,
+    /// Only looked at: the journal is left alone.
+    pub read_only: bool,
+}
+
+/// This kernel has no such file system.
+#[derive(Debug)]
+pub struct Unknown;
+impl std::fmt::Display for Unknown {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("this kernel has no such file system")
+    }
+}
+impl std::error::Error for Unknown {}
+
+/// Makes a mount that is attached nowhere, and verifies that it is of the device that was meant. It goes away with the
+/// descriptor. To be called on a thread that ends with it: the thread's root directory becomes the tmpfs, so that the
+/// source is `/dev/NAME` in mount tables, as `grub-probe` and `df` need it, and still nothing but our own node.
+pub fn create(wanted: &Wanted) -> Result<OwnedFd> {
+    let doing = || format!("mounting /dev/{} as {}", wanted.name, wanted.kind);
+    let fs = match fsopen(wanted.kind, FsOpenFlags::FSOPEN_CLOEXEC) {
+        Err(Errno::NODEV) => return Err(anyhow::Error::new(Unknown).context(doing())),
+        fs => fs.with_context(doing)?,
+    };
+    enter(&wanted.tmpfs).context("entering the private tmpfs")?;
+    fsconfig_set_string(&fs, "source", format!("/dev/{}", wanted.name)).with_context(doing)?;
+    for (key, value) in options(wanted) {
+        let set = if value.is_empty() { fsconfig_set_flag(&fs, *key) } else { fsconfig_set_string(&fs, *key, *value) };
+        set.with_context(|| format!("setting the mount option {key}")).with_context(doing)?;
+    }
+    if wanted.read_only {
+        fsconfig_set_flag(&fs, "ro").with_context(doing)?;
+    }
+    fsconfig_create(&fs).map_err(|error| refused(error, &fs, wanted)).with_context(doing)?;
+    let mut attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+    // Reading a file must not change the disk.
+    attributes |= MountAttrFlags::MOUNT_ATTR_NOATIME;
+    if wanted.read_only {
+        attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
+    }
+    let mount = fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes).with_context(doing)?;
+    if rustix::fs::fstat(&mount).with_context(doing)?.st_dev != wanted.rdev {
+        return Err(Kind::Machine.error("another device was mounted than the one that was verified")).with_context(doing);
+    }
+    Ok(mount)
+}
+
+fn options(wanted: &Wanted) -> &'static [(&'static str, &'static str)] {
+    match (wanted.kind, wanted.read_only) {
+        // A copy of a disk has the UUID of the disk, which may be mounted, too.
+        ("xfs", false) => &[("nouuid", "")],
+        ("xfs", true) => &[("nouuid", ""), ("norecovery", "")],
+        ("ext4" | "ext3" | "ext2", true) => &[("noload", "")],
+        // Damage ends the bake: what is written after it is not to be trusted.
+        ("ext4" | "ext3" | "ext2", false) => &[("errors", "remount-ro")],
+        _ => &[],
+    }
+}
+
+fn refused(error: Errno, fs: &OwnedFd, wanted: &Wanted) -> anyhow::Error {
+    let mut text = String::new();
+    let mut message = [0; 512];
+    // The kernel keeps a few messages for whoever asked.
+    while let Ok(length @ 1..) = rustix::io::read(fs, &mut message[..]) {
+        text += &format!("; {}", String::from_utf8_lossy(&message[..length]).trim());
+    }
+    match error {
+        Errno::BUSY => Kind::Machine.error(format!("{} is in use{text}", wanted.name)),
+        Errno::INVAL | Errno::UCLEAN | Errno::IO | Errno::BADMSG => {
+            let what = format!("the {} on {} is damaged, or too new for this kernel ({error}{text})", wanted.kind, wanted.name);
+            Kind::Definition.failure(what).hint("The kernel's log (dmesg) may say more.").into()
+        }
+        _ => anyhow::Error::new(error).context(format!("the kernel refused{text}")),
+    }
+}
+
+/// Makes the tmpfs this thread's root directory, for this thread alone.
+fn enter(tmpfs: &OwnedFd) -> nix::Result<()> {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS)?;
+    nix::unistd::fchdir(tmpfs)?;
+    nix::unistd::chroot(c".")
+}
+
+/// Attaches a mount to an open directory.
+pub fn attach(mount: &OwnedFd, target: &OwnedFd) -> rustix::io::Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(mount, c"", target, c"", flags)
+}
+
+/// The id by which a mount table calls the mount that a descriptor is on.
+pub fn id(fd: impl AsFd) -> Result<u64> {
+    let found = rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID).context("asking for a mount's id")?;
+    if found.stx_mask & StatxFlags::MNT_ID.bits() == 0 {
+        return Err(Kind::Machine.failure("this kernel does not tell the id of a mount").hint("Linux 5.8 does.").into());
+    }
+    Ok(found.stx_mnt_id)
+}
+
+/// A line of a mount table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Line {
+    pub id: u64,
+    pub parent: u64,
+    pub rdev: u64,
+    /// From this process's root directory.
+    pub path: PathBuf,
+    pub shared: bool,
+}
+
+/// Reads a mount table as `/proc/…/mountinfo` spells it; lines that cannot be read are passed over.
+pub fn table(text: &[u8]) -> Vec<Line> {
+    let line = |line: &[u8]| {
+        let fields: Vec<_> = line.split(|&b| b == b' ').collect();
+        let number = |index: usize| std::str::from_utf8(fields.get(index)?).ok()?.parse::<u64>().ok();
+        let (major, minor) = std::str::from_utf8(fields.get(2)?).ok()?.split_once(':')?;
+        let optional = fields.get(6..)?.iter().take_while(|field| **field != b"-");
+        Some(Line {
+            id: number(0)?,
+            parent: number(1)?,
+            rdev: rustix::fs::makedev(major.parse().ok()?, minor.parse().ok()?),
+            path: unescape(fields.get(4)?),
+            shared: optional.clone().any(|field| field.starts_with(b"shared:")),
+        })
+    };
+    text.split(|&b| b == b'\n').filter_map(line).collect()
+}
+
+/// The mount table of this thread: threads may be in different namespaces.
+pub fn own_table() -> Result<Vec<Line>> {
+    Ok(table(&std::fs::read("/proc/thread-self/mountinfo").context("reading the mount table")?))
+}
+
+fn unescape(path: &[u8]) -> PathBuf {
+    use std::os::unix::ffi::OsStringExt;
+    let mut out = Vec::new();
+    let mut rest = path;
+    while let Some((&first, tail)) = rest.split_first() {
+        let octal = tail.get(..3).filter(|_| first == b'\\').and_then(|d| std::str::from_utf8(d).ok());
+        if let Some(byte) = octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            out.push(byte);
+            rest = &tail[3..];
+        } else {
+            out.push(first);
+            rest = tail;
+        }
+    }
+    std::ffi::OsString::from_vec(out).into()
+}
+
+/// What is attached in this directory must be seen by nobody else.
+pub fn is_private(dir: &OwnedFd) -> Result<()> {
+    let id = id(dir)?;
+    match own_table()?.iter().find(|line| line.id == id) {
+        Some(line) if !line.shared => Ok(()),
+        Some(line) => bail!(Kind::Machine.failure(format!(
+            "mounts in {} would be seen outside of this process",
+            line.path.display()
+        ))),
+        None => bail!(Kind::Machine.failure("the directory for mounts is in no mount of this namespace")),
+    }
+}
+
+/// Unmounts by id, wherever the mount is by now; never lazily. A mount that is gone is fine. Blocks for 2 s at most
+/// while it is busy, and then says EBUSY.
+pub fn unmount(id: u64) -> Result<()> {
+    let mut pauses = PAUSES.iter();
+    loop {
+        let table = own_table()?;
+        let Some(line) = table.iter().find(|line| line.id == id) else { return Ok(()) };
+        match umount2(&line.path, UnmountFlags::NOFOLLOW) {
+            Ok(()) => return Ok(()),
+            Err(Errno::BUSY) if pauses.len() > 0 => pauses.by_ref().take(1).for_each(|&ms| pause(ms)),
+            Err(error) => return Err(error).with_context(|| format!("unmounting {}", line.path.display())),
+        }
+    }
+}
+
+/// Repeats while the answer is EBUSY, as long as [`unmount`] does.
+pub fn patiently<T>(mut attempt: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
+    for &ms in &PAUSES {
+        match attempt() {
+            Err(Errno::BUSY) => pause(ms),
+            done => return done,
+        }
+    }
+    attempt()
+}
+
+#[allow(clippy::disallowed_methods)] // on a thread of its own, or in a Drop, which cannot await
+fn pause(ms: u64) {
+    std::thread::sleep(Duration::from_millis(ms));
+}
+
+/// The flags with which a directory of a file system is opened to ask the file system for things.
+pub const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_table() {
+        let text = b"36 35 98:0 / /mnt\\040a rw,noatime shared:1 - ext4 /dev/x rw\nbroken\n37 36 7:1 /m /b rw - tmpfs t rw";
+        let lines = table(text);
+        assert_eq!((lines.len(), lines[0].id, lines[0].parent, lines[0].shared), (2, 36, 35, true));
+        assert_eq!(lines[0].path, PathBuf::from("/mnt a"));
+        assert_eq!((lines[1].rdev, lines[1].shared), (rustix::fs::makedev(7, 1), false));
+        assert!(own_table().unwrap().len() > 1);
+    }
+
+    #[test]
+    fn pauses_sum_up_to_two_seconds() {
+        assert_eq!(PAUSES.iter().sum::<u64>(), 2100);
+    }
+}
