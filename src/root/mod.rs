@@ -1,20 +1,34 @@
 //! A mounted image, and what is done inside it.
 
-pub mod shim;
 mod blocking;
 mod choose;
+mod clean;
+mod cloned;
 mod close;
+pub mod execute;
+mod files;
 pub mod filesystem;
 pub mod fstab;
 mod grow;
 mod holders;
 pub mod inside;
 mod ioctl;
+mod lint;
+mod listen;
 mod mounting;
+mod network;
 mod nodes;
+mod packages;
 pub mod partition;
 mod release;
+pub mod runner;
+mod scripts;
+pub mod shim;
+mod space;
 pub mod step;
+#[cfg(test)]
+mod test;
+mod units;
 mod unmounted;
 
 pub use inside::Inside;
@@ -68,7 +82,10 @@ impl<'d> Root<'d> {
     /// Errors: `Definition` where the disk has no root that oven can tell and mount; `Machine` where this machine
     /// lacks something or another process is at the disk.
     pub async fn mount(
-        device: &'d Device, scratch: &Path, options: &MountOptions, report: &Report,
+        device: &'d Device,
+        scratch: &Path,
+        options: &MountOptions,
+        report: &Report,
     ) -> Result<Root<'d>> {
         let mut disk = nodes::open(device)?;
         disk.table.warnings.iter().for_each(|warning| report.warn(warning));
@@ -81,7 +98,11 @@ impl<'d> Root<'d> {
         let mount = make(&disk, part, false).await.context("mounting the root")?;
         tell_of_state(part, report);
         if grown && let Some((from, to)) = grow::file_system(&mount, part).await? {
-            report.note(format!("grew the root file system from {} to {}", nodes::size(from), nodes::size(to)));
+            report.note(format!(
+                "grew the root file system from {} to {}",
+                nodes::size(from),
+                nodes::size(to)
+            ));
         }
         let inside = Inside::new(mount.try_clone().context("duplicating the root's descriptor")?);
         mounts.attach_root(mount, part)?;
@@ -108,7 +129,9 @@ impl<'d> Root<'d> {
             let doing = || format!("mounting {target} of the image's fstab");
             match what {
                 What::Partition(index) => self.mount_part(&target, index).await.with_context(doing)?,
-                What::Bind(from, recursive) => self.mount_bind(&target, &from, recursive).with_context(doing)?,
+                What::Bind(from, recursive) => {
+                    self.mount_bind(&target, &from, recursive).with_context(doing)?
+                }
             }
         }
         Ok(())
@@ -123,7 +146,9 @@ impl<'d> Root<'d> {
         let mount = match make(&self.disk, part, false).await {
             Err(error) if error.is::<Unknown>() => {
                 let kind = choose::kind(part).map_or("", Type::name);
-                self.report.note(format!("this kernel has no {kind}: {target} stays as it is, and no step may change it"));
+                self.report.note(format!(
+                    "this kernel has no {kind}: {target} stays as it is, and no step may change it"
+                ));
                 self.unmounted.push(Unmounted::new(&self.inside, target, kind)?);
                 self.targets.push(target.into());
                 return Ok(());
@@ -137,9 +162,8 @@ impl<'d> Root<'d> {
 
     fn mount_bind(&mut self, target: &str, from: &str, recursive: bool) -> Result<()> {
         let source = self.inside.open(from, OFlags::PATH).with_context(|| format!("looking for {from}"))?;
-        let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
-            | OpenTreeFlags::OPEN_TREE_CLOEXEC
-            | OpenTreeFlags::AT_EMPTY_PATH;
+        let mut flags =
+            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
         if recursive {
             flags |= OpenTreeFlags::AT_RECURSIVE;
         }
@@ -212,7 +236,8 @@ async fn choose(disk: &Nodes) -> Result<usize> {
     for index in candidates {
         let part = &disk.parts[index];
         let mount = make(disk, part, true).await.context("looking for the root partition")?;
-        let look = choose::look(&Inside::new(mount)).with_context(|| format!("looking into {}", part.name))?;
+        let look =
+            choose::look(&Inside::new(mount)).with_context(|| format!("looking into {}", part.name))?;
         looks.push((index, look));
     }
     choose::second(&disk.parts, &looks).context("looking for the root partition")
