@@ -67,20 +67,34 @@ impl<'d> Root<'d> {
     /// Errors: `Definition` where the disk has no root that oven can tell and mount; `Machine` where this machine
     /// lacks something or another process is at the disk.
     pub async fn mount(
-        device: &'d Device, scratch: &Path, options: &MountOptions, report: &Report,
+        device: &'d Device,
+        scratch: &Path,
+        options: &MountOptions,
+        report: &Report,
     ) -> Result<Root<'d>> {
-        let mut disk = nodes::open(device)?;
+        let node = device.node.try_clone().context("duplicating the disk's descriptor")?;
+        let again =
+            Device { node, path: device.path.clone(), rdev: device.rdev, serial: device.serial.clone() };
+        let mut disk = blocking(move || nodes::open(&again)).await?;
         disk.table.warnings.iter().for_each(|warning| report.warn(warning));
         let root = choose(&disk).await?;
         let grown = options.grow && grow::partition(device, &mut disk, root).await?;
+        tell_of_state(&disk.parts[root], report);
+        let mut sizes = if grown { grow::before_mount(&mut disk.parts[root]).await? } else { None };
 
         let mut mounts = Mounts::new(scratch, report)?;
         let part = &disk.parts[root];
         report.detail(format!("the root is {} {}", part.name, part.describe()));
         let mount = make(&disk, part, false).await.context("mounting the root")?;
-        tell_of_state(part, report);
-        if grown && let Some((from, to)) = grow::file_system(&mount, part).await? {
-            report.note(format!("grew the root file system from {} to {}", nodes::size(from), nodes::size(to)));
+        if grown && sizes.is_none() {
+            sizes = grow::file_system(&mount, part).await?;
+        }
+        if let Some((from, to)) = sizes {
+            report.note(format!(
+                "grew the root file system from {} to {}",
+                nodes::size(from),
+                nodes::size(to)
+            ));
         }
         let inside = Inside::new(mount.try_clone().context("duplicating the root's descriptor")?);
         mounts.attach_root(mount, part)?;
@@ -107,7 +121,9 @@ impl<'d> Root<'d> {
             let doing = || format!("mounting {target} of the image's fstab");
             match what {
                 What::Partition(index) => self.mount_part(&target, index).await.with_context(doing)?,
-                What::Bind(from, recursive) => self.mount_bind(&target, &from, recursive).with_context(doing)?,
+                What::Bind(from, recursive) => {
+                    self.mount_bind(&target, &from, recursive).with_context(doing)?
+                }
             }
         }
         Ok(())
@@ -122,7 +138,9 @@ impl<'d> Root<'d> {
         let mount = match make(&self.disk, part, false).await {
             Err(error) if error.is::<Unknown>() => {
                 let kind = choose::kind(part).map_or("", Type::name);
-                self.report.note(format!("this kernel has no {kind}: {target} stays as it is, and no step may change it"));
+                self.report.note(format!(
+                    "this kernel has no {kind}: {target} stays as it is, and no step may change it"
+                ));
                 self.unmounted.push(Unmounted::new(&self.inside, target, kind)?);
                 self.targets.push(target.into());
                 return Ok(());
@@ -136,9 +154,8 @@ impl<'d> Root<'d> {
 
     fn mount_bind(&mut self, target: &str, from: &str, recursive: bool) -> Result<()> {
         let source = self.inside.open(from, OFlags::PATH).with_context(|| format!("looking for {from}"))?;
-        let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
-            | OpenTreeFlags::OPEN_TREE_CLOEXEC
-            | OpenTreeFlags::AT_EMPTY_PATH;
+        let mut flags =
+            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
         if recursive {
             flags |= OpenTreeFlags::AT_RECURSIVE;
         }
@@ -211,7 +228,8 @@ async fn choose(disk: &Nodes) -> Result<usize> {
     for index in candidates {
         let part = &disk.parts[index];
         let mount = make(disk, part, true).await.context("looking for the root partition")?;
-        let look = choose::look(&Inside::new(mount)).with_context(|| format!("looking into {}", part.name))?;
+        let look =
+            choose::look(&Inside::new(mount)).with_context(|| format!("looking into {}", part.name))?;
         looks.push((index, look));
     }
     choose::second(&disk.parts, &looks).context("looking for the root partition")
@@ -242,11 +260,11 @@ async fn make(disk: &Nodes, part: &Part, read_only: bool) -> Result<OwnedFd> {
     })
 }
 
-/// What the user should know of a file system that was just mounted.
+/// What the user should know of a file system that is about to be mounted.
 fn tell_of_state(part: &Part, report: &Report) {
     let Some(fs) = &part.fs else { return };
     if fs.dirty {
-        report.note(format!("{} was not unmounted cleanly: its journal was replayed", part.name));
+        report.note(format!("{} was not unmounted cleanly: its journal is replayed", part.name));
     }
     if fs.errors > 0 {
         report.warn(format!("{} has {} errors on record from before the bake", part.name, fs.errors));
