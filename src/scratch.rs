@@ -10,7 +10,11 @@ pub const DIR: &str = "/run/oven";
 
 /// Call it once, after the mount namespace was made private.
 pub fn make() -> Result<()> {
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(DIR).with_context(|| format!("making {DIR}"))?;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(DIR)
+        .with_context(|| format!("making {DIR}"))?;
     nix::mount::mount(
         Some("oven"),
         DIR,

@@ -26,10 +26,10 @@ mod scripts;
 pub mod shim;
 mod space;
 pub mod step;
-mod units;
-mod unmounted;
 #[cfg(test)]
 mod test;
+mod units;
+mod unmounted;
 
 pub use inside::Inside;
 
