@@ -34,12 +34,14 @@ pub struct Mounts {
     list: Vec<Mounted>,
     point: PathBuf,
     report: Report,
+    /// Something stayed busy however long it was waited for.
+    stuck: bool,
 }
 
 impl Mounts {
     pub fn new(scratch: &Path, report: &Report) -> Result<Self> {
         let point = make_mount_point(scratch)?;
-        Ok(Self { list: Vec::new(), point, report: report.clone() })
+        Ok(Self { list: Vec::new(), point, report: report.clone(), stuck: false })
     }
 
     pub fn path(&self) -> &Path {
@@ -100,7 +102,10 @@ impl Mounts {
         while let Some(last) = self.list.last_mut() {
             last.fd = None;
             let (id, target) = (last.id, last.target.clone());
-            blocking(move || mounting::unmount(id)).await.map_err(|error| held(error, &target, last))?;
+            if let Err(error) = blocking(move || mounting::unmount(id, true)).await {
+                self.stuck = true;
+                return Err(held(error, &target, last));
+            }
             self.list.pop();
         }
         Ok(())
@@ -117,7 +122,7 @@ impl Drop for Mounts {
         // All of them first: a descriptor may be on a mount below another.
         self.list.iter_mut().for_each(|mounted| mounted.fd = None);
         while let Some(last) = self.list.pop() {
-            if let Err(error) = mounting::unmount(last.id) {
+            if let Err(error) = mounting::unmount(last.id, !self.stuck) {
                 let error = held(error, &last.target, &last);
                 self.report.warn(format!("{} stays mounted until oven ends: {error:#}", last.target));
             }

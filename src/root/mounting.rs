@@ -202,10 +202,10 @@ pub fn is_private(dir: &OwnedFd) -> Result<()> {
     }
 }
 
-/// Unmounts by id, wherever the mount is by now; never lazily. A mount that is gone is fine. Blocks for 2 s at most
-/// while it is busy, and then says EBUSY.
-pub fn unmount(id: u64) -> Result<()> {
-    let mut pauses = PAUSES.iter();
+/// Unmounts by id, wherever the mount is by now; never lazily. A mount that is gone is fine. If `patient`, blocks for
+/// 2 s at most while it is busy; then says EBUSY.
+pub fn unmount(id: u64, patient: bool) -> Result<()> {
+    let mut pauses = PAUSES[..if patient { PAUSES.len() } else { 0 }].iter();
     loop {
         let table = own_table()?;
         let Some(line) = table.iter().find(|line| line.id == id) else { return Ok(()) };

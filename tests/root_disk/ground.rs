@@ -122,16 +122,7 @@ impl Disk {
         _ = fs::remove_file(&image);
         File::create(&image).unwrap().set_len(size).unwrap();
         fill(image.to_str().unwrap());
-        self.copy(&image, 0, &self.file(), self.range(part).0, size);
-    }
-
-    fn copy(&self, from: &Path, skip: u64, to: &Path, seek: u64, size: u64) {
-        let (from, to) = (format!("if={}", from.display()), format!("of={}", to.display()));
-        let places = [format!("skip={skip}"), format!("seek={seek}"), format!("count={size}")];
-        let mut all = vec!["bs=1M", "conv=sparse,notrunc", "status=none", &from, &to];
-        all.extend(["iflag=skip_bytes,count_bytes,fullblock", "oflag=seek_bytes"]);
-        all.extend(places.iter().map(String::as_str));
-        run("dd", &all);
+        copy(&image, 0, &self.file(), self.range(part).0, size);
     }
 
     /// A partition, as it is on the disk now, in a file of its own.
@@ -140,7 +131,7 @@ impl Disk {
         let image = self.dir.path().join("look.raw");
         _ = fs::remove_file(&image);
         File::create(&image).unwrap().set_len(size).unwrap();
-        self.copy(&self.file(), start, &image, 0, size);
+        copy(&self.file(), start, &image, 0, size);
         look(image.to_str().unwrap())
     }
 
@@ -240,8 +231,8 @@ impl Disk {
                 run("sync", &["-f", place]);
                 fs::write(Path::new(place).join("etc/later"), "").unwrap();
                 File::open(Path::new(place).join("etc/later")).unwrap().sync_all().unwrap();
-                self.copy(&self.file(), 0, &other.file(), 0, self.mib << 20);
-                other.copy(Path::new(path), 0, &other.file(), self.range("1").0, self.range("1").1);
+                copy(&self.file(), 0, &other.file(), 0, self.mib << 20);
+                copy(Path::new(path), 0, &other.file(), self.range("1").0, self.range("1").1);
             });
         });
         let mut incompat = [0; 4];
@@ -257,6 +248,28 @@ impl Drop for Disk {
         for path in self.loops.borrow_mut().drain(..) {
             _ = Command::new("losetup").arg("-d").arg(path).status();
         }
+    }
+}
+
+/// Copies what is data; the place that it goes to holds zeros, or what holes may leave there.
+fn copy(from: &Path, skip: u64, to: &Path, seek: u64, size: u64) {
+    let from = File::open(from).unwrap();
+    let to = File::options().write(true).open(to).unwrap();
+    let mut at = skip;
+    while let Ok(data) = rustix::fs::seek(&from, rustix::fs::SeekFrom::Data(at)) {
+        let hole = rustix::fs::seek(&from, rustix::fs::SeekFrom::Hole(data)).unwrap().min(skip + size);
+        let (mut read, mut write) = (data, seek + data - skip);
+        while read < hole {
+            let length = usize::try_from(hole - read).unwrap();
+            assert!(
+                rustix::fs::copy_file_range(&from, Some(&mut read), &to, Some(&mut write), length).unwrap()
+                    > 0
+            );
+        }
+        if hole == skip + size {
+            break;
+        }
+        at = hole;
     }
 }
 
