@@ -10,6 +10,7 @@ use crate::report::Report;
 use anyhow::{Context, Result};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
+use rustix::mount::{OpenTreeFlags, open_tree};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -72,6 +73,14 @@ impl Mounts {
         let errors = part.filter(|_| is_ext).and_then(|part| errors_of(&part.name));
         self.list.push(Mounted { id, fd: Some(mount), target: target.to_owned(), device, errors });
         Ok(())
+    }
+
+    /// Another mount of a device that is mounted already, attached nowhere.
+    pub fn again(&self, rdev: u64) -> Option<rustix::io::Result<OwnedFd>> {
+        let is = |mounted: &&Mounted| mounted.device.as_ref().is_some_and(|(_, of)| *of == rdev);
+        let fd = self.list.iter().find(is)?.fd.as_ref()?;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        Some(open_tree(fd, c"", flags | OpenTreeFlags::AT_EMPTY_PATH))
     }
 
     /// Looks whether all file systems are sound, has them written, and discards their free space.
