@@ -373,6 +373,31 @@ fn dropping_unmounts_everything() {
 }
 
 #[test]
+fn nothing_is_left_wherever_it_is_cancelled() {
+    let mut disk = Disk::new(128, 512);
+    disk.table("label: gpt\n1: start=2048, size=65536, type=L\n2: start=67584, size=65536, type=L\n");
+    disk.ext4("1", &FAKE_ROOT("LABEL=root / ext4\nLABEL=var /var ext4\n"), &["-L", "root"]);
+    disk.ext4("2", &FAKE_ROOT("LABEL=root / ext4\n"), &["-L", "var"]);
+    alone(async |scratch| {
+        let device = disk.device();
+        let story = async || {
+            let root = Root::mount(&device, scratch, &PLAIN, &Report::silent()).await.unwrap();
+            root.inside().write("/var/x", &[7; 1 << 20], 0o644, 0, 0).unwrap();
+            root.close().await.unwrap();
+        };
+        // Dropped where it waits for the first time, for the second, …
+        for polls in 1.. {
+            let done = ground::polled(story(), polls).await;
+            assert_eq!((disk.mounts(), fs::read_dir(scratch).unwrap().count()), (0, 0), "{polls}");
+            if done {
+                assert!(polls > 8, "{polls}");
+                break;
+            }
+        }
+    });
+}
+
+#[test]
 fn a_loop_that_detaches_itself_does_so() {
     let mut disk = Disk::new(48, 512);
     disk.table("label: gpt\nstart=2048, type=L\n");

@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::task::Poll;
 use tempfile::TempDir;
 
 /// A disk in a file. What was attached is detached when it is dropped.
@@ -287,6 +288,19 @@ pub fn alone(test: impl AsyncFnOnce(&Path)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(test(scratch.path()));
     });
+}
+
+/// Polls a future so many times, then drops it. `true`: it was done.
+pub async fn polled(work: impl Future<Output = ()>, mut times: u32) -> bool {
+    let mut work = Box::pin(work);
+    std::future::poll_fn(|context| match work.as_mut().poll(context) {
+        Poll::Ready(()) => Poll::Ready(true),
+        Poll::Pending => {
+            times -= 1;
+            if times == 0 { Poll::Ready(false) } else { Poll::Pending }
+        }
+    })
+    .await
 }
 
 /// Runs something on a thread with a mount namespace of its own. A panic goes on here.
