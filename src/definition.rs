@@ -1,8 +1,29 @@
 //! An image's directory: `image.toml`, and the files beside it.
 
+mod ask;
+mod from;
+mod rules;
+mod source;
+#[cfg(test)]
+mod tests;
+
 use crate::cloud::{BaseRef, Tags};
+use crate::document::{self, Table};
+use crate::error::Kind;
+use anyhow::Result;
 use oven_distro::Conffiles;
-use std::path::PathBuf;
+use source::Sources;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// The file that makes a directory a definition.
+pub const FILE: &str = "image.toml";
+/// Seconds that a script may take if it does not say.
+const DEFAULT_TIMEOUT: u64 = 3600;
+/// A week: a larger number is a slip of units.
+const MAX_TIMEOUT: u64 = 7 * 24 * 3600;
+/// EBS's largest volume.
+const MAX_GIB: u64 = 65536;
 
 /// What a definition stands on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,7 +57,7 @@ pub struct File {
 /// `[[run]]` and `[[test]]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Script {
-    /// Relative to the definition's directory, without `..`.
+    /// Relative to the definition's directory: inside it, or (then it begins with `..`) inside one of its inputs.
     pub script: PathBuf,
     pub network: bool,
     /// Seconds; default 3600.
@@ -50,6 +71,8 @@ pub struct Definition {
     pub dir: PathBuf,
     /// The family.
     pub name: String,
+    /// It is the directory's name, for want of another.
+    pub name_is_default: bool,
     pub description: String,
     pub from: From,
     pub packages: Vec<Ask>,
@@ -66,4 +89,170 @@ pub struct Definition {
     pub network: bool,
     /// `[clean] keep`: paths that the clean-up leaves alone and the lint accepts.
     pub keep: Vec<String>,
+}
+
+const KEYS: &[&str] = &[
+    "clean",
+    "conffiles",
+    "description",
+    "disk",
+    "file",
+    "from",
+    "inputs",
+    "name",
+    "network",
+    "packages",
+    "recommends",
+    "run",
+    "tags",
+    "test",
+    "upgrade",
+];
+
+impl Definition {
+    /// Reads and checks `dir`'s image.toml and that what it names is there. A failure tells every mistake, each with
+    /// file, line and key.
+    pub fn load(dir: &Path) -> Result<Self> {
+        let real = directory(dir)?;
+        let file = dir.join(FILE);
+        let text = document::read_text(&file)?;
+        // Every `None` in here noted a mistake, and then this value is not used.
+        let read = document::read(&file, &text, KEYS, |top| Self::read(dir, &real, top))?;
+        read.ok_or_else(|| Kind::Definition.error(format!("{}: cannot be understood", file.display())))
+    }
+
+    fn read(dir: &Path, real: &Path, top: &Table) -> Option<Self> {
+        let (sources, inputs) = Sources::read(dir, real, top);
+        let (files, runs) = (read_files(top, &sources), read_scripts(top, "run", "[[run]]", &sources));
+        let (tests, tags) = (read_scripts(top, "test", "[[test]]", &sources), rules::tags(top));
+        let disk = top.table("disk", "[disk]", &["size_gib"]);
+        let packages = ask::read(top, &sources);
+        let (name, from) = (rules::name(top, real), from::read(top, dir));
+        let definition = Self {
+            dir: dir.to_owned(),
+            name_is_default: !top.has("name"),
+            description: rules::description(top),
+            packages,
+            files,
+            runs,
+            tests,
+            size_gib: disk.and_then(|disk| disk.integer("size_gib", 1..=MAX_GIB, "GiB")),
+            tags,
+            inputs,
+            upgrade: top.boolean("upgrade").unwrap_or_default(),
+            recommends: top.boolean("recommends").unwrap_or_default(),
+            conffiles: read_conffiles(top).unwrap_or_default(),
+            network: top.boolean("network").unwrap_or_default(),
+            keep: read_keep(top),
+            name: name?,
+            from: from?,
+        };
+        Some(definition)
+    }
+
+    /// What the checksum is taken over: the definition's directory, and `DIR/` + each input as spelt.
+    pub fn directories(&self) -> Vec<PathBuf> {
+        source::directories(&self.dir, &self.inputs)
+    }
+
+    /// `examples/web/image.toml:4: `packages``, for a mistake that only shows later: no such base, no such package.
+    /// `value` picks an element of an array: a package's name. Without the file, or the key, no line is told.
+    pub fn place(&self, key: &str, value: Option<&str>) -> String {
+        let file = self.dir.join(FILE);
+        let picks = |element: &str| {
+            let Some(value) = value else { return false };
+            let name = element.split_once('=').map_or(element, |(name, _)| name);
+            element == value || name == value || self.dir.join(element) == Path::new(value)
+        };
+        let line = document::read_text(&file).ok().and_then(|text| document::line_of(&text, key, &picks));
+        match line {
+            Some(line) => format!("{}:{line}: `{key}`", file.display()),
+            None => format!("{}: `{key}`", file.display()),
+        }
+    }
+}
+
+/// The canonical path of a directory that holds an image.toml.
+fn directory(dir: &Path) -> Result<PathBuf> {
+    let shown = dir.display();
+    let real = std::fs::canonicalize(dir).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => Kind::Definition
+            .failure(format!("{shown}: there is no such directory"))
+            .hint(format!("A definition is a directory with an {FILE}.")),
+        _ => Kind::Definition.failure(format!("{shown}: cannot be read: {e}")),
+    })?;
+    if !real.is_dir() {
+        let failure = Kind::Definition.failure(format!("{shown} is a file: a definition is a directory"));
+        let parent = dir.parent().filter(|_| dir.file_name().is_some_and(|name| name == FILE));
+        let Some(parent) = parent else { return Err(failure.into()) };
+        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        return Err(failure.hint(format!("Name the directory that holds it: {}", parent.display())).into());
+    }
+    if std::fs::symlink_metadata(real.join(FILE)).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
+        return Err(Kind::Definition
+            .failure(format!("{}: there is no such file", dir.join(FILE).display()))
+            .hint(format!("A definition is a directory with an {FILE}; the least is `from = \"ami-…\"`."))
+            .into());
+    }
+    Ok(real)
+}
+
+fn read_files(top: &Table, sources: &Sources) -> Vec<File> {
+    let mut targets = BTreeMap::new();
+    let known = &["group", "mode", "owner", "source", "target"];
+    let files = top.tables("file", "[[file]]", known).into_iter().filter_map(|table| {
+        let source = table.string("source", "a path, such as \"files/motd\"");
+        let target = table.string("target", "a path in the image, such as \"/etc/motd\"");
+        let source = table.required("source", source, "a file beside image.toml, such as \"files/motd\"");
+        let target = table.required("target", target, "a path in the image, such as \"/etc/motd\"");
+        let source = source.and_then(|at| table.check("source", at.line, sources.file(at.value)));
+        let target = target.and_then(|at| {
+            let target = table.check("target", at.line, rules::target(at.value))?;
+            match targets.insert(target.clone(), at.line) {
+                None => Some(target),
+                Some(first) => table.wrong("target", at.line, format!("is that of line {first}, too")),
+            }
+        });
+        let mode = if table.has("mode") { Some(rules::mode(&table)) } else { None };
+        let (owner, group) = (rules::account(&table, "owner"), rules::account(&table, "group"));
+        let source = source?;
+        let default = if source.executable { 0o755 } else { 0o644 };
+        Some(File {
+            target: target?,
+            mode: mode.unwrap_or(Some(default))?,
+            owner: owner?,
+            group: group?,
+            source: source.path,
+        })
+    });
+    files.collect()
+}
+
+fn read_scripts(top: &Table, key: &str, header: &'static str, sources: &Sources) -> Vec<Script> {
+    let scripts =
+        top.tables(key, header, &["network", "script", "timeout"]).into_iter().filter_map(|table| {
+            let script = table.string("script", "a path, such as \"setup.sh\"");
+            let script = table.required("script", script, "a file beside image.toml, such as \"setup.sh\"");
+            let script = script.and_then(|at| table.check("script", at.line, sources.script(at.value)));
+            let network = table.boolean("network").unwrap_or_default();
+            let timeout = table.integer("timeout", 1..=MAX_TIMEOUT, "seconds").unwrap_or(DEFAULT_TIMEOUT);
+            Some(Script { script: script?, network, timeout })
+        });
+    scripts.collect()
+}
+
+fn read_conffiles(top: &Table) -> Option<Conffiles> {
+    let expected = "\"keep\" (the image's configuration files stay) or \"replace\" (the package's win)";
+    let at = top.string("conffiles", expected)?;
+    match at.value {
+        "keep" => Some(Conffiles::Keep),
+        "replace" => Some(Conffiles::Replace),
+        other => top.wrong("conffiles", at.line, format!("is {other:?}: it should be {expected}")),
+    }
+}
+
+fn read_keep(top: &Table) -> Vec<String> {
+    let Some(clean) = top.table("clean", "[clean]", &["keep"]) else { return Vec::new() };
+    let paths = clean.strings("keep", "an array of paths in the image, such as [\"/var/log/app\"]");
+    paths.into_iter().filter_map(|at| clean.check("keep", at.line, rules::image_path(at.value))).collect()
 }

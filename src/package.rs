@@ -1,4 +1,30 @@
 //! Opens a package file: what it is, and what it says of itself.
+//!
+//! The file may be hostile: every read has a limit, and nothing of it is unpacked.
+
+use anyhow::{Context, Result, bail, ensure};
+use sha2::{Digest, Sha256};
+use std::fs::File;
+use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::path::Path;
+
+/// The control member as stored. The largest in Debian 12 is below 1 MiB.
+const MAX_STORED: u64 = 16 << 20;
+/// And unpacked: lists of checksums and debconf texts grow to a few MiB.
+const MAX_UNPACKED: u64 = 32 << 20;
+/// The file `control` itself.
+const MAX_CONTROL: u64 = 1 << 20;
+/// What a decoder may take: xz needs 65 MiB for what `xz -9` made; dpkg's own default is far smaller.
+const MAX_DECODER: u64 = 80 << 20;
+/// zstd's window. `zstd -19` makes 8 MiB, `--ultra` up to 128 MiB.
+const MAX_WINDOW: u64 = 32 << 20;
+/// Members of the ar file and entries of the control archive that are looked at.
+const MAX_ENTRIES: usize = 4096;
+/// At the start of every rpm file.
+const RPM_MAGIC: &[u8] = b"\xed\xab\xee\xdb";
+const AR_MAGIC: &[u8] = b"!<arch>\n";
+/// The fixed part before each member of an ar file.
+const AR_HEADER: usize = 60;
 
 /// What a package file says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -9,4 +35,327 @@ pub struct Package {
     pub architecture: String,
     /// Lower-case hexadecimal.
     pub sha256: String,
+}
+
+/// Opens a `.deb`. An error says what is wrong with the file, without naming it.
+pub fn open(path: &Path) -> Result<Package> {
+    let mut file = File::open(path).context("opening it")?;
+    let mut magic = [0u8; 16];
+    let length = read_full(&mut file, &mut magic)?;
+    let magic = &magic[..length];
+    if magic.starts_with(RPM_MAGIC) {
+        bail!("it is an rpm package, and no built-in plugin installs rpm files");
+    }
+    if magic.starts_with(b"version https://") {
+        bail!("it is a Git LFS pointer, not the package itself: run `git lfs pull`");
+    }
+    ensure!(magic.starts_with(AR_MAGIC), "it is not a Debian package (no ar file)");
+    let control = control(&mut file).context("it is no whole Debian package")?;
+    file.seek(SeekFrom::Start(0)).context("reading it")?;
+    let sha256 = sha256(file).context("reading it")?;
+    Ok(Package {
+        name: field(&control, "Package", name_is_good)?,
+        version: field(&control, "Version", version_is_good)?,
+        architecture: field(&control, "Architecture", architecture_is_good)?,
+        sha256,
+    })
+}
+
+fn sha256(mut file: File) -> Result<String> {
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0u8; 256 << 10];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => break,
+            count => hasher.update(&buffer[..count]),
+        }
+    }
+    Ok(hasher.finalize().iter().map(|b| format!("{b:02x}")).collect())
+}
+
+/// Reads until the buffer is full or the file ends.
+fn read_full(file: &mut impl Read, buffer: &mut [u8]) -> Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match file.read(&mut buffer[filled..])? {
+            0 => break,
+            count => filled += count,
+        }
+    }
+    Ok(filled)
+}
+
+/// The text of `control`. Also checks that every member ends inside the file: a package cut short is found here.
+fn control(file: &mut File) -> Result<String> {
+    let end = file.metadata()?.len();
+    let (mut control, mut data) = (None, false);
+    let mut at = AR_MAGIC.len() as u64;
+    for index in 0..MAX_ENTRIES {
+        if at >= end {
+            break;
+        }
+        file.seek(SeekFrom::Start(at))?;
+        let mut header = [0u8; AR_HEADER];
+        ensure!(read_full(file, &mut header)? == AR_HEADER, "it was cut short: an ar header is incomplete");
+        ensure!(header.ends_with(b"`\n"), "an ar header is damaged");
+        let text =
+            |range: std::ops::Range<usize>| str::from_utf8(&header[range]).unwrap_or_default().trim_end();
+        let name = text(0..16).trim_end_matches('/').to_owned();
+        let size = text(48..58);
+        let size: u64 =
+            size.parse().ok().with_context(|| format!("the member {name} has the size {size:?}"))?;
+        let start = at + AR_HEADER as u64;
+        ensure!(start + size <= end, "it was cut short: the member {name} is incomplete");
+        if index == 0 {
+            ensure!(name == "debian-binary", "its first member is {name:?} instead of debian-binary");
+            let mut version = String::new();
+            file.take(size.min(16)).read_to_string(&mut version).context("reading debian-binary")?;
+            ensure!(version.starts_with("2."), "its format is {:?}; known is 2.0", version.trim_end());
+        } else if name.starts_with("control.tar") && control.is_none() {
+            ensure!(size <= MAX_STORED, "the member {name} has {size} bytes");
+            let text = unpack(&name, BufReader::new((&mut *file).take(size)));
+            control = Some(text.with_context(|| format!("reading {name}"))?);
+        } else if name.starts_with("data.tar") {
+            data = true;
+        }
+        // Members begin at even offsets.
+        at = start + size + size % 2;
+    }
+    ensure!(data, "the member data.tar is missing");
+    control.context("the member control.tar is missing")
+}
+
+/// Finds `control` in the control archive.
+fn unpack(name: &str, stored: impl std::io::BufRead) -> Result<String> {
+    match name.strip_prefix("control.tar").unwrap_or_default() {
+        "" => find(stored),
+        ".gz" => find(flate2::bufread::MultiGzDecoder::new(stored)),
+        ".xz" => {
+            let stream =
+                liblzma::stream::Stream::new_stream_decoder(MAX_DECODER, liblzma::stream::CONCATENATED);
+            find(liblzma::bufread::XzDecoder::new_stream(stored, stream?))
+        }
+        ".zst" => {
+            let mut stored = stored;
+            ensure_window(stored.fill_buf()?)?;
+            find(ruzstd::decoding::StreamingDecoder::new(stored)?)
+        }
+        other => bail!("its compression {other:?} is not known (gz, xz, zst are)"),
+    }
+}
+
+/// Refuses a zstd frame whose window would take too much memory, from its header (RFC 8878, 3.1.1.1).
+fn ensure_window(frame: &[u8]) -> Result<()> {
+    let descriptor = *frame.get(4).context("the zstd frame has no header")?;
+    let window = if descriptor & 0x20 == 0 {
+        let byte = u64::from(*frame.get(5).context("the zstd frame has no window")?);
+        let base = 1u64 << (10 + (byte >> 3));
+        base + base / 8 * (byte & 7)
+    } else {
+        // A single segment: the window is the content, whose size has 1, 2, 4 or 8 bytes behind the dictionary's id.
+        let dictionary = [0, 1, 2, 4][usize::from(descriptor & 3)];
+        let length = 1usize << (descriptor >> 6);
+        let bytes =
+            frame.get(5 + dictionary..5 + dictionary + length).context("the zstd frame is too short")?;
+        let size = bytes.iter().rev().fold(0u64, |sum, b| sum << 8 | u64::from(*b));
+        if length == 2 { size + 256 } else { size }
+    };
+    ensure!(window <= MAX_WINDOW, "its zstd window of {window} bytes is too large");
+    Ok(())
+}
+
+fn find(unpacked: impl Read) -> Result<String> {
+    let mut archive = tar::Archive::new(unpacked.take(MAX_UNPACKED));
+    for entry in archive.entries()?.take(MAX_ENTRIES) {
+        let entry = entry.context("the archive is damaged")?;
+        if matches!(&*entry.path_bytes(), b"./control" | b"control") && entry.header().entry_type().is_file()
+        {
+            ensure!(entry.size() <= MAX_CONTROL, "the file control has {} bytes", entry.size());
+            let mut text = String::new();
+            entry.take(MAX_CONTROL).read_to_string(&mut text).context("reading the file control")?;
+            return Ok(text);
+        }
+    }
+    bail!("the file control is missing")
+}
+
+/// A field of the first paragraph. Names are compared without case; none that we want spans lines.
+fn field(control: &str, name: &str, is_good: fn(&str) -> bool) -> Result<String> {
+    let lines =
+        control.lines().skip_while(|line| line.trim().is_empty()).take_while(|line| !line.trim().is_empty());
+    let value = lines
+        .filter_map(|line| line.split_once(':'))
+        .find(|(key, _)| key.eq_ignore_ascii_case(name))
+        .map(|(_, value)| value.trim())
+        .with_context(|| format!("its control file has no field {name}"))?;
+    ensure!(is_good(value), "its control file says {name}: {value:?}, which is not possible");
+    Ok(value.to_owned())
+}
+
+// The values end up in argument lists and messages: only what Debian's policy allows is let through.
+fn name_is_good(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.len() <= 128
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-._".contains(&b))
+}
+fn version_is_good(version: &str) -> bool {
+    version.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && version.len() <= 256
+        && version.bytes().all(|b| b.is_ascii_alphanumeric() || b".+-~:".contains(&b))
+}
+fn architecture_is_good(architecture: &str) -> bool {
+    architecture.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && architecture.len() <= 64
+        && architecture.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
+}
+
+#[cfg(test)]
+pub(crate) mod fixture {
+    //! Debian packages for tests.
+
+    use std::io::Write;
+
+    pub fn ar(members: &[(&str, &[u8])]) -> Vec<u8> {
+        let mut file = super::AR_MAGIC.to_vec();
+        for (name, content) in members {
+            writeln!(file, "{name:<16}{:<12}{:<6}{:<6}{:<8}{:<10}`", 0, 0, 0, "100644", content.len())
+                .unwrap();
+            file.extend_from_slice(content);
+            file.resize(file.len().next_multiple_of(2), b'\n');
+        }
+        file
+    }
+
+    pub fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
+        let mut tar = tar::Builder::new(Vec::new());
+        for (name, content) in files {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(content.len() as u64);
+            header.set_mode(0o644);
+            tar.append_data(&mut header, name, *content).unwrap();
+        }
+        tar.into_inner().unwrap()
+    }
+
+    pub fn pack(bytes: &[u8], compression: &str) -> Vec<u8> {
+        match compression {
+            ".gz" => {
+                let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+                gz.write_all(bytes).unwrap();
+                gz.finish().unwrap()
+            }
+            ".xz" => liblzma::encode_all(bytes, 6).unwrap(),
+            ".zst" => ruzstd::encoding::compress_to_vec(bytes, ruzstd::encoding::CompressionLevel::Fastest),
+            _ => bytes.to_vec(),
+        }
+    }
+
+    /// A package without files.
+    pub fn deb(control: &str, compression: &str) -> Vec<u8> {
+        let archive = pack(&tar(&[("./md5sums", b""), ("./control", control.as_bytes())]), compression);
+        let name = format!("control.tar{compression}");
+        ar(&[("debian-binary", b"2.0\n"), (&name, &archive), ("data.tar", &tar(&[]))])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONTROL: &str = "Package: hello\nVersion: 2:2.10-3+b1~x\nArchitecture: amd64\nDescription: greets\n more\n\nPackage: other\n";
+
+    fn open_bytes(bytes: &[u8]) -> Result<Package, String> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), bytes).unwrap();
+        open(file.path()).map_err(|e| format!("{e:#}"))
+    }
+
+    #[test]
+    fn every_compression_is_read() {
+        for compression in ["", ".gz", ".xz", ".zst"] {
+            let package = open_bytes(&fixture::deb(CONTROL, compression)).unwrap();
+            let told = (&*package.name, &*package.version, &*package.architecture);
+            assert_eq!(told, ("hello", "2:2.10-3+b1~x", "amd64"), "{compression}");
+        }
+    }
+
+    #[test]
+    fn the_digest_is_of_the_whole_file() {
+        let bytes = fixture::deb(CONTROL, ".gz");
+        let expected: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(open_bytes(&bytes).unwrap().sha256, expected);
+    }
+
+    #[test]
+    fn what_is_no_package_is_refused_by_name() {
+        let whole = fixture::deb(CONTROL, ".gz");
+        let member =
+            |name: &str, content: &[u8]| fixture::ar(&[("debian-binary", b"2.0\n"), (name, content)]);
+        let control = |text: &str| fixture::deb(text, "");
+        let mut huge = member("control.tar", b"");
+        huge[8 + 60 + 4 + 48..8 + 60 + 4 + 58].copy_from_slice(b"9999999999");
+        let cases: &[(&[u8], &str)] = &[
+            (b"", "it is not a Debian package"),
+            (b"\x7fELF", "it is not a Debian package"),
+            (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
+            (b"\xed\xab\xee\xdb\x03\x00", "no built-in plugin installs rpm files"),
+            (AR_MAGIC, "data.tar is missing"),
+            (&whole[..whole.len() - 1], "the member data.tar is incomplete"),
+            (&whole[..100], "is incomplete"),
+            (&huge, "the member control.tar is incomplete"),
+            (&fixture::ar(&[("x", b"")]), "its first member is \"x\""),
+            (&fixture::ar(&[("debian-binary", b"3.0\n")]), "its format is \"3.0\""),
+            (&member("control.tar.br", b""), "its compression \".br\" is not known"),
+            (&member("control.tar.gz", b"no gzip"), "reading control.tar.gz"),
+            (&member("control.tar.xz", b"no xz"), "reading control.tar.xz"),
+            (&member("control.tar.zst", b"no zstd"), "reading control.tar.zst"),
+            (&member("control.tar", &fixture::tar(&[("./x", b"")])), "the file control is missing"),
+            (&control("Package: a\nVersion: 1\n"), "its control file has no field Architecture"),
+            (
+                &control("Package: -y\nVersion: 1\nArchitecture: all\n"),
+                "says Package: \"-y\", which is not possible",
+            ),
+            (&control("Package: a\nVersion: $(x)\nArchitecture: all\n"), "says Version: \"$(x)\""),
+        ];
+        for (bytes, expected) in cases {
+            let error = open_bytes(bytes).unwrap_err();
+            assert!(error.contains(expected), "{expected:?} is not in {error:?}");
+        }
+    }
+
+    #[test]
+    fn bombs_end_at_the_limits() {
+        let zeros = vec![0u8; 40 << 20];
+        for compression in [".gz", ".xz"] {
+            let tar = fixture::tar(&[("./filler", &zeros), ("./control", CONTROL.as_bytes())]);
+            let name = format!("control.tar{compression}");
+            let bomb = fixture::pack(&tar, compression);
+            let error = open_bytes(&fixture::ar(&[("debian-binary", b"2.0\n"), (&name, &bomb)])).unwrap_err();
+            assert!(error.contains(&format!("reading {name}")), "{error}");
+        }
+        // A window of 64 MiB in the header: refused before it is allocated.
+        let frame = [0x28, 0xb5, 0x2f, 0xfd, 0x00, 16 << 3, 0, 0, 0];
+        let error = open_bytes(&fixture::ar(&[("debian-binary", b"2.0\n"), ("control.tar.zst", &frame)]))
+            .unwrap_err();
+        assert!(error.contains("its zstd window of 67108864 bytes is too large"), "{error}");
+        let long = format!("{CONTROL}X: {}\n", "x".repeat(2 << 20));
+        assert!(open_bytes(&fixture::deb(&long, ".gz")).unwrap_err().contains("the file control has"));
+    }
+
+    #[test]
+    fn no_damage_makes_it_panic() {
+        let mut state = 1u32;
+        for compression in ["", ".gz", ".xz", ".zst"] {
+            let good = fixture::deb(CONTROL, compression);
+            for _ in 0..300 {
+                let mut bytes = good.clone();
+                for _ in 0..3 {
+                    state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    let at = (state >> 8) as usize % bytes.len();
+                    bytes[at] ^= (state as u8) | 1;
+                }
+                _ = open_bytes(&bytes);
+            }
+        }
+    }
 }

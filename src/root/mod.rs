@@ -2,19 +2,34 @@
 
 mod blocking;
 mod choose;
+mod clean;
+mod cloned;
 mod close;
+pub mod execute;
+mod files;
 pub mod filesystem;
 pub mod fstab;
 mod grow;
 mod holders;
 pub mod inside;
 mod ioctl;
+mod lint;
+mod listen;
 mod mounting;
+mod network;
 mod nodes;
+mod packages;
 pub mod partition;
 mod release;
+pub mod runner;
+mod scripts;
+pub mod shim;
+mod space;
 pub mod step;
+mod units;
 mod unmounted;
+#[cfg(test)]
+mod test;
 
 pub use inside::Inside;
 

@@ -1,9 +1,49 @@
 //! Runs one command in a mounted root, contained: a process tree that ends as a whole.
+//!
+//! oven starts itself again as `oven __step` ([`helper_main`]), as process 1 of a new PID namespace. That one makes the
+//! other namespaces and all that the step sees, enters it, gives up its rights, starts the command and reaps. When the
+//! command ends, so does everything it started; when oven ends, too.
 
+mod capabilities;
+mod covers;
+mod dev;
+mod helper;
+mod lines;
+mod message;
+pub(super) mod mounts;
+mod reap;
+mod scope;
+mod seccomp;
+mod spawn;
+mod tree;
+
+use super::shim::Placeholders;
+use crate::error::Kind;
+use anyhow::{Context, Result};
+use lines::Lines;
+use message::Message;
 use oven_distro::Shim;
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::mount::{MountPropagationFlags, mount_change};
+use rustix::thread::UnshareFlags;
 use serde::{Deserialize, Serialize};
+use spawn::{Running, Terminal};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::time::{Instant, sleep_until};
+
+/// The hidden verb that makes this program the helper.
+pub const VERB: &str = "__step";
+/// Between SIGTERM and the end, for a step that took too long.
+const GRACE: Duration = Duration::from_secs(10);
+/// A pipe's capacity: what one read can bring.
+const CHUNK: usize = 64 << 10;
 
 /// What the step helper is told, as JSON on its standard input.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -17,6 +57,9 @@ pub struct Spec {
     pub cwd: String,
     /// Without it the step has a network namespace of its own, with nothing but `lo`.
     pub network: bool,
+    /// With the network: what `/etc/resolv.conf` says. `None`: what this machine's says.
+    #[serde(default)]
+    pub resolv_conf: Option<String>,
     /// Files that are there only while the step runs.
     pub shims: Vec<Shim>,
     /// Files and directories of this machine that the step sees read-only.
@@ -45,4 +88,207 @@ pub struct Node {
     pub rdev: u64,
     /// Below `/dev`: `disk/by-uuid/…`.
     pub links: Vec<String>,
+}
+
+/// How a step ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exit {
+    pub status: ExitStatus,
+    /// Names of processes that the command left. They were killed.
+    pub left: Vec<String>,
+}
+
+/// How a step's command ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExitStatus {
+    /// By itself. 127: there is no such program in the image; 126: it cannot be executed.
+    Exited(i32),
+    /// By this signal.
+    Signaled(i32),
+    /// It took longer than it may.
+    TimedOut,
+}
+
+impl ExitStatus {
+    pub fn success(self) -> bool {
+        self == Self::Exited(0)
+    }
+}
+
+impl fmt::Display for ExitStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exited(code) => write!(f, "exit status {code}"),
+            Self::Signaled(number) => match nix::sys::signal::Signal::try_from(*number) {
+                Ok(signal) => write!(f, "killed by {signal}"),
+                Err(_) => write!(f, "killed by signal {number}"),
+            },
+            Self::TimedOut => f.write_str("it took too long and was killed"),
+        }
+    }
+}
+
+impl Spec {
+    /// The command's whole environment. Nothing of oven's own is in it: credentials, say.
+    fn environment(&self) -> BTreeMap<String, String> {
+        let defaults = [
+            ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+            ("HOME", "/root"),
+            ("LANG", "C.UTF-8"),
+            ("TERM", "dumb"),
+            // Tools of systemd do what works without a running system, and do not look for one.
+            ("SYSTEMD_OFFLINE", "1"),
+            ("container", "oven"),
+        ];
+        let mut environment: BTreeMap<_, _> =
+            defaults.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        environment.extend(self.env.clone());
+        environment
+    }
+
+    /// Paths in the image that a file is bound over, whether they are there or not.
+    pub(super) fn covered(&self) -> impl Iterator<Item = &str> {
+        let resolv_conf = self.network.then_some(tree::RESOLV_CONF);
+        self.shims.iter().map(|shim| shim.path.as_str()).chain(resolv_conf)
+    }
+}
+
+/// What `oven __step` does. First thing in `main`: the process has one thread, and is process 1 of its namespace.
+pub fn helper_main() -> ExitCode {
+    helper::main()
+}
+
+/// Gives this process mounts of its own: what is mounted from now on is seen by nobody else, and goes when the process
+/// does, however it ends. Called before there is a second thread, since namespaces belong to threads.
+#[allow(unsafe_code)]
+pub fn private_mounts() -> Result<()> {
+    // SAFETY: nothing of this process's memory or descriptors is unshared.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.map_err(|error| {
+        Kind::Machine
+            .failure(format!("this process cannot have mounts of its own ({error})"))
+            .hint("Run oven as root.")
+    })?;
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+        .context("making the mounts private")
+}
+
+/// Runs a step. `helper`: this program's path. Each line of the step's output goes to `on_line`, without what would
+/// steer a terminal. Dropping the future kills all of the step and waits until it is gone.
+///
+/// Called from a thread that lives on: the step dies with it.
+///
+/// # Errors
+/// [`Kind::Step`] if the image cannot be entered, [`Kind::Machine`] if this machine does not let it. That the command
+/// fails is no error.
+pub async fn run(
+    helper: &Path,
+    spec: &Spec,
+    timeout: Duration,
+    on_line: &mut dyn FnMut(&str),
+) -> Result<Exit> {
+    // Dropped in the reverse order: processes, then the terminal, then what was made in the image for them.
+    let placeholders = placeholders(spec).context("preparing the image for a step")?;
+    let terminal = if spec.interactive { Terminal::note() } else { None };
+    let exit = supervise(helper, spec, timeout, on_line).await;
+    drop(terminal);
+    let removed = placeholders.map_or(Ok(()), Placeholders::remove);
+    let exit = exit?;
+    removed.context("clearing the image after a step")?;
+    Ok(exit)
+}
+
+fn placeholders(spec: &Spec) -> Result<Option<Placeholders>> {
+    if spec.throwaway {
+        return Ok(None); // the overlay gets them
+    }
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::openat(CWD, &spec.root, flags, Mode::empty())
+        .with_context(|| format!("opening {}", spec.root.display()))?;
+    Placeholders::make(root.as_fd(), spec).map(Some)
+}
+
+async fn supervise(
+    helper: &Path,
+    spec: &Spec,
+    timeout: Duration,
+    on_line: &mut dyn FnMut(&str),
+) -> Result<Exit> {
+    let mut running = match std::env::var("TERM") {
+        Ok(term) if spec.interactive && !spec.env.contains_key("TERM") => {
+            let mut spec = spec.clone();
+            spec.env.insert("TERM".into(), term);
+            Running::start(helper, &spec)?
+        }
+        _ => Running::start(helper, spec)?,
+    };
+    let mut lines = Lines::new();
+    let mut output = match running.output.take() {
+        Some(output) => Some(watch(output)?),
+        None => None,
+    };
+    let timed_out = {
+        let dead = watch(running.process.try_clone().context("waiting for the step")?)?;
+        let (mut timed_out, mut deadline) = (false, Instant::now() + timeout);
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            tokio::select! {
+                ready = dead.readable() => {
+                    _ = ready.context("waiting for the step")?;
+                    break timed_out;
+                }
+                len = read(output.as_ref(), &mut buffer) => match len? {
+                    0 => output = None,
+                    len => lines.add(&buffer[..len], on_line),
+                },
+                () = sleep_until(deadline) => {
+                    if timed_out {
+                        running.kill();
+                        // It takes what the kernel takes.
+                        deadline += Duration::from_secs(3600);
+                    } else {
+                        timed_out = true;
+                        running.terminate();
+                        deadline = Instant::now() + GRACE;
+                    }
+                }
+            }
+        }
+    };
+    // All of the step is dead: what it wrote is in the pipe.
+    if let Some(output) = output {
+        let mut buffer = vec![0; CHUNK];
+        while let Ok(len @ 1..) = rustix::io::read(output.get_ref(), &mut buffer) {
+            lines.add(&buffer[..len], on_line);
+        }
+    }
+    lines.finish(on_line);
+    let signal = running.reap()?;
+    let told = Message::receive(&running.control)?;
+    match (timed_out, told, signal) {
+        (_, Some(Message::Failed { kind, message, hint }), _) => {
+            Err(Message::failure(kind, &message, hint)).context("starting a contained step")
+        }
+        (true, told, _) => {
+            let left = if let Some(Message::Ended { left, .. }) = told { left } else { Vec::new() };
+            Ok(Exit { status: ExitStatus::TimedOut, left })
+        }
+        (false, Some(Message::Ended { status, left }), _) => Ok(Exit { status, left }),
+        (false, None, Some(signal)) => Ok(Exit { status: ExitStatus::Signaled(signal), left: Vec::new() }),
+        (false, None, None) => {
+            Err(Kind::Step.error(format!("the step's helper {} ended without a word", helper.display())))
+        }
+    }
+}
+
+/// Reads some of the step's output; 0 at its end. Waits for ever if there is none.
+async fn read(output: Option<&AsyncFd<OwnedFd>>, buffer: &mut [u8]) -> Result<usize> {
+    let Some(output) = output else { return std::future::pending().await };
+    let read = output.async_io(Interest::READABLE, |fd| Ok(rustix::io::read(fd, &mut *buffer)?));
+    read.await.context("reading the step's output")
+}
+
+#[allow(unsafe_code)]
+fn watch(fd: OwnedFd) -> Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is the same open descriptor as long as it lives, and it cannot be exchanged in there.
+    unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.context("watching a step")
 }

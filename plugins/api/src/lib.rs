@@ -70,6 +70,9 @@ pub struct Job {
     /// A mirror that replaces the image's own archive while packages are fetched, for this bake alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mirror: Option<String>,
+    /// Certificates (PEM) to trust while packages are fetched: a path that steps with the network see.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<String>,
 }
 
 /// What happens to a configuration file that both the image and a package changed.
@@ -102,16 +105,72 @@ pub enum Package {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Plan {
-    /// Files that are there only while steps run.
+    /// Files that are there only while steps run. Those below `/etc` are there for the plan's own steps alone: the
+    /// definition's scripts see the image's configuration, and may change it.
     #[serde(default)]
     pub shims: Vec<Shim>,
     /// In the order in which they run; phases never go back.
     #[serde(default)]
     pub steps: Vec<Step>,
     /// Commands (without network, after all steps but clean) whose output is kept with the image, by name.
-    /// `packages` is a line for each installed package: name, version, architecture, separated by tabs.
+    /// `packages` prints a line for each package, of columns separated by tabs: name, version, architecture and, as
+    /// far as [`Plan::expect`] is to be checked, state and what it provides (separated by commas). The first three are
+    /// kept.
     #[serde(default)]
     pub facts: BTreeMap<String, Vec<String>>,
+    /// What the fact `packages` has to show, before the steps and after them.
+    #[serde(default)]
+    pub expect: Expect,
+    /// What lines of a failed step's output mean, the most telling first.
+    #[serde(default)]
+    pub troubles: Vec<Trouble>,
+}
+
+/// What the fact `packages` has to show.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Expect {
+    /// States of a package that is as it should be. A package in any other state fails the bake: before the first
+    /// step, because of the base image, and after the last.
+    #[serde(default)]
+    pub sound: Vec<String>,
+    /// States of a package that is not there: its line is passed over.
+    #[serde(default)]
+    pub absent: Vec<String>,
+    /// Packages that have to be there and sound once the plan's steps are done.
+    #[serde(default)]
+    pub packages: Vec<Wanted>,
+}
+
+/// A package that has to be there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Wanted {
+    /// A package's name or, where there is no version, a name that an installed package provides.
+    pub name: String,
+    /// As the package manager spells it; `None`: any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub architecture: Option<String>,
+    /// An exact version, or a pattern with `*`; `None`: any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+}
+
+/// What a line of a failed step's output means.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Trouble {
+    /// The whole line; `*` stands for anything.
+    pub output: String,
+    /// What was wrong. `{1}` is what the first `*` stood for, `{2}` the second.
+    pub means: String,
+    /// What the user can do, as a whole sentence; `{1}` as above.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// The package that image.toml is wrong to ask for, `{1}` as above, empty for no certain one: then trying again
+    /// is of no use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub package: Option<String>,
 }
 
 /// A file that is bound over `path` while steps run, and never written into the image.

@@ -1,1 +1,180 @@
 //! Debian, Ubuntu and their relatives: apt and dpkg.
+//!
+//! Packages are downloaded in one step, which has the network and runs no package's code, and installed in another,
+//! which has none. Both are the same apt command, so both find the same set. How apt behaves is told by a
+//! configuration file that is there only while the steps run ([`conf`]).
+
+mod ask;
+mod conf;
+mod mirror;
+mod troubles;
+
+use ask::Asks;
+use oven_distro::{
+    Claim, Claims, Conffiles, Distro, Expect, Job, OsRelease, Phase, Plan, Refused, Shim, Step,
+};
+use std::collections::BTreeMap;
+
+/// The plugin. It holds nothing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Debian;
+
+const APT_GET: &str = "/usr/bin/apt-get";
+const DPKG_QUERY: &str = "/usr/bin/dpkg-query";
+
+/// Seconds. An index is some 10 MB; Debian's whole archive of packages that a server needs, some 1 GB.
+const UPDATE_TIMEOUT: u64 = 15 * 60;
+const FETCH_TIMEOUT: u64 = 60 * 60;
+/// A package's script that works for longer than this hangs.
+const INSTALL_TIMEOUT: u64 = 60 * 60;
+const CLEAN_TIMEOUT: u64 = 5 * 60;
+/// apt tries each file again by itself; this is for an archive that changes while it is read.
+const RETRIES: u32 = 2;
+
+impl Distro for Debian {
+    fn id(&self) -> &str {
+        "debian"
+    }
+
+    fn claims(&self, os: &OsRelease) -> Claims {
+        let claim = match os.id() {
+            "debian" | "ubuntu" => Claim::Exact,
+            _ if os.id_like().any(|id| id == "debian" || id == "ubuntu") => Claim::Family,
+            _ => return Claims { claim: Claim::No, look_for: Vec::new() },
+        };
+        let look_for = [APT_GET, DPKG_QUERY, conf::IMAGES_MAIN].into_iter().chain(mirror::LOOK_FOR);
+        Claims { claim, look_for: look_for.map(str::to_owned).collect() }
+    }
+
+    fn plan(&self, job: &Job) -> Result<Plan, Refused> {
+        let has = |path: &str| job.present.get(path).copied().unwrap_or(false);
+        let asks = Asks::of(job)?;
+        let changes = job.upgrade || !asks.arguments.is_empty();
+        if changes && let Some(missing) = [APT_GET, DPKG_QUERY].into_iter().find(|path| !has(path)) {
+            return Err(Refused(format!("packages cannot be installed: the image has no {missing}")));
+        }
+        let mut plan = Plan { shims: vec![policy()], troubles: troubles::all(), ..Plan::default() };
+        if has(DPKG_QUERY) {
+            plan.facts = BTreeMap::from([("packages".to_owned(), query())]);
+            plan.expect = expect();
+        }
+        if changes {
+            plan.expect.packages = asks.wanted;
+            plan.shims.push(conf::first());
+            plan.shims.push(conf::last(job, has(conf::IMAGES_MAIN)));
+            plan.shims.extend(mirror::shims(job)?);
+            plan.steps = steps(job, &asks.arguments);
+        }
+        if has(APT_GET) {
+            plan.steps.push(clean());
+        }
+        Ok(plan)
+    }
+}
+
+/// Services are not started: `invoke-rc.d` and `deb-systemd-invoke` ask this file, if it is executable, and 101 is
+/// "forbidden".
+fn policy() -> Shim {
+    let content = "#!/bin/sh\n# There while oven bakes: services start when an instance boots.\nexit 101\n";
+    Shim { path: "/usr/sbin/policy-rc.d".into(), content: content.into(), mode: 0o755 }
+}
+
+fn query() -> Vec<String> {
+    let format = r"-f=${Package}\t${Version}\t${Architecture}\t${db:Status-Status}\t${Provides}\n";
+    ["dpkg-query", "-W", format].map(str::to_owned).to_vec()
+}
+
+/// dpkg's words for a package's state. What is neither is half-installed, unpacked, half-configured or waits for a
+/// trigger: what `dpkg --audit` complains of.
+fn expect() -> Expect {
+    let (sound, absent) = (["installed"], ["config-files", "not-installed"]);
+    Expect {
+        sound: sound.map(str::to_owned).to_vec(),
+        absent: absent.map(str::to_owned).to_vec(),
+        packages: Vec::new(),
+    }
+}
+
+fn steps(job: &Job, packages: &[String]) -> Vec<Step> {
+    let environment = environment(job.conffiles);
+    let step = |phase, why: &str, argv: &[&str], packages: &[String]| Step {
+        phase,
+        why: why.to_owned(),
+        argv: argv.iter().map(|a| (*a).to_owned()).chain(packages.iter().cloned()).collect(),
+        env: environment.clone(),
+        retries: 0,
+        network: false,
+        timeout: INSTALL_TIMEOUT,
+    };
+    let fetch = |why: &str, argv: &[&str], packages: &[String]| Step {
+        retries: RETRIES,
+        network: true,
+        timeout: FETCH_TIMEOUT,
+        ..step(Phase::Fetch, why, argv, packages)
+    };
+    let update = fetch("refreshing the package index", &["apt-get", "update"], &[]);
+    let mut steps = vec![Step { timeout: UPDATE_TIMEOUT, ..update }];
+    // What an upgrade takes away is not chosen by oven: dist-upgrade is the one that brings everything up to date, a
+    // kernel of a new name too.
+    if job.upgrade {
+        steps.push(fetch("downloading upgrades", &["apt-get", "--download-only", "dist-upgrade"], &[]));
+    }
+    let count = match packages.len() {
+        1 => "1 package".to_owned(),
+        n => format!("{n} packages"),
+    };
+    if !packages.is_empty() {
+        // Together with the upgrade, for that is the state in which they will be installed.
+        let verb = if job.upgrade { "dist-upgrade" } else { "install" };
+        let why = format!("downloading {count} and dependencies");
+        steps.push(fetch(&why, &["apt-get", "--download-only", verb, "--"], packages));
+    }
+    let change = |phase, why: &str, argv: &[&str], packages: &[String]| Step {
+        network: job.network,
+        ..step(phase, why, argv, packages)
+    };
+    // Not with --no-download: apt then does not resolve a local file's path either, and fails on it.
+    if job.upgrade {
+        steps.push(change(Phase::Upgrade, "upgrading packages", &["apt-get", "dist-upgrade"], &[]));
+    }
+    if !packages.is_empty() {
+        let why = format!("installing {count}");
+        steps.push(change(Phase::Install, &why, &["apt-get", "install", "--"], packages));
+    }
+    steps
+}
+
+fn environment(conffiles: Conffiles) -> BTreeMap<String, String> {
+    // ucf keeps the configuration files that dpkg does not know.
+    let ucf = match conffiles {
+        Conffiles::Keep => "UCF_FORCE_CONFFOLD",
+        Conffiles::Replace => "UCF_FORCE_CONFFNEW",
+    };
+    [
+        ("APT_CONFIG", conf::FIRST),
+        ("APT_LISTBUGS_FRONTEND", "none"),
+        ("APT_LISTCHANGES_FRONTEND", "none"),
+        ("DEBCONF_NONINTERACTIVE_SEEN", "true"),
+        ("DEBIAN_FRONTEND", "noninteractive"),
+        // apt's messages are read: they have to be the ones in English.
+        ("LC_ALL", "C.UTF-8"),
+        ("NEEDRESTART_SUSPEND", "1"),
+        (ucf, "1"),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .into()
+}
+
+/// The indexes and the downloaded packages; directories stay, for some belong to apt's own user.
+fn clean() -> Step {
+    let argv = ["find", "/var/lib/apt/lists", "/var/cache/apt", "-xdev", "-type", "f", "-delete"];
+    Step {
+        phase: Phase::Clean,
+        why: "removing package indexes and caches".into(),
+        argv: argv.map(str::to_owned).to_vec(),
+        env: BTreeMap::new(),
+        retries: 0,
+        network: false,
+        timeout: CLEAN_TIMEOUT,
+    }
+}

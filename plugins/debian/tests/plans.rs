@@ -1,0 +1,126 @@
+//! Plans as they are: a change of a plan is a change that somebody has to look at. `OVEN_BLESS=1` writes them anew.
+
+use oven_debian::Debian;
+use oven_distro::{Claim, Conffiles, Distro, Job, OsRelease, Package, Phase, Plan};
+use std::path::Path;
+
+const BOOKWORM: &str = "ID=debian\nVERSION_ID=\"12\"\nVERSION_CODENAME=bookworm\n";
+const NOBLE: &str = "ID=ubuntu\nID_LIKE=debian\nVERSION_ID=\"24.04\"\nVERSION_CODENAME=noble\n";
+
+/// A job on an image that has everything that the plugin looks for, but for `lacks`.
+fn job(os: &str, lacks: &[&str]) -> Job {
+    let os_release = OsRelease::parse(os);
+    let look_for = Debian.claims(&os_release).look_for;
+    let present = look_for.into_iter().map(|path| (path.clone(), !lacks.contains(&path.as_str()))).collect();
+    Job { os_release, architecture: "x86_64".into(), present, ..Job::default() }
+}
+
+fn named(name: &str, version: Option<&str>) -> Package {
+    Package::Named { name: name.into(), version: version.map(str::to_owned) }
+}
+
+fn file() -> Package {
+    Package::File {
+        path: "/run/oven/packages/0-site_1.0_all.deb".into(),
+        name: "site".into(),
+        version: "1.0".into(),
+        architecture: "all".into(),
+    }
+}
+
+fn golden(name: &str, job: &Job) {
+    let plan = Debian.plan(job).unwrap();
+    sound(&plan);
+    let text = format!("{:#}\n", serde_json::to_value(&plan).unwrap());
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(format!("{name}.json"));
+    if std::env::var_os("OVEN_BLESS").is_some() {
+        std::fs::write(&path, &text).unwrap();
+    }
+    let kept = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(kept == text, "{name}.json differs from the plan: look at it after OVEN_BLESS=1\n{text}");
+    assert_eq!(serde_json::from_str::<Plan>(&kept).unwrap(), plan, "a plan survives JSON");
+}
+
+/// What holds for every plan.
+fn sound(plan: &Plan) {
+    assert!(plan.steps.windows(2).all(|pair| pair[0].phase <= pair[1].phase), "phases never go back");
+    for step in &plan.steps {
+        let line = step.argv.join(" ");
+        let downloads = line.contains("--download-only") || line == "apt-get update";
+        assert_eq!(step.phase == Phase::Fetch, downloads, "{line}");
+        assert!(!line.contains("unauthenticated") && step.timeout > 0, "{line}");
+    }
+    for shim in &plan.shims {
+        assert!(shim.path.starts_with('/'), "{}", shim.path);
+        assert!(!shim.content.contains("nauthenticated \"true"), "{}", shim.content);
+    }
+    let policy = plan.shims.iter().find(|shim| shim.path == "/usr/sbin/policy-rc.d").unwrap();
+    assert_eq!((policy.mode, policy.content.ends_with("exit 101\n")), (0o755, true));
+}
+
+#[test]
+fn packages_by_name_version_and_file() {
+    let packages = vec![named("nginx-light", None), named("redis-server", Some("5:7.0.*")), file()];
+    golden("packages", &Job { packages, ..job(BOOKWORM, &[]) });
+}
+
+#[test]
+fn everything_at_once() {
+    let all = Job {
+        packages: vec![named("linux-image-aws", None), named("libc6:i386", None)],
+        upgrade: true,
+        recommends: true,
+        conffiles: Conffiles::Replace,
+        network: true,
+        mirror: Some("http://mirror.local/ubuntu/".into()),
+        ca_file: Some("/run/oven/ca.pem".into()),
+        ..job(
+            NOBLE,
+            &["/etc/apt/sources.list.d/debian.sources", "/usr/share/keyrings/debian-archive-keyring.gpg"],
+        )
+    };
+    golden("everything", &all);
+}
+
+#[test]
+fn nothing_to_install() {
+    golden("nothing", &job(BOOKWORM, &["/etc/apt/apt.conf"]));
+}
+
+#[test]
+fn the_same_job_gives_the_same_plan() {
+    let one = Job { packages: vec![named("jq", None), file()], ..job(BOOKWORM, &[]) };
+    assert_eq!(Debian.plan(&one), Debian.plan(&one.clone()));
+}
+
+#[test]
+fn fetching_and_installing_ask_for_the_same() {
+    let plan = Debian
+        .plan(&Job { packages: vec![named("jq", Some("1.6*")), file()], ..job(BOOKWORM, &[]) })
+        .unwrap();
+    let of = |phase| plan.steps.iter().rfind(|step| step.phase == phase).unwrap();
+    let (fetch, install) = (of(Phase::Fetch), of(Phase::Install));
+    let without: Vec<_> = fetch.argv.iter().filter(|a| *a != "--download-only").collect();
+    assert_eq!(without, install.argv.iter().collect::<Vec<_>>());
+    assert_eq!(fetch.env, install.env);
+    assert!(fetch.network && !install.network);
+}
+
+#[test]
+fn claims() {
+    let claim = |os: &str| Debian.claims(&OsRelease::parse(os)).claim;
+    assert_eq!(claim(BOOKWORM), Claim::Exact);
+    assert_eq!(claim(NOBLE), Claim::Exact);
+    assert_eq!(claim("ID=linuxmint\nID_LIKE=\"ubuntu debian\"\n"), Claim::Family);
+    assert_eq!(claim("ID=fedora\n"), Claim::No);
+    assert_eq!(claim(""), Claim::No);
+}
+
+#[test]
+fn an_image_without_apt_is_refused_only_if_apt_is_needed() {
+    let bare = job(BOOKWORM, &["/usr/bin/apt-get", "/usr/bin/dpkg-query"]);
+    let plan = Debian.plan(&bare).unwrap();
+    assert!(plan.steps.is_empty() && plan.facts.is_empty());
+    let refused = Debian.plan(&Job { packages: vec![named("jq", None)], ..bare }).unwrap_err();
+    assert!(refused.0.contains("/usr/bin/apt-get"), "{refused}");
+}

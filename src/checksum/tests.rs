@@ -1,0 +1,168 @@
+use super::*;
+use std::os::unix::fs::symlink;
+
+fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let top = tempfile::tempdir().unwrap();
+    for (path, content) in files {
+        let path = top.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
+    }
+    top
+}
+
+/// The message, with `DIR` for the tree's directory.
+fn error(top: &Path, directory: &str) -> String {
+    let error = config_checksum(&[top.join(directory)]).unwrap_err();
+    assert_eq!(Kind::of(&error), Kind::Definition);
+    format!("{error:#}").replace(top.to_str().unwrap(), "DIR")
+}
+
+#[test]
+fn the_published_vectors_come_out() {
+    let vectors: serde_json::Value =
+        serde_json::from_str(include_str!("../../tests/checksum-vectors.json")).unwrap();
+    let cases = vectors["cases"].as_array().unwrap();
+    assert_eq!(cases.len(), 3);
+    for case in cases {
+        let files = case["files"].as_object().unwrap();
+        let files: Vec<_> = files.iter().map(|(path, text)| (&**path, text.as_str().unwrap())).collect();
+        let top = tree(&files);
+        for directory in case["directories"].as_array().into_iter().flatten() {
+            std::fs::create_dir(top.path().join(directory.as_str().unwrap())).unwrap();
+        }
+        if files.is_empty() {
+            assert_eq!(error(top.path(), ""), "DIR/: there is no file that counts");
+            assert_eq!(Tree::default().checksum(), case["checksum"]);
+            continue;
+        }
+        let answer = config_checksum(&[top.path()]).unwrap();
+        assert_eq!(answer.hex, case["checksum"], "{}", case["name"]);
+        if let Some(sorted) = case["sorted"].as_array() {
+            let sorted: Vec<_> = sorted.iter().map(|path| top.path().join(path.as_str().unwrap())).collect();
+            assert_eq!(answer.files.iter().map(|(path, _)| PathBuf::from(path)).collect::<Vec<_>>(), sorted);
+        }
+        if let Some(sha1) = case["file_sha1"].as_str() {
+            assert_eq!(answer.files[0].1, sha1);
+        }
+    }
+}
+
+/// The answers are those of the original's checksum.py, and of another implementation in Python.
+#[test]
+fn links_hidden_directories_and_several_directories_count_as_in_the_original() {
+    let top = tree(&[
+        ("w/image.toml", "from\n"),
+        ("w/sub/x", "x"),
+        ("w/sub-x/y", "y"),
+        ("w/sub.d/z", "z"),
+        ("w/sub/.hidden/h", "h"),
+        ("w/sub/.no", "no"),
+        ("w/é", "e"),
+        ("w/Z", "Z"),
+        ("w/a\nb", "nl"),
+        ("w/a b", "sp"),
+        ("w/+plus", "plus"),
+        ("c/deep/tool", "shared\n"),
+        ("c/lib", "lib"),
+    ]);
+    symlink("../c/lib", top.path().join("w/to-file")).unwrap();
+    symlink("../c", top.path().join("w/to-dir")).unwrap();
+    // Hidden, so nothing to complain about.
+    symlink("nowhere", top.path().join("w/.dangling")).unwrap();
+    let checksum = |directories: &[&str]| {
+        let directories: Vec<_> = directories.iter().map(|dir| top.path().join(dir)).collect();
+        config_checksum(&directories).unwrap().hex
+    };
+    assert_eq!(checksum(&["w"]), "70bad651addfb45ea0331d4b938f0cd5b747734a");
+    assert_eq!(checksum(&["w", "w/../c"]), "93cb5ae2e1fed2b69b9a671c1dc5345f879afdae");
+    assert_eq!(checksum(&["c", "w"]), "6be7655351b26ec3278a4b2d528518f3629b9e51");
+    // Neither the order nor a slash at the end matters.
+    assert_eq!(checksum(&["w/", "c/"]), "6be7655351b26ec3278a4b2d528518f3629b9e51");
+}
+
+/// Python's os.fsencode order, computed by hand with hashlib.
+#[test]
+fn names_that_are_no_utf8_sort_by_their_bytes() {
+    let all: Vec<u8> = (0..=255).collect();
+    let top = tree(&[("b/a", "a"), ("b/é", "e")]);
+    std::fs::write(top.path().join("b").join(std::ffi::OsStr::from_bytes(b"\xff\xfe")), "bytes").unwrap();
+    // 3 MiB: several buffers full.
+    std::fs::write(top.path().join("b/big"), all.repeat(4096 * 3)).unwrap();
+    assert_eq!(
+        config_checksum(&[top.path().join("b")]).unwrap().hex,
+        "488ccba6f4fa5591aba797acd426f358604856c8"
+    );
+}
+
+#[test]
+fn what_cannot_count_is_named() {
+    let top = tree(&[("dangling/a", ""), ("loop/a", ""), ("pipe/a", ""), ("socket/a", ""), ("null/a", "")]);
+    std::fs::create_dir_all(top.path().join("hidden")).unwrap();
+    std::fs::write(top.path().join("hidden/.a"), "").unwrap();
+    symlink("nowhere", top.path().join("dangling/link")).unwrap();
+    symlink("link", top.path().join("loop/link")).unwrap();
+    nix::unistd::mkfifo(&top.path().join("pipe/fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(top.path().join("socket/listen")).unwrap();
+    symlink("/dev/null", top.path().join("null/device")).unwrap();
+    let cases = [
+        ("dangling", "DIR/dangling/link: is a symbolic link to nowhere, which does not exist"),
+        ("pipe", "DIR/pipe/fifo: is a FIFO: only files can count"),
+        ("socket", "DIR/socket/listen: is a socket: only files can count"),
+        ("null", "DIR/null/device: is a device: only files can count"),
+        ("hidden", "DIR/hidden: there is no file that counts"),
+        ("gone", "DIR/gone: there is no such directory"),
+        ("pipe/a", "DIR/pipe/a: is a file, not a directory"),
+    ];
+    for (directory, expected) in cases {
+        assert_eq!(error(top.path(), directory), expected);
+    }
+    assert!(error(top.path(), "loop").starts_with("DIR/loop/link: cannot be read: "));
+}
+
+#[test]
+fn a_file_that_turns_into_a_fifo_does_not_block() {
+    let top = tree(&[]);
+    let fifo = top.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let error = file_sha1(&fifo).unwrap_err().to_string();
+    assert!(error.ends_with("is a FIFO: only files can count"), "{error}");
+}
+
+#[test]
+fn git_inside_is_warned_about() {
+    let top = tree(&[("a", ""), (".git/HEAD", "ref"), ("sub/.git/HEAD", "ref")]);
+    let mut warnings = config_checksum(&[top.path()]).unwrap().warnings;
+    warnings.sort();
+    let top = top.path().display();
+    assert!(warnings[0].starts_with(&format!("{top}/.git is inside")), "{warnings:?}");
+    assert!(warnings[1].starts_with(&format!("{top}/sub/.git is inside")), "{warnings:?}");
+    assert_eq!(warnings.len(), 2);
+}
+
+#[test]
+fn a_deep_tree_is_walked() {
+    let top = tree(&[]);
+    let mut directory = top.path().to_owned();
+    (0..500).for_each(|_| directory.push("d"));
+    std::fs::create_dir_all(&directory).unwrap();
+    std::fs::write(directory.join("f"), "hello\n").unwrap();
+    assert_eq!(config_checksum(&[top.path()]).unwrap().hex, "d4bb773a0da54b50d60e6089e12ed7e53c7e423c");
+}
+
+#[test]
+fn links_and_modes_are_seen_for_the_fingerprint() {
+    use std::fs::Permissions;
+    let top = tree(&[("d/run", ""), ("d/text", ""), ("d/sub/x", "")]);
+    let mode = |path: &str, mode| {
+        std::fs::set_permissions(top.path().join(path), Permissions::from_mode(mode)).unwrap();
+    };
+    mode("d/run", 0o700);
+    mode("d/text", 0o655);
+    symlink("run", top.path().join("d/link")).unwrap();
+    symlink("sub", top.path().join("d/to-sub")).unwrap();
+    let tree = Tree::read(&[top.path().join("d")]).unwrap();
+    let seen: Vec<_> = tree.files.iter().map(|file| (file.executable, file.link.as_deref())).collect();
+    assert_eq!(seen, [(true, Some(Path::new("run"))), (true, None), (false, None), (false, None)]);
+    assert_eq!(tree.directory_links, [(top.path().join("d/to-sub"), "sub".into())]);
+}

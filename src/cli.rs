@@ -1,0 +1,202 @@
+//! The command line: types only.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Bakes Amazon Machine Images natively: a base image's disk, packages installed in a contained chroot, a snapshot,
+/// an AMI. The same definition on the same base is baked once; asked again, oven answers with the image that exists.
+#[derive(Debug, Parser)]
+#[command(name = "oven", version, max_term_width = 80, propagate_version = true, after_help = EXIT_CODES)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 baked or already baked, 2 usage, 3 definition, 4 not found,\n\
+    5 a step failed, 6 cloud, 7 baked but something left behind, 8 this machine\n\
+    lacks something (see `oven doctor`), 130 interrupted.";
+
+/// Flags that every verb takes, before it or after it.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// The cloud to bake in: `local`, a region that is a directory
+    #[arg(long, global = true, value_name = "CLOUD", env = "OVEN_CLOUD", help_heading = "Global options")]
+    pub cloud: Option<String>,
+    /// The region's name
+    #[arg(long, global = true, value_name = "NAME", env = "OVEN_REGION", help_heading = "Global options")]
+    pub region: Option<String>,
+    /// The directory that the local region is [default: /var/lib/oven/region]
+    #[arg(long, global = true, value_name = "DIR", env = "OVEN_REGION_DIR", help_heading = "Global options")]
+    pub region_dir: Option<PathBuf>,
+    /// A stream of JSON events on standard output, a result object last
+    #[arg(long, global = true, help_heading = "Global options")]
+    pub json: bool,
+    /// Show the output of steps
+    #[arg(short, long, global = true, help_heading = "Global options")]
+    pub verbose: bool,
+    /// Show warnings and errors only
+    #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "Global options")]
+    pub quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Bake definitions, parents first; what is baked already is only looked up
+    Bake(Bake),
+    /// Say whether a bake would be a hit or a miss, and why
+    Plan(Plan),
+    /// Print the ami_config_checksum of definitions or directories
+    Checksum(Checksum),
+    /// List images, or show one
+    #[command(subcommand)]
+    Images(Images),
+    /// Make a base image of a raw disk image (local region)
+    Import(Import),
+    /// Open a contained shell in a copy of an image, or on the disk that a failed run kept
+    Shell(Shell),
+    /// Remove what runs left behind whose process is gone
+    Sweep(Sweep),
+    /// Say all that this machine lacks
+    Doctor,
+    /// Print a shell's completions
+    Completions { shell: clap_complete::Shell },
+}
+
+#[derive(Debug, Args)]
+pub struct Bake {
+    /// Definitions: directories with an image.toml
+    #[arg(required = true, value_name = "DIR")]
+    pub definitions: Vec<PathBuf>,
+    #[command(flatten)]
+    pub wish: Wish,
+    /// How many independent images are baked at a time
+    #[arg(short, long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub jobs: u16,
+}
+
+/// How a bake treats what is there already.
+#[derive(Debug, Clone, Args)]
+pub struct Wish {
+    /// Bake even if the image exists; the new one gets a name of its own
+    #[arg(long)]
+    pub force: bool,
+    /// Deregister a failed or incomplete image of ours that holds the name
+    #[arg(long)]
+    pub replace_failed: bool,
+    /// Take an image with the same ami_config_checksum as a hit, whatever its base
+    #[arg(long, value_enum, value_name = "TOOL")]
+    pub compat: Option<Compat>,
+    /// If a step fails, keep the disk for `oven shell RUN`
+    #[arg(long)]
+    pub keep_on_failure: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Compat {
+    /// GumGum's AMI Bakery looks at its checksum alone.
+    Gumgum,
+}
+
+#[derive(Debug, Args)]
+pub struct Plan {
+    /// Definitions: directories with an image.toml
+    #[arg(required = true, value_name = "DIR")]
+    pub definitions: Vec<PathBuf>,
+    /// Take an image with the same ami_config_checksum as a hit, whatever its base
+    #[arg(long, value_enum, value_name = "TOOL")]
+    pub compat: Option<Compat>,
+}
+
+#[derive(Debug, Args)]
+pub struct Checksum {
+    /// One definition (its inputs included), or exactly these directories
+    #[arg(required = true, value_name = "DIR")]
+    pub directories: Vec<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Images {
+    /// List images, oldest first
+    List {
+        /// Only this family: a definition's `name`
+        name: Option<String>,
+    },
+    /// Show an image, its tags and its packages
+    Show {
+        #[arg(value_name = "AMI")]
+        id: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct Import {
+    /// A raw disk image: a file or a block device
+    #[arg(value_name = "RAW")]
+    pub raw: PathBuf,
+    /// The name of the image to register
+    #[arg(long)]
+    pub name: String,
+    /// x86_64 or arm64 [default: this machine's]
+    #[arg(long, value_name = "ARCH")]
+    pub arch: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Shell {
+    /// An image's id (ami-…), or a run that --keep-on-failure kept
+    #[arg(value_name = "IMAGE|RUN")]
+    pub what: String,
+    /// Give the shell the network
+    #[arg(long)]
+    pub network: bool,
+    /// A command instead of a shell
+    #[arg(last = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Sweep {
+    /// Only say what would be removed
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Only this run, even if its process is not known to be gone
+    #[arg(long, value_name = "RUN")]
+    pub run: Option<String>,
+    /// Also what other hosts left longer ago than this: `6h`, `2days`
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub older_than: Option<Duration>,
+    /// Also the disks that --keep-on-failure kept
+    #[arg(long)]
+    pub kept: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent_and_fits_80_columns() {
+        let mut command = Cli::command();
+        command.clone().debug_assert();
+        command.build();
+        let mut commands = vec![command];
+        while let Some(mut command) = commands.pop() {
+            let help = command.render_long_help().to_string();
+            let long = help.lines().find(|line| line.chars().count() > 80);
+            assert_eq!(long, None, "in the help of {}", command.get_name());
+            commands.extend(command.get_subcommands().cloned());
+        }
+    }
+
+    #[test]
+    fn global_flags_go_before_and_after_the_verb() {
+        for line in ["oven --region-dir R --json bake web", "oven bake web --region-dir R --json"] {
+            let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+            assert_eq!((cli.global.region_dir, cli.global.json), (Some("R".into()), true));
+        }
+    }
+}

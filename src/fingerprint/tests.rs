@@ -1,0 +1,301 @@
+use super::*;
+use crate::cloud::BaseRef;
+use crate::definition::From;
+use std::fs::Permissions;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::PathBuf;
+
+fn base() -> Base {
+    Base {
+        id: ImageId("ami-0123456789abcdef0".into()),
+        name: "debian".into(),
+        snapshot: SnapshotId("snap-0123456789abcdef0".into()),
+        architecture: Architecture::X86_64,
+        size_gib: 8,
+        root_device: "/dev/xvda".into(),
+    }
+}
+
+/// A definition with these files, in `web` of a directory of its own.
+fn web(files: &[(&str, &str)]) -> (tempfile::TempDir, Definition) {
+    let top = tempfile::tempdir().unwrap();
+    write(top.path(), "web/image.toml", "from = \"ami-0123456789abcdef0\"\n");
+    files.iter().for_each(|(path, content)| write(top.path(), &format!("web/{path}"), content));
+    let image = Definition::load(&top.path().join("web")).unwrap();
+    (top, image)
+}
+
+fn write(top: &Path, path: &str, content: &str) {
+    let path = top.join(path);
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(path, content).unwrap();
+}
+
+fn inputs(image: &Definition) -> Inputs {
+    Inputs::of(image, &base(), &Settings::default()).unwrap()
+}
+
+/// What is told from the kept JSON, and what from the tag.
+fn told(old: &Inputs, new: &Inputs) -> (Vec<String>, Vec<String>) {
+    let json = OldInputs::of(Some(&old.to_json()), Some("garbage")).unwrap();
+    let tag = OldInputs::of(None, Some(&old.digest())).unwrap();
+    assert!(matches!((&json, &tag), (OldInputs::Full(_), OldInputs::Digest(_))));
+    (explain(&json, new), explain(&tag, new))
+}
+
+#[test]
+fn the_json_is_canonical() {
+    let (top, image) = web(&[("setup.sh", "#!/bin/sh\n")]);
+    std::fs::set_permissions(top.path().join("web/setup.sh"), Permissions::from_mode(0o755)).unwrap();
+    let inputs = inputs(&image);
+    // Each sha1 is `sha1sum`'s, and the fingerprint is that of this text.
+    let expected = concat!(
+        r#"{"architecture":"x86_64","base":{"id":"ami-0123456789abcdef0","snapshot":"snap-0123456789abcdef0"},"#,
+        r#""checksum":"6888762048223e8edbf42063b22f5f65241e8a60","#,
+        r#""files":{"image.toml":{"sha1":"f9a431db20c0a86b8fbc1e9ab4261ce3997ca3c4"},"#,
+        r#""setup.sh":{"executable":true,"sha1":"bd971bec88149956458a10fc9c5ecb3eb99dd452"}},"format":1}"#
+    );
+    assert_eq!(inputs.to_json(), expected);
+    assert_eq!(inputs.fingerprint(), "51088a14e69cc17802b2d7e33a0ba4f2ee1005db");
+    let parsed: serde_json::Value = serde_json::from_str(expected).unwrap();
+    let sorted: BTreeMap<String, serde_json::Value> = serde_json::from_value(parsed).unwrap();
+    assert_eq!(serde_json::to_string(&sorted).unwrap(), expected, "the fields are declared in another order");
+}
+
+#[test]
+fn neither_the_spelling_of_the_directory_nor_its_place_counts() {
+    let (top, mut image) = web(&[("a/x", "1"), ("+y", "2")]);
+    write(top.path(), "common/tool", "3");
+    image.inputs.push("../common".into());
+    let first = inputs(&image);
+    assert!(first.files.contains_key("../common/tool") && first.files.contains_key("a/x"), "{first:?}");
+    for dir in ["web/", "web//", "web/../web", "./web"] {
+        let other = Definition { dir: top.path().join(dir), ..image.clone() };
+        assert_eq!(inputs(&other), first, "{dir}");
+    }
+    let elsewhere = tempfile::tempdir().unwrap();
+    std::fs::rename(top.path(), elsewhere.path().join("moved")).unwrap();
+    image.dir = elsewhere.path().join("moved/web");
+    assert_eq!(inputs(&image), first);
+}
+
+#[test]
+fn what_can_change_an_image_changes_the_fingerprint_and_is_explained() {
+    type Change = fn(&Path);
+    let cases: &[(&str, Change, &[&str], &[&str])] = &[
+        ("nothing", |_| (), &[], &[]),
+        (
+            "a byte",
+            |dir| std::fs::write(dir.join("files/nginx.conf"), "other").unwrap(),
+            &["files/nginx.conf changed"],
+            &["files/nginx.conf changed"],
+        ),
+        (
+            "a new file",
+            |dir| std::fs::write(dir.join("setup.sh"), "").unwrap(),
+            &["setup.sh is new"],
+            &["setup.sh is new"],
+        ),
+        (
+            "a file less",
+            |dir| std::fs::remove_file(dir.join("files/nginx.conf")).unwrap(),
+            &["files/nginx.conf is gone"],
+            &["something is gone (its name is not kept in the tag)"],
+        ),
+        (
+            "a renaming",
+            |dir| std::fs::rename(dir.join("text"), dir.join("text2")).unwrap(),
+            &["text is gone", "text2 is new"],
+            &["text2 is new", "something is gone (its name is not kept in the tag)"],
+        ),
+        (
+            // A link counts with what it leads to.
+            "the executable bit",
+            |dir| std::fs::set_permissions(dir.join("run"), Permissions::from_mode(0o755)).unwrap(),
+            &["link is executable now", "run is executable now"],
+            &["link changed", "run changed"],
+        ),
+        // git keeps no more than the executable bit, so a checkout elsewhere may differ in this.
+        (
+            "other bits",
+            |dir| std::fs::set_permissions(dir.join("run"), Permissions::from_mode(0o600)).unwrap(),
+            &[],
+            &[],
+        ),
+        (
+            "a link to the same bytes",
+            |dir| {
+                std::fs::remove_file(dir.join("link")).unwrap();
+                symlink("files/../run", dir.join("link")).unwrap();
+            },
+            &["link leads elsewhere: run -> files/../run"],
+            &["link changed"],
+        ),
+        (
+            "a file instead of a link",
+            |dir| {
+                std::fs::remove_file(dir.join("link")).unwrap();
+                std::fs::write(dir.join("link"), "run").unwrap();
+            },
+            &["link is no link to run any more"],
+            &["link changed"],
+        ),
+        (
+            "a link to another directory",
+            |dir| {
+                std::fs::remove_file(dir.join("to-files")).unwrap();
+                symlink(".", dir.join("to-files")).unwrap();
+            },
+            &["to-files leads elsewhere: files -> ."],
+            &["to-files changed"],
+        ),
+    ];
+    for (name, change, full, digest) in cases {
+        let (top, image) = web(&[("files/nginx.conf", "conf"), ("run", "run"), ("text", "text")]);
+        let dir = top.path().join("web");
+        symlink("run", dir.join("link")).unwrap();
+        symlink("files", dir.join("to-files")).unwrap();
+        let old = inputs(&image);
+        change(&dir);
+        let new = inputs(&image);
+        assert_eq!(old.fingerprint() == new.fingerprint(), full.is_empty(), "{name}");
+        let told = told(&old, &new);
+        assert_eq!((&told.0[..], &told.1[..]), (&full.map_str()[..], &digest.map_str()[..]), "{name}");
+    }
+}
+
+trait MapStr {
+    fn map_str(&self) -> Vec<String>;
+}
+impl MapStr for &[&str] {
+    fn map_str(&self) -> Vec<String> {
+        self.iter().map(|text| (*text).into()).collect()
+    }
+}
+
+#[test]
+fn base_architecture_and_format_are_explained() {
+    let (_top, image) = web(&[]);
+    let old = inputs(&image);
+    let mut new = old.clone();
+    new.base.id.0 = "ami-0fedcba9876543210".into();
+    new.base.snapshot.0 = "snap-0fedcba9876543210".into();
+    new.architecture = Architecture::Arm64;
+    new.format += 1;
+    let expected = [
+        "the base image is another: ami-0123456789abcdef0 -> ami-0fedcba9876543210",
+        "the architecture is another: x86_64 -> arm64",
+        &format!("oven's own format changed: {FORMAT} -> {}", FORMAT + 1),
+    ]
+    .map(String::from);
+    assert_eq!(told(&old, &new), (expected.to_vec(), expected.to_vec()));
+    assert_ne!(old.fingerprint(), new.fingerprint());
+    new = Inputs {
+        base: InputBase { snapshot: SnapshotId("snap-1".into()), ..old.base.clone() },
+        ..old.clone()
+    };
+    let expected =
+        "the base image ami-0123456789abcdef0 has another snapshot: snap-0123456789abcdef0 -> snap-1";
+    assert_eq!(told(&old, &new), (vec![expected.into()], vec![expected.into()]));
+}
+
+/// Inputs of that many files, in directories of ten.
+fn many(count: usize) -> Inputs {
+    let (_top, image) = web(&[]);
+    let mut inputs = inputs(&image);
+    inputs.files = (0..count)
+        .map(|i| {
+            let file = InputFile { executable: false, link: None, sha1: Some(format!("{i:040}")) };
+            (format!("../common/d{}/e/f{i}", i / 10), file)
+        })
+        .collect();
+    inputs
+}
+
+#[test]
+fn the_digest_fits_a_tag_and_coarsens_with_many_files() {
+    for (count, name, letter) in [
+        (1, "../common/d0/e/f0 changed", 'f'),
+        (20, "../common/d0/e/f0 changed", 'f'),
+        (150, "files below ../common/d0/e/ changed", '3'),
+        (3000, "files below ../common/ changed", '1'),
+    ] {
+        let old = many(count);
+        let digest = old.digest();
+        assert!(digest.len() <= digest::MAX, "{} characters", digest.len());
+        assert_eq!(digest.split(';').nth(5), Some(&*letter.to_string()), "{digest}");
+        let mut new = old.clone();
+        new.files.get_mut("../common/d0/e/f0").unwrap().executable = true;
+        assert_eq!(told(&old, &new).1, [name], "{count}");
+        // The new one may have more files than a digest of its own could hold.
+        assert_eq!(told(&old, &old).1, Vec::<String>::new());
+    }
+    let mut old = many(0);
+    for i in 0..40 {
+        old.files.insert(format!("f{i}"), InputFile { executable: false, link: None, sha1: None });
+    }
+    assert!(old.digest().contains(";w;") && old.digest().len() <= digest::MAX);
+    let mut new = old.clone();
+    new.files.remove("f1");
+    assert_eq!(told(&old, &new).1, ["the definition changed"]);
+}
+
+#[test]
+fn a_tag_of_another_version_is_no_reason_to_fail() {
+    let (_top, image) = web(&[]);
+    let new = inputs(&image);
+    let digest = new.digest();
+    for tag in ["", "v2;1;x", ";;;;;;", "v1;;;;;f;abc", "v1;1;x86_64;a;s;f;éééé", &digest[..digest.len() - 1]]
+    {
+        let old = OldInputs::of(Some("{}"), Some(tag)).unwrap();
+        assert_eq!(
+            explain(&old, &new),
+            ["what the older image was made of is not known: its tag cannot be read"],
+            "{tag}"
+        );
+    }
+    assert_eq!(OldInputs::of(Some("not json"), None), None);
+}
+
+#[test]
+fn paths_are_spelt_without_loss() {
+    use std::ffi::OsStr;
+    let spelt = |bytes: &[u8]| spelt(Path::new(OsStr::from_bytes(bytes)));
+    assert_eq!(spelt("é/a b".as_bytes()), "é/a b");
+    assert_eq!((spelt(b"a\xff"), spelt(b"a\\xff")), ("a\\xff".into(), "a\\\\xff".into()));
+}
+
+#[test]
+fn a_definition_that_moved_under_its_parent_keeps_its_warnings() {
+    let (top, image) = web(&[]);
+    write(top.path(), "web/.git/HEAD", "ref");
+    let inputs = inputs(&image);
+    assert!(inputs.warnings()[0].contains(".git is inside"), "{:?}", inputs.warnings());
+    assert!(!inputs.to_json().contains("inside"));
+    let from = [From::Image(BaseRef::Id(base().id)), From::Parent(PathBuf::from("../base"))];
+    // What `from` became counts by the base's id, so a parent that was baked anew makes a new image.
+    let prints: Vec<_> = from
+        .into_iter()
+        .map(|from| self::inputs(&Definition { from, ..image.clone() }).fingerprint())
+        .collect();
+    assert_eq!(prints[0], prints[1]);
+}
+
+#[test]
+fn a_change_while_baking_is_found() {
+    let (top, image) = web(&[("setup.sh", "#!/bin/sh\n")]);
+    let inputs = inputs(&image);
+    inputs.ensure_unchanged(&image).unwrap();
+    // What an editor or a CI system leaves beside image.toml does not count.
+    write(top.path(), "web/.ami_id.json", "{}");
+    inputs.ensure_unchanged(&image).unwrap();
+    write(top.path(), "web/setup.sh", "#!/bin/sh\nfalse\n");
+    let error = inputs.ensure_unchanged(&image).unwrap_err();
+    assert_eq!(Kind::of(&error), Kind::Definition);
+    assert!(error.to_string().ends_with("web changed while it was baked: setup.sh changed"), "{error}");
+    write(top.path(), "web/setup.sh", "#!/bin/sh\n");
+    inputs.ensure_unchanged(&image).unwrap();
+    let older = Definition { upgrade: true, ..image };
+    let error = inputs.ensure_unchanged(&older).unwrap_err();
+    assert!(error.to_string().ends_with("web changed while it was baked: image.toml changed"), "{error}");
+}

@@ -1,0 +1,235 @@
+//! Runs a plan, and what the definition adds to it, in a mounted image.
+
+use super::listen::command;
+use super::packages::{self, Installed};
+use super::runner::{Call, Place, Runner};
+use super::space::Space;
+use super::{Root, clean, files, lint, scripts};
+use crate::definition::{Definition, Script};
+use crate::report::Report;
+use crate::settings::NetworkSettings;
+use anyhow::{Context, Result};
+use oven_distro::{Phase, Plan, Shim, Step};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+pub use super::network::CA_FILE;
+pub use super::runner::package_path;
+
+/// What is to be done in an image.
+#[derive(Clone, Copy)]
+pub struct Work<'a> {
+    pub image: &'a Definition,
+    pub plan: &'a Plan,
+    pub network: &'a NetworkSettings,
+    /// This program.
+    pub helper: &'a Path,
+    pub report: &'a Report,
+}
+
+/// A fact is a question that is answered at once.
+const FACT_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Provisions the image: the plan's steps, the definition's files, scripts and tests. Then cleans it, and makes sure
+/// that nothing is left that must not be cloned. Answers with the plan's facts, `packages` among them.
+///
+/// Errors: `Step` where a step fails or the image is not as it should be; `Definition` where the definition asks for
+/// what cannot be.
+pub async fn execute(root: &Root<'_>, work: &Work<'_>) -> Result<BTreeMap<String, String>> {
+    let unmounted = root.unmounted();
+    let place = Place { root: root.path(), inside: root.inside(), nodes: root.nodes(), unmounted };
+    execute_in(&place, work).await
+}
+
+/// The same, in any directory that is a mount point and holds an image.
+pub async fn execute_in(place: &Place<'_>, work: &Work<'_>) -> Result<BTreeMap<String, String>> {
+    let runner = Runner::new(place, work)?;
+    let space = Space::of(place.root)?;
+    let mut before = lint::Before::of(place.inside, work)?;
+
+    let steps =
+        |clean: bool| work.plan.steps.iter().filter(move |step| (step.phase == Phase::Clean) == clean);
+    let changes = steps(false).next().is_some();
+    let base = if changes { packages_of(&runner).await? } else { None };
+    if let Some(base) = &base {
+        packages::ensure_sound(
+            base,
+            &work.plan.expect,
+            "packages of the base image are not installed right",
+        )?;
+    }
+    for step in steps(false) {
+        run_step(&runner, step).await?;
+    }
+    let mut installed = if changes { packages_of(&runner).await? } else { None };
+    if let Some(installed) = &installed {
+        packages::ensure_sound(installed, &work.plan.expect, "packages are not installed right")?;
+        packages::ensure_there(installed, &work.plan.expect)?;
+        if let Some(what) = packages::difference(base.as_deref().unwrap_or_default(), installed) {
+            work.report.note(what);
+        }
+    }
+    before.packages_are_done(place.inside)?;
+
+    if !work.image.files.is_empty() {
+        let step = work.report.step("files", format!("placing {}", count(work.image.files.len(), "file")));
+        files::place(place.inside, work.image, place.unmounted)?;
+        step.done();
+    }
+    for script in &work.image.runs {
+        run_script(&runner, script, "run").await?;
+    }
+    for script in &work.image.tests {
+        run_script(&runner, script, "test").await?;
+    }
+
+    if installed.is_none() || !work.image.runs.is_empty() {
+        installed = packages_of(&runner).await?;
+        packages::ensure_sound(
+            installed.as_deref().unwrap_or_default(),
+            &work.plan.expect,
+            "packages are not installed right after the definition's scripts",
+        )?;
+    }
+    let facts = facts(&runner, installed).await?;
+    for step in steps(true) {
+        run_step(&runner, step).await?;
+    }
+    clean_up(place, work, &before)?;
+    space.ensure_left(place.root)?;
+    Ok(facts)
+}
+
+async fn run_step(runner: &Runner<'_>, step: &Step) -> Result<()> {
+    let call = Call {
+        phase: phase(step.phase).to_owned(),
+        why: step.why.clone(),
+        name: command(step),
+        argv: step.argv.clone(),
+        env: step.env.clone(),
+        network: step.network,
+        retries: step.retries,
+        timeout: Duration::from_secs(step.timeout),
+        ..Call::of_the_plan(runner)
+    };
+    runner.run(&call).await
+}
+
+/// The word by which the table of times sums.
+fn phase(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Prepare => "prepare",
+        Phase::Fetch => "fetch",
+        Phase::Upgrade => "upgrade",
+        Phase::Install => "install",
+        Phase::Verify => "verify",
+        Phase::Clean => "clean",
+    }
+}
+
+/// A `[[run]]` or a `[[test]]`, from the definition's directory, which it sees read-only.
+async fn run_script(runner: &Runner<'_>, script: &Script, kind: &str) -> Result<()> {
+    let image = runner.work.image;
+    let mut seen = scripts::seen(image, &runner.shims_of_scripts())?;
+    let spelt = script.script.display().to_string();
+    let call = Call {
+        phase: kind.to_owned(),
+        why: if kind == "test" { format!("testing with {spelt}") } else { format!("running {spelt}") },
+        name: spelt.clone(),
+        argv: scripts::command(image, &script.script, &mut seen)?,
+        env: scripts::environment(image, kind, &seen),
+        cwd: scripts::DEFINITION.to_owned(),
+        network: script.network,
+        binds: seen.binds,
+        throwaway: kind == "test",
+        timeout: Duration::from_secs(script.timeout),
+        key: Some((kind.to_owned(), spelt)),
+        ..Call::of_a_script(runner)
+    };
+    runner.run(&call).await
+}
+
+/// The packages that the image has; `None` if the plan has no such fact.
+async fn packages_of(runner: &Runner<'_>) -> Result<Option<Vec<Installed>>> {
+    let Some(argv) = runner.work.plan.facts.get(packages::FACT) else { return Ok(None) };
+    let output = ask(runner, packages::FACT, argv).await?;
+    Ok(Some(packages::parse(&output, &runner.work.plan.expect)))
+}
+
+async fn facts(runner: &Runner<'_>, installed: Option<Vec<Installed>>) -> Result<BTreeMap<String, String>> {
+    let mut facts = BTreeMap::new();
+    for (name, argv) in &runner.work.plan.facts {
+        let text = match &installed {
+            Some(installed) if name == packages::FACT => packages::document(installed),
+            _ => ask(runner, name, argv).await?,
+        };
+        facts.insert(name.clone(), text);
+    }
+    Ok(facts)
+}
+
+async fn ask(runner: &Runner<'_>, name: &str, argv: &[String]) -> Result<String> {
+    let call = Call {
+        why: format!("asking for the image's {name}"),
+        name: argv.first().cloned().unwrap_or_default(),
+        argv: argv.to_vec(),
+        env: BTreeMap::from([("LC_ALL".to_owned(), "C.UTF-8".to_owned())]),
+        timeout: FACT_TIMEOUT,
+        ..Call::of_the_plan(runner)
+    };
+    runner.ask(&call).await
+}
+
+fn clean_up(place: &Place<'_>, work: &Work<'_>, before: &lint::Before) -> Result<()> {
+    let step = work.report.step("clean", "removing what must not be cloned");
+    for note in clean::clean(place.inside, &work.image.keep).context("cleaning the image")? {
+        work.report.note(note);
+    }
+    lint::lint(place.inside, work, before)?;
+    step.done();
+    Ok(())
+}
+
+/// A contained shell, or a command in its place, on the terminal of this process. Answers with its exit code.
+pub async fn shell(
+    root: &Root<'_>,
+    helper: &Path,
+    shims: Vec<Shim>,
+    network: bool,
+    command: &[String],
+) -> Result<u8> {
+    let bash = root.inside().exists("/bin/bash")?;
+    let argv = match command {
+        [] if bash => vec!["/bin/bash".to_owned(), "--login".to_owned()],
+        [] => vec!["/bin/sh".to_owned(), "-l".to_owned()],
+        command => command.to_vec(),
+    };
+    let spec = super::step::Spec {
+        root: root.path().to_owned(),
+        argv,
+        env: BTreeMap::new(),
+        cwd: "/root".to_owned(),
+        network,
+        resolv_conf: None,
+        shims,
+        binds: Vec::new(),
+        nodes: root.nodes().to_vec(),
+        throwaway: false,
+        interactive: true,
+    };
+    let exit = super::step::run(helper, &spec, SHELL_TIMEOUT, &mut |_| ()).await?;
+    Ok(match exit.status {
+        super::step::ExitStatus::Exited(code) => u8::try_from(code).unwrap_or(u8::MAX),
+        // As shells say it.
+        super::step::ExitStatus::Signaled(signal) => u8::try_from(128 + signal).unwrap_or(u8::MAX),
+        super::step::ExitStatus::TimedOut => u8::MAX,
+    })
+}
+
+/// A person may leave a shell open over the week-end; a year is for ever.
+const SHELL_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
+
+pub(super) fn count(number: usize, what: &str) -> String {
+    if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
+}

@@ -1,0 +1,212 @@
+//! Places the definition's files in the image.
+
+use super::inside::Inside;
+use crate::definition::{Definition, File};
+use crate::error::Kind;
+use anyhow::{Context, Result};
+use rustix::fs::FileType;
+
+/// What is mounted over these when an instance boots: a file there would never be seen.
+const COVERED: [&str; 4] = ["dev", "proc", "run", "sys"];
+
+/// Places every `[[file]]`. `unmounted`: directories of the image whose file system this kernel cannot mount.
+pub fn place(inside: &Inside, image: &Definition, unmounted: &[impl AsRef<std::path::Path>]) -> Result<()> {
+    let accounts = Accounts::read(inside)?;
+    for file in &image.files {
+        place_one(inside, image, file, unmounted, &accounts)
+            .with_context(|| format!("placing {}", file.source.display()))?;
+    }
+    Ok(())
+}
+
+fn place_one(
+    inside: &Inside,
+    image: &Definition,
+    file: &File,
+    unmounted: &[impl AsRef<std::path::Path>],
+    accounts: &Accounts,
+) -> Result<()> {
+    let wrong = |key: &str, value: &str, why: String| {
+        Kind::Definition.failure(format!("{}: {why}", image.place(key, Some(value))))
+    };
+    let target = target(file);
+    let first = target.split('/').find(|part| !part.is_empty()).unwrap_or_default();
+    if COVERED.contains(&first) {
+        let why = format!("{target} is not part of an image: /{first} is made anew at every boot");
+        return Err(wrong("target", &file.target, why).into());
+    }
+    if let Some(dir) = unmounted.iter().find(|dir| std::path::Path::new(&target).starts_with(dir)) {
+        let why = format!("{target}: this kernel cannot mount the file system of {}", dir.as_ref().display());
+        return Err(wrong("target", &file.target, why).into());
+    }
+    // A target that is itself a symlink is replaced, not followed: afterwards the file is where image.toml says.
+    if kind(inside, &target)? == Some(FileType::Directory) {
+        let why = format!("{target} is a directory in the image");
+        let hint = format!("`{}/` puts the file into it.", target.trim_end_matches('/'));
+        return Err(wrong("target", &file.target, why).hint(hint).into());
+    }
+    let unknown = |key: &str, name: &str| {
+        wrong(key, name, format!("the image has no {key} `{name}`"))
+            .hint("Accounts that a package makes are there once it is installed; a number needs no account.")
+    };
+    let uid = accounts.user(&file.owner).ok_or_else(|| unknown("owner", &file.owner))?;
+    let gid = accounts.group(&file.group).ok_or_else(|| unknown("group", &file.group))?;
+    let mut source = std::fs::File::open(&file.source).context("opening it")?;
+    inside.write_from(&target, &mut source, file.mode, uid, gid)
+}
+
+/// A target that ends in `/` is a directory, in which the file keeps its name.
+fn target(file: &File) -> String {
+    match file.target.strip_suffix('/') {
+        Some(dir) => {
+            let name = file.source.file_name().unwrap_or_default().to_string_lossy();
+            format!("{}/{name}", dir.trim_end_matches('/'))
+        }
+        None => file.target.clone(),
+    }
+}
+
+fn kind(inside: &Inside, path: &str) -> Result<Option<FileType>> {
+    Ok(inside.metadata(path)?.map(|stat| FileType::from_raw_mode(stat.st_mode)))
+}
+
+/// The image's accounts, as its own /etc/passwd and /etc/group tell them. This machine's are others.
+pub struct Accounts {
+    passwd: String,
+    group: String,
+}
+
+impl Accounts {
+    pub fn read(inside: &Inside) -> Result<Self> {
+        let text = |path| -> Result<String> {
+            Ok(inside
+                .read(path)?
+                .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+                .unwrap_or_default())
+        };
+        Ok(Self { passwd: text("/etc/passwd")?, group: text("/etc/group")? })
+    }
+
+    /// `root` needs no file.
+    pub fn user(&self, name: &str) -> Option<u32> {
+        id(&self.passwd, name)
+    }
+
+    pub fn group(&self, name: &str) -> Option<u32> {
+        id(&self.group, name)
+    }
+
+    /// Every account's home directory, once.
+    pub fn homes(&self) -> Vec<String> {
+        let fields = self.passwd.lines().filter_map(|line| line.split(':').nth(5));
+        let mut homes: Vec<_> = fields.filter(|home| home.starts_with('/')).map(str::to_owned).collect();
+        homes.sort_unstable();
+        homes.dedup();
+        homes
+    }
+}
+
+/// The third field of the line whose first is `name`; a number is itself.
+fn id(table: &str, name: &str) -> Option<u32> {
+    if let Ok(number) = name.parse() {
+        return Some(number);
+    }
+    let line = table.lines().find(|line| line.split(':').next() == Some(name));
+    match line.and_then(|line| line.split(':').nth(2)?.parse().ok()) {
+        None if name == "root" => Some(0),
+        found => found,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::path::{Path, PathBuf};
+
+    fn image(dir: &Path, target: &str, owner: &str) -> Definition {
+        std::fs::write(dir.join("motd"), "hello\n").unwrap();
+        let file = File {
+            source: dir.join("motd"),
+            target: target.into(),
+            mode: 0o640,
+            owner: owner.into(),
+            group: owner.into(),
+        };
+        super::super::test::definition(dir, |image| {
+            image.files = vec![file.clone()];
+        })
+    }
+
+    /// This process's own ids, so that the test needs no root.
+    fn me() -> String {
+        rustix::process::getuid().as_raw().to_string()
+    }
+
+    fn tree() -> (tempfile::TempDir, Inside, PathBuf) {
+        let temp = tempfile::tempdir().unwrap();
+        let root = temp.path().join("root");
+        std::fs::create_dir_all(root.join("etc/motd.d")).unwrap();
+        let inside = Inside::open_dir(&root).unwrap();
+        (temp, inside, root)
+    }
+
+    #[test]
+    fn a_file_gets_its_place_and_mode() {
+        let (temp, inside, root) = tree();
+        let unmounted: [&Path; 0] = [];
+        for (target, at) in
+            [("/etc/motd", "etc/motd"), ("/srv/new/", "srv/new/motd"), ("/etc/motd.d/", "etc/motd.d/motd")]
+        {
+            place(&inside, &image(temp.path(), target, &me()), &unmounted).unwrap();
+            assert_eq!(std::fs::read_to_string(root.join(at)).unwrap(), "hello\n");
+            assert_eq!(root.join(at).metadata().unwrap().permissions().mode() & 0o7777, 0o640);
+        }
+    }
+
+    #[test]
+    fn symlinks_of_the_image_lead_nowhere_else() {
+        let (temp, inside, root) = tree();
+        let canary = temp.path().join("canary");
+        std::fs::write(&canary, "host").unwrap();
+        symlink(&canary, root.join("etc/motd")).unwrap();
+        symlink(temp.path(), root.join("out")).unwrap();
+        symlink("etc", root.join("in")).unwrap();
+        let unmounted: [&Path; 0] = [];
+        place(&inside, &image(temp.path(), "/etc/motd", &me()), &unmounted).unwrap();
+        assert!(root.join("etc/motd").symlink_metadata().unwrap().is_file(), "the link was replaced");
+        _ = place(&inside, &image(temp.path(), "/out/canary", &me()), &unmounted);
+        place(&inside, &image(temp.path(), "/in/issue", &me()), &unmounted).unwrap();
+        assert!(root.join("etc/issue").exists());
+        assert_eq!(std::fs::read_to_string(&canary).unwrap(), "host");
+    }
+
+    #[test]
+    fn a_target_that_cannot_be_is_told_with_its_key() {
+        let (temp, inside, _) = tree();
+        let unmounted = [Path::new("/boot/efi")];
+        for (target, owner, word) in [
+            ("/etc/motd.d", "0", "is a directory"),
+            ("/run/motd", "0", "every boot"),
+            ("/boot/efi/motd", "0", "cannot mount"),
+            ("/etc/motd", "nobody-here", "no owner `nobody-here`"),
+        ] {
+            let error = place(&inside, &image(temp.path(), target, owner), &unmounted).unwrap_err();
+            assert_eq!(Kind::of(&error), Kind::Definition);
+            let text = format!("{error:#}");
+            assert!(text.contains(word) && text.contains("image.toml"), "{text}");
+        }
+    }
+
+    #[test]
+    fn accounts_are_the_images() {
+        let (_temp, inside, root) = tree();
+        std::fs::write(root.join("etc/passwd"), "www:x:1033:33::/var/www:/bin/sh\nbad\nq:x:no:1::rel:\n")
+            .unwrap();
+        std::fs::write(root.join("etc/group"), "www:x:1034:\n").unwrap();
+        let accounts = Accounts::read(&inside).unwrap();
+        assert_eq!((accounts.user("www"), accounts.group("www")), (Some(1033), Some(1034)));
+        assert_eq!((accounts.user("root"), accounts.user("7"), accounts.user("q")), (Some(0), Some(7), None));
+        assert_eq!(accounts.homes(), ["/var/www"]);
+    }
+}

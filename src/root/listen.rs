@@ -1,0 +1,196 @@
+//! Listens to a step's output: what it says last, and what that means.
+
+use oven_distro::{Step, Trouble};
+use std::collections::VecDeque;
+
+/// How many of a failed step's last lines a failure tells.
+const TAIL: usize = 20;
+/// A line that is longer tells no more.
+const LINE_MAX: usize = 400;
+/// A step that fails in many ways has failed enough.
+const MEANINGS_MAX: usize = 5;
+
+/// What programs say when the disk is full (strerror of ENOSPC and EDQUOT).
+const NO_SPACE: [&str; 2] = ["no space left on device", "disk quota exceeded"];
+/// What they say when there is no network: libc's, curl's, apt's, git's, node's words.
+const NO_NETWORK: [&str; 8] = [
+    "temporary failure in name resolution",
+    "temporary failure resolving",
+    "name or service not known",
+    "could not resolve host",
+    "unable to resolve host address",
+    "network is unreachable",
+    "eai_again",
+    "cannot assign requested address",
+];
+
+/// The output of a step so far.
+pub struct Listener<'a> {
+    troubles: &'a [Trouble],
+    tail: VecDeque<String>,
+    /// Which trouble, and what its `*` stood for.
+    heard: Vec<(usize, Vec<String>)>,
+    pub no_space: bool,
+    pub no_network: bool,
+    /// Anything at all.
+    pub lines: u64,
+}
+
+/// What was wrong with a step, as its plugin explains it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Meaning {
+    pub means: String,
+    pub hint: Option<String>,
+    /// The definition is wrong to ask for this package; empty if it is not certain for which.
+    pub package: Option<String>,
+}
+
+impl<'a> Listener<'a> {
+    pub fn new(troubles: &'a [Trouble]) -> Self {
+        let (tail, heard) = (VecDeque::new(), Vec::new());
+        Self { troubles, tail, heard, no_space: false, no_network: false, lines: 0 }
+    }
+
+    pub fn line(&mut self, line: &str) {
+        self.lines += 1;
+        let line: String = line.chars().filter(|c| !c.is_control() || *c == '\t').take(LINE_MAX).collect();
+        let line = line.trim_end();
+        let lower = line.to_ascii_lowercase();
+        self.no_space |= NO_SPACE.iter().any(|words| lower.contains(words));
+        self.no_network |= NO_NETWORK.iter().any(|words| lower.contains(words));
+        for (index, trouble) in self.troubles.iter().enumerate() {
+            if let Some(found) = capture(&trouble.output, line) {
+                let found: Vec<_> = found.into_iter().map(str::to_owned).collect();
+                if self.heard.len() < 100 && !self.heard.contains(&(index, found.clone())) {
+                    self.heard.push((index, found));
+                }
+            }
+        }
+        if line.is_empty() {
+            return;
+        }
+        if self.tail.len() == TAIL {
+            self.tail.pop_front();
+        }
+        self.tail.push_back(line.to_owned());
+    }
+
+    /// What the most telling trouble says, all of the kind in one.
+    pub fn meaning(&self) -> Option<Meaning> {
+        let index = self.heard.iter().map(|(index, _)| *index).min()?;
+        let trouble = &self.troubles[index];
+        let mut of = self.heard.iter().filter(|(i, _)| *i == index).map(|(_, found)| found);
+        let first = of.next()?;
+        let mut means = fill(&trouble.means, first);
+        for found in of.take(MEANINGS_MAX - 1) {
+            means += "; ";
+            means += &fill(&trouble.means, found);
+        }
+        let hint = trouble.hint.as_ref().map(|hint| fill(hint, first));
+        let package = trouble.package.as_ref().map(|package| fill(package, first));
+        Some(Meaning { means, hint, package })
+    }
+
+    /// The last lines, each indented: below a failure's first line.
+    pub fn tail(&self) -> String {
+        self.tail.iter().map(|line| format!("\n    | {line}")).collect()
+    }
+}
+
+/// The step as its user would call it: the program, without its path, and the first arguments.
+pub fn command(step: &Step) -> String {
+    let mut words = step.argv.iter().map(String::as_str);
+    let program = words.next().unwrap_or_default();
+    let program = program.rsplit('/').next().unwrap_or(program);
+    std::iter::once(program)
+        .chain(words.take_while(|word| *word != "--").take(2))
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// What each `*` of a pattern stands for in a text that it matches as a whole, each as short as can be.
+pub fn capture<'t>(pattern: &str, text: &'t str) -> Option<Vec<&'t str>> {
+    let mut pieces = pattern.split('*');
+    let mut rest = text.strip_prefix(pieces.next()?)?;
+    let pieces: Vec<_> = pieces.collect();
+    let Some((last, middle)) = pieces.split_last() else { return rest.is_empty().then(Vec::new) };
+    let mut found = Vec::new();
+    for piece in middle {
+        let (before, after) = rest.split_once(piece)?;
+        found.push(before);
+        rest = after;
+    }
+    found.push(rest.strip_suffix(last)?);
+    Some(found)
+}
+
+fn fill(text: &str, found: &[String]) -> String {
+    let mut text = text.to_owned();
+    for (index, value) in found.iter().enumerate() {
+        text = text.replace(&format!("{{{}}}", index + 1), value);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns() {
+        assert_eq!(capture("a", "a"), Some(vec![]));
+        assert_eq!(capture("a", "ab"), None);
+        assert_eq!(capture("E: * '*' was", "E: Version '1.*' was"), Some(vec!["Version", "1.*"]));
+        assert_eq!(capture("5:7.0.*", "5:7.0.15-1"), Some(vec!["15-1"]));
+        assert_eq!(capture("*-1", "7.0-1-1"), Some(vec!["7.0-1"]));
+        assert_eq!(capture("a*a", "a"), None, "the same letter does not count twice");
+        assert_eq!(capture("*", ""), Some(vec![""]));
+        assert_eq!(capture("*b*", "aaa"), None);
+    }
+
+    fn trouble(output: &str, means: &str) -> Trouble {
+        Trouble {
+            output: output.into(),
+            means: means.into(),
+            hint: Some("See {1}.".into()),
+            package: Some("{1}".into()),
+        }
+    }
+
+    #[test]
+    fn the_most_telling_trouble_is_told_and_every_one_of_its_kind_once() {
+        let troubles = [trouble("E: Unable to locate package *", "no package `{1}`"), trouble("E: *", "{1}")];
+        let mut listener = Listener::new(&troubles);
+        for line in
+            ["Reading…", "E: general", "E: Unable to locate package a", "E: Unable to locate package b"]
+        {
+            listener.line(line);
+            listener.line(line);
+        }
+        let meaning = listener.meaning().unwrap();
+        assert_eq!(meaning.means, "no package `a`; no package `b`");
+        assert_eq!((meaning.hint.as_deref(), meaning.package.as_deref()), (Some("See a."), Some("a")));
+        assert_eq!(Listener::new(&troubles).meaning(), None);
+    }
+
+    #[test]
+    fn the_last_lines_are_kept_and_cannot_drive_a_terminal() {
+        let mut listener = Listener::new(&[]);
+        (0..100).for_each(|n| listener.line(&format!("\x1b[31mline {n}\r")));
+        listener.line("");
+        listener.line(&"x".repeat(9999));
+        let tail = listener.tail();
+        assert_eq!(tail.lines().count(), 21);
+        assert!(tail.contains("[31mline 99") && !tail.contains('\x1b') && !tail.contains("line 80\n"));
+        assert!(tail.len() < 2000);
+    }
+
+    #[test]
+    fn a_full_disk_and_a_missing_network_are_heard() {
+        let mut listener = Listener::new(&[]);
+        listener.line("cp: error writing 'x': No space left on device");
+        assert!(listener.no_space && !listener.no_network);
+        listener.line("curl: (6) Could not resolve host: example.org");
+        assert!(listener.no_network);
+    }
+}

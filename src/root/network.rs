@@ -1,0 +1,93 @@
+//! What steps with the network are told of it: the settings of oven.toml's `[network]`. Others learn nothing, so
+//! nothing of it can stay in the image.
+
+use super::inside::Inside;
+use crate::error::Kind;
+use crate::settings::NetworkSettings;
+use anyhow::Result;
+use oven_distro::Shim;
+use std::collections::BTreeMap;
+
+/// Where such steps see the certificates to trust: the image's own, and those of `ca_file`.
+pub const CA_FILE: &str = "/run/oven/ca.pem";
+
+/// Where distributions keep the certificates that they trust.
+const BUNDLES: [&str; 3] =
+    ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
+
+/// Each program reads its own.
+const CA_VARIABLES: [&str; 6] = [
+    "SSL_CERT_FILE",       // OpenSSL, Go
+    "CURL_CA_BUNDLE",      // curl
+    "REQUESTS_CA_BUNDLE",  // Python's requests, pip
+    "GIT_SSL_CAINFO",      // git
+    "NODE_EXTRA_CA_CERTS", // Node.js
+    "AWS_CA_BUNDLE",       // the AWS CLI
+];
+
+pub fn environment(settings: &NetworkSettings, certificates: bool) -> BTreeMap<String, String> {
+    let mut environment = BTreeMap::new();
+    let mut both = |name: &str, value: &Option<String>| {
+        if let Some(value) = value {
+            environment.insert(name.to_owned(), value.clone());
+            environment.insert(name.to_ascii_uppercase(), value.clone());
+        }
+    };
+    both("http_proxy", &settings.proxy);
+    both("https_proxy", &settings.proxy);
+    both("no_proxy", &settings.no_proxy);
+    if certificates {
+        environment.extend(CA_VARIABLES.map(|name| (name.to_owned(), CA_FILE.to_owned())));
+    }
+    environment
+}
+
+/// The certificates, if oven.toml adds some.
+pub fn certificates(settings: &NetworkSettings, inside: &Inside) -> Result<Option<Shim>> {
+    let Some(path) = &settings.ca_file else { return Ok(None) };
+    let added = std::fs::read(path).map_err(|error| {
+        Kind::Definition.error(format!("oven.toml: `ca_file` {} cannot be read: {error}", path.display()))
+    })?;
+    let mut content = String::new();
+    for bundle in BUNDLES {
+        if let Some(own) = inside.read(bundle)? {
+            content += &String::from_utf8_lossy(&own);
+            break;
+        }
+    }
+    if !content.is_empty() && !content.ends_with('\n') {
+        content.push('\n');
+    }
+    content += &String::from_utf8_lossy(&added);
+    Ok(Some(Shim { path: CA_FILE.to_owned(), content, mode: 0o644 }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::root::test::Tree;
+
+    #[test]
+    fn a_proxy_is_told_in_both_cases() {
+        let settings = NetworkSettings { proxy: Some("http://p:1".into()), ..NetworkSettings::default() };
+        let names: Vec<_> = environment(&settings, false).into_keys().collect();
+        assert_eq!(names, ["HTTPS_PROXY", "HTTP_PROXY", "http_proxy", "https_proxy"]);
+        assert_eq!(environment(&NetworkSettings::default(), false), BTreeMap::new());
+        assert_eq!(environment(&settings, true)["SSL_CERT_FILE"], CA_FILE);
+    }
+
+    #[test]
+    fn certificates_come_after_the_images_own() {
+        let tree = Tree::new();
+        tree.file("etc/ssl/certs/ca-certificates.crt", "own");
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&file, "added\n").unwrap();
+        let mut settings =
+            NetworkSettings { ca_file: Some(file.path().into()), ..NetworkSettings::default() };
+        assert_eq!(certificates(&settings, &tree.inside()).unwrap().unwrap().content, "own\nadded\n");
+        settings.ca_file = Some("/nowhere/ca.pem".into());
+        let error = certificates(&settings, &tree.inside()).unwrap_err();
+        assert!(error.to_string().contains("/nowhere/ca.pem"));
+        assert_eq!(certificates(&NetworkSettings::default(), &tree.inside()).unwrap(), None);
+    }
+}

@@ -1,0 +1,278 @@
+//! Runs commands in an image: what they see, how often they are tried, and what is told when they fail.
+
+use super::inside::Inside;
+use super::listen::{Listener, Meaning};
+use super::space::Space;
+use super::step::{self, Bind, Exit, ExitStatus, Node, Spec};
+use super::{execute::Work, network};
+use crate::definition::Ask;
+use crate::error::{Failure, Kind};
+use anyhow::{Context, Result};
+use oven_distro::{Shim, Trouble};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const PACKAGES: &str = "/run/oven/packages";
+/// The first pause before a step is tried again; each one is twice as long.
+const PAUSE: Duration = Duration::from_secs(2);
+/// A fact that is longer is none.
+const ANSWER_MAX: usize = 16 << 20;
+
+/// Where an image is mounted.
+#[derive(Clone, Copy)]
+pub struct Place<'a> {
+    /// A mount point.
+    pub root: &'a Path,
+    pub inside: &'a Inside,
+    /// The disk's own nodes.
+    pub nodes: &'a [Node],
+    /// Directories whose file system this kernel cannot mount.
+    pub unmounted: &'a [PathBuf],
+}
+
+/// A command, and what it may.
+pub struct Call<'a> {
+    pub phase: String,
+    /// A gerund with its object.
+    pub why: String,
+    /// What its user calls it.
+    pub name: String,
+    pub argv: Vec<String>,
+    pub env: BTreeMap<String, String>,
+    pub cwd: String,
+    pub network: bool,
+    pub shims: Vec<Shim>,
+    pub binds: Vec<Bind>,
+    pub throwaway: bool,
+    pub retries: u32,
+    pub timeout: Duration,
+    pub troubles: &'a [Trouble],
+    /// The table of image.toml that it is, and the script's name: `[[run]]` or `[[test]]`.
+    pub key: Option<(String, String)>,
+}
+
+pub struct Runner<'a> {
+    place: Place<'a>,
+    pub work: Work<'a>,
+    packages: Vec<Bind>,
+    /// For steps that have the network.
+    network_env: BTreeMap<String, String>,
+    certificates: Option<Shim>,
+}
+
+/// Where the steps see a package file of the definition: the `index`th of `packages`.
+pub fn package_path(index: usize, source: &Path) -> String {
+    let name = source.file_name().unwrap_or_default().to_string_lossy();
+    // apt takes what has a `/` for a file; other than that its name must not mean anything to it.
+    let name: String = name
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || "._+~-".contains(c) { c } else { '_' })
+        .collect();
+    format!("{PACKAGES}/{index}-{name}")
+}
+
+impl<'a> Call<'a> {
+    /// A command of the plan, before it is said which.
+    pub fn of_the_plan(runner: &Runner<'a>) -> Self {
+        Self {
+            phase: String::new(),
+            why: String::new(),
+            name: String::new(),
+            argv: Vec::new(),
+            env: BTreeMap::new(),
+            cwd: "/".to_owned(),
+            network: false,
+            shims: runner.work.plan.shims.clone(),
+            binds: runner.packages.clone(),
+            throwaway: false,
+            retries: 0,
+            timeout: Duration::ZERO,
+            troubles: &runner.work.plan.troubles,
+            key: None,
+        }
+    }
+
+    /// A script of the definition.
+    pub fn of_a_script(runner: &Runner<'a>) -> Self {
+        Self {
+            shims: runner.shims_of_scripts(),
+            binds: Vec::new(),
+            troubles: &[],
+            ..Self::of_the_plan(runner)
+        }
+    }
+}
+
+impl<'a> Runner<'a> {
+    pub fn new(place: &Place<'a>, work: &Work<'a>) -> Result<Self> {
+        let mut packages = Vec::new();
+        for (index, ask) in work.image.packages.iter().enumerate() {
+            if let Ask::File { source, .. } = ask {
+                let absolute = std::path::absolute(source);
+                let absolute = absolute.with_context(|| format!("looking for {}", source.display()))?;
+                packages.push(Bind { source: absolute, target: package_path(index, source) });
+            }
+        }
+        let certificates = network::certificates(work.network, place.inside)?;
+        let network_env = network::environment(work.network, certificates.is_some());
+        Ok(Self { place: *place, work: *work, packages, network_env, certificates })
+    }
+
+    /// The shims that the definition's scripts see: they may want to change the image's real configuration.
+    pub fn shims_of_scripts(&self) -> Vec<Shim> {
+        let shims = self.work.plan.shims.iter();
+        shims.filter(|shim| !Path::new(&shim.path).starts_with("/etc")).cloned().collect()
+    }
+
+    /// Runs a command to its good end, with a line for it.
+    pub async fn run(&self, call: &Call<'_>) -> Result<()> {
+        let report = self.work.report;
+        let step = report.step(&call.phase, call.why.clone());
+        let mut pause = PAUSE;
+        for attempt in 0.. {
+            let mut listener = Listener::new(call.troubles);
+            let mut on_line = |line: &str| {
+                report.output(line);
+                listener.line(line);
+            };
+            let exit = self.once(call, &mut on_line).await.with_context(|| call.why.clone())?;
+            self.tell_of_daemons(call, &exit);
+            if exit.status.success() {
+                break;
+            }
+            let meaning = listener.meaning();
+            let hopeless = exit.status == ExitStatus::TimedOut
+                || listener.no_space
+                || meaning.as_ref().is_some_and(|meaning| meaning.package.is_some());
+            if attempt == call.retries || hopeless {
+                return Err(self.failure(call, exit.status, &listener, meaning).into());
+            }
+            report.warn(format!("{} failed ({}): once more in {} s", call.why, exit.status, pause.as_secs()));
+            tokio::time::sleep(pause).await;
+            pause *= 2;
+        }
+        step.done();
+        Ok(())
+    }
+
+    /// A command's output.
+    pub async fn ask(&self, call: &Call<'_>) -> Result<String> {
+        let mut listener = Listener::new(call.troubles);
+        let mut answer = String::new();
+        let mut on_line = |line: &str| {
+            listener.line(line);
+            if answer.len() + line.len() < ANSWER_MAX {
+                answer.push_str(line);
+                answer.push('\n');
+            }
+        };
+        let exit = self.once(call, &mut on_line).await.with_context(|| call.why.clone())?;
+        if !exit.status.success() {
+            let meaning = listener.meaning();
+            return Err(self.failure(call, exit.status, &listener, meaning).into());
+        }
+        Ok(answer)
+    }
+
+    async fn once(&self, call: &Call<'_>, on_line: &mut dyn FnMut(&str)) -> Result<Exit> {
+        let (mut env, mut shims) = (call.env.clone(), call.shims.clone());
+        if call.network {
+            env.extend(self.network_env.clone());
+            shims.extend(self.certificates.clone());
+        }
+        let spec = Spec {
+            root: self.place.root.to_owned(),
+            argv: call.argv.clone(),
+            env,
+            cwd: call.cwd.clone(),
+            network: call.network,
+            resolv_conf: None,
+            shims,
+            binds: call.binds.clone(),
+            nodes: self.place.nodes.to_vec(),
+            throwaway: call.throwaway,
+            interactive: false,
+        };
+        step::run(self.work.helper, &spec, call.timeout, on_line).await
+    }
+
+    fn tell_of_daemons(&self, call: &Call<'_>, exit: &Exit) {
+        if exit.left.is_empty() {
+            return;
+        }
+        let text = format!("{}: {} left running, and killed", call.why, exit.left.join(", "));
+        // A test starts what it tests.
+        if call.throwaway { self.work.report.detail(text) } else { self.work.report.warn(text) }
+    }
+
+    fn failure(
+        &self,
+        call: &Call<'_>,
+        status: ExitStatus,
+        heard: &Listener,
+        meaning: Option<Meaning>,
+    ) -> Failure {
+        let image = self.work.image;
+        let tail = heard.tail();
+        let how = match status {
+            ExitStatus::TimedOut => {
+                format!("it took longer than {} s and was killed", call.timeout.as_secs())
+            }
+            status => format!("{}: {status}", call.name),
+        };
+        let full = heard.no_space || Space::of(self.place.root).is_ok_and(|space| space.is_full());
+        if full {
+            let what = format!("{} failed: the image's disk is full ({how}){tail}", call.why);
+            let hint = "Give it a larger one: `size_gib` of `[disk]` in image.toml.";
+            return Kind::Step.failure(what).hint(hint);
+        }
+        if let Some(Meaning { means, hint, package }) = meaning {
+            let failure = match package {
+                Some(package) => {
+                    let value = Some(package.as_str()).filter(|package| !package.is_empty());
+                    Kind::Definition.failure(format!("{}: {means}{tail}", image.place("packages", value)))
+                }
+                None => Kind::Step.failure(format!("{} failed: {means} ({how}){tail}", call.why)),
+            };
+            return match hint {
+                Some(hint) => failure.hint(hint),
+                None => failure,
+            };
+        }
+        let place = match &call.key {
+            Some((table, script)) => {
+                let place = image.dir.join(crate::definition::FILE);
+                format!("{}: the [[{table}]] {script} failed: ", place.display())
+            }
+            None => format!("{} failed: ", call.why),
+        };
+        let failure = Kind::Step.failure(format!("{place}{how}{tail}"));
+        match &call.key {
+            _ if status == ExitStatus::TimedOut => match &call.key {
+                Some((table, _)) => failure.hint(format!("`timeout` of a [[{table}]] is in seconds.")),
+                None => failure.hint("A package's script that waits for an answer gets none."),
+            },
+            Some((table, _)) if heard.no_network && !call.network => failure.hint(format!(
+                "It has no network. If it needs one, say `network = true` in its [[{table}]]."
+            )),
+            None if heard.no_network && !call.network => failure.hint(
+                "Packages are installed without the network. If a package's script has to download something, say \
+                 `network = true` at the top of image.toml.",
+            ),
+            Some((table, _)) if table == "test" => failure.hint("A test that fails means that there is no image."),
+            _ => failure,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_package_has_a_path_that_is_only_a_path() {
+        assert_eq!(package_path(2, Path::new("a/site_1.0_all.deb")), "/run/oven/packages/2-site_1.0_all.deb");
+        assert_eq!(package_path(0, Path::new("x y$(z)é.deb")), "/run/oven/packages/0-x_y__z__.deb");
+    }
+}

@@ -1,0 +1,49 @@
+//! The rights that remain to root in a step.
+
+use anyhow::{Context, Result};
+use rustix::thread::{CapabilitySet, CapabilitySets};
+use std::io;
+
+/// What package managers and their scripts need: owners and modes, becoming another user, chroot, low ports.
+/// Not among them: `SYS_ADMIN` (takes covers off), `MKNOD` (host disks), `NET_*`, `SYS_PTRACE`, `DAC_READ_SEARCH`.
+pub const ALLOWED: CapabilitySet = CapabilitySet::CHOWN
+    .union(CapabilitySet::DAC_OVERRIDE)
+    .union(CapabilitySet::FOWNER)
+    .union(CapabilitySet::FSETID)
+    .union(CapabilitySet::SETGID)
+    .union(CapabilitySet::SETUID)
+    .union(CapabilitySet::SETPCAP)
+    .union(CapabilitySet::SETFCAP)
+    .union(CapabilitySet::KILL)
+    .union(CapabilitySet::SYS_CHROOT)
+    .union(CapabilitySet::NET_BIND_SERVICE)
+    .union(CapabilitySet::AUDIT_WRITE);
+
+/// For this process and all that it starts, for good.
+pub fn reduce() -> Result<()> {
+    for capability in 0..64 {
+        if ALLOWED.bits() & (1 << capability) == 0 && !drop_from_bounding_set(capability)? {
+            break;
+        }
+    }
+    rustix::thread::clear_ambient_capability_set().context("clearing the ambient capabilities")?;
+    let has = rustix::thread::capabilities(None).context("reading the capabilities")?.permitted;
+    let keep = ALLOWED & has;
+    let sets = CapabilitySets { effective: keep, permitted: keep, inheritable: CapabilitySet::empty() };
+    rustix::thread::set_capabilities(None, sets).context("dropping capabilities")?;
+    rustix::thread::set_no_new_privs(true).context("setting no_new_privs")
+}
+
+/// Whether there is such a capability.
+#[allow(unsafe_code)]
+fn drop_from_bounding_set(capability: libc::c_ulong) -> Result<bool> {
+    // SAFETY: this prctl takes numbers alone.
+    if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } == 0 {
+        return Ok(true);
+    }
+    let error = io::Error::last_os_error();
+    if error.raw_os_error() == Some(libc::EINVAL) {
+        return Ok(false); // beyond this kernel's last
+    }
+    Err(error).with_context(|| format!("dropping capability {capability} from the bounding set"))
+}

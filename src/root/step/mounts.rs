@@ -1,0 +1,96 @@
+//! The mount API by descriptors: nothing here goes by a path that somebody could exchange.
+
+use anyhow::{Context, Result};
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
+    fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+};
+use std::io;
+use std::path::Path;
+
+/// What no file of an image may do while steps run: give rights, or be a device.
+pub const PLAIN: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID.union(MountAttrFlags::MOUNT_ATTR_NODEV);
+pub const READ_ONLY: MountAttrFlags = PLAIN.union(MountAttrFlags::MOUNT_ATTR_RDONLY);
+
+/// A new file system, mounted nowhere yet.
+pub fn fresh(kind: &str, options: &[(&str, &str)], attributes: MountAttrFlags) -> Result<OwnedFd> {
+    let mount = || -> io::Result<OwnedFd> {
+        let fs = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+        fsconfig_set_string(&fs, "source", kind)?;
+        for (key, value) in options {
+            fsconfig_set_string(&fs, *key, *value)?;
+        }
+        fsconfig_create(&fs)?;
+        Ok(fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
+    };
+    mount().with_context(|| format!("making a {kind} file system"))
+}
+
+/// A copy of the mount that `path` lies in, with `path` as its root; mounted nowhere yet.
+pub fn copy(at: impl AsFd, path: impl AsRef<Path>, recursive: bool) -> io::Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    if path.as_ref().as_os_str().is_empty() {
+        flags |= OpenTreeFlags::AT_EMPTY_PATH;
+    }
+    Ok(open_tree(at, path.as_ref(), flags)?)
+}
+
+/// Adds attributes to a mount, or to all of a tree, and cuts it off from what happens to its like elsewhere.
+#[allow(unsafe_code)]
+pub fn restrict(mount: impl AsFd, attributes: MountAttrFlags, recursive: bool) -> io::Result<()> {
+    #[repr(C)]
+    struct MountAttr {
+        set: u64,
+        clear: u64,
+        propagation: u64,
+        userns: u64,
+    }
+    let attr =
+        MountAttr { set: attributes.bits().into(), clear: 0, propagation: libc::MS_PRIVATE, userns: 0 };
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the path and `attr` live through the call, and the size is that of `attr`.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attr,
+            size_of::<MountAttr>(),
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Mounts `mount` over what `on` is: a directory, a file, or a symbolic link itself.
+pub fn attach(mount: impl AsFd, on: impl AsFd) -> io::Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    Ok(move_mount(mount, "", on, "", flags)?)
+}
+
+/// Opens what `path` is, without following a symbolic link anywhere, below `dir`.
+pub fn plain(dir: impl AsFd, path: &str) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    Ok(rustix::fs::openat2(dir, path, flags, Mode::empty(), resolve)?)
+}
+
+/// Opens a directory directly below the root, as a place to mount on. A link or a file there is refused by name: what
+/// is mounted would land elsewhere.
+pub fn api_directory(root: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
+    let open = || -> io::Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(root, name, flags, Mode::empty())?)
+    };
+    open().map_err(|error| {
+        crate::error::Kind::Step
+            .failure(format!("the image's /{name} is not a directory ({error})"))
+            .hint("A step needs it to mount its own there; make it a directory in the base image.")
+            .into()
+    })
+}

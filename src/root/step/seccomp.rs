@@ -1,0 +1,331 @@
+//! The filter on a step's system calls: a deny-list above the capabilities, and no syncs.
+//!
+//! The kernel's surface that only a container escape wants is refused with EPERM, what programs probe for and can do
+//! without with ENOSYS. Programs of another architecture (i386 on x86_64, x32) get ENOSYS for everything: their
+//! numbers mean other calls. So a package whose script *runs* an i386 program cannot be installed; one that merely
+//! ships it can.
+
+use anyhow::{Context, Result};
+use libc::{EAFNOSUPPORT, ENOSYS, EPERM, c_long, sock_filter};
+use std::io;
+
+#[cfg(target_arch = "x86_64")]
+const ARCH: u32 = 0xc000_003e; // AUDIT_ARCH_X86_64
+#[cfg(target_arch = "aarch64")]
+const ARCH: u32 = 0xc000_00b7; // AUDIT_ARCH_AARCH64
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+compile_error!("oven knows the system calls of x86_64 and aarch64 alone");
+
+/// The newest call that was judged: setxattrat and kin (Linux 6.13). What came later answers as an older kernel would.
+const LAST_KNOWN: u32 = 466;
+/// Where the numbers of x32 begin, a second ABI under the same architecture.
+#[cfg(target_arch = "x86_64")]
+const X32: u32 = 0x4000_0000;
+
+/// Any of these in `clone` or `unshare` is refused: a new user namespace gives all capabilities over itself.
+const NAMESPACES: i32 = libc::CLONE_NEWUSER
+    | libc::CLONE_NEWNS
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWNET
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWCGROUP;
+/// `CLONE_NEWTIME`; in `clone` this bit belongs to the exit signal.
+const NEWTIME: i32 = 0x80;
+
+/// Refused whatever the arguments are.
+const REFUSED: &[c_long] = &[
+    // mounts and other namespaces
+    libc::SYS_mount,
+    libc::SYS_umount2,
+    libc::SYS_pivot_root,
+    libc::SYS_open_tree,
+    libc::SYS_move_mount,
+    libc::SYS_fsopen,
+    libc::SYS_fsconfig,
+    libc::SYS_fsmount,
+    libc::SYS_fspick,
+    libc::SYS_mount_setattr,
+    libc::SYS_setns,
+    // the kernel itself: modules, programs, other kernels, its log, its clock
+    libc::SYS_init_module,
+    libc::SYS_finit_module,
+    libc::SYS_delete_module,
+    libc::SYS_bpf,
+    libc::SYS_perf_event_open,
+    libc::SYS_kexec_load,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_kexec_file_load,
+    #[cfg(target_arch = "aarch64")]
+    294, // kexec_file_load
+    libc::SYS_reboot,
+    libc::SYS_syslog,
+    libc::SYS_settimeofday,
+    libc::SYS_clock_settime,
+    libc::SYS_adjtimex,
+    libc::SYS_clock_adjtime,
+    libc::SYS_swapon,
+    libc::SYS_swapoff,
+    libc::SYS_acct,
+    libc::SYS_quotactl,
+    libc::SYS_quotactl_fd,
+    libc::SYS_vhangup,
+    libc::SYS_nfsservctl,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_iopl,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_ioperm,
+    // files by handle, past the step's root
+    libc::SYS_open_by_handle_at,
+    libc::SYS_fanotify_init,
+    // key rings, which no namespace separates
+    libc::SYS_keyctl,
+    libc::SYS_add_key,
+    libc::SYS_request_key,
+    // other processes' memory: nothing in an installation debugs, and exploits do
+    libc::SYS_ptrace,
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
+    libc::SYS_process_madvise,
+    libc::SYS_pidfd_getfd,
+    libc::SYS_kcmp,
+    libc::SYS_move_pages,
+    libc::SYS_migrate_pages,
+    libc::SYS_userfaultfd,
+    libc::SYS_lookup_dcookie,
+];
+
+/// Answered as if this kernel had them not: programs have another way.
+const ABSENT: &[c_long] = &[
+    libc::SYS_clone3, // its flags lie in memory, where a filter cannot look; libc falls back to clone
+    libc::SYS_io_uring_setup,
+    libc::SYS_io_uring_enter,
+    libc::SYS_io_uring_register,
+];
+
+/// Answered with success at once: one real sync is made when the root is closed. `msync` stays: it costs only where
+/// it is used, and flushes mappings for other readers.
+const SYNCS: &[c_long] =
+    &[libc::SYS_fsync, libc::SYS_fdatasync, libc::SYS_sync, libc::SYS_syncfs, libc::SYS_sync_file_range];
+
+/// Puts characters into the terminal's input, as if the user had typed them.
+const TIOCSTI: u32 = 0x5412;
+/// Does the same through the virtual console's selection.
+const TIOCLINUX: u32 = 0x541c;
+/// Reaches the hypervisor's other side whatever the network namespace is.
+const AF_VSOCK: u32 = 40;
+/// The kernel's ciphers, which nothing needs and much was broken in.
+const AF_ALG: u32 = 38;
+
+const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+const AND: u16 = (libc::BPF_ALU | libc::BPF_AND | libc::BPF_K) as u16;
+const JUMP_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+const JUMP_ABOVE: u16 = (libc::BPF_JMP | libc::BPF_JGT | libc::BPF_K) as u16;
+#[cfg(target_arch = "x86_64")]
+const JUMP_FROM: u16 = (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16;
+const JUMP_SET: u16 = (libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K) as u16;
+const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+/// Offsets in `struct seccomp_data`; an argument's low half comes first on both architectures.
+const NUMBER_AT: u32 = 0;
+const ARCH_AT: u32 = 4;
+const ARGUMENTS_AT: u32 = 16;
+
+/// A filter, ready for the kernel.
+pub struct Filter(Vec<sock_filter>);
+
+impl Filter {
+    /// `sync`: whether syncs are real.
+    pub fn new(sync: bool) -> Self {
+        let mut filter = Self(Vec::new());
+        filter.load(ARCH_AT);
+        filter.unless(JUMP_EQUAL, ARCH, ENOSYS);
+        filter.load(NUMBER_AT);
+        #[cfg(target_arch = "x86_64")]
+        filter.when(JUMP_FROM, X32, ENOSYS);
+        filter.when(JUMP_ABOVE, LAST_KNOWN, ENOSYS);
+        for number in REFUSED {
+            filter.when(JUMP_EQUAL, *number as u32, EPERM);
+        }
+        for number in ABSENT {
+            filter.when(JUMP_EQUAL, *number as u32, ENOSYS);
+        }
+        if !sync {
+            for number in SYNCS {
+                filter.when(JUMP_EQUAL, *number as u32, 0);
+            }
+        }
+        filter.argument(libc::SYS_clone, 0, |block| block.when(JUMP_SET, NAMESPACES as u32, EPERM));
+        filter.argument(libc::SYS_unshare, 0, |block| {
+            block.when(JUMP_SET, (NAMESPACES | NEWTIME) as u32, EPERM);
+        });
+        #[cfg(target_arch = "x86_64")]
+        filter.argument(libc::SYS_mknod, 1, Self::devices);
+        filter.argument(libc::SYS_mknodat, 2, Self::devices);
+        filter.argument(libc::SYS_ioctl, 1, |block| {
+            block.when(JUMP_EQUAL, TIOCSTI, EPERM);
+            block.when(JUMP_EQUAL, TIOCLINUX, EPERM);
+        });
+        filter.argument(libc::SYS_socket, 0, |block| {
+            block.when(JUMP_EQUAL, AF_VSOCK, EAFNOSUPPORT);
+            block.when(JUMP_EQUAL, AF_ALG, EAFNOSUPPORT);
+        });
+        filter.answer(libc::SECCOMP_RET_ALLOW);
+        filter
+    }
+
+    /// For this thread and all that it starts, for good. Needs no_new_privs or `SYS_ADMIN`.
+    #[allow(unsafe_code)]
+    pub fn install(&mut self) -> Result<()> {
+        let len = u16::try_from(self.0.len()).context("the filter is too long")?;
+        let program = libc::sock_fprog { len, filter: self.0.as_mut_ptr() };
+        // SAFETY: `program` points to `len` instructions, and both live through the call, which copies them.
+        let result =
+            unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) };
+        if result < 0 {
+            return Err(io::Error::last_os_error()).context("installing the system call filter");
+        }
+        Ok(())
+    }
+
+    /// The kind of node that `mknod` would make, in its mode.
+    fn devices(block: &mut Self) {
+        block.push(AND, 0, 0, libc::S_IFMT);
+        block.when(JUMP_EQUAL, libc::S_IFCHR, EPERM);
+        block.when(JUMP_EQUAL, libc::S_IFBLK, EPERM);
+    }
+
+    fn push(&mut self, code: u16, jt: u8, jf: u8, k: u32) {
+        self.0.push(sock_filter { code, jt, jf, k });
+    }
+    fn load(&mut self, offset: u32) {
+        self.push(LOAD, 0, 0, offset);
+    }
+    fn answer(&mut self, value: u32) {
+        self.push(RETURN, 0, 0, value);
+    }
+    fn when(&mut self, jump: u16, value: u32, errno: i32) {
+        self.push(jump, 0, 1, value);
+        self.answer(libc::SECCOMP_RET_ERRNO | errno as u32);
+    }
+    fn unless(&mut self, jump: u16, value: u32, errno: i32) {
+        self.push(jump, 1, 0, value);
+        self.answer(libc::SECCOMP_RET_ERRNO | errno as u32);
+    }
+    /// Judges a call by one argument; what the block lets through is allowed.
+    fn argument(&mut self, number: c_long, index: u32, judge: impl FnOnce(&mut Self)) {
+        let mut block = Self(Vec::new());
+        block.load(ARGUMENTS_AT + 8 * index);
+        judge(&mut block);
+        block.answer(libc::SECCOMP_RET_ALLOW);
+        let past = u8::try_from(block.0.len()).expect("a block is a few instructions");
+        self.push(JUMP_EQUAL, 0, past, number as u32);
+        self.0.append(&mut block.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs the filter as the kernel does.
+    fn judge(filter: &Filter, arch: u32, number: c_long, arguments: [u64; 3]) -> u32 {
+        let mut data = [0_u8; 64];
+        data[0..4].copy_from_slice(&(number as u32).to_le_bytes());
+        data[4..8].copy_from_slice(&arch.to_le_bytes());
+        for (index, argument) in arguments.iter().enumerate() {
+            data[16 + 8 * index..24 + 8 * index].copy_from_slice(&argument.to_le_bytes());
+        }
+        let (mut at, mut register) = (0, 0_u32);
+        loop {
+            let step = filter.0[at];
+            at += 1;
+            let mut jump = |truth: bool| at += usize::from(if truth { step.jt } else { step.jf });
+            match step.code {
+                LOAD => {
+                    let from = step.k as usize;
+                    register = u32::from_le_bytes(data[from..from + 4].try_into().unwrap());
+                }
+                AND => register &= step.k,
+                JUMP_EQUAL => jump(register == step.k),
+                JUMP_ABOVE => jump(register > step.k),
+                #[cfg(target_arch = "x86_64")]
+                JUMP_FROM => jump(register >= step.k),
+                JUMP_SET => jump(register & step.k != 0),
+                RETURN => return step.k,
+                code => panic!("unknown instruction {code}"),
+            }
+        }
+    }
+    const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
+    const fn errno(number: i32) -> u32 {
+        libc::SECCOMP_RET_ERRNO | number as u32
+    }
+
+    #[test]
+    fn what_packages_do_is_allowed() {
+        let filter = Filter::new(false);
+        for number in
+            [libc::SYS_openat, libc::SYS_execve, libc::SYS_chroot, libc::SYS_setuid, libc::SYS_renameat2]
+        {
+            assert_eq!(judge(&filter, ARCH, number, [0; 3]), ALLOW, "{number}");
+        }
+        let thread = (libc::CLONE_VM | libc::CLONE_THREAD | libc::CLONE_SETTLS) as u64;
+        assert_eq!(judge(&filter, ARCH, libc::SYS_clone, [thread, 0, 0]), ALLOW);
+        assert_eq!(judge(&filter, ARCH, libc::SYS_unshare, [libc::CLONE_FS as u64, 0, 0]), ALLOW);
+        assert_eq!(judge(&filter, ARCH, libc::SYS_mknodat, [0, 0, u64::from(libc::S_IFIFO | 0o644)]), ALLOW);
+        assert_eq!(judge(&filter, ARCH, libc::SYS_ioctl, [0, 0x5401, 0]), ALLOW);
+        assert_eq!(judge(&filter, ARCH, libc::SYS_socket, [libc::AF_UNIX as u64, 0, 0]), ALLOW);
+    }
+
+    #[test]
+    fn what_escapes_do_is_refused() {
+        let filter = Filter::new(true);
+        for number in REFUSED {
+            assert_eq!(judge(&filter, ARCH, *number, [0; 3]), errno(EPERM), "{number}");
+        }
+        assert_eq!(judge(&filter, ARCH, libc::SYS_clone3, [0; 3]), errno(ENOSYS));
+        let namespaces = [
+            libc::CLONE_NEWUSER,
+            libc::CLONE_NEWNS,
+            libc::CLONE_NEWPID,
+            libc::CLONE_NEWNET,
+            libc::CLONE_NEWIPC,
+            libc::CLONE_NEWUTS,
+            libc::CLONE_NEWCGROUP,
+        ];
+        for flag in namespaces {
+            for number in [libc::SYS_clone, libc::SYS_unshare] {
+                let flags = (flag | libc::SIGCHLD) as u64 & 0xffff_ffff;
+                assert_eq!(judge(&filter, ARCH, number, [flags, 0, 0]), errno(EPERM), "{flag:x}");
+            }
+        }
+        for kind in [libc::S_IFCHR, libc::S_IFBLK] {
+            assert_eq!(
+                judge(&filter, ARCH, libc::SYS_mknodat, [0, 0, u64::from(kind | 0o600)]),
+                errno(EPERM)
+            );
+        }
+        // The kernel looks at the low half of a request alone, and so does the filter.
+        for request in [0x5412, 0x1_0000_5412, 0x541c] {
+            assert_eq!(judge(&filter, ARCH, libc::SYS_ioctl, [0, request, 0]), errno(EPERM));
+        }
+        assert_eq!(judge(&filter, ARCH, libc::SYS_socket, [40, 0, 0]), errno(EAFNOSUPPORT));
+    }
+
+    #[test]
+    fn other_architectures_and_later_calls_are_absent() {
+        let filter = Filter::new(true);
+        assert_eq!(judge(&filter, 0x4000_0003, 5, [0; 3]), errno(ENOSYS)); // i386
+        assert_eq!(judge(&filter, ARCH, 467, [0; 3]), errno(ENOSYS)); // open_tree_attr
+        #[cfg(target_arch = "x86_64")]
+        assert_eq!(judge(&filter, ARCH, 0x4000_0000 + 1, [0; 3]), errno(ENOSYS));
+    }
+
+    #[test]
+    fn syncs_are_real_only_where_asked() {
+        for number in SYNCS {
+            assert_eq!(judge(&Filter::new(false), ARCH, *number, [0; 3]), errno(0));
+            assert_eq!(judge(&Filter::new(true), ARCH, *number, [0; 3]), ALLOW);
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! Starts a step's helper, and ends it: from oven's side.
+
+use super::Spec;
+use super::helper::{CONTROL, SPEC};
+use super::message::TERMINATE;
+use super::mounts::{READ_ONLY, copy, restrict};
+use crate::error::Kind;
+use anyhow::{Context, Result};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use rustix::fs::{CWD, MemfdFlags, Mode, OFlags, SeekFrom};
+use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
+use rustix::pipe::PipeFlags;
+use rustix::process::{Signal, WaitId, WaitIdOptions};
+use std::io::{self, Write};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// A killed process that still does not end within this hangs in the kernel, on a disk that does not answer.
+const DEATH: Duration = Duration::from_secs(8);
+/// Descriptors are moved here before they are put where the helper looks for them.
+const OUT_OF_THE_WAY: RawFd = 16;
+
+/// A step's tree of processes. Dropping it kills them all and waits until they are gone.
+pub struct Running {
+    /// Process 1 of the step: readable when all of the step is dead.
+    pub process: OwnedFd,
+    pub control: OwnedFd,
+    /// Standard output and error of the step, unless it has the terminal.
+    pub output: Option<OwnedFd>,
+    reaped: bool,
+}
+
+impl Running {
+    /// Starts `helper` for `spec`. It dies with the calling thread.
+    pub fn start(helper: &Path, spec: &Spec) -> Result<Self> {
+        let program = frozen(helper).with_context(|| format!("opening {}", helper.display()))?;
+        let told = told(spec).context("telling the step's helper what to do")?;
+        let (control, theirs) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+                .context("making a socket to the step's helper")?;
+        let (output, standard) = if spec.interactive {
+            (None, [0, 1, 2].map(|fd| duplicate(&borrowed(fd))))
+        } else {
+            let null = rustix::fs::openat(CWD, "/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+                .context("opening /dev/null")?;
+            let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).context("making a pipe")?;
+            rustix::fs::fcntl_setfl(&reader, OFlags::NONBLOCK).context("making a pipe")?;
+            (Some(reader), [duplicate(&null), duplicate(&writer), duplicate(&writer)])
+        };
+        let [stdin, stdout, stderr] = standard;
+        let inherited = [stdin?, stdout?, stderr?, duplicate(&told)?, duplicate(&theirs)?];
+        let process = spawn(&program, &inherited).map_err(|error| {
+            Kind::Machine
+                .failure(format!("cannot start a contained process ({error})"))
+                .hint("oven needs root with all its capabilities; `oven doctor` tells what is missing.")
+        })?;
+        Ok(Self { process, control, output, reaped: false })
+    }
+
+    /// Asks the step's program to end. It may not be there any more.
+    pub fn terminate(&self) {
+        let _ = rustix::net::send(&self.control, TERMINATE, SendFlags::NOSIGNAL);
+    }
+
+    /// Kills all of the step.
+    pub fn kill(&self) {
+        let _ = rustix::process::pidfd_send_signal(&self.process, Signal::KILL);
+    }
+
+    /// Waits until all of the step is gone, and returns the signal that ended it, if one did. Ends after some seconds
+    /// if the kernel cannot let go.
+    pub fn reap(&mut self) -> Result<Option<i32>> {
+        let deadline = Instant::now() + DEATH;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+            match poll(&mut [PollFd::new(&self.process, PollFlags::IN)], Some(&left)) {
+                Ok(0) => anyhow::bail!("the step's processes do not end: the disk does not answer"),
+                Err(rustix::io::Errno::INTR) => continue,
+                result => _ = result.context("waiting for the step")?,
+            }
+            let ended = rustix::process::waitid(WaitId::PidFd(self.process.as_fd()), WaitIdOptions::EXITED);
+            match ended {
+                Err(rustix::io::Errno::INTR) => {}
+                result => {
+                    self.reaped = true;
+                    let status = result.context("waiting for the step")?;
+                    return Ok(status.and_then(|status| status.terminating_signal()));
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.reaped {
+            return;
+        }
+        self.kill();
+        if let Err(error) = self.reap() {
+            eprintln!("oven: {error:#}");
+        }
+    }
+}
+
+/// The program, on a read-only mount of its own. A step can reach the file its processes were started from through
+/// `/proc/self/exe`; so it cannot write to it there.
+fn frozen(program: &Path) -> Result<OwnedFd> {
+    let kernel = |error: io::Error| {
+        if error.kind() == io::ErrorKind::NotFound {
+            return anyhow::Error::from(error);
+        }
+        Kind::Machine
+            .failure(format!("the kernel cannot copy a mount ({error})"))
+            .hint("oven needs root with all its capabilities, and Linux 5.12 or later.")
+            .into()
+    };
+    let file = copy(CWD, program, false).map_err(kernel)?;
+    restrict(&file, READ_ONLY, false).map_err(kernel)?;
+    Ok(file)
+}
+
+fn told(spec: &Spec) -> Result<OwnedFd> {
+    let fd = rustix::fs::memfd_create("step", MemfdFlags::CLOEXEC)?;
+    let mut file = std::fs::File::from(fd);
+    file.write_all(&serde_json::to_vec(spec)?)?;
+    rustix::fs::seek(&file, SeekFrom::Start(0))?;
+    Ok(file.into())
+}
+
+fn duplicate(fd: &impl AsFd) -> Result<OwnedFd> {
+    rustix::io::fcntl_dupfd_cloexec(fd, OUT_OF_THE_WAY).context("copying a descriptor")
+}
+
+#[allow(unsafe_code)]
+fn borrowed(fd: RawFd) -> rustix::fd::BorrowedFd<'static> {
+    // SAFETY: the standard descriptors are open as long as the process runs: its runtime sees to that.
+    unsafe { rustix::fd::BorrowedFd::borrow_raw(fd) }
+}
+
+/// Starts `program` as process 1 of a new PID namespace, with `inherited` as descriptors 0, 1, … and an empty
+/// environment. Returns its pidfd.
+#[allow(unsafe_code)]
+fn spawn(program: &OwnedFd, inherited: &[OwnedFd; 5]) -> io::Result<OwnedFd> {
+    const _: () = assert!(SPEC == 3 && CONTROL == 4);
+    let verb = std::ffi::CString::new(super::VERB)?;
+    let arguments = [c"oven".as_ptr(), verb.as_ptr(), std::ptr::null()];
+    let environment = [std::ptr::null::<libc::c_char>()];
+    let mut pidfd: RawFd = -1;
+    // SAFETY: the child has a copy of all memory, and until it executes it makes system calls alone, with pointers to
+    // what was made before: no lock or allocation of a thread that is not there. No signal handler of this process
+    // runs in it, since all signals are blocked; they are let through again here. `pidfd` is written by the kernel
+    // when the call succeeds, and is nobody else's.
+    unsafe {
+        let mut all = std::mem::zeroed::<libc::sigset_t>();
+        let mut before = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigfillset(&raw mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
+        let flags = libc::c_long::from(libc::CLONE_NEWPID | libc::CLONE_PIDFD | libc::SIGCHLD);
+        let pid = libc::syscall(libc::SYS_clone, flags, 0, &raw mut pidfd, 0, 0);
+        if pid == 0 {
+            for (to, from) in inherited.iter().enumerate() {
+                libc::syscall(libc::SYS_dup3, from.as_raw_fd(), to, 0);
+            }
+            libc::syscall(
+                libc::SYS_execveat,
+                program.as_raw_fd(),
+                c"".as_ptr(),
+                arguments.as_ptr(),
+                environment.as_ptr(),
+                libc::AT_EMPTY_PATH,
+            );
+            libc::_exit(126);
+        }
+        let error = io::Error::last_os_error();
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut());
+        if pid < 0 { Err(error) } else { Ok(OwnedFd::from_raw_fd(pidfd)) }
+    }
+}
+
+/// The terminal, as it was before a step had it.
+pub struct Terminal {
+    group: rustix::process::Pid,
+    modes: rustix::termios::Termios,
+}
+
+impl Terminal {
+    /// Notes how the terminal of standard input is, if it is one.
+    pub fn note() -> Option<Self> {
+        let stdin = rustix::stdio::stdin();
+        let modes = rustix::termios::tcgetattr(stdin).ok()?;
+        Some(Self { group: rustix::termios::tcgetpgrp(stdin).ok()?, modes })
+    }
+}
+
+impl Drop for Terminal {
+    #[allow(unsafe_code)]
+    fn drop(&mut self) {
+        let stdin = rustix::stdio::stdin();
+        // This process is in the background now, and taking the terminal back must not stop it.
+        // SAFETY: the set is initialised before use, and lives through each call.
+        unsafe {
+            let mut set = std::mem::zeroed::<libc::sigset_t>();
+            let mut before = std::mem::zeroed::<libc::sigset_t>();
+            libc::sigemptyset(&raw mut set);
+            libc::sigaddset(&raw mut set, libc::SIGTTOU);
+            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, &raw mut before);
+            let _ = rustix::termios::tcsetpgrp(stdin, self.group);
+            let _ = rustix::termios::tcsetattr(stdin, rustix::termios::OptionalActions::Drain, &self.modes);
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut());
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! The mount tree of a step, and the way into it.
+
+use super::mounts::{PLAIN, READ_ONLY, api_directory, attach, copy, fresh, plain, restrict};
+use super::{Spec, covers, dev};
+use crate::error::Kind;
+use crate::root::shim::{Placeholders, Shims};
+use anyhow::{Context, Result};
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+pub(super) const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// Mounts all that the step sees, and makes it the root of this process. The process has a mount namespace of its own.
+pub fn enter(spec: &Spec) -> Result<()> {
+    // Nothing from here to other namespaces, nor back.
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+        .context("making the mounts private")?;
+    let resolv_conf = resolv_conf(spec)?;
+    let (root, scratch) =
+        root(spec).with_context(|| format!("mounting the step's root {}", spec.root.display()))?;
+    if spec.throwaway {
+        Placeholders::make(root.as_fd(), spec)?.forget();
+    }
+    let dev = dev::mount(root.as_fd(), spec)?;
+    run(root.as_fd())?;
+    let mut shims = Shims { root: root.as_fd(), scratch: scratch.as_fd(), count: 0 };
+    for bind in &spec.binds {
+        shims.bind(bind).with_context(|| format!("binding {} for the step", bind.target))?;
+    }
+    for shim in &spec.shims {
+        shims
+            .put(&shim.path, shim.content.as_bytes(), shim.mode)
+            .with_context(|| format!("putting {} there for the step", shim.path))?;
+    }
+    if let Some(content) = resolv_conf {
+        shims.put(RESOLV_CONF, &content, 0o644).with_context(|| format!("binding {RESOLV_CONF}"))?;
+    }
+    // After the shims: none of them is resolved through a link into these.
+    covers::proc(root.as_fd(), dev.as_fd())?;
+    covers::sys(root.as_fd(), dev.as_fd())?;
+    pivot(root.as_fd())
+}
+
+/// What `/etc/resolv.conf` says in a step with the network.
+fn resolv_conf(spec: &Spec) -> Result<Option<Vec<u8>>> {
+    if !spec.network {
+        return Ok(None);
+    }
+    if let Some(content) = &spec.resolv_conf {
+        return Ok(Some(content.clone().into_bytes()));
+    }
+    match std::fs::read(RESOLV_CONF) {
+        Ok(content) => Ok(Some(content)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("reading this machine's {RESOLV_CONF}")),
+    }
+}
+
+/// A place for files of this step that lies out of the image's reach, and above it the image's root, with what is
+/// mounted in it.
+fn root(spec: &Spec) -> Result<(OwnedFd, OwnedFd)> {
+    let place = open(&spec.root)?;
+    let lower = if spec.throwaway { lower(&spec.root)? } else { Vec::new() };
+    let tree = if spec.throwaway { None } else { Some(copy(&place, "", true)?) };
+    let scratch = fresh("tmpfs", &[("mode", "0700")], PLAIN)?;
+    attach(&scratch, &place)?;
+    rustix::fs::mkdirat(&scratch, "root", Mode::from_raw_mode(0o755))?;
+    let root = match tree {
+        Some(tree) => {
+            restrict(&tree, PLAIN, true)?;
+            attach(&tree, plain(&scratch, "root")?)?;
+            tree
+        }
+        None => {
+            let root = overlay(scratch.as_fd(), 0, place.as_fd())?;
+            attach(&root, plain(&scratch, "root")?)?;
+            for (index, (path, mount)) in lower.iter().enumerate() {
+                let covered = throwaway(scratch.as_fd(), index + 1, mount.as_fd())
+                    .and_then(|cover| Ok(attach(cover, plain(&root, path)?)?));
+                covered.with_context(|| format!("mounting the step's /{path}"))?;
+            }
+            root
+        }
+    };
+    Ok((root, scratch))
+}
+
+fn open(path: &Path) -> Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(CWD, path, flags, Mode::empty())?)
+}
+
+/// What is mounted below the image's root, from the top down: relative path, and the mount.
+fn lower(root: &Path) -> Result<Vec<(String, OwnedFd)>> {
+    let table = std::fs::read("/proc/self/mountinfo").context("reading the mount table")?;
+    let root = root.canonicalize()?;
+    let mut found: Vec<(String, OwnedFd)> = Vec::new();
+    for path in mount_points(&table) {
+        let Some(below) = path.strip_prefix(&root).ok().and_then(Path::to_str) else { continue };
+        if !below.is_empty() && !found.iter().any(|(known, _)| known == below) {
+            found.push((below.to_owned(), open(&path)?));
+        }
+    }
+    Ok(found)
+}
+
+/// The fifth field of each line, in which blanks and the like are octal.
+fn mount_points(table: &[u8]) -> impl Iterator<Item = PathBuf> {
+    table.split(|byte| *byte == b'\n').filter_map(|line| {
+        let field = line.split(|byte| *byte == b' ').nth(4)?;
+        let mut path = Vec::with_capacity(field.len());
+        let mut at = 0;
+        while let Some(&byte) = field.get(at) {
+            let octal = field.get(at + 1..at + 4).and_then(|digits| std::str::from_utf8(digits).ok());
+            let octal = octal.and_then(|digits| u8::from_str_radix(digits, 8).ok());
+            match (byte, octal) {
+                (b'\\', Some(value)) => {
+                    path.push(value);
+                    at += 4;
+                }
+                _ => {
+                    path.push(byte);
+                    at += 1;
+                }
+            }
+        }
+        Some(PathBuf::from(OsString::from_vec(path)))
+    })
+}
+
+/// A file system over `lower` whose changes go with the step; where it cannot be laid under one (vfat), read-only.
+fn throwaway(scratch: BorrowedFd<'_>, index: usize, lower: BorrowedFd<'_>) -> Result<OwnedFd> {
+    if let Ok(overlay) = overlay(scratch, index, lower) {
+        return Ok(overlay);
+    }
+    let frozen = copy(lower, "", false)?;
+    restrict(&frozen, READ_ONLY, false)?;
+    Ok(frozen)
+}
+
+fn overlay(scratch: BorrowedFd<'_>, index: usize, lower: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let (upper, work) = (format!("upper{index}"), format!("work{index}"));
+    let stat = rustix::fs::fstat(lower)?;
+    for name in [&upper, &work] {
+        rustix::fs::mkdirat(scratch, name, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
+    }
+    let at = |fd: BorrowedFd<'_>| format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let (lower, scratch) = (at(lower), at(scratch));
+    let (upper, work) = (format!("{scratch}/{upper}"), format!("{scratch}/{work}"));
+    fresh("overlay", &[("lowerdir", &lower), ("upperdir", &upper), ("workdir", &work)], PLAIN)
+}
+
+/// An empty `/run`: no socket of this machine is in it, and no package takes the image for a running system.
+fn run(root: BorrowedFd<'_>) -> Result<()> {
+    let run = fresh("tmpfs", &[("mode", "0755")], PLAIN)?;
+    rustix::fs::mkdirat(&run, "lock", Mode::from_raw_mode(0o1777)).context("making /run/lock")?;
+    attach(run, api_directory(root, "run")?).context("mounting /run")
+}
+
+/// Makes `root` the root, and lets go of the old one. The detaching is lazy, but within this namespace alone, where
+/// nothing else uses it.
+fn pivot(root: BorrowedFd<'_>) -> Result<()> {
+    rustix::process::fchdir(root).context("entering the step's root")?;
+    rustix::process::pivot_root(".", ".").map_err(|error| {
+        Kind::Machine
+            .failure(format!("this machine's root cannot be left by pivot_root ({error})"))
+            .hint("oven cannot run from an initial RAM disk: start it from a system on a disk.")
+    })?;
+    unmount(".", UnmountFlags::DETACH).context("leaving this machine's root")?;
+    rustix::process::chdir("/").context("entering the step's root")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_points_are_unescaped() {
+        let table = b"36 35 98:0 /mnt1 /mnt\\0402/a\\134b rw - ext3 /dev/root rw\n22 27 0:21 / /proc rw - proc proc rw\n";
+        let points = mount_points(table).collect::<Vec<_>>();
+        assert_eq!(points, [PathBuf::from("/mnt 2/a\\b"), PathBuf::from("/proc")]);
+    }
+}
