@@ -76,7 +76,7 @@ fn run_tags(image: &Definition, run: &RunId) -> Tags {
 }
 
 pub fn mount(image: &Definition) -> MountOptions {
-    MountOptions { grow: image.size_gib.is_some(), ..MountOptions::default() }
+    MountOptions { grow: image.size_gib.is_some() }
 }
 
 /// What the distro is asked to plan.
