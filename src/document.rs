@@ -17,8 +17,9 @@ const MAX_BYTES: u64 = 1 << 20;
 const MAX_MISTAKES: usize = 20;
 
 /// A file under examination, and what was found wrong in it.
-pub(crate) struct Document<'t> {
-    text: &'t str,
+pub(crate) struct Document {
+    /// Where each line ends.
+    ends: Vec<usize>,
     /// The keys at the top.
     known: &'static [&'static str],
     mistakes: RefCell<Vec<(usize, String)>>,
@@ -26,7 +27,7 @@ pub(crate) struct Document<'t> {
 
 /// A table whose keys are all known.
 pub(crate) struct Table<'d, 't> {
-    document: &'d Document<'t>,
+    document: &'d Document,
     /// As a header spells it: `[disk]`; empty at the top.
     header: &'static str,
     entries: &'d DeTable<'t>,
@@ -84,10 +85,11 @@ pub(crate) fn read<'t, T>(
     known: &'static [&'static str],
     read: impl FnOnce(&Table<'_, 't>) -> T,
 ) -> Result<T> {
-    let document = Document { text, known, mistakes: RefCell::default() };
+    let ends = text.match_indices('\n').map(|(at, _)| at).collect();
+    let document = Document { ends, known, mistakes: RefCell::default() };
     let parsed = DeTable::parse(text).map_err(|e| {
         let line = e.span().map_or(1, |span| document.line(span.start));
-        Kind::Definition.error(format!("{}:{line}: {}", file.display(), e.message()))
+        Kind::Definition.error(format!("{}:{line}: {}", file.display(), syntax(text, line, e.message())))
     })?;
     let top = document.table("", parsed.get_ref(), known, 1);
     let value = read(&top);
@@ -108,6 +110,26 @@ pub(crate) fn read<'t, T>(
     Err(Kind::Definition.error(lines.join("\n")))
 }
 
+/// A mistake of syntax: the parser knows neither the key nor what people commonly get wrong.
+fn syntax(text: &str, line: usize, message: &str) -> String {
+    let content = text.lines().nth(line - 1).unwrap_or_default().trim();
+    let Some((key, value)) = content.split_once('=') else {
+        let shown: String = content.chars().take(40).collect();
+        return format!("{message} (in {shown:?})");
+    };
+    let (key, value): (String, _) = (key.trim().chars().take(40).collect(), value.trim());
+    let number = |c: char| c.is_ascii_digit() || "+-".contains(c);
+    let advice = match value.chars().next() {
+        // The value itself is not shown: it may be a secret.
+        Some('0') if message.contains("leading zero") => ": a mode is written in quotes, \"0644\"",
+        Some(c) if !number(c) && !"\"'[{#".contains(c) && !["true", "false"].contains(&value) => {
+            ": a text is written in quotes"
+        }
+        _ => "",
+    };
+    format!("`{}`: {message}{advice}", key.escape_debug())
+}
+
 /// The line of a key at the top, or of the string in its array that `pick` accepts.
 pub(crate) fn line_of(text: &str, key: &str, pick: &dyn Fn(&str) -> bool) -> Option<usize> {
     let parsed = DeTable::parse(text).ok()?;
@@ -115,19 +137,16 @@ pub(crate) fn line_of(text: &str, key: &str, pick: &dyn Fn(&str) -> bool) -> Opt
     let element = value.get_ref().as_array().and_then(|array| {
         array.iter().find(|element| element.get_ref().as_str().is_some_and(pick)).map(Spanned::span)
     });
-    Some(line_at(text, element.unwrap_or_else(|| name.span()).start))
+    let start = element.unwrap_or_else(|| name.span()).start;
+    Some(text[..start].matches('\n').count() + 1)
 }
 
-fn line_at(text: &str, offset: usize) -> usize {
-    text.as_bytes()[..offset.min(text.len())].iter().filter(|b| **b == b'\n').count() + 1
-}
-
-impl<'t> Document<'t> {
+impl Document {
     fn line(&self, offset: usize) -> usize {
-        line_at(self.text, offset)
+        self.ends.partition_point(|end| *end < offset) + 1
     }
 
-    fn table<'d>(
+    fn table<'d, 't>(
         &'d self,
         header: &'static str,
         entries: &'d DeTable<'t>,

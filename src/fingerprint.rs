@@ -9,7 +9,8 @@ pub use explain::{OldInputs, explain};
 
 use crate::checksum::{Tree, hex};
 use crate::cloud::{Architecture, Base, ImageId, SnapshotId};
-use crate::definition::Definition;
+use crate::definition::{self, Definition};
+use crate::error::Kind;
 use crate::settings::Settings;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -59,28 +60,34 @@ impl Inputs {
         // None of the settings reaches an image: the network's serve fetch steps alone. A new one that does would
         // have to count, so this stops compiling when there is a new one.
         let Settings { file: _, cloud: _, region: _, region_dir: _, network: _ } = settings;
-        let directories = image.directories();
-        let tree = Tree::read(&directories)?;
-        let relative = |path: &Path| spelt(path.strip_prefix(&directories[0]).unwrap_or(path));
-        let checksum = tree.checksum();
-        let links = tree.directory_links.iter().map(|(path, link)| {
-            (relative(path), InputFile { executable: false, link: Some(spelt(link)), sha1: None })
-        });
-        let files = tree.files.iter().map(|file| {
-            let link = file.link.as_deref().map(spelt);
-            (
-                relative(&file.path),
-                InputFile { executable: file.executable, link, sha1: Some(file.sha1.clone()) },
-            )
-        });
+        let (tree, files) = read(image)?;
         Ok(Self {
             architecture: base.architecture,
             base: InputBase { id: base.id.clone(), snapshot: base.snapshot.clone() },
-            checksum,
-            files: links.chain(files).collect(),
+            checksum: tree.checksum(),
+            files,
             format: FORMAT,
             warnings: tree.warnings,
         })
+    }
+
+    /// Reads the definition again, and fails if it is not what it was: the image may hold parts of either.
+    pub fn ensure_unchanged(&self, image: &Definition) -> Result<()> {
+        let (tree, files) = read(image)?;
+        let now = Self { checksum: tree.checksum(), files, ..self.clone() };
+        let mut differences = explain::full(self, &now);
+        // It was read before the files were: what counts may be newer than what was baked.
+        if differences.is_empty() && Definition::load(&image.dir)? != *image {
+            differences.push(format!("{} changed", definition::FILE));
+        }
+        if differences.is_empty() {
+            return Ok(());
+        }
+        let (dir, differences) = (image.dir.display(), differences.join(", "));
+        Err(Kind::Definition
+            .failure(format!("{dir} changed while it was baked: {differences}"))
+            .hint("Which of both went into the image is not known: bake again.")
+            .into())
     }
 
     /// `ami_config_checksum`.
@@ -107,6 +114,22 @@ impl Inputs {
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
+}
+
+/// A definition's files, and what is told of each.
+fn read(image: &Definition) -> Result<(Tree, BTreeMap<String, InputFile>)> {
+    let directories = image.directories();
+    let tree = Tree::read(&directories)?;
+    let relative = |path: &Path| spelt(path.strip_prefix(&directories[0]).unwrap_or(path));
+    let links = tree.directory_links.iter().map(|(path, link)| {
+        (relative(path), InputFile { executable: false, link: Some(spelt(link)), sha1: None })
+    });
+    let files = tree.files.iter().map(|file| {
+        let link = file.link.as_deref().map(spelt);
+        (relative(&file.path), InputFile { executable: file.executable, link, sha1: Some(file.sha1.clone()) })
+    });
+    let files = links.chain(files).collect();
+    Ok((tree, files))
 }
 
 /// A path as text, without loss: bytes that are not UTF-8 become `\xNN`, and a backslash two.

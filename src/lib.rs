@@ -14,6 +14,7 @@ mod document;
 pub mod error;
 pub mod fingerprint;
 pub mod order;
+pub mod owner;
 pub mod package;
 pub mod report;
 pub mod root;

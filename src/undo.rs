@@ -91,22 +91,28 @@ impl Undo {
     pub fn forgive_on_failure(&self) {
         self.debts.borrow_mut().retain(|(_, debt)| debt.due == Due::Scratch);
     }
+
+    /// Makes what is due only on failure due in any case: the story will succeed with somebody else's image, and our
+    /// own snapshot is of no use.
+    pub fn due_now(&self) {
+        self.debts.borrow_mut().iter_mut().for_each(|(_, debt)| debt.due = Due::Scratch);
+    }
 }
 
 /// How a scope treats failure.
-pub struct Policy<'a> {
+pub struct Policy {
     /// Scratch that can be kept is kept when the story fails (not when it is stopped).
     pub keep_on_failure: bool,
     /// Told of the failure before anything is cleaned up, so that the cause is seen first.
-    pub on_failure: &'a dyn Fn(&Error),
+    pub on_failure: Box<dyn Fn(&Error)>,
     /// Told of each debt that is being paid.
-    pub on_payment: &'a dyn Fn(&str),
+    pub on_payment: Box<dyn Fn(&str)>,
 }
 
 /// Runs a story until it ends or `stop` does. Then the story is dropped (children killed, unmounted, loops closed) and
 /// its debts are paid, newest first.
 pub async fn scope<T>(
-    policy: Policy<'_>,
+    policy: Policy,
     stop: impl Future<Output = ()>,
     story: impl AsyncFnOnce(Rc<Undo>) -> Result<T>,
 ) -> Ended<T> {
@@ -158,8 +164,8 @@ mod tests {
     use super::*;
     use std::future::{pending, ready};
 
-    fn policy() -> Policy<'static> {
-        Policy { keep_on_failure: false, on_failure: &|_| (), on_payment: &|_| () }
+    fn policy() -> Policy {
+        Policy { keep_on_failure: false, on_failure: Box::new(|_| ()), on_payment: Box::new(|_| ()) }
     }
 
     fn debt(due: Due, name: &str, paid: &Rc<RefCell<Vec<String>>>, outcome: fn() -> Result<()>) -> Debt {
@@ -195,6 +201,20 @@ mod tests {
         })
         .await;
         assert_eq!((ended.result.unwrap(), paid), (1, vec!["volume".to_owned()]));
+    }
+
+    #[tokio::test]
+    async fn what_is_due_now_is_paid_after_success_too() {
+        let (ended, paid) = run(pending(), async |undo, paid| {
+            undo.owe(debt(Due::Scratch, "volume", &paid, || Ok(())));
+            undo.owe(debt(Due::OnFailure, "snapshot", &paid, || Ok(())));
+            undo.due_now();
+            undo.owe(debt(Due::OnFailure, "later", &paid, || Ok(())));
+            Ok(1)
+        })
+        .await;
+        assert!(ended.result.is_ok());
+        assert_eq!(paid, ["snapshot", "volume"]);
     }
 
     #[tokio::test]

@@ -1,6 +1,8 @@
 //! What oven needs of a cloud: names and traits. No implementation.
 
+pub mod adopt;
 pub mod local;
+pub mod wait;
 
 use crate::disk::Device;
 use crate::undo::Undo;
@@ -161,6 +163,13 @@ pub struct Image {
     #[serde(default)]
     pub description: String,
     pub tags: Tags,
+}
+
+impl Image {
+    /// Whether it is the result of this run.
+    pub fn made_by(&self, run: &RunId) -> bool {
+        self.tags.get(tag::RUN) == Some(&run.0)
+    }
 }
 
 /// What a look-up of a finished bake compares. All of it has to agree.

@@ -171,7 +171,7 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
             "4: unknown key `upgrade` of [[run]]: it belongs above",
         ),
         ("packages = [", "2: "),
-        ("name = \"a\"\nname = \"b\"", "3: duplicate key"),
+        ("name = \"a\"\nname = \"b\"", "3: `name`: duplicate key"),
         ("packages = \"nginx\"", "2: `packages` is a string: it should be an array of packages"),
         ("packages = [1]", "2: `packages` is an integer: it should be an array"),
         ("packages = [\n \"a\",\n \"\"]", "4: `packages` has an empty string"),
@@ -390,6 +390,23 @@ fn mistakes_of_from_tell_what_it_can_be() {
     for (toml, expected) in cases {
         let error = load(top.path(), toml).unwrap_err();
         assert!(error.starts_with(&format!("DIR/web/image.toml:{expected}")), "{toml}\ngives {error}");
+    }
+}
+
+#[test]
+fn mistakes_of_syntax_name_the_key_too() {
+    let top = tree();
+    let cases: &[(&str, &str)] = &[
+        ("name = web", "2: `name`: "),
+        ("name = web", ": a text is written in quotes"),
+        ("mode = 0644", "2: `mode`: unexpected leading zero, expected nothing: a mode is written in quotes, \"0644\""),
+        ("from = \"../x\"", "2: `from`: duplicate key"),
+        ("packages = [", "2: `packages`: unclosed array"),
+        ("[disk", "2: unclosed table, expected `]` (in \"[disk\")"),
+    ];
+    for (toml, expected) in cases {
+        let error = load(top.path(), &format!("from = \"ami-0123456789abcdef0\"\n{toml}\n")).unwrap_err();
+        assert!(error.starts_with("DIR/web/image.toml:2: ") && error.contains(expected), "{toml}\ngives {error}");
     }
 }
 

@@ -1,6 +1,8 @@
 //! Where a bake gets its disk, and how the disk becomes a snapshot.
 
 pub mod attached;
+pub mod copy;
+pub mod loopdev;
 
 use crate::cloud::{Base, RunId, SnapshotId, Tags};
 use crate::undo::Undo;

@@ -49,7 +49,7 @@ fn common(lines: &mut Vec<String>, old: [&str; 4], new: [&str; 4]) {
     }
 }
 
-fn full(old: &Inputs, new: &Inputs) -> Vec<String> {
+pub(super) fn full(old: &Inputs, new: &Inputs) -> Vec<String> {
     let mut lines = Vec::new();
     let formats = [old.format.to_string(), new.format.to_string()];
     let of = |inputs: &'_ Inputs| (inputs.base.id.0.clone(), inputs.base.snapshot.0.clone());

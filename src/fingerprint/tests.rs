@@ -280,3 +280,22 @@ fn a_definition_that_moved_under_its_parent_keeps_its_warnings() {
         .collect();
     assert_eq!(prints[0], prints[1]);
 }
+
+#[test]
+fn a_change_while_baking_is_found() {
+    let (top, image) = web(&[("setup.sh", "#!/bin/sh\n")]);
+    let inputs = inputs(&image);
+    inputs.ensure_unchanged(&image).unwrap();
+    // What an editor or a CI system leaves beside image.toml does not count.
+    write(top.path(), "web/.ami_id.json", "{}");
+    inputs.ensure_unchanged(&image).unwrap();
+    write(top.path(), "web/setup.sh", "#!/bin/sh\nfalse\n");
+    let error = inputs.ensure_unchanged(&image).unwrap_err();
+    assert_eq!(Kind::of(&error), Kind::Definition);
+    assert!(error.to_string().ends_with("web changed while it was baked: setup.sh changed"), "{error}");
+    write(top.path(), "web/setup.sh", "#!/bin/sh\n");
+    inputs.ensure_unchanged(&image).unwrap();
+    let older = Definition { upgrade: true, ..image };
+    let error = inputs.ensure_unchanged(&older).unwrap_err();
+    assert!(error.to_string().ends_with("web changed while it was baked: image.toml changed"), "{error}");
+}

@@ -12,6 +12,7 @@ mod lines;
 mod message;
 pub(super) mod mounts;
 mod reap;
+mod scope;
 mod seccomp;
 mod spawn;
 mod tree;

@@ -5,7 +5,7 @@
 
 use super::message::Message;
 use super::seccomp::Filter;
-use super::{Spec, capabilities, reap, tree};
+use super::{Spec, capabilities, reap, scope, tree};
 use crate::error::Kind;
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -89,6 +89,9 @@ fn serve(mut spec: File, control: &OwnedFd) -> Result<Message> {
     forget_keys();
     limits()?;
     capabilities::reduce()?;
+    if spec.network {
+        scope::hide_abstract_sockets();
+    }
     // Its memory, descriptors and program stay out of the step's reach, root or not.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("hiding the reaper")?;
     let mut filter = Filter::new(spec.interactive);

@@ -1,0 +1,145 @@
+//! From a definition to what the cloud, the disk and the distro are asked for.
+
+use crate::cli::{Compat, Wish};
+use crate::cloud::{Base, Image, ImageSpec, ImageState, Key, RunId, Tags, tag};
+use crate::definition::{Ask, Definition};
+use crate::disk::DiskSpec;
+use crate::error::Kind;
+use crate::fingerprint::Inputs;
+use crate::owner::Owner;
+use crate::root::{MountOptions, Root, execute};
+use crate::settings::Settings;
+use crate::site::Site;
+use anyhow::{Context, Result};
+use oven_distro::{Distro, Job, Package, Refused};
+use std::collections::BTreeMap;
+
+/// How many digits of the fingerprint an AMI's name carries: 48 bits, which no family's images exhaust.
+const NAME_DIGITS: usize = 12;
+
+/// The name of an image: the fingerprint in it makes the name the compare-and-set of a bake.
+pub fn name(image: &Definition, inputs: &Inputs, run: Option<&RunId>) -> String {
+    let fingerprint = inputs.fingerprint();
+    let digits = &fingerprint[..NAME_DIGITS];
+    match run {
+        Some(run) => format!("{}-{digits}-{}", image.name, run.short()),
+        None => format!("{}-{digits}", image.name),
+    }
+}
+
+pub fn key(inputs: &Inputs, compat: Option<Compat>) -> Key {
+    Key {
+        checksum: inputs.checksum().to_owned(),
+        fingerprint: compat.is_none().then(|| inputs.fingerprint()),
+        architecture: inputs.architecture(),
+    }
+}
+
+/// The image that a bake would make, if it exists. A failed one that holds the name is removed if the user wishes so,
+/// and refused here, before any work, otherwise.
+pub async fn find(site: &Site, image: &Definition, inputs: &Inputs, wish: &Wish) -> Result<Option<Image>> {
+    if wish.force {
+        return Ok(None);
+    }
+    if let Some(found) = site.cloud.find(&key(inputs, wish.compat)).await.context("looking for the finished image")? {
+        return Ok(Some(found));
+    }
+    let name = name(image, inputs, None);
+    if wish.replace_failed {
+        if let Some(removed) = site.cloud.replace_failed(&name).await? {
+            site.report.note(format!("deregistered {removed}, a failed image named {name}"));
+        }
+        return Ok(None);
+    }
+    let family = site.cloud.images(Some(&image.name)).await?;
+    match family.into_iter().find(|i| i.name == name && i.state == ImageState::Failed) {
+        Some(failed) => Err(Kind::Cloud
+            .failure(format!("{} is a failed image named {name}", failed.id))
+            .hint("Give --replace-failed to deregister it and bake again.")
+            .into()),
+        None => Ok(None),
+    }
+}
+
+pub fn disk(image: &Definition, run: &RunId) -> Result<DiskSpec> {
+    let mut tags = run_tags(image, run);
+    tags.insert(tag::OWNER.to_owned(), Owner::this()?.to_string());
+    Ok(DiskSpec { size_gib: image.size_gib, tags })
+}
+
+/// Tags of everything that a run makes.
+fn run_tags(image: &Definition, run: &RunId) -> Tags {
+    let mut tags = image.tags.clone();
+    tags.insert(tag::NAME.to_owned(), image.name.clone());
+    tags.insert(tag::RUN.to_owned(), run.0.clone());
+    tags
+}
+
+pub fn mount(image: &Definition) -> MountOptions {
+    MountOptions { grow: image.size_gib.is_some(), ..MountOptions::default() }
+}
+
+/// What the distro is asked to plan.
+pub fn job(image: &Definition, distro: &dyn Distro, root: &Root<'_>, settings: &Settings) -> Result<Job> {
+    let os_release = root.os_release()?;
+    let mut present = BTreeMap::new();
+    for path in distro.claims(&os_release).look_for {
+        present.insert(path.clone(), root.inside().exists(&path)?);
+    }
+    let packages = image.packages.iter().enumerate().map(|(i, ask)| match ask {
+        Ask::Named { name, version } => Package::Named { name: name.clone(), version: version.clone() },
+        Ask::File { source, package } => Package::File {
+            path: execute::package_path(i, source),
+            name: package.name.clone(),
+            version: package.version.clone(),
+            architecture: package.architecture.clone(),
+        },
+    });
+    Ok(Job {
+        os_release,
+        architecture: root.architecture()?.to_string(),
+        present,
+        packages: packages.collect(),
+        upgrade: image.upgrade,
+        recommends: image.recommends,
+        conffiles: image.conffiles,
+        network: image.network,
+        mirror: settings.network.mirror.clone(),
+    })
+}
+
+/// A plugin that cannot serve a definition.
+pub fn refused(refused: Refused) -> anyhow::Error {
+    Kind::Definition.error(refused).context("planning the installation")
+}
+
+/// What is registered.
+pub fn image(
+    image: &Definition,
+    base: &Base,
+    inputs: &Inputs,
+    facts: BTreeMap<String, String>,
+    run: &RunId,
+    wish: &Wish,
+) -> ImageSpec {
+    let mut tags = run_tags(image, run);
+    tags.insert(tag::CHECKSUM.to_owned(), inputs.checksum().to_owned());
+    tags.insert(tag::FINGERPRINT.to_owned(), inputs.fingerprint());
+    tags.insert(tag::INPUTS.to_owned(), inputs.digest());
+    tags.insert(tag::BASE.to_owned(), base.id.0.clone());
+    if wish.force {
+        tags.insert(tag::FORCED.to_owned(), "true".to_owned());
+    }
+    let mut documents = facts;
+    documents.insert("inputs.json".to_owned(), inputs.to_json());
+    ImageSpec {
+        name: name(image, inputs, wish.force.then_some(run)),
+        description: image.description.clone(),
+        architecture: base.architecture,
+        root_device: base.root_device.clone(),
+        size_gib: image.size_gib.unwrap_or(base.size_gib),
+        tags,
+        run: run.clone(),
+        documents,
+    }
+}

@@ -1,0 +1,63 @@
+//! The story of one image, in six steps.
+
+use crate::cli::Wish;
+use crate::cloud::{BaseRef, Image, RunId};
+use crate::definition::Definition;
+use crate::fingerprint::Inputs;
+use crate::root::{Root, execute};
+use crate::site::Site;
+use crate::undo::{self, Ended};
+use crate::{ask, distros, turn};
+use anyhow::Context;
+use std::future::Future;
+
+/// How a bake ended well.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    Baked(Image),
+    /// The image of this fingerprint existed, or another builder was first.
+    AlreadyBaked(Image),
+}
+
+/// Bakes a definition on the image that `from` names, unless that was done already. What is local is released when the
+/// story ends or is stopped; what the cloud holds for it is removed after that, and told in [`Ended::left`].
+pub async fn bake(
+    site: &Site,
+    image: &Definition,
+    from: &BaseRef,
+    wish: &Wish,
+    run: &RunId,
+    stop: impl Future<Output = ()>,
+) -> Ended<Outcome> {
+    undo::scope(site.policy(wish), stop, async |undo| {
+        let base = site.resolve(from).await?; //                                               1. resolve
+        let inputs = Inputs::of(image, &base, &site.settings)?;
+        let _turn = turn::take(site, &inputs).await?; //                  one bake of a fingerprint on this host
+        if let Some(found) = ask::find(site, image, &inputs, wish).await? {
+            return Ok(Outcome::AlreadyBaked(found));
+        }
+        let disk = site.checkout(&base, image, run, &undo).await?; //                          2. check out
+        let root = Root::mount(disk.device(), &site.scratch(run)?, &ask::mount(image), &site.report).await?; // 3. mount
+        let distro = distros::detect(&site.distros, &root.os_release()?)?; //                  4. provision
+        let plan = distro.plan(&ask::job(image, distro, &root, &site.settings)?).map_err(ask::refused)?;
+        let facts = execute::execute(&root, &site.work(image, &plan)).await?;
+        site.close(root).await?; //                                                               proven released
+        inputs.ensure_unchanged(image).context("reading the definition again")?;
+        let snapshot = site.commit(disk, &undo).await?; //                                     5. commit
+        let spec = ask::image(image, &base, &inputs, facts, run, wish);
+        Ok(Outcome::of(site.register(&snapshot, &spec, &undo).await?, run)) //                 6. register
+    })
+    .await
+}
+
+impl Outcome {
+    fn of(image: Image, run: &RunId) -> Self {
+        if image.made_by(run) { Self::Baked(image) } else { Self::AlreadyBaked(image) }
+    }
+
+    pub fn image(&self) -> &Image {
+        match self {
+            Self::Baked(image) | Self::AlreadyBaked(image) => image,
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! Another image holds the name that we wanted: is it the same bake, done by somebody else?
+
+use super::{Image, ImageSpec, ImageState, tag};
+use crate::error::Kind;
+use anyhow::Error;
+
+/// What to do about the holder of a name.
+#[derive(Debug)]
+pub enum Verdict {
+    /// It is what we would have registered.
+    Adopt,
+    /// It will be, if it becomes available.
+    Wait,
+    /// It is not, and never will be.
+    Refuse(Error),
+}
+
+/// Judges the image that holds the name of `spec`. An AMI's name is the only compare-and-set that EC2 offers, so no
+/// other name is ever made up.
+pub fn judge(holder: &Image, spec: &ImageSpec) -> Verdict {
+    let (id, name) = (&holder.id, &spec.name);
+    let same = |key: &str| holder.tags.get(key).is_some_and(|theirs| spec.tags.get(key) == Some(theirs));
+    let ours = holder.tags.contains_key(tag::RUN);
+    let whole = holder.tags.contains_key(tag::FINGERPRINT) && holder.tags.contains_key(tag::CHECKSUM);
+    let broken = match holder.state {
+        ImageState::Failed => "failed",
+        _ if ours && !whole => "incomplete: it lacks our tags",
+        _ if !(same(tag::FINGERPRINT) && same(tag::CHECKSUM)) || holder.architecture != spec.architecture => {
+            let text = format!("the name {name} is taken by {id}, which is another image");
+            let hint =
+                format!("Look at it: oven images show {id}. Deregister it, or change the definition's name.");
+            return Verdict::Refuse(Kind::Cloud.failure(text).hint(hint).into());
+        }
+        ImageState::Pending => return Verdict::Wait,
+        ImageState::Available => return Verdict::Adopt,
+    };
+    let text = format!("the name {name} is held by {id}, which is {broken}");
+    let hint = if ours {
+        "Bake again with --replace-failed, which deregisters it first.".to_owned()
+    } else {
+        format!("oven did not make it: deregister {id} yourself.")
+    };
+    Verdict::Refuse(Kind::Cloud.failure(text).hint(hint).into())
+}
+
+/// Whether `--replace-failed` may deregister an image: a failed or incomplete one, made by a run of oven.
+pub fn is_replaceable(image: &Image) -> bool {
+    let whole = image.tags.contains_key(tag::FINGERPRINT) && image.tags.contains_key(tag::CHECKSUM);
+    image.tags.contains_key(tag::RUN) && (image.state == ImageState::Failed || !whole)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cloud::{Architecture, ImageId, RunId, SnapshotId, Tags};
+    use crate::error::hint_of;
+
+    fn tags(pairs: &[(&str, &str)]) -> Tags {
+        pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+    }
+
+    const WHOLE: [(&str, &str); 3] = [(tag::RUN, "r"), (tag::FINGERPRINT, "f"), (tag::CHECKSUM, "c")];
+
+    fn verdict(state: ImageState, theirs: &[(&str, &str)]) -> (String, bool) {
+        let image = Image {
+            id: ImageId("ami-1".into()),
+            name: "web".into(),
+            state,
+            architecture: Architecture::X86_64,
+            snapshot: SnapshotId("snap-1".into()),
+            size_gib: 1,
+            created: String::new(),
+            description: String::new(),
+            tags: tags(theirs),
+        };
+        let spec = ImageSpec {
+            name: "web".into(),
+            description: String::new(),
+            architecture: Architecture::X86_64,
+            root_device: "/dev/xvda".into(),
+            size_gib: 1,
+            tags: tags(&WHOLE),
+            run: RunId("s".into()),
+            documents: Default::default(),
+        };
+        let text = match judge(&image, &spec) {
+            Verdict::Adopt => "adopt".into(),
+            Verdict::Wait => "wait".into(),
+            Verdict::Refuse(error) => format!("{error} | {}", hint_of(&error).unwrap()),
+        };
+        (text, is_replaceable(&image))
+    }
+
+    #[test]
+    fn verdicts() {
+        use ImageState::{Available, Failed, Pending};
+        let other = [(tag::RUN, "r"), (tag::FINGERPRINT, "g"), (tag::CHECKSUM, "c")];
+        let partial = [(tag::RUN, "r"), (tag::CHECKSUM, "c")];
+        for (state, theirs, expected, replaceable) in [
+            (Available, &WHOLE[..], "adopt", false),
+            (Pending, &WHOLE, "wait", false),
+            (Failed, &WHOLE, "--replace-failed", true),
+            (Failed, &[], "yourself", false),
+            (Available, &partial, "--replace-failed", true),
+            (Available, &other, "taken by ami-1", false),
+            (Pending, &other, "taken by ami-1", false),
+            (Available, &[], "taken by ami-1", false),
+        ] {
+            let (text, may) = verdict(state, theirs);
+            assert!(text.contains(expected), "{state:?} {theirs:?}: {text}");
+            assert_eq!(may, replaceable, "{state:?} {theirs:?}");
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! A raw disk image becomes a base image of the region.
+
+use super::names::{check_image_name, check_tags, new_id, refused};
+use super::records::{ImageRecord, Locked, SnapshotRecord, Source, Stamp, created_after, sync_dir};
+use super::{Region, Registered, register};
+use crate::cloud::{Architecture, Image, ImageId, ImageState, SnapshotId, Tags};
+use crate::disk::copy;
+use crate::error::Kind;
+use crate::report::Report;
+use anyhow::{Context, Result};
+use std::fs::File;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// What Debian's and Amazon's own images are registered with.
+const ROOT_DEVICE: &str = "/dev/xvda";
+const GIB: u64 = 1 << 30;
+/// The clock of file times may be this coarse: a change so short before a look may be followed by another one that
+/// does not show.
+const COARSE: i128 = 100_000_000;
+
+impl Region {
+    /// Imports a raw disk, a file or a block device, as an image. The same disk under the same name again answers
+    /// with the image that is there; another disk is refused, as EC2 refuses a name that is taken.
+    pub async fn import(
+        &self,
+        raw: &Path,
+        name: &str,
+        architecture: Architecture,
+        tags: &Tags,
+        report: &Report,
+    ) -> Result<Image> {
+        check_image_name(name)?;
+        check_tags(tags)?;
+        let file = open(raw)?;
+        let context = || format!("importing {}", raw.display());
+        let before = times(&file)?;
+        let quiet = is_quiet(&before) && file.metadata()?.is_file();
+        let stamp = quiet.then(|| before.clone());
+        let holder = self.store().list::<ImageRecord>()?.into_iter().find(|image| image.name == name);
+        let known = holder.as_ref().and_then(|image| image.source.as_ref()).filter(|s| s.stamp.is_some());
+        let digest = match known.filter(|source| source.stamp == stamp) {
+            Some(source) => source.digest.clone(),
+            None => {
+                let file = file.try_clone()?;
+                copy::blocking(move |stop| copy::digest(&file, stop)).await.with_context(context)?
+            }
+        };
+        let source = Source { digest, stamp };
+        if let Some(holder) = holder {
+            let image = self.same(holder, &source, name, architecture).await?;
+            if tags.iter().any(|(key, value)| image.tags.get(key) != Some(value)) {
+                report.note(format!("{} is there already, and its tags stay as they are", image.id));
+            }
+            return Ok(image);
+        }
+        let length = copy::length(&file)?;
+        let size_gib = length.div_ceil(GIB);
+        let dir = self.store().dir_of::<SnapshotRecord>();
+        let reader = file.try_clone()?;
+        let data = copy::blocking(move |stop| {
+            let data = copy::copy(&reader, size_gib * GIB, &dir, stop)?;
+            data.file().sync_data().context("writing the snapshot to the disk")?;
+            Ok(data)
+        });
+        let data = data.await.with_context(context)?;
+        let after = times(&file)?;
+        if (after.modified, after.length) != (before.modified, before.length) {
+            return Err(Kind::Usage.error(format!("{} was changed while it was read", raw.display())));
+        }
+        let snapshot = SnapshotRecord {
+            id: SnapshotId(new_id("snap")),
+            size_gib,
+            volume: None,
+            created: created_after::<SnapshotRecord>(&[]),
+            tags: tags.clone(),
+            ready_at: 0,
+        };
+        let image = ImageRecord {
+            id: ImageId(new_id("ami")),
+            name: name.to_owned(),
+            architecture,
+            snapshot: snapshot.id.clone(),
+            size_gib,
+            root_device: ROOT_DEVICE.to_owned(),
+            created: String::new(),
+            description: String::new(),
+            tags: tags.clone(),
+            ready_at: self.ready_at(),
+            failed: None,
+            source: Some(source.clone()),
+        };
+        // Snapshot and image together: nothing to clean up after a failure.
+        let import = move |region: &Locked| {
+            data.link(&region.data::<SnapshotRecord>(&snapshot.id.0))?;
+            sync_dir(&region.dir_of::<SnapshotRecord>())?;
+            region.write(&snapshot, true)?;
+            let registered = register(region, image, &Default::default());
+            if !matches!(registered, Ok(Registered::New(_))) {
+                region.remove::<SnapshotRecord>(&snapshot.id.0)?;
+            }
+            registered
+        };
+        let image = match self.store().locked(import).await.with_context(context)? {
+            Registered::New(id) => self.settled(&id).await?.map(|image| self.describe(image)),
+            // Somebody else was faster.
+            Registered::Taken(holder) => Some(self.same(*holder, &source, name, architecture).await?),
+        };
+        let image = image.ok_or_else(|| Kind::Cloud.error(format!("{name} was deregistered at once")))?;
+        Ok(image)
+    }
+
+    /// The holder of the name, if it is this very disk.
+    async fn same(
+        &self,
+        holder: ImageRecord,
+        source: &Source,
+        name: &str,
+        architecture: Architecture,
+    ) -> Result<Image> {
+        let id = holder.id.clone();
+        let duplicate =
+            || refused("InvalidAMIName.Duplicate", format!("AMI name {name} is already in use by AMI {id}"));
+        if holder.source.as_ref().is_none_or(|theirs| theirs.digest != source.digest)
+            || holder.architecture != architecture
+        {
+            return Err(duplicate());
+        }
+        let Some(holder) = self.settled(&id).await? else { return Err(duplicate()) };
+        if self.store().state(&holder) != ImageState::Available {
+            return Err(duplicate().context(format!("{id} has failed")));
+        }
+        // A copy, or touched: from now on this file is known, too.
+        if source.stamp.is_some() && holder.source.as_ref() != Some(source) {
+            let record = ImageRecord { source: Some(source.clone()), ..holder.clone() };
+            let update = move |region: &Locked| {
+                // Not if it was deregistered meanwhile.
+                if region.find::<ImageRecord>(&record.id.0)?.is_some() {
+                    region.write(&record, false)
+                } else {
+                    Ok(())
+                }
+            };
+            self.store().locked(update).await?;
+        }
+        Ok(self.describe(holder))
+    }
+}
+
+/// Opens a raw disk, and refuses what is none.
+fn open(raw: &Path) -> Result<File> {
+    let name = raw.display();
+    let metadata = std::fs::metadata(raw).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => Kind::NotFound.error(format!("there is no {name}")),
+        _ => anyhow::Error::from(e).context(format!("looking at {name}")),
+    })?;
+    // Before it is opened: opening a FIFO waits.
+    if !metadata.is_file() && !metadata.file_type().is_block_device() {
+        return Err(Kind::Usage.error(format!("{name} is neither a file nor a block device")));
+    }
+    let file = File::open(raw).with_context(|| format!("opening {name}"))?;
+    let length = copy::length(&file)?;
+    if length == 0 {
+        return Err(Kind::Usage.error(format!("{name} is empty")));
+    }
+    let short = length.min(512);
+    let (mut head, mut tail) = (vec![0; short as usize], vec![0; short as usize]);
+    file.read_exact_at(&mut head, 0).with_context(|| format!("reading {name}"))?;
+    file.read_exact_at(&mut tail, length - short).with_context(|| format!("reading {name}"))?;
+    let Some((format, command)) = other_format(&head, &tail) else { return Ok(file) };
+    let command = command.replace("FILE", &name.to_string());
+    Err(Kind::Usage
+        .failure(format!("{name} is no raw disk: it is {format}"))
+        .hint(format!("Make it one: {command}"))
+        .into())
+}
+
+/// What a file is by its first and last bytes, if it is no raw disk, and how to make one of it.
+fn other_format(head: &[u8], tail: &[u8]) -> Option<(&'static str, &'static str)> {
+    let convert = "qemu-img convert -O raw FILE disk.raw";
+    let at = |offset: usize, magic: &[u8]| head.get(offset..).is_some_and(|rest| rest.starts_with(magic));
+    [
+        (at(0, b"QFI\xfb"), "a qcow2 image", convert),
+        (at(0, b"KDMV") || at(0, b"# Disk DescriptorFile"), "a VMDK image", convert),
+        (at(0, b"vhdxfile"), "a VHDX image", convert),
+        (at(0, b"conectix") || tail.starts_with(b"conectix"), "a VHD image", convert),
+        (at(64, b"\x7f\x10\xda\xbe"), "a VDI image", convert),
+        (at(0, b"\xfd7zXZ\0"), "compressed with xz", "xz -dc FILE > disk.raw"),
+        (at(0, b"\x1f\x8b"), "compressed with gzip", "gzip -dc FILE > disk.raw"),
+        (at(0, b"\x28\xb5\x2f\xfd"), "compressed with zstd", "zstd -dc FILE > disk.raw"),
+        (at(0, b"BZh"), "compressed with bzip2", "bzip2 -dc FILE > disk.raw"),
+        (at(0, b"PK\x03\x04"), "a zip archive", "unzip FILE"),
+        (at(257, b"ustar"), "a tar archive", "tar -xf FILE"),
+    ]
+    .into_iter()
+    .find_map(|(is, format, command)| is.then_some((format, command)))
+}
+
+fn times(file: &File) -> Result<Stamp> {
+    let metadata = file.metadata()?;
+    let nanos = |seconds: i64, nanos: i64| i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
+    Ok(Stamp {
+        device: metadata.dev(),
+        inode: metadata.ino(),
+        length: metadata.len(),
+        modified: nanos(metadata.mtime(), metadata.mtime_nsec()),
+        changed: nanos(metadata.ctime(), metadata.ctime_nsec()),
+    })
+}
+
+/// Whether the next change of a file will show in its times: not if it was changed just now.
+fn is_quiet(times: &Stamp) -> bool {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as i128);
+    now - times.changed > COARSE
+}

@@ -1,0 +1,73 @@
+//! What killed runs left in a region.
+
+use super::Region;
+use super::records::{ImageRecord, Record, SnapshotRecord, VolumeRecord, millis, now};
+use crate::cloud::{RunId, StaleRun, tag};
+use crate::owner::{Gone, Owner};
+use anyhow::Result;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// What a run has in the region.
+#[derive(Default)]
+struct Found {
+    owner: String,
+    resources: Vec<String>,
+    kept: bool,
+    newest: u64,
+}
+
+impl Found {
+    fn add(&mut self, record: &impl Record) {
+        let tags = record.tags();
+        if let Some(owner) = tags.get(tag::OWNER) {
+            self.owner.clone_from(owner);
+        }
+        self.kept |= tags.contains_key(tag::KEPT);
+        // Unreadable: as if it were made now, so that it is never taken for an old one.
+        self.newest = self.newest.max(millis(record.created()).unwrap_or_else(now));
+        self.resources.push(record.id().to_owned());
+    }
+
+    fn is_stale(&self, older_than: Option<Duration>) -> bool {
+        match self.owner.parse::<Owner>().map_or(Gone::Unknown, |owner| owner.is_gone()) {
+            Gone::Yes => true,
+            Gone::No => false,
+            Gone::Unknown => {
+                older_than.is_some_and(|age| u128::from(now().saturating_sub(self.newest)) > age.as_millis())
+            }
+        }
+    }
+}
+
+impl Region {
+    /// See [`crate::cloud::Cloud::stale_runs`]. What no record names is removed on the way.
+    pub(super) async fn stale(&self, older_than: Option<Duration>) -> Result<Vec<StaleRun>> {
+        let found = self.store().locked(|region| {
+            region.tidy()?;
+            let used: BTreeSet<_> =
+                region.list::<ImageRecord>()?.into_iter().map(|image| image.snapshot).collect();
+            let mut runs = BTreeMap::<String, Found>::new();
+            for volume in region.list::<VolumeRecord>()? {
+                if let Some(run) = volume.tags.get(tag::RUN) {
+                    runs.entry(run.clone()).or_default().add(&volume);
+                }
+            }
+            for snapshot in region.list::<SnapshotRecord>()? {
+                if let (Some(run), false) = (snapshot.tags.get(tag::RUN), used.contains(&snapshot.id)) {
+                    runs.entry(run.clone()).or_default().add(&snapshot);
+                }
+            }
+            Ok(runs)
+        });
+        let stale = found.await?.into_iter().filter(|(_, found)| found.is_stale(older_than));
+        Ok(stale
+            .map(|(run, Found { owner, resources, kept, .. })| StaleRun {
+                run: RunId(run),
+                owner,
+                resources,
+                kept,
+            })
+            .collect())
+    }
+}

@@ -1,0 +1,278 @@
+//! Volumes of a region: sparse files, attached as loop devices.
+
+use super::names::{check_tags, new_id, refused};
+use super::records::{SnapshotRecord, Store, VolumeRecord, created_after, now, sync_dir};
+use super::{PENDING, Region, delete_snapshot};
+use crate::cloud::wait::{Policy, Probe, until};
+use crate::cloud::{RunId, SnapshotId, Tags, VolumeId, VolumeSpec, Volumes, tag};
+use crate::disk::{Device, copy, loopdev};
+use crate::error::Kind;
+use anyhow::{Context, Result};
+use async_trait::async_trait;
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
+
+/// A loop device lets go of its file when its last descriptor is closed, and somebody's probe may hold one for some
+/// milliseconds.
+const SOON: Policy = Policy::local(Duration::from_secs(1));
+/// A mount namespace that dies with its processes, a disk that has to write first. Shorter than what a user who
+/// pressed Ctrl-C is promised.
+const RELEASE: Policy = Policy::local(Duration::from_secs(5));
+
+/// A volume's file, locked: nobody has it attached, and nobody can.
+fn lock(store: &Store, id: &VolumeId) -> Result<Option<File>> {
+    let path = store.data::<VolumeRecord>(&id.0);
+    let file = match File::options().read(true).write(true).open(&path) {
+        Ok(file) => file,
+        Err(e) => return Err(e).with_context(|| format!("opening {}", path.display())),
+    };
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(Errno::WOULDBLOCK | Errno::INTR) => Ok(None),
+        Err(e) => Err(e).with_context(|| format!("locking {}", path.display())),
+    }
+}
+
+fn in_use(store: &Store, id: &VolumeId) -> anyhow::Error {
+    let holder = loopdev::holder(&store.data::<VolumeRecord>(&id.0));
+    let holder = holder.map_or_else(|| "another process".to_owned(), |name| format!("/dev/{name}"));
+    refused("VolumeInUse", format!("{id} is currently attached to {holder}"))
+}
+
+/// Deletes a volume. `Ok(false)`: it is attached.
+fn delete(region: &super::Locked, id: &VolumeId) -> Result<bool> {
+    let gone = !region.data::<VolumeRecord>(&id.0).exists();
+    // Freed where the lock is no longer held: the last descriptor of a file takes its blocks along.
+    let file = if gone { None } else { lock(region, id)? };
+    if !gone && file.is_none() {
+        return Ok(false);
+    }
+    region.remove::<VolumeRecord>(&id.0)?;
+    Ok(true)
+}
+
+impl Region {
+    /// Deletes a volume; an attached one is refused.
+    pub async fn delete_volume(&self, id: &VolumeId) -> Result<()> {
+        let wanted = id.clone();
+        let delete = move |region: &super::Locked| {
+            region.get::<VolumeRecord>(&wanted.0)?;
+            delete(region, &wanted)
+        };
+        if self.store().locked(delete).await? { Ok(()) } else { Err(in_use(self.store(), id)) }
+    }
+
+    /// The lock of a volume's file, if it is free, or is soon.
+    pub(super) async fn lock_soon(&self, id: &VolumeId) -> Result<Option<File>> {
+        let start = tokio::time::Instant::now();
+        until(&format!("the volume {id}"), &SOON, async || match lock(self.store(), id)? {
+            None if start.elapsed() < SOON.deadline => Ok(Probe::NotYet("attached".to_owned())),
+            file => Ok(Probe::Ready(file)),
+        })
+        .await
+    }
+
+    /// A snapshot may share the file of the volume that it was taken of ([`Region::snapshot`]): before such a volume
+    /// is written to, it gets a copy of its own.
+    pub(super) async fn own_file(&self, id: &VolumeId, file: File) -> Result<File> {
+        let metadata = file.metadata()?;
+        if metadata.nlink() < 2 {
+            return Ok(file);
+        }
+        let (dir, path) = (self.store().dir_of::<VolumeRecord>(), self.store().data::<VolumeRecord>(&id.0));
+        let source = file.try_clone()?;
+        let copied = copy::blocking(move |stop| copy::copy(&source, metadata.len(), &dir, stop)).await?;
+        // The old file's lock is held until the new one's is: nobody attaches in between.
+        let own = copied.file().try_clone()?;
+        rustix::fs::flock(&own, FlockOperation::NonBlockingLockExclusive).context("locking a copy")?;
+        self.store().locked(move |_| copied.replace(&path)).await?;
+        Ok(own)
+    }
+
+    async fn completed(&self, id: &SnapshotId) -> Result<SnapshotId> {
+        until(&format!("the snapshot {id}"), &PENDING, async || {
+            let pending = now() < self.store().get::<SnapshotRecord>(&id.0)?.ready_at;
+            Ok(if pending { Probe::NotYet("pending".to_owned()) } else { Probe::Ready(id.clone()) })
+        })
+        .await
+    }
+
+    async fn available(&self, id: &VolumeId) -> Result<VolumeRecord> {
+        until(&format!("the volume {id}"), &PENDING, async || {
+            let volume: VolumeRecord = self.store().get(&id.0)?;
+            Ok(if now() < volume.ready_at {
+                Probe::NotYet("creating".to_owned())
+            } else {
+                Probe::Ready(volume)
+            })
+        })
+        .await
+    }
+}
+
+fn with_run(tags: &Tags, run: &RunId) -> Result<Tags> {
+    let mut tags = tags.clone();
+    tags.insert(tag::RUN.to_owned(), run.0.clone());
+    check_tags(&tags)?;
+    Ok(tags)
+}
+
+#[async_trait(?Send)]
+impl Volumes for Region {
+    async fn create(&self, spec: &VolumeSpec) -> Result<VolumeId> {
+        let tags = with_run(&spec.tags, &spec.run)?;
+        let snapshot: SnapshotRecord = self.store().get(&spec.snapshot.0)?;
+        if now() < snapshot.ready_at {
+            return Err(refused("IncorrectState", "Snapshot is in invalid state - pending"));
+        }
+        if spec.size_gib < snapshot.size_gib || spec.size_gib > 16384 {
+            let text = format!(
+                "a volume of {} GiB: the snapshot {} has {}, and 16384 are allowed",
+                spec.size_gib, snapshot.id, snapshot.size_gib
+            );
+            return Err(refused("InvalidParameterValue", text));
+        }
+        let path = self.store().data::<SnapshotRecord>(&snapshot.id.0);
+        let source = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
+        let (dir, size) = (self.store().dir_of::<VolumeRecord>(), spec.size_gib << 30);
+        let data = copy::blocking(move |stop| copy::copy(&source, size, &dir, stop)).await?;
+        let record = VolumeRecord {
+            id: VolumeId(new_id("vol")),
+            snapshot: snapshot.id,
+            size_gib: spec.size_gib,
+            created: created_after::<VolumeRecord>(&[]),
+            tags,
+            ready_at: self.ready_at(),
+        };
+        let id = record.id.clone();
+        let create = move |region: &super::Locked| {
+            data.link(&region.data::<VolumeRecord>(&record.id.0))?;
+            // Scratch: after a loss of power nobody misses it.
+            region.write(&record, false)
+        };
+        self.store().locked(create).await?;
+        self.available(&id).await?;
+        Ok(id)
+    }
+
+    async fn attach(&self, volume: &VolumeId) -> Result<Device> {
+        self.available(volume).await?;
+        let Some(file) = self.lock_soon(volume).await? else { return Err(in_use(self.store(), volume)) };
+        if file.metadata()?.nlink() == 0 {
+            // Deleted between opening and locking it.
+            self.store().get::<VolumeRecord>(&volume.0)?;
+        }
+        let file = self.own_file(volume, file).await?;
+        // The loop device takes over this open file, and the lock with it: the volume is attached for exactly as long
+        // as the device is bound, whoever is killed.
+        loopdev::attach(&file, &volume.0).with_context(|| format!("attaching {volume}"))
+    }
+
+    async fn snapshot(&self, volume: &VolumeId, run: &RunId, tags: &Tags) -> Result<SnapshotId> {
+        let tags = with_run(tags, run)?;
+        let VolumeRecord { size_gib, .. } = self.available(volume).await?;
+        let path = self.store().data::<VolumeRecord>(&volume.0);
+        let id = SnapshotId(new_id("snap"));
+        let target = self.store().data::<SnapshotRecord>(&id.0);
+        let record = SnapshotRecord {
+            id: id.clone(),
+            size_gib,
+            volume: Some(volume.clone()),
+            created: created_after::<SnapshotRecord>(&[]),
+            tags,
+            ready_at: self.ready_at(),
+        };
+        let free = self.lock_soon(volume).await?;
+        let dir = self.store().dir_of::<SnapshotRecord>();
+        // A volume that nobody writes to shares its file with the snapshot: nothing is copied, and nothing written
+        // twice. It gets its own when it is attached again (`own_file`), and most never are.
+        let data = copy::blocking(move |stop| {
+            let open = || File::open(&path).with_context(|| format!("opening {}", path.display()));
+            let data = match free {
+                // A file system without hard links.
+                Some(file) => match copy::Temp::linked(file, &path, &dir) {
+                    Ok(shared) => shared,
+                    Err(_) => copy::copy(&open()?, size_gib << 30, &dir, stop)?,
+                },
+                None => copy::copy(&open()?, size_gib << 30, &dir, stop)?,
+            };
+            data.file().sync_data().context("writing the snapshot to the disk")?;
+            Ok(data)
+        })
+        .await?;
+        let commit = move |region: &super::Locked| {
+            // Not of a volume that was deleted meanwhile.
+            region.get::<VolumeRecord>(record.volume.as_ref().map_or("", |v| &v.0))?;
+            data.link(&target)?;
+            sync_dir(&region.dir_of::<SnapshotRecord>())?;
+            region.write(&record, true)
+        };
+        self.store().locked(commit).await.with_context(|| format!("taking the snapshot of {volume}"))?;
+        self.completed(&id).await
+    }
+
+    async fn keep(&self, run: &RunId) -> Result<Vec<VolumeId>> {
+        let run = run.clone();
+        let keep = move |region: &super::Locked| {
+            let mut ids = Vec::new();
+            for mut volume in region.tagged::<VolumeRecord>(tag::RUN, &run.0)? {
+                volume.tags.insert(tag::KEPT.to_owned(), "true".to_owned());
+                check_tags(&volume.tags)?;
+                region.write(&volume, true)?;
+                ids.push(volume.id);
+            }
+            Ok(ids)
+        };
+        self.store().locked(keep).await
+    }
+
+    async fn kept(&self, run: &RunId) -> Result<Option<VolumeId>> {
+        let volumes = self.store().tagged::<VolumeRecord>(tag::RUN, &run.0)?;
+        Ok(volumes.into_iter().rfind(|volume| volume.tags.contains_key(tag::KEPT)).map(|volume| volume.id))
+    }
+
+    async fn ensure_no_volumes(&self, run: &RunId) -> Result<()> {
+        let mut first = None;
+        // The lock is taken once more even if there is nothing: a volume may be on its way in, under the lock.
+        let run = run.clone();
+        let list = move |region: &super::Locked| region.tagged::<VolumeRecord>(tag::RUN, &run.0);
+        for volume in self.store().locked(list).await? {
+            let id = volume.id;
+            let deleted = until(&format!("the volume {id}"), &RELEASE, async || {
+                let wanted = id.clone();
+                let deleted = self.store().locked(move |region| delete(region, &wanted)).await?;
+                Ok(if deleted { Probe::Ready(()) } else { Probe::NotYet("attached".to_owned()) })
+            })
+            .await;
+            if let Err(error) = deleted {
+                let error = if lock(self.store(), &id).is_ok_and(|file| file.is_none()) {
+                    in_use(self.store(), &id).context(format!("deleting {id}"))
+                } else {
+                    error
+                };
+                first.get_or_insert(error);
+            }
+        }
+        first.map_or(Ok(()), Err)
+    }
+
+    async fn ensure_no_snapshots(&self, run: &RunId) -> Result<()> {
+        let run = run.clone();
+        let delete = move |region: &super::Locked| {
+            for snapshot in region.tagged::<SnapshotRecord>(tag::RUN, &run.0)? {
+                match delete_snapshot(region, &snapshot.id) {
+                    // A result, not a leftover.
+                    Err(e)
+                        if Kind::of(&e) == Kind::Cloud
+                            && e.to_string().starts_with("InvalidSnapshot.InUse") => {}
+                    result => result.with_context(|| format!("deleting {}", snapshot.id))?,
+                }
+            }
+            Ok(())
+        };
+        self.store().locked(delete).await
+    }
+}

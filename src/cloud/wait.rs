@@ -1,0 +1,108 @@
+//! Waiting for a cloud: one poller for all.
+
+use crate::error::Kind;
+use anyhow::Result;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How often a probe is made, and for how long.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Policy {
+    /// The pause after the first probe.
+    pub first: Duration,
+    /// Each pause is this many times the one before.
+    pub factor: f64,
+    /// No pause is longer.
+    pub longest: Duration,
+    /// After this time waiting fails. The last probe is made at the deadline.
+    pub deadline: Duration,
+}
+
+impl Policy {
+    /// For what happens on this machine: milliseconds are the rule.
+    pub const fn local(deadline: Duration) -> Self {
+        let (first, longest) = (Duration::from_millis(1), Duration::from_millis(50));
+        Self { first, factor: 1.5, longest, deadline }
+    }
+}
+
+/// What a probe found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Probe<T> {
+    Ready(T),
+    /// Not yet; what it is instead, in words that follow "it is": `pending`.
+    NotYet(String),
+}
+
+/// Probes until it is ready. A failure of the probe ends it at once; after the deadline it is a failure that names
+/// `what` (behind "waiting for") and the last state. The first probe is made at once.
+pub async fn until<T>(
+    what: &str,
+    policy: &Policy,
+    mut probe: impl AsyncFnMut() -> Result<Probe<T>>,
+) -> Result<T> {
+    let end = Instant::now() + policy.deadline;
+    let mut pause = policy.first;
+    loop {
+        // Looked at before the probe: what was not ready at the end was probed at the end.
+        let last = Instant::now() >= end;
+        match probe().await? {
+            Probe::Ready(value) => return Ok(value),
+            Probe::NotYet(state) if last => {
+                let time = humantime::format_duration(policy.deadline);
+                return Err(
+                    Kind::Cloud.error(format!("waiting for {what}: after {time} it is still {state}"))
+                );
+            }
+            Probe::NotYet(_) => {}
+        }
+        tokio::time::sleep_until((Instant::now() + pause).min(end)).await;
+        pause = pause.mul_f64(policy.factor).min(policy.longest);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    const POLICY: Policy = Policy {
+        first: Duration::from_secs(1),
+        factor: 2.0,
+        longest: Duration::from_secs(4),
+        deadline: Duration::from_secs(10),
+    };
+
+    async fn ready_after(seconds: u64) -> (Result<u64>, Vec<u64>) {
+        let (start, times) = (Instant::now(), std::cell::RefCell::new(Vec::new()));
+        let result = until("it", &POLICY, async || {
+            let now = start.elapsed().as_secs();
+            times.borrow_mut().push(now);
+            Ok(if now >= seconds { Probe::Ready(now) } else { Probe::NotYet("pending".into()) })
+        })
+        .await;
+        (result, times.into_inner())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pauses_grow_and_end_at_the_deadline() {
+        assert_eq!(ready_after(0).await.1, [0]);
+        assert_eq!(ready_after(6).await.1, [0, 1, 3, 7]);
+        let (result, times) = ready_after(10).await;
+        assert_eq!((result.unwrap(), times), (10, vec![0, 1, 3, 7, 10]));
+        let error = ready_after(11).await.0.unwrap_err();
+        assert_eq!(error.to_string(), "waiting for it: after 10s it is still pending");
+        assert_eq!(Kind::of(&error), Kind::Cloud);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failing_probe_ends_it() {
+        let probes = Cell::new(0);
+        let result: Result<()> = until("it", &POLICY, async || {
+            probes.set(probes.get() + 1);
+            anyhow::bail!("no")
+        })
+        .await;
+        assert_eq!((result.unwrap_err().to_string().as_str(), probes.get()), ("no", 1));
+    }
+}

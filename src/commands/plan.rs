@@ -1,0 +1,81 @@
+//! `oven plan`.
+
+use super::answer;
+use crate::ask;
+use crate::cli::{self, Global};
+use crate::cloud::{BaseRef, Image, ImageId, tag};
+use crate::definition::{Definition, From};
+use crate::error::SUCCESS;
+use crate::fingerprint::{self, Inputs, OldInputs};
+use crate::order::Order;
+use crate::report::Report;
+use crate::site::Site;
+use anyhow::Result;
+use serde_json::json;
+
+/// What a bake would do with one definition.
+struct Verdict {
+    hit: Option<Image>,
+    /// Why it is a miss.
+    why: Vec<String>,
+}
+
+pub async fn run(global: &Global, args: &cli::Plan, report: &Report) -> Result<u8> {
+    let order = Order::of(&args.definitions)?;
+    let site = Site::of(global, &order.images, report.clone())?;
+    let mut objects = Vec::new();
+    let mut hits: Vec<Option<ImageId>> = Vec::new();
+    for (i, image) in order.images.iter().enumerate() {
+        let site = site.for_image(global, image, report.clone())?;
+        let verdict = match (&image.from, order.parent[i].map(|p| &hits[p])) {
+            (From::Image(from), _) => judge(&site, image, from, args.compat).await?,
+            (From::Parent(_), Some(Some(id))) => judge(&site, image, &BaseRef::Id(id.clone()), args.compat).await?,
+            (From::Parent(dir), _) => {
+                let why = vec![format!("its parent {} will be baked first", dir.display())];
+                Verdict { hit: None, why }
+            }
+        };
+        objects.push(json!({
+            "name": image.name, "definition": image.dir,
+            "hit": verdict.hit.is_some(), "ami_id": verdict.hit.as_ref().map(|h| &h.id), "why": verdict.why,
+        }));
+        if !global.json {
+            print(image, &verdict);
+        }
+        hits.push(verdict.hit.map(|hit| hit.id));
+    }
+    report.event(json!({"event": "result", "images": objects}));
+    Ok(SUCCESS)
+}
+
+fn print(image: &Definition, verdict: &Verdict) {
+    match &verdict.hit {
+        Some(hit) => answer(format!("{}: already baked as {}", image.name, hit.id)),
+        None => answer(format!("{}: to be baked", image.name)),
+    }
+    for why in &verdict.why {
+        answer(format!("  {why}"));
+    }
+}
+
+async fn judge(site: &Site, image: &Definition, from: &BaseRef, compat: Option<cli::Compat>) -> Result<Verdict> {
+    let base = site.resolve(from).await?;
+    let inputs = Inputs::of(image, &base, &site.settings)?;
+    if let Some(hit) = site.cloud.find(&ask::key(&inputs, compat)).await? {
+        return Ok(Verdict { hit: Some(hit), why: Vec::new() });
+    }
+    let Some(newest) = site.cloud.images(Some(&image.name)).await?.pop() else {
+        return Ok(Verdict { hit: None, why: vec![format!("no image of the family `{}` exists yet", image.name)] });
+    };
+    let (newest, documents) = site.cloud.image(&newest.id).await?;
+    let mut why = vec![format!("compared with {}, the newest image of the family:", newest.id)];
+    let tag = newest.tags.get(tag::INPUTS).map(String::as_str);
+    match OldInputs::of(documents.get("inputs.json").map(String::as_str), tag) {
+        Some(old) => why.extend(fingerprint::explain(&old, &inputs).into_iter().map(|line| format!("  {line}"))),
+        None => why.push("  what it was made of is not known: oven did not bake it".into()),
+    }
+    if image.name_is_default {
+        why.push("the family is the directory's name: set `name` in image.toml, so that a checkout elsewhere keeps it".into());
+    }
+    Ok(Verdict { hit: None, why })
+}

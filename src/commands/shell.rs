@@ -1,0 +1,70 @@
+//! `oven shell`: a contained shell in a throw-away copy of an image, or on the disk that a failed run kept.
+
+use crate::cli::{self, Global};
+use crate::cloud::{BaseRef, ImageId, RunId};
+use crate::disk::{Disk, DiskSpec};
+use crate::distros;
+use crate::error::Kind;
+use crate::report::Report;
+use crate::root::{MountOptions, Root, execute};
+use crate::site::Site;
+use crate::undo::{self, Undo};
+use anyhow::{Context, Result};
+use oven_distro::Job;
+use std::rc::Rc;
+use tokio::sync::watch;
+
+pub async fn run(global: &Global, args: &cli::Shell, report: &Report, mut stop: watch::Receiver<bool>) -> Result<u8> {
+    let site = Site::of(global, &[], report.clone())?;
+    let run = RunId::new();
+    let policy = site.policy(&cli::Wish { force: false, replace_failed: false, compat: None, keep_on_failure: false });
+    let stopped = async move { _ = stop.wait_for(|stop| *stop).await };
+    let ended = undo::scope(policy, stopped, async |undo| {
+        let disk = open(&site, &args.what, &run, &undo).await?;
+        let root = Root::mount(disk.device(), &site.scratch(&run)?, &MountOptions::default(), report).await?;
+        let code = inside(&site, &root, args).await?;
+        root.close().await?;
+        Ok(code)
+    })
+    .await;
+    for left in &ended.left {
+        report.warn(left.to_string());
+    }
+    // The failure was told when it happened.
+    Ok(ended.result.unwrap_or_else(|error| Kind::of(&error) as u8))
+}
+
+async fn open(site: &Site, what: &str, run: &RunId, undo: &Rc<Undo>) -> Result<Box<dyn Disk>> {
+    if what.starts_with("ami-") {
+        let base = site.resolve(&BaseRef::Id(ImageId(what.to_owned()))).await?;
+        site.report.note(format!("a throw-away copy of {what}: nothing that you change is kept"));
+        return site.disks.checkout(&base, &DiskSpec::default(), run, undo).await;
+    }
+    let stale = site.cloud.stale_runs(None).await?;
+    let mut kept = stale.into_iter().filter(|run| run.kept && run.run.0.starts_with(what));
+    match (kept.next(), kept.next()) {
+        (Some(one), None) => {
+            site.report.note(format!("the disk that run {} kept: what you change stays", one.run.short()));
+            site.disks.reopen(&one.run).await
+        }
+        (None, _) => Err(Kind::NotFound
+            .failure(format!("no run {what} kept its disk"))
+            .hint("Give an image's id (`oven images list`), or a run that failed with --keep-on-failure.")
+            .into()),
+        (Some(_), Some(_)) => Err(Kind::NotFound.error(format!("several runs begin with {what}: give more digits"))),
+    }
+}
+
+/// The shell, with the shims that the image's own distro wants; the exit code is the shell's.
+async fn inside(site: &Site, root: &Root<'_>, args: &cli::Shell) -> Result<u8> {
+    let os_release = root.os_release()?;
+    let shims = match distros::detect(&site.distros, &os_release) {
+        Ok(distro) => {
+            let job = Job { os_release, architecture: root.architecture()?.to_string(), ..Job::default() };
+            distro.plan(&job).map(|plan| plan.shims).unwrap_or_default()
+        }
+        // A shell is also for an image that no plugin knows.
+        Err(_) => Vec::new(),
+    };
+    execute::shell(root, &site.helper, shims, args.network, &args.command).await.context("running the shell")
+}

@@ -1,0 +1,65 @@
+//! One bake of a fingerprint at a time on this host: the second one waits, and then finds the first one's image.
+
+use crate::fingerprint::Inputs;
+use crate::site::Site;
+use anyhow::{Context, Result};
+use nix::fcntl::{Flock, FlockArg};
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Often enough that the wait is not felt, seldom enough to cost nothing.
+const POLL: Duration = Duration::from_millis(100);
+
+/// Held while a fingerprint is being baked. The kernel takes it back when the process ends, however it ends.
+#[derive(Debug)]
+pub struct Turn {
+    path: PathBuf,
+    _lock: Flock<File>,
+}
+
+pub async fn take(site: &Site, inputs: &Inputs) -> Result<Turn> {
+    let path = site.state.join("locks").join(inputs.fingerprint());
+    let mut told = false;
+    loop {
+        if let Some(turn) = try_take(&path).with_context(|| format!("locking {}", path.display()))? {
+            return Ok(turn);
+        }
+        if !std::mem::replace(&mut told, true) {
+            site.report.note("another bake of the same definition is at work here: waiting for it");
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+fn try_take(path: &Path) -> Result<Option<Turn>> {
+    std::fs::create_dir_all(path.parent().expect("a lock lives in a directory"))?;
+    let file = File::options().create(true).append(true).open(path)?;
+    let Ok(lock) = Flock::lock(file, FlockArg::LockExclusiveNonblock) else { return Ok(None) };
+    // The holder removes the file when it is done: a lock on a removed file excludes nobody.
+    let current = std::fs::metadata(path).is_ok_and(|m| m.ino() == lock.metadata().map_or(0, |l| l.ino()));
+    Ok(current.then(|| Turn { path: path.to_owned(), _lock: lock }))
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        _ = std::fs::remove_file(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_waits_and_nothing_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("locks/f");
+        let first = try_take(&path).unwrap().expect("free");
+        assert!(try_take(&path).unwrap().is_none());
+        drop(first);
+        drop(try_take(&path).unwrap().expect("free again"));
+        assert_eq!(std::fs::read_dir(dir.path().join("locks")).unwrap().count(), 0);
+    }
+}

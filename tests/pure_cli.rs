@@ -1,0 +1,131 @@
+//! The program as a user meets it, without root: mistakes, help, plans, checksums.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn oven(dir: &Path, args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_oven"));
+    command.env_clear().current_dir(dir).args(["--region-dir", "region"]).args(args);
+    command.output().unwrap()
+}
+
+fn expect(dir: &Path, code: i32, args: &[&str]) -> (String, String) {
+    let output = oven(dir, args);
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(code), "oven {args:?}\n{out}\n{err}");
+    (out, err)
+}
+
+fn definition(text: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("web")).unwrap();
+    std::fs::write(dir.path().join("web/image.toml"), text).unwrap();
+    dir
+}
+
+#[test]
+fn mistakes_name_file_line_and_key() {
+    let base = "from = { name = \"b\" }\n";
+    let cases = [
+        ("packges = []", vec!["web/image.toml:2", "packges", "packages"]),
+        ("[[file]]\nsource = \"gone\"\ntarget = \"/x\"", vec!["web/image.toml:3", "source", "gone"]),
+        ("[[file]]\nsource = \"image.toml\"\ntarget = \"x\"", vec!["web/image.toml:4", "target"]),
+        ("packages = [\"nginx=\"]", vec!["web/image.toml:2", "nginx="]),
+        ("packages = [\"./gone_1_all.deb\"]", vec!["web/image.toml:2", "gone_1_all.deb"]),
+        ("upgrade = 1", vec!["web/image.toml:2", "upgrade"]),
+        ("name = \"a", vec!["web/image.toml:2"]),
+        ("[disk]\nsize_gib = 0", vec!["web/image.toml:3", "size_gib"]),
+        ("[tags]\n\"oven:run\" = \"x\"", vec!["web/image.toml:3", "oven:run"]),
+    ];
+    for (mistake, wanted) in cases {
+        let dir = definition(&format!("{base}{mistake}\n"));
+        for verb in ["plan", "checksum"] {
+            let (out, err) = expect(dir.path(), 3, &[verb, "web"]);
+            assert!(wanted.iter().all(|word| err.contains(word)), "{mistake}: {err}");
+            assert_eq!(out, "", "{mistake}");
+        }
+    }
+}
+
+#[test]
+fn no_definition_no_base_and_a_cycle() {
+    let dir = definition("from = { name = \"debian-12-*\" }\n");
+    let (_, err) = expect(dir.path(), 3, &["plan", "gone"]);
+    assert!(err.contains("gone"), "{err}");
+    let (_, err) = expect(dir.path(), 4, &["plan", "web"]);
+    assert!(err.contains("debian-12-*") && err.contains("oven import"), "{err}");
+
+    std::fs::write(dir.path().join("web/image.toml"), "from = \"../db\"\n").unwrap();
+    std::fs::create_dir(dir.path().join("db")).unwrap();
+    std::fs::write(dir.path().join("db/image.toml"), "from = \"../web\"\n").unwrap();
+    let (_, err) = expect(dir.path(), 3, &["plan", "web"]);
+    assert!(["web/image.toml", "db/image.toml", "from"].iter().all(|word| err.contains(word)), "{err}");
+}
+
+#[test]
+fn usage_is_2() {
+    let dir = tempfile::tempdir().unwrap();
+    for args in [vec![], vec!["bake"], vec!["roast", "web"], vec!["bake", "--jobs", "0", "web"]] {
+        expect(dir.path(), 2, &args);
+    }
+}
+
+#[test]
+fn every_help_fits_80_columns_and_goes_to_standard_output() {
+    let dir = tempfile::tempdir().unwrap();
+    let verbs =
+        [vec![], vec!["bake"], vec!["plan"], vec!["checksum"], vec!["images"], vec!["images", "list"]];
+    let more = [
+        vec!["images", "show"],
+        vec!["import"],
+        vec!["shell"],
+        vec!["sweep"],
+        vec!["doctor"],
+        vec!["completions"],
+    ];
+    for mut args in verbs.into_iter().chain(more) {
+        args.push("--help");
+        let (out, _) = expect(dir.path(), 0, &args);
+        assert!(out.lines().all(|line| line.chars().count() <= 80), "{out}");
+    }
+}
+
+#[test]
+fn checksum_prints_the_key_and_with_v_every_file() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("d")).unwrap();
+    std::fs::write(dir.path().join("d/f"), "hello\n").unwrap();
+    let (out, _) = expect(dir.path(), 0, &["checksum", "d"]);
+    assert_eq!(out, "d4bb773a0da54b50d60e6089e12ed7e53c7e423c\n");
+    let (out, _) = expect(dir.path(), 0, &["checksum", "-v", "d"]);
+    assert!(out.starts_with("f572d396fae9206628714fb2ce00f72e94f2258f  d/f\n"), "{out}");
+    let (out, _) = expect(dir.path(), 0, &["--json", "checksum", "d"]);
+    assert!(out.contains("\"ami_config_checksum\":\"d4bb773a0da54b50d60e6089e12ed7e53c7e423c\""), "{out}");
+}
+
+#[test]
+fn a_closed_pipe_is_no_crash() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = format!("exec {} completions bash", env!("CARGO_BIN_EXE_oven"));
+    let output =
+        Command::new("sh").args(["-c", &format!("({script}) | true")]).current_dir(&dir).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+}
+
+#[test]
+fn the_story_fits_a_screen_and_files_stay_small() {
+    let mut dirs = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                dirs.push(path);
+                continue;
+            }
+            let lines = std::fs::read_to_string(&path).unwrap().lines().count();
+            let limit = if path.ends_with("src/bake.rs") { 80 } else { 600 };
+            assert!(lines <= limit, "{}: {lines} lines, {limit} at most", path.display());
+        }
+    }
+}

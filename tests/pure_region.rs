@@ -1,0 +1,118 @@
+//! A local region that several processes use, and in which they are killed.
+
+use oven::cloud::local::Region;
+use oven::cloud::{Architecture, Cloud, ImageSpec, RunId, SnapshotId, Tags, VolumeSpec, Volumes, tag};
+use oven::owner::Owner;
+use oven::report::Report;
+use oven::undo::Undo;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// In a child: the region's directory.
+const CHILD: &str = "OVEN_TEST_CHILD";
+
+fn count(region: &Region, kind: &str) -> usize {
+    region.dir().join(kind).read_dir().unwrap().count()
+}
+
+async fn region(dir: &Path) -> Region {
+    let raw = dir.join("base.raw");
+    let file = File::create(&raw).unwrap();
+    file.set_len(64 << 20).unwrap();
+    // Some work for a copy.
+    file.write_all_at(&vec![7; 24 << 20], 4 << 20).unwrap();
+    let region = Region::open(&dir.join("region")).unwrap();
+    region.import(&raw, "base-1", Architecture::X86_64, &Tags::new(), &Report::silent()).await.unwrap();
+    region
+}
+
+fn child(test: &str, region: &Region) -> Child {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", test, "--nocapture"]).env(CHILD, region.dir());
+    command.stdout(Stdio::piped()).spawn().unwrap()
+}
+
+/// All that a bake asks of a region, but for attaching: prints the image that it got.
+async fn bake(dir: &Path, name: &str) {
+    let region = Region::open(dir).unwrap().with_delays(Duration::from_millis(20));
+    let base = region.images(None).await.unwrap().remove(0);
+    let (run, undo) = (RunId::new(), Undo::default());
+    let tags = Tags::from([(tag::OWNER.to_owned(), Owner::this().to_string())]);
+    let volume = VolumeSpec { snapshot: base.snapshot, size_gib: 1, run: run.clone(), tags: tags.clone() };
+    let volume = region.create(&volume).await.unwrap();
+    let snapshot: SnapshotId = region.snapshot(&volume, &run, &tags).await.unwrap();
+    let marks = [(tag::CHECKSUM, "c"), (tag::FINGERPRINT, "f")].map(|(k, v)| (k.to_owned(), v.to_owned()));
+    let spec = ImageSpec {
+        name: name.to_owned(),
+        description: String::new(),
+        architecture: Architecture::X86_64,
+        root_device: base.name,
+        size_gib: 1,
+        tags: tags.into_iter().chain(marks).collect(),
+        run: run.clone(),
+        documents: [("packages".to_owned(), "a".repeat(10_000))].into(),
+    };
+    let image = region.register(&snapshot, &spec, &undo).await.unwrap();
+    region.ensure_no_volumes(&run).await.unwrap();
+    region.ensure_no_snapshots(&run).await.unwrap();
+    println!("\nimage {}", image.id);
+}
+
+#[tokio::test]
+async fn of_eight_processes_one_wins() {
+    if let Some(dir) = std::env::var_os(CHILD) {
+        return bake(Path::new(&dir), "web-1").await;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let region = region(dir.path()).await;
+    let children: Vec<Child> = (0..8).map(|_| child("of_eight_processes_one_wins", &region)).collect();
+    let ids: Vec<String> = children
+        .into_iter()
+        .map(|child| {
+            let output = child.wait_with_output().unwrap();
+            assert!(output.status.success());
+            let text = String::from_utf8(output.stdout).unwrap();
+            text.lines().find_map(|line| line.strip_prefix("image ")).unwrap().to_owned()
+        })
+        .collect();
+    assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
+    assert_eq!((count(&region, "images"), count(&region, "documents")), (2, 1));
+    assert_eq!((count(&region, "snapshots"), count(&region, "volumes")), (4, 0));
+}
+
+#[tokio::test]
+async fn killed_at_any_time_nothing_is_left_that_is_not_swept() {
+    if let Some(dir) = std::env::var_os(CHILD) {
+        return bake(Path::new(&dir), "web-1").await;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let region = region(dir.path()).await;
+    let (mut swept, mut baked) = (0, 0);
+    for millis in (0..160).step_by(4) {
+        let mut child = child("killed_at_any_time_nothing_is_left_that_is_not_swept", &region);
+        tokio::time::sleep(Duration::from_millis(millis)).await;
+        child.kill().unwrap();
+        child.wait().unwrap();
+        for stale in region.stale_runs(None).await.unwrap() {
+            swept += stale.resources.len();
+            region.ensure_no_volumes(&stale.run).await.unwrap();
+            region.ensure_no_snapshots(&stale.run).await.unwrap();
+        }
+        // The image is there as a whole, or not at all.
+        let images = region.images(None).await.unwrap();
+        for image in &images[1..] {
+            let (_, documents) = region.image(&image.id).await.unwrap();
+            assert_eq!(documents["packages"].len(), 10_000);
+            region.deregister(&image.id).await.unwrap();
+            region.delete_snapshot(&image.snapshot).await.unwrap();
+            baked += 1;
+        }
+        assert_eq!((count(&region, "images"), count(&region, "documents")), (1, 0), "after {millis} ms");
+        assert_eq!((count(&region, "snapshots"), count(&region, "volumes")), (2, 0), "after {millis} ms");
+    }
+    // The times were such that there was something to do.
+    assert!(swept + baked > 0, "{swept} swept, {baked} baked");
+}

@@ -1,0 +1,146 @@
+//! A fault at every cloud call, before and after its effect, and SIGKILL at every one and at any time: what is left.
+
+#[path = "support/world.rs"]
+mod world;
+
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+use world::{World, stderr};
+
+/// Seconds within which a stopped bake has to be gone.
+const STOP: Duration = Duration::from_secs(10);
+
+fn bake(world: &World, fault: Option<&str>) -> Output {
+    command(world, fault).output().unwrap()
+}
+
+fn command(world: &World, fault: Option<&str>) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_oven-test-bake"));
+    command.arg(world.region()).arg(world.path("image")).args(fault).current_dir(world.dir.path());
+    command
+}
+
+fn line<'a>(output: &'a Output, word: &str) -> Option<&'a str> {
+    let text = std::str::from_utf8(&output.stdout).unwrap();
+    text.lines().find_map(|line| line.strip_prefix(word)?.strip_prefix(' '))
+}
+
+fn full() -> bool {
+    std::env::var_os("OVEN_TEST_FULL").is_some()
+}
+
+/// What a region holds when it holds one base image and one baked image, and nothing else.
+fn assert_whole(world: &World, what: &str) {
+    let files = world.files();
+    let count = |dir: &str| files.iter().filter(|f| f.starts_with(dir) && f.ends_with(".json")).count();
+    assert_eq!((count("images/"), count("snapshots/"), count("volumes/")), (2, 2, 0), "{what}: {files:#?}");
+    let odd: Vec<_> = files.iter().filter(|f| f.contains("tmp") || f.starts_with("volumes/")).collect();
+    assert!(odd.is_empty(), "{what}: {odd:?}");
+}
+
+/// After any fault: nothing of the run is left on the machine, sweep cleans the region, and the next bake succeeds.
+fn assert_recovers(world: &World, what: &str) {
+    world.assert_no_traces(what);
+    world.expect(0, &["sweep"]);
+    let next = bake(world, None);
+    assert_eq!(next.status.code(), Some(0), "{what}: the next bake: {}", stderr(&next));
+    world.assert_no_traces(what);
+    assert_whole(world, what);
+}
+
+fn calls_of_a_happy_bake() -> usize {
+    let world = World::tiny();
+    let happy = bake(&world, None);
+    assert_eq!(happy.status.code(), Some(0), "{}", stderr(&happy));
+    assert_whole(&world, "happy");
+    world.assert_no_traces("happy");
+    line(&happy, "calls").unwrap().parse().unwrap()
+}
+
+#[test]
+fn an_error_at_every_call() {
+    for call in 1..=calls_of_a_happy_bake() {
+        for when in ["before", "after"] {
+            let (world, what) = (World::tiny(), format!("{call}:{when}:error"));
+            let output = bake(&world, Some(&what));
+            let code = output.status.code();
+            // A call that pays a debt may fail: then the image is there, and the message says what is left.
+            assert!(matches!(code, Some(6 | 7)), "{what}: {code:?} {}", stderr(&output));
+            assert!(stderr(&output).contains("injected fault"), "{what}: {}", stderr(&output));
+            if code == Some(7) {
+                assert!(stderr(&output).contains("oven sweep --run"), "{what}: {}", stderr(&output));
+            }
+            assert_recovers(&world, &what);
+        }
+    }
+}
+
+#[test]
+fn sigkill_at_every_call() {
+    for call in 1..=calls_of_a_happy_bake() {
+        for when in ["before", "after"] {
+            let (world, what) = (World::tiny(), format!("{call}:{when}:kill"));
+            let output = bake(&world, Some(&what));
+            assert_eq!(output.status.code(), None, "{what}: {}", stderr(&output));
+            assert_recovers(&world, &what);
+        }
+    }
+}
+
+#[test]
+fn sigkill_at_any_time() {
+    let world = World::tiny();
+    let start = Instant::now();
+    assert!(bake(&world, None).status.success());
+    let whole = start.elapsed();
+    let runs = if full() { 200 } else { 25 };
+    for i in 0..runs {
+        let world = World::tiny();
+        let delay = whole.mul_f64(f64::from(i) / f64::from(runs));
+        let mut child = command(&world, None).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        pause(delay);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_recovers(&world, &format!("SIGKILL after {delay:?}"));
+    }
+}
+
+#[test]
+fn a_stop_while_a_call_hangs() {
+    for call in 1..=calls_of_a_happy_bake() {
+        for signal in [nix::sys::signal::Signal::SIGTERM, nix::sys::signal::Signal::SIGINT] {
+            let (world, what) = (World::tiny(), format!("{call}:before:hang"));
+            let mut child =
+                command(&world, Some(&what)).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+            let mut out = std::io::BufReader::new(child.stdout.take().unwrap());
+            std::io::BufRead::read_line(&mut out, &mut String::new()).unwrap();
+            let start = Instant::now();
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), signal).unwrap();
+            let status = child.wait().unwrap();
+            assert!(start.elapsed() < STOP, "{what} {signal}: {:?}", start.elapsed());
+            // A stop that finds the image registered, and a payment hanging, leaves something behind.
+            assert!(matches!(status.code(), Some(130 | 7)), "{what} {signal}: {status:?}");
+            assert_recovers(&world, &format!("{what} {signal}"));
+        }
+    }
+}
+
+#[test]
+fn two_bakes_of_one_definition_make_one_image() {
+    let world = World::tiny();
+    let mut bakes: Vec<_> = (0..2)
+        .map(|_| command(&world, None).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+        .collect();
+    let outputs: Vec<_> = bakes.drain(..).map(|child| child.wait_with_output().unwrap()).collect();
+    let ids: Vec<_> =
+        outputs.iter().map(|o| line(o, "image").unwrap_or_else(|| panic!("{}", stderr(o)))).collect();
+    assert_eq!(ids[0], ids[1]);
+    assert!(outputs.iter().all(|o| o.status.success()));
+    assert_whole(&world, "two at once");
+    world.assert_no_traces("two at once");
+}
+
+#[allow(clippy::disallowed_methods, reason = "a test has no runtime to block")]
+fn pause(time: Duration) {
+    std::thread::sleep(time);
+}

@@ -1,0 +1,336 @@
+/* What a hostile package would try, from inside a step. A line for each attempt: "refused NAME" or "ALLOWED NAME".
+ *
+ * usage: attack HOST_PID CANARY DISK_MAJOR DISK_MINOR SECRET
+ */
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/bpf.h>
+#include <linux/sched.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/ptrace.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/swap.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <sys/time.h>
+#include <sys/timex.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+static int host_pid;
+static const char *canary, *secret;
+static dev_t disk;
+
+/* Each attempt runs in a process of its own and returns whether it got what it wanted. */
+static int try_(int (*attempt)(void)) {
+    pid_t pid = fork();
+    if (pid == 0) _exit(attempt());
+    int status;
+    waitpid(pid, &status, 0);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 0;
+}
+
+static int node(const char *path, mode_t kind) {
+    if (mknod(path, kind | 0600, disk) < 0) return 0;
+    int allowed = open(path, O_RDONLY) >= 0;
+    unlink(path);
+    return allowed || kind == S_IFCHR;
+}
+static int mknod_block(void) { return node("/root/disk", S_IFBLK); }
+static int mknod_shm(void) { return node("/dev/shm/disk", S_IFBLK); }
+static int mknod_dev(void) { return node("/dev/disk0", S_IFBLK); }
+static int mknod_char(void) { disk = makedev(1, 1); return node("/dev/mem0", S_IFCHR); }
+static int mknod_whiteout(void) { disk = 0; return node("/root/whiteout", S_IFCHR); }
+static int image_node(void) { return open("/root/planted-disk", O_RDONLY) >= 0; }
+static int mount_tmpfs(void) { return mount("x", "/mnt", "tmpfs", 0, 0) == 0; }
+static int mount_devtmpfs(void) { return mount("x", "/mnt", "devtmpfs", 0, 0) == 0; }
+static int mount_proc(void) { return mount("x", "/mnt", "proc", 0, 0) == 0; }
+static int mount_cgroup(void) { return mount("x", "/mnt", "cgroup2", 0, 0) == 0; }
+static int remount_cover(void) { return mount(0, "/proc/sys", 0, MS_REMOUNT | MS_BIND, 0) == 0; }
+static int remount_root(void) { return mount(0, "/", 0, MS_REMOUNT | MS_BIND, 0) == 0; }
+static int umount_cover(void) { return umount2("/proc/sys", MNT_DETACH) == 0; }
+static int new_mount_api(void) {
+    return syscall(SYS_fsopen, "tmpfs", 0) >= 0 || syscall(SYS_open_tree, AT_FDCWD, "/", 1) >= 0;
+}
+static int open_tree_attr(void) { return syscall(467, AT_FDCWD, "/", 1, 0, 0) >= 0; }
+static int pivot(void) { return syscall(SYS_pivot_root, ".", ".") == 0; }
+static int core_pattern(void) { return open("/proc/sys/kernel/core_pattern", O_WRONLY) >= 0; }
+static int hostname_file(void) { return open("/proc/sys/kernel/hostname", O_WRONLY) >= 0; }
+static int sysrq(void) { return open("/proc/sysrq-trigger", O_WRONLY) >= 0; }
+static int kcore(void) {
+    char byte;
+    int fd = open("/proc/kcore", O_RDONLY);
+    return fd >= 0 && read(fd, &byte, 1) == 1;
+}
+/* The canary is a file of the host, by its path there. */
+static int sees_canary(const char *prefix) {
+    char path[8192];
+    snprintf(path, sizeof path, "%s%s", prefix, canary);
+    return access(path, F_OK) == 0;
+}
+static int plain_canary(void) { return sees_canary(""); }
+static int proc_root(void) {
+    char prefix[64];
+    for (int pid = 1; pid < 70000; pid++) {
+        snprintf(prefix, sizeof prefix, "/proc/%d/root", pid);
+        if (sees_canary(prefix)) return 1;
+        snprintf(prefix, sizeof prefix, "/proc/%d/cwd", pid);
+        if (sees_canary(prefix)) return 1;
+    }
+    return 0;
+}
+static int signal_host(void) { return kill(host_pid, 0) == 0; }
+static int stop_reaper(void) {
+    kill(1, SIGKILL);
+    kill(1, SIGSTOP);
+    kill(1, SIGTERM);
+    usleep(50000);
+    char state = 0;
+    FILE *stat = fopen("/proc/1/stat", "r");
+    return !stat || fscanf(stat, "%*d %*s %c", &state) != 1 || state == 'T' || state == 'Z';
+}
+static int readable(const char *path) {
+    char byte;
+    int fd = open(path, O_RDONLY);
+    return fd >= 0 && read(fd, &byte, 1) > 0;
+}
+static int reaper_environ(void) { return readable("/proc/1/environ"); }
+static int reaper_memory(void) { return open("/proc/1/mem", O_RDWR) >= 0 || readable("/proc/1/maps"); }
+static int reaper_program(void) { return open("/proc/1/exe", O_RDONLY) >= 0; }
+static int reaper_root(void) { return chdir("/proc/1/root") == 0 || chdir("/proc/1/cwd") == 0; }
+static int reaper_files(void) {
+    char path[64];
+    for (int fd = 0; fd < 64; fd++) {
+        snprintf(path, sizeof path, "/proc/1/fd/%d", fd);
+        if (open(path, O_RDONLY | O_NONBLOCK) >= 0) return 1;
+    }
+    return 0;
+}
+static int clock_set(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    return clock_settime(CLOCK_REALTIME, &now) == 0;
+}
+static int time_of_day(void) {
+    struct timeval now;
+    gettimeofday(&now, 0);
+    return settimeofday(&now, 0) == 0;
+}
+static int clock_adjust(void) {
+    struct timex change = {.modes = ADJ_TICK, .tick = 10000};
+    return adjtimex(&change) >= 0;
+}
+static int swap(void) {
+    int fd = open("/root/swap", O_RDWR | O_CREAT, 0600);
+    if (fd < 0 || ftruncate(fd, 1 << 20)) return 0;
+    int allowed = swapon("/root/swap", 0) == 0 || errno == EINVAL; /* EINVAL: it looked for a signature */
+    unlink("/root/swap");
+    return allowed;
+}
+static int bpf_map(void) {
+    union bpf_attr attr = {.map_type = BPF_MAP_TYPE_ARRAY, .key_size = 4, .value_size = 4, .max_entries = 1};
+    return syscall(SYS_bpf, BPF_MAP_CREATE, &attr, sizeof attr) >= 0;
+}
+static int perf(void) { return syscall(SYS_perf_event_open, 0, 0, -1, -1, 0) >= 0 || errno != EPERM; }
+static int kernel_log(void) {
+    char text[256];
+    return syscall(SYS_syslog, 3, text, sizeof text) >= 0 || readable("/proc/kmsg") || open("/dev/kmsg", 0) >= 0;
+}
+static int by_handle(void) {
+    struct { struct file_handle head; char bytes[128]; } handle = {.head.handle_bytes = 128};
+    int id;
+    if (name_to_handle_at(AT_FDCWD, "/", &handle.head, &id, 0) < 0) return 0;
+    return open_by_handle_at(open("/", O_RDONLY), &handle.head, O_RDONLY) >= 0;
+}
+static int unshare_user(void) { return unshare(CLONE_NEWUSER) == 0; }
+static int unshare_mounts(void) { return unshare(CLONE_NEWNS) == 0; }
+static int unshare_user_and_net(void) { return unshare(CLONE_NEWUSER | CLONE_NEWNET) == 0; }
+static int clone_user(void) {
+    long pid = syscall(SYS_clone, CLONE_NEWUSER | SIGCHLD, 0, 0, 0, 0);
+    if (pid == 0) _exit(0);
+    return pid > 0;
+}
+static int clone3_user(void) {
+    struct clone_args args = {.flags = CLONE_NEWUSER, .exit_signal = SIGCHLD};
+    long pid = syscall(SYS_clone3, &args, sizeof args);
+    if (pid == 0) _exit(0);
+    return pid > 0 || errno != ENOSYS;
+}
+static int enter_namespace(void) {
+    int fd = open("/proc/self/ns/mnt", O_RDONLY);
+    return syscall(SYS_setns, fd, 0) == 0 || errno != EPERM;
+}
+static int raw_socket(void) { return socket(AF_INET, SOCK_RAW, 1) >= 0; }
+static int packet_socket(void) { return socket(AF_PACKET, SOCK_RAW, 0) >= 0; }
+static int vsock(void) { return socket(AF_VSOCK, SOCK_STREAM, 0) >= 0; }
+static int ciphers(void) { return socket(AF_ALG, SOCK_SEQPACKET, 0) >= 0; }
+static int terminal(void) { return open("/dev/tty", O_RDWR) >= 0 || isatty(0) || isatty(1) || isatty(2); }
+static int push_input(void) {
+    int pty = posix_openpt(O_RDWR);
+    if (pty < 0 || grantpt(pty) || unlockpt(pty)) return 1; /* it should have terminals of its own */
+    int line = open(ptsname(pty), O_RDWR);
+    if (line < 0) return 1;
+    /* The second request differs above the 32 bits that the kernel looks at. */
+    return ioctl(line, TIOCSTI, "x") == 0 || syscall(SYS_ioctl, line, 0x100000000UL | TIOCSTI, "x") == 0;
+}
+static int host_terminals(void) {
+    DIR *dir = opendir("/dev/pts");
+    if (!dir) return 1;
+    int others = 0;
+    for (struct dirent *entry; (entry = readdir(dir));)
+        others += entry->d_name[0] != '.' && strcmp(entry->d_name, "ptmx") != 0;
+    return others;
+}
+static int double_chroot(void) {
+    int out = open("/", O_RDONLY);
+    mkdir("/root/jail", 0700);
+    if (out < 0 || chroot("/root/jail") || fchdir(out)) return 0;
+    for (int i = 0; i < 64; i++)
+        if (chdir("..")) break;
+    if (chroot(".")) return 0;
+    return sees_canary("");
+}
+static int dot_dot(void) {
+    char prefix[256] = "";
+    for (int i = 0; i < 40; i++) strcat(prefix, "/..");
+    return sees_canary(prefix);
+}
+static int leaked_descriptors(void) {
+    for (int fd = 3; fd < 4096; fd++)
+        if (fcntl(fd, F_GETFD) >= 0) return 1;
+    char target[256] = "";
+    return readlink("/proc/self/fd/0", target, sizeof target - 1) < 0 || strcmp(target, "/dev/null") != 0;
+}
+static int secrets(void) {
+    extern char **environ;
+    for (char **entry = environ; *entry; entry++)
+        if (strstr(*entry, secret)) return 1;
+    char path[64], text[65536];
+    for (int pid = 1; pid < 2000; pid++) {
+        snprintf(path, sizeof path, "/proc/%d/environ", pid);
+        int fd = open(path, O_RDONLY);
+        if (fd < 0) continue;
+        ssize_t len = read(fd, text, sizeof text);
+        if (len > 0 && memmem(text, len, secret, strlen(secret))) return 1;
+        close(fd);
+    }
+    return 0;
+}
+/* Whether anything below `path` that can be written at all can be opened for it, but a process's own. */
+static int writable_below(const char *path, int depth) {
+    DIR *dir = opendir(path);
+    if (!dir || depth > 6) { if (dir) closedir(dir); return 0; }
+    int found = 0;
+    char name[4096];
+    for (struct dirent *entry; !found && (entry = readdir(dir));) {
+        if (entry->d_name[0] == '.' || strspn(entry->d_name, "0123456789") == strlen(entry->d_name)) continue;
+        snprintf(name, sizeof name, "%s/%s", path, entry->d_name);
+        struct stat stat;
+        if (lstat(name, &stat)) continue;
+        if (S_ISDIR(stat.st_mode)) found = writable_below(name, depth + 1);
+        else if (S_ISREG(stat.st_mode) && stat.st_mode & 0222) {
+            int fd = open(name, O_WRONLY | O_NONBLOCK);
+            if (fd >= 0) { fprintf(stderr, "writable: %s\n", name); close(fd); found = 1; }
+        }
+    }
+    closedir(dir);
+    return found;
+}
+static int write_sys(void) { return writable_below("/sys", 0) || mkdir("/sys/fs/cgroup/x", 0700) == 0; }
+static int write_proc(void) { return writable_below("/proc", 0); }
+static int firmware(void) {
+    DIR *dir = opendir("/sys/firmware");
+    if (!dir) return 0;
+    int entries = 0;
+    while (readdir(dir)) entries++;
+    return entries > 2;
+}
+static int trace(void) { return ptrace(PTRACE_TRACEME, 0, 0, 0) == 0 || ptrace(PTRACE_SEIZE, 1, 0, 0) == 0; }
+static int read_memory(void) {
+    char to, from = 'x';
+    struct iovec local = {&to, 1}, remote = {&from, 1};
+    return process_vm_readv(getpid(), &local, 1, &remote, 1, 0) == 1;
+}
+static int io_uring(void) { char params[256] = {0}; return syscall(SYS_io_uring_setup, 1, params) >= 0 || errno != ENOSYS; }
+static int userfault(void) { return syscall(SYS_userfaultfd, 1) >= 0; }
+static int keys(void) {
+    return syscall(SYS_keyctl, 0, -3, 0) >= 0 || syscall(SYS_add_key, "user", "x", "y", 1, -3) >= 0 ||
+           readable("/proc/keys");
+}
+static int modules(void) { return syscall(SYS_init_module, "", 0, "") == 0 || errno != EPERM; }
+static int restart(void) { return syscall(SYS_reboot, 0xfee1dead, 672274793, 0, 0) == 0; /* Ctrl-Alt-Del off */ }
+static int rename_machine(void) { return sethostname("x", 1) == 0; }
+static int foreign_numbers(void) {
+#ifdef __x86_64__
+    errno = 0;
+    if (syscall(0x40000000 + SYS_getpid) >= 0 || errno != ENOSYS) return 1; /* x32 */
+    long result;
+    __asm__ volatile("int $0x80" : "=a"(result) : "a"(20) : "memory"); /* i386: getpid */
+    return result != -ENOSYS;
+#else
+    return 0;
+#endif
+}
+static int raise_rights(void) {
+    /* A set-uid copy of this program, executed by another user. */
+    if (chmod("/bin/attack", 04755)) return 1;
+    pid_t pid = fork();
+    if (pid == 0) {
+        if (setgid(1000) || setuid(1000)) _exit(1);
+        execl("/bin/attack", "attack", "uid", (char *)0);
+        _exit(1);
+    }
+    int status;
+    waitpid(pid, &status, 0);
+    chmod("/bin/attack", 0755);
+    return !WIFEXITED(status) || WEXITSTATUS(status) != 0;
+}
+static int host_abstract_socket(void) {
+    /* The test listens there. */
+    struct { sa_family_t family; char name[108]; } address = {AF_UNIX, "\0oven-step-test"};
+    int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+    return connect(fd, (struct sockaddr *)&address, 2 + 1 + strlen("oven-step-test")) == 0;
+}
+
+static const struct { const char *name; int (*attempt)(void); } ATTEMPTS[] = {
+#define A(name) {#name, name}
+    A(mknod_block), A(mknod_shm), A(mknod_dev), A(mknod_char), A(mknod_whiteout), A(image_node), A(mount_tmpfs),
+    A(mount_devtmpfs), A(mount_proc), A(mount_cgroup), A(remount_cover), A(remount_root), A(umount_cover),
+    A(new_mount_api), A(open_tree_attr), A(pivot), A(core_pattern), A(hostname_file), A(sysrq), A(kcore),
+    A(plain_canary), A(proc_root), A(signal_host), A(stop_reaper), A(reaper_environ), A(reaper_memory),
+    A(reaper_program), A(reaper_root), A(reaper_files), A(clock_set), A(time_of_day), A(clock_adjust), A(swap),
+    A(bpf_map), A(perf), A(kernel_log), A(by_handle), A(unshare_user), A(unshare_mounts), A(unshare_user_and_net),
+    A(clone_user), A(clone3_user), A(enter_namespace), A(raw_socket), A(packet_socket), A(vsock), A(ciphers),
+    A(terminal), A(push_input), A(host_terminals), A(double_chroot), A(dot_dot), A(leaked_descriptors), A(secrets),
+    A(write_sys), A(write_proc), A(firmware), A(trace), A(read_memory), A(io_uring), A(userfault), A(keys),
+    A(modules), A(restart), A(rename_machine), A(foreign_numbers), A(raise_rights), A(host_abstract_socket),
+};
+
+int main(int argc, char **argv) {
+    if (argc == 2 && !strcmp(argv[1], "uid")) return geteuid() == 0;
+    if (argc != 6) return 2;
+    host_pid = atoi(argv[1]);
+    canary = argv[2];
+    disk = makedev(atoi(argv[3]), atoi(argv[4]));
+    secret = argv[5];
+    setvbuf(stdout, 0, _IOLBF, 0);
+    int allowed = 0;
+    for (size_t i = 0; i < sizeof ATTEMPTS / sizeof *ATTEMPTS; i++) {
+        int got = try_(ATTEMPTS[i].attempt);
+        printf("%s %s\n", got ? "ALLOWED" : "refused", ATTEMPTS[i].name);
+        allowed += got != 0;
+    }
+    return allowed ? 1 : 0;
+}

@@ -1,0 +1,77 @@
+//! A baker for the fault tests: the real story on a local region, with a fault at one cloud call.
+//!
+//! usage: oven-test-bake REGION_DIR DEFINITION [FAULT]
+//!
+//! Prints `calls N` and `image AMI`; ends as `oven bake` would.
+
+mod faulty;
+mod nothing;
+
+use anyhow::Result;
+use faulty::{Fault, Faulty};
+use oven::batch::bake_all;
+use oven::cli::{Global, Wish};
+use oven::cloud::local::Region;
+use oven::disk::attached::Attached;
+use oven::error::Kind;
+use oven::order::Order;
+use oven::report::{Level, Report, Style};
+use oven::root::step;
+use oven::settings::{Overrides, Settings};
+use oven::site::Site;
+use oven::{scratch, stop};
+use oven_distro::Distro;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::rc::Rc;
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if args.first().is_some_and(|verb| verb == step::VERB) {
+        return step::helper_main();
+    }
+    step::private_mounts().and_then(|()| scratch::make()).expect("root");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    ExitCode::from(runtime.block_on(run(&args)).unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        Kind::of(&error) as u8
+    }))
+}
+
+async fn run(args: &[String]) -> Result<u8> {
+    let (region_dir, dir) = (PathBuf::from(&args[0]), PathBuf::from(&args[1]));
+    let fault = args.get(2).map(|fault| fault.parse::<Fault>()).transpose()?;
+    let region = Region::open(&region_dir)?;
+    let faulty = Rc::new(Faulty::new(region.clone(), fault));
+    let global = Global {
+        cloud: None,
+        region: None,
+        region_dir: Some(region_dir.clone()),
+        json: false,
+        verbose: false,
+        quiet: false,
+    };
+    let overrides = Overrides { cloud: None, region: None, region_dir: Some(region_dir.clone()) };
+    let site = Site {
+        cloud: faulty.clone(),
+        disks: Rc::new(Attached::new(faulty.clone())),
+        distros: Rc::from([Box::new(nothing::Nothing) as Box<dyn Distro>]),
+        helper: "/proc/self/exe".into(),
+        scratch: scratch::DIR.into(),
+        state: region_dir,
+        settings: Rc::new(Settings::for_definition(&dir)?.merge(&overrides)?),
+        report: Report::new(Style::Human, Level::Normal),
+        region,
+    };
+    let wish = Wish { force: false, replace_failed: false, compat: None, keep_on_failure: false };
+    let all = bake_all(&site, &global, Order::of(&[dir])?, &wish, 2, stop::signals()?).await;
+    println!("calls {}", faulty.calls());
+    let baked = &all[0];
+    Ok(match &baked.result {
+        Ok(outcome) => {
+            println!("image {}", outcome.image().id);
+            if baked.left.is_empty() { 0 } else { Kind::LeftBehind as u8 }
+        }
+        Err(error) => Kind::of(error) as u8,
+    })
+}

@@ -1,0 +1,160 @@
+//! What a test looks at: its own region, and what is left on the machine.
+
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// A directory of the test's own: a region, a definition on a base that is imported already.
+pub struct World {
+    pub dir: tempfile::TempDir,
+}
+
+impl World {
+    /// A region with an 8 MiB disk as its base image: a file system without a partition table, with a static shell.
+    pub fn tiny() -> Self {
+        let world = Self::empty();
+        let raw = tiny_base();
+        let import = world.oven(&["import", raw.to_str().unwrap(), "--name", "tiny"]);
+        assert!(import.status.success(), "{}", stderr(&import));
+        world.write("image/image.toml", "name = \"image\"\nfrom = { name = \"tiny\" }\n");
+        world
+    }
+
+    pub fn empty() -> Self {
+        assert!(nix::unistd::geteuid().is_root(), "the root ring needs root: scripts/test says how");
+        Self { dir: tempfile::Builder::new().prefix("oven-test.").tempdir().unwrap() }
+    }
+
+    pub fn path(&self, relative: &str) -> PathBuf {
+        self.dir.path().join(relative)
+    }
+
+    pub fn region(&self) -> PathBuf {
+        self.path("region")
+    }
+
+    pub fn write(&self, relative: &str, content: &str) {
+        let path = self.path(relative);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
+
+    /// `oven` on this region, in this directory.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_oven"));
+        command.arg("--region-dir").arg(self.region()).args(args).current_dir(self.dir.path());
+        command
+    }
+
+    pub fn oven(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    /// Runs it, expects this exit code, answers with standard output and error.
+    pub fn expect(&self, code: i32, args: &[&str]) -> (String, String) {
+        let output = self.oven(args);
+        let (out, err) = (String::from_utf8_lossy(&output.stdout).into_owned(), stderr(&output));
+        assert_eq!(output.status.code(), Some(code), "oven {args:?}\n{out}\n{err}");
+        (out, err)
+    }
+
+    /// Everything on this machine that speaks of this region: mounts in any namespace, loop devices, processes.
+    pub fn traces(&self) -> BTreeSet<String> {
+        let name = self.dir.path().to_str().unwrap();
+        let mut traces = BTreeSet::new();
+        for process in fs::read_dir("/proc").unwrap().flatten() {
+            let pid = process.file_name().to_string_lossy().into_owned();
+            if !pid.bytes().all(|b| b.is_ascii_digit()) || pid == std::process::id().to_string() {
+                continue;
+            }
+            let mounts = fs::read_to_string(process.path().join("mountinfo")).unwrap_or_default();
+            traces
+                .extend(mounts.lines().filter(|l| l.contains(name)).map(|l| format!("mount in {pid}: {l}")));
+            let command = fs::read(process.path().join("cmdline")).unwrap_or_default();
+            let command = String::from_utf8_lossy(&command).replace('\0', " ");
+            if command.contains(name) {
+                traces.insert(format!("process {pid}: {command}"));
+            }
+        }
+        traces.extend(self.loops());
+        traces
+    }
+
+    /// Loop devices on files of this region.
+    pub fn loops(&self) -> BTreeSet<String> {
+        let name = self.dir.path().to_str().unwrap();
+        let mut loops = BTreeSet::new();
+        for device in fs::read_dir("/sys/block").unwrap().flatten() {
+            let file = fs::read_to_string(device.path().join("loop/backing_file")).unwrap_or_default();
+            if file.contains(name) {
+                loops.insert(format!("{} on {}", device.file_name().to_string_lossy(), file.trim()));
+            }
+        }
+        loops
+    }
+
+    /// Waits for the kernel to let go of what died; what is still there then is a leak.
+    pub fn assert_no_traces(&self, what: &str) {
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
+        loop {
+            let traces = self.traces();
+            if traces.is_empty() {
+                return;
+            }
+            assert!(std::time::Instant::now() < deadline, "{what}: left {traces:#?}");
+            #[allow(clippy::disallowed_methods, reason = "a test has no runtime to block")]
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    }
+
+    /// Files of the region, relative, without logs.
+    pub fn files(&self) -> BTreeSet<String> {
+        let mut files = BTreeSet::new();
+        let mut dirs = vec![self.region()];
+        while let Some(dir) = dirs.pop() {
+            for entry in fs::read_dir(&dir).unwrap().flatten() {
+                let path = entry.path();
+                if path.is_dir() {
+                    dirs.push(path);
+                } else {
+                    files.insert(path.strip_prefix(self.region()).unwrap().to_str().unwrap().to_owned());
+                }
+            }
+        }
+        files.retain(|file| !file.starts_with("logs/"));
+        files
+    }
+}
+
+pub fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// An 8 MiB ext4 image with os-release `ID=nothing` and busybox; made once for all tests.
+fn tiny_base() -> PathBuf {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("tiny.raw");
+    if path.exists() {
+        return path;
+    }
+    let tree = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    for dir in ["bin", "etc", "usr/sbin", "var/log", "proc", "sys", "dev", "run", "tmp", "root"] {
+        fs::create_dir_all(tree.path().join(dir)).unwrap();
+    }
+    fs::copy("/bin/busybox", tree.path().join("bin/busybox"))
+        .expect("busybox-static: scripts/setup installs it");
+    for applet in ["sh", "mkdir", "cat", "sleep", "rm", "ls", "true"] {
+        std::os::unix::fs::symlink("busybox", tree.path().join("bin").join(applet)).unwrap();
+    }
+    fs::write(tree.path().join("etc/os-release"), "ID=nothing\n").unwrap();
+    fs::write(tree.path().join("etc/resolv.conf"), "# the image's own\n").unwrap();
+    let made = tree.path().with_extension("raw");
+    fs::File::create(&made).unwrap().set_len(8 << 20).unwrap();
+    let mkfs = Command::new("mkfs.ext4").arg("-q").arg("-d").arg(tree.path()).arg(&made).output().unwrap();
+    assert!(mkfs.status.success(), "{}", stderr(&mkfs));
+    // Tests run side by side: whoever is last replaces what is the same.
+    fs::rename(&made, &path).unwrap();
+    path
+}
