@@ -63,7 +63,7 @@ pub async fn find(site: &Site, image: &Definition, inputs: &Inputs, wish: &Wish)
 
 pub fn disk(image: &Definition, run: &RunId) -> Result<DiskSpec> {
     let mut tags = run_tags(image, run);
-    tags.insert(tag::OWNER.to_owned(), Owner::this()?.to_string());
+    tags.insert(tag::OWNER.to_owned(), Owner::this().to_string());
     Ok(DiskSpec { size_gib: image.size_gib, tags })
 }
 
@@ -105,6 +105,7 @@ pub fn job(image: &Definition, distro: &dyn Distro, root: &Root<'_>, settings: &
         conffiles: image.conffiles,
         network: image.network,
         mirror: settings.network.mirror.clone(),
+        ca_file: settings.network.ca_file.as_ref().map(|_| execute::CA_FILE.to_owned()),
     })
 }
 

@@ -71,6 +71,8 @@ pub struct Definition {
     pub dir: PathBuf,
     /// The family.
     pub name: String,
+    /// It is the directory's name, for want of another.
+    pub name_is_default: bool,
     pub description: String,
     pub from: From,
     pub packages: Vec<Ask>,
@@ -128,6 +130,7 @@ impl Definition {
         let (name, from) = (rules::name(top, real), from::read(top, dir));
         let definition = Self {
             dir: dir.to_owned(),
+            name_is_default: !top.has("name"),
             description: rules::description(top),
             packages,
             files,

@@ -90,6 +90,11 @@ impl Inputs {
             .into())
     }
 
+    /// The base's.
+    pub fn architecture(&self) -> Architecture {
+        self.architecture
+    }
+
     /// `ami_config_checksum`.
     pub fn checksum(&self) -> &str {
         &self.checksum

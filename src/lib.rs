@@ -4,19 +4,28 @@
 //! it ([`root`]), provision it ([`distros`]), commit the disk to a snapshot, and register that as an image. What the
 //! story owes to the cloud is kept by [`undo`]; what makes two definitions the same is told by [`checksum`].
 
+pub mod ask;
+pub mod bake;
+pub mod batch;
 pub mod checksum;
 pub mod cli;
 pub mod cloud;
+pub mod commands;
 pub mod definition;
 pub mod disk;
 pub mod distros;
 mod document;
 pub mod error;
 pub mod fingerprint;
+pub mod machine;
 pub mod order;
 pub mod owner;
 pub mod package;
 pub mod report;
 pub mod root;
+pub mod scratch;
 pub mod settings;
+pub mod site;
+pub mod stop;
+pub mod turn;
 pub mod undo;

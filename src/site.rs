@@ -47,7 +47,7 @@ impl Site {
             cloud: Rc::new(region.clone()),
             disks: Rc::new(Attached::new(Rc::new(region.clone()))),
             distros: Rc::from([Box::new(oven_debian::Debian) as Box<dyn Distro>]),
-            helper: "/proc/self/exe".into(),
+            helper: std::env::current_exe().context("looking for this program")?,
             scratch: crate::scratch::DIR.into(),
             state,
             settings: Rc::new(settings),

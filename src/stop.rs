@@ -9,7 +9,7 @@ use tokio::sync::watch;
 /// Turns true at the first signal. Local things die with the process, so that the second one may end it at once.
 pub fn signals() -> Result<watch::Receiver<bool>> {
     let (told, heard) = watch::channel(false);
-    let mut listen = |kind| signal(kind).context("listening for signals");
+    let listen = |kind| signal(kind).context("listening for signals");
     let (mut interrupt, mut terminate, mut hang_up) =
         (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?, listen(SignalKind::hangup())?);
     tokio::spawn(async move {

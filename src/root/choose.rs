@@ -73,13 +73,16 @@ pub fn first(parts: &[Part]) -> Result<First> {
 /// Decides by what is inside of the candidates.
 pub fn second(parts: &[Part], looks: &[(usize, Look)]) -> Result<usize> {
     let names = |look: &Look| -> Option<usize> {
-        let mut named = (0..parts.len()).filter(|&index| fstab::names_root(&look.fstab, &parts[index].ids()) == Some(true));
+        let mut named = (0..parts.len())
+            .filter(|&index| fstab::names_root(&look.fstab, &parts[index].ids()) == Some(true));
         let one = named.next();
         one.filter(|_| named.next().is_none())
     };
     // An fstab that calls another partition the root speaks for that one, not for itself.
-    let systems: Vec<_> = looks.iter().filter(|(_, look)| look.system).map(|(index, look)| (*index, names(look))).collect();
-    let eligible: Vec<_> = systems.iter().filter(|(index, root)| root.is_none_or(|root| root == *index)).collect();
+    let systems: Vec<_> =
+        looks.iter().filter(|(_, look)| look.system).map(|(index, look)| (*index, names(look))).collect();
+    let eligible: Vec<_> =
+        systems.iter().filter(|(index, root)| root.is_none_or(|root| root == *index)).collect();
     if let [(one, _)] = eligible[..] {
         return Ok(*one);
     }
@@ -101,7 +104,8 @@ pub fn second(parts: &[Part], looks: &[(usize, Look)]) -> Result<usize> {
 pub fn look(inside: &Inside) -> Result<Look> {
     let fstab = inside.read("/etc/fstab").context("reading /etc/fstab of a possible root")?;
     let released = inside.exists("/etc/os-release")? || inside.exists("/usr/lib/os-release")?;
-    let entries = fstab.as_deref().map(|text| fstab::parse(&String::from_utf8_lossy(text))).unwrap_or_default();
+    let entries =
+        fstab.as_deref().map(|text| fstab::parse(&String::from_utf8_lossy(text))).unwrap_or_default();
     Ok(Look { system: released || fstab.is_some(), fstab: entries })
 }
 
@@ -111,7 +115,8 @@ fn list(parts: &[Part]) -> String {
 
 fn refused(why: &str, parts: &[Part]) -> anyhow::Error {
     let failure = Kind::Definition.failure(format!("{why}: {}", list(parts)));
-    let hint = "Bake on an image with one root partition, or give that one the type of a root partition in its GPT.";
+    let hint =
+        "Bake on an image with one root partition, or give that one the type of a root partition in its GPT.";
     failure.hint(hint).into()
 }
 
@@ -119,7 +124,10 @@ fn unsupported(parts: &[Part], which: &[usize]) -> anyhow::Error {
     let found: Vec<_> = which.iter().map(|&index| parts[index].describe()).collect();
     let name = which.iter().find_map(|&index| kind(&parts[index])).map_or("nothing known", Type::name);
     let what = format!("the disk's root is on {name}, which oven does not mount: {}", found.join(", "));
-    Kind::Definition.failure(what).hint("Bake on an image whose root is ext4 or xfs on a plain partition.").into()
+    Kind::Definition
+        .failure(what)
+        .hint("Bake on an image whose root is ext4 or xfs on a plain partition.")
+        .into()
 }
 
 #[cfg(test)]
@@ -163,7 +171,10 @@ mod tests {
         assert_eq!(first(&[ext4(1, root), ext4(2, root)]).unwrap(), First::Candidates(vec![0, 1]));
         assert_eq!(first(&[ext4(1, ""), part(2, &[], "")]).unwrap(), First::Chosen(0));
         let error = first(&[ext4(1, ""), btrfs(2, root)]).unwrap_err().to_string();
-        assert!(error.contains("on btrfs, which oven does not mount: partition 2 (btrfs, 1.0 GiB)"), "{error}");
+        assert!(
+            error.contains("on btrfs, which oven does not mount: partition 2 (btrfs, 1.0 GiB)"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -187,7 +198,10 @@ mod tests {
         assert_eq!(second(&parts, &[(0, system("UUID=elsewhere / xfs")), (1, Look::default())]).unwrap(), 0);
         let error = second(&parts, &[(0, own(1)), (1, own(2))]).unwrap_err();
         let text = error.to_string();
-        assert!(text.contains("several partitions") && text.contains("partition 1 (ext4, 1.0 GiB, UUID 01"), "{text}");
+        assert!(
+            text.contains("several partitions") && text.contains("partition 1 (ext4, 1.0 GiB, UUID 01"),
+            "{text}"
+        );
         assert!(text.contains("partition 2"), "{text}");
         assert_eq!(Kind::of(&error), Kind::Definition);
         assert!(second(&parts, &[(0, own(2)), (1, own(1))]).is_err());

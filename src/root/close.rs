@@ -55,11 +55,18 @@ impl Mounts {
     }
 
     /// Attaches a mount to a directory of the image.
-    pub fn attach(&mut self, mount: OwnedFd, point: &OwnedFd, target: &str, part: Option<&Part>) -> Result<()> {
+    pub fn attach(
+        &mut self,
+        mount: OwnedFd,
+        point: &OwnedFd,
+        target: &str,
+        part: Option<&Part>,
+    ) -> Result<()> {
         let id = mounting::id(&mount)?;
         mounting::attach(&mount, point).with_context(|| format!("attaching the mount of {target}"))?;
         let device = part.map(|part| (part.name.clone(), part.rdev));
-        let is_ext = part.is_some_and(|p| matches!(choose::kind(p), Some(Type::Ext2 | Type::Ext3 | Type::Ext4)));
+        let is_ext =
+            part.is_some_and(|p| matches!(choose::kind(p), Some(Type::Ext2 | Type::Ext3 | Type::Ext4)));
         let errors = part.filter(|_| is_ext).and_then(|part| errors_of(&part.name));
         self.list.push(Mounted { id, fd: Some(mount), target: target.to_owned(), device, errors });
         Ok(())
@@ -145,7 +152,8 @@ impl Mounted {
 }
 
 fn damaged(what: &str) -> anyhow::Error {
-    let hint = "The base image's file system or this machine's storage is damaged: see the kernel's log (dmesg).";
+    let hint =
+        "The base image's file system or this machine's storage is damaged: see the kernel's log (dmesg).";
     Kind::Machine.failure(what).hint(hint).into()
 }
 
@@ -163,13 +171,18 @@ fn held(error: anyhow::Error, target: &str, mounted: &Mounted) -> anyhow::Error 
     let devices: Vec<_> = mounted.device.iter().map(|(_, rdev)| *rdev).collect();
     let below = mounting::own_table().unwrap_or_default();
     let below: Vec<_> = below.iter().filter(|line| line.parent == mounted.id).collect();
-    let below: String = below.iter().map(|line| format!("; {} is mounted in it", line.path.display())).collect();
+    let below: String =
+        below.iter().map(|line| format!("; {} is mounted in it", line.path.display())).collect();
     Kind::Machine.error(format!("{target} of the image is busy{}{below}", holders::clause(&devices)))
 }
 
 /// The good end of a root. `unchanged`: what was found in directories that could not be mounted.
 pub async fn close(
-    mut mounts: Mounts, disk: &Nodes, device: &Device, report: &Report, unchanged: Result<()>,
+    mut mounts: Mounts,
+    disk: &Nodes,
+    device: &Device,
+    report: &Report,
+    unchanged: Result<()>,
 ) -> Result<()> {
     let path = device.path.display();
     unchanged.context("looking at what could not be mounted")?;
@@ -201,7 +214,8 @@ async fn prove(disk: &Nodes, used: &[(String, u64)]) -> Result<()> {
             let open = || rustix::fs::openat(&tmpfs, format!("dev/{name}"), flags, Mode::empty());
             let node = mounting::patiently(open).map_err(|error| match error {
                 Errno::BUSY => {
-                    let failure = Kind::Machine.failure(format!("{name} is still in use{}", holders::clause(&all)));
+                    let failure =
+                        Kind::Machine.failure(format!("{name} is still in use{}", holders::clause(&all)));
                     failure.hint("No snapshot was taken. End that process, and bake again.").into()
                 }
                 error => anyhow::Error::new(error).context(format!("opening {name}")),

@@ -183,7 +183,7 @@ fn swap(w: &Window<'_, impl ReadAt + ?Sized>) -> Option<FileSystem> {
 
 fn lvm(w: &Window<'_, impl ReadAt + ?Sized>) -> Option<FileSystem> {
     let labelled = |at: &u64| w.has(*at, b"LABELONE") && w.has(*at + 24, b"LVM2 001");
-    [0, 512, 1024, 1536].iter().any(|at| labelled(at)).then(|| FileSystem::of(Type::Lvm))
+    [0, 512, 1024, 1536].iter().any(labelled).then(|| FileSystem::of(Type::Lvm))
 }
 
 fn luks(w: &Window<'_, impl ReadAt + ?Sized>) -> Option<FileSystem> {

@@ -3,6 +3,9 @@
 use crate::error::Kind;
 use anyhow::Result;
 
+/// No image has so many file systems on its disk; one that pretends to must not fill the mount table.
+const PLANNED_MAX: usize = 64;
+
 /// A line of fstab(5), unescaped.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
@@ -30,7 +33,9 @@ pub enum Spec {
 
 impl Spec {
     fn parse(text: &str) -> Self {
-        let by = |name: &str| text.strip_prefix("/dev/disk/by-").and_then(|t| t.strip_prefix(name)?.strip_prefix('/'));
+        let by = |name: &str| {
+            text.strip_prefix("/dev/disk/by-").and_then(|t| t.strip_prefix(name)?.strip_prefix('/'))
+        };
         let tag = |name: &str| Some(text.strip_prefix(name)?.strip_prefix('=')?.trim_matches('"').to_owned());
         let either = |upper: &str, lower: &str| tag(upper).or_else(|| by(lower).map(unhex));
         if let Some(id) = either("UUID", "uuid") {
@@ -105,7 +110,13 @@ pub fn parse(text: &str) -> Vec<Entry> {
         }
         let options = fields.next().unwrap_or("defaults").split(',').map(str::to_owned).collect();
         let target = target_of(&unescape(target))?;
-        Some(Entry { line: index + 1, spec: Spec::parse(&unescape(spec)), target, kind: kind.to_owned(), options })
+        Some(Entry {
+            line: index + 1,
+            spec: Spec::parse(&unescape(spec)),
+            target,
+            kind: kind.to_owned(),
+            options,
+        })
     };
     text.lines().enumerate().filter_map(entry).collect()
 }
@@ -122,7 +133,8 @@ pub fn plan(entries: &[Entry], root: usize, partitions: &[Ids<'_>]) -> Result<Ve
         }
         let refuse = |why: &str| {
             let what = format!("line {} of the image's /etc/fstab", entry.line);
-            let failure = Kind::Definition.failure(format!("{what} mounts {} on {}: {why}", entry.spec, entry.target));
+            let failure =
+                Kind::Definition.failure(format!("{what} mounts {} on {}: {why}", entry.spec, entry.target));
             failure.hint("Bake on an image whose file systems are all on its root disk, or mark the line as nofail there.")
         };
         let what = match &entry.spec {
@@ -135,8 +147,10 @@ pub fn plan(entries: &[Entry], root: usize, partitions: &[Ids<'_>]) -> Result<Ve
             Spec::Device(_) if matches!(entry.kind.as_str(), "iso9660" | "udf" | "udf,iso9660") => continue,
             Spec::Device(_) if has("nofail") => continue,
             Spec::Device(_) => {
-                return Err(refuse("what such a name means depends on the machine; only /dev/disk/by-uuid, by-label, \
-                                   by-partuuid and by-partlabel name a partition")
+                return Err(refuse(
+                    "what such a name means depends on the machine; only /dev/disk/by-uuid, by-label, \
+                                   by-partuuid and by-partlabel name a partition",
+                )
                 .into());
             }
             spec => {
@@ -146,7 +160,9 @@ pub fn plan(entries: &[Entry], root: usize, partitions: &[Ids<'_>]) -> Result<Ve
                         return Err(refuse("that is the root itself").into());
                     }
                     (Some(one), None) => What::Partition(one),
-                    (Some(_), Some(_)) => return Err(refuse("several partitions of the disk are called so").into()),
+                    (Some(_), Some(_)) => {
+                        return Err(refuse("several partitions of the disk are called so").into());
+                    }
                     (None, _) if has("nofail") => continue,
                     (None, _) => return Err(refuse("no partition of the disk is called so").into()),
                 }
@@ -154,6 +170,9 @@ pub fn plan(entries: &[Entry], root: usize, partitions: &[Ids<'_>]) -> Result<Ve
         };
         if entry.target.split('/').any(|part| part == "..") {
             return Err(refuse("a mount point with `..`").into());
+        }
+        if planned.len() == PLANNED_MAX {
+            return Err(refuse("there are too many lines before it").into());
         }
         planned.push(Planned { target: entry.target.clone(), what });
     }
@@ -178,7 +197,8 @@ fn depth(target: &str) -> usize {
 
 /// A mount point, made normal; `None` for `none` and whatever is not absolute.
 fn target_of(text: &str) -> Option<String> {
-    let parts: Vec<_> = text.strip_prefix('/')?.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+    let parts: Vec<_> =
+        text.strip_prefix('/')?.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
     Some(format!("/{}", parts.join("/")))
 }
 
@@ -188,7 +208,9 @@ fn unescape(text: &str) -> String {
     let mut out = Vec::with_capacity(bytes.len());
     let mut at = 0;
     while at < bytes.len() {
-        let octal = bytes.get(at + 1..at + 4).filter(|digits| bytes[at] == b'\\' && digits.iter().all(|d| (b'0'..b'8').contains(d)));
+        let octal = bytes
+            .get(at + 1..at + 4)
+            .filter(|digits| bytes[at] == b'\\' && digits.iter().all(|d| (b'0'..b'8').contains(d)));
         match octal.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok()) {
             Some(byte) => {
                 out.push(byte);
@@ -254,20 +276,35 @@ mod tests {
     #[test]
     fn every_way_to_name_a_partition() {
         for spec in [
-            "UUID=abcd-0123", "UUID=\"ABCD-0123\"", "LABEL=UEFI", "PARTUUID=P-15", "PARTLABEL=EFI\\040System",
-            "/dev/disk/by-uuid/ABCD-0123", "/dev/disk/by-label/UEFI", "/dev/disk/by-partuuid/p-15",
+            "UUID=abcd-0123",
+            "UUID=\"ABCD-0123\"",
+            "LABEL=UEFI",
+            "PARTUUID=P-15",
+            "PARTLABEL=EFI\\040System",
+            "/dev/disk/by-uuid/ABCD-0123",
+            "/dev/disk/by-label/UEFI",
+            "/dev/disk/by-partuuid/p-15",
             "/dev/disk/by-partlabel/EFI\\x20System",
         ] {
-            assert_eq!(planned(&format!("{spec} /boot//./efi/ vfat x")), [("/boot/efi".into(), What::Partition(1))], "{spec}");
+            assert_eq!(
+                planned(&format!("{spec} /boot//./efi/ vfat x")),
+                [("/boot/efi".into(), What::Partition(1))],
+                "{spec}"
+            );
         }
     }
 
     #[test]
     fn what_is_passed_over() {
         for line in [
-            "UUID=boot-id /boot ext4 noauto", "/dev/cdrom /media/c udf,iso9660 user,noauto", "/dev/sr0 /c iso9660 ro",
-            "/dev/xvdb /mnt auto defaults,nofail,comment=cloudconfig", "UUID=elsewhere /data ext4 nofail",
-            "LABEL=UEFI none swap sw", "/swapfile none swap sw", "UUID=var-id relative ext4",
+            "UUID=boot-id /boot ext4 noauto",
+            "/dev/cdrom /media/c udf,iso9660 user,noauto",
+            "/dev/sr0 /c iso9660 ro",
+            "/dev/xvdb /mnt auto defaults,nofail,comment=cloudconfig",
+            "UUID=elsewhere /data ext4 nofail",
+            "LABEL=UEFI none swap sw",
+            "/swapfile none swap sw",
+            "UUID=var-id relative ext4",
         ] {
             assert_eq!(planned(line), [], "{line}");
         }
@@ -276,13 +313,22 @@ mod tests {
 
     #[test]
     fn what_is_refused_by_name() {
-        assert!(refused("#\nUUID=elsewhere /data ext4").contains("line 2 of the image's /etc/fstab mounts UUID=elsewhere on /data"));
+        assert!(
+            refused("#\nUUID=elsewhere /data ext4")
+                .contains("line 2 of the image's /etc/fstab mounts UUID=elsewhere on /data")
+        );
         assert!(refused("/dev/mapper/vg-var /var ext4").contains("/dev/mapper/vg-var on /var"));
         assert!(refused("/dev/xvda15 /boot/efi vfat").contains("depends on the machine"));
         assert!(refused("UUID=root-id /again ext4").contains("the root itself"));
         assert!(refused("UUID=var-id /a/../../b ext4").contains(".."));
+        assert!(refused(&"UUID=var-id /v ext4\n".repeat(65)).contains("too many lines"));
         let twice = [DISK[0], DISK[3], DISK[3]];
-        assert!(plan(&parse("LABEL=same /s ext4"), 0, &twice).unwrap_err().to_string().contains("several partitions"));
+        assert!(
+            plan(&parse("LABEL=same /s ext4"), 0, &twice)
+                .unwrap_err()
+                .to_string()
+                .contains("several partitions")
+        );
     }
 
     #[test]

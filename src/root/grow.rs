@@ -1,6 +1,6 @@
 //! A disk that is larger than its table knows: the root partition grows, and the file system on it.
 
-use super::filesystem::Type;
+use super::filesystem::{self, FileSystem, Type};
 use super::ioctl::{self, Change};
 use super::mounting::DIR;
 use super::nodes::{self, Bytes, Nodes, Part};
@@ -11,7 +11,9 @@ use crate::error::Kind;
 use anyhow::{Context, Result};
 use rustix::fs::{FlockOperation, Mode};
 use rustix::io::Errno;
-use std::os::fd::{AsFd, OwnedFd};
+use rustix::thread::CapabilitySet;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::process::Stdio;
 use std::time::Duration;
 
 /// What is not worth growing: space at the end that alignment costs.
@@ -59,7 +61,8 @@ pub async fn partition(device: &Device, nodes: &mut Nodes, root: usize) -> Resul
     let Some(growth) = growth else { return Ok(false) };
     let node = device.node.try_clone().context("duplicating the disk's descriptor")?;
     super::blocking(move || write(&node, &growth.writes)).await.with_context(doing)?;
-    ioctl::partition(device.node.as_fd(), Change::Resize, number, old.start, growth.size).with_context(doing)?;
+    ioctl::partition(device.node.as_fd(), Change::Resize, number, old.start, growth.size)
+        .with_context(doing)?;
     drop(locked);
 
     let part = &mut nodes.parts[root];
@@ -89,10 +92,7 @@ fn write(node: &OwnedFd, writes: &[Write]) -> Result<()> {
 /// Grows a mounted file system to the size of its device, and answers the size of before and of after, in bytes.
 /// `None`: it is as large already.
 pub async fn file_system(mount: &OwnedFd, part: &Part) -> Result<Option<(u64, u64)>> {
-    let Some(fs) = part.fs.as_ref().filter(|fs| fs.block_size > 0) else { return Ok(None) };
-    if fs.size() + SLACK > part.size {
-        return Ok(None);
-    }
+    let Some(fs) = smaller(part) else { return Ok(None) };
     let doing = format!("growing the {} on {}", fs.kind, part.name);
     let (kind, blocks, percent) = (fs.kind, part.size / fs.block_size, fs.inode_percent);
     let dir = rustix::fs::openat(mount, c".", DIR, Mode::empty()).with_context(|| doing.clone())?;
@@ -114,4 +114,55 @@ pub async fn file_system(mount: &OwnedFd, part: &Part) -> Result<Option<(u64, u6
     })
     .await
     .context(doing)
+}
+
+/// The file system of a partition, if it is worth growing.
+fn smaller(part: &Part) -> Option<&FileSystem> {
+    part.fs.as_ref().filter(|fs| fs.block_size > 0 && fs.size() + SLACK <= part.size)
+}
+
+/// ext4 grows while it is mounted, for whoever has CAP_SYS_RESOURCE. Containers and hardened machines take that away:
+/// then e2fsprogs do it before it is mounted. Answers the sizes of before and after, or `None` if nothing was done.
+pub async fn before_mount(part: &mut Part) -> Result<Option<(u64, u64)>> {
+    let Some(fs) = smaller(part).filter(|fs| fs.kind == Type::Ext4) else { return Ok(None) };
+    let able =
+        rustix::thread::capabilities(None).context("asking for this process's capabilities")?.effective;
+    if able.contains(CapabilitySet::SYS_RESOURCE) {
+        return Ok(None);
+    }
+    let (before, doing) = (fs.size(), format!("growing the ext4 on {}", part.name));
+    // Through our descriptor of the verified device; a child's own /proc/self would not have it.
+    let path = format!("/proc/{}/fd/{}", std::process::id(), part.node.as_raw_fd());
+    // resize2fs takes only what was checked. 1: something small was repaired.
+    tool("e2fsck", &["-f", "-p", &path], &[0, 1]).await.with_context(|| doing.clone())?;
+    tool("resize2fs", &[&path], &[0]).await.with_context(|| doing.clone())?;
+    let bytes = Bytes { fd: part.node.as_fd(), size: part.size };
+    part.fs = filesystem::probe(&bytes, 0, part.size);
+    match smaller(part) {
+        None => Ok(Some((before, part.fs.as_ref().map_or(0, FileSystem::size)))),
+        Some(fs) => {
+            let what = format!("it was {}, and is {} now", nodes::size(before), nodes::size(fs.size()));
+            Err(Kind::Machine.error(what)).context(doing)
+        }
+    }
+}
+
+/// Runs a program of this machine, with nothing of the caller's environment.
+async fn tool(name: &str, arguments: &[&str], good: &[i32]) -> Result<()> {
+    let mut command = tokio::process::Command::new(name);
+    command.args(arguments).env_clear().env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin").stdin(Stdio::null());
+    let done = command.kill_on_drop(true).output().await;
+    let done = match done {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let failure = Kind::Machine.failure(format!("{name} is not installed"));
+            return Err(failure.hint("Install e2fsprogs, or run oven with CAP_SYS_RESOURCE.").into());
+        }
+        done => done.with_context(|| format!("running {name}"))?,
+    };
+    if done.status.code().is_some_and(|code| good.contains(&code)) {
+        return Ok(());
+    }
+    let said = [done.stdout, done.stderr].concat();
+    let said = String::from_utf8_lossy(&said).split_whitespace().collect::<Vec<_>>().join(" ");
+    Err(Kind::Machine.error(format!("{name} failed ({}): {said}", done.status)))
 }

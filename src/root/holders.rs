@@ -39,7 +39,11 @@ pub fn of(devices: &[u64]) -> Vec<String> {
 /// The same as a clause: `: held by …`, or nothing.
 pub fn clause(devices: &[u64]) -> String {
     let found = of(devices);
-    if found.is_empty() { "; nobody was found that holds it".into() } else { format!(": {}", found.join("; ")) }
+    if found.is_empty() {
+        "; nobody was found that holds it".into()
+    } else {
+        format!(": {}", found.join("; "))
+    }
 }
 
 /// What a process has open on the devices; its own descriptors of the device itself are our business.
@@ -57,7 +61,8 @@ fn files(process: u32, devices: &[u64]) -> Option<String> {
         let block = FileType::from_raw_mode(stat.stx_mode.into()) == FileType::BlockDevice;
         let device = devices.contains(&rustix::fs::makedev(stat.stx_rdev_major, stat.stx_rdev_minor));
         let what = std::fs::read_link(&path).unwrap_or_default();
-        (on || (block && device && !ours)).then(|| format!("{} has {} open as {place}", name(process), what.display()))
+        (on || (block && device && !ours))
+            .then(|| format!("{} has {} open as {place}", name(process), what.display()))
     })
 }
 

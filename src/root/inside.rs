@@ -64,7 +64,9 @@ impl Inside {
     pub fn read_start(&self, path: &str, length: u64) -> Result<Option<Vec<u8>>> {
         let Some(file) = self.open_file(path)? else { return Ok(None) };
         let mut content = Vec::new();
-        file.take(length).read_to_end(&mut content).with_context(|| format!("reading {path} in the image"))?;
+        file.take(length)
+            .read_to_end(&mut content)
+            .with_context(|| format!("reading {path} in the image"))?;
         Ok(Some(content))
     }
 
@@ -74,7 +76,9 @@ impl Inside {
         // Looked at before it is opened: opening a device or a FIFO may do things.
         let Some(found) = absent(self.open(path, OFlags::PATH)).with_context(doing)? else { return Ok(None) };
         regular(&found, path)?;
-        let Some(file) = absent(self.open(path, OFlags::RDONLY)).with_context(doing)? else { return Ok(None) };
+        let Some(file) = absent(self.open(path, OFlags::RDONLY)).with_context(doing)? else {
+            return Ok(None);
+        };
         regular(&file, path)?;
         Ok(Some(File::from(file)))
     }
@@ -88,7 +92,8 @@ impl Inside {
     /// Of the object itself, be it a symlink.
     pub fn metadata(&self, path: &str) -> Result<Option<Stat>> {
         let doing = || format!("looking at {path} in the image");
-        let Some(found) = absent(self.open(path, OFlags::PATH | OFlags::NOFOLLOW)).with_context(doing)? else {
+        let Some(found) = absent(self.open(path, OFlags::PATH | OFlags::NOFOLLOW)).with_context(doing)?
+        else {
             return Ok(None);
         };
         Ok(Some(rustix::fs::fstat(&found).with_context(doing)?))
@@ -97,10 +102,13 @@ impl Inside {
     /// Where a symlink points, as it is written; `None` if there is nothing or no symlink.
     pub fn read_link(&self, path: &str) -> Result<Option<OsString>> {
         let doing = || format!("reading the link {path} in the image");
-        let Some(found) = absent(self.open(path, OFlags::PATH | OFlags::NOFOLLOW)).with_context(doing)? else {
+        let Some(found) = absent(self.open(path, OFlags::PATH | OFlags::NOFOLLOW)).with_context(doing)?
+        else {
             return Ok(None);
         };
-        if FileType::from_raw_mode(rustix::fs::fstat(&found).with_context(doing)?.st_mode) != FileType::Symlink {
+        if FileType::from_raw_mode(rustix::fs::fstat(&found).with_context(doing)?.st_mode)
+            != FileType::Symlink
+        {
             return Ok(None);
         }
         let target = rustix::fs::readlinkat(&found, c"", Vec::new()).with_context(doing)?;
@@ -129,7 +137,12 @@ impl Inside {
     }
 
     fn put(
-        &self, path: &str, mode: u32, uid: u32, gid: u32, fill: &mut dyn FnMut(&mut File) -> std::io::Result<()>,
+        &self,
+        path: &str,
+        mode: u32,
+        uid: u32,
+        gid: u32,
+        fill: &mut dyn FnMut(&mut File) -> std::io::Result<()>,
     ) -> Result<()> {
         let doing = || format!("writing {path} in the image");
         let (parent, name) = split(path)?;
@@ -139,7 +152,8 @@ impl Inside {
         rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())?;
         let beside = format!(".oven-{:016x}", u64::from_ne_bytes(bytes));
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(&dir, &*beside, flags, Mode::from_raw_mode(0o600)).with_context(doing)?;
+        let file =
+            rustix::fs::openat(&dir, &*beside, flags, Mode::from_raw_mode(0o600)).with_context(doing)?;
         let mut file = File::from(file);
         let written = fill(&mut file).and_then(|()| {
             // In this order: a change of owner takes setuid away.
@@ -218,7 +232,10 @@ impl Inside {
 
 /// `openat2`, once more where a rename by someone else made the kernel unsure.
 fn open_in<P: rustix::path::Arg + Copy>(
-    dir: BorrowedFd<'_>, path: P, flags: OFlags, resolve: ResolveFlags,
+    dir: BorrowedFd<'_>,
+    path: P,
+    flags: OFlags,
+    resolve: ResolveFlags,
 ) -> rustix::io::Result<OwnedFd> {
     let mut flags = flags | OFlags::CLOEXEC;
     if !flags.contains(OFlags::PATH) {

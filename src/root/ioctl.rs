@@ -63,7 +63,13 @@ pub fn size(device: BorrowedFd<'_>) -> Result<u64, Errno> {
 
 /// Tells the kernel of a partition, in bytes. Nothing is written to the disk.
 #[allow(unsafe_code)]
-pub fn partition(disk: BorrowedFd<'_>, change: Change, number: u32, start: u64, length: u64) -> Result<(), Errno> {
+pub fn partition(
+    disk: BorrowedFd<'_>,
+    change: Change,
+    number: u32,
+    start: u64,
+    length: u64,
+) -> Result<(), Errno> {
     let signed = |value: u64| i64::try_from(value).map_err(|_| Errno::OVERFLOW);
     let number = i32::try_from(number).map_err(|_| Errno::OVERFLOW)?;
     let data = PartitionData { start: signed(start)?, length: signed(length)?, number, names: [0; 128] };

@@ -26,10 +26,10 @@ mod scripts;
 pub mod shim;
 mod space;
 pub mod step;
-#[cfg(test)]
-mod test;
 mod units;
 mod unmounted;
+#[cfg(test)]
+mod test;
 
 pub use inside::Inside;
 
@@ -87,17 +87,24 @@ impl<'d> Root<'d> {
         options: &MountOptions,
         report: &Report,
     ) -> Result<Root<'d>> {
-        let mut disk = nodes::open(device)?;
+        let node = device.node.try_clone().context("duplicating the disk's descriptor")?;
+        let again =
+            Device { node, path: device.path.clone(), rdev: device.rdev, serial: device.serial.clone() };
+        let mut disk = blocking(move || nodes::open(&again)).await?;
         disk.table.warnings.iter().for_each(|warning| report.warn(warning));
         let root = choose(&disk).await?;
         let grown = options.grow && grow::partition(device, &mut disk, root).await?;
+        tell_of_state(&disk.parts[root], report);
+        let mut sizes = if grown { grow::before_mount(&mut disk.parts[root]).await? } else { None };
 
         let mut mounts = Mounts::new(scratch, report)?;
         let part = &disk.parts[root];
         report.detail(format!("the root is {} {}", part.name, part.describe()));
         let mount = make(&disk, part, false).await.context("mounting the root")?;
-        tell_of_state(part, report);
-        if grown && let Some((from, to)) = grow::file_system(&mount, part).await? {
+        if grown && sizes.is_none() {
+            sizes = grow::file_system(&mount, part).await?;
+        }
+        if let Some((from, to)) = sizes {
             report.note(format!(
                 "grew the root file system from {} to {}",
                 nodes::size(from),
@@ -268,11 +275,11 @@ async fn make(disk: &Nodes, part: &Part, read_only: bool) -> Result<OwnedFd> {
     })
 }
 
-/// What the user should know of a file system that was just mounted.
+/// What the user should know of a file system that is about to be mounted.
 fn tell_of_state(part: &Part, report: &Report) {
     let Some(fs) = &part.fs else { return };
     if fs.dirty {
-        report.note(format!("{} was not unmounted cleanly: its journal was replayed", part.name));
+        report.note(format!("{} was not unmounted cleanly: its journal is replayed", part.name));
     }
     if fs.errors > 0 {
         report.warn(format!("{} has {} errors on record from before the bake", part.name, fs.errors));

@@ -5,8 +5,8 @@ use anyhow::{Context, Result, bail};
 use rustix::fs::{AtFlags, OFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create, fsconfig_set_flag,
-    fsconfig_set_string, fsmount, fsopen, move_mount, unmount as umount2,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, unmount as umount2,
 };
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -15,7 +15,8 @@ use std::time::Duration;
 /// How often, and after what pauses, the kernel is asked again while something is busy: a process that was killed lets
 /// go a moment later. 20 times 100 ms in all.
 const PAUSES: [u64; 24] = [
-    5, 10, 25, 60, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100,
+    5, 10, 25, 60, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100,
+    100, 100,
 ];
 
 /// What is to be mounted.
@@ -54,7 +55,11 @@ pub fn create(wanted: &Wanted) -> Result<OwnedFd> {
     enter(&wanted.tmpfs).context("entering the private tmpfs")?;
     fsconfig_set_string(&fs, "source", format!("/dev/{}", wanted.name)).with_context(doing)?;
     for (key, value) in options(wanted) {
-        let set = if value.is_empty() { fsconfig_set_flag(&fs, *key) } else { fsconfig_set_string(&fs, *key, *value) };
+        let set = if value.is_empty() {
+            fsconfig_set_flag(&fs, *key)
+        } else {
+            fsconfig_set_string(&fs, *key, *value)
+        };
         set.with_context(|| format!("setting the mount option {key}")).with_context(doing)?;
     }
     if wanted.read_only {
@@ -69,7 +74,8 @@ pub fn create(wanted: &Wanted) -> Result<OwnedFd> {
     }
     let mount = fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes).with_context(doing)?;
     if rustix::fs::fstat(&mount).with_context(doing)?.st_dev != wanted.rdev {
-        return Err(Kind::Machine.error("another device was mounted than the one that was verified")).with_context(doing);
+        return Err(Kind::Machine.error("another device was mounted than the one that was verified"))
+            .with_context(doing);
     }
     Ok(mount)
 }
@@ -96,7 +102,10 @@ fn refused(error: Errno, fs: &OwnedFd, wanted: &Wanted) -> anyhow::Error {
     match error {
         Errno::BUSY => Kind::Machine.error(format!("{} is in use{text}", wanted.name)),
         Errno::INVAL | Errno::UCLEAN | Errno::IO | Errno::BADMSG => {
-            let what = format!("the {} on {} is damaged, or too new for this kernel ({error}{text})", wanted.kind, wanted.name);
+            let what = format!(
+                "the {} on {} is damaged, or too new for this kernel ({error}{text})",
+                wanted.kind, wanted.name
+            );
             Kind::Definition.failure(what).hint("The kernel's log (dmesg) may say more.").into()
         }
         _ => anyhow::Error::new(error).context(format!("the kernel refused{text}")),
@@ -118,9 +127,13 @@ pub fn attach(mount: &OwnedFd, target: &OwnedFd) -> rustix::io::Result<()> {
 
 /// The id by which a mount table calls the mount that a descriptor is on.
 pub fn id(fd: impl AsFd) -> Result<u64> {
-    let found = rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID).context("asking for a mount's id")?;
+    let found = rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)
+        .context("asking for a mount's id")?;
     if found.stx_mask & StatxFlags::MNT_ID.bits() == 0 {
-        return Err(Kind::Machine.failure("this kernel does not tell the id of a mount").hint("Linux 5.8 does.").into());
+        return Err(Kind::Machine
+            .failure("this kernel does not tell the id of a mount")
+            .hint("Linux 5.8 does.")
+            .into());
     }
     Ok(found.stx_mnt_id)
 }
@@ -181,10 +194,10 @@ pub fn is_private(dir: &OwnedFd) -> Result<()> {
     let id = id(dir)?;
     match own_table()?.iter().find(|line| line.id == id) {
         Some(line) if !line.shared => Ok(()),
-        Some(line) => bail!(Kind::Machine.failure(format!(
-            "mounts in {} would be seen outside of this process",
-            line.path.display()
-        ))),
+        Some(line) => bail!(
+            Kind::Machine
+                .failure(format!("mounts in {} would be seen outside of this process", line.path.display()))
+        ),
         None => bail!(Kind::Machine.failure("the directory for mounts is in no mount of this namespace")),
     }
 }

@@ -79,7 +79,8 @@ impl Part {
 
     /// For messages: `partition 1 (ext4, 3.0 GiB, UUID 1f…, label "root")`.
     pub fn describe(&self) -> String {
-        let whose = self.partition.as_ref().map_or("the whole disk".into(), |p| format!("partition {}", p.number));
+        let whose =
+            self.partition.as_ref().map_or("the whole disk".into(), |p| format!("partition {}", p.number));
         let what = self.fs.as_ref().map_or("nothing known", |fs| fs.kind.name());
         let mut text = format!("{whose} ({what}, {}", size(self.size));
         let ids = self.ids();
@@ -157,7 +158,9 @@ fn known(device: &Device, partition: &Partition) -> Result<(String, u64)> {
         Err(error) => return Err(error).with_context(doing),
     }
     let found = lookup(device.rdev, partition)?;
-    found.ok_or_else(|| Kind::Machine.error("the kernel has another partition in its place")).with_context(doing)
+    found
+        .ok_or_else(|| Kind::Machine.error("the kernel has another partition in its place"))
+        .with_context(doing)
 }
 
 /// Finds a partition of a disk in sysfs by its number, and compares the geometry.
@@ -191,7 +194,10 @@ fn other(name: &str, partition: &Partition) -> anyhow::Error {
     let what = format!(
         "the kernel's {name} is not where the table has partition {number} (from byte {start}, {size} bytes)"
     );
-    Kind::Machine.failure(what).hint("The table was changed while the disk was attached: attach it anew.").into()
+    Kind::Machine
+        .failure(what)
+        .hint("The table was changed while the disk was attached: attach it anew.")
+        .into()
 }
 
 fn sysfs(rdev: u64) -> PathBuf {
@@ -201,7 +207,8 @@ fn sysfs(rdev: u64) -> PathBuf {
 /// The kernel's name of a block device.
 pub fn name_of(rdev: u64) -> Result<String> {
     let path = sysfs(rdev);
-    let link = std::fs::read_link(&path).with_context(|| format!("looking for {} in sysfs", path.display()))?;
+    let link =
+        std::fs::read_link(&path).with_context(|| format!("looking for {} in sysfs", path.display()))?;
     // sysfs cannot have a slash in a name.
     Ok(link.file_name().unwrap_or_default().to_string_lossy().replace('!', "/"))
 }
@@ -239,7 +246,12 @@ pub fn for_steps(nodes: &Nodes, root: usize) -> Vec<step::Node> {
     let mut made: Vec<step::Node> = Vec::new();
     for part in order.into_iter().map(|index| &nodes.parts[index]) {
         let ids = part.ids();
-        let kinds = [("uuid", ids.uuid), ("partuuid", ids.partuuid), ("label", ids.label), ("partlabel", ids.partlabel)];
+        let kinds = [
+            ("uuid", ids.uuid),
+            ("partuuid", ids.partuuid),
+            ("label", ids.label),
+            ("partlabel", ids.partlabel),
+        ];
         let named = kinds.into_iter().filter(|(_, id)| !id.is_empty());
         let mut links: Vec<_> = named.map(|(by, id)| format!("disk/by-{by}/{}", link_name(id))).collect();
         links.retain(|link| taken.insert(link.clone()));

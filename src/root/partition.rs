@@ -30,7 +30,8 @@ impl ReadAt for [u8] {
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        let range = usize::try_from(offset).ok().and_then(|start| Some(start..start.checked_add(buffer.len())?));
+        let range =
+            usize::try_from(offset).ok().and_then(|start| Some(start..start.checked_add(buffer.len())?));
         let bytes = range.and_then(|range| self.get(range)).ok_or(io::ErrorKind::UnexpectedEof)?;
         buffer.copy_from_slice(bytes);
         Ok(())
@@ -96,7 +97,9 @@ impl fmt::Display for Damaged {
 /// Reads the table of a disk with logical sectors of `sector` bytes (512 or 4096).
 pub fn read(disk: &(impl ReadAt + ?Sized), sector: u64) -> Result<Table> {
     if !matches!(sector, 512 | 4096) {
-        return Err(Kind::Machine.error(format!("the disk has sectors of {sector} bytes; 512 or 4096 are known")));
+        return Err(
+            Kind::Machine.error(format!("the disk has sectors of {sector} bytes; 512 or 4096 are known"))
+        );
     }
     let nothing = Table { scheme: Scheme::None, partitions: Vec::new(), warnings: Vec::new() };
     let Ok(boot) = disk.bytes(0, sector as usize) else { return Ok(nothing) };
@@ -232,7 +235,10 @@ pub(crate) mod tests {
     fn an_image_for_other_sectors_is_named() {
         let disk = gpt::tests::disk(512, 400);
         let error = read(&disk[..], 4096).unwrap_err();
-        assert!(format!("{error:#}").contains("made for sectors of 512 bytes, the disk has 4096"), "{error:#}");
+        assert!(
+            format!("{error:#}").contains("made for sectors of 512 bytes, the disk has 4096"),
+            "{error:#}"
+        );
     }
 
     #[test]

@@ -82,7 +82,9 @@ mod tests {
         let inside = Inside::open_dir(dir.path()).unwrap();
         assert_eq!(architecture(&inside).unwrap_err().to_string(), "the image has no /bin/sh");
         std::fs::create_dir(dir.path().join("bin")).unwrap();
-        for (content, why) in [(&b"#!/bin/x\n"[..], "no ELF"), (b"\x7fELF\x02\x01", "cut off"), (b"", "no ELF")] {
+        for (content, why) in
+            [(&b"#!/bin/x\n"[..], "no ELF"), (b"\x7fELF\x02\x01", "cut off"), (b"", "no ELF")]
+        {
             std::fs::write(dir.path().join("bin/sh"), content).unwrap();
             assert!(architecture(&inside).unwrap_err().to_string().contains(why));
         }

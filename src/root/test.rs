@@ -94,6 +94,7 @@ impl Tree {
 
 pub fn definition(dir: &Path, change: impl FnOnce(&mut Definition)) -> Definition {
     let mut image = Definition {
+        name_is_default: false,
         dir: dir.to_owned(),
         name: "web".into(),
         description: String::new(),

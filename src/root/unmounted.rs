@@ -31,14 +31,18 @@ impl Unmounted {
     pub fn check(&self, inside: &Inside) -> Result<()> {
         let now = signs(inside, &self.target)?;
         let gone = self.before.keys().filter(|path| !now.contains_key(*path));
-        let new = now.iter().filter(|(path, sign)| self.before.get(*path) != Some(sign)).map(|(path, _)| path);
+        let new =
+            now.iter().filter(|(path, sign)| self.before.get(*path) != Some(sign)).map(|(path, _)| path);
         let changed: Vec<_> = gone.chain(new).take(NAMES_MAX).map(String::as_str).collect();
         if changed.is_empty() {
             return Ok(());
         }
         let (target, kind) = (&self.target, &self.kind);
-        let what = format!("a step changed {target}, whose {kind} this kernel cannot mount: {}", changed.join(", "));
-        let hint = format!("What it wrote would be hidden at boot. Bake where the kernel has {kind} (`modprobe {kind}`).");
+        let what =
+            format!("a step changed {target}, whose {kind} this kernel cannot mount: {}", changed.join(", "));
+        let hint = format!(
+            "What it wrote would be hidden at boot. Bake where the kernel has {kind} (`modprobe {kind}`)."
+        );
         Err(Kind::Machine.failure(what).hint(hint).into())
     }
 }
@@ -46,7 +50,8 @@ impl Unmounted {
 fn signs(inside: &Inside, target: &str) -> Result<BTreeMap<String, Sign>> {
     let mut found = BTreeMap::new();
     let walked = inside.walk(target, &mut |path, stat| {
-        let mut sign = (stat.st_mode, stat.st_uid, stat.st_gid, stat.st_size, stat.st_mtime, stat.st_mtime_nsec as i64);
+        let mut sign =
+            (stat.st_mode, stat.st_uid, stat.st_gid, stat.st_size, stat.st_mtime, stat.st_mtime_nsec as i64);
         // A file that came and went is no change.
         if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
             (sign.3, sign.4, sign.5) = (0, 0, 0);

@@ -40,11 +40,20 @@ impl Disk {
     /// Partitions by a script for sfdisk. Where sectors are not 512 bytes, sfdisk needs a device.
     pub fn table(&mut self, script: &str) {
         let path = if self.sector == 512 { self.file() } else { self.attach() };
+        self.table_on(&path, script);
+        if self.sector != 512 {
+            self.detach();
+        }
+    }
+
+    pub fn table_on(&mut self, path: &Path, script: &str) {
         let path = path.to_str().unwrap();
         let script_file = self.dir.path().join("table");
         fs::write(&script_file, script).unwrap();
         let mut sfdisk = Command::new("sfdisk");
-        sfdisk.args(["--quiet", "--no-reread", "--no-tell-kernel", path]).stdin(File::open(&script_file).unwrap());
+        sfdisk
+            .args(["--quiet", "--wipe=never", "--no-reread", "--no-tell-kernel", path])
+            .stdin(File::open(&script_file).unwrap());
         assert!(sfdisk.status().unwrap().success());
         let dump = output("sfdisk", &["--dump", path]);
         self.parts.clear();
@@ -57,14 +66,15 @@ impl Disk {
             let number: String = node.chars().rev().take_while(char::is_ascii_digit).collect();
             self.parts.push((number.chars().rev().collect(), field("start="), field("size=")));
         }
-        self.detach();
     }
 
     pub fn verify_table(&self) {
         let path = if self.sector == 512 { self.file() } else { self.attach() };
         let said = output("sfdisk", &["--verify", path.to_str().unwrap()]);
         assert!(said.contains("No errors detected"), "{said}");
-        self.detach();
+        if self.sector != 512 {
+            self.detach();
+        }
     }
 
     fn range(&self, part: &str) -> (u64, u64) {
@@ -75,8 +85,13 @@ impl Disk {
     }
 
     pub fn ext4(&mut self, part: &str, tree: &TempDir, options: &[&str]) {
+        self.ext(part, "ext4", tree, options);
+    }
+
+    pub fn ext(&mut self, part: &str, kind: &str, tree: &TempDir, options: &[&str]) {
         self.make(part, |path| {
-            let mut arguments = vec!["-q", "-F", "-t", "ext4", "-b", "4096", "-d", tree.path().to_str().unwrap()];
+            let mut arguments =
+                vec!["-q", "-F", "-t", kind, "-b", "4096", "-d", tree.path().to_str().unwrap()];
             arguments.extend(options);
             arguments.push(path);
             run("mkfs.ext4", &arguments);
@@ -130,13 +145,17 @@ impl Disk {
     }
 
     fn now(&self, part: &str) -> (u64, u64) {
-        let mut now = Self { parts: Vec::new(), dir: tempfile::tempdir().unwrap(), loops: RefCell::default(), ..*self };
+        let mut now =
+            Self { parts: Vec::new(), dir: tempfile::tempdir().unwrap(), loops: RefCell::default(), ..*self };
         let path = if self.sector == 512 { self.file() } else { self.attach() };
         let dump = output("sfdisk", &["--dump", path.to_str().unwrap()]);
-        self.detach();
+        if self.sector != 512 {
+            self.detach();
+        }
         let line = dump.lines().find(|line| line.contains(&format!("{part} : start="))).unwrap();
         let field = |name: &str| {
-            line.split(name).nth(1).unwrap().split(',').next().unwrap().trim().parse::<u64>().unwrap() * self.sector
+            line.split(name).nth(1).unwrap().split(',').next().unwrap().trim().parse::<u64>().unwrap()
+                * self.sector
         };
         now.parts.push((part.to_owned(), field("start="), field("size=")));
         now.range(part)
@@ -148,7 +167,9 @@ impl Disk {
             let mut magic = [0; 4];
             File::open(path).unwrap().read_exact_at(&mut magic, 0).unwrap();
             if &magic == b"XFSB" {
-                return in_mount(path, "xfs", |place| fs::read_to_string(Path::new(place).join(file)).unwrap());
+                return in_mount(path, "xfs", |place| {
+                    fs::read_to_string(Path::new(place).join(file)).unwrap()
+                });
             }
             output("debugfs", &["-R", &format!("cat {file}"), path])
         })
@@ -241,7 +262,8 @@ impl Drop for Disk {
 
 /// The loop devices on a disk's file.
 pub fn loops_of(disk: &Disk) -> Vec<String> {
-    let text = output("losetup", &["--associated", disk.file().to_str().unwrap(), "--noheadings", "-O", "NAME"]);
+    let text =
+        output("losetup", &["--associated", disk.file().to_str().unwrap(), "--noheadings", "-O", "NAME"]);
     text.lines().map(str::to_owned).collect()
 }
 
@@ -322,7 +344,11 @@ fn output(program: &str, arguments: &[&str]) -> String {
     let done = Command::new(program).args(arguments).stdin(Stdio::null()).output();
     let done = done.unwrap_or_else(|error| panic!("{program} (scripts/setup installs it): {error}"));
     let said = String::from_utf8_lossy(&done.stderr);
-    assert!(done.status.success(), "{program} {arguments:?}: {}{said}", String::from_utf8_lossy(&done.stdout));
+    assert!(
+        done.status.success(),
+        "{program} {arguments:?}: {}{said}",
+        String::from_utf8_lossy(&done.stdout)
+    );
     String::from_utf8(done.stdout).unwrap()
 }
 

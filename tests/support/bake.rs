@@ -56,7 +56,7 @@ async fn run(args: &[String]) -> Result<u8> {
         cloud: faulty.clone(),
         disks: Rc::new(Attached::new(faulty.clone())),
         distros: Rc::from([Box::new(nothing::Nothing) as Box<dyn Distro>]),
-        helper: "/proc/self/exe".into(),
+        helper: std::env::current_exe()?,
         scratch: scratch::DIR.into(),
         state: region_dir,
         settings: Rc::new(Settings::for_definition(&dir)?.merge(&overrides)?),

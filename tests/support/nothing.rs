@@ -28,6 +28,6 @@ impl Distro for Nothing {
             content: "#!/bin/sh\nexit 101\n".into(),
             mode: 0o755,
         };
-        Ok(Plan { shims: vec![shim], steps: vec![step], facts: BTreeMap::new() })
+        Ok(Plan { shims: vec![shim], steps: vec![step], ..Plan::default() })
     }
 }

@@ -14,7 +14,9 @@ struct Ground {
 
 impl Ground {
     fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        // In memory, where there is such a place: there are hundreds of these.
+        let shm = Path::new("/dev/shm");
+        let dir = if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() }.unwrap();
         for path in ["tree", "canary/sub"] {
             fs::create_dir_all(dir.path().join(path)).unwrap();
         }
@@ -44,8 +46,12 @@ impl Ground {
 type Plant = fn(&Ground);
 
 const HOSTILE: &[(&str, Plant)] = &[
-    ("absolute symlink to the host's directory", |g| symlink(g.dir.path().join("canary"), g.at("etc/x")).unwrap()),
-    ("absolute symlink to the host's file", |g| symlink(g.dir.path().join("canary/secret"), g.at("etc/x")).unwrap()),
+    ("absolute symlink to the host's directory", |g| {
+        symlink(g.dir.path().join("canary"), g.at("etc/x")).unwrap()
+    }),
+    ("absolute symlink to the host's file", |g| {
+        symlink(g.dir.path().join("canary/secret"), g.at("etc/x")).unwrap()
+    }),
     ("relative symlink out of the tree", |g| symlink("../../canary", g.at("etc/x")).unwrap()),
     ("many dots", |g| symlink("../".repeat(40) + "canary", g.at("etc/x")).unwrap()),
     ("a loop", |g| symlink("x", g.at("etc/x")).unwrap()),
@@ -54,7 +60,7 @@ const HOSTILE: &[(&str, Plant)] = &[
         symlink("x", g.at("etc/y")).unwrap();
     }),
     ("a long chain", |g| {
-        (0..60).for_each(|i| symlink(format!("c{}", i + 1), g.at(&format!("etc/c{i}"))).unwrap());
+        (0..42).for_each(|i| symlink(format!("c{}", i + 1), g.at(&format!("etc/c{i}"))).unwrap());
         symlink("c0", g.at("etc/x")).unwrap();
     }),
     ("a magic link to the host's root", |g| symlink("/proc/1/root/etc", g.at("etc/x")).unwrap()),
@@ -73,7 +79,7 @@ const HOSTILE: &[(&str, Plant)] = &[
     }),
     ("a file without permissions", |g| {
         fs::write(g.at("etc/x"), "").unwrap();
-        fs::set_permissions(g.at("etc/x"), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(g.at("etc/x"), fs::Permissions::from_mode(0o000)).unwrap();
     }),
 ];
 
@@ -86,18 +92,25 @@ fn no_hostile_tree_reaches_the_host() {
         ("exists", |i, p| drop(i.exists(p))),
         ("metadata", |i, p| drop(i.metadata(p))),
         ("read_link", |i, p| drop(i.read_link(p))),
-        ("list", |i, p| assert!(i.list(p).is_ok_and(|l| l.iter().all(|n| n != "secret")) || i.list(p).is_err())),
+        ("list", |i, p| {
+            assert!(i.list(p).is_ok_and(|l| l.iter().all(|n| n != "secret")) || i.list(p).is_err())
+        }),
         ("write", |i, p| drop(i.write(p, b"new", 0o644, 0, 0))),
         ("write_from", |i, p| drop(i.write_from(p, &mut File::open("/dev/null").unwrap(), 0o600, 0, 0))),
         ("remove", |i, p| drop(i.remove(p))),
         ("truncate", |i, p| drop(i.truncate(p))),
         ("create_dir_all", |i, p| drop(i.create_dir_all(p, 0o755))),
         ("empty", |i, p| drop(i.remove_tree_content(p, &|_| false))),
-        ("walk", |i, p| drop(i.walk(p, &mut |path, _| { assert!(!path.contains("secret")); Ok(tree::Go::On) }))),
+        ("walk", |i, p| {
+            drop(i.walk(p, &mut |path, _| {
+                assert!(!path.contains("secret"));
+                Ok(tree::Go::On)
+            }))
+        }),
     ];
     for (plant_name, plant) in HOSTILE {
         for (operation_name, operation) in operations {
-            for path in ["/etc/x", "etc/x/sub/file", "/etc/x/secret", "/../../etc/x", "/etc/x/..", "/etc"] {
+            for path in ["/etc/x", "etc/x/sub/file", "/../etc/x/secret", "/etc"] {
                 let ground = Ground::new();
                 fs::create_dir(ground.at("etc")).unwrap();
                 plant(&ground);
@@ -185,7 +198,7 @@ fn emptying_keeps_what_it_should() {
         asked.borrow_mut().push(path.to_owned());
         path == "/var/log/keep/deep" || path == "/var/log/apt/f"
     };
-    assert_eq!(ground.inside.remove_tree_content("/var/log/", &keep).unwrap(), 8);
+    assert_eq!(ground.inside.remove_tree_content("/var/log/", &keep).unwrap(), 7);
     assert_eq!(ground.inside.list("/var/log").unwrap(), ["apt", "keep"]);
     assert!(ground.at("var/log/keep/deep/f").exists() && ground.at("var/log/apt/f").exists());
     assert!(asked.borrow().contains(&"/var/log/link".to_owned()));

@@ -25,7 +25,8 @@ impl Inside {
     /// told the path, below `path` as it was given, and the object's own metadata. Nothing there: no visit.
     pub fn walk(&self, path: &str, visit: &mut dyn FnMut(&str, &Stat) -> Result<Go>) -> Result<()> {
         let doing = || format!("reading the directory {path} in the image");
-        let Some(top) = absent(self.open(path, OFlags::RDONLY | OFlags::DIRECTORY)).with_context(doing)? else {
+        let Some(top) = absent(self.open(path, OFlags::RDONLY | OFlags::DIRECTORY)).with_context(doing)?
+        else {
             return Ok(());
         };
         walk(&top, path.trim_end_matches('/'), 0, visit)
@@ -64,7 +65,12 @@ fn deeper(path: &str, depth: usize) -> Result<usize> {
     Ok(depth + 1)
 }
 
-fn walk(dir: &OwnedFd, path: &str, depth: usize, visit: &mut dyn FnMut(&str, &Stat) -> Result<Go>) -> Result<()> {
+fn walk(
+    dir: &OwnedFd,
+    path: &str,
+    depth: usize,
+    visit: &mut dyn FnMut(&str, &Stat) -> Result<Go>,
+) -> Result<()> {
     let depth = deeper(path, depth)?;
     let mut found = names(dir).with_context(|| format!("listing {path}"))?;
     found.sort_unstable();
@@ -86,7 +92,13 @@ fn walk(dir: &OwnedFd, path: &str, depth: usize, visit: &mut dyn FnMut(&str, &St
 }
 
 /// Answers whether nothing was kept.
-fn empty(dir: &OwnedFd, path: &str, depth: usize, keep: &dyn Fn(&str) -> bool, removed: &mut u64) -> Result<bool> {
+fn empty(
+    dir: &OwnedFd,
+    path: &str,
+    depth: usize,
+    keep: &dyn Fn(&str) -> bool,
+    removed: &mut u64,
+) -> Result<bool> {
     let depth = deeper(path, depth)?;
     let mut all = true;
     for name in names(dir).with_context(|| format!("listing {path}"))? {

@@ -32,7 +32,9 @@ pub fn read(disk: &(impl ReadAt + ?Sized), sector: u64) -> Result<Table, Damaged
             table.warnings.push(format!("the GPT's first copy is damaged ({why}): its backup is used"));
             Ok(table)
         }
-        Err(backup) => Err(Damaged(format!("both copies of the GPT are damaged: {why}; the backup: {backup}"))),
+        Err(backup) => {
+            Err(Damaged(format!("both copies of the GPT are damaged: {why}; the backup: {backup}")))
+        }
     }
 }
 
@@ -118,7 +120,10 @@ pub fn grow(disk: &(impl ReadAt + ?Sized), sector: u64, number: u32) -> Result<O
         return Ok(None);
     }
     if let Some(behind) = partitions.iter().find(|p| p.start >= root.end()) {
-        return Err(Damaged(format!("partition {number} cannot grow: partition {} is behind it", behind.number)));
+        return Err(Damaged(format!(
+            "partition {number} cannot grow: partition {} is behind it",
+            behind.number
+        )));
     }
 
     let mut entries = old.entries.clone();
@@ -254,7 +259,10 @@ pub(crate) mod tests {
             assert_eq!((table.scheme, table.warnings.len()), (Scheme::Gpt, 0));
             let [root, efi] = &table.partitions[..] else { panic!("{table:?}") };
             assert_eq!((root.number, root.start, root.size), (1, 200 * sector, 100 * sector));
-            assert_eq!((root.name.as_str(), root.partuuid.as_str()), ("root", "03020100-0504-0706-0809-0a0b0c0d0e0f"));
+            assert_eq!(
+                (root.name.as_str(), root.partuuid.as_str()),
+                ("root", "03020100-0504-0706-0809-0a0b0c0d0e0f")
+            );
             assert_eq!((efi.number, efi.name.as_str()), (15, "EFI\u{fffd}"));
         }
     }

@@ -73,7 +73,10 @@ pub fn read(disk: &(impl ReadAt + ?Sized), sector: u64, boot: &[u8]) -> Result<F
 
 /// Each logical partition has a boot record of its own, which says where the next one is.
 fn logical(
-    disk: &(impl ReadAt + ?Sized), sector: u64, extended: &Entry, mut found: impl FnMut(u32, u8, u64, u64),
+    disk: &(impl ReadAt + ?Sized),
+    sector: u64,
+    extended: &Entry,
+    mut found: impl FnMut(u32, u8, u64, u64),
 ) -> Result<(), Damaged> {
     let mut at = extended.start;
     let mut number = 5;
@@ -117,7 +120,10 @@ pub fn grow(disk: &(impl ReadAt + ?Sized), sector: u64, number: u32) -> Result<O
     let root = &primary[number as usize - 1];
     let end = root.start + root.count;
     if let Some(behind) = primary.iter().position(|other| other.kind != 0 && other.start >= end) {
-        return Err(Damaged(format!("partition {number} cannot grow: partition {} is behind it", behind + 1)));
+        return Err(Damaged(format!(
+            "partition {number} cannot grow: partition {} is behind it",
+            behind + 1
+        )));
     }
     // 32 bits count the sectors.
     let limit = limit.min((root.start + u64::from(u32::MAX)) / align * align);
@@ -161,7 +167,8 @@ pub(crate) mod tests {
         for sector in [512, 4096] {
             let table = read_table(&disk(sector, 400)[..], sector).unwrap();
             assert_eq!(table.scheme, Scheme::Mbr);
-            let seen: Vec<_> = table.partitions.iter().map(|p| (p.number, p.start / sector, p.size / sector)).collect();
+            let seen: Vec<_> =
+                table.partitions.iter().map(|p| (p.number, p.start / sector, p.size / sector)).collect();
             assert_eq!(seen, [(2, 10, 50), (5, 110, 50), (6, 210, 50)]);
             assert_eq!(table.partitions[1].partuuid, "0badcafe-05");
             assert_eq!(table.partitions[2].kind, Type::Mbr(0x82));
