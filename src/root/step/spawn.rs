@@ -35,6 +35,8 @@ impl Running {
     /// Starts `helper` for `spec`. It dies with the calling thread.
     pub fn start(helper: &Path, spec: &Spec) -> Result<Self> {
         let program = frozen(helper).with_context(|| format!("opening {}", helper.display()))?;
+        // Its number may be one of those that the helper's descriptors are put at.
+        let program = duplicate(&program)?;
         let told = told(spec).context("telling the step's helper what to do")?;
         let (control, theirs) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)

@@ -1,0 +1,240 @@
+//! What these tests stand on: a small Debian, made once, and an image over it that is thrown away after each test.
+
+use oven::definition::{Ask, Definition};
+use oven::report::{Level, Report, Style};
+use oven::root::Inside;
+use oven::root::execute::{self, Work, package_path};
+use oven::root::runner::Place;
+use oven::root::step::private_mounts;
+use oven::settings::NetworkSettings;
+use oven_debian::Debian;
+use oven_distro::{Distro, Job, OsRelease, Package, Plan};
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use tempfile::TempDir;
+
+const HELPER: &str = env!("CARGO_BIN_EXE_oven");
+const SUITE: &str = "bookworm";
+
+/// The base, made by mmdebstrap and kept beside the build.
+fn base() -> PathBuf {
+    static MAKING: Mutex<()> = Mutex::new(());
+    let _turn = MAKING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("provision-{SUITE}"));
+    if !dir.exists() {
+        let part = dir.with_extension("part");
+        _ = Command::new("rm").args(["-rf", "--one-file-system"]).arg(&part).status();
+        let made = Command::new("unshare")
+            .args(["--mount", "--mount-proc", "--pid", "--fork", "--kill-child", "mmdebstrap", "--quiet"])
+            .args(["--mode=root", "--format=directory", "--variant=apt", SUITE])
+            .arg(&part)
+            .status()
+            .expect("these tests need unshare and mmdebstrap: run scripts/setup");
+        assert!(made.success(), "mmdebstrap failed: is there a network?");
+        // mmdebstrap takes this machine's; an image has its own.
+        fs::write(part.join("etc/resolv.conf"), RESOLV_CONF).unwrap();
+        fs::rename(&part, &dir).unwrap();
+    }
+    dir
+}
+
+pub const RESOLV_CONF: &str = "nameserver 192.0.2.53\n";
+
+/// An image over the base, a definition, and files of this machine that must not change.
+pub struct Ground {
+    temp: TempDir,
+    pub network: NetworkSettings,
+}
+
+/// How a bake went.
+pub struct Baked {
+    pub result: Result<BTreeMap<String, String>, anyhow::Error>,
+    /// The log: every line, warning and note.
+    pub log: String,
+}
+
+impl Ground {
+    pub fn new() -> Self {
+        Self::on("rw")
+    }
+
+    /// `options`: of the file system that the image's changes go to.
+    pub fn on(options: &str) -> Self {
+        assert!(rustix::process::geteuid().is_root(), "these tests need root");
+        private_mounts().unwrap();
+        let temp = tempfile::Builder::new().prefix("oven-provision-").tempdir().unwrap();
+        fs::set_permissions(temp.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        for dir in ["host", "web", "image", "changes"] {
+            fs::create_dir(temp.path().join(dir)).unwrap();
+        }
+        let ground = Self { temp, network: NetworkSettings::default() };
+        let mount = |kind: &str, options: &str, at: &str| {
+            let done =
+                Command::new("mount").args(["-t", kind, "-o", options, kind]).arg(ground.path(at)).status();
+            assert!(done.unwrap().success(), "mounting {kind} with {options}");
+        };
+        mount("tmpfs", options, "changes");
+        for dir in ["changes/upper", "changes/work"] {
+            fs::create_dir(ground.path(dir)).unwrap();
+        }
+        let [lower, upper, work] = [base(), ground.path("changes/upper"), ground.path("changes/work")]
+            .map(|p| p.display().to_string());
+        mount("overlay", &format!("lowerdir={lower},upperdir={upper},workdir={work}"), "image");
+        fs::write(ground.path("host/canary"), "host").unwrap();
+        ground
+    }
+
+    pub fn path(&self, path: &str) -> PathBuf {
+        self.temp.path().join(path)
+    }
+
+    /// A path in the image.
+    pub fn image(&self, path: &str) -> PathBuf {
+        self.path("image").join(path)
+    }
+
+    pub fn read(&self, path: &str) -> String {
+        fs::read_to_string(self.image(path)).unwrap_or_else(|error| panic!("{path} in the image: {error}"))
+    }
+
+    /// Writes image.toml, after what every definition has.
+    pub fn define(&self, toml: &str) {
+        let text = format!("name = \"web\"\nfrom = \"ami-0123456789abcdef0\"\n{toml}");
+        fs::write(self.path("web/image.toml"), text).unwrap();
+    }
+
+    /// A script of the definition.
+    pub fn script(&self, name: &str, text: &str) {
+        fs::write(self.path("web").join(name), format!("#!/bin/sh -e\n{text}\n")).unwrap();
+    }
+
+    /// Builds a package file beside image.toml: `NAME.deb`. `control`: more fields; `files`: path and content, in
+    /// which those below `DEBIAN` are the package's scripts.
+    pub fn package(&self, name: &str, version: &str, control: &str, files: &[(&str, &str)]) {
+        let dir = self.path("package");
+        let _ = Command::new("rm").args(["-rf", "--one-file-system"]).arg(&dir).status();
+        let fields = format!(
+            "Package: {name}\nVersion: {version}\nArchitecture: all\nMaintainer: Test <test@example.org>\n\
+             Description: a test\n{control}"
+        );
+        for (path, content) in files.iter().chain([&("DEBIAN/control", fields.as_str())]) {
+            let path = dir.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, content).unwrap();
+            let is_script = content.starts_with("#!");
+            fs::set_permissions(&path, fs::Permissions::from_mode(if is_script { 0o755 } else { 0o644 }))
+                .unwrap();
+        }
+        let built = Command::new("dpkg-deb")
+            .args(["--root-owner-group", "-Znone", "-b"])
+            .arg(&dir)
+            .arg(self.path(&format!("web/{name}.deb")))
+            .output()
+            .unwrap();
+        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    }
+
+    pub fn bake(&self) -> Baked {
+        self.bake_with(|_| ())
+    }
+
+    /// Loads the definition, plans, lets `change` change the plan, and executes.
+    pub fn bake_with(&self, change: impl FnOnce(&mut Plan)) -> Baked {
+        let image = Definition::load(&self.path("web")).unwrap();
+        let inside = Inside::open_dir(&self.path("image")).unwrap();
+        let report = Report::new(Style::Silent, Level::Verbose);
+        let log = self.path("log");
+        report.log_to(&log).unwrap();
+        let mut plan = Debian.plan(&job(&image, &inside, &self.network)).unwrap();
+        change(&mut plan);
+        let place = Place { root: &self.path("image"), inside: &inside, nodes: &[], unmounted: &[] };
+        let work = Work {
+            image: &image,
+            plan: &plan,
+            network: &self.network,
+            helper: Path::new(HELPER),
+            report: &report,
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let result = runtime.block_on(execute::execute_in(&place, &work));
+        let log = fs::read_to_string(log).unwrap();
+        let baked = Baked { result, log };
+        self.ensure_nothing_stays();
+        baked
+    }
+
+    /// After every bake, good or bad.
+    fn ensure_nothing_stays(&self) {
+        assert_eq!(fs::read_to_string(self.path("host/canary")).unwrap(), "host", "a file of this machine");
+        assert!(!self.image("usr/sbin/policy-rc.d").exists(), "policy-rc.d stays");
+        for dir in ["run", "proc", "sys", "dev"] {
+            let left: Vec<_> =
+                fs::read_dir(self.image(dir)).unwrap().map(|e| e.unwrap().file_name()).collect();
+            let before: Vec<_> =
+                fs::read_dir(base().join(dir)).unwrap().map(|e| e.unwrap().file_name()).collect();
+            assert_eq!(left.len(), before.len(), "/{dir} holds {left:?}");
+        }
+        let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+        let below = format!("{}/", self.path("image").display());
+        assert!(!mounts.contains(&below), "a mount stays:\n{mounts}");
+        let root = self.path("image");
+        for process in fs::read_dir("/proc").unwrap().flatten() {
+            let its = fs::read_link(process.path().join("root"));
+            assert!(its.is_err() || !its.unwrap().starts_with(&root), "{:?} stays", process.file_name());
+        }
+    }
+}
+
+/// What `oven bake` asks of the plugin.
+fn job(image: &Definition, inside: &Inside, network: &NetworkSettings) -> Job {
+    let os_release =
+        OsRelease::parse(&String::from_utf8(inside.read("/etc/os-release").unwrap().unwrap()).unwrap());
+    let look_for = Debian.claims(&os_release).look_for;
+    let packages = image.packages.iter().enumerate().map(|(index, ask)| match ask {
+        Ask::Named { name, version } => Package::Named { name: name.clone(), version: version.clone() },
+        Ask::File { source, package } => Package::File {
+            path: package_path(index, source),
+            name: package.name.clone(),
+            version: package.version.clone(),
+            architecture: package.architecture.clone(),
+        },
+    });
+    Job {
+        present: look_for.into_iter().map(|path| (path.clone(), inside.exists(&path).unwrap())).collect(),
+        architecture: if cfg!(target_arch = "aarch64") { "arm64" } else { "x86_64" }.into(),
+        packages: packages.collect(),
+        upgrade: image.upgrade,
+        recommends: image.recommends,
+        conffiles: image.conffiles,
+        network: image.network,
+        mirror: network.mirror.clone(),
+        ca_file: network.ca_file.as_ref().map(|_| execute::CA_FILE.to_owned()),
+        os_release,
+    }
+}
+
+impl Baked {
+    #[track_caller]
+    pub fn facts(self) -> BTreeMap<String, String> {
+        match self.result {
+            Ok(facts) => facts,
+            Err(error) => panic!("{error:#}\n{}", self.log),
+        }
+    }
+
+    /// The failure, as one text with its hint; and the exit code.
+    #[track_caller]
+    pub fn failure(&self) -> (u8, String) {
+        match &self.result {
+            Ok(_) => panic!("the bake succeeded:\n{}", self.log),
+            Err(error) => {
+                let hint = oven::error::hint_of(error).unwrap_or_default();
+                (oven::error::Kind::of(error) as u8, format!("{error:#}\n{hint}"))
+            }
+        }
+    }
+}
