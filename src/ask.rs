@@ -41,7 +41,9 @@ pub async fn find(site: &Site, image: &Definition, inputs: &Inputs, wish: &Wish)
     if wish.force {
         return Ok(None);
     }
-    if let Some(found) = site.cloud.find(&key(inputs, wish.compat)).await.context("looking for the finished image")? {
+    if let Some(found) =
+        site.cloud.find(&key(inputs, wish.compat)).await.context("looking for the finished image")?
+    {
         return Ok(Some(found));
     }
     let name = name(image, inputs, None);
@@ -76,7 +78,7 @@ fn run_tags(image: &Definition, run: &RunId) -> Tags {
 }
 
 pub fn mount(image: &Definition) -> MountOptions {
-    MountOptions { grow: image.size_gib.is_some(), ..MountOptions::default() }
+    MountOptions { grow: image.size_gib.is_some() }
 }
 
 /// What the distro is asked to plan.

@@ -49,7 +49,8 @@ pub async fn bake_all(
         let parent = order.parent[i].map(|p| parents[p].clone());
         let asked = order.named[i];
         let wish = Wish { force: wish.force && asked, ..wish.clone() };
-        let (site, order, turns, stop, global) = (site.clone(), order.clone(), turns.clone(), stop.clone(), global.clone());
+        let (site, order, turns, stop, global) =
+            (site.clone(), order.clone(), turns.clone(), stop.clone(), global.clone());
         let report = site.report.of(&image.name, several);
         handles.push(tasks.spawn_local(async move {
             let (image, run) = (&order.images[i], RunId::new());
@@ -89,7 +90,8 @@ async fn one(
         (From::Parent(dir), parent) => match parent_image(parent).await {
             Some(id) => BaseRef::Id(id),
             None => {
-                let message = format!("{} stands on {}, which was not baked", image.dir.display(), dir.display());
+                let message =
+                    format!("{} stands on {}, which was not baked", image.dir.display(), dir.display());
                 let error = Kind::NotFound.error(message);
                 site.report.failure(&error);
                 return fail(error);
@@ -100,7 +102,8 @@ async fn one(
     if let Err(error) = site.report.log_to(&site.log(run)) {
         site.report.warn(format!("no log file: {}: {error}", site.log(run).display()));
     }
-    let ended = bake(site, image, &from, wish, run, async move { _ = stop.wait_for(|stop| *stop).await }).await;
+    let ended =
+        bake(site, image, &from, wish, run, async move { _ = stop.wait_for(|stop| *stop).await }).await;
     tell(site, run, &ended);
     ended
 }
@@ -115,7 +118,9 @@ async fn parent_image(parent: Option<Parent>) -> Option<ImageId> {
 fn tell(site: &Site, run: &RunId, ended: &Ended<Outcome>) {
     let report = &site.report;
     match &ended.result {
-        Ok(Outcome::AlreadyBaked(image)) => report.note(format!("already baked: {} ({})", image.id, image.name)),
+        Ok(Outcome::AlreadyBaked(image)) => {
+            report.note(format!("already baked: {} ({})", image.id, image.name))
+        }
         Ok(Outcome::Baked(image)) => {
             report.table();
             report.note(format!("baked: {} ({})", image.id, image.name));
@@ -126,6 +131,9 @@ fn tell(site: &Site, run: &RunId, ended: &Ended<Outcome>) {
         report.warn(left.to_string());
     }
     for kept in &ended.kept {
-        report.note(format!("kept {kept}: look at it by `oven shell {0}`, remove it by `oven sweep --run {0} --kept`", run.short()));
+        report.note(format!(
+            "kept {kept}: look at it by `oven shell {0}`, remove it by `oven sweep --run {0} --kept`",
+            run.short()
+        ));
     }
 }

@@ -24,8 +24,13 @@ pub struct Check {
 enum Verdict {
     Ok,
     /// A bake can do without.
-    Note { note: String },
-    Lacks { why: String, fix: String },
+    Note {
+        note: String,
+    },
+    Lacks {
+        why: String,
+        fix: String,
+    },
 }
 
 impl Check {
@@ -39,7 +44,10 @@ impl Check {
     }
 
     fn note(what: &str, ok: bool, note: &str) -> Self {
-        Self { what: what.into(), verdict: if ok { Verdict::Ok } else { Verdict::Note { note: note.into() } } }
+        Self {
+            what: what.into(),
+            verdict: if ok { Verdict::Ok } else { Verdict::Note { note: note.into() } },
+        }
     }
 }
 
@@ -55,7 +63,8 @@ impl fmt::Display for Check {
 
 /// Fails with the list of everything that is missing.
 pub fn ensure_fit() -> Result<()> {
-    let lacks: Vec<_> = checks().into_iter().filter(Check::lacks).map(|check| format!("\n  {check}")).collect();
+    let lacks: Vec<_> =
+        checks().into_iter().filter(Check::lacks).map(|check| format!("\n  {check}")).collect();
     if lacks.is_empty() {
         return Ok(());
     }
@@ -81,7 +90,11 @@ pub fn checks() -> Vec<Check> {
         ));
     }
     checks.push(Check::note("file system xfs", knows("xfs"), "images with an xfs root cannot be baked here"));
-    checks.push(Check::note("file system vfat", knows("vfat"), "/boot/efi is not mounted: no step may change it"));
+    checks.push(Check::note(
+        "file system vfat",
+        knows("vfat"),
+        "/boot/efi is not mounted: no step may change it",
+    ));
     checks.push(Check::note("overlay", knows("overlay"), "an image with [[test]] cannot be baked here"));
     for namespace in ["mnt", "pid", "ipc", "uts", "net"] {
         let there = Path::new("/proc/self/ns").join(namespace).exists();
@@ -92,8 +105,14 @@ pub fn checks() -> Vec<Check> {
             "Use a kernel that has them.",
         ));
     }
-    let seccomp = std::fs::read_to_string("/proc/self/status").is_ok_and(|status| status.contains("\nSeccomp:"));
-    checks.push(Check::new("seccomp", seccomp, "the kernel has no filters", "Use a kernel with SECCOMP_FILTER."));
+    let seccomp =
+        std::fs::read_to_string("/proc/self/status").is_ok_and(|status| status.contains("\nSeccomp:"));
+    checks.push(Check::new(
+        "seccomp",
+        seccomp,
+        "the kernel has no filters",
+        "Use a kernel with SECCOMP_FILTER.",
+    ));
     let openat2 = rustix::fs::openat2(
         rustix::fs::CWD,
         "/",
@@ -114,7 +133,12 @@ pub fn region(site: Result<Site>) -> Check {
     let what = format!("region {}", site.state.display());
     let writable = nix::unistd::access(&site.state, nix::unistd::AccessFlags::W_OK);
     if let Err(errno) = writable {
-        return Check::new(&what, false, format!("it cannot be written: {errno}"), "Give another --region-dir.");
+        return Check::new(
+            &what,
+            false,
+            format!("it cannot be written: {errno}"),
+            "Give another --region-dir.",
+        );
     }
     let free = statvfs(&site.state).map_or(0, |s| s.blocks_available() * s.fragment_size());
     Check::note(&what, free >= LITTLE_SPACE, &format!("only {} MiB are free", free >> 20))
@@ -122,7 +146,8 @@ pub fn region(site: Result<Site>) -> Check {
 
 /// `CAP_SYS_ADMIN` (mounts and namespaces) and `CAP_MKNOD` (a step's private `/dev`), by number (linux/capability.h).
 fn capabilities(status: &str) -> Check {
-    let held = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("CapEff:")?.trim(), 16).ok());
+    let held =
+        status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("CapEff:")?.trim(), 16).ok());
     let held = held.unwrap_or(0);
     let missing: Vec<_> = [("SYS_ADMIN", 21), ("MKNOD", 27), ("SYS_CHROOT", 18), ("SETPCAP", 8)]
         .iter()
@@ -136,14 +161,20 @@ fn capabilities(status: &str) -> Check {
 fn loops() -> Check {
     let control = std::fs::File::options().read(true).write(true).open("/dev/loop-control");
     let why = control.as_ref().err().map(|e| format!("/dev/loop-control: {e}")).unwrap_or_default();
-    Check::new("loop devices", control.is_ok(), why, "Load the module (`modprobe loop`), or run the container privileged.")
+    Check::new(
+        "loop devices",
+        control.is_ok(),
+        why,
+        "Load the module (`modprobe loop`), or run the container privileged.",
+    )
 }
 
 /// Whether the running kernel can load a file system on demand.
 fn has_module(name: &str) -> bool {
     let Ok(uname) = nix::sys::utsname::uname() else { return false };
     let index = Path::new("/lib/modules").join(uname.release()).join("modules.dep");
-    std::fs::read_to_string(index).is_ok_and(|dep| dep.lines().any(|line| line.contains(&format!("/{name}.ko"))))
+    std::fs::read_to_string(index)
+        .is_ok_and(|dep| dep.lines().any(|line| line.contains(&format!("/{name}.ko"))))
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use crate::error::Kind;
 use anyhow::{Context, Result};
 use std::os::unix::fs::DirBuilderExt;
+use sys_mount::{Mount, MountFlags};
 
 /// An empty directory on the host; this process mounts a file system in memory over it, in its own mount namespace, so
 /// that nothing of a run is left there however it ends.
@@ -10,14 +11,17 @@ pub const DIR: &str = "/run/oven";
 
 /// Call it once, after the mount namespace was made private.
 pub fn make() -> Result<()> {
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(DIR).with_context(|| format!("making {DIR}"))?;
-    nix::mount::mount(
-        Some("oven"),
-        DIR,
-        Some("tmpfs"),
-        nix::mount::MsFlags::MS_NOSUID | nix::mount::MsFlags::MS_NOEXEC,
-        Some("mode=0700"),
-    )
-    .map_err(|errno| Kind::Machine.failure(errno).hint("`oven doctor` lists what this machine lacks."))
-    .with_context(|| format!("mounting a tmpfs on {DIR}"))
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(DIR)
+        .with_context(|| format!("making {DIR}"))?;
+    Mount::builder()
+        .fstype("tmpfs")
+        .flags(MountFlags::NOSUID | MountFlags::NOEXEC)
+        .data("mode=0700")
+        .mount("oven", DIR)
+        .map(drop)
+        .map_err(|error| Kind::Machine.failure(error).hint("`oven doctor` lists what this machine lacks."))
+        .with_context(|| format!("mounting a tmpfs on {DIR}"))
 }

@@ -63,8 +63,11 @@ impl Site {
         let first = Self::settings(global, dirs.next().unwrap_or(&here))?;
         for dir in dirs {
             let other = Self::settings(global, dir)?;
-            if (&other.cloud, &other.region, &other.region_dir) != (&first.cloud, &first.region, &first.region_dir) {
-                let message = format!("{} has another cloud or region than the definitions before it", dir.display());
+            if (&other.cloud, &other.region, &other.region_dir)
+                != (&first.cloud, &first.region, &first.region_dir)
+            {
+                let message =
+                    format!("{} has another cloud or region than the definitions before it", dir.display());
                 let hint = "Bake definitions of different regions one after another, or give --region-dir.";
                 return Err(Kind::Definition.failure(message).hint(hint).into());
             }
@@ -147,7 +150,11 @@ impl Site {
 
     pub async fn register(&self, snapshot: &SnapshotId, spec: &ImageSpec, undo: &Undo) -> Result<Image> {
         let step = self.report.step("register", format!("registering {}", spec.name));
-        let image = self.cloud.register(snapshot, spec, undo).await.with_context(|| format!("registering {snapshot}"))?;
+        let image = self
+            .cloud
+            .register(snapshot, spec, undo)
+            .await
+            .with_context(|| format!("registering {snapshot}"))?;
         step.done();
         Ok(image)
     }

@@ -11,6 +11,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
 
 /// How long paying may take after an interruption: a user who pressed Ctrl-C waits 10 s at most.
 const PATIENCE_WHEN_STOPPED: Duration = Duration::from_secs(8);
@@ -117,12 +118,12 @@ pub async fn scope<T>(
     story: impl AsyncFnOnce(Rc<Undo>) -> Result<T>,
 ) -> Ended<T> {
     let undo = Rc::new(Undo::default());
-    let mut stopped = false;
+    let (mut stop, mut stopped) = (std::pin::pin!(stop), false);
     let result = {
         let story = std::pin::pin!(story(undo.clone()));
         tokio::select! {
             biased;
-            () = stop => { stopped = true; Err(Kind::Interrupted.error("interrupted")) }
+            () = &mut stop => { stopped = true; Err(Kind::Interrupted.error("interrupted")) }
             result = story => result,
         }
     };
@@ -130,7 +131,7 @@ pub async fn scope<T>(
         (policy.on_failure)(error);
     }
     let mut ended = Ended { result, left: Vec::new(), kept: Vec::new() };
-    let deadline = tokio::time::Instant::now() + if stopped { PATIENCE_WHEN_STOPPED } else { PATIENCE };
+    let mut deadline = Instant::now() + if stopped { PATIENCE_WHEN_STOPPED } else { PATIENCE };
     loop {
         // Taken out first: no borrow is held while paying.
         let Some((_, debt)) = undo.debts.borrow_mut().pop() else { break };
@@ -138,18 +139,31 @@ pub async fn scope<T>(
         if debt.due == Due::OnFailure && !failed {
             continue;
         }
-        let keeping = policy.keep_on_failure && failed && !stopped;
-        let payment = match debt.keep {
-            Some(keep) if keeping => {
-                ended.kept.push(debt.what.clone());
-                keep()
-            }
-            _ => {
-                (policy.on_payment)(&debt.what);
-                (debt.pay)()
+        let keep = debt.keep.filter(|_| policy.keep_on_failure && failed && !stopped);
+        let keeping = keep.is_some();
+        if !keeping {
+            (policy.on_payment)(&debt.what);
+        }
+        let mut payment = keep.unwrap_or(debt.pay)();
+        // One that is stuck must not take the others' time.
+        let share = |until: Instant| {
+            let now = Instant::now();
+            now + until.saturating_duration_since(now) / (undo.debts.borrow().len() as u32 + 1)
+        };
+        let paid = tokio::select! {
+            biased;
+            paid = timeout_at(share(deadline), &mut payment) => paid,
+            () = &mut stop, if !stopped => {
+                stopped = true;
+                deadline = deadline.min(Instant::now() + PATIENCE_WHEN_STOPPED);
+                timeout_at(share(deadline), payment).await
             }
         };
-        let why = match tokio::time::timeout_at(deadline, payment).await {
+        let why = match paid {
+            Ok(Ok(())) if keeping => {
+                ended.kept.push(debt.what);
+                continue;
+            }
             Ok(Ok(())) => continue,
             Ok(Err(error)) => format!("{error:#}"),
             Err(_) => "not released in time".to_owned(),
@@ -242,6 +256,21 @@ mod tests {
         assert_eq!(paid, ["stuck", "volume"]);
         assert_eq!(ended.left.len(), 1);
         assert_eq!(ended.left[0].to_string(), "left behind: stuck (busy); remove it by: rm stuck");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stop_while_paying_shortens_the_wait() {
+        let start = Instant::now();
+        let stop = tokio::time::sleep(Duration::from_secs(1));
+        let (ended, _) = run(stop, async |undo, paid| {
+            undo.owe(debt(Due::Scratch, "volume", &paid, || Ok(())));
+            let stuck = debt(Due::Scratch, "stuck", &paid, || Ok(()));
+            undo.owe(Debt { pay: Box::new(|| Box::pin(pending())), ..stuck });
+            Ok(1)
+        })
+        .await;
+        assert_eq!((ended.result.unwrap(), ended.left.len()), (1, 1));
+        assert!(start.elapsed() < Duration::from_secs(10));
     }
 
     #[tokio::test]

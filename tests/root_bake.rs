@@ -66,7 +66,9 @@ impl Disk {
 }
 
 fn base(variable: &str) -> PathBuf {
-    std::env::var_os(variable).unwrap_or_else(|| panic!("{variable} is not set: run scripts/test root")).into()
+    std::env::var_os(variable)
+        .unwrap_or_else(|| panic!("{variable} is not set: run scripts/test root"))
+        .into()
 }
 
 /// A region with the full Debian image as `debian-12-test`, and copies of the examples.
@@ -119,7 +121,10 @@ fn two_definitions_baked_once_and_right() {
     assert_eq!(web.read("/etc/nginx/sites-enabled/default"), None);
     let keys = web.list("/etc/ssh");
     assert!(!keys.iter().any(|name| name.starts_with("ssh_host_")), "{keys:?}");
-    assert!(web.list("/etc/systemd/system").iter().any(|name| name.contains("ssh-keys")), "nothing makes host keys");
+    assert!(
+        web.list("/etc/systemd/system").iter().any(|name| name.contains("ssh-keys")),
+        "nothing makes host keys"
+    );
     assert_eq!(web.list("/var/lib/apt/lists").iter().filter(|n| n.contains("Packages")).count(), 0);
     assert!(web.list("/run").is_empty() && web.list("/tmp").is_empty());
     assert!(web.debugfs("features").0.split_whitespace().all(|word| word != "needs_recovery"));
@@ -134,7 +139,10 @@ fn two_definitions_baked_once_and_right() {
 fn a_child_is_baked_again_when_its_parent_changed_and_plan_says_why() {
     let world = small();
     world.write("base/image.toml", "from = { name = \"small\" }\n");
-    world.write("web/image.toml", "from = \"../base\"\npackages = []\n[[file]]\nsource = \"f\"\ntarget = \"/etc/f\"\n");
+    world.write(
+        "web/image.toml",
+        "from = \"../base\"\npackages = []\n[[file]]\nsource = \"f\"\ntarget = \"/etc/f\"\n",
+    );
     world.write("web/f", "one\n");
     // The parent comes along although only the child is named.
     let (first, _) = world.expect(0, &["bake", "web"]);
@@ -158,7 +166,8 @@ fn four_different_ones_at_once_do_not_mix() {
     let world = small();
     let names: Vec<String> = (0..4).map(|i| format!("image{i}")).collect();
     for name in &names {
-        let toml = format!("from = {{ name = \"small\" }}\n[[file]]\nsource = \"f\"\ntarget = \"/etc/{name}\"\n");
+        let toml =
+            format!("from = {{ name = \"small\" }}\n[[file]]\nsource = \"f\"\ntarget = \"/etc/{name}\"\n");
         world.write(&format!("{name}/image.toml"), &toml);
         world.write(&format!("{name}/f"), name);
     }
@@ -195,9 +204,16 @@ fn a_failing_script_and_a_failing_test_make_no_image() {
     for (kind, script, words) in [
         ("run", "echo the reason >&2; exit 3", ["the reason", "s.sh"]),
         ("test", "exit 1", ["test", "s.sh"]),
-        ("run", "getent hosts deb.debian.org || { echo 'Temporary failure in name resolution'; exit 1; }", ["network = true", "s.sh"]),
+        (
+            "run",
+            "getent hosts deb.debian.org || { echo 'Temporary failure in name resolution'; exit 1; }",
+            ["network = true", "s.sh"],
+        ),
     ] {
-        world.write("a/image.toml", &format!("from = {{ name = \"small\" }}\n[[{kind}]]\nscript = \"s.sh\"\n"));
+        world.write(
+            "a/image.toml",
+            &format!("from = {{ name = \"small\" }}\n[[{kind}]]\nscript = \"s.sh\"\n"),
+        );
         world.write("a/s.sh", &format!("#!/bin/sh\n{script}\n"));
         let (out, err) = world.expect(5, &["bake", "a"]);
         assert_eq!(out, "");
@@ -241,10 +257,9 @@ fn a_shell_in_an_image_changes_nothing() {
 #[test]
 fn mistakes_that_only_the_image_can_tell() {
     let world = small();
-    for (packages, words) in [
-        ("\"no-such-package\"", ["no-such-package", "image.toml"]),
-        ("\"tree=0.0.1*\"", ["tree", "0.0.1"]),
-    ] {
+    for (packages, words) in
+        [("\"no-such-package\"", ["no-such-package", "image.toml"]), ("\"tree=0.0.1*\"", ["tree", "0.0.1"])]
+    {
         world.write("a/image.toml", &format!("from = {{ name = \"small\" }}\npackages = [{packages}]\n"));
         let (_, err) = world.expect(5, &["bake", "a"]);
         assert!(words.iter().all(|word| err.contains(word)), "{err}");

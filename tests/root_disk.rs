@@ -95,7 +95,7 @@ fn sectors_of_4096_bytes() {
 #[test]
 fn what_fstab_mounts_from_the_disk() {
     let fstab = "LABEL=root / ext4 x 0 1\nLABEL=var /var ext4 x 0 2\nLABEL=EFI /boot/efi vfat x 0 0\n\
-                 PARTLABEL=boot /boot ext2 x 0 2\ntmpfs /tmp tmpfs\nUUID=none /n ext4 nofail\n/var/srv /srv none bind\n";
+                 PARTLABEL=boot /boot ext2 x 0 2\ntmpfs /tmp tmpfs\nUUID=none /n ext4 nofail\n/var/srv /srv none bind\nLABEL=var /opt/var ext4\n";
     let mut disk = Disk::new(128, 512);
     disk.table(&format!(
         "label: gpt\n1: start=2048, size=65536, type={ROOT}\n2: start=67584, size=65536, type=L, name=boot\n\
@@ -119,6 +119,7 @@ fn what_fstab_mounts_from_the_disk() {
         inside.write("/boot/kernel", b"k", 0o644, 0, 0).unwrap();
         inside.write("/var/lib/x", b"v", 0o644, 0, 0).unwrap();
         inside.write("/srv/www", b"s", 0o644, 0, 0).unwrap();
+        assert_eq!(inside.read("/opt/var/lib/x").unwrap().unwrap(), b"v");
         let left: Vec<_> = mounted.unmounted().iter().map(|path| path.to_str().unwrap()).collect();
         assert_eq!(left, if has_vfat { vec![] } else { vec!["/boot/efi"] });
         let links: Vec<_> =
@@ -306,12 +307,29 @@ fn a_copy_in_another_mount_namespace_keeps_it_from_closing() {
             "{text}"
         );
         assert_eq!(Kind::of(&error), Kind::Machine);
-        assert!(started.elapsed() < Duration::from_secs(10));
+        assert!(started.elapsed() < Duration::from_secs(20));
         other.kill().unwrap();
         other.wait().unwrap();
         assert_eq!(fs::read_dir(scratch).unwrap().count(), 0);
         // Nobody holds it now.
         Root::mount(&device, scratch, &PLAIN, &Report::silent()).await.unwrap().close().await.unwrap();
+    });
+}
+
+#[test]
+fn a_disk_that_is_mounted_elsewhere_is_refused() {
+    let mut disk = Disk::new(48, 512);
+    disk.table("label: gpt\nstart=2048, type=L\n");
+    disk.ext4("1", &FAKE_ROOT(""), &[]);
+    alone(async |scratch| {
+        let device = disk.device();
+        let first = tempfile::tempdir().unwrap();
+        let root = Root::mount(&device, first.path(), &PLAIN, &Report::silent()).await.unwrap();
+        let error = Root::mount(&device, scratch, &PLAIN, &Report::silent()).await.err().unwrap();
+        let text = format!("{error:#}");
+        assert!(text.contains("p1 is in use"), "{text}");
+        root.close().await.unwrap();
+        assert_eq!((disk.mounts(), fs::read_dir(scratch).unwrap().count()), (0, 0));
     });
 }
 
@@ -331,7 +349,7 @@ fn an_open_file_keeps_it_busy_and_is_named() {
             text.contains("/ of the image is busy: process") && text.contains("lib/os-release"),
             "{text}"
         );
-        assert!(started.elapsed() < Duration::from_secs(8));
+        assert!(started.elapsed() < Duration::from_secs(20));
         drop(file);
     });
 }
@@ -352,6 +370,31 @@ fn dropping_unmounts_everything() {
     // The partitions that were added do not keep the loop device.
     disk.detach();
     assert!(loops_of(&disk).is_empty());
+}
+
+#[test]
+fn nothing_is_left_wherever_it_is_cancelled() {
+    let mut disk = Disk::new(128, 512);
+    disk.table("label: gpt\n1: start=2048, size=65536, type=L\n2: start=67584, size=65536, type=L\n");
+    disk.ext4("1", &FAKE_ROOT("LABEL=root / ext4\nLABEL=var /var ext4\n"), &["-L", "root"]);
+    disk.ext4("2", &FAKE_ROOT("LABEL=root / ext4\n"), &["-L", "var"]);
+    alone(async |scratch| {
+        let device = disk.device();
+        let story = async || {
+            let root = Root::mount(&device, scratch, &PLAIN, &Report::silent()).await.unwrap();
+            root.inside().write("/var/x", &[7; 1 << 20], 0o644, 0, 0).unwrap();
+            root.close().await.unwrap();
+        };
+        // Dropped where it waits for the first time, for the second, …
+        for polls in 1.. {
+            let done = ground::polled(story(), polls).await;
+            assert_eq!((disk.mounts(), fs::read_dir(scratch).unwrap().count()), (0, 0), "{polls}");
+            if done {
+                assert!(polls > 8, "{polls}");
+                break;
+            }
+        }
+    });
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! `oven bake`.
 
 use super::answer;
-use crate::batch::{Baked, bake_all};
 use crate::bake::Outcome;
+use crate::batch::{Baked, bake_all};
 use crate::cli::{self, Global};
 use crate::error::{Kind, SUCCESS};
 use crate::order::Order;
@@ -17,7 +17,12 @@ use tokio::sync::watch;
 /// Where GumGum's CI users look for the id.
 const AMI_ID_FILE: &str = ".ami_id.json";
 
-pub async fn run(global: &Global, args: &cli::Bake, report: &Report, stop: watch::Receiver<bool>) -> Result<u8> {
+pub async fn run(
+    global: &Global,
+    args: &cli::Bake,
+    report: &Report,
+    stop: watch::Receiver<bool>,
+) -> Result<u8> {
     let order = Order::of(&args.definitions)?;
     let site = Site::of(global, &order.images, report.clone())?;
     let all = bake_all(&site, global, order, &args.wish, args.jobs.into(), stop).await;
@@ -59,7 +64,8 @@ fn exit_code(all: &[Baked]) -> u8 {
 }
 
 fn object(baked: &Baked) -> Value {
-    let mut object = json!({"name": baked.name, "definition": baked.dir, "run": baked.run.0, "asked": baked.asked});
+    let mut object =
+        json!({"name": baked.name, "definition": baked.dir, "run": baked.run.0, "asked": baked.asked});
     match &baked.result {
         Ok(outcome) => {
             let image = outcome.image();
@@ -75,7 +81,8 @@ fn object(baked: &Baked) -> Value {
             object["error"] = json!(format!("{error:#}"));
         }
     }
-    object["left_behind"] = baked.left.iter().map(|l| json!({"what": l.what, "command": l.command})).collect();
+    object["left_behind"] =
+        baked.left.iter().map(|l| json!({"what": l.what, "command": l.command})).collect();
     object["kept"] = json!(baked.kept);
     object
 }
@@ -88,7 +95,8 @@ fn write_id(dir: &Path, id: &str) -> Result<()> {
         return Ok(());
     }
     let write = || -> Result<()> {
-        let mut file = tempfile::Builder::new().prefix(".ami_id.").permissions(world_readable()).tempfile_in(dir)?;
+        let mut file =
+            tempfile::Builder::new().prefix(".ami_id.").permissions(world_readable()).tempfile_in(dir)?;
         file.write_all(content.as_bytes())?;
         file.persist(&path)?;
         Ok(())

@@ -20,8 +20,11 @@ pub fn run(global: &Global, args: &cli::Checksum, report: &Report) -> Result<u8>
         report.warn(warning);
     }
     if global.json {
-        let files: Vec<_> =
-            checksum.files.iter().map(|(path, sha1)| json!({"path": path.to_string_lossy(), "sha1": sha1})).collect();
+        let files: Vec<_> = checksum
+            .files
+            .iter()
+            .map(|(path, sha1)| json!({"path": path.to_string_lossy(), "sha1": sha1}))
+            .collect();
         report.event(json!({"event": "result", "ami_config_checksum": checksum.hex, "files": files}));
         return Ok(SUCCESS);
     }

@@ -10,7 +10,12 @@ use anyhow::Result;
 use serde_json::json;
 use tokio::sync::watch;
 
-pub async fn run(global: &Global, args: &cli::Import, report: &Report, mut stop: watch::Receiver<bool>) -> Result<u8> {
+pub async fn run(
+    global: &Global,
+    args: &cli::Import,
+    report: &Report,
+    mut stop: watch::Receiver<bool>,
+) -> Result<u8> {
     let architecture = match args.arch.as_deref() {
         None => Architecture::HOST,
         Some("x86_64" | "amd64") => Architecture::X86_64,

@@ -29,7 +29,9 @@ pub async fn run(global: &Global, args: &cli::Plan, report: &Report) -> Result<u
         let site = site.for_image(global, image, report.clone())?;
         let verdict = match (&image.from, order.parent[i].map(|p| &hits[p])) {
             (From::Image(from), _) => judge(&site, image, from, args.compat).await?,
-            (From::Parent(_), Some(Some(id))) => judge(&site, image, &BaseRef::Id(id.clone()), args.compat).await?,
+            (From::Parent(_), Some(Some(id))) => {
+                judge(&site, image, &BaseRef::Id(id.clone()), args.compat).await?
+            }
             (From::Parent(dir), _) => {
                 let why = vec![format!("its parent {} will be baked first", dir.display())];
                 Verdict { hit: None, why }
@@ -58,20 +60,30 @@ fn print(image: &Definition, verdict: &Verdict) {
     }
 }
 
-async fn judge(site: &Site, image: &Definition, from: &BaseRef, compat: Option<cli::Compat>) -> Result<Verdict> {
+async fn judge(
+    site: &Site,
+    image: &Definition,
+    from: &BaseRef,
+    compat: Option<cli::Compat>,
+) -> Result<Verdict> {
     let base = site.resolve(from).await?;
     let inputs = Inputs::of(image, &base, &site.settings)?;
     if let Some(hit) = site.cloud.find(&ask::key(&inputs, compat)).await? {
         return Ok(Verdict { hit: Some(hit), why: Vec::new() });
     }
     let Some(newest) = site.cloud.images(Some(&image.name)).await?.pop() else {
-        return Ok(Verdict { hit: None, why: vec![format!("no image of the family `{}` exists yet", image.name)] });
+        return Ok(Verdict {
+            hit: None,
+            why: vec![format!("no image of the family `{}` exists yet", image.name)],
+        });
     };
     let (newest, documents) = site.cloud.image(&newest.id).await?;
     let mut why = vec![format!("compared with {}, the newest image of the family:", newest.id)];
     let tag = newest.tags.get(tag::INPUTS).map(String::as_str);
     match OldInputs::of(documents.get("inputs.json").map(String::as_str), tag) {
-        Some(old) => why.extend(fingerprint::explain(&old, &inputs).into_iter().map(|line| format!("  {line}"))),
+        Some(old) => {
+            why.extend(fingerprint::explain(&old, &inputs).into_iter().map(|line| format!("  {line}")))
+        }
         None => why.push("  what it was made of is not known: oven did not bake it".into()),
     }
     if image.name_is_default {

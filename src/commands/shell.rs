@@ -14,10 +14,16 @@ use oven_distro::Job;
 use std::rc::Rc;
 use tokio::sync::watch;
 
-pub async fn run(global: &Global, args: &cli::Shell, report: &Report, mut stop: watch::Receiver<bool>) -> Result<u8> {
+pub async fn run(
+    global: &Global,
+    args: &cli::Shell,
+    report: &Report,
+    mut stop: watch::Receiver<bool>,
+) -> Result<u8> {
     let site = Site::of(global, &[], report.clone())?;
     let run = RunId::new();
-    let policy = site.policy(&cli::Wish { force: false, replace_failed: false, compat: None, keep_on_failure: false });
+    let policy =
+        site.policy(&cli::Wish { force: false, replace_failed: false, compat: None, keep_on_failure: false });
     let stopped = async move { _ = stop.wait_for(|stop| *stop).await };
     let ended = undo::scope(policy, stopped, async |undo| {
         let disk = open(&site, &args.what, &run, &undo).await?;
@@ -51,7 +57,9 @@ async fn open(site: &Site, what: &str, run: &RunId, undo: &Rc<Undo>) -> Result<B
             .failure(format!("no run {what} kept its disk"))
             .hint("Give an image's id (`oven images list`), or a run that failed with --keep-on-failure.")
             .into()),
-        (Some(_), Some(_)) => Err(Kind::NotFound.error(format!("several runs begin with {what}: give more digits"))),
+        (Some(_), Some(_)) => {
+            Err(Kind::NotFound.error(format!("several runs begin with {what}: give more digits")))
+        }
     }
 }
 

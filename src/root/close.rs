@@ -10,6 +10,7 @@ use crate::report::Report;
 use anyhow::{Context, Result};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
+use rustix::mount::{OpenTreeFlags, open_tree};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -34,12 +35,14 @@ pub struct Mounts {
     list: Vec<Mounted>,
     point: PathBuf,
     report: Report,
+    /// Something stayed busy however long it was waited for.
+    stuck: bool,
 }
 
 impl Mounts {
     pub fn new(scratch: &Path, report: &Report) -> Result<Self> {
         let point = make_mount_point(scratch)?;
-        Ok(Self { list: Vec::new(), point, report: report.clone() })
+        Ok(Self { list: Vec::new(), point, report: report.clone(), stuck: false })
     }
 
     pub fn path(&self) -> &Path {
@@ -72,6 +75,14 @@ impl Mounts {
         Ok(())
     }
 
+    /// Another mount of a device that is mounted already, attached nowhere.
+    pub fn again(&self, rdev: u64) -> Option<rustix::io::Result<OwnedFd>> {
+        let is = |mounted: &&Mounted| mounted.device.as_ref().is_some_and(|(_, of)| *of == rdev);
+        let fd = self.list.iter().find(is)?.fd.as_ref()?;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        Some(open_tree(fd, c"", flags | OpenTreeFlags::AT_EMPTY_PATH))
+    }
+
     /// Looks whether all file systems are sound, has them written, and discards their free space.
     async fn settle(&self) -> Result<()> {
         for mounted in &self.list {
@@ -100,7 +111,10 @@ impl Mounts {
         while let Some(last) = self.list.last_mut() {
             last.fd = None;
             let (id, target) = (last.id, last.target.clone());
-            blocking(move || mounting::unmount(id)).await.map_err(|error| held(error, &target, last))?;
+            if let Err(error) = blocking(move || mounting::unmount(id, true)).await {
+                self.stuck = true;
+                return Err(held(error, &target, last));
+            }
             self.list.pop();
         }
         Ok(())
@@ -117,7 +131,7 @@ impl Drop for Mounts {
         // All of them first: a descriptor may be on a mount below another.
         self.list.iter_mut().for_each(|mounted| mounted.fd = None);
         while let Some(last) = self.list.pop() {
-            if let Err(error) = mounting::unmount(last.id) {
+            if let Err(error) = mounting::unmount(last.id, !self.stuck) {
                 let error = held(error, &last.target, &last);
                 self.report.warn(format!("{} stays mounted until oven ends: {error:#}", last.target));
             }

@@ -21,6 +21,9 @@ const SLACK: u64 = 1 << 20;
 /// udev looks at a disk for moments; whoever holds it for longer is at work on it.
 const LOCK_TRIES: u32 = 100;
 
+/// As long as for anything else that is busy.
+const CHECK_TRIES: u32 = 20;
+
 /// The whole disk, locked as udev and others respect it.
 struct Locked<'a>(&'a OwnedFd);
 impl Drop for Locked<'_> {
@@ -133,8 +136,19 @@ pub async fn before_mount(part: &mut Part) -> Result<Option<(u64, u64)>> {
     let (before, doing) = (fs.size(), format!("growing the ext4 on {}", part.name));
     // Through our descriptor of the verified device; a child's own /proc/self would not have it.
     let path = format!("/proc/{}/fd/{}", std::process::id(), part.node.as_raw_fd());
-    // resize2fs takes only what was checked. 1: something small was repaired.
-    tool("e2fsck", &["-f", "-p", &path], &[0, 1]).await.with_context(|| doing.clone())?;
+    // resize2fs takes only what was checked. 1: something small was repaired. What was closed just now
+    // may still be held for a moment, by a child that is being started.
+    let arguments = ["-f", "-p", &path];
+    let check = || tool("e2fsck", &arguments, &[0, 1]);
+    let mut checked = check().await;
+    for _ in 0..CHECK_TRIES {
+        if !matches!(&checked, Err(error) if error.to_string().contains("is in use")) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        checked = check().await;
+    }
+    checked.with_context(|| doing.clone())?;
     tool("resize2fs", &[&path], &[0]).await.with_context(|| doing.clone())?;
     let bytes = Bytes { fd: part.node.as_fd(), size: part.size };
     part.fs = filesystem::probe(&bytes, 0, part.size);
@@ -150,7 +164,12 @@ pub async fn before_mount(part: &mut Part) -> Result<Option<(u64, u64)>> {
 /// Runs a program of this machine, with nothing of the caller's environment.
 async fn tool(name: &str, arguments: &[&str], good: &[i32]) -> Result<()> {
     let mut command = tokio::process::Command::new(name);
-    command.args(arguments).env_clear().env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin").stdin(Stdio::null());
+    command
+        .args(arguments)
+        .env_clear()
+        .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null());
     let done = command.kill_on_drop(true).output().await;
     let done = match done {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {

@@ -26,10 +26,10 @@ mod scripts;
 pub mod shim;
 mod space;
 pub mod step;
-mod units;
-mod unmounted;
 #[cfg(test)]
 mod test;
+mod units;
+mod unmounted;
 
 pub use inside::Inside;
 
@@ -150,6 +150,11 @@ impl<'d> Root<'d> {
             let failure = Kind::Definition.failure(format!("oven does not mount {}", part.describe()));
             return Err(failure.hint("ext4, ext3, ext2, xfs and vfat are mounted beneath a root.").into());
         }
+        tell_of_state(part, &self.report);
+        if let Some(mount) = self.mounts.again(part.rdev) {
+            let point = self.mount_point(target)?;
+            return self.mounts.attach(mount.context("mounting it twice")?, &point, target, None);
+        }
         let mount = match make(&self.disk, part, false).await {
             Err(error) if error.is::<Unknown>() => {
                 let kind = choose::kind(part).map_or("", Type::name);
@@ -162,7 +167,6 @@ impl<'d> Root<'d> {
             }
             mount => mount?,
         };
-        tell_of_state(part, &self.report);
         let point = self.mount_point(target)?;
         self.mounts.attach(mount, &point, target, Some(part))
     }

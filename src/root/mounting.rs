@@ -1,12 +1,14 @@
 //! Mounts by descriptor: made, looked at, and only then attached; and taken away by their id.
 
+use super::holders;
 use crate::error::Kind;
 use anyhow::{Context, Result, bail};
 use rustix::fs::{AtFlags, OFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
-    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, unmount as umount2,
+    fsconfig_create_exclusive, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount,
+    unmount as umount2,
 };
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -48,24 +50,15 @@ impl std::error::Error for Unknown {}
 /// source is `/dev/NAME` in mount tables, as `grub-probe` and `df` need it, and still nothing but our own node.
 pub fn create(wanted: &Wanted) -> Result<OwnedFd> {
     let doing = || format!("mounting /dev/{} as {}", wanted.name, wanted.kind);
-    let fs = match fsopen(wanted.kind, FsOpenFlags::FSOPEN_CLOEXEC) {
-        Err(Errno::NODEV) => return Err(anyhow::Error::new(Unknown).context(doing())),
-        fs => fs.with_context(doing)?,
-    };
+    // Before the root directory changes: the kernel may have to load a module.
+    if let Err(Errno::NODEV) = fsopen(wanted.kind, FsOpenFlags::FSOPEN_CLOEXEC) {
+        return Err(anyhow::Error::new(Unknown).context(doing()));
+    }
     enter(&wanted.tmpfs).context("entering the private tmpfs")?;
-    fsconfig_set_string(&fs, "source", format!("/dev/{}", wanted.name)).with_context(doing)?;
-    for (key, value) in options(wanted) {
-        let set = if value.is_empty() {
-            fsconfig_set_flag(&fs, *key)
-        } else {
-            fsconfig_set_string(&fs, *key, *value)
-        };
-        set.with_context(|| format!("setting the mount option {key}")).with_context(doing)?;
-    }
-    if wanted.read_only {
-        fsconfig_set_flag(&fs, "ro").with_context(doing)?;
-    }
-    fsconfig_create(&fs).map_err(|error| refused(error, &fs, wanted)).with_context(doing)?;
+    // A child that is being started holds copies of our descriptors for a moment, and with them what was just closed.
+    let mut said = String::new();
+    let fs = patiently(|| superblock(wanted, &mut said));
+    let fs = fs.map_err(|error| refused(error, &said, wanted)).with_context(doing)?;
     let mut attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
     // Reading a file must not change the disk.
     attributes |= MountAttrFlags::MOUNT_ATTR_NOATIME;
@@ -80,35 +73,58 @@ pub fn create(wanted: &Wanted) -> Result<OwnedFd> {
     Ok(mount)
 }
 
+/// A file system, not mounted yet. `said` is what the kernel had to say of a failure.
+fn superblock(wanted: &Wanted, said: &mut String) -> rustix::io::Result<OwnedFd> {
+    let fs = fsopen(wanted.kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(&fs, "source", format!("/dev/{}", wanted.name))?;
+    for (key, value) in options(wanted) {
+        if value.is_empty() { fsconfig_set_flag(&fs, *key) } else { fsconfig_set_string(&fs, *key, *value) }?;
+    }
+    if wanted.read_only {
+        fsconfig_set_flag(&fs, "ro")?;
+    }
+    let made = match fsconfig_create_exclusive(&fs) {
+        // Before Linux 6.6. Then only the proof of release finds out that somebody else has it mounted, too.
+        Err(Errno::OPNOTSUPP) => fsconfig_create(&fs),
+        made => made,
+    };
+    if made.is_err() {
+        let mut message = [0; 512];
+        said.clear();
+        // The kernel keeps a few messages for whoever asked.
+        while let Ok(length @ 1..) = rustix::io::read(&fs, &mut message[..]) {
+            *said += &format!("; {}", String::from_utf8_lossy(&message[..length]).trim());
+        }
+    }
+    made.map(|()| fs)
+}
+
 fn options(wanted: &Wanted) -> &'static [(&'static str, &'static str)] {
     match (wanted.kind, wanted.read_only) {
         // A copy of a disk has the UUID of the disk, which may be mounted, too.
         ("xfs", false) => &[("nouuid", "")],
         ("xfs", true) => &[("nouuid", ""), ("norecovery", "")],
         ("ext4" | "ext3" | "ext2", true) => &[("noload", "")],
-        // Damage ends the bake: what is written after it is not to be trusted.
-        ("ext4" | "ext3" | "ext2", false) => &[("errors", "remount-ro")],
+        // Damage ends the bake: what is written after it is not to be trusted. No flush of the device's cache at each
+        // fsync: if this machine stops, the disk is thrown away; the proof of release ends with a flush.
+        ("ext4" | "ext3" | "ext2", false) => &[("errors", "remount-ro"), ("nobarrier", "")],
         _ => &[],
     }
 }
 
-fn refused(error: Errno, fs: &OwnedFd, wanted: &Wanted) -> anyhow::Error {
-    let mut text = String::new();
-    let mut message = [0; 512];
-    // The kernel keeps a few messages for whoever asked.
-    while let Ok(length @ 1..) = rustix::io::read(fs, &mut message[..]) {
-        text += &format!("; {}", String::from_utf8_lossy(&message[..length]).trim());
-    }
+fn refused(error: Errno, said: &str, wanted: &Wanted) -> anyhow::Error {
     match error {
-        Errno::BUSY => Kind::Machine.error(format!("{} is in use{text}", wanted.name)),
+        Errno::BUSY => {
+            Kind::Machine.error(format!("{} is in use{said}{}", wanted.name, holders::clause(&[wanted.rdev])))
+        }
         Errno::INVAL | Errno::UCLEAN | Errno::IO | Errno::BADMSG => {
             let what = format!(
-                "the {} on {} is damaged, or too new for this kernel ({error}{text})",
+                "the {} on {} is damaged, or too new for this kernel ({error}{said})",
                 wanted.kind, wanted.name
             );
             Kind::Definition.failure(what).hint("The kernel's log (dmesg) may say more.").into()
         }
-        _ => anyhow::Error::new(error).context(format!("the kernel refused{text}")),
+        _ => anyhow::Error::new(error).context(format!("the kernel refused{said}")),
     }
 }
 
@@ -202,10 +218,10 @@ pub fn is_private(dir: &OwnedFd) -> Result<()> {
     }
 }
 
-/// Unmounts by id, wherever the mount is by now; never lazily. A mount that is gone is fine. Blocks for 2 s at most
-/// while it is busy, and then says EBUSY.
-pub fn unmount(id: u64) -> Result<()> {
-    let mut pauses = PAUSES.iter();
+/// Unmounts by id, wherever the mount is by now; never lazily. A mount that is gone is fine. If `patient`, blocks for
+/// 2 s at most while it is busy; then says EBUSY.
+pub fn unmount(id: u64, patient: bool) -> Result<()> {
+    let mut pauses = PAUSES[..if patient { PAUSES.len() } else { 0 }].iter();
     loop {
         let table = own_table()?;
         let Some(line) = table.iter().find(|line| line.id == id) else { return Ok(()) };

@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::task::Poll;
 use tempfile::TempDir;
 
 /// A disk in a file. What was attached is detached when it is dropped.
@@ -122,16 +123,7 @@ impl Disk {
         _ = fs::remove_file(&image);
         File::create(&image).unwrap().set_len(size).unwrap();
         fill(image.to_str().unwrap());
-        self.copy(&image, 0, &self.file(), self.range(part).0, size);
-    }
-
-    fn copy(&self, from: &Path, skip: u64, to: &Path, seek: u64, size: u64) {
-        let (from, to) = (format!("if={}", from.display()), format!("of={}", to.display()));
-        let places = [format!("skip={skip}"), format!("seek={seek}"), format!("count={size}")];
-        let mut all = vec!["bs=1M", "conv=sparse,notrunc", "status=none", &from, &to];
-        all.extend(["iflag=skip_bytes,count_bytes,fullblock", "oflag=seek_bytes"]);
-        all.extend(places.iter().map(String::as_str));
-        run("dd", &all);
+        copy(&image, 0, &self.file(), self.range(part).0, size);
     }
 
     /// A partition, as it is on the disk now, in a file of its own.
@@ -140,7 +132,7 @@ impl Disk {
         let image = self.dir.path().join("look.raw");
         _ = fs::remove_file(&image);
         File::create(&image).unwrap().set_len(size).unwrap();
-        self.copy(&self.file(), start, &image, 0, size);
+        copy(&self.file(), start, &image, 0, size);
         look(image.to_str().unwrap())
     }
 
@@ -240,8 +232,8 @@ impl Disk {
                 run("sync", &["-f", place]);
                 fs::write(Path::new(place).join("etc/later"), "").unwrap();
                 File::open(Path::new(place).join("etc/later")).unwrap().sync_all().unwrap();
-                self.copy(&self.file(), 0, &other.file(), 0, self.mib << 20);
-                other.copy(Path::new(path), 0, &other.file(), self.range("1").0, self.range("1").1);
+                copy(&self.file(), 0, &other.file(), 0, self.mib << 20);
+                copy(Path::new(path), 0, &other.file(), self.range("1").0, self.range("1").1);
             });
         });
         let mut incompat = [0; 4];
@@ -260,6 +252,28 @@ impl Drop for Disk {
     }
 }
 
+/// Copies what is data; the place that it goes to holds zeros, or what holes may leave there.
+fn copy(from: &Path, skip: u64, to: &Path, seek: u64, size: u64) {
+    let from = File::open(from).unwrap();
+    let to = File::options().write(true).open(to).unwrap();
+    let mut at = skip;
+    while let Ok(data) = rustix::fs::seek(&from, rustix::fs::SeekFrom::Data(at)) {
+        let hole = rustix::fs::seek(&from, rustix::fs::SeekFrom::Hole(data)).unwrap().min(skip + size);
+        let (mut read, mut write) = (data, seek + data - skip);
+        while read < hole {
+            let length = usize::try_from(hole - read).unwrap();
+            assert!(
+                rustix::fs::copy_file_range(&from, Some(&mut read), &to, Some(&mut write), length).unwrap()
+                    > 0
+            );
+        }
+        if hole == skip + size {
+            break;
+        }
+        at = hole;
+    }
+}
+
 /// The loop devices on a disk's file.
 pub fn loops_of(disk: &Disk) -> Vec<String> {
     let text =
@@ -274,6 +288,19 @@ pub fn alone(test: impl AsyncFnOnce(&Path)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(test(scratch.path()));
     });
+}
+
+/// Polls a future so many times, then drops it. `true`: it was done.
+pub async fn polled(work: impl Future<Output = ()>, mut times: u32) -> bool {
+    let mut work = Box::pin(work);
+    std::future::poll_fn(|context| match work.as_mut().poll(context) {
+        Poll::Ready(()) => Poll::Ready(true),
+        Poll::Pending => {
+            times -= 1;
+            if times == 0 { Poll::Ready(false) } else { Poll::Pending }
+        }
+    })
+    .await
 }
 
 /// Runs something on a thread with a mount namespace of its own. A panic goes on here.

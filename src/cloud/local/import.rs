@@ -39,16 +39,20 @@ impl Region {
         let quiet = is_quiet(&before) && file.metadata()?.is_file();
         let stamp = quiet.then(|| before.clone());
         let holder = self.store().list::<ImageRecord>()?.into_iter().find(|image| image.name == name);
-        let known = holder.as_ref().and_then(|image| image.source.as_ref()).filter(|s| s.stamp.is_some());
-        let digest = match known.filter(|source| source.stamp == stamp) {
-            Some(source) => source.digest.clone(),
-            None => {
-                let file = file.try_clone()?;
-                copy::blocking(move |stop| copy::digest(&file, stop)).await.with_context(context)?
+        let known = holder
+            .as_ref()
+            .and_then(|image| image.source.as_ref())
+            .filter(|s| s.stamp.is_some() && s.stamp == stamp);
+        let known = known.map(|source| source.digest.clone());
+        let reader = file.try_clone()?;
+        let digest = async {
+            match known {
+                Some(digest) => Ok(digest),
+                None => copy::blocking(move |stop| copy::digest(&reader, stop)).await.with_context(context),
             }
         };
-        let source = Source { digest, stamp };
         if let Some(holder) = holder {
+            let source = Source { digest: digest.await?, stamp };
             let image = self.same(holder, &source, name, architecture).await?;
             if tags.iter().any(|(key, value)| image.tags.get(key) != Some(value)) {
                 report.note(format!("{} is there already, and its tags stay as they are", image.id));
@@ -64,7 +68,9 @@ impl Region {
             data.file().sync_data().context("writing the snapshot to the disk")?;
             Ok(data)
         });
-        let data = data.await.with_context(context)?;
+        // Side by side: one is bound by the processor, the other one by the disk.
+        let (digest, data) = tokio::try_join!(digest, async { data.await.with_context(context) })?;
+        let source = Source { digest, stamp };
         let after = times(&file)?;
         if (after.modified, after.length) != (before.modified, before.length) {
             return Err(Kind::Usage.error(format!("{} was changed while it was read", raw.display())));

@@ -25,7 +25,7 @@ pub const CONTROL: i32 = 4;
 /// installed on into a configuration file bake nothing of the builder's.
 const HOST_NAME: &str = "localhost";
 /// How many processes and threads a step may have at a time: a fork bomb fails before the builder does.
-const MAX_PROCESSES: &str = "8192";
+const MAX_PROCESSES: &str = "4096";
 /// Since this version of Linux `pid_max` belongs to a PID namespace. Before, it is the machine's, and not ours to set.
 const PID_MAX_IS_OURS: (u32, u32) = (6, 14);
 
