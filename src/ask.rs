@@ -1,7 +1,7 @@
 //! From a definition to what the cloud, the disk and the distro are asked for.
 
 use crate::cli::{Compat, Wish};
-use crate::cloud::{Base, Image, ImageSpec, ImageState, Key, RunId, Tags, tag};
+use crate::cloud::{Base, Image, ImageSpec, ImageState, Key, RunId, Tags, VolumeKind, tag};
 use crate::definition::{Ask, Definition};
 use crate::disk::DiskSpec;
 use crate::error::Kind;
@@ -66,7 +66,7 @@ pub async fn find(site: &Site, image: &Definition, inputs: &Inputs, wish: &Wish)
 pub fn disk(image: &Definition, run: &RunId) -> Result<DiskSpec> {
     let mut tags = run_tags(image, run);
     tags.insert(tag::OWNER.to_owned(), Owner::this().to_string());
-    Ok(DiskSpec { size_gib: image.size_gib, tags })
+    Ok(DiskSpec { size_gib: image.size_gib, kind: VolumeKind::default(), tags })
 }
 
 /// Tags of everything that a run makes.
@@ -141,6 +141,7 @@ pub fn image(
         architecture: base.architecture,
         root_device: base.root_device.clone(),
         size_gib: image.size_gib.unwrap_or(base.size_gib),
+        attributes: base.attributes.clone(),
         tags,
         run: run.clone(),
         documents,

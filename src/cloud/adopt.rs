@@ -79,6 +79,7 @@ mod tests {
             architecture: Architecture::X86_64,
             root_device: "/dev/xvda".into(),
             size_gib: 1,
+            attributes: Default::default(),
             tags: tags(&WHOLE),
             run: RunId("s".into()),
             documents: Default::default(),

@@ -21,7 +21,7 @@ mod volumes;
 
 use super::adopt::{Verdict, judge};
 use super::wait::{Policy, Probe, until};
-use super::{Base, BaseRef, Cloud, Image, ImageId, ImageSpec, ImageState, Key, SnapshotId, StaleRun, tag};
+use super::{Attributes, Base, BaseRef, Cloud, Image, ImageId, ImageSpec, ImageState, Key, SnapshotId, StaleRun, tag};
 use crate::error::{Failure, Kind};
 use crate::undo::Undo;
 use anyhow::{Context, Result};
@@ -212,8 +212,9 @@ fn delete_snapshot(region: &Locked, id: &SnapshotId) -> Result<()> {
 #[async_trait(?Send)]
 impl Cloud for Region {
     async fn base(&self, from: &BaseRef) -> Result<Base> {
+        let from = if let BaseRef::Deprecated(from) = from { from } else { from };
         let missing = |why: &str| Kind::NotFound.failure(format!("{from} is not to be had: {why}"));
-        let import = "Import a raw disk image: oven import RAW --name NAME. Or bake on EC2: --cloud ec2.";
+        let import = "Import a raw disk image: oven import RAW --name NAME. Or bake on EC2: --cloud aws.";
         let found = match from {
             BaseRef::Id(id) => {
                 self.store().get::<ImageRecord>(&id.0)?;
@@ -225,11 +226,13 @@ impl Cloud for Region {
             }
             BaseRef::Name { name, owner: None } => self.named(name).await?,
             BaseRef::Name { name, owner: Some(owner) } if owner == "self" => self.named(name).await?,
-            BaseRef::Name { owner: Some(_), .. } => {
+            BaseRef::Tag { key, value, owner: None } => self.tagged(key, value).await?,
+            BaseRef::Tag { key, value, owner: Some(owner) } if owner == "self" => self.tagged(key, value).await?,
+            BaseRef::Name { .. } | BaseRef::Tag { .. } => {
                 let why = "the local region knows its own images alone, and no other owner's";
                 return Err(missing(why).hint(import).into());
             }
-            BaseRef::Ssm(_) => {
+            BaseRef::Ssm(_) | BaseRef::Deprecated(_) => {
                 return Err(missing("the local region has no SSM parameters").hint(import).into());
             }
         };
@@ -238,7 +241,8 @@ impl Cloud for Region {
             None => return Err(self.no_such_base(from, missing)?.into()),
         };
         let ImageRecord { id, name, snapshot, architecture, size_gib, root_device, .. } = image;
-        Ok(Base { id, name, snapshot, architecture, size_gib, root_device })
+        let attributes = Attributes::default();
+        Ok(Base { id, name, snapshot, architecture, size_gib, root_device, attributes })
     }
 
     async fn find(&self, key: &Key) -> Result<Option<Image>> {
@@ -335,6 +339,10 @@ impl Region {
         let mut images: Vec<ImageRecord> = self.store().list()?;
         images.retain(|image| names::matches(pattern, &image.name));
         self.newest(images).await
+    }
+
+    async fn tagged(&self, key: &str, value: &str) -> Result<Option<ImageRecord>> {
+        self.newest(self.store().tagged(key, value)?).await
     }
 
     /// Names the image whose name comes nearest, if any does.

@@ -113,8 +113,12 @@ pub enum BaseRef {
         name: String,
         owner: Option<String>,
     },
+    /// The newest available image that carries the tag. Without an owner: one of our own.
+    Tag { key: String, value: String, owner: Option<String> },
     /// The id that an SSM parameter holds.
     Ssm(String),
+    /// That one, even if its owner deprecated it. Never nested.
+    Deprecated(Box<BaseRef>),
 }
 impl fmt::Display for BaseRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -122,6 +126,11 @@ impl fmt::Display for BaseRef {
             Self::Id(id) => id.fmt(f),
             Self::Name { name, owner: None } => write!(f, "the image named {name}"),
             Self::Name { name, owner: Some(owner) } => write!(f, "the image named {name} of owner {owner}"),
+            Self::Tag { key, value, owner: None } => write!(f, "the image tagged {key} = {value}"),
+            Self::Tag { key, value, owner: Some(owner) } => {
+                write!(f, "the image tagged {key} = {value} of owner {owner}")
+            }
+            Self::Deprecated(from) => write!(f, "{from} (deprecated or not)"),
             Self::Ssm(name) => write!(f, "the image in the SSM parameter {name}"),
         }
     }
@@ -138,6 +147,75 @@ pub struct Base {
     pub size_gib: u64,
     /// As registered: `/dev/xvda`.
     pub root_device: String,
+    /// The cloud's own; nothing in a local region.
+    pub attributes: Attributes,
+}
+
+/// What an image is registered with beside its root disk. It is inherited from the base, and a definition's explicit
+/// settings win. Words are EC2's own (RegisterImage): `None` leaves it to EC2.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Attributes {
+    /// `legacy-bios`, `uefi` or `uefi-preferred`. Unset, EC2 takes legacy-bios on x86_64 and uefi on arm64.
+    pub boot_mode: Option<String>,
+    pub ena: Option<bool>,
+    /// `simple`.
+    pub sriov: Option<String>,
+    /// `v2.0`. Needs the boot mode `uefi` (EC2 user guide, NitroTPM).
+    pub tpm: Option<String>,
+    /// `v2.0`: instances of the image take IMDSv2 alone.
+    pub imds: Option<String>,
+    /// Of the root volume of instances of the image.
+    pub root_volume: VolumeKind,
+    /// All mappings but the root's.
+    pub mappings: Vec<Mapping>,
+    /// What instances of the base are billed as: (`PlatformDetails`, `UsageOperation`).
+    pub billing: Option<(String, String)>,
+}
+
+/// A block device mapping.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Mapping {
+    /// `/dev/sdb`.
+    pub device: String,
+    /// Instance store: `ephemeral0`. Then there is no volume.
+    pub virtual_name: Option<String>,
+    pub snapshot: Option<SnapshotId>,
+    pub size_gib: Option<u64>,
+    pub kind: VolumeKind,
+    pub delete_on_termination: Option<bool>,
+}
+
+/// What kind of volume; `None` leaves it to the cloud. The local region has one kind and refuses nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct VolumeKind {
+    /// `gp3`.
+    pub volume_type: Option<String>,
+    pub iops: Option<u32>,
+    /// MiB/s.
+    pub throughput: Option<u32>,
+    pub encrypted: Option<bool>,
+    /// An id, ARN or alias of a KMS key; only with `encrypted`.
+    pub kms_key: Option<String>,
+}
+
+/// Whether an action is permitted to us, as a DryRun told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Permission {
+    /// `ec2:CreateVolume`.
+    pub action: String,
+    pub verdict: Verdict,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    Granted,
+    Missing,
+    /// It could not be judged, and why.
+    Unknown(String),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -190,6 +268,7 @@ pub struct ImageSpec {
     pub architecture: Architecture,
     pub root_device: String,
     pub size_gib: u64,
+    pub attributes: Attributes,
     /// For the image; the snapshot was given its own when it was made.
     pub tags: Tags,
     pub run: RunId,
@@ -236,6 +315,17 @@ pub trait Cloud {
     /// Runs that left something behind and whose owner is gone. An owner of another host counts as gone only when
     /// what it left is older than `older_than`.
     async fn stale_runs(&self, older_than: Option<Duration>) -> Result<Vec<StaleRun>>;
+
+    /// Fails, with [`Kind::Cloud`](crate::error::Kind::Cloud), where a bake could not even begin, or not end, for
+    /// want of permission. Cheap: asked before every bake that is a miss. A local region permits everything.
+    async fn ensure_permitted(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Every permission that oven needs here, judged.
+    async fn permissions(&self) -> Result<Vec<Permission>> {
+        Ok(Vec::new())
+    }
 }
 
 /// A volume to create.
@@ -243,6 +333,7 @@ pub trait Cloud {
 pub struct VolumeSpec {
     pub snapshot: SnapshotId,
     pub size_gib: u64,
+    pub kind: VolumeKind,
     pub run: RunId,
     pub tags: Tags,
 }

@@ -86,7 +86,13 @@ impl<V: Volumes + 'static> Disks for Attached<V> {
         let tags = owned(&spec.tags, run);
         undo.owe(volumes_debt(&self.volumes, run));
         let spec =
-            VolumeSpec { snapshot: base.snapshot.clone(), size_gib, run: run.clone(), tags: tags.clone() };
+            VolumeSpec {
+            snapshot: base.snapshot.clone(),
+            size_gib,
+            kind: spec.kind.clone(),
+            run: run.clone(),
+            tags: tags.clone(),
+        };
         let context = || format!("making a volume of {} ({})", base.snapshot, base.id);
         let volume = self.volumes.create(&spec).await.with_context(context)?;
         let device = self.volumes.attach(&volume).await?;

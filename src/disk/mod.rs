@@ -4,7 +4,7 @@ pub mod attached;
 pub mod copy;
 pub mod loopdev;
 
-use crate::cloud::{Base, RunId, SnapshotId, Tags};
+use crate::cloud::{Base, RunId, SnapshotId, Tags, VolumeKind};
 use crate::undo::Undo;
 use anyhow::Result;
 use async_trait::async_trait;
@@ -29,6 +29,8 @@ pub struct Device {
 pub struct DiskSpec {
     /// `None`: as large as the base's.
     pub size_gib: Option<u64>,
+    /// Of the volume that is baked on.
+    pub kind: VolumeKind,
     /// For the volume and the snapshot.
     pub tags: Tags,
 }

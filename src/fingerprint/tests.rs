@@ -13,6 +13,7 @@ fn base() -> Base {
         architecture: Architecture::X86_64,
         size_gib: 8,
         root_device: "/dev/xvda".into(),
+        attributes: Default::default(),
     }
 }
 

@@ -58,7 +58,7 @@ impl Fixture {
 }
 
 fn volume_of(image: &Image, run: &RunId) -> VolumeSpec {
-    VolumeSpec { snapshot: image.snapshot.clone(), size_gib: 1, run: run.clone(), tags: Tags::new() }
+    VolumeSpec { snapshot: image.snapshot.clone(), size_gib: 1, kind: Default::default(), run: run.clone(), tags: Tags::new() }
 }
 
 fn spec(name: &str, print: &str) -> ImageSpec {
@@ -69,6 +69,7 @@ fn spec(name: &str, print: &str) -> ImageSpec {
         architecture: Architecture::X86_64,
         root_device: "/dev/xvda".into(),
         size_gib: 1,
+        attributes: Default::default(),
         tags: tags.map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
         run: RunId::new(),
         documents: [("packages".to_owned(), "a\t1\tall\n".to_owned())].into(),
