@@ -1,7 +1,8 @@
 //! From a definition to what the cloud, the disk and the distro are asked for.
 
 use crate::cli::{Compat, Wish};
-use crate::cloud::{Base, Image, ImageSpec, ImageState, Key, RunId, Tags, tag};
+use crate::cloud::adopt::is_replaceable;
+use crate::cloud::{Base, Image, ImageSpec, Key, RunId, Tags, tag};
 use crate::definition::{Ask, Definition};
 use crate::disk::DiskSpec;
 use crate::error::Kind;
@@ -27,6 +28,13 @@ pub fn name(image: &Definition, inputs: &Inputs, run: Option<&RunId>) -> String 
     }
 }
 
+/// What goes into the image; warns of what the user may not have meant.
+pub fn inputs(site: &Site, image: &Definition, base: &Base) -> Result<Inputs> {
+    let inputs = Inputs::of(image, base, &site.settings)?;
+    inputs.warnings().iter().for_each(|warning| site.report.warn(warning));
+    Ok(inputs)
+}
+
 pub fn key(inputs: &Inputs, compat: Option<Compat>) -> Key {
     Key {
         checksum: inputs.checksum().to_owned(),
@@ -35,8 +43,8 @@ pub fn key(inputs: &Inputs, compat: Option<Compat>) -> Key {
     }
 }
 
-/// The image that a bake would make, if it exists. A failed one that holds the name is removed if the user wishes so,
-/// and refused here, before any work, otherwise.
+/// The image that a bake would make, if it exists. A failed or incomplete one that holds the name is removed if the
+/// user wishes so, and refused here, before any work, otherwise.
 pub async fn find(site: &Site, image: &Definition, inputs: &Inputs, wish: &Wish) -> Result<Option<Image>> {
     if wish.force {
         return Ok(None);
@@ -53,14 +61,20 @@ pub async fn find(site: &Site, image: &Definition, inputs: &Inputs, wish: &Wish)
         }
         return Ok(None);
     }
-    let family = site.cloud.images(Some(&image.name)).await?;
-    match family.into_iter().find(|i| i.name == name && i.state == ImageState::Failed) {
-        Some(failed) => Err(Kind::Cloud
-            .failure(format!("{} is a failed image named {name}", failed.id))
+    match in_the_way(site, &name).await? {
+        Some(holder) => Err(Kind::Cloud
+            .failure(format!("{} is a failed or incomplete image named {name}", holder.id))
             .hint("Give --replace-failed to deregister it and bake again.")
             .into()),
         None => Ok(None),
     }
+}
+
+/// The failed or incomplete image that holds a name.
+pub async fn in_the_way(site: &Site, name: &str) -> Result<Option<Image>> {
+    // Of all images: an incomplete one may lack the family's tag.
+    let holder = site.cloud.images(None).await?.into_iter().find(|holder| holder.name == name);
+    Ok(holder.filter(is_replaceable))
 }
 
 pub fn disk(image: &Definition, run: &RunId) -> Result<DiskSpec> {

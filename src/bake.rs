@@ -3,7 +3,6 @@
 use crate::cli::Wish;
 use crate::cloud::{BaseRef, Image, RunId};
 use crate::definition::Definition;
-use crate::fingerprint::Inputs;
 use crate::root::{Root, execute};
 use crate::site::Site;
 use crate::undo::{self, Ended};
@@ -31,7 +30,7 @@ pub async fn bake(
 ) -> Ended<Outcome> {
     undo::scope(site.policy(wish), stop, async |undo| {
         let base = site.resolve(from).await?; //                                               1. resolve
-        let inputs = Inputs::of(image, &base, &site.settings)?;
+        let inputs = ask::inputs(site, image, &base)?;
         let _turn = turn::take(site, &inputs).await?; //                  one bake of a fingerprint on this host
         if let Some(found) = ask::find(site, image, &inputs, wish).await? {
             return Ok(Outcome::AlreadyBaked(found));
