@@ -38,7 +38,8 @@ pub async fn bake(
         let disk = site.checkout(&base, image, run, &undo).await?; //                          2. check out
         let root = Root::mount(disk.device(), &site.scratch(run)?, &ask::mount(image), &site.report).await?; // 3. mount
         let distro = distros::detect(&site.distros, &root.os_release()?)?; //                  4. provision
-        let plan = distro.plan(&ask::job(image, distro, &root, &site.settings)?).map_err(ask::refused)?;
+        let job = ask::job(image, &base, distro, &root, &site.settings)?;
+        let plan = distro.plan(&job).map_err(ask::refused)?;
         let facts = execute::execute(&root, &site.work(image, &plan)).await?;
         site.close(root).await?; //                                                               proven released
         inputs.ensure_unchanged(image).context("reading the definition again")?;
