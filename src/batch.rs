@@ -9,7 +9,7 @@ use crate::order::Order;
 use crate::site::Site;
 use crate::undo::{Ended, Left};
 use crate::{id_file, report::Report};
-use anyhow::{Error, Result};
+use anyhow::{Error, Result, bail};
 use std::path::PathBuf;
 use std::rc::Rc;
 use tokio::sync::{Semaphore, watch};
@@ -76,7 +76,7 @@ pub async fn bake_all(
     for (i, image) in order.images.iter().enumerate() {
         let (told, heard) = watch::channel(None);
         parents.push(heard);
-        let parent = order.parent[i].map(|p| parents[p].clone());
+        let parent = order.parent[i].map(|p| (order.images[p].name.clone(), parents[p].clone()));
         let asked = order.named[i];
         let wish = Wish { force: wish.force && asked, ..wish.clone() };
         let (site, order, turns, stop, global) =
@@ -115,18 +115,16 @@ pub async fn bake_all(
 }
 
 /// The image that a definition is baked on, once its parent has one.
-async fn parent_image(image: &Definition, parent: Option<Parent>) -> Result<BaseRef> {
-    let dir = match &image.from {
-        From::Image(from) => return Ok(from.clone()),
-        From::Parent(dir) => dir,
+async fn parent_image(image: &Definition, parent: Option<(String, Parent)>) -> Result<BaseRef> {
+    let (name, mut parent) = match (&image.from, parent) {
+        (From::Image(from), _) => return Ok(from.clone()),
+        (From::Parent(_), Some(parent)) => parent,
+        (From::Parent(dir), None) => bail!("{} is in no order of bakes", dir.display()),
     };
-    if let Some(mut parent) = parent
-        && let Ok(known) = parent.wait_for(Option::is_some).await
-        && let Some(Some(id)) = &*known
-    {
-        return Ok(BaseRef::Id(id.clone()));
+    match parent.wait_for(Option::is_some).await.as_deref() {
+        Ok(Some(Some(id))) => Ok(BaseRef::Id(id.clone())),
+        _ => Err(Kind::NotFound.error(format!("its parent {name} has no image"))),
     }
-    Err(Kind::NotFound.error(format!("its parent {} was not baked", dir.display())))
 }
 
 fn interrupted(error: Error) -> Error {
@@ -179,7 +177,7 @@ fn tell(baked: &Baked, report: &Report, several: bool) {
             let text = format!("already baked: {} ({})", image.id, image.name);
             if several { report.detail(text) } else { report.note(text) }
         }
-        Became::Skipped(error) => report.note(format!("skipped: {error}")),
+        Became::Skipped(error) => report.warn(format!("skipped: {error}")),
         Became::Failed(error)
             if Kind::of(error) == Kind::Interrupted && baked.left.is_empty() && !several =>
         {

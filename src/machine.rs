@@ -185,7 +185,7 @@ pub fn growing() -> Check {
         ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].iter().any(|d| Path::new(d).join(tool).exists())
     };
     let note = "without CAP_SYS_RESOURCE and e2fsprogs, [disk] size_gib cannot be larger than the base";
-    Check::note("growing disks", able || tools.iter().all(|tool| there(&tool)), note)
+    Check::note("growing disks", able || tools.iter().all(there), note)
 }
 
 fn loops() -> Check {

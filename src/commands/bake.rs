@@ -90,8 +90,10 @@ fn object(baked: &Baked) -> Value {
         Became::Skipped(_) => "skipped",
         Became::Failed(_) => "failed",
     };
+    // A run without a log did nothing.
+    let run = baked.log.as_ref().map(|_| &baked.run);
     let mut object = json!({
-        "name": baked.name, "definition": baked.dir, "run": baked.run.0, "asked": baked.asked,
+        "name": baked.name, "definition": baked.dir, "run": run, "asked": baked.asked,
         "outcome": word, "log": baked.log, "kept": baked.kept,
     });
     if let Some(image) = baked.image() {
