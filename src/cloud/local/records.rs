@@ -162,7 +162,12 @@ impl Store {
         };
         make().with_context(|| format!("opening the local region {}", dir.display())).map_err(|error| {
             let io = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
-            if matches!(io, Some(ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem)) {
+            use ErrorKind::{
+                AlreadyExists, NotADirectory, PermissionDenied, ReadOnlyFilesystem, StorageFull,
+            };
+            if let Some(PermissionDenied | ReadOnlyFilesystem | NotADirectory | AlreadyExists | StorageFull) =
+                io
+            {
                 let hint = "Run oven as root, or name a directory of your own: --region-dir DIR.";
                 return Kind::Machine.failure(format!("{error:#}")).hint(hint).into();
             }
