@@ -2,7 +2,9 @@
 //!
 //! usage: oven-test-bake REGION_DIR DEFINITION [FAULT]
 //!
-//! Prints `calls N` and `image AMI`; ends as `oven bake` would.
+//! Prints `calls N`, `image AMI` of the definition and `parent AMI` of those it stands on; ends as `oven bake` would.
+//! In the environment: `OVEN_TEST_FORCE` bakes with --force, `OVEN_TEST_STATE` is another directory for locks, as on
+//! another host.
 
 mod faulty;
 mod nothing;
@@ -58,20 +60,22 @@ async fn run(args: &[String]) -> Result<u8> {
         distros: Rc::from([Box::new(nothing::Nothing) as Box<dyn Distro>]),
         helper: std::env::current_exe()?,
         scratch: scratch::DIR.into(),
-        state: region_dir,
+        state: std::env::var_os("OVEN_TEST_STATE").map_or(region_dir, PathBuf::from),
         settings: Rc::new(Settings::for_definition(&dir)?.merge(&overrides)?),
         report: Report::new(Style::Human, Level::Normal),
         region,
     };
-    let wish = Wish { force: false, replace_failed: false, compat: None, keep_on_failure: false };
+    let force = std::env::var_os("OVEN_TEST_FORCE").is_some();
+    let wish = Wish { force, replace_failed: false, compat: None, keep_on_failure: false };
     let all = bake_all(&site, &global, Order::of(&[dir])?, &wish, 2, stop::signals()?).await;
     println!("calls {}", faulty.calls());
-    let baked = &all[0];
-    Ok(match &baked.result {
-        Ok(outcome) => {
-            println!("image {}", outcome.image().id);
-            if baked.left.is_empty() { 0 } else { Kind::LeftBehind as u8 }
+    for baked in &all {
+        match &baked.result {
+            Ok(outcome) => {
+                println!("{} {}", if baked.asked { "image" } else { "parent" }, outcome.image().id)
+            }
+            Err(error) => return Ok(Kind::of(error) as u8),
         }
-        Err(error) => Kind::of(error) as u8,
-    })
+    }
+    Ok(if all.iter().all(|baked| baked.left.is_empty()) { 0 } else { Kind::LeftBehind as u8 })
 }
