@@ -85,7 +85,7 @@ impl Report {
 
     /// Begins a step. `phase` is a single word that the table of times sums by; `what` is a gerund with its object.
     pub fn step(&self, phase: &str, what: impl Into<String>) -> Step {
-        let what = what.into();
+        let what = printable(&what.into());
         self.log("step", &what);
         self.event(json!({"event": "step", "phase": phase, "what": what}));
         Step { report: self.clone(), phase: phase.to_owned(), what, started: Instant::now() }
@@ -93,7 +93,7 @@ impl Report {
 
     /// A line of a step's output. Control bytes are taken out: a package must not drive the user's terminal.
     pub fn output(&self, line: &str) {
-        let line: String = line.chars().filter(|c| !c.is_control() || *c == '\t').collect();
+        let line = printable(line);
         self.log("out", &line);
         self.event(json!({"event": "output", "line": line}));
         if self.shows(Level::Verbose) {
@@ -116,7 +116,9 @@ impl Report {
 
     /// The cause of a failure, with what to do about it.
     pub fn failure(&self, failure: &anyhow::Error) {
-        let (text, kind, hint) = (format!("{failure:#}"), Kind::of(failure), error::hint_of(failure));
+        // Names of files of an image may be in it.
+        let (text, kind) = (printable(&format!("{failure:#}")), Kind::of(failure));
+        let hint = error::hint_of(failure).map(|hint| printable(&hint));
         self.log("error", &text);
         self.event(json!({"event": "error", "kind": kind.name(), "message": text, "hint": hint}));
         if self.shows(Level::Quiet) {
@@ -162,6 +164,7 @@ impl Report {
     }
 
     fn message(&self, kind: &str, text: &str, level: Level) {
+        let text = &printable(text);
         self.log(kind, text);
         self.event(json!({"event": kind, "message": text}));
         if self.shows(level) {
@@ -185,6 +188,11 @@ impl Report {
             _ = writeln!(file, "{:>9.3} {kind:<7} {text}", self.0.started.elapsed().as_secs_f64());
         }
     }
+}
+
+/// Without what would drive a terminal.
+fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control() || matches!(c, '\t' | '\n')).collect()
 }
 
 impl Step {

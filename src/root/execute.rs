@@ -109,6 +109,7 @@ async fn run_step(runner: &Runner<'_>, step: &Step) -> Result<()> {
         argv: step.argv.clone(),
         env: step.env.clone(),
         network: step.network,
+        fetches: step.phase == Phase::Fetch,
         retries: step.retries,
         timeout: Duration::from_secs(step.timeout),
         ..Call::of_the_plan(runner)

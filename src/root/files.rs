@@ -1,10 +1,11 @@
 //! Places the definition's files in the image.
 
 use super::inside::Inside;
+use super::shim::open_within;
 use crate::definition::{Definition, File};
 use crate::error::Kind;
 use anyhow::{Context, Result};
-use rustix::fs::FileType;
+use rustix::fs::{FileType, OFlags};
 
 /// What is mounted over these when an instance boots: a file there would never be seen.
 const COVERED: [&str; 4] = ["dev", "proc", "run", "sys"];
@@ -51,7 +52,11 @@ fn place_one(
     };
     let uid = accounts.user(&file.owner).ok_or_else(|| unknown("owner", &file.owner))?;
     let gid = accounts.group(&file.group).ok_or_else(|| unknown("group", &file.group))?;
-    let mut source = std::fs::File::open(&file.source).context("opening it")?;
+    let source = open_within(&file.source, Some(&image.project), OFlags::NONBLOCK | OFlags::NOCTTY)?;
+    let mut source = std::fs::File::from(source);
+    if !source.metadata().context("looking at it")?.is_file() {
+        return Err(wrong("source", &file.source.to_string_lossy(), "it is no file any more".into()).into());
+    }
     inside.write_from(&target, &mut source, file.mode, uid, gid)
 }
 
