@@ -12,5 +12,13 @@ mod world;
 
 #[path = "hostile/daemons.rs"]
 mod daemons;
+#[path = "hostile/escapes.rs"]
+mod escapes;
+#[path = "hostile/kept.rs"]
+mod kept;
+#[path = "hostile/network.rs"]
+mod network;
 #[path = "hostile/planted.rs"]
 mod planted;
+#[path = "hostile/space.rs"]
+mod space;

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 /// A Debian package in the making. It has one file of its own.
 pub struct Deb {
     name: String,
+    version: u32,
     control: String,
     scripts: Vec<(&'static str, String)>,
     files: Vec<(String, String, u32)>,
@@ -21,7 +22,7 @@ pub struct Deb {
 impl Deb {
     pub fn new(name: &str) -> Self {
         let files = vec![(format!("/usr/share/{name}/file"), "x\n".to_owned(), 0o644)];
-        Self { name: name.to_owned(), control: String::new(), scripts: Vec::new(), files }
+        Self { name: name.to_owned(), version: 1, control: String::new(), scripts: Vec::new(), files }
     }
 
     /// The package `hostile`, with a postinst in sh that ends at the first failure.
@@ -40,6 +41,11 @@ impl Deb {
         self
     }
 
+    pub fn version(mut self, version: u32) -> Self {
+        self.version = version;
+        self
+    }
+
     /// A line of its control file.
     pub fn field(mut self, line: &str) -> Self {
         self.control += line;
@@ -52,7 +58,7 @@ impl Deb {
         self
     }
 
-    /// Writes `dir/NAME_1_all.deb`.
+    /// Writes `dir/NAME_VERSION_all.deb`.
     pub fn build(&self, dir: &Path) -> String {
         let tree = tempfile::tempdir().unwrap();
         let put = |path: &str, content: &str, mode: u32| {
@@ -61,9 +67,9 @@ impl Deb {
             fs::write(&path, content).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
         };
-        let Self { name, control, .. } = self;
+        let Self { name, version, control, .. } = self;
         let control = format!(
-            "Package: {name}\nVersion: 1\nArchitecture: all\nMaintainer: A <a@b.example>\nDescription: x\n{control}"
+            "Package: {name}\nVersion: {version}\nArchitecture: all\nMaintainer: A <a@b.example>\nDescription: x\n{control}"
         );
         put("DEBIAN/control", &control, 0o644);
         for (name, text) in &self.scripts {
@@ -72,7 +78,7 @@ impl Deb {
         for (path, content, mode) in &self.files {
             put(path, content, *mode);
         }
-        let file = format!("{name}_1_all.deb");
+        let file = format!("{name}_{version}_all.deb");
         let args = ["--root-owner-group", "-Znone", "--build"];
         let built =
             Command::new("dpkg-deb").args(args).arg(tree.path()).arg(dir.join(&file)).output().unwrap();
@@ -119,6 +125,13 @@ impl Lab {
     /// A directory of this machine that no step may reach, with files in it.
     pub fn canary(&self) -> PathBuf {
         self.host.canary()
+    }
+
+    /// What the image is baked on.
+    pub fn base(&self) -> Disk {
+        let (out, _) = self.world.expect(0, &["images", "list"]);
+        let ami = out.lines().find(|line| line.contains("base")).expect(&out);
+        Disk::of(&self.world, ami.split_whitespace().next().unwrap())
     }
 
     /// Writes the definition: these packages, and the rest of image.toml.
