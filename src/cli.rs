@@ -50,7 +50,7 @@ pub enum Verb {
     Plan(Plan),
     /// Print the ami_config_checksum of definitions or directories
     Checksum(Checksum),
-    /// List images, or show one
+    /// List images, show one, or remove some
     #[command(subcommand)]
     Images(Images),
     /// Make a base image of a raw disk image (local region)
@@ -121,13 +121,18 @@ pub struct Checksum {
 pub enum Images {
     /// List images, oldest first
     List {
-        /// Only this family: a definition's `name`
+        /// Only this family (a definition's `name`), or the image of this name
         name: Option<String>,
     },
     /// Show an image, its tags and its packages
     Show {
         #[arg(value_name = "AMI")]
         id: String,
+    },
+    /// Remove images and their snapshots (local region)
+    Remove {
+        #[arg(required = true, value_name = "AMI")]
+        ids: Vec<String>,
     },
 }
 
@@ -166,11 +171,16 @@ pub struct Sweep {
     #[arg(long, value_name = "RUN")]
     pub run: Option<String>,
     /// Also what other hosts left longer ago than this: `6h`, `2days`
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = duration)]
     pub older_than: Option<Duration>,
     /// Also the disks that --keep-on-failure kept
     #[arg(long)]
     pub kept: bool,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text)
+        .map_err(|_| "give a number and a unit, such as `6h` or `2days`".to_owned())
 }
 
 #[cfg(test)]

@@ -64,14 +64,16 @@ async fn run(args: &[String]) -> Result<u8> {
         region,
     };
     let wish = Wish { force: false, replace_failed: false, compat: None, keep_on_failure: false };
-    let all = bake_all(&site, &global, Order::of(&[dir])?, &wish, 2, stop::signals()?).await;
+    let stop = stop::signals(&site.report)?;
+    let all = bake_all(&site, &global, Order::of(&[dir])?, &wish, 2, stop).await;
     println!("calls {}", faulty.calls());
     let baked = &all[0];
-    Ok(match &baked.result {
-        Ok(outcome) => {
-            println!("image {}", outcome.image().id);
-            if baked.left.is_empty() { 0 } else { Kind::LeftBehind as u8 }
-        }
-        Err(error) => Kind::of(error) as u8,
+    if let Some(image) = baked.image() {
+        println!("image {}", image.id);
+    }
+    Ok(match baked.error() {
+        Some(error) => Kind::of(error) as u8,
+        None if baked.left.is_empty() => 0,
+        None => Kind::LeftBehind as u8,
     })
 }
