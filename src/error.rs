@@ -61,7 +61,11 @@ impl Kind {
 
     /// A failure of whatever kind it has, or of this one if it has none.
     pub fn unless_known(self, error: anyhow::Error) -> anyhow::Error {
-        if error.chain().any(|cause| cause.is::<Failure>()) { error } else { self.error(format!("{error:#}")) }
+        if error.chain().any(|cause| cause.is::<Failure>()) {
+            error
+        } else {
+            self.error(format!("{error:#}"))
+        }
     }
 
     /// One word, for `--json`.

@@ -233,7 +233,9 @@ impl Placeholder {
     fn is(&self, name: &OsStr) -> Result<bool> {
         match rustix::fs::statat(&self.dir, name, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => Ok(false),
-            stat => stat.map(|stat| (stat.st_dev, stat.st_ino) == (self.device, self.inode)).map_err(Into::into),
+            stat => {
+                stat.map(|stat| (stat.st_dev, stat.st_ino) == (self.device, self.inode)).map_err(Into::into)
+            }
         }
     }
 
