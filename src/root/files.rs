@@ -15,7 +15,7 @@ pub fn place(inside: &Inside, image: &Definition, unmounted: &[impl AsRef<std::p
     let accounts = Accounts::read(inside)?;
     for file in &image.files {
         place_one(inside, image, file, unmounted, &accounts)
-            .with_context(|| format!("placing {}", file.source.display()))?;
+            .with_context(|| format!("placing {} as {}", file.source.display(), file.target))?;
     }
     Ok(())
 }
