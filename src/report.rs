@@ -164,7 +164,9 @@ impl Report {
 
     /// The cause of a failure, what to do about it, and where to read more. An interruption is no news to the user.
     pub fn failure(&self, failure: &anyhow::Error) {
-        let (text, kind, hint) = (format!("{failure:#}"), Kind::of(failure), error::hint_of(failure));
+        // Names of files of an image may be in it.
+        let (text, kind) = (printable(&format!("{failure:#}")), Kind::of(failure));
+        let hint = error::hint_of(failure).map(|hint| printable(&hint));
         self.log("error", &text);
         if let Some(hint) = &hint {
             self.log("hint", hint);

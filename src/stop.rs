@@ -8,14 +8,18 @@ use std::io::Write;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-/// Turns true at the first signal. Local things die with the process, so that the second one may end it at once.
+/// Turns true at the first signal. Local things die with the process, so that the second one may end it at once: also
+/// while the runtime's thread is busy, for this one listens on a thread of its own.
 pub fn signals(report: &Report) -> Result<watch::Receiver<bool>> {
     let (told, heard) = watch::channel(false);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let inside = runtime.enter();
     let listen = |kind| signal(kind).context("listening for signals");
     let (mut interrupt, mut terminate, mut hang_up) =
         (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?, listen(SignalKind::hangup())?);
+    drop(inside);
     let (screen, style) = (report.screen().clone(), report.style());
-    tokio::spawn(async move {
+    let listening = async move {
         let mut next = async || {
             tokio::select! {
                 _ = interrupt.recv() => "interrupted",
@@ -35,6 +39,8 @@ pub fn signals(report: &Report) -> Result<watch::Receiver<bool>> {
             _ = writeln!(std::io::stdout().lock(), "{result}");
         }
         std::process::exit(code.into());
-    });
+    };
+    let thread = std::thread::Builder::new().name("signals".to_owned());
+    thread.spawn(move || runtime.block_on(listening)).context("starting a thread for signals")?;
     Ok(heard)
 }

@@ -181,3 +181,26 @@ fn the_story_fits_a_screen_and_files_stay_small() {
         }
     }
 }
+
+#[test]
+fn what_has_nothing_to_clean_up_ends_at_a_signal() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("d")).unwrap();
+    // All hole: it takes no room, and minutes to hash.
+    std::fs::File::create(dir.path().join("d/big")).unwrap().set_len(200 << 30).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_oven"));
+    let mut child = command.current_dir(dir.path()).args(["checksum", "d"]).spawn().unwrap();
+    let reading = Path::new("/proc").join(child.id().to_string()).join("fd");
+    let reads = || {
+        let mut fds = reading.read_dir().unwrap().flatten();
+        fds.any(|fd| fd.path().read_link().is_ok_and(|path| path.ends_with("d/big")))
+    };
+    while !reads() {
+        assert!(child.try_wait().unwrap().is_none(), "it has ended");
+        std::thread::yield_now();
+    }
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let status = child.wait().unwrap();
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(15), "{status}");
+}

@@ -87,14 +87,14 @@ fn prepare(verb: &Verb) -> Result<()> {
 
 async fn dispatch(cli: &Cli, report: &Report) -> Result<End> {
     let global = &cli.global;
-    let stop = stop::signals(report)?;
+    // The others have nothing to clean up: a signal ends them as it ends every program.
     match &cli.verb {
-        Verb::Bake(args) => bake::run(global, args, report, stop).await,
+        Verb::Bake(args) => bake::run(global, args, report, stop::signals(report)?).await,
         Verb::Plan(args) => plan::run(global, args, report).await,
         Verb::Checksum(args) => checksum::run(global, args, report),
         Verb::Images(args) => images::run(global, args, report).await,
-        Verb::Import(args) => import::run(global, args, report, stop).await,
-        Verb::Shell(args) => shell::run(global, args, report, stop).await,
+        Verb::Import(args) => import::run(global, args, report, stop::signals(report)?).await,
+        Verb::Shell(args) => shell::run(global, args, report, stop::signals(report)?).await,
         Verb::Sweep(args) => sweep::run(global, args, report).await,
         Verb::Doctor => doctor::run(global, report).await,
         Verb::Completions { shell } => Ok(completions(global, *shell)),

@@ -114,7 +114,8 @@ impl<'a> Runner<'a> {
             if let Ask::File { source, .. } = ask {
                 let absolute = std::path::absolute(source);
                 let absolute = absolute.with_context(|| format!("looking for {}", source.display()))?;
-                packages.push(Bind { source: absolute, target: package_path(index, source) });
+                let (target, within) = (package_path(index, source), Some(work.image.project.clone()));
+                packages.push(Bind { source: absolute, target, within });
             }
         }
         let certificates = network::certificates(work.network, place.inside)?;

@@ -8,7 +8,7 @@ use super::step::mounts::{READ_ONLY, attach, copy, restrict};
 use super::step::{Bind, Spec};
 use crate::error::Kind;
 use anyhow::{Context, Result, bail};
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use std::collections::VecDeque;
@@ -263,8 +263,9 @@ impl Shims<'_> {
 
     /// A file or directory of this machine, read-only.
     pub fn bind(&self, bind: &Bind) -> Result<()> {
-        let source = copy(rustix::fs::CWD, &bind.source, false)
-            .with_context(|| format!("opening {}", bind.source.display()))?;
+        let opened = open_within(&bind.source, bind.within.as_deref(), OFlags::PATH)?;
+        let source =
+            copy(&opened, "", false).with_context(|| format!("opening {}", bind.source.display()))?;
         restrict(&source, READ_ONLY, false)?;
         let stat = rustix::fs::fstat(&source)?;
         let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
@@ -293,6 +294,24 @@ impl Shims<'_> {
         attach(source, on)?;
         Ok(())
     }
+}
+
+/// Opens something of this machine that has to lie in a directory, whose path is canonical. What was opened is looked
+/// at, not the path: nobody can exchange it afterwards.
+pub(super) fn open_within(path: &Path, within: Option<&Path>, flags: OFlags) -> Result<OwnedFd> {
+    let opening = || format!("opening {}", path.display());
+    let fd = rustix::fs::openat(rustix::fs::CWD, path, flags | OFlags::CLOEXEC, Mode::empty());
+    let fd = fd.with_context(opening)?;
+    let Some(within) = within else { return Ok(fd) };
+    let real = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).with_context(opening)?;
+    if !real.starts_with(within) {
+        let (path, real, within) = (path.display(), real.display(), within.display());
+        return Err(Kind::Definition
+            .failure(format!("{path} leads to {real}, out of the project {within}"))
+            .hint("It did not when the definition was read. Leave it alone while it is baked.")
+            .into());
+    }
+    Ok(fd)
 }
 
 fn open_last(place: &Place) -> Result<OwnedFd> {

@@ -78,6 +78,10 @@ pub struct Bind {
     pub source: PathBuf,
     /// Absolute, in the image. Below `/run` it is made; elsewhere it has to exist, and is followed inside the image.
     pub target: String,
+    /// The canonical path of a directory that the source has to lie in when it is bound, wherever links lead by then:
+    /// who owns a definition may exchange its directories, and root follows.
+    #[serde(default)]
+    pub within: Option<PathBuf>,
 }
 
 /// A block device node.

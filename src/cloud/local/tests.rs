@@ -548,3 +548,36 @@ async fn a_region_of_a_newer_oven_is_refused() {
     refuses(Region::open(f.region.dir()), Kind::Machine, "format 99");
     assert_eq!(f.region.dir().metadata().unwrap().mode() & 0o777, 0o700);
 }
+
+#[test]
+fn a_region_is_begun_by_many_at_once() {
+    for _ in 0..50 {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || Region::open(&dir.path().join("region")).map(drop);
+        let all: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(open)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        all.into_iter().for_each(Result::unwrap);
+        let names = dir.path().join("region").read_dir().unwrap().map(|e| e.unwrap().file_name());
+        assert!(names.into_iter().all(|name| !name.to_string_lossy().starts_with('.')));
+    }
+}
+
+#[tokio::test]
+async fn a_record_that_lost_its_content_with_the_power_is_none() {
+    let f = Fixture::new();
+    let (base, run) = (f.import("base-1").await, RunId::new());
+    let volume = f.region.create(&volume_of(&base, &run)).await.unwrap();
+    let record = f.region.dir().join(format!("volumes/{volume}.json"));
+    std::fs::write(&record, "").unwrap();
+    std::fs::write(f.region.dir().join("region.json"), "").unwrap();
+    let region = Region::open(f.region.dir()).unwrap();
+    region.ensure_no_volumes(&run).await.unwrap();
+    region.stale_runs(None).await.unwrap();
+    assert_eq!(f.files("volumes"), 0);
+
+    let record = f.region.dir().join(format!("images/{}.json", base.id));
+    std::fs::write(&record, "{").unwrap();
+    refuses(region.images(None).await, Kind::Cloud, &format!("{}.json is no record", base.id));
+}
