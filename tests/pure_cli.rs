@@ -126,6 +126,7 @@ fn with_json_every_verb_ends_with_a_result() {
     for (code, args) in cases {
         let (out, _) = expect(dir.path(), code, &[&["--json"], args].concat());
         let lines = out.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect(line));
+        let lines: Vec<_> = lines.collect();
         let result = lines.last().expect("a result");
         assert_eq!(
             (&result["event"], &result["exit_code"]),

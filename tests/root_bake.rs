@@ -122,7 +122,7 @@ fn two_definitions_baked_once_and_right() {
     let keys = web.list("/etc/ssh");
     assert!(!keys.iter().any(|name| name.starts_with("ssh_host_")), "{keys:?}");
     assert!(
-        web.list("/etc/systemd/system").iter().any(|name| name.contains("ssh-keys")),
+        web.list("/etc/systemd/system").iter().any(|name| name.contains("keys.service")),
         "nothing makes host keys"
     );
     assert_eq!(web.list("/var/lib/apt/lists").iter().filter(|n| n.contains("Packages")).count(), 0);

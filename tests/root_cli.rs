@@ -167,8 +167,9 @@ fn wait_for_volumes(world: &World, number: usize) {
 
 /// The last object of a JSON stream; every line has to be one.
 fn result(stream: &str) -> Value {
-    let objects = stream.lines().map(|line| serde_json::from_str::<Value>(line).expect(line));
-    let last = objects.last().expect("a result");
+    let objects = stream.lines().map(|line| serde_json::from_str(line).expect(line));
+    let mut objects: Vec<Value> = objects.collect();
+    let last = objects.pop().expect("a result");
     assert_eq!(last["event"], "result", "{stream}");
     last
 }
