@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 
 fn oven(dir: &Path, args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_oven"));
-    command.env_clear().current_dir(dir).args(["--region-dir", "region"]).args(args);
+    command.env_clear().env("OVEN_REGION_DIR", "region").current_dir(dir).args(args);
     command.output().unwrap()
 }
 
@@ -155,6 +155,16 @@ fn a_base_that_is_not_there_or_not_large_enough_names_the_definition() {
     std::fs::write(dir.path().join("web/image.toml"), image).unwrap();
     let (_, err) = expect(dir.path(), 3, &["plan", "web"]);
     assert!(err.contains("web/image.toml:3: `size_gib` is 1, less than the 2 GiB"), "{err}");
+}
+
+#[test]
+fn a_region_inside_of_a_definition_is_refused() {
+    let dir = definition("from = { name = \"debian-12-*\" }\n");
+    for region in ["web/region", "web", "web/../web/.region"] {
+        let (_, err) = expect(dir.path(), 3, &["plan", "--region-dir", region, "web"]);
+        assert!(err.contains("is inside of web"), "{err}");
+    }
+    assert_eq!(std::fs::read_dir(dir.path().join("web")).unwrap().count(), 1, "nothing is made there");
 }
 
 #[test]
