@@ -91,7 +91,9 @@ fn object(baked: &Baked) -> Value {
 fn write_id(dir: &Path, id: &str) -> Result<()> {
     let path = dir.join(AMI_ID_FILE);
     let content = format!("{}\n", json!({"ami_id": id}));
-    if std::fs::read_to_string(&path).is_ok_and(|old| old == content) {
+    // Only what may be ours: a FIFO of that name would keep us waiting for ever.
+    let may_be = path.symlink_metadata().is_ok_and(|m| m.is_file() && m.len() == content.len() as u64);
+    if may_be && std::fs::read_to_string(&path).is_ok_and(|old| old == content) {
         return Ok(());
     }
     let write = || -> Result<()> {
