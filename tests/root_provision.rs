@@ -344,4 +344,6 @@ fn settings_of_the_network_reach_fetch_steps_alone() {
     ground.script("env.sh", "! env | grep -i proxy");
     ground.define("[[run]]\nscript = \"env.sh\"\n");
     ground.bake().facts();
+    ground.define("[[run]]\nscript = \"env.sh\"\nnetwork = true\n");
+    ground.bake().facts();
 }

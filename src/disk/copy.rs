@@ -320,24 +320,25 @@ fn errno(error: &anyhow::Error) -> Option<Errno> {
     })
 }
 
-/// Writes a small file beside its place and renames it. `durable`: it survives a loss of power from then on, if the
-/// directory is synced, too.
+/// Writes a small file beside its place and renames it, also when others do so at the same time. `durable`: it
+/// survives a loss of power from then on, if the directory is synced, too.
 pub fn write_beside(path: &Path, content: &[u8], durable: bool) -> Result<()> {
-    let (dir, name) = (path.parent().unwrap_or(Path::new(".")), path.file_name().unwrap_or_default());
-    let beside = dir.join(format!("{TEMP_PREFIX}{}", name.to_string_lossy()));
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let beside = dir.join(format!("{TEMP_PREFIX}{}", crate::cloud::RunId::new()));
     let write = || -> std::io::Result<()> {
-        let mut file = File::options();
-        file.write(true).create(true).truncate(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
-        let mut file = file.open(&beside)?;
+        let mut file = File::options().write(true).create_new(true).mode(0o600).open(&beside)?;
         file.write_all(content)?;
         if durable {
             file.sync_all()?;
         }
         std::fs::rename(&beside, path)
     };
-    write().map_err(|e| match Errno::from_io_error(&e) {
-        Some(Errno::NOSPC | Errno::DQUOT) => no_space(dir, content.len() as u64),
-        _ => anyhow::Error::from(e).context(format!("writing {}", path.display())),
+    write().map_err(|e| {
+        _ = std::fs::remove_file(&beside);
+        match Errno::from_io_error(&e) {
+            Some(Errno::NOSPC | Errno::DQUOT) => no_space(dir, content.len() as u64),
+            _ => anyhow::Error::from(e).context(format!("writing {}", path.display())),
+        }
     })
 }
 

@@ -1,5 +1,5 @@
-//! What steps with the network are told of it: the settings of oven.toml's `[network]`. Others learn nothing, so
-//! nothing of it can stay in the image.
+//! What fetch steps are told of the network: the settings of oven.toml's `[network]`. They run no code of packages, and
+//! others learn nothing, so nothing of it can stay in the image.
 
 use super::inside::Inside;
 use crate::error::Kind;
@@ -9,7 +9,7 @@ use oven_distro::Shim;
 use std::collections::BTreeMap;
 use std::io::Read;
 
-/// Where such steps see the certificates to trust: the image's own, and those of `ca_file`.
+/// Where fetch steps see the certificates to trust: the image's own, and those of `ca_file`.
 pub const CA_FILE: &str = "/run/oven/ca.pem";
 
 /// Distributions' own bundles are below 1 MiB.
@@ -20,13 +20,9 @@ const BUNDLES: [&str; 3] =
     ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
 
 /// Each program reads its own.
-const CA_VARIABLES: [&str; 6] = [
-    "SSL_CERT_FILE",       // OpenSSL, Go
-    "CURL_CA_BUNDLE",      // curl
-    "REQUESTS_CA_BUNDLE",  // Python's requests, pip
-    "GIT_SSL_CAINFO",      // git
-    "NODE_EXTRA_CA_CERTS", // Node.js
-    "AWS_CA_BUNDLE",       // the AWS CLI
+const CA_VARIABLES: [&str; 2] = [
+    "SSL_CERT_FILE",  // OpenSSL
+    "CURL_CA_BUNDLE", // curl
 ];
 
 pub fn environment(settings: &NetworkSettings, certificates: bool) -> BTreeMap<String, String> {

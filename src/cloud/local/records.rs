@@ -162,7 +162,12 @@ impl Store {
         };
         make().with_context(|| format!("opening the local region {}", dir.display())).map_err(|error| {
             let io = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
-            if matches!(io, Some(ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem)) {
+            use ErrorKind::{
+                AlreadyExists, NotADirectory, PermissionDenied, ReadOnlyFilesystem, StorageFull,
+            };
+            if let Some(PermissionDenied | ReadOnlyFilesystem | NotADirectory | AlreadyExists | StorageFull) =
+                io
+            {
                 let hint = "Run oven as root, or name a directory of your own: --region-dir DIR.";
                 return Kind::Machine.failure(format!("{error:#}")).hint(hint).into();
             }
@@ -219,7 +224,10 @@ impl Store {
         }
         let path = self.record::<R>(id);
         let Some(text) = read_if_there(&path)? else { return Ok(None) };
-        let record = serde_json::from_slice(&text).with_context(|| format!("reading {}", path.display()))?;
+        let record = serde_json::from_slice(&text).map_err(|error| {
+            let hint = "Something else than oven changed it. Without it, what it stands for is gone.";
+            Kind::Cloud.failure(format!("{} is no record: {error}", path.display())).hint(hint)
+        })?;
         Ok(Some(record))
     }
 
@@ -349,9 +357,11 @@ impl Locked {
                 let orphan = if name.starts_with(copy::TEMP_PREFIX) {
                     is_abandoned(&path)
                 } else if let (true, Some(id)) = (documents, name.strip_suffix(".json")) {
-                    is_id(ImageRecord::PREFIX, id) && !self.record::<ImageRecord>(id).exists()
+                    is_id(ImageRecord::PREFIX, id) && !is_written(&self.record::<ImageRecord>(id))
                 } else if let Some(id) = name.strip_suffix(".img") {
-                    !dir.join(format!("{id}.json")).exists() && is_abandoned(&path)
+                    !is_written(&dir.join(format!("{id}.json"))) && is_abandoned(&path)
+                } else if name.ends_with(".json") {
+                    !is_written(&path)
                 } else {
                     false
                 };
@@ -364,15 +374,21 @@ impl Locked {
     }
 }
 
+/// Whether there is a record: see [`read_if_there`].
+fn is_written(path: &Path) -> bool {
+    path.metadata().is_ok_and(|metadata| metadata.len() > 0)
+}
+
 /// Whether nobody has this file locked: a copy under way, or an attached volume.
 fn is_abandoned(path: &Path) -> bool {
     File::open(path)
         .is_ok_and(|file| rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok())
 }
 
+/// An empty file is not there: its name outlived a loss of power, and its content, which nobody had synced, did not.
 fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>> {
     match fs::read(path) {
-        Ok(text) => Ok(Some(text)),
+        Ok(text) => Ok(Some(text).filter(|text| !text.is_empty())),
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e).with_context(|| format!("reading {}", path.display())),
     }
