@@ -115,6 +115,25 @@ fn a_definition_does_not_show_what_it_does_not_hold() {
     }
 }
 
+/// What stands in the place of the id is replaced, neither followed nor waited for.
+#[test]
+fn the_id_is_written_where_a_trap_was() {
+    let world = World::tiny();
+    world.write("precious", "precious");
+    let baked = bake(&world);
+    assert!(baked.status.success(), "{}", stderr(&baked));
+    let id = world.path("image/.ami_id.json");
+    nix::unistd::mkfifo(&id, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    // A hit needs no distro.
+    world.expect(0, &["bake", "image"]);
+    assert!(fs::read_to_string(&id).unwrap().starts_with("{\"ami_id\":\"ami-"));
+    fs::remove_file(&id).unwrap();
+    symlink(world.path("precious"), &id).unwrap();
+    world.expect(0, &["bake", "image"]);
+    assert!(id.symlink_metadata().unwrap().is_file());
+    assert_eq!(fs::read_to_string(world.path("precious")).unwrap(), "precious");
+}
+
 /// Only certificates of `ca_file` are shown to an image, whatever else is in the file.
 #[test]
 fn a_ca_file_holds_certificates() {
