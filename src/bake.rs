@@ -30,7 +30,7 @@ pub async fn bake(
     stop: impl Future<Output = ()>,
 ) -> Ended<Outcome> {
     undo::scope(site.policy(wish), stop, async |undo| {
-        let base = site.resolve(from).await?; //                                               1. resolve
+        let base = site.resolve(image, from).await?; //                                        1. resolve
         let inputs = ask::inputs(site, image, &base)?;
         let _turn = turn::take(site, &inputs).await?; //                  one bake of a fingerprint on this host
         if let Some(found) = ask::find(site, image, &inputs, wish).await? {

@@ -36,7 +36,7 @@ impl Fixture {
         site.import(&raw, "base", Architecture::HOST).await.unwrap();
         let image = Definition::load(&web).unwrap();
         let From::Image(from) = &image.from else { panic!("{:?}", image.from) };
-        let base = site.resolve(from).await.unwrap();
+        let base = site.resolve(&image, from).await.unwrap();
         let inputs = ask::inputs(&site, &image, &base).unwrap();
         Self { dir, site, image, base, inputs }
     }

@@ -86,6 +86,21 @@ fn an_upgrade_and_a_mirror() {
     assert_eq!(sources.map(|path| ground.read(path)), before);
 }
 
+/// The small image trusts nobody: it has no ca-certificates.
+#[test]
+fn certificates_of_the_settings_are_trusted_and_do_not_stay() {
+    let mut ground = Ground::new();
+    ground.network.mirror = Some("https://deb.debian.org/debian".into());
+    ground.define("packages = [\"tree\"]\n");
+    let once = |plan: &mut oven_distro::Plan| plan.steps.iter_mut().for_each(|step| step.retries = 0);
+    let (code, text) = ground.bake_with(once).failure();
+    assert_eq!(code, STEP);
+    assert!(text.to_lowercase().contains("certificate"), "{text}");
+    ground.network.ca_file = Some("/etc/ssl/certs/ca-certificates.crt".into());
+    assert!(ground.bake_with(once).facts()["packages"].contains("\ntree\t"));
+    assert!(!ground.image("etc/ssl/certs/ca-certificates.crt").exists());
+}
+
 #[test]
 fn an_index_that_cannot_be_fetched_is_an_error_and_is_tried_again() {
     let ground = Ground::new();
@@ -328,5 +343,7 @@ fn settings_of_the_network_reach_fetch_steps_alone() {
     assert!(text.contains("127.0.0.1:9") || text.contains("127.0.0.1 9"), "{text}");
     ground.script("env.sh", "! env | grep -i proxy");
     ground.define("[[run]]\nscript = \"env.sh\"\n");
+    ground.bake().facts();
+    ground.define("[[run]]\nscript = \"env.sh\"\nnetwork = true\n");
     ground.bake().facts();
 }

@@ -1,11 +1,10 @@
 //! `oven plan`.
 
-use super::answer;
+use super::{End, answer};
 use crate::ask;
 use crate::cli::{self, Global};
 use crate::cloud::{BaseRef, Image, ImageId, tag};
 use crate::definition::{Definition, From};
-use crate::error::SUCCESS;
 use crate::fingerprint::{self, OldInputs};
 use crate::order::Order;
 use crate::report::Report;
@@ -20,7 +19,7 @@ struct Verdict {
     why: Vec<String>,
 }
 
-pub async fn run(global: &Global, args: &cli::Plan, report: &Report) -> Result<u8> {
+pub async fn run(global: &Global, args: &cli::Plan, report: &Report) -> Result<End> {
     let order = Order::of(&args.definitions)?;
     let site = Site::of(global, &order.images, report.clone())?;
     let mut objects = Vec::new();
@@ -46,8 +45,7 @@ pub async fn run(global: &Global, args: &cli::Plan, report: &Report) -> Result<u
         }
         hits.push(verdict.hit.map(|hit| hit.id));
     }
-    report.event(json!({"event": "result", "images": objects}));
-    Ok(SUCCESS)
+    Ok(End::well(json!({"images": objects})))
 }
 
 fn print(image: &Definition, verdict: &Verdict) {
@@ -66,7 +64,7 @@ async fn judge(
     from: &BaseRef,
     compat: Option<cli::Compat>,
 ) -> Result<Verdict> {
-    let base = site.resolve(from).await?;
+    let base = site.resolve(image, from).await?;
     let inputs = ask::inputs(site, image, &base)?;
     if let Some(hit) = site.cloud.find(&ask::key(&inputs, compat)).await? {
         return Ok(Verdict { hit: Some(hit), why: Vec::new() });

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -79,8 +79,13 @@ impl Temp {
     fn named(dir: &Path) -> Result<Self> {
         let name = dir.join(format!("{TEMP_PREFIX}{}", crate::cloud::RunId::new()));
         let context = || format!("making {}", name.display());
-        let file =
-            File::options().read(true).write(true).create_new(true).open(&name).with_context(context)?;
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&name)
+            .with_context(context)?;
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).with_context(context)?;
         Ok(Self { file, name: Some(name) })
     }
@@ -321,7 +326,7 @@ pub fn write_beside(path: &Path, content: &[u8], durable: bool) -> Result<()> {
     let dir = path.parent().unwrap_or(Path::new("."));
     let beside = dir.join(format!("{TEMP_PREFIX}{}", crate::cloud::RunId::new()));
     let write = || -> std::io::Result<()> {
-        let mut file = File::create_new(&beside)?;
+        let mut file = File::options().write(true).create_new(true).mode(0o600).open(&beside)?;
         file.write_all(content)?;
         if durable {
             file.sync_all()?;

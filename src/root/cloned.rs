@@ -59,7 +59,7 @@ pub const HOST_KEYS: &str = "/etc/ssh/ssh_host_*_key";
 pub const SNAKEOIL: &str = "/etc/ssl/private/ssl-cert-snakeoil.key";
 
 /// What shells and clients keep of what was typed, in a home directory.
-const HISTORIES: [&str; 5] = [".*_history", ".*history", ".lesshst", ".viminfo", ".wget-hsts"];
+const HISTORIES: [&str; 4] = [".*history", ".lesshst", ".viminfo", ".wget-hsts"];
 
 /// Whether `[clean] keep` names a path, or a directory above it.
 pub fn is_kept(keep: &[String], path: &str) -> bool {

@@ -2,7 +2,7 @@
 
 use super::inside::Inside;
 use super::listen::{Listener, Meaning};
-use super::space::Space;
+use super::space::{self, Space};
 use super::step::{self, Bind, Exit, ExitStatus, Node, Spec};
 use super::{execute::Work, network};
 use crate::definition::Ask;
@@ -42,6 +42,8 @@ pub struct Call<'a> {
     pub env: BTreeMap<String, String>,
     pub cwd: String,
     pub network: bool,
+    /// It downloads packages and runs none of their code: the settings of `[network]` are for it alone.
+    pub fetches: bool,
     pub shims: Vec<Shim>,
     pub binds: Vec<Bind>,
     pub throwaway: bool,
@@ -56,7 +58,7 @@ pub struct Runner<'a> {
     place: Place<'a>,
     pub work: Work<'a>,
     packages: Vec<Bind>,
-    /// For steps that have the network.
+    /// For steps that fetch.
     network_env: BTreeMap<String, String>,
     certificates: Option<Shim>,
 }
@@ -83,6 +85,7 @@ impl<'a> Call<'a> {
             env: BTreeMap::new(),
             cwd: "/".to_owned(),
             network: false,
+            fetches: false,
             shims: runner.work.plan.shims.clone(),
             binds: runner.packages.clone(),
             throwaway: false,
@@ -111,7 +114,8 @@ impl<'a> Runner<'a> {
             if let Ask::File { source, .. } = ask {
                 let absolute = std::path::absolute(source);
                 let absolute = absolute.with_context(|| format!("looking for {}", source.display()))?;
-                packages.push(Bind { source: absolute, target: package_path(index, source) });
+                let (target, within) = (package_path(index, source), Some(work.image.project.clone()));
+                packages.push(Bind { source: absolute, target, within });
             }
         }
         let certificates = network::certificates(work.network, place.inside)?;
@@ -177,7 +181,7 @@ impl<'a> Runner<'a> {
 
     async fn once(&self, call: &Call<'_>, on_line: &mut dyn FnMut(&str)) -> Result<Exit> {
         let (mut env, mut shims) = (call.env.clone(), call.shims.clone());
-        if call.network {
+        if call.fetches {
             env.extend(self.network_env.clone());
             shims.extend(self.certificates.clone());
         }
@@ -224,8 +228,7 @@ impl<'a> Runner<'a> {
         let full = heard.no_space || Space::of(self.place.root).is_ok_and(|space| space.is_full());
         if full {
             let what = format!("{} failed: the image's disk is full ({how}){tail}", call.why);
-            let hint = "Give it a larger one: `size_gib` of `[disk]` in image.toml.";
-            return Kind::Step.failure(what).hint(hint);
+            return Kind::Step.failure(what).hint(space::LARGER);
         }
         if let Some(Meaning { means, hint, package }) = meaning {
             let failure = match package {

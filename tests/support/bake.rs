@@ -11,7 +11,7 @@ mod nothing;
 
 use anyhow::Result;
 use faulty::{Fault, Faulty};
-use oven::batch::bake_all;
+use oven::batch::{Baked, bake_all};
 use oven::cli::{Global, Wish};
 use oven::cloud::local::Region;
 use oven::disk::attached::Attached;
@@ -67,15 +67,16 @@ async fn run(args: &[String]) -> Result<u8> {
     };
     let force = std::env::var_os("OVEN_TEST_FORCE").is_some();
     let wish = Wish { force, replace_failed: false, compat: None, keep_on_failure: false };
-    let all = bake_all(&site, &global, Order::of(&[dir])?, &wish, 2, stop::signals()?).await;
+    let stop = stop::signals(&site.report)?;
+    let all = bake_all(&site, &global, Order::of(&[dir])?, &wish, 2, stop).await;
     println!("calls {}", faulty.calls());
     for baked in &all {
-        match &baked.result {
-            Ok(outcome) => {
-                println!("{} {}", if baked.asked { "image" } else { "parent" }, outcome.image().id)
-            }
-            Err(error) => return Ok(Kind::of(error) as u8),
+        if let Some(image) = baked.image() {
+            println!("{} {}", if baked.asked { "image" } else { "parent" }, image.id);
         }
+    }
+    if let Some(error) = all.iter().find_map(Baked::error) {
+        return Ok(Kind::of(error) as u8);
     }
     Ok(if all.iter().all(|baked| baked.left.is_empty()) { 0 } else { Kind::LeftBehind as u8 })
 }

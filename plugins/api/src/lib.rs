@@ -70,7 +70,7 @@ pub struct Job {
     /// A mirror that replaces the image's own archive while packages are fetched, for this bake alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mirror: Option<String>,
-    /// Certificates (PEM) to trust while packages are fetched: a path that steps with the network see.
+    /// Certificates (PEM) to trust while packages are fetched: a path that fetch steps see.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<String>,
 }

@@ -1,6 +1,7 @@
 //! A region's directory: a small JSON record for each thing, the data beside it, and one lock for all that changes.
 
 use super::names::{absent, is_id};
+use super::ours;
 use crate::cloud::wait::{Policy, Probe, until};
 use crate::cloud::{Architecture, ImageId, ImageState, SnapshotId, Tags, VolumeId};
 use crate::disk::copy;
@@ -14,7 +15,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::ops::Deref;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -125,6 +126,9 @@ record!(VolumeRecord, "volumes", "vol", "InvalidVolume");
 
 /// Texts kept with images.
 const DOCUMENTS: &str = "documents";
+/// What runs write here beside the region's own: made with the rest, so that it is as private.
+const LOGS: &str = "logs";
+const LOCKS: &str = "locks";
 
 /// A region's directory, for reading. What changes it goes through [`Locked`].
 #[derive(Debug, Clone)]
@@ -148,19 +152,22 @@ impl Store {
     /// Opens a region, or makes one.
     pub fn open(dir: &Path) -> Result<Self> {
         let make = || -> Result<Self> {
-            // What images hold is nobody else's business.
-            let mut builder = fs::DirBuilder::new();
-            builder.recursive(true).mode(0o700);
-            for part in [ImageRecord::DIR, SnapshotRecord::DIR, VolumeRecord::DIR, DOCUMENTS] {
-                builder.create(dir.join(part))?;
-            }
+            ours::make(dir)?;
             let store = Self { dir: fs::canonicalize(dir)?.into() };
+            for part in [ImageRecord::DIR, SnapshotRecord::DIR, VolumeRecord::DIR, DOCUMENTS, LOGS, LOCKS] {
+                ours::make_part(&store.dir.join(part))?;
+            }
             store.check_format()?;
             Ok(store)
         };
         make().with_context(|| format!("opening the local region {}", dir.display())).map_err(|error| {
             let io = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
-            if matches!(io, Some(ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem)) {
+            use ErrorKind::{
+                AlreadyExists, NotADirectory, PermissionDenied, ReadOnlyFilesystem, StorageFull,
+            };
+            if let Some(PermissionDenied | ReadOnlyFilesystem | NotADirectory | AlreadyExists | StorageFull) =
+                io
+            {
                 let hint = "Run oven as root, or name a directory of your own: --region-dir DIR.";
                 return Kind::Machine.failure(format!("{error:#}")).hint(hint).into();
             }
@@ -292,7 +299,8 @@ impl Store {
         let path = self.dir.join("lock");
         // Opened anew each time: the lock belongs to the open file, so that tasks of one process exclude each other.
         let mut options = File::options();
-        options.create(true).truncate(false).write(true);
+        // Whoever may open it may hold it.
+        options.create(true).truncate(false).write(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
         let file = options.open(&path).with_context(|| format!("opening {}", path.display()))?;
         let what = format!("the lock of the local region ({})", path.display());
         until(&what, &LOCK, async || {
