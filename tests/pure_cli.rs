@@ -100,6 +100,18 @@ fn checksum_prints_the_key_and_with_v_every_file() {
     std::fs::write(dir.path().join("d/f"), "hello\n").unwrap();
     let (out, _) = expect(dir.path(), 0, &["checksum", "d"]);
     assert_eq!(out, "d4bb773a0da54b50d60e6089e12ed7e53c7e423c\n");
+    // A definition's inputs count with it, and not where directories are listed.
+    let (web, input) = (dir.path().join("web"), dir.path().join("common"));
+    [&web, &input].into_iter().for_each(|dir| std::fs::create_dir(dir).unwrap());
+    std::fs::write(web.join("image.toml"), "from = { name = \"b\" }\ninputs = [\"../common\"]\n").unwrap();
+    std::fs::write(input.join("f"), "hello\n").unwrap();
+    let (out, _) = expect(dir.path(), 0, &["checksum", "-v", "web"]);
+    assert!(out.contains("  web/../common/f\n"), "{out}");
+    assert_eq!(
+        out.lines().last(),
+        expect(dir.path(), 0, &["checksum", "web", "web/../common"]).0.lines().last()
+    );
+    assert!(!expect(dir.path(), 0, &["checksum", "-v", "web", "d"]).0.contains("common"));
     let (out, _) = expect(dir.path(), 0, &["checksum", "-v", "d"]);
     assert!(out.starts_with("f572d396fae9206628714fb2ce00f72e94f2258f  d/f\n"), "{out}");
     let (out, _) = expect(dir.path(), 0, &["--json", "checksum", "d"]);

@@ -1,69 +1,15 @@
 //! Real bakes: a Debian base image, real packages from the mirror; what is in the image afterwards.
 
+#[path = "support/disk.rs"]
+mod disk;
 #[path = "support/world.rs"]
 mod world;
 
+use disk::Disk;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
-use world::{World, stderr};
-
-/// An image's root file system, read without mounting it.
-struct Disk(String);
-
-impl Disk {
-    /// Of the image in this world's region.
-    fn of(world: &World, ami: &str) -> Self {
-        let (out, _) = world.expect(0, &["--json", "images", "show", ami]);
-        let object: serde_json::Value = serde_json::from_str(out.trim()).unwrap();
-        let snapshot = object["snapshot"].as_str().unwrap();
-        Self::in_file(&world.region().join("snapshots").join(format!("{snapshot}.img")))
-    }
-
-    fn in_file(raw: &Path) -> Self {
-        let table = Command::new("sfdisk").arg("--json").arg(raw).output().unwrap();
-        let table: serde_json::Value = serde_json::from_slice(&table.stdout).unwrap();
-        let partitions = table["partitiontable"]["partitions"].as_array().unwrap();
-        let root = partitions.iter().max_by_key(|p| p["size"].as_u64()).unwrap();
-        Self(format!("{}?offset={}", raw.display(), root["start"].as_u64().unwrap() * 512))
-    }
-
-    fn debugfs(&self, request: &str) -> (String, String) {
-        let output = Command::new("debugfs").args(["-R", request, &self.0]).output().unwrap();
-        (String::from_utf8_lossy(&output.stdout).into_owned(), stderr(&output))
-    }
-
-    /// `None`: there is no such file.
-    fn read(&self, path: &str) -> Option<String> {
-        let (out, err) = self.debugfs(&format!("cat {path}"));
-        (!err.contains("File not found")).then_some(out)
-    }
-
-    fn list(&self, path: &str) -> Vec<String> {
-        let (out, _) = self.debugfs(&format!("ls -p {path}"));
-        let names = out.lines().filter_map(|line| line.split('/').nth(5));
-        names.filter(|name| !matches!(*name, "" | "." | "..")).map(str::to_owned).collect()
-    }
-
-    fn fsck(&self) -> (bool, String) {
-        let output = Command::new("e2fsck").args(["-fn", &self.0]).output().unwrap();
-        (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
-    }
-
-    /// What `dpkg --audit` says of the image's own database.
-    fn audit(&self) -> String {
-        let dir = tempfile::tempdir().unwrap();
-        for file in ["status", "available", "diversions", "statoverride"] {
-            let content = self.read(&format!("/var/lib/dpkg/{file}")).unwrap_or_default();
-            std::fs::write(dir.path().join(file), content).unwrap();
-        }
-        for sub in ["info", "updates", "triggers"] {
-            self.debugfs(&format!("rdump /var/lib/dpkg/{sub} {}", dir.path().display()));
-        }
-        let output = Command::new("dpkg").arg("--admindir").arg(dir.path()).arg("--audit").output().unwrap();
-        format!("{}{}", String::from_utf8_lossy(&output.stdout), stderr(&output))
-    }
-}
+use world::World;
 
 fn base(variable: &str) -> PathBuf {
     std::env::var_os(variable)

@@ -450,28 +450,33 @@ fn resolv_conf_is_bound_and_never_written() {
 #[test]
 fn shims_are_there_while_the_step_runs_and_gone_after() {
     type Prepare = fn(&Image);
-    let corpus: [(&str, Prepare); 5] = [
-        ("missing", |_| ()),
-        ("its directory is missing", |image| fs::remove_dir(image.path("usr/sbin")).unwrap()),
-        ("a file of mode 0644", |image| {
+    // What the image has itself cannot be changed meanwhile.
+    let change =
+        "rm -f /usr/sbin/policy-rc.d 2>/dev/null; (echo > /usr/sbin/policy-rc.d) 2>/dev/null; cat /run/x/y";
+    let corpus: [(&str, &str, Prepare); 6] = [
+        ("missing", "cat /run/x/y", |_| ()),
+        ("its directory is missing", "cat /run/x/y", |image| fs::remove_dir(image.path("usr/sbin")).unwrap()),
+        ("a file of mode 0644", change, |image| {
             fs::write(image.path("usr/sbin/policy-rc.d"), "#!/bin/sh\nexit 0\n").unwrap()
         }),
-        ("a link to another program", |image| {
+        ("the same file, but of mode 0644", change, |image| {
+            fs::write(image.path("usr/sbin/policy-rc.d"), "#!/bin/sh\nexit 101\n").unwrap()
+        }),
+        ("a link to another program", change, |image| {
             symlink("../../bin/true", image.path("usr/sbin/policy-rc.d")).unwrap();
         }),
-        ("a link in the way", |image| {
+        ("a link in the way", "cat /run/x/y", |image| {
             fs::remove_dir(image.path("usr/sbin")).unwrap();
             symlink("/mnt", image.path("usr/sbin")).unwrap();
         }),
     ];
-    for (case, prepare) in corpus {
+    for (case, then, prepare) in corpus {
         let image = Image::new();
         prepare(&image);
         let before = image.listing();
-        let mut spec = image.shell(
-            "/usr/sbin/policy-rc.d; echo $?; /bin/true; echo $?; stat -c '%a %u' /usr/sbin/policy-rc.d; \
-             rm -f /usr/sbin/policy-rc.d 2>/dev/null; (echo > /usr/sbin/policy-rc.d) 2>/dev/null; cat /run/x/y",
-        );
+        let mut spec = image.shell(&format!(
+            "/usr/sbin/policy-rc.d; echo $?; /bin/true; echo $?; stat -c '%a %u' /usr/sbin/policy-rc.d; {then}"
+        ));
         spec.shims = vec![
             shim("/usr/sbin/policy-rc.d", "#!/bin/sh\nexit 101\n", 0o755),
             shim("/run/x/y", "hello", 0o644),
@@ -485,6 +490,29 @@ fn shims_are_there_while_the_step_runs_and_gone_after() {
     spec.shims = vec![shim("/opt/a/shim", "", 0o644)];
     output(&spec);
     assert!(image.path("opt/a/kept").exists() && !image.path("opt/a/shim").exists());
+}
+
+/// A package may ship a file where a shim is; a script may write one, or move it out of the way.
+#[test]
+fn what_a_step_puts_in_a_shims_place_stays() {
+    let policy = "usr/sbin/policy-rc.d";
+    for (script, left) in [
+        ("echo own > /usr/sbin/policy-rc.d", Some("own\n")),
+        ("echo own > /usr/sbin/new; mv /usr/sbin/new /usr/sbin/policy-rc.d", Some("own\n")),
+        ("ln /usr/sbin/policy-rc.d /usr/sbin/backup; rm /usr/sbin/policy-rc.d", None),
+        ("mv /usr/sbin/policy-rc.d /usr/sbin/aside; echo own > /usr/sbin/policy-rc.d", Some("own\n")),
+        ("rm /usr/sbin/policy-rc.d; mkdir /usr/sbin/policy-rc.d; rmdir /usr/sbin/policy-rc.d", None),
+        ("chmod 0 /usr/sbin/policy-rc.d", None),
+    ] {
+        let image = Image::new();
+        let mut spec = image.shell(&format!("set -e; {script}; echo done"));
+        spec.shims = vec![shim("/usr/sbin/policy-rc.d", "#!/bin/sh\nexit 101\n", 0o755)];
+        assert_eq!(output(&spec), ["done"], "{script}");
+        assert_eq!(fs::read_to_string(image.path(policy)).ok().as_deref(), left, "{script}");
+        let others = fs::read_dir(image.path("usr/sbin")).unwrap().flatten();
+        let others: Vec<_> = others.map(|e| e.file_name()).filter(|name| *name != *"policy-rc.d").collect();
+        assert!(others.is_empty(), "{script}: {others:?}");
+    }
 }
 
 #[test]
@@ -744,7 +772,7 @@ fn parent_with_a_terminal() {
     let Some(root) = std::env::var_os("OVEN_STEP_TERMINAL") else { return };
     let image = Image { dir: tempfile::tempdir().unwrap() };
     let mut spec = image.shell(
-        "[ -t 0 ] && [ -t 1 ] && echo terminal $TERM; trap 'echo interrupted; exit 7' INT; echo ready; \
+        "[ -t 0 ] && [ -t 1 ] && echo terminal $TERM; trap 'echo interrupted; sleep 0.5; exit 7' INT; echo ready; \
          while :; do sleep 0.05; done",
     );
     spec.root = root.into();
@@ -753,7 +781,8 @@ fn parent_with_a_terminal() {
     let before = rustix::termios::tcgetpgrp(stdin).unwrap();
     let exit = block_on(step::run(Path::new(HELPER), &spec, MINUTE, &mut |_| ())).unwrap();
     let after = rustix::termios::tcgetpgrp(stdin).unwrap();
-    println!("ended: {:?} {}", exit.status, before == after);
+    let unread = rustix::io::ioctl_fionread(stdin).unwrap();
+    println!("ended: {:?} {}, unread: {unread}", exit.status, before == after);
 }
 
 #[test]
@@ -777,13 +806,18 @@ fn an_interactive_step_has_the_terminal_and_its_signals() {
             keys.write_all(b"\x03").unwrap();
             keys.flush().unwrap();
         }
+        if line.ends_with("interrupted") {
+            // As a terminal answers when it is asked what it is.
+            keys.write_all(b"\x1b[?62;c\n").unwrap();
+            keys.flush().unwrap();
+        }
         seen.push(line);
     }
     terminal.wait().unwrap();
     let text = seen.join("\n");
     assert!(text.contains("terminal vt220"), "{text}");
     assert!(text.contains("interrupted"), "{text}");
-    assert!(text.contains("ended: Exited(7) true"), "{text}");
+    assert!(text.contains("ended: Exited(7) true, unread: 0"), "{text}");
 }
 
 /// An image whose dynamic loader is the attacker: it runs *as* the host's program, by `/proc/self/exe`.

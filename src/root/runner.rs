@@ -2,7 +2,7 @@
 
 use super::inside::Inside;
 use super::listen::{Listener, Meaning};
-use super::space::Space;
+use super::space::{self, Space};
 use super::step::{self, Bind, Exit, ExitStatus, Node, Spec};
 use super::{execute::Work, network};
 use crate::definition::Ask;
@@ -228,8 +228,7 @@ impl<'a> Runner<'a> {
         let full = heard.no_space || Space::of(self.place.root).is_ok_and(|space| space.is_full());
         if full {
             let what = format!("{} failed: the image's disk is full ({how}){tail}", call.why);
-            let hint = "Give it a larger one: `size_gib` of `[disk]` in image.toml.";
-            return Kind::Step.failure(what).hint(hint);
+            return Kind::Step.failure(what).hint(space::LARGER);
         }
         if let Some(Meaning { means, hint, package }) = meaning {
             let failure = match package {

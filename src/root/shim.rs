@@ -1,20 +1,22 @@
-//! Files that are there only while steps run: bound over the image's own, so that nothing is written into it.
+//! Files that are there only while steps run.
 //!
-//! Where the image has no such file there is nothing to bind over. Then an empty placeholder is made before the step
-//! and removed after it, together with the directories made for it. A machine that fails in between loses nothing: the
-//! disk is thrown away.
+//! Where the image has such a file, the step's is bound over it, so that nothing is written into it. Where it has none
+//! there is nothing to bind over: then the file is made before the step, and removed after it together with the
+//! directories made for it, unless the step put something else there. A package may ship a `/usr/sbin/policy-rc.d` of
+//! its own, or a script write and remove one: a name that something is bound over can be neither replaced nor removed.
+//! A machine that fails in between loses nothing: the disk is thrown away.
 
 use super::step::mounts::{READ_ONLY, attach, copy, restrict};
-use super::step::{Bind, Spec};
+use super::step::{Bind, RESOLV_CONF, Spec};
 use crate::error::Kind;
 use anyhow::{Context, Result, bail};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
 
@@ -131,23 +133,34 @@ struct Placeholder {
     name: OsString,
     device: u64,
     inode: u64,
-    directory: bool,
+    what: What,
+}
+
+/// What a placeholder is.
+#[derive(Clone)]
+enum What {
+    Directory,
+    /// With this content: a shim, or nothing for something to be bound over.
+    File(Vec<u8>),
 }
 
 impl Placeholders {
-    /// Makes what the step will mount on, as far as the image lacks it.
+    /// Makes what the step will see or mount on, as far as the image lacks it.
     pub fn make(root: BorrowedFd<'_>, spec: &Spec) -> Result<Self> {
         let mut made = Self(Vec::new());
         for name in API_DIRECTORIES {
             let place = resolve(root, Path::new(name), false)?;
             if place.found.is_none() {
-                made.add(&place, true).with_context(|| format!("making /{name}"))?;
+                made.add(&place, What::Directory, 0o755).with_context(|| format!("making /{name}"))?;
             }
         }
-        for path in spec.covered() {
+        let shims = spec.shims.iter().map(|shim| (&*shim.path, shim.content.as_bytes(), shim.mode));
+        let resolv_conf = spec.network.then_some((RESOLV_CONF, &b""[..], 0o644));
+        for (path, content, mode) in shims.chain(resolv_conf) {
             let place = resolve(root, Path::new(path), false)?;
             if !place.in_run() && place.found.is_none() && !place.rest.is_empty() {
-                made.add(&place, false).with_context(|| format!("making a place for {path}"))?;
+                let what = What::File(content.to_owned());
+                made.add(&place, what, mode).with_context(|| format!("making a place for {path}"))?;
             }
         }
         Ok(made)
@@ -163,23 +176,22 @@ impl Placeholders {
     }
 
     /// Makes all of `place.rest`: directories, the last as asked.
-    fn add(&mut self, place: &Place, directory: bool) -> Result<()> {
+    fn add(&mut self, place: &Place, what: What, mode: u32) -> Result<()> {
         let mut dir = place.dir.try_clone()?;
         for (index, name) in place.rest.iter().enumerate() {
-            let directory = directory || index + 1 < place.rest.len();
-            let name = name.as_os_str();
-            let fd = if directory {
-                rustix::fs::mkdirat(&dir, name, Mode::from_raw_mode(0o755))?;
-                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                rustix::fs::openat(&dir, name, flags, Mode::empty())?
-            } else {
-                let flags =
-                    OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                rustix::fs::openat(&dir, name, flags, Mode::from_raw_mode(0o644))?
+            let last = index + 1 == place.rest.len();
+            let (what, mode) = if last { (what.clone(), mode) } else { (What::Directory, 0o755) };
+            let fd = match &what {
+                What::Directory => {
+                    rustix::fs::mkdirat(&dir, name, Mode::from_raw_mode(mode))?;
+                    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                    rustix::fs::openat(&dir, name, flags, Mode::empty())?
+                }
+                What::File(content) => write_new(dir.as_fd(), name, content, mode)?,
             };
             let stat = rustix::fs::fstat(&fd)?;
             let (name, device, inode) = (name.to_owned(), stat.st_dev, stat.st_ino);
-            self.0.push(Placeholder { dir: std::mem::replace(&mut dir, fd), name, device, inode, directory });
+            self.0.push(Placeholder { dir: std::mem::replace(&mut dir, fd), name, device, inode, what });
         }
         Ok(())
     }
@@ -196,20 +208,48 @@ impl Placeholders {
 }
 
 impl Placeholder {
-    /// Removes it if it is still what was made: a step may have put something else there.
+    /// Removes it if it is still what was made: a step may have put something else there, or something into it.
     fn remove(&self) -> Result<()> {
-        let stat = match rustix::fs::statat(&self.dir, &*self.name, AtFlags::SYMLINK_NOFOLLOW) {
-            Err(Errno::NOENT) => return Ok(()),
-            stat => stat?,
+        let content = match &self.what {
+            What::Directory if !self.is(&self.name)? => return Ok(()),
+            What::Directory => {
+                return match rustix::fs::unlinkat(&self.dir, &*self.name, AtFlags::REMOVEDIR) {
+                    Err(Errno::NOTEMPTY) => Ok(()), // the step's now
+                    result => Ok(result?),
+                };
+            }
+            What::File(content) => content,
         };
-        if (stat.st_dev, stat.st_ino) != (self.device, self.inode) || (!self.directory && stat.st_size != 0) {
-            return Ok(());
+        // Under whatever name: `dpkg-divert` moves aside what has a diverted one.
+        for name in std::iter::once(self.name.clone()).chain(self.names()?) {
+            if self.is(&name)? && holds(self.dir.as_fd(), &name, content)? {
+                rustix::fs::unlinkat(&self.dir, &*name, AtFlags::empty())?;
+            }
         }
-        let flags = if self.directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
-        match rustix::fs::unlinkat(&self.dir, &*self.name, flags) {
-            Err(Errno::NOTEMPTY) if self.directory => Ok(()), // the step's now
-            result => Ok(result?),
+        Ok(())
+    }
+
+    /// Whether what has this name is what was made.
+    fn is(&self, name: &OsStr) -> Result<bool> {
+        match rustix::fs::statat(&self.dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => Ok(false),
+            stat => {
+                stat.map(|stat| (stat.st_dev, stat.st_ino) == (self.device, self.inode)).map_err(Into::into)
+            }
         }
+    }
+
+    /// The names in its directory that may be its own.
+    fn names(&self) -> Result<Vec<OsString>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let mut names = Vec::new();
+        for entry in Dir::read_from(rustix::fs::openat(&self.dir, ".", flags, Mode::empty())?)? {
+            let entry = entry?;
+            if entry.ino() == self.inode {
+                names.push(OsStr::from_bytes(entry.file_name().to_bytes()).to_owned());
+            }
+        }
+        Ok(names)
     }
 }
 
@@ -251,6 +291,10 @@ impl Shims<'_> {
                 }
                 _ => {} // wherever it leads: it is covered itself
             }
+        }
+        let same_mode = |stat: &Stat| stat.st_mode & 0o777 == mode & 0o777;
+        if place.found.as_ref().is_some_and(same_mode) && holds(place.dir.as_fd(), &place.rest[0], content)? {
+            return Ok(()); // made for this step, or as good as that
         }
         self.count += 1;
         let name = format!("shim{}", self.count);
@@ -341,7 +385,7 @@ fn write_in_run(place: &Place, content: &[u8], mode: u32) -> Result<()> {
     if place.found.is_some() {
         bail!("there is one already");
     }
-    write_new(make_parents(&place.dir, parents)?.as_fd(), last, content, mode)
+    write_new(make_parents(&place.dir, parents)?.as_fd(), last, content, mode).map(drop)
 }
 
 fn make_parents(dir: &OwnedFd, names: &[OsString]) -> Result<OwnedFd> {
@@ -354,11 +398,33 @@ fn make_parents(dir: &OwnedFd, names: &[OsString]) -> Result<OwnedFd> {
     Ok(dir)
 }
 
-fn write_new(dir: BorrowedFd<'_>, name: &OsStr, content: &[u8], mode: u32) -> Result<()> {
+fn write_new(dir: BorrowedFd<'_>, name: &OsStr, content: &[u8], mode: u32) -> Result<OwnedFd> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let fd = rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o600))?;
-    let mut file = File::from(fd);
-    file.write_all(content)?;
+    let mut file = File::from(rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o600))?);
+    let written = file.write_all(content);
+    if written.is_err() {
+        _ = rustix::fs::unlinkat(dir, name, AtFlags::empty()); // the disk is full
+    }
+    written?;
     rustix::fs::fchmod(&file, Mode::from_raw_mode(mode & 0o777))?;
-    Ok(())
+    Ok(file.into())
+}
+
+/// Whether a name is that of a regular file with this content.
+fn holds(dir: BorrowedFd<'_>, name: &OsStr, content: &[u8]) -> Result<bool> {
+    let is_like_it = |stat: &Stat| {
+        FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_size == content.len() as i64
+    };
+    match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Err(Errno::NOENT) => return Ok(false),
+        stat if !is_like_it(&stat?) => return Ok(false),
+        _ => {}
+    }
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let mut file = File::from(rustix::fs::openat(dir, name, flags, Mode::empty())?);
+    let mut found = Vec::new();
+    Ok(is_like_it(&rustix::fs::fstat(&file)?) && {
+        (&mut file).take(content.len() as u64 + 1).read_to_end(&mut found)?;
+        found == content
+    })
 }
