@@ -69,6 +69,18 @@ impl Disk {
         self.stat(path, "Mode:")
     }
 
+    /// In bytes.
+    pub fn size(&self, path: &str) -> u64 {
+        self.stat(path, "Size:").and_then(|size| size.parse().ok()).unwrap_or_default()
+    }
+
+    /// The file system's.
+    pub fn uuid(&self) -> String {
+        let (out, _) = self.debugfs("show_super_stats -h");
+        let line = out.lines().find_map(|line| line.strip_prefix("Filesystem UUID:"));
+        line.expect(&out).trim().to_owned()
+    }
+
     /// Where a symlink leads.
     pub fn link(&self, path: &str) -> Option<String> {
         if self.kind(path)? != "symlink" {
