@@ -76,6 +76,7 @@ impl Site {
                 return Err(Kind::Definition.failure(message).hint(hint).into());
             }
         }
+        refuse_region_inside(first.region_dir.as_deref().unwrap_or(Path::new(REGION_DIR)), definitions)?;
         Self::new(first, report)
     }
 
@@ -201,4 +202,26 @@ impl Site {
         step.done();
         Ok(image)
     }
+}
+
+/// Every file of a definition counts: a region in it would make each bake a new one.
+fn refuse_region_inside(region: &Path, definitions: &[Definition]) -> Result<()> {
+    let absolute =
+        std::path::absolute(region).with_context(|| format!("looking for {}", region.display()))?;
+    // It may not be there yet.
+    let real = absolute.ancestors().find_map(|dir| dir.canonicalize().ok()).unwrap_or_default();
+    for dir in definitions.iter().flat_map(Definition::directories) {
+        if dir.canonicalize().is_ok_and(|dir| real.starts_with(dir)) {
+            let message = format!(
+                "the region {} is inside of {}, whose files all count",
+                region.display(),
+                dir.display()
+            );
+            return Err(Kind::Definition
+                .failure(message)
+                .hint("Keep the region elsewhere: --region-dir DIR.")
+                .into());
+        }
+    }
+    Ok(())
 }

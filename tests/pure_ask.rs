@@ -85,9 +85,14 @@ async fn both_tags_and_the_newest_decide() {
     assert_eq!(f.find(&PLAIN).await, Ok(Some(first.id.clone())));
     assert!(f.plan().0.contains(&format!("already baked as {}", first.id)));
 
+    assert_eq!(first.name, format!("web-{}", &f.inputs.fingerprint()[..12]));
+    assert_eq!(first.tags[tag::BASE], f.base.id.0);
+    assert!(!first.tags.contains_key(tag::FORCED));
+
     let forced = Wish { force: true, ..PLAIN };
     assert_eq!(f.find(&forced).await, Ok(None));
     let second = f.register(&forced, "").await;
+    assert!(second.tags.contains_key(tag::FORCED));
     assert_eq!(second.name, format!("{}-{}", first.name, &second.tags[tag::RUN][..8]));
     assert_eq!(f.find(&PLAIN).await, Ok(Some(second.id.clone())));
     // What failed since does not count, and the one before it does.

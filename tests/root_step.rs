@@ -772,7 +772,7 @@ fn parent_with_a_terminal() {
     let Some(root) = std::env::var_os("OVEN_STEP_TERMINAL") else { return };
     let image = Image { dir: tempfile::tempdir().unwrap() };
     let mut spec = image.shell(
-        "[ -t 0 ] && [ -t 1 ] && echo terminal $TERM; trap 'echo interrupted; exit 7' INT; echo ready; \
+        "[ -t 0 ] && [ -t 1 ] && echo terminal $TERM; trap 'echo interrupted; sleep 0.5; exit 7' INT; echo ready; \
          while :; do sleep 0.05; done",
     );
     spec.root = root.into();
@@ -781,7 +781,8 @@ fn parent_with_a_terminal() {
     let before = rustix::termios::tcgetpgrp(stdin).unwrap();
     let exit = block_on(step::run(Path::new(HELPER), &spec, MINUTE, &mut |_| ())).unwrap();
     let after = rustix::termios::tcgetpgrp(stdin).unwrap();
-    println!("ended: {:?} {}", exit.status, before == after);
+    let unread = rustix::io::ioctl_fionread(stdin).unwrap();
+    println!("ended: {:?} {}, unread: {unread}", exit.status, before == after);
 }
 
 #[test]
@@ -805,13 +806,18 @@ fn an_interactive_step_has_the_terminal_and_its_signals() {
             keys.write_all(b"\x03").unwrap();
             keys.flush().unwrap();
         }
+        if line.ends_with("interrupted") {
+            // As a terminal answers when it is asked what it is.
+            keys.write_all(b"\x1b[?62;c\n").unwrap();
+            keys.flush().unwrap();
+        }
         seen.push(line);
     }
     terminal.wait().unwrap();
     let text = seen.join("\n");
     assert!(text.contains("terminal vt220"), "{text}");
     assert!(text.contains("interrupted"), "{text}");
-    assert!(text.contains("ended: Exited(7) true"), "{text}");
+    assert!(text.contains("ended: Exited(7) true, unread: 0"), "{text}");
 }
 
 /// An image whose dynamic loader is the attacker: it runs *as* the host's program, by `/proc/self/exe`.

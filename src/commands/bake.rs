@@ -110,3 +110,44 @@ fn object(baked: &Baked) -> Value {
         baked.left.iter().map(|l| json!({"what": l.what, "why": l.why, "command": l.command})).collect();
     object
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cloud::RunId;
+    use crate::undo::Left;
+
+    fn baked(failed: Option<Kind>, left: bool) -> Baked {
+        let behind = Left { what: "a volume".into(), command: "oven sweep".into(), why: "busy".into() };
+        let image = crate::cloud::Image {
+            id: crate::cloud::ImageId("ami-1".into()),
+            name: "web".into(),
+            state: crate::cloud::ImageState::Available,
+            architecture: crate::cloud::Architecture::HOST,
+            snapshot: crate::cloud::SnapshotId("snap-1".into()),
+            size_gib: 1,
+            created: String::new(),
+            description: String::new(),
+            tags: Default::default(),
+        };
+        Baked {
+            name: "web".into(),
+            dir: "web".into(),
+            asked: true,
+            run: RunId::new(),
+            became: failed.map_or(Became::Baked(image), |kind| Became::Failed(kind.error("no"))),
+            left: Vec::from_iter(left.then_some(behind)),
+            kept: Vec::new(),
+            log: None,
+        }
+    }
+
+    #[test]
+    fn exit_codes() {
+        let (good, messy) = (|| baked(None, false), || baked(None, true));
+        assert_eq!(exit_code(&[good(), good()]), SUCCESS);
+        assert_eq!(exit_code(&[good(), messy()]), Kind::LeftBehind as u8);
+        let failed = |kind| baked(Some(kind), true);
+        assert_eq!(exit_code(&[messy(), failed(Kind::Step), failed(Kind::NotFound)]), Kind::Step as u8);
+    }
+}

@@ -159,7 +159,7 @@ async fn run_script(runner: &Runner<'_>, script: &Script, kind: &str) -> Result<
 async fn packages_of(runner: &Runner<'_>) -> Result<Option<Vec<Installed>>> {
     let Some(argv) = runner.work.plan.facts.get(packages::FACT) else { return Ok(None) };
     let output = ask(runner, packages::FACT, argv).await?;
-    Ok(Some(packages::parse(&output, &runner.work.plan.expect)))
+    Ok(Some(packages::parse(&output, &runner.work.plan.expect)?))
 }
 
 async fn facts(runner: &Runner<'_>, installed: Option<Vec<Installed>>) -> Result<BTreeMap<String, String>> {

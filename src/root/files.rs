@@ -7,6 +7,9 @@ use crate::error::Kind;
 use anyhow::{Context, Result};
 use rustix::fs::{FileType, OFlags};
 
+/// Looking into each takes some 50 us, and nobody can stop oven meanwhile.
+const HOMES_MAX: usize = 10_000;
+
 /// Places every `[[file]]`. `unmounted`: directories of the image whose file system this kernel cannot mount.
 pub fn place(inside: &Inside, image: &Definition, unmounted: &[impl AsRef<std::path::Path>]) -> Result<()> {
     let accounts = Accounts::read(inside)?;
@@ -82,12 +85,13 @@ impl Accounts {
         id(&self.group, name)
     }
 
-    /// Every account's home directory, once.
+    /// Every account's home directory, once; of more accounts than an image can mean, the first.
     pub fn homes(&self) -> Vec<String> {
         let fields = self.passwd.lines().filter_map(|line| line.split(':').nth(5));
         let mut homes: Vec<_> = fields.filter(|home| home.starts_with('/')).map(str::to_owned).collect();
         homes.sort_unstable();
         homes.dedup();
+        homes.truncate(HOMES_MAX);
         homes
     }
 }
@@ -192,5 +196,8 @@ mod tests {
         assert_eq!((accounts.user("www"), accounts.group("www")), (Some(1033), Some(1034)));
         assert_eq!((accounts.user("root"), accounts.user("7"), accounts.user("q")), (Some(0), Some(7), None));
         assert_eq!(accounts.homes(), ["/var/www"]);
+        let many: String = (0..=HOMES_MAX).map(|home| format!("x:x:1:1::/h/{home}:\n")).collect();
+        std::fs::write(root.join("etc/passwd"), many).unwrap();
+        assert_eq!(Accounts::read(&inside).unwrap().homes().len(), HOMES_MAX);
     }
 }

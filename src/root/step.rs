@@ -4,7 +4,7 @@
 //! other namespaces and all that the step sees, enters it, gives up its rights, starts the command and reaps. When the
 //! command ends, so does everything it started; when oven ends, too.
 
-mod capabilities;
+pub(super) mod capabilities;
 mod covers;
 mod dev;
 mod helper;
@@ -12,8 +12,8 @@ mod lines;
 mod message;
 pub(super) mod mounts;
 mod reap;
-mod scope;
-mod seccomp;
+pub(super) mod scope;
+pub(super) mod seccomp;
 mod spawn;
 mod tree;
 
