@@ -69,6 +69,13 @@ impl Disk {
         self.stat(path, "Mode:")
     }
 
+    /// How many files' content has this text: looked for in the raw disk, so also in what was removed but not discarded.
+    pub fn grep(&self, text: &str) -> usize {
+        let raw = self.0.split('?').next().unwrap_or_default();
+        let output = Command::new("grep").args(["-aoc", text, raw]).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).trim().parse().unwrap()
+    }
+
     /// In bytes.
     pub fn size(&self, path: &str) -> u64 {
         self.stat(path, "Size:").and_then(|size| size.parse().ok()).unwrap_or_default()
