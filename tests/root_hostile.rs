@@ -20,5 +20,7 @@ mod kept;
 mod network;
 #[path = "hostile/planted.rs"]
 mod planted;
+#[path = "hostile/real.rs"]
+mod real;
 #[path = "hostile/space.rs"]
 mod space;

@@ -3,6 +3,7 @@
 use crate::disk::Disk;
 use crate::host::Host;
 use crate::world::{World, stderr};
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -91,8 +92,8 @@ impl Deb {
 pub struct Lab {
     pub world: World,
     host: Host,
-    /// The region's, before any bake.
-    files: BTreeSet<String>,
+    /// The region's, after the last bake that succeeded.
+    files: RefCell<BTreeSet<String>>,
 }
 
 /// How a bake ended.
@@ -118,7 +119,7 @@ impl Lab {
         let world = World::empty();
         world.expect(0, &["import", raw.to_str().unwrap(), "--name", "base"]);
         fs::create_dir_all(world.path("image")).unwrap();
-        let (host, files) = (Host::new(), world.files());
+        let (host, files) = (Host::new(), RefCell::new(world.files()));
         Self { world, host, files }
     }
 
@@ -181,6 +182,7 @@ impl Lab {
     pub fn image(&self) -> (Disk, Baked) {
         let baked = self.bake();
         assert_eq!(baked.code, Some(0), "{}", baked.err);
+        self.files.replace(self.world.files());
         let disk = Disk::of(&self.world, baked.out.trim());
         let (sound, report) = disk.fsck();
         assert!(sound, "{report}");
@@ -200,7 +202,7 @@ impl Lab {
             assert!(baked.err.contains(word), "no \"{word}\" in\n{}", baked.err);
         }
         assert_eq!(baked.out, "");
-        assert_eq!(self.world.files(), self.files, "of the region\n{}", baked.err);
+        assert_eq!(self.world.files(), *self.files.borrow(), "of the region\n{}", baked.err);
     }
 }
 

@@ -97,3 +97,57 @@ fn directories_of_the_system_cannot_be_led_away() {
         }
     }
 }
+
+/// Names that are no text, trees that are deep, and what blocks whoever opens it.
+#[test]
+fn odd_names_and_odd_files_are_cleaned_like_others() {
+    let lab = Lab::new();
+    let postinst = "cd /var/log\nfor name in $(printf 'a\\tb') '-rf' '*'; do\n\
+        mkdir -p \"/tmp/$name\" \"/var/log/dir$name\"\n\
+        for f in \"/tmp/$name/f\" \"/var/log/$name.log\" \"/var/log/dir$name/f\" \"/var/tmp/$name\"; do echo zzztop''secret > \"$f\"; done\n\
+        done\n\
+        perl -e 'for (1..150) { mkdir \"d\" and chdir \"d\" or die $! } open(F, \">f\")' \n\
+        (cd /tmp; perl -e 'for (1..150) { mkdir \"d\" and chdir \"d\" or die $! } open(F, \">f\")')\n\
+        for f in /tmp /var/tmp; do echo zzztop''secret > $f/$(printf '\\377'); done\n\
+        mkfifo /var/log/pipe /tmp/pipe /root/.zsh_history\n\
+        perl -MIO::Socket::UNIX -e 'IO::Socket::UNIX->new(Local => \"/tmp/socket\", Listen => 1) or die'\n\
+        ln /etc/hostname /var/log/hostname.log\n";
+    lab.define(&[Deb::sh(postinst)], "");
+    let (disk, baked) = lab.image();
+    assert_eq!(disk.list("/tmp"), [""; 0], "{}", baked.err);
+    assert_eq!(disk.list("/var/tmp"), [""; 0]);
+    assert_eq!(disk.kind("/root/.zsh_history"), None);
+    assert_eq!(disk.kind("/var/log/hostname.log"), None);
+    assert_eq!(disk.read("/etc/hostname").as_deref(), Some("debian\n"));
+    assert_eq!(disk.grep("zzztopsecret"), 0, "{}", baked.err);
+
+    let deep = "cd /tmp; perl -e 'for (1..3000) { mkdir \"d\" and chdir \"d\" or die $! }'";
+    lab.define(&[Deb::sh(deep)], "");
+    lab.fails(5, &["/tmp/d/d", "deeper than"]);
+    lab.define(&[Deb::sh("echo secret > /var/log/$(printf '\\377').log")], "");
+    lab.fails(5, &["/var/log/\u{fffd}.log: a log"]);
+}
+
+#[test]
+fn a_fifo_in_the_place_of_a_file_blocks_nothing() {
+    let lab = Lab::new();
+    let fifo = "fifo() { for f; do rm -rf \"$f\"; mkfifo \"$f\"; done; }\n";
+    for (files, code) in [
+        (
+            "/etc/machine-id /etc/resolv.conf /etc/fstab /root/.bash_history /var/log/apt/term.log /usr/sbin/policy-rc.d",
+            0,
+        ),
+        // Without accounts it cannot be told where histories are.
+        ("/etc/passwd", 5),
+    ] {
+        lab.world.write("image/look.sh", "#!/bin/sh\ncat /usr/sbin/policy-rc.d /etc/resolv.conf\n");
+        lab.world.write("image/fifo.sh", &format!("#!/bin/sh\n{fifo}fifo {files}\n"));
+        lab.define(
+            &[Deb::new("innocent")],
+            "[[run]]\nscript = \"fifo.sh\"\n[[run]]\nscript = \"look.sh\"\nnetwork = true",
+        );
+        let baked = lab.bake();
+        assert_eq!(baked.code, Some(code), "{files}\n{}", baked.err);
+        assert!(baked.took < std::time::Duration::from_secs(60), "{:?}", baked.took);
+    }
+}

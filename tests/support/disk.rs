@@ -69,6 +69,25 @@ impl Disk {
         self.stat(path, "Mode:")
     }
 
+    /// How many files' content has this text: looked for in the raw disk, so also in what was removed but not discarded.
+    pub fn grep(&self, text: &str) -> usize {
+        let raw = self.0.split('?').next().unwrap_or_default();
+        let output = Command::new("grep").args(["-aoc", text, raw]).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).trim().parse().unwrap()
+    }
+
+    /// In bytes.
+    pub fn size(&self, path: &str) -> u64 {
+        self.stat(path, "Size:").and_then(|size| size.parse().ok()).unwrap_or_default()
+    }
+
+    /// The file system's.
+    pub fn uuid(&self) -> String {
+        let (out, _) = self.debugfs("show_super_stats -h");
+        let line = out.lines().find_map(|line| line.strip_prefix("Filesystem UUID:"));
+        line.expect(&out).trim().to_owned()
+    }
+
     /// Where a symlink leads.
     pub fn link(&self, path: &str) -> Option<String> {
         if self.kind(path)? != "symlink" {
