@@ -1,4 +1,5 @@
-//! The story of one image, in six steps.
+//! The story of one image, in six steps. The compiler guards their order: each takes what only the one before it gives,
+//! and a mounted [`Root`] borrows its disk, so that committing it before `close` does not compile.
 
 use crate::cli::Wish;
 use crate::cloud::{BaseRef, Image, RunId};

@@ -161,7 +161,7 @@ async fn one(
     for kept in &ended.kept {
         let look = site.spelt(&format!("oven shell {}", run.short()));
         let remove = site.spelt(&format!("oven sweep --kept --run {}", run.short()));
-        report.note(format!("kept {kept}; look into it: {look}; remove it: {remove}"));
+        report.note(format!("kept {kept}\n    look into it: {look}\n    remove it:    {remove}"));
     }
     ended
 }

@@ -27,7 +27,9 @@ pub fn keep(dir: &Path, id: Option<&ImageId>, report: &Report) {
 fn write(dir: &Path, id: &ImageId) -> Result<()> {
     let path = dir.join(NAME);
     let content = format!("{}\n", json!({"ami_id": id}));
-    if std::fs::read_to_string(&path).is_ok_and(|old| old == content) {
+    // Only what may be ours: a FIFO of that name would keep us waiting for ever.
+    let may_be = path.symlink_metadata().is_ok_and(|m| m.is_file() && m.len() == content.len() as u64);
+    if may_be && std::fs::read_to_string(&path).is_ok_and(|old| old == content) {
         return Ok(());
     }
     let write = || -> Result<()> {

@@ -262,7 +262,7 @@ impl Report {
 }
 
 /// Without what would drive a terminal.
-fn printable(text: &str) -> String {
+pub fn printable(text: &str) -> String {
     text.chars().filter(|c| !c.is_control() || matches!(c, '\t' | '\n')).collect()
 }
 

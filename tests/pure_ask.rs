@@ -4,6 +4,7 @@ use oven::ask;
 use oven::cli::{Compat, Wish};
 use oven::cloud::{Architecture, Base, Cloud, Image, ImageId, RunId, Tags, VolumeSpec, Volumes, tag};
 use oven::definition::{Definition, From};
+use oven::disk::DiskSpec;
 use oven::error::{Kind, hint_of};
 use oven::fingerprint::Inputs;
 use oven::report::Report;
@@ -145,4 +146,14 @@ async fn a_git_directory_inside_is_warned_about() {
     std::fs::write(f.dir.path().join("web/.git/HEAD"), "x").unwrap();
     let (_, told) = f.plan();
     assert!(told.contains("web/.git is inside"), "{told}");
+}
+
+#[tokio::test]
+async fn a_disk_that_would_shrink_is_the_definitions_mistake() {
+    let f = Fixture::new().await;
+    let (base, run) = (Base { size_gib: 2, ..f.base.clone() }, RunId::new());
+    let spec = DiskSpec { size_gib: Some(1), tags: Tags::new() };
+    let error = f.site.disks.checkout(&base, &spec, &run, &Undo::default()).await.err().unwrap();
+    assert_eq!(Kind::of(&error), Kind::Definition);
+    assert!(error.to_string().contains("size_gib = 1"), "{error:#}");
 }

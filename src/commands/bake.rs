@@ -5,7 +5,7 @@ use crate::batch::{Baked, Became, bake_all};
 use crate::cli::{self, Global};
 use crate::error::{Kind, SUCCESS, hint_of};
 use crate::order::Order;
-use crate::report::{Ink, Report};
+use crate::report::{Ink, Report, printable};
 use crate::site::Site;
 use crate::{definition, id_file};
 use anyhow::Result;
@@ -69,7 +69,8 @@ fn summarise(all: &[Baked], report: &Report) {
 }
 
 fn first_line(error: &anyhow::Error) -> String {
-    format!("{error:#}").lines().next().unwrap_or_default().chars().take(REASON_MAX).collect()
+    let text = printable(&format!("{error:#}"));
+    text.lines().next().unwrap_or_default().chars().take(REASON_MAX).collect()
 }
 
 /// The first failure decides; a parent that failed comes before its children. But who interrupts several knows best.

@@ -50,6 +50,7 @@ async fn open(site: &Site, what: &str, run: &RunId, undo: &Rc<Undo>) -> Result<B
     if what.starts_with("ami-") {
         let base = site.cloud.base(&BaseRef::Id(ImageId(what.to_owned()))).await?;
         site.report.note(format!("a throw-away copy of {what}: nothing that you change is kept"));
+        let _step = site.report.step("checkout", format!("checking out the disk of {what}"));
         return site.disks.checkout(&base, &DiskSpec::default(), run, undo).await;
     }
     let stale = site.cloud.stale_runs(None).await?;

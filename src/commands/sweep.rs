@@ -21,6 +21,9 @@ pub async fn run(global: &Global, args: &cli::Sweep, report: &Report) -> Result<
     let verb = if args.dry_run { "would remove" } else { "removed" };
     let (mut failed, mut swept) = (0, Vec::new());
     for run in stale {
+        // Somebody may have a shell on it.
+        let what = || format!("removing what run {} left", run.run.short());
+        let _step = (!args.dry_run).then(|| report.step("sweep", what()));
         if !args.dry_run
             && let Err(error) = remove(&site, &run.run).await
         {
