@@ -475,7 +475,7 @@ fn shims_are_there_while_the_step_runs_and_gone_after() {
         prepare(&image);
         let before = image.listing();
         let mut spec = image.shell(&format!(
-            "/usr/sbin/policy-rc.d; echo $?; /bin/true; echo $?; stat -c '%a %u' /usr/sbin/policy-rc.d; {then}"
+            "/usr/sbin/policy-rc.d; echo $?; /bin/true; echo $?; stat -L -c '%a %u' /usr/sbin/policy-rc.d; {then}"
         ));
         spec.shims = vec![
             shim("/usr/sbin/policy-rc.d", "#!/bin/sh\nexit 101\n", 0o755),
@@ -503,6 +503,9 @@ fn what_a_step_puts_in_a_shims_place_stays() {
         ("mv /usr/sbin/policy-rc.d /usr/sbin/aside; echo own > /usr/sbin/policy-rc.d", Some("own\n")),
         ("rm /usr/sbin/policy-rc.d; mkdir /usr/sbin/policy-rc.d; rmdir /usr/sbin/policy-rc.d", None),
         ("chmod 0 /usr/sbin/policy-rc.d", None),
+        ("rm /usr/sbin/.oven-*", None),
+        ("rm /usr/sbin/.oven-*; echo own > /usr/sbin/policy-rc.d", Some("own\n")),
+        ("ln -sf ../../etc/own /usr/sbin/policy-rc.d; echo own > /etc/own", Some("own\n")),
     ] {
         let image = Image::new();
         let mut spec = image.shell(&format!("set -e; {script}; echo done"));

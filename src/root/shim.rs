@@ -2,14 +2,16 @@
 //!
 //! Where the image has such a file, the step's is bound over it, so that nothing is written into it. Where it has none
 //! there is nothing to bind over: then the file is made before the step, and removed after it together with the
-//! directories made for it, unless the step put something else there. A package may ship a `/usr/sbin/policy-rc.d` of
-//! its own, or a script write and remove one: a name that something is bound over can be neither replaced nor removed.
-//! A machine that fails in between loses nothing: the disk is thrown away.
+//! directories made for it. It is made under another name, with a symlink to it, so that the step may put something of
+//! its own there, which stays: a package may ship a `/usr/sbin/policy-rc.d`, alternatives lead there (they replace
+//! links alone), a script write and remove one. What is bound over can be neither replaced nor removed. A machine that
+//! fails in between loses nothing: the disk is thrown away.
 
 use super::step::mounts::{READ_ONLY, attach, copy, restrict};
 use super::step::{Bind, RESOLV_CONF, Spec};
 use crate::error::Kind;
 use anyhow::{Context, Result, bail};
+use oven_distro::Shim;
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
@@ -42,6 +44,11 @@ pub(super) struct Place {
 impl Place {
     fn in_run(&self) -> bool {
         self.real.iter().chain(&self.rest).next().is_some_and(|first| first == RUN)
+    }
+
+    fn is_file(&self, content: &[u8], mode: u32) -> Result<bool> {
+        let same_mode = |stat: &Stat| stat.st_mode & 0o777 == mode & 0o777;
+        Ok(self.found.as_ref().is_some_and(same_mode) && holds(self.dir.as_fd(), &self.rest[0], content)?)
     }
 }
 
@@ -137,11 +144,12 @@ struct Placeholder {
 }
 
 /// What a placeholder is.
-#[derive(Clone)]
 enum What {
     Directory,
-    /// With this content: a shim, or nothing for something to be bound over.
-    File(Vec<u8>),
+    /// An empty file, for something to be bound over.
+    Empty,
+    /// A link to a shim with this name beside it, and this content.
+    Shim(OsString, Vec<u8>),
 }
 
 impl Placeholders {
@@ -151,16 +159,14 @@ impl Placeholders {
         for name in API_DIRECTORIES {
             let place = resolve(root, Path::new(name), false)?;
             if place.found.is_none() {
-                made.add(&place, What::Directory, 0o755).with_context(|| format!("making /{name}"))?;
+                made.directories(&place, &place.rest).with_context(|| format!("making /{name}"))?;
             }
         }
-        let shims = spec.shims.iter().map(|shim| (&*shim.path, shim.content.as_bytes(), shim.mode));
-        let resolv_conf = spec.network.then_some((RESOLV_CONF, &b""[..], 0o644));
-        for (path, content, mode) in shims.chain(resolv_conf) {
+        let shims = spec.shims.iter().map(|shim| (&*shim.path, Some(shim)));
+        for (path, shim) in shims.chain(spec.network.then_some((RESOLV_CONF, None))) {
             let place = resolve(root, Path::new(path), false)?;
             if !place.in_run() && place.found.is_none() && !place.rest.is_empty() {
-                let what = What::File(content.to_owned());
-                made.add(&place, what, mode).with_context(|| format!("making a place for {path}"))?;
+                made.file(&place, shim).with_context(|| format!("making a place for {path}"))?;
             }
         }
         Ok(made)
@@ -175,25 +181,40 @@ impl Placeholders {
         self.remove_all()
     }
 
-    /// Makes all of `place.rest`: directories, the last as asked.
-    fn add(&mut self, place: &Place, what: What, mode: u32) -> Result<()> {
+    fn directories(&mut self, place: &Place, names: &[OsString]) -> Result<OwnedFd> {
         let mut dir = place.dir.try_clone()?;
-        for (index, name) in place.rest.iter().enumerate() {
-            let last = index + 1 == place.rest.len();
-            let (what, mode) = if last { (what.clone(), mode) } else { (What::Directory, 0o755) };
-            let fd = match &what {
-                What::Directory => {
-                    rustix::fs::mkdirat(&dir, name, Mode::from_raw_mode(mode))?;
-                    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                    rustix::fs::openat(&dir, name, flags, Mode::empty())?
-                }
-                What::File(content) => write_new(dir.as_fd(), name, content, mode)?,
-            };
-            let stat = rustix::fs::fstat(&fd)?;
-            let (name, device, inode) = (name.to_owned(), stat.st_dev, stat.st_ino);
-            self.0.push(Placeholder { dir: std::mem::replace(&mut dir, fd), name, device, inode, what });
+        for name in names {
+            rustix::fs::mkdirat(&dir, &**name, Mode::from_raw_mode(0o755))?;
+            let next = self.note(dir, name, What::Directory)?;
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            dir = rustix::fs::openat(next, &**name, flags, Mode::empty())?;
         }
+        Ok(dir)
+    }
+
+    fn file(&mut self, place: &Place, shim: Option<&Shim>) -> Result<()> {
+        let (name, parents) = place.rest.split_last().context("a path without a name")?;
+        let dir = self.directories(place, parents)?;
+        let Some(shim) = shim else {
+            write_new(dir.as_fd(), name, b"", 0o644)?;
+            self.note(dir, name, What::Empty)?;
+            return Ok(());
+        };
+        let mut bytes = [0; 8];
+        rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())?;
+        let beside = OsString::from(format!(".oven-{:016x}", u64::from_ne_bytes(bytes)));
+        write_new(dir.as_fd(), &beside, shim.content.as_bytes(), shim.mode)?;
+        rustix::fs::symlinkat(&*beside, &dir, &**name)?;
+        self.note(dir, name, What::Shim(beside, shim.content.clone().into_bytes()))?;
         Ok(())
+    }
+
+    /// Remembers what was made, and gives its directory.
+    fn note(&mut self, dir: OwnedFd, name: &OsStr, what: What) -> Result<&OwnedFd> {
+        let stat = rustix::fs::statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let (name, device, inode) = (name.to_owned(), stat.st_dev, stat.st_ino);
+        self.0.push(Placeholder { dir, name, device, inode, what });
+        Ok(&self.0[self.0.len() - 1].dir)
     }
 
     fn remove_all(&mut self) -> Result<()> {
@@ -210,42 +231,68 @@ impl Placeholders {
 impl Placeholder {
     /// Removes it if it is still what was made: a step may have put something else there, or something into it.
     fn remove(&self) -> Result<()> {
-        let content = match &self.what {
-            What::Directory if !self.is(&self.name)? => return Ok(()),
-            What::Directory => {
-                return match rustix::fs::unlinkat(&self.dir, &*self.name, AtFlags::REMOVEDIR) {
+        match &self.what {
+            What::Directory if self.is(&self.name)? => {
+                match rustix::fs::unlinkat(&self.dir, &*self.name, AtFlags::REMOVEDIR) {
                     Err(Errno::NOTEMPTY) => Ok(()), // the step's now
                     result => Ok(result?),
-                };
+                }
             }
-            What::File(content) => content,
-        };
+            What::Empty if self.is(&self.name)? && self.holds(&self.name, b"")? => {
+                Ok(rustix::fs::unlinkat(&self.dir, &*self.name, AtFlags::empty())?)
+            }
+            What::Directory | What::Empty => Ok(()),
+            What::Shim(beside, content) => self.remove_shim(beside, content),
+        }
+    }
+
+    fn remove_shim(&self, beside: &OsStr, content: &[u8]) -> Result<()> {
+        // Written to through the link: then it is what the step wants to be there.
+        let kept = self.leads_to(&self.name, beside)? && !self.holds(beside, content)?;
         // Under whatever name: `dpkg-divert` moves aside what has a diverted one.
-        for name in std::iter::once(self.name.clone()).chain(self.names()?) {
-            if self.is(&name)? && holds(self.dir.as_fd(), &name, content)? {
+        for name in std::iter::once(self.name.clone()).chain(self.links()?) {
+            if self.leads_to(&name, beside)? {
                 rustix::fs::unlinkat(&self.dir, &*name, AtFlags::empty())?;
             }
         }
-        Ok(())
+        let done = if kept {
+            rustix::fs::renameat(&self.dir, beside, &self.dir, &*self.name)
+        } else {
+            rustix::fs::unlinkat(&self.dir, beside, AtFlags::empty())
+        };
+        match done {
+            Err(Errno::NOENT) => Ok(()), // the step removed it
+            done => Ok(done?),
+        }
     }
 
     /// Whether what has this name is what was made.
     fn is(&self, name: &OsStr) -> Result<bool> {
         match rustix::fs::statat(&self.dir, name, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => Ok(false),
-            stat => {
-                stat.map(|stat| (stat.st_dev, stat.st_ino) == (self.device, self.inode)).map_err(Into::into)
-            }
+            stat => stat.map(|s| (s.st_dev, s.st_ino) == (self.device, self.inode)).map_err(Into::into),
         }
     }
 
-    /// The names in its directory that may be its own.
-    fn names(&self) -> Result<Vec<OsString>> {
+    /// A new link may have an old one's inode; where it leads is told by its text.
+    fn leads_to(&self, name: &OsStr, target: &OsStr) -> Result<bool> {
+        match rustix::fs::readlinkat(&self.dir, name, Vec::new()) {
+            Err(Errno::NOENT | Errno::INVAL) => Ok(false),
+            found => Ok(found?.as_bytes() == target.as_bytes()),
+        }
+    }
+
+    fn holds(&self, name: &OsStr, content: &[u8]) -> Result<bool> {
+        holds(self.dir.as_fd(), name, content)
+    }
+
+    /// The symlinks in its directory.
+    fn links(&self) -> Result<Vec<OsString>> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let mut names = Vec::new();
         for entry in Dir::read_from(rustix::fs::openat(&self.dir, ".", flags, Mode::empty())?)? {
             let entry = entry?;
-            if entry.ino() == self.inode {
+            if matches!(entry.file_type(), FileType::Symlink | FileType::Unknown) {
                 names.push(OsStr::from_bytes(entry.file_name().to_bytes()).to_owned());
             }
         }
@@ -289,12 +336,10 @@ impl Shims<'_> {
                 Ok(target) if target.in_run() && !target.rest.is_empty() => {
                     return write_in_run(&target, content, mode);
                 }
+                // Made for this step, or as good as that.
+                Ok(target) if target.is_file(content, mode)? => return Ok(()),
                 _ => {} // wherever it leads: it is covered itself
             }
-        }
-        let same_mode = |stat: &Stat| stat.st_mode & 0o777 == mode & 0o777;
-        if place.found.as_ref().is_some_and(same_mode) && holds(place.dir.as_fd(), &place.rest[0], content)? {
-            return Ok(()); // made for this step, or as good as that
         }
         self.count += 1;
         let name = format!("shim{}", self.count);

@@ -55,9 +55,32 @@ fn a_package_may_ship_its_own_policy() {
     lab.define(&[Deb::sh(script)], "");
     let (disk, _) = lab.image();
     assert_eq!(disk.link("/usr/sbin/policy-rc.d").as_deref(), Some("/usr/share/hostile/file"));
-    lab.define(&[Deb::sh("rm -f /usr/sbin/policy-rc.d; ! test -e /usr/sbin/policy-rc.d")], "");
+    // By an alternative, which replaces nothing but links.
+    let script = "update-alternatives --install /usr/sbin/policy-rc.d policy-rc.d /usr/share/hostile/file 1";
+    lab.define(&[Deb::sh(script)], "");
     let (disk, _) = lab.image();
-    assert_eq!(disk.kind("/usr/sbin/policy-rc.d"), None);
+    assert_eq!(disk.link("/usr/sbin/policy-rc.d").as_deref(), Some("/etc/alternatives/policy-rc.d"));
+    // Written in place.
+    lab.define(&[Deb::sh("echo own > /usr/sbin/policy-rc.d; chmod 700 /usr/sbin/policy-rc.d")], "");
+    let (disk, _) = lab.image();
+    assert_eq!(disk.read("/usr/sbin/policy-rc.d").as_deref(), Some("own\n"));
+    assert_eq!(disk.mode("/usr/sbin/policy-rc.d").as_deref(), Some("0700"));
+    // As scripts do that bring their own protection from services.
+    for script in [
+        "printf '#!/bin/sh\\nexit 101\\n' > /usr/sbin/policy-rc.d; chmod +x /usr/sbin/policy-rc.d; rm -f /usr/sbin/policy-rc.d",
+        "dpkg-divert --local --rename --add /usr/sbin/policy-rc.d; ln -s /bin/true /usr/sbin/policy-rc.d; \
+         rm /usr/sbin/policy-rc.d; dpkg-divert --local --rename --remove /usr/sbin/policy-rc.d",
+        "dpkg-divert --local --rename --add /usr/sbin/policy-rc.d",
+    ] {
+        lab.define(&[Deb::sh(script)], "");
+        let (disk, _) = lab.image();
+        let left: Vec<_> = disk
+            .list("/usr/sbin")
+            .into_iter()
+            .filter(|n| n.contains("policy") || n.starts_with('.'))
+            .collect();
+        assert_eq!(left, [""; 0], "{script}");
+    }
 }
 
 #[test]
