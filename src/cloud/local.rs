@@ -15,6 +15,7 @@
 
 mod import;
 mod names;
+mod ours;
 mod records;
 mod sweep;
 mod volumes;
