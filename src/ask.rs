@@ -1,8 +1,10 @@
 //! From a definition to what the cloud, the disk and the distro are asked for.
 
+mod attributes;
+
 use crate::cli::{Compat, Wish};
-use crate::cloud::{Base, Image, ImageSpec, ImageState, Key, RunId, Tags, VolumeKind, tag};
-use crate::definition::{Ask, Definition};
+use crate::cloud::{Attributes, Base, Image, ImageSpec, ImageState, Key, RunId, Tags, VolumeKind, tag};
+use crate::definition::{Ask, DEFAULT_TYPE, Definition};
 use crate::disk::DiskSpec;
 use crate::error::Kind;
 use crate::fingerprint::Inputs;
@@ -11,6 +13,7 @@ use crate::root::{MountOptions, Root, execute};
 use crate::settings::Settings;
 use crate::site::Site;
 use anyhow::{Context, Result};
+pub use attributes::attributes;
 use oven_distro::{Distro, Job, Package, Refused};
 use std::collections::BTreeMap;
 
@@ -63,10 +66,17 @@ pub async fn find(site: &Site, image: &Definition, inputs: &Inputs, wish: &Wish)
     }
 }
 
-pub fn disk(image: &Definition, run: &RunId) -> Result<DiskSpec> {
+/// The volume that is baked on. What is not said of its kind is the fastest for nothing, not the base's.
+pub fn disk(image: &Definition, base: &Base, run: &RunId) -> Result<DiskSpec> {
     let mut tags = run_tags(image, run);
     tags.insert(tag::OWNER.to_owned(), Owner::this().to_string());
-    Ok(DiskSpec { size_gib: image.size_gib, kind: VolumeKind::default(), tags })
+    let VolumeKind { volume_type, iops, throughput, .. } = &image.volume;
+    // But what is provisioned is so for a type: the image's.
+    let inherited = base.attributes.root_volume.volume_type.clone();
+    let inherited = inherited.filter(|_| iops.is_some() || throughput.is_some());
+    let volume_type = volume_type.clone().or(inherited).unwrap_or_else(|| DEFAULT_TYPE.to_owned());
+    let kind = VolumeKind { volume_type: Some(volume_type), ..image.volume.clone() };
+    Ok(DiskSpec { size_gib: image.size_gib, kind, tags })
 }
 
 /// Tags of everything that a run makes.
@@ -120,6 +130,7 @@ pub fn refused(refused: Refused) -> anyhow::Error {
 pub fn image(
     image: &Definition,
     base: &Base,
+    attributes: Attributes,
     inputs: &Inputs,
     facts: BTreeMap<String, String>,
     run: &RunId,
@@ -141,7 +152,7 @@ pub fn image(
         architecture: base.architecture,
         root_device: base.root_device.clone(),
         size_gib: image.size_gib.unwrap_or(base.size_gib),
-        attributes: base.attributes.clone(),
+        attributes,
         tags,
         run: run.clone(),
         documents,

@@ -11,6 +11,7 @@ use serde_json::json;
 
 pub fn run(global: &Global, report: &Report) -> Result<u8> {
     let mut checks = machine::checks();
+    checks.extend(machine::egress());
     checks.push(machine::region(Site::of(global, &[], report.clone())));
     let lacking = checks.iter().filter(|check| check.lacks()).count();
     report.event(json!({"event": "result", "fit": lacking == 0, "checks": checks}));

@@ -67,6 +67,7 @@ async fn judge(
     compat: Option<cli::Compat>,
 ) -> Result<Verdict> {
     let base = site.resolve(from).await?;
+    ask::attributes(image, &base)?;
     let inputs = Inputs::of(image, &base, &site.settings)?;
     if let Some(hit) = site.cloud.find(&ask::key(&inputs, compat)).await? {
         return Ok(Verdict { hit: Some(hit), why: Vec::new() });

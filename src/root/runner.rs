@@ -9,6 +9,7 @@ use crate::definition::Ask;
 use crate::error::{Failure, Kind};
 use anyhow::{Context, Result};
 use oven_distro::{Shim, Trouble};
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -58,6 +59,8 @@ pub struct Runner<'a> {
     place: Place<'a>,
     pub work: Work<'a>,
     packages: Vec<Bind>,
+    /// Whether steps with the network are fenced; asked for when the first one comes.
+    fenced: OnceCell<bool>,
     /// For steps that fetch.
     network_env: BTreeMap<String, String>,
     certificates: Option<Shim>,
@@ -119,7 +122,7 @@ impl<'a> Runner<'a> {
         }
         let certificates = network::certificates(work.network, place.inside)?;
         let network_env = network::environment(work.network, certificates.is_some());
-        Ok(Self { place: *place, work: *work, packages, network_env, certificates })
+        Ok(Self { place: *place, work: *work, packages, fenced: OnceCell::new(), network_env, certificates })
     }
 
     /// The shims that the definition's scripts see: they may want to change the image's real configuration.
@@ -190,6 +193,7 @@ impl<'a> Runner<'a> {
             env,
             cwd: call.cwd.clone(),
             network: call.network,
+            fenced: call.network && self.fenced(),
             resolv_conf: None,
             shims,
             binds: call.binds.clone(),
@@ -198,6 +202,11 @@ impl<'a> Runner<'a> {
             interactive: false,
         };
         step::run(self.work.helper, &spec, call.timeout, on_line).await
+    }
+
+    fn fenced(&self) -> bool {
+        let work = &self.work;
+        *self.fenced.get_or_init(|| !work.image.imds && work.guard.fences(work.report))
     }
 
     fn tell_of_daemons(&self, call: &Call<'_>, exit: &Exit) {
