@@ -300,13 +300,16 @@ mod tests {
     fn a_whole_file_is_read_and_paths_are_relative_to_it() {
         let top = tree();
         let project = std::fs::canonicalize(top.path().join("project")).unwrap();
-        let toml = "cloud = \"local\"\nregion = \"test-1\"\nregion_dir = \"../region\"\n[network]\n\
+        let toml = "cloud = \"local\"\nregion = \"test-1\"\nregion_dir = \"../region\"\n\
+                    instance_id = \"i-0123456789abcdef0\"\nzone = \"eu-central-1a\"\n[network]\n\
                     proxy = \"http://user:secret@proxy.example:3128/\"\nno_proxy = \"localhost, .example\"\n\
                     ca_file = \"ca.pem\"\nmirror = \"https://deb.example/debian/\"\n";
         let settings = settings(top.path(), toml).unwrap();
         assert_eq!(settings.file, Some(project.join("oven.toml")));
         assert_eq!((&*settings.cloud, settings.region.as_deref()), ("local", Some("test-1")));
         assert_eq!(settings.region_dir, Some(project.join("../region")));
+        let builder = (settings.instance_id.as_deref(), settings.zone.as_deref());
+        assert_eq!(builder, (Some("i-0123456789abcdef0"), Some("eu-central-1a")));
         let expected = NetworkSettings {
             proxy: Some("http://user:secret@proxy.example:3128".into()),
             no_proxy: Some("localhost,.example".into()),
@@ -335,8 +338,16 @@ mod tests {
             ("cluod = \"local\"", "1: unknown key `cluod`: did you mean `cloud`?"),
             (
                 "cloud = \"azure\"",
-                "1: `cloud` is \"azure\", which this oven does not know: known are `local`",
+                if cfg!(feature = "aws") {
+                    "1: `cloud` is \"azure\", which this oven does not know: known are `aws` and `local`"
+                } else {
+                    "1: `cloud` is \"azure\", which this oven does not know: known are `local`"
+                },
             ),
+            ("instance_id = \"web\"", "1: `instance_id` is \"web\": an instance's id is `i-` and 17 digits"),
+            ("instance_id = 1", "1: `instance_id` is an integer: it should be an instance's id"),
+            ("zone = \"eu-central-1\"", "such as \"eu-central-1a\" (a region, and the zone's letter)"),
+            ("zone = \"EU\"", "1: `zone` is \"EU\": it should be an availability zone, such as \"eu-central-1a\""),
             ("cloud = 1", "1: `cloud` is an integer: it should be a cloud's name"),
             ("region = \"eu central\"", "1: `region` is \"eu central\""),
             ("region_dir = \"\"", "1: `region_dir` is \"\": it should be a path"),
@@ -381,6 +392,19 @@ mod tests {
     }
 
     #[test]
+    fn ec2_is_known_where_it_was_built_in() {
+        let top = tree();
+        let settings = settings(top.path(), "cloud = \"aws\"\nzone = \"us-west-2-lax-1a\"");
+        match settings {
+            Ok(settings) => assert!(cfg!(feature = "aws") && settings.cloud == AWS),
+            Err(error) => {
+                assert!(!cfg!(feature = "aws"), "{error}");
+                assert!(error.contains("oven.toml:1: `cloud` is \"aws\", but this oven was built without EC2"), "{error}");
+            }
+        }
+    }
+
+    #[test]
     fn overrides_win_and_empty_ones_say_nothing() {
         let file =
             Settings { region: Some("file".into()), region_dir: Some("/file".into()), ..Settings::default() };
@@ -389,11 +413,26 @@ mod tests {
             cloud: Some(String::new()),
             region: Some(String::new()),
             region_dir: Some(PathBuf::new()),
+            instance_id: Some(String::new()),
+            zone: Some(String::new()),
         };
         assert_eq!(file.clone().merge(&empty).unwrap(), file);
-        let flags = Overrides { cloud: None, region: Some("flag".into()), region_dir: Some("flag".into()) };
+        let flags = Overrides {
+            region: Some("flag".into()),
+            region_dir: Some("flag".into()),
+            instance_id: Some("i-01234567".into()),
+            zone: Some("eu-west-1c".into()),
+            ..Overrides::default()
+        };
         let merged = file.clone().merge(&flags).unwrap();
         assert_eq!((merged.region.as_deref(), merged.region_dir), (Some("flag"), Some("flag".into())));
+        assert_eq!(merged.instance_id.as_deref(), Some("i-01234567"));
+        assert_eq!(merged.zone.as_deref(), Some("eu-west-1c"));
+        let wrong = Overrides { instance_id: Some("x".into()), ..Overrides::default() };
+        let error = file.clone().merge(&wrong).unwrap_err();
+        assert!(error.to_string().starts_with("`--instance-id` is \"x\""), "{error}");
+        let wrong = Overrides { zone: Some("x".into()), ..Overrides::default() };
+        assert!(file.clone().merge(&wrong).unwrap_err().to_string().starts_with("`--zone` is \"x\""));
         let error =
             file.merge(&Overrides { cloud: Some("azure".into()), ..Overrides::default() }).unwrap_err();
         assert_eq!(Kind::of(&error), Kind::Usage);

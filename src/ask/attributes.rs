@@ -2,7 +2,7 @@
 
 use crate::cloud::{Architecture, Attributes, Base, VolumeKind};
 use crate::definition::{DEFAULT_TYPE, Definition, UEFI, misfits};
-use crate::error::{Failure, Kind};
+use crate::error::Kind;
 use anyhow::Result;
 
 /// Merges them, and refuses what EC2 would refuse when everything is baked, or what would not boot.
@@ -63,8 +63,7 @@ pub fn attributes(image: &Definition, base: &Base) -> Result<Attributes> {
     if mistakes.is_empty() {
         return Ok(merged);
     }
-    let failure: Failure = Kind::Definition.failure(mistakes.join("\n"));
-    Err(failure.into())
+    Err(Kind::Definition.error(mistakes.join("\n")))
 }
 
 /// What is said wins. IOPS and throughput of a type mean nothing for another one.

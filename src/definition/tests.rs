@@ -13,6 +13,7 @@ upgrade = true
 recommends = true
 conffiles = "replace"
 network = true
+imds = true
 
 [[file]]
 source = "files/nginx.conf"
@@ -35,6 +36,18 @@ script = "../common/tool"
 
 [disk]
 size_gib = 8
+type = "gp3"
+iops = 4000
+throughput = 250
+encrypted = true
+kms_key = "alias/images"
+
+[image]
+boot_mode = "uefi"
+ena = true
+sriov = "simple"
+tpm = "v2.0"
+imds = "optional"
 
 [tags]
 role = "web"
@@ -115,10 +128,27 @@ fn a_whole_definition_is_read() {
     assert_eq!(web.runs, [Script { script: "setup.sh".into(), network: true, timeout: 60 }]);
     assert_eq!(web.tests, [Script { script: "../common/tool".into(), network: false, timeout: 3600 }]);
     assert_eq!(web.size_gib, Some(8));
+    let text = |text: &str| Some(text.to_owned());
+    let volume = VolumeKind {
+        volume_type: text("gp3"),
+        iops: Some(4000),
+        throughput: Some(250),
+        encrypted: Some(true),
+        kms_key: text("alias/images"),
+    };
+    assert_eq!(web.volume, volume);
+    let registered = Registered {
+        boot_mode: text("uefi"),
+        ena: Some(true),
+        sriov: Some(text("simple")),
+        tpm: Some(text("v2.0")),
+        imds: Some(None),
+    };
+    assert_eq!(web.registered, registered);
     assert_eq!(web.tags["Team Name"], "größer");
     assert_eq!(web.keep, ["/var/log/app"]);
     assert_eq!(web.conffiles, Conffiles::Replace);
-    assert!(web.upgrade && web.recommends && web.network);
+    assert!(web.upgrade && web.recommends && web.network && web.imds);
     assert_eq!(web.directories(), [dir.clone(), dir.join("../common")]);
 }
 
@@ -128,8 +158,9 @@ fn the_least_definition_has_defaults() {
     let web = load(top.path(), "from = \"ami-0123456789abcdef0\"").unwrap();
     assert_eq!(web.name, "web");
     assert_eq!(web.from, From::Image(BaseRef::Id(ImageId("ami-0123456789abcdef0".into()))));
-    assert!(!(web.upgrade || web.recommends || web.network));
+    assert!(!(web.upgrade || web.recommends || web.network || web.imds));
     assert_eq!((web.conffiles, web.size_gib), (Conffiles::Keep, None));
+    assert_eq!((web.volume, web.registered), Default::default());
 }
 
 #[test]
@@ -146,10 +177,18 @@ fn the_name_is_that_of_the_real_directory() {
 }
 
 #[test]
-fn what_it_stands_on_has_four_spellings() {
+fn what_it_stands_on_has_these_spellings() {
     let top = tree();
     let name = |name: &str, owner: Option<&str>| {
         From::Image(BaseRef::Name { name: name.into(), owner: owner.map(Into::into) })
+    };
+    let id = |id: &str| From::Image(BaseRef::Id(ImageId(id.into())));
+    let tag = |key: &str, value: &str, owner: Option<&str>| {
+        From::Image(BaseRef::Tag { key: key.into(), value: value.into(), owner: owner.map(Into::into) })
+    };
+    let deprecated = |from| match from {
+        From::Image(base) => From::Image(BaseRef::Deprecated(Box::new(base))),
+        parent => parent,
     };
     let cases = [
         ("from = \"./../base\"", From::Parent(top.path().join("web/./../base"))),
@@ -157,6 +196,16 @@ fn what_it_stands_on_has_four_spellings() {
         ("from = { name = \"d?\", owner = \"136693071363\" }", name("d?", Some("136693071363"))),
         ("[from]\nname = \"d\"\nowner = \"amazon\"", name("d", Some("amazon"))),
         ("from = { ssm = \"/aws/service/x\" }", From::Image(BaseRef::Ssm("/aws/service/x".into()))),
+        ("from = { id = \"ami-01234567\" }", id("ami-01234567")),
+        ("from = { id = \"ami-01234567\", deprecated = true }", deprecated(id("ami-01234567"))),
+        (
+            "from = { name = \"d\", owner = \"amazon\", deprecated = true }",
+            deprecated(name("d", Some("amazon"))),
+        ),
+        ("from = { name = \"d\", deprecated = false }", name("d", None)),
+        ("from = { tag = { role = \"base\" } }", tag("role", "base", None)),
+        ("from = { tag = { \"oven:name\" = \"base\" }, owner = \"self\" }", tag("oven:name", "base", Some("self"))),
+        ("[from]\ntag.\"a = b\" = \"\"", tag("a = b", "", None)),
     ];
     for (toml, expected) in cases {
         assert_eq!(load(top.path(), toml).unwrap().from, expected, "{toml}");
@@ -231,6 +280,57 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
             "[disk]\nsize_gib = \"8\"",
             "3: `size_gib` of [disk] is a string: it should be a number of GiB, such as 8",
         ),
+        ("[disk]\ntype = \"gp4\"", "3: `type` of [disk] is \"gp4\", which is no type of volume: did you mean `gp"),
+        ("[disk]\ntype = \"st1\"", "3: `type` of [disk] is \"st1\", which no instance boots from"),
+        ("[disk]\ntype = 3", "3: `type` of [disk] is an integer: it should be a type of volume"),
+        ("[disk]\niops = 0", "3: `iops` of [disk] is 0: it should be 1 to"),
+        (
+            "[disk]\ntype = \"gp3\"\niops = 100",
+            "4: `iops` of [disk] is 100: the type gp3 takes 3000 to 80000 IOPS",
+        ),
+        (
+            "[disk]\niops = 64001\ntype = \"io1\"",
+            "3: `iops` of [disk] is 64001: the type io1 takes 100 to 64000 IOPS",
+        ),
+        ("[disk]\ntype = \"io2\"", "2: `iops` of [disk] is missing: the type io2 needs it"),
+        (
+            "[disk]\ntype = \"gp2\"\niops = 3000",
+            "4: `iops` of [disk] does not go with the type gp2: only with `gp3`, `io1` and `io2`",
+        ),
+        (
+            "[disk]\ntype = \"io2\"\niops = 3000\nthroughput = 125",
+            "5: `throughput` of [disk] does not go with the type io2: only with `gp3`",
+        ),
+        (
+            "[disk]\ntype = \"gp3\"\nthroughput = 2001",
+            "4: `throughput` of [disk] is 2001: the type gp3 takes 125 to 2000 MiB/s",
+        ),
+        ("[disk]\nencrypted = \"yes\"\nkms_key = \"a\"", "3: `encrypted` of [disk] is a string"),
+        (
+            "[disk]\nkms_key = \"alias/a\"",
+            "3: `kms_key` of [disk] needs `encrypted = true` beside it",
+        ),
+        (
+            "[disk]\nencrypted = false\nkms_key = \"alias/a\"",
+            "4: `kms_key` of [disk] needs `encrypted = true` beside it",
+        ),
+        ("[disk]\nencrypted = true\nkms_key = \"images\"", "4: `kms_key` of [disk] is \"images\": it should be"),
+        ("[disk]\nencrypted = true\nkms_key = \"alias/a b\"", "4: `kms_key` of [disk] is \"alias/a b\""),
+        ("[image]\nboot = \"uefi\"", "3: unknown key `boot` of [image]: did you mean `boot_mode`?"),
+        (
+            "[image]\nboot_mode = \"bios\"",
+            "3: `boot_mode` of [image] is \"bios\": it should be \"legacy-bios\" or \"uefi\" or \"uefi-preferred\"",
+        ),
+        ("[image]\nena = \"yes\"", "3: `ena` of [image] is a string: it should be `true` or `false`"),
+        ("[image]\nsriov = true", "3: `sriov` of [image] is a boolean: it should be \"simple\" or \"none\""),
+        ("[image]\nimds = \"v1.0\"", "3: `imds` of [image] is \"v1.0\": it should be \"v2.0\" or \"optional\""),
+        ("[image]\ntpm = \"2.0\"", "3: `tpm` of [image] is \"2.0\": it should be \"v2.0\" or \"none\""),
+        (
+            "[image]\ntpm = \"v2.0\"\nboot_mode = \"uefi-preferred\"",
+            "3: `tpm` of [image] is \"v2.0\", which needs the boot mode \"uefi\", not \"uefi-preferred\" (line 4)",
+        ),
+        ("[image]\nimds = true", "3: `imds` of [image] is a boolean: it should be \"v2.0\""),
+        ("imds = \"v2.0\"", "2: `imds` is a string: it should be `true` or `false`"),
         ("disk = 8", "2: `disk` is an integer: it should be a table: [disk]"),
         (
             "[file]\nsource = \"a\"",
@@ -390,7 +490,24 @@ fn mistakes_of_from_tell_what_it_can_be() {
             "1: `owner` of `from` is an integer: it should be an account's 12 digits in quotes",
         ),
         ("from = { name = \"a\", owner = \"me\" }", "1: `owner` of `from` is \"me\""),
-        ("from = { name = \"a\", ssm = \"/b\" }", "1: `name` of `from` does not go with `ssm`"),
+        ("from = { name = \"a\", ssm = \"/b\" }", "1: `ssm` of `from` does not go with `name`"),
+        ("from = { ssm = \"/b\", owner = \"self\" }", "1: `owner` of `from` does not go with `ssm`"),
+        ("from = { id = \"ami-01234567\", owner = \"self\" }", "1: `owner` of `from` does not go with `id`"),
+        ("from = { id = \"ami-1\" }", "1: `id` of `from` is \"ami-1\": an image's id is `ami-`"),
+        ("[from]\nid = \"web\"", "2: `id` of `from` is \"web\": an image's id is `ami-`"),
+        ("from = { name = \"a\", deprecated = 1 }", "1: `deprecated` of `from` is an integer: it should be `true`"),
+        ("from = { deprecated = true }", "1: `name` of `from` is missing: write it, or `id`, `ssm` or `tag`"),
+        (
+            "from = { tag = \"role=base\" }",
+            "1: `tag` of `from` is a string: it should be a table of one tag, { \"role\" = \"base\" }",
+        ),
+        ("from = { tag = 1 }", "1: `tag` of `from` is an integer: it should be a table of one tag, such as"),
+        ("from = { tag = {} }", "1: `tag` of `from` has no tag: it should be a table of one tag"),
+        ("from = { tag = { a = \"b\", c = \"d\" } }", "1: `tag` of `from` has several tags: it should be"),
+        ("from = { tag = { a = 1 } }", "1: `a` of `tag` of `from` is an integer: it should be a text in quotes"),
+        ("from = { tag = { a = \"b*\" } }", "1: `a` of `tag` of `from` is \"b*\": the whole value is written out"),
+        ("from = { tag = { \"\" = \"b\" } }", "1: `` of `tag` of `from` is empty: a tag has a key"),
+        ("from = { tag = { a = \"b\" }, owner = \"me\" }", "1: `owner` of `from` is \"me\""),
         ("from = { ssm = \"a b\" }", "1: `ssm` of `from` is \"a b\""),
     ];
     for (toml, expected) in cases {
@@ -485,6 +602,9 @@ fn a_later_failure_finds_its_line() {
     assert_eq!(place("from", None), "DIR/web/image.toml:3: `from`");
     assert_eq!(place("packages", Some("redis-server")), "DIR/web/image.toml:4: `packages`");
     assert_eq!(place("conffiles", Some("gone")), "DIR/web/image.toml:8: `conffiles`");
+    assert_eq!(place("disk.iops", None), "DIR/web/image.toml:34: `iops` of [disk]");
+    assert_eq!(place("disk.gone", None), "DIR/web/image.toml:31: `gone` of [disk]");
+    assert_eq!(place("gone.gone", None), "DIR/web/image.toml: `gone` of [gone]");
     assert_eq!(place("gone", None), "DIR/web/image.toml: `gone`");
 }
 
