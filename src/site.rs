@@ -67,7 +67,13 @@ impl Site {
         for dir in dirs {
             let other = Self::settings(global, dir)?;
             let place = |s: &Settings| {
-                (s.cloud.clone(), s.region.clone(), s.region_dir.clone(), s.instance_id.clone(), s.zone.clone())
+                (
+                    s.cloud.clone(),
+                    s.region.clone(),
+                    s.region_dir.clone(),
+                    s.instance_id.clone(),
+                    s.zone.clone(),
+                )
             };
             if place(&other) != place(&first) {
                 let message =

@@ -11,7 +11,8 @@ use anyhow::Result;
 /// [`Kind::Definition`], with every mistake's file, line and key.
 pub fn attributes(image: &Definition, base: &Base) -> Result<Attributes> {
     let (said, inherited) = (&image.registered, &base.attributes);
-    let chosen = |said: &Option<Option<String>>, own: &Option<String>| said.clone().unwrap_or_else(|| own.clone());
+    let chosen =
+        |said: &Option<Option<String>>, own: &Option<String>| said.clone().unwrap_or_else(|| own.clone());
     let merged = Attributes {
         boot_mode: said.boot_mode.clone().or_else(|| inherited.boot_mode.clone()),
         ena: said.ena.or(inherited.ena),
@@ -28,7 +29,10 @@ pub fn attributes(image: &Definition, base: &Base) -> Result<Attributes> {
     let arm64 = base.architecture == Architecture::Arm64;
     let firmware = merged.boot_mode.as_deref().unwrap_or(if arm64 { UEFI } else { "legacy-bios" });
     if let Some(mode) = said.boot_mode.as_deref().filter(|mode| arm64 && *mode != UEFI) {
-        wrong("image.boot_mode", format!("is {mode:?}, but {} is an arm64 image: these boot by \"uefi\" alone", base.id));
+        wrong(
+            "image.boot_mode",
+            format!("is {mode:?}, but {} is an arm64 image: these boot by \"uefi\" alone", base.id),
+        );
     }
     match (&merged.tpm, &said.tpm) {
         (Some(_), Some(Some(_))) if firmware != UEFI && said.boot_mode.is_none() => {
@@ -126,7 +130,8 @@ mod tests {
         let top = tempfile::tempdir().unwrap();
         let dir = top.path().join("web");
         std::fs::create_dir(&dir).unwrap();
-        std::fs::write(dir.join("image.toml"), format!("from = \"ami-0123456789abcdef0\"\n{toml}\n")).unwrap();
+        std::fs::write(dir.join("image.toml"), format!("from = \"ami-0123456789abcdef0\"\n{toml}\n"))
+            .unwrap();
         let image = Definition::load(&dir).unwrap();
         attributes(&image, base).map_err(|error| {
             assert_eq!(Kind::of(&error), Kind::Definition);
@@ -197,7 +202,11 @@ mod tests {
                 &arm,
                 "4: `boot_mode` of [image] is \"legacy-bios\", but ami-0123456789abcdef0 is an arm64 image",
             ),
-            ("[image]\nboot_mode = \"uefi-preferred\"", &arm, "3: `boot_mode` of [image] is \"uefi-preferred\""),
+            (
+                "[image]\nboot_mode = \"uefi-preferred\"",
+                &arm,
+                "3: `boot_mode` of [image] is \"uefi-preferred\"",
+            ),
             (
                 "[image]\nboot_mode = \"legacy-bios\"",
                 &full,
@@ -209,13 +218,18 @@ mod tests {
                 &gp2,
                 "3: `iops` of [disk] does not go with the type gp2: only with `gp3`, `io1` and `io2`",
             ),
-            ("disk.throughput = 2001", &full, "2: `throughput` of [disk] is 2001: the type gp3 takes 125 to 2000 MiB/s"),
+            (
+                "disk.throughput = 2001",
+                &full,
+                "2: `throughput` of [disk] is 2001: the type gp3 takes 125 to 2000 MiB/s",
+            ),
         ];
         for (toml, base, expected) in cases {
             let error = merge(toml, base).unwrap_err();
             assert!(error.starts_with(&format!("DIR/web/image.toml:{expected}")), "{toml}\ngives {error}");
         }
-        let both = merge("[image]\nboot_mode = \"legacy-bios\"\n[disk]\nencrypted = false", &full).unwrap_err();
+        let both =
+            merge("[image]\nboot_mode = \"legacy-bios\"\n[disk]\nencrypted = false", &full).unwrap_err();
         assert_eq!(both.lines().count(), 2, "{both}");
     }
 }

@@ -77,7 +77,9 @@ pub fn disk(top: &Table) -> (Option<u64>, VolumeKind) {
 
 /// Keys of `[disk]` that do not fit the type, and why. Without a type nothing is said.
 pub fn misfits(kind: &VolumeKind) -> Vec<(&'static str, String)> {
-    let Some(of) = TYPES.iter().find(|of| Some(of.name) == kind.volume_type.as_deref()) else { return Vec::new() };
+    let Some(of) = TYPES.iter().find(|of| Some(of.name) == kind.volume_type.as_deref()) else {
+        return Vec::new();
+    };
     let mut misfits = Vec::new();
     let mut judge = |key, unit, value: Option<u32>, limits: fn(&Type) -> &Option<RangeInclusive<u32>>| {
         let Some(value) = value else { return };
@@ -88,7 +90,8 @@ pub fn misfits(kind: &VolumeKind) -> Vec<(&'static str, String)> {
                 misfits.push((key, format!("is {value}: the type {} takes {low} to {high} {unit}", of.name)));
             }
             None => {
-                let others: Vec<_> = TYPES.iter().filter(|of| limits(of).is_some()).map(|of| of.name).collect();
+                let others: Vec<_> =
+                    TYPES.iter().filter(|of| limits(of).is_some()).map(|of| of.name).collect();
                 let what = format!("does not go with the type {}: only with {}", of.name, listed(&others));
                 misfits.push((key, what));
             }
@@ -145,7 +148,10 @@ pub fn image(top: &Table) -> Registered {
         && tpm.value != "none"
         && mode.value != UEFI
     {
-        let what = format!("is \"v2.0\", which needs the boot mode \"uefi\", not {:?} (line {})", mode.value, mode.line);
+        let what = format!(
+            "is \"v2.0\", which needs the boot mode \"uefi\", not {:?} (line {})",
+            mode.value, mode.line
+        );
         image.wrong::<()>("tpm", tpm.line, what);
     }
     Registered {

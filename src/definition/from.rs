@@ -97,7 +97,8 @@ fn tag(from: &Table) -> Option<(String, String)> {
     let at = from.value("tag")?;
     if let DeValue::String(text) = at.value {
         let spelt = text.split_once('=').map_or((&**text, "…"), |(key, value)| (key.trim(), value.trim()));
-        let what = format!("is a string: it should be a table of one tag, {{ {:?} = {:?} }}", spelt.0, spelt.1);
+        let what =
+            format!("is a string: it should be a table of one tag, {{ {:?} = {:?} }}", spelt.0, spelt.1);
         return from.wrong("tag", at.line, what);
     }
     if !at.value.is_table() {

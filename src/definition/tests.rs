@@ -204,7 +204,10 @@ fn what_it_stands_on_has_these_spellings() {
         ),
         ("from = { name = \"d\", deprecated = false }", name("d", None)),
         ("from = { tag = { role = \"base\" } }", tag("role", "base", None)),
-        ("from = { tag = { \"oven:name\" = \"base\" }, owner = \"self\" }", tag("oven:name", "base", Some("self"))),
+        (
+            "from = { tag = { \"oven:name\" = \"base\" }, owner = \"self\" }",
+            tag("oven:name", "base", Some("self")),
+        ),
         ("[from]\ntag.\"a = b\" = \"\"", tag("a = b", "", None)),
     ];
     for (toml, expected) in cases {
@@ -280,7 +283,10 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
             "[disk]\nsize_gib = \"8\"",
             "3: `size_gib` of [disk] is a string: it should be a number of GiB, such as 8",
         ),
-        ("[disk]\ntype = \"gp4\"", "3: `type` of [disk] is \"gp4\", which is no type of volume: did you mean `gp"),
+        (
+            "[disk]\ntype = \"gp4\"",
+            "3: `type` of [disk] is \"gp4\", which is no type of volume: did you mean `gp",
+        ),
         ("[disk]\ntype = \"st1\"", "3: `type` of [disk] is \"st1\", which no instance boots from"),
         ("[disk]\ntype = 3", "3: `type` of [disk] is an integer: it should be a type of volume"),
         ("[disk]\niops = 0", "3: `iops` of [disk] is 0: it should be 1 to"),
@@ -306,15 +312,15 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
             "4: `throughput` of [disk] is 2001: the type gp3 takes 125 to 2000 MiB/s",
         ),
         ("[disk]\nencrypted = \"yes\"\nkms_key = \"a\"", "3: `encrypted` of [disk] is a string"),
-        (
-            "[disk]\nkms_key = \"alias/a\"",
-            "3: `kms_key` of [disk] needs `encrypted = true` beside it",
-        ),
+        ("[disk]\nkms_key = \"alias/a\"", "3: `kms_key` of [disk] needs `encrypted = true` beside it"),
         (
             "[disk]\nencrypted = false\nkms_key = \"alias/a\"",
             "4: `kms_key` of [disk] needs `encrypted = true` beside it",
         ),
-        ("[disk]\nencrypted = true\nkms_key = \"images\"", "4: `kms_key` of [disk] is \"images\": it should be"),
+        (
+            "[disk]\nencrypted = true\nkms_key = \"images\"",
+            "4: `kms_key` of [disk] is \"images\": it should be",
+        ),
         ("[disk]\nencrypted = true\nkms_key = \"alias/a b\"", "4: `kms_key` of [disk] is \"alias/a b\""),
         ("[image]\nboot = \"uefi\"", "3: unknown key `boot` of [image]: did you mean `boot_mode`?"),
         (
@@ -323,7 +329,10 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
         ),
         ("[image]\nena = \"yes\"", "3: `ena` of [image] is a string: it should be `true` or `false`"),
         ("[image]\nsriov = true", "3: `sriov` of [image] is a boolean: it should be \"simple\" or \"none\""),
-        ("[image]\nimds = \"v1.0\"", "3: `imds` of [image] is \"v1.0\": it should be \"v2.0\" or \"optional\""),
+        (
+            "[image]\nimds = \"v1.0\"",
+            "3: `imds` of [image] is \"v1.0\": it should be \"v2.0\" or \"optional\"",
+        ),
         ("[image]\ntpm = \"2.0\"", "3: `tpm` of [image] is \"2.0\": it should be \"v2.0\" or \"none\""),
         (
             "[image]\ntpm = \"v2.0\"\nboot_mode = \"uefi-preferred\"",
@@ -495,7 +504,10 @@ fn mistakes_of_from_tell_what_it_can_be() {
         ("from = { id = \"ami-01234567\", owner = \"self\" }", "1: `owner` of `from` does not go with `id`"),
         ("from = { id = \"ami-1\" }", "1: `id` of `from` is \"ami-1\": an image's id is `ami-`"),
         ("[from]\nid = \"web\"", "2: `id` of `from` is \"web\": an image's id is `ami-`"),
-        ("from = { name = \"a\", deprecated = 1 }", "1: `deprecated` of `from` is an integer: it should be `true`"),
+        (
+            "from = { name = \"a\", deprecated = 1 }",
+            "1: `deprecated` of `from` is an integer: it should be `true`",
+        ),
         ("from = { deprecated = true }", "1: `name` of `from` is missing: write it, or `id`, `ssm` or `tag`"),
         (
             "from = { tag = \"role=base\" }",
@@ -504,8 +516,14 @@ fn mistakes_of_from_tell_what_it_can_be() {
         ("from = { tag = 1 }", "1: `tag` of `from` is an integer: it should be a table of one tag, such as"),
         ("from = { tag = {} }", "1: `tag` of `from` has no tag: it should be a table of one tag"),
         ("from = { tag = { a = \"b\", c = \"d\" } }", "1: `tag` of `from` has several tags: it should be"),
-        ("from = { tag = { a = 1 } }", "1: `a` of `tag` of `from` is an integer: it should be a text in quotes"),
-        ("from = { tag = { a = \"b*\" } }", "1: `a` of `tag` of `from` is \"b*\": the whole value is written out"),
+        (
+            "from = { tag = { a = 1 } }",
+            "1: `a` of `tag` of `from` is an integer: it should be a text in quotes",
+        ),
+        (
+            "from = { tag = { a = \"b*\" } }",
+            "1: `a` of `tag` of `from` is \"b*\": the whole value is written out",
+        ),
         ("from = { tag = { \"\" = \"b\" } }", "1: `` of `tag` of `from` is empty: a tag has a key"),
         ("from = { tag = { a = \"b\" }, owner = \"me\" }", "1: `owner` of `from` is \"me\""),
         ("from = { ssm = \"a b\" }", "1: `ssm` of `from` is \"a b\""),

@@ -265,6 +265,10 @@ impl<'a> Runner<'a> {
                 Some((table, _)) => failure.hint(format!("`timeout` of a [[{table}]] is in seconds.")),
                 None => failure.hint("A package's script that waits for an answer gets none."),
             },
+            _ if heard.metadata && call.network && self.fenced() => failure.hint(
+                "No step reaches the builder's metadata service, which hands out its credentials. If these may, say \
+                 `imds = true` at the top of image.toml.",
+            ),
             Some((table, _)) if heard.no_network && !call.network => failure.hint(format!(
                 "It has no network. If it needs one, say `network = true` in its [[{table}]]."
             )),

@@ -11,8 +11,8 @@
 
 mod program;
 
-use crate::root::mounting::unescape;
 use crate::error::{Failure, Kind};
+use crate::root::mounting::unescape;
 use anyhow::{Context, Result, bail, ensure};
 use program::Program;
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -82,6 +82,7 @@ impl Fence {
 }
 
 impl Drop for Fence {
+    #[allow(clippy::disallowed_methods, reason = "a Drop cannot await, and it is for milliseconds")]
     fn drop(&mut self) {
         let mut pause = Duration::from_millis(1);
         for _ in 0..REMOVALS {
@@ -296,7 +297,11 @@ mod tests {
         let cases = [
             ("1:cpu:/\n", UNIFIED, "this machine has no cgroup v2"),
             ("", "", "this machine has no cgroup v2"),
-            ("0::/\n", "9 8 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n", "no cgroup v2 file system"),
+            (
+                "0::/\n",
+                "9 8 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n",
+                "no cgroup v2 file system",
+            ),
             ("0::/a\n", "9 8 0:26 /../b /sys/fs/cgroup rw - cgroup2 c rw\n", "does not show the cgroup /a"),
         ];
         for (groups, mounts, expected) in cases {

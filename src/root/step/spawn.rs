@@ -149,11 +149,7 @@ fn borrowed(fd: RawFd) -> BorrowedFd<'static> {
 /// Starts `program` as process 1 of a new PID namespace, with `inherited` as descriptors 0, 1, … and an empty
 /// environment. Returns its pidfd. With `cgroup`, none of it ever ran outside of that one.
 #[allow(unsafe_code)]
-fn spawn(
-    program: &OwnedFd,
-    inherited: &[OwnedFd; 5],
-    cgroup: Option<BorrowedFd<'_>>,
-) -> io::Result<OwnedFd> {
+fn spawn(program: &OwnedFd, inherited: &[OwnedFd; 5], cgroup: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
     const _: () = assert!(SPEC == 3 && CONTROL == 4);
     let verb = std::ffi::CString::new(super::VERB)?;
     let arguments = [c"oven".as_ptr(), verb.as_ptr(), std::ptr::null()];
