@@ -1,3 +1,6 @@
+mod attributes;
+mod from;
+
 use super::*;
 use crate::cloud::ImageId;
 use crate::error::hint_of;
@@ -176,45 +179,6 @@ fn the_name_is_that_of_the_real_directory() {
     assert!(error.ends_with("set `name`"), "{error}");
 }
 
-#[test]
-fn what_it_stands_on_has_these_spellings() {
-    let top = tree();
-    let name = |name: &str, owner: Option<&str>| {
-        From::Image(BaseRef::Name { name: name.into(), owner: owner.map(Into::into) })
-    };
-    let id = |id: &str| From::Image(BaseRef::Id(ImageId(id.into())));
-    let tag = |key: &str, value: &str, owner: Option<&str>| {
-        From::Image(BaseRef::Tag { key: key.into(), value: value.into(), owner: owner.map(Into::into) })
-    };
-    let deprecated = |from| match from {
-        From::Image(base) => From::Image(BaseRef::Deprecated(Box::new(base))),
-        parent => parent,
-    };
-    let cases = [
-        ("from = \"./../base\"", From::Parent(top.path().join("web/./../base"))),
-        ("from = { name = \"debian-12-*\" }", name("debian-12-*", None)),
-        ("from = { name = \"d?\", owner = \"136693071363\" }", name("d?", Some("136693071363"))),
-        ("[from]\nname = \"d\"\nowner = \"amazon\"", name("d", Some("amazon"))),
-        ("from = { ssm = \"/aws/service/x\" }", From::Image(BaseRef::Ssm("/aws/service/x".into()))),
-        ("from = { id = \"ami-01234567\" }", id("ami-01234567")),
-        ("from = { id = \"ami-01234567\", deprecated = true }", deprecated(id("ami-01234567"))),
-        (
-            "from = { name = \"d\", owner = \"amazon\", deprecated = true }",
-            deprecated(name("d", Some("amazon"))),
-        ),
-        ("from = { name = \"d\", deprecated = false }", name("d", None)),
-        ("from = { tag = { role = \"base\" } }", tag("role", "base", None)),
-        (
-            "from = { tag = { \"oven:name\" = \"base\" }, owner = \"self\" }",
-            tag("oven:name", "base", Some("self")),
-        ),
-        ("[from]\ntag.\"a = b\" = \"\"", tag("a = b", "", None)),
-    ];
-    for (toml, expected) in cases {
-        assert_eq!(load(top.path(), toml).unwrap().from, expected, "{toml}");
-    }
-}
-
 /// What is written into image.toml, and what is told, behind `DIR/web/image.toml:` and with `from` given.
 #[test]
 fn each_mistake_names_line_and_key_and_what_to_do() {
@@ -283,63 +247,6 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
             "[disk]\nsize_gib = \"8\"",
             "3: `size_gib` of [disk] is a string: it should be a number of GiB, such as 8",
         ),
-        (
-            "[disk]\ntype = \"gp4\"",
-            "3: `type` of [disk] is \"gp4\", which is no type of volume: did you mean `gp",
-        ),
-        ("[disk]\ntype = \"st1\"", "3: `type` of [disk] is \"st1\", which no instance boots from"),
-        ("[disk]\ntype = 3", "3: `type` of [disk] is an integer: it should be a type of volume"),
-        ("[disk]\niops = 0", "3: `iops` of [disk] is 0: it should be 1 to"),
-        (
-            "[disk]\ntype = \"gp3\"\niops = 100",
-            "4: `iops` of [disk] is 100: the type gp3 takes 3000 to 80000 IOPS",
-        ),
-        (
-            "[disk]\niops = 64001\ntype = \"io1\"",
-            "3: `iops` of [disk] is 64001: the type io1 takes 100 to 64000 IOPS",
-        ),
-        ("[disk]\ntype = \"io2\"", "2: `iops` of [disk] is missing: the type io2 needs it"),
-        (
-            "[disk]\ntype = \"gp2\"\niops = 3000",
-            "4: `iops` of [disk] does not go with the type gp2: only with `gp3`, `io1` and `io2`",
-        ),
-        (
-            "[disk]\ntype = \"io2\"\niops = 3000\nthroughput = 125",
-            "5: `throughput` of [disk] does not go with the type io2: only with `gp3`",
-        ),
-        (
-            "[disk]\ntype = \"gp3\"\nthroughput = 2001",
-            "4: `throughput` of [disk] is 2001: the type gp3 takes 125 to 2000 MiB/s",
-        ),
-        ("[disk]\nencrypted = \"yes\"\nkms_key = \"a\"", "3: `encrypted` of [disk] is a string"),
-        ("[disk]\nkms_key = \"alias/a\"", "3: `kms_key` of [disk] needs `encrypted = true` beside it"),
-        (
-            "[disk]\nencrypted = false\nkms_key = \"alias/a\"",
-            "4: `kms_key` of [disk] needs `encrypted = true` beside it",
-        ),
-        (
-            "[disk]\nencrypted = true\nkms_key = \"images\"",
-            "4: `kms_key` of [disk] is \"images\": it should be",
-        ),
-        ("[disk]\nencrypted = true\nkms_key = \"alias/a b\"", "4: `kms_key` of [disk] is \"alias/a b\""),
-        ("[image]\nboot = \"uefi\"", "3: unknown key `boot` of [image]: did you mean `boot_mode`?"),
-        (
-            "[image]\nboot_mode = \"bios\"",
-            "3: `boot_mode` of [image] is \"bios\": it should be \"legacy-bios\" or \"uefi\" or \"uefi-preferred\"",
-        ),
-        ("[image]\nena = \"yes\"", "3: `ena` of [image] is a string: it should be `true` or `false`"),
-        ("[image]\nsriov = true", "3: `sriov` of [image] is a boolean: it should be \"simple\" or \"none\""),
-        (
-            "[image]\nimds = \"v1.0\"",
-            "3: `imds` of [image] is \"v1.0\": it should be \"v2.0\" or \"optional\"",
-        ),
-        ("[image]\ntpm = \"2.0\"", "3: `tpm` of [image] is \"2.0\": it should be \"v2.0\" or \"none\""),
-        (
-            "[image]\ntpm = \"v2.0\"\nboot_mode = \"uefi-preferred\"",
-            "3: `tpm` of [image] is \"v2.0\", which needs the boot mode \"uefi\", not \"uefi-preferred\" (line 4)",
-        ),
-        ("[image]\nimds = true", "3: `imds` of [image] is a boolean: it should be \"v2.0\""),
-        ("imds = \"v2.0\"", "2: `imds` is a string: it should be `true` or `false`"),
         ("disk = 8", "2: `disk` is an integer: it should be a table: [disk]"),
         (
             "[file]\nsource = \"a\"",
@@ -475,62 +382,6 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
             first.starts_with("DIR/web/image.toml:") && error.contains(expected),
             "{toml}\ngives {error}"
         );
-    }
-}
-
-#[test]
-fn mistakes_of_from_tell_what_it_can_be() {
-    let top = tree();
-    let cases: &[(&str, &str)] = &[
-        ("", "1: `from` is missing: write \"ami-…\" (an image), \"../base\""),
-        ("from = \"debian-12\"", "1: `from` is \"debian-12\", which is none of \"ami-…\" (an image)"),
-        ("from = \"ami-xyz\"", "1: `from` is \"ami-xyz\": an image's id is `ami-` and 17 digits"),
-        ("from = \"../gone\"", "1: `from` is \"../gone\", but DIR/web/../gone is no directory"),
-        ("from = \"../empty\"", "1: `from` is \"../empty\", but DIR/web/../empty has no image.toml"),
-        ("from = 1", "1: `from` is an integer: it should be \"ami-…\""),
-        ("from = {}", "1: `name` of `from` is missing"),
-        ("from = { nam = \"a\" }", "1: unknown key `nam` of `from`: did you mean `name`?"),
-        (
-            "from = { name = \"a:b\" }",
-            "1: `name` of `from` is \"a:b\": no image's name has the character ':'",
-        ),
-        (
-            "from = { name = \"a\", owner = 136693071363 }",
-            "1: `owner` of `from` is an integer: it should be an account's 12 digits in quotes",
-        ),
-        ("from = { name = \"a\", owner = \"me\" }", "1: `owner` of `from` is \"me\""),
-        ("from = { name = \"a\", ssm = \"/b\" }", "1: `ssm` of `from` does not go with `name`"),
-        ("from = { ssm = \"/b\", owner = \"self\" }", "1: `owner` of `from` does not go with `ssm`"),
-        ("from = { id = \"ami-01234567\", owner = \"self\" }", "1: `owner` of `from` does not go with `id`"),
-        ("from = { id = \"ami-1\" }", "1: `id` of `from` is \"ami-1\": an image's id is `ami-`"),
-        ("[from]\nid = \"web\"", "2: `id` of `from` is \"web\": an image's id is `ami-`"),
-        (
-            "from = { name = \"a\", deprecated = 1 }",
-            "1: `deprecated` of `from` is an integer: it should be `true`",
-        ),
-        ("from = { deprecated = true }", "1: `name` of `from` is missing: write it, or `id`, `ssm` or `tag`"),
-        (
-            "from = { tag = \"role=base\" }",
-            "1: `tag` of `from` is a string: it should be a table of one tag, { \"role\" = \"base\" }",
-        ),
-        ("from = { tag = 1 }", "1: `tag` of `from` is an integer: it should be a table of one tag, such as"),
-        ("from = { tag = {} }", "1: `tag` of `from` has no tag: it should be a table of one tag"),
-        ("from = { tag = { a = \"b\", c = \"d\" } }", "1: `tag` of `from` has several tags: it should be"),
-        (
-            "from = { tag = { a = 1 } }",
-            "1: `a` of `tag` of `from` is an integer: it should be a text in quotes",
-        ),
-        (
-            "from = { tag = { a = \"b*\" } }",
-            "1: `a` of `tag` of `from` is \"b*\": the whole value is written out",
-        ),
-        ("from = { tag = { \"\" = \"b\" } }", "1: `` of `tag` of `from` is empty: a tag has a key"),
-        ("from = { tag = { a = \"b\" }, owner = \"me\" }", "1: `owner` of `from` is \"me\""),
-        ("from = { ssm = \"a b\" }", "1: `ssm` of `from` is \"a b\""),
-    ];
-    for (toml, expected) in cases {
-        let error = load(top.path(), toml).unwrap_err();
-        assert!(error.starts_with(&format!("DIR/web/image.toml:{expected}")), "{toml}\ngives {error}");
     }
 }
 
