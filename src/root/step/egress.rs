@@ -1,7 +1,7 @@
 //! Keeps the builder's credentials out of the reach of a step that has the network.
 //!
 //! A step with the network has the builder's, and there the metadata service hands the role's credentials to whoever
-//! asks. So such a step runs in a cgroup of its own, whose sockets cannot reach these addresses ([`program`]). Its
+//! asks. So such a step runs in a cgroup of its own, whose sockets cannot reach these addresses (`program.rs`). Its
 //! first process is made in it, a socket belongs to the cgroup that it was made in for good, and a step sees no cgroup
 //! file system through which it could leave.
 //!
