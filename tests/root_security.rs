@@ -123,6 +123,7 @@ fn the_id_is_written_where_a_trap_was() {
     let baked = bake(&world);
     assert!(baked.status.success(), "{}", stderr(&baked));
     let id = world.path("image/.ami_id.json");
+    fs::remove_file(&id).unwrap();
     nix::unistd::mkfifo(&id, nix::sys::stat::Mode::S_IRWXU).unwrap();
     // A hit needs no distro.
     world.expect(0, &["bake", "image"]);

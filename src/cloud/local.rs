@@ -214,7 +214,7 @@ fn delete_snapshot(region: &Locked, id: &SnapshotId) -> Result<()> {
 impl Cloud for Region {
     async fn base(&self, from: &BaseRef) -> Result<Base> {
         let missing = |why: &str| Kind::NotFound.failure(format!("{from} is not to be had: {why}"));
-        let import = "Import a raw disk image: oven import RAW --name NAME..";
+        let import = "Import a raw disk image: oven import RAW --name NAME.";
         let found = match from {
             BaseRef::Id(id) => {
                 self.store().get::<ImageRecord>(&id.0)?;
