@@ -1,7 +1,7 @@
 //! Files that are there only while steps run.
 //!
 //! Where the image has such a file, the step's is bound over it, so that nothing is written into it. Where it has none
-//! there is nothing to bind over: then one is made ([`placeholders`]).
+//! there is nothing to bind over: then one is made (`placeholders`).
 
 mod placeholders;
 
