@@ -22,7 +22,11 @@ pub fn policy(kms_key: Option<&str>) -> Value {
     };
     let mut statements = vec![
         allow("Look", READS, &["*".to_owned()]),
-        allow("BaseParameters", &["ssm:GetParameter"], &["arn:aws:ssm:*:*:parameter/*".to_owned()]),
+        allow(
+            "BaseParameters",
+            &["ssm:GetParameter"],
+            &["arn:aws:ssm:*:*:parameter/aws/service/*".to_owned()],
+        ),
         allow_if("MakeVolumes", &["ec2:CreateVolume"], &[owned("volume")], &requested),
         allow("OfAnySnapshot", &["ec2:CreateVolume", "ec2:RegisterImage"], &[ec2("snapshot")]),
         allow_if("MakeSnapshots", &["ec2:CreateSnapshot"], &[ec2("snapshot")], &requested),

@@ -53,11 +53,10 @@ impl Refused {
             None => DisplayErrorContext(&error).to_string(),
         };
         let class = match &error {
-            // Not sent: no credentials, no region, a wrong parameter.
+            _ if lacks_credentials(&error) => Class::Expired,
+            // Not sent: a wrong parameter.
             SdkError::ConstructionFailure(_) => Class::Terminal,
-            SdkError::DispatchFailure(failure) if failure.is_user() || lacks_credentials(&error) => {
-                Class::Terminal
-            }
+            SdkError::DispatchFailure(failure) if failure.is_user() => Class::Terminal,
             _ => class_of(action.name, code.as_deref(), &message, status),
         };
         let what = what.to_owned();
@@ -68,8 +67,17 @@ impl Refused {
         self.code.as_deref() == Some(code)
     }
 
+    /// It says in which state something is, so that is there; else it says that it is not there.
+    fn is_about_state(&self) -> bool {
+        !self.code.as_deref().is_some_and(|code| code.ends_with(".NotFound") || code == "InvalidID")
+    }
+
     fn hint(&self) -> Option<String> {
         let Some(code) = &self.code else {
+            if self.class == Class::Expired {
+                let hint = "Give the instance a role, or set AWS_PROFILE or AWS_ACCESS_KEY_ID: see `aws sts get-caller-identity`.";
+                return Some(hint.to_owned());
+            }
             return (self.class == Class::Lost).then(|| {
                 "Is the network up, and the endpoint right (--region, AWS_ENDPOINT_URL)?".to_owned()
             });
@@ -185,13 +193,14 @@ impl Ec2 {
                     pause += pace.rate;
                     pace.paced
                 }
-                Class::Expired if tries < 3 => {
+                // Credentials that never were there will not come.
+                Class::Expired if tries < 3 && self.has_answered() => {
                     self.renew();
                     pace.throttled
                 }
                 Class::Lost if action.twice && self.has_answered() => pace.outage,
                 Class::Lost if action.twice => pace.unreachable,
-                Class::NotYet if self.is_new(what) => {
+                Class::NotYet if refused.is_about_state() || self.is_new(what) => {
                     pause = pause.min(pace.longest).max(pace.look);
                     pace.visible
                 }

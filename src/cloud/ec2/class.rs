@@ -7,7 +7,7 @@ pub enum Class {
     Throttled,
     /// It did nothing, and will not for some seconds more: ask again after [`Pace::rate`](super::Pace::rate).
     Paced,
-    /// It did nothing: the credentials were too old. Take new ones.
+    /// It did nothing: the credentials were too old, or could not be fetched. Take new ones.
     Expired,
     /// It may have taken effect, and may not. A call that may be sent twice is; any other is looked up.
     Lost,
@@ -90,6 +90,8 @@ const TABLE: &[(&str, &str, &str, Class)] = &[
     (ANY, "InvalidSnapshot.NotFound", "", Class::NotYet),
     (ANY, "InvalidAMIID.NotFound", "", Class::NotYet),
     ("CreateTags", "InvalidID", "", Class::NotYet),
+    // The instance's view of its volumes comes after the volume's own.
+    ("ModifyInstanceAttribute", "InvalidInstanceAttributeValue", "mapped", Class::NotYet),
     (ANY, "IncorrectState", "pending", Class::NotYet),
     (ANY, "IncorrectState", "creating", Class::NotYet),
 ];
@@ -221,6 +223,13 @@ mod tests {
             ("RegisterImage", "IncorrectState", "snap-1 is in invalid state - Pending", 400, NotYet),
             ("AttachVolume", "IncorrectState", "vol-1 is creating", 400, NotYet),
             ("AttachVolume", "IncorrectState", "Instance is not running", 400, Terminal),
+            (
+                "ModifyInstanceAttribute",
+                "InvalidInstanceAttributeValue",
+                "No device is currently mapped at /dev/sdf",
+                400,
+                NotYet,
+            ),
             ("DeleteVolume", "InvalidVolume.NotFound", "", 400, Done),
             ("DetachVolume", "IncorrectState", "vol-1 is in the 'available' state", 400, Done),
             ("DetachVolume", "InvalidAttachment.NotFound", "", 400, Done),

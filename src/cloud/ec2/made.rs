@@ -6,7 +6,7 @@ use super::call::Refused;
 use super::class::{Action, Class};
 use crate::cloud::{RunId, VolumeId};
 use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
-use aws_sdk_ec2::operation::create_volume::builders::CreateVolumeFluentBuilder;
+use aws_sdk_ec2::operation::create_volume::builders::CreateVolumeInputBuilder;
 use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,7 +19,7 @@ pub struct Run {
     pub volumes: BTreeSet<String>,
     pub snapshots: BTreeSet<String>,
     /// A call that may have made a volume: sent again, with its token, it tells which.
-    pub doubtful_volume: Option<CreateVolumeFluentBuilder>,
+    pub doubtful_volume: Option<CreateVolumeInputBuilder>,
     /// A snapshot of this volume may have been made.
     pub doubtful_snapshot: Option<VolumeId>,
 }

@@ -77,7 +77,8 @@ impl Ec2 {
         }
         // What could not be judged is left to the bake: it will be told there.
         if asked.iter().all(|permission| permission.verdict == Verdict::Granted) {
-            self.remember()?;
+            // Not remembered, it is asked for again.
+            _ = self.remember();
         }
         Ok(())
     }

@@ -40,7 +40,13 @@ impl Ec2 {
     async fn resolve_volume(&self, run: &RunId) -> Result<()> {
         let Some(request) = self.0.made.of(run, |run| run.doubtful_volume.clone()) else { return Ok(()) };
         let what = format!("to learn what was made for run {run}");
-        match self.call(&CREATE_VOLUME, &what, |_| request.clone().send()).await {
+        match self
+            .call(&CREATE_VOLUME, &what, |client| {
+                let (request, client) = (request.clone(), client.clone());
+                async move { request.send_with(&client).await }
+            })
+            .await
+        {
             Ok(volume) => {
                 let id = convert::id("vol", volume.volume_id.as_deref())?;
                 self.born(&id);

@@ -15,6 +15,7 @@ use crate::cloud::{RunId, VolumeId, VolumeSpec, tag};
 use crate::disk::Device;
 use crate::error::Kind;
 use anyhow::{Context, Result};
+use aws_sdk_ec2::operation::create_volume::CreateVolumeInput;
 use aws_sdk_ec2::types::{self, ResourceType, VolumeAttachmentState, VolumeState};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
@@ -90,9 +91,7 @@ impl Ec2 {
         let mut attempt = 1;
         let volume = loop {
             let kind = &spec.kind;
-            let request = self
-                .client()
-                .create_volume()
+            let request = CreateVolumeInput::builder()
                 .snapshot_id(&spec.snapshot.0)
                 .availability_zone(zone)
                 .size(convert::number(spec.size_gib))
@@ -105,7 +104,8 @@ impl Ec2 {
                 .client_token(token(&spec.run, "volume", attempt));
             self.0.made.of(&spec.run, |run| run.doubtful_volume = Some(request.clone()));
             let sent = self.repeat(&CREATE_VOLUME, &what, async || {
-                let send = request.clone().send();
+                let (request, client) = (request.clone(), self.client());
+                let send = async move { request.send_with(&client).await };
                 self.fly(&spec.run, &CREATE_VOLUME, &what, send, |run, result| {
                     if let Some(id) = result.as_ref().ok().and_then(|volume| volume.volume_id.clone()) {
                         run.volumes.insert(id);
