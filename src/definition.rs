@@ -69,6 +69,8 @@ pub struct Script {
 pub struct Definition {
     /// As the user spelt it.
     pub dir: PathBuf,
+    /// The canonical path of the directory that all its files lie in, those of its inputs and links included.
+    pub project: PathBuf,
     /// The family.
     pub name: String,
     /// It is the directory's name, for want of another.
@@ -122,7 +124,8 @@ impl Definition {
     }
 
     fn read(dir: &Path, real: &Path, top: &Table) -> Option<Self> {
-        let (sources, inputs) = Sources::read(dir, real, top);
+        let project = source::project(real);
+        let (sources, inputs) = Sources::read(dir, real, &project, top);
         let (files, runs) = (read_files(top, &sources), read_scripts(top, "run", "[[run]]", &sources));
         let (tests, tags) = (read_scripts(top, "test", "[[test]]", &sources), rules::tags(top));
         let disk = top.table("disk", "[disk]", &["size_gib"]);
@@ -130,6 +133,7 @@ impl Definition {
         let (name, from) = (rules::name(top, real), from::read(top, dir));
         let definition = Self {
             dir: dir.to_owned(),
+            project,
             name_is_default: !top.has("name"),
             description: rules::description(top),
             packages,

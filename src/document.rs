@@ -130,10 +130,12 @@ fn syntax(text: &str, line: usize, message: &str) -> String {
     format!("`{}`: {message}{advice}", key.escape_debug())
 }
 
-/// The line of a key at the top, or of the string in its array that `pick` accepts.
+/// The line of a key at the top or else in a table there, or of the string in its array that `pick` accepts.
 pub(crate) fn line_of(text: &str, key: &str, pick: &dyn Fn(&str) -> bool) -> Option<usize> {
     let parsed = DeTable::parse(text).ok()?;
-    let (name, value) = parsed.get_ref().get_key_value(key)?;
+    let top = parsed.get_ref();
+    let below = || top.values().find_map(|value| value.get_ref().as_table()?.get_key_value(key));
+    let (name, value) = top.get_key_value(key).or_else(below)?;
     let element = value.get_ref().as_array().and_then(|array| {
         array.iter().find(|element| element.get_ref().as_str().is_some_and(pick)).map(Spanned::span)
     });

@@ -110,7 +110,7 @@ impl Inputs {
         serde_json::to_string(self).expect("texts, numbers and maps with texts as keys become JSON")
     }
 
-    /// A tag's worth (at most 256 characters) of the inputs, from which [`explain`] still tells what differs.
+    /// A tag's worth (at most 256 characters) of the inputs, from which [`explain()`] still tells what differs.
     pub fn digest(&self) -> String {
         digest::write(self)
     }

@@ -15,6 +15,7 @@
 
 mod import;
 pub(super) mod names;
+mod ours;
 mod records;
 mod sweep;
 mod volumes;

@@ -17,6 +17,9 @@ use std::path::{Path, PathBuf};
 /// `ST_RDONLY` of statfs(2).
 const READ_ONLY: u64 = 1;
 
+/// No image has so many. Each recursive bind may double their number.
+const MOUNTS_MAX: usize = 256;
+
 /// Something that is mounted.
 pub struct Mounted {
     id: u64,
@@ -72,6 +75,16 @@ impl Mounts {
             part.is_some_and(|p| matches!(choose::kind(p), Some(Type::Ext2 | Type::Ext3 | Type::Ext4)));
         let errors = part.filter(|_| is_ext).and_then(|part| errors_of(&part.name));
         self.list.push(Mounted { id, fd: Some(mount), target: target.to_owned(), device, errors });
+        // A recursive bind brought more, which would keep it busy.
+        let table = mounting::own_table()?;
+        for line in below(&table, id) {
+            let target = format!("{target} ({})", line.path.display());
+            self.list.push(Mounted { id: line.id, fd: None, target, device: None, errors: None });
+        }
+        if self.list.len() > MOUNTS_MAX {
+            let failure = Kind::Definition.failure("its recursive binds make too many mounts of each other");
+            return Err(failure.hint("Have the fstab of the image bind less, or without `rbind`.").into());
+        }
         Ok(())
     }
 
@@ -163,6 +176,20 @@ impl Mounted {
         }
         Ok(())
     }
+}
+
+/// What is mounted in a mount, and in that, parents first.
+fn below(table: &[mounting::Line], id: u64) -> Vec<&mounting::Line> {
+    let mut found: Vec<&mounting::Line> = Vec::new();
+    let mut parents = vec![id];
+    while let Some(parent) = parents.pop() {
+        let children = table.iter().filter(|line| line.parent == parent && line.id != parent);
+        for child in children {
+            parents.push(child.id);
+            found.push(child);
+        }
+    }
+    found
 }
 
 fn damaged(what: &str) -> anyhow::Error {

@@ -3,9 +3,10 @@
 use super::listen::command;
 use super::packages::{self, Installed};
 use super::runner::{Call, Place, Runner};
-use super::space::Space;
+use super::space::{self, Space};
 use super::{Root, clean, files, lint, scripts};
 use crate::definition::{Definition, Script};
+use crate::error::Kind;
 use crate::report::Report;
 use crate::settings::NetworkSettings;
 use anyhow::{Context, Result};
@@ -28,6 +29,8 @@ pub struct Work<'a> {
     pub report: &'a Report,
 }
 
+/// Whose packages are broken.
+const BASE: &str = "packages of the base image are not installed right";
 /// A fact is a question that is answered at once.
 const FACT_TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -44,6 +47,11 @@ pub async fn execute(root: &Root<'_>, work: &Work<'_>) -> Result<BTreeMap<String
 
 /// The same, in any directory that is a mount point and holds an image.
 pub async fn execute_in(place: &Place<'_>, work: &Work<'_>) -> Result<BTreeMap<String, String>> {
+    let provisioned = provision(place, work).await;
+    provisioned.map_err(|error| Kind::Step.unless_known(space::explain(error)))
+}
+
+async fn provision(place: &Place<'_>, work: &Work<'_>) -> Result<BTreeMap<String, String>> {
     let runner = Runner::new(place, work)?;
     let space = Space::of(place.root)?;
     let mut before = lint::Before::of(place.inside, work)?;
@@ -53,11 +61,7 @@ pub async fn execute_in(place: &Place<'_>, work: &Work<'_>) -> Result<BTreeMap<S
     let changes = steps(false).next().is_some();
     let base = if changes { packages_of(&runner).await? } else { None };
     if let Some(base) = &base {
-        packages::ensure_sound(
-            base,
-            &work.plan.expect,
-            "packages of the base image are not installed right",
-        )?;
+        packages::ensure_sound(base, &work.plan.expect, BASE)?;
     }
     for step in steps(false) {
         run_step(&runner, step).await?;
@@ -86,11 +90,11 @@ pub async fn execute_in(place: &Place<'_>, work: &Work<'_>) -> Result<BTreeMap<S
 
     if installed.is_none() || !work.image.runs.is_empty() {
         installed = packages_of(&runner).await?;
-        packages::ensure_sound(
-            installed.as_deref().unwrap_or_default(),
-            &work.plan.expect,
-            "packages are not installed right after the definition's scripts",
-        )?;
+        let whose = match work.image.runs[..] {
+            [] => BASE,
+            _ => "packages are not installed right after the definition's scripts",
+        };
+        packages::ensure_sound(installed.as_deref().unwrap_or_default(), &work.plan.expect, whose)?;
     }
     let facts = facts(&runner, installed).await?;
     for step in steps(true) {
@@ -155,7 +159,7 @@ async fn run_script(runner: &Runner<'_>, script: &Script, kind: &str) -> Result<
 async fn packages_of(runner: &Runner<'_>) -> Result<Option<Vec<Installed>>> {
     let Some(argv) = runner.work.plan.facts.get(packages::FACT) else { return Ok(None) };
     let output = ask(runner, packages::FACT, argv).await?;
-    Ok(Some(packages::parse(&output, &runner.work.plan.expect)))
+    Ok(Some(packages::parse(&output, &runner.work.plan.expect)?))
 }
 
 async fn facts(runner: &Runner<'_>, installed: Option<Vec<Installed>>) -> Result<BTreeMap<String, String>> {

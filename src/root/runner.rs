@@ -2,7 +2,7 @@
 
 use super::inside::Inside;
 use super::listen::{Listener, Meaning};
-use super::space::Space;
+use super::space::{self, Space};
 use super::step::{self, Bind, Exit, ExitStatus, Node, Spec};
 use super::{execute::Work, network};
 use crate::definition::Ask;
@@ -114,7 +114,8 @@ impl<'a> Runner<'a> {
             if let Ask::File { source, .. } = ask {
                 let absolute = std::path::absolute(source);
                 let absolute = absolute.with_context(|| format!("looking for {}", source.display()))?;
-                packages.push(Bind { source: absolute, target: package_path(index, source) });
+                let (target, within) = (package_path(index, source), Some(work.image.project.clone()));
+                packages.push(Bind { source: absolute, target, within });
             }
         }
         let certificates = network::certificates(work.network, place.inside)?;
@@ -227,8 +228,7 @@ impl<'a> Runner<'a> {
         let full = heard.no_space || Space::of(self.place.root).is_ok_and(|space| space.is_full());
         if full {
             let what = format!("{} failed: the image's disk is full ({how}){tail}", call.why);
-            let hint = "Give it a larger one: `size_gib` of `[disk]` in image.toml.";
-            return Kind::Step.failure(what).hint(hint);
+            return Kind::Step.failure(what).hint(space::LARGER);
         }
         if let Some(Meaning { means, hint, package }) = meaning {
             let failure = match package {

@@ -1,20 +1,24 @@
-//! Files that are there only while steps run: bound over the image's own, so that nothing is written into it.
+//! Files that are there only while steps run.
 //!
-//! Where the image has no such file there is nothing to bind over. Then an empty placeholder is made before the step
-//! and removed after it, together with the directories made for it. A machine that fails in between loses nothing: the
-//! disk is thrown away.
+//! Where the image has such a file, the step's is bound over it, so that nothing is written into it. Where it has none
+//! there is nothing to bind over: then the file is made before the step, and removed after it together with the
+//! directories made for it. It is made under another name, with a symlink to it, so that the step may put something of
+//! its own there, which stays: a package may ship a `/usr/sbin/policy-rc.d`, alternatives lead there (they replace
+//! links alone), a script write and remove one. What is bound over can be neither replaced nor removed. A machine that
+//! fails in between loses nothing: the disk is thrown away.
 
 use super::step::mounts::{READ_ONLY, attach, copy, restrict};
-use super::step::{Bind, Spec};
+use super::step::{Bind, RESOLV_CONF, Spec};
 use crate::error::Kind;
 use anyhow::{Context, Result, bail};
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
+use oven_distro::Shim;
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
 
@@ -40,6 +44,11 @@ pub(super) struct Place {
 impl Place {
     fn in_run(&self) -> bool {
         self.real.iter().chain(&self.rest).next().is_some_and(|first| first == RUN)
+    }
+
+    fn is_file(&self, content: &[u8], mode: u32) -> Result<bool> {
+        let same_mode = |stat: &Stat| stat.st_mode & 0o777 == mode & 0o777;
+        Ok(self.found.as_ref().is_some_and(same_mode) && holds(self.dir.as_fd(), &self.rest[0], content)?)
     }
 }
 
@@ -131,23 +140,33 @@ struct Placeholder {
     name: OsString,
     device: u64,
     inode: u64,
-    directory: bool,
+    what: What,
+}
+
+/// What a placeholder is.
+enum What {
+    Directory,
+    /// An empty file, for something to be bound over.
+    Empty,
+    /// A link to a shim with this name beside it, and this content.
+    Shim(OsString, Vec<u8>),
 }
 
 impl Placeholders {
-    /// Makes what the step will mount on, as far as the image lacks it.
+    /// Makes what the step will see or mount on, as far as the image lacks it.
     pub fn make(root: BorrowedFd<'_>, spec: &Spec) -> Result<Self> {
         let mut made = Self(Vec::new());
         for name in API_DIRECTORIES {
             let place = resolve(root, Path::new(name), false)?;
             if place.found.is_none() {
-                made.add(&place, true).with_context(|| format!("making /{name}"))?;
+                made.directories(&place, &place.rest).with_context(|| format!("making /{name}"))?;
             }
         }
-        for path in spec.covered() {
+        let shims = spec.shims.iter().map(|shim| (&*shim.path, Some(shim)));
+        for (path, shim) in shims.chain(spec.network.then_some((RESOLV_CONF, None))) {
             let place = resolve(root, Path::new(path), false)?;
             if !place.in_run() && place.found.is_none() && !place.rest.is_empty() {
-                made.add(&place, false).with_context(|| format!("making a place for {path}"))?;
+                made.file(&place, shim).with_context(|| format!("making a place for {path}"))?;
             }
         }
         Ok(made)
@@ -162,26 +181,40 @@ impl Placeholders {
         self.remove_all()
     }
 
-    /// Makes all of `place.rest`: directories, the last as asked.
-    fn add(&mut self, place: &Place, directory: bool) -> Result<()> {
+    fn directories(&mut self, place: &Place, names: &[OsString]) -> Result<OwnedFd> {
         let mut dir = place.dir.try_clone()?;
-        for (index, name) in place.rest.iter().enumerate() {
-            let directory = directory || index + 1 < place.rest.len();
-            let name = name.as_os_str();
-            let fd = if directory {
-                rustix::fs::mkdirat(&dir, name, Mode::from_raw_mode(0o755))?;
-                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                rustix::fs::openat(&dir, name, flags, Mode::empty())?
-            } else {
-                let flags =
-                    OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                rustix::fs::openat(&dir, name, flags, Mode::from_raw_mode(0o644))?
-            };
-            let stat = rustix::fs::fstat(&fd)?;
-            let (name, device, inode) = (name.to_owned(), stat.st_dev, stat.st_ino);
-            self.0.push(Placeholder { dir: std::mem::replace(&mut dir, fd), name, device, inode, directory });
+        for name in names {
+            rustix::fs::mkdirat(&dir, &**name, Mode::from_raw_mode(0o755))?;
+            let next = self.note(dir, name, What::Directory)?;
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            dir = rustix::fs::openat(next, &**name, flags, Mode::empty())?;
         }
+        Ok(dir)
+    }
+
+    fn file(&mut self, place: &Place, shim: Option<&Shim>) -> Result<()> {
+        let (name, parents) = place.rest.split_last().context("a path without a name")?;
+        let dir = self.directories(place, parents)?;
+        let Some(shim) = shim else {
+            write_new(dir.as_fd(), name, b"", 0o644)?;
+            self.note(dir, name, What::Empty)?;
+            return Ok(());
+        };
+        let mut bytes = [0; 8];
+        rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())?;
+        let beside = OsString::from(format!(".oven-{:016x}", u64::from_ne_bytes(bytes)));
+        write_new(dir.as_fd(), &beside, shim.content.as_bytes(), shim.mode)?;
+        rustix::fs::symlinkat(&*beside, &dir, &**name)?;
+        self.note(dir, name, What::Shim(beside, shim.content.clone().into_bytes()))?;
         Ok(())
+    }
+
+    /// Remembers what was made, and gives its directory.
+    fn note(&mut self, dir: OwnedFd, name: &OsStr, what: What) -> Result<&OwnedFd> {
+        let stat = rustix::fs::statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let (name, device, inode) = (name.to_owned(), stat.st_dev, stat.st_ino);
+        self.0.push(Placeholder { dir, name, device, inode, what });
+        Ok(&self.0[self.0.len() - 1].dir)
     }
 
     fn remove_all(&mut self) -> Result<()> {
@@ -196,20 +229,74 @@ impl Placeholders {
 }
 
 impl Placeholder {
-    /// Removes it if it is still what was made: a step may have put something else there.
+    /// Removes it if it is still what was made: a step may have put something else there, or something into it.
     fn remove(&self) -> Result<()> {
-        let stat = match rustix::fs::statat(&self.dir, &*self.name, AtFlags::SYMLINK_NOFOLLOW) {
-            Err(Errno::NOENT) => return Ok(()),
-            stat => stat?,
+        match &self.what {
+            What::Directory if self.is(&self.name)? => {
+                match rustix::fs::unlinkat(&self.dir, &*self.name, AtFlags::REMOVEDIR) {
+                    Err(Errno::NOTEMPTY) => Ok(()), // the step's now
+                    result => Ok(result?),
+                }
+            }
+            What::Empty if self.is(&self.name)? && self.holds(&self.name, b"")? => {
+                Ok(rustix::fs::unlinkat(&self.dir, &*self.name, AtFlags::empty())?)
+            }
+            What::Directory | What::Empty => Ok(()),
+            What::Shim(beside, content) => self.remove_shim(beside, content),
+        }
+    }
+
+    fn remove_shim(&self, beside: &OsStr, content: &[u8]) -> Result<()> {
+        // Written to through the link: then it is what the step wants to be there.
+        let kept = self.leads_to(&self.name, beside)? && !self.holds(beside, content)?;
+        // Under whatever name: `dpkg-divert` moves aside what has a diverted one.
+        for name in std::iter::once(self.name.clone()).chain(self.links()?) {
+            if self.leads_to(&name, beside)? {
+                rustix::fs::unlinkat(&self.dir, &*name, AtFlags::empty())?;
+            }
+        }
+        let done = if kept {
+            rustix::fs::renameat(&self.dir, beside, &self.dir, &*self.name)
+        } else {
+            rustix::fs::unlinkat(&self.dir, beside, AtFlags::empty())
         };
-        if (stat.st_dev, stat.st_ino) != (self.device, self.inode) || (!self.directory && stat.st_size != 0) {
-            return Ok(());
+        match done {
+            Err(Errno::NOENT) => Ok(()), // the step removed it
+            done => Ok(done?),
         }
-        let flags = if self.directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
-        match rustix::fs::unlinkat(&self.dir, &*self.name, flags) {
-            Err(Errno::NOTEMPTY) if self.directory => Ok(()), // the step's now
-            result => Ok(result?),
+    }
+
+    /// Whether what has this name is what was made.
+    fn is(&self, name: &OsStr) -> Result<bool> {
+        match rustix::fs::statat(&self.dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => Ok(false),
+            stat => stat.map(|s| (s.st_dev, s.st_ino) == (self.device, self.inode)).map_err(Into::into),
         }
+    }
+
+    /// A new link may have an old one's inode; where it leads is told by its text.
+    fn leads_to(&self, name: &OsStr, target: &OsStr) -> Result<bool> {
+        match rustix::fs::readlinkat(&self.dir, name, Vec::new()) {
+            Err(Errno::NOENT | Errno::INVAL) => Ok(false),
+            found => Ok(found?.as_bytes() == target.as_bytes()),
+        }
+    }
+
+    fn holds(&self, name: &OsStr, content: &[u8]) -> Result<bool> {
+        holds(self.dir.as_fd(), name, content)
+    }
+
+    /// The symlinks in its directory.
+    fn links(&self) -> Result<Vec<OsString>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let mut names = Vec::new();
+        for entry in Dir::read_from(rustix::fs::openat(&self.dir, ".", flags, Mode::empty())?)? {
+            let entry = entry?;
+            if matches!(entry.file_type(), FileType::Symlink | FileType::Unknown) {
+                names.push(OsStr::from_bytes(entry.file_name().to_bytes()).to_owned());
+            }
+        }
+        Ok(names)
     }
 }
 
@@ -249,6 +336,8 @@ impl Shims<'_> {
                 Ok(target) if target.in_run() && !target.rest.is_empty() => {
                     return write_in_run(&target, content, mode);
                 }
+                // Made for this step, or as good as that.
+                Ok(target) if target.is_file(content, mode)? => return Ok(()),
                 _ => {} // wherever it leads: it is covered itself
             }
         }
@@ -263,8 +352,9 @@ impl Shims<'_> {
 
     /// A file or directory of this machine, read-only.
     pub fn bind(&self, bind: &Bind) -> Result<()> {
-        let source = copy(rustix::fs::CWD, &bind.source, false)
-            .with_context(|| format!("opening {}", bind.source.display()))?;
+        let opened = open_within(&bind.source, bind.within.as_deref(), OFlags::PATH)?;
+        let source =
+            copy(&opened, "", false).with_context(|| format!("opening {}", bind.source.display()))?;
         restrict(&source, READ_ONLY, false)?;
         let stat = rustix::fs::fstat(&source)?;
         let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
@@ -295,6 +385,24 @@ impl Shims<'_> {
     }
 }
 
+/// Opens something of this machine that has to lie in a directory, whose path is canonical. What was opened is looked
+/// at, not the path: nobody can exchange it afterwards.
+pub(super) fn open_within(path: &Path, within: Option<&Path>, flags: OFlags) -> Result<OwnedFd> {
+    let opening = || format!("opening {}", path.display());
+    let fd = rustix::fs::openat(rustix::fs::CWD, path, flags | OFlags::CLOEXEC, Mode::empty());
+    let fd = fd.with_context(opening)?;
+    let Some(within) = within else { return Ok(fd) };
+    let real = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).with_context(opening)?;
+    if !real.starts_with(within) {
+        let (path, real, within) = (path.display(), real.display(), within.display());
+        return Err(Kind::Definition
+            .failure(format!("{path} leads to {real}, out of the project {within}"))
+            .hint("It did not when the definition was read. Leave it alone while it is baked.")
+            .into());
+    }
+    Ok(fd)
+}
+
 fn open_last(place: &Place) -> Result<OwnedFd> {
     let name = place.rest.first().context("a path without a name")?;
     if place.rest.len() > 1 || place.found.is_none() {
@@ -322,7 +430,7 @@ fn write_in_run(place: &Place, content: &[u8], mode: u32) -> Result<()> {
     if place.found.is_some() {
         bail!("there is one already");
     }
-    write_new(make_parents(&place.dir, parents)?.as_fd(), last, content, mode)
+    write_new(make_parents(&place.dir, parents)?.as_fd(), last, content, mode).map(drop)
 }
 
 fn make_parents(dir: &OwnedFd, names: &[OsString]) -> Result<OwnedFd> {
@@ -335,11 +443,33 @@ fn make_parents(dir: &OwnedFd, names: &[OsString]) -> Result<OwnedFd> {
     Ok(dir)
 }
 
-fn write_new(dir: BorrowedFd<'_>, name: &OsStr, content: &[u8], mode: u32) -> Result<()> {
+fn write_new(dir: BorrowedFd<'_>, name: &OsStr, content: &[u8], mode: u32) -> Result<OwnedFd> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let fd = rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o600))?;
-    let mut file = File::from(fd);
-    file.write_all(content)?;
+    let mut file = File::from(rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o600))?);
+    let written = file.write_all(content);
+    if written.is_err() {
+        _ = rustix::fs::unlinkat(dir, name, AtFlags::empty()); // the disk is full
+    }
+    written?;
     rustix::fs::fchmod(&file, Mode::from_raw_mode(mode & 0o777))?;
-    Ok(())
+    Ok(file.into())
+}
+
+/// Whether a name is that of a regular file with this content.
+fn holds(dir: BorrowedFd<'_>, name: &OsStr, content: &[u8]) -> Result<bool> {
+    let is_like_it = |stat: &Stat| {
+        FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_size == content.len() as i64
+    };
+    match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Err(Errno::NOENT) => return Ok(false),
+        stat if !is_like_it(&stat?) => return Ok(false),
+        _ => {}
+    }
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let mut file = File::from(rustix::fs::openat(dir, name, flags, Mode::empty())?);
+    let mut found = Vec::new();
+    Ok(is_like_it(&rustix::fs::fstat(&file)?) && {
+        (&mut file).take(content.len() as u64 + 1).read_to_end(&mut found)?;
+        found == content
+    })
 }

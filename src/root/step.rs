@@ -4,7 +4,7 @@
 //! other namespaces and all that the step sees, enters it, gives up its rights, starts the command and reaps. When the
 //! command ends, so does everything it started; when oven ends, too.
 
-mod capabilities;
+pub(super) mod capabilities;
 mod covers;
 mod dev;
 mod helper;
@@ -12,8 +12,8 @@ mod lines;
 mod message;
 pub(super) mod mounts;
 mod reap;
-mod scope;
-mod seccomp;
+pub(super) mod scope;
+pub(super) mod seccomp;
 mod spawn;
 mod tree;
 
@@ -37,6 +37,7 @@ use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, sleep_until};
+pub(super) use tree::RESOLV_CONF;
 
 /// The hidden verb that makes this program the helper.
 pub const VERB: &str = "__step";
@@ -78,6 +79,10 @@ pub struct Bind {
     pub source: PathBuf,
     /// Absolute, in the image. Below `/run` it is made; elsewhere it has to exist, and is followed inside the image.
     pub target: String,
+    /// The canonical path of a directory that the source has to lie in when it is bound, wherever links lead by then:
+    /// who owns a definition may exchange its directories, and root follows.
+    #[serde(default)]
+    pub within: Option<PathBuf>,
 }
 
 /// A block device node.
@@ -144,12 +149,6 @@ impl Spec {
             defaults.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
         environment.extend(self.env.clone());
         environment
-    }
-
-    /// Paths in the image that a file is bound over, whether they are there or not.
-    pub(super) fn covered(&self) -> impl Iterator<Item = &str> {
-        let resolv_conf = self.network.then_some(tree::RESOLV_CONF);
-        self.shims.iter().map(|shim| shim.path.as_str()).chain(resolv_conf)
     }
 }
 

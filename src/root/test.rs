@@ -96,6 +96,7 @@ pub fn definition(dir: &Path, change: impl FnOnce(&mut Definition)) -> Definitio
     let mut image = Definition {
         name_is_default: false,
         dir: dir.to_owned(),
+        project: PathBuf::from("/"),
         name: "web".into(),
         description: String::new(),
         from: From::Image(BaseRef::Id(ImageId("ami-1".into()))),

@@ -148,7 +148,7 @@ impl Ground {
         let inside = Inside::open_dir(&self.path("image")).unwrap();
         let report = Report::new(Style::Silent, Level::Verbose);
         let log = self.path("log");
-        report.log_to(&log).unwrap();
+        report.log_to(&log, "a test");
         let mut plan = Debian.plan(&job(&image, &inside, &self.network)).unwrap();
         change(&mut plan);
         let place = Place { root: &self.path("image"), inside: &inside, nodes: &[], unmounted: &[] };

@@ -143,7 +143,7 @@ async fn serve(mut stream: TcpStream, handler: Arc<Mutex<Handler>>, calls: Calls
         Reply::Hang => return std::future::pending().await,
     };
     let head = format!(
-        "HTTP/1.1 {status} X\r\nContent-Type: text/xml\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        "HTTP/1.1 {status} X\r\nContent-Type: text/xml\r\nx-amzn-requestid: req-1\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
         body.len()
     );
     _ = stream.write_all((head + &body).as_bytes()).await;

@@ -210,7 +210,11 @@ impl Drop for Terminal {
             libc::sigaddset(&raw mut set, libc::SIGTTOU);
             libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, &raw mut before);
             let _ = rustix::termios::tcsetpgrp(stdin, self.group);
-            let _ = rustix::termios::tcsetattr(stdin, rustix::termios::OptionalActions::Drain, &self.modes);
+            // Not waiting for what a step stopped. Without what was not read: a terminal answers to questions of its
+            // screen, and the shell that follows would take an answer for what its user typed.
+            let _ = rustix::termios::tcflow(stdin, rustix::termios::Action::OOn);
+            let _ = rustix::termios::tcsetattr(stdin, rustix::termios::OptionalActions::Now, &self.modes);
+            let _ = rustix::termios::tcflush(stdin, rustix::termios::QueueSelector::IFlush);
             libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut());
         }
     }

@@ -12,7 +12,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-pub(super) const RESOLV_CONF: &str = "/etc/resolv.conf";
+pub(in crate::root) const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// Mounts all that the step sees, and makes it the root of this process. The process has a mount namespace of its own.
 pub fn enter(spec: &Spec) -> Result<()> {
