@@ -211,6 +211,7 @@ mod tests {
                 architecture: registered,
                 size_gib: 1,
                 root_device: "/dev/xvda".into(),
+                attributes: Default::default(),
             };
             fits(&base, programs).map_err(|error| Kind::of(&error))
         };
