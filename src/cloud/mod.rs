@@ -1,7 +1,11 @@
 //! What oven needs of a cloud: names and traits. No implementation.
 
 pub mod adopt;
+pub mod attributes;
+#[cfg(feature = "aws")]
+pub mod ec2;
 pub mod local;
+pub mod policy;
 pub mod wait;
 
 use crate::disk::Device;
@@ -114,7 +118,11 @@ pub enum BaseRef {
         owner: Option<String>,
     },
     /// The newest available image that carries the tag. Without an owner: one of our own.
-    Tag { key: String, value: String, owner: Option<String> },
+    Tag {
+        key: String,
+        value: String,
+        owner: Option<String>,
+    },
     /// The id that an SSM parameter holds.
     Ssm(String),
     /// That one, even if its owner deprecated it. Never nested.
