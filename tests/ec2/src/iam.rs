@@ -219,7 +219,7 @@ mod tests {
         let snapshot = Target::new("snap-1", &none);
         assert!(may("CreateVolume", &[Target::made("volume", &ours), snapshot]));
         assert!(!may("CreateVolume", &[Target::made("volume", &none), snapshot]));
-        assert!(!may("CreateVolume", &[Target::made("volume", &ours), Target::new("vol-2", &none)]));
+        assert!(!may("CreateVolume", &[Target::made("volume", &ours), Target::new("i-1", &none)]));
         assert!(!may("CreateTags", &[Target::new("vol-2", &ours)]));
         assert!(may("DeleteVolume", &[Target::new("vol-2", &ours)]));
         assert!(!may("DeleteVolume", &[Target::new("vol-2", &none)]));

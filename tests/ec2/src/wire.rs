@@ -123,7 +123,7 @@ mod tests {
         let (request, length, body) =
             head(b"POST /a?b HTTP/1.1\r\nContent-Length: 3\r\nX-A:  b \r\n\r\nxyz").unwrap().unwrap();
         assert_eq!((request.method.as_str(), request.path.as_str()), ("POST", "/a"));
-        assert_eq!((request.headers.get("x-a"), length, body), (Some("b"), 52, 3));
+        assert_eq!((request.headers.get("x-a"), length, body), (Some("b"), 51, 3));
         assert!(head(b"GET / HTTP/1.1\r\nHost").unwrap().is_none());
         assert!(head(b"GET / HTTP/1.1\r\nContent-Length: x\r\n\r\n").is_err());
         assert!(head(b"GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n").is_err());

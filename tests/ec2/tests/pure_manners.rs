@@ -641,7 +641,7 @@ fn parameters_identity_and_control() {
     ground.server.set(|o| drop(o.parameters.insert("/aws/service/debian".into(), ground.image.clone())));
     assert!(ssm(r#"{"Name": "/aws/service/debian", "WithDecryption": false}"#).body.contains(&ground.image));
     assert!(ssm(r#"{"Name": "/aws/service/debian", "Other": 1}"#).body.contains("SerializationException"));
-    ground.server.set(|o| drop(o.denied.insert("ssm:GetParameter".into())));
+    ground.server.set(|o| o.denied = ["ssm:GetParameter".to_owned()].into());
     assert!(ssm(r#"{"Name": "/aws/service/debian"}"#).body.contains("AccessDenied"));
     let control = |method: &str, path: &str, body: &str| {
         http(&ground.server.endpoint(), method, path, "", body).unwrap()
