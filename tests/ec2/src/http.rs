@@ -80,9 +80,21 @@ fn record(
         params: params.clone(),
         dry_run,
         answer,
+        made: None,
         at: now(),
     };
     ctx.state().record(call);
+}
+
+/// The id of what a call made.
+fn made(action: &str, inside: &xml::Xml) -> Option<String> {
+    let name = match action {
+        "CreateVolume" => "volumeId",
+        "CreateSnapshot" => "snapshotId",
+        "RegisterImage" => "imageId",
+        _ => return None,
+    };
+    inside.first(name).map(str::to_owned)
 }
 
 async fn metadata(
@@ -217,7 +229,10 @@ async fn query(ctx: &Rc<Ctx>, headers: &Head, body: &[u8]) -> std::result::Resul
         (Ok(_), Some(_)) => format!("200 {}", fault_name(&fault)),
         (Err(refusal), _) => refusal.code.clone(),
     };
-    record(ctx, "ec2", &action, &given, dry_run, told);
+    let new = result.as_ref().ok().and_then(|inside| made(&action, inside));
+    let (service, params) = ("ec2".to_owned(), given);
+    let call = Call { service, action: action.clone(), params, dry_run, answer: told, made: new, at: now() };
+    ctx.state().record(call);
     let made = match result {
         Ok(inside) => answer(200, "text/xml;charset=UTF-8", inside.answer(&action, &request)),
         Err(refusal) => no_such(&refusal),

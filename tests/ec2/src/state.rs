@@ -20,6 +20,9 @@ pub struct Call {
     pub dry_run: bool,
     /// A status of HTTP, or an error's code; the fault, if there was one.
     pub answer: String,
+    /// The id of what it made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made: Option<String>,
     /// Milliseconds since 1970.
     pub at: Time,
 }

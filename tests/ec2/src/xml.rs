@@ -40,6 +40,12 @@ impl Xml {
         });
     }
 
+    /// The text of the first element of this name.
+    pub fn first(&self, name: &str) -> Option<&str> {
+        let (_, rest) = self.0.split_once(&format!("<{name}>"))?;
+        Some(rest.split_once("</")?.0)
+    }
+
     /// A whole answer.
     pub fn answer(&self, action: &str, request: &str) -> String {
         format!(
@@ -86,6 +92,7 @@ mod tests {
         xml.text("name", "a<b>&\u{1}c\r");
         xml.some("none", None::<u8>);
         xml.list("set", [1, 2], |item, n| item.text("n", n));
+        assert_eq!((xml.first("n"), xml.first("m")), (Some("1"), None));
         let answer = xml.answer("Do", "r");
         let inside =
             "<name>a&lt;b&gt;&amp;\u{fffd}c&#13;</name><set><item><n>1</n></item><item><n>2</n></item></set>";
