@@ -2,6 +2,7 @@
 
 pub mod adopt;
 pub mod local;
+pub mod nvme;
 pub mod wait;
 
 use crate::disk::Device;
