@@ -1,6 +1,8 @@
 //! What oven needs of a cloud: names and traits. No implementation.
 
 pub mod adopt;
+#[cfg(feature = "aws")]
+pub mod instance;
 pub mod local;
 pub mod nvme;
 pub mod wait;

@@ -414,7 +414,7 @@ fn property_a_field_of_20_bytes_is_the_serial_or_it_is_not() {
         state ^= state << 17;
         state % below
     };
-    let mut check = |field: &[u8; 20], serial: &[u8]| {
+    let check = |field: &[u8; 20], serial: &[u8]| {
         let mut page = page(VENDOR_AMAZON, b"", EBS);
         page[4..24].copy_from_slice(field);
         let same = Identity::of(&page).serial == serial;
