@@ -2,7 +2,8 @@
 
 use crate::error::Kind;
 use anyhow::Result;
-use aws_config::imds::client::{Client, ImdsError};
+use aws_config::imds::client::Client;
+use aws_config::imds::client::error::ImdsError;
 use std::error::Error;
 use std::time::Duration;
 
