@@ -213,8 +213,9 @@ class Vm:
             # The guest's random numbers, at once: keys are made at its first boot.
             "-device", "virtio-rng-pci",
         ]
-        for number in range(1, PORTS + 1):
-            command += ["-device", f"pcie-root-port,id=rp{number},bus=pcie.0,chassis={number},slot={number}"]
+        for number in range(PORTS):
+            slot = number + 1
+            command += ["-device", f"pcie-root-port,id=rp{number},bus=pcie.0,chassis={slot},slot={slot}"]
         if self.ssh:
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.path("key")], check=True)
             with open(self.path("key.pub"), "rb") as key:
@@ -288,6 +289,12 @@ class Vm:
             raise Failed(f"in the guest, status {done.returncode}: {command}\n{output}")
         return done.returncode, output
 
+    def begin(self, command):
+        """A shell's command as a process: for one that ends the machine."""
+        return subprocess.Popen(
+            self.ssh_command(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            preexec_fn=child_of_ours)
+
     def copy(self, source, target, seconds=120):
         """A file into the guest, executable if it is here."""
         mode = "755" if os.access(source, os.X_OK) else "644"
@@ -314,7 +321,7 @@ class Vm:
     # ---- disks ----
 
     def plug(self, volume, file, port, **properties):
-        """Hot-plugs a raw file as an NVMe controller. `volume` is `vol-…`; `port` a number from 1."""
+        """Hot-plugs a raw file as an NVMe controller. `volume` is `vol-…`; `port` a number from 0."""
         block, device = f"b-{volume}", f"d-{volume}"
         storage = {"driver": "file", "filename": str(file), "cache": {"no-flush": True}}
         self.qmp.run("blockdev-add", driver="raw", **{"node-name": block}, file=storage)
