@@ -47,7 +47,13 @@ async fn world() -> World {
 
 impl World {
     fn volume_of(&self, run: &RunId) -> VolumeSpec {
-        VolumeSpec { snapshot: self.base.snapshot.clone(), size_gib: 1, kind: Default::default(), run: run.clone(), tags: Tags::new() }
+        VolumeSpec {
+            snapshot: self.base.snapshot.clone(),
+            size_gib: 1,
+            kind: Default::default(),
+            run: run.clone(),
+            tags: Tags::new(),
+        }
     }
 
     async fn volume(&self, run: &RunId) -> VolumeId {
@@ -143,7 +149,11 @@ async fn a_disk_becomes_a_snapshot_and_an_image() {
     let base = w.region.base(&BaseRef::Id(w.base.id.clone())).await.unwrap();
     let small = DiskSpec { size_gib: Some(0), ..DiskSpec::default() };
     refuses(disks.checkout(&base, &small, &run, &undo).await, Kind::Definition, "size_gib = 0");
-    let larger = DiskSpec { size_gib: Some(2), kind: Default::default(), tags: [("role".to_owned(), "web".to_owned())].into() };
+    let larger = DiskSpec {
+        size_gib: Some(2),
+        kind: Default::default(),
+        tags: [("role".to_owned(), "web".to_owned())].into(),
+    };
     let disk = disks.checkout(&base, &larger, &run, &undo).await.unwrap();
     assert_eq!(byte(disk.device(), (2 << 30) - 1), 0);
     node(disk.device()).write_all_at(&[9; 4096], 40 << 20).unwrap();

@@ -71,7 +71,11 @@ async fn who(given: Given, environment: Option<(String, &str)>, imds: &Client) -
 }
 
 fn checked(text: String, fits: fn(&str) -> bool, flag: &str, what: &str) -> Result<String> {
-    if fits(&text) { Ok(text) } else { Err(Kind::Usage.error(format!("`{flag}` is {text:?}: it should be {what}"))) }
+    if fits(&text) {
+        Ok(text)
+    } else {
+        Err(Kind::Usage.error(format!("`{flag}` is {text:?}: it should be {what}")))
+    }
 }
 
 async fn read(imds: &Client, path: &str, fits: fn(&str) -> bool, what: &str) -> Result<String> {
@@ -90,7 +94,9 @@ async fn read(imds: &Client, path: &str, fits: fn(&str) -> bool, what: &str) -> 
 fn explained(error: &ImdsError, path: &str) -> anyhow::Error {
     if let ImdsError::ErrorResponse(answer) = error {
         let text = format!("the metadata service answers {} to {path}", answer.response().status().as_u16());
-        let hint = format!("If this is no EC2 instance, give {FLAGS} of the one that volumes are to be attached to.");
+        let hint = format!(
+            "If this is no EC2 instance, give {FLAGS} of the one that volumes are to be attached to."
+        );
         return Kind::Machine.failure(text).hint(hint).into();
     }
     let mut causes = vec![error.to_string()];
@@ -103,7 +109,9 @@ fn explained(error: &ImdsError, path: &str) -> anyhow::Error {
     let (text, hint) = if said("request forbidden") {
         (
             "the metadata service is turned off for this instance (it answers 403)".to_owned(),
-            format!("Turn it on (aws ec2 modify-instance-metadata-options --http-endpoint enabled), or give {FLAGS}."),
+            format!(
+                "Turn it on (aws ec2 modify-instance-metadata-options --http-endpoint enabled), or give {FLAGS}."
+            ),
         )
     } else if said("read timeout") {
         // Its answer to the request for a token has a TTL of its own, the hop limit; a bridge takes one away.
@@ -153,7 +161,8 @@ fn region_of(zone: &str) -> Result<&str> {
         return Ok(region);
     }
     let text = format!("{zone} is not an availability zone of a region");
-    let hint = "A Local Zone or a Wavelength Zone cannot bake: use an instance in a zone such as eu-central-1a.";
+    let hint =
+        "A Local Zone or a Wavelength Zone cannot bake: use an instance in a zone such as eu-central-1a.";
     Err(Kind::Machine.failure(text).hint(hint).into())
 }
 

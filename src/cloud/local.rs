@@ -21,7 +21,9 @@ mod volumes;
 
 use super::adopt::{Verdict, judge};
 use super::wait::{Policy, Probe, until};
-use super::{Attributes, Base, BaseRef, Cloud, Image, ImageId, ImageSpec, ImageState, Key, SnapshotId, StaleRun, tag};
+use super::{
+    Attributes, Base, BaseRef, Cloud, Image, ImageId, ImageSpec, ImageState, Key, SnapshotId, StaleRun, tag,
+};
 use crate::error::{Failure, Kind};
 use crate::undo::Undo;
 use anyhow::{Context, Result};
@@ -227,7 +229,9 @@ impl Cloud for Region {
             BaseRef::Name { name, owner: None } => self.named(name).await?,
             BaseRef::Name { name, owner: Some(owner) } if owner == "self" => self.named(name).await?,
             BaseRef::Tag { key, value, owner: None } => self.tagged(key, value).await?,
-            BaseRef::Tag { key, value, owner: Some(owner) } if owner == "self" => self.tagged(key, value).await?,
+            BaseRef::Tag { key, value, owner: Some(owner) } if owner == "self" => {
+                self.tagged(key, value).await?
+            }
             BaseRef::Name { .. } | BaseRef::Tag { .. } => {
                 let why = "the local region knows its own images alone, and no other owner's";
                 return Err(missing(why).hint(import).into());

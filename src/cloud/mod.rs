@@ -117,7 +117,11 @@ pub enum BaseRef {
         owner: Option<String>,
     },
     /// The newest available image that carries the tag. Without an owner: one of our own.
-    Tag { key: String, value: String, owner: Option<String> },
+    Tag {
+        key: String,
+        value: String,
+        owner: Option<String>,
+    },
     /// The id that an SSM parameter holds.
     Ssm(String),
     /// That one, even if its owner deprecated it. Never nested.

@@ -85,8 +85,7 @@ impl<V: Volumes + 'static> Disks for Attached<V> {
         }
         let tags = owned(&spec.tags, run);
         undo.owe(volumes_debt(&self.volumes, run));
-        let spec =
-            VolumeSpec {
+        let spec = VolumeSpec {
             snapshot: base.snapshot.clone(),
             size_gib,
             kind: spec.kind.clone(),

@@ -51,7 +51,9 @@ async fn service(manner: Manner) -> Service {
                 Manner::Status(status) => (status, ""),
                 Manner::Good { .. } if request.starts_with("put /latest/api/token ") => (200, "secret"),
                 Manner::Good { .. } if !request.contains("x-aws-ec2-metadata-token: secret") => (401, ""),
-                Manner::Good { id, .. } if request.starts_with("get /latest/meta-data/instance-id ") => (200, id),
+                Manner::Good { id, .. } if request.starts_with("get /latest/meta-data/instance-id ") => {
+                    (200, id)
+                }
                 Manner::Good { zone, .. }
                     if request.starts_with("get /latest/meta-data/placement/availability-zone ") =>
                 {
@@ -60,8 +62,10 @@ async fn service(manner: Manner) -> Service {
                 Manner::Good { .. } => (404, ""),
             };
             let ttl = "x-aws-ec2-metadata-token-ttl-seconds: 21600";
-            let answer =
-                format!("HTTP/1.1 {status} X\r\n{ttl}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+            let answer = format!(
+                "HTTP/1.1 {status} X\r\n{ttl}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+                body.len()
+            );
             _ = stream.write_all(answer.as_bytes()).await;
         }
     });
@@ -149,8 +153,15 @@ async fn wrong_flags_are_named() {
 
 #[tokio::test]
 async fn zones_that_cannot_bake_are_refused() {
-    let zones =
-        ["us-west-2-lax-1a", "us-east-1-wl1-bos-wlz-1", "euc1-az1", "eu-central-1", "eu-central-a", "eu-1a", "-1a"];
+    let zones = [
+        "us-west-2-lax-1a",
+        "us-east-1-wl1-bos-wlz-1",
+        "euc1-az1",
+        "eu-central-1",
+        "eu-central-a",
+        "eu-1a",
+        "-1a",
+    ];
     for zone in zones {
         let error = ask(GOOD, given(ID, zone, ""), None).await.unwrap_err();
         assert_eq!(error.to_string(), format!("{zone} is not an availability zone of a region"));
@@ -174,7 +185,9 @@ async fn each_silence_is_explained() {
             "--http-put-response-hop-limit 2",
         ),
         (
-            ask(Manner::Good { id: "<html>sorry</html>", zone: "" }, Given::default(), None).await.unwrap_err(),
+            ask(Manner::Good { id: "<html>sorry</html>", zone: "" }, Given::default(), None)
+                .await
+                .unwrap_err(),
             "the metadata service answers \"<html>sorry</html>\" to /latest/meta-data/instance-id",
             "--instance-id",
         ),

@@ -58,7 +58,13 @@ impl Fixture {
 }
 
 fn volume_of(image: &Image, run: &RunId) -> VolumeSpec {
-    VolumeSpec { snapshot: image.snapshot.clone(), size_gib: 1, kind: Default::default(), run: run.clone(), tags: Tags::new() }
+    VolumeSpec {
+        snapshot: image.snapshot.clone(),
+        size_gib: 1,
+        kind: Default::default(),
+        run: run.clone(),
+        tags: Tags::new(),
+    }
 }
 
 fn spec(name: &str, print: &str) -> ImageSpec {

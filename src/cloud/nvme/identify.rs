@@ -49,9 +49,8 @@ pub fn controller(node: BorrowedFd<'_>) -> Result<Box<Page>> {
     };
     // SAFETY: the request reads and writes one `struct nvme_passthru_cmd`, and writes at most `length` bytes to
     // `address`: a page of that length that nothing else refers to and that outlives the call.
-    let status = unsafe {
-        libc::ioctl(node.as_raw_fd(), ADMIN_COMMAND as _, std::ptr::from_mut(&mut command))
-    };
+    let status =
+        unsafe { libc::ioctl(node.as_raw_fd(), ADMIN_COMMAND as _, std::ptr::from_mut(&mut command)) };
     match status {
         0 => Ok(page),
         ..0 => Err(Error::last_os_error()),

@@ -56,7 +56,9 @@ pub fn namespaces(sys: &Path) -> Result<Vec<Namespace>> {
     for entry in std::fs::read_dir(&block).with_context(context)? {
         let entry = entry.with_context(context)?;
         let name = entry.file_name();
-        let Some((order, name)) = name.to_str().and_then(|name| Some((numbers(name)?, name))) else { continue };
+        let Some((order, name)) = name.to_str().and_then(|name| Some((numbers(name)?, name))) else {
+            continue;
+        };
         if let Some(namespace) = namespace(&entry.path(), name)? {
             found.push((order, namespace));
         }
@@ -80,7 +82,8 @@ fn namespace(dir: &Path, name: &str) -> Result<Option<Namespace>> {
         return Ok(None);
     }
     let device = dir.join("device");
-    let (Some(number), Some(serial)) = (attribute(&dir.join("dev"))?, attribute(&device.join("serial"))?) else {
+    let (Some(number), Some(serial)) = (attribute(&dir.join("dev"))?, attribute(&device.join("serial"))?)
+    else {
         return Ok(None);
     };
     let number = device_number(&number)
@@ -120,7 +123,8 @@ fn controllers(device: &Path) -> Result<Vec<Controller>> {
 fn controller(dir: &Path) -> Result<Option<Controller>> {
     let Some(state) = attribute(&dir.join("state"))? else { return Ok(None) };
     let vendor = attribute(&dir.join("device/vendor"))?;
-    let vendor = vendor.and_then(|hex| u32::from_str_radix(str::from_utf8(&hex).ok()?.strip_prefix("0x")?, 16).ok());
+    let vendor =
+        vendor.and_then(|hex| u32::from_str_radix(str::from_utf8(&hex).ok()?.strip_prefix("0x")?, 16).ok());
     Ok(Some(Controller { state, vendor }))
 }
 

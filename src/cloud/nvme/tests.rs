@@ -191,7 +191,9 @@ fn old_ids_are_padded_and_are_no_prefix() {
 
 #[test]
 fn what_is_no_volume_id_is_refused() {
-    for id in ["", "vol-", "vol-0123456", "vol-0123456789ABCDEF0", "vol0123456789abcdef0", "i-0123456789abcdef0"] {
+    for id in
+        ["", "vol-", "vol-0123456", "vol-0123456789ABCDEF0", "vol0123456789abcdef0", "i-0123456789abcdef0"]
+    {
         let error = Machine::new().find(id).unwrap_err().to_string();
         assert_eq!(error, format!("{id:?} is no volume's id"));
     }
@@ -214,7 +216,9 @@ fn two_live_disks_of_one_serial_are_refused_by_name() {
 
 #[test]
 fn only_live_controllers_count() {
-    for state in ["new", "resetting", "connecting", "deleting", "deleting (no IO)", "dead", "", "alive", "live live"] {
+    for state in
+        ["new", "resetting", "connecting", "deleting", "deleting (no IO)", "dead", "", "alive", "live live"]
+    {
         let machine = Machine::new();
         machine.disk(1, VENDOR_AMAZON, SERIAL, EBS);
         machine.set("class/nvme/nvme1/state", state);
@@ -276,7 +280,8 @@ fn hidden_paths_of_a_multipath_disk_are_skipped() {
 
 #[test]
 fn names_that_are_no_disks_are_skipped() {
-    for name in ["nvme1", "nvme1n1p1", "nvme1c1n1", "nvmen1", "nvme1n", "nvme-1n1", "nvme+1n1", "xvdf", "sda"] {
+    for name in ["nvme1", "nvme1n1p1", "nvme1c1n1", "nvmen1", "nvme1n", "nvme-1n1", "nvme+1n1", "xvdf", "sda"]
+    {
         let machine = Machine::new();
         machine.disk(1, VENDOR_AMAZON, SERIAL, EBS);
         fs::rename(machine.sys("block/nvme1n1"), machine.sys(&format!("block/{name}"))).unwrap();
