@@ -26,7 +26,8 @@ pub fn keep(dir: &Path, id: Option<&ImageId>, report: &Report) {
 /// Written beside and renamed, so that a reader never sees half of it.
 fn write(dir: &Path, id: &ImageId) -> Result<()> {
     let path = dir.join(NAME);
-    let content = format!("{}\n", json!({"ami_id": id}));
+    // To the letter as GumGum's tool spells it: somebody may read it with less than a JSON parser.
+    let content = format!("{{\"ami_id\": {}}}\n", json!(id));
     // Only what may be ours: a FIFO of that name would keep us waiting for ever.
     let may_be = path.symlink_metadata().is_ok_and(|m| m.is_file() && m.len() == content.len() as u64);
     if may_be && std::fs::read_to_string(&path).is_ok_and(|old| old == content) {
@@ -62,7 +63,7 @@ mod tests {
         let (id, report) = (ImageId("ami-1".into()), Report::silent());
         keep(dir.path(), None, &report);
         keep(dir.path(), Some(&id), &report);
-        assert_eq!(std::fs::read_to_string(dir.path().join(NAME)).unwrap(), "{\"ami_id\":\"ami-1\"}\n");
+        assert_eq!(std::fs::read_to_string(dir.path().join(NAME)).unwrap(), "{\"ami_id\": \"ami-1\"}\n");
         keep(dir.path(), None, &report);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }

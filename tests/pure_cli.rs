@@ -199,11 +199,7 @@ fn the_story_fits_a_screen_and_files_stay_small() {
                 continue;
             }
             let lines = std::fs::read_to_string(&path).unwrap().lines().count();
-            let limit = match path.file_name().and_then(|name| name.to_str()) {
-                Some("bake.rs") if path.ends_with("src/bake.rs") => 80,
-                Some("tests.rs") => 800,
-                _ => 600,
-            };
+            let limit = if path.ends_with("src/bake.rs") { 80 } else { 600 };
             assert!(lines <= limit, "{}: {lines} lines, {limit} at most", path.display());
         }
     }

@@ -42,7 +42,7 @@ fn two_definitions_baked_once_and_right() {
     let ids: Vec<&str> = first.lines().map(|line| line.split('\t').next().unwrap()).collect();
     assert_eq!(ids.len(), 2);
     let file = std::fs::read_to_string(world.path("examples/web/.ami_id.json")).unwrap();
-    assert_eq!(file, format!("{{\"ami_id\":\"{}\"}}\n", ids[1]));
+    assert_eq!(file, format!("{{\"ami_id\": \"{}\"}}\n", ids[1]));
 
     // Asked again: the same ids, and no work.
     let files = world.files();

@@ -498,7 +498,7 @@ fn mount_points_are_resolved_inside() {
         (|root| symlink("data", root.join("data")).unwrap(), Err("making the directory /data")),
         (|root| symlink("/proc/self/root/tmp", root.join("data")).unwrap(), Err("/data")),
         (|root| symlink("/var/tmp/gone", root.join("data")).unwrap(), Err("leads nowhere, to /var/tmp/gone")),
-        (|root| fs::write(root.join("data"), "").unwrap(), Err("is no directory")),
+        (|root| fs::write(root.join("data"), "").unwrap(), Err("/data in the image is no directory")),
         (|_| (), Ok("data")),
     ] {
         let mut disk = Disk::new(80, 512);

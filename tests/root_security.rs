@@ -127,7 +127,7 @@ fn the_id_is_written_where_a_trap_was() {
     nix::unistd::mkfifo(&id, nix::sys::stat::Mode::S_IRWXU).unwrap();
     // A hit needs no distro.
     world.expect(0, &["bake", "image"]);
-    assert!(fs::read_to_string(&id).unwrap().starts_with("{\"ami_id\":\"ami-"));
+    assert!(fs::read_to_string(&id).unwrap().starts_with("{\"ami_id\": \"ami-"));
     fs::remove_file(&id).unwrap();
     symlink(world.path("precious"), &id).unwrap();
     world.expect(0, &["bake", "image"]);

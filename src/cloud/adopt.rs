@@ -27,8 +27,9 @@ pub fn judge(holder: &Image, spec: &ImageSpec) -> Verdict {
         _ if ours && !whole => "incomplete: it lacks our tags",
         _ if !(same(tag::FINGERPRINT) && same(tag::CHECKSUM)) || holder.architecture != spec.architecture => {
             let text = format!("the name {name} is taken by {id}, which is another image");
-            let hint =
-                format!("Look at it: oven images show {id}. Deregister it, or change the definition's name.");
+            let hint = format!(
+                "Look at it: oven images show {id}. Remove it (oven images remove {id}), or change the definition's name."
+            );
             return Verdict::Refuse(Kind::Cloud.failure(text).hint(hint).into());
         }
         ImageState::Pending => return Verdict::Wait,

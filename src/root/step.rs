@@ -200,7 +200,10 @@ pub async fn run(
     drop(fence);
     let removed = placeholders.map_or(Ok(()), Placeholders::remove);
     let exit = exit?;
-    removed.context("clearing the image after a step")?;
+    // Of a step that failed there is no image; its own failure (a full disk, say) tells more than what that led to.
+    if exit.status.success() {
+        removed.context("clearing the image after a step")?;
+    }
     Ok(exit)
 }
 
