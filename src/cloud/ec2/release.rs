@@ -66,6 +66,7 @@ impl Ec2 {
     }
 
     async fn remove_volume(&self, id: &VolumeId, run: &RunId, mut seen: Option<types::Volume>) -> Result<()> {
+        let made = self.0.made.of(run, |run| run.volumes.contains(&id.0));
         let mut ever = seen.is_some();
         let mut detached = false;
         until(&format!("the release of {id}"), &self.pace().until(self.pace().released), async || {
@@ -78,7 +79,8 @@ impl Ec2 {
                 return self.try_delete(id, &mut ever).await;
             };
             ever = true;
-            if from_tags(volume.tags()).get(tag::RUN) != Some(&run.0) {
+            // What we made ourselves is ours, even if its tags do not show yet.
+            if !made && from_tags(volume.tags()).get(tag::RUN) != Some(&run.0) {
                 return Err(Kind::Cloud.error(format!("{id} does not carry the tag of run {run}: it stays")));
             }
             match (&volume.state, attachment(&volume)) {
