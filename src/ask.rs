@@ -1,9 +1,11 @@
 //! From a definition to what the cloud, the disk and the distro are asked for.
 
+mod attributes;
+
 use crate::cli::{Compat, Wish};
 use crate::cloud::adopt::is_replaceable;
-use crate::cloud::{Architecture, Base, Image, ImageSpec, Key, RunId, Tags, VolumeKind, tag};
-use crate::definition::{Ask, Definition};
+use crate::cloud::{Architecture, Attributes, Base, Image, ImageSpec, Key, RunId, Tags, VolumeKind, tag};
+use crate::definition::{Ask, DEFAULT_TYPE, Definition};
 use crate::disk::DiskSpec;
 use crate::error::Kind;
 use crate::fingerprint::Inputs;
@@ -12,6 +14,7 @@ use crate::root::{MountOptions, Root, execute};
 use crate::settings::Settings;
 use crate::site::Site;
 use anyhow::{Context, Result};
+pub use attributes::attributes;
 use oven_distro::{Distro, Job, Package, Refused};
 use std::collections::BTreeMap;
 
@@ -77,10 +80,17 @@ pub async fn in_the_way(site: &Site, name: &str) -> Result<Option<Image>> {
     Ok(holder.filter(is_replaceable))
 }
 
-pub fn disk(image: &Definition, run: &RunId) -> Result<DiskSpec> {
+/// The volume that is baked on. What is not said of its kind is the fastest for nothing, not the base's.
+pub fn disk(image: &Definition, base: &Base, run: &RunId) -> Result<DiskSpec> {
     let mut tags = run_tags(image, run);
     tags.insert(tag::OWNER.to_owned(), Owner::this().to_string());
-    Ok(DiskSpec { size_gib: image.size_gib, kind: VolumeKind::default(), tags })
+    let VolumeKind { volume_type, iops, throughput, .. } = &image.volume;
+    // But what is provisioned is so for a type: the image's.
+    let inherited = base.attributes.root_volume.volume_type.clone();
+    let inherited = inherited.filter(|_| iops.is_some() || throughput.is_some());
+    let volume_type = volume_type.clone().or(inherited).unwrap_or_else(|| DEFAULT_TYPE.to_owned());
+    let kind = VolumeKind { volume_type: Some(volume_type), ..image.volume.clone() };
+    Ok(DiskSpec { size_gib: image.size_gib, kind, tags })
 }
 
 /// Tags of everything that a run makes.
@@ -158,6 +168,7 @@ pub fn refused(refused: Refused) -> anyhow::Error {
 pub fn image(
     image: &Definition,
     base: &Base,
+    attributes: Attributes,
     inputs: &Inputs,
     facts: BTreeMap<String, String>,
     run: &RunId,
@@ -179,7 +190,7 @@ pub fn image(
         architecture: base.architecture,
         root_device: base.root_device.clone(),
         size_gib: image.size_gib.unwrap_or(base.size_gib),
-        attributes: base.attributes.clone(),
+        attributes,
         tags,
         run: run.clone(),
         documents,
@@ -205,7 +216,7 @@ mod tests {
                 architecture: registered,
                 size_gib: 1,
                 root_device: "/dev/xvda".into(),
-                attributes: Default::default(),
+                attributes: Attributes::default(),
             };
             fits(&base, programs).map_err(|error| Kind::of(&error))
         };

@@ -31,6 +31,7 @@ pub async fn bake(
 ) -> Ended<Outcome> {
     undo::scope(site.policy(wish), stop, async |undo| {
         let base = site.resolve(image, from).await?; //                                        1. resolve
+        let attributes = ask::attributes(image, &base)?;
         let inputs = ask::inputs(site, image, &base)?;
         let _turn = turn::take(site, &inputs).await?; //                  one bake of a fingerprint on this host
         if let Some(found) = ask::find(site, image, &inputs, wish).await? {
@@ -45,7 +46,7 @@ pub async fn bake(
         site.close(root).await?; //                                                               proven released
         inputs.ensure_unchanged(image).context("reading the definition again")?;
         let snapshot = site.commit(disk, &undo).await?; //                                     5. commit
-        let spec = ask::image(image, &base, &inputs, facts, run, wish);
+        let spec = ask::image(image, &base, attributes, &inputs, facts, run, wish);
         Ok(Outcome::of(site.register(&snapshot, &spec, &undo).await?, run)) //                 6. register
     })
     .await

@@ -22,7 +22,7 @@ const EXIT_CODES: &str = "Exit codes: 0 baked or already baked, 2 usage, 3 defin
 /// Flags that every verb takes, before it or after it.
 #[derive(Debug, Clone, Args)]
 pub struct Global {
-    /// The cloud to bake in: `local`, a region that is a directory
+    /// The cloud to bake in: `aws`, or `local`, a region that is a directory
     #[arg(
         long,
         global = true,
@@ -45,6 +45,12 @@ pub struct Global {
     /// The directory that the local region is [default: /var/lib/oven/region]
     #[arg(long, global = true, value_name = "DIR", env = "OVEN_REGION_DIR", hide_env_values = true, value_hint = ValueHint::DirPath, help_heading = "Global options")]
     pub region_dir: Option<PathBuf>,
+    /// The builder's instance id, where its metadata cannot be asked
+    #[arg(long, global = true, value_name = "ID", env = "OVEN_INSTANCE_ID", help_heading = "Global options")]
+    pub instance_id: Option<String>,
+    /// The builder's availability zone, likewise
+    #[arg(long, global = true, value_name = "ZONE", env = "OVEN_ZONE", help_heading = "Global options")]
+    pub zone: Option<String>,
     /// A stream of JSON events on standard output, a result object last
     #[arg(long, global = true, help_heading = "Global options")]
     pub json: bool,

@@ -5,6 +5,7 @@ mod trial;
 pub use trial::trial;
 
 use crate::error::{self, Kind};
+use crate::root::step::egress::Fence;
 use crate::site::Site;
 use anyhow::Result;
 use nix::sys::statvfs::statvfs;
@@ -125,6 +126,16 @@ pub fn checks() -> Vec<Check> {
     );
     checks.push(Check::new("openat2", openat2.is_ok(), "the kernel refuses it", "Use Linux 5.12 or newer."));
     checks
+}
+
+/// Whether steps with the network can be kept from the builder's credentials. It is tried, as root.
+pub fn egress() -> Option<Check> {
+    if !nix::unistd::geteuid().is_root() {
+        return None;
+    }
+    let fence = Fence::make();
+    let note = fence.as_ref().err().map(|error| format!("{error:#}")).unwrap_or_default();
+    Some(Check::note("cgroup v2 and BPF", fence.is_ok(), &note))
 }
 
 /// Whether the region can be used, and has room.

@@ -11,8 +11,8 @@ use crate::error::Kind;
 use crate::machine;
 use crate::report::Report;
 use crate::root::Root;
-use crate::root::execute::Work;
-use crate::settings::{Overrides, Settings};
+use crate::root::execute::{Guard, Work};
+use crate::settings::{AWS, Overrides, Settings};
 use crate::undo::{Policy, Undo};
 use anyhow::{Context, Result};
 use oven_distro::{Distro, Plan};
@@ -45,6 +45,9 @@ pub struct Site {
 impl Site {
     /// The site that `settings` describe.
     pub fn new(settings: Settings, report: Report) -> Result<Self> {
+        if settings.cloud == AWS {
+            return Err(Kind::Cloud.error("this oven cannot bake on EC2 yet"));
+        }
         let state = settings.region_dir.clone().unwrap_or_else(|| REGION_DIR.into());
         let region = Region::open(&state)?;
         Ok(Self {
@@ -67,9 +70,16 @@ impl Site {
         let first = Self::settings(global, dirs.next().unwrap_or(&here))?;
         for dir in dirs {
             let other = Self::settings(global, dir)?;
-            if (&other.cloud, &other.region, &other.region_dir)
-                != (&first.cloud, &first.region, &first.region_dir)
-            {
+            let place = |s: &Settings| {
+                (
+                    s.cloud.clone(),
+                    s.region.clone(),
+                    s.region_dir.clone(),
+                    s.instance_id.clone(),
+                    s.zone.clone(),
+                )
+            };
+            if place(&other) != place(&first) {
                 let message =
                     format!("{} has another cloud or region than the definitions before it", dir.display());
                 let hint = "Bake definitions of different regions one after another, or give --region-dir.";
@@ -85,6 +95,8 @@ impl Site {
             cloud: global.cloud.clone(),
             region: global.region.clone(),
             region_dir: global.region_dir.clone(),
+            instance_id: global.instance_id.clone(),
+            zone: global.zone.clone(),
         };
         Settings::for_definition(dir)?.merge(&overrides)
     }
@@ -169,13 +181,19 @@ impl Site {
         undo: &Rc<Undo>,
     ) -> Result<Box<dyn Disk>> {
         let step = self.report.step("checkout", format!("checking out the disk of {}", base.id));
-        let disk = self.disks.checkout(base, &ask::disk(image, run)?, run, undo).await?;
+        let disk = self.disks.checkout(base, &ask::disk(image, base, run)?, run, undo).await?;
         step.done();
         Ok(disk)
     }
 
     pub fn work<'a>(&'a self, image: &'a Definition, plan: &'a Plan) -> Work<'a> {
-        Work { image, plan, network: &self.settings.network, helper: &self.helper, report: &self.report }
+        let network = &self.settings.network;
+        Work { image, plan, network, guard: self.guard(), helper: &self.helper, report: &self.report }
+    }
+
+    /// What keeps steps from the builder's credentials.
+    pub fn guard(&self) -> Guard {
+        if self.settings.cloud == AWS { Guard::Required } else { Guard::Wanted }
     }
 
     pub async fn close(&self, root: Root<'_>) -> Result<()> {

@@ -66,6 +66,7 @@ impl Image {
             env: BTreeMap::new(),
             cwd: "/".into(),
             network: false,
+            fenced: false,
             resolv_conf: None,
             shims: Vec::new(),
             binds: Vec::new(),

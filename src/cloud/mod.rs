@@ -4,7 +4,10 @@ pub mod adopt;
 pub mod attributes;
 #[cfg(feature = "aws")]
 pub mod ec2;
+#[cfg(feature = "aws")]
+pub mod instance;
 pub mod local;
+pub mod nvme;
 pub mod policy;
 pub mod wait;
 

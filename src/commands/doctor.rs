@@ -13,6 +13,7 @@ pub async fn run(global: &Global, report: &Report) -> Result<End> {
     let site = Site::of(global, &[], report.clone());
     let mut checks = machine::checks();
     checks.push(machine::growing());
+    checks.extend(machine::egress());
     checks.push(machine::region(&site));
     // What lacks something would fail for that reason, which is said.
     if let (Ok(site), false) = (&site, checks.iter().any(|check| check.lacks())) {

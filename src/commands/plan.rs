@@ -65,6 +65,7 @@ async fn judge(
     compat: Option<cli::Compat>,
 ) -> Result<Verdict> {
     let base = site.resolve(image, from).await?;
+    ask::attributes(image, &base)?;
     let inputs = ask::inputs(site, image, &base)?;
     if let Some(hit) = site.cloud.find(&ask::key(&inputs, compat)).await? {
         return Ok(Verdict { hit: Some(hit), why: Vec::new() });

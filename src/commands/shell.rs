@@ -81,5 +81,8 @@ async fn inside(site: &Site, root: &Root<'_>, args: &cli::Shell) -> Result<u8> {
         // A shell is also for an image that no plugin knows.
         Err(_) => Vec::new(),
     };
-    execute::shell(root, &site.helper, shims, args.network, &args.command).await.context("running the shell")
+    let network = args.network.then(|| site.guard());
+    execute::shell(root, &site.helper, shims, network, &args.command, &site.report)
+        .await
+        .context("running the shell")
 }

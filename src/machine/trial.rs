@@ -60,6 +60,7 @@ async fn step(site: &Site, root: &Path, network: bool, throwaway: bool) -> Resul
         env: BTreeMap::new(),
         cwd: "/".to_owned(),
         network,
+        fenced: false,
         resolv_conf: None,
         shims: Vec::new(),
         binds: Vec::new(),

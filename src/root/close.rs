@@ -3,6 +3,7 @@
 use super::filesystem::{self, Type};
 use super::mounting::{self, DIR};
 use super::nodes::{self, Bytes, Nodes, Part};
+use super::partition::{self, Partition};
 use super::{blocking, choose, holders, ioctl, make_mount_point};
 use crate::disk::Device;
 use crate::error::Kind;
@@ -234,6 +235,7 @@ pub async fn close(
     for part in disk.parts.iter().filter(|part| used.iter().any(|(name, _)| *name == part.name)) {
         sound(part).with_context(|| format!("looking at {} after it was unmounted", part.name))?;
     }
+    tabled(disk, device, &used).with_context(|| format!("looking at the partition table of {path}"))?;
     drop(mounts);
     report.detail(format!("{path} is released"));
     Ok(())
@@ -266,6 +268,25 @@ async fn prove(disk: &Nodes, used: &[(String, u64)]) -> Result<()> {
         Ok(())
     })
     .await
+}
+
+/// Steps have the disk's nodes, since boot loaders are installed there. What was mounted has to be in the table still.
+fn tabled(disk: &Nodes, device: &Device, used: &[(String, u64)]) -> Result<()> {
+    let now = partition::read(&Bytes { fd: device.node.as_fd(), size: disk.size }, disk.sector)?;
+    let changed =
+        |what: String| Kind::Step.failure(what).hint("Find the script that writes to the disk itself.");
+    if let Some(warning) = now.warnings.iter().find(|warning| !disk.table.warnings.contains(warning)) {
+        return Err(changed(format!("a step damaged it: {warning}")).into());
+    }
+    let is_used = |part: &&Part| used.iter().any(|(name, _)| *name == part.name);
+    for wanted in disk.parts.iter().filter(is_used).filter_map(|part| part.partition.as_ref()) {
+        let place = |p: &Partition| (p.number, p.start, p.size);
+        if !now.partitions.iter().any(|p| place(p) == place(wanted)) {
+            let what = format!("a step changed it: partition {} is no longer where it was", wanted.number);
+            return Err(changed(what).into());
+        }
+    }
+    Ok(())
 }
 
 /// What the superblock of an unmounted ext file system says of the bake.

@@ -4,6 +4,7 @@ use super::listen::command;
 use super::packages::{self, Installed};
 use super::runner::{Call, Place, Runner};
 use super::space::{self, Space};
+use super::step::egress::Fence;
 use super::{Root, clean, files, lint, scripts};
 use crate::definition::{Definition, Script};
 use crate::error::Kind;
@@ -24,6 +25,8 @@ pub struct Work<'a> {
     pub image: &'a Definition,
     pub plan: &'a Plan,
     pub network: &'a NetworkSettings,
+    /// What is asked of this machine; a definition with `imds = true` asks for nothing.
+    pub guard: Guard,
     /// This program.
     pub helper: &'a Path,
     pub report: &'a Report,
@@ -31,6 +34,29 @@ pub struct Work<'a> {
 
 /// Whose packages are broken.
 const BASE: &str = "packages of the base image are not installed right";
+/// Whether steps with the network are kept from the builder's credentials ([`super::step::egress`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guard {
+    /// Where this machine can. For a bake that needs no credentials: there may be none.
+    Wanted,
+    /// Or there is no such step. For a builder in the cloud: its role may do what the bake does, and more.
+    Required,
+}
+
+impl Guard {
+    /// Whether steps are fenced. Where that cannot be and need not, it is told, once.
+    pub(super) fn fences(self, report: &Report) -> bool {
+        if self == Self::Required {
+            return true;
+        }
+        let fence = Fence::make();
+        if let Err(error) = &fence {
+            report.detail(format!("{error:#}"));
+        }
+        fence.is_ok()
+    }
+}
+
 /// A fact is a question that is answered at once.
 const FACT_TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -197,12 +223,14 @@ fn clean_up(place: &Place<'_>, work: &Work<'_>, before: &lint::Before) -> Result
 }
 
 /// A contained shell, or a command in its place, on the terminal of this process. Answers with its exit code.
+/// `network`: it has one, so guarded.
 pub async fn shell(
     root: &Root<'_>,
     helper: &Path,
     shims: Vec<Shim>,
-    network: bool,
+    network: Option<Guard>,
     command: &[String],
+    report: &Report,
 ) -> Result<u8> {
     let bash = root.inside().exists("/bin/bash")?;
     let argv = match command {
@@ -215,7 +243,8 @@ pub async fn shell(
         argv,
         env: BTreeMap::new(),
         cwd: "/root".to_owned(),
-        network,
+        network: network.is_some(),
+        fenced: network.is_some_and(|guard| guard.fences(report)),
         resolv_conf: None,
         shims,
         binds: Vec::new(),

@@ -56,17 +56,23 @@ impl Space {
     }
 }
 
-/// A failure of oven's own writing into the image, told as what it is if the disk is full.
+/// A failure of oven's own writing into the image, told as what it is if the disk is full or broken.
 pub fn explain(error: Error) -> Error {
-    let full = |errno: Option<Errno>| matches!(errno, Some(Errno::NOSPC | Errno::DQUOT));
-    let is_full = error.chain().any(|cause| {
+    let errno = error.chain().find_map(|cause| {
         let io = cause.downcast_ref::<std::io::Error>().and_then(Errno::from_io_error);
-        full(io) || full(cause.downcast_ref().copied())
+        io.or_else(|| cause.downcast_ref().copied())
     });
-    if !is_full {
-        return error;
+    match errno {
+        Some(Errno::NOSPC | Errno::DQUOT) => {
+            Kind::Step.failure(format!("the image's disk is full: {error:#}")).hint(LARGER).into()
+        }
+        // So the kernel answers where it found damage, by a script that wrote to the disk itself, or of the disk.
+        Some(Errno::ROFS) => Kind::Step
+            .failure(format!("the image's file system became read-only: {error:#}"))
+            .hint("It is damaged: the kernel's log (dmesg) says where.")
+            .into(),
+        _ => error,
     }
-    Kind::Step.failure(format!("the image's disk is full: {error:#}")).hint(LARGER).into()
 }
 
 #[cfg(test)]
@@ -82,6 +88,7 @@ mod tests {
             assert!(error.to_string().starts_with("the image's disk is full: writing /x: "), "{error}");
             assert_eq!((Kind::of(&error), hint_of(&error).as_deref()), (Kind::Step, Some(LARGER)));
         }
+        assert!(explain(Errno::ROFS.into()).to_string().contains("became read-only"));
         assert_eq!(explain(Error::from(Errno::ACCESS).context("writing /x")).to_string(), "writing /x");
     }
 

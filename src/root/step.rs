@@ -7,6 +7,7 @@
 pub(super) mod capabilities;
 mod covers;
 mod dev;
+pub mod egress;
 mod helper;
 mod lines;
 mod message;
@@ -20,6 +21,7 @@ mod tree;
 use super::shim::Placeholders;
 use crate::error::Kind;
 use anyhow::{Context, Result};
+use egress::Fence;
 use lines::Lines;
 use message::Message;
 use oven_distro::Shim;
@@ -58,6 +60,9 @@ pub struct Spec {
     pub cwd: String,
     /// Without it the step has a network namespace of its own, with nothing but `lo`.
     pub network: bool,
+    /// With the network: the builder's credentials are out of the step's reach ([`egress`]), or there is no step.
+    #[serde(default)]
+    pub fenced: bool,
     /// With the network: what `/etc/resolv.conf` says. `None`: what this machine's says.
     #[serde(default)]
     pub resolv_conf: Option<String>,
@@ -185,11 +190,14 @@ pub async fn run(
     timeout: Duration,
     on_line: &mut dyn FnMut(&str),
 ) -> Result<Exit> {
-    // Dropped in the reverse order: processes, then the terminal, then what was made in the image for them.
+    // Dropped in the reverse order: processes, then the terminal, then what was made in the image and of the machine
+    // for them.
+    let fence = if spec.network && spec.fenced { Some(Fence::make()?) } else { None };
     let placeholders = placeholders(spec).context("preparing the image for a step")?;
     let terminal = if spec.interactive { Terminal::note() } else { None };
-    let exit = supervise(helper, spec, timeout, on_line).await;
+    let exit = supervise(helper, spec, fence.as_ref(), timeout, on_line).await;
     drop(terminal);
+    drop(fence);
     let removed = placeholders.map_or(Ok(()), Placeholders::remove);
     let exit = exit?;
     removed.context("clearing the image after a step")?;
@@ -209,6 +217,7 @@ fn placeholders(spec: &Spec) -> Result<Option<Placeholders>> {
 async fn supervise(
     helper: &Path,
     spec: &Spec,
+    fence: Option<&Fence>,
     timeout: Duration,
     on_line: &mut dyn FnMut(&str),
 ) -> Result<Exit> {
@@ -216,9 +225,9 @@ async fn supervise(
         Ok(term) if spec.interactive && !spec.env.contains_key("TERM") => {
             let mut spec = spec.clone();
             spec.env.insert("TERM".into(), term);
-            Running::start(helper, &spec)?
+            Running::start(helper, &spec, fence)?
         }
-        _ => Running::start(helper, spec)?,
+        _ => Running::start(helper, spec, fence)?,
     };
     let mut lines = Lines::new();
     let mut output = match running.output.take() {

@@ -105,12 +105,15 @@ pub fn definition(dir: &Path, change: impl FnOnce(&mut Definition)) -> Definitio
         runs: Vec::new(),
         tests: Vec::new(),
         size_gib: None,
+        volume: Default::default(),
+        registered: Default::default(),
         tags: std::collections::BTreeMap::new(),
         inputs: Vec::new(),
         upgrade: false,
         recommends: false,
         conffiles: Conffiles::default(),
         network: false,
+        imds: false,
         keep: Vec::new(),
     };
     change(&mut image);

@@ -150,3 +150,28 @@ fn a_package_that_kills_everything_kills_itself() {
     lab.define(&[Deb::sh("perl -e 'kill 9, -1'; kill -9 -1; sleep 100")], "");
     lab.fails(5, &["installing 1 package", "SIGKILL"]);
 }
+
+/// A step has its own disk's nodes, for boot loaders. What it destroys with them is no image.
+#[test]
+fn a_package_that_writes_over_its_own_disk_makes_no_image() {
+    let lab = Lab::new();
+    for (what, words) in [
+        // ext4 looks at its superblock only when it writes it: what is gone by then is seen at the end.
+        ("dd if=/dev/zero of=$(ls /dev/loop*p1) bs=4096 count=64 conv=notrunc", &[][..]),
+        ("dd if=/dev/urandom of=$(ls /dev/loop*p1) bs=4096 seek=1 count=4000 conv=notrunc", &[]),
+        (
+            "dd if=/dev/zero of=$(ls /dev/loop* | head -n 1) bs=512 count=64 conv=notrunc",
+            &["partition table"],
+        ),
+        (
+            "d=$(ls /dev/loop* | head -n 1); dd if=/dev/zero of=$d bs=512 count=64 conv=notrunc; \
+             dd if=/dev/zero of=$d bs=512 seek=$((2097152 - 64)) count=64 conv=notrunc",
+            &["partition table"],
+        ),
+    ] {
+        lab.define(&[Deb::sh(&format!("{what}; exit 0"))], "");
+        let baked = lab.bake();
+        assert!([Some(5), Some(8)].contains(&baked.code), "{what}\n{}", baked.err);
+        lab.failed(&baked, baked.code.unwrap(), words);
+    }
+}

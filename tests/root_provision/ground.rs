@@ -3,7 +3,7 @@
 use oven::definition::{Ask, Definition};
 use oven::report::{Level, Report, Style};
 use oven::root::Inside;
-use oven::root::execute::{self, Work, package_path};
+use oven::root::execute::{self, Guard, Work, package_path};
 use oven::root::runner::Place;
 use oven::root::step::private_mounts;
 use oven::settings::NetworkSettings;
@@ -156,6 +156,7 @@ impl Ground {
             image: &image,
             plan: &plan,
             network: &self.network,
+            guard: Guard::Wanted,
             helper: Path::new(HELPER),
             report: &report,
         };

@@ -46,6 +46,8 @@ async fn run(args: &[String]) -> Result<u8> {
     let region = Region::open(&region_dir)?;
     let faulty = Rc::new(Faulty::new(region.clone(), fault));
     let global = Global {
+        instance_id: None,
+        zone: None,
         cloud: None,
         region: None,
         region_dir: Some(region_dir.clone()),
@@ -53,7 +55,7 @@ async fn run(args: &[String]) -> Result<u8> {
         verbose: false,
         quiet: false,
     };
-    let overrides = Overrides { cloud: None, region: None, region_dir: Some(region_dir.clone()) };
+    let overrides = Overrides { region_dir: Some(region_dir.clone()), ..Overrides::default() };
     let site = Site {
         cloud: faulty.clone(),
         disks: Rc::new(Attached::new(faulty.clone())),
