@@ -11,11 +11,16 @@ use crate::cloud::wait::{Probe, until};
 use crate::cloud::{RunId, VolumeId, VolumeSpec, tag};
 use crate::error::Kind;
 use anyhow::{Context, Result};
-use aws_sdk_ec2::operation::create_volume::CreateVolumeInput;
+use aws_sdk_ec2::Client;
+use aws_sdk_ec2::error::SdkError;
+use aws_sdk_ec2::operation::create_volume::builders::CreateVolumeInputBuilder;
+use aws_sdk_ec2::operation::create_volume::{CreateVolumeError, CreateVolumeInput, CreateVolumeOutput};
 use aws_sdk_ec2::types::{self, ResourceType, VolumeAttachmentState, VolumeState};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 
+/// So many looks in a row that do not show a new volume are a reason to ask what became of it.
+const LOOKS: u32 = 3;
 /// EC2's largest volume (io2; the others end at 16 TiB, and EC2 says so).
 const LARGEST: u64 = 65536;
 
@@ -24,6 +29,14 @@ const LARGEST: u64 = 65536;
 pub fn token(run: &RunId, step: &str, attempt: u32) -> String {
     let digest = Sha256::digest(format!("{run}/{step}/{attempt}"));
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Sends a request that is kept, to be sent again.
+pub async fn send(
+    request: CreateVolumeInputBuilder,
+    client: Client,
+) -> Result<CreateVolumeOutput, SdkError<CreateVolumeError>> {
+    request.send_with(&client).await
 }
 
 /// How a volume is attached, in DescribeVolumes' view.
@@ -84,7 +97,7 @@ impl Ec2 {
         }
         let (zone, what) = (self.zone()?, format!("of {}, run {}", spec.snapshot, spec.run));
         let mut attempt = 1;
-        let volume = loop {
+        let (volume, request) = loop {
             let kind = &spec.kind;
             let request = CreateVolumeInput::builder()
                 .snapshot_id(&spec.snapshot.0)
@@ -100,8 +113,7 @@ impl Ec2 {
             self.0.made.of(&spec.run, |run| run.doubtful_volume = Some(request.clone()));
             let sent = self.repeat(&CREATE_VOLUME, &what, async || {
                 let (request, client) = (request.clone(), self.client());
-                let send = async move { request.send_with(&client).await };
-                self.fly(&spec.run, &CREATE_VOLUME, &what, send, |run, result| {
+                self.fly(&spec.run, &CREATE_VOLUME, &what, send(request, client), |run, result| {
                     if let Some(id) = result.as_ref().ok().and_then(|volume| volume.volume_id.clone()) {
                         run.volumes.insert(id);
                     }
@@ -112,13 +124,13 @@ impl Ec2 {
                 .await
             });
             match sent.await {
-                Ok(volume) => break convert::id("vol", volume.volume_id.as_deref())?,
+                Ok(volume) => break (convert::id("vol", volume.volume_id.as_deref())?, request),
                 // The token is burned: a volume of it failed, or was asked for otherwise. Never a third time.
                 Err(refused) if refused.is("IdempotentParameterMismatch") && attempt == 1 => attempt += 1,
                 // EC2 counts the volume that the first of two calls made against the limit of the second.
                 Err(refused) if refused.is("VolumeLimitExceeded") || refused.is("MaxIOPSLimitExceeded") => {
                     match self.volume_of(&spec.run).await? {
-                        Some(id) => break id,
+                        Some(id) => break (id, request),
                         None => return Err(refused.into()),
                     }
                 }
@@ -128,7 +140,7 @@ impl Ec2 {
         let volume = VolumeId(volume);
         self.born(&volume.0);
         self.0.made.of(&spec.run, |run| run.volumes.insert(volume.0.clone()));
-        self.created(&volume, spec).await?;
+        self.created(&volume, spec, request).await?;
         Ok(volume)
     }
 
@@ -138,7 +150,12 @@ impl Ec2 {
     }
 
     /// Waits until a new volume is available.
-    async fn created(&self, id: &VolumeId, spec: &VolumeSpec) -> Result<()> {
+    async fn created(
+        &self,
+        id: &VolumeId,
+        spec: &VolumeSpec,
+        request: CreateVolumeInputBuilder,
+    ) -> Result<()> {
         let hint = || {
             if spec.kind.encrypted == Some(true) || spec.kind.kms_key.is_some() {
                 KMS.to_owned()
@@ -147,19 +164,23 @@ impl Ec2 {
             }
         };
         self.look_soon().await;
-        let (mut seen, mut absent) = (false, 0);
+        let mut absent = 0;
         let result =
             until(&format!("the volume {id}"), &self.pace().until(self.pace().created), async || {
                 let Some(volume) = self.volume(id).await? else {
                     absent += 1;
-                    // It was there, and is not: EC2 takes a volume back whose key it may not use.
-                    if seen && absent > 1 {
+                    // EC2 takes a volume back whose key it may not use. Its token is burned then: so a volume that
+                    // vanished is told from one that does not show yet.
+                    if absent == LOOKS && self.is_burned(&spec.run, &request).await? {
+                        // Nothing is owed for it any more.
+                        self.0.born.borrow_mut().remove(&id.0);
+                        self.0.made.of(&spec.run, |run| run.volumes.remove(&id.0));
                         let text = format!("the volume {id} vanished while it was created");
                         return Err(Kind::Cloud.failure(text).hint(hint()).into());
                     }
                     return Ok(Probe::NotYet("not to be seen".to_owned()));
                 };
-                (seen, absent) = (true, 0);
+                absent = 0;
                 match volume.state {
                     Some(VolumeState::Available | VolumeState::InUse) => Ok(Probe::Ready(())),
                     Some(VolumeState::Error | VolumeState::Deleting | VolumeState::Deleted) => {
@@ -172,6 +193,19 @@ impl Ec2 {
             })
             .await;
         result.with_context(|| format!("creating the volume {id} of {}", spec.snapshot))
+    }
+
+    /// Whether what a call made is no more, by sending it again.
+    async fn is_burned(&self, run: &RunId, request: &CreateVolumeInputBuilder) -> Result<bool> {
+        let what = format!("to learn what became of the volume of run {run}");
+        match self.call(&CREATE_VOLUME, &what, |client| send(request.clone(), client.clone())).await {
+            Ok(again) => {
+                let id = convert::id("vol", again.volume_id.as_deref())?;
+                self.0.made.of(run, |run| run.volumes.insert(id));
+                Ok(false)
+            }
+            Err(refused) => Ok(refused.is("IdempotentParameterMismatch")),
+        }
     }
 
     pub(super) async fn keep_volumes(&self, run: &RunId) -> Result<Vec<VolumeId>> {

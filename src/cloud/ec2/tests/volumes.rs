@@ -106,6 +106,7 @@ async fn a_new_volume_may_be_invisible_and_must_not_vanish() {
     for vanishes in [false, true] {
         let dir = dir();
         let (ec2, _) = ec2(dir.path(), move |request, nth| match (request.action.as_str(), nth) {
+            ("CreateVolume", 1..) if vanishes => refuse("IdempotentParameterMismatch", "burned"),
             ("CreateVolume", _) => ok(format!("<volumeId>{VOLUME}</volumeId>")),
             (_, 0 | 1) => ok("<volumeSet/>"),
             (_, 2) => ok(volume("creating", "")),
