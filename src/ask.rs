@@ -17,7 +17,6 @@ use anyhow::{Context, Result};
 pub use attributes::attributes;
 use oven_distro::{Distro, Job, Package, Refused};
 use std::collections::BTreeMap;
-use std::path::Path;
 
 /// How many digits of the fingerprint an AMI's name carries: 48 bits, which no family's images exhaust.
 const NAME_DIGITS: usize = 12;
@@ -152,12 +151,7 @@ fn fits(base: &Base, programs: Architecture) -> Result<()> {
         let hint = format!("Import it under another name, with --arch {programs}, and bake on that.");
         return Err(Kind::Definition.failure(text).hint(hint).into());
     }
-    // Where the kernel has an interpreter for them (binfmt_misc), they run here, too.
-    let emulator = match programs {
-        Architecture::X86_64 => "/proc/sys/fs/binfmt_misc/qemu-x86_64",
-        Architecture::Arm64 => "/proc/sys/fs/binfmt_misc/qemu-aarch64",
-    };
-    if programs != Architecture::HOST && !Path::new(emulator).exists() {
+    if !programs.runs_here() {
         let text =
             format!("the programs of {id} are for {programs}, and this machine is {}", Architecture::HOST);
         return Err(Kind::Machine.failure(text).hint("Bake it on a machine of that kind.").into());
@@ -229,7 +223,7 @@ mod tests {
         assert_eq!(fits(here, here), Ok(()));
         assert_eq!(fits(other, here), Err(Kind::Definition));
         assert_eq!(fits(here, other), Err(Kind::Definition));
-        if !Path::new("/proc/sys/fs/binfmt_misc").join("status").exists() {
+        if !other.runs_here() {
             assert_eq!(fits(other, other), Err(Kind::Machine));
         }
     }

@@ -5,6 +5,7 @@
 //! `RegisterImage` by name, `AttachVolume` by the volume's state. What changes something goes on when the story is
 //! stopped in the middle of it ([`made`]), so that the debts know what there is to remove.
 
+mod attach;
 mod base;
 mod call;
 mod class;
@@ -34,7 +35,7 @@ use crate::owner::Owner;
 use crate::undo::Undo;
 use anyhow::Result;
 use async_trait::async_trait;
-use aws_config::{AppName, BehaviorVersion, Region, SdkConfig};
+use aws_config::{AppName, BehaviorVersion, ConfigLoader, Region, SdkConfig};
 use aws_sdk_ec2::Client;
 use aws_sdk_ec2::config::timeout::TimeoutConfig;
 use aws_sdk_ec2::config::{Config, IdentityCache, retry::RetryConfig};
@@ -90,9 +91,12 @@ impl Ec2 {
     /// Takes region, credentials and endpoint as AWS's tools do: environment, profiles, assumed roles, web identity,
     /// containers, IMDS. Sends nothing to EC2 yet.
     pub async fn connect(options: Options) -> Result<Self> {
-        let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
-            .app_name(AppName::new(APP).expect("letters only"))
-            .timeout_config(timeouts(&options.pace));
+        Self::load(aws_config::defaults(BehaviorVersion::v2026_01_12()), options).await
+    }
+
+    async fn load(loader: ConfigLoader, options: Options) -> Result<Self> {
+        let app = AppName::new(APP).expect("letters only");
+        let mut loader = loader.app_name(app).timeout_config(timeouts(&options.pace));
         if let Some(region) = &options.region {
             loader = loader.region(Region::new(region.clone()));
         }

@@ -103,6 +103,16 @@ impl Architecture {
             Self::Arm64 => "arm64",
         }
     }
+
+    /// Whether its programs run on this machine: its own, and those that the kernel has an interpreter for
+    /// (binfmt_misc).
+    pub fn runs_here(self) -> bool {
+        let emulator = match self {
+            Self::X86_64 => "/proc/sys/fs/binfmt_misc/qemu-x86_64",
+            Self::Arm64 => "/proc/sys/fs/binfmt_misc/qemu-aarch64",
+        };
+        self == Self::HOST || std::path::Path::new(emulator).exists()
+    }
 }
 impl fmt::Display for Architecture {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -10,6 +10,7 @@ use aws_sdk_ec2::operation::RequestId;
 use aws_sdk_ec2::primitives::{DateTime, DateTimeFormat};
 use std::fmt;
 use std::future::Future;
+use std::ops::Deref;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::time::{Instant, sleep};
 
@@ -17,17 +18,29 @@ use tokio::time::{Instant, sleep};
 #[derive(Debug, Clone)]
 pub struct Refused {
     pub action: &'static str,
-    /// What it was about: ids, names.
-    pub what: String,
     pub class: Class,
+    /// How long it was tried.
+    tried: Duration,
+    answer: Box<Answer>,
+}
+
+/// What EC2 answered, or what happened instead of an answer.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// What the call was about: ids, names.
+    what: String,
     pub code: Option<String>,
     pub message: String,
     /// EC2's id of the request, for its support.
-    pub request: Option<String>,
+    request: Option<String>,
     /// How far EC2's clock is ahead of ours, in seconds.
     ahead: Option<i64>,
-    /// How long it was tried.
-    pub tried: Duration,
+}
+impl Deref for Refused {
+    type Target = Answer;
+    fn deref(&self) -> &Answer {
+        &self.answer
+    }
 }
 
 impl Refused {
@@ -59,8 +72,8 @@ impl Refused {
             SdkError::DispatchFailure(failure) if failure.is_user() => Class::Terminal,
             _ => class_of(action.name, code.as_deref(), &message, status),
         };
-        let what = what.to_owned();
-        Self { action: action.name, what, class, code, message, request, ahead, tried: Duration::ZERO }
+        let answer = Box::new(Answer { what: what.to_owned(), code, message, request, ahead });
+        Self { action: action.name, class, tried: Duration::ZERO, answer }
     }
 
     pub fn is(&self, code: &str) -> bool {

@@ -74,6 +74,33 @@ impl Calls {
 
 /// `handler` is given the request, and how many of the same action came before it.
 pub async fn ec2(dir: &Path, handler: impl FnMut(&Request, usize) -> Reply + Send + 'static) -> (Ec2, Calls) {
+    let (endpoint, calls) = server(handler).await;
+    let config = Config::builder()
+        .behavior_version(BehaviorVersion::v2026_01_12())
+        .region(Region::new("eu-test-1"))
+        .endpoint_url(endpoint)
+        .credentials_provider(credentials())
+        .build();
+    (Ec2::with_config(config, options(dir)), calls)
+}
+
+/// The same as `oven` connects: by aws-config, and with SSM.
+pub async fn connected(
+    dir: &Path,
+    handler: impl FnMut(&Request, usize) -> Reply + Send + 'static,
+) -> (Ec2, Calls) {
+    let (endpoint, calls) = server(handler).await;
+    let loader = aws_config::defaults(BehaviorVersion::v2026_01_12()).endpoint_url(endpoint);
+    let options = Options { region: Some("eu-test-1".to_owned()), ..options(dir) };
+    let ec2 = Ec2::load(loader.credentials_provider(credentials()), options).await;
+    (ec2.unwrap(), calls)
+}
+
+fn credentials() -> Credentials {
+    Credentials::new("AKIDTEST", "secret", None, None, "test")
+}
+
+async fn server(handler: impl FnMut(&Request, usize) -> Reply + Send + 'static) -> (String, Calls) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
     let calls = Calls::default();
@@ -83,13 +110,7 @@ pub async fn ec2(dir: &Path, handler: impl FnMut(&Request, usize) -> Reply + Sen
             tokio::spawn(serve(stream, handler.clone(), seen.clone()));
         }
     });
-    let config = Config::builder()
-        .behavior_version(BehaviorVersion::v2026_01_12())
-        .region(Region::new("eu-test-1"))
-        .endpoint_url(endpoint)
-        .credentials_provider(Credentials::new("AKIDTEST", "secret", None, None, "test"))
-        .build();
-    (Ec2::with_config(config, options(dir)), calls)
+    (endpoint, calls)
 }
 
 /// A device is there the second time that it is looked for.
@@ -123,6 +144,11 @@ async fn serve(mut stream: TcpStream, handler: Arc<Mutex<Handler>>, calls: Calls
         (handler.lock().unwrap())(&request, nth)
     };
     let (status, body) = match reply {
+        // SSM speaks JSON.
+        Reply::Ok(json) if json.starts_with('{') => (200, json),
+        Reply::Error(status, code, message) if request.params.is_empty() => {
+            (status, format!("{{\"__type\": \"{code}\", \"message\": \"{message}\"}}"))
+        }
         Reply::Ok(inside) => {
             let name = format!("{}Response", request.action);
             (
@@ -163,6 +189,10 @@ async fn read(stream: &mut TcpStream) -> Option<Request> {
                 .and_then(|n| n.trim().parse::<usize>().ok())
         });
         if body.len() >= length.unwrap_or(0) {
+            let target = head.lines().find_map(|line| line.strip_prefix("x-amz-target: AmazonSSM."));
+            if let Some(action) = target {
+                return Some(Request { action: action.to_owned(), params: BTreeMap::new() });
+            }
             let params: BTreeMap<String, String> = body
                 .split('&')
                 .filter_map(|pair| pair.split_once('='))

@@ -161,6 +161,7 @@ impl Ec2 {
         if holder.is_none() {
             holder = self.settled(id).await?;
         }
+        let mut refusals = 1;
         loop {
             let Some(found) = holder else { return Ok(None) };
             let Some(image) = of(&found) else {
@@ -172,6 +173,11 @@ impl Ec2 {
             };
             match judge(&image, spec) {
                 Verdict::Adopt => return Ok(Some(image)),
+                // Its tags may not show yet: another builder registered it just now.
+                Verdict::Refuse(_) if refusals < LOOKS => {
+                    refusals += 1;
+                    holder = self.settled(id).await?;
+                }
                 Verdict::Refuse(error) => {
                     let text = format!("AMI name {} is already in use by AMI {id}", spec.name);
                     return Err(error.context(format!("InvalidAMIName.Duplicate: {text}")));

@@ -4,13 +4,16 @@ use super::Ec2;
 use super::call::done;
 use super::class::{CREATE_VOLUME, Class, DELETE_VOLUME};
 use super::convert::{self, filter, from_tags, tag_filter};
-use super::volumes::{attachment, state_of};
+use super::volumes::{attachment, send, state_of};
 use crate::cloud::wait::{Probe, until};
 use crate::cloud::{RunId, SnapshotId, VolumeId, tag};
 use crate::error::Kind;
 use anyhow::{Context, Result};
 use aws_sdk_ec2::types::{self, VolumeAttachmentState, VolumeState};
 use std::collections::BTreeMap;
+
+/// A volume that is attached in so many looks in a row is detached once more.
+const DETACH_EVERY: u32 = 4;
 
 impl Ec2 {
     pub(super) async fn remove_volumes(&self, run: &RunId) -> Result<()> {
@@ -40,13 +43,7 @@ impl Ec2 {
     async fn resolve_volume(&self, run: &RunId) -> Result<()> {
         let Some(request) = self.0.made.of(run, |run| run.doubtful_volume.clone()) else { return Ok(()) };
         let what = format!("to learn what was made for run {run}");
-        match self
-            .call(&CREATE_VOLUME, &what, |client| {
-                let (request, client) = (request.clone(), client.clone());
-                async move { request.send_with(&client).await }
-            })
-            .await
-        {
+        match self.call(&CREATE_VOLUME, &what, |client| send(request.clone(), client.clone())).await {
             Ok(volume) => {
                 let id = convert::id("vol", volume.volume_id.as_deref())?;
                 self.born(&id);
@@ -66,8 +63,9 @@ impl Ec2 {
     }
 
     async fn remove_volume(&self, id: &VolumeId, run: &RunId, mut seen: Option<types::Volume>) -> Result<()> {
+        let made = self.0.made.of(run, |run| run.volumes.contains(&id.0));
         let mut ever = seen.is_some();
-        let mut detached = false;
+        let mut looks = 0;
         until(&format!("the release of {id}"), &self.pace().until(self.pace().released), async || {
             let found = match seen.take() {
                 Some(volume) => Some(volume),
@@ -78,18 +76,20 @@ impl Ec2 {
                 return self.try_delete(id, &mut ever).await;
             };
             ever = true;
-            if from_tags(volume.tags()).get(tag::RUN) != Some(&run.0) {
+            // What we made ourselves is ours, even if its tags do not show yet.
+            if !made && from_tags(volume.tags()).get(tag::RUN) != Some(&run.0) {
                 return Err(Kind::Cloud.error(format!("{id} does not carry the tag of run {run}: it stays")));
             }
             match (&volume.state, attachment(&volume)) {
                 (Some(VolumeState::Deleting | VolumeState::Deleted), _) => Ok(Probe::Ready(())),
                 (_, Some(a)) => {
-                    if !detached
-                        && !matches!(a.state, VolumeAttachmentState::Detaching | VolumeAttachmentState::Busy)
-                    {
+                    // Sent again now and then: EC2 may have answered with what was true before.
+                    let under_way =
+                        matches!(a.state, VolumeAttachmentState::Detaching | VolumeAttachmentState::Busy);
+                    if !under_way && looks % DETACH_EVERY == 0 {
                         self.detach(id).await?;
-                        detached = true;
                     }
+                    looks += 1;
                     Ok(Probe::NotYet(match a.state {
                         VolumeAttachmentState::Busy => "busy: something still uses it".to_owned(),
                         state => state.as_str().to_owned(),
