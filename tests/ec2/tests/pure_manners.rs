@@ -661,6 +661,8 @@ fn parameters_identity_and_control() {
         "",
     )
     .unwrap();
+    // The SDKs take no token without it.
+    assert!(token.head.contains("x-aws-ec2-metadata-token-ttl-seconds: 60"), "{}", token.head);
     let header = format!("X-aws-ec2-metadata-token: {}\r\n", token.body);
     let id = http(&ground.server.imds(), "GET", "/latest/meta-data/instance-id", &header, "").unwrap();
     assert_eq!(id.body, ground.builder());
