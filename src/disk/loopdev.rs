@@ -172,20 +172,26 @@ fn open_node(name: &str, kind: FileType, (major, minor): (u32, u32)) -> std::io:
     if !found.as_ref().is_err_and(|e| e.kind() == ErrorKind::NotFound) {
         return found;
     }
+    nameless_node(kind, rustix::fs::makedev(major, minor))
+}
+
+/// An open node of a device, that has no name any more: for containers, whose `/dev` has what it was made with.
+pub fn nameless_node(kind: FileType, number: u64) -> std::io::Result<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     // Most of these are mounted `nodev` somewhere: the first that is not will do.
-    let mut last = None;
+    let mut last = Error::from(ErrorKind::NotFound);
     for dir in [std::env::temp_dir(), "/run".into(), "/var/tmp".into(), "/dev".into()] {
         let made = tempfile::Builder::new().prefix(".oven-").make_in(&dir, |path| {
-            let device = rustix::fs::makedev(major, minor);
-            Ok(rustix::fs::mknodat(rustix::fs::CWD, path, kind, Mode::from_raw_mode(0o600), device)?)
+            let mode = Mode::from_raw_mode(0o600);
+            Ok(rustix::fs::mknodat(rustix::fs::CWD, path, kind, mode, number)?)
         });
         // The name goes with the value.
-        match made.and_then(|node| open(node.path())) {
+        match made.and_then(|node| Ok(rustix::fs::open(node.path(), flags, Mode::empty())?)) {
             Ok(node) => return Ok(node),
-            Err(e) => last = Some(e),
+            Err(e) => last = e,
         }
     }
-    last.map_or(found, Err)
+    Err(last)
 }
 
 fn missing(what: &str, error: &Error) -> anyhow::Error {

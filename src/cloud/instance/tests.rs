@@ -1,0 +1,201 @@
+use super::*;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+const ID: &str = "i-0123456789abcdef0";
+
+/// What the metadata service does with requests.
+#[derive(Clone, Copy)]
+enum Manner {
+    /// Answers as EC2 does: without a token 401.
+    Good { id: &'static str, zone: &'static str },
+    /// Answers every request with this status.
+    Status(u16),
+    /// Takes the request for a token and never answers.
+    Silent,
+}
+
+struct Service {
+    endpoint: String,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn service(manner: Manner) -> Service {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let task = tokio::spawn(async move {
+        let mut silent = Vec::new();
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                if stream.read(&mut byte).await.unwrap_or(0) == 0 {
+                    break;
+                }
+                request.push(byte[0]);
+            }
+            let request = String::from_utf8(request).unwrap().to_lowercase();
+            let (status, body) = match manner {
+                Manner::Silent => {
+                    silent.push(stream);
+                    continue;
+                }
+                Manner::Status(status) => (status, ""),
+                Manner::Good { .. } if request.starts_with("put /latest/api/token ") => (200, "secret"),
+                Manner::Good { .. } if !request.contains("x-aws-ec2-metadata-token: secret") => (401, ""),
+                Manner::Good { id, .. } if request.starts_with("get /latest/meta-data/instance-id ") => {
+                    (200, id)
+                }
+                Manner::Good { zone, .. }
+                    if request.starts_with("get /latest/meta-data/placement/availability-zone ") =>
+                {
+                    (200, zone)
+                }
+                Manner::Good { .. } => (404, ""),
+            };
+            let ttl = "x-aws-ec2-metadata-token-ttl-seconds: 21600";
+            let answer = format!(
+                "HTTP/1.1 {status} X\r\n{ttl}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+                body.len()
+            );
+            _ = stream.write_all(answer.as_bytes()).await;
+        }
+    });
+    Service { endpoint, task }
+}
+
+fn client(endpoint: &str) -> Client {
+    // As in earnest, but for a silence that a test need not wait for.
+    Client::builder()
+        .endpoint(endpoint)
+        .unwrap()
+        .connect_timeout(CONNECT)
+        .read_timeout(Duration::from_millis(200))
+        .operation_timeout(WHOLE)
+        .max_attempts(2)
+        .build()
+}
+
+fn given(id: &str, zone: &str, region: &str) -> Given {
+    let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    Given { instance_id: some(id), zone: some(zone), region: some(region) }
+}
+
+async fn ask(manner: Manner, given: Given, environment: Option<(String, &str)>) -> Result<Instance> {
+    let service = service(manner).await;
+    who(given, environment, &client(&service.endpoint)).await
+}
+
+fn instance(id: &str, zone: &str, region: &str) -> Instance {
+    Instance { id: id.into(), zone: zone.into(), region: region.into() }
+}
+
+const GOOD: Manner = Manner::Good { id: ID, zone: "eu-central-1b" };
+
+#[tokio::test]
+async fn the_metadata_service_tells() {
+    let me = ask(GOOD, Given::default(), None).await.unwrap();
+    assert_eq!(me, instance(ID, "eu-central-1b", "eu-central-1"));
+    let gov = Manner::Good { id: "i-01234567", zone: "us-gov-west-1a" };
+    let me = ask(gov, Given::default(), None).await.unwrap();
+    assert_eq!(me, instance("i-01234567", "us-gov-west-1a", "us-gov-west-1"));
+}
+
+#[tokio::test]
+async fn what_is_given_wins_and_nobody_is_asked() {
+    let other = "i-0aaaaaaaaaaaaaaaa";
+    let me = ask(Manner::Status(500), given(other, "us-east-1f", ""), None).await.unwrap();
+    assert_eq!(me, instance(other, "us-east-1f", "us-east-1"));
+    let me = ask(GOOD, given(other, "", ""), None).await.unwrap();
+    assert_eq!(me, instance(other, "eu-central-1b", "eu-central-1"));
+    let me = ask(GOOD, given("", "us-east-1f", ""), None).await.unwrap();
+    assert_eq!(me, instance(ID, "us-east-1f", "us-east-1"));
+}
+
+#[tokio::test]
+async fn another_region_is_refused() {
+    let environment = || Some(("us-east-1".to_owned(), "AWS_REGION"));
+    for (given, environment, by) in [
+        (given("", "", "us-east-1"), None, "--region or oven.toml"),
+        (Given::default(), environment(), "AWS_REGION"),
+        (given("", "", "us-east-1"), environment(), "--region or oven.toml"),
+    ] {
+        let error = ask(GOOD, given, environment).await.unwrap_err();
+        assert_eq!(Kind::of(&error), Kind::Usage);
+        let text = format!("{ID} is in eu-central-1b, and us-east-1 is the region to work in (by {by})");
+        assert_eq!(error.to_string(), text);
+    }
+    // A flag over the environment.
+    assert!(ask(GOOD, given("", "", "eu-central-1"), environment()).await.is_ok());
+}
+
+#[tokio::test]
+async fn wrong_flags_are_named() {
+    for (given, expected) in [
+        (given("i-1", "", ""), "`--instance-id` is \"i-1\""),
+        (given("vol-0123456789abcdef0", "", ""), "`--instance-id` is"),
+        (given(ID, "EU", ""), "`--zone` is \"EU\""),
+        (given(ID, "zone", ""), "`--zone` is \"zone\""),
+    ] {
+        let error = ask(GOOD, given, None).await.unwrap_err();
+        assert_eq!(Kind::of(&error), Kind::Usage);
+        assert!(error.to_string().starts_with(expected), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn zones_that_cannot_bake_are_refused() {
+    let zones = [
+        "us-west-2-lax-1a",
+        "us-east-1-wl1-bos-wlz-1",
+        "euc1-az1",
+        "eu-central-1",
+        "eu-central-a",
+        "eu-1a",
+        "-1a",
+    ];
+    for zone in zones {
+        let error = ask(GOOD, given(ID, zone, ""), None).await.unwrap_err();
+        assert_eq!(error.to_string(), format!("{zone} is not an availability zone of a region"));
+    }
+}
+
+#[tokio::test]
+async fn each_silence_is_explained() {
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let refused = who(Given::default(), None, &client(&format!("http://{closed}"))).await.unwrap_err();
+    let cases = [
+        (refused, "the metadata service cannot be reached: ", "AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE=IPv6"),
+        (
+            ask(Manner::Status(403), Given::default(), None).await.unwrap_err(),
+            "the metadata service is turned off",
+            "--http-endpoint enabled",
+        ),
+        (
+            ask(Manner::Silent, Given::default(), None).await.unwrap_err(),
+            "the metadata service takes the request for a token, and its answer does not arrive",
+            "--http-put-response-hop-limit 2",
+        ),
+        (
+            ask(Manner::Good { id: "<html>sorry</html>", zone: "" }, Given::default(), None)
+                .await
+                .unwrap_err(),
+            "the metadata service answers \"<html>sorry</html>\" to /latest/meta-data/instance-id",
+            "--instance-id",
+        ),
+    ];
+    for (error, text, hint) in cases {
+        assert_eq!(Kind::of(&error), Kind::Machine);
+        assert!(error.to_string().starts_with(text), "{error}");
+        let hints = crate::error::hint_of(&error).unwrap();
+        assert!(hints.contains(hint) && hints.contains("--instance-id and --zone"), "{hints}");
+    }
+}

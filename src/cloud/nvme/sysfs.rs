@@ -1,0 +1,144 @@
+//! The kernel's own list of NVMe disks.
+
+use super::identify::unpadded;
+use super::{gone, spelt, text};
+use anyhow::{Context, Result};
+use std::fmt;
+use std::path::Path;
+
+/// A disk that has a node.
+#[derive(Debug)]
+pub struct Namespace {
+    /// `nvme1n1`.
+    pub name: String,
+    /// Of the block device.
+    pub number: u64,
+    /// Without padding.
+    pub serial: Vec<u8>,
+    model: Vec<u8>,
+    /// The one that it is behind; with multipath, all of them.
+    pub controllers: Vec<Controller>,
+}
+
+#[derive(Debug)]
+pub struct Controller {
+    /// `live`, or what it is before and after.
+    state: Vec<u8>,
+    /// The PCI device's; `None` if it is none, or the kernel does not tell.
+    pub vendor: Option<u32>,
+}
+
+impl Namespace {
+    /// Whether it answers. One that was pulled out while somebody had it open stays in the list, dead.
+    pub fn is_live(&self) -> bool {
+        self.controllers.iter().any(|controller| controller.state == b"live")
+    }
+}
+
+impl fmt::Display for Namespace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let states: Vec<_> = self.controllers.iter().map(|c| text(&c.state)).collect();
+        let states = if states.is_empty() { "without a controller".into() } else { states.join(", ") };
+        let (number, serial, model) = (spelt(self.number), text(&self.serial), text(&self.model));
+        write!(f, "{} ({number}): serial {serial:?}, model {model:?}, {states}", self.name)
+    }
+}
+
+pub fn has_controllers(sys: &Path) -> bool {
+    std::fs::read_dir(sys.join("class/nvme")).is_ok_and(|mut entries| entries.next().is_some())
+}
+
+/// All disks that have a node, by controller and namespace. What goes away meanwhile is left out.
+pub fn namespaces(sys: &Path) -> Result<Vec<Namespace>> {
+    let block = sys.join("block");
+    let context = || format!("reading {}", block.display());
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(&block).with_context(context)? {
+        let entry = entry.with_context(context)?;
+        let name = entry.file_name();
+        let Some((order, name)) = name.to_str().and_then(|name| Some((numbers(name)?, name))) else {
+            continue;
+        };
+        if let Some(namespace) = namespace(&entry.path(), name)? {
+            found.push((order, namespace));
+        }
+    }
+    found.sort_by_key(|(order, _)| *order);
+    Ok(found.into_iter().map(|(_, namespace)| namespace).collect())
+}
+
+/// `nvme1n2` is (1, 2). The paths of a multipath disk (`nvme1c1n2`) and partitions are none of ours.
+fn numbers(name: &str) -> Option<(u32, u32)> {
+    let (controller, namespace) = name.strip_prefix("nvme")?.split_once('n')?;
+    let number = |digits: &str| -> Option<u32> {
+        digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok())?
+    };
+    Some((number(controller)?, number(namespace)?))
+}
+
+fn namespace(dir: &Path, name: &str) -> Result<Option<Namespace>> {
+    // One path of several to a disk: the disk has an entry of its own. Kernels before 4.15 have neither.
+    if attribute(&dir.join("hidden"))?.is_some_and(|hidden| hidden != b"0") {
+        return Ok(None);
+    }
+    let device = dir.join("device");
+    let (Some(number), Some(serial)) = (attribute(&dir.join("dev"))?, attribute(&device.join("serial"))?)
+    else {
+        return Ok(None);
+    };
+    let number = device_number(&number)
+        .with_context(|| format!("reading {}: {:?}", dir.join("dev").display(), text(&number)))?;
+    Ok(Some(Namespace {
+        name: name.to_owned(),
+        number,
+        serial,
+        model: attribute(&device.join("model"))?.unwrap_or_default(),
+        controllers: controllers(&device)?,
+    }))
+}
+
+/// The controllers behind a disk: `device` is the one, or with multipath a subsystem that lists them.
+fn controllers(device: &Path) -> Result<Vec<Controller>> {
+    if let Some(one) = controller(device)? {
+        return Ok(vec![one]);
+    }
+    let context = || format!("reading {}", device.display());
+    let entries = match std::fs::read_dir(device) {
+        Ok(entries) => entries,
+        Err(error) if gone(&error) => return Ok(Vec::new()),
+        Err(error) => return Err(error).with_context(context),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry.with_context(context)?;
+        let name = entry.file_name();
+        let digits = name.to_str().and_then(|name| name.strip_prefix("nvme"));
+        if digits.is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit())) {
+            found.extend(controller(&entry.path())?);
+        }
+    }
+    Ok(found)
+}
+
+fn controller(dir: &Path) -> Result<Option<Controller>> {
+    let Some(state) = attribute(&dir.join("state"))? else { return Ok(None) };
+    let vendor = attribute(&dir.join("device/vendor"))?;
+    let vendor =
+        vendor.and_then(|hex| u32::from_str_radix(str::from_utf8(&hex).ok()?.strip_prefix("0x")?, 16).ok());
+    Ok(Some(Controller { state, vendor }))
+}
+
+/// `259:3`.
+fn device_number(text: &[u8]) -> Option<u64> {
+    let (major, minor) = str::from_utf8(text).ok()?.split_once(':')?;
+    Some(rustix::fs::makedev(major.parse().ok()?, minor.parse().ok()?))
+}
+
+/// What a file of sysfs says, without its line's end and padding; `None` if it is not there, or its disk went away.
+fn attribute(path: &Path) -> Result<Option<Vec<u8>>> {
+    match std::fs::read(path) {
+        Ok(text) => Ok(Some(unpadded(text.strip_suffix(b"\n").unwrap_or(&text)).to_vec())),
+        Err(error) if gone(&error) => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
+    }
+}
