@@ -277,9 +277,8 @@ async fn before(
     fault: &Option<What>,
     told: impl FnOnce(String),
 ) -> std::result::Result<Option<Answer>, Dropped> {
-    match fault {
-        Some(What::StatusBefore(_) | What::DropBefore | What::HangBefore) => told(fault_name(fault)),
-        _ => {}
+    if let Some(What::StatusBefore(_) | What::DropBefore | What::HangBefore) = fault {
+        told(fault_name(fault));
     }
     match fault {
         Some(What::StatusBefore(status)) => Ok(Some(plain(*status))),
