@@ -102,10 +102,11 @@ pub async fn attach(ctx: &Rc<Ctx>, id: &str, attachment: Attachment) -> Result<(
             Duration::from_millis(state.drawn(delays.device)),
         )
     };
-    let (ctx, id) = (ctx.clone(), id.to_owned());
+    let (ctx, id, number) = (ctx.clone(), id.to_owned(), attachment.number);
     let at_once = attaching.is_zero() && device.is_zero();
+    let (at, volume) = (ctx.clone(), id.clone());
     let going_on = async move {
-        let number = attachment.number;
+        let (ctx, id) = (at, volume);
         let plug = async || {
             if attachment.turn == Some(Turn::NoDevice) || !is_attached(&ctx, &id, number) {
                 return Ok(());
@@ -135,7 +136,11 @@ pub async fn attach(ctx: &Rc<Ctx>, id: &str, attachment: Attachment) -> Result<(
         anyhow::Ok(())
     };
     if at_once {
-        going_on.await.map_err(internal)
+        going_on.await.map_err(|error| {
+            // Not attached, then: a client that asks again is told the same.
+            set(&ctx, &id, number, |a| *a = None);
+            internal(error)
+        })
     } else {
         tokio::task::spawn_local(async move {
             if let Err(error) = going_on.await {

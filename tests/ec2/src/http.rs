@@ -3,7 +3,7 @@
 use crate::actions::{self, Ask, Ctx};
 use crate::control;
 use crate::faults::What;
-use crate::imds::Headers;
+use crate::imds::{self, Headers};
 use crate::options::Builder;
 use crate::others;
 use crate::params::Params;
@@ -21,7 +21,7 @@ use tokio::time::sleep;
 const VERSION: &str = "2016-11-15";
 
 fn answer(status: u16, kind: &'static str, body: String) -> Answer {
-    Answer { status, kind, body }
+    Answer { status, kind, headers: Vec::new(), body }
 }
 
 /// Serves until it is dropped. `builder`: whose IMDS this is.
@@ -112,7 +112,7 @@ async fn metadata(
     }
     let (status, body) = {
         let given = Headers {
-            ttl: headers.get("x-aws-ec2-metadata-token-ttl-seconds"),
+            ttl: headers.get(imds::TTL),
             token: headers.get("x-aws-ec2-metadata-token"),
             forwarded: headers.get("x-forwarded-for").is_some(),
         };
@@ -120,7 +120,12 @@ async fn metadata(
         ctx.imds.borrow_mut().answer(method, path, &given, builder, &state.options)
     };
     record(ctx, "imds", &name, &BTreeMap::new(), false, status.to_string());
-    after(&fault, answer(status, "text/plain", body)).await
+    let mut answer = answer(status, "text/plain", body);
+    if let (200, "PUT", Some(ttl)) = (status, method, headers.get(imds::TTL)) {
+        // Without it the SDKs do not take the token.
+        answer.headers.push((imds::TTL, ttl.to_owned()));
+    }
+    after(&fault, answer).await
 }
 
 async fn ssm(ctx: &Rc<Ctx>, action: &str, body: &[u8]) -> std::result::Result<Answer, Dropped> {
@@ -272,9 +277,8 @@ async fn before(
     fault: &Option<What>,
     told: impl FnOnce(String),
 ) -> std::result::Result<Option<Answer>, Dropped> {
-    match fault {
-        Some(What::StatusBefore(_) | What::DropBefore | What::HangBefore) => told(fault_name(fault)),
-        _ => {}
+    if let Some(What::StatusBefore(_) | What::DropBefore | What::HangBefore) = fault {
+        told(fault_name(fault));
     }
     match fault {
         Some(What::StatusBefore(status)) => Ok(Some(plain(*status))),

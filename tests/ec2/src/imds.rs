@@ -8,6 +8,9 @@ use std::collections::BTreeMap;
 /// How long the keys of the role are good.
 const KEYS: Time = 6 * 3600 * 1000;
 
+/// How many seconds a token is good: in the request, and in its answer.
+pub const TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";
+
 /// What is answered: status and body.
 pub type Answer = (u16, String);
 

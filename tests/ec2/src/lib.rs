@@ -125,6 +125,7 @@ impl Server {
                         imds: Default::default(),
                         file,
                     });
+                    ctx.import().await.map_err(|e| anyhow::anyhow!("{}: {}", e.code, e.message))?;
                     for (builder, listener) in listeners {
                         let listener = tokio::net::TcpListener::from_std(listener)?;
                         tokio::task::spawn_local(http::serve(ctx.clone(), listener, builder));
@@ -180,7 +181,7 @@ impl Server {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What there is. Images that were imported and never asked for are not in it.
+    /// What there is. An image that another process imported is in it from the next call on.
     pub fn ledger(&self) -> Ledger {
         Ledger::of(&self.state().world, &self.dir, now())
     }

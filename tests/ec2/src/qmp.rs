@@ -18,6 +18,8 @@ const REMOVAL: Duration = Duration::from_secs(30);
 /// Others may talk to QEMU in between.
 const SLICE: Duration = Duration::from_millis(50);
 
+const CLOSED: &str = "the connection was closed";
+
 /// A guest.
 pub struct Qmp {
     socket: PathBuf,
@@ -52,7 +54,7 @@ impl Connection {
 
     async fn next(&mut self) -> Result<Value> {
         let line = timeout(ANSWER, self.lines.next_line()).await.context("no answer")??;
-        let line = line.context("the connection was closed")?;
+        let line = line.context(CLOSED)?;
         serde_json::from_str(&line).with_context(|| format!("reading {line:?}"))
     }
 
@@ -86,15 +88,15 @@ impl Connection {
         }
     }
 
-    /// Reads what is there, for a short while.
-    async fn listen(&mut self) -> Result<()> {
-        let end = Instant::now() + SLICE;
+    /// Reads what comes, for a short while.
+    async fn listen(&mut self, time: Duration) -> Result<()> {
+        let end = Instant::now() + time;
         loop {
             let left = end.saturating_duration_since(Instant::now());
             match timeout(left, self.lines.next_line()).await {
                 Err(_) => return Ok(()),
                 Ok(line) => {
-                    let line = line?.context("the connection was closed")?;
+                    let line = line?.context(CLOSED)?;
                     self.note(&serde_json::from_str(&line)?);
                 }
             }
@@ -138,6 +140,11 @@ impl Connection {
     }
 }
 
+/// Whether an error says that there is no guest any more.
+fn is_gone(error: &anyhow::Error) -> bool {
+    error.chain().any(|e| e.is::<std::io::Error>() || e.to_string() == CLOSED)
+}
+
 impl Qmp {
     pub fn new(socket: PathBuf) -> Self {
         Self { socket, connection: Mutex::new(None) }
@@ -145,7 +152,14 @@ impl Qmp {
 
     async fn with<T>(&self, run: impl AsyncFnOnce(&mut Connection) -> Result<T>) -> Result<T> {
         let mut connection = self.connection.lock().await;
-        let open = match connection.take() {
+        let mut open = connection.take();
+        if let Some(old) = &mut open
+            && old.listen(Duration::from_millis(1)).await.is_err()
+        {
+            // That guest is gone, and what it had with it; another one may be there.
+            open = None;
+        }
+        let open = match open {
             Some(open) => open,
             None => Connection::open(&self.socket)
                 .await
@@ -153,11 +167,7 @@ impl Qmp {
         };
         let open = connection.insert(open);
         let result = run(open).await;
-        if result
-            .as_ref()
-            .is_err_and(|e| e.chain().any(|e| e.is::<std::io::Error>()) || e.to_string().contains("closed"))
-        {
-            // The guest is gone, and what it had with it.
+        if result.as_ref().is_err_and(is_gone) {
             *connection = None;
         }
         result
@@ -170,8 +180,15 @@ impl Qmp {
             .with_context(|| format!("plugging {name} in"))
     }
 
-    /// It vanishes from the guest, which is asked first.
+    /// It vanishes from the guest, which is asked first; a guest that is gone has nothing.
     pub async fn unplug(&self, name: &str) -> Result<()> {
+        match self.unplug_from_guest(name).await {
+            Err(error) if is_gone(&error) => Ok(()),
+            result => result,
+        }
+    }
+
+    async fn unplug_from_guest(&self, name: &str) -> Result<()> {
         let device = format!("dev-{name}");
         let end = Instant::now() + REMOVAL;
         let mut asked: Option<Instant> = None;
@@ -189,7 +206,7 @@ impl Qmp {
                 }
             }
             let gone = self.with(async |open| {
-                open.listen().await?;
+                open.listen(SLICE).await?;
                 Ok(open.deleted.remove(&device))
             });
             if gone.await? {
@@ -206,7 +223,7 @@ impl Qmp {
             // The device is gone, and its last reads are not yet.
             for _ in 0..100 {
                 match open.execute("blockdev-del", json!({"node-name": name})).await? {
-                    Err(Failed(why)) if why.contains("in use") => open.listen().await?,
+                    Err(Failed(why)) if why.contains("in use") => open.listen(SLICE).await?,
                     Ok(()) | Err(Failed(_)) => return Ok(()),
                 }
             }

@@ -32,6 +32,7 @@ pub struct Answer {
     pub status: u16,
     /// Of the body: `text/plain`.
     pub kind: &'static str,
+    pub headers: Vec<(&'static str, String)>,
     pub body: String,
 }
 
@@ -99,11 +100,12 @@ pub async fn serve(
     let mut read = Vec::new();
     while let Some(request) = next(&mut stream, &mut read).await? {
         let close = request.headers.get("connection").is_some_and(|how| how.eq_ignore_ascii_case("close"));
-        let Ok(Answer { status, kind, body }) = handle(request).await else { return Ok(()) };
+        let Ok(Answer { status, kind, headers, body }) = handle(request).await else { return Ok(()) };
         let connection = if close { "close" } else { "keep-alive" };
+        let more: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
         let text = format!(
             "HTTP/1.1 {status} {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: {connection}\r\n\
-             Server: oven-ec2-server\r\n\r\n{body}",
+             Server: oven-ec2-server\r\n{more}\r\n{body}",
             body.len()
         );
         stream.write_all(text.as_bytes()).await?;

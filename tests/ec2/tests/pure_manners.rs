@@ -60,7 +60,7 @@ fn a_bake_goes_through() {
         "DescribeImages",
         &[("Owner.1", "self"), ("Filter.1.Name", "tag:a"), ("Filter.1.Value.1", "<1>")],
     );
-    assert_eq!(found.all("imageId"), [image.clone()]);
+    assert_eq!(found.all("imageId"), [image.as_str()]);
     assert_eq!(found.get("platformDetails").unwrap(), "Linux/UNIX");
     let ledger = ground.server.ledger().made();
     assert!(ledger.volumes.is_empty(), "{ledger:?}");
@@ -458,7 +458,7 @@ fn others_images_are_seen_as_far_as_they_are_shared() {
     let set = |change: fn(&mut oven_ec2_server::world::Image)| {
         ground.server.with_world(|w| change(w.images.get_mut(&ground.image).unwrap()))
     };
-    assert_eq!(listed(&[("Owner.1", "self")]), [ground.image.clone()]);
+    assert_eq!(listed(&[("Owner.1", "self")]), [ground.image.as_str()]);
     set(|image| (image.common.owner, image.owner_alias) = ("136693071363".into(), Some("amazon".into())));
     assert_eq!(by_id().get("Code").unwrap(), "AuthFailure");
     assert!(listed(&[]).is_empty());
@@ -478,7 +478,7 @@ fn others_images_are_seen_as_far_as_they_are_shared() {
     assert_eq!(ground.refused("DescribeImageAttribute", &attribute), "AuthFailure");
     set(|image| image.deprecation = Some("2020-01-01T00:00:00.000Z".into()));
     assert!(listed(&[]).is_empty());
-    assert_eq!(listed(&[("IncludeDeprecated", "true")]), [ground.image.clone()]);
+    assert_eq!(listed(&[("IncludeDeprecated", "true")]), [ground.image.as_str()]);
     assert_eq!(by_id().get("deprecationTime").unwrap(), "2020-01-01T00:00:00.000Z");
     set(|image| image.product_codes.push("abc".into()));
     assert_eq!(by_id().get("productCode").unwrap(), "abc");
@@ -661,6 +661,8 @@ fn parameters_identity_and_control() {
         "",
     )
     .unwrap();
+    // The SDKs take no token without it.
+    assert!(token.head.contains("x-aws-ec2-metadata-token-ttl-seconds: 60"), "{}", token.head);
     let header = format!("X-aws-ec2-metadata-token: {}\r\n", token.body);
     let id = http(&ground.server.imds(), "GET", "/latest/meta-data/instance-id", &header, "").unwrap();
     assert_eq!(id.body, ground.builder());
@@ -676,4 +678,48 @@ fn a_server_begins_where_the_last_one_ended() {
     let again = oven_ec2_server::Server::start(&dir.path().join("region"), ServerOptions::default()).unwrap();
     let made = again.ledger().made();
     assert_eq!((made.images[0].id.clone(), made.snapshots[0].id.clone()), (image, snapshot));
+}
+
+#[test]
+fn product_codes_follow_and_billing_does_not() {
+    let limits = Limits { images: 1, ..Limits::default() };
+    let ground = Ground::new(ServerOptions { limits, ..ServerOptions::default() });
+    ground.server.with_world(|w| {
+        w.snapshots.get_mut(&ground.snapshot).unwrap().product_codes = vec!["code".into()];
+        w.images.get_mut(&ground.image).unwrap().usage_operation = "RunInstances:0010".into();
+    });
+    let snapshot = ground.made_snapshot();
+    let image = ground.register("web", &snapshot, &[]).get("imageId").unwrap();
+    let told = ground.good("DescribeImages", &[("ImageId.1", &image)]);
+    assert_eq!(
+        (told.get("productCode").unwrap(), told.get("usageOperation").unwrap()),
+        ("code".into(), "RunInstances".into())
+    );
+    assert_eq!(ground.register("web-2", &snapshot, &[]).get("Code").unwrap(), "AMIQuotaExceeded");
+}
+
+#[test]
+fn every_instance_has_its_own_imds() {
+    use oven_ec2_server::{AttachAs, Builder};
+    let other =
+        Builder { id: "i-0fedcba9876543210".into(), zone: "us-east-1b".into(), attach: AttachAs::Nothing };
+    let ground =
+        Ground::new(ServerOptions { others: vec![other.clone()], role: None, ..ServerOptions::default() });
+    let ask = |imds: &str, path: &str| {
+        let ttl = "X-aws-ec2-metadata-token-ttl-seconds: 60\r\n";
+        let token = http(imds, "PUT", "/latest/api/token", ttl, "").unwrap().body;
+        http(imds, "GET", path, &format!("X-aws-ec2-metadata-token: {token}\r\n"), "").unwrap()
+    };
+    let imds = ground.server.imds_of(&other.id).unwrap();
+    assert_eq!(ask(&imds, "/latest/meta-data/instance-id").body, other.id);
+    assert_eq!(ask(&imds, "/latest/meta-data/placement/availability-zone").body, "us-east-1b");
+    assert_eq!(ask(&ground.server.imds(), "/latest/meta-data/instance-id").body, ground.builder());
+    // Without a role there are no keys.
+    assert_eq!(ask(&imds, "/latest/meta-data/iam/security-credentials/").status, 404);
+    let there =
+        ground.good("CreateVolume", &[("AvailabilityZone", "us-east-1b"), ("SnapshotId", &ground.snapshot)]);
+    let here = [("VolumeId", there.get("volumeId").unwrap())];
+    let attach =
+        [("VolumeId", here[0].1.as_str()), ("InstanceId", other.id.as_str()), ("Device", "/dev/sdf")];
+    assert_eq!(ground.good("AttachVolume", &attach).get("instanceId").unwrap(), other.id);
 }

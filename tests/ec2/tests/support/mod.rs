@@ -20,6 +20,7 @@ pub struct Ground {
 #[derive(Debug, Clone)]
 pub struct Answer {
     pub status: u16,
+    pub head: String,
     pub body: String,
 }
 
@@ -156,7 +157,7 @@ pub fn http(endpoint: &str, method: &str, path: &str, headers: &str, body: &str)
         return None;
     }
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    Some(Answer { status: head[9..12].parse().unwrap(), body: body.to_owned() })
+    Some(Answer { status: head[9..12].parse().unwrap(), head: head.to_owned(), body: body.to_owned() })
 }
 
 pub fn exists(path: &Path) -> bool {
