@@ -81,6 +81,17 @@ def free_port():
         return probe.getsockname()[1]
 
 
+def first_partition(raw):
+    table = json.loads(subprocess.run(
+        ["/usr/sbin/sfdisk", "--json", raw], check=True, capture_output=True).stdout)["partitiontable"]
+    return next(p for p in table["partitions"] if re.search(r"[^0-9]1$", p["node"]))
+
+
+def root_start(raw):
+    """Where the root file system begins, in bytes."""
+    return first_partition(raw)["start"] * 512
+
+
 class Qmp:
     """QEMU's monitor. Its events are kept until somebody asks for them."""
 
@@ -234,9 +245,7 @@ class Vm:
 
     def direct_boot(self):
         """Kernel and initramfs as files, out of the image's first partition; nothing is mounted."""
-        table = json.loads(subprocess.run(
-            ["/usr/sbin/sfdisk", "--json", self.image], check=True, capture_output=True).stdout)["partitiontable"]
-        first = next(p for p in table["partitions"] if re.search(r"[^0-9]1$", p["node"]))
+        first = first_partition(self.image)
         source = f"{self.image}?offset={first['start'] * 512}"
 
         def debugfs(request):
