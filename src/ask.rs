@@ -1,8 +1,11 @@
 //! From a definition to what the cloud, the disk and the distro are asked for.
 
+mod attributes;
+
 use crate::cli::{Compat, Wish};
-use crate::cloud::{Base, Image, ImageSpec, ImageState, Key, RunId, Tags, VolumeKind, tag};
-use crate::definition::{Ask, Definition};
+use crate::cloud::adopt::is_replaceable;
+use crate::cloud::{Architecture, Attributes, Base, Image, ImageSpec, Key, RunId, Tags, VolumeKind, tag};
+use crate::definition::{Ask, DEFAULT_TYPE, Definition};
 use crate::disk::DiskSpec;
 use crate::error::Kind;
 use crate::fingerprint::Inputs;
@@ -11,8 +14,10 @@ use crate::root::{MountOptions, Root, execute};
 use crate::settings::Settings;
 use crate::site::Site;
 use anyhow::{Context, Result};
+pub use attributes::attributes;
 use oven_distro::{Distro, Job, Package, Refused};
 use std::collections::BTreeMap;
+use std::path::Path;
 
 /// How many digits of the fingerprint an AMI's name carries: 48 bits, which no family's images exhaust.
 const NAME_DIGITS: usize = 12;
@@ -27,6 +32,13 @@ pub fn name(image: &Definition, inputs: &Inputs, run: Option<&RunId>) -> String 
     }
 }
 
+/// What goes into the image; warns of what the user may not have meant.
+pub fn inputs(site: &Site, image: &Definition, base: &Base) -> Result<Inputs> {
+    let inputs = Inputs::of(image, base, &site.settings)?;
+    inputs.warnings().iter().for_each(|warning| site.report.warn(warning));
+    Ok(inputs)
+}
+
 pub fn key(inputs: &Inputs, compat: Option<Compat>) -> Key {
     Key {
         checksum: inputs.checksum().to_owned(),
@@ -35,8 +47,8 @@ pub fn key(inputs: &Inputs, compat: Option<Compat>) -> Key {
     }
 }
 
-/// The image that a bake would make, if it exists. A failed one that holds the name is removed if the user wishes so,
-/// and refused here, before any work, otherwise.
+/// The image that a bake would make, if it exists. A failed or incomplete one that holds the name is removed if the
+/// user wishes so, and refused here, before any work, otherwise.
 pub async fn find(site: &Site, image: &Definition, inputs: &Inputs, wish: &Wish) -> Result<Option<Image>> {
     if wish.force {
         return Ok(None);
@@ -53,20 +65,33 @@ pub async fn find(site: &Site, image: &Definition, inputs: &Inputs, wish: &Wish)
         }
         return Ok(None);
     }
-    let family = site.cloud.images(Some(&image.name)).await?;
-    match family.into_iter().find(|i| i.name == name && i.state == ImageState::Failed) {
-        Some(failed) => Err(Kind::Cloud
-            .failure(format!("{} is a failed image named {name}", failed.id))
+    match in_the_way(site, &name).await? {
+        Some(holder) => Err(Kind::Cloud
+            .failure(format!("{} is a failed or incomplete image named {name}", holder.id))
             .hint("Give --replace-failed to deregister it and bake again.")
             .into()),
         None => Ok(None),
     }
 }
 
-pub fn disk(image: &Definition, run: &RunId) -> Result<DiskSpec> {
+/// The failed or incomplete image that holds a name.
+pub async fn in_the_way(site: &Site, name: &str) -> Result<Option<Image>> {
+    // Of all images: an incomplete one may lack the family's tag.
+    let holder = site.cloud.images(None).await?.into_iter().find(|holder| holder.name == name);
+    Ok(holder.filter(is_replaceable))
+}
+
+/// The volume that is baked on. What is not said of its kind is the fastest for nothing, not the base's.
+pub fn disk(image: &Definition, base: &Base, run: &RunId) -> Result<DiskSpec> {
     let mut tags = run_tags(image, run);
     tags.insert(tag::OWNER.to_owned(), Owner::this().to_string());
-    Ok(DiskSpec { size_gib: image.size_gib, kind: VolumeKind::default(), tags })
+    let VolumeKind { volume_type, iops, throughput, .. } = &image.volume;
+    // But what is provisioned is so for a type: the image's.
+    let inherited = base.attributes.root_volume.volume_type.clone();
+    let inherited = inherited.filter(|_| iops.is_some() || throughput.is_some());
+    let volume_type = volume_type.clone().or(inherited).unwrap_or_else(|| DEFAULT_TYPE.to_owned());
+    let kind = VolumeKind { volume_type: Some(volume_type), ..image.volume.clone() };
+    Ok(DiskSpec { size_gib: image.size_gib, kind, tags })
 }
 
 /// Tags of everything that a run makes.
@@ -81,8 +106,17 @@ pub fn mount(image: &Definition) -> MountOptions {
     MountOptions { grow: image.size_gib.is_some() }
 }
 
-/// What the distro is asked to plan.
-pub fn job(image: &Definition, distro: &dyn Distro, root: &Root<'_>, settings: &Settings) -> Result<Job> {
+/// What the distro is asked to plan. Fails where the image's programs are for another machine than its base was
+/// registered for, or than this one.
+pub fn job(
+    image: &Definition,
+    base: &Base,
+    distro: &dyn Distro,
+    root: &Root<'_>,
+    settings: &Settings,
+) -> Result<Job> {
+    let architecture = root.architecture()?;
+    fits(base, architecture)?;
     let os_release = root.os_release()?;
     let mut present = BTreeMap::new();
     for path in distro.claims(&os_release).look_for {
@@ -99,7 +133,7 @@ pub fn job(image: &Definition, distro: &dyn Distro, root: &Root<'_>, settings: &
     });
     Ok(Job {
         os_release,
-        architecture: root.architecture()?.to_string(),
+        architecture: architecture.to_string(),
         present,
         packages: packages.collect(),
         upgrade: image.upgrade,
@@ -111,6 +145,26 @@ pub fn job(image: &Definition, distro: &dyn Distro, root: &Root<'_>, settings: &
     })
 }
 
+fn fits(base: &Base, programs: Architecture) -> Result<()> {
+    let (id, registered) = (&base.id, base.architecture);
+    if programs != registered {
+        let text = format!("{id} is registered as {registered}, and its programs are for {programs}");
+        let hint = format!("Import it under another name, with --arch {programs}, and bake on that.");
+        return Err(Kind::Definition.failure(text).hint(hint).into());
+    }
+    // Where the kernel has an interpreter for them (binfmt_misc), they run here, too.
+    let emulator = match programs {
+        Architecture::X86_64 => "/proc/sys/fs/binfmt_misc/qemu-x86_64",
+        Architecture::Arm64 => "/proc/sys/fs/binfmt_misc/qemu-aarch64",
+    };
+    if programs != Architecture::HOST && !Path::new(emulator).exists() {
+        let text =
+            format!("the programs of {id} are for {programs}, and this machine is {}", Architecture::HOST);
+        return Err(Kind::Machine.failure(text).hint("Bake it on a machine of that kind.").into());
+    }
+    Ok(())
+}
+
 /// A plugin that cannot serve a definition.
 pub fn refused(refused: Refused) -> anyhow::Error {
     Kind::Definition.error(refused).context("planning the installation")
@@ -120,6 +174,7 @@ pub fn refused(refused: Refused) -> anyhow::Error {
 pub fn image(
     image: &Definition,
     base: &Base,
+    attributes: Attributes,
     inputs: &Inputs,
     facts: BTreeMap<String, String>,
     run: &RunId,
@@ -141,9 +196,41 @@ pub fn image(
         architecture: base.architecture,
         root_device: base.root_device.clone(),
         size_gib: image.size_gib.unwrap_or(base.size_gib),
-        attributes: base.attributes.clone(),
+        attributes,
         tags,
         run: run.clone(),
         documents,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cloud::{ImageId, SnapshotId};
+
+    #[test]
+    fn programs_have_to_fit_the_base_and_this_machine() {
+        let (here, other) = match Architecture::HOST {
+            Architecture::X86_64 => (Architecture::X86_64, Architecture::Arm64),
+            Architecture::Arm64 => (Architecture::Arm64, Architecture::X86_64),
+        };
+        let fits = |registered: Architecture, programs: Architecture| {
+            let base = Base {
+                id: ImageId("ami-1".into()),
+                name: "base".into(),
+                snapshot: SnapshotId("snap-1".into()),
+                architecture: registered,
+                size_gib: 1,
+                root_device: "/dev/xvda".into(),
+                attributes: Attributes::default(),
+            };
+            fits(&base, programs).map_err(|error| Kind::of(&error))
+        };
+        assert_eq!(fits(here, here), Ok(()));
+        assert_eq!(fits(other, here), Err(Kind::Definition));
+        assert_eq!(fits(here, other), Err(Kind::Definition));
+        if !Path::new("/proc/sys/fs/binfmt_misc").join("status").exists() {
+            assert_eq!(fits(other, other), Err(Kind::Machine));
+        }
     }
 }

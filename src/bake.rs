@@ -1,9 +1,9 @@
-//! The story of one image, in six steps.
+//! The story of one image, in six steps. The compiler guards their order: each takes what only the one before it gives,
+//! and a mounted [`Root`] borrows its disk, so that committing it before `close` does not compile.
 
 use crate::cli::Wish;
 use crate::cloud::{BaseRef, Image, RunId};
 use crate::definition::Definition;
-use crate::fingerprint::Inputs;
 use crate::root::{Root, execute};
 use crate::site::Site;
 use crate::undo::{self, Ended};
@@ -30,8 +30,9 @@ pub async fn bake(
     stop: impl Future<Output = ()>,
 ) -> Ended<Outcome> {
     undo::scope(site.policy(wish), stop, async |undo| {
-        let base = site.resolve(from).await?; //                                               1. resolve
-        let inputs = Inputs::of(image, &base, &site.settings)?;
+        let base = site.resolve(image, from).await?; //                                        1. resolve
+        let attributes = ask::attributes(image, &base)?;
+        let inputs = ask::inputs(site, image, &base)?;
         let _turn = turn::take(site, &inputs).await?; //                  one bake of a fingerprint on this host
         if let Some(found) = ask::find(site, image, &inputs, wish).await? {
             return Ok(Outcome::AlreadyBaked(found));
@@ -39,12 +40,13 @@ pub async fn bake(
         let disk = site.checkout(&base, image, run, &undo).await?; //                          2. check out
         let root = Root::mount(disk.device(), &site.scratch(run)?, &ask::mount(image), &site.report).await?; // 3. mount
         let distro = distros::detect(&site.distros, &root.os_release()?)?; //                  4. provision
-        let plan = distro.plan(&ask::job(image, distro, &root, &site.settings)?).map_err(ask::refused)?;
+        let job = ask::job(image, &base, distro, &root, &site.settings)?;
+        let plan = distro.plan(&job).map_err(ask::refused)?;
         let facts = execute::execute(&root, &site.work(image, &plan)).await?;
         site.close(root).await?; //                                                               proven released
         inputs.ensure_unchanged(image).context("reading the definition again")?;
         let snapshot = site.commit(disk, &undo).await?; //                                     5. commit
-        let spec = ask::image(image, &base, &inputs, facts, run, wish);
+        let spec = ask::image(image, &base, attributes, &inputs, facts, run, wish);
         Ok(Outcome::of(site.register(&snapshot, &spec, &undo).await?, run)) //                 6. register
     })
     .await

@@ -2,13 +2,14 @@
 
 use crate::bake::{Outcome, bake};
 use crate::cli::{Global, Wish};
-use crate::cloud::{BaseRef, ImageId, RunId};
-use crate::definition::From;
+use crate::cloud::{BaseRef, Image, ImageId, RunId};
+use crate::definition::{Definition, From};
 use crate::error::Kind;
 use crate::order::Order;
 use crate::site::Site;
 use crate::undo::{Ended, Left};
-use anyhow::Result;
+use crate::{id_file, report::Report};
+use anyhow::{Error, Result, bail};
 use std::path::PathBuf;
 use std::rc::Rc;
 use tokio::sync::{Semaphore, watch};
@@ -21,9 +22,37 @@ pub struct Baked {
     /// The user named it; the others are only parents of those.
     pub asked: bool,
     pub run: RunId,
-    pub result: Result<Outcome>,
+    pub became: Became,
     pub left: Vec<Left>,
     pub kept: Vec<String>,
+    /// If there was any work.
+    pub log: Option<PathBuf>,
+}
+
+#[derive(Debug)]
+pub enum Became {
+    Baked(Image),
+    /// It was there already, or another builder was first.
+    Found(Image),
+    /// Its parent has no image.
+    Skipped(Error),
+    Failed(Error),
+}
+
+impl Baked {
+    pub fn image(&self) -> Option<&Image> {
+        match &self.became {
+            Became::Baked(image) | Became::Found(image) => Some(image),
+            Became::Skipped(_) | Became::Failed(_) => None,
+        }
+    }
+
+    pub fn error(&self) -> Option<&Error> {
+        match &self.became {
+            Became::Skipped(error) | Became::Failed(error) => Some(error),
+            Became::Baked(_) | Became::Found(_) => None,
+        }
+    }
 }
 
 /// What children wait for: nothing yet, or the parent's image (`None` if it has none).
@@ -39,29 +68,42 @@ pub async fn bake_all(
     stop: watch::Receiver<bool>,
 ) -> Vec<Baked> {
     let (order, turns) = (Rc::new(order), Rc::new(Semaphore::new(jobs)));
-    let several = order.images.len() > 1;
+    let widest = order.images.iter().map(|image| image.name.chars().count()).max();
+    let column = widest.filter(|_| order.images.len() > 1);
     let tasks = tokio::task::LocalSet::new();
     let mut parents: Vec<Parent> = Vec::new();
     let mut handles = Vec::new();
     for (i, image) in order.images.iter().enumerate() {
         let (told, heard) = watch::channel(None);
         parents.push(heard);
-        let parent = order.parent[i].map(|p| parents[p].clone());
+        let parent = order.parent[i].map(|p| (order.images[p].name.clone(), parents[p].clone()));
         let asked = order.named[i];
         let wish = Wish { force: wish.force && asked, ..wish.clone() };
         let (site, order, turns, stop, global) =
             (site.clone(), order.clone(), turns.clone(), stop.clone(), global.clone());
-        let report = site.report.of(&image.name, several);
+        let report = site.report.of(&image.name, column);
         handles.push(tasks.spawn_local(async move {
             let (image, run) = (&order.images[i], RunId::new());
-            let ended = match site.for_image(&global, image, report) {
-                Ok(site) => one(&site, &order, i, &wish, &run, parent, &turns, stop).await,
-                Err(error) => Ended { result: Err(error), left: Vec::new(), kept: Vec::new() },
+            let (became, left, kept) = match parent_image(image, parent).await {
+                Ok(from) => {
+                    let site = site.for_image(&global, image, report.clone());
+                    let ended = one(site, &report, image, &from, &wish, &run, &turns, stop).await;
+                    let became = match ended.result {
+                        Ok(Outcome::Baked(image)) => Became::Baked(image),
+                        Ok(Outcome::AlreadyBaked(image)) => Became::Found(image),
+                        Err(error) => Became::Failed(error),
+                    };
+                    (became, ended.left, ended.kept)
+                }
+                Err(error) if *stop.borrow() => (Became::Failed(interrupted(error)), Vec::new(), Vec::new()),
+                Err(error) => (Became::Skipped(error), Vec::new(), Vec::new()),
             };
-            let id = ended.result.as_ref().ok().map(|outcome| outcome.image().id.clone());
-            _ = told.send(Some(id));
-            let Ended { result, left, kept } = ended;
-            Baked { name: image.name.clone(), dir: image.dir.clone(), asked, run, result, left, kept }
+            let (name, dir, log) = (image.name.clone(), image.dir.clone(), report.log_path());
+            let baked = Baked { name, dir, asked, run, became, left, kept, log };
+            id_file::keep(&baked.dir, baked.image().map(|image| &image.id), &report);
+            tell(&baked, &report, column.is_some());
+            _ = told.send(Some(baked.image().map(|image| image.id.clone())));
+            baked
         }));
     }
     tasks.await;
@@ -72,68 +114,75 @@ pub async fn bake_all(
     all
 }
 
+/// The image that a definition is baked on, once its parent has one.
+async fn parent_image(image: &Definition, parent: Option<(String, Parent)>) -> Result<BaseRef> {
+    let (name, mut parent) = match (&image.from, parent) {
+        (From::Image(from), _) => return Ok(from.clone()),
+        (From::Parent(_), Some(parent)) => parent,
+        (From::Parent(dir), None) => bail!("{} is in no order of bakes", dir.display()),
+    };
+    match parent.wait_for(Option::is_some).await.as_deref() {
+        Ok(Some(Some(id))) => Ok(BaseRef::Id(id.clone())),
+        _ => Err(Kind::NotFound.error(format!("its parent {name} has no image"))),
+    }
+}
+
+fn interrupted(error: Error) -> Error {
+    Kind::Interrupted.error(format!("interrupted: {error}"))
+}
+
 #[allow(clippy::too_many_arguments)] // one call, and a struct for it would only be taken apart again
 async fn one(
-    site: &Site,
-    order: &Order,
-    i: usize,
+    site: Result<Site>,
+    report: &Report,
+    image: &Definition,
+    from: &BaseRef,
     wish: &Wish,
     run: &RunId,
-    parent: Option<Parent>,
     turns: &Semaphore,
     mut stop: watch::Receiver<bool>,
 ) -> Ended<Outcome> {
-    let image = &order.images[i];
-    let fail = |error| Ended { result: Err(error), left: Vec::new(), kept: Vec::new() };
-    let from = match (&image.from, parent) {
-        (From::Image(from), _) => from.clone(),
-        (From::Parent(dir), parent) => match parent_image(parent).await {
-            Some(id) => BaseRef::Id(id),
-            None => {
-                let message =
-                    format!("{} stands on {}, which was not baked", image.dir.display(), dir.display());
-                let error = Kind::NotFound.error(message);
-                site.report.failure(&error);
-                return fail(error);
-            }
-        },
+    let site = match site {
+        Ok(site) => site,
+        Err(error) => {
+            report.failure(&error);
+            return Ended { result: Err(error), left: Vec::new(), kept: Vec::new() };
+        }
     };
-    let Ok(_turn) = turns.acquire().await else { return fail(Kind::Interrupted.error("interrupted")) };
-    if let Err(error) = site.report.log_to(&site.log(run)) {
-        site.report.warn(format!("no log file: {}: {error}", site.log(run).display()));
-    }
-    let ended =
-        bake(site, image, &from, wish, run, async move { _ = stop.wait_for(|stop| *stop).await }).await;
-    tell(site, run, &ended);
-    ended
-}
-
-async fn parent_image(parent: Option<Parent>) -> Option<ImageId> {
-    let mut parent = parent?;
-    let known = parent.wait_for(Option::is_some).await.ok()?;
-    known.clone().flatten()
-}
-
-/// What people see at the end of a bake. The failure itself was told before the clean-up began.
-fn tell(site: &Site, run: &RunId, ended: &Ended<Outcome>) {
-    let report = &site.report;
-    match &ended.result {
-        Ok(Outcome::AlreadyBaked(image)) => {
-            report.note(format!("already baked: {} ({})", image.id, image.name))
-        }
-        Ok(Outcome::Baked(image)) => {
-            report.table();
-            report.note(format!("baked: {} ({})", image.id, image.name));
-        }
-        Err(_) => report.note(format!("the log of the run: {}", site.log(run).display())),
-    }
-    for left in &ended.left {
+    let _turn = turns.acquire().await.expect("nobody closes it");
+    let dir = std::path::absolute(&image.dir).unwrap_or_else(|_| image.dir.clone());
+    report.log_to(&site.log(run), &format!("run {run} bakes {}", dir.display()));
+    let stop = async move { _ = stop.wait_for(|stop| *stop).await };
+    let mut ended = bake(&site, image, from, wish, run, stop).await;
+    for left in &mut ended.left {
+        left.command = site.spelt(&left.command);
         report.warn(left.to_string());
     }
     for kept in &ended.kept {
-        report.note(format!(
-            "kept {kept}: look at it by `oven shell {0}`, remove it by `oven sweep --run {0} --kept`",
-            run.short()
-        ));
+        let look = site.spelt(&format!("oven shell {}", run.short()));
+        let remove = site.spelt(&format!("oven sweep --kept --run {}", run.short()));
+        report.note(format!("kept {kept}\n    look into it: {look}\n    remove it:    {remove}"));
+    }
+    ended
+}
+
+/// What people see at the end of a bake; of several the summary says more. A failure was told before the clean-up.
+fn tell(baked: &Baked, report: &Report, several: bool) {
+    match &baked.became {
+        Became::Baked(image) => {
+            report.times();
+            report.note(format!("baked: {} ({})", image.id, image.name));
+        }
+        Became::Found(image) => {
+            let text = format!("already baked: {} ({})", image.id, image.name);
+            if several { report.detail(text) } else { report.note(text) }
+        }
+        Became::Skipped(error) => report.warn(format!("skipped: {error}")),
+        Became::Failed(error)
+            if Kind::of(error) == Kind::Interrupted && baked.left.is_empty() && !several =>
+        {
+            report.note("interrupted; nothing was left behind");
+        }
+        Became::Failed(_) => {}
     }
 }

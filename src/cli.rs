@@ -1,6 +1,6 @@
 //! The command line: types only.
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -22,15 +22,35 @@ const EXIT_CODES: &str = "Exit codes: 0 baked or already baked, 2 usage, 3 defin
 /// Flags that every verb takes, before it or after it.
 #[derive(Debug, Clone, Args)]
 pub struct Global {
-    /// The cloud to bake in: `local`, a region that is a directory
-    #[arg(long, global = true, value_name = "CLOUD", env = "OVEN_CLOUD", help_heading = "Global options")]
+    /// The cloud to bake in: `aws`, or `local`, a region that is a directory
+    #[arg(
+        long,
+        global = true,
+        value_name = "CLOUD",
+        env = "OVEN_CLOUD",
+        hide_env_values = true,
+        help_heading = "Global options"
+    )]
     pub cloud: Option<String>,
     /// The region's name
-    #[arg(long, global = true, value_name = "NAME", env = "OVEN_REGION", help_heading = "Global options")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "NAME",
+        env = "OVEN_REGION",
+        hide_env_values = true,
+        help_heading = "Global options"
+    )]
     pub region: Option<String>,
     /// The directory that the local region is [default: /var/lib/oven/region]
-    #[arg(long, global = true, value_name = "DIR", env = "OVEN_REGION_DIR", help_heading = "Global options")]
+    #[arg(long, global = true, value_name = "DIR", env = "OVEN_REGION_DIR", hide_env_values = true, value_hint = ValueHint::DirPath, help_heading = "Global options")]
     pub region_dir: Option<PathBuf>,
+    /// The builder's instance id, where its metadata cannot be asked
+    #[arg(long, global = true, value_name = "ID", env = "OVEN_INSTANCE_ID", help_heading = "Global options")]
+    pub instance_id: Option<String>,
+    /// The builder's availability zone, likewise
+    #[arg(long, global = true, value_name = "ZONE", env = "OVEN_ZONE", help_heading = "Global options")]
+    pub zone: Option<String>,
     /// A stream of JSON events on standard output, a result object last
     #[arg(long, global = true, help_heading = "Global options")]
     pub json: bool,
@@ -42,33 +62,62 @@ pub struct Global {
     pub quiet: bool,
 }
 
+/// What nobody finds out by reading the list of options.
+mod examples {
+    pub const BAKE: &str = "Examples:
+  oven bake web                     the AMI's id on standard output
+  oven bake base web db -j 3        parents first, the others side by side
+  oven bake --keep-on-failure web   then: oven shell RUN, oven sweep --kept";
+    pub const IMPORT: &str = "Examples:
+  scripts/make-base debian-12.raw   in oven's own sources
+  oven import debian-12.raw --name debian-12-base
+  qemu-img convert -O raw debian-12.qcow2 debian-12.raw";
+    pub const SHELL: &str = "Examples:
+  oven shell ami-0123456789abcdef0
+  oven shell --network 1f2e3d4c -- apt-get update
+
+Its exit code is the shell's. What a shell in an image changes is thrown away;
+on the disk of a run it stays, until `oven sweep --kept` removes the disk.";
+    pub const SWEEP: &str = "Runs whose process is at work are never touched. Disks that --keep-on-failure\n\
+        kept stay without --kept.";
+    pub const COMPLETIONS: &str = "Examples:
+  oven completions bash > /etc/bash_completion.d/oven
+  oven completions zsh > /usr/local/share/zsh/site-functions/_oven
+  oven completions fish > ~/.config/fish/completions/oven.fish";
+}
+
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     /// Bake definitions, parents first; what is baked already is only looked up
+    #[command(after_help = examples::BAKE)]
     Bake(Bake),
     /// Say whether a bake would be a hit or a miss, and why
     Plan(Plan),
     /// Print the ami_config_checksum of definitions or directories
     Checksum(Checksum),
-    /// List images, or show one
+    /// List images, show one, or remove some
     #[command(subcommand)]
     Images(Images),
     /// Make a base image of a raw disk image (local region)
+    #[command(after_help = examples::IMPORT)]
     Import(Import),
     /// Open a contained shell in a copy of an image, or on the disk that a failed run kept
+    #[command(after_help = examples::SHELL)]
     Shell(Shell),
     /// Remove what runs left behind whose process is gone
+    #[command(after_help = examples::SWEEP)]
     Sweep(Sweep),
-    /// Say all that this machine lacks
+    /// Try what a bake needs, and say all that this machine lacks
     Doctor,
     /// Print a shell's completions
+    #[command(after_help = examples::COMPLETIONS)]
     Completions { shell: clap_complete::Shell },
 }
 
 #[derive(Debug, Args)]
 pub struct Bake {
     /// Definitions: directories with an image.toml
-    #[arg(required = true, value_name = "DIR")]
+    #[arg(required = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub definitions: Vec<PathBuf>,
     #[command(flatten)]
     pub wish: Wish,
@@ -96,14 +145,14 @@ pub struct Wish {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Compat {
-    /// GumGum's AMI Bakery looks at its checksum alone.
+    // AMI Bakery, which looks at its checksum alone.
     Gumgum,
 }
 
 #[derive(Debug, Args)]
 pub struct Plan {
     /// Definitions: directories with an image.toml
-    #[arg(required = true, value_name = "DIR")]
+    #[arg(required = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub definitions: Vec<PathBuf>,
     /// Take an image with the same ami_config_checksum as a hit, whatever its base
     #[arg(long, value_enum, value_name = "TOOL")]
@@ -113,7 +162,7 @@ pub struct Plan {
 #[derive(Debug, Args)]
 pub struct Checksum {
     /// One definition (its inputs included), or exactly these directories
-    #[arg(required = true, value_name = "DIR")]
+    #[arg(required = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub directories: Vec<PathBuf>,
 }
 
@@ -121,7 +170,7 @@ pub struct Checksum {
 pub enum Images {
     /// List images, oldest first
     List {
-        /// Only this family: a definition's `name`
+        /// Only this family (a definition's `name`), or the image of this name
         name: Option<String>,
     },
     /// Show an image, its tags and its packages
@@ -129,12 +178,17 @@ pub enum Images {
         #[arg(value_name = "AMI")]
         id: String,
     },
+    /// Remove images and their snapshots (local region)
+    Remove {
+        #[arg(required = true, value_name = "AMI")]
+        ids: Vec<String>,
+    },
 }
 
 #[derive(Debug, Args)]
 pub struct Import {
     /// A raw disk image: a file or a block device
-    #[arg(value_name = "RAW")]
+    #[arg(value_name = "RAW", value_hint = ValueHint::FilePath)]
     pub raw: PathBuf,
     /// The name of the image to register
     #[arg(long)]
@@ -166,11 +220,16 @@ pub struct Sweep {
     #[arg(long, value_name = "RUN")]
     pub run: Option<String>,
     /// Also what other hosts left longer ago than this: `6h`, `2days`
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = duration)]
     pub older_than: Option<Duration>,
     /// Also the disks that --keep-on-failure kept
     #[arg(long)]
     pub kept: bool,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text)
+        .map_err(|_| "give a number and a unit, such as `6h` or `2days`".to_owned())
 }
 
 #[cfg(test)]

@@ -1,16 +1,18 @@
 //! An image's directory: `image.toml`, and the files beside it.
 
 mod ask;
+mod attributes;
 mod from;
 mod rules;
 mod source;
 #[cfg(test)]
 mod tests;
 
-use crate::cloud::{BaseRef, Tags};
+use crate::cloud::{BaseRef, Tags, VolumeKind};
 use crate::document::{self, Table};
 use crate::error::Kind;
 use anyhow::Result;
+pub use attributes::{DEFAULT_TYPE, Registered, UEFI, misfits};
 use oven_distro::Conffiles;
 use source::Sources;
 use std::collections::BTreeMap;
@@ -22,8 +24,6 @@ pub const FILE: &str = "image.toml";
 const DEFAULT_TIMEOUT: u64 = 3600;
 /// A week: a larger number is a slip of units.
 const MAX_TIMEOUT: u64 = 7 * 24 * 3600;
-/// EBS's largest volume.
-const MAX_GIB: u64 = 65536;
 
 /// What a definition stands on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,6 +69,8 @@ pub struct Script {
 pub struct Definition {
     /// As the user spelt it.
     pub dir: PathBuf,
+    /// The canonical path of the directory that all its files lie in, those of its inputs and links included.
+    pub project: PathBuf,
     /// The family.
     pub name: String,
     /// It is the directory's name, for want of another.
@@ -80,6 +82,10 @@ pub struct Definition {
     pub runs: Vec<Script>,
     pub tests: Vec<Script>,
     pub size_gib: Option<u64>,
+    /// `[disk]`: the kind of volume, where it is not the base's. Of the builder's own, too.
+    pub volume: VolumeKind,
+    /// `[image]`
+    pub registered: Registered,
     pub tags: Tags,
     /// As spelt in image.toml: relative to `dir`.
     pub inputs: Vec<String>,
@@ -87,6 +93,8 @@ pub struct Definition {
     pub recommends: bool,
     pub conffiles: Conffiles,
     pub network: bool,
+    /// Steps with the network reach the metadata service of the builder, and so its credentials.
+    pub imds: bool,
     /// `[clean] keep`: paths that the clean-up leaves alone and the lint accepts.
     pub keep: Vec<String>,
 }
@@ -98,6 +106,8 @@ const KEYS: &[&str] = &[
     "disk",
     "file",
     "from",
+    "image",
+    "imds",
     "inputs",
     "name",
     "network",
@@ -122,27 +132,32 @@ impl Definition {
     }
 
     fn read(dir: &Path, real: &Path, top: &Table) -> Option<Self> {
-        let (sources, inputs) = Sources::read(dir, real, top);
+        let project = source::project(real);
+        let (sources, inputs) = Sources::read(dir, real, &project, top);
         let (files, runs) = (read_files(top, &sources), read_scripts(top, "run", "[[run]]", &sources));
         let (tests, tags) = (read_scripts(top, "test", "[[test]]", &sources), rules::tags(top));
-        let disk = top.table("disk", "[disk]", &["size_gib"]);
+        let (size_gib, volume) = attributes::disk(top);
         let packages = ask::read(top, &sources);
         let (name, from) = (rules::name(top, real), from::read(top, dir));
         let definition = Self {
             dir: dir.to_owned(),
+            project,
             name_is_default: !top.has("name"),
             description: rules::description(top),
             packages,
             files,
             runs,
             tests,
-            size_gib: disk.and_then(|disk| disk.integer("size_gib", 1..=MAX_GIB, "GiB")),
+            size_gib,
+            volume,
+            registered: attributes::image(top),
             tags,
             inputs,
             upgrade: top.boolean("upgrade").unwrap_or_default(),
             recommends: top.boolean("recommends").unwrap_or_default(),
             conffiles: read_conffiles(top).unwrap_or_default(),
             network: top.boolean("network").unwrap_or_default(),
+            imds: top.boolean("imds").unwrap_or_default(),
             keep: read_keep(top),
             name: name?,
             from: from?,
@@ -156,7 +171,8 @@ impl Definition {
     }
 
     /// `examples/web/image.toml:4: `packages``, for a mistake that only shows later: no such base, no such package.
-    /// `value` picks an element of an array: a package's name. Without the file, or the key, no line is told.
+    /// `value` picks an element of an array: a package's name. `[disk]`'s `iops` is spelt `disk.iops`. Without the file,
+    /// or the key, no line is told.
     pub fn place(&self, key: &str, value: Option<&str>) -> String {
         let file = self.dir.join(FILE);
         let picks = |element: &str| {
@@ -165,9 +181,13 @@ impl Definition {
             element == value || name == value || self.dir.join(element) == Path::new(value)
         };
         let line = document::read_text(&file).ok().and_then(|text| document::line_of(&text, key, &picks));
+        let key = match key.split_once('.') {
+            Some((table, key)) => format!("`{key}` of [{table}]"),
+            None => format!("`{key}`"),
+        };
         match line {
-            Some(line) => format!("{}:{line}: `{key}`", file.display()),
-            None => format!("{}: `{key}`", file.display()),
+            Some(line) => format!("{}:{line}: {key}", file.display()),
+            None => format!("{}: {key}", file.display()),
         }
     }
 }

@@ -130,10 +130,21 @@ fn syntax(text: &str, line: usize, message: &str) -> String {
     format!("`{}`: {message}{advice}", key.escape_debug())
 }
 
-/// The line of a key at the top, or of the string in its array that `pick` accepts.
+/// The line of a key at the top, or of a table's (`disk.iops`, or `iops` alone), or of the string in its array that
+/// `pick` accepts.
 pub(crate) fn line_of(text: &str, key: &str, pick: &dyn Fn(&str) -> bool) -> Option<usize> {
     let parsed = DeTable::parse(text).ok()?;
-    let (name, value) = parsed.get_ref().get_key_value(key)?;
+    let (top, mut names) = (parsed.get_ref(), key.split('.'));
+    let first = names.next()?;
+    let below = || top.values().find_map(|value| value.get_ref().as_table()?.get_key_value(first));
+    let (mut name, mut value) = top.get_key_value(first).or_else(below)?;
+    for key in names {
+        // Where the table lacks it, its own line is told.
+        match value.get_ref().as_table().and_then(|table| table.get_key_value(key)) {
+            Some(found) => (name, value) = found,
+            None => break,
+        }
+    }
     let element = value.get_ref().as_array().and_then(|array| {
         array.iter().find(|element| element.get_ref().as_str().is_some_and(pick)).map(Spanned::span)
     });

@@ -59,6 +59,15 @@ impl Kind {
         error.chain().find_map(|cause| cause.downcast_ref::<Failure>()).map_or(Self::Cloud, |f| f.kind)
     }
 
+    /// A failure of whatever kind it has, or of this one if it has none.
+    pub fn unless_known(self, error: anyhow::Error) -> anyhow::Error {
+        if error.chain().any(|cause| cause.is::<Failure>()) {
+            error
+        } else {
+            self.error(format!("{error:#}"))
+        }
+    }
+
     /// One word, for `--json`.
     pub fn name(self) -> &'static str {
         match self {
@@ -102,7 +111,11 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_failure_is_the_clouds() {
+    fn an_unknown_failure_is_the_clouds_unless_it_is_known_better() {
         assert_eq!(Kind::of(&anyhow::anyhow!("?")), Kind::Cloud);
+        let error = Kind::Step.unless_known(anyhow::anyhow!("?").context("asking"));
+        assert_eq!((Kind::of(&error), format!("{error:#}")), (Kind::Step, "asking: ?".into()));
+        let error = Kind::Step.unless_known(Kind::Machine.failure("no loop").hint("Load it.").into());
+        assert_eq!((Kind::of(&error), hint_of(&error).as_deref()), (Kind::Machine, Some("Load it.")));
     }
 }

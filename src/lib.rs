@@ -17,6 +17,7 @@ pub mod distros;
 mod document;
 pub mod error;
 pub mod fingerprint;
+mod id_file;
 pub mod machine;
 pub mod order;
 pub mod owner;

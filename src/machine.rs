@@ -1,11 +1,18 @@
 //! What a bake needs of the machine that it runs on. All that is missing is told at once.
 
-use crate::error::Kind;
+mod trial;
+
+pub use trial::trial;
+
+use crate::error::{self, Kind};
+use crate::root::step::egress::Fence;
 use crate::site::Site;
 use anyhow::Result;
 use nix::sys::statvfs::statvfs;
+use rustix::thread::CapabilitySet;
 use serde::Serialize;
 use std::fmt;
+use std::io::ErrorKind;
 use std::path::Path;
 
 /// Below this, a copy of a usual base image will not fit.
@@ -36,6 +43,15 @@ enum Verdict {
 impl Check {
     pub fn lacks(&self) -> bool {
         matches!(self.verdict, Verdict::Lacks { .. })
+    }
+
+    /// Of something that was tried.
+    fn tried<T>(what: &str, tried: &Result<T>) -> Self {
+        let (why, fix) = match tried {
+            Ok(_) => return Self::new(what, true, "", ""),
+            Err(error) => (format!("{error:#}"), error::hint_of(error)),
+        };
+        Self::new(what, false, why, &fix.unwrap_or_else(|| "In a container: run it privileged.".into()))
     }
 
     fn new(what: &str, ok: bool, why: impl Into<String>, fix: &str) -> Self {
@@ -71,48 +87,36 @@ pub fn ensure_fit() -> Result<()> {
     Err(Kind::Machine.error(format!("this machine cannot bake:{}", lacks.concat())))
 }
 
-/// Everything but the region.
+/// Everything that can be told at once, but for the region.
 pub fn checks() -> Vec<Check> {
-    let root = nix::unistd::geteuid().is_root();
-    let mut checks = vec![Check::new("root", root, "oven is not run as root", "Use sudo.")];
-    if root {
-        checks.push(capabilities(&std::fs::read_to_string("/proc/self/status").unwrap_or_default()));
-        checks.push(loops());
+    let mut checks =
+        vec![Check::new("root", nix::unistd::geteuid().is_root(), "oven is not run as root", "Use sudo.")];
+    if !checks[0].lacks() {
+        checks.push(capabilities(held_capabilities()));
     }
+    checks.push(loops());
     let filesystems = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
     let knows = |name: &str| filesystems.split_whitespace().any(|word| word == name) || has_module(name);
     for name in ["ext4", "tmpfs", "devpts"] {
-        checks.push(Check::new(
-            &format!("file system {name}"),
-            knows(name),
-            "the kernel has none",
-            "Use a kernel that has it.",
-        ));
+        let fix = "Use a kernel that has it.";
+        checks.push(Check::new(&format!("file system {name}"), knows(name), "the kernel has none", fix));
     }
-    checks.push(Check::note("file system xfs", knows("xfs"), "images with an xfs root cannot be baked here"));
-    checks.push(Check::note(
-        "file system vfat",
-        knows("vfat"),
-        "/boot/efi is not mounted: no step may change it",
-    ));
-    checks.push(Check::note("overlay", knows("overlay"), "an image with [[test]] cannot be baked here"));
-    for namespace in ["mnt", "pid", "ipc", "uts", "net"] {
-        let there = Path::new("/proc/self/ns").join(namespace).exists();
-        checks.push(Check::new(
-            &format!("{namespace} namespaces"),
-            there,
-            "the kernel has none",
-            "Use a kernel that has them.",
-        ));
+    let without = [
+        ("xfs", "file system xfs", "images with an xfs root cannot be baked here"),
+        ("vfat", "file system vfat", "an image's /boot/efi stays as it is, and a step that changes it fails"),
+        ("overlay", "file system overlay", "images with a [[test]] cannot be baked here"),
+    ];
+    for (name, what, note) in without {
+        checks.push(Check::note(what, knows(name), note));
     }
+    let there = |namespace: &&str| Path::new("/proc/self/ns").join(namespace).exists();
+    let missing: Vec<_> = ["mnt", "pid", "ipc", "uts", "net"].into_iter().filter(|n| !there(n)).collect();
+    let why = format!("the kernel has no {} namespaces", missing.join(", "));
+    checks.push(Check::new("namespaces", missing.is_empty(), why, "Use a kernel that has them."));
     let seccomp =
         std::fs::read_to_string("/proc/self/status").is_ok_and(|status| status.contains("\nSeccomp:"));
-    checks.push(Check::new(
-        "seccomp",
-        seccomp,
-        "the kernel has no filters",
-        "Use a kernel with SECCOMP_FILTER.",
-    ));
+    let fix = "Use a kernel with SECCOMP_FILTER.";
+    checks.push(Check::new("seccomp", seccomp, "the kernel has no filters", fix));
     let openat2 = rustix::fs::openat2(
         rustix::fs::CWD,
         "/",
@@ -120,53 +124,92 @@ pub fn checks() -> Vec<Check> {
         rustix::fs::Mode::empty(),
         rustix::fs::ResolveFlags::IN_ROOT,
     );
-    checks.push(Check::new("openat2", openat2.is_ok(), "the kernel refuses it", "Use Linux 5.6 or newer."));
+    checks.push(Check::new("openat2", openat2.is_ok(), "the kernel refuses it", "Use Linux 5.12 or newer."));
     checks
 }
 
+/// Whether steps with the network can be kept from the builder's credentials. It is tried, as root.
+pub fn egress() -> Option<Check> {
+    if !nix::unistd::geteuid().is_root() {
+        return None;
+    }
+    let fence = Fence::make();
+    let note = fence.as_ref().err().map(|error| format!("{error:#}")).unwrap_or_default();
+    Some(Check::note("cgroup v2 and BPF", fence.is_ok(), &note))
+}
+
 /// Whether the region can be used, and has room.
-pub fn region(site: Result<Site>) -> Check {
+pub fn region(site: &Result<Site>) -> Check {
     let site = match site {
         Ok(site) => site,
-        Err(error) => return Check::new("region", false, format!("{error:#}"), "Give another --region-dir."),
+        Err(error) => {
+            let fix = error::hint_of(error).unwrap_or_else(|| "Give another --region-dir.".into());
+            return Check::new("region", false, format!("{error:#}"), &fix);
+        }
     };
     let what = format!("region {}", site.state.display());
-    let writable = nix::unistd::access(&site.state, nix::unistd::AccessFlags::W_OK);
-    if let Err(errno) = writable {
-        return Check::new(
-            &what,
-            false,
-            format!("it cannot be written: {errno}"),
-            "Give another --region-dir.",
-        );
+    if let Err(errno) = nix::unistd::access(&site.state, nix::unistd::AccessFlags::W_OK) {
+        let why = format!("it cannot be written: {}", errno.desc());
+        return Check::new(&what, false, why, "Give another --region-dir.");
     }
-    let free = statvfs(&site.state).map_or(0, |s| s.blocks_available() * s.fragment_size());
+    let free = free_space(&site.state).unwrap_or_default();
     Check::note(&what, free >= LITTLE_SPACE, &format!("only {} MiB are free", free >> 20))
 }
 
-/// `CAP_SYS_ADMIN` (mounts and namespaces) and `CAP_MKNOD` (a step's private `/dev`), by number (linux/capability.h).
-fn capabilities(status: &str) -> Check {
-    let held =
-        status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("CapEff:")?.trim(), 16).ok());
-    let held = held.unwrap_or(0);
-    let missing: Vec<_> = [("SYS_ADMIN", 21), ("MKNOD", 27), ("SYS_CHROOT", 18), ("SETPCAP", 8)]
-        .iter()
-        .filter(|(_, bit)| held & (1 << bit) == 0)
-        .map(|(name, _)| *name)
-        .collect();
+/// In bytes.
+pub fn free_space(dir: &Path) -> Option<u64> {
+    statvfs(dir).ok().map(|s| s.blocks_available() * s.fragment_size())
+}
+
+/// What a bake cannot do without: mounts and namespaces, a step's private `/dev` and its `lo`, all that package
+/// managers do as root.
+const NEEDED: CapabilitySet = CapabilitySet::SYS_ADMIN
+    .union(CapabilitySet::MKNOD)
+    .union(CapabilitySet::NET_ADMIN)
+    .union(CapabilitySet::SYS_CHROOT)
+    .union(CapabilitySet::SETPCAP)
+    .union(CapabilitySet::CHOWN)
+    .union(CapabilitySet::DAC_OVERRIDE)
+    .union(CapabilitySet::FOWNER)
+    .union(CapabilitySet::FSETID)
+    .union(CapabilitySet::SETGID)
+    .union(CapabilitySet::SETUID)
+    .union(CapabilitySet::SETFCAP)
+    .union(CapabilitySet::KILL);
+
+fn held_capabilities() -> CapabilitySet {
+    rustix::thread::capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective)
+}
+
+fn capabilities(held: CapabilitySet) -> Check {
+    let missing = NEEDED.difference(held);
+    let names: Vec<_> = missing.iter_names().map(|(name, _)| name).collect();
     let fix = "In a container: run it privileged.";
-    Check::new("capabilities", missing.is_empty(), format!("{} is missing", missing.join(", ")), fix)
+    Check::new("capabilities", missing.is_empty(), format!("{} missing", names.join(", ")), fix)
+}
+
+/// Without CAP_SYS_RESOURCE a mounted ext4 cannot be grown by the kernel, and e2fsprogs do it before it is mounted.
+pub fn growing() -> Check {
+    let able = held_capabilities().contains(CapabilitySet::SYS_RESOURCE);
+    let tools = ["e2fsck", "resize2fs"];
+    let there = |tool: &&str| {
+        ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].iter().any(|d| Path::new(d).join(tool).exists())
+    };
+    let note = "without CAP_SYS_RESOURCE and e2fsprogs, [disk] size_gib cannot be larger than the base";
+    Check::note("growing disks", able || tools.iter().all(there), note)
 }
 
 fn loops() -> Check {
     let control = std::fs::File::options().read(true).write(true).open("/dev/loop-control");
-    let why = control.as_ref().err().map(|e| format!("/dev/loop-control: {e}")).unwrap_or_default();
-    Check::new(
-        "loop devices",
-        control.is_ok(),
-        why,
-        "Load the module (`modprobe loop`), or run the container privileged.",
-    )
+    let why = match control {
+        Ok(_) => String::new(),
+        // Not root: that is said already. No node: oven makes one of its own, if the kernel has the device.
+        Err(e) if e.kind() == ErrorKind::PermissionDenied => String::new(),
+        Err(_) if Path::new("/sys/class/misc/loop-control").exists() => String::new(),
+        Err(e) => format!("/dev/loop-control: {e}"),
+    };
+    let fix = "Load the module (`modprobe loop`), or run the container privileged.";
+    Check::new("loop devices", why.is_empty(), why.clone(), fix)
 }
 
 /// Whether the running kernel can load a file system on demand.
@@ -183,9 +226,9 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_named() {
-        let check = capabilities("Name:\tx\nCapEff:\t0000000000040100\n");
+        let check = capabilities(NEEDED.difference(CapabilitySet::MKNOD | CapabilitySet::CHOWN));
         assert!(check.lacks());
-        assert!(check.to_string().contains("SYS_ADMIN, MKNOD is missing"), "{check}");
-        assert!(!capabilities("CapEff:\t000001ffffffffff\n").lacks());
+        assert!(check.to_string().contains("CHOWN, MKNOD missing"), "{check}");
+        assert!(!capabilities(CapabilitySet::all()).lacks());
     }
 }

@@ -1,13 +1,18 @@
 //! What the user sees of a run: lines for people, or a stream of JSON events; and a log file that holds everything.
 
+mod log;
+mod screen;
+
+pub use screen::{Ink, Screen};
+
 use crate::error::{self, Kind};
+use log::Log;
 use serde_json::{Value, json};
-use std::cell::RefCell;
-use std::fs::File;
-use std::io::{IsTerminal, Write};
-use std::path::Path;
+use std::cell::{Cell, RefCell};
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// How events are shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +36,9 @@ pub enum Level {
     Verbose,
 }
 
+/// Phases that took less are not worth a word in the times of several images.
+const SHORT: Duration = Duration::from_millis(50);
+
 /// A handle, cheap to clone. Each bake has its own ([`Report::of`]), so that lines of several do not mix.
 #[derive(Clone)]
 pub struct Report(Rc<Inner>);
@@ -40,11 +48,17 @@ struct Inner {
     level: Level,
     /// The image that lines are about; empty outside a bake.
     subject: String,
-    /// Written before each human line when several bakes run side by side.
-    prefix: bool,
-    log: RefCell<Option<File>>,
+    /// Before each human line when several bakes run side by side.
+    prefix: String,
+    screen: Screen,
+    log: RefCell<Log>,
     phases: RefCell<Vec<(String, Duration)>>,
-    started: Instant,
+    /// When the process began.
+    origin: Instant,
+    /// When this report's own work began.
+    started: Cell<Instant>,
+    /// The step whose output comes in.
+    step: Cell<Option<u64>>,
 }
 
 /// A step under way. Without [`Step::done`] it counts as not finished.
@@ -53,51 +67,85 @@ pub struct Step {
     phase: String,
     what: String,
     started: Instant,
+    id: u64,
 }
 
 impl Report {
     pub fn new(style: Style, level: Level) -> Self {
-        Self::build(style, level, String::new(), false)
+        let screen = Screen::new(style != Style::Human || level == Level::Quiet);
+        Self::build(style, level, String::new(), String::new(), screen, Instant::now())
     }
 
     pub fn silent() -> Self {
         Self::new(Style::Silent, Level::Quiet)
     }
 
-    /// A report of its own for one image. `prefix`: say the image's name on each line.
-    pub fn of(&self, subject: &str, prefix: bool) -> Self {
-        Self::build(self.0.style, self.0.level, subject.to_owned(), prefix)
+    /// A report of its own for one image. `column`: of several, whose names are that wide: say it on each line.
+    pub fn of(&self, subject: &str, column: Option<usize>) -> Self {
+        let prefix =
+            column.map_or(String::new(), |width| format!("{:<1$}", format!("{subject}:"), width + 1));
+        let Inner { style, level, screen, origin, .. } = &*self.0;
+        Self::build(*style, *level, subject.to_owned(), prefix, screen.clone(), *origin)
     }
 
-    fn build(style: Style, level: Level, subject: String, prefix: bool) -> Self {
-        let (log, phases) = (RefCell::new(None), RefCell::new(Vec::new()));
-        Self(Rc::new(Inner { style, level, subject, prefix, log, phases, started: Instant::now() }))
+    fn build(
+        style: Style,
+        level: Level,
+        subject: String,
+        prefix: String,
+        screen: Screen,
+        origin: Instant,
+    ) -> Self {
+        let (log, phases) = (RefCell::default(), RefCell::default());
+        let (started, step) = (Cell::new(Instant::now()), Cell::new(None));
+        Self(Rc::new(Inner { style, level, subject, prefix, screen, log, phases, origin, started, step }))
     }
 
-    /// Keeps everything in this file from now on.
-    pub fn log_to(&self, path: &Path) -> std::io::Result<()> {
-        if let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent)?;
-        }
-        *self.0.log.borrow_mut() = Some(File::options().create(true).append(true).open(path)?);
-        Ok(())
+    /// The work of this report begins. Once it comes to a first step, everything is kept in a file. `about`: what
+    /// somebody who finds the file wants to know first.
+    pub fn log_to(&self, path: &Path, about: &str) {
+        self.0.started.set(Instant::now());
+        let time = humantime::format_rfc3339_seconds(SystemTime::now());
+        let head = format!("oven {} at {time}: {about}", env!("CARGO_PKG_VERSION"));
+        *self.0.log.borrow_mut() = Log::at(path, &head);
+    }
+
+    /// The log file, if there is one.
+    pub fn log_path(&self) -> Option<PathBuf> {
+        self.0.log.borrow().path().map(Path::to_owned)
+    }
+
+    pub fn screen(&self) -> &Screen {
+        &self.0.screen
+    }
+
+    pub fn style(&self) -> Style {
+        self.0.style
     }
 
     /// Begins a step. `phase` is a single word that the table of times sums by; `what` is a gerund with its object.
     pub fn step(&self, phase: &str, what: impl Into<String>) -> Step {
-        let what = what.into();
+        let what = printable(&what.into());
+        let begun = self.0.log.borrow_mut().begin();
+        if let Err(error) = begun {
+            self.warn(format!("this run has no log file: {error}"));
+        }
         self.log("step", &what);
         self.event(json!({"event": "step", "phase": phase, "what": what}));
-        Step { report: self.clone(), phase: phase.to_owned(), what, started: Instant::now() }
+        let id = self.0.screen.begin(self.prefixed(&what));
+        self.0.step.set(Some(id));
+        Step { report: self.clone(), phase: phase.to_owned(), what, started: Instant::now(), id }
     }
 
     /// A line of a step's output. Control bytes are taken out: a package must not drive the user's terminal.
     pub fn output(&self, line: &str) {
-        let line: String = line.chars().filter(|c| !c.is_control() || *c == '\t').collect();
+        let line = printable(line);
         self.log("out", &line);
         self.event(json!({"event": "output", "line": line}));
         if self.shows(Level::Verbose) {
             self.print(&format!("    {line}"));
+        } else if let Some(id) = self.0.step.get() {
+            self.0.screen.heard(id, &line);
         }
     }
 
@@ -114,21 +162,31 @@ impl Report {
         self.message("detail", text.as_ref(), Level::Verbose);
     }
 
-    /// The cause of a failure, with what to do about it.
+    /// The cause of a failure, what to do about it, and where to read more. An interruption is no news to the user.
     pub fn failure(&self, failure: &anyhow::Error) {
-        let (text, kind, hint) = (format!("{failure:#}"), Kind::of(failure), error::hint_of(failure));
+        // Names of files of an image may be in it.
+        let (text, kind) = (printable(&format!("{failure:#}")), Kind::of(failure));
+        let hint = error::hint_of(failure).map(|hint| printable(&hint));
         self.log("error", &text);
-        self.event(json!({"event": "error", "kind": kind.name(), "message": text, "hint": hint}));
-        if self.shows(Level::Quiet) {
-            self.print(&format!("error: {text}"));
-            if let Some(hint) = hint {
-                self.log("hint", &hint);
-                self.print(&format!("  {hint}"));
-            }
+        if let Some(hint) = &hint {
+            self.log("hint", hint);
         }
+        let log = self.log_path();
+        self.event(json!({"event": "error", "kind": kind.name(), "message": text, "hint": hint, "log": log}));
+        if !self.shows(Level::Quiet) || kind == Kind::Interrupted {
+            return;
+        }
+        let mut lines = format!("{} {text}", self.0.screen.paint(Ink::Red, "error:"));
+        if let Some(hint) = hint {
+            lines += &format!("\n  {hint}");
+        }
+        if let Some(log) = log {
+            lines += &format!("\n  The whole log: {}", log.display());
+        }
+        self.print(&lines);
     }
 
-    /// A line that every style but JSON shows, whatever the level: what a verb was asked for.
+    /// An object of the JSON stream; nothing in any other style.
     pub fn event(&self, mut event: Value) {
         if self.0.style != Style::Json {
             return;
@@ -136,7 +194,7 @@ impl Report {
         if !self.0.subject.is_empty() {
             event["image"] = json!(self.0.subject);
         }
-        event["at_ms"] = json!(self.0.started.elapsed().as_millis() as u64);
+        event["at_ms"] = json!(self.0.origin.elapsed().as_millis() as u64);
         // A reader that went away (EPIPE) is no reason to leave a bake half-done.
         _ = writeln!(std::io::stdout().lock(), "{event}");
     }
@@ -146,14 +204,24 @@ impl Report {
         self.0.phases.borrow().clone()
     }
 
-    /// The table of phase times.
-    pub fn table(&self) {
+    /// The table of phase times; a line if several images are baked.
+    pub fn times(&self) {
         let phases = self.phases();
-        let total = self.0.started.elapsed();
-        for (phase, time) in phases.iter().map(|(p, t)| (p.as_str(), *t)).chain([("total", total)]) {
+        let total = self.0.started.get().elapsed();
+        let rows: Vec<_> = phases.iter().map(|(p, t)| (p.as_str(), *t)).chain([("total", total)]).collect();
+        for (phase, time) in &rows {
             self.log("time", &format!("{phase:<10} {:>8.2} s", time.as_secs_f64()));
-            if self.shows(Level::Normal) {
-                self.print(&format!("{phase:>12} {:>8.2} s", time.as_secs_f64()));
+        }
+        if self.shows(Level::Normal) {
+            if self.0.prefix.is_empty() {
+                for (phase, time) in &rows {
+                    self.print(&format!("{phase:>12} {:>8.2} s", time.as_secs_f64()));
+                }
+            } else {
+                let long = phases.iter().filter(|(_, time)| *time >= SHORT);
+                let words = long.map(|(phase, time)| format!("{phase} {:.1}", time.as_secs_f64()));
+                let words = words.collect::<Vec<_>>().join(", ");
+                self.print(&format!("  {:.1} s in all: {words}", total.as_secs_f64()));
             }
         }
         let times: serde_json::Map<_, _> =
@@ -162,11 +230,12 @@ impl Report {
     }
 
     fn message(&self, kind: &str, text: &str, level: Level) {
-        self.log(kind, text);
+        let text = printable(text);
+        self.log(kind, &text);
         self.event(json!({"event": kind, "message": text}));
         if self.shows(level) {
-            let label = if kind == "warning" { "warning: " } else { "" };
-            self.print(&format!("  {label}{text}"));
+            let warning = self.0.screen.paint(Ink::Yellow, "warning:");
+            self.print(&if kind == "warning" { format!("  {warning} {text}") } else { format!("  {text}") });
         }
     }
 
@@ -174,31 +243,43 @@ impl Report {
         self.0.style == Style::Human && self.0.level >= level
     }
 
-    fn print(&self, line: &str) {
-        let prefix = if self.0.prefix { format!("{}: ", self.0.subject) } else { String::new() };
-        _ = writeln!(std::io::stderr().lock(), "{prefix}{line}");
+    fn prefixed(&self, text: &str) -> String {
+        let prefix = self.0.prefix.trim_end();
+        if prefix.is_empty() { text.to_owned() } else { format!("{prefix} {text}") }
+    }
+
+    fn print(&self, lines: &str) {
+        if self.0.prefix.is_empty() {
+            return self.0.screen.print(lines);
+        }
+        let lines: Vec<_> = lines.lines().map(|line| format!("{}{line}", self.0.prefix)).collect();
+        self.0.screen.print(&lines.join("\n"));
     }
 
     fn log(&self, kind: &str, text: &str) {
-        if let Some(file) = &mut *self.0.log.borrow_mut() {
-            // A full disk must not stop the clean-up that would free it.
-            _ = writeln!(file, "{:>9.3} {kind:<7} {text}", self.0.started.elapsed().as_secs_f64());
-        }
+        self.0.log.borrow_mut().line(self.0.started.get().elapsed(), kind, text);
     }
+}
+
+/// Without what would drive a terminal.
+pub fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control() || matches!(c, '\t' | '\n')).collect()
 }
 
 impl Step {
     /// The step is done: its line, and its time.
     pub fn done(self) {
         let time = self.started.elapsed();
-        let report = &self.report;
+        let (report, screen) = (&self.report, &self.report.0.screen);
+        screen.end(self.id);
         report.log("done", &format!("{} ({:.2} s)", self.what, time.as_secs_f64()));
         report.event(
             json!({"event": "done", "phase": self.phase, "what": self.what, "ms": time.as_millis() as u64}),
         );
         if report.shows(Level::Normal) {
-            let line = if std::io::stderr().is_terminal() && !report.0.prefix {
-                format!("  \x1b[32m✓\x1b[0m {} \x1b[2m{:.2} s\x1b[0m", self.what, time.as_secs_f64())
+            let line = if screen.is_terminal() {
+                let time = format!("{:.2} s", time.as_secs_f64());
+                format!("  {} {} {}", screen.paint(Ink::Green, "✓"), self.what, screen.paint(Ink::Dim, &time))
             } else {
                 format!("  {} ({:.2} s)", self.what, time.as_secs_f64())
             };
@@ -209,6 +290,8 @@ impl Step {
 
 impl Drop for Step {
     fn drop(&mut self) {
+        self.report.0.screen.end(self.id);
+        self.report.0.step.take();
         let time = self.started.elapsed();
         let mut phases = self.report.0.phases.borrow_mut();
         match phases.iter_mut().find(|(phase, _)| *phase == self.phase) {

@@ -9,8 +9,14 @@ use std::path::{Path, PathBuf};
 
 /// The file's name.
 pub const FILE: &str = "oven.toml";
-const CLOUDS: &[&str] = &["local"];
-const KEYS: &[&str] = &["cloud", "network", "region", "region_dir"];
+const LOCAL: &str = "local";
+/// EC2.
+pub const AWS: &str = "aws";
+#[cfg(feature = "aws")]
+const CLOUDS: &[&str] = &[AWS, LOCAL];
+#[cfg(not(feature = "aws"))]
+const CLOUDS: &[&str] = &[LOCAL];
+const KEYS: &[&str] = &["cloud", "instance_id", "network", "region", "region_dir", "zone"];
 const NETWORK_KEYS: &[&str] = &["ca_file", "mirror", "no_proxy", "proxy"];
 
 /// What fetch steps are told of the network. None of it stays in the image.
@@ -36,13 +42,24 @@ pub struct Settings {
     pub region: Option<String>,
     /// The directory that the local region is, relative to the working directory.
     pub region_dir: Option<PathBuf>,
+    /// The builder, and the availability zone that it is in, where the metadata service cannot be asked.
+    pub instance_id: Option<String>,
+    pub zone: Option<String>,
     pub network: NetworkSettings,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         let network = NetworkSettings::default();
-        Self { file: None, cloud: CLOUDS[0].into(), region: None, region_dir: None, network }
+        Self {
+            file: None,
+            cloud: LOCAL.into(),
+            region: None,
+            region_dir: None,
+            instance_id: None,
+            zone: None,
+            network,
+        }
     }
 }
 
@@ -53,6 +70,8 @@ pub struct Overrides {
     pub region: Option<String>,
     /// Relative to the working directory.
     pub region_dir: Option<PathBuf>,
+    pub instance_id: Option<String>,
+    pub zone: Option<String>,
 }
 
 impl Settings {
@@ -73,18 +92,24 @@ impl Settings {
 
     fn read(file: &Path, top: &Table) -> Self {
         let dir = file.parent().unwrap_or(Path::new("."));
-        let cloud = top.string("cloud", "a cloud's name: \"local\"");
+        let cloud = top.string("cloud", "a cloud's name: \"local\" or \"aws\"");
         let cloud = cloud.and_then(|at| top.check("cloud", at.line, known_cloud(at.value)));
         let region = top.string("region", "a region's name, such as \"eu-central-1\"");
         let region = region.and_then(|at| top.check("region", at.line, region_name(at.value)));
         let region_dir = top.string("region_dir", "a directory, such as \"../region\"");
         let region_dir = region_dir.and_then(|at| top.check("region_dir", at.line, path(dir, at.value)));
+        let instance_id = top.string("instance_id", "an instance's id, such as \"i-0123456789abcdef0\"");
+        let instance_id = instance_id.and_then(|at| top.check("instance_id", at.line, instance(at.value)));
+        let zone = top.string("zone", "an availability zone, such as \"eu-central-1a\"");
+        let zone = zone.and_then(|at| top.check("zone", at.line, zone_name(at.value)));
         let network = top.table("network", "[network]", NETWORK_KEYS);
         Self {
             file: Some(file.to_owned()),
-            cloud: cloud.unwrap_or_else(|| CLOUDS[0].into()),
+            cloud: cloud.unwrap_or_else(|| LOCAL.into()),
             region,
             region_dir,
+            instance_id,
+            zone,
             network: network.map(|table| network_settings(&table, dir)).unwrap_or_default(),
         }
     }
@@ -98,6 +123,12 @@ impl Settings {
         }
         if let Some(region) = said(&overrides.region) {
             self.region = Some(region_name(&region).map_err(|what| usage("--region", what))?);
+        }
+        if let Some(id) = said(&overrides.instance_id) {
+            self.instance_id = Some(instance(&id).map_err(|what| usage("--instance-id", what))?);
+        }
+        if let Some(zone) = said(&overrides.zone) {
+            self.zone = Some(zone_name(&zone).map_err(|what| usage("--zone", what))?);
         }
         if let Some(dir) = overrides.region_dir.clone().filter(|dir| !dir.as_os_str().is_empty()) {
             self.region_dir = Some(dir);
@@ -161,9 +192,31 @@ fn network_settings(table: &Table, dir: &Path) -> NetworkSettings {
 fn known_cloud(name: &str) -> Result<String, String> {
     if CLOUDS.contains(&name) {
         Ok(name.into())
+    } else if name == AWS {
+        Err(format!("is {name:?}, but this oven was built without EC2: build it with the feature `aws`"))
     } else {
         Err(format!("is {name:?}, which this oven does not know: {}", document::nearest(name, CLOUDS)))
     }
+}
+
+fn instance(id: &str) -> Result<String, String> {
+    let hex = |b: u8| matches!(b, b'0'..=b'9' | b'a'..=b'f');
+    match id.strip_prefix("i-") {
+        Some(digits) if matches!(digits.len(), 8 | 17) && digits.bytes().all(hex) => Ok(id.into()),
+        _ => Err(format!("is {id:?}: an instance's id is `i-` and 17 digits of 0-9a-f")),
+    }
+}
+
+/// Zones of EC2 proper, and local and wavelength zones: `us-west-2-lax-1a`. Its letter or number comes last.
+fn zone_name(name: &str) -> Result<String, String> {
+    let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let letter = name.ends_with(|c: char| c.is_ascii_lowercase());
+    if letter && name.contains('-') && name.len() <= 64 && name.chars().all(good) {
+        return Ok(name.into());
+    }
+    let region = name.ends_with(|c: char| c.is_ascii_digit()) && name.contains('-');
+    let advice = if region { " (a region, and the zone's letter)" } else { "" };
+    Err(format!("is {name:?}: it should be an availability zone, such as \"eu-central-1a\"{advice}"))
 }
 
 fn region_name(name: &str) -> Result<String, String> {
@@ -247,13 +300,16 @@ mod tests {
     fn a_whole_file_is_read_and_paths_are_relative_to_it() {
         let top = tree();
         let project = std::fs::canonicalize(top.path().join("project")).unwrap();
-        let toml = "cloud = \"local\"\nregion = \"test-1\"\nregion_dir = \"../region\"\n[network]\n\
+        let toml = "cloud = \"local\"\nregion = \"test-1\"\nregion_dir = \"../region\"\n\
+                    instance_id = \"i-0123456789abcdef0\"\nzone = \"eu-central-1a\"\n[network]\n\
                     proxy = \"http://user:secret@proxy.example:3128/\"\nno_proxy = \"localhost, .example\"\n\
                     ca_file = \"ca.pem\"\nmirror = \"https://deb.example/debian/\"\n";
         let settings = settings(top.path(), toml).unwrap();
         assert_eq!(settings.file, Some(project.join("oven.toml")));
         assert_eq!((&*settings.cloud, settings.region.as_deref()), ("local", Some("test-1")));
         assert_eq!(settings.region_dir, Some(project.join("../region")));
+        let builder = (settings.instance_id.as_deref(), settings.zone.as_deref());
+        assert_eq!(builder, (Some("i-0123456789abcdef0"), Some("eu-central-1a")));
         let expected = NetworkSettings {
             proxy: Some("http://user:secret@proxy.example:3128".into()),
             no_proxy: Some("localhost,.example".into()),
@@ -282,7 +338,18 @@ mod tests {
             ("cluod = \"local\"", "1: unknown key `cluod`: did you mean `cloud`?"),
             (
                 "cloud = \"azure\"",
-                "1: `cloud` is \"azure\", which this oven does not know: known are `local`",
+                if cfg!(feature = "aws") {
+                    "1: `cloud` is \"azure\", which this oven does not know: known are `aws` and `local`"
+                } else {
+                    "1: `cloud` is \"azure\", which this oven does not know: known are `local`"
+                },
+            ),
+            ("instance_id = \"web\"", "1: `instance_id` is \"web\": an instance's id is `i-` and 17 digits"),
+            ("instance_id = 1", "1: `instance_id` is an integer: it should be an instance's id"),
+            ("zone = \"eu-central-1\"", "such as \"eu-central-1a\" (a region, and the zone's letter)"),
+            (
+                "zone = \"EU\"",
+                "1: `zone` is \"EU\": it should be an availability zone, such as \"eu-central-1a\"",
             ),
             ("cloud = 1", "1: `cloud` is an integer: it should be a cloud's name"),
             ("region = \"eu central\"", "1: `region` is \"eu central\""),
@@ -328,6 +395,19 @@ mod tests {
     }
 
     #[test]
+    fn ec2_is_known_where_it_was_built_in() {
+        let top = tree();
+        let read = settings(top.path(), "cloud = \"aws\"\nzone = \"us-west-2-lax-1a\"");
+        if cfg!(feature = "aws") {
+            assert_eq!(read.unwrap().cloud, AWS);
+        } else {
+            let error = read.unwrap_err();
+            let expected = "oven.toml:1: `cloud` is \"aws\", but this oven was built without EC2";
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
     fn overrides_win_and_empty_ones_say_nothing() {
         let file =
             Settings { region: Some("file".into()), region_dir: Some("/file".into()), ..Settings::default() };
@@ -336,11 +416,26 @@ mod tests {
             cloud: Some(String::new()),
             region: Some(String::new()),
             region_dir: Some(PathBuf::new()),
+            instance_id: Some(String::new()),
+            zone: Some(String::new()),
         };
         assert_eq!(file.clone().merge(&empty).unwrap(), file);
-        let flags = Overrides { cloud: None, region: Some("flag".into()), region_dir: Some("flag".into()) };
+        let flags = Overrides {
+            region: Some("flag".into()),
+            region_dir: Some("flag".into()),
+            instance_id: Some("i-01234567".into()),
+            zone: Some("eu-west-1c".into()),
+            ..Overrides::default()
+        };
         let merged = file.clone().merge(&flags).unwrap();
         assert_eq!((merged.region.as_deref(), merged.region_dir), (Some("flag"), Some("flag".into())));
+        assert_eq!(merged.instance_id.as_deref(), Some("i-01234567"));
+        assert_eq!(merged.zone.as_deref(), Some("eu-west-1c"));
+        let wrong = Overrides { instance_id: Some("x".into()), ..Overrides::default() };
+        let error = file.clone().merge(&wrong).unwrap_err();
+        assert!(error.to_string().starts_with("`--instance-id` is \"x\""), "{error}");
+        let wrong = Overrides { zone: Some("x".into()), ..Overrides::default() };
+        assert!(file.clone().merge(&wrong).unwrap_err().to_string().starts_with("`--zone` is \"x\""));
         let error =
             file.merge(&Overrides { cloud: Some("azure".into()), ..Overrides::default() }).unwrap_err();
         assert_eq!(Kind::of(&error), Kind::Usage);

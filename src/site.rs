@@ -3,15 +3,16 @@
 use crate::ask;
 use crate::cli::{Global, Wish};
 use crate::cloud::local::Region;
-use crate::cloud::{Architecture, Base, BaseRef, Cloud, Image, ImageSpec, RunId, SnapshotId, Tags};
+use crate::cloud::{Architecture, Base, BaseRef, Cloud, Image, ImageId, ImageSpec, RunId, SnapshotId, Tags};
 use crate::definition::Definition;
 use crate::disk::attached::Attached;
 use crate::disk::{Disk, Disks};
 use crate::error::Kind;
+use crate::machine;
 use crate::report::Report;
 use crate::root::Root;
-use crate::root::execute::Work;
-use crate::settings::{Overrides, Settings};
+use crate::root::execute::{Guard, Work};
+use crate::settings::{AWS, Overrides, Settings};
 use crate::undo::{Policy, Undo};
 use anyhow::{Context, Result};
 use oven_distro::{Distro, Plan};
@@ -20,6 +21,9 @@ use std::rc::Rc;
 
 /// Where the local region is unless something else is said: the system's state directory (file-hierarchy(7)).
 const REGION_DIR: &str = "/var/lib/oven/region";
+
+/// With less than this a volume cannot grow.
+const FULL: u64 = 64 << 20;
 
 /// All that a bake needs to know of its surroundings. Cheap to clone.
 #[derive(Clone)]
@@ -41,6 +45,9 @@ pub struct Site {
 impl Site {
     /// The site that `settings` describe.
     pub fn new(settings: Settings, report: Report) -> Result<Self> {
+        if settings.cloud == AWS {
+            return Err(Kind::Cloud.error("this oven cannot bake on EC2 yet"));
+        }
         let state = settings.region_dir.clone().unwrap_or_else(|| REGION_DIR.into());
         let region = Region::open(&state)?;
         Ok(Self {
@@ -63,15 +70,23 @@ impl Site {
         let first = Self::settings(global, dirs.next().unwrap_or(&here))?;
         for dir in dirs {
             let other = Self::settings(global, dir)?;
-            if (&other.cloud, &other.region, &other.region_dir)
-                != (&first.cloud, &first.region, &first.region_dir)
-            {
+            let place = |s: &Settings| {
+                (
+                    s.cloud.clone(),
+                    s.region.clone(),
+                    s.region_dir.clone(),
+                    s.instance_id.clone(),
+                    s.zone.clone(),
+                )
+            };
+            if place(&other) != place(&first) {
                 let message =
                     format!("{} has another cloud or region than the definitions before it", dir.display());
                 let hint = "Bake definitions of different regions one after another, or give --region-dir.";
                 return Err(Kind::Definition.failure(message).hint(hint).into());
             }
         }
+        refuse_region_inside(first.region_dir.as_deref().unwrap_or(Path::new(REGION_DIR)), definitions)?;
         Self::new(first, report)
     }
 
@@ -80,6 +95,8 @@ impl Site {
             cloud: global.cloud.clone(),
             region: global.region.clone(),
             region_dir: global.region_dir.clone(),
+            instance_id: global.instance_id.clone(),
+            zone: global.zone.clone(),
         };
         Settings::for_definition(dir)?.merge(&overrides)
     }
@@ -91,6 +108,14 @@ impl Site {
 
     pub async fn import(&self, raw: &Path, name: &str, architecture: Architecture) -> Result<Image> {
         self.region.import(raw, name, architecture, &Tags::new(), &self.report).await
+    }
+
+    /// Removes an image, and its snapshot if no other one uses it.
+    pub async fn remove(&self, image: &ImageId, snapshot: &SnapshotId) -> Result<()> {
+        self.region.deregister(image).await.with_context(|| format!("deregistering {image}"))?;
+        let used = self.cloud.images(None).await?.iter().any(|other| other.snapshot == *snapshot);
+        if used { Ok(()) } else { self.region.delete_snapshot(snapshot).await }
+            .with_context(|| format!("deleting {snapshot}, which was that of {image}"))
     }
 
     pub fn log(&self, run: &RunId) -> PathBuf {
@@ -105,16 +130,47 @@ impl Site {
     }
 
     pub fn policy(&self, wish: &Wish) -> Policy {
-        let (failed, paying) = (self.report.clone(), self.report.clone());
+        let (failed, paying, state) = (self.report.clone(), self.report.clone(), self.state.clone());
         Policy {
             keep_on_failure: wish.keep_on_failure,
-            on_failure: Box::new(move |error| failed.failure(error)),
+            on_failure: Box::new(move |error| {
+                failed.failure(error);
+                // A disk that cannot grow any more fails in ways that do not name the reason.
+                if let Some(free) = machine::free_space(&state).filter(|free| *free < FULL) {
+                    let dir = state.display();
+                    failed.warn(format!("only {} MiB are free in {dir}: that may be the reason", free >> 20));
+                }
+            }),
             on_payment: Box::new(move |what| paying.detail(format!("(removing {what})"))),
         }
     }
 
-    pub async fn resolve(&self, from: &BaseRef) -> Result<Base> {
-        self.cloud.base(from).await.context("looking up the base image")
+    /// A command of ours as it has to be typed to meet this region.
+    pub fn spelt(&self, command: &str) -> String {
+        let (Some(_), Some(rest)) = (&self.settings.region_dir, command.strip_prefix("oven ")) else {
+            return command.to_owned();
+        };
+        let dir = std::path::absolute(&self.state).unwrap_or_else(|_| self.state.clone());
+        let dir = dir.to_string_lossy();
+        let plain = dir.chars().all(|c| c.is_alphanumeric() || "/._-+@%".contains(c));
+        let dir = if plain { dir.into_owned() } else { format!("'{}'", dir.replace('\'', r"'\''")) };
+        format!("oven --region-dir {dir} {rest}")
+    }
+
+    /// The base image of a definition.
+    pub async fn resolve(&self, image: &Definition, from: &BaseRef) -> Result<Base> {
+        let base = self.cloud.base(from).await.with_context(|| image.place("from", None))?;
+        match image.size_gib {
+            Some(size) if size < base.size_gib => {
+                let place = image.place("size_gib", None);
+                let message = format!(
+                    "{place} is {size}, less than the {} GiB of {} ({})",
+                    base.size_gib, base.id, base.name
+                );
+                Err(Kind::Definition.failure(message).hint("A disk can grow, and not shrink.").into())
+            }
+            _ => Ok(base),
+        }
     }
 
     pub async fn checkout(
@@ -125,13 +181,19 @@ impl Site {
         undo: &Rc<Undo>,
     ) -> Result<Box<dyn Disk>> {
         let step = self.report.step("checkout", format!("checking out the disk of {}", base.id));
-        let disk = self.disks.checkout(base, &ask::disk(image, run)?, run, undo).await?;
+        let disk = self.disks.checkout(base, &ask::disk(image, base, run)?, run, undo).await?;
         step.done();
         Ok(disk)
     }
 
     pub fn work<'a>(&'a self, image: &'a Definition, plan: &'a Plan) -> Work<'a> {
-        Work { image, plan, network: &self.settings.network, helper: &self.helper, report: &self.report }
+        let network = &self.settings.network;
+        Work { image, plan, network, guard: self.guard(), helper: &self.helper, report: &self.report }
+    }
+
+    /// What keeps steps from the builder's credentials.
+    pub fn guard(&self) -> Guard {
+        if self.settings.cloud == AWS { Guard::Required } else { Guard::Wanted }
     }
 
     pub async fn close(&self, root: Root<'_>) -> Result<()> {
@@ -158,4 +220,26 @@ impl Site {
         step.done();
         Ok(image)
     }
+}
+
+/// Every file of a definition counts: a region in it would make each bake a new one.
+fn refuse_region_inside(region: &Path, definitions: &[Definition]) -> Result<()> {
+    let absolute =
+        std::path::absolute(region).with_context(|| format!("looking for {}", region.display()))?;
+    // It may not be there yet.
+    let real = absolute.ancestors().find_map(|dir| dir.canonicalize().ok()).unwrap_or_default();
+    for dir in definitions.iter().flat_map(Definition::directories) {
+        if dir.canonicalize().is_ok_and(|dir| real.starts_with(dir)) {
+            let message = format!(
+                "the region {} is inside of {}, whose files all count",
+                region.display(),
+                dir.display()
+            );
+            return Err(Kind::Definition
+                .failure(message)
+                .hint("Keep the region elsewhere: --region-dir DIR.")
+                .into());
+        }
+    }
+    Ok(())
 }

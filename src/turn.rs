@@ -3,6 +3,7 @@
 use crate::fingerprint::Inputs;
 use crate::site::Site;
 use anyhow::{Context, Result};
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -36,7 +37,12 @@ pub async fn take(site: &Site, inputs: &Inputs) -> Result<Turn> {
 fn try_take(path: &Path) -> Result<Option<Turn>> {
     std::fs::create_dir_all(path.parent().expect("a lock lives in a directory"))?;
     let file = File::options().create(true).append(true).open(path)?;
-    let Ok(lock) = Flock::lock(file, FlockArg::LockExclusiveNonblock) else { return Ok(None) };
+    let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => lock,
+        Err((_, Errno::EWOULDBLOCK | Errno::EINTR)) => return Ok(None),
+        // A file system without locks would be waited for until doomsday.
+        Err((_, errno)) => return Err(errno.into()),
+    };
     // The holder removes the file when it is done: a lock on a removed file excludes nobody.
     let current = std::fs::metadata(path).is_ok_and(|m| m.ino() == lock.metadata().map_or(0, |l| l.ino()));
     Ok(current.then(|| Turn { path: path.to_owned(), _lock: lock }))

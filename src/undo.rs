@@ -258,6 +258,70 @@ mod tests {
         assert_eq!(ended.left[0].to_string(), "left behind: stuck (busy); remove it by: rm stuck");
     }
 
+    /// Whether the disk is kept, where `stopped` is before the story ends, and `result` its end. Also what was told.
+    async fn keeping(stopped: bool, result: fn() -> Result<u8>) -> (Ended<u8>, Vec<String>) {
+        let told = Rc::new(RefCell::new(Vec::new()));
+        let tell = |what: &str| told.borrow_mut().push(what.to_owned());
+        let (failed, paying) = (told.clone(), told.clone());
+        let policy = Policy {
+            keep_on_failure: true,
+            on_failure: Box::new(move |error| failed.borrow_mut().push(error.to_string())),
+            on_payment: Box::new(move |what| paying.borrow_mut().push(format!("({what})"))),
+        };
+        let stop = async {
+            if stopped { tokio::time::sleep(Duration::from_secs(1)).await } else { pending().await }
+        };
+        let kept = told.clone();
+        let ended = scope(policy, stop, async |undo| {
+            let nobody = Rc::default();
+            undo.owe(debt(Due::OnFailure, "snapshot", &nobody, || Ok(())));
+            let keep = Box::new(move || -> Payment {
+                kept.borrow_mut().push("kept".to_owned());
+                Box::pin(ready(Ok(())))
+            });
+            undo.owe(Debt { keep: Some(keep), ..debt(Due::Scratch, "volume", &nobody, || Ok(())) });
+            if stopped {
+                pending::<()>().await;
+            }
+            result()
+        })
+        .await;
+        tell(&format!("{:?}", ended.kept));
+        let told = told.borrow().clone();
+        (ended, told)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_disk_is_kept_after_a_failure_alone_and_the_cause_is_told_first() {
+        let (ended, told) = keeping(false, || anyhow::bail!("no")).await;
+        assert!(ended.result.is_err() && ended.left.is_empty());
+        assert_eq!(told, ["no", "kept", "(snapshot)", "[\"volume\"]"]);
+        let (_, told) = keeping(false, || Ok(1)).await;
+        assert_eq!(told, ["(volume)", "[]"]);
+        let (_, told) = keeping(true, || Ok(1)).await;
+        assert_eq!(told, ["interrupted", "(volume)", "(snapshot)", "[]"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_stuck_leaves_time_for_the_others() {
+        let (ended, paid) = run(pending(), async |undo, paid| {
+            let slow = debt(Due::Scratch, "slow", &paid, || Ok(()));
+            let pay = Box::new(|| -> Payment {
+                Box::pin(async {
+                    tokio::time::sleep(PATIENCE / 3).await;
+                    Ok(())
+                })
+            });
+            undo.owe(Debt { pay, ..slow });
+            let stuck = debt(Due::Scratch, "stuck", &paid, || Ok(()));
+            undo.owe(Debt { pay: Box::new(|| Box::pin(pending())), ..stuck });
+            Ok(1)
+        })
+        .await;
+        let left: Vec<_> = ended.left.iter().map(|left| left.what.as_str()).collect();
+        assert_eq!((left, paid), (vec!["stuck"], Vec::<String>::new()));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_stop_while_paying_shortens_the_wait() {
         let start = Instant::now();

@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 
 fn oven(dir: &Path, args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_oven"));
-    command.env_clear().current_dir(dir).args(["--region-dir", "region"]).args(args);
+    command.env_clear().env("OVEN_REGION_DIR", "region").current_dir(dir).args(args);
     command.output().unwrap()
 }
 
@@ -67,7 +67,8 @@ fn no_definition_no_base_and_a_cycle() {
 fn usage_is_2() {
     let dir = tempfile::tempdir().unwrap();
     for args in [vec![], vec!["bake"], vec!["roast", "web"], vec!["bake", "--jobs", "0", "web"]] {
-        expect(dir.path(), 2, &args);
+        let (out, _) = expect(dir.path(), 2, &args);
+        assert_eq!(out, "", "{args:?}");
     }
 }
 
@@ -78,6 +79,7 @@ fn every_help_fits_80_columns_and_goes_to_standard_output() {
         [vec![], vec!["bake"], vec!["plan"], vec!["checksum"], vec!["images"], vec!["images", "list"]];
     let more = [
         vec!["images", "show"],
+        vec!["images", "remove"],
         vec!["import"],
         vec!["shell"],
         vec!["sweep"],
@@ -98,10 +100,83 @@ fn checksum_prints_the_key_and_with_v_every_file() {
     std::fs::write(dir.path().join("d/f"), "hello\n").unwrap();
     let (out, _) = expect(dir.path(), 0, &["checksum", "d"]);
     assert_eq!(out, "d4bb773a0da54b50d60e6089e12ed7e53c7e423c\n");
+    // A definition's inputs count with it, and not where directories are listed.
+    let (web, input) = (dir.path().join("web"), dir.path().join("common"));
+    [&web, &input].into_iter().for_each(|dir| std::fs::create_dir(dir).unwrap());
+    std::fs::write(web.join("image.toml"), "from = { name = \"b\" }\ninputs = [\"../common\"]\n").unwrap();
+    std::fs::write(input.join("f"), "hello\n").unwrap();
+    let (out, _) = expect(dir.path(), 0, &["checksum", "-v", "web"]);
+    assert!(out.contains("  web/../common/f\n"), "{out}");
+    assert_eq!(
+        out.lines().last(),
+        expect(dir.path(), 0, &["checksum", "web", "web/../common"]).0.lines().last()
+    );
+    assert!(!expect(dir.path(), 0, &["checksum", "-v", "web", "d"]).0.contains("common"));
     let (out, _) = expect(dir.path(), 0, &["checksum", "-v", "d"]);
     assert!(out.starts_with("f572d396fae9206628714fb2ce00f72e94f2258f  d/f\n"), "{out}");
     let (out, _) = expect(dir.path(), 0, &["--json", "checksum", "d"]);
     assert!(out.contains("\"ami_config_checksum\":\"d4bb773a0da54b50d60e6089e12ed7e53c7e423c\""), "{out}");
+}
+
+#[test]
+fn with_json_every_verb_ends_with_a_result() {
+    let dir = definition("from = { name = \"debian-12-*\" }\n");
+    let cases: [(i32, &[&str]); 12] = [
+        (0, &["checksum", "web"]),
+        (0, &["images", "list"]),
+        (0, &["sweep"]),
+        (0, &["completions", "bash"]),
+        (2, &["roast", "web"]),
+        (2, &["bake", "--jobs", "many", "web"]),
+        (2, &["import", "web/image.toml", "--name", "base"]),
+        (3, &["plan", "gone"]),
+        (3, &["checksum", "gone"]),
+        (4, &["plan", "web"]),
+        (4, &["images", "show", "ami-0123456789abcdef0"]),
+        (4, &["sweep", "--run", "1f2e"]),
+    ];
+    for (code, args) in cases {
+        let (out, _) = expect(dir.path(), code, &[&["--json"], args].concat());
+        let lines = out.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect(line));
+        let lines: Vec<_> = lines.collect();
+        let result = lines.last().expect("a result");
+        assert_eq!(
+            (&result["event"], &result["exit_code"]),
+            (&"result".into(), &code.into()),
+            "{args:?}: {out}"
+        );
+        assert_eq!(result["error"]["message"].is_string(), code != 0, "{args:?}: {out}");
+    }
+}
+
+#[test]
+fn a_base_that_is_not_there_or_not_large_enough_names_the_definition() {
+    let dir = definition("name = \"web\"\nfrom = { name = \"debian-12-*\" }\n");
+    let (_, err) = expect(dir.path(), 4, &["plan", "web"]);
+    assert!(err.contains("web/image.toml:2: `from`"), "{err}");
+    let base = std::fs::File::create(dir.path().join("base.raw")).unwrap();
+    base.set_len(2 << 30).unwrap();
+    // Enough of an ext4 to be taken for one.
+    for (offset, bytes) in
+        [(1080, &[0x53, 0xef][..]), (1024 + 96, &[0x40, 0, 0, 0]), (1024 + 24, &[2, 0, 0, 0])]
+    {
+        std::os::unix::fs::FileExt::write_all_at(&base, bytes, offset).unwrap();
+    }
+    expect(dir.path(), 0, &["import", "base.raw", "--name", "debian-12-x"]);
+    let image = "from = { name = \"debian-12-*\" }\n[disk]\nsize_gib = 1\n";
+    std::fs::write(dir.path().join("web/image.toml"), image).unwrap();
+    let (_, err) = expect(dir.path(), 3, &["plan", "web"]);
+    assert!(err.contains("web/image.toml:3: `size_gib` is 1, less than the 2 GiB"), "{err}");
+}
+
+#[test]
+fn a_region_inside_of_a_definition_is_refused() {
+    let dir = definition("from = { name = \"debian-12-*\" }\n");
+    for region in ["web/region", "web", "web/../web/.region"] {
+        let (_, err) = expect(dir.path(), 3, &["plan", "--region-dir", region, "web"]);
+        assert!(err.contains("is inside of web"), "{err}");
+    }
+    assert_eq!(std::fs::read_dir(dir.path().join("web")).unwrap().count(), 1, "nothing is made there");
 }
 
 #[test]
@@ -124,8 +199,35 @@ fn the_story_fits_a_screen_and_files_stay_small() {
                 continue;
             }
             let lines = std::fs::read_to_string(&path).unwrap().lines().count();
-            let limit = if path.ends_with("src/bake.rs") { 80 } else { 600 };
+            let limit = match path.file_name().and_then(|name| name.to_str()) {
+                Some("bake.rs") if path.ends_with("src/bake.rs") => 80,
+                Some("tests.rs") => 800,
+                _ => 600,
+            };
             assert!(lines <= limit, "{}: {lines} lines, {limit} at most", path.display());
         }
     }
+}
+
+#[test]
+fn what_has_nothing_to_clean_up_ends_at_a_signal() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("d")).unwrap();
+    // All hole: it takes no room, and minutes to hash.
+    std::fs::File::create(dir.path().join("d/big")).unwrap().set_len(200 << 30).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_oven"));
+    let mut child = command.current_dir(dir.path()).args(["checksum", "d"]).spawn().unwrap();
+    let reading = Path::new("/proc").join(child.id().to_string()).join("fd");
+    let reads = || {
+        let mut fds = reading.read_dir().unwrap().flatten();
+        fds.any(|fd| fd.path().read_link().is_ok_and(|path| path.ends_with("d/big")))
+    };
+    while !reads() {
+        assert!(child.try_wait().unwrap().is_none(), "it has ended");
+        std::thread::yield_now();
+    }
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let status = child.wait().unwrap();
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(15), "{status}");
 }

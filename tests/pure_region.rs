@@ -41,7 +41,13 @@ async fn bake(dir: &Path, name: &str) {
     let base = region.images(None).await.unwrap().remove(0);
     let (run, undo) = (RunId::new(), Undo::default());
     let tags = Tags::from([(tag::OWNER.to_owned(), Owner::this().to_string())]);
-    let volume = VolumeSpec { snapshot: base.snapshot, size_gib: 1, run: run.clone(), tags: tags.clone() };
+    let volume = VolumeSpec {
+        snapshot: base.snapshot,
+        size_gib: 1,
+        kind: Default::default(),
+        run: run.clone(),
+        tags: tags.clone(),
+    };
     let volume = region.create(&volume).await.unwrap();
     let snapshot: SnapshotId = region.snapshot(&volume, &run, &tags).await.unwrap();
     let marks = [(tag::CHECKSUM, "c"), (tag::FINGERPRINT, "f")].map(|(k, v)| (k.to_owned(), v.to_owned()));
@@ -51,6 +57,7 @@ async fn bake(dir: &Path, name: &str) {
         architecture: Architecture::X86_64,
         root_device: base.name,
         size_gib: 1,
+        attributes: Default::default(),
         tags: tags.into_iter().chain(marks).collect(),
         run: run.clone(),
         documents: [("packages".to_owned(), "a".repeat(10_000))].into(),

@@ -68,7 +68,7 @@ fn an_error_at_every_call() {
             assert!(matches!(code, Some(6 | 7)), "{what}: {code:?} {}", stderr(&output));
             assert!(stderr(&output).contains("injected fault"), "{what}: {}", stderr(&output));
             if code == Some(7) {
-                assert!(stderr(&output).contains("oven sweep --run"), "{what}: {}", stderr(&output));
+                assert!(stderr(&output).contains(" sweep --run "), "{what}: {}", stderr(&output));
             }
             assert_recovers(&world, &what);
         }
@@ -125,19 +125,66 @@ fn a_stop_while_a_call_hangs() {
     }
 }
 
-#[test]
-fn two_bakes_of_one_definition_make_one_image() {
+/// Two bakes of one definition, begun together. One image, both answer with it; says how many checked out a disk.
+fn two_at_once(state: [&str; 2]) -> usize {
     let world = World::tiny();
-    let mut bakes: Vec<_> = (0..2)
-        .map(|_| command(&world, None).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
-        .collect();
-    let outputs: Vec<_> = bakes.drain(..).map(|child| child.wait_with_output().unwrap()).collect();
-    let ids: Vec<_> =
-        outputs.iter().map(|o| line(o, "image").unwrap_or_else(|| panic!("{}", stderr(o)))).collect();
+    let start = |state: &str| {
+        let mut command = command(&world, None);
+        command.env("OVEN_TEST_STATE", world.path(state)).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().unwrap()
+    };
+    let bakes = state.map(start);
+    let outputs = bakes.map(|child| child.wait_with_output().unwrap());
+    let ids = outputs.each_ref().map(|o| line(o, "image").unwrap_or_else(|| panic!("{}", stderr(o))));
     assert_eq!(ids[0], ids[1]);
     assert!(outputs.iter().all(|o| o.status.success()));
     assert_whole(&world, "two at once");
     world.assert_no_traces("two at once");
+    let say = |words: &str| outputs.iter().filter(|o| stderr(o).contains(words)).count();
+    assert_eq!(say("already baked"), 1);
+    say("checking out")
+}
+
+#[test]
+fn two_bakes_of_one_definition_make_one_image() {
+    assert_eq!(two_at_once(["region", "region"]), 1, "the second one waits for the first");
+}
+
+#[test]
+fn two_hosts_that_share_a_region_make_one_image() {
+    // Neither knows of the other before it registers.
+    assert!((0..5).any(|_| two_at_once(["one", "other"]) == 2), "they never met");
+}
+
+#[test]
+fn force_concerns_what_is_named_and_not_its_parents() {
+    let world = World::tiny();
+    world.write("base/image.toml", "name = \"base\"\nfrom = { name = \"tiny\" }\n");
+    world.write("image/image.toml", "name = \"image\"\nfrom = \"../base\"\n");
+    let first = bake(&world, None);
+    let second = command(&world, None).env("OVEN_TEST_FORCE", "1").output().unwrap();
+    assert!(first.status.success() && second.status.success(), "{}{}", stderr(&first), stderr(&second));
+    assert_eq!(line(&first, "parent").unwrap(), line(&second, "parent").unwrap());
+    assert_ne!(line(&first, "image").unwrap(), line(&second, "image").unwrap());
+}
+
+#[test]
+fn a_definition_that_changes_while_it_is_baked_makes_no_image() {
+    let world = World::tiny();
+    let image = "name = \"image\"\nfrom = { name = \"tiny\" }\n[[run]]\nscript = \"s.sh\"\n";
+    world.write("image/image.toml", image);
+    world.write("image/s.sh", "#!/bin/sh\nsleep 2\n");
+    let mut child = command(&world, None).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let volumes = world.region().join("volumes");
+    while !volumes.read_dir().is_ok_and(|mut files| files.any(|f| f.unwrap().path().extension().is_some())) {
+        assert!(child.try_wait().unwrap().is_none(), "it has ended");
+        pause(Duration::from_millis(5));
+    }
+    world.write("image/added", "too late\n");
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    assert!(stderr(&output).contains("added is new"), "{}", stderr(&output));
+    assert_recovers(&world, "a changed definition");
 }
 
 #[allow(clippy::disallowed_methods, reason = "a test has no runtime to block")]

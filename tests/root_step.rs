@@ -66,6 +66,7 @@ impl Image {
             env: BTreeMap::new(),
             cwd: "/".into(),
             network: false,
+            fenced: false,
             resolv_conf: None,
             shims: Vec::new(),
             binds: Vec::new(),
@@ -450,28 +451,33 @@ fn resolv_conf_is_bound_and_never_written() {
 #[test]
 fn shims_are_there_while_the_step_runs_and_gone_after() {
     type Prepare = fn(&Image);
-    let corpus: [(&str, Prepare); 5] = [
-        ("missing", |_| ()),
-        ("its directory is missing", |image| fs::remove_dir(image.path("usr/sbin")).unwrap()),
-        ("a file of mode 0644", |image| {
+    // What the image has itself cannot be changed meanwhile.
+    let change =
+        "rm -f /usr/sbin/policy-rc.d 2>/dev/null; (echo > /usr/sbin/policy-rc.d) 2>/dev/null; cat /run/x/y";
+    let corpus: [(&str, &str, Prepare); 6] = [
+        ("missing", "cat /run/x/y", |_| ()),
+        ("its directory is missing", "cat /run/x/y", |image| fs::remove_dir(image.path("usr/sbin")).unwrap()),
+        ("a file of mode 0644", change, |image| {
             fs::write(image.path("usr/sbin/policy-rc.d"), "#!/bin/sh\nexit 0\n").unwrap()
         }),
-        ("a link to another program", |image| {
+        ("the same file, but of mode 0644", change, |image| {
+            fs::write(image.path("usr/sbin/policy-rc.d"), "#!/bin/sh\nexit 101\n").unwrap()
+        }),
+        ("a link to another program", change, |image| {
             symlink("../../bin/true", image.path("usr/sbin/policy-rc.d")).unwrap();
         }),
-        ("a link in the way", |image| {
+        ("a link in the way", "cat /run/x/y", |image| {
             fs::remove_dir(image.path("usr/sbin")).unwrap();
             symlink("/mnt", image.path("usr/sbin")).unwrap();
         }),
     ];
-    for (case, prepare) in corpus {
+    for (case, then, prepare) in corpus {
         let image = Image::new();
         prepare(&image);
         let before = image.listing();
-        let mut spec = image.shell(
-            "/usr/sbin/policy-rc.d; echo $?; /bin/true; echo $?; stat -c '%a %u' /usr/sbin/policy-rc.d; \
-             rm -f /usr/sbin/policy-rc.d 2>/dev/null; (echo > /usr/sbin/policy-rc.d) 2>/dev/null; cat /run/x/y",
-        );
+        let mut spec = image.shell(&format!(
+            "/usr/sbin/policy-rc.d; echo $?; /bin/true; echo $?; stat -L -c '%a %u' /usr/sbin/policy-rc.d; {then}"
+        ));
         spec.shims = vec![
             shim("/usr/sbin/policy-rc.d", "#!/bin/sh\nexit 101\n", 0o755),
             shim("/run/x/y", "hello", 0o644),
@@ -485,6 +491,32 @@ fn shims_are_there_while_the_step_runs_and_gone_after() {
     spec.shims = vec![shim("/opt/a/shim", "", 0o644)];
     output(&spec);
     assert!(image.path("opt/a/kept").exists() && !image.path("opt/a/shim").exists());
+}
+
+/// A package may ship a file where a shim is; a script may write one, or move it out of the way.
+#[test]
+fn what_a_step_puts_in_a_shims_place_stays() {
+    let policy = "usr/sbin/policy-rc.d";
+    for (script, left) in [
+        ("echo own > /usr/sbin/policy-rc.d", Some("own\n")),
+        ("echo own > /usr/sbin/new; mv /usr/sbin/new /usr/sbin/policy-rc.d", Some("own\n")),
+        ("ln /usr/sbin/policy-rc.d /usr/sbin/backup; rm /usr/sbin/policy-rc.d", None),
+        ("mv /usr/sbin/policy-rc.d /usr/sbin/aside; echo own > /usr/sbin/policy-rc.d", Some("own\n")),
+        ("rm /usr/sbin/policy-rc.d; mkdir /usr/sbin/policy-rc.d; rmdir /usr/sbin/policy-rc.d", None),
+        ("chmod 0 /usr/sbin/policy-rc.d", None),
+        ("rm /usr/sbin/.oven-*", None),
+        ("rm /usr/sbin/.oven-*; echo own > /usr/sbin/policy-rc.d", Some("own\n")),
+        ("ln -sf ../../etc/own /usr/sbin/policy-rc.d; echo own > /etc/own", Some("own\n")),
+    ] {
+        let image = Image::new();
+        let mut spec = image.shell(&format!("set -e; {script}; echo done"));
+        spec.shims = vec![shim("/usr/sbin/policy-rc.d", "#!/bin/sh\nexit 101\n", 0o755)];
+        assert_eq!(output(&spec), ["done"], "{script}");
+        assert_eq!(fs::read_to_string(image.path(policy)).ok().as_deref(), left, "{script}");
+        let others = fs::read_dir(image.path("usr/sbin")).unwrap().flatten();
+        let others: Vec<_> = others.map(|e| e.file_name()).filter(|name| *name != *"policy-rc.d").collect();
+        assert!(others.is_empty(), "{script}: {others:?}");
+    }
 }
 
 #[test]
@@ -501,7 +533,11 @@ fn hosts_files_are_bound_read_only() {
         "cat /run/oven/debs/a.deb /etc/ca.pem; (echo x > /run/oven/debs/a.deb) 2>/dev/null || echo refused; \
          touch /run/oven/debs/new 2>/dev/null || echo refused; (echo x > /etc/ca.pem) 2>/dev/null || echo refused",
     );
-    let bind = |source: &str, target: &str| Bind { source: host.path().join(source), target: target.into() };
+    let bind = |source: &str, target: &str| Bind {
+        source: host.path().join(source),
+        target: target.into(),
+        within: None,
+    };
     spec.binds = vec![bind("debs", "/run/oven/debs"), bind("ca.pem", "/etc/ca-link.pem")];
     assert_eq!(output(&spec), ["ACArefused", "refused", "refused"]);
     assert_eq!(image.listing(), before);
@@ -515,6 +551,32 @@ fn hosts_files_are_bound_read_only() {
         let error = format!("{:#}", try_run(&spec, MINUTE).unwrap_err());
         assert!(error.contains(said), "{error}");
     }
+}
+
+/// Who owns a definition may exchange its directory while oven, as root, is at work.
+#[test]
+fn a_bind_that_was_exchanged_is_refused() {
+    let image = Image::new();
+    let host = tempfile::tempdir().unwrap();
+    let project = host.path().canonicalize().unwrap().join("project");
+    fs::create_dir_all(project.join("web")).unwrap();
+    fs::create_dir(host.path().join("secrets")).unwrap();
+    fs::write(host.path().join("secrets/key"), "secret").unwrap();
+    let mut spec = image.shell("ls /run/oven/definition");
+    let (source, target) = (project.join("web"), "/run/oven/definition".to_owned());
+    spec.binds = vec![Bind { source, target, within: Some(project.clone()) }];
+    assert!(output(&spec).is_empty());
+    fs::rename(project.join("web"), project.join("away")).unwrap();
+    symlink("../secrets", project.join("web")).unwrap();
+    let error = try_run(&spec, MINUTE).unwrap_err();
+    assert!(format!("{error:#}").contains("secrets, out of the project"), "{error:#}");
+    // One of the directories above it.
+    fs::rename(&project, host.path().join("gone")).unwrap();
+    fs::create_dir(host.path().join("other")).unwrap();
+    fs::create_dir(host.path().join("other/web")).unwrap();
+    symlink("other", &project).unwrap();
+    let error = try_run(&spec, MINUTE).unwrap_err();
+    assert!(format!("{error:#}").contains("other/web, out of the project"), "{error:#}");
 }
 
 #[test]
@@ -649,6 +711,7 @@ fn attacks_are_refused() {
     for (network, throwaway) in [(false, false), (true, false), (false, true)] {
         let mut spec = image.spec(&argv);
         (spec.network, spec.throwaway) = (network, throwaway);
+        spec.nodes = vec![Node { name: "image".into(), rdev: disk, links: vec![] }];
         let (exit, lines) = run(&spec);
         let mut allowed = lines.clone();
         allowed.retain(|line| {
@@ -656,7 +719,7 @@ fn attacks_are_refused() {
         });
         assert!(allowed.is_empty(), "network {network}, throwaway {throwaway}: {allowed:#?}");
         assert!(exit.status.success() || !scopes, "{exit:?}");
-        assert_eq!(lines.len(), 68, "every attempt was made");
+        assert_eq!(lines.len(), 70, "every attempt was made");
     }
     holder.kill().unwrap();
     holder.wait().unwrap();
@@ -713,7 +776,7 @@ fn parent_with_a_terminal() {
     let Some(root) = std::env::var_os("OVEN_STEP_TERMINAL") else { return };
     let image = Image { dir: tempfile::tempdir().unwrap() };
     let mut spec = image.shell(
-        "[ -t 0 ] && [ -t 1 ] && echo terminal $TERM; trap 'echo interrupted; exit 7' INT; echo ready; \
+        "[ -t 0 ] && [ -t 1 ] && echo terminal $TERM; trap 'echo interrupted; sleep 0.5; exit 7' INT; echo ready; \
          while :; do sleep 0.05; done",
     );
     spec.root = root.into();
@@ -722,7 +785,8 @@ fn parent_with_a_terminal() {
     let before = rustix::termios::tcgetpgrp(stdin).unwrap();
     let exit = block_on(step::run(Path::new(HELPER), &spec, MINUTE, &mut |_| ())).unwrap();
     let after = rustix::termios::tcgetpgrp(stdin).unwrap();
-    println!("ended: {:?} {}", exit.status, before == after);
+    let unread = rustix::io::ioctl_fionread(stdin).unwrap();
+    println!("ended: {:?} {}, unread: {unread}", exit.status, before == after);
 }
 
 #[test]
@@ -746,13 +810,18 @@ fn an_interactive_step_has_the_terminal_and_its_signals() {
             keys.write_all(b"\x03").unwrap();
             keys.flush().unwrap();
         }
+        if line.ends_with("interrupted") {
+            // As a terminal answers when it is asked what it is.
+            keys.write_all(b"\x1b[?62;c\n").unwrap();
+            keys.flush().unwrap();
+        }
         seen.push(line);
     }
     terminal.wait().unwrap();
     let text = seen.join("\n");
     assert!(text.contains("terminal vt220"), "{text}");
     assert!(text.contains("interrupted"), "{text}");
-    assert!(text.contains("ended: Exited(7) true"), "{text}");
+    assert!(text.contains("ended: Exited(7) true, unread: 0"), "{text}");
 }
 
 /// An image whose dynamic loader is the attacker: it runs *as* the host's program, by `/proc/self/exe`.

@@ -14,7 +14,8 @@
 //! nothing, and swept.
 
 mod import;
-mod names;
+pub(super) mod names;
+mod ours;
 mod records;
 mod sweep;
 mod volumes;

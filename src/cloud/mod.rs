@@ -1,10 +1,14 @@
 //! What oven needs of a cloud: names and traits. No implementation.
 
 pub mod adopt;
+pub mod attributes;
+#[cfg(feature = "aws")]
+pub mod ec2;
 #[cfg(feature = "aws")]
 pub mod instance;
 pub mod local;
 pub mod nvme;
+pub mod policy;
 pub mod wait;
 
 use crate::disk::Device;

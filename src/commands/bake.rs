@@ -1,109 +1,154 @@
 //! `oven bake`.
 
-use super::answer;
-use crate::bake::Outcome;
-use crate::batch::{Baked, bake_all};
+use super::{End, answer};
+use crate::batch::{Baked, Became, bake_all};
 use crate::cli::{self, Global};
-use crate::error::{Kind, SUCCESS};
+use crate::error::{Kind, SUCCESS, hint_of};
 use crate::order::Order;
-use crate::report::Report;
+use crate::report::{Ink, Report, printable};
 use crate::site::Site;
-use anyhow::{Context, Result};
+use crate::{definition, id_file};
+use anyhow::Result;
 use serde_json::{Value, json};
-use std::io::Write;
-use std::path::Path;
 use tokio::sync::watch;
 
-/// Where GumGum's CI users look for the id.
-const AMI_ID_FILE: &str = ".ami_id.json";
+/// Of the summary's column that says why.
+const REASON_MAX: usize = 200;
 
 pub async fn run(
     global: &Global,
     args: &cli::Bake,
     report: &Report,
     stop: watch::Receiver<bool>,
-) -> Result<u8> {
-    let order = Order::of(&args.definitions)?;
-    let site = Site::of(global, &order.images, report.clone())?;
+) -> Result<End> {
+    let site_of = |order: &Order| Site::of(global, &order.images, report.clone());
+    let order = Order::of(&args.definitions).and_then(|order| Ok((site_of(&order)?, order)));
+    let (site, order) = order.inspect_err(|_| {
+        let definitions = args.definitions.iter().filter(|dir| dir.join(definition::FILE).exists());
+        definitions.for_each(|dir| id_file::keep(dir, None, report));
+    })?;
     let all = bake_all(&site, global, order, &args.wish, args.jobs.into(), stop).await;
-    for baked in &all {
-        if let Ok(outcome) = &baked.result
-            && let Err(error) = write_id(&baked.dir, &outcome.image().id.0)
-        {
-            report.warn(format!("{error:#}"));
-        }
-    }
-    report.event(json!({"event": "result", "images": all.iter().map(object).collect::<Vec<_>>()}));
     if !global.json {
+        if all.len() > 1 && !global.quiet {
+            summarise(&all, report);
+        }
         print_ids(&all);
     }
-    Ok(exit_code(&all))
+    Ok(End { code: exit_code(&all), result: json!({"images": all.iter().map(object).collect::<Vec<_>>()}) })
 }
 
 /// The ids of the images that were asked for: alone if it is one, with their names if they are several.
 fn print_ids(all: &[Baked]) {
     let asked = all.iter().filter(|baked| baked.asked).count();
     for baked in all.iter().filter(|baked| baked.asked) {
-        match &baked.result {
-            Ok(outcome) if asked == 1 => answer(&outcome.image().id),
-            Ok(outcome) => answer(format!("{}\t{}", outcome.image().id, baked.name)),
-            Err(_) => {}
+        match baked.image() {
+            Some(image) if asked == 1 => answer(&image.id),
+            Some(image) => answer(format!("{}\t{}", image.id, baked.name)),
+            None => {}
         }
     }
 }
 
-/// The first failure decides; a parent that failed comes before its children.
+/// A line for each of several images.
+fn summarise(all: &[Baked], report: &Report) {
+    let screen = report.screen();
+    let width = all.iter().map(|baked| baked.name.chars().count()).max().unwrap_or_default();
+    for baked in all {
+        let (word, ink, rest) = match &baked.became {
+            Became::Baked(image) => ("baked", Ink::Green, image.id.0.clone()),
+            Became::Found(image) => ("already baked", Ink::Green, image.id.0.clone()),
+            Became::Skipped(error) => ("skipped", Ink::Yellow, first_line(error)),
+            Became::Failed(error) if Kind::of(error) == Kind::Interrupted => {
+                ("interrupted", Ink::Yellow, String::new())
+            }
+            Became::Failed(error) => ("failed", Ink::Red, first_line(error)),
+        };
+        let word = screen.paint(ink, &format!("{word:<13}"));
+        screen.print(format!("  {:<width$}  {word}  {rest}", baked.name).trim_end());
+    }
+}
+
+fn first_line(error: &anyhow::Error) -> String {
+    let text = printable(&format!("{error:#}"));
+    text.lines().next().unwrap_or_default().chars().take(REASON_MAX).collect()
+}
+
+/// The first failure decides; a parent that failed comes before its children. But who interrupts several knows best.
 fn exit_code(all: &[Baked]) -> u8 {
-    let failed = all.iter().find_map(|baked| baked.result.as_ref().err());
+    let kinds = || all.iter().filter_map(Baked::error).map(Kind::of);
     let left = all.iter().any(|baked| !baked.left.is_empty());
-    match failed {
-        Some(error) => Kind::of(error) as u8,
+    match kinds().find(|kind| *kind == Kind::Interrupted).or_else(|| kinds().next()) {
+        Some(kind) => kind as u8,
         None if left => Kind::LeftBehind as u8,
         None => SUCCESS,
     }
 }
 
 fn object(baked: &Baked) -> Value {
-    let mut object =
-        json!({"name": baked.name, "definition": baked.dir, "run": baked.run.0, "asked": baked.asked});
-    match &baked.result {
-        Ok(outcome) => {
-            let image = outcome.image();
-            let word = if matches!(outcome, Outcome::Baked(_)) { "baked" } else { "already-baked" };
-            object["outcome"] = json!(word);
-            object["ami_id"] = json!(image.id);
-            object["ami_name"] = json!(image.name);
-            object["snapshot_id"] = json!(image.snapshot);
-        }
-        Err(error) => {
-            object["outcome"] = json!("failed");
-            object["kind"] = json!(Kind::of(error).name());
-            object["error"] = json!(format!("{error:#}"));
-        }
+    let word = match &baked.became {
+        Became::Baked(_) => "baked",
+        Became::Found(_) => "already-baked",
+        Became::Skipped(_) => "skipped",
+        Became::Failed(_) => "failed",
+    };
+    // A run without a log did nothing.
+    let run = baked.log.as_ref().map(|_| &baked.run);
+    let mut object = json!({
+        "name": baked.name, "definition": baked.dir, "run": run, "asked": baked.asked,
+        "outcome": word, "log": baked.log, "kept": baked.kept,
+    });
+    if let Some(image) = baked.image() {
+        object["ami_id"] = json!(image.id);
+        object["ami_name"] = json!(image.name);
+        object["snapshot_id"] = json!(image.snapshot);
+    }
+    if let Some(error) = baked.error() {
+        object["kind"] = json!(Kind::of(error).name());
+        object["error"] = json!(format!("{error:#}"));
+        object["hint"] = json!(hint_of(error));
     }
     object["left_behind"] =
-        baked.left.iter().map(|l| json!({"what": l.what, "command": l.command})).collect();
-    object["kept"] = json!(baked.kept);
+        baked.left.iter().map(|l| json!({"what": l.what, "why": l.why, "command": l.command})).collect();
     object
 }
 
-/// Written beside and renamed, so that a reader never sees half of it.
-fn write_id(dir: &Path, id: &str) -> Result<()> {
-    let path = dir.join(AMI_ID_FILE);
-    let content = format!("{}\n", json!({"ami_id": id}));
-    if std::fs::read_to_string(&path).is_ok_and(|old| old == content) {
-        return Ok(());
-    }
-    let write = || -> Result<()> {
-        let mut file =
-            tempfile::Builder::new().prefix(".ami_id.").permissions(world_readable()).tempfile_in(dir)?;
-        file.write_all(content.as_bytes())?;
-        file.persist(&path)?;
-        Ok(())
-    };
-    write().with_context(|| format!("writing {}", path.display()))
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cloud::RunId;
+    use crate::undo::Left;
 
-fn world_readable() -> std::fs::Permissions {
-    std::os::unix::fs::PermissionsExt::from_mode(0o644)
+    fn baked(failed: Option<Kind>, left: bool) -> Baked {
+        let behind = Left { what: "a volume".into(), command: "oven sweep".into(), why: "busy".into() };
+        let image = crate::cloud::Image {
+            id: crate::cloud::ImageId("ami-1".into()),
+            name: "web".into(),
+            state: crate::cloud::ImageState::Available,
+            architecture: crate::cloud::Architecture::HOST,
+            snapshot: crate::cloud::SnapshotId("snap-1".into()),
+            size_gib: 1,
+            created: String::new(),
+            description: String::new(),
+            tags: Default::default(),
+        };
+        Baked {
+            name: "web".into(),
+            dir: "web".into(),
+            asked: true,
+            run: RunId::new(),
+            became: failed.map_or(Became::Baked(image), |kind| Became::Failed(kind.error("no"))),
+            left: Vec::from_iter(left.then_some(behind)),
+            kept: Vec::new(),
+            log: None,
+        }
+    }
+
+    #[test]
+    fn exit_codes() {
+        let (good, messy) = (|| baked(None, false), || baked(None, true));
+        assert_eq!(exit_code(&[good(), good()]), SUCCESS);
+        assert_eq!(exit_code(&[good(), messy()]), Kind::LeftBehind as u8);
+        let failed = |kind| baked(Some(kind), true);
+        assert_eq!(exit_code(&[messy(), failed(Kind::Step), failed(Kind::NotFound)]), Kind::Step as u8);
+    }
 }

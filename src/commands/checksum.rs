@@ -1,15 +1,14 @@
 //! `oven checksum`.
 
-use super::answer;
+use super::{End, answer};
 use crate::checksum::config_checksum;
 use crate::cli::{self, Global};
 use crate::definition::Definition;
-use crate::error::SUCCESS;
 use crate::report::Report;
 use anyhow::Result;
 use serde_json::json;
 
-pub fn run(global: &Global, args: &cli::Checksum, report: &Report) -> Result<u8> {
+pub fn run(global: &Global, args: &cli::Checksum, report: &Report) -> Result<End> {
     let directories = match args.directories.as_slice() {
         // One definition: its inputs count. A directory that is none is taken as it is, as GumGum's tool does.
         [dir] if dir.join("image.toml").exists() => Definition::load(dir)?.directories(),
@@ -19,20 +18,15 @@ pub fn run(global: &Global, args: &cli::Checksum, report: &Report) -> Result<u8>
     for warning in &checksum.warnings {
         report.warn(warning);
     }
-    if global.json {
-        let files: Vec<_> = checksum
-            .files
-            .iter()
-            .map(|(path, sha1)| json!({"path": path.to_string_lossy(), "sha1": sha1}))
-            .collect();
-        report.event(json!({"event": "result", "ami_config_checksum": checksum.hex, "files": files}));
-        return Ok(SUCCESS);
-    }
-    if global.verbose {
-        for (path, sha1) in &checksum.files {
-            answer(format!("{sha1}  {}", path.to_string_lossy()));
+    if !global.json {
+        if global.verbose {
+            for (path, sha1) in &checksum.files {
+                answer(format!("{sha1}  {}", path.to_string_lossy()));
+            }
         }
+        answer(&checksum.hex);
     }
-    answer(&checksum.hex);
-    Ok(SUCCESS)
+    let files =
+        checksum.files.iter().map(|(path, sha1)| json!({"path": path.to_string_lossy(), "sha1": sha1}));
+    Ok(End::well(json!({"ami_config_checksum": checksum.hex, "files": files.collect::<Vec<_>>()})))
 }

@@ -1,6 +1,6 @@
 //! `oven doctor`.
 
-use super::answer;
+use super::{End, answer};
 use crate::cli::Global;
 use crate::error::{Kind, SUCCESS};
 use crate::machine;
@@ -9,15 +9,27 @@ use crate::site::Site;
 use anyhow::Result;
 use serde_json::json;
 
-pub fn run(global: &Global, report: &Report) -> Result<u8> {
+pub async fn run(global: &Global, report: &Report) -> Result<End> {
+    let site = Site::of(global, &[], report.clone());
     let mut checks = machine::checks();
-    checks.push(machine::region(Site::of(global, &[], report.clone())));
+    checks.push(machine::growing());
+    checks.extend(machine::egress());
+    checks.push(machine::region(&site));
+    // What lacks something would fail for that reason, which is said.
+    if let (Ok(site), false) = (&site, checks.iter().any(|check| check.lacks())) {
+        checks.extend(machine::trial(site).await);
+    }
     let lacking = checks.iter().filter(|check| check.lacks()).count();
-    report.event(json!({"event": "result", "fit": lacking == 0, "checks": checks}));
     if !global.json {
-        for check in &checks {
+        for check in checks.iter().filter(|check| !global.quiet || check.lacks()) {
             answer(check);
         }
+        match lacking {
+            0 => report.note("This machine can bake."),
+            1 => report.note("This machine cannot bake: it lacks one thing."),
+            n => report.note(format!("This machine cannot bake: it lacks {n} things.")),
+        }
     }
-    Ok(if lacking == 0 { SUCCESS } else { Kind::Machine as u8 })
+    let code = if lacking == 0 { SUCCESS } else { Kind::Machine as u8 };
+    Ok(End { code, result: json!({"fit": lacking == 0, "checks": checks}) })
 }

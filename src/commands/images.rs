@@ -1,36 +1,41 @@
 //! `oven images`.
 
-use super::answer;
+use super::{End, answer};
 use crate::cli::{self, Global};
-use crate::cloud::{Image, ImageId};
-use crate::error::SUCCESS;
+use crate::cloud::{Image, ImageId, tag};
 use crate::report::Report;
 use crate::site::Site;
 use anyhow::Result;
 use serde_json::json;
 
-pub async fn run(global: &Global, args: &cli::Images, report: &Report) -> Result<u8> {
+pub async fn run(global: &Global, args: &cli::Images, report: &Report) -> Result<End> {
     let site = Site::of(global, &[], report.clone())?;
     match args {
-        cli::Images::List { name } => list(global, &site, name.as_deref()).await?,
-        cli::Images::Show { id } => show(global, &site, &ImageId(id.clone())).await?,
+        cli::Images::List { name } => list(global, &site, name.as_deref()).await,
+        cli::Images::Show { id } => show(global, &site, &ImageId(id.clone())).await,
+        cli::Images::Remove { ids } => remove(global, &site, ids).await,
     }
-    Ok(SUCCESS)
 }
 
-async fn list(global: &Global, site: &Site, name: Option<&str>) -> Result<()> {
-    let images = site.cloud.images(name).await?;
-    if global.json {
-        site.report.event(json!({"event": "result", "images": images}));
-        return Ok(());
+async fn list(global: &Global, site: &Site, name: Option<&str>) -> Result<End> {
+    let mut images = site.cloud.images(None).await?;
+    let none = images.is_empty();
+    if let Some(name) = name {
+        images.retain(|image| image.name == name || image.tags.get(tag::NAME).is_some_and(|n| n == name));
     }
-    if images.is_empty() {
-        site.report.note("no images: `oven import` makes a base image, `oven bake` the others");
+    match name {
+        _ if !images.is_empty() => {}
+        Some(name) if !none => {
+            site.report.note(format!("no image is named {name}, and none is of a family of that name"));
+        }
+        _ => site.report.note("no images: `oven import` makes a base image, `oven bake` the others"),
     }
-    for image in images {
-        answer(line(&image));
+    if !global.json {
+        for image in &images {
+            answer(line(image));
+        }
     }
-    Ok(())
+    Ok(End::well(json!({"images": images})))
 }
 
 fn line(image: &Image) -> String {
@@ -45,16 +50,18 @@ fn line(image: &Image) -> String {
     )
 }
 
-async fn show(global: &Global, site: &Site, id: &ImageId) -> Result<()> {
+async fn show(global: &Global, site: &Site, id: &ImageId) -> Result<End> {
     let (image, documents) = site.cloud.image(id).await?;
-    if global.json {
-        let mut object = serde_json::to_value(&image)?;
-        object["event"] = json!("result");
-        object["documents"] = json!(documents);
-        site.report.event(object);
-        return Ok(());
+    let mut result = serde_json::to_value(&image)?;
+    if !global.json {
+        print(&image, documents.get("packages"));
     }
-    answer(line(&image));
+    result["documents"] = json!(documents);
+    Ok(End::well(result))
+}
+
+fn print(image: &Image, packages: Option<&String>) {
+    answer(line(image));
     answer(format!("snapshot  {}", image.snapshot));
     if !image.description.is_empty() {
         answer(format!("about     {}", image.description));
@@ -62,11 +69,25 @@ async fn show(global: &Global, site: &Site, id: &ImageId) -> Result<()> {
     for (key, value) in &image.tags {
         answer(format!("tag       {key} = {value}"));
     }
-    if let Some(packages) = documents.get("packages") {
+    if let Some(packages) = packages {
         answer("packages");
         for package in packages.lines() {
             answer(format!("  {}", package.replace('\t', "  ")));
         }
     }
-    Ok(())
+}
+
+/// All or none of them, if one does not exist.
+async fn remove(global: &Global, site: &Site, ids: &[String]) -> Result<End> {
+    let mut images = Vec::new();
+    for id in ids {
+        images.push(site.cloud.image(&ImageId(id.clone())).await?.0);
+    }
+    for Image { id, name, snapshot, .. } in &images {
+        site.remove(id, snapshot).await?;
+        if !global.json {
+            answer(format!("removed {id} ({name}) and {snapshot}"));
+        }
+    }
+    Ok(End::well(json!({"removed": images})))
 }

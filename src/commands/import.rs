@@ -1,21 +1,31 @@
 //! `oven import`.
 
-use super::answer;
+use super::{End, answer};
 use crate::cli::{self, Global};
 use crate::cloud::Architecture;
-use crate::error::{Kind, SUCCESS};
+use crate::cloud::local::Region;
+use crate::disk::copy;
+use crate::error::Kind;
 use crate::report::Report;
+use crate::root::filesystem;
+use crate::root::partition::{self, ReadAt, Scheme};
 use crate::site::Site;
 use anyhow::Result;
 use serde_json::json;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use tokio::sync::watch;
+
+/// What the partition tables of images count in.
+const SECTOR: u64 = 512;
 
 pub async fn run(
     global: &Global,
     args: &cli::Import,
     report: &Report,
     mut stop: watch::Receiver<bool>,
-) -> Result<u8> {
+) -> Result<End> {
     let architecture = match args.arch.as_deref() {
         None => Architecture::HOST,
         Some("x86_64" | "amd64") => Architecture::X86_64,
@@ -26,14 +36,62 @@ pub async fn run(
         }
     };
     let site = Site::of(global, &[], report.clone())?;
+    let holder = site.cloud.images(None).await?.into_iter().find(|image| image.name == args.name);
+    ensure_disk(&args.raw)?;
+    let step = report.step("import", format!("importing {}", args.raw.display()));
     let image = tokio::select! {
         image = site.import(&args.raw, &args.name, architecture) => image,
         _ = stop.wait_for(|stop| *stop) => Err(Kind::Interrupted.error("interrupted")),
     };
-    let image = image?;
-    report.event(json!({"event": "result", "ami_id": image.id, "ami_name": image.name}));
+    let image = match (image, &holder) {
+        (Ok(image), None) => {
+            step.done();
+            image
+        }
+        (Ok(image), Some(_)) => {
+            drop(step);
+            report.note(format!("{} is that disk already", image.id));
+            image
+        }
+        (Err(error), Some(holder)) if Kind::of(&error) == Kind::Cloud => {
+            let remove = site.spelt(&format!("oven images remove {}", holder.id));
+            let hint =
+                format!("That is another disk. Give this one another --name, or remove that: {remove}");
+            return Err(Kind::Cloud.failure(format!("{error:#}")).hint(hint).into());
+        }
+        (Err(error), _) => return Err(error),
+    };
     if !global.json {
         answer(&image.id);
     }
-    Ok(SUCCESS)
+    Ok(End::well(json!({"ami_id": image.id, "ami_name": image.name, "snapshot_id": image.snapshot})))
+}
+
+struct Raw {
+    file: File,
+    size: u64,
+}
+
+impl ReadAt for Raw {
+    fn size(&self) -> u64 {
+        self.size
+    }
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+        self.file.read_exact_at(buffer, offset)
+    }
+}
+
+/// Refuses what is no disk, before it is copied.
+fn ensure_disk(path: &Path) -> Result<()> {
+    let file = Region::open_raw(path)?;
+    let size = copy::length(&file)?;
+    let raw = Raw { file, size };
+    // A table that cannot be used is refused by the bake, with its reasons.
+    let no_table = partition::read(&raw, SECTOR).is_ok_and(|table| table.scheme == Scheme::None);
+    if no_table && filesystem::probe(&raw, 0, size).is_none() {
+        let message =
+            format!("{} is no disk: it has neither a partition table nor a file system", path.display());
+        return Err(Kind::Usage.failure(message).hint("Import the raw image of a whole disk.").into());
+    }
+    Ok(())
 }

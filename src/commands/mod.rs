@@ -10,24 +10,69 @@ mod shell;
 mod sweep;
 
 use crate::cli::{Cli, Global, Verb};
-use crate::error::{Kind, SUCCESS};
+use crate::error::{self, Kind, SUCCESS};
 use crate::report::{Level, Report, Style};
 use crate::{scratch, stop};
-use anyhow::Result;
-use clap::CommandFactory;
+use anyhow::{Error, Result};
+use clap::{CommandFactory, Parser};
+use serde_json::{Value, json};
+use std::ffi::OsString;
 use std::fmt::Display;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
+
+/// How a verb ended: the exit code, and the object that a JSON stream ends with.
+#[derive(Debug)]
+struct End {
+    code: u8,
+    result: Value,
+}
+
+impl End {
+    fn well(result: Value) -> Self {
+        Self { code: SUCCESS, result }
+    }
+
+    fn badly(error: &Error) -> Self {
+        let (kind, hint) = (Kind::of(error), error::hint_of(error));
+        let told = json!({"kind": kind.name(), "message": format!("{error:#}"), "hint": hint});
+        Self { code: kind as u8, result: json!({"error": told}) }
+    }
+
+    fn tell(mut self, report: &Report) -> u8 {
+        self.result["event"] = json!("result");
+        self.result["exit_code"] = json!(self.code);
+        report.event(self.result);
+        self.code
+    }
+}
 
 /// Runs a verb and answers with the exit code. Failures are told here, once.
-pub fn run(cli: Cli) -> u8 {
+pub fn run(args: Vec<OsString>) -> u8 {
+    let cli = match Cli::try_parse_from(&args) {
+        Ok(cli) => cli,
+        Err(error) => return usage(&args, &error),
+    };
     let report = report(&cli.global);
     let result = prepare(&cli.verb).and_then(|()| {
         tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(dispatch(&cli, &report))
     });
-    result.unwrap_or_else(|error| {
+    let end = result.unwrap_or_else(|error| {
         report.failure(&error);
-        Kind::of(&error) as u8
-    })
+        End::badly(&error)
+    });
+    end.tell(&report)
+}
+
+/// Help that was asked for, or a command line that cannot be understood: whoever asked for JSON gets it even so.
+fn usage(args: &[OsString], error: &clap::Error) -> u8 {
+    _ = error.print();
+    if error.use_stderr() && args.iter().any(|arg| arg == "--json") {
+        let text = error.render().to_string();
+        let line = text.lines().next().unwrap_or_default();
+        let error = Kind::Usage.error(line.strip_prefix("error: ").unwrap_or(line));
+        End::badly(&error).tell(&Report::new(Style::Json, Level::Quiet));
+    }
+    u8::try_from(error.exit_code()).unwrap_or(Kind::Usage as u8)
 }
 
 /// What has to happen before the runtime exists: namespaces belong to threads.
@@ -40,24 +85,30 @@ fn prepare(verb: &Verb) -> Result<()> {
     Ok(())
 }
 
-async fn dispatch(cli: &Cli, report: &Report) -> Result<u8> {
-    let (global, stop) = (&cli.global, stop::signals()?);
+async fn dispatch(cli: &Cli, report: &Report) -> Result<End> {
+    let global = &cli.global;
+    // The others have nothing to clean up: a signal ends them as it ends every program.
     match &cli.verb {
-        Verb::Bake(args) => bake::run(global, args, report, stop).await,
+        Verb::Bake(args) => bake::run(global, args, report, stop::signals(report)?).await,
         Verb::Plan(args) => plan::run(global, args, report).await,
         Verb::Checksum(args) => checksum::run(global, args, report),
         Verb::Images(args) => images::run(global, args, report).await,
-        Verb::Import(args) => import::run(global, args, report, stop).await,
-        Verb::Shell(args) => shell::run(global, args, report, stop).await,
+        Verb::Import(args) => import::run(global, args, report, stop::signals(report)?).await,
+        Verb::Shell(args) => shell::run(global, args, report, stop::signals(report)?).await,
         Verb::Sweep(args) => sweep::run(global, args, report).await,
-        Verb::Doctor => doctor::run(global, report),
-        Verb::Completions { shell } => {
-            let mut script = Vec::new();
-            clap_complete::generate(*shell, &mut Cli::command(), "oven", &mut script);
-            _ = std::io::stdout().write_all(&script);
-            Ok(SUCCESS)
-        }
+        Verb::Doctor => doctor::run(global, report).await,
+        Verb::Completions { shell } => Ok(completions(global, *shell)),
     }
+}
+
+fn completions(global: &Global, shell: clap_complete::Shell) -> End {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "oven", &mut script);
+    let script = String::from_utf8_lossy(&script).into_owned();
+    if !global.json {
+        answer(script.trim_end());
+    }
+    End::well(json!({"script": script}))
 }
 
 fn report(global: &Global) -> Report {
@@ -70,7 +121,11 @@ fn report(global: &Global) -> Report {
     Report::new(style, level)
 }
 
-/// A line of a verb's answer. A reader that went away is no failure.
+/// A line of a verb's answer. A reader that went away is no failure; a full disk is worth a word.
 fn answer(line: impl Display) {
-    _ = writeln!(std::io::stdout().lock(), "{line}");
+    if let Err(error) = writeln!(std::io::stdout().lock(), "{line}")
+        && error.kind() != ErrorKind::BrokenPipe
+    {
+        _ = writeln!(std::io::stderr().lock(), "  warning: standard output cannot be written: {error}");
+    }
 }

@@ -1,12 +1,11 @@
 //! `oven plan`.
 
-use super::answer;
+use super::{End, answer};
 use crate::ask;
 use crate::cli::{self, Global};
 use crate::cloud::{BaseRef, Image, ImageId, tag};
 use crate::definition::{Definition, From};
-use crate::error::SUCCESS;
-use crate::fingerprint::{self, Inputs, OldInputs};
+use crate::fingerprint::{self, OldInputs};
 use crate::order::Order;
 use crate::report::Report;
 use crate::site::Site;
@@ -20,7 +19,7 @@ struct Verdict {
     why: Vec<String>,
 }
 
-pub async fn run(global: &Global, args: &cli::Plan, report: &Report) -> Result<u8> {
+pub async fn run(global: &Global, args: &cli::Plan, report: &Report) -> Result<End> {
     let order = Order::of(&args.definitions)?;
     let site = Site::of(global, &order.images, report.clone())?;
     let mut objects = Vec::new();
@@ -46,8 +45,7 @@ pub async fn run(global: &Global, args: &cli::Plan, report: &Report) -> Result<u
         }
         hits.push(verdict.hit.map(|hit| hit.id));
     }
-    report.event(json!({"event": "result", "images": objects}));
-    Ok(SUCCESS)
+    Ok(End::well(json!({"images": objects})))
 }
 
 fn print(image: &Definition, verdict: &Verdict) {
@@ -66,10 +64,17 @@ async fn judge(
     from: &BaseRef,
     compat: Option<cli::Compat>,
 ) -> Result<Verdict> {
-    let base = site.resolve(from).await?;
-    let inputs = Inputs::of(image, &base, &site.settings)?;
+    let base = site.resolve(image, from).await?;
+    ask::attributes(image, &base)?;
+    let inputs = ask::inputs(site, image, &base)?;
     if let Some(hit) = site.cloud.find(&ask::key(&inputs, compat)).await? {
         return Ok(Verdict { hit: Some(hit), why: Vec::new() });
+    }
+    let name = ask::name(image, &inputs, None);
+    if let Some(holder) = ask::in_the_way(site, &name).await? {
+        let why =
+            format!("{} failed or is incomplete, and holds the name {name}: --replace-failed", holder.id);
+        return Ok(Verdict { hit: None, why: vec![why] });
     }
     let Some(newest) = site.cloud.images(Some(&image.name)).await?.pop() else {
         return Ok(Verdict {
@@ -82,7 +87,11 @@ async fn judge(
     let tag = newest.tags.get(tag::INPUTS).map(String::as_str);
     match OldInputs::of(documents.get("inputs.json").map(String::as_str), tag) {
         Some(old) => {
-            why.extend(fingerprint::explain(&old, &inputs).into_iter().map(|line| format!("  {line}")))
+            let mut lines = fingerprint::explain(&old, &inputs);
+            if lines.is_empty() {
+                lines.push(format!("nothing differs, but it is {:?}", newest.state).to_lowercase());
+            }
+            why.extend(lines.into_iter().map(|line| format!("  {line}")));
         }
         None => why.push("  what it was made of is not known: oven did not bake it".into()),
     }

@@ -1,5 +1,6 @@
 //! `oven shell`: a contained shell in a throw-away copy of an image, or on the disk that a failed run kept.
 
+use super::End;
 use crate::cli::{self, Global};
 use crate::cloud::{BaseRef, ImageId, RunId};
 use crate::disk::{Disk, DiskSpec};
@@ -11,6 +12,7 @@ use crate::site::Site;
 use crate::undo::{self, Undo};
 use anyhow::{Context, Result};
 use oven_distro::Job;
+use serde_json::json;
 use std::rc::Rc;
 use tokio::sync::watch;
 
@@ -19,7 +21,7 @@ pub async fn run(
     args: &cli::Shell,
     report: &Report,
     mut stop: watch::Receiver<bool>,
-) -> Result<u8> {
+) -> Result<End> {
     let site = Site::of(global, &[], report.clone())?;
     let run = RunId::new();
     let policy =
@@ -33,17 +35,22 @@ pub async fn run(
         Ok(code)
     })
     .await;
-    for left in &ended.left {
+    for mut left in ended.left {
+        left.command = site.spelt(&left.command);
         report.warn(left.to_string());
     }
-    // The failure was told when it happened.
-    Ok(ended.result.unwrap_or_else(|error| Kind::of(&error) as u8))
+    Ok(match ended.result {
+        Ok(code) => End { code, result: json!({}) },
+        // It was told when it happened.
+        Err(error) => End::badly(&error),
+    })
 }
 
 async fn open(site: &Site, what: &str, run: &RunId, undo: &Rc<Undo>) -> Result<Box<dyn Disk>> {
     if what.starts_with("ami-") {
-        let base = site.resolve(&BaseRef::Id(ImageId(what.to_owned()))).await?;
+        let base = site.cloud.base(&BaseRef::Id(ImageId(what.to_owned()))).await?;
         site.report.note(format!("a throw-away copy of {what}: nothing that you change is kept"));
+        let _step = site.report.step("checkout", format!("checking out the disk of {what}"));
         return site.disks.checkout(&base, &DiskSpec::default(), run, undo).await;
     }
     let stale = site.cloud.stale_runs(None).await?;
@@ -54,7 +61,7 @@ async fn open(site: &Site, what: &str, run: &RunId, undo: &Rc<Undo>) -> Result<B
             site.disks.reopen(&one.run).await
         }
         (None, _) => Err(Kind::NotFound
-            .failure(format!("no run {what} kept its disk"))
+            .failure(format!("{what} is no image's id, and no run of that name has ended and kept its disk"))
             .hint("Give an image's id (`oven images list`), or a run that failed with --keep-on-failure.")
             .into()),
         (Some(_), Some(_)) => {
@@ -74,5 +81,8 @@ async fn inside(site: &Site, root: &Root<'_>, args: &cli::Shell) -> Result<u8> {
         // A shell is also for an image that no plugin knows.
         Err(_) => Vec::new(),
     };
-    execute::shell(root, &site.helper, shims, args.network, &args.command).await.context("running the shell")
+    let network = args.network.then(|| site.guard());
+    execute::shell(root, &site.helper, shims, network, &args.command, &site.report)
+        .await
+        .context("running the shell")
 }

@@ -1,29 +1,34 @@
 //! `oven sweep`.
 
-use super::answer;
+use super::{End, answer};
 use crate::cli::{self, Global};
-use crate::cloud::RunId;
+use crate::cloud::{RunId, StaleRun};
 use crate::error::{Kind, SUCCESS};
+use crate::owner::{Gone, Owner};
 use crate::report::Report;
+use crate::root::step::egress;
 use crate::site::Site;
 use anyhow::{Context, Result};
 use serde_json::json;
+use std::time::Duration;
 
-pub async fn run(global: &Global, args: &cli::Sweep, report: &Report) -> Result<u8> {
+pub async fn run(global: &Global, args: &cli::Sweep, report: &Report) -> Result<End> {
     let site = Site::of(global, &[], report.clone())?;
+    if !args.dry_run {
+        // Empty directories, of no run: nothing to tell, and nothing to fail for where there is no cgroup v2.
+        _ = egress::sweep();
+    }
     let mut stale = site.cloud.stale_runs(args.older_than).await?;
     if let Some(wanted) = &args.run {
-        stale.retain(|run| run.run.0.starts_with(wanted.as_str()));
-        // A run whose process is alive is not stale; named in full, it is the user's word that counts.
-        if stale.is_empty() && wanted.len() != 32 {
-            let hint = "`oven sweep --dry-run` lists the runs; give all 32 digits of one that is not known to be gone.";
-            return Err(Kind::NotFound.failure(format!("no run {wanted} left anything")).hint(hint).into());
-        }
+        stale = named(&site, stale, wanted).await?;
     }
-    let mut failed = 0;
-    let mut swept = Vec::new();
-    for run in stale.iter().filter(|run| !run.kept || args.kept) {
-        let verb = if args.dry_run { "would remove" } else { "removed" };
+    let (kept, stale): (Vec<_>, Vec<_>) = stale.into_iter().partition(|run| run.kept && !args.kept);
+    let verb = if args.dry_run { "would remove" } else { "removed" };
+    let (mut failed, mut swept) = (0, Vec::new());
+    for run in stale {
+        // Somebody may have a shell on it.
+        let what = || format!("removing what run {} left", run.run.short());
+        let _step = (!args.dry_run).then(|| report.step("sweep", what()));
         if !args.dry_run
             && let Err(error) = remove(&site, &run.run).await
         {
@@ -32,19 +37,63 @@ pub async fn run(global: &Global, args: &cli::Sweep, report: &Report) -> Result<
             continue;
         }
         if !global.json {
-            answer(format!("{verb} {} of run {} ({})", run.resources.join(", "), run.run.short(), run.owner));
+            let (what, run_id) = (run.resources.join(", "), run.run.short());
+            answer(format!("{verb} {what} of run {run_id} ({})", owner(&run)));
         }
         swept.push(run);
     }
-    if let (Some(wanted), true, false) = (&args.run, stale.is_empty(), args.dry_run) {
-        remove(&site, &RunId(wanted.clone())).await?;
+    for run in &kept {
+        report.note(format!(
+            "run {} keeps {} (--keep-on-failure): --kept removes that, too",
+            run.run.short(),
+            run.resources.join(", ")
+        ));
     }
-    let kept = stale.iter().filter(|run| run.kept && !args.kept).count();
-    if kept > 0 {
-        report.note(format!("{kept} kept by --keep-on-failure: --kept removes them, too"));
+    if swept.is_empty() && failed == 0 && kept.is_empty() {
+        report.note("nothing to sweep: no run whose process is gone left anything");
     }
-    report.event(json!({"event": "result", "swept": swept, "dry_run": args.dry_run, "failed": failed}));
-    Ok(if failed == 0 { SUCCESS } else { Kind::LeftBehind as u8 })
+    let code = if failed == 0 { SUCCESS } else { Kind::LeftBehind as u8 };
+    let result = json!({"swept": swept, "dry_run": args.dry_run, "failed": failed, "kept": kept});
+    Ok(End { code, result })
+}
+
+/// The one run that is meant. A run of another host may be at work still: it has to be named in full. A run that is
+/// known to be at work is never among them.
+async fn named(site: &Site, mut stale: Vec<StaleRun>, wanted: &str) -> Result<Vec<StaleRun>> {
+    stale.retain(|run| run.run.0.starts_with(wanted));
+    match stale.len() {
+        0 => {}
+        1 => return Ok(stale),
+        _ => {
+            let message = format!("several runs begin with {wanted}");
+            return Err(Kind::NotFound.failure(message).hint("Give more digits.").into());
+        }
+    }
+    let mut unsure = site.cloud.stale_runs(Some(Duration::ZERO)).await?;
+    unsure.retain(|run| run.run.0.starts_with(wanted));
+    if unsure.iter().any(|run| run.run.0 == wanted) {
+        return Ok(unsure);
+    }
+    let message = format!("nothing to remove of run {wanted}: it left nothing, or is still at work");
+    let failure = Kind::NotFound.failure(message);
+    Err(match &unsure[..] {
+        [] => failure
+            .hint("`oven sweep --dry-run` lists what can be removed; end a process that is at work first."),
+        [run, ..] => failure.hint(format!(
+            "Run {} is of {}, and may be at work. If it is not, give all of its digits.",
+            run.run,
+            owner(run)
+        )),
+    }
+    .into())
+}
+
+fn owner(run: &StaleRun) -> String {
+    match run.owner.parse::<Owner>() {
+        Ok(owner) if owner.is_gone() == Gone::Yes => format!("process {}, which is gone", owner.pid),
+        Ok(owner) => format!("process {} of host {}", owner.pid, owner.host),
+        Err(_) => "of an unknown process".to_owned(),
+    }
 }
 
 async fn remove(site: &Site, run: &RunId) -> Result<()> {

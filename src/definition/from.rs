@@ -1,13 +1,17 @@
 //! `from`: what a definition stands on.
 
-use super::{FILE, From};
+use super::{FILE, From, rules};
 use crate::cloud::{BaseRef, ImageId};
 use crate::document::Table;
 use std::path::Path;
 use toml::de::DeValue;
 
 const SPELLINGS: &str = "\"ami-…\" (an image), \"../base\" (another definition), { name = \"debian-12-*\", owner = \
-                         \"136693071363\" } or { ssm = \"/aws/service/…\" } (the newest that matches)";
+                         \"136693071363\" }, { tag = { role = \"base\" } } or { ssm = \"/aws/service/…\" } (the \
+                         newest that matches)";
+/// Each says which image; one of them is written.
+const WAYS: [&str; 4] = ["id", "name", "ssm", "tag"];
+const KEYS: &[&str] = &["deprecated", "id", "name", "owner", "ssm", "tag"];
 /// What EC2 knows as an owner besides a 12-digit account.
 const OWNERS: [&str; 4] = ["self", "amazon", "aws-marketplace", "aws-backup-vault"];
 
@@ -16,7 +20,7 @@ pub fn read(top: &Table, dir: &Path) -> Option<From> {
     match at.value {
         DeValue::String(text) => top.check("from", at.line, string(text, dir)),
         DeValue::Table(_) => {
-            let table = top.table("from", "`from`", &["name", "owner", "ssm"])?;
+            let table = top.table("from", "`from`", KEYS)?;
             Some(From::Image(image(&table)?))
         }
         _ => top.wrong_type("from", &at, SPELLINGS),
@@ -24,13 +28,8 @@ pub fn read(top: &Table, dir: &Path) -> Option<From> {
 }
 
 fn string(text: &str, dir: &Path) -> Result<From, String> {
-    if let Some(digits) = text.strip_prefix("ami-").filter(|digits| !digits.contains('/')) {
-        let hex = |b: u8| matches!(b, b'0'..=b'9' | b'a'..=b'f');
-        return if matches!(digits.len(), 8 | 17) && digits.bytes().all(hex) {
-            Ok(From::Image(BaseRef::Id(ImageId(text.into()))))
-        } else {
-            Err(format!("is {text:?}: an image's id is `ami-` and 17 digits of 0-9a-f"))
-        };
+    if text.starts_with("ami-") && !text.contains('/') {
+        return id(text).map(|id| From::Image(BaseRef::Id(id)));
     }
     if !(text.contains('/') || matches!(text, "." | "..")) {
         return Err(format!("is {text:?}, which is none of {SPELLINGS}"));
@@ -43,34 +42,92 @@ fn string(text: &str, dir: &Path) -> Result<From, String> {
     Ok(From::Parent(parent))
 }
 
-fn image(table: &Table) -> Option<BaseRef> {
-    if table.has("ssm") {
-        let ssm = table.string("ssm", "a parameter's name, such as \"/aws/service/…\"");
-        if let Some(other) = ["name", "owner"].into_iter().find(|key| table.has(key)) {
-            return table.wrong(other, table.line, "does not go with `ssm`: leave one of them out");
-        }
-        let at = ssm?;
-        let good = |c: char| c.is_ascii_alphanumeric() || "/_.-:".contains(c);
-        if at.value.is_empty() || at.value.len() > 2048 || !at.value.chars().all(good) {
-            let what =
-                format!("is {:?}: it should be a parameter's name, such as \"/aws/service/…\"", at.value);
-            return table.wrong("ssm", at.line, what);
-        }
-        return Some(BaseRef::Ssm(at.value.into()));
+fn id(text: &str) -> Result<ImageId, String> {
+    let hex = |b: u8| matches!(b, b'0'..=b'9' | b'a'..=b'f');
+    match text.strip_prefix("ami-") {
+        Some(digits) if matches!(digits.len(), 8 | 17) && digits.bytes().all(hex) => Ok(ImageId(text.into())),
+        _ => Err(format!("is {text:?}: an image's id is `ami-` and 17 digits of 0-9a-f")),
     }
-    let name = table.string("name", "an image's name, which may have `*` and `?`");
-    let owner =
-        table.has("owner").then(|| table.string("owner", "an account's 12 digits in quotes, or \"self\""));
-    let name = table.required("name", name, "`from` needs it, or `ssm`");
-    let name = name.and_then(|at| table.check("name", at.line, pattern(at.value)));
-    let owner = owner.map(|at| at.and_then(|at| table.check("owner", at.line, account(at.value))));
-    Some(BaseRef::Name {
-        name: name?,
-        owner: match owner {
-            None => None,
-            Some(owner) => Some(owner?),
-        },
-    })
+}
+
+fn image(table: &Table) -> Option<BaseRef> {
+    let mut ways = WAYS.into_iter().filter(|way| table.has(way));
+    let Some(way) = ways.next() else {
+        table.mistake(table.line, "`name` of `from` is missing: write it, or `id`, `ssm` or `tag`");
+        return None;
+    };
+    let owned = matches!(way, "name" | "tag");
+    let other = ways.next().or_else(|| Some("owner").filter(|key| !owned && table.has(key)));
+    if let Some(other) = other {
+        let line = table.value(other).map_or(table.line, |at| at.line);
+        return table.wrong(other, line, format!("does not go with `{way}`: leave one of them out"));
+    }
+    let owner = if table.has("owner") {
+        let at = table.string("owner", "an account's 12 digits in quotes, or \"self\"");
+        // What is wrong with it is noted; the rest is still looked at.
+        at.and_then(|at| table.check("owner", at.line, account(at.value)))
+    } else {
+        None
+    };
+    let deprecated = table.boolean("deprecated").unwrap_or_default();
+    let base = match way {
+        "id" => {
+            let at = table.string("id", "an image's id, such as \"ami-0123456789abcdef0\"")?;
+            BaseRef::Id(table.check("id", at.line, id(at.value))?)
+        }
+        "ssm" => {
+            let at = table.string("ssm", "a parameter's name, such as \"/aws/service/…\"")?;
+            BaseRef::Ssm(table.check("ssm", at.line, parameter(at.value))?)
+        }
+        "tag" => {
+            let (key, value) = tag(table)?;
+            BaseRef::Tag { key, value, owner }
+        }
+        _ => {
+            let at = table.string("name", "an image's name, which may have `*` and `?`")?;
+            BaseRef::Name { name: table.check("name", at.line, pattern(at.value))?, owner }
+        }
+    };
+    Some(if deprecated { BaseRef::Deprecated(Box::new(base)) } else { base })
+}
+
+/// `tag = { role = "base" }`: as in `[tags]`. A tag's key may have any of the characters that could separate it.
+fn tag(from: &Table) -> Option<(String, String)> {
+    let expected = "a table of one tag, such as { role = \"base\" }";
+    let at = from.value("tag")?;
+    if let DeValue::String(text) = at.value {
+        let spelt = text.split_once('=').map_or((&**text, "…"), |(key, value)| (key.trim(), value.trim()));
+        let what =
+            format!("is a string: it should be a table of one tag, {{ {:?} = {:?} }}", spelt.0, spelt.1);
+        return from.wrong("tag", at.line, what);
+    }
+    if !at.value.is_table() {
+        return from.wrong_type("tag", &at, expected);
+    }
+    let table = from.free_table("tag", "`tag` of `from`")?;
+    let mut entries = table.entries();
+    match (entries.next(), entries.next()) {
+        (Some((key, value)), None) => {
+            let DeValue::String(text) = value.value else {
+                return table.wrong_type(key.value, &value, "a text in quotes, as every tag's value");
+            };
+            table.check(key.value, key.line, rules::searched_tag(key.value, text))?;
+            Some((key.value.to_owned(), text.to_string()))
+        }
+        (first, _) => {
+            let count = if first.is_some() { "several tags" } else { "no tag" };
+            from.wrong("tag", at.line, format!("has {count}: it should be {expected}"))
+        }
+    }
+}
+
+fn parameter(name: &str) -> Result<String, String> {
+    let good = |c: char| c.is_ascii_alphanumeric() || "/_.-:".contains(c);
+    if name.is_empty() || name.len() > 2048 || !name.chars().all(good) {
+        Err(format!("is {name:?}: it should be a parameter's name, such as \"/aws/service/…\""))
+    } else {
+        Ok(name.into())
+    }
 }
 
 fn pattern(name: &str) -> Result<String, String> {

@@ -188,6 +188,22 @@ pub fn tags(top: &Table) -> Tags {
     tags
 }
 
+/// A tag that a base image is found by: any, oven's own, too. `*` and `?` would match anything, as EC2's filters do.
+pub fn searched_tag(key: &str, value: &str) -> Result<(), String> {
+    let (keys, values) = (key.chars().count(), value.chars().count());
+    if key.is_empty() {
+        Err("is empty: a tag has a key".into())
+    } else if keys > MAX_TAG_KEY || values > MAX_TAG_VALUE {
+        Err(format!("is no tag: a key has at most {MAX_TAG_KEY} characters, a value {MAX_TAG_VALUE}"))
+    } else if key.chars().chain(value.chars()).any(char::is_control) {
+        Err("has a control character".into())
+    } else if value.contains(['*', '?', '\\']) {
+        Err(format!("is {value:?}: the whole value is written out, without `*`, `?` or `\\`"))
+    } else {
+        Ok(())
+    }
+}
+
 fn tag_key(key: &str) -> Result<(), String> {
     let count = key.chars().count();
     if key.is_empty() {

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 pub struct Sources {
     dir: PathBuf,
     roots: Vec<PathBuf>,
+    project: PathBuf,
 }
 
 /// A file that counts in the checksum.
@@ -38,10 +39,25 @@ pub fn directories(dir: &Path, inputs: &[String]) -> Vec<PathBuf> {
     std::iter::once(dir).chain(inputs).collect()
 }
 
+/// The directory out of which nothing of a definition may lead: `inputs` and symbolic links name files of whoever runs
+/// oven, who may be root, and a definition comes from somebody else. It is where git's repository or an oven.toml is,
+/// the nearest from the definition upwards; without either the directory that the definition lies in. `real`: the
+/// definition's canonical path.
+pub fn project(real: &Path) -> PathBuf {
+    let git = |dir: &Path| dir.join(".git").is_dir();
+    let mut above = real.ancestors().skip(1);
+    if git(real) {
+        return real.to_owned();
+    }
+    let marked = above.find(|dir| git(dir) || dir.join(crate::settings::FILE).symlink_metadata().is_ok());
+    marked.or(real.parent()).unwrap_or(real).to_owned()
+}
+
 impl Sources {
-    /// Reads `inputs`, and checks that each is a directory of its own.
-    pub fn read(dir: &Path, real: &Path, top: &Table) -> (Self, Vec<String>) {
-        let mut sources = Self { dir: dir.to_owned(), roots: vec![real.to_owned()] };
+    /// Reads `inputs`, and checks that each is a directory of its own. `project`: what [`project`] answers.
+    pub fn read(dir: &Path, real: &Path, project: &Path, top: &Table) -> (Self, Vec<String>) {
+        let (roots, project) = (vec![real.to_owned()], project.to_owned());
+        let mut sources = Self { dir: dir.to_owned(), roots, project };
         let mut inputs = Vec::new();
         for at in top.strings("inputs", "an array of directories, such as [\"../common\"]") {
             if let Some(root) = top.check("inputs", at.line, sources.input(at.value)) {
@@ -66,7 +82,19 @@ impl Sources {
         if self.roots.contains(&real) {
             return Err(format!("has {spelt:?} twice: leave one out"));
         }
+        self.ensure_in_project(&real).map_err(|out| format!("has {spelt:?}, which {out}"))?;
         Ok(real)
+    }
+
+    fn ensure_in_project(&self, real: &Path) -> Result<(), String> {
+        if real.starts_with(&self.project) {
+            return Ok(());
+        }
+        let project = self.project.display();
+        Err(format!(
+            "leads to {}, out of the project {project} (that is where .git or oven.toml is, or the definition's parent)",
+            real.display()
+        ))
     }
 
     /// A regular file that counts in the checksum.
@@ -89,6 +117,8 @@ impl Sources {
         if !metadata.is_file() {
             return Err(format!("is {spelt:?}, which is {}: a file is needed", kind_of(&metadata)));
         }
+        let real = std::fs::canonicalize(&path).map_err(|e| missing(spelt, &path, &e))?;
+        self.ensure_in_project(&real).map_err(|out| format!("is {spelt:?}, which {out}"))?;
         if name.as_bytes().starts_with(b".") {
             return Err(format!(
                 "is {spelt:?}: the checksum passes over files whose name begins with a dot, so it could change \

@@ -1,3 +1,6 @@
+mod attributes;
+mod from;
+
 use super::*;
 use crate::cloud::ImageId;
 use crate::error::hint_of;
@@ -13,6 +16,7 @@ upgrade = true
 recommends = true
 conffiles = "replace"
 network = true
+imds = true
 
 [[file]]
 source = "files/nginx.conf"
@@ -35,6 +39,18 @@ script = "../common/tool"
 
 [disk]
 size_gib = 8
+type = "gp3"
+iops = 4000
+throughput = 250
+encrypted = true
+kms_key = "alias/images"
+
+[image]
+boot_mode = "uefi"
+ena = true
+sriov = "simple"
+tpm = "v2.0"
+imds = "optional"
 
 [tags]
 role = "web"
@@ -115,10 +131,27 @@ fn a_whole_definition_is_read() {
     assert_eq!(web.runs, [Script { script: "setup.sh".into(), network: true, timeout: 60 }]);
     assert_eq!(web.tests, [Script { script: "../common/tool".into(), network: false, timeout: 3600 }]);
     assert_eq!(web.size_gib, Some(8));
+    let text = |text: &str| Some(text.to_owned());
+    let volume = VolumeKind {
+        volume_type: text("gp3"),
+        iops: Some(4000),
+        throughput: Some(250),
+        encrypted: Some(true),
+        kms_key: text("alias/images"),
+    };
+    assert_eq!(web.volume, volume);
+    let registered = Registered {
+        boot_mode: text("uefi"),
+        ena: Some(true),
+        sriov: Some(text("simple")),
+        tpm: Some(text("v2.0")),
+        imds: Some(None),
+    };
+    assert_eq!(web.registered, registered);
     assert_eq!(web.tags["Team Name"], "größer");
     assert_eq!(web.keep, ["/var/log/app"]);
     assert_eq!(web.conffiles, Conffiles::Replace);
-    assert!(web.upgrade && web.recommends && web.network);
+    assert!(web.upgrade && web.recommends && web.network && web.imds);
     assert_eq!(web.directories(), [dir.clone(), dir.join("../common")]);
 }
 
@@ -128,8 +161,9 @@ fn the_least_definition_has_defaults() {
     let web = load(top.path(), "from = \"ami-0123456789abcdef0\"").unwrap();
     assert_eq!(web.name, "web");
     assert_eq!(web.from, From::Image(BaseRef::Id(ImageId("ami-0123456789abcdef0".into()))));
-    assert!(!(web.upgrade || web.recommends || web.network));
+    assert!(!(web.upgrade || web.recommends || web.network || web.imds));
     assert_eq!((web.conffiles, web.size_gib), (Conffiles::Keep, None));
+    assert_eq!((web.volume, web.registered), Default::default());
 }
 
 #[test]
@@ -143,24 +177,6 @@ fn the_name_is_that_of_the_real_directory() {
     let error = Definition::load(&top.path().join("wéb")).unwrap_err().to_string();
     assert!(error.contains("image.toml:1: the directory's name \"wéb\" has the character 'é'"), "{error}");
     assert!(error.ends_with("set `name`"), "{error}");
-}
-
-#[test]
-fn what_it_stands_on_has_four_spellings() {
-    let top = tree();
-    let name = |name: &str, owner: Option<&str>| {
-        From::Image(BaseRef::Name { name: name.into(), owner: owner.map(Into::into) })
-    };
-    let cases = [
-        ("from = \"./../base\"", From::Parent(top.path().join("web/./../base"))),
-        ("from = { name = \"debian-12-*\" }", name("debian-12-*", None)),
-        ("from = { name = \"d?\", owner = \"136693071363\" }", name("d?", Some("136693071363"))),
-        ("[from]\nname = \"d\"\nowner = \"amazon\"", name("d", Some("amazon"))),
-        ("from = { ssm = \"/aws/service/x\" }", From::Image(BaseRef::Ssm("/aws/service/x".into()))),
-    ];
-    for (toml, expected) in cases {
-        assert_eq!(load(top.path(), toml).unwrap().from, expected, "{toml}");
-    }
 }
 
 /// What is written into image.toml, and what is told, behind `DIR/web/image.toml:` and with `from` given.
@@ -370,36 +386,6 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
 }
 
 #[test]
-fn mistakes_of_from_tell_what_it_can_be() {
-    let top = tree();
-    let cases: &[(&str, &str)] = &[
-        ("", "1: `from` is missing: write \"ami-…\" (an image), \"../base\""),
-        ("from = \"debian-12\"", "1: `from` is \"debian-12\", which is none of \"ami-…\" (an image)"),
-        ("from = \"ami-xyz\"", "1: `from` is \"ami-xyz\": an image's id is `ami-` and 17 digits"),
-        ("from = \"../gone\"", "1: `from` is \"../gone\", but DIR/web/../gone is no directory"),
-        ("from = \"../empty\"", "1: `from` is \"../empty\", but DIR/web/../empty has no image.toml"),
-        ("from = 1", "1: `from` is an integer: it should be \"ami-…\""),
-        ("from = {}", "1: `name` of `from` is missing"),
-        ("from = { nam = \"a\" }", "1: unknown key `nam` of `from`: did you mean `name`?"),
-        (
-            "from = { name = \"a:b\" }",
-            "1: `name` of `from` is \"a:b\": no image's name has the character ':'",
-        ),
-        (
-            "from = { name = \"a\", owner = 136693071363 }",
-            "1: `owner` of `from` is an integer: it should be an account's 12 digits in quotes",
-        ),
-        ("from = { name = \"a\", owner = \"me\" }", "1: `owner` of `from` is \"me\""),
-        ("from = { name = \"a\", ssm = \"/b\" }", "1: `name` of `from` does not go with `ssm`"),
-        ("from = { ssm = \"a b\" }", "1: `ssm` of `from` is \"a b\""),
-    ];
-    for (toml, expected) in cases {
-        let error = load(top.path(), toml).unwrap_err();
-        assert!(error.starts_with(&format!("DIR/web/image.toml:{expected}")), "{toml}\ngives {error}");
-    }
-}
-
-#[test]
 fn mistakes_of_syntax_name_the_key_too() {
     let top = tree();
     let cases: &[(&str, &str)] = &[
@@ -478,6 +464,37 @@ fn a_linked_file_counts_with_its_bytes_so_it_may_lead_out() {
 }
 
 #[test]
+fn nothing_leads_out_of_the_project() {
+    let top = tree();
+    let real = top.path().canonicalize().unwrap();
+    let passwd = "web/passwd";
+    symlink("/etc/passwd", top.path().join(passwd)).unwrap();
+    symlink("/etc", top.path().join("host")).unwrap();
+    let up = "../".repeat(real.components().count());
+    let cases = [
+        (
+            "[[file]]\nsource = \"passwd\"\ntarget = \"/x\"".to_owned(),
+            "\"passwd\", which leads to /etc/passwd, out of",
+        ),
+        (format!("inputs = [\"{up}etc\"]"), "which leads to /etc, out of the project DIR"),
+        ("inputs = [\"../host\"]".to_owned(), "\"../host\", which leads to /etc, out of the project DIR"),
+    ];
+    for (toml, expected) in cases {
+        let error = load(top.path(), &format!("from = \"ami-01234567\"\n{toml}\n")).unwrap_err();
+        assert!(error.contains(expected), "{toml}\ngives {error}");
+    }
+    // A repository of its own, and one with a settings file above it.
+    let toml = "from = \"ami-01234567\"\ninputs = [\"../common\"]\n";
+    assert_eq!(load(top.path(), toml).unwrap().project, real);
+    std::fs::create_dir(top.path().join("web/.git")).unwrap();
+    let error = load(top.path(), toml).unwrap_err();
+    assert!(error.contains("out of the project DIR/web ("), "{error}");
+    assert_eq!(source::project(&real.join("a/b/c")), real.join("a/b"));
+    std::fs::write(top.path().join("oven.toml"), "").unwrap();
+    assert_eq!(source::project(&real.join("a/b/c")), real);
+}
+
+#[test]
 fn a_later_failure_finds_its_line() {
     let top = tree();
     let web = Definition::load(&top.path().join("web")).unwrap();
@@ -485,6 +502,9 @@ fn a_later_failure_finds_its_line() {
     assert_eq!(place("from", None), "DIR/web/image.toml:3: `from`");
     assert_eq!(place("packages", Some("redis-server")), "DIR/web/image.toml:4: `packages`");
     assert_eq!(place("conffiles", Some("gone")), "DIR/web/image.toml:8: `conffiles`");
+    assert_eq!(place("disk.iops", None), "DIR/web/image.toml:34: `iops` of [disk]");
+    assert_eq!(place("disk.gone", None), "DIR/web/image.toml:31: `gone` of [disk]");
+    assert_eq!(place("gone.gone", None), "DIR/web/image.toml: `gone` of [gone]");
     assert_eq!(place("gone", None), "DIR/web/image.toml: `gone`");
 }
 

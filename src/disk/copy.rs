@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -79,8 +79,13 @@ impl Temp {
     fn named(dir: &Path) -> Result<Self> {
         let name = dir.join(format!("{TEMP_PREFIX}{}", crate::cloud::RunId::new()));
         let context = || format!("making {}", name.display());
-        let file =
-            File::options().read(true).write(true).create_new(true).open(&name).with_context(context)?;
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&name)
+            .with_context(context)?;
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).with_context(context)?;
         Ok(Self { file, name: Some(name) })
     }
@@ -315,22 +320,25 @@ fn errno(error: &anyhow::Error) -> Option<Errno> {
     })
 }
 
-/// Writes a small file beside its place and renames it. `durable`: it survives a loss of power from then on, if the
-/// directory is synced, too.
+/// Writes a small file beside its place and renames it, also when others do so at the same time. `durable`: it
+/// survives a loss of power from then on, if the directory is synced, too.
 pub fn write_beside(path: &Path, content: &[u8], durable: bool) -> Result<()> {
-    let (dir, name) = (path.parent().unwrap_or(Path::new(".")), path.file_name().unwrap_or_default());
-    let beside = dir.join(format!("{TEMP_PREFIX}{}", name.to_string_lossy()));
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let beside = dir.join(format!("{TEMP_PREFIX}{}", crate::cloud::RunId::new()));
     let write = || -> std::io::Result<()> {
-        let mut file = File::create(&beside)?;
+        let mut file = File::options().write(true).create_new(true).mode(0o600).open(&beside)?;
         file.write_all(content)?;
         if durable {
             file.sync_all()?;
         }
         std::fs::rename(&beside, path)
     };
-    write().map_err(|e| match Errno::from_io_error(&e) {
-        Some(Errno::NOSPC | Errno::DQUOT) => no_space(dir, content.len() as u64),
-        _ => anyhow::Error::from(e).context(format!("writing {}", path.display())),
+    write().map_err(|e| {
+        _ = std::fs::remove_file(&beside);
+        match Errno::from_io_error(&e) {
+            Some(Errno::NOSPC | Errno::DQUOT) => no_space(dir, content.len() as u64),
+            _ => anyhow::Error::from(e).context(format!("writing {}", path.display())),
+        }
     })
 }
 

@@ -3,6 +3,7 @@
 use super::filesystem::{self, Type};
 use super::mounting::{self, DIR};
 use super::nodes::{self, Bytes, Nodes, Part};
+use super::partition::{self, Partition};
 use super::{blocking, choose, holders, ioctl, make_mount_point};
 use crate::disk::Device;
 use crate::error::Kind;
@@ -16,6 +17,9 @@ use std::path::{Path, PathBuf};
 
 /// `ST_RDONLY` of statfs(2).
 const READ_ONLY: u64 = 1;
+
+/// No image has so many. Each recursive bind may double their number.
+const MOUNTS_MAX: usize = 256;
 
 /// Something that is mounted.
 pub struct Mounted {
@@ -72,6 +76,16 @@ impl Mounts {
             part.is_some_and(|p| matches!(choose::kind(p), Some(Type::Ext2 | Type::Ext3 | Type::Ext4)));
         let errors = part.filter(|_| is_ext).and_then(|part| errors_of(&part.name));
         self.list.push(Mounted { id, fd: Some(mount), target: target.to_owned(), device, errors });
+        // A recursive bind brought more, which would keep it busy.
+        let table = mounting::own_table()?;
+        for line in below(&table, id) {
+            let target = format!("{target} ({})", line.path.display());
+            self.list.push(Mounted { id: line.id, fd: None, target, device: None, errors: None });
+        }
+        if self.list.len() > MOUNTS_MAX {
+            let failure = Kind::Definition.failure("its recursive binds make too many mounts of each other");
+            return Err(failure.hint("Have the fstab of the image bind less, or without `rbind`.").into());
+        }
         Ok(())
     }
 
@@ -165,6 +179,20 @@ impl Mounted {
     }
 }
 
+/// What is mounted in a mount, and in that, parents first.
+fn below(table: &[mounting::Line], id: u64) -> Vec<&mounting::Line> {
+    let mut found: Vec<&mounting::Line> = Vec::new();
+    let mut parents = vec![id];
+    while let Some(parent) = parents.pop() {
+        let children = table.iter().filter(|line| line.parent == parent && line.id != parent);
+        for child in children {
+            parents.push(child.id);
+            found.push(child);
+        }
+    }
+    found
+}
+
 fn damaged(what: &str) -> anyhow::Error {
     let hint =
         "The base image's file system or this machine's storage is damaged: see the kernel's log (dmesg).";
@@ -207,6 +235,7 @@ pub async fn close(
     for part in disk.parts.iter().filter(|part| used.iter().any(|(name, _)| *name == part.name)) {
         sound(part).with_context(|| format!("looking at {} after it was unmounted", part.name))?;
     }
+    tabled(disk, device, &used).with_context(|| format!("looking at the partition table of {path}"))?;
     drop(mounts);
     report.detail(format!("{path} is released"));
     Ok(())
@@ -239,6 +268,25 @@ async fn prove(disk: &Nodes, used: &[(String, u64)]) -> Result<()> {
         Ok(())
     })
     .await
+}
+
+/// Steps have the disk's nodes, since boot loaders are installed there. What was mounted has to be in the table still.
+fn tabled(disk: &Nodes, device: &Device, used: &[(String, u64)]) -> Result<()> {
+    let now = partition::read(&Bytes { fd: device.node.as_fd(), size: disk.size }, disk.sector)?;
+    let changed =
+        |what: String| Kind::Step.failure(what).hint("Find the script that writes to the disk itself.");
+    if let Some(warning) = now.warnings.iter().find(|warning| !disk.table.warnings.contains(warning)) {
+        return Err(changed(format!("a step damaged it: {warning}")).into());
+    }
+    let is_used = |part: &&Part| used.iter().any(|(name, _)| *name == part.name);
+    for wanted in disk.parts.iter().filter(is_used).filter_map(|part| part.partition.as_ref()) {
+        let place = |p: &Partition| (p.number, p.start, p.size);
+        if !now.partitions.iter().any(|p| place(p) == place(wanted)) {
+            let what = format!("a step changed it: partition {} is no longer where it was", wanted.number);
+            return Err(changed(what).into());
+        }
+    }
+    Ok(())
 }
 
 /// What the superblock of an unmounted ext file system says of the bake.

@@ -3,9 +3,11 @@
 use super::listen::command;
 use super::packages::{self, Installed};
 use super::runner::{Call, Place, Runner};
-use super::space::Space;
+use super::space::{self, Space};
+use super::step::egress::Fence;
 use super::{Root, clean, files, lint, scripts};
 use crate::definition::{Definition, Script};
+use crate::error::Kind;
 use crate::report::Report;
 use crate::settings::NetworkSettings;
 use anyhow::{Context, Result};
@@ -23,9 +25,36 @@ pub struct Work<'a> {
     pub image: &'a Definition,
     pub plan: &'a Plan,
     pub network: &'a NetworkSettings,
+    /// What is asked of this machine; a definition with `imds = true` asks for nothing.
+    pub guard: Guard,
     /// This program.
     pub helper: &'a Path,
     pub report: &'a Report,
+}
+
+/// Whose packages are broken.
+const BASE: &str = "packages of the base image are not installed right";
+/// Whether steps with the network are kept from the builder's credentials ([`super::step::egress`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guard {
+    /// Where this machine can. For a bake that needs no credentials: there may be none.
+    Wanted,
+    /// Or there is no such step. For a builder in the cloud: its role may do what the bake does, and more.
+    Required,
+}
+
+impl Guard {
+    /// Whether steps are fenced. Where that cannot be and need not, it is told, once.
+    pub(super) fn fences(self, report: &Report) -> bool {
+        if self == Self::Required {
+            return true;
+        }
+        let fence = Fence::make();
+        if let Err(error) = &fence {
+            report.detail(format!("{error:#}"));
+        }
+        fence.is_ok()
+    }
 }
 
 /// A fact is a question that is answered at once.
@@ -44,6 +73,11 @@ pub async fn execute(root: &Root<'_>, work: &Work<'_>) -> Result<BTreeMap<String
 
 /// The same, in any directory that is a mount point and holds an image.
 pub async fn execute_in(place: &Place<'_>, work: &Work<'_>) -> Result<BTreeMap<String, String>> {
+    let provisioned = provision(place, work).await;
+    provisioned.map_err(|error| Kind::Step.unless_known(space::explain(error)))
+}
+
+async fn provision(place: &Place<'_>, work: &Work<'_>) -> Result<BTreeMap<String, String>> {
     let runner = Runner::new(place, work)?;
     let space = Space::of(place.root)?;
     let mut before = lint::Before::of(place.inside, work)?;
@@ -53,11 +87,7 @@ pub async fn execute_in(place: &Place<'_>, work: &Work<'_>) -> Result<BTreeMap<S
     let changes = steps(false).next().is_some();
     let base = if changes { packages_of(&runner).await? } else { None };
     if let Some(base) = &base {
-        packages::ensure_sound(
-            base,
-            &work.plan.expect,
-            "packages of the base image are not installed right",
-        )?;
+        packages::ensure_sound(base, &work.plan.expect, BASE)?;
     }
     for step in steps(false) {
         run_step(&runner, step).await?;
@@ -86,11 +116,11 @@ pub async fn execute_in(place: &Place<'_>, work: &Work<'_>) -> Result<BTreeMap<S
 
     if installed.is_none() || !work.image.runs.is_empty() {
         installed = packages_of(&runner).await?;
-        packages::ensure_sound(
-            installed.as_deref().unwrap_or_default(),
-            &work.plan.expect,
-            "packages are not installed right after the definition's scripts",
-        )?;
+        let whose = match work.image.runs[..] {
+            [] => BASE,
+            _ => "packages are not installed right after the definition's scripts",
+        };
+        packages::ensure_sound(installed.as_deref().unwrap_or_default(), &work.plan.expect, whose)?;
     }
     let facts = facts(&runner, installed).await?;
     for step in steps(true) {
@@ -155,7 +185,7 @@ async fn run_script(runner: &Runner<'_>, script: &Script, kind: &str) -> Result<
 async fn packages_of(runner: &Runner<'_>) -> Result<Option<Vec<Installed>>> {
     let Some(argv) = runner.work.plan.facts.get(packages::FACT) else { return Ok(None) };
     let output = ask(runner, packages::FACT, argv).await?;
-    Ok(Some(packages::parse(&output, &runner.work.plan.expect)))
+    Ok(Some(packages::parse(&output, &runner.work.plan.expect)?))
 }
 
 async fn facts(runner: &Runner<'_>, installed: Option<Vec<Installed>>) -> Result<BTreeMap<String, String>> {
@@ -193,12 +223,14 @@ fn clean_up(place: &Place<'_>, work: &Work<'_>, before: &lint::Before) -> Result
 }
 
 /// A contained shell, or a command in its place, on the terminal of this process. Answers with its exit code.
+/// `network`: it has one, so guarded.
 pub async fn shell(
     root: &Root<'_>,
     helper: &Path,
     shims: Vec<Shim>,
-    network: bool,
+    network: Option<Guard>,
     command: &[String],
+    report: &Report,
 ) -> Result<u8> {
     let bash = root.inside().exists("/bin/bash")?;
     let argv = match command {
@@ -211,7 +243,8 @@ pub async fn shell(
         argv,
         env: BTreeMap::new(),
         cwd: "/root".to_owned(),
-        network,
+        network: network.is_some(),
+        fenced: network.is_some_and(|guard| guard.fences(report)),
         resolv_conf: None,
         shims,
         binds: Vec::new(),

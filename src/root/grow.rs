@@ -6,13 +6,14 @@ use super::mounting::DIR;
 use super::nodes::{self, Bytes, Nodes, Part};
 use super::partition::gpt::Write;
 use super::partition::{Scheme, gpt, mbr};
+use super::step::{capabilities, scope, seccomp::Filter};
 use crate::disk::Device;
 use crate::error::Kind;
 use anyhow::{Context, Result};
 use rustix::fs::{FlockOperation, Mode};
 use rustix::io::Errno;
-use rustix::thread::CapabilitySet;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use rustix::thread::{CapabilitySet, UnshareFlags};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -134,12 +135,12 @@ pub async fn before_mount(part: &mut Part) -> Result<Option<(u64, u64)>> {
         return Ok(None);
     }
     let (before, doing) = (fs.size(), format!("growing the ext4 on {}", part.name));
-    // Through our descriptor of the verified device; a child's own /proc/self would not have it.
-    let path = format!("/proc/{}/fd/{}", std::process::id(), part.node.as_raw_fd());
+    // The descriptor of the verified device, which the tools inherit.
+    let path = format!("/proc/self/fd/{}", part.node.as_raw_fd());
     // resize2fs takes only what was checked. 1: something small was repaired. What was closed just now
     // may still be held for a moment, by a child that is being started.
     let arguments = ["-f", "-p", &path];
-    let check = || tool("e2fsck", &arguments, &[0, 1]);
+    let check = || tool("e2fsck", &arguments, &part.node, &[0, 1]);
     let mut checked = check().await;
     for _ in 0..CHECK_TRIES {
         if !matches!(&checked, Err(error) if error.to_string().contains("is in use")) {
@@ -149,7 +150,7 @@ pub async fn before_mount(part: &mut Part) -> Result<Option<(u64, u64)>> {
         checked = check().await;
     }
     checked.with_context(|| doing.clone())?;
-    tool("resize2fs", &[&path], &[0]).await.with_context(|| doing.clone())?;
+    tool("resize2fs", &[&path], &part.node, &[0]).await.with_context(|| doing.clone())?;
     let bytes = Bytes { fd: part.node.as_fd(), size: part.size };
     part.fs = filesystem::probe(&bytes, 0, part.size);
     match smaller(part) {
@@ -161,9 +162,28 @@ pub async fn before_mount(part: &mut Part) -> Result<Option<(u64, u64)>> {
     }
 }
 
-/// Runs a program of this machine, with nothing of the caller's environment.
-async fn tool(name: &str, arguments: &[&str], good: &[i32]) -> Result<()> {
+/// Runs a program of this machine on a device, with nothing of the caller's environment. It reads what an image says,
+/// so it is trusted no more than a step: no capabilities, no network, and nothing to write to but the device.
+#[allow(unsafe_code)]
+async fn tool(name: &str, arguments: &[&str], device: &OwnedFd, good: &[i32]) -> Result<()> {
     let mut command = tokio::process::Command::new(name);
+    let (device, mut filter) = (device.as_raw_fd(), Filter::new(true));
+    let contain = move || -> std::io::Result<()> {
+        // SAFETY: the child has a copy of the descriptor, which its parent keeps open until the child has ended.
+        let device = unsafe { BorrowedFd::borrow_raw(device) };
+        rustix::io::fcntl_setfd(device, rustix::io::FdFlags::empty())?;
+        // SAFETY: nothing of the process's memory or descriptors is unshared.
+        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET | UnshareFlags::NEWIPC)? };
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+        let failed = |_| std::io::Error::from(std::io::ErrorKind::PermissionDenied);
+        capabilities::reduce_to(CapabilitySet::empty()).map_err(failed)?;
+        scope::write_to_nothing_but(device);
+        filter.install().map_err(failed)
+    };
+    // SAFETY: between fork and exec it makes system calls alone; memory is allocated only for a failure's text, and
+    // then the process has no other thread that could hold the allocator's lock but those that do blocking work:
+    // glibc lets a forked child allocate.
+    unsafe { command.pre_exec(contain) };
     command
         .args(arguments)
         .env_clear()
@@ -184,4 +204,36 @@ async fn tool(name: &str, arguments: &[&str], good: &[i32]) -> Result<()> {
     let said = [done.stdout, done.stderr].concat();
     let said = String::from_utf8_lossy(&said).split_whitespace().collect::<Vec<_>>().join(" ");
     Err(Kind::Machine.error(format!("{name} failed ({}): {said}", done.status)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What an image that takes over its checker could do.
+    #[tokio::test]
+    async fn a_tool_reaches_the_device_alone() {
+        if !rustix::process::geteuid().is_root() {
+            return; // tools are root's
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let device = dir.path().join("device");
+        std::fs::write(&device, "old").unwrap();
+        let fd = OwnedFd::from(std::fs::File::open(&device).unwrap());
+        let (path, shown) = (format!("/proc/self/fd/{}", fd.as_raw_fd()), dir.path().display());
+        let sh = async |script: String| tool("sh", &["-ec", &script], &fd, &[0]).await;
+        sh(format!("echo new 1<>{path}")).await.unwrap();
+        assert_eq!(std::fs::read_to_string(&device).unwrap(), "new\n");
+        sh("grep -qx 'CapEff:.0*' /proc/self/status".into()).await.unwrap();
+        sh("grep -qx 'CapBnd:.0*' /proc/self/status".into()).await.unwrap();
+        sh("grep -qx 'Seccomp:.2' /proc/self/status".into()).await.unwrap();
+        sh("! grep -v lo: /proc/net/dev | grep -q :".into()).await.unwrap();
+        if scope::version() < 1 {
+            return; // this kernel has no Landlock
+        }
+        for script in ["echo x > {}/other", "mkdir {}/made", "rm {}/device", "ln -s x {}/link"] {
+            assert!(sh(script.replace("{}", &shown.to_string())).await.is_err(), "{script}");
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
 }

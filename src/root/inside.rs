@@ -213,7 +213,13 @@ impl Inside {
                 let dir = self.parent(&parent).with_context(doing)?;
                 match rustix::fs::mkdirat(&dir, &*name, Mode::from_raw_mode(0o700)) {
                     Ok(()) => {}
-                    Err(Errno::EXIST) => bail!("{}: {so_far} is no directory", doing()),
+                    Err(Errno::EXIST) => match self.read_link(so_far)? {
+                        Some(to) => bail!(
+                            "{so_far} in the image is a symlink that leads nowhere, to {}",
+                            to.display()
+                        ),
+                        None => bail!("{so_far} in the image is no directory"),
+                    },
                     Err(error) => return Err(error).with_context(doing),
                 }
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;

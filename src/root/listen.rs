@@ -23,6 +23,8 @@ const NO_NETWORK: [&str; 8] = [
     "eai_again",
     "cannot assign requested address",
 ];
+/// How the metadata service is called.
+const METADATA: [&str; 4] = ["169.254.169.254", "169.254.170.2", "fd00:ec2::254", "ec2 metadata"];
 
 /// The output of a step so far.
 pub struct Listener<'a> {
@@ -32,6 +34,8 @@ pub struct Listener<'a> {
     heard: Vec<(usize, Vec<String>)>,
     pub no_space: bool,
     pub no_network: bool,
+    /// It asked for the builder's metadata.
+    pub metadata: bool,
     /// Anything at all.
     pub lines: u64,
 }
@@ -48,7 +52,7 @@ pub struct Meaning {
 impl<'a> Listener<'a> {
     pub fn new(troubles: &'a [Trouble]) -> Self {
         let (tail, heard) = (VecDeque::new(), Vec::new());
-        Self { troubles, tail, heard, no_space: false, no_network: false, lines: 0 }
+        Self { troubles, tail, heard, no_space: false, no_network: false, metadata: false, lines: 0 }
     }
 
     pub fn line(&mut self, line: &str) {
@@ -58,6 +62,7 @@ impl<'a> Listener<'a> {
         let lower = line.to_ascii_lowercase();
         self.no_space |= NO_SPACE.iter().any(|words| lower.contains(words));
         self.no_network |= NO_NETWORK.iter().any(|words| lower.contains(words));
+        self.metadata |= METADATA.iter().any(|words| lower.contains(words));
         for (index, trouble) in self.troubles.iter().enumerate() {
             if let Some(found) = capture(&trouble.output, line) {
                 let found: Vec<_> = found.into_iter().map(str::to_owned).collect();
@@ -191,6 +196,8 @@ mod tests {
         listener.line("cp: error writing 'x': No space left on device");
         assert!(listener.no_space && !listener.no_network);
         listener.line("curl: (6) Could not resolve host: example.org");
-        assert!(listener.no_network);
+        assert!(listener.no_network && !listener.metadata);
+        listener.line("Failed to connect to 169.254.169.254 port 80: Operation not permitted");
+        assert!(listener.metadata);
     }
 }

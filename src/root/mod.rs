@@ -63,6 +63,24 @@ pub struct MountOptions {
 
 /// An image's file systems, mounted in the private mount namespace of this process. It borrows the disk, so a mounted
 /// disk cannot be committed. [`Root::close`] proves that the disk is released; dropping it unmounts all the same.
+///
+/// ```no_run
+/// # use oven::{disk::Disk, report::Report, root::{MountOptions, Root}, undo::Undo};
+/// # async fn story(disk: Box<dyn Disk>, options: &MountOptions, report: &Report, undo: &Undo) -> anyhow::Result<()> {
+/// let root = Root::mount(disk.device(), "/run/oven/1".as_ref(), options, report).await?;
+/// root.close().await?;
+/// disk.commit(undo).await?;
+/// # Ok(()) }
+/// ```
+/// In the other order it does not compile (E0505):
+/// ```compile_fail
+/// # use oven::{disk::Disk, report::Report, root::{MountOptions, Root}, undo::Undo};
+/// # async fn story(disk: Box<dyn Disk>, options: &MountOptions, report: &Report, undo: &Undo) -> anyhow::Result<()> {
+/// let root = Root::mount(disk.device(), "/run/oven/1".as_ref(), options, report).await?;
+/// disk.commit(undo).await?;
+/// root.close().await?;
+/// # Ok(()) }
+/// ```
 pub struct Root<'d> {
     // Dropped before the mounts: an open descriptor keeps a mount busy.
     inside: Inside,

@@ -188,7 +188,8 @@ pub fn own_table() -> Result<Vec<Line>> {
     Ok(table(&std::fs::read("/proc/thread-self/mountinfo").context("reading the mount table")?))
 }
 
-fn unescape(path: &[u8]) -> PathBuf {
+/// A path in a mount table, where blanks and the like are octal.
+pub(super) fn unescape(path: &[u8]) -> PathBuf {
     use std::os::unix::ffi::OsStringExt;
     let mut out = Vec::new();
     let mut rest = path;

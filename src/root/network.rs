@@ -7,9 +7,13 @@ use crate::settings::NetworkSettings;
 use anyhow::Result;
 use oven_distro::Shim;
 use std::collections::BTreeMap;
+use std::io::Read;
 
 /// Where fetch steps see the certificates to trust: the image's own, and those of `ca_file`.
 pub const CA_FILE: &str = "/run/oven/ca.pem";
+
+/// Distributions' own bundles are below 1 MiB.
+const CA_FILE_MAX: u64 = 16 << 20;
 
 /// Where distributions keep the certificates that they trust.
 const BUNDLES: [&str; 3] =
@@ -38,12 +42,35 @@ pub fn environment(settings: &NetworkSettings, certificates: bool) -> BTreeMap<S
     environment
 }
 
+/// The certificates of a file, without what else it holds: keys, or another file's secrets that somebody made oven.toml
+/// name. oven reads it as root, and an image sees it.
+fn blocks(text: &str) -> String {
+    let mut found = String::new();
+    let mut inside = false;
+    for line in text.lines().map(str::trim_end) {
+        inside |= line == "-----BEGIN CERTIFICATE-----";
+        if inside {
+            found += line;
+            found.push('\n');
+        }
+        inside &= line != "-----END CERTIFICATE-----";
+    }
+    found
+}
+
 /// The certificates, if oven.toml adds some.
 pub fn certificates(settings: &NetworkSettings, inside: &Inside) -> Result<Option<Shim>> {
     let Some(path) = &settings.ca_file else { return Ok(None) };
-    let added = std::fs::read(path).map_err(|error| {
-        Kind::Definition.error(format!("oven.toml: `ca_file` {} cannot be read: {error}", path.display()))
-    })?;
+    let wrong =
+        |what: String| Kind::Definition.error(format!("oven.toml: `ca_file` {} {what}", path.display()));
+    let file = std::fs::File::open(path);
+    let mut text = Vec::new();
+    let read = file.and_then(|file| file.take(CA_FILE_MAX).read_to_end(&mut text));
+    read.map_err(|error| wrong(format!("cannot be read: {error}")))?;
+    let added = blocks(&String::from_utf8_lossy(&text));
+    if added.is_empty() {
+        return Err(wrong("holds no certificate in PEM".to_owned()));
+    }
     let mut content = String::new();
     for bundle in BUNDLES {
         if let Some(own) = inside.read(bundle)? {
@@ -54,7 +81,7 @@ pub fn certificates(settings: &NetworkSettings, inside: &Inside) -> Result<Optio
     if !content.is_empty() && !content.ends_with('\n') {
         content.push('\n');
     }
-    content += &String::from_utf8_lossy(&added);
+    content += &added;
     Ok(Some(Shim { path: CA_FILE.to_owned(), content, mode: 0o644 }))
 }
 
@@ -77,10 +104,18 @@ mod tests {
         let tree = Tree::new();
         tree.file("etc/ssl/certs/ca-certificates.crt", "own");
         let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(&file, "added\n").unwrap();
+        let pem = |what: &str| format!("-----BEGIN {what}-----\nMIIB\n-----END {what}-----\n");
+        let (one, key) = (pem("CERTIFICATE"), pem("PRIVATE KEY"));
+        std::fs::write(&file, format!("subject=x\n{one}{key}{}tail", one.replace('\n', "\r\n"))).unwrap();
         let mut settings =
             NetworkSettings { ca_file: Some(file.path().into()), ..NetworkSettings::default() };
-        assert_eq!(certificates(&settings, &tree.inside()).unwrap().unwrap().content, "own\nadded\n");
+        assert_eq!(
+            certificates(&settings, &tree.inside()).unwrap().unwrap().content,
+            format!("own\n{one}{one}")
+        );
+        std::fs::write(&file, "root:x:0:0\n").unwrap();
+        let error = certificates(&settings, &tree.inside()).unwrap_err();
+        assert!(error.to_string().ends_with("holds no certificate in PEM"), "{error}");
         settings.ca_file = Some("/nowhere/ca.pem".into());
         let error = certificates(&settings, &tree.inside()).unwrap_err();
         assert!(error.to_string().contains("/nowhere/ca.pem"));

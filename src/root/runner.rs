@@ -2,13 +2,14 @@
 
 use super::inside::Inside;
 use super::listen::{Listener, Meaning};
-use super::space::Space;
+use super::space::{self, Space};
 use super::step::{self, Bind, Exit, ExitStatus, Node, Spec};
 use super::{execute::Work, network};
 use crate::definition::Ask;
 use crate::error::{Failure, Kind};
 use anyhow::{Context, Result};
 use oven_distro::{Shim, Trouble};
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -58,6 +59,8 @@ pub struct Runner<'a> {
     place: Place<'a>,
     pub work: Work<'a>,
     packages: Vec<Bind>,
+    /// Whether steps with the network are fenced; asked for when the first one comes.
+    fenced: OnceCell<bool>,
     /// For steps that fetch.
     network_env: BTreeMap<String, String>,
     certificates: Option<Shim>,
@@ -114,12 +117,13 @@ impl<'a> Runner<'a> {
             if let Ask::File { source, .. } = ask {
                 let absolute = std::path::absolute(source);
                 let absolute = absolute.with_context(|| format!("looking for {}", source.display()))?;
-                packages.push(Bind { source: absolute, target: package_path(index, source) });
+                let (target, within) = (package_path(index, source), Some(work.image.project.clone()));
+                packages.push(Bind { source: absolute, target, within });
             }
         }
         let certificates = network::certificates(work.network, place.inside)?;
         let network_env = network::environment(work.network, certificates.is_some());
-        Ok(Self { place: *place, work: *work, packages, network_env, certificates })
+        Ok(Self { place: *place, work: *work, packages, fenced: OnceCell::new(), network_env, certificates })
     }
 
     /// The shims that the definition's scripts see: they may want to change the image's real configuration.
@@ -190,6 +194,7 @@ impl<'a> Runner<'a> {
             env,
             cwd: call.cwd.clone(),
             network: call.network,
+            fenced: call.network && self.fenced(),
             resolv_conf: None,
             shims,
             binds: call.binds.clone(),
@@ -198,6 +203,11 @@ impl<'a> Runner<'a> {
             interactive: false,
         };
         step::run(self.work.helper, &spec, call.timeout, on_line).await
+    }
+
+    fn fenced(&self) -> bool {
+        let work = &self.work;
+        *self.fenced.get_or_init(|| !work.image.imds && work.guard.fences(work.report))
     }
 
     fn tell_of_daemons(&self, call: &Call<'_>, exit: &Exit) {
@@ -227,8 +237,7 @@ impl<'a> Runner<'a> {
         let full = heard.no_space || Space::of(self.place.root).is_ok_and(|space| space.is_full());
         if full {
             let what = format!("{} failed: the image's disk is full ({how}){tail}", call.why);
-            let hint = "Give it a larger one: `size_gib` of `[disk]` in image.toml.";
-            return Kind::Step.failure(what).hint(hint);
+            return Kind::Step.failure(what).hint(space::LARGER);
         }
         if let Some(Meaning { means, hint, package }) = meaning {
             let failure = match package {
@@ -256,6 +265,10 @@ impl<'a> Runner<'a> {
                 Some((table, _)) => failure.hint(format!("`timeout` of a [[{table}]] is in seconds.")),
                 None => failure.hint("A package's script that waits for an answer gets none."),
             },
+            _ if heard.metadata && call.network && self.fenced() => failure.hint(
+                "No step reaches the builder's metadata service, which hands out its credentials. If these may, say \
+                 `imds = true` at the top of image.toml.",
+            ),
             Some((table, _)) if heard.no_network && !call.network => failure.hint(format!(
                 "It has no network. If it needs one, say `network = true` in its [[{table}]]."
             )),

@@ -29,7 +29,8 @@ pub struct Seen {
 /// What scripts see of the definition: read-only, and an input beside it, as on this machine, so that `../common/x`
 /// leads there.
 pub fn seen(image: &Definition, shims: &[Shim]) -> Result<Seen> {
-    let mut binds = vec![Bind { source: real(&image.dir)?, target: DEFINITION.to_owned() }];
+    let within = || Some(image.project.clone());
+    let mut binds = vec![Bind { source: real(&image.dir)?, target: DEFINITION.to_owned(), within: within() }];
     for (index, input) in image.inputs.iter().enumerate() {
         let beside = join(Path::new(DEFINITION), Path::new(input));
         let free = beside.starts_with(OVEN)
@@ -40,7 +41,7 @@ pub fn seen(image: &Definition, shims: &[Shim]) -> Result<Seen> {
             Some(beside) if free => beside.to_owned(),
             _ => format!("{INPUTS}/{index}"),
         };
-        binds.push(Bind { source: real(&image.dir.join(input))?, target });
+        binds.push(Bind { source: real(&image.dir.join(input))?, target, within: within() });
     }
     Ok(Seen { binds })
 }
@@ -64,7 +65,8 @@ pub fn command(image: &Definition, script: &Path, seen: &mut Seen) -> Result<Vec
         bail!("the name of the script {} is not UTF-8", script.display())
     };
     if below.is_none() {
-        seen.binds.push(Bind { source: path, target: text.clone() });
+        let within = Some(image.project.clone());
+        seen.binds.push(Bind { source: path, target: text.clone(), within });
     }
     argv.push(text);
     Ok(argv)

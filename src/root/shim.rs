@@ -1,20 +1,22 @@
-//! Files that are there only while steps run: bound over the image's own, so that nothing is written into it.
+//! Files that are there only while steps run.
 //!
-//! Where the image has no such file there is nothing to bind over. Then an empty placeholder is made before the step
-//! and removed after it, together with the directories made for it. A machine that fails in between loses nothing: the
-//! disk is thrown away.
+//! Where the image has such a file, the step's is bound over it, so that nothing is written into it. Where it has none
+//! there is nothing to bind over: then one is made (`placeholders`).
 
+mod placeholders;
+
+use super::step::Bind;
 use super::step::mounts::{READ_ONLY, attach, copy, restrict};
-use super::step::{Bind, Spec};
 use crate::error::Kind;
 use anyhow::{Context, Result, bail};
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+pub(super) use placeholders::Placeholders;
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
 
@@ -22,8 +24,6 @@ use std::path::{Component, Path};
 const MAX_LINKS: usize = 40;
 /// Mounted anew in each step; a target below is simply made there.
 const RUN: &str = "run";
-/// What a step mounts of its own, directly below the root.
-const API_DIRECTORIES: [&str; 4] = ["dev", "proc", "run", "sys"];
 
 /// Where a path ends inside an image.
 pub(super) struct Place {
@@ -40,6 +40,11 @@ pub(super) struct Place {
 impl Place {
     fn in_run(&self) -> bool {
         self.real.iter().chain(&self.rest).next().is_some_and(|first| first == RUN)
+    }
+
+    fn is_file(&self, content: &[u8], mode: u32) -> Result<bool> {
+        let same_mode = |stat: &Stat| stat.st_mode & 0o777 == mode & 0o777;
+        Ok(self.found.as_ref().is_some_and(same_mode) && holds(self.dir.as_fd(), &self.rest[0], content)?)
     }
 }
 
@@ -122,105 +127,6 @@ fn names(path: &Path) -> VecDeque<OsString> {
     path.components().filter_map(name).collect()
 }
 
-/// What was made in an image for a step, and goes with it. Dropping removes it, too, and tells of failures on standard
-/// error; [`Placeholders::remove`] returns them.
-pub(super) struct Placeholders(Vec<Placeholder>);
-
-struct Placeholder {
-    dir: OwnedFd,
-    name: OsString,
-    device: u64,
-    inode: u64,
-    directory: bool,
-}
-
-impl Placeholders {
-    /// Makes what the step will mount on, as far as the image lacks it.
-    pub fn make(root: BorrowedFd<'_>, spec: &Spec) -> Result<Self> {
-        let mut made = Self(Vec::new());
-        for name in API_DIRECTORIES {
-            let place = resolve(root, Path::new(name), false)?;
-            if place.found.is_none() {
-                made.add(&place, true).with_context(|| format!("making /{name}"))?;
-            }
-        }
-        for path in spec.covered() {
-            let place = resolve(root, Path::new(path), false)?;
-            if !place.in_run() && place.found.is_none() && !place.rest.is_empty() {
-                made.add(&place, false).with_context(|| format!("making a place for {path}"))?;
-            }
-        }
-        Ok(made)
-    }
-
-    /// Leaves all in place: in an overlay, which goes as a whole.
-    pub fn forget(mut self) {
-        self.0.clear();
-    }
-
-    pub fn remove(mut self) -> Result<()> {
-        self.remove_all()
-    }
-
-    /// Makes all of `place.rest`: directories, the last as asked.
-    fn add(&mut self, place: &Place, directory: bool) -> Result<()> {
-        let mut dir = place.dir.try_clone()?;
-        for (index, name) in place.rest.iter().enumerate() {
-            let directory = directory || index + 1 < place.rest.len();
-            let name = name.as_os_str();
-            let fd = if directory {
-                rustix::fs::mkdirat(&dir, name, Mode::from_raw_mode(0o755))?;
-                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                rustix::fs::openat(&dir, name, flags, Mode::empty())?
-            } else {
-                let flags =
-                    OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                rustix::fs::openat(&dir, name, flags, Mode::from_raw_mode(0o644))?
-            };
-            let stat = rustix::fs::fstat(&fd)?;
-            let (name, device, inode) = (name.to_owned(), stat.st_dev, stat.st_ino);
-            self.0.push(Placeholder { dir: std::mem::replace(&mut dir, fd), name, device, inode, directory });
-        }
-        Ok(())
-    }
-
-    fn remove_all(&mut self) -> Result<()> {
-        let mut result = Ok(());
-        while let Some(placeholder) = self.0.pop() {
-            let removed = placeholder.remove();
-            let removed = removed.with_context(|| format!("removing a step's own {:?}", placeholder.name));
-            result = result.and(removed);
-        }
-        result
-    }
-}
-
-impl Placeholder {
-    /// Removes it if it is still what was made: a step may have put something else there.
-    fn remove(&self) -> Result<()> {
-        let stat = match rustix::fs::statat(&self.dir, &*self.name, AtFlags::SYMLINK_NOFOLLOW) {
-            Err(Errno::NOENT) => return Ok(()),
-            stat => stat?,
-        };
-        if (stat.st_dev, stat.st_ino) != (self.device, self.inode) || (!self.directory && stat.st_size != 0) {
-            return Ok(());
-        }
-        let flags = if self.directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
-        match rustix::fs::unlinkat(&self.dir, &*self.name, flags) {
-            Err(Errno::NOTEMPTY) if self.directory => Ok(()), // the step's now
-            result => Ok(result?),
-        }
-    }
-}
-
-impl Drop for Placeholders {
-    fn drop(&mut self) {
-        if let Err(error) = self.remove_all() {
-            eprintln!("oven: {error:#}");
-        }
-    }
-}
-
 /// Puts files into a step's view of an image; runs in the step's mount namespace, `/run` being mounted already.
 pub(super) struct Shims<'a> {
     pub root: BorrowedFd<'a>,
@@ -249,6 +155,8 @@ impl Shims<'_> {
                 Ok(target) if target.in_run() && !target.rest.is_empty() => {
                     return write_in_run(&target, content, mode);
                 }
+                // Made for this step, or as good as that.
+                Ok(target) if target.is_file(content, mode)? => return Ok(()),
                 _ => {} // wherever it leads: it is covered itself
             }
         }
@@ -263,8 +171,9 @@ impl Shims<'_> {
 
     /// A file or directory of this machine, read-only.
     pub fn bind(&self, bind: &Bind) -> Result<()> {
-        let source = copy(rustix::fs::CWD, &bind.source, false)
-            .with_context(|| format!("opening {}", bind.source.display()))?;
+        let opened = open_within(&bind.source, bind.within.as_deref(), OFlags::PATH)?;
+        let source =
+            copy(&opened, "", false).with_context(|| format!("opening {}", bind.source.display()))?;
         restrict(&source, READ_ONLY, false)?;
         let stat = rustix::fs::fstat(&source)?;
         let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
@@ -295,6 +204,24 @@ impl Shims<'_> {
     }
 }
 
+/// Opens something of this machine that has to lie in a directory, whose path is canonical. What was opened is looked
+/// at, not the path: nobody can exchange it afterwards.
+pub(super) fn open_within(path: &Path, within: Option<&Path>, flags: OFlags) -> Result<OwnedFd> {
+    let opening = || format!("opening {}", path.display());
+    let fd = rustix::fs::openat(rustix::fs::CWD, path, flags | OFlags::CLOEXEC, Mode::empty());
+    let fd = fd.with_context(opening)?;
+    let Some(within) = within else { return Ok(fd) };
+    let real = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).with_context(opening)?;
+    if !real.starts_with(within) {
+        let (path, real, within) = (path.display(), real.display(), within.display());
+        return Err(Kind::Definition
+            .failure(format!("{path} leads to {real}, out of the project {within}"))
+            .hint("It did not when the definition was read. Leave it alone while it is baked.")
+            .into());
+    }
+    Ok(fd)
+}
+
 fn open_last(place: &Place) -> Result<OwnedFd> {
     let name = place.rest.first().context("a path without a name")?;
     if place.rest.len() > 1 || place.found.is_none() {
@@ -322,7 +249,7 @@ fn write_in_run(place: &Place, content: &[u8], mode: u32) -> Result<()> {
     if place.found.is_some() {
         bail!("there is one already");
     }
-    write_new(make_parents(&place.dir, parents)?.as_fd(), last, content, mode)
+    write_new(make_parents(&place.dir, parents)?.as_fd(), last, content, mode).map(drop)
 }
 
 fn make_parents(dir: &OwnedFd, names: &[OsString]) -> Result<OwnedFd> {
@@ -335,11 +262,33 @@ fn make_parents(dir: &OwnedFd, names: &[OsString]) -> Result<OwnedFd> {
     Ok(dir)
 }
 
-fn write_new(dir: BorrowedFd<'_>, name: &OsStr, content: &[u8], mode: u32) -> Result<()> {
+fn write_new(dir: BorrowedFd<'_>, name: &OsStr, content: &[u8], mode: u32) -> Result<OwnedFd> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let fd = rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o600))?;
-    let mut file = File::from(fd);
-    file.write_all(content)?;
+    let mut file = File::from(rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o600))?);
+    let written = file.write_all(content);
+    if written.is_err() {
+        _ = rustix::fs::unlinkat(dir, name, AtFlags::empty()); // the disk is full
+    }
+    written?;
     rustix::fs::fchmod(&file, Mode::from_raw_mode(mode & 0o777))?;
-    Ok(())
+    Ok(file.into())
+}
+
+/// Whether a name is that of a regular file with this content.
+fn holds(dir: BorrowedFd<'_>, name: &OsStr, content: &[u8]) -> Result<bool> {
+    let is_like_it = |stat: &Stat| {
+        FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_size == content.len() as i64
+    };
+    match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Err(Errno::NOENT) => return Ok(false),
+        stat if !is_like_it(&stat?) => return Ok(false),
+        _ => {}
+    }
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let mut file = File::from(rustix::fs::openat(dir, name, flags, Mode::empty())?);
+    let mut found = Vec::new();
+    Ok(is_like_it(&rustix::fs::fstat(&file)?) && {
+        (&mut file).take(content.len() as u64 + 1).read_to_end(&mut found)?;
+        found == content
+    })
 }

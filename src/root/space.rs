@@ -1,11 +1,18 @@
 //! How much room is left on the image's disk.
 
 use crate::error::Kind;
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result};
+use rustix::io::Errno;
 use std::path::Path;
+
+/// What to do about a full one.
+pub const LARGER: &str = "Give it a larger one: `size_gib` of `[disk]` in image.toml.";
 
 /// A disk with less than this share free is full: something may have failed to write, and have hidden it.
 const FLOOR: u64 = 1024;
+
+/// What ext4 keeps for itself, and counts as free: a fiftieth, of at most so many blocks (ext4_calculate_resv_clusters).
+const EXT4_KEEPS: (u64, u64) = (50, 4096);
 
 /// A file system's blocks and files.
 #[derive(Debug, Clone, Copy)]
@@ -17,8 +24,15 @@ pub struct Space {
 
 impl Space {
     pub fn of(root: &Path) -> Result<Self> {
-        let stat = rustix::fs::statvfs(root).with_context(|| format!("measuring {}", root.display()))?;
-        Ok(Self { blocks: (stat.f_bfree, stat.f_blocks), files: (stat.f_ffree, stat.f_files) })
+        let measure =
+            || -> rustix::io::Result<_> { Ok((rustix::fs::statvfs(root)?, rustix::fs::statfs(root)?)) };
+        let (stat, of_type) = measure().with_context(|| format!("measuring {}", root.display()))?;
+        let ext4 = of_type.f_type as u64 == nix::sys::statfs::EXT4_SUPER_MAGIC.0 as u64;
+        let kept = if ext4 { (stat.f_blocks / EXT4_KEEPS.0).min(EXT4_KEEPS.1) } else { 0 };
+        Ok(Self {
+            blocks: (stat.f_bfree.saturating_sub(kept), stat.f_blocks),
+            files: (stat.f_ffree, stat.f_files),
+        })
     }
 
     pub fn is_full(&self) -> bool {
@@ -37,14 +51,46 @@ impl Space {
             .failure(format!(
                 "no {what} is left on the image's disk, so a step may not have written all that it should"
             ))
-            .hint("Give it a larger one: `size_gib` of `[disk]` in image.toml.")
+            .hint(LARGER)
             .into())
+    }
+}
+
+/// A failure of oven's own writing into the image, told as what it is if the disk is full or broken.
+pub fn explain(error: Error) -> Error {
+    let errno = error.chain().find_map(|cause| {
+        let io = cause.downcast_ref::<std::io::Error>().and_then(Errno::from_io_error);
+        io.or_else(|| cause.downcast_ref().copied())
+    });
+    match errno {
+        Some(Errno::NOSPC | Errno::DQUOT) => {
+            Kind::Step.failure(format!("the image's disk is full: {error:#}")).hint(LARGER).into()
+        }
+        // So the kernel answers where it found damage, by a script that wrote to the disk itself, or of the disk.
+        Some(Errno::ROFS) => Kind::Step
+            .failure(format!("the image's file system became read-only: {error:#}"))
+            .hint("It is damaged: the kernel's log (dmesg) says where.")
+            .into(),
+        _ => error,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::hint_of;
+
+    #[test]
+    fn a_full_disk_is_explained_whoever_says_it() {
+        let io = Error::from(std::io::Error::from_raw_os_error(libc::ENOSPC)).context("writing /x");
+        for error in [io, Error::from(Errno::NOSPC).context("writing /x")] {
+            let error = explain(error);
+            assert!(error.to_string().starts_with("the image's disk is full: writing /x: "), "{error}");
+            assert_eq!((Kind::of(&error), hint_of(&error).as_deref()), (Kind::Step, Some(LARGER)));
+        }
+        assert!(explain(Errno::ROFS.into()).to_string().contains("became read-only"));
+        assert_eq!(explain(Error::from(Errno::ACCESS).context("writing /x")).to_string(), "writing /x");
+    }
 
     #[test]
     fn full_is_the_last_thousandth() {

@@ -4,22 +4,24 @@
 //! other namespaces and all that the step sees, enters it, gives up its rights, starts the command and reaps. When the
 //! command ends, so does everything it started; when oven ends, too.
 
-mod capabilities;
+pub(super) mod capabilities;
 mod covers;
 mod dev;
+pub mod egress;
 mod helper;
 mod lines;
 mod message;
 pub(super) mod mounts;
 mod reap;
-mod scope;
-mod seccomp;
+pub(super) mod scope;
+pub(super) mod seccomp;
 mod spawn;
 mod tree;
 
 use super::shim::Placeholders;
 use crate::error::Kind;
 use anyhow::{Context, Result};
+use egress::Fence;
 use lines::Lines;
 use message::Message;
 use oven_distro::Shim;
@@ -37,6 +39,7 @@ use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, sleep_until};
+pub(super) use tree::RESOLV_CONF;
 
 /// The hidden verb that makes this program the helper.
 pub const VERB: &str = "__step";
@@ -57,6 +60,9 @@ pub struct Spec {
     pub cwd: String,
     /// Without it the step has a network namespace of its own, with nothing but `lo`.
     pub network: bool,
+    /// With the network: the builder's credentials are out of the step's reach ([`egress`]), or there is no step.
+    #[serde(default)]
+    pub fenced: bool,
     /// With the network: what `/etc/resolv.conf` says. `None`: what this machine's says.
     #[serde(default)]
     pub resolv_conf: Option<String>,
@@ -78,6 +84,10 @@ pub struct Bind {
     pub source: PathBuf,
     /// Absolute, in the image. Below `/run` it is made; elsewhere it has to exist, and is followed inside the image.
     pub target: String,
+    /// The canonical path of a directory that the source has to lie in when it is bound, wherever links lead by then:
+    /// who owns a definition may exchange its directories, and root follows.
+    #[serde(default)]
+    pub within: Option<PathBuf>,
 }
 
 /// A block device node.
@@ -145,12 +155,6 @@ impl Spec {
         environment.extend(self.env.clone());
         environment
     }
-
-    /// Paths in the image that a file is bound over, whether they are there or not.
-    pub(super) fn covered(&self) -> impl Iterator<Item = &str> {
-        let resolv_conf = self.network.then_some(tree::RESOLV_CONF);
-        self.shims.iter().map(|shim| shim.path.as_str()).chain(resolv_conf)
-    }
 }
 
 /// What `oven __step` does. First thing in `main`: the process has one thread, and is process 1 of its namespace.
@@ -186,11 +190,14 @@ pub async fn run(
     timeout: Duration,
     on_line: &mut dyn FnMut(&str),
 ) -> Result<Exit> {
-    // Dropped in the reverse order: processes, then the terminal, then what was made in the image for them.
+    // Dropped in the reverse order: processes, then the terminal, then what was made in the image and of the machine
+    // for them.
+    let fence = if spec.network && spec.fenced { Some(Fence::make()?) } else { None };
     let placeholders = placeholders(spec).context("preparing the image for a step")?;
     let terminal = if spec.interactive { Terminal::note() } else { None };
-    let exit = supervise(helper, spec, timeout, on_line).await;
+    let exit = supervise(helper, spec, fence.as_ref(), timeout, on_line).await;
     drop(terminal);
+    drop(fence);
     let removed = placeholders.map_or(Ok(()), Placeholders::remove);
     let exit = exit?;
     removed.context("clearing the image after a step")?;
@@ -210,6 +217,7 @@ fn placeholders(spec: &Spec) -> Result<Option<Placeholders>> {
 async fn supervise(
     helper: &Path,
     spec: &Spec,
+    fence: Option<&Fence>,
     timeout: Duration,
     on_line: &mut dyn FnMut(&str),
 ) -> Result<Exit> {
@@ -217,9 +225,9 @@ async fn supervise(
         Ok(term) if spec.interactive && !spec.env.contains_key("TERM") => {
             let mut spec = spec.clone();
             spec.env.insert("TERM".into(), term);
-            Running::start(helper, &spec)?
+            Running::start(helper, &spec, fence)?
         }
-        _ => Running::start(helper, spec)?,
+        _ => Running::start(helper, spec, fence)?,
     };
     let mut lines = Lines::new();
     let mut output = match running.output.take() {

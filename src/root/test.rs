@@ -96,6 +96,7 @@ pub fn definition(dir: &Path, change: impl FnOnce(&mut Definition)) -> Definitio
     let mut image = Definition {
         name_is_default: false,
         dir: dir.to_owned(),
+        project: PathBuf::from("/"),
         name: "web".into(),
         description: String::new(),
         from: From::Image(BaseRef::Id(ImageId("ami-1".into()))),
@@ -104,12 +105,15 @@ pub fn definition(dir: &Path, change: impl FnOnce(&mut Definition)) -> Definitio
         runs: Vec::new(),
         tests: Vec::new(),
         size_gib: None,
+        volume: Default::default(),
+        registered: Default::default(),
         tags: std::collections::BTreeMap::new(),
         inputs: Vec::new(),
         upgrade: false,
         recommends: false,
         conffiles: Conffiles::default(),
         network: false,
+        imds: false,
         keep: Vec::new(),
     };
     change(&mut image);

@@ -3,7 +3,7 @@
 use oven::definition::{Ask, Definition};
 use oven::report::{Level, Report, Style};
 use oven::root::Inside;
-use oven::root::execute::{self, Work, package_path};
+use oven::root::execute::{self, Guard, Work, package_path};
 use oven::root::runner::Place;
 use oven::root::step::private_mounts;
 use oven::settings::NetworkSettings;
@@ -148,7 +148,7 @@ impl Ground {
         let inside = Inside::open_dir(&self.path("image")).unwrap();
         let report = Report::new(Style::Silent, Level::Verbose);
         let log = self.path("log");
-        report.log_to(&log).unwrap();
+        report.log_to(&log, "a test");
         let mut plan = Debian.plan(&job(&image, &inside, &self.network)).unwrap();
         change(&mut plan);
         let place = Place { root: &self.path("image"), inside: &inside, nodes: &[], unmounted: &[] };
@@ -156,6 +156,7 @@ impl Ground {
             image: &image,
             plan: &plan,
             network: &self.network,
+            guard: Guard::Wanted,
             helper: Path::new(HELPER),
             report: &report,
         };

@@ -2,14 +2,16 @@
 //!
 //! usage: oven-test-bake REGION_DIR DEFINITION [FAULT]
 //!
-//! Prints `calls N` and `image AMI`; ends as `oven bake` would.
+//! Prints `calls N`, `image AMI` of the definition and `parent AMI` of those it stands on; ends as `oven bake` would.
+//! In the environment: `OVEN_TEST_FORCE` bakes with --force, `OVEN_TEST_STATE` is another directory for locks, as on
+//! another host.
 
 mod faulty;
 mod nothing;
 
 use anyhow::Result;
 use faulty::{Fault, Faulty};
-use oven::batch::bake_all;
+use oven::batch::{Baked, bake_all};
 use oven::cli::{Global, Wish};
 use oven::cloud::local::Region;
 use oven::disk::attached::Attached;
@@ -44,6 +46,8 @@ async fn run(args: &[String]) -> Result<u8> {
     let region = Region::open(&region_dir)?;
     let faulty = Rc::new(Faulty::new(region.clone(), fault));
     let global = Global {
+        instance_id: None,
+        zone: None,
         cloud: None,
         region: None,
         region_dir: Some(region_dir.clone()),
@@ -51,27 +55,30 @@ async fn run(args: &[String]) -> Result<u8> {
         verbose: false,
         quiet: false,
     };
-    let overrides = Overrides { cloud: None, region: None, region_dir: Some(region_dir.clone()) };
+    let overrides = Overrides { region_dir: Some(region_dir.clone()), ..Overrides::default() };
     let site = Site {
         cloud: faulty.clone(),
         disks: Rc::new(Attached::new(faulty.clone())),
         distros: Rc::from([Box::new(nothing::Nothing) as Box<dyn Distro>]),
         helper: std::env::current_exe()?,
         scratch: scratch::DIR.into(),
-        state: region_dir,
+        state: std::env::var_os("OVEN_TEST_STATE").map_or(region_dir, PathBuf::from),
         settings: Rc::new(Settings::for_definition(&dir)?.merge(&overrides)?),
         report: Report::new(Style::Human, Level::Normal),
         region,
     };
-    let wish = Wish { force: false, replace_failed: false, compat: None, keep_on_failure: false };
-    let all = bake_all(&site, &global, Order::of(&[dir])?, &wish, 2, stop::signals()?).await;
+    let force = std::env::var_os("OVEN_TEST_FORCE").is_some();
+    let wish = Wish { force, replace_failed: false, compat: None, keep_on_failure: false };
+    let stop = stop::signals(&site.report)?;
+    let all = bake_all(&site, &global, Order::of(&[dir])?, &wish, 2, stop).await;
     println!("calls {}", faulty.calls());
-    let baked = &all[0];
-    Ok(match &baked.result {
-        Ok(outcome) => {
-            println!("image {}", outcome.image().id);
-            if baked.left.is_empty() { 0 } else { Kind::LeftBehind as u8 }
+    for baked in &all {
+        if let Some(image) = baked.image() {
+            println!("{} {}", if baked.asked { "image" } else { "parent" }, image.id);
         }
-        Err(error) => Kind::of(error) as u8,
-    })
+    }
+    if let Some(error) = all.iter().find_map(Baked::error) {
+        return Ok(Kind::of(error) as u8);
+    }
+    Ok(if all.iter().all(|baked| baked.left.is_empty()) { 0 } else { Kind::LeftBehind as u8 })
 }

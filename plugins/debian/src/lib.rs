@@ -2,7 +2,7 @@
 //!
 //! Packages are downloaded in one step, which has the network and runs no package's code, and installed in another,
 //! which has none. Both are the same apt command, so both find the same set. How apt behaves is told by a
-//! configuration file that is there only while the steps run ([`conf`]).
+//! configuration file that is there only while the steps run (`conf.rs`).
 
 mod ask;
 mod conf;

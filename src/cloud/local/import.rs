@@ -21,6 +21,11 @@ const GIB: u64 = 1 << 30;
 const COARSE: i128 = 100_000_000;
 
 impl Region {
+    /// Opens a raw disk, and refuses what is none by its name.
+    pub fn open_raw(raw: &Path) -> Result<File> {
+        open(raw)
+    }
+
     /// Imports a raw disk, a file or a block device, as an image. The same disk under the same name again answers
     /// with the image that is there; another disk is refused, as EC2 refuses a name that is taken.
     pub async fn import(
@@ -154,7 +159,6 @@ impl Region {
     }
 }
 
-/// Opens a raw disk, and refuses what is none.
 fn open(raw: &Path) -> Result<File> {
     let name = raw.display();
     let metadata = std::fs::metadata(raw).map_err(|e| match e.kind() {

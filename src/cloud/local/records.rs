@@ -1,6 +1,7 @@
 //! A region's directory: a small JSON record for each thing, the data beside it, and one lock for all that changes.
 
 use super::names::{absent, is_id};
+use super::ours;
 use crate::cloud::wait::{Policy, Probe, until};
 use crate::cloud::{Architecture, ImageId, ImageState, SnapshotId, Tags, VolumeId};
 use crate::disk::copy;
@@ -14,7 +15,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::ops::Deref;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -125,6 +126,9 @@ record!(VolumeRecord, "volumes", "vol", "InvalidVolume");
 
 /// Texts kept with images.
 const DOCUMENTS: &str = "documents";
+/// What runs write here beside the region's own: made with the rest, so that it is as private.
+const LOGS: &str = "logs";
+const LOCKS: &str = "locks";
 
 /// A region's directory, for reading. What changes it goes through [`Locked`].
 #[derive(Debug, Clone)]
@@ -148,19 +152,22 @@ impl Store {
     /// Opens a region, or makes one.
     pub fn open(dir: &Path) -> Result<Self> {
         let make = || -> Result<Self> {
-            // What images hold is nobody else's business.
-            let mut builder = fs::DirBuilder::new();
-            builder.recursive(true).mode(0o700);
-            for part in [ImageRecord::DIR, SnapshotRecord::DIR, VolumeRecord::DIR, DOCUMENTS] {
-                builder.create(dir.join(part))?;
-            }
+            ours::make(dir)?;
             let store = Self { dir: fs::canonicalize(dir)?.into() };
+            for part in [ImageRecord::DIR, SnapshotRecord::DIR, VolumeRecord::DIR, DOCUMENTS, LOGS, LOCKS] {
+                ours::make_part(&store.dir.join(part))?;
+            }
             store.check_format()?;
             Ok(store)
         };
         make().with_context(|| format!("opening the local region {}", dir.display())).map_err(|error| {
             let io = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
-            if matches!(io, Some(ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem)) {
+            use ErrorKind::{
+                AlreadyExists, NotADirectory, PermissionDenied, ReadOnlyFilesystem, StorageFull,
+            };
+            if let Some(PermissionDenied | ReadOnlyFilesystem | NotADirectory | AlreadyExists | StorageFull) =
+                io
+            {
                 let hint = "Run oven as root, or name a directory of your own: --region-dir DIR.";
                 return Kind::Machine.failure(format!("{error:#}")).hint(hint).into();
             }
@@ -217,7 +224,10 @@ impl Store {
         }
         let path = self.record::<R>(id);
         let Some(text) = read_if_there(&path)? else { return Ok(None) };
-        let record = serde_json::from_slice(&text).with_context(|| format!("reading {}", path.display()))?;
+        let record = serde_json::from_slice(&text).map_err(|error| {
+            let hint = "Something else than oven changed it. Without it, what it stands for is gone.";
+            Kind::Cloud.failure(format!("{} is no record: {error}", path.display())).hint(hint)
+        })?;
         Ok(Some(record))
     }
 
@@ -289,7 +299,8 @@ impl Store {
         let path = self.dir.join("lock");
         // Opened anew each time: the lock belongs to the open file, so that tasks of one process exclude each other.
         let mut options = File::options();
-        options.create(true).truncate(false).write(true);
+        // Whoever may open it may hold it.
+        options.create(true).truncate(false).write(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
         let file = options.open(&path).with_context(|| format!("opening {}", path.display()))?;
         let what = format!("the lock of the local region ({})", path.display());
         until(&what, &LOCK, async || {
@@ -346,9 +357,11 @@ impl Locked {
                 let orphan = if name.starts_with(copy::TEMP_PREFIX) {
                     is_abandoned(&path)
                 } else if let (true, Some(id)) = (documents, name.strip_suffix(".json")) {
-                    is_id(ImageRecord::PREFIX, id) && !self.record::<ImageRecord>(id).exists()
+                    is_id(ImageRecord::PREFIX, id) && !is_written(&self.record::<ImageRecord>(id))
                 } else if let Some(id) = name.strip_suffix(".img") {
-                    !dir.join(format!("{id}.json")).exists() && is_abandoned(&path)
+                    !is_written(&dir.join(format!("{id}.json"))) && is_abandoned(&path)
+                } else if name.ends_with(".json") {
+                    !is_written(&path)
                 } else {
                     false
                 };
@@ -361,15 +374,21 @@ impl Locked {
     }
 }
 
+/// Whether there is a record: see [`read_if_there`].
+fn is_written(path: &Path) -> bool {
+    path.metadata().is_ok_and(|metadata| metadata.len() > 0)
+}
+
 /// Whether nobody has this file locked: a copy under way, or an attached volume.
 fn is_abandoned(path: &Path) -> bool {
     File::open(path)
         .is_ok_and(|file| rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok())
 }
 
+/// An empty file is not there: its name outlived a loss of power, and its content, which nobody had synced, did not.
 fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>> {
     match fs::read(path) {
-        Ok(text) => Ok(Some(text)),
+        Ok(text) => Ok(Some(text).filter(|text| !text.is_empty())),
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e).with_context(|| format!("reading {}", path.display())),
     }

@@ -1,3 +1,5 @@
+mod mishaps;
+
 use super::*;
 use crate::cloud::{Architecture, RunId, Tags, VolumeId, VolumeSpec, Volumes};
 use crate::error::hint_of;
@@ -249,8 +251,15 @@ async fn states_pass_through_pending() {
 
     // A client that is killed while its image is pending: nobody else has to finish it.
     let (web, undo) = (spec("web-f", "f"), Undo::default());
-    let killed = slow.register(&snapshot, &web, &undo);
-    assert!(tokio::time::timeout(delay / 4, killed).await.is_err());
+    let registered = async |images| {
+        while f.region.images(None).await.unwrap().len() < images {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::select! {
+        _ = slow.register(&snapshot, &web, &undo) => panic!("it is not available yet"),
+        () = registered(2) => {}
+    }
     let [_, pending] = &f.region.images(None).await.unwrap()[..] else { panic!("two images") };
     assert_eq!(pending.state, ImageState::Pending);
     refuses(f.region.delete_snapshot(&snapshot).await, Kind::Cloud, "InvalidSnapshot.InUse");
@@ -265,7 +274,10 @@ async fn states_pass_through_pending() {
     assert!(start.elapsed() >= 3 * delay);
     // An available one is answered at once, though a newer one is pending.
     let newer = spec("web-f2", "f");
-    _ = tokio::time::timeout(delay / 4, slow.register(&snapshot, &newer, &undo)).await;
+    tokio::select! {
+        _ = slow.register(&snapshot, &newer, &undo) => panic!("it is not available yet"),
+        () = registered(3) => {}
+    }
     assert_eq!(f.region.find(&key(Some("f"))).await.unwrap(), Some(found));
     let newest =
         f.region.base(&BaseRef::Name { name: "web-f2".into(), owner: Some("self".into()) }).await.unwrap();

@@ -65,6 +65,18 @@ impl Region {
         if self.store().locked(delete).await? { Ok(()) } else { Err(in_use(self.store(), id)) }
     }
 
+    /// A volume's data, for whoever makes a disk of it: the volume is attached for as long as the file is open, and
+    /// locked with it.
+    pub async fn hold(&self, volume: &VolumeId) -> Result<File> {
+        self.available(volume).await?;
+        let Some(file) = self.lock_soon(volume).await? else { return Err(in_use(self.store(), volume)) };
+        if file.metadata()?.nlink() == 0 {
+            // Deleted between opening and locking it.
+            self.store().get::<VolumeRecord>(&volume.0)?;
+        }
+        self.own_file(volume, file).await
+    }
+
     /// The lock of a volume's file, if it is free, or is soon.
     pub(super) async fn lock_soon(&self, id: &VolumeId) -> Result<Option<File>> {
         let start = tokio::time::Instant::now();
@@ -159,13 +171,7 @@ impl Volumes for Region {
     }
 
     async fn attach(&self, volume: &VolumeId) -> Result<Device> {
-        self.available(volume).await?;
-        let Some(file) = self.lock_soon(volume).await? else { return Err(in_use(self.store(), volume)) };
-        if file.metadata()?.nlink() == 0 {
-            // Deleted between opening and locking it.
-            self.store().get::<VolumeRecord>(&volume.0)?;
-        }
-        let file = self.own_file(volume, file).await?;
+        let file = self.hold(volume).await?;
         // The loop device takes over this open file, and the lock with it: the volume is attached for exactly as long
         // as the device is bound, whoever is killed.
         loopdev::attach(&file, &volume.0).with_context(|| format!("attaching {volume}"))

@@ -30,6 +30,7 @@ impl Bench {
             image: &self.image,
             plan: &self.plan,
             network: &self.network,
+            guard: crate::root::execute::Guard::Wanted,
             helper: Path::new("/nowhere"),
             report: &self.report,
         }

@@ -21,14 +21,19 @@ pub const ALLOWED: CapabilitySet = CapabilitySet::CHOWN
 
 /// For this process and all that it starts, for good.
 pub fn reduce() -> Result<()> {
+    reduce_to(ALLOWED)
+}
+
+/// The same, to these.
+pub fn reduce_to(allowed: CapabilitySet) -> Result<()> {
     for capability in 0..64 {
-        if ALLOWED.bits() & (1 << capability) == 0 && !drop_from_bounding_set(capability)? {
+        if allowed.bits() & (1 << capability) == 0 && !drop_from_bounding_set(capability)? {
             break;
         }
     }
     rustix::thread::clear_ambient_capability_set().context("clearing the ambient capabilities")?;
     let has = rustix::thread::capabilities(None).context("reading the capabilities")?.permitted;
-    let keep = ALLOWED & has;
+    let keep = allowed & has;
     let sets = CapabilitySets { effective: keep, permitted: keep, inheritable: CapabilitySet::empty() };
     rustix::thread::set_capabilities(None, sets).context("dropping capabilities")?;
     rustix::thread::set_no_new_privs(true).context("setting no_new_privs")

@@ -5,7 +5,7 @@
 
 use super::message::Message;
 use super::seccomp::Filter;
-use super::{Spec, capabilities, reap, scope, tree};
+use super::{Spec, capabilities, egress, reap, scope, tree};
 use crate::error::Kind;
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -80,6 +80,9 @@ fn serve(mut spec: File, control: &OwnedFd) -> Result<Message> {
         rustix::process::setsid().context("leaving oven's session")?;
     }
     namespaces(&spec)?;
+    if spec.network && spec.fenced {
+        egress::prove()?;
+    }
     let limited = limit_processes();
     tree::enter(&spec)?;
     rustix::process::chdir(&*spec.cwd)

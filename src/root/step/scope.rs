@@ -1,7 +1,7 @@
-//! Keeps a step that shares the network from this machine's sockets in the abstract name space: they belong to the
-//! network namespace, and no mount hides them.
+//! What Landlock keeps from a process. A step that shares the network: this machine's sockets in the abstract name
+//! space, which belong to the network namespace, so that no mount hides them. A tool of this machine: all its files.
 
-use rustix::fd::{AsRawFd, FromRawFd, OwnedFd};
+use rustix::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// `struct landlock_ruleset_attr`, as of the version that knows scopes.
 #[repr(C)]
@@ -13,7 +13,50 @@ struct Ruleset {
 const ABSTRACT_UNIX_SOCKET: u64 = 1;
 // The same numbers on every architecture.
 const CREATE_RULESET: libc::c_long = 444;
+const ADD_RULE: libc::c_long = 445;
 const RESTRICT_SELF: libc::c_long = 446;
+
+/// `LANDLOCK_CREATE_RULESET_VERSION`: asks for the kernel's version alone.
+const VERSION: libc::c_long = 1;
+/// `LANDLOCK_RULE_PATH_BENEATH`.
+const BENEATH: libc::c_long = 1;
+const WRITE_FILE: u64 = 1 << 1;
+/// Removing and making whatever there is.
+const CHANGE: u64 = 0b1_1111_1111 << 4;
+/// Since version 3.
+const TRUNCATE: u64 = 1 << 14;
+
+/// `struct landlock_path_beneath_attr`.
+#[repr(C, packed)]
+struct Beneath {
+    allowed: u64,
+    parent: i32,
+}
+
+/// The kernel's version of Landlock; below 1: it has none.
+#[allow(unsafe_code)]
+pub fn version() -> libc::c_long {
+    // SAFETY: nothing is read or written with this flag.
+    unsafe { libc::syscall(CREATE_RULESET, std::ptr::null::<u8>(), 0, VERSION) }
+}
+
+/// From now on this process and all that it starts write to nothing but the file that is open there, and make and
+/// remove nothing; needs no_new_privs. Where the kernel has no Landlock, nothing changes. Allocates nothing.
+#[allow(unsafe_code)]
+pub fn write_to_nothing_but(file: BorrowedFd<'_>) {
+    // SAFETY: the structures live through the calls, with their sizes; a descriptor that is returned is new.
+    unsafe {
+        let files = WRITE_FILE | CHANGE | if version() >= 3 { TRUNCATE } else { 0 };
+        let ruleset = Ruleset { files, network: 0, scoped: 0 };
+        // The first field is all that the first version knew.
+        let fd = libc::syscall(CREATE_RULESET, &raw const ruleset, size_of::<u64>(), 0);
+        let Ok(fd @ 0..) = i32::try_from(fd) else { return };
+        let fd = OwnedFd::from_raw_fd(fd);
+        let rule = Beneath { allowed: WRITE_FILE, parent: file.as_raw_fd() };
+        libc::syscall(ADD_RULE, fd.as_raw_fd(), BENEATH, &raw const rule, 0);
+        libc::syscall(RESTRICT_SELF, fd.as_raw_fd(), 0);
+    }
+}
 
 /// For this process and all that it starts, for good; needs no_new_privs. Kernels before 6.12, and those without
 /// Landlock, cannot: then such a step reaches them, as it reaches this machine's ports.

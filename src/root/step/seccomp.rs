@@ -112,10 +112,14 @@ const SYNCS: &[c_long] =
 const TIOCSTI: u32 = 0x5412;
 /// Does the same through the virtual console's selection.
 const TIOCLINUX: u32 = 0x541c;
-/// Reaches the hypervisor's other side whatever the network namespace is.
-const AF_VSOCK: u32 = 40;
-/// The kernel's ciphers, which nothing needs and much was broken in.
-const AF_ALG: u32 = 38;
+/// Gives a terminal another line discipline, which loads a module of the kernel that nobody uses.
+const TIOCSETD: u32 = 0x5423;
+/// All requests of loop devices are `0x4C..` (linux/loop.h). Whoever may write to such a disk may set its file's offset,
+/// or keep it bound when everybody is gone.
+const LOOP: u32 = 0x4c00;
+/// The sockets that there are. Asking for one of another family loads its module, whatever the rights; and AF_VSOCK
+/// reaches the hypervisor's other side, whatever the network namespace is.
+const FAMILIES: [i32; 4] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
 
 const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
 const AND: u16 = (libc::BPF_ALU | libc::BPF_AND | libc::BPF_K) as u16;
@@ -164,11 +168,19 @@ impl Filter {
         filter.argument(libc::SYS_ioctl, 1, |block| {
             block.when(JUMP_EQUAL, TIOCSTI, EPERM);
             block.when(JUMP_EQUAL, TIOCLINUX, EPERM);
+            block.when(JUMP_EQUAL, TIOCSETD, EPERM);
+            block.push(AND, 0, 0, 0xffff_ff00);
+            block.when(JUMP_EQUAL, LOOP, EPERM);
         });
-        filter.argument(libc::SYS_socket, 0, |block| {
-            block.when(JUMP_EQUAL, AF_VSOCK, EAFNOSUPPORT);
-            block.when(JUMP_EQUAL, AF_ALG, EAFNOSUPPORT);
-        });
+        for number in [libc::SYS_socket, libc::SYS_socketpair] {
+            filter.argument(number, 0, |block| {
+                for family in FAMILIES {
+                    block.push(JUMP_EQUAL, 0, 1, family as u32);
+                    block.answer(libc::SECCOMP_RET_ALLOW);
+                }
+                block.answer(libc::SECCOMP_RET_ERRNO | EAFNOSUPPORT as u32);
+            });
+        }
         filter.answer(libc::SECCOMP_RET_ALLOW);
         filter
     }
@@ -274,6 +286,8 @@ mod tests {
         assert_eq!(judge(&filter, ARCH, libc::SYS_unshare, [libc::CLONE_FS as u64, 0, 0]), ALLOW);
         assert_eq!(judge(&filter, ARCH, libc::SYS_mknodat, [0, 0, u64::from(libc::S_IFIFO | 0o644)]), ALLOW);
         assert_eq!(judge(&filter, ARCH, libc::SYS_ioctl, [0, 0x5401, 0]), ALLOW);
+        // BLKGETSIZE64: the disk's own nodes are for looking at.
+        assert_eq!(judge(&filter, ARCH, libc::SYS_ioctl, [0, 0x8008_1272, 0]), ALLOW);
         assert_eq!(judge(&filter, ARCH, libc::SYS_socket, [libc::AF_UNIX as u64, 0, 0]), ALLOW);
     }
 
@@ -306,10 +320,16 @@ mod tests {
             );
         }
         // The kernel looks at the low half of a request alone, and so does the filter.
-        for request in [0x5412, 0x1_0000_5412, 0x541c] {
+        for request in [0x5412, 0x1_0000_5412, 0x541c, 0x5423, 0x4c00, 0x4c04, 0x4c0a, 0x4c82] {
             assert_eq!(judge(&filter, ARCH, libc::SYS_ioctl, [0, request, 0]), errno(EPERM));
         }
-        assert_eq!(judge(&filter, ARCH, libc::SYS_socket, [40, 0, 0]), errno(EAFNOSUPPORT));
+        for number in [libc::SYS_socket, libc::SYS_socketpair] {
+            for family in 0..64 {
+                let known = [1, 2, 10, 16].contains(&family);
+                let want = if known { ALLOW } else { errno(EAFNOSUPPORT) };
+                assert_eq!(judge(&filter, ARCH, number, [family, 0, 0]), want, "{family}");
+            }
+        }
     }
 
     #[test]

@@ -1,13 +1,14 @@
 //! Starts a step's helper, and ends it: from oven's side.
 
 use super::Spec;
+use super::egress::Fence;
 use super::helper::{CONTROL, SPEC};
 use super::message::TERMINATE;
 use super::mounts::{READ_ONLY, copy, restrict};
 use crate::error::Kind;
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use rustix::fs::{CWD, MemfdFlags, Mode, OFlags, SeekFrom};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
 use rustix::pipe::PipeFlags;
@@ -20,6 +21,8 @@ use std::time::{Duration, Instant};
 const DEATH: Duration = Duration::from_secs(8);
 /// Descriptors are moved here before they are put where the helper looks for them.
 const OUT_OF_THE_WAY: RawFd = 16;
+/// linux/sched.h; Linux 5.7.
+const CLONE_INTO_CGROUP: u64 = 1 << 33;
 
 /// A step's tree of processes. Dropping it kills them all and waits until they are gone.
 pub struct Running {
@@ -32,8 +35,8 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts `helper` for `spec`. It dies with the calling thread.
-    pub fn start(helper: &Path, spec: &Spec) -> Result<Self> {
+    /// Starts `helper` for `spec`, in the fence's cgroup. It dies with the calling thread.
+    pub fn start(helper: &Path, spec: &Spec, fence: Option<&Fence>) -> Result<Self> {
         let program = frozen(helper).with_context(|| format!("opening {}", helper.display()))?;
         // Its number may be one of those that the helper's descriptors are put at.
         let program = duplicate(&program)?;
@@ -52,7 +55,8 @@ impl Running {
         };
         let [stdin, stdout, stderr] = standard;
         let inherited = [stdin?, stdout?, stderr?, duplicate(&told)?, duplicate(&theirs)?];
-        let process = spawn(&program, &inherited).map_err(|error| {
+        let cgroup = fence.map(Fence::cgroup);
+        let process = spawn(&program, &inherited, cgroup).map_err(|error| {
             Kind::Machine
                 .failure(format!("cannot start a contained process ({error})"))
                 .hint("oven needs root with all its capabilities; `oven doctor` tells what is missing.")
@@ -137,15 +141,15 @@ fn duplicate(fd: &impl AsFd) -> Result<OwnedFd> {
 }
 
 #[allow(unsafe_code)]
-fn borrowed(fd: RawFd) -> rustix::fd::BorrowedFd<'static> {
+fn borrowed(fd: RawFd) -> BorrowedFd<'static> {
     // SAFETY: the standard descriptors are open as long as the process runs: its runtime sees to that.
-    unsafe { rustix::fd::BorrowedFd::borrow_raw(fd) }
+    unsafe { BorrowedFd::borrow_raw(fd) }
 }
 
 /// Starts `program` as process 1 of a new PID namespace, with `inherited` as descriptors 0, 1, … and an empty
-/// environment. Returns its pidfd.
+/// environment. Returns its pidfd. With `cgroup`, none of it ever ran outside of that one.
 #[allow(unsafe_code)]
-fn spawn(program: &OwnedFd, inherited: &[OwnedFd; 5]) -> io::Result<OwnedFd> {
+fn spawn(program: &OwnedFd, inherited: &[OwnedFd; 5], cgroup: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
     const _: () = assert!(SPEC == 3 && CONTROL == 4);
     let verb = std::ffi::CString::new(super::VERB)?;
     let arguments = [c"oven".as_ptr(), verb.as_ptr(), std::ptr::null()];
@@ -160,8 +164,22 @@ fn spawn(program: &OwnedFd, inherited: &[OwnedFd; 5]) -> io::Result<OwnedFd> {
         let mut before = std::mem::zeroed::<libc::sigset_t>();
         libc::sigfillset(&raw mut all);
         libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
-        let flags = libc::c_long::from(libc::CLONE_NEWPID | libc::CLONE_PIDFD | libc::SIGCHLD);
-        let pid = libc::syscall(libc::SYS_clone, flags, 0, &raw mut pidfd, 0, 0);
+        let flags = libc::CLONE_NEWPID | libc::CLONE_PIDFD;
+        let pid = match cgroup {
+            // The older call, which every container lets through.
+            None => {
+                let flags = libc::c_long::from(flags | libc::SIGCHLD);
+                libc::syscall(libc::SYS_clone, flags, 0, &raw mut pidfd, 0, 0)
+            }
+            Some(cgroup) => {
+                let mut arguments = std::mem::zeroed::<libc::clone_args>();
+                arguments.flags = flags as u64 | CLONE_INTO_CGROUP;
+                arguments.pidfd = &raw mut pidfd as u64;
+                arguments.exit_signal = libc::SIGCHLD as u64;
+                arguments.cgroup = cgroup.as_raw_fd() as u64;
+                libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<libc::clone_args>())
+            }
+        };
         if pid == 0 {
             for (to, from) in inherited.iter().enumerate() {
                 libc::syscall(libc::SYS_dup3, from.as_raw_fd(), to, 0);
@@ -210,7 +228,11 @@ impl Drop for Terminal {
             libc::sigaddset(&raw mut set, libc::SIGTTOU);
             libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, &raw mut before);
             let _ = rustix::termios::tcsetpgrp(stdin, self.group);
-            let _ = rustix::termios::tcsetattr(stdin, rustix::termios::OptionalActions::Drain, &self.modes);
+            // Not waiting for what a step stopped. Without what was not read: a terminal answers to questions of its
+            // screen, and the shell that follows would take an answer for what its user typed.
+            let _ = rustix::termios::tcflow(stdin, rustix::termios::Action::OOn);
+            let _ = rustix::termios::tcsetattr(stdin, rustix::termios::OptionalActions::Now, &self.modes);
+            let _ = rustix::termios::tcflush(stdin, rustix::termios::QueueSelector::IFlush);
             libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut());
         }
     }

@@ -3,16 +3,15 @@
 use super::mounts::{PLAIN, READ_ONLY, api_directory, attach, copy, fresh, plain, restrict};
 use super::{Spec, covers, dev};
 use crate::error::Kind;
+use crate::root::mounting::unescape;
 use crate::root::shim::{Placeholders, Shims};
 use anyhow::{Context, Result};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
-use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-pub(super) const RESOLV_CONF: &str = "/etc/resolv.conf";
+pub(in crate::root) const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// Mounts all that the step sees, and makes it the root of this process. The process has a mount namespace of its own.
 pub fn enter(spec: &Spec) -> Result<()> {
@@ -108,28 +107,11 @@ fn lower(root: &Path) -> Result<Vec<(String, OwnedFd)>> {
     Ok(found)
 }
 
-/// The fifth field of each line, in which blanks and the like are octal.
+/// The fifth field of each line.
 fn mount_points(table: &[u8]) -> impl Iterator<Item = PathBuf> {
-    table.split(|byte| *byte == b'\n').filter_map(|line| {
-        let field = line.split(|byte| *byte == b' ').nth(4)?;
-        let mut path = Vec::with_capacity(field.len());
-        let mut at = 0;
-        while let Some(&byte) = field.get(at) {
-            let octal = field.get(at + 1..at + 4).and_then(|digits| std::str::from_utf8(digits).ok());
-            let octal = octal.and_then(|digits| u8::from_str_radix(digits, 8).ok());
-            match (byte, octal) {
-                (b'\\', Some(value)) => {
-                    path.push(value);
-                    at += 4;
-                }
-                _ => {
-                    path.push(byte);
-                    at += 1;
-                }
-            }
-        }
-        Some(PathBuf::from(OsString::from_vec(path)))
-    })
+    table
+        .split(|byte| *byte == b'\n')
+        .filter_map(|line| Some(unescape(line.split(|byte| *byte == b' ').nth(4)?)))
 }
 
 /// A file system over `lower` whose changes go with the step; where it cannot be laid under one (vfat), read-only.

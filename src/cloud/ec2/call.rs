@@ -1,0 +1,229 @@
+//! One call of EC2's API: sent, classified, and sent again where that is right. The SDK itself sends once.
+
+use super::Ec2;
+use super::class::{Action, Class, class_of, hint_of};
+use crate::error::Kind;
+use anyhow::Error;
+use aws_sdk_ec2::Client;
+use aws_sdk_ec2::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
+use aws_sdk_ec2::operation::RequestId;
+use aws_sdk_ec2::primitives::{DateTime, DateTimeFormat};
+use std::fmt;
+use std::future::Future;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::time::{Instant, sleep};
+
+/// What a call did not succeed with.
+#[derive(Debug, Clone)]
+pub struct Refused {
+    pub action: &'static str,
+    /// What it was about: ids, names.
+    pub what: String,
+    pub class: Class,
+    pub code: Option<String>,
+    pub message: String,
+    /// EC2's id of the request, for its support.
+    pub request: Option<String>,
+    /// How far EC2's clock is ahead of ours, in seconds.
+    ahead: Option<i64>,
+    /// How long it was tried.
+    pub tried: Duration,
+}
+
+impl Refused {
+    pub fn of<E>(action: &Action, what: &str, error: SdkError<E>) -> Self
+    where
+        E: ProvideErrorMetadata + std::error::Error + 'static,
+    {
+        let status = error.raw_response().map(|answer| answer.status().as_u16());
+        let date = error.raw_response().and_then(|answer| answer.headers().get("date"));
+        let ahead =
+            date.and_then(|date| DateTime::from_str(date, DateTimeFormat::HttpDate).ok()).and_then(|date| {
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+                Some(date.secs() - i64::try_from(now.as_secs()).ok()?)
+            });
+        let meta = error.as_service_error().map(|error| error.meta());
+        let code = meta.and_then(|meta| meta.code()).map(str::to_owned);
+        let request = meta.and_then(|meta| meta.request_id()).map(str::to_owned);
+        let message = match meta.and_then(|meta| meta.message()) {
+            // A policy's refusal ends in a kilobyte that only `aws sts decode-authorization-message` can read.
+            Some(message) => {
+                message.split(" Encoded authorization failure message").next().unwrap_or("").to_owned()
+            }
+            None => DisplayErrorContext(&error).to_string(),
+        };
+        let class = match &error {
+            _ if lacks_credentials(&error) => Class::Expired,
+            // Not sent: a wrong parameter.
+            SdkError::ConstructionFailure(_) => Class::Terminal,
+            SdkError::DispatchFailure(failure) if failure.is_user() => Class::Terminal,
+            _ => class_of(action.name, code.as_deref(), &message, status),
+        };
+        let what = what.to_owned();
+        Self { action: action.name, what, class, code, message, request, ahead, tried: Duration::ZERO }
+    }
+
+    pub fn is(&self, code: &str) -> bool {
+        self.code.as_deref() == Some(code)
+    }
+
+    /// It says in which state something is, so that is there; else it says that it is not there.
+    fn is_about_state(&self) -> bool {
+        !self.code.as_deref().is_some_and(|code| code.ends_with(".NotFound") || code == "InvalidID")
+    }
+
+    fn hint(&self) -> Option<String> {
+        let Some(code) = &self.code else {
+            if self.class == Class::Expired {
+                let hint = "Give the instance a role, or set AWS_PROFILE or AWS_ACCESS_KEY_ID: see `aws sts get-caller-identity`.";
+                return Some(hint.to_owned());
+            }
+            return (self.class == Class::Lost).then(|| {
+                "Is the network up, and the endpoint right (--region, AWS_ENDPOINT_URL)?".to_owned()
+            });
+        };
+        let clock = matches!(code.as_str(), "RequestExpired" | "AuthFailure" | "SignatureDoesNotMatch");
+        match self.ahead {
+            // Signatures are good for five minutes.
+            Some(ahead) if clock && ahead.abs() > 240 => {
+                let word = if ahead > 0 { "behind" } else { "ahead of" };
+                let off = humantime::format_duration(Duration::from_secs(ahead.unsigned_abs()));
+                Some(format!("This machine's clock is {off} {word} AWS's: set it (see `timedatectl`)."))
+            }
+            _ => hint_of(code, &self.message).map(str::to_owned),
+        }
+    }
+}
+
+/// No credentials were found, or they could not be fetched. The SDK tells it among what went wrong with the connection.
+fn lacks_credentials<E: std::error::Error + 'static>(error: &SdkError<E>) -> bool {
+    let mut cause: Option<&dyn std::error::Error> = Some(error);
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if text.contains("credential") || text.contains("identity") {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.action)?;
+        if !self.what.is_empty() {
+            write!(f, " ({})", self.what)?;
+        }
+        if let Some(code) = &self.code {
+            write!(f, ": {code}")?;
+        }
+        write!(f, ": {}", self.message)?;
+        if !self.tried.is_zero() {
+            let tried = Duration::from_millis(self.tried.as_millis() as u64);
+            write!(f, "; tried for {}", humantime::format_duration(tried))?;
+        }
+        if let Some(request) = &self.request {
+            write!(f, " (request {request})")?;
+        }
+        Ok(())
+    }
+}
+
+impl From<Refused> for Error {
+    fn from(refused: Refused) -> Self {
+        let failure = Kind::Cloud.failure(&refused);
+        match refused.hint() {
+            Some(hint) => failure.hint(hint).into(),
+            None => failure.into(),
+        }
+    }
+}
+
+/// A random part of a pause: callers that were throttled together do not come back together.
+pub fn jitter(most: Duration) -> Duration {
+    let mut bytes = [0u8; 4];
+    rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())
+        .expect("4 bytes never come short (getrandom(2))");
+    most.mul_f64(f64::from(u32::from_ne_bytes(bytes)) / f64::from(u32::MAX))
+}
+
+impl Ec2 {
+    /// Calls, and calls again as the error's class says. `what` names the objects, and says by it whether what is not
+    /// visible yet is something that we just made.
+    pub(super) async fn call<T, E, F>(
+        &self,
+        action: &'static Action,
+        what: &str,
+        mut send: impl FnMut(&Client) -> F,
+    ) -> Result<T, Refused>
+    where
+        F: Future<Output = Result<T, SdkError<E>>>,
+        E: ProvideErrorMetadata + std::error::Error + 'static,
+    {
+        self.repeat(action, what, async || {
+            send(&self.client()).await.map_err(|e| Refused::of(action, what, e))
+        })
+        .await
+    }
+
+    /// The same for any way to send.
+    pub(super) async fn repeat<T>(
+        &self,
+        action: &'static Action,
+        what: &str,
+        mut send: impl AsyncFnMut() -> Result<T, Refused>,
+    ) -> Result<T, Refused> {
+        let (start, pace) = (Instant::now(), self.pace());
+        let mut tries = 0u32;
+        loop {
+            let refused = match send().await {
+                Ok(answer) => {
+                    self.answered();
+                    return Ok(answer);
+                }
+                Err(refused) => refused,
+            };
+            if refused.code.is_some() {
+                self.answered();
+            }
+            let mut pause = jitter(pace.backoff.saturating_mul(1 << tries.min(16)).min(pace.backoff_longest));
+            let patience = match refused.class {
+                Class::Throttled => pace.throttled,
+                Class::Paced => {
+                    pause += pace.rate;
+                    pace.paced
+                }
+                // Credentials that never were there will not come.
+                Class::Expired if tries < 3 && self.has_answered() => {
+                    self.renew();
+                    pace.throttled
+                }
+                Class::Lost if action.twice && self.has_answered() => pace.outage,
+                Class::Lost if action.twice => pace.unreachable,
+                Class::NotYet if refused.is_about_state() || self.is_new(what) => {
+                    pause = pause.min(pace.longest).max(pace.look);
+                    pace.visible
+                }
+                _ => {
+                    return Err(Refused {
+                        tried: if tries > 0 { start.elapsed() } else { Duration::ZERO },
+                        ..refused
+                    });
+                }
+            };
+            tries += 1;
+            if start.elapsed() + pause > patience {
+                return Err(Refused { tried: start.elapsed(), ..refused });
+            }
+            sleep(pause).await;
+        }
+    }
+}
+
+/// A call whose success is that something is so: being so already is as good.
+pub fn done<T>(result: Result<T, Refused>) -> Result<(), Refused> {
+    match result {
+        Err(refused) if refused.class != Class::Done => Err(refused),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,266 @@
+//! What the role may do, asked by DryRun: EC2 checks the permission, and does nothing.
+
+use super::Ec2;
+use super::call::Refused;
+use super::class::{self, Action};
+use super::convert::{filter, tagged};
+use crate::cloud::{Permission, Tags, Verdict, tag};
+use crate::error::Kind;
+use anyhow::{Context, Result};
+use aws_sdk_ec2::Client;
+use aws_sdk_ec2::config::interceptors::BeforeTransmitInterceptorContextRef;
+use aws_sdk_ec2::config::{ConfigBag, Intercept, RuntimeComponents};
+use aws_sdk_ec2::error::{BoxError, ProvideErrorMetadata, SdkError};
+use aws_sdk_ec2::types::{self, ResourceType};
+use sha2::{Digest, Sha256};
+use std::fs;
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+/// How long a yes counts.
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// Ids that nothing has: a DryRun changes nothing, and should there be a server that does not know DryRun, neither
+/// does this.
+const VOLUME: &str = "vol-0ffffffffffffffff";
+const SNAPSHOT: &str = "snap-0ffffffffffffffff";
+const IMAGE: &str = "ami-0ffffffffffffffff";
+/// A parameter that does not exist, where everybody may read.
+const PARAMETER: &str = "/aws/service/oven/permission-check";
+
+/// Reads the access key id of each signed request.
+#[derive(Debug, Clone, Default)]
+pub struct Signer(Arc<Mutex<Option<String>>>);
+
+impl Signer {
+    fn key(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Intercept for Signer {
+    fn name(&self) -> &'static str {
+        "oven::Signer"
+    }
+
+    fn read_before_transmit(
+        &self,
+        context: &BeforeTransmitInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let header = context.request().headers().get("authorization");
+        let key = header.and_then(|header| header.split("Credential=").nth(1)?.split('/').next());
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = key.map(str::to_owned);
+        Ok(())
+    }
+}
+
+impl Ec2 {
+    /// Asks for the two that a bake begins and ends with; a yes is remembered for a day for each access key, and an
+    /// assumed role has a new one every few hours.
+    pub(super) async fn ensure_essentials(&self) -> Result<()> {
+        if self.remembered() {
+            return Ok(());
+        }
+        let asked = [self.may_create_volume().await, self.may_register_image().await];
+        let missing: Vec<&str> = asked
+            .iter()
+            .filter(|permission| permission.verdict == Verdict::Missing)
+            .map(|permission| permission.action.as_str())
+            .collect();
+        if !missing.is_empty() {
+            let text = format!("the role may not {}", missing.join(" nor "));
+            let hint = "`oven doctor` lists all that is missing, and `oven policy` prints the least policy.";
+            return Err(Kind::Cloud.failure(text).hint(hint).into());
+        }
+        // What could not be judged is left to the bake: it will be told there.
+        if asked.iter().all(|permission| permission.verdict == Verdict::Granted) {
+            // Not remembered, it is asked for again.
+            _ = self.remember();
+        }
+        Ok(())
+    }
+
+    fn memory(&self) -> Option<PathBuf> {
+        let who = format!("{} {}", self.region(), self.0.key.key()?);
+        let digest: String = Sha256::digest(who).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        Some(self.0.options.documents.join(format!("permitted-{digest}")))
+    }
+
+    fn remembered(&self) -> bool {
+        let written = self.memory().and_then(|path| fs::metadata(path).ok()?.modified().ok());
+        let age = written.and_then(|written| SystemTime::now().duration_since(written).ok());
+        age.is_some_and(|age| age < DAY)
+    }
+
+    fn remember(&self) -> Result<()> {
+        let Some(path) = self.memory() else { return Ok(()) };
+        let dir = &self.0.options.documents;
+        let context = || format!("writing {}", path.display());
+        fs::create_dir_all(dir).with_context(context)?;
+        fs::write(&path, "").with_context(context)
+    }
+
+    /// One DryRun. `tagged`: the least policy permits it for resources with our tags alone, so a no may be about the
+    /// resource, which does not exist.
+    async fn dry<T, E, F>(
+        &self,
+        action: &'static Action,
+        tagged: bool,
+        send: impl FnMut(&Client) -> F,
+    ) -> Permission
+    where
+        F: Future<Output = Result<T, SdkError<E>>>,
+        E: ProvideErrorMetadata + std::error::Error + 'static,
+    {
+        let verdict = match self.call(action, "", send).await {
+            // It should have said DryRunOperation.
+            Ok(_) => Verdict::Unknown("the server does not know DryRun".to_owned()),
+            Err(refused) => verdict(&refused, tagged),
+        };
+        Permission { action: format!("ec2:{}", action.name), verdict }
+    }
+
+    fn tags() -> Tags {
+        [(tag::RUN.to_owned(), "permission-check".to_owned())].into()
+    }
+
+    async fn may_create_volume(&self) -> Permission {
+        let zone = self.0.options.zone.clone();
+        self.dry(&class::CREATE_VOLUME, false, |client| {
+            let call = client.create_volume().dry_run(true).set_availability_zone(zone.clone()).size(1);
+            call.volume_type(types::VolumeType::Gp3)
+                .tag_specifications(tagged(ResourceType::Volume, &Self::tags()))
+                .send()
+        })
+        .await
+    }
+
+    async fn may_register_image(&self) -> Permission {
+        let ebs = types::EbsBlockDevice::builder().snapshot_id(SNAPSHOT).build();
+        let root = types::BlockDeviceMapping::builder().device_name("/dev/xvda").ebs(ebs).build();
+        self.dry(&class::REGISTER_IMAGE, false, |client| {
+            let call = client
+                .register_image()
+                .dry_run(true)
+                .name("oven-permission-check")
+                .root_device_name("/dev/xvda");
+            let call = call.architecture(types::ArchitectureValues::X8664).virtualization_type("hvm");
+            let call = call.block_device_mappings(root.clone());
+            call.tag_specifications(tagged(ResourceType::Image, &Self::tags())).send()
+        })
+        .await
+    }
+
+    pub(super) async fn judge_permissions(&self) -> Result<Vec<Permission>> {
+        let here = self.0.options.instance_id.clone();
+        // Some instance's id is needed; where it is not known, only the action is judged.
+        let instance = here.clone().unwrap_or_else(|| "i-0ffffffffffffffff".to_owned());
+        let none = || filter("tag-key", [tag::RUN]);
+        let mut all = vec![
+            self.dry(&class::DESCRIBE_IMAGES, false, |c| {
+                c.describe_images().dry_run(true).owners("self").filters(none()).send()
+            })
+            .await,
+            self.dry(&class::DESCRIBE_VOLUMES, false, |c| {
+                c.describe_volumes().dry_run(true).filters(none()).send()
+            })
+            .await,
+            self.dry(&class::DESCRIBE_SNAPSHOTS, false, |c| {
+                c.describe_snapshots().dry_run(true).owner_ids("self").filters(none()).send()
+            })
+            .await,
+            self.dry(&class::DESCRIBE_INSTANCES, false, |c| {
+                c.describe_instances().dry_run(true).filters(none()).send()
+            })
+            .await,
+            self.may_create_volume().await,
+            self.dry(&class::ATTACH_VOLUME, true, |c| {
+                c.attach_volume()
+                    .dry_run(true)
+                    .volume_id(VOLUME)
+                    .instance_id(&instance)
+                    .device("/dev/sdf")
+                    .send()
+            })
+            .await,
+            self.dry(&class::MODIFY_INSTANCE_ATTRIBUTE, here.is_none(), |c| {
+                let ebs =
+                    types::EbsInstanceBlockDeviceSpecification::builder().delete_on_termination(true).build();
+                let mapping = types::InstanceBlockDeviceMappingSpecification::builder()
+                    .device_name("/dev/sdf")
+                    .ebs(ebs);
+                let call = c.modify_instance_attribute().dry_run(true).instance_id(&instance);
+                call.block_device_mappings(mapping.build()).send()
+            })
+            .await,
+            self.dry(&class::DETACH_VOLUME, true, |c| {
+                c.detach_volume().dry_run(true).volume_id(VOLUME).send()
+            })
+            .await,
+            self.dry(&class::DELETE_VOLUME, true, |c| {
+                c.delete_volume().dry_run(true).volume_id(VOLUME).send()
+            })
+            .await,
+            self.dry(&class::CREATE_SNAPSHOT, true, |c| {
+                let call = c.create_snapshot().dry_run(true).volume_id(VOLUME);
+                call.tag_specifications(tagged(ResourceType::Snapshot, &Self::tags())).send()
+            })
+            .await,
+            self.dry(&class::DELETE_SNAPSHOT, true, |c| {
+                c.delete_snapshot().dry_run(true).snapshot_id(SNAPSHOT).send()
+            })
+            .await,
+            self.may_register_image().await,
+            self.dry(&class::DEREGISTER_IMAGE, true, |c| {
+                c.deregister_image().dry_run(true).image_id(IMAGE).send()
+            })
+            .await,
+            self.dry(&class::CREATE_TAGS, true, |c| {
+                let tag = types::Tag::builder().key(tag::KEPT).value("true").build();
+                c.create_tags().dry_run(true).resources(VOLUME).tags(tag).send()
+            })
+            .await,
+        ];
+        all.push(self.may_get_parameter().await);
+        Ok(all)
+    }
+
+    /// SSM has no DryRun: a parameter that is not there is asked for.
+    async fn may_get_parameter(&self) -> Permission {
+        let verdict = match self.ssm() {
+            None => Verdict::Unknown("SSM is not configured".to_owned()),
+            Some(client) => {
+                let send = async || {
+                    let sent = client.get_parameter().name(PARAMETER).send().await;
+                    sent.map_err(|error| Refused::of(&class::GET_PARAMETER, PARAMETER, error))
+                };
+                match self.repeat(&class::GET_PARAMETER, PARAMETER, send).await {
+                    Ok(_) => Verdict::Granted,
+                    Err(refused) => verdict(&refused, false),
+                }
+            }
+        };
+        Permission { action: "ssm:GetParameter".to_owned(), verdict }
+    }
+}
+
+fn verdict(refused: &Refused, tagged: bool) -> Verdict {
+    let code = refused.code.as_deref().unwrap_or_default();
+    let unknown = |why: String| Verdict::Unknown(why);
+    match code {
+        "DryRunOperation" | "ParameterNotFound" => Verdict::Granted,
+        "UnauthorizedOperation" | "AccessDenied" | "AccessDeniedException" if tagged => {
+            let why = "refused for a resource that does not exist: so does a policy that permits it for our tags alone";
+            unknown(format!("{code}, {why}"))
+        }
+        "UnauthorizedOperation" | "AccessDenied" | "AccessDeniedException" => Verdict::Missing,
+        // EC2 looks at the permission first, for most actions.
+        _ if code.ends_with(".NotFound") => {
+            unknown(format!("{code}: it was looked for before the permission was"))
+        }
+        _ => unknown(refused.to_string()),
+    }
+}

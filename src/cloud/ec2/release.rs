@@ -1,0 +1,175 @@
+//! What a run made is removed: detached, deleted, and looked for where a call's answer was lost.
+
+use super::Ec2;
+use super::call::done;
+use super::class::{CREATE_VOLUME, Class, DELETE_VOLUME};
+use super::convert::{self, filter, from_tags, tag_filter};
+use super::volumes::{attachment, state_of};
+use crate::cloud::wait::{Probe, until};
+use crate::cloud::{RunId, SnapshotId, VolumeId, tag};
+use crate::error::Kind;
+use anyhow::{Context, Result};
+use aws_sdk_ec2::types::{self, VolumeAttachmentState, VolumeState};
+use std::collections::BTreeMap;
+
+impl Ec2 {
+    pub(super) async fn remove_volumes(&self, run: &RunId) -> Result<()> {
+        self.0.made.settled(run).await;
+        self.resolve_volume(run).await?;
+        // By id: what is known of a volume, if it was seen.
+        let mut volumes: BTreeMap<String, Option<types::Volume>> =
+            self.0.made.of(run, |run| run.volumes.iter().map(|id| (id.clone(), None)).collect());
+        for volume in self.volumes(&run.0, &[tag_filter(tag::RUN, &run.0)]).await? {
+            volumes.insert(convert::id("vol", volume.volume_id.as_deref())?, Some(volume));
+        }
+        // All are tried: one that is stuck keeps nobody from removing the others.
+        let mut first = Ok(());
+        for (id, seen) in volumes {
+            let id = VolumeId(id);
+            let removed = self.remove_volume(&id, run, seen).await;
+            if removed.is_ok() {
+                self.0.made.of(run, |run| run.volumes.remove(&id.0));
+            }
+            first = first.and(removed.with_context(|| format!("deleting {id}")));
+        }
+        first
+    }
+
+    /// A call that may have made a volume is sent again: with its token, EC2 answers with that volume. If it never
+    /// arrived, it makes one now, which is known then.
+    async fn resolve_volume(&self, run: &RunId) -> Result<()> {
+        let Some(request) = self.0.made.of(run, |run| run.doubtful_volume.clone()) else { return Ok(()) };
+        let what = format!("to learn what was made for run {run}");
+        match self
+            .call(&CREATE_VOLUME, &what, |client| {
+                let (request, client) = (request.clone(), client.clone());
+                async move { request.send_with(&client).await }
+            })
+            .await
+        {
+            Ok(volume) => {
+                let id = convert::id("vol", volume.volume_id.as_deref())?;
+                self.born(&id);
+                self.0.made.of(run, |run| {
+                    run.volumes.insert(id);
+                    run.doubtful_volume = None;
+                });
+                Ok(())
+            }
+            Err(refused) if refused.class == Class::Lost => Err(refused.into()),
+            // Refused: so the first one was, or what it made is gone, or is found by its tag.
+            Err(_) => {
+                self.0.made.of(run, |run| run.doubtful_volume = None);
+                Ok(())
+            }
+        }
+    }
+
+    async fn remove_volume(&self, id: &VolumeId, run: &RunId, mut seen: Option<types::Volume>) -> Result<()> {
+        let mut ever = seen.is_some();
+        let mut detached = false;
+        until(&format!("the release of {id}"), &self.pace().until(self.pace().released), async || {
+            let found = match seen.take() {
+                Some(volume) => Some(volume),
+                None => self.volume(id).await?,
+            };
+            let Some(volume) = found else {
+                // Gone, or so new that it does not show yet, or a stale answer: DeleteVolume's word counts.
+                return self.try_delete(id, &mut ever).await;
+            };
+            ever = true;
+            if from_tags(volume.tags()).get(tag::RUN) != Some(&run.0) {
+                return Err(Kind::Cloud.error(format!("{id} does not carry the tag of run {run}: it stays")));
+            }
+            match (&volume.state, attachment(&volume)) {
+                (Some(VolumeState::Deleting | VolumeState::Deleted), _) => Ok(Probe::Ready(())),
+                (_, Some(a)) => {
+                    if !detached
+                        && !matches!(a.state, VolumeAttachmentState::Detaching | VolumeAttachmentState::Busy)
+                    {
+                        self.detach(id).await?;
+                        detached = true;
+                    }
+                    Ok(Probe::NotYet(match a.state {
+                        VolumeAttachmentState::Busy => "busy: something still uses it".to_owned(),
+                        state => state.as_str().to_owned(),
+                    }))
+                }
+                (Some(VolumeState::Creating), None) => Ok(Probe::NotYet(state_of(&volume).to_owned())),
+                _ => self.try_delete(id, &mut ever).await,
+            }
+        })
+        .await
+    }
+
+    /// `ever` becomes true where EC2 knows the volume.
+    async fn try_delete(&self, id: &VolumeId, ever: &mut bool) -> Result<Probe<()>> {
+        let sent =
+            self.call(&DELETE_VOLUME, &id.0, |client| client.delete_volume().volume_id(&id.0).send()).await;
+        match sent {
+            Ok(_) => Ok(Probe::Ready(())),
+            Err(refused) if refused.class == Class::Done && !*ever && self.is_new(&id.0) => {
+                Ok(Probe::NotYet("not to be seen".to_owned()))
+            }
+            Err(refused) if refused.class == Class::Done => Ok(Probe::Ready(())),
+            // A stale look: it is attached, or still being made.
+            Err(refused) if refused.is("VolumeInUse") || refused.is("IncorrectState") => {
+                *ever = true;
+                Ok(Probe::NotYet("in use".to_owned()))
+            }
+            Err(refused) => Err(refused.into()),
+        }
+    }
+
+    pub(super) async fn remove_snapshots(&self, run: &RunId) -> Result<()> {
+        self.0.made.settled(run).await;
+        if let Some(volume) = self.0.made.of(run, |run| run.doubtful_snapshot.clone()) {
+            let found = self.lost_snapshot(&volume, run).await?;
+            self.0.made.of(run, |run| {
+                run.snapshots.extend(found);
+                run.doubtful_snapshot = None;
+            });
+        }
+        let mut ids = self.0.made.of(run, |run| run.snapshots.clone());
+        for snapshot in self.snapshots(&run.0, &[tag_filter(tag::RUN, &run.0)]).await? {
+            ids.insert(convert::id("snap", snapshot.snapshot_id.as_deref())?);
+        }
+        let mut first = Ok(());
+        for id in ids {
+            let id = SnapshotId(id);
+            let removed = self.remove_snapshot(&id).await;
+            if removed.is_ok() {
+                self.0.made.of(run, |run| run.snapshots.remove(&id.0));
+            }
+            first = first.and(removed.with_context(|| format!("deleting {id}")));
+        }
+        first
+    }
+
+    /// Deletes a snapshot, unless an image uses it: then it is a result.
+    async fn remove_snapshot(&self, id: &SnapshotId) -> Result<()> {
+        let policy = self.pace().until(self.pace().released);
+        until(&format!("the release of {id}"), &policy, async || {
+            match done(self.delete_snapshot(id).await) {
+                Ok(()) => Ok(Probe::Ready(())),
+                Err(refused) if refused.is("InvalidSnapshot.InUse") => {
+                    let used = filter("block-device-mapping.snapshot-id", [id.0.as_str()]);
+                    let images = self.own_images(&id.0, &[used]).await?;
+                    Ok(if images.iter().any(holds) {
+                        Probe::Ready(())
+                    } else {
+                        // Its image was deregistered just now, or was registered just now.
+                        Probe::NotYet("in use".to_owned())
+                    })
+                }
+                Err(refused) => Err(refused.into()),
+            }
+        })
+        .await
+    }
+}
+
+/// Whether an image is registered still.
+pub fn holds(image: &types::Image) -> bool {
+    image.state != Some(types::ImageState::Deregistered)
+}

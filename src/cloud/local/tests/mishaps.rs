@@ -1,0 +1,86 @@
+//! Clocks that jump, power that goes, processes that begin together.
+
+use super::*;
+
+#[tokio::test]
+async fn the_newest_is_the_last_whatever_the_clock_did() {
+    let f = Fixture::new();
+    let (base, run, undo) = (f.import("base-1").await, RunId::new(), Undo::default());
+    let snapshot = f.snapshot(&base, &run).await;
+    let first = f.region.register(&snapshot, &spec("web-f", "f"), &undo).await.unwrap();
+    // Registered while the clock was years ahead; then it was set right.
+    let record = f.region.dir().join(format!("images/{}.json", first.id));
+    let text = std::fs::read_to_string(&record).unwrap();
+    std::fs::write(&record, text.replace(&first.created, "2199-01-01T00:00:00.000Z")).unwrap();
+    let second = f.region.register(&snapshot, &spec("web-f2", "f"), &undo).await.unwrap();
+    assert_eq!(f.region.find(&key(Some("f"))).await.unwrap(), Some(second));
+}
+
+#[tokio::test]
+async fn what_is_pending_is_no_ground_to_build_on() {
+    let f = Fixture::new();
+    let (base, run) = (f.import("base-1").await, RunId::new());
+    let volume = f.volume(&base, &run).await;
+    let slow = f.region.with_delays(Duration::from_secs(60));
+    let tags = Tags::new();
+    let snapshot = slow.snapshot(&volume, &run, &tags);
+    assert!(tokio::time::timeout(Duration::from_secs(1), snapshot).await.is_err());
+    let pending = f.region.store().tagged::<SnapshotRecord>(tag::RUN, &run.0).unwrap().remove(0).id;
+    let registered = f.region.register(&pending, &spec("web-f", "f"), &Undo::default()).await;
+    refuses(registered, Kind::Cloud, "IncorrectState");
+    let of_it = VolumeSpec { snapshot: pending, ..volume_of(&base, &run) };
+    refuses(f.region.create(&of_it).await, Kind::Cloud, "IncorrectState");
+}
+
+#[tokio::test]
+async fn an_image_that_lost_a_tag_is_not_taken_for_whole() {
+    let f = Fixture::new();
+    let (base, run) = (f.import("base-1").await, RunId::new());
+    let snapshot = f.snapshot(&base, &run).await;
+    let slow = f.region.with_delays(Duration::from_millis(300));
+    let (web, undo) = (spec("web-f", "f"), Undo::default());
+    let lose_it = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let lose = |region: &Locked| {
+            let mut image = region.tagged::<ImageRecord>(tag::NAME, "web")?.remove(0);
+            image.tags.remove(tag::FINGERPRINT);
+            region.write(&image, false)
+        };
+        f.region.store().locked(lose).await.unwrap();
+    };
+    let (result, ()) = tokio::join!(slow.register(&snapshot, &web, &undo), lose_it);
+    refuses(result, Kind::Cloud, "lacks tags");
+}
+
+#[test]
+fn a_region_is_begun_by_many_at_once() {
+    for _ in 0..50 {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || Region::open(&dir.path().join("region")).map(drop);
+        let all: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(open)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        all.into_iter().for_each(Result::unwrap);
+        let names = dir.path().join("region").read_dir().unwrap().map(|e| e.unwrap().file_name());
+        assert!(names.into_iter().all(|name| !name.to_string_lossy().starts_with('.')));
+    }
+}
+
+#[tokio::test]
+async fn a_record_that_lost_its_content_with_the_power_is_none() {
+    let f = Fixture::new();
+    let (base, run) = (f.import("base-1").await, RunId::new());
+    let volume = f.region.create(&volume_of(&base, &run)).await.unwrap();
+    let record = f.region.dir().join(format!("volumes/{volume}.json"));
+    std::fs::write(&record, "").unwrap();
+    std::fs::write(f.region.dir().join("region.json"), "").unwrap();
+    let region = Region::open(f.region.dir()).unwrap();
+    region.ensure_no_volumes(&run).await.unwrap();
+    region.stale_runs(None).await.unwrap();
+    assert_eq!(f.files("volumes"), 0);
+
+    let record = f.region.dir().join(format!("images/{}.json", base.id));
+    std::fs::write(&record, "{").unwrap();
+    refuses(region.images(None).await, Kind::Cloud, &format!("{}.json is no record", base.id));
+}

@@ -1,0 +1,72 @@
+//! `[disk]`, `[image]` and `imds`.
+
+use super::*;
+
+#[test]
+fn each_mistake_names_line_and_key() {
+    let top = tree();
+    let cases: &[(&str, &str)] = &[
+        (
+            "[disk]\ntype = \"gp4\"",
+            "3: `type` of [disk] is \"gp4\", which is no type of volume: did you mean `gp",
+        ),
+        ("[disk]\ntype = \"st1\"", "3: `type` of [disk] is \"st1\", which no instance boots from"),
+        ("[disk]\ntype = 3", "3: `type` of [disk] is an integer: it should be a type of volume"),
+        ("[disk]\niops = 0", "3: `iops` of [disk] is 0: it should be 1 to"),
+        (
+            "[disk]\ntype = \"gp3\"\niops = 100",
+            "4: `iops` of [disk] is 100: the type gp3 takes 3000 to 80000 IOPS",
+        ),
+        (
+            "[disk]\niops = 64001\ntype = \"io1\"",
+            "3: `iops` of [disk] is 64001: the type io1 takes 100 to 64000 IOPS",
+        ),
+        ("[disk]\ntype = \"io2\"", "2: `iops` of [disk] is missing: the type io2 needs it"),
+        (
+            "[disk]\ntype = \"gp2\"\niops = 3000",
+            "4: `iops` of [disk] does not go with the type gp2: only with `gp3`, `io1` and `io2`",
+        ),
+        (
+            "[disk]\ntype = \"io2\"\niops = 3000\nthroughput = 125",
+            "5: `throughput` of [disk] does not go with the type io2: only with `gp3`",
+        ),
+        (
+            "[disk]\ntype = \"gp3\"\nthroughput = 2001",
+            "4: `throughput` of [disk] is 2001: the type gp3 takes 125 to 2000 MiB/s",
+        ),
+        ("[disk]\nencrypted = \"yes\"\nkms_key = \"a\"", "3: `encrypted` of [disk] is a string"),
+        ("[disk]\nkms_key = \"alias/a\"", "3: `kms_key` of [disk] needs `encrypted = true` beside it"),
+        (
+            "[disk]\nencrypted = false\nkms_key = \"alias/a\"",
+            "4: `kms_key` of [disk] needs `encrypted = true` beside it",
+        ),
+        (
+            "[disk]\nencrypted = true\nkms_key = \"images\"",
+            "4: `kms_key` of [disk] is \"images\": it should be",
+        ),
+        ("[disk]\nencrypted = true\nkms_key = \"alias/a b\"", "4: `kms_key` of [disk] is \"alias/a b\""),
+        ("[image]\nboot = \"uefi\"", "3: unknown key `boot` of [image]: did you mean `boot_mode`?"),
+        (
+            "[image]\nboot_mode = \"bios\"",
+            "3: `boot_mode` of [image] is \"bios\": it should be \"legacy-bios\" or \"uefi\" or \"uefi-preferred\"",
+        ),
+        ("[image]\nena = \"yes\"", "3: `ena` of [image] is a string: it should be `true` or `false`"),
+        ("[image]\nsriov = true", "3: `sriov` of [image] is a boolean: it should be \"simple\" or \"none\""),
+        (
+            "[image]\nimds = \"v1.0\"",
+            "3: `imds` of [image] is \"v1.0\": it should be \"v2.0\" or \"optional\"",
+        ),
+        ("[image]\ntpm = \"2.0\"", "3: `tpm` of [image] is \"2.0\": it should be \"v2.0\" or \"none\""),
+        (
+            "[image]\ntpm = \"v2.0\"\nboot_mode = \"uefi-preferred\"",
+            "3: `tpm` of [image] is \"v2.0\", which needs the boot mode \"uefi\", not \"uefi-preferred\" (line 4)",
+        ),
+        ("[image]\nimds = true", "3: `imds` of [image] is a boolean: it should be \"v2.0\""),
+        ("imds = \"v2.0\"", "2: `imds` is a string: it should be `true` or `false`"),
+    ];
+    for (toml, expected) in cases {
+        let error = load(top.path(), &format!("from = \"ami-0123456789abcdef0\"\n{toml}\n")).unwrap_err();
+        assert_eq!(error.lines().count(), 1, "{toml}\ngives {error}");
+        assert!(error.starts_with(&format!("DIR/web/image.toml:{expected}")), "{toml}\ngives {error}");
+    }
+}

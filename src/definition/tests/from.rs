@@ -1,0 +1,98 @@
+//! `from`.
+
+use super::*;
+
+#[test]
+fn what_it_stands_on_has_these_spellings() {
+    let top = tree();
+    let name = |name: &str, owner: Option<&str>| {
+        From::Image(BaseRef::Name { name: name.into(), owner: owner.map(Into::into) })
+    };
+    let id = |id: &str| From::Image(BaseRef::Id(ImageId(id.into())));
+    let tag = |key: &str, value: &str, owner: Option<&str>| {
+        From::Image(BaseRef::Tag { key: key.into(), value: value.into(), owner: owner.map(Into::into) })
+    };
+    let deprecated = |from| match from {
+        From::Image(base) => From::Image(BaseRef::Deprecated(Box::new(base))),
+        parent => parent,
+    };
+    let cases = [
+        ("from = \"./../base\"", From::Parent(top.path().join("web/./../base"))),
+        ("from = { name = \"debian-12-*\" }", name("debian-12-*", None)),
+        ("from = { name = \"d?\", owner = \"136693071363\" }", name("d?", Some("136693071363"))),
+        ("[from]\nname = \"d\"\nowner = \"amazon\"", name("d", Some("amazon"))),
+        ("from = { ssm = \"/aws/service/x\" }", From::Image(BaseRef::Ssm("/aws/service/x".into()))),
+        ("from = { id = \"ami-01234567\" }", id("ami-01234567")),
+        ("from = { id = \"ami-01234567\", deprecated = true }", deprecated(id("ami-01234567"))),
+        (
+            "from = { name = \"d\", owner = \"amazon\", deprecated = true }",
+            deprecated(name("d", Some("amazon"))),
+        ),
+        ("from = { name = \"d\", deprecated = false }", name("d", None)),
+        ("from = { tag = { role = \"base\" } }", tag("role", "base", None)),
+        (
+            "from = { tag = { \"oven:name\" = \"base\" }, owner = \"self\" }",
+            tag("oven:name", "base", Some("self")),
+        ),
+        ("[from]\ntag.\"a = b\" = \"\"", tag("a = b", "", None)),
+    ];
+    for (toml, expected) in cases {
+        assert_eq!(load(top.path(), toml).unwrap().from, expected, "{toml}");
+    }
+}
+
+#[test]
+fn mistakes_of_from_tell_what_it_can_be() {
+    let top = tree();
+    let cases: &[(&str, &str)] = &[
+        ("", "1: `from` is missing: write \"ami-…\" (an image), \"../base\""),
+        ("from = \"debian-12\"", "1: `from` is \"debian-12\", which is none of \"ami-…\" (an image)"),
+        ("from = \"ami-xyz\"", "1: `from` is \"ami-xyz\": an image's id is `ami-` and 17 digits"),
+        ("from = \"../gone\"", "1: `from` is \"../gone\", but DIR/web/../gone is no directory"),
+        ("from = \"../empty\"", "1: `from` is \"../empty\", but DIR/web/../empty has no image.toml"),
+        ("from = 1", "1: `from` is an integer: it should be \"ami-…\""),
+        ("from = {}", "1: `name` of `from` is missing"),
+        ("from = { nam = \"a\" }", "1: unknown key `nam` of `from`: did you mean `name`?"),
+        (
+            "from = { name = \"a:b\" }",
+            "1: `name` of `from` is \"a:b\": no image's name has the character ':'",
+        ),
+        (
+            "from = { name = \"a\", owner = 136693071363 }",
+            "1: `owner` of `from` is an integer: it should be an account's 12 digits in quotes",
+        ),
+        ("from = { name = \"a\", owner = \"me\" }", "1: `owner` of `from` is \"me\""),
+        ("from = { name = \"a\", ssm = \"/b\" }", "1: `ssm` of `from` does not go with `name`"),
+        ("from = { ssm = \"/b\", owner = \"self\" }", "1: `owner` of `from` does not go with `ssm`"),
+        ("from = { id = \"ami-01234567\", owner = \"self\" }", "1: `owner` of `from` does not go with `id`"),
+        ("from = { id = \"ami-1\" }", "1: `id` of `from` is \"ami-1\": an image's id is `ami-`"),
+        ("[from]\nid = \"web\"", "2: `id` of `from` is \"web\": an image's id is `ami-`"),
+        (
+            "from = { name = \"a\", deprecated = 1 }",
+            "1: `deprecated` of `from` is an integer: it should be `true`",
+        ),
+        ("from = { deprecated = true }", "1: `name` of `from` is missing: write it, or `id`, `ssm` or `tag`"),
+        (
+            "from = { tag = \"role=base\" }",
+            "1: `tag` of `from` is a string: it should be a table of one tag, { \"role\" = \"base\" }",
+        ),
+        ("from = { tag = 1 }", "1: `tag` of `from` is an integer: it should be a table of one tag, such as"),
+        ("from = { tag = {} }", "1: `tag` of `from` has no tag: it should be a table of one tag"),
+        ("from = { tag = { a = \"b\", c = \"d\" } }", "1: `tag` of `from` has several tags: it should be"),
+        (
+            "from = { tag = { a = 1 } }",
+            "1: `a` of `tag` of `from` is an integer: it should be a text in quotes",
+        ),
+        (
+            "from = { tag = { a = \"b*\" } }",
+            "1: `a` of `tag` of `from` is \"b*\": the whole value is written out",
+        ),
+        ("from = { tag = { \"\" = \"b\" } }", "1: `` of `tag` of `from` is empty: a tag has a key"),
+        ("from = { tag = { a = \"b\" }, owner = \"me\" }", "1: `owner` of `from` is \"me\""),
+        ("from = { ssm = \"a b\" }", "1: `ssm` of `from` is \"a b\""),
+    ];
+    for (toml, expected) in cases {
+        let error = load(top.path(), toml).unwrap_err();
+        assert!(error.starts_with(&format!("DIR/web/image.toml:{expected}")), "{toml}\ngives {error}");
+    }
+}

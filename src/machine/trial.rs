@@ -1,0 +1,78 @@
+//! Does what a bake does, with nothing in it: what a container or a hardened kernel forbids only shows when it is tried.
+
+use super::Check;
+use crate::disk::loopdev;
+use crate::root::step::{self, ExitStatus, Spec};
+use crate::scratch;
+use crate::site::Site;
+use anyhow::{Context, Result, bail};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The smallest thing that can be a disk.
+const DISK: u64 = 1 << 20;
+/// A step that does nothing takes milliseconds.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// No image has it, and this one has nothing.
+const PROGRAM: &str = "/oven-doctor";
+
+/// An empty disk in the region, and contained steps in an empty image. Nothing of it stays; the mounts are this
+/// process's own.
+pub async fn trial(site: &Site) -> Vec<Check> {
+    let mut checks = vec![Check::tried("a disk in the region", &disk(&site.state).await)];
+    let root = empty_image();
+    checks.push(Check::tried("mounts of its own", &root));
+    let Ok(root) = root else { return checks };
+    for (what, network) in [("a contained step", false), ("a contained step with the network", true)] {
+        checks.push(Check::tried(what, &step(site, &root, network, false).await));
+    }
+    let throwaway = step(site, &root, false, true).await;
+    let note =
+        throwaway.as_ref().err().map(|error| format!("no image with a [[test]] can be baked: {error:#}"));
+    checks.push(Check::note("a contained step of a [[test]]", note.is_none(), &note.unwrap_or_default()));
+    checks
+}
+
+async fn disk(region: &Path) -> Result<()> {
+    let file = tempfile::tempfile_in(region).context("making a file")?;
+    file.set_len(DISK).context("making a file")?;
+    let device = loopdev::attach(&file, "doctor")?;
+    loopdev::release(device).await
+}
+
+/// A mount point with the directories that every image has.
+fn empty_image() -> Result<PathBuf> {
+    step::private_mounts()?;
+    scratch::make()?;
+    let root = Path::new(scratch::DIR).join("doctor");
+    for dir in ["dev", "etc", "proc", "run", "sys", "tmp"] {
+        std::fs::create_dir_all(root.join(dir))
+            .with_context(|| format!("making {dir} in {}", root.display()))?;
+    }
+    Ok(root)
+}
+
+async fn step(site: &Site, root: &Path, network: bool, throwaway: bool) -> Result<()> {
+    let spec = Spec {
+        root: root.to_owned(),
+        argv: vec![PROGRAM.to_owned()],
+        env: BTreeMap::new(),
+        cwd: "/".to_owned(),
+        network,
+        fenced: false,
+        resolv_conf: None,
+        shims: Vec::new(),
+        binds: Vec::new(),
+        nodes: Vec::new(),
+        throwaway,
+        interactive: false,
+    };
+    let mut output = Vec::new();
+    let exit = step::run(&site.helper, &spec, TIMEOUT, &mut |line| output.push(line.to_owned())).await?;
+    match exit.status {
+        // All was made ready for a program that is not there.
+        ExitStatus::Exited(127) => Ok(()),
+        other => bail!("{other}: {}", output.join(" ")),
+    }
+}

@@ -1,0 +1,119 @@
+//! The log file of a run. It begins with the first step: what is only looked up leaves none.
+
+use std::fs::File;
+use std::io::{Result, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+/// So many logs are kept in a directory: enough to look back on weeks, and some MiB.
+const KEPT: usize = 200;
+
+#[derive(Default)]
+pub enum Log {
+    #[default]
+    None,
+    /// Lines from before the first step.
+    Waiting {
+        path: PathBuf,
+        lines: Vec<String>,
+    },
+    Open {
+        path: PathBuf,
+        file: File,
+    },
+}
+
+impl Log {
+    pub fn at(path: &Path, head: &str) -> Self {
+        Self::Waiting { path: path.to_owned(), lines: vec![head.to_owned()] }
+    }
+
+    /// Where it is, once it is there.
+    pub fn path(&self) -> Option<&Path> {
+        if let Self::Open { path, .. } = self { Some(path) } else { None }
+    }
+
+    pub fn line(&mut self, time: Duration, kind: &str, text: &str) {
+        let line = format!("{:>9.3} {kind:<7} {text}", time.as_secs_f64());
+        match self {
+            Self::None => {}
+            Self::Waiting { lines, .. } => lines.push(line),
+            // A full disk must not stop the clean-up that would free it.
+            Self::Open { file, .. } => _ = file.write_all(format!("{line}\n").as_bytes()),
+        }
+    }
+
+    /// Makes the file, if it is not there yet, and removes the oldest ones.
+    pub fn begin(&mut self) -> Result<()> {
+        let (path, lines) = match std::mem::take(self) {
+            Self::Waiting { path, lines } => (path, lines),
+            other => {
+                *self = other;
+                return Ok(());
+            }
+        };
+        if let Some(dir) = path.parent() {
+            std::fs::create_dir_all(dir)?;
+            prune(dir, KEPT - 1);
+        }
+        let mut file = File::options().create(true).append(true).open(&path)?;
+        file.write_all(format!("{}\n", lines.join("\n")).as_bytes())?;
+        *self = Self::Open { path, file };
+        Ok(())
+    }
+}
+
+/// Removes all but the newest logs. One that is being written is among them.
+fn prune(dir: &Path, keep: usize) {
+    let Ok(entries) = std::fs::read_dir(dir) else { return };
+    let mut logs: Vec<(SystemTime, PathBuf)> = entries
+        .flatten()
+        .filter(|entry| entry.path().extension().is_some_and(|extension| extension == "log"))
+        .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
+        .collect();
+    logs.sort();
+    let many = logs.len().saturating_sub(keep);
+    for (_, path) in logs.into_iter().take(many) {
+        _ = std::fs::remove_file(path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(dir: &Path) -> Vec<String> {
+        let names = std::fs::read_dir(dir).unwrap();
+        let mut names: Vec<_> =
+            names.map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn it_begins_with_the_first_step() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("logs/1.log");
+        let mut log = Log::at(&path, "oven");
+        log.line(Duration::ZERO, "note", "waiting");
+        assert!(!path.exists() && log.path().is_none());
+        log.begin().unwrap();
+        log.line(Duration::from_millis(1500), "step", "testing");
+        log.begin().unwrap();
+        let text = std::fs::read_to_string(log.path().unwrap()).unwrap();
+        assert_eq!(text, "oven\n    0.000 note    waiting\n    1.500 step    testing\n");
+    }
+
+    #[test]
+    fn the_newest_are_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, age) in [("a.log", 3), ("b.log", 1), ("c.log", 2), ("d.txt", 9)] {
+            let file = File::create(dir.path().join(name)).unwrap();
+            file.set_modified(SystemTime::now() - Duration::from_secs(age)).unwrap();
+        }
+        prune(dir.path(), 2);
+        assert_eq!(names(dir.path()), ["b.log", "c.log", "d.txt"]);
+        prune(dir.path(), 2);
+        assert_eq!(names(dir.path()).len(), 3);
+    }
+}

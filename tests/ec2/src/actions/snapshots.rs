@@ -1,0 +1,109 @@
+//! Snapshots: made of a volume as it is when the call comes, and `pending` after that.
+
+use super::{Ask, Ctx, internal, shapes, tag_specifications};
+use crate::iam::Target;
+use crate::refusal::{Result, no};
+use crate::world::{Snapshot, Tags, now};
+use crate::xml::Xml;
+use oven::cloud::{RunId, SnapshotId, VolumeId, Volumes};
+
+pub async fn create(ctx: &Ctx, mut ask: Ask) -> Result<Xml> {
+    let p = &mut ask.params;
+    let (id, description) = (p.required("VolumeId")?, p.text("Description").unwrap_or_default());
+    let tags = tag_specifications(p, "snapshot")?;
+    if description.chars().count() > 255 {
+        no!("InvalidParameterValue", "Value for parameter description is longer than 255 characters");
+    }
+    let volume = {
+        let state = ctx.state();
+        let (now, none) = (now(), Tags::new());
+        let volume = state.world.volume(&id, now);
+        let of = volume.as_ref().map_or(&none, |v| &v.common.tags);
+        ask.permitted(&state, &[Target::new(&id, of), Target::made("snapshot", &tags)])?;
+        let volume = volume?;
+        if !matches!(volume.state(now), "available" | "in-use") {
+            no!("IncorrectState", "The volume '{id}' is in the '{}' state.", volume.state(now));
+        }
+        let limits = &state.options.limits;
+        let snapshots = state.world.snapshots.values().filter(|s| !s.common.is_gone(now));
+        if snapshots.clone().filter(|s| !s.common.seeded).count() >= limits.snapshots {
+            no!("SnapshotLimitExceeded", "Maximum allowed snapshot count exceeded.");
+        }
+        if snapshots.filter(|s| s.volume == id && s.common.is_pending(now)).count()
+            >= limits.pending_snapshots
+        {
+            no!(
+                "ConcurrentSnapshotLimitExceeded",
+                "Maximum allowed in-progress snapshots for a single volume exceeded."
+            );
+        }
+        let between = limits.between_snapshots.as_millis() as u64;
+        // Failed and deleted ones count, too.
+        if volume.snapshots_at.last().is_some_and(|at| now < at + between) {
+            no!(
+                "SnapshotCreationPerVolumeRateExceeded",
+                "The maximum per volume CreateSnapshot request rate has been exceeded. Use an increasing or variable sleep interval between requests."
+            );
+        }
+        ask.really()?;
+        volume.clone()
+    };
+    let run = RunId("ec2-server".to_owned());
+    let made =
+        ctx.region.snapshot(&VolumeId(id.clone()), &run, &Default::default()).await.map_err(internal)?;
+    let mut state = ctx.state();
+    let delay = state.options.delays.snapshot;
+    let snapshot = Snapshot {
+        common: state.common(&made.0, tags, delay, ask.turn),
+        volume: id.clone(),
+        size: volume.size,
+        description,
+        encrypted: volume.kind.encrypted,
+        key: volume.kind.key,
+        product_codes: volume.product_codes,
+        public: false,
+    };
+    state.change(|world| {
+        if let Some(volume) = world.volumes.get_mut(&id) {
+            volume.snapshots_at.push(snapshot.common.created);
+        }
+        world.snapshots.insert(made.0, snapshot.clone());
+    });
+    let mut xml = Xml::default();
+    shapes::snapshot(&mut xml, &snapshot, now());
+    Ok(xml)
+}
+
+pub async fn delete(ctx: &Ctx, mut ask: Ask) -> Result<Xml> {
+    let id = ask.params.required("SnapshotId")?;
+    check_deletable(ctx, &ask, &id)?;
+    remove(ctx, &id).await?;
+    let mut xml = Xml::default();
+    xml.text("return", true);
+    Ok(xml)
+}
+
+fn check_deletable(ctx: &Ctx, ask: &Ask, id: &str) -> Result<()> {
+    let state = ctx.state();
+    let (now, none) = (now(), Tags::new());
+    let snapshot = state.world.snapshot(id, now);
+    ask.permitted(&state, &[Target::new(id, snapshot.as_ref().map_or(&none, |s| &s.common.tags))])?;
+    if snapshot?.common.owner != state.options.account {
+        no!("UnauthorizedOperation", "You are not authorized to perform this operation.");
+    }
+    if let Some(image) = state.world.using(id, now).next() {
+        no!("InvalidSnapshot.InUse", "The snapshot {id} is currently in use by {}", image.common.id);
+    }
+    ask.really()
+}
+
+/// Removes a snapshot and its data.
+pub async fn remove(ctx: &Ctx, id: &str) -> Result<()> {
+    ctx.region.delete_snapshot(&SnapshotId(id.to_owned())).await.map_err(internal)?;
+    ctx.state().change(|world| {
+        if let Some(snapshot) = world.snapshots.get_mut(id) {
+            snapshot.common.gone_at = Some(now());
+        }
+    });
+    Ok(())
+}

@@ -1,0 +1,255 @@
+//! What becomes of an attachment on the builder: a loop device, or a disk in a guest.
+
+use crate::actions::{Ctx, internal, volumes_remove};
+use crate::faults::Turn;
+use crate::options::AttachAs;
+use crate::qmp::Qmp;
+use crate::refusal::Result;
+use crate::world::{Attachment, Phase, now};
+use anyhow::Context;
+use oven::cloud::{VolumeId, Volumes};
+use oven::disk::Device;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::time::sleep;
+
+/// What holds a volume.
+pub enum Held {
+    Loop(Device),
+    Guest { guest: Rc<Qmp>, name: String, file: File },
+}
+
+/// The guests, by instance.
+pub type Guests = BTreeMap<String, Rc<Qmp>>;
+
+/// From then on a volume that is not let go of is `busy`.
+const BUSY_AFTER: Duration = Duration::from_secs(1);
+/// Between two looks at a loop device.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// Where a test finds what is attached as a loop device.
+pub fn note(ctx: &Ctx, volume: &str) -> PathBuf {
+    ctx.region.dir().join("attached").join(format!("{volume}.json"))
+}
+
+fn write_note(ctx: &Ctx, volume: &str, device: &Device, name: &str) -> anyhow::Result<()> {
+    let path = note(ctx, volume);
+    let beside = path.with_extension("new");
+    std::fs::create_dir_all(path.parent().unwrap_or(&path))?;
+    let note = serde_json::json!({"node": device.path, "rdev": device.rdev, "device": name});
+    std::fs::write(&beside, note.to_string())?;
+    Ok(std::fs::rename(&beside, &path)?)
+}
+
+/// Makes the volume a device of its instance.
+async fn plug(ctx: &Rc<Ctx>, id: &str, attachment: &Attachment) -> anyhow::Result<()> {
+    let builders = ctx.state().options.builders();
+    let how =
+        builders.into_iter().find(|b| b.id == attachment.instance).map_or(AttachAs::Nothing, |b| b.attach);
+    let volume = VolumeId(id.to_owned());
+    let held = match how {
+        AttachAs::Nothing => return Ok(()),
+        AttachAs::Loop => {
+            let device = ctx.region.attach(&volume).await?;
+            write_note(ctx, id, &device, &attachment.device).context("telling what is attached")?;
+            Held::Loop(device)
+        }
+        AttachAs::Qmp(_) => {
+            let guest =
+                ctx.guests.get(&attachment.instance).cloned().context("an instance without a guest")?;
+            let file = ctx.region.hold(&volume).await?;
+            let serial = id.replace('-', "");
+            let name = format!("{serial}-{}", attachment.number);
+            let path = ctx.region.dir().join("volumes").join(format!("{id}.img"));
+            guest.plug(&name, &serial, &path).await?;
+            Held::Guest { guest, name, file }
+        }
+    };
+    ctx.held.borrow_mut().insert(id.to_owned(), held);
+    Ok(())
+}
+
+/// Whether the volume has this attachment, in this phase.
+fn is(ctx: &Ctx, id: &str, number: u64, phase: Phase) -> bool {
+    let state = ctx.state();
+    let attachment = state.world.volumes.get(id).and_then(|v| v.attachment.as_ref());
+    attachment.is_some_and(|a| a.number == number && a.phase == phase)
+}
+
+fn set(ctx: &Ctx, id: &str, number: u64, change: impl FnOnce(&mut Option<Attachment>)) {
+    ctx.state().change(|world| {
+        if let Some(volume) = world.volumes.get_mut(id)
+            && volume.attachment.as_ref().is_some_and(|a| a.number == number)
+        {
+            change(&mut volume.attachment);
+        }
+    });
+}
+
+/// Goes through with an attachment: at once if nothing is delayed, else beside the answers.
+pub async fn attach(ctx: &Rc<Ctx>, id: &str, attachment: Attachment) -> Result<()> {
+    if attachment.turn == Some(Turn::Stuck) {
+        return Ok(());
+    }
+    let (attaching, device) = {
+        let mut state = ctx.state();
+        let delays = state.options.delays;
+        (
+            Duration::from_millis(state.drawn(delays.attaching)),
+            Duration::from_millis(state.drawn(delays.device)),
+        )
+    };
+    let (ctx, id) = (ctx.clone(), id.to_owned());
+    let at_once = attaching.is_zero() && device.is_zero();
+    let going_on = async move {
+        let number = attachment.number;
+        let plug = async || {
+            if attachment.turn == Some(Turn::NoDevice) || !is_attached(&ctx, &id, number) {
+                return Ok(());
+            }
+            plug(&ctx, &id, &attachment).await
+        };
+        let tell = || {
+            if is(&ctx, &id, number, Phase::Attaching) {
+                set(&ctx, &id, number, |a| {
+                    if let Some(a) = a {
+                        a.phase = Phase::Attached;
+                    }
+                });
+            }
+        };
+        if device <= attaching {
+            sleep(device).await;
+            plug().await?;
+            sleep(attaching - device).await;
+            tell();
+        } else {
+            sleep(attaching).await;
+            tell();
+            sleep(device - attaching).await;
+            plug().await?;
+        }
+        anyhow::Ok(())
+    };
+    if at_once {
+        going_on.await.map_err(internal)
+    } else {
+        tokio::task::spawn_local(async move {
+            if let Err(error) = going_on.await {
+                internal(error);
+            }
+        });
+        Ok(())
+    }
+}
+
+fn is_attached(ctx: &Ctx, id: &str, number: u64) -> bool {
+    is(ctx, id, number, Phase::Attaching) || is(ctx, id, number, Phase::Attached)
+}
+
+/// What tells a loop device's binding from the next one.
+fn binding(rdev: u64) -> Option<(String, String)> {
+    let dir = format!("/sys/dev/block/{}:{}", rustix::fs::major(rdev), rustix::fs::minor(rdev));
+    let file = std::fs::read_to_string(format!("{dir}/loop/backing_file")).ok()?;
+    Some((file, std::fs::read_to_string(format!("{dir}/diskseq")).unwrap_or_default()))
+}
+
+/// Lets go of what holds a volume, and waits until nobody has it. `force`: the client may keep what it has open.
+async fn unplug(ctx: &Ctx, id: &str, force: bool) -> anyhow::Result<()> {
+    _ = std::fs::remove_file(note(ctx, id));
+    let held = ctx.held.borrow_mut().remove(id);
+    match held {
+        None => Ok(()),
+        Some(Held::Loop(device)) => {
+            let (rdev, bound) = (device.rdev, binding(device.rdev));
+            drop(device);
+            while !force && bound.is_some() && binding(rdev) == bound {
+                sleep(LOOK).await;
+            }
+            Ok(())
+        }
+        Some(Held::Guest { guest, name, file }) => {
+            let unplugged = guest.unplug(&name).await;
+            drop(file);
+            unplugged
+        }
+    }
+}
+
+/// Ends an attachment: at once if it can be, else beside the answers.
+pub async fn detach(ctx: &Rc<Ctx>, id: &str, attachment: Attachment, force: bool) {
+    let number = attachment.number;
+    let mark_busy = move |ctx: &Ctx, id: &str| {
+        set(ctx, id, number, |a| {
+            if let Some(a) = a {
+                a.phase = Phase::Busy;
+            }
+        });
+    };
+    match attachment.turn {
+        Some(Turn::Busy) if !force => return mark_busy(ctx, id),
+        Some(Turn::Stuck) if !force => return,
+        _ => {}
+    }
+    let delay = {
+        let mut state = ctx.state();
+        let detaching = state.options.delays.detaching;
+        Duration::from_millis(state.drawn(detaching))
+    };
+    let (ctx, id) = (ctx.clone(), id.to_owned());
+    let mut going_on = Box::pin(async move {
+        sleep(delay).await;
+        let mut letting_go = Box::pin(unplug(&ctx, &id, force));
+        let done = tokio::select! {
+            done = &mut letting_go => done,
+            () = sleep(BUSY_AFTER) => {
+                mark_busy(&ctx, &id);
+                letting_go.await
+            }
+        };
+        if let Err(error) = done {
+            internal(error);
+            return mark_busy(&ctx, &id);
+        }
+        ctx.state().change(|world| {
+            if let Some(instance) = world.instances.get_mut(&attachment.instance) {
+                instance.freed.insert(attachment.device.clone(), now());
+            }
+        });
+        set(&ctx, &id, number, |a| *a = None);
+    });
+    // Most are done in a millisecond: then the next call sees it.
+    tokio::select! {
+        () = &mut going_on => {}
+        () = sleep(4 * LOOK) => drop(tokio::task::spawn_local(going_on)),
+    }
+}
+
+/// A disk is pulled out: the guest loses it, and the API does not know.
+pub async fn pull(ctx: &Rc<Ctx>, id: &str) -> anyhow::Result<()> {
+    unplug(ctx, id, true).await
+}
+
+/// An instance ends: what is attached to it is deleted, or free again.
+pub async fn terminate(ctx: &Rc<Ctx>, instance: &str) -> Result<()> {
+    let attached: Vec<(String, Attachment)> = {
+        let mut state = ctx.state();
+        state.change(|world| {
+            if let Some(instance) = world.instances.get_mut(instance) {
+                instance.state = "terminated".into();
+            }
+        });
+        state.world.attached_to(instance).map(|(v, a)| (v.common.id.clone(), a.clone())).collect()
+    };
+    for (id, attachment) in attached {
+        unplug(ctx, &id, true).await.map_err(internal)?;
+        set(ctx, &id, attachment.number, |a| *a = None);
+        if attachment.delete_on_termination {
+            volumes_remove(ctx, &id).await?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,59 @@
+//! What a test in another process may ask and set, under `/_oven/`.
+
+use crate::actions::Ctx;
+use crate::attach;
+use crate::ledger::Ledger;
+use crate::world::now;
+use serde_json::{Value, json};
+use std::rc::Rc;
+
+/// ```text
+/// GET  ledger                    what there is
+/// GET  calls                     what was called
+/// POST options  {"faults": [..], "delays": {..}, "denied": [..], "parameters": {..}, "visibility_lag": MS}
+/// POST pull     {"volume": ID}   a disk vanishes from its instance, and the API does not know
+/// ```
+pub async fn answer(ctx: &Rc<Ctx>, method: &str, path: &str, body: &[u8]) -> (u16, String) {
+    let given: Value = serde_json::from_slice(body).unwrap_or(Value::Null);
+    let result = match (method, path) {
+        ("GET", "ledger") => match ctx.import().await {
+            Ok(()) => serde_json::to_value(Ledger::of(&ctx.state().world, ctx.region.dir(), now()))
+                .map_err(Into::into),
+            Err(refusal) => return (500, json!({"error": refusal.message}).to_string()),
+        },
+        ("GET", "calls") => serde_json::to_value(&ctx.state().calls).map_err(Into::into),
+        ("POST", "options") => set(ctx, given).map(|()| json!({})),
+        ("POST", "pull") => {
+            attach::pull(ctx, given["volume"].as_str().unwrap_or_default()).await.map(|()| json!({}))
+        }
+        _ => return (404, json!({"error": "there is ledger, calls, options and pull"}).to_string()),
+    };
+    match result {
+        Ok(value) => (200, value.to_string()),
+        Err(error) => (400, json!({"error": format!("{error:#}")}).to_string()),
+    }
+}
+
+fn set(ctx: &Ctx, given: Value) -> anyhow::Result<()> {
+    let Value::Object(given) = given else { anyhow::bail!("the body is no JSON object") };
+    let mut state = ctx.state();
+    for (name, value) in given {
+        let options = &mut state.options;
+        match name.as_str() {
+            "faults" => {
+                options.faults = serde_json::from_value(value)?;
+                // A new plan counts anew.
+                state.plan = Default::default();
+            }
+            "delays" => options.delays = serde_json::from_value(value)?,
+            "denied" => options.denied = serde_json::from_value(value)?,
+            "policy" => options.policy = (!value.is_null()).then_some(value),
+            "parameters" => options.parameters = serde_json::from_value(value)?,
+            "visibility_lag" => {
+                options.visibility_lag = std::time::Duration::from_millis(serde_json::from_value(value)?);
+            }
+            other => anyhow::bail!("there is no option {other}"),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,299 @@
+//! The listener: what comes in is told apart, counted, spoilt where it was planned, and answered.
+
+use crate::actions::{self, Ask, Ctx};
+use crate::control;
+use crate::faults::What;
+use crate::imds::Headers;
+use crate::options::Builder;
+use crate::others;
+use crate::params::Params;
+use crate::refusal::{Refusal, Result, no, refuse};
+use crate::state::Call;
+use crate::wire::{self, Answer, Dropped, Headers as Head, Request};
+use crate::world::now;
+use crate::xml;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+use tokio::net::TcpListener;
+use tokio::time::sleep;
+
+const VERSION: &str = "2016-11-15";
+
+fn answer(status: u16, kind: &'static str, body: String) -> Answer {
+    Answer { status, kind, body }
+}
+
+/// Serves until it is dropped. `builder`: whose IMDS this is.
+pub async fn serve(ctx: Rc<Ctx>, listener: TcpListener, builder: Builder) {
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            // Out of descriptors, say: some connection will end.
+            Err(error) => {
+                eprintln!("oven-ec2-server: {error}");
+                sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        _ = stream.set_nodelay(true);
+        let (ctx, builder) = (ctx.clone(), builder.clone());
+        tokio::task::spawn_local(async move {
+            let handle = async |request: Request| {
+                let (ctx, builder) = (ctx.clone(), builder.clone());
+                // A task of its own: a call takes effect even if the one who made it does not wait for the answer.
+                let task = tokio::task::spawn_local(async move { handle(&ctx, request, &builder).await });
+                task.await.unwrap_or_else(|panic| Ok(answer(500, "text/plain", panic.to_string())))
+            };
+            // A client that goes away is no error.
+            _ = wire::serve(stream, handle).await;
+        });
+    }
+}
+
+async fn handle(ctx: &Rc<Ctx>, request: Request, builder: &Builder) -> std::result::Result<Answer, Dropped> {
+    let Request { method, path, headers, body } = &request;
+    if let Some(path) = path.strip_prefix("/_oven/") {
+        let (status, body) = control::answer(ctx, method, path, body).await;
+        return Ok(answer(status, "application/json", body));
+    }
+    if path.starts_with("/latest/") || path == "/latest" {
+        return metadata(ctx, method, path, headers, builder).await;
+    }
+    if let Some(action) = headers.get("x-amz-target").and_then(others::ssm_action) {
+        return ssm(ctx, action, body).await;
+    }
+    query(ctx, headers, body).await
+}
+
+fn record(
+    ctx: &Ctx,
+    service: &str,
+    action: &str,
+    params: &BTreeMap<String, String>,
+    dry_run: bool,
+    answer: String,
+) {
+    let call = Call {
+        service: service.to_owned(),
+        action: action.to_owned(),
+        params: params.clone(),
+        dry_run,
+        answer,
+        made: None,
+        at: now(),
+    };
+    ctx.state().record(call);
+}
+
+/// The id of what a call made.
+fn made(action: &str, inside: &xml::Xml) -> Option<String> {
+    let name = match action {
+        "CreateVolume" => "volumeId",
+        "CreateSnapshot" => "snapshotId",
+        "RegisterImage" => "imageId",
+        _ => return None,
+    };
+    inside.first(name).map(str::to_owned)
+}
+
+async fn metadata(
+    ctx: &Rc<Ctx>,
+    method: &str,
+    path: &str,
+    headers: &Head,
+    builder: &Builder,
+) -> std::result::Result<Answer, Dropped> {
+    let name = format!("{method} {path}");
+    let fault = spoil(ctx, &name, false);
+    let told = |how| record(ctx, "imds", &name, &BTreeMap::new(), false, how);
+    if let Some(answer) = before(&fault, told).await? {
+        return Ok(answer);
+    }
+    let (status, body) = {
+        let given = Headers {
+            ttl: headers.get("x-aws-ec2-metadata-token-ttl-seconds"),
+            token: headers.get("x-aws-ec2-metadata-token"),
+            forwarded: headers.get("x-forwarded-for").is_some(),
+        };
+        let state = ctx.state();
+        ctx.imds.borrow_mut().answer(method, path, &given, builder, &state.options)
+    };
+    record(ctx, "imds", &name, &BTreeMap::new(), false, status.to_string());
+    after(&fault, answer(status, "text/plain", body)).await
+}
+
+async fn ssm(ctx: &Rc<Ctx>, action: &str, body: &[u8]) -> std::result::Result<Answer, Dropped> {
+    let kind = "application/x-amz-json-1.1";
+    let fault = spoil(ctx, &format!("ssm:{action}"), false);
+    let params: BTreeMap<String, String> =
+        serde_json::from_slice::<BTreeMap<String, serde_json::Value>>(body)
+            .unwrap_or_default()
+            .into_iter()
+            .map(|(name, value)| (name, value.as_str().map_or_else(|| value.to_string(), str::to_owned)))
+            .collect();
+    let told = |how| record(ctx, "ssm", action, &params, false, how);
+    if let Some(answer) = before(&fault, told).await? {
+        return Ok(answer);
+    }
+    let planned = fault.as_ref().and_then(What::refusal);
+    let result = planned.map_or_else(|| others::ssm(action, body, &ctx.state().options), Err);
+    let (status, told, body) = match result {
+        Ok(value) => (200, "200".to_owned(), value.to_string()),
+        Err(refusal) => (refusal.status, refusal.code.clone(), others::ssm_error(&refusal)),
+    };
+    record(ctx, "ssm", action, &params, false, told);
+    after(&fault, answer(status, kind, body)).await
+}
+
+/// Who the request says that it is for: `ec2` or `sts`, by the credential's scope.
+fn service_of(ctx: &Ctx, headers: &Head) -> Result<String> {
+    let Some(authorization) = headers.get("authorization") else {
+        no!("MissingAuthenticationToken", "Request is missing Authentication Token")
+    };
+    // AWS4-HMAC-SHA256 Credential=KEY/20260102/us-east-1/ec2/aws4_request, …
+    let scope =
+        authorization.split_once("Credential=").map_or("", |(_, rest)| rest.split(',').next().unwrap_or(""));
+    match scope.split('/').collect::<Vec<_>>()[..] {
+        [_, _, region, service @ ("ec2" | "sts"), "aws4_request"]
+            if authorization.starts_with("AWS4-HMAC-SHA256 ") =>
+        {
+            if service == "ec2" && region != ctx.state().options.region {
+                no!("AuthFailure", "Credential should be scoped to a valid region, not {region}");
+            }
+            Ok(service.to_owned())
+        }
+        _ => no!("AuthFailure", "AWS was not able to validate the provided access credentials"),
+    }
+}
+
+async fn query(ctx: &Rc<Ctx>, headers: &Head, body: &[u8]) -> std::result::Result<Answer, Dropped> {
+    let request = oven::cloud::RunId::new().0;
+    let no_such = |refusal: &Refusal| {
+        answer(
+            refusal.status,
+            "text/xml;charset=UTF-8",
+            xml::error(&refusal.code, &refusal.message, &request),
+        )
+    };
+    let (action, mut params, service) = match parse(ctx, headers, body) {
+        Ok(parsed) => parsed,
+        Err(refusal) => {
+            let text = String::from_utf8_lossy(body);
+            record(ctx, "ec2", &text, &BTreeMap::new(), false, refusal.code.clone());
+            return Ok(no_such(&refusal));
+        }
+    };
+    let given = params.fields().clone();
+    if service == "sts" {
+        let result = others::sts(&action, params, &ctx.state().options);
+        record(ctx, "sts", &action, &given, false, "200".into());
+        return Ok(match result {
+            Ok(body) => answer(200, "text/xml", body),
+            Err(refusal) => no_such(&refusal),
+        });
+    }
+    let dry_run = match params.boolean("DryRun") {
+        Ok(dry_run) => dry_run.unwrap_or(false),
+        Err(refusal) => return Ok(no_such(&refusal)),
+    };
+    let fault = spoil(ctx, &action, dry_run);
+    let wait = ctx.state().options.delays.answer;
+    sleep(wait).await;
+    let told = |how| record(ctx, "ec2", &action, &given, dry_run, how);
+    if let Some(answer) = before(&fault, told).await? {
+        return Ok(answer);
+    }
+    let throttled = {
+        let narrow = ["Filter.1.Name", "MaxResults", "Owner.1"];
+        let unfiltered = !given.keys().any(|name| narrow.contains(&name.as_str()) || name.ends_with("Id.1"));
+        let mut state = ctx.state();
+        let throttle = state.options.throttle;
+        throttle.is_some_and(|throttle| !state.buckets.take(&action, &throttle, unfiltered, Instant::now()))
+    };
+    let result = if throttled {
+        Err(refuse("RequestLimitExceeded", "Request limit exceeded."))
+    } else if let Some(refusal) = fault.as_ref().and_then(What::refusal) {
+        Err(refusal)
+    } else {
+        let turn = if let Some(What::Turns(turn)) = fault { Some(turn) } else { None };
+        let ask = Ask { action: action.clone(), params, dry_run, turn };
+        let result = actions::perform(ctx, ask, fault == Some(What::Stale)).await;
+        if !crate::faults::is_reading(&action) && result.is_ok() {
+            ctx.save();
+        }
+        result
+    };
+    let told = match (&result, &fault) {
+        (Ok(_), None) => "200".to_owned(),
+        (Ok(_), Some(_)) => format!("200 {}", fault_name(&fault)),
+        (Err(refusal), _) => refusal.code.clone(),
+    };
+    let new = result.as_ref().ok().and_then(|inside| made(&action, inside));
+    let (service, params) = ("ec2".to_owned(), given);
+    let call = Call { service, action: action.clone(), params, dry_run, answer: told, made: new, at: now() };
+    ctx.state().record(call);
+    let made = match result {
+        Ok(inside) => answer(200, "text/xml;charset=UTF-8", inside.answer(&action, &request)),
+        Err(refusal) => no_such(&refusal),
+    };
+    after(&fault, made).await
+}
+
+fn parse(ctx: &Ctx, headers: &Head, body: &[u8]) -> Result<(String, Params, String)> {
+    let service = service_of(ctx, headers)?;
+    let mut params = Params::parse(body)?;
+    let (action, version) = (params.required("Action")?, params.required("Version")?);
+    if service == "ec2" && version != VERSION {
+        no!("NoSuchVersion", "The requested version ({version}) of service AmazonEC2 does not exist");
+    }
+    if service == "ec2" && !actions::is_known(&action) {
+        no!("InvalidAction", "The action {action} is not valid for this web service.");
+    }
+    Ok((action, params, service))
+}
+
+/// What was planned for this call, which is counted.
+fn spoil(ctx: &Ctx, action: &str, dry_run: bool) -> Option<What> {
+    let state = &mut *ctx.state();
+    state.plan.next(&state.options.faults, action, dry_run)
+}
+
+fn fault_name(fault: &Option<What>) -> String {
+    fault.as_ref().map_or_else(String::new, |what| format!("{what:?}"))
+}
+
+fn plain(status: u16) -> Answer {
+    answer(status, "text/html", format!("<html><body><h1>{status}</h1></body></html>"))
+}
+
+/// What spoils a call before it takes effect; `told` records that. `Ok(None)`: nothing does.
+async fn before(
+    fault: &Option<What>,
+    told: impl FnOnce(String),
+) -> std::result::Result<Option<Answer>, Dropped> {
+    match fault {
+        Some(What::StatusBefore(_) | What::DropBefore | What::HangBefore) => told(fault_name(fault)),
+        _ => {}
+    }
+    match fault {
+        Some(What::StatusBefore(status)) => Ok(Some(plain(*status))),
+        Some(What::DropBefore) => Err(Dropped),
+        Some(What::HangBefore) => std::future::pending().await,
+        Some(What::Late(ms)) => {
+            sleep(Duration::from_millis(*ms)).await;
+            Ok(None)
+        }
+        _ => Ok(None),
+    }
+}
+
+/// What becomes of the answer after the call took effect.
+async fn after(fault: &Option<What>, answer: Answer) -> std::result::Result<Answer, Dropped> {
+    match fault {
+        Some(What::StatusAfter(status)) => Ok(plain(*status)),
+        Some(What::DropAfter) => Err(Dropped),
+        Some(What::HangAfter) => std::future::pending().await,
+        _ => Ok(answer),
+    }
+}

@@ -1,0 +1,144 @@
+//! `oven-ec2-server`: the server by itself, for a VM or another language.
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use oven::cloud::Architecture;
+use oven_ec2_server::{AttachAs, Builder, Delays, Fault, Server, ServerOptions, Throttle};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// An EC2-shaped server on a local region.
+#[derive(Parser)]
+struct Args {
+    /// The local region's directory
+    #[arg(long)]
+    region_dir: PathBuf,
+    /// Where to listen; port 0 takes a free one
+    #[arg(long, default_value = "127.0.0.1:0")]
+    listen: SocketAddr,
+    #[arg(long, default_value = "us-east-1")]
+    region: String,
+    #[arg(long, default_value = "i-0123456789abcdef0")]
+    instance_id: String,
+    /// The region's first one, if it is not said
+    #[arg(long)]
+    zone: Option<String>,
+    /// What an attached volume becomes: nothing, loop, or qmp:SOCKET (an NVMe disk in that guest)
+    #[arg(long, default_value = "nothing", value_parser = attach)]
+    attach: AttachAs,
+    /// One more instance: ID=ATTACH, in the same zone
+    #[arg(long, value_parser = other)]
+    instance: Vec<(String, AttachAs)>,
+    /// Imports a raw disk: NAME=RAW
+    #[arg(long, value_parser = pair)]
+    import: Vec<(String, String)>,
+    /// An SSM parameter: NAME=VALUE
+    #[arg(long, value_parser = pair)]
+    parameter: Vec<(String, String)>,
+    /// A plan of faults: a JSON list of {"action", "nth", "count", "dry_run", "what"}
+    #[arg(long)]
+    faults: Option<PathBuf>,
+    /// Delays in milliseconds: {"creating": 500, "attaching": 300, ..}
+    #[arg(long)]
+    delays: Option<String>,
+    /// For so many milliseconds a new id is not known
+    #[arg(long, default_value_t = 0)]
+    visibility_lag: u64,
+    /// Throttles as EC2 does
+    #[arg(long)]
+    throttle: bool,
+    /// An IAM policy: what it does not allow is refused
+    #[arg(long)]
+    policy: Option<PathBuf>,
+    /// An action that is refused
+    #[arg(long)]
+    deny: Vec<String>,
+    /// Not 0: delays are drawn, up to what is set
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Every call is appended to this file, a JSON object on each line
+    #[arg(long)]
+    record: Option<PathBuf>,
+}
+
+fn attach(text: &str) -> Result<AttachAs> {
+    Ok(match (text, text.strip_prefix("qmp:")) {
+        ("nothing", _) => AttachAs::Nothing,
+        ("loop", _) => AttachAs::Loop,
+        (_, Some(socket)) => AttachAs::Qmp(socket.into()),
+        _ => bail!("there is nothing, loop and qmp:SOCKET"),
+    })
+}
+
+fn pair(text: &str) -> Result<(String, String)> {
+    let (name, value) = text.split_once('=').context("it has no =")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+fn other(text: &str) -> Result<(String, AttachAs)> {
+    let (id, how) = pair(text)?;
+    Ok((id, attach(&how)?))
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    let read = |path: &PathBuf| std::fs::read(path).with_context(|| format!("reading {}", path.display()));
+    let faults: Vec<Fault> = match &args.faults {
+        Some(path) => {
+            serde_json::from_slice(&read(path)?).with_context(|| format!("reading {}", path.display()))?
+        }
+        None => Vec::new(),
+    };
+    let delays: Delays = match &args.delays {
+        Some(text) => serde_json::from_str(text).context("reading --delays")?,
+        None => Delays::default(),
+    };
+    let policy = match &args.policy {
+        Some(path) => Some(
+            serde_json::from_slice(&read(path)?).with_context(|| format!("reading {}", path.display()))?,
+        ),
+        None => None,
+    };
+    let zone = args.zone.unwrap_or_else(|| format!("{}a", args.region));
+    let others =
+        args.instance.into_iter().map(|(id, attach)| Builder { id, zone: zone.clone(), attach }).collect();
+    let options = ServerOptions {
+        listen: args.listen,
+        region: args.region,
+        instance_id: args.instance_id,
+        zone,
+        attach: args.attach,
+        others,
+        delays,
+        visibility_lag: Duration::from_millis(args.visibility_lag),
+        throttle: args.throttle.then_some(Throttle::EC2),
+        faults,
+        denied: args.deny.into_iter().collect(),
+        policy,
+        parameters: args.parameter.into_iter().collect(),
+        seed: args.seed,
+        record: args.record,
+        ..ServerOptions::default()
+    };
+    let others: Vec<String> = options.others.iter().map(|builder| builder.id.clone()).collect();
+    let server = Server::start(&args.region_dir, options)?;
+    for (name, raw) in args.import {
+        let id = server.import(raw.as_ref(), &name, Architecture::HOST)?;
+        println!("{id} {name}");
+    }
+    for id in others {
+        println!("{id} {}", server.imds_of(&id).unwrap_or_default());
+    }
+    // The last line: everything is ready.
+    println!("{}", server.endpoint());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        tokio::select! {
+            interrupted = tokio::signal::ctrl_c() => interrupted?,
+            _ = terminate.recv() => {}
+        }
+        Ok(())
+    })
+}

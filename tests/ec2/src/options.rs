@@ -1,0 +1,195 @@
+//! How the server is to behave.
+
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// What happens on the builder when a volume is attached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AttachAs {
+    /// Nothing: only the answers change.
+    Nothing,
+    /// A loop device on this machine, told in `DIR/attached/VOLUME.json`. Needs root.
+    Loop,
+    /// An NVMe controller in the QEMU guest behind this QMP socket, on one of its ports `rp0`, `rp1`, …
+    Qmp(PathBuf),
+}
+
+/// An instance that may have volumes attached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Builder {
+    pub id: String,
+    /// `us-east-1a`.
+    pub zone: String,
+    pub attach: AttachAs,
+}
+
+/// How long things take.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "snake_case")]
+pub struct Delays {
+    /// Every answer.
+    #[serde(with = "millis")]
+    pub answer: Duration,
+    /// A volume is `creating`.
+    #[serde(with = "millis")]
+    pub creating: Duration,
+    /// A volume is `attaching`.
+    #[serde(with = "millis")]
+    pub attaching: Duration,
+    /// Until the kernel shows it, from the call on: before or after the API says `attached`.
+    #[serde(with = "millis")]
+    pub device: Duration,
+    /// A volume is `detaching`.
+    #[serde(with = "millis")]
+    pub detaching: Duration,
+    /// A snapshot is `pending`.
+    #[serde(with = "millis")]
+    pub snapshot: Duration,
+    /// An image is `pending`.
+    #[serde(with = "millis")]
+    pub image: Duration,
+    /// A deleted volume is `deleting`.
+    #[serde(with = "millis")]
+    pub deleting: Duration,
+}
+
+/// Milliseconds, in files.
+mod millis {
+    use serde::{Deserialize, Deserializer, Serializer};
+    use std::time::Duration;
+
+    pub fn serialize<S: Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_u64(time.as_millis() as u64)
+    }
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+        u64::deserialize(from).map(Duration::from_millis)
+    }
+}
+
+/// Token buckets, one for each action: how many calls at once, and how many more per second.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Throttle {
+    /// Calls that change nothing.
+    pub reading: (f64, f64),
+    /// Describe calls with neither filter, ids nor pagination.
+    pub unfiltered: (f64, f64),
+    /// Calls that change something.
+    pub changing: (f64, f64),
+}
+
+impl Throttle {
+    /// EC2's own, of its guide to API throttling.
+    pub const EC2: Self = Self { reading: (100.0, 20.0), unfiltered: (50.0, 10.0), changing: (50.0, 5.0) };
+}
+
+/// Quotas.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    pub volumes: usize,
+    pub snapshots: usize,
+    pub images: usize,
+    /// Volumes on one instance, its own included. EC2: 28 on most Nitro types, with the network interfaces.
+    pub attachments: usize,
+    /// Of one volume at a time.
+    pub pending_snapshots: usize,
+    /// Between two snapshots of one volume.
+    pub between_snapshots: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            volumes: 5000,
+            snapshots: 100_000,
+            images: 50_000,
+            attachments: 27,
+            pending_snapshots: 5,
+            between_snapshots: Duration::from_secs(15),
+        }
+    }
+}
+
+/// All that can be set. The default answers at once, and is strict.
+#[derive(Debug, Clone)]
+pub struct ServerOptions {
+    /// Where to listen; port 0 takes a free one.
+    pub listen: SocketAddr,
+    pub region: String,
+    /// Twelve digits: whose everything is.
+    pub account: String,
+    /// The instance that IMDS speaks of.
+    pub instance_id: String,
+    pub zone: String,
+    pub attach: AttachAs,
+    /// More instances: each has an IMDS of its own ([`crate::Server::imds_of`]).
+    pub others: Vec<Builder>,
+    /// Of the instances, and whose keys IMDS gives out. `None`: they have none.
+    pub role: Option<String>,
+    pub delays: Delays,
+    /// For so long a new id is not known to the calls after the one that made it.
+    pub visibility_lag: Duration,
+    /// A name is free again for so long before it can be taken: until then an attachment under it stays `attaching`.
+    pub sticky_names: Duration,
+    pub throttle: Option<Throttle>,
+    pub limits: Limits,
+    pub faults: Vec<crate::Fault>,
+    /// Actions that are not permitted: `CreateVolume`, `ssm:GetParameter`.
+    pub denied: BTreeSet<String>,
+    /// An IAM policy: what it does not allow is not permitted.
+    pub policy: Option<serde_json::Value>,
+    /// KMS keys that may be used. With any other a volume is created, and vanishes.
+    pub keys: BTreeSet<String>,
+    /// SSM parameters.
+    pub parameters: BTreeMap<String, String>,
+    /// A page that was asked for holds no more than so many; EC2 may give less than `MaxResults`, too.
+    pub page: Option<usize>,
+    /// Not 0: every delay and lag is drawn from 0 to what is set.
+    pub seed: u64,
+    /// Every call is appended to this file, a JSON object on each line.
+    pub record: Option<PathBuf>,
+}
+
+impl Default for ServerOptions {
+    fn default() -> Self {
+        Self {
+            listen: (Ipv4Addr::LOCALHOST, 0).into(),
+            region: "us-east-1".into(),
+            account: "123456789012".into(),
+            instance_id: "i-0123456789abcdef0".into(),
+            zone: "us-east-1a".into(),
+            attach: AttachAs::Nothing,
+            others: Vec::new(),
+            role: Some("oven-builder".into()),
+            delays: Delays::default(),
+            visibility_lag: Duration::ZERO,
+            sticky_names: Duration::ZERO,
+            throttle: None,
+            limits: Limits::default(),
+            faults: Vec::new(),
+            denied: BTreeSet::new(),
+            policy: None,
+            keys: ["alias/aws/ebs".to_owned()].into(),
+            parameters: BTreeMap::new(),
+            page: None,
+            seed: 0,
+            record: None,
+        }
+    }
+}
+
+impl ServerOptions {
+    /// All instances, the first one first.
+    pub fn builders(&self) -> Vec<Builder> {
+        let first =
+            Builder { id: self.instance_id.clone(), zone: self.zone.clone(), attach: self.attach.clone() };
+        [first].into_iter().chain(self.others.iter().cloned()).collect()
+    }
+
+    /// The region's zones.
+    pub fn zones(&self) -> [String; 2] {
+        ["a", "b"].map(|letter| format!("{}{letter}", self.region))
+    }
+}

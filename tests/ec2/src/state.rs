@@ -1,0 +1,96 @@
+//! What the server keeps, and who may change it.
+
+use crate::faults::{Buckets, Plan, Turn};
+use crate::options::ServerOptions;
+use crate::world::{Common, NEVER, Tags, Time, World, now};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::time::Duration;
+
+/// One call that came in, and what became of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Call {
+    /// `ec2`, `ssm`, `sts` or `imds`.
+    pub service: String,
+    /// `CreateVolume`; of IMDS the method and path.
+    pub action: String,
+    /// As on the wire: `Filter.1.Value.1`.
+    pub params: BTreeMap<String, String>,
+    pub dry_run: bool,
+    /// A status of HTTP, or an error's code; the fault, if there was one.
+    pub answer: String,
+    /// The id of what it made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made: Option<String>,
+    /// Milliseconds since 1970.
+    pub at: Time,
+}
+
+pub struct State {
+    pub options: ServerOptions,
+    pub world: World,
+    /// How it was before the last change, and when that was made: what a stale read sees.
+    pub before: (World, Time),
+    pub plan: Plan,
+    pub buckets: Buckets,
+    pub calls: Vec<Call>,
+    random: u64,
+}
+
+impl State {
+    pub fn new(options: ServerOptions, world: World) -> Self {
+        let random = options.seed;
+        let before = (world.clone(), now());
+        let (plan, buckets) = (Plan::default(), Buckets::default());
+        Self { options, world, before, plan, buckets, calls: Vec::new(), random }
+    }
+
+    /// Changes the world; what it was is kept for stale reads.
+    pub fn change<T>(&mut self, change: impl FnOnce(&mut World) -> T) -> T {
+        self.before = (self.world.clone(), now());
+        change(&mut self.world)
+    }
+
+    /// A time as it was set, or with a seed one up to it.
+    pub fn drawn(&mut self, time: Duration) -> Time {
+        let most = time.as_millis() as Time;
+        if self.options.seed == 0 || most == 0 {
+            return most;
+        }
+        // xorshift64*
+        self.random ^= self.random >> 12;
+        self.random ^= self.random << 25;
+        self.random ^= self.random >> 27;
+        (self.random.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 11) % (most + 1)
+    }
+
+    /// A new thing of ours, ready after `delay`.
+    pub fn common(&mut self, id: &str, tags: Tags, delay: Duration, turn: Option<Turn>) -> Common {
+        let (now, lag) = (now(), self.options.visibility_lag);
+        let ready_at = if turn == Some(Turn::Stuck) { NEVER } else { now + self.drawn(delay) };
+        Common {
+            id: id.to_owned(),
+            owner: self.options.account.clone(),
+            tags: if turn == Some(Turn::Untagged) { Tags::new() } else { tags },
+            created: now,
+            visible_at: now + self.drawn(lag),
+            ready_at,
+            turn,
+            ..Common::default()
+        }
+    }
+
+    pub fn record(&mut self, call: Call) {
+        if let Some(path) = &self.options.record {
+            let written = serde_json::to_string(&call).map_err(std::io::Error::from).and_then(|line| {
+                let mut file = std::fs::File::options().append(true).create(true).open(path)?;
+                file.write_all(format!("{line}\n").as_bytes())
+            });
+            if let Err(error) = written {
+                eprintln!("recording in {}: {error}", path.display());
+            }
+        }
+        self.calls.push(call);
+    }
+}

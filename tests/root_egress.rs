@@ -1,0 +1,415 @@
+//! What keeps the builder's credentials from steps with the network, against servers that have the addresses of the
+//! metadata services, in a network namespace of each test's own. Needs root, cgroup v2 and BPF.
+
+use oven::error::{Kind, hint_of};
+use oven::root::step::egress::{self, Fence};
+use oven::root::step::{self, ExitStatus, Spec};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+const HELPER: &str = env!("CARGO_BIN_EXE_oven");
+const MINUTE: Duration = Duration::from_secs(60);
+const PORT: u16 = 80;
+/// Of an instance, an ECS task and an EKS pod.
+const CREDENTIALS: [&str; 5] =
+    ["169.254.169.254", "169.254.170.2", "169.254.170.23", "fd00:ec2::254", "fd00:ec2::23"];
+/// The VPC's name server has such addresses, and everything else is somewhere else.
+const OTHERS: [&str; 5] = ["169.254.169.253", "192.0.2.1", "fd00:ec2::253", "2001:db8::1", "127.0.0.1"];
+
+/// An image's root, as a plain directory, with the program that tries everything.
+struct Image {
+    dir: TempDir,
+}
+
+impl Image {
+    fn new() -> Self {
+        assert!(rustix::process::geteuid().is_root(), "these tests need root");
+        let dir = tempfile::Builder::new().prefix("oven-egress-").tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        for name in ["bin", "etc", "dev", "proc", "sys", "run", "tmp", "root"] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).exists());
+        fs::copy(busybox.expect("these tests need busybox-static"), dir.path().join("bin/busybox")).unwrap();
+        for applet in ["sh", "sleep", "cat", "env", "ls", "echo", "mkdir", "mount", "find"] {
+            symlink("busybox", dir.path().join("bin").join(applet)).unwrap();
+        }
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/root_egress/probe.c");
+        let mut cc = Command::new("cc");
+        cc.args(["-static", "-O1", "-o"]).arg(dir.path().join("bin/probe")).arg(source);
+        assert!(cc.status().expect("these tests need a C compiler").success());
+        Self { dir }
+    }
+
+    fn spec(&self, argv: &[&str], fenced: bool) -> Spec {
+        spec_of(self.dir.path(), argv, fenced)
+    }
+}
+
+fn spec_of(root: &Path, argv: &[&str], fenced: bool) -> Spec {
+    Spec {
+        root: root.to_owned(),
+        argv: argv.iter().map(|argument| (*argument).to_owned()).collect(),
+        env: BTreeMap::new(),
+        cwd: "/".into(),
+        network: true,
+        fenced,
+        resolv_conf: Some(String::new()),
+        shims: Vec::new(),
+        binds: Vec::new(),
+        nodes: Vec::new(),
+        throwaway: false,
+        interactive: false,
+    }
+}
+
+fn try_run(spec: &Spec, on_line: &mut dyn FnMut(&str)) -> anyhow::Result<ExitStatus> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let exit = runtime.block_on(step::run(Path::new(HELPER), spec, MINUTE, on_line))?;
+    Ok(exit.status)
+}
+
+/// The output of a step that succeeds.
+fn output(spec: &Spec) -> Vec<String> {
+    let mut lines = Vec::new();
+    let status = try_run(spec, &mut |line| lines.push(line.to_owned())).unwrap_or_else(|e| panic!("{e:#}"));
+    assert_eq!(status, ExitStatus::Exited(0), "{lines:#?}");
+    lines
+}
+
+/// Runs in a thread with namespaces of its own.
+fn unshared<T: Send>(flags: nix::sched::CloneFlags, test: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            nix::sched::unshare(flags).unwrap();
+            test()
+        });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+fn ip(arguments: &str) {
+    let done = Command::new("ip").args(arguments.split(' ')).output().expect("these tests need iproute2");
+    assert!(done.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&done.stderr));
+}
+
+/// Servers for TCP and UDP at all the addresses, in this thread's network namespace.
+struct Servers {
+    /// What came: address and protocol.
+    seen: Arc<Mutex<BTreeSet<String>>>,
+}
+
+impl Servers {
+    fn start() -> Self {
+        ip("link set lo up");
+        // Pings by anybody: packets that no filter of addresses sees, but that of packets does.
+        fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647").unwrap();
+        for address in CREDENTIALS.iter().chain(&OTHERS).filter(|address| **address != "127.0.0.1") {
+            let (length, nodad) = if address.contains(':') { (128, " nodad") } else { (32, "") };
+            ip(&format!("addr add {address}/{length} dev lo{nodad}"));
+        }
+        let seen = Arc::new(Mutex::new(BTreeSet::new()));
+        for address in CREDENTIALS.iter().chain(&OTHERS) {
+            let at = SocketAddr::new(address.parse::<IpAddr>().unwrap(), PORT);
+            let (streams, datagrams) = (TcpListener::bind(at).unwrap(), UdpSocket::bind(at).unwrap());
+            let (by_stream, by_datagram) = (seen.clone(), seen.clone());
+            // They end with the process.
+            std::thread::spawn(move || {
+                for stream in streams.incoming() {
+                    by_stream.lock().unwrap().insert(format!("tcp {address}"));
+                    let Ok(mut stream) = stream else { continue };
+                    _ = stream.set_read_timeout(Some(Duration::from_secs(1)));
+                    _ = stream.read(&mut [0; 8]);
+                    _ = stream.write_all(b"secret");
+                }
+            });
+            std::thread::spawn(move || {
+                while let Ok((_, from)) = datagrams.recv_from(&mut [0; 8]) {
+                    by_datagram.lock().unwrap().insert(format!("udp {address}"));
+                    _ = datagrams.send_to(b"secret", from);
+                }
+            });
+        }
+        Self { seen }
+    }
+
+    fn seen(&self) -> BTreeSet<String> {
+        std::mem::take(&mut self.seen.lock().unwrap())
+    }
+}
+
+/// `WAY ADDRESS` -> what came of it.
+fn probe(image: &Image, fenced: bool, addresses: &[&str]) -> BTreeMap<String, String> {
+    let port = PORT.to_string();
+    let argv: Vec<&str> = ["probe", &port].into_iter().chain(addresses.iter().copied()).collect();
+    let lines = output(&image.spec(&argv, fenced));
+    let told = lines.iter().map(|line| line.rsplit_once(' ').unwrap_or_else(|| panic!("{line}")));
+    told.map(|(way, what)| (way.to_owned(), what.to_owned())).collect()
+}
+
+/// What needs a capability that no step has.
+fn privileged(way: &str) -> bool {
+    way.starts_with("raw") || way.starts_with("packet")
+}
+
+#[test]
+fn no_way_leads_to_the_credentials() {
+    unshared(nix::sched::CloneFlags::CLONE_NEWNET, || {
+        let (image, servers) = (Image::new(), Servers::start());
+        let told = probe(&image, true, &CREDENTIALS);
+        assert!(told.len() > 70, "{told:#?}");
+        // At once: a way that hung would be a step that waits for minutes. (The kernel does not tell of a ping over
+        // IPv6 that it was dropped.)
+        let good =
+            |way: &str, what: &str| what == "EPERM" || way.starts_with("ping fd00") && what == "ETIMEDOUT";
+        let open: Vec<_> = told.iter().filter(|(way, what)| !good(way, what)).collect();
+        assert!(open.is_empty(), "{open:#?}");
+        assert_eq!(servers.seen(), BTreeSet::new());
+        // Everything else is as it was. (A source route, which may hide any address, newer kernels refuse by
+        // themselves.)
+        for (way, what) in probe(&image, true, &OTHERS) {
+            let refused = privileged(&way) || way.starts_with("tcp-source-route");
+            assert_ne!(what == "reached", refused, "{way}: {what}");
+        }
+        assert_eq!(servers.seen(), all_of(&OTHERS));
+    });
+}
+
+#[test]
+fn with_the_flag_the_same_ways_lead_there() {
+    unshared(nix::sched::CloneFlags::CLONE_NEWNET, || {
+        let (image, servers) = (Image::new(), Servers::start());
+        for (way, what) in probe(&image, false, &CREDENTIALS) {
+            let refused = privileged(&way);
+            assert!(way.starts_with("tcp-source-route") || (what == "reached") != refused, "{way}: {what}");
+        }
+        assert_eq!(servers.seen(), all_of(&CREDENTIALS));
+    });
+}
+
+fn all_of(addresses: &[&str]) -> BTreeSet<String> {
+    addresses.iter().flat_map(|to| [format!("tcp {to}"), format!("udp {to}")]).collect()
+}
+
+#[test]
+fn without_the_network_there_is_no_way_at_all() {
+    unshared(nix::sched::CloneFlags::CLONE_NEWNET, || {
+        let (image, servers) = (Image::new(), Servers::start());
+        for fenced in [false, true] {
+            let mut argv = vec!["probe", "80"];
+            argv.extend(CREDENTIALS);
+            let spec = Spec { network: false, ..image.spec(&argv, fenced) };
+            let lines = output(&spec);
+            assert!(lines.len() > 70 && !lines.iter().any(|line| line.ends_with("reached")), "{lines:#?}");
+        }
+        assert_eq!(servers.seen(), BTreeSet::new());
+    });
+}
+
+/// The cgroup v2 directory of this process.
+fn own_cgroup() -> PathBuf {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let mount = mounts.lines().find(|line| line.contains(" - cgroup2 ")).expect("these tests need cgroup v2");
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap();
+    let own = groups.lines().find_map(|line| line.strip_prefix("0::/")).unwrap();
+    Path::new(mount.split(' ').nth(4).unwrap()).join(own)
+}
+
+/// The cgroup of the process that has `marker` in its environment.
+fn cgroup_of(marker: &str) -> PathBuf {
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
+        let mut variables = environment.split(|byte| *byte == 0);
+        if !variables.any(|variable| variable == marker.as_bytes()) {
+            continue;
+        }
+        let groups = fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
+        let name = groups.lines().find_map(|line| Some(line.strip_prefix("0::")?.rsplit_once('/')?.1));
+        return own_cgroup().join(name.expect("it has a cgroup"));
+    }
+    panic!("no process has {marker}");
+}
+
+/// A name for the environment of one test's steps.
+fn marker(spec: &mut Spec, test: &str) -> String {
+    let value = format!("{test}-{}", std::process::id());
+    spec.env.insert("OVEN_EGRESS_MARKER".into(), value.clone());
+    format!("OVEN_EGRESS_MARKER={value}")
+}
+
+#[test]
+fn a_step_cannot_leave_its_cgroup_and_leaves_none() {
+    let image = Image::new();
+    let script = "cat /proc/self/cgroup; find / -name 'cgroup.procs' 2>/dev/null; mkdir /tmp/c; \
+                  mount -t cgroup2 none /tmp/c || mount -t cgroup none /tmp/c; echo up; sleep 0.3";
+    let mut spec = image.spec(&["sh", "-c", script], true);
+    let marker = marker(&mut spec, "leave");
+    let (mut lines, mut cgroup) = (Vec::new(), None);
+    let status = try_run(&spec, &mut |line| {
+        lines.push(line.to_owned());
+        if line == "up" {
+            cgroup = Some(cgroup_of(&marker));
+        }
+    });
+    assert_eq!(status.unwrap(), ExitStatus::Exited(0), "{lines:#?}");
+    // It has a namespace of its own, in which its cgroup is the root; nothing is mounted by which it could choose.
+    assert!(lines.contains(&"0::/".to_owned()), "{lines:#?}");
+    assert!(!lines.iter().any(|line| line.contains("cgroup.procs")), "{lines:#?}");
+    assert_eq!(lines.iter().filter(|line| line.contains("permission denied")).count(), 2, "{lines:#?}");
+    let cgroup = cgroup.unwrap();
+    let name = cgroup.file_name().unwrap().to_str().unwrap();
+    assert!(name.starts_with("oven-step-"), "{name}");
+    assert!(!cgroup.exists(), "{}", cgroup.display());
+}
+
+#[test]
+fn a_step_without_a_fence_has_no_cgroup() {
+    let image = Image::new();
+    let mut spec = image.spec(&["sh", "-c", "echo up; sleep 0.3"], false);
+    let marker = marker(&mut spec, "plain");
+    let mut cgroup = None;
+    try_run(&spec, &mut |_| cgroup = Some(cgroup_of(&marker))).unwrap();
+    assert_eq!(cgroup.unwrap().components().as_path(), own_cgroup().components().as_path());
+}
+
+#[test]
+fn a_step_that_is_dropped_leaves_no_cgroup() {
+    let image = Image::new();
+    let mut spec = image.spec(&["sh", "-c", "echo up; sleep 1000"], true);
+    let marker = marker(&mut spec, "drop");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (tell, mut up) = tokio::sync::mpsc::unbounded_channel();
+    let mut on_line = |_: &str| tell.send(cgroup_of(&marker)).unwrap();
+    let cgroup = runtime.block_on(async {
+        tokio::select! {
+            exit = step::run(Path::new(HELPER), &spec, MINUTE, &mut on_line) => panic!("it ended: {exit:?}"),
+            cgroup = up.recv() => cgroup.unwrap(),
+        }
+    });
+    assert!(cgroup.file_name().unwrap().to_str().unwrap().starts_with("oven-step-"));
+    assert!(!cgroup.exists(), "{}", cgroup.display());
+}
+
+/// Not a test of its own: the process that the next test kills.
+#[test]
+fn parent_that_is_killed() {
+    let Some(root) = std::env::var_os("OVEN_EGRESS_PARENT") else { return };
+    let mut spec = spec_of(Path::new(&root), &["sh", "-c", "env; echo up; sleep 1000"], true);
+    spec.env.insert("OVEN_EGRESS_MARKER".into(), "killed".into());
+    let status = try_run(&spec, &mut |line| println!("step: {line}"));
+    panic!("the step ended: {status:?}");
+}
+
+#[test]
+fn what_a_killed_oven_left_is_removed_by_the_next_step() {
+    let image = Image::new();
+    for by in ["the next step", "sweep"] {
+        let mut parent = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "parent_that_is_killed", "--nocapture"])
+            .env("OVEN_EGRESS_PARENT", image.dir.path())
+            .env("AWS_SECRET_ACCESS_KEY", "planted")
+            .env("AWS_SESSION_TOKEN", "planted")
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut told = Vec::new();
+        for line in BufReader::new(parent.stdout.take().unwrap()).lines().map_while(Result::ok) {
+            told.push(line);
+            if told.last().is_some_and(|line| line.ends_with("step: up")) {
+                break;
+            }
+        }
+        assert!(told.iter().any(|line| line.contains("OVEN_EGRESS_MARKER")), "{told:#?}");
+        // Nothing of oven's own environment reaches a step.
+        assert!(!told.iter().any(|line| line.contains("AWS_") || line.contains("planted")), "{told:#?}");
+        let cgroup = cgroup_of("OVEN_EGRESS_MARKER=killed");
+        assert!(cgroup.file_name().unwrap().to_str().unwrap().starts_with("oven-step-"));
+        parent.kill().unwrap();
+        assert_eq!(parent.wait().unwrap().signal(), Some(9));
+        // Its processes die with it, but not in the same instant.
+        let killed = Instant::now();
+        while fs::read_to_string(cgroup.join("cgroup.procs")).is_ok_and(|pids| !pids.is_empty()) {
+            assert!(killed.elapsed() < Duration::from_secs(2), "{}", cgroup.display());
+            std::thread::yield_now();
+        }
+        if by == "sweep" {
+            egress::sweep().unwrap();
+        } else {
+            output(&image.spec(&["sh", "-c", "true"], true));
+        }
+        assert!(!cgroup.exists(), "{} after {by}", cgroup.display());
+    }
+}
+
+#[test]
+fn what_others_hold_is_left_alone() {
+    assert!(rustix::process::geteuid().is_root(), "these tests need root");
+    let (left, other) = (own_cgroup().join("oven-step-0000"), own_cgroup().join("oven-other-0000"));
+    fs::create_dir(&other).unwrap();
+    fs::create_dir(&left).unwrap();
+    let (first, second) = (Fence::make().unwrap(), Fence::make().unwrap());
+    egress::sweep().unwrap();
+    let alive = |fence: &Fence| rustix::fs::fstat(fence.cgroup()).is_ok_and(|stat| stat.st_nlink > 0);
+    assert!(alive(&first) && alive(&second));
+    assert!(!left.exists() && other.exists());
+    fs::remove_dir(&other).unwrap();
+    // By their names, too.
+    let names = || -> BTreeSet<_> {
+        let entries = fs::read_dir(own_cgroup()).unwrap().flatten();
+        entries
+            .map(|entry| entry.metadata().unwrap())
+            .map(|data| std::os::unix::fs::MetadataExt::ino(&data))
+            .collect()
+    };
+    let numbers = [&first, &second].map(|fence| rustix::fs::fstat(fence.cgroup()).unwrap().st_ino);
+    assert!(numbers.iter().all(|number| names().contains(number)));
+    drop((first, second));
+    assert!(!numbers.iter().any(|number| names().contains(number)));
+}
+
+#[test]
+fn where_it_cannot_be_kept_a_fenced_step_is_refused() {
+    let image = Image::new();
+    unshared(nix::sched::CloneFlags::CLONE_NEWNS, || {
+        use nix::mount::{MntFlags, MsFlags, mount, umount2};
+        let none: Option<&str> = None;
+        mount(none, "/", none, MsFlags::MS_PRIVATE | MsFlags::MS_REC, none).unwrap();
+        let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+        for line in mounts.lines().filter(|line| line.contains(" - cgroup2 ")) {
+            // Of this thread's own namespace alone.
+            umount2(line.split(' ').nth(4).unwrap(), MntFlags::MNT_DETACH).unwrap();
+        }
+        let error = try_run(&image.spec(&["sh", "-c", "true"], true), &mut |_| ()).unwrap_err();
+        assert_eq!(Kind::of(&error), Kind::Machine);
+        let text = format!("{error:#}");
+        assert!(text.contains("cannot be kept from the builder's credentials"), "{text}");
+        assert!(text.contains("no cgroup v2 file system is mounted"), "{text}");
+        assert!(hint_of(&error).unwrap().contains("`imds = true`"));
+        output(&image.spec(&["sh", "-c", "true"], false));
+        output(&Spec { network: false, ..image.spec(&["sh", "-c", "true"], true) });
+    });
+}
+
+#[test]
+fn a_fence_costs_little() {
+    assert!(rustix::process::geteuid().is_root(), "these tests need root");
+    let mut times: Vec<_> = (0..10)
+        .map(|_| {
+            let began = Instant::now();
+            drop(Fence::make().unwrap());
+            began.elapsed()
+        })
+        .collect();
+    times.sort_unstable();
+    println!("a fence: {:?} (median of 10)", times[5]);
+    assert!(times[5] < Duration::from_millis(250), "{times:?}");
+}
