@@ -83,8 +83,8 @@ pub async fn in_the_way(site: &Site, name: &str) -> Result<Option<Image>> {
 
 /// The volume that is baked on. What is not said of its kind is the fastest for nothing, not the base's.
 pub fn disk(image: &Definition, base: &Base, run: &RunId) -> Result<DiskSpec> {
-    let mut tags = run_tags(image, run);
-    tags.insert(tag::OWNER.to_owned(), Owner::this().to_string());
+    // Whose it is, the strategy and the cloud say.
+    let tags = run_tags(image, run);
     let VolumeKind { volume_type, iops, throughput, .. } = &image.volume;
     // But what is provisioned is so for a type: the image's.
     let inherited = base.attributes.root_volume.volume_type.clone();

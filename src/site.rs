@@ -22,6 +22,10 @@ use std::rc::Rc;
 /// Where the local region is unless something else is said: the system's state directory (file-hierarchy(7)).
 const REGION_DIR: &str = "/var/lib/oven/region";
 
+/// For logs, locks and documents of a bake on AWS.
+#[cfg(feature = "aws")]
+const STATE_DIR: &str = "/var/lib/oven";
+
 /// With less than this a volume cannot grow.
 const FULL: u64 = 64 << 20;
 
@@ -39,20 +43,81 @@ pub struct Site {
     pub state: PathBuf,
     pub settings: Rc<Settings>,
     pub report: Report,
-    pub region: Region,
+    /// The local region, where the cloud is one: images are imported into it, and removed from it.
+    pub region: Option<Region>,
+}
+
+/// What a verb does with the cloud.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    /// Attaches volumes: this has to be a builder instance, in AWS.
+    Builds,
+    /// Has to tell whose processes are this machine's, if it is an instance at all.
+    Sweeps,
+    /// Only asks.
+    Looks,
 }
 
 impl Site {
     /// The site that `settings` describe.
-    pub fn new(settings: Settings, report: Report) -> Result<Self> {
+    pub async fn new(settings: Settings, report: Report, used: Use) -> Result<Self> {
         if settings.cloud == AWS {
-            return Err(Kind::Cloud.error("this oven cannot bake on EC2 yet"));
+            return Self::on_aws(settings, report, used).await;
         }
         let state = settings.region_dir.clone().unwrap_or_else(|| REGION_DIR.into());
         let region = Region::open(&state)?;
+        let disks = Rc::new(Attached::new(Rc::new(region.clone())));
+        Self::with(Rc::new(region.clone()), disks, state, settings, report, Some(region))
+    }
+
+    #[cfg(feature = "aws")]
+    async fn on_aws(settings: Settings, report: Report, used: Use) -> Result<Self> {
+        use crate::cloud::{VolumeId, ec2, instance, nvme};
+        let (instance_id, zone) = (settings.instance_id.clone(), settings.zone.clone());
+        let given = instance::Given { instance_id, zone, region: settings.region.clone() };
+        let (sys, dev) = (Path::new("/sys"), Path::new("/dev"));
+        let instance = match used {
+            Use::Builds if !nvme::has_nvme(sys) => {
+                let failure = Kind::Machine.failure("this machine has no NVMe disks: oven finds a volume by its NVMe serial");
+                return Err(failure.hint("Bake on an instance of the Nitro system.").into());
+            }
+            Use::Builds => Some(instance::who_am_i(given).await.context("asking which instance this is")?),
+            Use::Sweeps => instance::who_am_i(given).await.ok(),
+            Use::Looks => None,
+        };
+        let (instance_id, zone, at) =
+            instance.map(|i| (Some(i.id), Some(i.zone), Some(i.region))).unwrap_or_default();
+        let state = PathBuf::from(STATE_DIR);
+        let cloud = ec2::Ec2::connect(ec2::Options {
+            region: settings.region.clone().or(at),
+            instance_id,
+            zone,
+            documents: state.join("aws"),
+            devices: Rc::new(move |volume: &VolumeId| nvme::find(sys, dev, volume)),
+            pace: ec2::Pace::default(),
+        })
+        .await?;
+        let disks = Rc::new(Attached::new(Rc::new(cloud.clone())));
+        Self::with(Rc::new(cloud), disks, state, settings, report, None)
+    }
+
+    #[cfg(not(feature = "aws"))]
+    #[allow(clippy::unused_async, reason = "as with the feature")]
+    async fn on_aws(_: Settings, _: Report, _: Use) -> Result<Self> {
+        Err(Kind::Usage.failure("this oven was built without EC2").hint("Build it with the feature `aws`.").into())
+    }
+
+    fn with(
+        cloud: Rc<dyn Cloud>,
+        disks: Rc<dyn Disks>,
+        state: PathBuf,
+        settings: Settings,
+        report: Report,
+        region: Option<Region>,
+    ) -> Result<Self> {
         Ok(Self {
-            cloud: Rc::new(region.clone()),
-            disks: Rc::new(Attached::new(Rc::new(region.clone()))),
+            cloud,
+            disks,
             distros: Rc::from([Box::new(oven_debian::Debian) as Box<dyn Distro>]),
             helper: std::env::current_exe().context("looking for this program")?,
             scratch: crate::scratch::DIR.into(),
@@ -64,7 +129,7 @@ impl Site {
     }
 
     /// The site that the flags and the `oven.toml` of these definitions describe.
-    pub fn of(global: &Global, definitions: &[Definition], report: Report) -> Result<Self> {
+    pub async fn of(global: &Global, definitions: &[Definition], report: Report, used: Use) -> Result<Self> {
         let here = PathBuf::from(".");
         let mut dirs = definitions.iter().map(|d| &d.dir);
         let first = Self::settings(global, dirs.next().unwrap_or(&here))?;
@@ -86,8 +151,10 @@ impl Site {
                 return Err(Kind::Definition.failure(message).hint(hint).into());
             }
         }
-        refuse_region_inside(first.region_dir.as_deref().unwrap_or(Path::new(REGION_DIR)), definitions)?;
-        Self::new(first, report)
+        if first.cloud != AWS {
+            refuse_region_inside(first.region_dir.as_deref().unwrap_or(Path::new(REGION_DIR)), definitions)?;
+        }
+        Self::new(first, report, used).await
     }
 
     fn settings(global: &Global, dir: &Path) -> Result<Settings> {
@@ -107,15 +174,23 @@ impl Site {
     }
 
     pub async fn import(&self, raw: &Path, name: &str, architecture: Architecture) -> Result<Image> {
-        self.region.import(raw, name, architecture, &Tags::new(), &self.report).await
+        self.local("import")?.import(raw, name, architecture, &Tags::new(), &self.report).await
     }
 
     /// Removes an image, and its snapshot if no other one uses it.
     pub async fn remove(&self, image: &ImageId, snapshot: &SnapshotId) -> Result<()> {
-        self.region.deregister(image).await.with_context(|| format!("deregistering {image}"))?;
+        let region = self.local("images remove")?;
+        region.deregister(image).await.with_context(|| format!("deregistering {image}"))?;
         let used = self.cloud.images(None).await?.iter().any(|other| other.snapshot == *snapshot);
-        if used { Ok(()) } else { self.region.delete_snapshot(snapshot).await }
+        if used { Ok(()) } else { region.delete_snapshot(snapshot).await }
             .with_context(|| format!("deleting {snapshot}, which was that of {image}"))
+    }
+
+    fn local(&self, verb: &str) -> Result<&Region> {
+        self.region.as_ref().ok_or_else(|| {
+            let failure = Kind::Usage.failure(format!("`oven {verb}` is for a local region"));
+            failure.hint("In AWS, use its own tools.").into()
+        })
     }
 
     pub fn log(&self, run: &RunId) -> PathBuf {

@@ -9,7 +9,7 @@ use oven::error::{Kind, hint_of};
 use oven::fingerprint::Inputs;
 use oven::report::Report;
 use oven::settings::Settings;
-use oven::site::Site;
+use oven::site::{Site, Use};
 use oven::undo::Undo;
 use std::path::Path;
 use std::process::Command;
@@ -32,7 +32,7 @@ impl Fixture {
         std::fs::create_dir(&web).unwrap();
         std::fs::write(web.join("image.toml"), "name = \"web\"\nfrom = { name = \"base\" }\n").unwrap();
         let settings = Settings { region_dir: Some(dir.path().join("region")), ..Settings::default() };
-        let site = Site::new(settings, Report::silent()).unwrap();
+        let site = Site::new(settings, Report::silent(), Use::Looks).await.unwrap();
         site.import(&raw, "base", Architecture::HOST).await.unwrap();
         let image = Definition::load(&web).unwrap();
         let From::Image(from) = &image.from else { panic!("{:?}", image.from) };
@@ -43,7 +43,7 @@ impl Fixture {
 
     /// As a bake ends. `without`: a tag that it loses.
     async fn register(&self, wish: &Wish, without: &str) -> Image {
-        let (run, undo, region) = (RunId::new(), Undo::default(), &self.site.region);
+        let (run, undo, region) = (RunId::new(), Undo::default(), self.site.region.as_ref().unwrap());
         let volume = VolumeSpec {
             snapshot: self.base.snapshot.clone(),
             size_gib: self.base.size_gib,
@@ -97,7 +97,7 @@ async fn both_tags_and_the_newest_decide() {
     assert_eq!(second.name, format!("{}-{}", first.name, &second.tags[tag::RUN][..8]));
     assert_eq!(f.find(&PLAIN).await, Ok(Some(second.id.clone())));
     // What failed since does not count, and the one before it does.
-    f.site.region.fail(&second.id, "broken").await.unwrap();
+    f.site.region.as_ref().unwrap().fail(&second.id, "broken").await.unwrap();
     assert_eq!(f.find(&PLAIN).await, Ok(Some(first.id.clone())));
 
     // Another base: the checksum is the same, and the fingerprint is not.
@@ -116,7 +116,7 @@ async fn a_failed_or_incomplete_image_is_refused_before_any_work_and_replaced_if
         let f = Fixture::new().await;
         let image = f.register(&PLAIN, without).await;
         if without.is_empty() {
-            f.site.region.fail(&image.id, "broken").await.unwrap();
+            f.site.region.as_ref().unwrap().fail(&image.id, "broken").await.unwrap();
         }
         let (kind, text) = f.find(&PLAIN).await.unwrap_err();
         assert_eq!(kind, Kind::Cloud);
@@ -133,7 +133,7 @@ async fn a_failed_or_incomplete_image_is_refused_before_any_work_and_replaced_if
 async fn a_failed_image_of_another_name_is_no_reason() {
     let f = Fixture::new().await;
     let forced = f.register(&Wish { force: true, ..PLAIN }, "").await;
-    f.site.region.fail(&forced.id, "broken").await.unwrap();
+    f.site.region.as_ref().unwrap().fail(&forced.id, "broken").await.unwrap();
     assert_eq!(f.find(&PLAIN).await, Ok(None));
     assert!(f.plan().0.contains("nothing differs, but it is failed"), "{}", f.plan().0);
 }

@@ -6,7 +6,7 @@ use crate::cli::{self, Global};
 use crate::error::{Kind, SUCCESS, hint_of};
 use crate::order::Order;
 use crate::report::{Ink, Report, printable};
-use crate::site::Site;
+use crate::site::{Site, Use};
 use crate::{definition, id_file};
 use anyhow::Result;
 use serde_json::{Value, json};
@@ -21,8 +21,11 @@ pub async fn run(
     report: &Report,
     stop: watch::Receiver<bool>,
 ) -> Result<End> {
-    let site_of = |order: &Order| Site::of(global, &order.images, report.clone());
-    let order = Order::of(&args.definitions).and_then(|order| Ok((site_of(&order)?, order)));
+    let found = async {
+        let order = Order::of(&args.definitions)?;
+        Ok((Site::of(global, &order.images, report.clone(), Use::Builds).await?, order))
+    };
+    let order: Result<_> = found.await;
     let (site, order) = order.inspect_err(|_| {
         let definitions = args.definitions.iter().filter(|dir| dir.join(definition::FILE).exists());
         definitions.for_each(|dir| id_file::keep(dir, None, report));

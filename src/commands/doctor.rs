@@ -5,12 +5,12 @@ use crate::cli::Global;
 use crate::error::{Kind, SUCCESS};
 use crate::machine;
 use crate::report::Report;
-use crate::site::Site;
+use crate::site::{Site, Use};
 use anyhow::Result;
 use serde_json::json;
 
 pub async fn run(global: &Global, report: &Report) -> Result<End> {
-    let site = Site::of(global, &[], report.clone());
+    let site = Site::of(global, &[], report.clone(), Use::Builds).await;
     let mut checks = machine::checks();
     checks.push(machine::growing());
     checks.extend(machine::egress());

@@ -4,12 +4,12 @@ use super::{End, answer};
 use crate::cli::{self, Global};
 use crate::cloud::{Image, ImageId, tag};
 use crate::report::Report;
-use crate::site::Site;
+use crate::site::{Site, Use};
 use anyhow::Result;
 use serde_json::json;
 
 pub async fn run(global: &Global, args: &cli::Images, report: &Report) -> Result<End> {
-    let site = Site::of(global, &[], report.clone())?;
+    let site = Site::of(global, &[], report.clone(), Use::Looks).await?;
     match args {
         cli::Images::List { name } => list(global, &site, name.as_deref()).await,
         cli::Images::Show { id } => show(global, &site, &ImageId(id.clone())).await,

@@ -9,7 +9,7 @@ use crate::error::Kind;
 use crate::report::Report;
 use crate::root::filesystem;
 use crate::root::partition::{self, ReadAt, Scheme};
-use crate::site::Site;
+use crate::site::{Site, Use};
 use anyhow::Result;
 use serde_json::json;
 use std::fs::File;
@@ -35,7 +35,7 @@ pub async fn run(
             return Err(Kind::Usage.failure(message).hint("Give x86_64 or arm64.").into());
         }
     };
-    let site = Site::of(global, &[], report.clone())?;
+    let site = Site::of(global, &[], report.clone(), Use::Looks).await?;
     let holder = site.cloud.images(None).await?.into_iter().find(|image| image.name == args.name);
     ensure_disk(&args.raw)?;
     let step = report.step("import", format!("importing {}", args.raw.display()));

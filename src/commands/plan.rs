@@ -8,7 +8,7 @@ use crate::definition::{Definition, From};
 use crate::fingerprint::{self, OldInputs};
 use crate::order::Order;
 use crate::report::Report;
-use crate::site::Site;
+use crate::site::{Site, Use};
 use anyhow::Result;
 use serde_json::json;
 
@@ -21,7 +21,7 @@ struct Verdict {
 
 pub async fn run(global: &Global, args: &cli::Plan, report: &Report) -> Result<End> {
     let order = Order::of(&args.definitions)?;
-    let site = Site::of(global, &order.images, report.clone())?;
+    let site = Site::of(global, &order.images, report.clone(), Use::Looks).await?;
     let mut objects = Vec::new();
     let mut hits: Vec<Option<ImageId>> = Vec::new();
     for (i, image) in order.images.iter().enumerate() {

@@ -8,7 +8,7 @@ use crate::distros;
 use crate::error::Kind;
 use crate::report::Report;
 use crate::root::{MountOptions, Root, execute};
-use crate::site::Site;
+use crate::site::{Site, Use};
 use crate::undo::{self, Undo};
 use anyhow::{Context, Result};
 use oven_distro::Job;
@@ -22,7 +22,7 @@ pub async fn run(
     report: &Report,
     mut stop: watch::Receiver<bool>,
 ) -> Result<End> {
-    let site = Site::of(global, &[], report.clone())?;
+    let site = Site::of(global, &[], report.clone(), Use::Builds).await?;
     let run = RunId::new();
     let policy =
         site.policy(&cli::Wish { force: false, replace_failed: false, compat: None, keep_on_failure: false });

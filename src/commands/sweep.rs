@@ -7,13 +7,13 @@ use crate::error::{Kind, SUCCESS};
 use crate::owner::{Gone, Owner};
 use crate::report::Report;
 use crate::root::step::egress;
-use crate::site::Site;
+use crate::site::{Site, Use};
 use anyhow::{Context, Result};
 use serde_json::json;
 use std::time::Duration;
 
 pub async fn run(global: &Global, args: &cli::Sweep, report: &Report) -> Result<End> {
-    let site = Site::of(global, &[], report.clone())?;
+    let site = Site::of(global, &[], report.clone(), Use::Sweeps).await?;
     if !args.dry_run {
         // Empty directories, of no run: nothing to tell, and nothing to fail for where there is no cgroup v2.
         _ = egress::sweep();

@@ -65,7 +65,7 @@ async fn run(args: &[String]) -> Result<u8> {
         state: std::env::var_os("OVEN_TEST_STATE").map_or(region_dir, PathBuf::from),
         settings: Rc::new(Settings::for_definition(&dir)?.merge(&overrides)?),
         report: Report::new(Style::Human, Level::Normal),
-        region,
+        region: Some(region),
     };
     let force = std::env::var_os("OVEN_TEST_FORCE").is_some();
     let wish = Wish { force, replace_failed: false, compat: None, keep_on_failure: false };
