@@ -71,7 +71,9 @@ def end_on_signals():
 
 
 def child_of_ours():
-    """In a child before exec: it ends when this process does, however that ends."""
+    """In a child before exec: it ends when this process does, however that ends, and has no terminal: an ssh that touches
+    one stops everybody in the background with it."""
+    os.setsid()
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -277,7 +279,8 @@ class Vm:
             if self.process.poll() is not None:
                 raise Failed(f"QEMU ended with {self.process.returncode}\n{self.console()[-2000:]}")
             done = subprocess.run(
-                self.ssh_command("true"), capture_output=True, stdin=subprocess.DEVNULL, timeout=60, check=False)
+                self.ssh_command("true"), capture_output=True, stdin=subprocess.DEVNULL, timeout=60, check=False,
+                preexec_fn=child_of_ours)
             if done.returncode == 0:
                 return
             if time.monotonic() > deadline:
@@ -290,7 +293,7 @@ class Vm:
         try:
             done = subprocess.run(
                 self.ssh_command(command), stdin=subprocess.DEVNULL, stdout=pipe, timeout=seconds, check=False,
-                stderr=None if stream else subprocess.STDOUT)
+                stderr=None if stream else subprocess.STDOUT, preexec_fn=child_of_ours)
         except subprocess.TimeoutExpired:
             raise Failed(f"in the guest, not done within {seconds} s: {command}") from None
         output = "" if stream else done.stdout.decode(errors="replace")
@@ -311,7 +314,7 @@ class Vm:
         with open(source, "rb") as content:
             subprocess.run(
                 self.ssh_command(f"cat > {target} && chmod {mode} {target}"), stdin=content, timeout=seconds,
-                check=True)
+                check=True, preexec_fn=child_of_ours)
 
     def talk(self, command):
         """A program in the guest that answers a line to each line."""
