@@ -78,7 +78,8 @@ impl Site {
         let (sys, dev) = (Path::new("/sys"), Path::new("/dev"));
         let instance = match used {
             Use::Builds if !nvme::has_nvme(sys) => {
-                let failure = Kind::Machine.failure("this machine has no NVMe disks: oven finds a volume by its NVMe serial");
+                let failure = Kind::Machine
+                    .failure("this machine has no NVMe disks: oven finds a volume by its NVMe serial");
                 return Err(failure.hint("Bake on an instance of the Nitro system.").into());
             }
             Use::Builds => Some(instance::who_am_i(given).await.context("asking which instance this is")?),
@@ -104,7 +105,10 @@ impl Site {
     #[cfg(not(feature = "aws"))]
     #[allow(clippy::unused_async, reason = "as with the feature")]
     async fn on_aws(_: Settings, _: Report, _: Use) -> Result<Self> {
-        Err(Kind::Usage.failure("this oven was built without EC2").hint("Build it with the feature `aws`.").into())
+        Err(Kind::Usage
+            .failure("this oven was built without EC2")
+            .hint("Build it with the feature `aws`.")
+            .into())
     }
 
     fn with(

@@ -71,7 +71,9 @@ def end_on_signals():
 
 
 def child_of_ours():
-    """In a child before exec: it ends when this process does, however that ends."""
+    """In a child before exec: it ends when this process does, however that ends, and has no terminal: an ssh that touches
+    one stops everybody in the background with it."""
+    os.setsid()
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -79,6 +81,17 @@ def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def first_partition(raw):
+    table = json.loads(subprocess.run(
+        ["/usr/sbin/sfdisk", "--json", raw], check=True, capture_output=True).stdout)["partitiontable"]
+    return next(p for p in table["partitions"] if re.search(r"[^0-9]1$", p["node"]))
+
+
+def root_start(raw):
+    """Where the root file system begins, in bytes."""
+    return first_partition(raw)["start"] * 512
 
 
 class Qmp:
@@ -234,9 +247,7 @@ class Vm:
 
     def direct_boot(self):
         """Kernel and initramfs as files, out of the image's first partition; nothing is mounted."""
-        table = json.loads(subprocess.run(
-            ["/usr/sbin/sfdisk", "--json", self.image], check=True, capture_output=True).stdout)["partitiontable"]
-        first = next(p for p in table["partitions"] if re.search(r"[^0-9]1$", p["node"]))
+        first = first_partition(self.image)
         source = f"{self.image}?offset={first['start'] * 512}"
 
         def debugfs(request):
@@ -268,7 +279,8 @@ class Vm:
             if self.process.poll() is not None:
                 raise Failed(f"QEMU ended with {self.process.returncode}\n{self.console()[-2000:]}")
             done = subprocess.run(
-                self.ssh_command("true"), capture_output=True, stdin=subprocess.DEVNULL, timeout=60, check=False)
+                self.ssh_command("true"), capture_output=True, stdin=subprocess.DEVNULL, timeout=60, check=False,
+                preexec_fn=child_of_ours)
             if done.returncode == 0:
                 return
             if time.monotonic() > deadline:
@@ -281,7 +293,7 @@ class Vm:
         try:
             done = subprocess.run(
                 self.ssh_command(command), stdin=subprocess.DEVNULL, stdout=pipe, timeout=seconds, check=False,
-                stderr=None if stream else subprocess.STDOUT)
+                stderr=None if stream else subprocess.STDOUT, preexec_fn=child_of_ours)
         except subprocess.TimeoutExpired:
             raise Failed(f"in the guest, not done within {seconds} s: {command}") from None
         output = "" if stream else done.stdout.decode(errors="replace")
@@ -302,7 +314,7 @@ class Vm:
         with open(source, "rb") as content:
             subprocess.run(
                 self.ssh_command(f"cat > {target} && chmod {mode} {target}"), stdin=content, timeout=seconds,
-                check=True)
+                check=True, preexec_fn=child_of_ours)
 
     def talk(self, command):
         """A program in the guest that answers a line to each line."""

@@ -16,6 +16,12 @@ const TYPES: &[(&str, bool, bool)] = &[
     ("standard", false, false),
 ];
 
+/// Whether volumes of this type take IOPS, and a throughput. Of one that is not known, or not said: both.
+pub fn takes(volume_type: Option<&str>) -> (bool, bool) {
+    let known = TYPES.iter().find(|(name, ..)| Some(*name) == volume_type);
+    known.map_or((true, true), |(_, iops, throughput)| (*iops, *throughput))
+}
+
 /// Refuses words that EC2 does not know and combinations that it does not register.
 pub fn check(attributes: &Attributes, architecture: Architecture) -> Result<()> {
     let refused = |text: String, hint: &str| Err(Kind::Definition.failure(text).hint(hint).into());

@@ -94,7 +94,7 @@ fn find_by(kernel: &impl Kernel, sys: &Path, dev: &Path, volume: &VolumeId) -> R
                 Some(libc::EPERM | libc::EACCES) => {
                     "It takes CAP_SYS_ADMIN: run oven as root; a container has to be --privileged."
                 }
-                Some(libc::ENOTTY) => "It is no NVMe disk: something else stands at its name.",
+                Some(libc::ENOTTY | libc::EINVAL) => "It is no NVMe disk: something else stands at its name.",
                 _ => "`dmesg` tells what the disk did.",
             };
             let text = format!("{} cannot be asked whether it is {volume}: {error}", path.display());

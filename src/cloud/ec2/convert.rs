@@ -1,7 +1,7 @@
 //! EC2's shapes and ours.
 
 use crate::cloud::local::names::is_id;
-use crate::cloud::{Architecture, Image, ImageId, ImageState, SnapshotId, Tags, VolumeKind};
+use crate::cloud::{Architecture, Image, ImageId, ImageState, SnapshotId, Tags, VolumeKind, attributes};
 use crate::error::Kind;
 use anyhow::Result;
 use aws_sdk_ec2::primitives::DateTime;
@@ -103,10 +103,13 @@ pub fn image(image: &types::Image) -> Option<Image> {
 }
 
 pub fn kind(ebs: &types::EbsBlockDevice) -> VolumeKind {
+    let volume_type = ebs.volume_type.as_ref().map(|kind| kind.as_str().to_owned());
+    // EC2 tells a gp2's baseline too, and takes none.
+    let (iops, throughput) = attributes::takes(volume_type.as_deref());
     VolumeKind {
-        volume_type: ebs.volume_type.as_ref().map(|kind| kind.as_str().to_owned()),
-        iops: ebs.iops.and_then(|iops| u32::try_from(iops).ok()),
-        throughput: ebs.throughput.and_then(|throughput| u32::try_from(throughput).ok()),
+        iops: ebs.iops.filter(|_| iops).and_then(|iops| u32::try_from(iops).ok()),
+        throughput: ebs.throughput.filter(|_| throughput).and_then(|mibs| u32::try_from(mibs).ok()),
+        volume_type,
         encrypted: ebs.encrypted,
         kms_key: ebs.kms_key_id.clone(),
     }
@@ -115,4 +118,22 @@ pub fn kind(ebs: &types::EbsBlockDevice) -> VolumeKind {
 /// A number for the API.
 pub fn number(n: impl TryInto<i32>) -> i32 {
     n.try_into().unwrap_or(i32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_baseline_of_a_type_that_takes_none_is_not_inherited() {
+        let told = |kind: &str| {
+            let ebs =
+                types::EbsBlockDevice::builder().volume_type(kind.into()).iops(100).throughput(125).build();
+            let kind = super::kind(&ebs);
+            (kind.iops, kind.throughput)
+        };
+        assert_eq!(told("gp2"), (None, None));
+        assert_eq!(told("io2"), (Some(100), None));
+        assert_eq!(told("gp3"), (Some(100), Some(125)));
+    }
 }
