@@ -9,13 +9,12 @@ use crate::definition::{Ask, DEFAULT_TYPE, Definition};
 use crate::disk::DiskSpec;
 use crate::error::Kind;
 use crate::fingerprint::Inputs;
-use crate::owner::Owner;
 use crate::root::{MountOptions, Root, execute};
 use crate::settings::Settings;
 use crate::site::Site;
 use anyhow::{Context, Result};
 pub use attributes::attributes;
-use oven_distro::{Distro, Job, Package, Refused};
+use oven_distro::{Distro, Job, Package, Refused, Upgrade};
 use std::collections::BTreeMap;
 
 /// How many digits of the fingerprint an AMI's name carries: 48 bits, which no family's images exhaust.
@@ -118,8 +117,15 @@ pub fn job(
     fits(base, architecture)?;
     let os_release = root.os_release()?;
     let mut present = BTreeMap::new();
-    for path in distro.claims(&os_release).look_for {
+    let claims = distro.claims(&os_release);
+    for path in claims.look_for {
         present.insert(path.clone(), root.inside().exists(&path)?);
+    }
+    let mut texts = BTreeMap::new();
+    for path in claims.read {
+        if let Some(text) = root.inside().read(&path)? {
+            texts.insert(path, String::from_utf8_lossy(&text).into_owned());
+        }
     }
     let packages = image.packages.iter().enumerate().map(|(i, ask)| match ask {
         Ask::Named { name, version } => Package::Named { name: name.clone(), version: version.clone() },
@@ -134,8 +140,12 @@ pub fn job(
         os_release,
         architecture: architecture.to_string(),
         present,
+        texts,
         packages: packages.collect(),
-        upgrade: image.upgrade,
+        upgrade: if image.upgrade { Upgrade::All } else { Upgrade::None },
+        repositories: Vec::new(),
+        hold: Vec::new(),
+        debconf: Vec::new(),
         recommends: image.recommends,
         conffiles: image.conffiles,
         network: image.network,

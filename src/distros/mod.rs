@@ -44,7 +44,7 @@ mod tests {
                 _ if os.id_like().any(|id| id == self.2) => Claim::Family,
                 _ => Claim::No,
             };
-            Claims { claim, look_for: Vec::new() }
+            Claims { claim, ..Claims::default() }
         }
         fn plan(&self, _: &Job) -> Result<Plan, Refused> {
             Ok(Plan::default())

@@ -8,7 +8,7 @@ use oven::root::runner::Place;
 use oven::root::step::private_mounts;
 use oven::settings::NetworkSettings;
 use oven_debian::Debian;
-use oven_distro::{Distro, Job, OsRelease, Package, Plan};
+use oven_distro::{Distro, Job, OsRelease, Package, Plan, Upgrade};
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -208,13 +208,14 @@ fn job(image: &Definition, inside: &Inside, network: &NetworkSettings) -> Job {
         present: look_for.into_iter().map(|path| (path.clone(), inside.exists(&path).unwrap())).collect(),
         architecture: if cfg!(target_arch = "aarch64") { "arm64" } else { "x86_64" }.into(),
         packages: packages.collect(),
-        upgrade: image.upgrade,
+        upgrade: if image.upgrade { Upgrade::All } else { Upgrade::None },
         recommends: image.recommends,
         conffiles: image.conffiles,
         network: image.network,
         mirror: network.mirror.clone(),
         ca_file: network.ca_file.as_ref().map(|_| execute::CA_FILE.to_owned()),
         os_release,
+        ..Job::default()
     }
 }
 

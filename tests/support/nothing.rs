@@ -11,7 +11,7 @@ impl Distro for Nothing {
     }
     fn claims(&self, os: &OsRelease) -> Claims {
         let claim = if os.id() == "nothing" { Claim::Exact } else { Claim::No };
-        Claims { claim, look_for: Vec::new() }
+        Claims { claim, ..Claims::default() }
     }
     fn plan(&self, _: &Job) -> Result<Plan, Refused> {
         let step = |phase, why: &str, script: &str| Step {
@@ -20,6 +20,7 @@ impl Distro for Nothing {
             argv: vec!["/bin/sh".into(), "-c".into(), script.into()],
             env: BTreeMap::new(),
             retries: 0,
+            before_retry: Vec::new(),
             network: phase == Phase::Fetch,
             timeout: 60,
         };

@@ -11,10 +11,11 @@ mod os_release;
 pub use os_release::OsRelease;
 
 /// How sure a plugin is that an image is its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Claim {
     /// Not this plugin's.
+    #[default]
     No,
     /// A relative (`ID_LIKE`): taken where nobody claims it exactly.
     Family,
@@ -23,13 +24,16 @@ pub enum Claim {
 }
 
 /// A plugin's answer to `claims`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Claims {
     pub claim: Claim,
     /// Absolute paths in the image; the [`Job`] will say of each whether the image has it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub look_for: Vec<String>,
+    /// Absolute paths of small text files in the image; the [`Job`] will hold what they say, those that are there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub read: Vec<String>,
 }
 
 /// A distribution: what is its own, and how packages are put into it.
@@ -52,12 +56,24 @@ pub struct Job {
     /// For each path of [`Claims::look_for`]: does the image have it?
     #[serde(default)]
     pub present: BTreeMap<String, bool>,
+    /// For each path of [`Claims::read`] that the image has: its text.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub texts: BTreeMap<String, String>,
     /// In the definition's order.
     #[serde(default)]
     pub packages: Vec<Package>,
-    /// Bring every installed package up to date first.
+    /// Which installed packages are brought up to date first.
     #[serde(default)]
-    pub upgrade: bool,
+    pub upgrade: Upgrade,
+    /// Sources of packages beside the image's own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub repositories: Vec<Repository>,
+    /// Packages that no upgrade changes, neither this bake's nor a later one on an instance.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hold: Vec<String>,
+    /// Answers to what packages ask when they are installed: debconf's `PACKAGE QUESTION TYPE VALUE`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub debconf: Vec<String>,
     /// Install what packages merely recommend, too.
     #[serde(default)]
     pub recommends: bool,
@@ -73,6 +89,37 @@ pub struct Job {
     /// Certificates (PEM) to trust while packages are fetched: a path that fetch steps see.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<String>,
+}
+
+/// Which installed packages are brought up to date.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Upgrade {
+    #[default]
+    None,
+    /// Those with a fault that their distribution calls one of security.
+    Security,
+    All,
+}
+
+/// A source of packages beside the image's own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Repository {
+    /// Names the file that describes it in the image: letters, digits, `-`, `_` and `.`.
+    pub name: String,
+    pub url: String,
+    /// The OpenPGP key that signs it, ASCII-armoured. Without one the source is not signed, and the definition says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// Debian's: `bookworm`. A flat repository has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suite: Option<String>,
+    /// Debian's: `main`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub components: Vec<String>,
+    /// It stays in the image; else it is there for this bake alone.
+    pub keep: bool,
 }
 
 /// What happens to a configuration file that both the image and a package changed.
@@ -97,6 +144,8 @@ pub enum Package {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         version: Option<String>,
     },
+    /// A set of packages that the repositories define: a group of dnf's, a pattern of zypper's.
+    Group { name: String },
     /// A package file that is visible at `path` in every step.
     File { path: String, name: String, version: String, architecture: String },
 }
@@ -109,6 +158,9 @@ pub struct Plan {
     /// definition's scripts see the image's configuration, and may change it.
     #[serde(default)]
     pub shims: Vec<Shim>,
+    /// Files that are put into the image before the first step, and stay there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<Shim>,
     /// In the order in which they run; phases never go back.
     #[serde(default)]
     pub steps: Vec<Step>,
@@ -124,6 +176,9 @@ pub struct Plan {
     /// What lines of a failed step's output mean, the most telling first.
     #[serde(default)]
     pub troubles: Vec<Trouble>,
+    /// Lines of a step's output that are a failure even where the step ended with 0.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failures: Vec<Trouble>,
 }
 
 /// What the fact `packages` has to show.
@@ -216,6 +271,10 @@ pub struct Step {
     /// How often it is tried again after it failed.
     #[serde(default)]
     pub retries: u32,
+    /// What is run, with neither network nor consequence, before it is tried again: a command that drops what the last
+    /// try may have spoilt.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub before_retry: Vec<String>,
     #[serde(default)]
     pub network: bool,
     /// Seconds.

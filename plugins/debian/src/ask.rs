@@ -14,6 +14,10 @@ impl Asks {
         for package in &job.packages {
             let (argument, wanted) = match package {
                 Package::Named { name, version } => named(name, version.as_deref())?,
+                Package::Group { name } => {
+                    let why = "a group is for dnf and zypper: name Debian's packages, or a metapackage";
+                    return Err(Refused(format!("packages: `@{name}`: {why}")));
+                }
                 Package::File { path, name, version, architecture } => {
                     check_file(job, path, architecture)?;
                     let (name, version) = (name.clone(), Some(version.clone()));

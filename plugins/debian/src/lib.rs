@@ -11,7 +11,7 @@ mod troubles;
 
 use ask::Asks;
 use oven_distro::{
-    Claim, Claims, Conffiles, Distro, Expect, Job, OsRelease, Phase, Plan, Refused, Shim, Step,
+    Claim, Claims, Conffiles, Distro, Expect, Job, OsRelease, Phase, Plan, Refused, Shim, Step, Upgrade,
 };
 use std::collections::BTreeMap;
 
@@ -40,16 +40,16 @@ impl Distro for Debian {
         let claim = match os.id() {
             "debian" | "ubuntu" => Claim::Exact,
             _ if os.id_like().any(|id| id == "debian" || id == "ubuntu") => Claim::Family,
-            _ => return Claims { claim: Claim::No, look_for: Vec::new() },
+            _ => return Claims::default(),
         };
         let look_for = [APT_GET, DPKG_QUERY, conf::IMAGES_MAIN].into_iter().chain(mirror::LOOK_FOR);
-        Claims { claim, look_for: look_for.map(str::to_owned).collect() }
+        Claims { claim, look_for: look_for.map(str::to_owned).collect(), read: Vec::new() }
     }
 
     fn plan(&self, job: &Job) -> Result<Plan, Refused> {
         let has = |path: &str| job.present.get(path).copied().unwrap_or(false);
         let asks = Asks::of(job)?;
-        let changes = job.upgrade || !asks.arguments.is_empty();
+        let changes = job.upgrade != Upgrade::None || !asks.arguments.is_empty();
         if changes && let Some(missing) = [APT_GET, DPKG_QUERY].into_iter().find(|path| !has(path)) {
             return Err(Refused(format!("packages cannot be installed: the image has no {missing}")));
         }
@@ -103,6 +103,7 @@ fn steps(job: &Job, packages: &[String]) -> Vec<Step> {
         argv: argv.iter().map(|a| (*a).to_owned()).chain(packages.iter().cloned()).collect(),
         env: environment.clone(),
         retries: 0,
+        before_retry: Vec::new(),
         network: false,
         timeout: INSTALL_TIMEOUT,
     };
@@ -116,7 +117,7 @@ fn steps(job: &Job, packages: &[String]) -> Vec<Step> {
     let mut steps = vec![Step { timeout: UPDATE_TIMEOUT, ..update }];
     // What an upgrade takes away is not chosen by oven: dist-upgrade is the one that brings everything up to date, a
     // kernel of a new name too.
-    if job.upgrade {
+    if job.upgrade != Upgrade::None {
         steps.push(fetch("downloading upgrades", &["apt-get", "--download-only", "dist-upgrade"], &[]));
     }
     let count = match packages.len() {
@@ -125,7 +126,7 @@ fn steps(job: &Job, packages: &[String]) -> Vec<Step> {
     };
     if !packages.is_empty() {
         // Together with the upgrade, for that is the state in which they will be installed.
-        let verb = if job.upgrade { "dist-upgrade" } else { "install" };
+        let verb = if job.upgrade != Upgrade::None { "dist-upgrade" } else { "install" };
         let why = format!("downloading {count} and dependencies");
         steps.push(fetch(&why, &["apt-get", "--download-only", verb, "--"], packages));
     }
@@ -134,7 +135,7 @@ fn steps(job: &Job, packages: &[String]) -> Vec<Step> {
         ..step(phase, why, argv, packages)
     };
     // Not with --no-download: apt then does not resolve a local file's path either, and fails on it.
-    if job.upgrade {
+    if job.upgrade != Upgrade::None {
         steps.push(change(Phase::Upgrade, "upgrading packages", &["apt-get", "dist-upgrade"], &[]));
     }
     if !packages.is_empty() {
@@ -174,6 +175,7 @@ fn clean() -> Step {
         argv: argv.map(str::to_owned).to_vec(),
         env: BTreeMap::new(),
         retries: 0,
+        before_retry: Vec::new(),
         network: false,
         timeout: CLEAN_TIMEOUT,
     }

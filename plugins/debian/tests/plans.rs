@@ -1,7 +1,7 @@
 //! Plans as they are: a change of a plan is a change that somebody has to look at. `OVEN_BLESS=1` writes them anew.
 
 use oven_debian::Debian;
-use oven_distro::{Claim, Conffiles, Distro, Job, OsRelease, Package, Phase, Plan};
+use oven_distro::{Claim, Conffiles, Distro, Job, OsRelease, Package, Phase, Plan, Upgrade};
 use std::path::Path;
 
 const BOOKWORM: &str = "ID=debian\nVERSION_ID=\"12\"\nVERSION_CODENAME=bookworm\n";
@@ -68,7 +68,7 @@ fn packages_by_name_version_and_file() {
 fn everything_at_once() {
     let all = Job {
         packages: vec![named("linux-image-aws", None), named("libc6:i386", None)],
-        upgrade: true,
+        upgrade: Upgrade::All,
         recommends: true,
         conffiles: Conffiles::Replace,
         network: true,
