@@ -9,7 +9,6 @@ use crate::definition::{Ask, DEFAULT_TYPE, Definition};
 use crate::disk::DiskSpec;
 use crate::error::Kind;
 use crate::fingerprint::Inputs;
-use crate::owner::Owner;
 use crate::root::{MountOptions, Root, execute};
 use crate::settings::Settings;
 use crate::site::Site;
