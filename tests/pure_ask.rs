@@ -47,13 +47,16 @@ impl Fixture {
         let volume = VolumeSpec {
             snapshot: self.base.snapshot.clone(),
             size_gib: self.base.size_gib,
+            kind: Default::default(),
             run: run.clone(),
             tags: Tags::new(),
         };
         let volume = region.create(&volume).await.unwrap();
         let snapshot = region.snapshot(&volume, &run, &Tags::new()).await.unwrap();
         region.ensure_no_volumes(&run).await.unwrap();
-        let mut spec = ask::image(&self.image, &self.base, &self.inputs, Default::default(), &run, wish);
+        let attributes = ask::attributes(&self.image, &self.base).unwrap();
+        let mut spec =
+            ask::image(&self.image, &self.base, attributes, &self.inputs, Default::default(), &run, wish);
         spec.tags.remove(without);
         region.register(&snapshot, &spec, &undo).await.unwrap()
     }
@@ -152,7 +155,7 @@ async fn a_git_directory_inside_is_warned_about() {
 async fn a_disk_that_would_shrink_is_the_definitions_mistake() {
     let f = Fixture::new().await;
     let (base, run) = (Base { size_gib: 2, ..f.base.clone() }, RunId::new());
-    let spec = DiskSpec { size_gib: Some(1), tags: Tags::new() };
+    let spec = DiskSpec { size_gib: Some(1), ..DiskSpec::default() };
     let error = f.site.disks.checkout(&base, &spec, &run, &Undo::default()).await.err().unwrap();
     assert_eq!(Kind::of(&error), Kind::Definition);
     assert!(error.to_string().contains("size_gib = 1"), "{error:#}");
