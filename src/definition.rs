@@ -4,7 +4,7 @@ mod ask;
 mod attributes;
 mod from;
 mod repositories;
-mod rules;
+pub(crate) mod rules;
 mod source;
 #[cfg(test)]
 mod tests;

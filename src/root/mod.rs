@@ -20,6 +20,7 @@ mod network;
 mod nodes;
 mod packages;
 pub mod partition;
+mod plan_files;
 mod release;
 pub mod runner;
 mod scripts;
