@@ -12,6 +12,7 @@ use archive::{Archive, Key, sha256};
 use ground::{Baked, Ground};
 use oven_distro::{Phase, Plan, Shim, Step, Trouble};
 use std::fs;
+use std::process::{Command, Stdio};
 
 const STEP: u8 = 5;
 const DEFINITION: u8 = 3;
@@ -74,13 +75,15 @@ fn one_package(change: impl FnOnce(&Archive, &Key, &[String]) -> Option<Key>, mo
 
 #[test]
 fn a_repository_is_kept_or_leaves_nothing() {
-    let (ground, archive, flat, key, other) = (ground(), Archive::new(), Archive::new(), Key::new(), Key::new());
+    let (ground, archive, flat, key, other) =
+        (ground(), Archive::new(), Archive::new(), Key::new(), Key::new());
     let one = package(&ground, &archive, "one", "1.0", &[]);
     let two = package(&ground, &flat, "two", "1.0", &[]);
     archive.publish("stable", "", &[one], Some(&key));
     flat.publish_flat("flat", &[two], Some(&other));
     let kept = repository(&ground, &archive, "kept", &key, MAIN);
-    let gone = repository(&ground, &flat, "gone", &other, "keep = false\n").replace("/\"\nkey", "/flat\"\nkey");
+    let gone =
+        repository(&ground, &flat, "gone", &other, "keep = false\n").replace("/\"\nkey", "/flat\"\nkey");
     ground.define(&format!("packages = [\"one\", \"two\"]\n{kept}{gone}"));
     let before = listing(&ground, "etc");
     let facts = ground.bake().facts();
@@ -96,7 +99,7 @@ fn a_repository_is_kept_or_leaves_nothing() {
 
 /// Every path below a directory of the image.
 fn listing(ground: &Ground, dir: &str) -> Vec<String> {
-    let output = std::process::Command::new("find").arg(ground.image(dir)).output().unwrap();
+    let output = Command::new("find").arg(ground.image(dir)).output().unwrap();
     String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
 }
 
@@ -160,7 +163,11 @@ fn a_repository_that_is_not_there_at_first_is_asked_again() {
     ground.define(&format!("packages = [\"tool\"]\n{}", repository(&ground, &archive, "tools", &key, MAIN)));
     let baked = ground.bake_with(hasty);
     for step in ["refreshing the package index", "downloading 1 package"] {
-        assert!(baked.log.contains(&format!("{step}")) && baked.log.matches("once more in 2 s").count() == 2, "{}", baked.log);
+        assert!(
+            baked.log.contains(&format!("{step}")) && baked.log.matches("once more in 2 s").count() == 2,
+            "{}",
+            baked.log
+        );
     }
     assert!(baked.facts()["packages"].contains("tool\t1.0"));
 }
@@ -196,7 +203,10 @@ fn a_held_package_stays_and_a_changed_configuration_file_does_not_stop_an_upgrad
     ground.define(&format!("packages = [\n  \"thing=2.0\",\n]\n{from}"));
     let (code, text) = ground.bake().failure();
     assert_eq!(code, DEFINITION);
-    assert!(text.contains("image.toml:4: `packages` asks for `thing=2.0`, and the base image holds it at 1.0"), "{text}");
+    assert!(
+        text.contains("image.toml:4: `packages` asks for `thing=2.0`, and the base image holds it at 1.0"),
+        "{text}"
+    );
     ground.define(&format!("packages = [\"thing\"]\n{from}"));
     let (code, text) = ground.bake().failure();
     assert_eq!(code, DEFINITION);
@@ -229,8 +239,8 @@ fn an_upgrade_of_security_takes_that_suite_alone() {
         install(&ground, name, "1.0", "", &[]);
     }
     let of = |archive: &Archive, name: &str, version: &str| package(&ground, archive, name, version, &[]);
-    let stable =
-        [("fixed", "3.0"), ("older", "2.0"), ("asked", "2.0")].map(|(name, version)| of(&archive, name, version));
+    let stable = [("fixed", "3.0"), ("older", "2.0"), ("asked", "2.0")]
+        .map(|(name, version)| of(&archive, name, version));
     archive.publish("stable", "Label: Debian\n", &stable, Some(&key));
     let security = [of(&archive, "fixed", "2.0"), of(&archive, "asked", "1.0")];
     // One that says nothing of itself is none of security.
@@ -265,7 +275,10 @@ fn a_package_by_url_is_the_very_file_or_none() {
     define(&path, &digest.replace(|c: char| c.is_ascii_digit(), "0"));
     let (code, text) = ground.bake().failure();
     assert_eq!(code, DEFINITION);
-    assert!(text.contains("image.toml:4: `packages`") && text.contains(&format!("its sha256 is {digest}")), "{text}");
+    assert!(
+        text.contains("image.toml:4: `packages`") && text.contains(&format!("its sha256 is {digest}")),
+        "{text}"
+    );
     define("pool/gone.deb", &digest);
     let (code, text) = ground.bake().failure();
     assert_eq!(code, DEFINITION);
@@ -285,6 +298,53 @@ fn a_package_by_url_is_the_very_file_or_none() {
     ground.bake().facts();
     assert_eq!(archive.asked().len(), asked + 1, "and looked at before it is used");
     assert_eq!(sha256(&fs::read(kept).unwrap()), digest);
+}
+
+/// A server with a certificate of its own, which nobody vouches for.
+#[test]
+fn a_server_is_believed_only_with_a_certificate_that_is_trusted() {
+    let (mut ground, archive) = (ground(), Archive::new());
+    let path = package(&ground, &archive, "remote", "1.0", &[]);
+    let digest = sha256(&fs::read(archive.path(&path)).unwrap());
+    let (key, certificate) = (ground.path("key.pem"), ground.path("ca.pem"));
+    let made = Command::new("openssl")
+        .args([
+            "req",
+            "-x509",
+            "-nodes",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-days",
+            "2",
+        ])
+        .args(["-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout"])
+        .args([key.as_os_str(), "-out".as_ref(), certificate.as_os_str()])
+        .output()
+        .expect("this test needs openssl");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    // The port is free again, and nobody else takes it so soon.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut server = Command::new("openssl")
+        .args(["s_server", "-quiet", "-WWW", "-accept", &format!("127.0.0.1:{port}"), "-key"])
+        .args([key.as_os_str(), "-cert".as_ref(), certificate.as_os_str()])
+        .current_dir(archive.path(""))
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let url = format!("https://127.0.0.1:{port}/{path}");
+    ground.define(&format!("packages = [{{ url = \"{url}\", sha256 = \"{digest}\" }}]\n"));
+    let distrusted = ground.bake().failure();
+    ground.network.ca_file = Some(certificate);
+    let trusted = ground.bake();
+    server.kill().unwrap();
+    server.wait().unwrap();
+    let (code, text) = distrusted;
+    assert_eq!(code, STEP);
+    assert!(text.contains("certificate") && text.contains("`ca_file`"), "{text}");
+    assert!(trusted.facts()["packages"].contains("remote\t1.0"));
 }
 
 fn step(argv: &[&str]) -> Step {
@@ -320,7 +380,10 @@ fn a_line_of_a_step_that_ended_well_may_be_a_failure() {
     planned("warning: %post of something else").facts();
     let (code, text) = planned("warning: %post(thing-1.0) scriptlet failed, exit status 1").failure();
     assert_eq!(code, STEP);
-    assert!(text.contains("doing it failed: a script of `thing-1.0` failed") && text.ends_with("See thing-1.0."), "{text}");
+    assert!(
+        text.contains("doing it failed: a script of `thing-1.0` failed") && text.ends_with("See thing-1.0."),
+        "{text}"
+    );
 }
 
 #[test]

@@ -28,7 +28,7 @@ pub mod shim;
 mod space;
 pub mod step;
 #[cfg(test)]
-mod test;
+pub(crate) mod test;
 mod units;
 mod unmounted;
 

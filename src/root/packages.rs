@@ -75,13 +75,18 @@ pub fn ensure_free(held: &[String], packages: &[Installed], work: &Work<'_>) -> 
         let Some(version) = &wanted.version else { continue };
         // dpkg tells the architecture of some.
         let is_held = held.iter().any(|held| held.split(':').next() == Some(&wanted.name));
-        let Some(has) = packages.iter().find(|package| package.name == wanted.name).filter(|_| is_held) else {
+        let Some(has) = packages.iter().find(|package| package.name == wanted.name).filter(|_| is_held)
+        else {
             continue;
         };
         if !is_version(version, &has.version) {
             let place = work.image.place_of_package(Some(&wanted.name));
-            let what = format!("{place} asks for `{}={version}`, and the base image holds it at {}", wanted.name, has.version);
-            let hint = "Release it in the base image, or leave it out: a package is held so that it stays as it is.";
+            let what = format!(
+                "{place} asks for `{}={version}`, and the base image holds it at {}",
+                wanted.name, has.version
+            );
+            let hint =
+                "Release it in the base image, or leave it out: a package is held so that it stays as it is.";
             return Err(Kind::Definition.failure(what).hint(hint).into());
         }
     }

@@ -41,7 +41,9 @@ fn put(inside: &Inside, file: &Shim, work: &Work<'_>) -> Result<()> {
         Some(FileType::Directory) => {
             return Err(Kind::Step.error(format!("the image's {} is a directory", file.path)));
         }
-        Some(FileType::RegularFile) if inside.read(&file.path)?.as_deref() != Some(file.content.as_bytes()) => {
+        Some(FileType::RegularFile)
+            if inside.read(&file.path)?.as_deref() != Some(file.content.as_bytes()) =>
+        {
             work.report.warn(format!("{} of the base image is replaced", file.path));
         }
         Some(FileType::RegularFile) | None => {}
@@ -61,7 +63,10 @@ fn check(file: &Shim, unmounted: &[impl AsRef<Path>]) -> Result<(), String> {
         return Err("is a directory".into());
     }
     if let Some(dir) = unmounted.iter().find(|dir| Path::new(&plain).starts_with(dir)) {
-        return Err(format!("is below {}, whose file system this kernel cannot mount", dir.as_ref().display()));
+        return Err(format!(
+            "is below {}, whose file system this kernel cannot mount",
+            dir.as_ref().display()
+        ));
     }
     if file.mode & !0o755 != 0 {
         return Err(format!("has the mode {:04o}: 0755 is the most", file.mode));
@@ -86,8 +91,21 @@ mod tests {
             assert_eq!(at(path, 0o644), Ok(()), "{path}");
         }
         for path in [
-            "/root/.ssh/authorized_keys", "/run/x", "/usr/bin/x", "/usr/library/x", "/etc", "/etc/", "etc/x", "/etc/../x",
-            "/etc//x", "/etc/./x", "/boot/x", "/etc/esp/x", "", "/", "/etc/a\nb",
+            "/root/.ssh/authorized_keys",
+            "/run/x",
+            "/usr/bin/x",
+            "/usr/library/x",
+            "/etc",
+            "/etc/",
+            "etc/x",
+            "/etc/../x",
+            "/etc//x",
+            "/etc/./x",
+            "/boot/x",
+            "/etc/esp/x",
+            "",
+            "/",
+            "/etc/a\nb",
         ] {
             assert!(at(path, 0o644).is_err(), "{path}");
         }

@@ -279,8 +279,10 @@ impl<'a> Runner<'a> {
                     let value = Some(package.as_str()).filter(|package| !package.is_empty());
                     Kind::Definition.failure(format!("{}: {means}{tail}", image.place_of_package(value)))
                 }
-                None if status.success() => Kind::Step
-                    .failure(format!("{} failed: {means} (though {} ended with 0){tail}", call.why, call.name)),
+                None if status.success() => Kind::Step.failure(format!(
+                    "{} failed: {means} (though {} ended with 0){tail}",
+                    call.why, call.name
+                )),
                 None => Kind::Step.failure(format!("{} failed: {means} ({how}){tail}", call.why)),
             };
             return match hint {

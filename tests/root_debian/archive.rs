@@ -34,7 +34,18 @@ impl Key {
     pub fn new() -> Self {
         let home = tempfile::Builder::new().prefix("oven-gpg-").tempdir().unwrap();
         let mut key = Self { home, public: String::new() };
-        key.gpg(&["--passphrase", "", "--quick-gen-key", "Archive <archive@example.org>", "ed25519", "sign", "never"], b"");
+        key.gpg(
+            &[
+                "--passphrase",
+                "",
+                "--quick-gen-key",
+                "Archive <archive@example.org>",
+                "ed25519",
+                "sign",
+                "never",
+            ],
+            b"",
+        );
         key.public = String::from_utf8(key.gpg(&["--armor", "--export"], b"")).unwrap();
         key
     }
@@ -67,8 +78,13 @@ impl Archive {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let (faults, asked, stop) = (Faults::default(), Arc::<Mutex<Vec<String>>>::default(), Arc::default());
-        let archive =
-            Self { dir, port, faults: Arc::clone(&faults), asked: Arc::clone(&asked), stop: Arc::clone(&stop) };
+        let archive = Self {
+            dir,
+            port,
+            faults: Arc::clone(&faults),
+            asked: Arc::clone(&asked),
+            stop: Arc::clone(&stop),
+        };
         let root = archive.dir.path().to_owned();
         std::thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
@@ -121,12 +137,15 @@ impl Archive {
 
     /// The same for a flat repository, which says nothing of itself, in a directory of its own.
     pub fn publish_flat(&self, dir: &str, pool: &[String], key: Option<&Key>) {
-        let own: Vec<_> = pool.iter().map(|file| {
-            let name = file.rsplit('/').next().unwrap().to_owned();
-            fs::create_dir_all(self.path(dir)).unwrap();
-            fs::copy(self.path(file), self.path(dir).join(&name)).unwrap();
-            name
-        }).collect();
+        let own: Vec<_> = pool
+            .iter()
+            .map(|file| {
+                let name = file.rsplit('/').next().unwrap().to_owned();
+                fs::create_dir_all(self.path(dir)).unwrap();
+                fs::copy(self.path(file), self.path(dir).join(&name)).unwrap();
+                name
+            })
+            .collect();
         self.write(&self.path(dir), "Packages", "", &own, dir, key);
     }
 

@@ -195,7 +195,8 @@ fn steps(job: &Job, packages: &[String], downloads: bool) -> Vec<Step> {
         steps.push(step(Phase::Upgrade, security::LOOKING, security::LOOK, &[]));
     }
     if job.upgrade != Upgrade::None {
-        let why = if job.upgrade == Upgrade::Security { "upgrading for security" } else { "upgrading packages" };
+        let why =
+            if job.upgrade == Upgrade::Security { "upgrading for security" } else { "upgrading packages" };
         steps.push(change(Phase::Upgrade, why, &[&["apt-get"], upgrade].concat(), &[]));
     }
     if !packages.is_empty() {

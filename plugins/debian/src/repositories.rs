@@ -35,7 +35,9 @@ pub fn of(job: &Job) -> Result<Repositories, Refused> {
         if !plain(name) || name.starts_with('.') {
             return refuse("a name has letters, digits, `-`, `_` and `.`");
         }
-        if !repository.url.contains("://") || !repository.url.chars().all(|c| c.is_ascii_graphic() && c != '*') {
+        if !repository.url.contains("://")
+            || !repository.url.chars().all(|c| c.is_ascii_graphic() && c != '*')
+        {
             return refuse("`url` is no address");
         }
         let places = places(repository)?;
@@ -106,7 +108,10 @@ fn nothing_there(repository: &Repository) -> [Trouble; 2] {
         package: None,
     };
     [
-        trouble("doesn't have the component '*'*", format!("the repository `{name}` has no component `{{3}}`")),
+        trouble(
+            "doesn't have the component '*'*",
+            format!("the repository `{name}` has no component `{{3}}`"),
+        ),
         trouble("does not seem to provide it*", format!("the repository `{name}` has no {{1}}")),
     ]
 }

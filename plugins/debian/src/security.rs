@@ -49,10 +49,13 @@ mod tests {
     #[test]
     fn the_images_own_pins_come_after() {
         let mut job = Job { upgrade: Upgrade::Security, ..Job::default() };
-        job.texts.insert(IMAGES_PREFERENCES.into(), "Package: jq\nPin: version 1.6\nPin-Priority: 1001\n".into());
+        job.texts
+            .insert(IMAGES_PREFERENCES.into(), "Package: jq\nPin: version 1.6\nPin-Priority: 1001\n".into());
         let pins = pins(&job).unwrap();
         assert!(pins.content.starts_with("Package: *\nPin: release a=now\nPin-Priority: 100\n\n"));
-        assert!(pins.content.ends_with("Pin-Priority: 99\n\nPackage: jq\nPin: version 1.6\nPin-Priority: 1001\n"));
+        assert!(
+            pins.content.ends_with("Pin-Priority: 99\n\nPackage: jq\nPin: version 1.6\nPin-Priority: 1001\n")
+        );
         assert!(UPGRADE[1].ends_with(PINS));
         assert_eq!(super::pins(&Job::default()), None);
     }

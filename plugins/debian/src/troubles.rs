@@ -9,7 +9,8 @@ const TOGETHER: Option<&str> = Some("");
 const SEARCH: Option<&str> = Some("Check its spelling, and which repositories the base image has.");
 const FIT: Option<&str> =
     Some("The lines above say which of them do not fit together, or not with the base image.");
-const KEY: &str = "Check `key` of its [[repository]] in image.toml, if it has one there: repositories change their keys.";
+const KEY: &str =
+    "Check `key` of its [[repository]] in image.toml, if it has one there: repositories change their keys.";
 const SCRIPT: Option<&str> = Some(
     "A script of the package failed. While it runs, no service can be started and there is no network (unless \
      image.toml says `network = true`).",
@@ -74,7 +75,9 @@ const ROWS: &[Row] = &[
     Row(
         "*GPG error: *: *BADSIG *",
         "the signature of the repository {2} is wrong, by {4}",
-        Some("What came is not what was signed: is there a proxy or mirror that changes it, or is half of it new?"),
+        Some(
+            "What came is not what was signed: is there a proxy or mirror that changes it, or is half of it new?",
+        ),
         None,
     ),
     Row("*GPG error: *: *", "the signature of the repository {2} cannot be verified: {3}", Some(KEY), None),

@@ -105,8 +105,7 @@ fn repository(name: &str, keep: bool) -> Repository {
 fn repositories_holds_answers_and_security_upgrades() {
     let own = "/etc/apt/preferences".to_owned();
     let texts = [(own, "Package: jq\nPin: version 1.6*\nPin-Priority: 1001\n".to_owned())].into();
-    let unsigned =
-        Repository { key: None, suite: None, components: Vec::new(), ..repository("flat", false) };
+    let unsigned = Repository { key: None, suite: None, components: Vec::new(), ..repository("flat", false) };
     let job = Job {
         texts,
         packages: vec![named("jq", None)],
@@ -124,7 +123,8 @@ fn a_repository_alone_is_looked_at() {
     let repositories = vec![repository("tools", true)];
     let plan = Debian.plan(&Job { repositories, ..job(BOOKWORM, &[]) }).unwrap();
     sound(&plan);
-    let of = |phase| plan.steps.iter().filter(move |step| step.phase == phase).map(|step| step.argv.join(" "));
+    let of =
+        |phase| plan.steps.iter().filter(move |step| step.phase == phase).map(|step| step.argv.join(" "));
     assert_eq!(of(Phase::Fetch).collect::<Vec<_>>(), ["apt-get update"]);
     assert_eq!(plan.steps.len(), 2, "and cleaned away");
     assert_eq!(plan.files.len(), 2);
