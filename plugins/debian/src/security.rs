@@ -24,13 +24,12 @@ pub const LOOK: &[&str] = &[
 ];
 
 /// Of each repository, the first that fits counts; pins of single packages, which only the image has, count before.
-const ROWS: [(&str, u32); 6] = [
+const ROWS: [(&str, u32); 5] = [
     ("release a=now", 100), // what is installed
     ("release l=Debian-Security", 500),
     ("release a=*-security", 500), // Ubuntu's, and those of extended support
     ("release n=*-security", 500),
-    ("release *", 99),
-    ("origin *", 99), // what says nothing of itself
+    ("release *", 99), // what says nothing of itself, too
 ];
 
 pub fn pins(job: &Job) -> Option<Shim> {
