@@ -9,7 +9,7 @@ use crate::definition::{Ask, DEFAULT_TYPE, Definition};
 use crate::disk::DiskSpec;
 use crate::error::Kind;
 use crate::fingerprint::Inputs;
-use crate::root::{MountOptions, Root, execute};
+use crate::root::{MountOptions, Root, execute, provision};
 use crate::settings::Settings;
 use crate::site::Site;
 use anyhow::{Context, Result};
@@ -146,6 +146,7 @@ pub fn job(
         repositories: Vec::new(),
         hold: Vec::new(),
         debconf: Vec::new(),
+        tools: provision::lacking(image, root.inside())?,
         recommends: image.recommends,
         conffiles: image.conffiles,
         network: image.network,

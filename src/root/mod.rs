@@ -13,6 +13,7 @@ mod grow;
 mod holders;
 pub mod inside;
 mod ioctl;
+mod leak;
 mod lint;
 mod listen;
 mod mounting;
@@ -20,6 +21,7 @@ mod network;
 mod nodes;
 mod packages;
 pub mod partition;
+pub mod provision;
 mod release;
 pub mod runner;
 mod scripts;
@@ -28,6 +30,7 @@ mod space;
 pub mod step;
 #[cfg(test)]
 mod test;
+mod tools;
 mod units;
 mod unmounted;
 

@@ -7,6 +7,7 @@
 mod ask;
 mod conf;
 mod mirror;
+mod tools;
 mod troubles;
 
 use ask::Asks;
@@ -50,7 +51,8 @@ impl Distro for Debian {
         let has = |path: &str| job.present.get(path).copied().unwrap_or(false);
         let asks = Asks::of(job)?;
         let changes = job.upgrade != Upgrade::None || !asks.arguments.is_empty();
-        if changes && let Some(missing) = [APT_GET, DPKG_QUERY].into_iter().find(|path| !has(path)) {
+        let apt = changes || !job.tools.is_empty();
+        if apt && let Some(missing) = [APT_GET, DPKG_QUERY].into_iter().find(|path| !has(path)) {
             return Err(Refused(format!("packages cannot be installed: the image has no {missing}")));
         }
         let mut plan = Plan { shims: vec![policy()], troubles: troubles::all(), ..Plan::default() };
@@ -58,13 +60,16 @@ impl Distro for Debian {
             plan.facts = BTreeMap::from([("packages".to_owned(), query())]);
             plan.expect = expect();
         }
-        if changes {
-            plan.expect.packages = asks.wanted;
+        if apt {
             plan.shims.push(conf::first());
             plan.shims.push(conf::last(job, has(conf::IMAGES_MAIN)));
             plan.shims.extend(mirror::shims(job)?);
+        }
+        if changes {
+            plan.expect.packages = asks.wanted;
             plan.steps = steps(job, &asks.arguments);
         }
+        plan.tools = tools::tools(job, changes)?;
         if has(APT_GET) {
             plan.steps.push(clean());
         }
