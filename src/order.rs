@@ -97,7 +97,10 @@ impl Found {
             [] => "Declare it, with its default, under [vars] of image.toml.".to_owned(),
             _ => format!("{}.", nearest(name, &known)),
         };
-        Err(Kind::Usage.failure(format!("--var {name}: no definition declares this variable")).hint(hint).into())
+        Err(Kind::Usage
+            .failure(format!("--var {name}: no definition declares this variable"))
+            .hint(hint)
+            .into())
     }
 
     /// Parents first, otherwise in the order in which they were named.

@@ -268,7 +268,15 @@ impl Site {
 
     pub fn work<'a>(&'a self, image: &'a Definition, plan: &'a Plan, secrets: &'a Secrets) -> Work<'a> {
         let network = &self.settings.network;
-        Work { image, plan, network, secrets, guard: self.guard(), helper: &self.helper, report: &self.report }
+        Work {
+            image,
+            plan,
+            network,
+            secrets,
+            guard: self.guard(),
+            helper: &self.helper,
+            report: &self.report,
+        }
     }
 
     /// What the definition's scripts are told in confidence, which is told nowhere else from now on.

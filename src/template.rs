@@ -1,9 +1,10 @@
 //! `[[file]] template = true`: a file in which `{{ name }}` stands for a variable of the definition.
 
 use crate::definition::Vars;
-use minijinja::value::Value;
 use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Value;
 use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior};
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
 
@@ -18,24 +19,27 @@ pub fn render(source: &str, path: &Path, vars: &Vars) -> Result<String, String> 
     engine.set_undefined_behavior(UndefinedBehavior::Strict);
     engine.set_auto_escape_callback(|_| AutoEscape::None);
     // A line with nothing but `{% … %}` on it leaves no line, as in Ansible's templates.
-    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).keep_trailing_newline(true).build();
+    let syntax =
+        SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).keep_trailing_newline(true).build();
     engine.set_syntax(syntax.map_err(|error| error.to_string())?);
     engine.set_fuel(Some(FUEL));
     engine.set_debug(true); // keeps where in the text an error is
     let values = vars.values().into_iter().map(|(name, value)| (name, Value::from(value)));
-    engine.render_named_str("template", source, values.collect::<Value>()).map_err(|error| {
-        let line = error.line().unwrap_or(1);
-        let expression = error.range().and_then(|range| source.get(range)).unwrap_or_default().trim();
-        let what = match (error.kind(), error.detail()) {
-            (ErrorKind::UndefinedError, _) => {
-                format!("`{expression}` is not defined: {}", known(vars))
-            }
-            (ErrorKind::OutOfFuel, _) => "it takes too long".into(),
-            (_, Some(detail)) => detail.to_owned(),
-            (kind, None) => kind.to_string(),
-        };
-        format!("{}:{line}: {what}", path.display())
-    })
+    engine.render_named_str("template", source, Value::from(values.collect::<BTreeMap<_, _>>())).map_err(
+        |error| {
+            let line = error.line().unwrap_or(1);
+            let expression = error.range().and_then(|range| source.get(range)).unwrap_or_default().trim();
+            let what = match (error.kind(), error.detail()) {
+                (ErrorKind::UndefinedError, _) => {
+                    format!("`{expression}` is not defined: {}", known(vars))
+                }
+                (ErrorKind::OutOfFuel, _) => "it takes too long".into(),
+                (_, Some(detail)) => detail.to_owned(),
+                (kind, None) => kind.to_string(),
+            };
+            format!("{}:{line}: {what}", path.display())
+        },
+    )
 }
 
 fn known(vars: &Vars) -> String {
@@ -60,7 +64,8 @@ pub fn read(file: &mut impl Read, path: &Path) -> Result<String, String> {
 /// Whether a file can be rendered; else the rest of a sentence that begins with its key.
 pub fn check(path: &Path, vars: &Vars) -> Result<(), String> {
     let opened = std::fs::File::open(path).map_err(|e| format!("{}: cannot be read: {e}", path.display()));
-    let rendered = opened.and_then(|mut file| read(&mut file, path)).and_then(|text| render(&text, path, vars));
+    let rendered =
+        opened.and_then(|mut file| read(&mut file, path)).and_then(|text| render(&text, path, vars));
     rendered.map(|_| ()).map_err(|what| format!("is no template that can be filled in: {what}"))
 }
 
@@ -90,12 +95,20 @@ mod tests {
     #[test]
     fn a_mistake_has_its_line() {
         for (text, line, what) in [
-            ("a\nb {{ prot }}\n", 2, "`prot` is not defined: [vars] of image.toml declares `debug`, `name`, `port`"),
+            (
+                "a\nb {{ prot }}\n",
+                2,
+                "`prot` is not defined: [vars] of image.toml declares `debug`, `name`, `port`",
+            ),
             ("\n\n{% if prot %}x{% endif %}", 3, "`prot` is not defined"),
             ("{{ port", 1, "unexpected end of input"),
             ("a\n{% fi %}", 2, "unknown statement fi"),
             ("{{ port|upcase }}", 1, "upcase"),
-            ("{% for a in range(99999) %}{% for b in range(99999) %}{{ b }}{% endfor %}{% endfor %}", 1, "too long"),
+            (
+                "{% for a in range(99999) %}{% for b in range(99999) %}{{ b }}{% endfor %}{% endfor %}",
+                1,
+                "too long",
+            ),
         ] {
             let error = rendered(text).unwrap_err();
             assert!(error.starts_with(&format!("files/site.html:{line}: ")), "{text}: {error}");

@@ -87,9 +87,9 @@ impl Kind {
     fn keys(self) -> &'static [&'static str] {
         match self {
             Self::Run => &["args", "command", "env", "network", "retries", "script", "secrets", "timeout"],
-            Self::Ansible => &[
-                "args", "env", "network", "playbook", "retries", "secrets", "tags", "timeout", "vars",
-            ],
+            Self::Ansible => {
+                &["args", "env", "network", "playbook", "retries", "secrets", "tags", "timeout", "vars"]
+            }
             Self::Test => {
                 &["args", "bats", "command", "env", "network", "retries", "script", "secrets", "timeout"]
             }
@@ -176,7 +176,8 @@ fn program(table: &Table, kind: Kind, sources: &Sources) -> Option<Program> {
             Some(Program::Playbook(Playbook { path: at.and_then(path)?, vars: vars?, tags }))
         }
         _ => {
-            let expected = "an array of a program and its arguments, such as [\"systemctl\", \"enable\", \"x\"]";
+            let expected =
+                "an array of a program and its arguments, such as [\"systemctl\", \"enable\", \"x\"]";
             let line = table.value(key)?.line;
             let argv = strings(table, key, expected);
             match argv.first() {
@@ -229,9 +230,7 @@ fn secrets(table: &Table, vars: &Vars, env: &BTreeMap<String, String>) -> Vec<St
             Ok(()) if vars.declared.contains_key(&name) => {
                 Err(format!("has {name}, which [vars] declares: what is said there is no secret"))
             }
-            Ok(()) if env.contains_key(&name) => {
-                Err(format!("has {name}, which `env` sets: leave one out"))
-            }
+            Ok(()) if env.contains_key(&name) => Err(format!("has {name}, which `env` sets: leave one out")),
             Ok(()) => Ok(()),
         };
         if table.check("secrets", at.line, checked).is_some() {
@@ -265,15 +264,16 @@ fn json(value: &DeValue<'_>) -> Option<serde_json::Value> {
         DeValue::String(text) => Value::from(&**text),
         DeValue::Boolean(truth) => Value::from(*truth),
         DeValue::Datetime(time) => Value::from(time.to_string()),
-        DeValue::Integer(integer) => Value::from(i64::from_str_radix(integer.as_str(), integer.radix()).ok()?),
-        DeValue::Float(float) => {
-            Value::Number(serde_json::Number::from_f64(float.as_str().parse().ok()?)?)
+        DeValue::Integer(integer) => {
+            Value::from(i64::from_str_radix(integer.as_str(), integer.radix()).ok()?)
         }
+        DeValue::Float(float) => Value::Number(serde_json::Number::from_f64(float.as_str().parse().ok()?)?),
         DeValue::Array(array) => {
             Value::Array(array.iter().map(|element| json(element.get_ref())).collect::<Option<_>>()?)
         }
         DeValue::Table(table) => {
-            let fields = table.iter().map(|(key, value)| Some((key.get_ref().to_string(), json(value.get_ref())?)));
+            let fields =
+                table.iter().map(|(key, value)| Some((key.get_ref().to_string(), json(value.get_ref())?)));
             Value::Object(fields.collect::<Option<_>>()?)
         }
     })

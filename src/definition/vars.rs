@@ -17,7 +17,7 @@ pub struct Vars {
 }
 
 impl Vars {
-    pub fn read(top: &Table, given: &Given) -> Self {
+    pub(super) fn read(top: &Table, given: &Given) -> Self {
         let mut declared = BTreeMap::new();
         if let Some(table) = top.free_table("vars", "[vars]") {
             for (name, value) in table.entries() {

@@ -72,7 +72,8 @@ pub fn ensure_none(inside: &Inside, secrets: &Secrets, since: Since) -> Result<(
     }
     let more = found.len().saturating_sub(NAMED_MAX);
     let lines = found.iter().take(NAMED_MAX);
-    let mut list: String = lines.map(|(path, name)| format!("\n    {path}: holds the secret {name}")).collect();
+    let mut list: String =
+        lines.map(|(path, name)| format!("\n    {path}: holds the secret {name}")).collect();
     if more > 0 {
         list += &format!("\n    and {more} more");
     }

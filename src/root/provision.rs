@@ -128,12 +128,7 @@ fn with(mut argv: Vec<String>, more: &[String]) -> Vec<String> {
     argv
 }
 
-fn ansible(
-    image: &Definition,
-    playbook: &Playbook,
-    args: &[String],
-    seen: &mut Seen,
-) -> Result<Vec<String>> {
+fn ansible(image: &Definition, playbook: &Playbook, args: &[String], seen: &mut Seen) -> Result<Vec<String>> {
     // The comma makes it a list of hosts, and no file.
     let argv = [ANSIBLE, "--inventory", "localhost,", "--connection", "local", "--extra-vars"];
     let mut argv = with(argv.map(str::to_owned).to_vec(), &[format!("@{VARIABLES}")]);

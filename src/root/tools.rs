@@ -31,7 +31,8 @@ impl Tools {
         let Some(tools) = &runner.work.plan.tools else {
             let place = format!("{}:{}", image.dir.join(FILE).display(), script.line);
             let what = format!("{place}: `playbook` of [[ansible]]: the image has no {ANSIBLE}");
-            let hint = "This distribution's plugin does not install it for a bake: add Ansible to `packages`.";
+            let hint =
+                "This distribution's plugin does not install it for a bake: add Ansible to `packages`.";
             return Err(Kind::Definition.failure(what).hint(hint).into());
         };
         let before = all(runner).await?;
@@ -80,7 +81,10 @@ impl Tools {
             self.came.into_iter().partition(|package| unneeded.contains(package.name.as_str()));
         if !stays.is_empty() {
             let names: Vec<_> = stays.iter().map(|package| format!("`{}`", package.name)).collect();
-            let text = format!("came with Ansible, and stay: what was installed since needs them: {}", listed(&names));
+            let text = format!(
+                "came with Ansible, and stay: what was installed since needs them: {}",
+                listed(&names)
+            );
             runner.work.report.note(text);
         }
         if gone.is_empty() {
@@ -102,7 +106,8 @@ impl Tools {
         if wrong.is_empty() {
             return Ok(());
         }
-        Err(Kind::Step.error(format!("what Ansible needed was not taken away as it came: {}", listed(&wrong))))
+        Err(Kind::Step
+            .error(format!("what Ansible needed was not taken away as it came: {}", listed(&wrong))))
     }
 }
 
@@ -171,7 +176,8 @@ mod tests {
 
     #[test]
     fn what_is_lost_is_told() {
-        let (before, after) = (installed("a\t1\tx\nb\t1\tx\nc\t1\tx\n"), installed("a\t1\tx\nb\t2\tx\nd\t1\tx\n"));
+        let (before, after) =
+            (installed("a\t1\tx\nb\t1\tx\nc\t1\tx\n"), installed("a\t1\tx\nb\t2\tx\nd\t1\tx\n"));
         assert_eq!(lost(&before, &after), ["`b` (1 -> 2)", "`c` is gone"]);
         assert_eq!(lost(&before, &before), Vec::<String>::new());
     }

@@ -1,11 +1,13 @@
 //! What these tests stand on: a small Debian, made once, and an image over it that is thrown away after each test.
 
-use oven::definition::{Ask, Definition};
+use oven::definition::{Ask, Definition, Given};
 use oven::report::{Level, Report, Style};
 use oven::root::Inside;
 use oven::root::execute::{self, Guard, Work, package_path};
+use oven::root::provision;
 use oven::root::runner::Place;
 use oven::root::step::private_mounts;
+use oven::secrets::Secrets;
 use oven::settings::NetworkSettings;
 use oven_debian::Debian;
 use oven_distro::{Distro, Job, OsRelease, Package, Plan, Upgrade};
@@ -48,6 +50,10 @@ pub const RESOLV_CONF: &str = "nameserver 192.0.2.53\n";
 pub struct Ground {
     temp: TempDir,
     pub network: NetworkSettings,
+    /// As `--var` says.
+    pub given: Given,
+    /// What secrets are taken from.
+    pub environment: BTreeMap<String, String>,
 }
 
 /// How a bake went.
@@ -71,7 +77,12 @@ impl Ground {
         for dir in ["host", "web", "image", "changes"] {
             fs::create_dir(temp.path().join(dir)).unwrap();
         }
-        let ground = Self { temp, network: NetworkSettings::default() };
+        let ground = Self {
+            temp,
+            network: NetworkSettings::default(),
+            given: Given::new(),
+            environment: BTreeMap::new(),
+        };
         let mount = |kind: &str, options: &str, at: &str| {
             let done =
                 Command::new("mount").args(["-t", kind, "-o", options, kind]).arg(ground.path(at)).status();
@@ -144,10 +155,12 @@ impl Ground {
 
     /// Loads the definition, plans, lets `change` change the plan, and executes.
     pub fn bake_with(&self, change: impl FnOnce(&mut Plan)) -> Baked {
-        let image = Definition::load(&self.path("web")).unwrap();
+        let image = Definition::load_with(&self.path("web"), &self.given).unwrap();
+        let secrets = Secrets::from(&image, |name| self.environment.get(name).map(Into::into)).unwrap();
         let inside = Inside::open_dir(&self.path("image")).unwrap();
         let report = Report::new(Style::Silent, Level::Verbose);
         let log = self.path("log");
+        report.hide(&secrets);
         report.log_to(&log, "a test");
         let mut plan = Debian.plan(&job(&image, &inside, &self.network)).unwrap();
         change(&mut plan);
@@ -156,6 +169,7 @@ impl Ground {
             image: &image,
             plan: &plan,
             network: &self.network,
+            secrets: &secrets,
             guard: Guard::Wanted,
             helper: Path::new(HELPER),
             report: &report,
@@ -214,6 +228,7 @@ fn job(image: &Definition, inside: &Inside, network: &NetworkSettings) -> Job {
         network: image.network,
         mirror: network.mirror.clone(),
         ca_file: network.ca_file.as_ref().map(|_| execute::CA_FILE.to_owned()),
+        tools: provision::lacking(image, inside).unwrap(),
         os_release,
         ..Job::default()
     }

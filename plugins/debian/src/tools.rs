@@ -33,12 +33,7 @@ pub fn tools(job: &Job, indexed: bool) -> Result<Option<Tools>, Refused> {
     // What is merely recommended is not needed for as long as a bake takes.
     let install = ["apt-get", "--no-install-recommends", "install", "--"];
     let download = ["apt-get", "--download-only", "--no-install-recommends", "install", "--"];
-    steps.push(fetch(
-        &format!("downloading {names} for this bake"),
-        &download,
-        &packages,
-        FETCH_TIMEOUT,
-    ));
+    steps.push(fetch(&format!("downloading {names} for this bake"), &download, &packages, FETCH_TIMEOUT));
     steps.push(Step {
         network: job.network,
         ..step(Phase::Install, &format!("installing {names} for this bake"), &install, &packages)
@@ -74,7 +69,9 @@ fn package(job: &Job, program: &str) -> Result<&'static str, Refused> {
         // Older releases have it in one piece with all its collections.
         "ansible-playbook" if older(job) => Ok("ansible"),
         "ansible-playbook" => Ok("ansible-core"),
-        _ => Err(Refused(format!("`{program}` is in no package that is known: add its package to `packages`"))),
+        _ => {
+            Err(Refused(format!("`{program}` is in no package that is known: add its package to `packages`")))
+        }
     }
 }
 
@@ -124,7 +121,10 @@ mod tests {
         let tools = of("ID=debian", "ansible-playbook").unwrap().unwrap();
         for step in tools.steps.iter().chain([&tools.remove]) {
             assert_eq!(step.network, step.phase == Phase::Fetch, "{step:?}");
-            assert!(step.phase != Phase::Fetch || step.argv.iter().any(|a| a == "update" || a == "--download-only"));
+            assert!(
+                step.phase != Phase::Fetch
+                    || step.argv.iter().any(|a| a == "update" || a == "--download-only")
+            );
         }
         assert!(tools.remove.argv.contains(&"{name}".to_owned()));
     }

@@ -24,7 +24,13 @@ impl Bench {
             ..NetworkSettings::default()
         };
         let plan = Plan { shims: vec![policy], ..Plan::default() };
-        Self { image: definition(Path::new("web"), |_| ()), plan, network, secrets: Secrets::default(), report: Report::silent() }
+        Self {
+            image: definition(Path::new("web"), |_| ()),
+            plan,
+            network,
+            secrets: Secrets::default(),
+            report: Report::silent(),
+        }
     }
 
     fn work(&self) -> Work<'_> {
@@ -159,6 +165,7 @@ fn settings_of_the_project_do_not_stay() {
         mode: 0o644,
         owner: "root".into(),
         group: "root".into(),
+        template: false,
     };
     bench.image.files = vec![file];
     let placed =

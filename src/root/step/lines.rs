@@ -58,11 +58,13 @@ impl Lines {
             Some(back) if std::str::from_utf8(&self.rest[LONGEST - back..LONGEST]).is_err() => LONGEST - back,
             _ => LONGEST,
         };
-        let whole = match self.secrets.across(&self.rest, whole) {
-            Some((0, end)) => end,
-            Some((begin, _)) => begin,
-            None => whole,
-        };
+        let mut whole = whole;
+        while let Some((begin, end)) = self.secrets.across(&self.rest, whole) {
+            whole = if begin == 0 { end } else { begin };
+            if begin == 0 {
+                break;
+            }
+        }
         let tail = self.rest.split_off(whole);
         self.flush(on_line);
         self.rest = tail;
@@ -131,7 +133,9 @@ mod tests {
         }
         let mut seen = Vec::new();
         let mut lines = Lines::without(&secrets);
-        lines.add(b"a first line\nsecond line b\nhun\x1bter2-hunter2\n", &mut |line| seen.push(line.to_owned()));
+        lines.add(b"a first line\nsecond line b\nhun\x1bter2-hunter2\n", &mut |line| {
+            seen.push(line.to_owned())
+        });
         assert_eq!(seen, ["a ***", "*** b", "***"]);
     }
 
