@@ -90,8 +90,10 @@ impl Tools {
         if gone.is_empty() {
             return Ok(());
         }
-        let argv = filled(&tools.remove.argv, &gone);
-        execute::run_step(runner, &Step { argv, ..tools.remove.clone() }).await?;
+        for step in &tools.remove {
+            let argv = filled(&step.argv, &gone);
+            execute::run_step(runner, &Step { argv, ..step.clone() }).await?;
+        }
         let after = all(runner).await?;
         let left: Vec<_> = after.iter().filter(|p| gone.iter().any(|gone| same(gone, p))).collect();
         let kept: Vec<_> = before.into_iter().filter(|p| !gone.iter().any(|gone| same(gone, p))).collect();

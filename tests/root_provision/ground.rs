@@ -176,7 +176,8 @@ impl Ground {
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let result = runtime.block_on(execute::execute_in(&place, &work));
-        let log = fs::read_to_string(log).unwrap();
+        // What fails before the first step leaves none.
+        let log = if log.exists() { fs::read_to_string(log).unwrap() } else { String::new() };
         let baked = Baked { result, log };
         self.ensure_nothing_stays();
         baked

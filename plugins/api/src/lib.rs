@@ -198,9 +198,9 @@ pub struct Tools {
     pub steps: Vec<Step>,
     /// Which packages nothing needs any more, when the definition's scripts are done. Of what came, these go.
     pub unneeded: Question,
-    /// Removes exactly those packages and their configuration. An argument with `{name}` in it is repeated for each of
+    /// Remove exactly those packages, and their configuration. An argument with `{name}` in it is repeated for each of
     /// them, `{version}` and `{architecture}` filled in as well.
-    pub remove: Step,
+    pub remove: Vec<Step>,
 }
 
 /// A command that answers with lines. It has no network.

@@ -171,9 +171,10 @@ fn environment(conffiles: Conffiles) -> BTreeMap<String, String> {
     .into()
 }
 
-/// The indexes and the downloaded packages; directories stay, for some belong to apt's own user.
+/// The indexes (symlinks, where a repository is a directory of the image) and the downloaded packages. Directories
+/// stay, for some belong to apt's own user.
 fn clean() -> Step {
-    let argv = ["find", "/var/lib/apt/lists", "/var/cache/apt", "-xdev", "-type", "f", "-delete"];
+    let argv = ["find", "/var/lib/apt/lists", "/var/cache/apt", "-xdev", "!", "-type", "d", "-delete"];
     Step {
         phase: Phase::Clean,
         why: "removing package indexes and caches".into(),

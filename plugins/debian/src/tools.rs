@@ -56,11 +56,15 @@ pub fn tools(job: &Job, indexed: bool) -> Result<Option<Tools>, Refused> {
             env: environment(job.conffiles),
             output: "Remv * *".into(),
         },
-        // dpkg itself: it removes what it is told, or nothing.
-        remove: Step {
-            timeout: CLEAN_TIMEOUT,
-            ..step(Phase::Install, &format!("removing {names}"), &["dpkg", "--purge", "{name}"], &[])
-        },
+        remove: vec![
+            // apt remembers a mark for longer than its package.
+            step(Phase::Install, &format!("forgetting {names}"), &["apt-mark", "manual", "{name}"], &[]),
+            // dpkg itself: it removes what it is told, or nothing.
+            Step {
+                timeout: CLEAN_TIMEOUT,
+                ..step(Phase::Install, &format!("removing {names}"), &["dpkg", "--purge", "{name}"], &[])
+            },
+        ],
     }))
 }
 
@@ -119,13 +123,13 @@ mod tests {
     #[test]
     fn only_downloads_have_the_network() {
         let tools = of("ID=debian", "ansible-playbook").unwrap().unwrap();
-        for step in tools.steps.iter().chain([&tools.remove]) {
+        for step in tools.steps.iter().chain(&tools.remove) {
             assert_eq!(step.network, step.phase == Phase::Fetch, "{step:?}");
             assert!(
                 step.phase != Phase::Fetch
                     || step.argv.iter().any(|a| a == "update" || a == "--download-only")
             );
         }
-        assert!(tools.remove.argv.contains(&"{name}".to_owned()));
+        assert!(tools.remove.iter().all(|step| step.argv.contains(&"{name}".to_owned())));
     }
 }
