@@ -198,10 +198,11 @@ fn checked(value: Option<OsString>) -> Result<String, String> {
 /// A text, and how programs write it.
 fn spellings(text: &str) -> Vec<String> {
     let json = serde_json::to_string(text).unwrap_or_default();
-    let json = json.trim_start_matches('"');
+    let json = json.strip_prefix('"').and_then(|json| json.strip_suffix('"')).unwrap_or_default();
     let mut all = vec![
         text.to_owned(),
-        json.strip_suffix('"').unwrap_or(json).to_owned(),
+        json.to_owned(),
+        ascii(json),
         text.replace('\'', r"'\''"),
         percent(text, b"-_.~"),
         percent(text, b"-_.~/"),
@@ -212,6 +213,15 @@ fn spellings(text: &str) -> Vec<String> {
     // A short one would be found by chance.
     all.retain(|spelt| spelt == text || spelt.len() >= MIN.max(text.len()));
     all
+}
+
+/// JSON as Python writes it.
+fn ascii(json: &str) -> String {
+    let one = |c: char| match c.is_ascii() {
+        true => c.to_string(),
+        false => c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")).collect(),
+    };
+    json.chars().map(one).collect()
 }
 
 fn percent(text: &str, plain: &[u8]) -> String {
@@ -245,6 +255,7 @@ mod tests {
         for text in [
             "it's \"5/6\" + ü\\",
             r#"it's \"5/6\" + ü\\"#,
+            r#"it's \"5/6\" + \u00fc\\"#,
             r#"'it'\''s "5/6" + ü\'"#,
             "it%27s%20%225%2F6%22%20%2B%20%C3%BC%5C",
             "it%27s+%225%2F6%22+%2B+%C3%BC%5C",
