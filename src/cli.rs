@@ -1,5 +1,6 @@
 //! The command line: types only.
 
+use crate::definition::{Given, given};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -120,10 +121,27 @@ pub struct Bake {
     #[arg(required = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub definitions: Vec<PathBuf>,
     #[command(flatten)]
+    pub vars: Vars,
+    #[command(flatten)]
     pub wish: Wish,
     /// How many independent images are baked at a time
     #[arg(short, long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub jobs: u16,
+}
+
+/// Values for what definitions leave open.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Vars {
+    /// Give a variable of [vars] this value, in each definition that declares it
+    #[arg(long = "var", value_name = "NAME=VALUE", value_parser = given, conflicts_with = "compat")]
+    vars: Vec<(String, String)>,
+}
+
+impl Vars {
+    /// Of one that is given twice, the last.
+    pub fn given(&self) -> Given {
+        self.vars.iter().cloned().collect()
+    }
 }
 
 /// How a bake treats what is there already.
@@ -154,6 +172,8 @@ pub struct Plan {
     /// Definitions: directories with an image.toml
     #[arg(required = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub definitions: Vec<PathBuf>,
+    #[command(flatten)]
+    pub vars: Vars,
     /// Take an image with the same ami_config_checksum as a hit, whatever its base
     #[arg(long, value_enum, value_name = "TOOL")]
     pub compat: Option<Compat>,

@@ -5,20 +5,25 @@ mod attributes;
 mod from;
 mod repositories;
 pub(crate) mod rules;
+mod run;
 mod source;
 #[cfg(test)]
 mod tests;
+mod vars;
 
 use crate::cloud::{BaseRef, Tags, VolumeKind};
 use crate::document::{self, Table};
 use crate::error::Kind;
+use crate::template;
 use anyhow::Result;
 pub use attributes::{DEFAULT_TYPE, Registered, UEFI, misfits};
 use oven_distro::{Conffiles, Repository, Upgrade};
+pub use run::{Kind as ScriptKind, Playbook, Program, Script};
 use source::Sources;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use toml::de::DeValue;
+pub use vars::{Given, Vars, given};
 
 /// The file that makes a directory a definition.
 pub const FILE: &str = "image.toml";
@@ -77,16 +82,8 @@ pub struct File {
     /// A user's name or number in the image; default root.
     pub owner: String,
     pub group: String,
-}
-
-/// `[[run]]` and `[[test]]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Script {
-    /// Relative to the definition's directory: inside it, or (then it begins with `..`) inside one of its inputs.
-    pub script: PathBuf,
-    pub network: bool,
-    /// Seconds; default 3600.
-    pub timeout: u64,
+    /// `{{ name }}` in it stands for a variable.
+    pub template: bool,
 }
 
 /// A definition, read and checked.
@@ -108,8 +105,10 @@ pub struct Definition {
     /// `PACKAGE QUESTION TYPE VALUE`
     pub debconf: Vec<String>,
     pub files: Vec<File>,
+    /// `[[run]]` and `[[ansible]]`, in the order of the file.
     pub runs: Vec<Script>,
     pub tests: Vec<Script>,
+    pub vars: Vars,
     pub size_gib: Option<u64>,
     /// `[disk]`: the kind of volume, where it is not the base's. Of the builder's own, too.
     pub volume: VolumeKind,
@@ -129,6 +128,7 @@ pub struct Definition {
 }
 
 const KEYS: &[&str] = &[
+    "ansible",
     "clean",
     "conffiles",
     "debconf",
@@ -149,25 +149,36 @@ const KEYS: &[&str] = &[
     "tags",
     "test",
     "upgrade",
+    "vars",
 ];
 
 impl Definition {
     /// Reads and checks `dir`'s image.toml and that what it names is there. A failure tells every mistake, each with
     /// file, line and key.
     pub fn load(dir: &Path) -> Result<Self> {
+        Self::load_with(dir, &Given::new())
+    }
+
+    /// The same, with values for those of its variables that are `given`.
+    pub fn load_with(dir: &Path, given: &Given) -> Result<Self> {
         let real = directory(dir)?;
         let file = dir.join(FILE);
         let text = document::read_text(&file)?;
         // Every `None` in here noted a mistake, and then this value is not used.
-        let read = document::read(&file, &text, KEYS, |top| Self::read(dir, &real, top))?;
+        let read = document::read(&file, &text, KEYS, |top| Self::read(dir, &real, top, given))?;
         read.ok_or_else(|| Kind::Definition.error(format!("{}: cannot be understood", file.display())))
     }
 
-    fn read(dir: &Path, real: &Path, top: &Table) -> Option<Self> {
+    fn read(dir: &Path, real: &Path, top: &Table, given: &Given) -> Option<Self> {
         let project = source::project(real);
         let (sources, inputs) = Sources::read(dir, real, &project, top);
-        let (files, runs) = (read_files(top, &sources), read_scripts(top, "run", "[[run]]", &sources));
-        let (tests, tags) = (read_scripts(top, "test", "[[test]]", &sources), rules::tags(top));
+        let vars = Vars::read(top, given);
+        let scripts = |kind| run::read(top, kind, &sources, &vars);
+        let mut runs = scripts(ScriptKind::Run);
+        runs.extend(scripts(ScriptKind::Ansible));
+        runs.sort_by_key(|run| run.line);
+        let (files, tests, tags) =
+            (read_files(top, &sources, &vars), scripts(ScriptKind::Test), rules::tags(top));
         let (size_gib, volume) = attributes::disk(top);
         let packages = ask::read(top, &sources);
         let (name, from) = (rules::name(top, real), from::read(top, dir));
@@ -183,6 +194,7 @@ impl Definition {
             files,
             runs,
             tests,
+            vars,
             size_gib,
             volume,
             registered: attributes::image(top),
@@ -260,15 +272,20 @@ fn directory(dir: &Path) -> Result<PathBuf> {
     Ok(real)
 }
 
-fn read_files(top: &Table, sources: &Sources) -> Vec<File> {
+fn read_files(top: &Table, sources: &Sources, vars: &Vars) -> Vec<File> {
     let mut targets = BTreeMap::new();
-    let known = &["group", "mode", "owner", "source", "target"];
+    let known = &["group", "mode", "owner", "source", "target", "template"];
     let files = top.tables("file", "[[file]]", known).into_iter().filter_map(|table| {
         let source = table.string("source", "a path, such as \"files/motd\"");
         let target = table.string("target", "a path in the image, such as \"/etc/motd\"");
         let source = table.required("source", source, "a file beside image.toml, such as \"files/motd\"");
         let target = table.required("target", target, "a path in the image, such as \"/etc/motd\"");
-        let source = source.and_then(|at| table.check("source", at.line, sources.file(at.value)));
+        let template = table.boolean("template").unwrap_or_default();
+        let source = source.and_then(|at| {
+            let source = table.check("source", at.line, sources.file(at.value))?;
+            let rendered = if template { template::check(&source.path, vars) } else { Ok(()) };
+            table.check("source", at.line, rendered).map(|()| source)
+        });
         let target = target.and_then(|at| {
             let target = table.check("target", at.line, rules::target(at.value))?;
             match targets.insert(target.clone(), at.line) {
@@ -286,22 +303,10 @@ fn read_files(top: &Table, sources: &Sources) -> Vec<File> {
             owner: owner?,
             group: group?,
             source: source.path,
+            template,
         })
     });
     files.collect()
-}
-
-fn read_scripts(top: &Table, key: &str, header: &'static str, sources: &Sources) -> Vec<Script> {
-    let scripts =
-        top.tables(key, header, &["network", "script", "timeout"]).into_iter().filter_map(|table| {
-            let script = table.string("script", "a path, such as \"setup.sh\"");
-            let script = table.required("script", script, "a file beside image.toml, such as \"setup.sh\"");
-            let script = script.and_then(|at| table.check("script", at.line, sources.script(at.value)));
-            let network = table.boolean("network").unwrap_or_default();
-            let timeout = table.integer("timeout", 1..=MAX_TIMEOUT, "seconds").unwrap_or(DEFAULT_TIMEOUT);
-            Some(Script { script: script?, network, timeout })
-        });
-    scripts.collect()
 }
 
 fn read_upgrade(top: &Table) -> Option<Upgrade> {

@@ -32,6 +32,9 @@ pub struct Inputs {
     /// By path relative to the definition's directory, escaped as [`spelt`] says.
     files: BTreeMap<String, InputFile>,
     format: u32,
+    /// The variables' values, those of the command line among them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    vars: BTreeMap<String, String>,
     #[serde(skip)]
     warnings: Vec<String>,
 }
@@ -68,6 +71,7 @@ impl Inputs {
             checksum: tree.checksum(),
             files,
             format: FORMAT,
+            vars: image.vars.values(),
             warnings: tree.warnings,
         })
     }
@@ -78,7 +82,7 @@ impl Inputs {
         let now = Self { checksum: tree.checksum(), files, ..self.clone() };
         let mut differences = explain::full(self, &now);
         // It was read before the files were: what counts may be newer than what was baked.
-        if differences.is_empty() && Definition::load(&image.dir)? != *image {
+        if differences.is_empty() && Definition::load_with(&image.dir, &image.vars.given)? != *image {
             differences.push(format!("{} changed", definition::FILE));
         }
         if differences.is_empty() {

@@ -1,9 +1,10 @@
 //! Definitions that stand on each other: all that are needed, parents first.
 
-use crate::definition::{Definition, From};
+use crate::definition::{Definition, From, Given};
+use crate::document::nearest;
 use crate::error::Kind;
 use anyhow::{Context, Result};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Component, Path, PathBuf};
 
 /// Definitions in an order in which they can be baked.
@@ -21,7 +22,12 @@ impl Order {
     /// Loads these definitions and those they stand on. One directory spelt in several ways is one definition. Two
     /// with the same name, or a circle, are a failure that names the files and keys.
     pub fn of(directories: &[impl AsRef<Path>]) -> Result<Self> {
-        let mut found = Found::default();
+        Self::with(directories, &Given::new())
+    }
+
+    /// The same, with values for variables: each for all of the definitions that declare it, and one has to.
+    pub fn with(directories: &[impl AsRef<Path>], given: &Given) -> Result<Self> {
+        let mut found = Found { given: given.clone(), ..Found::default() };
         for directory in directories {
             found.load(directory.as_ref(), true)?;
         }
@@ -39,12 +45,14 @@ impl Order {
             next += 1;
         }
         found.refuse_same_names()?;
+        found.refuse_unknown_variables()?;
         found.sorted()
     }
 }
 
 #[derive(Default)]
 struct Found {
+    given: Given,
     /// By real path.
     known: HashMap<PathBuf, usize>,
     images: Vec<Definition>,
@@ -60,7 +68,7 @@ impl Found {
         if let Some(index) = self.known.get(&real) {
             return Ok(*index);
         }
-        self.images.push(Definition::load(directory)?);
+        self.images.push(Definition::load_with(directory, &self.given)?);
         self.named.push(named);
         self.known.insert(real, self.images.len() - 1);
         Ok(self.images.len() - 1)
@@ -77,6 +85,22 @@ impl Found {
                 .into());
         }
         Ok(())
+    }
+
+    fn refuse_unknown_variables(&self) -> Result<()> {
+        let declared = || self.images.iter().flat_map(|image| image.vars.declared.keys().map(String::as_str));
+        let Some(name) = self.given.keys().find(|name| !declared().any(|known| known == *name)) else {
+            return Ok(());
+        };
+        let known: Vec<_> = declared().collect::<BTreeSet<_>>().into_iter().collect();
+        let hint = match known[..] {
+            [] => "Declare it, with its default, under [vars] of image.toml.".to_owned(),
+            _ => format!("{}.", nearest(name, &known)),
+        };
+        Err(Kind::Usage
+            .failure(format!("--var {name}: no definition declares this variable"))
+            .hint(hint)
+            .into())
     }
 
     /// Parents first, otherwise in the order in which they were named.

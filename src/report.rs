@@ -6,6 +6,7 @@ mod screen;
 pub use screen::{Ink, Screen};
 
 use crate::error::{self, Kind};
+use crate::secrets::Secrets;
 use log::Log;
 use serde_json::{Value, json};
 use std::cell::{Cell, RefCell};
@@ -59,6 +60,8 @@ struct Inner {
     started: Cell<Instant>,
     /// The step whose output comes in.
     step: Cell<Option<u64>>,
+    /// What no line may hold. Of one environment, and so the same for all images.
+    secrets: Rc<RefCell<Secrets>>,
 }
 
 /// A step under way. Without [`Step::done`] it counts as not finished.
@@ -73,7 +76,7 @@ pub struct Step {
 impl Report {
     pub fn new(style: Style, level: Level) -> Self {
         let screen = Screen::new(style != Style::Human || level == Level::Quiet);
-        Self::build(style, level, String::new(), String::new(), screen, Instant::now())
+        Self::build(style, level, String::new(), String::new(), screen, Instant::now(), Rc::default())
     }
 
     pub fn silent() -> Self {
@@ -84,8 +87,19 @@ impl Report {
     pub fn of(&self, subject: &str, column: Option<usize>) -> Self {
         let prefix =
             column.map_or(String::new(), |width| format!("{:<1$}", format!("{subject}:"), width + 1));
-        let Inner { style, level, screen, origin, .. } = &*self.0;
-        Self::build(*style, *level, subject.to_owned(), prefix, screen.clone(), *origin)
+        let Inner { style, level, screen, origin, secrets, .. } = &*self.0;
+        Self::build(*style, *level, subject.to_owned(), prefix, screen.clone(), *origin, secrets.clone())
+    }
+
+    /// From now on these are told nowhere: neither by this report nor by one that was made of the same.
+    pub fn hide(&self, secrets: &Secrets) {
+        let both = self.0.secrets.borrow().with(secrets);
+        *self.0.secrets.borrow_mut() = both;
+    }
+
+    /// What may be told of a text.
+    fn tellable(&self, text: &str) -> String {
+        self.0.secrets.borrow().mask(&printable(text)).into_owned()
     }
 
     fn build(
@@ -95,10 +109,23 @@ impl Report {
         prefix: String,
         screen: Screen,
         origin: Instant,
+        secrets: Rc<RefCell<Secrets>>,
     ) -> Self {
         let (log, phases) = (RefCell::default(), RefCell::default());
         let (started, step) = (Cell::new(Instant::now()), Cell::new(None));
-        Self(Rc::new(Inner { style, level, subject, prefix, screen, log, phases, origin, started, step }))
+        Self(Rc::new(Inner {
+            style,
+            level,
+            subject,
+            prefix,
+            screen,
+            log,
+            phases,
+            origin,
+            started,
+            step,
+            secrets,
+        }))
     }
 
     /// The work of this report begins. Once it comes to a first step, everything is kept in a file. `about`: what
@@ -125,7 +152,7 @@ impl Report {
 
     /// Begins a step. `phase` is a single word that the table of times sums by; `what` is a gerund with its object.
     pub fn step(&self, phase: &str, what: impl Into<String>) -> Step {
-        let what = printable(&what.into());
+        let what = self.tellable(&what.into());
         let begun = self.0.log.borrow_mut().begin();
         if let Err(error) = begun {
             self.warn(format!("this run has no log file: {error}"));
@@ -139,7 +166,7 @@ impl Report {
 
     /// A line of a step's output. Control bytes are taken out: a package must not drive the user's terminal.
     pub fn output(&self, line: &str) {
-        let line = printable(line);
+        let line = self.tellable(line);
         self.log("out", &line);
         self.event(json!({"event": "output", "line": line}));
         if self.shows(Level::Verbose) {
@@ -165,8 +192,8 @@ impl Report {
     /// The cause of a failure, what to do about it, and where to read more. An interruption is no news to the user.
     pub fn failure(&self, failure: &anyhow::Error) {
         // Names of files of an image may be in it.
-        let (text, kind) = (printable(&format!("{failure:#}")), Kind::of(failure));
-        let hint = error::hint_of(failure).map(|hint| printable(&hint));
+        let (text, kind) = (self.tellable(&format!("{failure:#}")), Kind::of(failure));
+        let hint = error::hint_of(failure).map(|hint| self.tellable(&hint));
         self.log("error", &text);
         if let Some(hint) = &hint {
             self.log("hint", hint);
@@ -191,6 +218,7 @@ impl Report {
         if self.0.style != Style::Json {
             return;
         }
+        self.0.secrets.borrow().mask_json(&mut event);
         if !self.0.subject.is_empty() {
             event["image"] = json!(self.0.subject);
         }
@@ -230,7 +258,7 @@ impl Report {
     }
 
     fn message(&self, kind: &str, text: &str, level: Level) {
-        let text = printable(text);
+        let text = self.tellable(text);
         self.log(kind, &text);
         self.event(json!({"event": kind, "message": text}));
         if self.shows(level) {

@@ -13,6 +13,7 @@ use crate::machine;
 use crate::report::Report;
 use crate::root::Root;
 use crate::root::execute::{Guard, Work};
+use crate::secrets::Secrets;
 use crate::settings::{AWS, Overrides, Settings};
 use crate::undo::{Policy, Undo};
 use anyhow::{Context, Result};
@@ -273,9 +274,24 @@ impl Site {
         download::packages(image, &dir, &self.settings.network, &self.report).await
     }
 
-    pub fn work<'a>(&'a self, image: &'a Definition, plan: &'a Plan) -> Work<'a> {
+    pub fn work<'a>(&'a self, image: &'a Definition, plan: &'a Plan, secrets: &'a Secrets) -> Work<'a> {
         let network = &self.settings.network;
-        Work { image, plan, network, guard: self.guard(), helper: &self.helper, report: &self.report }
+        Work {
+            image,
+            plan,
+            network,
+            secrets,
+            guard: self.guard(),
+            helper: &self.helper,
+            report: &self.report,
+        }
+    }
+
+    /// What the definition's scripts are told in confidence, which is told nowhere else from now on.
+    pub fn secrets(&self, image: &Definition) -> Result<Secrets> {
+        let secrets = Secrets::of(image)?;
+        self.report.hide(&secrets);
+        Ok(secrets)
     }
 
     /// What keeps steps from the builder's credentials.

@@ -317,7 +317,7 @@ fn a_test_that_fails_and_a_run_without_network() {
     ground.define("[[test]]\nscript = \"bad.sh\"\n");
     let (code, text) = ground.bake().failure();
     assert_eq!(code, STEP);
-    assert!(text.contains("image.toml: the [[test]] bad.sh failed: bad.sh: exit status 3"), "{text}");
+    assert!(text.contains("image.toml:3: the [[test]] bad.sh failed: bad.sh: exit status 3"), "{text}");
     assert!(text.contains("it is broken") && text.contains("no image"), "{text}");
 
     ground.script(

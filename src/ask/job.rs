@@ -2,13 +2,13 @@
 
 use crate::cloud::Architecture;
 use crate::definition::{Ask, Definition};
-use crate::root::Inside;
 use crate::root::execute::{CA_FILE, package_path};
+use crate::root::{Inside, provision};
 use crate::settings::NetworkSettings;
 use anyhow::Result;
 use oven_distro::{Distro, Job, OsRelease, Package};
 
-/// A definition's job, on an image that is not looked at. Package files by URL have to be there
+/// A definition's job, on an image that is not looked at, and that has none of the tools. Package files by URL have to be there
 /// ([`crate::download::packages`]): those that are not are left out.
 pub fn wishes(
     image: &Definition,
@@ -40,6 +40,7 @@ pub fn wishes(
         repositories: image.repositories.clone(),
         hold: image.hold.clone(),
         debconf: image.debconf.clone(),
+        tools: provision::tools(image),
         recommends: image.recommends,
         conffiles: image.conffiles,
         network: image.network,
@@ -49,7 +50,7 @@ pub fn wishes(
     }
 }
 
-/// Adds what the plugin wants to know of the image.
+/// Adds what the plugin wants to know of the image, and asks for no tool that is there.
 pub fn look(job: &mut Job, distro: &dyn Distro, inside: &Inside) -> Result<()> {
     let claims = distro.claims(&job.os_release);
     for path in claims.look_for {
@@ -58,6 +59,11 @@ pub fn look(job: &mut Job, distro: &dyn Distro, inside: &Inside) -> Result<()> {
     for path in claims.read {
         if let Some(text) = inside.read(&path)? {
             job.texts.insert(path, String::from_utf8_lossy(&text).into_owned());
+        }
+    }
+    for tool in std::mem::take(&mut job.tools) {
+        if !provision::has(inside, &tool)? {
+            job.tools.push(tool);
         }
     }
     Ok(())

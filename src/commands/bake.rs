@@ -22,7 +22,7 @@ pub async fn run(
     stop: watch::Receiver<bool>,
 ) -> Result<End> {
     let found = async {
-        let order = Order::of(&args.definitions)?;
+        let order = Order::with(&args.definitions, &args.vars.given())?;
         Ok((Site::of(global, &order.images, report.clone(), Use::Builds).await?, order))
     };
     let order: Result<_> = found.await;

@@ -11,6 +11,7 @@ use crate::report::Report;
 use crate::site::{Site, Use};
 use anyhow::Result;
 use serde_json::json;
+use std::collections::BTreeMap;
 
 /// What a bake would do with one definition.
 struct Verdict {
@@ -20,7 +21,7 @@ struct Verdict {
 }
 
 pub async fn run(global: &Global, args: &cli::Plan, report: &Report) -> Result<End> {
-    let order = Order::of(&args.definitions)?;
+    let order = Order::with(&args.definitions, &args.vars.given())?;
     let site = Site::of(global, &order.images, report.clone(), Use::Looks).await?;
     let mut objects = Vec::new();
     let mut hits: Vec<Option<ImageId>> = Vec::new();
@@ -38,6 +39,7 @@ pub async fn run(global: &Global, args: &cli::Plan, report: &Report) -> Result<E
         };
         objects.push(json!({
             "name": image.name, "definition": image.dir,
+            "vars": image.vars.values(), "secrets": secrets(image),
             "hit": verdict.hit.is_some(), "ami_id": verdict.hit.as_ref().map(|h| &h.id), "why": verdict.why,
         }));
         if !global.json {
@@ -56,6 +58,20 @@ fn print(image: &Definition, verdict: &Verdict) {
     for why in &verdict.why {
         answer(format!("  {why}"));
     }
+    for (name, value) in image.vars.values() {
+        let whence = if image.vars.given.contains_key(&name) { "--var" } else { "[vars]" };
+        answer(format!("  with {name} = {value:?} ({whence})"));
+    }
+    for (name, there) in secrets(image) {
+        let there = if there { "in the environment" } else { "not in the environment: a bake needs it" };
+        answer(format!("  with the secret {name} ({there})"));
+    }
+}
+
+/// The names of the secrets that a bake needs, and whether they are there.
+fn secrets(image: &Definition) -> BTreeMap<String, bool> {
+    let names = image.runs.iter().chain(&image.tests).flat_map(|script| &script.secrets);
+    names.map(|name| (name.clone(), std::env::var_os(name).is_some())).collect()
 }
 
 async fn judge(

@@ -1,6 +1,7 @@
 mod attributes;
 mod from;
 mod repositories;
+mod run;
 
 use super::*;
 use crate::cloud::ImageId;
@@ -126,11 +127,23 @@ fn a_whole_definition_is_read() {
         mode,
         owner: owner.into(),
         group: group.into(),
+        template: false,
     };
     let nginx = file("files/nginx.conf", "/etc/nginx/nginx.conf", 0o640, "www-data", "33");
     assert_eq!(web.files, [nginx, file("../common/tool", "/usr/local/bin/tool", 0o755, "root", "root")]);
-    assert_eq!(web.runs, [Script { script: "setup.sh".into(), network: true, timeout: 60 }]);
-    assert_eq!(web.tests, [Script { script: "../common/tool".into(), network: false, timeout: 3600 }]);
+    let script = |kind, line, script: &str, network, timeout| Script {
+        kind,
+        line,
+        program: Program::Script(script.into()),
+        args: Vec::new(),
+        env: BTreeMap::new(),
+        secrets: Vec::new(),
+        network,
+        retries: 0,
+        timeout,
+    };
+    assert_eq!(web.runs, [script(ScriptKind::Run, 23, "setup.sh", true, 60)]);
+    assert_eq!(web.tests, [script(ScriptKind::Test, 28, "../common/tool", false, 3600)]);
     assert_eq!(web.size_gib, Some(8));
     let text = |text: &str| Some(text.to_owned());
     let volume = VolumeKind {
@@ -190,7 +203,7 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
     let long = "x".repeat(107);
     let cases: &[(&str, &str)] = &[
         ("packges = []", "2: unknown key `packges`: did you mean `packages`?"),
-        ("zzz = 1", "2: unknown key `zzz`: known are `clean`, `conffiles`,"),
+        ("zzz = 1", "2: unknown key `zzz`: known are `ansible`, `clean`, `conffiles`,"),
         ("[disk]\nsize = 8", "3: unknown key `size` of [disk]: did you mean `size_gib`?"),
         (
             "[[run]]\nscript = \"setup.sh\"\nupgrade = true",
@@ -467,7 +480,7 @@ fn a_directory_that_is_no_definition_is_refused() {
 fn a_linked_file_counts_with_its_bytes_so_it_may_lead_out() {
     let top = tree();
     let web = load(top.path(), "from = \"ami-01234567\"\n[[run]]\nscript = \"linked.sh\"\n").unwrap();
-    assert_eq!(web.runs[0].script, Path::new("linked.sh"));
+    assert_eq!(web.runs[0].program, Program::Script("linked.sh".into()));
 }
 
 #[test]

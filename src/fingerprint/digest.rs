@@ -14,6 +14,9 @@ const CONTENT_CHARACTERS: usize = 4;
 const ENTRY: usize = PATH_CHARACTERS + CONTENT_CHARACTERS;
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 
+/// Before what is no file: a path in a definition does not begin like that.
+pub const VARIABLES: &str = "/";
+
 /// What shares an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Depth {
@@ -50,6 +53,14 @@ impl Depth {
         }
     }
 
+    /// What a variable's entry is called.
+    fn variables(self, name: &str) -> String {
+        match self {
+            Self::Files => format!("{VARIABLES}the variable {name}"),
+            Self::Directories(_) | Self::Whole => format!("{VARIABLES}variables"),
+        }
+    }
+
     /// What a file's entry is called: the file, or `directory/`.
     fn group(self, path: &str) -> String {
         let count = match self {
@@ -73,6 +84,10 @@ pub fn groups(inputs: &Inputs, depth: Depth) -> BTreeMap<String, (String, String
         let (link, sha1) = (link.as_deref().unwrap_or_default(), sha1.as_deref().unwrap_or_default());
         hasher.update(format!("{path}\0{executable}\0{link}\0{sha1}\0"));
     }
+    for (name, value) in &inputs.vars {
+        let hasher = groups.entry(depth.variables(name)).or_default();
+        hasher.update(format!("{name}\0{}\0{value}", value.len()));
+    }
     let told = |(name, hasher): (String, Sha1)| {
         let path = short(&Sha1::digest(&name), PATH_CHARACTERS);
         (name, (path, short(&hasher.finalize(), CONTENT_CHARACTERS)))
@@ -86,12 +101,12 @@ fn short(hash: &[u8], characters: usize) -> String {
 }
 
 pub fn write(inputs: &Inputs) -> String {
-    let Inputs { architecture, base, format, files, .. } = inputs;
+    let Inputs { architecture, base, format, files, vars, .. } = inputs;
     let fixed = format!("v1;{format};{architecture};{};{};", base.id, base.snapshot);
     let room = MAX.saturating_sub(fixed.len() + 2) / ENTRY;
     for depth in DEPTHS {
         // Grouping a huge definition five times is for nothing when the files alone are too many.
-        if depth == Depth::Files && files.len() > room {
+        if depth == Depth::Files && files.len() + vars.len() > room {
             continue;
         }
         let groups = groups(inputs, depth);

@@ -4,6 +4,9 @@ use super::digest::{self, Depth};
 use super::{InputFile, Inputs};
 use std::collections::BTreeSet;
 
+/// So much of a variable's value is told.
+const VALUE_MAX: usize = 60;
+
 /// What is known of an older image's inputs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OldInputs {
@@ -67,7 +70,25 @@ pub(super) fn full(old: &Inputs, new: &Inputs) -> Vec<String> {
             (Some(was), Some(is)) => lines.extend(file(path, was, is)),
         }
     }
+    let names: BTreeSet<&String> = old.vars.keys().chain(new.vars.keys()).collect();
+    for name in names {
+        match (old.vars.get(name), new.vars.get(name)) {
+            (was, is) if was == is => {}
+            (Some(was), Some(is)) => {
+                lines.push(format!("the variable {name} changed: {} -> {}", shown(was), shown(is)));
+            }
+            (None, Some(is)) => lines.push(format!("the variable {name} is new: {}", shown(is))),
+            _ => lines.push(format!("the variable {name} is gone")),
+        }
+    }
     lines
+}
+
+/// A value of a variable, which may be a long text.
+fn shown(value: &str) -> String {
+    let short: String = value.chars().take(VALUE_MAX).collect();
+    let more = if short.len() < value.len() { "…" } else { "" };
+    format!("{short:?}{more}")
 }
 
 fn file(path: &str, was: &InputFile, is: &InputFile) -> Vec<String> {
@@ -100,7 +121,11 @@ fn from_digest(old: &digest::Read, new: &Inputs) -> Vec<String> {
     let mut seen = BTreeSet::new();
     for (name, (path, content)) in &groups {
         seen.insert(path);
-        let shown = if old.depth == Depth::Whole { "the definition" } else { name };
+        let shown = match name.strip_prefix(digest::VARIABLES) {
+            Some(variable) => variable,
+            None if old.depth == Depth::Whole => "the definition",
+            None => name,
+        };
         match old.entries.get(path) {
             None => lines.push(format!("{shown} is new")),
             Some(was) if was == content => (),

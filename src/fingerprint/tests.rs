@@ -63,6 +63,94 @@ fn the_json_is_canonical() {
     assert_eq!(serde_json::to_string(&sorted).unwrap(), expected, "the fields are declared in another order");
 }
 
+/// Every key of the provisioners counts: image.toml's bytes do. And what a variable is, whoever says so.
+#[test]
+fn provisioners_and_variables_count() {
+    let top = tempfile::tempdir().unwrap();
+    for file in ["a.sh", "b.sh"] {
+        write(top.path(), &format!("web/{file}"), "#!/bin/sh\n");
+    }
+    let of = |toml: &str, given: &[(&str, &str)]| {
+        let head = "from = \"ami-0123456789abcdef0\"\n";
+        write(top.path(), "web/image.toml", &format!("{head}{toml}\n"));
+        let given = given.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+        inputs(&Definition::load_with(&top.path().join("web"), &given).unwrap())
+    };
+    let mut prints = std::collections::BTreeSet::new();
+    let run = "[[run]]\nscript = \"a.sh\"";
+    let all = [
+        String::new(),
+        run.into(),
+        "[[run]]\nscript = \"b.sh\"".into(),
+        "[[run]]\ncommand = [\"a.sh\"]".into(),
+        format!("{run}\nargs = [\"x\"]"),
+        format!("{run}\nenv = {{ A = \"x\" }}"),
+        format!("{run}\nretries = 1"),
+        format!("{run}\ntimeout = 9"),
+        format!("{run}\nnetwork = true"),
+        format!("{run}\nsecrets = [\"TOKEN\"]"),
+        format!("{run}\nsecrets = [\"OTHER\"]"),
+        "[[test]]\nbats = \"a.sh\"".into(),
+        "[[ansible]]\nplaybook = \"a.sh\"".into(),
+        "[[ansible]]\nplaybook = \"a.sh\"\ntags = [\"x\"]".into(),
+        "[[ansible]]\nplaybook = \"a.sh\"\nvars = { x = 1 }".into(),
+        "[[file]]\nsource = \"a.sh\"\ntarget = \"/a\"".into(),
+        "[[file]]\nsource = \"a.sh\"\ntarget = \"/a\"\ntemplate = true".into(),
+        "[vars]\nx = \"1\"".into(),
+    ];
+    for toml in &all {
+        assert!(prints.insert(of(toml, &[]).fingerprint()), "{toml}");
+    }
+    let vars = "[vars]\nx = \"1\"\ny = \"2\"";
+    let plain = of(vars, &[]);
+    assert!(plain.to_json().ends_with(r#""format":1,"vars":{"x":"1","y":"2"}}"#), "{}", plain.to_json());
+    assert_eq!(of(vars, &[("x", "1")]).fingerprint(), plain.fingerprint(), "the same, said twice");
+    let other = of(vars, &[("x", "3")]);
+    assert_ne!(other.fingerprint(), plain.fingerprint());
+    assert_eq!(other.checksum(), plain.checksum(), "GumGum's knows no variables");
+    assert_eq!(
+        told(&plain, &other),
+        (vec![r#"the variable x changed: "1" -> "3""#.into()], vec!["the variable x changed".into()])
+    );
+    let (mut none, mut long) = (plain.clone(), plain.clone());
+    none.vars.remove("x");
+    long.vars.insert("x".into(), "z".repeat(99));
+    assert_eq!(told(&none, &plain).0, [r#"the variable x is new: "1""#]);
+    assert_eq!(told(&none, &plain).1, ["the variable x is new"]);
+    assert_eq!(told(&plain, &none).0, ["the variable x is gone"]);
+    assert!(told(&plain, &long).0[0].ends_with(&format!("\"{}\"…", "z".repeat(60))));
+    // Values that run into each other are told apart.
+    let moved =
+        Inputs { vars: [("x", "12"), ("y", "")].map(|(n, v)| (n.into(), v.into())).into(), ..plain.clone() };
+    assert_ne!(plain.digest(), moved.digest());
+}
+
+/// What a secret's value is, the fingerprint cannot know: it never sees one.
+#[test]
+fn a_secrets_value_does_not_count() {
+    let (top, _) = web(&[("a.sh", "#!/bin/sh\n")]);
+    let toml = "from = \"ami-0123456789abcdef0\"\n[[run]]\nscript = \"a.sh\"\nsecrets = [\"TOKEN\"]\n";
+    write(top.path(), "web/image.toml", toml);
+    let image = Definition::load(&top.path().join("web")).unwrap();
+    let before = inputs(&image);
+    for value in ["hunter2-one", "hunter2-two"] {
+        let secrets = crate::secrets::Secrets::from(&image, |_| Some(value.into())).unwrap();
+        assert_eq!(secrets.environment(&image.runs[0].secrets)["TOKEN"], value);
+        let now = inputs(&image);
+        assert_eq!(now, before);
+        assert!(!now.to_json().contains("hunter2") && !now.digest().contains("hunter2"));
+    }
+    let error = crate::secrets::Secrets::from(&image, |_| None).unwrap_err();
+    assert_eq!(Kind::of(&error), Kind::Definition);
+    let text = error.to_string();
+    assert!(
+        text.ends_with(
+            "image.toml:2: `secrets` of [[run]] names TOKEN, which is not in the environment of oven"
+        ),
+        "{text}"
+    );
+}
+
 #[test]
 fn neither_the_spelling_of_the_directory_nor_its_place_counts() {
     let (top, mut image) = web(&[("a/x", "1"), ("+y", "2")]);

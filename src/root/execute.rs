@@ -5,10 +5,11 @@ use super::packages::{self, Installed};
 use super::runner::{Call, Place, Runner};
 use super::space::{self, Space};
 use super::step::egress::Fence;
-use super::{Root, clean, files, lint, plan_files, scripts};
-use crate::definition::{Definition, Script};
+use super::{Root, clean, files, leak, lint, plan_files, provision};
+use crate::definition::Definition;
 use crate::error::Kind;
 use crate::report::Report;
+use crate::secrets::Secrets;
 use crate::settings::NetworkSettings;
 use anyhow::{Context, Result};
 use oven_distro::{Phase, Plan, Shim, Step};
@@ -25,6 +26,8 @@ pub struct Work<'a> {
     pub image: &'a Definition,
     pub plan: &'a Plan,
     pub network: &'a NetworkSettings,
+    /// What the definition's scripts are told in confidence.
+    pub secrets: &'a Secrets,
     /// What is asked of this machine; a definition with `imds = true` asks for nothing.
     pub guard: Guard,
     /// This program.
@@ -73,13 +76,13 @@ pub async fn execute(root: &Root<'_>, work: &Work<'_>) -> Result<BTreeMap<String
 
 /// The same, in any directory that is a mount point and holds an image.
 pub async fn execute_in(place: &Place<'_>, work: &Work<'_>) -> Result<BTreeMap<String, String>> {
-    let provisioned = provision(place, work).await;
-    provisioned.map_err(|error| Kind::Step.unless_known(space::explain(error)))
+    let provisioned = do_all(place, work).await;
+    provisioned.map_err(|error| work.secrets.mask_error(Kind::Step.unless_known(space::explain(error))))
 }
 
-async fn provision(place: &Place<'_>, work: &Work<'_>) -> Result<BTreeMap<String, String>> {
+async fn do_all(place: &Place<'_>, work: &Work<'_>) -> Result<BTreeMap<String, String>> {
     let runner = Runner::new(place, work)?;
-    let space = Space::of(place.root)?;
+    let (space, since) = (Space::of(place.root)?, leak::Since::now());
     let mut before = lint::Before::of(place.inside, work)?;
 
     let steps =
@@ -110,12 +113,8 @@ async fn provision(place: &Place<'_>, work: &Work<'_>) -> Result<BTreeMap<String
         files::place(place.inside, work.image, place.unmounted)?;
         step.done();
     }
-    for script in &work.image.runs {
-        run_script(&runner, script, "run").await?;
-    }
-    for script in &work.image.tests {
-        run_script(&runner, script, "test").await?;
-    }
+    provision::run(&runner).await?;
+    provision::test(&runner).await?;
 
     if installed.is_none() || !work.image.runs.is_empty() {
         installed = packages_of(&runner).await?;
@@ -129,12 +128,12 @@ async fn provision(place: &Place<'_>, work: &Work<'_>) -> Result<BTreeMap<String
     for step in steps(true) {
         run_step(&runner, step).await?;
     }
-    clean_up(place, work, &before)?;
+    clean_up(place, work, &before, since)?;
     space.ensure_left(place.root)?;
     Ok(facts)
 }
 
-async fn run_step(runner: &Runner<'_>, step: &Step) -> Result<()> {
+pub(super) async fn run_step(runner: &Runner<'_>, step: &Step) -> Result<()> {
     let call = Call {
         phase: phase(step.phase).to_owned(),
         why: step.why.clone(),
@@ -164,30 +163,8 @@ fn phase(phase: Phase) -> &'static str {
     }
 }
 
-/// A `[[run]]` or a `[[test]]`, from the definition's directory, which it sees read-only.
-async fn run_script(runner: &Runner<'_>, script: &Script, kind: &str) -> Result<()> {
-    let image = runner.work.image;
-    let mut seen = scripts::seen(image, &runner.shims_of_scripts())?;
-    let spelt = script.script.display().to_string();
-    let call = Call {
-        phase: kind.to_owned(),
-        why: if kind == "test" { format!("testing with {spelt}") } else { format!("running {spelt}") },
-        name: spelt.clone(),
-        argv: scripts::command(image, &script.script, &mut seen)?,
-        env: scripts::environment(image, kind, &seen),
-        cwd: scripts::DEFINITION.to_owned(),
-        network: script.network,
-        binds: seen.binds,
-        throwaway: kind == "test",
-        timeout: Duration::from_secs(script.timeout),
-        key: Some((kind.to_owned(), spelt)),
-        ..Call::of_a_script(runner)
-    };
-    runner.run(&call).await
-}
-
 /// The packages that the image has; `None` if the plan has no such fact.
-async fn packages_of(runner: &Runner<'_>) -> Result<Option<Vec<Installed>>> {
+pub(super) async fn packages_of(runner: &Runner<'_>) -> Result<Option<Vec<Installed>>> {
     let Some(argv) = runner.work.plan.facts.get(packages::FACT) else { return Ok(None) };
     let output = ask(runner, packages::FACT, argv).await?;
     Ok(Some(packages::parse(&output, &runner.work.plan.expect)?))
@@ -207,7 +184,7 @@ async fn facts(runner: &Runner<'_>, installed: Option<Vec<Installed>>) -> Result
             Some(installed) if name == packages::FACT => packages::document(installed),
             _ => ask(runner, name, argv).await?,
         };
-        facts.insert(name.clone(), text);
+        facts.insert(name.clone(), runner.work.secrets.mask(&text).into_owned());
     }
     Ok(facts)
 }
@@ -224,12 +201,13 @@ async fn ask(runner: &Runner<'_>, name: &str, argv: &[String]) -> Result<String>
     runner.ask(&call).await
 }
 
-fn clean_up(place: &Place<'_>, work: &Work<'_>, before: &lint::Before) -> Result<()> {
+fn clean_up(place: &Place<'_>, work: &Work<'_>, before: &lint::Before, since: leak::Since) -> Result<()> {
     let step = work.report.step("clean", "removing what must not be cloned");
     for note in clean::clean(place.inside, &work.image.keep).context("cleaning the image")? {
         work.report.note(note);
     }
     lint::lint(place.inside, work, before)?;
+    leak::ensure_none(place.inside, work.secrets, since)?;
     step.done();
     Ok(())
 }

@@ -4,6 +4,7 @@ use super::inside::Inside;
 use super::shim::open_within;
 use crate::definition::{Definition, File};
 use crate::error::Kind;
+use crate::template;
 use anyhow::{Context, Result};
 use rustix::fs::{FileType, OFlags};
 
@@ -51,6 +52,12 @@ fn place_one(
     let mut source = std::fs::File::from(source);
     if !source.metadata().context("looking at it")?.is_file() {
         return Err(wrong("source", &file.source.to_string_lossy(), "it is no file any more".into()).into());
+    }
+    if file.template {
+        let text = template::read(&mut source, &file.source);
+        let text = text.and_then(|text| template::render(&text, &file.source, &image.vars));
+        let text = text.map_err(|what| wrong("source", &file.source.to_string_lossy(), what))?;
+        return inside.write(target, text.as_bytes(), file.mode, uid, gid);
     }
     inside.write_from(target, &mut source, file.mode, uid, gid)
 }
@@ -122,6 +129,7 @@ mod tests {
             mode: 0o640,
             owner: owner.into(),
             group: owner.into(),
+            template: false,
         };
         super::super::test::definition(dir, |image| {
             image.files = vec![file.clone()];

@@ -13,6 +13,7 @@ mod grow;
 mod holders;
 pub mod inside;
 mod ioctl;
+mod leak;
 mod lint;
 mod listen;
 mod mounting;
@@ -21,6 +22,7 @@ mod nodes;
 mod packages;
 pub mod partition;
 mod plan_files;
+pub mod provision;
 mod release;
 pub mod runner;
 mod scripts;
@@ -29,6 +31,7 @@ mod space;
 pub mod step;
 #[cfg(test)]
 pub(crate) mod test;
+mod tools;
 mod units;
 mod unmounted;
 

@@ -57,12 +57,21 @@ pub struct Call<'a> {
     pub troubles: &'a [Trouble],
     /// Lines that are a failure even if the command ends well.
     pub failures: &'a [Trouble],
-    /// The table of image.toml that it is, and the script's name: `[[run]]` or `[[test]]`.
-    pub key: Option<(String, String)>,
+    /// Where image.toml asks for it.
+    pub key: Option<Key>,
+}
+
+/// A table of image.toml.
+pub struct Key {
+    /// `run`, `ansible` or `test`.
+    pub table: &'static str,
+    /// What its user calls what it runs.
+    pub name: String,
+    pub line: usize,
 }
 
 pub struct Runner<'a> {
-    place: Place<'a>,
+    pub place: Place<'a>,
     pub work: Work<'a>,
     packages: Vec<Bind>,
     /// Whether steps with the network are fenced; asked for when the first one comes.
@@ -236,7 +245,7 @@ impl<'a> Runner<'a> {
             throwaway: call.throwaway,
             interactive: false,
         };
-        step::run(self.work.helper, &spec, call.timeout, on_line).await
+        step::run_with(self.work.helper, &spec, self.work.secrets, call.timeout, on_line).await
     }
 
     fn fenced(&self) -> bool {
@@ -291,30 +300,30 @@ impl<'a> Runner<'a> {
             };
         }
         let place = match &call.key {
-            Some((table, script)) => {
-                let place = image.dir.join(crate::definition::FILE);
-                format!("{}: the [[{table}]] {script} failed: ", place.display())
+            Some(Key { table, name, line }) => {
+                let file = image.dir.join(crate::definition::FILE);
+                format!("{}:{line}: the [[{table}]] {name} failed: ", file.display())
             }
             None => format!("{} failed: ", call.why),
         };
         let failure = Kind::Step.failure(format!("{place}{how}{tail}"));
         match &call.key {
             _ if status == ExitStatus::TimedOut => match &call.key {
-                Some((table, _)) => failure.hint(format!("`timeout` of a [[{table}]] is in seconds.")),
+                Some(Key { table, .. }) => failure.hint(format!("`timeout` of a [[{table}]] is in seconds.")),
                 None => failure.hint("A package's script that waits for an answer gets none."),
             },
             _ if heard.metadata && call.network && self.fenced() => failure.hint(
                 "No step reaches the builder's metadata service, which hands out its credentials. If these may, say \
                  `imds = true` at the top of image.toml.",
             ),
-            Some((table, _)) if heard.no_network && !call.network => failure.hint(format!(
+            Some(Key { table, .. }) if heard.no_network && !call.network => failure.hint(format!(
                 "It has no network. If it needs one, say `network = true` in its [[{table}]]."
             )),
             None if heard.no_network && !call.network => failure.hint(
                 "Packages are installed without the network. If a package's script has to download something, say \
                  `network = true` at the top of image.toml.",
             ),
-            Some((table, _)) if table == "test" => failure.hint("A test that fails means that there is no image."),
+            Some(Key { table: "test", .. }) => failure.hint("A test that fails means that there is no image."),
             _ => failure,
         }
     }

@@ -54,6 +54,13 @@ pub fn command(image: &Definition, script: &Path, seen: &mut Seen) -> Result<Vec
     let file = std::fs::File::open(&path).with_context(|| format!("opening {}", path.display()))?;
     file.take(HEAD).read_to_end(&mut start).with_context(|| format!("reading {}", path.display()))?;
     let mut argv = interpreter(&start);
+    argv.push(self::path(image, script, seen)?);
+    Ok(argv)
+}
+
+/// Where a file of the definition is seen.
+pub fn path(image: &Definition, script: &Path, seen: &mut Seen) -> Result<String> {
+    let path = real(&image.dir.join(script))?;
     let below =
         seen.binds.iter().find_map(|bind| Some((&bind.target, path.strip_prefix(&bind.source).ok()?)));
     let target = match below {
@@ -68,8 +75,7 @@ pub fn command(image: &Definition, script: &Path, seen: &mut Seen) -> Result<Vec
         let within = Some(image.project.clone());
         seen.binds.push(Bind { source: path, target: text.clone(), within });
     }
-    argv.push(text);
-    Ok(argv)
+    Ok(text)
 }
 
 fn real(path: &Path) -> Result<PathBuf> {

@@ -20,6 +20,7 @@ mod tree;
 
 use super::shim::Placeholders;
 use crate::error::Kind;
+use crate::secrets::Secrets;
 use anyhow::{Context, Result};
 use egress::Fence;
 use lines::Lines;
@@ -190,12 +191,23 @@ pub async fn run(
     timeout: Duration,
     on_line: &mut dyn FnMut(&str),
 ) -> Result<Exit> {
+    run_with(helper, spec, &Secrets::default(), timeout, on_line).await
+}
+
+/// The same; no line has any of the `secrets`.
+pub async fn run_with(
+    helper: &Path,
+    spec: &Spec,
+    secrets: &Secrets,
+    timeout: Duration,
+    on_line: &mut dyn FnMut(&str),
+) -> Result<Exit> {
     // Dropped in the reverse order: processes, then the terminal, then what was made in the image and of the machine
     // for them.
     let fence = if spec.network && spec.fenced { Some(Fence::make()?) } else { None };
     let placeholders = placeholders(spec).context("preparing the image for a step")?;
     let terminal = if spec.interactive { Terminal::note() } else { None };
-    let exit = supervise(helper, spec, fence.as_ref(), timeout, on_line).await;
+    let exit = supervise(helper, spec, fence.as_ref(), secrets, timeout, on_line).await;
     drop(terminal);
     drop(fence);
     let removed = placeholders.map_or(Ok(()), Placeholders::remove);
@@ -221,6 +233,7 @@ async fn supervise(
     helper: &Path,
     spec: &Spec,
     fence: Option<&Fence>,
+    secrets: &Secrets,
     timeout: Duration,
     on_line: &mut dyn FnMut(&str),
 ) -> Result<Exit> {
@@ -232,7 +245,7 @@ async fn supervise(
         }
         _ => Running::start(helper, spec, fence)?,
     };
-    let mut lines = Lines::new();
+    let mut lines = Lines::without(secrets);
     let mut output = match running.output.take() {
         Some(output) => Some(watch(output)?),
         None => None,

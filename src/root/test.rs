@@ -107,6 +107,7 @@ pub fn definition(dir: &Path, change: impl FnOnce(&mut Definition)) -> Definitio
         files: Vec::new(),
         runs: Vec::new(),
         tests: Vec::new(),
+        vars: Default::default(),
         size_gib: None,
         volume: Default::default(),
         registered: Default::default(),

@@ -2,13 +2,14 @@
 
 use oven::ask;
 use oven::cloud::Architecture;
-use oven::definition::Definition;
+use oven::definition::{Definition, Given};
 use oven::download;
 use oven::report::{Level, Report, Style};
 use oven::root::Inside;
 use oven::root::execute::{self, Guard, Work};
 use oven::root::runner::Place;
 use oven::root::step::private_mounts;
+use oven::secrets::Secrets;
 use oven::settings::NetworkSettings;
 use oven_debian::Debian;
 use oven_distro::{Distro, OsRelease, Plan};
@@ -51,6 +52,10 @@ pub const RESOLV_CONF: &str = "nameserver 192.0.2.53\n";
 pub struct Ground {
     temp: TempDir,
     pub network: NetworkSettings,
+    /// As `--var` says.
+    pub given: Given,
+    /// What secrets are taken from.
+    pub environment: BTreeMap<String, String>,
 }
 
 /// How a bake went.
@@ -74,7 +79,12 @@ impl Ground {
         for dir in ["host", "web", "image", "changes"] {
             fs::create_dir(temp.path().join(dir)).unwrap();
         }
-        let ground = Self { temp, network: NetworkSettings::default() };
+        let ground = Self {
+            temp,
+            network: NetworkSettings::default(),
+            given: Given::new(),
+            environment: BTreeMap::new(),
+        };
         let mount = |kind: &str, options: &str, at: &str| {
             let done =
                 Command::new("mount").args(["-t", kind, "-o", options, kind]).arg(ground.path(at)).status();
@@ -147,10 +157,12 @@ impl Ground {
 
     /// Loads the definition, plans, lets `change` change the plan, and executes.
     pub fn bake_with(&self, change: impl FnOnce(&mut Plan)) -> Baked {
-        let image = Definition::load(&self.path("web")).unwrap();
+        let image = Definition::load_with(&self.path("web"), &self.given).unwrap();
+        let secrets = Secrets::from(&image, |name| self.environment.get(name).map(Into::into)).unwrap();
         let inside = Inside::open_dir(&self.path("image")).unwrap();
         let report = Report::new(Style::Silent, Level::Verbose);
         let log = self.path("log");
+        report.hide(&secrets);
         report.log_to(&log, "a test");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let downloads = self.path("state").join(download::DIR);
@@ -172,12 +184,15 @@ impl Ground {
             image: &image,
             plan: &plan,
             network: &self.network,
+            secrets: &secrets,
             guard: Guard::Wanted,
             helper: Path::new(HELPER),
             report: &report,
         };
         let result = runtime.block_on(execute::execute_in(&place, &work));
-        let log = fs::read_to_string(log).unwrap();
+        // A log begins with the first step: what fails before that leaves none.
+        let begun = result.is_ok() || !report.phases().is_empty();
+        let log = if begun || log.exists() { fs::read_to_string(log).unwrap() } else { String::new() };
         let baked = Baked { result, log };
         self.ensure_nothing_stays();
         baked

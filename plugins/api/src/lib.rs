@@ -74,6 +74,9 @@ pub struct Job {
     /// Answers to what packages ask when they are installed: debconf's `PACKAGE QUESTION TYPE VALUE`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub debconf: Vec<String>,
+    /// Programs that the definition's provisioners need and the image lacks, for this bake alone: `ansible-playbook`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tools: Vec<String>,
     /// Install what packages merely recommend, too.
     #[serde(default)]
     pub recommends: bool,
@@ -180,6 +183,37 @@ pub struct Plan {
     /// Lines of a step's output that are a failure even where the step ended with 0.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failures: Vec<Trouble>,
+    /// How [`Job::tools`] are brought and taken away again. A plugin that cannot leaves it out, and the definition has
+    /// to ask for their packages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tools: Option<Tools>,
+}
+
+/// Programs that are in the image for this bake alone. oven compares what the fact `packages` shows before and after,
+/// so it knows what came: the plugin need not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tools {
+    /// Download and install them, when [`Plan::steps`] but those of phase clean are done, and if the image lacks them
+    /// even then. Of phases fetch and install. What they bring is to count as installed for something else's sake.
+    pub steps: Vec<Step>,
+    /// Which packages nothing needs any more, when the definition's scripts are done. Of what came, these go.
+    pub unneeded: Question,
+    /// Remove exactly those packages, and their configuration. An argument with `{name}` in it is repeated for each of
+    /// them, `{version}` and `{architecture}` filled in as well.
+    pub remove: Vec<Step>,
+}
+
+/// A command that answers with lines. It has no network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Question {
+    pub argv: Vec<String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// A whole line of the answer: the first `*` stands for a package's name (what follows a `:` in it is passed over).
+    /// Other lines mean nothing.
+    pub output: String,
 }
 
 /// Where a plan may put files to stay: configuration, keys, and what distributions keep beside them. What else belongs

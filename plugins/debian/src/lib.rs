@@ -10,6 +10,7 @@ mod hold;
 mod mirror;
 mod repositories;
 mod security;
+mod tools;
 mod troubles;
 
 use ask::Asks;
@@ -65,28 +66,31 @@ impl Distro for Debian {
         let downloads =
             job.upgrade != Upgrade::None || !asks.arguments.is_empty() || !job.repositories.is_empty();
         let changes = downloads || !job.hold.is_empty() || !job.debconf.is_empty();
+        let tools = tools::tools(job, downloads)?;
         let needed = [
-            (APT_GET, downloads, "packages cannot be installed"),
-            (DPKG_QUERY, changes, "packages cannot be installed"),
+            (APT_GET, downloads || tools.is_some(), "packages cannot be installed"),
+            (DPKG_QUERY, changes || tools.is_some(), "packages cannot be installed"),
             (APT_MARK, !job.hold.is_empty(), "packages cannot be held"),
             (SET_SELECTIONS, !job.debconf.is_empty(), "`debconf` cannot be answered"),
         ];
         if let Some((missing, _, what)) = needed.into_iter().find(|(path, needed, _)| *needed && !has(path)) {
             return Err(Refused(format!("{what}: the image has no {missing}")));
         }
-        let mut plan = Plan { shims: vec![policy()], troubles: troubles::all(), ..Plan::default() };
+        let mut plan = Plan { shims: vec![policy()], troubles: troubles::all(), tools, ..Plan::default() };
         if has(DPKG_QUERY) {
             plan.facts = BTreeMap::from([("packages".to_owned(), query())]);
             plan.expect = expect();
+        }
+        if changes || plan.tools.is_some() {
+            plan.shims.push(conf::first());
+            plan.shims.push(conf::last(job, has(conf::IMAGES_MAIN)));
+            plan.shims.extend(mirror::shims(job)?);
         }
         if changes {
             if has(APT_MARK) {
                 plan.facts.insert("held".to_owned(), ["apt-mark", "showhold"].map(str::to_owned).to_vec());
             }
             plan.expect.packages = hold::wanted(job, asks.wanted);
-            plan.shims.push(conf::first());
-            plan.shims.push(conf::last(job, has(conf::IMAGES_MAIN)));
-            plan.shims.extend(mirror::shims(job)?);
             plan.shims.extend(repositories.shims);
             plan.shims.extend(answers(&job.debconf));
             plan.shims.extend(security::pins(job));
@@ -131,6 +135,20 @@ fn answers(debconf: &[String]) -> Option<Shim> {
     (!debconf.is_empty()).then(|| Shim { path: ANSWERS.into(), content, mode: 0o600 })
 }
 
+fn refresh(job: &Job) -> Step {
+    Step {
+        phase: Phase::Fetch,
+        why: "refreshing the package index".into(),
+        argv: ["apt-get", "update"].map(str::to_owned).to_vec(),
+        env: environment(job.conffiles),
+        retries: RETRIES,
+        // A proxy's stale copy of a part of it would be asked for again, as part of what is there.
+        before_retry: ["find", LISTS, "-xdev", "-type", "f", "-delete"].map(str::to_owned).to_vec(),
+        network: true,
+        timeout: UPDATE_TIMEOUT,
+    }
+}
+
 fn steps(job: &Job, packages: &[String], downloads: bool) -> Vec<Step> {
     let environment = environment(job.conffiles);
     let step = |phase, why: &str, argv: &[&str], packages: &[String]| Step {
@@ -160,10 +178,7 @@ fn steps(job: &Job, packages: &[String], downloads: bool) -> Vec<Step> {
         steps.push(step(Phase::Prepare, "holding packages", &["apt-mark", "hold", "--"], &installed));
     }
     if downloads {
-        let update = fetch("refreshing the package index", &["apt-get", "update"], &[]);
-        // A proxy's stale copy of a part of it would be asked for again, as part of what is there.
-        let before_retry = ["find", LISTS, "-xdev", "-type", "f", "-delete"].map(str::to_owned).to_vec();
-        steps.push(Step { timeout: UPDATE_TIMEOUT, before_retry, ..update });
+        steps.push(refresh(job));
     }
     // What an upgrade takes away is not chosen by oven: dist-upgrade is the one that brings everything up to date, a
     // kernel of a new name too.
@@ -230,9 +245,10 @@ fn environment(conffiles: Conffiles) -> BTreeMap<String, String> {
     .into()
 }
 
-/// The indexes and the downloaded packages; directories stay, for some belong to apt's own user.
+/// The indexes (symlinks, where a repository is a directory of the image) and the downloaded packages. Directories
+/// stay, for some belong to apt's own user.
 fn clean() -> Step {
-    let argv = ["find", LISTS, "/var/cache/apt", "-xdev", "-type", "f", "-delete"];
+    let argv = ["find", LISTS, "/var/cache/apt", "-xdev", "!", "-type", "d", "-delete"];
     Step {
         phase: Phase::Clean,
         why: "removing package indexes and caches".into(),

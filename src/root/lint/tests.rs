@@ -3,6 +3,7 @@ use crate::definition::{Definition, File};
 use crate::report::Report;
 use crate::root::clean::clean;
 use crate::root::test::{Tree, definition};
+use crate::secrets::Secrets;
 use crate::settings::NetworkSettings;
 use oven_distro::{Plan, Shim};
 
@@ -10,6 +11,7 @@ struct Bench {
     image: Definition,
     plan: Plan,
     network: NetworkSettings,
+    secrets: Secrets,
     report: Report,
 }
 
@@ -22,7 +24,13 @@ impl Bench {
             ..NetworkSettings::default()
         };
         let plan = Plan { shims: vec![policy], ..Plan::default() };
-        Self { image: definition(Path::new("web"), |_| ()), plan, network, report: Report::silent() }
+        Self {
+            image: definition(Path::new("web"), |_| ()),
+            plan,
+            network,
+            secrets: Secrets::default(),
+            report: Report::silent(),
+        }
     }
 
     fn work(&self) -> Work<'_> {
@@ -30,6 +38,7 @@ impl Bench {
             image: &self.image,
             plan: &self.plan,
             network: &self.network,
+            secrets: &self.secrets,
             guard: crate::root::execute::Guard::Wanted,
             helper: Path::new("/nowhere"),
             report: &self.report,
@@ -156,6 +165,7 @@ fn settings_of_the_project_do_not_stay() {
         mode: 0o644,
         owner: "root".into(),
         group: "root".into(),
+        template: false,
     };
     bench.image.files = vec![file];
     let placed =

@@ -1,19 +1,22 @@
 //! A step's output as lines.
 
+use crate::secrets::Secrets;
+
 /// A line longer than that comes in pieces.
 const LONGEST: usize = 16 << 10;
 /// More output than that is thrown away: a log, not a transfer.
 const MOST: usize = 64 << 20;
 
-/// Cuts bytes into lines, without what would steer a terminal.
+/// Cuts bytes into lines, without what would steer a terminal, and without secrets.
 pub struct Lines {
     rest: Vec<u8>,
     budget: usize,
+    secrets: Secrets,
 }
 
 impl Lines {
-    pub fn new() -> Self {
-        Self { rest: Vec::new(), budget: MOST }
+    pub fn without(secrets: &Secrets) -> Self {
+        Self { rest: Vec::new(), budget: MOST, secrets: secrets.clone() }
     }
 
     pub fn add(&mut self, bytes: &[u8], on_line: &mut dyn FnMut(&str)) {
@@ -27,12 +30,15 @@ impl Lines {
                 self.flush(on_line);
             } else {
                 self.rest.push(*byte);
-                if self.rest.len() >= LONGEST {
+                // A secret that begins before the cut has to be there as a whole.
+                if self.rest.len() >= LONGEST + self.secrets.longest() {
                     self.flush_long(on_line);
                 }
             }
         }
         if self.budget == 0 {
+            let beginnings = self.secrets.longest().saturating_sub(1);
+            self.rest.truncate(self.rest.len().saturating_sub(beginnings));
             self.finish(on_line);
             on_line(&format!("(output cut: more than {} MiB)", MOST >> 20));
         }
@@ -47,13 +53,18 @@ impl Lines {
 
     /// Cuts before a character that is not whole yet.
     fn flush_long(&mut self, on_line: &mut dyn FnMut(&str)) {
-        let start = (1..=3.min(self.rest.len())).find(|back| self.rest[self.rest.len() - back] >= 0xc0);
+        let start = (1..=3).find(|back| self.rest[LONGEST - back] >= 0xc0);
         let whole = match start {
-            Some(back) if std::str::from_utf8(&self.rest[self.rest.len() - back..]).is_err() => {
-                self.rest.len() - back
-            }
-            _ => self.rest.len(),
+            Some(back) if std::str::from_utf8(&self.rest[LONGEST - back..LONGEST]).is_err() => LONGEST - back,
+            _ => LONGEST,
         };
+        let mut whole = whole;
+        while let Some((begin, end)) = self.secrets.across(&self.rest, whole) {
+            whole = if begin == 0 { end } else { begin };
+            if begin == 0 {
+                break;
+            }
+        }
         let tail = self.rest.split_off(whole);
         self.flush(on_line);
         self.rest = tail;
@@ -65,9 +76,10 @@ impl Lines {
         let text = text.trim_end_matches('\r');
         let text = text.rsplit('\r').next().unwrap_or_default();
         if text.chars().any(|c| c.is_control() && c != '\t') {
-            on_line(&text.chars().filter(|c| !c.is_control() || *c == '\t').collect::<String>());
+            let text: String = text.chars().filter(|c| !c.is_control() || *c == '\t').collect();
+            on_line(&self.secrets.mask(&text));
         } else {
-            on_line(text);
+            on_line(&self.secrets.mask(text));
         }
         self.rest.clear();
     }
@@ -78,7 +90,7 @@ mod tests {
     use super::*;
 
     fn lines(pieces: &[&[u8]]) -> Vec<String> {
-        let (mut lines, mut seen) = (Lines::new(), Vec::new());
+        let (mut lines, mut seen) = (Lines::without(&Secrets::default()), Vec::new());
         for piece in pieces {
             lines.add(piece, &mut |line| seen.push(line.to_owned()));
         }
@@ -106,8 +118,30 @@ mod tests {
     }
 
     #[test]
+    fn a_secret_is_in_no_line_wherever_a_long_one_is_cut() {
+        let secrets = Secrets::of_test(&[("TOKEN", "hunter2-hunter2"), ("KEY", "first line\nsecond line")]);
+        for before in LONGEST - 40..LONGEST + 40 {
+            let text = format!("{}hunter2-hunter2{}", "x".repeat(before), "y".repeat(LONGEST));
+            let (mut lines, mut seen) = (Lines::without(&secrets), String::new());
+            // In pieces, as a pipe brings it.
+            for piece in text.as_bytes().chunks(1000) {
+                lines.add(piece, &mut |line| seen.push_str(line));
+            }
+            lines.finish(&mut |line| seen.push_str(line));
+            assert_eq!(seen.len(), text.len() - "hunter2-hunter2".len() + 3, "{before}");
+            assert!(!seen.contains("hunter"), "{before}");
+        }
+        let mut seen = Vec::new();
+        let mut lines = Lines::without(&secrets);
+        lines.add(b"a first line\nsecond line b\nhun\x1bter2-hunter2\n", &mut |line| {
+            seen.push(line.to_owned())
+        });
+        assert_eq!(seen, ["a ***", "*** b", "***"]);
+    }
+
+    #[test]
     fn a_flood_is_cut_once() {
-        let (mut lines, mut bytes, mut last) = (Lines::new(), 0, String::new());
+        let (mut lines, mut bytes, mut last) = (Lines::without(&Secrets::default()), 0, String::new());
         let flood = [b'y', b'\n'].repeat(1 << 20);
         for _ in 0..40 {
             lines.add(&flood, &mut |line| {

@@ -1,0 +1,135 @@
+//! Programs that are in the image for a bake alone, and how they go again.
+
+use crate::{CLEAN_TIMEOUT, FETCH_TIMEOUT, INSTALL_TIMEOUT, RETRIES, environment, refresh};
+use oven_distro::{Job, Phase, Question, Refused, Step, Tools};
+
+/// `indexed`: the plan's own steps refresh the package index.
+pub fn tools(job: &Job, indexed: bool) -> Result<Option<Tools>, Refused> {
+    if job.tools.is_empty() {
+        return Ok(None);
+    }
+    let packages = job.tools.iter().map(|program| package(job, program)).collect::<Result<Vec<_>, _>>()?;
+    let step = |phase, why: &str, argv: &[&str], names: &[&str]| Step {
+        phase,
+        why: why.to_owned(),
+        argv: argv.iter().chain(names).map(|word| (*word).to_owned()).collect(),
+        env: environment(job.conffiles),
+        retries: 0,
+        before_retry: Vec::new(),
+        network: false,
+        timeout: INSTALL_TIMEOUT,
+    };
+    let fetch = |why: &str, argv: &[&str], names: &[&str]| Step {
+        retries: RETRIES,
+        network: true,
+        timeout: FETCH_TIMEOUT,
+        ..step(Phase::Fetch, why, argv, names)
+    };
+    let names = packages.join(" and ");
+    let mut steps = Vec::new();
+    if !indexed {
+        steps.push(refresh(job));
+    }
+    // What is merely recommended is not needed for as long as a bake takes.
+    let install = ["apt-get", "--no-install-recommends", "install", "--"];
+    let download = ["apt-get", "--download-only", "--no-install-recommends", "install", "--"];
+    steps.push(fetch(&format!("downloading {names} for this bake"), &download, &packages));
+    steps.push(Step {
+        network: job.network,
+        ..step(Phase::Install, &format!("installing {names} for this bake"), &install, &packages)
+    });
+    steps.push(step(Phase::Install, &format!("marking {names}"), &["apt-mark", "auto"], &packages));
+    // That something else would be better with it does not keep it.
+    let unneeded = [
+        "apt-get",
+        "--simulate",
+        "-o",
+        "APT::AutoRemove::RecommendsImportant=false",
+        "-o",
+        "APT::AutoRemove::SuggestsImportant=false",
+        "autoremove",
+    ];
+    Ok(Some(Tools {
+        steps,
+        unneeded: Question {
+            argv: unneeded.map(str::to_owned).to_vec(),
+            env: environment(job.conffiles),
+            output: "Remv * *".into(),
+        },
+        remove: vec![
+            // apt remembers a mark for longer than its package.
+            step(Phase::Install, &format!("forgetting {names}"), &["apt-mark", "manual", "{name}"], &[]),
+            // dpkg itself: it removes what it is told, or nothing.
+            Step {
+                timeout: CLEAN_TIMEOUT,
+                ..step(Phase::Install, &format!("removing {names}"), &["dpkg", "--purge", "{name}"], &[])
+            },
+        ],
+    }))
+}
+
+fn package(job: &Job, program: &str) -> Result<&'static str, Refused> {
+    match program {
+        // Older releases have it in one piece with all its collections.
+        "ansible-playbook" if older(job) => Ok("ansible"),
+        "ansible-playbook" => Ok("ansible-core"),
+        _ => {
+            Err(Refused(format!("`{program}` is in no package that is known: add its package to `packages`")))
+        }
+    }
+}
+
+/// Before Debian 12 and Ubuntu 22.04.
+fn older(job: &Job) -> bool {
+    let first = match job.os_release.id() {
+        "ubuntu" => 22,
+        "debian" => 12,
+        _ => return false,
+    };
+    let version = job.os_release.get("VERSION_ID").and_then(|v| v.split('.').next()?.parse::<u32>().ok());
+    version.is_some_and(|version| version < first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use oven_distro::OsRelease;
+
+    fn of(os: &str, program: &str) -> Result<Option<Tools>, String> {
+        let (os_release, tools) = (OsRelease::parse(os), vec![program.to_owned()]);
+        tools_of(&Job { os_release, tools, ..Job::default() })
+    }
+
+    fn tools_of(job: &Job) -> Result<Option<Tools>, String> {
+        tools(job, false).map_err(|refused| refused.0)
+    }
+
+    #[test]
+    fn releases_call_it_differently() {
+        for (os, package) in [
+            ("ID=debian\nVERSION_ID=12", "ansible-core"),
+            ("ID=debian\nVERSION_ID=11", "ansible"),
+            ("ID=ubuntu\nVERSION_ID=20.04", "ansible"),
+            ("ID=ubuntu\nVERSION_ID=24.04", "ansible-core"),
+            ("ID=debian", "ansible-core"),
+        ] {
+            let tools = of(os, "ansible-playbook").unwrap().unwrap();
+            assert_eq!(tools.steps[1].argv.last().map(String::as_str), Some(package), "{os}");
+        }
+        assert!(of("ID=debian", "chef-client").unwrap_err().contains("`chef-client`"));
+        assert_eq!(tools_of(&Job::default()), Ok(None));
+    }
+
+    #[test]
+    fn only_downloads_have_the_network() {
+        let tools = of("ID=debian", "ansible-playbook").unwrap().unwrap();
+        for step in tools.steps.iter().chain(&tools.remove) {
+            assert_eq!(step.network, step.phase == Phase::Fetch, "{step:?}");
+            assert!(
+                step.phase != Phase::Fetch
+                    || step.argv.iter().any(|a| a == "update" || a == "--download-only")
+            );
+        }
+        assert!(tools.remove.iter().all(|step| step.argv.contains(&"{name}".to_owned())));
+    }
+}

@@ -1,0 +1,34 @@
+//! The plan that brings Ansible for a bake alone, as it is. `OVEN_BLESS=1` writes it anew.
+
+use oven_debian::Debian;
+use oven_distro::{Distro, Job, OsRelease};
+use std::path::Path;
+
+#[test]
+fn ansible_for_a_bake_alone() {
+    let os_release = OsRelease::parse("ID=debian\nVERSION_ID=\"12\"\nVERSION_CODENAME=bookworm\n");
+    let present = Debian.claims(&os_release).look_for.into_iter().map(|path| (path, true)).collect();
+    let tools = vec!["ansible-playbook".to_owned()];
+    let job = Job { os_release, architecture: "x86_64".into(), present, tools, ..Job::default() };
+    let plan = Debian.plan(&job).unwrap();
+    let named = |path: &str| plan.shims.iter().any(|shim| shim.path == path);
+    assert!(named("/run/oven/apt.conf") && named("/run/oven/apt-last.conf"), "apt behaves as for packages");
+    assert!(plan.steps.iter().all(|step| step.phase == oven_distro::Phase::Clean), "{:?}", plan.steps);
+    let text = format!("{:#}\n", serde_json::to_value(&plan.tools).unwrap());
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tools.json");
+    if std::env::var_os("OVEN_BLESS").is_some() {
+        std::fs::write(&path, &text).unwrap();
+    }
+    assert_eq!(std::fs::read_to_string(&path).unwrap_or_default(), text, "look at it after OVEN_BLESS=1");
+    let indexed =
+        Job { packages: vec![oven_distro::Package::Named { name: "jq".into(), version: None }], ..job };
+    let steps = Debian.plan(&indexed).unwrap().tools.unwrap().steps;
+    assert!(!steps.iter().any(|step| step.argv.contains(&"update".to_owned())), "that was done already");
+}
+
+#[test]
+fn what_an_image_without_apt_cannot_have_is_refused() {
+    let os_release = OsRelease::parse("ID=debian\nVERSION_ID=\"12\"\n");
+    let job = Job { os_release, tools: vec!["ansible-playbook".into()], ..Job::default() };
+    assert!(Debian.plan(&job).unwrap_err().0.contains("/usr/bin/apt-get"));
+}

@@ -1,0 +1,142 @@
+//! `[vars]`: what scripts get in their environment and templates as names; and which names those may be.
+
+use crate::document::Table;
+use std::collections::BTreeMap;
+use toml::de::DeValue;
+
+/// What the command line says: `--var NAME=VALUE`.
+pub type Given = BTreeMap<String, String>;
+
+/// A definition's variables.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Vars {
+    /// As `[vars]` says.
+    pub declared: BTreeMap<String, String>,
+    /// Those of them that the command line says otherwise.
+    pub given: Given,
+}
+
+impl Vars {
+    pub(super) fn read(top: &Table, given: &Given) -> Self {
+        let mut declared = BTreeMap::new();
+        if let Some(table) = top.free_table("vars", "[vars]") {
+            for (name, value) in table.entries() {
+                let shown = name.value.escape_debug().to_string();
+                let good = table.check(&shown, name.line, free_name(name.value)).is_some();
+                let DeValue::String(text) = value.value else {
+                    table.wrong_type::<()>(&shown, &value, "a text in quotes, as every variable's value");
+                    continue;
+                };
+                if table.check(&shown, value.line, plain(text)).is_some() && good {
+                    declared.insert(name.value.to_owned(), text.to_string());
+                }
+            }
+        }
+        let given = given.iter().filter(|(name, _)| declared.contains_key(*name));
+        Self { given: given.map(|(name, value)| (name.clone(), value.clone())).collect(), declared }
+    }
+
+    /// What holds.
+    pub fn values(&self) -> BTreeMap<String, String> {
+        let mut values = self.declared.clone();
+        values.extend(self.given.clone());
+        values
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.declared.is_empty()
+    }
+}
+
+/// `NAME=VALUE` of the command line.
+pub fn given(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("NAME=VALUE is expected")?;
+    variable_name(name).map_err(|what| format!("the name {what}"))?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+/// What every shell can read.
+pub(super) fn variable_name(name: &str) -> Result<(), String> {
+    let good = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    if good {
+        return Ok(());
+    }
+    Err(format!("is {name:?}: a variable's name has ASCII letters, digits and `_`, and begins with no digit"))
+}
+
+/// Names that mean something to the programs of a step: with a value of somebody's own they would work in another
+/// way, or not at all.
+const TAKEN: [&str; 22] = [
+    "BASHOPTS",
+    "BASH_ENV",
+    "CDPATH",
+    "ENV",
+    "GLOBIGNORE",
+    "HOME",
+    "IFS",
+    "LANG",
+    "LANGUAGE",
+    "LOGNAME",
+    "OLDPWD",
+    "PATH",
+    "PS4",
+    "PWD",
+    "SHELL",
+    "SHELLOPTS",
+    "SYSTEMD_OFFLINE",
+    "TERM",
+    "TMPDIR",
+    "USER",
+    "container",
+    "debian_chroot",
+];
+/// The dynamic linker's, the locale's, the interpreters' and package managers' own; AWS's are the builder's
+/// credentials or would be taken for those; oven's are oven's.
+const TAKEN_PREFIXES: [&str; 10] =
+    ["ANSIBLE_", "APT_", "AWS_", "BASH_FUNC", "DEBIAN_", "DPKG_", "LC_", "LD_", "OVEN_", "PYTHON"];
+
+/// A name for what every script gets.
+pub(super) fn free_name(name: &str) -> Result<(), String> {
+    variable_name(name)?;
+    let taken = TAKEN.contains(&name) || TAKEN_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
+    if taken {
+        return Err(
+            "is a name that the programs of a step heed themselves: choose another (the `env` of one [[run]] may \
+             set it)"
+                .into(),
+        );
+    }
+    Ok(())
+}
+
+/// What an environment, and an argument, can hold.
+pub(super) fn plain(value: &str) -> Result<(), String> {
+    if value.contains('\0') { Err("has a NUL character".into()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        for name in ["version", "VERSION_2", "_x", "path", "ANSIBLE", "home"] {
+            assert_eq!(free_name(name), Ok(()), "{name}");
+        }
+        for name in ["", "2nd", "a-b", "a b", "é", "a.b", "a="] {
+            assert!(variable_name(name).is_err(), "{name}");
+        }
+        for name in ["PATH", "LD_PRELOAD", "AWS_SECRET_ACCESS_KEY", "OVEN_NAME", "BASH_ENV", "PYTHONPATH"] {
+            assert!(free_name(name).unwrap_err().contains("heed"), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_command_lines_values_may_hold_anything() {
+        assert_eq!(given("a=b=c"), Ok(("a".into(), "b=c".into())));
+        assert_eq!(given("a="), Ok(("a".into(), String::new())));
+        assert_eq!(given("a"), Err("NAME=VALUE is expected".into()));
+        assert!(given("=x").unwrap_err().starts_with("the name is \"\""));
+    }
+}

@@ -1,0 +1,328 @@
+//! Secrets that a definition's scripts are given: taken from oven's environment, handed on in a script's environment
+//! alone, masked in everything that is told, and looked for in the image.
+//!
+//! They are found as they are, and as programs commonly write them: in JSON, quoted for a shell, in a URL, in base64.
+//! What was compressed, encrypted or changed in any other way is not found.
+
+use crate::definition::{Definition, FILE};
+use crate::error::{Kind, hint_of};
+use anyhow::Result;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::fmt;
+use std::rc::Rc;
+
+/// What is shown in the place of a secret.
+const MASK: &str = "***";
+/// What is shorter is part of too many words: to mask it would tell it, and hide all else.
+const MIN: usize = 4;
+/// More is no secret but a document. The kernel takes 128 KiB.
+const MAX: usize = 64 << 10;
+/// A line of a secret of several lines (a key) is looked for in files if it is that long: a shorter one may be in any.
+const LINE_MIN: usize = 16;
+
+/// Values by name, and what to look for. Cheap to clone; shown, it is only names.
+#[derive(Clone, Default)]
+pub struct Secrets(Rc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    values: BTreeMap<String, String>,
+    /// What is masked, the longest first.
+    masked: Vec<String>,
+    /// What must not be in the image, and the name of the secret that it is.
+    sought: Vec<(Vec<u8>, String)>,
+}
+
+impl fmt::Debug for Secrets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.values.keys()).finish()
+    }
+}
+
+impl Secrets {
+    /// Those that the definition's scripts name, out of the environment of this process.
+    pub fn of(image: &Definition) -> Result<Self> {
+        Self::from(image, |name| std::env::var_os(name))
+    }
+
+    /// A failure tells every name that is missing, and where it is asked for.
+    pub fn from(image: &Definition, environment: impl Fn(&str) -> Option<OsString>) -> Result<Self> {
+        let (mut values, mut wrong) = (BTreeMap::new(), Vec::new());
+        for script in image.runs.iter().chain(&image.tests) {
+            for name in &script.secrets {
+                if values.contains_key(name) {
+                    continue;
+                }
+                match checked(environment(name)) {
+                    Ok(value) => _ = values.insert(name.clone(), value),
+                    Err(what) => wrong.push(format!(
+                        "{}:{}: `secrets` of [[{}]] names {name}, which {what}",
+                        image.dir.join(FILE).display(),
+                        script.line,
+                        script.kind.key(),
+                    )),
+                }
+            }
+        }
+        if wrong.is_empty() {
+            return Ok(Self::new(values));
+        }
+        let hint = "A secret is handed over in oven's environment: `NAME=… oven bake …`; sudo passes none on unless told to.";
+        Err(Kind::Definition.failure(wrong.join("\n")).hint(hint).into())
+    }
+
+    fn new(values: BTreeMap<String, String>) -> Self {
+        let (mut masked, mut sought) = (BTreeSet::new(), Vec::new());
+        for (name, value) in &values {
+            let whole = value.trim_matches(['\n', '\r']);
+            let lines = whole.split(['\n', '\r']).map(str::trim);
+            // `-----BEGIN …` is in everybody's keys.
+            let lines: Vec<_> = lines.filter(|line| !line.starts_with("-----")).collect();
+            for spelt in std::iter::once(whole).chain(lines.iter().copied()).flat_map(spellings) {
+                // As the output of a step is shown: without what drives a terminal.
+                masked.insert(spelt.chars().filter(|c| !c.is_control() || *c == '\t').collect());
+                masked.insert(spelt);
+            }
+            let lines = lines.into_iter().filter(|line| line.len() >= LINE_MIN && *line != whole);
+            let spelt: BTreeSet<_> = std::iter::once(whole).chain(lines).flat_map(spellings).collect();
+            sought.extend(spelt.into_iter().map(|text| (text.into_bytes(), name.clone())));
+        }
+        let mut masked: Vec<_> = masked.into_iter().filter(|text| text.len() >= MIN).collect();
+        masked.sort_by_key(|text| std::cmp::Reverse(text.len()));
+        Self(Rc::new(Inner { values, masked, sought }))
+    }
+
+    #[cfg(test)]
+    pub fn of_test(values: &[(&str, &str)]) -> Self {
+        Self::new(values.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect())
+    }
+
+    /// These and those.
+    pub fn with(&self, others: &Self) -> Self {
+        let mut values = self.0.values.clone();
+        values.extend(others.0.values.clone());
+        Self::new(values)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.values.is_empty()
+    }
+
+    /// Of those names.
+    pub fn environment(&self, names: &[String]) -> BTreeMap<String, String> {
+        let pairs = names.iter().filter_map(|name| Some((name.clone(), self.0.values.get(name)?.clone())));
+        pairs.collect()
+    }
+
+    /// The text with `***` in the place of every secret.
+    pub fn mask<'t>(&self, text: &'t str) -> Cow<'t, str> {
+        let mut masked = Cow::Borrowed(text);
+        for secret in &self.0.masked {
+            if masked.contains(secret.as_str()) {
+                masked = Cow::Owned(masked.replace(secret.as_str(), MASK));
+            }
+        }
+        masked
+    }
+
+    /// All texts of an object.
+    pub fn mask_json(&self, value: &mut serde_json::Value) {
+        use serde_json::Value;
+        match value {
+            Value::String(text) => {
+                if let Cow::Owned(masked) = self.mask(text) {
+                    *text = masked;
+                }
+            }
+            Value::Array(elements) => elements.iter_mut().for_each(|element| self.mask_json(element)),
+            Value::Object(fields) => fields.values_mut().for_each(|field| self.mask_json(field)),
+            Value::Null | Value::Bool(_) | Value::Number(_) => {}
+        }
+    }
+
+    /// The same failure, without secrets in its words.
+    pub fn mask_error(&self, error: anyhow::Error) -> anyhow::Error {
+        let (text, hint) = (format!("{error:#}"), hint_of(&error));
+        let masked = self.mask(&text);
+        let hidden = hint.as_deref().map(|hint| self.mask(hint));
+        if masked == text && hidden.as_deref() == hint.as_deref() {
+            return error;
+        }
+        let failure = Kind::of(&error).failure(masked);
+        match hidden {
+            Some(hint) => failure.hint(hint).into(),
+            None => failure.into(),
+        }
+    }
+
+    /// The longest text that is masked, in bytes; 0 if there is none.
+    pub fn longest(&self) -> usize {
+        self.0.masked.first().map_or(0, String::len)
+    }
+
+    /// Where a text that is masked begins and ends, that lies across `at`.
+    pub fn across(&self, bytes: &[u8], at: usize) -> Option<(usize, usize)> {
+        self.0.masked.iter().find_map(|secret| {
+            let from = at.saturating_sub(secret.len() - 1);
+            let to = (at + secret.len() - 1).min(bytes.len());
+            let found = memchr::memmem::find(bytes.get(from..to)?, secret.as_bytes())?;
+            Some((from + found, from + found + secret.len()))
+        })
+    }
+
+    /// The longest text that is sought in the image, in bytes.
+    pub fn longest_sought(&self) -> usize {
+        self.0.sought.iter().map(|(text, _)| text.len()).max().unwrap_or_default()
+    }
+
+    /// The name of a secret whose value is in there.
+    pub fn find(&self, bytes: &[u8]) -> Option<&str> {
+        let found = self.0.sought.iter().find(|(text, _)| memchr::memmem::find(bytes, text).is_some());
+        found.map(|(_, name)| name.as_str())
+    }
+}
+
+fn checked(value: Option<OsString>) -> Result<String, String> {
+    let Some(value) = value else { return Err("is not in the environment of oven".into()) };
+    let value = value.into_string().map_err(|_| "is not UTF-8".to_owned())?;
+    match value.trim().len() {
+        0 => Err("is empty".into()),
+        1..MIN => Err(format!("is shorter than {MIN} characters: it could not be kept out of the log")),
+        _ if value.len() > MAX => Err(format!("is longer than {} KiB", MAX >> 10)),
+        _ => Ok(value),
+    }
+}
+
+/// A text, and how programs write it.
+fn spellings(text: &str) -> Vec<String> {
+    let json = serde_json::to_string(text).unwrap_or_default();
+    let json = json.strip_prefix('"').and_then(|json| json.strip_suffix('"')).unwrap_or_default();
+    let mut all = vec![
+        text.to_owned(),
+        json.to_owned(),
+        ascii(json),
+        text.replace('\'', r"'\''"),
+        percent(text, b"-_.~"),
+        percent(text, b"-_.~/"),
+        percent(text, b"-_.~ ").replace(' ', "+"),
+    ];
+    // In base64 it depends on where it begins; the first and last characters hold bits of what is beside it.
+    all.extend((0..3).map(|offset| base64(text.as_bytes(), offset)));
+    // A short one would be found by chance.
+    all.retain(|spelt| spelt == text || spelt.len() >= MIN.max(text.len()));
+    all
+}
+
+/// JSON as Python writes it.
+fn ascii(json: &str) -> String {
+    let one = |c: char| match c.is_ascii() {
+        true => c.to_string(),
+        false => c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")).collect(),
+    };
+    json.chars().map(one).collect()
+}
+
+fn percent(text: &str, plain: &[u8]) -> String {
+    let one = |byte: u8| match byte.is_ascii_alphanumeric() || plain.contains(&byte) {
+        true => char::from(byte).to_string(),
+        false => format!("%{byte:02X}"),
+    };
+    text.bytes().map(one).collect()
+}
+
+/// The characters of base64 that bytes alone decide, where `offset` bytes of something else stand before them.
+fn base64(bytes: &[u8], offset: usize) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let (first, last) = ((offset * 8).div_ceil(6), (offset + bytes.len()) * 8 / 6);
+    let bit = |at: usize| bytes[at / 8 - offset] >> (7 - at % 8) & 1;
+    let six = |character: usize| (0..6).fold(0, |value, i| value << 1 | bit(character * 6 + i));
+    (first..last).map(|character| char::from(ALPHABET[usize::from(six(character))])).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn secrets(values: &[(&str, &str)]) -> Secrets {
+        Secrets::of_test(values)
+    }
+
+    #[test]
+    fn it_is_masked_as_programs_write_it() {
+        let secrets = secrets(&[("TOKEN", "it's \"5/6\" + ü\\"), ("OTHER", "it's \"5/6\"")]);
+        for text in [
+            "it's \"5/6\" + ü\\",
+            r#"it's \"5/6\" + ü\\"#,
+            r#"it's \"5/6\" + \u00fc\\"#,
+            r#"'it'\''s "5/6" + ü\'"#,
+            "it%27s%20%225%2F6%22%20%2B%20%C3%BC%5C",
+            "it%27s+%225%2F6%22+%2B+%C3%BC%5C",
+        ] {
+            let masked = secrets.mask(text);
+            assert!(masked.contains("***") && !masked.contains('5') && !masked.contains("it"), "{masked}");
+        }
+        assert_eq!(secrets.mask("nothing of it"), "nothing of it");
+        assert!(!format!("{secrets:?}").contains('5'));
+    }
+
+    #[test]
+    fn base64_is_found_wherever_it_begins() {
+        let secrets = secrets(&[("TOKEN", "hunter2-hunter2")]);
+        // printf 'xhunter2-hunter2y' | base64, and so on.
+        for text in [
+            "aHVudGVyMi1odW50ZXIyCg==",
+            "eGh1bnRlcjItaHVudGVyMnk=",
+            "eHhodW50ZXIyLWh1bnRlcjJ5",
+            "eHh4aHVudGVyMi1odW50ZXIyeXk=",
+        ] {
+            assert!(secrets.mask(text).contains("***"), "{text}");
+            assert_eq!(secrets.find(text.as_bytes()), Some("TOKEN"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_key_is_masked_line_by_line_and_sought_by_its_long_ones() {
+        let key = "-----BEGIN KEY-----\nMC4CAQAwBQYDK2VwBCIEIJ\nshort\n-----END KEY-----\n";
+        let secrets = secrets(&[("KEY", key)]);
+        assert_eq!(secrets.mask("a MC4CAQAwBQYDK2VwBCIEIJ b short"), "a *** b ***");
+        assert_eq!(secrets.mask("-----BEGIN KEY-----"), "-----BEGIN KEY-----");
+        assert_eq!(secrets.find(b"xMC4CAQAwBQYDK2VwBCIEIJ"), Some("KEY"));
+        assert_eq!(secrets.find(b"short -----BEGIN KEY-----"), None);
+        assert_eq!(secrets.find(key.trim().as_bytes()), Some("KEY"));
+    }
+
+    #[test]
+    fn an_error_and_an_object_are_masked_and_keep_their_kind() {
+        let secrets = secrets(&[("TOKEN", "hunter2")]);
+        let error = Kind::NotFound.failure("no hunter2").hint("Look for hunter2.").into();
+        let masked = secrets.mask_error(anyhow::Error::context(error, "opening hunter2"));
+        assert_eq!(format!("{masked:#}"), "opening ***: no ***");
+        assert_eq!((Kind::of(&masked), hint_of(&masked).as_deref()), (Kind::NotFound, Some("Look for ***.")));
+        let mut object = serde_json::json!({"a": ["hunter2", 1], "b": {"c": "xhunter2"}});
+        secrets.mask_json(&mut object);
+        assert_eq!(object, serde_json::json!({"a": ["***", 1], "b": {"c": "x***"}}));
+    }
+
+    #[test]
+    fn what_lies_across_a_place_is_found() {
+        let secrets = secrets(&[("TOKEN", "hunter2")]);
+        assert_eq!(secrets.across(b"aahunter2bb", 4), Some((2, 9)));
+        assert_eq!(secrets.across(b"aahunter2bb", 2), None, "it begins there");
+        assert_eq!(secrets.across(b"aahunter2bb", 9), None, "it ends there");
+        assert_eq!(secrets.longest(), "hunter2".len().max(base64(b"hunter2", 0).len()));
+        assert_eq!(Secrets::default().longest(), 0);
+    }
+
+    #[test]
+    fn what_is_no_secret_is_refused_without_telling_it() {
+        for (value, what) in [(None, "not in the environment"), (Some(""), "empty"), (Some(" \n"), "empty")] {
+            assert!(checked(value.map(OsString::from)).unwrap_err().contains(what));
+        }
+        let error = checked(Some("abc".into())).unwrap_err();
+        assert!(error.contains("shorter than 4") && !error.contains("abc"), "{error}");
+        assert!(checked(Some("x".repeat(MAX + 1).into())).is_err());
+        assert!(checked(Some("abcd".into())).is_ok());
+    }
+}
