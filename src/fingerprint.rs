@@ -21,7 +21,7 @@ use std::path::Path;
 
 /// Raised when a change of oven or of a built-in plugin makes a different image of the same definition: every image
 /// is then baked anew, once.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// What goes into an image. Its JSON is canonical: keys sorted (the fields stand in that order), no spaces.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
