@@ -7,6 +7,7 @@ use crate::cloud::adopt::is_replaceable;
 use crate::cloud::{Architecture, Attributes, Base, Image, ImageSpec, Key, RunId, Tags, VolumeKind, tag};
 use crate::definition::{Ask, DEFAULT_TYPE, Definition};
 use crate::disk::DiskSpec;
+use crate::distros::Known;
 use crate::error::Kind;
 use crate::fingerprint::Inputs;
 use crate::root::{MountOptions, Root, execute};
@@ -14,7 +15,7 @@ use crate::settings::Settings;
 use crate::site::Site;
 use anyhow::{Context, Result};
 pub use attributes::attributes;
-use oven_distro::{Distro, Job, Package, Refused, Upgrade};
+use oven_distro::{Claims, Job, OsRelease, Package, Upgrade};
 use std::collections::BTreeMap;
 
 /// How many digits of the fingerprint an AMI's name carries: 48 bits, which no family's images exhaust.
@@ -32,7 +33,12 @@ pub fn name(image: &Definition, inputs: &Inputs, run: Option<&RunId>) -> String 
 
 /// What goes into the image; warns of what the user may not have meant.
 pub fn inputs(site: &Site, image: &Definition, base: &Base) -> Result<Inputs> {
-    let inputs = Inputs::of(image, base, &site.settings)?;
+    let mut inputs = Inputs::of(image, base, &site.settings)?;
+    if let Some((id, place)) = named(image).as_ref()
+        && let Some(digest) = site.distros.named(id, place)?.digest()
+    {
+        inputs = inputs.with_plugin(id, &digest);
+    }
     inputs.warnings().iter().for_each(|warning| site.report.warn(warning));
     Ok(inputs)
 }
@@ -104,12 +110,30 @@ pub fn mount(image: &Definition) -> MountOptions {
     MountOptions { grow: image.size_gib.is_some() }
 }
 
+/// The plugin that a definition names, and where it does.
+fn named(image: &Definition) -> Option<(&str, String)> {
+    image.distro.as_deref().map(|id| (id, image.place("distro", None)))
+}
+
+/// The plugin for an image, and what it claims.
+pub fn distro<'a>(site: &'a Site, image: &Definition, os: &OsRelease) -> Result<(&'a Known, Claims)> {
+    let named = named(image);
+    let (known, claims) = site.distros.detect(os, named.as_ref().map(|(id, place)| (*id, place.as_str())))?;
+    if let (None, Some(_)) = (&named, known.digest()) {
+        let (id, origin) = (&known.id, &known.origin);
+        site.report.note(format!(
+            "the plugin {id} ({origin}) plans; with distro = {id:?} in image.toml a change of it makes a new image"
+        ));
+    }
+    Ok((known, claims))
+}
+
 /// What the distro is asked to plan. Fails where the image's programs are for another machine than its base was
 /// registered for, or than this one.
 pub fn job(
     image: &Definition,
     base: &Base,
-    distro: &dyn Distro,
+    claims: &Claims,
     root: &Root<'_>,
     settings: &Settings,
 ) -> Result<Job> {
@@ -117,16 +141,22 @@ pub fn job(
     fits(base, architecture)?;
     let os_release = root.os_release()?;
     let mut present = BTreeMap::new();
-    let claims = distro.claims(&os_release);
-    for path in claims.look_for {
-        present.insert(path.clone(), root.inside().exists(&path)?);
+    for path in &claims.look_for {
+        present.insert(path.clone(), root.inside().exists(path)?);
     }
     let mut texts = BTreeMap::new();
-    for path in claims.read {
-        if let Some(text) = root.inside().read(&path)? {
-            texts.insert(path, String::from_utf8_lossy(&text).into_owned());
+    for path in &claims.read {
+        if let Some(text) = root.inside().read(path)? {
+            texts.insert(path.clone(), String::from_utf8_lossy(&text).into_owned());
         }
     }
+    let place = Job { os_release, architecture: architecture.to_string(), present, texts, ..Job::default() };
+    Ok(job_in(place, image, settings))
+}
+
+/// What a definition wants, in an image that is told by `place`'s first fields.
+pub fn job_in(place: Job, image: &Definition, settings: &Settings) -> Job {
+    let Job { os_release, architecture, present, texts, .. } = place;
     let packages = image.packages.iter().enumerate().map(|(i, ask)| match ask {
         Ask::Named { name, version } => Package::Named { name: name.clone(), version: version.clone() },
         Ask::File { source, package } => Package::File {
@@ -136,9 +166,9 @@ pub fn job(
             architecture: package.architecture.clone(),
         },
     });
-    Ok(Job {
+    Job {
         os_release,
-        architecture: architecture.to_string(),
+        architecture,
         present,
         texts,
         packages: packages.collect(),
@@ -151,7 +181,7 @@ pub fn job(
         network: image.network,
         mirror: settings.network.mirror.clone(),
         ca_file: settings.network.ca_file.as_ref().map(|_| execute::CA_FILE.to_owned()),
-    })
+    }
 }
 
 fn fits(base: &Base, programs: Architecture) -> Result<()> {
@@ -167,11 +197,6 @@ fn fits(base: &Base, programs: Architecture) -> Result<()> {
         return Err(Kind::Machine.failure(text).hint("Bake it on a machine of that kind.").into());
     }
     Ok(())
-}
-
-/// A plugin that cannot serve a definition.
-pub fn refused(refused: Refused) -> anyhow::Error {
-    Kind::Definition.error(refused).context("planning the installation")
 }
 
 /// What is registered.

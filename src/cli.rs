@@ -51,6 +51,9 @@ pub struct Global {
     /// The builder's availability zone, likewise
     #[arg(long, global = true, value_name = "ZONE", env = "OVEN_ZONE", help_heading = "Global options")]
     pub zone: Option<String>,
+    /// A distro plugin to use beside those that `oven plugin list` lists
+    #[arg(long, global = true, value_name = "PATH", value_hint = ValueHint::FilePath, help_heading = "Global options")]
+    pub plugin: Vec<PathBuf>,
     /// A stream of JSON events on standard output, a result object last
     #[arg(long, global = true, help_heading = "Global options")]
     pub json: bool,

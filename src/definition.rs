@@ -89,6 +89,8 @@ pub struct Definition {
     pub tags: Tags,
     /// As spelt in image.toml: relative to `dir`.
     pub inputs: Vec<String>,
+    /// The plugin, by name; `None`: the one that claims the base image.
+    pub distro: Option<String>,
     pub upgrade: bool,
     pub recommends: bool,
     pub conffiles: Conffiles,
@@ -104,6 +106,7 @@ const KEYS: &[&str] = &[
     "conffiles",
     "description",
     "disk",
+    "distro",
     "file",
     "from",
     "image",
@@ -153,6 +156,7 @@ impl Definition {
             registered: attributes::image(top),
             tags,
             inputs,
+            distro: read_distro(top),
             upgrade: top.boolean("upgrade").unwrap_or_default(),
             recommends: top.boolean("recommends").unwrap_or_default(),
             conffiles: read_conffiles(top).unwrap_or_default(),
@@ -259,6 +263,16 @@ fn read_scripts(top: &Table, key: &str, header: &'static str, sources: &Sources)
             Some(Script { script: script?, network, timeout })
         });
     scripts.collect()
+}
+
+fn read_distro(top: &Table) -> Option<String> {
+    let expected = "a plugin's name, such as \"debian\"; `oven plugin list` lists them";
+    let at = top.string("distro", expected)?;
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_".contains(c);
+    if at.value.is_empty() || !at.value.chars().all(plain) {
+        return top.wrong("distro", at.line, format!("is {:?}: it should be {expected}", at.value));
+    }
+    Some(at.value.to_owned())
 }
 
 fn read_conffiles(top: &Table) -> Option<Conffiles> {

@@ -111,6 +111,7 @@ pub fn definition(dir: &Path, change: impl FnOnce(&mut Definition)) -> Definitio
         inputs: Vec::new(),
         upgrade: false,
         recommends: false,
+        distro: None,
         conffiles: Conffiles::default(),
         network: false,
         imds: false,
