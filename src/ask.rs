@@ -111,7 +111,7 @@ pub fn mount(image: &Definition) -> MountOptions {
 }
 
 /// The plugin that a definition names, and where it does.
-fn named(image: &Definition) -> Option<(&str, String)> {
+pub fn named(image: &Definition) -> Option<(&str, String)> {
     image.distro.as_deref().map(|id| (id, image.place("distro", None)))
 }
 

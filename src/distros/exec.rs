@@ -203,7 +203,7 @@ impl Exec {
 }
 
 /// The suite hears a plugin as a bake does, and takes words on standard error for a fault, too.
-impl Speaker for Exec {
+impl Speaker for &Exec {
     fn ask(&self, verb: &str, request: &str) -> Result<String, String> {
         let (ended, answer, words) = self.run(verb, request).map_err(|error| format!("{error:#}"))?;
         let words = told(&words);

@@ -9,6 +9,7 @@ mod tests;
 use crate::error::Kind;
 use anyhow::{Context, Result};
 use exec::Exec;
+use oven_distro::check::{InProcess, Speaker};
 use oven_distro::{Claim, Claims, Distro, Job, OsRelease, Plan, Refused};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -63,6 +64,22 @@ impl Known {
             Plugin::Program(program) => program.plan(job)?,
         };
         plan.map_err(refused)
+    }
+
+    /// Who answers for it when it is tried.
+    pub fn speaker(&self) -> Box<dyn Speaker + '_> {
+        match &self.plugin {
+            Plugin::BuiltIn(distro) => Box::new(InProcess(&**distro)),
+            Plugin::Program(program) => Box::new(&**program),
+        }
+    }
+
+    /// Why it ran as the user's own process, if it did.
+    pub fn uncontained(&self) -> Option<&'static str> {
+        match &self.plugin {
+            Plugin::BuiltIn(_) => None,
+            Plugin::Program(program) => program.uncontained(),
+        }
     }
 
     /// SHA-256 of a plugin that is not built in, in hexadecimal digits.
@@ -135,6 +152,11 @@ impl Registry {
                 Ok(())
             }
         }
+    }
+
+    /// A plugin that somebody is about to change: it hides no other.
+    pub fn alone(path: &Path, helper: &Path) -> Result<Self> {
+        Self::default().give(path, helper)
     }
 
     pub fn known(&self) -> &[Known] {

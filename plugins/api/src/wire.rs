@@ -2,7 +2,9 @@
 //! standard input, one on standard output.
 
 use crate::{Claim, Claims, Distro, Job, OsRelease, Plan, Refused};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::io::{Read, Write};
 use std::process::ExitCode;
 
@@ -60,11 +62,21 @@ impl ClaimsRequest {
     pub fn new(os_release: &OsRelease) -> Self {
         Self { api: API, os_release: os_release.clone() }
     }
+
+    /// Reads a request; an error says why it cannot be served.
+    pub fn read(text: &str) -> Result<Self, Refused> {
+        request_of(text)
+    }
 }
 
 impl PlanRequest {
     pub fn new(job: &Job) -> Self {
         Self { api: API, job: job.clone() }
+    }
+
+    /// Reads a request; an error says why it cannot be served.
+    pub fn read(text: &str) -> Result<Self, Refused> {
+        request_of(text)
     }
 }
 
@@ -116,11 +128,52 @@ impl PlanAnswer {
     }
 }
 
-fn answer_of<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, String> {
+fn request_of<T: Serialize + DeserializeOwned>(text: &str) -> Result<T, Refused> {
+    let unreadable = |error: String| Refused(format!("the request cannot be understood: {error}"));
+    // The version first: a request of another one may have other fields.
+    let request: Value = serde_json::from_str(text).map_err(|error| unreadable(error.to_string()))?;
+    match request.get("api").and_then(Value::as_u64) {
+        Some(api) if api == u64::from(API) => strict(text).map_err(unreadable),
+        Some(api) => {
+            Err(Refused(format!("the request is of version {api} of the contract, and this is {API}")))
+        }
+        None => Err(Refused("the request does not say its version: `api`".into())),
+    }
+}
+
+fn answer_of<T: Serialize + DeserializeOwned>(text: &str) -> Result<T, String> {
     if text.trim().is_empty() {
         return Err("is empty: one JSON object is expected on standard output".into());
     }
-    serde_json::from_str(text).map_err(|error| format!("is not what the contract says: {error}"))
+    strict(text).map_err(|error| format!("is not what the contract says: {error}"))
+}
+
+/// Reads a text as the contract spells it: serde also takes an array for a structure, and an object for a word.
+fn strict<T: Serialize + DeserializeOwned>(text: &str) -> Result<T, String> {
+    let read: T = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    let spelt = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    let meant = serde_json::to_value(&read).map_err(|error| error.to_string())?;
+    match misspelt(&spelt, &meant, String::new()) {
+        Some(what) => Err(what),
+        None => Ok(read),
+    }
+}
+
+/// Where a document has an array or an object, and what it was read as has not.
+fn misspelt(spelt: &Value, meant: &Value, at: String) -> Option<String> {
+    match (spelt, meant) {
+        (Value::Object(spelt), Value::Object(meant)) => spelt.iter().find_map(|(key, value)| {
+            // What is left out when it is written is the default.
+            misspelt(value, meant.get(key)?, format!("{at}.{key}"))
+        }),
+        (Value::Array(spelt), Value::Array(meant)) => {
+            let pairs = spelt.iter().zip(meant).enumerate();
+            pairs.into_iter().find_map(|(i, (spelt, meant))| misspelt(spelt, meant, format!("{at}[{i}]")))
+        }
+        (Value::Array(_), _) => Some(format!("`{}` is an array", at.trim_start_matches('.'))),
+        (Value::Object(_), _) => Some(format!("`{}` is an object", at.trim_start_matches('.'))),
+        _ => None,
+    }
 }
 
 fn ensure_version(api: u32) -> Result<(), String> {
@@ -153,29 +206,13 @@ pub fn serve(distro: &impl Distro) -> ExitCode {
 
 /// A plugin's answer, as text, to a request, as text. `verb` is one of [`VERBS`].
 pub fn answer(distro: &dyn Distro, verb: &str, request: &str) -> String {
-    let unreadable = |error: serde_json::Error| Refused(format!("the request cannot be understood: {error}"));
-    // The version first: a request of another one may have other fields.
-    let version = || {
-        let request: serde_json::Value = serde_json::from_str(request).map_err(unreadable)?;
-        match request.get("api").and_then(serde_json::Value::as_u64) {
-            Some(api) if api == u64::from(API) => Ok(()),
-            Some(api) => {
-                Err(Refused(format!("the request is of version {api} of the contract, and this is {API}")))
-            }
-            None => Err(Refused("the request does not say its version: `api`".into())),
-        }
-    };
     let text = match verb {
         "claims" => {
-            let claims = version()
-                .and_then(|()| serde_json::from_str::<ClaimsRequest>(request).map_err(unreadable))
-                .map(|request| distro.claims(&request.os_release));
+            let claims = ClaimsRequest::read(request).map(|request| distro.claims(&request.os_release));
             serde_json::to_string(&ClaimsAnswer::new(claims))
         }
         _ => {
-            let plan = version()
-                .and_then(|()| serde_json::from_str::<PlanRequest>(request).map_err(unreadable))
-                .and_then(|request| distro.plan(&request.job));
+            let plan = PlanRequest::read(request).and_then(|request| distro.plan(&request.job));
             serde_json::to_string(&PlanAnswer::new(plan))
         }
     };
@@ -251,6 +288,11 @@ mod tests {
             (r#"{"api":1}"#, "neither"),
             (r#"{"api":1,"plan":{},"refused":"x"}"#, "both"),
             (r#"{"api":1,"plan":{"step":[]}}"#, "`step`"),
+            (r#"{"api":1,"plan":[]}"#, "`plan` is an array"),
+            (
+                r#"{"api":1,"plan":{"steps":[{"phase":{"fetch":null},"why":"x","argv":[],"timeout":1}]}}"#,
+                "`plan.steps[0].phase` is an object",
+            ),
         ] {
             let wrong = PlanAnswer::read(text).unwrap_err();
             assert!(wrong.contains(words), "{text}: {wrong}");
