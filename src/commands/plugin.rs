@@ -101,16 +101,12 @@ fn try_all(global: &Global, args: &cli::PluginCheck, report: &Report) -> Result<
         }
     };
     let dir = args.golden.clone().unwrap_or_else(|| args.what.with_extension("golden"));
-    let cases = golden::read(&dir, args.golden.is_some())?;
-    let mut findings = check::check_speaker(&*known.speaker(), &cases);
+    let mut cases = golden::read(&dir, args.golden.is_some())?;
     if args.bless {
-        let written = golden::bless(&dir, &cases, &findings.now)?;
+        let written = golden::bless(&dir, &mut cases, &*known.speaker())?;
         written.iter().for_each(|path| report.note(format!("wrote {}", path.display())));
-        if !written.is_empty() {
-            let cases = golden::read(&dir, args.golden.is_some())?;
-            findings = check::check_speaker(&*known.speaker(), &cases);
-        }
     }
+    let findings = check::check_speaker(&*known.speaker(), &cases);
     let (mut rules, mut faults) = (Vec::new(), 0);
     for rule in Rule::ALL {
         let broken: Vec<_> = findings.of(rule).map(crate::report::printable).collect();

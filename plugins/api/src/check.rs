@@ -86,8 +86,6 @@ pub struct Findings {
     faults: Vec<(Rule, String)>,
     /// Not all was tried: it claims nothing, or left too many requests without an answer.
     pub incomplete: bool,
-    /// Golden plans as they are now, in the order of the cases.
-    pub now: Vec<(String, Result<Plan, Refused>)>,
 }
 
 impl Findings {
@@ -134,6 +132,17 @@ pub fn check_speaker(speaker: &dyn Speaker, cases: &[Case]) -> Findings {
     suite.run(cases);
     suite.findings.faults.sort_by_key(|(rule, _)| *rule);
     suite.findings
+}
+
+/// The answers to golden plans' requests as they are now, to be written down. An error names the case.
+pub fn answers(speaker: &dyn Speaker, cases: &[Case]) -> Result<Vec<Result<Plan, Refused>>, String> {
+    let answer = |case: &Case| {
+        let answer = speaker.ask("plan", &text(&PlanRequest::new(&case.job)));
+        let answer =
+            answer.and_then(|text| PlanAnswer::read(&text).map_err(|wrong| format!("the answer {wrong}")));
+        answer.map_err(|why| format!("{}: {why}", case.name))
+    };
+    cases.iter().map(answer).collect()
 }
 
 struct Suite<'a> {
@@ -289,7 +298,6 @@ impl Suite<'_> {
         let mut good = None;
         for case in cases {
             let Some(now) = self.plan(&format!("({})", case.name), &case.job)? else { continue };
-            self.findings.now.push((case.name.clone(), now.clone()));
             if good.is_none() && now.as_ref().is_ok_and(|plan| !plan.steps.is_empty()) {
                 good = Some(case.job.clone());
             }

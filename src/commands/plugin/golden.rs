@@ -2,9 +2,8 @@
 
 use crate::error::Kind;
 use anyhow::{Context, Result};
-use oven_distro::check::Case;
+use oven_distro::check::{self, Case, Speaker};
 use oven_distro::wire::{PlanAnswer, PlanRequest};
-use oven_distro::{Plan, Refused};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -37,15 +36,19 @@ pub fn read(dir: &Path, asked: bool) -> Result<Vec<Case>> {
 }
 
 /// Writes the answers that are others now. Answers with their paths.
-pub fn bless(dir: &Path, cases: &[Case], now: &[(String, Result<Plan, Refused>)]) -> Result<Vec<PathBuf>> {
+pub fn bless(dir: &Path, cases: &mut [Case], speaker: &dyn Speaker) -> Result<Vec<PathBuf>> {
+    let now = check::answers(speaker, cases).map_err(|why| Kind::Definition.failure(why))?;
     let mut written = Vec::new();
-    for (name, answer) in now {
-        if cases.iter().any(|case| case.name == *name && case.answer.as_ref() == Some(answer)) {
+    for (case, answer) in cases.iter_mut().zip(now) {
+        let answer = Some(answer);
+        if case.answer == answer {
             continue;
         }
-        let path = dir.join(format!("{name}{ANSWER}"));
-        let text = format!("{:#}\n", serde_json::to_value(PlanAnswer::new(answer.clone()))?);
-        std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
+        case.answer = answer;
+        let path = dir.join(format!("{}{ANSWER}", case.name));
+        let text = case.answer.clone().map(PlanAnswer::new).map(serde_json::to_value).transpose()?;
+        std::fs::write(&path, format!("{:#}\n", text.unwrap_or_default()))
+            .with_context(|| format!("writing {}", path.display()))?;
         written.push(path);
     }
     Ok(written)
