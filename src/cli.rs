@@ -306,7 +306,7 @@ pub struct Sweep {
 
 fn text_file(text: &str) -> Result<(String, PathBuf), String> {
     let parts = text.split_once('=').filter(|(path, file)| path.starts_with('/') && !file.is_empty());
-    let parts = parts.ok_or_else(|| "give a path in the image and a file, such as `/etc/x.conf=x.conf`")?;
+    let parts = parts.ok_or("give a path in the image and a file, such as `/etc/x.conf=x.conf`")?;
     Ok((parts.0.to_owned(), parts.1.into()))
 }
 
