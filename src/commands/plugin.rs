@@ -6,7 +6,7 @@ mod skeleton;
 use super::{End, answer};
 use crate::cli::{self, Global};
 use crate::cloud::Architecture;
-use crate::definition::Definition;
+use crate::definition::{Ask, Definition};
 use crate::distros::{Known, Registry};
 use crate::error::{Kind, SUCCESS};
 use crate::report::{Ink, Report};
@@ -164,14 +164,23 @@ pub fn plan(global: &Global, args: &cli::Plan, report: &Report) -> Result<End> {
     if let Some(path) = unasked {
         report.warn(format!("the plugin {} does not look for {path}", known.id));
     }
+    let architecture = architecture(paper)?;
+    let mut job = match &image {
+        Some(image) => {
+            for ask in &image.packages {
+                if let Ask::Url { url, file: None, .. } = ask {
+                    report.warn(format!("{url} is left out: a plan on paper downloads nothing"));
+                }
+            }
+            let network = Settings::for_definition(&image.dir)?.network;
+            ask::job::wishes(image, os_release, architecture, &network)
+        }
+        None => Job { os_release, architecture: architecture.to_string(), ..Job::default() },
+    };
     let has = |path: &String| paper.has.is_empty() || paper.has.contains(path);
-    let present = claims.look_for.iter().map(|path| (path.clone(), has(path))).collect();
-    let mut job = Job { os_release, architecture: architecture(paper)?, present, ..Job::default() };
+    job.present = claims.look_for.iter().map(|path| (path.clone(), has(path))).collect();
     for (path, file) in &paper.text {
         job.texts.insert(path.clone(), read(file)?);
-    }
-    if let Some(image) = &image {
-        job = ask::job_in(job, image, &Settings::for_definition(&image.dir)?);
     }
     let (key, value): (_, Value) = if paper.request {
         ("request", serde_json::to_value(PlanRequest::new(&job))?)
@@ -186,11 +195,11 @@ pub fn plan(global: &Global, args: &cli::Plan, report: &Report) -> Result<End> {
     Ok(End::well(json!({"plugin": known.id, key: value})))
 }
 
-fn architecture(paper: &cli::OnPaper) -> Result<String> {
-    let Some(arch) = &paper.arch else { return Ok(Architecture::HOST.to_string()) };
-    let known = [Architecture::X86_64, Architecture::Arm64].map(Architecture::as_str);
-    match known.contains(&arch.as_str()) {
-        true => Ok(arch.clone()),
-        false => Err(Kind::Usage.error(format!("--arch {arch}: it is {}", known.join(" or ")))),
-    }
+fn architecture(paper: &cli::OnPaper) -> Result<Architecture> {
+    let known = [Architecture::X86_64, Architecture::Arm64];
+    let Some(arch) = &paper.arch else { return Ok(Architecture::HOST) };
+    known.into_iter().find(|known| known.as_str() == arch).ok_or_else(|| {
+        let known = known.map(Architecture::as_str).join(" or ");
+        Kind::Usage.error(format!("--arch {arch}: it is {known}"))
+    })
 }

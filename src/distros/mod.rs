@@ -92,7 +92,7 @@ impl Known {
 }
 
 /// A plugin that cannot serve a definition.
-fn refused(refused: Refused) -> anyhow::Error {
+pub fn refused(refused: Refused) -> anyhow::Error {
     Kind::Definition.error(refused).context("planning the installation")
 }
 

@@ -5,7 +5,7 @@ use super::packages::{self, Installed};
 use super::runner::{Call, Place, Runner};
 use super::space::{self, Space};
 use super::step::egress::Fence;
-use super::{Root, clean, files, lint, scripts};
+use super::{Root, clean, files, lint, plan_files, scripts};
 use crate::definition::{Definition, Script};
 use crate::error::Kind;
 use crate::report::Report;
@@ -89,6 +89,9 @@ async fn provision(place: &Place<'_>, work: &Work<'_>) -> Result<BTreeMap<String
     if let Some(base) = &base {
         packages::ensure_sound(base, &work.plan.expect, BASE)?;
     }
+    let held = if changes { held(&runner).await? } else { Vec::new() };
+    packages::ensure_free(&held, base.as_deref().unwrap_or_default(), work)?;
+    plan_files::place(place, work)?;
     for step in steps(false) {
         run_step(&runner, step).await?;
     }
@@ -141,6 +144,8 @@ async fn run_step(runner: &Runner<'_>, step: &Step) -> Result<()> {
         network: step.network,
         fetches: step.phase == Phase::Fetch,
         retries: step.retries,
+        before_retry: step.before_retry.clone(),
+        failures: &runner.work.plan.failures,
         timeout: Duration::from_secs(step.timeout),
         ..Call::of_the_plan(runner)
     };
@@ -186,6 +191,13 @@ async fn packages_of(runner: &Runner<'_>) -> Result<Option<Vec<Installed>>> {
     let Some(argv) = runner.work.plan.facts.get(packages::FACT) else { return Ok(None) };
     let output = ask(runner, packages::FACT, argv).await?;
     Ok(Some(packages::parse(&output, &runner.work.plan.expect)?))
+}
+
+/// The packages that no upgrade changes, as the image is now.
+async fn held(runner: &Runner<'_>) -> Result<Vec<String>> {
+    let Some(argv) = runner.work.plan.facts.get(packages::HELD) else { return Ok(Vec::new()) };
+    let output = ask(runner, packages::HELD, argv).await?;
+    Ok(output.lines().map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect())
 }
 
 async fn facts(runner: &Runner<'_>, installed: Option<Vec<Installed>>) -> Result<BTreeMap<String, String>> {

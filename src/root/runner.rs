@@ -17,6 +17,8 @@ use std::time::Duration;
 const PACKAGES: &str = "/run/oven/packages";
 /// The first pause before a step is tried again; each one is twice as long.
 const PAUSE: Duration = Duration::from_secs(2);
+/// Dropping a cache takes seconds.
+const BEFORE_RETRY_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 /// A fact that is longer is none.
 const ANSWER_MAX: usize = 16 << 20;
 
@@ -49,8 +51,12 @@ pub struct Call<'a> {
     pub binds: Vec<Bind>,
     pub throwaway: bool,
     pub retries: u32,
+    /// Run before it is tried again, without network; nothing if empty.
+    pub before_retry: Vec<String>,
     pub timeout: Duration,
     pub troubles: &'a [Trouble],
+    /// Lines that are a failure even if the command ends well.
+    pub failures: &'a [Trouble],
     /// The table of image.toml that it is, and the script's name: `[[run]]` or `[[test]]`.
     pub key: Option<(String, String)>,
 }
@@ -93,8 +99,10 @@ impl<'a> Call<'a> {
             binds: runner.packages.clone(),
             throwaway: false,
             retries: 0,
+            before_retry: Vec::new(),
             timeout: Duration::ZERO,
             troubles: &runner.work.plan.troubles,
+            failures: &[],
             key: None,
         }
     }
@@ -114,12 +122,14 @@ impl<'a> Runner<'a> {
     pub fn new(place: &Place<'a>, work: &Work<'a>) -> Result<Self> {
         let mut packages = Vec::new();
         for (index, ask) in work.image.packages.iter().enumerate() {
-            if let Ask::File { source, .. } = ask {
-                let absolute = std::path::absolute(source);
-                let absolute = absolute.with_context(|| format!("looking for {}", source.display()))?;
-                let (target, within) = (package_path(index, source), Some(work.image.project.clone()));
-                packages.push(Bind { source: absolute, target, within });
-            }
+            let (source, within) = match ask {
+                Ask::File { source, .. } => (source, Some(work.image.project.clone())),
+                Ask::Url { file: Some(file), .. } => (&file.source, None),
+                _ => continue,
+            };
+            let absolute = std::path::absolute(source);
+            let absolute = absolute.with_context(|| format!("looking for {}", source.display()))?;
+            packages.push(Bind { source: absolute, target: package_path(index, source), within });
         }
         let certificates = network::certificates(work.network, place.inside)?;
         let network_env = network::environment(work.network, certificates.is_some());
@@ -138,17 +148,19 @@ impl<'a> Runner<'a> {
         let step = report.step(&call.phase, call.why.clone());
         let mut pause = PAUSE;
         for attempt in 0.. {
-            let mut listener = Listener::new(call.troubles);
+            let (mut listener, mut failures) = (Listener::new(call.troubles), Listener::new(call.failures));
             let mut on_line = |line: &str| {
                 report.output(line);
                 listener.line(line);
+                failures.line(line);
             };
             let exit = self.once(call, &mut on_line).await.with_context(|| call.why.clone())?;
             self.tell_of_daemons(call, &exit);
-            if exit.status.success() {
+            let failed = failures.meaning();
+            if exit.status.success() && failed.is_none() {
                 break;
             }
-            let meaning = listener.meaning();
+            let meaning = if exit.status.success() { failed } else { listener.meaning().or(failed) };
             let hopeless = exit.status == ExitStatus::TimedOut
                 || listener.no_space
                 || meaning.as_ref().is_some_and(|meaning| meaning.package.is_some());
@@ -158,8 +170,30 @@ impl<'a> Runner<'a> {
             report.warn(format!("{} failed ({}): once more in {} s", call.why, exit.status, pause.as_secs()));
             tokio::time::sleep(pause).await;
             pause *= 2;
+            self.before_retry(call).await?;
         }
         step.done();
+        Ok(())
+    }
+
+    /// What a step wants done before it is tried again. That it fails is told; the step itself has the last word.
+    async fn before_retry(&self, call: &Call<'_>) -> Result<()> {
+        let Some(program) = call.before_retry.first() else { return Ok(()) };
+        let report = self.work.report;
+        let before = Call {
+            why: format!("clearing up before it is tried again: {program}"),
+            name: program.clone(),
+            argv: call.before_retry.clone(),
+            env: call.env.clone(),
+            timeout: BEFORE_RETRY_TIMEOUT,
+            ..Call::of_the_plan(self)
+        };
+        report.detail(before.why.clone());
+        let exit = self.once(&before, &mut |line| report.output(line)).await;
+        let exit = exit.with_context(|| before.why.clone())?;
+        if !exit.status.success() {
+            report.warn(format!("{} failed ({})", before.why, exit.status));
+        }
         Ok(())
     }
 
@@ -243,8 +277,12 @@ impl<'a> Runner<'a> {
             let failure = match package {
                 Some(package) => {
                     let value = Some(package.as_str()).filter(|package| !package.is_empty());
-                    Kind::Definition.failure(format!("{}: {means}{tail}", image.place("packages", value)))
+                    Kind::Definition.failure(format!("{}: {means}{tail}", image.place_of_package(value)))
                 }
+                None if status.success() => Kind::Step.failure(format!(
+                    "{} failed: {means} (though {} ended with 0){tail}",
+                    call.why, call.name
+                )),
                 None => Kind::Step.failure(format!("{} failed: {means} ({how}){tail}", call.why)),
             };
             return match hint {

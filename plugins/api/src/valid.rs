@@ -1,6 +1,6 @@
 //! What holds for every answer of every plugin: oven looks at it before it executes anything, [`crate::check`] too.
 
-use crate::{Claims, Job, Phase, Plan, Shim, Step, Trouble};
+use crate::{Claims, FILE_PLACES, Job, Phase, Plan, Shim, Step, Trouble};
 use std::collections::BTreeSet;
 
 /// A step that takes longer than a day hangs.
@@ -36,8 +36,9 @@ pub fn faults_of_plan(plan: &Plan, job: &Job) -> Vec<String> {
     let mut faults = Vec::new();
     files("shims", &plan.shims, &mut faults);
     files("files", &plan.files, &mut faults);
-    for file in plan.files.iter().filter(|file| below(&file.path, "/run")) {
-        faults.push(format!("files: {} would not stay: /run is emptied; a shim may be there", file.path));
+    let astray = |file: &&Shim| !FILE_PLACES.iter().any(|place| below(&file.path, place));
+    for file in plan.files.iter().filter(astray) {
+        faults.push(format!("files: {} is not below {}", file.path, FILE_PLACES.join(", ")));
     }
     if plan.steps.len() > MAX_STEPS {
         faults.push(format!("steps: {} of them; {MAX_STEPS} are allowed", plan.steps.len()));
@@ -295,7 +296,7 @@ mod tests {
     #[test]
     fn files_facts_and_troubles() {
         let file = Shim { path: "/run/x".into(), content: String::new(), mode: 0o644 };
-        assert!(faults(|plan| plan.files = vec![file.clone()]).contains("would not stay"));
+        assert!(faults(|plan| plan.files = vec![file.clone()]).contains("is not below /etc"));
         let file = Shim { path: "/etc/x".into(), ..file };
         assert!(faults(|plan| plan.files = vec![file.clone(), file]).contains("twice"));
         for name in ["", "../x", "a b", ".x", "inputs.json"] {
