@@ -16,7 +16,6 @@ inputs = ["../common"]
 upgrade = true
 recommends = true
 conffiles = "replace"
-distro = "debian"
 network = true
 imds = true
 
@@ -152,7 +151,7 @@ fn a_whole_definition_is_read() {
     assert_eq!(web.registered, registered);
     assert_eq!(web.tags["Team Name"], "größer");
     assert_eq!(web.keep, ["/var/log/app"]);
-    assert_eq!(web.distro.as_deref(), Some("debian"));
+    assert_eq!(web.distro, None);
     assert_eq!(web.conffiles, Conffiles::Replace);
     assert_eq!(web.upgrade, Upgrade::All);
     assert!(web.recommends && web.network && web.imds);

@@ -161,7 +161,8 @@ impl Ground {
         let os_release = inside.read("/etc/os-release").unwrap().unwrap();
         let os_release = OsRelease::parse(&String::from_utf8(os_release).unwrap());
         let mut job = ask::job::wishes(&image, os_release, Architecture::HOST, &self.network);
-        ask::job::look(&mut job, &Debian.claims(&job.os_release), &inside).unwrap();
+        let claims = Debian.claims(&job.os_release);
+        ask::job::look(&mut job, &claims, &inside).unwrap();
         let mut plan = match Debian.plan(&job) {
             Ok(plan) => plan,
             Err(refused) => {

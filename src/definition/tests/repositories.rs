@@ -15,7 +15,7 @@ fn with_keys() -> tempfile::TempDir {
     write("good.asc", format!("Our key:\r\n{}\r\nbye\r\n", KEY.replace('\n', "\r\n")).as_bytes());
     write("binary.gpg", b"\x99\x01\x0d\x04");
     write("private.asc", b"-----BEGIN PGP PRIVATE KEY BLOCK-----\n");
-    write("short.asc", KEY[..KEY.len() - 20].as_bytes());
+    write("short.asc", &KEY.as_bytes()[..KEY.len() - 20]);
     write("blank.asc", KEY.replace("\n\n", "\n").as_bytes());
     write("page.asc", b"<html>404</html>\n");
     write("huge.asc", &vec![b'x'; (1 << 20) + 1]);
