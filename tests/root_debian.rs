@@ -166,7 +166,7 @@ fn a_repository_that_is_not_there_at_first_is_asked_again() {
     let baked = ground.bake_with(hasty);
     for step in ["refreshing the package index", "downloading 1 package"] {
         assert!(
-            baked.log.contains(&format!("{step}")) && baked.log.matches("once more in 2 s").count() == 2,
+            baked.log.contains(step) && baked.log.matches("once more in 2 s").count() == 2,
             "{}",
             baked.log
         );

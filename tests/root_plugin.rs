@@ -289,3 +289,64 @@ fn authors_need_no_root() {
     let (code, text) = author(&["plan", "--os-release", "os"]);
     assert!(code == Some(3) && text.contains("no plugin knows it"), "{text}");
 }
+
+/// Runs its arguments as user 12345 of a user namespace in which the kernel makes no others.
+const WITHOUT_NAMESPACES: &str = r#"
+import ctypes, os, sys
+made, mapped = os.pipe(), os.pipe()
+child = os.fork()
+if child == 0:
+    if ctypes.CDLL(None).unshare(0x10000000):
+        os._exit(99)
+    os.write(made[1], b"x")
+    os.read(mapped[0], 1)
+    os.setgid(0)
+    os.setuid(0)
+    open("/proc/sys/user/max_user_namespaces", "w").write("0")
+    os.setgroups([])
+    os.setgid(12345)
+    os.setuid(12345)
+    os.execv(sys.argv[1], sys.argv[1:])
+os.read(made[0], 1)
+for kind in ("uid", "gid"):
+    open(f"/proc/{child}/{kind}_map", "w").write("0 0 70000")
+os.write(mapped[1], b"x")
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"#;
+
+#[test]
+fn where_the_kernel_gives_no_namespaces_it_runs_as_the_user_and_oven_says_so() {
+    let world = World::empty();
+    fs::set_permissions(world.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let oven = world.path("oven");
+    fs::copy(env!("CARGO_BIN_EXE_oven"), &oven).unwrap();
+    world.write("os", "ID=spied\n");
+    let sleeper = format!("sleep 2{}", std::process::id());
+    let spy = |also: &str| {
+        let text = format!(
+            "#!/bin/sh\n[ $1 = claims ] && echo '{{\"api\":1,\"claim\":\"exact\"}}' && exit\n{also}\n\
+             echo \"{{\\\"api\\\":1,\\\"refused\\\":\\\"id=$(id -u) names=$(env | cut -d= -f1 | sort | tr '\\n' ',')\\\"}}\"\n"
+        );
+        plugin(&world, "spy.sh", &text);
+        let mut command = Command::new("python3");
+        command.args(["-c", WITHOUT_NAMESPACES]).arg(&oven).args([
+            "plan",
+            "--os-release",
+            "os",
+            "--plugin",
+            "spy.sh",
+        ]);
+        let output = command.current_dir(world.dir.path()).output().unwrap();
+        (output.status.code(), world::stderr(&output))
+    };
+    let (code, err) = spy("");
+    assert!(code == Some(3) && err.contains("id=12345 names=HOME,LC_ALL,PATH,"), "{err}");
+    assert!(err.contains("spy ran as you, with all your rights"), "{err}");
+    // Its end is seen to even so.
+    let (code, err) = spy(&format!("setsid sh -c '{sleeper} & {sleeper}' >/dev/null 2>&1 &"));
+    assert!(code == Some(8) && err.contains("left processes running: "), "{err}");
+    let (code, err) = spy(&sleeper);
+    assert!(code == Some(8) && err.contains("longer than 8 s"), "{err}");
+    let alive = Command::new("pgrep").args(["-f", &format!("^{sleeper}$")]).output().unwrap();
+    assert_eq!(alive.status.code(), Some(1), "somebody lives: {}", String::from_utf8_lossy(&alive.stdout));
+}

@@ -160,6 +160,7 @@ pub fn plan(global: &Global, args: &cli::Plan, report: &Report) -> Result<End> {
     let named = image.as_ref().and_then(ask::named);
     let named = named.as_ref().map(|(id, place)| (*id, place.as_str()));
     let (known, claims) = registry.detect(&os_release, named)?;
+    tell_how(known, report);
     let unasked = paper.has.iter().find(|path| !claims.look_for.contains(path));
     if let Some(path) = unasked {
         report.warn(format!("the plugin {} does not look for {path}", known.id));
@@ -187,7 +188,6 @@ pub fn plan(global: &Global, args: &cli::Plan, report: &Report) -> Result<End> {
     } else {
         ("plan", serde_json::to_value(known.plan(&job)?)?)
     };
-    tell_how(known, report);
     report.note(format!("by the plugin {} ({})", known.id, known.origin));
     if !global.json {
         answer(format!("{value:#}"));

@@ -1,6 +1,7 @@
 //! The conformance suite: what every plugin has to hold to, tried from outside, through the text that is spoken. So an
 //! executable and a [`Distro`] in Rust are tried alike.
 
+mod difference;
 mod heeds;
 mod names;
 mod samples;
@@ -9,6 +10,7 @@ use crate::wire::{self, ClaimsAnswer, ClaimsRequest, PlanAnswer, PlanRequest};
 use crate::{
     Claim, Claims, Distro, Job, OsRelease, Package, Plan, Refused, faults_of_claims, faults_of_plan,
 };
+pub use difference::difference;
 use serde_json::{Value, json};
 use std::fmt;
 
@@ -378,47 +380,6 @@ fn text(request: &impl serde::Serialize) -> String {
 
 fn value(request: &impl serde::Serialize) -> Value {
     serde_json::to_value(request).expect("texts, numbers and maps with texts as keys become JSON")
-}
-
-/// The first place where two documents differ: `plan.steps[0].why is "b", and was "a"`.
-pub fn difference(before: &Value, after: &Value) -> Option<String> {
-    differ(before, after, String::new())
-}
-
-fn differ(before: &Value, after: &Value, at: String) -> Option<String> {
-    let place = if at.is_empty() { "it" } else { at.trim_start_matches('.') };
-    match (before, after) {
-        (Value::Object(before), Value::Object(after)) => {
-            let gone = before.iter().find(|(key, _)| !after.contains_key(*key));
-            if let Some((key, value)) = gone {
-                return Some(format!("{place} has no `{key}`, and had {}", short(value)));
-            }
-            after.iter().find_map(|(key, value)| match before.get(key) {
-                None => Some(format!("{place} has `{key}`: {}, and had none", short(value))),
-                Some(old) => differ(old, value, format!("{at}.{key}")),
-            })
-        }
-        (Value::Array(before), Value::Array(after)) => {
-            let pairs = before.iter().zip(after).enumerate();
-            pairs.into_iter().find_map(|(i, (old, new))| differ(old, new, format!("{at}[{i}]"))).or_else(
-                || {
-                    let (was, is) = (before.len(), after.len());
-                    (was != is).then(|| format!("{place} has {is} elements, and had {was}"))
-                },
-            )
-        }
-        _ => (before != after).then(|| format!("{place} is {}, and was {}", short(after), short(before))),
-    }
-}
-
-/// A value, as long as a line can be.
-fn short(value: &Value) -> String {
-    const MAX: usize = 80;
-    let text = value.to_string();
-    match text.char_indices().nth(MAX) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text,
-    }
 }
 
 #[cfg(test)]
