@@ -8,6 +8,7 @@ use crate::cloud::adopt::is_replaceable;
 use crate::cloud::{Architecture, Attributes, Base, Image, ImageSpec, Key, RunId, Tags, VolumeKind, tag};
 use crate::definition::{DEFAULT_TYPE, Definition};
 use crate::disk::DiskSpec;
+use crate::distros::Known;
 use crate::error::Kind;
 use crate::fingerprint::Inputs;
 use crate::root::{MountOptions, Root};
@@ -15,7 +16,7 @@ use crate::settings::Settings;
 use crate::site::Site;
 use anyhow::{Context, Result};
 pub use attributes::attributes;
-use oven_distro::{Distro, Job, Refused};
+use oven_distro::{Claims, Job, OsRelease};
 use std::collections::BTreeMap;
 
 /// How many digits of the fingerprint an AMI's name carries: 48 bits, which no family's images exhaust.
@@ -33,7 +34,12 @@ pub fn name(image: &Definition, inputs: &Inputs, run: Option<&RunId>) -> String 
 
 /// What goes into the image; warns of what the user may not have meant.
 pub fn inputs(site: &Site, image: &Definition, base: &Base) -> Result<Inputs> {
-    let inputs = Inputs::of(image, base, &site.settings)?;
+    let mut inputs = Inputs::of(image, base, &site.settings)?;
+    if let Some((id, place)) = named(image).as_ref()
+        && let Some(digest) = site.distros.named(id, place)?.digest()
+    {
+        inputs = inputs.with_plugin(id, &digest);
+    }
     inputs.warnings().iter().for_each(|warning| site.report.warn(warning));
     for repository in image.repositories.iter().filter(|repository| repository.key.is_none()) {
         let (place, name) = (image.place("repository", Some(&repository.name)), &repository.name);
@@ -109,19 +115,37 @@ pub fn mount(image: &Definition) -> MountOptions {
     MountOptions { grow: image.size_gib.is_some() }
 }
 
+/// The plugin that a definition names, and where it does.
+pub fn named(image: &Definition) -> Option<(&str, String)> {
+    image.distro.as_deref().map(|id| (id, image.place("distro", None)))
+}
+
+/// The plugin for an image, and what it claims.
+pub fn distro<'a>(site: &'a Site, image: &Definition, os: &OsRelease) -> Result<(&'a Known, Claims)> {
+    let named = named(image);
+    let (known, claims) = site.distros.detect(os, named.as_ref().map(|(id, place)| (*id, place.as_str())))?;
+    if let (None, Some(_)) = (&named, known.digest()) {
+        let (id, origin) = (&known.id, &known.origin);
+        site.report.note(format!(
+            "the plugin {id} ({origin}) plans; with distro = {id:?} in image.toml a change of it makes a new image"
+        ));
+    }
+    Ok((known, claims))
+}
+
 /// What the distro is asked to plan. Fails where the image's programs are for another machine than its base was
 /// registered for, or than this one.
 pub fn job(
     image: &Definition,
     base: &Base,
-    distro: &dyn Distro,
+    claims: &Claims,
     root: &Root<'_>,
     settings: &Settings,
 ) -> Result<Job> {
     let architecture = root.architecture()?;
     fits(base, architecture)?;
     let mut job = job::wishes(image, root.os_release()?, architecture, &settings.network);
-    job::look(&mut job, distro, root.inside())?;
+    job::look(&mut job, claims, root.inside())?;
     Ok(job)
 }
 
@@ -138,11 +162,6 @@ fn fits(base: &Base, programs: Architecture) -> Result<()> {
         return Err(Kind::Machine.failure(text).hint("Bake it on a machine of that kind.").into());
     }
     Ok(())
-}
-
-/// A plugin that cannot serve a definition.
-pub fn refused(refused: Refused) -> anyhow::Error {
-    Kind::Definition.error(refused).context("planning the installation")
 }
 
 /// What is registered.

@@ -7,7 +7,7 @@ use crate::definition::Definition;
 use crate::root::{Root, execute};
 use crate::site::Site;
 use crate::undo::{self, Ended};
-use crate::{ask, distros, turn};
+use crate::{ask, turn};
 use anyhow::Context;
 use std::future::Future;
 
@@ -41,9 +41,9 @@ pub async fn bake(
         let whole = site.download(image).await?; //                                       packages by URL
         let disk = site.checkout(&base, image, run, &undo).await?; //                          2. check out
         let root = Root::mount(disk.device(), &site.scratch(run)?, &ask::mount(image), &site.report).await?; // 3. mount
-        let distro = distros::detect(&site.distros, &root.os_release()?)?; //                  4. provision
-        let job = ask::job(&whole, &base, distro, &root, &site.settings)?;
-        let plan = distro.plan(&job).map_err(ask::refused)?;
+        let (distro, claims) = ask::distro(site, image, &root.os_release()?)?; //              4. provision
+        let job = ask::job(&whole, &base, &claims, &root, &site.settings)?;
+        let plan = distro.plan(&job)?;
         let facts = execute::execute(&root, &site.work(&whole, &plan, &secrets)).await?;
         site.close(root).await?; //                                                               proven released
         inputs.ensure_unchanged(image).context("reading the definition again")?;

@@ -52,6 +52,9 @@ pub struct Global {
     /// The builder's availability zone, likewise
     #[arg(long, global = true, value_name = "ZONE", env = "OVEN_ZONE", help_heading = "Global options")]
     pub zone: Option<String>,
+    /// A distro plugin to use beside those that `oven plugin list` lists
+    #[arg(long, global = true, value_name = "PATH", value_hint = ValueHint::FilePath, help_heading = "Global options")]
+    pub plugin: Vec<PathBuf>,
     /// A stream of JSON events on standard output, a result object last
     #[arg(long, global = true, help_heading = "Global options")]
     pub json: bool,
@@ -69,6 +72,15 @@ mod examples {
   oven bake web                     the AMI's id on standard output
   oven bake base web db -j 3        parents first, the others side by side
   oven bake --keep-on-failure web   then: oven shell RUN, oven sweep --kept";
+    pub const PLAN: &str = "Examples:
+  oven plan web                                    hit or miss
+  oven plan --os-release debian.txt web            what would be run in a Debian
+  oven plan --os-release void.txt --plugin void.py web";
+    pub const CHECK: &str = "Golden plans are pairs of files in NAME.golden beside NAME.py: CASE.request.json,\n\
+        which `oven plan --request` writes, and CASE.answer.json, which --bless writes.";
+    pub const NEW: &str = "Examples:
+  oven plugin new void                             void.py and void.golden/
+  oven plugin new void --lang sh                   void.sh, which needs jq";
     pub const IMPORT: &str = "Examples:
   scripts/make-base debian-12.raw   in oven's own sources
   oven import debian-12.raw --name debian-12-base
@@ -92,8 +104,12 @@ pub enum Verb {
     /// Bake definitions, parents first; what is baked already is only looked up
     #[command(after_help = examples::BAKE)]
     Bake(Bake),
-    /// Say whether a bake would be a hit or a miss, and why
+    /// Say whether a bake would be a hit or a miss, and why; or print a plugin's plan
+    #[command(after_help = examples::PLAN)]
     Plan(Plan),
+    /// List distro plugins, try one, or begin a new one
+    #[command(subcommand)]
+    Plugin(Plugin),
     /// Print the ami_config_checksum of definitions or directories
     Checksum(Checksum),
     /// List images, show one, or remove some
@@ -170,13 +186,74 @@ pub enum Compat {
 #[derive(Debug, Args)]
 pub struct Plan {
     /// Definitions: directories with an image.toml
-    #[arg(required = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    #[arg(required_unless_present = "os_release", value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub definitions: Vec<PathBuf>,
     #[command(flatten)]
     pub vars: Vars,
     /// Take an image with the same ami_config_checksum as a hit, whatever its base
     #[arg(long, value_enum, value_name = "TOOL")]
     pub compat: Option<Compat>,
+    #[command(flatten)]
+    pub on_paper: OnPaper,
+}
+
+#[derive(Debug, Default, Args)]
+pub struct OnPaper {
+    /// Print the plan for an image with this os-release file; needs neither root nor cloud
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub os_release: Option<PathBuf>,
+    /// A path that this image has [default: all that the plugin looks for]
+    #[arg(long, value_name = "PATH", requires = "os_release")]
+    pub has: Vec<String>,
+    /// A text file of this image, and what it says: `/etc/x.conf=FILE`
+    #[arg(long, value_name = "PATH=FILE", requires = "os_release", value_parser = text_file)]
+    pub text: Vec<(String, PathBuf)>,
+    /// x86_64 or arm64 [default: this machine's]
+    #[arg(long, value_name = "ARCH", requires = "os_release")]
+    pub arch: Option<String>,
+    /// Print what the plugin is asked, not what it answers
+    #[arg(long, requires = "os_release")]
+    pub request: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Plugin {
+    /// List plugins: where each came from, what it claims
+    List,
+    /// Try all that a plugin has to hold to; needs no root
+    #[command(after_help = examples::CHECK)]
+    Check(PluginCheck),
+    /// Write a working plugin, to be changed into yours, with its tests
+    #[command(after_help = examples::NEW)]
+    New(PluginNew),
+}
+
+#[derive(Debug, Args)]
+pub struct PluginCheck {
+    /// An executable, or the name of a plugin of `oven plugin list`
+    #[arg(value_name = "PATH|NAME", value_hint = ValueHint::FilePath)]
+    pub what: PathBuf,
+    /// The directory of its golden plans [default: NAME.golden beside it]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub golden: Option<PathBuf>,
+    /// Write the golden answers anew: look at what changed
+    #[arg(long)]
+    pub bless: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct PluginNew {
+    /// Its name, and the ID in the os-release of its system
+    pub name: String,
+    /// What it is written in
+    #[arg(long, value_enum, default_value_t = Lang::Python)]
+    pub lang: Lang,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Lang {
+    Python,
+    Sh,
 }
 
 #[derive(Debug, Args)]
@@ -245,6 +322,12 @@ pub struct Sweep {
     /// Also the disks that --keep-on-failure kept
     #[arg(long)]
     pub kept: bool,
+}
+
+fn text_file(text: &str) -> Result<(String, PathBuf), String> {
+    let parts = text.split_once('=').filter(|(path, file)| path.starts_with('/') && !file.is_empty());
+    let parts = parts.ok_or("give a path in the image and a file, such as `/etc/x.conf=x.conf`")?;
+    Ok((parts.0.to_owned(), parts.1.into()))
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -117,6 +117,8 @@ pub struct Definition {
     pub tags: Tags,
     /// As spelt in image.toml: relative to `dir`.
     pub inputs: Vec<String>,
+    /// The plugin, by name; `None`: the one that claims the base image.
+    pub distro: Option<String>,
     pub upgrade: Upgrade,
     pub recommends: bool,
     pub conffiles: Conffiles,
@@ -134,6 +136,7 @@ const KEYS: &[&str] = &[
     "debconf",
     "description",
     "disk",
+    "distro",
     "file",
     "from",
     "hold",
@@ -200,6 +203,7 @@ impl Definition {
             registered: attributes::image(top),
             tags,
             inputs,
+            distro: read_distro(top),
             upgrade: read_upgrade(top).unwrap_or_default(),
             recommends: top.boolean("recommends").unwrap_or_default(),
             conffiles: read_conffiles(top).unwrap_or_default(),
@@ -307,6 +311,16 @@ fn read_files(top: &Table, sources: &Sources, vars: &Vars) -> Vec<File> {
         })
     });
     files.collect()
+}
+
+fn read_distro(top: &Table) -> Option<String> {
+    let expected = "a plugin's name, such as \"debian\"; `oven plugin list` lists them";
+    let at = top.string("distro", expected)?;
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_".contains(c);
+    if at.value.is_empty() || !at.value.chars().all(plain) {
+        return top.wrong("distro", at.line, format!("is {:?}: it should be {expected}", at.value));
+    }
+    Some(at.value.to_owned())
 }
 
 fn read_upgrade(top: &Table) -> Option<Upgrade> {

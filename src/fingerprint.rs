@@ -35,6 +35,9 @@ pub struct Inputs {
     /// The variables' values, those of the command line among them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     vars: BTreeMap<String, String>,
+    /// What [`Inputs::with_plugin`] added to the files.
+    #[serde(skip)]
+    plugin: Option<String>,
     #[serde(skip)]
     warnings: Vec<String>,
 }
@@ -72,13 +75,24 @@ impl Inputs {
             files,
             format: FORMAT,
             vars: image.vars.values(),
+            plugin: None,
             warnings: tree.warnings,
         })
     }
 
+    /// Counts an out-of-tree plugin that the definition names, by the digest of its file: it is told as a file is.
+    pub fn with_plugin(mut self, id: &str, digest: &str) -> Self {
+        let file = InputFile { executable: false, link: None, sha1: Some(hex(&Sha1::digest(digest))) };
+        let key = format!("the plugin {id}");
+        self.files.insert(key.clone(), file);
+        self.plugin = Some(key);
+        self
+    }
+
     /// Reads the definition again, and fails if it is not what it was: the image may hold parts of either.
     pub fn ensure_unchanged(&self, image: &Definition) -> Result<()> {
-        let (tree, files) = read(image)?;
+        let (tree, mut files) = read(image)?;
+        files.extend(self.plugin.iter().filter_map(|key| Some((key.clone(), self.files.get(key)?.clone()))));
         let now = Self { checksum: tree.checksum(), files, ..self.clone() };
         let mut differences = explain::full(self, &now);
         // It was read before the files were: what counts may be newer than what was baked.

@@ -1,12 +1,15 @@
-//! The program: the re-executed step helper, or a verb of the command line.
+//! The program: the re-executed helper of a step or of a plugin, or a verb of the command line.
 
-use oven::{commands, root::step};
+use oven::{commands, distros::contained, root::step};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let args: Vec<_> = std::env::args_os().collect();
     if args.get(1).is_some_and(|verb| verb == step::VERB) {
         return step::helper_main();
+    }
+    if args.get(1).is_some_and(|verb| verb == contained::VERB) {
+        return contained::helper_main();
     }
     ExitCode::from(commands::run(args))
 }

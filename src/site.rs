@@ -7,6 +7,7 @@ use crate::cloud::{Architecture, Base, BaseRef, Cloud, Image, ImageId, ImageSpec
 use crate::definition::Definition;
 use crate::disk::attached::Attached;
 use crate::disk::{Disk, Disks};
+use crate::distros::{self, Registry};
 use crate::download;
 use crate::error::Kind;
 use crate::machine;
@@ -36,7 +37,7 @@ const FULL: u64 = 64 << 20;
 pub struct Site {
     pub cloud: Rc<dyn Cloud>,
     pub disks: Rc<dyn Disks>,
-    pub distros: Rc<[Box<dyn Distro>]>,
+    pub distros: Rc<Registry>,
     /// The program that steps are run by: this one, re-executed.
     pub helper: PathBuf,
     /// For mount points: private to this process where `main` made it so.
@@ -121,11 +122,12 @@ impl Site {
         report: Report,
         region: Option<Region>,
     ) -> Result<Self> {
+        let helper = helper()?;
         Ok(Self {
             cloud,
             disks,
-            distros: Rc::from([Box::new(oven_debian::Debian) as Box<dyn Distro>]),
-            helper: std::env::current_exe().context("looking for this program")?,
+            distros: Rc::new(plugins(&[], &helper)?),
+            helper,
             scratch: crate::scratch::DIR.into(),
             state,
             settings: Rc::new(settings),
@@ -160,7 +162,14 @@ impl Site {
         if first.cloud != AWS {
             refuse_region_inside(first.region_dir.as_deref().unwrap_or(Path::new(REGION_DIR)), definitions)?;
         }
-        Self::new(first, report, used).await
+        let mut site = Self::new(first, report, used).await?;
+        if !global.plugin.is_empty() {
+            site.distros = Rc::new(plugins(&global.plugin, &site.helper)?);
+        }
+        for (path, why) in site.distros.refused().iter().filter(|_| used == Use::Builds) {
+            site.report.warn(format!("{} is not used as a plugin: it {why}", path.display()));
+        }
+        Ok(site)
     }
 
     fn settings(global: &Global, dir: &Path) -> Result<Settings> {
@@ -323,6 +332,22 @@ impl Site {
         step.done();
         Ok(image)
     }
+}
+
+/// This program, which is its own helper.
+pub fn helper() -> Result<PathBuf> {
+    std::env::current_exe().context("looking for this program")
+}
+
+/// All plugins: those that are built in, those of the directories, and these of the command line.
+pub fn plugins(given: &[PathBuf], helper: &Path) -> Result<Registry> {
+    let directories: Vec<_> = distros::DIRECTORIES.iter().map(PathBuf::from).collect();
+    let installed = Registry::built_in(built_in()).look(&directories, helper);
+    given.iter().try_fold(installed, |registry, path| registry.give(path, helper))
+}
+
+fn built_in() -> Vec<Box<dyn Distro>> {
+    vec![Box::new(oven_debian::Debian)]
 }
 
 /// Every file of a definition counts: a region in it would make each bake a new one.

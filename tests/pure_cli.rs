@@ -227,3 +227,35 @@ fn what_has_nothing_to_clean_up_ends_at_a_signal() {
     let status = child.wait().unwrap();
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(15), "{status}");
 }
+
+#[test]
+fn a_plan_on_paper_takes_variables_and_brings_what_a_playbook_needs() {
+    let dir =
+        definition("from = { name = \"b\" }\n[[ansible]]\nplaybook = \"site.yml\"\n[vars]\nport = \"80\"\n");
+    std::fs::write(dir.path().join("web/site.yml"), "- hosts: all\n").unwrap();
+    std::fs::write(dir.path().join("os"), "ID=debian\nVERSION_ID=\"12\"\n").unwrap();
+    let plan = |more: &[&str]| {
+        let (out, err) = expect(dir.path(), 0, &[&["plan", "--os-release", "os", "web"], more].concat());
+        (serde_json::from_str::<serde_json::Value>(&out).unwrap(), err)
+    };
+    let (request, _) = plan(&["--request", "--var", "port=81"]);
+    assert_eq!(request["job"]["tools"], serde_json::json!(["ansible-playbook"]));
+    let (_, err) = expect(dir.path(), 2, &["plan", "--os-release", "os", "web", "--var", "prot=81"]);
+    assert!(err.contains("prot"), "{err}");
+    let brings = |(plan, _): (serde_json::Value, String)| plan["tools"]["steps"].is_array();
+    assert!(brings(plan(&[])), "an image that is not looked at has no Ansible");
+    let has = ["/usr/bin/apt-get", "/usr/bin/dpkg-query", "/usr/bin/ansible-playbook"];
+    let has: Vec<_> = has.iter().flat_map(|path| ["--has", path]).collect();
+    let (there, err) = plan(&has);
+    assert!(!err.contains("does not look for"), "{err}");
+    assert!(!brings((there, err)), "the image has it");
+    let (_, err) = plan(&[
+        "--has",
+        "/usr/bin/apt-get",
+        "--has",
+        "/usr/bin/dpkg-query",
+        "--has",
+        "/opt/ansible-playbook",
+    ]);
+    assert!(err.contains("does not look for /opt/ansible-playbook"), "{err}");
+}

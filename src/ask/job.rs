@@ -6,10 +6,10 @@ use crate::root::execute::{CA_FILE, package_path};
 use crate::root::{Inside, provision};
 use crate::settings::NetworkSettings;
 use anyhow::Result;
-use oven_distro::{Distro, Job, OsRelease, Package};
+use oven_distro::{Claims, Job, OsRelease, Package};
 
-/// A definition's job, on an image that is not looked at, and that has none of the tools. Package files by URL have to be there
-/// ([`crate::download::packages`]): those that are not are left out.
+/// A definition's job, on an image that is not looked at: it has none of the tools. Package files by URL have to be
+/// there ([`crate::download::packages`]): those that are not are left out.
 pub fn wishes(
     image: &Definition,
     os_release: OsRelease,
@@ -51,14 +51,13 @@ pub fn wishes(
 }
 
 /// Adds what the plugin wants to know of the image, and asks for no tool that is there.
-pub fn look(job: &mut Job, distro: &dyn Distro, inside: &Inside) -> Result<()> {
-    let claims = distro.claims(&job.os_release);
-    for path in claims.look_for {
-        job.present.insert(path.clone(), inside.exists(&path)?);
+pub fn look(job: &mut Job, claims: &Claims, inside: &Inside) -> Result<()> {
+    for path in &claims.look_for {
+        job.present.insert(path.clone(), inside.exists(path)?);
     }
-    for path in claims.read {
-        if let Some(text) = inside.read(&path)? {
-            job.texts.insert(path, String::from_utf8_lossy(&text).into_owned());
+    for path in &claims.read {
+        if let Some(text) = inside.read(path)? {
+            job.texts.insert(path.clone(), String::from_utf8_lossy(&text).into_owned());
         }
     }
     for tool in std::mem::take(&mut job.tools) {

@@ -6,6 +6,7 @@ mod doctor;
 mod images;
 mod import;
 mod plan;
+mod plugin;
 mod shell;
 mod sweep;
 
@@ -90,7 +91,9 @@ async fn dispatch(cli: &Cli, report: &Report) -> Result<End> {
     // The others have nothing to clean up: a signal ends them as it ends every program.
     match &cli.verb {
         Verb::Bake(args) => bake::run(global, args, report, stop::signals(report)?).await,
+        Verb::Plan(args) if args.on_paper.os_release.is_some() => plugin::plan(global, args, report),
         Verb::Plan(args) => plan::run(global, args, report).await,
+        Verb::Plugin(args) => plugin::run(global, args, report),
         Verb::Checksum(args) => checksum::run(global, args, report),
         Verb::Images(args) => images::run(global, args, report).await,
         Verb::Import(args) => import::run(global, args, report, stop::signals(report)?).await,

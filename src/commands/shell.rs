@@ -4,7 +4,6 @@ use super::End;
 use crate::cli::{self, Global};
 use crate::cloud::{BaseRef, ImageId, RunId};
 use crate::disk::{Disk, DiskSpec};
-use crate::distros;
 use crate::error::Kind;
 use crate::report::Report;
 use crate::root::{MountOptions, Root, execute};
@@ -73,8 +72,8 @@ async fn open(site: &Site, what: &str, run: &RunId, undo: &Rc<Undo>) -> Result<B
 /// The shell, with the shims that the image's own distro wants; the exit code is the shell's.
 async fn inside(site: &Site, root: &Root<'_>, args: &cli::Shell) -> Result<u8> {
     let os_release = root.os_release()?;
-    let shims = match distros::detect(&site.distros, &os_release) {
-        Ok(distro) => {
+    let shims = match site.distros.detect(&os_release, None) {
+        Ok((distro, _)) => {
             let job = Job { os_release, architecture: root.architecture()?.to_string(), ..Job::default() };
             distro.plan(&job).map(|plan| plan.shims).unwrap_or_default()
         }

@@ -164,6 +164,7 @@ fn a_whole_definition_is_read() {
     assert_eq!(web.registered, registered);
     assert_eq!(web.tags["Team Name"], "größer");
     assert_eq!(web.keep, ["/var/log/app"]);
+    assert_eq!(web.distro, None);
     assert_eq!(web.conffiles, Conffiles::Replace);
     assert_eq!(web.upgrade, Upgrade::All);
     assert!(web.recommends && web.network && web.imds);
@@ -260,6 +261,8 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
             "upgrade = \"yes\"",
             "2: `upgrade` is \"yes\": it should be `true` (everything), `false` or \"security\"",
         ),
+        ("distro = \"De bian\"", "2: `distro` is \"De bian\": it should be a plugin's name"),
+        ("distro = \"\"", "2: `distro` is \"\""),
         ("conffiles = \"mine\"", "2: `conffiles` is \"mine\": it should be \"keep\""),
         ("[disk]\nsize_gib = 0", "3: `size_gib` of [disk] is 0: it should be 1 to 65536 GiB"),
         ("[disk]\nsize_gib = -1", "3: `size_gib` of [disk] is -1:"),

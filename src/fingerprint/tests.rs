@@ -54,10 +54,10 @@ fn the_json_is_canonical() {
         r#"{"architecture":"x86_64","base":{"id":"ami-0123456789abcdef0","snapshot":"snap-0123456789abcdef0"},"#,
         r#""checksum":"6888762048223e8edbf42063b22f5f65241e8a60","#,
         r#""files":{"image.toml":{"sha1":"f9a431db20c0a86b8fbc1e9ab4261ce3997ca3c4"},"#,
-        r#""setup.sh":{"executable":true,"sha1":"bd971bec88149956458a10fc9c5ecb3eb99dd452"}},"format":1}"#
+        r#""setup.sh":{"executable":true,"sha1":"bd971bec88149956458a10fc9c5ecb3eb99dd452"}},"format":2}"#
     );
     assert_eq!(inputs.to_json(), expected);
-    assert_eq!(inputs.fingerprint(), "51088a14e69cc17802b2d7e33a0ba4f2ee1005db");
+    assert_eq!(inputs.fingerprint(), "a05e11f9ed9200ab440b7afe764051be629baa46");
     let parsed: serde_json::Value = serde_json::from_str(expected).unwrap();
     let sorted: BTreeMap<String, serde_json::Value> = serde_json::from_value(parsed).unwrap();
     assert_eq!(serde_json::to_string(&sorted).unwrap(), expected, "the fields are declared in another order");
@@ -103,7 +103,7 @@ fn provisioners_and_variables_count() {
     }
     let vars = "[vars]\nx = \"1\"\ny = \"2\"";
     let plain = of(vars, &[]);
-    assert!(plain.to_json().ends_with(r#""format":1,"vars":{"x":"1","y":"2"}}"#), "{}", plain.to_json());
+    assert!(plain.to_json().ends_with(r#""format":2,"vars":{"x":"1","y":"2"}}"#), "{}", plain.to_json());
     assert_eq!(of(vars, &[("x", "1")]).fingerprint(), plain.fingerprint(), "the same, said twice");
     let other = of(vars, &[("x", "3")]);
     assert_ne!(other.fingerprint(), plain.fingerprint());
@@ -426,4 +426,24 @@ fn every_key_and_what_it_names_reaches_the_fingerprint() {
     for (index, image) in images.iter().enumerate() {
         assert!(images[..index].iter().all(|other| other != image), "{image:?}");
     }
+}
+
+#[test]
+fn a_plugin_that_is_named_counts() {
+    let (top, image) = web(&[("setup.sh", "#!/bin/sh\n")]);
+    let without = inputs(&image);
+    let [one, two] = ["1111", "2222"].map(|digest| without.clone().with_plugin("void", digest));
+    assert_eq!(one, without.clone().with_plugin("void", "1111"));
+    assert_ne!(one.fingerprint(), two.fingerprint());
+    assert_ne!(one.fingerprint(), without.fingerprint());
+    assert_eq!(one.checksum(), without.checksum(), "the compatible key is of the definition's files alone");
+    for old in [OldInputs::of(Some(&one.to_json()), None), OldInputs::of(None, Some(&one.digest()))] {
+        assert_eq!(explain(&old.clone().unwrap(), &two), ["the plugin void changed"]);
+        assert_eq!(explain(&old.unwrap(), &one), Vec::<String>::new());
+    }
+    // It is not a file that could be missed.
+    one.ensure_unchanged(&image).unwrap();
+    write(top.path(), "web/setup.sh", "#!/bin/sh\nfalse\n");
+    let error = one.ensure_unchanged(&image).unwrap_err();
+    assert!(error.to_string().ends_with("while it was baked: setup.sh changed"), "{error}");
 }

@@ -20,6 +20,11 @@ const PATH: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr
 const VARIABLES: &str = "/run/oven/ansible.json";
 const ANSIBLE_HOME: &str = "/run/ansible";
 
+/// Whether a step finds a program by its name at this path.
+pub fn finds(path: &str, program: &str) -> bool {
+    path.rsplit_once('/').is_some_and(|(dir, name)| PATH.contains(&dir) && name == program)
+}
+
 /// Whether a step finds a program in the image.
 pub fn has(inside: &Inside, program: &str) -> Result<bool> {
     for dir in PATH {

@@ -4,17 +4,17 @@
 //! other namespaces and all that the step sees, enters it, gives up its rights, starts the command and reaps. When the
 //! command ends, so does everything it started; when oven ends, too.
 
-pub(super) mod capabilities;
+pub(crate) mod capabilities;
 mod covers;
 mod dev;
 pub mod egress;
-mod helper;
+pub(crate) mod helper;
 mod lines;
 mod message;
-pub(super) mod mounts;
+pub(crate) mod mounts;
 mod reap;
 pub(super) mod scope;
-pub(super) mod seccomp;
+pub(crate) mod seccomp;
 mod spawn;
 mod tree;
 

@@ -115,6 +115,7 @@ pub fn definition(dir: &Path, change: impl FnOnce(&mut Definition)) -> Definitio
         inputs: Vec::new(),
         upgrade: oven_distro::Upgrade::None,
         recommends: false,
+        distro: None,
         conffiles: Conffiles::default(),
         network: false,
         imds: false,

@@ -173,10 +173,13 @@ impl Ground {
         let os_release = inside.read("/etc/os-release").unwrap().unwrap();
         let os_release = OsRelease::parse(&String::from_utf8(os_release).unwrap());
         let mut job = ask::job::wishes(&image, os_release, Architecture::HOST, &self.network);
-        ask::job::look(&mut job, &Debian, &inside).unwrap();
+        let claims = Debian.claims(&job.os_release);
+        ask::job::look(&mut job, &claims, &inside).unwrap();
         let mut plan = match Debian.plan(&job) {
             Ok(plan) => plan,
-            Err(refused) => return Baked { result: Err(ask::refused(refused)), log: String::new() },
+            Err(refused) => {
+                return Baked { result: Err(oven::distros::refused(refused)), log: String::new() };
+            }
         };
         change(&mut plan);
         let place = Place { root: &self.path("image"), inside: &inside, nodes: &[], unmounted: &[] };

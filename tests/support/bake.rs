@@ -15,6 +15,7 @@ use oven::batch::{Baked, bake_all};
 use oven::cli::{Global, Wish};
 use oven::cloud::local::Region;
 use oven::disk::attached::Attached;
+use oven::distros::Registry;
 use oven::error::Kind;
 use oven::order::Order;
 use oven::report::{Level, Report, Style};
@@ -22,7 +23,6 @@ use oven::root::step;
 use oven::settings::{Overrides, Settings};
 use oven::site::Site;
 use oven::{scratch, stop};
-use oven_distro::Distro;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -46,6 +46,7 @@ async fn run(args: &[String]) -> Result<u8> {
     let region = Region::open(&region_dir)?;
     let faulty = Rc::new(Faulty::new(region.clone(), fault));
     let global = Global {
+        plugin: Vec::new(),
         instance_id: None,
         zone: None,
         cloud: None,
@@ -59,7 +60,7 @@ async fn run(args: &[String]) -> Result<u8> {
     let site = Site {
         cloud: faulty.clone(),
         disks: Rc::new(Attached::new(faulty.clone())),
-        distros: Rc::from([Box::new(nothing::Nothing) as Box<dyn Distro>]),
+        distros: Rc::new(Registry::built_in(vec![Box::new(nothing::Nothing)])),
         helper: std::env::current_exe()?,
         scratch: scratch::DIR.into(),
         state: std::env::var_os("OVEN_TEST_STATE").map_or(region_dir, PathBuf::from),

@@ -23,6 +23,16 @@ impl World {
         world
     }
 
+    /// The same, of another system: its os-release, and scripts that its image has beside the shell.
+    pub fn of(name: &str, os_release: &str, scripts: &[(&str, &str)]) -> Self {
+        let world = Self::empty();
+        let raw = world.path("base.raw");
+        make_base(&raw, os_release, scripts);
+        world.expect(0, &["import", raw.to_str().unwrap(), "--name", name]);
+        world.write("image/image.toml", &format!("name = \"image\"\nfrom = {{ name = {name:?} }}\n"));
+        world
+    }
+
     pub fn empty() -> Self {
         assert!(nix::unistd::geteuid().is_root(), "the root ring needs root: scripts/test says how");
         Self { dir: tempfile::Builder::new().prefix("oven-test.").tempdir().unwrap() }
@@ -139,22 +149,33 @@ fn tiny_base() -> PathBuf {
     if path.exists() {
         return path;
     }
+    let made = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let made = made.path().with_extension("raw");
+    make_base(&made, "ID=nothing\n", &[]);
+    // Tests run side by side: whoever is last replaces what is the same.
+    fs::rename(&made, &path).unwrap();
+    path
+}
+
+fn make_base(made: &Path, os_release: &str, scripts: &[(&str, &str)]) {
     let tree = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     for dir in ["bin", "etc", "usr/sbin", "var/log", "proc", "sys", "dev", "run", "tmp", "root"] {
         fs::create_dir_all(tree.path().join(dir)).unwrap();
     }
     fs::copy("/bin/busybox", tree.path().join("bin/busybox"))
         .expect("busybox-static: scripts/setup installs it");
-    for applet in ["sh", "mkdir", "cat", "sleep", "rm", "ls", "true"] {
+    for applet in ["sh", "mkdir", "cat", "sleep", "rm", "ls", "true", "sed"] {
         std::os::unix::fs::symlink("busybox", tree.path().join("bin").join(applet)).unwrap();
     }
-    fs::write(tree.path().join("etc/os-release"), "ID=nothing\n").unwrap();
+    for (path, script) in scripts {
+        let path = tree.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, script).unwrap();
+        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    fs::write(tree.path().join("etc/os-release"), os_release).unwrap();
     fs::write(tree.path().join("etc/resolv.conf"), "# the image's own\n").unwrap();
-    let made = tree.path().with_extension("raw");
-    fs::File::create(&made).unwrap().set_len(8 << 20).unwrap();
-    let mkfs = Command::new("mkfs.ext4").arg("-q").arg("-d").arg(tree.path()).arg(&made).output().unwrap();
+    fs::File::create(made).unwrap().set_len(8 << 20).unwrap();
+    let mkfs = Command::new("mkfs.ext4").arg("-q").arg("-d").arg(tree.path()).arg(made).output().unwrap();
     assert!(mkfs.status.success(), "{}", stderr(&mkfs));
-    // Tests run side by side: whoever is last replaces what is the same.
-    fs::rename(&made, &path).unwrap();
-    path
 }

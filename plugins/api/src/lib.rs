@@ -2,13 +2,21 @@
 //!
 //! A plugin is a pure function: it is told what an image is ([`Job`]) and answers what to do there ([`Plan`]).
 //! It runs nothing, mounts nothing and holds nothing; oven executes the plan in a contained root. The same types
-//! are spoken as JSON by a plugin that is an executable.
+//! are spoken as JSON by a plugin that is an executable ([`wire`]): [`serve`] makes one of a [`Distro`]. What a plugin
+//! has to hold to is tried by [`check()`], whatever it is written in.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
+pub mod check;
 mod os_release;
+mod valid;
+pub mod wire;
+
+pub use check::check;
 pub use os_release::OsRelease;
+pub use valid::{faults_of_claims, faults_of_plan};
+pub use wire::serve;
 
 /// How sure a plugin is that an image is its own.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

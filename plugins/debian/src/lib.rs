@@ -66,7 +66,7 @@ impl Distro for Debian {
         let downloads =
             job.upgrade != Upgrade::None || !asks.arguments.is_empty() || !job.repositories.is_empty();
         let changes = downloads || !job.hold.is_empty() || !job.debconf.is_empty();
-        let tools = tools::tools(job, downloads)?;
+        let tools = tools::tools(job, downloads);
         let needed = [
             (APT_GET, downloads || tools.is_some(), "packages cannot be installed"),
             (DPKG_QUERY, changes || tools.is_some(), "packages cannot be installed"),

@@ -1,14 +1,15 @@
 //! Programs that are in the image for a bake alone, and how they go again.
 
 use crate::{CLEAN_TIMEOUT, FETCH_TIMEOUT, INSTALL_TIMEOUT, RETRIES, environment, refresh};
-use oven_distro::{Job, Phase, Question, Refused, Step, Tools};
+use oven_distro::{Job, Phase, Question, Step, Tools};
 
-/// `indexed`: the plan's own steps refresh the package index.
-pub fn tools(job: &Job, indexed: bool) -> Result<Option<Tools>, Refused> {
+/// `None` also where one of them is in no package that is known. `indexed`: the plan's own steps refresh the package
+/// index.
+pub fn tools(job: &Job, indexed: bool) -> Option<Tools> {
     if job.tools.is_empty() {
-        return Ok(None);
+        return None;
     }
-    let packages = job.tools.iter().map(|program| package(job, program)).collect::<Result<Vec<_>, _>>()?;
+    let packages = job.tools.iter().map(|program| package(job, program)).collect::<Option<Vec<_>>>()?;
     let step = |phase, why: &str, argv: &[&str], names: &[&str]| Step {
         phase,
         why: why.to_owned(),
@@ -49,7 +50,7 @@ pub fn tools(job: &Job, indexed: bool) -> Result<Option<Tools>, Refused> {
         "APT::AutoRemove::SuggestsImportant=false",
         "autoremove",
     ];
-    Ok(Some(Tools {
+    Some(Tools {
         steps,
         unneeded: Question {
             argv: unneeded.map(str::to_owned).to_vec(),
@@ -65,17 +66,15 @@ pub fn tools(job: &Job, indexed: bool) -> Result<Option<Tools>, Refused> {
                 ..step(Phase::Install, &format!("removing {names}"), &["dpkg", "--purge", "{name}"], &[])
             },
         ],
-    }))
+    })
 }
 
-fn package(job: &Job, program: &str) -> Result<&'static str, Refused> {
+fn package(job: &Job, program: &str) -> Option<&'static str> {
     match program {
         // Older releases have it in one piece with all its collections.
-        "ansible-playbook" if older(job) => Ok("ansible"),
-        "ansible-playbook" => Ok("ansible-core"),
-        _ => {
-            Err(Refused(format!("`{program}` is in no package that is known: add its package to `packages`")))
-        }
+        "ansible-playbook" if older(job) => Some("ansible"),
+        "ansible-playbook" => Some("ansible-core"),
+        _ => None,
     }
 }
 
@@ -95,13 +94,9 @@ mod tests {
     use super::*;
     use oven_distro::OsRelease;
 
-    fn of(os: &str, program: &str) -> Result<Option<Tools>, String> {
-        let (os_release, tools) = (OsRelease::parse(os), vec![program.to_owned()]);
-        tools_of(&Job { os_release, tools, ..Job::default() })
-    }
-
-    fn tools_of(job: &Job) -> Result<Option<Tools>, String> {
-        tools(job, false).map_err(|refused| refused.0)
+    fn of(os: &str, program: &str) -> Option<Tools> {
+        let (os_release, programs) = (OsRelease::parse(os), vec![program.to_owned()]);
+        tools(&Job { os_release, tools: programs, ..Job::default() }, false)
     }
 
     #[test]
@@ -113,16 +108,16 @@ mod tests {
             ("ID=ubuntu\nVERSION_ID=24.04", "ansible-core"),
             ("ID=debian", "ansible-core"),
         ] {
-            let tools = of(os, "ansible-playbook").unwrap().unwrap();
+            let tools = of(os, "ansible-playbook").unwrap();
             assert_eq!(tools.steps[1].argv.last().map(String::as_str), Some(package), "{os}");
         }
-        assert!(of("ID=debian", "chef-client").unwrap_err().contains("`chef-client`"));
-        assert_eq!(tools_of(&Job::default()), Ok(None));
+        assert_eq!(of("ID=debian", "chef-client"), None);
+        assert_eq!(tools(&Job::default(), false), None);
     }
 
     #[test]
     fn only_downloads_have_the_network() {
-        let tools = of("ID=debian", "ansible-playbook").unwrap().unwrap();
+        let tools = of("ID=debian", "ansible-playbook").unwrap();
         for step in tools.steps.iter().chain(&tools.remove) {
             assert_eq!(step.network, step.phase == Phase::Fetch, "{step:?}");
             assert!(

@@ -19,6 +19,10 @@ pub const ALLOWED: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::NET_BIND_SERVICE)
     .union(CapabilitySet::AUDIT_WRITE);
 
+/// What it takes to become another user, and to give up the rest.
+pub const BECOMING: CapabilitySet = CapabilitySet::SETGID.union(CapabilitySet::SETUID);
+pub const NONE: CapabilitySet = CapabilitySet::empty();
+
 /// For this process and all that it starts, for good.
 pub fn reduce() -> Result<()> {
     reduce_to(ALLOWED)

@@ -103,7 +103,7 @@ fn serve(mut spec: File, control: &OwnedFd) -> Result<Message> {
 }
 
 #[allow(unsafe_code)]
-pub(super) fn close_from(first: i32) -> Result<()> {
+pub(crate) fn close_from(first: i32) -> Result<()> {
     // SAFETY: no descriptor from `first` on has an owner in this process.
     let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
     if result < 0 {

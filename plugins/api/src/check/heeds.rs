@@ -1,0 +1,128 @@
+//! Jobs that ask for more than packages by name: the plan is another one, or there is a refusal.
+
+use super::{Rule, Suite, Tried, named};
+use crate::{Conffiles, Job, Package, Phase, Plan, Repository, Upgrade};
+
+/// A package that most distributions have; nothing depends on that.
+const NAME: &str = "tree";
+const FILE: &str = "/run/oven/packages/1-site_1.0_all";
+
+pub fn run(suite: &mut Suite, empty: &Job) -> Tried<()> {
+    suite.plan("(nothing to install)", empty)?;
+    let one = Job { packages: vec![named(NAME)], ..empty.clone() };
+    let plan = match suite.plan("(one package)", &one)? {
+        Some(Ok(plan)) => plan,
+        Some(Err(refused)) => {
+            suite.fault(Rule::Plans, format!("it refuses one package on a system of its own: {refused}"));
+            return Ok(());
+        }
+        None => return Ok(()),
+    };
+    if !installs(&plan, NAME) {
+        suite.fault(Rule::Plans, format!("one package: no step installs `{NAME}`"));
+    } else if !proves(&plan, NAME) {
+        let how = "name it in `expect.packages` (with a fact `packages`), or in a verify step";
+        suite.fault(
+            Rule::Plans,
+            format!("one package: nothing proves afterwards that `{NAME}` is there: {how}"),
+        );
+    }
+    // An image that lacks what the plugin looked for gets a plan or a refusal like any other.
+    let lacking = one.present.keys().map(|path| (path.clone(), false)).collect();
+    suite.plan("(an image without what it looked for)", &Job { present: lacking, ..one.clone() })?;
+    more(suite, &one, &plan)
+}
+
+fn more(suite: &mut Suite, one: &Job, plan: &Plan) -> Tried<()> {
+    let package = |package: Package| Job { packages: vec![named(NAME), package], ..one.clone() };
+    let upgrade = |upgrade: Upgrade| Job { upgrade, ..one.clone() };
+    let pinned = Package::Named { name: NAME.into(), version: Some("2.1.*".into()) };
+    let file = |ending: &str| Package::File {
+        path: format!("{FILE}.{ending}"),
+        name: "site".into(),
+        version: "1.0".into(),
+        architecture: "noarch".into(),
+    };
+    let repository = Repository {
+        name: "oven-check".into(),
+        url: "https://repository.example/oven".into(),
+        key: Some(
+            "-----BEGIN PGP PUBLIC KEY BLOCK-----\n\noven\n-----END PGP PUBLIC KEY BLOCK-----\n".into(),
+        ),
+        suite: Some("stable".into()),
+        components: vec!["main".into()],
+        keep: true,
+    };
+    let asks = [
+        ("a second package", package(named("nano"))),
+        ("a version", Job { packages: vec![pinned], ..one.clone() }),
+        ("a group", package(Package::Group { name: "oven-check".into() })),
+        ("a .deb file", package(file("deb"))),
+        ("a .rpm file", package(file("rpm"))),
+        ("an upgrade", upgrade(Upgrade::All)),
+        ("an upgrade for security alone", upgrade(Upgrade::Security)),
+        ("a repository", Job { repositories: vec![repository], ..one.clone() }),
+        ("a package on hold", Job { hold: vec!["oven-check".into()], ..one.clone() }),
+        ("an answer to debconf", Job { debconf: vec!["tree tree/x boolean true".into()], ..one.clone() }),
+    ];
+    let mut upgrades = Vec::new();
+    for (what, job) in &asks {
+        let Some(Ok(other)) = suite.plan(&format!("({what})"), job)? else { continue };
+        if other == *plan {
+            suite.fault(
+                Rule::Heeds,
+                format!("{what}: the plan is the one without it; refuse what is not served"),
+            );
+            continue;
+        }
+        for package in &job.packages {
+            let word = match package {
+                Package::Named { name, .. } | Package::Group { name } => name,
+                Package::File { path, .. } => path,
+            };
+            if !installs(&other, word) {
+                suite.fault(Rule::Heeds, format!("{what}: no step installs `{word}`"));
+            }
+        }
+        if job.upgrade != Upgrade::None {
+            upgrades.push(other);
+        }
+    }
+    if let [all, security] = &upgrades[..]
+        && all == security
+    {
+        suite.fault(Rule::Heeds, "an upgrade for security alone is an upgrade of everything");
+    }
+    let tool = Job { tools: vec!["oven-check".into()], ..one.clone() };
+    if let Some(Err(refused)) = suite.plan("(a tool for the bake)", &tool)? {
+        let what = "a tool for the bake is refused, and so is a definition whose packages bring it";
+        suite.fault(Rule::Heeds, format!("{what}: leave `tools` out of the plan ({refused})"));
+    }
+    // These may change nothing; but they have to be understood.
+    for (what, job) in [
+        ("recommended packages", Job { recommends: true, ..one.clone() }),
+        ("packages' configuration files", Job { conffiles: Conffiles::Replace, ..one.clone() }),
+        ("the network", Job { network: true, ..one.clone() }),
+        ("a mirror", Job { mirror: Some("http://mirror.example/".into()), ..one.clone() }),
+        ("certificates", Job { ca_file: Some("/run/oven/ca.pem".into()), ..one.clone() }),
+        ("arm64", Job { architecture: "arm64".into(), ..one.clone() }),
+    ] {
+        suite.plan(&format!("({what})"), &job)?;
+    }
+    Ok(())
+}
+
+/// Whether a step that changes the image names it, or a file that such a step reads may.
+fn installs(plan: &Plan, word: &str) -> bool {
+    let changes = |phase| phase == Phase::Upgrade || phase == Phase::Install;
+    let mut steps = plan.steps.iter().filter(|step| changes(step.phase));
+    let files = || plan.shims.iter().chain(&plan.files).any(|file| file.content.contains(word));
+    steps.clone().any(|step| step.argv.iter().any(|argument| argument.contains(word)))
+        || steps.next().is_some() && files()
+}
+
+fn proves(plan: &Plan, name: &str) -> bool {
+    let mut verify = plan.steps.iter().filter(|step| step.phase == Phase::Verify);
+    plan.expect.packages.iter().any(|wanted| wanted.name == name)
+        || verify.any(|step| step.argv.iter().any(|argument| argument.contains(name)))
+}

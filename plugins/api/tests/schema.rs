@@ -1,0 +1,292 @@
+//! The schemas say what the types say. Each is tried with samples in which every field is set, and with every way of
+//! spoiling them in one place: what the types take the schema takes, and what they refuse it refuses.
+
+use oven_distro::wire::{ClaimsAnswer, ClaimsRequest, PlanAnswer, PlanRequest};
+use oven_distro::*;
+use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// Of JSON Schema, what our schemas use. A word that is not known here fails the test.
+struct Schema(Value);
+
+impl Schema {
+    fn read(name: &str) -> Self {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("schema").join(format!("{name}.json"));
+        Self(serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap())
+    }
+
+    fn takes(&self, value: &Value) -> bool {
+        self.fits(&self.0, value)
+    }
+
+    fn fits(&self, schema: &Value, value: &Value) -> bool {
+        let schema = schema.as_object().expect("a schema is an object");
+        schema.iter().all(|(word, rule)| match word.as_str() {
+            "$schema" | "$defs" | "title" | "description" => true,
+            "$ref" => {
+                let pointer = rule.as_str().unwrap().strip_prefix('#').unwrap();
+                self.fits(self.0.pointer(pointer).expect("a definition"), value)
+            }
+            "type" => match rule {
+                Value::Array(types) => types.iter().any(|name| is(name, value)),
+                name => is(name, value),
+            },
+            "const" => rule == value,
+            "enum" => rule.as_array().unwrap().contains(value),
+            "oneOf" => rule.as_array().unwrap().iter().filter(|one| self.fits(one, value)).count() == 1,
+            "minimum" => value.as_i64().is_none_or(|number| number >= rule.as_i64().unwrap()),
+            "maximum" => value.as_u64().is_none_or(|number| number <= rule.as_u64().unwrap()),
+            "items" => value.as_array().is_none_or(|items| items.iter().all(|item| self.fits(rule, item))),
+            "required" => value.as_object().is_none_or(|object| {
+                rule.as_array().unwrap().iter().all(|key| object.contains_key(key.as_str().unwrap()))
+            }),
+            "properties" => value.as_object().is_none_or(|object| {
+                object.iter().all(|(key, field)| rule.get(key).is_none_or(|rule| self.fits(rule, field)))
+            }),
+            "additionalProperties" => value.as_object().is_none_or(|object| {
+                let known = schema.get("properties").and_then(Value::as_object);
+                let known = |key: &String| known.is_some_and(|known| known.contains_key(key));
+                let mut others = object.iter().filter(|(key, _)| !known(key));
+                if *rule == json!(false) {
+                    others.next().is_none()
+                } else {
+                    others.all(|(_, field)| self.fits(rule, field))
+                }
+            }),
+            other => panic!("{other} is not known to this test"),
+        })
+    }
+
+    /// The names of all fields that it knows.
+    fn fields(&self) -> BTreeSet<String> {
+        fn collect(value: &Value, fields: &mut BTreeSet<String>) {
+            match value {
+                Value::Object(object) => object.iter().for_each(|(key, value)| {
+                    if key == "properties" {
+                        fields.extend(value.as_object().unwrap().keys().cloned());
+                    }
+                    collect(value, fields);
+                }),
+                Value::Array(array) => array.iter().for_each(|value| collect(value, fields)),
+                _ => {}
+            }
+        }
+        let mut fields = BTreeSet::new();
+        collect(&self.0, &mut fields);
+        fields
+    }
+}
+
+fn is(name: &Value, value: &Value) -> bool {
+    match name.as_str().unwrap() {
+        "object" => value.is_object(),
+        "array" => value.is_array(),
+        "string" => value.is_string(),
+        "boolean" => value.is_boolean(),
+        "integer" => value.is_i64() || value.is_u64(),
+        "null" => value.is_null(),
+        other => panic!("{other} is not known to this test"),
+    }
+}
+
+/// The document with one place spoilt, in every way that we know.
+fn spoilt(value: &Value) -> Vec<Value> {
+    let mut all = vec![
+        json!(null),
+        json!(true),
+        json!(7),
+        json!(-1),
+        json!(1.5),
+        json!(1e300),
+        json!("x"),
+        json!([]),
+        json!({}),
+    ];
+    all.push(json!([null]));
+    all.push(json!({"oven": null}));
+    if let Some(word) = value.as_str() {
+        // As serde also reads the variant of an enumeration.
+        all.push(json!({word: null}));
+    }
+    match value {
+        Value::Object(object) => {
+            for (key, field) in object {
+                let mut without = object.clone();
+                without.remove(key);
+                all.push(Value::Object(without));
+                for other in spoilt(field) {
+                    let mut with = object.clone();
+                    with.insert(key.clone(), other);
+                    all.push(Value::Object(with));
+                }
+            }
+            let mut more: Map<_, _> = object.clone();
+            more.insert("oven-check".into(), json!("x"));
+            all.push(Value::Object(more));
+        }
+        Value::Array(array) => {
+            for (index, item) in array.iter().enumerate() {
+                for other in spoilt(item) {
+                    let mut with = array.clone();
+                    with[index] = other;
+                    all.push(Value::Array(with));
+                }
+            }
+        }
+        _ => {}
+    }
+    all
+}
+
+fn agree(name: &str, samples: &[Value], types_take: &dyn Fn(&str) -> bool) {
+    let schema = Schema::read(name);
+    let mut tried = 0;
+    for sample in samples {
+        assert!(types_take(&sample.to_string()) && schema.takes(sample), "{name}: {sample:#}");
+        for other in spoilt(sample) {
+            let (types, schema) = (types_take(&other.to_string()), schema.takes(&other));
+            assert_eq!(types, schema, "{name}: the types say {types}, the schema {schema}: {other:#}");
+            tried += 1;
+        }
+    }
+    assert!(tried > 50, "{tried}");
+    // A field that no sample sets is one that was not tried.
+    let mut used = BTreeSet::new();
+    fn keys(value: &Value, used: &mut BTreeSet<String>) {
+        match value {
+            Value::Object(object) => object.iter().for_each(|(key, value)| {
+                used.insert(key.clone());
+                keys(value, used);
+            }),
+            Value::Array(array) => array.iter().for_each(|value| keys(value, used)),
+            _ => {}
+        }
+    }
+    samples.iter().for_each(|sample| keys(sample, &mut used));
+    let missing: Vec<_> = schema.fields().difference(&used).cloned().collect();
+    assert_eq!(missing, Vec::<String>::new(), "{name}: no sample has these");
+}
+
+fn os_release() -> OsRelease {
+    OsRelease::parse("ID=void\nPRETTY_NAME=\"Void Linux\"\n")
+}
+
+fn job() -> Job {
+    let text = || Some("text".to_owned());
+    // Every field by name: a new one does not compile until it is here, and then in the schema.
+    Job {
+        os_release: os_release(),
+        architecture: "x86_64".into(),
+        present: [("/usr/bin/xbps-install".to_owned(), true)].into(),
+        texts: [("/etc/x.conf".to_owned(), "x\n".to_owned())].into(),
+        packages: vec![
+            Package::Named { name: "jq".into(), version: text() },
+            Package::Group { name: "base-devel".into() },
+            Package::File {
+                path: "/x".into(),
+                name: "x".into(),
+                version: "1".into(),
+                architecture: "all".into(),
+            },
+        ],
+        upgrade: Upgrade::Security,
+        repositories: vec![Repository {
+            name: "x".into(),
+            url: "https://x.example".into(),
+            key: text(),
+            suite: text(),
+            components: vec!["main".into()],
+            keep: true,
+        }],
+        hold: vec!["linux".into()],
+        debconf: vec!["a b c d".into()],
+        tools: vec!["ansible-playbook".into()],
+        recommends: true,
+        conffiles: Conffiles::Replace,
+        network: true,
+        mirror: text(),
+        ca_file: text(),
+    }
+}
+
+fn plan() -> Plan {
+    let text = || Some("text".to_owned());
+    let shim = || vec![Shim { path: "/etc/x".into(), content: "x".into(), mode: 0o644 }];
+    let trouble =
+        || vec![Trouble { output: "E: *".into(), means: "{1}".into(), hint: text(), package: text() }];
+    let step = || {
+        vec![Step {
+            phase: Phase::Fetch,
+            why: "looking".into(),
+            argv: vec!["true".into()],
+            env: [("A".to_owned(), "b".to_owned())].into(),
+            retries: 1,
+            before_retry: vec!["true".into()],
+            network: true,
+            timeout: 60,
+        }]
+    };
+    Plan {
+        shims: shim(),
+        files: shim(),
+        steps: step(),
+        facts: [("packages".to_owned(), vec!["list".to_owned()])].into(),
+        expect: Expect {
+            sound: vec!["ii".into()],
+            absent: vec!["rc".into()],
+            packages: vec![Wanted { name: "jq".into(), architecture: text(), version: text() }],
+        },
+        troubles: trouble(),
+        failures: trouble(),
+        tools: Some(Tools {
+            steps: step(),
+            unneeded: Question {
+                argv: vec!["pkg".into()],
+                env: [("A".to_owned(), "b".to_owned())].into(),
+                output: "* is an orphan".into(),
+            },
+            remove: step(),
+        }),
+    }
+}
+
+fn value(of: impl serde::Serialize) -> Value {
+    serde_json::to_value(of).unwrap()
+}
+
+#[test]
+fn claims_are_asked() {
+    let sample = value(ClaimsRequest::new(&os_release()));
+    agree("claims.request", &[sample], &|text| ClaimsRequest::read(text).is_ok());
+}
+
+#[test]
+fn claims_are_answered() {
+    let mut samples = vec![value(ClaimsAnswer::new(Err(Refused("no".into()))))];
+    for claim in [Claim::No, Claim::Family, Claim::Exact] {
+        let claims = Claims { claim, look_for: vec!["/x".into()], read: vec!["/y".into()] };
+        samples.push(value(ClaimsAnswer::new(Ok(claims))));
+    }
+    agree("claims.answer", &samples, &|text| ClaimsAnswer::read(text).is_ok());
+}
+
+#[test]
+fn a_plan_is_asked() {
+    let mut samples = vec![value(PlanRequest::new(&job()))];
+    for (upgrade, conffiles) in [(Upgrade::None, Conffiles::Keep), (Upgrade::All, Conffiles::Keep)] {
+        samples.push(value(PlanRequest::new(&Job { upgrade, conffiles, ..Job::default() })));
+    }
+    agree("plan.request", &samples, &|text| PlanRequest::read(text).is_ok());
+}
+
+#[test]
+fn a_plan_is_answered() {
+    let mut samples =
+        vec![value(PlanAnswer::new(Err(Refused("no".into())))), value(PlanAnswer::new(Ok(plan())))];
+    for phase in [Phase::Prepare, Phase::Upgrade, Phase::Install, Phase::Verify, Phase::Clean] {
+        let steps = vec![Step { phase, ..plan().steps[0].clone() }];
+        samples.push(value(PlanAnswer::new(Ok(Plan { steps, ..Plan::default() }))));
+    }
+    agree("plan.answer", &samples, &|text| PlanAnswer::read(text).is_ok());
+}

@@ -1,0 +1,55 @@
+//! Golden plans: pairs of files, `CASE.request.json` and `CASE.answer.json`, as they go over the wire.
+
+use crate::error::Kind;
+use anyhow::{Context, Result};
+use oven_distro::check::{self, Case, Speaker};
+use oven_distro::wire::{PlanAnswer, PlanRequest};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+const REQUEST: &str = ".request.json";
+const ANSWER: &str = ".answer.json";
+
+/// The cases of a directory, by name. `asked`: the user names it, so it has to be there.
+pub fn read(dir: &Path, asked: bool) -> Result<Vec<Case>> {
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && !asked => return Ok(Vec::new()),
+        Err(error) => return Err(Kind::Usage.error(format!("{}: cannot be read: {error}", dir.display()))),
+    };
+    let names: BTreeSet<String> =
+        entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    let cases = names.iter().filter_map(|file| file.strip_suffix(REQUEST)).map(|name| {
+        let path = dir.join(format!("{name}{REQUEST}"));
+        let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        let wrong = |path: &Path, what: String| Kind::Definition.error(format!("{}: {what}", path.display()));
+        let request = PlanRequest::read(&text).map_err(|e| wrong(&path, e.to_string()))?;
+        let path = dir.join(format!("{name}{ANSWER}"));
+        let answer = match std::fs::read_to_string(&path) {
+            Ok(text) => Some(PlanAnswer::read(&text).map_err(|what| wrong(&path, format!("it {what}")))?),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
+        };
+        Ok(Case { name: name.to_owned(), job: request.job, answer })
+    });
+    cases.collect()
+}
+
+/// Writes the answers that are others now. Answers with their paths.
+pub fn bless(dir: &Path, cases: &mut [Case], speaker: &dyn Speaker) -> Result<Vec<PathBuf>> {
+    let now = check::answers(speaker, cases).map_err(|why| Kind::Definition.failure(why))?;
+    let mut written = Vec::new();
+    for (case, answer) in cases.iter_mut().zip(now) {
+        let answer = Some(answer);
+        if case.answer == answer {
+            continue;
+        }
+        case.answer = answer;
+        let path = dir.join(format!("{}{ANSWER}", case.name));
+        let text = case.answer.clone().map(PlanAnswer::new).map(serde_json::to_value).transpose()?;
+        std::fs::write(&path, format!("{:#}\n", text.unwrap_or_default()))
+            .with_context(|| format!("writing {}", path.display()))?;
+        written.push(path);
+    }
+    Ok(written)
+}

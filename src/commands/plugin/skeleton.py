@@ -1,0 +1,97 @@
+#!/usr/bin/env python3
+"""oven's plugin for @NAME@. Standard input has a request, standard output gets the answer: JSON, both.
+
+It decides and does nothing: it runs as nobody, without a network, and what it is not told it does not know.
+`oven plugin check @NAME@.py` says what is missing; oven's plugins/README.md is the guide.
+"""
+
+import json
+import re
+import sys
+
+API = 1
+PKG = "/usr/bin/pkg"  # the package manager
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]*\Z")  # what is no name is refused: no option, no script
+# The parts of a job that this plugin heeds, or may pass over. Another one is refused, not forgotten.
+HEEDED = {"os_release", "architecture", "present", "texts", "packages", "network"}
+NEUTRAL = {"recommends", "conffiles", "mirror", "ca_file", "tools"}
+
+
+class Refused(Exception):
+    """What the definition asks for is not served: its author is told why."""
+
+
+def claims(request):
+    only(request, {"api", "os_release"}, "the request")
+    os = request["os_release"]
+    claim = "exact" if os.get("ID") == "@NAME@" else "family" if "@NAME@" in os.get("ID_LIKE", "").split() else "no"
+    return {"claim": claim, "look_for": [PKG]}  # the job will say which of these the image has
+
+
+def plan(request):
+    only(request, {"api", "job"}, "the request")
+    job = request["job"]
+    only(job, HEEDED | NEUTRAL | {"upgrade"}, "the job")
+    if job.get("upgrade", "none") != "none":
+        raise Refused("upgrade: this plugin does not upgrade yet")
+    names = [name_of(package) for package in job.get("packages", [])]
+    if not names:
+        return {"plan": {}}
+    if not job["present"].get(PKG):
+        raise Refused(f"packages cannot be installed: the image has no {PKG}")
+
+    def step(phase, why, *argv, **more):
+        return {"phase": phase, "why": why, "argv": [PKG, *argv], "timeout": 3600, **more}
+
+    count = f"{len(names)} package{'s' if len(names) > 1 else ''}"
+    return {
+        "plan": {
+            "steps": [
+                # With the network, and no package's code.
+                step("fetch", "refreshing the package index", "update", network=True, retries=2, timeout=900),
+                step("fetch", f"downloading {count}", "fetch", "--", *names, network=True, retries=2),
+                # With packages' code, and no network, unless the definition gives it.
+                step("install", f"installing {count}", "install", "--", *names, network=job.get("network", False)),
+                step("clean", "removing what was downloaded", "clean", timeout=300),
+            ],
+            # Lines of name, version and architecture, separated by tabs; then oven sees that all are there.
+            "facts": {"packages": [PKG, "list"]},
+            "expect": {"packages": [{"name": name} for name in names]},
+            # What a line of output means to whoever wrote the definition.
+            "troubles": [{"output": "*no such package: *", "means": "there is no package `{2}`", "package": "{2}"}],
+        }
+    }
+
+
+def name_of(package):
+    if package.get("kind") != "named":
+        raise Refused(f"packages: a {package.get('kind')} is not served yet, only names are")
+    only(package, {"kind", "name", "version"}, "a package")
+    if not NAME.match(package["name"]):
+        raise Refused(f"packages: {package['name']!r} is not the name of a package")
+    if package.get("version") is not None:
+        raise Refused(f"packages: {package['name']}: a version cannot be chosen")
+    return package["name"]
+
+
+def only(table, known, what):
+    unknown = sorted(set(table) - known)
+    if unknown:
+        raise Refused(f"{what} has `{unknown[0]}`, which this plugin does not serve")
+
+
+def main():
+    verbs = {"claims": claims, "plan": plan}
+    if len(sys.argv) != 2 or sys.argv[1] not in verbs:
+        sys.exit("usage: @NAME@.py claims|plan")
+    request = json.load(sys.stdin)
+    try:
+        if request.get("api") != API:
+            raise Refused(f"the request is of version {request.get('api')} of the contract, and this is {API}")
+        answer = verbs[sys.argv[1]](request)
+    except Refused as refused:
+        answer = {"refused": str(refused)}
+    json.dump({"api": API, **answer}, sys.stdout, sort_keys=True)
+
+
+main()

@@ -1,0 +1,218 @@
+//! Where plugins that are executables are looked for, and which of them are trusted.
+
+use crate::error::Kind;
+use anyhow::{Context, Result};
+use std::fs::{File, Metadata};
+use std::io::Read;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// A package's, and the administrator's own, which wins.
+pub const DIRECTORIES: [&str; 2] = ["/etc/oven/distros.d", "/usr/lib/oven/distros.d"];
+/// A larger file is no plugin.
+const MAX: u64 = 64 << 20;
+
+/// A file in one of the directories.
+#[derive(Debug)]
+pub struct Found {
+    pub path: PathBuf,
+    /// Its content, or why it is not trusted.
+    pub program: Result<Vec<u8>, String>,
+}
+
+/// The name of a plugin: its file's, without an ending.
+pub fn name(path: &Path) -> Result<String, String> {
+    let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_".contains(c);
+    if stem.is_empty() || !stem.chars().all(plain) {
+        let file = path.file_name().unwrap_or_default().to_string_lossy();
+        return Err(format!(
+            "{file:?} is no plugin's name: small letters, digits, `-` and `_`, and an ending"
+        ));
+    }
+    Ok(stem.to_owned())
+}
+
+/// The files of these directories, in their order and by name. What is hidden is passed over.
+pub fn look(directories: &[PathBuf]) -> Vec<Found> {
+    let mut found = Vec::new();
+    for directory in directories {
+        let entries = match std::fs::read_dir(directory) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) => {
+                found.push(Found {
+                    path: directory.clone(),
+                    program: Err(format!("cannot be read: {error}")),
+                });
+                continue;
+            }
+        };
+        let mut names: Vec<_> = entries.flatten().map(|entry| entry.file_name()).collect();
+        names.retain(|name| !name.to_string_lossy().starts_with('.'));
+        names.sort_unstable();
+        let distrust = distrust(directory);
+        for name in names {
+            let path = directory.join(name);
+            let program = match &distrust {
+                Some(why) => Err(why.clone()),
+                None => trusted(&path),
+            };
+            found.push(Found { path, program });
+        }
+    }
+    found
+}
+
+/// Why nothing in a directory is trusted: somebody else than root could exchange it.
+fn distrust(directory: &Path) -> Option<String> {
+    let real = match directory.canonicalize() {
+        Ok(real) => real,
+        Err(error) => return Some(format!("{} cannot be read: {error}", directory.display())),
+    };
+    real.ancestors().find_map(|dir| match dir.symlink_metadata() {
+        Ok(metadata) => {
+            // In a sticky directory nobody renames what is root's.
+            let sticky = dir != real && metadata.mode() & 0o1000 != 0;
+            let why = writable(&metadata).filter(|why| !(sticky && why.starts_with("is writable")));
+            why.map(|why| format!("its directory {} {why}", dir.display()))
+        }
+        Err(error) => Some(format!("{} cannot be read: {error}", dir.display())),
+    })
+}
+
+fn writable(metadata: &Metadata) -> Option<String> {
+    if metadata.uid() != 0 {
+        Some(format!("belongs to user {}, not to root", metadata.uid()))
+    } else if metadata.mode() & 0o022 != 0 {
+        Some(format!("is writable by others than root (mode {:04o})", metadata.mode() & 0o7777))
+    } else {
+        None
+    }
+}
+
+/// Reads a file that root alone can have put there.
+fn trusted(path: &Path) -> Result<Vec<u8>, String> {
+    name(path)?;
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let file = File::options().read(true).custom_flags(flags).open(path).map_err(|error| {
+        match error.raw_os_error() {
+            Some(libc::ELOOP) => "is a symbolic link: copy the file there".to_owned(),
+            _ => format!("cannot be read: {error}"),
+        }
+    })?;
+    let metadata = file.metadata().map_err(|error| format!("cannot be read: {error}"))?;
+    if let Some(why) = writable(&metadata) {
+        return Err(why);
+    }
+    content(file, &metadata)
+}
+
+fn content(file: File, metadata: &Metadata) -> Result<Vec<u8>, String> {
+    if !metadata.is_file() {
+        return Err("is not a file: a plugin is one executable file".into());
+    }
+    if metadata.mode() & 0o111 == 0 {
+        return Err("is not executable: `chmod +x` makes it a plugin".into());
+    }
+    if metadata.len() > MAX {
+        return Err(format!("is larger than {} MiB", MAX >> 20));
+    }
+    let mut program = Vec::new();
+    file.take(MAX + 1).read_to_end(&mut program).map_err(|error| format!("cannot be read: {error}"))?;
+    Ok(program)
+}
+
+/// A plugin that the user names: whoever may run oven may choose it.
+pub fn named(path: &Path) -> Result<Vec<u8>> {
+    let open = || -> Result<Vec<u8>, String> {
+        name(path)?;
+        let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+        let file = file.map_err(|error| format!("cannot be read: {error}"))?;
+        let metadata = file.metadata().map_err(|error| format!("cannot be read: {error}"))?;
+        content(file, &metadata)
+    };
+    let program = open().map_err(|why| Kind::Usage.failure(format!("the plugin {} {why}", path.display())));
+    program.context("reading a plugin")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn put(dir: &Path, name: &str, mode: u32) {
+        let path = dir.join(name);
+        fs::write(&path, "#!/bin/sh\n").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn names() {
+        assert_eq!(name(Path::new("/x/void.py")).as_deref(), Ok("void"));
+        assert_eq!(name(Path::new("arch-linux")).as_deref(), Ok("arch-linux"));
+        for bad in ["Void.sh", "void.sh.bak", "a b", "void~", "ä.sh"] {
+            assert!(name(Path::new(bad)).unwrap_err().contains(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_plugin_that_is_named_has_to_be_one_executable_file() {
+        let dir = tempfile::tempdir().unwrap();
+        put(dir.path(), "void.sh", 0o755);
+        put(dir.path(), "plain.sh", 0o644);
+        fs::create_dir(dir.path().join("directory")).unwrap();
+        nix::unistd::mkfifo(&dir.path().join("fifo"), nix::sys::stat::Mode::from_bits_truncate(0o755))
+            .unwrap();
+        assert_eq!(named(&dir.path().join("void.sh")).unwrap(), b"#!/bin/sh\n");
+        for (file, why) in [
+            ("plain.sh", "not executable"),
+            ("directory", "not a file"),
+            ("fifo", "not a file"),
+            ("no", "No such"),
+        ] {
+            let error = named(&dir.path().join(file)).unwrap_err();
+            assert!(format!("{error:#}").contains(why), "{error:#}");
+            assert_eq!(Kind::of(&error), Kind::Usage);
+        }
+    }
+
+    /// As root; another user's own directory is refused as a whole.
+    #[test]
+    fn what_others_can_write_is_not_trusted() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = dir.path().join("distros.d");
+        fs::create_dir(&own).unwrap();
+        fs::set_permissions(&own, fs::Permissions::from_mode(0o755)).unwrap();
+        put(&own, "good.sh", 0o755);
+        put(&own, "open.sh", 0o757);
+        put(&own, "README", 0o644);
+        put(&own, ".hidden", 0o755);
+        std::os::unix::fs::symlink("good.sh", own.join("link.sh")).unwrap();
+        let reasons = |dirs: &[PathBuf]| -> Vec<(String, String)> {
+            look(dirs)
+                .into_iter()
+                .map(|found| {
+                    let name = found.path.file_name().unwrap().to_string_lossy().into_owned();
+                    (name, found.program.err().unwrap_or_default())
+                })
+                .collect()
+        };
+        let found = reasons(std::slice::from_ref(&own));
+        let names: Vec<_> = found.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["README", "good.sh", "link.sh", "open.sh"]);
+        if !rustix::process::geteuid().is_root() {
+            assert!(found.iter().all(|(_, why)| why.contains("not to root")), "{found:?}");
+            return;
+        }
+        assert_eq!(found[1].1, "");
+        assert!(found[0].1.contains("no plugin's name"), "{found:?}");
+        assert!(found[2].1.contains("symbolic link"), "{found:?}");
+        assert!(found[3].1.contains("writable by others") && found[3].1.contains("0757"), "{found:?}");
+
+        fs::set_permissions(&own, fs::Permissions::from_mode(0o775)).unwrap();
+        assert!(reasons(std::slice::from_ref(&own)).iter().all(|(_, why)| why.contains("its directory")));
+        assert!(reasons(&[dir.path().join("none")]).is_empty());
+    }
+}
