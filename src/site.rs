@@ -122,7 +122,11 @@ impl Site {
         Ok(Self {
             cloud,
             disks,
-            distros: Rc::from([Box::new(oven_debian::Debian) as Box<dyn Distro>]),
+            distros: Rc::from([
+                Box::new(oven_debian::Debian) as Box<dyn Distro>,
+                Box::new(oven_redhat::RedHat),
+                Box::new(oven_suse::Suse),
+            ]),
             helper: std::env::current_exe().context("looking for this program")?,
             scratch: crate::scratch::DIR.into(),
             state,

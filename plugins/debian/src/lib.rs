@@ -104,6 +104,7 @@ fn steps(job: &Job, packages: &[String]) -> Vec<Step> {
         env: environment.clone(),
         retries: 0,
         before_retry: Vec::new(),
+        also_good: Vec::new(),
         network: false,
         timeout: INSTALL_TIMEOUT,
     };
@@ -176,6 +177,7 @@ fn clean() -> Step {
         env: BTreeMap::new(),
         retries: 0,
         before_retry: Vec::new(),
+        also_good: Vec::new(),
         network: false,
         timeout: CLEAN_TIMEOUT,
     }
