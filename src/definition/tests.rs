@@ -226,10 +226,13 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
             "packages = [\"./gone.deb\"]",
             "2: `packages` names \"./gone.deb\", but there is no DIR/web/./gone.deb",
         ),
-        ("packages = [\"./broken.deb\"]", "2: `packages` names \"./broken.deb\": it is not a Debian package"),
+        (
+            "packages = [\"./broken.deb\"]",
+            "2: `packages` names \"./broken.deb\": it is neither a Debian nor an rpm package",
+        ),
         (
             "packages = [\"./site.rpm\"]",
-            "2: `packages` names \"./site.rpm\": it is an rpm package, and no built-in",
+            "2: `packages` names \"./site.rpm\": it is no whole rpm package: it was cut short",
         ),
         ("packages = [\"./pipe\"]", "2: `packages` is \"./pipe\", which is a FIFO: a file is needed"),
         ("packages = [\"/tmp/a.deb\"]", "2: `packages` has \"/tmp/a.deb\": paths are relative"),

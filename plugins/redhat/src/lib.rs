@@ -64,7 +64,7 @@ impl Distro for RedHat {
         if changes {
             plan.steps = steps(job, manager, &asks, &options)?;
         }
-        plan.steps.extend(holds(job, manager)?);
+        plan.steps.extend(holds(job, manager, &asks)?);
         plan.steps.sort_by_key(|step| step.phase);
         plan.steps.push(clean(manager));
         Ok(plan)
@@ -121,10 +121,8 @@ fn steps(job: &Job, manager: Manager, asks: &Asks, options: &[String]) -> Result
 }
 
 /// What is to be held is held first, for it may be older than what an upgrade brings; but for what is installed now.
-fn holds(job: &Job, manager: Manager) -> Result<Vec<Step>, Refused> {
-    let asked = |name: &String| {
-        job.packages.iter().any(|p| matches!(p, oven_distro::Package::Named { name: n, .. } if n == name))
-    };
+fn holds(job: &Job, manager: Manager, asks: &Asks) -> Result<Vec<Step>, Refused> {
+    let asked = |name: &String| asks.wanted.iter().any(|wanted| wanted.name == *name);
     let mut steps = Vec::new();
     for (phase, after) in [(Phase::Prepare, false), (Phase::Install, true)] {
         let names: Vec<_> = job.hold.iter().filter(|name| asked(name) == after).cloned().collect();

@@ -6,9 +6,7 @@
 mod repository;
 mod troubles;
 
-use oven_distro::{
-    Claim, Claims, Conffiles, Distro, Job, OsRelease, Package, Phase, Plan, Refused, Step, Upgrade,
-};
+use oven_distro::{Claim, Claims, Conffiles, Distro, Job, OsRelease, Phase, Plan, Refused, Step, Upgrade};
 use oven_rpm::{Asks, CLEAN_TIMEOUT, RPM, Spelling, UPDATE_TIMEOUT, count, fetch, step, words};
 use std::collections::BTreeMap;
 
@@ -68,7 +66,7 @@ impl Distro for Suse {
             if changes {
                 plan.steps.extend(steps(job, &asks));
             }
-            plan.steps.extend(holds(job)?);
+            plan.steps.extend(holds(job, &asks)?);
             plan.steps.sort_by_key(|step| step.phase);
         }
         if has(ZYPPER) {
@@ -127,7 +125,8 @@ fn steps(job: &Job, asks: &Asks) -> Vec<Step> {
     // zypper refreshes where it finds something missing: that is what a retry needs, after metadata was dropped.
     let get = |why: &str, verb: &[&str], more: &[&str], arguments: &[String]| {
         let argv = zypper(&[verb, &["--download-only", agree], more].concat());
-        fetch(why, argv.into_iter().chain(arguments.iter().cloned()).collect(), &clean)
+        let argv = argv.into_iter().chain(arguments.iter().cloned()).collect();
+        Step { also_good: vec![REBOOT_ADVISED], ..fetch(why, argv, &clean) }
     };
     let change = |phase, why: &str, verb: &[&str], more: &[&str], arguments: &[String]| {
         let argv = zypper(&[&["--no-refresh"], verb, &[agree], more].concat());
@@ -171,9 +170,8 @@ fn steps(job: &Job, asks: &Asks) -> Vec<Step> {
 }
 
 /// A lock also keeps a package from being installed: what is installed now is locked after that.
-fn holds(job: &Job) -> Result<Vec<Step>, Refused> {
-    let asked =
-        |name: &String| job.packages.iter().any(|p| matches!(p, Package::Named { name: n, .. } if n == name));
+fn holds(job: &Job, asks: &Asks) -> Result<Vec<Step>, Refused> {
+    let asked = |name: &String| asks.wanted.iter().any(|wanted| wanted.name == *name);
     let mut steps = Vec::new();
     for (phase, after) in [(Phase::Prepare, false), (Phase::Install, true)] {
         let names: Vec<_> = job.hold.iter().filter(|name| asked(name) == after).map(String::as_str).collect();
