@@ -1,20 +1,21 @@
 //! From a definition to what the cloud, the disk and the distro are asked for.
 
 mod attributes;
+pub mod job;
 
 use crate::cli::{Compat, Wish};
 use crate::cloud::adopt::is_replaceable;
 use crate::cloud::{Architecture, Attributes, Base, Image, ImageSpec, Key, RunId, Tags, VolumeKind, tag};
-use crate::definition::{Ask, DEFAULT_TYPE, Definition};
+use crate::definition::{DEFAULT_TYPE, Definition};
 use crate::disk::DiskSpec;
 use crate::error::Kind;
 use crate::fingerprint::Inputs;
-use crate::root::{MountOptions, Root, execute};
+use crate::root::{MountOptions, Root};
 use crate::settings::Settings;
 use crate::site::Site;
 use anyhow::{Context, Result};
 pub use attributes::attributes;
-use oven_distro::{Distro, Job, Package, Refused, Upgrade};
+use oven_distro::{Distro, Job, Refused};
 use std::collections::BTreeMap;
 
 /// How many digits of the fingerprint an AMI's name carries: 48 bits, which no family's images exhaust.
@@ -115,43 +116,9 @@ pub fn job(
 ) -> Result<Job> {
     let architecture = root.architecture()?;
     fits(base, architecture)?;
-    let os_release = root.os_release()?;
-    let mut present = BTreeMap::new();
-    let claims = distro.claims(&os_release);
-    for path in claims.look_for {
-        present.insert(path.clone(), root.inside().exists(&path)?);
-    }
-    let mut texts = BTreeMap::new();
-    for path in claims.read {
-        if let Some(text) = root.inside().read(&path)? {
-            texts.insert(path, String::from_utf8_lossy(&text).into_owned());
-        }
-    }
-    let packages = image.packages.iter().enumerate().map(|(i, ask)| match ask {
-        Ask::Named { name, version } => Package::Named { name: name.clone(), version: version.clone() },
-        Ask::File { source, package } => Package::File {
-            path: execute::package_path(i, source),
-            name: package.name.clone(),
-            version: package.version.clone(),
-            architecture: package.architecture.clone(),
-        },
-    });
-    Ok(Job {
-        os_release,
-        architecture: architecture.to_string(),
-        present,
-        texts,
-        packages: packages.collect(),
-        upgrade: if image.upgrade { Upgrade::All } else { Upgrade::None },
-        repositories: Vec::new(),
-        hold: Vec::new(),
-        debconf: Vec::new(),
-        recommends: image.recommends,
-        conffiles: image.conffiles,
-        network: image.network,
-        mirror: settings.network.mirror.clone(),
-        ca_file: settings.network.ca_file.as_ref().map(|_| execute::CA_FILE.to_owned()),
-    })
+    let mut job = job::wishes(image, root.os_release()?, architecture, &settings.network);
+    job::look(&mut job, distro, root.inside())?;
+    Ok(job)
 }
 
 fn fits(base: &Base, programs: Architecture) -> Result<()> {

@@ -37,12 +37,13 @@ pub async fn bake(
         if let Some(found) = ask::find(site, image, &inputs, wish).await? {
             return Ok(Outcome::AlreadyBaked(found));
         }
+        let whole = site.download(image).await?; //                                       packages by URL
         let disk = site.checkout(&base, image, run, &undo).await?; //                          2. check out
         let root = Root::mount(disk.device(), &site.scratch(run)?, &ask::mount(image), &site.report).await?; // 3. mount
         let distro = distros::detect(&site.distros, &root.os_release()?)?; //                  4. provision
-        let job = ask::job(image, &base, distro, &root, &site.settings)?;
+        let job = ask::job(&whole, &base, distro, &root, &site.settings)?;
         let plan = distro.plan(&job).map_err(ask::refused)?;
-        let facts = execute::execute(&root, &site.work(image, &plan)).await?;
+        let facts = execute::execute(&root, &site.work(&whole, &plan)).await?;
         site.close(root).await?; //                                                               proven released
         inputs.ensure_unchanged(image).context("reading the definition again")?;
         let snapshot = site.commit(disk, &undo).await?; //                                     5. commit

@@ -3,6 +3,7 @@
 mod ask;
 mod attributes;
 mod from;
+mod repositories;
 mod rules;
 mod source;
 #[cfg(test)]
@@ -13,10 +14,11 @@ use crate::document::{self, Table};
 use crate::error::Kind;
 use anyhow::Result;
 pub use attributes::{DEFAULT_TYPE, Registered, UEFI, misfits};
-use oven_distro::Conffiles;
+use oven_distro::{Conffiles, Repository, Upgrade};
 use source::Sources;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use toml::de::DeValue;
 
 /// The file that makes a directory a definition.
 pub const FILE: &str = "image.toml";
@@ -36,8 +38,31 @@ pub enum From {
 /// A package that is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ask {
-    Named { name: String, version: Option<String> },
-    File { source: PathBuf, package: crate::package::Package },
+    Named {
+        name: String,
+        version: Option<String>,
+    },
+    Group {
+        name: String,
+    },
+    File {
+        source: PathBuf,
+        package: crate::package::Package,
+    },
+    /// A package file that is downloaded before the image is planned ([`crate::download`]).
+    Url {
+        url: String,
+        /// Lower-case hexadecimal.
+        sha256: String,
+        file: Option<Downloaded>,
+    },
+}
+
+/// A package file that was downloaded, on this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Downloaded {
+    pub source: PathBuf,
+    pub package: crate::package::Package,
 }
 
 /// `[[file]]`: placed after the packages are installed.
@@ -78,6 +103,10 @@ pub struct Definition {
     pub description: String,
     pub from: From,
     pub packages: Vec<Ask>,
+    pub repositories: Vec<Repository>,
+    pub hold: Vec<String>,
+    /// `PACKAGE QUESTION TYPE VALUE`
+    pub debconf: Vec<String>,
     pub files: Vec<File>,
     pub runs: Vec<Script>,
     pub tests: Vec<Script>,
@@ -89,7 +118,7 @@ pub struct Definition {
     pub tags: Tags,
     /// As spelt in image.toml: relative to `dir`.
     pub inputs: Vec<String>,
-    pub upgrade: bool,
+    pub upgrade: Upgrade,
     pub recommends: bool,
     pub conffiles: Conffiles,
     pub network: bool,
@@ -102,10 +131,12 @@ pub struct Definition {
 const KEYS: &[&str] = &[
     "clean",
     "conffiles",
+    "debconf",
     "description",
     "disk",
     "file",
     "from",
+    "hold",
     "image",
     "imds",
     "inputs",
@@ -113,6 +144,7 @@ const KEYS: &[&str] = &[
     "network",
     "packages",
     "recommends",
+    "repository",
     "run",
     "tags",
     "test",
@@ -145,6 +177,9 @@ impl Definition {
             name_is_default: !top.has("name"),
             description: rules::description(top),
             packages,
+            repositories: repositories::read(top, &sources),
+            hold: repositories::hold(top),
+            debconf: repositories::debconf(top),
             files,
             runs,
             tests,
@@ -153,7 +188,7 @@ impl Definition {
             registered: attributes::image(top),
             tags,
             inputs,
-            upgrade: top.boolean("upgrade").unwrap_or_default(),
+            upgrade: read_upgrade(top).unwrap_or_default(),
             recommends: top.boolean("recommends").unwrap_or_default(),
             conffiles: read_conffiles(top).unwrap_or_default(),
             network: top.boolean("network").unwrap_or_default(),
@@ -168,6 +203,14 @@ impl Definition {
     /// What the checksum is taken over: the definition's directory, and `DIR/` + each input as spelt.
     pub fn directories(&self) -> Vec<PathBuf> {
         source::directories(&self.dir, &self.inputs)
+    }
+
+    /// Where image.toml speaks of a package: in `packages`, or in `hold`.
+    pub fn place_of_package(&self, name: Option<&str>) -> String {
+        let held = name.is_some_and(|name| self.hold.iter().any(|held| held == name));
+        let asked = |ask: &Ask| matches!(ask, Ask::Named { name: asked, .. } if Some(asked.as_str()) == name);
+        let key = if held && !self.packages.iter().any(asked) { "hold" } else { "packages" };
+        self.place(key, name)
     }
 
     /// `examples/web/image.toml:4: `packages``, for a mistake that only shows later: no such base, no such package.
@@ -259,6 +302,19 @@ fn read_scripts(top: &Table, key: &str, header: &'static str, sources: &Sources)
             Some(Script { script: script?, network, timeout })
         });
     scripts.collect()
+}
+
+fn read_upgrade(top: &Table) -> Option<Upgrade> {
+    let expected = "`true` (everything), `false` or \"security\" (what is a fault of security)";
+    let at = top.value("upgrade")?;
+    match at.value {
+        DeValue::Boolean(all) => Some(if *all { Upgrade::All } else { Upgrade::None }),
+        DeValue::String(text) if text == "security" => Some(Upgrade::Security),
+        DeValue::String(text) => {
+            top.wrong("upgrade", at.line, format!("is {text:?}: it should be {expected}"))
+        }
+        _ => top.wrong_type("upgrade", &at, expected),
+    }
 }
 
 fn read_conffiles(top: &Table) -> Option<Conffiles> {

@@ -34,6 +34,12 @@ pub(crate) struct Table<'d, 't> {
     pub line: usize,
 }
 
+/// What an array of strings and tables holds.
+pub(crate) enum Element<'d, 't> {
+    Text(At<&'d str>),
+    Table(Table<'d, 't>),
+}
+
 /// A value, and the line it is on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct At<T> {
@@ -130,8 +136,8 @@ fn syntax(text: &str, line: usize, message: &str) -> String {
     format!("`{}`: {message}{advice}", key.escape_debug())
 }
 
-/// The line of a key at the top, or of a table's (`disk.iops`, or `iops` alone), or of the string in its array that
-/// `pick` accepts.
+/// The line of a key at the top, or of a table's (`disk.iops`, or `iops` alone), or of what in its array `pick` accepts:
+/// a string, or a table that holds such a string.
 pub(crate) fn line_of(text: &str, key: &str, pick: &dyn Fn(&str) -> bool) -> Option<usize> {
     let parsed = DeTable::parse(text).ok()?;
     let (top, mut names) = (parsed.get_ref(), key.split('.'));
@@ -145,9 +151,14 @@ pub(crate) fn line_of(text: &str, key: &str, pick: &dyn Fn(&str) -> bool) -> Opt
             None => break,
         }
     }
-    let element = value.get_ref().as_array().and_then(|array| {
-        array.iter().find(|element| element.get_ref().as_str().is_some_and(pick)).map(Spanned::span)
-    });
+    let picked = |element: &DeValue| match element {
+        DeValue::Table(table) => table.values().any(|value| value.get_ref().as_str().is_some_and(pick)),
+        other => other.as_str().is_some_and(pick),
+    };
+    let element = value
+        .get_ref()
+        .as_array()
+        .and_then(|array| array.iter().find(|element| picked(element.get_ref())).map(Spanned::span));
     let start = element.unwrap_or_else(|| name.span()).start;
     Some(text[..start].matches('\n').count() + 1)
 }
@@ -292,6 +303,31 @@ impl<'d, 't> Table<'d, 't> {
             }
         });
         strings.collect()
+    }
+
+    /// An array of strings and inline tables. `header`: what a message calls such a table; `known`: its keys.
+    pub fn elements(
+        &self,
+        key: &str,
+        expected: &str,
+        header: &'static str,
+        known: &'static [&'static str],
+    ) -> Vec<Element<'d, 't>> {
+        let Some(at) = self.value(key) else { return Vec::new() };
+        let Some(array) = at.value.as_array() else {
+            return self.wrong_type(key, &at, expected).unwrap_or_default();
+        };
+        let elements = array.iter().filter_map(|element| {
+            let at = self.at(element);
+            match at.value {
+                DeValue::String(text) => Some(Element::Text(At { value: &**text, line: at.line })),
+                DeValue::Table(entries) => {
+                    Some(Element::Table(self.document.table(header, entries, known, at.line)))
+                }
+                _ => self.wrong_type(key, &at, expected),
+            }
+        });
+        elements.collect()
     }
 
     /// `[key]`, or an inline table.

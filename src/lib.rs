@@ -15,6 +15,7 @@ pub mod definition;
 pub mod disk;
 pub mod distros;
 mod document;
+pub mod download;
 pub mod error;
 pub mod fingerprint;
 mod id_file;

@@ -236,7 +236,7 @@ fn path(dir: &Path, spelt: &str) -> Result<PathBuf, String> {
 }
 
 /// A URL that can stand in an environment variable and in apt's configuration: no spaces, quotes or escapes.
-fn url(text: &str, schemes: &[&str]) -> Result<String, String> {
+pub(crate) fn url(text: &str, schemes: &[&str]) -> Result<String, String> {
     let Some((scheme, rest)) = text.split_once("://") else {
         return Err(format!("is {:?}, without a scheme", without_secret(text)));
     };

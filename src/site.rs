@@ -7,6 +7,7 @@ use crate::cloud::{Architecture, Base, BaseRef, Cloud, Image, ImageId, ImageSpec
 use crate::definition::Definition;
 use crate::disk::attached::Attached;
 use crate::disk::{Disk, Disks};
+use crate::download;
 use crate::error::Kind;
 use crate::machine;
 use crate::report::Report;
@@ -267,6 +268,13 @@ impl Site {
         let disk = self.disks.checkout(base, &ask::disk(image, base, run)?, run, undo).await?;
         step.done();
         Ok(disk)
+    }
+
+    /// The definition with its packages by URL, downloaded.
+    pub async fn download(&self, image: &Definition) -> Result<Definition> {
+        let dir = self.state.join(download::DIR);
+        let dir = std::path::absolute(&dir).with_context(|| format!("looking for {}", dir.display()))?;
+        download::packages(image, &dir, &self.settings.network, &self.report).await
     }
 
     pub fn work<'a>(&'a self, image: &'a Definition, plan: &'a Plan) -> Work<'a> {

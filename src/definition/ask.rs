@@ -1,27 +1,35 @@
-//! `packages`: names, pins, and package files.
+//! `packages`: names, pins, groups, and package files, of this machine and by URL.
 
 use super::Ask;
 use super::source::Sources;
-use crate::document::Table;
+use crate::document::{At, Element, Table};
 use crate::package;
+use crate::settings::url;
 use std::collections::BTreeMap;
 
 const EXPECTED: &str =
     "an array of packages, such as [\"nginx-light\", \"redis-server=5:7.0.*\", \"./site.deb\"]";
+const BY_URL: &str = "a package by URL";
 
 pub fn read(top: &Table, sources: &Sources) -> Vec<Ask> {
     let mut lines = BTreeMap::new();
-    let asks = top.strings("packages", EXPECTED).into_iter().filter_map(|at| {
-        let ask = top.check("packages", at.line, ask(at.value, sources))?;
-        let name = match &ask {
-            Ask::Named { name, .. } => name,
-            Ask::File { package, .. } => &package.name,
+    let elements = top.elements("packages", EXPECTED, BY_URL, &["sha256", "url"]);
+    let asks = elements.into_iter().filter_map(|element| {
+        let (ask, line) = match element {
+            Element::Text(at) => (top.check("packages", at.line, ask(at.value, sources))?, at.line),
+            Element::Table(table) => (by_url(&table)?, table.line),
         };
-        match lines.insert(name.clone(), at.line) {
+        let name = match &ask {
+            Ask::Named { name, .. } => name.clone(),
+            Ask::Group { name } => format!("@{name}"),
+            Ask::File { package, .. } => package.name.clone(),
+            Ask::Url { url, .. } => url.clone(),
+        };
+        match lines.insert(name.clone(), line) {
             None => Some(ask),
             Some(first) => top.wrong(
                 "packages",
-                at.line,
+                line,
                 format!("asks for {name} twice (first on line {first}): leave one out"),
             ),
         }
@@ -29,7 +37,36 @@ pub fn read(top: &Table, sources: &Sources) -> Vec<Ask> {
     asks.collect()
 }
 
+/// `{ url = "https://…", sha256 = "…" }`. Whatever answers at the address: only these bytes are installed.
+fn by_url(table: &Table) -> Option<Ask> {
+    let (address, digest) = ("\"https://example.org/site.deb\"", "64 hexadecimal digits, as `sha256sum` prints them");
+    let url = table.string("url", address);
+    let url = table.required("url", url, &format!("where the package is, such as {address}"));
+    let sha256 = table.string("sha256", digest);
+    let sha256 = table.required("sha256", sha256, &format!("{digest}: only that very file is installed"));
+    let url = url.and_then(|at| table.check("url", at.line, package_url(at.value)));
+    let sha256 = sha256.and_then(|At { value, line }| {
+        let good = value.len() == 64 && value.bytes().all(|b| b.is_ascii_hexdigit());
+        let checked = if good { Ok(value.to_ascii_lowercase()) } else { Err(format!("is {value:?}: it should be {digest}")) };
+        table.check("sha256", line, checked)
+    });
+    Some(Ask::Url { url: url?, sha256: sha256?, file: None })
+}
+
+/// An address without a user's name and password: it is written down, in image.toml and in logs.
+pub fn package_url(text: &str) -> Result<String, String> {
+    let good = url(text, &["http", "https"])?;
+    let host = good.split("://").nth(1).and_then(|rest| rest.split('/').next());
+    match host {
+        Some(host) if host.contains('@') => Err("holds a user's name or password: these would be told to everybody".into()),
+        _ => Ok(good),
+    }
+}
+
 fn ask(spelt: &str, sources: &Sources) -> Result<Ask, String> {
+    if spelt.contains("://") {
+        return Err(format!("has {spelt:?}: a package by URL is spelt {{ url = \"…\", sha256 = \"…\" }}"));
+    }
     let file = spelt.starts_with("./")
         || spelt.starts_with("../")
         || spelt.contains('/') && (spelt.ends_with(".deb") || spelt.ends_with(".rpm"));
@@ -37,6 +74,10 @@ fn ask(spelt: &str, sources: &Sources) -> Result<Ask, String> {
         let source = sources.file(spelt)?.path;
         let package = package::open(&source).map_err(|e| format!("names {spelt:?}: {e:#}"))?;
         return Ok(Ask::File { source, package });
+    }
+    if let Some(name) = spelt.strip_prefix('@') {
+        check_group(spelt, name)?;
+        return Ok(Ask::Group { name: name.into() });
     }
     if spelt.ends_with(".deb") || spelt.ends_with(".rpm") {
         return Err(format!("has {spelt:?}: a package file beside image.toml is spelt \"./{spelt}\""));
@@ -52,7 +93,20 @@ fn ask(spelt: &str, sources: &Sources) -> Result<Ask, String> {
     Ok(Ask::Named { name: name.into(), version: version.map(Into::into) })
 }
 
-fn check_name(spelt: &str, name: &str) -> Result<(), String> {
+/// A group of dnf's may be told by its title, which has spaces; its environments begin with `^`.
+fn check_group(spelt: &str, name: &str) -> Result<(), String> {
+    let rest = name.strip_prefix('^').unwrap_or(name);
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "+-._:() ".contains(c);
+    if let Some(bad) = rest.chars().find(|c| !allowed(*c)) {
+        return Err(format!("has {spelt:?}: a group's name cannot have the character {bad:?}"));
+    }
+    if !rest.starts_with(|c: char| c.is_ascii_alphanumeric()) || rest.ends_with(' ') {
+        return Err(format!("has {spelt:?}: behind `@` goes a group's name, such as \"@development-tools\""));
+    }
+    Ok(())
+}
+
+pub fn check_name(spelt: &str, name: &str) -> Result<(), String> {
     // A name and, for multiarch, `:` and an architecture.
     let (bare, architecture) = name.split_once(':').map_or((name, None), |(bare, arch)| (bare, Some(arch)));
     let allowed = |c: char| c.is_ascii_alphanumeric() || "+-._".contains(c);

@@ -296,7 +296,7 @@ fn a_change_while_baking_is_found() {
     assert!(error.to_string().ends_with("web changed while it was baked: setup.sh changed"), "{error}");
     write(top.path(), "web/setup.sh", "#!/bin/sh\n");
     inputs.ensure_unchanged(&image).unwrap();
-    let older = Definition { upgrade: true, ..image };
+    let older = Definition { upgrade: oven_distro::Upgrade::All, ..image };
     let error = inputs.ensure_unchanged(&older).unwrap_err();
     assert!(error.to_string().ends_with("web changed while it was baked: image.toml changed"), "{error}");
 }

@@ -114,12 +114,14 @@ impl<'a> Runner<'a> {
     pub fn new(place: &Place<'a>, work: &Work<'a>) -> Result<Self> {
         let mut packages = Vec::new();
         for (index, ask) in work.image.packages.iter().enumerate() {
-            if let Ask::File { source, .. } = ask {
-                let absolute = std::path::absolute(source);
-                let absolute = absolute.with_context(|| format!("looking for {}", source.display()))?;
-                let (target, within) = (package_path(index, source), Some(work.image.project.clone()));
-                packages.push(Bind { source: absolute, target, within });
-            }
+            let (source, within) = match ask {
+                Ask::File { source, .. } => (source, Some(work.image.project.clone())),
+                Ask::Url { file: Some(file), .. } => (&file.source, None),
+                _ => continue,
+            };
+            let absolute = std::path::absolute(source);
+            let absolute = absolute.with_context(|| format!("looking for {}", source.display()))?;
+            packages.push(Bind { source: absolute, target: package_path(index, source), within });
         }
         let certificates = network::certificates(work.network, place.inside)?;
         let network_env = network::environment(work.network, certificates.is_some());

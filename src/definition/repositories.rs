@@ -1,0 +1,204 @@
+//! `[[repository]]`, `hold` and `debconf`.
+
+use super::ask::{check_name, package_url};
+use super::source::Sources;
+use crate::document::{At, Table};
+use oven_distro::Repository;
+use std::collections::BTreeMap;
+use std::io::Read;
+
+const KEYS: &[&str] = &["components", "keep", "key", "name", "signed", "suite", "url"];
+const MAX_NAME: usize = 64;
+/// A distribution's key with twenty years of signatures has some 100 KiB.
+const MAX_KEY: u64 = 1 << 20;
+const BEGIN: &str = "-----BEGIN PGP PUBLIC KEY BLOCK-----";
+const END: &str = "-----END PGP PUBLIC KEY BLOCK-----";
+const ARMOUR: &str = "`gpg --show-keys FILE` tells what it is, `gpg --export --armor KEYID` writes one that is right";
+/// What debconf's questions are of.
+const TYPES: [&str; 8] = ["boolean", "error", "multiselect", "note", "password", "select", "string", "text"];
+const DEBCONF: &str = "an array of answers, such as [\"tzdata tzdata/Areas select Europe\"]";
+
+pub fn read(top: &Table, sources: &Sources) -> Vec<Repository> {
+    let mut lines = BTreeMap::new();
+    let tables = top.tables("repository", "[[repository]]", KEYS).into_iter();
+    let repositories = tables.filter_map(|table| {
+        let repository = one(&table, sources)?;
+        let line = table.value("name")?.line;
+        match lines.insert(repository.name.to_ascii_lowercase(), line) {
+            None => Some(repository),
+            Some(first) => table.wrong("name", line, format!("is that of line {first}, too")),
+        }
+    });
+    repositories.collect()
+}
+
+fn one(table: &Table, sources: &Sources) -> Option<Repository> {
+    let (name, url) = ("a name, such as \"docker\"", "its address, such as \"https://repo.example/debian\"");
+    let name = table.required("name", table.string("name", name), name);
+    let name = name.and_then(|at| table.check("name", at.line, file_name(at.value)));
+    let url = table.required("url", table.string("url", url), url);
+    let url = url.and_then(|at| table.check("url", at.line, package_url(at.value)));
+    let suite = table.string("suite", "a suite's name, such as \"bookworm\"");
+    let suite = suite.map(|at| table.check("suite", at.line, suite_name(at.value)));
+    let components = table.strings("components", "an array of components, such as [\"main\"]");
+    let components = components.into_iter().filter_map(|At { value, line }| {
+        let good = word(value, "-_./+");
+        let checked =
+            if good { Ok(value.to_owned()) } else { Err(format!("has {value:?}, which is no component's name")) };
+        table.check("components", line, checked)
+    });
+    let components = components.collect();
+    let keep = if table.has("keep") { table.boolean("keep")? } else { true };
+    let key = key(table, sources);
+    Some(Repository {
+        name: name?,
+        url: url?,
+        key: key?,
+        suite: suite.map_or(Some(None), |suite| suite.map(Some))?,
+        components,
+        keep,
+    })
+}
+
+/// `key`, or `signed = false`: nobody gets a repository without signatures by forgetting something.
+fn key(table: &Table, sources: &Sources) -> Option<Option<String>> {
+    let signed = if table.has("signed") { table.boolean("signed")? } else { true };
+    let expected = "a file with its OpenPGP key, such as \"keys/docker.asc\"";
+    match table.string("key", expected) {
+        Some(at) if !signed => {
+            table.wrong("signed", at.line, "is `false`, but there is a `key`: leave one out")
+        }
+        Some(at) => {
+            let source = table.check("key", at.line, sources.file(at.value))?;
+            Some(Some(table.check("key", at.line, armoured(at.value, &source.path))?))
+        }
+        None if !signed && !table.has("key") => Some(None),
+        None => {
+            let what = format!(
+                "{expected}; without signatures (`signed = false`) whoever is between can put anything into the image"
+            );
+            table.required("key", None, &what)
+        }
+    }
+}
+
+/// The blocks of an armoured key, without what stands around them.
+fn armoured(spelt: &str, path: &std::path::Path) -> Result<String, String> {
+    let unread = |error: std::io::Error| format!("names {spelt:?}, but {} cannot be read: {error}", path.display());
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(path).map_err(unread)?;
+    file.take(MAX_KEY + 1).read_to_end(&mut bytes).map_err(unread)?;
+    if bytes.len() as u64 > MAX_KEY {
+        return Err(format!("is {spelt:?}, which is larger than 1 MiB: that is no key"));
+    }
+    let text = String::from_utf8_lossy(&bytes);
+    if text.contains("PGP PRIVATE KEY BLOCK") {
+        return Err(format!("is {spelt:?}, a private key: whoever has it can sign; give the public one"));
+    }
+    // 0x99, or 0xc6: a packet that holds a public key.
+    if matches!(bytes.first(), Some(0x98..=0x9a | 0xc6)) {
+        let how = "`gpg --no-default-keyring --keyring ./FILE --export --armor` turns it into text";
+        return Err(format!("is {spelt:?}, a key in binary form: it has to be ASCII-armoured; {how}"));
+    }
+    let (mut blocks, mut inside, mut blank) = (String::new(), false, false);
+    for line in text.lines().map(str::trim_end) {
+        if line == BEGIN {
+            (inside, blank) = (true, false);
+        }
+        if inside {
+            if line.chars().any(char::is_control) {
+                break;
+            }
+            blank |= line.is_empty();
+            blocks += line;
+            blocks.push('\n');
+        }
+        if line == END && inside {
+            if !blank {
+                return Err(format!("is {spelt:?}, whose key has no empty line behind its head: {ARMOUR}"));
+            }
+            inside = false;
+        }
+    }
+    if blocks.is_empty() {
+        return Err(format!("is {spelt:?}, which holds no OpenPGP key in ASCII armour: {ARMOUR}"));
+    }
+    if inside {
+        return Err(format!("is {spelt:?}, whose key was cut short: {ARMOUR}"));
+    }
+    Ok(blocks)
+}
+
+/// It becomes a file's name, and dnf's section.
+fn file_name(name: &str) -> Result<String, String> {
+    if word(name, "-_.") && name.len() <= MAX_NAME {
+        return Ok(name.to_owned());
+    }
+    Err(format!("is {name:?}: it should be up to {MAX_NAME} letters, digits, `-`, `_` and `.`, beginning with a letter or digit"))
+}
+
+fn suite_name(suite: &str) -> Result<String, String> {
+    let good = |c: char| c.is_ascii_alphanumeric() || "-_./+~".contains(c);
+    let plain = !suite.starts_with('/') && !suite.split('/').any(|part| part == "..");
+    if !suite.is_empty() && plain && suite.chars().all(good) {
+        return Ok(suite.to_owned());
+    }
+    Err(format!("is {suite:?}, which is no suite's name, such as \"bookworm\""))
+}
+
+fn word(text: &str, also: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || also.contains(c))
+}
+
+pub fn hold(top: &Table) -> Vec<String> {
+    let mut lines = BTreeMap::new();
+    let names = top.strings("hold", "an array of packages, such as [\"postgresql-15\"]").into_iter();
+    let names = names.filter_map(|At { value, line }| {
+        if value.contains('=') {
+            let what = format!("has {value:?}: it names packages; a version is pinned in `packages`");
+            return top.wrong("hold", line, what);
+        }
+        top.check("hold", line, check_name(value, value))?;
+        match lines.insert(value, line) {
+            None => Some(value.to_owned()),
+            Some(first) => {
+                top.wrong("hold", line, format!("has {value} twice (first on line {first}): leave one out"))
+            }
+        }
+    });
+    names.collect()
+}
+
+pub fn debconf(top: &Table) -> Vec<String> {
+    let answers = top.strings("debconf", DEBCONF).into_iter();
+    answers.filter_map(|at| top.check("debconf", at.line, answer(at.value))).collect()
+}
+
+/// The value is not told in a message: it may be a password.
+fn answer(text: &str) -> Result<String, String> {
+    // As debconf-set-selections reads it: what follows one space behind the type is the value.
+    let mut rest = text;
+    let mut next = || {
+        let (word, behind) = rest.trim_start().split_once([' ', '\t']).unwrap_or((rest.trim_start(), ""));
+        rest = behind;
+        word
+    };
+    let (package, question, kind) = (next(), next(), next());
+    let value = rest;
+    let told = format!("{package} {question}");
+    if question.is_empty() || kind.is_empty() {
+        return Err(format!("has {told:?}: it should be {DEBCONF}: package, question, type and value"));
+    }
+    if !word(package, "+-.:") {
+        return Err(format!("has {told:?}: it begins with a package's name"));
+    }
+    if !TYPES.contains(&kind) {
+        let known = crate::document::listed(&TYPES);
+        return Err(format!("has {told:?} of the type {kind:?}: types are {known}"));
+    }
+    if text.chars().any(|c| c.is_control() && c != '\t') || value.ends_with('\\') {
+        return Err(format!("has {told:?}, whose value has a line break, or a `\\` at its end: it is one line"));
+    }
+    Ok(format!("{package} {question} {kind} {value}"))
+}
