@@ -123,7 +123,7 @@ fn pattern(version: &str) -> String {
 
 fn group(name: &str, spelling: &Spelling) -> Result<String, Refused> {
     let bare = name.strip_prefix('^').unwrap_or(name);
-    let allowed = |c: char| c.is_ascii_alphanumeric() || " +-._".contains(c);
+    let allowed = |c: char| c.is_ascii_alphanumeric() || " +-._:()".contains(c);
     if !bare.starts_with(|c: char| c.is_ascii_alphanumeric()) || !bare.chars().all(allowed) {
         return Err(Refused(format!("packages: `@{name}`: not the name of a group")));
     }
