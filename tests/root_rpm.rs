@@ -18,7 +18,10 @@ const DEFINITION: u8 = 3;
 
 /// Files below a directory of the image, but databases that say that there is nothing.
 fn files(ground: &Ground, dir: &str) -> Vec<String> {
-    let output = std::process::Command::new("find").arg(ground.image(dir)).args(["-type", "f", "-size", "+0"]).output();
+    let output = std::process::Command::new("find")
+        .arg(ground.image(dir))
+        .args(["-type", "f", "-size", "+0"])
+        .output();
     let text = String::from_utf8(output.unwrap().stdout).unwrap();
     text.lines().map(str::to_owned).filter(|path| !path.ends_with("expired_repos.json")).collect()
 }
@@ -66,7 +69,10 @@ fn a_post_script_that_fails_is_found_although_rpm_goes_on() {
         let ground = Ground::new(system);
         ground.define("packages = [\"badpost\"]\n");
         let baked = ground.bake();
-        baked.fails(STEP, &["%post script of the package `badpost-1.0-1.noarch` failed (exit status 3)", "said before"]);
+        baked.fails(
+            STEP,
+            &["%post script of the package `badpost-1.0-1.noarch` failed (exit status 3)", "said before"],
+        );
         ground.define("packages = [\"badpre\"]\n");
         ground.bake().fails(STEP, &["%prein script of the package `badpre-1.0-1.noarch` failed"]);
     }
@@ -99,7 +105,8 @@ fn a_package_for_another_architecture_is_told() {
     for system in [Dnf, Zypper] {
         let ground = Ground::new(system);
         ground.define("packages = [\"foreign\"]\n");
-        let said = if system == Dnf { "is for another architecture" } else { "whether it is for this architecture" };
+        let said =
+            if system == Dnf { "is for another architecture" } else { "whether it is for this architecture" };
         ground.bake().fails(DEFINITION, &[said, "foreign"]);
         ground.bring(&file("foreign", "1.0", foreign()));
         let name = format!("foreign-1.0-1.{}.rpm", foreign());
@@ -118,7 +125,10 @@ fn a_wrong_key_is_told_and_the_right_one_is_trusted() {
             let ground = Ground::without_repository(system, "rw");
             ground.define(&format!("packages = [\"lib=1.0\"]\n{}", ground.repository("right.asc", keep)));
             let facts = ground.bake().facts();
-            assert_eq!(facts["packages"], "lib\t1.0-1\tnoarch\nplatform\t9-1\tnoarch\n", "keys are no packages");
+            assert_eq!(
+                facts["packages"], "lib\t1.0-1\tnoarch\nplatform\t9-1\tnoarch\n",
+                "keys are no packages"
+            );
             let stays = ground.image(system.repositories()).join("more.repo");
             assert_eq!(stays.exists(), keep);
             assert_eq!(ground.image("etc/pki/rpm-gpg/RPM-GPG-KEY-more").exists(), keep);

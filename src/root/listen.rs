@@ -96,6 +96,15 @@ impl<'a> Listener<'a> {
         Some(Meaning { means, hint, package })
     }
 
+    /// Everything that was heard, in the order in which it was.
+    pub fn all(&self) -> impl Iterator<Item = Meaning> {
+        self.heard.iter().map(|(index, found)| {
+            let Trouble { means, hint, package, .. } = &self.troubles[*index];
+            let fill = |text: &String| fill(text, found);
+            Meaning { means: fill(means), hint: hint.as_ref().map(fill), package: package.as_ref().map(fill) }
+        })
+    }
+
     /// The last lines, each indented: below a failure's first line.
     pub fn tail(&self) -> String {
         self.tail.iter().map(|line| format!("\n    | {line}")).collect()

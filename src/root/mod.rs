@@ -23,6 +23,7 @@ pub mod partition;
 mod release;
 pub mod runner;
 mod scripts;
+mod selinux;
 pub mod shim;
 mod space;
 pub mod step;

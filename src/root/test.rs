@@ -115,6 +115,7 @@ pub fn definition(dir: &Path, change: impl FnOnce(&mut Definition)) -> Definitio
         upgrade: oven_distro::Upgrade::None,
         recommends: false,
         conffiles: Conffiles::default(),
+        selinux: Default::default(),
         network: false,
         imds: false,
         keep: Vec::new(),

@@ -168,7 +168,9 @@ impl Ground {
     /// A repository of the definition's own.
     pub fn repository(&self, key: &str, keep: bool) -> String {
         let address = &self.mirror.address;
-        format!("[[repository]]\nname = \"more\"\nurl = \"{address}signed/\"\nkey = \"{key}\"\nkeep = {keep}\n")
+        format!(
+            "[[repository]]\nname = \"more\"\nurl = \"{address}signed/\"\nkey = \"{key}\"\nkeep = {keep}\n"
+        )
     }
 
     /// Puts a package's file beside image.toml.

@@ -9,7 +9,12 @@ use std::sync::Mutex;
 /// Name, version, architecture, and what its spec says beside that.
 const PACKAGES: &[(&str, &str, &str, &str)] = &[
     // Stands for what Debian has by packages of its own: the shell that scripts need, and the release.
-    ("platform", "9", "noarch", "Provides: /bin/sh\nProvides: system-release\nProvides: system-release(releasever) = 9\n@"),
+    (
+        "platform",
+        "9",
+        "noarch",
+        "Provides: /bin/sh\nProvides: system-release\nProvides: system-release(releasever) = 9\n@",
+    ),
     ("lib", "1.0", "noarch", "@"),
     ("lib", "1.1", "noarch", "@"),
     ("epochal", "2.0", "noarch", "Epoch: 3\n@"),
@@ -32,7 +37,12 @@ const PACKAGES: &[(&str, &str, &str, &str)] = &[
     ("conf", "1.1", "noarch", CONF),
     ("blunt", "1.0", "noarch", BLUNT),
     ("blunt", "1.1", "noarch", BLUNT),
-    ("huge", "1.0", "noarch", "%install\nmkdir -p %{buildroot}/srv\ndd if=/dev/zero of=%{buildroot}/srv/huge bs=1M count=300 status=none\n@/srv/huge\n"),
+    (
+        "huge",
+        "1.0",
+        "noarch",
+        "%install\nmkdir -p %{buildroot}/srv\ndd if=/dev/zero of=%{buildroot}/srv/huge bs=1M count=300 status=none\n@/srv/huge\n",
+    ),
 ];
 /// A configuration file that stays where it was changed.
 const CONF: &str = "%install\nmkdir -p %{buildroot}/etc\necho of %{version} > %{buildroot}/etc/conf.conf\n@%config(noreplace) /etc/conf.conf\n";
@@ -49,7 +59,8 @@ pub fn built() -> PathBuf {
     let _turn = MAKING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     // By content: whoever changes a package gets new ones.
     let digest = PACKAGES.iter().flat_map(|(n, v, a, s)| [n, v, a, s]).flat_map(|text| text.bytes());
-    let digest = digest.fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| (sum ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+    let digest = digest
+        .fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| (sum ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("rpms-{digest:016x}"));
     if dir.exists() {
         return dir;
@@ -83,8 +94,11 @@ fn build(part: &Path) {
         let architecture = if *architecture == "OTHER" { foreign() } else { architecture };
         // What comes before the description, and what after it: files and scripts.
         let (before, after) = more.split_once('@').unwrap();
-        let (files, scripts) = after.split_once("%p").map_or((after, String::new()), |(f, s)| (f, format!("%p{s}")));
-        let (tags, install) = before.split_once("%install").map_or((before, String::new()), |(t, i)| (t, format!("%install{i}")));
+        let (files, scripts) =
+            after.split_once("%p").map_or((after, String::new()), |(f, s)| (f, format!("%p{s}")));
+        let (tags, install) = before
+            .split_once("%install")
+            .map_or((before, String::new()), |(t, i)| (t, format!("%install{i}")));
         let spec = format!(
             "Name: {name}\nVersion: {version}\nRelease: 1\nSummary: a test\nLicense: none\n{tags}\n%description\n\
              A test.\n{install}\n{scripts}\n%files\n{files}"
@@ -104,12 +118,28 @@ fn sign(part: &Path) {
     let home = part.join("gnupg");
     let gpg = || {
         let mut gpg = Command::new("gpg");
-        gpg.arg("--homedir").arg(&home).args(["--batch", "--quiet", "--pinentry-mode", "loopback", "--passphrase", ""]);
+        gpg.arg("--homedir").arg(&home).args([
+            "--batch",
+            "--quiet",
+            "--pinentry-mode",
+            "loopback",
+            "--passphrase",
+            "",
+        ]);
         gpg
     };
     for name in ["right", "wrong"] {
-        run(gpg().args(["--quick-generate-key", &format!("{name} <{name}@example.org>"), "rsa2048", "sign", "never"]));
-        run(gpg().args(["--armor", "--output"]).arg(part.join(format!("{name}.asc"))).args(["--export", name]));
+        run(gpg().args([
+            "--quick-generate-key",
+            &format!("{name} <{name}@example.org>"),
+            "rsa2048",
+            "sign",
+            "never",
+        ]));
+        run(gpg()
+            .args(["--armor", "--output"])
+            .arg(part.join(format!("{name}.asc")))
+            .args(["--export", name]));
     }
     for name in ["platform-9", "lib-1.0", "lib-1.1"] {
         let rpm = format!("{name}-1.noarch.rpm");
