@@ -35,6 +35,10 @@ pub fn name(image: &Definition, inputs: &Inputs, run: Option<&RunId>) -> String 
 pub fn inputs(site: &Site, image: &Definition, base: &Base) -> Result<Inputs> {
     let inputs = Inputs::of(image, base, &site.settings)?;
     inputs.warnings().iter().for_each(|warning| site.report.warn(warning));
+    for repository in image.repositories.iter().filter(|repository| repository.key.is_none()) {
+        let (place, name) = (image.place("repository", Some(&repository.name)), &repository.name);
+        site.report.warn(format!("{place}: nobody signs `{name}`: what its server sends is installed"));
+    }
     Ok(inputs)
 }
 

@@ -4,7 +4,7 @@ mod ask;
 mod attributes;
 mod from;
 mod repositories;
-mod rules;
+pub(crate) mod rules;
 mod source;
 #[cfg(test)]
 mod tests;
@@ -342,7 +342,8 @@ fn read_conffiles(top: &Table) -> Option<Conffiles> {
 }
 
 fn read_selinux(top: &Table) -> Option<Selinux> {
-    let expected = "\"label\" (files are labelled by the image's own policy) or \"autorelabel\" (by each instance)";
+    let expected =
+        "\"label\" (files are labelled by the image's own policy) or \"autorelabel\" (by each instance)";
     let at = top.string("selinux", expected)?;
     match at.value {
         "label" => Some(Selinux::Label),

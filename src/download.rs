@@ -36,7 +36,8 @@ const BUNDLES: [&str; 4] = [
     "/etc/ssl/ca-bundle.pem",
     "/etc/ssl/cert.pem",
 ];
-const NETWORK: &str = "Is the address reachable from here? `[network]` of oven.toml holds `proxy` and `ca_file`.";
+const NETWORK: &str =
+    "Is the address reachable from here? `[network]` of oven.toml holds `proxy` and `ca_file`.";
 
 /// Why a download did not work.
 enum Trouble {
@@ -107,7 +108,8 @@ async fn download(
     report: &Report,
 ) -> Result<package::Package> {
     let dir = path.parent().context("a file without a directory")?;
-    let wrong = |what: String| Kind::Definition.failure(format!("{}: {what}", image.place("packages", Some(url))));
+    let wrong =
+        |what: String| Kind::Definition.failure(format!("{}: {what}", image.place("packages", Some(url))));
     std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
     clear(dir);
     let mut pause = PAUSE;
@@ -118,7 +120,9 @@ async fn download(
         let trouble = match fetch(agent, url, part.reopen().context("opening it again")?).await? {
             Ok(found) if found != *sha256 => {
                 let what = format!("{url} is another file: its sha256 is {found}, and not {sha256}");
-                return Err(wrong(what).hint("Is it the version that you mean? If so, write down its sha256.").into());
+                return Err(wrong(what)
+                    .hint("Is it the version that you mean? If so, write down its sha256.")
+                    .into());
             }
             Ok(_) => {
                 let package = package::open(part.path()).map_err(|e| wrong(format!("{url}: {e:#}")))?;
@@ -135,11 +139,14 @@ async fn download(
                 pause *= 2;
             }
             Trouble::Passing(what) => {
-                let failure = Kind::Step.failure(format!("downloading {url} failed {ATTEMPTS} times: {what}"));
+                let failure =
+                    Kind::Step.failure(format!("downloading {url} failed {ATTEMPTS} times: {what}"));
                 return Err(failure.hint(NETWORK).into());
             }
             Trouble::Wrong(what) => {
-                return Err(wrong(format!("{url}: {what}")).hint("Open the address in a browser, or with curl.").into());
+                return Err(wrong(format!("{url}: {what}"))
+                    .hint("Open the address in a browser, or with curl.")
+                    .into());
             }
             Trouble::Distrusted(what) => return Err(distrusted(url, &what).into()),
         }
@@ -226,10 +233,14 @@ fn trouble(error: &ureq::Error) -> Trouble {
         }
         Error::Timeout(_) => Trouble::Passing(format!("nothing came for {} s", TIMEOUT.as_secs())),
         Error::HostNotFound => Trouble::Passing("its host is not found".into()),
+        Error::ConnectProxyFailed(why) => {
+            Trouble::Passing(format!("the proxy does not connect to it: {why}"))
+        }
         Error::ConnectionFailed => Trouble::Passing("its host takes no connection".into()),
         other => {
             let text = other.to_string();
-            let distrusted = matches!(other, Error::Tls(_) | Error::Rustls(_)) || text.contains("certificate");
+            let distrusted =
+                matches!(other, Error::Tls(_) | Error::Rustls(_)) || text.contains("certificate");
             if distrusted { Trouble::Distrusted(text) } else { Trouble::Passing(text) }
         }
     }
@@ -250,18 +261,22 @@ fn agent(network: &NetworkSettings) -> Result<Agent> {
     Ok(config.build().into())
 }
 
+/// An HTTP proxy is asked to CONNECT, whatever the address.
 fn proxy(network: &NetworkSettings) -> Result<Option<Proxy>> {
     let Some(spelt) = &network.proxy else { return Ok(None) };
-    // curl's word for "the proxy looks names up", which is what this client does anyway.
     let wrong = || Kind::Definition.error("oven.toml: `proxy` of [network] is no address of a proxy");
-    let plain = Proxy::new(&spelt.replacen("socks5h://", "socks5://", 1)).map_err(|_| wrong())?;
-    let mut proxy = Proxy::builder(plain.protocol()).host(plain.host()).port(plain.port()).resolve_target(false);
+    let plain = Proxy::new(spelt).map_err(|_| wrong())?;
+    let mut proxy = Proxy::builder(plain.protocol()).host(plain.host()).port(plain.port());
     proxy = plain.username().into_iter().fold(proxy, |proxy, name| proxy.username(name));
     proxy = plain.password().into_iter().fold(proxy, |proxy, secret| proxy.password(secret));
     for host in network.no_proxy.iter().flat_map(|hosts| hosts.split(',')) {
         // As curl has it: a name means what is below it, too.
-        let bare = host.trim_start_matches("*.").trim_start_matches('.');
-        proxy = if bare == "*" { proxy.no_proxy("*") } else { proxy.no_proxy(bare).no_proxy(&format!(".{bare}")) };
+        let bare = host.trim().trim_start_matches("*.").trim_start_matches('.');
+        proxy = if bare == "*" {
+            proxy.no_proxy("*")
+        } else {
+            proxy.no_proxy(bare).no_proxy(&format!(".{bare}"))
+        };
     }
     Ok(Some(proxy.build().map_err(|_| wrong())?))
 }
@@ -275,7 +290,8 @@ fn roots(network: &NetworkSettings) -> Result<RootCerts> {
         certificates = parse(&text);
     }
     if let Some(path) = &network.ca_file {
-        let wrong = |what: String| Kind::Definition.error(format!("oven.toml: `ca_file` {} {what}", path.display()));
+        let wrong =
+            |what: String| Kind::Definition.error(format!("oven.toml: `ca_file` {} {what}", path.display()));
         let added = parse(&read(path).map_err(|error| wrong(format!("cannot be read: {error}")))?);
         if added.is_empty() {
             return Err(wrong("holds no certificate in PEM".to_owned()));

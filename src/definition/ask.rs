@@ -39,7 +39,8 @@ pub fn read(top: &Table, sources: &Sources) -> Vec<Ask> {
 
 /// `{ url = "https://…", sha256 = "…" }`. Whatever answers at the address: only these bytes are installed.
 fn by_url(table: &Table) -> Option<Ask> {
-    let (address, digest) = ("\"https://example.org/site.deb\"", "64 hexadecimal digits, as `sha256sum` prints them");
+    let (address, digest) =
+        ("\"https://example.org/site.deb\"", "64 hexadecimal digits, as `sha256sum` prints them");
     let url = table.string("url", address);
     let url = table.required("url", url, &format!("where the package is, such as {address}"));
     let sha256 = table.string("sha256", digest);
@@ -47,7 +48,11 @@ fn by_url(table: &Table) -> Option<Ask> {
     let url = url.and_then(|at| table.check("url", at.line, package_url(at.value)));
     let sha256 = sha256.and_then(|At { value, line }| {
         let good = value.len() == 64 && value.bytes().all(|b| b.is_ascii_hexdigit());
-        let checked = if good { Ok(value.to_ascii_lowercase()) } else { Err(format!("is {value:?}: it should be {digest}")) };
+        let checked = if good {
+            Ok(value.to_ascii_lowercase())
+        } else {
+            Err(format!("is {value:?}: it should be {digest}"))
+        };
         table.check("sha256", line, checked)
     });
     Some(Ask::Url { url: url?, sha256: sha256?, file: None })
@@ -58,7 +63,9 @@ pub fn package_url(text: &str) -> Result<String, String> {
     let good = url(text, &["http", "https"])?;
     let host = good.split("://").nth(1).and_then(|rest| rest.split('/').next());
     match host {
-        Some(host) if host.contains('@') => Err("holds a user's name or password: these would be told to everybody".into()),
+        Some(host) if host.contains('@') => {
+            Err("holds a user's name or password: these would be told to everybody".into())
+        }
         _ => Ok(good),
     }
 }

@@ -13,7 +13,8 @@ const MAX_NAME: usize = 64;
 const MAX_KEY: u64 = 1 << 20;
 const BEGIN: &str = "-----BEGIN PGP PUBLIC KEY BLOCK-----";
 const END: &str = "-----END PGP PUBLIC KEY BLOCK-----";
-const ARMOUR: &str = "`gpg --show-keys FILE` tells what it is, `gpg --export --armor KEYID` writes one that is right";
+const ARMOUR: &str =
+    "`gpg --show-keys FILE` tells what it is, `gpg --export --armor KEYID` writes one that is right";
 /// What debconf's questions are of.
 const TYPES: [&str; 8] = ["boolean", "error", "multiselect", "note", "password", "select", "string", "text"];
 const DEBCONF: &str = "an array of answers, such as [\"tzdata tzdata/Areas select Europe\"]";
@@ -43,8 +44,11 @@ fn one(table: &Table, sources: &Sources) -> Option<Repository> {
     let components = table.strings("components", "an array of components, such as [\"main\"]");
     let components = components.into_iter().filter_map(|At { value, line }| {
         let good = word(value, "-_./+");
-        let checked =
-            if good { Ok(value.to_owned()) } else { Err(format!("has {value:?}, which is no component's name")) };
+        let checked = if good {
+            Ok(value.to_owned())
+        } else {
+            Err(format!("has {value:?}, which is no component's name"))
+        };
         table.check("components", line, checked)
     });
     let components = components.collect();
@@ -84,7 +88,8 @@ fn key(table: &Table, sources: &Sources) -> Option<Option<String>> {
 
 /// The blocks of an armoured key, without what stands around them.
 fn armoured(spelt: &str, path: &std::path::Path) -> Result<String, String> {
-    let unread = |error: std::io::Error| format!("names {spelt:?}, but {} cannot be read: {error}", path.display());
+    let unread =
+        |error: std::io::Error| format!("names {spelt:?}, but {} cannot be read: {error}", path.display());
     let mut bytes = Vec::new();
     let file = std::fs::File::open(path).map_err(unread)?;
     file.take(MAX_KEY + 1).read_to_end(&mut bytes).map_err(unread)?;
@@ -134,7 +139,9 @@ fn file_name(name: &str) -> Result<String, String> {
     if word(name, "-_.") && name.len() <= MAX_NAME {
         return Ok(name.to_owned());
     }
-    Err(format!("is {name:?}: it should be up to {MAX_NAME} letters, digits, `-`, `_` and `.`, beginning with a letter or digit"))
+    Err(format!(
+        "is {name:?}: it should be up to {MAX_NAME} letters, digits, `-`, `_` and `.`, beginning with a letter or digit"
+    ))
 }
 
 fn suite_name(suite: &str) -> Result<String, String> {
@@ -198,7 +205,9 @@ fn answer(text: &str) -> Result<String, String> {
         return Err(format!("has {told:?} of the type {kind:?}: types are {known}"));
     }
     if text.chars().any(|c| c.is_control() && c != '\t') || value.ends_with('\\') {
-        return Err(format!("has {told:?}, whose value has a line break, or a `\\` at its end: it is one line"));
+        return Err(format!(
+            "has {told:?}, whose value has a line break, or a `\\` at its end: it is one line"
+        ));
     }
     Ok(format!("{package} {question} {kind} {value}"))
 }

@@ -1,5 +1,6 @@
 mod attributes;
 mod from;
+mod repositories;
 
 use super::*;
 use crate::cloud::ImageId;
@@ -151,7 +152,8 @@ fn a_whole_definition_is_read() {
     assert_eq!(web.tags["Team Name"], "größer");
     assert_eq!(web.keep, ["/var/log/app"]);
     assert_eq!(web.conffiles, Conffiles::Replace);
-    assert!(web.upgrade && web.recommends && web.network && web.imds);
+    assert_eq!(web.upgrade, Upgrade::All);
+    assert!(web.recommends && web.network && web.imds);
     assert_eq!(web.directories(), [dir.clone(), dir.join("../common")]);
 }
 
@@ -161,7 +163,9 @@ fn the_least_definition_has_defaults() {
     let web = load(top.path(), "from = \"ami-0123456789abcdef0\"").unwrap();
     assert_eq!(web.name, "web");
     assert_eq!(web.from, From::Image(BaseRef::Id(ImageId("ami-0123456789abcdef0".into()))));
-    assert!(!(web.upgrade || web.recommends || web.network || web.imds));
+    assert_eq!(web.upgrade, Upgrade::None);
+    assert_eq!((&web.repositories[..], &web.hold[..], &web.debconf[..]), (&[][..], &[][..], &[][..]));
+    assert!(!(web.recommends || web.network || web.imds));
     assert_eq!((web.conffiles, web.size_gib), (Conffiles::Keep, None));
     assert_eq!((web.volume, web.registered), Default::default());
 }
@@ -242,7 +246,10 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
         ("name = \" a\"", "2: `name` begins or ends with a space"),
         (&format!("name = \"{long}\""), "2: `name` has 107 characters: 106 are left"),
         ("description = \"a\\nb\"", "2: `description` has a control character"),
-        ("upgrade = \"yes\"", "2: `upgrade` is a string: it should be `true` or `false`"),
+        (
+            "upgrade = \"yes\"",
+            "2: `upgrade` is \"yes\": it should be `true` (everything), `false` or \"security\"",
+        ),
         ("conffiles = \"mine\"", "2: `conffiles` is \"mine\": it should be \"keep\""),
         ("[disk]\nsize_gib = 0", "3: `size_gib` of [disk] is 0: it should be 1 to 65536 GiB"),
         ("[disk]\nsize_gib = -1", "3: `size_gib` of [disk] is -1:"),

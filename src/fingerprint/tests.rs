@@ -300,3 +300,42 @@ fn a_change_while_baking_is_found() {
     let error = inputs.ensure_unchanged(&older).unwrap_err();
     assert!(error.to_string().ends_with("web changed while it was baked: image.toml changed"), "{error}");
 }
+
+/// Whatever image.toml says is in the file, and every file counts: this stays true of each key that is added.
+#[test]
+fn every_key_and_what_it_names_reaches_the_fingerprint() {
+    let key = "-----BEGIN PGP PUBLIC KEY BLOCK-----\n\nmQ==\n-----END PGP PUBLIC KEY BLOCK-----\n";
+    let (top, image) = web(&[("key.asc", key)]);
+    let digest = "0".repeat(64);
+    let repository = "[[repository]]\nname = \"a\"\nurl = \"https://x\"\n";
+    let definitions = [
+        String::new(),
+        "upgrade = true".into(),
+        "upgrade = \"security\"".into(),
+        "hold = [\"jq\"]".into(),
+        "debconf = [\"a a/b string c\"]".into(),
+        "packages = [\"@a\"]".into(),
+        format!("packages = [{{ url = \"https://x/a.deb\", sha256 = \"{digest}\" }}]"),
+        format!("packages = [{{ url = \"https://x/a.deb\", sha256 = \"{}\" }}]", digest.replace('0', "1")),
+        format!("{repository}key = \"key.asc\""),
+        format!("{repository}key = \"key.asc\"\nkeep = false"),
+        format!("{repository}key = \"key.asc\"\nsuite = \"stable\"\ncomponents = [\"main\"]"),
+        format!("{repository}signed = false"),
+    ];
+    let mut images = vec![];
+    let mut prints = std::collections::BTreeSet::new();
+    let mut load = |toml: &str| {
+        write(top.path(), "web/image.toml", &format!("from = \"ami-0123456789abcdef0\"\n{toml}\n"));
+        let image = Definition::load(&image.dir).unwrap();
+        prints.insert(inputs(&image).fingerprint());
+        images.push(image);
+    };
+    definitions.iter().for_each(|toml| load(toml));
+    write(top.path(), "web/key.asc", &key.replace("mQ", "mR"));
+    load(&definitions[8]);
+    assert_eq!(prints.len(), definitions.len() + 1);
+    // And a bake sees whether what was read is still what is there.
+    for (index, image) in images.iter().enumerate() {
+        assert!(images[..index].iter().all(|other| other != image), "{image:?}");
+    }
+}

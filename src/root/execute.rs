@@ -5,7 +5,7 @@ use super::packages::{self, Installed};
 use super::runner::{Call, Place, Runner};
 use super::space::{self, Space};
 use super::step::egress::Fence;
-use super::{Root, clean, files, lint, scripts};
+use super::{Root, clean, files, lint, plan_files, scripts, selinux};
 use crate::definition::{Definition, Script};
 use crate::error::Kind;
 use crate::report::Report;
@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 use oven_distro::{Phase, Plan, Shim, Step};
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 pub use super::network::CA_FILE;
 pub use super::runner::package_path;
@@ -78,6 +78,7 @@ pub async fn execute_in(place: &Place<'_>, work: &Work<'_>) -> Result<BTreeMap<S
 }
 
 async fn provision(place: &Place<'_>, work: &Work<'_>) -> Result<BTreeMap<String, String>> {
+    let begun = SystemTime::now();
     let runner = Runner::new(place, work)?;
     let space = Space::of(place.root)?;
     let mut before = lint::Before::of(place.inside, work)?;
@@ -89,6 +90,9 @@ async fn provision(place: &Place<'_>, work: &Work<'_>) -> Result<BTreeMap<String
     if let Some(base) = &base {
         packages::ensure_sound(base, &work.plan.expect, BASE)?;
     }
+    let held = if changes { held(&runner).await? } else { Vec::new() };
+    packages::ensure_free(&held, base.as_deref().unwrap_or_default(), work)?;
+    plan_files::place(place, work)?;
     for step in steps(false) {
         run_step(&runner, step).await?;
     }
@@ -127,6 +131,7 @@ async fn provision(place: &Place<'_>, work: &Work<'_>) -> Result<BTreeMap<String
         run_step(&runner, step).await?;
     }
     clean_up(place, work, &before)?;
+    selinux::label(&runner, place.inside, work.image.selinux, begun).await?;
     space.ensure_left(place.root)?;
     Ok(facts)
 }
@@ -141,6 +146,10 @@ async fn run_step(runner: &Runner<'_>, step: &Step) -> Result<()> {
         network: step.network,
         fetches: step.phase == Phase::Fetch,
         retries: step.retries,
+        before_retry: step.before_retry.clone(),
+        failures: &runner.work.plan.failures,
+        notes: &runner.work.plan.notes,
+        also_good: step.also_good.clone(),
         timeout: Duration::from_secs(step.timeout),
         ..Call::of_the_plan(runner)
     };
@@ -186,6 +195,13 @@ async fn packages_of(runner: &Runner<'_>) -> Result<Option<Vec<Installed>>> {
     let Some(argv) = runner.work.plan.facts.get(packages::FACT) else { return Ok(None) };
     let output = ask(runner, packages::FACT, argv).await?;
     Ok(Some(packages::parse(&output, &runner.work.plan.expect)?))
+}
+
+/// The packages that no upgrade changes, as the image is now.
+async fn held(runner: &Runner<'_>) -> Result<Vec<String>> {
+    let Some(argv) = runner.work.plan.facts.get(packages::HELD) else { return Ok(Vec::new()) };
+    let output = ask(runner, packages::HELD, argv).await?;
+    Ok(output.lines().map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect())
 }
 
 async fn facts(runner: &Runner<'_>, installed: Option<Vec<Installed>>) -> Result<BTreeMap<String, String>> {

@@ -20,6 +20,7 @@ mod network;
 mod nodes;
 mod packages;
 pub mod partition;
+mod plan_files;
 mod release;
 pub mod runner;
 mod scripts;
@@ -28,7 +29,7 @@ pub mod shim;
 mod space;
 pub mod step;
 #[cfg(test)]
-mod test;
+pub(crate) mod test;
 mod units;
 mod unmounted;
 

@@ -1,5 +1,6 @@
 //! The list of an image's packages, and what it has to show.
 
+use super::execute::Work;
 use super::listen::capture;
 use crate::error::Kind;
 use anyhow::Result;
@@ -8,6 +9,8 @@ use std::collections::BTreeMap;
 
 /// The fact that lists packages.
 pub const FACT: &str = "packages";
+/// The fact that names the packages that no upgrade changes.
+pub const HELD: &str = "held";
 /// All of Debian is fewer: an image that tells of more wants to fill this machine's memory.
 const PACKAGES_MAX: usize = 100_000;
 /// A failure names so many of them.
@@ -60,6 +63,34 @@ pub fn ensure_sound(packages: &[Installed], expect: &Expect, where_: &str) -> Re
         return Ok(());
     }
     Err(Kind::Step.error(format!("{where_}: {}", list(&broken))))
+}
+
+/// Tells of the base's packages that no upgrade changes, and fails if another version of one is asked for.
+pub fn ensure_free(held: &[String], packages: &[Installed], work: &Work<'_>) -> Result<()> {
+    if held.is_empty() {
+        return Ok(());
+    }
+    work.report.note(format!("held in the base image, so not upgraded: {}", list(held)));
+    for wanted in &work.plan.expect.packages {
+        let Some(version) = &wanted.version else { continue };
+        // dpkg tells the architecture of some.
+        let is_held = held.iter().any(|held| held.split(':').next() == Some(&wanted.name));
+        let Some(has) = packages.iter().find(|package| package.name == wanted.name).filter(|_| is_held)
+        else {
+            continue;
+        };
+        if !is_version(version, &has.version) {
+            let place = work.image.place_of_package(Some(&wanted.name));
+            let what = format!(
+                "{place} asks for `{}={version}`, and the base image holds it at {}",
+                wanted.name, has.version
+            );
+            let hint =
+                "Release it in the base image, or leave it out: a package is held so that it stays as it is.";
+            return Err(Kind::Definition.failure(what).hint(hint).into());
+        }
+    }
+    Ok(())
 }
 
 /// Fails if a package that was asked for is not there, or not at its version.

@@ -17,6 +17,8 @@ use std::time::Duration;
 const PACKAGES: &str = "/run/oven/packages";
 /// The first pause before a step is tried again; each one is twice as long.
 const PAUSE: Duration = Duration::from_secs(2);
+/// Dropping a cache takes seconds.
+const BEFORE_RETRY_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 /// A fact that is longer is none.
 const ANSWER_MAX: usize = 16 << 20;
 
@@ -49,8 +51,16 @@ pub struct Call<'a> {
     pub binds: Vec<Bind>,
     pub throwaway: bool,
     pub retries: u32,
+    /// Run before it is tried again, without network; nothing if empty.
+    pub before_retry: Vec<String>,
     pub timeout: Duration,
     pub troubles: &'a [Trouble],
+    /// Lines that are a failure even if the command ends well.
+    pub failures: &'a [Trouble],
+    /// Lines that are told, and are no failure.
+    pub notes: &'a [Trouble],
+    /// Exit codes beside 0 that are no failure.
+    pub also_good: Vec<u8>,
     /// The table of image.toml that it is, and the script's name: `[[run]]` or `[[test]]`.
     pub key: Option<(String, String)>,
 }
@@ -93,10 +103,19 @@ impl<'a> Call<'a> {
             binds: runner.packages.clone(),
             throwaway: false,
             retries: 0,
+            before_retry: Vec::new(),
             timeout: Duration::ZERO,
             troubles: &runner.work.plan.troubles,
+            failures: &[],
+            notes: &[],
+            also_good: Vec::new(),
             key: None,
         }
+    }
+
+    fn is_good(&self, status: ExitStatus) -> bool {
+        let also = |code: i32| self.also_good.iter().any(|good| i32::from(*good) == code);
+        status.success() || matches!(status, ExitStatus::Exited(code) if also(code))
     }
 
     /// A script of the definition.
@@ -140,17 +159,23 @@ impl<'a> Runner<'a> {
         let step = report.step(&call.phase, call.why.clone());
         let mut pause = PAUSE;
         for attempt in 0.. {
-            let mut listener = Listener::new(call.troubles);
+            let (mut listener, mut failures) = (Listener::new(call.troubles), Listener::new(call.failures));
+            let mut notes = Listener::new(call.notes);
             let mut on_line = |line: &str| {
                 report.output(line);
                 listener.line(line);
+                failures.line(line);
+                notes.line(line);
             };
             let exit = self.once(call, &mut on_line).await.with_context(|| call.why.clone())?;
             self.tell_of_daemons(call, &exit);
-            if exit.status.success() {
+            let failed = failures.meaning();
+            let good = call.is_good(exit.status);
+            if good && failed.is_none() {
+                self.tell(&notes);
                 break;
             }
-            let meaning = listener.meaning();
+            let meaning = if good { failed } else { listener.meaning().or(failed) };
             let hopeless = exit.status == ExitStatus::TimedOut
                 || listener.no_space
                 || meaning.as_ref().is_some_and(|meaning| meaning.package.is_some());
@@ -160,8 +185,30 @@ impl<'a> Runner<'a> {
             report.warn(format!("{} failed ({}): once more in {} s", call.why, exit.status, pause.as_secs()));
             tokio::time::sleep(pause).await;
             pause *= 2;
+            self.before_retry(call).await?;
         }
         step.done();
+        Ok(())
+    }
+
+    /// What a step wants done before it is tried again. That it fails is told; the step itself has the last word.
+    async fn before_retry(&self, call: &Call<'_>) -> Result<()> {
+        let Some(program) = call.before_retry.first() else { return Ok(()) };
+        let report = self.work.report;
+        let before = Call {
+            why: format!("clearing up before it is tried again: {program}"),
+            name: program.clone(),
+            argv: call.before_retry.clone(),
+            env: call.env.clone(),
+            timeout: BEFORE_RETRY_TIMEOUT,
+            ..Call::of_the_plan(self)
+        };
+        report.detail(before.why.clone());
+        let exit = self.once(&before, &mut |line| report.output(line)).await;
+        let exit = exit.with_context(|| before.why.clone())?;
+        if !exit.status.success() {
+            report.warn(format!("{} failed ({})", before.why, exit.status));
+        }
         Ok(())
     }
 
@@ -207,6 +254,14 @@ impl<'a> Runner<'a> {
         step::run(self.work.helper, &spec, call.timeout, on_line).await
     }
 
+    /// What a step said that its user should know.
+    fn tell(&self, notes: &Listener) {
+        for Meaning { means, hint, .. } in notes.all() {
+            let hint = hint.map(|hint| format!(" ({})", hint.trim_end_matches('.'))).unwrap_or_default();
+            self.work.report.note(format!("{means}{hint}"));
+        }
+    }
+
     fn fenced(&self) -> bool {
         let work = &self.work;
         *self.fenced.get_or_init(|| !work.image.imds && work.guard.fences(work.report))
@@ -245,8 +300,12 @@ impl<'a> Runner<'a> {
             let failure = match package {
                 Some(package) => {
                     let value = Some(package.as_str()).filter(|package| !package.is_empty());
-                    Kind::Definition.failure(format!("{}: {means}{tail}", image.place("packages", value)))
+                    Kind::Definition.failure(format!("{}: {means}{tail}", image.place_of_package(value)))
                 }
+                None if call.is_good(status) => Kind::Step.failure(format!(
+                    "{} failed: {means} (though {} ended with 0){tail}",
+                    call.why, call.name
+                )),
                 None => Kind::Step.failure(format!("{} failed: {means} ({how}){tail}", call.why)),
             };
             return match hint {

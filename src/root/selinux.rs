@@ -55,7 +55,10 @@ pub async fn label(runner: &Runner<'_>, inside: &Inside, wish: Selinux, begun: S
     }
     let Some(setfiles) = find(inside)? else {
         let what = "the image switches SELinux on, and has no setfiles to tell labels by";
-        return Err(Kind::Step.failure(what).hint(format!("Add policycoreutils to its packages. Or: {LATER}")).into());
+        return Err(Kind::Step
+            .failure(what)
+            .hint(format!("Add policycoreutils to its packages. Or: {LATER}"))
+            .into());
     };
     let step = report.step("label", "labelling files for SELinux");
     let output = runner.ask(&call(runner, setfiles, &policy, &["/".to_owned()])).await?;
@@ -63,13 +66,18 @@ pub async fn label(runner: &Runner<'_>, inside: &Inside, wish: Selinux, begun: S
     let mut labelled = Vec::new();
     for wish in &wishes {
         // What the base's owner labelled otherwise, on purpose, stays.
-        if (wish.bare || inside.changed_since(wish.path, begun)?) && inside.set_label(wish.path, wish.label)? {
+        if (wish.bare || inside.changed_since(wish.path, begun)?)
+            && inside.set_label(wish.path, wish.label)?
+        {
             labelled.push(wish.path.to_owned());
         }
     }
     verify(runner, inside, setfiles, &policy, &labelled).await?;
     step.done();
-    report.note(format!("SELinux: {} labelled by the image's own policy", super::execute::count(labelled.len(), "file")));
+    report.note(format!(
+        "SELinux: {} labelled by the image's own policy",
+        super::execute::count(labelled.len(), "file")
+    ));
     Ok(())
 }
 
@@ -81,15 +89,15 @@ async fn verify(
     policy: &Policy,
     labelled: &[String],
 ) -> Result<()> {
-    let mut sample: Vec<String> = labelled.iter().step_by(labelled.len().div_ceil(SAMPLE).max(1)).cloned().collect();
+    let mut sample: Vec<String> =
+        labelled.iter().step_by(labelled.len().div_ceil(SAMPLE).max(1)).cloned().collect();
     for path in VITAL {
         if inside.metadata(path)?.is_some() {
             sample.push(path.to_owned());
         }
     }
-    let wrong = |path: &str, why: &str| {
-        Kind::Step.failure(format!("the SELinux label of {path} {why}")).hint(LATER)
-    };
+    let wrong =
+        |path: &str, why: &str| Kind::Step.failure(format!("the SELinux label of {path} {why}")).hint(LATER);
     for path in &sample {
         if inside.label(path)?.is_none() {
             return Err(wrong(path, "is missing after the image's setfiles was asked for it").into());
@@ -107,7 +115,10 @@ async fn verify(
 fn policy(inside: &Inside) -> Result<Option<Policy>> {
     let (mode, kind) = settings(&text(inside, CONFIG));
     let contexts = format!("/etc/selinux/{kind}/contexts/files/file_contexts");
-    if !["enforcing", "permissive"].contains(&mode.as_str()) || kind.contains('/') || !inside.exists(&contexts)? {
+    if !["enforcing", "permissive"].contains(&mode.as_str())
+        || kind.contains('/')
+        || !inside.exists(&contexts)?
+    {
         return Ok(None);
     }
     let directory = format!("/etc/selinux/{kind}/policy");
@@ -177,12 +188,17 @@ mod tests {
     fn setfiles_words() {
         let of = |line| parse(line).map(|wish| (wish.path, wish.bare, wish.label));
         let label = "system_u:object_r:etc_t:s0";
-        assert_eq!(of(&format!("Would relabel /etc/passwd from (null) to {label}")), Some(("/etc/passwd", true, label)));
+        assert_eq!(
+            of(&format!("Would relabel /etc/passwd from (null) to {label}")),
+            Some(("/etc/passwd", true, label))
+        );
         let renamed = format!("Would relabel /a from b to c from <no context> to {label}");
         assert_eq!(of(&renamed), Some(("/a from b to c", true, label)));
         let other = format!("Would relabel /etc/x from system_u:object_r:tmp_t:s0 to {label}");
         assert_eq!(of(&other), Some(("/etc/x", false, label)));
-        for line in ["", "setfiles: x", "Would relabel etc from (null) to a:b:c", "Would relabel /x from (null) to y"] {
+        for line in
+            ["", "setfiles: x", "Would relabel etc from (null) to a:b:c", "Would relabel /x from (null) to y"]
+        {
             assert_eq!(of(line), None, "{line}");
         }
     }
@@ -190,7 +206,10 @@ mod tests {
     #[test]
     fn the_configuration_as_libselinux_reads_it() {
         let of = |text| settings(text);
-        assert_eq!(of("# SELINUX=disabled\nSELINUX=Enforcing \nSELINUXTYPE=mls\n"), ("enforcing".into(), "mls".into()));
+        assert_eq!(
+            of("# SELINUX=disabled\nSELINUX=Enforcing \nSELINUXTYPE=mls\n"),
+            ("enforcing".into(), "mls".into())
+        );
         assert_eq!(of("SELINUXTYPE=default"), (String::new(), "default".into()));
         assert_eq!(of("SELINUX=permissive"), ("permissive".into(), "targeted".into()));
     }

@@ -1,14 +1,17 @@
 //! What these tests stand on: a small Debian, made once, and an image over it that is thrown away after each test.
 
-use oven::definition::{Ask, Definition};
+use oven::ask;
+use oven::cloud::Architecture;
+use oven::definition::Definition;
+use oven::download;
 use oven::report::{Level, Report, Style};
 use oven::root::Inside;
-use oven::root::execute::{self, Guard, Work, package_path};
+use oven::root::execute::{self, Guard, Work};
 use oven::root::runner::Place;
 use oven::root::step::private_mounts;
 use oven::settings::NetworkSettings;
 use oven_debian::Debian;
-use oven_distro::{Distro, Job, OsRelease, Package, Plan, Upgrade};
+use oven_distro::{Distro, OsRelease, Plan};
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -149,7 +152,20 @@ impl Ground {
         let report = Report::new(Style::Silent, Level::Verbose);
         let log = self.path("log");
         report.log_to(&log, "a test");
-        let mut plan = Debian.plan(&job(&image, &inside, &self.network)).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let downloads = self.path("state").join(download::DIR);
+        let image = match runtime.block_on(download::packages(&image, &downloads, &self.network, &report)) {
+            Ok(image) => image,
+            Err(error) => return Baked { result: Err(error), log: fs::read_to_string(log).unwrap() },
+        };
+        let os_release = inside.read("/etc/os-release").unwrap().unwrap();
+        let os_release = OsRelease::parse(&String::from_utf8(os_release).unwrap());
+        let mut job = ask::job::wishes(&image, os_release, Architecture::HOST, &self.network);
+        ask::job::look(&mut job, &Debian, &inside).unwrap();
+        let mut plan = match Debian.plan(&job) {
+            Ok(plan) => plan,
+            Err(refused) => return Baked { result: Err(ask::refused(refused)), log: String::new() },
+        };
         change(&mut plan);
         let place = Place { root: &self.path("image"), inside: &inside, nodes: &[], unmounted: &[] };
         let work = Work {
@@ -160,7 +176,6 @@ impl Ground {
             helper: Path::new(HELPER),
             report: &report,
         };
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let result = runtime.block_on(execute::execute_in(&place, &work));
         let log = fs::read_to_string(log).unwrap();
         let baked = Baked { result, log };
@@ -187,35 +202,6 @@ impl Ground {
             let its = fs::read_link(process.path().join("root"));
             assert!(its.is_err() || !its.unwrap().starts_with(&root), "{:?} stays", process.file_name());
         }
-    }
-}
-
-/// What `oven bake` asks of the plugin.
-fn job(image: &Definition, inside: &Inside, network: &NetworkSettings) -> Job {
-    let os_release =
-        OsRelease::parse(&String::from_utf8(inside.read("/etc/os-release").unwrap().unwrap()).unwrap());
-    let look_for = Debian.claims(&os_release).look_for;
-    let packages = image.packages.iter().enumerate().map(|(index, ask)| match ask {
-        Ask::Named { name, version } => Package::Named { name: name.clone(), version: version.clone() },
-        Ask::File { source, package } => Package::File {
-            path: package_path(index, source),
-            name: package.name.clone(),
-            version: package.version.clone(),
-            architecture: package.architecture.clone(),
-        },
-    });
-    Job {
-        present: look_for.into_iter().map(|path| (path.clone(), inside.exists(&path).unwrap())).collect(),
-        architecture: if cfg!(target_arch = "aarch64") { "arm64" } else { "x86_64" }.into(),
-        packages: packages.collect(),
-        upgrade: if image.upgrade { Upgrade::All } else { Upgrade::None },
-        recommends: image.recommends,
-        conffiles: image.conffiles,
-        network: image.network,
-        mirror: network.mirror.clone(),
-        ca_file: network.ca_file.as_ref().map(|_| execute::CA_FILE.to_owned()),
-        os_release,
-        ..Job::default()
     }
 }
 

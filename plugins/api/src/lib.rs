@@ -158,7 +158,7 @@ pub struct Plan {
     /// definition's scripts see the image's configuration, and may change it.
     #[serde(default)]
     pub shims: Vec<Shim>,
-    /// Files that are put into the image before the first step, and stay there.
+    /// Files that are put into the image before the first step, and stay there: below [`FILE_PLACES`], root's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<Shim>,
     /// In the order in which they run; phases never go back.
@@ -167,7 +167,8 @@ pub struct Plan {
     /// Commands (without network, after all steps but clean) whose output is kept with the image, by name.
     /// `packages` prints a line for each package, of columns separated by tabs: name, version, architecture and, as
     /// far as [`Plan::expect`] is to be checked, state and what it provides (separated by commas). The first three are
-    /// kept.
+    /// kept. `held` prints, a line each, the names of the packages that no upgrade changes: those of the base are told
+    /// before the first step, and a definition that asks for another version of one is refused.
     #[serde(default)]
     pub facts: BTreeMap<String, Vec<String>>,
     /// What the fact `packages` has to show, before the steps and after them.
@@ -183,6 +184,10 @@ pub struct Plan {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<Trouble>,
 }
+
+/// Where a plan may put files to stay: configuration, keys, and what distributions keep beside them. What else belongs
+/// into an image, its packages bring.
+pub const FILE_PLACES: [&str; 3] = ["/etc", "/usr/lib", "/usr/share"];
 
 /// What the fact `packages` has to show.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

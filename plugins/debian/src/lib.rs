@@ -6,7 +6,10 @@
 
 mod ask;
 mod conf;
+mod hold;
 mod mirror;
+mod repositories;
+mod security;
 mod troubles;
 
 use ask::Asks;
@@ -20,7 +23,11 @@ use std::collections::BTreeMap;
 pub struct Debian;
 
 const APT_GET: &str = "/usr/bin/apt-get";
+const APT_MARK: &str = "/usr/bin/apt-mark";
 const DPKG_QUERY: &str = "/usr/bin/dpkg-query";
+const SET_SELECTIONS: &str = "/usr/bin/debconf-set-selections";
+const ANSWERS: &str = "/run/oven/debconf";
+const LISTS: &str = "/var/lib/apt/lists";
 
 /// Seconds. An index is some 10 MB; Debian's whole archive of packages that a server needs, some 1 GB.
 const UPDATE_TIMEOUT: u64 = 15 * 60;
@@ -42,16 +49,30 @@ impl Distro for Debian {
             _ if os.id_like().any(|id| id == "debian" || id == "ubuntu") => Claim::Family,
             _ => return Claims::default(),
         };
-        let look_for = [APT_GET, DPKG_QUERY, conf::IMAGES_MAIN].into_iter().chain(mirror::LOOK_FOR);
-        Claims { claim, look_for: look_for.map(str::to_owned).collect(), read: Vec::new() }
+        let look_for = [APT_GET, APT_MARK, DPKG_QUERY, SET_SELECTIONS, conf::IMAGES_MAIN];
+        Claims {
+            claim,
+            look_for: look_for.into_iter().chain(mirror::LOOK_FOR).map(str::to_owned).collect(),
+            read: vec![security::IMAGES_PREFERENCES.to_owned()],
+        }
     }
 
     fn plan(&self, job: &Job) -> Result<Plan, Refused> {
         let has = |path: &str| job.present.get(path).copied().unwrap_or(false);
         let asks = Asks::of(job)?;
-        let changes = job.upgrade != Upgrade::None || !asks.arguments.is_empty();
-        if changes && let Some(missing) = [APT_GET, DPKG_QUERY].into_iter().find(|path| !has(path)) {
-            return Err(Refused(format!("packages cannot be installed: the image has no {missing}")));
+        let repositories = repositories::of(job)?;
+        hold::check(job)?;
+        let downloads =
+            job.upgrade != Upgrade::None || !asks.arguments.is_empty() || !job.repositories.is_empty();
+        let changes = downloads || !job.hold.is_empty() || !job.debconf.is_empty();
+        let needed = [
+            (APT_GET, downloads, "packages cannot be installed"),
+            (DPKG_QUERY, changes, "packages cannot be installed"),
+            (APT_MARK, !job.hold.is_empty(), "packages cannot be held"),
+            (SET_SELECTIONS, !job.debconf.is_empty(), "`debconf` cannot be answered"),
+        ];
+        if let Some((missing, _, what)) = needed.into_iter().find(|(path, needed, _)| *needed && !has(path)) {
+            return Err(Refused(format!("{what}: the image has no {missing}")));
         }
         let mut plan = Plan { shims: vec![policy()], troubles: troubles::all(), ..Plan::default() };
         if has(DPKG_QUERY) {
@@ -59,11 +80,19 @@ impl Distro for Debian {
             plan.expect = expect();
         }
         if changes {
-            plan.expect.packages = asks.wanted;
+            if has(APT_MARK) {
+                plan.facts.insert("held".to_owned(), ["apt-mark", "showhold"].map(str::to_owned).to_vec());
+            }
+            plan.expect.packages = hold::wanted(job, asks.wanted);
             plan.shims.push(conf::first());
             plan.shims.push(conf::last(job, has(conf::IMAGES_MAIN)));
             plan.shims.extend(mirror::shims(job)?);
-            plan.steps = steps(job, &asks.arguments);
+            plan.shims.extend(repositories.shims);
+            plan.shims.extend(answers(&job.debconf));
+            plan.shims.extend(security::pins(job));
+            plan.files = repositories.files;
+            plan.failures = repositories.failures;
+            plan.steps = steps(job, &asks.arguments, downloads);
         }
         if has(APT_GET) {
             plan.steps.push(clean());
@@ -95,7 +124,14 @@ fn expect() -> Expect {
     }
 }
 
-fn steps(job: &Job, packages: &[String]) -> Vec<Step> {
+/// What packages ask when they are installed.
+fn answers(debconf: &[String]) -> Option<Shim> {
+    let content = debconf.iter().map(|line| format!("{line}\n")).collect::<String>();
+    // Root's alone: an answer may be a password.
+    (!debconf.is_empty()).then(|| Shim { path: ANSWERS.into(), content, mode: 0o600 })
+}
+
+fn steps(job: &Job, packages: &[String], downloads: bool) -> Vec<Step> {
     let environment = environment(job.conffiles);
     let step = |phase, why: &str, argv: &[&str], packages: &[String]| Step {
         phase,
@@ -114,20 +150,40 @@ fn steps(job: &Job, packages: &[String]) -> Vec<Step> {
         timeout: FETCH_TIMEOUT,
         ..step(Phase::Fetch, why, argv, packages)
     };
-    let update = fetch("refreshing the package index", &["apt-get", "update"], &[]);
-    let mut steps = vec![Step { timeout: UPDATE_TIMEOUT, ..update }];
+    let mut steps = Vec::new();
+    if !job.debconf.is_empty() {
+        let why = "answering what packages will ask";
+        steps.push(step(Phase::Prepare, why, &["debconf-set-selections", ANSWERS], &[]));
+    }
+    // The others are there once they are installed.
+    let (installed, asked) = hold::split(job);
+    if !installed.is_empty() {
+        steps.push(step(Phase::Prepare, "holding packages", &["apt-mark", "hold", "--"], &installed));
+    }
+    if downloads {
+        let update = fetch("refreshing the package index", &["apt-get", "update"], &[]);
+        // A proxy's stale copy of a part of it would be asked for again, as part of what is there.
+        let before_retry = ["find", LISTS, "-xdev", "-type", "f", "-delete"].map(str::to_owned).to_vec();
+        steps.push(Step { timeout: UPDATE_TIMEOUT, before_retry, ..update });
+    }
     // What an upgrade takes away is not chosen by oven: dist-upgrade is the one that brings everything up to date, a
     // kernel of a new name too.
+    let (what, upgrade) = match job.upgrade {
+        Upgrade::Security => ("security upgrades", security::UPGRADE),
+        Upgrade::None | Upgrade::All => ("upgrades", &["dist-upgrade"][..]),
+    };
     if job.upgrade != Upgrade::None {
-        steps.push(fetch("downloading upgrades", &["apt-get", "--download-only", "dist-upgrade"], &[]));
+        let argv = [&["apt-get", "--download-only"], upgrade].concat();
+        steps.push(fetch(&format!("downloading {what}"), &argv, &[]));
     }
     let count = match packages.len() {
         1 => "1 package".to_owned(),
         n => format!("{n} packages"),
     };
     if !packages.is_empty() {
-        // Together with the upgrade, for that is the state in which they will be installed.
-        let verb = if job.upgrade != Upgrade::None { "dist-upgrade" } else { "install" };
+        // Together with the upgrade, for that is the state in which they will be installed. Not with one of security
+        // alone, whose pins are not for packages that are asked for.
+        let verb = if job.upgrade == Upgrade::All { "dist-upgrade" } else { "install" };
         let why = format!("downloading {count} and dependencies");
         steps.push(fetch(&why, &["apt-get", "--download-only", verb, "--"], packages));
     }
@@ -136,12 +192,20 @@ fn steps(job: &Job, packages: &[String]) -> Vec<Step> {
         ..step(phase, why, argv, packages)
     };
     // Not with --no-download: apt then does not resolve a local file's path either, and fails on it.
+    if job.upgrade == Upgrade::Security {
+        steps.push(step(Phase::Upgrade, security::LOOKING, security::LOOK, &[]));
+    }
     if job.upgrade != Upgrade::None {
-        steps.push(change(Phase::Upgrade, "upgrading packages", &["apt-get", "dist-upgrade"], &[]));
+        let why =
+            if job.upgrade == Upgrade::Security { "upgrading for security" } else { "upgrading packages" };
+        steps.push(change(Phase::Upgrade, why, &[&["apt-get"], upgrade].concat(), &[]));
     }
     if !packages.is_empty() {
         let why = format!("installing {count}");
         steps.push(change(Phase::Install, &why, &["apt-get", "install", "--"], packages));
+    }
+    if !asked.is_empty() {
+        steps.push(step(Phase::Install, "holding what was installed", &["apt-mark", "hold", "--"], &asked));
     }
     steps
 }
@@ -169,7 +233,7 @@ fn environment(conffiles: Conffiles) -> BTreeMap<String, String> {
 
 /// The indexes and the downloaded packages; directories stay, for some belong to apt's own user.
 fn clean() -> Step {
-    let argv = ["find", "/var/lib/apt/lists", "/var/cache/apt", "-xdev", "-type", "f", "-delete"];
+    let argv = ["find", LISTS, "/var/cache/apt", "-xdev", "-type", "f", "-delete"];
     Step {
         phase: Phase::Clean,
         why: "removing package indexes and caches".into(),

@@ -9,6 +9,8 @@ const TOGETHER: Option<&str> = Some("");
 const SEARCH: Option<&str> = Some("Check its spelling, and which repositories the base image has.");
 const FIT: Option<&str> =
     Some("The lines above say which of them do not fit together, or not with the base image.");
+const KEY: &str =
+    "Check `key` of its [[repository]] in image.toml, if it has one there: repositories change their keys.";
 const SCRIPT: Option<&str> = Some(
     "A script of the package failed. While it runs, no service can be started and there is no network (unless \
      image.toml says `network = true`).",
@@ -63,15 +65,44 @@ const ROWS: &[Row] = &[
         None,
     ),
     Row(
+        "*GPG error: *: *NO_PUBKEY *",
+        "the repository {2} is signed by another key than the one it should be signed by: {4}",
+        Some(KEY),
+        None,
+    ),
+    Row("*GPG error: *: *EXPKEYSIG *", "the key of the repository {2} has expired: {4}", Some(KEY), None),
+    Row("*GPG error: *: *REVKEYSIG *", "the key of the repository {2} was revoked: {4}", Some(KEY), None),
+    Row(
+        "*GPG error: *: *BADSIG *",
+        "the signature of the repository {2} is wrong, by {4}",
+        Some(
+            "What came is not what was signed: is there a proxy or mirror that changes it, or is half of it new?",
+        ),
+        None,
+    ),
+    Row("*GPG error: *: *", "the signature of the repository {2} cannot be verified: {3}", Some(KEY), None),
+    Row(
+        "E: Conflicting values set for option Signed-By regarding source *: *",
+        "the image has the repository {1} already, with another key",
+        Some("Leave its [[repository]] out, or remove the other one from the base image."),
+        None,
+    ),
+    Row(
         "E: The repository '*' is not signed.",
         "the repository {1} is not signed",
-        Some("Packages without a signature are not installed. Add the repository's key to the base image."),
+        Some(
+            "Packages without a signature are not installed. Sign the repository, and give its `key`; if it is to be \
+             trusted all the same, say `signed = false` in its [[repository]].",
+        ),
         None,
     ),
     Row(
         "E: The repository '*' does not have a Release file.",
         "there is no repository at {1}",
-        Some("Is the release still supported? A `mirror` in oven.toml can name an archive of old releases."),
+        Some(
+            "Check `url` and `suite`, if it is a [[repository]] of image.toml. If it is the image's own: is the release \
+             still supported? A `mirror` in oven.toml can name an archive of old releases.",
+        ),
         None,
     ),
     Row(

@@ -1,7 +1,9 @@
 //! Plans as they are: a change of a plan is a change that somebody has to look at. `OVEN_BLESS=1` writes them anew.
 
 use oven_debian::Debian;
-use oven_distro::{Claim, Conffiles, Distro, Job, OsRelease, Package, Phase, Plan, Upgrade};
+use oven_distro::{
+    Claim, Conffiles, Distro, FILE_PLACES, Job, OsRelease, Package, Phase, Plan, Repository, Upgrade,
+};
 use std::path::Path;
 
 const BOOKWORM: &str = "ID=debian\nVERSION_ID=\"12\"\nVERSION_CODENAME=bookworm\n";
@@ -54,6 +56,10 @@ fn sound(plan: &Plan) {
         assert!(shim.path.starts_with('/'), "{}", shim.path);
         assert!(!shim.content.contains("nauthenticated \"true"), "{}", shim.content);
     }
+    for file in &plan.files {
+        assert!(FILE_PLACES.iter().any(|place| Path::new(&file.path).starts_with(place)), "{}", file.path);
+        assert!(!file.content.contains("/run/oven"), "{} stays, and what it names does not", file.path);
+    }
     let policy = plan.shims.iter().find(|shim| shim.path == "/usr/sbin/policy-rc.d").unwrap();
     assert_eq!((policy.mode, policy.content.ends_with("exit 101\n")), (0o755, true));
 }
@@ -80,6 +86,61 @@ fn everything_at_once() {
         )
     };
     golden("everything", &all);
+}
+
+const KEY: &str = "-----BEGIN PGP PUBLIC KEY BLOCK-----\n\nmQ==\n-----END PGP PUBLIC KEY BLOCK-----\n";
+
+fn repository(name: &str, keep: bool) -> Repository {
+    Repository {
+        name: name.into(),
+        url: format!("https://{name}.example/debian"),
+        key: Some(KEY.into()),
+        suite: Some("bookworm".into()),
+        components: vec!["main".into()],
+        keep,
+    }
+}
+
+#[test]
+fn repositories_holds_answers_and_security_upgrades() {
+    let own = "/etc/apt/preferences".to_owned();
+    let texts = [(own, "Package: jq\nPin: version 1.6*\nPin-Priority: 1001\n".to_owned())].into();
+    let unsigned = Repository { key: None, suite: None, components: Vec::new(), ..repository("flat", false) };
+    let job = Job {
+        texts,
+        packages: vec![named("jq", None)],
+        upgrade: Upgrade::Security,
+        repositories: vec![repository("tools", true), repository("extra", false), unsigned],
+        hold: vec!["jq".into(), "tree".into()],
+        debconf: vec!["tzdata tzdata/Areas select Europe".into()],
+        ..job(BOOKWORM, &["/etc/apt/apt.conf"])
+    };
+    golden("repositories", &job);
+}
+
+#[test]
+fn a_repository_alone_is_looked_at() {
+    let repositories = vec![repository("tools", true)];
+    let plan = Debian.plan(&Job { repositories, ..job(BOOKWORM, &[]) }).unwrap();
+    sound(&plan);
+    let of =
+        |phase| plan.steps.iter().filter(move |step| step.phase == phase).map(|step| step.argv.join(" "));
+    assert_eq!(of(Phase::Fetch).collect::<Vec<_>>(), ["apt-get update"]);
+    assert_eq!(plan.steps.len(), 2, "and cleaned away");
+    assert_eq!(plan.files.len(), 2);
+}
+
+#[test]
+fn what_the_image_lacks_is_told_with_what_it_is_for() {
+    let lacks = |path: &str, job: &Job| {
+        let mut job = job.clone();
+        job.present.insert(path.to_owned(), false);
+        Debian.plan(&job).unwrap_err().0
+    };
+    let held = Job { hold: vec!["jq".into()], ..job(BOOKWORM, &[]) };
+    assert!(lacks("/usr/bin/apt-mark", &held).contains("held: the image has no /usr/bin/apt-mark"));
+    let answered = Job { debconf: vec!["a a/b string c".into()], ..job(BOOKWORM, &[]) };
+    assert!(lacks("/usr/bin/debconf-set-selections", &answered).contains("`debconf` cannot be answered"));
 }
 
 #[test]

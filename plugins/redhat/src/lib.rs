@@ -48,7 +48,7 @@ impl Distro for RedHat {
         refuse_what_rpm_has_not(job)?;
         let changes = job.upgrade != Upgrade::None || !job.packages.is_empty();
         if !changes && job.repositories.is_empty() && job.hold.is_empty() {
-            plan.steps.extend(manager.map(clean));
+            plan.steps.extend(manager.into_iter().flat_map(clean));
             return Ok(plan);
         }
         let Some(manager) = manager.filter(|_| has(RPM)) else {
@@ -66,7 +66,7 @@ impl Distro for RedHat {
         }
         plan.steps.extend(holds(job, manager, &asks)?);
         plan.steps.sort_by_key(|step| step.phase);
-        plan.steps.push(clean(manager));
+        plan.steps.extend(clean(manager));
         Ok(plan)
     }
 }
@@ -144,8 +144,16 @@ fn is_name(name: &str) -> bool {
 }
 
 /// Indexes and downloaded packages, those of repositories that are switched off, too.
-fn clean(manager: Manager) -> Step {
-    let argv = manager.argv(&[&manager.clean_all()]);
-    let step = step(Phase::Clean, "removing package indexes and caches", argv);
-    manager.spoken_to(Step { timeout: CLEAN_TIMEOUT, ..step })
+fn clean(manager: Manager) -> Vec<Step> {
+    let mut commands = vec![manager.argv(&[&manager.clean_all()])];
+    if manager == Manager::Dnf {
+        // Lists of what is expired and of what is to be deleted, which its own `clean all` leaves.
+        let lists = ["/var/cache/dnf/expired_repos.json", "/var/cache/dnf/tempfiles.json"];
+        commands.push(oven_rpm::words(["rm", "-f"].into_iter().chain(lists)));
+    }
+    let step = |argv| {
+        let step = step(Phase::Clean, "removing package indexes and caches", argv);
+        manager.spoken_to(Step { timeout: CLEAN_TIMEOUT, ..step })
+    };
+    commands.into_iter().map(step).collect()
 }

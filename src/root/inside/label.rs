@@ -73,7 +73,9 @@ mod tests {
         tree.link("/", "etc/up");
         let inside = tree.inside();
         if !rustix::process::geteuid().is_root() {
-            assert!(inside.set_label("/etc/passwd", "a:b:c").unwrap_err().to_string().contains("/etc/passwd"));
+            assert!(
+                inside.set_label("/etc/passwd", "a:b:c").unwrap_err().to_string().contains("/etc/passwd")
+            );
             return;
         }
         for path in ["/link", "/", "/etc"] {
@@ -83,7 +85,9 @@ mod tests {
         assert_eq!(inside.label("/etc/passwd").unwrap(), None, "a link is not followed");
         assert!(inside.set_label("/etc/up/etc/passwd", "u:r:t:s0").unwrap(), "links on the way lead inside");
         assert_eq!(inside.label("/etc/passwd").unwrap().as_deref(), Some("u:r:t:s0"));
-        assert!(!inside.set_label("/nowhere/x", "a:b:c").unwrap() && !inside.set_label("/x", "a:b:c").unwrap());
+        assert!(
+            !inside.set_label("/nowhere/x", "a:b:c").unwrap() && !inside.set_label("/x", "a:b:c").unwrap()
+        );
         assert!(inside.set_label("/etc/..", "a:b:c").is_err());
     }
 }

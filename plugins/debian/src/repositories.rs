@@ -1,0 +1,192 @@
+//! Repositories that a definition adds to the image's own.
+//!
+//! Each is a file of its own (deb822), and names the key that may sign it: no key is trusted for another repository. One
+//! that is not kept is there only while the plan's steps run. Keys are files beside, not part of it: apt reads keys
+//! inside of such a file only since 2.3.10.
+
+use oven_distro::{Job, Refused, Repository, Shim, Trouble};
+
+const KEYRINGS: &str = "/etc/apt/keyrings";
+const KEYRINGS_OF_THE_BAKE: &str = "/run/oven/keyrings";
+const PARTS: &str = "/etc/apt/sources.list.d";
+/// Files of these names are the distribution's.
+const OWN: [&str; 2] = ["debian", "ubuntu"];
+const END: &str = "-----END PGP PUBLIC KEY BLOCK-----\n";
+
+/// What a job's repositories are in a plan.
+#[derive(Debug, Default)]
+pub struct Repositories {
+    pub files: Vec<Shim>,
+    pub shims: Vec<Shim>,
+    /// What apt only warns of.
+    pub failures: Vec<Trouble>,
+}
+
+pub fn of(job: &Job) -> Result<Repositories, Refused> {
+    let mut all = Repositories::default();
+    for repository in &job.repositories {
+        let Repository { name, keep, .. } = repository;
+        let refuse = |why: &str| Err(Refused(format!("[[repository]] `{name}`: {why}")));
+        if OWN.contains(&name.to_ascii_lowercase().as_str()) {
+            return refuse("that is what the distribution calls its own: choose another name");
+        }
+        // They become lines of files, and apt's own words.
+        let plain = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_graphic() && c != '/');
+        if !plain(name) || name.starts_with('.') {
+            return refuse("a name has letters, digits, `-`, `_` and `.`");
+        }
+        if !repository.url.contains("://")
+            || !repository.url.chars().all(|c| c.is_ascii_graphic() && c != '*')
+        {
+            return refuse("`url` is no address");
+        }
+        let places = places(repository)?;
+        let keyrings = if *keep { KEYRINGS } else { KEYRINGS_OF_THE_BAKE };
+        let keys: Vec<_> = blocks(repository.key.as_deref().unwrap_or_default())
+            .enumerate()
+            .map(|(index, block)| {
+                let number = if index == 0 { String::new() } else { format!("-{}", index + 1) };
+                shim(format!("{keyrings}/{name}{number}.asc"), block.to_owned())
+            })
+            .collect();
+        if repository.key.is_some() && keys.is_empty() {
+            return refuse("`key` holds no public key in ASCII armour");
+        }
+        let signed = match keys.iter().map(|key| key.path.as_str()).collect::<Vec<_>>().join(" ") {
+            paths if paths.is_empty() => "Trusted: yes\n".to_owned(),
+            paths => format!("Signed-By: {paths}\n"),
+        };
+        let text = format!("Types: deb\nURIs: {}\n{places}{signed}", repository.url);
+        let source = shim(format!("{PARTS}/{name}.sources"), text);
+        let to = if *keep { &mut all.files } else { &mut all.shims };
+        to.extend(keys.into_iter().chain([source]));
+        all.failures.extend(nothing_there(repository));
+    }
+    Ok(all)
+}
+
+fn shim(path: String, content: String) -> Shim {
+    Shim { path, content, mode: 0o644 }
+}
+
+/// apt reads the first block of a file alone.
+fn blocks(key: &str) -> impl Iterator<Item = &str> {
+    key.split_inclusive(END).filter(|block| block.ends_with(END))
+}
+
+fn places(repository: &Repository) -> Result<String, Refused> {
+    let Repository { name, suite, components, .. } = repository;
+    let refuse = |why: &str| Err(Refused(format!("[[repository]] `{name}`: {why}")));
+    let mut words = suite.iter().chain(components);
+    if words.any(|word| word.is_empty() || !word.chars().all(|c| c.is_ascii_graphic())) {
+        return refuse("`suite` or one of `components` is no word");
+    }
+    match suite.as_deref() {
+        // apt's own rule: a path that ends with a slash has no components, and a suite has some.
+        None if components.is_empty() => Ok("Suites: ./\n".to_owned()),
+        None => refuse("it has `components` and no `suite`, such as \"bookworm\""),
+        Some(path) if path.ends_with('/') && components.is_empty() => Ok(format!("Suites: {path}\n")),
+        Some(path) if path.ends_with('/') => {
+            refuse(&format!("`{path}` is the path of a flat repository, which has no `components`"))
+        }
+        Some(suite) if components.is_empty() => refuse(&format!(
+            "the suite `{suite}` needs `components`, such as [\"main\"]; a flat repository's path ends with `/`"
+        )),
+        Some(suite) => Ok(format!("Suites: {suite}\nComponents: {}\n", components.join(" "))),
+    }
+}
+
+/// A misspelt component: apt warns, and goes on without it.
+fn nothing_there(repository: &Repository) -> [Trouble; 2] {
+    let Repository { name, url, suite, .. } = repository;
+    let (url, suite) = (url.trim_end_matches('/'), suite.as_deref().unwrap_or("./"));
+    let start = format!("W: Skipping acquire of configured file '*' as repository '{url} {suite} *'");
+    let trouble = |end: &str, means: String| Trouble {
+        output: format!("{start} {end}"),
+        means,
+        hint: Some("Check `url`, `suite` and `components` of its [[repository]] in image.toml.".to_owned()),
+        package: None,
+    };
+    [
+        trouble(
+            "doesn't have the component '*'*",
+            format!("the repository `{name}` has no component `{{3}}`"),
+        ),
+        trouble("does not seem to provide it*", format!("the repository `{name}` has no {{1}}")),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str = "-----BEGIN PGP PUBLIC KEY BLOCK-----\n\nmQ==\n-----END PGP PUBLIC KEY BLOCK-----\n";
+
+    fn repository(suite: Option<&str>, components: &[&str]) -> Repository {
+        Repository {
+            name: "tools".into(),
+            url: "https://repo.example/debian".into(),
+            key: Some(KEY.into()),
+            suite: suite.map(str::to_owned),
+            components: components.iter().map(|c| (*c).to_owned()).collect(),
+            keep: true,
+        }
+    }
+
+    fn one(repository: Repository) -> Result<Repositories, String> {
+        of(&Job { repositories: vec![repository], ..Job::default() }).map_err(|refused| refused.0)
+    }
+
+    #[test]
+    fn each_has_a_file_and_a_key_of_its_own() {
+        let all = one(repository(Some("bookworm"), &["main", "extra"])).unwrap();
+        let text = "Types: deb\nURIs: https://repo.example/debian\nSuites: bookworm\nComponents: main extra\n\
+                    Signed-By: /etc/apt/keyrings/tools.asc\n";
+        assert_eq!(all.shims, []);
+        assert_eq!(
+            all.files,
+            [
+                shim("/etc/apt/keyrings/tools.asc".into(), KEY.into()),
+                shim("/etc/apt/sources.list.d/tools.sources".into(), text.into())
+            ]
+        );
+    }
+
+    #[test]
+    fn one_that_is_not_kept_leaves_no_file() {
+        let all = one(Repository { keep: false, ..repository(None, &[]) }).unwrap();
+        assert_eq!(all.files, []);
+        let paths: Vec<_> = all.shims.iter().map(|shim| shim.path.as_str()).collect();
+        assert_eq!(paths, ["/run/oven/keyrings/tools.asc", "/etc/apt/sources.list.d/tools.sources"]);
+        assert!(all.shims[1].content.contains("Suites: ./\nSigned-By: /run/oven/keyrings/tools.asc\n"));
+    }
+
+    #[test]
+    fn a_second_key_of_a_file_counts_and_none_is_trusted_only_if_it_is_said() {
+        let all = one(Repository { key: Some(KEY.repeat(2)), ..repository(None, &[]) }).unwrap();
+        assert_eq!(all.files.len(), 3);
+        let both = "Signed-By: /etc/apt/keyrings/tools.asc /etc/apt/keyrings/tools-2.asc\n";
+        assert!(all.files[2].content.ends_with(both), "{}", all.files[2].content);
+        let unsigned = one(Repository { key: None, ..repository(None, &[]) }).unwrap();
+        assert!(unsigned.files[0].content.ends_with("Trusted: yes\n"));
+        assert!(one(Repository { key: Some("x".into()), ..repository(None, &[]) }).is_err());
+    }
+
+    #[test]
+    fn what_apt_would_not_take_is_refused_by_name() {
+        for (suite, components, why) in [
+            (None, &["main"][..], "no `suite`"),
+            (Some("bookworm"), &[], "needs `components`"),
+            (Some("bookworm/"), &["main"], "has no `components`"),
+            (Some("a b"), &["main"], "is no word"),
+            (Some("a\nTrusted: yes"), &["main"], "is no word"),
+        ] {
+            let refused = one(repository(suite, components)).unwrap_err();
+            assert!(refused.starts_with("[[repository]] `tools`: ") && refused.contains(why), "{refused}");
+        }
+        for name in ["debian", "Ubuntu", "", "a/b", ".a", "a b"] {
+            assert!(one(Repository { name: name.into(), ..repository(None, &[]) }).is_err(), "{name}");
+        }
+        assert!(one(Repository { url: "https://x/ bookworm".into(), ..repository(None, &[]) }).is_err());
+    }
+}

@@ -1,0 +1,219 @@
+//! A small archive of Debian packages: real packages, a real index with a real signature, served over HTTP by a thread of
+//! the test. What is not real is its size, and that each test says which answers go wrong.
+
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use tempfile::TempDir;
+
+/// What goes wrong, by the path that is asked for: an answer, and how often.
+type Faults = Arc<Mutex<BTreeMap<String, (&'static str, u32)>>>;
+
+/// A server of a directory.
+pub struct Archive {
+    dir: TempDir,
+    port: u16,
+    faults: Faults,
+    asked: Arc<Mutex<Vec<String>>>,
+    stop: Arc<AtomicBool>,
+}
+
+/// An OpenPGP key of a test.
+pub struct Key {
+    home: TempDir,
+    pub public: String,
+}
+
+impl Key {
+    pub fn new() -> Self {
+        let home = tempfile::Builder::new().prefix("oven-gpg-").tempdir().unwrap();
+        let mut key = Self { home, public: String::new() };
+        key.gpg(
+            &[
+                "--passphrase",
+                "",
+                "--quick-gen-key",
+                "Archive <archive@example.org>",
+                "ed25519",
+                "sign",
+                "never",
+            ],
+            b"",
+        );
+        key.public = String::from_utf8(key.gpg(&["--armor", "--export"], b"")).unwrap();
+        key
+    }
+
+    fn gpg(&self, arguments: &[&str], input: &[u8]) -> Vec<u8> {
+        let file = self.home.path().join("input");
+        fs::write(&file, input).unwrap();
+        let output = Command::new("gpg")
+            .args(["--batch", "--quiet", "--yes", "--no-tty", "--homedir"])
+            .arg(self.home.path())
+            .args(arguments)
+            .stdin(fs::File::open(&file).unwrap())
+            .output()
+            .expect("these tests need gpg: run scripts/setup");
+        assert!(output.status.success(), "gpg: {}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
+    }
+}
+
+impl Drop for Key {
+    fn drop(&mut self) {
+        // Its agent, which would stay.
+        _ = Command::new("gpgconf").arg("--homedir").arg(self.home.path()).args(["--kill", "all"]).status();
+    }
+}
+
+impl Archive {
+    pub fn new() -> Self {
+        let dir = tempfile::Builder::new().prefix("oven-archive-").tempdir().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (faults, asked, stop) = (Faults::default(), Arc::<Mutex<Vec<String>>>::default(), Arc::default());
+        let archive = Self {
+            dir,
+            port,
+            faults: Arc::clone(&faults),
+            asked: Arc::clone(&asked),
+            stop: Arc::clone(&stop),
+        };
+        let root = archive.dir.path().to_owned();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                if stop.load(Ordering::Relaxed) {
+                    return;
+                }
+                let (root, faults, asked) = (root.clone(), Arc::clone(&faults), Arc::clone(&asked));
+                std::thread::spawn(move || serve(&stream, &root, &faults, &asked));
+            }
+        });
+        archive
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}/{path}", self.port)
+    }
+
+    pub fn path(&self, path: &str) -> PathBuf {
+        self.dir.path().join(path)
+    }
+
+    /// The next `times` answers for a path are this status line.
+    pub fn fail(&self, path: &str, status: &'static str, times: u32) {
+        self.faults.lock().unwrap().insert(path.to_owned(), (status, times));
+    }
+
+    /// What was asked for, in order.
+    pub fn asked(&self) -> Vec<String> {
+        self.asked.lock().unwrap().clone()
+    }
+
+    /// Takes a package file into the archive's pool.
+    pub fn add(&self, file: &Path, name: &str) -> String {
+        let to = self.path("pool").join(name);
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        fs::copy(file, &to).unwrap();
+        format!("pool/{name}")
+    }
+
+    /// Writes the index of a suite with the component `main`, signed if there is a key. `fields`: more of its Release.
+    pub fn publish(&self, suite: &str, fields: &str, pool: &[String], key: Option<&Key>) {
+        let dists = self.path("dists").join(suite);
+        let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+        let index = format!("main/binary-{architecture}/Packages");
+        let head = format!(
+            "Suite: {suite}\nCodename: {suite}\nArchitectures: {architecture}\nComponents: main\n{fields}"
+        );
+        self.write(&dists, &index, &head, pool, "", key);
+    }
+
+    /// The same for a flat repository, which says nothing of itself, in a directory of its own.
+    pub fn publish_flat(&self, dir: &str, pool: &[String], key: Option<&Key>) {
+        let own: Vec<_> = pool
+            .iter()
+            .map(|file| {
+                let name = file.rsplit('/').next().unwrap().to_owned();
+                fs::create_dir_all(self.path(dir)).unwrap();
+                fs::copy(self.path(file), self.path(dir).join(&name)).unwrap();
+                name
+            })
+            .collect();
+        self.write(&self.path(dir), "Packages", "", &own, dir, key);
+    }
+
+    fn write(&self, dir: &Path, index: &str, head: &str, files: &[String], below: &str, key: Option<&Key>) {
+        let packages: String = files.iter().map(|file| stanza(&self.path(below).join(file), file)).collect();
+        let path = dir.join(index);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, &packages).unwrap();
+        let release = format!(
+            "{head}Date: Thu, 01 Jan 2026 00:00:00 UTC\nSHA256:\n {} {} {index}\n",
+            sha256(packages.as_bytes()),
+            packages.len()
+        );
+        for old in ["InRelease", "Release"] {
+            _ = fs::remove_file(dir.join(old));
+        }
+        match key {
+            Some(key) => {
+                fs::write(dir.join("InRelease"), key.gpg(&["--clearsign"], release.as_bytes())).unwrap();
+            }
+            None => fs::write(dir.join("Release"), release).unwrap(),
+        }
+    }
+}
+
+impl Drop for Archive {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        _ = TcpStream::connect(("127.0.0.1", self.port)); // so that it sees it
+    }
+}
+
+pub fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn stanza(file: &Path, name: &str) -> String {
+    let control = Command::new("dpkg-deb").arg("-f").arg(file).output().unwrap();
+    assert!(control.status.success(), "{}", String::from_utf8_lossy(&control.stderr));
+    let (control, bytes) = (String::from_utf8(control.stdout).unwrap(), fs::read(file).unwrap());
+    let (size, digest) = (bytes.len(), sha256(&bytes));
+    format!("{}\nFilename: {name}\nSize: {size}\nSHA256: {digest}\n\n", control.trim_end())
+}
+
+/// One answer for each connection.
+fn serve(stream: &TcpStream, root: &Path, faults: &Faults, asked: &Mutex<Vec<String>>) {
+    let mut lines = BufReader::new(stream).lines().map_while(Result::ok);
+    let Some(first) = lines.next() else { return };
+    for line in lines {
+        if line.is_empty() {
+            break;
+        }
+    }
+    let path = first.split(' ').nth(1).unwrap_or_default().trim_start_matches('/').replace("/./", "/");
+    asked.lock().unwrap().push(path.clone());
+    let fault = match faults.lock().unwrap().get_mut(&path) {
+        Some((status, times)) if *times > 0 => {
+            *times -= 1;
+            Some(*status)
+        }
+        _ => None,
+    };
+    let (status, body) = match (fault, fs::read(root.join(&path))) {
+        (Some(status), _) => (status, Vec::new()),
+        (None, Ok(body)) => ("200 OK", body),
+        (None, Err(_)) => ("404 Not Found", Vec::new()),
+    };
+    let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+    let mut stream = stream;
+    _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body)); // the other may have gone
+}
