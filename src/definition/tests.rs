@@ -250,6 +250,7 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
             "upgrade = \"yes\"",
             "2: `upgrade` is \"yes\": it should be `true` (everything), `false` or \"security\"",
         ),
+        ("selinux = \"off\"", "2: `selinux` is \"off\": it should be \"label\""),
         ("conffiles = \"mine\"", "2: `conffiles` is \"mine\": it should be \"keep\""),
         ("[disk]\nsize_gib = 0", "3: `size_gib` of [disk] is 0: it should be 1 to 65536 GiB"),
         ("[disk]\nsize_gib = -1", "3: `size_gib` of [disk] is -1:"),

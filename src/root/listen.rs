@@ -188,6 +188,14 @@ mod tests {
     }
 
     #[test]
+    fn everything_that_was_heard_is_told_in_its_order() {
+        let troubles = [trouble("*two *", "second {2}"), trouble("one *", "first {1}")];
+        let mut listener = Listener::new(&troubles);
+        ["one a", "x two b", "one a", "nothing"].iter().for_each(|line| listener.line(line));
+        assert_eq!(listener.all().map(|meaning| meaning.means).collect::<Vec<_>>(), ["first a", "second b"]);
+    }
+
+    #[test]
     fn the_last_lines_are_kept_and_cannot_drive_a_terminal() {
         let mut listener = Listener::new(&[]);
         (0..100).for_each(|n| listener.line(&format!("\x1b[31mline {n}\r")));

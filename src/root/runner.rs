@@ -147,6 +147,11 @@ impl<'a> Runner<'a> {
         Ok(Self { place: *place, work: *work, packages, fenced: OnceCell::new(), network_env, certificates })
     }
 
+    /// Where the image is mounted.
+    pub fn root(&self) -> &Path {
+        self.place.root
+    }
+
     /// The shims that the definition's scripts see: they may want to change the image's real configuration.
     pub fn shims_of_scripts(&self) -> Vec<Shim> {
         let shims = self.work.plan.shims.iter();

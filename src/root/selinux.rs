@@ -9,7 +9,9 @@ use super::inside::Inside;
 use super::runner::{Call, Runner};
 use crate::definition::Selinux;
 use crate::error::Kind;
-use anyhow::Result;
+use crate::root::mounting::unescape;
+use anyhow::{Context, Result};
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 const CONFIG: &str = "/etc/selinux/config";
@@ -17,6 +19,8 @@ const AUTORELABEL: &str = "/.autorelabel";
 const SETFILES: [&str; 2] = ["/usr/sbin/setfiles", "/sbin/setfiles"];
 /// What is mounted in a step, and nothing of the image's.
 const EXCLUDED: [&str; 4] = ["/dev", "/proc", "/run", "/sys"];
+/// File systems that keep labels; vfat does not.
+const LABELLED: [&str; 4] = ["ext2", "ext3", "ext4", "xfs"];
 /// Asked for again when they are labelled; files that an image cannot do without are among them.
 const SAMPLE: usize = 64;
 const VITAL: [&str; 4] = ["/etc/passwd", "/etc/shadow", "/usr/lib/os-release", "/usr/bin/sh"];
@@ -61,7 +65,7 @@ pub async fn label(runner: &Runner<'_>, inside: &Inside, wish: Selinux, begun: S
             .into());
     };
     let step = report.step("label", "labelling files for SELinux");
-    let output = runner.ask(&call(runner, setfiles, &policy, &["/".to_owned()])).await?;
+    let output = runner.ask(&call(runner, setfiles, &policy, &file_systems(runner.root())?)).await?;
     let wishes: Vec<_> = output.lines().filter_map(parse).collect();
     let mut labelled = Vec::new();
     for wish in &wishes {
@@ -138,6 +142,26 @@ fn settings(config: &str) -> (String, String) {
     };
     let mode = value("SELINUX").unwrap_or_default().to_ascii_lowercase();
     (mode, value("SELINUXTYPE").unwrap_or_else(|| "targeted".to_owned()))
+}
+
+/// The image's own, and what is mounted in it and takes labels: setfiles does not go from one to another.
+fn file_systems(root: &Path) -> Result<Vec<String>> {
+    let table = std::fs::read("/proc/thread-self/mountinfo").context("reading the mount table")?;
+    let mut found = vec!["/".to_owned()];
+    let root = root.canonicalize().context("looking for the image's mount point")?;
+    for line in table.split(|byte| *byte == b'\n') {
+        let mut fields = line.split(|byte| *byte == b' ');
+        let Some(point) = fields.nth(4).map(unescape) else { continue };
+        let kind = fields.skip_while(|field| *field != b"-").nth(1).unwrap_or_default();
+        let below = point.strip_prefix(&root).ok().and_then(Path::to_str).filter(|below| !below.is_empty());
+        if let Some(below) = below
+            && LABELLED.iter().any(|known| known.as_bytes() == kind)
+        {
+            found.push(format!("/{below}"));
+        }
+    }
+    found.dedup();
+    Ok(found)
 }
 
 fn find(inside: &Inside) -> Result<Option<&'static str>> {

@@ -27,6 +27,9 @@ use tempfile::TempDir;
 
 const HELPER: &str = env!("CARGO_BIN_EXE_oven");
 const SUITE: &str = "bookworm";
+const FILE_CONTEXTS: &str = "/etc/selinux/default/contexts/files/file_contexts";
+/// Of what is made of it below: raised whenever that changes.
+const BASE: u32 = 1;
 const INCLUDED: &str = "dnf,policycoreutils,rpm,selinux-policy-default,zypper";
 
 /// The base, made by mmdebstrap and kept beside the build.
@@ -34,7 +37,7 @@ fn base() -> PathBuf {
     static MAKING: Mutex<()> = Mutex::new(());
     let packages = packages::built();
     let _turn = MAKING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("rpm-{SUITE}"));
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("rpm-{SUITE}-{BASE}"));
     if dir.exists() {
         return dir;
     }
@@ -62,6 +65,11 @@ fn base() -> PathBuf {
     fs::copy(packages.join("plain/platform-9-1.noarch.rpm"), part.join("tmp/platform.rpm")).unwrap();
     run(Command::new("chroot").arg(&part).args(["rpm", "--force-debian", "-i", "/tmp/platform.rpm"]));
     fs::remove_file(part.join("tmp/platform.rpm")).unwrap();
+    // As images come that enforce SELinux.
+    run(Command::new("unshare")
+        .args(["--mount", "--pid", "--fork", &format!("--mount-proc={}/proc", part.display()), "chroot"])
+        .arg(&part)
+        .args(["setfiles", "-m", "-e", "/proc", "-e", "/dev", FILE_CONTEXTS, "/"]));
     fs::rename(&part, &dir).unwrap();
     dir
 }
@@ -111,6 +119,7 @@ pub struct Baked {
 }
 
 impl Ground {
+    // xino: all files are of one device, as on a disk; setfiles does not go to another.
     /// An image whose own repository is the one without signatures.
     pub fn new(system: System) -> Self {
         let ground = Self::without_repository(system, "rw");
@@ -138,7 +147,7 @@ impl Ground {
         }
         let [lower, upper, work] = [base(), ground.path("changes/upper"), ground.path("changes/work")]
             .map(|p| p.display().to_string());
-        mount("overlay", &format!("lowerdir={lower},upperdir={upper},workdir={work}"), "image");
+        mount("overlay", &format!("lowerdir={lower},upperdir={upper},workdir={work},xino=on"), "image");
         ground.write("usr/lib/os-release", system.os_release());
         ground
     }
@@ -187,6 +196,18 @@ impl Ground {
         fs::copy(file, self.image("tmp/x.rpm")).unwrap();
         run(Command::new("chroot").arg(self.image("")).args(["rpm", "--force-debian", "-i", "/tmp/x.rpm"]));
         fs::remove_file(self.image("tmp/x.rpm")).unwrap();
+    }
+
+    /// The SELinux label of an object of the image.
+    pub fn label_of(&self, path: &str) -> Option<String> {
+        let mut label = vec![0; 4096];
+        let length = rustix::fs::lgetxattr(self.image(path), "security.selinux", &mut label).ok()?;
+        Some(String::from_utf8_lossy(&label[..length]).trim_end_matches('\0').to_owned())
+    }
+
+    pub fn label(&self, path: &str, label: &str) {
+        let flags = rustix::fs::XattrFlags::empty();
+        rustix::fs::lsetxattr(self.image(path), "security.selinux", label.as_bytes(), flags).unwrap();
     }
 
     pub fn plan(&self) -> Result<Plan, anyhow::Error> {

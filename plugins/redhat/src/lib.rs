@@ -145,15 +145,17 @@ fn is_name(name: &str) -> bool {
 
 /// Indexes and downloaded packages, those of repositories that are switched off, too.
 fn clean(manager: Manager) -> Vec<Step> {
-    let mut commands = vec![manager.argv(&[&manager.clean_all()])];
-    if manager == Manager::Dnf {
-        // Lists of what is expired and of what is to be deleted, which its own `clean all` leaves.
-        let lists = ["/var/cache/dnf/expired_repos.json", "/var/cache/dnf/tempfiles.json"];
-        commands.push(oven_rpm::words(["rm", "-f"].into_iter().chain(lists)));
-    }
-    let step = |argv| {
-        let step = step(Phase::Clean, "removing package indexes and caches", argv);
+    let step = |why: &str, argv| {
+        let step = step(Phase::Clean, why, argv);
         manager.spoken_to(Step { timeout: CLEAN_TIMEOUT, ..step })
     };
-    commands.into_iter().map(step).collect()
+    let mut steps = vec![step("removing package indexes and caches", manager.argv(&[&manager.clean_all()]))];
+    if manager == Manager::Dnf {
+        // Of what is expired, to be deleted, and trusted: its own `clean all` leaves them.
+        let lists = ["expired_repos.json", "tempfiles.json", ".gpgkeyschecked.yum"];
+        let lists = lists.map(|name| format!("/var/cache/dnf/{name}"));
+        let argv = ["rm", "-f"].into_iter().chain(lists.iter().map(String::as_str));
+        steps.push(step("removing dnf's lists of caches", oven_rpm::words(argv)));
+    }
+    steps
 }

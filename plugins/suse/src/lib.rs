@@ -101,6 +101,8 @@ fn refuse_what_zypper_has_not(job: &Job) -> Result<(), Refused> {
 const SPELLING: Spelling = Spelling {
     named: |name, architecture, version| {
         let architecture = architecture.map(|a| format!(".{a}")).unwrap_or_default();
+        // zypper knows no patterns: the newest comes, and is compared with the pattern when it is there.
+        let version = version.map(|v| v.strip_suffix("-*").unwrap_or(v)).filter(|v| !v.contains('*'));
         let version = version.map(|v| format!("={v}")).unwrap_or_default();
         format!("{name}{architecture}{version}")
     },
