@@ -13,6 +13,7 @@ fn step(argv: &[&str]) -> Step {
         env: Default::default(),
         retries: 0,
         before_retry: Vec::new(),
+        also_good: Vec::new(),
         network: false,
         timeout: 60,
     }
