@@ -210,20 +210,18 @@ mod tests {
 
     #[test]
     fn setfiles_words() {
-        let of = |line| parse(line).map(|wish| (wish.path, wish.bare, wish.label));
         let label = "system_u:object_r:etc_t:s0";
-        assert_eq!(
-            of(&format!("Would relabel /etc/passwd from (null) to {label}")),
-            Some(("/etc/passwd", true, label))
-        );
-        let renamed = format!("Would relabel /a from b to c from <no context> to {label}");
-        assert_eq!(of(&renamed), Some(("/a from b to c", true, label)));
-        let other = format!("Would relabel /etc/x from system_u:object_r:tmp_t:s0 to {label}");
-        assert_eq!(of(&other), Some(("/etc/x", false, label)));
-        for line in
-            ["", "setfiles: x", "Would relabel etc from (null) to a:b:c", "Would relabel /x from (null) to y"]
-        {
-            assert_eq!(of(line), None, "{line}");
+        for (said, found) in [
+            ("/etc/passwd from (null) to", Some(("/etc/passwd", true))),
+            ("/a from b to c from <no context> to", Some(("/a from b to c", true))),
+            ("/etc/x from system_u:object_r:tmp_t:s0 to", Some(("/etc/x", false))),
+            ("etc from (null) to", None),
+        ] {
+            let line = format!("Would relabel {said} {label}");
+            assert_eq!(parse(&line), found.map(|(path, bare)| Wish { path, bare, label }), "{said}");
+        }
+        for line in ["", "setfiles: x", "Would relabel /x from (null) to y", "Would relabel /x"] {
+            assert_eq!(parse(line), None, "{line}");
         }
     }
 

@@ -46,6 +46,29 @@ fn a_line_of_a_step_that_ended_well_may_be_a_failure() {
 }
 
 #[test]
+fn an_exit_code_may_be_good_and_a_line_worth_telling() {
+    let ground = ground();
+    ground.define("");
+    let planned = |code: &'static str| {
+        ground.bake_with(move |plan| {
+            let script = format!("echo x created as x.new; exit {code}");
+            plan.steps.insert(0, Step { also_good: vec![102], ..step(&["sh", "-c", &script]) });
+            let note = Trouble {
+                output: "* created as *".into(),
+                means: "{1} stays".into(),
+                hint: Some("See {2}.".into()),
+                package: None,
+            };
+            plan.notes.push(note);
+        })
+    };
+    let baked = planned("102");
+    assert!(baked.log.contains("note    x stays (See x.new)"), "{}", baked.log);
+    baked.facts();
+    assert_eq!(planned("103").failure().0, STEP);
+}
+
+#[test]
 fn what_a_step_wants_done_before_it_is_tried_again() {
     let ground = ground();
     ground.define("");
