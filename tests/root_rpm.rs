@@ -8,6 +8,8 @@ mod ground;
 mod mirror;
 #[path = "root_rpm/packages.rs"]
 mod packages;
+#[path = "root_rpm/tools.rs"]
+mod tools;
 
 use ground::{Dnf, Ground, Zypper};
 use packages::{file, foreign};

@@ -21,6 +21,10 @@ const PACKAGES: &[(&str, &str, &str, &str)] = &[
     ("weak", "1.0", "noarch", "@"),
     ("site", "1.0", "noarch", "Requires: lib\nRecommends: weak\n@"),
     ("foreign", "1.0", "OTHER", "@"),
+    // Stands for Ansible, with what it needs.
+    ("ansible-core", "1.0", "noarch", ANSIBLE),
+    ("pyth", "1.0", "noarch", "Epoch: 1\nRequires: lib\n@"),
+    ("app", "1.0", "noarch", "Requires: pyth\n@"),
     ("orphan", "1.0", "noarch", "Requires: nowhere >= 3\n@"),
     ("badpost", "1.0", "noarch", "@%post\necho said before\nexit 3\n"),
     ("badpre", "1.0", "noarch", "@%pre\nexit 4\n"),
@@ -48,6 +52,10 @@ const PACKAGES: &[(&str, &str, &str, &str)] = &[
 const CONF: &str = "%install\nmkdir -p %{buildroot}/etc\necho of %{version} > %{buildroot}/etc/conf.conf\n@%config(noreplace) /etc/conf.conf\n";
 /// One that does not.
 const BLUNT: &str = "%install\nmkdir -p %{buildroot}/etc\necho of %{version} > %{buildroot}/etc/blunt.conf\n@%config /etc/blunt.conf\n";
+/// Its playbooks are scripts.
+const ANSIBLE: &str = "Requires: pyth\nRecommends: weak\n%install\nmkdir -p %{buildroot}/usr/bin\n\
+    printf '#!/bin/sh -e\\nfor file; do :; done\\n. $file\\n' > %{buildroot}/usr/bin/ansible-playbook\n\
+    chmod 755 %{buildroot}/usr/bin/ansible-playbook\n@/usr/bin/ansible-playbook\n";
 
 const COMPS: &str = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<comps><group><id>web</id><name>Web Server</name>\
     <description>x</description><default>false</default><uservisible>true</uservisible><packagelist>\

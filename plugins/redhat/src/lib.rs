@@ -7,6 +7,7 @@
 mod manager;
 mod mirror;
 mod repository;
+mod tools;
 mod troubles;
 
 use manager::Manager;
@@ -47,6 +48,9 @@ impl Distro for RedHat {
         }
         refuse_what_rpm_has_not(job)?;
         let changes = job.upgrade != Upgrade::None || !job.packages.is_empty();
+        if let Some(manager) = manager.filter(|_| has(RPM)) {
+            plan.tools = tools::tools(job, manager, changes)?;
+        }
         if !changes && job.repositories.is_empty() && job.hold.is_empty() {
             plan.steps.extend(manager.into_iter().flat_map(clean));
             return Ok(plan);
