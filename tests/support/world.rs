@@ -134,7 +134,7 @@ pub fn stderr(output: &Output) -> String {
 }
 
 /// An 8 MiB ext4 image with os-release `ID=nothing` and busybox; made once for all tests.
-fn tiny_base() -> PathBuf {
+pub fn tiny_base() -> PathBuf {
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("tiny.raw");
     if path.exists() {
         return path;
