@@ -43,12 +43,13 @@ fn passing() -> Vec<What> {
     ]
 }
 
-/// What befalls one call alone, and may end the bake.
+/// What befalls one call alone, and may end the bake. (A volume or a snapshot gets its tags with the call that makes it,
+/// or is not made: none is without them.)
 fn lasting(action: &str) -> Vec<What> {
     let turns: &[Turn] = match action {
-        "CreateVolume" => &[Turn::Failed, Turn::Vanishes, Turn::Stuck, Turn::Untagged],
+        "CreateVolume" => &[Turn::Failed, Turn::Vanishes, Turn::Stuck],
         "AttachVolume" => &[Turn::Stuck, Turn::NoDevice],
-        "CreateSnapshot" => &[Turn::Failed, Turn::Stuck, Turn::Untagged],
+        "CreateSnapshot" => &[Turn::Failed, Turn::Stuck],
         "RegisterImage" => &[Turn::Failed, Turn::Stuck, Turn::Untagged, Turn::Billed, Turn::Plain],
         _ => &[],
     };
