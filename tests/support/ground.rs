@@ -11,6 +11,8 @@ use oven_ec2_server::world::{Common, now};
 use oven_ec2_server::{AttachAs, Builder, Call, Ledger, Server, ServerOptions};
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -159,11 +161,23 @@ impl Ground {
         command
     }
 
-    /// The real program, on an instance.
-    pub fn oven_on(&self, instance: &str, args: &[&str]) -> Command {
-        let mut command = self.command(env!("CARGO_BIN_EXE_oven"), instance);
-        command.args(["--cloud", "aws"]).args(args);
+    /// The real program, on the builder.
+    pub fn plain(&self, args: &[&str]) -> Command {
+        let mut command = self.command(env!("CARGO_BIN_EXE_oven"), HERE);
+        command.args(args);
         command
+    }
+
+    /// The loop devices that the server has of its volumes: `loop7`.
+    pub fn loops_of_volumes(&self) -> BTreeSet<String> {
+        let notes = std::fs::read_dir(self.server.dir().join("attached")).into_iter().flatten().flatten();
+        // One may vanish between two looks.
+        let notes = notes.filter_map(|note| std::fs::read(note.path()).ok());
+        let nodes = notes.filter_map(|note| {
+            let note: serde_json::Value = serde_json::from_slice(&note).ok()?;
+            Some(note["node"].as_str()?.trim_start_matches("/dev/").to_owned())
+        });
+        nodes.collect()
     }
 
     pub fn start(&self, mut command: Command) -> Run {
@@ -181,9 +195,9 @@ impl Ground {
         self.start(self.bake_on(HERE)).end(HANGS, what)
     }
 
-    /// `oven` on the builder, with its exit code.
+    /// `oven --cloud aws` on the builder.
     pub fn oven(&self, args: &[&str]) -> Ended {
-        self.start(self.oven_on(HERE, args)).end(HANGS, "oven")
+        self.start(self.plain(&[&["--cloud", "aws"], args].concat())).end(HANGS, "oven")
     }
 
     pub fn expect(&self, code: i32, args: &[&str]) -> Ended {
@@ -251,6 +265,23 @@ impl Ground {
         assert!(made.images.len() <= 1, "{what}: {made:#?}");
     }
 
+    /// A call by hand; it has to be good.
+    pub fn send(&self, form: &str) {
+        let form = format!("{form}&Version=2016-11-15");
+        let (address, length) = (self.server.endpoint().replace("http://", ""), form.len());
+        let text = format!(
+            "POST / HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: {length}\r\n\
+             Content-Type: application/x-www-form-urlencoded\r\nAuthorization: AWS4-HMAC-SHA256 \
+             Credential=AKIA/20260101/us-east-1/ec2/aws4_request, SignedHeaders=host, Signature=0\r\n\r\n\
+             {form}"
+        );
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.write_all(text.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{form}: {answer}");
+    }
+
     /// Bakes once more, undisturbed: one image, whatever was before.
     pub fn assert_bakes(&self, what: &str) {
         let before: Vec<String> = self.made().images.into_iter().map(|image| image.id).collect();
@@ -261,17 +292,18 @@ impl Ground {
         self.assert_one(image, what);
     }
 
-    /// Things that are none of ours: untagged, of somebody's tool, of a living process here, and of another instance
-    /// that is running.
-    pub fn plant_foreign(&self) {
+    /// Things that are none of ours: untagged, of somebody's tool, of a living process here; and, with `elsewhere`, of
+    /// another instance that is running.
+    pub fn plant_foreign(&self, elsewhere: bool) {
+        let kinds = if elsewhere { 4 } else { 3 };
         let living = oven::owner::Owner::on(HERE).to_string();
-        let elsewhere = format!("{THERE}/00000000-0000-0000-0000-000000000000/7/99");
+        let running = format!("{THERE}/00000000-0000-0000-0000-000000000000/7/99");
         let tags = |n: usize| -> oven_ec2_server::world::Tags {
             let pairs: &[(&str, &str)] = match n {
                 0 => &[],
                 1 => &[("Name", "image"), ("role", "oven")],
                 2 => &[(tag::RUN, "0000000000000000000000000000aaaa"), (tag::OWNER, &living)],
-                _ => &[(tag::RUN, "0000000000000000000000000000bbbb"), (tag::OWNER, &elsewhere)],
+                _ => &[(tag::RUN, "0000000000000000000000000000bbbb"), (tag::OWNER, &running)],
             };
             pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
         };
@@ -279,7 +311,7 @@ impl Ground {
         self.server.with_world(|world| {
             let image = world.images[&base].clone();
             let snapshot = world.snapshots[&image.mappings[0].snapshot.clone().unwrap()].clone();
-            for n in 0..4 {
+            for n in 0..kinds {
                 let common = |prefix: &str| Common {
                     id: format!("{prefix}-0000000000000f{n:03}"),
                     tags: tags(n),
