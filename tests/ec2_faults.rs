@@ -100,8 +100,14 @@ fn survives(seed: u64, ground: &Ground, heals: bool, about: &str) {
     let text = || format!("{about}: {:?}\n{}\n{}", ended.code(), ended.err, ground.calls());
     assert!(matches!(ended.code(), Some(0 | 6 | 7)), "{}", text());
     assert!(!heals || ended.code() == Some(0), "it should have healed: {}", text());
-    // Undisturbed from now on.
+    // Undisturbed from now on; an image that was stuck is available some day.
     ground.server.set(|options| options.faults.clear());
+    ground.server.with_world(|world| {
+        let stuck = |image: &&mut oven_ec2_server::world::Image| image.common.turn == Some(Turn::Stuck);
+        world.images.values_mut().filter(stuck).for_each(|image| {
+            (image.common.turn, image.common.ready_at) = (None, 0);
+        });
+    });
     if ended.code() == Some(0) {
         ground.assert_one(ended.image().unwrap(), about);
     }

@@ -227,6 +227,7 @@ async fn turns() {
     for (action, turn, count, heals) in [
         ("CreateVolume", Turn::Failed, 1, false),
         ("CreateVolume", Turn::Vanishes, 1, false),
+        ("CreateVolume", Turn::Stuck, 1, false),
         ("AttachVolume", Turn::Stuck, 1, true),
         ("AttachVolume", Turn::Stuck, 9, false),
         ("CreateSnapshot", Turn::Failed, 1, true),
