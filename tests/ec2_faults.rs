@@ -54,7 +54,9 @@ fn lasting(action: &str) -> Vec<What> {
         _ => &[],
     };
     let codes: &[&str] = match action {
-        "CreateVolume" => &["VolumeLimitExceeded", "InsufficientVolumeCapacity", "IdempotentParameterMismatch"],
+        "CreateVolume" => {
+            &["VolumeLimitExceeded", "InsufficientVolumeCapacity", "IdempotentParameterMismatch"]
+        }
         "AttachVolume" => &["AttachmentLimitExceeded", "IncorrectState"],
         "CreateSnapshot" => &["SnapshotLimitExceeded", "SnapshotCreationPerVolumeRateExceeded"],
         "RegisterImage" => &["InvalidAMIName.Duplicate", "InvalidSnapshot.NotFound", "UnauthorizedOperation"],
@@ -77,8 +79,10 @@ fn plan(seed: u64) -> (ServerOptions, bool) {
     let heals = faults.len() == 1;
     // One in four has what a bake may die of.
     if dice.roll(4) == 0 {
-        let all: Vec<Fault> =
-            ACTIONS.iter().flat_map(|action| lasting(action).into_iter().map(|what| Fault::new(action, 1, what))).collect();
+        let all: Vec<Fault> = ACTIONS
+            .iter()
+            .flat_map(|action| lasting(action).into_iter().map(|what| Fault::new(action, 1, what)))
+            .collect();
         faults.insert(0, dice.of(&all).clone());
     }
     let heals = heals && faults.len() == 1;
@@ -119,6 +123,32 @@ fn survives(seed: u64, ground: &Ground, heals: bool, about: &str) {
     ground.assert_no_orphans(&text());
     ground.assert_bakes(about);
     println!("seed {seed}: {:?} in {:?}", ended.code(), ended.took);
+}
+
+#[test]
+fn a_happy_bake_and_a_hit_make_few_calls() {
+    let ground = Ground::tiny(ServerOptions::default());
+    let baked = ground.bake("happy");
+    let image = baked.image().expect(&baked.err);
+    ground.assert_one(image, "happy");
+    let calls = ground.server.ec2_calls().len();
+    assert!(calls <= 25, "{}", ground.calls());
+    let mut times = Vec::new();
+    for _ in 0..10 {
+        ground.server.forget_calls();
+        let hit = ground.bake("hit");
+        assert_eq!((hit.code(), hit.image()), (Some(0), Some(image)), "{}", hit.err);
+        assert!(ground.server.ec2_calls().len() <= 3, "{}", ground.calls());
+        times.push(hit.took);
+    }
+    ground.assert_one(image, "hit");
+    times.sort_unstable();
+    println!(
+        "a bake: {calls} calls in {:?}; a hit in {:?} at best, {:?} mostly",
+        baked.took, times[0], times[5]
+    );
+    // The server answers at once. The best of them: a busy machine is no fault of the hit's.
+    assert!(times[0] <= MILLI * 150, "{times:?}");
 }
 
 #[test]

@@ -112,7 +112,14 @@ const LONG: Duration = Duration::from_secs(14);
 #[test]
 fn what_the_cloud_has_not_released_is_told_and_swept() {
     let (creating, attaching, detaching) = ("CreateVolume", "AttachVolume", "DetachVolume");
-    let cases = [(creating, true), (attaching, false), (detaching, true), ("deleting", false), ("snapshot", false), ("image", false)];
+    let cases = [
+        (creating, true),
+        (attaching, false),
+        (detaching, true),
+        ("deleting", false),
+        ("snapshot", false),
+        ("image", false),
+    ];
     each(&cases, |(slow, leaves)| {
         let mut options = ServerOptions::default();
         let delays = &mut options.delays;
@@ -132,12 +139,16 @@ fn what_the_cloud_has_not_released_is_told_and_swept() {
         let told = || format!("{what}\n{}\n{}", ended.err, ground.calls());
         assert_eq!(ended.code(), Some(130), "{}", told());
         ground.server.set(|options| options.delays = Default::default());
-        ground.server.with_world(|world| world.images.values_mut().for_each(|image| image.common.ready_at = 0));
+        ground
+            .server
+            .with_world(|world| world.images.values_mut().for_each(|image| image.common.ready_at = 0));
         if !leaves {
             assert!(ended.left().is_empty(), "{}", told());
             // What is being deleted is as good as gone: it will be.
             let end = Instant::now() + LONG;
-            while ground.made().volumes.iter().any(|volume| volume.state == "deleting") && Instant::now() < end {
+            while ground.made().volumes.iter().any(|volume| volume.state == "deleting")
+                && Instant::now() < end
+            {
                 pause(50 * MILLI);
             }
             ground.assert_no_orphans(&told());
@@ -151,6 +162,34 @@ fn what_the_cloud_has_not_released_is_told_and_swept() {
         let swept = ground.start(ground.plain(&args)).end(HANGS, &what);
         assert_eq!(swept.code(), Some(0), "{command}\n{}\n{}", swept.err, told());
         assert!(swept.out.starts_with("removed vol-"), "{}", swept.out);
+        ground.assert_no_orphans(&told());
+        ground.assert_bakes(&what);
+    });
+}
+
+/// With the waits that EC2 needs: a call that does not answer is waited for longer than a user waits.
+#[test]
+fn what_is_not_known_after_ten_seconds_is_told_and_swept() {
+    each(&["CreateVolume", "AttachVolume", "CreateSnapshot", "RegisterImage", "DetachVolume"], |action| {
+        let (ground, what) = (Ground::tiny(ServerOptions::default()), format!("{action} never answers"));
+        ground.server.set(|options| options.faults = vec![Fault::new(action, 1, What::HangAfter)]);
+        let mut command = ground.bake_on(HERE);
+        command.env("OVEN_TEST_SLOW", "1");
+        let mut run = ground.start(command);
+        ground.until_called(&mut run, &what, |call| call.answer.contains("Hang"));
+        let ended = stopped(&ground, run, &what);
+        let told = || format!("{what}\n{}\n{}", ended.err, ground.calls());
+        // Stopped while its volume was released, the bake was done.
+        assert_eq!(ended.code(), Some(if *action == "DetachVolume" { 7 } else { 130 }), "{}", told());
+        let made = ground.made();
+        let orphans = made.volumes.len() + made.snapshots.len() - made.images.len();
+        assert!(orphans == 0 || !ended.left().is_empty(), "{}", told());
+        if orphans > 0 {
+            let command =
+                ended.left()[0].split("remove it by: oven ").nth(1).unwrap_or_else(|| panic!("{}", told()));
+            let swept = ground.start(ground.plain(&command.split(' ').collect::<Vec<_>>())).end(HANGS, &what);
+            assert_eq!(swept.code(), Some(0), "{command}\n{}\n{}", swept.err, told());
+        }
         ground.assert_no_orphans(&told());
         ground.assert_bakes(&what);
     });
@@ -187,12 +226,19 @@ fn assert_sweeps(ground: &Ground, what: &str) {
     assert_eq!(ground.foreign(), foreign, "{}", told());
     // A result stays.
     assert_eq!(ground.made().images, before.images, "{}", told());
-    for call in ground.server.ec2_calls().iter().filter(|call| call.action.starts_with("De") && changes(&call.action)) {
+    for call in
+        ground.server.ec2_calls().iter().filter(|call| call.action.starts_with("De") && changes(&call.action))
+    {
         let of_ours = |id: &String| !foreign.iter().any(|foreign| foreign.starts_with(id.as_str()));
         assert!(call.params.values().all(of_ours), "{call:?} {}", told());
     }
     let swept_volume = !before.volumes.is_empty();
-    assert_eq!(swept.out.contains("removed "), swept_volume || before.snapshots.len() > before.images.len(), "{}", told());
+    assert_eq!(
+        swept.out.contains("removed "),
+        swept_volume || before.snapshots.len() > before.images.len(),
+        "{}",
+        told()
+    );
     ground.assert_bakes(what);
 }
 
@@ -216,7 +262,12 @@ fn sigkill_at_any_time_is_swept() {
     each(&seeds(300, 0, 12), |seed| {
         let mut dice = Dice(*seed);
         let mut options = ServerOptions { seed: seed + 1, ..ServerOptions::default() };
-        for delay in [&mut options.delays.creating, &mut options.delays.attaching, &mut options.delays.snapshot, &mut options.delays.image] {
+        for delay in [
+            &mut options.delays.creating,
+            &mut options.delays.attaching,
+            &mut options.delays.snapshot,
+            &mut options.delays.image,
+        ] {
             *delay = MILLI * dice.roll(60) as u32;
         }
         let delay = whole.mul_f64(dice.roll(1000) as f64 / 800.0);

@@ -4,7 +4,7 @@
 //! usage: oven-test-ec2 DEFINITION
 //!
 //! Prints `image AMI`, and ends as `oven bake` would. In the environment: `AWS_*`; `OVEN_TEST_DIR`, the server's
-//! directory; `OVEN_TEST_STATE`, for locks and logs, one for each host.
+//! directory; `OVEN_TEST_STATE`, for locks and logs, one for each host; `OVEN_TEST_SLOW`, to wait as for EC2.
 
 mod nothing;
 
@@ -49,6 +49,9 @@ fn main() -> ExitCode {
 /// Fifty times as fast as for EC2; a single call may take as long as a busy machine needs, and what never ends is
 /// given up after some seconds.
 fn pace() -> Pace {
+    if std::env::var_os("OVEN_TEST_SLOW").is_some() {
+        return Pace::default();
+    }
     let fast = Pace::default().faster(50, Duration::from_millis(800));
     let some = Duration::from_secs(4);
     Pace { snapshot: some, image: some, unreachable: some, ..fast }
@@ -75,11 +78,13 @@ fn device(dir: &Path, volume: &VolumeId) -> Result<Option<Device>> {
 }
 
 async fn run(dir: &Path) -> Result<u8> {
-    let of = |name: &str| std::env::var_os(name).map(PathBuf::from).with_context(|| format!("{name} is not set"));
+    let of =
+        |name: &str| std::env::var_os(name).map(PathBuf::from).with_context(|| format!("{name} is not set"));
     let (server, state) = (of("OVEN_TEST_DIR")?, of("OVEN_TEST_STATE")?);
     let report = Report::new(Style::Human, Level::Normal);
     let stop = stop::signals(&report)?;
-    let here = instance::who_am_i(instance::Given::default()).await.context("asking which instance this is")?;
+    let here =
+        instance::who_am_i(instance::Given::default()).await.context("asking which instance this is")?;
     let cloud = Ec2::connect(Options {
         region: Some(here.region),
         instance_id: Some(here.id),

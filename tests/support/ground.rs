@@ -325,7 +325,8 @@ impl Ground {
                     zone: ZONE.into(),
                     ..Default::default()
                 };
-                let snapshot = oven_ec2_server::world::Snapshot { common: common("snap"), ..snapshot.clone() };
+                let snapshot =
+                    oven_ec2_server::world::Snapshot { common: common("snap"), ..snapshot.clone() };
                 let mut foreign = image.clone();
                 (foreign.common, foreign.name) = (common("ami"), format!("foreign-{n}"));
                 // One of two is of a snapshot of its own.
@@ -343,7 +344,10 @@ impl Ground {
     pub fn foreign(&self) -> BTreeSet<String> {
         let all = self.server.ledger();
         let all = [all.volumes, all.snapshots, all.images].concat();
-        all.into_iter().filter(|entry| entry.seeded).map(|entry| format!("{} {}", entry.id, entry.state)).collect()
+        all.into_iter()
+            .filter(|entry| entry.seeded)
+            .map(|entry| format!("{} {}", entry.id, entry.state))
+            .collect()
     }
 }
 

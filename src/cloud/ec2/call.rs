@@ -5,7 +5,7 @@ use super::class::{Action, Class, class_of, hint_of};
 use crate::error::Kind;
 use anyhow::Error;
 use aws_sdk_ec2::Client;
-use aws_sdk_ec2::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
+use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_ec2::operation::RequestId;
 use aws_sdk_ec2::primitives::{DateTime, DateTimeFormat};
 use std::fmt;
@@ -63,7 +63,7 @@ impl Refused {
             Some(message) => {
                 message.split(" Encoded authorization failure message").next().unwrap_or("").to_owned()
             }
-            None => DisplayErrorContext(&error).to_string(),
+            None => causes(&error),
         };
         let class = match &error {
             _ if lacks_credentials(&error) => Class::Expired,
@@ -106,6 +106,24 @@ impl Refused {
             _ => hint_of(code, &self.message).map(str::to_owned),
         }
     }
+}
+
+/// Words of the SDK that say no more than that something went wrong.
+const EMPTY: [&str; 5] = ["dispatch failure", "io error", "other", "service error", "unhandled error"];
+
+/// What went wrong, from the call down to its cause, for people: without the SDK's types.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut causes: Vec<String> = Vec::new();
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let text = error.to_string();
+        // Some causes are told by what they caused.
+        if !EMPTY.contains(&text.as_str()) && !causes.last().is_some_and(|last| last.contains(&text)) {
+            causes.push(text);
+        }
+        cause = error.source();
+    }
+    if causes.is_empty() { error.to_string() } else { causes.join(": ") }
 }
 
 /// No credentials were found, or they could not be fetched. The SDK tells it among what went wrong with the connection.

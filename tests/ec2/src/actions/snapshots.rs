@@ -49,8 +49,7 @@ pub async fn create(ctx: &Ctx, mut ask: Ask) -> Result<Xml> {
         volume.clone()
     };
     let run = RunId("ec2-server".to_owned());
-    let made =
-        ctx
+    let made = ctx
         .region
         .snapshot_attached(&VolumeId(id.clone()), &run, &Default::default())
         .await
