@@ -184,8 +184,11 @@ async fn query(ctx: &Rc<Ctx>, headers: &Head, body: &[u8]) -> std::result::Resul
     let (action, mut params, service) = match parse(ctx, headers, body) {
         Ok(parsed) => parsed,
         Err(refusal) => {
-            let text = String::from_utf8_lossy(body);
-            record(ctx, "ec2", &text, &BTreeMap::new(), false, refusal.code.clone());
+            // As far as it can be understood.
+            let mut params = Params::parse(body).unwrap_or_default();
+            params.text("Version");
+            let action = params.text("Action").unwrap_or_else(|| String::from_utf8_lossy(body).into_owned());
+            record(ctx, "ec2", &action, params.fields(), false, refusal.code.clone());
             return Ok(no_such(&refusal));
         }
     };
