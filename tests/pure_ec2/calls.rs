@@ -17,8 +17,12 @@ async fn a_happy_bake_and_a_hit_make_few_calls() {
     let (ec2, run) = (ground.ec2(), RunId::new());
     let image = ground.bake_by(&ec2, &run).await.result.unwrap();
     ground.holds_one(&image, "happy");
-    let all: Vec<String> =
-        ground.server.calls().iter().map(|call| if call.dry_run { format!("({})", call.action) } else { call.action.clone() }).collect();
+    let all: Vec<String> = ground
+        .server
+        .calls()
+        .iter()
+        .map(|call| if call.dry_run { format!("({})", call.action) } else { call.action.clone() })
+        .collect();
     println!("a bake, {} calls: {}", all.len(), all.join(" "));
     // Dry runs are calls, too.
     assert!(all.len() <= BAKE, "{all:?}");
@@ -44,7 +48,13 @@ async fn a_hit_takes_hardly_longer_than_its_answers() {
         }
         times.sort();
         let answers = MILLI * answer * ground.server.calls().len() as u32;
-        println!("a hit with answers after {answer} ms: {} calls, {:?} (best {:?}, worst {:?})", ground.calls().len(), times[4], times[0], times[8]);
+        println!(
+            "a hit with answers after {answer} ms: {} calls, {:?} (best {:?}, worst {:?})",
+            ground.calls().len(),
+            times[4],
+            times[0],
+            times[8]
+        );
         // The median: the machine may be busy with other things.
         assert!(times[4] <= answers + BEYOND, "{times:?}");
     }

@@ -34,8 +34,11 @@ async fn backoff() {
     let mut cases = Vec::new();
     for (n, code) in codes.into_iter().enumerate() {
         // All codes on one action, and all actions with one code.
-        let actions: Vec<&'static str> =
-            if n == 0 { ONCE.iter().chain(&LOOKS).copied().collect() } else { vec!["CreateSnapshot", "DescribeVolumes"] };
+        let actions: Vec<&'static str> = if n == 0 {
+            ONCE.iter().chain(&LOOKS).copied().collect()
+        } else {
+            vec!["CreateSnapshot", "DescribeVolumes"]
+        };
         for action in actions {
             let case = case("backoff", &[error(action, 1, code).times(2)], End::Baked);
             cases.push(if ONCE.contains(&action) { case.count(action, 3) } else { case });
@@ -64,7 +67,9 @@ async fn resend() {
             }
         }
     }
-    for code in ["InternalFailure", "InternalServerError", "ServiceUnavailable", "Unavailable", "RequestTimeout"] {
+    for code in
+        ["InternalFailure", "InternalServerError", "ServiceUnavailable", "Unavailable", "RequestTimeout"]
+    {
         cases.push(one("resend", "CreateVolume", 1, What::ErrorAfter(code.into())).count("CreateVolume", 2));
     }
     prove(cases).await;
@@ -108,10 +113,17 @@ async fn not_yet() {
         cases.push(one("not yet", action, 1, saying("IncorrectState", text)).count(action, 2));
     }
     // What we did not make is not waited for.
-    let absent = case("not ours", &[error("CreateVolume", 1, "InvalidSnapshot.NotFound")], End::Fails(&["InvalidSnapshot.NotFound"]));
+    let absent = case(
+        "not ours",
+        &[error("CreateVolume", 1, "InvalidSnapshot.NotFound")],
+        End::Fails(&["InvalidSnapshot.NotFound"]),
+    );
     cases.push(absent.count("CreateVolume", 1));
     let instance = error("AttachVolume", 1, "InvalidInstanceID.NotFound");
-    cases.push(case("not ours", &[instance], End::Fails(&["InvalidInstanceID.NotFound", "(request "])).count("AttachVolume", 1));
+    cases.push(
+        case("not ours", &[instance], End::Fails(&["InvalidInstanceID.NotFound", "(request "]))
+            .count("AttachVolume", 1),
+    );
     prove(cases).await;
 }
 
@@ -129,7 +141,8 @@ async fn as_good_as_done() {
         // After a lost one that took effect.
         case("done", &[Fault::new("DeleteVolume", 1, What::DropAfter)], End::Baked).count("DeleteVolume", 2),
         case("done", &[Fault::new("DetachVolume", 1, What::DropAfter)], End::Baked).count("DetachVolume", 2),
-        case("done", &[failed.clone(), Fault::new("DeleteSnapshot", 1, What::DropAfter)], fails).count("DeleteSnapshot", 2),
+        case("done", &[failed.clone(), Fault::new("DeleteSnapshot", 1, What::DropAfter)], fails)
+            .count("DeleteSnapshot", 2),
         case("done", &gone("DetachVolume", "IncorrectState"), fails),
     ])
     .await;
@@ -156,20 +169,32 @@ async fn terminal() {
     ];
     let mut cases = Vec::new();
     for (n, (code, texts)) in ALL.into_iter().enumerate() {
-        let actions: &[&str] =
-            if n < 2 { &["CreateVolume", "AttachVolume", "ModifyInstanceAttribute", "CreateSnapshot", "RegisterImage"] } else { &["CreateSnapshot", "RegisterImage"] };
+        let actions: &[&str] = if n < 2 {
+            &["CreateVolume", "AttachVolume", "ModifyInstanceAttribute", "CreateSnapshot", "RegisterImage"]
+        } else {
+            &["CreateSnapshot", "RegisterImage"]
+        };
         for action in actions {
-            cases.push(case("terminal", &[error(action, 1, code).times(9)], End::Fails(texts)).count(action, 1));
+            cases.push(
+                case("terminal", &[error(action, 1, code).times(9)], End::Fails(texts)).count(action, 1),
+            );
         }
     }
     // What AWS says in these cases has words in it that are about credentials.
     for (code, text) in [
         ("AuthFailure", "AWS was not able to validate the provided access credentials"),
-        ("UnauthorizedOperation", "User: arn:aws:sts::1:assumed-role/r/i is not authorized to perform: ec2:CreateSnapshot because no identity-based policy allows the ec2:CreateSnapshot action"),
+        (
+            "UnauthorizedOperation",
+            "User: arn:aws:sts::1:assumed-role/r/i is not authorized to perform: ec2:CreateSnapshot because no identity-based policy allows the ec2:CreateSnapshot action",
+        ),
     ] {
         let what = What::ErrorSaying(code.into(), text.into());
         let fault = Fault::new("CreateSnapshot", 1, what).times(9);
-        let texts: &'static [&'static str] = if code == "AuthFailure" { &["AuthFailure", "(request "] } else { &["UnauthorizedOperation", "oven policy"] };
+        let texts: &'static [&'static str] = if code == "AuthFailure" {
+            &["AuthFailure", "(request "]
+        } else {
+            &["UnauthorizedOperation", "oven policy"]
+        };
         cases.push(case("terminal", &[fault], End::Fails(texts)).count("CreateSnapshot", 1));
     }
     prove(cases).await;

@@ -2,14 +2,15 @@
 
 use oven::cloud::ec2::{Ec2, Options, Pace};
 use oven::cloud::{
-    Architecture, Base, BaseRef, Cloud, Image, ImageId, ImageSpec, Key, RunId, SnapshotId, Tags, VolumeId, tag,
+    Architecture, Base, BaseRef, Cloud, Image, ImageId, ImageSpec, Key, RunId, SnapshotId, Tags, VolumeId,
+    tag,
 };
 use oven::disk::attached::Attached;
 use oven::disk::{Device, DiskSpec, Disks};
 use oven::error::{Kind, hint_of};
 use oven::undo::{Ended, Policy, Undo, scope};
 use oven_ec2_server::world::{Common, Snapshot, Volume, World};
-use oven_ec2_server::{Builder, Entry, Fault, Server, ServerOptions, What};
+use oven_ec2_server::{Builder, Entry, Fault, Ledger, Server, ServerOptions, What};
 use std::future::{Future, pending};
 use std::rc::Rc;
 use std::time::Duration;
@@ -32,7 +33,9 @@ pub struct Ground {
 /// What must never change: a volume, a snapshot and a tagged one that are not of any run of ours.
 fn strangers(world: &mut World) {
     let account = ServerOptions::default().account;
-    for (n, tags) in [(1, vec![]), (2, vec![(tag::RUN, "of-somebody-else"), (tag::OWNER, "i-0ccccccccccccccccc/b/1/1")])] {
+    for (n, tags) in
+        [(1, vec![]), (2, vec![(tag::RUN, "of-somebody-else"), (tag::OWNER, "i-0ccccccccccccccccc/b/1/1")])]
+    {
         let tags: Tags = tags.into_iter().map(|(k, v): (&str, &str)| (k.to_owned(), v.to_owned())).collect();
         let common = |prefix: &str| Common {
             id: format!("{prefix}-{n:0>17}"),
@@ -41,8 +44,14 @@ fn strangers(world: &mut World) {
             seeded: true,
             ..Common::default()
         };
-        let volume = Volume { common: common("vol"), size: 1, zone: "us-east-1a".into(), ..Volume::default() };
-        let snapshot = Snapshot { common: common("snap"), size: 1, volume: volume.common.id.clone(), ..Snapshot::default() };
+        let volume =
+            Volume { common: common("vol"), size: 1, zone: "us-east-1a".into(), ..Volume::default() };
+        let snapshot = Snapshot {
+            common: common("snap"),
+            size: 1,
+            volume: volume.common.id.clone(),
+            ..Snapshot::default()
+        };
         world.snapshots.insert(snapshot.common.id.clone(), snapshot);
         world.volumes.insert(volume.common.id.clone(), volume);
     }
@@ -116,7 +125,9 @@ impl Ground {
             let snapshot = disk.commit(&undo).await?;
             self.register(ec2, &base, &snapshot, run, &undo).await
         });
-        tokio::time::timeout(HANG, bake).await.unwrap_or_else(|_| panic!("it hangs: {}", self.calls().join(" ")))
+        tokio::time::timeout(HANG, bake)
+            .await
+            .unwrap_or_else(|_| panic!("it hangs: {}", self.calls().join(" ")))
     }
 
     pub async fn register(
@@ -155,14 +166,24 @@ impl Ground {
         })
     }
 
+    /// What calls made, and is there.
+    pub fn made(&self) -> Ledger {
+        let mut made = self.server.ledger().made();
+        // Deleted; EC2 shows it for a while.
+        made.volumes.retain(|volume| volume.state != "deleting");
+        made
+    }
+
     /// Exactly one image with its snapshot, and nothing else; all of it tagged.
     pub fn holds_one(&self, image: &Image, what: &str) {
         let what = format!("{what}\n{}", self.calls().join(" "));
-        let made = self.server.ledger().made();
+        let made = self.made();
         assert_eq!(made.volumes, [], "{what}");
-        let images: Vec<(&str, &str)> = made.images.iter().map(|i| (i.id.as_str(), i.state.as_str())).collect();
+        let images: Vec<(&str, &str)> =
+            made.images.iter().map(|i| (i.id.as_str(), i.state.as_str())).collect();
         assert_eq!(images, [(image.id.0.as_str(), "available")], "{what}");
-        let snapshots: Vec<(&str, &str)> = made.snapshots.iter().map(|s| (s.id.as_str(), s.state.as_str())).collect();
+        let snapshots: Vec<(&str, &str)> =
+            made.snapshots.iter().map(|s| (s.id.as_str(), s.state.as_str())).collect();
         assert_eq!(snapshots, [(image.snapshot.0.as_str(), "completed")], "{what}");
         assert_eq!(made.images[0].of, image.snapshot.0, "{what}");
         for (key, value) in &image_tags() {
@@ -174,7 +195,7 @@ impl Ground {
 
     pub fn holds_nothing(&self, what: &str) {
         let what = format!("{what}\n{}", self.calls().join(" "));
-        let made = self.server.ledger().made();
+        let made = self.made();
         let none = made.volumes.is_empty() && made.snapshots.is_empty() && made.images.is_empty();
         assert!(none, "{what}: {made:#?}");
         self.is_clean(&what);
@@ -193,10 +214,18 @@ impl Ground {
                 ours.push(thing.id.clone());
             }
         });
-        let changing = ["DeleteVolume", "DeleteSnapshot", "DeregisterImage", "DetachVolume", "AttachVolume", "CreateTags"];
+        let changing = [
+            "DeleteVolume",
+            "DeleteSnapshot",
+            "DeregisterImage",
+            "DetachVolume",
+            "AttachVolume",
+            "CreateTags",
+        ];
         for call in self.server.ec2_calls().iter().filter(|call| changing.contains(&call.action.as_str())) {
             let names = ["VolumeId", "SnapshotId", "ImageId", "ResourceId.1"];
-            let id = names.iter().find_map(|name| call.params.get(*name)).expect("every change names something");
+            let id =
+                names.iter().find_map(|name| call.params.get(*name)).expect("every change names something");
             assert!(ours.contains(id), "{} of {id}, which is not ours: {what}", call.action);
             assert!(!call.params.contains_key("Force"), "by force: {what}");
         }
@@ -267,7 +296,13 @@ pub fn options(faults: Vec<Fault>) -> ServerOptions {
 
 /// What is lost before the effect: nothing happened.
 pub fn lost_before() -> [What; 5] {
-    [What::StatusBefore(500), What::StatusBefore(503), What::DropBefore, What::HangBefore, What::Error("InternalError".into())]
+    [
+        What::StatusBefore(500),
+        What::StatusBefore(503),
+        What::DropBefore,
+        What::HangBefore,
+        What::Error("InternalError".into()),
+    ]
 }
 
 /// What is lost after it: it happened, and nobody was told.

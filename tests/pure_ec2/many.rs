@@ -82,9 +82,13 @@ fn what(dice: &mut Dice, action: &str) -> What {
         _ => &[],
     };
     let codes: &[&str] = match action {
-        "CreateVolume" => &["IdempotentParameterMismatch", "VolumeLimitExceeded", "InsufficientVolumeCapacity"],
+        "CreateVolume" => {
+            &["IdempotentParameterMismatch", "VolumeLimitExceeded", "InsufficientVolumeCapacity"]
+        }
         "AttachVolume" => &["VolumeInUse", "AttachmentLimitExceeded", "InvalidVolume.NotFound"],
-        "CreateSnapshot" => &["ConcurrentSnapshotLimitExceeded", "SnapshotLimitExceeded", "InvalidVolume.NotFound"],
+        "CreateSnapshot" => {
+            &["ConcurrentSnapshotLimitExceeded", "SnapshotLimitExceeded", "InvalidVolume.NotFound"]
+        }
         "RegisterImage" => &["InvalidSnapshot.NotFound", "UnauthorizedOperation"],
         "DetachVolume" => &["IncorrectState", "InvalidAttachment.NotFound"],
         _ => &[],
@@ -113,7 +117,14 @@ fn plan(dice: &mut Dice, seed: u64) -> ServerOptions {
 fn delay(dice: &mut Dice, options: &mut ServerOptions) {
     options.visibility_lag = MILLI * dice.roll(60) as u32;
     let delays = &mut options.delays;
-    for delay in [&mut delays.creating, &mut delays.attaching, &mut delays.detaching, &mut delays.snapshot, &mut delays.image, &mut delays.deleting] {
+    for delay in [
+        &mut delays.creating,
+        &mut delays.attaching,
+        &mut delays.detaching,
+        &mut delays.snapshot,
+        &mut delays.image,
+        &mut delays.deleting,
+    ] {
         *delay = MILLI * dice.roll(30) as u32;
     }
 }
@@ -123,7 +134,9 @@ fn may_fail(faults: &[Fault]) -> bool {
     let terminal = |fault: &Fault| match &fault.what {
         What::Turns(Turn::Stuck | Turn::Untagged) => fault.count > 1,
         What::Turns(_) => true,
-        What::Error(code) => !["RequestLimitExceeded", "InternalError", "ExpiredToken"].contains(&code.as_str()),
+        What::Error(code) => {
+            !["RequestLimitExceeded", "InternalError", "ExpiredToken"].contains(&code.as_str())
+        }
         _ => false,
     };
     let lost = |fault: &&Fault| {
@@ -162,12 +175,19 @@ async fn drawn(seed: u64) {
         Err(error) if Kind::of(&error) == Kind::Interrupted => {
             assert!(stop.is_some(), "{what}: {error:#}");
             // Registered before it was stopped, it is a result.
-            let made = ground.server.ledger().made();
+            let made = ground.made();
             assert_eq!(made.volumes, [], "{what}\n{}", ground.calls().join(" "));
-            assert_eq!(made.snapshots.len(), made.images.len(), "{what}: {made:#?}\n{}", ground.calls().join(" "));
+            assert_eq!(
+                made.snapshots.len(),
+                made.images.len(),
+                "{what}: {made:#?}\n{}",
+                ground.calls().join(" ")
+            );
             assert!(made.images.len() <= 1, "{what}: {made:#?}");
             ground.is_clean(&what);
-            if made.images.iter().any(|image| image.tags.is_empty() || image.state == "failed") || may_fail(&faults) {
+            if made.images.iter().any(|image| image.tags.is_empty() || image.state == "failed")
+                || may_fail(&faults)
+            {
                 return;
             }
         }

@@ -17,7 +17,11 @@ fn untouched(ground: &Ground, what: &str) {
 async fn r0_3_the_wrong_instance() {
     type Change = fn(&mut oven::cloud::ec2::Options);
     let cases: [(&str, Change, &[&str]); 4] = [
-        ("another", |o| o.instance_id = Some("i-0eeeeeeeeeeeeeeee".into()), &["i-0eeeeeeeeeeeeeeee", "us-east-1", "--instance-id"]),
+        (
+            "another",
+            |o| o.instance_id = Some("i-0eeeeeeeeeeeeeeee".into()),
+            &["i-0eeeeeeeeeeeeeeee", "us-east-1", "--instance-id"],
+        ),
         ("zone", |o| o.zone = Some("us-east-1b".into()), &["us-east-1a", "us-east-1b", "--zone"]),
         ("region", |o| o.zone = Some("eu-west-1a".into()), &["eu-west-1a", "us-east-1"]),
         ("stopped", |o| o.instance_id = Some(OTHER_INSTANCE.into()), &[OTHER_INSTANCE, "stopped"]),
@@ -46,24 +50,59 @@ async fn r0_3_the_wrong_instance() {
 async fn r0_7_r0_8_unfit_bases() {
     type Change = fn(&mut Image);
     let other = |image: &mut Image| {
-        image.architecture = if Architecture::HOST == Architecture::X86_64 { "arm64" } else { "x86_64" }.into();
+        image.architecture =
+            if Architecture::HOST == Architecture::X86_64 { "arm64" } else { "x86_64" }.into();
     };
     let cases: [(&str, Change, Kind, &[&str]); 12] = [
-        ("0.7", |i| i.product_codes.push("abc".into()), Kind::Definition, &["product code abc", "stopped instances only"]),
-        ("0.8 deregistered", |i| i.common.gone_at = Some(1), Kind::NotFound, &["InvalidAMIID", "another region"]),
+        (
+            "0.7",
+            |i| i.product_codes.push("abc".into()),
+            Kind::Definition,
+            &["product code abc", "stopped instances only"],
+        ),
+        (
+            "0.8 deregistered",
+            |i| i.common.gone_at = Some(1),
+            Kind::NotFound,
+            &["InvalidAMIID", "another region"],
+        ),
         ("0.8 disabled", |i| i.disabled = true, Kind::NotFound, &["disabled", "enable-image"]),
-        ("0.8 failed", |i| i.common.turn = Some(oven_ec2_server::Turn::Failed), Kind::NotFound, &["failed", "planned so"]),
-        ("0.8 instance store", |i| i.root_device_type = "instance-store".into(), Kind::Definition, &["instance store"]),
+        (
+            "0.8 failed",
+            |i| i.common.turn = Some(oven_ec2_server::Turn::Failed),
+            Kind::NotFound,
+            &["failed", "planned so"],
+        ),
+        (
+            "0.8 instance store",
+            |i| i.root_device_type = "instance-store".into(),
+            Kind::Definition,
+            &["instance store"],
+        ),
         ("0.8 architecture", other, Kind::Definition, &["this builder is", "image's architecture"]),
         ("0.8 i386", |i| i.architecture = "i386".into(), Kind::Definition, &["i386"]),
         ("0.8 paravirtual", |i| i.virtualization = "paravirtual".into(), Kind::Definition, &["paravirtual"]),
         ("0.8 no root", |i| i.mappings.clear(), Kind::Definition, &["maps nothing to its root device"]),
-        ("0.8 no root of several", |i| {
-            i.root_device = "/dev/sdz".into();
-            i.mappings.push(Mapping { device: "/dev/sdb".into(), virtual_name: Some("ephemeral0".into()), ..Mapping::default() });
-        }, Kind::Definition, &["maps nothing to its root device \"/dev/sdz\""]),
+        (
+            "0.8 no root of several",
+            |i| {
+                i.root_device = "/dev/sdz".into();
+                i.mappings.push(Mapping {
+                    device: "/dev/sdb".into(),
+                    virtual_name: Some("ephemeral0".into()),
+                    ..Mapping::default()
+                });
+            },
+            Kind::Definition,
+            &["maps nothing to its root device \"/dev/sdz\""],
+        ),
         ("0.8 no snapshot", |i| i.mappings[0].snapshot = None, Kind::Definition, &["no snapshot"]),
-        ("0.8 deprecated", |i| i.deprecation = Some("2020-01-01T00:00:00.000Z".into()), Kind::Definition, &["deprecated", "deprecated = true"]),
+        (
+            "0.8 deprecated",
+            |i| i.deprecation = Some("2020-01-01T00:00:00.000Z".into()),
+            Kind::Definition,
+            &["deprecated", "deprecated = true"],
+        ),
     ];
     for (what, change, kind, texts) in cases {
         let ground = Ground::new(options(Vec::new()));
@@ -111,7 +150,11 @@ async fn r0_8_several_mappings() {
             kind: oven_ec2_server::world::Kind { volume_type: "gp3".into(), ..Default::default() },
             ..Mapping::default()
         };
-        let swap = Mapping { device: "/dev/sdc".into(), virtual_name: Some("ephemeral0".into()), ..Mapping::default() };
+        let swap = Mapping {
+            device: "/dev/sdc".into(),
+            virtual_name: Some("ephemeral0".into()),
+            ..Mapping::default()
+        };
         image.mappings.insert(0, data);
         image.mappings.push(swap);
     });

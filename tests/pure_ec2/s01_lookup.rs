@@ -29,7 +29,9 @@ async fn r1_1_available() {
 #[tokio::test]
 async fn r1_2_pending() {
     let (ground, image) = baked().await;
-    ground.server.with_world(|world| world.images.get_mut(&image.id.0).unwrap().common.ready_at = now() + 200);
+    ground
+        .server
+        .with_world(|world| world.images.get_mut(&image.id.0).unwrap().common.ready_at = now() + 200);
     let found = ground.ec2().find(&key()).await.unwrap().unwrap();
     assert_eq!((found.id, found.state), (image.id.clone(), ImageState::Available));
     assert!(ground.calls().iter().all(|call| call == "DescribeImages") && ground.calls().len() > 2);
@@ -62,7 +64,7 @@ async fn r1_3_failed_or_incomplete() {
         let (ended, _) = ground.bake().await;
         says(&ended.result.unwrap_err(), &[&image.id.0, "web-1", "--replace-failed"], "1.3");
         assert_eq!(ended.left, []);
-        let made = ground.server.ledger().made();
+        let made = ground.made();
         assert_eq!((made.volumes.len(), made.snapshots.len(), made.images.len()), (0, 1, 1));
         assert_eq!(ground.sent("RegisterImage", "Name"), ["web-1"], "no other name is tried");
         assert_eq!(ec2.replace_failed("web-1").await.unwrap(), Some(image.id.clone()));
@@ -123,7 +125,9 @@ async fn r1_4_two_of_them() {
 async fn r1_5_invisible_for_a_while() {
     let ground = Ground::new(options(Vec::new()));
     let first = ground.bake().await.0.result.unwrap();
-    ground.server.with_world(|world| world.images.get_mut(&first.id.0).unwrap().common.visible_at = now() + 500);
+    ground
+        .server
+        .with_world(|world| world.images.get_mut(&first.id.0).unwrap().common.visible_at = now() + 500);
     assert_eq!(ground.ec2().find(&key()).await.unwrap(), None);
     let (ended, _) = ground.bake().await;
     assert_eq!(ended.result.unwrap().id, first.id);

@@ -1,8 +1,8 @@
 //! S3: the volume is created once, or not at all.
 
 use crate::ground::{Case, End, Ground, MILLI, case, error, lost_after, lost_before, options, pace, prove};
-use oven::cloud::ec2::Pace;
 use oven::cloud::RunId;
+use oven::cloud::ec2::Pace;
 use oven_ec2_server::world::now;
 use oven_ec2_server::{Fault, Turn, What};
 use std::time::{Duration, Instant};
@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 async fn r3_1_lost() {
     let mut cases = Vec::new();
     for what in lost_before().into_iter().chain(lost_after()) {
-        cases.push(case("3.1", &[Fault::new("CreateVolume", 1, what.clone())], End::Baked).count("CreateVolume", 2));
+        cases.push(
+            case("3.1", &[Fault::new("CreateVolume", 1, what.clone())], End::Baked).count("CreateVolume", 2),
+        );
         let twice = Fault::new("CreateVolume", 1, what).times(2);
         cases.push(case("3.1 twice", &[twice], End::Baked).count("CreateVolume", 3));
     }
@@ -32,7 +34,8 @@ async fn r3_2_a_token_that_is_burned() {
     let burned = |times| error("CreateVolume", 1, "IdempotentParameterMismatch").times(times);
     prove([
         case("3.2", &[burned(1)], End::Baked).count("CreateVolume", 2),
-        case("3.2 for ever", &[burned(99)], End::Fails(&["IdempotentParameterMismatch", "(request "])).count("CreateVolume", 2),
+        case("3.2 for ever", &[burned(99)], End::Fails(&["IdempotentParameterMismatch", "(request "]))
+            .count("CreateVolume", 2),
     ])
     .await;
     let ground = Ground::with(&[burned(1)]);
@@ -45,14 +48,20 @@ async fn r3_2_a_token_that_is_burned() {
 #[tokio::test]
 async fn r3_3_limits() {
     let mut cases = Vec::new();
-    for (code, quota) in [("VolumeLimitExceeded", "volumes, in TiB"), ("MaxIOPSLimitExceeded", "IOPS for Provisioned")] {
+    for (code, quota) in
+        [("VolumeLimitExceeded", "volumes, in TiB"), ("MaxIOPSLimitExceeded", "IOPS for Provisioned")]
+    {
         let texts: &'static [&'static str] = Box::leak(Box::new([code, "quota", quota, "(request "]));
-        cases.push(case("3.3", &[error("CreateVolume", 1, code)], End::Fails(texts)).count("CreateVolume", 1));
+        cases
+            .push(case("3.3", &[error("CreateVolume", 1, code)], End::Fails(texts)).count("CreateVolume", 1));
         for what in lost_after() {
             let faults = [Fault::new("CreateVolume", 1, what), error("CreateVolume", 2, code)];
             cases.push(case("3.3 after a lost one", &faults, End::Baked).count("CreateVolume", 2));
             // And it does not show at once.
-            cases.push(case("3.3 after a lost one, with lag", &faults, End::Baked).set(|o| o.visibility_lag = 100 * MILLI));
+            cases.push(
+                case("3.3 after a lost one, with lag", &faults, End::Baked)
+                    .set(|o| o.visibility_lag = 100 * MILLI),
+            );
         }
     }
     prove(cases).await;
@@ -198,9 +207,11 @@ async fn r3_9_a_storm() {
 /// Row 3.9: EC2's token buckets, small ones.
 #[tokio::test]
 async fn r3_9_empty_buckets() {
-    let throttle = oven_ec2_server::Throttle { reading: (1.0, 20.0), unfiltered: (1.0, 1.0), changing: (1.0, 10.0) };
+    let throttle =
+        oven_ec2_server::Throttle { reading: (1.0, 20.0), unfiltered: (1.0, 1.0), changing: (1.0, 10.0) };
     prove([case("3.9", &[], End::Baked).set(|o| o.throttle = Some(throttle))]).await;
     // Throttled for ever: an end, and the code.
     let fault = error("CreateVolume", 1, "RequestLimitExceeded").times(10_000);
-    prove([case("3.9 for ever", &[fault], End::Fails(&["RequestLimitExceeded", "tried for", "(request "]))]).await;
+    prove([case("3.9 for ever", &[fault], End::Fails(&["RequestLimitExceeded", "tried for", "(request "]))])
+        .await;
 }

@@ -1,7 +1,8 @@
 //! S4 and S5: attached once, here, under a name that is free, and found on this machine.
 
 use crate::ground::{
-    End, Ground, INSTANCE, MILLI, OTHER_INSTANCE, case, error, is_of, lost_after, lost_before, options, pace, prove, says,
+    End, Ground, INSTANCE, MILLI, OTHER_INSTANCE, case, error, is_of, lost_after, lost_before, options, pace,
+    prove, says,
 };
 use oven::cloud::ec2::Pace;
 use oven::cloud::{Cloud, RunId, VolumeId, VolumeKind, VolumeSpec, Volumes};
@@ -59,7 +60,9 @@ async fn r4_1_freed_names_come_last() {
     let ec2 = ground.ec2();
     for n in 0..5 {
         let image = ground.bake_by(&ec2, &RunId::new()).await.result.unwrap();
-        ground.server.with_world(|world| world.images.get_mut(&image.id.0).unwrap().name = format!("before-{n}"));
+        ground
+            .server
+            .with_world(|world| world.images.get_mut(&image.id.0).unwrap().name = format!("before-{n}"));
     }
     let mut names = ground.sent("AttachVolume", "Device");
     names.sort();
@@ -71,8 +74,10 @@ async fn r4_1_freed_names_come_last() {
 #[tokio::test]
 async fn r4_2_lost() {
     let attach = |what: What| [Fault::new("AttachVolume", 1, what)];
-    let before = lost_before().map(|what| case("4.2 before", &attach(what), End::Baked).count("AttachVolume", 2));
-    let after = lost_after().map(|what| case("4.2 after", &attach(what), End::Baked).count("AttachVolume", 1));
+    let before =
+        lost_before().map(|what| case("4.2 before", &attach(what), End::Baked).count("AttachVolume", 2));
+    let after =
+        lost_after().map(|what| case("4.2 after", &attach(what), End::Baked).count("AttachVolume", 1));
     prove(before.into_iter().chain(after)).await;
 }
 
@@ -135,7 +140,7 @@ async fn r4_4_no_device() {
             // From the first look on: so many deadlines pass before it shows.
             let first = seen.get().unwrap_or_else(std::time::Instant::now);
             seen.set(Some(first));
-            if first.elapsed() < deadline * absent { Ok(None) } else { devices(volume) }
+            if first.elapsed() < deadline * absent + 50 * MILLI { Ok(None) } else { devices(volume) }
         };
         let ec2 = ground.ec2_with(|o| {
             o.devices = Rc::new(shown);
@@ -150,7 +155,7 @@ async fn r4_4_no_device() {
             }
             Err(error) => {
                 assert!(!baked, "{error:#}");
-                says(&error, &["no such device", "200ms", "--instance-id"], "4.4");
+                says(&error, &["no such device", "200ms", "NVMe disk", "--instance-id"], "4.4");
                 ground.holds_nothing("4.4");
             }
         }
@@ -195,7 +200,8 @@ async fn volume(ground: &Ground, ec2: &oven::cloud::ec2::Ec2, run: &RunId) -> Vo
 #[tokio::test]
 async fn r4_6_a_full_instance() {
     let full = &["AttachmentLimitExceeded", INSTANCE, "volumes attached", "--jobs", "(request "];
-    prove([case("4.6", &[], End::Fails(full)).set(|o| o.limits.attachments = 1).count("AttachVolume", 1)]).await;
+    prove([case("4.6", &[], End::Fails(full)).set(|o| o.limits.attachments = 1).count("AttachVolume", 1)])
+        .await;
 }
 
 /// Row 4.7: the instance's view says in use, and the volume's own does not: its own counts, and once more.
@@ -216,7 +222,10 @@ async fn r4_8_ends_with_the_instance() {
     let lost = lost_before().into_iter().chain(lost_after());
     prove(lost.map(|what| case("4.8", &set(what), End::Baked).count("ModifyInstanceAttribute", 2))).await;
     // The instance's view of its volumes comes after the volume's own.
-    let late = What::ErrorSaying("InvalidInstanceAttributeValue".into(), "No device is currently mapped at /dev/sdf".into());
+    let late = What::ErrorSaying(
+        "InvalidInstanceAttributeValue".into(),
+        "No device is currently mapped at /dev/sdf".into(),
+    );
     prove([case("4.8 late", &set(late), End::Baked).count("ModifyInstanceAttribute", 2)]).await;
 }
 
@@ -225,7 +234,9 @@ async fn r4_8_ends_with_the_instance() {
 async fn r5_5_r5_8_no_guess() {
     for text in ["2 disks have the serial", "cannot be asked whether it is"] {
         let ground = Ground::new(options(Vec::new()));
-        let ec2 = ground.ec2_with(|o| o.devices = Rc::new(move |_| Err(Kind::Machine.failure(text).hint("`nvme list`").into())));
+        let ec2 = ground.ec2_with(|o| {
+            o.devices = Rc::new(move |_| Err(Kind::Machine.failure(text).hint("`nvme list`").into()))
+        });
         let ended = ground.bake_by(&ec2, &RunId::new()).await;
         let error = ended.result.unwrap_err();
         is_of(&error, Kind::Machine);

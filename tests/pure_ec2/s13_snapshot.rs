@@ -14,8 +14,10 @@ fn create(nth: u32, what: What) -> Fault {
 /// Row 13.1: never sent blindly: looked for, by volume and run, at least three times before it is sent again.
 #[tokio::test]
 async fn r13_1_lost() {
-    let before = lost_before().map(|what| case("13.1 before", &[create(1, what)], End::Baked).count("CreateSnapshot", 2));
-    let after = lost_after().map(|what| case("13.1 after", &[create(1, what)], End::Baked).count("CreateSnapshot", 1));
+    let before = lost_before()
+        .map(|what| case("13.1 before", &[create(1, what)], End::Baked).count("CreateSnapshot", 2));
+    let after = lost_after()
+        .map(|what| case("13.1 after", &[create(1, what)], End::Baked).count("CreateSnapshot", 1));
     prove(before.into_iter().chain(after)).await;
     for (what, made) in [(What::DropBefore, 1), (What::DropAfter, 1)] {
         let ground = Ground::with(&[create(1, what)]);
@@ -33,13 +35,15 @@ async fn r13_1_lost() {
 #[tokio::test]
 async fn r13_1_lost_for_ever() {
     let lost = create(1, What::DropBefore).times(9);
-    prove([case("13.1", &[lost], End::Fails(&["no snapshot is to be seen"])).count("CreateSnapshot", 2)]).await;
+    prove([case("13.1", &[lost], End::Fails(&["no snapshot is to be seen"])).count("CreateSnapshot", 2)])
+        .await;
 }
 
 /// Row 13.1: the first one shows only when there is a second one: one of them goes.
 #[tokio::test]
 async fn r13_1_twins() {
-    for what in lost_after() {
+    // A call that hangs lasts longer than the lag.
+    for what in lost_after().into_iter().filter(|what| *what != What::HangAfter) {
         let mut lagging = options(vec![create(1, what.clone())]);
         lagging.visibility_lag = 250 * MILLI;
         let ground = Ground::new(lagging);
@@ -61,11 +65,11 @@ async fn r13_2_too_soon() {
     let code = "SnapshotCreationPerVolumeRateExceeded";
     prove([
         case("13.2", &[error("CreateSnapshot", 1, code).times(3)], End::Baked).count("CreateSnapshot", 4),
-        case("13.2 for ever", &[error("CreateSnapshot", 1, code).times(999)], End::Fails(&[
-            "SnapshotCreationPerVolumeRateExceeded",
-            "tried for",
-            "(request ",
-        ])),
+        case(
+            "13.2 for ever",
+            &[error("CreateSnapshot", 1, code).times(999)],
+            End::Fails(&["SnapshotCreationPerVolumeRateExceeded", "tried for", "(request "]),
+        ),
     ])
     .await;
     let ground = Ground::with(&[error("CreateSnapshot", 1, code)]);
@@ -125,7 +129,11 @@ async fn r13_5_in_error() {
         case("13.5", &[failed(1)], End::Baked).count("CreateSnapshot", 2).count("DeleteSnapshot", 1),
         case("13.5 again", &[failed(9)], End::Fails(&["is in the state error"])).count("CreateSnapshot", 2),
         // Deleting the failed one is refused at first, and for ever: what it failed with is told, and nothing is left.
-        case("13.5 stuck", &[failed(1), error("DeleteSnapshot", 1, "UnauthorizedOperation")], End::Fails(&["is in the state error"])),
+        case(
+            "13.5 stuck",
+            &[failed(1), error("DeleteSnapshot", 1, "UnauthorizedOperation")],
+            End::Fails(&["is in the state error"]),
+        ),
     ])
     .await;
 }
@@ -154,14 +162,19 @@ async fn r13_7_a_busy_volume() {
     assert_eq!(ended.left.len(), 1, "{:?}", ended.left);
     let left = ended.left[0].to_string();
     assert!(left.contains("busy") && left.contains(&format!("oven sweep --run {run}")), "{left}");
-    let made = ground.server.ledger().made();
+    let made = ground.made();
     assert_eq!((made.volumes.len(), made.snapshots.len(), made.images.len()), (1, 1, 1));
-    assert_eq!((made.images[0].id.as_str(), made.images[0].state.as_str()), (image.id.0.as_str(), "available"));
+    assert_eq!(
+        (made.images[0].id.as_str(), made.images[0].state.as_str()),
+        (image.id.0.as_str(), "available")
+    );
     assert_eq!(made.volumes[0].tags.get(oven::cloud::tag::RUN), Some(&run.0));
     assert!(left.contains(&made.volumes[0].id), "{left}");
     ground.is_clean("13.7");
     // What kept it lets go: sweeping removes it, and the image stays.
-    ground.server.with_world(|world| world.volumes.values_mut().filter(|v| !v.common.seeded).for_each(|v| v.attachment = None));
+    ground.server.with_world(|world| {
+        world.volumes.values_mut().filter(|v| !v.common.seeded).for_each(|v| v.attachment = None)
+    });
     let disks = oven::disk::attached::Attached::new(std::rc::Rc::new(ground.ec2()));
     oven::disk::Disks::forget(&disks, &run).await.unwrap();
     ground.holds_one(&image, "13.7");
@@ -189,7 +202,8 @@ async fn r13_8_the_volume_is_deleted() {
         let thief = async {
             loop {
                 tokio::time::sleep(MILLI).await;
-                let ready = if after { ground.ever().1 == 1 } else { ground.count("ModifyInstanceAttribute") == 1 };
+                let ready =
+                    if after { ground.ever().1 == 1 } else { ground.count("ModifyInstanceAttribute") == 1 };
                 if ready {
                     break;
                 }

@@ -47,7 +47,16 @@ async fn r15_5_inherited() {
     ground.server.with_world(|world| {
         let base = world.images.values().find(|i| i.common.seeded).unwrap();
         let new = &world.images[&image.id.0];
-        let of = |i: &Image| (i.boot_mode.clone(), i.tpm.clone(), i.imds.clone(), i.ena, i.sriov.clone(), i.architecture.clone());
+        let of = |i: &Image| {
+            (
+                i.boot_mode.clone(),
+                i.tpm.clone(),
+                i.imds.clone(),
+                i.ena,
+                i.sriov.clone(),
+                i.architecture.clone(),
+            )
+        };
         assert_eq!(of(new), of(base));
         assert_eq!(new.mappings.len(), 2);
         assert_eq!(new.mappings[1].device, "/dev/sdb");
@@ -64,7 +73,15 @@ async fn r15_5_lost() {
     let (ended, _) = ground.bake().await;
     let error = ended.result.unwrap_err();
     is_of(&error, Kind::Cloud);
-    let all = ["boot mode is not set, not uefi", "ENA support is off", "SR-IOV", "TPM", "IMDS", "/dev/sdb is not mapped", "deregistered"];
+    let all = [
+        "boot mode is not set, not uefi",
+        "ENA support is off",
+        "SR-IOV",
+        "TPM",
+        "IMDS",
+        "/dev/sdb is not mapped",
+        "deregistered",
+    ];
     says(&error, &all, "15.5");
     assert_eq!((ended.left.len(), ground.count("DeregisterImage")), (0, 1));
     ground.holds_nothing("15.5");
@@ -92,18 +109,29 @@ async fn r16_billing() {
 async fn r15_6_untagged() {
     prove([
         case("15.6", &[turns(Turn::Untagged)], End::Baked).count("CreateTags", 1),
-        case("15.6 lost", &[turns(Turn::Untagged), Fault::new("CreateTags", 1, What::DropBefore)], End::Baked).count("CreateTags", 2),
-        case("15.6 lost", &[turns(Turn::Untagged), Fault::new("CreateTags", 1, What::DropAfter)], End::Baked).count("CreateTags", 2),
+        case(
+            "15.6 lost",
+            &[turns(Turn::Untagged), Fault::new("CreateTags", 1, What::DropBefore)],
+            End::Baked,
+        )
+        .count("CreateTags", 2),
+        case("15.6 lost", &[turns(Turn::Untagged), Fault::new("CreateTags", 1, What::DropAfter)], End::Baked)
+            .count("CreateTags", 2),
         // Read before they show.
-        case("15.6 stale", &[turns(Turn::Untagged), Fault::new("DescribeImages", 3, What::Stale).times(2)], End::Baked),
+        case(
+            "15.6 stale",
+            &[turns(Turn::Untagged), Fault::new("DescribeImages", 3, What::Stale).times(2)],
+            End::Baked,
+        ),
     ])
     .await;
     // An image that cannot be tagged is ours all the same: by its snapshot, which it must not outlive.
     let denied = [turns(Turn::Untagged), error("CreateTags", 1, "UnauthorizedOperation").times(9)];
-    prove([case("15.6 denied", &denied, End::Fails(&["CreateTags", "UnauthorizedOperation", "(request "]))]).await;
+    prove([case("15.6 denied", &denied, End::Fails(&["CreateTags", "UnauthorizedOperation", "(request "]))])
+        .await;
     let ground = Ground::with(&[turns(Turn::Untagged)]);
     ground.bake().await.0.result.unwrap();
-    let tags = ground.server.ledger().made().images[0].tags.clone();
+    let tags = ground.made().images[0].tags.clone();
     assert!(image_tags().iter().all(|(key, value)| tags.get(key) == Some(value)), "{tags:?}");
 }
 

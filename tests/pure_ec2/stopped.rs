@@ -12,7 +12,7 @@ async fn stopped(faults: Vec<Fault>, after: u32, lag: u32) {
     let (ec2, run) = (ground.ec2(), RunId::new());
     let ended = ground.bake_until(&ec2, &run, tokio::time::sleep(MILLI * after)).await;
     assert_eq!(ended.left, [], "{what}");
-    let made = ground.server.ledger().made();
+    let made = ground.made();
     assert_eq!(made.volumes, [], "{what}: {:?}", ground.calls());
     assert_eq!(made.snapshots.len(), made.images.len(), "{what}: {made:#?}");
     ground.is_clean(&what);
@@ -33,7 +33,8 @@ async fn in_doubt() {
     for action in ["CreateVolume", "CreateSnapshot", "RegisterImage"] {
         for n in 0..10 {
             let throttled = What::Error("RequestLimitExceeded".into());
-            let faults = vec![Fault::new(action, 1, What::DropAfter), Fault::new(action, 2, throttled).times(50)];
+            let faults =
+                vec![Fault::new(action, 1, What::DropAfter), Fault::new(action, 2, throttled).times(50)];
             cases.push(stopped(faults, 10 + 12 * n, 150));
         }
     }

@@ -133,8 +133,9 @@ impl Ec2 {
 
     /// The id in an SSM parameter: the value itself, or `image_id` of a JSON object.
     async fn parameter(&self, from: &BaseRef, name: &str) -> Result<String> {
-        let client = self.ssm().context("SSM is not configured")?;
+        self.ssm().context("SSM is not configured")?;
         let send = async || {
+            let client = self.ssm().expect("it is configured");
             let sent = client.get_parameter().name(name).send().await;
             sent.map_err(|error| Refused::of(&GET_PARAMETER, name, error))
         };

@@ -5,7 +5,7 @@ use super::class::{Action, Class, class_of, hint_of};
 use crate::error::Kind;
 use anyhow::Error;
 use aws_sdk_ec2::Client;
-use aws_sdk_ec2::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
+use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_ec2::operation::RequestId;
 use aws_sdk_ec2::primitives::{DateTime, DateTimeFormat};
 use std::fmt;
@@ -57,16 +57,19 @@ impl Refused {
             });
         let meta = error.as_service_error().map(|error| error.meta());
         let code = meta.and_then(|meta| meta.code()).map(str::to_owned);
-        let request = meta.and_then(|meta| meta.request_id()).map(str::to_owned);
+        // A proxy's answer, or one that says nothing, may still have EC2's header.
+        let header = error.raw_response().and_then(|answer| answer.headers().get("x-amzn-requestid"));
+        let request = meta.and_then(|meta| meta.request_id()).or(header).map(str::to_owned);
         let message = match meta.and_then(|meta| meta.message()) {
             // A policy's refusal ends in a kilobyte that only `aws sts decode-authorization-message` can read.
             Some(message) => {
                 message.split(" Encoded authorization failure message").next().unwrap_or("").to_owned()
             }
-            None => DisplayErrorContext(&error).to_string(),
+            None => told(&error, status),
         };
         let class = match &error {
-            _ if lacks_credentials(&error) => Class::Expired,
+            // Only where nobody answered: EC2's own refusals speak of credentials and identities, too.
+            _ if status.is_none() && lacks_credentials(&error) => Class::Expired,
             // Not sent: a wrong parameter.
             SdkError::ConstructionFailure(_) => Class::Terminal,
             SdkError::DispatchFailure(failure) if failure.is_user() => Class::Terminal,
@@ -106,6 +109,21 @@ impl Refused {
             _ => hint_of(code, &self.message).map(str::to_owned),
         }
     }
+}
+
+/// What went wrong where EC2 said nothing: each cause once.
+fn told(error: &(dyn std::error::Error + 'static), status: Option<u16>) -> String {
+    let mut causes: Vec<String> =
+        status.map(|status| format!("an answer with HTTP status {status}")).into_iter().collect();
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if causes.last().is_none_or(|last| !last.contains(&text)) {
+            causes.push(text);
+        }
+        cause = error.source();
+    }
+    causes.join(": ")
 }
 
 /// No credentials were found, or they could not be fetched. The SDK tells it among what went wrong with the connection.
@@ -213,7 +231,8 @@ impl Ec2 {
                 }
                 Class::Lost if action.twice && self.has_answered() => pace.outage,
                 Class::Lost if action.twice => pace.unreachable,
-                Class::NotYet if refused.is_about_state() || self.is_new(what) => {
+                // Where nothing is named (a dry run), there is nothing to wait for.
+                Class::NotYet if !what.is_empty() && (refused.is_about_state() || self.is_new(what)) => {
                     pause = pause.min(pace.longest).max(pace.look);
                     pace.visible
                 }

@@ -2,10 +2,9 @@
 
 use super::Ec2;
 use super::call::Refused;
-use super::class::{CREATE_TAGS, CREATE_VOLUME, DESCRIBE_VOLUMES, KMS};
+use super::class::{CREATE_TAGS, CREATE_VOLUME, Class, DESCRIBE_VOLUMES, KMS};
 use super::convert::{self, filter, tag_filter};
 use super::images::PAGE;
-use super::made::may_have_acted;
 use crate::cloud::attributes::check_kind;
 use crate::cloud::wait::{Probe, until};
 use crate::cloud::{RunId, VolumeId, VolumeSpec, tag};
@@ -76,6 +75,7 @@ impl Ec2 {
             };
             let page = self.call(&DESCRIBE_VOLUMES, what, send).await?;
             all.extend(page.volumes.unwrap_or_default());
+            self.seen(all.iter().filter_map(|volume| volume.volume_id.as_deref()));
             token = page.next_token.filter(|token| !token.is_empty());
             if token.is_none() {
                 return Ok(all);
@@ -110,15 +110,16 @@ impl Ec2 {
                 .set_kms_key_id(kind.kms_key.clone())
                 .tag_specifications(convert::tagged(ResourceType::Volume, &tags))
                 .client_token(token(&spec.run, "volume", attempt));
-            self.0.made.of(&spec.run, |run| run.doubtful_volume = Some(request.clone()));
             let sent = self.repeat(&CREATE_VOLUME, &what, async || {
-                let (request, client) = (request.clone(), self.client());
-                self.fly(&spec.run, &CREATE_VOLUME, &what, send(request, client), |run, result| {
-                    if let Some(id) = result.as_ref().ok().and_then(|volume| volume.volume_id.clone()) {
-                        run.volumes.insert(id);
-                    }
-                    if !may_have_acted(result) || result.is_ok() {
-                        run.doubtful_volume = None;
+                let (again, client) = (request.clone(), self.client());
+                self.fly(&spec.run, &CREATE_VOLUME, &what, send(request.clone(), client), |run, result| {
+                    match result {
+                        Ok(volume) => {
+                            run.volumes.extend(volume.volume_id.clone());
+                            run.doubtful_volume = None;
+                        }
+                        Err(refused) if refused.class == Class::Lost => run.doubtful_volume = Some(again),
+                        Err(_) => {}
                     }
                 })
                 .await
@@ -171,7 +172,7 @@ impl Ec2 {
                     absent += 1;
                     // EC2 takes a volume back whose key it may not use. Its token is burned then: so a volume that
                     // vanished is told from one that does not show yet.
-                    if absent == LOOKS && self.is_burned(&spec.run, &request).await? {
+                    if absent % LOOKS == 0 && self.is_burned(&spec.run, &request).await? {
                         // Nothing is owed for it any more.
                         self.0.born.borrow_mut().remove(&id.0);
                         self.0.made.of(&spec.run, |run| run.volumes.remove(&id.0));

@@ -53,7 +53,8 @@ pub async fn serve(ctx: Rc<Ctx>, listener: TcpListener, builder: Builder) {
                 let (at, builder) = (ctx.clone(), builder.clone());
                 // A task of its own: a call takes effect even if the one who made it does not wait for the answer.
                 let task = tokio::task::spawn_local(async move { handle(&at, request, &builder).await });
-                let told = task.await.unwrap_or_else(|panic| Ok(answer(500, "text/plain", panic.to_string())));
+                let told =
+                    task.await.unwrap_or_else(|panic| Ok(answer(500, "text/plain", panic.to_string())));
                 told.map(|mut told| {
                     let ahead = ctx.state().options.ahead.saturating_mul(1000);
                     told.headers.push(("Date", http_date(now().saturating_add_signed(ahead))));
@@ -206,13 +207,13 @@ fn is_in_time(ctx: &Ctx, headers: &Head, key: &str) -> Result<()> {
 
 async fn query(ctx: &Rc<Ctx>, headers: &Head, body: &[u8]) -> std::result::Result<Answer, Dropped> {
     let request = oven::cloud::RunId::new().0;
-    let no_such = |refusal: &Refusal| {
-        answer(
-            refusal.status,
-            "text/xml;charset=UTF-8",
-            xml::error(&refusal.code, &refusal.message, &request),
-        )
+    // EC2 tells it in the body, and in a header.
+    let told_so = |status: u16, body: String| Answer {
+        headers: vec![("x-amzn-requestid", request.clone())],
+        ..answer(status, "text/xml;charset=UTF-8", body)
     };
+    let no_such =
+        |refusal: &Refusal| told_so(refusal.status, xml::error(&refusal.code, &refusal.message, &request));
     let (action, mut params, service) = match parse(ctx, headers, body) {
         Ok(parsed) => parsed,
         Err(refusal) => {
@@ -276,7 +277,7 @@ async fn query(ctx: &Rc<Ctx>, headers: &Head, body: &[u8]) -> std::result::Resul
     ctx.state().record(call);
     let made = match (result, after_effect) {
         (Ok(_), Some(lost)) => no_such(&lost),
-        (Ok(inside), None) => answer(200, "text/xml;charset=UTF-8", inside.answer(&action, &request)),
+        (Ok(inside), None) => told_so(200, inside.answer(&action, &request)),
         (Err(refusal), _) => no_such(&refusal),
     };
     after(&fault, made).await
