@@ -28,6 +28,8 @@ pub struct Ground {
     pub base: BaseRef,
     pub dir: tempfile::TempDir,
     strangers: Vec<Entry>,
+    /// Whether it leaves calls without an answer.
+    hangs: bool,
 }
 
 /// What must never change: a volume, a snapshot and a tagged one that are not of any run of ours.
@@ -62,13 +64,14 @@ impl Ground {
         let dir = tempfile::tempdir().unwrap();
         let raw = dir.path().join("base.raw");
         std::fs::write(&raw, vec![7; 1 << 12]).unwrap();
+        let hangs = options.faults.iter().any(|f| matches!(f.what, What::HangBefore | What::HangAfter));
         let attach = options.attach.clone();
         options.others.push(Builder { id: OTHER_INSTANCE.into(), zone: options.zone.clone(), attach });
         let server = Server::start(&dir.path().join("region"), options).unwrap();
         let base = server.import(&raw, "base", Architecture::HOST).unwrap();
         server.with_world(strangers);
         let strangers = seeded(&server);
-        Self { server, base: BaseRef::Id(ImageId(base)), dir, strangers }
+        Self { server, base: BaseRef::Id(ImageId(base)), dir, strangers, hangs }
     }
 
     pub fn with(faults: &[Fault]) -> Self {
@@ -90,7 +93,7 @@ impl Ground {
             zone: Some("us-east-1a".into()),
             documents: self.dir.path().join("documents"),
             devices: Rc::new(self.devices()),
-            pace: pace(),
+            pace: if self.hangs { faster(600 * MILLI) } else { pace() },
         };
         change(&mut options);
         options
@@ -274,7 +277,12 @@ pub fn key() -> Key {
 
 /// A hundred times as fast as for EC2; what waits for one call waits long enough for a busy machine.
 pub fn pace() -> Pace {
-    let fast = Pace::default().faster(100, 400 * MILLI);
+    faster(4000 * MILLI)
+}
+
+/// `call`: how long a call may take; some are never answered.
+fn faster(call: Duration) -> Pace {
+    let fast = Pace::default().faster(100, call);
     Pace { unreachable: 5000 * MILLI, attached: 1500 * MILLI, ..fast }
 }
 

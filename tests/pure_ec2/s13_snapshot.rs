@@ -112,13 +112,13 @@ async fn r13_4_not_to_be_seen_yet() {
 /// Row 13.4: one look that does not show it, long after it was made, is a stale answer and no end.
 #[tokio::test]
 async fn r13_4_a_stale_look_late() {
-    let mut slow = options(vec![Fault::new("DescribeSnapshots", 8, What::Stale).times(2)]);
-    slow.delays.snapshot = 900 * MILLI;
+    let mut slow = options(vec![Fault::new("DescribeSnapshots", 18, What::Stale)]);
+    slow.delays.snapshot = 1500 * MILLI;
     let ground = Ground::new(slow);
-    let ec2 = ground.ec2_with(|o| o.pace = Pace { visible: 100 * MILLI, ..pace() });
+    let ec2 = ground.ec2_with(|o| o.pace = Pace { visible: 400 * MILLI, ..pace() });
     let ended = ground.bake_by(&ec2, &RunId::new()).await;
-    assert!(ground.count("DescribeSnapshots") > 10);
     ground.holds_one(&ended.result.unwrap(), "13.4 late");
+    assert!(ground.count("DescribeSnapshots") > 18);
 }
 
 /// Row 13.5: deleted, and one new one; then it is an end.

@@ -16,6 +16,7 @@ async fn stopped(faults: Vec<Fault>, after: u32, lag: u32) {
     assert_eq!(made.volumes, [], "{what}: {:?}", ground.calls());
     assert_eq!(made.snapshots.len(), made.images.len(), "{what}: {made:#?}");
     ground.is_clean(&what);
+    ground.server.set(|o| o.faults.clear());
     let (ended, _) = ground.bake().await;
     let image = ended.result.unwrap_or_else(|error| panic!("{what}: {error:#}"));
     ground.holds_one(&image, &what);

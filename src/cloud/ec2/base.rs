@@ -78,6 +78,12 @@ impl Ec2 {
         };
         match described.await {
             Ok(images) => images.into_iter().next().ok_or_else(|| absent("EC2 does not know it")),
+            // So EC2 says of one that its owner does not share.
+            Err(refused)
+                if refused.is("AuthFailure") && refused.message.contains("Not authorized for image") =>
+            {
+                Err(absent(&refused.to_string()))
+            }
             Err(refused) if refused.code.as_deref().is_some_and(|code| code.starts_with("InvalidAMIID")) => {
                 Err(absent(&refused.to_string()))
             }

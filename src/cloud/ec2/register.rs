@@ -258,7 +258,9 @@ impl Ec2 {
                         return Ok(Probe::Ready(Err(format!("it lacks the tags {}", keys.join(", ")))));
                     }
                     repairs += 1;
-                    self.tag(id, &missing).await?;
+                    if let Err(refused) = self.tag(id, &missing).await {
+                        return Ok(Probe::Ready(Err(format!("it lacks its tags: {refused:#}"))));
+                    }
                     return Ok(Probe::NotYet("without its tags".to_owned()));
                 }
                 if looks == LOOKS {

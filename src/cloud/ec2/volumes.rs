@@ -17,6 +17,8 @@ use aws_sdk_ec2::operation::create_volume::{CreateVolumeError, CreateVolumeInput
 use aws_sdk_ec2::types::{self, ResourceType, VolumeAttachmentState, VolumeState};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// So many looks in a row that do not show a new volume are a reason to ask what became of it.
 const LOOKS: u32 = 3;
@@ -130,7 +132,7 @@ impl Ec2 {
                 Err(refused) if refused.is("IdempotentParameterMismatch") && attempt == 1 => attempt += 1,
                 // EC2 counts the volume that the first of two calls made against the limit of the second.
                 Err(refused) if refused.is("VolumeLimitExceeded") || refused.is("MaxIOPSLimitExceeded") => {
-                    match self.volume_of(&spec.run).await? {
+                    match self.lost_volume(&spec.run).await? {
                         Some(id) => break (id, request),
                         None => return Err(refused.into()),
                     }
@@ -140,14 +142,28 @@ impl Ec2 {
         };
         let volume = VolumeId(volume);
         self.born(&volume.0);
-        self.0.made.of(&spec.run, |run| run.volumes.insert(volume.0.clone()));
+        self.0.made.of(&spec.run, |run| {
+            run.volumes.insert(volume.0.clone());
+            run.doubtful_volume = None;
+        });
         self.created(&volume, spec, request).await?;
         Ok(volume)
     }
 
-    async fn volume_of(&self, run: &RunId) -> Result<Option<String>> {
-        let found = self.volumes(&run.0, &[tag_filter(tag::RUN, &run.0)]).await?;
-        found.first().map(|volume| convert::id("vol", volume.volume_id.as_deref())).transpose()
+    /// The volume of a call whose answer was lost. It may not show at once.
+    async fn lost_volume(&self, run: &RunId) -> Result<Option<String>> {
+        let lost = self.0.made.of(run, |run| run.doubtful_volume.is_some());
+        let end = Instant::now() + if lost { self.pace().lost } else { Duration::ZERO };
+        loop {
+            let found = self.volumes(&run.0, &[tag_filter(tag::RUN, &run.0)]).await?;
+            if let Some(volume) = found.first() {
+                return convert::id("vol", volume.volume_id.as_deref()).map(Some);
+            }
+            if Instant::now() >= end {
+                return Ok(None);
+            }
+            tokio::time::sleep((self.pace().lost / 8).max(self.pace().look)).await;
+        }
     }
 
     /// Waits until a new volume is available.
