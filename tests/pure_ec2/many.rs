@@ -6,7 +6,10 @@ use crate::ground::{Ground, MILLI, all, options};
 use oven::cloud::RunId;
 use oven::error::Kind;
 use oven_ec2_server::{Fault, ServerOptions, Turn, What};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::ops::Range;
+use std::rc::Rc;
 
 /// A small generator, so that a seed tells a plan.
 pub struct Dice(pub u64);
@@ -147,7 +150,8 @@ fn may_fail(faults: &[Fault]) -> bool {
     faults.iter().any(terminal) || faults.iter().filter(lost).map(|fault| fault.count).sum::<u32>() > 1
 }
 
-async fn drawn(seed: u64) {
+async fn drawn(seed: u64, ends: Rc<RefCell<BTreeMap<&'static str, u32>>>) {
+    let ended_as = |end| *ends.borrow_mut().entry(end).or_default() += 1;
     let mut dice = Dice(seed);
     let options = plan(&mut dice, seed);
     // Some are stopped in the middle.
@@ -170,10 +174,12 @@ async fn drawn(seed: u64) {
     match ended.result {
         Ok(image) => {
             assert!(image.made_by(&run), "{what}");
+            ended_as("baked");
             return ground.holds_one(&image, &what);
         }
         Err(error) if Kind::of(&error) == Kind::Interrupted => {
             assert!(stop.is_some(), "{what}: {error:#}");
+            ended_as("stopped");
             // Registered before it was stopped, it is a result.
             let made = ground.made();
             assert_eq!(made.volumes, [], "{what}\n{}", ground.calls().join(" "));
@@ -194,6 +200,7 @@ async fn drawn(seed: u64) {
         Err(error) => {
             assert!(may_fail(&faults), "{what}: {error:#}\n{}", ground.calls().join(" "));
             ground.holds_nothing(&format!("{what}: {error:#}"));
+            ended_as("failed");
         }
     }
     ground.heals(&what).await;
@@ -203,7 +210,12 @@ async fn drawn(seed: u64) {
 async fn random_plans() {
     let seeds = seeds(40, 10, 1000);
     println!("{} plans, up to seed {:?}", seeds.len(), seeds.last());
-    all(seeds.into_iter().map(drawn)).await;
+    let all_of = if seeds.len() < 20 { 0 } else { seeds.len() };
+    let ends = Rc::default();
+    all(seeds.into_iter().map(|seed| drawn(seed, Rc::clone(&ends)))).await;
+    println!("{:?}", ends.borrow());
+    let baked = ends.borrow().get("baked").copied().unwrap_or(0) as usize;
+    assert!(baked * 2 > all_of, "most faults are borne: {ends:?}");
 }
 
 /// Two builders of one definition, each with its own run, at a server with delays of all kinds.

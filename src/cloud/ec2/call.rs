@@ -65,7 +65,11 @@ impl Refused {
             Some(message) => {
                 message.split(" Encoded authorization failure message").next().unwrap_or("").to_owned()
             }
-            None => told(&error, status),
+            // Of a proxy, or half of an answer.
+            None if status.is_some() => {
+                format!("an answer with HTTP status {}: {}", status.unwrap_or(0), causes(&error))
+            }
+            None => causes(&error),
         };
         let class = match &error {
             // Only where nobody answered: EC2's own refusals speak of credentials and identities, too.
@@ -111,19 +115,22 @@ impl Refused {
     }
 }
 
-/// What went wrong where EC2 said nothing: each cause once.
-fn told(error: &(dyn std::error::Error + 'static), status: Option<u16>) -> String {
-    let mut causes: Vec<String> =
-        status.map(|status| format!("an answer with HTTP status {status}")).into_iter().collect();
+/// Words of the SDK that say no more than that something went wrong.
+const EMPTY: [&str; 5] = ["dispatch failure", "io error", "other", "service error", "unhandled error"];
+
+/// What went wrong, from the call down to its cause, for people: without the SDK's types.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut causes: Vec<String> = Vec::new();
     let mut cause = Some(error);
     while let Some(error) = cause {
         let text = error.to_string();
-        if causes.last().is_none_or(|last| !last.contains(&text)) {
+        // Some causes are told by what they caused.
+        if !EMPTY.contains(&text.as_str()) && !causes.last().is_some_and(|last| last.contains(&text)) {
             causes.push(text);
         }
         cause = error.source();
     }
-    causes.join(": ")
+    if causes.is_empty() { error.to_string() } else { causes.join(": ") }
 }
 
 /// No credentials were found, or they could not be fetched. The SDK tells it among what went wrong with the connection.

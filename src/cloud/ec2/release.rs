@@ -3,7 +3,7 @@
 use super::Ec2;
 use super::class::{CREATE_VOLUME, Class, DELETE_VOLUME};
 use super::convert::{self, filter, from_tags, tag_filter};
-use super::volumes::{attachment, send};
+use super::volumes::{attachment, send, state_of};
 use crate::cloud::wait::{Probe, until};
 use crate::cloud::{RunId, SnapshotId, VolumeId, tag};
 use crate::error::Kind;
@@ -13,6 +13,8 @@ use std::collections::BTreeMap;
 
 /// A volume that is attached in so many looks in a row is detached once more.
 const DETACH_EVERY: u32 = 4;
+/// A volume that is being created in so many looks is tried to be deleted all the same.
+const DELETE_EVERY: u32 = 4;
 
 impl Ec2 {
     pub(super) async fn remove_volumes(&self, run: &RunId) -> Result<()> {
@@ -100,8 +102,18 @@ impl Ec2 {
                         state => state.as_str().to_owned(),
                     }))
                 }
-                // One that stays `creating` is deleted, too: EC2 says whether it can be.
-                _ => self.try_delete(id, &mut ever).await,
+                // EC2 refuses to delete it until it is made; one that never is, it deletes.
+                (state, None) => {
+                    let creating = *state == Some(VolumeState::Creating);
+                    looks += 1;
+                    if creating && looks % DELETE_EVERY != 0 {
+                        return Ok(Probe::NotYet(state_of(&volume).to_owned()));
+                    }
+                    match self.try_delete(id, &mut ever).await? {
+                        Probe::NotYet(_) if creating => Ok(Probe::NotYet(state_of(&volume).to_owned())),
+                        tried => Ok(tried),
+                    }
+                }
             }
         })
         .await
