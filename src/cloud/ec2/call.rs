@@ -57,16 +57,23 @@ impl Refused {
             });
         let meta = error.as_service_error().map(|error| error.meta());
         let code = meta.and_then(|meta| meta.code()).map(str::to_owned);
-        let request = meta.and_then(|meta| meta.request_id()).map(str::to_owned);
+        // A proxy's answer, or one that says nothing, may still have EC2's header.
+        let header = error.raw_response().and_then(|answer| answer.headers().get("x-amzn-requestid"));
+        let request = meta.and_then(|meta| meta.request_id()).or(header).map(str::to_owned);
         let message = match meta.and_then(|meta| meta.message()) {
             // A policy's refusal ends in a kilobyte that only `aws sts decode-authorization-message` can read.
             Some(message) => {
                 message.split(" Encoded authorization failure message").next().unwrap_or("").to_owned()
             }
+            // Of a proxy, or half of an answer.
+            None if status.is_some() => {
+                format!("an answer with HTTP status {}: {}", status.unwrap_or(0), causes(&error))
+            }
             None => causes(&error),
         };
         let class = match &error {
-            _ if lacks_credentials(&error) => Class::Expired,
+            // Only where nobody answered: EC2's own refusals speak of credentials and identities, too.
+            _ if status.is_none() && lacks_credentials(&error) => Class::Expired,
             // Not sent: a wrong parameter.
             SdkError::ConstructionFailure(_) => Class::Terminal,
             SdkError::DispatchFailure(failure) if failure.is_user() => Class::Terminal,
@@ -231,7 +238,8 @@ impl Ec2 {
                 }
                 Class::Lost if action.twice && self.has_answered() => pace.outage,
                 Class::Lost if action.twice => pace.unreachable,
-                Class::NotYet if refused.is_about_state() || self.is_new(what) => {
+                // Where nothing is named (a dry run), there is nothing to wait for.
+                Class::NotYet if !what.is_empty() && (refused.is_about_state() || self.is_new(what)) => {
                     pause = pause.min(pace.longest).max(pace.look);
                     pace.visible
                 }

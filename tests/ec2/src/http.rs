@@ -10,7 +10,7 @@ use crate::params::Params;
 use crate::refusal::{Refusal, Result, no, refuse};
 use crate::state::Call;
 use crate::wire::{self, Answer, Dropped, Headers as Head, Request};
-use crate::world::now;
+use crate::world::{Time, now, rfc3339};
 use crate::xml;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -22,6 +22,16 @@ const VERSION: &str = "2016-11-15";
 
 fn answer(status: u16, kind: &'static str, body: String) -> Answer {
     Answer { status, kind, headers: Vec::new(), body }
+}
+
+/// `Sun, 06 Nov 1994 08:49:37 GMT`.
+fn http_date(time: Time) -> String {
+    let days = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
+    let months = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    let weekday = days[(time / 86_400_000 % 7) as usize];
+    let text = rfc3339(time);
+    let month = text[5..7].parse::<usize>().map_or("?", |month| months[month - 1]);
+    format!("{weekday}, {} {month} {} {} GMT", &text[8..10], &text[..4], &text[11..19])
 }
 
 /// Serves until it is dropped. `builder`: whose IMDS this is.
@@ -40,10 +50,16 @@ pub async fn serve(ctx: Rc<Ctx>, listener: TcpListener, builder: Builder) {
         let (ctx, builder) = (ctx.clone(), builder.clone());
         tokio::task::spawn_local(async move {
             let handle = async |request: Request| {
-                let (ctx, builder) = (ctx.clone(), builder.clone());
+                let (at, builder) = (ctx.clone(), builder.clone());
                 // A task of its own: a call takes effect even if the one who made it does not wait for the answer.
-                let task = tokio::task::spawn_local(async move { handle(&ctx, request, &builder).await });
-                task.await.unwrap_or_else(|panic| Ok(answer(500, "text/plain", panic.to_string())))
+                let task = tokio::task::spawn_local(async move { handle(&at, request, &builder).await });
+                let told =
+                    task.await.unwrap_or_else(|panic| Ok(answer(500, "text/plain", panic.to_string())));
+                told.map(|mut told| {
+                    let ahead = ctx.state().options.ahead.saturating_mul(1000);
+                    told.headers.push(("Date", http_date(now().saturating_add_signed(ahead))));
+                    told
+                })
             };
             // A client that goes away is no error.
             _ = wire::serve(stream, handle).await;
@@ -160,9 +176,10 @@ fn service_of(ctx: &Ctx, headers: &Head) -> Result<String> {
     let scope =
         authorization.split_once("Credential=").map_or("", |(_, rest)| rest.split(',').next().unwrap_or(""));
     match scope.split('/').collect::<Vec<_>>()[..] {
-        [_, _, region, service @ ("ec2" | "sts"), "aws4_request"]
+        [key, _, region, service @ ("ec2" | "sts"), "aws4_request"]
             if authorization.starts_with("AWS4-HMAC-SHA256 ") =>
         {
+            is_in_time(ctx, headers, key)?;
             if service == "ec2" && region != ctx.state().options.region {
                 no!("AuthFailure", "Credential should be scoped to a valid region, not {region}");
             }
@@ -172,15 +189,31 @@ fn service_of(ctx: &Ctx, headers: &Head) -> Result<String> {
     }
 }
 
+/// Signatures are good for five minutes, and keys for as long as it was set.
+fn is_in_time(ctx: &Ctx, headers: &Head, key: &str) -> Result<()> {
+    let mut state = ctx.state();
+    if state.options.ahead.unsigned_abs() > 300 {
+        let signed = headers.get("x-amz-date").unwrap_or_default();
+        no!("RequestExpired", "Request has expired. Timestamp date is {signed}.");
+    }
+    let most = state.options.calls_per_key;
+    let calls = state.signed.entry(key.to_owned()).or_default();
+    *calls += 1;
+    if most.is_some_and(|most| *calls > most) {
+        no!("ExpiredToken", "The security token included in the request is expired");
+    }
+    Ok(())
+}
+
 async fn query(ctx: &Rc<Ctx>, headers: &Head, body: &[u8]) -> std::result::Result<Answer, Dropped> {
     let request = oven::cloud::RunId::new().0;
-    let no_such = |refusal: &Refusal| {
-        answer(
-            refusal.status,
-            "text/xml;charset=UTF-8",
-            xml::error(&refusal.code, &refusal.message, &request),
-        )
+    // EC2 tells it in the body, and in a header.
+    let told_so = |status: u16, body: String| Answer {
+        headers: vec![("x-amzn-requestid", request.clone())],
+        ..answer(status, "text/xml;charset=UTF-8", body)
     };
+    let no_such =
+        |refusal: &Refusal| told_so(refusal.status, xml::error(&refusal.code, &refusal.message, &request));
     let (action, mut params, service) = match parse(ctx, headers, body) {
         Ok(parsed) => parsed,
         Err(refusal) => {
@@ -203,6 +236,10 @@ async fn query(ctx: &Rc<Ctx>, headers: &Head, body: &[u8]) -> std::result::Resul
         Err(refusal) => return Ok(no_such(&refusal)),
     };
     let fault = spoil(ctx, &action, dry_run);
+    let after_effect = match &fault {
+        Some(What::ErrorAfter(code)) => Some(refuse(code, "It was planned so, after the effect.")),
+        _ => None,
+    };
     let wait = ctx.state().options.delays.answer;
     sleep(wait).await;
     let told = |how| record(ctx, "ec2", &action, &given, dry_run, how);
@@ -238,9 +275,10 @@ async fn query(ctx: &Rc<Ctx>, headers: &Head, body: &[u8]) -> std::result::Resul
     let (service, params) = ("ec2".to_owned(), given);
     let call = Call { service, action: action.clone(), params, dry_run, answer: told, made: new, at: now() };
     ctx.state().record(call);
-    let made = match result {
-        Ok(inside) => answer(200, "text/xml;charset=UTF-8", inside.answer(&action, &request)),
-        Err(refusal) => no_such(&refusal),
+    let made = match (result, after_effect) {
+        (Ok(_), Some(lost)) => no_such(&lost),
+        (Ok(inside), None) => told_so(200, inside.answer(&action, &request)),
+        (Err(refusal), _) => no_such(&refusal),
     };
     after(&fault, made).await
 }
@@ -299,5 +337,16 @@ async fn after(fault: &Option<What>, answer: Answer) -> std::result::Result<Answ
         Some(What::DropAfter) => Err(Dropped),
         Some(What::HangAfter) => std::future::pending().await,
         _ => Ok(answer),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates() {
+        assert_eq!(http_date(784_111_777_000), "Sun, 06 Nov 1994 08:49:37 GMT");
+        assert_eq!(http_date(0), "Thu, 01 Jan 1970 00:00:00 GMT");
     }
 }
