@@ -53,7 +53,7 @@ impl Ground {
             Policy { keep_on_failure: false, on_failure: Box::new(|_| ()), on_payment: Box::new(|_| ()) };
         scope(policy, std::future::pending(), async |undo| {
             let base = ec2.base(&self.base).await?;
-            ec2.ensure_permitted().await?;
+            ec2.ensure_permitted(&base).await?;
             let disk = disks.checkout(&base, &DiskSpec::default(), run, &undo).await?;
             let snapshot = disk.commit(&undo).await?;
             let spec = ImageSpec {

@@ -2,16 +2,16 @@
 
 use super::Ec2;
 use super::class::{Action, Class, class_of, hint_of};
+use super::connection::{ahead, clock_is_off};
 use crate::error::Kind;
 use anyhow::Error;
 use aws_sdk_ec2::Client;
 use aws_sdk_ec2::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
 use aws_sdk_ec2::operation::RequestId;
-use aws_sdk_ec2::primitives::{DateTime, DateTimeFormat};
 use std::fmt;
 use std::future::Future;
 use std::ops::Deref;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 /// What a call did not succeed with.
@@ -49,12 +49,7 @@ impl Refused {
         E: ProvideErrorMetadata + std::error::Error + 'static,
     {
         let status = error.raw_response().map(|answer| answer.status().as_u16());
-        let date = error.raw_response().and_then(|answer| answer.headers().get("date"));
-        let ahead =
-            date.and_then(|date| DateTime::from_str(date, DateTimeFormat::HttpDate).ok()).and_then(|date| {
-                let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
-                Some(date.secs() - i64::try_from(now.as_secs()).ok()?)
-            });
+        let ahead = error.raw_response().and_then(|answer| answer.headers().get("date")).and_then(ahead);
         let meta = error.as_service_error().map(|error| error.meta());
         let code = meta.and_then(|meta| meta.code()).map(str::to_owned);
         let request = meta.and_then(|meta| meta.request_id()).map(str::to_owned);
@@ -96,14 +91,9 @@ impl Refused {
             });
         };
         let clock = matches!(code.as_str(), "RequestExpired" | "AuthFailure" | "SignatureDoesNotMatch");
-        match self.ahead {
-            // Signatures are good for five minutes.
-            Some(ahead) if clock && ahead.abs() > 240 => {
-                let word = if ahead > 0 { "behind" } else { "ahead of" };
-                let off = humantime::format_duration(Duration::from_secs(ahead.unsigned_abs()));
-                Some(format!("This machine's clock is {off} {word} AWS's: set it (see `timedatectl`)."))
-            }
-            _ => hint_of(code, &self.message).map(str::to_owned),
+        match self.ahead.filter(|_| clock).and_then(clock_is_off) {
+            Some((text, hint)) => Some(format!("It may be that {text}. {hint}")),
+            None => hint_of(code, &self.message).map(str::to_owned),
         }
     }
 }

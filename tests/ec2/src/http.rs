@@ -1,6 +1,7 @@
 //! The listener: what comes in is told apart, counted, spoilt where it was planned, and answered.
 
 use crate::actions::{self, Ask, Ctx};
+use crate::clock;
 use crate::control;
 use crate::faults::What;
 use crate::imds::{self, Headers};
@@ -42,7 +43,11 @@ pub async fn serve(ctx: Rc<Ctx>, listener: TcpListener, builder: Builder) {
             let handle = async |request: Request| {
                 let (ctx, builder) = (ctx.clone(), builder.clone());
                 // A task of its own: a call takes effect even if the one who made it does not wait for the answer.
-                let task = tokio::task::spawn_local(async move { handle(&ctx, request, &builder).await });
+                let task = tokio::task::spawn_local(async move {
+                    let mut answer = handle(&ctx, request, &builder).await?;
+                    answer.headers.push(("Date", clock::http_date(clock::seconds(&ctx.state().options))));
+                    Ok(answer)
+                });
                 task.await.unwrap_or_else(|panic| Ok(answer(500, "text/plain", panic.to_string())))
             };
             // A client that goes away is no error.
@@ -156,6 +161,11 @@ fn service_of(ctx: &Ctx, headers: &Head) -> Result<String> {
     let Some(authorization) = headers.get("authorization") else {
         no!("MissingAuthenticationToken", "Request is missing Authentication Token")
     };
+    if let Some(date) = headers.get("x-amz-date").and_then(clock::signed_at)
+        && clock::seconds(&ctx.state().options).abs_diff(date) > clock::TOLERANCE
+    {
+        no!("RequestExpired", "Request has expired.");
+    }
     // AWS4-HMAC-SHA256 Credential=KEY/20260102/us-east-1/ec2/aws4_request, …
     let scope =
         authorization.split_once("Credential=").map_or("", |(_, rest)| rest.split(',').next().unwrap_or(""));

@@ -144,6 +144,8 @@ pub struct ServerOptions {
     pub keys: BTreeSet<String>,
     /// SSM parameters.
     pub parameters: BTreeMap<String, String>,
+    /// How many seconds the server's clock is ahead of this machine's.
+    pub clock_ahead: i64,
     /// A page that was asked for holds no more than so many; EC2 may give less than `MaxResults`, too.
     pub page: Option<usize>,
     /// Not 0: every delay and lag is drawn from 0 to what is set.
@@ -173,6 +175,7 @@ impl Default for ServerOptions {
             policy: None,
             keys: ["alias/aws/ebs".to_owned()].into(),
             parameters: BTreeMap::new(),
+            clock_ahead: 0,
             page: None,
             seed: 0,
             record: None,
