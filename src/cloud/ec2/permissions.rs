@@ -2,7 +2,7 @@
 
 use super::Ec2;
 use super::call::Refused;
-use super::class::{self, Action};
+use super::class::{self, Action, Class};
 use super::convert::{filter, tagged};
 use crate::cloud::{Base, Permission, SnapshotId, Tags, Verdict, tag};
 use crate::error::Kind;
@@ -79,13 +79,23 @@ impl Ec2 {
         &self,
         action: &'static Action,
         tagged: bool,
-        send: impl FnMut(&Client) -> F,
+        mut send: impl FnMut(&Client) -> F,
     ) -> Permission
     where
         F: Future<Output = Result<T, SdkError<E>>>,
         E: ProvideErrorMetadata + std::error::Error + 'static,
     {
-        let verdict = match self.call(action, "", send).await {
+        let send = async || {
+            send(&self.client()).await.map_err(|error| {
+                let mut refused = Refused::of(action, "", error);
+                // What is not there now never will be.
+                if refused.class == Class::NotYet {
+                    refused.class = Class::Terminal;
+                }
+                refused
+            })
+        };
+        let verdict = match self.repeat(action, "", send).await {
             // It should have said DryRunOperation.
             Ok(_) => Verdict::Unknown("the server does not know DryRun".to_owned()),
             Err(refused) => verdict(&refused, tagged),
@@ -232,9 +242,9 @@ fn verdict(refused: &Refused, tagged: bool) -> Verdict {
         }
         "UnauthorizedOperation" | "AccessDenied" | "AccessDeniedException" => Verdict::Missing,
         // EC2 looks at the permission first, for most actions.
-        _ if code.ends_with(".NotFound") => {
-            unknown(format!("{code}: it was looked for before the permission was"))
-        }
+        _ if code.ends_with(".NotFound") || code == "InvalidInstanceAttributeValue" => unknown(
+            "EC2 told that there is no such thing as was asked about, and nothing of the permission".into(),
+        ),
         _ => unknown(refused.to_string()),
     }
 }

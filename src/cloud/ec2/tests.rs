@@ -270,6 +270,27 @@ async fn permissions_are_asked_for_once_a_day() {
     assert_eq!(missing, ["ec2:RegisterImage"]);
 }
 
+/// What a permission is asked about does not exist, and is not waited for.
+#[tokio::test]
+async fn permissions_are_judged_with_one_call_each() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ec2, calls) = ec2(dir.path(), |request, _| match request.action.as_str() {
+        "ModifyInstanceAttribute" => {
+            refuse("InvalidInstanceAttributeValue", "No device is currently mapped at /dev/sdf")
+        }
+        "DeleteVolume" => refuse("InvalidVolume.NotFound", "no"),
+        "RegisterImage" => refuse("InvalidSnapshot.NotFound", "no"),
+        "DetachVolume" => refuse("IncorrectState", "it is creating"),
+        _ => Reply::Error(412, "DryRunOperation", "yes".into()),
+    })
+    .await;
+    let all = ec2.permissions().await.unwrap();
+    let known = |p: &&Permission| p.verdict == crate::cloud::Verdict::Granted;
+    // SSM is not configured.
+    assert_eq!(all.len() - all.iter().filter(known).count(), 5, "{all:?}");
+    assert_eq!(calls.all().len(), class::ACTIONS.len() - 1);
+}
+
 #[test]
 fn the_policy_permits_every_action() {
     let policy = crate::cloud::policy::actions();

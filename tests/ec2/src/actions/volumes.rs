@@ -101,6 +101,10 @@ pub async fn create(ctx: &Ctx, mut ask: Ask) -> Result<Xml> {
         );
     }
     let Some(snapshot) = snapshot else {
+        if ask.dry_run {
+            ask.permitted(&ctx.state(), &[Target::made("volume", &tags)])?;
+            ask.really()?;
+        }
         no!(
             "InvalidParameterCombination",
             "This server makes volumes of snapshots alone: SnapshotId is missing."
