@@ -264,6 +264,8 @@ async fn without_any_one_action_something_fails_and_says_which() {
                 ["may not", "UnauthorizedOperation", "AccessDenied"].iter().any(|code| text.contains(code)),
                 "{text}"
             );
+            // What AWS's support asks for.
+            assert_eq!(text.contains("(request "), text.contains("UnauthorizedOperation"), "{what}: {text}");
             if Kind::of(&error) == Kind::Cloud {
                 assert!(hint_of(&error).is_some_and(|hint| hint.contains("oven policy")), "{what}: {text}");
             }

@@ -52,7 +52,10 @@ impl Refused {
         let ahead = error.raw_response().and_then(|answer| answer.headers().get("date")).and_then(ahead);
         let meta = error.as_service_error().map(|error| error.meta());
         let code = meta.and_then(|meta| meta.code()).map(str::to_owned);
-        let request = meta.and_then(|meta| meta.request_id()).map(str::to_owned);
+        // In a header, or in the answer itself, as the Query API has it.
+        let body = error.raw_response().and_then(|answer| std::str::from_utf8(answer.body().bytes()?).ok());
+        let told = body.and_then(|body| Some(body.split_once("<RequestID>")?.1.split_once('<')?.0));
+        let request = meta.and_then(|meta| meta.request_id()).or(told).map(str::to_owned);
         let message = match meta.and_then(|meta| meta.message()) {
             // A policy's refusal ends in a kilobyte that only `aws sts decode-authorization-message` can read.
             Some(message) => {
