@@ -1,9 +1,9 @@
 //! EC2: the same two traits, over AWS's SDK. No type of the SDK leaves this module.
 //!
-//! There is one layer that sends calls again ([`call`]), with one table of error classes ([`class`]). A call without a
+//! There is one layer that sends calls again (`call`), with one table of error classes (`class`). A call without a
 //! client token is sent once, and what it may have done is looked up: `CreateSnapshot` by volume and run,
 //! `RegisterImage` by name, `AttachVolume` by the volume's state. What changes something goes on when the story is
-//! stopped in the middle of it ([`made`]), so that the debts know what there is to remove.
+//! stopped in the middle of it (`made`), so that the debts know what there is to remove.
 
 mod attach;
 mod base;
