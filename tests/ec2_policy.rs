@@ -36,7 +36,7 @@ fn record(name: &str) -> Option<PathBuf> {
     let dir = PathBuf::from(std::env::var_os("OVEN_TEST_RECORD")?);
     std::fs::create_dir_all(&dir).unwrap();
     let count = COUNT.replace(COUNT.get() + 1);
-    Some(dir.join(format!("pure_ec2_policy-{}-{name}-{count}.json", std::process::id())))
+    Some(dir.join(format!("ec2_policy-{}-{name}-{count}.jsonl", std::process::id())))
 }
 
 impl Ground {
