@@ -9,6 +9,7 @@ mod attach;
 mod base;
 mod call;
 mod class;
+mod connection;
 mod convert;
 mod documents;
 mod here;
@@ -81,8 +82,7 @@ struct Inner {
     born: RefCell<HashMap<String, (Instant, bool)>>,
     made: made::Made,
     names: RefCell<names::Names>,
-    /// The access key id that requests are signed with: it tells one role from another.
-    key: permissions::Signer,
+    wire: connection::Wire,
 }
 
 /// Also in the user agent: CloudTrail shows who called.
@@ -106,22 +106,27 @@ impl Ec2 {
             let hint = "Give --region, set AWS_REGION, or give the profile one.";
             return Err(Kind::Machine.failure("no AWS region is set").hint(hint).into());
         }
-        Ok(Self::new(Config::new(&shared), Some(shared), options))
+        Ok(Self::with_shared(shared, options))
     }
 
-    /// With a ready configuration: for tests. Timeouts and retries are oven's own in any case.
+    /// With a ready configuration, for SSM and credentials, too: for tests.
+    pub fn with_shared(shared: SdkConfig, options: Options) -> Self {
+        Self::new(Config::new(&shared), Some(shared), options)
+    }
+
+    /// With a ready configuration of EC2 alone: for tests. Timeouts and retries are oven's own in any case.
     pub fn with_config(config: Config, options: Options) -> Self {
         Self::new(config, None, options)
     }
 
     fn new(config: Config, shared: Option<SdkConfig>, options: Options) -> Self {
-        let key = permissions::Signer::default();
+        let wire = connection::Wire::default();
         // One layer that retries: the SDK's own would send CreateSnapshot three times.
         let config = config
             .to_builder()
             .retry_config(RetryConfig::disabled())
             .timeout_config(timeouts(&options.pace))
-            .interceptor(key.clone())
+            .interceptor(wire.clone())
             .build();
         Self(Rc::new(Inner {
             client: RefCell::new(Client::from_conf(config.clone())),
@@ -132,7 +137,7 @@ impl Ec2 {
             born: RefCell::default(),
             made: made::Made::default(),
             names: RefCell::default(),
-            key,
+            wire,
         }))
     }
 
@@ -283,9 +288,13 @@ impl Cloud for Ec2 {
         self.stale(older_than).await
     }
 
-    async fn ensure_permitted(&self) -> Result<()> {
+    async fn ensure_permitted(&self, base: &Base) -> Result<()> {
         self.ensure_here().await?;
-        self.ensure_essentials().await
+        self.ensure_essentials(base).await
+    }
+
+    async fn connection(&self) -> Vec<(String, Result<()>)> {
+        self.judge_connection().await
     }
 
     async fn permissions(&self) -> Result<Vec<Permission>> {

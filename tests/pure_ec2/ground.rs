@@ -123,7 +123,7 @@ impl Ground {
         let disks = Attached::new(Rc::new(ec2.clone()));
         let bake = scope(policy(), stop, async |undo| {
             let base = ec2.base(&self.base).await?;
-            ec2.ensure_permitted().await?;
+            ec2.ensure_permitted(&base).await?;
             let disk = disks.checkout(&base, &disk_spec(), run, &undo).await?;
             let snapshot = disk.commit(&undo).await?;
             self.register(ec2, &base, &snapshot, run, &undo).await

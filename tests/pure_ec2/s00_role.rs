@@ -150,7 +150,7 @@ async fn t21_the_least_policy_is_enough() {
 async fn r0_5_a_wrong_clock_is_named() {
     for (ahead, texts) in [(1200, ["behind AWS's", "20m"]), (-1200, ["ahead of AWS's", "timedatectl"])] {
         let mut skewed = options(Vec::new());
-        skewed.ahead = ahead;
+        skewed.clock_ahead = ahead;
         let ground = Ground::new(skewed);
         let begun = Instant::now();
         let (ended, _) = ground.bake().await;

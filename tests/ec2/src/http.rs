@@ -1,6 +1,7 @@
 //! The listener: what comes in is told apart, counted, spoilt where it was planned, and answered.
 
 use crate::actions::{self, Ask, Ctx};
+use crate::clock;
 use crate::control;
 use crate::faults::What;
 use crate::imds::{self, Headers};
@@ -10,7 +11,7 @@ use crate::params::Params;
 use crate::refusal::{Refusal, Result, no, refuse};
 use crate::state::Call;
 use crate::wire::{self, Answer, Dropped, Headers as Head, Request};
-use crate::world::{Time, now, rfc3339};
+use crate::world::now;
 use crate::xml;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -22,16 +23,6 @@ const VERSION: &str = "2016-11-15";
 
 fn answer(status: u16, kind: &'static str, body: String) -> Answer {
     Answer { status, kind, headers: Vec::new(), body }
-}
-
-/// `Sun, 06 Nov 1994 08:49:37 GMT`.
-fn http_date(time: Time) -> String {
-    let days = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
-    let months = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-    let weekday = days[(time / 86_400_000 % 7) as usize];
-    let text = rfc3339(time);
-    let month = text[5..7].parse::<usize>().map_or("?", |month| months[month - 1]);
-    format!("{weekday}, {} {month} {} {} GMT", &text[8..10], &text[..4], &text[11..19])
 }
 
 /// Serves until it is dropped. `builder`: whose IMDS this is.
@@ -56,8 +47,7 @@ pub async fn serve(ctx: Rc<Ctx>, listener: TcpListener, builder: Builder) {
                 let told =
                     task.await.unwrap_or_else(|panic| Ok(answer(500, "text/plain", panic.to_string())));
                 told.map(|mut told| {
-                    let ahead = ctx.state().options.ahead.saturating_mul(1000);
-                    told.headers.push(("Date", http_date(now().saturating_add_signed(ahead))));
+                    told.headers.push(("Date", clock::http_date(clock::seconds(&ctx.state().options))));
                     told
                 })
             };
@@ -192,9 +182,10 @@ fn service_of(ctx: &Ctx, headers: &Head) -> Result<String> {
 /// Signatures are good for five minutes, and keys for as long as it was set.
 fn is_in_time(ctx: &Ctx, headers: &Head, key: &str) -> Result<()> {
     let mut state = ctx.state();
-    if state.options.ahead.unsigned_abs() > 300 {
-        let signed = headers.get("x-amz-date").unwrap_or_default();
-        no!("RequestExpired", "Request has expired. Timestamp date is {signed}.");
+    let date = headers.get("x-amz-date");
+    let signed = date.and_then(clock::signed_at).unwrap_or((now() / 1000) as i64);
+    if clock::seconds(&state.options).abs_diff(signed) > clock::TOLERANCE {
+        no!("RequestExpired", "Request has expired. Timestamp date is {}.", date.unwrap_or_default());
     }
     let most = state.options.calls_per_key;
     let calls = state.signed.entry(key.to_owned()).or_default();
@@ -337,16 +328,5 @@ async fn after(fault: &Option<What>, answer: Answer) -> std::result::Result<Answ
         Some(What::DropAfter) => Err(Dropped),
         Some(What::HangAfter) => std::future::pending().await,
         _ => Ok(answer),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn dates() {
-        assert_eq!(http_date(784_111_777_000), "Sun, 06 Nov 1994 08:49:37 GMT");
-        assert_eq!(http_date(0), "Thu, 01 Jan 1970 00:00:00 GMT");
     }
 }

@@ -147,7 +147,7 @@ pub struct ServerOptions {
     /// A page that was asked for holds no more than so many; EC2 may give less than `MaxResults`, too.
     pub page: Option<usize>,
     /// The server's clock is ahead of ours by so many seconds: by more than five minutes, signatures are refused.
-    pub ahead: i64,
+    pub clock_ahead: i64,
     /// An access key is good for so many calls, and then too old.
     pub calls_per_key: Option<u32>,
     /// Not 0: every delay and lag is drawn from 0 to what is set.
@@ -177,8 +177,8 @@ impl Default for ServerOptions {
             policy: None,
             keys: ["alias/aws/ebs".to_owned()].into(),
             parameters: BTreeMap::new(),
+            clock_ahead: 0,
             page: None,
-            ahead: 0,
             calls_per_key: None,
             seed: 0,
             record: None,

@@ -180,9 +180,9 @@ fn keys_grow_old_and_clocks_differ() {
         ground.good("DescribeVolumes", &[]);
     }
     assert_eq!(ground.refused("DescribeVolumes", &[]), "ExpiredToken");
-    ground.server.set(|o| (o.calls_per_key, o.ahead) = (None, -299));
+    ground.server.set(|o| (o.calls_per_key, o.clock_ahead) = (None, -299));
     ground.good("DescribeVolumes", &[]);
-    ground.server.set(|o| o.ahead = 301);
+    ground.server.set(|o| o.clock_ahead = 301);
     let told = ground.call("DescribeVolumes", &[]);
     assert_eq!(told.get("Code").unwrap(), "RequestExpired");
     assert!(told.head.contains("Date: ") && told.head.contains(" GMT"), "{}", told.head);
