@@ -209,14 +209,7 @@ impl Site {
 
     /// A command of ours as it has to be typed to meet this region.
     pub fn spelt(&self, command: &str) -> String {
-        let (Some(_), Some(rest)) = (&self.settings.region_dir, command.strip_prefix("oven ")) else {
-            return command.to_owned();
-        };
-        let dir = std::path::absolute(&self.state).unwrap_or_else(|_| self.state.clone());
-        let dir = dir.to_string_lossy();
-        let plain = dir.chars().all(|c| c.is_alphanumeric() || "/._-+@%".contains(c));
-        let dir = if plain { dir.into_owned() } else { format!("'{}'", dir.replace('\'', r"'\''")) };
-        format!("oven --region-dir {dir} {rest}")
+        spelt(&self.settings, &self.state, command)
     }
 
     /// The base image of a definition.
@@ -286,6 +279,30 @@ impl Site {
     }
 }
 
+/// `oven …` with the flags that say where, whatever told it here: elsewhere there may be no such variable or oven.toml.
+fn spelt(settings: &Settings, state: &Path, command: &str) -> String {
+    let Some(rest) = command.strip_prefix("oven ") else { return command.to_owned() };
+    let mut flags = Vec::new();
+    if settings.cloud == AWS {
+        flags.push(("--cloud", AWS.to_owned()));
+        let given = [
+            ("--region", &settings.region),
+            ("--instance-id", &settings.instance_id),
+            ("--zone", &settings.zone),
+        ];
+        flags.extend(given.into_iter().filter_map(|(flag, value)| Some((flag, value.clone()?))));
+    } else if settings.region_dir.is_some() {
+        let dir = std::path::absolute(state).unwrap_or_else(|_| state.to_owned());
+        flags.push(("--region-dir", dir.to_string_lossy().into_owned()));
+    }
+    let plain = |text: &str| text.chars().all(|c| c.is_alphanumeric() || "/._-+@%".contains(c));
+    let quoted = |text: &str| {
+        if plain(text) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
+    };
+    let flags: String = flags.iter().map(|(flag, value)| format!("{flag} {} ", quoted(value))).collect();
+    format!("oven {flags}{rest}")
+}
+
 /// Every file of a definition counts: a region in it would make each bake a new one.
 fn refuse_region_inside(region: &Path, definitions: &[Definition]) -> Result<()> {
     let absolute =
@@ -306,4 +323,27 @@ fn refuse_region_inside(region: &Path, definitions: &[Definition]) -> Result<()>
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_says_where() {
+        let told = |settings: &Settings| spelt(settings, Path::new("/var/x y"), "oven sweep --run 1f");
+        let local = Settings::default();
+        assert_eq!(told(&local), "oven sweep --run 1f");
+        let elsewhere = Settings { region_dir: Some("x y".into()), ..local.clone() };
+        assert_eq!(told(&elsewhere), "oven --region-dir '/var/x y' sweep --run 1f");
+        let aws = Settings { cloud: AWS.into(), ..elsewhere };
+        assert_eq!(told(&aws), "oven --cloud aws sweep --run 1f");
+        let (id, zone) = (Some("i-0123456789abcdef0".into()), Some("eu-west-1a".into()));
+        let given = Settings { region: Some("eu-west-1".into()), instance_id: id, zone, ..aws };
+        assert_eq!(
+            told(&given),
+            "oven --cloud aws --region eu-west-1 --instance-id i-0123456789abcdef0 --zone eu-west-1a sweep --run 1f"
+        );
+        assert_eq!(spelt(&given, Path::new("/"), "rm x"), "rm x");
+    }
 }

@@ -12,6 +12,7 @@ mod class;
 mod connection;
 mod convert;
 mod documents;
+mod here;
 mod images;
 mod made;
 mod names;
@@ -77,8 +78,8 @@ struct Inner {
     options: Options,
     /// Whether EC2 ever answered: an endpoint that never did is a wrong one.
     answered: Cell<bool>,
-    /// When ids that we made came into being.
-    born: RefCell<HashMap<String, Instant>>,
+    /// When ids that we made came into being, and whether EC2 has shown them since.
+    born: RefCell<HashMap<String, (Instant, bool)>>,
     made: made::Made,
     names: RefCell<names::Names>,
     wire: connection::Wire,
@@ -158,7 +159,9 @@ impl Ec2 {
     fn ssm(&self) -> Option<aws_sdk_ssm::Client> {
         let config = aws_sdk_ssm::config::Builder::from(self.0.shared.as_ref()?);
         let retry = aws_sdk_ssm::config::retry::RetryConfig::disabled();
-        Some(aws_sdk_ssm::Client::from_conf(config.retry_config(retry).build()))
+        // Credentials of its own: those that were cached may be too old.
+        let config = config.retry_config(retry).identity_cache(IdentityCache::lazy().build());
+        Some(aws_sdk_ssm::Client::from_conf(config.build()))
     }
 
     /// Forgets the credentials in use, and takes new ones.
@@ -183,13 +186,34 @@ impl Ec2 {
 
     /// Remembers when an id came into being.
     fn born(&self, id: &str) {
-        self.0.born.borrow_mut().entry(id.to_owned()).or_insert_with(Instant::now);
+        self.0.born.borrow_mut().entry(id.to_owned()).or_insert_with(|| (Instant::now(), false));
+    }
+
+    /// EC2 shows these.
+    fn seen<'a>(&self, ids: impl Iterator<Item = &'a str>) {
+        let mut born = self.0.born.borrow_mut();
+        ids.for_each(|id| {
+            if let Some((_, seen)) = born.get_mut(id) {
+                *seen = true;
+            }
+        });
+    }
+
+    /// Whether we made it so recently that EC2 may not know it everywhere, and it never was seen: "not found" does not
+    /// say that it is not there.
+    fn is_unseen(&self, id: &str) -> bool {
+        let visible = self.pace().visible;
+        self.0.born.borrow().get(id).is_some_and(|(born, seen)| !seen && born.elapsed() < visible)
     }
 
     /// Whether a text names something that we made so recently that EC2 may not show it everywhere yet.
     fn is_new(&self, what: &str) -> bool {
         let visible = self.pace().visible;
-        self.0.born.borrow().iter().any(|(id, born)| born.elapsed() < visible && what.contains(id.as_str()))
+        self.0
+            .born
+            .borrow()
+            .iter()
+            .any(|(id, (born, _))| born.elapsed() < visible && what.contains(id.as_str()))
     }
 
     fn instance(&self) -> Result<&str> {
@@ -265,6 +289,7 @@ impl Cloud for Ec2 {
     }
 
     async fn ensure_permitted(&self, base: &Base) -> Result<()> {
+        self.ensure_here().await?;
         self.ensure_essentials(base).await
     }
 

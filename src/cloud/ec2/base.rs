@@ -78,6 +78,12 @@ impl Ec2 {
         };
         match described.await {
             Ok(images) => images.into_iter().next().ok_or_else(|| absent("EC2 does not know it")),
+            // So EC2 says of one that its owner does not share.
+            Err(refused)
+                if refused.is("AuthFailure") && refused.message.contains("Not authorized for image") =>
+            {
+                Err(absent(&refused.to_string()))
+            }
             Err(refused) if refused.code.as_deref().is_some_and(|code| code.starts_with("InvalidAMIID")) => {
                 Err(absent(&refused.to_string()))
             }
@@ -133,8 +139,9 @@ impl Ec2 {
 
     /// The id in an SSM parameter: the value itself, or `image_id` of a JSON object.
     async fn parameter(&self, from: &BaseRef, name: &str) -> Result<String> {
-        let client = self.ssm().context("SSM is not configured")?;
+        self.ssm().context("SSM is not configured")?;
         let send = async || {
+            let client = self.ssm().expect("it is configured");
             let sent = client.get_parameter().name(name).send().await;
             sent.map_err(|error| Refused::of(&GET_PARAMETER, name, error))
         };

@@ -143,6 +143,16 @@ const HINTS: &[(&str, &str, &str)] = &[
     ("InvalidClientTokenId", "", "The access key does not exist, or is of another partition."),
     ("UnrecognizedClientException", "", "The access key does not exist, or is of another partition."),
     ("SignatureDoesNotMatch", "", "The secret key is wrong, or this machine's clock is: see `timedatectl`."),
+    (
+        "ExpiredToken*",
+        "",
+        "Renew the credentials (`aws sso login`, say), or bake on an instance with a role: its keys are renewed.",
+    ),
+    (
+        "RequestLimitExceeded",
+        "",
+        "The account makes too many calls of this kind: bake fewer images at once (--jobs), or later.",
+    ),
     ("RequestExpired", "", "This machine's clock is wrong: see `timedatectl`."),
     (
         "VolumeLimitExceeded",

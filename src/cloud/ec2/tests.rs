@@ -233,26 +233,35 @@ async fn expired_credentials_are_renewed() {
 #[tokio::test]
 async fn permissions_are_asked_for_once_a_day() {
     let dir = tempfile::tempdir().unwrap();
-    let yes = |_: &Request, _| Reply::Error(412, "DryRunOperation", "would have succeeded".into());
+    let here = "<reservationSet><item><instancesSet><item><instanceId>i-0123456789abcdef0</instanceId><instanceState>\
+                <name>running</name></instanceState><placement><availabilityZone>eu-test-1a</availabilityZone></placement>\
+                </item></instancesSet></item></reservationSet>";
+    let yes = move |request: &Request, _| match request.action.as_str() {
+        "DescribeInstances" => ok(here),
+        _ => Reply::Error(412, "DryRunOperation", "would have succeeded".into()),
+    };
     let (granted, calls) = ec2(dir.path(), yes).await;
     granted.ensure_permitted(&some_base()).await.unwrap();
     granted.ensure_permitted(&some_base()).await.unwrap();
-    assert_eq!(calls.names(), ["CreateVolume", "RegisterImage"]);
+    // Where it runs is asked each time.
+    assert_eq!(calls.names(), ["DescribeInstances", "CreateVolume", "RegisterImage", "DescribeInstances"]);
     // Of what is there: for something else EC2 may say that it is not, and nothing of the permission.
-    assert_eq!(calls.all()[0].get("SnapshotId"), BASE_SNAPSHOT);
-    assert_eq!(calls.all()[1].get("BlockDeviceMapping.1.Ebs.SnapshotId"), BASE_SNAPSHOT);
-    assert!(calls.all().iter().all(|request| request.get("DryRun") == "true"));
+    assert_eq!(calls.all()[1].get("SnapshotId"), BASE_SNAPSHOT);
+    assert_eq!(calls.all()[2].get("BlockDeviceMapping.1.Ebs.SnapshotId"), BASE_SNAPSHOT);
+    assert!(calls.all()[1..3].iter().all(|request| request.get("DryRun") == "true"));
     // Another process, which has signed something: the same key.
-    let (again, calls) = ec2(dir.path(), |request, _| match request.action.as_str() {
+    let (again, calls) = ec2(dir.path(), move |request, _| match request.action.as_str() {
         "DescribeImages" => ok("<imagesSet/>"),
+        "DescribeInstances" => ok(here),
         action => panic!("{action}"),
     })
     .await;
     again.images(None).await.unwrap();
     again.ensure_permitted(&some_base()).await.unwrap();
-    assert_eq!(calls.names(), ["DescribeImages"]);
+    assert_eq!(calls.names(), ["DescribeImages", "DescribeInstances"]);
     let other = tempfile::tempdir().unwrap();
-    let (refused, _) = ec2(other.path(), |request, _| match request.action.as_str() {
+    let (refused, _) = ec2(other.path(), move |request, _| match request.action.as_str() {
+        "DescribeInstances" if request.get("DryRun").is_empty() => ok(here),
         "RegisterImage" => Reply::Error(403, "UnauthorizedOperation", "You are not authorized".into()),
         _ => Reply::Error(412, "DryRunOperation", "yes".into()),
     })

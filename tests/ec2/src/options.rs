@@ -144,10 +144,12 @@ pub struct ServerOptions {
     pub keys: BTreeSet<String>,
     /// SSM parameters.
     pub parameters: BTreeMap<String, String>,
-    /// How many seconds the server's clock is ahead of this machine's.
-    pub clock_ahead: i64,
     /// A page that was asked for holds no more than so many; EC2 may give less than `MaxResults`, too.
     pub page: Option<usize>,
+    /// The server's clock is ahead of ours by so many seconds: by more than five minutes, signatures are refused.
+    pub clock_ahead: i64,
+    /// An access key is good for so many calls, and then too old.
+    pub calls_per_key: Option<u32>,
     /// Not 0: every delay and lag is drawn from 0 to what is set.
     pub seed: u64,
     /// Every call is appended to this file, a JSON object on each line.
@@ -177,6 +179,7 @@ impl Default for ServerOptions {
             parameters: BTreeMap::new(),
             clock_ahead: 0,
             page: None,
+            calls_per_key: None,
             seed: 0,
             record: None,
         }

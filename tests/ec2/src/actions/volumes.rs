@@ -100,6 +100,11 @@ pub async fn create(ctx: &Ctx, mut ask: Ask) -> Result<Xml> {
             "The parameter KmsKeyId requires the parameter Encrypted to be set."
         );
     }
+    if snapshot.is_none() && ask.dry_run {
+        // A volume of nothing: EC2 makes such, and this server only says whether it would be permitted.
+        ask.permitted(&ctx.state(), &[Target::made("volume", &tags)])?;
+        ask.really()?;
+    }
     let Some(snapshot) = snapshot else {
         if ask.dry_run {
             ask.permitted(&ctx.state(), &[Target::made("volume", &tags)])?;
