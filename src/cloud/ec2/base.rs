@@ -220,7 +220,7 @@ fn judge(
         let when = image.deprecation_time.as_deref().unwrap_or("now");
         return refuse(
             &format!("its owner deprecated it ({when})"),
-            "Take a newer one, or allow it: deprecated = true beside the id.",
+            &format!("Take a newer one, or allow it: {{ id = \"{id}\", deprecated = true }}."),
         );
     }
     if image.root_device_type == Some(types::DeviceType::InstanceStore) {
@@ -249,6 +249,12 @@ fn judge(
         return refuse(&why, hint);
     }
     let root_device = image.root_device_name.clone().unwrap_or_default();
+    let is_root =
+        |mapping: &&types::BlockDeviceMapping| mapping.device_name.as_deref() == Some(&*root_device);
+    if image.block_device_mappings().iter().filter(is_root).count() > 1 {
+        let why = format!("it maps several things to its root device {root_device:?}");
+        return refuse(&why, "Take another base image.");
+    }
     let Some(root) = convert::root(image) else {
         let why = format!("it maps nothing to its root device {root_device:?}");
         return refuse(&why, "Take another base image.");
@@ -315,6 +321,10 @@ mod tests {
     const ID: &str = "ami-0123456789abcdef0";
     const SNAPSHOT: &str = "snap-0123456789abcdef0";
 
+    fn swap() -> types::BlockDeviceMapping {
+        types::BlockDeviceMapping::builder().device_name("/dev/sdb").virtual_name("ephemeral0").build()
+    }
+
     fn good() -> ImageBuilder {
         let root = types::EbsBlockDevice::builder()
             .snapshot_id(SNAPSHOT)
@@ -322,8 +332,6 @@ mod tests {
             .volume_type(types::VolumeType::Gp3)
             .iops(3000)
             .encrypted(false);
-        let swap =
-            types::BlockDeviceMapping::builder().device_name("/dev/sdb").virtual_name("ephemeral0").build();
         let mapping = types::BlockDeviceMapping::builder().device_name("/dev/xvda").ebs(root.build()).build();
         types::Image::builder()
             .image_id(ID)
@@ -334,7 +342,7 @@ mod tests {
             .root_device_type(types::DeviceType::Ebs)
             .root_device_name("/dev/xvda")
             .block_device_mappings(mapping)
-            .block_device_mappings(swap)
+            .block_device_mappings(swap())
             .boot_mode(types::BootModeValues::UefiPreferred)
             .ena_support(true)
             .sriov_net_support("simple")
@@ -389,6 +397,11 @@ mod tests {
             (good().architecture(ArchitectureValues::I386), Kind::Definition, "architecture is i386"),
             (good().product_codes(code), Kind::Definition, "product code abc123"),
             (good().root_device_name("/dev/sda1"), Kind::Definition, "maps nothing to its root device"),
+            (
+                good().root_device_name("/dev/sdb").block_device_mappings(swap()),
+                Kind::Definition,
+                "maps several things",
+            ),
             (good().set_block_device_mappings(None), Kind::Definition, "maps nothing"),
             (good().image_allowed(false), Kind::Definition, "Allowed AMIs"),
             (good().deprecation_time("2026-01-01T00:00:00.000Z"), Kind::Definition, "deprecated it"),

@@ -164,6 +164,12 @@ const HINTS: &[(&str, &str, &str)] = &[
         "",
         "Raise the EBS quota `IOPS for Provisioned IOPS SSD … volumes` of this region.",
     ),
+    (
+        "InvalidSnapshot.NotFound",
+        "",
+        "Its owner may share the image and not the snapshot: copy the image into this account (aws ec2 copy-image), and \
+         bake on the copy (owner = \"self\").",
+    ),
     ("SnapshotLimitExceeded", "", "Raise the EBS quota `Snapshots per Region`, or delete snapshots."),
     ("AMIQuotaExceeded", "", "Raise the EC2 quota `AMIs` of this region, or deregister images."),
     (
@@ -292,6 +298,7 @@ mod tests {
         assert!(says("InvalidParameterValue", "The KMS key is disabled", "kms:CreateGrant"));
         assert!(says("KMSKeyNotAccessibleFault", "", "kms:CreateGrant"));
         assert!(says("VolumeLimitExceeded", "", "quota"));
+        assert!(says("InvalidSnapshot.NotFound", "", "copy-image"));
         assert!(says("RequestExpired", "", "clock"));
         assert_eq!(hint_of("InvalidParameterValue", "no"), None);
     }
