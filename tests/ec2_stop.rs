@@ -25,8 +25,9 @@ fn happy() -> (Vec<String>, Duration) {
     let ended = ground.bake("happy");
     assert_eq!(ended.code(), Some(0), "{}", ended.err);
     ground.assert_one(ended.image().unwrap(), "happy");
-    let calls = ground.server.calls();
-    assert!(calls.iter().all(|call| !call.dry_run));
+    // What it may do was asked by calls that do nothing: faults are planned without them.
+    let mut calls = ground.server.calls();
+    calls.retain(|call| !call.dry_run);
     println!("{} calls in {:?}", calls.len(), ended.took);
     (calls.into_iter().map(|call| call.action).collect(), ended.took)
 }
@@ -134,7 +135,7 @@ fn what_the_cloud_has_not_released_is_told_and_swept() {
         *delay = LONG;
         let (ground, what) = (Ground::tiny(options), format!("a long {slow}"));
         let mut run = ground.start(ground.bake_on(HERE));
-        ground.until_called(&mut run, &what, |call| call.action == at);
+        ground.until_called(&mut run, &what, |call| call.action == at && !call.dry_run);
         let ended = stopped(&ground, run, &what);
         let told = || format!("{what}\n{}\n{}", ended.err, ground.calls());
         assert_eq!(ended.code(), Some(130), "{}", told());

@@ -11,7 +11,7 @@ use crate::cloud::adopt::{Verdict, judge};
 use crate::cloud::local::names::{check_description, check_image_name, is_id};
 use crate::cloud::wait::{Probe, until};
 use crate::cloud::{Image, ImageId, ImageSpec, ImageState, SnapshotId, Tags, attributes, tag};
-use crate::error::Kind;
+use crate::error::{Kind, hint_of};
 use crate::undo::Undo;
 use anyhow::{Context, Error, Result};
 use aws_sdk_ec2::types::{self, ResourceType};
@@ -221,7 +221,11 @@ impl Ec2 {
         // At least no bake may take it for a result.
         let spoilt = [tag::FINGERPRINT, tag::CHECKSUM].map(|key| (key.to_owned(), "refused".to_owned()));
         _ = self.tag(id, &spoilt.into()).await;
-        let hint = format!("Remove it: aws ec2 deregister-image --region {} --image-id {id}", self.region());
+        let mut hint =
+            format!("Remove it: aws ec2 deregister-image --region {} --image-id {id}", self.region());
+        if let Some(why) = hint_of(&stays) {
+            hint = format!("{why} {hint}");
+        }
         let text = format!("{id} is of no use ({wrong}), and cannot be deregistered ({stays:#})");
         Err(Kind::Cloud.failure(text).hint(hint).into())
     }
