@@ -1,6 +1,6 @@
 //! Every row of the table of error classes, on calls that a bake makes.
 
-use crate::ground::{Case, End, case, error, lost_after, lost_before, prove};
+use crate::case::{Case, End, case, error, lost_after, lost_before, prove};
 use oven_ec2_server::{Fault, What};
 
 /// Calls of a bake, each of which comes once if nothing goes wrong.

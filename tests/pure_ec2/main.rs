@@ -5,6 +5,7 @@
 //! 19 cleaning up. Tests are named by the row.
 
 mod calls;
+mod case;
 mod classes;
 mod ground;
 mod many;

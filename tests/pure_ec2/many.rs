@@ -2,7 +2,8 @@
 //!
 //! A sample: fixed seeds and a few fresh ones. `OVEN_TEST_FULL=1` runs all; `OVEN_SEEDS=17..18` runs these.
 
-use crate::ground::{Ground, MILLI, all, options};
+use crate::case::all;
+use crate::ground::{Ground, MILLI, options};
 use oven::cloud::RunId;
 use oven::error::Kind;
 use oven_ec2_server::{Fault, ServerOptions, Turn, What};

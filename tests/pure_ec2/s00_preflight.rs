@@ -1,6 +1,7 @@
 //! S0: what is refused before anything is made: the wrong instance, and bases that cannot be baked on.
 
-use crate::ground::{Ground, INSTANCE, OTHER_INSTANCE, is_of, options, says};
+use crate::case::{is_of, says};
+use crate::ground::{Ground, INSTANCE, OTHER_INSTANCE, options};
 use oven::cloud::{Architecture, BaseRef, Cloud, ImageId};
 use oven::error::Kind;
 use oven_ec2_server::world::{Image, Mapping};

@@ -1,6 +1,7 @@
 //! S0: the role: what it may not do, keys that grow old in the middle of a bake, a clock that is wrong.
 
-use crate::ground::{End, Ground, all, case, config, error, is_of, options, prove, says};
+use crate::case::{End, all, case, error, is_of, prove, says};
+use crate::ground::{Ground, config, options};
 use aws_config::imds::credentials::ImdsCredentialsProvider;
 use oven::cloud::ec2::Ec2;
 use oven::cloud::{Cloud, RunId, Verdict};

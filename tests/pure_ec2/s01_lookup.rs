@@ -1,6 +1,7 @@
 //! S1 and S2: an image that is there already, and what else may hold its name.
 
-use crate::ground::{Ground, key, options, policy, says};
+use crate::case::says;
+use crate::ground::{Ground, key, options, policy};
 use oven::cloud::{Cloud, ImageState, Key, RunId, VolumeKind, VolumeSpec, Volumes};
 use oven::undo::scope;
 use oven_ec2_server::Turn;

@@ -1,6 +1,7 @@
 //! S3: the volume is created once, or not at all.
 
-use crate::ground::{Case, End, Ground, MILLI, case, error, lost_after, lost_before, options, pace, prove};
+use crate::case::{Case, End, case, error, lost_after, lost_before, prove};
+use crate::ground::{Ground, MILLI, options, pace};
 use oven::cloud::RunId;
 use oven::cloud::ec2::Pace;
 use oven_ec2_server::world::{Snapshot, now};
@@ -83,7 +84,7 @@ async fn r3_4_the_base_snapshot_is_not_there() {
     });
     let begun = Instant::now();
     let (ended, _) = ground.bake().await;
-    crate::ground::says(&ended.result.unwrap_err(), &["InvalidSnapshot.NotFound", "(request "], "3.4");
+    crate::case::says(&ended.result.unwrap_err(), &["InvalidSnapshot.NotFound", "(request "], "3.4");
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
     assert_eq!((ground.count("CreateVolume"), ground.ever().0), (1, 0));
     // A base that this process baked just now.
@@ -119,7 +120,7 @@ async fn r3_5_the_base_snapshot_is_pending() {
         match ended.result {
             Ok(image) if baked => ground.holds_one(&image, "3.5"),
             Err(error) if !baked => {
-                crate::ground::says(&error, &["IncorrectState", "pending", "tried for", "(request "], "3.5");
+                crate::case::says(&error, &["IncorrectState", "pending", "tried for", "(request "], "3.5");
                 ground.server.with_world(|world| {
                     world.snapshots.values_mut().filter(of_the_base).for_each(|s| s.common.ready_at = 0);
                 });
@@ -141,7 +142,7 @@ async fn r3_6_failed_or_vanished() {
             let begun = Instant::now();
             let (ended, _) = ground.bake().await;
             let error = ended.result.unwrap_err();
-            crate::ground::says(&error, &[text, "KMS", "kms:CreateGrant"], "3.6");
+            crate::case::says(&error, &[text, "KMS", "kms:CreateGrant"], "3.6");
             assert!(begun.elapsed() < Duration::from_secs(2), "{turn:?}: {:?}", begun.elapsed());
             assert_eq!(ended.left, []);
             ground.holds_nothing("3.6");
@@ -157,7 +158,7 @@ async fn r3_6_a_key_that_may_not_be_used() {
     ground.server.set(|o| o.keys.clear());
     ground.server.with_world(|world| world.snapshots.values_mut().for_each(|s| s.encrypted = true));
     let (ended, _) = ground.bake().await;
-    crate::ground::says(&ended.result.unwrap_err(), &["vanished", "kms:CreateGrant"], "3.6");
+    crate::case::says(&ended.result.unwrap_err(), &["vanished", "kms:CreateGrant"], "3.6");
     assert_eq!(ended.left, []);
 }
 
@@ -168,7 +169,7 @@ async fn r3_7_stuck_creating() {
     let ec2 = ground.ec2_with(|o| o.pace = Pace { created: 300 * MILLI, ..pace() });
     let begun = Instant::now();
     let ended = ground.bake_by(&ec2, &RunId::new()).await;
-    crate::ground::says(&ended.result.unwrap_err(), &["still creating", "300ms"], "3.7");
+    crate::case::says(&ended.result.unwrap_err(), &["still creating", "300ms"], "3.7");
     assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
     assert_eq!(ended.left, []);
     ground.holds_nothing("3.7");
@@ -209,7 +210,7 @@ async fn r3_9_a_storm() {
         assert!(ground.calls().len() <= most, "seed {seed}: {} calls, of {most}", ground.calls().len());
     });
     drop(happy);
-    crate::ground::all((0..12).map(storm)).await;
+    crate::case::all((0..12).map(storm)).await;
 }
 
 /// Row 3.9: EC2's token buckets, small ones.

@@ -1,9 +1,7 @@
 //! S4 and S5: attached once, here, under a name that is free, and found on this machine.
 
-use crate::ground::{
-    End, Ground, INSTANCE, MILLI, OTHER_INSTANCE, case, error, is_of, lost_after, lost_before, options, pace,
-    prove, says,
-};
+use crate::case::{End, case, error, is_of, lost_after, lost_before, prove, says};
+use crate::ground::{Ground, INSTANCE, MILLI, OTHER_INSTANCE, options, pace};
 use oven::cloud::ec2::Pace;
 use oven::cloud::{Cloud, RunId, VolumeId, VolumeKind, VolumeSpec, Volumes};
 use oven::error::Kind;

@@ -1,6 +1,7 @@
 //! S13 and S14: one snapshot of what was written, and waited for.
 
-use crate::ground::{End, Ground, MILLI, case, error, lost_after, lost_before, options, pace, prove, says};
+use crate::case::{End, case, error, lost_after, lost_before, prove, says};
+use crate::ground::{Ground, MILLI, options, pace};
 use oven::cloud::RunId;
 use oven::cloud::ec2::Pace;
 use oven_ec2_server::world::now;

@@ -1,6 +1,7 @@
 //! S15: registered once, under one name.
 
-use crate::ground::{End, Ground, MILLI, case, error, lost_after, lost_before, options, pace, prove, says};
+use crate::case::{End, case, error, lost_after, lost_before, prove, says};
+use crate::ground::{Ground, MILLI, options, pace};
 use oven::cloud::ec2::Pace;
 use oven::cloud::{Cloud, RunId, tag};
 use oven::error::Kind;
@@ -176,12 +177,12 @@ async fn r15_3_not_to_be_seen_yet() {
 async fn r15_4_failed() {
     let failed = register(1, What::Turns(Turn::Failed));
     let texts = &["it is failed", "It was planned so", "deregistered"];
-    let delayed =
-        case("15.4 later", &[failed.clone()], End::Fails(texts)).set(|o| o.delays.image = 100 * MILLI);
+    let delayed = case("15.4 later", std::slice::from_ref(&failed), End::Fails(texts))
+        .set(|o| o.delays.image = 100 * MILLI);
     let lost = What::DropAfter;
     let deregister = Fault::new("DeregisterImage", 1, lost);
     prove([
-        case("15.4", &[failed.clone()], End::Fails(texts)).count("DeregisterImage", 1),
+        case("15.4", std::slice::from_ref(&failed), End::Fails(texts)).count("DeregisterImage", 1),
         delayed,
         case("15.4 lost", &[failed, deregister], End::Fails(texts)).count("DeregisterImage", 2),
     ])

@@ -1,6 +1,7 @@
 //! S15.5 to S16: what was registered is read back, and is what it was to be.
 
-use crate::ground::{End, Ground, MILLI, case, error, image_tags, is_of, options, prove, says};
+use crate::case::{End, case, error, is_of, prove, says};
+use crate::ground::{Ground, MILLI, image_tags, options};
 use oven::error::Kind;
 use oven_ec2_server::world::{Image, Mapping};
 use oven_ec2_server::{Fault, Turn, What};

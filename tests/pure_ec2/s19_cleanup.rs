@@ -1,6 +1,7 @@
 //! S19: cleaning up fails itself, and touches nothing that is not ours.
 
-use crate::ground::{End, Ground, case, error, lost_after, lost_before, options, prove, says};
+use crate::case::{End, case, error, lost_after, lost_before, prove, says};
+use crate::ground::{Ground, options};
 use oven::cloud::{Cloud, RunId, VolumeKind, VolumeSpec, Volumes, tag};
 use oven::disk::Disks;
 use oven::disk::attached::Attached;

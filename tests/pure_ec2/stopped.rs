@@ -1,6 +1,7 @@
 //! Stopped anywhere: nothing is left, or an image that the next bake finds.
 
-use crate::ground::{Ground, MILLI, all, options};
+use crate::case::all;
+use crate::ground::{Ground, MILLI, options};
 use oven::cloud::RunId;
 use oven_ec2_server::{Fault, What};
 
