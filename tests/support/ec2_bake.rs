@@ -4,7 +4,8 @@
 //! usage: oven-test-ec2 DEFINITION
 //!
 //! Prints `image AMI`, and ends as `oven bake` would. In the environment: `AWS_*`; `OVEN_TEST_DIR`, the server's
-//! directory; `OVEN_TEST_STATE`, for locks and logs, one for each host; `OVEN_TEST_SLOW`, to wait as for EC2.
+//! directory; `OVEN_TEST_STATE`, for locks and logs, one for each host; `OVEN_TEST_SLOW`, to wait as for EC2;
+//! `OVEN_TEST_CALL`, how many seconds a single call may take.
 
 mod nothing;
 
@@ -52,7 +53,8 @@ fn pace() -> Pace {
     if std::env::var_os("OVEN_TEST_SLOW").is_some() {
         return Pace::default();
     }
-    let fast = Pace::default().faster(50, Duration::from_millis(800));
+    let call = std::env::var("OVEN_TEST_CALL").ok().and_then(|seconds| seconds.parse().ok());
+    let fast = Pace::default().faster(50, call.map_or(Duration::from_millis(800), Duration::from_secs));
     let some = Duration::from_secs(4);
     Pace { snapshot: some, image: some, unreachable: some, ..fast }
 }

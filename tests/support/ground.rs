@@ -24,13 +24,15 @@ pub const THERE: &str = "i-0fedcba9876543210";
 pub const ZONE: &str = "us-east-1a";
 pub const MILLI: Duration = Duration::from_millis(1);
 /// No bake with the test's short waits takes longer, whatever goes wrong: beyond it hangs.
-pub const HANGS: Duration = Duration::from_secs(120);
+pub const HANGS: Duration = Duration::from_secs(180);
 
 pub struct Ground {
     // The server ends first: it lets go of the loop devices in the world's directory.
     pub server: Server,
     pub world: World,
     runs: AtomicUsize,
+    /// How long the server may take for a call, in seconds; the bake's own default if it is 0.
+    call: u64,
 }
 
 /// How a program ended.
@@ -125,7 +127,9 @@ impl Ground {
         options.limits.between_snapshots /= 50;
         let server = Server::start(&world.region(), options).unwrap();
         let base = server.import(raw, "base", Architecture::HOST).unwrap();
-        let ground = Self { server, world, runs: AtomicUsize::new(0) };
+        // It copies disks while EC2's client waits for its answer.
+        let call = if raw.metadata().unwrap().len() > 64 << 20 { 20 } else { 0 };
+        let ground = Self { server, world, runs: AtomicUsize::new(0), call };
         ground.define(&base, "");
         ground
     }
@@ -156,6 +160,9 @@ impl Ground {
     pub fn bake_on(&self, instance: &str) -> Command {
         let mut command = self.command(env!("CARGO_BIN_EXE_oven-test-ec2"), instance);
         command.env("OVEN_TEST_DIR", self.server.dir()).env("OVEN_TEST_STATE", self.world.path(instance));
+        if self.call > 0 {
+            command.env("OVEN_TEST_CALL", self.call.to_string());
+        }
         // Its directory is what tells its processes and mounts from those of other tests.
         command.arg(self.world.path("image"));
         command
