@@ -32,6 +32,9 @@ pub struct Inputs {
     /// By path relative to the definition's directory, escaped as [`spelt`] says.
     files: BTreeMap<String, InputFile>,
     format: u32,
+    /// The family: an image's name and tags come of it. (Inputs that were kept before it counted have none.)
+    #[serde(default)]
+    name: String,
     #[serde(skip)]
     warnings: Vec<String>,
 }
@@ -68,6 +71,7 @@ impl Inputs {
             checksum: tree.checksum(),
             files,
             format: FORMAT,
+            name: image.name.clone(),
             warnings: tree.warnings,
         })
     }

@@ -54,13 +54,38 @@ fn the_json_is_canonical() {
         r#"{"architecture":"x86_64","base":{"id":"ami-0123456789abcdef0","snapshot":"snap-0123456789abcdef0"},"#,
         r#""checksum":"6888762048223e8edbf42063b22f5f65241e8a60","#,
         r#""files":{"image.toml":{"sha1":"f9a431db20c0a86b8fbc1e9ab4261ce3997ca3c4"},"#,
-        r#""setup.sh":{"executable":true,"sha1":"bd971bec88149956458a10fc9c5ecb3eb99dd452"}},"format":1}"#
+        r#""setup.sh":{"executable":true,"sha1":"bd971bec88149956458a10fc9c5ecb3eb99dd452"}},"format":1,"name":"web"}"#
     );
     assert_eq!(inputs.to_json(), expected);
-    assert_eq!(inputs.fingerprint(), "51088a14e69cc17802b2d7e33a0ba4f2ee1005db");
+    assert_eq!(inputs.fingerprint(), "7aa5cf9dad7f91e682ea2ffd2ca15e38aed54e00");
     let parsed: serde_json::Value = serde_json::from_str(expected).unwrap();
     let sorted: BTreeMap<String, serde_json::Value> = serde_json::from_value(parsed).unwrap();
     assert_eq!(serde_json::to_string(&sorted).unwrap(), expected, "the fields are declared in another order");
+}
+
+/// A family is told by its directory's name where the definition says none: then no file tells it.
+#[test]
+fn of_two_families_with_equal_files_each_has_its_own_images() {
+    let (top, web) = web(&[("setup.sh", "x")]);
+    for (path, content) in [("image.toml", "from = \"ami-0123456789abcdef0\"\n"), ("setup.sh", "x")] {
+        write(top.path(), &format!("shop/{path}"), content);
+        write(top.path(), &format!("elsewhere/web/{path}"), content);
+    }
+    let of = |dir: &str| inputs(&Definition::load(&top.path().join(dir)).unwrap());
+    let (web, shop, same) = (inputs(&web), of("shop"), of("elsewhere/web"));
+    assert_eq!(web.checksum(), shop.checksum());
+    assert_ne!(web.fingerprint(), shop.fingerprint());
+    assert_eq!(web.fingerprint(), same.fingerprint());
+}
+
+/// What older images keep can still be compared with.
+#[test]
+fn inputs_without_a_family_are_read() {
+    let (_top, image) = web(&[("x", "1")]);
+    let inputs = inputs(&image);
+    let json = inputs.to_json().replace(r#","name":"web""#, "");
+    assert!(!json.contains("web"));
+    assert_eq!(explain(&OldInputs::of(Some(&json), None).unwrap(), &inputs), Vec::<String>::new());
 }
 
 #[test]

@@ -7,6 +7,7 @@
 
 mod actions;
 mod attach;
+mod clock;
 mod control;
 mod faults;
 mod filter;

@@ -35,6 +35,8 @@ pub struct State {
     pub plan: Plan,
     pub buckets: Buckets,
     pub calls: Vec<Call>,
+    /// How many calls each access key signed.
+    pub signed: BTreeMap<String, u32>,
     random: u64,
 }
 
@@ -43,7 +45,7 @@ impl State {
         let random = options.seed;
         let before = (world.clone(), now());
         let (plan, buckets) = (Plan::default(), Buckets::default());
-        Self { options, world, before, plan, buckets, calls: Vec::new(), random }
+        Self { options, world, before, plan, buckets, calls: Vec::new(), signed: BTreeMap::new(), random }
     }
 
     /// Changes the world; what it was is kept for stale reads.
