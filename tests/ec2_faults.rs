@@ -131,7 +131,7 @@ fn a_happy_bake_and_a_hit_make_few_calls() {
     let baked = ground.bake("happy");
     let image = baked.image().expect(&baked.err);
     ground.assert_one(image, "happy");
-    let calls = ground.server.ec2_calls().len();
+    let calls = ground.server.calls().iter().filter(|call| call.service == "ec2").count();
     assert!(calls <= 25, "{}", ground.calls());
     let mut times = Vec::new();
     for _ in 0..10 {
@@ -192,7 +192,8 @@ fn of_two_builders_both_answer_with_one_image() {
         assert_eq!((one.code(), other.code()), (Some(0), Some(0)), "{}", told());
         assert_eq!(one.image(), other.image(), "{}", told());
         ground.assert_one(one.image().unwrap(), &told());
-        let registered = ground.server.ec2_calls().iter().filter(|c| c.action == "CreateSnapshot").count();
+        let registered =
+            ground.server.ec2_calls().iter().filter(|c| c.action == "CreateSnapshot" && !c.dry_run).count();
         if registered == 2 {
             met.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         }

@@ -8,7 +8,7 @@ mod world;
 
 use ground::{Dice, Ended, Ground, HANGS, HERE, MILLI, Run, THERE, each, full, pause, seeds};
 use nix::sys::signal::Signal;
-use oven_ec2_server::{Fault, ServerOptions, What};
+use oven_ec2_server::{Call, Fault, Ledger, ServerOptions, What};
 use std::time::{Duration, Instant};
 
 /// Seconds within which a stopped bake has to be gone.
@@ -20,39 +20,52 @@ fn changes(action: &str) -> bool {
 }
 
 /// The calls of a happy bake, in their order, those to the metadata service too; and how long it takes.
-fn happy() -> (Vec<String>, Duration) {
+fn happy() -> (Vec<Call>, Duration) {
     let ground = Ground::tiny(ServerOptions::default());
     let ended = ground.bake("happy");
     assert_eq!(ended.code(), Some(0), "{}", ended.err);
     ground.assert_one(ended.image().unwrap(), "happy");
-    // What it may do was asked by calls that do nothing: faults are planned without them.
-    let mut calls = ground.server.calls();
-    calls.retain(|call| !call.dry_run);
+    let calls = ground.server.calls();
     println!("{} calls in {:?}", calls.len(), ended.took);
-    (calls.into_iter().map(|call| call.action).collect(), ended.took)
+    (calls, ended.took)
 }
 
-/// Where a bake is held: the number of a call, and whether it has taken effect. All that change something, and of the
-/// others some.
-fn places(calls: &[String]) -> Vec<(u32, bool)> {
+/// Where a bake is held.
+struct Place {
+    fault: Fault,
+    /// The metadata service's: nothing has begun.
+    early: bool,
+    what: String,
+}
+
+/// Each call that changes something, before and after its effect, and of the others some.
+fn places(calls: &[Call]) -> Vec<Place> {
     let mut dice = Dice(seeds(1, 0, 1)[0]);
-    let mut places = Vec::new();
-    for (action, n) in calls.iter().zip(1..) {
-        if changes(action) {
-            places.extend([(n, false), (n, true)]);
-        } else if full() || dice.roll(4) == 0 {
-            places.push((n, false));
+    // Dry runs are counted apart.
+    let (mut places, mut count) = (Vec::new(), [0, 0]);
+    for call in calls {
+        count[usize::from(call.dry_run)] += 1;
+        let changing = changes(&call.action) && !call.dry_run;
+        let whats = match changing {
+            true => vec![What::HangBefore, What::HangAfter],
+            false if full() || dice.roll(4) == 0 => vec![What::HangBefore],
+            false => Vec::new(),
+        };
+        for hang in whats {
+            let what = format!("{hang:?} in {}{}", call.action, if call.dry_run { " (dry run)" } else { "" });
+            let mut fault = Fault::new("*", count[usize::from(call.dry_run)], hang);
+            fault.dry_run = call.dry_run;
+            places.push(Place { fault, early: call.service == "imds", what });
         }
     }
     places
 }
 
-/// A bake that is held at a call.
-fn held(ground: &Ground, (n, after): (u32, bool), what: &str) -> Run {
-    let hang = if after { What::HangAfter } else { What::HangBefore };
-    ground.server.set(|options| options.faults = vec![Fault::new("*", n, hang)]);
+/// A bake that is held there.
+fn held(ground: &Ground, place: &Place) -> Run {
+    ground.server.set(|options| options.faults = vec![place.fault.clone()]);
     let mut run = ground.start(ground.bake_on(HERE));
-    ground.until_called(&mut run, what, |call| call.answer.contains("Hang"));
+    ground.until_called(&mut run, &place.what, |call| call.answer.contains("Hang"));
     ground.server.set(|options| options.faults.clear());
     run
 }
@@ -61,7 +74,7 @@ fn stopped(ground: &Ground, run: Run, what: &str) -> Ended {
     run.signal(Signal::SIGTERM);
     let asked = Instant::now();
     let ended = run.end(STOP, what);
-    ground.world.assert_no_traces_but_of(what, ground.loops_of_volumes());
+    ground.world.assert_no_traces_but_of(what, || ground.loops_of_volumes());
     println!("{what}: {:?} after {:?}", ended.code(), asked.elapsed());
     ended
 }
@@ -70,15 +83,14 @@ fn stopped(ground: &Ground, run: Run, what: &str) -> Ended {
 fn sigterm_at_every_call_leaves_nothing() {
     let (calls, _) = happy();
     each(&places(&calls), |place| {
-        let what = format!("SIGTERM at call {place:?}, {}", calls[place.0 as usize - 1]);
+        let what = format!("SIGTERM at {}", place.what);
         let ground = Ground::tiny(ServerOptions::default());
-        let ended = stopped(&ground, held(&ground, *place, &what), &what);
+        let ended = stopped(&ground, held(&ground, place), &what);
         let told = || format!("{what}\n{}\n{}", ended.err, ground.calls());
         // One that was done but for its volume says so. Before it began, it may say that it knows no instance.
-        let early = calls[place.0 as usize - 1].contains(' ');
         match ended.code() {
             Some(0) => assert!(ended.image().is_some(), "{}", told()),
-            code => assert!(code == Some(130) || code == Some(8) && early, "{code:?} {}", told()),
+            code => assert!(code == Some(130) || code == Some(8) && place.early, "{code:?} {}", told()),
         }
         assert!(ended.left().is_empty(), "{}", told());
         ground.assert_no_orphans(&told());
@@ -218,7 +230,8 @@ fn a_volume_that_something_still_uses_is_told_and_swept_later() {
 
 /// After SIGKILL: sweep removes what was left, and nothing else; the next bake makes one image.
 fn assert_sweeps(ground: &Ground, what: &str) {
-    ground.world.assert_no_traces_but_of(what, ground.loops_of_volumes());
+    ground.settles();
+    ground.world.assert_no_traces_but_of(what, || ground.loops_of_volumes());
     let foreign = ground.foreign();
     let before = ground.made();
     let swept = ground.expect(0, &["sweep"]);
@@ -226,7 +239,8 @@ fn assert_sweeps(ground: &Ground, what: &str) {
     ground.assert_no_orphans(&told());
     assert_eq!(ground.foreign(), foreign, "{}", told());
     // A result stays.
-    assert_eq!(ground.made().images, before.images, "{}", told());
+    let ids = |ledger: &Ledger| ledger.images.iter().map(|image| image.id.clone()).collect::<Vec<_>>();
+    assert_eq!(ids(&ground.made()), ids(&before), "{}", told());
     for call in
         ground.server.ec2_calls().iter().filter(|call| call.action.starts_with("De") && changes(&call.action))
     {
@@ -247,10 +261,10 @@ fn assert_sweeps(ground: &Ground, what: &str) {
 fn sigkill_at_every_call_is_swept() {
     let (calls, _) = happy();
     each(&places(&calls), |place| {
-        let what = format!("SIGKILL at call {place:?}, {}", calls[place.0 as usize - 1]);
+        let what = format!("SIGKILL at {}", place.what);
         let ground = Ground::tiny(ServerOptions::default());
         ground.plant_foreign(true);
-        let run = held(&ground, *place, &what);
+        let run = held(&ground, place);
         run.signal(Signal::SIGKILL);
         assert_eq!(run.end(STOP, &what).code(), None, "{what}");
         assert_sweeps(&ground, &what);

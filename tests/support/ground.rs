@@ -299,6 +299,16 @@ impl Ground {
         self.assert_one(image, what);
     }
 
+    /// What a killed client asked for last is done, or never will be.
+    pub fn settles(&self) {
+        let (begun, mut idle) = (Instant::now(), 0);
+        while idle < 20 {
+            idle = if self.server.is_idle() { idle + 1 } else { 0 };
+            assert!(begun.elapsed() < HANGS, "the server is at work: {}", self.calls());
+            pause(5 * MILLI);
+        }
+    }
+
     /// Things that are none of ours: untagged, of somebody's tool, of a living process here; and, with `elsewhere`, of
     /// another instance that is running.
     pub fn plant_foreign(&self, elsewhere: bool) {

@@ -98,14 +98,15 @@ impl World {
 
     /// Waits for the kernel to let go of what died; what is still there then is a leak.
     pub fn assert_no_traces(&self, what: &str) {
-        self.assert_no_traces_but_of(what, BTreeSet::new());
+        self.assert_no_traces_but_of(what, BTreeSet::new);
     }
 
     /// The same; these loop devices (`loop7`) are held by somebody who may.
-    pub fn assert_no_traces_but_of(&self, what: &str, held: BTreeSet<String>) {
+    pub fn assert_no_traces_but_of(&self, what: &str, held: impl Fn() -> BTreeSet<String>) {
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
         loop {
             let mut traces = self.traces();
+            let held = held();
             traces.retain(|trace| !held.iter().any(|held| trace.starts_with(&format!("{held} on "))));
             if traces.is_empty() {
                 return;

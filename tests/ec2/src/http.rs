@@ -254,7 +254,9 @@ async fn query(ctx: &Rc<Ctx>, headers: &Head, body: &[u8]) -> std::result::Resul
     } else {
         let turn = if let Some(What::Turns(turn)) = fault { Some(turn) } else { None };
         let ask = Ask { action: action.clone(), params, dry_run, turn };
+        ctx.state().at_work += 1;
         let result = actions::perform(ctx, ask, fault == Some(What::Stale)).await;
+        ctx.state().at_work -= 1;
         if !crate::faults::is_reading(&action) && result.is_ok() {
             ctx.save();
         }

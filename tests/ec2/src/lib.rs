@@ -199,6 +199,11 @@ impl Server {
         calls
     }
 
+    /// Whether no call is being carried out: one that was made goes on when its client is gone.
+    pub fn is_idle(&self) -> bool {
+        self.state().at_work == 0
+    }
+
     /// Forgets the calls, and counts faults anew.
     pub fn forget_calls(&self) {
         let mut state = self.state();
