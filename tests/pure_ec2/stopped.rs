@@ -3,7 +3,7 @@
 use crate::case::all;
 use crate::ground::{Ground, MILLI, options};
 use oven::cloud::RunId;
-use oven_ec2_server::{Fault, What};
+use oven_ec2_server::{Fault, Turn, What};
 
 async fn stopped(faults: Vec<Fault>, after: u32, lag: u32) {
     let what = format!("stopped after {after} ms, lag {lag} ms, {faults:?}");
@@ -26,6 +26,14 @@ async fn stopped(faults: Vec<Fault>, after: u32, lag: u32) {
 #[tokio::test]
 async fn anywhere() {
     all((0..40).map(|n| stopped(Vec::new(), 3 * n, 0))).await;
+}
+
+/// A volume that vanished just before nobody waits for it any more is not told as left behind.
+#[tokio::test]
+async fn while_the_volume_vanishes() {
+    let vanishes = || vec![Fault::new("CreateVolume", 1, What::Turns(Turn::Vanishes))];
+    let lags = [0, 40].into_iter();
+    all(lags.flat_map(|lag| (0..12).map(move |n| stopped(vanishes(), 4 + 4 * n, lag)))).await;
 }
 
 /// The call took effect, its answer was lost, the next one was throttled, and nothing shows yet.

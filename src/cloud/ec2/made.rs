@@ -7,7 +7,7 @@ use super::class::Action;
 use crate::cloud::{RunId, VolumeId};
 use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_ec2::operation::create_volume::builders::CreateVolumeInputBuilder;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{Notify, oneshot};
@@ -17,6 +17,8 @@ use tokio::sync::{Notify, oneshot};
 pub struct Run {
     flying: usize,
     pub volumes: BTreeSet<String>,
+    /// What each volume was asked for with: sent again, its token tells whether it is there still.
+    pub requests: BTreeMap<String, CreateVolumeInputBuilder>,
     pub snapshots: BTreeSet<String>,
     /// Snapshots that were made and deleted: EC2 may show them for a while.
     pub deleted: BTreeSet<String>,

@@ -3,7 +3,7 @@
 use super::Ec2;
 use super::class::{CREATE_VOLUME, Class, DELETE_VOLUME};
 use super::convert::{self, filter, from_tags, tag_filter};
-use super::volumes::{attachment, send, state_of};
+use super::volumes::{LOOKS, attachment, send, state_of};
 use crate::cloud::wait::{Probe, until};
 use crate::cloud::{RunId, SnapshotId, VolumeId, tag};
 use crate::error::Kind;
@@ -72,7 +72,8 @@ impl Ec2 {
             self.born(&id.0);
         }
         let mut ever = seen.is_some();
-        let mut looks = 0;
+        let request = self.0.made.of(run, |run| run.requests.get(&id.0).cloned());
+        let (mut looks, mut unseen) = (0, 0);
         until(&format!("the release of {id}"), &self.pace().until(self.pace().released), async || {
             let found = match seen.take() {
                 Some(volume) => Some(volume),
@@ -80,7 +81,16 @@ impl Ec2 {
             };
             let Some(volume) = found else {
                 // Gone, or so new that it does not show yet, or a stale answer: DeleteVolume's word counts.
-                return self.try_delete(id, &mut ever).await;
+                let tried = self.try_delete(id, &mut ever).await?;
+                unseen += 1;
+                // Or EC2 took it back, as one whose key it may not use: its token is burned then.
+                let asked = matches!(tried, Probe::NotYet(_)) && unseen % LOOKS == 0;
+                if let Some(request) = request.as_ref().filter(|_| asked)
+                    && self.is_burned(run, request).await?
+                {
+                    return Ok(Probe::Ready(()));
+                }
+                return Ok(tried);
             };
             ever = true;
             // What we made ourselves is ours, even if its tags do not show yet.

@@ -21,7 +21,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// So many looks in a row that do not show a new volume are a reason to ask what became of it.
-const LOOKS: u32 = 3;
+pub const LOOKS: u32 = 3;
 /// EC2's largest volume (io2; the others end at 16 TiB, and EC2 says so).
 const LARGEST: u64 = 65536;
 
@@ -118,6 +118,7 @@ impl Ec2 {
                     match result {
                         Ok(volume) => {
                             run.volumes.extend(volume.volume_id.clone());
+                            run.requests.extend(volume.volume_id.clone().zip(Some(again)));
                             run.doubtful_volume = None;
                         }
                         Err(refused) if refused.class == Class::Lost => run.doubtful_volume = Some(again),
@@ -213,7 +214,7 @@ impl Ec2 {
     }
 
     /// Whether what a call made is no more, by sending it again.
-    async fn is_burned(&self, run: &RunId, request: &CreateVolumeInputBuilder) -> Result<bool> {
+    pub(super) async fn is_burned(&self, run: &RunId, request: &CreateVolumeInputBuilder) -> Result<bool> {
         let what = format!("to learn what became of the volume of run {run}");
         match self.call(&CREATE_VOLUME, &what, |client| send(request.clone(), client.clone())).await {
             Ok(again) => {
