@@ -116,7 +116,7 @@ fn survives(seed: u64, ground: &Ground, heals: bool, about: &str) {
         ground.assert_one(ended.image().unwrap(), about);
     }
     if !ended.left().is_empty() {
-        assert!(ended.left().iter().all(|left| left.contains("oven sweep --run ")), "{}", text());
+        assert!(ended.left().iter().all(|left| left.contains("oven --cloud aws sweep --run ")), "{}", text());
         ground.expect(0, &["sweep"]);
     }
     ground.world.assert_no_traces(about);
