@@ -93,6 +93,13 @@ Its exit code is the shell's. What a shell in an image changes is thrown away;
 on the disk of a run it stays, until `oven sweep --kept` removes the disk.";
     pub const SWEEP: &str = "Runs whose process is at work are never touched. Disks that --keep-on-failure\n\
         kept stay without --kept.";
+    pub const POLICY: &str = "Examples:
+  oven policy > oven.json
+  aws iam put-role-policy --role-name builder --policy-name oven \\
+      --policy-document file://oven.json
+
+What is made has to carry a run's tag, and only what carries one is changed or
+removed. It takes neither credentials nor the network.";
     pub const COMPLETIONS: &str = "Examples:
   oven completions bash > /etc/bash_completion.d/oven
   oven completions zsh > /usr/local/share/zsh/site-functions/_oven
@@ -126,6 +133,9 @@ pub enum Verb {
     Sweep(Sweep),
     /// Try what a bake needs, and say all that this machine lacks
     Doctor,
+    /// Print the least IAM policy for a builder's role in AWS
+    #[command(after_help = examples::POLICY)]
+    Policy(Policy),
     /// Print a shell's completions
     #[command(after_help = examples::COMPLETIONS)]
     Completions { shell: clap_complete::Shell },
@@ -254,6 +264,34 @@ pub struct PluginNew {
 pub enum Lang {
     Python,
     Sh,
+}
+
+#[derive(Debug, Args)]
+pub struct Policy {
+    /// The ARN of a KMS key that disks are encrypted with; may be given several times
+    #[arg(long = "kms-key", value_name = "ARN", value_parser = key_arn)]
+    pub kms_keys: Vec<String>,
+}
+
+/// A policy's resource is a key, never its alias.
+fn key_arn(text: &str) -> Result<String, String> {
+    let parts: Vec<&str> = text.splitn(6, ':').collect();
+    match parts[..] {
+        ["arn", partition, "kms", region, account, key]
+            if partition.starts_with("aws")
+                && !region.is_empty()
+                && account.len() == 12
+                && account.bytes().all(|b| b.is_ascii_digit())
+                && key.strip_prefix("key/").is_some_and(|id| !id.is_empty()) =>
+        {
+            Ok(text.to_owned())
+        }
+        _ => Err(
+            "give a key's ARN, such as arn:aws:kms:eu-central-1:123456789012:key/1234abcd-…; of an alias, \
+                  `aws kms describe-key --key-id ALIAS` tells it"
+                .to_owned(),
+        ),
+    }
 }
 
 #[derive(Debug, Args)]

@@ -32,6 +32,9 @@ pub struct Inputs {
     /// By path relative to the definition's directory, escaped as [`spelt`] says.
     files: BTreeMap<String, InputFile>,
     format: u32,
+    /// The family: an image's name and tags come of it. (Inputs that were kept before it counted have none.)
+    #[serde(default)]
+    name: String,
     /// The variables' values, those of the command line among them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     vars: BTreeMap<String, String>,
@@ -74,6 +77,7 @@ impl Inputs {
             checksum: tree.checksum(),
             files,
             format: FORMAT,
+            name: image.name.clone(),
             vars: image.vars.values(),
             plugin: None,
             warnings: tree.warnings,

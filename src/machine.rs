@@ -17,6 +17,8 @@ use std::path::Path;
 
 /// Below this, a copy of a usual base image will not fit.
 const LITTLE_SPACE: u64 = 4 << 30;
+/// Below this, logs may not fit.
+const LITTLE_STATE: u64 = 64 << 20;
 
 /// One thing that was looked at.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -45,21 +47,21 @@ impl Check {
         matches!(self.verdict, Verdict::Lacks { .. })
     }
 
-    /// Of something that was tried.
-    fn tried<T>(what: &str, tried: &Result<T>) -> Self {
-        let (why, fix) = match tried {
+    /// Of something that was tried. `fix`: where the failure itself does not say what to do.
+    pub fn tried<T>(what: &str, tried: &Result<T>, fix: &str) -> Self {
+        let (why, hint) = match tried {
             Ok(_) => return Self::new(what, true, "", ""),
             Err(error) => (format!("{error:#}"), error::hint_of(error)),
         };
-        Self::new(what, false, why, &fix.unwrap_or_else(|| "In a container: run it privileged.".into()))
+        Self::new(what, false, why, &hint.unwrap_or_else(|| fix.to_owned()))
     }
 
-    fn new(what: &str, ok: bool, why: impl Into<String>, fix: &str) -> Self {
+    pub fn new(what: &str, ok: bool, why: impl Into<String>, fix: &str) -> Self {
         let verdict = if ok { Verdict::Ok } else { Verdict::Lacks { why: why.into(), fix: fix.into() } };
         Self { what: what.into(), verdict }
     }
 
-    fn note(what: &str, ok: bool, note: &str) -> Self {
+    pub fn note(what: &str, ok: bool, note: &str) -> Self {
         Self {
             what: what.into(),
             verdict: if ok { Verdict::Ok } else { Verdict::Note { note: note.into() } },
@@ -72,15 +74,16 @@ impl fmt::Display for Check {
         match &self.verdict {
             Verdict::Ok => write!(f, "ok     {}", self.what),
             Verdict::Note { note } => write!(f, "note   {}: {note}", self.what),
+            Verdict::Lacks { why, fix } if fix.is_empty() => write!(f, "lacks  {}: {why}", self.what),
             Verdict::Lacks { why, fix } => write!(f, "lacks  {}: {why}. {fix}", self.what),
         }
     }
 }
 
-/// Fails with the list of everything that is missing.
-pub fn ensure_fit() -> Result<()> {
+/// Fails with the list of everything that is missing. `loops`: volumes become loop devices here.
+pub fn ensure_fit(loops: bool) -> Result<()> {
     let lacks: Vec<_> =
-        checks().into_iter().filter(Check::lacks).map(|check| format!("\n  {check}")).collect();
+        checks(loops).into_iter().filter(Check::lacks).map(|check| format!("\n  {check}")).collect();
     if lacks.is_empty() {
         return Ok(());
     }
@@ -88,13 +91,15 @@ pub fn ensure_fit() -> Result<()> {
 }
 
 /// Everything that can be told at once, but for the region.
-pub fn checks() -> Vec<Check> {
+pub fn checks(with_loops: bool) -> Vec<Check> {
     let mut checks =
         vec![Check::new("root", nix::unistd::geteuid().is_root(), "oven is not run as root", "Use sudo.")];
     if !checks[0].lacks() {
         checks.push(capabilities(held_capabilities()));
     }
-    checks.push(loops());
+    if with_loops {
+        checks.push(loops());
+    }
     let filesystems = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
     let knows = |name: &str| filesystems.split_whitespace().any(|word| word == name) || has_module(name);
     for name in ["ext4", "tmpfs", "devpts"] {
@@ -128,24 +133,49 @@ pub fn checks() -> Vec<Check> {
     checks
 }
 
-/// Whether steps with the network can be kept from the builder's credentials. It is tried, as root.
-pub fn egress() -> Option<Check> {
+/// Whether steps with the network can be kept from the builder's credentials. It is tried, as root. `required`: without
+/// it there is no such step.
+pub fn egress(required: bool) -> Option<Check> {
+    const WHAT: &str = "cgroup v2 and BPF";
     if !nix::unistd::geteuid().is_root() {
         return None;
     }
     let fence = Fence::make();
+    if required {
+        return Some(Check::tried(WHAT, &fence, "Or let the steps of a definition reach them: imds = true."));
+    }
     let note = fence.as_ref().err().map(|error| format!("{error:#}")).unwrap_or_default();
-    Some(Check::note("cgroup v2 and BPF", fence.is_ok(), &note))
+    Some(Check::note(WHAT, fence.is_ok(), &note))
+}
+
+/// Whether the kernel waits for an EBS volume for as long as it takes. `sys` is `/sys`.
+pub fn patience(sys: &Path) -> Option<Check> {
+    let text = std::fs::read_to_string(sys.join("module/nvme_core/parameters/io_timeout")).ok()?;
+    let seconds: u64 = text.trim().parse().ok()?;
+    let note = format!(
+        "it is {seconds} s: a volume that is slower for a moment fails a bake. AWS recommends the kernel's parameter \
+         nvme_core.io_timeout=4294967295"
+    );
+    // The kernel's default; a day is as good as the most that it takes.
+    Some(Check::note("NVMe timeout", seconds >= 24 * 60 * 60, &note))
+}
+
+/// Whether logs and locks can be written. What is not there yet will be made.
+pub fn state(dir: &Path) -> Check {
+    let what = format!("directory {}", dir.display());
+    let there = dir.ancestors().find(|dir| dir.exists()).unwrap_or(dir);
+    if let Err(errno) = nix::unistd::access(there, nix::unistd::AccessFlags::W_OK) {
+        return Check::new(&what, false, format!("it cannot be written: {}", errno.desc()), "Use sudo.");
+    }
+    let free = free_space(there).unwrap_or_default();
+    Check::note(&what, free >= LITTLE_STATE, &format!("only {} MiB are free", free >> 20))
 }
 
 /// Whether the region can be used, and has room.
 pub fn region(site: &Result<Site>) -> Check {
     let site = match site {
         Ok(site) => site,
-        Err(error) => {
-            let fix = error::hint_of(error).unwrap_or_else(|| "Give another --region-dir.".into());
-            return Check::new("region", false, format!("{error:#}"), &fix);
-        }
+        Err(_) => return Check::tried("region", site, "Give another --region-dir."),
     };
     let what = format!("region {}", site.state.display());
     if let Err(errno) = nix::unistd::access(&site.state, nix::unistd::AccessFlags::W_OK) {

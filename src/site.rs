@@ -1,5 +1,8 @@
 //! Where a bake takes place: settings become a cloud, disks and distros here, and nowhere else.
 
+#[cfg(feature = "aws")]
+mod aws;
+
 use crate::ask;
 use crate::cli::{Global, Wish};
 use crate::cloud::local::Region;
@@ -25,10 +28,6 @@ use std::rc::Rc;
 /// Where the local region is unless something else is said: the system's state directory (file-hierarchy(7)).
 const REGION_DIR: &str = "/var/lib/oven/region";
 
-/// For logs, locks and documents of a bake on AWS.
-#[cfg(feature = "aws")]
-const STATE_DIR: &str = "/var/lib/oven";
-
 /// With less than this a volume cannot grow.
 const FULL: u64 = 64 << 20;
 
@@ -50,6 +49,9 @@ pub struct Site {
     pub region: Option<Region>,
 }
 
+/// What was looked at, and what is wrong with it.
+pub type Findings = Vec<(String, Result<()>)>;
+
 /// What a verb does with the cloud.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Use {
@@ -65,53 +67,19 @@ impl Site {
     /// The site that `settings` describe.
     pub async fn new(settings: Settings, report: Report, used: Use) -> Result<Self> {
         if settings.cloud == AWS {
-            return Self::on_aws(settings, report, used).await;
+            #[cfg(feature = "aws")]
+            return aws::site(settings, report, used).await;
+            #[cfg(not(feature = "aws"))]
+            return Err(Kind::Usage
+                .failure("this oven was built without EC2")
+                .hint("Build it with the feature `aws`.")
+                .into());
         }
+        _ = used;
         let state = settings.region_dir.clone().unwrap_or_else(|| REGION_DIR.into());
         let region = Region::open(&state)?;
         let disks = Rc::new(Attached::new(Rc::new(region.clone())));
         Self::with(Rc::new(region.clone()), disks, state, settings, report, Some(region))
-    }
-
-    #[cfg(feature = "aws")]
-    async fn on_aws(settings: Settings, report: Report, used: Use) -> Result<Self> {
-        use crate::cloud::{VolumeId, ec2, instance, nvme};
-        let (instance_id, zone) = (settings.instance_id.clone(), settings.zone.clone());
-        let given = instance::Given { instance_id, zone, region: settings.region.clone() };
-        let (sys, dev) = (Path::new("/sys"), Path::new("/dev"));
-        let instance = match used {
-            Use::Builds if !nvme::has_nvme(sys) => {
-                let failure = Kind::Machine
-                    .failure("this machine has no NVMe disks: oven finds a volume by its NVMe serial");
-                return Err(failure.hint("Bake on an instance of the Nitro system.").into());
-            }
-            Use::Builds => Some(instance::who_am_i(given).await.context("asking which instance this is")?),
-            Use::Sweeps => instance::who_am_i(given).await.ok(),
-            Use::Looks => None,
-        };
-        let (instance_id, zone, at) =
-            instance.map(|i| (Some(i.id), Some(i.zone), Some(i.region))).unwrap_or_default();
-        let state = PathBuf::from(STATE_DIR);
-        let cloud = ec2::Ec2::connect(ec2::Options {
-            region: settings.region.clone().or(at),
-            instance_id,
-            zone,
-            documents: state.join("aws"),
-            devices: Rc::new(move |volume: &VolumeId| nvme::find(sys, dev, volume)),
-            pace: ec2::Pace::default(),
-        })
-        .await?;
-        let disks = Rc::new(Attached::new(Rc::new(cloud.clone())));
-        Self::with(Rc::new(cloud), disks, state, settings, report, None)
-    }
-
-    #[cfg(not(feature = "aws"))]
-    #[allow(clippy::unused_async, reason = "as with the feature")]
-    async fn on_aws(_: Settings, _: Report, _: Use) -> Result<Self> {
-        Err(Kind::Usage
-            .failure("this oven was built without EC2")
-            .hint("Build it with the feature `aws`.")
-            .into())
     }
 
     fn with(
@@ -170,6 +138,21 @@ impl Site {
             site.report.warn(format!("{} is not used as a plugin: it {why}", path.display()));
         }
         Ok(site)
+    }
+
+    /// What there is to look at before there is a site, or without one; and the site as far as it goes.
+    pub async fn examine(global: &Global, report: &Report) -> (Findings, Result<Self>) {
+        match Self::settings(global, Path::new(".")) {
+            #[cfg(feature = "aws")]
+            Ok(settings) if settings.cloud == AWS => aws::examine(settings, report.clone()).await,
+            _ => (Vec::new(), Self::of(global, &[], report.clone(), Use::Builds).await),
+        }
+    }
+
+    /// Whether volumes become loop devices here. Where the settings are wrong, that is told later.
+    pub fn has_loops(global: &Global, definition: Option<&PathBuf>) -> bool {
+        let here = PathBuf::from(".");
+        !Self::settings(global, definition.unwrap_or(&here)).is_ok_and(|settings| settings.cloud == AWS)
     }
 
     fn settings(global: &Global, dir: &Path) -> Result<Settings> {
@@ -237,14 +220,7 @@ impl Site {
 
     /// A command of ours as it has to be typed to meet this region.
     pub fn spelt(&self, command: &str) -> String {
-        let (Some(_), Some(rest)) = (&self.settings.region_dir, command.strip_prefix("oven ")) else {
-            return command.to_owned();
-        };
-        let dir = std::path::absolute(&self.state).unwrap_or_else(|_| self.state.clone());
-        let dir = dir.to_string_lossy();
-        let plain = dir.chars().all(|c| c.is_alphanumeric() || "/._-+@%".contains(c));
-        let dir = if plain { dir.into_owned() } else { format!("'{}'", dir.replace('\'', r"'\''")) };
-        format!("oven --region-dir {dir} {rest}")
+        spelt(&self.settings, &self.state, command)
     }
 
     /// The base image of a definition.
@@ -263,6 +239,7 @@ impl Site {
         }
     }
 
+    /// Before anything is made the cloud is asked whether it may be.
     pub async fn checkout(
         &self,
         base: &Base,
@@ -270,6 +247,7 @@ impl Site {
         run: &RunId,
         undo: &Rc<Undo>,
     ) -> Result<Box<dyn Disk>> {
+        self.cloud.ensure_permitted(base).await.context("asking what the role may do")?;
         let step = self.report.step("checkout", format!("checking out the disk of {}", base.id));
         let disk = self.disks.checkout(base, &ask::disk(image, base, run)?, run, undo).await?;
         step.done();
@@ -350,6 +328,30 @@ fn built_in() -> Vec<Box<dyn Distro>> {
     vec![Box::new(oven_debian::Debian), Box::new(oven_redhat::RedHat), Box::new(oven_suse::Suse)]
 }
 
+/// `oven …` with the flags that say where, whatever told it here: elsewhere there may be no such variable or oven.toml.
+fn spelt(settings: &Settings, state: &Path, command: &str) -> String {
+    let Some(rest) = command.strip_prefix("oven ") else { return command.to_owned() };
+    let mut flags = Vec::new();
+    if settings.cloud == AWS {
+        flags.push(("--cloud", AWS.to_owned()));
+        let given = [
+            ("--region", &settings.region),
+            ("--instance-id", &settings.instance_id),
+            ("--zone", &settings.zone),
+        ];
+        flags.extend(given.into_iter().filter_map(|(flag, value)| Some((flag, value.clone()?))));
+    } else if settings.region_dir.is_some() {
+        let dir = std::path::absolute(state).unwrap_or_else(|_| state.to_owned());
+        flags.push(("--region-dir", dir.to_string_lossy().into_owned()));
+    }
+    let plain = |text: &str| text.chars().all(|c| c.is_alphanumeric() || "/._-+@%".contains(c));
+    let quoted = |text: &str| {
+        if plain(text) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
+    };
+    let flags: String = flags.iter().map(|(flag, value)| format!("{flag} {} ", quoted(value))).collect();
+    format!("oven {flags}{rest}")
+}
+
 /// Every file of a definition counts: a region in it would make each bake a new one.
 fn refuse_region_inside(region: &Path, definitions: &[Definition]) -> Result<()> {
     let absolute =
@@ -370,4 +372,27 @@ fn refuse_region_inside(region: &Path, definitions: &[Definition]) -> Result<()>
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_says_where() {
+        let told = |settings: &Settings| spelt(settings, Path::new("/var/x y"), "oven sweep --run 1f");
+        let local = Settings::default();
+        assert_eq!(told(&local), "oven sweep --run 1f");
+        let elsewhere = Settings { region_dir: Some("x y".into()), ..local.clone() };
+        assert_eq!(told(&elsewhere), "oven --region-dir '/var/x y' sweep --run 1f");
+        let aws = Settings { cloud: AWS.into(), ..elsewhere };
+        assert_eq!(told(&aws), "oven --cloud aws sweep --run 1f");
+        let (id, zone) = (Some("i-0123456789abcdef0".into()), Some("eu-west-1a".into()));
+        let given = Settings { region: Some("eu-west-1".into()), instance_id: id, zone, ..aws };
+        assert_eq!(
+            told(&given),
+            "oven --cloud aws --region eu-west-1 --instance-id i-0123456789abcdef0 --zone eu-west-1a sweep --run 1f"
+        );
+        assert_eq!(spelt(&given, Path::new("/"), "rm x"), "rm x");
+    }
 }

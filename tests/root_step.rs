@@ -519,6 +519,58 @@ fn what_a_step_puts_in_a_shims_place_stays() {
     }
 }
 
+/// Of this machine's file system: nothing in it can be made or removed while this lives.
+struct Unchangeable(PathBuf);
+
+impl Unchangeable {
+    fn new(dir: PathBuf) -> Self {
+        let status = Command::new("chattr").arg("+i").arg(&dir).status().expect("these tests need e2fsprogs");
+        assert!(status.success(), "{} is on a file system without attributes", dir.display());
+        Self(dir)
+    }
+}
+
+impl Drop for Unchangeable {
+    fn drop(&mut self) {
+        _ = Command::new("chattr").arg("-i").arg(&self.0).status();
+    }
+}
+
+/// A shim that cannot be removed fails a step that went well, for its image would have it. Of one that failed there is
+/// no image, and its own failure is what is told.
+#[test]
+fn what_cannot_be_removed_after_a_failed_step_is_not_told_instead_of_it() {
+    let image = Image::new();
+    for code in [0, 3] {
+        let mut spec =
+            image.shell(&format!("echo ready; while [ ! -e /tmp/go ]; do sleep 0.02; done; exit {code}"));
+        spec.shims = vec![shim("/usr/sbin/policy-rc.d", "#!/bin/sh\nexit 101\n", 0o755)];
+        let mut guard = None;
+        let ended = block_on(step::run(Path::new(HELPER), &spec, MINUTE, &mut |line| {
+            assert_eq!(line, "ready");
+            guard = Some(Unchangeable::new(image.path("usr/sbin")));
+            fs::write(image.path("tmp/go"), "").unwrap();
+        }));
+        drop(guard);
+        fs::remove_file(image.path("tmp/go")).unwrap();
+        let left = fs::read_dir(image.path("usr/sbin")).unwrap().map(|entry| entry.unwrap().path());
+        let left: Vec<PathBuf> = left.collect();
+        assert_eq!(left.len(), 2, "the removal did not fail: {left:?}");
+        left.iter().for_each(|path| fs::remove_file(path).unwrap());
+        match (code, ended) {
+            (0, Err(error)) => {
+                let text = format!("{error:#}");
+                assert!(
+                    text.contains("clearing the image after a step") && text.contains("policy-rc.d"),
+                    "{text}"
+                );
+            }
+            (_, Ok(exit)) => assert_eq!((code, exit.status), (3, ExitStatus::Exited(3))),
+            (code, Err(error)) => panic!("{code}: {error:#}"),
+        }
+    }
+}
+
 #[test]
 fn hosts_files_are_bound_read_only() {
     let image = Image::new();

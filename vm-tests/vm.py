@@ -2,7 +2,9 @@
 
 The machine is a q35 with an NVMe root disk, as EC2's are, and with root ports for NVMe controllers that come and go by
 QMP, each with a volume's id as its serial. KVM is used where it works, else QEMU's own emulation: slower by ten times,
-and the same otherwise. Needs no root; only Python's standard library, qemu-system-x86_64, ssh and debugfs.
+and the same otherwise. Needs no root; only Python's standard library, qemu-system-x86_64, OVMF, ssh and e2fsprogs.
+
+Run as a program, it hands a guest's connection to the metadata service on: `vm.py PORT`.
 """
 
 import base64
@@ -10,6 +12,7 @@ import ctypes
 import json
 import os
 import re
+import select
 import selectors
 import shlex
 import shutil
@@ -20,12 +23,15 @@ import sys
 import tempfile
 import time
 
-# A guest under emulation boots in 15 to 40 s; four times that, for machines that are busy.
-BOOT_SECONDS = 160
+# A guest under emulation boots in 15 to 40 s; with 17 others waiting for two CPUs it took 212 s.
+BOOT_SECONDS = 400
 # Plugging takes a second at most, also on a busy machine.
 PLUG_SECONDS = 30
 PORTS = 12
 IDLE = ["e2scrub_reap.service", "apt-daily.timer", "apt-daily-upgrade.timer", "fstrim.timer"]
+OVMF = "/usr/share/ovmf/OVMF.fd"
+# EC2's addresses, and those that a guest of ours has instead of its subnet's.
+IMDS, NAMES, HOST, FIRST = "169.254.169.254", "169.254.169.253", "169.254.0.2", "169.254.10.15"
 LIBC = ctypes.CDLL(None, use_errno=True)
 PR_SET_PDEATHSIG = 1
 EC2_SERIAL = "vol0000000000000000"     # of the root disk; 20 characters with the digit that follows
@@ -56,10 +62,10 @@ def lacking():
     """Why there can be no virtual machine here, or None."""
     if os.uname().machine != "x86_64":
         return f"the guests are x86_64, this machine is {os.uname().machine}"
-    for tool in ["qemu-system-x86_64", "ssh", "ssh-keygen", "debugfs"]:
+    for tool in ["qemu-system-x86_64", "ssh", "ssh-keygen", "debugfs", "sfdisk", "mkfs.ext4"]:
         if not shutil.which(tool, path=os.environ["PATH"] + ":/usr/sbin:/sbin"):
             return f"there is no {tool}"
-    return None
+    return None if os.path.exists(OVMF) else f"there is no {OVMF}"
 
 
 def end_on_signals():
@@ -162,14 +168,18 @@ class Vm:
     firmware: "bios" or "efi" boots as EC2 does; None takes kernel and initramfs out of the image, which is quicker.
     root: "nvme"; the image is never written to, except with writable=True.
     ssh: whether a key is handed in for commands.
+    imds: a port of this machine's loopback that answers to the guest's 169.254.169.254:80. Such a guest reaches this
+    machine at HOST.
     """
 
-    def __init__(self, image, firmware=None, memory_mib=1024, ssh=True, forwards=(), extra=(), writable=False):
+    def __init__(self, image, firmware=None, memory_mib=1024, ssh=True, forwards=(), extra=(), writable=False, imds=None):
         self.image, self.firmware, self.memory_mib = str(image), firmware, memory_mib
         self.ssh, self.forwards, self.extra, self.writable = ssh, dict(forwards), list(extra), writable
+        self.imds = imds
         self.dir = self.process = self.qmp = None
         self.volumes = {}
         self.shells = []
+        self.patience = 2
 
     def __enter__(self):
         self.dir = tempfile.mkdtemp(prefix="oven-vm-")
@@ -214,6 +224,7 @@ class Vm:
         disk = f"file={self.image.replace(',', ',,')},if=none,id=root,format=raw,cache=unsafe"
         disk += "" if self.writable else ",snapshot=on"
         boot = "" if self.firmware is None else ",bootindex=0"
+        network = self.network_of_ec2() if self.imds else ""
         command = [
             "qemu-system-x86_64", "-machine", f"q35,accel={accel}", *cpus, "-m", str(self.memory_mib),
             "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
@@ -221,7 +232,7 @@ class Vm:
             "-qmp", f"unix:{self.path('qmp.sock')},server=on,wait=off",
             "-qmp", f"unix:{self.monitor},server=on,wait=off",
             "-drive", disk, "-device", f"nvme,drive=root,serial={EC2_SERIAL}0{boot}",
-            "-netdev", f"user,id=net,hostfwd=tcp:127.0.0.1:{port}-:22{forwards}",
+            "-netdev", f"user,id=net{network},hostfwd=tcp:127.0.0.1:{port}-:22{forwards}",
             "-device", "virtio-net-pci,netdev=net,romfile=",
             # The guest's random numbers, at once: keys are made at its first boot.
             "-device", "virtio-rng-pci",
@@ -237,13 +248,18 @@ class Vm:
             credential = f"value=io.systemd.credential.binary:ssh.authorized_keys.root={public}"
             command += ["-smbios", f"type=11,{credential}"]
         if self.firmware == "efi":
-            command += ["-bios", "/usr/share/ovmf/OVMF.fd"]
+            command += ["-bios", OVMF]
         elif self.firmware is None:
             command += self.direct_boot()
         self.process = subprocess.Popen(
             command + self.extra, stdin=subprocess.DEVNULL, preexec_fn=child_of_ours,
             env={**os.environ, "TMPDIR": self.dir})
         self.qmp = Qmp(self.path("qmp.sock"), time.monotonic() + 20)
+
+    def network_of_ec2(self):
+        """The addresses that instances know, in a network that has them all."""
+        hand_on = shlex.join([sys.executable, "-I", os.path.abspath(__file__), str(self.imds)]).replace(",", ",,")
+        return f",net=169.254.0.0/16,host={HOST},dns={NAMES},dhcpstart={FIRST},guestfwd=tcp:{IMDS}:80-cmd:{hand_on}"
 
     def direct_boot(self):
         """Kernel and initramfs as files, out of the image's first partition; nothing is mounted."""
@@ -273,19 +289,24 @@ class Vm:
             "-o", "ConnectTimeout=10", "-o", f"ControlPath={self.path('ssh.sock')}", "-o", "ControlMaster=auto",
             "-o", "ControlPersist=600", "root@127.0.0.1", *command]
 
+    def answers(self):
+        """Whether ssh works by now. QEMU takes connections before anybody listens in the guest."""
+        if self.process.poll() is not None:
+            raise Failed(f"QEMU ended with {self.process.returncode}\n{self.console()[-2000:]}")
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=self.patience) as probe:
+                if probe.recv(4) != b"SSH-":
+                    return False
+        except OSError:
+            # On a busy machine sshd itself takes seconds to greet.
+            self.patience = min(self.patience + 0.5, 15)
+            return False
+        done = subprocess.run(self.ssh_command("true"), capture_output=True, stdin=subprocess.DEVNULL, timeout=60,
+                              check=False, preexec_fn=child_of_ours)
+        return done.returncode == 0
+
     def wait_for_ssh(self, seconds=BOOT_SECONDS):
-        deadline = time.monotonic() + seconds
-        while True:
-            if self.process.poll() is not None:
-                raise Failed(f"QEMU ended with {self.process.returncode}\n{self.console()[-2000:]}")
-            done = subprocess.run(
-                self.ssh_command("true"), capture_output=True, stdin=subprocess.DEVNULL, timeout=60, check=False,
-                preexec_fn=child_of_ours)
-            if done.returncode == 0:
-                return
-            if time.monotonic() > deadline:
-                raise Failed(f"no ssh within {seconds} s: {done.stderr.decode()}\n{self.console()[-2000:]}")
-            time.sleep(0.25)
+        wait_for_all([self], seconds)
 
     def run(self, command, seconds=60, check=True, stream=False):
         """Runs a shell's command as root, and answers (status, output)."""
@@ -355,6 +376,20 @@ class Vm:
         self.finish_unplug(volume)
 
 
+def wait_for_all(machines, seconds=BOOT_SECONDS):
+    """Until there is ssh on each. Answers how long each took from now on, by the machines' order."""
+    began = time.monotonic()
+    took = {}
+    while len(took) < len(machines):
+        for machine in machines:
+            if machine not in took and machine.answers():
+                took[machine] = time.monotonic() - began
+            elif machine not in took and time.monotonic() - began > seconds:
+                raise Failed(f"no ssh within {seconds} s\n{machine.console()[-2000:]}")
+        time.sleep(0.1)
+    return [took[machine] for machine in machines]
+
+
 class Talk:
     def __init__(self, command):
         self.process = subprocess.Popen(
@@ -396,3 +431,25 @@ def main(run):
         say(f"FAILED: {failed}")
         return 1
     return 0
+
+
+def hand_on(port):
+    """Standard input and output are a guest's connection; it goes on to this port here."""
+    with socket.create_connection(("127.0.0.1", port)) as there:
+        sources = [0, there]
+        while there in sources:
+            for source in select.select(sources, [], [])[0]:
+                data = os.read(0, 65536) if source == 0 else there.recv(65536)
+                if not data:
+                    sources.remove(source)
+                    if source == 0:
+                        there.shutdown(socket.SHUT_WR)
+                elif source == 0:
+                    there.sendall(data)
+                else:
+                    while data:
+                        data = data[os.write(1, data):]
+
+
+if __name__ == "__main__":
+    hand_on(int(sys.argv[1]))

@@ -28,7 +28,8 @@ pub fn judge(holder: &Image, spec: &ImageSpec) -> Verdict {
         _ if !(same(tag::FINGERPRINT) && same(tag::CHECKSUM)) || holder.architecture != spec.architecture => {
             let text = format!("the name {name} is taken by {id}, which is another image");
             let hint = format!(
-                "Look at it: oven images show {id}. Remove it (oven images remove {id}), or change the definition's name."
+                "Look at it: oven images show {id}. Remove it (oven images remove {id}; in AWS: aws ec2 deregister-image \
+                 --image-id {id}), or change the definition's name."
             );
             return Verdict::Refuse(Kind::Cloud.failure(text).hint(hint).into());
         }

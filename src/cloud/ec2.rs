@@ -1,16 +1,18 @@
 //! EC2: the same two traits, over AWS's SDK. No type of the SDK leaves this module.
 //!
-//! There is one layer that sends calls again ([`call`]), with one table of error classes ([`class`]). A call without a
+//! There is one layer that sends calls again (`call`), with one table of error classes (`class`). A call without a
 //! client token is sent once, and what it may have done is looked up: `CreateSnapshot` by volume and run,
 //! `RegisterImage` by name, `AttachVolume` by the volume's state. What changes something goes on when the story is
-//! stopped in the middle of it ([`made`]), so that the debts know what there is to remove.
+//! stopped in the middle of it (`made`), so that the debts know what there is to remove.
 
 mod attach;
 mod base;
 mod call;
 mod class;
+mod connection;
 mod convert;
 mod documents;
+mod here;
 mod images;
 mod made;
 mod names;
@@ -76,12 +78,11 @@ struct Inner {
     options: Options,
     /// Whether EC2 ever answered: an endpoint that never did is a wrong one.
     answered: Cell<bool>,
-    /// When ids that we made came into being.
-    born: RefCell<HashMap<String, Instant>>,
+    /// When ids that we made came into being, and whether EC2 has shown them since.
+    born: RefCell<HashMap<String, (Instant, bool)>>,
     made: made::Made,
     names: RefCell<names::Names>,
-    /// The access key id that requests are signed with: it tells one role from another.
-    key: permissions::Signer,
+    wire: connection::Wire,
 }
 
 /// Also in the user agent: CloudTrail shows who called.
@@ -105,22 +106,27 @@ impl Ec2 {
             let hint = "Give --region, set AWS_REGION, or give the profile one.";
             return Err(Kind::Machine.failure("no AWS region is set").hint(hint).into());
         }
-        Ok(Self::new(Config::new(&shared), Some(shared), options))
+        Ok(Self::with_shared(shared, options))
     }
 
-    /// With a ready configuration: for tests. Timeouts and retries are oven's own in any case.
+    /// With a ready configuration, for SSM and credentials, too: for tests.
+    pub fn with_shared(shared: SdkConfig, options: Options) -> Self {
+        Self::new(Config::new(&shared), Some(shared), options)
+    }
+
+    /// With a ready configuration of EC2 alone: for tests. Timeouts and retries are oven's own in any case.
     pub fn with_config(config: Config, options: Options) -> Self {
         Self::new(config, None, options)
     }
 
     fn new(config: Config, shared: Option<SdkConfig>, options: Options) -> Self {
-        let key = permissions::Signer::default();
+        let wire = connection::Wire::default();
         // One layer that retries: the SDK's own would send CreateSnapshot three times.
         let config = config
             .to_builder()
             .retry_config(RetryConfig::disabled())
             .timeout_config(timeouts(&options.pace))
-            .interceptor(key.clone())
+            .interceptor(wire.clone())
             .build();
         Self(Rc::new(Inner {
             client: RefCell::new(Client::from_conf(config.clone())),
@@ -131,7 +137,7 @@ impl Ec2 {
             born: RefCell::default(),
             made: made::Made::default(),
             names: RefCell::default(),
-            key,
+            wire,
         }))
     }
 
@@ -153,7 +159,9 @@ impl Ec2 {
     fn ssm(&self) -> Option<aws_sdk_ssm::Client> {
         let config = aws_sdk_ssm::config::Builder::from(self.0.shared.as_ref()?);
         let retry = aws_sdk_ssm::config::retry::RetryConfig::disabled();
-        Some(aws_sdk_ssm::Client::from_conf(config.retry_config(retry).build()))
+        // Credentials of its own: those that were cached may be too old.
+        let config = config.retry_config(retry).identity_cache(IdentityCache::lazy().build());
+        Some(aws_sdk_ssm::Client::from_conf(config.build()))
     }
 
     /// Forgets the credentials in use, and takes new ones.
@@ -178,13 +186,34 @@ impl Ec2 {
 
     /// Remembers when an id came into being.
     fn born(&self, id: &str) {
-        self.0.born.borrow_mut().entry(id.to_owned()).or_insert_with(Instant::now);
+        self.0.born.borrow_mut().entry(id.to_owned()).or_insert_with(|| (Instant::now(), false));
+    }
+
+    /// EC2 shows these.
+    fn seen<'a>(&self, ids: impl Iterator<Item = &'a str>) {
+        let mut born = self.0.born.borrow_mut();
+        ids.for_each(|id| {
+            if let Some((_, seen)) = born.get_mut(id) {
+                *seen = true;
+            }
+        });
+    }
+
+    /// Whether we made it so recently that EC2 may not know it everywhere, and it never was seen: "not found" does not
+    /// say that it is not there.
+    fn is_unseen(&self, id: &str) -> bool {
+        let visible = self.pace().visible;
+        self.0.born.borrow().get(id).is_some_and(|(born, seen)| !seen && born.elapsed() < visible)
     }
 
     /// Whether a text names something that we made so recently that EC2 may not show it everywhere yet.
     fn is_new(&self, what: &str) -> bool {
         let visible = self.pace().visible;
-        self.0.born.borrow().iter().any(|(id, born)| born.elapsed() < visible && what.contains(id.as_str()))
+        self.0
+            .born
+            .borrow()
+            .iter()
+            .any(|(id, (born, _))| born.elapsed() < visible && what.contains(id.as_str()))
     }
 
     fn instance(&self) -> Result<&str> {
@@ -259,8 +288,13 @@ impl Cloud for Ec2 {
         self.stale(older_than).await
     }
 
-    async fn ensure_permitted(&self) -> Result<()> {
-        self.ensure_essentials().await
+    async fn ensure_permitted(&self, base: &Base) -> Result<()> {
+        self.ensure_here().await?;
+        self.ensure_essentials(base).await
+    }
+
+    async fn connection(&self) -> Vec<(String, Result<()>)> {
+        self.judge_connection().await
     }
 
     async fn permissions(&self) -> Result<Vec<Permission>> {

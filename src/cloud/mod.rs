@@ -337,10 +337,15 @@ pub trait Cloud {
     /// what it left is older than `older_than`.
     async fn stale_runs(&self, older_than: Option<Duration>) -> Result<Vec<StaleRun>>;
 
-    /// Fails, with [`Kind::Cloud`](crate::error::Kind::Cloud), where a bake could not even begin, or not end, for
-    /// want of permission. Cheap: asked before every bake that is a miss. A local region permits everything.
-    async fn ensure_permitted(&self) -> Result<()> {
+    /// Fails, with [`Kind::Cloud`](crate::error::Kind::Cloud), where a bake on this base could not even begin, or not
+    /// end, for want of permission. Cheap: asked before every bake that is a miss. A local region permits everything.
+    async fn ensure_permitted(&self, _: &Base) -> Result<()> {
         Ok(())
+    }
+
+    /// What was looked at of the way to the cloud (credentials, endpoint, clock), and what is wrong with it.
+    async fn connection(&self) -> Vec<(String, Result<()>)> {
+        Vec::new()
     }
 
     /// Every permission that oven needs here, judged.

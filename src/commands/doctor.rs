@@ -2,22 +2,37 @@
 
 use super::{End, answer};
 use crate::cli::Global;
+use crate::cloud::{Permission, Verdict};
 use crate::error::{Kind, SUCCESS};
-use crate::machine;
+use crate::machine::{self, Check};
 use crate::report::Report;
-use crate::site::{Site, Use};
+use crate::site::{Findings, Site};
 use anyhow::Result;
 use serde_json::json;
+use std::collections::BTreeMap;
+use std::path::Path;
 
 pub async fn run(global: &Global, report: &Report) -> Result<End> {
-    let site = Site::of(global, &[], report.clone(), Use::Builds).await;
-    let mut checks = machine::checks();
+    let in_a_directory = Site::has_loops(global, None);
+    let (findings, site) = Site::examine(global, report).await;
+    let mut checks = machine::checks(in_a_directory);
     checks.push(machine::growing());
-    checks.extend(machine::egress());
-    checks.push(machine::region(&site));
+    checks.extend(machine::egress(!in_a_directory));
+    match &site {
+        Ok(site) if !in_a_directory => checks.push(machine::state(&site.state)),
+        _ => checks.push(machine::region(&site)),
+    }
     // What lacks something would fail for that reason, which is said.
-    if let (Ok(site), false) = (&site, checks.iter().any(|check| check.lacks())) {
+    if let (Ok(site), false) = (&site, checks.iter().any(Check::lacks)) {
         checks.extend(machine::trial(site).await);
+    }
+    let mut permissions = Vec::new();
+    if !in_a_directory {
+        checks.extend(findings.iter().map(check));
+        checks.extend(machine::patience(Path::new("/sys")));
+        if let Ok(site) = &site {
+            checks.extend(cloud(site, &mut permissions).await?);
+        }
     }
     let lacking = checks.iter().filter(|check| check.lacks()).count();
     if !global.json {
@@ -31,5 +46,79 @@ pub async fn run(global: &Global, report: &Report) -> Result<End> {
         }
     }
     let code = if lacking == 0 { SUCCESS } else { Kind::Machine as u8 };
-    Ok(End { code, result: json!({"fit": lacking == 0, "checks": checks}) })
+    let mut result = json!({"fit": lacking == 0, "checks": checks});
+    if !in_a_directory {
+        result["permissions"] = json!(permissions);
+    }
+    Ok(End { code, result })
+}
+
+fn check((what, told): &(String, Result<()>)) -> Check {
+    Check::tried(what, told, "")
+}
+
+/// The way to the cloud, and if there is one, what the role may do at its end.
+async fn cloud(site: &Site, permissions: &mut Vec<Permission>) -> Result<Vec<Check>> {
+    let way: Findings = site.cloud.connection().await;
+    let mut checks: Vec<Check> = way.iter().map(check).collect();
+    if checks.iter().any(Check::lacks) {
+        checks.push(Check::note("permissions", false, "they are not asked for without a way to EC2"));
+    } else {
+        *permissions = site.cloud.permissions().await?;
+        checks.extend(judged(permissions));
+    }
+    Ok(checks)
+}
+
+/// In few lines: what is granted, all that is missing, and what could not be judged for the same reason.
+fn judged(permissions: &[Permission]) -> Vec<Check> {
+    let (mut granted, mut missing, mut unknown) = (Vec::new(), Vec::new(), BTreeMap::<_, Vec<&str>>::new());
+    for Permission { action, verdict } in permissions {
+        match verdict {
+            Verdict::Granted => granted.push(action.as_str()),
+            Verdict::Missing => missing.push(action.as_str()),
+            Verdict::Unknown(why) => unknown.entry(why).or_default().push(action),
+        }
+    }
+    let mut checks = Vec::new();
+    if !granted.is_empty() {
+        checks.push(Check::new(&format!("permitted: {}", granted.join(", ")), true, "", ""));
+    }
+    if !missing.is_empty() {
+        let why = format!("the role may not {}", missing.join(", "));
+        checks.push(Check::new("permissions", false, why, "`oven policy` prints the least policy."));
+    }
+    let unjudged = |(why, actions): (&String, Vec<&str>)| {
+        Check::note(&format!("perhaps permitted: {}", actions.join(", ")), false, why)
+    };
+    checks.extend(unknown.into_iter().map(unjudged));
+    checks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_that_is_missing_is_told_at_once_and_what_is_not_known() {
+        let of = |action: &str, verdict| Permission { action: action.to_owned(), verdict };
+        let why = || Verdict::Unknown("no such thing".to_owned());
+        let told = judged(&[
+            of("ec2:A", Verdict::Granted),
+            of("ec2:B", Verdict::Missing),
+            of("ec2:C", why()),
+            of("ec2:D", Verdict::Missing),
+            of("ec2:E", why()),
+        ]);
+        let lines: Vec<String> = told.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            lines,
+            [
+                "ok     permitted: ec2:A",
+                "lacks  permissions: the role may not ec2:B, ec2:D. `oven policy` prints the least policy.",
+                "note   perhaps permitted: ec2:C, ec2:E: no such thing",
+            ]
+        );
+        assert_eq!(told.iter().filter(|check| check.lacks()).count(), 1);
+    }
 }

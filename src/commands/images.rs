@@ -28,6 +28,7 @@ async fn list(global: &Global, site: &Site, name: Option<&str>) -> Result<End> {
         Some(name) if !none => {
             site.report.note(format!("no image is named {name}, and none is of a family of that name"));
         }
+        _ if site.region.is_none() => site.report.note("no images that oven baked: `oven bake` makes one"),
         _ => site.report.note("no images: `oven import` makes a base image, `oven bake` the others"),
     }
     if !global.json {

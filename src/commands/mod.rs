@@ -7,12 +7,14 @@ mod images;
 mod import;
 mod plan;
 mod plugin;
+mod policy;
 mod shell;
 mod sweep;
 
 use crate::cli::{Cli, Global, Verb};
 use crate::error::{self, Kind, SUCCESS};
 use crate::report::{Level, Report, Style};
+use crate::site::Site;
 use crate::{scratch, stop};
 use anyhow::{Error, Result};
 use clap::{CommandFactory, Parser};
@@ -54,7 +56,7 @@ pub fn run(args: Vec<OsString>) -> u8 {
         Err(error) => return usage(&args, &error),
     };
     let report = report(&cli.global);
-    let result = prepare(&cli.verb).and_then(|()| {
+    let result = prepare(&cli).and_then(|()| {
         tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(dispatch(&cli, &report))
     });
     let end = result.unwrap_or_else(|error| {
@@ -77,13 +79,15 @@ fn usage(args: &[OsString], error: &clap::Error) -> u8 {
 }
 
 /// What has to happen before the runtime exists: namespaces belong to threads.
-fn prepare(verb: &Verb) -> Result<()> {
-    if matches!(verb, Verb::Bake(_) | Verb::Shell(_)) {
-        crate::machine::ensure_fit()?;
-        crate::root::step::private_mounts()?;
-        scratch::make()?;
-    }
-    Ok(())
+fn prepare(cli: &Cli) -> Result<()> {
+    let definition = match &cli.verb {
+        Verb::Bake(args) => args.definitions.first(),
+        Verb::Shell(_) => None,
+        _ => return Ok(()),
+    };
+    crate::machine::ensure_fit(Site::has_loops(&cli.global, definition))?;
+    crate::root::step::private_mounts()?;
+    scratch::make()
 }
 
 async fn dispatch(cli: &Cli, report: &Report) -> Result<End> {
@@ -100,6 +104,7 @@ async fn dispatch(cli: &Cli, report: &Report) -> Result<End> {
         Verb::Shell(args) => shell::run(global, args, report, stop::signals(report)?).await,
         Verb::Sweep(args) => sweep::run(global, args, report).await,
         Verb::Doctor => doctor::run(global, report).await,
+        Verb::Policy(args) => Ok(policy::run(global, args)),
         Verb::Completions { shell } => Ok(completions(global, *shell)),
     }
 }

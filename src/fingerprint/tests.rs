@@ -54,10 +54,10 @@ fn the_json_is_canonical() {
         r#"{"architecture":"x86_64","base":{"id":"ami-0123456789abcdef0","snapshot":"snap-0123456789abcdef0"},"#,
         r#""checksum":"6888762048223e8edbf42063b22f5f65241e8a60","#,
         r#""files":{"image.toml":{"sha1":"f9a431db20c0a86b8fbc1e9ab4261ce3997ca3c4"},"#,
-        r#""setup.sh":{"executable":true,"sha1":"bd971bec88149956458a10fc9c5ecb3eb99dd452"}},"format":2}"#
+        r#""setup.sh":{"executable":true,"sha1":"bd971bec88149956458a10fc9c5ecb3eb99dd452"}},"format":2,"name":"web"}"#
     );
     assert_eq!(inputs.to_json(), expected);
-    assert_eq!(inputs.fingerprint(), "a05e11f9ed9200ab440b7afe764051be629baa46");
+    assert_eq!(inputs.fingerprint(), "7aa5cf9dad7f91e682ea2ffd2ca15e38aed54e00");
     let parsed: serde_json::Value = serde_json::from_str(expected).unwrap();
     let sorted: BTreeMap<String, serde_json::Value> = serde_json::from_value(parsed).unwrap();
     assert_eq!(serde_json::to_string(&sorted).unwrap(), expected, "the fields are declared in another order");
@@ -103,7 +103,11 @@ fn provisioners_and_variables_count() {
     }
     let vars = "[vars]\nx = \"1\"\ny = \"2\"";
     let plain = of(vars, &[]);
-    assert!(plain.to_json().ends_with(r#""format":2,"vars":{"x":"1","y":"2"}}"#), "{}", plain.to_json());
+    assert!(
+        plain.to_json().ends_with(r#""format":2,"name":"web","vars":{"x":"1","y":"2"}}"#),
+        "{}",
+        plain.to_json()
+    );
     assert_eq!(of(vars, &[("x", "1")]).fingerprint(), plain.fingerprint(), "the same, said twice");
     let other = of(vars, &[("x", "3")]);
     assert_ne!(other.fingerprint(), plain.fingerprint());
@@ -149,6 +153,31 @@ fn a_secrets_value_does_not_count() {
         ),
         "{text}"
     );
+}
+
+/// A family is told by its directory's name where the definition says none: then no file tells it.
+#[test]
+fn of_two_families_with_equal_files_each_has_its_own_images() {
+    let (top, web) = web(&[("setup.sh", "x")]);
+    for (path, content) in [("image.toml", "from = \"ami-0123456789abcdef0\"\n"), ("setup.sh", "x")] {
+        write(top.path(), &format!("shop/{path}"), content);
+        write(top.path(), &format!("elsewhere/web/{path}"), content);
+    }
+    let of = |dir: &str| inputs(&Definition::load(&top.path().join(dir)).unwrap());
+    let (web, shop, same) = (inputs(&web), of("shop"), of("elsewhere/web"));
+    assert_eq!(web.checksum(), shop.checksum());
+    assert_ne!(web.fingerprint(), shop.fingerprint());
+    assert_eq!(web.fingerprint(), same.fingerprint());
+}
+
+/// What older images keep can still be compared with.
+#[test]
+fn inputs_without_a_family_are_read() {
+    let (_top, image) = web(&[("x", "1")]);
+    let inputs = inputs(&image);
+    let json = inputs.to_json().replace(r#","name":"web""#, "");
+    assert!(!json.contains("web"));
+    assert_eq!(explain(&OldInputs::of(Some(&json), None).unwrap(), &inputs), Vec::<String>::new());
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use super::Check;
 use crate::disk::loopdev;
+use crate::root::execute::Guard;
 use crate::root::step::{self, ExitStatus, Spec};
 use crate::scratch;
 use crate::site::Site;
@@ -16,16 +17,20 @@ const DISK: u64 = 1 << 20;
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// No image has it, and this one has nothing.
 const PROGRAM: &str = "/oven-doctor";
+const PRIVILEGED: &str = "In a container: run it privileged.";
 
-/// An empty disk in the region, and contained steps in an empty image. Nothing of it stays; the mounts are this
+/// An empty disk in a local region, and contained steps in an empty image. Nothing of it stays; the mounts are this
 /// process's own.
 pub async fn trial(site: &Site) -> Vec<Check> {
-    let mut checks = vec![Check::tried("a disk in the region", &disk(&site.state).await)];
+    let mut checks = Vec::new();
+    if site.region.is_some() {
+        checks.push(Check::tried("a disk in the region", &disk(&site.state).await, PRIVILEGED));
+    }
     let root = empty_image();
-    checks.push(Check::tried("mounts of its own", &root));
+    checks.push(Check::tried("mounts of its own", &root, PRIVILEGED));
     let Ok(root) = root else { return checks };
     for (what, network) in [("a contained step", false), ("a contained step with the network", true)] {
-        checks.push(Check::tried(what, &step(site, &root, network, false).await));
+        checks.push(Check::tried(what, &step(site, &root, network, false).await, PRIVILEGED));
     }
     let throwaway = step(site, &root, false, true).await;
     let note =
@@ -60,7 +65,7 @@ async fn step(site: &Site, root: &Path, network: bool, throwaway: bool) -> Resul
         env: BTreeMap::new(),
         cwd: "/".to_owned(),
         network,
-        fenced: false,
+        fenced: network && site.guard() == Guard::Required,
         resolv_conf: None,
         shims: Vec::new(),
         binds: Vec::new(),

@@ -26,8 +26,12 @@ impl Distro for Nothing {
             timeout: 60,
         };
         let steps = vec![
-            step(Phase::Fetch, "looking at certificates", "cat ${SSL_CERT_FILE:-/dev/null}"),
-            step(Phase::Install, "writing a file", "echo baked > /etc/baked; mkdir -p /var/lib/x"),
+            step(Phase::Fetch, "looking at certificates", "cat ${SSL_CERT_FILE:-/dev/null}; busybox env"),
+            step(
+                Phase::Install,
+                "writing a file",
+                "echo baked > /etc/baked; mkdir -p /var/lib/x; busybox env",
+            ),
         ];
         let shim = Shim {
             path: "/usr/sbin/policy-rc.d".into(),

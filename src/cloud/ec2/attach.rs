@@ -6,13 +6,14 @@ use super::call::done;
 use super::class::{ATTACH_VOLUME, Class, DETACH_VOLUME, MODIFY_INSTANCE_ATTRIBUTE};
 use super::convert::filter;
 use super::volumes::{Attachment, attachment, state_of};
-use crate::cloud::VolumeId;
 use crate::cloud::wait::{Policy, Probe, until};
+use crate::cloud::{VolumeId, nvme};
 use crate::disk::Device;
 use crate::error::Kind;
 use anyhow::{Context, Result};
 use aws_sdk_ec2::types::{self, VolumeAttachmentState, VolumeState};
 use std::collections::BTreeSet;
+use std::path::Path;
 use tokio::time::Instant;
 
 impl Ec2 {
@@ -130,7 +131,7 @@ impl Ec2 {
                     Some((to, device)) if to == instance => return Ok(device),
                     Some((to, device)) => {
                         let text = format!("{volume} is attached to {to} as {device}");
-                        return Err(Kind::Cloud.error(format!("VolumeInUse: {text}")));
+                        return Err(anyhow::Error::from(refused).context(text));
                     }
                     // Not attached, by several looks: the call did nothing. Sent again once it is safe: a volume that
                     // is attached after all is refused, and looked at again.
@@ -174,7 +175,15 @@ impl Ec2 {
                 Some(device) => Probe::Ready(Ok(device)),
                 None if Instant::now() >= deadline => {
                     let time = humantime::format_duration(self.pace().device);
-                    let text = format!("EC2 says that {volume} is attached as {name}, and this machine shows no such device after {time}");
+                    let shown = match nvme::list(Path::new("/sys")) {
+                        Ok(disks) if disks.is_empty() => "it has no NVMe disk at all".to_owned(),
+                        Ok(disks) => format!("its NVMe disks are {}", disks.join("; ")),
+                        Err(error) => format!("and its NVMe disks cannot be listed: {error:#}"),
+                    };
+                    let text = format!(
+                        "EC2 says that {volume} is attached as {name}, and this machine shows no such device after {time}: \
+                         {shown}"
+                    );
                     let hint = "Is this the instance that it was attached to (--instance-id)? See `oven doctor`.";
                     Probe::Ready(Err(Kind::Cloud.failure(text).hint(hint).into()))
                 }

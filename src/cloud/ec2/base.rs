@@ -78,6 +78,12 @@ impl Ec2 {
         };
         match described.await {
             Ok(images) => images.into_iter().next().ok_or_else(|| absent("EC2 does not know it")),
+            // So EC2 says of one that its owner does not share.
+            Err(refused)
+                if refused.is("AuthFailure") && refused.message.contains("Not authorized for image") =>
+            {
+                Err(absent(&refused.to_string()))
+            }
             Err(refused) if refused.code.as_deref().is_some_and(|code| code.starts_with("InvalidAMIID")) => {
                 Err(absent(&refused.to_string()))
             }
@@ -133,8 +139,9 @@ impl Ec2 {
 
     /// The id in an SSM parameter: the value itself, or `image_id` of a JSON object.
     async fn parameter(&self, from: &BaseRef, name: &str) -> Result<String> {
-        let client = self.ssm().context("SSM is not configured")?;
+        self.ssm().context("SSM is not configured")?;
         let send = async || {
+            let client = self.ssm().expect("it is configured");
             let sent = client.get_parameter().name(name).send().await;
             sent.map_err(|error| Refused::of(&GET_PARAMETER, name, error))
         };
@@ -213,7 +220,7 @@ fn judge(
         let when = image.deprecation_time.as_deref().unwrap_or("now");
         return refuse(
             &format!("its owner deprecated it ({when})"),
-            "Take a newer one, or allow it: deprecated = true beside the id.",
+            &format!("Take a newer one, or allow it: {{ id = \"{id}\", deprecated = true }}."),
         );
     }
     if image.root_device_type == Some(types::DeviceType::InstanceStore) {
@@ -242,6 +249,12 @@ fn judge(
         return refuse(&why, hint);
     }
     let root_device = image.root_device_name.clone().unwrap_or_default();
+    let is_root =
+        |mapping: &&types::BlockDeviceMapping| mapping.device_name.as_deref() == Some(&*root_device);
+    if image.block_device_mappings().iter().filter(is_root).count() > 1 {
+        let why = format!("it maps several things to its root device {root_device:?}");
+        return refuse(&why, "Take another base image.");
+    }
     let Some(root) = convert::root(image) else {
         let why = format!("it maps nothing to its root device {root_device:?}");
         return refuse(&why, "Take another base image.");
@@ -308,6 +321,10 @@ mod tests {
     const ID: &str = "ami-0123456789abcdef0";
     const SNAPSHOT: &str = "snap-0123456789abcdef0";
 
+    fn swap() -> types::BlockDeviceMapping {
+        types::BlockDeviceMapping::builder().device_name("/dev/sdb").virtual_name("ephemeral0").build()
+    }
+
     fn good() -> ImageBuilder {
         let root = types::EbsBlockDevice::builder()
             .snapshot_id(SNAPSHOT)
@@ -315,8 +332,6 @@ mod tests {
             .volume_type(types::VolumeType::Gp3)
             .iops(3000)
             .encrypted(false);
-        let swap =
-            types::BlockDeviceMapping::builder().device_name("/dev/sdb").virtual_name("ephemeral0").build();
         let mapping = types::BlockDeviceMapping::builder().device_name("/dev/xvda").ebs(root.build()).build();
         types::Image::builder()
             .image_id(ID)
@@ -327,7 +342,7 @@ mod tests {
             .root_device_type(types::DeviceType::Ebs)
             .root_device_name("/dev/xvda")
             .block_device_mappings(mapping)
-            .block_device_mappings(swap)
+            .block_device_mappings(swap())
             .boot_mode(types::BootModeValues::UefiPreferred)
             .ena_support(true)
             .sriov_net_support("simple")
@@ -382,6 +397,11 @@ mod tests {
             (good().architecture(ArchitectureValues::I386), Kind::Definition, "architecture is i386"),
             (good().product_codes(code), Kind::Definition, "product code abc123"),
             (good().root_device_name("/dev/sda1"), Kind::Definition, "maps nothing to its root device"),
+            (
+                good().root_device_name("/dev/sdb").block_device_mappings(swap()),
+                Kind::Definition,
+                "maps several things",
+            ),
             (good().set_block_device_mappings(None), Kind::Definition, "maps nothing"),
             (good().image_allowed(false), Kind::Definition, "Allowed AMIs"),
             (good().deprecation_time("2026-01-01T00:00:00.000Z"), Kind::Definition, "deprecated it"),

@@ -2,16 +2,16 @@
 
 use super::Ec2;
 use super::class::{Action, Class, class_of, hint_of};
+use super::connection::{ahead, clock_is_off};
 use crate::error::Kind;
 use anyhow::Error;
 use aws_sdk_ec2::Client;
-use aws_sdk_ec2::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
+use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_ec2::operation::RequestId;
-use aws_sdk_ec2::primitives::{DateTime, DateTimeFormat};
 use std::fmt;
 use std::future::Future;
 use std::ops::Deref;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 /// What a call did not succeed with.
@@ -49,24 +49,28 @@ impl Refused {
         E: ProvideErrorMetadata + std::error::Error + 'static,
     {
         let status = error.raw_response().map(|answer| answer.status().as_u16());
-        let date = error.raw_response().and_then(|answer| answer.headers().get("date"));
-        let ahead =
-            date.and_then(|date| DateTime::from_str(date, DateTimeFormat::HttpDate).ok()).and_then(|date| {
-                let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
-                Some(date.secs() - i64::try_from(now.as_secs()).ok()?)
-            });
+        let ahead = error.raw_response().and_then(|answer| answer.headers().get("date")).and_then(ahead);
         let meta = error.as_service_error().map(|error| error.meta());
         let code = meta.and_then(|meta| meta.code()).map(str::to_owned);
-        let request = meta.and_then(|meta| meta.request_id()).map(str::to_owned);
+        // A proxy's answer, or one that says nothing, may still have EC2's header; the Query API tells it in the body.
+        let header = error.raw_response().and_then(|answer| answer.headers().get("x-amzn-requestid"));
+        let body = error.raw_response().and_then(|answer| std::str::from_utf8(answer.body().bytes()?).ok());
+        let told = body.and_then(|body| Some(body.split_once("<RequestID>")?.1.split_once('<')?.0));
+        let request = meta.and_then(|meta| meta.request_id()).or(header).or(told).map(str::to_owned);
         let message = match meta.and_then(|meta| meta.message()) {
             // A policy's refusal ends in a kilobyte that only `aws sts decode-authorization-message` can read.
             Some(message) => {
                 message.split(" Encoded authorization failure message").next().unwrap_or("").to_owned()
             }
-            None => DisplayErrorContext(&error).to_string(),
+            // Of a proxy, or half of an answer.
+            None if status.is_some() => {
+                format!("an answer with HTTP status {}: {}", status.unwrap_or(0), causes(&error))
+            }
+            None => causes(&error),
         };
         let class = match &error {
-            _ if lacks_credentials(&error) => Class::Expired,
+            // Only where nobody answered: EC2's own refusals speak of credentials and identities, too.
+            _ if status.is_none() && lacks_credentials(&error) => Class::Expired,
             // Not sent: a wrong parameter.
             SdkError::ConstructionFailure(_) => Class::Terminal,
             SdkError::DispatchFailure(failure) if failure.is_user() => Class::Terminal,
@@ -96,16 +100,29 @@ impl Refused {
             });
         };
         let clock = matches!(code.as_str(), "RequestExpired" | "AuthFailure" | "SignatureDoesNotMatch");
-        match self.ahead {
-            // Signatures are good for five minutes.
-            Some(ahead) if clock && ahead.abs() > 240 => {
-                let word = if ahead > 0 { "behind" } else { "ahead of" };
-                let off = humantime::format_duration(Duration::from_secs(ahead.unsigned_abs()));
-                Some(format!("This machine's clock is {off} {word} AWS's: set it (see `timedatectl`)."))
-            }
-            _ => hint_of(code, &self.message).map(str::to_owned),
+        match self.ahead.filter(|_| clock).and_then(clock_is_off) {
+            Some((text, hint)) => Some(format!("It may be that {text}. {hint}")),
+            None => hint_of(code, &self.message).map(str::to_owned),
         }
     }
+}
+
+/// Words of the SDK that say no more than that something went wrong.
+const EMPTY: [&str; 5] = ["dispatch failure", "io error", "other", "service error", "unhandled error"];
+
+/// What went wrong, from the call down to its cause, for people: without the SDK's types.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut causes: Vec<String> = Vec::new();
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let text = error.to_string();
+        // Some causes are told by what they caused.
+        if !EMPTY.contains(&text.as_str()) && !causes.last().is_some_and(|last| last.contains(&text)) {
+            causes.push(text);
+        }
+        cause = error.source();
+    }
+    if causes.is_empty() { error.to_string() } else { causes.join(": ") }
 }
 
 /// No credentials were found, or they could not be fetched. The SDK tells it among what went wrong with the connection.
@@ -213,7 +230,8 @@ impl Ec2 {
                 }
                 Class::Lost if action.twice && self.has_answered() => pace.outage,
                 Class::Lost if action.twice => pace.unreachable,
-                Class::NotYet if refused.is_about_state() || self.is_new(what) => {
+                // Where nothing is named (a dry run), there is nothing to wait for.
+                Class::NotYet if !what.is_empty() && (refused.is_about_state() || self.is_new(what)) => {
                     pause = pause.min(pace.longest).max(pace.look);
                     pace.visible
                 }

@@ -143,6 +143,16 @@ const HINTS: &[(&str, &str, &str)] = &[
     ("InvalidClientTokenId", "", "The access key does not exist, or is of another partition."),
     ("UnrecognizedClientException", "", "The access key does not exist, or is of another partition."),
     ("SignatureDoesNotMatch", "", "The secret key is wrong, or this machine's clock is: see `timedatectl`."),
+    (
+        "ExpiredToken*",
+        "",
+        "Renew the credentials (`aws sso login`, say), or bake on an instance with a role: its keys are renewed.",
+    ),
+    (
+        "RequestLimitExceeded",
+        "",
+        "The account makes too many calls of this kind: bake fewer images at once (--jobs), or later.",
+    ),
     ("RequestExpired", "", "This machine's clock is wrong: see `timedatectl`."),
     (
         "VolumeLimitExceeded",
@@ -153,6 +163,12 @@ const HINTS: &[(&str, &str, &str)] = &[
         "MaxIOPSLimitExceeded",
         "",
         "Raise the EBS quota `IOPS for Provisioned IOPS SSD … volumes` of this region.",
+    ),
+    (
+        "InvalidSnapshot.NotFound",
+        "",
+        "Its owner may share the image and not the snapshot: copy the image into this account (aws ec2 copy-image), and \
+         bake on the copy (owner = \"self\").",
     ),
     ("SnapshotLimitExceeded", "", "Raise the EBS quota `Snapshots per Region`, or delete snapshots."),
     ("AMIQuotaExceeded", "", "Raise the EC2 quota `AMIs` of this region, or deregister images."),
@@ -282,6 +298,7 @@ mod tests {
         assert!(says("InvalidParameterValue", "The KMS key is disabled", "kms:CreateGrant"));
         assert!(says("KMSKeyNotAccessibleFault", "", "kms:CreateGrant"));
         assert!(says("VolumeLimitExceeded", "", "quota"));
+        assert!(says("InvalidSnapshot.NotFound", "", "copy-image"));
         assert!(says("RequestExpired", "", "clock"));
         assert_eq!(hint_of("InvalidParameterValue", "no"), None);
     }

@@ -3,11 +3,11 @@
 
 use super::Ec2;
 use super::call::Refused;
-use super::class::{Action, Class};
+use super::class::Action;
 use crate::cloud::{RunId, VolumeId};
 use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_ec2::operation::create_volume::builders::CreateVolumeInputBuilder;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{Notify, oneshot};
@@ -17,8 +17,13 @@ use tokio::sync::{Notify, oneshot};
 pub struct Run {
     flying: usize,
     pub volumes: BTreeSet<String>,
+    /// What each volume was asked for with: sent again, its token tells whether it is there still.
+    pub requests: BTreeMap<String, CreateVolumeInputBuilder>,
     pub snapshots: BTreeSet<String>,
-    /// A call that may have made a volume: sent again, with its token, it tells which.
+    /// Snapshots that were made and deleted: EC2 may show them for a while.
+    pub deleted: BTreeSet<String>,
+    /// A call that may have made a volume: sent again, with its token, it tells which. A later call that was refused
+    /// does not settle it.
     pub doubtful_volume: Option<CreateVolumeInputBuilder>,
     /// A snapshot of this volume may have been made.
     pub doubtful_snapshot: Option<VolumeId>,
@@ -50,11 +55,6 @@ impl Made {
             landed.await;
         }
     }
-}
-
-/// Whether a call may have taken effect.
-pub fn may_have_acted<T>(result: &Result<T, Refused>) -> bool {
-    result.as_ref().map_or_else(|refused| refused.class == Class::Lost, |_| true)
 }
 
 impl Ec2 {

@@ -2,21 +2,18 @@
 
 use super::Ec2;
 use super::call::Refused;
-use super::class::{self, Action};
+use super::class::{self, Action, Class};
 use super::convert::{filter, tagged};
-use crate::cloud::{Permission, Tags, Verdict, tag};
+use crate::cloud::{Base, Permission, SnapshotId, Tags, Verdict, tag};
 use crate::error::Kind;
 use anyhow::{Context, Result};
 use aws_sdk_ec2::Client;
-use aws_sdk_ec2::config::interceptors::BeforeTransmitInterceptorContextRef;
-use aws_sdk_ec2::config::{ConfigBag, Intercept, RuntimeComponents};
-use aws_sdk_ec2::error::{BoxError, ProvideErrorMetadata, SdkError};
+use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_ec2::types::{self, ResourceType};
 use sha2::{Digest, Sha256};
 use std::fs;
 use std::future::Future;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 /// How long a yes counts.
@@ -29,42 +26,15 @@ const IMAGE: &str = "ami-0ffffffffffffffff";
 /// A parameter that does not exist, where everybody may read.
 const PARAMETER: &str = "/aws/service/oven/permission-check";
 
-/// Reads the access key id of each signed request.
-#[derive(Debug, Clone, Default)]
-pub struct Signer(Arc<Mutex<Option<String>>>);
-
-impl Signer {
-    fn key(&self) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
-impl Intercept for Signer {
-    fn name(&self) -> &'static str {
-        "oven::Signer"
-    }
-
-    fn read_before_transmit(
-        &self,
-        context: &BeforeTransmitInterceptorContextRef<'_>,
-        _: &RuntimeComponents,
-        _: &mut ConfigBag,
-    ) -> Result<(), BoxError> {
-        let header = context.request().headers().get("authorization");
-        let key = header.and_then(|header| header.split("Credential=").nth(1)?.split('/').next());
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = key.map(str::to_owned);
-        Ok(())
-    }
-}
-
 impl Ec2 {
     /// Asks for the two that a bake begins and ends with; a yes is remembered for a day for each access key, and an
     /// assumed role has a new one every few hours.
-    pub(super) async fn ensure_essentials(&self) -> Result<()> {
+    pub(super) async fn ensure_essentials(&self, base: &Base) -> Result<()> {
         if self.remembered() {
             return Ok(());
         }
-        let asked = [self.may_create_volume().await, self.may_register_image().await];
+        let snapshot = Some(&base.snapshot);
+        let asked = [self.may_create_volume(snapshot).await, self.may_register_image(snapshot).await];
         let missing: Vec<&str> = asked
             .iter()
             .filter(|permission| permission.verdict == Verdict::Missing)
@@ -84,7 +54,7 @@ impl Ec2 {
     }
 
     fn memory(&self) -> Option<PathBuf> {
-        let who = format!("{} {}", self.region(), self.0.key.key()?);
+        let who = format!("{} {}", self.region(), self.0.wire.key()?);
         let digest: String = Sha256::digest(who).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
         Some(self.0.options.documents.join(format!("permitted-{digest}")))
     }
@@ -109,13 +79,23 @@ impl Ec2 {
         &self,
         action: &'static Action,
         tagged: bool,
-        send: impl FnMut(&Client) -> F,
+        mut send: impl FnMut(&Client) -> F,
     ) -> Permission
     where
         F: Future<Output = Result<T, SdkError<E>>>,
         E: ProvideErrorMetadata + std::error::Error + 'static,
     {
-        let verdict = match self.call(action, "", send).await {
+        let send = async || {
+            send(&self.client()).await.map_err(|error| {
+                let mut refused = Refused::of(action, "", error);
+                // What is not there now never will be.
+                if refused.class == Class::NotYet {
+                    refused.class = Class::Terminal;
+                }
+                refused
+            })
+        };
+        let verdict = match self.repeat(action, "", send).await {
             // It should have said DryRunOperation.
             Ok(_) => Verdict::Unknown("the server does not know DryRun".to_owned()),
             Err(refused) => verdict(&refused, tagged),
@@ -127,10 +107,13 @@ impl Ec2 {
         [(tag::RUN.to_owned(), "permission-check".to_owned())].into()
     }
 
-    async fn may_create_volume(&self) -> Permission {
+    /// `of`: the snapshot that it will be of, if that is known. Otherwise it is an empty one.
+    async fn may_create_volume(&self, of: Option<&SnapshotId>) -> Permission {
         let zone = self.0.options.zone.clone();
+        let (of, size) = (of.map(|id| id.0.clone()), of.is_none().then_some(1));
         self.dry(&class::CREATE_VOLUME, false, |client| {
-            let call = client.create_volume().dry_run(true).set_availability_zone(zone.clone()).size(1);
+            let call = client.create_volume().dry_run(true).set_availability_zone(zone.clone());
+            let call = call.set_snapshot_id(of.clone()).set_size(size);
             call.volume_type(types::VolumeType::Gp3)
                 .tag_specifications(tagged(ResourceType::Volume, &Self::tags()))
                 .send()
@@ -138,8 +121,9 @@ impl Ec2 {
         .await
     }
 
-    async fn may_register_image(&self) -> Permission {
-        let ebs = types::EbsBlockDevice::builder().snapshot_id(SNAPSHOT).build();
+    /// `of`: some snapshot that there is.
+    async fn may_register_image(&self, of: Option<&SnapshotId>) -> Permission {
+        let ebs = types::EbsBlockDevice::builder().snapshot_id(of.map_or(SNAPSHOT, |id| &id.0)).build();
         let root = types::BlockDeviceMapping::builder().device_name("/dev/xvda").ebs(ebs).build();
         self.dry(&class::REGISTER_IMAGE, false, |client| {
             let call = client
@@ -176,7 +160,7 @@ impl Ec2 {
                 c.describe_instances().dry_run(true).filters(none()).send()
             })
             .await,
-            self.may_create_volume().await,
+            self.may_create_volume(None).await,
             self.dry(&class::ATTACH_VOLUME, true, |c| {
                 c.attach_volume()
                     .dry_run(true)
@@ -213,7 +197,7 @@ impl Ec2 {
                 c.delete_snapshot().dry_run(true).snapshot_id(SNAPSHOT).send()
             })
             .await,
-            self.may_register_image().await,
+            self.may_register_image(None).await,
             self.dry(&class::DEREGISTER_IMAGE, true, |c| {
                 c.deregister_image().dry_run(true).image_id(IMAGE).send()
             })
@@ -258,9 +242,9 @@ fn verdict(refused: &Refused, tagged: bool) -> Verdict {
         }
         "UnauthorizedOperation" | "AccessDenied" | "AccessDeniedException" => Verdict::Missing,
         // EC2 looks at the permission first, for most actions.
-        _ if code.ends_with(".NotFound") => {
-            unknown(format!("{code}: it was looked for before the permission was"))
-        }
+        _ if code.ends_with(".NotFound") || code == "InvalidInstanceAttributeValue" => unknown(
+            "EC2 told that there is no such thing as was asked about, and nothing of the permission".into(),
+        ),
         _ => unknown(refused.to_string()),
     }
 }

@@ -10,8 +10,8 @@ use super::verify::{differences, mappings, missing_tags, other_billing};
 use crate::cloud::adopt::{Verdict, judge};
 use crate::cloud::local::names::{check_description, check_image_name, is_id};
 use crate::cloud::wait::{Probe, until};
-use crate::cloud::{Image, ImageId, ImageSpec, ImageState, SnapshotId, Tags, attributes};
-use crate::error::Kind;
+use crate::cloud::{Image, ImageId, ImageSpec, ImageState, SnapshotId, Tags, attributes, tag};
+use crate::error::{Kind, hint_of};
 use crate::undo::Undo;
 use anyhow::{Context, Error, Result};
 use aws_sdk_ec2::types::{self, ResourceType};
@@ -30,7 +30,7 @@ enum Registered {
     New(ImageId),
     Taken(ImageId),
     /// The answer was lost, and nobody holds the name.
-    Nothing,
+    Nothing(Refused),
 }
 
 impl Ec2 {
@@ -45,9 +45,13 @@ impl Ec2 {
         attributes::check(&spec.attributes, spec.architecture)?;
         let tags = self.owned(&spec.tags, &spec.run)?;
         let draft = Draft::write(&self.0.options.documents, &spec.run, &spec.documents)?;
+        let mut lost = None;
         for _ in 0..ROUNDS {
             let holder = match self.send_register(snapshot, spec, &tags).await? {
-                Registered::Nothing => continue,
+                Registered::Nothing(refused) => {
+                    lost = Some(refused);
+                    continue;
+                }
                 Registered::New(id) => {
                     let image = self.read_back(&id, snapshot, spec, &tags).await?;
                     if let Some(draft) = draft {
@@ -63,7 +67,10 @@ impl Ec2 {
                 return Ok(image);
             }
         }
-        Err(Kind::Cloud.error(format!("the name {} is taken and freed again and again", spec.name)))
+        Err(match lost {
+            Some(refused) => Error::from(refused).context("nothing was registered, again and again"),
+            None => Kind::Cloud.error(format!("the name {} is taken and freed again and again", spec.name)),
+        })
     }
 
     async fn send_register(
@@ -116,7 +123,7 @@ impl Ec2 {
                         return Ok(self.whose(holder, snapshot));
                     }
                     if Instant::now() >= end {
-                        return Ok(Registered::Nothing);
+                        return Ok(Registered::Nothing(refused));
                     }
                 }
             }
@@ -208,22 +215,35 @@ impl Ec2 {
             }
         };
         // Ours, and of no use: without it the name is free again, and the snapshot can be deleted.
-        self.deregister(id)
-            .await
-            .with_context(|| format!("deregistering {id}, which is of no use ({wrong})"))?;
-        Err(Kind::Cloud.error(format!("{id} was deregistered again: {wrong}")))
+        let Err(stays) = self.deregister(id).await else {
+            return Err(Kind::Cloud.error(format!("{id} was deregistered again: {wrong}")));
+        };
+        // At least no bake may take it for a result.
+        let spoilt = [tag::FINGERPRINT, tag::CHECKSUM].map(|key| (key.to_owned(), "refused".to_owned()));
+        _ = self.tag(id, &spoilt.into()).await;
+        let mut hint =
+            format!("Remove it: aws ec2 deregister-image --region {} --image-id {id}", self.region());
+        if let Some(why) = hint_of(&stays) {
+            hint = format!("{why} {hint}");
+        }
+        let text = format!("{id} is of no use ({wrong}), and cannot be deregistered ({stays:#})");
+        Err(Kind::Cloud.failure(text).hint(hint).into())
     }
 
     /// The image, available and with all its tags; or why it never will be.
     async fn available(&self, id: &ImageId, tags: &Tags) -> Result<Result<types::Image, String>> {
-        let (mut looks, mut repairs) = (0, 0);
+        let (mut looks, mut repairs, mut seen) = (0, 0, Instant::now());
         self.look_soon().await;
         until(&format!("the image {id}"), &self.pace().until(self.pace().image), async || {
             loop {
                 let Some(image) = self.look_anew(id).await? else {
                     looks = 0;
+                    if seen.elapsed() >= self.pace().visible {
+                        return Ok(Probe::Ready(Err("it is not to be seen".to_owned())));
+                    }
                     return Ok(Probe::NotYet("not to be seen".to_owned()));
                 };
+                seen = Instant::now();
                 match convert::state(&image) {
                     ImageState::Pending => {
                         looks = 0;
@@ -242,7 +262,9 @@ impl Ec2 {
                         return Ok(Probe::Ready(Err(format!("it lacks the tags {}", keys.join(", ")))));
                     }
                     repairs += 1;
-                    self.tag(id, &missing).await?;
+                    if let Err(refused) = self.tag(id, &missing).await {
+                        return Ok(Probe::Ready(Err(format!("it lacks its tags: {refused:#}"))));
+                    }
                     return Ok(Probe::NotYet("without its tags".to_owned()));
                 }
                 if looks == LOOKS {
@@ -255,10 +277,10 @@ impl Ec2 {
 
     /// A look by a client of its own.
     async fn look_anew(&self, id: &ImageId) -> Result<Option<types::Image>> {
-        let client = self.new_client();
         let wanted = filter("image-id", [id.0.as_str()]);
+        // Anew for each try: credentials may have been renewed.
         let sent = self.call(&DESCRIBE_IMAGES, &id.0, |_| {
-            client.describe_images().owners("self").filters(wanted.clone()).send()
+            self.new_client().describe_images().owners("self").filters(wanted.clone()).send()
         });
         Ok(sent.await?.images.unwrap_or_default().into_iter().next())
     }

@@ -1,10 +1,9 @@
 //! What a run made is removed: detached, deleted, and looked for where a call's answer was lost.
 
 use super::Ec2;
-use super::call::done;
 use super::class::{CREATE_VOLUME, Class, DELETE_VOLUME};
 use super::convert::{self, filter, from_tags, tag_filter};
-use super::volumes::{attachment, send, state_of};
+use super::volumes::{LOOKS, attachment, send, state_of};
 use crate::cloud::wait::{Probe, until};
 use crate::cloud::{RunId, SnapshotId, VolumeId, tag};
 use crate::error::Kind;
@@ -14,6 +13,8 @@ use std::collections::BTreeMap;
 
 /// A volume that is attached in so many looks in a row is detached once more.
 const DETACH_EVERY: u32 = 4;
+/// A volume that is being created in so many looks is tried to be deleted all the same.
+const DELETE_EVERY: u32 = 4;
 
 impl Ec2 {
     pub(super) async fn remove_volumes(&self, run: &RunId) -> Result<()> {
@@ -54,6 +55,8 @@ impl Ec2 {
                 Ok(())
             }
             Err(refused) if refused.class == Class::Lost => Err(refused.into()),
+            // It still is not known.
+            Err(refused) if matches!(refused.class, Class::Throttled | Class::Expired) => Err(refused.into()),
             // Refused: so the first one was, or what it made is gone, or is found by its tag.
             Err(_) => {
                 self.0.made.of(run, |run| run.doubtful_volume = None);
@@ -64,8 +67,13 @@ impl Ec2 {
 
     async fn remove_volume(&self, id: &VolumeId, run: &RunId, mut seen: Option<types::Volume>) -> Result<()> {
         let made = self.0.made.of(run, |run| run.volumes.contains(&id.0));
+        if made {
+            // The story may have been stopped before it took note.
+            self.born(&id.0);
+        }
         let mut ever = seen.is_some();
-        let mut looks = 0;
+        let request = self.0.made.of(run, |run| run.requests.get(&id.0).cloned());
+        let (mut looks, mut unseen) = (0, 0);
         until(&format!("the release of {id}"), &self.pace().until(self.pace().released), async || {
             let found = match seen.take() {
                 Some(volume) => Some(volume),
@@ -73,7 +81,16 @@ impl Ec2 {
             };
             let Some(volume) = found else {
                 // Gone, or so new that it does not show yet, or a stale answer: DeleteVolume's word counts.
-                return self.try_delete(id, &mut ever).await;
+                let tried = self.try_delete(id, &mut ever).await?;
+                unseen += 1;
+                // Or EC2 took it back, as one whose key it may not use: its token is burned then.
+                let asked = matches!(tried, Probe::NotYet(_)) && unseen % LOOKS == 0;
+                if let Some(request) = request.as_ref().filter(|_| asked)
+                    && self.is_burned(run, request).await?
+                {
+                    return Ok(Probe::Ready(()));
+                }
+                return Ok(tried);
             };
             ever = true;
             // What we made ourselves is ours, even if its tags do not show yet.
@@ -95,8 +112,18 @@ impl Ec2 {
                         state => state.as_str().to_owned(),
                     }))
                 }
-                (Some(VolumeState::Creating), None) => Ok(Probe::NotYet(state_of(&volume).to_owned())),
-                _ => self.try_delete(id, &mut ever).await,
+                // EC2 refuses to delete it until it is made; one that never is, it deletes.
+                (state, None) => {
+                    let creating = *state == Some(VolumeState::Creating);
+                    looks += 1;
+                    if creating && looks % DELETE_EVERY != 0 {
+                        return Ok(Probe::NotYet(state_of(&volume).to_owned()));
+                    }
+                    match self.try_delete(id, &mut ever).await? {
+                        Probe::NotYet(_) if creating => Ok(Probe::NotYet(state_of(&volume).to_owned())),
+                        tried => Ok(tried),
+                    }
+                }
             }
         })
         .await
@@ -108,14 +135,15 @@ impl Ec2 {
             self.call(&DELETE_VOLUME, &id.0, |client| client.delete_volume().volume_id(&id.0).send()).await;
         match sent {
             Ok(_) => Ok(Probe::Ready(())),
-            Err(refused) if refused.class == Class::Done && !*ever && self.is_new(&id.0) => {
+            Err(refused) if refused.class == Class::Done && !*ever && self.is_unseen(&id.0) => {
                 Ok(Probe::NotYet("not to be seen".to_owned()))
             }
             Err(refused) if refused.class == Class::Done => Ok(Probe::Ready(())),
             // A stale look: it is attached, or still being made.
             Err(refused) if refused.is("VolumeInUse") || refused.is("IncorrectState") => {
                 *ever = true;
-                Ok(Probe::NotYet("in use".to_owned()))
+                let state = if refused.is("VolumeInUse") { "in use" } else { "not ready to be deleted" };
+                Ok(Probe::NotYet(state.to_owned()))
             }
             Err(refused) => Err(refused.into()),
         }
@@ -131,6 +159,7 @@ impl Ec2 {
             });
         }
         let mut ids = self.0.made.of(run, |run| run.snapshots.clone());
+        ids.iter().for_each(|id| self.born(id));
         for snapshot in self.snapshots(&run.0, &[tag_filter(tag::RUN, &run.0)]).await? {
             ids.insert(convert::id("snap", snapshot.snapshot_id.as_deref())?);
         }
@@ -150,8 +179,12 @@ impl Ec2 {
     async fn remove_snapshot(&self, id: &SnapshotId) -> Result<()> {
         let policy = self.pace().until(self.pace().released);
         until(&format!("the release of {id}"), &policy, async || {
-            match done(self.delete_snapshot(id).await) {
+            match self.send_delete(id).await {
                 Ok(()) => Ok(Probe::Ready(())),
+                Err(refused) if refused.class == Class::Done && self.is_unseen(&id.0) => {
+                    Ok(Probe::NotYet("not to be seen".to_owned()))
+                }
+                Err(refused) if refused.class == Class::Done => Ok(Probe::Ready(())),
                 Err(refused) if refused.is("InvalidSnapshot.InUse") => {
                     let used = filter("block-device-mapping.snapshot-id", [id.0.as_str()]);
                     let images = self.own_images(&id.0, &[used]).await?;

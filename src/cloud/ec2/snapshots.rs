@@ -5,11 +5,10 @@ use super::call::{Refused, done};
 use super::class::{CREATE_SNAPSHOT, Class, DELETE_SNAPSHOT, DESCRIBE_SNAPSHOTS};
 use super::convert::{self, filter, tag_filter};
 use super::images::PAGE;
-use super::made::may_have_acted;
 use crate::cloud::wait::{Probe, until};
 use crate::cloud::{RunId, SnapshotId, Tags, VolumeId, tag};
 use crate::error::Kind;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use aws_sdk_ec2::types::{self, ResourceType, SnapshotState};
 use tokio::time::{Instant, sleep};
 
@@ -30,6 +29,7 @@ impl Ec2 {
             };
             let page = self.call(&DESCRIBE_SNAPSHOTS, what, send).await?;
             all.extend(page.snapshots.unwrap_or_default());
+            self.seen(all.iter().filter_map(|snapshot| snapshot.snapshot_id.as_deref()));
             token = page.next_token.filter(|token| !token.is_empty());
             if token.is_none() {
                 return Ok(all);
@@ -55,10 +55,10 @@ impl Ec2 {
             match result {
                 Ok(()) => return Ok(id),
                 Err(error) => {
-                    self.delete_snapshot(&id)
-                        .await
-                        .map_err(anyhow::Error::from)
-                        .context("after it had failed")?;
+                    // It is owed already: that it could not be deleted does not hide why it had to be.
+                    if let Err(refused) = self.delete_snapshot(&id, run).await {
+                        return Err(error.context(format!("{id} failed, and is still there ({refused})")));
+                    }
                     failed = Some(error);
                 }
             }
@@ -76,7 +76,6 @@ impl Ec2 {
         let mut doubted = false;
         loop {
             let what = format!("of {volume}");
-            self.0.made.of(run, |run| run.doubtful_snapshot = Some(volume.clone()));
             let sent = self.repeat(&CREATE_SNAPSHOT, &what, async || {
                 let request = self
                     .client()
@@ -84,13 +83,14 @@ impl Ec2 {
                     .volume_id(&volume.0)
                     .description(format!("oven {run}"))
                     .tag_specifications(convert::tagged(ResourceType::Snapshot, tags));
-                self.fly(run, &CREATE_SNAPSHOT, &what, request.send(), |run, result| {
-                    if let Some(id) = result.as_ref().ok().and_then(|snapshot| snapshot.snapshot_id.clone()) {
-                        run.snapshots.insert(id);
-                    }
-                    if result.is_ok() || !may_have_acted(result) {
+                let of = volume.clone();
+                self.fly(run, &CREATE_SNAPSHOT, &what, request.send(), |run, result| match result {
+                    Ok(snapshot) => {
+                        run.snapshots.extend(snapshot.snapshot_id.clone());
                         run.doubtful_snapshot = None;
                     }
+                    Err(refused) if refused.class == Class::Lost => run.doubtful_snapshot = Some(of),
+                    Err(_) => {}
                 })
                 .await
             });
@@ -122,7 +122,7 @@ impl Ec2 {
     /// What a call made whose answer was lost: the oldest snapshot of the volume that carries the run's tag.
     pub(super) async fn lost_snapshot(&self, volume: &VolumeId, run: &RunId) -> Result<Option<String>> {
         let filters = [filter("volume-id", [volume.0.as_str()]), tag_filter(tag::RUN, &run.0)];
-        let known = self.0.made.of(run, |run| run.snapshots.clone());
+        let known = self.0.made.of(run, |run| &run.snapshots | &run.deleted);
         let (end, mut looks) = (Instant::now() + self.pace().lost, 0);
         loop {
             let mut found = self.snapshots(&format!("of {volume}"), &filters).await?;
@@ -147,23 +147,33 @@ impl Ec2 {
         for twin in self.snapshots(&format!("of {volume}"), &filters).await? {
             let id = SnapshotId(convert::id("snap", twin.snapshot_id.as_deref())?);
             if id != *keep {
-                self.delete_snapshot(&id).await?;
+                self.delete_snapshot(&id, run).await?;
             }
         }
         Ok(())
     }
 
-    pub(super) async fn delete_snapshot(&self, id: &SnapshotId) -> Result<(), Refused> {
-        done(
-            self.call(&DELETE_SNAPSHOT, &id.0, |client| client.delete_snapshot().snapshot_id(&id.0).send())
-                .await,
-        )
+    pub(super) async fn send_delete(&self, id: &SnapshotId) -> Result<(), Refused> {
+        self.call(&DELETE_SNAPSHOT, &id.0, |client| client.delete_snapshot().snapshot_id(&id.0).send())
+            .await
+            .map(drop)
+    }
+
+    /// Deletes a snapshot of the run that was seen.
+    async fn delete_snapshot(&self, id: &SnapshotId, run: &RunId) -> Result<(), Refused> {
+        done(self.send_delete(id).await)?;
+        self.0.made.of(run, |run| {
+            run.snapshots.remove(&id.0);
+            run.deleted.insert(id.0.clone());
+        });
+        Ok(())
     }
 
     /// Waits for the end of a snapshot. `Ok(Err(…))`: it failed, and another one may not.
     async fn completed(&self, id: &SnapshotId) -> Result<Result<()>> {
         self.look_soon().await;
         let begun = Instant::now();
+        let mut seen = begun;
         // Known with the first look: how large the volume is decides how long this may take.
         let mut deadline = self.pace().snapshot;
         until(
@@ -172,13 +182,15 @@ impl Ec2 {
             async || {
                 let found = self.snapshots(&id.0, &[filter("snapshot-id", [id.0.as_str()])]).await?;
                 let Some(snapshot) = found.first() else {
-                    if begun.elapsed() >= self.pace().visible {
+                    // One look that does not show it may be a stale answer.
+                    if seen.elapsed() >= self.pace().visible {
                         return Err(
                             Kind::Cloud.error(format!("the snapshot {id} is not to be seen any more"))
                         );
                     }
                     return Ok(Probe::NotYet("not to be seen".to_owned()));
                 };
+                seen = Instant::now();
                 if let Some(size) = snapshot.volume_size.and_then(|size| u64::try_from(size).ok()) {
                     deadline = self.pace().snapshot_of(size);
                 }
@@ -192,7 +204,8 @@ impl Ec2 {
                         )))
                     }
                     _ if begun.elapsed() >= deadline => {
-                        let progress = snapshot.progress.as_deref().unwrap_or("0%");
+                        let progress =
+                            snapshot.progress.as_deref().filter(|text| !text.is_empty()).unwrap_or("0%");
                         let time = humantime::format_duration(deadline);
                         let text = format!(
                             "waiting for the snapshot {id}: after {time} it is still {state} ({progress})"

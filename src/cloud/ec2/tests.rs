@@ -14,6 +14,18 @@ const IMAGE: &str = "ami-0123456789abcdef0";
 const OTHER_IMAGE: &str = "ami-0bbbbbbbbbbbbbbbb";
 const RUN: &str = "0123456789abcdef0123456789abcdef";
 
+fn some_base() -> Base {
+    Base {
+        id: ImageId(OTHER_IMAGE.into()),
+        name: "base".into(),
+        snapshot: SnapshotId(BASE_SNAPSHOT.into()),
+        architecture: Architecture::X86_64,
+        size_gib: 8,
+        root_device: "/dev/xvda".into(),
+        attributes: Attributes::default(),
+    }
+}
+
 fn run() -> RunId {
     RunId(RUN.into())
 }
@@ -221,28 +233,40 @@ async fn expired_credentials_are_renewed() {
 #[tokio::test]
 async fn permissions_are_asked_for_once_a_day() {
     let dir = tempfile::tempdir().unwrap();
-    let yes = |_: &Request, _| Reply::Error(412, "DryRunOperation", "would have succeeded".into());
+    let here = "<reservationSet><item><instancesSet><item><instanceId>i-0123456789abcdef0</instanceId><instanceState>\
+                <name>running</name></instanceState><placement><availabilityZone>eu-test-1a</availabilityZone></placement>\
+                </item></instancesSet></item></reservationSet>";
+    let yes = move |request: &Request, _| match request.action.as_str() {
+        "DescribeInstances" => ok(here),
+        _ => Reply::Error(412, "DryRunOperation", "would have succeeded".into()),
+    };
     let (granted, calls) = ec2(dir.path(), yes).await;
-    granted.ensure_permitted().await.unwrap();
-    granted.ensure_permitted().await.unwrap();
-    assert_eq!(calls.names(), ["CreateVolume", "RegisterImage"]);
-    assert!(calls.all().iter().all(|request| request.get("DryRun") == "true"));
+    granted.ensure_permitted(&some_base()).await.unwrap();
+    granted.ensure_permitted(&some_base()).await.unwrap();
+    // Where it runs is asked each time.
+    assert_eq!(calls.names(), ["DescribeInstances", "CreateVolume", "RegisterImage", "DescribeInstances"]);
+    // Of what is there: for something else EC2 may say that it is not, and nothing of the permission.
+    assert_eq!(calls.all()[1].get("SnapshotId"), BASE_SNAPSHOT);
+    assert_eq!(calls.all()[2].get("BlockDeviceMapping.1.Ebs.SnapshotId"), BASE_SNAPSHOT);
+    assert!(calls.all()[1..3].iter().all(|request| request.get("DryRun") == "true"));
     // Another process, which has signed something: the same key.
-    let (again, calls) = ec2(dir.path(), |request, _| match request.action.as_str() {
+    let (again, calls) = ec2(dir.path(), move |request, _| match request.action.as_str() {
         "DescribeImages" => ok("<imagesSet/>"),
+        "DescribeInstances" => ok(here),
         action => panic!("{action}"),
     })
     .await;
     again.images(None).await.unwrap();
-    again.ensure_permitted().await.unwrap();
-    assert_eq!(calls.names(), ["DescribeImages"]);
+    again.ensure_permitted(&some_base()).await.unwrap();
+    assert_eq!(calls.names(), ["DescribeImages", "DescribeInstances"]);
     let other = tempfile::tempdir().unwrap();
-    let (refused, _) = ec2(other.path(), |request, _| match request.action.as_str() {
+    let (refused, _) = ec2(other.path(), move |request, _| match request.action.as_str() {
+        "DescribeInstances" if request.get("DryRun").is_empty() => ok(here),
         "RegisterImage" => Reply::Error(403, "UnauthorizedOperation", "You are not authorized".into()),
         _ => Reply::Error(412, "DryRunOperation", "yes".into()),
     })
     .await;
-    let error = refused.ensure_permitted().await.unwrap_err();
+    let error = refused.ensure_permitted(&some_base()).await.unwrap_err();
     assert_eq!(error.to_string(), "the role may not ec2:RegisterImage");
     assert_eq!(Kind::of(&error), Kind::Cloud);
     let all = refused.permissions().await.unwrap();
@@ -253,6 +277,27 @@ async fn permissions_are_asked_for_once_a_day() {
         .map(|p| p.action.as_str())
         .collect();
     assert_eq!(missing, ["ec2:RegisterImage"]);
+}
+
+/// What a permission is asked about does not exist, and is not waited for.
+#[tokio::test]
+async fn permissions_are_judged_with_one_call_each() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ec2, calls) = ec2(dir.path(), |request, _| match request.action.as_str() {
+        "ModifyInstanceAttribute" => {
+            refuse("InvalidInstanceAttributeValue", "No device is currently mapped at /dev/sdf")
+        }
+        "DeleteVolume" => refuse("InvalidVolume.NotFound", "no"),
+        "RegisterImage" => refuse("InvalidSnapshot.NotFound", "no"),
+        "DetachVolume" => refuse("IncorrectState", "it is creating"),
+        _ => Reply::Error(412, "DryRunOperation", "yes".into()),
+    })
+    .await;
+    let all = ec2.permissions().await.unwrap();
+    let known = |p: &&Permission| p.verdict == crate::cloud::Verdict::Granted;
+    // SSM is not configured.
+    assert_eq!(all.len() - all.iter().filter(known).count(), 5, "{all:?}");
+    assert_eq!(calls.all().len(), class::ACTIONS.len() - 1);
 }
 
 #[test]

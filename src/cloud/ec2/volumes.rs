@@ -2,10 +2,9 @@
 
 use super::Ec2;
 use super::call::Refused;
-use super::class::{CREATE_TAGS, CREATE_VOLUME, DESCRIBE_VOLUMES, KMS};
+use super::class::{CREATE_TAGS, CREATE_VOLUME, Class, DESCRIBE_VOLUMES, KMS};
 use super::convert::{self, filter, tag_filter};
 use super::images::PAGE;
-use super::made::may_have_acted;
 use crate::cloud::attributes::check_kind;
 use crate::cloud::wait::{Probe, until};
 use crate::cloud::{RunId, VolumeId, VolumeSpec, tag};
@@ -18,9 +17,11 @@ use aws_sdk_ec2::operation::create_volume::{CreateVolumeError, CreateVolumeInput
 use aws_sdk_ec2::types::{self, ResourceType, VolumeAttachmentState, VolumeState};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// So many looks in a row that do not show a new volume are a reason to ask what became of it.
-const LOOKS: u32 = 3;
+pub const LOOKS: u32 = 3;
 /// EC2's largest volume (io2; the others end at 16 TiB, and EC2 says so).
 const LARGEST: u64 = 65536;
 
@@ -76,6 +77,7 @@ impl Ec2 {
             };
             let page = self.call(&DESCRIBE_VOLUMES, what, send).await?;
             all.extend(page.volumes.unwrap_or_default());
+            self.seen(all.iter().filter_map(|volume| volume.volume_id.as_deref()));
             token = page.next_token.filter(|token| !token.is_empty());
             if token.is_none() {
                 return Ok(all);
@@ -110,15 +112,17 @@ impl Ec2 {
                 .set_kms_key_id(kind.kms_key.clone())
                 .tag_specifications(convert::tagged(ResourceType::Volume, &tags))
                 .client_token(token(&spec.run, "volume", attempt));
-            self.0.made.of(&spec.run, |run| run.doubtful_volume = Some(request.clone()));
             let sent = self.repeat(&CREATE_VOLUME, &what, async || {
-                let (request, client) = (request.clone(), self.client());
-                self.fly(&spec.run, &CREATE_VOLUME, &what, send(request, client), |run, result| {
-                    if let Some(id) = result.as_ref().ok().and_then(|volume| volume.volume_id.clone()) {
-                        run.volumes.insert(id);
-                    }
-                    if !may_have_acted(result) || result.is_ok() {
-                        run.doubtful_volume = None;
+                let (again, client) = (request.clone(), self.client());
+                self.fly(&spec.run, &CREATE_VOLUME, &what, send(request.clone(), client), |run, result| {
+                    match result {
+                        Ok(volume) => {
+                            run.volumes.extend(volume.volume_id.clone());
+                            run.requests.extend(volume.volume_id.clone().zip(Some(again)));
+                            run.doubtful_volume = None;
+                        }
+                        Err(refused) if refused.class == Class::Lost => run.doubtful_volume = Some(again),
+                        Err(_) => {}
                     }
                 })
                 .await
@@ -129,7 +133,7 @@ impl Ec2 {
                 Err(refused) if refused.is("IdempotentParameterMismatch") && attempt == 1 => attempt += 1,
                 // EC2 counts the volume that the first of two calls made against the limit of the second.
                 Err(refused) if refused.is("VolumeLimitExceeded") || refused.is("MaxIOPSLimitExceeded") => {
-                    match self.volume_of(&spec.run).await? {
+                    match self.lost_volume(&spec.run).await? {
                         Some(id) => break (id, request),
                         None => return Err(refused.into()),
                     }
@@ -139,14 +143,28 @@ impl Ec2 {
         };
         let volume = VolumeId(volume);
         self.born(&volume.0);
-        self.0.made.of(&spec.run, |run| run.volumes.insert(volume.0.clone()));
+        self.0.made.of(&spec.run, |run| {
+            run.volumes.insert(volume.0.clone());
+            run.doubtful_volume = None;
+        });
         self.created(&volume, spec, request).await?;
         Ok(volume)
     }
 
-    async fn volume_of(&self, run: &RunId) -> Result<Option<String>> {
-        let found = self.volumes(&run.0, &[tag_filter(tag::RUN, &run.0)]).await?;
-        found.first().map(|volume| convert::id("vol", volume.volume_id.as_deref())).transpose()
+    /// The volume of a call whose answer was lost. It may not show at once.
+    async fn lost_volume(&self, run: &RunId) -> Result<Option<String>> {
+        let lost = self.0.made.of(run, |run| run.doubtful_volume.is_some());
+        let end = Instant::now() + if lost { self.pace().lost } else { Duration::ZERO };
+        loop {
+            let found = self.volumes(&run.0, &[tag_filter(tag::RUN, &run.0)]).await?;
+            if let Some(volume) = found.first() {
+                return convert::id("vol", volume.volume_id.as_deref()).map(Some);
+            }
+            if Instant::now() >= end {
+                return Ok(None);
+            }
+            tokio::time::sleep((self.pace().lost / 8).max(self.pace().look)).await;
+        }
     }
 
     /// Waits until a new volume is available.
@@ -171,7 +189,7 @@ impl Ec2 {
                     absent += 1;
                     // EC2 takes a volume back whose key it may not use. Its token is burned then: so a volume that
                     // vanished is told from one that does not show yet.
-                    if absent == LOOKS && self.is_burned(&spec.run, &request).await? {
+                    if absent % LOOKS == 0 && self.is_burned(&spec.run, &request).await? {
                         // Nothing is owed for it any more.
                         self.0.born.borrow_mut().remove(&id.0);
                         self.0.made.of(&spec.run, |run| run.volumes.remove(&id.0));
@@ -196,7 +214,7 @@ impl Ec2 {
     }
 
     /// Whether what a call made is no more, by sending it again.
-    async fn is_burned(&self, run: &RunId, request: &CreateVolumeInputBuilder) -> Result<bool> {
+    pub(super) async fn is_burned(&self, run: &RunId, request: &CreateVolumeInputBuilder) -> Result<bool> {
         let what = format!("to learn what became of the volume of run {run}");
         match self.call(&CREATE_VOLUME, &what, |client| send(request.clone(), client.clone())).await {
             Ok(again) => {

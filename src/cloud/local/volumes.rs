@@ -87,6 +87,61 @@ impl Region {
         .await
     }
 
+    /// A snapshot of a volume as it is now. `free`: its file, locked, if nobody else has it.
+    async fn snapshot_of(
+        &self,
+        VolumeRecord { id: volume, size_gib, .. }: VolumeRecord,
+        run: &RunId,
+        tags: &Tags,
+        free: Option<File>,
+    ) -> Result<SnapshotId> {
+        let tags = with_run(tags, run)?;
+        let path = self.store().data::<VolumeRecord>(&volume.0);
+        let id = SnapshotId(new_id("snap"));
+        let target = self.store().data::<SnapshotRecord>(&id.0);
+        let record = SnapshotRecord {
+            id: id.clone(),
+            size_gib,
+            volume: Some(volume.clone()),
+            created: created_after::<SnapshotRecord>(&[]),
+            tags,
+            ready_at: self.ready_at(),
+        };
+        let dir = self.store().dir_of::<SnapshotRecord>();
+        // A volume that nobody writes to shares its file with the snapshot: nothing is copied, and nothing written
+        // twice. It gets its own when it is attached again (`own_file`), and most never are.
+        let data = copy::blocking(move |stop| {
+            let open = || File::open(&path).with_context(|| format!("opening {}", path.display()));
+            let data = match free {
+                // A file system without hard links.
+                Some(file) => match copy::Temp::linked(file, &path, &dir) {
+                    Ok(shared) => shared,
+                    Err(_) => copy::copy(&open()?, size_gib << 30, &dir, stop)?,
+                },
+                None => copy::copy(&open()?, size_gib << 30, &dir, stop)?,
+            };
+            data.file().sync_data().context("writing the snapshot to the disk")?;
+            Ok(data)
+        })
+        .await?;
+        let commit = move |region: &super::Locked| {
+            // Not of a volume that was deleted meanwhile.
+            region.get::<VolumeRecord>(record.volume.as_ref().map_or("", |v| &v.0))?;
+            data.link(&target)?;
+            sync_dir(&region.dir_of::<SnapshotRecord>())?;
+            region.write(&record, true)
+        };
+        self.store().locked(commit).await.with_context(|| format!("taking the snapshot of {volume}"))?;
+        self.completed(&id).await
+    }
+
+    /// A snapshot of a volume that may stay attached: nobody is waited for.
+    pub async fn snapshot_attached(&self, volume: &VolumeId, run: &RunId, tags: &Tags) -> Result<SnapshotId> {
+        let record = self.available(volume).await?;
+        let free = lock(self.store(), volume)?;
+        self.snapshot_of(record, run, tags, free).await
+    }
+
     /// A snapshot may share the file of the volume that it was taken of ([`Region::snapshot`]): before such a volume
     /// is written to, it gets a copy of its own.
     pub(super) async fn own_file(&self, id: &VolumeId, file: File) -> Result<File> {
@@ -178,46 +233,9 @@ impl Volumes for Region {
     }
 
     async fn snapshot(&self, volume: &VolumeId, run: &RunId, tags: &Tags) -> Result<SnapshotId> {
-        let tags = with_run(tags, run)?;
-        let VolumeRecord { size_gib, .. } = self.available(volume).await?;
-        let path = self.store().data::<VolumeRecord>(&volume.0);
-        let id = SnapshotId(new_id("snap"));
-        let target = self.store().data::<SnapshotRecord>(&id.0);
-        let record = SnapshotRecord {
-            id: id.clone(),
-            size_gib,
-            volume: Some(volume.clone()),
-            created: created_after::<SnapshotRecord>(&[]),
-            tags,
-            ready_at: self.ready_at(),
-        };
+        let record = self.available(volume).await?;
         let free = self.lock_soon(volume).await?;
-        let dir = self.store().dir_of::<SnapshotRecord>();
-        // A volume that nobody writes to shares its file with the snapshot: nothing is copied, and nothing written
-        // twice. It gets its own when it is attached again (`own_file`), and most never are.
-        let data = copy::blocking(move |stop| {
-            let open = || File::open(&path).with_context(|| format!("opening {}", path.display()));
-            let data = match free {
-                // A file system without hard links.
-                Some(file) => match copy::Temp::linked(file, &path, &dir) {
-                    Ok(shared) => shared,
-                    Err(_) => copy::copy(&open()?, size_gib << 30, &dir, stop)?,
-                },
-                None => copy::copy(&open()?, size_gib << 30, &dir, stop)?,
-            };
-            data.file().sync_data().context("writing the snapshot to the disk")?;
-            Ok(data)
-        })
-        .await?;
-        let commit = move |region: &super::Locked| {
-            // Not of a volume that was deleted meanwhile.
-            region.get::<VolumeRecord>(record.volume.as_ref().map_or("", |v| &v.0))?;
-            data.link(&target)?;
-            sync_dir(&region.dir_of::<SnapshotRecord>())?;
-            region.write(&record, true)
-        };
-        self.store().locked(commit).await.with_context(|| format!("taking the snapshot of {volume}"))?;
-        self.completed(&id).await
+        self.snapshot_of(record, run, tags, free).await
     }
 
     async fn keep(&self, run: &RunId) -> Result<Vec<VolumeId>> {

@@ -14,6 +14,7 @@ mod program;
 use crate::error::{Failure, Kind};
 use crate::root::mounting::unescape;
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{SigSet, SigmaskHow};
 use program::Program;
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, Dir, FlockOperation, Mode, OFlags, flock};
@@ -238,6 +239,8 @@ fn attach(program: &Program, cgroup: BorrowedFd<'_>) -> Result<()> {
         expected_attach: program.attach,
         ..Load::default()
     };
+    // A signal that comes while the kernel looks at the program would make it give up (EAGAIN, of `bpf_check`).
+    let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK).context("blocking signals")?;
     // SAFETY: `load` has the size that is told, and points to `count` instructions and a text that ends; all of them
     // live through the call, which copies them. A descriptor that it answers is new, and nobody else's.
     let loaded = unsafe {
@@ -246,6 +249,7 @@ fn attach(program: &Program, cgroup: BorrowedFd<'_>) -> Result<()> {
             fd => Ok(OwnedFd::from_raw_fd(fd as i32)),
         }
     };
+    before.thread_set_mask().context("letting signals through again")?;
     let loaded = loaded.context("the kernel refuses the program")?;
     let attach = Attach {
         target: cgroup.as_raw_fd(),

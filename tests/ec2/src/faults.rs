@@ -14,6 +14,8 @@ pub enum What {
     Error(String),
     /// The same with a message of its own.
     ErrorSaying(String, String),
+    /// An error of EC2, after: `InternalError`.
+    ErrorAfter(String),
     /// A status of HTTP without an answer of EC2: 500, 503.
     StatusBefore(u16),
     StatusAfter(u16),

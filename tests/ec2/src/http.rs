@@ -1,6 +1,7 @@
 //! The listener: what comes in is told apart, counted, spoilt where it was planned, and answered.
 
 use crate::actions::{self, Ask, Ctx};
+use crate::clock;
 use crate::control;
 use crate::faults::What;
 use crate::imds::{self, Headers};
@@ -40,10 +41,15 @@ pub async fn serve(ctx: Rc<Ctx>, listener: TcpListener, builder: Builder) {
         let (ctx, builder) = (ctx.clone(), builder.clone());
         tokio::task::spawn_local(async move {
             let handle = async |request: Request| {
-                let (ctx, builder) = (ctx.clone(), builder.clone());
+                let (at, builder) = (ctx.clone(), builder.clone());
                 // A task of its own: a call takes effect even if the one who made it does not wait for the answer.
-                let task = tokio::task::spawn_local(async move { handle(&ctx, request, &builder).await });
-                task.await.unwrap_or_else(|panic| Ok(answer(500, "text/plain", panic.to_string())))
+                let task = tokio::task::spawn_local(async move { handle(&at, request, &builder).await });
+                let told =
+                    task.await.unwrap_or_else(|panic| Ok(answer(500, "text/plain", panic.to_string())));
+                told.map(|mut told| {
+                    told.headers.push(("Date", clock::http_date(clock::seconds(&ctx.state().options))));
+                    told
+                })
             };
             // A client that goes away is no error.
             _ = wire::serve(stream, handle).await;
@@ -160,9 +166,10 @@ fn service_of(ctx: &Ctx, headers: &Head) -> Result<String> {
     let scope =
         authorization.split_once("Credential=").map_or("", |(_, rest)| rest.split(',').next().unwrap_or(""));
     match scope.split('/').collect::<Vec<_>>()[..] {
-        [_, _, region, service @ ("ec2" | "sts"), "aws4_request"]
+        [key, _, region, service @ ("ec2" | "sts"), "aws4_request"]
             if authorization.starts_with("AWS4-HMAC-SHA256 ") =>
         {
+            is_in_time(ctx, headers, key)?;
             if service == "ec2" && region != ctx.state().options.region {
                 no!("AuthFailure", "Credential should be scoped to a valid region, not {region}");
             }
@@ -172,20 +179,40 @@ fn service_of(ctx: &Ctx, headers: &Head) -> Result<String> {
     }
 }
 
+/// Signatures are good for five minutes, and keys for as long as it was set.
+fn is_in_time(ctx: &Ctx, headers: &Head, key: &str) -> Result<()> {
+    let mut state = ctx.state();
+    let date = headers.get("x-amz-date");
+    let signed = date.and_then(clock::signed_at).unwrap_or((now() / 1000) as i64);
+    if clock::seconds(&state.options).abs_diff(signed) > clock::TOLERANCE {
+        no!("RequestExpired", "Request has expired. Timestamp date is {}.", date.unwrap_or_default());
+    }
+    let most = state.options.calls_per_key;
+    let calls = state.signed.entry(key.to_owned()).or_default();
+    *calls += 1;
+    if most.is_some_and(|most| *calls > most) {
+        no!("ExpiredToken", "The security token included in the request is expired");
+    }
+    Ok(())
+}
+
 async fn query(ctx: &Rc<Ctx>, headers: &Head, body: &[u8]) -> std::result::Result<Answer, Dropped> {
     let request = oven::cloud::RunId::new().0;
-    let no_such = |refusal: &Refusal| {
-        answer(
-            refusal.status,
-            "text/xml;charset=UTF-8",
-            xml::error(&refusal.code, &refusal.message, &request),
-        )
+    // EC2 tells it in the body, and in a header.
+    let told_so = |status: u16, body: String| Answer {
+        headers: vec![("x-amzn-requestid", request.clone())],
+        ..answer(status, "text/xml;charset=UTF-8", body)
     };
+    let no_such =
+        |refusal: &Refusal| told_so(refusal.status, xml::error(&refusal.code, &refusal.message, &request));
     let (action, mut params, service) = match parse(ctx, headers, body) {
         Ok(parsed) => parsed,
         Err(refusal) => {
-            let text = String::from_utf8_lossy(body);
-            record(ctx, "ec2", &text, &BTreeMap::new(), false, refusal.code.clone());
+            // As far as it can be understood.
+            let mut params = Params::parse(body).unwrap_or_default();
+            params.text("Version");
+            let action = params.text("Action").unwrap_or_else(|| String::from_utf8_lossy(body).into_owned());
+            record(ctx, "ec2", &action, params.fields(), false, refusal.code.clone());
             return Ok(no_such(&refusal));
         }
     };
@@ -203,6 +230,10 @@ async fn query(ctx: &Rc<Ctx>, headers: &Head, body: &[u8]) -> std::result::Resul
         Err(refusal) => return Ok(no_such(&refusal)),
     };
     let fault = spoil(ctx, &action, dry_run);
+    let after_effect = match &fault {
+        Some(What::ErrorAfter(code)) => Some(refuse(code, "It was planned so, after the effect.")),
+        _ => None,
+    };
     let wait = ctx.state().options.delays.answer;
     sleep(wait).await;
     let told = |how| record(ctx, "ec2", &action, &given, dry_run, how);
@@ -223,7 +254,9 @@ async fn query(ctx: &Rc<Ctx>, headers: &Head, body: &[u8]) -> std::result::Resul
     } else {
         let turn = if let Some(What::Turns(turn)) = fault { Some(turn) } else { None };
         let ask = Ask { action: action.clone(), params, dry_run, turn };
+        ctx.state().at_work += 1;
         let result = actions::perform(ctx, ask, fault == Some(What::Stale)).await;
+        ctx.state().at_work -= 1;
         if !crate::faults::is_reading(&action) && result.is_ok() {
             ctx.save();
         }
@@ -238,9 +271,10 @@ async fn query(ctx: &Rc<Ctx>, headers: &Head, body: &[u8]) -> std::result::Resul
     let (service, params) = ("ec2".to_owned(), given);
     let call = Call { service, action: action.clone(), params, dry_run, answer: told, made: new, at: now() };
     ctx.state().record(call);
-    let made = match result {
-        Ok(inside) => answer(200, "text/xml;charset=UTF-8", inside.answer(&action, &request)),
-        Err(refusal) => no_such(&refusal),
+    let made = match (result, after_effect) {
+        (Ok(_), Some(lost)) => no_such(&lost),
+        (Ok(inside), None) => told_so(200, inside.answer(&action, &request)),
+        (Err(refusal), _) => no_such(&refusal),
     };
     after(&fault, made).await
 }

@@ -18,6 +18,8 @@ pub type Answer = (u16, String);
 #[derive(Debug, Default)]
 pub struct Imds {
     tokens: BTreeMap<String, Time>,
+    /// How many keys were given out before: each is another one where keys grow old.
+    keys: u32,
 }
 
 /// The headers that count.
@@ -57,14 +59,18 @@ impl Imds {
         if method != "GET" {
             return none(405);
         }
-        match path.strip_prefix("/latest/").and_then(|path| get(path, builder, options)) {
+        let answer = path.strip_prefix("/latest/").and_then(|path| get(path, builder, options, self.keys));
+        if options.calls_per_key.is_some() && path.contains("/security-credentials/") {
+            self.keys += 1;
+        }
+        match answer {
             Some(body) => (200, body),
             None => none(404),
         }
     }
 }
 
-fn get(path: &str, builder: &Builder, options: &ServerOptions) -> Option<String> {
+fn get(path: &str, builder: &Builder, options: &ServerOptions, given: u32) -> Option<String> {
     let role = options.role.as_ref();
     Some(match path.strip_suffix('/').unwrap_or(path) {
         "" => "dynamic\nmeta-data".into(),
@@ -95,16 +101,16 @@ fn get(path: &str, builder: &Builder, options: &ServerOptions) -> Option<String>
         }
         "meta-data/iam/security-credentials" => role?.clone(),
         path if path.strip_prefix("meta-data/iam/security-credentials/") == role.map(String::as_str) => {
-            keys(now().min(NEVER - KEYS)).to_string()
+            keys(now().min(NEVER - KEYS), given).to_string()
         }
         _ => return None,
     })
 }
 
-fn keys(now: Time) -> serde_json::Value {
+fn keys(now: Time, given: u32) -> serde_json::Value {
     json!({
         "Code": "Success", "LastUpdated": rfc3339(now), "Type": "AWS-HMAC",
-        "AccessKeyId": "ASIAOVENTESTSERVER01", "SecretAccessKey": "not a secret: every key is taken",
+        "AccessKeyId": format!("ASIAOVENTESTSERVER{:02}", given + 1), "SecretAccessKey": "not a secret: every key is taken",
         "Token": "of-the-test-server", "Expiration": rfc3339(now + KEYS),
     })
 }

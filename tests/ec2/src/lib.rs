@@ -7,6 +7,7 @@
 
 mod actions;
 mod attach;
+mod clock;
 mod control;
 mod faults;
 mod filter;
@@ -196,6 +197,11 @@ impl Server {
         let mut calls = self.calls();
         calls.retain(|call| call.service == "ec2" && !call.dry_run);
         calls
+    }
+
+    /// Whether no call is being carried out: one that was made goes on when its client is gone.
+    pub fn is_idle(&self) -> bool {
+        self.state().at_work == 0
     }
 
     /// Forgets the calls, and counts faults anew.

@@ -51,6 +51,12 @@ struct Args {
     /// An IAM policy: what it does not allow is refused
     #[arg(long)]
     policy: Option<PathBuf>,
+    /// How many seconds its clock is ahead of this machine's
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
+    clock_ahead: i64,
+    /// The instances have no role
+    #[arg(long)]
+    no_role: bool,
     /// An action that is refused
     #[arg(long)]
     deny: Vec<String>,
@@ -117,10 +123,12 @@ fn main() -> Result<()> {
         denied: args.deny.into_iter().collect(),
         policy,
         parameters: args.parameter.into_iter().collect(),
+        clock_ahead: args.clock_ahead,
         seed: args.seed,
         record: args.record,
         ..ServerOptions::default()
     };
+    let options = if args.no_role { ServerOptions { role: None, ..options } } else { options };
     let others: Vec<String> = options.others.iter().map(|builder| builder.id.clone()).collect();
     let server = Server::start(&args.region_dir, options)?;
     for (name, raw) in args.import {

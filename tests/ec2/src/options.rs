@@ -146,6 +146,10 @@ pub struct ServerOptions {
     pub parameters: BTreeMap<String, String>,
     /// A page that was asked for holds no more than so many; EC2 may give less than `MaxResults`, too.
     pub page: Option<usize>,
+    /// The server's clock is ahead of ours by so many seconds: by more than five minutes, signatures are refused.
+    pub clock_ahead: i64,
+    /// An access key is good for so many calls, and then too old.
+    pub calls_per_key: Option<u32>,
     /// Not 0: every delay and lag is drawn from 0 to what is set.
     pub seed: u64,
     /// Every call is appended to this file, a JSON object on each line.
@@ -173,7 +177,9 @@ impl Default for ServerOptions {
             policy: None,
             keys: ["alias/aws/ebs".to_owned()].into(),
             parameters: BTreeMap::new(),
+            clock_ahead: 0,
             page: None,
+            calls_per_key: None,
             seed: 0,
             record: None,
         }

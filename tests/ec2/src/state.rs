@@ -35,6 +35,10 @@ pub struct State {
     pub plan: Plan,
     pub buckets: Buckets,
     pub calls: Vec<Call>,
+    /// How many calls each access key signed.
+    pub signed: BTreeMap<String, u32>,
+    /// How many calls are being carried out.
+    pub at_work: usize,
     random: u64,
 }
 
@@ -43,7 +47,8 @@ impl State {
         let random = options.seed;
         let before = (world.clone(), now());
         let (plan, buckets) = (Plan::default(), Buckets::default());
-        Self { options, world, before, plan, buckets, calls: Vec::new(), random }
+        let (calls, signed) = (Vec::new(), BTreeMap::new());
+        Self { options, world, before, plan, buckets, calls, signed, at_work: 0, random }
     }
 
     /// Changes the world; what it was is kept for stale reads.

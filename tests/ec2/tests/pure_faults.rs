@@ -21,6 +21,7 @@ fn before_and_after_the_effect() {
         (What::Error("RequestLimitExceeded".into()), Some((503, "RequestLimitExceeded")), 0),
         (What::ErrorSaying("VolumeLimitExceeded".into(), "no".into()), Some((400, "VolumeLimitExceeded")), 0),
         (What::StatusBefore(503), Some((503, "")), 0),
+        (What::ErrorAfter("InternalError".into()), Some((500, "InternalError")), 1),
         (What::StatusAfter(500), Some((500, "")), 1),
         (What::DropBefore, None, 0),
         (What::DropAfter, None, 1),
@@ -170,6 +171,26 @@ fn dry_runs_are_counted_apart() {
     ground.server.forget_calls();
     assert_eq!(ground.refused("CreateVolume", &dry), "Unavailable");
     assert_eq!(ground.server.calls().len(), 1);
+}
+
+#[test]
+fn keys_grow_old_and_clocks_differ() {
+    let ground = Ground::new(ServerOptions { calls_per_key: Some(2), ..ServerOptions::default() });
+    for _ in 0..2 {
+        ground.good("DescribeVolumes", &[]);
+    }
+    assert_eq!(ground.refused("DescribeVolumes", &[]), "ExpiredToken");
+    ground.server.set(|o| (o.calls_per_key, o.clock_ahead) = (None, -299));
+    ground.good("DescribeVolumes", &[]);
+    ground.server.set(|o| o.clock_ahead = 301);
+    let told = ground.call("DescribeVolumes", &[]);
+    assert_eq!(told.get("Code").unwrap(), "RequestExpired");
+    assert!(told.head.contains("Date: ") && told.head.contains(" GMT"), "{}", told.head);
+    assert!(
+        told.head.contains(&format!("x-amzn-requestid: {}", told.get("RequestID").unwrap())),
+        "{}",
+        told.head
+    );
 }
 
 #[test]

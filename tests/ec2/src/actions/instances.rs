@@ -5,7 +5,7 @@ use super::{Ask, Ctx, View, shapes};
 use crate::filter::{Fields, Filters, Page};
 use crate::iam::Target;
 use crate::refusal::{Result, no};
-use crate::world::{Instance, Tags, now};
+use crate::world::{Instance, Tags, Volume, now};
 use crate::xml::Xml;
 use std::rc::Rc;
 
@@ -93,14 +93,20 @@ pub fn modify(ctx: &Rc<Ctx>, mut ask: Ask) -> Result<Xml> {
     let mut state = ctx.state();
     let none = Tags::new();
     let tags = state.world.instance(&id, now()).map_or_else(|_| none.clone(), |i| i.common.tags.clone());
-    ask.permitted(&state, &[Target::new(&id, &tags)])?;
+    let held = |v: &Volume, device: &str| {
+        v.attachment.as_ref().is_some_and(|a| a.instance == id && a.device == device)
+    };
+    let mut targets = vec![Target::new(&id, &tags)];
+    for volume in state.world.volumes.values() {
+        if mappings.iter().any(|(device, ..)| held(volume, device)) {
+            targets.push(Target::new(&volume.common.id, &volume.common.tags));
+        }
+    }
+    ask.permitted(&state, &targets)?;
     state.world.instance(&id, now())?;
     let mut world = state.world.clone();
     for (device, volume, delete) in mappings {
-        let held = |v: &&mut crate::world::Volume| {
-            v.attachment.as_ref().is_some_and(|a| a.instance == id && a.device == device)
-        };
-        match world.volumes.values_mut().find(held) {
+        match world.volumes.values_mut().find(|volume| held(volume, &device)) {
             Some(found) if volume.as_ref().is_none_or(|id| *id == found.common.id) => {
                 if let (Some(attachment), Some(delete)) = (&mut found.attachment, delete) {
                     attachment.delete_on_termination = delete;

@@ -57,7 +57,17 @@ pub fn snapshot(xml: &mut Xml, snapshot: &Snapshot, now: Time) {
     xml.text("status", state);
     xml.some("statusMessage", (state == "error").then_some("It was planned so."));
     xml.text("startTime", rfc3339(snapshot.common.created));
-    xml.text("progress", if state == "completed" { "100%" } else { "" });
+    let stuck = snapshot.common.turn == Some(crate::faults::Turn::Stuck);
+    xml.text(
+        "progress",
+        if state == "completed" {
+            "100%"
+        } else if stuck {
+            "99%"
+        } else {
+            ""
+        },
+    );
     xml.text("ownerId", &snapshot.common.owner);
     xml.text("volumeSize", snapshot.size);
     xml.text("description", &snapshot.description);

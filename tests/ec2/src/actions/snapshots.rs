@@ -5,7 +5,7 @@ use crate::iam::Target;
 use crate::refusal::{Result, no};
 use crate::world::{Snapshot, Tags, now};
 use crate::xml::Xml;
-use oven::cloud::{RunId, SnapshotId, VolumeId, Volumes};
+use oven::cloud::{RunId, SnapshotId, VolumeId};
 
 pub async fn create(ctx: &Ctx, mut ask: Ask) -> Result<Xml> {
     let p = &mut ask.params;
@@ -49,8 +49,11 @@ pub async fn create(ctx: &Ctx, mut ask: Ask) -> Result<Xml> {
         volume.clone()
     };
     let run = RunId("ec2-server".to_owned());
-    let made =
-        ctx.region.snapshot(&VolumeId(id.clone()), &run, &Default::default()).await.map_err(internal)?;
+    let made = ctx
+        .region
+        .snapshot_attached(&VolumeId(id.clone()), &run, &Default::default())
+        .await
+        .map_err(internal)?;
     let mut state = ctx.state();
     let delay = state.options.delays.snapshot;
     let snapshot = Snapshot {

@@ -100,7 +100,16 @@ pub async fn create(ctx: &Ctx, mut ask: Ask) -> Result<Xml> {
             "The parameter KmsKeyId requires the parameter Encrypted to be set."
         );
     }
+    if snapshot.is_none() && ask.dry_run {
+        // A volume of nothing: EC2 makes such, and this server only says whether it would be permitted.
+        ask.permitted(&ctx.state(), &[Target::made("volume", &tags)])?;
+        ask.really()?;
+    }
     let Some(snapshot) = snapshot else {
+        if ask.dry_run {
+            ask.permitted(&ctx.state(), &[Target::made("volume", &tags)])?;
+            ask.really()?;
+        }
         no!(
             "InvalidParameterCombination",
             "This server makes volumes of snapshots alone: SnapshotId is missing."
@@ -295,7 +304,11 @@ pub async fn detach(ctx: &Rc<Ctx>, mut ask: Ask) -> Result<Xml> {
     let attachment = {
         let (mut state, now, none) = (ctx.state(), now(), Tags::new());
         let volume = state.world.volume(&id, now);
-        ask.permitted(&state, &[Target::new(&id, volume.as_ref().map_or(&none, |v| &v.common.tags))])?;
+        let mut targets = vec![Target::new(&id, volume.as_ref().map_or(&none, |v| &v.common.tags))];
+        let on =
+            volume.as_ref().ok().and_then(|v| state.world.instances.get(&v.attachment.as_ref()?.instance));
+        targets.extend(on.map(|instance| Target::new(&instance.common.id, &instance.common.tags)));
+        ask.permitted(&state, &targets)?;
         let volume = volume?;
         let Some(attachment) = volume.attachment.clone() else {
             no!("IncorrectState", "Volume '{id}' is in the '{}' state.", volume.state(now))

@@ -1,0 +1,75 @@
+//! EC2, as settings and this instance mean it.
+
+use super::{Findings, Site, Use};
+use crate::cloud::{VolumeId, ec2, instance, nvme};
+use crate::disk::attached::Attached;
+use crate::error::Kind;
+use crate::report::Report;
+use crate::settings::Settings;
+use anyhow::{Context, Result};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+/// For logs, locks and documents.
+const STATE_DIR: &str = "/var/lib/oven";
+const SYS: &str = "/sys";
+const DEV: &str = "/dev";
+
+pub async fn site(settings: Settings, report: Report, used: Use) -> Result<Site> {
+    let instance = match used {
+        Use::Builds => {
+            has_nvme()?;
+            Some(who_am_i(&settings).await?)
+        }
+        Use::Sweeps => who_am_i(&settings).await.ok(),
+        Use::Looks => None,
+    };
+    connect(settings, report, instance).await
+}
+
+/// Everything is looked at, whatever is found.
+pub async fn examine(settings: Settings, report: Report) -> (Findings, Result<Site>) {
+    let instance = who_am_i(&settings).await;
+    let what = match &instance {
+        Ok(found) => format!("instance {} in {}", found.id, found.zone),
+        Err(_) => "instance".to_owned(),
+    };
+    let (told, instance) = match instance {
+        Ok(found) => (Ok(()), Some(found)),
+        Err(error) => (Err(error), None),
+    };
+    let findings = vec![(what, told), ("NVMe".to_owned(), has_nvme())];
+    (findings, connect(settings, report, instance).await)
+}
+
+async fn who_am_i(settings: &Settings) -> Result<instance::Instance> {
+    let Settings { instance_id, zone, region, .. } = settings.clone();
+    let given = instance::Given { instance_id, zone, region };
+    instance::who_am_i(given).await.context("asking which instance this is")
+}
+
+fn has_nvme() -> Result<()> {
+    if nvme::has_nvme(Path::new(SYS)) {
+        return Ok(());
+    }
+    let failure =
+        Kind::Machine.failure("this machine has no NVMe disks: oven finds a volume by its NVMe serial");
+    Err(failure.hint("Bake on an instance of the Nitro system.").into())
+}
+
+async fn connect(settings: Settings, report: Report, instance: Option<instance::Instance>) -> Result<Site> {
+    let (instance_id, zone, at) =
+        instance.map(|i| (Some(i.id), Some(i.zone), Some(i.region))).unwrap_or_default();
+    let state = PathBuf::from(STATE_DIR);
+    let cloud = ec2::Ec2::connect(ec2::Options {
+        region: settings.region.clone().or(at),
+        instance_id,
+        zone,
+        documents: state.join("aws"),
+        devices: Rc::new(move |volume: &VolumeId| nvme::find(Path::new(SYS), Path::new(DEV), volume)),
+        pace: ec2::Pace::default(),
+    })
+    .await?;
+    let disks = Rc::new(Attached::new(Rc::new(cloud.clone())));
+    Site::with(Rc::new(cloud), disks, state, settings, report, None)
+}

@@ -1,0 +1,226 @@
+//! S3: the volume is created once, or not at all.
+
+use crate::case::{Case, End, case, error, lost_after, lost_before, prove};
+use crate::ground::{Ground, MILLI, options, pace};
+use oven::cloud::RunId;
+use oven::cloud::ec2::Pace;
+use oven_ec2_server::world::{Snapshot, now};
+use oven_ec2_server::{Fault, Turn, What};
+use std::time::{Duration, Instant};
+
+/// Row 3.1: sent again with its token, EC2 answers with the one that the first call made.
+#[tokio::test]
+async fn r3_1_lost() {
+    let mut cases = Vec::new();
+    for what in lost_before().into_iter().chain(lost_after()) {
+        cases.push(
+            case("3.1", &[Fault::new("CreateVolume", 1, what.clone())], End::Baked).count("CreateVolume", 2),
+        );
+        let twice = Fault::new("CreateVolume", 1, what).times(2);
+        cases.push(case("3.1 twice", &[twice], End::Baked).count("CreateVolume", 3));
+    }
+    prove(cases).await;
+    for what in lost_after() {
+        let ground = Ground::with(&[Fault::new("CreateVolume", 1, what)]);
+        ground.bake().await.0.result.unwrap();
+        let tokens = ground.sent("CreateVolume", "ClientToken");
+        assert!(tokens.len() == 2 && tokens[0] == tokens[1], "{tokens:?}");
+        assert_eq!(ground.ever().0, 1);
+    }
+}
+
+/// Row 3.2: one more token, and never a third.
+#[tokio::test]
+async fn r3_2_a_token_that_is_burned() {
+    let burned = |times| error("CreateVolume", 1, "IdempotentParameterMismatch").times(times);
+    prove([
+        case("3.2", &[burned(1)], End::Baked).count("CreateVolume", 2),
+        case("3.2 for ever", &[burned(99)], End::Fails(&["IdempotentParameterMismatch", "(request "]))
+            .count("CreateVolume", 2),
+    ])
+    .await;
+    let ground = Ground::with(&[burned(1)]);
+    ground.bake().await.0.result.unwrap();
+    let tokens = ground.sent("CreateVolume", "ClientToken");
+    assert_ne!(tokens[0], tokens[1]);
+}
+
+/// Row 3.3: the first of two calls may have made what the second one is refused for.
+#[tokio::test]
+async fn r3_3_limits() {
+    let mut cases = Vec::new();
+    for (code, quota) in
+        [("VolumeLimitExceeded", "volumes, in TiB"), ("MaxIOPSLimitExceeded", "IOPS for Provisioned")]
+    {
+        let texts: &'static [&'static str] = Box::leak(Box::new([code, "quota", quota, "(request "]));
+        cases
+            .push(case("3.3", &[error("CreateVolume", 1, code)], End::Fails(texts)).count("CreateVolume", 1));
+        for what in lost_after() {
+            let faults = [Fault::new("CreateVolume", 1, what), error("CreateVolume", 2, code)];
+            cases.push(case("3.3 after a lost one", &faults, End::Baked).count("CreateVolume", 2));
+            // And it does not show at once.
+            cases.push(
+                case("3.3 after a lost one, with lag", &faults, End::Baked)
+                    .set(|o| o.visibility_lag = 100 * MILLI),
+            );
+        }
+    }
+    prove(cases).await;
+    // EC2's own limit: strangers and all.
+    prove([case("3.3", &[], End::Fails(&["VolumeLimitExceeded"])).set(|o| o.limits.volumes = 2)]).await;
+}
+
+/// An imported image's snapshot.
+fn of_the_base(snapshot: &&mut Snapshot) -> bool {
+    snapshot.volume == "vol-ffffffff"
+}
+
+/// Row 3.4: a snapshot that is not there is told at once; one that we made may not show yet.
+#[tokio::test]
+async fn r3_4_the_base_snapshot_is_not_there() {
+    let ground = Ground::new(options(Vec::new()));
+    ground.server.with_world(|world| {
+        world.snapshots.values_mut().filter(of_the_base).for_each(|s| s.common.gone_at = Some(1));
+    });
+    let begun = Instant::now();
+    let (ended, _) = ground.bake().await;
+    crate::case::says(&ended.result.unwrap_err(), &["InvalidSnapshot.NotFound", "(request "], "3.4");
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    assert_eq!((ground.count("CreateVolume"), ground.ever().0), (1, 0));
+    // A base that this process baked just now.
+    let ground = Ground::new(options(Vec::new()));
+    let ec2 = ground.ec2();
+    let base = ground.bake_by(&ec2, &RunId::new()).await.result.unwrap();
+    ground.server.with_world(|world| {
+        let later = now() + 300;
+        world.snapshots.get_mut(&base.snapshot.0).unwrap().common.visible_at = later;
+        world.images.get_mut(&base.id.0).unwrap().common.visible_at = later;
+        world.images.get_mut(&base.id.0).unwrap().name = "parent".into();
+    });
+    ground.server.forget_calls();
+    let (server, dir) = (&ground.server, &ground.dir);
+    let from = oven::cloud::BaseRef::Id(base.id.clone());
+    let found = oven::cloud::Cloud::base(&ec2, &from).await.unwrap();
+    assert_eq!((found.id, found.snapshot), (base.id, base.snapshot));
+    assert!(server.ec2_calls().len() > 1 && dir.path().exists());
+}
+
+/// Row 3.5: waited for, and not for ever.
+#[tokio::test]
+async fn r3_5_the_base_snapshot_is_pending() {
+    for (after, baked) in [(Some(300), true), (None, false)] {
+        let ground = Ground::new(options(Vec::new()));
+        ground.server.with_world(|world| {
+            for snapshot in world.snapshots.values_mut().filter(of_the_base) {
+                snapshot.common.ready_at = after.map_or(u64::MAX, |ms| now() + ms);
+            }
+        });
+        let (ended, _) = ground.bake().await;
+        assert_eq!(ended.left, []);
+        match ended.result {
+            Ok(image) if baked => ground.holds_one(&image, "3.5"),
+            Err(error) if !baked => {
+                crate::case::says(&error, &["IncorrectState", "pending", "tried for", "(request "], "3.5");
+                ground.server.with_world(|world| {
+                    world.snapshots.values_mut().filter(of_the_base).for_each(|s| s.common.ready_at = 0);
+                });
+                ground.holds_nothing("3.5");
+            }
+            result => panic!("{baked}: {result:?}"),
+        }
+    }
+}
+
+/// Row 3.6: what failed or vanished is told in a poll or a few, with the hint at KMS.
+#[tokio::test]
+async fn r3_6_failed_or_vanished() {
+    for (turn, text) in [(Turn::Failed, "it is error"), (Turn::Vanishes, "vanished")] {
+        for delay in [0, 60] {
+            let mut slow = options(vec![Fault::new("CreateVolume", 1, What::Turns(turn))]);
+            slow.delays.creating = MILLI * delay;
+            let ground = Ground::new(slow);
+            let begun = Instant::now();
+            let (ended, _) = ground.bake().await;
+            let error = ended.result.unwrap_err();
+            crate::case::says(&error, &[text, "KMS", "kms:CreateGrant"], "3.6");
+            assert!(begun.elapsed() < Duration::from_secs(2), "{turn:?}: {:?}", begun.elapsed());
+            assert_eq!(ended.left, []);
+            ground.holds_nothing("3.6");
+            ground.heals("3.6").await;
+        }
+    }
+}
+
+/// Row 3.6: a key that may not be used.
+#[tokio::test]
+async fn r3_6_a_key_that_may_not_be_used() {
+    let ground = Ground::new(options(Vec::new()));
+    ground.server.set(|o| o.keys.clear());
+    ground.server.with_world(|world| world.snapshots.values_mut().for_each(|s| s.encrypted = true));
+    let (ended, _) = ground.bake().await;
+    crate::case::says(&ended.result.unwrap_err(), &["vanished", "kms:CreateGrant"], "3.6");
+    assert_eq!(ended.left, []);
+}
+
+/// Row 3.7: after its deadline a volume that stays `creating` is deleted, and the bake fails.
+#[tokio::test]
+async fn r3_7_stuck_creating() {
+    let ground = Ground::with(&[Fault::new("CreateVolume", 1, What::Turns(Turn::Stuck))]);
+    let ec2 = ground.ec2_with(|o| o.pace = Pace { created: 300 * MILLI, ..pace() });
+    let begun = Instant::now();
+    let ended = ground.bake_by(&ec2, &RunId::new()).await;
+    crate::case::says(&ended.result.unwrap_err(), &["still creating", "300ms"], "3.7");
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    assert_eq!(ended.left, []);
+    ground.holds_nothing("3.7");
+    ground.heals("3.7").await;
+}
+
+/// Row 3.8: refused once, and nothing else is tried in its place.
+#[tokio::test]
+async fn r3_8_terminal() {
+    let fails = |code: &'static str, texts: &'static [&'static str]| -> Case {
+        case("3.8", &[error("CreateVolume", 1, code).times(9)], End::Fails(texts)).count("CreateVolume", 1)
+    };
+    prove([
+        fails("InsufficientVolumeCapacity", &["InsufficientVolumeCapacity", "another zone", "(request "]),
+        fails("InvalidZone.NotFound", &["InvalidZone.NotFound", "oven doctor", "(request "]),
+        fails("UnknownVolumeType", &["UnknownVolumeType", "(request "]),
+        fails("InvalidParameterValue", &["InvalidParameterValue", "(request "]),
+    ])
+    .await;
+}
+
+/// Row 3.9: with every third call refused, a bake still succeeds, by no more than twice the calls.
+#[tokio::test]
+async fn r3_9_a_storm() {
+    let happy = Ground::new(options(Vec::new()));
+    happy.bake().await.0.result.unwrap();
+    let most = happy.calls().len() * 2;
+    let (happy, storm) = (happy, |seed: u64| async move {
+        let mut dice = crate::many::Dice(seed);
+        let faults: Vec<Fault> = (1..200)
+            .filter(|_| dice.roll(10) < 3)
+            .map(|nth| error("*", nth, "RequestLimitExceeded"))
+            .collect();
+        let ground = Ground::with(&faults);
+        let (ended, _) = ground.bake().await;
+        assert_eq!(ended.left, [], "seed {seed}");
+        ground.holds_one(&ended.result.unwrap(), "3.9");
+        assert!(ground.calls().len() <= most, "seed {seed}: {} calls, of {most}", ground.calls().len());
+    });
+    drop(happy);
+    crate::case::all((0..12).map(storm)).await;
+}
+
+/// Row 3.9: EC2's token buckets, small ones.
+#[tokio::test]
+async fn r3_9_empty_buckets() {
+    let throttle =
+        oven_ec2_server::Throttle { reading: (1.0, 20.0), unfiltered: (1.0, 1.0), changing: (1.0, 10.0) };
+    prove([case("3.9", &[], End::Baked).set(|o| o.throttle = Some(throttle))]).await;
+    // Throttled for ever: an end, and the code.
+    let fault = error("CreateVolume", 1, "RequestLimitExceeded").times(10_000);
+    prove([case("3.9 for ever", &[fault], End::Fails(&["RequestLimitExceeded", "tried for", "(request "]))])
+        .await;
+}

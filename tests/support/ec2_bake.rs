@@ -1,0 +1,132 @@
+//! A baker for the EC2 tests: the real story, through the real adapter, against the EC2-shaped server. Only two things
+//! are not EC2's: the waits are short, and a volume is the loop device that the server made of it.
+//!
+//! usage: oven-test-ec2 DEFINITION
+//!
+//! Prints `image AMI`, and ends as `oven bake` would. In the environment: `AWS_*`; `OVEN_TEST_DIR`, the server's
+//! directory; `OVEN_TEST_STATE`, for locks and logs, one for each host; `OVEN_TEST_SLOW`, to wait as for EC2;
+//! `OVEN_TEST_CALL`, how many seconds a single call may take.
+
+mod nothing;
+
+use anyhow::{Context, Result, ensure};
+use oven::batch::{Baked, bake_all};
+use oven::cli::{Global, Wish};
+use oven::cloud::ec2::{Ec2, Options, Pace};
+use oven::cloud::{VolumeId, instance};
+use oven::disk::Device;
+use oven::disk::attached::Attached;
+use oven::error::Kind;
+use oven::order::Order;
+use oven::report::{Level, Report, Style};
+use oven::root::step;
+use oven::settings::{AWS, Overrides, Settings};
+use oven::site::Site;
+use oven::{scratch, stop};
+use oven_debian::Debian;
+use oven_distro::Distro;
+use std::fs::File;
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::time::Duration;
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if args.first().is_some_and(|verb| verb == step::VERB) {
+        return step::helper_main();
+    }
+    step::private_mounts().and_then(|()| scratch::make()).expect("root");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let code = runtime.block_on(run(Path::new(&args[0]))).unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        Kind::of(&error) as u8
+    });
+    ExitCode::from(code)
+}
+
+/// Fifty times as fast as for EC2; a single call may take as long as a busy machine needs, and what never ends is
+/// given up after some seconds.
+fn pace() -> Pace {
+    if std::env::var_os("OVEN_TEST_SLOW").is_some() {
+        return Pace::default();
+    }
+    let call = std::env::var("OVEN_TEST_CALL").ok().and_then(|seconds| seconds.parse().ok());
+    let fast = Pace::default().faster(50, call.map_or(Duration::from_millis(800), Duration::from_secs));
+    let some = Duration::from_secs(4);
+    Pace { snapshot: some, image: some, unreachable: some, ..fast }
+}
+
+/// The loop device that the server made of a volume.
+fn device(dir: &Path, volume: &VolumeId) -> Result<Option<Device>> {
+    let note = dir.join("attached").join(format!("{volume}.json"));
+    let note = match std::fs::read(&note) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+        read => read.with_context(|| format!("reading {}", note.display()))?,
+    };
+    let note: serde_json::Value = serde_json::from_slice(&note)?;
+    let path = PathBuf::from(note["node"].as_str().context("no node")?);
+    let node = File::options().read(true).write(true).open(&path)?;
+    let rdev = node.metadata()?.rdev();
+    // As strict as with NVMe: what was opened is what the server meant, and it holds this volume.
+    ensure!(Some(rdev) == note["rdev"].as_u64(), "{} is another device: {note}", path.display());
+    let (major, minor) = (rustix::fs::major(rdev), rustix::fs::minor(rdev));
+    let file = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/loop/backing_file"))?;
+    let volumes = dir.join("volumes").join(format!("{volume}.img"));
+    ensure!(Path::new(file.trim()) == volumes, "{} holds {file}, not {volume}", path.display());
+    Ok(Some(Device { node: node.into(), path, rdev, serial: volume.0.replace('-', "") }))
+}
+
+async fn run(dir: &Path) -> Result<u8> {
+    let of =
+        |name: &str| std::env::var_os(name).map(PathBuf::from).with_context(|| format!("{name} is not set"));
+    let (server, state) = (of("OVEN_TEST_DIR")?, of("OVEN_TEST_STATE")?);
+    let report = Report::new(Style::Human, Level::Normal);
+    let stop = stop::signals(&report)?;
+    let asked = stop::or(&stop, instance::who_am_i(instance::Given::default())).await;
+    let here = asked.context("asking which instance this is")?;
+    let cloud = Ec2::connect(Options {
+        region: Some(here.region),
+        instance_id: Some(here.id),
+        zone: Some(here.zone),
+        documents: state.join("aws"),
+        devices: Rc::new(move |volume| device(&server, volume)),
+        pace: pace(),
+    })
+    .await?;
+    let global = Global {
+        instance_id: None,
+        zone: None,
+        cloud: Some(AWS.into()),
+        region: None,
+        region_dir: None,
+        json: false,
+        verbose: false,
+        quiet: false,
+    };
+    let overrides = Overrides { cloud: global.cloud.clone(), ..Overrides::default() };
+    let site = Site {
+        cloud: Rc::new(cloud.clone()),
+        disks: Rc::new(Attached::new(Rc::new(cloud))),
+        distros: Rc::from([Box::new(nothing::Nothing) as Box<dyn Distro>, Box::new(Debian)]),
+        helper: std::env::current_exe()?,
+        scratch: scratch::DIR.into(),
+        state,
+        settings: Rc::new(Settings::for_definition(dir)?.merge(&overrides)?),
+        report,
+        region: None,
+    };
+    let wish = Wish { force: false, replace_failed: false, compat: None, keep_on_failure: false };
+    let all = bake_all(&site, &global, Order::of(&[dir])?, &wish, 1, stop).await;
+    for image in all.iter().filter_map(Baked::image) {
+        println!("image {}", image.id);
+    }
+    let left = all.iter().any(|baked| !baked.left.is_empty());
+    Ok(match all.iter().find_map(Baked::error) {
+        Some(error) => Kind::of(error) as u8,
+        None if left => Kind::LeftBehind as u8,
+        None => 0,
+    })
+}
