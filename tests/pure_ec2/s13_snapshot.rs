@@ -46,7 +46,7 @@ async fn r13_1_twins() {
     // A call that hangs lasts longer than the lag.
     for what in lost_after().into_iter().filter(|what| *what != What::HangAfter) {
         let mut lagging = options(vec![create(1, what.clone())]);
-        lagging.visibility_lag = 250 * MILLI;
+        lagging.visibility_lag = 1500 * MILLI;
         let ground = Ground::new(lagging);
         let ec2 = ground.ec2_with(|o| o.pace = Pace { lost: 100 * MILLI, ..pace() });
         let ended = ground.bake_by(&ec2, &RunId::new()).await;
@@ -148,7 +148,7 @@ async fn r13_6_stuck() {
     let begun = Instant::now();
     let ended = ground.bake_by(&ec2, &RunId::new()).await;
     says(&ended.result.unwrap_err(), &["snap-", "400ms", "pending", "%"], "13.6");
-    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(12), "{:?}", begun.elapsed());
     assert_eq!(ended.left, []);
     ground.holds_nothing("13.6");
     ground.heals("13.6").await;
