@@ -29,7 +29,7 @@ async fn r15_1_lost_and_invisible() {
     // A call that hangs lasts longer than the lag.
     prove(lost_after().into_iter().filter(|what| *what != What::HangAfter).map(|what| {
         case("15.1 invisible", &[register(1, what)], End::Baked)
-            .set(|o| o.visibility_lag = 1500 * MILLI)
+            .set(|o| o.visibility_lag = 800 * MILLI)
             .count("RegisterImage", 2)
     }))
     .await;
