@@ -5,7 +5,7 @@ use super::packages::{self, Installed};
 use super::runner::{Call, Place, Runner};
 use super::space::{self, Space};
 use super::step::egress::Fence;
-use super::{Root, clean, files, leak, lint, plan_files, provision};
+use super::{Root, boot, clean, files, leak, lint, plan_files, provision};
 use crate::definition::Definition;
 use crate::error::Kind;
 use crate::report::Report;
@@ -84,6 +84,7 @@ async fn do_all(place: &Place<'_>, work: &Work<'_>) -> Result<BTreeMap<String, S
     let runner = Runner::new(place, work)?;
     let (space, since) = (Space::of(place.root)?, leak::Since::now());
     let mut before = lint::Before::of(place.inside, work)?;
+    let boots = boot::Before::of(place.inside)?;
 
     let steps =
         |clean: bool| work.plan.steps.iter().filter(move |step| (step.phase == Phase::Clean) == clean);
@@ -128,6 +129,7 @@ async fn do_all(place: &Place<'_>, work: &Work<'_>) -> Result<BTreeMap<String, S
     for step in steps(true) {
         run_step(&runner, step).await?;
     }
+    boot::lint(place, &boots, work.report).await?;
     clean_up(place, work, &before, since)?;
     space.ensure_left(place.root)?;
     Ok(facts)
