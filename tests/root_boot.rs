@@ -9,6 +9,7 @@ mod world;
 
 use disk::Disk;
 use std::path::PathBuf;
+use std::process::Command;
 use world::World;
 
 const STEP: i32 = 5;
@@ -30,6 +31,16 @@ impl Lab {
             world.write(&format!("{name}/{name}.sh"), &format!("#!/bin/sh\nset -eu\n{script}\n"));
         }
         Self(world)
+    }
+
+    /// A base that debugfs has changed.
+    fn import(&self, name: &str, requests: &[String]) {
+        let raw = self.0.path("changed.raw");
+        let cp = Command::new("cp").arg("--sparse=always").arg(base()).arg(&raw).status().unwrap();
+        assert!(cp.success());
+        requests.iter().for_each(|request| Disk::in_file(&raw).change(request));
+        self.0.expect(0, &["import", raw.to_str().unwrap(), "--name", name]);
+        std::fs::remove_file(raw).unwrap();
     }
 
     /// Fails with these words, leaves nothing, and makes no image.
@@ -73,13 +84,7 @@ fn the_disks_own_names_and_unlike_texts_pass() {
         "printf '# /dev/sda1\\nLABEL=own-root / ext4 rw,discard 0 1\\n/dev/xvdb /mnt auto nofail 0 2\\n' > /etc/fstab\n\
          sed -i 's,root=UUID=[^ ]*,root=LABEL=own-root,' /boot/grub/grub.cfg",
     )]);
-    // A base whose root has a label.
-    let raw = lab.0.path("labelled.raw");
-    let cp =
-        std::process::Command::new("cp").args(["--sparse=always"]).arg(base()).arg(&raw).status().unwrap();
-    assert!(cp.success());
-    Disk::in_file(&raw).change("set_super_value volume_name own-root");
-    lab.0.expect(0, &["import", raw.to_str().unwrap(), "--name", "labelled"]);
+    lab.import("labelled", &["set_super_value volume_name own-root".to_owned()]);
     let toml = "from = { name = \"labelled\" }\n[[run]]\nscript = \"good.sh\"\n";
     lab.0.write("good/image.toml", toml);
     let (out, err) = lab.0.expect(0, &["bake", "good"]);
@@ -113,4 +118,33 @@ fn an_initramfs_for_one_machine_fails_the_bake_and_a_generic_one_does_not() {
     let size = |disk: &Disk| disk.size(&format!("/boot/{name}"));
     let (old, new) = (size(&before), size(&Disk::of(&lab.0, out.trim())));
     assert!(new > old / 2 && new < old * 2, "the base's has {old} bytes, this one {new}");
+}
+
+/// A package whose script has an initramfs made, as a kernel's does, on a base that is set up for one machine's drivers.
+#[test]
+fn packages_get_a_generic_initramfs_whatever_the_base_is_set_to() {
+    let lab = Lab::new(&[]);
+    let policy = lab.0.path("driver-policy");
+    std::fs::write(&policy, "MODULES=list\n").unwrap();
+    let set = format!("write {} /etc/initramfs-tools/conf.d/driver-policy", policy.display());
+    lab.import("for-one", &["rm /etc/apt/sources.list".to_owned(), set]);
+    let control =
+        "Package: trigger\nVersion: 1\nArchitecture: all\nMaintainer: A <a@b.example>\nDescription: x\n";
+    lab.0.write("deb/DEBIAN/control", control);
+    lab.0.write("deb/DEBIAN/postinst", "#!/bin/sh\nexec update-initramfs -u\n");
+    let postinst = lab.0.path("deb/DEBIAN/postinst");
+    std::fs::set_permissions(&postinst, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let arguments = ["--root-owner-group", "-Znone", "--build"];
+    lab.0.write("image/image.toml", "from = { name = \"for-one\" }\npackages = [\"./trigger.deb\"]\n");
+    let deb = lab.0.path("image/trigger.deb");
+    let built = Command::new("dpkg-deb").args(arguments).arg(lab.0.path("deb")).arg(deb).output().unwrap();
+    assert!(built.status.success(), "{}", world::stderr(&built));
+    let (out, err) = lab.0.expect(0, &["--verbose", "bake", "image"]);
+    assert!(err.contains("nvme is built in, ena is in it"), "{err}");
+    let disk = Disk::of(&lab.0, out.trim());
+    assert_eq!(
+        disk.list("/etc/initramfs-tools/conf.d"),
+        ["driver-policy"],
+        "what said so was there for the bake alone"
+    );
 }

@@ -30,8 +30,8 @@ const SET_SELECTIONS: &str = "/usr/bin/debconf-set-selections";
 const ANSWERS: &str = "/run/oven/debconf";
 const LISTS: &str = "/var/lib/apt/lists";
 const INITRAMFS_TOOLS: &str = "/usr/sbin/mkinitramfs";
-/// Read last of what says how an initramfs is made.
-const GENERIC: &str = "/etc/initramfs-tools/conf.d/zz-oven";
+/// Read last of what says how an initramfs is made. It is copied into that, where nothing asks for it.
+const GENERIC: &str = "/etc/initramfs-tools/conf.d/zz-generic";
 
 /// Seconds. An index is some 10 MB; Debian's whole archive of packages that a server needs, some 1 GB.
 const UPDATE_TIMEOUT: u64 = 15 * 60;

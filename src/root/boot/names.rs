@@ -293,7 +293,7 @@ menuentry 'Debian GNU/Linux' --class debian $menuentry_id_option 'gnulinux-simpl
             ("resume=/dev/vda2", "/dev/vda2"),
             ("root=/dev/disk/by-id/nvme-Amazon_vol0abc-part1", "hardware"),
             ("root=/dev/disk/by-path/pci-0000-part1", "hardware"),
-            ("root=/dev/disk/by-uuid/beef", "`/dev/disk/by-uuid/beef`"),
+            ("root=/dev/disk/by-uuid/beef", "`root=/dev/disk/by-uuid/beef` is not of"),
             ("root=PARTUUID=bb-01/PARTNROFF=1", "PARTUUID=bb-01"),
             ("append initrd=x root=LABEL=CLOUDIMG-ROOTFS", "LABEL=CLOUDIMG-ROOTFS"),
             ("search.fs_label other root", "search.fs_label other"),
