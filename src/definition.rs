@@ -122,11 +122,23 @@ pub struct Definition {
     pub upgrade: Upgrade,
     pub recommends: bool,
     pub conffiles: Conffiles,
+    /// How files get their SELinux labels, where the image switches SELinux on.
+    pub selinux: Selinux,
     pub network: bool,
     /// Steps with the network reach the metadata service of the builder, and so its credentials.
     pub imds: bool,
     /// `[clean] keep`: paths that the clean-up leaves alone and the lint accepts.
     pub keep: Vec<String>,
+}
+
+/// How files get their SELinux labels.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Selinux {
+    /// Now, by the image's own policy.
+    #[default]
+    Label,
+    /// By each instance, when it first boots.
+    Autorelabel,
 }
 
 const KEYS: &[&str] = &[
@@ -149,6 +161,7 @@ const KEYS: &[&str] = &[
     "recommends",
     "repository",
     "run",
+    "selinux",
     "tags",
     "test",
     "upgrade",
@@ -207,6 +220,7 @@ impl Definition {
             upgrade: read_upgrade(top).unwrap_or_default(),
             recommends: top.boolean("recommends").unwrap_or_default(),
             conffiles: read_conffiles(top).unwrap_or_default(),
+            selinux: read_selinux(top).unwrap_or_default(),
             network: top.boolean("network").unwrap_or_default(),
             imds: top.boolean("imds").unwrap_or_default(),
             keep: read_keep(top),
@@ -343,6 +357,17 @@ fn read_conffiles(top: &Table) -> Option<Conffiles> {
         "keep" => Some(Conffiles::Keep),
         "replace" => Some(Conffiles::Replace),
         other => top.wrong("conffiles", at.line, format!("is {other:?}: it should be {expected}")),
+    }
+}
+
+fn read_selinux(top: &Table) -> Option<Selinux> {
+    let expected =
+        "\"label\" (files are labelled by the image's own policy) or \"autorelabel\" (by each instance)";
+    let at = top.string("selinux", expected)?;
+    match at.value {
+        "label" => Some(Selinux::Label),
+        "autorelabel" => Some(Selinux::Autorelabel),
+        other => top.wrong("selinux", at.line, format!("is {other:?}: it should be {expected}")),
     }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! The file may be hostile: every read has a limit, and nothing of it is unpacked.
 
+mod rpm;
+
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 use std::fs::File;
@@ -20,8 +22,6 @@ const MAX_DECODER: u64 = 80 << 20;
 const MAX_WINDOW: u64 = 32 << 20;
 /// Members of the ar file and entries of the control archive that are looked at.
 const MAX_ENTRIES: usize = 4096;
-/// At the start of every rpm file.
-const RPM_MAGIC: &[u8] = b"\xed\xab\xee\xdb";
 const AR_MAGIC: &[u8] = b"!<arch>\n";
 /// The fixed part before each member of an ar file.
 const AR_HEADER: usize = 60;
@@ -37,19 +37,23 @@ pub struct Package {
     pub sha256: String,
 }
 
-/// Opens a `.deb`. An error says what is wrong with the file, without naming it.
+/// Opens a `.deb` or an `.rpm`. An error says what is wrong with the file, without naming it.
 pub fn open(path: &Path) -> Result<Package> {
     let mut file = File::open(path).context("opening it")?;
     let mut magic = [0u8; 16];
     let length = read_full(&mut file, &mut magic)?;
     let magic = &magic[..length];
-    if magic.starts_with(RPM_MAGIC) {
-        bail!("it is an rpm package, and no built-in plugin installs rpm files");
+    if magic.starts_with(rpm::MAGIC) {
+        let rpm::Header { name, version, architecture } =
+            rpm::header(&mut file).context("it is no whole rpm package")?;
+        file.seek(SeekFrom::Start(0)).context("reading it")?;
+        let sha256 = sha256(file).context("reading it")?;
+        return Ok(Package { name, version, architecture, sha256 });
     }
     if magic.starts_with(b"version https://") {
         bail!("it is a Git LFS pointer, not the package itself: run `git lfs pull`");
     }
-    ensure!(magic.starts_with(AR_MAGIC), "it is not a Debian package (no ar file)");
+    ensure!(magic.starts_with(AR_MAGIC), "it is neither a Debian nor an rpm package");
     let control = control(&mut file).context("it is no whole Debian package")?;
     file.seek(SeekFrom::Start(0)).context("reading it")?;
     let sha256 = sha256(file).context("reading it")?;
@@ -295,10 +299,10 @@ mod tests {
         let mut huge = member("control.tar", b"");
         huge[8 + 60 + 4 + 48..8 + 60 + 4 + 58].copy_from_slice(b"9999999999");
         let cases: &[(&[u8], &str)] = &[
-            (b"", "it is not a Debian package"),
-            (b"\x7fELF", "it is not a Debian package"),
+            (b"", "it is neither a Debian nor an rpm package"),
+            (b"\x7fELF", "it is neither a Debian nor an rpm package"),
             (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
-            (b"\xed\xab\xee\xdb\x03\x00", "no built-in plugin installs rpm files"),
+            (b"\xed\xab\xee\xdb\x03\x00", "no whole rpm package: it was cut short"),
             (AR_MAGIC, "data.tar is missing"),
             (&whole[..whole.len() - 1], "the member data.tar is incomplete"),
             (&whole[..100], "is incomplete"),

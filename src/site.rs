@@ -347,7 +347,7 @@ pub fn plugins(given: &[PathBuf], helper: &Path) -> Result<Registry> {
 }
 
 fn built_in() -> Vec<Box<dyn Distro>> {
-    vec![Box::new(oven_debian::Debian)]
+    vec![Box::new(oven_debian::Debian), Box::new(oven_redhat::RedHat), Box::new(oven_suse::Suse)]
 }
 
 /// Every file of a definition counts: a region in it would make each bake a new one.

@@ -1,5 +1,6 @@
 mod attributes;
 mod from;
+mod project;
 mod repositories;
 mod run;
 
@@ -244,10 +245,13 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
             "packages = [\"./gone.deb\"]",
             "2: `packages` names \"./gone.deb\", but there is no DIR/web/./gone.deb",
         ),
-        ("packages = [\"./broken.deb\"]", "2: `packages` names \"./broken.deb\": it is not a Debian package"),
+        (
+            "packages = [\"./broken.deb\"]",
+            "2: `packages` names \"./broken.deb\": it is neither a Debian nor an rpm package",
+        ),
         (
             "packages = [\"./site.rpm\"]",
-            "2: `packages` names \"./site.rpm\": it is an rpm package, and no built-in",
+            "2: `packages` names \"./site.rpm\": it is no whole rpm package: it was cut short",
         ),
         ("packages = [\"./pipe\"]", "2: `packages` is \"./pipe\", which is a FIFO: a file is needed"),
         ("packages = [\"/tmp/a.deb\"]", "2: `packages` has \"/tmp/a.deb\": paths are relative"),
@@ -263,6 +267,7 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
         ),
         ("distro = \"De bian\"", "2: `distro` is \"De bian\": it should be a plugin's name"),
         ("distro = \"\"", "2: `distro` is \"\""),
+        ("selinux = \"off\"", "2: `selinux` is \"off\": it should be \"label\""),
         ("conffiles = \"mine\"", "2: `conffiles` is \"mine\": it should be \"keep\""),
         ("[disk]\nsize_gib = 0", "3: `size_gib` of [disk] is 0: it should be 1 to 65536 GiB"),
         ("[disk]\nsize_gib = -1", "3: `size_gib` of [disk] is -1:"),
@@ -477,44 +482,6 @@ fn a_directory_that_is_no_definition_is_refused() {
     assert_eq!(error("web").0, "DIR/web/image.toml:2: not UTF-8");
     std::fs::write(top.path().join("web/image.toml"), " ".repeat((1 << 20) + 1)).unwrap();
     assert!(error("web").0.contains("larger than 1 MiB"));
-}
-
-#[test]
-fn a_linked_file_counts_with_its_bytes_so_it_may_lead_out() {
-    let top = tree();
-    let web = load(top.path(), "from = \"ami-01234567\"\n[[run]]\nscript = \"linked.sh\"\n").unwrap();
-    assert_eq!(web.runs[0].program, Program::Script("linked.sh".into()));
-}
-
-#[test]
-fn nothing_leads_out_of_the_project() {
-    let top = tree();
-    let real = top.path().canonicalize().unwrap();
-    let passwd = "web/passwd";
-    symlink("/etc/passwd", top.path().join(passwd)).unwrap();
-    symlink("/etc", top.path().join("host")).unwrap();
-    let up = "../".repeat(real.components().count());
-    let cases = [
-        (
-            "[[file]]\nsource = \"passwd\"\ntarget = \"/x\"".to_owned(),
-            "\"passwd\", which leads to /etc/passwd, out of",
-        ),
-        (format!("inputs = [\"{up}etc\"]"), "which leads to /etc, out of the project DIR"),
-        ("inputs = [\"../host\"]".to_owned(), "\"../host\", which leads to /etc, out of the project DIR"),
-    ];
-    for (toml, expected) in cases {
-        let error = load(top.path(), &format!("from = \"ami-01234567\"\n{toml}\n")).unwrap_err();
-        assert!(error.contains(expected), "{toml}\ngives {error}");
-    }
-    // A repository of its own, and one with a settings file above it.
-    let toml = "from = \"ami-01234567\"\ninputs = [\"../common\"]\n";
-    assert_eq!(load(top.path(), toml).unwrap().project, real);
-    std::fs::create_dir(top.path().join("web/.git")).unwrap();
-    let error = load(top.path(), toml).unwrap_err();
-    assert!(error.contains("out of the project DIR/web ("), "{error}");
-    assert_eq!(source::project(&real.join("a/b/c")), real.join("a/b"));
-    std::fs::write(top.path().join("oven.toml"), "").unwrap();
-    assert_eq!(source::project(&real.join("a/b/c")), real);
 }
 
 #[test]

@@ -103,7 +103,7 @@ fn a_file_that_is_no_package_is_told() {
     let (at, served) = server(vec![answer("200 OK", 6, b"<html>")]);
     let (done, left) = run(&format!("http://{at}/a.deb"), &digest, &no_proxy());
     let (kind, text) = done.unwrap_err();
-    assert!(kind == Kind::Definition && text.contains("it is not a Debian package"), "{text}");
+    assert!(kind == Kind::Definition && text.contains("it is neither a Debian nor an rpm package"), "{text}");
     assert_eq!(left, [""; 0]);
     served.join().unwrap();
 }

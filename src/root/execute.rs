@@ -5,7 +5,7 @@ use super::packages::{self, Installed};
 use super::runner::{Call, Place, Runner};
 use super::space::{self, Space};
 use super::step::egress::Fence;
-use super::{Root, boot, clean, files, leak, lint, plan_files, provision};
+use super::{Root, boot, clean, files, leak, lint, plan_files, provision, selinux};
 use crate::definition::Definition;
 use crate::error::Kind;
 use crate::report::Report;
@@ -15,7 +15,7 @@ use anyhow::{Context, Result};
 use oven_distro::{Phase, Plan, Shim, Step};
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 pub use super::network::CA_FILE;
 pub use super::runner::package_path;
@@ -81,6 +81,7 @@ pub async fn execute_in(place: &Place<'_>, work: &Work<'_>) -> Result<BTreeMap<S
 }
 
 async fn do_all(place: &Place<'_>, work: &Work<'_>) -> Result<BTreeMap<String, String>> {
+    let begun = SystemTime::now();
     let runner = Runner::new(place, work)?;
     let (space, since) = (Space::of(place.root)?, leak::Since::now());
     let mut before = lint::Before::of(place.inside, work)?;
@@ -131,6 +132,7 @@ async fn do_all(place: &Place<'_>, work: &Work<'_>) -> Result<BTreeMap<String, S
     }
     boot::lint(place, &boots, work.report).await?;
     clean_up(place, work, &before, since)?;
+    selinux::label(&runner, place.inside, work.image.selinux, begun).await?;
     space.ensure_left(place.root)?;
     Ok(facts)
 }
@@ -147,6 +149,8 @@ pub(super) async fn run_step(runner: &Runner<'_>, step: &Step) -> Result<()> {
         retries: step.retries,
         before_retry: step.before_retry.clone(),
         failures: &runner.work.plan.failures,
+        notes: &runner.work.plan.notes,
+        also_good: step.also_good.clone(),
         timeout: Duration::from_secs(step.timeout),
         ..Call::of_the_plan(runner)
     };

@@ -3,6 +3,7 @@
 //! Every path is resolved by the kernel inside the tree (`openat2`, `RESOLVE_IN_ROOT`): an absolute symlink means the
 //! tree's own root, `..` ends there, and magic links are refused. No path is ever put together as a string of the host.
 
+mod label;
 pub mod tree;
 
 use anyhow::{Context, Result, bail};

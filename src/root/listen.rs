@@ -96,6 +96,15 @@ impl<'a> Listener<'a> {
         Some(Meaning { means, hint, package })
     }
 
+    /// Everything that was heard, in the order in which it was.
+    pub fn all(&self) -> impl Iterator<Item = Meaning> {
+        self.heard.iter().map(|(index, found)| {
+            let Trouble { means, hint, package, .. } = &self.troubles[*index];
+            let fill = |text: &String| fill(text, found);
+            Meaning { means: fill(means), hint: hint.as_ref().map(fill), package: package.as_ref().map(fill) }
+        })
+    }
+
     /// The last lines, each indented: below a failure's first line.
     pub fn tail(&self) -> String {
         self.tail.iter().map(|line| format!("\n    | {line}")).collect()
@@ -176,6 +185,14 @@ mod tests {
         assert_eq!(meaning.means, "no package `a`; no package `b`");
         assert_eq!((meaning.hint.as_deref(), meaning.package.as_deref()), (Some("See a."), Some("a")));
         assert_eq!(Listener::new(&troubles).meaning(), None);
+    }
+
+    #[test]
+    fn everything_that_was_heard_is_told_in_its_order() {
+        let troubles = [trouble("*two *", "second {2}"), trouble("one *", "first {1}")];
+        let mut listener = Listener::new(&troubles);
+        ["one a", "x two b", "one a", "nothing"].iter().for_each(|line| listener.line(line));
+        assert_eq!(listener.all().map(|meaning| meaning.means).collect::<Vec<_>>(), ["first a", "second b"]);
     }
 
     #[test]

@@ -27,6 +27,7 @@ pub mod provision;
 mod release;
 pub mod runner;
 mod scripts;
+mod selinux;
 pub mod shim;
 mod space;
 pub mod step;

@@ -57,6 +57,10 @@ pub struct Call<'a> {
     pub troubles: &'a [Trouble],
     /// Lines that are a failure even if the command ends well.
     pub failures: &'a [Trouble],
+    /// Lines that are told, and are no failure.
+    pub notes: &'a [Trouble],
+    /// Exit codes beside 0 that are no failure.
+    pub also_good: Vec<u8>,
     /// Where image.toml asks for it.
     pub key: Option<Key>,
 }
@@ -112,8 +116,15 @@ impl<'a> Call<'a> {
             timeout: Duration::ZERO,
             troubles: &runner.work.plan.troubles,
             failures: &[],
+            notes: &[],
+            also_good: Vec::new(),
             key: None,
         }
+    }
+
+    fn is_good(&self, status: ExitStatus) -> bool {
+        let also = |code: i32| self.also_good.iter().any(|good| i32::from(*good) == code);
+        status.success() || matches!(status, ExitStatus::Exited(code) if also(code))
     }
 
     /// A script of the definition.
@@ -145,6 +156,11 @@ impl<'a> Runner<'a> {
         Ok(Self { place: *place, work: *work, packages, fenced: OnceCell::new(), network_env, certificates })
     }
 
+    /// Where the image is mounted.
+    pub fn root(&self) -> &Path {
+        self.place.root
+    }
+
     /// The shims that the definition's scripts see: they may want to change the image's real configuration.
     pub fn shims_of_scripts(&self) -> Vec<Shim> {
         let shims = self.work.plan.shims.iter();
@@ -158,18 +174,22 @@ impl<'a> Runner<'a> {
         let mut pause = PAUSE;
         for attempt in 0.. {
             let (mut listener, mut failures) = (Listener::new(call.troubles), Listener::new(call.failures));
+            let mut notes = Listener::new(call.notes);
             let mut on_line = |line: &str| {
                 report.output(line);
                 listener.line(line);
                 failures.line(line);
+                notes.line(line);
             };
             let exit = self.once(call, &mut on_line).await.with_context(|| call.why.clone())?;
             self.tell_of_daemons(call, &exit);
             let failed = failures.meaning();
-            if exit.status.success() && failed.is_none() {
+            let good = call.is_good(exit.status);
+            if good && failed.is_none() {
+                self.tell(&notes);
                 break;
             }
-            let meaning = if exit.status.success() { failed } else { listener.meaning().or(failed) };
+            let meaning = if good { failed } else { listener.meaning().or(failed) };
             let hopeless = exit.status == ExitStatus::TimedOut
                 || listener.no_space
                 || meaning.as_ref().is_some_and(|meaning| meaning.package.is_some());
@@ -248,6 +268,14 @@ impl<'a> Runner<'a> {
         step::run_with(self.work.helper, &spec, self.work.secrets, call.timeout, on_line).await
     }
 
+    /// What a step said that its user should know.
+    fn tell(&self, notes: &Listener) {
+        for Meaning { means, hint, .. } in notes.all() {
+            let hint = hint.map(|hint| format!(" ({})", hint.trim_end_matches('.'))).unwrap_or_default();
+            self.work.report.note(format!("{means}{hint}"));
+        }
+    }
+
     fn fenced(&self) -> bool {
         let work = &self.work;
         *self.fenced.get_or_init(|| !work.image.imds && work.guard.fences(work.report))
@@ -288,10 +316,11 @@ impl<'a> Runner<'a> {
                     let value = Some(package.as_str()).filter(|package| !package.is_empty());
                     Kind::Definition.failure(format!("{}: {means}{tail}", image.place_of_package(value)))
                 }
-                None if status.success() => Kind::Step.failure(format!(
-                    "{} failed: {means} (though {} ended with 0){tail}",
-                    call.why, call.name
-                )),
+                None if call.is_good(status) => {
+                    let code = if let ExitStatus::Exited(code) = status { code } else { 0 };
+                    let though = format!("though {} ended with {code}", call.name);
+                    Kind::Step.failure(format!("{} failed: {means} ({though}){tail}", call.why))
+                }
                 None => Kind::Step.failure(format!("{} failed: {means} ({how}){tail}", call.why)),
             };
             return match hint {

@@ -117,6 +117,7 @@ pub fn definition(dir: &Path, change: impl FnOnce(&mut Definition)) -> Definitio
         recommends: false,
         distro: None,
         conffiles: Conffiles::default(),
+        selinux: Default::default(),
         network: false,
         imds: false,
         keep: Vec::new(),

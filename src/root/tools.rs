@@ -6,7 +6,7 @@ use super::runner::{Call, Runner};
 use super::{execute, listen};
 use crate::definition::{FILE, Script};
 use crate::error::Kind;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use oven_distro::Step;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -27,9 +27,8 @@ impl Tools {
         if has(runner.place.inside, ANSIBLE)? {
             return Ok(None);
         }
-        let image = runner.work.image;
+        let place = format!("{}:{}", runner.work.image.dir.join(FILE).display(), script.line);
         let Some(tools) = &runner.work.plan.tools else {
-            let place = format!("{}:{}", image.dir.join(FILE).display(), script.line);
             let what = format!("{place}: `playbook` of [[ansible]]: the image has no {ANSIBLE}");
             let hint =
                 "This distribution's plugin does not install it for a bake: add Ansible to `packages`.";
@@ -37,7 +36,8 @@ impl Tools {
         };
         let before = all(runner).await?;
         for step in &tools.steps {
-            execute::run_step(runner, step).await?;
+            let done = execute::run_step(runner, step).await;
+            done.with_context(|| format!("bringing what the [[ansible]] of {place} needs"))?;
         }
         let after = all(runner).await?;
         packages::ensure_sound(&after, &runner.work.plan.expect, "packages are not installed right")?;

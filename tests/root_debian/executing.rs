@@ -13,6 +13,7 @@ fn step(argv: &[&str]) -> Step {
         env: Default::default(),
         retries: 0,
         before_retry: Vec::new(),
+        also_good: Vec::new(),
         network: false,
         timeout: 60,
     }
@@ -42,6 +43,29 @@ fn a_line_of_a_step_that_ended_well_may_be_a_failure() {
         text.contains("doing it failed: a script of `thing-1.0` failed") && text.ends_with("See thing-1.0."),
         "{text}"
     );
+}
+
+#[test]
+fn an_exit_code_may_be_good_and_a_line_worth_telling() {
+    let ground = ground();
+    ground.define("");
+    let planned = |code: &'static str| {
+        ground.bake_with(move |plan| {
+            let script = format!("echo x created as x.new; exit {code}");
+            plan.steps.insert(0, Step { also_good: vec![102], ..step(&["sh", "-c", &script]) });
+            let note = Trouble {
+                output: "* created as *".into(),
+                means: "{1} stays".into(),
+                hint: Some("See {2}.".into()),
+                package: None,
+            };
+            plan.notes.push(note);
+        })
+    };
+    let baked = planned("102");
+    assert!(baked.log.contains("note    x stays (See x.new)"), "{}", baked.log);
+    baked.facts();
+    assert_eq!(planned("103").failure().0, STEP);
 }
 
 #[test]

@@ -21,6 +21,7 @@ impl Distro for Nothing {
             env: BTreeMap::new(),
             retries: 0,
             before_retry: Vec::new(),
+            also_good: Vec::new(),
             network: phase == Phase::Fetch,
             timeout: 60,
         };

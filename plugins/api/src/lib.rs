@@ -191,6 +191,9 @@ pub struct Plan {
     /// Lines of a step's output that are a failure even where the step ended with 0.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failures: Vec<Trouble>,
+    /// Lines of a step's output that are no failure, and that whoever bakes should know of: each is told once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<Trouble>,
     /// How [`Job::tools`] are brought and taken away again. A plugin that cannot leaves it out, and the definition has
     /// to ask for their packages.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -324,6 +327,9 @@ pub struct Step {
     pub before_retry: Vec<String>,
     #[serde(default)]
     pub network: bool,
+    /// Exit codes beside 0 that are no failure: "done, and a reboot is advised", say.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub also_good: Vec<u8>,
     /// Seconds.
     pub timeout: u64,
 }

@@ -72,7 +72,8 @@ pub fn faults_of_plan(plan: &Plan, job: &Job) -> Vec<String> {
     if plan.expect.packages.iter().any(|wanted| wanted.name.is_empty()) {
         faults.push("expect: a package without a name".into());
     }
-    for (key, troubles) in [("troubles", &plan.troubles), ("failures", &plan.failures)] {
+    let heard = [("troubles", &plan.troubles), ("failures", &plan.failures), ("notes", &plan.notes)];
+    for (key, troubles) in heard {
         faults.extend(
             troubles
                 .iter()
@@ -167,6 +168,9 @@ fn step(step: &Step, job: &Job, faults: &mut Vec<String>) {
     }
     if step.timeout == 0 || step.timeout > MAX_TIMEOUT {
         faults.push(format!("timeout: {} seconds; 1 to {MAX_TIMEOUT} are sensible", step.timeout));
+    }
+    if step.also_good.contains(&0) {
+        faults.push("also_good: 0 always is".into());
     }
     if step.retries > MAX_RETRIES {
         faults.push(format!("retries: {}; {MAX_RETRIES} are enough", step.retries));

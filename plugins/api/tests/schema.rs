@@ -224,6 +224,7 @@ fn plan() -> Plan {
             retries: 1,
             before_retry: vec!["true".into()],
             network: true,
+            also_good: vec![102],
             timeout: 60,
         }]
     };
@@ -239,6 +240,7 @@ fn plan() -> Plan {
         },
         troubles: trouble(),
         failures: trouble(),
+        notes: trouble(),
         tools: Some(Tools {
             steps: step(),
             unneeded: Question {

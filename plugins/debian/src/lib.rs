@@ -154,6 +154,7 @@ fn refresh(job: &Job) -> Step {
         // A proxy's stale copy of a part of it would be asked for again, as part of what is there.
         before_retry: ["find", LISTS, "-xdev", "-type", "f", "-delete"].map(str::to_owned).to_vec(),
         network: true,
+        also_good: Vec::new(),
         timeout: UPDATE_TIMEOUT,
     }
 }
@@ -167,6 +168,7 @@ fn steps(job: &Job, packages: &[String], downloads: bool) -> Vec<Step> {
         env: environment.clone(),
         retries: 0,
         before_retry: Vec::new(),
+        also_good: Vec::new(),
         network: false,
         timeout: INSTALL_TIMEOUT,
     };
@@ -265,6 +267,7 @@ fn clean() -> Step {
         env: BTreeMap::new(),
         retries: 0,
         before_retry: Vec::new(),
+        also_good: Vec::new(),
         network: false,
         timeout: CLEAN_TIMEOUT,
     }

@@ -18,6 +18,7 @@ pub fn tools(job: &Job, indexed: bool) -> Option<Tools> {
         retries: 0,
         before_retry: Vec::new(),
         network: false,
+        also_good: Vec::new(),
         timeout: INSTALL_TIMEOUT,
     };
     let fetch = |why: &str, argv: &[&str], names: &[&str]| Step {

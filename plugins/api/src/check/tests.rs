@@ -101,6 +101,7 @@ impl Distro for Pkg {
             retries: 0,
             before_retry: Vec::new(),
             network: self.0 == Fault::Network,
+            also_good: Vec::new(),
             timeout: 60,
         };
         let mut steps = vec![step.clone()];

@@ -10,6 +10,7 @@ fn fine() -> Step {
         retries: 0,
         before_retry: Vec::new(),
         network: false,
+        also_good: Vec::new(),
         timeout: 60,
     }
 }
@@ -46,6 +47,7 @@ fn steps() {
     assert!(step_faults(|s| s.timeout = 0).contains("timeout"));
     assert!(step_faults(|s| s.timeout = 1_000_000).contains("timeout"));
     assert!(step_faults(|s| s.retries = 1000).contains("retries"));
+    assert!(step_faults(|s| s.also_good = vec![102, 0]).contains("0 always is"));
     assert!(step_faults(|s| s.before_retry = vec!["true".into()]).contains("would never run"));
     assert!(step_faults(|s| s.network = true).contains("does not say `network`"));
     assert!(step_faults(|s| (s.phase, s.network) = (Phase::Clean, true)).contains("only fetch steps"));
@@ -102,6 +104,8 @@ fn files_facts_and_troubles() {
     assert!(trouble("E: no *", "no {2}").contains("{2} stands for nothing"));
     assert!(trouble("*", "no").contains("fits every line"));
     assert!(trouble("E", "").contains("means is empty"));
+    let note = Trouble { output: "N: *".into(), means: "{2}".into(), hint: None, package: None };
+    assert!(faults(|plan| plan.notes = vec![note]).contains("notes[0]: {2} stands for nothing"));
 }
 
 #[test]

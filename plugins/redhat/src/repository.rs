@@ -1,0 +1,65 @@
+//! Repositories of the definition, as the files that dnf and yum read.
+
+use oven_distro::{Job, Plan, Refused, Repository, Shim};
+
+const DIRECTORY: &str = "/etc/yum.repos.d";
+
+/// Those that stay are files of the image, the others are there while the plan's steps run.
+pub fn add(job: &Job, plan: &mut Plan) -> Result<(), Refused> {
+    for repository in &job.repositories {
+        let file = file(repository)?;
+        let files = if repository.keep { &mut plan.files } else { &mut plan.shims };
+        files.push(file);
+        files.extend(oven_rpm::key(repository));
+    }
+    Ok(())
+}
+
+fn file(repository: &Repository) -> Result<Shim, Refused> {
+    let Repository { name, url, key, suite, components, .. } = repository;
+    let refuse = |why: &str| Err(Refused(format!("repositories: `{name}`: {why}")));
+    if !name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        || !name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+    {
+        return refuse("not the name of a repository");
+    }
+    if suite.is_some() || !components.is_empty() {
+        return refuse(
+            "suites and components are Debian's: a repository of rpm packages is its address alone",
+        );
+    }
+    if !url.contains("://") || url.contains(|c: char| c.is_whitespace() || c.is_control()) {
+        return refuse(&format!("`{url}` is not an address"));
+    }
+    let mut text = format!("# Added by oven.\n[{name}]\nname={name}\nbaseurl={url}\nenabled=1\n");
+    match key {
+        Some(_) => text += &format!("gpgcheck=1\ngpgkey=file://{}\n", oven_rpm::key_file(repository)),
+        None => text += "# The definition says that it is not signed.\ngpgcheck=0\nrepo_gpgcheck=0\n",
+    }
+    Ok(Shim { path: format!("{DIRECTORY}/{name}.repo"), content: text, mode: 0o644 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repository_cannot_smuggle_settings_in() {
+        let of = |name: &str, url: &str| {
+            let (name, url) = (name.to_owned(), url.to_owned());
+            let repository =
+                Repository { name, url, key: None, suite: None, components: Vec::new(), keep: true };
+            file(&repository).map(|shim| shim.content).map_err(|refused| refused.0)
+        };
+        assert!(of("mine", "https://example.org/$releasever/").unwrap().contains("gpgcheck=0\n"));
+        for (name, url) in [
+            ("../x", "http://x/"),
+            ("a]\n[b", "http://x/"),
+            ("a", "http://x/\ngpgcheck=0"),
+            ("a", "x"),
+            ("", "http://x/"),
+        ] {
+            assert!(of(name, url).is_err(), "{name} {url}");
+        }
+    }
+}

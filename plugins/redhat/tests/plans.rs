@@ -1,0 +1,168 @@
+//! Plans as they are: a change of a plan is a change that somebody has to look at. `OVEN_BLESS=1` writes them anew.
+//!
+//! For dnf 5, yum and microdnf these are the only tests: those of the root ring run dnf 4.
+
+use oven_distro::{Claim, Conffiles, Distro, Job, OsRelease, Package, Phase, Plan, Repository, Upgrade};
+use oven_redhat::RedHat;
+use std::path::Path;
+
+const AMAZON_2023: &str = "ID=amzn\nID_LIKE=fedora\nVERSION_ID=\"2023\"\n";
+const AMAZON_2: &str = "ID=amzn\nID_LIKE=\"centos rhel fedora\"\nVERSION_ID=2\n";
+const FEDORA: &str = "ID=fedora\nVERSION_ID=42\n";
+const ROCKY: &str = "ID=rocky\nID_LIKE=\"rhel centos fedora\"\nVERSION_ID=\"9.4\"\n";
+
+/// A job on an image that has rpm, and these programs and files.
+fn job(os: &str, has: &[&str]) -> Job {
+    let os_release = OsRelease::parse(os);
+    let look_for = RedHat.claims(&os_release).look_for;
+    let has = |path: &str| path == "/usr/bin/rpm" || has.contains(&path);
+    let present = look_for.into_iter().map(|path| (path.clone(), has(&path))).collect();
+    Job { os_release, architecture: "x86_64".into(), present, ..Job::default() }
+}
+
+fn named(name: &str, version: Option<&str>) -> Package {
+    Package::Named { name: name.into(), version: version.map(str::to_owned) }
+}
+
+fn group(name: &str) -> Package {
+    Package::Group { name: name.into() }
+}
+
+fn file() -> Package {
+    Package::File {
+        path: "/run/oven/packages/0-site-1.0-1.noarch.rpm".into(),
+        name: "site".into(),
+        version: "1.0-1".into(),
+        architecture: "noarch".into(),
+    }
+}
+
+fn repository(name: &str, key: Option<&str>, keep: bool) -> Repository {
+    let (name, url) = (name.to_owned(), "https://example.org/rpm/$basearch/".to_owned());
+    Repository { name, url, key: key.map(str::to_owned), suite: None, components: Vec::new(), keep }
+}
+
+fn golden(name: &str, job: &Job) -> Plan {
+    let plan = RedHat.plan(job).unwrap();
+    sound(&plan);
+    let text = format!("{:#}\n", serde_json::to_value(&plan).unwrap());
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(format!("{name}.json"));
+    if std::env::var_os("OVEN_BLESS").is_some() {
+        std::fs::write(&path, &text).unwrap();
+    }
+    let kept = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(kept == text, "{name}.json differs from the plan: look at it after OVEN_BLESS=1\n{text}");
+    assert_eq!(serde_json::from_str::<Plan>(&kept).unwrap(), plan, "a plan survives JSON");
+    plan
+}
+
+/// What holds for every plan.
+fn sound(plan: &Plan) {
+    assert!(plan.steps.windows(2).all(|pair| pair[0].phase <= pair[1].phase), "phases never go back");
+    for step in &plan.steps {
+        let line = step.argv.join(" ");
+        let downloads =
+            ["--downloadonly", "tsflags=test", "makecache"].iter().any(|word| line.contains(word));
+        assert_eq!(step.phase == Phase::Fetch, downloads, "{line}");
+        assert_eq!(step.before_retry.is_empty(), step.retries == 0, "{line}");
+        assert!(!line.contains("gpgcheck") && step.timeout > 0, "{line}");
+    }
+    for shim in plan.shims.iter().chain(&plan.files) {
+        assert!(shim.path.starts_with('/'), "{}", shim.path);
+    }
+}
+
+#[test]
+fn dnf_installs_packages_by_name_version_group_and_file() {
+    let packages = vec![
+        named("nginx", None),
+        named("redis6", Some("6.2.*")),
+        named("glibc:i686", Some("2.34-52.amzn2023")),
+        group("Development Tools"),
+        file(),
+    ];
+    golden(
+        "dnf",
+        &Job { packages, ..job(AMAZON_2023, &["/usr/bin/dnf", "/usr/bin/yum", "/usr/bin/dracut"]) },
+    );
+}
+
+#[test]
+fn dnf5_does_everything_at_once() {
+    let all = Job {
+        packages: vec![named("bind", Some("32:9.18.*")), group("^minimal-environment")],
+        upgrade: Upgrade::Security,
+        repositories: vec![repository("kept", Some("KEY"), true), repository("lent", None, false)],
+        hold: vec!["bind".into(), "kernel-core".into()],
+        recommends: true,
+        network: true,
+        mirror: Some("http://mirror.local/fedora/".into()),
+        ca_file: Some("/run/oven/ca.pem".into()),
+        ..job(FEDORA, &["/usr/bin/dnf5", "/usr/bin/dnf"])
+    };
+    golden("dnf5", &all);
+}
+
+#[test]
+fn yum_upgrades_and_installs() {
+    let packages = vec![named("nginx", Some("1:1.22.1")), file()];
+    golden("yum", &Job { packages, upgrade: Upgrade::All, ..job(AMAZON_2, &["/usr/bin/yum"]) });
+}
+
+#[test]
+fn microdnf_downloads_by_a_test_of_the_transaction() {
+    let packages = vec![named("nginx", Some("1.20.1-*"))];
+    let plan = golden("microdnf", &Job { packages, ..job(ROCKY, &["/usr/bin/microdnf"]) });
+    assert!(plan.steps.iter().all(|step| step.argv[0] == "microdnf"));
+}
+
+#[test]
+fn nothing_to_install() {
+    let plan = golden("nothing", &job(ROCKY, &["/usr/bin/dnf"]));
+    assert!(plan.steps.iter().all(|step| step.phase == Phase::Clean));
+}
+
+#[test]
+fn fetching_and_installing_ask_for_the_same() {
+    for manager in ["/usr/bin/dnf5", "/usr/bin/dnf", "/usr/bin/yum", "/usr/bin/microdnf"] {
+        let packages = vec![named("jq", Some("1.6")), file()];
+        let plan = RedHat.plan(&Job { packages, ..job(ROCKY, &[manager]) }).unwrap();
+        let of = |phase| plan.steps.iter().rfind(|step| step.phase == phase).unwrap();
+        let (fetch, install) = (of(Phase::Fetch), of(Phase::Install));
+        let plain = |argv: &[String]| -> Vec<String> {
+            let extra = ["--downloadonly", "-C", "--setopt=tsflags=test"];
+            argv.iter().filter(|a| !extra.contains(&a.as_str())).cloned().collect()
+        };
+        assert_eq!(plain(&fetch.argv), plain(&install.argv), "{manager}");
+        assert_eq!(fetch.env, install.env);
+        assert!(fetch.network && !install.network);
+    }
+}
+
+#[test]
+fn claims() {
+    let claim = |os: &str| RedHat.claims(&OsRelease::parse(os)).claim;
+    for os in [AMAZON_2023, AMAZON_2, FEDORA, ROCKY, "ID=ol", "ID=rhel", "ID=almalinux", "ID=centos"] {
+        assert_eq!(claim(os), Claim::Exact, "{os}");
+    }
+    assert_eq!(claim("ID=nobara\nID_LIKE=\"rhel centos fedora\"\n"), Claim::Family);
+    for os in ["ID=debian", "ID=sles\nID_LIKE=suse", "ID=opensuse-leap\nID_LIKE=\"suse opensuse\"", ""] {
+        assert_eq!(claim(os), Claim::No, "{os}");
+    }
+}
+
+#[test]
+fn what_cannot_be_served_is_refused_by_name() {
+    let dnf = || job(ROCKY, &["/usr/bin/dnf"]);
+    let micro = || job(ROCKY, &["/usr/bin/microdnf"]);
+    let refused = |job: Job| RedHat.plan(&job).unwrap_err().0;
+    assert!(refused(Job { packages: vec![named("jq", None)], ..job(ROCKY, &[]) }).contains("no dnf"));
+    assert!(refused(Job { debconf: vec!["a b c d".into()], ..dnf() }).starts_with("debconf: "));
+    assert!(refused(Job { conffiles: Conffiles::Replace, ..dnf() }).starts_with("conffiles: "));
+    assert!(refused(Job { hold: vec!["jq".into()], ..dnf() }).contains("/etc/dnf/plugins/versionlock.conf"));
+    assert!(refused(Job { hold: vec!["jq".into()], ..micro() }).starts_with("hold: "));
+    assert!(refused(Job { upgrade: Upgrade::Security, ..micro() }).starts_with("upgrade: "));
+    assert!(refused(Job { packages: vec![group("web")], ..micro() }).starts_with("packages: "));
+    let suite = Repository { suite: Some("bookworm".into()), ..repository("x", None, true) };
+    assert!(refused(Job { repositories: vec![suite], ..dnf() }).starts_with("repositories: `x`"));
+}

@@ -1,0 +1,240 @@
+//! The packages that a definition asks for, as arguments and as what is expected afterwards.
+
+use crate::{architecture, trouble};
+use oven_distro::{Job, Package, Refused, Trouble, Wanted};
+
+/// Architectures of rpm that a name may end in: `glibc.i686`.
+const ARCHITECTURES: [&str; 7] = ["aarch64", "armv7hl", "i386", "i586", "i686", "noarch", "x86_64"];
+
+/// How a package manager wants to be asked.
+#[derive(Clone, Copy)]
+pub struct Spelling {
+    /// A package by name, architecture and version.
+    pub named: fn(&str, Option<&str>, Option<&str>) -> String,
+    pub group: fn(&str) -> String,
+    /// What it says when it finds nothing, with `{}` for the argument.
+    pub missing: &'static [&'static str],
+    /// The same for a group, with `{}` for its name.
+    pub missing_group: &'static [&'static str],
+}
+
+#[derive(Debug, Default)]
+pub struct Asks {
+    pub arguments: Vec<String>,
+    pub wanted: Vec<Wanted>,
+    /// What it means when the package manager does not find them.
+    pub troubles: Vec<Trouble>,
+    /// One of them is a file.
+    pub files: bool,
+}
+
+impl Asks {
+    pub fn of(job: &Job, spelling: &Spelling) -> Result<Self, Refused> {
+        let mut asks = Self::default();
+        for package in &job.packages {
+            let (argument, wanted) = match package {
+                Package::Named { name, version } => named(name, version.as_deref(), spelling)?,
+                Package::Group { name } => {
+                    let argument = group(name, spelling)?;
+                    if !asks.arguments.contains(&argument) {
+                        asks.miss(name, None, name, spelling.missing_group);
+                        asks.arguments.push(argument);
+                    }
+                    continue;
+                }
+                Package::File { path, name, version, architecture } => {
+                    check_file(job, path, architecture)?;
+                    asks.files = true;
+                    let (name, version) = (name.clone(), Some(version.clone()));
+                    (path.clone(), Wanted { name, architecture: Some(architecture.clone()), version })
+                }
+            };
+            let same = |w: &&Wanted| w.name == wanted.name && w.architecture == wanted.architecture;
+            match asks.wanted.iter().find(same) {
+                Some(earlier) if earlier.version == wanted.version => continue,
+                Some(_) => {
+                    return Err(Refused(format!("packages: `{}` is asked for in two versions", wanted.name)));
+                }
+                None => {}
+            }
+            if let Package::Named { name, version: Some(version) } = package {
+                asks.miss(name, Some(version), &argument, spelling.missing);
+            }
+            asks.arguments.push(argument);
+            asks.wanted.push(wanted);
+        }
+        Ok(asks)
+    }
+
+    /// A version, or a group, that no repository has: in the words of the definition, not of the argument.
+    fn miss(&mut self, name: &str, version: Option<&str>, said: &str, missing: &[&str]) {
+        let (means, hint) = match version {
+            Some(version) => (
+                format!("no repository of the image has version `{version}` of `{name}`"),
+                "`*` stands for anything; an epoch, such as the `1:` of `1:9.2`, is part of a version.",
+            ),
+            None => (
+                format!("no repository of the image has the group `{name}`"),
+                "Check its spelling: it is a group's id, not its title.",
+            ),
+        };
+        let at = version.map_or_else(|| format!("@{name}"), |_| name.to_owned());
+        let rows = missing.iter().map(|row| trouble(&row.replace("{}", said), &means, Some(hint), Some(&at)));
+        self.troubles.extend(rows);
+    }
+}
+
+fn named(spelt: &str, version: Option<&str>, spelling: &Spelling) -> Result<(String, Wanted), Refused> {
+    let refuse = |why: &str| Err(Refused(format!("packages: `{spelt}`: {why}")));
+    // As Debian's are spelt, `glibc:i686`, or as rpm's are.
+    let (name, architecture) = match spelt.split_once(':').or_else(|| spelt.rsplit_once('.')) {
+        Some((name, architecture)) if ARCHITECTURES.contains(&architecture) => (name, Some(architecture)),
+        Some((_, architecture)) if spelt.contains(':') => {
+            return refuse(&format!("`{architecture}` is not an architecture of rpm"));
+        }
+        _ => (spelt, None),
+    };
+    let plain = |text: &str, also: &str| {
+        text.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && text.chars().all(|c| c.is_ascii_alphanumeric() || also.contains(c))
+    };
+    if !plain(name, "+.-_") {
+        return refuse("not the name of a package");
+    }
+    if let Some(version) = version
+        && (!version.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '*')
+            || !version.chars().all(|c| c.is_ascii_alphanumeric() || ".+~^_:-*".contains(c)))
+    {
+        return refuse(&format!("`{version}` is not a version, and not one with `*`"));
+    }
+    let argument = (spelling.named)(name, architecture, version);
+    let wanted = Wanted {
+        name: name.to_owned(),
+        architecture: architecture.map(str::to_owned),
+        version: version.map(pattern),
+    };
+    Ok((argument, wanted))
+}
+
+/// A version without a release is of any release. Neither has a `-` in it.
+fn pattern(version: &str) -> String {
+    if version.contains('-') || version.ends_with('*') { version.to_owned() } else { format!("{version}-*") }
+}
+
+fn group(name: &str, spelling: &Spelling) -> Result<String, Refused> {
+    let bare = name.strip_prefix('^').unwrap_or(name);
+    let allowed = |c: char| c.is_ascii_alphanumeric() || " +-._:()".contains(c);
+    if !bare.starts_with(|c: char| c.is_ascii_alphanumeric()) || !bare.chars().all(allowed) {
+        return Err(Refused(format!("packages: `@{name}`: not the name of a group")));
+    }
+    Ok((spelling.group)(name))
+}
+
+fn check_file(job: &Job, path: &str, of_file: &str) -> Result<(), Refused> {
+    let file = path.rsplit('/').next().unwrap_or(path);
+    if !file.ends_with(".rpm") {
+        return Err(Refused(format!("packages: `{file}`: this image takes rpm packages (.rpm)")));
+    }
+    let images = architecture(job);
+    let fits = match of_file {
+        "noarch" => true,
+        "i386" | "i486" | "i586" | "i686" => images == "x86_64",
+        // `x86_64_v2` and the like: rpm knows what the machine is capable of.
+        other => other == images || other.starts_with(&format!("{images}_v")),
+    };
+    if !fits {
+        return Err(Refused(format!("packages: `{file}` is for {of_file}, and the image is {images}")));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SPELLING: Spelling = Spelling {
+        named: |name, architecture, version| format!("{name} {architecture:?} {version:?}"),
+        group: |name| format!("@{name}"),
+        missing: &["none for {}"],
+        missing_group: &["no group {}"],
+    };
+
+    fn of(packages: Vec<Package>) -> Result<Asks, String> {
+        let job = Job { architecture: "x86_64".into(), packages, ..Job::default() };
+        Asks::of(&job, &SPELLING).map_err(|refused| refused.0)
+    }
+
+    fn ask(name: &str, version: Option<&str>) -> Result<Asks, String> {
+        of(vec![Package::Named { name: name.into(), version: version.map(str::to_owned) }])
+    }
+
+    #[test]
+    fn names_versions_and_architectures() {
+        for (spelt, name, architecture) in [
+            ("glibc", "glibc", None),
+            ("glibc:i686", "glibc", Some("i686")),
+            ("glibc.i686", "glibc", Some("i686")),
+            ("python3.11", "python3.11", None),
+            ("java-17-openjdk_x", "java-17-openjdk_x", None),
+        ] {
+            let wanted = ask(spelt, None).unwrap().wanted.remove(0);
+            assert_eq!((wanted.name.as_str(), wanted.architecture.as_deref()), (name, architecture));
+        }
+        for (version, pattern) in [
+            ("1.0", "1.0-*"),
+            ("1.0-1.el9", "1.0-1.el9"),
+            ("1:1.0", "1:1.0-*"),
+            ("1.*", "1.*"),
+            ("1.*.2", "1.*.2-*"),
+        ] {
+            assert_eq!(ask("x", Some(version)).unwrap().wanted[0].version.as_deref(), Some(pattern));
+        }
+    }
+
+    #[test]
+    fn what_is_no_name_is_refused() {
+        for name in ["", "-y", "@web", "a b", "a*", "ä", "x:", "x:arm64", "/usr/bin/x", "(a or b)", "a,b"] {
+            let refused = ask(name, None).unwrap_err();
+            assert!(refused.contains(&format!("`{name}`")), "{refused}");
+        }
+        for version in ["", "1 2", "1/2", "[1-9]", "$(id)", "-1"] {
+            assert!(ask("nginx", Some(version)).is_err(), "{version}");
+        }
+        for name in ["", "-x", "a;b", "^", "web*"] {
+            assert!(of(vec![Package::Group { name: name.into() }]).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_same_twice_is_once_and_two_versions_are_refused() {
+        let named = |version: &str| Package::Named { name: "jq".into(), version: Some(version.into()) };
+        let group = || Package::Group { name: "^web server".into() };
+        let asks = of(vec![named("1.6"), group(), named("1.6"), group()]).unwrap();
+        assert_eq!(asks.arguments, ["jq None Some(\"1.6\")", "@^web server"]);
+        assert!(of(vec![named("1.6"), named("1.7")]).unwrap_err().contains("`jq`"));
+    }
+
+    #[test]
+    fn what_is_not_found_is_told_in_the_definitions_words() {
+        let asks = ask("jq", Some("9.*")).unwrap();
+        assert_eq!(asks.troubles[0].output, "none for jq None Some(\"9.*\")");
+        assert_eq!(asks.troubles[0].means, "no repository of the image has version `9.*` of `jq`");
+        assert_eq!(asks.troubles[0].package.as_deref(), Some("jq"));
+    }
+
+    #[test]
+    fn a_file_has_to_fit_the_image() {
+        let file = |path: &str, architecture: &str| Package::File {
+            path: path.into(),
+            name: "site".into(),
+            version: "1.0-1".into(),
+            architecture: architecture.into(),
+        };
+        for architecture in ["noarch", "x86_64", "x86_64_v2", "i686"] {
+            assert!(of(vec![file("/run/oven/packages/0-site.rpm", architecture)]).unwrap().files);
+        }
+        let refused = of(vec![file("/run/oven/packages/0-site.rpm", "aarch64")]).unwrap_err();
+        assert_eq!(refused, "packages: `0-site.rpm` is for aarch64, and the image is x86_64");
+        assert!(of(vec![file("/run/oven/packages/0-site.deb", "all")]).unwrap_err().contains("0-site.deb"));
+    }
+}

@@ -1,0 +1,56 @@
+//! Repositories of the definition, as the files that zypper reads.
+
+use oven_distro::{Job, Phase, Plan, Refused, Repository, Shim, Step};
+use oven_rpm::{step, words};
+
+const DIRECTORY: &str = "/etc/zypp/repos.d";
+
+/// Those that stay are files of the image, the others are there while the plan's steps run. zypper asks before it
+/// trusts a key, so rpm is told of it. Answers with the steps that do.
+pub fn add(job: &Job, plan: &mut Plan) -> Result<Vec<Step>, Refused> {
+    let mut steps = Vec::new();
+    for repository in &job.repositories {
+        let file = file(repository)?;
+        let files = if repository.keep { &mut plan.files } else { &mut plan.shims };
+        files.push(file);
+        files.extend(oven_rpm::key(repository));
+        if repository.key.is_some() {
+            let why = format!("trusting the key of the repository {}", repository.name);
+            let argv = words(["rpm", "--import", &oven_rpm::key_file(repository)]);
+            steps.push(step(Phase::Prepare, &why, argv));
+        }
+    }
+    Ok(steps)
+}
+
+fn file(repository: &Repository) -> Result<Shim, Refused> {
+    let Repository { name, url, key, suite, components, .. } = repository;
+    let refuse = |why: &str| Err(Refused(format!("repositories: `{name}`: {why}")));
+    if !name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        || !name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+    {
+        return refuse("not the name of a repository");
+    }
+    if suite.is_some() || !components.is_empty() {
+        return refuse(
+            "suites and components are Debian's: a repository of rpm packages is its address alone",
+        );
+    }
+    if !url.contains("://") || url.contains(|c: char| c.is_whitespace() || c.is_control()) {
+        return refuse(&format!("`{url}` is not an address"));
+    }
+    let mut text =
+        format!("# Added by oven.\n[{name}]\nname={name}\nbaseurl={url}\nenabled=1\nautorefresh=0\n");
+    // Each package is checked: then it does not matter whether the index is signed, too, which most are not.
+    match key {
+        Some(_) => {
+            let key = oven_rpm::key_file(repository);
+            text += &format!("gpgcheck=1\nrepo_gpgcheck=0\npkg_gpgcheck=1\ngpgkey=file://{key}\n");
+        }
+        None => {
+            text +=
+                "# The definition says that it is not signed.\ngpgcheck=0\nrepo_gpgcheck=0\npkg_gpgcheck=0\n"
+        }
+    }
+    Ok(Shim { path: format!("{DIRECTORY}/{name}.repo"), content: text, mode: 0o644 })
+}

@@ -1,0 +1,115 @@
+//! Plans as they are: a change of a plan is a change that somebody has to look at. `OVEN_BLESS=1` writes them anew.
+
+use oven_distro::{Claim, Conffiles, Distro, Job, OsRelease, Package, Phase, Plan, Repository, Upgrade};
+use oven_suse::Suse;
+use std::path::Path;
+
+const LEAP: &str = "ID=\"opensuse-leap\"\nID_LIKE=\"suse opensuse\"\nVERSION_ID=\"15.6\"\n";
+const SLES: &str = "ID=\"sles\"\nID_LIKE=\"suse\"\nVERSION_ID=\"15.6\"\n";
+const TUMBLEWEED: &str = "ID=\"opensuse-tumbleweed\"\nID_LIKE=\"opensuse suse\"\n";
+
+/// A job on an image that has everything that the plugin looks for, but for `lacks`.
+fn job(os: &str, lacks: &[&str]) -> Job {
+    let os_release = OsRelease::parse(os);
+    let look_for = Suse.claims(&os_release).look_for;
+    let present = look_for.into_iter().map(|path| (path.clone(), !lacks.contains(&path.as_str()))).collect();
+    Job { os_release, architecture: "x86_64".into(), present, ..Job::default() }
+}
+
+fn named(name: &str, version: Option<&str>) -> Package {
+    Package::Named { name: name.into(), version: version.map(str::to_owned) }
+}
+
+fn repository(name: &str, key: Option<&str>, keep: bool) -> Repository {
+    let (name, url) = (name.to_owned(), "https://example.org/rpm/".to_owned());
+    Repository { name, url, key: key.map(str::to_owned), suite: None, components: Vec::new(), keep }
+}
+
+fn golden(name: &str, job: &Job) {
+    let plan = Suse.plan(job).unwrap();
+    sound(&plan);
+    let text = format!("{:#}\n", serde_json::to_value(&plan).unwrap());
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(format!("{name}.json"));
+    if std::env::var_os("OVEN_BLESS").is_some() {
+        std::fs::write(&path, &text).unwrap();
+    }
+    let kept = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(kept == text, "{name}.json differs from the plan: look at it after OVEN_BLESS=1\n{text}");
+    assert_eq!(serde_json::from_str::<Plan>(&kept).unwrap(), plan, "a plan survives JSON");
+}
+
+/// What holds for every plan.
+fn sound(plan: &Plan) {
+    assert!(plan.steps.windows(2).all(|pair| pair[0].phase <= pair[1].phase), "phases never go back");
+    for step in &plan.steps {
+        let line = step.argv.join(" ");
+        let downloads = line.contains("--download-only") || line.contains(" refresh ");
+        assert_eq!(step.phase == Phase::Fetch, downloads, "{line}");
+        assert_eq!(step.before_retry.is_empty(), step.retries == 0, "{line}");
+        assert!(!line.contains("--no-gpg") && !line.contains("--gpg-auto") && step.timeout > 0, "{line}");
+    }
+}
+
+#[test]
+fn packages_by_name_version_pattern_and_file() {
+    let file = Package::File {
+        path: "/run/oven/packages/0-site-1.0-1.noarch.rpm".into(),
+        name: "site".into(),
+        version: "1.0-1".into(),
+        architecture: "noarch".into(),
+    };
+    let group = Package::Group { name: "apparmor".into() };
+    let packages = vec![named("nginx", None), named("redis7", Some("7.2.*")), group, file];
+    golden("packages", &Job { packages, ..job(SLES, &[]) });
+}
+
+#[test]
+fn everything_at_once() {
+    let all = Job {
+        packages: vec![named("glibc-32bit:x86_64", Some("2.38-150600.12.1"))],
+        upgrade: Upgrade::Security,
+        repositories: vec![repository("kept", Some("KEY"), true), repository("lent", None, false)],
+        hold: vec!["glibc-32bit".into(), "kernel-default".into()],
+        recommends: true,
+        network: true,
+        ..job(LEAP, &[])
+    };
+    golden("everything", &all);
+}
+
+#[test]
+fn nothing_to_install() {
+    golden("nothing", &job(LEAP, &[]));
+}
+
+#[test]
+fn a_rolling_release_is_upgraded_as_a_whole() {
+    let verb = |os: &str| {
+        let plan = Suse.plan(&Job { upgrade: Upgrade::All, ..job(os, &[]) }).unwrap();
+        plan.steps.iter().find(|step| step.phase == Phase::Upgrade).unwrap().argv[3].clone()
+    };
+    assert_eq!((verb(LEAP).as_str(), verb(TUMBLEWEED).as_str()), ("update", "dist-upgrade"));
+}
+
+#[test]
+fn claims() {
+    let claim = |os: &str| Suse.claims(&OsRelease::parse(os)).claim;
+    for os in [LEAP, SLES, TUMBLEWEED] {
+        assert_eq!(claim(os), Claim::Exact, "{os}");
+    }
+    assert_eq!(claim("ID=regata\nID_LIKE=\"suse opensuse\"\n"), Claim::Family);
+    for os in ["ID=debian", "ID=fedora", "ID=rocky\nID_LIKE=\"rhel fedora\"", ""] {
+        assert_eq!(claim(os), Claim::No, "{os}");
+    }
+}
+
+#[test]
+fn what_cannot_be_served_is_refused_by_name() {
+    let refused = |job: Job| Suse.plan(&job).unwrap_err().0;
+    let jq = || vec![named("jq", None)];
+    assert!(refused(Job { packages: jq(), ..job(LEAP, &["/usr/bin/zypper"]) }).contains("/usr/bin/zypper"));
+    assert!(refused(Job { debconf: vec!["a b c d".into()], ..job(LEAP, &[]) }).starts_with("debconf: "));
+    assert!(refused(Job { conffiles: Conffiles::Replace, ..job(LEAP, &[]) }).starts_with("conffiles: "));
+    assert!(refused(Job { mirror: Some("http://m/".into()), ..job(LEAP, &[]) }).starts_with("mirror: "));
+    assert!(refused(Job { hold: vec!["a*".into()], ..job(LEAP, &[]) }).starts_with("hold: `a*`"));
+}

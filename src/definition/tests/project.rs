@@ -1,0 +1,41 @@
+//! What a definition may reach: the files of its project.
+
+use super::*;
+
+#[test]
+fn a_linked_file_counts_with_its_bytes_so_it_may_lead_out() {
+    let top = tree();
+    let web = load(top.path(), "from = \"ami-01234567\"\n[[run]]\nscript = \"linked.sh\"\n").unwrap();
+    assert_eq!(web.runs[0].program, Program::Script("linked.sh".into()));
+}
+
+#[test]
+fn nothing_leads_out_of_the_project() {
+    let top = tree();
+    let real = top.path().canonicalize().unwrap();
+    let passwd = "web/passwd";
+    symlink("/etc/passwd", top.path().join(passwd)).unwrap();
+    symlink("/etc", top.path().join("host")).unwrap();
+    let up = "../".repeat(real.components().count());
+    let cases = [
+        (
+            "[[file]]\nsource = \"passwd\"\ntarget = \"/x\"".to_owned(),
+            "\"passwd\", which leads to /etc/passwd, out of",
+        ),
+        (format!("inputs = [\"{up}etc\"]"), "which leads to /etc, out of the project DIR"),
+        ("inputs = [\"../host\"]".to_owned(), "\"../host\", which leads to /etc, out of the project DIR"),
+    ];
+    for (toml, expected) in cases {
+        let error = load(top.path(), &format!("from = \"ami-01234567\"\n{toml}\n")).unwrap_err();
+        assert!(error.contains(expected), "{toml}\ngives {error}");
+    }
+    // A repository of its own, and one with a settings file above it.
+    let toml = "from = \"ami-01234567\"\ninputs = [\"../common\"]\n";
+    assert_eq!(load(top.path(), toml).unwrap().project, real);
+    std::fs::create_dir(top.path().join("web/.git")).unwrap();
+    let error = load(top.path(), toml).unwrap_err();
+    assert!(error.contains("out of the project DIR/web ("), "{error}");
+    assert_eq!(source::project(&real.join("a/b/c")), real.join("a/b"));
+    std::fs::write(top.path().join("oven.toml"), "").unwrap();
+    assert_eq!(source::project(&real.join("a/b/c")), real);
+}

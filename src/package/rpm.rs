@@ -1,0 +1,240 @@
+//! The header of an rpm file: what it says of itself, without rpm.
+//!
+//! A file is a lead of 96 bytes, a header with signatures, the package's own header, and the payload. Both headers are
+//! an index of tags and a store that it points into, in big-endian numbers (rpm's own "RPM V4 Package format").
+
+use super::{architecture_is_good, name_is_good, read_full};
+use anyhow::{Context, Result, bail, ensure};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+
+/// At the start of every rpm file.
+pub const MAGIC: &[u8] = b"\xed\xab\xee\xdb";
+const LEAD: usize = 96;
+/// Behind the magic and the version: 0 is a package, 1 a source package.
+const TYPE: std::ops::Range<usize> = 6..8;
+const HEADER_MAGIC: &[u8] = b"\x8e\xad\xe8\x01";
+const ENTRY: usize = 16;
+/// rpm's own limits are 65,535 tags and 256 MiB. The header of a kernel's firmware is some 2 MiB.
+const MAX_ENTRIES: u32 = 0xffff;
+const MAX_STORE: u32 = 64 << 20;
+
+/// Types of values.
+const INT32: u32 = 4;
+const STRING: u32 = 6;
+
+const NAME: u32 = 1000;
+const VERSION: u32 = 1001;
+const RELEASE: u32 = 1002;
+const EPOCH: u32 = 1003;
+const ARCH: u32 = 1022;
+/// In the header with signatures: the size of all that follows it.
+const SIZE: u32 = 1000;
+
+/// What the header says.
+pub struct Header {
+    pub name: String,
+    /// `EPOCH:VERSION-RELEASE`, without an epoch that is missing or 0.
+    pub version: String,
+    pub architecture: String,
+}
+
+struct Tags {
+    index: Vec<u8>,
+    store: Vec<u8>,
+}
+
+/// Reads the headers, from the start of the file. Also finds that a file was cut short.
+pub fn header(file: &mut File) -> Result<Header> {
+    let end = file.metadata()?.len();
+    file.seek(SeekFrom::Start(0))?;
+    let mut lead = [0u8; LEAD];
+    ensure!(read_full(file, &mut lead)? == LEAD, "it was cut short: its lead is incomplete");
+    match lead[TYPE] {
+        [0, 0] => {}
+        [0, 1] => bail!("it is a source package: build it, and name what comes out"),
+        _ => bail!("its type is not known"),
+    }
+    let signatures = tags(file, end).context("reading the header with signatures")?;
+    // It is padded to a multiple of 8 bytes.
+    let at = file.stream_position()?.next_multiple_of(8);
+    file.seek(SeekFrom::Start(at))?;
+    if let Some(size) = signatures.number(SIZE)? {
+        ensure!(
+            at + u64::from(size) <= end,
+            "it was cut short: {} bytes are missing",
+            at + u64::from(size) - end
+        );
+    }
+    let tags = tags(file, end).context("reading the header")?;
+    let text = |tag: u32, what: &str, is_good: fn(&str) -> bool| {
+        let value = tags.text(tag)?.with_context(|| format!("its header has no {what}"))?;
+        ensure!(is_good(&value), "its header says {what} {value:?}, which is not possible");
+        Ok(value)
+    };
+    let (version, release) =
+        (text(VERSION, "version", part_is_good)?, text(RELEASE, "release", part_is_good)?);
+    let epoch = tags.number(EPOCH)?.filter(|epoch| *epoch > 0).map(|epoch| format!("{epoch}:"));
+    Ok(Header {
+        name: text(NAME, "name", name_is_good)?,
+        version: format!("{}{version}-{release}", epoch.unwrap_or_default()),
+        architecture: text(ARCH, "architecture", architecture_is_good)?,
+    })
+}
+
+/// Of a version or a release: rpm allows no `-` in either.
+fn part_is_good(part: &str) -> bool {
+    part.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && part.len() <= 128
+        && part.bytes().all(|b| b.is_ascii_alphanumeric() || b".+~^_".contains(&b))
+}
+
+fn tags(file: &mut File, end: u64) -> Result<Tags> {
+    let mut intro = [0u8; 16];
+    ensure!(read_full(file, &mut intro)? == intro.len(), "it was cut short");
+    ensure!(intro.starts_with(HEADER_MAGIC), "it is damaged: it does not begin as a header does");
+    let (entries, size) = (number(&intro[8..12]), number(&intro[12..16]));
+    ensure!(entries <= MAX_ENTRIES && size <= MAX_STORE, "it has {entries} tags in {size} bytes, too many");
+    let index = entries as usize * ENTRY;
+    let whole = index + size as usize;
+    ensure!(file.stream_position()? + whole as u64 <= end, "it was cut short");
+    let mut both = vec![0u8; whole];
+    file.read_exact(&mut both)?;
+    let store = both.split_off(index);
+    Ok(Tags { index: both, store })
+}
+
+impl Tags {
+    /// The bytes from where a tag's value begins.
+    fn value(&self, tag: u32, kind: u32) -> Result<Option<&[u8]>> {
+        let Some(entry) = self.index.chunks_exact(ENTRY).find(|entry| number(&entry[..4]) == tag) else {
+            return Ok(None);
+        };
+        ensure!(number(&entry[4..8]) == kind, "the tag {tag} has a value of another type");
+        let value = self.store.get(number(&entry[8..12]) as usize..);
+        Ok(Some(value.with_context(|| format!("the tag {tag} points out of the header"))?))
+    }
+
+    fn text(&self, tag: u32) -> Result<Option<String>> {
+        let Some(value) = self.value(tag, STRING)? else { return Ok(None) };
+        let text = value.split(|byte| *byte == 0).next().unwrap_or_default();
+        Ok(Some(String::from_utf8_lossy(text).into_owned()))
+    }
+
+    fn number(&self, tag: u32) -> Result<Option<u32>> {
+        let Some(value) = self.value(tag, INT32)? else { return Ok(None) };
+        let bytes = value.get(..4).with_context(|| format!("the tag {tag} points out of the header"))?;
+        Ok(Some(number(bytes)))
+    }
+}
+
+/// Of four bytes.
+fn number(bytes: &[u8]) -> u32 {
+    bytes.iter().fold(0, |sum, byte| sum << 8 | u32::from(*byte))
+}
+
+#[cfg(test)]
+pub(crate) mod fixture {
+    //! Packages for tests, as far as this module looks at them.
+
+    use super::*;
+
+    pub enum Value<'a> {
+        Text(&'a str),
+        Number(u32),
+    }
+    use Value::{Number, Text};
+
+    pub fn header(tags: &[(u32, Value)]) -> Vec<u8> {
+        let (mut index, mut store) = (Vec::new(), Vec::new());
+        for (tag, value) in tags {
+            let kind = if matches!(value, Text(_)) { STRING } else { INT32 };
+            if kind == INT32 {
+                store.resize(store.len().next_multiple_of(4), 0);
+            }
+            for number in [*tag, kind, store.len() as u32, 1] {
+                index.extend(number.to_be_bytes());
+            }
+            match value {
+                Text(text) => store.extend(text.bytes().chain([0])),
+                Number(number) => store.extend(number.to_be_bytes()),
+            }
+        }
+        let mut header = [HEADER_MAGIC, &[0; 4]].concat();
+        header.extend((tags.len() as u32).to_be_bytes());
+        header.extend((store.len() as u32).to_be_bytes());
+        [header, index, store].concat()
+    }
+
+    pub fn rpm(tags: &[(u32, Value)]) -> Vec<u8> {
+        let rest = [header(tags), b"payload".to_vec()].concat();
+        let mut file = [MAGIC, &[3, 0, 0, 0]].concat();
+        file.resize(LEAD, 0);
+        file.extend(header(&[(SIZE, Number(rest.len() as u32)), (1, Text("x"))]));
+        file.resize(file.len().next_multiple_of(8), 0);
+        file.extend(rest);
+        file
+    }
+
+    pub fn simple(name: &str, version: &str, release: &str, arch: &str) -> Vec<u8> {
+        rpm(&[(NAME, Text(name)), (VERSION, Text(version)), (RELEASE, Text(release)), (ARCH, Text(arch))])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fixture::{Value, rpm, simple};
+    use super::*;
+
+    fn of(bytes: &[u8]) -> Result<Header, String> {
+        let path = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(path.path(), bytes).unwrap();
+        header(&mut File::open(path.path()).unwrap()).map_err(|e| format!("{e:#}"))
+    }
+
+    #[test]
+    fn what_a_package_says_of_itself() {
+        let header = of(&simple("site", "1.0~rc1", "2.el9_4", "noarch")).unwrap();
+        assert_eq!(
+            (&*header.name, &*header.version, &*header.architecture),
+            ("site", "1.0~rc1-2.el9_4", "noarch")
+        );
+        for (epoch, version) in [(0, "9-1"), (32, "32:9-1")] {
+            let text = Value::Text;
+            let tags = [
+                (NAME, text("bind")),
+                (VERSION, text("9")),
+                (RELEASE, text("1")),
+                (ARCH, text("x86_64")),
+                (EPOCH, Value::Number(epoch)),
+            ];
+            assert_eq!(of(&rpm(&tags)).unwrap().version, version);
+        }
+    }
+
+    #[test]
+    fn what_is_damaged_is_refused() {
+        let whole = simple("site", "1", "1", "noarch");
+        for end in 0..whole.len() {
+            assert!(of(&whole[..end]).is_err(), "cut to {end} of {} bytes", whole.len());
+        }
+        // Whatever a byte becomes, nothing is read out of bounds, and no name can be an option or a path.
+        for at in 0..whole.len() {
+            for byte in [0, 1, 0x7f, 0xff] {
+                let mut bytes = whole.clone();
+                bytes[at] = byte;
+                if let Ok(header) = of(&bytes) {
+                    assert!(name_is_good(&header.name), "{:?}", header.name);
+                }
+            }
+        }
+        let mut source = whole.clone();
+        source[7] = 1;
+        assert!(of(&source).err().unwrap().contains("source package"));
+        for (name, version) in
+            [("-y", "1"), ("a b", "1"), ("a/b", "1"), ("a", "1-2"), ("a", "$(id)"), ("", "1")]
+        {
+            assert!(of(&simple(name, version, "1", "noarch")).is_err(), "{name} {version}");
+        }
+    }
+}
