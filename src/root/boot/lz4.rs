@@ -71,13 +71,12 @@ fn unpack(packed: &[u8]) -> Option<Vec<u8>> {
     };
     let length = |rest: &mut &[u8], short: u8| {
         let mut length = usize::from(short);
-        while short == 15 {
-            let (more, left) = rest.split_first()?;
+        let mut more = if short == 15 { 255 } else { 0 };
+        while more == 255 {
+            let (next, left) = rest.split_first()?;
             *rest = left;
-            length += usize::from(*more);
-            if *more < 255 {
-                break;
-            }
+            more = *next;
+            length += usize::from(more);
         }
         Some(length)
     };
