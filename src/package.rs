@@ -149,7 +149,7 @@ fn unpack(name: &str, stored: impl std::io::BufRead) -> Result<String> {
 }
 
 /// Refuses a zstd frame whose window would take too much memory, from its header (RFC 8878, 3.1.1.1).
-fn ensure_window(frame: &[u8]) -> Result<()> {
+pub(crate) fn ensure_window(frame: &[u8]) -> Result<()> {
     let descriptor = *frame.get(4).context("the zstd frame has no header")?;
     let window = if descriptor & 0x20 == 0 {
         let byte = u64::from(*frame.get(5).context("the zstd frame has no window")?);

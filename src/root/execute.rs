@@ -5,7 +5,7 @@ use super::packages::{self, Installed};
 use super::runner::{Call, Place, Runner};
 use super::space::{self, Space};
 use super::step::egress::Fence;
-use super::{Root, clean, files, leak, lint, plan_files, provision, selinux};
+use super::{Root, boot, clean, files, leak, lint, plan_files, provision, selinux};
 use crate::definition::Definition;
 use crate::error::Kind;
 use crate::report::Report;
@@ -85,6 +85,7 @@ async fn do_all(place: &Place<'_>, work: &Work<'_>) -> Result<BTreeMap<String, S
     let runner = Runner::new(place, work)?;
     let (space, since) = (Space::of(place.root)?, leak::Since::now());
     let mut before = lint::Before::of(place.inside, work)?;
+    let boots = boot::Before::of(place.inside)?;
 
     let steps =
         |clean: bool| work.plan.steps.iter().filter(move |step| (step.phase == Phase::Clean) == clean);
@@ -129,6 +130,7 @@ async fn do_all(place: &Place<'_>, work: &Work<'_>) -> Result<BTreeMap<String, S
     for step in steps(true) {
         run_step(&runner, step).await?;
     }
+    boot::lint(place, &boots, work.report).await?;
     clean_up(place, work, &before, since)?;
     selinux::label(&runner, place.inside, work.image.selinux, begun).await?;
     space.ensure_left(place.root)?;

@@ -32,7 +32,7 @@ pub enum Spec {
 }
 
 impl Spec {
-    fn parse(text: &str) -> Self {
+    pub(super) fn parse(text: &str) -> Self {
         let by = |name: &str| {
             text.strip_prefix("/dev/disk/by-").and_then(|t| t.strip_prefix(name)?.strip_prefix('/'))
         };
@@ -203,7 +203,7 @@ fn target_of(text: &str) -> Option<String> {
 }
 
 /// `\040` and its kin, as getmntent(3) reads them.
-fn unescape(text: &str) -> String {
+pub(super) fn unescape(text: &str) -> String {
     let bytes = text.as_bytes();
     let mut out = Vec::with_capacity(bytes.len());
     let mut at = 0;
@@ -226,7 +226,7 @@ fn unescape(text: &str) -> String {
 }
 
 /// `\x20` and its kin, as udev writes names of links.
-fn unhex(text: &str) -> String {
+pub(super) fn unhex(text: &str) -> String {
     let mut out = Vec::new();
     let mut rest = text.as_bytes();
     while let Some((&first, tail)) = rest.split_first() {

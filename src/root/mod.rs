@@ -1,6 +1,7 @@
 //! A mounted image, and what is done inside it.
 
 mod blocking;
+mod boot;
 mod choose;
 mod clean;
 mod cloned;

@@ -265,7 +265,7 @@ pub fn for_steps(nodes: &Nodes, root: usize) -> Vec<step::Node> {
 }
 
 /// As udev spells a name in a link: what could be more than a name becomes `\x2f`.
-fn link_name(id: &str) -> String {
+pub(super) fn link_name(id: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || "#+-.:=@_".contains(c);
     let mut out = String::new();
     for (index, c) in id.chars().enumerate() {

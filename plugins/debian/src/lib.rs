@@ -29,6 +29,9 @@ const DPKG_QUERY: &str = "/usr/bin/dpkg-query";
 const SET_SELECTIONS: &str = "/usr/bin/debconf-set-selections";
 const ANSWERS: &str = "/run/oven/debconf";
 const LISTS: &str = "/var/lib/apt/lists";
+const INITRAMFS_TOOLS: &str = "/usr/sbin/mkinitramfs";
+/// Read last of what says how an initramfs is made. It is copied into that, where nothing asks for it.
+const GENERIC: &str = "/etc/initramfs-tools/conf.d/zz-generic";
 
 /// Seconds. An index is some 10 MB; Debian's whole archive of packages that a server needs, some 1 GB.
 const UPDATE_TIMEOUT: u64 = 15 * 60;
@@ -50,7 +53,7 @@ impl Distro for Debian {
             _ if os.id_like().any(|id| id == "debian" || id == "ubuntu") => Claim::Family,
             _ => return Claims::default(),
         };
-        let look_for = [APT_GET, APT_MARK, DPKG_QUERY, SET_SELECTIONS, conf::IMAGES_MAIN];
+        let look_for = [APT_GET, APT_MARK, DPKG_QUERY, SET_SELECTIONS, INITRAMFS_TOOLS, conf::IMAGES_MAIN];
         Claims {
             claim,
             look_for: look_for.into_iter().chain(mirror::LOOK_FOR).map(str::to_owned).collect(),
@@ -85,6 +88,7 @@ impl Distro for Debian {
             plan.shims.push(conf::first());
             plan.shims.push(conf::last(job, has(conf::IMAGES_MAIN)));
             plan.shims.extend(mirror::shims(job)?);
+            plan.shims.extend(has(INITRAMFS_TOOLS).then(generic_initramfs));
         }
         if changes {
             if has(APT_MARK) {
@@ -110,6 +114,11 @@ impl Distro for Debian {
 fn policy() -> Shim {
     let content = "#!/bin/sh\n# There while oven bakes: services start when an instance boots.\nexit 101\n";
     Shim { path: "/usr/sbin/policy-rc.d".into(), content: content.into(), mode: 0o755 }
+}
+
+/// With the drivers of every machine, not with those of the one that bakes. That is initramfs-tools' own default.
+fn generic_initramfs() -> Shim {
+    Shim { path: GENERIC.into(), content: "MODULES=most\n".into(), mode: 0o644 }
 }
 
 fn query() -> Vec<String> {

@@ -12,7 +12,7 @@ mod troubles;
 
 use manager::Manager;
 use oven_distro::{Claim, Claims, Conffiles, Distro, Job, OsRelease, Phase, Plan, Refused, Step, Upgrade};
-use oven_rpm::{Asks, CLEAN_TIMEOUT, RPM, UPDATE_TIMEOUT, count, fetch, step};
+use oven_rpm::{Asks, CLEAN_TIMEOUT, DRACUT, RPM, UPDATE_TIMEOUT, count, fetch, step};
 use std::collections::BTreeMap;
 
 /// The plugin. It holds nothing.
@@ -33,7 +33,7 @@ impl Distro for RedHat {
             _ if os.id_like().any(|id| OWN.contains(&id)) => Claim::Family,
             _ => return Claims::default(),
         };
-        let look_for = [RPM].into_iter().chain(manager::LOOK_FOR).map(str::to_owned).collect();
+        let look_for = [RPM, DRACUT].into_iter().chain(manager::LOOK_FOR).map(str::to_owned).collect();
         Claims { claim, look_for, read: Vec::new() }
     }
 
@@ -66,6 +66,7 @@ impl Distro for RedHat {
         plan.troubles.splice(0..0, asks.troubles.iter().cloned());
         plan.expect = oven_rpm::expect(asks.wanted.clone());
         if changes {
+            plan.shims.extend(has(DRACUT).then(oven_rpm::generic_initramfs));
             plan.steps = steps(job, manager, &asks, &options)?;
         }
         plan.steps.extend(holds(job, manager, &asks)?);

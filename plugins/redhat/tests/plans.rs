@@ -81,7 +81,10 @@ fn dnf_installs_packages_by_name_version_group_and_file() {
         group("Development Tools"),
         file(),
     ];
-    golden("dnf", &Job { packages, ..job(AMAZON_2023, &["/usr/bin/dnf", "/usr/bin/yum"]) });
+    golden(
+        "dnf",
+        &Job { packages, ..job(AMAZON_2023, &["/usr/bin/dnf", "/usr/bin/yum", "/usr/bin/dracut"]) },
+    );
 }
 
 #[test]

@@ -11,6 +11,7 @@ use oven_distro::{Expect, Phase, Repository, Shim, Step, Wanted};
 use std::collections::BTreeMap;
 
 pub const RPM: &str = "/usr/bin/rpm";
+pub const DRACUT: &str = "/usr/bin/dracut";
 
 /// Seconds. An index is some 50 MB.
 pub const UPDATE_TIMEOUT: u64 = 15 * 60;
@@ -36,6 +37,13 @@ pub fn query() -> Vec<String> {
 
 pub fn expect(packages: Vec<Wanted>) -> Expect {
     Expect { sound: vec![INSTALLED.to_owned()], absent: vec![KEY.to_owned()], packages }
+}
+
+/// For dracut, which otherwise takes the drivers of the machine that it runs on. Its files are read by their names,
+/// wherever they lie, and the last one wins.
+pub fn generic_initramfs() -> Shim {
+    let path = "/etc/dracut.conf.d/zz-generic.conf";
+    Shim { path: path.to_owned(), content: "hostonly=\"no\"\n".to_owned(), mode: 0o644 }
 }
 
 /// rpm's word for an architecture.

@@ -7,7 +7,7 @@ mod repository;
 mod troubles;
 
 use oven_distro::{Claim, Claims, Conffiles, Distro, Job, OsRelease, Phase, Plan, Refused, Step, Upgrade};
-use oven_rpm::{Asks, CLEAN_TIMEOUT, RPM, Spelling, UPDATE_TIMEOUT, count, fetch, step, words};
+use oven_rpm::{Asks, CLEAN_TIMEOUT, DRACUT, RPM, Spelling, UPDATE_TIMEOUT, count, fetch, step, words};
 use std::collections::BTreeMap;
 
 /// The plugin. It holds nothing.
@@ -42,7 +42,7 @@ impl Distro for Suse {
             _ if os.id_like().any(|id| id == "suse" || OWN.contains(&id)) => Claim::Family,
             _ => return Claims::default(),
         };
-        Claims { claim, look_for: words([ZYPPER, RPM]), read: Vec::new() }
+        Claims { claim, look_for: words([ZYPPER, RPM, DRACUT]), read: Vec::new() }
     }
 
     fn plan(&self, job: &Job) -> Result<Plan, Refused> {
@@ -64,6 +64,7 @@ impl Distro for Suse {
             plan.troubles.splice(0..0, asks.troubles.iter().cloned());
             plan.expect = oven_rpm::expect(asks.wanted.clone());
             if changes {
+                plan.shims.extend(has(DRACUT).then(oven_rpm::generic_initramfs));
                 plan.steps.extend(steps(job, &asks));
             }
             plan.steps.extend(holds(job, &asks)?);
