@@ -158,7 +158,7 @@ pub struct Bake {
 /// Values for what definitions leave open.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Vars {
-    /// Give a variable of [vars] this value, in each definition that declares it
+    /// Give a variable of `[vars]` this value, in each definition that declares it
     #[arg(long = "var", value_name = "NAME=VALUE", value_parser = given, conflicts_with = "compat")]
     vars: Vec<(String, String)>,
 }

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use rustls::crypto::ring;
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Proxy};
 
@@ -156,7 +157,10 @@ async fn download(
 
 fn distrusted(url: &str, what: &str) -> Failure {
     let failure = Kind::Step.failure(format!("downloading {url} failed: {what}"));
-    failure.hint("Certificates to trust beside this machine's own: `ca_file` in `[network]` of oven.toml.")
+    failure.hint(
+        "Certificates to trust beside this machine's own (of its package ca-certificates): `ca_file` in `[network]` of \
+         oven.toml.",
+    )
 }
 
 const PART: &str = ".part-";
@@ -248,8 +252,9 @@ fn trouble(error: &ureq::Error) -> Trouble {
 
 fn agent(network: &NetworkSettings) -> Result<Agent> {
     let roots = roots(network)?;
+    let tls = TlsConfig::builder().unversioned_rustls_crypto_provider(Arc::new(ring::default_provider()));
     let config = Agent::config_builder()
-        .tls_config(TlsConfig::builder().root_certs(roots).build())
+        .tls_config(tls.root_certs(roots).build())
         // What oven.toml says, as for steps that fetch: not what this process's environment happens to be.
         .proxy(proxy(network)?)
         .user_agent(concat!("oven/", env!("CARGO_PKG_VERSION")))
@@ -298,7 +303,7 @@ fn roots(network: &NetworkSettings) -> Result<RootCerts> {
         }
         certificates.extend(added);
     }
-    Ok(if certificates.is_empty() { RootCerts::WebPki } else { RootCerts::from(certificates) })
+    Ok(RootCerts::from(certificates))
 }
 
 fn read(path: &Path) -> std::io::Result<Vec<u8>> {

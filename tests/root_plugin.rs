@@ -240,6 +240,10 @@ fn list_tells_where_each_came_from_and_what_it_claims() {
     let path = example("void.py");
     let (out, _) = world.expect(0, &["--plugin", &path, "plugin", "list"]);
     assert!(out.contains("debian  (built in)\n  exact: debian 12, ubuntu 24.04\n"), "{out}");
+    for (id, first) in [("redhat", "amzn 2023, amzn 2, rhel 9.4"), ("suse", "sles 15.6, opensuse-leap 15.6")]
+    {
+        assert!(out.contains(&format!("{id}  (built in)\n  exact: {first}")), "{out}");
+    }
     assert!(out.contains(&format!("void  (--plugin {path})\n  exact: void\n")), "{out}");
     let (out, _) = world.expect(0, &["--json", "--plugin", &path, "plugin", "list"]);
     let plugins = result(&out)["plugins"].as_array().unwrap().clone();

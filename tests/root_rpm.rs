@@ -2,6 +2,13 @@
 //! on this machine. `root_rpm/ground.rs` tells what is not real. dnf 5, yum and microdnf cannot be run here: their plans
 //! are compared with golden ones (plugins/redhat/tests). Needs root, and what scripts/setup installs.
 
+#[path = "root_rpm/alike.rs"]
+mod alike;
+#[path = "root_debian/archive.rs"]
+#[allow(dead_code, reason = "each test binary uses a part of it")]
+mod archive;
+#[path = "support/disk.rs"]
+mod disk;
 #[path = "root_rpm/ground.rs"]
 mod ground;
 #[path = "root_rpm/mirror.rs"]
@@ -10,6 +17,8 @@ mod mirror;
 mod packages;
 #[path = "root_rpm/tools.rs"]
 mod tools;
+#[path = "support/world.rs"]
+mod world;
 
 use ground::{Dnf, Ground, Zypper};
 use packages::{file, foreign};

@@ -59,7 +59,7 @@ pub trait Distro {
 #[serde(deny_unknown_fields)]
 pub struct Job {
     pub os_release: OsRelease,
-    /// `x86_64` or `arm64`, as EC2 says it.
+    /// `x86_64` or `arm64`, as clouds say it.
     pub architecture: String,
     /// For each path of [`Claims::look_for`]: does the image have it?
     #[serde(default)]

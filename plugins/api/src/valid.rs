@@ -1,4 +1,4 @@
-//! What holds for every answer of every plugin: oven looks at it before it executes anything, [`crate::check`] too.
+//! What holds for every answer of every plugin: oven looks at it before it executes anything, [`crate::check()`] too.
 
 use crate::{Claims, FILE_PLACES, Job, Phase, Plan, Shim, Step, Tools, Trouble};
 use std::collections::{BTreeMap, BTreeSet};

@@ -34,7 +34,7 @@ pub fn tools(job: &Job, manager: Manager, refreshed: bool) -> Result<Option<Tool
     let mark = manager.argv(&[&installed, &words(mark.iter().copied()), &packages]);
     steps.push(step(Phase::Install, &format!("marking {names}"), mark));
 
-    let unneeded = ["-q", "--disablerepo=*", "repoquery", "--installed", "--unneeded", "--queryformat", list];
+    let unneeded = ["-q", "--disablerepo=*", "repoquery", "--unneeded", "--queryformat", list];
     let unneeded = step(Phase::Verify, "", manager.argv(&[&words(unneeded)]));
     // Exactly those: not what nothing needs any more without them.
     let remove =
