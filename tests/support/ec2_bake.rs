@@ -16,6 +16,7 @@ use oven::cloud::ec2::{Ec2, Options, Pace};
 use oven::cloud::{VolumeId, instance};
 use oven::disk::Device;
 use oven::disk::attached::Attached;
+use oven::distros::Registry;
 use oven::error::Kind;
 use oven::order::Order;
 use oven::report::{Level, Report, Style};
@@ -24,7 +25,6 @@ use oven::settings::{AWS, Overrides, Settings};
 use oven::site::Site;
 use oven::{scratch, stop};
 use oven_debian::Debian;
-use oven_distro::Distro;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
@@ -97,6 +97,7 @@ async fn run(dir: &Path) -> Result<u8> {
     })
     .await?;
     let global = Global {
+        plugin: Vec::new(),
         instance_id: None,
         zone: None,
         cloud: Some(AWS.into()),
@@ -110,7 +111,7 @@ async fn run(dir: &Path) -> Result<u8> {
     let site = Site {
         cloud: Rc::new(cloud.clone()),
         disks: Rc::new(Attached::new(Rc::new(cloud))),
-        distros: Rc::from([Box::new(nothing::Nothing) as Box<dyn Distro>, Box::new(Debian)]),
+        distros: Rc::new(Registry::built_in(vec![Box::new(nothing::Nothing), Box::new(Debian)])),
         helper: std::env::current_exe()?,
         scratch: scratch::DIR.into(),
         state,
