@@ -57,7 +57,7 @@ fn the_json_is_canonical() {
         r#""setup.sh":{"executable":true,"sha1":"bd971bec88149956458a10fc9c5ecb3eb99dd452"}},"format":2,"name":"web"}"#
     );
     assert_eq!(inputs.to_json(), expected);
-    assert_eq!(inputs.fingerprint(), "7aa5cf9dad7f91e682ea2ffd2ca15e38aed54e00");
+    assert_eq!(inputs.fingerprint(), "40149c4e3373641d9523ff32ffcaba1e34cf572c");
     let parsed: serde_json::Value = serde_json::from_str(expected).unwrap();
     let sorted: BTreeMap<String, serde_json::Value> = serde_json::from_value(parsed).unwrap();
     assert_eq!(serde_json::to_string(&sorted).unwrap(), expected, "the fields are declared in another order");
