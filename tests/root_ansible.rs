@@ -210,3 +210,27 @@ fn a_plugin_that_removes_too_much_or_too_little_is_found() {
     assert_eq!(code, STEP);
     assert!(text.contains("`hostname` is gone"), "{text}");
 }
+
+/// Which apt keeps as symlinks.
+#[test]
+fn indexes_of_a_repository_in_the_image_go_and_a_link_to_a_directory_stays() {
+    let ground = ground();
+    stand_ins(&ground);
+    fs::create_dir_all(ground.image("srv/archives/partial")).unwrap();
+    fs::remove_dir_all(ground.image("var/cache/apt/archives")).unwrap();
+    std::os::unix::fs::symlink("/srv/archives", ground.image("var/cache/apt/archives")).unwrap();
+    let seen = "ls -l /var/lib/apt/lists; test -L /var/lib/apt/lists/_srv_repository_._Packages";
+    ground.script("seen.sh", seen);
+    let toml = "packages = [\"app\"]\n[[run]]\nscript = \"seen.sh\"\n";
+    // What it leads to may hold anything: that is for whoever made the image.
+    ground.define(toml);
+    let (_, text) = ground.bake().failure();
+    assert!(text.contains("/var/cache/apt/archives: a package or an index"), "{text}");
+    ground.define(&format!("{toml}[clean]\nkeep = [\"/var/cache/apt/archives\"]\n"));
+    assert!(ground.bake().facts()["packages"].contains("app\t1.0"));
+    let lists = fs::read_dir(ground.image("var/lib/apt/lists")).unwrap().map(|entry| entry.unwrap());
+    let left: Vec<_> = lists.filter(|entry| !entry.file_type().unwrap().is_dir()).map(|e| e.path()).collect();
+    assert!(left.is_empty(), "{left:?}");
+    let link = fs::read_link(ground.image("var/cache/apt/archives")).unwrap();
+    assert_eq!(link, Path::new("/srv/archives"));
+}

@@ -105,6 +105,18 @@ fn each_fails_with_the_reason() {
             "a version",
         ),
         (
+            "toolless",
+            Fault::Jq(".packages, .tools,", ".packages,"),
+            "nothing that a job asks for",
+            "a tool for the bake is refused",
+        ),
+        (
+            "useless",
+            Fault::Jq(TIMEOUT, "timeout: 600, before_retry: [\"pkg\"]"),
+            SOUND,
+            "before_retry without retries",
+        ),
+        (
             "shell",
             Fault::Careless(
                 "([\"/bin/pkg\", \"add\"] + $names)",

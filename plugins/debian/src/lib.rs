@@ -257,13 +257,16 @@ fn environment(conffiles: Conffiles) -> BTreeMap<String, String> {
 }
 
 /// The indexes (symlinks, where a repository is a directory of the image) and the downloaded packages. Directories
-/// stay, for some belong to apt's own user.
+/// stay, for some belong to apt's own user, and so do symlinks that stand for them.
 fn clean() -> Step {
-    let argv = ["find", LISTS, "/var/cache/apt", "-xdev", "!", "-type", "d", "-delete"];
+    let argv = [
+        &["find", LISTS, "/var/cache/apt", "-mindepth", "1", "-xdev"][..],
+        &["(", "-type", "f", "-o", "-type", "l", "!", "-xtype", "d", ")", "-delete"],
+    ];
     Step {
         phase: Phase::Clean,
         why: "removing package indexes and caches".into(),
-        argv: argv.map(str::to_owned).to_vec(),
+        argv: argv.concat().into_iter().map(str::to_owned).collect(),
         env: BTreeMap::new(),
         retries: 0,
         before_retry: Vec::new(),
