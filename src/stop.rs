@@ -4,6 +4,7 @@ use crate::error::Kind;
 use crate::report::{Report, Style};
 use anyhow::{Context, Result};
 use serde_json::json;
+use std::future::Future;
 use std::io::Write;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -43,4 +44,32 @@ pub fn signals(report: &Report) -> Result<watch::Receiver<bool>> {
     let thread = std::thread::Builder::new().name("signals".to_owned());
     thread.spawn(move || runtime.block_on(listening)).context("starting a thread for signals")?;
     Ok(heard)
+}
+
+/// Work that has nothing to clean up: it is let go of at the first signal.
+pub async fn or<T>(stop: &watch::Receiver<bool>, work: impl Future<Output = Result<T>>) -> Result<T> {
+    let mut stop = stop.clone();
+    tokio::select! {
+        biased;
+        // An error: nobody listens to signals any more, and there will be none.
+        Ok(_) = stop.wait_for(|stop| *stop) => Err(Kind::Interrupted.error("interrupted")),
+        result = work => result,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn work_ends_by_itself_or_at_a_signal() {
+        let (told, heard) = watch::channel(false);
+        assert_eq!(or(&heard, async { Ok(7) }).await.unwrap(), 7);
+        let hanging = or(&heard, std::future::pending::<Result<()>>());
+        let (ended, _) = tokio::join!(hanging, async { told.send(true) });
+        assert_eq!(Kind::of(&ended.unwrap_err()), Kind::Interrupted);
+        drop(told);
+        let (_, nobody) = watch::channel(false);
+        assert_eq!(or(&nobody, async { Ok(7) }).await.unwrap(), 7);
+    }
 }

@@ -33,8 +33,6 @@ fn happy() -> (Vec<Call>, Duration) {
 /// Where a bake is held.
 struct Place {
     fault: Fault,
-    /// The metadata service's: nothing has begun.
-    early: bool,
     what: String,
 }
 
@@ -55,7 +53,7 @@ fn places(calls: &[Call]) -> Vec<Place> {
             let what = format!("{hang:?} in {}{}", call.action, if call.dry_run { " (dry run)" } else { "" });
             let mut fault = Fault::new("*", count[usize::from(call.dry_run)], hang);
             fault.dry_run = call.dry_run;
-            places.push(Place { fault, early: call.service == "imds", what });
+            places.push(Place { fault, what });
         }
     }
     places
@@ -87,10 +85,10 @@ fn sigterm_at_every_call_leaves_nothing() {
         let ground = Ground::tiny(ServerOptions::default());
         let ended = stopped(&ground, held(&ground, place), &what);
         let told = || format!("{what}\n{}\n{}", ended.err, ground.calls());
-        // One that was done but for its volume says so. Before it began, it may say that it knows no instance.
+        // One that was done but for its volume says so.
         match ended.code() {
             Some(0) => assert!(ended.image().is_some(), "{}", told()),
-            code => assert!(code == Some(130) || code == Some(8) && place.early, "{code:?} {}", told()),
+            code => assert_eq!(code, Some(130), "{}", told()),
         }
         assert!(ended.left().is_empty(), "{}", told());
         ground.assert_no_orphans(&told());

@@ -7,7 +7,7 @@ use crate::error::{Kind, SUCCESS, hint_of};
 use crate::order::Order;
 use crate::report::{Ink, Report, printable};
 use crate::site::{Site, Use};
-use crate::{definition, id_file};
+use crate::{definition, id_file, stop};
 use anyhow::Result;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -25,7 +25,8 @@ pub async fn run(
         let order = Order::of(&args.definitions)?;
         Ok((Site::of(global, &order.images, report.clone(), Use::Builds).await?, order))
     };
-    let order: Result<_> = found.await;
+    // It may take the metadata service seconds not to answer.
+    let order: Result<_> = stop::or(&stop, found).await;
     let (site, order) = order.inspect_err(|_| {
         let definitions = args.definitions.iter().filter(|dir| dir.join(definition::FILE).exists());
         definitions.for_each(|dir| id_file::keep(dir, None, report));

@@ -9,6 +9,7 @@ use crate::error::Kind;
 use crate::report::Report;
 use crate::root::{MountOptions, Root, execute};
 use crate::site::{Site, Use};
+use crate::stop;
 use crate::undo::{self, Undo};
 use anyhow::{Context, Result};
 use oven_distro::Job;
@@ -22,7 +23,7 @@ pub async fn run(
     report: &Report,
     mut stop: watch::Receiver<bool>,
 ) -> Result<End> {
-    let site = Site::of(global, &[], report.clone(), Use::Builds).await?;
+    let site = stop::or(&stop, Site::of(global, &[], report.clone(), Use::Builds)).await?;
     let run = RunId::new();
     let policy =
         site.policy(&cli::Wish { force: false, replace_failed: false, compat: None, keep_on_failure: false });

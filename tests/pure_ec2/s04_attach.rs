@@ -133,12 +133,12 @@ async fn r4_4_no_device() {
     for (absent, baked) in [(1, true), (9, false)] {
         let ground = Ground::new(options(Vec::new()));
         let (devices, seen) = (ground.devices(), Rc::new(Cell::new(None)));
-        let deadline = 200 * MILLI;
+        let deadline = 500 * MILLI;
         let shown = move |volume: &VolumeId| {
             // From the first look on: so many deadlines pass before it shows.
             let first = seen.get().unwrap_or_else(std::time::Instant::now);
             seen.set(Some(first));
-            if first.elapsed() < deadline * absent + 50 * MILLI { Ok(None) } else { devices(volume) }
+            if first.elapsed() < deadline * absent + deadline / 2 { Ok(None) } else { devices(volume) }
         };
         let ec2 = ground.ec2_with(|o| {
             o.devices = Rc::new(shown);
@@ -153,7 +153,7 @@ async fn r4_4_no_device() {
             }
             Err(error) => {
                 assert!(!baked, "{error:#}");
-                says(&error, &["no such device", "200ms", "NVMe disk", "--instance-id"], "4.4");
+                says(&error, &["no such device", "500ms", "NVMe disk", "--instance-id"], "4.4");
                 ground.holds_nothing("4.4");
             }
         }

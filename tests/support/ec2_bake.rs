@@ -85,8 +85,8 @@ async fn run(dir: &Path) -> Result<u8> {
     let (server, state) = (of("OVEN_TEST_DIR")?, of("OVEN_TEST_STATE")?);
     let report = Report::new(Style::Human, Level::Normal);
     let stop = stop::signals(&report)?;
-    let here =
-        instance::who_am_i(instance::Given::default()).await.context("asking which instance this is")?;
+    let asked = stop::or(&stop, instance::who_am_i(instance::Given::default())).await;
+    let here = asked.context("asking which instance this is")?;
     let cloud = Ec2::connect(Options {
         region: Some(here.region),
         instance_id: Some(here.id),

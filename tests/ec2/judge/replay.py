@@ -37,13 +37,17 @@ def replaced(value, ids):
 
 
 def prepare(ec2):
-    """An instance, a snapshot and an image, for the ids that no call made."""
+    """A snapshot and an image, for the ids that no call made."""
     image = ec2.describe_images(Owners=["amazon"])["Images"][0]["ImageId"]
-    instance = ec2.run_instances(ImageId=image, MinCount=1, MaxCount=1)["Instances"][0]["InstanceId"]
     volume = ec2.create_volume(AvailabilityZone="us-east-1a", Size=1)["VolumeId"]
     snapshot = ec2.create_snapshot(VolumeId=volume)["SnapshotId"]
     ec2.delete_volume(VolumeId=volume)
-    return {"i": instance, "snap": snapshot, "ami": image}
+    return {"snap": snapshot, "ami": image}
+
+
+def start(ec2, image):
+    """An instance: each id gets its own, for each has its own names of devices."""
+    return ec2.run_instances(ImageId=image, MinCount=1, MaxCount=1)["Instances"][0]["InstanceId"]
 
 
 def recorded(files):
@@ -98,8 +102,11 @@ def play(ec2, file, calls, known, totals):
     for call in calls:
         for value in call["params"].values():
             kind = value.split("-")[0]
-            if kind in known and len(value) > len(kind) + 8:
-                ids.setdefault(value, known[kind])
+            if len(value) > len(kind) + 8 and value not in ids:
+                if kind == "i":
+                    ids[value] = start(ec2, known["ami"])
+                elif kind in known:
+                    ids[value] = known[kind]
     # The ids that calls made are in later calls: in the order in which they were made.
     for call in calls:
         action, params = call["action"], shapes.judge("ec2", call["action"], call["params"])
