@@ -1,6 +1,6 @@
 //! S13 and S14: one snapshot of what was written, and waited for.
 
-use crate::case::{Case, End, all, case, error, lost_after, lost_before, prove, says};
+use crate::case::{End, all, case, error, lost_after, lost_before, prove, says};
 use crate::ground::{Ground, MILLI, options, pace};
 use oven::cloud::RunId;
 use oven::cloud::ec2::Pace;
@@ -128,11 +128,15 @@ async fn r13_4_a_stale_look_late() {
 #[tokio::test]
 async fn r13_5_in_error() {
     let failed = |times| create(1, What::Turns(Turn::Failed)).times(times);
-    // Not refused for being too soon: that is row 13.2.
-    let soon = |case: Case| case.set(|o| o.limits.between_snapshots = Duration::ZERO);
+    // How soon EC2 takes another one: row 13.2.
+    let at_once = |o: &mut ServerOptions| o.limits.between_snapshots = Duration::ZERO;
     prove([
-        soon(case("13.5", &[failed(1)], End::Baked)).count("CreateSnapshot", 2).count("DeleteSnapshot", 1),
-        soon(case("13.5 again", &[failed(9)], End::Fails(&["is in the state error"])))
+        case("13.5", &[failed(1)], End::Baked)
+            .set(at_once)
+            .count("CreateSnapshot", 2)
+            .count("DeleteSnapshot", 1),
+        case("13.5 again", &[failed(9)], End::Fails(&["is in the state error"]))
+            .set(at_once)
             .count("CreateSnapshot", 2),
         // Deleting the failed one is refused at first, and for ever: what it failed with is told, and nothing is left.
         case(
