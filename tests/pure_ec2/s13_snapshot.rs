@@ -5,7 +5,7 @@ use crate::ground::{Ground, MILLI, options, pace};
 use oven::cloud::RunId;
 use oven::cloud::ec2::Pace;
 use oven_ec2_server::world::now;
-use oven_ec2_server::{Fault, Turn, What};
+use oven_ec2_server::{Fault, ServerOptions, Turn, What};
 use std::time::{Duration, Instant};
 
 fn create(nth: u32, what: What) -> Fault {
