@@ -115,13 +115,25 @@ async fn r13_4_not_to_be_seen_yet() {
 /// Row 13.4: one look that does not show it, long after it was made, is a stale answer and no end.
 #[tokio::test]
 async fn r13_4_a_stale_look_late() {
-    let mut slow = options(vec![Fault::new("DescribeSnapshots", 18, What::Stale)]);
-    slow.delays.snapshot = 1500 * MILLI;
+    const STALE: usize = 45;
+    let mut slow = options(vec![Fault::new("DescribeSnapshots", STALE as u32, What::Stale)]);
+    slow.delays.snapshot = Duration::from_secs(3600);
     let ground = Ground::new(slow);
-    let ec2 = ground.ec2_with(|o| o.pace = Pace { visible: 400 * MILLI, ..pace() });
-    let ended = ground.bake_by(&ec2, &RunId::new()).await;
+    // Long past when the look is made.
+    let ec2 = ground.ec2_with(|o| o.pace = Pace { visible: 1500 * MILLI, ..pace() });
+    let run = RunId::new();
+    let ready = async {
+        while ground.count("DescribeSnapshots") < STALE + 2 {
+            tokio::time::sleep(5 * MILLI).await;
+        }
+        ground.server.with_world(|world| world.snapshots.values_mut().for_each(|s| s.common.ready_at = 0));
+    };
+    let ended = tokio::select! {
+        ended = ground.bake_by(&ec2, &run) => ended,
+        () = async { ready.await; std::future::pending().await } => unreachable!("it never ends"),
+    };
     ground.holds_one(&ended.result.unwrap(), "13.4 late");
-    assert!(ground.count("DescribeSnapshots") > 18);
+    assert!(ground.count("DescribeSnapshots") > STALE);
 }
 
 /// Row 13.5: deleted, and one new one; then it is an end.
