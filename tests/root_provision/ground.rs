@@ -223,6 +223,15 @@ impl Ground {
     }
 }
 
+impl Drop for Ground {
+    fn drop(&mut self) {
+        // A directory that is mounted on cannot be removed.
+        for at in ["image", "changes"] {
+            _ = Command::new("umount").arg(self.path(at)).status();
+        }
+    }
+}
+
 impl Baked {
     #[track_caller]
     pub fn facts(self) -> BTreeMap<String, String> {
