@@ -16,21 +16,8 @@ pub fn add(job: &Job, plan: &mut Plan) -> Result<(), Refused> {
 }
 
 fn file(repository: &Repository) -> Result<Shim, Refused> {
-    let Repository { name, url, key, suite, components, .. } = repository;
-    let refuse = |why: &str| Err(Refused(format!("repositories: `{name}`: {why}")));
-    if !name.starts_with(|c: char| c.is_ascii_alphanumeric())
-        || !name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
-    {
-        return refuse("not the name of a repository");
-    }
-    if suite.is_some() || !components.is_empty() {
-        return refuse(
-            "suites and components are Debian's: a repository of rpm packages is its address alone",
-        );
-    }
-    if !url.contains("://") || url.contains(|c: char| c.is_whitespace() || c.is_control()) {
-        return refuse(&format!("`{url}` is not an address"));
-    }
+    oven_rpm::check_repository(repository)?;
+    let Repository { name, url, key, .. } = repository;
     let mut text = format!("# Added by oven.\n[{name}]\nname={name}\nbaseurl={url}\nenabled=1\n");
     match key {
         Some(_) => text += &format!("gpgcheck=1\ngpgkey=file://{}\n", oven_rpm::key_file(repository)),

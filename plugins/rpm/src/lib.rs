@@ -2,9 +2,11 @@
 //! words mean. The package managers above it (dnf, zypper) differ; a plugin each knows them.
 
 mod ask;
+mod repository;
 mod troubles;
 
 pub use ask::{Asks, Spelling};
+pub use repository::check as check_repository;
 pub use troubles::{failures, notes, trouble, troubles};
 
 use oven_distro::{Expect, Phase, Repository, Shim, Step, Wanted};

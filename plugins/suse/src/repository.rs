@@ -24,21 +24,8 @@ pub fn add(job: &Job, plan: &mut Plan) -> Result<Vec<Step>, Refused> {
 }
 
 fn file(repository: &Repository) -> Result<Shim, Refused> {
-    let Repository { name, url, key, suite, components, .. } = repository;
-    let refuse = |why: &str| Err(Refused(format!("repositories: `{name}`: {why}")));
-    if !name.starts_with(|c: char| c.is_ascii_alphanumeric())
-        || !name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
-    {
-        return refuse("not the name of a repository");
-    }
-    if suite.is_some() || !components.is_empty() {
-        return refuse(
-            "suites and components are Debian's: a repository of rpm packages is its address alone",
-        );
-    }
-    if !url.contains("://") || url.contains(|c: char| c.is_whitespace() || c.is_control()) {
-        return refuse(&format!("`{url}` is not an address"));
-    }
+    oven_rpm::check_repository(repository)?;
+    let Repository { name, url, key, .. } = repository;
     let mut text =
         format!("# Added by oven.\n[{name}]\nname={name}\nbaseurl={url}\nenabled=1\nautorefresh=0\n");
     // Each package is checked: then it does not matter whether the index is signed, too, which most are not.
@@ -53,4 +40,29 @@ fn file(repository: &Repository) -> Result<Shim, Refused> {
         }
     }
     Ok(Shim { path: format!("{DIRECTORY}/{name}.repo"), content: text, mode: 0o644 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repository_cannot_smuggle_settings_in() {
+        let of = |name: &str, url: &str| {
+            let (name, url) = (name.to_owned(), url.to_owned());
+            let repository =
+                Repository { name, url, key: None, suite: None, components: Vec::new(), keep: true };
+            file(&repository).map(|shim| shim.content).map_err(|refused| refused.0)
+        };
+        assert!(of("mine", "https://example.org/$releasever/").unwrap().contains("gpgcheck=0\n"));
+        for (name, url) in [
+            ("../x", "http://x/"),
+            ("a]\n[b", "http://x/"),
+            ("a", "http://x/\ngpgcheck=0"),
+            ("a", "x"),
+            ("", "http://x/"),
+        ] {
+            assert!(of(name, url).is_err(), "{name} {url}");
+        }
+    }
 }
