@@ -53,6 +53,11 @@ impl Image {
     fn spec(&self, argv: &[&str], fenced: bool) -> Spec {
         spec_of(self.dir.path(), argv, fenced)
     }
+
+    /// Ends the step that runs [`UP`].
+    fn let_go(&self) {
+        fs::write(self.dir.path().join("tmp/go"), "").unwrap();
+    }
 }
 
 fn spec_of(root: &Path, argv: &[&str], fenced: bool) -> Spec {
@@ -228,17 +233,27 @@ fn own_cgroup() -> PathBuf {
     Path::new(mount.split(' ').nth(4).unwrap()).join(own)
 }
 
-/// The cgroup of the process that has `marker` in its environment.
+/// What a step runs that says that it is up, and ends when [`Image::let_go`] says so.
+const UP: &str = "echo up; while [ ! -e /tmp/go ]; do sleep 0.02; done";
+
+/// The cgroup of a process that has `marker` in its environment. One that executes a program at this moment has no
+/// environment, and one that ends no cgroup: so it is looked for more than once.
 fn cgroup_of(marker: &str) -> PathBuf {
-    for entry in fs::read_dir("/proc").unwrap().flatten() {
-        let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
-        let mut variables = environment.split(|byte| *byte == 0);
-        if !variables.any(|variable| variable == marker.as_bytes()) {
-            continue;
+    let began = Instant::now();
+    while began.elapsed() < MINUTE {
+        for entry in fs::read_dir("/proc").unwrap().flatten() {
+            let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
+            let mut variables = environment.split(|byte| *byte == 0);
+            if !variables.any(|variable| variable == marker.as_bytes()) {
+                continue;
+            }
+            let groups = fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
+            let name = groups.lines().find_map(|line| Some(line.strip_prefix("0::")?.rsplit_once('/')?.1));
+            if let Some(name) = name {
+                return own_cgroup().join(name);
+            }
         }
-        let groups = fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
-        let name = groups.lines().find_map(|line| Some(line.strip_prefix("0::")?.rsplit_once('/')?.1));
-        return own_cgroup().join(name.expect("it has a cgroup"));
+        std::thread::sleep(Duration::from_millis(5));
     }
     panic!("no process has {marker}");
 }
@@ -254,14 +269,15 @@ fn marker(spec: &mut Spec, test: &str) -> String {
 fn a_step_cannot_leave_its_cgroup_and_leaves_none() {
     let image = Image::new();
     let script = "cat /proc/self/cgroup; find / -name 'cgroup.procs' 2>/dev/null; mkdir /tmp/c; \
-                  mount -t cgroup2 none /tmp/c || mount -t cgroup none /tmp/c; echo up; sleep 0.3";
-    let mut spec = image.spec(&["sh", "-c", script], true);
+                  mount -t cgroup2 none /tmp/c || mount -t cgroup none /tmp/c; ";
+    let mut spec = image.spec(&["sh", "-c", &format!("{script}{UP}")], true);
     let marker = marker(&mut spec, "leave");
     let (mut lines, mut cgroup) = (Vec::new(), None);
     let status = try_run(&spec, &mut |line| {
         lines.push(line.to_owned());
         if line == "up" {
             cgroup = Some(cgroup_of(&marker));
+            image.let_go();
         }
     });
     assert_eq!(status.unwrap(), ExitStatus::Exited(0), "{lines:#?}");
@@ -278,10 +294,14 @@ fn a_step_cannot_leave_its_cgroup_and_leaves_none() {
 #[test]
 fn a_step_without_a_fence_has_no_cgroup() {
     let image = Image::new();
-    let mut spec = image.spec(&["sh", "-c", "echo up; sleep 0.3"], false);
+    let mut spec = image.spec(&["sh", "-c", UP], false);
     let marker = marker(&mut spec, "plain");
     let mut cgroup = None;
-    try_run(&spec, &mut |_| cgroup = Some(cgroup_of(&marker))).unwrap();
+    let status = try_run(&spec, &mut |_| {
+        cgroup = Some(cgroup_of(&marker));
+        image.let_go();
+    });
+    assert_eq!(status.unwrap(), ExitStatus::Exited(0));
     assert_eq!(cgroup.unwrap().components().as_path(), own_cgroup().components().as_path());
 }
 
