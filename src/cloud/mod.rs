@@ -2,6 +2,7 @@
 
 pub mod adopt;
 pub mod attributes;
+pub mod blocks;
 #[cfg(feature = "aws")]
 pub mod ec2;
 #[cfg(feature = "aws")]

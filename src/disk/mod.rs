@@ -1,8 +1,11 @@
 //! Where a bake gets its disk, and how the disk becomes a snapshot.
 
 pub mod attached;
+pub mod cache;
 pub mod copy;
+pub mod export;
 pub mod loopdev;
+pub mod overlay;
 
 use crate::cloud::{Base, RunId, SnapshotId, Tags, VolumeKind};
 use crate::undo::Undo;

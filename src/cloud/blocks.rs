@@ -1,0 +1,79 @@
+//! Snapshots read and written by their blocks, for strategy (b): the shapes of the EBS direct APIs.
+
+use super::{RunId, SnapshotId, Tags};
+use anyhow::Result;
+use async_trait::async_trait;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// Bytes of a block: EBS direct knows this size alone.
+pub const BLOCK: usize = 512 << 10;
+
+/// A block's SHA256.
+pub type Digest = [u8; 32];
+
+/// What a snapshot holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Contents {
+    pub size_gib: u64,
+    /// Blocks that were ever written. All others are zeros, and cannot be read.
+    pub blocks: BTreeSet<u32>,
+}
+
+/// A snapshot that is to be written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewSnapshot {
+    /// Blocks that are not written are this one's.
+    pub parent: Option<SnapshotId>,
+    /// At least the parent's.
+    pub size_gib: u64,
+    pub description: String,
+    pub run: RunId,
+    /// Set in the call that makes it.
+    pub tags: Tags,
+    /// Without a parent: encrypted with this key. A child is encrypted as its parent is.
+    pub kms_key: Option<String>,
+}
+
+/// Why a snapshot cannot be a parent, and what it takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Parent {
+    /// It can.
+    Itself,
+    /// Its blocks cannot be read, or not be built upon, by this account: it has to be copied into the account first.
+    Copy { why: String },
+}
+
+/// Reads a snapshot's blocks. It blocks its thread, and is used by many at once.
+pub trait Reader: Send + Sync {
+    /// A block of [`Contents::blocks`], verified against the digest that came with it, and that digest.
+    fn read(&self, index: u32) -> Result<(Vec<u8>, Digest)>;
+}
+
+/// Snapshots by their blocks.
+#[async_trait(?Send)]
+pub trait Blocks {
+    async fn contents(&self, snapshot: &SnapshotId) -> Result<Contents>;
+
+    /// Reads blocks of a snapshot whose contents were asked for.
+    async fn reader(&self, snapshot: &SnapshotId) -> Result<Arc<dyn Reader>>;
+
+    /// Whether a child of this snapshot can be made.
+    async fn parent(&self, snapshot: &SnapshotId) -> Result<Parent>;
+
+    /// A copy of a snapshot in this account, made once: the next who asks is answered with the same.
+    async fn copied(&self, snapshot: &SnapshotId, run: &RunId) -> Result<SnapshotId>;
+
+    /// A pending snapshot, which has to be completed.
+    async fn start(&self, spec: &NewSnapshot) -> Result<SnapshotId>;
+
+    /// Writes a block; the same block again overwrites it.
+    async fn put(&self, snapshot: &SnapshotId, index: u32, data: Arc<[u8]>, digest: Digest) -> Result<()>;
+
+    /// Seals a snapshot: `count` blocks were put, and `checksum` is the SHA256 of their digests in the order of their
+    /// indexes. Answers when it is complete.
+    async fn complete(&self, snapshot: &SnapshotId, count: u32, checksum: Digest) -> Result<()>;
+
+    /// Deletes every snapshot of the run that no image uses, pending ones too.
+    async fn ensure_no_snapshots(&self, run: &RunId) -> Result<()>;
+}

@@ -1,0 +1,189 @@
+//! Blocks of base snapshots that were read before, kept on this machine.
+//!
+//! Each snapshot has a directory: `data`, a sparse file with every block at its place, and `digests`, 32 bytes for each
+//! block, zeros where there is none. A block is served once it was held against its digest; what does not match is as
+//! good as absent. Bakes at the same time share the files: whoever reads a block writes the same bytes.
+
+use crate::cloud::SnapshotId;
+use crate::cloud::blocks::{BLOCK, Digest};
+use anyhow::{Context, Result};
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use sha2::{Digest as _, Sha256};
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+const DATA: &str = "data";
+const DIGESTS: &str = "digests";
+const ABSENT: Digest = [0; 32];
+
+/// The cache: a directory, and how much it may hold.
+#[derive(Debug, Clone)]
+pub struct Cache {
+    dir: PathBuf,
+    /// In bytes. Snapshots in use are never evicted: with them it may be more.
+    limit: u64,
+}
+
+/// The blocks of one snapshot. While this value lives nobody evicts them.
+#[derive(Debug)]
+pub struct Cached {
+    data: File,
+    digests: File,
+}
+
+pub fn digest_of(data: &[u8]) -> Digest {
+    Sha256::digest(data).into()
+}
+
+impl Cache {
+    pub fn new(dir: &Path, limit: u64) -> Self {
+        Self { dir: dir.to_owned(), limit }
+    }
+
+    /// What is known of a snapshot. Room is made first, of what was not used for longest.
+    pub fn of(&self, snapshot: &SnapshotId) -> Result<Cached> {
+        let dir = self.dir.join(&snapshot.0);
+        let context = || format!("opening the cache of blocks in {}", dir.display());
+        fs::create_dir_all(&dir).with_context(context)?;
+        // Another process may evict it between the two.
+        for _ in 0..8 {
+            fs::create_dir_all(&dir).with_context(context)?;
+            let digests = open(&dir.join(DIGESTS)).with_context(context)?;
+            rustix::fs::flock(&digests, FlockOperation::LockShared).with_context(context)?;
+            let data = open(&dir.join(DATA)).with_context(context)?;
+            let there = fs::metadata(dir.join(DIGESTS)).is_ok_and(|there| {
+                digests.metadata().is_ok_and(|open| (open.dev(), open.ino()) == (there.dev(), there.ino()))
+            });
+            if there {
+                digests.set_modified(SystemTime::now()).with_context(context)?;
+                self.trim()?;
+                return Ok(Cached { data, digests });
+            }
+        }
+        anyhow::bail!("{}: it is evicted again and again", context())
+    }
+
+    /// Evicts snapshots, those that were not used for longest first, until the limit is kept.
+    pub fn trim(&self) -> Result<()> {
+        let context = || format!("making room in {}", self.dir.display());
+        let mut all = Vec::new();
+        for entry in fs::read_dir(&self.dir).with_context(context)? {
+            let path = entry.with_context(context)?.path();
+            let Ok(digests) = fs::metadata(path.join(DIGESTS)) else { continue };
+            let bytes = fs::metadata(path.join(DATA)).map_or(0, |data| data.blocks() * 512);
+            all.push((digests.modified().with_context(context)?, bytes + digests.blocks() * 512, path));
+        }
+        all.sort();
+        let mut held: u64 = all.iter().map(|(_, bytes, _)| bytes).sum();
+        for (_, bytes, path) in all {
+            if held <= self.limit {
+                break;
+            }
+            let Ok(digests) = File::open(path.join(DIGESTS)) else { continue };
+            if rustix::fs::flock(&digests, FlockOperation::NonBlockingLockExclusive).is_err() {
+                continue;
+            }
+            // The lock's file first: whoever opens it later sees that it is not there any more.
+            for name in [DIGESTS, DATA] {
+                fs::remove_file(path.join(name)).with_context(context)?;
+            }
+            _ = fs::remove_dir(&path);
+            held -= bytes;
+        }
+        Ok(())
+    }
+}
+
+fn open(path: &Path) -> Result<File> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    Ok(File::from(rustix::fs::open(path, flags, Mode::from_raw_mode(0o600))?))
+}
+
+impl Cached {
+    /// The digest of a block, if it is kept; it is not verified.
+    pub fn digest(&self, index: u32) -> Option<Digest> {
+        let mut digest = ABSENT;
+        self.digests.read_exact_at(&mut digest, u64::from(index) * 32).ok()?;
+        (digest != ABSENT).then_some(digest)
+    }
+
+    /// The digest of a block that is kept and is what it was.
+    pub fn verified(&self, index: u32) -> Option<Digest> {
+        let digest = self.digest(index)?;
+        let mut data = vec![0; BLOCK];
+        self.read(index, 0, &mut data).ok()?;
+        (digest_of(&data) == digest).then_some(digest)
+    }
+
+    /// Bytes of a block that was verified or put.
+    pub fn read(&self, index: u32, at: usize, buffer: &mut [u8]) -> std::io::Result<()> {
+        self.data.read_exact_at(buffer, u64::from(index) * BLOCK as u64 + at as u64)
+    }
+
+    pub fn put(&self, index: u32, data: &[u8], digest: &Digest) -> std::io::Result<()> {
+        self.data.write_all_at(data, u64::from(index) * BLOCK as u64)?;
+        self.digests.write_all_at(digest, u64::from(index) * 32)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn snapshot(n: u32) -> SnapshotId {
+        SnapshotId(format!("snap-{n:017x}"))
+    }
+
+    #[test]
+    fn a_block_is_kept_and_one_that_changed_is_not_served() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::new(dir.path(), u64::MAX);
+        let data = vec![7; BLOCK];
+        cache.of(&snapshot(1)).unwrap().put(3, &data, &digest_of(&data)).unwrap();
+        let cached = cache.of(&snapshot(1)).unwrap();
+        assert_eq!(cached.verified(3), Some(digest_of(&data)));
+        assert_eq!((cached.verified(2), cached.verified(4)), (None, None));
+        for at in [0, 1234, BLOCK as u64 - 1] {
+            let place = 3 * BLOCK as u64 + at;
+            cached.data.write_all_at(&[8], place).unwrap();
+            assert_eq!(cached.verified(3), None, "a bit at {at} flipped");
+            cached.data.write_all_at(&[7], place).unwrap();
+        }
+        cached.digests.write_all_at(&[1], 3 * 32).unwrap();
+        assert_eq!(cached.verified(3), None);
+        assert_eq!(cache.of(&snapshot(2)).unwrap().verified(3), None);
+    }
+
+    #[test]
+    fn what_was_not_used_for_longest_goes_and_what_is_in_use_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = vec![7; BLOCK];
+        // Room for two and a half.
+        let cache = Cache::new(dir.path(), BLOCK as u64 * 5 / 2);
+        let there = || {
+            let names =
+                fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+            let mut names: Vec<_> =
+                names.map(|name| name.trim_start_matches("snap-0").parse::<u32>().unwrap()).collect();
+            names.sort();
+            names
+        };
+        let used = |n: u32, ago: u64| {
+            let cached = cache.of(&snapshot(n)).unwrap();
+            cached.put(0, &data, &digest_of(&data)).unwrap();
+            cached.digests.set_modified(SystemTime::now() - std::time::Duration::from_secs(ago)).unwrap();
+            cached
+        };
+        drop((used(1, 300), used(2, 100)));
+        let third = used(3, 200);
+        let fourth = used(4, 50);
+        cache.trim().unwrap();
+        assert_eq!(there(), [3, 4], "1 and 2 are not in use");
+        drop((third, fourth));
+        drop(used(5, 0));
+        cache.trim().unwrap();
+        assert_eq!(there(), [4, 5]);
+    }
+}
