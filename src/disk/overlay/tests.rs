@@ -150,10 +150,8 @@ fn random_writes_make_what_they_make_of_a_file() {
         for index in overlay.written() {
             if let Some(changed) = overlay.changed(index).unwrap() {
                 let place = index as usize * BLOCK;
-                assert!(
-                    sent[place..place + BLOCK] != changed.data[..],
-                    "seed {seed}: {index} did not change"
-                );
+                let known = overlay.lower().digest(index).is_some() || !overlay.lower().has(index);
+                assert!(!known || sent[place..place + BLOCK] != changed.data[..], "seed {seed}: {index}");
                 sent[place..place + BLOCK].copy_from_slice(&changed.data);
             }
         }
