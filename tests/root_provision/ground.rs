@@ -6,6 +6,7 @@ use oven::definition::{Definition, Given};
 use oven::download;
 use oven::report::{Level, Report, Style};
 use oven::root::Inside;
+use oven::root::caches::{self, Kept, Store};
 use oven::root::execute::{self, Guard, Work};
 use oven::root::runner::Place;
 use oven::root::step::private_mounts;
@@ -54,6 +55,10 @@ pub struct Ground {
     pub network: NetworkSettings,
     /// As `--var` says.
     pub given: Given,
+    /// What the image's base is called.
+    pub base: String,
+    /// How much of downloads is kept.
+    pub limit: u64,
     /// What secrets are taken from.
     pub environment: BTreeMap<String, String>,
 }
@@ -83,6 +88,8 @@ impl Ground {
             temp,
             network: NetworkSettings::default(),
             given: Given::new(),
+            base: "snap-1".into(),
+            limit: caches::LIMIT,
             environment: BTreeMap::new(),
         };
         let mount = |kind: &str, options: &str, at: &str| {
@@ -183,6 +190,8 @@ impl Ground {
         };
         change(&mut plan);
         let place = Place { root: &self.path("image"), inside: &inside, nodes: &[], unmounted: &[] };
+        let store = Store::new(&self.path("state").join(caches::DIR), self.limit);
+        let kept = Kept { store, base: self.base.clone() };
         let work = Work {
             image: &image,
             plan: &plan,
@@ -190,6 +199,7 @@ impl Ground {
             secrets: &secrets,
             guard: Guard::Wanted,
             helper: Path::new(HELPER),
+            kept: Some(&kept),
             report: &report,
         };
         let result = runtime.block_on(execute::execute_in(&place, &work));
