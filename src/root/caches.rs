@@ -2,7 +2,7 @@
 //!
 //! A plan names its caches. Fetch steps, which run no package's code, see them with what earlier bakes of the same base
 //! and the same sources left, each file held against the digest that it had; they alone write there. As soon as package
-//! code may run, what there is has been published for the next bake, and steps see it read-only. Scripts of the definition
+//! code may run, what there is has been published for the next bake, and nothing that steps do changes it. Scripts of the definition
 //! may use it as their own: what they write goes when the bake ends, and so does what is fetched after them.
 
 pub(super) mod index;
@@ -37,6 +37,7 @@ pub const LIMIT: u64 = 4 << 30;
 pub enum Access {
     /// It sees what the image has.
     None,
+    /// It sees them, and what it writes goes with it.
     Read,
     Write,
 }
@@ -51,6 +52,7 @@ pub struct CacheMount {
     /// This bake's own, over it.
     pub upper: PathBuf,
     pub work: PathBuf,
+    /// Else nothing is written there: what the step writes goes with it.
     pub writable: bool,
 }
 

@@ -57,8 +57,8 @@ pub struct Ground {
     pub given: Given,
     /// What the image's base is called.
     pub base: String,
-    /// How much of downloads is kept.
-    pub limit: u64,
+    /// Where downloads are kept.
+    pub store: Store,
     /// What secrets are taken from.
     pub environment: BTreeMap<String, String>,
 }
@@ -84,12 +84,13 @@ impl Ground {
         for dir in ["host", "web", "image", "changes"] {
             fs::create_dir(temp.path().join(dir)).unwrap();
         }
+        let store = Store::new(&temp.path().join("state").join(caches::DIR), caches::LIMIT);
         let ground = Self {
             temp,
             network: NetworkSettings::default(),
             given: Given::new(),
             base: "snap-1".into(),
-            limit: caches::LIMIT,
+            store,
             environment: BTreeMap::new(),
         };
         let mount = |kind: &str, options: &str, at: &str| {
@@ -98,14 +99,30 @@ impl Ground {
             assert!(done.unwrap().success(), "mounting {kind} with {options}");
         };
         mount("tmpfs", options, "changes");
-        for dir in ["changes/upper", "changes/work"] {
-            fs::create_dir(ground.path(dir)).unwrap();
-        }
-        let [lower, upper, work] = [base(), ground.path("changes/upper"), ground.path("changes/work")]
-            .map(|p| p.display().to_string());
-        mount("overlay", &format!("lowerdir={lower},upperdir={upper},workdir={work}"), "image");
+        ground.mount_image();
         fs::write(ground.path("host/canary"), "host").unwrap();
         ground
+    }
+
+    fn mount_image(&self) {
+        for dir in ["changes/upper", "changes/work"] {
+            fs::create_dir(self.path(dir)).unwrap();
+        }
+        let [lower, upper, work] =
+            [base(), self.path("changes/upper"), self.path("changes/work")].map(|p| p.display().to_string());
+        let options = format!("lowerdir={lower},upperdir={upper},workdir={work}");
+        let mut mount = Command::new("mount");
+        let done = mount.args(["-t", "overlay", "-o", &options, "overlay"]).arg(self.path("image")).status();
+        assert!(done.unwrap().success(), "mounting an overlay with {options}");
+    }
+
+    /// The image as it was before any bake.
+    pub fn renew(&self) {
+        assert!(Command::new("umount").arg(self.path("image")).status().unwrap().success());
+        for dir in ["changes/upper", "changes/work"] {
+            fs::remove_dir_all(self.path(dir)).unwrap();
+        }
+        self.mount_image();
     }
 
     pub fn path(&self, path: &str) -> PathBuf {
@@ -190,8 +207,7 @@ impl Ground {
         };
         change(&mut plan);
         let place = Place { root: &self.path("image"), inside: &inside, nodes: &[], unmounted: &[] };
-        let store = Store::new(&self.path("state").join(caches::DIR), self.limit);
-        let kept = Kept { store, base: self.base.clone() };
+        let kept = Kept { store: self.store.clone(), base: self.base.clone() };
         let work = Work {
             image: &image,
             plan: &plan,

@@ -5,7 +5,7 @@ use anyhow::{Context, Result, bail};
 use rustix::fs::{CWD, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, Metadata};
 use std::io::Read;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -141,20 +141,18 @@ fn entry(path: &Path, metadata: &Metadata) -> Result<Option<Entry>> {
     })
 }
 
-/// The paths below `dir` that are not what the tree says, or not in it: absent, changed or new.
-pub fn differences(dir: &Path, tree: &Tree) -> Result<Vec<String>> {
+/// The paths below `dir` that are not what the tree says, or not in it: absent, changed or new. And whether one of them
+/// is, or should be, a directory.
+pub fn differences(dir: &Path, tree: &Tree) -> Result<(Vec<String>, bool)> {
     let found = Changes::read(dir)?;
-    let mut paths: Vec<String> = found.gone.iter().chain(&found.emptied).cloned().collect();
-    paths.retain(|path| found.tree.get(path) != tree.get(path) || !tree.contains_key(path));
-    paths.extend(tree.iter().filter(|(path, entry)| found.tree.get(*path) != Some(entry)).map(first));
-    paths.extend(found.tree.keys().filter(|path| !tree.contains_key(*path)).cloned());
-    paths.sort();
-    paths.dedup();
-    Ok(paths)
-}
-
-fn first<A: Clone, B>((a, _): (&A, B)) -> A {
-    a.clone()
+    let paths: BTreeSet<_> = tree.keys().chain(found.tree.keys()).chain(&found.gone).collect();
+    let differ = |path: &&String| !tree.contains_key(*path) || tree.get(*path) != found.tree.get(*path);
+    let paths: Vec<_> = paths.into_iter().filter(differ).cloned().collect();
+    let is_directory = |path: &String| {
+        [tree, &found.tree].iter().any(|t| matches!(t.get(path), Some(Entry::Directory { .. })))
+    };
+    let directories = paths.iter().any(is_directory) || !found.emptied.is_empty();
+    Ok((paths, directories))
 }
 
 /// The digests of files, largest first, on several threads.

@@ -39,7 +39,7 @@ pub struct Index {
     format: u32,
     /// By the caches of a plan.
     pub trees: Vec<Tree>,
-    /// When a file came, in seconds of the epoch: likewise.
+    /// When a file came, in milliseconds of the epoch: likewise.
     pub since: Vec<BTreeMap<String, u64>>,
 }
 

@@ -171,7 +171,8 @@ impl Working {
 
     /// When each file came. Those that came first are left out where there is more than the store may hold.
     fn since(&self, trees: &mut [Tree], newest: Option<&Generation>) -> Vec<BTreeMap<String, u64>> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
+        let now = u64::try_from(now).unwrap_or(0);
         let known = |cache: usize, path: &String| {
             let of = |generation: &Generation| generation.index.since[cache].get(path).copied();
             newest.and_then(of).or_else(|| self.base.as_ref().and_then(of)).unwrap_or(now)
@@ -209,13 +210,10 @@ impl Working {
 
 /// What counts of a kept tree, and what is not what it was.
 fn sound(dir: &Path, tree: &Tree, holds: Holds) -> Result<(Tree, Vec<String>)> {
-    let spoilt = match index::differences(dir, tree) {
-        Ok(spoilt) => spoilt,
-        Err(_) => return Ok((Tree::new(), vec![String::new()])), // it cannot be read
+    let Ok((spoilt, directories)) = index::differences(dir, tree) else {
+        return Ok((Tree::new(), vec![String::new()])); // it cannot be read
     };
-    let directory = |path: &String| !matches!(tree.get(path), Some(Entry::File { .. } | Entry::Link(_)));
-    // What is new there may be a directory, too.
-    if !spoilt.is_empty() && (holds == Holds::Indexes || spoilt.iter().any(directory)) {
+    if directories || !spoilt.is_empty() && holds == Holds::Indexes {
         return Ok((Tree::new(), spoilt));
     }
     let mut tree = tree.clone();

@@ -32,7 +32,8 @@ pub fn enter(spec: &Spec) -> Result<()> {
     run(root.as_fd())?;
     let mut shims = Shims { root: root.as_fd(), scratch: scratch.as_fd(), count: 0 };
     for (index, cache) in spec.caches.iter().enumerate() {
-        mount_cache(cache, root.as_fd(), spec.throwaway.then_some((scratch.as_fd(), index)))
+        let throwaway = spec.throwaway || !cache.writable;
+        mount_cache(cache, root.as_fd(), throwaway.then_some((scratch.as_fd(), index)))
             .with_context(|| format!("mounting what is kept of {} for the step", cache.target))?;
     }
     for bind in &spec.binds {
@@ -52,7 +53,8 @@ pub fn enter(spec: &Spec) -> Result<()> {
     pivot(root.as_fd())
 }
 
-/// Puts a cache over the image's directory. `throwaway`: what is written there goes with the step.
+/// Puts a cache over the image's directory. `throwaway`: what is written there goes with the step, for package managers
+/// write locks and the like even where they only read.
 fn mount_cache(
     cache: &CacheMount,
     root: BorrowedFd<'_>,
