@@ -73,14 +73,8 @@ fn a_rebake_downloads_nothing_twice_and_sees_what_is_new_at_once() {
         log
     };
     bake("1.0");
-    let all = ["200 dists/stable/InRelease", "200 Packages", "200 pool/tool_1.0_all.deb"]
-        .map(str::to_owned)
-        .to_vec();
-    let sorted = |mut paths: Vec<String>| {
-        paths.sort();
-        paths
-    };
-    assert_eq!(sorted(answered(&archive)), sorted(all));
+    let all = ["200 Packages", "200 dists/stable/InRelease", "200 pool/tool_1.0_all.deb"];
+    assert_eq!(answered(&archive), all);
     let log = bake("1.0");
     assert_eq!(answered(&archive), ["304 dists/stable/InRelease"], "{log}");
 
@@ -114,12 +108,12 @@ fn a_rebake_downloads_nothing_twice_and_sees_what_is_new_at_once() {
 fn what_package_code_and_scripts_write_is_not_kept() {
     let (ground, archive, key) = (ground(), Archive::new(), Key::new());
     let postinst = "#!/bin/sh\n\
+        ls /var/cache/apt/archives > /seen\n\
         for dir in /var/cache/apt/archives /var/lib/apt/lists; do\n\
         for file in $dir/*; do echo evil >> $file; rm -f $file; chmod 777 $file; done\n\
         echo evil > $dir/evil.deb; ln -s /etc/passwd $dir/evil-link; mkdir $dir/evil\n\
         mount -o remount,rw $dir; umount $dir; echo evil > $dir/evil2.deb\n\
-        done 2> /tried\n\
-        ls /var/cache/apt/archives > /seen\n";
+        done 2> /tried\n";
     let pool = [
         package(&ground, &archive, "tool", "1.0", &[("DEBIAN/postinst", postinst)]),
         package(&ground, &archive, "other", "1.0", &[]),
