@@ -77,6 +77,7 @@ fn a_rebake_downloads_nothing_twice_and_sees_what_is_new_at_once() {
     assert_eq!(answered(&archive), all);
     let log = bake("1.0");
     assert_eq!(answered(&archive), ["304 dists/stable/InRelease"], "{log}");
+    assert!(log.contains("downloading 1 package and dependencies: it was done before"), "{log}");
 
     pool.push(package(&ground, &archive, "tool", "2.0", &[]));
     archive.publish("stable", "", &pool, Some(&key));
@@ -185,6 +186,35 @@ fn other_keys_other_sources_and_another_base_have_caches_of_their_own() {
     define(&ground, &archive, &key, "\"tool\"", "");
     ground.bake().facts();
     assert_eq!(answered(&archive), ["304 dists/stable/InRelease"], "the first one's is still there");
+}
+
+#[test]
+fn what_was_decompressed_ahead_is_what_is_installed() {
+    let (ground, archive, key) = (ground(), Archive::new(), Key::new());
+    let text = "what a package holds\n".repeat(8 << 10);
+    let pool = [package(&ground, &archive, "large", "1:1.0", &[("usr/share/large/text", &text)])];
+    archive.publish("stable", "", &pool, Some(&key));
+    for _ in 0..2 {
+        define(&ground, &archive, &key, "\"large\"", "");
+        ground.bake().facts();
+        assert_eq!(ground.read("usr/share/large/text"), text);
+        nothing_is_in_the_image(&ground);
+    }
+    assert_eq!(answered(&archive).iter().filter(|path| path.contains("large")).count(), 1);
+    let tar = kept(&ground, "large*.tar");
+    assert!(tar.exists(), "{}", tar.display());
+    // Who spoils it spoils nothing: its digest is another.
+    let spoilt = fs::read(&tar)
+        .unwrap()
+        .iter()
+        .map(|byte| if *byte == b'h' { b'H' } else { *byte })
+        .collect::<Vec<_>>();
+    fs::write(&tar, spoilt).unwrap();
+    define(&ground, &archive, &key, "\"large\"", "");
+    let baked = ground.bake();
+    assert!(baked.log.contains("are not what was downloaded"), "{}", baked.log);
+    baked.facts();
+    assert_eq!(ground.read("usr/share/large/text"), text);
 }
 
 #[test]
