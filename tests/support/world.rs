@@ -127,7 +127,8 @@ impl World {
         }
     }
 
-    /// Files of the region, relative, without logs.
+    /// Files of the region, relative, without logs and what is kept of downloads; but what a bake worked in is no such
+    /// thing.
     pub fn files(&self) -> BTreeSet<String> {
         let mut files = BTreeSet::new();
         let mut dirs = vec![self.region()];
@@ -141,7 +142,8 @@ impl World {
                 }
             }
         }
-        files.retain(|file| !file.starts_with("logs/"));
+        let kept = |file: &str| file.starts_with("packages/") && !file.starts_with("packages/b-");
+        files.retain(|file| !file.starts_with("logs/") && !kept(file));
         files
     }
 }
