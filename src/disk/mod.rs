@@ -6,6 +6,7 @@ pub mod copy;
 pub mod export;
 pub mod loopdev;
 pub mod overlay;
+pub mod raw;
 pub mod upload;
 
 use crate::cloud::{Base, RunId, SnapshotId, Tags, VolumeKind};

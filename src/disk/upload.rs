@@ -1,6 +1,6 @@
 //! Snapshots sent to the cloud block by block, read back, and downloaded: side by side, in little memory.
 
-mod feed;
+pub(super) mod feed;
 mod fetch;
 mod together;
 
@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 use feed::{Block, Feed};
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Context as Task;
 use together::together;
@@ -62,6 +63,27 @@ pub async fn upload(
     once(blocks, spec, source, on_progress).await.with_context(|| format!("sending it once more ({error:#})"))
 }
 
+/// The digests of a source's blocks, where nothing is to be sent.
+pub async fn digests(source: Arc<dyn Source>) -> Result<BTreeMap<u32, Digest>> {
+    let mut feed = Feed::start(source.clone(), IN_MEMORY)?;
+    let mut all = Vec::new();
+    while let Some(block) = poll_fn(|cx| feed.poll_next(cx)).await {
+        let Block { index, digest, .. } = block?;
+        all.push((index, digest));
+    }
+    unchanged(source, all).await
+}
+
+/// In order, if that is still what is there.
+async fn unchanged(source: Arc<dyn Source>, all: Vec<(u32, Digest)>) -> Result<BTreeMap<u32, Digest>> {
+    feed::beside(move || {
+        let all = all.into_iter().collect();
+        source.ensure_unchanged(&all)?;
+        Ok(all)
+    })
+    .await
+}
+
 async fn once(
     blocks: &dyn Blocks,
     spec: &NewSnapshot,
@@ -70,12 +92,7 @@ async fn once(
 ) -> Result<Sent> {
     let snapshot = blocks.start(spec).await.context("starting a snapshot")?;
     let sent = put_all(blocks, &snapshot, source.clone(), on_progress).await?;
-    let sent = feed::beside(move || {
-        let sent: BTreeMap<u32, Digest> = sent.into_iter().collect();
-        source.ensure_unchanged(&sent)?;
-        Ok(sent)
-    })
-    .await?;
+    let sent = unchanged(source, sent).await?;
     let mut linear = Sha256::new();
     sent.values().for_each(|digest| linear.update(digest));
     let count = u32::try_from(sent.len()).context("counting blocks")?;
@@ -107,3 +124,8 @@ async fn put_all(
     together(next, put, done).await?;
     Ok(sent)
 }
+
+#[cfg(test)]
+pub(crate) mod fake;
+#[cfg(test)]
+mod tests;
