@@ -123,3 +123,8 @@ impl Blocks for Ebs {
         self.ec2.remove_snapshots(run).await
     }
 }
+
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod tests;
