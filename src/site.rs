@@ -118,11 +118,14 @@ impl Site {
                     s.region_dir.clone(),
                     s.instance_id.clone(),
                     s.zone.clone(),
+                    (s.disks(), s.cache_gib),
                 )
             };
             if place(&other) != place(&first) {
-                let message =
-                    format!("{} has another cloud or region than the definitions before it", dir.display());
+                let message = format!(
+                    "{} has another cloud, region or kind of disks than the definitions before it",
+                    dir.display()
+                );
                 let hint = "Bake definitions of different regions one after another, or give --region-dir.";
                 return Err(Kind::Definition.failure(message).hint(hint).into());
             }
@@ -162,6 +165,7 @@ impl Site {
             region_dir: global.region_dir.clone(),
             instance_id: global.instance_id.clone(),
             zone: global.zone.clone(),
+            disks: global.disks.clone(),
         };
         Settings::for_definition(dir)?.merge(&overrides)
     }
@@ -344,6 +348,7 @@ fn spelt(settings: &Settings, state: &Path, command: &str) -> String {
         let dir = std::path::absolute(state).unwrap_or_else(|_| state.to_owned());
         flags.push(("--region-dir", dir.to_string_lossy().into_owned()));
     }
+    flags.extend(settings.disks.map(|disks| ("--disks", disks.as_str().to_owned())));
     let plain = |text: &str| text.chars().all(|c| c.is_alphanumeric() || "/._-+@%".contains(c));
     let quoted = |text: &str| {
         if plain(text) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
@@ -377,6 +382,7 @@ fn refuse_region_inside(region: &Path, definitions: &[Definition]) -> Result<()>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::settings::Strategy;
 
     #[test]
     fn a_command_says_where() {
@@ -393,6 +399,8 @@ mod tests {
             told(&given),
             "oven --cloud aws --region eu-west-1 --instance-id i-0123456789abcdef0 --zone eu-west-1a sweep --run 1f"
         );
+        let direct = Settings { disks: Some(Strategy::Direct), ..local };
+        assert_eq!(told(&direct), "oven --disks direct sweep --run 1f");
         assert_eq!(spelt(&given, Path::new("/"), "rm x"), "rm x");
     }
 }

@@ -100,6 +100,7 @@ async fn run(dir: &Path) -> Result<u8> {
         plugin: Vec::new(),
         instance_id: None,
         zone: None,
+        disks: None,
         cloud: Some(AWS.into()),
         region: None,
         region_dir: None,
