@@ -499,7 +499,7 @@ mod tests {
         assert_eq!((merged.region.as_deref(), merged.region_dir), (Some("flag"), Some("flag".into())));
         assert_eq!(merged.instance_id.as_deref(), Some("i-01234567"));
         assert_eq!(merged.zone.as_deref(), Some("eu-west-1c"));
-        assert_eq!(merged.disks(), Strategy::Direct);
+        assert_eq!(merged.disks, Some(Strategy::Direct));
         let wrong = Overrides { disks: Some("x".into()), ..Overrides::default() };
         let error = file.clone().merge(&wrong).unwrap_err();
         assert!(error.to_string().starts_with("`--disks` is \"x\", which is no way"), "{error}");

@@ -5,7 +5,11 @@ pub mod cache;
 pub mod copy;
 pub mod export;
 pub mod loopdev;
+pub mod lower;
+pub mod marks;
 pub mod overlay;
+pub mod serve;
+pub mod trouble;
 
 use crate::cloud::{Base, RunId, SnapshotId, Tags, VolumeKind};
 use crate::undo::Undo;
