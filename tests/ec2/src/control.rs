@@ -10,7 +10,7 @@ use std::rc::Rc;
 /// ```text
 /// GET  ledger                    what there is
 /// GET  calls                     what was called
-/// POST options  {"faults": [..], "delays": {..}, "denied": [..], "parameters": {..}, "visibility_lag": MS}
+/// POST options  {"faults": [..], "delays": {..}, "latencies": {..}, "direct": {..}, "denied": [..], "parameters": {..}, "visibility_lag": MS}
 /// POST pull     {"volume": ID}   a disk vanishes from its instance, and the API does not know
 /// ```
 pub async fn answer(ctx: &Rc<Ctx>, method: &str, path: &str, body: &[u8]) -> (u16, String) {
@@ -46,6 +46,8 @@ fn set(ctx: &Ctx, given: Value) -> anyhow::Result<()> {
                 state.plan = Default::default();
             }
             "delays" => options.delays = serde_json::from_value(value)?,
+            "latencies" => options.latencies = serde_json::from_value(value)?,
+            "direct" => options.direct = serde_json::from_value(value)?,
             "denied" => options.denied = serde_json::from_value(value)?,
             "policy" => options.policy = (!value.is_null()).then_some(value),
             "parameters" => options.parameters = serde_json::from_value(value)?,

@@ -22,7 +22,7 @@ use tokio::time::sleep;
 const VERSION: &str = "2016-11-15";
 
 fn answer(status: u16, kind: &'static str, body: String) -> Answer {
-    Answer { status, kind, headers: Vec::new(), body }
+    Answer { status, kind, headers: Vec::new(), body: body.into_bytes() }
 }
 
 /// Serves until it is dropped. `builder`: whose IMDS this is.
@@ -58,7 +58,7 @@ pub async fn serve(ctx: Rc<Ctx>, listener: TcpListener, builder: Builder) {
 }
 
 async fn handle(ctx: &Rc<Ctx>, request: Request, builder: &Builder) -> std::result::Result<Answer, Dropped> {
-    let Request { method, path, headers, body } = &request;
+    let Request { method, path, headers, body, .. } = &request;
     if let Some(path) = path.strip_prefix("/_oven/") {
         let (status, body) = control::answer(ctx, method, path, body).await;
         return Ok(answer(status, "application/json", body));

@@ -1,5 +1,5 @@
-//! A server that behaves like EC2 as far as oven uses it, on top of a local region: its API, the instance metadata
-//! service and the little that is asked of SSM and STS, over HTTP on this machine. It is as strict as EC2, or a test
+//! A server that behaves like EC2 as far as oven uses it, on top of a local region: its API, the EBS direct APIs (all
+//! below `/snapshots`), the instance metadata service and the little that is asked of SSM and STS, over HTTP on this machine. It is as strict as EC2, or a test
 //! against it says nothing: an unknown parameter or filter is refused, names are taken once, what is used cannot be
 //! deleted. Faults are planned by action and number ([`Fault`]).
 //!
@@ -7,6 +7,7 @@
 
 mod actions;
 mod attach;
+mod chunks;
 mod clock;
 mod control;
 mod faults;
@@ -27,7 +28,7 @@ mod xml;
 
 pub use faults::{Fault, Turn, What};
 pub use ledger::{Entry, Ledger};
-pub use options::{AttachAs, Builder, Delays, Limits, ServerOptions, Throttle};
+pub use options::{AttachAs, Builder, Delays, Direct, DirectThrottle, Limits, ServerOptions, Throttle};
 pub use state::Call;
 
 use actions::Ctx;
