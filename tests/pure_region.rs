@@ -1,6 +1,6 @@
 //! A local region that several processes use, and in which they are killed.
 
-use oven::cloud::blocks::{BLOCK, Blocks, Digest, NewSnapshot};
+use oven::cloud::blocks::{BLOCK, Blocks, Digest, NewSnapshot, Parent};
 use oven::cloud::local::Region;
 use oven::cloud::{Architecture, Cloud, ImageSpec, RunId, SnapshotId, Tags, VolumeSpec, Volumes, tag};
 use oven::disk::cache::digest_of;
@@ -58,6 +58,10 @@ async fn bake(dir: &Path, name: &str) {
 async fn bake_blocks(dir: &Path) {
     let region = Region::open(dir).unwrap();
     let base = region.images(None).await.unwrap().remove(0).snapshot;
+    if std::process::id() % 2 == 0 {
+        // Both ways are taken: with it, the base is copied ahead.
+        assert_eq!(region.parent(&base, &Default::default()).await.unwrap(), Parent::Itself);
+    }
     let spec = NewSnapshot {
         parent: Some(base),
         size_gib: 1,

@@ -17,7 +17,7 @@ use super::written::{Put, Sealed, SnapshotState, Written, boot, invalid};
 use super::{Region, new_id};
 use crate::cloud::blocks::{Blocks, Contents, Digest, NewSnapshot, Parent, Reader};
 use crate::cloud::{RunId, SnapshotId, VolumeKind};
-use crate::disk::copy::{self, Cancelled};
+use crate::disk::copy::{self, Cancelled, Temp};
 use anyhow::{Context, Result};
 use async_trait::async_trait;
 use read::Whole;
@@ -30,8 +30,9 @@ use write::{make_ready, put};
 /// Of a volume, and so of a snapshot.
 const MOST_GIB: u64 = 16384;
 
-/// Makes the files of a pending snapshot, and then its record. Whether its parent's data has yet to come.
-fn start(region: &Locked, record: SnapshotRecord, mut written: Written) -> Result<bool> {
+/// Makes the files of a pending snapshot, and then its record. `copy`: one of the parent, if there is one. Whether its
+/// parent's data has yet to come.
+fn start(region: &Locked, record: SnapshotRecord, mut written: Written, copy: Option<Temp>) -> Result<bool> {
     let parent = match &written.parent {
         None => None,
         Some(id) => {
@@ -51,13 +52,24 @@ fn start(region: &Locked, record: SnapshotRecord, mut written: Written) -> Resul
             Some(id.clone())
         }
     };
-    let id = record.id.clone();
-    let make = || -> Result<bool> {
+    let (id, made) = (record.id.clone(), record.id.clone());
+    let make = move || -> Result<bool> {
         let dir = region.dir_of::<SnapshotRecord>();
-        let mut options = File::options();
-        let target =
-            options.write(true).create_new(true).mode(0o600).open(region.data::<SnapshotRecord>(&id.0));
-        let target = target.with_context(|| format!("making a file in {}", dir.display()))?;
+        let data = region.data::<SnapshotRecord>(&id.0);
+        written.shared = copy.is_some();
+        let target = match copy {
+            Some(copy) => {
+                let target = copy.file().try_clone()?;
+                copy.link(&data)?;
+                target
+            }
+            None => File::options()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&data)
+                .with_context(|| format!("making {}", data.display()))?,
+        };
         Put::create(&region.part::<SnapshotRecord>(&id.0, PUT), record.size_gib)?;
         if let Some(parent) = &parent {
             let path = region.data::<SnapshotRecord>(&parent.0);
@@ -67,7 +79,7 @@ fn start(region: &Locked, record: SnapshotRecord, mut written: Written) -> Resul
             if std::fs::hard_link(&path, &name).is_err() {
                 copy::copy(&source, record.size_gib << 30, &dir, &Cancelled::default())?.link(&name)?;
             }
-            written.shared = copy::reflink(&source, &target);
+            written.shared |= copy::reflink(&source, &target);
             if !written.shared {
                 copy::ensure_room(&source, &dir)?;
             }
@@ -78,7 +90,7 @@ fn start(region: &Locked, record: SnapshotRecord, mut written: Written) -> Resul
         region.write(&SnapshotRecord { written: Some(written), ..record }, false)?;
         Ok(to_come)
     };
-    make().inspect_err(|_| _ = region.remove::<SnapshotRecord>(&id.0))
+    make().inspect_err(|_| _ = region.remove::<SnapshotRecord>(&made.0))
 }
 
 impl Region {
@@ -114,6 +126,8 @@ impl Blocks for Region {
     async fn parent(&self, snapshot: &SnapshotId, _: &VolumeKind) -> Result<Parent> {
         let record = self.store().by_blocks(snapshot)?;
         self.store().ensure_completed(&record)?;
+        // Who asks this makes a child of it: what has to be copied for it is copied beside all else.
+        self.0.fills.expect(self.store(), snapshot);
         Ok(Parent::Itself)
     }
 
@@ -155,12 +169,12 @@ impl Blocks for Region {
             boot: boot().to_owned(),
             sealed: None,
         };
-        if self
-            .store()
-            .locked(move |region| start(region, record, written))
-            .await
-            .context("starting a snapshot")?
-        {
+        let copy = match &spec.parent {
+            Some(parent) => self.0.fills.expected(parent).await,
+            None => None,
+        };
+        let start = move |region: &Locked| start(region, record, written, copy);
+        if self.store().locked(start).await.context("starting a snapshot")? {
             self.0.fills.begin(self.store(), &id);
         }
         Ok(id)

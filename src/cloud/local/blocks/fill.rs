@@ -4,7 +4,7 @@ use super::super::records::{PARENT, SnapshotRecord, Store};
 use super::super::written::{Entry, Put};
 use crate::cloud::SnapshotId;
 use crate::cloud::blocks::BLOCK;
-use crate::disk::copy::{self, Cancelled};
+use crate::disk::copy::{self, Cancelled, Temp};
 use anyhow::{Context, Result};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -13,17 +13,35 @@ use std::ops::Range;
 use std::os::unix::fs::OpenOptionsExt;
 use tokio::task::JoinHandle;
 
-/// Parents' data on its way into pending snapshots, each in a thread of its own.
+/// Parents' data on its way, each in a thread of its own.
 #[derive(Debug, Default)]
-pub struct Fills(RefCell<BTreeMap<SnapshotId, Fill>>);
-
-#[derive(Debug)]
-struct Fill {
-    stop: Cancelled,
-    task: JoinHandle<Result<()>>,
+pub struct Fills {
+    /// Into pending snapshots.
+    fills: RefCell<BTreeMap<SnapshotId, Work<()>>>,
+    /// Copies of snapshots of which somebody will start a child. They have no name: if nobody does, they vanish.
+    ahead: RefCell<BTreeMap<SnapshotId, Work<Temp>>>,
 }
 
-impl Drop for Fill {
+#[derive(Debug)]
+struct Work<T> {
+    stop: Cancelled,
+    task: JoinHandle<Result<T>>,
+}
+
+impl<T: Send + 'static> Work<T> {
+    fn begin(work: impl FnOnce(&Cancelled) -> Result<T> + Send + 'static) -> Self {
+        let stop = Cancelled::default();
+        let cancelled = stop.clone();
+        Self { stop, task: tokio::task::spawn_blocking(move || work(&cancelled)) }
+    }
+
+    /// Why it failed does not matter: whoever needs it does it once more.
+    async fn end(mut self) -> Option<T> {
+        (&mut self.task).await.ok()?.ok()
+    }
+}
+
+impl<T> Drop for Work<T> {
     fn drop(&mut self) {
         self.stop.cancel();
     }
@@ -31,26 +49,42 @@ impl Drop for Fill {
 
 impl Fills {
     pub fn begin(&self, store: &Store, id: &SnapshotId) {
-        let stop = Cancelled::default();
-        let (store, of, cancelled) = (store.clone(), id.clone(), stop.clone());
-        let task = tokio::task::spawn_blocking(move || {
+        let (store, of) = (store.clone(), id.clone());
+        let fill = Work::begin(move |stop| {
             let Some(put) = Put::open(&store, &of)? else { return Ok(()) };
-            fill(&store, &of, &put, true, &cancelled)
+            fill(&store, &of, &put, true, stop)
         });
-        self.0.borrow_mut().insert(id.clone(), Fill { stop, task });
+        self.fills.borrow_mut().insert(id.clone(), fill);
     }
 
     pub fn stop(&self, id: &SnapshotId) {
-        self.0.borrow_mut().remove(id);
+        self.fills.borrow_mut().remove(id);
+        self.ahead.borrow_mut().remove(id);
     }
 
-    /// Waits for it. Whether all is there; if not, why does not matter: it has to be done once more.
+    /// Waits for it. Whether all is there.
     pub async fn end(&self, id: &SnapshotId) -> bool {
-        let fill = self.0.borrow_mut().remove(id);
+        let fill = self.fills.borrow_mut().remove(id);
         match fill {
-            Some(mut fill) => matches!((&mut fill.task).await, Ok(Ok(()))),
+            Some(fill) => fill.end().await.is_some(),
             None => false,
         }
+    }
+
+    /// A child of this complete snapshot will be started: its data is copied now, for then it would be waited for.
+    pub fn expect(&self, store: &Store, parent: &SnapshotId) {
+        let (dir, path) = (store.dir_of::<SnapshotRecord>(), store.data::<SnapshotRecord>(&parent.0));
+        let copy = move |stop: &Cancelled| {
+            let source = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
+            copy::copy(&source, copy::length(&source)?, &dir, stop)
+        };
+        self.ahead.borrow_mut().entry(parent.clone()).or_insert_with(|| Work::begin(copy));
+    }
+
+    /// The copy that was made ahead, for one child.
+    pub async fn expected(&self, parent: &SnapshotId) -> Option<Temp> {
+        let copy = self.ahead.borrow_mut().remove(parent)?;
+        copy.end().await
     }
 }
 

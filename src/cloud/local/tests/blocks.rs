@@ -344,6 +344,30 @@ async fn many_put_at_once_while_the_parent_comes() {
 }
 
 #[tokio::test]
+async fn what_was_copied_ahead_is_used_once_or_vanishes() {
+    let f = Fixture::new();
+    let (base, run) = (f.import("base-1").await, RunId::new());
+    let ask = async || f.region.parent(&base.snapshot, &Default::default()).await.unwrap();
+    ask().await;
+    ask().await;
+    let spec = NewSnapshot { size_gib: 3, ..new(Some(&base.snapshot), &run) };
+    let (one, two) = (f.region.start(&spec).await.unwrap(), f.region.start(&spec).await.unwrap());
+    let record = |id: &SnapshotId| f.region.store().get::<SnapshotRecord>(&id.0).unwrap().written.unwrap();
+    assert!(record(&one).shared && byte(&f.data(&one.0), 1 << 20) == 7, "at once");
+    for id in [&one, &two] {
+        let digest = f.put(id, 0, 1).await;
+        f.region.complete(id, 1, linear(&[digest])).await.unwrap();
+        let data = f.data(&id.0);
+        assert_eq!([byte(&data, 0), byte(&data, 1 << 20), byte(&data, (3 << 30) - 1)], [1, 7, 0]);
+        assert_eq!(data.metadata().unwrap().nlink(), 1, "its own");
+    }
+    assert_eq!(byte(&f.data(&base.snapshot.0), 0), 0);
+    ask().await;
+    f.region.ensure_no_snapshots(&run).await.unwrap();
+    assert_eq!(f.files("snapshots"), 2, "the base's alone");
+}
+
+#[tokio::test]
 async fn a_record_without_these_fields_is_one_of_a_volume() {
     let f = Fixture::new();
     let base = f.import("base-1").await;
