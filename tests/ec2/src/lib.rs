@@ -10,6 +10,7 @@ mod attach;
 mod chunks;
 mod clock;
 mod control;
+mod direct;
 mod faults;
 mod filter;
 mod http;
@@ -125,9 +126,11 @@ impl Server {
                         held: Default::default(),
                         guests,
                         imds: Default::default(),
+                        known: Default::default(),
                         file,
                     });
                     ctx.import().await.map_err(|e| anyhow::anyhow!("{}: {}", e.code, e.message))?;
+                    direct::resume(&ctx);
                     for (builder, listener) in listeners {
                         let listener = tokio::net::TcpListener::from_std(listener)?;
                         tokio::task::spawn_local(http::serve(ctx.clone(), listener, builder));
@@ -200,6 +203,13 @@ impl Server {
         calls
     }
 
+    /// The calls of the EBS direct APIs.
+    pub fn ebs_calls(&self) -> Vec<Call> {
+        let mut calls = self.calls();
+        calls.retain(|call| call.service == "ebs");
+        calls
+    }
+
     /// Whether no call is being carried out: one that was made goes on when its client is gone.
     pub fn is_idle(&self) -> bool {
         self.state().at_work == 0
@@ -243,6 +253,7 @@ impl Server {
                     held: Default::default(),
                     guests: Default::default(),
                     imds: Default::default(),
+                    known: Default::default(),
                     file,
                 };
                 ctx.import().await.map_err(|e| anyhow::anyhow!("{}: {}", e.code, e.message))?;

@@ -156,6 +156,8 @@ pub struct Limits {
     pub attachments: usize,
     /// Of one volume at a time.
     pub pending_snapshots: usize,
+    /// Copies of snapshots that are made at once.
+    pub copies: usize,
     /// Between two snapshots of one volume.
     pub between_snapshots: Duration,
 }
@@ -168,6 +170,7 @@ impl Default for Limits {
             images: 50_000,
             attachments: 27,
             pending_snapshots: 5,
+            copies: 20,
             between_snapshots: Duration::from_secs(15),
         }
     }
@@ -314,6 +317,17 @@ impl ServerOptions {
         let first =
             Builder { id: self.instance_id.clone(), zone: self.zone.clone(), attach: self.attach.clone() };
         [first].into_iter().chain(self.others.iter().cloned()).collect()
+    }
+
+    /// The account's own KMS key for volumes.
+    pub fn default_key(&self) -> String {
+        let Self { region, account, .. } = self;
+        format!("arn:aws:kms:{region}:{account}:key/0be50be5-0be5-0be5-0be5-0be50be50be5")
+    }
+
+    /// Whether a KMS key may be used. `None`: the account's own.
+    pub fn may_use_key(&self, key: Option<&str>) -> bool {
+        key.is_none_or(|key| self.keys.contains(key) || key == self.default_key())
     }
 
     /// The region's zones.
