@@ -28,7 +28,9 @@ pub async fn answer(ctx: &Rc<Ctx>, method: &str, path: &str, body: &[u8]) -> (u1
         ("POST", "pull") => {
             attach::pull(ctx, given["volume"].as_str().unwrap_or_default()).await.map(|()| json!({}))
         }
-        _ => return (404, json!({"error": "there is ledger, calls, options, snapshot and pull"}).to_string()),
+        _ => {
+            return (404, json!({"error": "there is ledger, calls, options, snapshot and pull"}).to_string());
+        }
     };
     match result {
         Ok(value) => (200, value.to_string()),

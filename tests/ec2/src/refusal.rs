@@ -18,7 +18,8 @@ pub type Result<T> = std::result::Result<T, Refusal>;
 
 /// A refusal with the status that its code has.
 pub fn refuse(code: &str, message: impl Display) -> Refusal {
-    let (code, reason) = code.split_once(':').map_or((code, None), |(code, reason)| (code, Some(reason.into())));
+    let (code, reason) =
+        code.split_once(':').map_or((code, None), |(code, reason)| (code, Some(reason.into())));
     let status = match code {
         "RequestLimitExceeded" | "EC2ThrottledException" | "Unavailable" | "ServiceUnavailable" => 503,
         "InternalError" | "InternalFailure" => 500,

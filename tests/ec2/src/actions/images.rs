@@ -147,7 +147,7 @@ pub fn register(ctx: &Rc<Ctx>, mut ask: Ask) -> Result<Xml> {
         no!("AuthFailure", "The account is not authorized for the billing products {}", billing.join(", "));
     }
     for mapping in &mut mappings {
-        complete(&state.world, mapping, now)?;
+        complete(&state.world, &state.options.account, mapping, now)?;
         if let Some(snapshot) = mapping.snapshot.as_ref().and_then(|id| state.world.snapshots.get(id)) {
             image.product_codes.extend(snapshot.product_codes.iter().cloned());
         }

@@ -100,8 +100,12 @@ impl Ctx {
                 ..Image::default()
             };
             let common = crate::world::Common { id: snapshot.clone(), tags: Tags::new(), ..common };
-            let record =
-                crate::world::Snapshot { common, volume: crate::direct::NO_VOLUME.into(), size, ..Default::default() };
+            let record = crate::world::Snapshot {
+                common,
+                volume: crate::direct::NO_VOLUME.into(),
+                size,
+                ..Default::default()
+            };
             // Both worlds: it always was there.
             let State { world, before, .. } = &mut *state;
             for world in [world, &mut before.0] {

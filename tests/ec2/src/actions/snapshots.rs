@@ -126,8 +126,7 @@ pub async fn copy(ctx: &Ctx, mut ask: Ask) -> Result<Xml> {
         }
         ask.really()?;
         // Its key is tried later: the call succeeds, and the copy does not.
-        let usable =
-            options.may_use_key(key.as_deref()) && options.may_use_key(original.key.as_deref());
+        let usable = options.may_use_key(key.as_deref()) && options.may_use_key(original.key.as_deref());
         (original.clone(), ask.turn.or((!usable).then_some(Turn::Failed)))
     };
     let id = copied(ctx, &source, original.size).await?;

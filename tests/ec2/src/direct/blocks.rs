@@ -24,7 +24,10 @@ pub async fn get(ctx: &Ctx, ask: Ask) -> Result<Told> {
         return Err(invalid("INVALID_BLOCK_TOKEN", "The block token is invalid or has expired."));
     }
     if index >= blocks_of(size) {
-        return Err(invalid("INVALID_BLOCK", format!("Block {index} is beyond the {size} GiB of the snapshot.")));
+        return Err(invalid(
+            "INVALID_BLOCK",
+            format!("Block {index} is beyond the {size} GiB of the snapshot."),
+        ));
     }
     let reader = known::reader(ctx, &id).await?;
     let read = tokio::task::spawn_blocking(move || reader.read(index)).await;
@@ -67,7 +70,13 @@ pub async fn put(ctx: &Ctx, ask: Ask) -> Result<Told> {
     // It holds the data against the checksum, in a thread of its own.
     ctx.region.put(&id, index, Arc::from(ask.body), digest).await.map_err(of_region)?;
     touch(&mut ctx.state(), &id.0);
-    Ok(Told { status: 201, headers: of_block(&digest), kind: "application/json", body: Vec::new(), made: None })
+    Ok(Told {
+        status: 201,
+        headers: of_block(&digest),
+        kind: "application/json",
+        body: Vec::new(),
+        made: None,
+    })
 }
 
 /// Fails unless blocks may be written to this snapshot.

@@ -74,7 +74,8 @@ pub async fn all(ctx: &Ctx, ask: Ask) -> Result<Told> {
 
 pub async fn changed(ctx: &Ctx, ask: Ask) -> Result<Told> {
     let second = id_of(&ask.members, "SecondSnapshotId")?;
-    let first = ask.members.get("FirstSnapshotId").map(|_| id_of(&ask.members, "FirstSnapshotId")).transpose()?;
+    let first =
+        ask.members.get("FirstSnapshotId").map(|_| id_of(&ask.members, "FirstSnapshotId")).transpose()?;
     for id in first.iter().chain([&second]) {
         look_for(ctx, &id.0).await?;
     }

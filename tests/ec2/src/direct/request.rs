@@ -25,8 +25,11 @@ const OF_BODY: [&str; 8] = [
 type Places = (&'static [(&'static str, &'static str)], &'static [(&'static str, &'static str)]);
 
 fn places(action: &str) -> Places {
-    const PAGES: [(&str, &str); 3] =
-        [("pageToken", "NextToken"), ("maxResults", "MaxResults"), ("startingBlockIndex", "StartingBlockIndex")];
+    const PAGES: [(&str, &str); 3] = [
+        ("pageToken", "NextToken"),
+        ("maxResults", "MaxResults"),
+        ("startingBlockIndex", "StartingBlockIndex"),
+    ];
     const CHANGED: [(&str, &str); 4] = [PAGES[0], PAGES[1], PAGES[2], ("firstSnapshotId", "FirstSnapshotId")];
     match action {
         "CompleteSnapshot" => (

@@ -2,9 +2,7 @@
 
 use super::blocks::writable;
 use super::request::Members;
-use super::{
-    Ask, Told, decoded, encoded, id_of, invalid, look_for, of_region, permitted_snapshot,
-};
+use super::{Ask, Told, decoded, encoded, id_of, invalid, look_for, of_region, permitted_snapshot};
 use crate::actions::{Ctx, tags};
 use crate::faults::Turn;
 use crate::iam::{Target, permitted};
@@ -326,7 +324,8 @@ pub fn resume(ctx: &Rc<Ctx>) {
     let now = now();
     let open: Vec<(String, u32, String)> = {
         let state = ctx.state();
-        let all = state.world.snapshots.values().filter(|s| s.common.ready_at == NEVER && !s.common.is_gone(now));
+        let all =
+            state.world.snapshots.values().filter(|s| s.common.ready_at == NEVER && !s.common.is_gone(now));
         let sealed = |s: &Snapshot| {
             let (count, checksum) = s.written.as_ref()?.sealed.clone()?;
             Some((s.common.id.clone(), count, checksum))
