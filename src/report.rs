@@ -40,6 +40,9 @@ pub enum Level {
 /// Phases that took less are not worth a word in the times of several images.
 const SHORT: Duration = Duration::from_millis(50);
 
+/// Progress is told no more often.
+const TELL: Duration = Duration::from_millis(200);
+
 /// A handle, cheap to clone. Each bake has its own ([`Report::of`]), so that lines of several do not mix.
 #[derive(Clone)]
 pub struct Report(Rc<Inner>);
@@ -71,6 +74,8 @@ pub struct Step {
     what: String,
     started: Instant,
     id: u64,
+    /// When its progress was told last.
+    told: Cell<Option<Instant>>,
 }
 
 impl Report {
@@ -161,7 +166,14 @@ impl Report {
         self.event(json!({"event": "step", "phase": phase, "what": what}));
         let id = self.0.screen.begin(self.prefixed(&what));
         self.0.step.set(Some(id));
-        Step { report: self.clone(), phase: phase.to_owned(), what, started: Instant::now(), id }
+        Step {
+            report: self.clone(),
+            phase: phase.to_owned(),
+            what,
+            started: Instant::now(),
+            id,
+            told: Cell::default(),
+        }
     }
 
     /// A line of a step's output. Control bytes are taken out: a package must not drive the user's terminal.
@@ -295,6 +307,18 @@ pub fn printable(text: &str) -> String {
 }
 
 impl Step {
+    /// How far it has come, in bytes, of how many if that is known: shown beside it, and now and then an event.
+    pub fn progress(&self, done: u64, all: Option<u64>) {
+        let last = self.told.get().is_some_and(|told| told.elapsed() < TELL);
+        if last && all != Some(done) {
+            return;
+        }
+        self.told.set(Some(Instant::now()));
+        let of = all.map(|all| format!(" of {}", all.div_ceil(1 << 20))).unwrap_or_default();
+        self.report.0.screen.heard(self.id, &format!("{}{of} MiB", done >> 20));
+        self.report.event(json!({"event": "progress", "phase": self.phase, "bytes": done, "of": all}));
+    }
+
     /// The step is done: its line, and its time.
     pub fn done(self) {
         let time = self.started.elapsed();

@@ -5,6 +5,7 @@ mod aws;
 
 use crate::ask;
 use crate::cli::{Global, Wish};
+use crate::cloud::blocks::Blocks;
 use crate::cloud::local::Region;
 use crate::cloud::{
     Architecture, Base, BaseRef, Cloud, Image, ImageId, ImageSpec, RunId, SnapshotId, StaleRun, Tags,
@@ -14,7 +15,7 @@ use crate::disk::attached::Attached;
 use crate::disk::chosen::Chosen;
 use crate::disk::direct::Direct;
 use crate::disk::kept;
-use crate::disk::{Disk, Disks};
+use crate::disk::{Disk, DiskSpec, Disks};
 use crate::distros::{self, Registry};
 use crate::download;
 use crate::error::Kind;
@@ -23,7 +24,7 @@ use crate::report::Report;
 use crate::root::Root;
 use crate::root::execute::{Guard, Work};
 use crate::secrets::Secrets;
-use crate::settings::{AWS, Overrides, Settings};
+use crate::settings::{AWS, Overrides, Settings, Strategy};
 use crate::undo::{Policy, Undo};
 use anyhow::{Context, Result};
 use oven_distro::{Distro, Plan};
@@ -53,6 +54,8 @@ pub struct Site {
     pub report: Report,
     /// The local region, where the cloud is one: images are imported into it, and removed from it.
     pub region: Option<Region>,
+    /// The cloud's snapshots by their blocks: sent and read without a volume.
+    pub blocks: Rc<dyn Blocks>,
 }
 
 /// What was looked at, and what is wrong with it.
@@ -61,7 +64,7 @@ pub type Findings = Vec<(String, Result<()>)>;
 /// What a verb does with the cloud.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Use {
-    /// Attaches volumes: this has to be a builder instance, in AWS.
+    /// Bakes. Where volumes are attached, this has to be a builder instance, in AWS.
     Builds,
     /// Has to tell whose processes are this machine's, if it is an instance at all.
     Sweeps,
@@ -92,12 +95,14 @@ impl Site {
             direct: Rc::new(direct),
             state: state.clone(),
         });
-        Self::with(Rc::new(region.clone()), disks, state, settings, report, Some(region))
+        let cloud = Rc::new(region.clone());
+        Self::with(cloud.clone(), disks, cloud, state, settings, report, Some(region))
     }
 
     fn with(
         cloud: Rc<dyn Cloud>,
         disks: Rc<dyn Disks>,
+        blocks: Rc<dyn Blocks>,
         state: PathBuf,
         settings: Settings,
         report: Report,
@@ -107,6 +112,7 @@ impl Site {
         Ok(Self {
             cloud,
             disks,
+            blocks,
             distros: Rc::new(plugins(&[], &helper)?),
             helper,
             scratch: crate::scratch::DIR.into(),
@@ -165,10 +171,17 @@ impl Site {
         }
     }
 
-    /// Whether volumes become loop devices here. Where the settings are wrong, that is told later.
-    pub fn has_loops(global: &Global, definition: Option<&PathBuf>) -> bool {
+    /// What disks need here. Where the settings are wrong, that is told later.
+    pub fn needs(global: &Global, definition: Option<&PathBuf>) -> machine::Needs {
         let here = PathBuf::from(".");
-        !Self::settings(global, definition.unwrap_or(&here)).is_ok_and(|settings| settings.cloud == AWS)
+        let settings = Self::settings(global, definition.unwrap_or(&here)).unwrap_or_default();
+        let fuse = settings.disks() == Strategy::Direct;
+        machine::Needs { loops: fuse || settings.cloud != AWS, fuse }
+    }
+
+    /// Whether the cloud is a directory. Where the settings are wrong, that is told later.
+    pub fn is_in_a_directory(global: &Global) -> bool {
+        Self::settings(global, Path::new(".")).map_or(true, |settings| settings.cloud != AWS)
     }
 
     fn settings(global: &Global, dir: &Path) -> Result<Settings> {
@@ -188,6 +201,7 @@ impl Site {
         Ok(Self { settings: Rc::new(Self::settings(global, &image.dir)?), report, ..self.clone() })
     }
 
+    /// Into a local region, which copies it faster than it could be sent.
     pub async fn import(&self, raw: &Path, name: &str, architecture: Architecture) -> Result<Image> {
         self.local("import")?.import(raw, name, architecture, &Tags::new(), &self.report).await
     }
@@ -276,12 +290,14 @@ impl Site {
         &self,
         base: &Base,
         image: &Definition,
+        wish: &Wish,
         run: &RunId,
         undo: &Rc<Undo>,
     ) -> Result<Box<dyn Disk>> {
         self.cloud.ensure_permitted(base).await.context("asking what the role may do")?;
         let step = self.report.step("checkout", format!("checking out the disk of {}", base.id));
-        let disk = self.disks.checkout(base, &ask::disk(image, base, run)?, run, undo).await?;
+        let spec = DiskSpec { verify: wish.verify, ..ask::disk(image, base, run)? };
+        let disk = self.disks.checkout(base, &spec, run, undo).await?;
         step.done();
         Ok(disk)
     }
@@ -410,7 +426,6 @@ fn refuse_region_inside(region: &Path, definitions: &[Definition]) -> Result<()>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::Strategy;
 
     #[test]
     fn a_command_says_where() {
