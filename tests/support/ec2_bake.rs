@@ -103,6 +103,7 @@ async fn run(dir: &Path) -> Result<u8> {
         cloud: Some(AWS.into()),
         region: None,
         region_dir: None,
+        trace: None,
         json: false,
         verbose: false,
         quiet: false,
