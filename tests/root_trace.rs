@@ -77,6 +77,11 @@ fn find<'s>(spans: &'s [Span], track: &str, name: &str) -> &'s Span {
     found[0]
 }
 
+#[allow(clippy::disallowed_methods, reason = "a test has no runtime to block")]
+fn pause(ms: u64) {
+    std::thread::sleep(Duration::from_millis(ms));
+}
+
 fn assert_inside(inner: &Span, outer: &Span) {
     let nested = inner.lane == outer.lane && outer.from <= inner.from && inner.to <= outer.to;
     assert!(nested, "{} is not inside of {}", inner.name, outer.name);
@@ -142,7 +147,7 @@ fn a_bake_that_is_stopped_or_killed_leaves_a_trace_that_can_be_read() {
         let path = world.path("trace.json");
         while !std::fs::read_to_string(&path).is_ok_and(|text| text.contains("checking out")) {
             assert!(start.elapsed() < PATIENCE, "no step in the trace");
-            std::thread::sleep(Duration::from_millis(10));
+            pause(10);
         }
         kill(Pid::from_raw(child.id() as i32), signal).unwrap();
         assert_eq!(child.wait().unwrap().code(), code);
@@ -156,7 +161,7 @@ fn a_bake_that_is_stopped_or_killed_leaves_a_trace_that_can_be_read() {
         let start = Instant::now();
         while !world.traces().is_empty() {
             assert!(start.elapsed() < PATIENCE, "{:?}", world.traces());
-            std::thread::sleep(Duration::from_millis(50));
+            pause(50);
         }
         world.expect(0, &["sweep"]);
         world.assert_no_traces(signal.as_str());
