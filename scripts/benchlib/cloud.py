@@ -19,6 +19,8 @@ BARS = {"attached": (3.0, 1.3), "direct": (6.0, 2.5)}
 def bakes(bench, latency):
     """Bakes on one server: oven, cold and warm, attached and direct; Packer; the plain commands."""
     result = Result("bakes", latency=latency, runs=bench.runs, packages=" ".join(PACKAGES))
+    if bench.peers:
+        peers.packer()
     with Server(bench.bins, bench.work / "server", latency, bench.base) as server:
         warm = {}
         for disks in bench.disks:
@@ -33,6 +35,7 @@ def bakes(bench, latency):
                     result.add(f"{disks} warm", bake.seconds)
                     result.add(f"  {disks} warm, apt", bake.apt)
                     result.add(f"  {disks} peak MiB", bake.cost.peak_mib)
+                    result.facts[f"{disks} warm, phases of the last"] = bake.phases
                     only_what_changed(server, result, bake, disks)
                     server.forget(bake.image)
                     cold = Aws(bench.bins, bench.work / f"cold-{disks}-{run}", server, disks)
@@ -98,6 +101,8 @@ def block_of(call):
 def transfer(bench, latency):
     """A raw image up, and down again."""
     result = Result("transfer", latency=latency, runs=bench.runs)
+    if bench.peers:
+        peers.coldsnap()
     with Server(bench.bins, bench.work / "server", latency) as server:
         for run in range(bench.runs):
             aws = Aws(bench.bins, bench.work / "transfer", server, "direct")

@@ -92,7 +92,8 @@ def measure(argv, program, **more):
         if process.returncode != 0:
             told.seek(0)
             lines = told.read().decode(errors="replace").splitlines()[-20:]
-            raise Failed(f"{' '.join(argv)}\nended with {process.returncode}:\n" + "\n".join([*lines, out[-2000:]]))
+            words = " ".join(word for word in argv if "\n" not in word)
+            raise Failed(f"{words}\nended with {process.returncode}:\n" + "\n".join([*lines, out[-2000:]]))
     return Cost(seconds, usage.ru_utime + usage.ru_stime, memory.peak, out)
 
 

@@ -7,6 +7,8 @@ import shutil
 
 from .machine import Cost, Failed, measure, output, sh
 
+# Traces of all bakes are kept here, if it is set.
+TRACES = []
 STATE = pathlib.Path("/var/lib/oven")
 APT_PHASES = {"fetch", "upgrade", "install"}
 
@@ -33,12 +35,15 @@ def define(directory, name, base, packages, mark, more=""):
     """A definition. `mark`: what makes it another one than before."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "image.toml").write_text(
-        f'# {mark}\nname = "{name}"\nfrom = {{ name = "{base}" }}\npackages = {json.dumps(packages)}\n{more}')
+        f'# {mark}\nname = "{name}"\nfrom = {{ name = "{base}", owner = "self" }}\npackages = {json.dumps(packages)}\n{more}')
     return directory
 
 
 def read_trace(path):
     """(seconds by phase, sums by counter)"""
+    for directory in TRACES:
+        directory.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, directory / f"{len(list(directory.iterdir())):03}-{path.parent.name}.json")
     events = json.loads(path.read_text())["traceEvents"]
     phases, counted = {}, {}
     for event in events:

@@ -19,7 +19,7 @@ PACKER = r"""set -eu
     mount --bind /mnt/dev /dev
     mount -t devpts devpts /dev/pts 2>/dev/null || true
     watch() {
-        while sleep 0.05; do
+        while sleep 0.02; do
             found=
             for note in "$attached"/vol-*.json; do
                 [ -e "$note" ] || continue
