@@ -52,6 +52,16 @@ pub struct Global {
     /// The builder's availability zone, likewise
     #[arg(long, global = true, value_name = "ZONE", env = "OVEN_ZONE", help_heading = "Global options")]
     pub zone: Option<String>,
+    /// How a bake gets its disk: `attached`, a volume, or `direct`, block by block
+    #[arg(
+        long,
+        global = true,
+        value_name = "HOW",
+        env = "OVEN_DISKS",
+        hide_env_values = true,
+        help_heading = "Global options"
+    )]
+    pub disks: Option<String>,
     /// A distro plugin to use beside those that `oven plugin list` lists
     #[arg(long, global = true, value_name = "PATH", value_hint = ValueHint::FilePath, help_heading = "Global options")]
     pub plugin: Vec<PathBuf>,

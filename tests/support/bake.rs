@@ -49,6 +49,7 @@ async fn run(args: &[String]) -> Result<u8> {
         plugin: Vec::new(),
         instance_id: None,
         zone: None,
+        disks: None,
         cloud: None,
         region: None,
         region_dir: Some(region_dir.clone()),

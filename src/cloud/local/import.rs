@@ -85,8 +85,10 @@ impl Region {
             size_gib,
             volume: None,
             created: created_after::<SnapshotRecord>(&[]),
+            description: String::new(),
             tags: tags.clone(),
             ready_at: 0,
+            written: None,
         };
         let image = ImageRecord {
             id: ImageId(new_id("ami")),
