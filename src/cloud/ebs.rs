@@ -22,51 +22,64 @@ use aws_sdk_ebs::config::{Config, retry::RetryConfig};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use call::Shared;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use tokio::sync::OnceCell;
 
 /// EBS direct in the region of an [`Ec2`]. Cheap to clone. It needs no instance.
 #[derive(Clone)]
 pub struct Ebs {
     ec2: Ec2,
-    shared: Arc<Shared>,
+    load: Load,
+    /// The threads begin with the first call: who attaches volumes needs none.
+    shared: Rc<OnceCell<Arc<Shared>>>,
     starts: Rc<write::Starts>,
 }
 
+/// The configuration, made on the thread that it is for.
+type Load = Rc<dyn Fn() -> Pin<Box<dyn Future<Output = Config> + Send>>>;
+
 impl Ebs {
     /// Takes credentials and endpoint as `ec2` did. Sends nothing to EBS yet.
-    pub async fn connect(ec2: Ec2) -> Result<Self> {
+    pub fn new(ec2: Ec2) -> Self {
         let (region, pace) = (ec2.region(), *ec2.pace());
-        let load = move || {
+        Self::loading(ec2, move || {
             let loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
                 .app_name(AppName::new(APP).expect("letters only"))
                 .region(Region::new(region.clone()))
                 .timeout_config(timeouts(&pace));
             async move { Config::new(&loader.load().await) }
-        };
-        Self::start(ec2, load).await
+        })
     }
 
     /// With a ready configuration: for tests. Timeouts and retries are oven's own in any case.
-    pub async fn new(ec2: Ec2, config: Config) -> Result<Self> {
-        Self::start(ec2, move || std::future::ready(config.clone())).await
+    pub fn with_config(ec2: Ec2, config: Config) -> Self {
+        Self::loading(ec2, move || std::future::ready(config.clone()))
     }
 
-    async fn start<F>(ec2: Ec2, load: impl Fn() -> F) -> Result<Self>
+    fn loading<F>(ec2: Ec2, load: impl Fn() -> F + 'static) -> Self
     where
         F: Future<Output = Config> + Send + 'static,
     {
         let pace = *ec2.pace();
-        let ours = move |config: Config| {
-            let config = config.to_builder().retry_config(RetryConfig::disabled());
-            config.timeout_config(timeouts(&pace)).build()
-        };
-        let lanes = lanes::Lanes::start(|| {
+        let load = Rc::new(move || {
             let config = load();
-            async move { ours(config.await) }
+            let ours = async move {
+                let config = config.await.to_builder().retry_config(RetryConfig::disabled());
+                config.timeout_config(timeouts(&pace)).build()
+            };
+            Box::pin(ours) as Pin<Box<dyn Future<Output = Config> + Send>>
         });
-        let shared = Arc::new(Shared::new(lanes.await?, pace));
-        Ok(Self { ec2, shared, starts: Rc::default() })
+        Self { ec2, load, shared: Rc::default(), starts: Rc::default() }
+    }
+
+    async fn shared(&self) -> Result<Arc<Shared>> {
+        let start = async || {
+            let lanes = lanes::Lanes::start(|| (self.load)()).await?;
+            Ok(Arc::new(Shared::new(lanes, *self.ec2.pace())))
+        };
+        self.shared.get_or_try_init(start).await.cloned()
     }
 }
 
@@ -81,13 +94,15 @@ fn base64_of(digest: &Digest) -> String {
 #[async_trait(?Send)]
 impl Blocks for Ebs {
     async fn contents(&self, snapshot: &SnapshotId) -> Result<Contents> {
-        let (shared, known) = (self.shared.clone(), self.shared.snapshot(snapshot));
-        let listed = self.shared.lanes.run(|lane| async move { shared.contents(&lane, &known).await });
+        let shared = self.shared().await?;
+        let (known, again) = (shared.snapshot(snapshot), shared.clone());
+        let listed = shared.lanes.run(|lane| async move { again.contents(&lane, &known).await });
         listed.await.with_context(|| format!("listing the blocks of {snapshot}"))
     }
 
     async fn reader(&self, snapshot: &SnapshotId) -> Result<Arc<dyn Reader>> {
-        let (shared, snapshot) = (self.shared.clone(), self.shared.snapshot(snapshot));
+        let shared = self.shared().await?;
+        let snapshot = shared.snapshot(snapshot);
         Ok(Arc::new(read::BlockReader { shared, snapshot }))
     }
 

@@ -84,6 +84,8 @@ struct Inner {
     born: RefCell<HashMap<String, (Instant, bool)>>,
     made: made::Made,
     names: RefCell<names::Names>,
+    /// Whether bakes attach nothing here.
+    direct: Cell<bool>,
     /// Held while a snapshot is copied.
     copying: tokio::sync::Mutex<()>,
     wire: connection::Wire,
@@ -141,9 +143,16 @@ impl Ec2 {
             born: RefCell::default(),
             made: made::Made::default(),
             names: RefCell::default(),
+            direct: Cell::new(false),
             copying: tokio::sync::Mutex::default(),
             wire,
         }))
+    }
+
+    /// The same for bakes that attach nothing: they need other permissions, and need not be on an instance.
+    pub fn without_volumes(self) -> Self {
+        self.0.direct.set(true);
+        self
     }
 
     pub(super) fn made(&self) -> &made::Made {
@@ -298,7 +307,9 @@ impl Cloud for Ec2 {
     }
 
     async fn ensure_permitted(&self, base: &Base) -> Result<()> {
-        self.ensure_here().await?;
+        if !self.0.direct.get() {
+            self.ensure_here().await?;
+        }
         self.ensure_essentials(base).await
     }
 

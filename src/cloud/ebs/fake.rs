@@ -149,7 +149,7 @@ pub async fn ebs(dir: &Path, script: impl FnMut(&Request, usize) -> Reply + Send
         pace: Pace::default().faster(200, Duration::from_secs(2)),
     };
     let ec2 = Ec2::with_shared(shared.clone(), options);
-    (Ebs::new(ec2, aws_sdk_ebs::config::Config::new(&shared)).await.unwrap(), fake)
+    (Ebs::with_config(ec2, aws_sdk_ebs::config::Config::new(&shared)), fake)
 }
 
 struct Answer {

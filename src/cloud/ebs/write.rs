@@ -97,12 +97,12 @@ impl Ebs {
             // A child's are its parent's: EBS refuses to be told.
             .set_encrypted(alone.then_some(true).filter(|_| spec.encrypted))
             .set_kms_key_arn(key);
-        let mut again = true;
+        let (shared, mut again) = (self.shared().await?, true);
         let started = loop {
             let token = self.starts.token(&spec.run);
             let request = request.clone().client_token(&token);
             let sent = self.ec2.repeat(&START_SNAPSHOT, &what, async || {
-                let (lane, (again, token)) = (self.shared.lanes.next(), (request.clone(), token.clone()));
+                let (lane, (again, token)) = (shared.lanes.next(), (request.clone(), token.clone()));
                 let (doubtful, of) = (self.starts.doubtful.clone(), spec.run.clone());
                 let (sent, client) = (request.clone(), lane.client());
                 let task = lane.handle().spawn(send(sent, client));
@@ -132,7 +132,7 @@ impl Ebs {
         };
         let id = SnapshotId(convert::id("snap", started.snapshot_id.as_deref())?);
         self.ec2.born(&id.0);
-        self.shared.born(&id);
+        shared.born(&id);
         if let Some(size) = started.block_size.filter(|size| *size != BLOCK as i32) {
             return Err(Kind::Cloud.error(format!("{id} has blocks of {size} bytes: {BLOCK} are known")));
         }
@@ -147,11 +147,15 @@ impl Ebs {
             let of_run = doubtful.iter().filter(|(_, (of, _))| of == run);
             of_run.map(|(token, (_, request))| (token.clone(), request.clone())).collect()
         });
+        if doubtful.is_empty() {
+            return Ok(());
+        }
+        let shared = self.shared().await?;
         for (token, request) in doubtful {
             let what = format!("to learn what was started for run {run}");
             let sent = self.ec2.repeat(&START_SNAPSHOT, &what, async || {
                 let request = request.clone();
-                let answer = self.shared.lanes.run(|lane| send(request, lane.client())).await;
+                let answer = shared.lanes.run(|lane| send(request, lane.client())).await;
                 answer.map_err(|error| Refused::of(&START_SNAPSHOT, &what, error))
             });
             match sent.await {
@@ -179,9 +183,9 @@ impl Ebs {
         data: Arc<[u8]>,
         digest: Digest,
     ) -> Result<()> {
-        let shared = self.shared.clone();
-        let snapshot = id.clone();
-        let sent = self.shared.lanes.run(|lane| async move {
+        let lanes = self.shared().await?;
+        let (shared, snapshot) = (lanes.clone(), id.clone());
+        let sent = lanes.lanes.run(|lane| async move {
             let _permit = shared.puts.acquire().await.expect("it is never closed");
             let (snapshot, what) = (shared.snapshot(&snapshot), format!("{snapshot}, block {index}"));
             let (data, checksum) = (Bytes::from_owner(data), base64_of(&digest));
@@ -233,7 +237,7 @@ impl Ebs {
     ) -> Result<()> {
         let (begun, mut lost) = (Instant::now(), false);
         loop {
-            let refused = match self.send_complete(id, count, checksum).await {
+            let refused = match self.send_complete(id, count, checksum).await? {
                 Ok(()) => break,
                 Err(refused) => refused,
             };
@@ -259,11 +263,17 @@ impl Ebs {
         }
     }
 
-    async fn send_complete(&self, id: &SnapshotId, count: u32, checksum: Digest) -> Result<(), Refused> {
-        let (shared, snapshot) = (self.shared.clone(), self.shared.snapshot(id));
+    async fn send_complete(
+        &self,
+        id: &SnapshotId,
+        count: u32,
+        checksum: Digest,
+    ) -> Result<Result<(), Refused>> {
+        let shared = self.shared().await?;
+        let (again, id) = (shared.clone(), id.clone());
         let count = convert::number(count);
-        let send = |lane| async move { complete(&shared, lane, &snapshot.id, count, checksum).await };
-        self.shared.lanes.run(send).await
+        let send = |lane| async move { complete(&again, lane, &id, count, checksum).await };
+        Ok(shared.lanes.run(send).await)
     }
 
     /// A snapshot that cannot be completed is deleted. If EBS gave it up, it is to be written once more.

@@ -27,6 +27,22 @@ pub struct Action {
     pub twice: bool,
 }
 
+/// Those of EBS direct.
+pub const EBS: &[&Action] =
+    &[&LIST_SNAPSHOT_BLOCKS, &GET_SNAPSHOT_BLOCK, &START_SNAPSHOT, &PUT_SNAPSHOT_BLOCK, &COMPLETE_SNAPSHOT];
+
+impl Action {
+    /// As a policy names it.
+    pub fn permission(&self) -> String {
+        let service = match self {
+            _ if EBS.contains(&self) => "ebs",
+            _ if *self == GET_PARAMETER => "ssm",
+            _ => "ec2",
+        };
+        format!("{service}:{}", self.name)
+    }
+}
+
 macro_rules! actions {
     ($($name:ident $text:literal $twice:literal,)*) => {
         $(pub const $name: Action = Action { name: $text, twice: $twice };)*
