@@ -4,7 +4,8 @@
 //!
 //! Prints `calls N`, `image AMI` of the definition and `parent AMI` of those it stands on; ends as `oven bake` would.
 //! In the environment: `OVEN_TEST_FORCE` bakes with --force, `OVEN_TEST_STATE` is another directory for locks, as on
-//! another host.
+//! another host, `OVEN_TEST_DIRECT` takes blocks instead of volumes, and prints `reads N` of them; `OVEN_TEST_READER`
+//! says what becomes of reading them: `fail:3` or `hang:3`, from the third on.
 
 mod faulty;
 mod nothing;
@@ -15,6 +16,8 @@ use oven::batch::{Baked, bake_all};
 use oven::cli::{Global, Wish};
 use oven::cloud::local::Region;
 use oven::disk::attached::Attached;
+use oven::disk::direct::Direct;
+use oven::disk::{Disks, export};
 use oven::distros::Registry;
 use oven::error::Kind;
 use oven::order::Order;
@@ -31,6 +34,9 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     if args.first().is_some_and(|verb| verb == step::VERB) {
         return step::helper_main();
+    }
+    if args.first().is_some_and(|verb| verb == export::VERB) {
+        return export::helper_main();
     }
     step::private_mounts().and_then(|()| scratch::make()).expect("root");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -58,16 +64,23 @@ async fn run(args: &[String]) -> Result<u8> {
         verbose: false,
         quiet: false,
     };
+    let (state, helper) = (region_dir.clone(), std::env::current_exe()?);
+    let report = Report::new(Style::Human, Level::Normal);
+    let direct = std::env::var_os("OVEN_TEST_DIRECT").is_some();
+    let disks: Rc<dyn Disks> = match direct {
+        true => Rc::new(Direct::new(faulty.clone(), &state, 1, &helper, &report)),
+        false => Rc::new(Attached::new(faulty.clone())),
+    };
     let overrides = Overrides { region_dir: Some(region_dir.clone()), ..Overrides::default() };
     let site = Site {
         cloud: faulty.clone(),
-        disks: Rc::new(Attached::new(faulty.clone())),
+        disks,
         distros: Rc::new(Registry::built_in(vec![Box::new(nothing::Nothing)])),
-        helper: std::env::current_exe()?,
+        helper,
         scratch: scratch::DIR.into(),
         state: std::env::var_os("OVEN_TEST_STATE").map_or(region_dir, PathBuf::from),
         settings: Rc::new(Settings::for_definition(&dir)?.merge(&overrides)?),
-        report: Report::new(Style::Human, Level::Normal),
+        report,
         region: Some(region),
     };
     let force = std::env::var_os("OVEN_TEST_FORCE").is_some();
@@ -75,6 +88,9 @@ async fn run(args: &[String]) -> Result<u8> {
     let stop = stop::signals(&site.report)?;
     let all = bake_all(&site, &global, Order::of(&[dir])?, &wish, 2, stop).await;
     println!("calls {}", faulty.calls());
+    if direct {
+        println!("reads {}", faulty.reads());
+    }
     for baked in &all {
         if let Some(image) = baked.image() {
             println!("{} {}", if baked.asked { "image" } else { "parent" }, image.id);

@@ -2,12 +2,15 @@
 
 use anyhow::{Result, bail};
 use async_trait::async_trait;
+use oven::cloud::blocks::{Blocks, Contents, Digest, NewSnapshot, Parent, Reader};
 use oven::cloud::*;
 use oven::disk::Device;
 use oven::undo::Undo;
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,15 +55,24 @@ pub struct Faulty<T> {
     inner: T,
     fault: Option<Fault>,
     calls: Cell<usize>,
+    /// `OVEN_TEST_READER`.
+    reading: Option<String>,
+    reads: Arc<AtomicUsize>,
 }
 
 impl<T> Faulty<T> {
     pub fn new(inner: T, fault: Option<Fault>) -> Self {
-        Self { inner, fault, calls: Cell::new(0) }
+        let reading = std::env::var("OVEN_TEST_READER").ok();
+        Self { inner, fault, calls: Cell::new(0), reading, reads: Arc::default() }
     }
 
     pub fn calls(&self) -> usize {
         self.calls.get()
+    }
+
+    /// Of blocks.
+    pub fn reads(&self) -> usize {
+        self.reads.load(Ordering::SeqCst)
     }
 
     async fn around<R>(&self, name: &str, call: impl Future<Output = Result<R>>) -> Result<R> {
@@ -112,6 +124,57 @@ impl<T: Cloud> Cloud for Faulty<T> {
     }
     async fn stale_runs(&self, older_than: Option<Duration>) -> Result<Vec<StaleRun>> {
         self.around("stale_runs", self.inner.stale_runs(older_than)).await
+    }
+}
+
+#[async_trait(?Send)]
+impl<T: Blocks> Blocks for Faulty<T> {
+    async fn contents(&self, snapshot: &SnapshotId) -> Result<Contents> {
+        self.around("contents", self.inner.contents(snapshot)).await
+    }
+    async fn reader(&self, snapshot: &SnapshotId) -> Result<Arc<dyn Reader>> {
+        let inner = self.around("reader", self.inner.reader(snapshot)).await?;
+        Ok(Arc::new(FaultyReader { inner, fault: self.reading.clone(), reads: self.reads.clone() }))
+    }
+    async fn parent(&self, snapshot: &SnapshotId, kind: &VolumeKind) -> Result<Parent> {
+        self.around("parent", self.inner.parent(snapshot, kind)).await
+    }
+    async fn copied(&self, snapshot: &SnapshotId, kind: &VolumeKind) -> Result<SnapshotId> {
+        self.around("copied", self.inner.copied(snapshot, kind)).await
+    }
+    async fn start(&self, spec: &NewSnapshot) -> Result<SnapshotId> {
+        self.around("start", self.inner.start(spec)).await
+    }
+    async fn put(&self, snapshot: &SnapshotId, index: u32, data: Arc<[u8]>, digest: Digest) -> Result<()> {
+        self.around("put", self.inner.put(snapshot, index, data, digest)).await
+    }
+    async fn complete(&self, snapshot: &SnapshotId, count: u32, checksum: Digest) -> Result<()> {
+        self.around("complete", self.inner.complete(snapshot, count, checksum)).await
+    }
+    async fn ensure_no_snapshots(&self, run: &RunId) -> Result<()> {
+        self.around("ensure_no_snapshots", Blocks::ensure_no_snapshots(&self.inner, run)).await
+    }
+}
+
+/// What becomes of reading blocks, from the nth on: `fail:3`, `hang:3`.
+struct FaultyReader {
+    inner: Arc<dyn Reader>,
+    fault: Option<String>,
+    reads: Arc<AtomicUsize>,
+}
+
+impl Reader for FaultyReader {
+    fn read(&self, index: u32) -> Result<(Vec<u8>, Digest)> {
+        let number = self.reads.fetch_add(1, Ordering::SeqCst) + 1;
+        if let Some((what, from)) = self.fault.as_deref().and_then(|fault| fault.split_once(':'))
+            && number >= from.parse()?
+        {
+            anyhow::ensure!(what == "hang", "the network is away");
+            loop {
+                std::thread::park();
+            }
+        }
+        self.inner.read(index)
     }
 }
 
