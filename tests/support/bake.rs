@@ -59,6 +59,7 @@ async fn run(args: &[String]) -> Result<u8> {
         cloud: None,
         region: None,
         region_dir: Some(region_dir.clone()),
+        trace: None,
         json: false,
         verbose: false,
         quiet: false,
