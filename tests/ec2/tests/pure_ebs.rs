@@ -528,7 +528,7 @@ fn answers_take_their_time() {
     let slow = ServerOptions::default().plausible();
     assert_eq!(
         (slow.latency("GetSnapshotBlock"), slow.latency("DescribeImages")),
-        (Some((15, 30)), Some((80, 150)))
+        (Some((60, 140)), Some((80, 150)))
     );
     assert!(slow.delays.creating >= ms(1000) && slow.delays.snapshot > slow.delays.completing);
 }
