@@ -4,6 +4,7 @@ mod trial;
 
 pub use trial::trial;
 
+use crate::disk::export;
 use crate::error::{self, Kind};
 use crate::root::step::egress::Fence;
 use crate::site::Site;
@@ -80,10 +81,15 @@ impl fmt::Display for Check {
     }
 }
 
-/// Fails with the list of everything that is missing. `loops`: volumes become loop devices here.
-pub fn ensure_fit(loops: bool) -> Result<()> {
-    let lacks: Vec<_> =
-        checks(loops).into_iter().filter(Check::lacks).map(|check| format!("\n  {check}")).collect();
+/// Fails with the list of everything that is missing. `loops`: disks become loop devices here. `fuse`: they are served.
+pub fn ensure_fit(loops: bool, fuse: bool) -> Result<()> {
+    let served = fuse.then(|| self::fuse(true)).flatten();
+    let lacks: Vec<_> = checks(loops)
+        .into_iter()
+        .chain(served)
+        .filter(Check::lacks)
+        .map(|check| format!("\n  {check}"))
+        .collect();
     if lacks.is_empty() {
         return Ok(());
     }
@@ -146,6 +152,20 @@ pub fn egress(required: bool) -> Option<Check> {
     }
     let note = fence.as_ref().err().map(|error| format!("{error:#}")).unwrap_or_default();
     Some(Check::note(WHAT, fence.is_ok(), &note))
+}
+
+/// Whether disks can be served here (`disks = "direct"`). It is tried, as root. `required`: they are asked for.
+pub fn fuse(required: bool) -> Option<Check> {
+    const WHAT: &str = "FUSE";
+    if !nix::unistd::geteuid().is_root() {
+        return None;
+    }
+    let tried = export::available();
+    if required {
+        return Some(Check::tried(WHAT, &tried, ""));
+    }
+    let why = tried.as_ref().err().map(|error| format!("no bake with disks = \"direct\": {error:#}"));
+    Some(Check::note(WHAT, tried.is_ok(), &why.unwrap_or_default()))
 }
 
 /// Whether the kernel waits for an EBS volume for as long as it takes. `sys` is `/sys`.

@@ -23,7 +23,7 @@ use crate::report::Report;
 use crate::root::Root;
 use crate::root::execute::{Guard, Work};
 use crate::secrets::Secrets;
-use crate::settings::{AWS, Overrides, Settings};
+use crate::settings::{AWS, Overrides, Settings, Strategy};
 use crate::undo::{Policy, Undo};
 use anyhow::{Context, Result};
 use oven_distro::{Distro, Plan};
@@ -165,10 +165,11 @@ impl Site {
         }
     }
 
-    /// Whether volumes become loop devices here. Where the settings are wrong, that is told later.
-    pub fn has_loops(global: &Global, definition: Option<&PathBuf>) -> bool {
+    /// Whether the cloud is a directory here, and how disks are got. Where the settings are wrong, that is told later.
+    pub fn place(global: &Global, definition: Option<&PathBuf>) -> (bool, Strategy) {
         let here = PathBuf::from(".");
-        !Self::settings(global, definition.unwrap_or(&here)).is_ok_and(|settings| settings.cloud == AWS)
+        let settings = Self::settings(global, definition.unwrap_or(&here)).unwrap_or_default();
+        (settings.cloud != AWS, settings.disks())
     }
 
     fn settings(global: &Global, dir: &Path) -> Result<Settings> {
@@ -410,7 +411,6 @@ fn refuse_region_inside(region: &Path, definitions: &[Definition]) -> Result<()>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::Strategy;
 
     #[test]
     fn a_command_says_where() {

@@ -6,6 +6,7 @@ use crate::cloud::{Permission, Verdict};
 use crate::error::{Kind, SUCCESS};
 use crate::machine::{self, Check};
 use crate::report::Report;
+use crate::settings::Strategy;
 use crate::site::{Findings, Site};
 use anyhow::Result;
 use serde_json::json;
@@ -13,9 +14,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 pub async fn run(global: &Global, report: &Report) -> Result<End> {
-    let in_a_directory = Site::has_loops(global, None);
+    let (in_a_directory, disks) = Site::place(global, None);
+    let served = disks == Strategy::Direct;
     let (findings, site) = Site::examine(global, report).await;
-    let mut checks = machine::checks(in_a_directory);
+    let mut checks = machine::checks(in_a_directory || served);
+    checks.extend(machine::fuse(served));
     checks.push(machine::growing());
     checks.extend(machine::egress(!in_a_directory));
     match &site {
