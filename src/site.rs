@@ -73,6 +73,11 @@ impl Site {
     /// The site that `settings` describe.
     pub async fn new(settings: Settings, report: Report, used: Use) -> Result<Self> {
         if settings.cloud == AWS {
+            // Never a volume for somebody who asked for none.
+            if settings.disks() == Strategy::Direct {
+                let failure = Kind::Usage.failure("disks = \"direct\" is for a local region");
+                return Err(failure.hint("In AWS, bake with disks = \"attached\".").into());
+            }
             #[cfg(feature = "aws")]
             return aws::site(settings, report, used).await;
             #[cfg(not(feature = "aws"))]
