@@ -132,7 +132,7 @@ pub async fn copy(ctx: &Ctx, mut ask: Ask) -> Result<Xml> {
     let id = copied(ctx, &source, original.size).await?;
     let mut state = ctx.state();
     let delay = state.options.delays.copying;
-    let encrypted = original.encrypted || encrypted == Some(true);
+    let encrypted = original.encrypted || encrypted == Some(true) || state.options.direct.encrypts;
     let own = encrypted.then(|| original.key.clone().unwrap_or_else(|| state.options.default_key()));
     let snapshot = Snapshot {
         common: state.common(&id, tags.clone(), delay, turn),
