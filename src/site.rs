@@ -172,17 +172,11 @@ impl Site {
         }
     }
 
-    /// What disks need here. Where the settings are wrong, that is told later.
-    pub fn needs(global: &Global, definition: Option<&PathBuf>) -> machine::Needs {
+    /// Whether the cloud is a directory here, and how disks are got. Where the settings are wrong, that is told later.
+    pub fn place(global: &Global, definition: Option<&PathBuf>) -> (bool, Strategy) {
         let here = PathBuf::from(".");
         let settings = Self::settings(global, definition.unwrap_or(&here)).unwrap_or_default();
-        let fuse = settings.disks() == Strategy::Direct;
-        machine::Needs { loops: fuse || settings.cloud != AWS, fuse }
-    }
-
-    /// Whether the cloud is a directory. Where the settings are wrong, that is told later.
-    pub fn is_in_a_directory(global: &Global) -> bool {
-        Self::settings(global, Path::new(".")).map_or(true, |settings| settings.cloud != AWS)
+        (settings.cloud != AWS, settings.disks())
     }
 
     fn settings(global: &Global, dir: &Path) -> Result<Settings> {
