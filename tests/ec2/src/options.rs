@@ -110,6 +110,8 @@ pub struct Direct {
     pub timeout: Duration,
     /// Snapshots that are being written at once; one more is a `ConcurrentLimitExceededException`.
     pub pending: usize,
+    /// The account encrypts by default: an unencrypted snapshot is no parent, and none is made.
+    pub encrypts: bool,
     pub throttle: Option<DirectThrottle>,
 }
 
@@ -122,6 +124,7 @@ impl Default for Direct {
             empty_pages: 0,
             timeout: Duration::ZERO,
             pending: 100,
+            encrypts: false,
             throttle: None,
         }
     }

@@ -132,7 +132,7 @@ pub async fn copy(ctx: &Ctx, mut ask: Ask) -> Result<Xml> {
     let id = copied(ctx, &source, original.size).await?;
     let mut state = ctx.state();
     let delay = state.options.delays.copying;
-    let encrypted = original.encrypted || encrypted == Some(true);
+    let encrypted = original.encrypted || encrypted == Some(true) || state.options.direct.encrypts;
     // Whatever the original's key is.
     let own = encrypted.then(|| state.options.default_key());
     let snapshot = Snapshot {
