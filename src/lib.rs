@@ -19,6 +19,7 @@ pub mod download;
 pub mod error;
 pub mod fingerprint;
 mod id_file;
+pub mod import;
 pub mod machine;
 pub mod order;
 pub mod owner;

@@ -41,6 +41,9 @@ pub enum Level {
 /// Phases that took less are not worth a word in the times of several images.
 const SHORT: Duration = Duration::from_millis(50);
 
+/// Progress is told no more often.
+const TELL: Duration = Duration::from_millis(200);
+
 /// A handle, cheap to clone. Each bake has its own ([`Report::of`]), so that lines of several do not mix.
 #[derive(Clone)]
 pub struct Report(Rc<Inner>);
@@ -80,6 +83,8 @@ pub struct Step {
     span: Span,
     /// What was under way before it.
     before: Option<SpanId>,
+    /// When its progress was told last.
+    told: Cell<Option<Instant>>,
 }
 
 /// All of a report's work in the trace, until it is dropped.
@@ -224,6 +229,7 @@ impl Report {
             id,
             span,
             before,
+            told: Cell::default(),
         }
     }
 
@@ -358,6 +364,18 @@ pub fn printable(text: &str) -> String {
 }
 
 impl Step {
+    /// How far it has come, in bytes, of how many if that is known: shown beside it, and now and then an event.
+    pub fn progress(&self, done: u64, all: Option<u64>) {
+        let last = self.told.get().is_some_and(|told| told.elapsed() < TELL);
+        if last && all != Some(done) {
+            return;
+        }
+        self.told.set(Some(Instant::now()));
+        let of = all.map(|all| format!(" of {}", all.div_ceil(1 << 20))).unwrap_or_default();
+        self.report.0.screen.heard(self.id, &format!("{}{of} MiB", done >> 20));
+        self.report.event(json!({"event": "progress", "phase": self.phase, "bytes": done, "of": all}));
+    }
+
     /// The step is done: its line, and its time.
     pub fn done(mut self) {
         self.span.tell("done", true);

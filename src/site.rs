@@ -5,6 +5,7 @@ mod aws;
 
 use crate::ask;
 use crate::cli::{Global, Wish};
+use crate::cloud::blocks::Blocks;
 use crate::cloud::local::Region;
 use crate::cloud::{
     Architecture, Base, BaseRef, Cloud, Image, ImageId, ImageSpec, RunId, SnapshotId, StaleRun, Tags,
@@ -14,7 +15,7 @@ use crate::disk::attached::Attached;
 use crate::disk::chosen::Chosen;
 use crate::disk::direct::Direct;
 use crate::disk::kept;
-use crate::disk::{Disk, Disks};
+use crate::disk::{Disk, DiskSpec, Disks};
 use crate::distros::{self, Registry};
 use crate::download;
 use crate::error::Kind;
@@ -53,6 +54,8 @@ pub struct Site {
     pub report: Report,
     /// The local region, where the cloud is one: images are imported into it, and removed from it.
     pub region: Option<Region>,
+    /// The cloud's snapshots by their blocks: sent and read without a volume.
+    pub blocks: Rc<dyn Blocks>,
 }
 
 /// What was looked at, and what is wrong with it.
@@ -92,12 +95,14 @@ impl Site {
             direct: Rc::new(direct),
             state: state.clone(),
         });
-        Self::with(Rc::new(region.clone()), disks, state, settings, report, Some(region))
+        let cloud = Rc::new(region.clone());
+        Self::with(cloud.clone(), disks, cloud, state, settings, report, Some(region))
     }
 
     fn with(
         cloud: Rc<dyn Cloud>,
         disks: Rc<dyn Disks>,
+        blocks: Rc<dyn Blocks>,
         state: PathBuf,
         settings: Settings,
         report: Report,
@@ -107,6 +112,7 @@ impl Site {
         Ok(Self {
             cloud,
             disks,
+            blocks,
             distros: Rc::new(plugins(&[], &helper)?),
             helper,
             scratch: crate::scratch::DIR.into(),
@@ -196,6 +202,7 @@ impl Site {
         Ok(Self { settings: Rc::new(Self::settings(global, &image.dir)?), report, ..self.clone() })
     }
 
+    /// Into a local region, which copies it faster than it could be sent.
     pub async fn import(&self, raw: &Path, name: &str, architecture: Architecture) -> Result<Image> {
         self.local("import")?.import(raw, name, architecture, &Tags::new(), &self.report).await
     }
@@ -284,12 +291,14 @@ impl Site {
         &self,
         base: &Base,
         image: &Definition,
+        wish: &Wish,
         run: &RunId,
         undo: &Rc<Undo>,
     ) -> Result<Box<dyn Disk>> {
         self.cloud.ensure_permitted(base).await.context("asking what the role may do")?;
         let step = self.report.step("checkout", format!("checking out the disk of {}", base.id));
-        let disk = self.disks.checkout(base, &ask::disk(image, base, run)?, run, undo).await?;
+        let spec = DiskSpec { verify: wish.verify, ..ask::disk(image, base, run)? };
+        let disk = self.disks.checkout(base, &spec, run, undo).await?;
         step.done();
         Ok(disk)
     }

@@ -6,6 +6,7 @@ use crate::cli::{self, Global};
 use crate::error::{Kind, SUCCESS, hint_of};
 use crate::order::Order;
 use crate::report::{Ink, Report, printable};
+use crate::settings::Strategy;
 use crate::site::{Site, Use, refuse_inside};
 use crate::{definition, id_file, stop};
 use anyhow::Result;
@@ -36,6 +37,10 @@ pub async fn run(
         let definitions = args.definitions.iter().filter(|dir| dir.join(definition::FILE).exists());
         definitions.for_each(|dir| id_file::keep(dir, None, report));
     })?;
+    if args.wish.verify && site.settings.disks() == Strategy::Attached {
+        let text = "--verify compares a snapshot with what was sent, and of an attached disk nothing is sent from here";
+        return Err(Kind::Usage.failure(text).hint("Bake with --disks direct.").into());
+    }
     let all = bake_all(&site, global, order, &args.wish, args.jobs.into(), stop).await;
     if !global.json {
         if all.len() > 1 && !global.quiet {

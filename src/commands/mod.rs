@@ -3,6 +3,7 @@
 mod bake;
 mod checksum;
 mod doctor;
+mod export;
 mod images;
 mod import;
 mod plan;
@@ -16,6 +17,7 @@ use crate::error::{self, Kind, SUCCESS};
 use crate::report::{Level, Report, Style};
 use crate::site::Site;
 use crate::trace::Trace;
+use crate::undo::Left;
 use crate::{scratch, stop};
 use anyhow::{Error, Result};
 use clap::{CommandFactory, Parser};
@@ -103,6 +105,7 @@ async fn dispatch(cli: &Cli, report: &Report) -> Result<End> {
         Verb::Plugin(args) => plugin::run(global, args, report),
         Verb::Checksum(args) => checksum::run(global, args, report),
         Verb::Images(args) => images::run(global, args, report).await,
+        Verb::Export(args) => export::run(global, args, report, stop::signals(report)?).await,
         Verb::Import(args) => import::run(global, args, report, stop::signals(report)?).await,
         Verb::Shell(args) => shell::run(global, args, report, stop::signals(report)?).await,
         Verb::Sweep(args) => sweep::run(global, args, report).await,
@@ -110,6 +113,15 @@ async fn dispatch(cli: &Cli, report: &Report) -> Result<End> {
         Verb::Policy(args) => policy::run(global, args),
         Verb::Completions { shell } => Ok(completions(global, *shell)),
     }
+}
+
+/// Tells what could not be removed, and whether there is something.
+fn left(site: &Site, left: &[Left]) -> bool {
+    for left in left {
+        let command = site.spelt(&left.command);
+        site.report.warn(Left { command, ..left.clone() }.to_string());
+    }
+    !left.is_empty()
 }
 
 fn completions(global: &Global, shell: clap_complete::Shell) -> End {

@@ -12,6 +12,7 @@ mod nothing;
 use anyhow::{Context, Result, ensure};
 use oven::batch::{Baked, bake_all};
 use oven::cli::{Global, Wish};
+use oven::cloud::ebs::Ebs;
 use oven::cloud::ec2::{Ec2, Options, Pace};
 use oven::cloud::{VolumeId, instance};
 use oven::disk::Device;
@@ -115,6 +116,7 @@ async fn run(dir: &Path) -> Result<u8> {
     let overrides = Overrides { cloud: global.cloud.clone(), ..Overrides::default() };
     let site = Site {
         cloud: Rc::new(cloud.clone()),
+        blocks: Rc::new(Ebs::new(cloud.clone())),
         disks: Rc::new(Attached::new(Rc::new(cloud))),
         distros: Rc::new(Registry::built_in(vec![Box::new(nothing::Nothing), Box::new(Debian)])),
         helper: std::env::current_exe()?,
@@ -124,7 +126,7 @@ async fn run(dir: &Path) -> Result<u8> {
         report: report.clone(),
         region: None,
     };
-    let wish = Wish { force: false, replace_failed: false, compat: None, keep_on_failure: false };
+    let wish = Wish::default();
     let all = bake_all(&site, &global, Order::of(&[dir])?, &wish, 1, stop).await;
     report.end_trace();
     for image in all.iter().filter_map(Baked::image) {

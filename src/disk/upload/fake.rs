@@ -136,7 +136,7 @@ impl Blocks for Fake {
         let _under = Under(self.clone());
         tokio::time::sleep(delay).await;
         let mut state = self.state();
-        ensure!(state.refused != Some(index), "AccessDeniedException");
+        ensure!(state.refused != Some(index), "writing block {index} of {snapshot}: AccessDeniedException");
         let (expires, forgetful) = (state.expiring > 0 && state.expiring_at == Some(index), state.forgetful);
         if expires {
             state.expiring -= 1;
@@ -212,7 +212,11 @@ impl Reader for Blocked {
         state.reads -= 1;
         let block = state.snapshots[&self.snapshot].blocks.get(&index);
         let Some((data, digest)) = block else { bail!("{} has no block {index}", self.snapshot) };
-        ensure!(digest_of(data) == *digest, "block {index} of {} does not match its checksum", self.snapshot);
+        ensure!(
+            digest_of(data) == *digest,
+            "reading block {index} of {}: it does not match its checksum",
+            self.snapshot
+        );
         Ok((data.to_vec(), *digest))
     }
 }
