@@ -17,6 +17,9 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+/// Enough for something else to happen first.
+const LATE: Duration = Duration::from_millis(100);
+
 /// A request: its action, and its parameters of whatever kind, by their names in small letters.
 #[derive(Debug, Clone)]
 pub struct Request {
@@ -52,6 +55,8 @@ pub enum Reply {
     Lost,
     /// The same, and then a bit of the answer's body is flipped.
     Flipped,
+    /// The same, and some time passes before the answer.
+    Late,
     /// The connection is closed, and nothing was done.
     Drop,
     Refuse(u16, &'static str, &'static str, &'static str),
@@ -177,7 +182,7 @@ fn refusal(status: u16, code: &str, message: &str, reason: &str, rest: bool) -> 
 
 async fn serve(mut stream: TcpStream, fake: Fake) {
     let Some(request) = read(&mut stream).await else { return };
-    let answer = {
+    let (answer, late) = {
         let mut both = fake.0.lock().unwrap();
         let (world, script) = &mut *both;
         let nth = world.calls.iter().filter(|call| call.action == request.action).count();
@@ -185,8 +190,10 @@ async fn serve(mut stream: TcpStream, fake: Fake) {
         let body = if request.action == "PutSnapshotBlock" { Vec::new() } else { request.body.clone() };
         world.calls.push(Request { body, ..request.clone() });
         let rest = !request.params.contains_key("action");
-        match script(&request, nth) {
-            Reply::Right => Some(world.act(&request)),
+        let reply = script(&request, nth);
+        let late = matches!(reply, Reply::Late);
+        let answer = match reply {
+            Reply::Right | Reply::Late => Some(world.act(&request)),
             Reply::Lost => {
                 world.act(&request);
                 None
@@ -201,8 +208,12 @@ async fn serve(mut stream: TcpStream, fake: Fake) {
                 Some(refusal(status, code, message, reason, rest))
             }
             Reply::Body(body) => Some(answer(200, body)),
-        }
+        };
+        (answer, late)
     };
+    if late {
+        tokio::time::sleep(LATE).await;
+    }
     let Some(answer) = answer else { return };
     let mut head = format!("HTTP/1.1 {} X\r\nx-amzn-requestid: req-1\r\n", answer.status);
     for (name, value) in &answer.headers {

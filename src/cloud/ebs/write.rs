@@ -65,6 +65,11 @@ fn patience(size_gib: u64) -> i32 {
     convert::number(minutes.clamp(TIMEOUT, LONGEST))
 }
 
+/// EBS takes 1 to 255 characters.
+fn described(text: &str) -> Option<String> {
+    Some(text.chars().take(255).collect::<String>()).filter(|text| !text.is_empty())
+}
+
 async fn send(
     request: StartSnapshotInputBuilder,
     client: Client,
@@ -91,7 +96,7 @@ impl Ebs {
         let request = StartSnapshotInput::builder()
             .volume_size(spec.size_gib.try_into().unwrap_or(i64::MAX))
             .set_parent_snapshot_id(spec.parent.as_ref().map(|parent| parent.0.clone()))
-            .description(&spec.description)
+            .set_description(described(&spec.description))
             .set_tags(Some(tags))
             .timeout(patience(spec.size_gib))
             // A child's are its parent's: EBS refuses to be told.

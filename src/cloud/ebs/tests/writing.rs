@@ -118,9 +118,21 @@ async fn what_a_lost_start_made_is_found_when_the_debt_is_paid() {
 #[tokio::test]
 async fn a_start_that_is_stopped_in_the_middle_is_paid_for() {
     let dir = dir();
-    let (ebs, fake) = ebs(dir.path(), |_, _| Reply::Right).await;
-    let started = tokio::time::timeout(Duration::from_micros(1), ebs.start(&spec(Some(BASE)))).await;
-    assert!(started.is_err());
+    let (ebs, fake) = ebs(dir.path(), |request, _| match request.action.as_str() {
+        "StartSnapshot" => Reply::Late,
+        _ => Reply::Right,
+    })
+    .await;
+    let stop = async {
+        while fake.count("StartSnapshot") == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::select! {
+        started = ebs.start(&spec(Some(BASE))) => panic!("{started:?}"),
+        () = stop => {}
+    }
+    assert_eq!(fake.left().len(), 1);
     ebs.ensure_no_snapshots(&run()).await.unwrap();
     assert_eq!((fake.count("StartSnapshot"), fake.left().len()), (1, 0));
 }
