@@ -6,9 +6,14 @@ mod aws;
 use crate::ask;
 use crate::cli::{Global, Wish};
 use crate::cloud::local::Region;
-use crate::cloud::{Architecture, Base, BaseRef, Cloud, Image, ImageId, ImageSpec, RunId, SnapshotId, Tags};
+use crate::cloud::{
+    Architecture, Base, BaseRef, Cloud, Image, ImageId, ImageSpec, RunId, SnapshotId, StaleRun, Tags,
+};
 use crate::definition::Definition;
 use crate::disk::attached::Attached;
+use crate::disk::chosen::Chosen;
+use crate::disk::direct::Direct;
+use crate::disk::kept;
 use crate::disk::{Disk, Disks};
 use crate::distros::{self, Registry};
 use crate::download;
@@ -24,6 +29,7 @@ use anyhow::{Context, Result};
 use oven_distro::{Distro, Plan};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Duration;
 
 /// Where the local region is unless something else is said: the system's state directory (file-hierarchy(7)).
 const REGION_DIR: &str = "/var/lib/oven/region";
@@ -78,7 +84,14 @@ impl Site {
         _ = used;
         let state = settings.region_dir.clone().unwrap_or_else(|| REGION_DIR.into());
         let region = Region::open(&state)?;
-        let disks = Rc::new(Attached::new(Rc::new(region.clone())));
+        let shared = Rc::new(region.clone());
+        let direct = Direct::new(shared.clone(), &state, settings.cache_gib, &helper()?, &report);
+        let disks = Rc::new(Chosen {
+            strategy: settings.disks(),
+            attached: Rc::new(Attached::new(shared)),
+            direct: Rc::new(direct),
+            state: state.clone(),
+        });
         Self::with(Rc::new(region.clone()), disks, state, settings, report, Some(region))
     }
 
@@ -186,6 +199,21 @@ impl Site {
         let used = self.cloud.images(None).await?.iter().any(|other| other.snapshot == *snapshot);
         if used { Ok(()) } else { region.delete_snapshot(snapshot).await }
             .with_context(|| format!("deleting {snapshot}, which was that of {image}"))
+    }
+
+    /// Runs that left something behind, in the cloud or on this machine, and whose owner is gone.
+    pub async fn stale_runs(&self, older_than: Option<Duration>) -> Result<Vec<StaleRun>> {
+        let mut stale = self.cloud.stale_runs(older_than).await?;
+        for here in kept::runs(&self.state)? {
+            match stale.iter_mut().find(|run| run.run == here.run) {
+                Some(run) => {
+                    run.resources.extend(here.resources);
+                    run.kept |= here.kept;
+                }
+                None => stale.push(here),
+            }
+        }
+        Ok(stale)
     }
 
     fn local(&self, verb: &str) -> Result<&Region> {

@@ -51,6 +51,7 @@ pub struct DebtId(usize);
 pub struct Undo {
     debts: RefCell<Vec<(DebtId, Debt)>>,
     next: Cell<usize>,
+    causes: RefCell<Vec<Box<dyn Fn() -> Option<Error>>>>,
 }
 
 /// Something that could not be removed.
@@ -86,6 +87,19 @@ impl Undo {
     /// The debt's object became a result.
     pub fn forgive(&self, id: DebtId) {
         self.debts.borrow_mut().retain(|(owed, _)| *owed != id);
+    }
+
+    /// Asked when the story fails: whether it failed for a reason that it did not see itself. (A file system tells of an
+    /// I/O error, and not why the disk had one.)
+    pub fn explain(&self, cause: impl Fn() -> Option<Error> + 'static) {
+        self.causes.borrow_mut().push(Box::new(cause));
+    }
+
+    fn explained(&self, error: Error) -> Error {
+        match self.causes.borrow().iter().find_map(|cause| cause()) {
+            Some(cause) => cause.context(format!("{error:#}")),
+            None => error,
+        }
     }
 
     /// Forgives every debt that is due only on failure: the image is registered.
@@ -124,7 +138,7 @@ pub async fn scope<T>(
         tokio::select! {
             biased;
             () = &mut stop => { stopped = true; Err(Kind::Interrupted.error("interrupted")) }
-            result = story => result,
+            result = story => result.map_err(|error| undo.explained(error)),
         }
     };
     if let Err(error) = &result {
@@ -289,6 +303,18 @@ mod tests {
         tell(&format!("{:?}", ended.kept));
         let told = told.borrow().clone();
         (ended, told)
+    }
+
+    #[tokio::test]
+    async fn what_the_story_did_not_see_is_told_as_its_cause() {
+        let ended = scope(policy(), pending(), async |undo| {
+            undo.explain(|| None);
+            undo.explain(|| Some(Kind::Machine.error("the disk is full")));
+            Err::<(), _>(Kind::Step.error("exit status 1").context("installing packages"))
+        });
+        let error = ended.await.result.unwrap_err();
+        assert_eq!(format!("{error:#}"), "installing packages: exit status 1: the disk is full");
+        assert_eq!(Kind::of(&error), Kind::Machine);
     }
 
     #[tokio::test(start_paused = true)]

@@ -61,7 +61,13 @@ impl Ground {
         std::fs::write(&file, "").unwrap();
         let devices = move |volume: &VolumeId| {
             let node = std::fs::File::options().read(true).write(true).open(&file)?;
-            Ok(Some(Device { node: node.into(), path: file.clone(), rdev: 0, serial: volume.0.clone() }))
+            Ok(Some(Device {
+                node: node.into(),
+                path: file.clone(),
+                rdev: 0,
+                serial: volume.0.clone(),
+                trimming: None,
+            }))
         };
         let fast = Pace::default().faster(100, 2000 * MILLI);
         let options = Options {

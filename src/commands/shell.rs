@@ -53,7 +53,7 @@ async fn open(site: &Site, what: &str, run: &RunId, undo: &Rc<Undo>) -> Result<B
         let _step = site.report.step("checkout", format!("checking out the disk of {what}"));
         return site.disks.checkout(&base, &DiskSpec::default(), run, undo).await;
     }
-    let stale = site.cloud.stale_runs(None).await?;
+    let stale = site.stale_runs(None).await?;
     let mut kept = stale.into_iter().filter(|run| run.kept && run.run.0.starts_with(what));
     match (kept.next(), kept.next()) {
         (Some(one), None) => {

@@ -6,8 +6,8 @@
 //! `contents`, which blocks the snapshot has, and `used-…`, which of them the last bake of a family used, in order; both
 //! end with a digest, too.
 
-use crate::cloud::SnapshotId;
 use super::copy;
+use crate::cloud::SnapshotId;
 use crate::cloud::blocks::{BLOCK, Contents, Digest};
 use anyhow::{Context, Result};
 use rustix::fs::{FlockOperation, Mode, OFlags};

@@ -288,7 +288,7 @@ pub fn blocks(
 }
 
 /// Runs of blocks that are not zero.
-fn not_zero(data: &[u8], take: &mut dyn FnMut(usize, &[u8]) -> Result<()>) -> Result<()> {
+pub(super) fn not_zero(data: &[u8], take: &mut dyn FnMut(usize, &[u8]) -> Result<()>) -> Result<()> {
     let mut run = 0..0;
     for start in (0..data.len()).step_by(BLOCK) {
         let end = (start + BLOCK).min(data.len());

@@ -161,7 +161,7 @@ fn verified(node: OwnedFd, path: PathBuf, file: &File, serial: &str) -> Result<D
         return Err(Kind::Machine.error(text));
     }
     let rdev = rustix::fs::fstat(&node).with_context(context)?.st_rdev;
-    Ok(Device { node, path, rdev, serial: serial.to_owned() })
+    Ok(Device { node, path, rdev, serial: serial.to_owned(), trimming: None })
 }
 
 /// Opens a node of `/dev`; where there is none, as in a container, one of our own that has no name any more.

@@ -140,9 +140,15 @@ impl Lower {
     pub fn block(&self, index: u32) -> Result<(Vec<u8>, Digest)> {
         let digest = self.fetch(index)?;
         let mut data = vec![0; BLOCK];
-        self.cached.read(index, 0, &mut data).with_context(|| format!("reading block {index} of the cache"))?;
+        self.cached
+            .read(index, 0, &mut data)
+            .with_context(|| format!("reading block {index} of the cache"))?;
         // It was verified when it was made ready; what is sent is verified once more.
-        anyhow::ensure!(digest_of(&data) == digest, "block {index} of the cache of {} changed", self.snapshot);
+        anyhow::ensure!(
+            digest_of(&data) == digest,
+            "block {index} of the cache of {} changed",
+            self.snapshot
+        );
         Ok((data, digest))
     }
 

@@ -76,7 +76,7 @@ fn device(dir: &Path, volume: &VolumeId) -> Result<Option<Device>> {
     let file = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/loop/backing_file"))?;
     let volumes = dir.join("volumes").join(format!("{volume}.img"));
     ensure!(Path::new(file.trim()) == volumes, "{} holds {file}, not {volume}", path.display());
-    Ok(Some(Device { node: node.into(), path, rdev, serial: volume.0.replace('-', "") }))
+    Ok(Some(Device { node: node.into(), path, rdev, serial: volume.0.replace('-', ""), trimming: None }))
 }
 
 async fn run(dir: &Path) -> Result<u8> {
