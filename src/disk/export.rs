@@ -48,7 +48,14 @@ const FILES: usize = 4;
 pub struct Export {
     /// Open for reading and writing, past the page cache.
     pub file: File,
-    _server: Server,
+    server: Server,
+}
+
+impl Drop for Export {
+    fn drop(&mut self) {
+        // Before the file is closed, which may be the end of the mount, and then of the process.
+        self.server.ends_now();
+    }
 }
 
 /// What is served, and by whom.
@@ -78,7 +85,7 @@ impl Export {
         lower.answer(&control, spec.place).with_context(context)?;
         let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::DIRECT;
         match rustix::fs::openat(&mount, spec.name, flags, Mode::empty()) {
-            Ok(file) => Ok(Self { file: file.into(), _server: server }),
+            Ok(file) => Ok(Self { file: file.into(), server }),
             Err(error) => {
                 // Why it ended says more than that it is not there.
                 server.has_ended(Duration::from_secs(1));
@@ -139,6 +146,13 @@ impl Server {
         Ok((server, control))
     }
 
+    /// From now on it may end: if it has not yet, that is no trouble.
+    fn ends_now(&self) {
+        if !self.has_ended(Duration::ZERO) {
+            self.ending.store(true, Ordering::SeqCst);
+        }
+    }
+
     /// Waits for a while.
     fn has_ended(&self, patience: Duration) -> bool {
         let patience =
@@ -149,9 +163,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if !self.has_ended(Duration::ZERO) {
-            self.ending.store(true, Ordering::SeqCst);
-        }
+        self.ends_now();
         _ = rustix::process::pidfd_send_signal(&self.process, Signal::KILL);
         // Who answers it ends, too.
         _ = rustix::net::shutdown(&*self.control, Shutdown::Both);
