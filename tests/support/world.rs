@@ -71,7 +71,8 @@ impl World {
         (out, err)
     }
 
-    /// Everything on this machine that speaks of this region: mounts in any namespace, loop devices, processes.
+    /// Everything on this machine that speaks of this region: mounts in any namespace, loop devices, processes, and
+    /// files that one has open.
     pub fn traces(&self) -> BTreeSet<String> {
         let name = self.dir.path().to_str().unwrap();
         let mut traces = BTreeSet::new();
@@ -88,18 +89,31 @@ impl World {
             if command.contains(name) {
                 traces.insert(format!("process {pid}: {command}"));
             }
+            let files = fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten();
+            let files = files.filter_map(|file| fs::read_link(file.path()).ok());
+            let files = files.map(|file| file.display().to_string()).filter(|file| file.contains(name));
+            traces.extend(files.map(|file| format!("process {pid} has {file}: {command}")));
         }
         traces.extend(self.loops());
         traces
     }
 
-    /// Loop devices on files of this region.
+    /// The runs that wrote a log here, as a disk that is served names them.
+    fn disks(&self) -> BTreeSet<String> {
+        let entries = |dir: &Path| fs::read_dir(dir).into_iter().flatten().flatten();
+        let logs = entries(self.dir.path()).flat_map(|state| entries(&state.path().join("logs")));
+        let runs = logs.filter_map(|log| Some(log.path().file_stem()?.to_str()?.to_owned()));
+        runs.map(|run| format!("/oven-{run}")).collect()
+    }
+
+    /// Loop devices on files of this region, and on disks that are served to its runs.
     pub fn loops(&self) -> BTreeSet<String> {
         let name = self.dir.path().to_str().unwrap();
+        let disks = self.disks();
         let mut loops = BTreeSet::new();
         for device in fs::read_dir("/sys/block").unwrap().flatten() {
             let file = fs::read_to_string(device.path().join("loop/backing_file")).unwrap_or_default();
-            if file.contains(name) {
+            if file.contains(name) || disks.iter().any(|disk| file.starts_with(disk.as_str())) {
                 loops.insert(format!("{} on {}", device.file_name().to_string_lossy(), file.trim()));
             }
         }
