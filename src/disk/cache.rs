@@ -14,7 +14,7 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 use sha2::{Digest as _, Sha256};
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -60,10 +60,10 @@ impl Cache {
     pub fn of(&self, snapshot: &SnapshotId) -> Result<Cached> {
         let dir = self.dir.join(&snapshot.0);
         let context = || format!("opening the cache of blocks in {}", dir.display());
-        fs::create_dir_all(&dir).with_context(context)?;
         // Another process may evict it between the two.
         for _ in 0..8 {
-            fs::create_dir_all(&dir).with_context(context)?;
+            let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);
+            made.with_context(context)?;
             let digests = open(&dir.join(DIGESTS)).with_context(context)?;
             rustix::fs::flock(&digests, FlockOperation::LockShared).with_context(context)?;
             let data = open(&dir.join(DATA)).with_context(context)?;

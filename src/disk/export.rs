@@ -76,7 +76,7 @@ impl Export {
         let context = || format!("serving the disk {}", spec.name);
         let fuse = open_fuse()?;
         let mount = mount(&fuse).with_context(context)?;
-        let (server, control) = Server::start(spec.helper, lower).with_context(context)?;
+        let (server, control) = Server::start(spec.helper, spec.name, lower).with_context(context)?;
         let data = lower.cached().reading().with_context(context)?;
         let files = [fuse.as_fd(), spec.upper.as_fd(), spec.marks.as_fd(), data.as_fd()];
         tell(&control, spec.name, &files).with_context(context)?;
@@ -107,12 +107,13 @@ struct Server {
 }
 
 impl Server {
-    fn start(helper: &Path, lower: &Arc<Lower>) -> Result<(Self, Arc<OwnedFd>)> {
+    fn start(helper: &Path, name: &str, lower: &Arc<Lower>) -> Result<(Self, Arc<OwnedFd>)> {
         let (flags, kind) = (SocketFlags::CLOEXEC, SocketType::SEQPACKET);
         let (control, theirs) = rustix::net::socketpair(AddressFamily::UNIX, kind, flags, None)?;
         let mut command = Command::new(helper);
-        // Nothing of ours but the socket: no environment, which may hold credentials.
-        command.arg0("oven").arg(VERB).env_clear().current_dir("/");
+        // Nothing of ours but the socket: no environment, which may hold credentials. The name is for people who look
+        // at processes.
+        command.arg0("oven").arg(VERB).arg(name).env_clear().current_dir("/");
         command.stdin(Stdio::from(theirs)).stdout(Stdio::null());
         let (ending, trouble) = (Arc::new(AtomicBool::new(false)), lower.trouble().clone());
         let (send, started) = mpsc::channel();
@@ -135,7 +136,9 @@ impl Server {
             }
             _ = send.send(opened.map_err(io::Error::from));
             let ended = child.wait();
-            if !is_ending.load(Ordering::SeqCst) {
+            // It ends well when nobody has the file open any more.
+            let well = ended.as_ref().is_ok_and(ExitStatus::success);
+            if !well && !is_ending.load(Ordering::SeqCst) {
                 trouble.add(unasked(ended));
             }
         })?;

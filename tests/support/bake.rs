@@ -5,7 +5,8 @@
 //! Prints `calls N` and `reads N`, `image AMI` of the definition and `parent AMI` of those it stands on; ends as
 //! `oven bake` would. In the environment: `OVEN_TEST_FORCE` bakes with --force, `OVEN_TEST_STATE` is another directory
 //! for locks, caches and what is written, as on another host; `OVEN_TEST_DIRECT` serves disks by their blocks, with
-//! `whole` without a parent; `OVEN_TEST_PATIENCE`: so many milliseconds after its last block a snapshot fails.
+//! `whole` without a parent; `OVEN_TEST_PATIENCE`: so many milliseconds after its last block a snapshot fails;
+//! `OVEN_TEST_READER` says what becomes of reading blocks: `fail:3` or `hang:3`, from the third on.
 
 mod faulty;
 mod nothing;

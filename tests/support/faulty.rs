@@ -57,13 +57,16 @@ pub struct Faulty<T> {
     inner: T,
     faults: Vec<Fault>,
     calls: Cell<usize>,
+    /// `OVEN_TEST_READER`.
+    reading: Option<String>,
     reads: Arc<AtomicUsize>,
     whole: bool,
 }
 
 impl<T> Faulty<T> {
     pub fn new(inner: T, faults: Vec<Fault>) -> Self {
-        Self { inner, faults, calls: Cell::new(0), reads: Arc::default(), whole: false }
+        let reading = std::env::var("OVEN_TEST_READER").ok();
+        Self { inner, faults, calls: Cell::new(0), reading, reads: Arc::default(), whole: false }
     }
 
     /// No snapshot can have children: all of it is sent.
@@ -75,6 +78,7 @@ impl<T> Faulty<T> {
         self.calls.get()
     }
 
+    /// Of blocks.
     pub fn reads(&self) -> usize {
         self.reads.load(Ordering::Relaxed)
     }
@@ -117,6 +121,8 @@ fn kill() -> Result<()> {
 struct FaultyReader {
     inner: Arc<dyn Reader>,
     faults: Vec<Fault>,
+    /// From the nth on: `fail:3`, `hang:3`.
+    reading: Option<String>,
     reads: Arc<AtomicUsize>,
 }
 
@@ -146,6 +152,12 @@ fn forever() -> ! {
 impl Reader for FaultyReader {
     fn read(&self, index: u32) -> Result<(Vec<u8>, Digest)> {
         let number = self.reads.fetch_add(1, Ordering::Relaxed) + 1;
+        if let Some((what, from)) = self.reading.as_deref().and_then(|fault| fault.split_once(':'))
+            && number >= from.parse()?
+        {
+            anyhow::ensure!(what == "hang", "the network is away");
+            forever();
+        }
         self.strike(number, When::Before)?;
         let result = self.inner.read(index);
         self.strike(number, When::After)?;
@@ -210,8 +222,8 @@ impl<T: Blocks> Blocks for Faulty<T> {
     }
     async fn reader(&self, snapshot: &SnapshotId) -> Result<Arc<dyn Reader>> {
         let inner = self.around("reader", self.inner.reader(snapshot)).await?;
-        let (faults, reads) = (self.faults.clone(), self.reads.clone());
-        Ok(Arc::new(FaultyReader { inner, faults, reads }))
+        let (faults, reading, reads) = (self.faults.clone(), self.reading.clone(), self.reads.clone());
+        Ok(Arc::new(FaultyReader { inner, faults, reading, reads }))
     }
     async fn parent(&self, snapshot: &SnapshotId, kind: &VolumeKind) -> Result<Parent> {
         let parent = self.around("parent", self.inner.parent(snapshot, kind)).await?;

@@ -75,7 +75,7 @@ impl World {
     /// files that one has open.
     pub fn traces(&self) -> BTreeSet<String> {
         let name = self.dir.path().to_str().unwrap();
-        let mut traces = BTreeSet::new();
+        let (mut traces, runs) = (BTreeSet::new(), self.runs());
         for process in fs::read_dir("/proc").unwrap().flatten() {
             let pid = process.file_name().to_string_lossy().into_owned();
             if !pid.bytes().all(|b| b.is_ascii_digit()) || pid == std::process::id().to_string() {
@@ -86,7 +86,7 @@ impl World {
                 .extend(mounts.lines().filter(|l| l.contains(name)).map(|l| format!("mount in {pid}: {l}")));
             let command = fs::read(process.path().join("cmdline")).unwrap_or_default();
             let command = String::from_utf8_lossy(&command).replace('\0', " ");
-            if command.contains(name) {
+            if command.contains(name) || runs.iter().any(|run| command.contains(run)) {
                 traces.insert(format!("process {pid}: {command}"));
             }
             let files = fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten();
@@ -98,22 +98,21 @@ impl World {
         traces
     }
 
-    /// The runs that wrote a log here, as a disk that is served names them.
-    fn disks(&self) -> BTreeSet<String> {
+    /// What disks that are served are called, of all the runs that began here: `oven-1f2e3d4c`.
+    fn runs(&self) -> Vec<String> {
         let entries = |dir: &Path| fs::read_dir(dir).into_iter().flatten().flatten();
         let logs = entries(self.dir.path()).flat_map(|state| entries(&state.path().join("logs")));
-        let runs = logs.filter_map(|log| Some(log.path().file_stem()?.to_str()?.to_owned()));
-        runs.map(|run| format!("/oven-{run}")).collect()
+        let names = logs.filter_map(|log| Some(log.path().file_stem()?.to_str()?.to_owned()));
+        names.map(|name| format!("oven-{name}")).collect()
     }
 
-    /// Loop devices on files of this region, and on disks that are served to its runs.
+    /// Loop devices on files of this region, and on disks that its runs are served.
     pub fn loops(&self) -> BTreeSet<String> {
         let name = self.dir.path().to_str().unwrap();
-        let disks = self.disks();
-        let mut loops = BTreeSet::new();
+        let (mut loops, runs) = (BTreeSet::new(), self.runs());
         for device in fs::read_dir("/sys/block").unwrap().flatten() {
             let file = fs::read_to_string(device.path().join("loop/backing_file")).unwrap_or_default();
-            if file.contains(name) || disks.iter().any(|disk| file.starts_with(disk.as_str())) {
+            if file.contains(name) || runs.iter().any(|run| file.contains(run)) {
                 loops.insert(format!("{} on {}", device.file_name().to_string_lossy(), file.trim()));
             }
         }
