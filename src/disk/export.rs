@@ -12,6 +12,7 @@ use super::{loopdev, serve};
 use crate::cloud::blocks::BLOCK;
 use crate::error::Kind;
 use crate::root::step::{capabilities, helper};
+use crate::stop;
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
@@ -29,11 +30,11 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, ExitCode, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The hidden verb that makes this program the one who serves a disk.
 pub const VERB: &str = "__disk";
@@ -41,6 +42,11 @@ pub const VERB: &str = "__disk";
 const FUSE: (u32, u32) = (10, 229);
 /// The longest name of a disk.
 const NAME_MAX: usize = 255;
+/// How often it is looked whether oven was asked to end.
+const LOOK: Duration = Duration::from_millis(250);
+/// For so long after that a disk is served: more than it takes to unmount what is thrown away, and less than the ten
+/// seconds within which a stopped bake pays its debts.
+const GRACE: Duration = Duration::from_secs(2);
 /// The other side of the mount, what is written, the marks, and the cache's blocks.
 const FILES: usize = 4;
 
@@ -135,7 +141,7 @@ impl Server {
                 _ = child.kill();
             }
             _ = send.send(opened.map_err(io::Error::from));
-            let ended = child.wait();
+            let ended = wait(&mut child, &is_ending);
             // It ends well when nobody has the file open any more.
             let well = ended.as_ref().is_ok_and(ExitStatus::success);
             if !well && !is_ending.load(Ordering::SeqCst) {
@@ -173,6 +179,26 @@ impl Drop for Server {
         self.lower.end();
         if let Some(watch) = self.watch.take() {
             _ = watch.join();
+        }
+    }
+}
+
+/// Waits for the process. Once oven was asked to end, its own thread may be waiting for a block that does not come: then
+/// nobody else is left to end the disk.
+fn wait(child: &mut Child, ending: &AtomicBool) -> io::Result<ExitStatus> {
+    let process = rustix::process::pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
+    let look = Timespec { tv_sec: 0, tv_nsec: LOOK.as_nanos() as i64 };
+    let mut asked = None;
+    loop {
+        // Interrupted, it looks once more.
+        _ = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&look));
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        if stop::is_asked() && asked.get_or_insert_with(Instant::now).elapsed() > GRACE {
+            ending.store(true, Ordering::SeqCst);
+            child.kill()?;
+            return child.wait();
         }
     }
 }

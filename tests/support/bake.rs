@@ -40,11 +40,13 @@ fn main() -> ExitCode {
     if args.first().is_some_and(|verb| verb == export::VERB) {
         return export::helper_main();
     }
-    step::private_mounts().and_then(|()| scratch::make()).expect("root");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    ExitCode::from(runtime.block_on(run(&args)).unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
-        Kind::of(&error) as u8
+    ExitCode::from(stop::beside(move || {
+        step::private_mounts().and_then(|()| scratch::make()).expect("root");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(run(&args)).unwrap_or_else(|error| {
+            eprintln!("error: {error:#}");
+            Kind::of(&error) as u8
+        })
     }))
 }
 
