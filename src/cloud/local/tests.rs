@@ -1,3 +1,5 @@
+mod blocks;
+mod blocks_model;
 mod mishaps;
 
 use super::*;
