@@ -61,7 +61,9 @@ pub fn permitted(options: &ServerOptions, action: &str, targets: &[Target<'_>]) 
     let (service, name) = action.split_once(':').unwrap_or(("ec2", action));
     let mut asked = vec![(name, targets.to_vec(), None)];
     for target in targets {
+        // Those of StartSnapshot need no leave of their own.
         if let Target::Made { tags, .. } = target
+            && service == "ec2"
             && !tags.is_empty()
             && name != "CreateTags"
         {

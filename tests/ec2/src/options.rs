@@ -54,6 +54,12 @@ pub struct Delays {
     /// A deleted volume is `deleting`.
     #[serde(with = "millis")]
     pub deleting: Duration,
+    /// A snapshot written by its blocks is `pending` from CompleteSnapshot on.
+    #[serde(with = "millis")]
+    pub completing: Duration,
+    /// A copy of a snapshot is `pending`.
+    #[serde(with = "millis")]
+    pub copying: Duration,
 }
 
 /// Milliseconds, in files.
@@ -85,6 +91,61 @@ impl Throttle {
     pub const EC2: Self = Self { reading: (100.0, 20.0), unfiltered: (50.0, 10.0), changing: (50.0, 5.0) };
 }
 
+/// How the EBS direct APIs behave.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Direct {
+    /// A block's token is good for so long.
+    #[serde(with = "millis")]
+    pub block_tokens: Duration,
+    /// A page's token is good for so long.
+    #[serde(with = "millis")]
+    pub page_tokens: Duration,
+    /// A page holds no more blocks than so many, whatever `MaxResults` says.
+    pub page: Option<usize>,
+    /// Before every so many pages comes an empty one with a next token. 0: none does.
+    pub empty_pages: u32,
+    /// Instead of the `Timeout` that was asked for, which is in minutes. Zero: as it was asked for.
+    #[serde(with = "millis")]
+    pub timeout: Duration,
+    /// Snapshots that are being written at once; one more is a `ConcurrentLimitExceededException`.
+    pub pending: usize,
+    pub throttle: Option<DirectThrottle>,
+}
+
+impl Default for Direct {
+    fn default() -> Self {
+        Self {
+            block_tokens: Duration::from_secs(7 * 24 * 3600),
+            page_tokens: Duration::from_secs(3600),
+            page: None,
+            empty_pages: 0,
+            timeout: Duration::ZERO,
+            pending: 100,
+            throttle: None,
+        }
+    }
+}
+
+/// Token buckets of the EBS direct APIs: how many calls at once, and how many more per second.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct DirectThrottle {
+    /// GetSnapshotBlock, of each snapshot.
+    pub gets: (f64, f64),
+    /// PutSnapshotBlock, of each snapshot.
+    pub puts: (f64, f64),
+    /// ListSnapshotBlocks and ListChangedBlocks, each, of the account.
+    pub lists: (f64, f64),
+    /// StartSnapshot and CompleteSnapshot, each, of the account.
+    pub snapshots: (f64, f64),
+}
+
+impl DirectThrottle {
+    /// EBS's own quotas, with a second's worth at once.
+    pub const EBS: Self =
+        Self { gets: (1000.0, 1000.0), puts: (1000.0, 1000.0), lists: (50.0, 50.0), snapshots: (10.0, 10.0) };
+}
+
 /// Quotas.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -95,6 +156,8 @@ pub struct Limits {
     pub attachments: usize,
     /// Of one volume at a time.
     pub pending_snapshots: usize,
+    /// Copies of snapshots that are made at once.
+    pub copies: usize,
     /// Between two snapshots of one volume.
     pub between_snapshots: Duration,
 }
@@ -107,6 +170,7 @@ impl Default for Limits {
             images: 50_000,
             attachments: 27,
             pending_snapshots: 5,
+            copies: 20,
             between_snapshots: Duration::from_secs(15),
         }
     }
@@ -129,6 +193,10 @@ pub struct ServerOptions {
     /// Of the instances, and whose keys IMDS gives out. `None`: they have none.
     pub role: Option<String>,
     pub delays: Delays,
+    /// How long the answers of an action take, beside [`Delays::answer`]: from so many milliseconds to so many. The
+    /// longest pattern that fits decides: `PutSnapshotBlock`, `Describe*`, `*`.
+    pub latencies: BTreeMap<String, (u64, u64)>,
+    pub direct: Direct,
     /// For so long a new id is not known to the calls after the one that made it.
     pub visibility_lag: Duration,
     /// A name is free again for so long before it can be taken: until then an attachment under it stays `attaching`.
@@ -168,6 +236,8 @@ impl Default for ServerOptions {
             others: Vec::new(),
             role: Some("oven-builder".into()),
             delays: Delays::default(),
+            latencies: BTreeMap::new(),
+            direct: Direct::default(),
             visibility_lag: Duration::ZERO,
             sticky_names: Duration::ZERO,
             throttle: None,
@@ -186,12 +256,78 @@ impl Default for ServerOptions {
     }
 }
 
+/// Latencies and delays as they are on AWS, in round figures: what a bench without AWS is measured with. Milliseconds.
+///
+/// | what | time | why |
+/// |---|---|---|
+/// | Describe\* and every other call of EC2 | 80 to 150 | one round trip within the region and EC2's own work: what CLI traces show |
+/// | CreateVolume, AttachVolume, DetachVolume, CreateSnapshot, RegisterImage | 200 to 400 | they write before they answer |
+/// | a volume is `creating` | 2000 | CSI drivers poll every second and see it at the second or third poll |
+/// | `attaching`, `detaching` | 2000 | 1 to 3 s on Nitro when the device is free |
+/// | until the kernel shows it | 1500 | the controller is hot-plugged before the API says `attached` |
+/// | a snapshot of a volume is `pending` | 30000 | a small one takes from 20 s to minutes; SDK waiters look every 15 s for that |
+/// | an image is `pending` | 2000 | registering copies nothing: seconds |
+/// | GetSnapshotBlock, PutSnapshotBlock | 15 to 30 | what 64 workers need for the 16 s in which coldsnap's users see 1 to 2 GiB pass within a region is far more; the requests alone take this long |
+/// | ListSnapshotBlocks, ListChangedBlocks | 50 to 150 | up to 10000 blocks |
+/// | StartSnapshot, CompleteSnapshot | 100 to 300 | as CreateSnapshot |
+/// | from CompleteSnapshot to `completed` | 5000 | asynchronous; coldsnap's `--wait` sees it at the first polls |
+/// | a copy of a snapshot is `pending` | 60000 | of one region and account it is data that stays where it is, and a minute of queueing |
+const PLAUSIBLE: [(&str, u64, u64); 11] = [
+    ("*", 80, 150),
+    ("AttachVolume", 200, 400),
+    ("CompleteSnapshot", 100, 300),
+    ("CreateSnapshot", 200, 400),
+    ("CreateVolume", 200, 400),
+    ("DetachVolume", 200, 400),
+    ("GetSnapshotBlock", 15, 30),
+    ("List*", 50, 150),
+    ("PutSnapshotBlock", 15, 30),
+    ("RegisterImage", 200, 400),
+    ("StartSnapshot", 100, 300),
+];
+
 impl ServerOptions {
+    /// The same, as slow as AWS.
+    pub fn plausible(self) -> Self {
+        let ms = Duration::from_millis;
+        let delays = Delays {
+            answer: Duration::ZERO,
+            creating: ms(2000),
+            attaching: ms(2000),
+            device: ms(1500),
+            detaching: ms(2000),
+            snapshot: ms(30_000),
+            image: ms(2000),
+            deleting: ms(1000),
+            completing: ms(5000),
+            copying: ms(60_000),
+        };
+        let latencies = PLAUSIBLE.iter().map(|(action, least, most)| ((*action).to_owned(), (*least, *most)));
+        Self { delays, latencies: latencies.collect(), ..self }
+    }
+
+    /// How long the answers of an action take, in milliseconds.
+    pub fn latency(&self, action: &str) -> Option<(u64, u64)> {
+        let fits = self.latencies.iter().filter(|(pattern, _)| crate::filter::matches(pattern, action));
+        fits.max_by_key(|(pattern, _)| pattern.len()).map(|(_, latency)| *latency)
+    }
+
     /// All instances, the first one first.
     pub fn builders(&self) -> Vec<Builder> {
         let first =
             Builder { id: self.instance_id.clone(), zone: self.zone.clone(), attach: self.attach.clone() };
         [first].into_iter().chain(self.others.iter().cloned()).collect()
+    }
+
+    /// The account's own KMS key for volumes.
+    pub fn default_key(&self) -> String {
+        let Self { region, account, .. } = self;
+        format!("arn:aws:kms:{region}:{account}:key/0be50be5-0be5-0be5-0be5-0be50be50be5")
+    }
+
+    /// Whether a KMS key may be used. `None`: the account's own.
+    pub fn may_use_key(&self, key: Option<&str>) -> bool {
+        key.is_none_or(|key| self.keys.contains(key) || key == self.default_key())
     }
 
     /// The region's zones.
