@@ -109,7 +109,8 @@ on the disk of a run it stays, until `oven sweep --kept` removes the disk.";
       --policy-document file://oven.json
 
 What is made has to carry a run's tag, and only what carries one is changed or
-removed. It takes neither credentials nor the network.";
+removed. With --disks the policy is for bakes that get their disks so, and else
+for all. It takes neither credentials nor the network.";
     pub const COMPLETIONS: &str = "Examples:
   oven completions bash > /etc/bash_completion.d/oven
   oven completions zsh > /usr/local/share/zsh/site-functions/_oven

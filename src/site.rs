@@ -23,7 +23,7 @@ use crate::report::Report;
 use crate::root::Root;
 use crate::root::execute::{Guard, Work};
 use crate::secrets::Secrets;
-use crate::settings::{AWS, Overrides, Settings};
+use crate::settings::{AWS, Overrides, Settings, Strategy};
 use crate::undo::{Policy, Undo};
 use anyhow::{Context, Result};
 use oven_distro::{Distro, Plan};
@@ -61,7 +61,7 @@ pub type Findings = Vec<(String, Result<()>)>;
 /// What a verb does with the cloud.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Use {
-    /// Attaches volumes: this has to be a builder instance, in AWS.
+    /// Bakes. Where volumes are attached, this has to be a builder instance, in AWS.
     Builds,
     /// Has to tell whose processes are this machine's, if it is an instance at all.
     Sweeps,
@@ -165,10 +165,17 @@ impl Site {
         }
     }
 
-    /// Whether volumes become loop devices here. Where the settings are wrong, that is told later.
-    pub fn has_loops(global: &Global, definition: Option<&PathBuf>) -> bool {
+    /// What disks need here. Where the settings are wrong, that is told later.
+    pub fn needs(global: &Global, definition: Option<&PathBuf>) -> machine::Needs {
         let here = PathBuf::from(".");
-        !Self::settings(global, definition.unwrap_or(&here)).is_ok_and(|settings| settings.cloud == AWS)
+        let settings = Self::settings(global, definition.unwrap_or(&here)).unwrap_or_default();
+        let fuse = settings.disks() == Strategy::Direct;
+        machine::Needs { loops: fuse || settings.cloud != AWS, fuse }
+    }
+
+    /// Whether the cloud is a directory. Where the settings are wrong, that is told later.
+    pub fn is_in_a_directory(global: &Global) -> bool {
+        Self::settings(global, Path::new(".")).map_or(true, |settings| settings.cloud != AWS)
     }
 
     fn settings(global: &Global, dir: &Path) -> Result<Settings> {
@@ -410,7 +417,6 @@ fn refuse_region_inside(region: &Path, definitions: &[Definition]) -> Result<()>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::Strategy;
 
     #[test]
     fn a_command_says_where() {

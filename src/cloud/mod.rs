@@ -4,6 +4,8 @@ pub mod adopt;
 pub mod attributes;
 pub mod blocks;
 #[cfg(feature = "aws")]
+pub mod ebs;
+#[cfg(feature = "aws")]
 pub mod ec2;
 #[cfg(feature = "aws")]
 pub mod instance;
@@ -82,6 +84,8 @@ pub mod tag {
     pub const OWNER: &str = "oven:owner";
     /// Baked with `--force`.
     pub const FORCED: &str = "oven:forced";
+    /// The snapshot that one is a copy of, and the key that it was copied under.
+    pub const COPY: &str = "oven:copy-of";
     /// A volume that `--keep-on-failure` kept.
     pub const KEPT: &str = "oven:kept";
 }

@@ -85,7 +85,7 @@ fn prepare(cli: &Cli) -> Result<()> {
         Verb::Shell(_) => None,
         _ => return Ok(()),
     };
-    crate::machine::ensure_fit(Site::has_loops(&cli.global, definition))?;
+    crate::machine::ensure_fit(Site::needs(&cli.global, definition))?;
     crate::root::step::private_mounts()?;
     scratch::make()
 }
@@ -104,7 +104,7 @@ async fn dispatch(cli: &Cli, report: &Report) -> Result<End> {
         Verb::Shell(args) => shell::run(global, args, report, stop::signals(report)?).await,
         Verb::Sweep(args) => sweep::run(global, args, report).await,
         Verb::Doctor => doctor::run(global, report).await,
-        Verb::Policy(args) => Ok(policy::run(global, args)),
+        Verb::Policy(args) => policy::run(global, args),
         Verb::Completions { shell } => Ok(completions(global, *shell)),
     }
 }

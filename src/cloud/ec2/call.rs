@@ -31,6 +31,8 @@ pub struct Answer {
     what: String,
     pub code: Option<String>,
     pub message: String,
+    /// EBS direct's word beside the code: `INVALID_BLOCK_TOKEN`.
+    pub reason: Option<String>,
     /// EC2's id of the request, for its support.
     request: Option<String>,
     /// How far EC2's clock is ahead of ours, in seconds.
@@ -68,16 +70,31 @@ impl Refused {
             }
             None => causes(&error),
         };
+        let reason = error.raw_response().and_then(|answer| reason(answer.body().bytes()?));
         let class = match &error {
             // Only where nobody answered: EC2's own refusals speak of credentials and identities, too.
             _ if status.is_none() && lacks_credentials(&error) => Class::Expired,
             // Not sent: a wrong parameter.
             SdkError::ConstructionFailure(_) => Class::Terminal,
             SdkError::DispatchFailure(failure) if failure.is_user() => Class::Terminal,
-            _ => class_of(action.name, code.as_deref(), &message, status),
+            _ => {
+                let told = reason.as_ref().map(|reason| format!("{message} {reason}"));
+                class_of(action.name, code.as_deref(), told.as_ref().unwrap_or(&message), status)
+            }
         };
-        let answer = Box::new(Answer { what: what.to_owned(), code, message, request, ahead });
+        let answer = Box::new(Answer { what: what.to_owned(), code, message, reason, request, ahead });
         Self { action: action.name, class, tried: Duration::ZERO, answer }
+    }
+
+    /// An answer that began well and did not come whole, or is none that may be.
+    pub fn broken(action: &Action, what: &str, message: String, class: Class) -> Self {
+        let (what, request) = (what.to_owned(), None);
+        let answer = Box::new(Answer { what, code: None, message, reason: None, request, ahead: None });
+        Self { action: action.name, class, tried: Duration::ZERO, answer }
+    }
+
+    pub fn tried(self, tried: Duration) -> Self {
+        Self { tried, ..self }
     }
 
     pub fn is(&self, code: &str) -> bool {
@@ -86,7 +103,7 @@ impl Refused {
 
     /// It says in which state something is, so that is there; else it says that it is not there.
     fn is_about_state(&self) -> bool {
-        !self.code.as_deref().is_some_and(|code| code.ends_with(".NotFound") || code == "InvalidID")
+        !self.code.as_deref().is_some_and(|code| code.contains("NotFound") || code == "InvalidID")
     }
 
     fn hint(&self) -> Option<String> {
@@ -105,6 +122,12 @@ impl Refused {
             None => hint_of(code, &self.message).map(str::to_owned),
         }
     }
+}
+
+/// EBS direct tells in a refusal's body why.
+fn reason(body: &[u8]) -> Option<String> {
+    let refusal: serde_json::Value = serde_json::from_slice(body).ok()?;
+    refusal.get("Reason").or(refusal.get("reason"))?.as_str().map(str::to_owned)
 }
 
 /// Words of the SDK that say no more than that something went wrong.
@@ -147,6 +170,9 @@ impl fmt::Display for Refused {
         if let Some(code) = &self.code {
             write!(f, ": {code}")?;
         }
+        if let Some(reason) = &self.reason {
+            write!(f, " ({reason})")?;
+        }
         write!(f, ": {}", self.message)?;
         if !self.tried.is_zero() {
             let tried = Duration::from_millis(self.tried.as_millis() as u64);
@@ -180,7 +206,7 @@ pub fn jitter(most: Duration) -> Duration {
 impl Ec2 {
     /// Calls, and calls again as the error's class says. `what` names the objects, and says by it whether what is not
     /// visible yet is something that we just made.
-    pub(super) async fn call<T, E, F>(
+    pub(in crate::cloud) async fn call<T, E, F>(
         &self,
         action: &'static Action,
         what: &str,
@@ -197,7 +223,7 @@ impl Ec2 {
     }
 
     /// The same for any way to send.
-    pub(super) async fn repeat<T>(
+    pub(in crate::cloud) async fn repeat<T>(
         &self,
         action: &'static Action,
         what: &str,

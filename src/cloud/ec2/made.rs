@@ -60,7 +60,7 @@ impl Made {
 impl Ec2 {
     /// Sends one request that makes something. It is carried out even if this future is dropped; then `landed` still
     /// learns the result.
-    pub(super) async fn fly<T, E>(
+    pub(in crate::cloud) async fn fly<T, E>(
         &self,
         run: &RunId,
         action: &'static Action,

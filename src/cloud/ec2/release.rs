@@ -149,7 +149,7 @@ impl Ec2 {
         }
     }
 
-    pub(super) async fn remove_snapshots(&self, run: &RunId) -> Result<()> {
+    pub(in crate::cloud) async fn remove_snapshots(&self, run: &RunId) -> Result<()> {
         self.0.made.settled(run).await;
         if let Some(volume) = self.0.made.of(run, |run| run.doubtful_snapshot.clone()) {
             let found = self.lost_snapshot(&volume, run).await?;
