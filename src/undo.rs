@@ -53,6 +53,7 @@ pub struct Undo {
     debts: RefCell<Vec<(DebtId, Debt)>>,
     next: Cell<usize>,
     causes: RefCell<Vec<Box<dyn Fn() -> Option<Error>>>>,
+    stops: RefCell<Vec<Box<dyn Fn()>>>,
 }
 
 /// Something that could not be removed.
@@ -94,6 +95,11 @@ impl Undo {
     /// I/O error, and not why the disk had one.)
     pub fn explain(&self, cause: impl Fn() -> Option<Error> + 'static) {
         self.causes.borrow_mut().push(Box::new(cause));
+    }
+
+    /// Called when the story is stopped, before it is dropped: what it waits for in the kernel has to end now.
+    pub fn when_stopped(&self, end: impl Fn() + 'static) {
+        self.stops.borrow_mut().push(Box::new(end));
     }
 
     fn explained(&self, error: Error) -> Error {
@@ -138,7 +144,11 @@ pub async fn scope<T>(
         let story = std::pin::pin!(story(undo.clone()));
         tokio::select! {
             biased;
-            () = &mut stop => { stopped = true; Err(Kind::Interrupted.error("interrupted")) }
+            () = &mut stop => {
+                stopped = true;
+                undo.stops.borrow().iter().for_each(|end| end());
+                Err(Kind::Interrupted.error("interrupted"))
+            }
             result = story => result.map_err(|error| undo.explained(error)),
         }
     };
@@ -406,6 +416,8 @@ mod tests {
         let stop = async { _ = receiver.await };
         let (ended, paid) = run(stop, async |undo, paid| {
             undo.owe(debt(Due::Scratch, "volume", &paid, || Ok(())));
+            let told = paid.clone();
+            undo.when_stopped(move || told.borrow_mut().push("told".into()));
             let _mounted = Mounted(paid);
             _ = sender.send(());
             pending::<()>().await;
@@ -413,6 +425,6 @@ mod tests {
         })
         .await;
         assert_eq!(Kind::of(&ended.result.unwrap_err()), Kind::Interrupted);
-        assert_eq!(paid, ["unmounted", "volume"]);
+        assert_eq!(paid, ["told", "unmounted", "volume"]);
     }
 }
