@@ -28,7 +28,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -42,6 +42,9 @@ pub const VERB: &str = "__disk";
 const FUSE: (u32, u32) = (10, 229);
 /// The longest name of a disk.
 const NAME_MAX: usize = 255;
+/// The signal that ends the process when it is not needed any more: the kernel, which may need its memory, and the end
+/// of oven send another one.
+const OURS: Signal = Signal::TERM;
 /// How often it is looked whether oven was asked to end.
 const LOOK: Duration = Duration::from_millis(250);
 /// For so long after that a disk is served: more than it takes to unmount what is thrown away, and less than the ten
@@ -143,8 +146,11 @@ impl Server {
             _ = send.send(opened.map_err(io::Error::from));
             let ended = wait(&mut child, &is_ending);
             // It ends well when nobody has the file open any more.
-            let well = ended.as_ref().is_ok_and(ExitStatus::success);
-            if !well && !is_ending.load(Ordering::SeqCst) {
+            let well = |status: &ExitStatus| {
+                // It may have been killed by others a moment before: whoever uses the disk knows that sooner.
+                status.success() || is_ending.load(Ordering::SeqCst) && status.signal() == Some(OURS.as_raw())
+            };
+            if !ended.as_ref().is_ok_and(well) {
                 trouble.add(unasked(ended));
             }
         })?;
@@ -155,11 +161,9 @@ impl Server {
         Ok((server, control))
     }
 
-    /// From now on it may end: if it has not yet, that is no trouble.
+    /// From now on it may end.
     fn ends_now(&self) {
-        if !self.has_ended(Duration::ZERO) {
-            self.ending.store(true, Ordering::SeqCst);
-        }
+        self.ending.store(true, Ordering::SeqCst);
     }
 
     /// Waits for a while.
@@ -173,7 +177,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.ends_now();
-        _ = rustix::process::pidfd_send_signal(&self.process, Signal::KILL);
+        _ = rustix::process::pidfd_send_signal(&self.process, OURS);
         // Who answers it ends, too.
         _ = rustix::net::shutdown(&*self.control, Shutdown::Both);
         self.lower.end();
@@ -197,7 +201,7 @@ fn wait(child: &mut Child, ending: &AtomicBool) -> io::Result<ExitStatus> {
         }
         if stop::is_asked() && asked.get_or_insert_with(Instant::now).elapsed() > GRACE {
             ending.store(true, Ordering::SeqCst);
-            child.kill()?;
+            rustix::process::pidfd_send_signal(&process, OURS)?;
             return child.wait();
         }
     }
