@@ -5,6 +5,7 @@ mod aws;
 
 use crate::ask;
 use crate::cli::{Global, Wish};
+use crate::cloud::blocks::Blocks;
 use crate::cloud::local::Region;
 use crate::cloud::{
     Architecture, Base, BaseRef, Cloud, Image, ImageId, ImageSpec, RunId, SnapshotId, StaleRun, Tags,
@@ -14,7 +15,7 @@ use crate::disk::attached::Attached;
 use crate::disk::chosen::Chosen;
 use crate::disk::direct::Direct;
 use crate::disk::kept;
-use crate::disk::{Disk, Disks};
+use crate::disk::{Disk, DiskSpec, Disks};
 use crate::distros::{self, Registry};
 use crate::download;
 use crate::error::Kind;
@@ -53,6 +54,8 @@ pub struct Site {
     pub report: Report,
     /// The local region, where the cloud is one: images are imported into it, and removed from it.
     pub region: Option<Region>,
+    /// The cloud's snapshots by their blocks: sent and read without a volume.
+    pub blocks: Rc<dyn Blocks>,
 }
 
 /// What was looked at, and what is wrong with it.
@@ -92,12 +95,14 @@ impl Site {
             direct: Rc::new(direct),
             state: state.clone(),
         });
-        Self::with(Rc::new(region.clone()), disks, state, settings, report, Some(region))
+        let cloud = Rc::new(region.clone());
+        Self::with(cloud.clone(), disks, cloud, state, settings, report, Some(region))
     }
 
     fn with(
         cloud: Rc<dyn Cloud>,
         disks: Rc<dyn Disks>,
+        blocks: Rc<dyn Blocks>,
         state: PathBuf,
         settings: Settings,
         report: Report,
@@ -107,6 +112,7 @@ impl Site {
         Ok(Self {
             cloud,
             disks,
+            blocks,
             distros: Rc::new(plugins(&[], &helper)?),
             helper,
             scratch: crate::scratch::DIR.into(),
@@ -144,7 +150,8 @@ impl Site {
             }
         }
         if first.cloud != AWS {
-            refuse_region_inside(first.region_dir.as_deref().unwrap_or(Path::new(REGION_DIR)), definitions)?;
+            let dir = first.region_dir.as_deref().unwrap_or(Path::new(REGION_DIR));
+            refuse_inside("region", dir, "Keep the region elsewhere: --region-dir DIR.", definitions)?;
         }
         let mut site = Self::new(first, report, used).await?;
         if !global.plugin.is_empty() {
@@ -195,6 +202,7 @@ impl Site {
         Ok(Self { settings: Rc::new(Self::settings(global, &image.dir)?), report, ..self.clone() })
     }
 
+    /// Into a local region, which copies it faster than it could be sent.
     pub async fn import(&self, raw: &Path, name: &str, architecture: Architecture) -> Result<Image> {
         self.local("import")?.import(raw, name, architecture, &Tags::new(), &self.report).await
     }
@@ -283,12 +291,14 @@ impl Site {
         &self,
         base: &Base,
         image: &Definition,
+        wish: &Wish,
         run: &RunId,
         undo: &Rc<Undo>,
     ) -> Result<Box<dyn Disk>> {
         self.cloud.ensure_permitted(base).await.context("asking what the role may do")?;
         let step = self.report.step("checkout", format!("checking out the disk of {}", base.id));
-        let disk = self.disks.checkout(base, &ask::disk(image, base, run)?, run, undo).await?;
+        let spec = DiskSpec { verify: wish.verify, ..ask::disk(image, base, run)? };
+        let disk = self.disks.checkout(base, &spec, run, undo).await?;
         step.done();
         Ok(disk)
     }
@@ -392,23 +402,16 @@ fn spelt(settings: &Settings, state: &Path, command: &str) -> String {
     format!("oven {flags}{rest}")
 }
 
-/// Every file of a definition counts: a region in it would make each bake a new one.
-fn refuse_region_inside(region: &Path, definitions: &[Definition]) -> Result<()> {
-    let absolute =
-        std::path::absolute(region).with_context(|| format!("looking for {}", region.display()))?;
+/// Every file of a definition counts: one that each bake changes would make each bake a new one.
+pub fn refuse_inside(what: &str, path: &Path, hint: &str, definitions: &[Definition]) -> Result<()> {
+    let absolute = std::path::absolute(path).with_context(|| format!("looking for {}", path.display()))?;
     // It may not be there yet.
     let real = absolute.ancestors().find_map(|dir| dir.canonicalize().ok()).unwrap_or_default();
     for dir in definitions.iter().flat_map(Definition::directories) {
         if dir.canonicalize().is_ok_and(|dir| real.starts_with(dir)) {
-            let message = format!(
-                "the region {} is inside of {}, whose files all count",
-                region.display(),
-                dir.display()
-            );
-            return Err(Kind::Definition
-                .failure(message)
-                .hint("Keep the region elsewhere: --region-dir DIR.")
-                .into());
+            let (path, dir) = (path.display(), dir.display());
+            let message = format!("the {what} {path} is inside of {dir}, whose files all count");
+            return Err(Kind::Definition.failure(message).hint(hint).into());
         }
     }
     Ok(())

@@ -16,7 +16,7 @@
 
 mod blocks;
 mod import;
-pub(super) mod names;
+pub(crate) mod names;
 mod ours;
 mod records;
 mod sweep;

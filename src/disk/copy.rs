@@ -307,7 +307,7 @@ pub(super) fn not_zero(data: &[u8], take: &mut dyn FnMut(usize, &[u8]) -> Result
 }
 
 /// The next range that holds data, as far as the file system knows.
-fn data_after(source: BorrowedFd<'_>, at: u64, end: u64) -> Result<Option<(u64, u64)>> {
+pub(super) fn data_after(source: BorrowedFd<'_>, at: u64, end: u64) -> Result<Option<(u64, u64)>> {
     let from = match rustix::fs::seek(source, SeekFrom::Data(at)) {
         Ok(from) => from,
         Err(Errno::NXIO) => return Ok(None),

@@ -123,6 +123,7 @@ impl<B: Blocks + 'static> Direct<B> {
             blocks: self.blocks.clone(),
             cache: self.cache.clone(),
             report: self.report.clone(),
+            verify: false,
         })
     }
 
@@ -197,6 +198,8 @@ struct DirectDisk<B: Blocks> {
     blocks: Rc<B>,
     cache: Cache,
     report: Report,
+    /// Whether what was sent is read back.
+    verify: bool,
 }
 
 impl<B: Blocks> Drop for DirectDisk<B> {
@@ -240,7 +243,9 @@ impl<B: Blocks + 'static> Disks for Direct<B> {
         undo.when_stopped(move || lower.stop());
         let family = spec.tags.get(tag::NAME).map(String::as_str).unwrap_or_default();
         ahead::begin(&beneath.lower, beneath.lower.cached().used(family));
-        Ok(Box::new(self.disk(run, beneath, Files::New(written), record)?))
+        let mut disk = self.disk(run, beneath, Files::New(written), record)?;
+        disk.verify = spec.verify;
+        Ok(Box::new(disk))
     }
 
     async fn reopen(&self, run: &RunId) -> Result<Box<dyn Disk>> {
@@ -323,6 +328,11 @@ impl<B: Blocks + 'static> Disk for DirectDisk<B> {
         let mib = sent.blocks.len() as f64 * BLOCK as f64 / f64::from(1 << 20);
         self.report
             .detail(format!("sent {} blocks ({mib} MiB) of {many} that were written", sent.blocks.len()));
+        if self.verify {
+            let step = self.report.step("verify", format!("reading {} back", sent.snapshot));
+            upload::verify(&*self.blocks, &sent.snapshot, &sent.blocks, spec.parent.as_ref()).await?;
+            step.done();
+        }
         // Of other snapshots, where this one took their room.
         _ = self.cache.trim();
         Ok(sent.snapshot)

@@ -14,6 +14,7 @@ pub mod lower;
 pub mod marks;
 mod metadata;
 pub mod overlay;
+pub mod raw;
 pub mod serve;
 pub mod trouble;
 pub mod upload;
@@ -51,6 +52,8 @@ pub struct DiskSpec {
     pub kind: VolumeKind,
     /// For the volume and the snapshot.
     pub tags: Tags,
+    /// Whether the snapshot is read back, and compared. Only where it is sent from here.
+    pub verify: bool,
 }
 
 impl DiskSpec {
@@ -72,7 +75,7 @@ fn sweep(run: &RunId) -> String {
 }
 
 /// Tags that say whose a resource is: without them nobody could sweep it.
-fn owned(tags: &Tags, run: &RunId) -> Tags {
+pub fn owned(tags: &Tags, run: &RunId) -> Tags {
     let mut tags = tags.clone();
     tags.entry(tag::RUN.to_owned()).or_insert_with(|| run.0.clone());
     tags.entry(tag::OWNER.to_owned()).or_insert_with(|| Owner::this().to_string());

@@ -1,17 +1,20 @@
 //! Snapshots sent to the cloud block by block, read back, and downloaded: side by side, in little memory.
 
-mod feed;
+pub(super) mod feed;
 mod fetch;
 mod together;
 
-pub use fetch::{download, verify};
+pub use fetch::{download, download_telling, verify};
 
-use crate::cloud::SnapshotId;
 use crate::cloud::blocks::{BLOCK, Blocks, Digest, Expired, NewSnapshot};
+use crate::cloud::{RunId, SnapshotId};
+use crate::undo::{Debt, Due};
 use anyhow::{Context, Result};
 use feed::{Block, Feed};
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Context as Task;
 use together::together;
@@ -57,9 +60,32 @@ pub async fn upload(
     };
     // Now, and not by the debt: that is forgiven once the other one is an image.
     let cleaned = blocks.ensure_no_snapshots(&spec.run).await;
-    cleaned.with_context(|| format!("deleting what {error:#} left"))?;
+    cleaned.with_context(|| format!("making room for another attempt, for {error:#}"))?;
     on_progress(0);
-    once(blocks, spec, source, on_progress).await.with_context(|| format!("sending it once more ({error:#})"))
+    once(blocks, spec, source, on_progress)
+        .await
+        .with_context(|| format!("sending all once more, for {error:#}"))
+}
+
+/// The digests of a source's blocks, where nothing is to be sent.
+pub async fn digests(source: Arc<dyn Source>) -> Result<BTreeMap<u32, Digest>> {
+    let mut feed = Feed::start(source.clone(), IN_MEMORY)?;
+    let mut all = Vec::new();
+    while let Some(block) = poll_fn(|cx| feed.poll_next(cx)).await {
+        let Block { index, digest, .. } = block?;
+        all.push((index, digest));
+    }
+    unchanged(source, all).await
+}
+
+/// In order, if that is still what is there.
+async fn unchanged(source: Arc<dyn Source>, all: Vec<(u32, Digest)>) -> Result<BTreeMap<u32, Digest>> {
+    feed::beside(move || {
+        let all = all.into_iter().collect();
+        source.ensure_unchanged(&all)?;
+        Ok(all)
+    })
+    .await
 }
 
 async fn once(
@@ -68,19 +94,13 @@ async fn once(
     source: Arc<dyn Source>,
     on_progress: &dyn Fn(u64),
 ) -> Result<Sent> {
-    let snapshot = blocks.start(spec).await.context("starting a snapshot")?;
+    let snapshot = blocks.start(spec).await?;
     let sent = put_all(blocks, &snapshot, source.clone(), on_progress).await?;
-    let sent = feed::beside(move || {
-        let sent: BTreeMap<u32, Digest> = sent.into_iter().collect();
-        source.ensure_unchanged(&sent)?;
-        Ok(sent)
-    })
-    .await?;
+    let sent = unchanged(source, sent).await?;
     let mut linear = Sha256::new();
     sent.values().for_each(|digest| linear.update(digest));
     let count = u32::try_from(sent.len()).context("counting blocks")?;
-    let completed = blocks.complete(&snapshot, count, linear.finalize().into()).await;
-    completed.with_context(|| format!("completing {snapshot}"))?;
+    blocks.complete(&snapshot, count, linear.finalize().into()).await?;
     Ok(Sent { snapshot, blocks: sent })
 }
 
@@ -94,8 +114,7 @@ async fn put_all(
         let Block { index, data, digest, room } = block;
         let put = blocks.put(snapshot, index, data, digest).await;
         drop(room);
-        put.with_context(|| format!("writing block {index} of {snapshot}"))?;
-        Ok((index, digest))
+        put.map(|()| (index, digest))
     };
     let mut feed = Feed::start(source, IN_MEMORY)?;
     let mut sent = Vec::new();
@@ -107,3 +126,20 @@ async fn put_all(
     together(next, put, done).await?;
     Ok(sent)
 }
+
+/// Owed before a snapshot is started: that the run leaves none.
+pub fn debt(blocks: Rc<dyn Blocks>, run: &RunId) -> Debt {
+    let of = run.clone();
+    Debt {
+        due: Due::OnFailure,
+        what: format!("the snapshot of run {run}"),
+        command: super::sweep(run),
+        pay: Box::new(move || Box::pin(async move { blocks.ensure_no_snapshots(&of).await })),
+        keep: None,
+    }
+}
+
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod tests;

@@ -265,7 +265,10 @@ impl<'a> Runner<'a> {
             throwaway: call.throwaway,
             interactive: false,
         };
-        step::run_with(self.work.helper, &spec, self.work.secrets, call.timeout, on_line).await
+        let mut span = self.work.report.command(&call.argv);
+        let exit = step::run_with(self.work.helper, &spec, self.work.secrets, call.timeout, on_line).await?;
+        span.tell("status", exit.status.to_string());
+        Ok(exit)
     }
 
     /// What a step said that its user should know.

@@ -84,12 +84,12 @@ async fn connect(settings: Settings, report: Report, instance: Option<instance::
         cloud = cloud.without_volumes();
     }
     let blocks = Rc::new(Ebs::new(cloud.clone()));
-    let direct = Direct::new(blocks, &state, settings.cache_gib, &super::helper()?, &report);
+    let direct = Direct::new(blocks.clone(), &state, settings.cache_gib, &super::helper()?, &report);
     let disks = Rc::new(Chosen {
         strategy,
         attached: Rc::new(Attached::new(Rc::new(cloud.clone()))),
         direct: Rc::new(direct),
         state: state.clone(),
     });
-    Site::with(Rc::new(cloud), disks, state, settings, report, None)
+    Site::with(Rc::new(cloud), disks, blocks, state, settings, report, None)
 }

@@ -68,6 +68,7 @@ async fn run(args: &[String]) -> Result<u8> {
         cloud: None,
         region: None,
         region_dir: Some(region_dir.clone()),
+        trace: None,
         json: false,
         verbose: false,
         quiet: false,
@@ -90,9 +91,10 @@ async fn run(args: &[String]) -> Result<u8> {
         settings: Rc::new(settings),
         report,
         region: Some(region),
+        blocks: faulty.clone(),
     };
     let force = std::env::var_os("OVEN_TEST_FORCE").is_some();
-    let wish = Wish { force, replace_failed: false, compat: None, keep_on_failure: false };
+    let wish = Wish { force, ..Wish::default() };
     let stop = stop::signals(&site.report)?;
     let all = bake_all(&site, &global, Order::of(&[dir])?, &wish, 2, stop).await;
     println!("calls {}\nreads {}", faulty.calls(), faulty.reads());

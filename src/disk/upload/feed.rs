@@ -47,6 +47,11 @@ impl Gate {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn close(&self) {
+        self.lock().closed = true;
+        self.freed.notify_all();
+    }
+
     /// Waits for room. `None`: nobody wants it any more.
     fn take(self: &Arc<Self>) -> Option<Room> {
         let full = |state: &mut State| state.free == 0 && !state.closed;
@@ -68,8 +73,7 @@ impl Drop for Room {
 
 impl Drop for Feed {
     fn drop(&mut self) {
-        self.gate.lock().closed = true;
-        self.gate.freed.notify_all();
+        self.gate.close();
     }
 }
 
@@ -88,28 +92,37 @@ impl Feed {
     }
 }
 
+/// How many threads read a local source.
+pub fn readers() -> usize {
+    thread::available_parallelism().map_or(2, |n| n.get().clamp(2, MOST_READERS))
+}
+
 /// Lists the source's blocks, and reads them with others.
 fn lead(source: &Arc<dyn Source>, gate: &Arc<Gate>, sender: &UnboundedSender<Result<Block>>) {
-    let told = sender.clone();
-    let work = move || {
-        let indexes = source.indexes();
-        let next = AtomicUsize::new(0);
-        let threads = thread::available_parallelism().map_or(2, |n| n.get().clamp(2, MOST_READERS));
-        each_of(threads, || {
-            while let Some(room) = gate.take() {
-                let Some(&index) = indexes.get(next.fetch_add(1, Ordering::Relaxed)) else { return Ok(()) };
-                let read = source.block(index).with_context(|| format!("reading block {index}"))?;
-                let Some((data, digest)) = read else { continue };
-                if sender.send(Ok(Block { index, data, digest, room })).is_err() {
-                    return Ok(());
-                }
+    let read = |indexes: &[u32], next: &AtomicUsize| {
+        while let Some(room) = gate.take() {
+            let Some(&index) = indexes.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
+            let read = source.block(index).with_context(|| format!("reading block {index}"))?;
+            let Some((data, digest)) = read else { continue };
+            if sender.send(Ok(Block { index, data, digest, room })).is_err() {
+                break;
             }
-            Ok(())
-        })
+        }
+        Ok(())
     };
-    if let Err(error) = caught(work) {
-        _ = told.send(Err(error));
-    }
+    let tell = |result: Result<()>| {
+        if let Err(error) = result {
+            // Before it is told: whoever hears of it may wait for the other threads.
+            gate.close();
+            _ = sender.send(Err(error));
+        }
+        Ok(())
+    };
+    let all = || {
+        let (indexes, next) = (source.indexes(), AtomicUsize::new(0));
+        each_of(readers(), || tell(caught(|| read(&indexes, &next))))
+    };
+    _ = tell(caught(all));
 }
 
 /// Does the same in several threads, and answers with the first failure.
