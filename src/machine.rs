@@ -4,7 +4,6 @@ mod trial;
 
 pub use trial::trial;
 
-use crate::disk::export;
 use crate::error::{self, Kind};
 use crate::root::step::egress::Fence;
 use crate::site::Site;
