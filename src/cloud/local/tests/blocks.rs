@@ -240,7 +240,7 @@ async fn what_is_not_complete_is_of_no_use_and_swept() {
 #[tokio::test]
 async fn patience_is_asked_for_and_each_block_renews_it() {
     let f = Fixture::new();
-    let minutes = |n| Duration::from_secs(n * 60);
+    let minutes = |n: u64| Duration::from_secs(n * 60);
     let short = f.region.with_patience(minutes(10));
     let id = short.start(&new(None, &RunId::new())).await.unwrap();
     for _ in 0..3 {
