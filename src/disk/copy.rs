@@ -183,7 +183,7 @@ pub fn copy_between(
     let result = blocks(source, cancelled, &mut |offset, data| {
         let end = offset + data.len() as u64;
         let mut at = offset;
-        for range in keep(offset..end)?.into_iter().chain([end..end]) {
+        for range in keep(offset..end)?.into_iter().chain(std::iter::once(end..end)) {
             if at < range.start {
                 writer.write(at, &data[(at - offset) as usize..(range.start - offset) as usize])?;
             }
