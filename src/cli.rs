@@ -65,6 +65,9 @@ pub struct Global {
     /// A distro plugin to use beside those that `oven plugin list` lists
     #[arg(long, global = true, value_name = "PATH", value_hint = ValueHint::FilePath, help_heading = "Global options")]
     pub plugin: Vec<PathBuf>,
+    /// Write a Chrome trace of the run into this file: open it in ui.perfetto.dev
+    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Global options")]
+    pub trace: Option<PathBuf>,
     /// A stream of JSON events on standard output, a result object last
     #[arg(long, global = true, help_heading = "Global options")]
     pub json: bool,

@@ -32,5 +32,6 @@ pub mod settings;
 pub mod site;
 pub mod stop;
 mod template;
+pub mod trace;
 pub mod turn;
 pub mod undo;

@@ -22,6 +22,7 @@ use crate::error::Kind;
 use crate::machine;
 use crate::report::Report;
 use crate::root::Root;
+use crate::root::caches::{self, Kept, Store};
 use crate::root::execute::{Guard, Work};
 use crate::secrets::Secrets;
 use crate::settings::{AWS, Overrides, Settings, Strategy};
@@ -150,7 +151,8 @@ impl Site {
             }
         }
         if first.cloud != AWS {
-            refuse_region_inside(first.region_dir.as_deref().unwrap_or(Path::new(REGION_DIR)), definitions)?;
+            let dir = first.region_dir.as_deref().unwrap_or(Path::new(REGION_DIR));
+            refuse_inside("region", dir, "Keep the region elsewhere: --region-dir DIR.", definitions)?;
         }
         let mut site = Self::new(first, report, used).await?;
         if !global.plugin.is_empty() {
@@ -309,7 +311,20 @@ impl Site {
         download::packages(image, &dir, &self.settings.network, &self.report).await
     }
 
-    pub fn work<'a>(&'a self, image: &'a Definition, plan: &'a Plan, secrets: &'a Secrets) -> Work<'a> {
+    /// Where downloads are kept for bakes of a base.
+    pub fn kept(&self, base: &Base) -> Result<Kept> {
+        let dir = self.state.join(caches::DIR);
+        let dir = std::path::absolute(&dir).with_context(|| format!("looking for {}", dir.display()))?;
+        Ok(Kept { store: Store::new(&dir, caches::LIMIT), base: base.snapshot.0.clone() })
+    }
+
+    pub fn work<'a>(
+        &'a self,
+        image: &'a Definition,
+        kept: &'a Kept,
+        plan: &'a Plan,
+        secrets: &'a Secrets,
+    ) -> Work<'a> {
         let network = &self.settings.network;
         Work {
             image,
@@ -318,6 +333,7 @@ impl Site {
             secrets,
             guard: self.guard(),
             helper: &self.helper,
+            kept: Some(kept),
             report: &self.report,
         }
     }
@@ -401,23 +417,16 @@ fn spelt(settings: &Settings, state: &Path, command: &str) -> String {
     format!("oven {flags}{rest}")
 }
 
-/// Every file of a definition counts: a region in it would make each bake a new one.
-fn refuse_region_inside(region: &Path, definitions: &[Definition]) -> Result<()> {
-    let absolute =
-        std::path::absolute(region).with_context(|| format!("looking for {}", region.display()))?;
+/// Every file of a definition counts: one that each bake changes would make each bake a new one.
+pub fn refuse_inside(what: &str, path: &Path, hint: &str, definitions: &[Definition]) -> Result<()> {
+    let absolute = std::path::absolute(path).with_context(|| format!("looking for {}", path.display()))?;
     // It may not be there yet.
     let real = absolute.ancestors().find_map(|dir| dir.canonicalize().ok()).unwrap_or_default();
     for dir in definitions.iter().flat_map(Definition::directories) {
         if dir.canonicalize().is_ok_and(|dir| real.starts_with(dir)) {
-            let message = format!(
-                "the region {} is inside of {}, whose files all count",
-                region.display(),
-                dir.display()
-            );
-            return Err(Kind::Definition
-                .failure(message)
-                .hint("Keep the region elsewhere: --region-dir DIR.")
-                .into());
+            let (path, dir) = (path.display(), dir.display());
+            let message = format!("the {what} {path} is inside of {dir}, whose files all count");
+            return Err(Kind::Definition.failure(message).hint(hint).into());
         }
     }
     Ok(())

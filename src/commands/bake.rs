@@ -7,7 +7,7 @@ use crate::error::{Kind, SUCCESS, hint_of};
 use crate::order::Order;
 use crate::report::{Ink, Report, printable};
 use crate::settings::Strategy;
-use crate::site::{Site, Use};
+use crate::site::{Site, Use, refuse_inside};
 use crate::{definition, id_file, stop};
 use anyhow::Result;
 use serde_json::{Value, json};
@@ -24,6 +24,11 @@ pub async fn run(
 ) -> Result<End> {
     let found = async {
         let order = Order::with(&args.definitions, &args.vars.given())?;
+        if let Some(trace) = &global.trace {
+            let refused = refuse_inside("trace", trace, "Write it elsewhere: --trace FILE.", &order.images);
+            // Begun already, and a file of the definition like any other.
+            refused.inspect_err(|_| _ = std::fs::remove_file(trace))?;
+        }
         Ok((Site::of(global, &order.images, report.clone(), Use::Builds).await?, order))
     };
     // It may take the metadata service seconds not to answer.

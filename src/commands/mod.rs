@@ -16,6 +16,7 @@ use crate::cli::{Cli, Global, Verb};
 use crate::error::{self, Kind, SUCCESS};
 use crate::report::{Level, Report, Style};
 use crate::site::Site;
+use crate::trace::Trace;
 use crate::undo::Left;
 use crate::{scratch, stop};
 use anyhow::{Error, Result};
@@ -57,10 +58,12 @@ pub fn run(args: Vec<OsString>) -> u8 {
         Ok(cli) => cli,
         Err(error) => return usage(&args, &error),
     };
-    let report = report(&cli.global);
-    let result = prepare(&cli).and_then(|()| {
-        tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(dispatch(&cli, &report))
+    let (report, trace) = report(&cli.global);
+    let result = trace.and_then(|()| prepare(&cli)).and_then(|()| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(report.track().follow(dispatch(&cli, &report)))
     });
+    report.end_trace();
     let end = result.unwrap_or_else(|error| {
         report.failure(&error);
         End::badly(&error)
@@ -131,14 +134,18 @@ fn completions(global: &Global, shell: clap_complete::Shell) -> End {
     End::well(json!({"script": script}))
 }
 
-fn report(global: &Global) -> Report {
+/// And whether the trace, if one is wanted, could be begun.
+fn report(global: &Global) -> (Report, Result<()>) {
     let style = if global.json { Style::Json } else { Style::Human };
     let level = match (global.quiet, global.verbose) {
         (true, _) => Level::Quiet,
         (_, true) => Level::Verbose,
         _ => Level::Normal,
     };
-    Report::new(style, level)
+    match global.trace.as_deref().map(Trace::create).transpose() {
+        Ok(trace) => (Report::traced(style, level, trace), Ok(())),
+        Err(error) => (Report::new(style, level), Err(error)),
+    }
 }
 
 /// A line of a verb's answer. A reader that went away is no failure; a full disk is worth a word.

@@ -5,7 +5,7 @@
 //!
 //! Prints `image AMI`, and ends as `oven bake` would. In the environment: `AWS_*`; `OVEN_TEST_DIR`, the server's
 //! directory; `OVEN_TEST_STATE`, for locks and logs, one for each host; `OVEN_TEST_SLOW`, to wait as for EC2;
-//! `OVEN_TEST_CALL`, how many seconds a single call may take.
+//! `OVEN_TEST_CALL`, how many seconds a single call may take; `OVEN_TEST_TRACE`, a file for `--trace`.
 
 mod nothing;
 
@@ -24,6 +24,7 @@ use oven::report::{Level, Report, Style};
 use oven::root::step;
 use oven::settings::{AWS, Overrides, Settings};
 use oven::site::Site;
+use oven::trace::Trace;
 use oven::{scratch, stop};
 use oven_debian::Debian;
 use std::fs::File;
@@ -39,13 +40,14 @@ fn main() -> ExitCode {
     if args.first().is_some_and(|verb| verb == step::VERB) {
         return step::helper_main();
     }
-    step::private_mounts().and_then(|()| scratch::make()).expect("root");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let code = runtime.block_on(run(Path::new(&args[0]))).unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
-        Kind::of(&error) as u8
-    });
-    ExitCode::from(code)
+    ExitCode::from(stop::beside(move || {
+        step::private_mounts().and_then(|()| scratch::make()).expect("root");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(run(Path::new(&args[0]))).unwrap_or_else(|error| {
+            eprintln!("error: {error:#}");
+            Kind::of(&error) as u8
+        })
+    }))
 }
 
 /// Fifty times as fast as for EC2; a single call may take as long as a busy machine needs, and what never ends is
@@ -84,7 +86,9 @@ async fn run(dir: &Path) -> Result<u8> {
     let of =
         |name: &str| std::env::var_os(name).map(PathBuf::from).with_context(|| format!("{name} is not set"));
     let (server, state) = (of("OVEN_TEST_DIR")?, of("OVEN_TEST_STATE")?);
-    let report = Report::new(Style::Human, Level::Normal);
+    let trace = std::env::var_os("OVEN_TEST_TRACE").map(PathBuf::from);
+    let file = trace.as_deref().map(Trace::create).transpose()?;
+    let report = Report::traced(Style::Human, Level::Normal, file);
     let stop = stop::signals(&report)?;
     let asked = stop::or(&stop, instance::who_am_i(instance::Given::default())).await;
     let here = asked.context("asking which instance this is")?;
@@ -105,6 +109,7 @@ async fn run(dir: &Path) -> Result<u8> {
         cloud: Some(AWS.into()),
         region: None,
         region_dir: None,
+        trace,
         json: false,
         verbose: false,
         quiet: false,
@@ -119,11 +124,12 @@ async fn run(dir: &Path) -> Result<u8> {
         scratch: scratch::DIR.into(),
         state,
         settings: Rc::new(Settings::for_definition(dir)?.merge(&overrides)?),
-        report,
+        report: report.clone(),
         region: None,
     };
     let wish = Wish::default();
     let all = bake_all(&site, &global, Order::of(&[dir])?, &wish, 1, stop).await;
+    report.end_trace();
     for image in all.iter().filter_map(Baked::image) {
         println!("image {}", image.id);
     }

@@ -4,6 +4,7 @@ use super::Ec2;
 use super::class::{Action, Class, class_of, hint_of};
 use super::connection::{ahead, clock_is_off};
 use crate::error::Kind;
+use crate::trace::{Lane, Track};
 use anyhow::Error;
 use aws_sdk_ec2::Client;
 use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
@@ -119,7 +120,10 @@ impl Refused {
         let clock = matches!(code.as_str(), "RequestExpired" | "AuthFailure" | "SignatureDoesNotMatch");
         match self.ahead.filter(|_| clock).and_then(clock_is_off) {
             Some((text, hint)) => Some(format!("It may be that {text}. {hint}")),
-            None => hint_of(code, &self.message).map(str::to_owned),
+            None => {
+                let told = format!("{} {}", self.message, self.reason.as_deref().unwrap_or_default());
+                hint_of(code, &told).map(str::to_owned)
+            }
         }
     }
 }
@@ -231,6 +235,8 @@ impl Ec2 {
     ) -> Result<T, Refused> {
         let (start, pace) = (Instant::now(), self.pace());
         let mut tries = 0u32;
+        let mut span = Track::here().span(Lane::Ec2, action.name);
+        span.tell("what", what);
         loop {
             let refused = match send().await {
                 Ok(answer) => {
@@ -242,6 +248,7 @@ impl Ec2 {
             if refused.code.is_some() {
                 self.answered();
             }
+            span.tell("refused", refused.code.as_deref().unwrap_or("no answer"));
             let mut pause = jitter(pace.backoff.saturating_mul(1 << tries.min(16)).min(pace.backoff_longest));
             let patience = match refused.class {
                 Class::Throttled => pace.throttled,
@@ -269,6 +276,7 @@ impl Ec2 {
                 }
             };
             tries += 1;
+            span.tell("tries", tries + 1);
             if start.elapsed() + pause > patience {
                 return Err(Refused { tried: start.elapsed(), ..refused });
             }
