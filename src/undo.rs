@@ -10,6 +10,7 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
@@ -27,6 +28,7 @@ pub enum Due {
     OnFailure,
 }
 
+type Cause = Box<dyn Fn() -> Option<Error>>;
 type Payment = Pin<Box<dyn Future<Output = Result<()>>>>;
 
 /// Something that must not be there in the end.
@@ -51,7 +53,7 @@ pub struct DebtId(usize);
 pub struct Undo {
     debts: RefCell<Vec<(DebtId, Debt)>>,
     next: Cell<usize>,
-    causes: RefCell<Vec<Box<dyn Fn() -> Option<Error>>>>,
+    causes: RefCell<Vec<Cause>>,
     stops: RefCell<Vec<Box<dyn Fn()>>>,
 }
 
@@ -151,6 +153,14 @@ pub async fn scope<T>(
             result = story => result.map_err(|error| undo.explained(error)),
         }
     };
+    // It may have failed because what it waited for, in the kernel, was ended by the stop.
+    let result = match result {
+        Err(error) if !stopped && is_ready(&mut stop).await => {
+            stopped = true;
+            Err(Kind::Interrupted.error(format!("interrupted: {error:#}")))
+        }
+        result => result,
+    };
     if let Err(error) = &result {
         (policy.on_failure)(error);
     }
@@ -195,6 +205,10 @@ pub async fn scope<T>(
         ended.left.push(Left { what: debt.what, command: debt.command, why });
     }
     ended
+}
+
+async fn is_ready(future: &mut (impl Future<Output = ()> + Unpin)) -> bool {
+    std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut *future).poll(cx).is_ready())).await
 }
 
 #[cfg(test)]
@@ -356,6 +370,24 @@ mod tests {
         .await;
         let left: Vec<_> = ended.left.iter().map(|left| left.what.as_str()).collect();
         assert_eq!((left, paid), (vec!["stuck"], Vec::<String>::new()));
+    }
+
+    #[tokio::test]
+    async fn a_story_that_the_stop_let_fail_is_interrupted() {
+        for asked in [false, true] {
+            let flag = Rc::new(Cell::new(false));
+            let seen = flag.clone();
+            let stop =
+                std::future::poll_fn(move |_| if seen.get() { Poll::Ready(()) } else { Poll::Pending });
+            // It is asked while the story holds the thread.
+            let ended = scope(policy(), stop, async |_| {
+                flag.set(asked);
+                Err::<(), _>(Kind::Step.error("I/O error"))
+            });
+            let error = ended.await.result.unwrap_err();
+            assert_eq!(Kind::of(&error), if asked { Kind::Interrupted } else { Kind::Step });
+            assert!(error.to_string().contains("I/O error"));
+        }
     }
 
     #[tokio::test(start_paused = true)]

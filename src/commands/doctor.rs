@@ -6,7 +6,6 @@ use crate::cloud::{Permission, Verdict};
 use crate::error::{Kind, SUCCESS};
 use crate::machine::{self, Check};
 use crate::report::Report;
-use crate::settings::Strategy;
 use crate::site::{Findings, Site};
 use anyhow::Result;
 use serde_json::json;
@@ -14,11 +13,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 pub async fn run(global: &Global, report: &Report) -> Result<End> {
-    let (in_a_directory, disks) = Site::place(global, None);
-    let served = disks == Strategy::Direct;
+    let (in_a_directory, needs) = (Site::is_in_a_directory(global), Site::needs(global, None));
     let (findings, site) = Site::examine(global, report).await;
-    let mut checks = machine::checks(in_a_directory || served);
-    checks.extend(machine::fuse(served));
+    let mut checks = machine::checks(needs);
     checks.push(machine::growing());
     checks.extend(machine::egress(!in_a_directory));
     match &site {
@@ -33,7 +30,7 @@ pub async fn run(global: &Global, report: &Report) -> Result<End> {
     if !in_a_directory {
         checks.extend(findings.iter().map(check));
         // Of volumes.
-        checks.extend(machine::patience(Path::new("/sys")).filter(|_| !served));
+        checks.extend(machine::patience(Path::new("/sys")).filter(|_| !needs.fuse));
         if let Ok(site) = &site {
             checks.extend(cloud(site, &mut permissions).await?);
         }

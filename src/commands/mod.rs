@@ -15,7 +15,6 @@ mod sweep;
 use crate::cli::{Cli, Global, Verb};
 use crate::error::{self, Kind, SUCCESS};
 use crate::report::{Level, Report, Style};
-use crate::settings::Strategy;
 use crate::site::Site;
 use crate::trace::Trace;
 use crate::undo::Left;
@@ -91,9 +90,7 @@ fn prepare(cli: &Cli) -> Result<()> {
         Verb::Shell(_) => None,
         _ => return Ok(()),
     };
-    let (in_a_directory, disks) = Site::place(&cli.global, definition);
-    let served = disks == Strategy::Direct;
-    crate::machine::ensure_fit(in_a_directory || served, served)?;
+    crate::machine::ensure_fit(Site::needs(&cli.global, definition))?;
     crate::root::step::private_mounts()?;
     scratch::make()
 }

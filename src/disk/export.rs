@@ -12,6 +12,7 @@ use super::{loopdev, serve};
 use crate::cloud::blocks::BLOCK;
 use crate::error::Kind;
 use crate::root::step::{capabilities, helper};
+use crate::stop;
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
@@ -27,13 +28,13 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
-use std::process::{Command, ExitCode, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The hidden verb that makes this program the one who serves a disk.
 pub const VERB: &str = "__disk";
@@ -41,6 +42,14 @@ pub const VERB: &str = "__disk";
 const FUSE: (u32, u32) = (10, 229);
 /// The longest name of a disk.
 const NAME_MAX: usize = 255;
+/// The signal that ends the process when it is not needed any more: the kernel, which may need its memory, and the end
+/// of oven send another one.
+const OURS: Signal = Signal::TERM;
+/// How often it is looked whether oven was asked to end.
+const LOOK: Duration = Duration::from_millis(250);
+/// For so long after that a disk is served: more than it takes to unmount what is thrown away, and less than the ten
+/// seconds within which a stopped bake pays its debts.
+const GRACE: Duration = Duration::from_secs(2);
 /// The other side of the mount, what is written, the marks, and the cache's blocks.
 const FILES: usize = 4;
 
@@ -48,7 +57,14 @@ const FILES: usize = 4;
 pub struct Export {
     /// Open for reading and writing, past the page cache.
     pub file: File,
-    _server: Server,
+    server: Server,
+}
+
+impl Drop for Export {
+    fn drop(&mut self) {
+        // Before the file is closed, which may be the end of the mount, and then of the process.
+        self.server.ends_now();
+    }
 }
 
 /// What is served, and by whom.
@@ -78,7 +94,7 @@ impl Export {
         lower.answer(&control, spec.place).with_context(context)?;
         let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::DIRECT;
         match rustix::fs::openat(&mount, spec.name, flags, Mode::empty()) {
-            Ok(file) => Ok(Self { file: file.into(), _server: server }),
+            Ok(file) => Ok(Self { file: file.into(), server }),
             Err(error) => {
                 // Why it ended says more than that it is not there.
                 server.has_ended(Duration::from_secs(1));
@@ -128,10 +144,13 @@ impl Server {
                 _ = child.kill();
             }
             _ = send.send(opened.map_err(io::Error::from));
-            let ended = child.wait();
+            let ended = wait(&mut child, &is_ending);
             // It ends well when nobody has the file open any more.
-            let well = ended.as_ref().is_ok_and(ExitStatus::success);
-            if !well && !is_ending.load(Ordering::SeqCst) {
+            let well = |status: &ExitStatus| {
+                // It may have been killed by others a moment before: whoever uses the disk knows that sooner.
+                status.success() || is_ending.load(Ordering::SeqCst) && status.signal() == Some(OURS.as_raw())
+            };
+            if !ended.as_ref().is_ok_and(well) {
                 trouble.add(unasked(ended));
             }
         })?;
@@ -140,6 +159,11 @@ impl Server {
         let server =
             Self { control: control.clone(), process, ending, watch: Some(watch), lower: lower.clone() };
         Ok((server, control))
+    }
+
+    /// From now on it may end.
+    fn ends_now(&self) {
+        self.ending.store(true, Ordering::SeqCst);
     }
 
     /// Waits for a while.
@@ -152,15 +176,33 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if !self.has_ended(Duration::ZERO) {
-            self.ending.store(true, Ordering::SeqCst);
-        }
-        _ = rustix::process::pidfd_send_signal(&self.process, Signal::KILL);
+        self.ends_now();
+        _ = rustix::process::pidfd_send_signal(&self.process, OURS);
         // Who answers it ends, too.
         _ = rustix::net::shutdown(&*self.control, Shutdown::Both);
         self.lower.end();
         if let Some(watch) = self.watch.take() {
             _ = watch.join();
+        }
+    }
+}
+
+/// Waits for the process. Once oven was asked to end, its own thread may be waiting for a block that does not come: then
+/// nobody else is left to end the disk.
+fn wait(child: &mut Child, ending: &AtomicBool) -> io::Result<ExitStatus> {
+    let process = rustix::process::pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
+    let look = Timespec { tv_sec: 0, tv_nsec: LOOK.as_nanos() as i64 };
+    let mut asked = None;
+    loop {
+        // Interrupted, it looks once more.
+        _ = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&look));
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        if stop::is_asked() && asked.get_or_insert_with(Instant::now).elapsed() > GRACE {
+            ending.store(true, Ordering::SeqCst);
+            rustix::process::pidfd_send_signal(&process, OURS)?;
+            return child.wait();
         }
     }
 }

@@ -40,13 +40,14 @@ fn main() -> ExitCode {
     if args.first().is_some_and(|verb| verb == step::VERB) {
         return step::helper_main();
     }
-    step::private_mounts().and_then(|()| scratch::make()).expect("root");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let code = runtime.block_on(run(Path::new(&args[0]))).unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
-        Kind::of(&error) as u8
-    });
-    ExitCode::from(code)
+    ExitCode::from(stop::beside(move || {
+        step::private_mounts().and_then(|()| scratch::make()).expect("root");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(run(Path::new(&args[0]))).unwrap_or_else(|error| {
+            eprintln!("error: {error:#}");
+            Kind::of(&error) as u8
+        })
+    }))
 }
 
 /// Fifty times as fast as for EC2; a single call may take as long as a busy machine needs, and what never ends is

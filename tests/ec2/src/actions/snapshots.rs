@@ -133,7 +133,8 @@ pub async fn copy(ctx: &Ctx, mut ask: Ask) -> Result<Xml> {
     let mut state = ctx.state();
     let delay = state.options.delays.copying;
     let encrypted = original.encrypted || encrypted == Some(true) || state.options.direct.encrypts;
-    let own = encrypted.then(|| original.key.clone().unwrap_or_else(|| state.options.default_key()));
+    // Whatever the original's key is.
+    let own = encrypted.then(|| state.options.default_key());
     let snapshot = Snapshot {
         common: state.common(&id, tags.clone(), delay, turn),
         volume: NO_VOLUME.to_owned(),
