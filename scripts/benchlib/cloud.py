@@ -25,13 +25,13 @@ def bakes(bench, latency):
         warm = {}
         for disks in bench.disks:
             warm[disks] = Aws(bench.bins, bench.work / f"warm-{disks}", server, disks)
-            server.forget(warm[disks].bake(PACKAGES, "warms the caches").image)
-            again(server, result, warm[disks], "noop", "warms the caches")
+            server.forget(new(warm[disks], f"warms the caches, {disks}").image)
+            again(server, result, warm[disks], "noop", f"warms the caches, {disks}")
         for run in range(bench.runs):
             def ours():
                 for disks in bench.disks:
                     server.calls()
-                    bake = warm[disks].bake(PACKAGES, f"warm, {run}")
+                    bake = new(warm[disks], f"warm, {disks}, {run}")
                     result.add(f"{disks} warm", bake.seconds)
                     result.add(f"  {disks} warm, apt", bake.apt)
                     result.add(f"  {disks} peak MiB", bake.cost.peak_mib)
@@ -39,7 +39,7 @@ def bakes(bench, latency):
                     only_what_changed(server, result, bake, disks)
                     server.forget(bake.image)
                     cold = Aws(bench.bins, bench.work / f"cold-{disks}-{run}", server, disks)
-                    bake = cold.bake(PACKAGES, f"cold, {run}")
+                    bake = new(cold, f"cold, {disks}, {run}")
                     result.add(f"{disks} cold", bake.seconds)
                     result.add(f"  {disks} cold peak MiB", bake.cost.peak_mib)
                     server.forget(bake.image)
@@ -66,6 +66,14 @@ def bakes(bench, latency):
         peak = result.series[f"  {disks} peak MiB"] + result.series[f"  {disks} cold peak MiB"]
         result.fact(f"{disks} peak MiB", max(peak), at_most=256)
     return result
+
+
+def new(aws, mark):
+    """A bake of what was not there before. How the disk is got makes no other image: the mark has to."""
+    bake = aws.bake(PACKAGES, mark)
+    if not bake.is_new:
+        raise Failed(f"{bake.image} was there already: {mark}")
+    return bake
 
 
 def again(server, result, aws, name, mark):

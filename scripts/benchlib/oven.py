@@ -27,6 +27,10 @@ class Bake:
         return self.cost.seconds
 
     @property
+    def is_new(self):
+        return "register" in self.phases
+
+    @property
     def apt(self):
         return sum(seconds for phase, seconds in self.phases.items() if phase in APT_PHASES)
 
