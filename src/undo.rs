@@ -28,6 +28,7 @@ pub enum Due {
     OnFailure,
 }
 
+type Cause = Box<dyn Fn() -> Option<Error>>;
 type Payment = Pin<Box<dyn Future<Output = Result<()>>>>;
 
 /// Something that must not be there in the end.
@@ -52,7 +53,7 @@ pub struct DebtId(usize);
 pub struct Undo {
     debts: RefCell<Vec<(DebtId, Debt)>>,
     next: Cell<usize>,
-    causes: RefCell<Vec<Box<dyn Fn() -> Option<Error>>>>,
+    causes: RefCell<Vec<Cause>>,
     stops: RefCell<Vec<Box<dyn Fn()>>>,
 }
 
