@@ -4,6 +4,7 @@ mod trial;
 
 pub use trial::trial;
 
+use crate::disk::export;
 use crate::error::{self, Kind};
 use crate::root::step::egress::Fence;
 use crate::site::Site;
