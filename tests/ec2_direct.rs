@@ -163,10 +163,10 @@ fn a_container_with_nothing_but_loop_fuse_and_mount_bakes() {
     }
     ground.server.set(|options| options.policy = Some(policy));
     ground.world.write("state/.keep", "");
-    // Its own state, and a /dev with four nodes; whether there is NVMe nobody can see.
+    // Its own state, and a /dev with four nodes: what a container has.
     let script = "set -e; mount --bind state /var/lib/oven; mount -t tmpfs none /dev; \
                   mknod -m 666 /dev/null c 1 3; mknod -m 666 /dev/zero c 1 5; mknod -m 666 /dev/urandom c 1 9; \
-                  mknod -m 666 /dev/random c 1 8; mount -t tmpfs none /sys/class; exec \"$@\"";
+                  mknod -m 666 /dev/random c 1 8; exec \"$@\"";
     std::fs::create_dir_all("/var/lib/oven").unwrap();
     let bake = ground.plain_elsewhere(&["bake", "image"]);
     let mut contained = std::process::Command::new("unshare");
@@ -327,8 +327,8 @@ fn d8_a_snapshot_that_expired_is_sent_once_more() {
     assert_eq!(count(&ground, "StartSnapshot"), 2, "{}", calls(&ground));
     // And if that takes too long, too, it is the end.
     let ground = with(|options| {
-        options.direct.timeout = 250 * MILLI;
-        options.faults = vec![Fault::new("PutSnapshotBlock", 1, What::HangBefore).times(10_000)];
+        options.direct.timeout = MILLI;
+        options.latencies.insert("PutSnapshotBlock".into(), (20, 20));
     });
     fails(&ground, &["expired"], "always");
 }
@@ -364,7 +364,7 @@ fn places(most: usize) -> Vec<Place> {
     places
 }
 
-/// A bake that is held there. `None`: it was not, for another thread has read that block.
+/// A bake that is held there. `None`: it was not.
 fn held(ground: &Ground, place: &Place) -> Option<Run> {
     // Whatever is held stays so until the bake is stopped.
     ground.server.set(|options| options.faults = vec![place.fault.clone()]);
@@ -372,7 +372,9 @@ fn held(ground: &Ground, place: &Place) -> Option<Run> {
     let begun = Instant::now();
     while !ground.server.calls().iter().any(|call| call.answer.contains("Hang")) {
         if run.is_over() {
-            assert_eq!(place.fault.action, "GetSnapshotBlock", "{}: it ended\n{}", place.what, run.told());
+            // What is read ahead of need, or beside something else, nobody waits for.
+            let looks = ["Get", "List", "Describe"].iter().any(|word| place.fault.action.starts_with(word));
+            assert!(looks, "{}: it ended\n{}", place.what, run.told());
             return None;
         }
         assert!(begun.elapsed() < HANGS, "{}: the call never came", place.what);

@@ -13,7 +13,6 @@ use anyhow::{Context, Result, ensure};
 use oven::batch::{Baked, bake_all};
 use oven::cli::{Global, Wish};
 use oven::cloud::ebs::Ebs;
-use oven::cloud::ebs::Ebs;
 use oven::cloud::ec2::{Ec2, Options, Pace};
 use oven::cloud::{VolumeId, instance};
 use oven::disk::attached::Attached;
@@ -130,17 +129,16 @@ async fn run(dir: &Path) -> Result<u8> {
     let overrides = Overrides { cloud: global.cloud.clone(), ..Overrides::default() };
     let settings = Settings::for_definition(dir)?.merge(&overrides)?;
     let helper = std::env::current_exe()?;
-    let (cloud, disks): (Ec2, Rc<dyn Disks>) = if direct {
-        let cloud = cloud.without_volumes();
-        let blocks = Rc::new(Ebs::new(cloud.clone()));
-        (cloud, Rc::new(Direct::new(blocks, &state, settings.cache_gib, &helper, &report)))
-    } else {
-        (cloud.clone(), Rc::new(Attached::new(Rc::new(cloud))))
+    let cloud = if direct { cloud.without_volumes() } else { cloud };
+    let blocks = Rc::new(Ebs::new(cloud.clone()));
+    let disks: Rc<dyn Disks> = match direct {
+        true => Rc::new(Direct::new(blocks.clone(), &state, settings.cache_gib, &helper, &report)),
+        false => Rc::new(Attached::new(Rc::new(cloud.clone()))),
     };
     let site = Site {
-        cloud: Rc::new(cloud.clone()),
-        blocks: Rc::new(Ebs::new(cloud.clone())),
-        disks: Rc::new(Attached::new(Rc::new(cloud))),
+        cloud: Rc::new(cloud),
+        blocks,
+        disks,
         distros: Rc::new(Registry::built_in(vec![Box::new(nothing::Nothing), Box::new(Debian)])),
         helper,
         scratch: scratch::DIR.into(),
