@@ -71,6 +71,7 @@ fn spec_of(root: &Path, argv: &[&str], fenced: bool) -> Spec {
         resolv_conf: Some(String::new()),
         shims: Vec::new(),
         binds: Vec::new(),
+        caches: Vec::new(),
         nodes: Vec::new(),
         throwaway: false,
         interactive: false,

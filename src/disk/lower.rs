@@ -8,6 +8,7 @@ use super::overlay::lock;
 use super::trouble::Trouble;
 use crate::cloud::SnapshotId;
 use crate::cloud::blocks::{BLOCK, Contents, Digest, Reader};
+use crate::trace::{Counter, Track};
 use anyhow::{Context, Result};
 use rustix::net::{RecvFlags, SendFlags};
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
@@ -68,6 +69,8 @@ pub struct Lower {
     trouble: Trouble,
     /// Where what is written is kept, for messages.
     place: OnceLock<PathBuf>,
+    fetched: Counter,
+    found: Counter,
     /// Who serves the disk, and what it waits for; and whether it waits in vain.
     asked: Mutex<Waiting>,
 }
@@ -109,6 +112,8 @@ impl Lower {
             more: Condvar::new(),
             trouble: Trouble::default(),
             place: OnceLock::new(),
+            fetched: Track::here().counter("blocks fetched"),
+            found: Track::here().counter("blocks found in the cache"),
             asked: Mutex::default(),
         }
     }
@@ -144,11 +149,15 @@ impl Lower {
             return Ok(digest);
         }
         let digest = match self.cached.verified(index) {
-            Some(digest) => digest,
+            Some(digest) => {
+                self.found.add(1);
+                digest
+            }
             None => {
                 let (data, digest) = self.reader.read(index).with_context(context)?;
                 anyhow::ensure!(data.len() == BLOCK, "{}: it has {} bytes", context(), data.len());
                 self.cached.put(index, &data, &digest).with_context(context)?;
+                self.fetched.add(1);
                 digest
             }
         };

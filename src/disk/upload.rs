@@ -8,6 +8,7 @@ pub use fetch::{download, download_telling, verify};
 
 use crate::cloud::blocks::{BLOCK, Blocks, Digest, Expired, NewSnapshot};
 use crate::cloud::{RunId, SnapshotId};
+use crate::trace::Track;
 use crate::undo::{Debt, Due};
 use anyhow::{Context, Result};
 use feed::{Block, Feed};
@@ -117,10 +118,11 @@ async fn put_all(
         put.map(|()| (index, digest))
     };
     let mut feed = Feed::start(source, IN_MEMORY)?;
-    let mut sent = Vec::new();
+    let (mut sent, counter) = (Vec::new(), Track::here().counter("blocks sent"));
     let next = |cx: &mut Task<'_>| feed.poll_next(cx);
     let done = |put: (u32, Digest)| {
         sent.push(put);
+        counter.add(1);
         on_progress(sent.len() as u64 * BLOCK as u64);
     };
     together(next, put, done).await?;

@@ -104,6 +104,7 @@ async fn step(site: &Site, root: &Path, network: bool, throwaway: bool) -> Resul
         resolv_conf: None,
         shims: Vec::new(),
         binds: Vec::new(),
+        caches: Vec::new(),
         nodes: Vec::new(),
         throwaway,
         interactive: false,

@@ -8,6 +8,7 @@ use crate::cloud::SnapshotId;
 use crate::cloud::ec2::Pace;
 use crate::cloud::ec2::call::{Refused, jitter};
 use crate::cloud::ec2::class::{Action, Class};
+use crate::trace::{self, Track};
 use anyhow::Result;
 use aws_sdk_ebs::Client;
 use std::collections::HashMap;
@@ -85,6 +86,10 @@ impl Shared {
     {
         let (start, pace) = (Instant::now(), &self.pace);
         let mut tries = 0u32;
+        // Blocks are limited, and counted where they are put to use: there are thousands.
+        let track = if limiter.is_some() { Track::default() } else { Track::here() };
+        let mut span = track.span(trace::Lane::Ebs, action.name);
+        span.tell("what", snapshot.id.0.as_str());
         loop {
             if let Some(limiter) = limiter {
                 limiter.turn().await;
@@ -100,6 +105,7 @@ impl Shared {
             if refused.code.is_some() {
                 self.answered.store(true, Ordering::Relaxed);
             }
+            span.tell("refused", refused.code.as_deref().unwrap_or("no answer"));
             let answered = self.answered.load(Ordering::Relaxed);
             let mut pause = jitter(pace.backoff.saturating_mul(1 << tries.min(16)).min(pace.backoff_longest));
             let patience = match refused.class {
@@ -122,6 +128,7 @@ impl Shared {
                 _ => return Err(refused),
             };
             tries += 1;
+            span.tell("tries", tries + 1);
             if start.elapsed() + pause > patience {
                 return Err(refused.tried(start.elapsed()));
             }

@@ -1,6 +1,7 @@
 //! Threads that talk to EBS direct, each with a runtime and a client of its own: readers block theirs, and the main
 //! one may be in the kernel, waiting for a disk that only these can fill.
 
+use crate::trace::Track;
 use anyhow::{Context, Result};
 use aws_sdk_ebs::Client;
 use aws_sdk_ebs::config::{Config, IdentityCache};
@@ -60,7 +61,7 @@ impl Lanes {
         F: Future<Output = T> + Send + 'static,
     {
         let lane = self.next();
-        let mut task = Task(lane.handle.spawn(of(lane.clone())));
+        let mut task = Task(lane.handle.spawn(Track::here().follow(of(lane.clone()))));
         match (&mut task.0).await {
             Ok(value) => value,
             Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),

@@ -6,6 +6,7 @@ use crate::cloud::blocks::{BLOCK, Blocks, Contents, Digest, Reader};
 use crate::disk::cache::digest_of;
 use crate::disk::copy::not_zero;
 use crate::error::Kind;
+use crate::trace::Track;
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -27,12 +28,14 @@ async fn each<T: Send + Sync + 'static>(
     all: Vec<T>,
     work: impl Fn(&T) -> Result<()> + Send + Sync + 'static,
 ) -> Result<()> {
+    let counter = Track::here().counter("blocks read");
     beside_until_dropped(move |dropped| {
         let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
         each_of(READERS.min(all.len()), || {
             while !dropped.load(Ordering::Relaxed) && !failed.load(Ordering::Relaxed) {
                 let Some(one) = all.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
                 work(one).inspect_err(|_| failed.store(true, Ordering::Relaxed))?;
+                counter.add(1);
             }
             Ok(())
         })

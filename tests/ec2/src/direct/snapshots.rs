@@ -203,8 +203,13 @@ fn check(state: &State, ask: &Ask, wanted: &mut Wanted) -> Result<()> {
             );
             return Err(invalid("INVALID_VOLUME_SIZE", text));
         }
+        if options.direct.encrypts && !parent.encrypted {
+            let text = "Encryption by default is enabled: the parent snapshot is not encrypted.";
+            return Err(invalid("INVALID_SNAPSHOT_ID", text));
+        }
         (wanted.encrypted, wanted.key) = (parent.encrypted, parent.key.clone());
-    } else if wanted.encrypted {
+    } else if wanted.encrypted || options.direct.encrypts {
+        wanted.encrypted = true;
         if !options.may_use_key(wanted.key.as_deref()) {
             let text = "You do not have sufficient access to the KMS key.";
             return Err(refuse("AccessDeniedException:DEPENDENCY_ACCESS_DENIED", text));
