@@ -152,7 +152,8 @@ impl Server {
             // It ends well when nobody has the file open any more.
             let well = |status: &ExitStatus| {
                 // It may have been killed by others a moment before: whoever uses the disk knows that sooner.
-                status.success() || is_ending.load(Ordering::SeqCst) && status.signal() == Some(OURS.as_raw())
+                let killed = status.signal() == Some(Signal::KILL.as_raw());
+                status.success() || is_ending.load(Ordering::SeqCst) && !killed
             };
             if !ended.as_ref().is_ok_and(well) {
                 trouble.add(unasked(ended));
