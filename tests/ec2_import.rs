@@ -186,7 +186,7 @@ fn what_fails_for_good_leaves_nothing() {
         (Fault::new("StartSnapshot", 1, denied()), "starting a snapshot"),
         (Fault::new("RegisterImage", 1, What::Error("InvalidParameterValue".into())), "registering snap-"),
         // As it is read back.
-        (Fault::new("GetSnapshotBlock", 1, What::Flipped).times(99), "does not match its checksum"),
+        (Fault::new("GetSnapshotBlock", 1, What::Flipped).times(10_000), "does not match its checksum"),
     ] {
         let ground = Ground::with(std::slice::from_ref(&fault));
         ground.raw("disk.raw", 1 << 30, 1..40);
