@@ -256,6 +256,9 @@ fn the_one_who_serves_the_disk_is_killed() {
         assert!(status.contains(line), "{line}: {status}");
     }
     assert!(fs::read(format!("/proc/{server}/environ")).unwrap_or_default().is_empty());
+    // Nor our mounts, which its own end would have to undo.
+    let mounts = fs::read_to_string(format!("/proc/{server}/mountinfo")).unwrap();
+    assert!(mounts.lines().count() == 1 && mounts.contains(" / / ro"), "{mounts}");
     kill(server, Signal::SIGKILL).unwrap();
     let output = bake.wait_with_output().unwrap();
     let err = stderr(&output);

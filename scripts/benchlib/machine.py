@@ -23,6 +23,8 @@ class Cost:
     cpu_seconds: float
     # MiB: of all processes of the program that ran at the same time, the sum of their peaks.
     peak_mib: int
+    # Until it said its first line.
+    first_line: float
     out: str
 
 
@@ -83,7 +85,9 @@ def measure(argv, program, **more):
         process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=told, stdin=subprocess.DEVNULL, **more)
         memory = Memory(process.pid, program)
         memory.start()
-        out = process.stdout.read().decode(errors="replace")
+        first = process.stdout.readline()
+        first_line = time.monotonic() - start
+        out = (first + process.stdout.read()).decode(errors="replace")
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.monotonic() - start
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -94,7 +98,7 @@ def measure(argv, program, **more):
             lines = told.read().decode(errors="replace").splitlines()[-20:]
             words = " ".join(word for word in argv if "\n" not in word)
             raise Failed(f"{words}\nended with {process.returncode}:\n" + "\n".join([*lines, out[-2000:]]))
-    return Cost(seconds, usage.ru_utime + usage.ru_stime, memory.peak, out)
+    return Cost(seconds, usage.ru_utime + usage.ru_stime, memory.peak, first_line, out)
 
 
 def busy():

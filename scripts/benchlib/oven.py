@@ -27,6 +27,10 @@ class Bake:
         return self.cost.seconds
 
     @property
+    def is_new(self):
+        return "register" in self.phases
+
+    @property
     def apt(self):
         return sum(seconds for phase, seconds in self.phases.items() if phase in APT_PHASES)
 
@@ -39,12 +43,23 @@ def define(directory, name, base, packages, mark, more=""):
     return directory
 
 
-def read_trace(path):
-    """(seconds by phase, sums by counter)"""
+def events_of(path):
     for directory in TRACES:
         directory.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, directory / f"{len(list(directory.iterdir())):03}-{path.parent.name}.json")
-    events = json.loads(path.read_text())["traceEvents"]
+    return json.loads(path.read_text())["traceEvents"]
+
+
+def seconds_between(path, first, last):
+    """From the beginning of the first call of one name to the end of the last one of another."""
+    spans = [event for event in events_of(path) if event["ph"] == "X"]
+    begin = min(event["ts"] for event in spans if event["name"] == first)
+    return (max(event["ts"] + event["dur"] for event in spans if event["name"] == last) - begin) / 1e6
+
+
+def read_trace(path):
+    """(seconds by phase, sums by counter)"""
+    events = events_of(path)
     phases, counted = {}, {}
     for event in events:
         if event["ph"] == "X" and "phase" in event["args"]:

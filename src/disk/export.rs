@@ -3,7 +3,8 @@
 //!
 //! Why a process: a thread of this one may be waiting in the kernel for the mounted disk when it is killed, and then no
 //! other thread of it is left to serve that disk. The other process ends with the thread that started it, which never
-//! touches the disk: whatever waits gets an I/O error then, and all of this one can end, too.
+//! touches the disk: whatever waits gets an I/O error then, and all of this one can end, too. And it has none of this
+//! one's mounts.
 
 use super::lower::{self, FAILED, Lower};
 use super::marks::Marks;
@@ -11,17 +12,20 @@ use super::overlay::{Below, Overlay, lock};
 use super::{loopdev, serve};
 use crate::cloud::blocks::BLOCK;
 use crate::error::Kind;
-use crate::root::step::{capabilities, helper};
+use crate::root::step::{capabilities, helper, mounts};
 use crate::stop;
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, UnmountFlags, mount_change, unmount,
+};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, Shutdown, SocketFlags, SocketType,
 };
 use rustix::process::{DumpableBehavior, Pid, PidfdFlags, Resource, Rlimit, Signal, setrlimit};
+use rustix::thread::UnshareFlags;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -301,6 +305,7 @@ fn child() -> Result<()> {
     rustix::stdio::dup2_stdin(&null)?;
     // A Ctrl-C at the terminal is oven's: the disk is needed for as long as anything is mounted.
     rustix::process::setsid().context("leaving oven's session")?;
+    leave_mounts().context("leaving oven's mounts")?;
     io_flusher();
     // All that it needs is open, or comes in a moment.
     capabilities::reduce_to(capabilities::NONE)?;
@@ -318,6 +323,24 @@ fn child() -> Result<()> {
         std::process::exit(code)
     })?;
     asked.listen();
+    Ok(())
+}
+
+/// An empty root, in a mount namespace of its own. In oven's, this process could be the last one when all are killed:
+/// then its own end would unmount the disk, and wait for an answer that only it could give.
+#[allow(unsafe_code)]
+fn leave_mounts() -> Result<()> {
+    // SAFETY: nothing of this process's memory or descriptors is unshared.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }?;
+    // Before anything else: what is unmounted here stays mounted elsewhere.
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    let empty = mounts::fresh("tmpfs", &[("size", "4k"), ("mode", "0555")], mounts::READ_ONLY)?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    mounts::attach(&empty, rustix::fs::openat(CWD, "/proc", flags, Mode::empty())?)?;
+    rustix::process::fchdir(&empty)?;
+    rustix::process::pivot_root(".", ".")?;
+    unmount(".", UnmountFlags::DETACH)?;
+    rustix::process::chdir("/")?;
     Ok(())
 }
 
