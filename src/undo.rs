@@ -53,7 +53,6 @@ pub struct Undo {
     debts: RefCell<Vec<(DebtId, Debt)>>,
     next: Cell<usize>,
     causes: RefCell<Vec<Cause>>,
-    stops: RefCell<Vec<Box<dyn Fn()>>>,
 }
 
 /// Something that could not be removed.
@@ -97,11 +96,6 @@ impl Undo {
         self.causes.borrow_mut().push(Box::new(cause));
     }
 
-    /// Called when the story is stopped, before it is dropped: what it waits for in the kernel has to end now.
-    pub fn when_stopped(&self, end: impl Fn() + 'static) {
-        self.stops.borrow_mut().push(Box::new(end));
-    }
-
     fn explained(&self, error: Error) -> Error {
         match self.causes.borrow().iter().find_map(|cause| cause()) {
             Some(cause) => cause.context(format!("{error:#}")),
@@ -140,18 +134,22 @@ pub async fn scope<T>(
 ) -> Ended<T> {
     let undo = Rc::new(Undo::default());
     let (mut stop, mut stopped) = (std::pin::pin!(stop), false);
-    let result = {
+    let mut result = {
         let story = std::pin::pin!(story(undo.clone()));
         tokio::select! {
             biased;
-            () = &mut stop => {
-                stopped = true;
-                undo.stops.borrow().iter().for_each(|end| end());
-                Err(Kind::Interrupted.error("interrupted"))
-            }
-            result = story => result.map_err(|error| undo.explained(error)),
+            () = &mut stop => { stopped = true; Err(Kind::Interrupted.error("interrupted")) }
+            result = story => result,
         }
     };
+    if result.is_err() && !stopped {
+        // It may have failed because of the stop, and so have ended first.
+        tokio::select! {
+            biased;
+            () = &mut stop => { stopped = true; result = Err(Kind::Interrupted.error("interrupted")) }
+            () = std::future::ready(()) => result = result.map_err(|error| undo.explained(error)),
+        }
+    }
     if let Err(error) = &result {
         (policy.on_failure)(error);
     }
@@ -317,6 +315,22 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_story_that_fails_by_a_stop_is_interrupted() {
+        let stopped = Rc::new(Cell::new(false));
+        let theirs = stopped.clone();
+        let stop = std::future::poll_fn(move |_| match theirs.get() {
+            true => std::task::Poll::Ready(()),
+            false => std::task::Poll::Pending,
+        });
+        let (ended, _) = run(stop, async |_, _| {
+            stopped.set(true);
+            Err(Kind::Step.error("no disk"))
+        })
+        .await;
+        assert_eq!(Kind::of(&ended.result.unwrap_err()), Kind::Interrupted);
+    }
+
+    #[tokio::test]
     async fn what_the_story_did_not_see_is_told_as_its_cause() {
         let ended = scope(policy(), pending(), async |undo| {
             undo.explain(|| None);
@@ -386,8 +400,6 @@ mod tests {
         let stop = async { _ = receiver.await };
         let (ended, paid) = run(stop, async |undo, paid| {
             undo.owe(debt(Due::Scratch, "volume", &paid, || Ok(())));
-            let told = paid.clone();
-            undo.when_stopped(move || told.borrow_mut().push("told".into()));
             let _mounted = Mounted(paid);
             _ = sender.send(());
             pending::<()>().await;
@@ -395,6 +407,6 @@ mod tests {
         })
         .await;
         assert_eq!(Kind::of(&ended.result.unwrap_err()), Kind::Interrupted);
-        assert_eq!(paid, ["told", "unmounted", "volume"]);
+        assert_eq!(paid, ["unmounted", "volume"]);
     }
 }

@@ -13,6 +13,7 @@ use crate::cloud::{Base, RunId, SnapshotId, tag};
 use crate::error::Kind;
 use crate::owner::Owner;
 use crate::report::Report;
+use crate::stop;
 use crate::undo::{Debt, Due, Undo};
 use anyhow::{Context, Result};
 use async_trait::async_trait;
@@ -66,6 +67,7 @@ impl<B: Blocks + 'static> Direct<B> {
         };
         let reader = self.blocks.reader(snapshot).await?;
         let lower = Arc::new(Lower::new(snapshot, &contents, reader, cached));
+        stop::tell_at_once(&lower);
         Ok(Beneath { contents, lower })
     }
 
@@ -239,8 +241,6 @@ impl<B: Blocks + 'static> Disks for Direct<B> {
         let slot: Slot = Rc::new(RefCell::new(Some(written.clone())));
         undo.owe(self.disk_debt(run, &record, &slot));
         undo.explain(move || trouble.take());
-        let lower = beneath.lower.clone();
-        undo.when_stopped(move || lower.stop());
         let family = spec.tags.get(tag::NAME).map(String::as_str).unwrap_or_default();
         ahead::begin(&beneath.lower, beneath.lower.cached().used(family));
         let mut disk = self.disk(run, beneath, Files::New(written), record)?;

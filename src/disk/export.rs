@@ -52,7 +52,7 @@ const FILES: usize = 4;
 pub struct Export {
     /// Open for reading and writing, past the page cache.
     pub file: File,
-    _server: Server,
+    server: Server,
 }
 
 /// What is served, and by whom.
@@ -82,7 +82,7 @@ impl Export {
         lower.answer(&control, spec.place).with_context(context)?;
         let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::DIRECT;
         match rustix::fs::openat(&mount, spec.name, flags, Mode::empty()) {
-            Ok(file) => Ok(Self { file: file.into(), _server: server }),
+            Ok(file) => Ok(Self { file: file.into(), server }),
             Err(error) => {
                 // Why it ended says more than that it is not there.
                 server.has_ended(Duration::from_secs(1));
@@ -90,6 +90,14 @@ impl Export {
                 Err(lower.trouble().take().unwrap_or_else(|| error.into())).with_context(context)
             }
         }
+    }
+}
+
+impl Drop for Export {
+    fn drop(&mut self) {
+        // The file is about to be closed, and with the last one of it goes the mount: however that ends, it is no
+        // trouble any more.
+        self.server.expect_end();
     }
 }
 
@@ -146,6 +154,13 @@ impl Server {
         Ok((server, control))
     }
 
+    /// From now on it is no trouble that it ends. If it did so before, that stays one.
+    fn expect_end(&self) {
+        if !self.has_ended(Duration::ZERO) {
+            self.ending.store(true, Ordering::SeqCst);
+        }
+    }
+
     /// Waits for a while.
     fn has_ended(&self, patience: Duration) -> bool {
         let patience =
@@ -156,9 +171,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if !self.has_ended(Duration::ZERO) {
-            self.ending.store(true, Ordering::SeqCst);
-        }
+        self.expect_end();
         _ = rustix::process::pidfd_send_signal(&self.process, Signal::KILL);
         // Who answers it ends, too.
         _ = rustix::net::shutdown(&*self.control, Shutdown::Both);

@@ -8,6 +8,7 @@ use super::overlay::lock;
 use super::trouble::Trouble;
 use crate::cloud::SnapshotId;
 use crate::cloud::blocks::{BLOCK, Contents, Digest, Reader};
+use crate::stop::AtOnce;
 use anyhow::{Context, Result};
 use rustix::net::{RecvFlags, SendFlags};
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
@@ -242,16 +243,6 @@ impl Lower {
         lock(&self.asked).answer(index, errno);
     }
 
-    /// Whoever waits for a block gets an error, now and from now on: however long a read takes that is under way.
-    pub fn stop(&self) {
-        let mut asked = lock(&self.asked);
-        asked.stopped = true;
-        let blocks: Vec<u32> = asked.blocks.iter().copied().collect();
-        blocks.into_iter().for_each(|index| asked.answer(index, libc::EIO));
-        drop(asked);
-        self.end();
-    }
-
     fn not_kept(&self, errno: i32) -> anyhow::Error {
         let error = std::io::Error::from_raw_os_error(errno);
         let place = self.place.get().map_or_else(String::new, |place| format!(" in {}", place.display()));
@@ -290,6 +281,18 @@ impl Lower {
     pub fn end(&self) {
         lock(&self.wanted).over = true;
         self.more.notify_all();
+    }
+}
+
+impl AtOnce for Lower {
+    /// Whoever waits for a block gets an error, now and from now on: however long a read takes that is under way.
+    fn stop(&self) {
+        let mut asked = lock(&self.asked);
+        asked.stopped = true;
+        let blocks: Vec<u32> = asked.blocks.iter().copied().collect();
+        blocks.into_iter().for_each(|index| asked.answer(index, libc::EIO));
+        drop(asked);
+        self.end();
     }
 }
 
