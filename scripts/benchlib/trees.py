@@ -18,7 +18,7 @@ LISTED = {
     r"/var/lib/apt/lists/.*": "the package indexes: oven takes them away",
     r"/var/cache/apt/archives/lock|/var/lib/dpkg/(lock|lock-frontend|triggers/Lock)": "empty files of whoever looked",
     r"/var/cache/debconf/config\.dat(-old)?": "in which order questions were asked, and the owners' list",
-    r"/var/cache/fontconfig/[0-9a-f-]+\.cache-\d+|/var/cache/ldconfig/aux-cache": "caches with times and inodes in them",
+    r"/var/cache/fontconfig/[0-9a-f]+-[a-z0-9]+\.cache-\d+|/var/cache/ldconfig/aux-cache": "caches with times and inodes in them",
     r"/run/.*": "a step has a /run of its own: what scripts put there is of no image",
 }
 
