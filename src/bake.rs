@@ -44,7 +44,7 @@ pub async fn bake(
         let (distro, claims) = ask::distro(site, image, &root.os_release()?)?; //              4. provision
         let job = ask::job(&whole, &base, &claims, &root, &site.settings)?;
         let plan = distro.plan(&job)?;
-        let facts = execute::execute(&root, &site.work(&whole, &plan, &secrets)).await?;
+        let facts = execute::execute(&root, &site.work(&whole, &site.kept(&base)?, &plan, &secrets)).await?;
         site.close(root).await?; //                                                               proven released
         inputs.ensure_unchanged(image).context("reading the definition again")?;
         let snapshot = site.commit(disk, &undo).await?; //                                     5. commit

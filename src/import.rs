@@ -46,7 +46,7 @@ pub async fn import(site: &Site, wanted: &Wanted, stop: impl Future<Output = ()>
     let run = RunId::new();
     undo::scope(site.policy(&Wish::default()), stop, async |undo| {
         let Wanted { name, .. } = wanted;
-        check_image_name(name)?;
+        check_image_name(name).map_err(|error| Kind::Usage.error(format!("--name: {error:#}")))?;
         check_boot_mode(wanted)?;
         let file = Region::open_raw(&wanted.raw)?;
         let holder = site.cloud.images(None).await?.into_iter().find(|image| image.name == *name);
@@ -215,14 +215,8 @@ async fn same(site: &Site, wanted: &Wanted, holder: &Image, digest: &str) -> Res
 
 /// Before all is sent for nothing: the name may be that of an image that oven did not make.
 async fn ensure_free(site: &Site, name: &str) -> Result<()> {
-    let mut exact = String::new();
-    for c in name.chars() {
-        if matches!(c, '*' | '?' | '\\') {
-            exact.push('\\');
-        }
-        exact.push(c);
-    }
-    let named = BaseRef::Name { name: exact, owner: Some("self".to_owned()) };
+    // A pattern, but none of what makes one is allowed in a name.
+    let named = BaseRef::Name { name: name.to_owned(), owner: Some("self".to_owned()) };
     match site.cloud.base(&BaseRef::Deprecated(named.into())).await {
         Ok(base) => {
             let error = Kind::Cloud.error(format!("the name {name} is taken by {}", base.id));

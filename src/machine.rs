@@ -4,6 +4,7 @@ mod trial;
 
 pub use trial::trial;
 
+use crate::disk::export;
 use crate::error::{self, Kind};
 use crate::root::step::egress::Fence;
 use crate::site::Site;
@@ -109,9 +110,7 @@ pub fn checks(needs: Needs) -> Vec<Check> {
     if needs.loops {
         checks.push(loops());
     }
-    if needs.fuse {
-        checks.push(fuse());
-    }
+    checks.extend(fuse(needs.fuse));
     let filesystems = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
     let knows = |name: &str| filesystems.split_whitespace().any(|word| word == name) || has_module(name);
     for name in ["ext4", "tmpfs", "devpts"] {
@@ -203,11 +202,19 @@ pub fn free_space(dir: &Path) -> Option<u64> {
     statvfs(dir).ok().map(|s| s.blocks_available() * s.fragment_size())
 }
 
-fn fuse() -> Check {
-    let opened = std::fs::File::options().read(true).write(true).open("/dev/fuse");
-    let why = opened.as_ref().err().map(ToString::to_string).unwrap_or_default();
-    let fix = "Load the module (modprobe fuse); in a container, give it the device /dev/fuse.";
-    Check::new("/dev/fuse", opened.is_ok(), format!("it cannot be opened: {why}"), fix)
+/// Whether disks can be served here (`disks = "direct"`). It is tried, as root: a container may do without the node.
+/// `required`: they are asked for.
+fn fuse(required: bool) -> Option<Check> {
+    const WHAT: &str = "FUSE";
+    if !nix::unistd::geteuid().is_root() {
+        return None;
+    }
+    let tried = export::available();
+    if required {
+        return Some(Check::tried(WHAT, &tried, ""));
+    }
+    let why = tried.as_ref().err().map(|error| format!("no bake with disks = \"direct\": {error:#}"));
+    Some(Check::note(WHAT, tried.is_ok(), &why.unwrap_or_default()))
 }
 
 /// What a bake cannot do without: mounts and namespaces, a step's private `/dev` and its `lo`, all that package

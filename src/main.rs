@@ -1,6 +1,6 @@
 //! The program: the re-executed helper of a step, of a plugin or of a disk, or a verb of the command line.
 
-use oven::{commands, disk::export, distros::contained, root::step};
+use oven::{commands, disk::export, distros::contained, root::step, stop};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -14,5 +14,5 @@ fn main() -> ExitCode {
     if args.get(1).is_some_and(|verb| verb == export::VERB) {
         return export::helper_main();
     }
-    ExitCode::from(commands::run(args))
+    ExitCode::from(stop::beside(move || commands::run(args)))
 }

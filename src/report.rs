@@ -227,9 +227,9 @@ impl Report {
             what,
             started: Instant::now(),
             id,
+            told: Cell::default(),
             span,
             before,
-            told: Cell::default(),
         }
     }
 

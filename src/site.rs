@@ -22,6 +22,7 @@ use crate::error::Kind;
 use crate::machine;
 use crate::report::Report;
 use crate::root::Root;
+use crate::root::caches::{self, Kept, Store};
 use crate::root::execute::{Guard, Work};
 use crate::secrets::Secrets;
 use crate::settings::{AWS, Overrides, Settings, Strategy};
@@ -310,7 +311,20 @@ impl Site {
         download::packages(image, &dir, &self.settings.network, &self.report).await
     }
 
-    pub fn work<'a>(&'a self, image: &'a Definition, plan: &'a Plan, secrets: &'a Secrets) -> Work<'a> {
+    /// Where downloads are kept for bakes of a base.
+    pub fn kept(&self, base: &Base) -> Result<Kept> {
+        let dir = self.state.join(caches::DIR);
+        let dir = std::path::absolute(&dir).with_context(|| format!("looking for {}", dir.display()))?;
+        Ok(Kept { store: Store::new(&dir, caches::LIMIT), base: base.snapshot.0.clone() })
+    }
+
+    pub fn work<'a>(
+        &'a self,
+        image: &'a Definition,
+        kept: &'a Kept,
+        plan: &'a Plan,
+        secrets: &'a Secrets,
+    ) -> Work<'a> {
         let network = &self.settings.network;
         Work {
             image,
@@ -319,6 +333,7 @@ impl Site {
             secrets,
             guard: self.guard(),
             helper: &self.helper,
+            kept: Some(kept),
             report: &self.report,
         }
     }

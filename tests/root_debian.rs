@@ -4,6 +4,8 @@
 
 #[path = "root_debian/archive.rs"]
 mod archive;
+#[path = "root_debian/caches.rs"]
+mod caches;
 #[path = "root_debian/executing.rs"]
 mod executing;
 #[allow(dead_code, reason = "other tests use the rest")]

@@ -17,7 +17,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use world::{World, stderr};
 
@@ -137,7 +137,7 @@ fn a_bake_is_the_same_as_by_a_volume_and_sends_what_differs() {
     let disk = Disk::of(&world, child.trim());
     assert_sound(&disk);
     assert_eq!(disk.read("/etc/f"), None);
-    let size: u64 = disk.read("/root/df").unwrap().split_whitespace().nth(9).unwrap().parse().unwrap();
+    let size: u64 = disk.read("/root/df").unwrap().split_whitespace().nth(8).unwrap().parse().unwrap();
     assert!(size > 1500, "{size} MiB of two GiB");
     assert_exact(&world, ami.trim(), &child);
     world.assert_no_traces("after the child");
@@ -206,7 +206,7 @@ fn a_flipped_bit_in_the_cache_changes_nothing() {
     let toml = |n| format!("name = \"i{n}\"\nfrom = {{ name = \"small\" }}\n[[run]]\nscript = \"s.sh\"\n");
     world.write(
         "a/s.sh",
-        "#!/bin/sh\nfind /usr -xdev -type f -print0 | xargs -0 sha1sum | sha1sum > /root/sum\n",
+        "#!/bin/sh\nfind /usr/bin /usr/lib /usr/share -type f -print0 | xargs -0 sha1sum | sha1sum > /root/sum\n",
     );
     let bake = |n: u32| {
         world.write("a/image.toml", &toml(n));
@@ -256,6 +256,9 @@ fn the_one_who_serves_the_disk_is_killed() {
         assert!(status.contains(line), "{line}: {status}");
     }
     assert!(fs::read(format!("/proc/{server}/environ")).unwrap_or_default().is_empty());
+    // Nor our mounts, which its own end would have to undo.
+    let mounts = fs::read_to_string(format!("/proc/{server}/mountinfo")).unwrap();
+    assert!(mounts.lines().count() == 1 && mounts.contains(" / / ro"), "{mounts}");
     kill(server, Signal::SIGKILL).unwrap();
     let output = bake.wait_with_output().unwrap();
     let err = stderr(&output);
@@ -312,135 +315,36 @@ fn a_full_disk_of_this_machine_is_told_and_leaves_nothing() {
     world.assert_no_traces("after that");
 }
 
-/// The small baker, with faults.
-fn baker(world: &World, fault: Option<&str>, reader: Option<&str>) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_oven-test-bake"));
-    command.arg(world.region()).arg(world.path("image")).args(fault).current_dir(world.dir.path());
-    command.env("OVEN_TEST_DIRECT", "1").envs(reader.map(|reader| ("OVEN_TEST_READER", reader)));
-    command
-}
-
-fn number(output: &Output, word: &str) -> usize {
-    let text = std::str::from_utf8(&output.stdout).unwrap();
-    let line = text.lines().find_map(|line| line.strip_prefix(word)?.strip_prefix(' '));
-    line.unwrap_or_else(|| panic!("{word}: {text}{}", stderr(output))).parse().unwrap()
-}
-
-fn assert_whole(world: &World, what: &str) {
-    let files = world.files();
-    let count = |dir: &str| files.iter().filter(|f| f.starts_with(dir) && f.ends_with(".json")).count();
-    let counts = (count("images/"), count("snapshots/"), count("volumes/"), count("kept/"));
-    assert_eq!(counts, (2, 2, 0, 0), "{what}: {files:#?}");
-    let snapshots = files.iter().filter(|f| f.starts_with("snapshots/"));
-    let odd: Vec<_> = snapshots.filter(|f| !f.ends_with(".json") && !f.ends_with(".img")).collect();
-    assert!(odd.iter().all(|file| file.ends_with(".put")), "{what}: {odd:?}");
-    assert!(!files.iter().any(|f| f.contains("tmp") || f.starts_with("kept/")), "{what}: {files:#?}");
-}
-
-fn assert_recovers(world: &World, what: &str) {
-    world.assert_no_traces(what);
-    world.expect(0, &["sweep"]);
-    let next = baker(world, None, None).output().unwrap();
-    assert_eq!(next.status.code(), Some(0), "{what}: the next bake: {}", stderr(&next));
-    world.assert_no_traces(what);
-    assert_whole(world, what);
-}
-
-fn happy() -> Output {
-    let world = World::tiny();
-    let happy = baker(&world, None, None).output().unwrap();
-    assert_eq!(happy.status.code(), Some(0), "{}", stderr(&happy));
-    assert_whole(&world, "happy");
-    world.assert_no_traces("happy");
-    // Once more, with a cache: nothing is read.
-    let mut again = baker(&world, None, None);
-    let again = again.env("OVEN_TEST_FORCE", "1").output().unwrap();
-    assert_eq!((again.status.code(), number(&again, "reads")), (Some(0), 0), "{}", stderr(&again));
-    happy
+/// `oven`, in a mount namespace of its own where a script made `/dev` what it is.
+fn in_a_container(world: &World, script: &str, args: &[&str]) -> (Option<i32>, String, String) {
+    let script = format!("set -e; {script}; dir=$1; shift; exec \"$0\" --region-dir \"$dir\" \"$@\"");
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", &script, env!("CARGO_BIN_EXE_oven")]);
+    command.arg(world.region()).args(args).current_dir(world.dir.path());
+    let output = command.output().unwrap();
+    (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned(), stderr(&output))
 }
 
 #[test]
-fn an_error_at_every_call() {
-    for call in 1..=number(&happy(), "calls") {
-        for when in ["before", "after"] {
-            let (world, what) = (World::tiny(), format!("{call}:{when}:error"));
-            let output = baker(&world, Some(&what), None).output().unwrap();
-            let (code, err) = (output.status.code(), stderr(&output));
-            assert!(matches!(code, Some(6 | 7)) && err.contains("injected fault"), "{what}: {code:?} {err}");
-            assert_recovers(&world, &what);
-        }
-    }
-}
+fn a_container_without_nodes_will_do_and_a_machine_without_fuse_says_so() {
+    let world = small();
+    world.write("a/image.toml", "from = { name = \"small\" }\n");
+    let no_fuse = "mount --bind /dev/null /dev/fuse";
+    let (code, _, err) = in_a_container(&world, no_fuse, &["--disks", "direct", "bake", "a"]);
+    assert_eq!(code, Some(8), "{err}");
+    assert!(err.contains("lacks  FUSE: the kernel makes no FUSE mount"), "{err}");
+    let (code, out, err) = in_a_container(&world, no_fuse, &["doctor"]);
+    assert_eq!(code, Some(0), "{out}{err}");
+    assert!(out.contains("note   FUSE: no bake with disks = \"direct\""), "{out}");
+    assert_eq!(in_a_container(&world, no_fuse, &["--disks", "direct", "doctor"]).0, Some(8));
+    let (code, out, err) = in_a_container(&world, "true", &["--disks", "direct", "doctor"]);
+    assert_eq!(code, Some(0), "{out}{err}");
+    assert!(out.contains("ok     FUSE") && out.contains("ok     a disk that is served"), "{out}");
 
-#[test]
-fn sigkill_at_every_call() {
-    for call in 1..=number(&happy(), "calls") {
-        for when in ["before", "after"] {
-            let (world, what) = (World::tiny(), format!("{call}:{when}:kill"));
-            let output = baker(&world, Some(&what), None).output().unwrap();
-            assert_eq!(output.status.code(), None, "{what}: {}", stderr(&output));
-            assert_recovers(&world, &what);
-        }
-    }
-}
-
-#[test]
-#[allow(clippy::disallowed_methods, reason = "a test has no runtime to block")]
-fn sigkill_at_any_time() {
-    let start = Instant::now();
-    happy();
-    let whole = start.elapsed();
-    let runs = if std::env::var_os("OVEN_TEST_FULL").is_some() { 200 } else { 12 };
-    for i in 0..runs {
-        let world = World::tiny();
-        let delay = whole.mul_f64(f64::from(i) / f64::from(runs));
-        let mut command = baker(&world, None, None);
-        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        std::thread::sleep(delay);
-        child.kill().unwrap();
-        child.wait().unwrap();
-        assert_recovers(&world, &format!("SIGKILL after {delay:?}"));
-    }
-}
-
-#[test]
-fn a_block_that_cannot_be_read_is_told_by_its_cause() {
-    let reads = number(&happy(), "reads");
-    for from in [1, reads / 2, reads] {
-        let (world, reader) = (World::tiny(), format!("fail:{from}"));
-        let output = baker(&world, None, Some(&reader)).output().unwrap();
-        let err = stderr(&output);
-        if output.status.code() != Some(0) {
-            assert_eq!(output.status.code(), Some(6), "{reader}: {err}");
-            let told = err.contains("reading block ") && err.contains(" of snap-");
-            assert!(told && err.contains("the network is away"), "{reader}: {err}");
-        }
-        assert!(from > 1 || output.status.code() != Some(0), "{reader}: {err}");
-        assert_recovers_from(&world, &reader, output.status.code() == Some(0));
-    }
-}
-
-/// A bake that could do without the block made its image.
-fn assert_recovers_from(world: &World, what: &str, baked: bool) {
-    assert!(!baked || world.files().iter().filter(|f| f.starts_with("images/")).count() == 2, "{what}");
-    assert_recovers(world, what);
-}
-
-#[test]
-fn a_killed_bake_that_waits_for_a_block_ends() {
-    let world = World::tiny();
-    let mut command = baker(&world, None, Some("hang:1"));
-    let mut bake = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    until("the loop device", || (!world.loops().is_empty()).then_some(()));
-    until("somebody who waits for it", || {
-        let tasks = fs::read_dir(format!("/proc/{}/task", bake.id())).unwrap().flatten();
-        let state = |task: fs::DirEntry| fs::read_to_string(task.path().join("stat")).unwrap_or_default();
-        tasks.into_iter().any(|task| state(task).contains(") D ")).then_some(())
-    });
-    let start = Instant::now();
-    kill(Pid::from_raw(bake.id() as i32), Signal::SIGKILL).unwrap();
-    bake.wait().unwrap();
-    world.assert_no_traces("killed while it waited");
-    assert!(start.elapsed() < STOP, "{:?}", start.elapsed());
-    assert_recovers(&world, "killed while it waited");
+    let bare = "mount -t tmpfs none /dev; mknod -m 666 /dev/null c 1 3; mknod -m 666 /dev/zero c 1 5; \
+                mknod -m 666 /dev/urandom c 1 9; mknod -m 666 /dev/random c 1 8";
+    let (code, ami, err) = in_a_container(&world, bare, &["--disks", "direct", "bake", "a"]);
+    assert_eq!(code, Some(0), "{err}");
+    assert_sound(&Disk::of(&world, ami.trim()));
+    world.assert_no_traces("after all that");
 }

@@ -71,6 +71,7 @@ fn spec_of(root: &Path, argv: &[&str], fenced: bool) -> Spec {
         resolv_conf: Some(String::new()),
         shims: Vec::new(),
         binds: Vec::new(),
+        caches: Vec::new(),
         nodes: Vec::new(),
         throwaway: false,
         interactive: false,
@@ -253,7 +254,7 @@ fn cgroup_of(marker: &str) -> PathBuf {
                 return own_cgroup().join(name);
             }
         }
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::yield_now();
     }
     panic!("no process has {marker}");
 }

@@ -70,6 +70,7 @@ impl Image {
             resolv_conf: None,
             shims: Vec::new(),
             binds: Vec::new(),
+            caches: Vec::new(),
             nodes: Vec::new(),
             throwaway: false,
             interactive: false,

@@ -74,6 +74,10 @@ mod tests {
     const WHOLE: [(&str, &str); 3] = [(tag::RUN, "r"), (tag::FINGERPRINT, "f"), (tag::CHECKSUM, "c")];
 
     fn verdict(state: ImageState, theirs: &[(&str, &str)]) -> (String, bool) {
+        verdict_on(state, theirs, &WHOLE)
+    }
+
+    fn verdict_on(state: ImageState, theirs: &[(&str, &str)], wanted: &[(&str, &str)]) -> (String, bool) {
         let image = Image {
             id: ImageId("ami-1".into()),
             name: "web".into(),
@@ -92,7 +96,7 @@ mod tests {
             root_device: "/dev/xvda".into(),
             size_gib: 1,
             attributes: Default::default(),
-            tags: tags(&WHOLE),
+            tags: tags(wanted),
             run: RunId("s".into()),
             documents: Default::default(),
         };
@@ -102,6 +106,27 @@ mod tests {
             Verdict::Refuse(error) => format!("{error} | {}", hint_of(&error).unwrap()),
         };
         (text, is_replaceable(&image))
+    }
+
+    #[test]
+    fn an_imported_image_is_its_disk() {
+        use ImageState::{Available, Failed, Pending};
+        let (ours, other) = ([(tag::RUN, "r"), (tag::SOURCE, "d")], [(tag::RUN, "r"), (tag::SOURCE, "e")]);
+        for (state, theirs, expected, replaceable) in [
+            (Available, &ours[..], "adopt", false),
+            (Pending, &ours, "wait", false),
+            (Failed, &ours, "another --name", true),
+            (Available, &other, "another --name", false),
+            (Available, &WHOLE, "taken by ami-1", false),
+            (Available, &[], "taken by ami-1", false),
+        ] {
+            let (text, may) = verdict_on(state, theirs, &ours);
+            assert!(text.contains(expected), "{state:?} {theirs:?}: {text}");
+            assert_eq!(may, replaceable, "{state:?} {theirs:?}");
+        }
+        // A bake is not taken for it either.
+        let (text, may) = verdict(Available, &ours);
+        assert!(text.contains("taken by ami-1") && !may, "{text}");
     }
 
     #[test]

@@ -60,13 +60,13 @@ struct Inner {
     delay: Duration,
     /// For how long a snapshot is waited for whose blocks nobody puts.
     patience: Duration,
-    /// Parents' data, on its way into the snapshots that this process writes.
-    fills: Rc<blocks::Fills>,
+    /// Copies for snapshots that this process will start.
+    ahead: Rc<blocks::Ahead>,
 }
 
 impl Inner {
     fn share(&self) -> Self {
-        Self { store: self.store.clone(), fills: self.fills.clone(), ..*self }
+        Self { store: self.store.clone(), ahead: self.ahead.clone(), ..*self }
     }
 }
 
@@ -77,7 +77,7 @@ impl Region {
             store: Store::open(dir)?,
             delay: Duration::ZERO,
             patience: PATIENCE,
-            fills: Rc::default(),
+            ahead: Rc::default(),
         })))
     }
 
@@ -113,7 +113,7 @@ impl Region {
 
     /// Deletes a snapshot, a pending one, too; one that an image uses is refused.
     pub async fn delete_snapshot(&self, id: &SnapshotId) -> Result<()> {
-        self.0.fills.stop(id);
+        self.0.ahead.forget(id);
         let id = id.clone();
         self.store().locked(move |region| delete_snapshot(region, &id)).await
     }
@@ -122,7 +122,6 @@ impl Region {
     pub async fn ensure_no_snapshots(&self, run: &RunId) -> Result<()> {
         let run = run.clone();
         let delete = move |region: &Locked| {
-            let mut deleted = Vec::new();
             for snapshot in region.tagged::<SnapshotRecord>(tag::RUN, &run.0)? {
                 match delete_snapshot(region, &snapshot.id) {
                     // A result, not a leftover.
@@ -131,14 +130,10 @@ impl Region {
                             && e.to_string().starts_with("InvalidSnapshot.InUse") => {}
                     result => result.with_context(|| format!("deleting {}", snapshot.id))?,
                 }
-                deleted.push(snapshot.id);
             }
-            Ok(deleted)
+            Ok(())
         };
-        for id in self.store().locked(delete).await? {
-            self.0.fills.stop(&id);
-        }
-        Ok(())
+        self.store().locked(delete).await
     }
 
     /// Makes an image fail, as EC2 does without being asked: for tests.

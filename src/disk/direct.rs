@@ -1,14 +1,14 @@
 //! Strategy (b): the base's blocks are read by themselves, and those that changed are sent back. Nothing is attached.
 
-use super::cache::{Cache, digest_of};
+use super::cache::Cache;
+use super::changes::Changes;
 use super::export::{self, Export};
 use super::kept::{self, Kept, Record, Written};
 use super::lower::Lower;
 use super::marks::{self, Trimming};
 use super::trouble::{Trouble, full};
-use super::upload::{self, Source};
-use super::{Device, Disk, DiskSpec, Disks, ahead, loopdev, owned, sweep};
-use crate::cloud::blocks::{BLOCK, Blocks, Contents, Digest, NewSnapshot, Parent};
+use super::{Device, Disk, DiskSpec, Disks, ahead, loopdev, owned, sweep, upload};
+use crate::cloud::blocks::{BLOCK, Blocks, Contents, NewSnapshot, Parent};
 use crate::cloud::{Base, RunId, SnapshotId, tag};
 use crate::error::Kind;
 use crate::owner::Owner;
@@ -17,9 +17,7 @@ use crate::undo::{Debt, Due, Undo};
 use anyhow::{Context, Result};
 use async_trait::async_trait;
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -215,50 +213,6 @@ impl<B: Blocks> Drop for DirectDisk<B> {
     }
 }
 
-/// The blocks that are to be sent.
-struct Changes {
-    lower: Arc<Lower>,
-    upper: File,
-    /// And whether it is one of the base's.
-    written: BTreeMap<u32, bool>,
-    /// Of the parent, if there is one.
-    child: bool,
-}
-
-impl Source for Changes {
-    fn indexes(&self) -> Vec<u32> {
-        let mut all: Vec<u32> = self.written.keys().copied().collect();
-        if !self.child {
-            all.extend(self.lower.blocks());
-            all.sort_unstable();
-            all.dedup();
-        }
-        all
-    }
-
-    fn block(&self, index: u32) -> Result<Option<(Arc<[u8]>, Digest)>> {
-        let Some(on_base) = self.written.get(&index) else {
-            // All of it is sent.
-            let (data, digest) = self.lower.block(index)?;
-            return Ok(some(&data, digest));
-        };
-        let mut data = vec![0; BLOCK];
-        let read = self.upper.read_exact_at(&mut data, u64::from(index) * BLOCK as u64);
-        read.with_context(|| format!("reading block {index} of what was written"))?;
-        let digest = digest_of(&data);
-        if !self.child || !on_base {
-            return Ok(some(&data, digest));
-        }
-        // Zeros are sent where the base has something else.
-        Ok((self.lower.fetch(index)? != digest).then(|| (data.into(), digest)))
-    }
-}
-
-/// Zeros are what is there where nothing was sent, and the parent has nothing.
-fn some(data: &[u8], digest: Digest) -> Option<(Arc<[u8]>, Digest)> {
-    data.iter().any(|byte| *byte != 0).then(|| (data.into(), digest))
-}
-
 #[async_trait(?Send)]
 impl<B: Blocks + 'static> Disks for Direct<B> {
     async fn checkout(
@@ -285,6 +239,8 @@ impl<B: Blocks + 'static> Disks for Direct<B> {
         let slot: Slot = Rc::new(RefCell::new(Some(written.clone())));
         undo.owe(self.disk_debt(run, &record, &slot));
         undo.explain(move || trouble.take());
+        let lower = beneath.lower.clone();
+        undo.when_stopped(move || lower.stop());
         let family = spec.tags.get(tag::NAME).map(String::as_str).unwrap_or_default();
         ahead::begin(&beneath.lower, beneath.lower.cached().used(family));
         let mut disk = self.disk(run, beneath, Files::New(written), record)?;
@@ -353,14 +309,10 @@ impl<B: Blocks + 'static> Disk for DirectDisk<B> {
             // The next bake is slower without it, no more.
             _ = self.lower.cached().keep_used(family, &self.lower.used());
         }
-        let written: BTreeMap<_, _> = marks::written(self.files.marks())?.into_iter().collect();
+        let written = marks::written(self.files.marks())?;
         let many = written.len();
-        let changes = Changes {
-            lower: self.lower.clone(),
-            upper: self.files.upper().try_clone().context("duplicating a descriptor")?,
-            written,
-            child: *child,
-        };
+        let upper = self.files.upper().try_clone().context("duplicating a descriptor")?;
+        let changes = Changes::new(self.lower.clone(), upper, written, *child);
         let spec = NewSnapshot {
             parent: child.then(|| self.record.snapshot.clone()),
             size_gib: *size_gib,

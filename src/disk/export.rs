@@ -3,7 +3,8 @@
 //!
 //! Why a process: a thread of this one may be waiting in the kernel for the mounted disk when it is killed, and then no
 //! other thread of it is left to serve that disk. The other process ends with the thread that started it, which never
-//! touches the disk: whatever waits gets an I/O error then, and all of this one can end, too.
+//! touches the disk: whatever waits gets an I/O error then, and all of this one can end, too. And it has none of this
+//! one's mounts.
 
 use super::lower::{self, FAILED, Lower};
 use super::marks::Marks;
@@ -11,29 +12,33 @@ use super::overlay::{Below, Overlay, lock};
 use super::{loopdev, serve};
 use crate::cloud::blocks::BLOCK;
 use crate::error::Kind;
-use crate::root::step::{capabilities, helper};
+use crate::root::step::{capabilities, helper, mounts};
+use crate::stop;
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, UnmountFlags, mount_change, unmount,
+};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, Shutdown, SocketFlags, SocketType,
 };
 use rustix::process::{DumpableBehavior, Pid, PidfdFlags, Resource, Rlimit, Signal, setrlimit};
+use rustix::thread::UnshareFlags;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
-use std::process::{Command, ExitCode, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The hidden verb that makes this program the one who serves a disk.
 pub const VERB: &str = "__disk";
@@ -41,6 +46,14 @@ pub const VERB: &str = "__disk";
 const FUSE: (u32, u32) = (10, 229);
 /// The longest name of a disk.
 const NAME_MAX: usize = 255;
+/// The signal that ends the process when it is not needed any more: the kernel, which may need its memory, and the end
+/// of oven send another one.
+const OURS: Signal = Signal::TERM;
+/// How often it is looked whether oven was asked to end.
+const LOOK: Duration = Duration::from_millis(250);
+/// For so long after that a disk is served: more than it takes to unmount what is thrown away, and less than the ten
+/// seconds within which a stopped bake pays its debts.
+const GRACE: Duration = Duration::from_secs(2);
 /// The other side of the mount, what is written, the marks, and the cache's blocks.
 const FILES: usize = 4;
 
@@ -48,7 +61,14 @@ const FILES: usize = 4;
 pub struct Export {
     /// Open for reading and writing, past the page cache.
     pub file: File,
-    _server: Server,
+    server: Server,
+}
+
+impl Drop for Export {
+    fn drop(&mut self) {
+        // Before the file is closed, which may be the end of the mount, and then of the process.
+        self.server.ends_now();
+    }
 }
 
 /// What is served, and by whom.
@@ -78,7 +98,7 @@ impl Export {
         lower.answer(&control, spec.place).with_context(context)?;
         let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::DIRECT;
         match rustix::fs::openat(&mount, spec.name, flags, Mode::empty()) {
-            Ok(file) => Ok(Self { file: file.into(), _server: server }),
+            Ok(file) => Ok(Self { file: file.into(), server }),
             Err(error) => {
                 // Why it ended says more than that it is not there.
                 server.has_ended(Duration::from_secs(1));
@@ -128,10 +148,14 @@ impl Server {
                 _ = child.kill();
             }
             _ = send.send(opened.map_err(io::Error::from));
-            let ended = child.wait();
+            let ended = wait(&mut child, &is_ending);
             // It ends well when nobody has the file open any more.
-            let well = ended.as_ref().is_ok_and(ExitStatus::success);
-            if !well && !is_ending.load(Ordering::SeqCst) {
+            let well = |status: &ExitStatus| {
+                // It may have been killed by others a moment before: whoever uses the disk knows that sooner.
+                let killed = status.signal() == Some(Signal::KILL.as_raw());
+                status.success() || is_ending.load(Ordering::SeqCst) && !killed
+            };
+            if !ended.as_ref().is_ok_and(well) {
                 trouble.add(unasked(ended));
             }
         })?;
@@ -140,6 +164,11 @@ impl Server {
         let server =
             Self { control: control.clone(), process, ending, watch: Some(watch), lower: lower.clone() };
         Ok((server, control))
+    }
+
+    /// From now on it may end.
+    fn ends_now(&self) {
+        self.ending.store(true, Ordering::SeqCst);
     }
 
     /// Waits for a while.
@@ -152,15 +181,33 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if !self.has_ended(Duration::ZERO) {
-            self.ending.store(true, Ordering::SeqCst);
-        }
-        _ = rustix::process::pidfd_send_signal(&self.process, Signal::KILL);
+        self.ends_now();
+        _ = rustix::process::pidfd_send_signal(&self.process, OURS);
         // Who answers it ends, too.
         _ = rustix::net::shutdown(&*self.control, Shutdown::Both);
         self.lower.end();
         if let Some(watch) = self.watch.take() {
             _ = watch.join();
+        }
+    }
+}
+
+/// Waits for the process. Once oven was asked to end, its own thread may be waiting for a block that does not come: then
+/// nobody else is left to end the disk.
+fn wait(child: &mut Child, ending: &AtomicBool) -> io::Result<ExitStatus> {
+    let process = rustix::process::pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
+    let look = Timespec { tv_sec: 0, tv_nsec: LOOK.as_nanos() as i64 };
+    let mut asked = None;
+    loop {
+        // Interrupted, it looks once more.
+        _ = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&look));
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        if stop::is_asked() && asked.get_or_insert_with(Instant::now).elapsed() > GRACE {
+            ending.store(true, Ordering::SeqCst);
+            rustix::process::pidfd_send_signal(&process, OURS)?;
+            return child.wait();
         }
     }
 }
@@ -258,6 +305,7 @@ fn child() -> Result<()> {
     rustix::stdio::dup2_stdin(&null)?;
     // A Ctrl-C at the terminal is oven's: the disk is needed for as long as anything is mounted.
     rustix::process::setsid().context("leaving oven's session")?;
+    leave_mounts().context("leaving oven's mounts")?;
     io_flusher();
     // All that it needs is open, or comes in a moment.
     capabilities::reduce_to(capabilities::NONE)?;
@@ -275,6 +323,24 @@ fn child() -> Result<()> {
         std::process::exit(code)
     })?;
     asked.listen();
+    Ok(())
+}
+
+/// An empty root, in a mount namespace of its own. In oven's, this process could be the last one when all are killed:
+/// then its own end would unmount the disk, and wait for an answer that only it could give.
+#[allow(unsafe_code)]
+fn leave_mounts() -> Result<()> {
+    // SAFETY: nothing of this process's memory or descriptors is unshared.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }?;
+    // Before anything else: what is unmounted here stays mounted elsewhere.
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    let empty = mounts::fresh("tmpfs", &[("size", "4k"), ("mode", "0555")], mounts::READ_ONLY)?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    mounts::attach(&empty, rustix::fs::openat(CWD, "/proc", flags, Mode::empty())?)?;
+    rustix::process::fchdir(&empty)?;
+    rustix::process::pivot_root(".", ".")?;
+    unmount(".", UnmountFlags::DETACH)?;
+    rustix::process::chdir("/")?;
     Ok(())
 }
 

@@ -13,6 +13,7 @@ use anyhow::{Context, Result};
 use rustix::net::{RecvFlags, SendFlags};
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 
 /// Blocks that share a lock: while one is read, seldom another of the same lock is asked for.
@@ -67,9 +68,27 @@ pub struct Lower {
     /// Why a block could not be read: the file system above only learns that it could not.
     trouble: Trouble,
     /// Where what is written is kept, for messages.
-    place: OnceLock<std::path::PathBuf>,
+    place: OnceLock<PathBuf>,
     fetched: Counter,
     found: Counter,
+    /// Who serves the disk, and what it waits for; and whether it waits in vain.
+    asked: Mutex<Waiting>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    socket: Option<Arc<OwnedFd>>,
+    blocks: HashSet<u32>,
+    stopped: bool,
+}
+
+impl Waiting {
+    /// Once: it may be the answer of a read that nobody waits for any more. If nobody is there, nobody waits.
+    fn answer(&mut self, index: u32, errno: i32) {
+        if let (true, Some(socket)) = (self.blocks.remove(&index), &self.socket) {
+            _ = send(socket, (index, errno));
+        }
+    }
 }
 
 /// What is to be read ahead.
@@ -95,6 +114,7 @@ impl Lower {
             place: OnceLock::new(),
             fetched: Track::here().counter("blocks fetched"),
             found: Track::here().counter("blocks found in the cache"),
+            asked: Mutex::default(),
         }
     }
 
@@ -136,7 +156,9 @@ impl Lower {
             None => {
                 let (data, digest) = self.reader.read(index).with_context(context)?;
                 anyhow::ensure!(data.len() == BLOCK, "{}: it has {} bytes", context(), data.len());
-                self.cached.put(index, &data, &digest).with_context(context)?;
+                let keeping = || format!("keeping it in {}", self.cached.dir().display());
+                let kept = self.cached.put(index, &data, &digest);
+                kept.map_err(|error| super::trouble::full(error, &keeping())).with_context(context)?;
                 self.fetched.add(1);
                 digest
             }
@@ -189,18 +211,17 @@ impl Lower {
     }
 
     /// Answers who serves the disk, until it is gone. `place`: where what is written is kept.
-    pub fn answer(self: &Arc<Self>, socket: &Arc<OwnedFd>, place: &std::path::Path) -> std::io::Result<()> {
+    pub fn answer(self: &Arc<Self>, socket: &Arc<OwnedFd>, place: &Path) -> std::io::Result<()> {
         _ = self.place.set(place.to_owned());
+        lock(&self.asked).socket = Some(socket.clone());
         for _ in 0..ASKED {
             let (lower, socket) = (self.clone(), socket.clone());
             std::thread::Builder::new().name("blocks".to_owned()).spawn(move || {
                 while let Some((index, errno)) = receive(&socket) {
                     if index == FAILED {
                         lower.trouble.add(lower.not_kept(errno));
-                        continue;
-                    }
-                    if send(&socket, (index, lower.used_now(index))).is_err() {
-                        break;
+                    } else if lower.begin(index) {
+                        lower.finish(index, lower.used_now(index));
                     }
                 }
             })?;
@@ -216,6 +237,30 @@ impl Lower {
             })?;
         }
         Ok(())
+    }
+
+    /// Whether it is to be read: a bake that was stopped waits for nothing.
+    fn begin(&self, index: u32) -> bool {
+        let mut asked = lock(&self.asked);
+        asked.blocks.insert(index);
+        if asked.stopped {
+            asked.answer(index, libc::EIO);
+        }
+        !asked.stopped
+    }
+
+    fn finish(&self, index: u32, errno: i32) {
+        lock(&self.asked).answer(index, errno);
+    }
+
+    /// Whoever waits for a block gets an error, now and from now on: however long a read takes that is under way.
+    pub fn stop(&self) {
+        let mut asked = lock(&self.asked);
+        asked.stopped = true;
+        let blocks: Vec<u32> = asked.blocks.iter().copied().collect();
+        blocks.into_iter().for_each(|index| asked.answer(index, libc::EIO));
+        drop(asked);
+        self.end();
     }
 
     fn not_kept(&self, errno: i32) -> anyhow::Error {

@@ -51,7 +51,7 @@ fn ext(disk: &(impl ReadAt + ?Sized), start: u64) -> Option<Vec<Range<u64>>> {
     let size = if wide { le16(&sb, 254).max(32) } else { 32 };
     let at = start + (first + 1) * block;
     let descriptors = disk.bytes(at, (groups * size) as usize).ok()?;
-    let mut ranges = vec![start..at + groups * size];
+    let mut ranges = Vec::from_iter(Some(start..at + groups * size));
     for descriptor in descriptors.chunks_exact(size as usize) {
         let place = |low: usize, high: usize| {
             let high = if size >= 64 { le32(descriptor, high) << 32 } else { 0 };

@@ -3,6 +3,7 @@
 mod ahead;
 pub mod attached;
 pub mod cache;
+mod changes;
 pub mod chosen;
 pub mod copy;
 pub mod direct;

@@ -84,7 +84,7 @@ impl<B: Below> Overlay<B> {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         let (at, length) = (place(index, within), length as u64);
         let punched = rustix::fs::fallocate(&self.upper, flags, at, length);
-        Ok(punched.map_err(io::Error::from).inspect_err(|error| self.below.failed(error))?)
+        punched.map_err(io::Error::from).inspect_err(|error| self.below.failed(error))
     }
 
     /// Makes a block ours, if it is not, and calls with it. `whole`: all of it will be overwritten, so that nobody has
@@ -137,7 +137,10 @@ impl<B: Below> Content for Overlay<B> {
             match self.marks.get(index) {
                 ZEROS => buffer.fill(0),
                 BASE => self.below.read(index, within, buffer)?,
-                _ => self.upper.read_exact_at(buffer, place(index, within))?,
+                _ => {
+                    let read = self.upper.read_exact_at(buffer, place(index, within));
+                    read.inspect_err(|error| self.below.failed(error))?;
+                }
             }
             Ok(())
         })

@@ -49,7 +49,8 @@ struct Stamp {
 }
 
 impl Raw {
-    /// Waits for a moment where the file was changed just now.
+    /// Waits for a moment where the file was changed just now: not for the runtime's thread.
+    #[allow(clippy::disallowed_methods)]
     pub fn new(file: File, name: &Path) -> Result<Self> {
         let context = || format!("looking at {}", name.display());
         let mut stamp = stamp(&file).with_context(context)?;

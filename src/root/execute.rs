@@ -1,5 +1,6 @@
 //! Runs a plan, and what the definition adds to it, in a mounted image.
 
+use super::caches::{Access, Kept};
 use super::listen::command;
 use super::packages::{self, Installed};
 use super::runner::{Call, Place, Runner};
@@ -32,6 +33,8 @@ pub struct Work<'a> {
     pub guard: Guard,
     /// This program.
     pub helper: &'a Path,
+    /// Where downloads are kept; `None`: in the image, as long as it is baked.
+    pub kept: Option<&'a Kept>,
     pub report: &'a Report,
 }
 
@@ -146,6 +149,12 @@ pub(super) async fn run_step(runner: &Runner<'_>, step: &Step) -> Result<()> {
         env: step.env.clone(),
         network: step.network,
         fetches: step.phase == Phase::Fetch,
+        trusted: matches!(step.phase, Phase::Prepare | Phase::Fetch),
+        caches: match step.phase {
+            Phase::Fetch => Access::Write,
+            Phase::Prepare | Phase::Upgrade | Phase::Install | Phase::Verify => Access::Read,
+            Phase::Clean => Access::None,
+        },
         retries: step.retries,
         before_retry: step.before_retry.clone(),
         failures: &runner.work.plan.failures,
@@ -201,6 +210,8 @@ async fn ask(runner: &Runner<'_>, name: &str, argv: &[String]) -> Result<String>
         name: argv.first().cloned().unwrap_or_default(),
         argv: argv.to_vec(),
         env: BTreeMap::from([("LC_ALL".to_owned(), "C.UTF-8".to_owned())]),
+        trusted: true,
+        caches: Access::None,
         timeout: FACT_TIMEOUT,
         ..Call::of_the_plan(runner)
     };
@@ -244,6 +255,7 @@ pub async fn shell(
         resolv_conf: None,
         shims,
         binds: Vec::new(),
+        caches: Vec::new(),
         nodes: root.nodes().to_vec(),
         throwaway: false,
         interactive: true,

@@ -90,6 +90,19 @@ impl Inside {
         Ok(found.with_context(|| format!("looking for {path} in the image"))?.is_some())
     }
 
+    /// Of the directory that a path leads to; `None` if there is none.
+    pub fn directory(&self, path: &str) -> Result<Option<Stat>> {
+        match self.open(path, OFlags::PATH | OFlags::DIRECTORY) {
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+            found => {
+                let found = found.with_context(|| format!("looking at {path} in the image"))?;
+                Ok(Some(
+                    rustix::fs::fstat(&found).with_context(|| format!("looking at {path} in the image"))?,
+                ))
+            }
+        }
+    }
+
     /// Of the object itself, be it a symlink.
     pub fn metadata(&self, path: &str) -> Result<Option<Stat>> {
         let doing = || format!("looking at {path} in the image");

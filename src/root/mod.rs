@@ -2,6 +2,7 @@
 
 mod blocking;
 mod boot;
+pub mod caches;
 mod choose;
 mod clean;
 mod cloned;

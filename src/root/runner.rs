@@ -1,5 +1,6 @@
 //! Runs commands in an image: what they see, how often they are tried, and what is told when they fail.
 
+use super::caches::{Access, Downloads};
 use super::inside::Inside;
 use super::listen::{Listener, Meaning};
 use super::space::{self, Space};
@@ -47,6 +48,9 @@ pub struct Call<'a> {
     pub network: bool,
     /// It downloads packages and runs none of their code: the settings of `[network]` are for it alone.
     pub fetches: bool,
+    /// No package's code runs in it, and no script of the definition, so that what it downloads may be kept.
+    pub trusted: bool,
+    pub caches: Access,
     pub shims: Vec<Shim>,
     pub binds: Vec<Bind>,
     pub throwaway: bool,
@@ -83,6 +87,7 @@ pub struct Runner<'a> {
     /// For steps that fetch.
     network_env: BTreeMap<String, String>,
     certificates: Option<Shim>,
+    downloads: Downloads,
 }
 
 /// Where the steps see a package file of the definition: the `index`th of `packages`.
@@ -108,6 +113,8 @@ impl<'a> Call<'a> {
             cwd: "/".to_owned(),
             network: false,
             fetches: false,
+            trusted: false,
+            caches: Access::Read,
             shims: runner.work.plan.shims.clone(),
             binds: runner.packages.clone(),
             throwaway: false,
@@ -132,6 +139,7 @@ impl<'a> Call<'a> {
         Self {
             shims: runner.shims_of_scripts(),
             binds: Vec::new(),
+            caches: Access::Write,
             troubles: &[],
             ..Self::of_the_plan(runner)
         }
@@ -153,7 +161,8 @@ impl<'a> Runner<'a> {
         }
         let certificates = network::certificates(work.network, place.inside)?;
         let network_env = network::environment(work.network, certificates.is_some());
-        Ok(Self { place: *place, work: *work, packages, fenced: OnceCell::new(), network_env, certificates })
+        let (fenced, downloads) = (OnceCell::new(), Downloads::default());
+        Ok(Self { place: *place, work: *work, packages, fenced, network_env, certificates, downloads })
     }
 
     /// Where the image is mounted.
@@ -194,6 +203,9 @@ impl<'a> Runner<'a> {
                 || listener.no_space
                 || meaning.as_ref().is_some_and(|meaning| meaning.package.is_some());
             if attempt == call.retries || hopeless {
+                if call.trusted {
+                    self.downloads.settle(report).await; // what did come is good
+                }
                 return Err(self.failure(call, exit.status, &listener, meaning).into());
             }
             report.warn(format!("{} failed ({}): once more in {} s", call.why, exit.status, pause.as_secs()));
@@ -214,6 +226,8 @@ impl<'a> Runner<'a> {
             name: program.clone(),
             argv: call.before_retry.clone(),
             env: call.env.clone(),
+            trusted: call.trusted,
+            caches: call.caches,
             timeout: BEFORE_RETRY_TIMEOUT,
             ..Call::of_the_plan(self)
         };
@@ -261,6 +275,7 @@ impl<'a> Runner<'a> {
             resolv_conf: None,
             shims,
             binds: call.binds.clone(),
+            caches: self.downloads.for_call(self, call).await?,
             nodes: self.place.nodes.to_vec(),
             throwaway: call.throwaway,
             interactive: false,
@@ -277,6 +292,11 @@ impl<'a> Runner<'a> {
             let hint = hint.map(|hint| format!(" ({})", hint.trim_end_matches('.'))).unwrap_or_default();
             self.work.report.note(format!("{means}{hint}"));
         }
+    }
+
+    /// Certificates that fetch steps see.
+    pub fn certificates(&self) -> Option<&Shim> {
+        self.certificates.as_ref()
     }
 
     fn fenced(&self) -> bool {

@@ -18,6 +18,7 @@ pub(crate) mod seccomp;
 mod spawn;
 mod tree;
 
+use super::caches::CacheMount;
 use super::shim::Placeholders;
 use crate::error::Kind;
 use crate::secrets::Secrets;
@@ -71,6 +72,9 @@ pub struct Spec {
     pub shims: Vec<Shim>,
     /// Files and directories of this machine that the step sees read-only.
     pub binds: Vec<Bind>,
+    /// What is kept of downloads, over the image's own directories.
+    #[serde(default)]
+    pub caches: Vec<CacheMount>,
     /// The disk's own nodes, for the step's private `/dev`.
     pub nodes: Vec<Node>,
     /// What the step writes is thrown away.

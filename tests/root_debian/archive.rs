@@ -15,12 +15,18 @@ use tempfile::TempDir;
 /// What goes wrong, by the path that is asked for: an answer, and how often.
 type Faults = Arc<Mutex<BTreeMap<String, (&'static str, u32)>>>;
 
+/// What was answered: a path, and the code.
+type Answers = Arc<Mutex<Vec<(String, u16)>>>;
+
+/// What a path held when it was asked for last, and how often that was something else: its date.
+type Versions = Arc<Mutex<BTreeMap<String, (String, u32)>>>;
+
 /// A server of a directory.
 pub struct Archive {
     dir: TempDir,
     port: u16,
     faults: Faults,
-    asked: Arc<Mutex<Vec<String>>>,
+    answers: Answers,
     stop: Arc<AtomicBool>,
 }
 
@@ -29,6 +35,9 @@ pub struct Key {
     home: TempDir,
     pub public: String,
 }
+
+/// As a fault: no answer comes.
+pub const SILENCE: &str = "503 Silence";
 
 impl Key {
     pub fn new() -> Self {
@@ -77,12 +86,13 @@ impl Archive {
         let dir = tempfile::Builder::new().prefix("oven-archive-").tempdir().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let (faults, asked, stop) = (Faults::default(), Arc::<Mutex<Vec<String>>>::default(), Arc::default());
+        let (faults, answers, stop) = (Faults::default(), Answers::default(), Arc::default());
+        let versions = Versions::default();
         let archive = Self {
             dir,
             port,
             faults: Arc::clone(&faults),
-            asked: Arc::clone(&asked),
+            answers: Arc::clone(&answers),
             stop: Arc::clone(&stop),
         };
         let root = archive.dir.path().to_owned();
@@ -91,8 +101,9 @@ impl Archive {
                 if stop.load(Ordering::Relaxed) {
                     return;
                 }
-                let (root, faults, asked) = (root.clone(), Arc::clone(&faults), Arc::clone(&asked));
-                std::thread::spawn(move || serve(&stream, &root, &faults, &asked));
+                let (root, faults) = (root.clone(), Arc::clone(&faults));
+                let (answers, versions) = (Arc::clone(&answers), Arc::clone(&versions));
+                std::thread::spawn(move || serve(&stream, &root, &faults, &answers, &versions));
             }
         });
         archive
@@ -113,7 +124,15 @@ impl Archive {
 
     /// What was asked for, in order.
     pub fn asked(&self) -> Vec<String> {
-        self.asked.lock().unwrap().clone()
+        self.answers.lock().unwrap().iter().map(|(path, _)| path.clone()).collect()
+    }
+
+    /// What was answered since this was called last: `200 pool/x.deb`.
+    pub fn answered(&self) -> Vec<String> {
+        let mut answers: Vec<_> =
+            self.answers.lock().unwrap().drain(..).map(|(path, code)| format!("{code} {path}")).collect();
+        answers.sort();
+        answers
     }
 
     /// Takes a package file into the archive's pool.
@@ -191,16 +210,21 @@ fn stanza(file: &Path, name: &str) -> String {
 }
 
 /// One answer for each connection.
-fn serve(stream: &TcpStream, root: &Path, faults: &Faults, asked: &Mutex<Vec<String>>) {
+fn serve(stream: &TcpStream, root: &Path, faults: &Faults, answers: &Answers, versions: &Versions) {
     let mut lines = BufReader::new(stream).lines().map_while(Result::ok);
     let Some(first) = lines.next() else { return };
+    let mut since = None;
     for line in lines {
         if line.is_empty() {
             break;
         }
+        if let Some((name, value)) = line.split_once(": ")
+            && name.eq_ignore_ascii_case("if-modified-since")
+        {
+            since = Some(value.to_owned());
+        }
     }
     let path = first.split(' ').nth(1).unwrap_or_default().trim_start_matches('/').replace("/./", "/");
-    asked.lock().unwrap().push(path.clone());
     let fault = match faults.lock().unwrap().get_mut(&path) {
         Some((status, times)) if *times > 0 => {
             *times -= 1;
@@ -208,12 +232,32 @@ fn serve(stream: &TcpStream, root: &Path, faults: &Faults, asked: &Mutex<Vec<Str
         }
         _ => None,
     };
-    let (status, body) = match (fault, fs::read(root.join(&path))) {
+    let found = fs::read(root.join(&path)).ok();
+    let date = found.as_ref().map(|body| date(&path, body, versions));
+    let (status, body) = match (fault, found) {
         (Some(status), _) => (status, Vec::new()),
-        (None, Ok(body)) => ("200 OK", body),
-        (None, Err(_)) => ("404 Not Found", Vec::new()),
+        (None, Some(_)) if since.is_some() && since == date => ("304 Not Modified", Vec::new()),
+        (None, Some(body)) => ("200 OK", body),
+        (None, None) => ("404 Not Found", Vec::new()),
     };
-    let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+    answers.lock().unwrap().push((path, status.split(' ').next().unwrap().parse().unwrap()));
+    if status == SILENCE {
+        std::thread::sleep(std::time::Duration::from_secs(20)); // longer than any test
+    }
+    let date = date.map(|date| format!("Last-Modified: {date}\r\n")).unwrap_or_default();
+    let head =
+        format!("HTTP/1.1 {status}\r\n{date}Content-Length: {}\r\nConnection: close\r\n\r\n", body.len());
     let mut stream = stream;
     _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body)); // the other may have gone
+}
+
+/// When what is at a path became what it is: a minute later for each time that it was something else.
+fn date(path: &str, body: &[u8], versions: &Versions) -> String {
+    let digest = sha256(body);
+    let mut versions = versions.lock().unwrap();
+    let version = versions.entry(path.to_owned()).or_insert_with(|| (digest.clone(), 0));
+    if version.0 != digest {
+        *version = (digest, version.1 + 1);
+    }
+    format!("Thu, 01 Jan 2026 00:{:02}:00 GMT", version.1)
 }

@@ -6,6 +6,7 @@ use oven::definition::{Definition, Given};
 use oven::download;
 use oven::report::{Level, Report, Style};
 use oven::root::Inside;
+use oven::root::caches::{self, Kept, Store};
 use oven::root::execute::{self, Guard, Work};
 use oven::root::runner::Place;
 use oven::root::step::private_mounts;
@@ -54,6 +55,10 @@ pub struct Ground {
     pub network: NetworkSettings,
     /// As `--var` says.
     pub given: Given,
+    /// What the image's base is called.
+    pub base: String,
+    /// Where downloads are kept.
+    pub store: Store,
     /// What secrets are taken from.
     pub environment: BTreeMap<String, String>,
 }
@@ -79,10 +84,13 @@ impl Ground {
         for dir in ["host", "web", "image", "changes"] {
             fs::create_dir(temp.path().join(dir)).unwrap();
         }
+        let store = Store::new(&temp.path().join("state").join(caches::DIR), caches::LIMIT);
         let ground = Self {
             temp,
             network: NetworkSettings::default(),
             given: Given::new(),
+            base: "snap-1".into(),
+            store,
             environment: BTreeMap::new(),
         };
         let mount = |kind: &str, options: &str, at: &str| {
@@ -91,14 +99,30 @@ impl Ground {
             assert!(done.unwrap().success(), "mounting {kind} with {options}");
         };
         mount("tmpfs", options, "changes");
-        for dir in ["changes/upper", "changes/work"] {
-            fs::create_dir(ground.path(dir)).unwrap();
-        }
-        let [lower, upper, work] = [base(), ground.path("changes/upper"), ground.path("changes/work")]
-            .map(|p| p.display().to_string());
-        mount("overlay", &format!("lowerdir={lower},upperdir={upper},workdir={work}"), "image");
+        ground.mount_image();
         fs::write(ground.path("host/canary"), "host").unwrap();
         ground
+    }
+
+    fn mount_image(&self) {
+        for dir in ["changes/upper", "changes/work"] {
+            fs::create_dir(self.path(dir)).unwrap();
+        }
+        let [lower, upper, work] =
+            [base(), self.path("changes/upper"), self.path("changes/work")].map(|p| p.display().to_string());
+        let options = format!("lowerdir={lower},upperdir={upper},workdir={work}");
+        let mut mount = Command::new("mount");
+        let done = mount.args(["-t", "overlay", "-o", &options, "overlay"]).arg(self.path("image")).status();
+        assert!(done.unwrap().success(), "mounting an overlay with {options}");
+    }
+
+    /// The image as it was before any bake.
+    pub fn renew(&self) {
+        assert!(Command::new("umount").arg(self.path("image")).status().unwrap().success());
+        for dir in ["changes/upper", "changes/work"] {
+            fs::remove_dir_all(self.path(dir)).unwrap();
+        }
+        self.mount_image();
     }
 
     pub fn path(&self, path: &str) -> PathBuf {
@@ -183,6 +207,7 @@ impl Ground {
         };
         change(&mut plan);
         let place = Place { root: &self.path("image"), inside: &inside, nodes: &[], unmounted: &[] };
+        let kept = Kept { store: self.store.clone(), base: self.base.clone() };
         let work = Work {
             image: &image,
             plan: &plan,
@@ -190,6 +215,7 @@ impl Ground {
             secrets: &secrets,
             guard: Guard::Wanted,
             helper: Path::new(HELPER),
+            kept: Some(&kept),
             report: &report,
         };
         let result = runtime.block_on(execute::execute_in(&place, &work));

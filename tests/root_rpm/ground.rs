@@ -13,6 +13,7 @@ use oven::definition::Definition;
 use oven::distros;
 use oven::report::{Level, Report, Style};
 use oven::root::Inside;
+use oven::root::caches::{self, Kept, Store};
 use oven::root::execute::{self, Guard, Work};
 use oven::root::runner::Place;
 use oven::root::step::private_mounts;
@@ -235,6 +236,8 @@ impl Ground {
         let log = self.path("log");
         report.log_to(&log, "a test");
         let place = Place { root: &self.path("image"), inside: &inside, nodes: &[], unmounted: &[] };
+        let store = Store::new(&self.path("state").join(caches::DIR), caches::LIMIT);
+        let kept = Kept { store, base: "snap-1".into() };
         let work = Work {
             image: &image,
             plan: &plan,
@@ -242,6 +245,7 @@ impl Ground {
             secrets: &Secrets::default(),
             guard: Guard::Wanted,
             helper: Path::new(HELPER),
+            kept: Some(&kept),
             report: &report,
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

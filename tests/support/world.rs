@@ -71,7 +71,8 @@ impl World {
         (out, err)
     }
 
-    /// Everything on this machine that speaks of this region: mounts in any namespace, loop devices, processes.
+    /// Everything on this machine that speaks of this region: mounts in any namespace, loop devices, processes, and
+    /// files that one has open.
     pub fn traces(&self) -> BTreeSet<String> {
         let name = self.dir.path().to_str().unwrap();
         let (mut traces, runs) = (BTreeSet::new(), self.runs());
@@ -88,6 +89,10 @@ impl World {
             if command.contains(name) || runs.iter().any(|run| command.contains(run)) {
                 traces.insert(format!("process {pid}: {command}"));
             }
+            let files = fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten();
+            let files = files.filter_map(|file| fs::read_link(file.path()).ok());
+            let files = files.map(|file| file.display().to_string()).filter(|file| file.contains(name));
+            traces.extend(files.map(|file| format!("process {pid} has {file}: {command}")));
         }
         traces.extend(self.loops());
         traces
@@ -95,7 +100,8 @@ impl World {
 
     /// What disks that are served are called, of all the runs that began here: `oven-1f2e3d4c`.
     fn runs(&self) -> Vec<String> {
-        let logs = fs::read_dir(self.region().join("logs")).into_iter().flatten().flatten();
+        let entries = |dir: &Path| fs::read_dir(dir).into_iter().flatten().flatten();
+        let logs = entries(self.dir.path()).flat_map(|state| entries(&state.path().join("logs")));
         let names = logs.filter_map(|log| Some(log.path().file_stem()?.to_str()?.to_owned()));
         names.map(|name| format!("oven-{name}")).collect()
     }

@@ -194,11 +194,44 @@ pub struct Plan {
     /// Lines of a step's output that are no failure, and that whoever bakes should know of: each is told once.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<Trouble>,
+    /// Directories that the package manager downloads into. oven keeps them on the builder, from bake to bake.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub caches: Vec<Cache>,
     /// How [`Job::tools`] are brought and taken away again. A plugin that cannot leaves it out, and the definition has
     /// to ask for their packages.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tools: Option<Tools>,
 }
+
+/// A directory that the package manager downloads into: indexes of repositories, and packages.
+///
+/// Steps see what an earlier bake of the same base left there, in place of what the image has: fetch steps may change it,
+/// package code may not, and steps of phase clean see the image's own. Nothing of it is written to the image. The package
+/// manager has to ask its repositories whether what is there is still good: oven only makes sure that it is what was
+/// downloaded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cache {
+    /// Absolute, below one of [`CACHE_PLACES`].
+    pub path: String,
+    pub holds: Holds,
+    /// Absolute paths of files and directories that say where packages come from and who signs them: repositories, keys,
+    /// credentials. Where any of them differs, as steps see it, so do the caches.
+    pub sources: Vec<String>,
+}
+
+/// How the files of a cache belong together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Holds {
+    /// One state of repositories: what is wrong with one file is wrong with all.
+    Indexes,
+    /// Files that each stand for themselves: those of several bakes are put together.
+    Packages,
+}
+
+/// Where distributions keep what may be removed at any time.
+pub const CACHE_PLACES: [&str; 2] = ["/var/cache", "/var/lib"];
 
 /// Programs that are in the image for this bake alone. oven compares what the fact `packages` shows before and after,
 /// so it knows what came: the plugin need not.

@@ -1,6 +1,6 @@
 //! What holds for every answer of every plugin: oven looks at it before it executes anything, [`crate::check()`] too.
 
-use crate::{Claims, FILE_PLACES, Job, Phase, Plan, Shim, Step, Tools, Trouble};
+use crate::{CACHE_PLACES, Cache, Claims, FILE_PLACES, Job, Phase, Plan, Shim, Step, Tools, Trouble};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A step that takes longer than a day hangs.
@@ -9,6 +9,10 @@ const MAX_RETRIES: u32 = 10;
 /// Far more than any plan needs: a plugin that wants more has run away.
 const MAX_PATHS: usize = 1000;
 const MAX_STEPS: usize = 1000;
+/// A package manager has two or three.
+const MAX_CACHES: usize = 16;
+/// A package manager's database is no cache.
+const DATABASES: [&str; 4] = ["/var/lib/apt", "/var/lib/dpkg", "/var/lib/rpm", "/var/lib/pacman"];
 /// Of a file that stays: only root writes it.
 const MAX_MODE: u32 = 0o755;
 /// Bytes of a file that stays: what is larger is no configuration.
@@ -52,6 +56,7 @@ pub fn faults_of_plan(plan: &Plan, job: &Job) -> Vec<String> {
             faults.push(format!("files: {path}: is larger than {} MiB", MAX_CONTENT >> 20));
         }
     }
+    caches(plan, &mut faults);
     steps("steps", &plan.steps, job, &mut faults);
     if let Some(tools) = &plan.tools {
         self::tools(tools, plan, job, &mut faults);
@@ -213,6 +218,34 @@ fn files(key: &str, files: &[Shim], faults: &mut Vec<String>) {
         if file.mode > 0o777 {
             faults.push(format!("{key}: {path}: mode {:#o}: permission bits are 0 to 0o777", file.mode));
         }
+    }
+}
+
+fn caches(plan: &Plan, faults: &mut Vec<String>) {
+    if plan.caches.len() > MAX_CACHES {
+        faults.push(format!("caches: {} of them; {MAX_CACHES} are allowed", plan.caches.len()));
+    }
+    for (index, Cache { path, sources, .. }) in plan.caches.iter().enumerate().take(MAX_CACHES) {
+        let mut wrong = |what: String| faults.push(format!("caches: {what}"));
+        if let Some(what) = wrong_path(path) {
+            wrong(what);
+        } else if !CACHE_PLACES.iter().any(|place| path != place && below(path, place)) {
+            wrong(format!("{path} is not below {}", CACHE_PLACES.join(", ")));
+        } else if DATABASES.contains(&path.as_str()) {
+            wrong(format!("{path} holds what is installed"));
+        }
+        let before = plan.caches[..index].iter().map(|cache| &cache.path);
+        let files = plan.shims.iter().chain(&plan.files).map(|file| &file.path);
+        if let Some(other) = before.chain(files).find(|other| below(path, other) || below(other, path)) {
+            wrong(format!("{path} and {other}: one is inside of the other"));
+        }
+        if sources.is_empty() {
+            wrong(format!("{path}: there are no sources, which would tell one image's from another's"));
+        }
+        if sources.len() > MAX_PATHS {
+            wrong(format!("{path}: {} sources; {MAX_PATHS} are allowed", sources.len()));
+        }
+        sources.iter().take(MAX_PATHS).filter_map(|source| wrong_path(source)).for_each(wrong);
     }
 }
 

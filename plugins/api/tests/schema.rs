@@ -241,6 +241,11 @@ fn plan() -> Plan {
         troubles: trouble(),
         failures: trouble(),
         notes: trouble(),
+        caches: vec![Cache {
+            path: "/var/cache/pkg".into(),
+            holds: Holds::Packages,
+            sources: vec!["/etc/pkg".into()],
+        }],
         tools: Some(Tools {
             steps: step(),
             unneeded: Question {

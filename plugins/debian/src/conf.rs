@@ -66,6 +66,8 @@ Acquire::GzipIndexes "false";
 #clear Acquire::IndexTargets::deb::DEP-11-icons-large;
 #clear Acquire::IndexTargets::deb::DEP-11-icons-small;
 Dir::Log::Planner "";
+// One cache of what the indexes say is enough: the other one is for changes of what is installed.
+Dir::Cache::srcpkgcache "";
 // What one step downloads is there for the next; the same for every bake of a definition.
 APT::Keep-Downloaded-Packages "true";
 APT::Get::Always-Include-Phased-Updates "true";

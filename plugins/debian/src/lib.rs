@@ -5,6 +5,7 @@
 //! configuration file that is there only while the steps run (`conf.rs`).
 
 mod ask;
+mod caches;
 mod conf;
 mod hold;
 mod mirror;
@@ -89,6 +90,7 @@ impl Distro for Debian {
             plan.shims.push(conf::last(job, has(conf::IMAGES_MAIN)));
             plan.shims.extend(mirror::shims(job)?);
             plan.shims.extend(has(INITRAMFS_TOOLS).then(generic_initramfs));
+            plan.caches = caches::all();
         }
         if changes {
             if has(APT_MARK) {

@@ -246,7 +246,8 @@ impl Ebs {
                 Ok(()) => break,
                 Err(refused) => refused,
             };
-            if refused.class != Class::Lost && !(lost && !is_about_blocks(&refused)) {
+            let known = !lost || is_about_blocks(&refused);
+            if refused.class != Class::Lost && known {
                 if is_final(&refused) {
                     return Err(self.given_up(id, refused.into()).await);
                 }

@@ -120,7 +120,10 @@ impl Refused {
         let clock = matches!(code.as_str(), "RequestExpired" | "AuthFailure" | "SignatureDoesNotMatch");
         match self.ahead.filter(|_| clock).and_then(clock_is_off) {
             Some((text, hint)) => Some(format!("It may be that {text}. {hint}")),
-            None => hint_of(code, &self.message).map(str::to_owned),
+            None => {
+                let told = format!("{} {}", self.message, self.reason.as_deref().unwrap_or_default());
+                hint_of(code, &told).map(str::to_owned)
+            }
         }
     }
 }

@@ -160,6 +160,7 @@ pub fn class_of(action: &str, code: Option<&str>, message: &str, status: Option<
 /// Error code (`*` ends a prefix), a part of the message in small letters, what the user can do.
 const HINTS: &[(&str, &str, &str)] = &[
     ("*", "kms", KMS),
+    ("AccessDenied*", "dependency_access_denied", KMS),
     ("UnauthorizedOperation", "", PERMIT),
     ("AccessDenied*", "", PERMIT),
     (
@@ -351,6 +352,8 @@ mod tests {
         assert!(says("UnauthorizedOperation", "", "oven policy"));
         assert!(says("InvalidParameterValue", "The KMS key is disabled", "kms:CreateGrant"));
         assert!(says("KMSKeyNotAccessibleFault", "", "kms:CreateGrant"));
+        assert!(says("AccessDeniedException", "no DEPENDENCY_ACCESS_DENIED", "kms:Decrypt"));
+        assert!(says("AccessDeniedException", "no", "oven policy"));
         assert!(says("VolumeLimitExceeded", "", "quota"));
         assert!(says("InvalidSnapshot.NotFound", "", "copy-image"));
         assert!(says("RequestExpired", "", "clock"));

@@ -1,14 +1,15 @@
 //! Snapshots of a region by their blocks, as EBS direct has them.
 //!
-//! A pending one has its own sparse file from the start. Blocks are put there in place; all others are its parent's,
-//! which come by themselves, beside the puts (or at once, where the file system can share data). A block is written by
-//! one at a time, so neither can undo the other.
+//! A pending one has its own sparse file from the start, and blocks are put there in place. All others are its
+//! parent's. They are there at once where the file system can share data, or where somebody asked before whether the
+//! parent can be one: a copy was begun then, beside all else. Else they come when it is completed. Measured, 100 MiB put
+//! over a base with 1 GiB on ext4: 0.15 s with such a copy; 1.5 s without, and no less when it was made beside the puts.
 
-mod fill;
+mod ahead;
 mod read;
 mod write;
 
-pub use fill::Fills;
+pub use ahead::Ahead;
 
 use super::names::{absent, check_description};
 use super::records::{Locked, NEVER, PARENT, PUT, SnapshotRecord, created_after, remove_if_there};
@@ -30,9 +31,8 @@ use write::{make_ready, put};
 /// Of a volume, and so of a snapshot.
 const MOST_GIB: u64 = 16384;
 
-/// Makes the files of a pending snapshot, and then its record. `copy`: one of the parent, if there is one. Whether its
-/// parent's data has yet to come.
-fn start(region: &Locked, record: SnapshotRecord, mut written: Written, copy: Option<Temp>) -> Result<bool> {
+/// Makes the files of a pending snapshot, and then its record. `copy`: one of the parent, if there is one.
+fn start(region: &Locked, record: SnapshotRecord, mut written: Written, copy: Option<Temp>) -> Result<()> {
     let parent = match &written.parent {
         None => None,
         Some(id) => {
@@ -53,7 +53,7 @@ fn start(region: &Locked, record: SnapshotRecord, mut written: Written, copy: Op
         }
     };
     let (id, made) = (record.id.clone(), record.id.clone());
-    let make = move || -> Result<bool> {
+    let make = move || -> Result<()> {
         let dir = region.dir_of::<SnapshotRecord>();
         let data = region.data::<SnapshotRecord>(&id.0);
         written.shared = copy.is_some();
@@ -85,10 +85,8 @@ fn start(region: &Locked, record: SnapshotRecord, mut written: Written, copy: Op
             }
         }
         target.set_len(record.size_gib << 30).context("making room for the snapshot")?;
-        let to_come = parent.is_some() && !written.shared;
         // After a loss of power it would have failed: nothing of it has to last.
-        region.write(&SnapshotRecord { written: Some(written), ..record }, false)?;
-        Ok(to_come)
+        region.write(&SnapshotRecord { written: Some(written), ..record }, false)
     };
     make().inspect_err(|_| _ = region.remove::<SnapshotRecord>(&made.0))
 }
@@ -127,7 +125,7 @@ impl Blocks for Region {
         let record = self.store().by_blocks(snapshot)?;
         self.store().ensure_completed(&record)?;
         // Who asks this makes a child of it: what has to be copied for it is copied beside all else.
-        self.0.fills.expect(self.store(), snapshot);
+        self.0.ahead.expect(self.store(), snapshot);
         Ok(Parent::Itself)
     }
 
@@ -170,13 +168,11 @@ impl Blocks for Region {
             sealed: None,
         };
         let copy = match &spec.parent {
-            Some(parent) => self.0.fills.expected(parent).await,
+            Some(parent) => self.0.ahead.take(parent).await,
             None => None,
         };
         let start = move |region: &Locked| start(region, record, written, copy);
-        if self.store().locked(start).await.context("starting a snapshot")? {
-            self.0.fills.begin(self.store(), &id);
-        }
+        self.store().locked(start).await.context("starting a snapshot")?;
         Ok(id)
     }
 
@@ -187,9 +183,8 @@ impl Blocks for Region {
     }
 
     async fn complete(&self, snapshot: &SnapshotId, count: u32, checksum: Digest) -> Result<()> {
-        let filled = self.0.fills.end(snapshot).await;
         let (store, id, sealed) = (self.store().clone(), snapshot.clone(), Sealed { count, checksum });
-        let ready = copy::blocking(move |stop| make_ready(&store, &id, sealed, filled, stop));
+        let ready = copy::blocking(move |stop| make_ready(&store, &id, sealed, stop));
         let context = || format!("completing {snapshot}");
         let Some(ready) = ready.await.with_context(context)? else {
             return self.completed(snapshot).await.map(drop);

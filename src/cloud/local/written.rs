@@ -139,16 +139,6 @@ pub enum Entry {
     Done(Digest),
 }
 
-/// Blocks that are ours alone to write, whatever the process.
-pub struct Turn<'a>(&'a File, libc::flock);
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        self.1.l_type = libc::F_UNLCK as _;
-        _ = fcntl(self.0, FcntlArg::F_OFD_SETLK(&self.1));
-    }
-}
-
 impl Put {
     pub fn create(path: &Path, size_gib: u64) -> Result<()> {
         let mut options = File::options();
@@ -167,23 +157,19 @@ impl Put {
         }
     }
 
-    /// Waits until nobody else writes these blocks, and keeps others waiting.
-    pub fn turn(&self, blocks: Range<u32>) -> Result<Turn<'_>> {
-        let lock = lock_on(blocks);
-        self.wait(&lock)?;
-        Ok(Turn(&self.0, lock))
-    }
-
-    /// The same for all blocks, until this is dropped.
-    pub fn turn_of_all(self) -> Result<Self> {
-        self.wait(&lock_on(0..u32::MAX))?;
-        Ok(self)
-    }
-
-    fn wait(&self, lock: &libc::flock) -> Result<()> {
+    /// Waits until nobody else writes these blocks, whatever the process, and keeps others waiting until it is dropped.
+    pub fn turn(self, blocks: Range<u32>) -> Result<Self> {
+        // Of the open file and not of the process (OFD): threads exclude each other, too.
+        let lock = libc::flock {
+            l_type: libc::F_WRLCK as _,
+            l_whence: libc::SEEK_SET as _,
+            l_start: i64::from(blocks.start),
+            l_len: i64::from(blocks.end - blocks.start),
+            l_pid: 0,
+        };
         loop {
-            match fcntl(&self.0, FcntlArg::F_OFD_SETLKW(lock)) {
-                Ok(_) => return Ok(()),
+            match fcntl(&self.0, FcntlArg::F_OFD_SETLKW(&lock)) {
+                Ok(_) => return Ok(self),
                 Err(nix::errno::Errno::EINTR) => {}
                 Err(e) => return Err(e).context("waiting for others who write to the snapshot"),
             }
@@ -244,17 +230,6 @@ fn entry(bytes: &[u8]) -> Entry {
             Entry::Done(digest)
         }
         _ => Entry::Begun,
-    }
-}
-
-/// Of the open file and not of the process (OFD): threads exclude each other, too.
-fn lock_on(blocks: Range<u32>) -> libc::flock {
-    libc::flock {
-        l_type: libc::F_WRLCK as _,
-        l_whence: libc::SEEK_SET as _,
-        l_start: i64::from(blocks.start),
-        l_len: i64::from(blocks.end - blocks.start),
-        l_pid: 0,
     }
 }
 

@@ -119,3 +119,34 @@ fn what_cannot_be_read_or_kept_is_told_with_its_reason_once() {
     let told = told.into_inner().unwrap().unwrap();
     assert!(told.starts_with("keeping what was written in /place: No space left"), "{told}");
 }
+
+/// A base that does not answer.
+struct Silent;
+impl Reader for Silent {
+    fn read(&self, _: u32) -> Result<(Vec<u8>, Digest)> {
+        loop {
+            std::thread::park();
+        }
+    }
+}
+
+#[test]
+fn a_stop_answers_whoever_waits() {
+    let (dir, snapshot) = (tempfile::tempdir().unwrap(), SnapshotId("snap-1".into()));
+    let contents = Contents { size_gib: 1, blocks: [1, 2].into() };
+    let cached = Cache::new(dir.path(), u64::MAX).of(&snapshot).unwrap();
+    let lower = Arc::new(Lower::new(&snapshot, &contents, Arc::new(Silent), cached));
+    let stopped = lower.clone();
+    let waits = move || !lock(&stopped.asked).blocks.is_empty();
+    let stopper = {
+        let lower = lower.clone();
+        std::thread::spawn(move || {
+            soon("it waits", waits);
+            lower.stop();
+        })
+    };
+    assert_eq!(ask(&lower, &[(1, 0)]), [(1, libc::EIO)]);
+    stopper.join().unwrap();
+    assert_eq!(ask(&lower, &[(2, 0)]), [(2, libc::EIO)]);
+    assert!(lower.trouble().take().is_none(), "that was no trouble");
+}

@@ -135,8 +135,9 @@ pub fn each_of(threads: usize, work: impl Fn() -> Result<()> + Sync) -> Result<(
         if all.is_empty() {
             return work();
         }
-        all.into_iter()
-            .fold(Ok(()), |first, one| first.and(one.join().unwrap_or_else(|panic| resume_unwind(panic))))
+        let ended: Vec<_> =
+            all.into_iter().map(|one| one.join().unwrap_or_else(|panic| resume_unwind(panic))).collect();
+        ended.into_iter().collect()
     })
 }
 

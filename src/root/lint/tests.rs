@@ -35,6 +35,7 @@ impl Bench {
 
     fn work(&self) -> Work<'_> {
         Work {
+            kept: None,
             image: &self.image,
             plan: &self.plan,
             network: &self.network,

@@ -28,6 +28,16 @@ pub fn fresh(kind: &str, options: &[(&str, &str)], attributes: MountAttrFlags) -
     mount().with_context(|| format!("making a {kind} file system"))
 }
 
+/// One directory over another, and mounted nowhere yet: what is written goes to `upper`. `work` is the kernel's, on the
+/// same file system.
+pub fn overlay(lower: BorrowedFd<'_>, upper: BorrowedFd<'_>, work: BorrowedFd<'_>) -> Result<OwnedFd> {
+    // Not by their names, which may have a `:` or a comma.
+    let [lower, upper, work] = [lower, upper, work].map(|fd| format!("/proc/self/fd/{}", fd.as_raw_fd()));
+    // The next step may be there before the kernel has let go of what the last one had.
+    let options = [("lowerdir", &*lower), ("upperdir", &upper), ("workdir", &work), ("index", "off")];
+    fresh("overlay", &options, PLAIN)
+}
+
 /// A copy of the mount that `path` lies in, with `path` as its root; mounted nowhere yet.
 pub fn copy(at: impl AsFd, path: impl AsRef<Path>, recursive: bool) -> io::Result<OwnedFd> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;

@@ -3,8 +3,9 @@
 use super::mounts::{PLAIN, READ_ONLY, api_directory, attach, copy, fresh, plain, restrict};
 use super::{Spec, covers, dev};
 use crate::error::Kind;
+use crate::root::caches::CacheMount;
 use crate::root::mounting::unescape;
-use crate::root::shim::{Placeholders, Shims};
+use crate::root::shim::{Placeholders, Shims, resolve};
 use anyhow::{Context, Result};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags};
@@ -12,6 +13,9 @@ use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 use std::path::{Path, PathBuf};
 
 pub(in crate::root) const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// Of the directories that throwaway steps write to: behind those of what is mounted in the image.
+const FIRST_OF_CACHES: usize = 1000;
 
 /// Mounts all that the step sees, and makes it the root of this process. The process has a mount namespace of its own.
 pub fn enter(spec: &Spec) -> Result<()> {
@@ -27,6 +31,11 @@ pub fn enter(spec: &Spec) -> Result<()> {
     let dev = dev::mount(root.as_fd(), spec)?;
     run(root.as_fd())?;
     let mut shims = Shims { root: root.as_fd(), scratch: scratch.as_fd(), count: 0 };
+    for (index, cache) in spec.caches.iter().enumerate() {
+        let throwaway = spec.throwaway || !cache.writable;
+        mount_cache(cache, root.as_fd(), throwaway.then_some((scratch.as_fd(), index)))
+            .with_context(|| format!("mounting what is kept of {} for the step", cache.target))?;
+    }
     for bind in &spec.binds {
         shims.bind(bind).with_context(|| format!("binding {} for the step", bind.target))?;
     }
@@ -42,6 +51,27 @@ pub fn enter(spec: &Spec) -> Result<()> {
     covers::proc(root.as_fd(), dev.as_fd())?;
     covers::sys(root.as_fd(), dev.as_fd())?;
     pivot(root.as_fd())
+}
+
+/// Puts a cache over the image's directory. `throwaway`: what is written there goes with the step, for package managers
+/// write locks and the like even where they only read.
+fn mount_cache(
+    cache: &CacheMount,
+    root: BorrowedFd<'_>,
+    throwaway: Option<(BorrowedFd<'_>, usize)>,
+) -> Result<()> {
+    let open = || -> Result<OwnedFd> {
+        let place = resolve(root, Path::new(&cache.target), true)?;
+        anyhow::ensure!(place.rest.is_empty(), "the image has no such directory");
+        Ok(place.dir)
+    };
+    attach(cache.make()?, open()?)?;
+    if let Some((scratch, index)) = throwaway {
+        // It is the directory of that name now.
+        let covered = self::throwaway(scratch, FIRST_OF_CACHES + index, open()?.as_fd())?;
+        attach(covered, open()?)?;
+    }
+    Ok(())
 }
 
 /// What `/etc/resolv.conf` says in a step with the network.

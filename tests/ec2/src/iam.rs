@@ -71,6 +71,8 @@ pub fn permitted(options: &ServerOptions, action: &str, targets: &[Target<'_>]) 
         }
     }
     for (name, targets, create) in asked {
+        // Tags are EC2's, whatever makes the thing.
+        let service = if create.is_some() { "ec2" } else { service };
         let denied = options.denied.contains(name) || options.denied.contains(&format!("{service}:{name}"));
         let by_policy = |policy| allows(policy, options, &format!("{service}:{name}"), &targets, create);
         if denied || !options.policy.as_ref().is_none_or(by_policy) {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::{Expect, Question, Wanted};
+use crate::{Expect, Holds, Question, Wanted};
 
 fn fine() -> Step {
     Step {
@@ -54,6 +54,43 @@ fn steps() {
     assert!(step_faults(|s| s.phase = Phase::Fetch).contains("has to be true"));
     let back = faults(|plan| plan.steps.push(Step { phase: Phase::Prepare, ..fine() }));
     assert!(back.contains("steps[1]: prepare after install"), "{back}");
+}
+
+#[test]
+fn caches_are_directories_of_downloads() {
+    let cache = |path: &str| Cache {
+        path: path.into(),
+        holds: Holds::Indexes,
+        sources: vec!["/etc/pkg/repositories".into()],
+    };
+    let of = |paths: &[&str]| faults(|plan| plan.caches = paths.iter().map(|path| cache(path)).collect());
+    assert_eq!(of(&["/var/cache/pkg", "/var/lib/pkg/index"]), "");
+    for (path, why) in [
+        ("/etc/pkg", "is not below /var/cache, /var/lib"),
+        ("/var/cache", "is not below"),
+        ("/var/cacheable", "is not below"),
+        ("/var/cache/../../etc", "is not plain"),
+        ("var/cache/pkg", "is not absolute"),
+        ("/var/lib/dpkg", "holds what is installed"),
+    ] {
+        assert!(of(&[path]).contains(why), "{path}: {}", of(&[path]));
+    }
+    assert!(of(&["/var/cache/pkg", "/var/cache/pkg/files"]).contains("one is inside of the other"));
+    assert!(of(&["/var/cache/pkg", "/var/cache/pkg"]).contains("one is inside of the other"));
+    assert_eq!(of(&["/var/cache/pkg", "/var/cache/pkg2"]), "");
+    let shim = Shim { path: "/var/cache/pkg/x".into(), content: String::new(), mode: 0o644 };
+    let covered = faults(|plan| {
+        plan.caches = vec![cache("/var/cache/pkg")];
+        plan.shims.push(shim);
+    });
+    assert!(covered.contains("/var/cache/pkg and /var/cache/pkg/x: one is inside"), "{covered}");
+    let sources = |sources: &[&str]| {
+        let sources = sources.iter().map(|s| (*s).to_owned()).collect();
+        faults(|plan| plan.caches = vec![Cache { sources, ..cache("/var/cache/pkg") }])
+    };
+    assert!(sources(&[]).contains("there are no sources"));
+    assert!(sources(&["etc/pkg"]).contains("is not absolute"));
+    assert!(of(&["/var/cache/a"; 17]).contains("17 of them; 16 are allowed"));
 }
 
 #[test]

@@ -128,8 +128,9 @@ async fn a_start_that_is_stopped_in_the_middle_is_paid_for() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
+    let asked = spec(Some(BASE));
     tokio::select! {
-        started = ebs.start(&spec(Some(BASE))) => panic!("{started:?}"),
+        started = ebs.start(&asked) => panic!("{started:?}"),
         () = stop => {}
     }
     assert_eq!(fake.left().len(), 1);

@@ -1,9 +1,8 @@
 //! Blocks put into a pending snapshot, and the end of it.
 
 use super::super::names::absent;
-use super::super::records::{SnapshotRecord, Store};
+use super::super::records::{PARENT, SnapshotRecord, Store};
 use super::super::written::{Entry, Put, Sealed, blocks_of, invalid};
-use super::fill::{data_of, fill, parent_of};
 use crate::cloud::SnapshotId;
 use crate::cloud::blocks::{BLOCK, Digest};
 use crate::disk::copy::{self, Cancelled};
@@ -11,7 +10,41 @@ use anyhow::{Context, Result};
 use rustix::fs::FallocateFlags;
 use sha2::{Digest as _, Sha256};
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+
+/// The data that a pending snapshot is written over.
+fn parent_of(store: &Store, id: &SnapshotId) -> Result<File> {
+    let path = store.part::<SnapshotRecord>(&id.0, PARENT);
+    File::open(&path).with_context(|| format!("opening {}", path.display()))
+}
+
+/// The data of a pending snapshot.
+fn data_of(store: &Store, id: &SnapshotId) -> Result<File> {
+    let path = store.data::<SnapshotRecord>(&id.0);
+    let mut options = File::options();
+    options.read(true).write(true).custom_flags(libc::O_NOFOLLOW);
+    options.open(&path).with_context(|| format!("opening {}", path.display()))
+}
+
+/// Copies what the parent has and nobody has put.
+fn fill(store: &Store, id: &SnapshotId, put: &Put, stop: &Cancelled) -> Result<()> {
+    let (parent, target) = (parent_of(store, id)?, data_of(store, id)?);
+    let filled = copy::copy_between(&parent, &target, stop, &mut |range| {
+        let blocks = (range.start / BLOCK as u64) as u32..range.end.div_ceil(BLOCK as u64) as u32;
+        let entries = put.entries(blocks.clone())?;
+        let kept = blocks.zip(entries).filter(|(_, entry)| *entry != Entry::Never);
+        Ok(kept.map(|(index, _)| within(index, &range)).collect())
+    });
+    let dir = store.dir_of::<SnapshotRecord>();
+    filled.map_err(|e| copy::full(e, &dir, copy::allocated(&parent)))
+}
+
+/// The part of a range that a block is.
+fn within(index: u32, range: &Range<u64>) -> Range<u64> {
+    let start = u64::from(index) * BLOCK as u64;
+    start.max(range.start)..(start + BLOCK as u64).min(range.end)
+}
 
 /// SHA256 over digests in the order of their indexes.
 pub fn linear<'a>(digests: impl IntoIterator<Item = &'a Digest>) -> Digest {
@@ -27,15 +60,9 @@ pub struct Ready {
 }
 
 /// Verifies what was put, and makes the data whole and durable. `None`: that was done before.
-pub fn make_ready(
-    store: &Store,
-    id: &SnapshotId,
-    sealed: Sealed,
-    filled: bool,
-    stop: &Cancelled,
-) -> Result<Option<Ready>> {
+pub fn make_ready(store: &Store, id: &SnapshotId, sealed: Sealed, stop: &Cancelled) -> Result<Option<Ready>> {
     store.by_blocks(id)?;
-    let put = opened(store, id)?.turn_of_all()?;
+    let put = opened(store, id)?.turn(0..u32::MAX)?;
     let (_, written) = store.writable(id)?;
     if let Some(before) = written.sealed {
         if before == sealed {
@@ -58,8 +85,8 @@ pub fn make_ready(
             "The checksum is not that of the blocks that were put.",
         ));
     }
-    if written.parent.is_some() && !written.shared && !filled {
-        fill(store, id, &put, false, stop)?;
+    if written.parent.is_some() && !written.shared {
+        fill(store, id, &put, stop)?;
     }
     let target = data_of(store, id)?;
     for (index, entry) in put.all()? {
@@ -99,7 +126,7 @@ fn opened(store: &Store, id: &SnapshotId) -> Result<Put> {
 }
 
 pub fn put(store: &Store, id: &SnapshotId, index: u32, block: &[u8], digest: &Digest) -> Result<()> {
-    let file = opened(store, id)?;
+    let file = opened(store, id)?.turn(index..index.saturating_add(1))?;
     if block.len() != BLOCK {
         return Err(invalid("INVALID_BLOCK", format!("{} bytes, and a block has {BLOCK}", block.len())));
     }
@@ -109,7 +136,6 @@ pub fn put(store: &Store, id: &SnapshotId, index: u32, block: &[u8], digest: &Di
             format!("The data of block {index} does not match its checksum."),
         ));
     }
-    let _turn = file.turn(index..index.saturating_add(1))?;
     let (record, written) = store.writable(id)?;
     if written.sealed.is_some() {
         return Err(invalid("INVALID_SNAPSHOT_ID", format!("The snapshot '{id}' is not pending.")));

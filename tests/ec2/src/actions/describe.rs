@@ -135,6 +135,16 @@ pub fn volumes(view: &View<'_>, ask: &mut Ask) -> Result<Xml> {
     Ok(xml)
 }
 
+/// Whether the account encrypts every new volume and snapshot.
+pub fn encryption(view: &View<'_>, ask: &mut Ask) -> Result<Xml> {
+    ask.params.done()?;
+    crate::iam::permitted(view.options, &ask.action, &[])?;
+    ask.really()?;
+    let mut xml = Xml::default();
+    xml.text("ebsEncryptionByDefault", view.options.direct.encrypts);
+    Ok(xml)
+}
+
 pub fn snapshots(view: &View<'_>, ask: &mut Ask) -> Result<Xml> {
     let p = &mut ask.params;
     let (ids, filters) = (p.list("SnapshotId")?, Filters::take(p)?);

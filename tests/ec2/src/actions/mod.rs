@@ -166,6 +166,7 @@ fn reading(action: &str) -> Option<Read> {
         "DescribeRegions" => instances::regions,
         "DescribeSnapshots" => describe::snapshots,
         "DescribeVolumes" => describe::volumes,
+        "GetEbsEncryptionByDefault" => describe::encryption,
         _ => return None,
     })
 }

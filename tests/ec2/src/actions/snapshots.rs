@@ -132,8 +132,9 @@ pub async fn copy(ctx: &Ctx, mut ask: Ask) -> Result<Xml> {
     let id = copied(ctx, &source, original.size).await?;
     let mut state = ctx.state();
     let delay = state.options.delays.copying;
-    let encrypted = original.encrypted || encrypted == Some(true);
-    let own = encrypted.then(|| original.key.clone().unwrap_or_else(|| state.options.default_key()));
+    let encrypted = original.encrypted || encrypted == Some(true) || state.options.direct.encrypts;
+    // Whatever the original's key is.
+    let own = encrypted.then(|| state.options.default_key());
     let snapshot = Snapshot {
         common: state.common(&id, tags.clone(), delay, turn),
         volume: NO_VOLUME.to_owned(),

@@ -10,12 +10,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
 
+type Indexes = Rc<BTreeSet<u32>>;
+
 #[derive(Default)]
 pub struct Known {
-    blocks: RefCell<BTreeMap<String, Rc<BTreeSet<u32>>>>,
+    blocks: RefCell<BTreeMap<String, Indexes>>,
     readers: RefCell<BTreeMap<String, Arc<dyn Reader>>>,
     /// Between two snapshots.
-    changed: RefCell<BTreeMap<(String, String), Rc<BTreeSet<u32>>>>,
+    changed: RefCell<BTreeMap<(String, String), Indexes>>,
 }
 
 impl Known {
@@ -27,7 +29,7 @@ impl Known {
     }
 }
 
-pub async fn blocks(ctx: &Ctx, id: &SnapshotId) -> Result<Rc<BTreeSet<u32>>> {
+pub async fn blocks(ctx: &Ctx, id: &SnapshotId) -> Result<Indexes> {
     if let Some(known) = ctx.known.blocks.borrow().get(&id.0) {
         return Ok(known.clone());
     }
@@ -46,7 +48,7 @@ pub async fn reader(ctx: &Ctx, id: &SnapshotId) -> Result<Arc<dyn Reader>> {
 }
 
 /// The blocks that differ between two snapshots.
-pub async fn changed(ctx: &Ctx, first: &SnapshotId, second: &SnapshotId) -> Result<Rc<BTreeSet<u32>>> {
+pub async fn changed(ctx: &Ctx, first: &SnapshotId, second: &SnapshotId) -> Result<Indexes> {
     let key = (first.0.clone(), second.0.clone());
     if let Some(known) = ctx.known.changed.borrow().get(&key) {
         return Ok(known.clone());

@@ -83,7 +83,11 @@ pub async fn changed(ctx: &Ctx, ask: Ask) -> Result<Told> {
     let direct = ctx.state().options.direct;
     if let Some(first) = &first {
         readable(ctx, &ask, &first.0)?;
-        if line(&ctx.state().world, &first.0).is_disjoint(&line(&ctx.state().world, &second.0)) {
+        let strangers = {
+            let state = ctx.state();
+            line(&state.world, &first.0).is_disjoint(&line(&state.world, &second.0))
+        };
+        if strangers {
             let text = format!("The snapshots {first} and {second} are of different lineages.");
             return Err(invalid("UNRELATED_SNAPSHOTS", text));
         }

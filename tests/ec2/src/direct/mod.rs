@@ -233,6 +233,13 @@ fn permitted_snapshot<'a>(state: &State, world: &'a World, ask: &Ask, id: &str) 
     let found = world.snapshots.get(id).filter(|snapshot| snapshot.common.is_visible(now()));
     let tags = found.map_or(&none, |snapshot| &snapshot.common.tags);
     permitted(options, &format!("ebs:{}", ask.action), &[Target::new(id, tags)])?;
+    usable(state, world, id)
+}
+
+/// The same, where the permission was judged with all that is asked for.
+fn usable<'a>(state: &State, world: &'a World, id: &str) -> Result<&'a Snapshot> {
+    let options = &state.options;
+    let found = world.snapshots.get(id).filter(|snapshot| snapshot.common.is_visible(now()));
     let snapshot = found.ok_or_else(|| absent(id))?;
     let ours = snapshot.common.owner == options.account;
     if !ours && !snapshot.shared {

@@ -2,7 +2,7 @@
 
 use super::blocks::writable;
 use super::request::Members;
-use super::{Ask, Told, decoded, encoded, id_of, invalid, look_for, of_region, permitted_snapshot};
+use super::{Ask, Told, decoded, encoded, id_of, invalid, look_for, of_region, permitted_snapshot, usable};
 use crate::actions::{Ctx, tags};
 use crate::faults::Turn;
 use crate::iam::{Target, permitted};
@@ -128,7 +128,7 @@ pub async fn start(ctx: &Rc<Ctx>, ask: Ask) -> Result<Told> {
                 }
             };
         }
-        check(&state, &ask, &mut wanted)?;
+        check(&state, &mut wanted)?;
         let direct = &state.options.direct;
         if direct.timeout.is_zero() { wanted.timeout } else { direct.timeout }
     };
@@ -179,7 +179,7 @@ pub async fn start(ctx: &Rc<Ctx>, ask: Ask) -> Result<Told> {
 }
 
 /// Holds what is wanted against what there is, and completes it from its parent.
-fn check(state: &State, ask: &Ask, wanted: &mut Wanted) -> Result<()> {
+fn check(state: &State, wanted: &mut Wanted) -> Result<()> {
     let (options, now) = (&state.options, now());
     let written = |s: &&Snapshot| {
         !s.common.is_gone(now)
@@ -191,7 +191,7 @@ fn check(state: &State, ask: &Ask, wanted: &mut Wanted) -> Result<()> {
         return Err(refuse("ConcurrentLimitExceededException", text));
     }
     if let Some(id) = &wanted.parent {
-        let parent = permitted_snapshot(state, &state.world, ask, &id.0)?;
+        let parent = usable(state, &state.world, &id.0)?;
         if parent.state(now) != "completed" {
             let text = format!("The parent snapshot '{id}' is in the '{}' state.", parent.state(now));
             return Err(invalid("INVALID_SNAPSHOT_ID", text));
@@ -203,8 +203,13 @@ fn check(state: &State, ask: &Ask, wanted: &mut Wanted) -> Result<()> {
             );
             return Err(invalid("INVALID_VOLUME_SIZE", text));
         }
+        if options.direct.encrypts && !parent.encrypted {
+            let text = "Encryption by default is enabled: the parent snapshot is not encrypted.";
+            return Err(invalid("INVALID_SNAPSHOT_ID", text));
+        }
         (wanted.encrypted, wanted.key) = (parent.encrypted, parent.key.clone());
-    } else if wanted.encrypted {
+    } else if wanted.encrypted || options.direct.encrypts {
+        wanted.encrypted = true;
         if !options.may_use_key(wanted.key.as_deref()) {
             let text = "You do not have sufficient access to the KMS key.";
             return Err(refuse("AccessDeniedException:DEPENDENCY_ACCESS_DENIED", text));

@@ -1,0 +1,237 @@
+//! What package managers download, kept on this machine from bake to bake.
+//!
+//! A plan names its caches. Fetch steps, which run no package's code, see them with what earlier bakes of the same base
+//! and the same sources left, each file held against the digest that it had; they alone write there. As soon as package
+//! code may run, what there is has been published for the next bake, and nothing that steps do changes it. Scripts of the definition
+//! may use it as their own: what they write goes when the bake ends, and so does what is fetched after them.
+
+pub(super) mod index;
+mod key;
+mod store;
+#[cfg(test)]
+mod tests;
+mod working;
+
+use super::inside::{Inside, tree::Go};
+use super::runner::{Call, Runner};
+use super::step::mounts::{PLAIN, READ_ONLY, copy, overlay, restrict};
+use crate::report::Report;
+use anyhow::{Context, Result};
+use index::{Entry, Tree};
+use oven_distro::Cache;
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{CWD, FileType, Mode, OFlags};
+use serde::{Deserialize, Serialize};
+use std::cell::{Cell, RefCell};
+use std::path::{Path, PathBuf};
+pub use store::Store;
+use working::{Layers, Working};
+
+/// Below a site's state directory.
+pub const DIR: &str = "packages";
+/// The packages of a dozen bases with a server's usual set each, and their indexes: 300 MB for one.
+pub const LIMIT: u64 = 4 << 30;
+
+/// What a step may do with the caches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// It sees what the image has.
+    None,
+    /// It sees them, and what it writes goes with it.
+    Read,
+    Write,
+}
+
+/// A cache, as a step finds it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheMount {
+    /// In the image.
+    pub target: String,
+    /// The directory below, if there is one: that of all bakes.
+    pub lower: Option<PathBuf>,
+    /// This bake's own, over it.
+    pub upper: PathBuf,
+    pub work: PathBuf,
+    /// Else nothing is written there: what the step writes goes with it.
+    pub writable: bool,
+}
+
+/// Where caches are kept, and whose they are.
+#[derive(Debug, Clone)]
+pub struct Kept {
+    pub store: Store,
+    /// The base image: what runs in fetch steps is its own, so that no other one trusts what they left.
+    pub base: String,
+}
+
+/// The caches of a bake, from the moment on at which the first one is needed.
+#[derive(Default)]
+pub struct Downloads {
+    caches: RefCell<Option<Caches>>,
+    /// They were looked for.
+    begun: Cell<bool>,
+    /// Code of packages may have run, or a script: what is fetched from now on is for this bake alone.
+    distrusted: Cell<bool>,
+}
+
+impl Downloads {
+    /// What a call finds. Before the first one that is not trusted, what was fetched is published.
+    pub async fn for_call(&self, runner: &Runner<'_>, call: &Call<'_>) -> Result<Vec<CacheMount>> {
+        if !call.trusted {
+            self.settle(runner.work.report).await;
+        }
+        let Some(kept) = &runner.work.kept else { return Ok(Vec::new()) };
+        if call.fetches && !self.begun.replace(true) {
+            *self.caches.borrow_mut() = match Caches::open(kept, runner).await {
+                Ok(caches) => caches,
+                Err(error) => {
+                    let dir = kept.store.dir().display();
+                    runner
+                        .work
+                        .report
+                        .warn(format!("what was downloaded before is not used ({dir}): {error:#}"));
+                    None
+                }
+            };
+        }
+        Ok(self.caches.borrow().as_ref().map_or_else(Vec::new, |caches| caches.mounts(call.caches)))
+    }
+
+    /// Publishes what fetch steps left, unless something else may have written there.
+    pub async fn settle(&self, report: &Report) {
+        if self.distrusted.replace(true) {
+            return;
+        }
+        let caches = self.caches.take();
+        if let Some(caches) = caches {
+            *self.caches.borrow_mut() = caches.publish(report).await;
+        }
+    }
+}
+
+/// Those that are open.
+struct Caches {
+    caches: Vec<Cache>,
+    working: Working,
+}
+
+impl Caches {
+    /// `None` if the plan has none, or the image has no place for them.
+    async fn open(kept: &Kept, runner: &Runner<'_>) -> Result<Option<Self>> {
+        let (report, plan, inside) = (runner.work.report, runner.work.plan, runner.place.inside);
+        let (mut caches, mut seeds) = (Vec::new(), Vec::new());
+        for cache in &plan.caches {
+            match seed(inside, &cache.path)? {
+                Some(seed) => {
+                    seeds.push(seed);
+                    caches.push(cache.clone());
+                }
+                None => report.detail(format!("{} is not kept: the image has no such directory", cache.path)),
+            }
+        }
+        if caches.is_empty() {
+            return Ok(None);
+        }
+        let key = key::of(&kept.base, &caches, plan, runner.certificates(), inside)?;
+        let step = report.step("cache", "looking at what was downloaded before");
+        let (store, of_plan) = (kept.store.clone(), caches.clone());
+        let opened = tokio::task::spawn_blocking(move || {
+            let overlays = lays(store.dir());
+            store.open(&key, &of_plan, seeds, overlays)
+        });
+        let working = opened.await.context("waiting for a thread")??;
+        step.done();
+        let (bytes, spoilt) = working.found;
+        if spoilt > 0 {
+            let dir = kept.store.dir().display();
+            report.warn(format!("{spoilt} files in {dir} are not what was downloaded: they are not used"));
+        }
+        report.detail(format!("{} MiB were downloaded before", bytes >> 20));
+        Ok(Some(Self { caches, working }))
+    }
+
+    fn mounts(&self, access: Access) -> Vec<CacheMount> {
+        let mount = |(cache, layers): (&Cache, &Layers)| {
+            let Layers { lower, upper, work } = layers.clone();
+            let writable = access == Access::Write;
+            CacheMount { target: cache.path.clone(), lower, upper, work, writable }
+        };
+        match access {
+            Access::None => Vec::new(),
+            _ => self.caches.iter().zip(self.working.layers()).map(mount).collect(),
+        }
+    }
+
+    /// `None` if they are lost on the way; then steps see what the image has.
+    async fn publish(self, report: &Report) -> Option<Self> {
+        let step = report.step("cache", "keeping what was downloaded");
+        let Self { caches, mut working } = self;
+        let published = tokio::task::spawn_blocking(move || (working.publish(), working)).await;
+        let (published, working) = match published {
+            Ok((published, working)) => (published, Some(working)),
+            Err(error) => (Err(error.into()), None),
+        };
+        match published {
+            Ok(bytes) => report.detail(format!("{} MiB more are kept", bytes >> 20)),
+            Err(error) => report.warn(format!("what was downloaded is not kept: {error:#}")),
+        }
+        step.done();
+        working.map(|working| Self { caches, working })
+    }
+}
+
+/// The directories that an empty cache begins with: those of the image, owners and modes included. `None` if the image
+/// has no such directory.
+fn seed(inside: &Inside, path: &str) -> Result<Option<Tree>> {
+    let directory = |stat: &rustix::fs::Stat| Entry::Directory {
+        mode: stat.st_mode & 0o7777,
+        uid: stat.st_uid,
+        gid: stat.st_gid,
+    };
+    let Some(top) = inside.directory(path)? else { return Ok(None) };
+    let mut tree = Tree::from([(String::new(), directory(&top))]);
+    inside.walk(path, &mut |found, stat| {
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory
+            && let Some(below) = found.strip_prefix(path)
+        {
+            tree.insert(below.trim_start_matches('/').to_owned(), directory(stat));
+        }
+        Ok(Go::On)
+    })?;
+    Ok(Some(tree))
+}
+
+/// Whether one directory of the store can be laid over another: in a container it may be on what cannot be laid on.
+fn lays(dir: &Path) -> bool {
+    let try_it = || -> Result<()> {
+        std::fs::create_dir_all(dir)?;
+        let temp = tempfile::Builder::new().prefix(".lay-").tempdir_in(dir)?;
+        let made = ["lower", "upper", "work"].map(|name| -> Result<OwnedFd> {
+            std::fs::create_dir(temp.path().join(name))?;
+            open(&temp.path().join(name))
+        });
+        let [lower, upper, work] = made;
+        overlay(lower?.as_fd(), upper?.as_fd(), work?.as_fd())?;
+        Ok(())
+    };
+    try_it().is_ok()
+}
+
+fn open(path: &Path) -> Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let opened = rustix::fs::openat(CWD, path, flags, Mode::empty());
+    opened.with_context(|| format!("opening {}", path.display()))
+}
+
+impl CacheMount {
+    /// Mounted nowhere yet; the helper makes it for its step.
+    pub(super) fn make(&self) -> Result<OwnedFd> {
+        let upper = open(&self.upper)?;
+        let mount = match &self.lower {
+            Some(lower) => overlay(open(lower)?.as_fd(), upper.as_fd(), open(&self.work)?.as_fd())?,
+            None => copy(&upper, "", false).with_context(|| format!("binding {}", self.upper.display()))?,
+        };
+        restrict(&mount, if self.writable { PLAIN } else { READ_ONLY }, false)?;
+        Ok(mount)
+    }
+}

@@ -1,0 +1,222 @@
+//! What a directory of downloads holds: each object by its path, and of files their digests.
+
+use crate::checksum::hex;
+use anyhow::{Context, Result, bail};
+use rustix::fs::{CWD, Mode, OFlags};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File, Metadata};
+use std::io::Read;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+/// Read at a time.
+const BUFFER_BYTES: usize = 256 << 10;
+/// Package managers nest four or five directories.
+const DEPTH_MAX: usize = 32;
+/// More threads than this find no disk that feeds them.
+const MAX_THREADS: usize = 4;
+/// The mark of an overlay's directory below which nothing of the lower one is seen.
+const OPAQUE: &str = "trusted.overlay.opaque";
+
+/// An object. Anything but these three is not kept, and neither is a name that is no UTF-8.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Entry {
+    Directory {
+        mode: u32,
+        uid: u32,
+        gid: u32,
+    },
+    File {
+        mode: u32,
+        uid: u32,
+        gid: u32,
+        size: u64,
+        /// Seconds and nanoseconds: package managers compare them.
+        modified: (i64, i64),
+        sha256: String,
+    },
+    Link(String),
+}
+
+/// Paths below a directory, each parent before what is in it. The directory itself has the empty path.
+pub type Tree = BTreeMap<String, Entry>;
+
+/// What was written above an older tree: in an overlay's upper directory.
+#[derive(Debug, Default)]
+pub struct Changes {
+    /// Paths at and below which nothing of the older tree counts, but for what is in `tree`.
+    pub gone: Vec<String>,
+    /// Directories whose older content does not count.
+    pub emptied: Vec<String>,
+    pub tree: Tree,
+}
+
+/// Whether a path is a directory's, or in it.
+fn below(path: &str, dir: &str) -> bool {
+    dir.is_empty() || path.strip_prefix(dir).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+impl Changes {
+    /// Of an overlay's upper directory, or of any other.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let mut changes = Self::default();
+        let mut files = Vec::new();
+        look(dir, "", 0, &mut changes, &mut files)?;
+        for (path, digest) in digests(dir, files)? {
+            if let Some(Entry::File { sha256, .. }) = changes.tree.get_mut(&path) {
+                *sha256 = digest;
+            }
+        }
+        Ok(changes)
+    }
+
+    /// What both are together.
+    pub fn over(&self, older: &Tree) -> Tree {
+        let hidden = |path: &str| {
+            self.gone.iter().any(|gone| below(path, gone))
+                || self.emptied.iter().any(|dir| path != dir && below(path, dir))
+        };
+        let mut tree: Tree = older
+            .iter()
+            .filter(|(path, _)| !hidden(path))
+            .map(|(path, entry)| (path.clone(), entry.clone()))
+            .collect();
+        tree.extend(self.tree.iter().map(|(path, entry)| (path.clone(), entry.clone())));
+        tree
+    }
+}
+
+fn look(dir: &Path, path: &str, depth: usize, changes: &mut Changes, files: &mut Vec<String>) -> Result<()> {
+    if depth == DEPTH_MAX {
+        bail!("{} is nested deeper than {DEPTH_MAX} directories", dir.display());
+    }
+    let at = dir.join(path);
+    let looking = || format!("looking at {}", at.display());
+    let metadata = fs::symlink_metadata(&at).with_context(looking)?;
+    changes.tree.insert(path.to_owned(), entry(&at, &metadata)?.with_context(looking)?);
+    for child in fs::read_dir(&at).with_context(looking)? {
+        let child = child.with_context(looking)?;
+        let Ok(name) = child.file_name().into_string() else { continue };
+        let below = if path.is_empty() { name } else { format!("{path}/{name}") };
+        let metadata = child.metadata().with_context(looking)?; // of the object itself
+        if metadata.file_type().is_char_device() && metadata.rdev() == 0 {
+            changes.gone.push(below);
+        } else if metadata.is_dir() {
+            if is_opaque(&child.path()) {
+                changes.emptied.push(below.clone());
+            }
+            look(dir, &below, depth + 1, changes, files)?;
+        } else if let Some(entry) = entry(&child.path(), &metadata)? {
+            if metadata.is_file() {
+                files.push(below.clone());
+            }
+            changes.gone.push(below.clone()); // a directory of that name, and all in it
+            changes.tree.insert(below, entry);
+        }
+    }
+    Ok(())
+}
+
+fn is_opaque(dir: &Path) -> bool {
+    rustix::fs::lgetxattr(dir, OPAQUE, &mut [0_u8; 1][..]).is_ok_and(|len| len == 1)
+}
+
+/// `None` for what is not kept. A file's digest is still to come.
+fn entry(path: &Path, metadata: &Metadata) -> Result<Option<Entry>> {
+    let (mode, uid, gid) = (metadata.mode() & 0o7777, metadata.uid(), metadata.gid());
+    Ok(if metadata.is_dir() {
+        Some(Entry::Directory { mode, uid, gid })
+    } else if metadata.is_symlink() {
+        let target = fs::read_link(path).with_context(|| format!("reading {}", path.display()))?;
+        target.into_os_string().into_string().ok().map(Entry::Link)
+    } else if metadata.is_file() {
+        let size = metadata.size();
+        // Locks are opened anew each time; that is no change.
+        let modified = if size == 0 { (0, 0) } else { (metadata.mtime(), metadata.mtime_nsec()) };
+        Some(Entry::File { mode, uid, gid, size, modified, sha256: String::new() })
+    } else {
+        None
+    })
+}
+
+/// The paths below `dir` that are not what the tree says, or not in it: absent, changed or new. And whether one of them
+/// is, or should be, a directory.
+pub fn differences(dir: &Path, tree: &Tree) -> Result<(Vec<String>, bool)> {
+    let found = Changes::read(dir)?;
+    let paths: BTreeSet<_> = tree.keys().chain(found.tree.keys()).chain(&found.gone).collect();
+    let differ = |path: &&String| !tree.contains_key(*path) || tree.get(*path) != found.tree.get(*path);
+    let paths: Vec<_> = paths.into_iter().filter(differ).cloned().collect();
+    let is_directory = |path: &String| {
+        [tree, &found.tree].iter().any(|t| matches!(t.get(path), Some(Entry::Directory { .. })))
+    };
+    let directories = paths.iter().any(is_directory) || !found.emptied.is_empty();
+    Ok((paths, directories))
+}
+
+/// The digests of files, largest first, on several threads.
+fn digests(dir: &Path, files: Vec<String>) -> Result<Vec<(String, String)>> {
+    let mut sized: Vec<(u64, String)> = Vec::with_capacity(files.len());
+    for path in files {
+        sized.push((fs::symlink_metadata(dir.join(&path)).map_or(0, |m| m.size()), path));
+    }
+    sized.sort();
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
+    let (queue, threads) = (std::sync::Mutex::new(sized), threads.max(1));
+    let work = || -> Result<Vec<(String, String)>> {
+        let (mut done, mut buffer) = (Vec::new(), vec![0; BUFFER_BYTES]);
+        loop {
+            let next = queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop();
+            let Some((_, path)) = next else { return Ok(done) };
+            let digest = digest(&dir.join(&path), &mut buffer)?;
+            done.push((path, digest));
+        }
+    };
+    std::thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+        let mut all = work()?;
+        for other in others {
+            all.extend(other.join().map_err(|_| anyhow::anyhow!("a thread panicked"))??);
+        }
+        Ok(all)
+    })
+}
+
+fn digest(path: &Path, buffer: &mut [u8]) -> Result<String> {
+    let reading = || format!("reading {}", path.display());
+    let mut file = open(path).with_context(reading)?;
+    let mut hasher = Sha256::new();
+    loop {
+        match file.read(buffer).with_context(reading)? {
+            0 => return Ok(hex(&hasher.finalize())),
+            count => hasher.update(&buffer[..count]),
+        }
+    }
+}
+
+/// A regular file: not through a symlink, and without waiting for a FIFO.
+pub fn open(path: &Path) -> Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::openat(CWD, path, flags, Mode::empty())?);
+    anyhow::ensure!(file.metadata()?.is_file(), "it is no regular file");
+    Ok(file)
+}
+
+/// Makes `to` with all that a tree says. Files are `put` there by their path below it.
+pub fn make(to: &Path, tree: &Tree, put: &dyn Fn(&str, &Path) -> Result<()>) -> Result<()> {
+    for (path, entry) in tree {
+        let at = if path.is_empty() { PathBuf::from(to) } else { to.join(path) };
+        let making = || format!("making {}", at.display());
+        match entry {
+            Entry::Directory { mode, uid, gid } => {
+                fs::create_dir(&at).with_context(making)?;
+                std::os::unix::fs::chown(&at, Some(*uid), Some(*gid)).with_context(making)?;
+                rustix::fs::chmod(&at, Mode::from_raw_mode(*mode)).with_context(making)?;
+            }
+            Entry::File { .. } => put(path, &at).with_context(making)?,
+            Entry::Link(target) => std::os::unix::fs::symlink(target, &at).with_context(making)?,
+        }
+    }
+    Ok(())
+}

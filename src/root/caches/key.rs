@@ -1,0 +1,79 @@
+//! What tells one image's caches from another's.
+
+use crate::checksum::hex;
+use crate::root::inside::{Inside, tree::Go};
+use anyhow::Result;
+use oven_distro::{Cache, Plan, Shim};
+use rustix::fs::FileType;
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Raised when the key or what is kept under it comes to mean something else.
+const FORMAT: &str = "1";
+/// Digits of a key's name: no two are alike.
+const DIGITS: usize = 40;
+
+/// What a path of the sources is.
+type Things = BTreeMap<String, String>;
+
+/// The key: letters and digits. Of the sources it holds what steps see: the image's files, with the plan's over them.
+pub fn of(
+    base: &str,
+    caches: &[Cache],
+    plan: &Plan,
+    certificates: Option<&Shim>,
+    inside: &Inside,
+) -> Result<String> {
+    let mut things = Things::new();
+    for source in caches.iter().flat_map(|cache| &cache.sources) {
+        look(source, inside, &mut things)?;
+    }
+    let sources = || caches.iter().flat_map(|cache| &cache.sources);
+    let counts = |shim: &&Shim| sources().any(|source| Path::new(&shim.path).starts_with(source));
+    for shim in plan.shims.iter().filter(counts).chain(certificates) {
+        things.insert(shim.path.clone(), digest(shim.content.as_bytes()));
+    }
+    let places: Vec<_> = caches.iter().map(|cache| (&cache.path, cache.holds)).collect();
+    let text = serde_json::to_string(&(FORMAT, base, std::env::consts::ARCH, places, things))?;
+    Ok(digest(text.as_bytes())[..DIGITS].to_owned())
+}
+
+/// A path of the image, and all below it. A symlink counts with what it says and, if it leads to a file, with what that
+/// holds.
+fn look(path: &str, inside: &Inside, things: &mut Things) -> Result<()> {
+    if inside.directory(path)?.is_none() {
+        if let Some(content) = file(path, inside)? {
+            things.insert(path.to_owned(), content);
+        }
+        return Ok(());
+    }
+    let mut found = Vec::new();
+    inside.walk(path, &mut |path, stat| {
+        found.push((path.to_owned(), FileType::from_raw_mode(stat.st_mode)));
+        Ok(Go::On)
+    })?;
+    for (path, kind) in found {
+        let what = match kind {
+            FileType::RegularFile => file(&path, inside)?,
+            FileType::Symlink => {
+                let target = inside.read_link(&path)?.unwrap_or_default();
+                let content = if inside.directory(&path)?.is_none() { file(&path, inside)? } else { None };
+                Some(format!("{} {}", target.display(), content.unwrap_or_default()))
+            }
+            _ => None,
+        };
+        if let Some(what) = what {
+            things.insert(path, what);
+        }
+    }
+    Ok(())
+}
+
+fn file(path: &str, inside: &Inside) -> Result<Option<String>> {
+    Ok(inside.read(path)?.map(|content| digest(&content)))
+}
+
+fn digest(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}

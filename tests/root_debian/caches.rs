@@ -1,0 +1,260 @@
+//! What is downloaded once is kept on this machine, and nobody but a fetch step adds to it.
+
+use crate::archive::{Archive, Key, SILENCE, sha256};
+use crate::ground::Ground;
+use crate::{MAIN, ground, package, repository};
+use oven::root::caches::{LIMIT, Store};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+const INDEX: &str = "dists/stable/main/binary";
+
+/// A definition that asks for packages of one repository, and an image as new.
+fn define(ground: &Ground, archive: &Archive, key: &Key, packages: &str, more: &str) {
+    let repository = repository(ground, archive, "tools", key, MAIN);
+    ground.define(&format!("packages = [{packages}]\n{repository}{more}"));
+    ground.renew();
+    fs::write(ground.image("etc/apt/sources.list"), "").unwrap();
+}
+
+/// What was answered for the last bake, without what is of no interest: which architecture it was.
+fn answered(archive: &Archive) -> Vec<String> {
+    let short = |path: String| match path.split_once(INDEX) {
+        Some((before, _)) => format!("{before}Packages"),
+        None => path,
+    };
+    let mut paths: Vec<_> = archive.answered().into_iter().map(short).collect();
+    paths.retain(|path| !path.starts_with("404 ")); // other forms of an index
+    paths.sort();
+    paths.dedup();
+    paths
+}
+
+/// Files below a directory: name and content's digest.
+fn files(dir: &Path) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).into_iter().flatten() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_dir() {
+            found.extend(files(&entry.path()));
+        } else if let Ok(content) = fs::read(entry.path()) {
+            found.push((entry.file_name().into_string().unwrap(), sha256(&content)));
+        }
+    }
+    found.sort();
+    found
+}
+
+/// The file of this name that is kept.
+fn kept(ground: &Ground, name: &str) -> PathBuf {
+    let found = Command::new("find").arg(ground.store.dir()).args(["-name", name]).output().unwrap();
+    PathBuf::from(String::from_utf8(found.stdout).unwrap().trim_end())
+}
+
+fn nothing_is_in_the_image(ground: &Ground) {
+    for dir in ["var/lib/apt/lists", "var/cache/apt"] {
+        assert_eq!(files(&ground.image(dir)), [], "{dir}");
+    }
+}
+
+#[test]
+fn a_rebake_downloads_nothing_twice_and_sees_what_is_new_at_once() {
+    let (ground, archive, key) = (ground(), Archive::new(), Key::new());
+    let mut pool = vec![package(&ground, &archive, "tool", "1.0", &[])];
+    archive.publish("stable", "", &pool, Some(&key));
+    let bake = |version: &str| {
+        define(&ground, &archive, &key, "\"tool\"", "");
+        let baked = ground.bake();
+        let log = baked.log.clone();
+        assert!(baked.facts()["packages"].contains(&format!("tool\t{version}")));
+        nothing_is_in_the_image(&ground);
+        log
+    };
+    bake("1.0");
+    let all = ["200 dists/stable/InRelease", "200 Packages", "200 pool/tool_1.0_all.deb"]
+        .map(str::to_owned)
+        .to_vec();
+    let sorted = |mut paths: Vec<String>| {
+        paths.sort();
+        paths
+    };
+    assert_eq!(sorted(answered(&archive)), sorted(all));
+    let log = bake("1.0");
+    assert_eq!(answered(&archive), ["304 dists/stable/InRelease"], "{log}");
+
+    pool.push(package(&ground, &archive, "tool", "2.0", &[]));
+    archive.publish("stable", "", &pool, Some(&key));
+    bake("2.0");
+    let new = ["200 Packages", "200 dists/stable/InRelease", "200 pool/tool_2.0_all.deb"];
+    assert_eq!(answered(&archive), new);
+
+    // A bit flips: in a package, and then in an index.
+    let flip = |file: &Path| {
+        let (mut bytes, modified) =
+            (fs::read(file).unwrap(), fs::metadata(file).unwrap().modified().unwrap());
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(file, bytes).unwrap();
+        fs::File::options().write(true).open(file).unwrap().set_modified(modified).unwrap();
+    };
+    flip(&kept(&ground, "tool_2.0_all.deb"));
+    let log = bake("2.0");
+    assert!(log.contains("1 files in ") && log.contains("are not what was downloaded"), "{log}");
+    assert_eq!(answered(&archive), ["200 pool/tool_2.0_all.deb", "304 dists/stable/InRelease"]);
+    flip(&kept(&ground, "*_Packages"));
+    let log = bake("2.0");
+    assert!(log.contains("are not what was downloaded"), "{log}");
+    assert_eq!(answered(&archive), ["200 Packages", "200 dists/stable/InRelease"]);
+    assert_eq!(kept(&ground, "b-*"), Path::new(""), "nothing is left of what bakes worked in");
+}
+
+#[test]
+fn what_package_code_and_scripts_write_is_not_kept() {
+    let (ground, archive, key) = (ground(), Archive::new(), Key::new());
+    let postinst = "#!/bin/sh\n\
+        for dir in /var/cache/apt/archives /var/lib/apt/lists; do\n\
+        for file in $dir/*; do echo evil >> $file; rm -f $file; chmod 777 $file; done\n\
+        echo evil > $dir/evil.deb; ln -s /etc/passwd $dir/evil-link; mkdir $dir/evil\n\
+        mount -o remount,rw $dir; umount $dir; echo evil > $dir/evil2.deb\n\
+        done 2> /tried\n\
+        ls /var/cache/apt/archives > /seen\n";
+    let pool = [
+        package(&ground, &archive, "tool", "1.0", &[("DEBIAN/postinst", postinst)]),
+        package(&ground, &archive, "other", "1.0", &[]),
+    ];
+    archive.publish("stable", "", &pool, Some(&key));
+    let script = "ls /var/lib/apt/lists > /listed\napt-get -q update\napt-get -qy install other\n\
+        echo evil > /var/cache/apt/archives/script.deb\nrm -rf /var/lib/apt/lists/*";
+    ground.script("work.sh", script);
+    let test = "test ! -e /var/cache/apt/archives/test.deb\necho evil > /var/cache/apt/archives/test.deb";
+    ground.script("test.sh", test);
+    let more = "[[run]]\nscript = \"work.sh\"\nnetwork = true\n\
+        [[test]]\nscript = \"test.sh\"\n[[test]]\nscript = \"test.sh\"\n";
+    define(&ground, &archive, &key, "\"tool\"", more);
+    let baked = ground.bake();
+    assert!(!baked.log.contains("Read-only") && !baked.log.contains("W: "), "{}", baked.log);
+    baked.facts();
+    let tried = ground.read("tried");
+    assert!(tried.contains("mount: ") && tried.contains("umount: "), "{tried}");
+    assert!(ground.read("seen").contains("tool_1.0_all.deb"), "it sees what it was made of");
+    assert!(ground.read("listed").contains("_InRelease"), "a script finds the index");
+    assert!(ground.image("var/lib/dpkg/info/other.list").exists(), "and may add to it");
+    nothing_is_in_the_image(&ground);
+    let names: Vec<_> = files(ground.store.dir()).into_iter().map(|(name, _)| name).collect();
+    for evil in ["evil.deb", "evil2.deb", "evil-link", "script.deb", "test.deb", "other_1.0_all.deb"] {
+        assert!(!names.iter().any(|name| name == evil), "{evil} is kept: {names:?}");
+    }
+    let package = fs::read(archive.path(&pool[0])).unwrap();
+    assert_eq!(sha256(&fs::read(kept(&ground, "tool_1.0_all.deb")).unwrap()), sha256(&package));
+
+    let before = files(ground.store.dir());
+    answered(&archive);
+    define(&ground, &archive, &key, "\"tool\"", "");
+    let baked = ground.bake();
+    assert!(!baked.log.contains("are not what was downloaded"), "{}", baked.log);
+    baked.facts();
+    assert_eq!(answered(&archive), ["304 dists/stable/InRelease"]);
+    assert_eq!(files(ground.store.dir()), before);
+}
+
+#[test]
+fn other_keys_other_sources_and_another_base_have_caches_of_their_own() {
+    let (mut ground, archive, key, other) = (ground(), Archive::new(), Key::new(), Key::new());
+    let pool = [package(&ground, &archive, "tool", "1.0", &[])];
+    archive.publish("stable", "", &pool, Some(&key));
+    archive.publish("testing", "", &pool, Some(&key));
+    define(&ground, &archive, &key, "\"tool\"", "");
+    ground.bake().facts();
+    answered(&archive);
+    let all = ["200 Packages", "200 dists/stable/InRelease", "200 pool/tool_1.0_all.deb"];
+
+    // Another key does not vouch for what this one signed, whatever is kept.
+    define(&ground, &archive, &other, "\"tool\"", "");
+    let (_, text) = ground.bake_with(crate::never_again).failure();
+    assert!(text.contains("signed by another key"), "{text}");
+    answered(&archive);
+
+    let repository = repository(&ground, &archive, "tools", &key, MAIN).replace("stable", "testing");
+    ground.renew();
+    fs::write(ground.image("etc/apt/sources.list"), "").unwrap();
+    ground.define(&format!("packages = [\"tool\"]\n{repository}"));
+    ground.bake().facts();
+    assert!(answered(&archive).contains(&all[2].to_owned()), "other sources");
+
+    ground.base = "snap-2".into();
+    define(&ground, &archive, &key, "\"tool\"", "");
+    ground.bake().facts();
+    assert_eq!(answered(&archive), all, "another base");
+    ground.base = "snap-1".into();
+    define(&ground, &archive, &key, "\"tool\"", "");
+    ground.bake().facts();
+    assert_eq!(answered(&archive), ["304 dists/stable/InRelease"], "the first one's is still there");
+}
+
+#[test]
+fn two_at_once_and_the_next_has_what_both_downloaded() {
+    let (first, archive, key) = (ground(), Archive::new(), Key::new());
+    let pool = ["one", "two"].map(|name| package(&first, &archive, name, "1.0", &[]));
+    archive.publish("stable", "", &pool, Some(&key));
+    std::thread::scope(|scope| {
+        let (archive, key, store) = (&archive, &key, &first.store);
+        for package in ["\"one\"", "\"two\""] {
+            scope.spawn(move || {
+                let mut ground = ground();
+                ground.store = store.clone();
+                define(&ground, archive, key, package, "");
+                ground.bake().facts();
+                nothing_is_in_the_image(&ground);
+            });
+        }
+    });
+    answered(&archive);
+    define(&first, &archive, &key, "\"one\", \"two\"", "");
+    first.bake().facts();
+    assert_eq!(answered(&archive), ["304 dists/stable/InRelease"]);
+}
+
+/// A bake that ends while it downloads: this test as a process of its own, which is killed.
+#[test]
+fn a_bake_that_is_killed_while_it_downloads_leaves_what_was_kept() {
+    if let Some(told) = std::env::var_os("OVEN_TEST_KILLED") {
+        let told = PathBuf::from(told);
+        let mut ground = ground();
+        ground.store = Store::new(&told.join("state/packages"), LIMIT);
+        for name in ["image.toml", "keys/tools.asc"] {
+            fs::copy(told.join("web").join(name), ground.path("web").join(name)).unwrap();
+        }
+        ground.bake().facts();
+        unreachable!("it is killed");
+    }
+    let (ground, archive, key) = (ground(), Archive::new(), Key::new());
+    let pool = ["one", "two"].map(|name| package(&ground, &archive, name, "1.0", &[]));
+    archive.publish("stable", "", &pool, Some(&key));
+    define(&ground, &archive, &key, "\"one\"", "");
+    ground.bake().facts();
+    answered(&archive);
+    define(&ground, &archive, &key, "\"one\", \"two\"", "");
+    archive.fail(&pool[1], SILENCE, 1);
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "caches::a_bake_that_is_killed_while_it_downloads_leaves_what_was_kept"])
+        .env("OVEN_TEST_KILLED", ground.path(""))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let begun = Instant::now();
+    while !archive.asked().contains(&pool[1]) {
+        assert!(begun.elapsed() < Duration::from_secs(60), "it does not come to the second package");
+        assert!(child.try_wait().unwrap().is_none(), "it ended before");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_ne!(kept(&ground, "b-*"), Path::new(""), "what it worked in is left");
+    answered(&archive);
+    ground.bake().facts();
+    assert_eq!(answered(&archive), ["200 pool/two_1.0_all.deb", "304 dists/stable/InRelease"]);
+    assert_eq!(kept(&ground, "b-*"), Path::new(""));
+}
