@@ -410,7 +410,7 @@ fn held(ground: &Ground, place: &Place) -> Option<Run> {
 
 #[test]
 fn sigterm_at_every_call_leaves_nothing() {
-    each(&places(8), |place| {
+    each(&places(6), |place| {
         let what = format!("SIGTERM at {}", place.what);
         let ground = Ground::tiny(ServerOptions::default());
         if let Some(run) = held(&ground, place) {
@@ -427,7 +427,7 @@ fn sigterm_at_every_call_leaves_nothing() {
 
 #[test]
 fn sigkill_at_every_call_is_swept() {
-    each(&places(8), |place| {
+    each(&places(6), |place| {
         let what = format!("SIGKILL at {}", place.what);
         let ground = Ground::tiny(ServerOptions::default());
         ground.plant_foreign(true);

@@ -61,7 +61,7 @@ fn places(what: &str, most: usize) -> Vec<String> {
 
 #[test]
 fn an_error_at_every_call() {
-    each(&places("error", 12), |what| {
+    each(&places("error", 8), |what| {
         let world = World::tiny();
         let output = bake(&world, &[what.clone()]);
         let (code, told) = (output.status.code(), stderr(&output));
@@ -83,7 +83,7 @@ fn an_error_at_every_call() {
 
 #[test]
 fn sigkill_at_every_call() {
-    each(&places("kill", 12), |what| {
+    each(&places("kill", 8), |what| {
         let world = World::tiny();
         let output = bake(&world, &[what.clone()]);
         // One block more or less is read ahead of need.
@@ -122,7 +122,7 @@ fn signal(child: &Child, signal: Signal) {
 
 #[test]
 fn a_stop_while_a_call_hangs() {
-    each(&places("hang", 12), |what| {
+    each(&places("hang", 8), |what| {
         let asked = if what.contains("after") { Signal::SIGINT } else { Signal::SIGTERM };
         let (world, what) = (World::tiny(), format!("{what} {asked}"));
         let mut child = start(&mut command(&world, "child", &[what.split(' ').next().unwrap().to_owned()]));
@@ -146,7 +146,7 @@ fn a_stop_while_a_call_hangs() {
 #[test]
 fn sigkill_at_any_time() {
     let whole = happy().took;
-    each(&seeds(200, 0, 12), |seed| {
+    each(&seeds(200, 0, 8), |seed| {
         let delay = whole.mul_f64(Dice(*seed).roll(1000) as f64 / 950.0);
         let (world, what) = (World::tiny(), format!("OVEN_TEST_SEED={seed}: SIGKILL after {delay:?}"));
         let mut child = start(&mut command(&world, "child", &[]));
@@ -173,7 +173,7 @@ fn server_of(child: &Child) -> Option<Pid> {
 #[test]
 fn a_disk_whose_server_is_killed_makes_no_image() {
     let whole = happy().took;
-    each(&seeds(40, 0, 6), |seed| {
+    each(&seeds(40, 0, 4), |seed| {
         let delay = whole.mul_f64(Dice(*seed).roll(1000) as f64 / 1500.0);
         let (world, what) = (World::tiny(), format!("OVEN_TEST_SEED={seed}: no server after {delay:?}"));
         let child = start(&mut command(&world, "child", &[]));
