@@ -330,22 +330,6 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_story_that_fails_by_a_stop_is_interrupted() {
-        let stopped = Rc::new(Cell::new(false));
-        let theirs = stopped.clone();
-        let stop = std::future::poll_fn(move |_| match theirs.get() {
-            true => std::task::Poll::Ready(()),
-            false => std::task::Poll::Pending,
-        });
-        let (ended, _) = run(stop, async |_, _| {
-            stopped.set(true);
-            Err(Kind::Step.error("no disk"))
-        })
-        .await;
-        assert_eq!(Kind::of(&ended.result.unwrap_err()), Kind::Interrupted);
-    }
-
-    #[tokio::test]
     async fn what_the_story_did_not_see_is_told_as_its_cause() {
         let ended = scope(policy(), pending(), async |undo| {
             undo.explain(|| None);
