@@ -150,6 +150,19 @@ fn only_blocks_that_changed_are_sent_and_no_volume_is_asked_for() {
     assert_eq!((hit.image(), count(&ground, "StartSnapshot")), (Some(image), 0), "{}", calls(&ground));
 }
 
+/// `oven`, with a state of the test's own, in a mount namespace where a script was run before.
+fn contained(ground: &Ground, script: &str, args: &[&str]) -> Run {
+    ground.world.write("state/.keep", "");
+    std::fs::create_dir_all("/var/lib/oven").unwrap();
+    let script = format!("set -e; mount --bind state /var/lib/oven; {script}; exec \"$@\"");
+    let oven = ground.plain_elsewhere(args);
+    let mut contained = std::process::Command::new("unshare");
+    contained.args(["--mount", "sh", "-c", &script, "sh"]).arg(oven.get_program()).args(oven.get_args());
+    contained.env_clear().current_dir(ground.world.dir.path());
+    contained.envs(oven.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    ground.start(contained)
+}
+
 #[test]
 fn a_container_with_nothing_but_loop_fuse_and_mount_bakes() {
     let base = std::env::var_os("OVEN_TEST_TINY").expect("OVEN_TEST_TINY is not set: run scripts/test ec2");
@@ -162,18 +175,10 @@ fn a_container_with_nothing_but_loop_fuse_and_mount_bakes() {
         assert!(!text.contains(action), "{action}: {text}");
     }
     ground.server.set(|options| options.policy = Some(policy));
-    ground.world.write("state/.keep", "");
-    // Its own state, and a /dev with four nodes: what a container has.
-    let script = "set -e; mount --bind state /var/lib/oven; mount -t tmpfs none /dev; \
-                  mknod -m 666 /dev/null c 1 3; mknod -m 666 /dev/zero c 1 5; mknod -m 666 /dev/urandom c 1 9; \
-                  mknod -m 666 /dev/random c 1 8; exec \"$@\"";
-    std::fs::create_dir_all("/var/lib/oven").unwrap();
-    let bake = ground.plain_elsewhere(&["bake", "image"]);
-    let mut contained = std::process::Command::new("unshare");
-    contained.args(["--mount", "sh", "-c", script, "sh"]).arg(bake.get_program()).args(bake.get_args());
-    contained.env_clear().current_dir(ground.world.dir.path());
-    contained.envs(bake.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    let ended = ground.start(contained).end(HANGS, "contained");
+    // A /dev with four nodes: what a container has.
+    let script = "mount -t tmpfs none /dev; mknod -m 666 /dev/null c 1 3; mknod -m 666 /dev/zero c 1 5; \
+                  mknod -m 666 /dev/urandom c 1 9; mknod -m 666 /dev/random c 1 8";
+    let ended = contained(&ground, script, &["bake", "image"]).end(HANGS, "contained");
     let told = || format!("{}\n{}\n{}", ended.out, ended.err, calls(&ground));
     assert_eq!(ended.code(), Some(0), "{}", told());
     let refused = |call: &&Call| call.answer.contains("Unauthorized") || call.answer.contains("AccessDenied");
@@ -331,6 +336,26 @@ fn d8_a_snapshot_that_expired_is_sent_once_more() {
         options.latencies.insert("PutSnapshotBlock".into(), (20, 20));
     });
     fails(&ground, &["expired"], "always");
+}
+
+#[test]
+fn d9_a_raw_disk_that_changes_while_it_is_imported_is_no_image() {
+    let ground = with(|options| _ = options.latencies.insert("PutSnapshotBlock".into(), (150, 300)));
+    let raw = ground.world.path("disk.raw");
+    std::fs::copy(world::tiny_base(), &raw).unwrap();
+    let import = |ground: &Ground| contained(ground, "true", &["import", "disk.raw", "--name", "changes"]);
+    let mut run = import(&ground);
+    ground.until_called(&mut run, "import", |call| call.action == "PutSnapshotBlock");
+    File::options().write(true).open(&raw).unwrap().write_all_at(b"changed", 5 << 20).unwrap();
+    let ended = run.end(HANGS, "changed");
+    let told = || format!("{:?}\n{}\n{}", ended.code(), ended.err, calls(&ground));
+    assert_eq!(ended.code(), Some(2), "{}", told());
+    assert!(ended.err.contains("disk.raw was changed while it was read"), "{}", told());
+    let made = ground.made();
+    assert!(made.images.is_empty() && made.snapshots.is_empty(), "{made:#?}\n{}", told());
+    let ended = import(&ground).end(HANGS, "unchanged");
+    assert_eq!(ended.code(), Some(0), "{}\n{}", ended.err, calls(&ground));
+    assert!(differ(&data(&ground, ended.out.trim()), &data(&ground, &ground.base())).contains(&10));
 }
 
 /// Where a bake is held.

@@ -118,6 +118,11 @@ fn open(path: &Path) -> Result<File> {
 }
 
 impl Cached {
+    /// Where it is, for messages.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// The blocks, for a process that reads what is verified, and writes nothing.
     pub fn reading(&self) -> std::io::Result<File> {
         File::open(format!("/proc/self/fd/{}", self.data.as_raw_fd()))

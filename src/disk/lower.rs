@@ -156,7 +156,9 @@ impl Lower {
             None => {
                 let (data, digest) = self.reader.read(index).with_context(context)?;
                 anyhow::ensure!(data.len() == BLOCK, "{}: it has {} bytes", context(), data.len());
-                self.cached.put(index, &data, &digest).with_context(context)?;
+                let keeping = || format!("keeping it in {}", self.cached.dir().display());
+                let kept = self.cached.put(index, &data, &digest);
+                kept.map_err(|error| super::trouble::full(error, &keeping())).with_context(context)?;
                 self.fetched.add(1);
                 digest
             }
