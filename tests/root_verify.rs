@@ -3,7 +3,12 @@
 #[path = "support/world.rs"]
 mod world;
 
+use oven::disk::raw::Raw;
+use oven::disk::upload::{Source, digests};
+use oven::disk::{copy, loopdev};
+use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use world::World;
 
 fn small() -> World {
@@ -36,9 +41,9 @@ fn a_bake_is_read_back_where_it_was_sent_and_comes_out_whole() {
 
     // All of it: the base's blocks, and those that were sent.
     world.expect(0, &["export", ami.trim(), "web.raw"]);
-    let exported = std::fs::File::open(world.path("web.raw")).unwrap();
+    let exported = File::open(world.path("web.raw")).unwrap();
     let data = world.region().join("snapshots").join(format!("{snapshot}.img"));
-    let data = std::fs::File::open(data).unwrap();
+    let data = File::open(data).unwrap();
     let length = data.metadata().unwrap().len();
     assert_eq!(exported.metadata().unwrap().len(), length);
     let (mut ours, mut theirs) = (vec![0; 1 << 20], vec![0; 1 << 20]);
@@ -56,4 +61,31 @@ fn a_bake_is_read_back_where_it_was_sent_and_comes_out_whole() {
     world.write("web/t.sh", "#!/bin/sh\ntest \"$(cat /etc/f)\" = text\n");
     world.expect(0, &["bake", "web"]);
     world.assert_no_traces("after all");
+}
+
+/// A device has no times that tell of a change: it is read again.
+#[tokio::test]
+async fn a_device_is_read_again_before_what_was_sent_counts() {
+    let world = small();
+    let base = std::env::var_os("OVEN_TEST_TINY").unwrap();
+    let dir = world.dir.path().to_owned();
+    let copied = copy::blocking(move |stop| {
+        let base = File::open(base)?;
+        copy::copy(&base, copy::length(&base)?, &dir, stop)
+    });
+    let copied = copied.await.unwrap();
+    let device = loopdev::attach(copied.file(), "oven-test").unwrap();
+    let path = device.path.to_str().unwrap();
+    let (there, _) = world.expect(0, &["images", "list", "small"]);
+    let (ami, err) = world.expect(0, &["import", path, "--name", "small", "--verify"]);
+    assert!(there.starts_with(ami.trim()) && err.contains("is that disk already"), "{err}");
+
+    let raw = Arc::new(Raw::new(File::open(path).unwrap(), &device.path).unwrap());
+    let sent = digests(raw.clone()).await.unwrap();
+    raw.ensure_unchanged(&sent).unwrap();
+    let node = File::from(device.node.try_clone().unwrap());
+    let (block, _) = sent.last_key_value().unwrap();
+    node.write_all_at(b"changed", u64::from(*block) << 19).unwrap();
+    let error = raw.ensure_unchanged(&sent).unwrap_err();
+    assert_eq!(error.to_string(), format!("{path} was changed while it was read"));
 }
