@@ -1,5 +1,7 @@
 //! Disks go into a region and out of it again, without root: what is left is compared with what went in.
 
+#![allow(clippy::disallowed_methods, reason = "a test has no runtime to block")]
+
 use serde_json::Value;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};

@@ -11,29 +11,16 @@ from .plain import root_offset
 
 # What may differ, and why. Patterns of whole paths.
 LISTED = {
-    r"/etc/resolv\.conf": "the plain chroot needs the builder's to fetch; oven puts it over for the step alone",
-    r"/etc/(machine-id|hostname)": "oven empties what must not be cloned",
-    r"/var/lib/dbus/machine-id": "the same",
-    r"/var/lib/(systemd/(random-seed|credential\.secret)|cloud)(/.*)?": "the same",
-    r"/etc/ssh/ssh_host_.*": "the same: keys of a host",
-    r"/etc/ssl/(certs|private)/ssl-cert-snakeoil\.(pem|key)|/etc/ssl/certs/[0-9a-f]{8}\.\d": "the same: its own key",
-    r"/var/log(/.*)?": "logs have times, and oven's clean takes them away",
-    r"/var/cache(/.*)?": "caches: apt's packages and indexes, debconf, ldconfig's aux-cache, fontconfig, man-db",
-    r"/var/lib/apt(/.*)?": "the lists, and when they were fetched",
-    r"/var/lib/dpkg/.*-old": "the state before the last transaction: there may be other transactions",
-    r"/var/lib/dpkg/(lock|triggers/Lock|lock-frontend)": "empty files, made when somebody first looks",
-    r"/(etc|var/lib|usr/lib)(/.*)?/(\.placeholder|\.wh\..*)": "of nobody's content",
-    r"/etc/(passwd|group|shadow|gshadow|subuid|subgid)-?": "lines in the order of the packages' scripts, days of passwords",
-    r"/var/lib/ucf(/.*)?": "times of files in its registry",
-    r"/var/lib/systemd/deb-systemd-helper-enabled(/.*)?|/var/lib/systemd/deb-systemd-user-helper-enabled(/.*)?":
-        "the same links, written at another time",
-    r"/etc/ld\.so\.cache": "in the order in which packages came",
-    r"/(tmp|run|root/\.cache|var/tmp)(/.*)?": "of no build",
-    r"/lost\+found(/.*)?": "of the file system",
-    r".*/__pycache__(/.*)?": "compiled with the time of the source in it",
-    r"/etc/alternatives/README|/var/lib/misc(/.*)?": "dates",
+    r"/etc/resolv\.conf": "the plain chroot needs the builder's to fetch; oven puts it over the image's for a step alone",
+    r"/etc/machine-id": "oven empties what must not be cloned",
+    r"/var/log/(alternatives|dpkg|fontconfig)\.log|/var/log/apt/(eipp\.log\.xz|history\.log|term\.log)":
+        "logs: oven takes them away",
+    r"/var/lib/apt/lists/.*": "the package indexes: oven takes them away",
+    r"/var/cache/apt/archives/lock|/var/lib/dpkg/(lock|lock-frontend|triggers/Lock)": "empty files of whoever looked",
+    r"/var/cache/debconf/config\.dat(-old)?": "in which order questions were asked, and the owners' list",
+    r"/var/cache/fontconfig/[0-9a-f]+-[a-z0-9]+\.cache-\d+|/var/cache/ldconfig/aux-cache": "caches with times and inodes in them",
+    r"/run/.*": "a step has a /run of its own: what scripts put there is of no image",
 }
-PATTERN = re.compile("|".join(f"(?:{pattern})" for pattern in LISTED))
 
 
 def tree(root):
@@ -53,7 +40,7 @@ def tree(root):
 
 
 def compare(work, ours, theirs):
-    """(paths that differ and are not listed, how many differ and are)"""
+    """(paths that differ and are not listed, those that are by their patterns, how many there are in all)"""
     trees = []
     for disk in (ours, theirs):
         at = work / "tree"
@@ -67,8 +54,9 @@ def compare(work, ours, theirs):
         trees.append(json.loads(done.stdout))
     a, b = trees
     paths = sorted(path for path in a.keys() | b.keys() if a.get(path) != b.get(path))
-    unlisted = [path for path in paths if not PATTERN.fullmatch(path)]
-    return unlisted, len(paths) - len(unlisted)
+    listed = {pattern: [path for path in paths if re.fullmatch(pattern, path)] for pattern in LISTED}
+    known = {path for found in listed.values() for path in found}
+    return [path for path in paths if path not in known], listed, len(a)
 
 
 if __name__ == "__main__":

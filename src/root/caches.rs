@@ -6,7 +6,7 @@
 //! may use it as their own: what they write goes when the bake ends, and so does what is fetched after them.
 
 pub(super) mod index;
-mod key;
+pub(super) mod key;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -95,6 +95,19 @@ impl Downloads {
             };
         }
         Ok(self.caches.borrow().as_ref().map_or_else(Vec::new, |caches| caches.mounts(call.caches)))
+    }
+
+    /// Whether a fetch step has nothing to do. `step` tells it from others, of other plans too.
+    pub fn is_done(&self, step: &str) -> bool {
+        let caches = self.caches.borrow();
+        !self.distrusted.get()
+            && caches.as_ref().is_some_and(|caches| caches.working.is_done(step).unwrap_or(false))
+    }
+
+    pub fn note_done(&self, step: String) {
+        if let Some(caches) = self.caches.borrow_mut().as_mut() {
+            caches.working.note_done(step);
+        }
     }
 
     /// Publishes what fetch steps left, unless something else may have written there.

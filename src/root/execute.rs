@@ -1,6 +1,6 @@
 //! Runs a plan, and what the definition adds to it, in a mounted image.
 
-use super::caches::{Access, Kept};
+use super::caches::{Access, Kept, key};
 use super::listen::command;
 use super::packages::{self, Installed};
 use super::runner::{Call, Place, Runner};
@@ -163,7 +163,19 @@ pub(super) async fn run_step(runner: &Runner<'_>, step: &Step) -> Result<()> {
         timeout: Duration::from_secs(step.timeout),
         ..Call::of_the_plan(runner)
     };
-    runner.run(&call).await
+    if !step.once {
+        return runner.run(&call).await;
+    }
+    let name = key::of_step(&runner.work, step)?;
+    if runner.downloads.is_done(&name) {
+        runner.work.report.detail(format!("{}: it was done before, and nothing is different", step.why));
+        // As if it had been: what comes next finds the same.
+        runner.downloads.note_done(name);
+        return Ok(());
+    }
+    runner.run(&call).await?;
+    runner.downloads.note_done(name);
+    Ok(())
 }
 
 /// The word by which the table of times sums.

@@ -3,11 +3,12 @@
 use super::execute::{Work, count};
 use super::inside::Inside;
 use super::runner::Place;
+use super::shim::unnoticed;
 use crate::definition::rules;
 use crate::error::Kind;
 use anyhow::{Context, Result};
 use oven_distro::{FILE_PLACES, Shim};
-use rustix::fs::FileType;
+use rustix::fs::{FileType, OFlags};
 use std::path::Path;
 
 /// Keys and lists of repositories; what is larger is no configuration.
@@ -50,7 +51,13 @@ fn put(inside: &Inside, file: &Shim, work: &Work<'_>) -> Result<()> {
         Some(_) => work.report.warn(format!("{} of the base image is replaced: it was no file", file.path)),
     }
     work.report.detail(format!("{} ({:04o})", file.path, file.mode));
-    inside.write(&file.path, file.content.as_bytes(), file.mode, 0, 0)
+    let write = || inside.write(&file.path, file.content.as_bytes(), file.mode, 0, 0);
+    // What was kept of an earlier bake is not outdated by this one's doing the same.
+    let parent = Path::new(&file.path).parent().and_then(Path::to_str).unwrap_or_default();
+    match inside.open(parent, OFlags::PATH | OFlags::DIRECTORY) {
+        Ok(dir) => unnoticed(&dir, write),
+        Err(_) => write(), // it is made
+    }
 }
 
 /// What is wrong with a file's place, as the rest of a sentence.

@@ -87,7 +87,7 @@ pub struct Runner<'a> {
     /// For steps that fetch.
     network_env: BTreeMap<String, String>,
     certificates: Option<Shim>,
-    downloads: Downloads,
+    pub downloads: Downloads,
 }
 
 /// Where the steps see a package file of the definition: the `index`th of `packages`.

@@ -11,7 +11,7 @@ use crate::error::Kind;
 use anyhow::{Context, Result, bail};
 pub(super) use placeholders::Placeholders;
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, Timespec, Timestamps};
 use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -19,6 +19,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
+use std::time::SystemTime;
 
 /// Where the kernel gives up, too.
 const MAX_LINKS: usize = 40;
@@ -222,6 +223,19 @@ pub(super) fn open_within(path: &Path, within: Option<&Path>, flags: OFlags) -> 
     Ok(fd)
 }
 
+/// Does something in a directory whose time is told to be what it was: what is made for a step and goes with it is no
+/// change, and package managers look at such times.
+pub(super) fn unnoticed<T>(dir: &OwnedFd, act: impl FnOnce() -> Result<T>) -> Result<T> {
+    let stat = rustix::fs::fstat(dir)?;
+    let result = act()?;
+    let time = |tv_sec, tv_nsec: u64| Timespec { tv_sec, tv_nsec: tv_nsec as _ };
+    let last_access = time(stat.st_atime, stat.st_atime_nsec as u64);
+    let last_modification = time(stat.st_mtime, stat.st_mtime_nsec as u64);
+    // The descriptor may be one that only names it.
+    rustix::fs::utimensat(dir, ".", &Timestamps { last_access, last_modification }, AtFlags::empty())?;
+    Ok(result)
+}
+
 fn open_last(place: &Place) -> Result<OwnedFd> {
     let name = place.rest.first().context("a path without a name")?;
     if place.rest.len() > 1 || place.found.is_none() {
@@ -271,6 +285,8 @@ fn write_new(dir: BorrowedFd<'_>, name: &OsStr, content: &[u8], mode: u32) -> Re
     }
     written?;
     rustix::fs::fchmod(&file, Mode::from_raw_mode(mode & 0o777))?;
+    // The same in every step: package managers hold what they made of a file for outdated where the file is newer.
+    file.set_modified(SystemTime::UNIX_EPOCH)?;
     Ok(file.into())
 }
 

@@ -14,6 +14,7 @@ fn step(argv: &[&str]) -> Step {
         retries: 0,
         before_retry: Vec::new(),
         also_good: Vec::new(),
+        once: false,
         network: false,
         timeout: 60,
     }

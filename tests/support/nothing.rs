@@ -22,6 +22,7 @@ impl Distro for Nothing {
             retries: 0,
             before_retry: Vec::new(),
             also_good: Vec::new(),
+            once: false,
             network: phase == Phase::Fetch,
             timeout: 60,
         };

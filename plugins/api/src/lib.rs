@@ -363,6 +363,10 @@ pub struct Step {
     /// Exit codes beside 0 that are no failure: "done, and a reboot is advised", say.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub also_good: Vec<u8>,
+    /// Of a fetch step that only brings what is not there yet: with the same base, plan and caches it has nothing to do a
+    /// second time, and is passed over.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub once: bool,
     /// Seconds.
     pub timeout: u64,
 }

@@ -174,6 +174,9 @@ fn step(step: &Step, job: &Job, faults: &mut Vec<String>) {
     if step.timeout == 0 || step.timeout > MAX_TIMEOUT {
         faults.push(format!("timeout: {} seconds; 1 to {MAX_TIMEOUT} are sensible", step.timeout));
     }
+    if step.once && step.phase != Phase::Fetch {
+        faults.push(format!("once: for fetch steps, and this is {phase}"));
+    }
     if step.also_good.contains(&0) {
         faults.push("also_good: 0 always is".into());
     }

@@ -225,6 +225,7 @@ fn plan() -> Plan {
             before_retry: vec!["true".into()],
             network: true,
             also_good: vec![102],
+            once: true,
             timeout: 60,
         }]
     };

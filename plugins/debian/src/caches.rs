@@ -1,8 +1,11 @@
 //! What apt downloads: indexes, and packages. It asks its repositories in every bake whether they have newer ones, by the
 //! date of what it has.
+//!
+//! Half of what installing costs is decompressing packages, one after the other. So that is done ahead, on all processors,
+//! and kept: dpkg calls `dpkg-deb`, and finds ours first, which knows what is there.
 
 use crate::{LISTS, conf};
-use oven_distro::{Cache, Holds};
+use oven_distro::{Cache, Holds, Shim};
 
 const ARCHIVES: &str = "/var/cache/apt";
 
@@ -33,3 +36,52 @@ pub fn all() -> Vec<Cache> {
     };
     vec![cache(LISTS, Holds::Indexes), cache(ARCHIVES, Holds::Packages)]
 }
+
+pub const DECOMPRESSING: &str = "decompressing packages";
+pub const DECOMPRESS: &str = "/run/oven/decompress";
+/// Where dpkg looks for programs.
+pub const PATH: &str = "/run/oven/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+pub fn shims() -> [Shim; 2] {
+    let script = |path: &str, content: &str| Shim { path: path.into(), content: content.into(), mode: 0o755 };
+    [script(DECOMPRESS, AHEAD), script("/run/oven/bin/dpkg-deb", DPKG_DEB)]
+}
+
+/// Nothing in it fails the bake: what is not decompressed here, dpkg-deb decompresses.
+const AHEAD: &str = r#"#!/bin/sh
+# Decompresses what was downloaded, for bin/dpkg-deb.
+cd /var/cache/apt || exit 0
+if [ $# = 0 ]; then
+    # Not onto the image's own disk, and not where 8 GiB would not fit.
+    [ "$(stat -c %d .)" != "$(stat -c %d ..)" ] || exit 0
+    [ $(($(stat -f -c %a .) / 1024 * $(stat -f -c %S .) / 1048576)) -ge 8 ] || exit 0
+    mkdir -p oven
+    for tar in oven/*; do
+        deb=${tar#oven/}
+        [ -e "archives/${deb%.tar}" ] || rm -f "$tar"
+    done
+    # A small one costs less than looking for it.
+    find archives -maxdepth 1 -type f -name '*.deb' -size +64k -print0 | xargs -0 -r -n 4 -P "$(nproc)" "$0"
+    exit 0
+fi
+for deb; do
+    tar=oven/${deb#archives/}.tar
+    [ -e "$tar" ] && continue
+    dpkg-deb --fsys-tarfile "$deb" > "$tar.part" && mv "$tar.part" "$tar" || rm -f "$tar.part"
+done
+exit 0
+"#;
+
+const DPKG_DEB: &str = r#"#!/bin/sh
+# There while oven bakes: what was decompressed ahead is not decompressed again.
+if [ $# = 2 ] && [ "$1" = --fsys-tarfile ]; then
+    deb=$(readlink -f -- "$2")
+    case $deb in
+    /var/cache/apt/archives/*.deb)
+        tar=/var/cache/apt/oven/${deb##*/}.tar
+        [ -r "$tar" ] && exec cat -- "$tar"
+        ;;
+    esac
+fi
+exec /usr/bin/dpkg-deb "$@"
+"#;

@@ -4,16 +4,23 @@
 //! settings must count (its repositories may need them) and must not win: so the first file makes a second one the
 //! main file, which is read last.
 
+use crate::caches;
 use oven_distro::{Conffiles, Job, Shim};
 
 pub const FIRST: &str = "/run/oven/apt.conf";
+/// The same for `apt-get update`.
+pub const UPDATE: &str = "/run/oven/apt-update.conf";
 const LAST: &str = "/run/oven/apt-last.conf";
 /// The main file of the image's own, where it has one.
 pub const IMAGES_MAIN: &str = "/etc/apt/apt.conf";
 pub const SOURCES: &str = "/run/oven/sources.list";
 
-pub fn first() -> Shim {
-    Shim { path: FIRST.into(), content: format!("Dir::Etc::main \"{LAST}\";\n"), mode: 0o644 }
+pub fn first() -> [Shim; 2] {
+    let main = format!("Dir::Etc::main \"{LAST}\";\n");
+    // apt makes one of the indexes each time they were refreshed, even if they are as before. Whoever reads them next
+    // makes it if they are not.
+    let update = format!("{main}pkgCacheFile::Generate \"false\";\n");
+    [(FIRST, main), (UPDATE, update)].map(|(path, content)| Shim { path: path.into(), content, mode: 0o644 })
 }
 
 /// `main`: the image has a main file of its own.
@@ -23,6 +30,7 @@ pub fn last(job: &Job, main: bool) -> Shim {
         text += &format!("#include \"{IMAGES_MAIN}\";\n");
     }
     text += BEHAVIOUR;
+    text += &format!("DPkg::Path \"{}\";\n", caches::PATH);
     text += &format!("APT::Install-Recommends \"{}\";\n", job.recommends);
     // Whoever names a version, or hands a package over, means that one.
     text += "APT::Get::allow-downgrades \"true\";\n";

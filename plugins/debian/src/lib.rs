@@ -86,11 +86,12 @@ impl Distro for Debian {
             plan.expect = expect();
         }
         if changes || plan.tools.is_some() {
-            plan.shims.push(conf::first());
+            plan.shims.extend(conf::first());
             plan.shims.push(conf::last(job, has(conf::IMAGES_MAIN)));
             plan.shims.extend(mirror::shims(job)?);
             plan.shims.extend(has(INITRAMFS_TOOLS).then(generic_initramfs));
             plan.caches = caches::all();
+            plan.shims.extend(caches::shims());
         }
         if changes {
             if has(APT_MARK) {
@@ -147,16 +148,19 @@ fn answers(debconf: &[String]) -> Option<Shim> {
 }
 
 fn refresh(job: &Job) -> Step {
+    let mut env = environment(job.conffiles);
+    env.insert("APT_CONFIG".into(), conf::UPDATE.into());
     Step {
         phase: Phase::Fetch,
         why: "refreshing the package index".into(),
         argv: ["apt-get", "update"].map(str::to_owned).to_vec(),
-        env: environment(job.conffiles),
+        env,
         retries: RETRIES,
         // A proxy's stale copy of a part of it would be asked for again, as part of what is there.
         before_retry: ["find", LISTS, "-xdev", "-type", "f", "-delete"].map(str::to_owned).to_vec(),
         network: true,
         also_good: Vec::new(),
+        once: false,
         timeout: UPDATE_TIMEOUT,
     }
 }
@@ -171,12 +175,14 @@ fn steps(job: &Job, packages: &[String], downloads: bool) -> Vec<Step> {
         retries: 0,
         before_retry: Vec::new(),
         also_good: Vec::new(),
+        once: false,
         network: false,
         timeout: INSTALL_TIMEOUT,
     };
     let fetch = |why: &str, argv: &[&str], packages: &[String]| Step {
         retries: RETRIES,
         network: true,
+        once: true,
         timeout: FETCH_TIMEOUT,
         ..step(Phase::Fetch, why, argv, packages)
     };
@@ -213,6 +219,9 @@ fn steps(job: &Job, packages: &[String], downloads: bool) -> Vec<Step> {
         let verb = if job.upgrade == Upgrade::All { "dist-upgrade" } else { "install" };
         let why = format!("downloading {count} and dependencies");
         steps.push(fetch(&why, &["apt-get", "--download-only", verb, "--"], packages));
+    }
+    if job.upgrade != Upgrade::None || !packages.is_empty() {
+        steps.push(fetch(caches::DECOMPRESSING, &[caches::DECOMPRESS], &[]));
     }
     let change = |phase, why: &str, argv: &[&str], packages: &[String]| Step {
         network: job.network,
@@ -273,6 +282,7 @@ fn clean() -> Step {
         retries: 0,
         before_retry: Vec::new(),
         also_good: Vec::new(),
+        once: false,
         network: false,
         timeout: CLEAN_TIMEOUT,
     }

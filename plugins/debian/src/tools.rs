@@ -19,6 +19,7 @@ pub fn tools(job: &Job, indexed: bool) -> Option<Tools> {
         before_retry: Vec::new(),
         network: false,
         also_good: Vec::new(),
+        once: false,
         timeout: INSTALL_TIMEOUT,
     };
     let fetch = |why: &str, argv: &[&str], names: &[&str]| Step {

@@ -69,6 +69,7 @@ pub fn step(phase: Phase, why: &str, argv: Vec<String>) -> Step {
         before_retry: Vec::new(),
         network: false,
         also_good: Vec::new(),
+        once: false,
         timeout: INSTALL_TIMEOUT,
     }
 }

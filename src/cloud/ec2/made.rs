@@ -4,7 +4,7 @@
 use super::Ec2;
 use super::call::Refused;
 use super::class::Action;
-use crate::cloud::{RunId, VolumeId};
+use crate::cloud::{RunId, SnapshotId, VolumeId};
 use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_ec2::operation::create_volume::builders::CreateVolumeInputBuilder;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -43,6 +43,16 @@ impl Made {
     pub fn of<T>(&self, run: &RunId, with: impl FnOnce(&mut Run) -> T) -> T {
         let mut runs = self.0.runs.lock().unwrap_or_else(PoisonError::into_inner);
         with(runs.entry(run.clone()).or_default())
+    }
+
+    /// A snapshot was deleted. Nobody is to delete it once more: a role that may delete what carries a tag is refused
+    /// what is gone.
+    pub fn snapshot_deleted(&self, id: &SnapshotId) {
+        let mut runs = self.0.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        for run in runs.values_mut().filter(|run| run.snapshots.contains(&id.0)) {
+            run.snapshots.remove(&id.0);
+            run.deleted.insert(id.0.clone());
+        }
     }
 
     /// Waits for the answers of calls that are under way.

@@ -163,6 +163,9 @@ impl Ec2 {
         for snapshot in self.snapshots(&run.0, &[tag_filter(tag::RUN, &run.0)]).await? {
             ids.insert(convert::id("snap", snapshot.snapshot_id.as_deref())?);
         }
+        // They may show for a while.
+        let deleted = self.0.made.of(run, |run| run.deleted.clone());
+        ids.retain(|id| !deleted.contains(id));
         let mut first = Ok(());
         for id in ids {
             let id = SnapshotId(id);

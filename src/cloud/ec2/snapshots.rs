@@ -155,8 +155,9 @@ impl Ec2 {
 
     pub(in crate::cloud) async fn send_delete(&self, id: &SnapshotId) -> Result<(), Refused> {
         self.call(&DELETE_SNAPSHOT, &id.0, |client| client.delete_snapshot().snapshot_id(&id.0).send())
-            .await
-            .map(drop)
+            .await?;
+        self.0.made.snapshot_deleted(id);
+        Ok(())
     }
 
     /// Deletes a snapshot of the run that was seen.

@@ -1,10 +1,8 @@
 //! What a directory of downloads holds: each object by its path, and of files their digests.
 
-use crate::checksum::hex;
 use anyhow::{Context, Result, bail};
 use rustix::fs::{CWD, Mode, OFlags};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, Metadata};
 use std::io::Read;
@@ -35,7 +33,7 @@ pub enum Entry {
         size: u64,
         /// Seconds and nanoseconds: package managers compare them.
         modified: (i64, i64),
-        sha256: String,
+        digest: String,
     },
     Link(String),
 }
@@ -65,8 +63,8 @@ impl Changes {
         let mut files = Vec::new();
         look(dir, "", 0, &mut changes, &mut files)?;
         for (path, digest) in digests(dir, files)? {
-            if let Some(Entry::File { sha256, .. }) = changes.tree.get_mut(&path) {
-                *sha256 = digest;
+            if let Some(Entry::File { digest: kept, .. }) = changes.tree.get_mut(&path) {
+                *kept = digest;
             }
         }
         Ok(changes)
@@ -135,7 +133,7 @@ fn entry(path: &Path, metadata: &Metadata) -> Result<Option<Entry>> {
         let size = metadata.size();
         // Locks are opened anew each time; that is no change.
         let modified = if size == 0 { (0, 0) } else { (metadata.mtime(), metadata.mtime_nsec()) };
-        Some(Entry::File { mode, uid, gid, size, modified, sha256: String::new() })
+        Some(Entry::File { mode, uid, gid, size, modified, digest: String::new() })
     } else {
         None
     })
@@ -186,11 +184,11 @@ fn digests(dir: &Path, files: Vec<String>) -> Result<Vec<(String, String)>> {
 fn digest(path: &Path, buffer: &mut [u8]) -> Result<String> {
     let reading = || format!("reading {}", path.display());
     let mut file = open(path).with_context(reading)?;
-    let mut hasher = Sha256::new();
+    let mut hasher = blake3::Hasher::new();
     loop {
         match file.read(buffer).with_context(reading)? {
-            0 => return Ok(hex(&hasher.finalize())),
-            count => hasher.update(&buffer[..count]),
+            0 => return Ok(hasher.finalize().to_hex().to_string()),
+            count => _ = hasher.update(&buffer[..count]),
         }
     }
 }

@@ -1,9 +1,11 @@
 //! What tells one image's caches from another's.
 
 use crate::checksum::hex;
+use crate::definition::Ask;
+use crate::root::execute::Work;
 use crate::root::inside::{Inside, tree::Go};
 use anyhow::Result;
-use oven_distro::{Cache, Plan, Shim};
+use oven_distro::{Cache, Plan, Shim, Step};
 use rustix::fs::FileType;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -36,6 +38,18 @@ pub fn of(
     }
     let places: Vec<_> = caches.iter().map(|cache| (&cache.path, cache.holds)).collect();
     let text = serde_json::to_string(&(FORMAT, base, std::env::consts::ARCH, places, things))?;
+    Ok(digest(text.as_bytes())[..DIGITS].to_owned())
+}
+
+/// What tells a step from all others that may find the same caches: of what plan it is, and which package files.
+pub fn of_step(work: &Work<'_>, step: &Step) -> Result<String> {
+    let digest_of = |ask: &Ask| match ask {
+        Ask::File { package, .. } => Some(package.sha256.clone()),
+        Ask::Url { sha256, .. } => Some(sha256.clone()),
+        Ask::Named { .. } | Ask::Group { .. } => None,
+    };
+    let files: Vec<_> = work.image.packages.iter().filter_map(digest_of).collect();
+    let text = serde_json::to_string(&(FORMAT, work.plan, step, files))?;
     Ok(digest(text.as_bytes())[..DIGITS].to_owned())
 }
 

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use oven_distro::Cache;
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -41,6 +41,8 @@ pub struct Index {
     pub trees: Vec<Tree>,
     /// When a file came, in milliseconds of the epoch: likewise.
     pub since: Vec<BTreeMap<String, u64>>,
+    /// Which steps have nothing to do as long as the trees are these.
+    pub done: BTreeSet<String>,
 }
 
 /// A generation that is in use: while this value lives nobody removes it.
@@ -137,8 +139,8 @@ impl Store {
 }
 
 impl Index {
-    pub fn new(trees: Vec<Tree>, since: Vec<BTreeMap<String, u64>>) -> Self {
-        Self { format: FORMAT, trees, since }
+    pub fn new(trees: Vec<Tree>, since: Vec<BTreeMap<String, u64>>, done: BTreeSet<String>) -> Self {
+        Self { format: FORMAT, trees, since, done }
     }
 
     fn read(generation: &Path) -> Option<Self> {

@@ -11,6 +11,9 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tempfile::TempDir;
 
+/// Definitions that share a base are fewer, and each has two or three such steps.
+const DONE_MAX: usize = 1000;
+
 /// Where steps find a cache: `upper` over `lower`, or `upper` alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layers {
@@ -33,6 +36,8 @@ pub struct Working {
     layers: Vec<Layers>,
     /// How often it was laid out: each time in new directories.
     laid: u32,
+    /// Steps of this bake that need not be done again.
+    done: BTreeSet<String>,
     /// Bytes that were found, and objects that were not what was kept.
     pub found: (u64, usize),
     dir: TempDir,
@@ -61,9 +66,22 @@ impl Working {
             trees.push(tree);
             spoilt.push(bad);
         }
-        let (layers, laid) = (Vec::new(), 0);
-        let mut working =
-            Self { store, key, holds, seeds, overlays, base, trees, layers, laid, found, dir, _lock: lock };
+        let (layers, laid, done) = (Vec::new(), 0, BTreeSet::new());
+        let mut working = Self {
+            store,
+            key,
+            holds,
+            seeds,
+            overlays,
+            base,
+            trees,
+            layers,
+            laid,
+            done,
+            found,
+            dir,
+            _lock: lock,
+        };
         working.lay(&spoilt)?;
         Ok(working)
     }
@@ -108,6 +126,29 @@ impl Working {
         Ok(Layers { lower: None, upper, work })
     }
 
+    /// Whether a step has nothing to do: it was done once, and nothing is different since.
+    pub fn is_done(&self, step: &str) -> Result<bool> {
+        let Some(base) = self.base.as_ref().filter(|base| base.index.done.contains(step)) else {
+            return Ok(false);
+        };
+        for (cache, layers) in self.layers.iter().enumerate() {
+            let changes = Changes::read(&layers.upper)?;
+            let tree = match layers.lower {
+                Some(_) => changes.over(&self.trees[cache]),
+                None => changes.tree,
+            };
+            if tree != base.index.trees[cache] {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// A step was done, and need not be done again as long as nothing is different.
+    pub fn note_done(&mut self, step: String) {
+        self.done.insert(step);
+    }
+
     /// Publishes what is there now, together with what others published meanwhile, and goes on with that: what steps do
     /// from now on stays here. Answers how many bytes came.
     pub fn publish(&mut self) -> Result<u64> {
@@ -136,8 +177,10 @@ impl Working {
             });
         }
         let since = self.since(&mut trees, newest.as_ref());
+        let done = self.steps_done(&trees, mine.iter().map(|(_, tree)| tree), newest.as_ref());
         let is_new = |cache: usize, tree: &Tree| theirs(cache) != Some(tree);
-        if !trees.iter().enumerate().any(|(cache, tree)| is_new(cache, tree)) {
+        let as_before = newest.as_ref().is_some_and(|newest| newest.index.done == done);
+        if as_before && !trees.iter().enumerate().any(|(cache, tree)| is_new(cache, tree)) {
             return Ok(0);
         }
         let before: u64 = (0..trees.len()).filter_map(theirs).map(bytes).sum();
@@ -155,7 +198,7 @@ impl Working {
             };
             Ok(fs::hard_link(&from, to)?)
         };
-        let index = Index::new(trees.clone(), since);
+        let index = Index::new(trees.clone(), since, done);
         let published = Generation::publish(&self.key, index, &put)?;
         if let Some(base) = self.base.replace(published) {
             base.release();
@@ -167,6 +210,32 @@ impl Working {
         self.store.trim();
         drop(turn);
         Ok(after.saturating_sub(before))
+    }
+
+    /// The steps that have nothing to do where there is what is being published: those of a bake whose indexes these are,
+    /// and whose packages are all among them.
+    fn steps_done<'a>(
+        &self,
+        trees: &[Tree],
+        mine: impl Iterator<Item = &'a Tree>,
+        newest: Option<&Generation>,
+    ) -> BTreeSet<String> {
+        let holds = |cache: usize, of: &Tree| match self.holds[cache] {
+            Holds::Indexes => trees[cache] == *of,
+            // Another's file of that name serves as well.
+            Holds::Packages => of.keys().all(|path| trees[cache].contains_key(path)),
+        };
+        let mut done = BTreeSet::new();
+        if mine.enumerate().all(|(cache, tree)| holds(cache, tree)) {
+            done.extend(self.done.iter().cloned());
+        }
+        if let Some(newest) = newest
+            && newest.index.trees.iter().enumerate().all(|(cache, tree)| holds(cache, tree))
+            && newest.index.done.len() < DONE_MAX
+        {
+            done.extend(newest.index.done.iter().cloned());
+        }
+        done
     }
 
     /// When each file came. Those that came first are left out where there is more than the store may hold.

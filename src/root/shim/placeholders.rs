@@ -5,7 +5,7 @@
 //! stays: a package may ship a `/usr/sbin/policy-rc.d`, alternatives lead there (they replace links alone), a script
 //! write and remove one. What is bound over can be neither replaced nor removed.
 
-use super::{Place, holds, resolve, write_new};
+use super::{Place, holds, resolve, unnoticed, write_new};
 use crate::root::step::{RESOLV_CONF, Spec};
 use anyhow::{Context, Result};
 use oven_distro::Shim;
@@ -91,8 +91,10 @@ impl Placeholders {
         let mut bytes = [0; 8];
         rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())?;
         let beside = OsString::from(format!(".oven-{:016x}", u64::from_ne_bytes(bytes)));
-        write_new(dir.as_fd(), &beside, shim.content.as_bytes(), shim.mode)?;
-        rustix::fs::symlinkat(&*beside, &dir, &**name)?;
+        unnoticed(&dir, || {
+            write_new(dir.as_fd(), &beside, shim.content.as_bytes(), shim.mode)?;
+            Ok(rustix::fs::symlinkat(&*beside, &dir, &**name)?)
+        })?;
         self.note(dir, name, What::Shim(beside, shim.content.clone().into_bytes()))?;
         Ok(())
     }
@@ -130,7 +132,7 @@ impl Placeholder {
                 Ok(rustix::fs::unlinkat(&self.dir, &*self.name, AtFlags::empty())?)
             }
             What::Directory | What::Empty => Ok(()),
-            What::Shim(beside, content) => self.remove_shim(beside, content),
+            What::Shim(beside, content) => unnoticed(&self.dir, || self.remove_shim(beside, content)),
         }
     }
 

@@ -102,6 +102,7 @@ impl Distro for Pkg {
             before_retry: Vec::new(),
             network: self.0 == Fault::Network,
             also_good: Vec::new(),
+            once: false,
             timeout: 60,
         };
         let mut steps = vec![step.clone()];

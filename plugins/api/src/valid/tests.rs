@@ -11,6 +11,7 @@ fn fine() -> Step {
         before_retry: Vec::new(),
         network: false,
         also_good: Vec::new(),
+        once: false,
         timeout: 60,
     }
 }
@@ -47,6 +48,7 @@ fn steps() {
     assert!(step_faults(|s| s.timeout = 0).contains("timeout"));
     assert!(step_faults(|s| s.timeout = 1_000_000).contains("timeout"));
     assert!(step_faults(|s| s.retries = 1000).contains("retries"));
+    assert!(step_faults(|s| s.once = true).contains("for fetch steps, and this is install"));
     assert!(step_faults(|s| s.also_good = vec![102, 0]).contains("0 always is"));
     assert!(step_faults(|s| s.before_retry = vec!["true".into()]).contains("would never run"));
     assert!(step_faults(|s| s.network = true).contains("does not say `network`"));
