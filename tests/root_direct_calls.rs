@@ -63,7 +63,7 @@ fn places(what: &str, most: usize) -> Vec<String> {
 fn an_error_at_every_call() {
     each(&places("error", 8), |what| {
         let world = World::tiny();
-        let output = bake(&world, &[what.clone()]);
+        let output = bake(&world, std::slice::from_ref(what));
         let (code, told) = (output.status.code(), stderr(&output));
         match code {
             // A block that is read ahead of need is read again.
@@ -85,7 +85,7 @@ fn an_error_at_every_call() {
 fn sigkill_at_every_call() {
     each(&places("kill", 8), |what| {
         let world = World::tiny();
-        let output = bake(&world, &[what.clone()]);
+        let output = bake(&world, std::slice::from_ref(what));
         // One block more or less is read ahead of need.
         let was = output.status.code().is_none() || what.starts_with("read-");
         assert!(was, "{what}: {}", stderr(&output));

@@ -154,6 +154,9 @@ fn cache(world: &World) -> Vec<PathBuf> {
 /// Flips a bit, or cuts the end off.
 fn damage(path: &Path, dice: &mut Dice) -> String {
     let mut bytes = fs::read(path).unwrap();
+    if bytes.is_empty() {
+        return format!("{} is empty", path.display());
+    }
     let at = dice.roll(bytes.len());
     if dice.roll(8) == 0 {
         File::options().write(true).open(path).unwrap().set_len(at as u64).unwrap();
