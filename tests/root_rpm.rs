@@ -38,6 +38,26 @@ fn files(ground: &Ground, dir: &str) -> Vec<String> {
 }
 
 #[test]
+fn a_rebake_downloads_no_package_and_no_index_twice() {
+    for (system, index) in [(Dnf, "primary.xml"), (Zypper, "primary.xml")] {
+        let ground = Ground::new(system);
+        ground.define("packages = [\"lib\"]\n");
+        let asked = |end: &str| ground.mirror.asked_with(end);
+        ground.bake().facts();
+        let (packages, indexes, lists) = (asked(".rpm"), asked(index), asked("repomd.xml"));
+        assert!(packages > 0 && indexes > 0 && lists > 0, "{packages} {indexes} {lists}");
+        ground.renew();
+        let baked = ground.bake();
+        let log = baked.log.clone();
+        assert!(baked.facts()["packages"].contains("lib\t"));
+        assert_eq!((asked(".rpm"), asked(index)), (packages, indexes), "{log}");
+        assert!(asked("repomd.xml") > lists, "whether there is something new is asked each time");
+        let dir = if system == Dnf { "var/cache/dnf" } else { "var/cache/zypp" };
+        assert_eq!(files(&ground, dir), [""; 0]);
+    }
+}
+
+#[test]
 fn names_versions_groups_and_files_with_dependencies() {
     for system in [Dnf, Zypper] {
         let ground = Ground::new(system);

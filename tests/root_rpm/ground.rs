@@ -125,9 +125,13 @@ impl Ground {
     /// An image whose own repository is the one without signatures.
     pub fn new(system: System) -> Self {
         let ground = Self::without_repository(system, "rw");
-        let own = format!("[own]\nname=own\nbaseurl={}plain/\ngpgcheck=0\n", ground.mirror.address);
-        ground.write(&format!("{}/own.repo", system.repositories()), &own);
+        ground.write_repository();
         ground
+    }
+
+    fn write_repository(&self) {
+        let own = format!("[own]\nname=own\nbaseurl={}plain/\ngpgcheck=0\n", self.mirror.address);
+        self.write(&format!("{}/own.repo", self.system.repositories()), &own);
     }
 
     /// `options`: of the file system that the image's changes go to.
@@ -144,15 +148,34 @@ impl Ground {
             run(Command::new("mount").args(["-t", kind, "-o", options, kind]).arg(ground.path(at)));
         };
         mount("tmpfs", options, "changes");
-        for dir in ["changes/upper", "changes/work"] {
-            fs::create_dir(ground.path(dir)).unwrap();
-        }
-        let [lower, upper, work] = [base(), ground.path("changes/upper"), ground.path("changes/work")]
-            .map(|p| p.display().to_string());
-        // xino: all files are of one device, as on a disk; setfiles does not go to another.
-        mount("overlay", &format!("lowerdir={lower},upperdir={upper},workdir={work},xino=on"), "image");
-        ground.write("usr/lib/os-release", system.os_release());
+        ground.mount_image();
         ground
+    }
+
+    fn mount_image(&self) {
+        for dir in ["changes/upper", "changes/work"] {
+            fs::create_dir(self.path(dir)).unwrap();
+        }
+        let [lower, upper, work] =
+            [base(), self.path("changes/upper"), self.path("changes/work")].map(|p| p.display().to_string());
+        // xino: all files are of one device, as on a disk; setfiles does not go to another.
+        let options = format!("lowerdir={lower},upperdir={upper},workdir={work},xino=on");
+        run(Command::new("mount").args(["-t", "overlay", "-o", &options, "overlay"]).arg(self.path("image")));
+        self.write("usr/lib/os-release", self.system.os_release());
+        // Of their packages' own; Debian's zypper makes its when it is missing.
+        for dir in ["var/cache/dnf", "var/cache/zypp"] {
+            fs::create_dir_all(self.image(dir)).unwrap();
+        }
+    }
+
+    /// The image as [`Ground::new`] made it.
+    pub fn renew(&self) {
+        run(Command::new("umount").arg(self.path("image")));
+        for dir in ["changes/upper", "changes/work"] {
+            fs::remove_dir_all(self.path(dir)).unwrap();
+        }
+        self.mount_image();
+        self.write_repository();
     }
 
     pub fn path(&self, path: &str) -> PathBuf {

@@ -33,6 +33,11 @@ impl Mirror {
         self.faults.lock().unwrap().insert(end.to_owned(), times);
     }
 
+    /// How often paths with this in them were asked for.
+    pub fn asked_with(&self, part: &str) -> usize {
+        self.asked.lock().unwrap().iter().filter(|path| path.contains(part)).count()
+    }
+
     /// How often paths that end in this were asked for.
     pub fn asked(&self, end: &str) -> usize {
         self.asked.lock().unwrap().iter().filter(|path| path.ends_with(end)).count()

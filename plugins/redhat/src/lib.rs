@@ -68,6 +68,7 @@ impl Distro for RedHat {
         if changes {
             plan.shims.extend(has(DRACUT).then(oven_rpm::generic_initramfs));
             plan.steps = steps(job, manager, &asks, &options)?;
+            plan.caches = manager.cache().map(|path| oven_rpm::cache(path, &SOURCES)).into_iter().collect();
         }
         plan.steps.extend(holds(job, manager, &asks)?);
         plan.steps.sort_by_key(|step| step.phase);
@@ -75,6 +76,17 @@ impl Distro for RedHat {
         Ok(plan)
     }
 }
+
+/// What says where packages come from, who signs them, and by which names repositories are asked.
+const SOURCES: [&str; 7] = [
+    "/etc/yum.repos.d",
+    "/etc/yum.conf",
+    "/etc/yum",
+    "/etc/dnf",
+    "/etc/pki/rpm-gpg",
+    "/etc/pki/entitlement",
+    "/run/oven/keys",
+];
 
 fn refuse_what_rpm_has_not(job: &Job) -> Result<(), Refused> {
     let refuse = |what: &str| Err(Refused(what.to_owned()));

@@ -98,6 +98,16 @@ impl Manager {
         Ok(options)
     }
 
+    /// Where it keeps what it downloads; microdnf has another place in each release.
+    pub fn cache(self) -> Option<&'static str> {
+        match self {
+            Self::Dnf5 => Some("/var/cache/libdnf5"),
+            Self::Dnf => Some("/var/cache/dnf"),
+            Self::Yum => Some("/var/cache/yum"),
+            Self::Microdnf => None,
+        }
+    }
+
     pub fn refresh(self) -> Vec<String> {
         match self {
             Self::Dnf5 | Self::Dnf | Self::Microdnf => words(["makecache", "--refresh"]),

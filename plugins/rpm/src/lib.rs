@@ -9,7 +9,7 @@ pub use ask::{Asks, Spelling};
 pub use repository::check as check_repository;
 pub use troubles::{failures, notes, trouble, troubles};
 
-use oven_distro::{Expect, Phase, Repository, Shim, Step, Wanted};
+use oven_distro::{Cache, Expect, Holds, Phase, Repository, Shim, Step, Wanted};
 use std::collections::BTreeMap;
 
 pub const RPM: &str = "/usr/bin/rpm";
@@ -83,6 +83,11 @@ pub fn fetch(why: &str, argv: Vec<String>, clean: &[String]) -> Step {
         timeout: FETCH_TIMEOUT,
         ..step(Phase::Fetch, why, argv)
     }
+}
+
+/// Where a package manager keeps what it downloads. Metadata and packages lie together there.
+pub fn cache(path: &str, sources: &[&str]) -> Cache {
+    Cache { path: path.to_owned(), holds: Holds::Indexes, sources: words(sources.iter().copied()) }
 }
 
 /// `1 package`, `2 packages`.

@@ -66,6 +66,7 @@ impl Distro for Suse {
             if changes {
                 plan.shims.extend(has(DRACUT).then(oven_rpm::generic_initramfs));
                 plan.steps.extend(steps(job, &asks));
+                plan.caches = vec![oven_rpm::cache("/var/cache/zypp", &SOURCES)];
             }
             plan.steps.extend(holds(job, &asks)?);
             plan.steps.sort_by_key(|step| step.phase);
@@ -76,6 +77,9 @@ impl Distro for Suse {
         Ok(plan)
     }
 }
+
+/// What says where packages come from, and by which names repositories are asked.
+const SOURCES: [&str; 2] = ["/etc/zypp", "/run/oven/keys"];
 
 fn refuse_what_zypper_has_not(job: &Job) -> Result<(), Refused> {
     let refuse = |what: &str| Err(Refused(what.to_owned()));
@@ -136,7 +140,8 @@ fn steps(job: &Job, asks: &Asks) -> Vec<Step> {
         let argv = argv.into_iter().chain(arguments.iter().cloned()).collect();
         Step { network: job.network, also_good: vec![REBOOT_ADVISED], ..step(phase, why, argv) }
     };
-    let refresh = fetch("refreshing the package index", zypper(&["refresh", "--force"]), &clean);
+    // Asked for, it looks at every repository, however short ago it did; and downloads what is new.
+    let refresh = fetch("refreshing the package index", zypper(&["refresh"]), &clean);
     let mut steps = vec![Step { timeout: UPDATE_TIMEOUT, ..refresh }];
     let upgrade: Option<&[&str]> = match job.upgrade {
         Upgrade::None => None,
