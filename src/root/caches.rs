@@ -15,6 +15,8 @@ mod working;
 use super::inside::{Inside, tree::Go};
 use super::runner::{Call, Runner};
 use super::step::mounts::{PLAIN, READ_ONLY, copy, overlay, restrict};
+use crate::error::{Failure, Kind};
+use crate::machine;
 use crate::report::Report;
 use anyhow::{Context, Result};
 use index::{Entry, Tree};
@@ -24,6 +26,7 @@ use rustix::fs::{CWD, FileType, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 pub use store::Store;
 use working::{Layers, Working};
 
@@ -31,6 +34,11 @@ use working::{Layers, Working};
 pub const DIR: &str = "packages";
 /// The packages of a dozen bases with a server's usual set each, and their indexes: 300 MB for one.
 pub const LIMIT: u64 = 4 << 30;
+
+/// Of this machine's disk, downloads leave so much free: whatever an image's package manager does, the builder works on.
+const FLOOR: u64 = 1 << 30;
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// What a step may do with the caches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,6 +105,20 @@ impl Downloads {
         Ok(self.caches.borrow().as_ref().map_or_else(Vec::new, |caches| caches.mounts(call.caches)))
     }
 
+    /// Where downloads go, once one was begun.
+    pub fn dir(&self) -> Option<PathBuf> {
+        self.caches.borrow().as_ref().map(|caches| caches.dir.clone())
+    }
+
+    /// Comes back, with the reason, when a step that downloads has to end.
+    pub async fn full(&self, writes: bool) -> anyhow::Error {
+        let Some(dir) = self.dir().filter(|_| writes) else { return std::future::pending().await };
+        while machine::free_space(&dir).is_none_or(|free| free >= FLOOR) {
+            tokio::time::sleep(LOOK).await;
+        }
+        no_room(&dir).into()
+    }
+
     /// Whether a fetch step has nothing to do. `step` tells it from others, of other plans too.
     pub fn is_done(&self, step: &str) -> bool {
         let caches = self.caches.borrow();
@@ -124,6 +146,7 @@ impl Downloads {
 
 /// Those that are open.
 struct Caches {
+    dir: PathBuf,
     caches: Vec<Cache>,
     working: Working,
 }
@@ -145,6 +168,11 @@ impl Caches {
         if caches.is_empty() {
             return Ok(None);
         }
+        let dir = kept.store.dir().to_owned();
+        if dir.ancestors().find_map(machine::free_space).is_some_and(|free| free < 2 * FLOOR) {
+            report.warn(format!("less than 2 GiB are free in {}: downloads are not kept", dir.display()));
+            return Ok(None);
+        }
         let key = key::of(&kept.base, &caches, plan, runner.certificates(), inside)?;
         let step = report.step("cache", "looking at what was downloaded before");
         let (store, of_plan) = (kept.store.clone(), caches.clone());
@@ -160,7 +188,7 @@ impl Caches {
             report.warn(format!("{spoilt} files in {dir} are not what was downloaded: they are not used"));
         }
         report.detail(format!("{} MiB were downloaded before", bytes >> 20));
-        Ok(Some(Self { caches, working }))
+        Ok(Some(Self { dir, caches, working }))
     }
 
     fn mounts(&self, access: Access) -> Vec<CacheMount> {
@@ -178,7 +206,7 @@ impl Caches {
     /// `None` if they are lost on the way; then steps see what the image has.
     async fn publish(self, report: &Report) -> Option<Self> {
         let step = report.step("cache", "keeping what was downloaded");
-        let Self { caches, mut working } = self;
+        let Self { dir, caches, mut working } = self;
         let published = tokio::task::spawn_blocking(move || (working.publish(), working)).await;
         let (published, working) = match published {
             Ok((published, working)) => (published, Some(working)),
@@ -189,8 +217,16 @@ impl Caches {
             Err(error) => report.warn(format!("what was downloaded is not kept: {error:#}")),
         }
         step.done();
-        working.map(|working| Self { caches, working })
+        working.map(|working| Self { dir, caches, working })
     }
+}
+
+/// What to say where there is no room for downloads.
+pub(super) fn no_room(dir: &Path) -> Failure {
+    let what = format!("there is no room in {} for what is downloaded", dir.display());
+    Kind::Machine
+        .failure(what)
+        .hint("It may be emptied while nothing is baked; the disk that it is on is full.")
 }
 
 /// The directories that an empty cache begins with: those of the image, owners and modes included. `None` if the image

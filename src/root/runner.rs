@@ -1,6 +1,6 @@
 //! Runs commands in an image: what they see, how often they are tried, and what is told when they fail.
 
-use super::caches::{Access, Downloads};
+use super::caches::{Access, Downloads, no_room};
 use super::inside::Inside;
 use super::listen::{Listener, Meaning};
 use super::space::{self, Space};
@@ -281,7 +281,11 @@ impl<'a> Runner<'a> {
             interactive: false,
         };
         let mut span = self.work.report.command(&call.argv);
-        let exit = step::run_with(self.work.helper, &spec, self.work.secrets, call.timeout, on_line).await?;
+        let run = step::run_with(self.work.helper, &spec, self.work.secrets, call.timeout, on_line);
+        let exit = tokio::select! {
+            exit = run => exit?,
+            full = self.downloads.full(call.caches == Access::Write) => return Err(full),
+        };
         span.tell("status", exit.status.to_string());
         Ok(exit)
     }
@@ -328,6 +332,11 @@ impl<'a> Runner<'a> {
             }
             status => format!("{}: {status}", call.name),
         };
+        if let Some(dir) = self.downloads.dir().filter(|_| call.fetches && heard.no_space)
+            && Space::of(self.place.root).is_ok_and(|space| !space.is_full())
+        {
+            return no_room(&dir);
+        }
         let full = heard.no_space || Space::of(self.place.root).is_ok_and(|space| space.is_full());
         if full {
             let what = format!("{} failed: the image's disk is full ({how}){tail}", call.why);

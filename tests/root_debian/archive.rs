@@ -210,6 +210,7 @@ fn stanza(file: &Path, name: &str) -> String {
 }
 
 /// One answer for each connection.
+#[allow(clippy::disallowed_methods, reason = "a thread of the test waits")]
 fn serve(stream: &TcpStream, root: &Path, faults: &Faults, answers: &Answers, versions: &Versions) {
     let mut lines = BufReader::new(stream).lines().map_while(Result::ok);
     let Some(first) = lines.next() else { return };

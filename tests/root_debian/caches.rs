@@ -242,6 +242,7 @@ fn two_at_once_and_the_next_has_what_both_downloaded() {
 
 /// A bake that ends while it downloads: this test as a process of its own, which is killed.
 #[test]
+#[allow(clippy::disallowed_methods, reason = "a thread of the test waits")]
 fn a_bake_that_is_killed_while_it_downloads_leaves_what_was_kept() {
     if let Some(told) = std::env::var_os("OVEN_TEST_KILLED") {
         let told = PathBuf::from(told);

@@ -154,7 +154,7 @@ impl Ground {
 
     fn mount_image(&self) {
         for dir in ["changes/upper", "changes/work"] {
-            fs::create_dir(self.path(dir)).unwrap();
+            fs::create_dir_all(self.path(dir)).unwrap();
         }
         let [lower, upper, work] =
             [base(), self.path("changes/upper"), self.path("changes/work")].map(|p| p.display().to_string());
@@ -171,8 +171,8 @@ impl Ground {
     /// The image as [`Ground::new`] made it.
     pub fn renew(&self) {
         run(Command::new("umount").arg(self.path("image")));
-        for dir in ["changes/upper", "changes/work"] {
-            fs::remove_dir_all(self.path(dir)).unwrap();
+        for dir in ["upper", "work"] {
+            Inside::open_dir(&self.path("changes")).unwrap().remove_tree_content(dir, &|_| false).unwrap();
         }
         self.mount_image();
         self.write_repository();

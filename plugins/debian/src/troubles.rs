@@ -60,8 +60,11 @@ const ROWS: &[Row] = &[
     ),
     Row(
         "E: You don't have enough free space in *.",
-        "there is no space left in the image for what is to be downloaded",
-        Some("Give it a larger disk: `size_gib` of `[disk]` in image.toml."),
+        "there is no space left in {1} for what is to be downloaded",
+        Some(
+            "It is kept on this machine: make room there. Where it is not, give the image a larger disk: `size_gib` of \
+             `[disk]` in image.toml.",
+        ),
         None,
     ),
     Row(

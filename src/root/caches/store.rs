@@ -7,6 +7,7 @@
 
 use super::index::{self, Entry, Tree};
 use super::working::Working;
+use crate::root::inside::Inside;
 use anyhow::{Context, Result};
 use oven_distro::Cache;
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
@@ -76,8 +77,8 @@ impl Store {
         self.sweep();
         fs::create_dir_all(&key).with_context(|| format!("making {}", key.display()))?;
         let dir = tempfile::Builder::new().prefix(WORK).tempdir_in(&self.dir);
-        let dir = dir.with_context(|| format!("making a directory in {}", self.dir.display()))?;
-        let lock = locked(&dir.path().join(LOCK), FlockOperation::LockExclusive)?;
+        let dir = dir.with_context(|| format!("making a directory in {}", self.dir.display()))?.keep();
+        let lock = locked(&dir.join(LOCK), FlockOperation::LockExclusive)?;
         let base = Generation::newest(&key, caches.len())?;
         drop(turn);
         let holds = caches.iter().map(|cache| cache.holds).collect();
@@ -96,7 +97,7 @@ impl Store {
     fn sweep(&self) {
         for (name, path) in children(&self.dir) {
             if name.starts_with(WORK) && try_lock(&path.join(LOCK)).is_some() {
-                _ = fs::remove_dir_all(&path);
+                _ = remove(&path);
             }
         }
     }
@@ -113,12 +114,12 @@ impl Store {
             let newest = all.pop();
             for old in all.into_iter().map(|number| key.join(number.to_string())) {
                 if try_lock(&old.join(INDEX)).is_some() {
-                    _ = fs::remove_dir_all(&old);
+                    _ = remove(&old);
                 }
             }
             for (name, path) in children(&key) {
                 if name.starts_with(PART) {
-                    _ = fs::remove_dir_all(&path);
+                    _ = remove(&path);
                 }
             }
             let Some(newest) = newest.map(|number| key.join(number.to_string())) else { continue };
@@ -130,7 +131,7 @@ impl Store {
         kept.sort();
         for (_, bytes, key, newest) in kept {
             if held > self.limit && try_lock(&newest.join(INDEX)).is_some() {
-                _ = fs::remove_dir_all(&newest);
+                _ = remove(&newest);
                 _ = fs::remove_dir(&key);
                 held -= bytes;
             }
@@ -170,21 +171,21 @@ impl Generation {
     /// Puts a new one there, whose files `put` makes: the cache, the path in it, and where to. The store is locked.
     pub fn publish(key: &Path, index: Index, put: &dyn Fn(usize, &str, &Path) -> Result<()>) -> Result<Self> {
         let number = numbers(key).pop().unwrap_or(0) + 1;
+        // Whoever fails leaves it to the next one who trims.
         let part = tempfile::Builder::new().prefix(PART).tempdir_in(key);
-        let part = part.with_context(|| format!("making a directory in {}", key.display()))?;
+        let part = part.with_context(|| format!("making a directory in {}", key.display()))?.keep();
         for (cache, tree) in index.trees.iter().enumerate() {
             let put = |path: &str, to: &Path| put(cache, path, to);
-            index::make(&part.path().join(cache.to_string()), tree, &put)?;
+            index::make(&part.join(cache.to_string()), tree, &put)?;
         }
         let writing = || format!("writing an index in {}", key.display());
-        let lock = locked(&part.path().join(INDEX), FlockOperation::LockShared)?;
+        let lock = locked(&part.join(INDEX), FlockOperation::LockShared)?;
         let mut writer = BufWriter::new(&lock);
         serde_json::to_writer(&mut writer, &index).with_context(writing)?;
         writer.flush().with_context(writing)?;
         drop(writer);
         let dir = key.join(number.to_string());
-        fs::rename(part.path(), &dir).with_context(|| format!("making {}", dir.display()))?;
-        _ = part.keep(); // it has another name now
+        fs::rename(&part, &dir).with_context(|| format!("making {}", dir.display()))?;
         Ok(Self { dir, index, lock })
     }
 
@@ -197,6 +198,12 @@ impl Generation {
     pub fn release(self) {
         drop(self.lock);
     }
+}
+
+/// Removes a directory with all in it; nothing is followed, and nothing that is mounted is entered.
+pub fn remove(dir: &Path) -> Result<()> {
+    Inside::open_dir(dir)?.remove_tree_content("/", &|_| false)?;
+    fs::remove_dir(dir).with_context(|| format!("removing {}", dir.display()))
 }
 
 pub fn bytes(tree: &Tree) -> u64 {

@@ -226,6 +226,7 @@ fn what_was_killed_leaves_the_last_generation_as_it_is() {
 }
 
 #[test]
+#[allow(clippy::disallowed_methods, reason = "a thread of the test waits")]
 fn what_was_not_used_for_longest_goes_and_what_is_in_use_stays() {
     for mut lab in Lab::all() {
         let made = |lab: &Lab, key: &str| {

@@ -1,7 +1,7 @@
 //! What a bake works in: its own changes over what earlier bakes left.
 
 use super::index::{self, Changes, Entry, Tree};
-use super::store::{Generation, Index, Store, bytes};
+use super::store::{Generation, Index, Store, bytes, remove};
 use anyhow::{Context, Result, bail};
 use oven_distro::Holds;
 use rustix::fs::{CWD, FileType, Mode};
@@ -9,7 +9,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
-use tempfile::TempDir;
 
 /// Definitions that share a base are fewer, and each has two or three such steps.
 const DONE_MAX: usize = 1000;
@@ -40,7 +39,7 @@ pub struct Working {
     done: BTreeSet<String>,
     /// Bytes that were found, and objects that were not what was kept.
     pub found: (u64, usize),
-    dir: TempDir,
+    dir: PathBuf,
     _lock: File,
 }
 
@@ -50,7 +49,7 @@ impl Working {
         store: Store,
         key: PathBuf,
         holds: Vec<Holds>,
-        dir: TempDir,
+        dir: PathBuf,
         lock: File,
         base: Option<Generation>,
         seeds: Vec<Tree>,
@@ -105,7 +104,7 @@ impl Working {
     }
 
     fn layer(&self, cache: usize, tree: &Tree, spoilt: &[String]) -> Result<Layers> {
-        let made = |what: &str| self.dir.path().join(format!("{what}-{cache}-{}", self.laid));
+        let made = |what: &str| self.dir.join(format!("{what}-{cache}-{}", self.laid));
         let (upper, work) = (made("upper"), made("work"));
         let Some((base, top)) = self.base.as_ref().zip(tree.get("")) else {
             index::make(&upper, &self.seeds[cache], &|_, _| bail!("a new cache has no files"))?;
@@ -120,7 +119,7 @@ impl Working {
                 return Ok(Layers { lower: Some(lower), upper, work });
             }
             // No right to make what covers a file.
-            fs::remove_dir_all(&upper).with_context(|| format!("clearing {}", upper.display()))?;
+            remove(&upper)?;
         }
         index::make(&upper, tree, &|path, to| copy(&lower.join(path), to, &tree[path]))?;
         Ok(Layers { lower: None, upper, work })
@@ -274,6 +273,13 @@ impl Working {
                 files.map(|(path, _)| (path.clone(), known(cache, path))).collect()
             })
             .collect()
+    }
+}
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        // What stays, the next bake removes.
+        _ = remove(&self.dir);
     }
 }
 
