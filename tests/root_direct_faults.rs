@@ -79,11 +79,10 @@ fn waits(pid: u32) -> Option<()> {
         children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>()
     };
     let state = |task: &fs::DirEntry| fs::read_to_string(task.path().join("stat")).unwrap_or_default();
-    let found = tasks.into_iter().find_map(|task| {
+    tasks.into_iter().find_map(|task| {
         let waiting = state(&task).contains(") D ");
         if waiting { Some(()) } else { children(&task).into_iter().find_map(waits) }
-    });
-    found
+    })
 }
 
 fn happy() -> Output {

@@ -200,6 +200,7 @@ struct Blocked {
 }
 
 impl Reader for Blocked {
+    #[allow(clippy::disallowed_methods)] // readers block their threads, which are not the runtime's
     fn read(&self, index: u32) -> Result<(Vec<u8>, Digest)> {
         let delay = {
             let mut state = self.fake.state();
