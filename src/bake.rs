@@ -39,7 +39,7 @@ pub async fn bake(
         }
         let secrets = site.secrets(image)?;
         let whole = site.download(image).await?; //                                       packages by URL
-        let disk = site.checkout(&base, image, run, &undo).await?; //                          2. check out
+        let disk = site.checkout(&base, image, wish, run, &undo).await?; //                    2. check out
         let root = Root::mount(disk.device(), &site.scratch(run)?, &ask::mount(image), &site.report).await?; // 3. mount
         let (distro, claims) = ask::distro(site, image, &root.os_release()?)?; //              4. provision
         let job = ask::job(&whole, &base, &claims, &root, &site.settings)?;

@@ -82,7 +82,7 @@ pub async fn bake_all(
         let (site, order, turns, stop, global) =
             (site.clone(), order.clone(), turns.clone(), stop.clone(), global.clone());
         let report = site.report.of(&image.name, column);
-        handles.push(tasks.spawn_local(async move {
+        handles.push(tasks.spawn_local(report.track().follow(async move {
             let (image, run) = (&order.images[i], RunId::new());
             let (became, left, kept) = match parent_image(image, parent).await {
                 Ok(from) => {
@@ -104,7 +104,7 @@ pub async fn bake_all(
             tell(&baked, &report, column.is_some());
             _ = told.send(Some(baked.image().map(|image| image.id.clone())));
             baked
-        }));
+        })));
     }
     tasks.await;
     let mut all = Vec::new();
@@ -153,7 +153,13 @@ async fn one(
     let dir = std::path::absolute(&image.dir).unwrap_or_else(|_| image.dir.clone());
     report.log_to(&site.log(run), &format!("run {run} bakes {}", dir.display()));
     let stop = async move { _ = stop.wait_for(|stop| *stop).await };
+    let whole = report.whole(&format!("baking {}", image.name));
     let mut ended = bake(&site, image, from, wish, run, stop).await;
+    whole.ended(match &ended.result {
+        Ok(Outcome::Baked(_)) => "baked",
+        Ok(Outcome::AlreadyBaked(_)) => "already baked",
+        Err(error) => Kind::of(error).name(),
+    });
     for left in &mut ended.left {
         left.command = site.spelt(&left.command);
         report.warn(left.to_string());

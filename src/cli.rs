@@ -52,9 +52,22 @@ pub struct Global {
     /// The builder's availability zone, likewise
     #[arg(long, global = true, value_name = "ZONE", env = "OVEN_ZONE", help_heading = "Global options")]
     pub zone: Option<String>,
+    /// How a bake gets its disk: `attached`, a volume, or `direct`, block by block
+    #[arg(
+        long,
+        global = true,
+        value_name = "HOW",
+        env = "OVEN_DISKS",
+        hide_env_values = true,
+        help_heading = "Global options"
+    )]
+    pub disks: Option<String>,
     /// A distro plugin to use beside those that `oven plugin list` lists
     #[arg(long, global = true, value_name = "PATH", value_hint = ValueHint::FilePath, help_heading = "Global options")]
     pub plugin: Vec<PathBuf>,
+    /// Write a Chrome trace of the run into this file: open it in ui.perfetto.dev
+    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Global options")]
+    pub trace: Option<PathBuf>,
     /// A stream of JSON events on standard output, a result object last
     #[arg(long, global = true, help_heading = "Global options")]
     pub json: bool,
@@ -85,6 +98,11 @@ mod examples {
   scripts/make-base debian-12.raw   in oven's own sources
   oven import debian-12.raw --name debian-12-base
   qemu-img convert -O raw debian-12.qcow2 debian-12.raw";
+    pub const EXPORT: &str = "Examples:
+  oven export ami-0123456789abcdef0 disk.raw
+  qemu-img convert -O qcow2 disk.raw disk.qcow2
+
+Every block is verified. The file is there once it is whole, and sparse.";
     pub const SHELL: &str = "Examples:
   oven shell ami-0123456789abcdef0
   oven shell --network 1f2e3d4c -- apt-get update
@@ -99,7 +117,8 @@ on the disk of a run it stays, until `oven sweep --kept` removes the disk.";
       --policy-document file://oven.json
 
 What is made has to carry a run's tag, and only what carries one is changed or
-removed. It takes neither credentials nor the network.";
+removed. With --disks the policy is for bakes that get their disks so, and else
+for all. It takes neither credentials nor the network.";
     pub const COMPLETIONS: &str = "Examples:
   oven completions bash > /etc/bash_completion.d/oven
   oven completions zsh > /usr/local/share/zsh/site-functions/_oven
@@ -122,9 +141,12 @@ pub enum Verb {
     /// List images, show one, or remove some
     #[command(subcommand)]
     Images(Images),
-    /// Make a base image of a raw disk image (local region)
+    /// Make a base image of a raw disk image
     #[command(after_help = examples::IMPORT)]
     Import(Import),
+    /// Write the disk of an image, or a snapshot, to a raw disk image
+    #[command(after_help = examples::EXPORT)]
+    Export(Export),
     /// Open a contained shell in a copy of an image, or on the disk that a failed run kept
     #[command(after_help = examples::SHELL)]
     Shell(Shell),
@@ -171,7 +193,7 @@ impl Vars {
 }
 
 /// How a bake treats what is there already.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct Wish {
     /// Bake even if the image exists; the new one gets a name of its own
     #[arg(long)]
@@ -185,6 +207,9 @@ pub struct Wish {
     /// If a step fails, keep the disk for `oven shell RUN`
     #[arg(long)]
     pub keep_on_failure: bool,
+    /// Read the finished snapshot back, and compare it with what was sent (with --disks direct)
+    #[arg(long)]
+    pub verify: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -331,6 +356,25 @@ pub struct Import {
     /// x86_64 or arm64 [default: this machine's]
     #[arg(long, value_name = "ARCH")]
     pub arch: Option<String>,
+    /// How it boots, in AWS [default: its own, legacy-bios for x86_64 and uefi for arm64]
+    #[arg(long, value_name = "MODE", value_parser = ["legacy-bios", "uefi", "uefi-preferred"])]
+    pub boot_mode: Option<String>,
+    /// Read the snapshot back, and compare it with the raw disk image
+    #[arg(long)]
+    pub verify: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Export {
+    /// An image's id (ami-…), or a snapshot's (snap-…)
+    #[arg(value_name = "IMAGE|SNAPSHOT")]
+    pub what: String,
+    /// The file to write
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+    /// Replace the file if it is there
+    #[arg(long)]
+    pub force: bool,
 }
 
 #[derive(Debug, Args)]

@@ -66,10 +66,19 @@ struct InputFile {
 impl Inputs {
     /// Reads all files of the definition. A failure names the file that cannot count.
     pub fn of(image: &Definition, base: &Base, settings: &Settings) -> Result<Self> {
-        // None of the settings reaches an image: the network's serve fetch steps alone, instance and zone say where it
-        // is baked. A new one that does would have to count, so this stops compiling when there is a new one.
-        let Settings { file: _, cloud: _, region: _, region_dir: _, instance_id: _, zone: _, network: _ } =
-            settings;
+        // None of the settings reaches an image: the network's serve fetch steps alone, the others say where and
+        // how it is baked. A new one that does would have to count, so this stops compiling when there is a new one.
+        let Settings {
+            file: _,
+            cloud: _,
+            region: _,
+            region_dir: _,
+            instance_id: _,
+            zone: _,
+            disks: _,
+            cache_gib: _,
+            network: _,
+        } = settings;
         let (tree, files) = read(image)?;
         Ok(Self {
             architecture: base.architecture,

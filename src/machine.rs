@@ -4,6 +4,7 @@ mod trial;
 
 pub use trial::trial;
 
+use crate::disk::export;
 use crate::error::{self, Kind};
 use crate::root::step::egress::Fence;
 use crate::site::Site;
@@ -81,25 +82,35 @@ impl fmt::Display for Check {
 }
 
 /// Fails with the list of everything that is missing. `loops`: volumes become loop devices here.
-pub fn ensure_fit(loops: bool) -> Result<()> {
+pub fn ensure_fit(needs: Needs) -> Result<()> {
     let lacks: Vec<_> =
-        checks(loops).into_iter().filter(Check::lacks).map(|check| format!("\n  {check}")).collect();
+        checks(needs).into_iter().filter(Check::lacks).map(|check| format!("\n  {check}")).collect();
     if lacks.is_empty() {
         return Ok(());
     }
     Err(Kind::Machine.error(format!("this machine cannot bake:{}", lacks.concat())))
 }
 
+/// What a way to get a disk needs beside what all need.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// Loop devices.
+    pub loops: bool,
+    /// Disks that this program serves.
+    pub fuse: bool,
+}
+
 /// Everything that can be told at once, but for the region.
-pub fn checks(with_loops: bool) -> Vec<Check> {
+pub fn checks(needs: Needs) -> Vec<Check> {
     let mut checks =
         vec![Check::new("root", nix::unistd::geteuid().is_root(), "oven is not run as root", "Use sudo.")];
     if !checks[0].lacks() {
         checks.push(capabilities(held_capabilities()));
     }
-    if with_loops {
+    if needs.loops {
         checks.push(loops());
     }
+    checks.extend(fuse(needs.fuse));
     let filesystems = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
     let knows = |name: &str| filesystems.split_whitespace().any(|word| word == name) || has_module(name);
     for name in ["ext4", "tmpfs", "devpts"] {
@@ -189,6 +200,21 @@ pub fn region(site: &Result<Site>) -> Check {
 /// In bytes.
 pub fn free_space(dir: &Path) -> Option<u64> {
     statvfs(dir).ok().map(|s| s.blocks_available() * s.fragment_size())
+}
+
+/// Whether disks can be served here (`disks = "direct"`). It is tried, as root: a container may do without the node.
+/// `required`: they are asked for.
+fn fuse(required: bool) -> Option<Check> {
+    const WHAT: &str = "FUSE";
+    if !nix::unistd::geteuid().is_root() {
+        return None;
+    }
+    let tried = export::available();
+    if required {
+        return Some(Check::tried(WHAT, &tried, ""));
+    }
+    let why = tried.as_ref().err().map(|error| format!("no bake with disks = \"direct\": {error:#}"));
+    Some(Check::note(WHAT, tried.is_ok(), &why.unwrap_or_default()))
 }
 
 /// What a bake cannot do without: mounts and namespaces, a step's private `/dev` and its `lo`, all that package

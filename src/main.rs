@@ -1,6 +1,6 @@
-//! The program: the re-executed helper of a step or of a plugin, or a verb of the command line.
+//! The program: the re-executed helper of a step, of a plugin or of a disk, or a verb of the command line.
 
-use oven::{commands, distros::contained, root::step};
+use oven::{commands, disk::export, distros::contained, root::step, stop};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -11,5 +11,8 @@ fn main() -> ExitCode {
     if args.get(1).is_some_and(|verb| verb == contained::VERB) {
         return contained::helper_main();
     }
-    ExitCode::from(commands::run(args))
+    if args.get(1).is_some_and(|verb| verb == export::VERB) {
+        return export::helper_main();
+    }
+    ExitCode::from(stop::beside(move || commands::run(args)))
 }

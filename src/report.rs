@@ -7,6 +7,7 @@ pub use screen::{Ink, Screen};
 
 use crate::error::{self, Kind};
 use crate::secrets::Secrets;
+use crate::trace::{Lane, Span, SpanId, Trace, Track};
 use log::Log;
 use serde_json::{Value, json};
 use std::cell::{Cell, RefCell};
@@ -40,6 +41,9 @@ pub enum Level {
 /// Phases that took less are not worth a word in the times of several images.
 const SHORT: Duration = Duration::from_millis(50);
 
+/// Progress is told no more often.
+const TELL: Duration = Duration::from_millis(200);
+
 /// A handle, cheap to clone. Each bake has its own ([`Report::of`]), so that lines of several do not mix.
 #[derive(Clone)]
 pub struct Report(Rc<Inner>);
@@ -62,6 +66,11 @@ struct Inner {
     step: Cell<Option<u64>>,
     /// What no line may hold. Of one environment, and so the same for all images.
     secrets: Rc<RefCell<Secrets>>,
+    trace: Option<Trace>,
+    /// Of the image.
+    track: Track,
+    /// What on it is under way, for what belongs into it: the whole work, or a step.
+    under_way: Cell<Option<SpanId>>,
 }
 
 /// A step under way. Without [`Step::done`] it counts as not finished.
@@ -71,12 +80,42 @@ pub struct Step {
     what: String,
     started: Instant,
     id: u64,
+    span: Span,
+    /// What was under way before it.
+    before: Option<SpanId>,
+    /// When its progress was told last.
+    told: Cell<Option<Instant>>,
+}
+
+/// All of a report's work in the trace, until it is dropped.
+pub struct Whole {
+    report: Report,
+    span: Span,
 }
 
 impl Report {
     pub fn new(style: Style, level: Level) -> Self {
-        let screen = Screen::new(style != Style::Human || level == Level::Quiet);
-        Self::build(style, level, String::new(), String::new(), screen, Instant::now(), Rc::default())
+        Self::traced(style, level, None)
+    }
+
+    pub fn traced(style: Style, level: Level, trace: Option<Trace>) -> Self {
+        let track = trace.as_ref().map(|trace| trace.track("oven")).unwrap_or_default();
+        Self(Rc::new(Inner {
+            style,
+            level,
+            subject: String::new(),
+            prefix: String::new(),
+            screen: Screen::new(style != Style::Human || level == Level::Quiet),
+            log: RefCell::default(),
+            phases: RefCell::default(),
+            origin: Instant::now(),
+            started: Cell::new(Instant::now()),
+            step: Cell::new(None),
+            secrets: Rc::default(),
+            trace,
+            track,
+            under_way: Cell::new(None),
+        }))
     }
 
     pub fn silent() -> Self {
@@ -87,45 +126,62 @@ impl Report {
     pub fn of(&self, subject: &str, column: Option<usize>) -> Self {
         let prefix =
             column.map_or(String::new(), |width| format!("{:<1$}", format!("{subject}:"), width + 1));
-        let Inner { style, level, screen, origin, secrets, .. } = &*self.0;
-        Self::build(*style, *level, subject.to_owned(), prefix, screen.clone(), *origin, secrets.clone())
+        let Inner { style, level, screen, origin, secrets, trace, .. } = &*self.0;
+        Self(Rc::new(Inner {
+            style: *style,
+            level: *level,
+            subject: subject.to_owned(),
+            prefix,
+            screen: screen.clone(),
+            log: RefCell::default(),
+            phases: RefCell::default(),
+            origin: *origin,
+            started: Cell::new(Instant::now()),
+            step: Cell::new(None),
+            secrets: secrets.clone(),
+            trace: trace.clone(),
+            track: trace.as_ref().map(|trace| trace.track(subject)).unwrap_or_default(),
+            under_way: Cell::new(None),
+        }))
+    }
+
+    /// Where the work of this report is traced.
+    pub fn track(&self) -> Track {
+        self.0.track.clone()
+    }
+
+    /// Everything from now on is part of this, in the trace.
+    pub fn whole(&self, what: &str) -> Whole {
+        let span = self.0.track.span(Lane::Steps, what);
+        self.0.under_way.set(span.id());
+        Whole { report: self.clone(), span }
+    }
+
+    /// A command of the step that is under way, in the trace.
+    pub fn command(&self, argv: &[String]) -> Span {
+        let track = &self.0.track;
+        let mut span = track.within(self.0.under_way.get(), Lane::Steps, &argv.join(" "));
+        span.tell("argv", argv.join(" "));
+        span
+    }
+
+    /// The trace is over. That it is not whole is told.
+    pub fn end_trace(&self) {
+        if let Some(Err(error)) = self.0.trace.as_ref().map(Trace::end) {
+            self.warn(format!("the trace is not whole: {error:#}"));
+        }
     }
 
     /// From now on these are told nowhere: neither by this report nor by one that was made of the same.
     pub fn hide(&self, secrets: &Secrets) {
         let both = self.0.secrets.borrow().with(secrets);
         *self.0.secrets.borrow_mut() = both;
+        self.0.track.hide(secrets);
     }
 
     /// What may be told of a text.
     fn tellable(&self, text: &str) -> String {
         self.0.secrets.borrow().mask(&printable(text)).into_owned()
-    }
-
-    fn build(
-        style: Style,
-        level: Level,
-        subject: String,
-        prefix: String,
-        screen: Screen,
-        origin: Instant,
-        secrets: Rc<RefCell<Secrets>>,
-    ) -> Self {
-        let (log, phases) = (RefCell::default(), RefCell::default());
-        let (started, step) = (Cell::new(Instant::now()), Cell::new(None));
-        Self(Rc::new(Inner {
-            style,
-            level,
-            subject,
-            prefix,
-            screen,
-            log,
-            phases,
-            origin,
-            started,
-            step,
-            secrets,
-        }))
     }
 
     /// The work of this report begins. Once it comes to a first step, everything is kept in a file. `about`: what
@@ -161,7 +217,20 @@ impl Report {
         self.event(json!({"event": "step", "phase": phase, "what": what}));
         let id = self.0.screen.begin(self.prefixed(&what));
         self.0.step.set(Some(id));
-        Step { report: self.clone(), phase: phase.to_owned(), what, started: Instant::now(), id }
+        let before = self.0.under_way.get();
+        let mut span = self.0.track.within(before, Lane::Steps, &what);
+        span.tell("phase", phase);
+        self.0.under_way.set(span.id());
+        Step {
+            report: self.clone(),
+            phase: phase.to_owned(),
+            what,
+            started: Instant::now(),
+            id,
+            told: Cell::default(),
+            span,
+            before,
+        }
     }
 
     /// A line of a step's output. Control bytes are taken out: a package must not drive the user's terminal.
@@ -295,8 +364,21 @@ pub fn printable(text: &str) -> String {
 }
 
 impl Step {
+    /// How far it has come, in bytes, of how many if that is known: shown beside it, and now and then an event.
+    pub fn progress(&self, done: u64, all: Option<u64>) {
+        let last = self.told.get().is_some_and(|told| told.elapsed() < TELL);
+        if last && all != Some(done) {
+            return;
+        }
+        self.told.set(Some(Instant::now()));
+        let of = all.map(|all| format!(" of {}", all.div_ceil(1 << 20))).unwrap_or_default();
+        self.report.0.screen.heard(self.id, &format!("{}{of} MiB", done >> 20));
+        self.report.event(json!({"event": "progress", "phase": self.phase, "bytes": done, "of": all}));
+    }
+
     /// The step is done: its line, and its time.
-    pub fn done(self) {
+    pub fn done(mut self) {
+        self.span.tell("done", true);
         let time = self.started.elapsed();
         let (report, screen) = (&self.report, &self.report.0.screen);
         screen.end(self.id);
@@ -320,11 +402,25 @@ impl Drop for Step {
     fn drop(&mut self) {
         self.report.0.screen.end(self.id);
         self.report.0.step.take();
+        self.report.0.under_way.set(self.before);
         let time = self.started.elapsed();
         let mut phases = self.report.0.phases.borrow_mut();
         match phases.iter_mut().find(|(phase, _)| *phase == self.phase) {
             Some((_, sum)) => *sum += time,
             None => phases.push((self.phase.clone(), time)),
         }
+    }
+}
+
+impl Whole {
+    /// How it ended, in a word.
+    pub fn ended(mut self, how: &str) {
+        self.span.tell("ended", how);
+    }
+}
+
+impl Drop for Whole {
+    fn drop(&mut self) {
+        self.report.0.under_way.take();
     }
 }

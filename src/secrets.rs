@@ -11,7 +11,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fmt;
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// What is shown in the place of a secret.
 const MASK: &str = "***";
@@ -24,7 +24,7 @@ const LINE_MIN: usize = 16;
 
 /// Values by name, and what to look for. Cheap to clone; shown, it is only names.
 #[derive(Clone, Default)]
-pub struct Secrets(Rc<Inner>);
+pub struct Secrets(Arc<Inner>);
 
 #[derive(Default)]
 struct Inner {
@@ -91,7 +91,7 @@ impl Secrets {
         }
         let mut masked: Vec<_> = masked.into_iter().filter(|text| text.len() >= MIN).collect();
         masked.sort_by_key(|text| std::cmp::Reverse(text.len()));
-        Self(Rc::new(Inner { values, masked, sought }))
+        Self(Arc::new(Inner { values, masked, sought }))
     }
 
     #[cfg(test)]

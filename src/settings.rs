@@ -16,8 +16,35 @@ pub const AWS: &str = "aws";
 const CLOUDS: &[&str] = &[AWS, LOCAL];
 #[cfg(not(feature = "aws"))]
 const CLOUDS: &[&str] = &[LOCAL];
-const KEYS: &[&str] = &["cloud", "instance_id", "network", "region", "region_dir", "zone"];
+/// How disks are got, by the words of the setting.
+const DISKS: &[(&str, Strategy)] = &[("attached", Strategy::Attached), ("direct", Strategy::Direct)];
+/// In GiB: what is in use of a dozen usual base images (1 to 2 GiB each), and room for the one that is being read. It
+/// is little beside the disk of a builder.
+const CACHE_GIB: u64 = 20;
+/// More than the largest volume of EBS is a slip of the finger.
+const CACHE_MOST: u64 = 64 << 10;
+const KEYS: &[&str] =
+    &["cache_gib", "cloud", "disks", "instance_id", "network", "region", "region_dir", "zone"];
 const NETWORK_KEYS: &[&str] = &["ca_file", "mirror", "no_proxy", "proxy"];
+
+/// Where a bake gets its disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Strategy {
+    /// A volume, attached to this machine.
+    #[default]
+    Attached,
+    /// The base's blocks, read and sent back by themselves: nothing is attached.
+    Direct,
+}
+
+impl Strategy {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Attached => "attached",
+            Self::Direct => "direct",
+        }
+    }
+}
 
 /// What fetch steps are told of the network. None of it stays in the image.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -45,6 +72,10 @@ pub struct Settings {
     /// The builder, and the availability zone that it is in, where the metadata service cannot be asked.
     pub instance_id: Option<String>,
     pub zone: Option<String>,
+    /// As it was asked for: see [`Settings::disks`].
+    pub disks: Option<Strategy>,
+    /// What the cache of base images' blocks may hold.
+    pub cache_gib: u64,
     pub network: NetworkSettings,
 }
 
@@ -58,6 +89,8 @@ impl Default for Settings {
             region_dir: None,
             instance_id: None,
             zone: None,
+            disks: None,
+            cache_gib: CACHE_GIB,
             network,
         }
     }
@@ -72,9 +105,15 @@ pub struct Overrides {
     pub region_dir: Option<PathBuf>,
     pub instance_id: Option<String>,
     pub zone: Option<String>,
+    pub disks: Option<String>,
 }
 
 impl Settings {
+    /// Where a bake gets its disk.
+    pub fn disks(&self) -> Strategy {
+        self.disks.unwrap_or_default()
+    }
+
     /// The settings for a definition, or for what is done in a directory: its oven.toml or the nearest above; defaults
     /// without one.
     pub fn for_definition(dir: &Path) -> Result<Self> {
@@ -102,6 +141,9 @@ impl Settings {
         let instance_id = instance_id.and_then(|at| top.check("instance_id", at.line, instance(at.value)));
         let zone = top.string("zone", "an availability zone, such as \"eu-central-1a\"");
         let zone = zone.and_then(|at| top.check("zone", at.line, zone_name(at.value)));
+        let disks = top.string("disks", "how disks are got: \"attached\" or \"direct\"");
+        let disks = disks.and_then(|at| top.check("disks", at.line, strategy(at.value)));
+        let cache_gib = top.integer("cache_gib", 1..=CACHE_MOST, "GiB");
         let network = top.table("network", "[network]", NETWORK_KEYS);
         Self {
             file: Some(file.to_owned()),
@@ -110,6 +152,8 @@ impl Settings {
             region_dir,
             instance_id,
             zone,
+            disks,
+            cache_gib: cache_gib.unwrap_or(CACHE_GIB),
             network: network.map(|table| network_settings(&table, dir)).unwrap_or_default(),
         }
     }
@@ -129,6 +173,9 @@ impl Settings {
         }
         if let Some(zone) = said(&overrides.zone) {
             self.zone = Some(zone_name(&zone).map_err(|what| usage("--zone", what))?);
+        }
+        if let Some(disks) = said(&overrides.disks) {
+            self.disks = Some(strategy(&disks).map_err(|what| usage("--disks", what))?);
         }
         if let Some(dir) = overrides.region_dir.clone().filter(|dir| !dir.as_os_str().is_empty()) {
             self.region_dir = Some(dir);
@@ -197,6 +244,14 @@ fn known_cloud(name: &str) -> Result<String, String> {
     } else {
         Err(format!("is {name:?}, which this oven does not know: {}", document::nearest(name, CLOUDS)))
     }
+}
+
+fn strategy(name: &str) -> Result<Strategy, String> {
+    let known = DISKS.iter().find(|(known, _)| *known == name);
+    known.map(|(_, strategy)| *strategy).ok_or_else(|| {
+        let names: Vec<_> = DISKS.iter().map(|(name, _)| *name).collect();
+        format!("is {name:?}, which is no way to get a disk: {}", document::nearest(name, &names))
+    })
 }
 
 fn instance(id: &str) -> Result<String, String> {
@@ -301,7 +356,8 @@ mod tests {
         let top = tree();
         let project = std::fs::canonicalize(top.path().join("project")).unwrap();
         let toml = "cloud = \"local\"\nregion = \"test-1\"\nregion_dir = \"../region\"\n\
-                    instance_id = \"i-0123456789abcdef0\"\nzone = \"eu-central-1a\"\n[network]\n\
+                    instance_id = \"i-0123456789abcdef0\"\nzone = \"eu-central-1a\"\n\
+                    disks = \"direct\"\ncache_gib = 3\n[network]\n\
                     proxy = \"http://user:secret@proxy.example:3128/\"\nno_proxy = \"localhost, .example\"\n\
                     ca_file = \"ca.pem\"\nmirror = \"https://deb.example/debian/\"\n";
         let settings = settings(top.path(), toml).unwrap();
@@ -310,6 +366,7 @@ mod tests {
         assert_eq!(settings.region_dir, Some(project.join("../region")));
         let builder = (settings.instance_id.as_deref(), settings.zone.as_deref());
         assert_eq!(builder, (Some("i-0123456789abcdef0"), Some("eu-central-1a")));
+        assert_eq!((settings.disks(), settings.cache_gib), (Strategy::Direct, 3));
         let expected = NetworkSettings {
             proxy: Some("http://user:secret@proxy.example:3128".into()),
             no_proxy: Some("localhost,.example".into()),
@@ -324,6 +381,7 @@ mod tests {
         let top = tree();
         let web = top.path().join("project/images/web");
         assert_eq!(Settings::for_definition(&web).unwrap(), Settings::default());
+        assert_eq!(Settings::default().disks(), Strategy::Attached);
         std::fs::write(top.path().join("project/oven.toml"), "region = \"far\"").unwrap();
         assert_eq!(Settings::for_definition(&web).unwrap().region.as_deref(), Some("far"));
         std::fs::write(web.join("oven.toml"), "region = \"near\"").unwrap();
@@ -351,6 +409,14 @@ mod tests {
                 "zone = \"EU\"",
                 "1: `zone` is \"EU\": it should be an availability zone, such as \"eu-central-1a\"",
             ),
+            (
+                "disks = \"direkt\"",
+                "1: `disks` is \"direkt\", which is no way to get a disk: did you mean `direct`?",
+            ),
+            ("disks = \"nbd\"", "which is no way to get a disk: known are `attached` and `direct`"),
+            ("disks = true", "1: `disks` is a boolean: it should be how disks are got"),
+            ("cache_gib = 0", "1: `cache_gib` is 0: it should be 1 to 65536 GiB"),
+            ("cache_gib = \"3\"", "1: `cache_gib` is a string"),
             ("cloud = 1", "1: `cloud` is an integer: it should be a cloud's name"),
             ("region = \"eu central\"", "1: `region` is \"eu central\""),
             ("region_dir = \"\"", "1: `region_dir` is \"\": it should be a path"),
@@ -418,6 +484,7 @@ mod tests {
             region_dir: Some(PathBuf::new()),
             instance_id: Some(String::new()),
             zone: Some(String::new()),
+            disks: Some(String::new()),
         };
         assert_eq!(file.clone().merge(&empty).unwrap(), file);
         let flags = Overrides {
@@ -425,12 +492,18 @@ mod tests {
             region_dir: Some("flag".into()),
             instance_id: Some("i-01234567".into()),
             zone: Some("eu-west-1c".into()),
+            disks: Some("direct".into()),
             ..Overrides::default()
         };
         let merged = file.clone().merge(&flags).unwrap();
         assert_eq!((merged.region.as_deref(), merged.region_dir), (Some("flag"), Some("flag".into())));
         assert_eq!(merged.instance_id.as_deref(), Some("i-01234567"));
         assert_eq!(merged.zone.as_deref(), Some("eu-west-1c"));
+        assert_eq!(merged.disks, Some(Strategy::Direct));
+        let wrong = Overrides { disks: Some("x".into()), ..Overrides::default() };
+        let error = file.clone().merge(&wrong).unwrap_err();
+        assert!(error.to_string().starts_with("`--disks` is \"x\", which is no way"), "{error}");
+        assert_eq!(Kind::of(&error), Kind::Usage);
         let wrong = Overrides { instance_id: Some("x".into()), ..Overrides::default() };
         let error = file.clone().merge(&wrong).unwrap_err();
         assert!(error.to_string().starts_with("`--instance-id` is \"x\""), "{error}");

@@ -5,11 +5,17 @@ mod aws;
 
 use crate::ask;
 use crate::cli::{Global, Wish};
+use crate::cloud::blocks::Blocks;
 use crate::cloud::local::Region;
-use crate::cloud::{Architecture, Base, BaseRef, Cloud, Image, ImageId, ImageSpec, RunId, SnapshotId, Tags};
+use crate::cloud::{
+    Architecture, Base, BaseRef, Cloud, Image, ImageId, ImageSpec, RunId, SnapshotId, StaleRun, Tags,
+};
 use crate::definition::Definition;
 use crate::disk::attached::Attached;
-use crate::disk::{Disk, Disks};
+use crate::disk::chosen::Chosen;
+use crate::disk::direct::Direct;
+use crate::disk::kept;
+use crate::disk::{Disk, DiskSpec, Disks};
 use crate::distros::{self, Registry};
 use crate::download;
 use crate::error::Kind;
@@ -19,12 +25,13 @@ use crate::root::Root;
 use crate::root::caches::{self, Kept, Store};
 use crate::root::execute::{Guard, Work};
 use crate::secrets::Secrets;
-use crate::settings::{AWS, Overrides, Settings};
+use crate::settings::{AWS, Overrides, Settings, Strategy};
 use crate::undo::{Policy, Undo};
 use anyhow::{Context, Result};
 use oven_distro::{Distro, Plan};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Duration;
 
 /// Where the local region is unless something else is said: the system's state directory (file-hierarchy(7)).
 const REGION_DIR: &str = "/var/lib/oven/region";
@@ -48,6 +55,8 @@ pub struct Site {
     pub report: Report,
     /// The local region, where the cloud is one: images are imported into it, and removed from it.
     pub region: Option<Region>,
+    /// The cloud's snapshots by their blocks: sent and read without a volume.
+    pub blocks: Rc<dyn Blocks>,
 }
 
 /// What was looked at, and what is wrong with it.
@@ -56,7 +65,7 @@ pub type Findings = Vec<(String, Result<()>)>;
 /// What a verb does with the cloud.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Use {
-    /// Attaches volumes: this has to be a builder instance, in AWS.
+    /// Bakes. Where volumes are attached, this has to be a builder instance, in AWS.
     Builds,
     /// Has to tell whose processes are this machine's, if it is an instance at all.
     Sweeps,
@@ -79,13 +88,22 @@ impl Site {
         _ = used;
         let state = settings.region_dir.clone().unwrap_or_else(|| REGION_DIR.into());
         let region = Region::open(&state)?;
-        let disks = Rc::new(Attached::new(Rc::new(region.clone())));
-        Self::with(Rc::new(region.clone()), disks, state, settings, report, Some(region))
+        let shared = Rc::new(region.clone());
+        let direct = Direct::new(shared.clone(), &state, settings.cache_gib, &helper()?, &report);
+        let disks = Rc::new(Chosen {
+            strategy: settings.disks(),
+            attached: Rc::new(Attached::new(shared)),
+            direct: Rc::new(direct),
+            state: state.clone(),
+        });
+        let cloud = Rc::new(region.clone());
+        Self::with(cloud.clone(), disks, cloud, state, settings, report, Some(region))
     }
 
     fn with(
         cloud: Rc<dyn Cloud>,
         disks: Rc<dyn Disks>,
+        blocks: Rc<dyn Blocks>,
         state: PathBuf,
         settings: Settings,
         report: Report,
@@ -95,6 +113,7 @@ impl Site {
         Ok(Self {
             cloud,
             disks,
+            blocks,
             distros: Rc::new(plugins(&[], &helper)?),
             helper,
             scratch: crate::scratch::DIR.into(),
@@ -119,17 +138,21 @@ impl Site {
                     s.region_dir.clone(),
                     s.instance_id.clone(),
                     s.zone.clone(),
+                    (s.disks(), s.cache_gib),
                 )
             };
             if place(&other) != place(&first) {
-                let message =
-                    format!("{} has another cloud or region than the definitions before it", dir.display());
+                let message = format!(
+                    "{} has another cloud, region or kind of disks than the definitions before it",
+                    dir.display()
+                );
                 let hint = "Bake definitions of different regions one after another, or give --region-dir.";
                 return Err(Kind::Definition.failure(message).hint(hint).into());
             }
         }
         if first.cloud != AWS {
-            refuse_region_inside(first.region_dir.as_deref().unwrap_or(Path::new(REGION_DIR)), definitions)?;
+            let dir = first.region_dir.as_deref().unwrap_or(Path::new(REGION_DIR));
+            refuse_inside("region", dir, "Keep the region elsewhere: --region-dir DIR.", definitions)?;
         }
         let mut site = Self::new(first, report, used).await?;
         if !global.plugin.is_empty() {
@@ -150,10 +173,17 @@ impl Site {
         }
     }
 
-    /// Whether volumes become loop devices here. Where the settings are wrong, that is told later.
-    pub fn has_loops(global: &Global, definition: Option<&PathBuf>) -> bool {
+    /// What disks need here. Where the settings are wrong, that is told later.
+    pub fn needs(global: &Global, definition: Option<&PathBuf>) -> machine::Needs {
         let here = PathBuf::from(".");
-        !Self::settings(global, definition.unwrap_or(&here)).is_ok_and(|settings| settings.cloud == AWS)
+        let settings = Self::settings(global, definition.unwrap_or(&here)).unwrap_or_default();
+        let fuse = settings.disks() == Strategy::Direct;
+        machine::Needs { loops: fuse || settings.cloud != AWS, fuse }
+    }
+
+    /// Whether the cloud is a directory. Where the settings are wrong, that is told later.
+    pub fn is_in_a_directory(global: &Global) -> bool {
+        Self::settings(global, Path::new(".")).map_or(true, |settings| settings.cloud != AWS)
     }
 
     fn settings(global: &Global, dir: &Path) -> Result<Settings> {
@@ -163,6 +193,7 @@ impl Site {
             region_dir: global.region_dir.clone(),
             instance_id: global.instance_id.clone(),
             zone: global.zone.clone(),
+            disks: global.disks.clone(),
         };
         Settings::for_definition(dir)?.merge(&overrides)
     }
@@ -172,6 +203,7 @@ impl Site {
         Ok(Self { settings: Rc::new(Self::settings(global, &image.dir)?), report, ..self.clone() })
     }
 
+    /// Into a local region, which copies it faster than it could be sent.
     pub async fn import(&self, raw: &Path, name: &str, architecture: Architecture) -> Result<Image> {
         self.local("import")?.import(raw, name, architecture, &Tags::new(), &self.report).await
     }
@@ -183,6 +215,21 @@ impl Site {
         let used = self.cloud.images(None).await?.iter().any(|other| other.snapshot == *snapshot);
         if used { Ok(()) } else { region.delete_snapshot(snapshot).await }
             .with_context(|| format!("deleting {snapshot}, which was that of {image}"))
+    }
+
+    /// Runs that left something behind, in the cloud or on this machine, and whose owner is gone.
+    pub async fn stale_runs(&self, older_than: Option<Duration>) -> Result<Vec<StaleRun>> {
+        let mut stale = self.cloud.stale_runs(older_than).await?;
+        for here in kept::runs(&self.state)? {
+            match stale.iter_mut().find(|run| run.run == here.run) {
+                Some(run) => {
+                    run.resources.extend(here.resources);
+                    run.kept |= here.kept;
+                }
+                None => stale.push(here),
+            }
+        }
+        Ok(stale)
     }
 
     fn local(&self, verb: &str) -> Result<&Region> {
@@ -245,12 +292,14 @@ impl Site {
         &self,
         base: &Base,
         image: &Definition,
+        wish: &Wish,
         run: &RunId,
         undo: &Rc<Undo>,
     ) -> Result<Box<dyn Disk>> {
         self.cloud.ensure_permitted(base).await.context("asking what the role may do")?;
         let step = self.report.step("checkout", format!("checking out the disk of {}", base.id));
-        let disk = self.disks.checkout(base, &ask::disk(image, base, run)?, run, undo).await?;
+        let spec = DiskSpec { verify: wish.verify, ..ask::disk(image, base, run)? };
+        let disk = self.disks.checkout(base, &spec, run, undo).await?;
         step.done();
         Ok(disk)
     }
@@ -359,6 +408,7 @@ fn spelt(settings: &Settings, state: &Path, command: &str) -> String {
         let dir = std::path::absolute(state).unwrap_or_else(|_| state.to_owned());
         flags.push(("--region-dir", dir.to_string_lossy().into_owned()));
     }
+    flags.extend(settings.disks.map(|disks| ("--disks", disks.as_str().to_owned())));
     let plain = |text: &str| text.chars().all(|c| c.is_alphanumeric() || "/._-+@%".contains(c));
     let quoted = |text: &str| {
         if plain(text) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
@@ -367,23 +417,16 @@ fn spelt(settings: &Settings, state: &Path, command: &str) -> String {
     format!("oven {flags}{rest}")
 }
 
-/// Every file of a definition counts: a region in it would make each bake a new one.
-fn refuse_region_inside(region: &Path, definitions: &[Definition]) -> Result<()> {
-    let absolute =
-        std::path::absolute(region).with_context(|| format!("looking for {}", region.display()))?;
+/// Every file of a definition counts: one that each bake changes would make each bake a new one.
+pub fn refuse_inside(what: &str, path: &Path, hint: &str, definitions: &[Definition]) -> Result<()> {
+    let absolute = std::path::absolute(path).with_context(|| format!("looking for {}", path.display()))?;
     // It may not be there yet.
     let real = absolute.ancestors().find_map(|dir| dir.canonicalize().ok()).unwrap_or_default();
     for dir in definitions.iter().flat_map(Definition::directories) {
         if dir.canonicalize().is_ok_and(|dir| real.starts_with(dir)) {
-            let message = format!(
-                "the region {} is inside of {}, whose files all count",
-                region.display(),
-                dir.display()
-            );
-            return Err(Kind::Definition
-                .failure(message)
-                .hint("Keep the region elsewhere: --region-dir DIR.")
-                .into());
+            let (path, dir) = (path.display(), dir.display());
+            let message = format!("the {what} {path} is inside of {dir}, whose files all count");
+            return Err(Kind::Definition.failure(message).hint(hint).into());
         }
     }
     Ok(())
@@ -408,6 +451,8 @@ mod tests {
             told(&given),
             "oven --cloud aws --region eu-west-1 --instance-id i-0123456789abcdef0 --zone eu-west-1a sweep --run 1f"
         );
+        let direct = Settings { disks: Some(Strategy::Direct), ..local };
+        assert_eq!(told(&direct), "oven --disks direct sweep --run 1f");
         assert_eq!(spelt(&given, Path::new("/"), "rm x"), "rm x");
     }
 }

@@ -6,8 +6,28 @@ use anyhow::{Context, Result};
 use serde_json::json;
 use std::future::Future;
 use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+
+/// Whether this process was asked to end: for threads that cannot wait for the runtime, which may wait for them.
+static ASKED: AtomicBool = AtomicBool::new(false);
+
+/// Whether this process was asked to end.
+pub fn is_asked() -> bool {
+    ASKED.load(Ordering::Relaxed)
+}
+
+/// As much as the first thread of a process has.
+const STACK: usize = 8 << 20;
+
+/// Does all the work in a thread beside the first one, which waits for it. A signal to a process goes to its first
+/// thread, also while that one waits in the kernel for a disk and cannot take it: then nobody would hear of it.
+pub fn beside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let thread = std::thread::Builder::new().name("oven".to_owned()).stack_size(STACK);
+    let thread = thread.spawn(work).expect("a process can have two threads");
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
 
 /// Turns true at the first signal. Local things die with the process, so that the second one may end it at once: also
 /// while the runtime's thread is busy, for this one listens on a thread of its own.
@@ -29,6 +49,7 @@ pub fn signals(report: &Report) -> Result<watch::Receiver<bool>> {
             }
         };
         let why = next().await;
+        ASKED.store(true, Ordering::Relaxed);
         _ = told.send(true);
         screen.print(&format!("{why}: stopping, and cleaning up (once more to stop at once)"));
         let why = next().await;

@@ -10,6 +10,7 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
@@ -27,6 +28,7 @@ pub enum Due {
     OnFailure,
 }
 
+type Cause = Box<dyn Fn() -> Option<Error>>;
 type Payment = Pin<Box<dyn Future<Output = Result<()>>>>;
 
 /// Something that must not be there in the end.
@@ -51,6 +53,8 @@ pub struct DebtId(usize);
 pub struct Undo {
     debts: RefCell<Vec<(DebtId, Debt)>>,
     next: Cell<usize>,
+    causes: RefCell<Vec<Cause>>,
+    stops: RefCell<Vec<Box<dyn Fn()>>>,
 }
 
 /// Something that could not be removed.
@@ -88,6 +92,24 @@ impl Undo {
         self.debts.borrow_mut().retain(|(owed, _)| *owed != id);
     }
 
+    /// Asked when the story fails: whether it failed for a reason that it did not see itself. (A file system tells of an
+    /// I/O error, and not why the disk had one.)
+    pub fn explain(&self, cause: impl Fn() -> Option<Error> + 'static) {
+        self.causes.borrow_mut().push(Box::new(cause));
+    }
+
+    /// Called when the story is stopped, before it is dropped: what it waits for in the kernel has to end now.
+    pub fn when_stopped(&self, end: impl Fn() + 'static) {
+        self.stops.borrow_mut().push(Box::new(end));
+    }
+
+    fn explained(&self, error: Error) -> Error {
+        match self.causes.borrow().iter().find_map(|cause| cause()) {
+            Some(cause) => cause.context(format!("{error:#}")),
+            None => error,
+        }
+    }
+
     /// Forgives every debt that is due only on failure: the image is registered.
     pub fn forgive_on_failure(&self) {
         self.debts.borrow_mut().retain(|(_, debt)| debt.due == Due::Scratch);
@@ -123,9 +145,21 @@ pub async fn scope<T>(
         let story = std::pin::pin!(story(undo.clone()));
         tokio::select! {
             biased;
-            () = &mut stop => { stopped = true; Err(Kind::Interrupted.error("interrupted")) }
-            result = story => result,
+            () = &mut stop => {
+                stopped = true;
+                undo.stops.borrow().iter().for_each(|end| end());
+                Err(Kind::Interrupted.error("interrupted"))
+            }
+            result = story => result.map_err(|error| undo.explained(error)),
         }
+    };
+    // It may have failed because what it waited for, in the kernel, was ended by the stop.
+    let result = match result {
+        Err(error) if !stopped && is_ready(&mut stop).await => {
+            stopped = true;
+            Err(Kind::Interrupted.error(format!("interrupted: {error:#}")))
+        }
+        result => result,
     };
     if let Err(error) = &result {
         (policy.on_failure)(error);
@@ -171,6 +205,10 @@ pub async fn scope<T>(
         ended.left.push(Left { what: debt.what, command: debt.command, why });
     }
     ended
+}
+
+async fn is_ready(future: &mut (impl Future<Output = ()> + Unpin)) -> bool {
+    std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut *future).poll(cx).is_ready())).await
 }
 
 #[cfg(test)]
@@ -291,6 +329,18 @@ mod tests {
         (ended, told)
     }
 
+    #[tokio::test]
+    async fn what_the_story_did_not_see_is_told_as_its_cause() {
+        let ended = scope(policy(), pending(), async |undo| {
+            undo.explain(|| None);
+            undo.explain(|| Some(Kind::Machine.error("the disk is full")));
+            Err::<(), _>(Kind::Step.error("exit status 1").context("installing packages"))
+        });
+        let error = ended.await.result.unwrap_err();
+        assert_eq!(format!("{error:#}"), "installing packages: exit status 1: the disk is full");
+        assert_eq!(Kind::of(&error), Kind::Machine);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_disk_is_kept_after_a_failure_alone_and_the_cause_is_told_first() {
         let (ended, told) = keeping(false, || anyhow::bail!("no")).await;
@@ -322,6 +372,24 @@ mod tests {
         assert_eq!((left, paid), (vec!["stuck"], Vec::<String>::new()));
     }
 
+    #[tokio::test]
+    async fn a_story_that_the_stop_let_fail_is_interrupted() {
+        for asked in [false, true] {
+            let flag = Rc::new(Cell::new(false));
+            let seen = flag.clone();
+            let stop =
+                std::future::poll_fn(move |_| if seen.get() { Poll::Ready(()) } else { Poll::Pending });
+            // It is asked while the story holds the thread.
+            let ended = scope(policy(), stop, async |_| {
+                flag.set(asked);
+                Err::<(), _>(Kind::Step.error("I/O error"))
+            });
+            let error = ended.await.result.unwrap_err();
+            assert_eq!(Kind::of(&error), if asked { Kind::Interrupted } else { Kind::Step });
+            assert!(error.to_string().contains("I/O error"));
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_stop_while_paying_shortens_the_wait() {
         let start = Instant::now();
@@ -349,6 +417,8 @@ mod tests {
         let stop = async { _ = receiver.await };
         let (ended, paid) = run(stop, async |undo, paid| {
             undo.owe(debt(Due::Scratch, "volume", &paid, || Ok(())));
+            let told = paid.clone();
+            undo.when_stopped(move || told.borrow_mut().push("told".into()));
             let _mounted = Mounted(paid);
             _ = sender.send(());
             pending::<()>().await;
@@ -356,6 +426,6 @@ mod tests {
         })
         .await;
         assert_eq!(Kind::of(&ended.result.unwrap_err()), Kind::Interrupted);
-        assert_eq!(paid, ["unmounted", "volume"]);
+        assert_eq!(paid, ["told", "unmounted", "volume"]);
     }
 }

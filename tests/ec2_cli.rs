@@ -82,8 +82,6 @@ fn images_and_plans_of_what_is_baked() {
         &["ami-0123456789abcdef0", "us-east-1"],
     );
     refuses(&ground.oven(&["images", "remove", ami]), 2, &["local region", "AWS"]);
-    let raw = world::tiny_base();
-    refuses(&ground.oven(&["import", raw.to_str().unwrap(), "--name", "x"]), 2, &["local region"]);
     ground.assert_one(ami, "looked at");
     let swept = ground.expect(0, &["sweep"]);
     assert!(swept.out.is_empty() && swept.err.contains("nothing to sweep"), "{}", swept.err);

@@ -5,7 +5,7 @@ use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_sdk_ec2::Client;
 use aws_sdk_ec2::config::{Credentials, SharedCredentialsProvider};
 use oven::cloud::ec2::{Ec2, Options, Pace};
-use oven::cloud::policy::policy;
+use oven::cloud::policy::{Ways, policy};
 use oven::cloud::{
     Architecture, Base, BaseRef, Cloud, Image, ImageSpec, RunId, Tags, Verdict, VolumeId, VolumeKind,
     VolumeSpec, Volumes, tag,
@@ -61,7 +61,13 @@ impl Ground {
         std::fs::write(&file, "").unwrap();
         let devices = move |volume: &VolumeId| {
             let node = std::fs::File::options().read(true).write(true).open(&file)?;
-            Ok(Some(Device { node: node.into(), path: file.clone(), rdev: 0, serial: volume.0.clone() }))
+            Ok(Some(Device {
+                node: node.into(),
+                path: file.clone(),
+                rdev: 0,
+                serial: volume.0.clone(),
+                trimming: None,
+            }))
         };
         let fast = Pace::default().faster(100, 2000 * MILLI);
         let options = Options {
@@ -218,7 +224,7 @@ fn fault() -> Vec<Fault> {
 
 #[tokio::test]
 async fn all_that_oven_does_is_permitted() {
-    let ground = Ground::new("all", policy(None, &[]), fault());
+    let ground = Ground::new("all", policy(Ways::Attached, None, &[]), fault());
     everything(&ground).await.unwrap();
     let all = ground.ec2().permissions().await.unwrap();
     assert!(all.iter().all(|permission| permission.verdict != Verdict::Missing), "{all:#?}");
@@ -226,7 +232,7 @@ async fn all_that_oven_does_is_permitted() {
     let refused = calls.iter().filter(|call| !call.dry_run && call.answer == "UnauthorizedOperation");
     assert_eq!(refused.count(), 0);
     // The list is not longer than what is done, either.
-    for action in oven::cloud::policy::actions() {
+    for action in oven::cloud::policy::actions(Ways::Attached) {
         let name = action.split(':').nth(1).unwrap();
         // Tags are set in the calls that make something, and a disk is marked as kept.
         assert!(calls.iter().any(|call| call.action == name && !call.dry_run), "{action} is never called");
@@ -235,7 +241,7 @@ async fn all_that_oven_does_is_permitted() {
 
 /// The policy without an action, in this statement or (`None`) in all.
 fn without(action: &str, statement: Option<usize>) -> Value {
-    let mut policy = policy(None, &[]);
+    let mut policy = policy(Ways::Attached, None, &[]);
     for (i, of) in policy["Statement"].as_array_mut().unwrap().iter_mut().enumerate() {
         if statement.is_none_or(|wanted| wanted == i) {
             of["Action"].as_array_mut().unwrap().retain(|other| other != action);
@@ -246,7 +252,7 @@ fn without(action: &str, statement: Option<usize>) -> Value {
 
 #[tokio::test]
 async fn without_any_one_action_something_fails_and_says_which() {
-    let full = policy(None, &[]);
+    let full = policy(Ways::Attached, None, &[]);
     let mut tried = 0;
     for (i, statement) in full["Statement"].as_array().unwrap().iter().enumerate() {
         for action in statement["Action"].as_array().unwrap() {
@@ -287,7 +293,7 @@ async fn without_any_one_action_something_fails_and_says_which() {
 
 #[tokio::test]
 async fn what_is_missing_is_told_or_that_it_could_not_be_judged() {
-    for action in oven::cloud::policy::actions() {
+    for action in oven::cloud::policy::actions(Ways::Attached) {
         let ground = Ground::new("doctor", without(&action, None), Vec::new());
         let all = ground.ec2().permissions().await.unwrap();
         let verdict = &all.iter().find(|permission| permission.action == action).expect(&action).verdict;
@@ -314,7 +320,7 @@ async fn what_is_missing_is_told_or_that_it_could_not_be_judged() {
 #[tokio::test]
 async fn what_is_not_ours_is_out_of_reach() {
     use aws_sdk_ec2::types::{Tag, VolumeType};
-    let ground = Ground::new("theirs", policy(None, &[]), Vec::new());
+    let ground = Ground::new("theirs", policy(Ways::Attached, None, &[]), Vec::new());
     let (ec2, client) = (ground.ec2(), ground.client());
     let image = baked(&ec2, "web-1").await.unwrap();
     let run = RunId::new();

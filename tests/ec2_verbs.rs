@@ -6,10 +6,10 @@ mod ground;
 #[path = "support/world.rs"]
 mod world;
 
-use ground::{Ended, Ground, HANGS};
+use ground::{Ended, Ground, HANGS, HERE};
 use oven_ec2_server::ServerOptions;
 use serde_json::Value;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 use std::time::Duration;
 
@@ -135,7 +135,7 @@ fn doctor_looks_at_everything_and_changes_nothing() {
     let json = object(&ground.expect(8, &["--json", "doctor"]));
     let told = json["permissions"].as_array().unwrap().iter();
     let told: BTreeSet<&str> = told.map(|permission| permission["action"].as_str().unwrap()).collect();
-    let all = oven::cloud::policy::actions();
+    let all = oven::cloud::policy::actions(oven::cloud::policy::Ways::Attached);
     assert_eq!(told, all.iter().map(String::as_str).collect());
     assert_eq!(json["fit"], false);
     let machine =
@@ -195,4 +195,34 @@ fn doctor_tells_why_there_is_no_way_to_ec2() {
         assert!(told.iter().any(|line| line.contains("no NVMe disks")), "{what}: {told:?}");
         assert!(!told.iter().any(|line| line.contains("the role may not")), "{what}: {told:?}");
     }
+}
+
+#[test]
+fn every_call_of_a_bake_is_in_its_trace() {
+    let ground = Ground::tiny(ServerOptions::default());
+    ground.server.forget_calls();
+    let trace = ground.world.path("trace.json");
+    let mut command = ground.bake_on(HERE);
+    command.env("OVEN_TEST_TRACE", &trace);
+    let baked = ground.start(command).end(HANGS, "a traced bake");
+    assert_eq!(baked.code(), Some(0), "{}", baked.err);
+    let text = std::fs::read_to_string(&trace).unwrap();
+    // What the role's keys are is nobody's business.
+    for key in ["not a secret", "of-the-test-server", "ASIA"] {
+        assert!(!text.contains(key), "{key} in {text}");
+    }
+    let trace: Value = serde_json::from_str(&text).unwrap();
+    let (mut sent, mut traced) = (BTreeMap::new(), BTreeMap::new());
+    for call in ground.server.calls().into_iter().filter(|call| call.service == "ec2") {
+        *sent.entry(call.action).or_insert(0) += 1;
+    }
+    for event in trace["traceEvents"].as_array().unwrap().iter().filter(|event| event["ph"] == "X") {
+        let name = event["name"].as_str().unwrap();
+        let tries = event["args"]["tries"].as_u64().unwrap_or(1);
+        if sent.contains_key(name) {
+            *traced.entry(name.to_owned()).or_insert(0) += tries;
+        }
+    }
+    assert_eq!(traced, sent);
+    assert!(text.contains("the attachment of vol-") && text.contains("waiting for"), "{text}");
 }

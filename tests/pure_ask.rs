@@ -14,7 +14,8 @@ use oven::undo::Undo;
 use std::path::Path;
 use std::process::Command;
 
-const PLAIN: Wish = Wish { force: false, replace_failed: false, compat: None, keep_on_failure: false };
+const PLAIN: Wish =
+    Wish { force: false, replace_failed: false, compat: None, keep_on_failure: false, verify: false };
 
 struct Fixture {
     dir: tempfile::TempDir,

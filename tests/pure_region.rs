@@ -1,7 +1,9 @@
 //! A local region that several processes use, and in which they are killed.
 
+use oven::cloud::blocks::{BLOCK, Blocks, Digest, NewSnapshot, Parent};
 use oven::cloud::local::Region;
 use oven::cloud::{Architecture, Cloud, ImageSpec, RunId, SnapshotId, Tags, VolumeSpec, Volumes, tag};
+use oven::disk::cache::digest_of;
 use oven::owner::Owner;
 use oven::report::Report;
 use oven::undo::Undo;
@@ -22,7 +24,7 @@ async fn region(dir: &Path) -> Region {
     let raw = dir.join("base.raw");
     let file = File::create(&raw).unwrap();
     file.set_len(64 << 20).unwrap();
-    // Some work for a copy.
+    // Some work for a copy: blocks 8 to 55.
     file.write_all_at(&vec![7; 24 << 20], 4 << 20).unwrap();
     let region = Region::open(&dir.join("region")).unwrap();
     region.import(&raw, "base-1", Architecture::X86_64, &Tags::new(), &Report::silent()).await.unwrap();
@@ -38,11 +40,10 @@ fn child(test: &str, region: &Region) -> Child {
 /// All that a bake asks of a region, but for attaching: prints the image that it got.
 async fn bake(dir: &Path, name: &str) {
     let region = Region::open(dir).unwrap().with_delays(Duration::from_millis(20));
-    let base = region.images(None).await.unwrap().remove(0);
-    let (run, undo) = (RunId::new(), Undo::default());
-    let tags = Tags::from([(tag::OWNER.to_owned(), Owner::this().to_string())]);
+    let base = region.images(None).await.unwrap().remove(0).snapshot;
+    let (run, tags) = (RunId::new(), owned());
     let volume = VolumeSpec {
-        snapshot: base.snapshot,
+        snapshot: base,
         size_gib: 1,
         kind: Default::default(),
         run: run.clone(),
@@ -50,21 +51,60 @@ async fn bake(dir: &Path, name: &str) {
     };
     let volume = region.create(&volume).await.unwrap();
     let snapshot: SnapshotId = region.snapshot(&volume, &run, &tags).await.unwrap();
+    register(&region, snapshot, name, &run).await;
+}
+
+/// The same by blocks: every other one of the base's, and one of zeros.
+async fn bake_blocks(dir: &Path) {
+    let region = Region::open(dir).unwrap();
+    let base = region.images(None).await.unwrap().remove(0).snapshot;
+    if std::process::id().is_multiple_of(2) {
+        // Both ways are taken: with it, the base is copied ahead.
+        assert_eq!(region.parent(&base, &Default::default()).await.unwrap(), Parent::Itself);
+    }
+    let spec = NewSnapshot {
+        parent: Some(base),
+        size_gib: 1,
+        description: String::new(),
+        run: RunId::new(),
+        tags: owned(),
+        encrypted: false,
+        kms_key: None,
+    };
+    let snapshot = region.start(&spec).await.unwrap();
+    let mut digests: Vec<Digest> = Vec::new();
+    for index in (8..56).step_by(2) {
+        let data = vec![if index == ZEROED { 0 } else { 9 }; BLOCK];
+        digests.push(digest_of(&data));
+        region.put(&snapshot, index, data.into(), digests[digests.len() - 1]).await.unwrap();
+    }
+    let checksum = digest_of(&digests.concat());
+    region.complete(&snapshot, digests.len() as u32, checksum).await.unwrap();
+    register(&region, snapshot, "web-1", &spec.run).await;
+}
+
+const ZEROED: u32 = 20;
+
+fn owned() -> Tags {
+    Tags::from([(tag::OWNER.to_owned(), Owner::this().to_string())])
+}
+
+async fn register(region: &Region, snapshot: SnapshotId, name: &str, run: &RunId) {
     let marks = [(tag::CHECKSUM, "c"), (tag::FINGERPRINT, "f")].map(|(k, v)| (k.to_owned(), v.to_owned()));
     let spec = ImageSpec {
         name: name.to_owned(),
         description: String::new(),
         architecture: Architecture::X86_64,
-        root_device: base.name,
+        root_device: "/dev/xvda".into(),
         size_gib: 1,
         attributes: Default::default(),
-        tags: tags.into_iter().chain(marks).collect(),
+        tags: owned().into_iter().chain(marks).collect(),
         run: run.clone(),
         documents: [("packages".to_owned(), "a".repeat(10_000))].into(),
     };
-    let image = region.register(&snapshot, &spec, &undo).await.unwrap();
-    region.ensure_no_volumes(&run).await.unwrap();
-    region.ensure_no_snapshots(&run).await.unwrap();
+    let image = region.register(&snapshot, &spec, &Undo::default()).await.unwrap();
+    region.ensure_no_volumes(run).await.unwrap();
+    region.ensure_no_snapshots(run).await.unwrap();
     println!("\nimage {}", image.id);
 }
 
@@ -122,4 +162,52 @@ async fn killed_at_any_time_nothing_is_left_that_is_not_swept() {
     }
     // The times were such that there was something to do.
     assert!(swept + baked > 0, "{swept} swept, {baked} baked");
+}
+
+#[tokio::test]
+async fn killed_while_it_writes_blocks_nothing_is_left_and_an_image_is_whole() {
+    if let Some(dir) = std::env::var_os(CHILD) {
+        return bake_blocks(Path::new(&dir)).await;
+    }
+    let name = "killed_while_it_writes_blocks_nothing_is_left_and_an_image_is_whole";
+    let dir = tempfile::tempdir().unwrap();
+    let region = region(dir.path()).await;
+    // How long it takes when nobody kills it, so that the times fit every machine; and it is whole.
+    let started = std::time::Instant::now();
+    assert!(child(name, &region).wait_with_output().unwrap().status.success());
+    let whole = started.elapsed();
+    let (mut swept, mut baked) = (0, 0);
+    for round in 0..=25 {
+        if round > 0 {
+            let mut child = child(name, &region);
+            tokio::time::sleep(whole * round / 24).await;
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        for stale in region.stale_runs(None).await.unwrap() {
+            swept += stale.resources.len();
+            region.ensure_no_snapshots(&stale.run).await.unwrap();
+        }
+        let images = region.images(None).await.unwrap();
+        for image in &images[1..] {
+            let data = region.dir().join(format!("snapshots/{}.img", image.snapshot));
+            let mut found = vec![0; 64 * BLOCK];
+            File::open(data).unwrap().read_exact_at(&mut found, 0).unwrap();
+            for (index, block) in (0u32..).zip(found.chunks(BLOCK)) {
+                let expected = match index {
+                    ZEROED => 0,
+                    8..56 if index % 2 == 0 => 9,
+                    8..56 => 7,
+                    _ => 0,
+                };
+                assert!(block.iter().all(|byte| *byte == expected), "block {index}, round {round}");
+            }
+            region.deregister(&image.id).await.unwrap();
+            region.delete_snapshot(&image.snapshot).await.unwrap();
+            baked += 1;
+        }
+        assert_eq!((count(&region, "images"), count(&region, "documents")), (1, 0), "round {round}");
+        assert_eq!((count(&region, "snapshots"), count(&region, "volumes")), (2, 0), "round {round}");
+    }
+    assert!(swept > 0 && baked > 0, "{swept} swept, {baked} baked");
 }

@@ -254,7 +254,7 @@ fn cgroup_of(marker: &str) -> PathBuf {
                 return own_cgroup().join(name);
             }
         }
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::yield_now();
     }
     panic!("no process has {marker}");
 }

@@ -62,11 +62,12 @@ pub enum Parent {
 
 /// Reads a snapshot's blocks. It blocks its thread, and is used by many at once.
 pub trait Reader: Send + Sync {
-    /// A block of [`Contents::blocks`], verified against the digest that came with it, and that digest.
+    /// A block of [`Contents::blocks`], verified against the digest that came with it, and that digest. A failure names both
+    /// block and snapshot.
     fn read(&self, index: u32) -> Result<(Vec<u8>, Digest)>;
 }
 
-/// Snapshots by their blocks.
+/// Snapshots by their blocks. Failures name the snapshot, and the block.
 #[async_trait(?Send)]
 pub trait Blocks {
     async fn contents(&self, snapshot: &SnapshotId) -> Result<Contents>;

@@ -7,23 +7,25 @@
 
 mod attach;
 mod base;
-mod call;
-mod class;
+pub(super) mod call;
+pub(super) mod class;
 mod connection;
-mod convert;
+pub(super) mod convert;
+mod copies;
 mod documents;
 mod here;
 mod images;
 mod made;
 mod names;
 mod pace;
+mod parents;
 mod permissions;
 mod register;
 mod release;
 mod snapshots;
 mod sweep;
 mod verify;
-mod volumes;
+pub(super) mod volumes;
 
 pub use pace::Pace;
 
@@ -82,11 +84,15 @@ struct Inner {
     born: RefCell<HashMap<String, (Instant, bool)>>,
     made: made::Made,
     names: RefCell<names::Names>,
+    /// Whether bakes attach nothing here.
+    direct: Cell<bool>,
+    /// Held while a snapshot is copied.
+    copying: tokio::sync::Mutex<()>,
     wire: connection::Wire,
 }
 
 /// Also in the user agent: CloudTrail shows who called.
-const APP: &str = "oven";
+pub(super) const APP: &str = "oven";
 
 impl Ec2 {
     /// Takes region, credentials and endpoint as AWS's tools do: environment, profiles, assumed roles, web identity,
@@ -137,8 +143,20 @@ impl Ec2 {
             born: RefCell::default(),
             made: made::Made::default(),
             names: RefCell::default(),
+            direct: Cell::new(false),
+            copying: tokio::sync::Mutex::default(),
             wire,
         }))
+    }
+
+    /// The same for bakes that attach nothing: they need other permissions, and need not be on an instance.
+    pub fn without_volumes(self) -> Self {
+        self.0.direct.set(true);
+        self
+    }
+
+    pub(super) fn made(&self) -> &made::Made {
+        &self.0.made
     }
 
     /// The region in use.
@@ -172,7 +190,7 @@ impl Ec2 {
         self.0.config.replace(config);
     }
 
-    fn pace(&self) -> &Pace {
+    pub(super) fn pace(&self) -> &Pace {
         &self.0.options.pace
     }
 
@@ -185,7 +203,7 @@ impl Ec2 {
     }
 
     /// Remembers when an id came into being.
-    fn born(&self, id: &str) {
+    pub(super) fn born(&self, id: &str) {
         self.0.born.borrow_mut().entry(id.to_owned()).or_insert_with(|| (Instant::now(), false));
     }
 
@@ -230,7 +248,7 @@ impl Ec2 {
     }
 
     /// Tags that say whose a resource is.
-    fn owned(&self, tags: &Tags, run: &RunId) -> Result<Tags> {
+    pub(super) fn owned(&self, tags: &Tags, run: &RunId) -> Result<Tags> {
         let mut tags = tags.clone();
         tags.insert(tag::RUN.to_owned(), run.0.clone());
         tags.insert(tag::OWNER.to_owned(), self.owner().to_string());
@@ -244,7 +262,7 @@ impl Ec2 {
     }
 }
 
-fn timeouts(pace: &Pace) -> TimeoutConfig {
+pub(super) fn timeouts(pace: &Pace) -> TimeoutConfig {
     TimeoutConfig::builder()
         .connect_timeout(pace.connect)
         .read_timeout(pace.read)
@@ -289,7 +307,9 @@ impl Cloud for Ec2 {
     }
 
     async fn ensure_permitted(&self, base: &Base) -> Result<()> {
-        self.ensure_here().await?;
+        if !self.0.direct.get() {
+            self.ensure_here().await?;
+        }
         self.ensure_essentials(base).await
     }
 

@@ -6,6 +6,7 @@
 //! DIR/images/ami-….json               records; written beside and renamed
 //! DIR/documents/ami-….json            texts kept with an image
 //! DIR/snapshots/snap-….{json,img}     a record, and the data as a sparse file
+//! DIR/snapshots/snap-….{put,parent}   of one that is written by its blocks: which were put, and what they are put over
 //! DIR/volumes/vol-….{json,img}        the same; while it is attached, the file is locked
 //! ```
 //!
@@ -13,17 +14,22 @@
 //! record; a volume is attached while a loop device holds its file, and the lock with it; data without a record is
 //! nothing, and swept.
 
+mod blocks;
 mod import;
-pub(super) mod names;
+pub(crate) mod names;
 mod ours;
 mod records;
 mod sweep;
 mod volumes;
+mod written;
+
+pub use written::SnapshotState;
 
 use super::adopt::{Verdict, judge};
 use super::wait::{Policy, Probe, until};
 use super::{
-    Attributes, Base, BaseRef, Cloud, Image, ImageId, ImageSpec, ImageState, Key, SnapshotId, StaleRun, tag,
+    Attributes, Base, BaseRef, Cloud, Image, ImageId, ImageSpec, ImageState, Key, RunId, SnapshotId,
+    StaleRun, tag,
 };
 use crate::error::{Failure, Kind};
 use crate::undo::Undo;
@@ -40,6 +46,9 @@ use std::time::Duration;
 /// and short enough to notice a clock that was set back.
 const PENDING: Policy = Policy::local(Duration::from_secs(120));
 
+/// As long as EBS does where it is told nothing else.
+const PATIENCE: Duration = Duration::from_secs(60 * 60);
+
 /// A directory that is a cloud. Cheap to clone. Several processes may use one at once.
 #[derive(Debug, Clone)]
 pub struct Region(Rc<Inner>);
@@ -49,17 +58,38 @@ struct Inner {
     store: Store,
     /// How long things are pending.
     delay: Duration,
+    /// For how long a snapshot is waited for whose blocks nobody puts.
+    patience: Duration,
+    /// Copies for snapshots that this process will start.
+    ahead: Rc<blocks::Ahead>,
+}
+
+impl Inner {
+    fn share(&self) -> Self {
+        Self { store: self.store.clone(), ahead: self.ahead.clone(), ..*self }
+    }
 }
 
 impl Region {
     /// Opens the region in a directory, or makes one. Fails with [`Kind::Machine`] where that is not allowed.
     pub fn open(dir: &Path) -> Result<Self> {
-        Ok(Self(Rc::new(Inner { store: Store::open(dir)?, delay: Duration::ZERO })))
+        Ok(Self(Rc::new(Inner {
+            store: Store::open(dir)?,
+            delay: Duration::ZERO,
+            patience: PATIENCE,
+            ahead: Rc::default(),
+        })))
     }
 
     /// The same region, where everything new is `pending` for so long: as on EC2, for tests.
     pub fn with_delays(&self, delay: Duration) -> Self {
-        Self(Rc::new(Inner { store: self.0.store.clone(), delay }))
+        Self(Rc::new(Inner { delay, ..self.0.share() }))
+    }
+
+    /// The same region, where a snapshot becomes `error` when no block of it was put for so long: as EBS does, with
+    /// the `Timeout` of StartSnapshot.
+    pub fn with_patience(&self, patience: Duration) -> Self {
+        Self(Rc::new(Inner { patience, ..self.0.share() }))
     }
 
     /// The directory, absolute.
@@ -81,10 +111,29 @@ impl Region {
         self.store().locked(move |region| region.deregister(&id)).await
     }
 
-    /// Deletes a snapshot; one that an image uses is refused.
+    /// Deletes a snapshot, a pending one, too; one that an image uses is refused.
     pub async fn delete_snapshot(&self, id: &SnapshotId) -> Result<()> {
+        self.0.ahead.forget(id);
         let id = id.clone();
         self.store().locked(move |region| delete_snapshot(region, &id)).await
+    }
+
+    /// Deletes every snapshot of the run that no image uses, pending ones too.
+    pub async fn ensure_no_snapshots(&self, run: &RunId) -> Result<()> {
+        let run = run.clone();
+        let delete = move |region: &Locked| {
+            for snapshot in region.tagged::<SnapshotRecord>(tag::RUN, &run.0)? {
+                match delete_snapshot(region, &snapshot.id) {
+                    // A result, not a leftover.
+                    Err(e)
+                        if Kind::of(&e) == Kind::Cloud
+                            && e.to_string().starts_with("InvalidSnapshot.InUse") => {}
+                    result => result.with_context(|| format!("deleting {}", snapshot.id))?,
+                }
+            }
+            Ok(())
+        };
+        self.store().locked(delete).await
     }
 
     /// Makes an image fail, as EC2 does without being asked: for tests.
@@ -178,9 +227,7 @@ enum Registered {
 fn register(region: &Locked, image: ImageRecord, documents: &BTreeMap<String, String>) -> Result<Registered> {
     let images: Vec<ImageRecord> = region.list()?;
     let snapshot: SnapshotRecord = region.get(&image.snapshot.0)?;
-    if now() < snapshot.ready_at {
-        return Err(refused("IncorrectState", format!("{} is in invalid state - pending", snapshot.id)));
-    }
+    region.ensure_completed(&snapshot)?;
     if image.size_gib < snapshot.size_gib {
         let text = format!(
             "volume of {} GiB is smaller than snapshot {}, of {}",

@@ -4,6 +4,8 @@ pub mod adopt;
 pub mod attributes;
 pub mod blocks;
 #[cfg(feature = "aws")]
+pub mod ebs;
+#[cfg(feature = "aws")]
 pub mod ec2;
 #[cfg(feature = "aws")]
 pub mod instance;
@@ -65,6 +67,9 @@ impl Default for RunId {
 
 pub type Tags = BTreeMap<String, String>;
 
+/// What an imported image is registered with, as Debian's and Amazon's own are.
+pub const ROOT_DEVICE: &str = "/dev/xvda";
+
 /// The names of oven's tags.
 pub mod tag {
     /// GumGum's AMI Bakery calls it so: an image baked by either is found by the other.
@@ -82,6 +87,10 @@ pub mod tag {
     pub const OWNER: &str = "oven:owner";
     /// Baked with `--force`.
     pub const FORCED: &str = "oven:forced";
+    /// The snapshot that one is a copy of, and the key that it was copied under.
+    pub const COPY: &str = "oven:copy-of";
+    /// Of an image that was imported: what tells its disk from others ([`crate::disk::raw::digest`]).
+    pub const SOURCE: &str = "oven:source";
     /// A volume that `--keep-on-failure` kept.
     pub const KEPT: &str = "oven:kept";
 }

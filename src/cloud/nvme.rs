@@ -106,7 +106,7 @@ fn find_by(kernel: &impl Kernel, sys: &Path, dev: &Path, volume: &VolumeId) -> R
     // udev leaves a locked disk alone: no probe that holds it open, no LVM or RAID of the image on this machine. Best
     // effort: where it looks at the disk just now, nothing is lost.
     _ = rustix::fs::flock(&node, FlockOperation::NonBlockingLockExclusive);
-    Ok(Some(Device { node, path, rdev: disk.number, serial }))
+    Ok(Some(Device { node, path, rdev: disk.number, serial, trimming: None }))
 }
 
 const REPLACED: &str = "Nothing was written to it. Disks may have been exchanged just now: bake again.";

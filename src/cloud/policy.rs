@@ -7,14 +7,24 @@ use serde_json::{Value, json};
 const READS: &[&str] =
     &["ec2:DescribeImages", "ec2:DescribeInstances", "ec2:DescribeSnapshots", "ec2:DescribeVolumes"];
 
+/// How the role's bakes get their disks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ways {
+    /// From volumes, which are attached.
+    Attached,
+    /// By EBS direct.
+    Direct,
+    Both,
+}
+
 /// The policy. What is made must carry the tag of a run, and only what carries one is changed or deleted. `region`: any
 /// one of the partition that it is for; `kms_keys`: the ARNs of keys that volumes are encrypted with.
-pub fn policy(region: Option<&str>, kms_keys: &[String]) -> Value {
+pub fn policy(ways: Ways, region: Option<&str>, kms_keys: &[String]) -> Value {
     let partition = partition(region.unwrap_or_default());
     // Images and snapshots are of no account in an ARN.
-    let ec2 = |kind: &str| format!("arn:{partition}:ec2:*::{kind}/*");
+    let ec2_of = |kind: &str| format!("arn:{partition}:ec2:*::{kind}/");
+    let ec2 = |kind: &str| format!("{}*", ec2_of(kind));
     let owned = |kind: &str| format!("arn:{partition}:ec2:*:*:{kind}/*");
-    let requested = json!({ "StringLike": { format!("aws:RequestTag/{}", tag::RUN): "*" } });
     let ours = json!({ "StringLike": { format!("ec2:ResourceTag/{}", tag::RUN): "*" } });
     let allow = |sid: &str, actions: &[&str], resources: &[String]| json!({ "Sid": sid, "Effect": "Allow", "Action": actions, "Resource": resources });
     let allow_if = |sid: &str, actions: &[&str], resources: &[String], condition: &Value| {
@@ -22,6 +32,13 @@ pub fn policy(region: Option<&str>, kms_keys: &[String]) -> Value {
         statement["Condition"] = condition.clone();
         statement
     };
+    let (attached, direct) = (ways != Ways::Direct, ways != Ways::Attached);
+    let made = |key: &str| json!({ "StringLike": { format!("aws:RequestTag/{key}"): "*" } });
+    let mut changed = vec![ec2("snapshot"), ec2("image")];
+    if attached {
+        changed.push(owned("volume"));
+    }
+    let mut creating = vec!["RegisterImage"];
     let mut statements = vec![
         allow("Look", READS, &["*".to_owned()]),
         allow(
@@ -29,40 +46,61 @@ pub fn policy(region: Option<&str>, kms_keys: &[String]) -> Value {
             &["ssm:GetParameter"],
             &[format!("arn:{partition}:ssm:*:*:parameter/aws/service/*")],
         ),
-        allow_if("MakeVolumes", &["ec2:CreateVolume"], &[owned("volume")], &requested),
-        allow("OfAnySnapshot", &["ec2:CreateVolume", "ec2:RegisterImage"], &[ec2("snapshot")]),
-        allow_if("MakeSnapshots", &["ec2:CreateSnapshot"], &[ec2("snapshot")], &requested),
-        allow_if("OfOurVolumes", &["ec2:CreateSnapshot"], &[owned("volume")], &ours),
-        allow_if("MakeImages", &["ec2:RegisterImage"], &[ec2("image")], &requested),
-        allow_if(
-            "TagWhatIsMade",
-            &["ec2:CreateTags"],
-            &[owned("volume"), ec2("snapshot"), ec2("image")],
-            &json!({
-                "StringEquals": { "ec2:CreateAction": ["CreateVolume", "CreateSnapshot", "RegisterImage"] },
-            }),
-        ),
+        allow("OfAnySnapshot", &["ec2:RegisterImage"], &[ec2("snapshot")]),
+        allow_if("MakeImages", &["ec2:RegisterImage"], &[ec2("image")], &made(tag::RUN)),
         allow_if(
             "ChangeOurs",
-            &[
-                "ec2:AttachVolume",
-                "ec2:CreateTags",
-                "ec2:DeleteSnapshot",
-                "ec2:DeleteVolume",
-                "ec2:DeregisterImage",
-                "ec2:DetachVolume",
-            ],
-            &[owned("volume"), ec2("snapshot"), ec2("image")],
+            &["ec2:CreateTags", "ec2:DeleteSnapshot", "ec2:DeregisterImage"],
+            &changed,
             &ours,
         ),
-        allow(
-            "ThisInstance",
-            &["ec2:AttachVolume", "ec2:DetachVolume", "ec2:ModifyInstanceAttribute"],
-            &[owned("instance")],
-        ),
-        // Instance attributes name the volume, too.
-        allow_if("EndWithTheInstance", &["ec2:ModifyInstanceAttribute"], &[owned("volume")], &ours),
     ];
+    if attached {
+        creating.extend(["CreateVolume", "CreateSnapshot"]);
+        statements.extend([
+            allow_if("MakeVolumes", &["ec2:CreateVolume"], &[owned("volume")], &made(tag::RUN)),
+            allow("VolumesOfAnySnapshot", &["ec2:CreateVolume"], &[ec2("snapshot")]),
+            allow_if("MakeSnapshots", &["ec2:CreateSnapshot"], &[ec2("snapshot")], &made(tag::RUN)),
+            allow_if("OfOurVolumes", &["ec2:CreateSnapshot"], &[owned("volume")], &ours),
+            allow_if(
+                "UseOurVolumes",
+                &["ec2:AttachVolume", "ec2:DeleteVolume", "ec2:DetachVolume"],
+                &[owned("volume")],
+                &ours,
+            ),
+            allow(
+                "ThisInstance",
+                &["ec2:AttachVolume", "ec2:DetachVolume", "ec2:ModifyInstanceAttribute"],
+                &[owned("instance")],
+            ),
+            // Instance attributes name the volume, too.
+            allow_if("EndWithTheInstance", &["ec2:ModifyInstanceAttribute"], &[owned("volume")], &ours),
+        ]);
+    }
+    if direct {
+        creating.extend(["StartSnapshot", "CopySnapshot"]);
+        let copies = json!({ "StringLike": { format!("ec2:ResourceTag/{}", tag::COPY): "*" } });
+        // EBS direct knows tags by the global key alone.
+        let started = json!({ "StringLike": { format!("aws:ResourceTag/{}", tag::RUN): "*" } });
+        statements.extend([
+            allow("DirectLook", &["ec2:GetEbsEncryptionByDefault"], &["*".to_owned()]),
+            allow("DirectRead", &["ebs:GetSnapshotBlock", "ebs:ListSnapshotBlocks"], &[ec2("snapshot")]),
+            allow_if("DirectStart", &["ebs:StartSnapshot"], &[ec2("snapshot")], &made(tag::RUN)),
+            allow_if(
+                "DirectWriteOurs",
+                &["ebs:CompleteSnapshot", "ebs:PutSnapshotBlock"],
+                &[ec2("snapshot")],
+                &started,
+            ),
+            // The source; the copy itself has no id yet.
+            allow("CopyAnySnapshot", &["ec2:CopySnapshot"], &[format!("{}snap-*", ec2_of("snapshot"))]),
+            allow_if("MakeCopies", &["ec2:CopySnapshot"], &[ec2("snapshot")], &made(tag::COPY)),
+            // Those that failed.
+            allow_if("DeleteCopies", &["ec2:DeleteSnapshot"], &[ec2("snapshot")], &copies),
+        ]);
+    }
+    let creating = json!({ "StringEquals": { "ec2:CreateAction": creating } });
+    statements.push(allow_if("TagWhatIsMade", &["ec2:CreateTags"], &changed, &creating));
     if !kms_keys.is_empty() {
         let actions =
             ["kms:Decrypt", "kms:DescribeKey", "kms:GenerateDataKeyWithoutPlaintext", "kms:ReEncrypt*"];
@@ -88,8 +126,8 @@ pub fn text(policy: &Value) -> String {
 }
 
 /// Every action that the policy permits.
-pub fn actions() -> Vec<String> {
-    let policy = policy(None, &[]);
+pub fn actions(ways: Ways) -> Vec<String> {
+    let policy = policy(ways, None, &[]);
     let statements = policy["Statement"].as_array().into_iter().flatten();
     let actions = statements.flat_map(|statement| statement["Action"].as_array().into_iter().flatten());
     let mut actions: Vec<String> = actions.filter_map(|action| action.as_str().map(str::to_owned)).collect();
@@ -102,19 +140,33 @@ pub fn actions() -> Vec<String> {
 mod tests {
     use super::*;
 
+    const ALL: [Ways; 3] = [Ways::Attached, Ways::Direct, Ways::Both];
+    /// Statements without a condition: none of them changes what is there.
+    const OPEN: &[&str] = &[
+        "Look",
+        "BaseParameters",
+        "OfAnySnapshot",
+        "VolumesOfAnySnapshot",
+        "ThisInstance",
+        "DirectLook",
+        "DirectRead",
+        "CopyAnySnapshot",
+    ];
+
     #[test]
     fn what_changes_something_needs_a_tag() {
-        let policy = policy(None, &[]);
-        for statement in policy["Statement"].as_array().unwrap() {
-            let sid = statement["Sid"].as_str().unwrap();
-            let open = ["Look", "BaseParameters", "OfAnySnapshot", "ThisInstance"].contains(&sid);
-            assert_eq!(statement.get("Condition").is_none(), open, "{sid}");
-            let all = statement["Resource"] == json!(["*"]);
-            assert_eq!(all, sid == "Look", "{sid}");
+        for ways in ALL {
+            let policy = policy(ways, None, &[]);
+            for statement in policy["Statement"].as_array().unwrap() {
+                let sid = statement["Sid"].as_str().unwrap();
+                assert_eq!(statement.get("Condition").is_none(), OPEN.contains(&sid), "{sid}");
+                let all = statement["Resource"] == json!(["*"]);
+                assert_eq!(all, ["Look", "DirectLook"].contains(&sid), "{sid}");
+            }
+            assert!(!text(&policy).contains("kms:"));
         }
-        assert!(!text(&policy).contains("kms:"));
         let key = "arn:aws:kms:eu-central-1:123456789012:key/k";
-        let with_key = super::policy(None, &[key.to_owned()]);
+        let with_key = super::policy(Ways::Both, None, &[key.to_owned()]);
         let of_keys =
             with_key["Statement"].as_array().unwrap().iter().filter(|s| s["Resource"] == json!([key]));
         assert_eq!(of_keys.count(), 2);
@@ -123,20 +175,31 @@ mod tests {
 
     #[test]
     fn of_each_partition() {
-        let of = |region| text(&policy(Some(region), &[]));
+        let of = |region| text(&policy(Ways::Both, Some(region), &[]));
         assert!(of("cn-north-1").contains("arn:aws-cn:ec2:") && !of("cn-north-1").contains("arn:aws:"));
         assert!(of("us-gov-east-1").contains("arn:aws-us-gov:ssm:"));
-        assert_eq!(of("eu-central-1"), text(&policy(None, &[])));
+        assert_eq!(of("eu-central-1"), text(&policy(Ways::Both, None, &[])));
     }
 
     /// A managed policy may have 6144 characters without blanks, a role's own 10240 (IAM quotas).
     #[test]
     fn it_fits_where_it_is_put() {
-        assert!(policy(None, &[]).to_string().len() < 6144);
+        assert!(policy(Ways::Both, None, &[]).to_string().len() < 6144);
     }
 
     #[test]
     fn no_wildcards() {
-        assert!(actions().iter().all(|action| !action.contains('*')));
+        assert!(actions(Ways::Both).iter().all(|action| !action.contains('*')));
+    }
+
+    #[test]
+    fn each_way_has_its_own_and_no_more() {
+        let of = |ways| actions(ways).into_iter().collect::<std::collections::BTreeSet<_>>();
+        let (attached, direct) = (of(Ways::Attached), of(Ways::Direct));
+        assert_eq!(&attached | &direct, of(Ways::Both));
+        assert!(!attached.iter().any(|action| action.starts_with("ebs:")));
+        let volumes = ["AttachVolume", "CreateVolume", "CreateSnapshot", "DetachVolume", "DeleteVolume"];
+        assert!(volumes.iter().all(|name| !direct.contains(&format!("ec2:{name}"))));
+        assert!(!direct.contains("ec2:ModifyInstanceAttribute"));
     }
 }

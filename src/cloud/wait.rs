@@ -1,6 +1,7 @@
 //! Waiting for a cloud: one poller for all.
 
 use crate::error::Kind;
+use crate::trace::{Lane, Track};
 use anyhow::Result;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -43,6 +44,7 @@ pub async fn until<T>(
 ) -> Result<T> {
     let end = Instant::now() + policy.deadline;
     let mut pause = policy.first;
+    let _span = Track::here().span(Lane::Waits, what);
     loop {
         // Looked at before the probe: what was not ready at the end was probed at the end.
         let last = Instant::now() >= end;

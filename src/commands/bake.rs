@@ -6,7 +6,8 @@ use crate::cli::{self, Global};
 use crate::error::{Kind, SUCCESS, hint_of};
 use crate::order::Order;
 use crate::report::{Ink, Report, printable};
-use crate::site::{Site, Use};
+use crate::settings::Strategy;
+use crate::site::{Site, Use, refuse_inside};
 use crate::{definition, id_file, stop};
 use anyhow::Result;
 use serde_json::{Value, json};
@@ -23,6 +24,11 @@ pub async fn run(
 ) -> Result<End> {
     let found = async {
         let order = Order::with(&args.definitions, &args.vars.given())?;
+        if let Some(trace) = &global.trace {
+            let refused = refuse_inside("trace", trace, "Write it elsewhere: --trace FILE.", &order.images);
+            // Begun already, and a file of the definition like any other.
+            refused.inspect_err(|_| _ = std::fs::remove_file(trace))?;
+        }
         Ok((Site::of(global, &order.images, report.clone(), Use::Builds).await?, order))
     };
     // It may take the metadata service seconds not to answer.
@@ -31,6 +37,10 @@ pub async fn run(
         let definitions = args.definitions.iter().filter(|dir| dir.join(definition::FILE).exists());
         definitions.for_each(|dir| id_file::keep(dir, None, report));
     })?;
+    if args.wish.verify && site.settings.disks() == Strategy::Attached {
+        let text = "--verify compares a snapshot with what was sent, and of an attached disk nothing is sent from here";
+        return Err(Kind::Usage.failure(text).hint("Bake with --disks direct.").into());
+    }
     let all = bake_all(&site, global, order, &args.wish, args.jobs.into(), stop).await;
     if !global.json {
         if all.len() > 1 && !global.quiet {

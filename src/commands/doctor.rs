@@ -13,9 +13,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 pub async fn run(global: &Global, report: &Report) -> Result<End> {
-    let in_a_directory = Site::has_loops(global, None);
+    let (in_a_directory, needs) = (Site::is_in_a_directory(global), Site::needs(global, None));
     let (findings, site) = Site::examine(global, report).await;
-    let mut checks = machine::checks(in_a_directory);
+    let mut checks = machine::checks(needs);
     checks.push(machine::growing());
     checks.extend(machine::egress(!in_a_directory));
     match &site {
@@ -29,7 +29,8 @@ pub async fn run(global: &Global, report: &Report) -> Result<End> {
     let mut permissions = Vec::new();
     if !in_a_directory {
         checks.extend(findings.iter().map(check));
-        checks.extend(machine::patience(Path::new("/sys")));
+        // Of volumes.
+        checks.extend(machine::patience(Path::new("/sys")).filter(|_| !needs.fuse));
         if let Ok(site) = &site {
             checks.extend(cloud(site, &mut permissions).await?);
         }

@@ -6,6 +6,7 @@ use crate::cloud::Architecture;
 use crate::cloud::local::Region;
 use crate::disk::copy;
 use crate::error::Kind;
+use crate::import::{Imported, Wanted, import};
 use crate::report::Report;
 use crate::root::filesystem;
 use crate::root::partition::{self, ReadAt, Scheme};
@@ -36,35 +37,25 @@ pub async fn run(
         }
     };
     let site = Site::of(global, &[], report.clone(), Use::Looks).await?;
-    let holder = site.cloud.images(None).await?.into_iter().find(|image| image.name == args.name);
     ensure_disk(&args.raw)?;
-    let step = report.step("import", format!("importing {}", args.raw.display()));
-    let image = tokio::select! {
-        image = site.import(&args.raw, &args.name, architecture) => image,
-        _ = stop.wait_for(|stop| *stop) => Err(Kind::Interrupted.error("interrupted")),
+    let cli::Import { raw, name, boot_mode, verify, .. } = args;
+    let (raw, name, boot_mode) = (raw.clone(), name.clone(), boot_mode.clone());
+    let wanted = Wanted { raw, name, architecture, boot_mode, verify: *verify };
+    let ended = import(&site, &wanted, async move { _ = stop.wait_for(|stop| *stop).await }).await;
+    let left = super::left(&site, &ended.left);
+    let Imported { image, new } = match ended.result {
+        Ok(imported) => imported,
+        // It was told when it happened.
+        Err(error) => return Ok(End::badly(&error)),
     };
-    let image = match (image, &holder) {
-        (Ok(image), None) => {
-            step.done();
-            image
-        }
-        (Ok(image), Some(_)) => {
-            drop(step);
-            report.note(format!("{} is that disk already", image.id));
-            image
-        }
-        (Err(error), Some(holder)) if Kind::of(&error) == Kind::Cloud => {
-            let remove = site.spelt(&format!("oven images remove {}", holder.id));
-            let hint =
-                format!("That is another disk. Give this one another --name, or remove that: {remove}");
-            return Err(Kind::Cloud.failure(format!("{error:#}")).hint(hint).into());
-        }
-        (Err(error), _) => return Err(error),
-    };
+    if !new {
+        report.note(format!("{} is that disk already", image.id));
+    }
     if !global.json {
         answer(&image.id);
     }
-    Ok(End::well(json!({"ami_id": image.id, "ami_name": image.name, "snapshot_id": image.snapshot})))
+    let result = json!({"ami_id": image.id, "ami_name": image.name, "snapshot_id": image.snapshot});
+    Ok(if left { End { code: Kind::LeftBehind as u8, result } } else { End::well(result) })
 }
 
 struct Raw {

@@ -3,6 +3,7 @@
 mod bake;
 mod checksum;
 mod doctor;
+mod export;
 mod images;
 mod import;
 mod plan;
@@ -15,6 +16,8 @@ use crate::cli::{Cli, Global, Verb};
 use crate::error::{self, Kind, SUCCESS};
 use crate::report::{Level, Report, Style};
 use crate::site::Site;
+use crate::trace::Trace;
+use crate::undo::Left;
 use crate::{scratch, stop};
 use anyhow::{Error, Result};
 use clap::{CommandFactory, Parser};
@@ -55,10 +58,12 @@ pub fn run(args: Vec<OsString>) -> u8 {
         Ok(cli) => cli,
         Err(error) => return usage(&args, &error),
     };
-    let report = report(&cli.global);
-    let result = prepare(&cli).and_then(|()| {
-        tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(dispatch(&cli, &report))
+    let (report, trace) = report(&cli.global);
+    let result = trace.and_then(|()| prepare(&cli)).and_then(|()| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(report.track().follow(dispatch(&cli, &report)))
     });
+    report.end_trace();
     let end = result.unwrap_or_else(|error| {
         report.failure(&error);
         End::badly(&error)
@@ -85,7 +90,7 @@ fn prepare(cli: &Cli) -> Result<()> {
         Verb::Shell(_) => None,
         _ => return Ok(()),
     };
-    crate::machine::ensure_fit(Site::has_loops(&cli.global, definition))?;
+    crate::machine::ensure_fit(Site::needs(&cli.global, definition))?;
     crate::root::step::private_mounts()?;
     scratch::make()
 }
@@ -100,13 +105,23 @@ async fn dispatch(cli: &Cli, report: &Report) -> Result<End> {
         Verb::Plugin(args) => plugin::run(global, args, report),
         Verb::Checksum(args) => checksum::run(global, args, report),
         Verb::Images(args) => images::run(global, args, report).await,
+        Verb::Export(args) => export::run(global, args, report, stop::signals(report)?).await,
         Verb::Import(args) => import::run(global, args, report, stop::signals(report)?).await,
         Verb::Shell(args) => shell::run(global, args, report, stop::signals(report)?).await,
         Verb::Sweep(args) => sweep::run(global, args, report).await,
         Verb::Doctor => doctor::run(global, report).await,
-        Verb::Policy(args) => Ok(policy::run(global, args)),
+        Verb::Policy(args) => policy::run(global, args),
         Verb::Completions { shell } => Ok(completions(global, *shell)),
     }
+}
+
+/// Tells what could not be removed, and whether there is something.
+fn left(site: &Site, left: &[Left]) -> bool {
+    for left in left {
+        let command = site.spelt(&left.command);
+        site.report.warn(Left { command, ..left.clone() }.to_string());
+    }
+    !left.is_empty()
 }
 
 fn completions(global: &Global, shell: clap_complete::Shell) -> End {
@@ -119,14 +134,18 @@ fn completions(global: &Global, shell: clap_complete::Shell) -> End {
     End::well(json!({"script": script}))
 }
 
-fn report(global: &Global) -> Report {
+/// And whether the trace, if one is wanted, could be begun.
+fn report(global: &Global) -> (Report, Result<()>) {
     let style = if global.json { Style::Json } else { Style::Human };
     let level = match (global.quiet, global.verbose) {
         (true, _) => Level::Quiet,
         (_, true) => Level::Verbose,
         _ => Level::Normal,
     };
-    Report::new(style, level)
+    match global.trace.as_deref().map(Trace::create).transpose() {
+        Ok(trace) => (Report::traced(style, level, trace), Ok(())),
+        Err(error) => (Report::new(style, level), Err(error)),
+    }
 }
 
 /// A line of a verb's answer. A reader that went away is no failure; a full disk is worth a word.

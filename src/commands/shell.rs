@@ -24,8 +24,7 @@ pub async fn run(
 ) -> Result<End> {
     let site = stop::or(&stop, Site::of(global, &[], report.clone(), Use::Builds)).await?;
     let run = RunId::new();
-    let policy =
-        site.policy(&cli::Wish { force: false, replace_failed: false, compat: None, keep_on_failure: false });
+    let policy = site.policy(&cli::Wish::default());
     let stopped = async move { _ = stop.wait_for(|stop| *stop).await };
     let ended = undo::scope(policy, stopped, async |undo| {
         let disk = open(&site, &args.what, &run, &undo).await?;
@@ -35,10 +34,7 @@ pub async fn run(
         Ok(code)
     })
     .await;
-    for mut left in ended.left {
-        left.command = site.spelt(&left.command);
-        report.warn(left.to_string());
-    }
+    super::left(&site, &ended.left);
     Ok(match ended.result {
         Ok(code) => End { code, result: json!({}) },
         // It was told when it happened.
@@ -53,7 +49,7 @@ async fn open(site: &Site, what: &str, run: &RunId, undo: &Rc<Undo>) -> Result<B
         let _step = site.report.step("checkout", format!("checking out the disk of {what}"));
         return site.disks.checkout(&base, &DiskSpec::default(), run, undo).await;
     }
-    let stale = site.cloud.stale_runs(None).await?;
+    let stale = site.stale_runs(None).await?;
     let mut kept = stale.into_iter().filter(|run| run.kept && run.run.0.starts_with(what));
     match (kept.next(), kept.next()) {
         (Some(one), None) => {

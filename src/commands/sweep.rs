@@ -3,6 +3,7 @@
 use super::{End, answer};
 use crate::cli::{self, Global};
 use crate::cloud::{RunId, StaleRun};
+use crate::disk::kept;
 use crate::error::{Kind, SUCCESS};
 use crate::owner::{Gone, Owner};
 use crate::report::Report;
@@ -18,7 +19,8 @@ pub async fn run(global: &Global, args: &cli::Sweep, report: &Report) -> Result<
         // Empty directories, of no run: nothing to tell, and nothing to fail for where there is no cgroup v2.
         _ = egress::sweep();
     }
-    let mut stale = site.cloud.stale_runs(args.older_than).await?;
+    _ = kept::tidy(&site.state);
+    let mut stale = site.stale_runs(args.older_than).await?;
     if let Some(wanted) = &args.run {
         stale = named(&site, stale, wanted).await?;
     }
@@ -69,7 +71,7 @@ async fn named(site: &Site, mut stale: Vec<StaleRun>, wanted: &str) -> Result<Ve
             return Err(Kind::NotFound.failure(message).hint("Give more digits.").into());
         }
     }
-    let mut unsure = site.cloud.stale_runs(Some(Duration::ZERO)).await?;
+    let mut unsure = site.stale_runs(Some(Duration::ZERO)).await?;
     unsure.retain(|run| run.run.0.starts_with(wanted));
     if unsure.iter().any(|run| run.run.0 == wanted) {
         return Ok(unsure);

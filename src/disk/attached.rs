@@ -1,9 +1,8 @@
 //! Strategy (a): a volume is made of the base's snapshot, attached, and becomes a snapshot again.
 
-use super::{Device, Disk, DiskSpec, Disks};
-use crate::cloud::{Base, RunId, SnapshotId, Tags, VolumeId, VolumeSpec, Volumes, tag};
+use super::{Device, Disk, DiskSpec, Disks, owned, sweep};
+use crate::cloud::{Base, RunId, SnapshotId, Tags, VolumeId, VolumeSpec, Volumes};
 use crate::error::Kind;
-use crate::owner::Owner;
 use crate::undo::{Debt, Due, Undo};
 use anyhow::{Context, Result};
 use async_trait::async_trait;
@@ -31,19 +30,6 @@ struct AttachedDisk<V: Volumes> {
     volume: VolumeId,
     device: Device,
     tags: Tags,
-}
-
-/// The command that removes what a run left.
-fn sweep(run: &RunId) -> String {
-    format!("oven sweep --run {run}")
-}
-
-/// Tags that say whose a resource is: without them nobody could sweep it.
-fn owned(tags: &Tags, run: &RunId) -> Tags {
-    let mut tags = tags.clone();
-    tags.entry(tag::RUN.to_owned()).or_insert_with(|| run.0.clone());
-    tags.entry(tag::OWNER.to_owned()).or_insert_with(|| Owner::this().to_string());
-    tags
 }
 
 fn volumes_debt<V: Volumes + 'static>(volumes: &Rc<V>, run: &RunId) -> Debt {
@@ -77,12 +63,7 @@ impl<V: Volumes + 'static> Disks for Attached<V> {
         run: &RunId,
         undo: &Undo,
     ) -> Result<Box<dyn Disk>> {
-        let size_gib = spec.size_gib.unwrap_or(base.size_gib);
-        if size_gib < base.size_gib {
-            let text =
-                format!("[disk] size_gib = {size_gib} is less than the {} GiB of {}", base.size_gib, base.id);
-            return Err(Kind::Definition.failure(text).hint("A disk can grow, and not shrink.").into());
-        }
+        let size_gib = spec.size_on(base)?;
         let tags = owned(&spec.tags, run);
         undo.owe(volumes_debt(&self.volumes, run));
         let spec = VolumeSpec {

@@ -2,20 +2,26 @@
 //!
 //! Each snapshot has a directory: `data`, a sparse file with every block at its place, and `digests`, 32 bytes for each
 //! block, zeros where there is none. A block is served once it was held against its digest; what does not match is as
-//! good as absent. Bakes at the same time share the files: whoever reads a block writes the same bytes.
+//! good as absent. Bakes at the same time share the files: whoever reads a block writes the same bytes. Beside them are
+//! `contents`, which blocks the snapshot has, and `used-…`, which of them the last bake of a family used, in order; both
+//! end with a digest, too.
 
+use super::copy;
 use crate::cloud::SnapshotId;
-use crate::cloud::blocks::{BLOCK, Digest};
+use crate::cloud::blocks::{BLOCK, Contents, Digest};
 use anyhow::{Context, Result};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use sha2::{Digest as _, Sha256};
 use std::fs::{self, File};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 const DATA: &str = "data";
 const DIGESTS: &str = "digests";
+const CONTENTS: &str = "contents";
+const USED: &str = "used-";
 const ABSENT: Digest = [0; 32];
 
 /// The cache: a directory, and how much it may hold.
@@ -29,8 +35,16 @@ pub struct Cache {
 /// The blocks of one snapshot. While this value lives nobody evicts them.
 #[derive(Debug)]
 pub struct Cached {
+    dir: PathBuf,
     data: File,
     digests: File,
+}
+
+/// A family's name may be anything.
+fn used(family: &str) -> String {
+    let digest = digest_of(family.as_bytes());
+    let digits: String = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{USED}{digits}")
 }
 
 pub fn digest_of(data: &[u8]) -> Digest {
@@ -46,10 +60,10 @@ impl Cache {
     pub fn of(&self, snapshot: &SnapshotId) -> Result<Cached> {
         let dir = self.dir.join(&snapshot.0);
         let context = || format!("opening the cache of blocks in {}", dir.display());
-        fs::create_dir_all(&dir).with_context(context)?;
         // Another process may evict it between the two.
         for _ in 0..8 {
-            fs::create_dir_all(&dir).with_context(context)?;
+            let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);
+            made.with_context(context)?;
             let digests = open(&dir.join(DIGESTS)).with_context(context)?;
             rustix::fs::flock(&digests, FlockOperation::LockShared).with_context(context)?;
             let data = open(&dir.join(DATA)).with_context(context)?;
@@ -59,7 +73,7 @@ impl Cache {
             if there {
                 digests.set_modified(SystemTime::now()).with_context(context)?;
                 self.trim()?;
-                return Ok(Cached { data, digests });
+                return Ok(Cached { dir, data, digests });
             }
         }
         anyhow::bail!("{}: it is evicted again and again", context())
@@ -86,8 +100,10 @@ impl Cache {
                 continue;
             }
             // The lock's file first: whoever opens it later sees that it is not there any more.
-            for name in [DIGESTS, DATA] {
-                fs::remove_file(path.join(name)).with_context(context)?;
+            fs::remove_file(path.join(DIGESTS)).with_context(context)?;
+            for entry in fs::read_dir(&path).with_context(context)? {
+                // Somebody may begin anew here, and write what is small at once: that is read again, too.
+                _ = fs::remove_file(entry.with_context(context)?.path());
             }
             _ = fs::remove_dir(&path);
             held -= bytes;
@@ -102,6 +118,53 @@ fn open(path: &Path) -> Result<File> {
 }
 
 impl Cached {
+    /// Where it is, for messages.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The blocks, for a process that reads what is verified, and writes nothing.
+    pub fn reading(&self) -> std::io::Result<File> {
+        File::open(format!("/proc/self/fd/{}", self.data.as_raw_fd()))
+    }
+
+    /// Which blocks the snapshot has, if that is kept.
+    pub fn contents(&self) -> Option<Contents> {
+        let numbers = self.numbers(CONTENTS)?;
+        let (size, blocks) = numbers.split_first()?;
+        Some(Contents { size_gib: (*size).into(), blocks: blocks.iter().copied().collect() })
+    }
+
+    /// Snapshots never change: it is asked for once.
+    pub fn keep_contents(&self, contents: &Contents) -> Result<()> {
+        let size = u32::try_from(contents.size_gib).context("a snapshot is larger than any disk")?;
+        self.keep(CONTENTS, std::iter::once(size).chain(contents.blocks.iter().copied()))
+    }
+
+    /// What the last bake of a family used, in order; empty if there was none.
+    pub fn used(&self, family: &str) -> Vec<u32> {
+        self.numbers(&used(family)).unwrap_or_default()
+    }
+
+    pub fn keep_used(&self, family: &str, blocks: &[u32]) -> Result<()> {
+        self.keep(&used(family), blocks.iter().copied())
+    }
+
+    fn keep(&self, name: &str, numbers: impl Iterator<Item = u32>) -> Result<()> {
+        let mut bytes: Vec<u8> = numbers.flat_map(u32::to_le_bytes).collect();
+        let digest = digest_of(&bytes);
+        bytes.extend(digest);
+        copy::write_beside(&self.dir.join(name), &bytes, false)
+    }
+
+    fn numbers(&self, name: &str) -> Option<Vec<u32>> {
+        let bytes = fs::read(self.dir.join(name)).ok()?;
+        let (numbers, digest) = bytes.split_last_chunk::<32>()?;
+        let whole = digest_of(numbers) == *digest && numbers.len().is_multiple_of(4);
+        let number = |bytes: &[u8]| bytes.try_into().map_or(0, u32::from_le_bytes);
+        whole.then(|| numbers.chunks(4).map(number).collect())
+    }
+
     /// The digest of a block, if it is kept; it is not verified.
     pub fn digest(&self, index: u32) -> Option<Digest> {
         let mut digest = ABSENT;
@@ -157,6 +220,30 @@ mod tests {
     }
 
     #[test]
+    fn what_is_known_of_a_snapshot_is_kept_and_damage_is_as_good_as_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::new(dir.path(), u64::MAX);
+        let cached = cache.of(&snapshot(1)).unwrap();
+        assert_eq!((cached.contents(), cached.used("web")), (None, vec![]));
+        let contents = Contents { size_gib: 8, blocks: [0, 7, 16383].into() };
+        cached.keep_contents(&contents).unwrap();
+        cached.keep_used("../web", &[7, 0]).unwrap();
+        assert_eq!(cache.of(&snapshot(1)).unwrap().contents(), Some(contents));
+        assert_eq!((cached.used("../web"), cached.used("web")), (vec![7, 0], vec![]));
+        for at in [0, 5, 20] {
+            let path = cached.dir.join(CONTENTS);
+            let mut bytes = fs::read(&path).unwrap();
+            bytes[at] ^= 1;
+            fs::write(&path, &bytes).unwrap();
+            assert_eq!(cached.contents(), None, "a bit at {at} flipped");
+            bytes[at] ^= 1;
+            fs::write(&path, &bytes).unwrap();
+        }
+        cached.data.write_all_at(b"x", 0).unwrap();
+        assert!(cached.reading().unwrap().write_all_at(b"y", 0).is_err());
+    }
+
+    #[test]
     fn what_was_not_used_for_longest_goes_and_what_is_in_use_stays() {
         let dir = tempfile::tempdir().unwrap();
         let data = vec![7; BLOCK];
@@ -173,6 +260,7 @@ mod tests {
         let used = |n: u32, ago: u64| {
             let cached = cache.of(&snapshot(n)).unwrap();
             cached.put(0, &data, &digest_of(&data)).unwrap();
+            cached.keep_contents(&Contents { size_gib: 1, blocks: [0].into() }).unwrap();
             cached.digests.set_modified(SystemTime::now() - std::time::Duration::from_secs(ago)).unwrap();
             cached
         };

@@ -1,209 +1,410 @@
-//! Content that this program serves, as a file that a loop device can stand on: a FUSE mount that has no place in the
-//! file system, with one file.
+//! A disk in a file that a process of its own serves, through FUSE: what is read of it is the base's, what is written
+//! to it is kept beside.
 //!
-//! Opened with direct I/O on both sides, the content is in no page cache twice, and apt is as fast on it as on a file
-//! (measured: `apt-get install` of three packages 3.7 s on both).
+//! Why a process: a thread of this one may be waiting in the kernel for the mounted disk when it is killed, and then no
+//! other thread of it is left to serve that disk. The other process ends with the thread that started it, which never
+//! touches the disk: whatever waits gets an I/O error then, and all of this one can end, too. And it has none of this
+//! one's mounts.
 
+use super::lower::{self, FAILED, Lower};
+use super::marks::Marks;
+use super::overlay::{Below, Overlay, lock};
+use super::{loopdev, serve};
+use crate::cloud::blocks::BLOCK;
+use crate::error::Kind;
+use crate::root::step::{capabilities, helper, mounts};
+use crate::stop;
 use anyhow::{Context, Result};
-use fuser::{
-    Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite,
-    Request, Session, SessionACL, WriteFlags,
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, UnmountFlags, mount_change, unmount,
 };
-use rustix::fs::{Mode, OFlags};
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
-use std::ffi::OsStr;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, Shutdown, SocketFlags, SocketType,
+};
+use rustix::process::{DumpableBehavior, Pid, PidfdFlags, Resource, Rlimit, Signal, setrlimit};
+use rustix::thread::UnshareFlags;
+use std::collections::HashMap;
 use std::fs::File;
-use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-/// What is served: a disk. Called from several threads at once.
-pub trait Content: Send + Sync + 'static {
-    /// In bytes; it does not change.
-    fn size(&self) -> u64;
-    fn read(&self, at: u64, buffer: &mut [u8]) -> io::Result<()>;
-    fn write(&self, at: u64, data: &[u8]) -> io::Result<()>;
-    /// From now on these bytes are zeros.
-    fn zero(&self, at: u64, length: u64) -> io::Result<()>;
-    /// What was written stays, whatever happens to the machine.
-    fn sync(&self) -> io::Result<()>;
+/// The hidden verb that makes this program the one who serves a disk.
+pub const VERB: &str = "__disk";
+/// Character device 10:229, by the kernel's list of devices.
+const FUSE: (u32, u32) = (10, 229);
+/// The longest name of a disk.
+const NAME_MAX: usize = 255;
+/// The signal that ends the process when it is not needed any more: the kernel, which may need its memory, and the end
+/// of oven send another one.
+const OURS: Signal = Signal::TERM;
+/// How often it is looked whether oven was asked to end.
+const LOOK: Duration = Duration::from_millis(250);
+/// For so long after that a disk is served: more than it takes to unmount what is thrown away, and less than the ten
+/// seconds within which a stopped bake pays its debts.
+const GRACE: Duration = Duration::from_secs(2);
+/// The other side of the mount, what is written, the marks, and the cache's blocks.
+const FILES: usize = 4;
+
+/// A disk that is served. Dropping it ends that: whoever still has the file open gets I/O errors.
+pub struct Export {
+    /// Open for reading and writing, past the page cache.
+    pub file: File,
+    server: Server,
 }
 
-/// The file's name in its mount.
-const NAME: &str = "disk";
-const FILE: INodeNo = INodeNo(2);
-/// Nothing changes but by the one who has it open.
-const FOREVER: Duration = Duration::from_secs(1 << 30);
-/// Requests that are answered at once: one may wait for the network while others are served from the disk.
-const THREADS: usize = 8;
-
-struct Serve(Arc<dyn Content>);
-
-impl Serve {
-    fn attributes(&self, inode: INodeNo) -> FileAttr {
-        let root = inode != FILE;
-        FileAttr {
-            ino: inode,
-            size: if root { 0 } else { self.0.size() },
-            blocks: 0,
-            atime: UNIX_EPOCH,
-            mtime: UNIX_EPOCH,
-            ctime: UNIX_EPOCH,
-            crtime: UNIX_EPOCH,
-            kind: if root { FileType::Directory } else { FileType::RegularFile },
-            perm: if root { 0o700 } else { 0o600 },
-            nlink: 1,
-            uid: 0,
-            gid: 0,
-            rdev: 0,
-            blksize: 4096,
-            flags: 0,
-        }
-    }
-
-    /// Whether a range is one of the disk's.
-    fn fits(&self, at: u64, length: u64) -> bool {
-        at.checked_add(length).is_some_and(|end| end <= self.0.size())
+impl Drop for Export {
+    fn drop(&mut self) {
+        // Before the file is closed, which may be the end of the mount, and then of the process.
+        self.server.ends_now();
     }
 }
 
-fn errno(error: &io::Error) -> Errno {
-    error.raw_os_error().map_or(Errno::EIO, Errno::from_i32)
+/// What is served, and by whom.
+pub struct Spec<'a> {
+    /// This program.
+    pub helper: &'a Path,
+    /// What the file is called: it can be seen of the loop device.
+    pub name: &'a str,
+    /// Sparse, as large as the disk.
+    pub upper: &'a File,
+    pub marks: &'a File,
+    /// Where they are kept, for messages.
+    pub place: &'a Path,
 }
 
-impl Filesystem for Serve {
-    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // Several reads and writes of one file at a time: the loop device never sends two for the same place.
-        _ = config.add_capabilities(InitFlags::FUSE_PARALLEL_DIROPS | InitFlags::FUSE_ASYNC_DIO);
-        Ok(())
-    }
-
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        if parent == INodeNo::ROOT && name == NAME {
-            reply.entry(&FOREVER, &self.attributes(FILE), Generation(0));
-        } else {
-            reply.error(Errno::ENOENT);
+impl Export {
+    pub fn start(spec: &Spec, lower: &Arc<Lower>) -> Result<Self> {
+        let context = || format!("serving the disk {}", spec.name);
+        let fuse = open_fuse()?;
+        let mount = mount(&fuse).with_context(context)?;
+        let (server, control) = Server::start(spec.helper, spec.name, lower).with_context(context)?;
+        let data = lower.cached().reading().with_context(context)?;
+        let files = [fuse.as_fd(), spec.upper.as_fd(), spec.marks.as_fd(), data.as_fd()];
+        tell(&control, spec.name, &files).with_context(context)?;
+        // With ours, the mount would outlive the process.
+        drop(fuse);
+        lower.answer(&control, spec.place).with_context(context)?;
+        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::DIRECT;
+        match rustix::fs::openat(&mount, spec.name, flags, Mode::empty()) {
+            Ok(file) => Ok(Self { file: file.into(), server }),
+            Err(error) => {
+                // Why it ended says more than that it is not there.
+                server.has_ended(Duration::from_secs(1));
+                drop(server);
+                Err(lower.trouble().take().unwrap_or_else(|| error.into())).with_context(context)
+            }
         }
-    }
-
-    fn getattr(&self, _: &Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        reply.attr(&FOREVER, &self.attributes(inode));
-    }
-
-    fn open(&self, _: &Request, inode: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        if inode == FILE {
-            // No cache of the kernel's between the loop device and us.
-            reply.opened(
-                FileHandle(0),
-                FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES,
-            );
-        } else {
-            reply.error(Errno::EISDIR);
-        }
-    }
-
-    fn read(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: FileHandle,
-        at: u64,
-        size: u32,
-        _: OpenFlags,
-        _: Option<LockOwner>,
-        reply: ReplyData,
-    ) {
-        let left = self.0.size().saturating_sub(at);
-        let mut buffer = vec![0; left.min(size.into()) as usize];
-        match self.0.read(at, &mut buffer) {
-            Ok(()) => reply.data(&buffer),
-            Err(error) => reply.error(errno(&error)),
-        }
-    }
-
-    fn write(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: FileHandle,
-        at: u64,
-        data: &[u8],
-        _: WriteFlags,
-        _: OpenFlags,
-        _: Option<LockOwner>,
-        reply: ReplyWrite,
-    ) {
-        if !self.fits(at, data.len() as u64) {
-            return reply.error(Errno::ENOSPC);
-        }
-        match self.0.write(at, data) {
-            Ok(()) => reply.written(data.len() as u32),
-            Err(error) => reply.error(errno(&error)),
-        }
-    }
-
-    fn fallocate(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: FileHandle,
-        at: u64,
-        length: u64,
-        mode: i32,
-        reply: ReplyEmpty,
-    ) {
-        let zeroes = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE;
-        let known = zeroes | libc::FALLOC_FL_KEEP_SIZE;
-        if mode & !known != 0 || mode & zeroes == 0 || !self.fits(at, length) {
-            return reply.error(Errno::EOPNOTSUPP);
-        }
-        match self.0.zero(at, length) {
-            Ok(()) => reply.ok(),
-            Err(error) => reply.error(errno(&error)),
-        }
-    }
-
-    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        match self.0.sync() {
-            Ok(()) => reply.ok(),
-            Err(error) => reply.error(errno(&error)),
-        }
-    }
-
-    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        reply.ok();
     }
 }
 
-/// Serves a disk. The file is open for reading and writing, past the page cache; it ends, and the threads that serve it,
-/// when the last descriptor of it is closed: a loop device holds one.
-pub fn export(content: Arc<dyn Content>) -> Result<File> {
-    let context = "serving a disk through FUSE";
-    let flags = OFlags::RDWR | OFlags::CLOEXEC;
-    let fuse: OwnedFd =
-        rustix::fs::open("/dev/fuse", flags, Mode::empty()).context("opening /dev/fuse").context(context)?;
-    let mounting = rustix::mount::fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC).context(context)?;
-    let set = |name: &str, value: &str| {
-        rustix::mount::fsconfig_set_string(&mounting, name, value)
-            .with_context(|| format!("{context}: {name}"))
+/// The process that serves a disk. Dropping it ends it.
+struct Server {
+    control: Arc<OwnedFd>,
+    process: OwnedFd,
+    ending: Arc<AtomicBool>,
+    /// Waits for the process.
+    watch: Option<JoinHandle<()>>,
+    lower: Arc<Lower>,
+}
+
+impl Server {
+    fn start(helper: &Path, name: &str, lower: &Arc<Lower>) -> Result<(Self, Arc<OwnedFd>)> {
+        let (flags, kind) = (SocketFlags::CLOEXEC, SocketType::SEQPACKET);
+        let (control, theirs) = rustix::net::socketpair(AddressFamily::UNIX, kind, flags, None)?;
+        let mut command = Command::new(helper);
+        // Nothing of ours but the socket: no environment, which may hold credentials. The name is for people who look
+        // at processes.
+        command.arg0("oven").arg(VERB).arg(name).env_clear().current_dir("/");
+        command.stdin(Stdio::from(theirs)).stdout(Stdio::null());
+        let (ending, trouble) = (Arc::new(AtomicBool::new(false)), lower.trouble().clone());
+        let (send, started) = mpsc::channel();
+        let is_ending = ending.clone();
+        // The process ends with this thread, which waits for it and does nothing else: it can always be killed.
+        let watch = std::thread::Builder::new().name("disk".to_owned()).spawn(move || {
+            let spawned = command.spawn();
+            // Its end of the socket is the process's alone.
+            drop(command);
+            let mut child = match spawned {
+                Ok(child) => child,
+                Err(error) => {
+                    _ = send.send(Err(error));
+                    return;
+                }
+            };
+            let opened = rustix::process::pidfd_open(Pid::from_child(&child), PidfdFlags::empty());
+            if opened.is_err() {
+                _ = child.kill();
+            }
+            _ = send.send(opened.map_err(io::Error::from));
+            let ended = wait(&mut child, &is_ending);
+            // It ends well when nobody has the file open any more.
+            let well = |status: &ExitStatus| {
+                // It may have been killed by others a moment before: whoever uses the disk knows that sooner.
+                let killed = status.signal() == Some(Signal::KILL.as_raw());
+                status.success() || is_ending.load(Ordering::SeqCst) && !killed
+            };
+            if !ended.as_ref().is_ok_and(well) {
+                trouble.add(unasked(ended));
+            }
+        })?;
+        let process = started.recv().context("starting a process")??;
+        let control = Arc::new(control);
+        let server =
+            Self { control: control.clone(), process, ending, watch: Some(watch), lower: lower.clone() };
+        Ok((server, control))
+    }
+
+    /// From now on it may end.
+    fn ends_now(&self) {
+        self.ending.store(true, Ordering::SeqCst);
+    }
+
+    /// Waits for a while.
+    fn has_ended(&self, patience: Duration) -> bool {
+        let patience =
+            Timespec { tv_sec: patience.as_secs() as i64, tv_nsec: patience.subsec_nanos().into() };
+        poll(&mut [PollFd::new(&self.process, PollFlags::IN)], Some(&patience)).is_ok_and(|ready| ready > 0)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.ends_now();
+        _ = rustix::process::pidfd_send_signal(&self.process, OURS);
+        // Who answers it ends, too.
+        _ = rustix::net::shutdown(&*self.control, Shutdown::Both);
+        self.lower.end();
+        if let Some(watch) = self.watch.take() {
+            _ = watch.join();
+        }
+    }
+}
+
+/// Waits for the process. Once oven was asked to end, its own thread may be waiting for a block that does not come: then
+/// nobody else is left to end the disk.
+fn wait(child: &mut Child, ending: &AtomicBool) -> io::Result<ExitStatus> {
+    let process = rustix::process::pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
+    let look = Timespec { tv_sec: 0, tv_nsec: LOOK.as_nanos() as i64 };
+    let mut asked = None;
+    loop {
+        // Interrupted, it looks once more.
+        _ = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&look));
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        if stop::is_asked() && asked.get_or_insert_with(Instant::now).elapsed() > GRACE {
+            ending.store(true, Ordering::SeqCst);
+            rustix::process::pidfd_send_signal(&process, OURS)?;
+            return child.wait();
+        }
+    }
+}
+
+fn unasked(ended: io::Result<ExitStatus>) -> anyhow::Error {
+    let how = ended.map_or_else(|error| error.to_string(), |status| status.to_string());
+    Kind::Machine
+        .failure(format!("the process that serves the disk ended by itself ({how})"))
+        .hint("Bake again. If the machine is short of memory, its kernel's log (dmesg) says so.")
+        .into()
+}
+
+fn open_fuse() -> Result<OwnedFd> {
+    let opened = loopdev::open_node("fuse", FileType::CharacterDevice, FUSE);
+    opened.map_err(|error| {
+        let hint = match error.raw_os_error() {
+            Some(libc::ENOENT | libc::ENXIO | libc::ENODEV) => {
+                "Load the kernel's module (modprobe fuse), or bake with disks = \"attached\"."
+            }
+            _ if !rustix::process::geteuid().is_root() => "Run oven as root.",
+            _ => "In a container: give it /dev/fuse (docker run --device /dev/fuse, or --privileged).",
+        };
+        Kind::Machine.failure(format!("/dev/fuse cannot be opened: {error}")).hint(hint).into()
+    })
+}
+
+/// Whether disks can be served here: tried.
+pub fn available() -> Result<()> {
+    mount(&open_fuse()?).map(drop)
+}
+
+/// A mount that has no place, and goes with its last descriptor.
+fn mount(fuse: &OwnedFd) -> Result<OwnedFd> {
+    let make = || -> rustix::io::Result<OwnedFd> {
+        let mounting = rustix::mount::fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        let set = |name: &str, value: &str| rustix::mount::fsconfig_set_string(&mounting, name, value);
+        set("source", "oven")?;
+        set("fd", &fuse.as_raw_fd().to_string())?;
+        set("rootmode", "40000")?;
+        set("user_id", "0")?;
+        set("group_id", "0")?;
+        rustix::mount::fsconfig_create(&mounting)?;
+        let attributes = MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOSUID;
+        rustix::mount::fsmount(&mounting, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
     };
-    set("source", "oven")?;
-    set("fd", &fuse.as_raw_fd().to_string())?;
-    set("rootmode", "40000")?;
-    set("user_id", "0")?;
-    set("group_id", "0")?;
-    rustix::mount::fsconfig_create(&mounting).context(context)?;
-    let attributes = MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOSUID;
-    let mount =
-        rustix::mount::fsmount(&mounting, FsMountFlags::FSMOUNT_CLOEXEC, attributes).context(context)?;
-    let mut config = Config::default();
-    config.n_threads = Some(THREADS);
-    let session = Session::from_fd(Serve(content), fuse, SessionACL::Owner, config).context(context)?;
-    // They end with the mount, which is in no namespace: with the last descriptor of it.
-    std::thread::Builder::new().name("fuse".to_owned()).spawn(move || session.run()).context(context)?;
-    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::DIRECT;
-    let file = rustix::fs::openat(&mount, NAME, flags, Mode::empty()).context(context)?;
-    Ok(File::from(file))
+    make().map_err(|error| {
+        let failure = Kind::Machine.failure(format!("the kernel makes no FUSE mount: {error}"));
+        failure.hint("oven needs root with all its capabilities, and Linux 5.12 or later.").into()
+    })
+}
+
+fn tell(to: &OwnedFd, name: &str, files: &[std::os::fd::BorrowedFd<'_>; FILES]) -> rustix::io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FILES))];
+    let mut rights = SendAncillaryBuffer::new(&mut space);
+    rights.push(SendAncillaryMessage::ScmRights(files));
+    rustix::net::sendmsg(to, &[IoSlice::new(name.as_bytes())], &mut rights, SendFlags::NOSIGNAL).map(drop)
+}
+
+fn told(from: &OwnedFd) -> Result<(String, [OwnedFd; FILES])> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FILES))];
+    let mut rights = RecvAncillaryBuffer::new(&mut space);
+    let mut name = [0; NAME_MAX];
+    let flags = RecvFlags::CMSG_CLOEXEC;
+    let received = rustix::net::recvmsg(from, &mut [IoSliceMut::new(&mut name)], &mut rights, flags)?;
+    let name = String::from_utf8(name[..received.bytes].to_vec())?;
+    let files: Vec<OwnedFd> = rights
+        .drain()
+        .filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(files) => Some(files),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    let files = files.try_into().map_err(|_| anyhow::anyhow!("oven gave other files than it should"))?;
+    Ok((name, files))
+}
+
+/// What `oven __disk` does. First thing in `main`: the process has one thread.
+pub fn helper_main() -> ExitCode {
+    match child() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("oven: serving a disk: {error:#}");
+            ExitCode::from(Kind::Machine as u8)
+        }
+    }
+}
+
+fn child() -> Result<()> {
+    helper::close_from(3)?;
+    let stdin = rustix::stdio::stdin();
+    rustix::net::sockopt::socket_type(stdin).with_context(|| format!("{VERB} is for oven itself"))?;
+    let control = rustix::io::fcntl_dupfd_cloexec(stdin, 3)?;
+    let null = rustix::fs::openat(CWD, "/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::stdio::dup2_stdin(&null)?;
+    // A Ctrl-C at the terminal is oven's: the disk is needed for as long as anything is mounted.
+    rustix::process::setsid().context("leaving oven's session")?;
+    leave_mounts().context("leaving oven's mounts")?;
+    io_flusher();
+    // All that it needs is open, or comes in a moment.
+    capabilities::reduce_to(capabilities::NONE)?;
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("hiding")?;
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }).context("hiding")?;
+    // Had oven died before that, its end of the socket would be closed.
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("tying it to oven")?;
+    let (name, [fuse, upper, marks, data]) = told(&control).context("being told what to do")?;
+    let asked = Arc::new(Asked::new(control, data.into()));
+    let overlay = Overlay::new(asked.clone(), upper.into(), Marks::open(marks.into())?);
+    let server = std::thread::Builder::new().name("fuse".to_owned());
+    server.spawn(move || {
+        // The end of the mount is the end of all.
+        let code = serve::run(Arc::new(overlay), &name, fuse).map_or(Kind::Machine as i32, |()| 0);
+        std::process::exit(code)
+    })?;
+    asked.listen();
+    Ok(())
+}
+
+/// An empty root, in a mount namespace of its own. In oven's, this process could be the last one when all are killed:
+/// then its own end would unmount the disk, and wait for an answer that only it could give.
+#[allow(unsafe_code)]
+fn leave_mounts() -> Result<()> {
+    // SAFETY: nothing of this process's memory or descriptors is unshared.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }?;
+    // Before anything else: what is unmounted here stays mounted elsewhere.
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    let empty = mounts::fresh("tmpfs", &[("size", "4k"), ("mode", "0555")], mounts::READ_ONLY)?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    mounts::attach(&empty, rustix::fs::openat(CWD, "/proc", flags, Mode::empty())?)?;
+    rustix::process::fchdir(&empty)?;
+    rustix::process::pivot_root(".", ".")?;
+    unmount(".", UnmountFlags::DETACH)?;
+    rustix::process::chdir("/")?;
+    Ok(())
+}
+
+/// `<linux/prctl.h>`.
+const PR_SET_IO_FLUSHER: libc::c_int = 57;
+
+/// The kernel does not wait for this disk when this process needs memory. It takes CAP_SYS_RESOURCE, and is a help
+/// where memory is short, no more.
+#[allow(unsafe_code)]
+fn io_flusher() {
+    // SAFETY: this prctl takes numbers alone.
+    unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) };
+}
+
+/// The base's blocks, as the one who serves them has them: oven is asked to make them ready, in the cache's file.
+struct Asked {
+    control: OwnedFd,
+    data: File,
+    /// `None`: asked for. 0: ready. Else it cannot be read.
+    answers: Mutex<HashMap<u32, Option<i32>>>,
+    told: Condvar,
+}
+
+impl Asked {
+    fn new(control: OwnedFd, data: File) -> Self {
+        Self { control, data, answers: Mutex::default(), told: Condvar::new() }
+    }
+
+    /// Until oven is gone.
+    fn listen(&self) {
+        while let Some((index, errno)) = lower::receive(&self.control) {
+            lock(&self.answers).insert(index, Some(errno));
+            self.told.notify_all();
+        }
+    }
+
+    fn ready(&self, index: u32) -> io::Result<()> {
+        let mut answers = lock(&self.answers);
+        loop {
+            match answers.get(&index) {
+                Some(Some(0)) => return Ok(()),
+                Some(Some(errno)) => return Err(io::Error::from_raw_os_error(*errno)),
+                Some(None) => {
+                    answers = self.told.wait(answers).unwrap_or_else(std::sync::PoisonError::into_inner);
+                }
+                None => {
+                    answers.insert(index, None);
+                    drop(answers);
+                    // Oven always takes it: else a full socket would stop the one who has to listen.
+                    lower::send(&self.control, (index, 0))?;
+                    answers = lock(&self.answers);
+                }
+            }
+        }
+    }
+}
+
+impl Below for Arc<Asked> {
+    fn read(&self, index: u32, at: usize, buffer: &mut [u8]) -> io::Result<()> {
+        self.ready(index)?;
+        self.data.read_exact_at(buffer, u64::from(index) * BLOCK as u64 + at as u64)
+    }
+
+    fn failed(&self, error: &io::Error) {
+        _ = lower::send(&self.control, (FAILED, error.raw_os_error().unwrap_or(libc::EIO)));
+    }
 }

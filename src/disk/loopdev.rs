@@ -161,11 +161,11 @@ fn verified(node: OwnedFd, path: PathBuf, file: &File, serial: &str) -> Result<D
         return Err(Kind::Machine.error(text));
     }
     let rdev = rustix::fs::fstat(&node).with_context(context)?.st_rdev;
-    Ok(Device { node, path, rdev, serial: serial.to_owned() })
+    Ok(Device { node, path, rdev, serial: serial.to_owned(), trimming: None })
 }
 
 /// Opens a node of `/dev`; where there is none, as in a container, one of our own that has no name any more.
-fn open_node(name: &str, kind: FileType, (major, minor): (u32, u32)) -> std::io::Result<OwnedFd> {
+pub(super) fn open_node(name: &str, kind: FileType, (major, minor): (u32, u32)) -> std::io::Result<OwnedFd> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let open = |path: &Path| rustix::fs::open(path, flags, Mode::empty()).map_err(Error::from);
     let found = open(&Path::new("/dev").join(name));

@@ -1,13 +1,27 @@
 //! Where a bake gets its disk, and how the disk becomes a snapshot.
 
+mod ahead;
 pub mod attached;
 pub mod cache;
+mod changes;
+pub mod chosen;
 pub mod copy;
+pub mod direct;
 pub mod export;
+pub mod kept;
 pub mod loopdev;
+pub mod lower;
+pub mod marks;
+mod metadata;
 pub mod overlay;
+pub mod raw;
+pub mod serve;
+pub mod trouble;
+pub mod upload;
 
-use crate::cloud::{Base, RunId, SnapshotId, Tags, VolumeKind};
+use crate::cloud::{Base, RunId, SnapshotId, Tags, VolumeKind, tag};
+use crate::error::Kind;
+use crate::owner::Owner;
 use crate::undo::Undo;
 use anyhow::Result;
 use async_trait::async_trait;
@@ -25,6 +39,8 @@ pub struct Device {
     pub rdev: u64,
     /// The volume that it was verified to be: its serial on NVMe, its id in the local region.
     pub serial: String,
+    /// Where free space that is discarded and zeros that are asked for have to be told apart.
+    pub trimming: Option<marks::Trimming>,
 }
 
 /// What a definition wants of its disk.
@@ -36,6 +52,34 @@ pub struct DiskSpec {
     pub kind: VolumeKind,
     /// For the volume and the snapshot.
     pub tags: Tags,
+    /// Whether the snapshot is read back, and compared. Only where it is sent from here.
+    pub verify: bool,
+}
+
+impl DiskSpec {
+    /// How large a disk on this base is to be.
+    pub fn size_on(&self, base: &Base) -> Result<u64> {
+        let size_gib = self.size_gib.unwrap_or(base.size_gib);
+        if size_gib < base.size_gib {
+            let text =
+                format!("[disk] size_gib = {size_gib} is less than the {} GiB of {}", base.size_gib, base.id);
+            return Err(Kind::Definition.failure(text).hint("A disk can grow, and not shrink.").into());
+        }
+        Ok(size_gib)
+    }
+}
+
+/// The command that removes what a run left.
+fn sweep(run: &RunId) -> String {
+    format!("oven sweep --run {run}")
+}
+
+/// Tags that say whose a resource is: without them nobody could sweep it.
+pub fn owned(tags: &Tags, run: &RunId) -> Tags {
+    let mut tags = tags.clone();
+    tags.entry(tag::RUN.to_owned()).or_insert_with(|| run.0.clone());
+    tags.entry(tag::OWNER.to_owned()).or_insert_with(|| Owner::this().to_string());
+    tags
 }
 
 /// A strategy to get a writable copy of a base image's disk.

@@ -1,196 +1,51 @@
 //! A base's blocks, and what was written over them: a disk whose changed blocks are known exactly.
 //!
-//! What lies below is read when it is first used. What is written goes to a file of its own, and with it the rest of
-//! its block; so a block is either the base's or here, whole.
+//! What lies below is made ready when it is first used. What is written goes to a file of its own, and with it the rest
+//! of its block; so a block is either the base's or here, whole.
 
-use super::cache::{Cached, digest_of};
-use super::export::Content;
-use crate::cloud::blocks::{BLOCK, Contents, Digest, Reader};
-use anyhow::{Context, Result};
+use super::marks::{BASE, Marks, WRITTEN, WRITTEN_BASE, ZEROS};
+use super::serve::Content;
+use crate::cloud::blocks::BLOCK;
 use rustix::fs::FallocateFlags;
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Blocks that share a lock: while one is read, seldom another of the same lock is asked for.
 const LOCKS: usize = 64;
 
-/// Zeros are compared and found in pieces of this length.
-const PIECE: usize = 4096;
-
-/// The blocks of a base snapshot, read when they are first used.
-pub struct Lower {
-    blocks: BTreeSet<u32>,
-    reader: Arc<dyn Reader>,
-    cached: Cached,
-    /// By index: whether it was read, or verified, in this run.
-    ready: Box<[AtomicBool]>,
-    digests: Mutex<Vec<(u32, Digest)>>,
-    locks: [Mutex<()>; LOCKS],
-    /// In the order of their first use: what the next bake of this kind will want, too.
-    used: Mutex<Vec<u32>>,
-    /// Why a block could not be read: the file system above only learns that it could not.
-    trouble: Mutex<Option<anyhow::Error>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn flags(count: usize) -> Box<[AtomicBool]> {
-    (0..count).map(|_| AtomicBool::new(false)).collect()
-}
-
-impl Lower {
-    pub fn new(contents: &Contents, reader: Arc<dyn Reader>, cached: Cached) -> Self {
-        let count = contents.blocks.last().map_or(0, |last| *last as usize + 1);
-        Self {
-            blocks: contents.blocks.clone(),
-            reader,
-            cached,
-            ready: flags(count),
-            digests: Mutex::default(),
-            locks: std::array::from_fn(|_| Mutex::default()),
-            used: Mutex::default(),
-            trouble: Mutex::default(),
-        }
-    }
-
-    /// Whether the base has this block; else it is zeros.
-    pub fn has(&self, index: u32) -> bool {
-        self.blocks.contains(&index)
-    }
-
-    /// Makes a block of the base ready to be read: from the cache if it is there and is what it was, else from the
-    /// cloud.
-    pub fn fetch(&self, index: u32) -> Result<()> {
-        let ready = &self.ready[index as usize];
-        if ready.load(Ordering::Acquire) {
-            return Ok(());
-        }
-        let _turn = lock(&self.locks[index as usize % LOCKS]);
-        if ready.load(Ordering::Acquire) {
-            return Ok(());
-        }
-        let digest = match self.cached.verified(index) {
-            Some(digest) => digest,
-            None => {
-                let (data, digest) = self.reader.read(index)?;
-                self.cached.put(index, &data, &digest).context("writing to the cache of blocks")?;
-                digest
-            }
-        };
-        lock(&self.digests).push((index, digest));
-        ready.store(true, Ordering::Release);
-        Ok(())
-    }
-
-    fn read(&self, index: u32, at: usize, buffer: &mut [u8]) -> io::Result<()> {
-        if !self.has(index) {
-            buffer.fill(0);
-            return Ok(());
-        }
-        let first = !self.ready[index as usize].load(Ordering::Acquire);
-        if let Err(error) = self.fetch(index) {
-            lock(&self.trouble).get_or_insert(error.context(format!("reading block {index} of the base")));
-            return Err(io::Error::from_raw_os_error(libc::EIO));
-        }
-        if first {
-            lock(&self.used).push(index);
-        }
-        self.cached.read(index, at, buffer)
-    }
-
-    /// The digest of a block that was used in this run, or in one before.
-    fn digest(&self, index: u32) -> Option<Digest> {
-        let used = lock(&self.digests).iter().find(|(of, _)| *of == index).map(|(_, digest)| *digest);
-        used.or_else(|| self.cached.digest(index))
-    }
-
-    /// Blocks in the order of their first use.
-    pub fn used(&self) -> Vec<u32> {
-        lock(&self.used).clone()
-    }
-
-    /// Why a read failed, once.
-    pub fn trouble(&self) -> Option<anyhow::Error> {
-        lock(&self.trouble).take()
-    }
+/// The blocks of a base.
+pub trait Below: Send + Sync + 'static {
+    /// Bytes of one of the base's blocks, read from wherever it is.
+    fn read(&self, index: u32, at: usize, buffer: &mut [u8]) -> io::Result<()>;
+    /// What was written cannot be kept: the file system above only learns that it failed.
+    fn failed(&self, error: &io::Error);
 }
 
 /// A disk: a base's blocks, and those that were written.
-pub struct Overlay {
+pub struct Overlay<B> {
     size: u64,
-    lower: Arc<Lower>,
-    /// Sparse; has the whole of every block that is [`HERE`].
+    below: B,
+    /// Sparse; has the whole of every block that is marked as written.
     upper: File,
-    state: Box<[AtomicU8]>,
+    marks: Marks,
     locks: [Mutex<()>; LOCKS],
-    trimming: AtomicBool,
 }
 
-const BELOW: u8 = 0;
-const HERE: u8 = 1;
-
-/// A block that is not the base's any more.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Changed {
-    pub index: u32,
-    pub data: Arc<[u8]>,
-    pub digest: Digest,
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Overlay {
-    /// `upper`: an empty file; it will be as large as the disk, and sparse. `size`: bytes, whole blocks.
-    pub fn new(size: u64, lower: Arc<Lower>, upper: File) -> Result<Self> {
-        anyhow::ensure!(size.is_multiple_of(BLOCK as u64), "a disk of {size} bytes is not of whole blocks");
-        upper.set_len(size).context("making room for what will be written")?;
-        let blocks = (size / BLOCK as u64) as usize;
-        Ok(Self {
-            size,
-            lower,
-            upper,
-            state: (0..blocks).map(|_| AtomicU8::new(BELOW)).collect(),
-            locks: std::array::from_fn(|_| Mutex::default()),
-            trimming: AtomicBool::new(false),
-        })
-    }
+fn place(index: u32, within: usize) -> u64 {
+    u64::from(index) * BLOCK as u64 + within as u64
+}
 
-    pub fn lower(&self) -> &Lower {
-        &self.lower
-    }
-
-    /// While `on`, zeroing is what a file system says of blocks that it does not use: nothing of the base has to change
-    /// for that. Only where nothing else zeroes ranges at the same time.
-    pub fn trimming(&self, on: bool) {
-        self.trimming.store(on, Ordering::SeqCst);
-    }
-
-    fn is_here(&self, index: u32) -> bool {
-        self.state[index as usize].load(Ordering::Acquire) == HERE
-    }
-
-    /// Blocks that were written to, whatever with.
-    pub fn written(&self) -> Vec<u32> {
-        (0..self.state.len() as u32).filter(|index| self.is_here(*index)).collect()
-    }
-
-    /// A block that was written to, if it differs from the base's. (Where that was overwritten whole and never read, it
-    /// is taken to differ.)
-    pub fn changed(&self, index: u32) -> Result<Option<Changed>> {
-        let mut data = vec![0; BLOCK];
-        self.upper
-            .read_exact_at(&mut data, u64::from(index) * BLOCK as u64)
-            .with_context(|| format!("reading block {index} of what was written"))?;
-        // Zeros are told to the cloud only where the base has something else.
-        if !self.lower.has(index) && data.chunks(PIECE).all(is_zero) {
-            return Ok(None);
-        }
-        let digest = digest_of(&data);
-        Ok((self.lower.digest(index) != Some(digest)).then(|| Changed { index, data: data.into(), digest }))
+impl<B: Below> Overlay<B> {
+    /// `upper`: as large as the disk that `marks` are of, and sparse.
+    pub fn new(below: B, upper: File, marks: Marks) -> Self {
+        let size = place(marks.blocks(), 0);
+        Self { size, below, upper, marks, locks: std::array::from_fn(|_| Mutex::default()) }
     }
 
     /// Calls with every block that a range touches: its index, where in it, and which part of the range.
@@ -205,7 +60,7 @@ impl Overlay {
         let mut here = at;
         while here < end {
             let (index, within) = ((here / BLOCK as u64) as u32, (here % BLOCK as u64) as usize);
-            let step = (BLOCK - within).min((end - here) as usize);
+            let step = ((BLOCK - within) as u64).min(end - here) as usize;
             let from = (here - at) as usize;
             each(index, within, from..from + step)?;
             here += step as u64;
@@ -213,30 +68,64 @@ impl Overlay {
         Ok(())
     }
 
-    /// Makes a block ours. `whole`: all of it will be overwritten, so that nobody has to know what it was.
-    fn take(&self, index: u32, whole: bool) -> io::Result<()> {
-        if self.is_here(index) {
-            return Ok(());
+    fn turn(&self, index: u32) -> MutexGuard<'_, ()> {
+        lock(&self.locks[index as usize % LOCKS])
+    }
+
+    fn put(&self, data: &[u8], at: u64) -> io::Result<()> {
+        self.upper.write_all_at(data, at).inspect_err(|error| self.below.failed(error))
+    }
+
+    fn mark(&self, index: u32, mark: u8) -> io::Result<()> {
+        self.marks.set(index, mark).inspect_err(|error| self.below.failed(error))
+    }
+
+    fn punch(&self, index: u32, within: usize, length: usize) -> io::Result<()> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let (at, length) = (place(index, within), length as u64);
+        let punched = rustix::fs::fallocate(&self.upper, flags, at, length);
+        punched.map_err(io::Error::from).inspect_err(|error| self.below.failed(error))
+    }
+
+    /// Makes a block ours, if it is not, and calls with it. `whole`: all of it will be overwritten, so that nobody has
+    /// to know what it was; and until it is, it is not ours, so that nobody sees it half.
+    fn change(&self, index: u32, whole: bool, change: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        if self.marks.is_written(index) {
+            // Ours for good, but for a trim, and nothing is written to what a file system gives up.
+            return change();
         }
-        let _turn = lock(&self.locks[index as usize % LOCKS]);
-        if self.is_here(index) {
-            return Ok(());
-        }
-        if !whole && self.lower.has(index) {
+        let _turn = self.turn(index);
+        let mark = match self.marks.get(index) {
+            BASE => WRITTEN_BASE,
+            ZEROS => WRITTEN,
+            _ => return change(),
+        };
+        if mark == WRITTEN_BASE && !whole {
             let mut data = vec![0; BLOCK];
-            self.lower.read(index, 0, &mut data)?;
-            self.upper.write_all_at(&data, u64::from(index) * BLOCK as u64)?;
+            self.below.read(index, 0, &mut data)?;
+            self.put(&data, place(index, 0))?;
         }
-        self.state[index as usize].store(HERE, Ordering::Release);
-        Ok(())
+        change()?;
+        self.mark(index, mark)
+    }
+
+    /// Free space of a file system: a block that is the base's stays so, and one that is free as a whole becomes so
+    /// again. Nobody reads it before it is written.
+    fn discard(&self, index: u32, within: usize, length: usize) -> io::Result<()> {
+        let _turn = self.turn(index);
+        let below = match self.marks.get(index) {
+            WRITTEN => ZEROS,
+            WRITTEN_BASE => BASE,
+            _ => return Ok(()),
+        };
+        if length == BLOCK {
+            self.mark(index, below)?;
+        }
+        self.punch(index, within, length)
     }
 }
 
-fn is_zero(piece: &[u8]) -> bool {
-    piece == &[0; PIECE][..piece.len()]
-}
-
-impl Content for Overlay {
+impl<B: Below> Content for Overlay<B> {
     fn size(&self) -> u64 {
         self.size
     }
@@ -245,33 +134,30 @@ impl Content for Overlay {
         let length = buffer.len() as u64;
         self.pieces(at, length, |index, within, part| {
             let buffer = &mut buffer[part];
-            if self.is_here(index) {
-                self.upper.read_exact_at(buffer, u64::from(index) * BLOCK as u64 + within as u64)
-            } else {
-                self.lower.read(index, within, buffer)
+            match self.marks.get(index) {
+                ZEROS => buffer.fill(0),
+                BASE => self.below.read(index, within, buffer)?,
+                _ => {
+                    let read = self.upper.read_exact_at(buffer, place(index, within));
+                    read.inspect_err(|error| self.below.failed(error))?;
+                }
             }
+            Ok(())
         })
     }
 
     fn write(&self, at: u64, data: &[u8]) -> io::Result<()> {
         self.pieces(at, data.len() as u64, |index, within, part| {
-            self.take(index, part.len() == BLOCK)?;
-            self.upper.write_all_at(&data[part], u64::from(index) * BLOCK as u64 + within as u64)
+            self.change(index, part.len() == BLOCK, || self.put(&data[part], place(index, within)))
         })
     }
 
     fn zero(&self, at: u64, length: u64) -> io::Result<()> {
-        let trimming = self.trimming.load(Ordering::SeqCst);
-        self.pieces(at, length, |index, within, part| {
-            if !self.is_here(index) {
-                if trimming || !self.lower.has(index) {
-                    return Ok(());
-                }
-                self.take(index, part.len() == BLOCK)?;
-            }
-            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            let at = u64::from(index) * BLOCK as u64 + within as u64;
-            Ok(rustix::fs::fallocate(&self.upper, flags, at, part.len() as u64)?)
+        let trimming = self.marks.is_trimming()?;
+        self.pieces(at, length, |index, within, part| match self.marks.get(index) {
+            ZEROS => Ok(()),
+            _ if trimming => self.discard(index, within, part.len()),
+            _ => self.change(index, part.len() == BLOCK, || self.punch(index, within, part.len())),
         })
     }
 

@@ -1,14 +1,22 @@
 //! Does what a bake does, with nothing in it: what a container or a hardened kernel forbids only shows when it is tried.
 
 use super::Check;
-use crate::disk::loopdev;
+use crate::cloud::SnapshotId;
+use crate::cloud::blocks::{BLOCK, Contents, Digest, Reader};
+use crate::disk::cache::Cache;
+use crate::disk::export::{self, Export};
+use crate::disk::kept::Written;
+use crate::disk::lower::Lower;
+use crate::disk::{loopdev, marks};
 use crate::root::execute::Guard;
 use crate::root::step::{self, ExitStatus, Spec};
 use crate::scratch;
+use crate::settings::Strategy;
 use crate::site::Site;
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The smallest thing that can be a disk.
@@ -25,6 +33,9 @@ pub async fn trial(site: &Site) -> Vec<Check> {
     let mut checks = Vec::new();
     if site.region.is_some() {
         checks.push(Check::tried("a disk in the region", &disk(&site.state).await, PRIVILEGED));
+    }
+    if site.settings.disks() == Strategy::Direct {
+        checks.push(Check::tried("a disk that is served", &served(site).await, PRIVILEGED));
     }
     let root = empty_image();
     checks.push(Check::tried("mounts of its own", &root, PRIVILEGED));
@@ -44,6 +55,30 @@ async fn disk(region: &Path) -> Result<()> {
     file.set_len(DISK).context("making a file")?;
     let device = loopdev::attach(&file, "doctor")?;
     loopdev::release(device).await
+}
+
+/// The same, without a base.
+async fn served(site: &Site) -> Result<()> {
+    let dir = tempfile::tempdir_in(&site.state).context("making a directory")?;
+    let (id, nothing) = (SnapshotId("doctor".to_owned()), Contents { size_gib: 1, blocks: [].into() });
+    let lower = Lower::new(&id, &nothing, Arc::new(Nothing), Cache::new(dir.path(), 0).of(&id)?);
+    let written = Written::new(dir.path())?;
+    written.upper().set_len(DISK).context("making a file")?;
+    marks::begin(written.marks(), (DISK / BLOCK as u64) as u32, &nothing)?;
+    let (helper, name) = (&site.helper, "oven-doctor");
+    let spec =
+        export::Spec { helper, name, upper: written.upper(), marks: written.marks(), place: dir.path() };
+    let export = Export::start(&spec, &Arc::new(lower))?;
+    let device = loopdev::attach(&export.file, "doctor")?;
+    loopdev::release(device).await
+}
+
+/// A base without blocks.
+struct Nothing;
+impl Reader for Nothing {
+    fn read(&self, index: u32) -> Result<(Vec<u8>, Digest)> {
+        bail!("there is no block {index}")
+    }
 }
 
 /// A mount point with the directories that every image has.

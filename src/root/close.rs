@@ -6,6 +6,7 @@ use super::nodes::{self, Bytes, Nodes, Part};
 use super::partition::{self, Partition};
 use super::{blocking, choose, holders, ioctl, make_mount_point};
 use crate::disk::Device;
+use crate::disk::marks::Trimming;
 use crate::error::Kind;
 use crate::report::Report;
 use anyhow::{Context, Result};
@@ -98,15 +99,19 @@ impl Mounts {
     }
 
     /// Looks whether all file systems are sound, has them written, and discards their free space.
-    async fn settle(&self) -> Result<()> {
+    async fn settle(&self, disk: &Device) -> Result<()> {
         for mounted in &self.list {
             let (Some((device, _)), Some(fd)) = (&mounted.device, &mounted.fd) else { continue };
             let target = mounted.target.clone();
             mounted.check().with_context(|| format!("looking at the file system of {target} on {device}"))?;
             let dir = rustix::fs::openat(fd, c".", DIR, Mode::empty());
             let dir = dir.with_context(|| format!("opening {target} of the image"))?;
+            let trimming = disk.trimming.clone();
             let trimmed = blocking(move || {
                 rustix::fs::syncfs(&dir).with_context(|| format!("syncing the file system of {target}"))?;
+                // What was zeroed is on the disk by now; and no step runs any more.
+                let trim = trimming.as_ref().map(Trimming::begin).transpose();
+                let _trim = trim.context("preparing to discard free space")?;
                 Ok::<_, anyhow::Error>(ioctl::trim(dir.as_fd()))
             });
             match trimmed.await? {
@@ -228,7 +233,7 @@ pub async fn close(
 ) -> Result<()> {
     let path = device.path.display();
     unchanged.context("looking at what could not be mounted")?;
-    mounts.settle().await?;
+    mounts.settle(device).await?;
     let used: Vec<_> = mounts.list.iter().filter_map(|m| m.device.clone()).collect();
     mounts.unmount().await.with_context(|| format!("releasing {path}"))?;
     prove(disk, &used).await.with_context(|| format!("proving that {path} is released"))?;

@@ -113,8 +113,8 @@ impl<'d> Root<'d> {
         report: &Report,
     ) -> Result<Root<'d>> {
         let node = device.node.try_clone().context("duplicating the disk's descriptor")?;
-        let again =
-            Device { node, path: device.path.clone(), rdev: device.rdev, serial: device.serial.clone() };
+        let (path, serial) = (device.path.clone(), device.serial.clone());
+        let again = Device { node, path, rdev: device.rdev, serial, trimming: None };
         let mut disk = blocking(move || nodes::open(&again)).await?;
         disk.table.warnings.iter().for_each(|warning| report.warn(warning));
         let root = choose(&disk).await?;

@@ -280,11 +280,14 @@ impl<'a> Runner<'a> {
             throwaway: call.throwaway,
             interactive: false,
         };
+        let mut span = self.work.report.command(&call.argv);
         let run = step::run_with(self.work.helper, &spec, self.work.secrets, call.timeout, on_line);
-        tokio::select! {
-            exit = run => exit,
-            full = self.downloads.full(call.caches == Access::Write) => Err(full),
-        }
+        let exit = tokio::select! {
+            exit = run => exit?,
+            full = self.downloads.full(call.caches == Access::Write) => return Err(full),
+        };
+        span.tell("status", exit.status.to_string());
+        Ok(exit)
     }
 
     /// What a step said that its user should know.

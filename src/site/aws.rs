@@ -1,11 +1,14 @@
 //! EC2, as settings and this instance mean it.
 
 use super::{Findings, Site, Use};
+use crate::cloud::ebs::Ebs;
 use crate::cloud::{VolumeId, ec2, instance, nvme};
 use crate::disk::attached::Attached;
+use crate::disk::chosen::Chosen;
+use crate::disk::direct::Direct;
 use crate::error::Kind;
 use crate::report::Report;
-use crate::settings::Settings;
+use crate::settings::{Settings, Strategy};
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -16,7 +19,10 @@ const SYS: &str = "/sys";
 const DEV: &str = "/dev";
 
 pub async fn site(settings: Settings, report: Report, used: Use) -> Result<Site> {
+    let direct = settings.disks() == Strategy::Direct;
     let instance = match used {
+        // Anywhere: there may be no metadata service.
+        Use::Builds if direct => None,
         Use::Builds => {
             has_nvme()?;
             Some(who_am_i(&settings).await?)
@@ -29,6 +35,9 @@ pub async fn site(settings: Settings, report: Report, used: Use) -> Result<Site>
 
 /// Everything is looked at, whatever is found.
 pub async fn examine(settings: Settings, report: Report) -> (Findings, Result<Site>) {
+    if settings.disks() == Strategy::Direct {
+        return (Vec::new(), connect(settings, report, None).await);
+    }
     let instance = who_am_i(&settings).await;
     let what = match &instance {
         Ok(found) => format!("instance {} in {}", found.id, found.zone),
@@ -61,7 +70,7 @@ async fn connect(settings: Settings, report: Report, instance: Option<instance::
     let (instance_id, zone, at) =
         instance.map(|i| (Some(i.id), Some(i.zone), Some(i.region))).unwrap_or_default();
     let state = PathBuf::from(STATE_DIR);
-    let cloud = ec2::Ec2::connect(ec2::Options {
+    let mut cloud = ec2::Ec2::connect(ec2::Options {
         region: settings.region.clone().or(at),
         instance_id,
         zone,
@@ -70,6 +79,17 @@ async fn connect(settings: Settings, report: Report, instance: Option<instance::
         pace: ec2::Pace::default(),
     })
     .await?;
-    let disks = Rc::new(Attached::new(Rc::new(cloud.clone())));
-    Site::with(Rc::new(cloud), disks, state, settings, report, None)
+    let strategy = settings.disks();
+    if strategy == Strategy::Direct {
+        cloud = cloud.without_volumes();
+    }
+    let blocks = Rc::new(Ebs::new(cloud.clone()));
+    let direct = Direct::new(blocks.clone(), &state, settings.cache_gib, &super::helper()?, &report);
+    let disks = Rc::new(Chosen {
+        strategy,
+        attached: Rc::new(Attached::new(Rc::new(cloud.clone()))),
+        direct: Rc::new(direct),
+        state: state.clone(),
+    });
+    Site::with(Rc::new(cloud), disks, blocks, state, settings, report, None)
 }

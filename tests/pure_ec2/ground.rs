@@ -105,7 +105,13 @@ impl Ground {
         std::fs::write(&file, "").unwrap();
         move |volume: &VolumeId| {
             let node = std::fs::File::options().read(true).write(true).open(&file)?;
-            Ok(Some(Device { node: node.into(), path: file.clone(), rdev: 0, serial: volume.0.clone() }))
+            Ok(Some(Device {
+                node: node.into(),
+                path: file.clone(),
+                rdev: 0,
+                serial: volume.0.clone(),
+                trimming: None,
+            }))
         }
     }
 

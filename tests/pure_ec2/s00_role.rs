@@ -116,7 +116,7 @@ async fn r0_4_what_is_missing_in_the_middle() {
 #[tokio::test]
 async fn t21_the_least_policy_is_enough() {
     let mut least = options(vec![error("CreateSnapshot", 1, "SnapshotLimitExceeded")]);
-    least.policy = Some(oven::cloud::policy::policy(None, &[]));
+    least.policy = Some(oven::cloud::policy::policy(oven::cloud::policy::Ways::Attached, None, &[]));
     let ground = Ground::new(least);
     let (ended, _) = ground.bake().await;
     says(&ended.result.unwrap_err(), &["SnapshotLimitExceeded"], "policy");

@@ -181,7 +181,7 @@ impl Disk {
         let path = self.attach();
         let node = File::options().read(true).write(true).open(&path).unwrap();
         let rdev = node.metadata().unwrap().rdev();
-        Device { node: node.into(), path, rdev, serial: "test".into() }
+        Device { node: node.into(), path, rdev, serial: "test".into(), trimming: None }
     }
 
     /// The loop device goes away with its last user.

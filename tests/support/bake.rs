@@ -1,10 +1,12 @@
 //! A baker for the fault tests: the real story on a local region, with a fault at one cloud call.
 //!
-//! usage: oven-test-bake REGION_DIR DEFINITION [FAULT]
+//! usage: oven-test-bake REGION_DIR DEFINITION [FAULT]...
 //!
-//! Prints `calls N`, `image AMI` of the definition and `parent AMI` of those it stands on; ends as `oven bake` would.
-//! In the environment: `OVEN_TEST_FORCE` bakes with --force, `OVEN_TEST_STATE` is another directory for locks, as on
-//! another host.
+//! Prints `calls N` and `reads N`, `image AMI` of the definition and `parent AMI` of those it stands on; ends as
+//! `oven bake` would. In the environment: `OVEN_TEST_FORCE` bakes with --force, `OVEN_TEST_STATE` is another directory
+//! for locks, caches and what is written, as on another host; `OVEN_TEST_DIRECT` serves disks by their blocks, with
+//! `whole` without a parent; `OVEN_TEST_PATIENCE`: so many milliseconds after its last block a snapshot fails;
+//! `OVEN_TEST_READER` says what becomes of reading blocks: `fail:3` or `hang:3`, from the third on.
 
 mod faulty;
 mod nothing;
@@ -15,6 +17,8 @@ use oven::batch::{Baked, bake_all};
 use oven::cli::{Global, Wish};
 use oven::cloud::local::Region;
 use oven::disk::attached::Attached;
+use oven::disk::direct::Direct;
+use oven::disk::{Disks, export};
 use oven::distros::Registry;
 use oven::error::Kind;
 use oven::order::Order;
@@ -26,53 +30,74 @@ use oven::{scratch, stop};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
+use std::time::Duration;
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     if args.first().is_some_and(|verb| verb == step::VERB) {
         return step::helper_main();
     }
-    step::private_mounts().and_then(|()| scratch::make()).expect("root");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    ExitCode::from(runtime.block_on(run(&args)).unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
-        Kind::of(&error) as u8
+    if args.first().is_some_and(|verb| verb == export::VERB) {
+        return export::helper_main();
+    }
+    ExitCode::from(stop::beside(move || {
+        step::private_mounts().and_then(|()| scratch::make()).expect("root");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(run(&args)).unwrap_or_else(|error| {
+            eprintln!("error: {error:#}");
+            Kind::of(&error) as u8
+        })
     }))
 }
 
 async fn run(args: &[String]) -> Result<u8> {
     let (region_dir, dir) = (PathBuf::from(&args[0]), PathBuf::from(&args[1]));
-    let fault = args.get(2).map(|fault| fault.parse::<Fault>()).transpose()?;
-    let region = Region::open(&region_dir)?;
-    let faulty = Rc::new(Faulty::new(region.clone(), fault));
+    let faults = args[2..].iter().map(|fault| fault.parse::<Fault>()).collect::<Result<_>>()?;
+    let mut region = Region::open(&region_dir)?;
+    if let Ok(patience) = std::env::var("OVEN_TEST_PATIENCE") {
+        region = region.with_patience(Duration::from_millis(patience.parse()?));
+    }
+    let direct = std::env::var("OVEN_TEST_DIRECT").ok();
+    let faulty = Faulty::new(region.clone(), faults).whole(direct.as_deref() == Some("whole"));
+    let faulty = Rc::new(faulty);
     let global = Global {
         plugin: Vec::new(),
         instance_id: None,
         zone: None,
+        disks: None,
         cloud: None,
         region: None,
         region_dir: Some(region_dir.clone()),
+        trace: None,
         json: false,
         verbose: false,
         quiet: false,
     };
     let overrides = Overrides { region_dir: Some(region_dir.clone()), ..Overrides::default() };
+    let settings = Settings::for_definition(&dir)?.merge(&overrides)?;
+    let (report, helper) = (Report::new(Style::Human, Level::Normal), std::env::current_exe()?);
+    let state = std::env::var_os("OVEN_TEST_STATE").map_or(region_dir, PathBuf::from);
+    let disks: Rc<dyn Disks> = match direct {
+        Some(_) => Rc::new(Direct::new(faulty.clone(), &state, settings.cache_gib, &helper, &report)),
+        None => Rc::new(Attached::new(faulty.clone())),
+    };
     let site = Site {
         cloud: faulty.clone(),
-        disks: Rc::new(Attached::new(faulty.clone())),
+        disks,
         distros: Rc::new(Registry::built_in(vec![Box::new(nothing::Nothing)])),
-        helper: std::env::current_exe()?,
+        helper,
         scratch: scratch::DIR.into(),
-        state: std::env::var_os("OVEN_TEST_STATE").map_or(region_dir, PathBuf::from),
-        settings: Rc::new(Settings::for_definition(&dir)?.merge(&overrides)?),
-        report: Report::new(Style::Human, Level::Normal),
+        state,
+        settings: Rc::new(settings),
+        report,
         region: Some(region),
+        blocks: faulty.clone(),
     };
     let force = std::env::var_os("OVEN_TEST_FORCE").is_some();
-    let wish = Wish { force, replace_failed: false, compat: None, keep_on_failure: false };
+    let wish = Wish { force, ..Wish::default() };
     let stop = stop::signals(&site.report)?;
     let all = bake_all(&site, &global, Order::of(&[dir])?, &wish, 2, stop).await;
-    println!("calls {}", faulty.calls());
+    println!("calls {}\nreads {}", faulty.calls(), faulty.reads());
     for baked in &all {
         if let Some(image) = baked.image() {
             println!("{} {}", if baked.asked { "image" } else { "parent" }, image.id);

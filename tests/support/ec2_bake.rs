@@ -5,17 +5,19 @@
 //!
 //! Prints `image AMI`, and ends as `oven bake` would. In the environment: `AWS_*`; `OVEN_TEST_DIR`, the server's
 //! directory; `OVEN_TEST_STATE`, for locks and logs, one for each host; `OVEN_TEST_SLOW`, to wait as for EC2;
-//! `OVEN_TEST_CALL`, how many seconds a single call may take.
+//! `OVEN_TEST_CALL`, how many seconds a single call may take; `OVEN_TEST_TRACE`, a file for `--trace`.
 
 mod nothing;
 
 use anyhow::{Context, Result, ensure};
 use oven::batch::{Baked, bake_all};
 use oven::cli::{Global, Wish};
+use oven::cloud::ebs::Ebs;
 use oven::cloud::ec2::{Ec2, Options, Pace};
 use oven::cloud::{VolumeId, instance};
-use oven::disk::Device;
 use oven::disk::attached::Attached;
+use oven::disk::direct::Direct;
+use oven::disk::{Device, Disks, export};
 use oven::distros::Registry;
 use oven::error::Kind;
 use oven::order::Order;
@@ -23,6 +25,7 @@ use oven::report::{Level, Report, Style};
 use oven::root::step;
 use oven::settings::{AWS, Overrides, Settings};
 use oven::site::Site;
+use oven::trace::Trace;
 use oven::{scratch, stop};
 use oven_debian::Debian;
 use std::fs::File;
@@ -38,13 +41,17 @@ fn main() -> ExitCode {
     if args.first().is_some_and(|verb| verb == step::VERB) {
         return step::helper_main();
     }
-    step::private_mounts().and_then(|()| scratch::make()).expect("root");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let code = runtime.block_on(run(Path::new(&args[0]))).unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
-        Kind::of(&error) as u8
-    });
-    ExitCode::from(code)
+    if args.first().is_some_and(|verb| verb == export::VERB) {
+        return export::helper_main();
+    }
+    ExitCode::from(stop::beside(move || {
+        step::private_mounts().and_then(|()| scratch::make()).expect("root");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(run(Path::new(&args[0]))).unwrap_or_else(|error| {
+            eprintln!("error: {error:#}");
+            Kind::of(&error) as u8
+        })
+    }))
 }
 
 /// Fifty times as fast as for EC2; a single call may take as long as a busy machine needs, and what never ends is
@@ -76,21 +83,31 @@ fn device(dir: &Path, volume: &VolumeId) -> Result<Option<Device>> {
     let file = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/loop/backing_file"))?;
     let volumes = dir.join("volumes").join(format!("{volume}.img"));
     ensure!(Path::new(file.trim()) == volumes, "{} holds {file}, not {volume}", path.display());
-    Ok(Some(Device { node: node.into(), path, rdev, serial: volume.0.replace('-', "") }))
+    Ok(Some(Device { node: node.into(), path, rdev, serial: volume.0.replace('-', ""), trimming: None }))
 }
 
 async fn run(dir: &Path) -> Result<u8> {
     let of =
         |name: &str| std::env::var_os(name).map(PathBuf::from).with_context(|| format!("{name} is not set"));
     let (server, state) = (of("OVEN_TEST_DIR")?, of("OVEN_TEST_STATE")?);
-    let report = Report::new(Style::Human, Level::Normal);
+    let trace = std::env::var_os("OVEN_TEST_TRACE").map(PathBuf::from);
+    let file = trace.as_deref().map(Trace::create).transpose()?;
+    let report = Report::traced(Style::Human, Level::Normal, file);
     let stop = stop::signals(&report)?;
-    let asked = stop::or(&stop, instance::who_am_i(instance::Given::default())).await;
-    let here = asked.context("asking which instance this is")?;
+    let direct = std::env::var_os("OVEN_TEST_DIRECT").is_some();
+    let here = match direct {
+        true => None,
+        false => {
+            let asked = stop::or(&stop, instance::who_am_i(instance::Given::default())).await;
+            Some(asked.context("asking which instance this is")?)
+        }
+    };
+    let (region, instance_id, zone) =
+        here.map(|here| (Some(here.region), Some(here.id), Some(here.zone))).unwrap_or_default();
     let cloud = Ec2::connect(Options {
-        region: Some(here.region),
-        instance_id: Some(here.id),
-        zone: Some(here.zone),
+        region,
+        instance_id,
+        zone,
         documents: state.join("aws"),
         devices: Rc::new(move |volume| device(&server, volume)),
         pace: pace(),
@@ -100,27 +117,39 @@ async fn run(dir: &Path) -> Result<u8> {
         plugin: Vec::new(),
         instance_id: None,
         zone: None,
+        disks: None,
         cloud: Some(AWS.into()),
         region: None,
         region_dir: None,
+        trace,
         json: false,
         verbose: false,
         quiet: false,
     };
     let overrides = Overrides { cloud: global.cloud.clone(), ..Overrides::default() };
+    let settings = Settings::for_definition(dir)?.merge(&overrides)?;
+    let helper = std::env::current_exe()?;
+    let cloud = if direct { cloud.without_volumes() } else { cloud };
+    let blocks = Rc::new(Ebs::new(cloud.clone()));
+    let disks: Rc<dyn Disks> = match direct {
+        true => Rc::new(Direct::new(blocks.clone(), &state, settings.cache_gib, &helper, &report)),
+        false => Rc::new(Attached::new(Rc::new(cloud.clone()))),
+    };
     let site = Site {
-        cloud: Rc::new(cloud.clone()),
-        disks: Rc::new(Attached::new(Rc::new(cloud))),
+        cloud: Rc::new(cloud),
+        blocks,
+        disks,
         distros: Rc::new(Registry::built_in(vec![Box::new(nothing::Nothing), Box::new(Debian)])),
-        helper: std::env::current_exe()?,
+        helper,
         scratch: scratch::DIR.into(),
         state,
-        settings: Rc::new(Settings::for_definition(dir)?.merge(&overrides)?),
-        report,
+        settings: Rc::new(settings),
+        report: report.clone(),
         region: None,
     };
-    let wish = Wish { force: false, replace_failed: false, compat: None, keep_on_failure: false };
+    let wish = Wish::default();
     let all = bake_all(&site, &global, Order::of(&[dir])?, &wish, 1, stop).await;
+    report.end_trace();
     for image in all.iter().filter_map(Baked::image) {
         println!("image {}", image.id);
     }

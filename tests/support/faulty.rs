@@ -2,12 +2,15 @@
 
 use anyhow::{Result, bail};
 use async_trait::async_trait;
+use oven::cloud::blocks::{Blocks, Contents, Digest, NewSnapshot, Parent, Reader};
 use oven::cloud::*;
 use oven::disk::Device;
 use oven::undo::Undo;
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,9 +26,10 @@ pub enum What {
     Hang,
 }
 
-/// `3:after:kill`.
+/// `3:after:kill`; or `read-3:after:kill`, of the blocks that are read, which several threads do.
 #[derive(Debug, Clone, Copy)]
 pub struct Fault {
+    pub read: bool,
     pub call: usize,
     pub when: When,
     pub what: What,
@@ -43,24 +47,40 @@ impl FromStr for Fault {
             "hang" => What::Hang,
             _ => bail!("error, kill or hang, not {what}"),
         };
-        Ok(Self { call: call.parse()?, when, what })
+        let (read, call) = call.strip_prefix("read-").map_or((false, call), |call| (true, call));
+        Ok(Self { read, call: call.parse()?, when, what })
     }
 }
 
-/// Counts calls over both traits, and strikes once.
+/// Counts calls over all traits, and strikes once with each fault.
 pub struct Faulty<T> {
     inner: T,
-    fault: Option<Fault>,
+    faults: Vec<Fault>,
     calls: Cell<usize>,
+    /// `OVEN_TEST_READER`.
+    reading: Option<String>,
+    reads: Arc<AtomicUsize>,
+    whole: bool,
 }
 
 impl<T> Faulty<T> {
-    pub fn new(inner: T, fault: Option<Fault>) -> Self {
-        Self { inner, fault, calls: Cell::new(0) }
+    pub fn new(inner: T, faults: Vec<Fault>) -> Self {
+        let reading = std::env::var("OVEN_TEST_READER").ok();
+        Self { inner, faults, calls: Cell::new(0), reading, reads: Arc::default(), whole: false }
+    }
+
+    /// No snapshot can have children: all of it is sent.
+    pub fn whole(self, whole: bool) -> Self {
+        Self { whole, ..self }
     }
 
     pub fn calls(&self) -> usize {
         self.calls.get()
+    }
+
+    /// Of blocks.
+    pub fn reads(&self) -> usize {
+        self.reads.load(Ordering::Relaxed)
     }
 
     async fn around<R>(&self, name: &str, call: impl Future<Output = Result<R>>) -> Result<R> {
@@ -73,20 +93,75 @@ impl<T> Faulty<T> {
     }
 
     async fn strike(&self, name: &str, number: usize, when: When) -> Result<()> {
-        match self.fault {
-            Some(fault) if (fault.call, fault.when) == (number, when) => match fault.what {
-                What::Error => bail!("injected fault {when:?} {name}"),
-                What::Kill => {
-                    nix::sys::signal::kill(nix::unistd::getpid(), nix::sys::signal::Signal::SIGKILL)?;
-                    std::future::pending().await
-                }
-                What::Hang => {
-                    println!("hanging");
-                    std::future::pending().await
-                }
-            },
-            _ => Ok(()),
+        match find(&self.faults, false, number, when) {
+            Some(What::Error) => bail!("injected fault {when:?} {name}"),
+            Some(What::Kill) => {
+                kill()?;
+                std::future::pending().await
+            }
+            Some(What::Hang) => {
+                println!("hanging");
+                std::future::pending().await
+            }
+            None => Ok(()),
         }
+    }
+}
+
+fn find(faults: &[Fault], read: bool, number: usize, when: When) -> Option<What> {
+    let is = |fault: &&Fault| (fault.read, fault.call, fault.when) == (read, number, when);
+    faults.iter().find(is).map(|fault| fault.what)
+}
+
+fn kill() -> Result<()> {
+    Ok(nix::sys::signal::kill(nix::unistd::getpid(), nix::sys::signal::Signal::SIGKILL)?)
+}
+
+/// The same of blocks that are read.
+struct FaultyReader {
+    inner: Arc<dyn Reader>,
+    faults: Vec<Fault>,
+    /// From the nth on: `fail:3`, `hang:3`.
+    reading: Option<String>,
+    reads: Arc<AtomicUsize>,
+}
+
+impl FaultyReader {
+    fn strike(&self, number: usize, when: When) -> Result<()> {
+        match find(&self.faults, true, number, when) {
+            Some(What::Error) => bail!("injected fault {when:?} read"),
+            Some(What::Kill) => {
+                kill()?;
+                forever()
+            }
+            Some(What::Hang) => {
+                println!("hanging");
+                forever()
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+fn forever() -> ! {
+    loop {
+        std::thread::park();
+    }
+}
+
+impl Reader for FaultyReader {
+    fn read(&self, index: u32) -> Result<(Vec<u8>, Digest)> {
+        let number = self.reads.fetch_add(1, Ordering::Relaxed) + 1;
+        if let Some((what, from)) = self.reading.as_deref().and_then(|fault| fault.split_once(':'))
+            && number >= from.parse()?
+        {
+            anyhow::ensure!(what == "hang", "the network is away");
+            forever();
+        }
+        self.strike(number, When::Before)?;
+        let result = self.inner.read(index);
+        self.strike(number, When::After)?;
+        result
     }
 }
 
@@ -136,6 +211,37 @@ impl<T: Volumes> Volumes for Faulty<T> {
         self.around("ensure_no_volumes", self.inner.ensure_no_volumes(run)).await
     }
     async fn ensure_no_snapshots(&self, run: &RunId) -> Result<()> {
-        self.around("ensure_no_snapshots", self.inner.ensure_no_snapshots(run)).await
+        self.around("ensure_no_snapshots", Volumes::ensure_no_snapshots(&self.inner, run)).await
+    }
+}
+
+#[async_trait(?Send)]
+impl<T: Blocks> Blocks for Faulty<T> {
+    async fn contents(&self, snapshot: &SnapshotId) -> Result<Contents> {
+        self.around("contents", self.inner.contents(snapshot)).await
+    }
+    async fn reader(&self, snapshot: &SnapshotId) -> Result<Arc<dyn Reader>> {
+        let inner = self.around("reader", self.inner.reader(snapshot)).await?;
+        let (faults, reading, reads) = (self.faults.clone(), self.reading.clone(), self.reads.clone());
+        Ok(Arc::new(FaultyReader { inner, faults, reading, reads }))
+    }
+    async fn parent(&self, snapshot: &SnapshotId, kind: &VolumeKind) -> Result<Parent> {
+        let parent = self.around("parent", self.inner.parent(snapshot, kind)).await?;
+        Ok(if self.whole { Parent::Whole { why: "the test says so".to_owned() } } else { parent })
+    }
+    async fn copied(&self, snapshot: &SnapshotId, kind: &VolumeKind) -> Result<SnapshotId> {
+        self.around("copied", self.inner.copied(snapshot, kind)).await
+    }
+    async fn start(&self, spec: &NewSnapshot) -> Result<SnapshotId> {
+        self.around("start", self.inner.start(spec)).await
+    }
+    async fn put(&self, snapshot: &SnapshotId, index: u32, data: Arc<[u8]>, digest: Digest) -> Result<()> {
+        self.around("put", self.inner.put(snapshot, index, data, digest)).await
+    }
+    async fn complete(&self, snapshot: &SnapshotId, count: u32, checksum: Digest) -> Result<()> {
+        self.around("complete", self.inner.complete(snapshot, count, checksum)).await
+    }
+    async fn ensure_no_snapshots(&self, run: &RunId) -> Result<()> {
+        self.around("ensure_no_snapshots", Blocks::ensure_no_snapshots(&self.inner, run)).await
     }
 }

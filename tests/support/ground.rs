@@ -168,6 +168,32 @@ impl Ground {
         command
     }
 
+    /// A machine that is no instance: no metadata service answers, and keys are in the environment.
+    fn elsewhere(&self, program: &str) -> Command {
+        let mut command = self.command(program, HERE);
+        command
+            .env("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://127.0.0.1:9")
+            .env("AWS_REGION", "us-east-1")
+            .env("AWS_ACCESS_KEY_ID", "AKIAELSEWHERE")
+            .env("AWS_SECRET_ACCESS_KEY", "secret");
+        command
+    }
+
+    /// A bake of the definition in this directory, with a disk by its blocks, there.
+    pub fn bake_blocks(&self, definition: &str) -> Command {
+        let mut command = self.elsewhere(env!("CARGO_BIN_EXE_oven-test-ec2"));
+        command.env("OVEN_TEST_DIR", self.server.dir()).env("OVEN_TEST_STATE", self.world.path("state"));
+        command.env("OVEN_TEST_DIRECT", "1").arg(self.world.path(definition));
+        command
+    }
+
+    /// The real program, there.
+    pub fn plain_elsewhere(&self, args: &[&str]) -> Command {
+        let mut command = self.elsewhere(env!("CARGO_BIN_EXE_oven"));
+        command.args(["--cloud", "aws", "--disks", "direct"]).args(args);
+        command
+    }
+
     /// The real program, on the builder.
     pub fn plain(&self, args: &[&str]) -> Command {
         let mut command = self.command(env!("CARGO_BIN_EXE_oven"), HERE);

@@ -71,10 +71,11 @@ impl World {
         (out, err)
     }
 
-    /// Everything on this machine that speaks of this region: mounts in any namespace, loop devices, processes.
+    /// Everything on this machine that speaks of this region: mounts in any namespace, loop devices, processes, and
+    /// files that one has open.
     pub fn traces(&self) -> BTreeSet<String> {
         let name = self.dir.path().to_str().unwrap();
-        let mut traces = BTreeSet::new();
+        let (mut traces, runs) = (BTreeSet::new(), self.runs());
         for process in fs::read_dir("/proc").unwrap().flatten() {
             let pid = process.file_name().to_string_lossy().into_owned();
             if !pid.bytes().all(|b| b.is_ascii_digit()) || pid == std::process::id().to_string() {
@@ -85,21 +86,33 @@ impl World {
                 .extend(mounts.lines().filter(|l| l.contains(name)).map(|l| format!("mount in {pid}: {l}")));
             let command = fs::read(process.path().join("cmdline")).unwrap_or_default();
             let command = String::from_utf8_lossy(&command).replace('\0', " ");
-            if command.contains(name) {
+            if command.contains(name) || runs.iter().any(|run| command.contains(run)) {
                 traces.insert(format!("process {pid}: {command}"));
             }
+            let files = fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten();
+            let files = files.filter_map(|file| fs::read_link(file.path()).ok());
+            let files = files.map(|file| file.display().to_string()).filter(|file| file.contains(name));
+            traces.extend(files.map(|file| format!("process {pid} has {file}: {command}")));
         }
         traces.extend(self.loops());
         traces
     }
 
-    /// Loop devices on files of this region.
+    /// What disks that are served are called, of all the runs that began here: `oven-1f2e3d4c`.
+    fn runs(&self) -> Vec<String> {
+        let entries = |dir: &Path| fs::read_dir(dir).into_iter().flatten().flatten();
+        let logs = entries(self.dir.path()).flat_map(|state| entries(&state.path().join("logs")));
+        let names = logs.filter_map(|log| Some(log.path().file_stem()?.to_str()?.to_owned()));
+        names.map(|name| format!("oven-{name}")).collect()
+    }
+
+    /// Loop devices on files of this region, and on disks that its runs are served.
     pub fn loops(&self) -> BTreeSet<String> {
         let name = self.dir.path().to_str().unwrap();
-        let mut loops = BTreeSet::new();
+        let (mut loops, runs) = (BTreeSet::new(), self.runs());
         for device in fs::read_dir("/sys/block").unwrap().flatten() {
             let file = fs::read_to_string(device.path().join("loop/backing_file")).unwrap_or_default();
-            if file.contains(name) {
+            if file.contains(name) || runs.iter().any(|run| file.contains(run)) {
                 loops.insert(format!("{} on {}", device.file_name().to_string_lossy(), file.trim()));
             }
         }

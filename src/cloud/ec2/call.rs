@@ -4,6 +4,7 @@ use super::Ec2;
 use super::class::{Action, Class, class_of, hint_of};
 use super::connection::{ahead, clock_is_off};
 use crate::error::Kind;
+use crate::trace::{Lane, Track};
 use anyhow::Error;
 use aws_sdk_ec2::Client;
 use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
@@ -31,6 +32,8 @@ pub struct Answer {
     what: String,
     pub code: Option<String>,
     pub message: String,
+    /// EBS direct's word beside the code: `INVALID_BLOCK_TOKEN`.
+    pub reason: Option<String>,
     /// EC2's id of the request, for its support.
     request: Option<String>,
     /// How far EC2's clock is ahead of ours, in seconds.
@@ -68,16 +71,31 @@ impl Refused {
             }
             None => causes(&error),
         };
+        let reason = error.raw_response().and_then(|answer| reason(answer.body().bytes()?));
         let class = match &error {
             // Only where nobody answered: EC2's own refusals speak of credentials and identities, too.
             _ if status.is_none() && lacks_credentials(&error) => Class::Expired,
             // Not sent: a wrong parameter.
             SdkError::ConstructionFailure(_) => Class::Terminal,
             SdkError::DispatchFailure(failure) if failure.is_user() => Class::Terminal,
-            _ => class_of(action.name, code.as_deref(), &message, status),
+            _ => {
+                let told = reason.as_ref().map(|reason| format!("{message} {reason}"));
+                class_of(action.name, code.as_deref(), told.as_ref().unwrap_or(&message), status)
+            }
         };
-        let answer = Box::new(Answer { what: what.to_owned(), code, message, request, ahead });
+        let answer = Box::new(Answer { what: what.to_owned(), code, message, reason, request, ahead });
         Self { action: action.name, class, tried: Duration::ZERO, answer }
+    }
+
+    /// An answer that began well and did not come whole, or is none that may be.
+    pub fn broken(action: &Action, what: &str, message: String, class: Class) -> Self {
+        let (what, request) = (what.to_owned(), None);
+        let answer = Box::new(Answer { what, code: None, message, reason: None, request, ahead: None });
+        Self { action: action.name, class, tried: Duration::ZERO, answer }
+    }
+
+    pub fn tried(self, tried: Duration) -> Self {
+        Self { tried, ..self }
     }
 
     pub fn is(&self, code: &str) -> bool {
@@ -86,7 +104,7 @@ impl Refused {
 
     /// It says in which state something is, so that is there; else it says that it is not there.
     fn is_about_state(&self) -> bool {
-        !self.code.as_deref().is_some_and(|code| code.ends_with(".NotFound") || code == "InvalidID")
+        !self.code.as_deref().is_some_and(|code| code.contains("NotFound") || code == "InvalidID")
     }
 
     fn hint(&self) -> Option<String> {
@@ -102,9 +120,18 @@ impl Refused {
         let clock = matches!(code.as_str(), "RequestExpired" | "AuthFailure" | "SignatureDoesNotMatch");
         match self.ahead.filter(|_| clock).and_then(clock_is_off) {
             Some((text, hint)) => Some(format!("It may be that {text}. {hint}")),
-            None => hint_of(code, &self.message).map(str::to_owned),
+            None => {
+                let told = format!("{} {}", self.message, self.reason.as_deref().unwrap_or_default());
+                hint_of(code, &told).map(str::to_owned)
+            }
         }
     }
+}
+
+/// EBS direct tells in a refusal's body why.
+fn reason(body: &[u8]) -> Option<String> {
+    let refusal: serde_json::Value = serde_json::from_slice(body).ok()?;
+    refusal.get("Reason").or(refusal.get("reason"))?.as_str().map(str::to_owned)
 }
 
 /// Words of the SDK that say no more than that something went wrong.
@@ -147,6 +174,9 @@ impl fmt::Display for Refused {
         if let Some(code) = &self.code {
             write!(f, ": {code}")?;
         }
+        if let Some(reason) = &self.reason {
+            write!(f, " ({reason})")?;
+        }
         write!(f, ": {}", self.message)?;
         if !self.tried.is_zero() {
             let tried = Duration::from_millis(self.tried.as_millis() as u64);
@@ -180,7 +210,7 @@ pub fn jitter(most: Duration) -> Duration {
 impl Ec2 {
     /// Calls, and calls again as the error's class says. `what` names the objects, and says by it whether what is not
     /// visible yet is something that we just made.
-    pub(super) async fn call<T, E, F>(
+    pub(in crate::cloud) async fn call<T, E, F>(
         &self,
         action: &'static Action,
         what: &str,
@@ -197,7 +227,7 @@ impl Ec2 {
     }
 
     /// The same for any way to send.
-    pub(super) async fn repeat<T>(
+    pub(in crate::cloud) async fn repeat<T>(
         &self,
         action: &'static Action,
         what: &str,
@@ -205,6 +235,8 @@ impl Ec2 {
     ) -> Result<T, Refused> {
         let (start, pace) = (Instant::now(), self.pace());
         let mut tries = 0u32;
+        let mut span = Track::here().span(Lane::Ec2, action.name);
+        span.tell("what", what);
         loop {
             let refused = match send().await {
                 Ok(answer) => {
@@ -216,6 +248,7 @@ impl Ec2 {
             if refused.code.is_some() {
                 self.answered();
             }
+            span.tell("refused", refused.code.as_deref().unwrap_or("no answer"));
             let mut pause = jitter(pace.backoff.saturating_mul(1 << tries.min(16)).min(pace.backoff_longest));
             let patience = match refused.class {
                 Class::Throttled => pace.throttled,
@@ -243,6 +276,7 @@ impl Ec2 {
                 }
             };
             tries += 1;
+            span.tell("tries", tries + 1);
             if start.elapsed() + pause > patience {
                 return Err(Refused { tried: start.elapsed(), ..refused });
             }

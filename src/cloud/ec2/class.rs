@@ -27,6 +27,22 @@ pub struct Action {
     pub twice: bool,
 }
 
+/// Those of EBS direct.
+pub const EBS: &[&Action] =
+    &[&LIST_SNAPSHOT_BLOCKS, &GET_SNAPSHOT_BLOCK, &START_SNAPSHOT, &PUT_SNAPSHOT_BLOCK, &COMPLETE_SNAPSHOT];
+
+impl Action {
+    /// As a policy names it.
+    pub fn permission(&self) -> String {
+        let service = match self {
+            _ if EBS.contains(&self) => "ebs",
+            _ if *self == GET_PARAMETER => "ssm",
+            _ => "ec2",
+        };
+        format!("{service}:{}", self.name)
+    }
+}
+
 macro_rules! actions {
     ($($name:ident $text:literal $twice:literal,)*) => {
         $(pub const $name: Action = Action { name: $text, twice: $twice };)*
@@ -37,6 +53,8 @@ macro_rules! actions {
 }
 actions! {
     ATTACH_VOLUME "AttachVolume" false,
+    COMPLETE_SNAPSHOT "CompleteSnapshot" false,
+    COPY_SNAPSHOT "CopySnapshot" false,
     CREATE_SNAPSHOT "CreateSnapshot" false,
     CREATE_TAGS "CreateTags" true,
     CREATE_VOLUME "CreateVolume" true,
@@ -48,9 +66,14 @@ actions! {
     DESCRIBE_SNAPSHOTS "DescribeSnapshots" true,
     DESCRIBE_VOLUMES "DescribeVolumes" true,
     DETACH_VOLUME "DetachVolume" true,
+    GET_EBS_ENCRYPTION_BY_DEFAULT "GetEbsEncryptionByDefault" true,
     GET_PARAMETER "GetParameter" true,
+    GET_SNAPSHOT_BLOCK "GetSnapshotBlock" true,
+    LIST_SNAPSHOT_BLOCKS "ListSnapshotBlocks" true,
     MODIFY_INSTANCE_ATTRIBUTE "ModifyInstanceAttribute" true,
+    PUT_SNAPSHOT_BLOCK "PutSnapshotBlock" true,
     REGISTER_IMAGE "RegisterImage" false,
+    START_SNAPSHOT "StartSnapshot" true,
 }
 
 const ANY: &str = "*";
@@ -77,6 +100,14 @@ const TABLE: &[(&str, &str, &str, Class)] = &[
     (ANY, "ServiceUnavailable*", "", Class::Lost),
     (ANY, "Unavailable", "", Class::Lost),
     (ANY, "RequestTimeout*", "", Class::Lost),
+    (ANY, "InternalServerException", "", Class::Lost),
+    // EBS direct: what was sent did not arrive whole, or the call before, whose answer was lost, is still at work. Any
+    // other ValidationException is final (error retries for EBS direct APIs).
+    (ANY, "ValidationException", "failed to read block data", Class::Lost),
+    ("PutSnapshotBlock", "ValidationException", "write_request_timeout", Class::Lost),
+    ("PutSnapshotBlock", "ValidationException", "conflicting_block_update", Class::Lost),
+    // 20 copies of snapshots at once for each region.
+    ("CopySnapshot", "ResourceLimitExceeded", "", Class::Throttled),
     // It is gone, as it shall be.
     ("DeleteVolume", "InvalidVolume.NotFound", "", Class::Done),
     ("DetachVolume", "InvalidVolume.NotFound", "", Class::Done),
@@ -90,6 +121,7 @@ const TABLE: &[(&str, &str, &str, Class)] = &[
     (ANY, "InvalidSnapshot.NotFound", "", Class::NotYet),
     (ANY, "InvalidAMIID.NotFound", "", Class::NotYet),
     ("CreateTags", "InvalidID", "", Class::NotYet),
+    (ANY, "ResourceNotFoundException", "snapshot", Class::NotYet),
     // The instance's view of its volumes comes after the volume's own.
     ("ModifyInstanceAttribute", "InvalidInstanceAttributeValue", "mapped", Class::NotYet),
     (ANY, "IncorrectState", "pending", Class::NotYet),
@@ -128,6 +160,7 @@ pub fn class_of(action: &str, code: Option<&str>, message: &str, status: Option<
 /// Error code (`*` ends a prefix), a part of the message in small letters, what the user can do.
 const HINTS: &[(&str, &str, &str)] = &[
     ("*", "kms", KMS),
+    ("AccessDenied*", "dependency_access_denied", KMS),
     ("UnauthorizedOperation", "", PERMIT),
     ("AccessDenied*", "", PERMIT),
     (
@@ -169,6 +202,11 @@ const HINTS: &[(&str, &str, &str)] = &[
         "",
         "Its owner may share the image and not the snapshot: copy the image into this account (aws ec2 copy-image), and \
          bake on the copy (owner = \"self\").",
+    ),
+    (
+        "ServiceQuotaExceededException",
+        "",
+        "Raise the EBS quotas of pending snapshots and of EBS direct's requests, or bake fewer images at once (--jobs).",
     ),
     ("SnapshotLimitExceeded", "", "Raise the EBS quota `Snapshots per Region`, or delete snapshots."),
     ("AMIQuotaExceeded", "", "Raise the EC2 quota `AMIs` of this region, or deregister images."),
@@ -265,6 +303,20 @@ mod tests {
             ("CreateVolume", "ConflictException", "", 409, Terminal),
             ("GetParameter", "ValidationException", "", 400, Terminal),
             ("CreateVolume", "ResourceLimitExceeded", "", 400, Terminal),
+            ("CopySnapshot", "ResourceLimitExceeded", "Too many snapshot copies in progress", 400, Throttled),
+            ("PutSnapshotBlock", "RequestThrottledException", "", 400, Throttled),
+            ("PutSnapshotBlock", "ThrottlingException", "", 400, Throttled),
+            ("GetSnapshotBlock", "ConcurrentLimitExceededException", "", 400, Throttled),
+            ("PutSnapshotBlock", "ValidationException", "Failed to read block data", 400, Lost),
+            ("PutSnapshotBlock", "ValidationException", " CONFLICTING_BLOCK_UPDATE", 400, Lost),
+            ("PutSnapshotBlock", "ValidationException", "INVALID_PARAMETER_VALUE", 400, Terminal),
+            ("CompleteSnapshot", "ValidationException", "the checksum does not match", 400, Terminal),
+            ("GetSnapshotBlock", "ValidationException", "INVALID_BLOCK_TOKEN", 400, Terminal),
+            ("PutSnapshotBlock", "InternalServerException", "", 500, Lost),
+            ("PutSnapshotBlock", "ResourceNotFoundException", "SNAPSHOT_NOT_FOUND", 404, NotYet),
+            ("PutSnapshotBlock", "ServiceQuotaExceededException", "", 402, Terminal),
+            ("StartSnapshot", "ConflictException", "", 409, Terminal),
+            ("GetSnapshotBlock", "AccessDeniedException", "", 403, Terminal),
         ] {
             assert_eq!(
                 class_of(action, Some(code), message, Some(status)),
@@ -288,7 +340,10 @@ mod tests {
     fn calls_without_a_token_are_sent_once() {
         let once: Vec<&str> =
             ACTIONS.iter().filter(|action| !action.twice).map(|action| action.name).collect();
-        assert_eq!(once, ["AttachVolume", "CreateSnapshot", "RegisterImage"]);
+        assert_eq!(
+            once,
+            ["AttachVolume", "CompleteSnapshot", "CopySnapshot", "CreateSnapshot", "RegisterImage"]
+        );
     }
 
     #[test]
@@ -297,6 +352,8 @@ mod tests {
         assert!(says("UnauthorizedOperation", "", "oven policy"));
         assert!(says("InvalidParameterValue", "The KMS key is disabled", "kms:CreateGrant"));
         assert!(says("KMSKeyNotAccessibleFault", "", "kms:CreateGrant"));
+        assert!(says("AccessDeniedException", "no DEPENDENCY_ACCESS_DENIED", "kms:Decrypt"));
+        assert!(says("AccessDeniedException", "no", "oven policy"));
         assert!(says("VolumeLimitExceeded", "", "quota"));
         assert!(says("InvalidSnapshot.NotFound", "", "copy-image"));
         assert!(says("RequestExpired", "", "clock"));

@@ -123,6 +123,7 @@ fn options(dir: &Path) -> Options {
             path: "/dev/null".into(),
             rdev: 0,
             serial: volume.0.clone(),
+            trimming: None,
         };
         Ok((looks.get() > 1).then_some(device))
     };

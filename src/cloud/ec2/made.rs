@@ -4,7 +4,7 @@
 use super::Ec2;
 use super::call::Refused;
 use super::class::Action;
-use crate::cloud::{RunId, VolumeId};
+use crate::cloud::{RunId, SnapshotId, VolumeId};
 use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_ec2::operation::create_volume::builders::CreateVolumeInputBuilder;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -45,6 +45,16 @@ impl Made {
         with(runs.entry(run.clone()).or_default())
     }
 
+    /// A snapshot was deleted. Nobody is to delete it once more: a role that may delete what carries a tag is refused
+    /// what is gone.
+    pub fn snapshot_deleted(&self, id: &SnapshotId) {
+        let mut runs = self.0.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        for run in runs.values_mut().filter(|run| run.snapshots.contains(&id.0)) {
+            run.snapshots.remove(&id.0);
+            run.deleted.insert(id.0.clone());
+        }
+    }
+
     /// Waits for the answers of calls that are under way.
     pub async fn settled(&self, run: &RunId) {
         loop {
@@ -60,7 +70,7 @@ impl Made {
 impl Ec2 {
     /// Sends one request that makes something. It is carried out even if this future is dropped; then `landed` still
     /// learns the result.
-    pub(super) async fn fly<T, E>(
+    pub(in crate::cloud) async fn fly<T, E>(
         &self,
         run: &RunId,
         action: &'static Action,

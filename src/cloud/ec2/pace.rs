@@ -8,8 +8,8 @@ use std::time::Duration;
 pub struct Pace {
     /// Before the first look after a change, and between the first and the second: most volumes are there within 1.5 s.
     pub look: Duration,
-    /// No pause between two looks is longer: a describe costs a token of the account's bucket, which refills with 20
-    /// a second.
+    /// No pause between two looks is longer: half of it is waited in vain. A describe costs a
+    /// token of the account's bucket, which refills with 20 a second: forty bakes may wait at once.
     pub longest: Duration,
     /// A volume leaves `creating` within seconds, or never.
     pub created: Duration,
@@ -61,7 +61,7 @@ impl Default for Pace {
     fn default() -> Self {
         Self {
             look: Duration::from_millis(500),
-            longest: seconds(5),
+            longest: seconds(2),
             created: seconds(300),
             attached: seconds(90),
             device: seconds(60),

@@ -27,14 +27,18 @@ const IMAGE: &str = "ami-0ffffffffffffffff";
 const PARAMETER: &str = "/aws/service/oven/permission-check";
 
 impl Ec2 {
-    /// Asks for the two that a bake begins and ends with; a yes is remembered for a day for each access key, and an
+    /// Asks for what a bake begins and ends with, as far as there is a DryRun (EBS direct has none); a yes is remembered for a day for each access key, and an
     /// assumed role has a new one every few hours.
     pub(super) async fn ensure_essentials(&self, base: &Base) -> Result<()> {
         if self.remembered() {
             return Ok(());
         }
         let snapshot = Some(&base.snapshot);
-        let asked = [self.may_create_volume(snapshot).await, self.may_register_image(snapshot).await];
+        let mut asked = Vec::new();
+        if !self.0.direct.get() {
+            asked.push(self.may_create_volume(snapshot).await);
+        }
+        asked.push(self.may_register_image(snapshot).await);
         let missing: Vec<&str> = asked
             .iter()
             .filter(|permission| permission.verdict == Verdict::Missing)
@@ -56,7 +60,8 @@ impl Ec2 {
     fn memory(&self) -> Option<PathBuf> {
         let who = format!("{} {}", self.region(), self.0.wire.key()?);
         let digest: String = Sha256::digest(who).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-        Some(self.0.options.documents.join(format!("permitted-{digest}")))
+        let way = if self.0.direct.get() { "-direct" } else { "" };
+        Some(self.0.options.documents.join(format!("permitted{way}-{digest}")))
     }
 
     fn remembered(&self) -> bool {
@@ -100,7 +105,7 @@ impl Ec2 {
             Ok(_) => Verdict::Unknown("the server does not know DryRun".to_owned()),
             Err(refused) => verdict(&refused, tagged),
         };
-        Permission { action: format!("ec2:{}", action.name), verdict }
+        Permission { action: action.permission(), verdict }
     }
 
     fn tags() -> Tags {
@@ -138,12 +143,38 @@ impl Ec2 {
         .await
     }
 
+    /// Those of the way that bakes get their disks here.
     pub(super) async fn judge_permissions(&self) -> Result<Vec<Permission>> {
-        let here = self.0.options.instance_id.clone();
-        // Some instance's id is needed; where it is not known, only the action is judged.
-        let instance = here.clone().unwrap_or_else(|| "i-0ffffffffffffffff".to_owned());
+        let mut all = self.judge_looks().await;
+        if self.0.direct.get() {
+            all.extend(self.judge_direct().await);
+        } else {
+            all.extend(self.judge_attached().await);
+        }
+        all.extend([
+            self.dry(&class::DELETE_SNAPSHOT, true, |c| {
+                c.delete_snapshot().dry_run(true).snapshot_id(SNAPSHOT).send()
+            })
+            .await,
+            self.may_register_image(None).await,
+            self.dry(&class::DEREGISTER_IMAGE, true, |c| {
+                c.deregister_image().dry_run(true).image_id(IMAGE).send()
+            })
+            .await,
+            self.dry(&class::CREATE_TAGS, true, |c| {
+                let tag = types::Tag::builder().key(tag::KEPT).value("true").build();
+                let on = if self.0.direct.get() { IMAGE } else { VOLUME };
+                c.create_tags().dry_run(true).resources(on).tags(tag).send()
+            })
+            .await,
+            self.may_get_parameter().await,
+        ]);
+        Ok(all)
+    }
+
+    async fn judge_looks(&self) -> Vec<Permission> {
         let none = || filter("tag-key", [tag::RUN]);
-        let mut all = vec![
+        vec![
             self.dry(&class::DESCRIBE_IMAGES, false, |c| {
                 c.describe_images().dry_run(true).owners("self").filters(none()).send()
             })
@@ -160,6 +191,14 @@ impl Ec2 {
                 c.describe_instances().dry_run(true).filters(none()).send()
             })
             .await,
+        ]
+    }
+
+    async fn judge_attached(&self) -> Vec<Permission> {
+        let here = self.0.options.instance_id.clone();
+        // Some instance's id is needed; where it is not known, only the action is judged.
+        let instance = here.clone().unwrap_or_else(|| "i-0ffffffffffffffff".to_owned());
+        vec![
             self.may_create_volume(None).await,
             self.dry(&class::ATTACH_VOLUME, true, |c| {
                 c.attach_volume()
@@ -193,23 +232,28 @@ impl Ec2 {
                 call.tag_specifications(tagged(ResourceType::Snapshot, &Self::tags())).send()
             })
             .await,
-            self.dry(&class::DELETE_SNAPSHOT, true, |c| {
-                c.delete_snapshot().dry_run(true).snapshot_id(SNAPSHOT).send()
+        ]
+    }
+
+    async fn judge_direct(&self) -> Vec<Permission> {
+        let copied: Tags = [(tag::COPY.to_owned(), SNAPSHOT.to_owned())].into();
+        let mut all = vec![
+            self.dry(&class::GET_EBS_ENCRYPTION_BY_DEFAULT, false, |c| {
+                c.get_ebs_encryption_by_default().dry_run(true).send()
             })
             .await,
-            self.may_register_image(None).await,
-            self.dry(&class::DEREGISTER_IMAGE, true, |c| {
-                c.deregister_image().dry_run(true).image_id(IMAGE).send()
-            })
-            .await,
-            self.dry(&class::CREATE_TAGS, true, |c| {
-                let tag = types::Tag::builder().key(tag::KEPT).value("true").build();
-                c.create_tags().dry_run(true).resources(VOLUME).tags(tag).send()
+            self.dry(&class::COPY_SNAPSHOT, false, |c| {
+                let call = c.copy_snapshot().dry_run(true).source_snapshot_id(SNAPSHOT);
+                let call = call.source_region(self.region());
+                call.tag_specifications(tagged(ResourceType::Snapshot, &copied)).send()
             })
             .await,
         ];
-        all.push(self.may_get_parameter().await);
-        Ok(all)
+        all.extend(class::EBS.iter().map(|action| {
+            let verdict = Verdict::Unknown("EBS direct has no DryRun: a bake tells".to_owned());
+            Permission { action: action.permission(), verdict }
+        }));
+        all
     }
 
     /// SSM has no DryRun: a parameter that is not there is asked for.
@@ -227,7 +271,7 @@ impl Ec2 {
                 }
             }
         };
-        Permission { action: "ssm:GetParameter".to_owned(), verdict }
+        Permission { action: class::GET_PARAMETER.permission(), verdict }
     }
 }
 

@@ -219,8 +219,13 @@ impl Ec2 {
             return Err(Kind::Cloud.error(format!("{id} was deregistered again: {wrong}")));
         };
         // At least no bake may take it for a result.
-        let spoilt = [tag::FINGERPRINT, tag::CHECKSUM].map(|key| (key.to_owned(), "refused".to_owned()));
-        _ = self.tag(id, &spoilt.into()).await;
+        let mut spoilt = Tags::new();
+        for key in
+            [tag::FINGERPRINT, tag::CHECKSUM, tag::SOURCE].iter().filter(|key| tags.contains_key(**key))
+        {
+            spoilt.insert((*key).to_owned(), "refused".to_owned());
+        }
+        _ = self.tag(id, &spoilt).await;
         let mut hint =
             format!("Remove it: aws ec2 deregister-image --region {} --image-id {id}", self.region());
         if let Some(why) = hint_of(&stays) {

@@ -149,7 +149,7 @@ impl Ec2 {
         }
     }
 
-    pub(super) async fn remove_snapshots(&self, run: &RunId) -> Result<()> {
+    pub(in crate::cloud) async fn remove_snapshots(&self, run: &RunId) -> Result<()> {
         self.0.made.settled(run).await;
         if let Some(volume) = self.0.made.of(run, |run| run.doubtful_snapshot.clone()) {
             let found = self.lost_snapshot(&volume, run).await?;
@@ -163,6 +163,9 @@ impl Ec2 {
         for snapshot in self.snapshots(&run.0, &[tag_filter(tag::RUN, &run.0)]).await? {
             ids.insert(convert::id("snap", snapshot.snapshot_id.as_deref())?);
         }
+        // They may show for a while.
+        let deleted = self.0.made.of(run, |run| run.deleted.clone());
+        ids.retain(|id| !deleted.contains(id));
         let mut first = Ok(());
         for id in ids {
             let id = SnapshotId(id);

@@ -153,10 +153,11 @@ impl Ec2 {
         Ok(())
     }
 
-    pub(super) async fn send_delete(&self, id: &SnapshotId) -> Result<(), Refused> {
+    pub(in crate::cloud) async fn send_delete(&self, id: &SnapshotId) -> Result<(), Refused> {
         self.call(&DELETE_SNAPSHOT, &id.0, |client| client.delete_snapshot().snapshot_id(&id.0).send())
-            .await
-            .map(drop)
+            .await?;
+        self.0.made.snapshot_deleted(id);
+        Ok(())
     }
 
     /// Deletes a snapshot of the run that was seen.
@@ -170,7 +171,7 @@ impl Ec2 {
     }
 
     /// Waits for the end of a snapshot. `Ok(Err(…))`: it failed, and another one may not.
-    async fn completed(&self, id: &SnapshotId) -> Result<Result<()>> {
+    pub(in crate::cloud) async fn completed(&self, id: &SnapshotId) -> Result<Result<()>> {
         self.look_soon().await;
         let begun = Instant::now();
         let mut seen = begun;

@@ -79,11 +79,14 @@ impl Ec2 {
             }
         }
         let ended = self.ended(&runs).await?;
-        let here = self.owner();
+        // Who attaches nothing need not have known which instance it was on.
+        let here = [self.owner(), Owner::this()];
         let stale = runs.into_iter().filter(|(_, found)| {
             let owner = found.owner.parse::<Owner>().ok();
-            let gone =
-                owner.as_ref().map_or(Gone::Unknown, |owner| owner.is_gone_from(&here, Path::new("/proc")));
+            let seen = owner
+                .iter()
+                .flat_map(|owner| here.iter().map(|here| owner.is_gone_from(here, Path::new("/proc"))));
+            let gone = seen.into_iter().find(|gone| *gone != Gone::Unknown).unwrap_or(Gone::Unknown);
             let elsewhere =
                 owner.as_ref().and_then(instance_of).is_some_and(|instance| ended.contains(instance));
             match gone {

@@ -2,7 +2,8 @@
 
 use super::fake::{Calls, INSTANCE, Reply, Request, connected, ec2, ok, refuse};
 use super::*;
-use crate::cloud::{Architecture, Attributes, ImageState, VolumeKind};
+use crate::cloud::policy::{self, Ways};
+use crate::cloud::{Architecture, Attributes, ImageState, Verdict, VolumeKind};
 use crate::error::hint_of;
 use crate::undo::{Debt, Due};
 use std::sync::{Arc, Mutex};
@@ -270,7 +271,7 @@ async fn permissions_are_asked_for_once_a_day() {
     assert_eq!(error.to_string(), "the role may not ec2:RegisterImage");
     assert_eq!(Kind::of(&error), Kind::Cloud);
     let all = refused.permissions().await.unwrap();
-    assert_eq!(all.len(), class::ACTIONS.len());
+    assert_eq!(all.len(), policy::actions(Ways::Attached).len());
     let missing: Vec<&str> = all
         .iter()
         .filter(|p| p.verdict == crate::cloud::Verdict::Missing)
@@ -297,15 +298,40 @@ async fn permissions_are_judged_with_one_call_each() {
     let known = |p: &&Permission| p.verdict == crate::cloud::Verdict::Granted;
     // SSM is not configured.
     assert_eq!(all.len() - all.iter().filter(known).count(), 5, "{all:?}");
-    assert_eq!(calls.all().len(), class::ACTIONS.len() - 1);
+    assert_eq!(calls.all().len(), policy::actions(Ways::Attached).len() - 1);
+}
+
+/// Where nothing is attached, nothing is asked that only concerns volumes, nor which instance this is.
+#[tokio::test]
+async fn permissions_of_bakes_that_attach_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ec2, calls) = ec2(dir.path(), |request, _| match request.action.as_str() {
+        "CopySnapshot" => Reply::Error(403, "UnauthorizedOperation", "You are not authorized".into()),
+        _ => Reply::Error(412, "DryRunOperation", "yes".into()),
+    })
+    .await;
+    let ec2 = ec2.without_volumes();
+    ec2.ensure_permitted(&some_base()).await.unwrap();
+    ec2.ensure_permitted(&some_base()).await.unwrap();
+    assert_eq!(calls.names(), ["RegisterImage"]);
+    assert_eq!(calls.all()[0].get("BlockDeviceMapping.1.Ebs.SnapshotId"), BASE_SNAPSHOT);
+    let all = ec2.permissions().await.unwrap();
+    let mut told: Vec<&str> = all.iter().map(|permission| permission.action.as_str()).collect();
+    told.sort();
+    assert_eq!(told, policy::actions(Ways::Direct));
+    let of = |verdict: &dyn Fn(&Verdict) -> bool| -> Vec<&str> {
+        all.iter().filter(|p| verdict(&p.verdict)).map(|p| p.action.as_str()).collect()
+    };
+    assert_eq!(of(&|verdict| *verdict == Verdict::Missing), ["ec2:CopySnapshot"]);
+    let unknown = of(&|verdict| matches!(verdict, Verdict::Unknown(why) if why.contains("no DryRun")));
+    assert!(unknown.len() == 5 && unknown.iter().all(|action| action.starts_with("ebs:")), "{unknown:?}");
+    assert!(calls.all().iter().all(|call| call.get("DryRun") == "true"));
 }
 
 #[test]
 fn the_policy_permits_every_action() {
-    let policy = crate::cloud::policy::actions();
-    let prefix = |action: &str| if action == "GetParameter" { "ssm" } else { "ec2" };
-    let mut sent: Vec<String> =
-        class::ACTIONS.iter().map(|action| format!("{}:{}", prefix(action.name), action.name)).collect();
+    let policy = policy::actions(Ways::Both);
+    let mut sent: Vec<String> = class::ACTIONS.iter().map(|action| action.permission()).collect();
     sent.sort();
     assert_eq!(policy, sent);
 }

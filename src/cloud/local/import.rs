@@ -3,7 +3,7 @@
 use super::names::{check_image_name, check_tags, new_id, refused};
 use super::records::{ImageRecord, Locked, SnapshotRecord, Source, Stamp, created_after, sync_dir};
 use super::{Region, Registered, register};
-use crate::cloud::{Architecture, Image, ImageId, ImageState, SnapshotId, Tags};
+use crate::cloud::{Architecture, Image, ImageId, ImageState, ROOT_DEVICE, SnapshotId, Tags};
 use crate::disk::copy;
 use crate::error::Kind;
 use crate::report::Report;
@@ -13,8 +13,6 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// What Debian's and Amazon's own images are registered with.
-const ROOT_DEVICE: &str = "/dev/xvda";
 const GIB: u64 = 1 << 30;
 /// The clock of file times may be this coarse: a change so short before a look may be followed by another one that
 /// does not show.
@@ -85,8 +83,10 @@ impl Region {
             size_gib,
             volume: None,
             created: created_after::<SnapshotRecord>(&[]),
+            description: String::new(),
             tags: tags.clone(),
             ready_at: 0,
+            written: None,
         };
         let image = ImageRecord {
             id: ImageId(new_id("ami")),

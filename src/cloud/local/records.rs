@@ -2,6 +2,7 @@
 
 use super::names::{absent, is_id};
 use super::ours;
+use super::written::Written;
 use crate::cloud::wait::{Policy, Probe, until};
 use crate::cloud::{Architecture, ImageId, ImageState, SnapshotId, Tags, VolumeId};
 use crate::disk::copy;
@@ -88,9 +89,18 @@ pub struct SnapshotRecord {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volume: Option<VolumeId>,
     pub created: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub description: String,
     pub tags: Tags,
+    /// [`NEVER`] until its blocks are complete: an oven that does not know `written` takes it for pending, too.
     pub ready_at: u64,
+    /// Of one that is written by its blocks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub written: Option<Written>,
 }
+
+/// Later than anything.
+pub const NEVER: u64 = u64::MAX;
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct VolumeRecord {
@@ -124,6 +134,14 @@ record!(ImageRecord, "images", "ami", "InvalidAMIID");
 record!(SnapshotRecord, "snapshots", "snap", "InvalidSnapshot");
 record!(VolumeRecord, "volumes", "vol", "InvalidVolume");
 
+/// A disk.
+const IMG: &str = "img";
+/// Which blocks of a snapshot were put ([`Written`]).
+pub const PUT: &str = "put";
+/// The parent's disk, under a second name, until a snapshot is complete: the parent itself may go.
+pub const PARENT: &str = "parent";
+/// The endings of what belongs to a record.
+const DATA: [&str; 3] = [IMG, PUT, PARENT];
 /// Texts kept with images.
 const DOCUMENTS: &str = "documents";
 /// What runs write here beside the region's own: made with the rest, so that it is as private.
@@ -205,7 +223,12 @@ impl Store {
 
     /// The data of a thing.
     pub fn data<R: Record>(&self, id: &str) -> PathBuf {
-        self.dir_of::<R>().join(format!("{id}.img"))
+        self.part::<R>(id, IMG)
+    }
+
+    /// A file of a thing, by its ending.
+    pub fn part<R: Record>(&self, id: &str, ending: &str) -> PathBuf {
+        self.dir_of::<R>().join(format!("{id}.{ending}"))
     }
 
     fn record<R: Record>(&self, id: &str) -> PathBuf {
@@ -324,7 +347,9 @@ impl Locked {
 
     /// Removes data and record. The record goes last: while there is one, somebody may find it and try again.
     pub fn remove<R: Record>(&self, id: &str) -> Result<()> {
-        remove_if_there(&self.data::<R>(id))?;
+        for part in DATA {
+            remove_if_there(&self.part::<R>(id, part))?;
+        }
         remove_if_there(&self.record::<R>(id))
     }
 
@@ -358,7 +383,7 @@ impl Locked {
                     is_abandoned(&path)
                 } else if let (true, Some(id)) = (documents, name.strip_suffix(".json")) {
                     is_id(ImageRecord::PREFIX, id) && !is_written(&self.record::<ImageRecord>(id))
-                } else if let Some(id) = name.strip_suffix(".img") {
+                } else if let Some((id, _)) = name.rsplit_once('.').filter(|(_, part)| DATA.contains(part)) {
                     !is_written(&dir.join(format!("{id}.json"))) && is_abandoned(&path)
                 } else if name.ends_with(".json") {
                     !is_written(&path)
@@ -394,7 +419,7 @@ fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>> {
     }
 }
 
-fn remove_if_there(path: &Path) -> Result<()> {
+pub fn remove_if_there(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
         Err(e) if e.kind() != ErrorKind::NotFound => {
             Err(e).with_context(|| format!("removing {}", path.display()))

@@ -1,7 +1,9 @@
 //! What killed runs left in a region.
 
 use super::Region;
-use super::records::{ImageRecord, Record, SnapshotRecord, VolumeRecord, millis, now};
+use super::records::{
+    ImageRecord, PARENT, Record, SnapshotRecord, VolumeRecord, millis, now, remove_if_there,
+};
 use crate::cloud::{RunId, StaleRun, tag};
 use crate::owner::{Gone, Owner};
 use anyhow::Result;
@@ -54,6 +56,10 @@ impl Region {
                 }
             }
             for snapshot in region.list::<SnapshotRecord>()? {
+                if snapshot.written.as_ref().is_some_and(|written| written.sealed.is_some()) {
+                    // Killed between the last two steps of completing it.
+                    remove_if_there(&region.part::<SnapshotRecord>(&snapshot.id.0, PARENT))?;
+                }
                 if let (Some(run), false) = (snapshot.tags.get(tag::RUN), used.contains(&snapshot.id)) {
                     runs.entry(run.clone()).or_default().add(&snapshot);
                 }

@@ -1,3 +1,5 @@
+mod blocks;
+mod blocks_model;
 mod mishaps;
 
 use super::*;
@@ -46,6 +48,16 @@ impl Fixture {
     async fn snapshot(&self, image: &Image, run: &RunId) -> SnapshotId {
         let volume = self.volume(image, run).await;
         self.region.snapshot(&volume, run, &Tags::new()).await.unwrap()
+    }
+
+    /// The image of the family `web`, as soon as it is registered.
+    async fn appears(&self) -> Image {
+        loop {
+            match self.region.images(Some("web")).await.unwrap().pop() {
+                Some(image) => return image,
+                None => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        }
     }
 
     fn data(&self, id: &str) -> File {
@@ -359,11 +371,10 @@ async fn what_fails_while_pending_is_deregistered() {
     let f = Fixture::new();
     let (base, run) = (f.import("base-1").await, RunId::new());
     let snapshot = f.snapshot(&base, &run).await;
-    let slow = f.region.with_delays(Duration::from_millis(300));
+    let slow = f.region.with_delays(Duration::from_secs(60));
     let undo = Undo::default();
     let break_it = async {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        let image = f.region.images(Some("web")).await.unwrap().remove(0);
+        let image = f.appears().await;
         f.region.fail(&image.id, "broken").await.unwrap();
     };
     let web = spec("web-f", "f");

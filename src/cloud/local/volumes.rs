@@ -2,11 +2,10 @@
 
 use super::names::{check_tags, new_id, refused};
 use super::records::{SnapshotRecord, Store, VolumeRecord, created_after, now, sync_dir};
-use super::{PENDING, Region, delete_snapshot};
+use super::{PENDING, Region};
 use crate::cloud::wait::{Policy, Probe, until};
 use crate::cloud::{RunId, SnapshotId, Tags, VolumeId, VolumeSpec, Volumes, tag};
 use crate::disk::{Device, copy, loopdev};
-use crate::error::Kind;
 use anyhow::{Context, Result};
 use async_trait::async_trait;
 use rustix::fs::FlockOperation;
@@ -104,8 +103,10 @@ impl Region {
             size_gib,
             volume: Some(volume.clone()),
             created: created_after::<SnapshotRecord>(&[]),
+            description: String::new(),
             tags,
             ready_at: self.ready_at(),
+            written: None,
         };
         let dir = self.store().dir_of::<SnapshotRecord>();
         // A volume that nobody writes to shares its file with the snapshot: nothing is copied, and nothing written
@@ -159,7 +160,7 @@ impl Region {
         Ok(own)
     }
 
-    async fn completed(&self, id: &SnapshotId) -> Result<SnapshotId> {
+    pub(super) async fn completed(&self, id: &SnapshotId) -> Result<SnapshotId> {
         until(&format!("the snapshot {id}"), &PENDING, async || {
             let pending = now() < self.store().get::<SnapshotRecord>(&id.0)?.ready_at;
             Ok(if pending { Probe::NotYet("pending".to_owned()) } else { Probe::Ready(id.clone()) })
@@ -180,7 +181,7 @@ impl Region {
     }
 }
 
-fn with_run(tags: &Tags, run: &RunId) -> Result<Tags> {
+pub(super) fn with_run(tags: &Tags, run: &RunId) -> Result<Tags> {
     let mut tags = tags.clone();
     tags.insert(tag::RUN.to_owned(), run.0.clone());
     check_tags(&tags)?;
@@ -192,9 +193,7 @@ impl Volumes for Region {
     async fn create(&self, spec: &VolumeSpec) -> Result<VolumeId> {
         let tags = with_run(&spec.tags, &spec.run)?;
         let snapshot: SnapshotRecord = self.store().get(&spec.snapshot.0)?;
-        if now() < snapshot.ready_at {
-            return Err(refused("IncorrectState", "Snapshot is in invalid state - pending"));
-        }
+        self.store().ensure_completed(&snapshot)?;
         if spec.size_gib < snapshot.size_gib || spec.size_gib > 16384 {
             let text = format!(
                 "a volume of {} GiB: the snapshot {} has {}, and 16384 are allowed",
@@ -284,19 +283,6 @@ impl Volumes for Region {
     }
 
     async fn ensure_no_snapshots(&self, run: &RunId) -> Result<()> {
-        let run = run.clone();
-        let delete = move |region: &super::Locked| {
-            for snapshot in region.tagged::<SnapshotRecord>(tag::RUN, &run.0)? {
-                match delete_snapshot(region, &snapshot.id) {
-                    // A result, not a leftover.
-                    Err(e)
-                        if Kind::of(&e) == Kind::Cloud
-                            && e.to_string().starts_with("InvalidSnapshot.InUse") => {}
-                    result => result.with_context(|| format!("deleting {}", snapshot.id))?,
-                }
-            }
-            Ok(())
-        };
-        self.store().locked(delete).await
+        Region::ensure_no_snapshots(self, run).await
     }
 }

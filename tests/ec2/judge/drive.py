@@ -3,9 +3,12 @@
 usage: drive.py SERVER DIR    writes DIR/calls.json
 """
 
+import base64
+import hashlib
 import os
 import subprocess
 import sys
+import time
 
 import boto3
 import botocore.config
@@ -34,9 +37,8 @@ config = botocore.config.Config(retries={"total_max_attempts": 1}, parameter_val
 # No keys: botocore has to get them of the server's IMDS.
 session = boto3.Session(region_name="us-east-1")
 ec2 = session.client("ec2", endpoint_url=endpoint, config=config)
+ebs = session.client("ebs", endpoint_url=endpoint, config=config)
 done = set()
-
-
 
 
 def after(parsed, model, http_response, **_):
@@ -45,7 +47,15 @@ def after(parsed, model, http_response, **_):
         shapes.judge_answer(model.name, http_response.content)
 
 
+def after_json(parsed, model, http_response, **_):
+    done.add(model.name)
+    if http_response.status_code < 300:
+        body = b"" if model.has_streaming_output else http_response.content
+        shapes.judge_json("ebs", model.name, http_response.status_code, http_response.headers, body)
+
+
 ec2.meta.events.register("after-call.ec2", after)
+ebs.meta.events.register("after-call.ebs", after_json)
 
 
 def code(call, **params):
@@ -156,8 +166,74 @@ def story():
     ec2.terminate_instances(InstanceIds=[builder["InstanceId"]])
 
 
+def digest(data):
+    return hashlib.sha256(data).digest()
+
+
+def told(checksum):
+    return base64.b64encode(checksum).decode()
+
+
+def put(snapshot, index, data):
+    answer = ebs.put_snapshot_block(
+        SnapshotId=snapshot, BlockIndex=index, BlockData=data, DataLength=len(data), Progress=50,
+        Checksum=told(digest(data)), ChecksumAlgorithm="SHA256")
+    assert answer["Checksum"] == told(digest(data)) and answer["ChecksumAlgorithm"] == "SHA256", answer
+
+
+def complete(snapshot, blocks):
+    linear = digest(b"".join(digest(data) for data in blocks))
+    answer = ebs.complete_snapshot(
+        SnapshotId=snapshot, ChangedBlocksCount=len(blocks), Checksum=told(linear), ChecksumAlgorithm="SHA256",
+        ChecksumAggregationMethod="LINEAR")
+    assert answer["Status"] == "pending", answer
+    # The waiter of botocore looks every 15 s.
+    while ec2.describe_snapshots(SnapshotIds=[snapshot])["Snapshots"][0]["State"] == "pending":
+        time.sleep(0.02)
+
+
+def blocks():
+    ones, twos = b"1" * 524288, b"2" * 524288
+    asked = dict(VolumeSize=1, Description="d", Timeout=10, ClientToken="token", Tags=[{"Key": "run", "Value": "r"}])
+    started = ebs.start_snapshot(**asked)
+    parent = started["SnapshotId"]
+    assert started["Status"] == "pending" and started["BlockSize"] == 524288, started
+    assert started["StartTime"].year > 2000 and started["Tags"] == asked["Tags"], started
+    assert ebs.start_snapshot(**asked)["SnapshotId"] == parent
+    assert code(ebs.start_snapshot, **asked | {"VolumeSize": 2}) == "ConflictException"
+    assert code(ebs.start_snapshot, VolumeSize=1, Encrypted=True, ParentSnapshotId=parent) == "ValidationException"
+    put(parent, 0, ones)
+    put(parent, 7, twos)
+    assert code(ebs.list_snapshot_blocks, SnapshotId=parent) == "ValidationException"
+    complete(parent, [ones, twos])
+    child = ebs.start_snapshot(VolumeSize=1, ParentSnapshotId=parent)["SnapshotId"]
+    put(child, 7, ones)
+    complete(child, [ones])
+    listed = ebs.list_snapshot_blocks(SnapshotId=child, MaxResults=100)
+    assert [b["BlockIndex"] for b in listed["Blocks"]] == [0, 7] and listed["VolumeSize"] == 1, listed
+    assert listed["ExpiryTime"].timestamp() > time.time() and "NextToken" not in listed, listed
+    got = ebs.get_snapshot_block(SnapshotId=child, BlockIndex=7, BlockToken=listed["Blocks"][1]["BlockToken"])
+    assert got["BlockData"].read() == ones and got["Checksum"] == told(digest(ones)), got
+    assert got["DataLength"] == 524288 and got["ChecksumAlgorithm"] == "SHA256", got
+    assert code(ebs.get_snapshot_block, SnapshotId=child, BlockIndex=7, BlockToken="AAAA") == "ValidationException"
+    changed = ebs.list_changed_blocks(FirstSnapshotId=parent, SecondSnapshotId=child)["ChangedBlocks"]
+    assert [b["BlockIndex"] for b in changed] == [7] and changed[0]["FirstBlockToken"], changed
+    try:
+        ebs.list_snapshot_blocks(SnapshotId="snap-0123456789abcdef0")
+    except ebs.exceptions.ResourceNotFoundException as error:
+        assert error.response["Reason"] == "SNAPSHOT_NOT_FOUND", error.response
+    else:
+        raise AssertionError("a snapshot that is not there")
+    copy = ec2.copy_snapshot(SourceRegion="us-east-1", SourceSnapshotId=child, TagSpecifications=tags("snapshot", run="r"))
+    assert pairs(copy["Tags"]) == {"run": "r"}, copy
+    ec2.get_waiter("snapshot_completed").wait(SnapshotIds=[copy["SnapshotId"]])
+    for snapshot in (copy["SnapshotId"], child, parent):
+        ec2.delete_snapshot(SnapshotId=snapshot)
+
+
 try:
     story()
+    blocks()
 finally:
     server.terminate()
     status = server.wait()

@@ -13,7 +13,7 @@ def main(files):
         with open(file, encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
                 call = json.loads(line)
-                if call["service"] not in ("ec2", "ssm"):
+                if call["service"] not in ("ebs", "ec2", "ssm") or not call["action"]:
                     continue
                 counts[call["action"]] += 1
                 try:

@@ -21,7 +21,10 @@ LACKS = {
     ("DescribeImages by block-device-mapping.snapshot-id", "500"),  # of images whose mappings it dropped
 }
 # Which members of an answer name something new.
-MADE = {"CreateVolume": "VolumeId", "CreateSnapshot": "SnapshotId", "RegisterImage": "ImageId"}
+MADE = {"CopySnapshot": "SnapshotId", "CreateVolume": "VolumeId", "CreateSnapshot": "SnapshotId",
+        "RegisterImage": "ImageId", "StartSnapshot": "SnapshotId"}
+# Moto reads blocks only of snapshots that were started with StartSnapshot.
+READING = ("GetSnapshotBlock", "ListChangedBlocks", "ListSnapshotBlocks")
 
 
 # Files that are played without OVEN_TEST_FULL: a call takes moto some hundredths of a second.
@@ -56,8 +59,10 @@ def recorded(files):
     for file in files:
         with open(file, encoding="utf-8") as lines:
             calls = [call for call in map(json.loads, lines)
-                     if call["service"] == "ec2" and call["answer"].startswith("200")]
-        actions = tuple(call["action"] for call in calls)
+                     if call["service"] in ("ebs", "ec2") and call["answer"].startswith("20")]
+        # A block more or less is no other story.
+        actions = tuple(dict.fromkeys(call["action"] for call in calls) if any(
+            call["service"] == "ebs" for call in calls) else (call["action"] for call in calls))
         if calls and actions not in seen:
             seen.add(actions)
             yield file, calls
@@ -79,11 +84,11 @@ def main(files):
         subprocess.Popen(["cat"], stdin=server.stderr, stdout=subprocess.DEVNULL)
         totals = {"good": 0, "calls": 0, "lacks": collections.Counter()}
         config = botocore.config.Config(retries={"total_max_attempts": 1})
-        ec2 = boto3.client("ec2", endpoint_url=endpoint, region_name="us-east-1", config=config,
-                           aws_access_key_id="x", aws_secret_access_key="x")
+        ec2, ebs = (boto3.client(name, endpoint_url=endpoint, region_name="us-east-1", config=config,
+                                 aws_access_key_id="x", aws_secret_access_key="x") for name in ("ec2", "ebs"))
         known, played, failed = prepare(ec2), 0, []
         for file, calls in recorded(files):
-            failed += play(ec2, file, calls, dict(known), totals)
+            failed += play({"ec2": ec2, "ebs": ebs}, file, calls, dict(known), totals)
             played += 1
     finally:
         server.terminate()
@@ -97,8 +102,9 @@ def main(files):
     sys.exit(0 if totals["good"] and not failed else 1)
 
 
-def play(ec2, file, calls, known, totals):
-    ids, attached, good, lacking, failed = {}, {}, 0, {}, []
+def play(clients, file, calls, known, totals):
+    ec2, started = clients["ec2"], set()
+    ids, attached, written, good, lacking, failed = {}, {}, set(), 0, {}, []
     for call in calls:
         for value in call["params"].values():
             kind = value.split("-")[0]
@@ -109,14 +115,25 @@ def play(ec2, file, calls, known, totals):
                     ids[value] = known[kind]
     # The ids that calls made are in later calls: in the order in which they were made.
     for call in calls:
-        action, params = call["action"], shapes.judge("ec2", call["action"], call["params"])
+        action, params = call["action"], shapes.judge(call["service"], call["action"], call["params"])
         if action == "AttachVolume":
             attached[params["VolumeId"]] = params["InstanceId"]
         if action == "DetachVolume" and "InstanceId" not in params:
             # Of the one that it is attached to: moto wants to be told.
             lacking["DetachVolume (without an instance)"] = lacking.get("DetachVolume (without an instance)", 0) + 1
             params = params | {"InstanceId": attached.pop(params["VolumeId"])}
-        method = getattr(ec2, "".join("_" + c.lower() if c.isupper() else c for c in action)[1:].replace("e_c2", "ec2"))
+        if action in READING:
+            # Of what moto knows, and what was written there.
+            if {params.get("SnapshotId"), params.get("FirstSnapshotId"), params.get("SecondSnapshotId")} - started - {None}:
+                lacking[f"{action} (of another snapshot)"] = lacking.get(f"{action} (of another snapshot)", 0) + 1
+                continue
+        if action == "PutSnapshotBlock":
+            params = params | {"BlockData": bytes(params["DataLength"])}
+            written.add((params["SnapshotId"], params["BlockIndex"]))
+        if action == "GetSnapshotBlock" and (params["SnapshotId"], params["BlockIndex"]) not in written:
+            lacking["GetSnapshotBlock (of a parent)"] = lacking.get("GetSnapshotBlock (of a parent)", 0) + 1
+            continue
+        method = getattr(clients[call["service"]], "".join("_" + c.lower() if c.isupper() else c for c in action)[1:].replace("e_c2", "ec2"))
         try:
             answer = method(**replaced(params, ids))
         except (botocore.exceptions.ClientError, botocore.parsers.ResponseParserError) as error:
@@ -132,6 +149,8 @@ def play(ec2, file, calls, known, totals):
         good += 1
         if action in MADE and call.get("made"):
             ids[call["made"]] = answer[MADE[action]]
+        if action == "StartSnapshot":
+            started.add(call["made"])
     # Most files of a test are alike.
     totals["good"] += good
     totals["calls"] += len(calls)

@@ -1,6 +1,7 @@
 """What botocore's service models say of requests and answers."""
 
 import json
+import re
 import xml.etree.ElementTree as ElementTree
 
 import botocore.session
@@ -76,13 +77,40 @@ def build(shape, fields, path):
     return scalar(shape, fields.pop(""), path)
 
 
+def members(shape, params):
+    """The members of a request to EBS: text, and JSON where they are more than that."""
+    value = {}
+    for name, text in params.items():
+        if name not in shape.members:
+            raise Wrong(f"{name} is unknown")
+        inner = shape.members[name]
+        if inner.type_name in ("list", "structure", "map"):
+            value[name] = json.loads(text)
+            continue
+        value[name] = scalar(inner, text, name)
+        pattern, longest = inner.metadata.get("pattern"), inner.metadata.get("max")
+        if isinstance(value[name], str):
+            if pattern and not re.search(pattern, value[name]):
+                raise Wrong(f"{name}: {text!r} is not of the form {pattern}")
+            if longest and len(text) > longest:
+                raise Wrong(f"{name} is longer than {longest}")
+        elif longest and value[name] > longest:
+            raise Wrong(f"{name}: {text} is more than {longest}")
+    return value
+
+
 def judge(service, action, params):
     """The call's parameters as botocore takes them. Raises what is wrong with them."""
     model = SESSION.get_service_model(service)
     if action not in model.operation_names:
         raise Wrong(f"{service} has no {action}")
     shape = model.operation_model(action).input_shape
-    if service == "ssm":
+    if service == "ebs":
+        value = members(shape, params)
+        if action == "PutSnapshotBlock":
+            # Recorded by its digest alone.
+            value["BlockData"] = b""
+    elif service == "ssm":
         value = {}
         for name, text in params.items():
             if name not in shape.members:
@@ -128,6 +156,38 @@ def unknown_elements(shape, element, path):
     if shape.type_name == "string" and shape.enum and text not in shape.enum:
         return [f"{path} = {text!r}, which is none of {', '.join(shape.enum)}"]
     return []
+
+
+def unknown_members(shape, value, path):
+    """Members of an answer in JSON that the model does not know, or knows as something else."""
+    kinds = {"string": str, "integer": int, "long": int, "boolean": bool, "timestamp": (int, float)}
+    if shape.type_name == "structure":
+        found = [f"{path}/{name}" for name in value if name not in shape.members]
+        for name, inner in value.items():
+            if name in shape.members:
+                found += unknown_members(shape.members[name], inner, f"{path}/{name}")
+        return found
+    if shape.type_name == "list":
+        return [wrong for inner in value for wrong in unknown_members(shape.member, inner, path)]
+    if not isinstance(value, kinds[shape.type_name]):
+        return [f"{path} = {value!r}, which is no {shape.type_name}"]
+    return [f"{path} = {value!r}"] if getattr(shape, "enum", None) and value not in shape.enum else []
+
+
+def judge_json(service, action, status, headers, body):
+    """An answer of EBS: its status, its members in the body and in the headers."""
+    model = SESSION.get_service_model(service).operation_model(action)
+    if status != model.http.get("responseCode", 200):
+        raise Wrong(f"{action} is answered with {status}")
+    if model.has_streaming_output or not body:
+        names = {inner.serialization.get("name", "").lower() for inner in model.output_shape.members.values()}
+        missing = names - {""} - {name.lower() for name in headers}
+        if missing:
+            raise Wrong(f"the answer of {action} lacks {', '.join(sorted(missing))}")
+        return
+    found = unknown_members(model.output_shape, json.loads(body), action)
+    if found:
+        raise Wrong("the answer has " + "; ".join(found))
 
 
 def local(element):

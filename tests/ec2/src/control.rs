@@ -10,7 +10,8 @@ use std::rc::Rc;
 /// ```text
 /// GET  ledger                    what there is
 /// GET  calls                     what was called
-/// POST options  {"faults": [..], "delays": {..}, "denied": [..], "parameters": {..}, "visibility_lag": MS}
+/// POST options  {"faults": [..], "delays": {..}, "latencies": {..}, "direct": {..}, "denied": [..], "parameters": {..}, "visibility_lag": MS}
+/// POST snapshot {"id": ID, "owner": "..", "public": true, "shared": true, "encrypted": true, "key": ".."}   as it was said
 /// POST pull     {"volume": ID}   a disk vanishes from its instance, and the API does not know
 /// ```
 pub async fn answer(ctx: &Rc<Ctx>, method: &str, path: &str, body: &[u8]) -> (u16, String) {
@@ -23,15 +24,36 @@ pub async fn answer(ctx: &Rc<Ctx>, method: &str, path: &str, body: &[u8]) -> (u1
         },
         ("GET", "calls") => serde_json::to_value(&ctx.state().calls).map_err(Into::into),
         ("POST", "options") => set(ctx, given).map(|()| json!({})),
+        ("POST", "snapshot") => snapshot(ctx, &given).map(|()| json!({})),
         ("POST", "pull") => {
             attach::pull(ctx, given["volume"].as_str().unwrap_or_default()).await.map(|()| json!({}))
         }
-        _ => return (404, json!({"error": "there is ledger, calls, options and pull"}).to_string()),
+        _ => {
+            return (404, json!({"error": "there is ledger, calls, options, snapshot and pull"}).to_string());
+        }
     };
     match result {
         Ok(value) => (200, value.to_string()),
         Err(error) => (400, json!({"error": format!("{error:#}")}).to_string()),
     }
+}
+
+/// Makes a snapshot another account's, or encrypted.
+fn snapshot(ctx: &Ctx, given: &Value) -> anyhow::Result<()> {
+    let mut state = ctx.state();
+    let id = given["id"].as_str().unwrap_or_default();
+    let snapshot =
+        state.world.snapshots.get_mut(id).ok_or_else(|| anyhow::anyhow!("there is no snapshot {id}"))?;
+    if let Some(owner) = given["owner"].as_str() {
+        owner.clone_into(&mut snapshot.common.owner);
+    }
+    snapshot.public = given["public"].as_bool().unwrap_or(snapshot.public);
+    snapshot.shared = given["shared"].as_bool().unwrap_or(snapshot.shared);
+    snapshot.encrypted = given["encrypted"].as_bool().unwrap_or(snapshot.encrypted);
+    if let Some(key) = given["key"].as_str() {
+        snapshot.key = Some(key.to_owned());
+    }
+    Ok(())
 }
 
 fn set(ctx: &Ctx, given: Value) -> anyhow::Result<()> {
@@ -46,6 +68,8 @@ fn set(ctx: &Ctx, given: Value) -> anyhow::Result<()> {
                 state.plan = Default::default();
             }
             "delays" => options.delays = serde_json::from_value(value)?,
+            "latencies" => options.latencies = serde_json::from_value(value)?,
+            "direct" => options.direct = serde_json::from_value(value)?,
             "denied" => options.denied = serde_json::from_value(value)?,
             "policy" => options.policy = (!value.is_null()).then_some(value),
             "parameters" => options.parameters = serde_json::from_value(value)?,

@@ -10,7 +10,8 @@ use std::time::Instant;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum What {
-    /// An error of EC2, before: `RequestLimitExceeded`.
+    /// An error of EC2, before: `RequestLimitExceeded`; of EBS also with a reason:
+    /// `ValidationException:INVALID_BLOCK_TOKEN`.
     Error(String),
     /// The same with a message of its own.
     ErrorSaying(String, String),
@@ -29,6 +30,8 @@ pub enum What {
     Late(u64),
     /// The answer tells how things were before the last change.
     Stale,
+    /// The answer of GetSnapshotBlock has a bit that is not the block's; its checksum is.
+    Flipped,
     /// The answer is good, and what was made turns out badly.
     Turns(Turn),
 }
@@ -138,6 +141,11 @@ impl Buckets {
             (true, false) => (action.to_owned(), throttle.reading),
             (false, _) => (action.to_owned(), throttle.changing),
         };
+        self.take_from(name, (most, per_second), now)
+    }
+
+    /// The same of a bucket by its name: how many calls at once, and how many more per second.
+    pub fn take_from(&mut self, name: String, (most, per_second): (f64, f64), now: Instant) -> bool {
         let (left, at) = self.0.entry(name).or_insert((most, None));
         let passed = at.map_or(0.0, |at| now.duration_since(at).as_secs_f64());
         *left = (*left + passed * per_second).min(most);
@@ -151,7 +159,7 @@ impl Buckets {
 }
 
 pub fn is_reading(action: &str) -> bool {
-    action.starts_with("Describe") || action.starts_with("Get")
+    ["Describe", "Get", "List"].iter().any(|verb| action.starts_with(verb))
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use crate::actions::{self, Ask, Ctx};
 use crate::clock;
 use crate::control;
+use crate::direct;
 use crate::faults::What;
 use crate::imds::{self, Headers};
 use crate::options::Builder;
@@ -22,7 +23,7 @@ use tokio::time::sleep;
 const VERSION: &str = "2016-11-15";
 
 fn answer(status: u16, kind: &'static str, body: String) -> Answer {
-    Answer { status, kind, headers: Vec::new(), body }
+    Answer { status, kind, headers: Vec::new(), body: body.into_bytes() }
 }
 
 /// Serves until it is dropped. `builder`: whose IMDS this is.
@@ -58,10 +59,13 @@ pub async fn serve(ctx: Rc<Ctx>, listener: TcpListener, builder: Builder) {
 }
 
 async fn handle(ctx: &Rc<Ctx>, request: Request, builder: &Builder) -> std::result::Result<Answer, Dropped> {
-    let Request { method, path, headers, body } = &request;
+    let Request { method, path, headers, body, .. } = &request;
     if let Some(path) = path.strip_prefix("/_oven/") {
         let (status, body) = control::answer(ctx, method, path, body).await;
         return Ok(answer(status, "application/json", body));
+    }
+    if direct::is_meant(path) {
+        return direct::answer(ctx, request).await;
     }
     if path.starts_with("/latest/") || path == "/latest" {
         return metadata(ctx, method, path, headers, builder).await;
@@ -96,7 +100,7 @@ fn record(
 fn made(action: &str, inside: &xml::Xml) -> Option<String> {
     let name = match action {
         "CreateVolume" => "volumeId",
-        "CreateSnapshot" => "snapshotId",
+        "CopySnapshot" | "CreateSnapshot" => "snapshotId",
         "RegisterImage" => "imageId",
         _ => return None,
     };
@@ -157,8 +161,8 @@ async fn ssm(ctx: &Rc<Ctx>, action: &str, body: &[u8]) -> std::result::Result<An
     after(&fault, answer(status, kind, body)).await
 }
 
-/// Who the request says that it is for: `ec2` or `sts`, by the credential's scope.
-fn service_of(ctx: &Ctx, headers: &Head) -> Result<String> {
+/// Who the request says that it is for: `ebs`, `ec2` or `sts`, by the credential's scope.
+pub fn service_of(ctx: &Ctx, headers: &Head) -> Result<String> {
     let Some(authorization) = headers.get("authorization") else {
         no!("MissingAuthenticationToken", "Request is missing Authentication Token")
     };
@@ -166,11 +170,11 @@ fn service_of(ctx: &Ctx, headers: &Head) -> Result<String> {
     let scope =
         authorization.split_once("Credential=").map_or("", |(_, rest)| rest.split(',').next().unwrap_or(""));
     match scope.split('/').collect::<Vec<_>>()[..] {
-        [key, _, region, service @ ("ec2" | "sts"), "aws4_request"]
+        [key, _, region, service @ ("ebs" | "ec2" | "sts"), "aws4_request"]
             if authorization.starts_with("AWS4-HMAC-SHA256 ") =>
         {
             is_in_time(ctx, headers, key)?;
-            if service == "ec2" && region != ctx.state().options.region {
+            if service != "sts" && region != ctx.state().options.region {
                 no!("AuthFailure", "Credential should be scoped to a valid region, not {region}");
             }
             Ok(service.to_owned())
@@ -234,7 +238,7 @@ async fn query(ctx: &Rc<Ctx>, headers: &Head, body: &[u8]) -> std::result::Resul
         Some(What::ErrorAfter(code)) => Some(refuse(code, "It was planned so, after the effect.")),
         _ => None,
     };
-    let wait = ctx.state().options.delays.answer;
+    let wait = ctx.state().latency(&action);
     sleep(wait).await;
     let told = |how| record(ctx, "ec2", &action, &given, dry_run, how);
     if let Some(answer) = before(&fault, told).await? {
@@ -281,6 +285,9 @@ async fn query(ctx: &Rc<Ctx>, headers: &Head, body: &[u8]) -> std::result::Resul
 
 fn parse(ctx: &Ctx, headers: &Head, body: &[u8]) -> Result<(String, Params, String)> {
     let service = service_of(ctx, headers)?;
+    if service == "ebs" {
+        no!("AuthFailure", "AWS was not able to validate the provided access credentials");
+    }
     let mut params = Params::parse(body)?;
     let (action, version) = (params.required("Action")?, params.required("Version")?);
     if service == "ec2" && version != VERSION {
@@ -293,12 +300,12 @@ fn parse(ctx: &Ctx, headers: &Head, body: &[u8]) -> Result<(String, Params, Stri
 }
 
 /// What was planned for this call, which is counted.
-fn spoil(ctx: &Ctx, action: &str, dry_run: bool) -> Option<What> {
+pub fn spoil(ctx: &Ctx, action: &str, dry_run: bool) -> Option<What> {
     let state = &mut *ctx.state();
     state.plan.next(&state.options.faults, action, dry_run)
 }
 
-fn fault_name(fault: &Option<What>) -> String {
+pub fn fault_name(fault: &Option<What>) -> String {
     fault.as_ref().map_or_else(String::new, |what| format!("{what:?}"))
 }
 
@@ -307,7 +314,7 @@ fn plain(status: u16) -> Answer {
 }
 
 /// What spoils a call before it takes effect; `told` records that. `Ok(None)`: nothing does.
-async fn before(
+pub async fn before(
     fault: &Option<What>,
     told: impl FnOnce(String),
 ) -> std::result::Result<Option<Answer>, Dropped> {
@@ -327,7 +334,7 @@ async fn before(
 }
 
 /// What becomes of the answer after the call took effect.
-async fn after(fault: &Option<What>, answer: Answer) -> std::result::Result<Answer, Dropped> {
+pub async fn after(fault: &Option<What>, answer: Answer) -> std::result::Result<Answer, Dropped> {
     match fault {
         Some(What::StatusAfter(status)) => Ok(plain(*status)),
         Some(What::DropAfter) => Err(Dropped),

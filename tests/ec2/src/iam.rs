@@ -61,7 +61,9 @@ pub fn permitted(options: &ServerOptions, action: &str, targets: &[Target<'_>]) 
     let (service, name) = action.split_once(':').unwrap_or(("ec2", action));
     let mut asked = vec![(name, targets.to_vec(), None)];
     for target in targets {
+        // Those of StartSnapshot need no leave of their own.
         if let Target::Made { tags, .. } = target
+            && service == "ec2"
             && !tags.is_empty()
             && name != "CreateTags"
         {
@@ -69,6 +71,8 @@ pub fn permitted(options: &ServerOptions, action: &str, targets: &[Target<'_>]) 
         }
     }
     for (name, targets, create) in asked {
+        // Tags are EC2's, whatever makes the thing.
+        let service = if create.is_some() { "ec2" } else { service };
         let denied = options.denied.contains(name) || options.denied.contains(&format!("{service}:{name}"));
         let by_policy = |policy| allows(policy, options, &format!("{service}:{name}"), &targets, create);
         if denied || !options.policy.as_ref().is_none_or(by_policy) {

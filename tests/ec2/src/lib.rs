@@ -1,5 +1,5 @@
-//! A server that behaves like EC2 as far as oven uses it, on top of a local region: its API, the instance metadata
-//! service and the little that is asked of SSM and STS, over HTTP on this machine. It is as strict as EC2, or a test
+//! A server that behaves like EC2 as far as oven uses it, on top of a local region: its API, the EBS direct APIs (all
+//! below `/snapshots`), the instance metadata service and the little that is asked of SSM and STS, over HTTP on this machine. It is as strict as EC2, or a test
 //! against it says nothing: an unknown parameter or filter is refused, names are taken once, what is used cannot be
 //! deleted. Faults are planned by action and number ([`Fault`]).
 //!
@@ -7,8 +7,10 @@
 
 mod actions;
 mod attach;
+mod chunks;
 mod clock;
 mod control;
+mod direct;
 mod faults;
 mod filter;
 mod http;
@@ -27,7 +29,7 @@ mod xml;
 
 pub use faults::{Fault, Turn, What};
 pub use ledger::{Entry, Ledger};
-pub use options::{AttachAs, Builder, Delays, Limits, ServerOptions, Throttle};
+pub use options::{AttachAs, Builder, Delays, Direct, DirectThrottle, Limits, ServerOptions, Throttle};
 pub use state::Call;
 
 use actions::Ctx;
@@ -124,9 +126,11 @@ impl Server {
                         held: Default::default(),
                         guests,
                         imds: Default::default(),
+                        known: Default::default(),
                         file,
                     });
                     ctx.import().await.map_err(|e| anyhow::anyhow!("{}: {}", e.code, e.message))?;
+                    direct::resume(&ctx);
                     for (builder, listener) in listeners {
                         let listener = tokio::net::TcpListener::from_std(listener)?;
                         tokio::task::spawn_local(http::serve(ctx.clone(), listener, builder));
@@ -199,6 +203,13 @@ impl Server {
         calls
     }
 
+    /// The calls of the EBS direct APIs.
+    pub fn ebs_calls(&self) -> Vec<Call> {
+        let mut calls = self.calls();
+        calls.retain(|call| call.service == "ebs");
+        calls
+    }
+
     /// Whether no call is being carried out: one that was made goes on when its client is gone.
     pub fn is_idle(&self) -> bool {
         self.state().at_work == 0
@@ -242,6 +253,7 @@ impl Server {
                     held: Default::default(),
                     guests: Default::default(),
                     imds: Default::default(),
+                    known: Default::default(),
                     file,
                 };
                 ctx.import().await.map_err(|e| anyhow::anyhow!("{}: {}", e.code, e.message))?;

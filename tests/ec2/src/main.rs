@@ -3,7 +3,10 @@
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use oven::cloud::Architecture;
-use oven_ec2_server::{AttachAs, Builder, Delays, Fault, Server, ServerOptions, Throttle};
+use oven_ec2_server::{
+    AttachAs, Builder, Delays, Direct, DirectThrottle, Fault, Server, ServerOptions, Throttle,
+};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -42,10 +45,22 @@ struct Args {
     /// Delays in milliseconds: {"creating": 500, "attaching": 300, ..}
     #[arg(long)]
     delays: Option<String>,
+    /// As slow as AWS, in round figures; --delays and --latencies go before it
+    #[arg(long)]
+    plausible: bool,
+    /// Milliseconds that answers take, from and to: {"PutSnapshotBlock": [15, 30], "Describe*": [80, 150]}
+    #[arg(long)]
+    latencies: Option<String>,
+    /// How the EBS direct APIs behave: {"page": 100, "empty_pages": 2, "timeout": 500, ..}
+    #[arg(long)]
+    direct: Option<String>,
+    /// A KMS key that may be used, beside alias/aws/ebs
+    #[arg(long)]
+    key: Vec<String>,
     /// For so many milliseconds a new id is not known
     #[arg(long, default_value_t = 0)]
     visibility_lag: u64,
-    /// Throttles as EC2 does
+    /// Throttles as EC2 and EBS do
     #[arg(long)]
     throttle: bool,
     /// An IAM policy: what it does not allow is refused
@@ -106,6 +121,13 @@ fn main() -> Result<()> {
         ),
         None => None,
     };
+    let mut direct: Direct = match &args.direct {
+        Some(text) => serde_json::from_str(text).context("reading --direct")?,
+        None => Direct::default(),
+    };
+    if args.throttle && direct.throttle.is_none() {
+        direct.throttle = Some(DirectThrottle::EBS);
+    }
     let zone = args.zone.unwrap_or_else(|| format!("{}a", args.region));
     let others =
         args.instance.into_iter().map(|(id, attach)| Builder { id, zone: zone.clone(), attach }).collect();
@@ -126,8 +148,21 @@ fn main() -> Result<()> {
         clock_ahead: args.clock_ahead,
         seed: args.seed,
         record: args.record,
+        direct,
         ..ServerOptions::default()
     };
+    let mut options = options;
+    options.keys.extend(args.key);
+    if args.plausible {
+        options = options.plausible();
+        if args.delays.is_some() {
+            options.delays = delays;
+        }
+    }
+    if let Some(text) = &args.latencies {
+        let said: BTreeMap<String, (u64, u64)> = serde_json::from_str(text).context("reading --latencies")?;
+        options.latencies.extend(said);
+    }
     let options = if args.no_role { ServerOptions { role: None, ..options } } else { options };
     let others: Vec<String> = options.others.iter().map(|builder| builder.id.clone()).collect();
     let server = Server::start(&args.region_dir, options)?;

@@ -54,6 +54,12 @@ pub struct Delays {
     /// A deleted volume is `deleting`.
     #[serde(with = "millis")]
     pub deleting: Duration,
+    /// A snapshot written by its blocks is `pending` from CompleteSnapshot on.
+    #[serde(with = "millis")]
+    pub completing: Duration,
+    /// A copy of a snapshot is `pending`.
+    #[serde(with = "millis")]
+    pub copying: Duration,
 }
 
 /// Milliseconds, in files.
@@ -85,6 +91,64 @@ impl Throttle {
     pub const EC2: Self = Self { reading: (100.0, 20.0), unfiltered: (50.0, 10.0), changing: (50.0, 5.0) };
 }
 
+/// How the EBS direct APIs behave.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Direct {
+    /// A block's token is good for so long.
+    #[serde(with = "millis")]
+    pub block_tokens: Duration,
+    /// A page's token is good for so long.
+    #[serde(with = "millis")]
+    pub page_tokens: Duration,
+    /// A page holds no more blocks than so many, whatever `MaxResults` says.
+    pub page: Option<usize>,
+    /// Before every so many pages comes an empty one with a next token. 0: none does.
+    pub empty_pages: u32,
+    /// Instead of the `Timeout` that was asked for, which is in minutes. Zero: as it was asked for.
+    #[serde(with = "millis")]
+    pub timeout: Duration,
+    /// Snapshots that are being written at once; one more is a `ConcurrentLimitExceededException`.
+    pub pending: usize,
+    /// The account encrypts by default: an unencrypted snapshot is no parent, and none is made.
+    pub encrypts: bool,
+    pub throttle: Option<DirectThrottle>,
+}
+
+impl Default for Direct {
+    fn default() -> Self {
+        Self {
+            block_tokens: Duration::from_secs(7 * 24 * 3600),
+            page_tokens: Duration::from_secs(3600),
+            page: None,
+            empty_pages: 0,
+            timeout: Duration::ZERO,
+            pending: 100,
+            encrypts: false,
+            throttle: None,
+        }
+    }
+}
+
+/// Token buckets of the EBS direct APIs: how many calls at once, and how many more per second.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct DirectThrottle {
+    /// GetSnapshotBlock, of each snapshot.
+    pub gets: (f64, f64),
+    /// PutSnapshotBlock, of each snapshot.
+    pub puts: (f64, f64),
+    /// ListSnapshotBlocks and ListChangedBlocks, each, of the account.
+    pub lists: (f64, f64),
+    /// StartSnapshot and CompleteSnapshot, each, of the account.
+    pub snapshots: (f64, f64),
+}
+
+impl DirectThrottle {
+    /// EBS's own quotas, with a second's worth at once.
+    pub const EBS: Self =
+        Self { gets: (1000.0, 1000.0), puts: (1000.0, 1000.0), lists: (50.0, 50.0), snapshots: (10.0, 10.0) };
+}
+
 /// Quotas.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -95,6 +159,8 @@ pub struct Limits {
     pub attachments: usize,
     /// Of one volume at a time.
     pub pending_snapshots: usize,
+    /// Copies of snapshots that are made at once.
+    pub copies: usize,
     /// Between two snapshots of one volume.
     pub between_snapshots: Duration,
 }
@@ -107,6 +173,7 @@ impl Default for Limits {
             images: 50_000,
             attachments: 27,
             pending_snapshots: 5,
+            copies: 20,
             between_snapshots: Duration::from_secs(15),
         }
     }
@@ -129,6 +196,10 @@ pub struct ServerOptions {
     /// Of the instances, and whose keys IMDS gives out. `None`: they have none.
     pub role: Option<String>,
     pub delays: Delays,
+    /// How long the answers of an action take, beside [`Delays::answer`]: from so many milliseconds to so many. The
+    /// longest pattern that fits decides: `PutSnapshotBlock`, `Describe*`, `*`.
+    pub latencies: BTreeMap<String, (u64, u64)>,
+    pub direct: Direct,
     /// For so long a new id is not known to the calls after the one that made it.
     pub visibility_lag: Duration,
     /// A name is free again for so long before it can be taken: until then an attachment under it stays `attaching`.
@@ -168,6 +239,8 @@ impl Default for ServerOptions {
             others: Vec::new(),
             role: Some("oven-builder".into()),
             delays: Delays::default(),
+            latencies: BTreeMap::new(),
+            direct: Direct::default(),
             visibility_lag: Duration::ZERO,
             sticky_names: Duration::ZERO,
             throttle: None,
@@ -186,12 +259,78 @@ impl Default for ServerOptions {
     }
 }
 
+/// Latencies and delays as they are on AWS, in round figures: what a bench without AWS is measured with. Where a figure
+/// is known that says more, the smaller one is here: a wait hides what a program does itself. Milliseconds.
+///
+/// | what | time | why |
+/// |---|---|---|
+/// | every call that is not below | 80 to 150 | one request to EC2 within a region: what it does itself, and no queue |
+/// | Attach-, Create- and DetachVolume, CreateSnapshot, RegisterImage | 200 to 400 | they write before they answer |
+/// | a volume is `creating` | 1500 | the median that the CSI driver measured in three regions (kubernetes-sigs/aws-ebs-csi-driver#2021) |
+/// | `attaching`, `detaching` | 2000 | of the averages of 3.7 s and 8.1 s in kubernetes/kubernetes#84181 a part is its polling |
+/// | until the kernel shows it | 1500 | the controller is there before the API says `attached` |
+/// | a snapshot of a volume is `pending` | 30000 | "15 seconds and up to 30" (platformsh/platformsh-docs#992); 43 s with its image (log in hashicorp/packer#4704) |
+/// | an image is `pending` | 2000 | registering copies nothing |
+/// | GetSnapshotBlock, PutSnapshotBlock | 60 to 140 | 100 is what AWS's guide reckons with ("Optimize performance for EBS direct APIs") |
+/// | ListSnapshotBlocks, ListChangedBlocks | 80 to 150 | as every call |
+/// | StartSnapshot, CompleteSnapshot | 200 to 400 | as CreateSnapshot |
+/// | from CompleteSnapshot to `completed` | 5000 | the data is there already; whole uploads of 2 GiB end within 10 s (NixOS/amis#123) and 16 s (awslabs/coldsnap#437) |
+/// | a copy of a snapshot is `pending` | 60000 | within a region and an account: longer than a snapshot, for its blocks are read, too |
+const PLAUSIBLE: [(&str, u64, u64); 10] = [
+    ("*", 80, 150),
+    ("AttachVolume", 200, 400),
+    ("CompleteSnapshot", 200, 400),
+    ("CreateSnapshot", 200, 400),
+    ("CreateVolume", 200, 400),
+    ("DetachVolume", 200, 400),
+    ("GetSnapshotBlock", 60, 140),
+    ("PutSnapshotBlock", 60, 140),
+    ("RegisterImage", 200, 400),
+    ("StartSnapshot", 200, 400),
+];
+
 impl ServerOptions {
+    /// The same, as slow as AWS.
+    pub fn plausible(self) -> Self {
+        let ms = Duration::from_millis;
+        let delays = Delays {
+            answer: Duration::ZERO,
+            creating: ms(1500),
+            attaching: ms(2000),
+            device: ms(1500),
+            detaching: ms(2000),
+            snapshot: ms(30_000),
+            image: ms(2000),
+            deleting: ms(1000),
+            completing: ms(5000),
+            copying: ms(60_000),
+        };
+        let latencies = PLAUSIBLE.iter().map(|(action, least, most)| ((*action).to_owned(), (*least, *most)));
+        Self { delays, latencies: latencies.collect(), ..self }
+    }
+
+    /// How long the answers of an action take, in milliseconds.
+    pub fn latency(&self, action: &str) -> Option<(u64, u64)> {
+        let fits = self.latencies.iter().filter(|(pattern, _)| crate::filter::matches(pattern, action));
+        fits.max_by_key(|(pattern, _)| pattern.len()).map(|(_, latency)| *latency)
+    }
+
     /// All instances, the first one first.
     pub fn builders(&self) -> Vec<Builder> {
         let first =
             Builder { id: self.instance_id.clone(), zone: self.zone.clone(), attach: self.attach.clone() };
         [first].into_iter().chain(self.others.iter().cloned()).collect()
+    }
+
+    /// The account's own KMS key for volumes.
+    pub fn default_key(&self) -> String {
+        let Self { region, account, .. } = self;
+        format!("arn:aws:kms:{region}:{account}:key/0be50be5-0be5-0be5-0be5-0be50be50be5")
+    }
+
+    /// Whether a KMS key may be used. `None`: the account's own.
+    pub fn may_use_key(&self, key: Option<&str>) -> bool {
+        key.is_none_or(|key| self.keys.contains(key) || key == self.default_key())
     }
 
     /// The region's zones.

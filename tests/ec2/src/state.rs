@@ -11,11 +11,11 @@ use std::time::Duration;
 /// One call that came in, and what became of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Call {
-    /// `ec2`, `ssm`, `sts` or `imds`.
+    /// `ec2`, `ebs`, `ssm`, `sts` or `imds`.
     pub service: String,
     /// `CreateVolume`; of IMDS the method and path.
     pub action: String,
-    /// As on the wire: `Filter.1.Value.1`.
+    /// As on the wire: `Filter.1.Value.1`. Of EBS by the names of its API, without a block's data.
     pub params: BTreeMap<String, String>,
     pub dry_run: bool,
     /// A status of HTTP, or an error's code; the fault, if there was one.
@@ -40,6 +40,15 @@ pub struct State {
     /// How many calls are being carried out.
     pub at_work: usize,
     random: u64,
+    jitter: u64,
+}
+
+/// xorshift64*: of a state, which is not 0, the next number, up to 2^53.
+fn next(state: &mut u64) -> u64 {
+    *state ^= *state >> 12;
+    *state ^= *state << 25;
+    *state ^= *state >> 27;
+    state.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 11
 }
 
 impl State {
@@ -48,7 +57,7 @@ impl State {
         let before = (world.clone(), now());
         let (plan, buckets) = (Plan::default(), Buckets::default());
         let (calls, signed) = (Vec::new(), BTreeMap::new());
-        Self { options, world, before, plan, buckets, calls, signed, at_work: 0, random }
+        Self { options, world, before, plan, buckets, calls, signed, at_work: 0, random, jitter: random | 1 }
     }
 
     /// Changes the world; what it was is kept for stale reads.
@@ -63,11 +72,14 @@ impl State {
         if self.options.seed == 0 || most == 0 {
             return most;
         }
-        // xorshift64*
-        self.random ^= self.random >> 12;
-        self.random ^= self.random << 25;
-        self.random ^= self.random >> 27;
-        (self.random.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 11) % (most + 1)
+        next(&mut self.random) % (most + 1)
+    }
+
+    /// How long the answer of this call takes.
+    pub fn latency(&mut self, action: &str) -> Duration {
+        let (least, most) = self.options.latency(action).unwrap_or_default();
+        let drawn = least + next(&mut self.jitter) % (most.saturating_sub(least) + 1);
+        self.options.delays.answer + Duration::from_millis(drawn)
     }
 
     /// A new thing of ours, ready after `delay`.

@@ -1,12 +1,18 @@
-//! HTTP/1.1, as much of it as the clients of this server speak: bodies with a length, and connections that stay.
+//! HTTP/1.1, as much of it as the clients of this server speak: bodies with a length or in chunks, and connections that
+//! stay.
 
+use crate::chunks;
 use std::io::{Error, ErrorKind, Result};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// Of a request. EC2 takes user data of 16 KiB, and little else that is long.
+/// Of a request. A block of a snapshot has 512 KiB, and in signed chunks some more.
 const LONGEST: usize = 1 << 20;
 const MOST_HEADERS: usize = 64;
+/// Read at once: a head, and not much of the body, which is copied from there.
+const HEAD: usize = 8 << 10;
+/// A body up to this length is written with its head.
+const SHORT: usize = 16 << 10;
 
 /// The headers of a request, names in lower case.
 #[derive(Debug, Clone, Default)]
@@ -16,6 +22,10 @@ impl Headers {
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
     }
+
+    fn is(&self, name: &str, value: &str) -> bool {
+        self.get(name).is_some_and(|is| is.trim().eq_ignore_ascii_case(value))
+    }
 }
 
 #[derive(Debug)]
@@ -23,6 +33,8 @@ pub struct Request {
     pub method: String,
     /// Without the query.
     pub path: String,
+    /// After the `?`.
+    pub query: String,
     pub headers: Headers,
     pub body: Vec<u8>,
 }
@@ -33,7 +45,7 @@ pub struct Answer {
     /// Of the body: `text/plain`.
     pub kind: &'static str,
     pub headers: Vec<(&'static str, String)>,
-    pub body: String,
+    pub body: Vec<u8>,
 }
 
 /// The connection is closed without an answer.
@@ -44,8 +56,8 @@ fn bad(text: &str) -> Error {
     Error::new(ErrorKind::InvalidData, text.to_owned())
 }
 
-/// The request at the beginning of what was read, its length there, and that of its body.
-fn head(read: &[u8]) -> Result<Option<(Request, usize, usize)>> {
+/// The request at the beginning of what was read, its length there, and that of its body (`None`: in chunks).
+fn head(read: &[u8]) -> Result<Option<(Request, usize, Option<usize>)>> {
     let mut headers = [httparse::EMPTY_HEADER; MOST_HEADERS];
     let mut parsed = httparse::Request::new(&mut headers);
     let httparse::Status::Complete(length) = parsed.parse(read).map_err(|e| bad(&e.to_string()))? else {
@@ -54,13 +66,19 @@ fn head(read: &[u8]) -> Result<Option<(Request, usize, usize)>> {
     let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
     let headers =
         Headers(parsed.headers.iter().map(|h| (h.name.to_ascii_lowercase(), text(h.value))).collect());
-    if headers.get("transfer-encoding").is_some() {
-        return Err(bad("a body without a length"));
-    }
-    let body = headers.get("content-length").unwrap_or("0").trim().parse().map_err(|_| bad("no length"))?;
-    let path = parsed.path.unwrap_or("/").split('?').next().unwrap_or("/").to_owned();
+    let body = match headers.get("transfer-encoding") {
+        Some(_) if headers.is("transfer-encoding", "chunked") => None,
+        Some(_) => return Err(bad("a body in an unknown encoding")),
+        None => {
+            let length = headers.get("content-length").unwrap_or("0").trim();
+            Some(length.parse().map_err(|_| bad("no length"))?)
+        }
+    };
+    let (path, query) =
+        parsed.path.unwrap_or("/").split_once('?').unwrap_or((parsed.path.unwrap_or("/"), ""));
+    let (path, query) = (path.to_owned(), query.to_owned());
     let method = parsed.method.unwrap_or_default().to_owned();
-    Ok(Some((Request { method, path, headers, body: Vec::new() }, length, body)))
+    Ok(Some((Request { method, path, query, headers, body: Vec::new() }, length, body)))
 }
 
 /// Reads one request. `None`: the client is done.
@@ -76,19 +94,52 @@ async fn next(stream: &mut TcpStream, read: &mut Vec<u8>) -> Result<Option<Reque
             return Ok(None);
         }
     };
-    if length > LONGEST {
+    if length.is_some_and(|length| length > LONGEST) {
         return Err(bad("too long"));
     }
-    if request.headers.get("expect").is_some() && read.len() < start + length {
+    let whole = length.is_some_and(|length| read.len() >= start + length);
+    if request.headers.is("expect", "100-continue") && !whole {
         stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
     }
-    while read.len() < start + length {
-        if stream.read_buf(read).await? == 0 {
-            return Ok(None);
+    let body = match length {
+        Some(length) => {
+            let end = read.len().min(start + length);
+            let mut body = Vec::with_capacity(length);
+            body.extend_from_slice(&read[start..end]);
+            read.drain(..end);
+            while body.len() < length {
+                let rest = (length - body.len()) as u64;
+                if (&mut *stream).take(rest).read_buf(&mut body).await? == 0 {
+                    return Ok(None);
+                }
+            }
+            body
         }
-    }
-    request.body = read[start..start + length].to_vec();
-    read.drain(..start + length);
+        None => {
+            let end = loop {
+                if let Some(end) = chunks::end(&read[start..]).map_err(bad)? {
+                    break start + end;
+                }
+                if read.len() > LONGEST + start {
+                    return Err(bad("too long"));
+                }
+                if stream.read_buf(read).await? == 0 {
+                    return Ok(None);
+                }
+            };
+            let body = chunks::joined(&read[start..end]);
+            read.drain(..end);
+            body
+        }
+    };
+    // Signed chunks, within a body of either kind.
+    let encodings = request.headers.get("content-encoding").unwrap_or_default();
+    let signed = encodings.split(',').any(|encoding| encoding.trim().eq_ignore_ascii_case("aws-chunked"));
+    request.body = match signed {
+        true if chunks::end(&body).map_err(bad)? == Some(body.len()) => chunks::joined(&body),
+        true => return Err(bad("chunks that do not end")),
+        false => body,
+    };
     Ok(Some(request))
 }
 
@@ -97,18 +148,25 @@ pub async fn serve(
     mut stream: TcpStream,
     handle: impl AsyncFn(Request) -> std::result::Result<Answer, Dropped>,
 ) -> Result<()> {
-    let mut read = Vec::new();
+    let mut read = Vec::with_capacity(HEAD);
     while let Some(request) = next(&mut stream, &mut read).await? {
-        let close = request.headers.get("connection").is_some_and(|how| how.eq_ignore_ascii_case("close"));
+        let close = request.headers.is("connection", "close");
         let Ok(Answer { status, kind, headers, body }) = handle(request).await else { return Ok(()) };
         let connection = if close { "close" } else { "keep-alive" };
         let more: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-        let text = format!(
+        let mut head = format!(
             "HTTP/1.1 {status} {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: {connection}\r\n\
-             Server: oven-ec2-server\r\n{more}\r\n{body}",
+             Server: oven-ec2-server\r\n{more}\r\n",
             body.len()
-        );
-        stream.write_all(text.as_bytes()).await?;
+        )
+        .into_bytes();
+        if body.len() <= SHORT {
+            head.extend_from_slice(&body);
+            stream.write_all(&head).await?;
+        } else {
+            stream.write_all(&head).await?;
+            stream.write_all(&body).await?;
+        }
         if close {
             break;
         }
@@ -125,10 +183,13 @@ mod tests {
         let (request, length, body) =
             head(b"POST /a?b HTTP/1.1\r\nContent-Length: 3\r\nX-A:  b \r\n\r\nxyz").unwrap().unwrap();
         assert_eq!((request.method.as_str(), request.path.as_str()), ("POST", "/a"));
-        assert_eq!((request.headers.get("x-a"), length, body), (Some("b"), 51, 3));
+        assert_eq!((request.headers.get("x-a"), length, body), (Some("b"), 51, Some(3)));
+        assert_eq!(request.query, "b");
         assert!(head(b"GET / HTTP/1.1\r\nHost").unwrap().is_none());
         assert!(head(b"GET / HTTP/1.1\r\nContent-Length: x\r\n\r\n").is_err());
-        assert!(head(b"GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n").is_err());
+        let chunked = head(b"GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n").unwrap().unwrap();
+        assert_eq!(chunked.2, None);
+        assert!(head(b"GET / HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n").is_err());
         assert!(head(b"\x16\x03\x01").is_err());
     }
 }

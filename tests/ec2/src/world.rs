@@ -148,11 +148,43 @@ pub struct Snapshot {
     pub key: Option<String>,
     pub product_codes: Vec<String>,
     pub public: bool,
+    /// Not public, and not ours: whether we may use it.
+    #[serde(default)]
+    pub shared: bool,
+    /// Of one that is or was written by its blocks.
+    #[serde(default)]
+    pub written: Option<Written>,
+    /// It is a copy of another one.
+    #[serde(default)]
+    pub copy: bool,
+}
+
+/// How a snapshot is written by its blocks.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Written {
+    pub parent: Option<String>,
+    /// Milliseconds without a call after which it is given up.
+    pub timeout: Time,
+    /// When the last call was made.
+    pub touched: Time,
+    /// What CompleteSnapshot said: how many blocks, and their checksum.
+    pub sealed: Option<(u32, String)>,
 }
 
 impl Snapshot {
     pub fn state(&self, now: Time) -> &'static str {
-        self.common.state(now, "pending", "completed", "error")
+        match &self.written {
+            Some(Written { sealed: None, timeout, touched, .. }) => {
+                let given_up = now >= touched.saturating_add(*timeout);
+                if given_up || self.common.turn == Some(Turn::Failed) { "error" } else { "pending" }
+            }
+            _ => self.common.state(now, "pending", "completed", "error"),
+        }
+    }
+
+    /// Whether its data may be used: it is ours, or was shared.
+    pub fn is_usable(&self, account: &str) -> bool {
+        self.common.owner == account || self.public || self.shared
     }
 }
 

@@ -37,10 +37,10 @@ async fn an_image_that_lost_a_tag_is_not_taken_for_whole() {
     let f = Fixture::new();
     let (base, run) = (f.import("base-1").await, RunId::new());
     let snapshot = f.snapshot(&base, &run).await;
-    let slow = f.region.with_delays(Duration::from_millis(300));
+    let slow = f.region.with_delays(Duration::from_secs(1));
     let (web, undo) = (spec("web-f", "f"), Undo::default());
     let lose_it = async {
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        f.appears().await;
         let lose = |region: &Locked| {
             let mut image = region.tagged::<ImageRecord>(tag::NAME, "web")?.remove(0);
             image.tags.remove(tag::FINGERPRINT);

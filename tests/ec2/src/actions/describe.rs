@@ -52,7 +52,7 @@ impl Fields for At<'_, Snapshot> {
             "encrypted" => one(snapshot.encrypted),
             "owner-alias" => some(None::<String>),
             "owner-id" => one(&snapshot.common.owner),
-            "progress" => one(if snapshot.state(*now) == "completed" { "100%" } else { "" }),
+            "progress" => one(shapes::progress(snapshot, *now)),
             "snapshot-id" => one(&snapshot.common.id),
             "start-time" => one(rfc3339(snapshot.common.created)),
             "status" => one(snapshot.state(*now)),
@@ -135,6 +135,16 @@ pub fn volumes(view: &View<'_>, ask: &mut Ask) -> Result<Xml> {
     Ok(xml)
 }
 
+/// Whether the account encrypts every new volume and snapshot.
+pub fn encryption(view: &View<'_>, ask: &mut Ask) -> Result<Xml> {
+    ask.params.done()?;
+    crate::iam::permitted(view.options, &ask.action, &[])?;
+    ask.really()?;
+    let mut xml = Xml::default();
+    xml.text("ebsEncryptionByDefault", view.options.direct.encrypts);
+    Ok(xml)
+}
+
 pub fn snapshots(view: &View<'_>, ask: &mut Ask) -> Result<Xml> {
     let p = &mut ask.params;
     let (ids, filters) = (p.list("SnapshotId")?, Filters::take(p)?);
@@ -148,19 +158,20 @@ pub fn snapshots(view: &View<'_>, ask: &mut Ask) -> Result<Xml> {
     let mut found = Vec::new();
     for id in &ids {
         let snapshot = view.world.snapshot(id, view.now)?;
-        if !ours(snapshot) && !snapshot.public {
+        if !snapshot.is_usable(account) {
             no!("InvalidSnapshot.NotFound", "The snapshot '{id}' does not exist.");
         }
         found.push(snapshot);
     }
     if ids.is_empty() {
         let all = view.world.snapshots.values().filter(|s| s.common.is_visible(view.now));
-        found.extend(all.filter(|s| ours(s) || s.public));
+        found.extend(all.filter(|s| s.is_usable(account)));
     }
     ask.really()?;
     let owned = |s: &Snapshot, who: &str| (who == "self" && ours(s)) || who == s.common.owner;
     found.retain(|s| owners.is_empty() || owners.iter().any(|who| owned(s, who)));
-    let may = |s: &Snapshot, who: &str| s.public || (ours(s) && (who == "self" || who == account));
+    let may =
+        |s: &Snapshot, who: &str| s.public || (s.is_usable(account) && (who == "self" || who == account));
     found.retain(|s| restorable.is_empty() || restorable.iter().any(|who| may(s, who)));
     found.retain(|snapshot| filters.fit(&At(*snapshot, view.now)));
     let (found, token) = page.cut(found, view.options.page);

@@ -78,12 +78,15 @@ fn mapping(mut params: Params) -> Result<Option<Mapping>> {
 }
 
 /// Completes a mapping from its snapshot, and checks it.
-fn complete(world: &World, mapping: &mut Mapping, now: Time) -> Result<()> {
+fn complete(world: &World, account: &str, mapping: &mut Mapping, now: Time) -> Result<()> {
     if mapping.virtual_name.is_some() {
         return Ok(());
     }
     if let Some(id) = &mapping.snapshot {
         let snapshot = world.snapshot(id, now)?;
+        if !snapshot.is_usable(account) {
+            no!("InvalidSnapshot.NotFound", "The snapshot '{id}' does not exist.");
+        }
         if snapshot.state(now) != "completed" {
             no!("IncorrectState", "Snapshot {id} is in invalid state - {}", snapshot.state(now));
         }
@@ -144,7 +147,7 @@ pub fn register(ctx: &Rc<Ctx>, mut ask: Ask) -> Result<Xml> {
         no!("AuthFailure", "The account is not authorized for the billing products {}", billing.join(", "));
     }
     for mapping in &mut mappings {
-        complete(&state.world, mapping, now)?;
+        complete(&state.world, &state.options.account, mapping, now)?;
         if let Some(snapshot) = mapping.snapshot.as_ref().and_then(|id| state.world.snapshots.get(id)) {
             image.product_codes.extend(snapshot.product_codes.iter().cloned());
         }

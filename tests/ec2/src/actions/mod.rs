@@ -5,12 +5,13 @@ mod images;
 mod instances;
 mod shapes;
 mod snapshots;
-mod tags;
+pub mod tags;
 mod volumes;
 
 pub use volumes::remove as volumes_remove;
 
 use crate::attach::{Guests, Held};
+use crate::direct::Known;
 use crate::faults::Turn;
 use crate::iam::{self, Target};
 use crate::imds::Imds;
@@ -38,6 +39,8 @@ pub struct Ctx {
     pub held: RefCell<BTreeMap<String, Held>>,
     pub guests: Guests,
     pub imds: RefCell<Imds>,
+    /// Of snapshots that were read by their blocks.
+    pub known: Known,
     /// Where the world is written down.
     pub file: PathBuf,
 }
@@ -97,8 +100,12 @@ impl Ctx {
                 ..Image::default()
             };
             let common = crate::world::Common { id: snapshot.clone(), tags: Tags::new(), ..common };
-            let record =
-                crate::world::Snapshot { common, volume: "vol-ffffffff".into(), size, ..Default::default() };
+            let record = crate::world::Snapshot {
+                common,
+                volume: crate::direct::NO_VOLUME.into(),
+                size,
+                ..Default::default()
+            };
             // Both worlds: it always was there.
             let State { world, before, .. } = &mut *state;
             for world in [world, &mut before.0] {
@@ -159,6 +166,7 @@ fn reading(action: &str) -> Option<Read> {
         "DescribeRegions" => instances::regions,
         "DescribeSnapshots" => describe::snapshots,
         "DescribeVolumes" => describe::volumes,
+        "GetEbsEncryptionByDefault" => describe::encryption,
         _ => return None,
     })
 }
@@ -167,8 +175,9 @@ pub fn is_known(action: &str) -> bool {
     reading(action).is_some() || CHANGING.contains(&action)
 }
 
-const CHANGING: [&str; 13] = [
+const CHANGING: [&str; 14] = [
     "AttachVolume",
+    "CopySnapshot",
     "CreateSnapshot",
     "CreateTags",
     "CreateVolume",
@@ -194,6 +203,7 @@ pub async fn perform(ctx: &Rc<Ctx>, mut ask: Ask, stale: bool) -> Result<Xml> {
     let _one = ctx.changing.lock().await;
     match ask.action.as_str() {
         "AttachVolume" => volumes::attach(ctx, ask).await,
+        "CopySnapshot" => snapshots::copy(ctx, ask).await,
         "CreateSnapshot" => snapshots::create(ctx, ask).await,
         "CreateTags" => tags::create(ctx, ask),
         "CreateVolume" => volumes::create(ctx, ask).await,

@@ -50,24 +50,25 @@ pub fn volume(xml: &mut Xml, volume: &Volume, now: Time) {
     tags(xml, &volume.common.tags);
 }
 
+pub fn progress(snapshot: &Snapshot, now: Time) -> &'static str {
+    let stuck = snapshot.common.turn == Some(crate::faults::Turn::Stuck);
+    match snapshot.state(now) {
+        "completed" => "100%",
+        _ if stuck => "99%",
+        _ => "",
+    }
+}
+
 pub fn snapshot(xml: &mut Xml, snapshot: &Snapshot, now: Time) {
     let state = snapshot.state(now);
     xml.text("snapshotId", &snapshot.common.id);
     xml.text("volumeId", &snapshot.volume);
     xml.text("status", state);
-    xml.some("statusMessage", (state == "error").then_some("It was planned so."));
+    let given_up = snapshot.written.as_ref().is_some_and(|w| w.sealed.is_none());
+    let why = if given_up { "The snapshot was not completed in time." } else { "It was planned so." };
+    xml.some("statusMessage", (state == "error").then_some(why));
     xml.text("startTime", rfc3339(snapshot.common.created));
-    let stuck = snapshot.common.turn == Some(crate::faults::Turn::Stuck);
-    xml.text(
-        "progress",
-        if state == "completed" {
-            "100%"
-        } else if stuck {
-            "99%"
-        } else {
-            ""
-        },
-    );
+    xml.text("progress", progress(snapshot, now));
     xml.text("ownerId", &snapshot.common.owner);
     xml.text("volumeSize", snapshot.size);
     xml.text("description", &snapshot.description);

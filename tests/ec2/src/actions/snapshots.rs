@@ -1,6 +1,8 @@
 //! Snapshots: made of a volume as it is when the call comes, and `pending` after that.
 
 use super::{Ask, Ctx, internal, shapes, tag_specifications};
+use crate::direct::{NO_VOLUME, copied};
+use crate::faults::Turn;
 use crate::iam::Target;
 use crate::refusal::{Result, no};
 use crate::world::{Snapshot, Tags, now};
@@ -64,7 +66,7 @@ pub async fn create(ctx: &Ctx, mut ask: Ask) -> Result<Xml> {
         encrypted: volume.kind.encrypted,
         key: volume.kind.key,
         product_codes: volume.product_codes,
-        public: false,
+        ..Snapshot::default()
     };
     state.change(|world| {
         if let Some(volume) = world.volumes.get_mut(&id) {
@@ -74,6 +76,80 @@ pub async fn create(ctx: &Ctx, mut ask: Ask) -> Result<Xml> {
     });
     let mut xml = Xml::default();
     shapes::snapshot(&mut xml, &snapshot, now());
+    Ok(xml)
+}
+
+/// A copy within the region; EC2 has no client token for it.
+pub async fn copy(ctx: &Ctx, mut ask: Ask) -> Result<Xml> {
+    let p = &mut ask.params;
+    let (region, source) = (p.required("SourceRegion")?, p.required("SourceSnapshotId")?);
+    let (description, destination) = (p.text("Description").unwrap_or_default(), p.text("DestinationRegion"));
+    // It belongs to copies from elsewhere, which are not made here.
+    p.text("PresignedUrl");
+    let (encrypted, key) = (p.boolean("Encrypted")?, p.text("KmsKeyId"));
+    let tags = tag_specifications(p, "snapshot")?;
+    if description.chars().count() > 255 {
+        no!("InvalidParameterValue", "Value for parameter description is longer than 255 characters");
+    }
+    if encrypted == Some(false) {
+        no!("InvalidParameterValue", "Value (false) for parameter Encrypted is invalid.");
+    }
+    if key.is_some() && encrypted.is_none() {
+        no!(
+            "InvalidParameterDependency",
+            "The parameter KmsKeyId requires the parameter Encrypted to be set."
+        );
+    }
+    let (original, turn) = {
+        let state = ctx.state();
+        let (now, none) = (now(), Tags::new());
+        let options = &state.options;
+        let original = state.world.snapshot(&source, now);
+        let of = original.as_ref().map_or(&none, |s| &s.common.tags);
+        ask.permitted(&state, &[Target::new(&source, of), Target::made("snapshot", &tags)])?;
+        if region != options.region || destination.is_some_and(|other| other != options.region) {
+            no!("InvalidParameterValue", "This server has the region {} alone.", options.region);
+        }
+        let original = original?;
+        if !original.is_usable(&options.account) {
+            no!("InvalidSnapshot.NotFound", "The snapshot '{source}' does not exist.");
+        }
+        if original.state(now) != "completed" {
+            no!("IncorrectState", "Snapshot {source} is in invalid state - {}", original.state(now));
+        }
+        let snapshots = state.world.snapshots.values().filter(|s| !s.common.is_gone(now));
+        if snapshots.clone().filter(|s| !s.common.seeded).count() >= options.limits.snapshots {
+            no!("SnapshotLimitExceeded", "Maximum allowed snapshot count exceeded.");
+        }
+        if snapshots.filter(|s| s.copy && s.common.is_pending(now)).count() >= options.limits.copies {
+            no!("ResourceLimitExceeded", "Too many snapshot copies in progress.");
+        }
+        ask.really()?;
+        // Its key is tried later: the call succeeds, and the copy does not.
+        let usable = options.may_use_key(key.as_deref()) && options.may_use_key(original.key.as_deref());
+        (original.clone(), ask.turn.or((!usable).then_some(Turn::Failed)))
+    };
+    let id = copied(ctx, &source, original.size).await?;
+    let mut state = ctx.state();
+    let delay = state.options.delays.copying;
+    let encrypted = original.encrypted || encrypted == Some(true) || state.options.direct.encrypts;
+    // Whatever the original's key is.
+    let own = encrypted.then(|| state.options.default_key());
+    let snapshot = Snapshot {
+        common: state.common(&id, tags.clone(), delay, turn),
+        volume: NO_VOLUME.to_owned(),
+        size: original.size,
+        description,
+        encrypted,
+        key: key.or(own),
+        product_codes: original.product_codes,
+        copy: true,
+        ..Snapshot::default()
+    };
+    state.change(|world| world.snapshots.insert(id.clone(), snapshot));
+    let mut xml = Xml::default();
+    xml.text("snapshotId", id);
+    shapes::tags(&mut xml, &tags);
     Ok(xml)
 }
 
@@ -103,6 +179,7 @@ fn check_deletable(ctx: &Ctx, ask: &Ask, id: &str) -> Result<()> {
 /// Removes a snapshot and its data.
 pub async fn remove(ctx: &Ctx, id: &str) -> Result<()> {
     ctx.region.delete_snapshot(&SnapshotId(id.to_owned())).await.map_err(internal)?;
+    ctx.known.forget(id);
     ctx.state().change(|world| {
         if let Some(snapshot) = world.snapshots.get_mut(id) {
             snapshot.common.gone_at = Some(now());

@@ -144,7 +144,7 @@ pub async fn create(ctx: &Ctx, mut ask: Ask) -> Result<Xml> {
             no!("InvalidZone.NotFound", "The zone '{zone}' does not exist.");
         }
         let base = base?;
-        if base.common.owner != state.options.account && !base.public {
+        if !base.is_usable(&state.options.account) {
             no!("InvalidSnapshot.NotFound", "The snapshot '{snapshot}' does not exist.");
         }
         if base.state(now) != "completed" {

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub mod ebs;
+
 use oven_ec2_server::{Server, ServerOptions};
 use std::io::{Read, Write};
 use std::net::TcpStream;

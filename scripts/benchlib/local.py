@@ -1,0 +1,220 @@
+"""Modes on a local region: no cloud's time in them, so what is left is oven's own and apt's."""
+import os
+import shutil
+import subprocess
+import time
+
+from .blocks import changed_blocks
+from .machine import Failed, busy, measure, output, say, sh
+from .oven import Region, define
+from .plain import plain, root_offset
+from .results import Result
+from .trees import compare
+
+# Small packages without others that they need. Each run takes the next one, so that it is new to the caches.
+SMALL = ["tree", "bc", "psmisc", "unzip", "time", "lsof", "zip", "hexedit"]
+LARGE = """git nginx-light redis-server postgresql-client python3-venv python3-requests build-essential vim-nox tmux htop
+strace tcpdump rsync unzip zip p7zip-full imagemagick graphviz sqlite3 mariadb-client haproxy squid memcached php-cli
+ruby nodejs gnupg2 bind9-dnsutils nmap socat iptables jq curl wget tree lsof psmisc bc file less
+man-db""".split()
+MEMORY_MIB = 256
+AT_ONCE = [1, 2, 4, 8]
+
+
+def small(bench, disks):
+    """A rebake that adds one small package, beside apt by hand on the same base."""
+    result = Result("small", disks=disks, runs=bench.runs)
+    warm = Region(bench.bins, bench.work / "warm", bench.base, disks)
+    # The caches hold the base's blocks and the indexes, but none of the packages to come.
+    warm.remove(warm.bake(["less"], "warms the caches").image)
+    for run in range(bench.runs):
+        package = SMALL[run % len(SMALL)]
+
+        def ours():
+            adds = warm.bake([package], f"adds, {run}")
+            result.add("oven warm, a new package", adds.seconds)
+            again = warm.bake([package], f"again, {run}")
+            result.add("oven warm, the same again", again.seconds)
+            result.add("  of that apt", again.apt)
+            result.add("  peak MiB", again.cost.peak_mib)
+            sent_is_changed(bench, result, again, warm)
+            warm.remove(adds.image, again.image)
+            cold = Region(bench.bins, bench.work / "cold", bench.base, disks)
+            first = cold.bake([package], f"cold, {run}")
+            result.add("oven cold", first.seconds)
+            result.add("  cold peak MiB", first.cost.peak_mib)
+
+        def theirs():
+            total, apt = plain(bench.work, bench.base, [package])
+            result.add("plain chroot", total)
+            result.add("plain apt alone", apt)
+
+        bench.turns(run, ours, theirs)
+        result.tell(run, bench.runs)
+    result.ratio("warm, a new package / plain apt", "oven warm, a new package", "plain apt alone", at_most=0.5)
+    result.ratio("warm, the same again / plain apt", "oven warm, the same again", "plain apt alone", at_most=0.5)
+    result.ratio("cold / plain chroot", "oven cold", "plain chroot")
+    result.fact("peak MiB", max(result.series["  peak MiB"] + result.series["  cold peak MiB"]), at_most=MEMORY_MIB)
+    return result
+
+
+def sent_is_changed(bench, result, bake, region):
+    """What was sent is what differs between both snapshots, block by block, where blocks are sent at all."""
+    if "blocks sent" in bake.counted:
+        changed = len(changed_blocks(bench.base, region.disk_of(bake.image)))
+        result.add("blocks sent", bake.counted["blocks sent"])
+        result.add("blocks that differ", changed)
+        if bake.counted["blocks sent"] != changed:
+            raise Failed(f"{bake.counted['blocks sent']} blocks were sent, and {changed} differ")
+
+
+def large(bench, disks):
+    """A large set of packages, and whether the result is what apt by hand makes."""
+    result = Result("large", disks=disks, runs=bench.runs, packages=len(LARGE))
+    warm = Region(bench.bins, bench.work / "warm", bench.base, disks)
+    warm.remove(warm.bake(LARGE, "warms the caches").image)
+    by_hand = bench.work / "by-hand.raw"
+    last = None
+    for run in range(bench.runs):
+        def ours():
+            nonlocal last
+            again = warm.bake(LARGE, f"again, {run}")
+            result.add("oven warm", again.seconds)
+            result.add("  of that apt", again.apt)
+            result.add("  peak MiB", again.cost.peak_mib)
+            if last:
+                warm.remove(last)
+            last = again.image
+            cold = Region(bench.bins, bench.work / "cold", bench.base, disks)
+            first = cold.bake(LARGE, f"cold, {run}")
+            result.add("oven cold", first.seconds)
+            result.add("  cold peak MiB", first.cost.peak_mib)
+            shutil.rmtree(cold.dir)
+
+        def theirs():
+            by_hand.unlink(missing_ok=True)
+            total, apt = plain(bench.work, bench.base, LARGE, keep=by_hand)
+            result.add("plain chroot", total)
+            result.add("plain apt alone", apt)
+
+        bench.turns(run, ours, theirs)
+        result.tell(run, bench.runs)
+    result.ratio("warm / plain chroot", "oven warm", "plain chroot", at_most=0.6)
+    result.ratio("warm / plain apt", "oven warm", "plain apt alone")
+    result.ratio("cold / plain chroot", "oven cold", "plain chroot")
+    result.fact("peak MiB", max(result.series["  peak MiB"] + result.series["  cold peak MiB"]), at_most=MEMORY_MIB)
+    differ, listed, paths = compare(bench.work, warm.disk_of(last), by_hand)
+    result.fact("paths", paths)
+    result.fact("paths that differ, as listed", {pattern: len(found) for pattern, found in listed.items() if found})
+    result.fact("paths that differ, not listed", len(differ), at_most=0)
+    for path in differ[:40]:
+        say(f"differs: {path}")
+    return result
+
+
+def noop(bench, disks):
+    """The image is there: only its keys are computed and looked up."""
+    result = Result("noop", disks=disks, runs=bench.runs)
+    region = Region(bench.bins, bench.work / "warm", bench.base, disks)
+    first = region.bake(["tree"], "once")
+    for run in range(bench.runs):
+        again = region.bake(["tree"], "once")
+        if again.image != first.image:
+            raise Failed("what was baked already was baked again")
+        result.add("oven", again.seconds)
+        result.add("cpu", again.cost.cpu_seconds)
+        result.tell(run, bench.runs)
+    return result
+
+
+def parallel(bench, disks):
+    """Distinct images at once, and whether each holds what it should and nothing of another's."""
+    cores = os.cpu_count()
+    result = Result("parallel", disks=disks, runs=bench.runs, cores=cores)
+    region = Region(bench.bins, bench.work / "warm", bench.base, disks)
+    most = max(AT_ONCE)
+
+    def images(mark):
+        made = []
+        for index in range(most):
+            name = f"image-{index}"
+            (region.dir / name).mkdir(exist_ok=True)
+            (region.dir / name / "marker").write_text(f"this is {name}\n")
+            file = f'[[file]]\nsource = "marker"\ntarget = "/etc/marker"\n'
+            made.append(define(region.dir / name, name, "bench-base", [SMALL[index]], mark, file))
+        return made
+
+    # Everything that is to be fetched is there.
+    warmed = region.bake_all(images("warms the caches"), 1)
+    region.remove(*names(warmed))
+    for run in range(bench.runs):
+        for at_once in AT_ONCE:
+            chosen = images(f"{run}, {at_once}")[:at_once]
+            worked = busy()
+            bake = region.bake_all(chosen, at_once)
+            result.add(f"{at_once} at once", bake.seconds)
+            result.add(f"  cpu of {at_once}", bake.cost.cpu_seconds)
+            result.add(f"  machine's cpu of {at_once}", busy() - worked)
+            result.add(f"  peak MiB of {at_once}", bake.cost.peak_mib)
+            ids = names(bake)
+            no_crosstalk(region, ids)
+            region.remove(*ids)
+        # As long as one image's CPU seconds take if all cores do nothing else.
+        result.add("CPU-bound sum of 8", result.series["  cpu of 1"][-1] * most / cores)
+        result.tell(run, bench.runs)
+    result.ratio("8 at once / CPU-bound sum", "8 at once", "CPU-bound sum of 8", at_most=1.3)
+    result.ratio("8 at once / 8 x 1", "8 at once", "1 at once")
+    result.ratios["8 at once / 8 x 1"] = round(result.ratios["8 at once / 8 x 1"] / most, 3)
+    result.fact("peak MiB of one", max(result.series["  peak MiB of 1"]), at_most=MEMORY_MIB)
+    result.fact("peak MiB of 8", max(result.series["  peak MiB of 8"]))
+    return result
+
+
+def names(bake):
+    """The ids: alone if it is one image, else with the names of the images."""
+    return [line.split()[0] for line in bake.cost.out.splitlines()]
+
+
+def no_crosstalk(region, ids):
+    """Each image has its own marker and its own package's list of files, and no other's. Read from the snapshots."""
+    for index, image in enumerate(ids):
+        disk = region.disk_of(image)
+        where = f"{disk}?offset={root_offset(disk)}"
+
+        def debugfs(command):
+            done = subprocess.run(["debugfs", "-R", command, where], capture_output=True, text=True)
+            return done.stdout
+
+        marker = debugfs("cat /etc/marker")
+        if marker != f"this is image-{index}\n":
+            raise Failed(f"image-{index} ({image}) says {marker!r}")
+        listed = debugfs("ls -p /var/lib/dpkg/info")
+        for other, package in enumerate(SMALL):
+            if (f"/{package}.list/" in listed) != (other == index):
+                raise Failed(f"image-{index} ({image}): {package} is {'' if other != index else 'not '}in it")
+
+
+def checksum(bench):
+    """A tree of 2 GiB in 512 files, beside sha1sum on all cores."""
+    result = Result("checksum", runs=bench.runs)
+    tree = bench.work / "tree"
+    tree.mkdir()
+    for index in range(512):
+        (tree / f"{index:04}").write_bytes(os.urandom(4 << 20))
+    for run in range(bench.runs):
+        def ours():
+            cost = measure([bench.bins / "oven", "checksum", tree], bench.bins / "oven")
+            result.add("oven", cost.seconds)
+            result.add("  peak MiB", cost.peak_mib)
+
+        def theirs():
+            start = time.monotonic()
+            sh("sh", "-c", f"find '{tree}' -type f -print0 | xargs -0 -P{os.cpu_count()} -n32 sha1sum")
+            result.add("sha1sum", time.monotonic() - start)
+
+        bench.turns(run, ours, theirs)
+        result.tell(run, bench.runs)
+    shutil.rmtree(tree)
+    result.ratio("oven / sha1sum", "oven", "sha1sum")
+    result.fact("peak MiB", max(result.series["  peak MiB"]), at_most=MEMORY_MIB)
+    return result

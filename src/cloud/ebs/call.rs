@@ -1,0 +1,138 @@
+//! One call of EBS direct: sent, classified as EC2's are, and sent again where that is right. The SDK itself sends
+//! once.
+
+use super::lanes::{Lane, Lanes};
+use super::limiter::Limiter;
+use super::list::Tokens;
+use crate::cloud::SnapshotId;
+use crate::cloud::ec2::Pace;
+use crate::cloud::ec2::call::{Refused, jitter};
+use crate::cloud::ec2::class::{Action, Class};
+use crate::trace::{self, Track};
+use anyhow::Result;
+use aws_sdk_ebs::Client;
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep};
+
+/// Requests of one kind under way: with 900 a second, each may take 70 ms. They hold 32 MiB.
+const AT_ONCE: usize = 64;
+
+/// What the threads share.
+pub struct Shared {
+    pub lanes: Lanes,
+    pub pace: Pace,
+    pub gets: Semaphore,
+    pub puts: Semaphore,
+    /// Whether EBS ever answered: an endpoint that never did is a wrong one.
+    answered: AtomicBool,
+    snapshots: Mutex<HashMap<SnapshotId, Arc<Snapshot>>>,
+}
+
+/// What is known of a snapshot.
+pub struct Snapshot {
+    pub id: SnapshotId,
+    pub tokens: Tokens,
+    pub gets: Limiter,
+    pub puts: Limiter,
+    /// When it was made, if we did: for some time it may not be known everywhere.
+    born: Option<Instant>,
+}
+
+impl Shared {
+    pub fn new(lanes: Lanes, pace: Pace) -> Self {
+        Self {
+            lanes,
+            pace,
+            gets: Semaphore::new(AT_ONCE),
+            puts: Semaphore::new(AT_ONCE),
+            answered: AtomicBool::new(false),
+            snapshots: Mutex::default(),
+        }
+    }
+
+    fn known(&self, id: &SnapshotId, born: Option<Instant>) -> Arc<Snapshot> {
+        let mut snapshots = self.snapshots.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = || {
+            let (gets, puts) = (Limiter::default(), Limiter::default());
+            Arc::new(Snapshot { id: id.clone(), tokens: Tokens::default(), gets, puts, born })
+        };
+        snapshots.entry(id.clone()).or_insert_with(new).clone()
+    }
+
+    pub fn snapshot(&self, id: &SnapshotId) -> Arc<Snapshot> {
+        self.known(id, None)
+    }
+
+    /// This one is new.
+    pub fn born(&self, id: &SnapshotId) {
+        self.known(id, Some(Instant::now()));
+    }
+
+    /// Calls, and calls again as the error's class says. `limiter`: what sets the pace of these calls.
+    pub async fn repeat<T, F>(
+        &self,
+        lane: &Lane,
+        action: &'static Action,
+        snapshot: &Snapshot,
+        limiter: Option<&Limiter>,
+        mut send: impl FnMut(Client) -> F,
+    ) -> Result<T, Refused>
+    where
+        F: Future<Output = Result<T, Refused>>,
+    {
+        let (start, pace) = (Instant::now(), &self.pace);
+        let mut tries = 0u32;
+        // Blocks are limited, and counted where they are put to use: there are thousands.
+        let track = if limiter.is_some() { Track::default() } else { Track::here() };
+        let mut span = track.span(trace::Lane::Ebs, action.name);
+        span.tell("what", snapshot.id.0.as_str());
+        loop {
+            if let Some(limiter) = limiter {
+                limiter.turn().await;
+            }
+            let refused = match send(lane.client()).await {
+                Ok(answer) => {
+                    self.answered.store(true, Ordering::Relaxed);
+                    limiter.inspect(|limiter| limiter.succeeded());
+                    return Ok(answer);
+                }
+                Err(refused) => refused,
+            };
+            if refused.code.is_some() {
+                self.answered.store(true, Ordering::Relaxed);
+            }
+            span.tell("refused", refused.code.as_deref().unwrap_or("no answer"));
+            let answered = self.answered.load(Ordering::Relaxed);
+            let mut pause = jitter(pace.backoff.saturating_mul(1 << tries.min(16)).min(pace.backoff_longest));
+            let patience = match refused.class {
+                Class::Throttled | Class::Paced => {
+                    limiter.inspect(|limiter| limiter.refused());
+                    pace.throttled
+                }
+                // Credentials that never were there will not come.
+                Class::Expired if tries < 3 && answered => {
+                    lane.renew();
+                    pace.throttled
+                }
+                Class::Lost if action.twice && answered => pace.outage,
+                Class::Lost if action.twice => pace.unreachable,
+                Class::NotYet if snapshot.born.is_some_and(|born| born.elapsed() < pace.visible) => {
+                    pause = pause.min(pace.longest).max(pace.look);
+                    pace.visible
+                }
+                _ if tries > 0 => return Err(refused.tried(start.elapsed())),
+                _ => return Err(refused),
+            };
+            tries += 1;
+            span.tell("tries", tries + 1);
+            if start.elapsed() + pause > patience {
+                return Err(refused.tried(start.elapsed()));
+            }
+            sleep(pause).await;
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! A complete snapshot, read by its blocks.
+
+use super::super::names::refused;
+use super::super::records::{SnapshotRecord, Store};
+use super::super::written::{Put, blocks_of, invalid};
+use crate::cloud::SnapshotId;
+use crate::cloud::blocks::{BLOCK, Digest, Reader};
+use crate::disk::copy::{self, Cancelled};
+use anyhow::{Context, Result};
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
+use sha2::{Digest as _, Sha256};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+/// A complete snapshot.
+pub struct Whole {
+    store: Store,
+    id: SnapshotId,
+    data: File,
+    blocks: u64,
+    put: BTreeMap<u32, Digest>,
+}
+
+impl Whole {
+    /// And its size in GiB.
+    pub fn open(store: &Store, id: &SnapshotId) -> Result<(Self, u64)> {
+        let record = store.by_blocks(id)?;
+        store.ensure_completed(&record).map_err(|e| invalid("INVALID_SNAPSHOT_ID", e))?;
+        let put = Put::open(store, id)?.map_or_else(|| Ok(BTreeMap::new()), |put| put.digests())?;
+        let path = store.data::<SnapshotRecord>(&id.0);
+        let data = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
+        let blocks = blocks_of(record.size_gib);
+        Ok((Self { store: store.clone(), id: id.clone(), data, blocks, put }, record.size_gib))
+    }
+
+    /// What has data that is not zero, or was put as zeros.
+    pub fn contents(&self, stop: &Cancelled) -> Result<BTreeSet<u32>> {
+        let mut found: BTreeSet<u32> = self.put.keys().copied().collect();
+        copy::blocks(&self.data, stop, &mut |at, data| {
+            let end = (at + data.len() as u64).div_ceil(BLOCK as u64);
+            found.extend((at / BLOCK as u64) as u32..end as u32);
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
+    fn is_written(&self, index: u32) -> Result<bool> {
+        if self.put.contains_key(&index) {
+            return Ok(true);
+        }
+        let at = u64::from(index) * BLOCK as u64;
+        match rustix::fs::seek(&self.data, SeekFrom::Data(at)) {
+            Ok(data) => Ok(data < at + BLOCK as u64),
+            Err(Errno::NXIO) => Ok(false),
+            Err(e) => Err(e).context("looking for data"),
+        }
+    }
+}
+
+impl Reader for Whole {
+    fn read(&self, index: u32) -> Result<(Vec<u8>, Digest)> {
+        self.store.by_blocks(&self.id)?;
+        let id = &self.id;
+        if u64::from(index) >= self.blocks || !self.is_written(index)? {
+            return Err(invalid("INVALID_BLOCK", format!("Block {index} of '{id}' was never written.")));
+        }
+        let mut block = vec![0; BLOCK];
+        let read = self.data.read_exact_at(&mut block, u64::from(index) * BLOCK as u64);
+        read.with_context(|| format!("reading block {index} of {id}"))?;
+        let digest = Digest::from(Sha256::digest(&block));
+        if self.put.get(&index).is_some_and(|put| *put != digest) {
+            return Err(refused(
+                "InternalServerException",
+                format!("block {index} of {id} is not what was put"),
+            ));
+        }
+        Ok((block, digest))
+    }
+}

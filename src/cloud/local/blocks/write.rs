@@ -1,0 +1,155 @@
+//! Blocks put into a pending snapshot, and the end of it.
+
+use super::super::names::absent;
+use super::super::records::{PARENT, SnapshotRecord, Store};
+use super::super::written::{Entry, Put, Sealed, blocks_of, invalid};
+use crate::cloud::SnapshotId;
+use crate::cloud::blocks::{BLOCK, Digest};
+use crate::disk::copy::{self, Cancelled};
+use anyhow::{Context, Result};
+use rustix::fs::FallocateFlags;
+use sha2::{Digest as _, Sha256};
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+
+/// The data that a pending snapshot is written over.
+fn parent_of(store: &Store, id: &SnapshotId) -> Result<File> {
+    let path = store.part::<SnapshotRecord>(&id.0, PARENT);
+    File::open(&path).with_context(|| format!("opening {}", path.display()))
+}
+
+/// The data of a pending snapshot.
+fn data_of(store: &Store, id: &SnapshotId) -> Result<File> {
+    let path = store.data::<SnapshotRecord>(&id.0);
+    let mut options = File::options();
+    options.read(true).write(true).custom_flags(libc::O_NOFOLLOW);
+    options.open(&path).with_context(|| format!("opening {}", path.display()))
+}
+
+/// Copies what the parent has and nobody has put.
+fn fill(store: &Store, id: &SnapshotId, put: &Put, stop: &Cancelled) -> Result<()> {
+    let (parent, target) = (parent_of(store, id)?, data_of(store, id)?);
+    let filled = copy::copy_between(&parent, &target, stop, &mut |range| {
+        let blocks = (range.start / BLOCK as u64) as u32..range.end.div_ceil(BLOCK as u64) as u32;
+        let entries = put.entries(blocks.clone())?;
+        let kept = blocks.zip(entries).filter(|(_, entry)| *entry != Entry::Never);
+        Ok(kept.map(|(index, _)| within(index, &range)).collect())
+    });
+    let dir = store.dir_of::<SnapshotRecord>();
+    filled.map_err(|e| copy::full(e, &dir, copy::allocated(&parent)))
+}
+
+/// The part of a range that a block is.
+fn within(index: u32, range: &Range<u64>) -> Range<u64> {
+    let start = u64::from(index) * BLOCK as u64;
+    start.max(range.start)..(start + BLOCK as u64).min(range.end)
+}
+
+/// SHA256 over digests in the order of their indexes.
+pub fn linear<'a>(digests: impl IntoIterator<Item = &'a Digest>) -> Digest {
+    let mut hash = Sha256::new();
+    digests.into_iter().for_each(|digest| hash.update(digest));
+    hash.finalize().into()
+}
+
+/// A snapshot that only lacks the word that it is complete. Nobody can put a block for as long as this value lives.
+pub struct Ready {
+    _turn: Put,
+    pub sealed: Sealed,
+}
+
+/// Verifies what was put, and makes the data whole and durable. `None`: that was done before.
+pub fn make_ready(store: &Store, id: &SnapshotId, sealed: Sealed, stop: &Cancelled) -> Result<Option<Ready>> {
+    store.by_blocks(id)?;
+    let put = opened(store, id)?.turn(0..u32::MAX)?;
+    let (_, written) = store.writable(id)?;
+    if let Some(before) = written.sealed {
+        if before == sealed {
+            return Ok(None);
+        }
+        return Err(invalid(
+            "INVALID_SNAPSHOT_ID",
+            format!("The snapshot '{id}' is complete, with other blocks."),
+        ));
+    }
+    let digests = put.digests()?;
+    if digests.len() as u64 != u64::from(sealed.count) {
+        let text =
+            format!("The changed blocks count is {}, and {} blocks were put.", sealed.count, digests.len());
+        return Err(invalid("INVALID_PARAMETER_VALUE", text));
+    }
+    if linear(digests.values()) != sealed.checksum {
+        return Err(invalid(
+            "INVALID_PARAMETER_VALUE",
+            "The checksum is not that of the blocks that were put.",
+        ));
+    }
+    if written.parent.is_some() && !written.shared {
+        fill(store, id, &put, stop)?;
+    }
+    let target = data_of(store, id)?;
+    for (index, entry) in put.all()? {
+        if entry == Entry::Begun {
+            restore(store, id, &target, written.parent.is_some(), index)?;
+        }
+    }
+    target.sync_data().and_then(|()| put.sync()).context("writing the snapshot to the disk")?;
+    Ok(Some(Ready { _turn: put, sealed }))
+}
+
+/// Makes a block the parent's again, of which somebody wrote a part.
+fn restore(store: &Store, id: &SnapshotId, target: &File, parent: bool, index: u32) -> Result<()> {
+    let at = u64::from(index) * BLOCK as u64;
+    rustix::fs::fallocate(target, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, at, BLOCK as u64)
+        .with_context(|| format!("undoing block {index}"))?;
+    if parent {
+        let parent = parent_of(store, id)?;
+        if at < copy::length(&parent)? {
+            let mut block = vec![0; BLOCK];
+            parent.read_exact_at(&mut block, at).context("reading the parent")?;
+            target.write_all_at(&block, at).with_context(|| format!("undoing block {index}"))?;
+        }
+    }
+    Ok(())
+}
+
+fn opened(store: &Store, id: &SnapshotId) -> Result<Put> {
+    match Put::open(store, id)? {
+        Some(put) => Ok(put),
+        None => {
+            // None, or deleted since: this says which.
+            store.writable(id)?;
+            Err(absent("ResourceNotFoundException", format!("The snapshot '{id}' does not exist.")))
+        }
+    }
+}
+
+pub fn put(store: &Store, id: &SnapshotId, index: u32, block: &[u8], digest: &Digest) -> Result<()> {
+    let file = opened(store, id)?.turn(index..index.saturating_add(1))?;
+    if block.len() != BLOCK {
+        return Err(invalid("INVALID_BLOCK", format!("{} bytes, and a block has {BLOCK}", block.len())));
+    }
+    if Digest::from(Sha256::digest(block)) != *digest {
+        return Err(invalid(
+            "INVALID_BLOCK",
+            format!("The data of block {index} does not match its checksum."),
+        ));
+    }
+    let (record, written) = store.writable(id)?;
+    if written.sealed.is_some() {
+        return Err(invalid("INVALID_SNAPSHOT_ID", format!("The snapshot '{id}' is not pending.")));
+    }
+    if u64::from(index) >= blocks_of(record.size_gib) {
+        let text = format!("Block {index} is beyond the {} GiB of '{id}'.", record.size_gib);
+        return Err(invalid("INVALID_BLOCK", text));
+    }
+    let target = data_of(store, id)?;
+    let write = || {
+        file.begin(index)?;
+        target.write_all_at(block, u64::from(index) * BLOCK as u64)?;
+        file.done(index, digest)
+    };
+    let dir = store.dir_of::<SnapshotRecord>();
+    write().map_err(|e| copy::full(e.into(), &dir, BLOCK as u64))
+}

@@ -1,0 +1,99 @@
+//! Which lane a span is on: the first of its kind where it nests.
+
+use super::Lane;
+use serde_json::{Map, Value};
+use std::time::Duration;
+
+#[derive(Default)]
+pub struct Lanes {
+    lanes: Vec<One>,
+    next: u64,
+}
+
+struct One {
+    pid: u32,
+    lane: Lane,
+    tid: u32,
+    /// The outermost first.
+    open: Vec<Open>,
+}
+
+struct Open {
+    id: u64,
+    name: String,
+    began: Duration,
+}
+
+/// A span that is over.
+pub struct Ended {
+    pub pid: u32,
+    pub tid: u32,
+    pub name: String,
+    pub began: Duration,
+    pub told: Map<String, Value>,
+}
+
+impl Lanes {
+    /// Its id; and where it is the first on its lane, that lane's number and name.
+    pub fn begin(
+        &mut self,
+        pid: u32,
+        lane: Lane,
+        parent: Option<u64>,
+        name: &str,
+        now: Duration,
+    ) -> (u64, Option<(u32, String)>) {
+        let id = self.next;
+        self.next += 1;
+        let open = Open { id, name: name.to_owned(), began: now };
+        let inside = |one: &One| parent.is_some() && one.open.last().map(|open| open.id) == parent;
+        let free = |one: &One| one.pid == pid && one.lane == lane && one.open.is_empty();
+        let found = self.lanes.iter().position(inside).or_else(|| self.lanes.iter().position(free));
+        if let Some(found) = found {
+            self.lanes[found].open.push(open);
+            return (id, None);
+        }
+        let before = self.lanes.iter().filter(|one| one.pid == pid && one.lane == lane).count() as u32;
+        // Lanes of a kind stand together, the kinds in their order. A track has fewer than a thousand of a kind.
+        let tid = lane as u32 * 1000 + before + 1;
+        self.lanes.push(One { pid, lane, tid, open: vec![open] });
+        let name =
+            if before == 0 { lane.name().to_owned() } else { format!("{} {}", lane.name(), before + 1) };
+        (id, Some((tid, name)))
+    }
+
+    /// Ends a span, and what is in it. Nothing if it is over.
+    pub fn end(&mut self, id: u64, told: Map<String, Value>) -> Vec<Ended> {
+        let place = |one: &One| one.open.iter().position(|open| open.id == id);
+        let found = self.lanes.iter().enumerate().find_map(|(index, one)| Some((index, place(one)?)));
+        let Some((index, at)) = found else { return Vec::new() };
+        let one = &mut self.lanes[index];
+        let (pid, tid) = (one.pid, one.tid);
+        let mut told = Some(told);
+        let ended = one.open.drain(at..).map(|Open { id: of, name, began }| {
+            let told = if of == id { told.take().unwrap_or_default() } else { unfinished() };
+            Ended { pid, tid, name, began, told }
+        });
+        ended.collect()
+    }
+
+    /// Ends everything.
+    pub fn end_all(&mut self) -> Vec<Ended> {
+        let mut all = Vec::new();
+        for one in &mut self.lanes {
+            let (pid, tid) = (one.pid, one.tid);
+            all.extend(one.open.drain(..).map(|Open { name, began, .. }| Ended {
+                pid,
+                tid,
+                name,
+                began,
+                told: unfinished(),
+            }));
+        }
+        all
+    }
+}
+
+fn unfinished() -> Map<String, Value> {
+    [("unfinished".to_owned(), Value::Bool(true))].into_iter().collect()
+}

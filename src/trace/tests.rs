@@ -1,0 +1,158 @@
+use super::*;
+
+fn trace() -> (tempfile::TempDir, Trace) {
+    let dir = tempfile::tempdir().unwrap();
+    let trace = Trace::create(&dir.path().join("trace.json")).unwrap();
+    (dir, trace)
+}
+
+/// All events; a failure if the file is not whole.
+fn events(dir: &tempfile::TempDir) -> Vec<Value> {
+    let text = std::fs::read(dir.path().join("trace.json")).unwrap();
+    let mut trace: Value = serde_json::from_slice(&text).expect("the file is JSON at any time");
+    serde_json::from_value(trace["traceEvents"].take()).unwrap()
+}
+
+/// (lane, name, from, to), in the order of the file.
+fn spans(dir: &tempfile::TempDir) -> Vec<(u64, String, u64, u64)> {
+    let of = |event: &Value| {
+        let (ts, dur) = (event["ts"].as_u64().unwrap(), event["dur"].as_u64().unwrap());
+        (event["tid"].as_u64().unwrap(), event["name"].as_str().unwrap().to_owned(), ts, ts + dur)
+    };
+    events(dir).iter().filter(|event| event["ph"] == "X").map(of).collect()
+}
+
+#[test]
+fn the_file_is_whole_after_every_event() {
+    let (dir, trace) = trace();
+    assert!(events(&dir).is_empty());
+    let track = trace.track("web");
+    let outer = track.span(Lane::Steps, "outer");
+    assert!(spans(&dir).is_empty(), "it is written when it ends");
+    let inner = track.within(outer.id(), Lane::Steps, "inner");
+    drop(inner);
+    assert_eq!(spans(&dir).len(), 1);
+    // What a killed run would leave: the ended one, in a file that can be read.
+    let names: Vec<_> = events(&dir).iter().map(|event| event["name"].clone()).collect();
+    assert_eq!(names, ["process_name", "process_sort_index", "thread_name", "thread_sort_index", "inner"]);
+    drop(outer);
+    let spans = spans(&dir);
+    let ((lane, _, from, to), (outer_lane, _, begin, end)) = (&spans[0], &spans[1]);
+    assert!(lane == outer_lane && begin <= from && to <= end, "{spans:?}");
+}
+
+#[test]
+fn what_overlaps_is_on_lanes_of_its_own() {
+    let (dir, trace) = trace();
+    let (one, two) = (trace.track("one"), trace.track("two"));
+    let root = one.span(Lane::Steps, "root");
+    let first = one.within(root.id(), Lane::Steps, "first");
+    let beside = one.within(root.id(), Lane::Steps, "beside");
+    let call = one.span(Lane::Ec2, "call");
+    let other = one.span(Lane::Ec2, "other call");
+    drop(call);
+    let third = one.span(Lane::Ec2, "third call");
+    let elsewhere = two.span(Lane::Steps, "elsewhere");
+    drop((first, beside, other, third, elsewhere, root));
+    let lane = |name: &str| spans(&dir).iter().find(|span| span.1 == name).map(|span| span.0).unwrap();
+    assert_eq!(lane("root"), lane("first"));
+    assert_ne!(lane("first"), lane("beside"));
+    assert_eq!(lane("third call"), lane("call"), "a lane is used again");
+    assert_ne!(lane("other call"), lane("call"));
+    let tracks: std::collections::BTreeSet<_> =
+        events(&dir).iter().map(|event| event["pid"].as_u64().unwrap()).collect();
+    assert_eq!(tracks.len(), 2);
+}
+
+#[test]
+fn what_ends_takes_along_what_is_in_it() {
+    let (dir, trace) = trace();
+    let track = trace.track("web");
+    let outer = track.span(Lane::Steps, "outer");
+    let inner = track.within(outer.id(), Lane::Steps, "inner");
+    drop(outer);
+    assert_eq!(spans(&dir).len(), 2);
+    drop(inner);
+    assert_eq!(spans(&dir).len(), 2, "it is not told twice");
+    let open = track.span(Lane::Waits, "a volume");
+    trace.end().unwrap();
+    let last = events(&dir).pop().unwrap();
+    assert_eq!((&last["name"], &last["args"]["unfinished"]), (&json!("a volume"), &json!(true)));
+    drop(open);
+    track.mark("too late");
+    assert_eq!(events(&dir).pop().unwrap(), last);
+}
+
+#[test]
+fn secrets_are_masked_before_names_are_cut_off() {
+    let (dir, trace) = trace();
+    let secret = "hunter2-9f8e7d6c";
+    let track = trace.track("web");
+    let padding = "x".repeat(NAME_MAX - 4);
+    let mut span = track.span(Lane::Steps, &format!("{padding}{secret}"));
+    track.hide(&Secrets::of_test(&[("TOKEN", secret)]));
+    span.tell("argv", format!("sh -c 'echo {secret}\x1b[2J'"));
+    span.tell("many", json!([{"deep": secret}]));
+    drop(span);
+    track.mark(secret);
+    let text = std::fs::read_to_string(dir.path().join("trace.json")).unwrap();
+    assert!(!text.contains("hunt") && !text.contains('\x1b') && !text.contains("\\u001b"), "{text}");
+    assert!(text.contains(&format!("{padding}***")) && text.contains("echo ***"), "{text}");
+}
+
+#[test]
+fn counters_are_written_now_and_then_and_at_last() {
+    let (dir, trace) = trace();
+    let counter = Arc::new(trace.track("web").counter("bytes fetched"));
+    let threads: Vec<_> = (0..4)
+        .map(|_| {
+            let counter = counter.clone();
+            std::thread::spawn(move || (0..1000).for_each(|_| counter.add(2)))
+        })
+        .collect();
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    drop(counter);
+    let sums: Vec<_> = events(&dir).iter().filter_map(|event| event["args"]["sum"].as_u64()).collect();
+    assert_eq!(sums.last(), Some(&8000));
+    assert!(sums.len() < 1000, "{} events for 4000 blocks", sums.len());
+}
+
+#[tokio::test]
+async fn a_future_knows_its_track_and_others_none() {
+    let (dir, trace) = trace();
+    Track::here().span(Lane::Ec2, "nowhere").tell("a", 1);
+    let follow = |name: &'static str| {
+        trace.track(name).follow(async move {
+            tokio::task::yield_now().await;
+            drop(Track::here().span(Lane::Ec2, name));
+        })
+    };
+    tokio::join!(follow("one"), follow("two"));
+    // In any order.
+    let named: std::collections::BTreeSet<_> = events(&dir)
+        .into_iter()
+        .filter(|event| event["ph"] == "X")
+        .map(|event| (event["pid"].as_u64().unwrap(), event["name"].as_str().unwrap().to_owned()))
+        .collect();
+    assert_eq!(named, [(1, "one".to_owned()), (2, "two".to_owned())].into());
+}
+
+#[test]
+fn a_file_that_cannot_be_written_is_told_first_or_last_and_never_in_between() {
+    for (path, what) in
+        [("/", "Is a directory"), ("/no/such/dir/t.json", "No such file"), ("/dev/null", "is no file")]
+    {
+        let error = Trace::create(Path::new(path)).err().unwrap();
+        assert_eq!(Kind::of(&error), Kind::Usage);
+        assert!(error.to_string().contains(path) && error.to_string().contains(what), "{error}");
+    }
+    let (dir, trace) = trace();
+    let track = trace.track("web");
+    let path = dir.path().join("trace.json");
+    trace.state().file = File::open(&path).unwrap();
+    drop(track.span(Lane::Steps, "lost"));
+    drop(track.span(Lane::Steps, "lost, too"));
+    let error = format!("{:#}", trace.end().unwrap_err());
+    assert!(error.contains("Bad file descriptor") && error.contains("trace.json"), "{error}");
+    assert!(spans(&dir).is_empty());
+}

@@ -1,0 +1,220 @@
+//! Disks go into a region and out of it again, without root: what is left is compared with what went in.
+
+#![allow(clippy::disallowed_methods, reason = "a test has no runtime to block")]
+
+use serde_json::Value;
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+const BLOCK: u64 = 512 << 10;
+
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_oven"));
+        command.env_clear().env("OVEN_REGION_DIR", "region").current_dir(&self.0).args(args);
+        command
+    }
+
+    fn expect(&self, code: i32, args: &[&str]) -> (String, String) {
+        let Output { status, stdout, stderr } = self.command(args).output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let (out, err) = (text(&stdout), text(&stderr));
+        assert_eq!(status.code(), Some(code), "oven {args:?}\n{out}\n{err}");
+        (out, err)
+    }
+
+    /// The result object.
+    fn json(&self, code: i32, args: &[&str]) -> Value {
+        let (out, _) = self.expect(code, &[&["--json"], args].concat());
+        serde_json::from_str(out.lines().last().unwrap()).unwrap()
+    }
+
+    /// A disk with a file system's mark and some blocks of data.
+    fn raw(&self, name: &str, size: u64, blocks: impl IntoIterator<Item = u64>) -> PathBuf {
+        let path = self.path(name);
+        let file = File::create(&path).unwrap();
+        file.set_len(size).unwrap();
+        // Enough of an ext4 to be taken for one.
+        let gib = (size >> 30).max(1) as u8;
+        for (offset, bytes) in
+            [(1080, &[0x53, 0xef][..]), (1024 + 96, &[0x40, 0, 0, 0]), (1024 + 24, &[2, 0, 0, 0])]
+        {
+            file.write_all_at(bytes, offset).unwrap();
+        }
+        file.write_all_at(&[gib], 1024 + 6).unwrap();
+        // No two pages of it are alike.
+        let mut data = vec![1; BLOCK as usize];
+        for index in blocks {
+            for page in 0..BLOCK / 4096 {
+                let at = (page * 4096) as usize;
+                data[at..at + 16].copy_from_slice(&[index.to_le_bytes(), page.to_le_bytes()].concat());
+            }
+            file.write_all_at(&data, index * BLOCK).unwrap();
+        }
+        path
+    }
+
+    fn files(&self) -> Vec<String> {
+        let all = fs::read_dir(&self.0).unwrap();
+        let mut names: Vec<_> = all.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    fn in_region(&self, kind: &str) -> usize {
+        fs::read_dir(self.path("region").join(kind)).map_or(0, Iterator::count)
+    }
+}
+
+/// The same bytes, and zeros beyond the shorter one.
+fn assert_same(left: &Path, right: &Path) {
+    let (left, right) = (File::open(left).unwrap(), File::open(right).unwrap());
+    let end = left.metadata().unwrap().len().max(right.metadata().unwrap().len());
+    let mut buffers = [vec![0; 4 << 20], vec![0; 4 << 20]];
+    for at in (0..end).step_by(buffers[0].len()) {
+        for (file, buffer) in [&left, &right].into_iter().zip(&mut buffers) {
+            let mut done = 0;
+            while let n @ 1.. = file.read_at(&mut buffer[done..], at + done as u64).unwrap() {
+                done += n;
+            }
+            buffer[done..].fill(0);
+        }
+        assert!(buffers[0] == buffers[1], "they differ in the 4 MiB at {at}");
+    }
+}
+
+#[test]
+fn what_was_imported_is_exported_again_sparse_and_whole() {
+    let place = Place::new();
+    let raw = place.raw("disk.raw", (1 << 30) - 4096, [3, 4, 900]);
+    let (ami, err) = place.expect(0, &["import", "disk.raw", "--name", "base", "--verify"]);
+    assert!(err.contains("reading snap-") && err.contains(" back"), "{err}");
+    let told = place.json(0, &["export", ami.trim(), "out.raw"]);
+    assert_eq!((told["file"].as_str(), told["size_gib"].as_u64()), (Some("out.raw"), Some(1)));
+    let snapshot = told["snapshot_id"].as_str().unwrap().to_owned();
+    let out = place.path("out.raw");
+    assert_same(&raw, &out);
+    let metadata = fs::metadata(&out).unwrap();
+    assert_eq!(metadata.len(), 1 << 30);
+    assert!(metadata.blocks() * 512 < 4 * BLOCK, "{} bytes on the disk", metadata.blocks() * 512);
+    assert_eq!(told["bytes_on_disk"].as_u64(), Some(metadata.blocks() * 512));
+
+    // A second one, and what is in the way.
+    let (_, err) = place.expect(2, &["export", &snapshot, "out.raw"]);
+    assert!(err.contains("out.raw is there already") && err.contains("--force"), "{err}");
+    fs::write(&out, "mine").unwrap();
+    place.expect(0, &["export", "--force", &snapshot, "out.raw"]);
+    assert_same(&raw, &out);
+    fs::create_dir(place.path("dir")).unwrap();
+    std::os::unix::fs::symlink("elsewhere", place.path("link")).unwrap();
+    for (code, what, file, words) in [
+        (2, snapshot.as_str(), "dir", "is no file"),
+        (2, &snapshot, "link", "is no file"),
+        (2, &snapshot, "gone/out.raw", "gone is no directory"),
+        (2, "base", "new.raw", "neither an image's id nor a snapshot's"),
+        (4, "ami-0123456789abcdef0", "new.raw", "ami-0123456789abcdef0"),
+        (4, "snap-0123456789abcdef0", "new.raw", "snap-0123456789abcdef0"),
+    ] {
+        let (_, err) = place.expect(code, &["export", "--force", what, file]);
+        assert!(err.contains(words), "{what} {file}: {err}");
+    }
+    assert_eq!(place.files(), ["dir", "disk.raw", "link", "out.raw", "region"]);
+}
+
+#[test]
+fn a_files_mode_is_that_of_any_other() {
+    let place = Place::new();
+    place.raw("disk.raw", 1 << 20, [1]);
+    let (ami, _) = place.expect(0, &["import", "disk.raw", "--name", "base"]);
+    for (mask, mode) in [("022", 0o644), ("077", 0o600)] {
+        let script =
+            format!("umask {mask}; exec {} export {} {mask}.raw", env!("CARGO_BIN_EXE_oven"), ami.trim());
+        let status = Command::new("sh")
+            .args(["-c", &script])
+            .env("OVEN_REGION_DIR", "region")
+            .current_dir(&place.0)
+            .status();
+        assert!(status.unwrap().success());
+        let metadata = fs::metadata(place.path(&format!("{mask}.raw"))).unwrap();
+        assert_eq!(metadata.permissions().mode() & 0o777, mode);
+    }
+}
+
+#[test]
+fn what_a_disk_of_the_region_lost_is_seen() {
+    let place = Place::new();
+    place.raw("disk.raw", 8 << 20, [3, 9]);
+    let result = place.json(0, &["import", "disk.raw", "--name", "base"]);
+    let snapshot = result["snapshot_id"].as_str().unwrap();
+    let data = place.path(&format!("region/snapshots/{snapshot}.img"));
+    let data = File::options().write(true).open(data).unwrap();
+    data.write_all_at(b"?", 9 * BLOCK + 77).unwrap();
+    let again = ["import", "disk.raw", "--name", "base", "--verify"];
+    let (_, err) = place.expect(6, &again);
+    assert!(err.contains(&format!("block 9 of {snapshot} is not what was sent")), "{err}");
+    // It was there before: whose it is decides.
+    assert_eq!((place.in_region("images"), place.in_region("snapshots")), (1, 2));
+    data.write_all_at(&[0; 4096], 9 * BLOCK).unwrap();
+    data.write_all_at(b"?", 5 * BLOCK).unwrap();
+    let (_, err) = place.expect(6, &again);
+    assert!(err.contains(" is not "), "{err}");
+}
+
+#[test]
+fn flags_are_checked_before_anything_is_read() {
+    let place = Place::new();
+    place.raw("disk.raw", 8 << 20, [3]);
+    let import = ["import", "disk.raw", "--name", "base"];
+    place.expect(2, &[&import[..], &["--boot-mode", "bios"]].concat());
+    let (_, err) =
+        place.expect(2, &[&import[..], &["--arch", "arm64", "--boot-mode", "legacy-bios"]].concat());
+    assert!(err.contains("--boot-mode") && err.contains("uefi alone"), "{err}");
+    assert_eq!(place.in_region("images"), 0);
+    place.expect(0, &[&import[..], &["--boot-mode", "uefi"]].concat());
+}
+
+/// The most memory that a program ever had, in MiB.
+fn peak(mut command: Command) -> u64 {
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let status = format!("/proc/{}/status", child.id());
+    let mut peak = 0;
+    loop {
+        // The last look before it ends is at most a millisecond old.
+        let text = fs::read_to_string(&status).unwrap_or_default();
+        let told = text.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
+        peak = peak.max(told.map_or(0, |told| told.parse::<u64>().unwrap()) >> 10);
+        if let Some(status) = child.try_wait().unwrap() {
+            assert!(status.success(), "{status}");
+            return peak;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn four_gibibytes_take_little_memory() {
+    let place = Place::new();
+    // A fourteenth of it is data: 293 MiB.
+    place.raw("disk.raw", 4 << 30, (1..8192).step_by(14));
+    let imported = peak(place.command(&["import", "disk.raw", "--name", "base", "--verify"]));
+    let (ids, _) = place.expect(0, &["images", "list", "base"]);
+    let id = ids.split(' ').next().unwrap();
+    let exported = peak(place.command(&["export", id, "out.raw"]));
+    assert!((1..256).contains(&imported), "importing took {imported} MiB");
+    assert!((1..256).contains(&exported), "exporting took {exported} MiB");
+    let (again, _) = place.expect(0, &["import", "out.raw", "--name", "base"]);
+    assert_eq!(again.trim(), id, "it is the same disk");
+}

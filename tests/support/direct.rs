@@ -1,0 +1,172 @@
+//! Bakes of disks that are served by their blocks, on a region of the test's own.
+
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+use crate::tree::tree;
+use crate::world::{World, stderr};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+/// A bake; `mode` is for the environment: `child`, or `whole`, without a parent.
+pub fn command(world: &World, mode: &str, faults: &[String]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_oven-test-bake"));
+    command.arg(world.region()).arg(world.path("image")).args(faults).current_dir(world.dir.path());
+    command.env("OVEN_TEST_DIRECT", mode);
+    command
+}
+
+pub fn bake(world: &World, faults: &[String]) -> Output {
+    command(world, "child", faults).output().unwrap()
+}
+
+pub fn line<'a>(output: &'a Output, word: &str) -> Option<&'a str> {
+    let text = std::str::from_utf8(&output.stdout).unwrap();
+    text.lines().find_map(|line| line.strip_prefix(word)?.strip_prefix(' '))
+}
+
+/// The snapshot of an image, and the file with its data.
+pub fn snapshot(world: &World, image: &str) -> (String, PathBuf) {
+    let record = fs::read(world.region().join(format!("images/{image}.json"))).unwrap();
+    let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
+    let id = record["snapshot"].as_str().unwrap().to_owned();
+    let data = world.region().join(format!("snapshots/{id}.img"));
+    (id, data)
+}
+
+/// The snapshots that a region has by their records.
+pub fn snapshots(world: &World) -> BTreeSet<String> {
+    let files = world.files();
+    let ids = files.iter().filter_map(|f| f.strip_prefix("snapshots/")?.strip_suffix(".json"));
+    ids.map(str::to_owned).collect()
+}
+
+/// What a region holds when it holds so many images and their snapshots, and nothing else but a cache.
+pub fn assert_only(world: &World, images: usize, what: &str) {
+    let files = world.files();
+    let ids = snapshots(world);
+    let count = |dir: &str| files.iter().filter(|f| f.starts_with(dir) && f.ends_with(".json")).count();
+    assert_eq!((count("images/"), ids.len(), count("volumes/")), (images, images, 0), "{what}: {files:#?}");
+    let odd = files.iter().filter(|file| {
+        let place = file.rsplit_once('/').map_or("", |(dir, _)| dir);
+        let name = &file[place.len()..];
+        let stem = name.trim_start_matches('/').split('.').next().unwrap();
+        match place {
+            "" => !matches!(file.as_str(), "region.json" | "lock"),
+            "snapshots" => !ids.contains(stem) || name.ends_with(".parent"),
+            "images" | "documents" | "locks" => name.contains("tmp"),
+            _ => !place.starts_with("blocks/") || name.contains("tmp"),
+        }
+    });
+    let odd: Vec<_> = odd.collect();
+    assert!(odd.is_empty(), "{what}: {odd:?}");
+}
+
+/// What an undisturbed bake makes of the tiny base: whole bakes are held against it.
+pub fn expected() -> &'static BTreeMap<String, String> {
+    static TREE: OnceLock<BTreeMap<String, String>> = OnceLock::new();
+    TREE.get_or_init(|| {
+        let world = World::tiny();
+        let mut attached = Command::new(env!("CARGO_BIN_EXE_oven-test-bake"));
+        attached.arg(world.region()).arg(world.path("image"));
+        let happy = attached.output().unwrap();
+        assert_eq!(happy.status.code(), Some(0), "{}", stderr(&happy));
+        let tree = tree(&snapshot(&world, line(&happy, "image").unwrap()).1);
+        assert!(tree.contains_key("etc/baked") && tree.contains_key("bin/busybox"), "{tree:#?}");
+        tree
+    })
+}
+
+/// One image, whose snapshot holds what an attached bake makes, and nothing else.
+pub fn assert_whole(world: &World, baked: &Output, images: usize, what: &str) {
+    assert_eq!(baked.status.code(), Some(0), "{what}: {}", stderr(baked));
+    let image = line(baked, "image").unwrap();
+    assert_eq!(&tree(&snapshot(world, image).1), expected(), "{what}");
+    assert_only(world, images, what);
+}
+
+/// After any fault: nothing of the run is left on the machine, sweep cleans the region, and the next bake makes the one
+/// image, and makes it right.
+pub fn assert_recovers(world: &World, images: usize, what: &str) {
+    world.assert_no_traces(what);
+    // Not what was being written when it was killed.
+    let registered = |file: &String| file.starts_with("images/ami-") && file.ends_with(".json");
+    let before: BTreeSet<String> = world.files().into_iter().filter(registered).collect();
+    world.expect(0, &["sweep"]);
+    let files = world.files();
+    let kept: Vec<_> = files.iter().filter(|f| f.starts_with("kept/") || f.ends_with(".parent")).collect();
+    assert!(kept.is_empty(), "{what}: after sweep {kept:?}");
+    let snapshots = snapshots(world).len();
+    assert_eq!(snapshots, before.len(), "{what}: snapshots without an image after sweep: {files:#?}");
+    let next = bake(world, &[]);
+    assert_whole(world, &next, images, &format!("{what}: the next bake"));
+    let after: BTreeSet<String> = world.files().into_iter().filter(registered).collect();
+    assert!(after.is_superset(&before), "{what}: {before:?} {after:?}");
+    world.assert_no_traces(what);
+}
+
+pub fn full() -> bool {
+    std::env::var_os("OVEN_TEST_FULL").is_some()
+}
+
+/// A small generator, so that a seed tells a plan.
+pub struct Dice(pub u64);
+
+impl Dice {
+    pub fn roll(&mut self, sides: usize) -> usize {
+        // Seeds are small numbers that follow each other: mixed well (splitmix64), or their plans would, too.
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        ((mixed ^ (mixed >> 31)) >> 33) as usize % sides
+    }
+
+    pub fn of<'a, T>(&mut self, all: &'a [T]) -> &'a T {
+        &all[self.roll(all.len())]
+    }
+}
+
+/// Seeds: of all of them with OVEN_TEST_FULL, else the fixed ones and some that nobody saw before. `OVEN_TEST_SEED`
+/// plays one again.
+pub fn seeds(all: u64, fixed: u64, fresh: u64) -> Vec<u64> {
+    if let Ok(one) = std::env::var("OVEN_TEST_SEED") {
+        return vec![one.parse().unwrap()];
+    }
+    if full() {
+        return (0..all).collect();
+    }
+    let new = (0..fresh).map(|_| {
+        let digits = &oven::cloud::RunId::new().0[..8];
+        u64::from(u32::from_str_radix(digits, 16).unwrap())
+    });
+    (0..fixed).chain(new).collect()
+}
+
+/// Does it with each, several at a time: most of a bake is waiting. All are done, and all that failed are told.
+pub fn each<T: Sync>(all: &[T], test: impl Fn(&T) + Sync) {
+    let (next, failed) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..WORKERS {
+            scope.spawn(|| {
+                while let Some(one) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if catch_unwind(AssertUnwindSafe(|| test(one))).is_err() {
+                        failed.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(failed.into_inner(), 0, "of {} failed, as told above", all.len());
+}
+
+const WORKERS: usize = 3;
+
+#[allow(clippy::disallowed_methods, reason = "a test has no runtime to block")]
+pub fn pause(time: Duration) {
+    std::thread::sleep(time);
+}
