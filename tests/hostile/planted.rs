@@ -2,8 +2,11 @@
 
 use crate::lab::{Deb, Lab};
 
-/// Plants a link in the place of whatever is there.
-const PLANT: &str = "plant() { rm -rf \"$2\"; ln -s \"$1\" \"$2\"; }\n";
+/// Plants a link in the place of whatever is there: what is mounted there is moved out of the way together with the
+/// directory that it is in.
+const PLANT: &str = "plant() {\n\
+    rm -rf \"$2\" 2> /dev/null || { mv \"${2%/*}\" \"${2%/*}.aside\"; mkdir \"${2%/*}\"; }\n\
+    ln -s \"$1\" \"$2\"\n}\n";
 
 /// What is planted in the place of what.
 const PLANTED: [(&str, &str); 10] = [

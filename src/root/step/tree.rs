@@ -60,16 +60,18 @@ fn mount_cache(
     root: BorrowedFd<'_>,
     throwaway: Option<(BorrowedFd<'_>, usize)>,
 ) -> Result<()> {
-    let open = || -> Result<OwnedFd> {
-        let place = resolve(root, Path::new(&cache.target), true)?;
-        anyhow::ensure!(place.rest.is_empty(), "the image has no such directory");
-        Ok(place.dir)
+    // A package may have put something else there: then that is what steps see.
+    let open = || {
+        let place = resolve(root, Path::new(&cache.target), true).ok();
+        place.filter(|place| place.rest.is_empty()).map(|place| place.dir)
     };
-    attach(cache.make()?, open()?)?;
+    let Some(on) = open() else { return Ok(()) };
+    attach(cache.make()?, on)?;
     if let Some((scratch, index)) = throwaway {
         // It is the directory of that name now.
-        let covered = self::throwaway(scratch, FIRST_OF_CACHES + index, open()?.as_fd())?;
-        attach(covered, open()?)?;
+        let made = open().context("it is not there any more")?;
+        let covered = self::throwaway(scratch, FIRST_OF_CACHES + index, made.as_fd())?;
+        attach(covered, open().context("it is not there any more")?)?;
     }
     Ok(())
 }
