@@ -179,7 +179,9 @@ impl Working {
         let done = self.steps_done(&trees, mine.iter().map(|(_, tree)| tree), newest.as_ref());
         let is_new = |cache: usize, tree: &Tree| theirs(cache) != Some(tree);
         let as_before = newest.as_ref().is_some_and(|newest| newest.index.done == done);
-        if as_before && !trees.iter().enumerate().any(|(cache, tree)| is_new(cache, tree)) {
+        // What was downloaded anew says the same of itself as what was spoilt.
+        let heals = same && self.found.1 > 0;
+        if !heals && as_before && !trees.iter().enumerate().any(|(cache, tree)| is_new(cache, tree)) {
             return Ok(0);
         }
         let before: u64 = (0..trees.len()).filter_map(theirs).map(bytes).sum();
@@ -204,6 +206,7 @@ impl Working {
         }
         newest.into_iter().for_each(Generation::release);
         self.trees = trees;
+        self.found.1 = 0;
         let none = vec![Vec::new(); self.trees.len()];
         self.lay(&none)?;
         self.store.trim();
