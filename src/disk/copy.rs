@@ -254,7 +254,7 @@ pub fn digest(source: &File, cancelled: &Cancelled) -> Result<String> {
 }
 
 /// Calls `take` for runs of blocks that are not zero, in order: an offset (of whole blocks), and the data, in memory
-/// aligned to [`ALIGN`] and a multiple of it long (a source's end is filled up with zeros).
+/// aligned to 4096 bytes and a multiple of it long (a source's end is filled up with zeros).
 pub fn blocks(
     source: &File,
     cancelled: &Cancelled,
