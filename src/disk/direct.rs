@@ -127,17 +127,6 @@ impl<B: Blocks + 'static> Direct<B> {
         })
     }
 
-    fn snapshots_debt(blocks: &Rc<B>, run: &RunId) -> Debt {
-        let pay = (blocks.clone(), run.clone());
-        Debt {
-            due: Due::OnFailure,
-            what: format!("the snapshot of run {run}"),
-            command: sweep(run),
-            pay: Box::new(move || Box::pin(async move { pay.0.ensure_no_snapshots(&pay.1).await })),
-            keep: None,
-        }
-    }
-
     /// What was written goes with the value; or it is kept.
     fn disk_debt(&self, run: &RunId, record: &Record, slot: &Slot) -> Debt {
         let (state, of, pay) = (self.state.clone(), run.clone(), slot.clone());
@@ -323,7 +312,7 @@ impl<B: Blocks + 'static> Disk for DirectDisk<B> {
             encrypted: *encrypted && !child,
             kms_key: kms_key.clone().filter(|_| *encrypted && !child),
         };
-        undo.owe(Direct::snapshots_debt(&self.blocks, &self.run));
+        undo.owe(upload::debt(self.blocks.clone(), &self.run));
         let sent = upload::upload(&*self.blocks, &spec, Arc::new(changes), &|_| ()).await?;
         let mib = sent.blocks.len() as f64 * BLOCK as f64 / f64::from(1 << 20);
         self.report
