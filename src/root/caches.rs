@@ -32,7 +32,8 @@ use working::{Layers, Working};
 
 /// Below a site's state directory.
 pub const DIR: &str = "packages";
-/// The packages of a dozen bases with a server's usual set each, and their indexes: 300 MB for one.
+/// Four bases with a server's usual set each: a gigabyte for forty packages with all that they need, their indexes, and
+/// what was decompressed. All of a base's is read and checked in each bake, at some gigabytes a second.
 pub const LIMIT: u64 = 4 << 30;
 
 /// Of this machine's disk, downloads leave so much free: whatever an image's package manager does, the builder works on.

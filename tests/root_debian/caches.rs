@@ -5,6 +5,7 @@ use crate::ground::Ground;
 use crate::{MAIN, ground, package, repository};
 use oven::root::caches::{LIMIT, Store};
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -215,6 +216,43 @@ fn what_was_decompressed_ahead_is_what_is_installed() {
     assert!(baked.log.contains("are not what was downloaded"), "{}", baked.log);
     baked.facts();
     assert_eq!(ground.read("usr/share/large/text"), text);
+}
+
+/// What is about a package comes from there, too; and another file of the same name is another package.
+#[test]
+fn what_was_unpacked_ahead_is_of_the_file_that_is_installed() {
+    let (ground, archive, key) = (ground(), Archive::new(), Key::new());
+    let bake = |text: &str| {
+        let script = format!("#!/bin/sh\necho {text} > /from-script\n");
+        let conffiles = "/etc/tool.conf\n";
+        let files = [
+            ("usr/share/tool/text", text),
+            ("etc/tool.conf", text),
+            ("DEBIAN/postinst", script.as_str()),
+            ("DEBIAN/conffiles", conffiles),
+        ];
+        let pool = [package(&ground, &archive, "tool", "1.0", &files)];
+        archive.publish("stable", "", &pool, Some(&key));
+        for again in [false, true] {
+            define(&ground, &archive, &key, "\"tool\"", "");
+            ground.bake().facts();
+            assert_eq!(ground.read("usr/share/tool/text"), text);
+            assert_eq!(ground.read("etc/tool.conf"), text);
+            assert_eq!(ground.read("from-script").trim_end(), text);
+            assert_eq!(ground.read("var/lib/dpkg/info/tool.conffiles"), conffiles);
+            assert_eq!(ground.read("var/lib/dpkg/info/tool.postinst"), script);
+            let mode =
+                fs::metadata(ground.image("var/lib/dpkg/info/tool.postinst")).unwrap().permissions().mode();
+            assert_eq!(mode & 0o7777, 0o755);
+            assert!(!ground.image("var/lib/dpkg/tmp.ci").exists(), "again: {again}");
+            nothing_is_in_the_image(&ground);
+        }
+        let made = kept(&ground, "tool*.control");
+        assert!(fs::read_to_string(made.join("postinst")).unwrap().contains(text), "{}", made.display());
+    };
+    bake("one");
+    // apt downloads it anew because its size is another.
+    bake(&"another".repeat(4 << 10));
 }
 
 #[test]

@@ -49,38 +49,48 @@ pub fn shims() -> [Shim; 2] {
 
 /// Nothing in it fails the bake: what is not decompressed here, dpkg-deb decompresses.
 const AHEAD: &str = r#"#!/bin/sh
-# Decompresses what was downloaded, for bin/dpkg-deb.
+# Unpacks what was downloaded, for bin/dpkg-deb: NAME.tar, and NAME.control with what is about the package. NAME.sum tells
+# of which file: a repository may give another one the same name.
 cd /var/cache/apt || exit 0
 if [ $# = 0 ]; then
     # Not onto the image's own disk, and not where 8 GiB would not fit.
     [ "$(stat -c %d .)" != "$(stat -c %d ..)" ] || exit 0
     [ $(($(stat -f -c %a .) / 1024 * $(stat -f -c %S .) / 1048576)) -ge 8 ] || exit 0
     mkdir -p oven
-    for tar in oven/*; do
-        deb=${tar#oven/}
-        [ -e "archives/${deb%.tar}" ] || rm -f "$tar"
+    for made in oven/*; do
+        deb=${made#oven/}
+        [ -e "archives/${deb%.*}" ] || rm -rf "$made"
     done
-    # A small one costs less than looking for it.
-    find archives -maxdepth 1 -type f -name '*.deb' -size +64k -print0 | xargs -0 -r -n 4 -P "$(nproc)" "$0"
+    find archives -maxdepth 1 -type f -name '*.deb' -print0 | xargs -0 -r -n 4 -P "$(nproc)" "$0"
     exit 0
 fi
+plain_files() {
+    # Anything else is not kept; dpkg is to see it, and to judge.
+    [ -z "$(LC_ALL=C find "$1" -mindepth 1 ! '(' -type f -links 1 ! -name '*[!0-9A-Za-z._-]*' ')')" ]
+}
 for deb; do
-    tar=oven/${deb#archives/}.tar
-    [ -e "$tar" ] && continue
-    dpkg-deb --fsys-tarfile "$deb" > "$tar.part" && mv "$tar.part" "$tar" || rm -f "$tar.part"
+    made=oven/${deb#archives/} sum=$(sha256sum < "$deb") was=
+    [ -e "$made.tar" ] && read -r was < "$made.sum"
+    [ "$sum" != "$was" ] || continue
+    rm -rf "$made.tar" "$made.control"
+    dpkg-deb --control "$deb" "$made.control" && plain_files "$made.control" && echo "$sum" > "$made.sum" &&
+        dpkg-deb --fsys-tarfile "$deb" > "$made.part" && mv "$made.part" "$made.tar" ||
+        rm -rf "$made.part" "$made.control" "$made.sum"
 done
 exit 0
 "#;
 
 const DPKG_DEB: &str = r#"#!/bin/sh
-# There while oven bakes: what was decompressed ahead is not decompressed again.
-if [ $# = 2 ] && [ "$1" = --fsys-tarfile ]; then
-    deb=$(readlink -f -- "$2")
-    case $deb in
-    /var/cache/apt/archives/*.deb)
-        tar=/var/cache/apt/oven/${deb##*/}.tar
-        [ -r "$tar" ] && exec cat -- "$tar"
-        ;;
+# There while oven bakes: what was unpacked ahead is not unpacked again. Told by the file, not by its name.
+case $2 in
+/tmp/apt-dpkg-install-*/*) deb=${2##*/} deb=${deb#*-} ;;
+*) deb=${2##*/} ;;
+esac
+made=/var/cache/apt/oven/$deb
+if [ -e "$made.tar" ] && [ "$2" -ef "/var/cache/apt/archives/$deb" ]; then
+    case $#$1 in
+    2--fsys-tarfile) exec cat -- "$made.tar" ;;
+    3--control) [ -e "$3" ] || exec cp -R --preserve=mode,ownership,timestamps -- "$made.control" "$3" ;;
     esac
 fi
 exec /usr/bin/dpkg-deb "$@"
