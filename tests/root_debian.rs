@@ -8,6 +8,8 @@ mod archive;
 mod caches;
 #[path = "root_debian/executing.rs"]
 mod executing;
+#[path = "root_debian/fonts.rs"]
+mod fonts;
 #[allow(dead_code, reason = "other tests use the rest")]
 #[path = "root_provision/ground.rs"]
 mod ground;

@@ -7,6 +7,7 @@
 mod ask;
 mod caches;
 mod conf;
+mod fonts;
 mod hold;
 mod mirror;
 mod repositories;
@@ -92,6 +93,7 @@ impl Distro for Debian {
             plan.shims.extend(has(INITRAMFS_TOOLS).then(generic_initramfs));
             plan.caches = caches::all();
             plan.shims.extend(caches::shims());
+            plan.shims.push(fonts::shim());
         }
         if changes {
             if has(APT_MARK) {
