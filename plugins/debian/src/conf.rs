@@ -4,7 +4,7 @@
 //! settings must count (its repositories may need them) and must not win: so the first file makes a second one the
 //! main file, which is read last.
 
-use crate::caches;
+use crate::{caches, verify};
 use oven_distro::{Conffiles, Job, Shim};
 
 pub const FIRST: &str = "/run/oven/apt.conf";
@@ -19,7 +19,8 @@ pub fn first() -> [Shim; 2] {
     let main = format!("Dir::Etc::main \"{LAST}\";\n");
     // apt makes one of the indexes each time they were refreshed, even if they are as before. Whoever reads them next
     // makes it if they are not.
-    let update = format!("{main}pkgCacheFile::Generate \"false\";\n");
+    let update =
+        format!("{main}pkgCacheFile::Generate \"false\";\nDir::Bin::apt-key \"{}\";\n", verify::APT_KEY);
     [(FIRST, main), (UPDATE, update)].map(|(path, content)| Shim { path: path.into(), content, mode: 0o644 })
 }
 

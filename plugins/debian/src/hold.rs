@@ -1,5 +1,6 @@
 //! Packages that no upgrade changes.
 
+use crate::STATUS;
 use oven_distro::{Job, Package, Refused, Wanted};
 
 /// Refuses what apt-mark would take for something else than a name.
@@ -24,6 +25,18 @@ pub fn split(job: &Job) -> (Vec<String>, Vec<String>) {
     };
     job.hold.iter().cloned().partition(|held| !installs(held))
 }
+
+/// What `apt-mark showhold` says, in its words: that one makes an index of all packages first, and asks dpkg for its
+/// architectures over and over.
+pub fn query() -> Vec<String> {
+    ["awk", SHOW, STATUS].map(str::to_owned).to_vec()
+}
+
+/// dpkg itself is of the image's own architecture; packages of others are named with theirs.
+const SHOW: &str = r#"/^Package: / { name = $2; hold = 0 }
+/^Status: hold / { held[++count] = name; hold = 1 }
+/^Architecture: / { if (name == "dpkg") own = $2; if (hold) of[count] = $2 }
+END { for (i = 1; i <= count; i++) print held[i] (of[i] == "" || of[i] == own || of[i] == "all" ? "" : ":" of[i]) }"#;
 
 /// A package that is held has to be there: apt-mark takes the name of any that a repository has.
 pub fn wanted(job: &Job, mut wanted: Vec<Wanted>) -> Vec<Wanted> {

@@ -14,6 +14,7 @@ mod repositories;
 mod security;
 mod tools;
 mod troubles;
+mod verify;
 
 use ask::Asks;
 use oven_distro::{
@@ -30,6 +31,7 @@ const APT_MARK: &str = "/usr/bin/apt-mark";
 const DPKG_QUERY: &str = "/usr/bin/dpkg-query";
 const SET_SELECTIONS: &str = "/usr/bin/debconf-set-selections";
 const ANSWERS: &str = "/run/oven/debconf";
+const STATUS: &str = "/var/lib/dpkg/status";
 const LISTS: &str = "/var/lib/apt/lists";
 const INITRAMFS_TOOLS: &str = "/usr/sbin/mkinitramfs";
 /// Read last of what says how an initramfs is made. It is copied into that, where nothing asks for it.
@@ -88,6 +90,7 @@ impl Distro for Debian {
         }
         if changes || plan.tools.is_some() {
             plan.shims.extend(conf::first());
+            plan.shims.push(verify::shim());
             plan.shims.push(conf::last(job, has(conf::IMAGES_MAIN)));
             plan.shims.extend(mirror::shims(job)?);
             plan.shims.extend(has(INITRAMFS_TOOLS).then(generic_initramfs));
@@ -97,7 +100,7 @@ impl Distro for Debian {
         }
         if changes {
             if has(APT_MARK) {
-                plan.facts.insert("held".to_owned(), ["apt-mark", "showhold"].map(str::to_owned).to_vec());
+                plan.facts.insert("held".to_owned(), hold::query());
             }
             plan.expect.packages = hold::wanted(job, asks.wanted);
             plan.shims.extend(repositories.shims);
