@@ -2,7 +2,7 @@
 //! once.
 
 use super::lanes::{Lane, Lanes};
-use super::limiter::Limiter;
+use super::limiter::{Limiter, MOST};
 use super::list::Tokens;
 use crate::cloud::SnapshotId;
 use crate::cloud::ec2::Pace;
@@ -19,7 +19,9 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
 /// Requests of one kind under way: with 900 a second, each may take 70 ms. They hold 32 MiB.
-const AT_ONCE: usize = 64;
+pub const AT_ONCE: usize = 64;
+/// What EBS takes of one kind for one snapshot: those under way when a second begins arrive in it, too.
+const _: () = assert!(MOST + AT_ONCE <= 1000);
 
 /// What the threads share.
 pub struct Shared {
