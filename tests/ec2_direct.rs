@@ -1,11 +1,14 @@
 //! `disks = "direct"` in AWS: the real program, against the EC2-shaped server, in a place that is no instance: no
 //! metadata service, no right to attach anything, and a state directory of its own.
 
+#[path = "support/cached.rs"]
+mod cached;
 #[path = "support/ground.rs"]
 mod ground;
 #[path = "support/world.rs"]
 mod world;
 
+use cached::{assert_read_once, kept};
 use ground::{Ended, Ground, HANGS};
 use oven_ec2_server::ServerOptions;
 use serde_json::Value;
@@ -87,13 +90,16 @@ fn bakes_on_no_instance_and_without_a_right_to_attach() {
     ground.assert_one(first.out.trim(), "the first");
     let (read, written) = (count(&ground, "GetSnapshotBlock"), count(&ground, "PutSnapshotBlock"));
     assert!(read > 0 && written > 0, "{read} {written}");
-    // Once more, with a warm cache: nothing is listed or read that was before.
+    // Once more, with a warm cache: nothing is listed or read that was before. (What is read ahead of need, and was under
+    // way as the first bake ended, may be.)
+    let kept = kept(&ground, &base);
+    assert!(!kept.is_empty());
     ground.server.forget_calls();
     ground.world.write("image/told", "two");
     let second = bake(&ground);
     assert_ne!(second.out, first.out);
-    let (read, written) = (count(&ground, "GetSnapshotBlock"), count(&ground, "PutSnapshotBlock"));
-    assert!(read == 0 && written > 0 && count(&ground, "ListSnapshotBlocks") == 0, "{read} {written}");
+    assert_read_once(&ground, &base, &kept);
+    assert!(count(&ground, "PutSnapshotBlock") > 0);
     let asked: BTreeSet<String> = ground.server.calls().into_iter().map(|call| call.action).collect();
     for action in ["CreateVolume", "AttachVolume", "DescribeInstances", "CreateSnapshot", "CopySnapshot"] {
         assert!(!asked.contains(action), "{asked:?}");

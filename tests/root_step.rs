@@ -267,7 +267,9 @@ fn daemons_are_killed_and_named() {
     let image = Image::new();
     let marker = "oven-daemon-marker-1";
     let mut spec = image.shell(
+        // It ends when all of them are what they become: one that was only forked has its parent's name.
         "(setsid sleep 1000 >/dev/null 2>&1 &); (trap '' HUP; sleep 1001 &) ; setsid sh -c 'trap : TERM HUP; sleep 1002; :' & \
+         n=0; while [ $n != 3 ]; do n=0; for file in /proc/[0-9]*/comm; do read name < $file && [ $name = sleep ] && n=$((n+1)); done; done 2>/dev/null; \
          echo done",
     );
     spec.env.insert("MARKER".into(), marker.into());
@@ -278,7 +280,7 @@ fn daemons_are_killed_and_named() {
     let mut left = exit.left;
     left.sort();
     assert_eq!(left, ["sh", "sleep", "sleep", "sleep"]);
-    assert!(started.elapsed() < Duration::from_secs(3), "standard output held open hung the step");
+    assert!(started.elapsed() < MINUTE / 2, "standard output held open hung the step");
     assert_eq!(processes(marker), NONE);
     assert!(!mounted(&image));
 }
@@ -286,19 +288,37 @@ fn daemons_are_killed_and_named() {
 #[test]
 fn what_ends_a_moment_later_is_no_daemon() {
     let image = Image::new();
-    assert_eq!(output(&image.shell("(sleep 0.03; echo late) & echo early")), ["early", "late"]);
+    // It wakes when the program is gone.
+    let script =
+        "busybox mkfifo /root/end; (read nothing < /root/end; echo late) & exec 3> /root/end; echo early";
+    assert_eq!(output(&image.shell(script)), ["early", "late"]);
+}
+
+/// A step that says `up` and takes too long: how it ended, its output, and how long that took once its time was over. It
+/// gets more time if it was ended before it said so.
+fn timed_out(spec: &Spec, millis: u64) -> (Exit, Vec<String>, Duration) {
+    let mut timeout = Duration::from_millis(millis);
+    loop {
+        let started = Instant::now();
+        let (exit, lines) = try_run(spec, timeout).unwrap();
+        let took = started.elapsed().saturating_sub(timeout);
+        if lines.first().is_some_and(|line| line == "up") || timeout > MINUTE {
+            return (exit, lines, took);
+        }
+        timeout *= 4;
+    }
 }
 
 #[test]
 fn a_step_that_takes_too_long_is_ended() {
     let image = Image::new();
     let marker = "oven-timeout-marker-1";
-    let mut spec = image.shell("trap 'echo bye; exit 3' TERM; while :; do sleep 0.1; done");
+    let mut spec = image.shell("trap 'echo bye; exit 3' TERM; echo up; while :; do sleep 0.1; done");
     spec.env.insert("MARKER".into(), marker.into());
-    let started = Instant::now();
-    let (exit, lines) = try_run(&spec, Duration::from_millis(400)).unwrap();
-    assert_eq!((exit.status, lines), (ExitStatus::TimedOut, vec!["bye".to_owned()]));
-    assert!(started.elapsed() < Duration::from_secs(3));
+    let (exit, lines, took) = timed_out(&spec, 400);
+    assert_eq!((exit.status, lines), (ExitStatus::TimedOut, vec!["up".to_owned(), "bye".to_owned()]));
+    // Nobody waits for the grace of one that ignores it.
+    assert!(took < Duration::from_secs(10), "{took:?}");
     assert_eq!(processes(marker), NONE);
 }
 
@@ -306,13 +326,12 @@ fn a_step_that_takes_too_long_is_ended() {
 fn a_step_that_ignores_sigterm_is_killed() {
     let image = Image::new();
     let marker = "oven-timeout-marker-2";
-    let mut spec = image.shell("trap '' TERM INT HUP; (setsid sleep 1000 &); while :; do sleep 1; done");
+    let mut spec =
+        image.shell("trap '' TERM INT HUP; echo up; (setsid sleep 1000 &); while :; do sleep 1; done");
     spec.env.insert("MARKER".into(), marker.into());
-    let started = Instant::now();
-    let (exit, _) = try_run(&spec, Duration::from_millis(200)).unwrap();
+    let (exit, _, took) = timed_out(&spec, 200);
     assert_eq!(exit.status, ExitStatus::TimedOut);
-    let took = started.elapsed();
-    assert!(took > Duration::from_secs(10) && took < Duration::from_secs(13), "{took:?}");
+    assert!(took > Duration::from_secs(10) && took < Duration::from_secs(30), "{took:?}");
     assert_eq!(processes(marker), NONE);
     assert!(!mounted(&image));
 }
@@ -361,12 +380,17 @@ fn sigkill_of_oven_kills_the_step() {
         .unwrap();
     let lines = BufReader::new(parent.stdout.take().unwrap()).lines();
     assert!(lines.map_while(Result::ok).any(|line| line.ends_with("up")), "the step did not start");
-    assert!(processes("oven-parent-marker-1").len() >= 2);
+    // One that executes a program at this moment has no environment.
+    let up = Instant::now();
+    while processes("oven-parent-marker-1").len() < 2 {
+        assert!(up.elapsed() < MINUTE, "{:?}", processes("oven-parent-marker-1"));
+        std::thread::yield_now();
+    }
     parent.kill().unwrap();
     assert_eq!(parent.wait().unwrap().signal(), Some(9));
     let killed = Instant::now();
     while !processes("oven-parent-marker-1").is_empty() || mounted(&image) {
-        assert!(killed.elapsed() < Duration::from_secs(2), "{:?}", processes("oven-parent-marker-1"));
+        assert!(killed.elapsed() < Duration::from_secs(20), "{:?}", processes("oven-parent-marker-1"));
         std::thread::yield_now();
     }
 }
@@ -829,7 +853,7 @@ fn parent_with_a_terminal() {
     let Some(root) = std::env::var_os("OVEN_STEP_TERMINAL") else { return };
     let image = Image { dir: tempfile::tempdir().unwrap() };
     let mut spec = image.shell(
-        "[ -t 0 ] && [ -t 1 ] && echo terminal $TERM; trap 'echo interrupted; sleep 0.5; exit 7' INT; echo ready; \
+        "[ -t 0 ] && [ -t 1 ] && echo terminal $TERM; trap 'echo interrupted; while [ ! -e /tmp/go ]; do sleep 0.02; done; exit 7' INT; echo ready; \
          while :; do sleep 0.05; done",
     );
     spec.root = root.into();
@@ -868,6 +892,10 @@ fn an_interactive_step_has_the_terminal_and_its_signals() {
             keys.write_all(b"\x1b[?62;c\n").unwrap();
             keys.flush().unwrap();
         }
+        // It is there: the terminal shows it.
+        if line.contains("?62;c") {
+            fs::write(image.path("tmp/go"), "").unwrap();
+        }
         seen.push(line);
     }
     terminal.wait().unwrap();
@@ -895,10 +923,17 @@ fn the_hosts_program_cannot_be_changed_through_proc() {
 #[test]
 fn syncs_cost_nothing() {
     let image = Image::new();
-    let spec = image.shell("i=0; while [ $i -lt 50 ]; do dd if=/dev/zero of=/tmp/x bs=64k count=1 conv=fsync 2>/dev/null; i=$((i+1)); done");
-    let started = Instant::now();
-    output(&spec);
-    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    let best = |option: &str| {
+        let spec = image.shell(&format!("i=0; while [ $i -lt 50 ]; do dd if=/dev/zero of=/tmp/x bs=64k count=1 {option} 2>/dev/null; i=$((i+1)); done"));
+        let times = (0..3).map(|_| {
+            let started = Instant::now();
+            output(&spec);
+            started.elapsed()
+        });
+        times.min().unwrap()
+    };
+    let (with, without) = (best("conv=fsync"), best(""));
+    assert!(with < 2 * without + Duration::from_secs(1), "{with:?} with syncs, {without:?} without");
 }
 
 #[test]
@@ -906,14 +941,20 @@ fn a_step_costs_little() {
     let image = Image::new();
     let spec = image.spec(&["true"]);
     output(&spec);
-    let mut times: Vec<_> = (0..30)
-        .map(|_| {
+    let times = |what: &dyn Fn()| {
+        let time = |_| {
             let started = Instant::now();
-            output(&spec);
+            what();
             started.elapsed()
-        })
-        .collect();
-    times.sort();
-    println!("a step of `true`: median {:?}, best {:?}, worst {:?}", times[15], times[0], times[29]);
-    assert!(times[0] < Duration::from_millis(50), "{times:?}");
+        };
+        let mut times: Vec<_> = (0..30).map(time).collect();
+        times.sort();
+        times
+    };
+    let times_of_step = times(&|| _ = output(&spec));
+    // What a process costs here and now.
+    let plain = times(&|| _ = Command::new(HELPER).arg("--version").output().unwrap())[0];
+    let (best, median) = (times_of_step[0], times_of_step[15]);
+    println!("a step of `true`: median {median:?}, best {best:?}; a process {plain:?}");
+    assert!(best < Duration::from_millis(50).max(8 * plain), "{times_of_step:?}, a process {plain:?}");
 }
