@@ -15,7 +15,7 @@ use lanes::{Ended, Lanes};
 use serde_json::{Map, Value, json};
 use std::fs::File;
 use std::future::Future;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -108,7 +108,10 @@ tokio::task_local! {
 impl Trace {
     /// Begins the file. A failure, before any work: it cannot be written.
     pub fn create(path: &Path) -> Result<Self> {
-        let file = File::options().write(true).create(true).truncate(true).open(path);
+        let mut options = File::options();
+        // A pipe is refused, and not waited for.
+        options.write(true).create(true).truncate(true).custom_flags(libc::O_NONBLOCK);
+        let file = options.open(path);
         let file = file.map_err(|e| {
             Kind::Usage
                 .failure(format!("{}: {e}", path.display()))

@@ -159,6 +159,7 @@ fn d1_a_public_base_is_copied_once_and_that_is_said_before() {
         other.err,
         calls(&ground)
     );
+    assert!(!other.err.contains("is copied"), "it is there already: {}", other.err);
     // The copy is a result: no sweep removes it.
     let before = ground.made();
     assert_eq!((before.images.len(), before.snapshots.len()), (2, 3), "{before:#?}");

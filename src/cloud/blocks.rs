@@ -79,8 +79,9 @@ pub trait Blocks {
     async fn parent(&self, snapshot: &SnapshotId, kind: &VolumeKind) -> Result<Parent>;
 
     /// A copy of a snapshot in this account, made once: the next who asks is answered with the same, also while it is
-    /// pending. It is a result, and no scratch: it has no tag of a run, and no sweep removes it.
-    async fn copied(&self, snapshot: &SnapshotId, kind: &VolumeKind) -> Result<SnapshotId>;
+    /// pending. It is a result, and no scratch: it has no tag of a run, and no sweep removes it. `tell` is called before
+    /// it is made, or waited for: where it is there, nothing takes time or money.
+    async fn copied(&self, snapshot: &SnapshotId, kind: &VolumeKind, tell: &dyn Fn()) -> Result<SnapshotId>;
 
     /// A pending snapshot, which has to be completed. It is the run's, as its tags say: a debt is owed for it before.
     async fn start(&self, spec: &NewSnapshot) -> Result<SnapshotId>;

@@ -110,9 +110,9 @@ impl Blocks for Ebs {
         self.ec2.parent_of(snapshot, kind).await.with_context(|| format!("looking at {snapshot}"))
     }
 
-    async fn copied(&self, snapshot: &SnapshotId, kind: &VolumeKind) -> Result<SnapshotId> {
+    async fn copied(&self, snapshot: &SnapshotId, kind: &VolumeKind, tell: &dyn Fn()) -> Result<SnapshotId> {
         self.ec2
-            .copy_of(snapshot, kind)
+            .copy_of(snapshot, kind, tell)
             .await
             .with_context(|| format!("copying {snapshot} into this account"))
     }

@@ -7,12 +7,15 @@
 //! end with a digest, too.
 
 use super::copy;
+use super::trouble::full;
 use crate::cloud::SnapshotId;
 use crate::cloud::blocks::{BLOCK, Contents, Digest};
+use crate::error::{Kind, hint_of};
 use anyhow::{Context, Result};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use sha2::{Digest as _, Sha256};
 use std::fs::{self, File};
+use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -23,6 +26,10 @@ const DIGESTS: &str = "digests";
 const CONTENTS: &str = "contents";
 const USED: &str = "used-";
 const ABSENT: Digest = [0; 32];
+/// Each time somebody else has to have evicted it a moment ago.
+const TRIES: u32 = 64;
+/// What to do about a cache that cannot be used.
+const REMOVE: &str = "It only saves reading: remove it while nothing is baked.";
 
 /// The cache: a directory, and how much it may hold.
 #[derive(Debug, Clone)]
@@ -60,34 +67,33 @@ impl Cache {
     pub fn of(&self, snapshot: &SnapshotId) -> Result<Cached> {
         let dir = self.dir.join(&snapshot.0);
         let context = || format!("opening the cache of blocks in {}", dir.display());
-        // Another process may evict it between the two.
-        for _ in 0..8 {
+        let failed = |error| broken(error, &context());
+        // Others may evict it in between.
+        for _ in 0..TRIES {
             let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);
-            made.with_context(context)?;
-            let digests = open(&dir.join(DIGESTS)).with_context(context)?;
-            rustix::fs::flock(&digests, FlockOperation::LockShared).with_context(context)?;
-            let data = open(&dir.join(DATA)).with_context(context)?;
-            let there = fs::metadata(dir.join(DIGESTS)).is_ok_and(|there| {
-                digests.metadata().is_ok_and(|open| (open.dev(), open.ino()) == (there.dev(), there.ino()))
-            });
-            if there {
-                digests.set_modified(SystemTime::now()).with_context(context)?;
-                self.trim()?;
-                return Ok(Cached { dir, data, digests });
+            made.map_err(failed)?;
+            let Some(digests) = unless_gone(open(&dir.join(DIGESTS))).map_err(failed)? else { continue };
+            rustix::fs::flock(&digests, FlockOperation::LockShared).map_err(|e| failed(e.into()))?;
+            if !is_called(&digests, &dir.join(DIGESTS)) {
+                continue;
             }
+            let data = open(&dir.join(DATA)).map_err(failed)?;
+            digests.set_modified(SystemTime::now()).map_err(failed)?;
+            self.trim()?;
+            return Ok(Cached { dir, data, digests });
         }
-        anyhow::bail!("{}: it is evicted again and again", context())
+        Err(Kind::Machine.error(format!("{}: it is evicted again and again", context())))
     }
 
     /// Evicts snapshots, those that were not used for longest first, until the limit is kept.
     pub fn trim(&self) -> Result<()> {
-        let context = || format!("making room in {}", self.dir.display());
+        let failed = |error| broken(error, &format!("making room in {}", self.dir.display()));
         let mut all = Vec::new();
-        for entry in fs::read_dir(&self.dir).with_context(context)? {
-            let path = entry.with_context(context)?.path();
+        for entry in fs::read_dir(&self.dir).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
             let Ok(digests) = fs::metadata(path.join(DIGESTS)) else { continue };
             let bytes = fs::metadata(path.join(DATA)).map_or(0, |data| data.blocks() * 512);
-            all.push((digests.modified().with_context(context)?, bytes + digests.blocks() * 512, path));
+            all.push((digests.modified().map_err(failed)?, bytes + digests.blocks() * 512, path));
         }
         all.sort();
         let mut held: u64 = all.iter().map(|(_, bytes, _)| bytes).sum();
@@ -95,26 +101,59 @@ impl Cache {
             if held <= self.limit {
                 break;
             }
-            let Ok(digests) = File::open(path.join(DIGESTS)) else { continue };
-            if rustix::fs::flock(&digests, FlockOperation::NonBlockingLockExclusive).is_err() {
-                continue;
+            if evict(&path, &|path| fs::remove_file(path)).map_err(failed)? {
+                held -= bytes;
             }
-            // The lock's file first: whoever opens it later sees that it is not there any more.
-            fs::remove_file(path.join(DIGESTS)).with_context(context)?;
-            for entry in fs::read_dir(&path).with_context(context)? {
-                // Somebody may begin anew here, and write what is small at once: that is read again, too.
-                _ = fs::remove_file(entry.with_context(context)?.path());
-            }
-            _ = fs::remove_dir(&path);
-            held -= bytes;
         }
         Ok(())
     }
 }
 
-fn open(path: &Path) -> Result<File> {
+/// Removes a snapshot's directory; `remove`: a file of it. `false`: it is in use, or somebody else does so.
+fn evict(dir: &Path, remove: &dyn Fn(&Path) -> io::Result<()>) -> io::Result<bool> {
+    let lock = dir.join(DIGESTS);
+    let Ok(digests) = File::open(&lock) else { return Ok(false) };
+    let is_free = rustix::fs::flock(&digests, FlockOperation::NonBlockingLockExclusive).is_ok();
+    if !is_free || !is_called(&digests, &lock) {
+        return Ok(false);
+    }
+    // The lock's file last: until then nobody begins anew here, and what somebody leaves who is killed still counts.
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path != lock {
+            remove(&path)?;
+        }
+    }
+    remove(&lock)?;
+    // Now somebody may have begun.
+    _ = fs::remove_dir(dir);
+    Ok(true)
+}
+
+/// Whether an open file has this name.
+fn is_called(file: &File, path: &Path) -> bool {
+    let there = fs::metadata(path).and_then(|there| Ok((there, file.metadata()?)));
+    there.is_ok_and(|(there, open)| (open.dev(), open.ino()) == (there.dev(), there.ino()))
+}
+
+fn unless_gone<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        result => result.map(Some),
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     Ok(File::from(rustix::fs::open(path, flags, Mode::from_raw_mode(0o600))?))
+}
+
+/// The cache cannot be used, while doing something (a gerund, which names the place).
+fn broken(error: io::Error, doing: &str) -> anyhow::Error {
+    match error.raw_os_error() {
+        Some(libc::ENOSPC | libc::EDQUOT) => full(error, doing),
+        _ => anyhow::Error::from(Kind::Machine.failure(&error).hint(REMOVE)).context(doing.to_owned()),
+    }
 }
 
 impl Cached {
@@ -154,7 +193,11 @@ impl Cached {
         let mut bytes: Vec<u8> = numbers.flat_map(u32::to_le_bytes).collect();
         let digest = digest_of(&bytes);
         bytes.extend(digest);
-        copy::write_beside(&self.dir.join(name), &bytes, false)
+        let kept = copy::write_beside(&self.dir.join(name), &bytes, false);
+        kept.map_err(|error| match hint_of(&error).is_some() {
+            true => error,
+            false => Kind::Machine.failure(format!("{error:#}")).hint(REMOVE).into(),
+        })
     }
 
     fn numbers(&self, name: &str) -> Option<Vec<u32>> {
@@ -273,5 +316,68 @@ mod tests {
         drop(used(5, 0));
         cache.trim().unwrap();
         assert_eq!(there(), [4, 5]);
+    }
+
+    #[test]
+    fn who_evicts_and_who_begins_at_the_same_time_do_not_get_in_each_others_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::new(dir.path(), 0);
+        let data = vec![7; BLOCK];
+        std::thread::scope(|scope| {
+            for n in 0..4 {
+                let (cache, data) = (&cache, &data);
+                scope.spawn(move || {
+                    for round in 0..300 {
+                        let cached = cache.of(&snapshot((n + round) % 3)).unwrap();
+                        cached.put(0, data, &digest_of(data)).unwrap();
+                        assert!(cached.dir.join(DIGESTS).exists(), "it is evicted while it is in use");
+                        assert_eq!(cached.verified(0), Some(digest_of(data)));
+                    }
+                });
+            }
+        });
+        cache.trim().unwrap();
+        assert_eq!(dir.path().read_dir().unwrap().count(), 0);
+    }
+
+    #[test]
+    fn who_is_killed_while_it_evicts_leaves_nothing_that_is_not_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = vec![7; BLOCK];
+        let cached = Cache::new(dir.path(), u64::MAX).of(&snapshot(1)).unwrap();
+        cached.put(0, &data, &digest_of(&data)).unwrap();
+        cached.keep_contents(&Contents { size_gib: 1, blocks: [0].into() }).unwrap();
+        let place = cached.dir.clone();
+        drop(cached);
+        // What it was about to remove is there as long as the lock's file.
+        let removed = std::cell::RefCell::new(Vec::new());
+        let evicted = evict(&place, &|path| {
+            assert!(place.join(DIGESTS).exists(), "{} would be nobody's", path.display());
+            removed.borrow_mut().push(path.file_name().unwrap().to_owned());
+            fs::remove_file(path)
+        });
+        assert!(evicted.unwrap() && !place.exists());
+        assert_eq!(removed.into_inner().last().unwrap(), DIGESTS);
+    }
+
+    #[test]
+    fn what_cannot_be_opened_is_this_machines_and_may_be_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::new(dir.path(), u64::MAX);
+        let place = dir.path().join(snapshot(1).0);
+        fs::create_dir_all(place.join(DATA)).unwrap();
+        let ensure_told = |error: anyhow::Error| {
+            let text = format!("{error:#}");
+            assert_eq!(Kind::of(&error), Kind::Machine, "{text}");
+            assert!(text.contains(place.to_str().unwrap()), "{text}");
+            assert!(error.chain().any(|cause| cause.to_string().contains("Is a directory")), "{text}");
+        };
+        ensure_told(cache.of(&snapshot(1)).unwrap_err());
+        fs::remove_dir(place.join(DATA)).unwrap();
+        let cached = cache.of(&snapshot(1)).unwrap();
+        fs::create_dir(place.join(CONTENTS)).unwrap();
+        let contents = Contents { size_gib: 1, blocks: [0].into() };
+        assert_eq!(cached.contents(), None);
+        ensure_told(cached.keep_contents(&contents).unwrap_err());
     }
 }

@@ -77,12 +77,14 @@ impl<B: Blocks + 'static> Direct<B> {
             Parent::Itself => Ok((snapshot.clone(), true)),
             Parent::Copy { why } => {
                 let dollars = base.size_gib as f64 * GIB_MONTH;
-                self.report.note(format!(
-                    "{snapshot} is copied into this account, once: {why}. It is of {} GiB, takes minutes, and costs \
-                     at most about ${dollars:.2} a month for as long as it is kept",
-                    base.size_gib
-                ));
-                Ok((self.blocks.copied(snapshot, &spec.kind).await?, true))
+                let tell = || {
+                    self.report.note(format!(
+                        "{snapshot} is copied into this account, once: {why}. It is of {} GiB, takes minutes, and \
+                         costs at most about ${dollars:.2} a month for as long as it is kept",
+                        base.size_gib
+                    ));
+                };
+                Ok((self.blocks.copied(snapshot, &spec.kind, &tell).await?, true))
             }
             Parent::Whole { why } => {
                 let most = base.size_gib * PER_GIB;

@@ -155,8 +155,11 @@ impl Server {
                 let killed = status.signal() == Some(Signal::KILL.as_raw());
                 status.success() || is_ending.load(Ordering::SeqCst) && !killed
             };
-            if !ended.as_ref().is_ok_and(well) {
-                trouble.add(unasked(ended));
+            match ended {
+                Ok(None) => {}
+                Ok(Some(status)) if well(&status) => {}
+                Ok(Some(status)) => trouble.add(unasked(&status)),
+                Err(error) => trouble.add(unasked(&error)),
             }
         })?;
         let process = started.recv().context("starting a process")??;
@@ -193,8 +196,8 @@ impl Drop for Server {
 }
 
 /// Waits for the process. Once oven was asked to end, its own thread may be waiting for a block that does not come: then
-/// nobody else is left to end the disk.
-fn wait(child: &mut Child, ending: &AtomicBool) -> io::Result<ExitStatus> {
+/// nobody else is left to end the disk. `None`: that was done.
+fn wait(child: &mut Child, ending: &AtomicBool) -> io::Result<Option<ExitStatus>> {
     let process = rustix::process::pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
     let look = Timespec { tv_sec: 0, tv_nsec: LOOK.as_nanos() as i64 };
     let mut asked = None;
@@ -202,18 +205,19 @@ fn wait(child: &mut Child, ending: &AtomicBool) -> io::Result<ExitStatus> {
         // Interrupted, it looks once more.
         _ = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&look));
         if let Some(status) = child.try_wait()? {
-            return Ok(status);
+            return Ok(Some(status));
         }
         if stop::is_asked() && asked.get_or_insert_with(Instant::now).elapsed() > GRACE {
             ending.store(true, Ordering::SeqCst);
-            rustix::process::pidfd_send_signal(&process, OURS)?;
-            return child.wait();
+            // It may be stopped itself, and would not hear of another signal.
+            child.kill()?;
+            child.wait()?;
+            return Ok(None);
         }
     }
 }
 
-fn unasked(ended: io::Result<ExitStatus>) -> anyhow::Error {
-    let how = ended.map_or_else(|error| error.to_string(), |status| status.to_string());
+fn unasked(how: &dyn std::fmt::Display) -> anyhow::Error {
     Kind::Machine
         .failure(format!("the process that serves the disk ended by itself ({how})"))
         .hint("Bake again. If the machine is short of memory, its kernel's log (dmesg) says so.")

@@ -101,7 +101,11 @@ fn read(dir: &Path) -> Result<Option<Record>> {
     let path = dir.join(RECORD);
     let context = || format!("reading {}", path.display());
     match fs::read(&path) {
-        Ok(text) => serde_json::from_slice(&text).map(Some).with_context(context),
+        Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|error| {
+            let failure = Kind::Machine.failure(error);
+            let hint = "Nobody knows any more what that disk is: `oven sweep --kept` removes it.";
+            anyhow::Error::from(failure.hint(hint)).context(context())
+        }),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).with_context(context),
     }
@@ -137,17 +141,21 @@ pub fn runs(state: &Path) -> Result<Vec<StaleRun>> {
             continue;
         }
         // Without a record: its process was killed while it kept it.
-        let record = read(&entry.path())?;
-        let owner = record.as_ref().map_or_else(String::new, |record| record.owner.clone());
+        let record = read(&entry.path());
+        let owner = match &record {
+            Ok(Some(record)) => record.owner.clone(),
+            // One that cannot be read hides no others.
+            Ok(None) | Err(_) => String::new(),
+        };
         // It is written a moment after the directory is made.
         let age = entry.metadata().and_then(|metadata| metadata.modified()).map(|made| made.elapsed());
-        if record.is_none() && !age.is_ok_and(|age| age.is_ok_and(|age| age > SETTLED)) {
+        if matches!(record, Ok(None)) && !age.is_ok_and(|age| age.is_ok_and(|age| age > SETTLED)) {
             continue;
         }
         let gone = owner.parse::<Owner>().map_or(Gone::Unknown, |owner| owner.is_gone());
         if gone != Gone::No {
             let resources = vec![format!("the disk in {}", entry.path().display())];
-            runs.push(StaleRun { run: RunId(name), owner, resources, kept: record.is_some() });
+            runs.push(StaleRun { run: RunId(name), owner, resources, kept: !matches!(record, Ok(None)) });
         }
     }
     Ok(runs)
@@ -165,14 +173,18 @@ pub fn forget(state: &Path, run: &RunId) -> Result<()> {
     {
         return Err(busy(run)).with_context(context);
     }
-    // The record last: while there is one, somebody may find it and try again.
-    for name in [UPPER, MARKS, RECORD] {
-        match fs::remove_file(dir.join(name)) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error).with_context(context),
-            _ => {}
+    // The record last: while there is one, somebody may find it and try again. Beside them may be what is left of a
+    // file that was being written.
+    for entry in fs::read_dir(&dir).with_context(context)? {
+        let path = entry.with_context(context)?.path();
+        if path != dir.join(RECORD) {
+            fs::remove_file(path).with_context(context)?;
         }
     }
-    fs::remove_dir(&dir).with_context(context)
+    match fs::remove_file(dir.join(RECORD)) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error).with_context(context),
+        _ => fs::remove_dir(&dir).with_context(context),
+    }
 }
 
 /// Removes temporary files that nobody writes any more: where a file system has no nameless ones, a killed bake leaves
@@ -232,6 +244,25 @@ mod tests {
     }
 
     #[test]
+    fn a_record_that_cannot_be_read_hides_no_others_and_its_disk_can_be_removed() {
+        let state = tempfile::tempdir().unwrap();
+        let state = state.path();
+        let gone = Owner { started: Owner::this().started + 1, ..Owner::this() };
+        let (whole, damaged) = (RunId::new(), RunId::new());
+        for run in [&whole, &damaged] {
+            Written::new(state).unwrap().keep(state, run, &record(&gone)).unwrap();
+        }
+        fs::write(place(state).join(&damaged.0).join(RECORD), "{").unwrap();
+        let found = runs(state).unwrap();
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(found.iter().all(|run| run.kept), "{found:?}");
+        let error = open(state, &damaged).unwrap_err();
+        assert_eq!(crate::error::Kind::of(&error), Kind::Machine, "{error:#}");
+        forget(state, &damaged).unwrap();
+        assert_eq!(runs(state).unwrap().len(), 1);
+    }
+
+    #[test]
     fn a_disk_of_a_run_that_is_at_work_is_nobodys_leftover_and_half_a_one_is() {
         let state = tempfile::tempdir().unwrap();
         let state = state.path();
@@ -244,6 +275,8 @@ mod tests {
         dir.set_modified(std::time::SystemTime::now() - 2 * SETTLED).unwrap();
         let found = runs(state).unwrap();
         assert_eq!((found.len(), found[0].kept), (1, false));
+        // Its process was killed while it wrote the record.
+        fs::write(place(state).join(&half.0).join(format!("{}1", copy::TEMP_PREFIX)), "{").unwrap();
         forget(state, &half).unwrap();
         drop(Written::new(state).unwrap());
         tidy(state).unwrap();

@@ -8,6 +8,7 @@ use super::overlay::lock;
 use super::trouble::Trouble;
 use crate::cloud::SnapshotId;
 use crate::cloud::blocks::{BLOCK, Contents, Digest, Reader};
+use crate::machine;
 use crate::trace::{Counter, Track};
 use anyhow::{Context, Result};
 use rustix::net::{RecvFlags, SendFlags};
@@ -25,6 +26,9 @@ const ASKED: usize = 16;
 const AHEAD: usize = 8;
 /// Blocks that follow one that had to be read are read, too: files lie in one piece, mostly.
 const FOLLOWING: u32 = 4;
+
+/// Of this machine's disk, what is read ahead leaves so much free, in bytes: what a bake writes comes there, too.
+const ROOM: u64 = 1 << 30;
 
 /// A message of the one who serves the disk, or the answer to it: the index of a block, and 0 or an errno.
 pub type Word = (u32, i32);
@@ -73,6 +77,8 @@ pub struct Lower {
     found: Counter,
     /// Who serves the disk, and what it waits for; and whether it waits in vain.
     asked: Mutex<Waiting>,
+    /// Of a directory's disk, in bytes.
+    free: fn(&Path) -> Option<u64>,
 }
 
 #[derive(Default)]
@@ -115,6 +121,7 @@ impl Lower {
             fetched: Track::here().counter("blocks fetched"),
             found: Track::here().counter("blocks found in the cache"),
             asked: Mutex::default(),
+            free: machine::free_space,
         }
     }
 
@@ -231,8 +238,10 @@ impl Lower {
             let ahead = std::thread::Builder::new().name("ahead".to_owned());
             ahead.spawn(move || {
                 while let Some(index) = lower.next() {
-                    // Whoever needs it will try again, and be told.
-                    _ = lower.fetch(index);
+                    if lower.has_room_for(index) {
+                        // Whoever needs it will try again, and be told.
+                        _ = lower.fetch(index);
+                    }
                 }
             })?;
         }
@@ -295,6 +304,12 @@ impl Lower {
                 None => wanted = self.more.wait(wanted).unwrap_or_else(std::sync::PoisonError::into_inner),
             }
         }
+    }
+
+    /// What nobody asked for takes no room that a bake needs.
+    fn has_room_for(&self, index: u32) -> bool {
+        // What is there has its room.
+        self.cached.digest(index).is_some() || (self.free)(self.cached.dir()).is_none_or(|free| free >= ROOM)
     }
 
     /// Nothing is read ahead any more.

@@ -147,6 +147,10 @@ fn a_file_that_cannot_be_written_is_told_first_or_last_and_never_in_between() {
         assert!(error.to_string().contains(path) && error.to_string().contains(what), "{error}");
     }
     let (dir, trace) = trace();
+    let pipe = dir.path().join("pipe");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RWXU).unwrap();
+    let error = Trace::create(&pipe).err().unwrap();
+    assert_eq!(Kind::of(&error), Kind::Usage, "nobody reads it, and nobody waits: {error}");
     let track = trace.track("web");
     let path = dir.path().join("trace.json");
     trace.state().file = File::open(&path).unwrap();

@@ -66,8 +66,10 @@ async fn a_public_base_is_copied_once() {
     let (one, other) = (ground.ebs(), ground.ebs());
     assert!(matches!(one.parent(&ground.base.snapshot, &none()).await.unwrap(), Parent::Copy { .. }));
     let kind = none();
-    let (first, second) =
-        tokio::join!(one.copied(&ground.base.snapshot, &kind), other.copied(&ground.base.snapshot, &kind));
+    let (first, second) = tokio::join!(
+        one.copied(&ground.base.snapshot, &kind, &|| ()),
+        other.copied(&ground.base.snapshot, &kind, &|| ())
+    );
     assert_eq!(first.unwrap(), second.unwrap());
     let copies = ground.made();
     assert_eq!(copies.len(), 1, "{copies:?}");
@@ -108,7 +110,7 @@ async fn a_base_whose_key_may_not_be_used_is_told_with_what_is_missing() {
     });
     let kind = VolumeKind { encrypted: Some(true), kms_key: Some(other.to_owned()), ..none() };
     assert!(matches!(ebs.parent(id, &kind).await.unwrap(), Parent::Copy { .. }));
-    let copy = ebs.copied(id, &kind).await.unwrap();
+    let copy = ebs.copied(id, &kind, &|| ()).await.unwrap();
     assert_eq!(ebs.parent(&copy, &kind).await.unwrap(), Parent::Itself);
     ground.server.with_world(|world| assert_eq!(world.snapshots[&copy.0].key.as_deref(), Some(other)));
 }

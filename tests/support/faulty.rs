@@ -229,8 +229,8 @@ impl<T: Blocks> Blocks for Faulty<T> {
         let parent = self.around("parent", self.inner.parent(snapshot, kind)).await?;
         Ok(if self.whole { Parent::Whole { why: "the test says so".to_owned() } } else { parent })
     }
-    async fn copied(&self, snapshot: &SnapshotId, kind: &VolumeKind) -> Result<SnapshotId> {
-        self.around("copied", self.inner.copied(snapshot, kind)).await
+    async fn copied(&self, snapshot: &SnapshotId, kind: &VolumeKind, tell: &dyn Fn()) -> Result<SnapshotId> {
+        self.around("copied", self.inner.copied(snapshot, kind, tell)).await
     }
     async fn start(&self, spec: &NewSnapshot) -> Result<SnapshotId> {
         self.around("start", self.inner.start(spec)).await

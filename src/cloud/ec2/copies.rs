@@ -24,15 +24,26 @@ fn name(of: &SnapshotId, kind: &VolumeKind) -> String {
 }
 
 impl Ec2 {
-    pub(in crate::cloud) async fn copy_of(&self, of: &SnapshotId, kind: &VolumeKind) -> Result<SnapshotId> {
+    /// `tell`: called once, before a copy is made or waited for.
+    pub(in crate::cloud) async fn copy_of(
+        &self,
+        of: &SnapshotId,
+        kind: &VolumeKind,
+        tell: &dyn Fn(),
+    ) -> Result<SnapshotId> {
         let name = name(of, kind);
         // Bakes of this process, one after the other: the second finds the first's.
         let turn = self.0.copying.lock().await;
-        let mut failed = None;
+        let (mut failed, mut told) = (None, false);
         // One that fails is replaced once.
         for _ in 0..2 {
-            let id = match self.oldest_copy(&name).await? {
-                Some(id) => id,
+            let there = self.copies(&name).await?.into_iter().next();
+            let is_there = there.as_ref().is_some_and(|copy| copy.state == Some(SnapshotState::Completed));
+            if !is_there && !std::mem::replace(&mut told, true) {
+                tell();
+            }
+            let id = match there {
+                Some(copy) => SnapshotId(convert::id("snap", copy.snapshot_id.as_deref())?),
                 None => {
                     let made = self.make_copy(of, kind, &name).await?;
                     self.born(&made.0);

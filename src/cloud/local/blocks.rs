@@ -130,7 +130,7 @@ impl Blocks for Region {
     }
 
     /// It is in this account already.
-    async fn copied(&self, snapshot: &SnapshotId, _: &VolumeKind) -> Result<SnapshotId> {
+    async fn copied(&self, snapshot: &SnapshotId, _: &VolumeKind, _: &dyn Fn()) -> Result<SnapshotId> {
         let record = self.store().by_blocks(snapshot)?;
         self.store().ensure_completed(&record)?;
         Ok(snapshot.clone())

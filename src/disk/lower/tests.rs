@@ -102,6 +102,19 @@ fn what_is_asked_for_is_noted_in_order_and_what_follows_is_read_ahead() {
 }
 
 #[test]
+fn what_is_read_ahead_leaves_room_for_what_a_bake_writes() {
+    let (dir, base) = (tempfile::tempdir().unwrap(), Arc::new(Base::default()));
+    lower(dir.path(), &base).fetch(5).unwrap();
+    let mut lower = lower(dir.path(), &base);
+    Arc::get_mut(&mut lower).unwrap().free = |_| Some(ROOM - 1);
+    assert_eq!(ask(&lower, &[(2, 0)]), [(2, 0)], "what is asked for is read");
+    lower.ahead([9, 5]);
+    soon("what is in the cache takes no room", || lower.known(5).is_some());
+    assert_eq!(base.reads.load(Ordering::SeqCst), 2, "5 and 2, and nothing ahead");
+    lower.end();
+}
+
+#[test]
 fn what_cannot_be_read_or_kept_is_told_with_its_reason_once() {
     let (dir, base) = (tempfile::tempdir().unwrap(), Arc::new(Base { fails: true, ..Base::default() }));
     let lower = lower(dir.path(), &base);

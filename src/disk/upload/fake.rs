@@ -102,7 +102,7 @@ impl Blocks for Fake {
         Ok(Parent::Itself)
     }
 
-    async fn copied(&self, snapshot: &SnapshotId, _: &VolumeKind) -> Result<SnapshotId> {
+    async fn copied(&self, snapshot: &SnapshotId, _: &VolumeKind, _: &dyn Fn()) -> Result<SnapshotId> {
         Ok(snapshot.clone())
     }
 

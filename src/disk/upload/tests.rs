@@ -269,12 +269,8 @@ async fn a_download_reads_side_by_side_and_ends_with_the_first_that_fails() {
     let data = filled(1);
     let all: Vec<(u32, &[u8])> = (0..640).map(|index| (index, &data[..])).collect();
     let snapshot = fake.with("snap-1", 1, &all);
-    let delay = Duration::from_millis(40);
-    fake.state().delay = delay;
-    let started = Instant::now();
+    fake.state().delay = Duration::from_millis(40);
     download(&fake, &snapshot, &file).await.unwrap();
-    let time = started.elapsed();
-    assert!(time < delay * 640 / 8, "{time:?}: one after another it takes {:?}", delay * 640);
     let most = fake.state().most_reads;
     assert!((16..=64).contains(&most), "{most} reads at a time");
     // Broken on the way, and its digest with it gone.

@@ -75,10 +75,13 @@ async fn a_snapshot_is_copied_once() {
     let (ebs, fake) = ebs(dir.path(), |_, _| Reply::Right).await;
     let base = fake.add(BASE, &APART, "all");
     let plain = kind(None, None);
-    let (first, second) = tokio::join!(ebs.copied(&base, &plain), ebs.copied(&base, &plain));
+    let told = std::cell::Cell::new(0);
+    let tell = || told.set(told.get() + 1);
+    let (first, second) = tokio::join!(ebs.copied(&base, &plain, &tell), ebs.copied(&base, &plain, &tell));
     let copy = first.unwrap();
     assert_eq!(second.unwrap(), copy);
-    assert_eq!(ebs.copied(&base, &plain).await.unwrap(), copy);
+    assert_eq!(ebs.copied(&base, &plain, &tell).await.unwrap(), copy);
+    assert_eq!(told.get(), 1, "told by the one who made it, and by nobody once it is there");
     let asked = fake.of("CopySnapshot");
     assert_eq!((asked.len(), asked[0].get("SourceRegion")), (1, "eu-test-1"));
     let tags = fake.with(|world| world.snapshots[&copy.0].tags.clone());
@@ -87,7 +90,7 @@ async fn a_snapshot_is_copied_once() {
     ebs.ensure_no_snapshots(&run()).await.unwrap();
     assert_eq!(fake.left(), [BASE.to_owned(), copy.0.clone()]);
     // With a key it is another one.
-    let keyed = ebs.copied(&base, &kind(Some(true), Some(KEY))).await.unwrap();
+    let keyed = ebs.copied(&base, &kind(Some(true), Some(KEY)), &|| ()).await.unwrap();
     assert_ne!(keyed, copy);
     let asked = fake.of("CopySnapshot").pop().unwrap();
     assert_eq!((asked.get("Encrypted"), asked.get("KmsKeyId")), ("true", KEY));
@@ -102,7 +105,7 @@ async fn a_copy_whose_answer_is_lost_is_found() {
         })
         .await;
         let base = fake.add(BASE, &APART, "all");
-        let copy = ebs.copied(&base, &kind(None, None)).await.unwrap();
+        let copy = ebs.copied(&base, &kind(None, None), &|| ()).await.unwrap();
         assert_eq!((fake.left(), fake.count("CopySnapshot")), (vec![BASE.to_owned(), copy.0], sent));
     }
 }
@@ -122,7 +125,7 @@ async fn a_pending_copy_is_waited_for() {
         fake.with(|world| world.snapshots.get_mut(&other.0).unwrap().state = "completed");
     };
     let none = kind(None, None);
-    let (copy, ()) = tokio::join!(ebs.copied(&base, &none), ends);
+    let (copy, ()) = tokio::join!(ebs.copied(&base, &none, &|| ()), ends);
     assert_eq!((copy.unwrap(), fake.count("CopySnapshot")), (other, 0));
 }
 
@@ -141,7 +144,7 @@ async fn of_two_copies_the_older_one_is_used_and_ours_goes() {
     let other = fake.add("snap-0cccccccccccccccc", &APART, "self");
     let tags: Tags = [(tag::COPY.to_owned(), BASE.to_owned())].into();
     fake.with(|world| world.snapshots.get_mut(&other.0).unwrap().tags = tags);
-    assert_eq!(ebs.copied(&base, &kind(None, None)).await.unwrap(), other);
+    assert_eq!(ebs.copied(&base, &kind(None, None), &|| ()).await.unwrap(), other);
     assert_eq!(fake.count("CopySnapshot"), 1);
     assert_eq!(fake.left(), [BASE.to_owned(), other.0]);
 }
@@ -160,7 +163,7 @@ async fn a_copy_that_fails_is_made_again_once() {
     .await;
     let base = fake.add(BASE, &APART, "all");
     fake.with(|world| world.ends = "error");
-    let error = ebs.copied(&base, &kind(None, None)).await.unwrap_err();
+    let error = ebs.copied(&base, &kind(None, None), &|| ()).await.unwrap_err();
     assert!(format!("{error:#}").contains("in the state error"), "{error:#}");
     assert_eq!((fake.count("CopySnapshot"), fake.left()), (2, vec![BASE.to_owned()]));
 }

@@ -198,7 +198,7 @@ async fn is_of_no_use(f: &Fixture, base: &Image, id: &SnapshotId, state: &str) {
     refuses(f.region.contents(id).await, Kind::Cloud, &of_state);
     refuses(f.region.reader(id).await.map(drop), Kind::Cloud, &of_state);
     refuses(f.region.parent(id, &Default::default()).await, Kind::Cloud, &of_state);
-    refuses(f.region.copied(id, &Default::default()).await, Kind::Cloud, &of_state);
+    refuses(f.region.copied(id, &Default::default(), &|| ()).await, Kind::Cloud, &of_state);
     refuses(f.region.start(&new(Some(id), &RunId::new())).await, Kind::Cloud, &of_state);
     assert_eq!((f.files("images"), f.files("volumes")), (1, 0));
 }
