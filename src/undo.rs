@@ -3,6 +3,8 @@
 //! A debt says "ensure absent, by run tag", so it can be owed before anything exists, and paying it is right whether
 //! the call took effect or not. What is local (mounts, loop devices, children) dies with its value instead.
 
+mod early;
+
 use crate::error::Kind;
 use anyhow::{Error, Result};
 use std::cell::{Cell, RefCell};
@@ -29,7 +31,8 @@ pub enum Due {
 }
 
 type Cause = Box<dyn Fn() -> Option<Error>>;
-type Payment = Pin<Box<dyn Future<Output = Result<()>>>>;
+/// What pays a debt.
+pub type Payment = Pin<Box<dyn Future<Output = Result<()>>>>;
 
 /// Something that must not be there in the end.
 pub struct Debt {
@@ -55,6 +58,7 @@ pub struct Undo {
     next: Cell<usize>,
     causes: RefCell<Vec<Cause>>,
     stops: RefCell<Vec<Box<dyn Fn()>>>,
+    early: early::Early,
 }
 
 /// Something that could not be removed.
@@ -140,6 +144,7 @@ pub async fn scope<T>(
     story: impl AsyncFnOnce(Rc<Undo>) -> Result<T>,
 ) -> Ended<T> {
     let undo = Rc::new(Undo::default());
+    undo.early.may_keep.set(policy.keep_on_failure);
     let (mut stop, mut stopped) = (std::pin::pin!(stop), false);
     let result = {
         let story = std::pin::pin!(story(undo.clone()));
@@ -150,7 +155,7 @@ pub async fn scope<T>(
                 undo.stops.borrow().iter().for_each(|end| end());
                 Err(Kind::Interrupted.error("interrupted"))
             }
-            result = story => result.map_err(|error| undo.explained(error)),
+            result = undo.beside(story) => result.map_err(|error| undo.explained(error)),
         }
     };
     // It may have failed because what it waited for, in the kernel, was ended by the stop.
@@ -168,7 +173,7 @@ pub async fn scope<T>(
     let mut deadline = Instant::now() + if stopped { PATIENCE_WHEN_STOPPED } else { PATIENCE };
     loop {
         // Taken out first: no borrow is held while paying.
-        let Some((_, debt)) = undo.debts.borrow_mut().pop() else { break };
+        let Some((id, debt)) = undo.debts.borrow_mut().pop() else { break };
         let failed = ended.result.is_err();
         if debt.due == Due::OnFailure && !failed {
             continue;
@@ -178,7 +183,13 @@ pub async fn scope<T>(
         if !keeping {
             (policy.on_payment)(&debt.what);
         }
-        let mut payment = keep.unwrap_or(debt.pay)();
+        let mut payment = match (keep, undo.begun(id)) {
+            (Some(keep), _) => keep(),
+            (None, Some(begun)) if !stopped => {
+                Box::pin(async { if begun.await.is_ok() { Ok(()) } else { (debt.pay)().await } })
+            }
+            (None, _) => (debt.pay)(),
+        };
         // One that is stuck must not take the others' time.
         let share = |until: Instant| {
             let now = Instant::now();

@@ -36,7 +36,7 @@ use super::{
 use crate::disk::Device;
 use crate::error::Kind;
 use crate::owner::Owner;
-use crate::undo::Undo;
+use crate::undo::{Payment, Undo};
 use anyhow::Result;
 use async_trait::async_trait;
 use aws_config::{AppName, BehaviorVersion, ConfigLoader, Region, SdkConfig};
@@ -307,9 +307,6 @@ impl Cloud for Ec2 {
     }
 
     async fn ensure_permitted(&self, base: &Base) -> Result<()> {
-        if !self.0.direct.get() {
-            self.ensure_here().await?;
-        }
         self.ensure_essentials(base).await
     }
 
@@ -346,6 +343,11 @@ impl Volumes for Ec2 {
 
     async fn ensure_no_volumes(&self, run: &RunId) -> Result<()> {
         self.remove_volumes(run).await
+    }
+
+    fn removal(&self, run: &RunId) -> Option<Payment> {
+        let (ec2, run) = (self.clone(), run.clone());
+        Some(Box::pin(async move { ec2.remove_volumes(&run).await }))
     }
 
     async fn ensure_no_snapshots(&self, run: &RunId) -> Result<()> {

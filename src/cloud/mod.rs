@@ -15,7 +15,7 @@ pub mod policy;
 pub mod wait;
 
 use crate::disk::Device;
-use crate::undo::Undo;
+use crate::undo::{Payment, Undo};
 use anyhow::Result;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -382,7 +382,8 @@ pub trait Volumes {
     /// Attaches, and answers with the device verified to be this volume. It is released when the value is dropped.
     async fn attach(&self, volume: &VolumeId) -> Result<Device>;
 
-    /// A snapshot of what was written; answers when it is complete. `tags` are set in the same call.
+    /// A snapshot of what was written; answers when it is complete. `tags` are set in the same call. From then on the
+    /// volume need not be attached any more.
     async fn snapshot(&self, volume: &VolumeId, run: &RunId, tags: &Tags) -> Result<SnapshotId>;
 
     /// Tags the run's volumes as kept, so that `sweep` passes them over.
@@ -393,6 +394,11 @@ pub trait Volumes {
 
     /// Detaches and deletes every volume of the run.
     async fn ensure_no_volumes(&self, run: &RunId) -> Result<()>;
+
+    /// The same, to be done beside something else. `None`: it takes no time that would be worth it.
+    fn removal(&self, _run: &RunId) -> Option<Payment> {
+        None
+    }
 
     /// Deletes every snapshot of the run that no image uses.
     async fn ensure_no_snapshots(&self, run: &RunId) -> Result<()>;

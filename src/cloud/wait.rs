@@ -3,6 +3,7 @@
 use crate::error::Kind;
 use crate::trace::{Lane, Track};
 use anyhow::Result;
+use std::future::Future;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -63,6 +64,17 @@ pub async fn until<T>(
     }
 }
 
+/// Waits for the one, and does the other beside it as far as it gets: nobody waits for that.
+pub async fn beside<T>(awaited: impl Future<Output = T>, other: impl Future<Output = ()>) -> T {
+    let (mut awaited, other) = (std::pin::pin!(awaited), std::pin::pin!(other));
+    tokio::select! {
+        biased;
+        result = &mut awaited => return result,
+        () = other => {}
+    }
+    awaited.await
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -95,6 +107,26 @@ mod tests {
         let error = ready_after(11).await.0.unwrap_err();
         assert_eq!(error.to_string(), "waiting for it: after 10s it is still pending");
         assert_eq!(Kind::of(&error), Kind::Cloud);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_for_what_is_done_beside() {
+        let (start, seconds) = (Instant::now(), |n| tokio::time::sleep(Duration::from_secs(n)));
+        for (awaited, other, is_over) in [(2, 1, true), (1, 5, false)] {
+            let over = Cell::new(false);
+            let result = beside(
+                async {
+                    seconds(awaited).await;
+                    awaited
+                },
+                async {
+                    seconds(other).await;
+                    over.set(true)
+                },
+            );
+            assert_eq!((result.await, over.get()), (awaited, is_over));
+        }
+        assert_eq!(start.elapsed().as_secs(), 3);
     }
 
     #[tokio::test(start_paused = true)]

@@ -3,7 +3,7 @@
 use super::{Device, Disk, DiskSpec, Disks, owned, sweep};
 use crate::cloud::{Base, RunId, SnapshotId, Tags, VolumeId, VolumeSpec, Volumes};
 use crate::error::Kind;
-use crate::undo::{Debt, Due, Undo};
+use crate::undo::{Debt, DebtId, Due, Undo};
 use anyhow::{Context, Result};
 use async_trait::async_trait;
 use std::fs::File;
@@ -19,8 +19,15 @@ impl<V: Volumes + 'static> Attached<V> {
         Self { volumes }
     }
 
-    fn disk(&self, run: &RunId, volume: VolumeId, device: Device, tags: Tags) -> Box<dyn Disk> {
-        Box::new(AttachedDisk { volumes: self.volumes.clone(), run: run.clone(), volume, device, tags })
+    fn disk(
+        &self,
+        run: &RunId,
+        volume: VolumeId,
+        device: Device,
+        tags: Tags,
+        owed: Option<DebtId>,
+    ) -> Box<dyn Disk> {
+        Box::new(AttachedDisk { volumes: self.volumes.clone(), run: run.clone(), volume, device, tags, owed })
     }
 }
 
@@ -30,6 +37,8 @@ struct AttachedDisk<V: Volumes> {
     volume: VolumeId,
     device: Device,
     tags: Tags,
+    /// The debt for the volume.
+    owed: Option<DebtId>,
 }
 
 fn volumes_debt<V: Volumes + 'static>(volumes: &Rc<V>, run: &RunId) -> Debt {
@@ -65,7 +74,7 @@ impl<V: Volumes + 'static> Disks for Attached<V> {
     ) -> Result<Box<dyn Disk>> {
         let size_gib = spec.size_on(base)?;
         let tags = owned(&spec.tags, run);
-        undo.owe(volumes_debt(&self.volumes, run));
+        let owed = undo.owe(volumes_debt(&self.volumes, run));
         let spec = VolumeSpec {
             snapshot: base.snapshot.clone(),
             size_gib,
@@ -76,7 +85,7 @@ impl<V: Volumes + 'static> Disks for Attached<V> {
         let context = || format!("making a volume of {} ({})", base.snapshot, base.id);
         let volume = self.volumes.create(&spec).await.with_context(context)?;
         let device = self.volumes.attach(&volume).await?;
-        Ok(self.disk(run, volume, device, tags))
+        Ok(self.disk(run, volume, device, tags, Some(owed)))
     }
 
     async fn reopen(&self, run: &RunId) -> Result<Box<dyn Disk>> {
@@ -85,7 +94,7 @@ impl<V: Volumes + 'static> Disks for Attached<V> {
             Kind::NotFound.failure(text).hint("A bake keeps its volume with --keep-on-failure, if it fails.")
         })?;
         let device = self.volumes.attach(&volume).await?;
-        Ok(self.disk(run, volume, device, owned(&Tags::new(), run)))
+        Ok(self.disk(run, volume, device, owned(&Tags::new(), run), None))
     }
 
     async fn forget(&self, run: &RunId) -> Result<()> {
@@ -103,7 +112,7 @@ impl<V: Volumes + 'static> Disk for AttachedDisk<V> {
     }
 
     async fn commit(self: Box<Self>, undo: &Undo) -> Result<SnapshotId> {
-        let Self { volumes, run, volume, device, tags } = *self;
+        let Self { volumes, run, volume, device, tags, owed } = *self;
         let path = device.path.clone();
         // An error that only shows when data is written back: such a disk must not become an image.
         let node = File::from(device.node.try_clone().context("duplicating a descriptor")?);
@@ -115,6 +124,11 @@ impl<V: Volumes + 'static> Disk for AttachedDisk<V> {
         // would only stand in the way of detaching.
         drop(device);
         let snapshot = volumes.snapshot(&volume, &run, &tags).await;
-        snapshot.with_context(|| format!("taking a snapshot of {volume}"))
+        let snapshot = snapshot.with_context(|| format!("taking a snapshot of {volume}"))?;
+        // It is complete: nothing needs the volume any more.
+        if let (Some(owed), Some(removal)) = (owed, volumes.removal(&run)) {
+            undo.pay_early(owed, removal);
+        }
+        Ok(snapshot)
     }
 }

@@ -39,7 +39,8 @@ impl Ec2 {
             None => self.send_attach(volume, instance).await?,
         };
         let deadline = Instant::now() + self.pace().attached;
-        let (what, policy) = (format!("the attachment of {volume}"), self.pace().until(self.pace().attached));
+        let (what, policy) =
+            (format!("the attachment of {volume}"), self.pace().closely(self.pace().attached));
         let attached = until(&what, &policy, async || {
             let Some(found) = self.volume(volume).await? else {
                 return Ok(Probe::NotYet("not to be seen".to_owned()));
@@ -96,9 +97,23 @@ impl Ec2 {
         Ok(mine.filter_map(|a| a.device.clone()).collect())
     }
 
+    /// Looks up the names in use while a volume is made. Where that fails, it is done when they are needed.
+    pub(super) async fn look_for_names(&self, volume: &VolumeId) {
+        if let Ok(instance) = self.instance()
+            && let Ok(names) = self.names_in_use(instance).await
+        {
+            self.0.names.borrow_mut().seen = Some((volume.clone(), names));
+        }
+    }
+
     /// Sends AttachVolume until EC2 takes a name, and looks up what became of a call whose answer was lost.
     async fn send_attach(&self, volume: &VolumeId, instance: &str) -> Result<String> {
-        let in_use_here = self.names_in_use(instance).await?;
+        let seen = self.0.names.borrow_mut().seen.take();
+        let in_use_here = match seen.filter(|(of, _)| of == volume) {
+            // A name that was taken since is refused, and the next one tried.
+            Some((_, names)) => names,
+            None => self.names_in_use(instance).await?,
+        };
         let names = self.0.names.borrow().for_volume(&volume.0, &in_use_here);
         let mut names = names.into_iter();
         let mut name = names.next().ok_or_else(|| no_name(instance))?;

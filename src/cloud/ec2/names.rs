@@ -1,5 +1,6 @@
 //! Names that a volume is attached under. EC2 decides which are free; on NVMe instances they name nothing.
 
+use crate::cloud::VolumeId;
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -11,6 +12,8 @@ pub struct Names {
     /// Used by us before, oldest first. A name that was just freed may leave the next volume `attaching` for ever, so
     /// these come last.
     used: Vec<String>,
+    /// A volume that is to be attached, and the names that were in use on the instance while it was made.
+    pub seen: Option<(VolumeId, BTreeSet<String>)>,
 }
 
 /// What AWS recommends for data volumes, then what it allows on HVM instances (EC2 guide, device names): no digits.

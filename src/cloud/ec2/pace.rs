@@ -6,7 +6,7 @@ use std::time::Duration;
 /// Pauses, deadlines and timeouts. The default is for EC2; tests divide all of it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Pace {
-    /// Before the first look after a change, and between the first and the second: most volumes are there within 1.5 s.
+    /// Before the first look after a change: nothing is ready sooner. Twice the pause after that.
     pub look: Duration,
     /// No pause between two looks is longer: half of it is waited in vain. A describe costs a
     /// token of the account's bucket, which refills with 20 a second: forty bakes may wait at once.
@@ -117,7 +117,13 @@ impl Pace {
         }
     }
 
-    /// Looks that are made until a deadline.
+    /// Looks at what a bake does nothing but wait for. Each comes a tenth of the wait late at most, and every two
+    /// seconds in a long one: thirty for one of half a minute.
+    pub(super) fn closely(&self, deadline: Duration) -> Policy {
+        Policy { first: self.look / 2, factor: 1.1, longest: self.longest, deadline }
+    }
+
+    /// Looks that are made until a deadline, at what need not be known at once.
     pub(super) fn until(&self, deadline: Duration) -> Policy {
         Policy { first: self.look, factor: 1.5, longest: self.longest, deadline }
     }

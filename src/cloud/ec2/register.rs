@@ -238,8 +238,8 @@ impl Ec2 {
     /// The image, available and with all its tags; or why it never will be.
     async fn available(&self, id: &ImageId, tags: &Tags) -> Result<Result<types::Image, String>> {
         let (mut looks, mut repairs, mut seen) = (0, 0, Instant::now());
-        self.look_soon().await;
-        until(&format!("the image {id}"), &self.pace().until(self.pace().image), async || {
+        // At once: registering copies nothing, and what is not there yet is looked for again.
+        until(&format!("the image {id}"), &self.pace().closely(self.pace().image), async || {
             loop {
                 let Some(image) = self.look_anew(id).await? else {
                     looks = 0;

@@ -5,7 +5,7 @@ use super::call::{Refused, done};
 use super::class::{CREATE_SNAPSHOT, Class, DELETE_SNAPSHOT, DESCRIBE_SNAPSHOTS};
 use super::convert::{self, filter, tag_filter};
 use super::images::PAGE;
-use crate::cloud::wait::{Probe, until};
+use crate::cloud::wait::{Probe, beside, until};
 use crate::cloud::{RunId, SnapshotId, Tags, VolumeId, tag};
 use crate::error::Kind;
 use anyhow::Result;
@@ -48,7 +48,10 @@ impl Ec2 {
         // One that fails is replaced once: the volume is still there.
         for _ in 0..2 {
             let (id, doubted) = self.begin_snapshot(volume, run, &tags).await?;
-            let result = self.completed(&id).await?;
+            // What it is of was written when it was asked for: the volume can go meanwhile, as far as from this machine
+            // (it stays: a snapshot that fails is replaced). That it does not fails nothing: it is owed, and tried again.
+            let detached = async { _ = self.detach(volume).await };
+            let result = beside(self.completed(&id), detached).await?;
             if doubted {
                 self.delete_twins(volume, run, &id).await?;
             }
@@ -179,7 +182,7 @@ impl Ec2 {
         let mut deadline = self.pace().snapshot;
         until(
             &format!("the snapshot {id}"),
-            &self.pace().until(self.pace().snapshot_of(u64::MAX)),
+            &self.pace().closely(self.pace().snapshot_of(u64::MAX)),
             async || {
                 let found = self.snapshots(&id.0, &[filter("snapshot-id", [id.0.as_str()])]).await?;
                 let Some(snapshot) = found.first() else {

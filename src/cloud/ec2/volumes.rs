@@ -6,7 +6,7 @@ use super::class::{CREATE_TAGS, CREATE_VOLUME, Class, DESCRIBE_VOLUMES, KMS};
 use super::convert::{self, filter, tag_filter};
 use super::images::PAGE;
 use crate::cloud::attributes::check_kind;
-use crate::cloud::wait::{Probe, until};
+use crate::cloud::wait::{Probe, beside, until};
 use crate::cloud::{RunId, VolumeId, VolumeSpec, tag};
 use crate::error::Kind;
 use anyhow::{Context, Result};
@@ -181,10 +181,10 @@ impl Ec2 {
                 format!("If {} or the account's default is encrypted: {KMS}", spec.snapshot)
             }
         };
-        self.look_soon().await;
         let mut absent = 0;
-        let result =
-            until(&format!("the volume {id}"), &self.pace().until(self.pace().created), async || {
+        let created = async {
+            self.look_soon().await;
+            until(&format!("the volume {id}"), &self.pace().closely(self.pace().created), async || {
                 let Some(volume) = self.volume(id).await? else {
                     absent += 1;
                     // EC2 takes a volume back whose key it may not use. Its token is burned then: so a volume that
@@ -209,8 +209,11 @@ impl Ec2 {
                     _ => Ok(Probe::NotYet(state_of(&volume).to_owned())),
                 }
             })
-            .await;
-        result.with_context(|| format!("creating the volume {id} of {}", spec.snapshot))
+            .await
+        };
+        beside(created, self.look_for_names(id))
+            .await
+            .with_context(|| format!("creating the volume {id} of {}", spec.snapshot))
     }
 
     /// Whether what a call made is no more, by sending it again.

@@ -1,0 +1,185 @@
+//! Debts that are paid beside the story: where the cloud takes its time, and the story has no more use for the thing.
+
+use super::{DebtId, Payment, Undo};
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+/// What is being paid.
+#[derive(Default)]
+pub struct Early {
+    under_way: RefCell<Vec<(DebtId, Payment)>>,
+    /// Whether scratch may be kept when the story fails: then it has to be there until it did not.
+    pub may_keep: Cell<bool>,
+}
+
+impl Undo {
+    /// Pays a debt beside the story. It stays owed until that went well: what fails, or is stopped, is paid in the end
+    /// as if it never had been tried. What the user may want to keep after a failure is paid in the end alone.
+    pub fn pay_early(&self, id: DebtId, payment: Payment) {
+        let owed = self.debts.borrow();
+        let Some((_, debt)) = owed.iter().find(|(owed, _)| *owed == id) else { return };
+        if !(self.early.may_keep.get() && debt.keep.is_some()) {
+            self.early.under_way.borrow_mut().push((id, payment));
+        }
+    }
+
+    /// The story; and beside it, as far as it gets, what is paid early.
+    pub(super) async fn beside<T>(&self, mut story: Pin<&mut impl Future<Output = T>>) -> T {
+        std::future::poll_fn(|cx| {
+            let told = story.as_mut().poll(cx);
+            if told.is_pending() {
+                self.pay_on(cx);
+            }
+            told
+        })
+        .await
+    }
+
+    fn pay_on(&self, cx: &mut Context<'_>) {
+        // Taken out first: no borrow is held while paying.
+        for (id, mut payment) in self.early.under_way.take() {
+            match payment.as_mut().poll(cx) {
+                Poll::Ready(Ok(())) => self.forgive(id),
+                // Owed still: the reason is told if it fails in the end, too.
+                Poll::Ready(Err(_)) => {}
+                Poll::Pending => self.early.under_way.borrow_mut().push((id, payment)),
+            }
+        }
+    }
+
+    /// How far the payment of a debt got: its rest.
+    pub(super) fn begun(&self, id: DebtId) -> Option<Payment> {
+        let mut under_way = self.early.under_way.borrow_mut();
+        let place = under_way.iter().position(|(begun, _)| *begun == id)?;
+        Some(under_way.remove(place).1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::error::Kind;
+    use crate::undo::{Debt, Due, Ended, Payment, Policy, Undo, scope};
+    use anyhow::Result;
+    use std::cell::RefCell;
+    use std::future::{Future, pending, ready};
+    use std::rc::Rc;
+    use std::time::Duration;
+    use tokio::time::sleep;
+
+    type Told = Rc<RefCell<Vec<String>>>;
+
+    fn say(told: &Told, what: &str) {
+        told.borrow_mut().push(what.to_owned());
+    }
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// A story with a volume, whose early payment takes so long and ends so. Then it goes on for a while, and ends.
+    async fn told(
+        keep_on_failure: bool,
+        stop: impl Future<Output = ()>,
+        early: (Duration, fn() -> Result<()>),
+        story: (Duration, fn() -> Result<u8>),
+    ) -> (Ended<u8>, Vec<String>) {
+        let told = Told::default();
+        let policy = Policy { keep_on_failure, on_failure: Box::new(|_| ()), on_payment: Box::new(|_| ()) };
+        let ended = scope(policy, stop, async |undo: Rc<Undo>| {
+            let (paid, kept, tried) = (told.clone(), told.clone(), told.clone());
+            let pay = move || -> Payment {
+                say(&paid, "paid");
+                Box::pin(ready(Ok(())))
+            };
+            let keep = move || -> Payment {
+                say(&kept, "kept");
+                Box::pin(ready(Ok(())))
+            };
+            let volume = undo.owe(Debt {
+                due: Due::Scratch,
+                what: "volume".into(),
+                command: "rm".into(),
+                pay: Box::new(pay),
+                keep: Some(Box::new(keep)),
+            });
+            undo.pay_early(
+                volume,
+                Box::pin(async move {
+                    say(&tried, "begun");
+                    sleep(early.0).await;
+                    let result = early.1();
+                    say(&tried, "over");
+                    result
+                }),
+            );
+            sleep(story.0).await;
+            say(&told, "registered");
+            story.1()
+        });
+        let ended = ended.await;
+        let told = told.borrow().clone();
+        (ended, told)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_paid_beside_the_story_is_not_owed_any_more() {
+        let (ended, told) = told(false, pending(), (SECOND, || Ok(())), (2 * SECOND, || Ok(1))).await;
+        assert!(ended.result.is_ok() && ended.left.is_empty());
+        assert_eq!(told, ["begun", "over", "registered"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_being_paid_when_the_story_ends_is_paid_to_its_end() {
+        let (ended, told) = told(false, pending(), (2 * SECOND, || Ok(())), (SECOND, || Ok(1))).await;
+        assert!(ended.result.is_ok() && ended.left.is_empty());
+        assert_eq!(told, ["begun", "registered", "over"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_could_not_be_paid_early_is_paid_in_the_end_and_fails_no_story() {
+        let fails: fn() -> Result<()> = || anyhow::bail!("busy");
+        for (early, order) in
+            [(1, ["begun", "over", "registered", "paid"]), (3, ["begun", "registered", "over", "paid"])]
+        {
+            let (ended, told) = told(false, pending(), (early * SECOND, fails), (2 * SECOND, || Ok(1))).await;
+            assert!(ended.result.is_ok() && ended.left.is_empty());
+            assert_eq!(told, order);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_story_that_fails_or_is_stopped_meanwhile_leaves_nothing() {
+        let fails: fn() -> Result<u8> = || anyhow::bail!("no");
+        let (ended, told_of) = told(false, pending(), (2 * SECOND, || Ok(())), (SECOND, fails)).await;
+        assert!(ended.result.is_err() && ended.left.is_empty());
+        assert_eq!(told_of, ["begun", "registered", "over"]);
+        // Stopped, it does not wait for a call that may hang: the debt is paid anew.
+        let hangs = (1000 * SECOND, (|| Ok(())) as fn() -> Result<()>);
+        let (ended, told) = told(false, sleep(SECOND), hangs, (5 * SECOND, || Ok(1))).await;
+        assert_eq!(Kind::of(&ended.result.unwrap_err()), Kind::Interrupted);
+        assert!(ended.left.is_empty());
+        assert_eq!(told, ["begun", "paid"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_payment_that_hangs_beside_a_finished_story_is_told() {
+        let hangs = (10_000 * SECOND, (|| Ok(())) as fn() -> Result<()>);
+        let (ended, told) = told(false, pending(), hangs, (SECOND, || Ok(1))).await;
+        assert!(ended.result.is_ok());
+        assert_eq!(ended.left.len(), 1);
+        assert_eq!(told, ["begun", "registered"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_may_be_kept_is_not_paid_early() {
+        let fails: fn() -> Result<u8> = || anyhow::bail!("no");
+        let (ended, told_of) = told(true, pending(), (SECOND, || Ok(())), (2 * SECOND, fails)).await;
+        assert_eq!(
+            (ended.kept, told_of),
+            (vec!["volume".to_owned()], vec!["registered".into(), "kept".into()])
+        );
+        let (ended, told) = told(true, pending(), (SECOND, || Ok(())), (2 * SECOND, || Ok(1))).await;
+        assert!(ended.result.is_ok());
+        assert_eq!(told, ["registered", "paid"]);
+    }
+}
