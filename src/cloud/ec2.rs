@@ -307,6 +307,9 @@ impl Cloud for Ec2 {
     }
 
     async fn ensure_permitted(&self, base: &Base) -> Result<()> {
+        if !self.0.direct.get() {
+            self.ensure_here().await?;
+        }
         self.ensure_essentials(base).await
     }
 

@@ -14,6 +14,7 @@ mod s00_role;
 mod s01_lookup;
 mod s03_volume;
 mod s04_attach;
+mod s13_beside;
 mod s13_snapshot;
 mod s15_register;
 mod s15_verify;

@@ -141,7 +141,9 @@ async fn r15_6_untagged() {
 async fn r15_8_flapping() {
     // The looks are the second DescribeImages and on.
     for at in [2, 3, 4] {
-        let ground = Ground::with(&[Fault::new("DescribeImages", at, What::Stale)]);
+        // The volume is removed beside: not now, or a stale answer would be one from before that.
+        let beside = Fault::new("DescribeVolumes", 4, What::Late(500));
+        let ground = Ground::with(&[Fault::new("DescribeImages", at, What::Stale), beside]);
         let image = ground.bake().await.0.result.unwrap();
         ground.holds_one(&image, "15.8");
         let looks = ground.count("DescribeImages") - 1;

@@ -1,9 +1,9 @@
 //! What the role may do, asked by DryRun: EC2 checks the permission, and does nothing.
 
+use super::Ec2;
 use super::call::Refused;
 use super::class::{self, Action, Class};
 use super::convert::{filter, tagged};
-use super::{Ec2, Options};
 use crate::cloud::{Base, Permission, SnapshotId, Tags, Verdict, tag};
 use crate::error::Kind;
 use anyhow::{Context, Result};
@@ -27,9 +27,8 @@ const IMAGE: &str = "ami-0ffffffffffffffff";
 const PARAMETER: &str = "/aws/service/oven/permission-check";
 
 impl Ec2 {
-    /// Asks whether this is the instance that it is taken for, and for what a bake begins and ends with, as far as there
-    /// is a DryRun (EBS direct has none). A yes is remembered for a day for each access key and instance; an assumed
-    /// role has a new key every few hours.
+    /// Asks for what a bake begins and ends with, as far as there is a DryRun (EBS direct has none); a yes is remembered for a day for each access key, and an
+    /// assumed role has a new one every few hours.
     pub(super) async fn ensure_essentials(&self, base: &Base) -> Result<()> {
         if self.remembered() {
             return Ok(());
@@ -37,7 +36,6 @@ impl Ec2 {
         let snapshot = Some(&base.snapshot);
         let mut asked = Vec::new();
         if !self.0.direct.get() {
-            self.ensure_here().await?;
             asked.push(self.may_create_volume(snapshot).await);
         }
         asked.push(self.may_register_image(snapshot).await);
@@ -60,9 +58,7 @@ impl Ec2 {
     }
 
     fn memory(&self) -> Option<PathBuf> {
-        let Options { instance_id, zone, .. } = &self.0.options;
-        let here = [instance_id, zone].map(|told| told.as_deref().unwrap_or("-"));
-        let who = format!("{} {} {}", self.region(), self.0.wire.key()?, here.join(" "));
+        let who = format!("{} {}", self.region(), self.0.wire.key()?);
         let digest: String = Sha256::digest(who).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
         let way = if self.0.direct.get() { "-direct" } else { "" };
         Some(self.0.options.documents.join(format!("permitted{way}-{digest}")))

@@ -35,6 +35,8 @@ async fn snapshotting(
             there.retain(|(id, _)| id != request.get("SnapshotId"));
             ok("<return>true</return>")
         }
+        // While it is pending.
+        "DetachVolume" => ok("<volumeId>vol-1</volumeId>"),
         action => panic!("{action}"),
     })
     .await
