@@ -8,7 +8,7 @@ use super::lower::Lower;
 use super::marks::{self, Trimming};
 use super::trouble::{Trouble, full};
 use super::{Device, Disk, DiskSpec, Disks, ahead, loopdev, owned, sweep, upload};
-use crate::cloud::blocks::{BLOCK, Blocks, Contents, NewSnapshot, Parent};
+use crate::cloud::blocks::{BLOCK, Blocks, Contents, NewSnapshot, Parent, Prepared};
 use crate::cloud::{Base, RunId, SnapshotId, tag};
 use crate::error::Kind;
 use crate::owner::Owner;
@@ -126,6 +126,7 @@ impl<B: Blocks + 'static> Direct<B> {
             cache: self.cache.clone(),
             report: self.report.clone(),
             verify: false,
+            _prepared: Prepared::default(),
         })
     }
 
@@ -191,6 +192,8 @@ struct DirectDisk<B: Blocks> {
     report: Report,
     /// Whether what was sent is read back.
     verify: bool,
+    /// For the snapshot that it will be.
+    _prepared: Prepared,
 }
 
 impl<B: Blocks> Drop for DirectDisk<B> {
@@ -215,6 +218,7 @@ impl<B: Blocks + 'static> Disks for Direct<B> {
     ) -> Result<Box<dyn Disk>> {
         let size_gib = spec.size_on(base)?;
         let (snapshot, child) = self.parent(base, spec).await?;
+        let prepared = if child { self.blocks.prepare(&snapshot, run) } else { Prepared::default() };
         let beneath = self.beneath(&snapshot).await?;
         let (kind, trouble) = (&spec.kind, beneath.lower.trouble().clone());
         let record = Record {
@@ -236,6 +240,7 @@ impl<B: Blocks + 'static> Disks for Direct<B> {
         ahead::begin(&beneath.lower, beneath.lower.cached().used(family));
         let mut disk = self.disk(run, beneath, Files::New(written), record)?;
         disk.verify = spec.verify;
+        disk._prepared = prepared;
         Ok(Box::new(disk))
     }
 

@@ -1,8 +1,8 @@
 //! Snapshots of a region by their blocks, as EBS direct has them.
 //!
 //! A pending one has its own sparse file from the start, and blocks are put there in place. All others are its
-//! parent's. They are there at once where the file system can share data, or where somebody asked before whether the
-//! parent can be one: a copy was begun then, beside all else. Else they come when it is completed. Measured, 100 MiB put
+//! parent's. They are there at once where the file system can share data, or where the run told before that it will start
+//! one: a copy was begun then, beside all else. Else they come when it is completed. Measured, 100 MiB put
 //! over a base with 1 GiB on ext4: 0.15 s with such a copy; 1.5 s without, and no less when it was made beside the puts.
 
 mod ahead;
@@ -16,7 +16,7 @@ use super::records::{Locked, NEVER, PARENT, PUT, SnapshotRecord, created_after, 
 use super::volumes::with_run;
 use super::written::{Put, Sealed, SnapshotState, Written, boot, invalid};
 use super::{Region, new_id};
-use crate::cloud::blocks::{Blocks, Contents, Digest, NewSnapshot, Parent, Reader};
+use crate::cloud::blocks::{Blocks, Contents, Digest, NewSnapshot, Parent, Prepared, Reader};
 use crate::cloud::{RunId, SnapshotId, VolumeKind};
 use crate::disk::copy::{self, Cancelled, Temp};
 use anyhow::{Context, Result};
@@ -124,9 +124,12 @@ impl Blocks for Region {
     async fn parent(&self, snapshot: &SnapshotId, _: &VolumeKind) -> Result<Parent> {
         let record = self.store().by_blocks(snapshot)?;
         self.store().ensure_completed(&record)?;
-        // Who asks this makes a child of it: what has to be copied for it is copied beside all else.
-        self.0.ahead.expect(self.store(), snapshot);
         Ok(Parent::Itself)
+    }
+
+    /// What has to be copied for it is copied beside all else.
+    fn prepare(&self, parent: &SnapshotId, run: &RunId) -> Prepared {
+        Prepared::until_dropped(self.0.ahead.expect(self.store(), parent, run))
     }
 
     /// It is in this account already.
@@ -168,7 +171,7 @@ impl Blocks for Region {
             sealed: None,
         };
         let copy = match &spec.parent {
-            Some(parent) => self.0.ahead.take(parent).await,
+            Some(parent) => self.0.ahead.take(parent, &spec.run).await,
             None => None,
         };
         let start = move |region: &Locked| start(region, record, written, copy);

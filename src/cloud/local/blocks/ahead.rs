@@ -1,18 +1,30 @@
 //! A parent's data, copied before a child is started.
 
 use super::super::records::{SnapshotRecord, Store};
-use crate::cloud::SnapshotId;
+use crate::cloud::{RunId, SnapshotId};
 use crate::disk::copy::{self, Cancelled, Temp};
 use anyhow::{Context, Result};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::rc::Rc;
+use std::sync::Arc;
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
-/// Copies of snapshots of which somebody will start a child, each made in a thread of its own. They have no name: if
-/// nobody does, they vanish.
-#[derive(Debug, Default)]
-pub struct Ahead(RefCell<BTreeMap<SnapshotId, Work>>);
+/// Copies that are made at the same time, each with some MiB of memory. Measured, of 470 MiB on ext4: one alone 0.7 s, 8
+/// side by side 2.1 s; four keep a disk busy.
+const AT_ONCE: usize = 4;
+
+type Key = (SnapshotId, RunId);
+
+/// Copies of snapshots of which runs will start a child: one for each, since each child becomes another. They have no
+/// name: what nobody takes vanishes.
+#[derive(Debug)]
+pub struct Ahead {
+    copies: RefCell<BTreeMap<Key, Work>>,
+    turns: Arc<Semaphore>,
+}
 
 #[derive(Debug)]
 struct Work {
@@ -23,32 +35,58 @@ struct Work {
 impl Drop for Work {
     fn drop(&mut self) {
         self.stop.cancel();
+        // It may be waiting for its turn.
+        self.task.abort();
+    }
+}
+
+/// A run that will start a child, for as long as this value lives.
+pub struct Expected {
+    ahead: Rc<Ahead>,
+    key: Key,
+}
+
+impl Drop for Expected {
+    fn drop(&mut self) {
+        self.ahead.copies.borrow_mut().remove(&self.key);
+    }
+}
+
+impl Default for Ahead {
+    fn default() -> Self {
+        Self { copies: RefCell::default(), turns: Arc::new(Semaphore::new(AT_ONCE)) }
     }
 }
 
 impl Ahead {
-    /// A child of this complete snapshot will be started.
-    pub fn expect(&self, store: &Store, parent: &SnapshotId) {
+    /// This run will start a child of this complete snapshot, unless the answer is dropped before.
+    pub fn expect(self: &Rc<Self>, store: &Store, parent: &SnapshotId, run: &RunId) -> Expected {
         let (dir, path) = (store.dir_of::<SnapshotRecord>(), store.data::<SnapshotRecord>(&parent.0));
-        self.0.borrow_mut().entry(parent.clone()).or_insert_with(|| {
-            let stop = Cancelled::default();
+        let key = (parent.clone(), run.clone());
+        self.copies.borrow_mut().entry(key.clone()).or_insert_with(|| {
+            let (stop, turns) = (Cancelled::default(), self.turns.clone());
             let cancelled = stop.clone();
-            let task = tokio::task::spawn_blocking(move || {
-                let source = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
-                copy::copy(&source, copy::length(&source)?, &dir, &cancelled)
+            let task = tokio::spawn(async move {
+                let _turn = turns.acquire_owned().await.context("waiting for a turn")?;
+                let copy = move || {
+                    let source = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
+                    copy::copy(&source, copy::length(&source)?, &dir, &cancelled)
+                };
+                tokio::task::spawn_blocking(copy).await.context("waiting for a copy")?
             });
             Work { stop, task }
         });
+        Expected { ahead: self.clone(), key }
     }
 
-    /// The copy, for one child; waits for it. Why there is none does not matter: it is made later then.
-    pub async fn take(&self, parent: &SnapshotId) -> Option<Temp> {
-        let mut work = self.0.borrow_mut().remove(parent)?;
+    /// The copy that was made for a run; waits for it. Why there is none does not matter: it is made later then.
+    pub async fn take(&self, parent: &SnapshotId, run: &RunId) -> Option<Temp> {
+        let mut work = self.copies.borrow_mut().remove(&(parent.clone(), run.clone()))?;
         (&mut work.task).await.ok()?.ok()
     }
 
     /// Nobody will.
     pub fn forget(&self, parent: &SnapshotId) {
-        self.0.borrow_mut().remove(parent);
+        self.copies.borrow_mut().retain(|(of, _), _| of != parent);
     }
 }

@@ -4,6 +4,7 @@ use super::super::written::{Put, SnapshotState};
 use super::*;
 use crate::cloud::blocks::{BLOCK, Blocks, Digest, Expired, NewSnapshot, Parent};
 use crate::disk::cache::digest_of;
+use crate::disk::copy;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -346,27 +347,77 @@ async fn many_put_at_once_and_the_same_block_too() {
     }
 }
 
+/// Copies that nobody took yet: files that are open and have no name, or, where there are none of these, a temporary one.
+fn nameless(f: &Fixture) -> usize {
+    let dir = f.region.dir().join("snapshots");
+    let open = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+    let paths = open.filter_map(|fd| std::fs::read_link(fd.path()).ok());
+    let open =
+        paths.filter(|path| path.starts_with(&dir) && path.to_string_lossy().ends_with("(deleted)")).count();
+    let names = std::fs::read_dir(&dir).unwrap().flatten();
+    let is_temporary = |name: &std::ffi::OsString| name.to_string_lossy().starts_with(copy::TEMP_PREFIX);
+    open + names.filter(|entry| is_temporary(&entry.file_name())).count()
+}
+
 #[tokio::test]
-async fn what_was_copied_ahead_is_used_once_or_vanishes() {
+async fn each_run_gets_its_own_copy_that_was_made_ahead() {
     let f = Fixture::new();
-    let (base, run) = (f.import("base-1").await, RunId::new());
-    let ask = async || f.region.parent(&base.snapshot, &Default::default()).await.unwrap();
-    ask().await;
-    ask().await;
-    let spec = NewSnapshot { size_gib: 3, ..new(Some(&base.snapshot), &run) };
-    let (one, two) = (f.region.start(&spec).await.unwrap(), f.region.start(&spec).await.unwrap());
+    let base = f.import("base-1").await;
+    // More than are copied at the same time, and one that is not prepared.
+    let runs: Vec<_> = (0..9).map(|_| RunId::new()).collect();
+    let prepared: Vec<_> = runs[..8].iter().map(|run| f.region.prepare(&base.snapshot, run)).collect();
     let record = |id: &SnapshotId| f.region.store().get::<SnapshotRecord>(&id.0).unwrap().written.unwrap();
-    assert!(record(&one).shared && byte(&f.data(&one.0), 1 << 20) == 7, "at once");
-    for id in [&one, &two] {
-        let digest = f.put(id, 0, 1).await;
-        f.region.complete(id, 1, linear(&[digest])).await.unwrap();
+    // Not in the order in which they were begun.
+    for (n, run) in runs.iter().enumerate().rev() {
+        let spec = NewSnapshot { size_gib: 3, ..new(Some(&base.snapshot), run) };
+        let id = f.region.start(&spec).await.unwrap();
+        assert!(!record(&id).shared || byte(&f.data(&id.0), 1 << 20) == 7, "at once");
+        let can_share =
+            copy::reflink(&f.data(&base.snapshot.0), &tempfile::tempfile_in(f.region.dir()).unwrap());
+        assert_eq!(record(&id).shared, can_share || n < 8, "{n}");
+        let digest = f.put(&id, 0, n as u8 + 1).await;
+        f.region.complete(&id, 1, linear(&[digest])).await.unwrap();
         let data = f.data(&id.0);
-        assert_eq!([byte(&data, 0), byte(&data, 1 << 20), byte(&data, (3 << 30) - 1)], [1, 7, 0]);
+        assert_eq!([byte(&data, 0), byte(&data, 1 << 20), byte(&data, (3 << 30) - 1)], [n as u8 + 1, 7, 0]);
         assert_eq!(data.metadata().unwrap().nlink(), 1, "its own");
     }
+    drop(prepared);
     assert_eq!(byte(&f.data(&base.snapshot.0), 0), 0);
-    ask().await;
-    f.region.ensure_no_snapshots(&run).await.unwrap();
+    for run in &runs {
+        f.region.ensure_no_snapshots(run).await.unwrap();
+    }
+    assert_eq!((f.files("snapshots"), nameless(&f)), (2, 0), "the base's alone");
+}
+
+#[tokio::test]
+async fn a_copy_that_was_made_ahead_for_nothing_vanishes() {
+    let f = Fixture::new();
+    let base = f.import("base-1").await;
+    let run = RunId::new();
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    let until = async |wanted: usize| {
+        while nameless(&f) != wanted {
+            assert!(std::time::Instant::now() < deadline, "{} copies, not {wanted}", nameless(&f));
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let prepared = f.region.prepare(&base.snapshot, &run);
+    until(1).await;
+    drop(prepared);
+    until(0).await;
+    // Nobody polls the runtime between the two.
+    drop(f.region.prepare(&base.snapshot, &run));
+    // A parent that goes: no child of it is started.
+    let child = f.region.start(&new(Some(&base.snapshot), &run)).await.unwrap();
+    let digest = f.put(&child, 0, 1).await;
+    f.region.complete(&child, 1, linear(&[digest])).await.unwrap();
+    let other = RunId::new();
+    let prepared = f.region.prepare(&child, &other);
+    until(1).await;
+    f.region.delete_snapshot(&child).await.unwrap();
+    until(0).await;
+    assert!(f.region.start(&new(Some(&child), &other)).await.is_err());
+    drop(prepared);
     assert_eq!(f.files("snapshots"), 2, "the base's alone");
 }
 
