@@ -512,7 +512,7 @@ fn snapshots_turn_out_badly() {
 
 #[test]
 fn a_new_id_is_not_known_at_once() {
-    let ground = Ground::new(ServerOptions { visibility_lag: ms(500), ..ServerOptions::default() });
+    let ground = Ground::new(ServerOptions { visibility_lag: ms(2000), ..ServerOptions::default() });
     let id = ground.start(json!({"VolumeSize": 1}));
     assert_eq!(ground.put(&id, 0, &block(1)).error(), "ResourceNotFoundException SNAPSHOT_NOT_FOUND");
     eventually("known", || ground.put(&id, 0, &block(1)).status == 201);
