@@ -80,7 +80,7 @@ fn loops(dir: &Path) -> Vec<String> {
 fn assert_no_loops(dir: &Path) {
     let start = Instant::now();
     while !loops(dir).is_empty() {
-        assert!(start.elapsed() < Duration::from_secs(5), "left: {:?}", loops(dir));
+        assert!(start.elapsed() < Duration::from_secs(20), "left: {:?}", loops(dir));
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -134,7 +134,8 @@ async fn attached_is_what_the_kernel_says() {
     let started = Instant::now();
     // Somebody else's descriptor keeps it bound, and releasing says so.
     refuses(loopdev::release(device).await, Kind::Cloud, "release of /dev/loop");
-    assert!(started.elapsed() < Duration::from_secs(8));
+    // The product gives up after five seconds.
+    assert!(started.elapsed() < Duration::from_secs(20));
     drop(held);
     w.region.delete_volume(&volume).await.unwrap();
     assert_eq!(w.files("volumes"), 0);

@@ -108,17 +108,33 @@ fn a_bake_is_traced_from_its_steps_to_their_commands() {
         assert!(inside.iter().any(|span| span.name.contains("s.sh")), "no command of the script");
         inside.iter().for_each(|span| assert_inside(span, step));
     }
-    // The table of times and the trace tell the same.
+    // The table of times and the trace tell the same. They look at the clock one after the other, and a busy machine may
+    // do something else in between, but not every time.
+    let mut differ = Vec::new();
+    for _ in 0..8 {
+        differ = differences(&world);
+        if differ.is_empty() {
+            break;
+        }
+    }
+    assert!(differ.is_empty(), "{differ:?}");
+}
+
+/// By how much a bake's table of times and its trace differ, phase by phase.
+fn differences(world: &World) -> Vec<String> {
     let output = world.command(&["--json", "bake", "--force", "web", "--trace", "trace.json"]);
     let output = { output }.env("TOKEN", TOKEN).output().unwrap();
     let lines = String::from_utf8(output.stdout).unwrap();
     let times = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
     let times = { times }.find(|event| event["event"] == "times").unwrap();
-    let all = spans(&world);
-    for (phase, ms) in times["phases_ms"].as_object().unwrap() {
+    let (all, phases) = (spans(world), times["phases_ms"].as_object().unwrap());
+    assert!(!phases.is_empty(), "{times}");
+    let told = phases.iter().filter_map(|(phase, ms)| {
         let sum: u64 = all.iter().filter(|s| s.told["phase"] == *phase).map(|s| s.to - s.from).sum();
-        assert!((sum / 1000).abs_diff(ms.as_u64().unwrap()) <= 20, "{phase}: {sum} us and {ms} ms");
-    }
+        let same = (sum / 1000).abs_diff(ms.as_u64().unwrap()) <= 20;
+        (!same).then(|| format!("{phase}: {sum} us and {ms} ms"))
+    });
+    told.collect()
 }
 
 #[test]

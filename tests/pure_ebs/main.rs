@@ -207,12 +207,12 @@ async fn a_snapshot_that_is_given_up_is_written_once_more() {
     assert_eq!(ground.made().len(), 1);
     assert_eq!(ground.count("StartSnapshot"), 2);
     // Between two blocks.
-    let ground = Ground::with("expired", Direct { timeout: 200 * MILLI, ..Direct::default() }).await;
+    let ground = Ground::with("expired", Direct { timeout: 3000 * MILLI, ..Direct::default() }).await;
     let (ebs, run) = (ground.ebs(), RunId::new());
     let id = ebs.start(&spec(&ground, None, &run)).await.unwrap();
     let (data, digest) = (block(1), Sha256::digest(block(1)).into());
     ebs.put(&id, 0, data.clone(), digest).await.unwrap();
-    tokio::time::sleep(400 * MILLI).await;
+    tokio::time::sleep(4000 * MILLI).await;
     let error = ebs.put(&id, 1, data, digest).await.unwrap_err();
     assert!(error.chain().any(|cause| cause.is::<Expired>()), "{error:#}");
     let error = ebs.complete(&id, 1, Sha256::digest(digest).into()).await.unwrap_err();

@@ -195,7 +195,7 @@ impl Disk {
         self.autoclear();
         let started = std::time::Instant::now();
         while !loops_of(self).is_empty() {
-            assert!(started.elapsed().as_secs() < 5, "the loop device stays: {:?}", loops_of(self));
+            assert!(started.elapsed().as_secs() < 20, "the loop device stays: {:?}", loops_of(self));
             std::thread::yield_now();
         }
     }

@@ -55,14 +55,14 @@ fn main() -> ExitCode {
 }
 
 /// Fifty times as fast as for EC2; a single call may take as long as a busy machine needs, and what never ends is
-/// given up after some seconds.
+/// given up after some of those.
 fn pace() -> Pace {
     if std::env::var_os("OVEN_TEST_SLOW").is_some() {
         return Pace::default();
     }
     let call = std::env::var("OVEN_TEST_CALL").ok().and_then(|seconds| seconds.parse().ok());
-    let fast = Pace::default().faster(50, call.map_or(Duration::from_millis(800), Duration::from_secs));
-    let some = Duration::from_secs(4);
+    let fast = Pace::default().faster(50, call.map_or(Duration::from_secs(2), Duration::from_secs));
+    let some = Duration::from_secs(8);
     Pace { snapshot: some, image: some, unreachable: some, ..fast }
 }
 

@@ -241,7 +241,7 @@ impl Ground {
 
     /// What calls made, once what is being deleted is gone.
     pub fn made(&self) -> Ledger {
-        let end = Instant::now() + Duration::from_secs(5);
+        let end = Instant::now() + Duration::from_secs(30);
         loop {
             let made = self.server.ledger().made();
             if made.volumes.iter().all(|volume| volume.state != "deleting") || Instant::now() > end {

@@ -253,7 +253,7 @@ async fn a_free_volume_shares_its_file_with_the_snapshot() {
 #[tokio::test]
 async fn states_pass_through_pending() {
     let f = Fixture::new();
-    let (base, run, delay) = (f.import("base-1").await, RunId::new(), Duration::from_millis(400));
+    let (base, run, delay) = (f.import("base-1").await, RunId::new(), Duration::from_millis(1200));
     let slow = f.region.with_delays(delay);
     let start = Instant::now();
     let volume = slow.create(&volume_of(&base, &run)).await.unwrap();

@@ -162,7 +162,7 @@ fn checksums_are_verified() {
 
 #[test]
 fn a_token_is_of_one_block_and_for_a_time() {
-    let ground = with(Direct { block_tokens: ms(1500), ..Direct::default() });
+    let ground = with(Direct { block_tokens: ms(4000), ..Direct::default() });
     let id = ground.written(json!({"VolumeSize": 1}), &[(0, block(1)), (1, block(1))]);
     let listed = ground.listed(&id);
     assert_eq!(ground.get(&id, 0, &listed[0].1).status, 200);
@@ -174,14 +174,14 @@ fn a_token_is_of_one_block_and_for_a_time() {
         ground.ebs("GET", &format!("/snapshots/{id}/blocks/0"), "", b"").error(),
         "ValidationException INVALID_PARAMETER_VALUE"
     );
-    pause(1500);
+    pause(4000);
     assert_eq!(ground.get(&id, 0, &listed[0].1).error(), refused);
     assert_eq!(ground.get(&id, 0, &ground.listed(&id)[0].1).status, 200);
 }
 
 #[test]
 fn lists_have_pages() {
-    let direct = Direct { page: Some(2), empty_pages: 1, page_tokens: ms(1500), ..Direct::default() };
+    let direct = Direct { page: Some(2), empty_pages: 1, page_tokens: ms(4000), ..Direct::default() };
     let ground = with(direct);
     let blocks: Vec<(u32, Vec<u8>)> = [3, 7, 8, 20, 2047].map(|index| (index, block(1))).into();
     let id = ground.written(json!({"VolumeSize": 1}), &blocks);
@@ -207,7 +207,7 @@ fn lists_have_pages() {
     assert_eq!(with("AAAA").error(), "ValidationException INVALID_PAGE_TOKEN");
     let elsewhere = ground.blocks(&ground.snapshot, &format!("?pageToken={}", escaped(token)));
     assert_eq!(elsewhere.error(), "ValidationException INVALID_PAGE_TOKEN");
-    pause(1500);
+    pause(4000);
     assert_eq!(with(token).error(), "ValidationException INVALID_PAGE_TOKEN");
     for wrong in ["?maxResults=99", "?maxResults=10001", "?startingBlockIndex=-1", "?other=1"] {
         let refused = ground.blocks(&id, wrong).error();
@@ -248,13 +248,13 @@ fn pending_is_for_writing_and_completed_for_reading() {
 
 #[test]
 fn a_snapshot_that_nobody_goes_on_with_is_given_up() {
-    let ground = with(Direct { timeout: ms(900), ..Direct::default() });
+    let ground = with(Direct { timeout: ms(3000), ..Direct::default() });
     let id = ground.start(json!({"VolumeSize": 1}));
     for _ in 0..3 {
-        pause(400);
+        pause(1100);
         assert_eq!(ground.put(&id, 0, &block(1)).status, 201);
     }
-    pause(950);
+    pause(3100);
     let invalid = "ValidationException INVALID_SNAPSHOT_ID";
     assert_eq!(ground.put(&id, 0, &block(1)).error(), invalid);
     assert_eq!(ground.complete(&id, &[&block(1)]).error(), invalid);
@@ -400,7 +400,7 @@ fn a_token_starts_one_snapshot() {
 #[test]
 fn too_much_is_refused() {
     // So slow that nothing comes back between two calls, however busy the machine is.
-    let slow = 0.5;
+    let slow = 0.25;
     let throttle =
         DirectThrottle { gets: (2.0, slow), puts: (2.0, slow), lists: (2.0, slow), snapshots: (4.0, slow) };
     let ground = with(Direct { throttle: Some(throttle), pending: 2, ..Direct::default() });
@@ -417,7 +417,7 @@ fn too_much_is_refused() {
     let refused = |reply: ebs::Reply| reply.error().starts_with("RequestThrottledException RESOURCE");
     let told = [path(&one), path(&one), path(&one), path(&other)].map(refused);
     assert_eq!(told, [false, false, true, false]);
-    pause(2100);
+    pause(4200);
     assert!(!refused(path(&one)));
     ground.good("DeleteSnapshot", &[("SnapshotId", &one)]);
     ground.start(json!({"VolumeSize": 1}));
@@ -512,7 +512,7 @@ fn snapshots_turn_out_badly() {
 
 #[test]
 fn a_new_id_is_not_known_at_once() {
-    let ground = Ground::new(ServerOptions { visibility_lag: ms(500), ..ServerOptions::default() });
+    let ground = Ground::new(ServerOptions { visibility_lag: ms(2000), ..ServerOptions::default() });
     let id = ground.start(json!({"VolumeSize": 1}));
     assert_eq!(ground.put(&id, 0, &block(1)).error(), "ResourceNotFoundException SNAPSHOT_NOT_FOUND");
     eventually("known", || ground.put(&id, 0, &block(1)).status == 201);

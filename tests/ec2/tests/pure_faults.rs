@@ -56,7 +56,7 @@ fn a_call_that_hangs() {
 
 #[test]
 fn a_call_takes_effect_if_nobody_waits_for_it() {
-    let ground = with(&[("CreateVolume", 1, What::Late(300))]);
+    let ground = with(&[("CreateVolume", 1, What::Late(1500))]);
     let form = format!(
         "Action=CreateVolume&Version=2016-11-15&AvailabilityZone=us-east-1a&SnapshotId={}",
         ground.snapshot
@@ -67,7 +67,7 @@ fn a_call_takes_effect_if_nobody_waits_for_it() {
     let request =
         format!("POST / HTTP/1.1\r\nHost: x\r\n{head}\r\nContent-Length: {}\r\n\r\n{form}", form.len());
     std::io::Write::write_all(&mut stream, request.as_bytes()).unwrap();
-    pause(100);
+    pause(500);
     drop(stream);
     eventually("the volume", || ground.server.ledger().volumes.len() == 1);
 }

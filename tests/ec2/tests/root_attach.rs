@@ -81,16 +81,17 @@ fn a_volume_that_is_held_is_busy() {
 
 #[test]
 fn the_device_and_the_answer_come_in_any_order() {
-    let (soon, late) = (Duration::from_millis(100), Duration::from_millis(500));
+    let (soon, late) = (Duration::from_millis(500), Duration::from_millis(3000));
     for (attaching, device, first) in [(soon, late, "answer"), (late, soon, "device")] {
         let delays = Delays { attaching, device, ..Delays::default() };
         let ground = ground(ServerOptions { delays, ..ServerOptions::default() });
         let volume = ground.volume();
         ground.attach(&volume, "/dev/sdf");
         assert!(node(&ground, &volume).is_none());
-        pause(300);
-        let (there, told) = (node(&ground, &volume).is_some(), ground.state_of(&volume) == "in-use attached");
-        assert_eq!((there, told), (first == "device", first == "answer"));
+        let there = || node(&ground, &volume).is_some();
+        let told = || ground.state_of(&volume) == "in-use attached";
+        eventually(first, || if first == "device" { there() } else { told() });
+        assert_eq!((there(), told()), (first == "device", first == "answer"));
         eventually("both", || {
             node(&ground, &volume).is_some() && ground.state_of(&volume) == "in-use attached"
         });

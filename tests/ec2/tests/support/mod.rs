@@ -130,7 +130,7 @@ impl Ground {
 
 /// Tries until it is so, for some seconds.
 pub fn eventually(what: &str, mut is: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(10);
+    let end = Instant::now() + Duration::from_secs(60);
     while !is() {
         assert!(Instant::now() < end, "{what}");
         pause(5);
