@@ -223,6 +223,12 @@ impl Cached {
         (digest_of(&data) == digest).then_some(digest)
     }
 
+    /// Fails if a block that was put since this value is there was lost on its way to the disk.
+    pub fn ensure_kept(&self) -> Result<()> {
+        let kept = super::trouble::ensure_kept(&self.data);
+        kept.map_err(|error| broken(error, &format!("keeping blocks in {}", self.dir.display())))
+    }
+
     /// Bytes of a block that was verified or put.
     pub fn read(&self, index: u32, at: usize, buffer: &mut [u8]) -> std::io::Result<()> {
         self.data.read_exact_at(buffer, u64::from(index) * BLOCK as u64 + at as u64)

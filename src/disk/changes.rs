@@ -2,6 +2,7 @@
 
 use super::cache::digest_of;
 use super::lower::Lower;
+use super::trouble::{ensure_kept, full};
 use super::upload::Source;
 use crate::cloud::blocks::{BLOCK, Digest};
 use anyhow::{Context, Result};
@@ -53,6 +54,12 @@ impl Source for Changes {
         }
         // Zeros are sent where the base has something else.
         Ok((self.lower.fetch(index)? != digest).then(|| (data.into(), digest)))
+    }
+
+    /// Nobody else writes there; but what was written may have been lost, and then what was read is something else.
+    fn ensure_unchanged(&self, _: &BTreeMap<u32, Digest>) -> Result<()> {
+        ensure_kept(&self.upper).map_err(|error| full(error, "keeping what was written, on this machine"))?;
+        self.lower.cached().ensure_kept()
     }
 }
 

@@ -182,7 +182,7 @@ pub fn forget(state: &Path, run: &RunId) -> Result<()> {
         }
     }
     match fs::remove_file(dir.join(RECORD)) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error).with_context(context),
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error).with_context(context),
         _ => fs::remove_dir(&dir).with_context(context),
     }
 }
