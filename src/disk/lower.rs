@@ -3,7 +3,7 @@
 //! A block is ready once it is in the cache's file and was held against its digest in this run. Who serves the disk asks
 //! for that over a socket, and reads the file itself.
 
-use super::cache::{Cached, digest_of};
+use super::cache::{Cached, ROOM, digest_of};
 use super::overlay::lock;
 use super::trouble::Trouble;
 use crate::cloud::SnapshotId;
@@ -26,9 +26,6 @@ const ASKED: usize = 16;
 const AHEAD: usize = 8;
 /// Blocks that follow one that had to be read are read, too: files lie in one piece, mostly.
 const FOLLOWING: u32 = 4;
-
-/// Of this machine's disk, what is read ahead leaves so much free, in bytes: what a bake writes comes there, too.
-const ROOM: u64 = 1 << 30;
 
 /// A message of the one who serves the disk, or the answer to it: the index of a block, and 0 or an errno.
 pub type Word = (u32, i32);

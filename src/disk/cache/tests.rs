@@ -1,0 +1,168 @@
+use super::*;
+
+fn snapshot(n: u32) -> SnapshotId {
+    SnapshotId(format!("snap-{n:017x}"))
+}
+
+#[test]
+fn a_block_is_kept_and_one_that_changed_is_not_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::new(dir.path(), u64::MAX);
+    let data = vec![7; BLOCK];
+    cache.of(&snapshot(1)).unwrap().put(3, &data, &digest_of(&data)).unwrap();
+    let cached = cache.of(&snapshot(1)).unwrap();
+    assert_eq!(cached.verified(3), Some(digest_of(&data)));
+    assert_eq!((cached.verified(2), cached.verified(4)), (None, None));
+    for at in [0, 1234, BLOCK as u64 - 1] {
+        let place = 3 * BLOCK as u64 + at;
+        cached.data.write_all_at(&[8], place).unwrap();
+        assert_eq!(cached.verified(3), None, "a bit at {at} flipped");
+        cached.data.write_all_at(&[7], place).unwrap();
+    }
+    cached.digests.write_all_at(&[1], 3 * 32).unwrap();
+    assert_eq!(cached.verified(3), None);
+    assert_eq!(cache.of(&snapshot(2)).unwrap().verified(3), None);
+}
+
+#[test]
+fn what_is_known_of_a_snapshot_is_kept_and_damage_is_as_good_as_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::new(dir.path(), u64::MAX);
+    let cached = cache.of(&snapshot(1)).unwrap();
+    assert_eq!((cached.contents(), cached.used("web")), (None, vec![]));
+    let contents = Contents { size_gib: 8, blocks: [0, 7, 16383].into() };
+    cached.keep_contents(&contents).unwrap();
+    cached.keep_used("../web", &[7, 0]).unwrap();
+    assert_eq!(cache.of(&snapshot(1)).unwrap().contents(), Some(contents));
+    assert_eq!((cached.used("../web"), cached.used("web")), (vec![7, 0], vec![]));
+    for at in [0, 5, 20] {
+        let path = cached.dir.join(CONTENTS);
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[at] ^= 1;
+        fs::write(&path, &bytes).unwrap();
+        assert_eq!(cached.contents(), None, "a bit at {at} flipped");
+        bytes[at] ^= 1;
+        fs::write(&path, &bytes).unwrap();
+    }
+    cached.data.write_all_at(b"x", 0).unwrap();
+    assert!(cached.reading().unwrap().write_all_at(b"y", 0).is_err());
+}
+
+#[test]
+fn what_was_not_used_for_longest_goes_and_what_is_in_use_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = vec![7; BLOCK];
+    // Room for two and a half.
+    let cache = Cache::new(dir.path(), BLOCK as u64 * 5 / 2);
+    let there = || {
+        let names = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<_> =
+            names.map(|name| name.trim_start_matches("snap-0").parse::<u32>().unwrap()).collect();
+        names.sort();
+        names
+    };
+    let used = |n: u32, ago: u64| {
+        let cached = cache.of(&snapshot(n)).unwrap();
+        cached.put(0, &data, &digest_of(&data)).unwrap();
+        cached.keep_contents(&Contents { size_gib: 1, blocks: [0].into() }).unwrap();
+        cached.digests.set_modified(SystemTime::now() - std::time::Duration::from_secs(ago)).unwrap();
+        cached
+    };
+    drop((used(1, 300), used(2, 100)));
+    let third = used(3, 200);
+    let fourth = used(4, 50);
+    cache.trim().unwrap();
+    assert_eq!(there(), [3, 4], "1 and 2 are not in use");
+    drop((third, fourth));
+    drop(used(5, 0));
+    cache.trim().unwrap();
+    assert_eq!(there(), [4, 5]);
+}
+
+#[test]
+fn on_a_disk_that_is_full_what_is_not_in_use_makes_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = vec![7; BLOCK];
+    let mut cache = Cache::new(dir.path(), u64::MAX);
+    let put = |cache: &Cache, n| {
+        let cached = cache.of(&snapshot(n)).unwrap();
+        cached.put(0, &data, &digest_of(&data)).unwrap();
+        cached
+    };
+    let there = || dir.path().read_dir().unwrap().count();
+    drop(put(&cache, 1));
+    let in_use = put(&cache, 2);
+    cache.trim().unwrap();
+    assert_eq!(there(), 2);
+    // As much is lacking as one of them has.
+    cache.free = |_| Some(ROOM - BLOCK as u64);
+    cache.trim().unwrap();
+    assert_eq!((there(), in_use.verified(0)), (1, Some(digest_of(&data))));
+    drop(in_use);
+    cache.free = |_| Some(0);
+    cache.trim().unwrap();
+    assert_eq!(there(), 0);
+}
+
+#[test]
+fn who_evicts_and_who_begins_at_the_same_time_do_not_get_in_each_others_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::new(dir.path(), 0);
+    let data = vec![7; BLOCK];
+    std::thread::scope(|scope| {
+        for n in 0..4 {
+            let (cache, data) = (&cache, &data);
+            scope.spawn(move || {
+                for round in 0..300 {
+                    let cached = cache.of(&snapshot((n + round) % 3)).unwrap();
+                    cached.put(0, data, &digest_of(data)).unwrap();
+                    assert!(cached.dir.join(DIGESTS).exists(), "it is evicted while it is in use");
+                    assert_eq!(cached.verified(0), Some(digest_of(data)));
+                }
+            });
+        }
+    });
+    cache.trim().unwrap();
+    assert_eq!(dir.path().read_dir().unwrap().count(), 0);
+}
+
+#[test]
+fn who_is_killed_while_it_evicts_leaves_nothing_that_is_not_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = vec![7; BLOCK];
+    let cached = Cache::new(dir.path(), u64::MAX).of(&snapshot(1)).unwrap();
+    cached.put(0, &data, &digest_of(&data)).unwrap();
+    cached.keep_contents(&Contents { size_gib: 1, blocks: [0].into() }).unwrap();
+    let place = cached.dir.clone();
+    drop(cached);
+    // What it was about to remove is there as long as the lock's file.
+    let removed = std::cell::RefCell::new(Vec::new());
+    let evicted = evict(&place, &|path| {
+        assert!(place.join(DIGESTS).exists(), "{} would be nobody's", path.display());
+        removed.borrow_mut().push(path.file_name().unwrap().to_owned());
+        fs::remove_file(path)
+    });
+    assert!(evicted.unwrap() && !place.exists());
+    assert_eq!(removed.into_inner().last().unwrap(), DIGESTS);
+}
+
+#[test]
+fn what_cannot_be_opened_is_this_machines_and_may_be_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::new(dir.path(), u64::MAX);
+    let place = dir.path().join(snapshot(1).0);
+    fs::create_dir_all(place.join(DATA)).unwrap();
+    let ensure_told = |error: anyhow::Error| {
+        let text = format!("{error:#}");
+        assert_eq!(Kind::of(&error), Kind::Machine, "{text}");
+        assert!(text.contains(place.to_str().unwrap()), "{text}");
+        assert!(error.chain().any(|cause| cause.to_string().contains("Is a directory")), "{text}");
+    };
+    ensure_told(cache.of(&snapshot(1)).unwrap_err());
+    fs::remove_dir(place.join(DATA)).unwrap();
+    let cached = cache.of(&snapshot(1)).unwrap();
+    fs::create_dir(place.join(CONTENTS)).unwrap();
+    let contents = Contents { size_gib: 1, blocks: [0].into() };
+    assert_eq!(cached.contents(), None);
+    ensure_told(cached.keep_contents(&contents).unwrap_err());
+}
