@@ -224,6 +224,11 @@ impl Ec2 {
         self.0.born.borrow().get(id).is_some_and(|(born, seen)| !seen && born.elapsed() < visible)
     }
 
+    /// How long ago an id that we made came into being.
+    fn age(&self, id: &str) -> Option<Duration> {
+        self.0.born.borrow().get(id).map(|(born, _)| born.elapsed())
+    }
+
     /// Whether a text names something that we made so recently that EC2 may not show it everywhere yet.
     fn is_new(&self, what: &str) -> bool {
         let visible = self.pace().visible;

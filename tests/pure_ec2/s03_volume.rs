@@ -149,6 +149,22 @@ async fn r3_6_failed_or_vanished() {
     }
 }
 
+/// Row 3.6: its token is burned, as that of one that vanished, and it only does not show yet: it is removed once it does.
+#[tokio::test]
+async fn r3_6_failed_and_not_to_be_seen_yet() {
+    let mut lagging = options(vec![Fault::new("CreateVolume", 1, What::Turns(Turn::Failed))]);
+    lagging.visibility_lag = 200 * MILLI;
+    let ground = Ground::new(lagging);
+    // The third look comes after 100 ms.
+    let ec2 = ground.ec2_with(|o| o.pace = Pace { look: 50 * MILLI, longest: 50 * MILLI, ..pace() });
+    let ended = ground.bake_by(&ec2, &RunId::new()).await;
+    crate::case::says(&ended.result.unwrap_err(), &["kms:CreateGrant"], "3.6");
+    assert_eq!(ended.left, []);
+    tokio::time::sleep(200 * MILLI).await;
+    ground.holds_nothing("3.6");
+    ground.heals("3.6").await;
+}
+
 /// Row 3.6: a key that may not be used.
 #[tokio::test]
 async fn r3_6_a_key_that_may_not_be_used() {

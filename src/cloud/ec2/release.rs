@@ -15,6 +15,8 @@ use std::collections::BTreeMap;
 const DETACH_EVERY: u32 = 4;
 /// A volume that is being created in so many looks is tried to be deleted all the same.
 const DELETE_EVERY: u32 = 4;
+/// A volume that is not to be seen for so many times [`Pace::look`](super::Pace), and whose token is burned, is no more.
+const TAKEN_BACK: u32 = 8;
 
 impl Ec2 {
     pub(super) async fn remove_volumes(&self, run: &RunId) -> Result<()> {
@@ -83,8 +85,10 @@ impl Ec2 {
                 // Gone, or so new that it does not show yet, or a stale answer: DeleteVolume's word counts.
                 let tried = self.try_delete(id, &mut ever).await?;
                 unseen += 1;
-                // Or EC2 took it back, as one whose key it may not use: its token is burned then.
-                let asked = matches!(tried, Probe::NotYet(_)) && unseen % LOOKS == 0;
+                // Or EC2 took it back, as one whose key it may not use: its token is burned then. So is that of one that
+                // failed, which may not show yet.
+                let old = self.age(&id.0).is_none_or(|age| age >= self.pace().look * TAKEN_BACK);
+                let asked = matches!(tried, Probe::NotYet(_)) && unseen % LOOKS == 0 && old;
                 if let Some(request) = request.as_ref().filter(|_| asked)
                     && self.is_burned(run, request).await?
                 {

@@ -190,9 +190,7 @@ impl Ec2 {
                     // EC2 takes a volume back whose key it may not use. Its token is burned then: so a volume that
                     // vanished is told from one that does not show yet.
                     if absent % LOOKS == 0 && self.is_burned(&spec.run, &request).await? {
-                        // Nothing is owed for it any more.
-                        self.0.born.borrow_mut().remove(&id.0);
-                        self.0.made.of(&spec.run, |run| run.volumes.remove(&id.0));
+                        // It is owed still: one that failed, and does not show yet, burns its token, too.
                         let text = format!("the volume {id} vanished while it was created");
                         return Err(Kind::Cloud.failure(text).hint(hint()).into());
                     }
