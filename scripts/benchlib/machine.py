@@ -10,6 +10,8 @@ import time
 TOP = pathlib.Path(__file__).resolve().parent.parent.parent
 # Memory is looked at so often: what lives shorter is a step's helper of a few MiB.
 LOOK = 0.02
+# So long the machine is watched while nothing is measured: its clock ticks a hundred times a second.
+BACKGROUND = 1.0
 
 
 class Failed(Exception):
@@ -57,12 +59,13 @@ def descendants(pid):
 class Memory(threading.Thread):
     """Follows the peaks (VmHWM: gone with the process) of those below `pid` whose program is `program`."""
 
-    def __init__(self, pid, program):
+    def __init__(self, pid, program, look):
         super().__init__(daemon=True)
-        self.pid, self.program, self.peak, self.over = pid, os.path.realpath(program), 0, threading.Event()
+        self.pid, self.program, self.look = pid, os.path.realpath(program), look
+        self.peak, self.over = 0, threading.Event()
 
     def run(self):
-        while not self.over.wait(LOOK):
+        while not self.over.wait(self.look):
             total = 0
             for pid in descendants(self.pid):
                 try:
@@ -76,14 +79,14 @@ class Memory(threading.Thread):
             self.peak = max(self.peak, total // 1024)
 
 
-def measure(argv, program, **more):
-    """Runs it to its good end. `program`: whose memory counts."""
+def measure(argv, program, look=LOOK, **more):
+    """Runs it to its good end. `program`: whose memory counts. `look`: how often, in seconds."""
     argv = [str(a) for a in argv]
     start = time.monotonic()
     # Standard error into a file: it is shown where it failed, and a pipe that nobody reads would fill.
     with open(TOP / "target/bench.stderr", "w+b") as told:
         process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=told, stdin=subprocess.DEVNULL, **more)
-        memory = Memory(process.pid, program)
+        memory = Memory(process.pid, program, look)
         memory.start()
         first = process.stdout.readline()
         first_line = time.monotonic() - start
@@ -105,6 +108,13 @@ def busy():
     """CPU seconds that all of the machine has worked so far, the kernel's threads included."""
     user, nice, system, _idle, _iowait, irq, softirq, *_ = map(int, open("/proc/stat").readline().split()[1:])
     return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
+def background():
+    """CPU seconds that the machine works in each second though nothing is measured."""
+    worked, start = busy(), time.monotonic()
+    time.sleep(BACKGROUND)
+    return (busy() - worked) / (time.monotonic() - start)
 
 
 def build(profile):

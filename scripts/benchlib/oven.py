@@ -92,10 +92,10 @@ class Region:
         image = define(self.dir / name, name, "bench-base", packages, mark, more)
         return self.bake_all([image], 1)
 
-    def bake_all(self, images, jobs):
+    def bake_all(self, images, jobs, **more):
         trace = self.dir / "trace.json"
         argv = self.argv("--quiet", "--trace", trace, "bake", "--jobs", jobs, *images)
-        cost = measure(argv, self.oven)
+        cost = measure(argv, self.oven, **more)
         return Bake(cost, cost.out.split()[0], *read_trace(trace))
 
     def disk_of(self, image):
