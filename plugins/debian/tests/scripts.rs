@@ -35,8 +35,10 @@ fn heard(dir: &Path, gpgv: &str, arguments: &[&str]) -> (String, bool) {
         path.to_str().unwrap().to_owned()
     };
     let own = program("own", "#!/bin/sh\necho \"own: $*\" >&3\n");
-    let config =
-        format!("#!/bin/sh\necho \"file='{0}/trusted.gpg'\"\necho \"parts='{0}/parts/'\"\n", dir.display());
+    let config = format!(
+        "#!/bin/sh\n[ -e {0}/unset ] && exit\necho \"file='{0}/trusted.gpg'\"\necho \"parts='{0}/parts/'\"\n",
+        dir.display()
+    );
     program("apt-config", &config);
     program(
         "gpgv",
@@ -113,6 +115,11 @@ fn what_is_not_good_or_unusual_is_for_the_image_s_own() {
     own(&dir, "", &absent);
     let keyid = ["--quiet", "--readonly", "--keyid", "0123", "verify", "--status-fd", "3", "a", "b"];
     own(&dir, "", &keyid);
+    // Without a directory for keyrings: none is taken from elsewhere.
+    fs::write(dir.join("unset"), "").unwrap();
+    own(&dir, "", &SIGNED);
+    fs::remove_file(dir.join("unset")).unwrap();
+    assert!(heard(&dir, "", &SIGNED).0.starts_with("keys: "));
     // A format that gpgv would take for a broken keyring.
     fs::write(dir.join("parts/box.gpg"), b"\0\0\0 \x01\x01KBXf").unwrap();
     own(&dir, "", &SIGNED);
