@@ -20,7 +20,7 @@ use crate::machine;
 use crate::report::Report;
 use anyhow::{Context, Result};
 use index::{Entry, Tree};
-use oven_distro::Cache;
+use oven_distro::{Cache, Phase};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use serde::{Deserialize, Serialize};
@@ -28,6 +28,7 @@ use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 pub use store::Store;
+use tokio::task::JoinHandle;
 use working::{Layers, Working};
 
 /// Below a site's state directory.
@@ -77,6 +78,8 @@ pub struct Kept {
 #[derive(Default)]
 pub struct Downloads {
     caches: RefCell<Option<Caches>>,
+    /// They are being looked for, beside what comes before the first step that needs them.
+    opening: RefCell<Option<Result<Option<Opening>>>>,
     /// They were looked for.
     begun: Cell<bool>,
     /// Code of packages may have run, or a script: what is fetched from now on is for this bake alone.
@@ -84,6 +87,15 @@ pub struct Downloads {
 }
 
 impl Downloads {
+    /// Begins to look for them, if a step of the plan will need them. Steps may run meanwhile, and files of the plan be
+    /// placed.
+    pub fn look_ahead(&self, runner: &Runner<'_>) {
+        let fetches = runner.work.plan.steps.iter().any(|step| step.phase == Phase::Fetch);
+        if let Some(kept) = runner.work.kept.filter(|_| fetches) {
+            *self.opening.borrow_mut() = Some(Opening::begin(kept, runner));
+        }
+    }
+
     /// What a call finds. Before the first one that is not trusted, what was fetched is published.
     pub async fn for_call(&self, runner: &Runner<'_>, call: &Call<'_>) -> Result<Vec<CacheMount>> {
         if !call.trusted {
@@ -91,7 +103,8 @@ impl Downloads {
         }
         let Some(kept) = &runner.work.kept else { return Ok(Vec::new()) };
         if call.fetches && !self.begun.replace(true) {
-            *self.caches.borrow_mut() = match Caches::open(kept, runner).await {
+            let opening = self.opening.take().unwrap_or_else(|| Opening::begin(kept, runner));
+            *self.caches.borrow_mut() = match Caches::open(opening, runner.work.report).await {
                 Ok(caches) => caches,
                 Err(error) => {
                     let dir = kept.store.dir().display();
@@ -152,9 +165,16 @@ struct Caches {
     working: Working,
 }
 
-impl Caches {
+/// Those that a thread looks for.
+struct Opening {
+    dir: PathBuf,
+    caches: Vec<Cache>,
+    working: JoinHandle<Result<Working>>,
+}
+
+impl Opening {
     /// `None` if the plan has none, or the image has no place for them.
-    async fn open(kept: &Kept, runner: &Runner<'_>) -> Result<Option<Self>> {
+    fn begin(kept: &Kept, runner: &Runner<'_>) -> Result<Option<Self>> {
         let (report, plan, inside) = (runner.work.report, runner.work.plan, runner.place.inside);
         let (mut caches, mut seeds) = (Vec::new(), Vec::new());
         for cache in &plan.caches {
@@ -175,17 +195,25 @@ impl Caches {
             return Ok(None);
         }
         let key = key::of(&kept.base, &caches, plan, runner.certificates(), inside)?;
-        let step = report.step("cache", "looking at what was downloaded before");
         let (store, of_plan) = (kept.store.clone(), caches.clone());
-        let opened = tokio::task::spawn_blocking(move || {
+        let working = tokio::task::spawn_blocking(move || {
             let overlays = lays(store.dir());
             store.open(&key, &of_plan, seeds, overlays)
         });
-        let working = opened.await.context("waiting for a thread")??;
+        Ok(Some(Self { dir, caches, working }))
+    }
+}
+
+impl Caches {
+    /// `None` as above.
+    async fn open(opening: Result<Option<Opening>>, report: &Report) -> Result<Option<Self>> {
+        let Some(Opening { dir, caches, working }) = opening? else { return Ok(None) };
+        let step = report.step("cache", "looking at what was downloaded before");
+        let working = working.await.context("waiting for a thread")??;
         step.done();
         let (bytes, spoilt) = working.found;
         if spoilt > 0 {
-            let dir = kept.store.dir().display();
+            let dir = dir.display();
             report.warn(format!("{spoilt} files in {dir} are not what was downloaded: they are not used"));
         }
         report.detail(format!("{} MiB were downloaded before", bytes >> 20));

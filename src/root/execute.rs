@@ -86,6 +86,7 @@ pub async fn execute_in(place: &Place<'_>, work: &Work<'_>) -> Result<BTreeMap<S
 async fn do_all(place: &Place<'_>, work: &Work<'_>) -> Result<BTreeMap<String, String>> {
     let begun = SystemTime::now();
     let runner = Runner::new(place, work)?;
+    runner.downloads.look_ahead(&runner);
     let (space, since) = (Space::of(place.root)?, leak::Since::now());
     let mut before = lint::Before::of(place.inside, work)?;
     let boots = boot::Before::of(place.inside)?;

@@ -65,6 +65,7 @@ good() {
         collect "$only" || return 1
     else
         parts=${parts%/}
+        [ -n "$file" ] && [ -n "$parts" ] || return 1
         collect "$file" "$parts"/*.gpg "$parts"/.?*.gpg "$parts"/*.asc "$parts"/.?*.asc || return 1
     fi
     gpgv --homedir "$home" --keyring "$home/keys" --ignore-time-conflict --status-fd 3 \

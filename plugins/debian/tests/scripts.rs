@@ -4,8 +4,9 @@ use oven_debian::Debian;
 use oven_distro::{Distro, Job, OsRelease, Package};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
+use tempfile::TempDir;
 
 fn plan() -> oven_distro::Plan {
     let os_release = OsRelease::parse("ID=debian\nVERSION_ID=\"12\"\n");
@@ -35,8 +36,10 @@ fn heard(dir: &Path, gpgv: &str, arguments: &[&str]) -> (String, bool) {
         path.to_str().unwrap().to_owned()
     };
     let own = program("own", "#!/bin/sh\necho \"own: $*\" >&3\n");
-    let config =
-        format!("#!/bin/sh\necho \"file='{0}/trusted.gpg'\"\necho \"parts='{0}/parts/'\"\n", dir.display());
+    let config = format!(
+        "#!/bin/sh\n[ -e {0}/unset ] && exit\necho \"file='{0}/trusted.gpg'\"\necho \"parts='{0}/parts/'\"\n",
+        dir.display()
+    );
     program("apt-config", &config);
     program(
         "gpgv",
@@ -55,12 +58,11 @@ fn heard(dir: &Path, gpgv: &str, arguments: &[&str]) -> (String, bool) {
     (String::from_utf8_lossy(&output.stdout).into_owned(), output.status.success())
 }
 
-/// An empty directory of one test.
-fn ground(name: &str) -> PathBuf {
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
-    _ = fs::remove_dir_all(&dir);
-    fs::create_dir_all(dir.join("parts")).unwrap();
-    fs::create_dir(dir.join("tmp")).unwrap();
+/// A directory of one test, as the scripts find it.
+fn ground() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("parts")).unwrap();
+    fs::create_dir(dir.path().join("tmp")).unwrap();
     dir
 }
 
@@ -72,7 +74,8 @@ fn armoured(base64: &str) -> String {
 
 #[test]
 fn gpgv_gets_the_keys_of_all_keyrings() {
-    let dir = ground("good");
+    let ground = ground();
+    let dir = ground.path();
     let put = |name: &str, content: &[u8]| fs::write(dir.join(name), content).unwrap();
     put("trusted.gpg", b"\xc6one,");
     put("parts/b.gpg", b"\x99two,");
@@ -80,7 +83,7 @@ fn gpgv_gets_the_keys_of_all_keyrings() {
     put("parts/a.asc", armoured("dGhyZWUs").as_bytes()); //              three,
     put("parts/c d.asc", (armoured("Zm91cg==") + &armoured("LGZpdmU=")).as_bytes()); // four ,five
     put("parts/other.txt", b"other");
-    let (text, good) = heard(&dir, "", &SIGNED);
+    let (text, good) = heard(dir, "", &SIGNED);
     let replacement = char::REPLACEMENT_CHARACTER;
     assert_eq!(
         text,
@@ -89,33 +92,39 @@ fn gpgv_gets_the_keys_of_all_keyrings() {
     assert!(good);
     let only = dir.join("parts/a.asc");
     let one = [&SIGNED[..2], &["--keyring", only.to_str().unwrap()], &SIGNED[2..]].concat();
-    assert_eq!(heard(&dir, "", &one), ("keys: three, of signature signed\n".to_owned(), true));
+    assert_eq!(heard(dir, "", &one), ("keys: three, of signature signed\n".to_owned(), true));
 }
 
 #[test]
 fn what_is_not_good_or_unusual_is_for_the_image_s_own() {
     let own = |dir: &Path, gpgv: &str, arguments: &[&str]| {
-        let (text, _) = heard(&dir, gpgv, arguments);
+        let (text, _) = heard(dir, gpgv, arguments);
         assert_eq!(text, format!("own: {}\n", arguments.join(" ")));
     };
-    let dir = ground("unusual");
-    own(&dir, "exit 1", &SIGNED);
+    let ground = ground();
+    let dir = ground.path();
+    own(dir, "exit 1", &SIGNED);
     for arguments in [
         &["list"][..],
         &SIGNED[1..],
         &[],
         &["--quiet", "--readonly", "verify", "--status-fd", "17", "a", "b"],
     ] {
-        own(&dir, "", arguments);
+        own(dir, "", arguments);
     }
     let absent =
         ["--quiet", "--readonly", "--keyring", "/absent.gpg", "verify", "--status-fd", "3", "a", "b"];
-    own(&dir, "", &absent);
+    own(dir, "", &absent);
     let keyid = ["--quiet", "--readonly", "--keyid", "0123", "verify", "--status-fd", "3", "a", "b"];
-    own(&dir, "", &keyid);
+    own(dir, "", &keyid);
+    // Without a directory for keyrings: none is taken from elsewhere.
+    fs::write(dir.join("unset"), "").unwrap();
+    own(dir, "", &SIGNED);
+    fs::remove_file(dir.join("unset")).unwrap();
+    assert!(heard(dir, "", &SIGNED).0.starts_with("keys: "));
     // A format that gpgv would take for a broken keyring.
     fs::write(dir.join("parts/box.gpg"), b"\0\0\0 \x01\x01KBXf").unwrap();
-    own(&dir, "", &SIGNED);
+    own(dir, "", &SIGNED);
 }
 
 #[test]
@@ -133,7 +142,8 @@ fn who_is_held_is_told_as_apt_mark_tells_it() {
         of("site", "hold ok config-files", "Architecture: all\n"),
         of("absent", "hold ok not-installed", ""),
     ];
-    let file = ground("held").join("status");
+    let ground = ground();
+    let file = ground.path().join("status");
     fs::write(&file, status.concat()).unwrap();
     let argv = plan().facts["held"].clone();
     assert_eq!(argv.last().unwrap(), "/var/lib/dpkg/status");

@@ -19,7 +19,8 @@ const DIGITS: usize = 40;
 /// What a path of the sources is.
 type Things = BTreeMap<String, String>;
 
-/// The key: letters and digits. Of the sources it holds what steps see: the image's files, with the plan's over them.
+/// The key: letters and digits. Of the sources it holds what steps see: the image's files, with the plan's over them,
+/// whether these are placed already or not.
 pub fn of(
     base: &str,
     caches: &[Cache],
@@ -33,7 +34,7 @@ pub fn of(
     }
     let sources = || caches.iter().flat_map(|cache| &cache.sources);
     let counts = |shim: &&Shim| sources().any(|source| Path::new(&shim.path).starts_with(source));
-    for shim in plan.shims.iter().filter(counts).chain(certificates) {
+    for shim in plan.files.iter().chain(&plan.shims).filter(counts).chain(certificates) {
         things.insert(shim.path.clone(), digest(shim.content.as_bytes()));
     }
     let places: Vec<_> = caches.iter().map(|cache| (&cache.path, cache.holds)).collect();
