@@ -127,7 +127,9 @@ impl Temp {
         let (dir, name) = (path.parent().unwrap_or(Path::new(".")), crate::cloud::RunId::new());
         let beside = dir.join(format!("{TEMP_PREFIX}{name}"));
         self.link(&beside)?;
-        std::fs::rename(&beside, path).with_context(|| format!("replacing {}", path.display()))
+        // Else it would stay there under that name.
+        let replaced = std::fs::rename(&beside, path).inspect_err(|_| _ = std::fs::remove_file(&beside));
+        replaced.with_context(|| format!("replacing {}", path.display()))
     }
 }
 
@@ -486,7 +488,11 @@ mod tests {
         temp.replace(&path).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"two");
         drop(Temp::named(dir.path()).unwrap());
-        assert_eq!(dir.path().read_dir().unwrap().count(), 1);
+        std::fs::create_dir(dir.path().join("y")).unwrap();
+        for temp in [Temp::new(dir.path()), Temp::named(dir.path())] {
+            assert!(temp.unwrap().replace(&dir.path().join("y")).is_err(), "that is a directory");
+        }
+        assert_eq!(dir.path().read_dir().unwrap().count(), 2, "x and y");
     }
 
     #[tokio::test]

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 /// The most that a page has: a page takes as long as many blocks' worth of reading.
 const PAGE: i32 = 10_000;
-/// So many pages in a row without a block, or with a token that expired, are a server that counts to no end.
+/// So many pages in a row without a new block, or with a token that expired, are a server that counts to no end.
 const VAIN: u32 = 1000;
 const RELISTS: u32 = 5;
 /// Tokens are listed and forgotten for so many blocks of the disk together: 8 GiB, which are one page or two.
@@ -121,7 +121,8 @@ impl Shared {
                 }
                 Err(refused) => return Err(refused.into()),
             };
-            vain = if page.blocks.is_empty() { vain + 1 } else { 0 };
+            let is_new = |(index, _): &(u32, Box<str>)| *index >= next;
+            vain = if page.blocks.iter().any(is_new) { 0 } else { vain + 1 };
             for (index, token) in page.blocks {
                 // What was listed on may begin before.
                 if index < next {
@@ -137,7 +138,7 @@ impl Shared {
             }
             token = page.next;
             if vain > VAIN {
-                bail!(Kind::Cloud.failure(format!("{VAIN} pages of {} without a block", snapshot.id)));
+                bail!(Kind::Cloud.failure(format!("{VAIN} pages of {} without a new block", snapshot.id)));
             }
         }
     }

@@ -99,6 +99,17 @@ async fn a_page_token_that_expires_loses_no_block() {
     assert!(ebs.contents(&base).await.unwrap().blocks.is_empty());
 }
 
+#[tokio::test]
+async fn a_listing_that_never_gets_on_ends() {
+    let dir = dir();
+    let page = r#"{"Blocks": [{"BlockIndex": 7, "BlockToken": "7-0"}], "BlockSize": 524288, "VolumeSize": 1,
+                   "NextToken": "again"}"#;
+    let (ebs, fake) = super::fake::ebs(dir.path(), move |_, _| Reply::Body(page.to_owned())).await;
+    let base = fake.add(BASE, &APART, "self");
+    let error = ebs.contents(&base).await.unwrap_err();
+    assert!(format!("{error:#}").ends_with("without a new block"), "{error:#}");
+}
+
 /// D2, for blocks.
 #[tokio::test]
 async fn block_tokens_that_expire_are_listed_again() {
