@@ -16,6 +16,7 @@ LISTED = {
     r"/var/log/(alternatives|dpkg|fontconfig)\.log|/var/log/apt/(eipp\.log\.xz|history\.log|term\.log)":
         "logs: oven takes them away",
     r"/var/lib/apt/lists/.*": "the package indexes: oven takes them away",
+    r"/var/cache/apt/archives/partial": "apt gives it to its own user where it downloads; oven's downloads go elsewhere",
     r"/var/cache/apt/archives/lock|/var/lib/dpkg/(lock|lock-frontend|triggers/Lock)": "empty files of whoever looked",
     r"/var/cache/debconf/config\.dat(-old)?": "in which order questions were asked, and the owners' list",
     r"/var/cache/fontconfig/[0-9a-f]+-[a-z0-9]+\.cache-\d+|/var/cache/ldconfig/aux-cache": "caches with times and inodes in them",
