@@ -10,6 +10,7 @@ use oven::undo::{Policy, scope};
 use oven_ec2_server::{Fault, ServerOptions, Turn, What};
 use std::future::pending;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// Snapshots and images take a while.
 fn slow(options: &mut ServerOptions) {
@@ -73,7 +74,7 @@ async fn r13_5_a_failed_snapshot_is_replaced_though_the_volume_was_detached() {
     let failed = Fault::new("CreateSnapshot", 1, What::Turns(Turn::Failed));
     prove([case("13.5", &[failed], End::Baked)
         .set(slow)
-        .set(|o| o.limits.between_snapshots = 0 * MILLI)
+        .set(|o| o.limits.between_snapshots = Duration::ZERO)
         .count("CreateSnapshot", 2)
         .count("DeleteVolume", 1)])
     .await;
