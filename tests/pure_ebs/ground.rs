@@ -164,9 +164,9 @@ pub fn none() -> VolumeKind {
 
 /// What a bake does: it looks, reads all, writes a child, and reads that one back. The child's id.
 pub async fn rebake(ground: &Ground, ebs: &Ebs, run: &RunId) -> Result<SnapshotId> {
-    let base = match ebs.parent(&ground.base.snapshot, &none(), &|| ()).await? {
+    let base = match ebs.parent(&ground.base.snapshot, &none()).await? {
         Parent::Itself => ground.base.snapshot.clone(),
-        Parent::Copy { .. } => ebs.copied(&ground.base.snapshot, &none()).await?,
+        Parent::Copy { .. } => ebs.copied(&ground.base.snapshot, &none(), &|| ()).await?,
         other => panic!("{other:?}"),
     };
     let contents = ebs.contents(&base).await?;
