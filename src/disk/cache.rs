@@ -76,7 +76,11 @@ impl Cache {
         // Others may evict it in between.
         for _ in 0..TRIES {
             let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);
-            made.map_err(failed)?;
+            match made {
+                // It was there a moment ago, or is again.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && !is_other(&dir) => continue,
+                made => made.map_err(failed)?,
+            }
             let Some(digests) = unless_gone(open(&dir.join(DIGESTS))).map_err(failed)? else { continue };
             rustix::fs::flock(&digests, FlockOperation::LockShared).map_err(|e| failed(e.into()))?;
             if !is_called(&digests, &dir.join(DIGESTS)) {
@@ -141,6 +145,11 @@ fn evict(dir: &Path, remove: &dyn Fn(&Path) -> io::Result<()>) -> io::Result<boo
 fn is_called(file: &File, path: &Path) -> bool {
     let there = fs::metadata(path).and_then(|there| Ok((there, file.metadata()?)));
     there.is_ok_and(|(there, open)| (open.dev(), open.ino()) == (there.dev(), there.ino()))
+}
+
+/// Whether what has this name is no directory.
+fn is_other(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|there| !there.is_dir())
 }
 
 fn unless_gone<T>(result: io::Result<T>) -> io::Result<Option<T>> {
