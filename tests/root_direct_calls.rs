@@ -59,6 +59,14 @@ fn places(what: &str, most: usize) -> Vec<String> {
     places
 }
 
+/// Whether a bake that said this made fewer calls than that: not every one writes the same blocks, and so many of them.
+fn ended_before(said: &str, what: &str) -> bool {
+    let of = |text: &str| text.parse::<usize>().ok();
+    let made = said.lines().find_map(|line| of(line.strip_prefix("calls ")?.trim()));
+    let asked = what.split(':').next().and_then(of);
+    made.zip(asked).is_some_and(|(made, asked)| made < asked)
+}
+
 #[test]
 fn an_error_at_every_call() {
     each(&places("error", 8), |what| {
@@ -67,7 +75,10 @@ fn an_error_at_every_call() {
         let (code, told) = (output.status.code(), stderr(&output));
         match code {
             // A block that is read ahead of need is read again.
-            Some(0) => assert!(what.starts_with("read-"), "{what}: {told}"),
+            Some(0) => {
+                let before = ended_before(&String::from_utf8_lossy(&output.stdout), what);
+                assert!(what.starts_with("read-") || before, "{what}: {told}");
+            }
             // A step may have been the first to see that a block is not to be had; the cause is told all the same.
             Some(5) => {
                 assert!(what.starts_with("read-") && told.contains("injected fault"), "{what}: {told}")
@@ -87,7 +98,8 @@ fn sigkill_at_every_call() {
         let world = World::tiny();
         let output = bake(&world, std::slice::from_ref(what));
         // One block more or less is read ahead of need.
-        let was = output.status.code().is_none() || what.starts_with("read-");
+        let before = ended_before(&String::from_utf8_lossy(&output.stdout), what);
+        let was = output.status.code().is_none() || what.starts_with("read-") || before;
         assert!(was, "{what}: {}", stderr(&output));
         assert_recovers(&world, IMAGES, what);
     });
@@ -131,7 +143,7 @@ fn a_stop_while_a_call_hangs() {
         out.read_line(&mut said).unwrap();
         if said.trim() != "hanging" {
             // Another one has read that block.
-            assert!(what.starts_with("read-"), "{what}: {said}");
+            assert!(what.starts_with("read-") || ended_before(&said, &what), "{what}: {said}");
             assert_eq!(end(child, HANGS, &what).0, Some(0), "{what}");
             return assert_recovers(&world, IMAGES, &what);
         }
