@@ -255,6 +255,56 @@ fn what_was_unpacked_ahead_is_of_the_file_that_is_installed() {
     bake(&"another".repeat(4 << 10));
 }
 
+/// apt itself takes a kept file for the one that it wants by its name and its size.
+#[test]
+fn a_file_is_used_for_as_long_as_an_index_has_it() {
+    let (ground, archive, key) = (ground(), Archive::new(), Key::new());
+    let tool = |text: &str| {
+        let file = package(&ground, &archive, "tool", "1.0", &[("usr/share/tool/text", text)]);
+        let content = fs::read(archive.path(&file)).unwrap();
+        (content.len(), sha256(&content))
+    };
+    let of_that_size = |size: usize, texts: std::ops::Range<u32>| {
+        let texts = texts.map(|text| text.to_string());
+        texts.map(|text| (tool(&text), text)).find(|((len, _), _)| *len == size).expect("one of that size")
+    };
+    let pool = [
+        "pool/tool_1.0_all.deb".to_owned(),
+        package(&ground, &archive, "other", "1:1.0", &[]), // apt calls its file something else
+    ];
+    let bake = |packages: &str, more: &str, text: &str| {
+        define(&ground, &archive, &key, packages, more);
+        let baked = ground.bake();
+        let log = baked.log.clone();
+        baked.facts();
+        assert_eq!(ground.read("usr/share/tool/text"), text, "{log}");
+        nothing_is_in_the_image(&ground);
+        log
+    };
+    let (size, first) = tool("100");
+    archive.publish("stable", "", &pool, Some(&key));
+    bake("\"tool\", \"other\"", "", "100");
+    answered(&archive);
+
+    let ((_, second), text) = of_that_size(size, 200..999);
+    archive.publish("stable", "", &pool, Some(&key));
+    bake("\"tool\", \"other\"", "", &text);
+    let new = ["200 Packages", "200 dists/stable/InRelease", "200 pool/tool_1.0_all.deb"];
+    assert_eq!(answered(&archive), new);
+    let is_kept = |digest: &str| files(ground.store.dir()).iter().any(|(_, kept)| kept == digest);
+    assert!(is_kept(&second) && !is_kept(&first), "the new one is kept, and the old one is gone");
+    let log = bake("\"tool\", \"other\"", "", &text);
+    assert_eq!(answered(&archive), ["304 dists/stable/InRelease"], "{log}");
+
+    // Scripts find what is kept as well, also where a definition has no packages.
+    let (_, text) = of_that_size(size, 1000..1999);
+    archive.publish("stable", "", &pool, Some(&key));
+    ground.script("work.sh", "apt-get -qy install tool other");
+    bake("", "[[run]]\nscript = \"work.sh\"\nnetwork = true\n", &text);
+    assert_eq!(answered(&archive), new);
+    assert!(!is_kept(&second));
+}
+
 #[test]
 fn two_at_once_and_the_next_has_what_both_downloaded() {
     let (first, archive, key) = (ground(), Archive::new(), Key::new());

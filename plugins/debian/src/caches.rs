@@ -1,5 +1,5 @@
 //! What apt downloads: indexes, and packages. It asks its repositories in every bake whether they have newer ones, by the
-//! date of what it has.
+//! date of what it has. A package it takes by its name and size: so what is kept is held against the indexes first.
 //!
 //! Half of what installing costs is decompressing packages, one after the other. So that is done ahead, on all processors,
 //! and kept: dpkg calls `dpkg-deb`, and finds ours first, which knows what is there.
@@ -37,15 +37,41 @@ pub fn all() -> Vec<Cache> {
     vec![cache(LISTS, Holds::Indexes), cache(ARCHIVES, Holds::Packages)]
 }
 
+pub const HOLDING: &str = "holding kept packages against the index";
+pub const HOLD: &str = "/run/oven/listed";
 pub const DECOMPRESSING: &str = "decompressing packages";
 pub const DECOMPRESS: &str = "/run/oven/decompress";
 /// Where dpkg looks for programs.
 pub const PATH: &str = "/run/oven/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-pub fn shims() -> [Shim; 2] {
+pub fn shims() -> [Shim; 3] {
     let script = |path: &str, content: &str| Shim { path: path.into(), content: content.into(), mode: 0o755 };
-    [script(DECOMPRESS, AHEAD), script("/run/oven/bin/dpkg-deb", DPKG_DEB)]
+    [script(HOLD, LISTED), script(DECOMPRESS, AHEAD), script("/run/oven/bin/dpkg-deb", DPKG_DEB)]
 }
+
+/// Whole lines are what grep finds fast: all of Debian's index in some hundredths of a second. A repository that tells no
+/// SHA256 has its packages downloaded again.
+const LISTED: &str = r#"#!/bin/sh
+# Removes packages that are in no index (any more): apt would take one for another of its name and size, which a repository
+# has put in its place. What was unpacked of them goes as well.
+export LC_ALL=C
+cd /var/cache/apt || exit 0
+sums=$(find archives -maxdepth 1 -type f -name '*.deb' -print0 | xargs -0 -r -n 16 -P "$(nproc)" sha256sum) || exit 1
+if [ -n "$sums" ]; then
+    lines=$(echo "$sums" | sed 's/^/SHA256: /; s/  .*//' | grep -shxF -f - /var/lib/apt/lists/*Packages)
+    printf '%s\n' "$lines" "$sums" |
+        awk '$1 == "SHA256:" { listed[$2] = 1; next } NF && !($1 in listed) { print substr($0, 67) }' |
+        while read -r deb; do
+            echo "$deb is in no index: it is not used"
+            rm -- "$deb" || exit 1
+        done || exit 1
+fi
+for made in oven/*; do
+    deb=${made#oven/}
+    [ -e "archives/${deb%.*}" ] || rm -rf "$made"
+done
+exit 0
+"#;
 
 /// Nothing in it fails the bake: what is not decompressed here, dpkg-deb decompresses.
 const AHEAD: &str = r#"#!/bin/sh
@@ -57,10 +83,6 @@ if [ $# = 0 ]; then
     [ "$(stat -c %d .)" != "$(stat -c %d ..)" ] || exit 0
     [ $(($(stat -f -c %a .) / 1024 * $(stat -f -c %S .) / 1048576)) -ge 8 ] || exit 0
     mkdir -p oven
-    for made in oven/*; do
-        deb=${made#oven/}
-        [ -e "archives/${deb%.*}" ] || rm -rf "$made"
-    done
     find archives -maxdepth 1 -type f -name '*.deb' -print0 | xargs -0 -r -n 4 -P "$(nproc)" "$0"
     exit 0
 fi

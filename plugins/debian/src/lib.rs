@@ -170,6 +170,22 @@ fn refresh(job: &Job) -> Step {
     }
 }
 
+/// With an index that is new, what is kept may be what a repository no longer has.
+fn hold_against_index(job: &Job) -> Step {
+    Step {
+        phase: Phase::Fetch,
+        why: caches::HOLDING.into(),
+        argv: vec![caches::HOLD.into()],
+        env: environment(job.conffiles),
+        retries: 0,
+        before_retry: Vec::new(),
+        network: false,
+        also_good: Vec::new(),
+        once: true,
+        timeout: FETCH_TIMEOUT,
+    }
+}
+
 fn steps(job: &Job, packages: &[String], downloads: bool) -> Vec<Step> {
     let environment = environment(job.conffiles);
     let step = |phase, why: &str, argv: &[&str], packages: &[String]| Step {
@@ -202,7 +218,7 @@ fn steps(job: &Job, packages: &[String], downloads: bool) -> Vec<Step> {
         steps.push(step(Phase::Prepare, "holding packages", &["apt-mark", "hold", "--"], &installed));
     }
     if downloads {
-        steps.push(refresh(job));
+        steps.extend([refresh(job), hold_against_index(job)]);
     }
     // What an upgrade takes away is not chosen by oven: dist-upgrade is the one that brings everything up to date, a
     // kernel of a new name too.

@@ -1,6 +1,8 @@
 //! Programs that are in the image for a bake alone, and how they go again.
 
-use crate::{CLEAN_TIMEOUT, FETCH_TIMEOUT, INSTALL_TIMEOUT, RETRIES, environment, refresh};
+use crate::{
+    CLEAN_TIMEOUT, FETCH_TIMEOUT, INSTALL_TIMEOUT, RETRIES, environment, hold_against_index, refresh,
+};
 use oven_distro::{Job, Phase, Question, Step, Tools};
 
 /// `None` also where one of them is in no package that is known. `indexed`: the plan's own steps refresh the package
@@ -31,7 +33,7 @@ pub fn tools(job: &Job, indexed: bool) -> Option<Tools> {
     let names = packages.join(" and ");
     let mut steps = Vec::new();
     if !indexed {
-        steps.push(refresh(job));
+        steps.extend([refresh(job), hold_against_index(job)]);
     }
     // What is merely recommended is not needed for as long as a bake takes.
     let install = ["apt-get", "--no-install-recommends", "install", "--"];
@@ -94,6 +96,7 @@ fn older(job: &Job) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::caches::HOLD;
     use oven_distro::OsRelease;
 
     fn of(os: &str, program: &str) -> Option<Tools> {
@@ -111,7 +114,7 @@ mod tests {
             ("ID=debian", "ansible-core"),
         ] {
             let tools = of(os, "ansible-playbook").unwrap();
-            assert_eq!(tools.steps[1].argv.last().map(String::as_str), Some(package), "{os}");
+            assert_eq!(tools.steps[2].argv.last().map(String::as_str), Some(package), "{os}");
         }
         assert_eq!(of("ID=debian", "chef-client"), None);
         assert_eq!(tools(&Job::default(), false), None);
@@ -121,11 +124,9 @@ mod tests {
     fn only_downloads_have_the_network() {
         let tools = of("ID=debian", "ansible-playbook").unwrap();
         for step in tools.steps.iter().chain(&tools.remove) {
-            assert_eq!(step.network, step.phase == Phase::Fetch, "{step:?}");
-            assert!(
-                step.phase != Phase::Fetch
-                    || step.argv.iter().any(|a| a == "update" || a == "--download-only")
-            );
+            let downloads = step.argv.iter().any(|a| a == "update" || a == "--download-only");
+            assert_eq!(step.network, downloads, "{step:?}");
+            assert_eq!(step.phase == Phase::Fetch, downloads || step.argv == [HOLD], "{step:?}");
         }
         assert!(tools.remove.iter().all(|step| step.argv.contains(&"{name}".to_owned())));
     }

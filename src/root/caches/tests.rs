@@ -206,6 +206,35 @@ fn two_at_once_add_up_and_do_not_see_each_other() {
 }
 
 #[test]
+fn steps_are_done_where_all_packages_came_with_one_index() {
+    for lab in Lab::all() {
+        // Both find the same, or the second one an index that is new.
+        for (key, theirs, done) in [("same", "1", true), ("new", "2", false)] {
+            let mut first = lab.open(key);
+            write(&first, LISTS, "InRelease", "1");
+            first.publish().unwrap();
+            drop(first);
+            let (mut one, mut two) = (lab.open(key), lab.open(key));
+            if theirs != "1" {
+                write(&two, LISTS, "InRelease", theirs);
+            }
+            for (working, name) in [(&mut one, "one"), (&mut two, "two")] {
+                write(working, ARCHIVES, &format!("{name}.deb"), name);
+                working.note_done(name.to_owned());
+                working.publish().unwrap();
+            }
+            drop((one, two));
+            let next = lab.open(key);
+            assert_eq!(lab.sees(&next, LISTS), [pair("InRelease", theirs)]);
+            assert_eq!(lab.sees(&next, ARCHIVES), [pair("one.deb", "one"), pair("two.deb", "two")]);
+            for step in ["one", "two"] {
+                assert_eq!(next.is_done(step).unwrap(), done, "{key}: {step}");
+            }
+        }
+    }
+}
+
+#[test]
 fn what_was_killed_leaves_the_last_generation_as_it_is() {
     for lab in Lab::all() {
         let mut first = lab.open("k");

@@ -176,7 +176,14 @@ impl Working {
             });
         }
         let since = self.since(&mut trees, newest.as_ref());
-        let done = self.steps_done(&trees, mine.iter().map(|(_, tree)| tree), newest.as_ref());
+        let indexes = |cache: usize| self.holds[cache] == Holds::Indexes;
+        // Of packages that came with another index nobody has seen whether they are what this one says.
+        let apart =
+            !same && (0..mine.len()).any(|cache| indexes(cache) && theirs(cache) != Some(&mine[cache].1));
+        let done = match apart {
+            true => BTreeSet::new(),
+            false => self.steps_done(&trees, mine.iter().map(|(_, tree)| tree), newest.as_ref()),
+        };
         let is_new = |cache: usize, tree: &Tree| theirs(cache) != Some(tree);
         let as_before = newest.as_ref().is_some_and(|newest| newest.index.done == done);
         // What was downloaded anew says the same of itself as what was spoilt.
