@@ -20,8 +20,8 @@ use oven_ec2_server::{Fault, ServerOptions, What};
 use std::time::{Duration, Instant};
 use tree::tree;
 
-/// Within which a stopped bake has to be gone: ten seconds, and as many for a busy machine.
-const STOP: Duration = Duration::from_secs(20);
+/// Within which a stopped bake has to be gone: ten seconds, and half as many for a busy machine.
+const STOP: Duration = Duration::from_secs(15);
 
 /// Where a bake is held.
 struct Place {

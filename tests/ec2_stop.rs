@@ -12,8 +12,8 @@ use oven_ec2_server::{Call, Fault, Ledger, ServerOptions, What};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// Within which a stopped bake has to be gone: ten seconds, and as many for a busy machine.
-const STOP: Duration = Duration::from_secs(20);
+/// Within which a stopped bake has to be gone: ten seconds, and half as many for a busy machine.
+const STOP: Duration = Duration::from_secs(15);
 
 /// Whether a call changes something.
 fn changes(action: &str) -> bool {

@@ -12,8 +12,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use world::{World, stderr};
 
-/// Within which a stopped bake has to be gone: ten seconds, and as many for a busy machine.
-const STOP: Duration = Duration::from_secs(20);
+/// Within which a stopped bake has to be gone: ten seconds, and half as many for a busy machine.
+const STOP: Duration = Duration::from_secs(15);
 /// For what a busy machine may take to come to a point.
 const PATIENCE: Duration = Duration::from_secs(60);
 

@@ -21,8 +21,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use world::{World, stderr};
 
-/// Within which whatever was stopped has to be gone: ten seconds, and as many for a busy machine.
-const STOP: Duration = Duration::from_secs(20);
+/// Within which whatever was stopped has to be gone: ten seconds, and half as many for a busy machine.
+const STOP: Duration = Duration::from_secs(15);
 const DIRECT: [&str; 2] = ["--disks", "direct"];
 
 /// A region with a small Debian that has apt.

@@ -16,8 +16,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use world::{World, stderr};
 
-/// Within which a stopped bake has to be gone: ten seconds, and as many for a busy machine.
-const STOP: Duration = Duration::from_secs(20);
+/// Within which a stopped bake has to be gone: ten seconds, and half as many for a busy machine.
+const STOP: Duration = Duration::from_secs(15);
 /// No bake of the tiny image takes longer, whatever goes wrong: beyond it hangs.
 const HANGS: Duration = Duration::from_secs(180);
 /// Blocks that a bake of the tiny image reads, more or less: some are read ahead of need.

@@ -15,8 +15,8 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 use world::{World, stderr};
 
-/// Within which whatever was stopped has to be gone: ten seconds, and as many for a busy machine.
-const STOP: Duration = Duration::from_secs(20);
+/// Within which whatever was stopped has to be gone: ten seconds, and half as many for a busy machine.
+const STOP: Duration = Duration::from_secs(15);
 
 #[allow(clippy::disallowed_methods, reason = "a test has no runtime to block")]
 fn until<T>(what: &str, mut find: impl FnMut() -> Option<T>) -> T {

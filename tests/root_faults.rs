@@ -8,8 +8,8 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 use world::{World, stderr};
 
-/// Within which a stopped bake has to be gone: ten seconds, and as many for a busy machine.
-const STOP: Duration = Duration::from_secs(20);
+/// Within which a stopped bake has to be gone: ten seconds, and half as many for a busy machine.
+const STOP: Duration = Duration::from_secs(15);
 
 fn bake(world: &World, fault: Option<&str>) -> Output {
     command(world, fault).output().unwrap()
