@@ -13,13 +13,18 @@ use anyhow::Result;
 use aws_sdk_ebs::Client;
 use std::collections::HashMap;
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
 /// Requests of one kind under way: with 900 a second, each may take 70 ms. They hold 32 MiB.
 pub const AT_ONCE: usize = 64;
+/// Reads under way as long as they are answered at once: as many as keep the cores busy, in a third of the memory.
+const AT_FIRST: usize = 24;
+/// A read that takes longer waits for EBS, not for this machine: then more are made at a time.
+const SLOW: Duration = Duration::from_millis(50);
 /// What EBS takes of one kind for one snapshot: those under way when a second begins arrive in it, too.
 const _: () = assert!(MOST + AT_ONCE <= 1000);
 
@@ -28,6 +33,8 @@ pub struct Shared {
     pub lanes: Lanes,
     pub pace: Pace,
     pub gets: Semaphore,
+    /// Reads that were slow, as far as they count.
+    slow: AtomicUsize,
     pub puts: Semaphore,
     /// Whether EBS ever answered: an endpoint that never did is a wrong one.
     answered: AtomicBool,
@@ -49,17 +56,29 @@ impl Shared {
         Self {
             lanes,
             pace,
-            gets: Semaphore::new(AT_ONCE),
+            gets: Semaphore::new(AT_FIRST),
+            slow: AtomicUsize::new(0),
             puts: Semaphore::new(AT_ONCE),
             answered: AtomicBool::new(false),
             snapshots: Mutex::default(),
         }
     }
 
+    /// A read took so long. The first ones had to connect, and say nothing; each that is slow after them makes room for
+    /// one more.
+    pub fn took(&self, time: Duration) {
+        let counts = |slow: usize| (slow < AT_ONCE).then_some(slow + 1);
+        if time > SLOW
+            && let Ok(AT_FIRST..) = self.slow.fetch_update(Ordering::Relaxed, Ordering::Relaxed, counts)
+        {
+            self.gets.add_permits(1);
+        }
+    }
+
     fn known(&self, id: &SnapshotId, born: Option<Instant>) -> Arc<Snapshot> {
         let mut snapshots = self.snapshots.lock().unwrap_or_else(PoisonError::into_inner);
         let new = || {
-            let (gets, puts) = (Limiter::default(), Limiter::default());
+            let (gets, puts) = (Limiter::until_refused(), Limiter::default());
             Arc::new(Snapshot { id: id.clone(), tokens: Tokens::default(), gets, puts, born })
         };
         snapshots.entry(id.clone()).or_insert_with(new).clone()
@@ -136,5 +155,25 @@ impl Shared {
             }
             sleep(pause).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aws_sdk_ebs::config::{BehaviorVersion, Config};
+
+    #[tokio::test]
+    async fn as_many_reads_as_slow_ones_ask_for_and_no_more() {
+        let config = || async { Config::builder().behavior_version(BehaviorVersion::v2026_01_12()).build() };
+        let shared = Shared::new(Lanes::start(config).await.unwrap(), Pace::default());
+        let room = |reads: usize, time: Duration| {
+            (0..reads).for_each(|_| shared.took(time));
+            shared.gets.available_permits()
+        };
+        assert_eq!(room(1000, SLOW), AT_FIRST);
+        assert_eq!(room(AT_FIRST, SLOW * 2), AT_FIRST, "they connected");
+        assert_eq!(room(10, SLOW * 2), AT_FIRST + 10);
+        assert_eq!(room(1000, SLOW * 2), AT_ONCE);
     }
 }

@@ -33,6 +33,8 @@ pub struct Limiter {
 struct State {
     /// Calls a second.
     rate: f64,
+    /// None was refused yet, and there is no limit that is known before.
+    open: bool,
     /// When the last turns were taken, ascending: those that count.
     turns: VecDeque<Instant>,
     cut: Option<Instant>,
@@ -40,8 +42,7 @@ struct State {
 
 impl Default for Limiter {
     fn default() -> Self {
-        let state = State { rate: MOST as f64, turns: VecDeque::new(), cut: None };
-        Self { line: tokio::sync::Mutex::default(), state: Mutex::new(state) }
+        Self::new(false)
     }
 }
 
@@ -56,7 +57,7 @@ impl State {
         let now = Instant::now();
         // It is a positive number below a thousand.
         let most = self.rate as usize;
-        let mut free = self.before(most).map(|turn| turn + SECOND);
+        let mut free = self.before(most).filter(|_| !self.open).map(|turn| turn + SECOND);
         if most < MOST {
             let few = (most / PARTS).max(1);
             let part = SECOND.mul_f64(few as f64 / most as f64);
@@ -74,6 +75,17 @@ impl State {
 }
 
 impl Limiter {
+    fn new(open: bool) -> Self {
+        let state = State { rate: MOST as f64, open, turns: VecDeque::new(), cut: None };
+        Self { line: tokio::sync::Mutex::default(), state: Mutex::new(state) }
+    }
+
+    /// Of reads: what is refused costs nothing but itself, and how many an account may make is set apart from how many are
+    /// written to a snapshot. So they go as they are answered until one is refused, and by the limit from then on.
+    pub fn until_refused() -> Self {
+        Self::new(true)
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -97,6 +109,7 @@ impl Limiter {
     /// There were too many.
     pub fn refused(&self) {
         let mut state = self.state();
+        state.open = false;
         if state.cut.is_none_or(|cut| cut.elapsed() >= TOGETHER) {
             state.rate = (state.rate / 2.0).max(LEAST);
             state.cut = Some(Instant::now());
@@ -150,6 +163,17 @@ mod tests {
         let mut bytes = [0; 8];
         rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).unwrap();
         u64::from_ne_bytes(bytes) % below
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn reads_go_as_they_are_answered_until_one_is_refused() {
+        let limiter = Limiter::until_refused();
+        let begun = Instant::now();
+        taken(&limiter, 5 * MOST).await;
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+        limiter.refused();
+        assert_eq!(limiter.rate(), MOST as f64 / 2.0);
+        assert_at_most(MOST / 2, SECOND, &taken(&limiter, 2 * MOST).await);
     }
 
     #[tokio::test(start_paused = true)]

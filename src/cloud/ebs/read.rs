@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use aws_sdk_ebs::Client;
 use sha2::{Digest as _, Sha256};
 use std::sync::Arc;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 /// A block that does not match its digest is read so many times more: what went wrong on the way does not do so again.
 const AGAIN: u32 = 3;
@@ -52,8 +52,9 @@ impl Shared {
                 let (what, token, pace) = (&what, &token, &self.pace);
                 async move {
                     // The SDK's own timeout ends where the data begins.
+                    let begun = Instant::now();
                     match timeout(pace.attempt, block(&client, snapshot, index, token, what)).await {
-                        Ok(got) => got,
+                        Ok(got) => got.inspect(|_| self.took(begun.elapsed())),
                         Err(_) => Err(lost(what, "it did not come in time".to_owned())),
                     }
                 }

@@ -127,7 +127,10 @@ pub async fn download_telling(
         let text = format!("{snapshot} has blocks beyond its {} GiB", contents.size_gib);
         return Err(Kind::Cloud.error(text));
     }
-    into.set_len(0).and_then(|()| into.set_len(size)).context("making room for the snapshot")?;
+    // A file that is empty is not emptied: ext4 would write all of it to the disk when it is closed.
+    let is_empty = into.metadata().context("looking at the file")?.len() == 0;
+    let emptied = if is_empty { Ok(()) } else { into.set_len(0) };
+    emptied.and_then(|()| into.set_len(size)).context("making room for the snapshot")?;
     let file = into.try_clone().context("duplicating a descriptor")?;
     let (all, snapshot) = (contents.blocks.iter().copied().collect(), snapshot.clone());
     let done = Arc::new(AtomicUsize::new(0));
