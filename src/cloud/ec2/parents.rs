@@ -34,8 +34,16 @@ impl Ec2 {
     }
 
     pub(in crate::cloud) async fn parent_of(&self, id: &SnapshotId, kind: &VolumeKind) -> Result<Parent> {
-        let ours = self.snapshots(&id.0, &[filter("snapshot-id", [id.0.as_str()])]).await?.into_iter().next();
-        let Some(ours) = ours else {
+        // Side by side: the second counts only if the snapshot is ours and not encrypted, which it is mostly.
+        let wanted = [filter("snapshot-id", [id.0.as_str()])];
+        let default = async {
+            match kind {
+                VolumeKind { encrypted: Some(true), .. } | VolumeKind { kms_key: Some(_), .. } => Ok(false),
+                _ => self.encrypts_by_default().await,
+            }
+        };
+        let (ours, by_default) = tokio::join!(self.snapshots(&id.0, &wanted), default);
+        let Some(ours) = ours?.into_iter().next() else {
             return self.shared_parent(id).await;
         };
         match &ours.state {
@@ -59,7 +67,7 @@ impl Ec2 {
             VolumeKind { encrypted: Some(true), .. } if !has => {
                 Parent::Copy { why: "it is not encrypted, and the image shall be".to_owned() }
             }
-            _ if !has && self.encrypts_by_default().await? => {
+            _ if !has && by_default? => {
                 let why =
                     "it is not encrypted, and this account encrypts by default: EBS takes no such parent";
                 Parent::Copy { why: why.to_owned() }
