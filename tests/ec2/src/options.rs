@@ -266,8 +266,7 @@ impl Default for ServerOptions {
 /// reference measurement of oven's bars comes out: Debian's Packer 1.6.6 with its amazon-chroot builder, which installs
 /// one package, took 45.2 s at its own polling and 19.7 s at one second. With 5 s it took 48.0 s and 19.3 s here. By its
 /// looks, anything from 0 to 15 s is the same at its own polling, and anything from 5 to 6 s at one second: the middle of
-/// that is taken. An image that was `pending` at the first look would cost it 15 s more than were
-/// measured.
+/// that is taken. An image that was `pending` at the first look would cost it 15 s more than were measured.
 ///
 /// | what | time | why |
 /// |---|---|---|
