@@ -179,7 +179,8 @@ fn hold_against_index(job: &Job) -> Step {
         env: environment(job.conffiles),
         retries: 0,
         before_retry: Vec::new(),
-        network: false,
+        // As every step that fetches; it needs none.
+        network: true,
         also_good: Vec::new(),
         once: true,
         timeout: FETCH_TIMEOUT,

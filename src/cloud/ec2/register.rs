@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 /// An image counts as available when it was so this often in a row, each time by connections of its own: then other
 /// endpoints of EC2 know it, too.
-const LOOKS: u32 = 3;
+const LOOKS: usize = 3;
 /// How often tags that got lost are set again.
 const REPAIRS: u32 = 3;
 /// Other builders may take the name and let go of it; nobody does that for ever.
@@ -237,47 +237,62 @@ impl Ec2 {
 
     /// The image, available and with all its tags; or why it never will be.
     async fn available(&self, id: &ImageId, tags: &Tags) -> Result<Result<types::Image, String>> {
-        let (mut looks, mut repairs, mut seen) = (0, 0, Instant::now());
+        let (mut is_first, mut repairs, mut seen) = (true, 0, Instant::now());
         // At once: registering copies nothing, and what is not there yet is looked for again.
         until(&format!("the image {id}"), &self.pace().closely(self.pace().image), async || {
+            let mut good = Vec::new();
             loop {
-                let Some(image) = self.look_anew(id).await? else {
-                    looks = 0;
-                    if seen.elapsed() >= self.pace().visible {
-                        return Ok(Probe::Ready(Err("it is not to be seen".to_owned())));
+                // Side by side, but for one ahead where it was not there before.
+                let looks = if good.is_empty() && !is_first { 1 } else { LOOKS - good.len() };
+                is_first = false;
+                for look in self.looks_anew(id, looks).await? {
+                    let Some(image) = look else {
+                        if seen.elapsed() >= self.pace().visible {
+                            return Ok(Probe::Ready(Err("it is not to be seen".to_owned())));
+                        }
+                        return Ok(Probe::NotYet("not to be seen".to_owned()));
+                    };
+                    seen = Instant::now();
+                    match convert::state(&image) {
+                        ImageState::Pending => return Ok(Probe::NotYet(convert::state_text(&image))),
+                        ImageState::Failed => {
+                            return Ok(Probe::Ready(Err(format!("it is {}", convert::state_text(&image)))));
+                        }
+                        ImageState::Available => {}
                     }
-                    return Ok(Probe::NotYet("not to be seen".to_owned()));
-                };
-                seen = Instant::now();
-                match convert::state(&image) {
-                    ImageState::Pending => {
-                        looks = 0;
-                        return Ok(Probe::NotYet(convert::state_text(&image)));
+                    let missing = missing_tags(&image, tags);
+                    if !missing.is_empty() {
+                        if repairs == REPAIRS {
+                            let keys: Vec<&str> = missing.keys().map(String::as_str).collect();
+                            return Ok(Probe::Ready(Err(format!("it lacks the tags {}", keys.join(", ")))));
+                        }
+                        repairs += 1;
+                        if let Err(refused) = self.tag(id, &missing).await {
+                            return Ok(Probe::Ready(Err(format!("it lacks its tags: {refused:#}"))));
+                        }
+                        return Ok(Probe::NotYet("without its tags".to_owned()));
                     }
-                    ImageState::Failed => {
-                        return Ok(Probe::Ready(Err(format!("it is {}", convert::state_text(&image)))));
-                    }
-                    ImageState::Available => looks += 1,
+                    good.push(image);
                 }
-                let missing = missing_tags(&image, tags);
-                if !missing.is_empty() {
-                    looks = 0;
-                    if repairs == REPAIRS {
-                        let keys: Vec<&str> = missing.keys().map(String::as_str).collect();
-                        return Ok(Probe::Ready(Err(format!("it lacks the tags {}", keys.join(", ")))));
-                    }
-                    repairs += 1;
-                    if let Err(refused) = self.tag(id, &missing).await {
-                        return Ok(Probe::Ready(Err(format!("it lacks its tags: {refused:#}"))));
-                    }
-                    return Ok(Probe::NotYet("without its tags".to_owned()));
-                }
-                if looks == LOOKS {
+                if good.len() == LOOKS
+                    && let Some(image) = good.pop()
+                {
                     return Ok(Probe::Ready(Ok(image)));
                 }
             }
         })
         .await
+    }
+
+    /// Looks side by side.
+    async fn looks_anew(&self, id: &ImageId, times: usize) -> Result<Vec<Option<types::Image>>> {
+        if times == 0 {
+            return Ok(Vec::new());
+        }
+        let (look, mut looks) =
+            tokio::try_join!(self.look_anew(id), Box::pin(self.looks_anew(id, times - 1)))?;
+        looks.push(look);
+        Ok(looks)
     }
 
     /// A look by a client of its own.
