@@ -5,7 +5,7 @@ use crate::definition::Ask;
 use crate::root::execute::Work;
 use crate::root::inside::{Inside, tree::Go};
 use anyhow::Result;
-use oven_distro::{Cache, Plan, Shim, Step};
+use oven_distro::{Cache, Expect, Phase, Plan, Shim, Step};
 use rustix::fs::FileType;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -42,7 +42,9 @@ pub fn of(
     Ok(digest(text.as_bytes())[..DIGITS].to_owned())
 }
 
-/// What tells a step from all others that may find the same caches: of what plan it is, and which package files.
+/// What tells a step from all others that may find the same caches: itself, what is there for it, what was done to the
+/// image before, and which package files there are. Not what comes after it: a bake of other packages finds done what no
+/// package is named in.
 pub fn of_step(work: &Work<'_>, step: &Step) -> Result<String> {
     let digest_of = |ask: &Ask| match ask {
         Ask::File { package, .. } => Some(package.sha256.clone()),
@@ -50,7 +52,10 @@ pub fn of_step(work: &Work<'_>, step: &Step) -> Result<String> {
         Ask::Named { .. } | Ask::Group { .. } => None,
     };
     let files: Vec<_> = work.image.packages.iter().filter_map(digest_of).collect();
-    let text = serde_json::to_string(&(FORMAT, work.plan, step, files))?;
+    let mut plan = work.plan.clone();
+    plan.steps.retain(|step| step.phase == Phase::Prepare);
+    plan.expect = Expect::default();
+    let text = serde_json::to_string(&(FORMAT, plan, step, files))?;
     Ok(digest(text.as_bytes())[..DIGITS].to_owned())
 }
 
