@@ -17,8 +17,8 @@ use anyhow::{Context, Error, Result};
 use aws_sdk_ec2::types::{self, ResourceType};
 use tokio::time::Instant;
 
-/// An image counts as available when it was so this often in a row, each time by connections of its own: then other
-/// endpoints of EC2 know it, too.
+/// An image counts as available when this many looks in a row, or side by side, found it so, each by connections of its
+/// own: then other endpoints of EC2 know it, too.
 const LOOKS: usize = 3;
 /// How often tags that got lost are set again.
 const REPAIRS: u32 = 3;
