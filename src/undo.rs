@@ -5,6 +5,8 @@
 
 mod early;
 
+pub use early::Meanwhile;
+
 use crate::error::Kind;
 use anyhow::{Error, Result};
 use std::cell::{Cell, RefCell};

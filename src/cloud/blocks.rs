@@ -3,7 +3,6 @@
 use super::{RunId, SnapshotId, Tags, VolumeKind};
 use anyhow::Result;
 use async_trait::async_trait;
-use std::any::Any;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -61,16 +60,6 @@ pub enum Parent {
     Whole { why: String },
 }
 
-/// What was begun for a child that is to be started. Dropped before the child is, it is called off.
-#[derive(Default)]
-pub struct Prepared(#[allow(dead_code, reason = "it is there to be dropped")] Option<Box<dyn Any>>);
-
-impl Prepared {
-    pub fn until_dropped(work: impl Any) -> Self {
-        Self(Some(Box::new(work)))
-    }
-}
-
 /// Reads a snapshot's blocks. It blocks its thread, and is used by many at once.
 pub trait Reader: Send + Sync {
     /// A block of [`Contents::blocks`], verified against the digest that came with it, and that digest. A failure names both
@@ -89,17 +78,13 @@ pub trait Blocks {
     /// Whether a child of this snapshot can be made that is encrypted as `kind` asks (`None`: as its parent is).
     async fn parent(&self, snapshot: &SnapshotId, kind: &VolumeKind) -> Result<Parent>;
 
-    /// The run is going to start a child of this snapshot: what takes long can begin.
-    fn prepare(&self, _parent: &SnapshotId, _run: &RunId) -> Prepared {
-        Prepared::default()
-    }
-
     /// A copy of a snapshot in this account, made once: the next who asks is answered with the same, also while it is
     /// pending. It is a result, and no scratch: it has no tag of a run, and no sweep removes it. `tell` is called before
     /// it is made, or waited for: where it is there, nothing takes time or money.
     async fn copied(&self, snapshot: &SnapshotId, kind: &VolumeKind, tell: &dyn Fn()) -> Result<SnapshotId>;
 
-    /// A pending snapshot, which has to be completed. It is the run's, as its tags say: a debt is owed for it before.
+    /// A pending snapshot, which has to be completed. It is the run's, as its tags say: a debt is owed for it before. It may
+    /// take its time, and can be called off by dropping it.
     async fn start(&self, spec: &NewSnapshot) -> Result<SnapshotId>;
 
     /// Writes a block; the same block again overwrites it.

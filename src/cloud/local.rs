@@ -60,13 +60,13 @@ struct Inner {
     delay: Duration,
     /// For how long a snapshot is waited for whose blocks nobody puts.
     patience: Duration,
-    /// Copies for snapshots that this process will start.
-    ahead: Rc<blocks::Ahead>,
+    /// For snapshots that are started.
+    copies: Rc<blocks::Copies>,
 }
 
 impl Inner {
     fn share(&self) -> Self {
-        Self { store: self.store.clone(), ahead: self.ahead.clone(), ..*self }
+        Self { store: self.store.clone(), copies: self.copies.clone(), ..*self }
     }
 }
 
@@ -77,7 +77,7 @@ impl Region {
             store: Store::open(dir)?,
             delay: Duration::ZERO,
             patience: PATIENCE,
-            ahead: Rc::default(),
+            copies: Rc::default(),
         })))
     }
 
@@ -113,7 +113,6 @@ impl Region {
 
     /// Deletes a snapshot, a pending one, too; one that an image uses is refused.
     pub async fn delete_snapshot(&self, id: &SnapshotId) -> Result<()> {
-        self.0.ahead.forget(id);
         let id = id.clone();
         self.store().locked(move |region| delete_snapshot(region, &id)).await
     }

@@ -8,7 +8,6 @@ use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::Write;
-use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -173,35 +172,14 @@ pub fn ensure_room(source: &File, dir: &Path) -> Result<()> {
     }
 }
 
-/// Copies the data of `source` to the same places of `target`, but for what `keep` says of a run of it: ranges of the
-/// target, in order.
-pub fn copy_between(
-    source: &File,
-    target: &File,
-    cancelled: &Cancelled,
-    keep: &mut dyn FnMut(Range<u64>) -> Result<Vec<Range<u64>>>,
-) -> Result<()> {
-    let mut writer = Writer { target, direct: set_direct(target, true) };
-    let result = blocks(source, cancelled, &mut |offset, data| {
-        let end = offset + data.len() as u64;
-        let mut at = offset;
-        for range in keep(offset..end)?.into_iter().chain(std::iter::once(end..end)) {
-            if at < range.start {
-                writer.write(at, &data[(at - offset) as usize..(range.start - offset) as usize])?;
-            }
-            at = range.end.min(end);
-        }
-        Ok(())
-    });
-    set_direct(target, false);
-    result
-}
-
 /// Past the page cache: what is written is on the disk then, so that the first flush of a loop device on the copy
 /// does not have to wait for all of it. Measured, 265 MiB on ext4: 0.11 s; copy_file_range 0.08 s and 0.07 s for the
 /// first flush, with twice the memory, and 0.8 s for the copy when that memory had to be found.
 fn copy_data(source: &File, target: &File, cancelled: &Cancelled) -> Result<()> {
-    copy_between(source, target, cancelled, &mut |_| Ok(Vec::new()))
+    let mut writer = Writer { target, direct: set_direct(target, true) };
+    let result = blocks(source, cancelled, &mut |offset, data| writer.write(offset, data));
+    set_direct(target, false);
+    result
 }
 
 struct Writer<'a> {

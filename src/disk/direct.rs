@@ -8,12 +8,12 @@ use super::lower::Lower;
 use super::marks::{self, Trimming};
 use super::trouble::{Trouble, full};
 use super::{Device, Disk, DiskSpec, Disks, ahead, loopdev, owned, sweep, upload};
-use crate::cloud::blocks::{BLOCK, Blocks, Contents, NewSnapshot, Parent, Prepared};
+use crate::cloud::blocks::{BLOCK, Blocks, Contents, NewSnapshot, Parent};
 use crate::cloud::{Base, RunId, SnapshotId, tag};
 use crate::error::Kind;
 use crate::owner::Owner;
 use crate::report::Report;
-use crate::undo::{Debt, Due, Undo};
+use crate::undo::{Debt, Due, Meanwhile, Undo};
 use anyhow::{Context, Result};
 use async_trait::async_trait;
 use std::cell::RefCell;
@@ -126,7 +126,7 @@ impl<B: Blocks + 'static> Direct<B> {
             cache: self.cache.clone(),
             report: self.report.clone(),
             verify: false,
-            _prepared: Prepared::default(),
+            started: None,
         })
     }
 
@@ -192,8 +192,33 @@ struct DirectDisk<B: Blocks> {
     report: Report,
     /// Whether what was sent is read back.
     verify: bool,
-    /// For the snapshot that it will be.
-    _prepared: Prepared,
+    /// The snapshot that it will be, started while it is in use.
+    started: Option<Started>,
+}
+
+/// A pending snapshot, on its way.
+type Started = Meanwhile<Result<SnapshotId>>;
+
+/// What is sent for a disk.
+fn new_snapshot(record: &Record, run: &RunId) -> NewSnapshot {
+    let Record { snapshot, child, size_gib, tags, encrypted, kms_key, .. } = record;
+    NewSnapshot {
+        parent: child.then(|| snapshot.clone()),
+        size_gib: *size_gib,
+        description: format!("oven run {run}"),
+        run: run.clone(),
+        tags: tags.clone(),
+        // A child is encrypted as its parent is.
+        encrypted: *encrypted && !child,
+        kms_key: kms_key.clone().filter(|_| *encrypted && !child),
+    }
+}
+
+/// Starts a snapshot, beside the story: owed before.
+fn start<B: Blocks + 'static>(blocks: &Rc<B>, spec: NewSnapshot, undo: &Undo) -> Started {
+    undo.owe(upload::debt(blocks.clone(), &spec.run));
+    let blocks = blocks.clone();
+    undo.meanwhile(async move { blocks.start(&spec).await })
 }
 
 impl<B: Blocks> Drop for DirectDisk<B> {
@@ -218,7 +243,6 @@ impl<B: Blocks + 'static> Disks for Direct<B> {
     ) -> Result<Box<dyn Disk>> {
         let size_gib = spec.size_on(base)?;
         let (snapshot, child) = self.parent(base, spec).await?;
-        let prepared = if child { self.blocks.prepare(&snapshot, run) } else { Prepared::default() };
         let beneath = self.beneath(&snapshot).await?;
         let (kind, trouble) = (&spec.kind, beneath.lower.trouble().clone());
         let record = Record {
@@ -236,11 +260,13 @@ impl<B: Blocks + 'static> Disks for Direct<B> {
         undo.explain(move || trouble.take());
         let lower = beneath.lower.clone();
         undo.when_stopped(move || lower.stop());
+        // It takes its time, and nothing here waits for it.
+        let started = start(&self.blocks, new_snapshot(&record, run), undo);
         let family = spec.tags.get(tag::NAME).map(String::as_str).unwrap_or_default();
         ahead::begin(&beneath.lower, beneath.lower.cached().used(family));
         let mut disk = self.disk(run, beneath, Files::New(written), record)?;
         disk.verify = spec.verify;
-        disk._prepared = prepared;
+        disk.started = Some(started);
         Ok(Box::new(disk))
     }
 
@@ -300,27 +326,17 @@ impl<B: Blocks + 'static> Disk for DirectDisk<B> {
         // Nothing is written from now on, whoever may have the device open.
         self.export = None;
         explained(synced, self.lower.trouble())?;
-        let Record { child, size_gib, tags, encrypted, kms_key, .. } = &self.record;
-        if let Some(family) = tags.get(tag::NAME) {
+        if let Some(family) = self.record.tags.get(tag::NAME) {
             // The next bake is slower without it, no more.
             _ = self.lower.cached().keep_used(family, &self.lower.used());
         }
         let written = marks::written(self.files.marks())?;
         let many = written.len();
         let upper = self.files.upper().try_clone().context("duplicating a descriptor")?;
-        let changes = Changes::new(self.lower.clone(), upper, written, *child);
-        let spec = NewSnapshot {
-            parent: child.then(|| self.record.snapshot.clone()),
-            size_gib: *size_gib,
-            description: format!("oven run {}", self.run),
-            run: self.run.clone(),
-            tags: tags.clone(),
-            // A child is encrypted as its parent is.
-            encrypted: *encrypted && !child,
-            kms_key: kms_key.clone().filter(|_| *encrypted && !child),
-        };
-        undo.owe(upload::debt(self.blocks.clone(), &self.run));
-        let sent = upload::upload(&*self.blocks, &spec, Arc::new(changes), &|_| ()).await?;
+        let changes = Changes::new(self.lower.clone(), upper, written, self.record.child);
+        let spec = new_snapshot(&self.record, &self.run);
+        let started = self.started.take().unwrap_or_else(|| start(&self.blocks, spec.clone(), undo));
+        let sent = upload::upload_started(&*self.blocks, &spec, started, Arc::new(changes), &|_| ()).await?;
         let mib = sent.blocks.len() as f64 * BLOCK as f64 / f64::from(1 << 20);
         self.report
             .detail(format!("sent {} blocks ({mib} MiB) of {many} that were written", sent.blocks.len()));

@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 use feed::{Block, Feed};
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Context as Task;
@@ -55,7 +55,18 @@ pub async fn upload(
     source: Arc<dyn Source>,
     on_progress: &dyn Fn(u64),
 ) -> Result<Sent> {
-    let error = match once(blocks, spec, source.clone(), on_progress).await {
+    upload_started(blocks, spec, blocks.start(spec), source, on_progress).await
+}
+
+/// The same, where the snapshot was started before: `started` answers with it.
+pub async fn upload_started(
+    blocks: &dyn Blocks,
+    spec: &NewSnapshot,
+    started: impl Future<Output = Result<SnapshotId>>,
+    source: Arc<dyn Source>,
+    on_progress: &dyn Fn(u64),
+) -> Result<Sent> {
+    let error = match once(blocks, started, source.clone(), on_progress).await {
         Err(error) if error.chain().any(|cause| cause.is::<Expired>()) => error,
         result => return result,
     };
@@ -63,7 +74,7 @@ pub async fn upload(
     let cleaned = blocks.ensure_no_snapshots(&spec.run).await;
     cleaned.with_context(|| format!("making room for another attempt, for {error:#}"))?;
     on_progress(0);
-    once(blocks, spec, source, on_progress)
+    once(blocks, blocks.start(spec), source, on_progress)
         .await
         .with_context(|| format!("sending all once more, for {error:#}"))
 }
@@ -91,11 +102,11 @@ async fn unchanged(source: Arc<dyn Source>, all: Vec<(u32, Digest)>) -> Result<B
 
 async fn once(
     blocks: &dyn Blocks,
-    spec: &NewSnapshot,
+    started: impl Future<Output = Result<SnapshotId>>,
     source: Arc<dyn Source>,
     on_progress: &dyn Fn(u64),
 ) -> Result<Sent> {
-    let snapshot = blocks.start(spec).await?;
+    let snapshot = started.await?;
     let sent = put_all(blocks, &snapshot, source.clone(), on_progress).await?;
     let sent = unchanged(source, sent).await?;
     let mut linear = Sha256::new();

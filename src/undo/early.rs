@@ -1,20 +1,68 @@
-//! Debts that are paid beside the story: where the cloud takes its time, and the story has no more use for the thing.
+//! What goes on beside the story, where the cloud takes its time: debts that are paid because the story has no more use
+//! for the thing, and work whose answer it takes later.
 
 use super::{DebtId, Payment, Undo};
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::pin::Pin;
+use std::rc::{Rc, Weak};
 use std::task::{Context, Poll};
 
-/// What is being paid.
+/// What goes on.
 #[derive(Default)]
 pub struct Early {
     under_way: RefCell<Vec<(DebtId, Payment)>>,
+    begun: RefCell<Vec<Weak<dyn Goes>>>,
     /// Whether scratch may be kept when the story fails: then it has to be there until it did not.
     pub may_keep: Cell<bool>,
 }
 
+/// Work that goes on beside the story, and its answer. Dropped before it has that, it is called off.
+pub struct Meanwhile<T>(Rc<Work<T>>);
+
+struct Work<T>(RefCell<Step<T>>);
+
+enum Step<T> {
+    UnderWay(Pin<Box<dyn Future<Output = T>>>),
+    Over(Option<T>),
+}
+
+trait Goes {
+    /// Whether it came to its end just now.
+    fn go_on(&self, cx: &mut Context<'_>) -> bool;
+}
+
+impl<T> Goes for Work<T> {
+    fn go_on(&self, cx: &mut Context<'_>) -> bool {
+        let mut step = self.0.borrow_mut();
+        let Step::UnderWay(work) = &mut *step else { return false };
+        let Poll::Ready(answer) = work.as_mut().poll(cx) else { return false };
+        *step = Step::Over(Some(answer));
+        true
+    }
+}
+
+impl<T> Future for Meanwhile<T> {
+    type Output = T;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
+        self.0.go_on(cx);
+        match &mut *self.0.0.borrow_mut() {
+            Step::UnderWay(_) => Poll::Pending,
+            Step::Over(answer) => Poll::Ready(answer.take().expect("its answer is taken once")),
+        }
+    }
+}
+
 impl Undo {
+    /// Begins work that goes on beside the story, whose answer the story takes later.
+    pub fn meanwhile<T: 'static>(&self, work: impl Future<Output = T> + 'static) -> Meanwhile<T> {
+        let work = Rc::new(Work(RefCell::new(Step::UnderWay(Box::pin(work)))));
+        let goes: Weak<Work<T>> = Rc::downgrade(&work);
+        self.early.begun.borrow_mut().push(goes);
+        Meanwhile(work)
+    }
+
     /// Pays a debt beside the story. It stays owed until that went well: what fails, or is stopped, is paid in the end
     /// as if it never had been tried. What the user may want to keep after a failure is paid in the end alone.
     pub fn pay_early(&self, id: DebtId, payment: Payment) {
@@ -25,16 +73,28 @@ impl Undo {
         }
     }
 
-    /// The story; and beside it, as far as it gets, what is paid early.
+    /// The story; and beside it, as far as it gets, what was begun and what is paid early.
     pub(super) async fn beside<T>(&self, mut story: Pin<&mut impl Future<Output = T>>) -> T {
         std::future::poll_fn(|cx| {
             let told = story.as_mut().poll(cx);
             if told.is_pending() {
+                self.go_on(cx);
                 self.pay_on(cx);
             }
             told
         })
         .await
+    }
+
+    fn go_on(&self, cx: &mut Context<'_>) {
+        let begun: Vec<_> = self.early.begun.borrow().iter().filter_map(Weak::upgrade).collect();
+        for work in &begun {
+            if work.go_on(cx) {
+                // The story may wait for it, and was asked before.
+                cx.waker().wake_by_ref();
+            }
+        }
+        self.early.begun.borrow_mut().retain(|work| work.strong_count() > 0);
     }
 
     fn pay_on(&self, cx: &mut Context<'_>) {
@@ -181,5 +241,58 @@ mod tests {
         let (ended, told) = told(true, pending(), (SECOND, || Ok(())), (2 * SECOND, || Ok(1))).await;
         assert!(ended.result.is_ok());
         assert_eq!(told, ["registered", "paid"]);
+    }
+
+    /// A story that begins work of so long, takes its answer after a while or never, and what the work did.
+    async fn beside(work: Duration, takes: Option<Duration>) -> (Ended<u8>, Vec<&'static str>, Duration) {
+        let did = Rc::new(RefCell::new(Vec::new()));
+        let (of_work, begun) = (did.clone(), tokio::time::Instant::now());
+        let policy =
+            Policy { keep_on_failure: false, on_failure: Box::new(|_| ()), on_payment: Box::new(|_| ()) };
+        let ended = scope(policy, pending(), async |undo: Rc<Undo>| {
+            let answer = undo.meanwhile(async move {
+                of_work.borrow_mut().push("begun");
+                sleep(work).await;
+                of_work.borrow_mut().push("over");
+                7
+            });
+            sleep(takes.unwrap_or(SECOND)).await;
+            match takes {
+                Some(_) => Ok(answer.await),
+                None => anyhow::bail!("no"),
+            }
+        });
+        let ended = ended.await;
+        let did = did.borrow().clone();
+        (ended, did, begun.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn work_goes_on_beside_the_story_and_answers_it() {
+        for (work, takes, both) in [(1, 3, 3), (3, 1, 3), (2, 2, 2), (0, 1, 1), (1, 0, 1)] {
+            let (ended, did, took) = beside(work * SECOND, Some(takes * SECOND)).await;
+            assert_eq!(ended.result.unwrap(), 7);
+            assert_eq!((did, took.as_secs()), (vec!["begun", "over"], both), "{work} beside {takes}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn work_of_a_story_that_fails_is_called_off() {
+        let (ended, did, took) = beside(3 * SECOND, None).await;
+        assert!(ended.result.is_err());
+        assert_eq!((did, took.as_secs()), (vec!["begun"], 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_is_waited_for_beside_something_else_comes() {
+        let policy =
+            Policy { keep_on_failure: false, on_failure: Box::new(|_| ()), on_payment: Box::new(|_| ()) };
+        let ended = scope(policy, pending(), async |undo: Rc<Undo>| {
+            let answer = undo.meanwhile(sleep(2 * SECOND));
+            // `join!` polls both whenever one of them wakes it.
+            tokio::join!(answer, sleep(SECOND));
+            Ok(1)
+        });
+        assert!(ended.await.result.is_ok());
     }
 }

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 use async_trait::async_trait;
-use oven::cloud::blocks::{Blocks, Contents, Digest, NewSnapshot, Parent, Prepared, Reader};
+use oven::cloud::blocks::{Blocks, Contents, Digest, NewSnapshot, Parent, Reader};
 use oven::cloud::*;
 use oven::disk::Device;
 use oven::undo::Undo;
@@ -228,9 +228,6 @@ impl<T: Blocks> Blocks for Faulty<T> {
     async fn parent(&self, snapshot: &SnapshotId, kind: &VolumeKind) -> Result<Parent> {
         let parent = self.around("parent", self.inner.parent(snapshot, kind)).await?;
         Ok(if self.whole { Parent::Whole { why: "the test says so".to_owned() } } else { parent })
-    }
-    fn prepare(&self, parent: &SnapshotId, run: &RunId) -> Prepared {
-        self.inner.prepare(parent, run)
     }
     async fn copied(&self, snapshot: &SnapshotId, kind: &VolumeKind, tell: &dyn Fn()) -> Result<SnapshotId> {
         self.around("copied", self.inner.copied(snapshot, kind, tell)).await

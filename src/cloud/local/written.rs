@@ -33,8 +33,6 @@ const DONE: u8 = 2;
 pub struct Written {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<SnapshotId>,
-    /// The parent's data was there from the start: the file system can share it, or it was copied ahead.
-    pub shared: bool,
     /// Milliseconds without a block after which it has failed.
     pub patience: u64,
     pub boot: String,

@@ -5,12 +5,11 @@ use super::super::records::{PARENT, SnapshotRecord, Store};
 use super::super::written::{Entry, Put, Sealed, blocks_of, invalid};
 use crate::cloud::SnapshotId;
 use crate::cloud::blocks::{BLOCK, Digest};
-use crate::disk::copy::{self, Cancelled};
+use crate::disk::copy;
 use anyhow::{Context, Result};
 use rustix::fs::FallocateFlags;
 use sha2::{Digest as _, Sha256};
 use std::fs::File;
-use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 
 /// The data that a pending snapshot is written over.
@@ -27,25 +26,6 @@ fn data_of(store: &Store, id: &SnapshotId) -> Result<File> {
     options.open(&path).with_context(|| format!("opening {}", path.display()))
 }
 
-/// Copies what the parent has and nobody has put.
-fn fill(store: &Store, id: &SnapshotId, put: &Put, stop: &Cancelled) -> Result<()> {
-    let (parent, target) = (parent_of(store, id)?, data_of(store, id)?);
-    let filled = copy::copy_between(&parent, &target, stop, &mut |range| {
-        let blocks = (range.start / BLOCK as u64) as u32..range.end.div_ceil(BLOCK as u64) as u32;
-        let entries = put.entries(blocks.clone())?;
-        let kept = blocks.zip(entries).filter(|(_, entry)| *entry != Entry::Never);
-        Ok(kept.map(|(index, _)| within(index, &range)).collect())
-    });
-    let dir = store.dir_of::<SnapshotRecord>();
-    filled.map_err(|e| copy::full(e, &dir, copy::allocated(&parent)))
-}
-
-/// The part of a range that a block is.
-fn within(index: u32, range: &Range<u64>) -> Range<u64> {
-    let start = u64::from(index) * BLOCK as u64;
-    start.max(range.start)..(start + BLOCK as u64).min(range.end)
-}
-
 /// SHA256 over digests in the order of their indexes.
 pub fn linear<'a>(digests: impl IntoIterator<Item = &'a Digest>) -> Digest {
     let mut hash = Sha256::new();
@@ -60,7 +40,7 @@ pub struct Ready {
 }
 
 /// Verifies what was put, and makes the data whole and durable. `None`: that was done before.
-pub fn make_ready(store: &Store, id: &SnapshotId, sealed: Sealed, stop: &Cancelled) -> Result<Option<Ready>> {
+pub fn make_ready(store: &Store, id: &SnapshotId, sealed: Sealed) -> Result<Option<Ready>> {
     store.by_blocks(id)?;
     let put = opened(store, id)?.turn(0..u32::MAX)?;
     let (_, written) = store.writable(id)?;
@@ -84,9 +64,6 @@ pub fn make_ready(store: &Store, id: &SnapshotId, sealed: Sealed, stop: &Cancell
             "INVALID_PARAMETER_VALUE",
             "The checksum is not that of the blocks that were put.",
         ));
-    }
-    if written.parent.is_some() && !written.shared {
-        fill(store, id, &put, stop)?;
     }
     let target = data_of(store, id)?;
     for (index, entry) in put.all()? {

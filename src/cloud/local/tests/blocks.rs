@@ -347,7 +347,7 @@ async fn many_put_at_once_and_the_same_block_too() {
     }
 }
 
-/// Copies that nobody took yet: files that are open and have no name, or, where there are none of these, a temporary one.
+/// Copies without a record: files that are open and have no name, or, where there are none of these, a temporary one.
 fn nameless(f: &Fixture) -> usize {
     let dir = f.region.dir().join("snapshots");
     let open = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
@@ -360,28 +360,24 @@ fn nameless(f: &Fixture) -> usize {
 }
 
 #[tokio::test]
-async fn each_run_gets_its_own_copy_that_was_made_ahead() {
+async fn each_child_is_written_over_a_copy_of_its_own() {
     let f = Fixture::new();
     let base = f.import("base-1").await;
-    // More than are copied at the same time, and one that is not prepared.
+    // More at once than are copied at the same time.
     let runs: Vec<_> = (0..9).map(|_| RunId::new()).collect();
-    let prepared: Vec<_> = runs[..8].iter().map(|run| f.region.prepare(&base.snapshot, run)).collect();
-    let record = |id: &SnapshotId| f.region.store().get::<SnapshotRecord>(&id.0).unwrap().written.unwrap();
-    // Not in the order in which they were begun.
-    for (n, run) in runs.iter().enumerate().rev() {
-        let spec = NewSnapshot { size_gib: 3, ..new(Some(&base.snapshot), run) };
+    let child = async |n: usize| {
+        let spec = NewSnapshot { size_gib: 3, ..new(Some(&base.snapshot), &runs[n]) };
         let id = f.region.start(&spec).await.unwrap();
-        assert!(!record(&id).shared || byte(&f.data(&id.0), 1 << 20) == 7, "at once");
-        let can_share =
-            copy::reflink(&f.data(&base.snapshot.0), &tempfile::tempfile_in(f.region.dir()).unwrap());
-        assert_eq!(record(&id).shared, can_share || n < 8, "{n}");
+        assert_eq!(byte(&f.data(&id.0), 1 << 20), 7, "there from the start");
         let digest = f.put(&id, 0, n as u8 + 1).await;
         f.region.complete(&id, 1, linear(&[digest])).await.unwrap();
         let data = f.data(&id.0);
         assert_eq!([byte(&data, 0), byte(&data, 1 << 20), byte(&data, (3 << 30) - 1)], [n as u8 + 1, 7, 0]);
         assert_eq!(data.metadata().unwrap().nlink(), 1, "its own");
-    }
-    drop(prepared);
+    };
+    let (a, b, c) = (child(0), child(1), child(2));
+    let (d, e, g) = (child(3), child(4), child(5));
+    tokio::join!(a, b, c, d, e, g, child(6), child(7), child(8));
     assert_eq!(byte(&f.data(&base.snapshot.0), 0), 0);
     for run in &runs {
         f.region.ensure_no_snapshots(run).await.unwrap();
@@ -390,35 +386,49 @@ async fn each_run_gets_its_own_copy_that_was_made_ahead() {
 }
 
 #[tokio::test]
-async fn a_copy_that_was_made_ahead_for_nothing_vanishes() {
+async fn a_start_that_is_called_off_leaves_nothing() {
     let f = Fixture::new();
     let base = f.import("base-1").await;
     let run = RunId::new();
     let deadline = std::time::Instant::now() + Duration::from_secs(60);
-    let until = async |wanted: usize| {
-        while nameless(&f) != wanted {
-            assert!(std::time::Instant::now() < deadline, "{} copies, not {wanted}", nameless(&f));
+    for polls in 0..8 {
+        let spec = new(Some(&base.snapshot), &run);
+        let mut start = Box::pin(f.region.start(&spec));
+        for _ in 0..polls {
+            if tokio::time::timeout(Duration::from_millis(1), &mut start).await.is_ok() {
+                break;
+            }
+        }
+        drop(start);
+        // What it did not call off itself, the run's debt removes: one that came to its end meanwhile.
+        while nameless(&f) != 0 {
+            assert!(std::time::Instant::now() < deadline, "{} copies", nameless(&f));
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-    };
-    let prepared = f.region.prepare(&base.snapshot, &run);
-    until(1).await;
-    drop(prepared);
-    until(0).await;
-    // Nobody polls the runtime between the two.
-    drop(f.region.prepare(&base.snapshot, &run));
-    // A parent that goes: no child of it is started.
+        f.region.ensure_no_snapshots(&run).await.unwrap();
+        assert_eq!(f.files("snapshots"), 2, "the base's alone");
+    }
+}
+
+#[tokio::test]
+async fn no_child_is_started_of_a_parent_that_is_gone() {
+    let f = Fixture::new();
+    let base = f.import("base-1").await;
+    let (run, other) = (RunId::new(), RunId::new());
     let child = f.region.start(&new(Some(&base.snapshot), &run)).await.unwrap();
     let digest = f.put(&child, 0, 1).await;
     f.region.complete(&child, 1, linear(&[digest])).await.unwrap();
-    let other = RunId::new();
-    let prepared = f.region.prepare(&child, &other);
-    until(1).await;
-    f.region.delete_snapshot(&child).await.unwrap();
-    until(0).await;
-    assert!(f.region.start(&new(Some(&child), &other)).await.is_err());
-    drop(prepared);
-    assert_eq!(f.files("snapshots"), 2, "the base's alone");
+    let spec = new(Some(&child), &other);
+    // It goes while it is copied, or before, or after.
+    let (started, deleted) = tokio::join!(f.region.start(&spec), f.region.delete_snapshot(&child));
+    deleted.unwrap();
+    if started.is_err() {
+        assert_eq!((f.files("snapshots"), nameless(&f)), (2, 0), "the base's alone");
+    }
+    f.region.ensure_no_snapshots(&other).await.unwrap();
+    let error = f.region.start(&spec).await.unwrap_err();
+    assert!(format!("{error:#}").contains("DEPENDENCY_RESOURCE_NOT_FOUND"), "{error:#}");
+    assert_eq!((f.files("snapshots"), nameless(&f)), (2, 0), "the base's alone");
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use super::super::written::SnapshotState;
 use super::blocks::{age, block, linear, new};
 use super::*;
-use crate::cloud::blocks::{BLOCK, Blocks, Digest, NewSnapshot, Prepared};
+use crate::cloud::blocks::{BLOCK, Blocks, Digest, NewSnapshot};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -183,17 +183,12 @@ impl Run {
         let parent = if random.below(4) == 0 { None } else { random.of(&any).cloned() };
         let size_gib = 1 + random.below(2);
         let spec = NewSnapshot { size_gib, ..new(parent.as_ref(), &self.run) };
-        let mut prepared = Prepared::default();
         if let Some(parent) = parent.as_ref().filter(|_| random.below(2) == 0) {
-            // As a bake does: the parent's data is copied ahead.
+            // As a bake does.
             let asked = self.f.region.parent(parent, &Default::default()).await;
             assert_eq!(asked.is_ok(), self.known[parent].state == State::Completed, "{asked:?}");
-            if asked.is_ok() {
-                prepared = self.f.region.prepare(parent, &self.run);
-            }
         }
         let started = self.f.region.start(&spec).await;
-        drop(prepared);
         let below = parent.map_or_else(Model::default, |id| self.known[&id].clone());
         let allowed = spec.parent.is_none() || below.state == State::Completed && below.size_gib <= size_gib;
         assert_eq!(started.is_ok(), allowed, "{started:?}");
