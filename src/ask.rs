@@ -56,30 +56,48 @@ pub fn key(inputs: &Inputs, compat: Option<Compat>) -> Key {
     }
 }
 
-/// The image that a bake would make, if it exists. A failed or incomplete one that holds the name is removed if the
-/// user wishes so, and refused here, before any work, otherwise.
-pub async fn find(site: &Site, image: &Definition, inputs: &Inputs, wish: &Wish) -> Result<Option<Image>> {
+/// The image that a bake would make, if it exists.
+pub async fn find(site: &Site, inputs: &Inputs, wish: &Wish) -> Result<Option<Image>> {
     if wish.force {
         return Ok(None);
     }
-    if let Some(found) =
-        site.cloud.find(&key(inputs, wish.compat)).await.context("looking for the finished image")?
-    {
-        return Ok(Some(found));
+    site.cloud.find(&key(inputs, wish.compat)).await.context("looking for the finished image")
+}
+
+/// Refuses, before any work, what cannot end well: the role may not do it, or the name is held by a failed or incomplete
+/// image. That one is removed if the user wishes so.
+pub async fn ensure_possible(
+    site: &Site,
+    image: &Definition,
+    inputs: &Inputs,
+    base: &Base,
+    wish: &Wish,
+) -> Result<()> {
+    // Each waits for the cloud.
+    let (free, permitted) =
+        tokio::join!(ensure_free(site, image, inputs, wish), site.cloud.ensure_permitted(base));
+    free?;
+    permitted.context("asking what the role may do")
+}
+
+async fn ensure_free(site: &Site, image: &Definition, inputs: &Inputs, wish: &Wish) -> Result<()> {
+    if wish.force {
+        // Its name is the run's alone.
+        return Ok(());
     }
     let name = name(image, inputs, None);
     if wish.replace_failed {
         if let Some(removed) = site.cloud.replace_failed(&name).await? {
             site.report.note(format!("deregistered {removed}, a failed image named {name}"));
         }
-        return Ok(None);
+        return Ok(());
     }
     match in_the_way(site, &name).await? {
         Some(holder) => Err(Kind::Cloud
             .failure(format!("{} is a failed or incomplete image named {name}", holder.id))
             .hint("Give --replace-failed to deregister it and bake again.")
             .into()),
-        None => Ok(None),
+        None => Ok(()),
     }
 }
 

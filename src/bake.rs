@@ -34,9 +34,10 @@ pub async fn bake(
         let attributes = ask::attributes(image, &base)?;
         let inputs = ask::inputs(site, image, &base)?;
         let _turn = turn::take(site, &inputs).await?; //                  one bake of a fingerprint on this host
-        if let Some(found) = ask::find(site, image, &inputs, wish).await? {
+        if let Some(found) = ask::find(site, &inputs, wish).await? {
             return Ok(Outcome::AlreadyBaked(found));
         }
+        ask::ensure_possible(site, image, &inputs, &base, wish).await?;
         let secrets = site.secrets(image)?;
         let whole = site.download(image).await?; //                                       packages by URL
         let disk = site.checkout(&base, image, wish, run, &undo).await?; //                    2. check out

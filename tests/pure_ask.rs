@@ -62,8 +62,14 @@ impl Fixture {
         region.register(&snapshot, &spec, &undo).await.unwrap()
     }
 
+    /// As a bake begins.
     async fn find(&self, wish: &Wish) -> Result<Option<ImageId>, (Kind, String)> {
-        let found = ask::find(&self.site, &self.image, &self.inputs, wish).await;
+        let found = match ask::find(&self.site, &self.inputs, wish).await {
+            Ok(None) => ask::ensure_possible(&self.site, &self.image, &self.inputs, &self.base, wish)
+                .await
+                .map(|()| None),
+            found => found,
+        };
         found.map(|image| image.map(|image| image.id)).map_err(|e| {
             let hint = hint_of(&e).unwrap_or_default();
             (Kind::of(&e), format!("{e:#} {hint}"))
@@ -108,8 +114,7 @@ async fn both_tags_and_the_newest_decide() {
     let snapshot = oven::cloud::SnapshotId("snap-0123456789abcdef0".into());
     let base = Base { snapshot, ..f.base.clone() };
     let inputs = ask::inputs(&f.site, &f.image, &base).unwrap();
-    let find =
-        async |wish: &Wish| ask::find(&f.site, &f.image, &inputs, wish).await.unwrap().map(|image| image.id);
+    let find = async |wish: &Wish| ask::find(&f.site, &inputs, wish).await.unwrap().map(|image| image.id);
     assert_eq!(find(&PLAIN).await, None);
     assert_eq!(find(&Wish { compat: Some(Compat::Gumgum), ..PLAIN }).await, Some(first.id));
 }
