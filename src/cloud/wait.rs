@@ -10,7 +10,7 @@ use tokio::time::Instant;
 /// How often a probe is made, and for how long.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Policy {
-    /// The pause after the first probe.
+    /// From the first probe to the second: what a probe takes is a part of it, but for a half at the most.
     pub first: Duration,
     /// Each pause is this many times the one before.
     pub factor: f64,
@@ -48,7 +48,8 @@ pub async fn until<T>(
     let _span = Track::here().span(Lane::Waits, what);
     loop {
         // Looked at before the probe: what was not ready at the end was probed at the end.
-        let last = Instant::now() >= end;
+        let begun = Instant::now();
+        let last = begun >= end;
         match probe().await? {
             Probe::Ready(value) => return Ok(value),
             Probe::NotYet(state) if last => {
@@ -59,7 +60,8 @@ pub async fn until<T>(
             }
             Probe::NotYet(_) => {}
         }
-        tokio::time::sleep_until((Instant::now() + pause).min(end)).await;
+        // A cloud that is slow to answer is asked less often.
+        tokio::time::sleep_until((begun + pause).max(Instant::now() + pause / 2).min(end)).await;
         pause = pause.mul_f64(policy.factor).min(policy.longest);
     }
 }
@@ -107,6 +109,21 @@ mod tests {
         let error = ready_after(11).await.0.unwrap_err();
         assert_eq!(error.to_string(), "waiting for it: after 10s it is still pending");
         assert_eq!(Kind::of(&error), Kind::Cloud);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_probe_takes_is_a_part_of_the_pause() {
+        for (takes, expected) in [(100, [0, 1000, 3000]), (500, [0, 1000, 3000]), (1500, [0, 2000, 4500])] {
+            let (start, times) = (Instant::now(), std::cell::RefCell::new(Vec::new()));
+            let result = until("it", &POLICY, async || {
+                times.borrow_mut().push(start.elapsed().as_millis());
+                tokio::time::sleep(Duration::from_millis(takes)).await;
+                let many = times.borrow().len();
+                Ok(if many == 3 { Probe::Ready(()) } else { Probe::NotYet("pending".into()) })
+            });
+            result.await.unwrap();
+            assert_eq!(times.into_inner(), expected);
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -117,10 +117,10 @@ impl Pace {
         }
     }
 
-    /// Looks at what a bake does nothing but wait for. Each comes a tenth of the wait late at most, and every two
-    /// seconds in a long one: thirty for one of half a minute.
+    /// Looks at what a bake does nothing but wait for. Each comes a quarter of a second and a twentieth of the wait late
+    /// at most, and every two seconds in a long one: forty for one of half a minute.
     pub(super) fn closely(&self, deadline: Duration) -> Policy {
-        Policy { first: self.look / 2, factor: 1.1, longest: self.longest, deadline }
+        Policy { first: self.look / 2, factor: 1.05, longest: self.longest, deadline }
     }
 
     /// Looks that are made until a deadline, at what need not be known at once.
