@@ -7,6 +7,7 @@
 //! end with a digest, too.
 
 use super::copy;
+use super::overlay::lock;
 use super::trouble::full;
 use crate::cloud::SnapshotId;
 use crate::cloud::blocks::{BLOCK, Contents, Digest};
@@ -15,11 +16,13 @@ use crate::machine;
 use anyhow::{Context, Result};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use sha2::{Digest as _, Sha256};
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::SystemTime;
 
 const DATA: &str = "data";
@@ -34,9 +37,25 @@ pub const ROOM: u64 = 1 << 30;
 /// What to do about a cache that cannot be used.
 const REMOVE: &str = "It only saves reading: remove it while nothing is baked.";
 
+/// Blocks that share a lock: while one is read, seldom another of the same lock is asked for.
+const LOCKS: usize = 64;
+
+/// What this process knows of a snapshot's blocks while it uses them: shared by its bakes at the same time.
+#[derive(Debug)]
+struct Known {
+    /// Those that were held against their digests.
+    ready: Mutex<HashMap<u32, Digest>>,
+    /// For whoever makes one ready.
+    locks: [Mutex<()>; LOCKS],
+}
+
+/// By the data's device and inode: another file of that name is known anew.
+type InUse = Arc<Mutex<HashMap<(u64, u64), Weak<Known>>>>;
+
 /// The cache: a directory, and how much it may hold.
 #[derive(Debug, Clone)]
 pub struct Cache {
+    in_use: InUse,
     dir: PathBuf,
     /// In bytes. Snapshots in use are never evicted: with them it may be more.
     limit: u64,
@@ -50,6 +69,7 @@ pub struct Cached {
     dir: PathBuf,
     data: File,
     digests: File,
+    known: Arc<Known>,
 }
 
 /// A family's name may be anything.
@@ -65,7 +85,20 @@ pub fn digest_of(data: &[u8]) -> Digest {
 
 impl Cache {
     pub fn new(dir: &Path, limit: u64) -> Self {
-        Self { dir: dir.to_owned(), limit, free: machine::free_space }
+        Self { in_use: InUse::default(), dir: dir.to_owned(), limit, free: machine::free_space }
+    }
+
+    fn known(&self, data: &File) -> io::Result<Arc<Known>> {
+        let data = data.metadata()?;
+        let mut in_use = lock(&self.in_use);
+        in_use.retain(|_, known| known.strong_count() > 0);
+        let here = in_use.entry((data.dev(), data.ino())).or_default();
+        Ok(here.upgrade().unwrap_or_else(|| {
+            let known = Known { ready: Mutex::default(), locks: std::array::from_fn(|_| Mutex::default()) };
+            let known = Arc::new(known);
+            *here = Arc::downgrade(&known);
+            known
+        }))
     }
 
     /// What is known of a snapshot. Room is made first, of what was not used for longest.
@@ -88,8 +121,9 @@ impl Cache {
             }
             let data = open(&dir.join(DATA)).map_err(failed)?;
             digests.set_modified(SystemTime::now()).map_err(failed)?;
+            let known = self.known(&data).map_err(failed)?;
             self.trim()?;
-            return Ok(Cached { dir, data, digests });
+            return Ok(Cached { dir, data, digests, known });
         }
         Err(Kind::Machine.error(format!("{}: it is evicted again and again", context())))
     }
@@ -157,6 +191,16 @@ fn unless_gone<T>(result: io::Result<T>) -> io::Result<Option<T>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         result => result.map(Some),
     }
+}
+
+/// How a block became ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Made {
+    /// It was.
+    Before,
+    /// It was kept.
+    Found,
+    Read,
 }
 
 fn open(path: &Path) -> io::Result<File> {
@@ -231,6 +275,39 @@ impl Cached {
         (digest != ABSENT).then_some(digest)
     }
 
+    /// The digest of a block that is ready: it was put, or held against its digest, since this process began to use the
+    /// snapshot.
+    pub fn ready(&self, index: u32) -> Option<Digest> {
+        lock(&self.known.ready).get(&index).copied()
+    }
+
+    /// Makes a block ready, unless it is: from what is kept if that is what it was, else by `read`. Who wants the same
+    /// block at the same time waits. `keeping`: the error, where what was read cannot be kept.
+    pub fn make_ready(
+        &self,
+        index: u32,
+        read: impl FnOnce() -> Result<(Vec<u8>, Digest)>,
+        keeping: impl FnOnce(io::Error) -> anyhow::Error,
+    ) -> Result<(Digest, Made)> {
+        if let Some(digest) = self.ready(index) {
+            return Ok((digest, Made::Before));
+        }
+        let _turn = lock(&self.known.locks[index as usize % LOCKS]);
+        if let Some(digest) = self.ready(index) {
+            return Ok((digest, Made::Before));
+        }
+        let made = match self.verified(index) {
+            Some(digest) => (digest, Made::Found),
+            None => {
+                let (data, digest) = read()?;
+                self.put(index, &data, &digest).map_err(keeping)?;
+                (digest, Made::Read)
+            }
+        };
+        lock(&self.known.ready).insert(index, made.0);
+        Ok(made)
+    }
+
     /// The digest of a block that is kept and is what it was.
     pub fn verified(&self, index: u32) -> Option<Digest> {
         let digest = self.digest(index)?;
@@ -242,6 +319,10 @@ impl Cached {
     /// Fails if a block that was put since this value is there was lost on its way to the disk.
     pub fn ensure_kept(&self) -> Result<()> {
         let kept = super::trouble::ensure_kept(&self.data);
+        if kept.is_err() {
+            // The next one is not told of what was lost before it began.
+            lock(&self.known.ready).clear();
+        }
         kept.map_err(|error| broken(error, &format!("keeping blocks in {}", self.dir.display())))
     }
 

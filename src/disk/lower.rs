@@ -1,9 +1,9 @@
 //! The blocks of a base snapshot, made ready when they are first used, and ahead of that.
 //!
-//! A block is ready once it is in the cache's file and was held against its digest in this run. Who serves the disk asks
+//! A block is ready once it is in the cache's file and was held against its digest. Who serves the disk asks
 //! for that over a socket, and reads the file itself.
 
-use super::cache::{Cached, ROOM, digest_of};
+use super::cache::{Cached, Made, ROOM, digest_of};
 use super::overlay::lock;
 use super::trouble::Trouble;
 use crate::cloud::SnapshotId;
@@ -12,13 +12,11 @@ use crate::machine;
 use crate::trace::{Counter, Track};
 use anyhow::{Context, Result};
 use rustix::net::{RecvFlags, SendFlags};
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 
-/// Blocks that share a lock: while one is read, seldom another of the same lock is asked for.
-const LOCKS: usize = 64;
 /// Blocks that are read at the same time because somebody waits for them: as many as requests are served.
 const ASKED: usize = 16;
 /// Blocks that are read at the same time ahead of need: the first byte of a block takes some 20 ms, and 8 of 512 KiB
@@ -59,9 +57,6 @@ pub struct Lower {
     blocks: BTreeSet<u32>,
     reader: Arc<dyn Reader>,
     cached: Cached,
-    /// Those that are ready.
-    ready: Mutex<HashMap<u32, Digest>>,
-    locks: [Mutex<()>; LOCKS],
     /// In the order of their first use: what the next bake of this kind will want, too.
     used: Mutex<(Vec<u32>, HashSet<u32>)>,
     wanted: Mutex<Wanted>,
@@ -108,8 +103,6 @@ impl Lower {
             blocks: contents.blocks.clone(),
             reader,
             cached,
-            ready: Mutex::default(),
-            locks: std::array::from_fn(|_| Mutex::default()),
             used: Mutex::default(),
             wanted: Mutex::default(),
             more: Condvar::new(),
@@ -134,40 +127,26 @@ impl Lower {
         &self.trouble
     }
 
-    fn known(&self, index: u32) -> Option<Digest> {
-        lock(&self.ready).get(&index).copied()
-    }
-
     /// Makes a block of the base ready to be read: from the cache if it is there and is what it was, else from the
     /// cloud. Answers with its digest.
     pub fn fetch(&self, index: u32) -> Result<Digest> {
-        if let Some(digest) = self.known(index) {
-            return Ok(digest);
-        }
         let context = || format!("reading block {index} of {}", self.snapshot);
         if !self.blocks.contains(&index) {
             anyhow::bail!("{}: it has none", context());
         }
-        let _turn = lock(&self.locks[index as usize % LOCKS]);
-        if let Some(digest) = self.known(index) {
-            return Ok(digest);
-        }
-        let digest = match self.cached.verified(index) {
-            Some(digest) => {
-                self.found.add(1);
-                digest
-            }
-            None => {
-                let (data, digest) = self.reader.read(index).with_context(context)?;
-                anyhow::ensure!(data.len() == BLOCK, "{}: it has {} bytes", context(), data.len());
-                let keeping = || format!("keeping it in {}", self.cached.dir().display());
-                let kept = self.cached.put(index, &data, &digest);
-                kept.map_err(|error| super::trouble::full(error, &keeping())).with_context(context)?;
-                self.fetched.add(1);
-                digest
-            }
+        let read = || {
+            let (data, digest) = self.reader.read(index)?;
+            anyhow::ensure!(data.len() == BLOCK, "it has {} bytes", data.len());
+            Ok((data, digest))
         };
-        lock(&self.ready).insert(index, digest);
+        let keeping =
+            |error| super::trouble::full(error, &format!("keeping it in {}", self.cached.dir().display()));
+        let (digest, made) = self.cached.make_ready(index, read, keeping).with_context(context)?;
+        match made {
+            Made::Before => {}
+            Made::Found => self.found.add(1),
+            Made::Read => self.fetched.add(1),
+        }
         Ok(digest)
     }
 
@@ -189,7 +168,7 @@ impl Lower {
 
     /// A block is used. What follows it is likely to be, too.
     fn used_now(&self, index: u32) -> i32 {
-        let following = !lock(&self.ready).contains_key(&index);
+        let following = self.cached.ready(index).is_none();
         {
             let mut used = lock(&self.used);
             if used.1.insert(index) {
@@ -296,7 +275,7 @@ impl Lower {
                 return None;
             }
             match wanted.queue.pop_front() {
-                Some(index) if lock(&self.ready).contains_key(&index) => {}
+                Some(index) if self.cached.ready(index).is_some() => {}
                 Some(index) => return Some(index),
                 None => wanted = self.more.wait(wanted).unwrap_or_else(std::sync::PoisonError::into_inner),
             }

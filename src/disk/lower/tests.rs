@@ -21,10 +21,15 @@ impl Reader for Base {
     }
 }
 
+/// Of a process by itself.
 fn lower(dir: &Path, base: &Arc<Base>) -> Arc<Lower> {
+    lower_of(&Cache::new(dir, u64::MAX), base)
+}
+
+fn lower_of(cache: &Cache, base: &Arc<Base>) -> Arc<Lower> {
     let snapshot = SnapshotId("snap-1".into());
     let contents = Contents { size_gib: 1, blocks: [1, 2, 3, 4, 5, 6, 9, 100].into() };
-    let cached = Cache::new(dir, u64::MAX).of(&snapshot).unwrap();
+    let cached = cache.of(&snapshot).unwrap();
     Arc::new(Lower::new(&snapshot, &contents, base.clone(), cached))
 }
 
@@ -86,6 +91,39 @@ fn a_bit_that_flipped_in_the_cache_is_not_served() {
 }
 
 #[test]
+fn bakes_of_one_process_read_and_verify_a_block_once() {
+    use std::os::unix::fs::FileExt;
+    let (dir, base) = (tempfile::tempdir().unwrap(), Arc::new(Base::default()));
+    let cache = Cache::new(dir.path(), u64::MAX);
+    let reads = || base.reads.load(Ordering::SeqCst);
+    let bakes: Vec<_> = (0..8).map(|_| lower_of(&cache, &base)).collect();
+    std::thread::scope(|scope| bakes.iter().for_each(|bake| _ = scope.spawn(|| bake.fetch(5).unwrap())));
+    assert_eq!(reads(), 1);
+    let next = lower_of(&cache, &base);
+    assert!(next.cached().ready(5).is_some() && next.cached().ready(6).is_none());
+    // What one of them sends is verified once more.
+    let data = dir.path().join("snap-1/data");
+    let flip = || {
+        let data = std::fs::File::options().write(true).open(&data).unwrap();
+        data.write_all_at(&[2], 5 * BLOCK as u64 + 1234).unwrap();
+    };
+    flip();
+    assert!(next.block(5).unwrap_err().to_string().contains("changed"));
+    // Who comes when all of them are gone verifies it.
+    drop((bakes, next));
+    let later = lower_of(&cache, &base);
+    assert!(later.cached().ready(5).is_none());
+    assert_eq!((later.block(5).unwrap().0, reads()), (vec![5; BLOCK], 2));
+    // And who finds another file of that name.
+    std::fs::rename(&data, dir.path().join("away")).unwrap();
+    std::fs::copy(dir.path().join("away"), &data).unwrap();
+    flip();
+    let other = lower_of(&cache, &base);
+    assert!(other.cached().ready(5).is_none() && later.cached().ready(5).is_some());
+    assert_eq!((other.block(5).unwrap().0, reads()), (vec![5; BLOCK], 3));
+}
+
+#[test]
 fn what_is_asked_for_is_noted_in_order_and_what_follows_is_read_ahead() {
     let (dir, base) = (tempfile::tempdir().unwrap(), Arc::new(Base::default()));
     let lower = lower(dir.path(), &base);
@@ -109,7 +147,7 @@ fn what_is_read_ahead_leaves_room_for_what_a_bake_writes() {
     Arc::get_mut(&mut lower).unwrap().free = |_| Some(ROOM - 1);
     assert_eq!(ask(&lower, &[(2, 0)]), [(2, 0)], "what is asked for is read");
     lower.ahead([9, 5]);
-    soon("what is in the cache takes no room", || lower.known(5).is_some());
+    soon("what is in the cache takes no room", || lower.cached().ready(5).is_some());
     assert_eq!(base.reads.load(Ordering::SeqCst), 2, "5 and 2, and nothing ahead");
     lower.end();
 }
