@@ -197,7 +197,7 @@ impl Opening {
         let key = key::of(&kept.base, &caches, plan, runner.certificates(), inside)?;
         let (store, of_plan) = (kept.store.clone(), caches.clone());
         let working = tokio::task::spawn_blocking(move || {
-            let overlays = lays(store.dir());
+            let overlays = lays(&store);
             store.open(&key, &of_plan, seeds, overlays)
         });
         Ok(Some(Self { dir, caches, working }))
@@ -280,10 +280,10 @@ fn seed(inside: &Inside, path: &str) -> Result<Option<Tree>> {
 }
 
 /// Whether one directory of the store can be laid over another: in a container it may be on what cannot be laid on.
-fn lays(dir: &Path) -> bool {
+fn lays(store: &Store) -> bool {
     let try_it = || -> Result<()> {
-        std::fs::create_dir_all(dir)?;
-        let temp = tempfile::Builder::new().prefix(".lay-").tempdir_in(dir)?;
+        let turn = store.lock()?;
+        let temp = store.work(&turn)?;
         let made = ["lower", "upper", "work"].map(|name| -> Result<OwnedFd> {
             std::fs::create_dir(temp.path().join(name))?;
             open(&temp.path().join(name))

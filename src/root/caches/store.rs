@@ -17,6 +17,7 @@ use std::fs::{self, File};
 use std::io::{BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
+use tempfile::TempDir;
 
 const LOCK: &str = "lock";
 const INDEX: &str = "index";
@@ -76,13 +77,18 @@ impl Store {
         let turn = self.lock()?;
         self.sweep();
         fs::create_dir_all(&key).with_context(|| format!("making {}", key.display()))?;
-        let dir = tempfile::Builder::new().prefix(WORK).tempdir_in(&self.dir);
-        let dir = dir.with_context(|| format!("making a directory in {}", self.dir.display()))?.keep();
+        let dir = self.work(&turn)?.keep();
         let lock = locked(&dir.join(LOCK), FlockOperation::LockExclusive)?;
         let base = Generation::newest(&key, caches.len())?;
         drop(turn);
         let holds = caches.iter().map(|cache| cache.holds).collect();
         Working::new(self.clone(), key, holds, dir, lock, base, seeds, overlays)
+    }
+
+    /// A directory to work in. Once the turn is over, somebody else removes it, unless its lock is held.
+    pub fn work(&self, _turn: &File) -> Result<TempDir> {
+        let dir = tempfile::Builder::new().prefix(WORK).tempdir_in(&self.dir);
+        dir.with_context(|| format!("making a directory in {}", self.dir.display()))
     }
 
     /// Taken for moments: to look around, and to publish.
@@ -93,10 +99,12 @@ impl Store {
         locked(&self.dir.join(LOCK), FlockOperation::LockExclusive)
     }
 
-    /// Removes what killed bakes worked in. What cannot be removed stays for the next time.
+    /// Removes what killed bakes worked in. What cannot be removed stays for the next time. The store is locked: who has
+    /// no lock of its own yet is dead.
     fn sweep(&self) {
-        for (name, path) in children(&self.dir) {
-            if name.starts_with(WORK) && try_lock(&path.join(LOCK)).is_some() {
+        for (_, path) in children(&self.dir).filter(|(name, _)| name.starts_with(WORK)) {
+            let lock = path.join(LOCK);
+            if fs::symlink_metadata(&lock).is_err() || try_lock(&lock).is_some() {
                 _ = remove(&path);
             }
         }

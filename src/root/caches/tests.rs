@@ -250,8 +250,11 @@ fn what_was_killed_leaves_the_last_generation_as_it_is() {
         assert!(std::process::Command::new("cp").arg("-a").args([&left, &copy]).status().unwrap().success());
         drop(killed);
         fs::rename(&copy, &left).unwrap();
+        // Killed before it had a lock.
+        let early = left.with_file_name("b-early");
+        fs::create_dir_all(early.join("lower")).unwrap();
         let mut next = lab.open("k");
-        assert!(!left.exists());
+        assert!(!left.exists() && !early.exists());
         assert_eq!(lab.sees(&next, ARCHIVES), [pair("tree.deb", "tree")]);
         write(&next, ARCHIVES, "more.deb", "more");
         next.publish().unwrap();
