@@ -149,32 +149,39 @@ def parallel(bench, disks):
     # Everything that is to be fetched is there.
     warmed = region.bake_all(images("warms the caches"), 1)
     region.remove(*names(warmed))
+
+    def measured(name, chosen, jobs):
+        """The images, so many at once; answers with the seconds of CPU of the machine, and of the processes."""
+        others = background()
+        worked = busy()
+        bake = region.bake_all(chosen, jobs, look=SELDOM)
+        worked = busy() - worked
+        # The processes and the kernel's threads, whose work for these bakes a core has to do, too.
+        machine = max(worked - others * bake.seconds, bake.cost.cpu_seconds)
+        result.add(name, bake.seconds)
+        result.add(f"  cpu of {name}", bake.cost.cpu_seconds)
+        result.add(f"  machine's cpu of {name}", machine)
+        result.add(f"  background before {name}", others)
+        result.add(f"  peak MiB of {name}", bake.cost.peak_mib)
+        ids = names(bake)
+        no_crosstalk(region, ids)
+        region.remove(*ids)
+        return machine, bake.cost.cpu_seconds
+
     for run in range(bench.runs):
         for at_once in AT_ONCE:
-            chosen = images(f"{run}, {at_once}")[:at_once]
-            others = background()
-            worked = busy()
-            bake = region.bake_all(chosen, at_once, look=SELDOM)
-            worked = busy() - worked
-            result.add(f"{at_once} at once", bake.seconds)
-            result.add(f"  cpu of {at_once}", bake.cost.cpu_seconds)
-            # The same and the kernel's threads, whose work for these bakes a core has to do, too.
-            result.add(f"  machine's cpu of {at_once}", max(worked - others * bake.seconds, bake.cost.cpu_seconds))
-            result.add(f"  background before {at_once}", others)
-            result.add(f"  peak MiB of {at_once}", bake.cost.peak_mib)
-            ids = names(bake)
-            no_crosstalk(region, ids)
-            region.remove(*ids)
-        # As long as one image's CPU seconds take if all cores do nothing else.
-        result.add("CPU-bound sum of 8", result.series["  machine's cpu of 1"][-1] * most / cores)
-        result.add("  of processes alone", result.series["  cpu of 1"][-1] * most / cores)
+            measured(f"{at_once} at once", images(f"{run}, {at_once}")[:at_once], at_once)
+        # As long as the CPU seconds of the same images, baked by themselves, take if all cores do nothing else.
+        machine, processes = measured(f"{most} in a row", images(f"{run}, in a row"), 1)
+        result.add(f"CPU-bound sum of {most}", machine / cores)
+        result.add("  of processes alone", processes / cores)
         result.tell(run, bench.runs)
     result.ratio("8 at once / CPU-bound sum", "8 at once", "CPU-bound sum of 8", at_most=1.3)
     result.ratio("8 at once / that of processes alone", "8 at once", "  of processes alone")
     result.ratio("8 at once / 8 x 1", "8 at once", "1 at once")
     result.ratios["8 at once / 8 x 1"] = round(result.ratios["8 at once / 8 x 1"] / most, 3)
-    result.fact("peak MiB of one", max(result.series["  peak MiB of 1"]), at_most=MEMORY_MIB)
-    result.fact("peak MiB of 8", max(result.series["  peak MiB of 8"]))
+    result.fact("peak MiB of one", max(result.series["  peak MiB of 1 at once"]), at_most=MEMORY_MIB)
+    result.fact("peak MiB of 8", max(result.series["  peak MiB of 8 at once"]))
     return result
 
 
