@@ -172,6 +172,9 @@ async fn one(
     ended
 }
 
+/// After an interruption.
+pub const NOTHING_LEFT: &str = "interrupted; nothing was left behind";
+
 /// What people see at the end of a bake; of several the summary says more. A failure was told before the clean-up.
 fn tell(baked: &Baked, report: &Report, several: bool) {
     match &baked.became {
@@ -187,7 +190,7 @@ fn tell(baked: &Baked, report: &Report, several: bool) {
         Became::Failed(error)
             if Kind::of(error) == Kind::Interrupted && baked.left.is_empty() && !several =>
         {
-            report.note("interrupted; nothing was left behind");
+            report.note(NOTHING_LEFT);
         }
         Became::Failed(_) => {}
     }

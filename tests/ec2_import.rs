@@ -209,7 +209,9 @@ fn whoever_stops_it_leaves_nothing_and_whoever_kills_it_sweeps() {
         kill(Pid::from_raw(child.id() as i32), signal).unwrap();
         let ended = child.wait_with_output().unwrap();
         if signal == Signal::SIGINT {
-            assert_eq!(ended.status.code(), Some(130), "{}", String::from_utf8_lossy(&ended.stderr));
+            let said = String::from_utf8_lossy(&ended.stderr);
+            assert_eq!(ended.status.code(), Some(130), "{said}");
+            assert!(said.contains("nothing was left behind"), "{said}");
             assert!(stopped.elapsed() < Duration::from_secs(20), "{:?}", stopped.elapsed());
         } else {
             assert_eq!(ground.left(), (vec!["pending".to_owned()], 0));

@@ -1,6 +1,7 @@
 //! `oven import`.
 
 use super::{End, answer};
+use crate::batch::NOTHING_LEFT;
 use crate::cli::{self, Global};
 use crate::cloud::Architecture;
 use crate::cloud::local::Region;
@@ -46,7 +47,12 @@ pub async fn run(
     let Imported { image, new } = match ended.result {
         Ok(imported) => imported,
         // It was told when it happened.
-        Err(error) => return Ok(End::badly(&error)),
+        Err(error) => {
+            if Kind::of(&error) == Kind::Interrupted && !left {
+                report.note(NOTHING_LEFT);
+            }
+            return Ok(End::badly(&error));
+        }
     };
     if !new {
         report.note(format!("{} is that disk already", image.id));

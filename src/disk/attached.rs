@@ -111,7 +111,7 @@ impl<V: Volumes + 'static> Disk for AttachedDisk<V> {
         &self.device
     }
 
-    async fn commit(self: Box<Self>, undo: &Undo) -> Result<SnapshotId> {
+    async fn commit(self: Box<Self>, undo: &Undo, _: &dyn Fn(u64)) -> Result<SnapshotId> {
         let Self { volumes, run, volume, device, tags, owed } = *self;
         let path = device.path.clone();
         // An error that only shows when data is written back: such a disk must not become an image.

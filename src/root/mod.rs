@@ -76,7 +76,7 @@ pub struct MountOptions {
 /// # async fn story(disk: Box<dyn Disk>, options: &MountOptions, report: &Report, undo: &Undo) -> anyhow::Result<()> {
 /// let root = Root::mount(disk.device(), "/run/oven/1".as_ref(), options, report).await?;
 /// root.close().await?;
-/// disk.commit(undo).await?;
+/// disk.commit(undo, &|_| ()).await?;
 /// # Ok(()) }
 /// ```
 /// In the other order it does not compile (E0505):
@@ -84,7 +84,7 @@ pub struct MountOptions {
 /// # use oven::{disk::Disk, report::Report, root::{MountOptions, Root}, undo::Undo};
 /// # async fn story(disk: Box<dyn Disk>, options: &MountOptions, report: &Report, undo: &Undo) -> anyhow::Result<()> {
 /// let root = Root::mount(disk.device(), "/run/oven/1".as_ref(), options, report).await?;
-/// disk.commit(undo).await?;
+/// disk.commit(undo, &|_| ()).await?;
 /// root.close().await?;
 /// # Ok(()) }
 /// ```

@@ -131,7 +131,7 @@ impl Ground {
             let base = ec2.base(&self.base).await?;
             ec2.ensure_permitted(&base).await?;
             let disk = disks.checkout(&base, &disk_spec(), run, &undo).await?;
-            let snapshot = disk.commit(&undo).await?;
+            let snapshot = disk.commit(&undo, &|_| ()).await?;
             self.register(ec2, &base, &snapshot, run, &undo).await
         });
         tokio::time::timeout(HANG, bake)

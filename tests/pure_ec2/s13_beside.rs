@@ -156,7 +156,7 @@ async fn what_may_be_kept_is_not_deleted_beside() {
         let ended = scope(keeping, pending(), async |undo| {
             let base = ec2.base(&ground.base).await?;
             let disk = disks.checkout(&base, &disk_spec(), &run, &undo).await?;
-            let snapshot = disk.commit(&undo).await?;
+            let snapshot = disk.commit(&undo, &|_| ()).await?;
             ec2.register(&snapshot, &image_spec(&base, &run), &undo).await
         })
         .await;
