@@ -64,20 +64,26 @@ pub async fn find(site: &Site, inputs: &Inputs, wish: &Wish) -> Result<Option<Im
     site.cloud.find(&key(inputs, wish.compat)).await.context("looking for the finished image")
 }
 
-/// Refuses, before any work, what cannot end well: the role may not do it, or the name is held by a failed or incomplete
-/// image. That one is removed if the user wishes so.
+/// Refuses, before any work, what cannot end well: the name is held by a failed or incomplete image (that one is removed
+/// if the user wishes so), the role may not do it, or the base's disk cannot be had.
 pub async fn ensure_possible(
     site: &Site,
     image: &Definition,
     inputs: &Inputs,
     base: &Base,
     wish: &Wish,
+    run: &RunId,
 ) -> Result<()> {
+    let spec = disk(image, base, run)?;
     // Each waits for the cloud.
-    let (free, permitted) =
-        tokio::join!(ensure_free(site, image, inputs, wish), site.cloud.ensure_permitted(base));
+    let (free, permitted, disk) = tokio::join!(
+        ensure_free(site, image, inputs, wish),
+        site.cloud.ensure_permitted(base),
+        site.disks.look(base, &spec, run),
+    );
     free?;
-    permitted.context("asking what the role may do")
+    permitted.context("asking what the role may do")?;
+    disk
 }
 
 async fn ensure_free(site: &Site, image: &Definition, inputs: &Inputs, wish: &Wish) -> Result<()> {

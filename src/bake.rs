@@ -37,7 +37,7 @@ pub async fn bake(
         if let Some(found) = ask::find(site, &inputs, wish).await? {
             return Ok(Outcome::AlreadyBaked(found));
         }
-        ask::ensure_possible(site, image, &inputs, &base, wish).await?;
+        ask::ensure_possible(site, image, &inputs, &base, wish, run).await?;
         let secrets = site.secrets(image)?;
         let whole = site.download(image).await?; //                                       packages by URL
         let disk = site.checkout(&base, image, wish, run, &undo).await?; //                    2. check out

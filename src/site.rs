@@ -357,7 +357,8 @@ impl Site {
 
     pub async fn commit(&self, disk: Box<dyn Disk>, undo: &Rc<Undo>) -> Result<SnapshotId> {
         let step = self.report.step("snapshot", "taking the snapshot");
-        let snapshot = disk.commit(undo).await.context("taking the snapshot")?;
+        let sent = |bytes| step.progress(bytes, None);
+        let snapshot = disk.commit(undo, &sent).await.context("taking the snapshot")?;
         step.done();
         Ok(snapshot)
     }

@@ -65,9 +65,12 @@ impl Fixture {
     /// As a bake begins.
     async fn find(&self, wish: &Wish) -> Result<Option<ImageId>, (Kind, String)> {
         let found = match ask::find(&self.site, &self.inputs, wish).await {
-            Ok(None) => ask::ensure_possible(&self.site, &self.image, &self.inputs, &self.base, wish)
-                .await
-                .map(|()| None),
+            Ok(None) => {
+                let (site, run) = (&self.site, RunId::new());
+                let possible =
+                    ask::ensure_possible(site, &self.image, &self.inputs, &self.base, wish, &run).await;
+                possible.map(|()| None)
+            }
             found => found,
         };
         found.map(|image| image.map(|image| image.id)).map_err(|e| {

@@ -10,10 +10,10 @@ use tokio::time::Instant;
 /// How often a probe is made, and for how long.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Policy {
-    /// From the first probe to the second: what a probe takes is a part of it, but for a half at the most.
+    /// From the first probe to the second. What a probe takes is part of a pause, but for a half of it at the most.
     pub first: Duration,
-    /// Each pause is this many times the one before.
-    pub factor: f64,
+    /// A pause is this part of what was waited so far, but no shorter than the first.
+    pub share: f64,
     /// No pause is longer.
     pub longest: Duration,
     /// After this time waiting fails. The last probe is made at the deadline.
@@ -24,7 +24,7 @@ impl Policy {
     /// For what happens on this machine: milliseconds are the rule.
     pub const fn local(deadline: Duration) -> Self {
         let (first, longest) = (Duration::from_millis(1), Duration::from_millis(50));
-        Self { first, factor: 1.5, longest, deadline }
+        Self { first, share: 0.5, longest, deadline }
     }
 }
 
@@ -43,8 +43,8 @@ pub async fn until<T>(
     policy: &Policy,
     mut probe: impl AsyncFnMut() -> Result<Probe<T>>,
 ) -> Result<T> {
-    let end = Instant::now() + policy.deadline;
-    let mut pause = policy.first;
+    let start = Instant::now();
+    let end = start + policy.deadline;
     let _span = Track::here().span(Lane::Waits, what);
     loop {
         // Looked at before the probe: what was not ready at the end was probed at the end.
@@ -60,9 +60,9 @@ pub async fn until<T>(
             }
             Probe::NotYet(_) => {}
         }
+        let pause = (begun - start).mul_f64(policy.share).max(policy.first).min(policy.longest);
         // A cloud that is slow to answer is asked less often.
         tokio::time::sleep_until((begun + pause).max(Instant::now() + pause / 2).min(end)).await;
-        pause = pause.mul_f64(policy.factor).min(policy.longest);
     }
 }
 
@@ -84,7 +84,7 @@ mod tests {
 
     const POLICY: Policy = Policy {
         first: Duration::from_secs(1),
-        factor: 2.0,
+        share: 1.0,
         longest: Duration::from_secs(4),
         deadline: Duration::from_secs(10),
     };
@@ -103,9 +103,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn pauses_grow_and_end_at_the_deadline() {
         assert_eq!(ready_after(0).await.1, [0]);
-        assert_eq!(ready_after(6).await.1, [0, 1, 3, 7]);
+        assert_eq!(ready_after(6).await.1, [0, 1, 2, 4, 8]);
         let (result, times) = ready_after(10).await;
-        assert_eq!((result.unwrap(), times), (10, vec![0, 1, 3, 7, 10]));
+        assert_eq!((result.unwrap(), times), (10, vec![0, 1, 2, 4, 8, 10]));
         let error = ready_after(11).await.0.unwrap_err();
         assert_eq!(error.to_string(), "waiting for it: after 10s it is still pending");
         assert_eq!(Kind::of(&error), Kind::Cloud);
@@ -113,7 +113,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_a_probe_takes_is_a_part_of_the_pause() {
-        for (takes, expected) in [(100, [0, 1000, 3000]), (500, [0, 1000, 3000]), (1500, [0, 2000, 4500])] {
+        for (takes, expected) in [(100, [0, 1000, 2000]), (500, [0, 1000, 2000]), (1500, [0, 2000, 4500])] {
             let (start, times) = (Instant::now(), std::cell::RefCell::new(Vec::new()));
             let result = until("it", &POLICY, async || {
                 times.borrow_mut().push(start.elapsed().as_millis());

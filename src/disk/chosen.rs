@@ -19,6 +19,13 @@ pub struct Chosen {
 
 #[async_trait(?Send)]
 impl Disks for Chosen {
+    async fn look(&self, base: &Base, spec: &DiskSpec, run: &RunId) -> Result<()> {
+        match self.strategy {
+            Strategy::Attached => self.attached.look(base, spec, run).await,
+            Strategy::Direct => self.direct.look(base, spec, run).await,
+        }
+    }
+
     async fn checkout(
         &self,
         base: &Base,

@@ -17,6 +17,7 @@ use crate::undo::{Debt, Due, Meanwhile, Undo};
 use anyhow::{Context, Result};
 use async_trait::async_trait;
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -38,6 +39,8 @@ pub struct Direct<B: Blocks> {
     cache: Cache,
     helper: PathBuf,
     report: Report,
+    /// What was asked before a run's checkout.
+    asked: RefCell<HashMap<RunId, Parent>>,
 }
 
 /// Which snapshot's blocks a disk has, beneath those that are written.
@@ -51,7 +54,8 @@ impl<B: Blocks + 'static> Direct<B> {
     pub fn new(blocks: Rc<B>, state: &Path, cache_gib: u64, helper: &Path, report: &Report) -> Self {
         let state = std::path::absolute(state).unwrap_or_else(|_| state.to_owned());
         let cache = Cache::new(&state.join(BLOCKS), cache_gib << 30);
-        Self { blocks, state, cache, helper: helper.to_owned(), report: report.clone() }
+        let asked = RefCell::default();
+        Self { blocks, state, cache, helper: helper.to_owned(), report: report.clone(), asked }
     }
 
     async fn beneath(&self, snapshot: &SnapshotId) -> Result<Beneath> {
@@ -69,11 +73,20 @@ impl<B: Blocks + 'static> Direct<B> {
         Ok(Beneath { contents, lower })
     }
 
+    async fn ask(&self, base: &Base, spec: &DiskSpec) -> Result<Parent> {
+        let asked = self.blocks.parent(&base.snapshot, &spec.kind).await;
+        asked.with_context(|| format!("asking whether {} can have children", base.snapshot))
+    }
+
     /// The snapshot to read, and whether the new one is to be its child. What takes time or money is said first.
-    async fn parent(&self, base: &Base, spec: &DiskSpec) -> Result<(SnapshotId, bool)> {
+    async fn parent(&self, base: &Base, spec: &DiskSpec, run: &RunId) -> Result<(SnapshotId, bool)> {
         let snapshot = &base.snapshot;
-        let asked = self.blocks.parent(snapshot, &spec.kind).await;
-        match asked.with_context(|| format!("asking whether {snapshot} can have children"))? {
+        let asked = self.asked.borrow_mut().remove(run);
+        let parent = match asked {
+            Some(parent) => parent,
+            None => self.ask(base, spec).await?,
+        };
+        match parent {
             Parent::Itself => Ok((snapshot.clone(), true)),
             Parent::Copy { why } => {
                 let dollars = base.size_gib as f64 * GIB_MONTH;
@@ -234,6 +247,12 @@ impl<B: Blocks> Drop for DirectDisk<B> {
 
 #[async_trait(?Send)]
 impl<B: Blocks + 'static> Disks for Direct<B> {
+    async fn look(&self, base: &Base, spec: &DiskSpec, run: &RunId) -> Result<()> {
+        let parent = self.ask(base, spec).await?;
+        self.asked.borrow_mut().insert(run.clone(), parent);
+        Ok(())
+    }
+
     async fn checkout(
         &self,
         base: &Base,
@@ -242,7 +261,7 @@ impl<B: Blocks + 'static> Disks for Direct<B> {
         undo: &Undo,
     ) -> Result<Box<dyn Disk>> {
         let size_gib = spec.size_on(base)?;
-        let (snapshot, child) = self.parent(base, spec).await?;
+        let (snapshot, child) = self.parent(base, spec, run).await?;
         let beneath = self.beneath(&snapshot).await?;
         let (kind, trouble) = (&spec.kind, beneath.lower.trouble().clone());
         let record = Record {
@@ -315,7 +334,7 @@ impl<B: Blocks + 'static> Disk for DirectDisk<B> {
         self.device.as_ref().expect("a disk that is in use has its device")
     }
 
-    async fn commit(mut self: Box<Self>, undo: &Undo) -> Result<SnapshotId> {
+    async fn commit(mut self: Box<Self>, undo: &Undo, on_progress: &dyn Fn(u64)) -> Result<SnapshotId> {
         let device = self.device.take().context("a disk is committed once")?;
         let path = device.path.clone();
         // An error that only shows when data is written back: such a disk must not become an image.
@@ -336,7 +355,8 @@ impl<B: Blocks + 'static> Disk for DirectDisk<B> {
         let changes = Changes::new(self.lower.clone(), upper, written, self.record.child);
         let spec = new_snapshot(&self.record, &self.run);
         let started = self.started.take().unwrap_or_else(|| start(&self.blocks, spec.clone(), undo));
-        let sent = upload::upload_started(&*self.blocks, &spec, started, Arc::new(changes), &|_| ()).await?;
+        let sent =
+            upload::upload_started(&*self.blocks, &spec, started, Arc::new(changes), on_progress).await?;
         let mib = sent.blocks.len() as f64 * BLOCK as f64 / f64::from(1 << 20);
         self.report
             .detail(format!("sent {} blocks ({mib} MiB) of {many} that were written", sent.blocks.len()));

@@ -85,6 +85,11 @@ pub fn owned(tags: &Tags, run: &RunId) -> Tags {
 /// A strategy to get a writable copy of a base image's disk.
 #[async_trait(?Send)]
 pub trait Disks {
+    /// Asks the cloud what the run's checkout will have to know. Nothing is made, and nothing said.
+    async fn look(&self, _base: &Base, _spec: &DiskSpec, _run: &RunId) -> Result<()> {
+        Ok(())
+    }
+
     /// A copy of the base's root disk, owed to `undo` before it is made.
     async fn checkout(&self, base: &Base, spec: &DiskSpec, run: &RunId, undo: &Undo)
     -> Result<Box<dyn Disk>>;
@@ -101,6 +106,7 @@ pub trait Disks {
 pub trait Disk {
     fn device(&self) -> &Device;
 
-    /// Makes the snapshot, owed to `undo` before it is made, and answers when it is complete.
-    async fn commit(self: Box<Self>, undo: &Undo) -> Result<SnapshotId>;
+    /// Makes the snapshot, owed to `undo` before it is made, and answers when it is complete. `on_progress` is told how
+    /// many bytes were sent so far, where this process sends them.
+    async fn commit(self: Box<Self>, undo: &Undo, on_progress: &dyn Fn(u64)) -> Result<SnapshotId>;
 }

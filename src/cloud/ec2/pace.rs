@@ -117,15 +117,15 @@ impl Pace {
         }
     }
 
-    /// Looks at what a bake does nothing but wait for. Each comes a quarter of a second and a twentieth of the wait late
-    /// at most, and every two seconds in a long one: forty for one of half a minute.
+    /// Looks at what a bake does nothing but wait for. Each comes a quarter of a second late at most, or a twentieth of
+    /// the wait, and every two seconds in a long one: sixty for one of half a minute.
     pub(super) fn closely(&self, deadline: Duration) -> Policy {
-        Policy { first: self.look / 2, factor: 1.05, longest: self.longest, deadline }
+        Policy { first: self.look / 2, share: 0.05, longest: self.longest, deadline }
     }
 
     /// Looks that are made until a deadline, at what need not be known at once.
     pub(super) fn until(&self, deadline: Duration) -> Policy {
-        Policy { first: self.look, factor: 1.5, longest: self.longest, deadline }
+        Policy { first: self.look, share: 0.5, longest: self.longest, deadline }
     }
 
     pub(super) fn snapshot_of(&self, size_gib: u64) -> Duration {
