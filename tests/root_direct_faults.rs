@@ -73,8 +73,8 @@ fn blocks_of_the_base(world: &World) -> (usize, usize) {
     let region = Region::open(&world.region()).unwrap();
     let blocks = runtime.block_on(region.contents(&snapshot)).unwrap().blocks;
     let cached = Cache::new(&dir, u64::MAX).of(&snapshot).unwrap();
-    let kept = blocks.iter().filter(|index| cached.verified(**index).is_some()).count();
-    (kept, blocks.len() - kept)
+    let kept = blocks.iter().filter(|index| cached.verified(*index).is_some()).count();
+    (kept, blocks.len() as usize - kept)
 }
 
 /// Whether a process, or one of its steps, waits in the kernel for a disk.

@@ -3,7 +3,6 @@
 use super::{RunId, SnapshotId, Tags, VolumeKind};
 use anyhow::Result;
 use async_trait::async_trait;
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Bytes of a block: EBS direct knows this size alone.
@@ -12,12 +11,15 @@ pub const BLOCK: usize = 512 << 10;
 /// A block's SHA256.
 pub type Digest = [u8; 32];
 
+/// Indexes of blocks, in little memory: a snapshot of 16 TiB has 33 million.
+pub type Indexes = roaring::RoaringBitmap;
+
 /// What a snapshot holds.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Contents {
     pub size_gib: u64,
     /// Blocks that were ever written. All others are zeros, and cannot be read.
-    pub blocks: BTreeSet<u32>,
+    pub blocks: Indexes,
 }
 
 /// A snapshot that is to be written.

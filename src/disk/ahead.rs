@@ -24,7 +24,7 @@ struct Read<'a>(&'a Lower);
 
 impl ReadAt for Read<'_> {
     fn size(&self) -> u64 {
-        self.0.blocks().last().map_or(0, |last| (u64::from(*last) + 1) * BLOCK as u64)
+        self.0.blocks().max().map_or(0, |last| (u64::from(last) + 1) * BLOCK as u64)
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
@@ -34,7 +34,7 @@ impl ReadAt for Read<'_> {
             let (index, within) = ((at / BLOCK as u64) as u32, (at % BLOCK as u64) as usize);
             let length = (BLOCK - within).min(buffer.len() - done);
             let part = &mut buffer[done..done + length];
-            if self.0.blocks().contains(&index) {
+            if self.0.blocks().contains(index) {
                 self.0.fetch(index).map_err(io::Error::other)?;
                 self.0.cached().read(index, within, part)?;
             } else {

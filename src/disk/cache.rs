@@ -3,14 +3,14 @@
 //! Each snapshot has a directory: `data`, a sparse file with every block at its place, and `digests`, 32 bytes for each
 //! block, zeros where there is none. A block is served once it was held against its digest; what does not match is as
 //! good as absent. Bakes at the same time share the files: whoever reads a block writes the same bytes. Beside them are
-//! `contents`, which blocks the snapshot has, and `used-…`, which of them the last bake of a family used, in order; both
+//! `indexes`, which blocks the snapshot has, and `used-…`, which of them the last bake of a family used, in order; both
 //! end with a digest, too.
 
 use super::copy;
 use super::overlay::lock;
 use super::trouble::full;
 use crate::cloud::SnapshotId;
-use crate::cloud::blocks::{BLOCK, Contents, Digest};
+use crate::cloud::blocks::{BLOCK, Contents, Digest, Indexes};
 use crate::error::{Kind, hint_of};
 use crate::machine;
 use anyhow::{Context, Result};
@@ -27,7 +27,8 @@ use std::time::SystemTime;
 
 const DATA: &str = "data";
 const DIGESTS: &str = "digests";
-const CONTENTS: &str = "contents";
+/// Formerly `contents`, with four bytes for each block.
+const CONTENTS: &str = "indexes";
 const USED: &str = "used-";
 const ABSENT: Digest = [0; 32];
 /// Each time somebody else has to have evicted it a moment ago.
@@ -229,28 +230,30 @@ impl Cached {
 
     /// Which blocks the snapshot has, if that is kept.
     pub fn contents(&self) -> Option<Contents> {
-        let numbers = self.numbers(CONTENTS)?;
-        let (size, blocks) = numbers.split_first()?;
-        Some(Contents { size_gib: (*size).into(), blocks: blocks.iter().copied().collect() })
+        let bytes = self.kept(CONTENTS)?;
+        let (size, blocks) = bytes.split_first_chunk()?;
+        let blocks = Indexes::deserialize_from(blocks).ok()?;
+        Some(Contents { size_gib: u64::from_le_bytes(*size), blocks })
     }
 
     /// Snapshots never change: it is asked for once.
     pub fn keep_contents(&self, contents: &Contents) -> Result<()> {
-        let size = u32::try_from(contents.size_gib).context("a snapshot is larger than any disk")?;
-        self.keep(CONTENTS, std::iter::once(size).chain(contents.blocks.iter().copied()))
+        let mut bytes = contents.size_gib.to_le_bytes().to_vec();
+        contents.blocks.serialize_into(&mut bytes).context("writing down which blocks there are")?;
+        self.keep(CONTENTS, bytes)
     }
 
     /// What the last bake of a family used, in order; empty if there was none.
     pub fn used(&self, family: &str) -> Vec<u32> {
-        self.numbers(&used(family)).unwrap_or_default()
+        let bytes = self.kept(&used(family)).unwrap_or_default();
+        bytes.as_chunks().0.iter().copied().map(u32::from_le_bytes).collect()
     }
 
     pub fn keep_used(&self, family: &str, blocks: &[u32]) -> Result<()> {
-        self.keep(&used(family), blocks.iter().copied())
+        self.keep(&used(family), blocks.iter().copied().flat_map(u32::to_le_bytes).collect())
     }
 
-    fn keep(&self, name: &str, numbers: impl Iterator<Item = u32>) -> Result<()> {
-        let mut bytes: Vec<u8> = numbers.flat_map(u32::to_le_bytes).collect();
+    fn keep(&self, name: &str, mut bytes: Vec<u8>) -> Result<()> {
         let digest = digest_of(&bytes);
         bytes.extend(digest);
         let kept = copy::write_beside(&self.dir.join(name), &bytes, false);
@@ -260,12 +263,15 @@ impl Cached {
         })
     }
 
-    fn numbers(&self, name: &str) -> Option<Vec<u32>> {
-        let bytes = fs::read(self.dir.join(name)).ok()?;
-        let (numbers, digest) = bytes.split_last_chunk::<32>()?;
-        let whole = digest_of(numbers) == *digest && numbers.len().is_multiple_of(4);
-        let number = |bytes: &[u8]| bytes.try_into().map_or(0, u32::from_le_bytes);
-        whole.then(|| numbers.chunks(4).map(number).collect())
+    /// What was kept under a name, if it is what it was.
+    fn kept(&self, name: &str) -> Option<Vec<u8>> {
+        let mut bytes = fs::read(self.dir.join(name)).ok()?;
+        let (kept, digest) = bytes.split_last_chunk::<32>()?;
+        let length = kept.len();
+        (digest_of(kept) == *digest).then(|| {
+            bytes.truncate(length);
+            bytes
+        })
     }
 
     /// The digest of a block, if it is kept; it is not verified.

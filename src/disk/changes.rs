@@ -95,7 +95,7 @@ mod tests {
         for (index, byte) in written {
             upper.write_all_at(&vec![*byte; BLOCK], u64::from(*index) * BLOCK as u64).unwrap();
         }
-        let marks = written.iter().map(|(index, _)| (*index, contents.blocks.contains(index)));
+        let marks = written.iter().map(|(index, _)| (*index, contents.blocks.contains(*index)));
         let changes = Changes::new(lower, upper, marks.collect(), child);
         let blocks = changes.indexes().into_iter().filter_map(|index| {
             let (data, digest) = changes.block(index).unwrap()?;

@@ -7,12 +7,12 @@ use super::cache::{Cached, Made, ROOM, digest_of};
 use super::overlay::lock;
 use super::trouble::Trouble;
 use crate::cloud::SnapshotId;
-use crate::cloud::blocks::{BLOCK, Contents, Digest, Reader};
+use crate::cloud::blocks::{BLOCK, Contents, Digest, Indexes, Reader};
 use crate::machine;
 use crate::trace::{Counter, Track};
 use anyhow::{Context, Result};
 use rustix::net::{RecvFlags, SendFlags};
-use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
@@ -54,7 +54,7 @@ pub fn receive(from: &OwnedFd) -> Option<Word> {
 /// The blocks of a base snapshot.
 pub struct Lower {
     snapshot: SnapshotId,
-    blocks: BTreeSet<u32>,
+    blocks: Indexes,
     reader: Arc<dyn Reader>,
     cached: Cached,
     /// In the order of their first use: what the next bake of this kind will want, too.
@@ -119,7 +119,7 @@ impl Lower {
         &self.cached
     }
 
-    pub fn blocks(&self) -> &BTreeSet<u32> {
+    pub fn blocks(&self) -> &Indexes {
         &self.blocks
     }
 
@@ -131,7 +131,7 @@ impl Lower {
     /// cloud. Answers with its digest.
     pub fn fetch(&self, index: u32) -> Result<Digest> {
         let context = || format!("reading block {index} of {}", self.snapshot);
-        if !self.blocks.contains(&index) {
+        if !self.blocks.contains(index) {
             anyhow::bail!("{}: it has none", context());
         }
         let read = || {
@@ -176,7 +176,7 @@ impl Lower {
             }
         }
         if following {
-            let next = self.blocks.range(index + 1..=index.saturating_add(FOLLOWING)).copied();
+            let next = self.blocks.range(index + 1..=index.saturating_add(FOLLOWING));
             self.first(next.collect());
         }
         match self.fetch(index) {
@@ -264,7 +264,7 @@ impl Lower {
     /// Reads these ahead of need, in this order, after what is wanted already.
     pub fn ahead(&self, blocks: impl IntoIterator<Item = u32>) {
         let mut wanted = lock(&self.wanted);
-        wanted.queue.extend(blocks.into_iter().filter(|index| self.blocks.contains(index)));
+        wanted.queue.extend(blocks.into_iter().filter(|index| self.blocks.contains(*index)));
         self.more.notify_all();
     }
 

@@ -30,7 +30,7 @@ pub struct Marks {
 pub fn begin(file: &File, blocks: u32, base: &Contents) -> Result<()> {
     let mut bytes = vec![ZEROS; blocks as usize + 1];
     for index in &base.blocks {
-        let mark = bytes[..blocks as usize].get_mut(*index as usize);
+        let mark = bytes[..blocks as usize].get_mut(index as usize);
         *mark.with_context(|| format!("the base has a block {index}, beyond the disk's end"))? = BASE;
     }
     file.write_all_at(&bytes, 0).context("writing down which blocks the base has")

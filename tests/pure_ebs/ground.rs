@@ -14,7 +14,7 @@ use oven::undo::Policy;
 use oven_ec2_server::world::World;
 use oven_ec2_server::{Direct, Entry, Server, ServerOptions};
 use sha2::{Digest as _, Sha256};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -180,7 +180,7 @@ pub async fn rebake(ground: &Ground, ebs: &Ebs, run: &RunId) -> Result<SnapshotI
 pub async fn is_the_child(ground: &Ground, ebs: &Ebs, id: &SnapshotId) {
     let file = tempfile::tempfile_in(ground.dir.path()).unwrap();
     let contents = download(ebs, id, &file).await.unwrap();
-    assert_eq!(contents.blocks, BTreeSet::from([0, 1, 2, 77]));
+    assert_eq!(contents.blocks, [0, 1, 2, 77].into());
     let byte = |index: u64| {
         let mut one = [0];
         std::os::unix::fs::FileExt::read_exact_at(&file, &mut one, (index + 1) * BLOCK as u64 - 1).unwrap();

@@ -26,7 +26,7 @@ fn cached(ground: &Ground, image: &str) -> Cached {
 
 /// The blocks that the snapshot has.
 pub fn contents(ground: &Ground, image: &str) -> BTreeSet<u32> {
-    cached(ground, image).contents().expect("the list is kept").blocks
+    cached(ground, image).contents().expect("the list is kept").blocks.iter().collect()
 }
 
 /// Those that are in the cache, and are what they were.

@@ -2,12 +2,11 @@
 
 use super::call::{Shared, Snapshot};
 use super::lanes::Lane;
-use crate::cloud::blocks::{BLOCK, Contents};
+use crate::cloud::blocks::{BLOCK, Contents, Indexes};
 use crate::cloud::ec2::call::Refused;
 use crate::cloud::ec2::class::{Class, LIST_SNAPSHOT_BLOCKS};
 use crate::error::Kind;
 use anyhow::{Result, bail};
-use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
@@ -146,7 +145,7 @@ impl Shared {
     /// Lists all of a snapshot. An empty page may be followed by others.
     pub async fn contents(&self, lane: &Lane, snapshot: &Snapshot) -> Result<Contents> {
         let mut windows = snapshot.tokens.0.lock().await;
-        let (mut blocks, mut window) = (BTreeSet::new(), Window::new(0));
+        let (mut blocks, mut window) = (Indexes::new(), Window::new(0));
         let size_gib = self
             .pages(lane, snapshot, 0, |index, token, expires| {
                 blocks.insert(index);

@@ -2,11 +2,10 @@
 
 use super::fake::{Fake, Reply, ebs, refuse};
 use super::*;
-use crate::cloud::blocks::{BLOCK, Expired};
+use crate::cloud::blocks::{BLOCK, Expired, Indexes};
 use crate::cloud::{Tags, tag};
 use crate::error::Kind;
 use sha2::{Digest as _, Sha256};
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 mod copies;
@@ -42,7 +41,7 @@ async fn reads(ebs: &Ebs, id: &SnapshotId, blocks: &[(u32, u8)]) {
     }
 }
 
-fn indexes(blocks: &[(u32, u8)]) -> BTreeSet<u32> {
+fn indexes(blocks: &[(u32, u8)]) -> Indexes {
     blocks.iter().map(|(index, _)| *index).collect()
 }
 

@@ -44,6 +44,11 @@ fn what_is_known_of_a_snapshot_is_kept_and_damage_is_as_good_as_nothing() {
         bytes[at] ^= 1;
         fs::write(&path, &bytes).unwrap();
     }
+    // Of 16 TiB, all of which was written.
+    let all = Contents { size_gib: 16 << 10, blocks: (0..1 << 25).collect() };
+    cached.keep_contents(&all).unwrap();
+    assert!(cached.dir.join(CONTENTS).metadata().unwrap().len() < 8 << 20);
+    assert_eq!(cached.contents(), Some(all));
     cached.data.write_all_at(b"x", 0).unwrap();
     assert!(cached.reading().unwrap().write_all_at(b"y", 0).is_err());
 }

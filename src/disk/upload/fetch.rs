@@ -76,14 +76,14 @@ pub async fn verify(
     if let Some(parent) = parent {
         let below = blocks.contents(parent).await?.blocks;
         let others = below.iter().filter(|index| !sent.contains_key(index));
-        expected.extend(others.map(|index| (*index, Expected::Parents)));
+        expected.extend(others.map(|index| (index, Expected::Parents)));
         parents = Some((parent.clone(), blocks.reader(parent).await?, below));
     }
     let known = |index: &u32| {
-        sent.contains_key(index) || parents.as_ref().is_some_and(|(.., below)| below.contains(index))
+        sent.contains_key(index) || parents.as_ref().is_some_and(|(.., below)| below.contains(*index))
     };
     let others = there.iter().filter(|index| !known(index));
-    expected.extend(others.map(|index| (*index, Expected::Zeros)));
+    expected.extend(others.map(|index| (index, Expected::Zeros)));
     let parents = parents.map(|(parent, reader, _)| (parent, reader));
     let (snapshot, zeros) = (snapshot.clone(), digest_of(&[0; BLOCK]));
     each(expected, move |(index, expected)| {
@@ -97,11 +97,11 @@ pub async fn verify(
             }
         };
         // What is not there is zeros.
-        let is = if there.contains(index) { read(&*reader, &snapshot, *index)?.1 } else { zeros };
+        let is = if there.contains(*index) { read(&*reader, &snapshot, *index)?.1 } else { zeros };
         if is == expected {
             return Ok(());
         }
-        let absent = if there.contains(index) { "" } else { ": it is not there" };
+        let absent = if there.contains(*index) { "" } else { ": it is not there" };
         Err(Kind::Cloud.error(format!("block {index} of {snapshot} is not {what}{absent}")))
     })
     .await
@@ -123,7 +123,7 @@ pub async fn download_telling(
     let contents = blocks.contents(snapshot).await?;
     let reader = blocks.reader(snapshot).await?;
     let size = contents.size_gib << 30;
-    if contents.blocks.last().is_some_and(|last| (u64::from(*last) + 1) * BLOCK as u64 > size) {
+    if contents.blocks.max().is_some_and(|last| (u64::from(last) + 1) * BLOCK as u64 > size) {
         let text = format!("{snapshot} has blocks beyond its {} GiB", contents.size_gib);
         return Err(Kind::Cloud.error(text));
     }
@@ -132,7 +132,7 @@ pub async fn download_telling(
     let emptied = if is_empty { Ok(()) } else { into.set_len(0) };
     emptied.and_then(|()| into.set_len(size)).context("making room for the snapshot")?;
     let file = into.try_clone().context("duplicating a descriptor")?;
-    let (all, snapshot) = (contents.blocks.iter().copied().collect(), snapshot.clone());
+    let (all, snapshot) = (contents.blocks.iter().collect(), snapshot.clone());
     let done = Arc::new(AtomicUsize::new(0));
     let count = done.clone();
     let reading = each(all, move |index| {
@@ -144,7 +144,7 @@ pub async fn download_telling(
         Ok(())
     });
     let (mut reading, bytes) = (pin!(reading), |blocks: usize| (blocks * BLOCK) as u64);
-    let (mut ticks, all) = (tokio::time::interval(TELL), bytes(contents.blocks.len()));
+    let (mut ticks, all) = (tokio::time::interval(TELL), bytes(contents.blocks.len() as usize));
     loop {
         tokio::select! {
             biased;

@@ -4,13 +4,13 @@ use super::super::names::refused;
 use super::super::records::{SnapshotRecord, Store};
 use super::super::written::{Put, blocks_of, invalid};
 use crate::cloud::SnapshotId;
-use crate::cloud::blocks::{BLOCK, Digest, Reader};
+use crate::cloud::blocks::{BLOCK, Digest, Indexes, Reader};
 use crate::disk::copy::{self, Cancelled};
 use anyhow::{Context, Result};
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
@@ -36,11 +36,11 @@ impl Whole {
     }
 
     /// What has data that is not zero, or was put as zeros.
-    pub fn contents(&self, stop: &Cancelled) -> Result<BTreeSet<u32>> {
-        let mut found: BTreeSet<u32> = self.put.keys().copied().collect();
+    pub fn contents(&self, stop: &Cancelled) -> Result<Indexes> {
+        let mut found: Indexes = self.put.keys().copied().collect();
         copy::blocks(&self.data, stop, &mut |at, data| {
             let end = (at + data.len() as u64).div_ceil(BLOCK as u64);
-            found.extend((at / BLOCK as u64) as u32..end as u32);
+            found.insert_range((at / BLOCK as u64) as u32..end as u32);
             Ok(())
         })?;
         Ok(found)

@@ -5,7 +5,6 @@ use super::*;
 use crate::cloud::blocks::{BLOCK, Blocks, Digest, Expired, NewSnapshot, Parent};
 use crate::disk::cache::digest_of;
 use crate::disk::copy;
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -63,7 +62,7 @@ async fn a_child_is_its_parent_and_what_was_put() {
     let f = Fixture::new();
     let (base, run) = (f.import("base-1").await, RunId::new());
     let of_base = f.region.contents(&base.snapshot).await.unwrap();
-    assert_eq!((of_base.size_gib, of_base.blocks), (1, BTreeSet::from([BASE_BLOCK])));
+    assert_eq!((of_base.size_gib, of_base.blocks), (1, [BASE_BLOCK].into()));
     assert_eq!(f.region.parent(&base.snapshot, &Default::default()).await.unwrap(), Parent::Itself);
 
     let id = f.region.start(&NewSnapshot { size_gib: 2, ..new(Some(&base.snapshot), &run) }).await.unwrap();

@@ -3,7 +3,7 @@
 use super::super::written::SnapshotState;
 use super::blocks::{age, block, linear, new};
 use super::*;
-use crate::cloud::blocks::{BLOCK, Blocks, Digest, NewSnapshot};
+use crate::cloud::blocks::{BLOCK, Blocks, Digest, Indexes, NewSnapshot};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -217,17 +217,17 @@ impl Run {
         }
         let holds = model.holds();
         let contents = region.contents(id).await.unwrap();
-        let blocks: BTreeSet<u32> = holds.keys().chain(model.put.keys()).copied().collect();
+        let blocks: Indexes = holds.keys().chain(model.put.keys()).copied().collect();
         assert_eq!((contents.size_gib, &contents.blocks), (model.size_gib, &blocks));
         let (reader, data) = (region.reader(id).await.unwrap(), self.f.data(&id.0));
         assert_eq!(data.metadata().unwrap().len(), model.size_gib << 30);
         let mut found = vec![0; BLOCK];
-        for index in [0, 1, 2, 3, 4, 9, 10, 2047].into_iter().chain(blocks.iter().copied()) {
+        for index in [0, 1, 2, 3, 4, 9, 10, 2047].into_iter().chain(blocks.iter()) {
             let (expected, digest) = &self.kinds[holds.get(&index).copied().unwrap_or(0)];
             data.read_exact_at(&mut found, u64::from(index) * BLOCK as u64).unwrap();
             assert!(found[..] == expected[..], "block {index} of {id}");
             let read = reader.read(index);
-            assert_eq!(read.is_ok(), blocks.contains(&index), "block {index} of {id}");
+            assert_eq!(read.is_ok(), blocks.contains(index), "block {index} of {id}");
             assert!(read.is_err() || read.unwrap() == (expected.to_vec(), *digest), "block {index} of {id}");
         }
     }

@@ -4,13 +4,13 @@ use super::of_region;
 use crate::actions::Ctx;
 use crate::refusal::Result;
 use oven::cloud::SnapshotId;
-use oven::cloud::blocks::{Blocks as _, Reader};
+use oven::cloud::blocks::{self, Blocks as _, Reader};
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-type Indexes = Rc<BTreeSet<u32>>;
+type Indexes = Rc<blocks::Indexes>;
 
 #[derive(Default)]
 pub struct Known {
@@ -54,8 +54,7 @@ pub async fn changed(ctx: &Ctx, first: &SnapshotId, second: &SnapshotId) -> Resu
         return Ok(known.clone());
     }
     let (of_first, of_second) = (blocks(ctx, first).await?, blocks(ctx, second).await?);
-    let mut found: BTreeSet<u32> = of_first.symmetric_difference(&of_second).copied().collect();
-    let both: Vec<u32> = of_first.intersection(&of_second).copied().collect();
+    let (mut found, both) = (&*of_first ^ &*of_second, &*of_first & &*of_second);
     let (first, second) = (reader(ctx, first).await?, reader(ctx, second).await?);
     let compare = move || -> anyhow::Result<Vec<u32>> {
         let mut differ = Vec::new();

@@ -6,7 +6,7 @@ use crate::actions::Ctx;
 use crate::options::Direct;
 use crate::refusal::Result;
 use crate::world::{Time, World, now};
-use oven::cloud::blocks::BLOCK;
+use oven::cloud::blocks::{BLOCK, Indexes};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -39,13 +39,13 @@ impl Page {
     }
 
     /// The blocks on this page, and the token of the next one.
-    fn cut(&self, all: &BTreeSet<u32>, direct: &Direct) -> (Vec<u32>, Option<String>) {
+    fn cut(&self, all: &Indexes, direct: &Direct) -> (Vec<u32>, Option<String>) {
         let empty = direct.empty_pages > 0 && self.number.is_multiple_of(direct.empty_pages + 1);
         let most = if empty { 0 } else { self.most };
         let mut rest = all.range(self.start..);
-        let here: Vec<u32> = rest.by_ref().take(most).copied().collect();
+        let here: Vec<u32> = rest.by_ref().take(most).collect();
         let until = after(direct.page_tokens);
-        let next = rest.next().map(|next| tokens::page(&self.query, *next, self.number + 1, until));
+        let next = rest.next().map(|next| tokens::page(&self.query, next, self.number + 1, until));
         (here, next)
     }
 }
@@ -107,10 +107,10 @@ pub async fn changed(ctx: &Ctx, ask: Ask) -> Result<Told> {
     let until = after(direct.block_tokens);
     let one = |index: u32| {
         let mut value = json!({"BlockIndex": index});
-        if let Some(first) = first.as_ref().filter(|_| of_first.contains(&index)) {
+        if let Some(first) = first.as_ref().filter(|_| of_first.contains(index)) {
             value["FirstBlockToken"] = tokens::block(&first.0, index, until).into();
         }
-        if of_second.contains(&index) {
+        if of_second.contains(index) {
             value["SecondBlockToken"] = tokens::block(&second.0, index, until).into();
         }
         value
