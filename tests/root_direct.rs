@@ -195,9 +195,15 @@ fn a_disk_is_kept_opened_again_and_swept() {
     direct(&world, 5, &["bake", "a"]);
     assert!(!world.files().iter().any(|f| f.starts_with("kept/")), "{:?}", world.files());
     let ami = base(&world);
+    let snapshots = || {
+        let files = world.files().into_iter().filter(|file| file.starts_with("snapshots/"));
+        files.collect::<BTreeSet<_>>()
+    };
+    let before = snapshots();
     let (out, _) = direct(&world, 7, &["shell", &ami, "--", "sh", "-c", "id -u; touch /changed; exit 7"]);
     assert_eq!(out, "0\n");
     world.assert_no_traces("after a shell in an image");
+    assert_eq!(snapshots(), before, "after a shell in an image");
 }
 
 #[test]

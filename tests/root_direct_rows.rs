@@ -74,6 +74,18 @@ fn d6_a_block_that_became_zero_is_written() {
     world.assert_no_traces("zeros");
 }
 
+/// Its snapshot was started before its steps.
+#[test]
+fn d8_a_bake_may_take_longer_than_the_cloud_waits_for_a_block() {
+    let world = World::tiny();
+    script(&world, "busybox sleep 4; echo late > /root/data");
+    let baked = command(&world, "child", &[]).env("OVEN_TEST_PATIENCE", "3000").output().unwrap();
+    let (_, data) = snapshot(&world, &image(&baked, "late"));
+    assert!(tree(&data).contains_key("root/data"), "{:?}", tree(&data).keys());
+    assert_only(&world, 2, "late");
+    world.assert_no_traces("late");
+}
+
 #[test]
 fn d9_a_full_disk_of_this_machine_is_told_and_leaves_nothing() {
     // Full with the cache; with what is written; and in the middle of either.

@@ -86,7 +86,7 @@ pub trait Blocks {
     async fn copied(&self, snapshot: &SnapshotId, kind: &VolumeKind, tell: &dyn Fn()) -> Result<SnapshotId>;
 
     /// A pending snapshot, which has to be completed. It is the run's, as its tags say: a debt is owed for it before. It may
-    /// take its time, and can be called off by dropping it.
+    /// take its time. Where it is dropped before it answers, what it made is the debt's.
     async fn start(&self, spec: &NewSnapshot) -> Result<SnapshotId>;
 
     /// Writes a block; the same block again overwrites it.

@@ -46,8 +46,8 @@ use std::time::Duration;
 /// and short enough to notice a clock that was set back.
 const PENDING: Policy = Policy::local(Duration::from_secs(120));
 
-/// As long as EBS does where it is told nothing else.
-const PATIENCE: Duration = Duration::from_secs(60 * 60);
+/// As long as is asked of EBS: a bake starts its snapshot before its steps.
+const PATIENCE: Duration = Duration::from_secs(6 * 60 * 60);
 
 /// A directory that is a cloud. Cheap to clone. Several processes may use one at once.
 #[derive(Debug, Clone)]

@@ -67,10 +67,11 @@ pub struct Cache {
 /// The blocks of one snapshot. While this value lives nobody evicts them.
 #[derive(Debug)]
 pub struct Cached {
+    // Dropped first: nobody joins in once the lock is let go of, and the data may be evicted.
+    known: Arc<Known>,
     dir: PathBuf,
     data: File,
     digests: File,
-    known: Arc<Known>,
 }
 
 /// A family's name may be anything.
@@ -124,7 +125,7 @@ impl Cache {
             digests.set_modified(SystemTime::now()).map_err(failed)?;
             let known = self.known(&data).map_err(failed)?;
             self.trim()?;
-            return Ok(Cached { dir, data, digests, known });
+            return Ok(Cached { known, dir, data, digests });
         }
         Err(Kind::Machine.error(format!("{}: it is evicted again and again", context())))
     }
@@ -285,6 +286,11 @@ impl Cached {
     /// snapshot.
     pub fn ready(&self, index: u32) -> Option<Digest> {
         lock(&self.known.ready).get(&index).copied()
+    }
+
+    /// A block is not what it was when it was made ready: it is made so anew.
+    pub fn spoilt(&self, index: u32) {
+        lock(&self.known.ready).remove(&index);
     }
 
     /// Makes a block ready, unless it is: from what is kept if that is what it was, else by `read`. Who wants the same

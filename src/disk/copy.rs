@@ -160,12 +160,12 @@ pub fn copy(source: &File, size: u64, dir: &Path, cancelled: &Cancelled) -> Resu
 }
 
 /// Makes an empty file share all data of another one, where the file system can do that: nothing is copied then.
-pub fn reflink(source: &File, target: &File) -> bool {
+fn reflink(source: &File, target: &File) -> bool {
     rustix::fs::ioctl_ficlone(target, source).is_ok()
 }
 
 /// Fails where a copy of `source` would not fit into `dir`.
-pub fn ensure_room(source: &File, dir: &Path) -> Result<()> {
+fn ensure_room(source: &File, dir: &Path) -> Result<()> {
     match (needed(source), free(dir)) {
         (Ok(needed), Some(free)) if needed > free => Err(no_space(dir, needed)),
         _ => Ok(()),

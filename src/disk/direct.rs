@@ -210,7 +210,7 @@ struct DirectDisk<B: Blocks> {
 }
 
 /// A pending snapshot, on its way.
-type Started = Meanwhile<Result<SnapshotId>>;
+type Started = Meanwhile<SnapshotId>;
 
 /// What is sent for a disk.
 fn new_snapshot(record: &Record, run: &RunId) -> NewSnapshot {
@@ -280,12 +280,12 @@ impl<B: Blocks + 'static> Disks for Direct<B> {
         let lower = beneath.lower.clone();
         undo.when_stopped(move || lower.stop());
         // It takes its time, and nothing here waits for it.
-        let started = start(&self.blocks, new_snapshot(&record, run), undo);
+        let started = spec.lasts.then(|| start(&self.blocks, new_snapshot(&record, run), undo));
         let family = spec.tags.get(tag::NAME).map(String::as_str).unwrap_or_default();
         ahead::begin(&beneath.lower, beneath.lower.cached().used(family));
         let mut disk = self.disk(run, beneath, Files::New(written), record)?;
         disk.verify = spec.verify;
-        disk.started = Some(started);
+        disk.started = started;
         Ok(Box::new(disk))
     }
 

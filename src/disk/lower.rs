@@ -158,11 +158,10 @@ impl Lower {
             .read(index, 0, &mut data)
             .with_context(|| format!("reading block {index} of the cache"))?;
         // It was verified when it was made ready; what is sent is verified once more.
-        anyhow::ensure!(
-            digest_of(&data) == digest,
-            "block {index} of the cache of {} changed",
-            self.snapshot
-        );
+        if digest_of(&data) != digest {
+            self.cached.spoilt(index);
+            anyhow::bail!("block {index} of the cache of {} changed", self.snapshot);
+        }
         Ok((data, digest))
     }
 

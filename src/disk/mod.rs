@@ -54,6 +54,8 @@ pub struct DiskSpec {
     pub tags: Tags,
     /// Whether the snapshot is read back, and compared. Only where it is sent from here.
     pub verify: bool,
+    /// Whether it is to be committed: then its snapshot may be started before.
+    pub lasts: bool,
 }
 
 impl DiskSpec {
@@ -90,7 +92,7 @@ pub trait Disks {
         Ok(())
     }
 
-    /// A copy of the base's root disk, owed to `undo` before it is made.
+    /// A copy of the base's root disk, owed to `undo` before it is made; so is its snapshot, if that is started here.
     async fn checkout(&self, base: &Base, spec: &DiskSpec, run: &RunId, undo: &Undo)
     -> Result<Box<dyn Disk>>;
 

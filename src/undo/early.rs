@@ -2,11 +2,12 @@
 //! for the thing, and work whose answer it takes later.
 
 use super::{DebtId, Payment, Undo};
+use anyhow::Result;
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 /// What goes on.
 #[derive(Default)]
@@ -23,41 +24,50 @@ pub struct Meanwhile<T>(Rc<Work<T>>);
 struct Work<T>(RefCell<Step<T>>);
 
 enum Step<T> {
-    UnderWay(Pin<Box<dyn Future<Output = T>>>),
+    /// And who waits for it.
+    UnderWay(Pin<Box<dyn Future<Output = Result<T>>>>, Option<Waker>),
     Over(Option<T>),
 }
 
 trait Goes {
-    /// Whether it came to its end just now.
-    fn go_on(&self, cx: &mut Context<'_>) -> bool;
+    /// Fails when the work does.
+    fn go_on(&self, cx: &mut Context<'_>) -> Result<()>;
 }
 
 impl<T> Goes for Work<T> {
-    fn go_on(&self, cx: &mut Context<'_>) -> bool {
+    fn go_on(&self, cx: &mut Context<'_>) -> Result<()> {
         let mut step = self.0.borrow_mut();
-        let Step::UnderWay(work) = &mut *step else { return false };
-        let Poll::Ready(answer) = work.as_mut().poll(cx) else { return false };
-        *step = Step::Over(Some(answer));
-        true
+        let Step::UnderWay(work, waiting) = &mut *step else { return Ok(()) };
+        let Poll::Ready(answer) = work.as_mut().poll(cx) else { return Ok(()) };
+        if let Some(waiting) = waiting.take() {
+            waiting.wake();
+        }
+        *step = Step::Over(None);
+        *step = Step::Over(Some(answer?));
+        Ok(())
     }
 }
 
 impl<T> Future for Meanwhile<T> {
-    type Output = T;
+    type Output = Result<T>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
-        self.0.go_on(cx);
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T>> {
+        self.0.go_on(cx)?;
         match &mut *self.0.0.borrow_mut() {
-            Step::UnderWay(_) => Poll::Pending,
-            Step::Over(answer) => Poll::Ready(answer.take().expect("its answer is taken once")),
+            Step::UnderWay(_, waiting) => {
+                *waiting = Some(cx.waker().clone());
+                Poll::Pending
+            }
+            Step::Over(answer) => Poll::Ready(Ok(answer.take().expect("its answer is taken once"))),
         }
     }
 }
 
 impl Undo {
-    /// Begins work that goes on beside the story, whose answer the story takes later.
-    pub fn meanwhile<T: 'static>(&self, work: impl Future<Output = T> + 'static) -> Meanwhile<T> {
-        let work = Rc::new(Work(RefCell::new(Step::UnderWay(Box::pin(work)))));
+    /// Begins work that goes on beside the story, whose answer the story takes later. If it fails, so does the story, at
+    /// once: it could not go on without the answer.
+    pub fn meanwhile<T: 'static>(&self, work: impl Future<Output = Result<T>> + 'static) -> Meanwhile<T> {
+        let work = Rc::new(Work(RefCell::new(Step::UnderWay(Box::pin(work), None))));
         let goes: Weak<Work<T>> = Rc::downgrade(&work);
         self.early.begun.borrow_mut().push(goes);
         Meanwhile(work)
@@ -74,11 +84,11 @@ impl Undo {
     }
 
     /// The story; and beside it, as far as it gets, what was begun and what is paid early.
-    pub(super) async fn beside<T>(&self, mut story: Pin<&mut impl Future<Output = T>>) -> T {
+    pub(super) async fn beside<T>(&self, mut story: Pin<&mut impl Future<Output = Result<T>>>) -> Result<T> {
         std::future::poll_fn(|cx| {
             let told = story.as_mut().poll(cx);
             if told.is_pending() {
-                self.go_on(cx);
+                self.go_on(cx)?;
                 self.pay_on(cx);
             }
             told
@@ -86,15 +96,11 @@ impl Undo {
         .await
     }
 
-    fn go_on(&self, cx: &mut Context<'_>) {
+    fn go_on(&self, cx: &mut Context<'_>) -> Result<()> {
         let begun: Vec<_> = self.early.begun.borrow().iter().filter_map(Weak::upgrade).collect();
-        for work in &begun {
-            if work.go_on(cx) {
-                // The story may wait for it, and was asked before.
-                cx.waker().wake_by_ref();
-            }
-        }
+        begun.iter().try_for_each(|work| work.go_on(cx))?;
         self.early.begun.borrow_mut().retain(|work| work.strong_count() > 0);
+        Ok(())
     }
 
     fn pay_on(&self, cx: &mut Context<'_>) {
@@ -124,7 +130,11 @@ mod tests {
     use anyhow::Result;
     use std::cell::RefCell;
     use std::future::{Future, pending, ready};
+    use std::pin::Pin;
     use std::rc::Rc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::{Arc, Mutex};
+    use std::task::{Context, Poll, Wake, Waker};
     use std::time::Duration;
     use tokio::time::sleep;
 
@@ -254,11 +264,11 @@ mod tests {
                 of_work.borrow_mut().push("begun");
                 sleep(work).await;
                 of_work.borrow_mut().push("over");
-                7
+                Ok(7)
             });
             sleep(takes.unwrap_or(SECOND)).await;
             match takes {
-                Some(_) => Ok(answer.await),
+                Some(_) => answer.await,
                 None => anyhow::bail!("no"),
             }
         });
@@ -283,16 +293,69 @@ mod tests {
         assert_eq!((did, took.as_secs()), (vec!["begun"], 1));
     }
 
+    fn policy() -> Policy {
+        Policy { keep_on_failure: false, on_failure: Box::new(|_| ()), on_payment: Box::new(|_| ()) }
+    }
+
+    /// Polls a future only when its own waker was woken, as sets of futures do.
+    struct Apart<F>(Pin<Box<F>>, Arc<Woken>);
+
+    #[derive(Default)]
+    struct Woken(AtomicBool, Mutex<Option<Waker>>);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::SeqCst);
+            if let Some(outer) = self.1.lock().unwrap().take() {
+                outer.wake();
+            }
+        }
+    }
+
+    impl<F: Future> Future for Apart<F> {
+        type Output = F::Output;
+
+        fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+            *self.1.1.lock().unwrap() = Some(cx.waker().clone());
+            if !self.1.0.swap(false, Ordering::SeqCst) {
+                return Poll::Pending;
+            }
+            let own = self.1.clone().into();
+            self.0.as_mut().poll(&mut Context::from_waker(&own))
+        }
+    }
+
     #[tokio::test(start_paused = true)]
-    async fn an_answer_that_is_waited_for_beside_something_else_comes() {
-        let policy =
-            Policy { keep_on_failure: false, on_failure: Box::new(|_| ()), on_payment: Box::new(|_| ()) };
-        let ended = scope(policy, pending(), async |undo: Rc<Undo>| {
-            let answer = undo.meanwhile(sleep(2 * SECOND));
-            // `join!` polls both whenever one of them wakes it.
-            tokio::join!(answer, sleep(SECOND));
-            Ok(1)
+    async fn whoever_waits_for_an_answer_is_woken() {
+        let ended = scope(policy(), pending(), async |undo: Rc<Undo>| {
+            let answer = undo.meanwhile(async {
+                sleep(2 * SECOND).await;
+                Ok(5)
+            });
+            let woken = Arc::new(Woken::default());
+            woken.0.store(true, Ordering::SeqCst);
+            tokio::time::timeout(10 * SECOND, Apart(Box::pin(answer), woken)).await?
         });
-        assert!(ended.await.result.is_ok());
+        assert_eq!(ended.await.result.unwrap(), 5);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_story_ends_when_its_work_fails() {
+        for takes in [false, true] {
+            let begun = tokio::time::Instant::now();
+            let ended = scope(policy(), pending(), async |undo: Rc<Undo>| {
+                let answer = undo.meanwhile(async {
+                    sleep(SECOND).await;
+                    anyhow::bail!("refused")
+                });
+                if !takes {
+                    sleep(100 * SECOND).await;
+                }
+                let () = answer.await?;
+                Ok(1)
+            });
+            assert_eq!(ended.await.result.unwrap_err().to_string(), "refused");
+            assert_eq!(begun.elapsed(), SECOND);
+        }
     }
 }

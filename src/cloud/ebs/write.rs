@@ -25,8 +25,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep};
 
-/// EBS gives up a pending snapshot that nothing was written to for so many minutes: its default, and the least for us.
-const TIMEOUT: u64 = 60;
+/// EBS gives up a pending snapshot that nothing was written to for so many minutes. The least for us: a bake starts its
+/// snapshot before its steps, each of which may take an hour.
+const TIMEOUT: u64 = 360;
 /// And the most.
 const LONGEST: u64 = 4320;
 /// Seconds for a GiB, at the 20 MB/s of a slow way to EBS.
@@ -59,10 +60,10 @@ impl Starts {
     }
 }
 
-/// Twice what it may take to write all of it, in minutes.
+/// That, and twice what it may take to write all of it, in minutes.
 fn patience(size_gib: u64) -> i32 {
     let minutes = size_gib.saturating_mul(2 * SLOW_GIB) / 60;
-    convert::number(minutes.clamp(TIMEOUT, LONGEST))
+    convert::number(minutes.saturating_add(TIMEOUT).min(LONGEST))
 }
 
 /// EBS takes 1 to 255 characters.
@@ -227,10 +228,12 @@ impl Ebs {
         }
     }
 
-    /// Whether a snapshot that refused something was given up by EBS.
+    /// Whether a snapshot that refused something was given up by EBS, or is gone: somebody may have swept what began long
+    /// ago.
     async fn has_expired(&self, id: &SnapshotId) -> Result<bool> {
         let cell = self.starts.expired.borrow_mut().entry(id.clone()).or_default().clone();
-        let look = async || Ok(self.ec2.snapshot_state(id).await? == Some(SnapshotState::Error));
+        let look =
+            async || Ok(matches!(self.ec2.snapshot_state(id).await?, Some(SnapshotState::Error) | None));
         cell.get_or_try_init(look).await.copied()
     }
 
@@ -337,9 +340,9 @@ mod tests {
 
     #[test]
     fn a_large_snapshot_is_not_given_up_early() {
-        assert_eq!(patience(1), 60);
-        assert_eq!(patience(33), 60);
-        assert_eq!(patience(100), 180);
+        assert_eq!(patience(1), 361);
+        assert_eq!(patience(33), 419);
+        assert_eq!(patience(100), 540);
         assert_eq!(patience(64 << 10), 4320);
     }
 }

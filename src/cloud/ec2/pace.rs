@@ -9,7 +9,8 @@ pub struct Pace {
     /// Before the first look after a change: nothing is ready sooner. Twice the pause after that.
     pub look: Duration,
     /// No pause between two looks is longer: half of it is waited in vain. A describe costs a
-    /// token of the account's bucket, which refills with 20 a second: forty bakes may wait at once.
+    /// token of the account's bucket, which refills with 20 a second: forty bakes may wait for long at once. (Of the first
+    /// seconds, when looks are close, the bucket itself bears eight: it holds 100.)
     pub longest: Duration,
     /// A volume leaves `creating` within seconds, or never.
     pub created: Duration,

@@ -162,6 +162,10 @@ impl Blocks for Region {
             Some(parent) => {
                 ensure_parent(self.store(), parent, spec.size_gib)?;
                 let copied = self.0.copies.of(self.store(), parent).await;
+                if copied.is_err() {
+                    // It may have gone meanwhile.
+                    ensure_parent(self.store(), parent, spec.size_gib)?;
+                }
                 Some(copied.with_context(|| format!("copying {parent}"))?)
             }
             None => None,

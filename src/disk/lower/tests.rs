@@ -109,18 +109,21 @@ fn bakes_of_one_process_read_and_verify_a_block_once() {
     };
     flip();
     assert!(next.block(5).unwrap_err().to_string().contains("changed"));
+    let another = lower_of(&cache, &base);
+    assert_eq!((another.block(5).unwrap().0, reads()), (vec![5; BLOCK], 2), "it is read anew");
+    flip();
     // Who comes when all of them are gone verifies it.
-    drop((bakes, next));
+    drop((bakes, next, another));
     let later = lower_of(&cache, &base);
     assert!(later.cached().ready(5).is_none());
-    assert_eq!((later.block(5).unwrap().0, reads()), (vec![5; BLOCK], 2));
+    assert_eq!((later.block(5).unwrap().0, reads()), (vec![5; BLOCK], 3));
     // And who finds another file of that name.
     std::fs::rename(&data, dir.path().join("away")).unwrap();
     std::fs::copy(dir.path().join("away"), &data).unwrap();
     flip();
     let other = lower_of(&cache, &base);
     assert!(other.cached().ready(5).is_none() && later.cached().ready(5).is_some());
-    assert_eq!((other.block(5).unwrap().0, reads()), (vec![5; BLOCK], 3));
+    assert_eq!((other.block(5).unwrap().0, reads()), (vec![5; BLOCK], 4));
 }
 
 #[test]

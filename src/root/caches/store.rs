@@ -14,7 +14,7 @@ use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::{BufReader, BufWriter, Write};
+use std::io::{self, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use tempfile::TempDir;
@@ -104,7 +104,8 @@ impl Store {
     fn sweep(&self) {
         for (_, path) in children(&self.dir).filter(|(name, _)| name.starts_with(WORK)) {
             let lock = path.join(LOCK);
-            if fs::symlink_metadata(&lock).is_err() || try_lock(&lock).is_some() {
+            let absent = |error: io::Error| error.kind() == io::ErrorKind::NotFound;
+            if fs::symlink_metadata(&lock).is_err_and(absent) || try_lock(&lock).is_some() {
                 _ = remove(&path);
             }
         }

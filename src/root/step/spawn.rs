@@ -191,7 +191,6 @@ fn spawn(program: &OwnedFd, inherited: &[OwnedFd; 5], cgroup: Option<BorrowedFd<
     };
     let child: *mut libc::c_void = (&raw mut child).cast();
     let mut pidfd: RawFd = -1;
-    let mut stack = vec![0_u128; STACK / size_of::<u128>()];
     // SAFETY: until it executes or ends, the child makes system calls alone, with pointers to what was made before: no
     // lock or allocation of a thread that is not there. No signal handler of this process runs in it, since all signals
     // are blocked; they are let through again here. `pidfd` is written by the kernel when the call succeeds, and is
@@ -208,6 +207,7 @@ fn spawn(program: &OwnedFd, inherited: &[OwnedFd; 5], cgroup: Option<BorrowedFd<
             // process that took longer than all else that starts a step.
             None => {
                 let flags = flags | libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+                let mut stack = vec![0_u128; STACK / size_of::<u128>()];
                 let top = stack.as_mut_ptr_range().end.cast();
                 libc::c_long::from(libc::clone(become_helper, top, flags, child, &raw mut pidfd))
             }

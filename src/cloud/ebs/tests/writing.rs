@@ -48,7 +48,7 @@ async fn a_child_is_started_filled_and_sealed() {
     let asked = fake.of("StartSnapshot")[0].json();
     assert_eq!(asked["ParentSnapshotId"], BASE);
     assert_eq!(asked["ClientToken"], token(&run(), "direct", 1));
-    assert_eq!((asked["Timeout"].as_u64(), asked.get("Encrypted")), (Some(60), None));
+    assert_eq!((asked["Timeout"].as_u64(), asked.get("Encrypted")), (Some(374), None));
     // Another one of the same run is another one.
     let other = ebs.start(&spec(None)).await.unwrap();
     assert_ne!(other, id);

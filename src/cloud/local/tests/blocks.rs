@@ -211,13 +211,12 @@ async fn what_is_not_complete_is_of_no_use_and_swept() {
     owner.started += 1;
     let tags = Tags::from([(tag::OWNER.to_owned(), owner.to_string())]);
     let spec = NewSnapshot { tags, ..new(Some(&base.snapshot), &run) };
-    let hour = Duration::from_secs(60 * 60);
     let (pending, expired) = (f.region.start(&spec).await.unwrap(), f.region.start(&spec).await.unwrap());
     let digest = f.put(&expired, 0, 1).await;
     is_of_no_use(&f, &base, &pending, "pending").await;
-    age(&f.region, &expired, hour - Duration::from_secs(60));
+    age(&f.region, &expired, PATIENCE - Duration::from_secs(60));
     is_of_no_use(&f, &base, &expired, "pending").await;
-    age(&f.region, &expired, hour + Duration::from_secs(60));
+    age(&f.region, &expired, PATIENCE + Duration::from_secs(60));
     is_of_no_use(&f, &base, &expired, "error").await;
 
     // Too late; and it is told from other failures.
@@ -228,7 +227,7 @@ async fn what_is_not_complete_is_of_no_use_and_swept() {
         assert_eq!(Kind::of(&error), Kind::Cloud, "{error:#}");
     }
     let state = f.region.snapshot_state(&expired).unwrap();
-    assert_eq!(state, SnapshotState::Error("no block was put for 3600 seconds".into()));
+    assert_eq!(state, SnapshotState::Error("no block was put for 21600 seconds".into()));
 
     let stale = f.region.stale_runs(None).await.unwrap();
     assert_eq!((stale.len(), &stale[0].run, stale[0].resources.len()), (1, &run, 2));

@@ -12,7 +12,6 @@ const FIXED: u64 = 180;
 const SAMPLE: u64 = 40;
 const FRESH: u64 = 20;
 const STEPS: usize = 30;
-const HOUR: Duration = Duration::from_secs(60 * 60);
 
 /// SplitMix64.
 struct Random(u64);
@@ -146,7 +145,7 @@ impl Run {
             }
             15 => {
                 let Some(id) = random.of(&pending) else { return };
-                age(&region, id, 2 * HOUR);
+                age(&region, id, 2 * PATIENCE);
                 self.known.get_mut(id).unwrap().state = State::Expired;
             }
             16 => {
