@@ -7,9 +7,10 @@ use crate::cloud::SnapshotId;
 use crate::cloud::blocks::{BLOCK, Digest};
 use crate::disk::copy;
 use anyhow::{Context, Result};
-use rustix::fs::FallocateFlags;
+use rustix::fs::{Advice, FallocateFlags};
 use sha2::{Digest as _, Sha256};
 use std::fs::File;
+use std::num::NonZeroU64;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 
 /// The data that a pending snapshot is written over.
@@ -124,7 +125,10 @@ pub fn put(store: &Store, id: &SnapshotId, index: u32, block: &[u8], digest: &Di
     let target = data_of(store, id)?;
     let write = || {
         file.begin(index)?;
-        target.write_all_at(block, u64::from(index) * BLOCK as u64)?;
+        let at = u64::from(index) * BLOCK as u64;
+        target.write_all_at(block, at)?;
+        // On its way to the disk from now on: all has to be there when the snapshot is completed. It is a hint, no more.
+        _ = rustix::fs::fadvise(&target, at, NonZeroU64::new(BLOCK as u64), Advice::DontNeed);
         file.done(index, digest)
     };
     let dir = store.dir_of::<SnapshotRecord>();
