@@ -203,8 +203,8 @@ fn spawn(program: &OwnedFd, inherited: &[OwnedFd; 5], cgroup: Option<BorrowedFd<
         libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
         let flags = libc::CLONE_NEWPID | libc::CLONE_PIDFD;
         let pid = match cgroup {
-            // The older call, which every container lets through. The memory is not copied: of eight bakes in one
-            // process that took longer than all else that starts a step.
+            // The older call, which every container lets through. The memory is not copied: of several bakes in one
+            // process there is much, and each has many steps.
             None => {
                 let flags = flags | libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
                 let mut stack = vec![0_u128; STACK / size_of::<u128>()];
