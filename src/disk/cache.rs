@@ -14,7 +14,8 @@ use crate::cloud::blocks::{BLOCK, Contents, Digest, Indexes};
 use crate::error::{Kind, hint_of};
 use crate::machine;
 use anyhow::{Context, Result};
-use rustix::fs::{FlockOperation, Mode, OFlags};
+use nix::fcntl::{Flock, FlockArg};
+use rustix::fs::{Mode, OFlags};
 use sha2::{Digest as _, Sha256};
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -71,7 +72,8 @@ pub struct Cached {
     known: Arc<Known>,
     dir: PathBuf,
     data: File,
-    digests: File,
+    /// Locked until it is dropped, whoever has copies of its descriptor: a step that is being started has for a moment.
+    digests: Flock<File>,
 }
 
 /// A family's name may be anything.
@@ -117,7 +119,8 @@ impl Cache {
                 made => made.map_err(failed)?,
             }
             let Some(digests) = unless_gone(open(&dir.join(DIGESTS))).map_err(failed)? else { continue };
-            rustix::fs::flock(&digests, FlockOperation::LockShared).map_err(|e| failed(e.into()))?;
+            let digests =
+                Flock::lock(digests, FlockArg::LockShared).map_err(|(_, errno)| failed(errno.into()))?;
             if !is_called(&digests, &dir.join(DIGESTS)) {
                 continue;
             }
@@ -160,8 +163,8 @@ impl Cache {
 fn evict(dir: &Path, remove: &dyn Fn(&Path) -> io::Result<()>) -> io::Result<bool> {
     let lock = dir.join(DIGESTS);
     let Ok(digests) = File::open(&lock) else { return Ok(false) };
-    let is_free = rustix::fs::flock(&digests, FlockOperation::NonBlockingLockExclusive).is_ok();
-    if !is_free || !is_called(&digests, &lock) {
+    let Ok(digests) = Flock::lock(digests, FlockArg::LockExclusiveNonblock) else { return Ok(false) };
+    if !is_called(&digests, &lock) {
         return Ok(false);
     }
     // The lock's file last: until then nobody begins anew here, and what somebody leaves who is killed still counts.

@@ -73,7 +73,9 @@ fn what_was_not_used_for_longest_goes_and_what_is_in_use_stays() {
         cached.digests.set_modified(SystemTime::now() - std::time::Duration::from_secs(ago)).unwrap();
         cached
     };
-    drop((used(1, 300), used(2, 100)));
+    let first = used(1, 300);
+    let _copy = first.digests.try_clone().unwrap(); // as a step has that is being started
+    drop((first, used(2, 100)));
     let third = used(3, 200);
     let fourth = used(4, 50);
     cache.trim().unwrap();

@@ -9,8 +9,9 @@ use super::index::{self, Entry, Tree};
 use super::working::Working;
 use crate::root::inside::Inside;
 use anyhow::{Context, Result};
+use nix::fcntl::{Flock, FlockArg};
 use oven_distro::Cache;
-use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -52,7 +53,7 @@ pub struct Index {
 pub struct Generation {
     pub dir: PathBuf,
     pub index: Index,
-    lock: File,
+    _lock: Flock<File>,
 }
 
 impl Store {
@@ -78,7 +79,7 @@ impl Store {
         self.sweep();
         fs::create_dir_all(&key).with_context(|| format!("making {}", key.display()))?;
         let dir = self.work(&turn)?.keep();
-        let lock = locked(&dir.join(LOCK), FlockOperation::LockExclusive)?;
+        let lock = locked(&dir.join(LOCK), FlockArg::LockExclusive)?;
         let base = Generation::newest(&key, caches.len())?;
         drop(turn);
         let holds = caches.iter().map(|cache| cache.holds).collect();
@@ -86,17 +87,17 @@ impl Store {
     }
 
     /// A directory to work in. Once the turn is over, somebody else removes it, unless its lock is held.
-    pub fn work(&self, _turn: &File) -> Result<TempDir> {
+    pub fn work(&self, _turn: &Flock<File>) -> Result<TempDir> {
         let dir = tempfile::Builder::new().prefix(WORK).tempdir_in(&self.dir);
         dir.with_context(|| format!("making a directory in {}", self.dir.display()))
     }
 
     /// Taken for moments: to look around, and to publish.
-    pub fn lock(&self) -> Result<File> {
+    pub fn lock(&self) -> Result<Flock<File>> {
         fs::create_dir_all(&self.dir).with_context(|| format!("making {}", self.dir.display()))?;
         rustix::fs::chmod(&self.dir, Mode::RWXU)
             .with_context(|| format!("closing {}", self.dir.display()))?;
-        locked(&self.dir.join(LOCK), FlockOperation::LockExclusive)
+        locked(&self.dir.join(LOCK), FlockArg::LockExclusive)
     }
 
     /// Removes what killed bakes worked in. What cannot be removed stays for the next time. The store is locked: who has
@@ -168,9 +169,9 @@ impl Generation {
         let Some(index) = Index::read(&dir).filter(|index| index.trees.len() == caches) else {
             return Ok(None);
         };
-        let lock = locked(&dir.join(INDEX), FlockOperation::LockShared)?;
+        let lock = locked(&dir.join(INDEX), FlockArg::LockShared)?;
         lock.set_modified(SystemTime::now()).with_context(|| format!("touching {}", dir.display()))?;
-        Ok(Some(Self { dir, index, lock }))
+        Ok(Some(Self { dir, index, _lock: lock }))
     }
 
     pub fn is(&self, other: &Self) -> bool {
@@ -188,24 +189,19 @@ impl Generation {
             index::make(&part.join(cache.to_string()), tree, &put)?;
         }
         let writing = || format!("writing an index in {}", key.display());
-        let lock = locked(&part.join(INDEX), FlockOperation::LockShared)?;
-        let mut writer = BufWriter::new(&lock);
+        let lock = locked(&part.join(INDEX), FlockArg::LockShared)?;
+        let mut writer = BufWriter::new(&*lock);
         serde_json::to_writer(&mut writer, &index).with_context(writing)?;
         writer.flush().with_context(writing)?;
         drop(writer);
         let dir = key.join(number.to_string());
         fs::rename(&part, &dir).with_context(|| format!("making {}", dir.display()))?;
-        Ok(Self { dir, index, lock })
+        Ok(Self { dir, index, _lock: lock })
     }
 
     /// Where the files of a cache are.
     pub fn tree(&self, cache: usize) -> PathBuf {
         self.dir.join(cache.to_string())
-    }
-
-    /// It is looked at no more.
-    pub fn release(self) {
-        drop(self.lock);
     }
 }
 
@@ -232,17 +228,39 @@ fn children(dir: &Path) -> impl Iterator<Item = (String, PathBuf)> {
     entries.filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.path())))
 }
 
-fn locked(path: &Path, how: FlockOperation) -> Result<File> {
+/// A lock that ends with its value: when a file is closed it goes on for as long as a step that was started at that moment
+/// has a copy of the descriptor.
+fn locked(path: &Path, how: FlockArg) -> Result<Flock<File>> {
     let locking = || format!("locking {}", path.display());
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = rustix::fs::openat(CWD, path, flags, Mode::RUSR | Mode::WUSR).with_context(locking)?;
-    rustix::fs::flock(&file, how).with_context(locking)?;
-    Ok(File::from(file))
+    Flock::lock(File::from(file), how).map_err(|(_, errno)| errno).with_context(locking)
 }
 
 /// The lock of something that nobody uses.
-fn try_lock(path: &Path) -> Option<File> {
-    let file = index::open(path).ok()?;
-    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
-    Some(file)
+fn try_lock(path: &Path) -> Option<Flock<File>> {
+    Flock::lock(index::open(path).ok()?, FlockArg::LockExclusiveNonblock).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_of_a_descriptor_holds_no_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, key) = (Store::new(dir.path(), u64::MAX), dir.path().join("k"));
+        fs::create_dir(&key).unwrap();
+        let publish =
+            || Generation::publish(&key, Index::new(vec![], vec![], BTreeSet::new()), &|_, _, _| Ok(()));
+        let first = publish().unwrap();
+        let _copy = first._lock.try_clone().unwrap();
+        let second = publish().unwrap();
+        store.trim();
+        assert_eq!(numbers(&key), [1, 2], "in use");
+        drop(first);
+        store.trim();
+        assert_eq!(numbers(&key), [2]);
+        drop(second);
+    }
 }

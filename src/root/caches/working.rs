@@ -3,6 +3,7 @@
 use super::index::{self, Changes, Entry, Tree};
 use super::store::{Generation, Index, Store, bytes, remove};
 use anyhow::{Context, Result, bail};
+use nix::fcntl::Flock;
 use oven_distro::Holds;
 use rustix::fs::{CWD, FileType, Mode};
 use std::collections::{BTreeMap, BTreeSet};
@@ -40,7 +41,7 @@ pub struct Working {
     /// Bytes that were found, and objects that were not what was kept.
     pub found: (u64, usize),
     dir: PathBuf,
-    _lock: File,
+    _lock: Flock<File>,
 }
 
 impl Working {
@@ -50,7 +51,7 @@ impl Working {
         key: PathBuf,
         holds: Vec<Holds>,
         dir: PathBuf,
-        lock: File,
+        lock: Flock<File>,
         base: Option<Generation>,
         seeds: Vec<Tree>,
         overlays: bool,
@@ -208,10 +209,8 @@ impl Working {
         };
         let index = Index::new(trees.clone(), since, done);
         let published = Generation::publish(&self.key, index, &put)?;
-        if let Some(base) = self.base.replace(published) {
-            base.release();
-        }
-        newest.into_iter().for_each(Generation::release);
+        // Looked at no more: what is trimmed below may be these.
+        drop((self.base.replace(published), newest));
         self.trees = trees;
         self.found.1 = 0;
         let none = vec![Vec::new(); self.trees.len()];
