@@ -285,6 +285,19 @@ fn d8_a_snapshot_that_expired_is_sent_once_more() {
     fails(&ground, &["expired"], "always");
 }
 
+/// Somebody deletes it while the bake is at work.
+#[test]
+fn d8_a_snapshot_that_is_swept_under_a_bake_is_sent_once_more() {
+    let ground = with(|options| _ = options.latencies.insert("PutSnapshotBlock".into(), (300, 500)));
+    let mut run = ground.start(ground.bake_blocks("image"));
+    ground.until_called(&mut run, "swept", |call| call.action == "StartSnapshot");
+    let made = ground.made().snapshots;
+    ground.send(&format!("Action=DeleteSnapshot&SnapshotId={}", made[0].id));
+    let ended = run.end(HANGS, "swept");
+    assert_whole(&ground, &ended, "swept");
+    assert_eq!((made.len(), count(&ground, "StartSnapshot")), (1, 2), "{}", calls(&ground));
+}
+
 #[test]
 fn d9_a_raw_disk_that_changes_while_it_is_imported_is_no_image() {
     let ground = with(|options| _ = options.latencies.insert("PutSnapshotBlock".into(), (150, 300)));

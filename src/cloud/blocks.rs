@@ -39,12 +39,12 @@ pub struct NewSnapshot {
     pub kms_key: Option<String>,
 }
 
-/// A pending snapshot was given up by the cloud, for too long nothing was written to it.
+/// A pending snapshot was given up by the cloud, for too long nothing was written to it; or somebody deleted it.
 #[derive(Debug)]
 pub struct Expired(pub SnapshotId);
 impl std::fmt::Display for Expired {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "the pending snapshot {} expired before it was complete", self.0)
+        write!(f, "the pending snapshot {} expired, or was deleted, before it was complete", self.0)
     }
 }
 impl std::error::Error for Expired {}

@@ -232,9 +232,7 @@ impl Ebs {
     /// ago.
     async fn has_expired(&self, id: &SnapshotId) -> Result<bool> {
         let cell = self.starts.expired.borrow_mut().entry(id.clone()).or_default().clone();
-        let look =
-            async || Ok(matches!(self.ec2.snapshot_state(id).await?, Some(SnapshotState::Error) | None));
-        cell.get_or_try_init(look).await.copied()
+        cell.get_or_try_init(async || Ok(is_over(self.ec2.snapshot_state(id).await?))).await.copied()
     }
 
     pub(super) async fn complete_snapshot(
@@ -285,9 +283,9 @@ impl Ebs {
         Ok(shared.lanes.run(send).await)
     }
 
-    /// A snapshot that cannot be completed is deleted. If EBS gave it up, it is to be written once more.
+    /// A snapshot that cannot be completed is deleted. If EBS gave it up, or it is gone, it is to be written once more.
     async fn given_up(&self, id: &SnapshotId, error: Error) -> Error {
-        let expired = matches!(self.ec2.snapshot_state(id).await, Ok(Some(SnapshotState::Error)));
+        let expired = self.ec2.snapshot_state(id).await.is_ok_and(is_over);
         let error = match expired {
             true => Error::new(Expired(id.clone())).context(format!("{error:#}")),
             false => error,
@@ -321,6 +319,11 @@ async fn complete(
         async { call.send().await.map_err(|error| Refused::of(&COMPLETE_SNAPSHOT, &id.0, error)) }
     });
     sent.await.map(drop)
+}
+
+/// Whether a snapshot that was pending takes no more blocks, and will never be complete.
+fn is_over(state: Option<SnapshotState>) -> bool {
+    matches!(state, Some(SnapshotState::Error) | None)
 }
 
 /// It will be refused again.

@@ -294,3 +294,21 @@ async fn a_snapshot_that_expired_is_told_and_deleted() {
     let id = whole(&ebs).await.unwrap();
     assert_eq!(fake.left(), [id.0]);
 }
+
+/// As whoever sweeps deletes one that began long ago.
+#[tokio::test]
+async fn a_snapshot_that_is_gone_is_to_be_written_once_more() {
+    let dir = dir();
+    let (ebs, fake) = ebs(dir.path(), |_, _| Reply::Right).await;
+    let swept = async || {
+        let id = ebs.start(&spec(Some(BASE))).await.unwrap();
+        fake.with(|world| world.snapshots.remove(&id.0));
+        id
+    };
+    let error = write(&ebs, &swept().await).await.unwrap_err();
+    assert!(is_expired(&error) && format!("{error:#}").contains("was deleted"), "{error:#}");
+    let error = ebs.complete(&swept().await, 0, Sha256::digest([]).into()).await.unwrap_err();
+    assert!(is_expired(&error), "{error:#}");
+    let id = whole(&ebs).await.unwrap();
+    assert_eq!(fake.left(), [id.0]);
+}
