@@ -82,6 +82,7 @@ class Memory(threading.Thread):
 def measure(argv, program, look=LOOK, **more):
     """Runs it to its good end. `program`: whose memory counts. `look`: how often, in seconds."""
     argv = [str(a) for a in argv]
+    settle()
     start = time.monotonic()
     # Standard error into a file: it is shown where it failed, and a pipe that nobody reads would fill.
     with open(TOP / "target/bench.stderr", "w+b") as told:
@@ -102,6 +103,11 @@ def measure(argv, program, look=LOOK, **more):
             words = " ".join(word for word in argv if "\n" not in word)
             raise Failed(f"{words}\nended with {process.returncode}:\n" + "\n".join([*lines, out[-2000:]]))
     return Cost(seconds, usage.ru_utime + usage.ru_stime, memory.peak, first_line, out)
+
+
+def settle():
+    """Waits until what was written is on the disk: nobody pays for what the one before left."""
+    os.sync()
 
 
 def busy():

@@ -4,7 +4,7 @@ import pathlib
 import subprocess
 import time
 
-from .machine import Failed, output
+from .machine import Failed, output, settle
 
 # A private mount namespace, so that nothing is left if this is interrupted.
 SCRIPT = r"""set -eu
@@ -34,6 +34,7 @@ def plain(work, base, packages, keep=None):
     """(seconds, seconds of apt alone). `keep`: where the disk goes; else it is removed."""
     disk, root = keep or work / "plain.raw", work / "plain"
     root.mkdir(exist_ok=True)
+    settle()
     start = time.monotonic()
     subprocess.run(["cp", "--sparse=always", base, disk], check=True)
     argv = ["unshare", "--mount", "sh", "-c", SCRIPT, "plain", str(root_offset(disk)), disk, root, *packages]
