@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep_until};
 
 /// Calls of one kind for one snapshot in any one second, wherever it begins: EBS takes 1000, which cannot be raised (EBS
 /// quotas). It counts them as they arrive: those that were sent in that second, and those that were under way when it
-/// began, of which there are no more than [`super::call::AT_ONCE`]. So they may go as fast as they are answered until
+/// began, of which there are no more than [`super::call::READS`]. So they may go as fast as they are answered until
 /// these are spent; spaced evenly, 700 blocks took 0.8 s where EBS takes them at once.
 pub const MOST: usize = 900;
 const SECOND: Duration = Duration::from_secs(1);

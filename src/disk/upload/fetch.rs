@@ -16,9 +16,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// Reads at a time, each with a block in memory: 32 MiB. EBS direct answers 1000 a second for one snapshot, and takes
-/// some ten milliseconds for each.
-const READERS: usize = 64;
+/// Reads at a time, each with a block in memory as soon as it is answered: as many as the cloud's own limit, by which they
+/// wait.
+const READERS: usize = 96;
 
 /// How often it is told how far a download has come.
 const TELL: Duration = Duration::from_millis(200);
