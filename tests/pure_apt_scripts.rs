@@ -6,6 +6,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use tempfile::TempDir;
 
 fn plan() -> oven_distro::Plan {
@@ -27,8 +28,13 @@ fn script_of_the_plan() -> String {
 
 const SIGNED: [&str; 7] = ["--quiet", "--readonly", "verify", "--status-fd", "3", "signature", "signed"];
 
+/// Held from the writing of programs until they have run: a process that another test begins meanwhile would have them
+/// open, and what is open for writing is not executed (ETXTBSY).
+static WRITTEN: Mutex<()> = Mutex::new(());
+
 /// What apt hears on descriptor 3, and whether it is good. `gpgv` tells which keys it was given.
 fn heard(dir: &Path, gpgv: &str, arguments: &[&str]) -> (String, bool) {
+    let _turn = WRITTEN.lock().unwrap_or_else(PoisonError::into_inner);
     let program = |name: &str, text: &str| {
         let path = dir.join(name);
         fs::write(&path, text).unwrap();
@@ -147,6 +153,7 @@ fn who_is_held_is_told_as_apt_mark_tells_it() {
     fs::write(&file, status.concat()).unwrap();
     let argv = plan().facts["held"].clone();
     assert_eq!(argv.last().unwrap(), "/var/lib/dpkg/status");
+    let _turn = WRITTEN.lock().unwrap_or_else(PoisonError::into_inner);
     let output = Command::new(&argv[0]).args(&argv[1..argv.len() - 1]).arg(file).output().unwrap();
     assert_eq!(String::from_utf8(output.stdout).unwrap(), "libc6:i386\njq\nsite\nabsent\n");
 }

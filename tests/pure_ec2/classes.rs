@@ -19,7 +19,7 @@ const LOOKS: [&str; 3] = ["DescribeImages", "DescribeVolumes", "DescribeSnapshot
 /// The snapshot is pending for longer than its volume takes to be detached, a call that hangs included: nobody waits for
 /// that, and what was not sent again by then need not be.
 fn pending(options: &mut ServerOptions) {
-    options.delays.snapshot = Duration::from_secs(3);
+    options.delays.snapshot = Duration::from_secs(6);
 }
 
 fn one(row: &'static str, action: &'static str, nth: u32, what: What) -> Case {

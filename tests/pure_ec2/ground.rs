@@ -93,7 +93,7 @@ impl Ground {
             zone: Some("us-east-1a".into()),
             documents: self.dir.path().join("documents"),
             devices: Rc::new(self.devices()),
-            pace: if self.hangs { faster(1000 * MILLI) } else { pace() },
+            pace: if self.hangs { faster(2000 * MILLI) } else { pace() },
         };
         change(&mut options);
         options

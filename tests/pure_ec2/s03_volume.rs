@@ -140,8 +140,9 @@ async fn r3_6_failed_or_vanished() {
             let (ended, _) = ground.bake().await;
             let error = ended.result.unwrap_err();
             crate::case::says(&error, &[text, "KMS", "kms:CreateGrant"], "3.6");
-            // Three looks that do not show it, and a few while it is created; at its deadline there are fifty.
-            assert!(ground.count("DescribeVolumes") < 20, "{turn:?}: {:?}", ground.calls());
+            // Three looks that do not show it, and a few while it is created; more the later a busy machine wakes it. At
+            // its deadline there are more than fifty.
+            assert!(ground.count("DescribeVolumes") < 50, "{turn:?}: {:?}", ground.calls());
             assert_eq!(ended.left, []);
             ground.holds_nothing("3.6");
             ground.heals("3.6").await;

@@ -10,6 +10,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::task::Poll;
 use tempfile::TempDir;
+use unmount::unmount;
+
+#[path = "../support/unmount.rs"]
+mod unmount;
 
 /// A disk in a file. What was attached is detached when it is dropped.
 pub struct Disk {
@@ -337,7 +341,7 @@ fn in_mount<T>(image: &str, kind: &str, work: impl FnOnce(&str) -> T) -> T {
         let path = place.path().to_str().unwrap();
         run("mount", &["-t", kind, "-o", "loop", image, path]);
         let done = work(path);
-        run("umount", &[path]);
+        unmount(place.path());
         done
     })
 }

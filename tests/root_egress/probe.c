@@ -17,7 +17,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { WAIT_MS = 400 };
+enum { WAIT_MS = 2000 };
 static int port;
 
 union address {

@@ -21,6 +21,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 use tempfile::TempDir;
+use unmount::unmount;
+
+#[path = "../support/unmount.rs"]
+mod unmount;
 
 const HELPER: &str = env!("CARGO_BIN_EXE_oven");
 const SUITE: &str = "bookworm";
@@ -119,7 +123,7 @@ impl Ground {
     /// The image as it was before any bake.
     #[allow(dead_code, reason = "one of the tests that stand on this bakes twice")]
     pub fn renew(&self) {
-        assert!(Command::new("umount").arg(self.path("image")).status().unwrap().success());
+        unmount(&self.path("image"));
         for dir in ["upper", "work"] {
             Inside::open_dir(&self.path("changes")).unwrap().remove_tree_content(dir, &|_| false).unwrap();
         }

@@ -27,6 +27,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 use tempfile::TempDir;
+use unmount::unmount;
+
+#[path = "../support/unmount.rs"]
+mod unmount;
 
 const HELPER: &str = env!("CARGO_BIN_EXE_oven");
 const SUITE: &str = "bookworm";
@@ -170,7 +174,7 @@ impl Ground {
 
     /// The image as [`Ground::new`] made it.
     pub fn renew(&self) {
-        run(Command::new("umount").arg(self.path("image")));
+        unmount(&self.path("image"));
         for dir in ["upper", "work"] {
             Inside::open_dir(&self.path("changes")).unwrap().remove_tree_content(dir, &|_| false).unwrap();
         }

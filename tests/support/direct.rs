@@ -2,6 +2,7 @@
 
 #![allow(dead_code, unused_imports, reason = "each test binary uses a part of it")]
 
+#[allow(clippy::duplicate_mod, reason = "ground.rs has it, too, and some tests stand on both")]
 #[path = "seeds.rs"]
 mod seeds;
 

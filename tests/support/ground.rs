@@ -3,6 +3,7 @@
 
 #![allow(dead_code, unused_imports, reason = "each test binary uses a part of it")]
 
+#[allow(clippy::duplicate_mod, reason = "direct.rs has it, too, and some tests stand on both")]
 #[path = "seeds.rs"]
 mod seeds;
 
@@ -259,6 +260,15 @@ impl Ground {
         let calls = self.server.ec2_calls();
         let told: Vec<_> = calls.iter().map(|call| format!("{} {}", call.action, call.answer)).collect();
         told.join(", ")
+    }
+
+    /// How many EC2 calls there were, dry runs among them. What is looked at several times in a row counts once: how often
+    /// that is depends on how busy the machine is.
+    pub fn asked(&self) -> usize {
+        let mut calls = self.server.calls();
+        calls.retain(|call| call.service == "ec2");
+        calls.dedup_by(|one, other| one.action.starts_with("Describe") && one.action == other.action);
+        calls.len()
     }
 
     /// Waits for a call that comes.

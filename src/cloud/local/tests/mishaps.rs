@@ -23,9 +23,18 @@ async fn what_is_pending_is_no_ground_to_build_on() {
     let volume = f.volume(&base, &run).await;
     let slow = f.region.with_delays(Duration::from_secs(60));
     let tags = Tags::new();
-    let snapshot = slow.snapshot(&volume, &run, &tags);
-    assert!(tokio::time::timeout(Duration::from_secs(1), snapshot).await.is_err());
-    let pending = f.region.store().tagged::<SnapshotRecord>(tag::RUN, &run.0).unwrap().remove(0).id;
+    let begun = async {
+        loop {
+            match f.region.store().tagged::<SnapshotRecord>(tag::RUN, &run.0).unwrap().pop() {
+                Some(record) => return record.id,
+                None => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        }
+    };
+    let pending = tokio::select! {
+        _ = slow.snapshot(&volume, &run, &tags) => panic!("it is not complete yet"),
+        pending = begun => pending,
+    };
     let registered = f.region.register(&pending, &spec("web-f", "f"), &Undo::default()).await;
     refuses(registered, Kind::Cloud, "IncorrectState");
     let of_it = VolumeSpec { snapshot: pending, ..volume_of(&base, &run) };
