@@ -11,6 +11,7 @@ use oven::cloud::blocks::Blocks;
 use oven::cloud::local::Region;
 use oven::disk::cache::Cache;
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 use world::{World, stderr};
@@ -192,13 +193,29 @@ fn assert_recovers_from(world: &World, what: &str, baked: bool) {
     assert_recovers(world, what);
 }
 
+/// The thread with which the disk's server ends has nothing whose end may wait for the disk: no loop device, no mount. Any
+/// thread may be the last one of a process that is killed, and then it is the one that closes what is open.
+fn assert_stands_alone(pid: u32) {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(|task| task.unwrap().path());
+    let is_it = |task: &PathBuf| fs::read_to_string(task.join("comm")).is_ok_and(|comm| comm == "disk\n");
+    let watches: Vec<PathBuf> = tasks.filter(is_it).collect();
+    let [watch] = &watches[..] else { panic!("{watches:?}") };
+    let open = fs::read_dir(watch.join("fd")).unwrap();
+    let open: Vec<PathBuf> = open.map(|fd| fs::read_link(fd.unwrap().path()).unwrap()).collect();
+    let other =
+        |path: &PathBuf| *path != Path::new("/dev/null") && !path.to_string_lossy().contains("[pidfd]");
+    assert!(!open.iter().any(other), "{open:?}");
+    assert_eq!(fs::read_to_string(watch.join("mountinfo")).unwrap().lines().count(), 1);
+}
+
 #[test]
 fn a_killed_bake_that_waits_for_a_block_ends() {
     let world = World::tiny();
     let mut command = baker(&world, None, Some("hang:1"));
-    let mut bake = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let mut bake = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     until("the loop device", || (!world.loops().is_empty()).then_some(()));
     until("somebody who waits for it", || waits(bake.id()));
+    assert_stands_alone(bake.id());
     let start = Instant::now();
     kill(Pid::from_raw(bake.id() as i32), Signal::SIGKILL).unwrap();
     bake.wait().unwrap();

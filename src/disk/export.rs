@@ -139,7 +139,7 @@ impl Server {
             let mut child = match spawned {
                 Ok(child) => child,
                 Err(error) => {
-                    _ = send.send(Err(error));
+                    _ = send.send(Err(error.into()));
                     return;
                 }
             };
@@ -147,7 +147,12 @@ impl Server {
             if opened.is_err() {
                 _ = child.kill();
             }
-            _ = send.send(opened.map_err(io::Error::from));
+            // Before anybody uses the disk. If it fails, there is none.
+            let opened = opened.map_err(anyhow::Error::from).and_then(|process| {
+                stand_alone().inspect_err(|_| _ = child.kill())?;
+                Ok(process)
+            });
+            _ = send.send(opened);
             let ended = wait(&mut child, &is_ending);
             // It ends well when nobody has the file open any more.
             let well = |status: &ExitStatus| {
@@ -328,6 +333,18 @@ fn child() -> Result<()> {
     })?;
     asked.listen();
     Ok(())
+}
+
+/// Makes this thread hold nothing of the process's files and mounts. When all is killed, the last thread that has them
+/// closes and unmounts them, and may wait for the disk while it does: was it the one whose end ends the process that
+/// serves it, both would wait for ever.
+#[allow(unsafe_code)]
+fn stand_alone() -> Result<()> {
+    // SAFETY: the descriptors of this thread are copies from here on, which nothing of it owns: those it opened before
+    // are the process's, and it opens others only after they are closed.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FILES) }.context("leaving oven's files")?;
+    leave_mounts().context("leaving oven's mounts")?;
+    helper::close_from(3)
 }
 
 /// An empty root, in a mount namespace of its own. In oven's, this process could be the last one when all are killed:
