@@ -4,7 +4,6 @@
 //! They are found as they are, and as programs commonly write them: in JSON, quoted for a shell, in a URL, in base64.
 //! What was compressed, encrypted or changed in any other way is not found.
 
-use crate::definition::{Definition, FILE};
 use crate::error::{Kind, hint_of};
 use anyhow::Result;
 use std::borrow::Cow;
@@ -42,38 +41,7 @@ impl fmt::Debug for Secrets {
 }
 
 impl Secrets {
-    /// Those that the definition's scripts name, out of the environment of this process.
-    pub fn of(image: &Definition) -> Result<Self> {
-        Self::from(image, |name| std::env::var_os(name))
-    }
-
-    /// A failure tells every name that is missing, and where it is asked for.
-    pub fn from(image: &Definition, environment: impl Fn(&str) -> Option<OsString>) -> Result<Self> {
-        let (mut values, mut wrong) = (BTreeMap::new(), Vec::new());
-        for script in image.runs.iter().chain(&image.tests) {
-            for name in &script.secrets {
-                if values.contains_key(name) {
-                    continue;
-                }
-                match checked(environment(name)) {
-                    Ok(value) => _ = values.insert(name.clone(), value),
-                    Err(what) => wrong.push(format!(
-                        "{}:{}: `secrets` of [[{}]] names {name}, which {what}",
-                        image.dir.join(FILE).display(),
-                        script.line,
-                        script.kind.key(),
-                    )),
-                }
-            }
-        }
-        if wrong.is_empty() {
-            return Ok(Self::new(values));
-        }
-        let hint = "A secret is handed over in oven's environment: `NAME=… oven bake …`; sudo passes none on unless told to.";
-        Err(Kind::Definition.failure(wrong.join("\n")).hint(hint).into())
-    }
-
-    fn new(values: BTreeMap<String, String>) -> Self {
+    pub fn new(values: BTreeMap<String, String>) -> Self {
         let (mut masked, mut sought) = (BTreeSet::new(), Vec::new());
         for (name, value) in &values {
             let whole = value.trim_matches(['\n', '\r']);
@@ -184,7 +152,7 @@ impl Secrets {
     }
 }
 
-fn checked(value: Option<OsString>) -> Result<String, String> {
+pub fn checked(value: Option<OsString>) -> Result<String, String> {
     let Some(value) = value else { return Err("is not in the environment of oven".into()) };
     let value = value.into_string().map_err(|_| "is not UTF-8".to_owned())?;
     match value.trim().len() {

@@ -18,7 +18,7 @@ use by_blocks::{assert_recovers, assert_whole, bake, calls, count, data, error, 
 use cached::{assert_read_once, contents, kept, read};
 use direct::{each, expected};
 use ground::{Ground, HANGS, MILLI, Run};
-use oven::cloud::blocks::BLOCK;
+use oven::ids::BLOCK;
 use oven_ec2_server::{Call, Fault, ServerOptions, What};
 use std::collections::BTreeSet;
 use std::fs::File;

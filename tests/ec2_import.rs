@@ -4,8 +4,9 @@
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use oven::cloud::policy::{Ways, policy};
-use oven::cloud::{Architecture, tag};
+use oven::cloud::iam_policy::{Ways, policy};
+use oven::cloud::tag;
+use oven::ids::Architecture;
 use oven_ec2_server::{Call, Direct, Fault, Server, ServerOptions, What};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;

@@ -4,15 +4,16 @@
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_sdk_ec2::Client;
 use aws_sdk_ec2::config::{Credentials, SharedCredentialsProvider};
-use oven::cloud::ec2::{Ec2, Options, Pace};
-use oven::cloud::policy::{Ways, policy};
+use oven::cloud::aws::ec2::{Ec2, Options, Pace};
+use oven::cloud::iam_policy::{Ways, policy};
 use oven::cloud::{
-    Architecture, Base, BaseRef, Cloud, Image, ImageSpec, RunId, Tags, Verdict, VolumeId, VolumeKind,
-    VolumeSpec, Volumes, tag,
+    Base, BaseRef, Cloud, Image, ImageSpec, Tags, Verdict, VolumeKind, VolumeSpec, Volumes, tag,
 };
-use oven::disk::attached::Attached;
-use oven::disk::{Device, DiskSpec, Disks};
+use oven::device::Device;
+use oven::disk::attached_disk::Attached;
+use oven::disk::{DiskSpec, Disks};
 use oven::error::{Kind, hint_of};
+use oven::ids::{Architecture, RunId, VolumeId};
 use oven::undo::{Policy, scope};
 use oven_ec2_server::{Fault, Server, ServerOptions, Turn, What};
 use serde_json::Value;
@@ -232,7 +233,7 @@ async fn all_that_oven_does_is_permitted() {
     let refused = calls.iter().filter(|call| !call.dry_run && call.answer == "UnauthorizedOperation");
     assert_eq!(refused.count(), 0);
     // The list is not longer than what is done, either.
-    for action in oven::cloud::policy::actions(Ways::Attached) {
+    for action in oven::cloud::iam_policy::actions(Ways::Attached) {
         let name = action.split(':').nth(1).unwrap();
         // Tags are set in the calls that make something, and a disk is marked as kept.
         assert!(calls.iter().any(|call| call.action == name && !call.dry_run), "{action} is never called");
@@ -293,7 +294,7 @@ async fn without_any_one_action_something_fails_and_says_which() {
 
 #[tokio::test]
 async fn what_is_missing_is_told_or_that_it_could_not_be_judged() {
-    for action in oven::cloud::policy::actions(Ways::Attached) {
+    for action in oven::cloud::iam_policy::actions(Ways::Attached) {
         let ground = Ground::new("doctor", without(&action, None), Vec::new());
         let all = ground.ec2().permissions().await.unwrap();
         let verdict = &all.iter().find(|permission| permission.action == action).expect(&action).verdict;

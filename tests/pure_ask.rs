@@ -1,21 +1,22 @@
 //! What a bake and a plan find in a region, without a bake: images are registered by hand.
 
-use oven::ask;
-use oven::cli::{Compat, Wish};
-use oven::cloud::{Architecture, Base, Cloud, Image, ImageId, RunId, Tags, VolumeSpec, Volumes, tag};
+use oven::bake::options::{BakeOptions, Compat};
+use oven::bake::target;
+use oven::cloud::{Base, Cloud, Image, Tags, VolumeSpec, Volumes, tag};
+use oven::config::project::Settings;
 use oven::definition::{Definition, From};
 use oven::disk::DiskSpec;
 use oven::error::{Kind, hint_of};
-use oven::fingerprint::Inputs;
+use oven::identity::fingerprint::Inputs;
+use oven::ids::{Architecture, ImageId, RunId};
 use oven::report::Report;
-use oven::settings::Settings;
 use oven::site::{Site, Use};
 use oven::undo::Undo;
 use std::path::Path;
 use std::process::Command;
 
-const PLAIN: Wish =
-    Wish { force: false, replace_failed: false, compat: None, keep_on_failure: false, verify: false };
+const PLAIN: BakeOptions =
+    BakeOptions { force: false, replace_failed: false, compat: None, keep_on_failure: false, verify: false };
 
 struct Fixture {
     dir: tempfile::TempDir,
@@ -38,12 +39,12 @@ impl Fixture {
         let image = Definition::load(&web).unwrap();
         let From::Image(from) = &image.from else { panic!("{:?}", image.from) };
         let base = site.resolve(&image, from).await.unwrap();
-        let inputs = ask::inputs(&site, &image, &base).unwrap();
+        let inputs = target::inputs(&site, &image, &base).unwrap();
         Self { dir, site, image, base, inputs }
     }
 
     /// As a bake ends. `without`: a tag that it loses.
-    async fn register(&self, wish: &Wish, without: &str) -> Image {
+    async fn register(&self, wish: &BakeOptions, without: &str) -> Image {
         let (run, undo, region) = (RunId::new(), Undo::default(), self.site.region.as_ref().unwrap());
         let volume = VolumeSpec {
             snapshot: self.base.snapshot.clone(),
@@ -55,20 +56,20 @@ impl Fixture {
         let volume = region.create(&volume).await.unwrap();
         let snapshot = region.snapshot(&volume, &run, &Tags::new()).await.unwrap();
         region.ensure_no_volumes(&run).await.unwrap();
-        let attributes = ask::attributes(&self.image, &self.base).unwrap();
+        let attributes = target::attributes(&self.image, &self.base).unwrap();
         let mut spec =
-            ask::image(&self.image, &self.base, attributes, &self.inputs, Default::default(), &run, wish);
+            target::image(&self.image, &self.base, attributes, &self.inputs, Default::default(), &run, wish);
         spec.tags.remove(without);
         region.register(&snapshot, &spec, &undo).await.unwrap()
     }
 
     /// As a bake begins.
-    async fn find(&self, wish: &Wish) -> Result<Option<ImageId>, (Kind, String)> {
-        let found = match ask::find(&self.site, &self.inputs, wish).await {
+    async fn find(&self, wish: &BakeOptions) -> Result<Option<ImageId>, (Kind, String)> {
+        let found = match target::find(&self.site, &self.inputs, wish).await {
             Ok(None) => {
                 let (site, run) = (&self.site, RunId::new());
                 let possible =
-                    ask::ensure_possible(site, &self.image, &self.inputs, &self.base, wish, &run).await;
+                    target::ensure_possible(site, &self.image, &self.inputs, &self.base, wish, &run).await;
                 possible.map(|()| None)
             }
             found => found,
@@ -103,7 +104,7 @@ async fn both_tags_and_the_newest_decide() {
     assert_eq!(first.tags[tag::BASE], f.base.id.0);
     assert!(!first.tags.contains_key(tag::FORCED));
 
-    let forced = Wish { force: true, ..PLAIN };
+    let forced = BakeOptions { force: true, ..PLAIN };
     assert_eq!(f.find(&forced).await, Ok(None));
     let second = f.register(&forced, "").await;
     assert!(second.tags.contains_key(tag::FORCED));
@@ -114,12 +115,13 @@ async fn both_tags_and_the_newest_decide() {
     assert_eq!(f.find(&PLAIN).await, Ok(Some(first.id.clone())));
 
     // Another base: the checksum is the same, and the fingerprint is not.
-    let snapshot = oven::cloud::SnapshotId("snap-0123456789abcdef0".into());
+    let snapshot = oven::ids::SnapshotId("snap-0123456789abcdef0".into());
     let base = Base { snapshot, ..f.base.clone() };
-    let inputs = ask::inputs(&f.site, &f.image, &base).unwrap();
-    let find = async |wish: &Wish| ask::find(&f.site, &inputs, wish).await.unwrap().map(|image| image.id);
+    let inputs = target::inputs(&f.site, &f.image, &base).unwrap();
+    let find =
+        async |wish: &BakeOptions| target::find(&f.site, &inputs, wish).await.unwrap().map(|image| image.id);
     assert_eq!(find(&PLAIN).await, None);
-    assert_eq!(find(&Wish { compat: Some(Compat::Gumgum), ..PLAIN }).await, Some(first.id));
+    assert_eq!(find(&BakeOptions { compat: Some(Compat::Gumgum), ..PLAIN }).await, Some(first.id));
 }
 
 #[tokio::test]
@@ -135,7 +137,7 @@ async fn a_failed_or_incomplete_image_is_refused_before_any_work_and_replaced_if
         assert!(text.contains(&image.id.0) && text.contains("--replace-failed"), "{text}");
         let (plan, _) = f.plan();
         assert!(plan.contains("to be baked") && plan.contains("--replace-failed"), "{plan}");
-        assert_eq!(f.find(&Wish { replace_failed: true, ..PLAIN }).await, Ok(None));
+        assert_eq!(f.find(&BakeOptions { replace_failed: true, ..PLAIN }).await, Ok(None));
         assert!(f.site.cloud.images(Some("web")).await.unwrap().is_empty());
         assert_eq!(f.find(&PLAIN).await, Ok(None));
     }
@@ -144,7 +146,7 @@ async fn a_failed_or_incomplete_image_is_refused_before_any_work_and_replaced_if
 #[tokio::test]
 async fn a_failed_image_of_another_name_is_no_reason() {
     let f = Fixture::new().await;
-    let forced = f.register(&Wish { force: true, ..PLAIN }, "").await;
+    let forced = f.register(&BakeOptions { force: true, ..PLAIN }, "").await;
     f.site.region.as_ref().unwrap().fail(&forced.id, "broken").await.unwrap();
     assert_eq!(f.find(&PLAIN).await, Ok(None));
     assert!(f.plan().0.contains("nothing differs, but it is failed"), "{}", f.plan().0);

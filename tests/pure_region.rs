@@ -1,9 +1,11 @@
 //! A local region that several processes use, and in which they are killed.
 
-use oven::cloud::blocks::{BLOCK, Blocks, Digest, NewSnapshot, Parent};
+use oven::cloud::block_api::{Blocks, NewSnapshot, Parent};
 use oven::cloud::local::Region;
-use oven::cloud::{Architecture, Cloud, ImageSpec, RunId, SnapshotId, Tags, VolumeSpec, Volumes, tag};
-use oven::disk::cache::digest_of;
+use oven::cloud::{Cloud, ImageSpec, Tags, VolumeSpec, Volumes, tag};
+use oven::ids::digest_of;
+use oven::ids::{Architecture, RunId, SnapshotId};
+use oven::ids::{BLOCK, Digest};
 use oven::owner::Owner;
 use oven::report::Report;
 use oven::undo::Undo;

@@ -6,10 +6,10 @@ mod world;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use oven::cloud::SnapshotId;
-use oven::cloud::blocks::Blocks;
+use oven::cloud::block_api::Blocks;
 use oven::cloud::local::Region;
-use oven::disk::cache::Cache;
+use oven::disk::direct::block_cache::Cache;
+use oven::ids::SnapshotId;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};

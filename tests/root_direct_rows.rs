@@ -9,10 +9,10 @@ mod tree;
 mod world;
 
 use direct::{Dice, assert_only, bake, command, expected, full, line, pause, seeds, snapshot};
-use oven::cloud::SnapshotId;
-use oven::cloud::blocks::BLOCK;
 use oven::cloud::local::Region;
-use oven::disk::cache::digest_of;
+use oven::ids::BLOCK;
+use oven::ids::SnapshotId;
+use oven::ids::digest_of;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -342,7 +342,7 @@ fn memory_stays_small_however_much_there_is() {
     let names: Vec<_> = seen.values().map(|(name, kib)| format!("{name}: {} MiB", kib >> 10)).collect();
     let sum = seen.values().map(|(_, kib)| kib).sum::<u64>() >> 10;
     println!("{mib} MiB read and written in {:?}: {sum} MiB in all ({})", begun.elapsed(), names.join(", "));
-    assert!(seen.values().any(|(name, _)| name == oven::disk::export::VERB), "{names:?}");
+    assert!(seen.values().any(|(name, _)| name == oven::disk::direct::server::VERB), "{names:?}");
     assert!(sum < most, "{sum} MiB: {names:?}");
     let (id, _) = snapshot(&world, &baked);
     let put = Region::open(&world.region()).unwrap().put_blocks(&SnapshotId(id)).unwrap();

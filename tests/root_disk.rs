@@ -5,8 +5,8 @@ mod ground;
 
 use ground::{Disk, FAKE_ROOT, alone, loops_of, run};
 use oven::error::Kind;
+use oven::mount::{MountOptions, Root};
 use oven::report::Report;
-use oven::root::{MountOptions, Root};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -25,7 +25,7 @@ fn round_trip(disk: &Disk, root: &str, kind: &str) {
         let device = disk.device();
         let mounted = Root::mount(&device, scratch, &PLAIN, &Report::silent()).await.unwrap();
         assert_eq!(mounted.os_release().unwrap().id(), "test");
-        assert_eq!(mounted.architecture().unwrap(), oven::cloud::Architecture::HOST);
+        assert_eq!(mounted.architecture().unwrap(), oven::ids::Architecture::HOST);
         mounted.inside().write("/etc/made", b"here", 0o4755, 0, 0).unwrap();
         let table = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
         let line = table.lines().find(|line| line.contains(mounted.path().to_str().unwrap())).unwrap();

@@ -2,8 +2,10 @@
 //! metadata services, in a network namespace of each test's own. Needs root, cgroup v2 and BPF.
 
 use oven::error::{Kind, hint_of};
-use oven::root::step::egress::{self, Fence};
-use oven::root::step::{self, ExitStatus, Spec};
+use oven::sandbox;
+use oven::sandbox::egress;
+use oven::sandbox::egress::Fence;
+use oven::sandbox::spec::{ExitStatus, Spec};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -80,7 +82,7 @@ fn spec_of(root: &Path, argv: &[&str], fenced: bool) -> Spec {
 
 fn try_run(spec: &Spec, on_line: &mut dyn FnMut(&str)) -> anyhow::Result<ExitStatus> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let exit = runtime.block_on(step::run(Path::new(HELPER), spec, MINUTE, on_line))?;
+    let exit = runtime.block_on(sandbox::run(Path::new(HELPER), spec, MINUTE, on_line))?;
     Ok(exit.status)
 }
 
@@ -316,7 +318,7 @@ fn a_step_that_is_dropped_leaves_no_cgroup() {
     let mut on_line = |_: &str| tell.send(cgroup_of(&marker)).unwrap();
     let cgroup = runtime.block_on(async {
         tokio::select! {
-            exit = step::run(Path::new(HELPER), &spec, MINUTE, &mut on_line) => panic!("it ended: {exit:?}"),
+            exit = sandbox::run(Path::new(HELPER), &spec, MINUTE, &mut on_line) => panic!("it ended: {exit:?}"),
             cgroup = up.recv() => cgroup.unwrap(),
         }
     });

@@ -1,6 +1,6 @@
 //! A disk of this machine that takes what is written, and loses it later.
 
-use oven::disk::trouble::ensure_kept;
+use oven::disk::direct::fault::ensure_kept;
 use rustix::mount::{MountPropagationFlags, mount_change};
 use std::fs::File;
 use std::io::{Read, Write};

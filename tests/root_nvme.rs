@@ -1,9 +1,10 @@
 //! Discovery on devices that are no NVMe disks: refused, though the kernel's list, or one that was made up, says that they
 //! are the volume. What it finds on real ones is shown by vm-tests/discovery.
 
-use oven::cloud::{VolumeId, nvme};
-use oven::disk::Device;
-use oven::disk::loopdev;
+use oven::cloud::aws::nvme;
+use oven::device::Device;
+use oven::ids::VolumeId;
+use oven::sys::loop_device;
 use rustix::fs::{CWD, FileType, Mode, major, makedev, minor, mknodat};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -24,7 +25,7 @@ impl Lie {
             .open(dir.path().join("disk"))
             .unwrap();
         file.set_len(1 << 20).unwrap();
-        let device = loopdev::attach(&file, "a test's").unwrap();
+        let device = loop_device::attach(&file, "a test's").unwrap();
         let block = dir.path().join("sys/block/nvme1n1/device/device");
         fs::create_dir_all(&block).unwrap();
         fs::create_dir_all(dir.path().join("dev")).unwrap();

@@ -2,13 +2,14 @@
 
 use nix::sched::{CloneFlags, unshare};
 use oven::cloud::local::Region;
-use oven::cloud::{
-    Architecture, BaseRef, Cloud, Image, ImageSpec, RunId, Tags, VolumeId, VolumeSpec, Volumes, tag,
-};
-use oven::disk::attached::Attached;
-use oven::disk::{Device, DiskSpec, Disks, loopdev};
+use oven::cloud::{BaseRef, Cloud, Image, ImageSpec, Tags, VolumeSpec, Volumes, tag};
+use oven::device::Device;
+use oven::disk::attached_disk::Attached;
+use oven::disk::{DiskSpec, Disks};
 use oven::error::Kind;
+use oven::ids::{Architecture, RunId, VolumeId};
 use oven::report::Report;
+use oven::sys::loop_device;
 use oven::undo::Undo;
 use std::fs::{self, File};
 use std::io::BufRead;
@@ -127,13 +128,13 @@ async fn attached_is_what_the_kernel_says() {
     w.region.stale_runs(None).await.unwrap();
     assert_eq!(w.files("volumes"), 2);
 
-    loopdev::release(device).await.unwrap();
+    loop_device::release(device).await.unwrap();
     assert!(loops(w.dir.path()).is_empty());
     let device = w.region.attach(&volume).await.unwrap();
     let held = node(&device);
     let started = Instant::now();
     // Somebody else's descriptor keeps it bound, and releasing says so.
-    refuses(loopdev::release(device).await, Kind::Cloud, "release of /dev/loop");
+    refuses(loop_device::release(device).await, Kind::Cloud, "release of /dev/loop");
     // The product gives up after five seconds.
     assert!(started.elapsed() < Duration::from_secs(20));
     drop(held);
@@ -210,7 +211,7 @@ async fn more_than_eight_and_all_at_once() {
         let path = dir.path().join(name);
         let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
         file.set_len(1 << 20).unwrap();
-        loopdev::attach(&file, "x").unwrap()
+        loop_device::attach(&file, "x").unwrap()
     };
     // Every one is verified to be bound to its own file.
     let devices: Vec<Device> = std::thread::scope(|scope| {
@@ -239,7 +240,7 @@ fn without_nodes_in_dev() {
         private_mounts();
         mount_tmpfs(Path::new("/dev"), "1m");
         assert!(!Path::new("/dev/loop-control").exists());
-        loopdev::attach(&file, "x").unwrap()
+        loop_device::attach(&file, "x").unwrap()
     });
     let device = inside.join().unwrap();
     node(&device).write_all_at(&[3; 512], 0).unwrap();

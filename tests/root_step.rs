@@ -1,7 +1,9 @@
 //! Steps in a small root tree: what they see, how they end, and what they cannot do. Needs root.
 
+use oven::device::Node;
 use oven::error::Kind;
-use oven::root::step::{self, Bind, Exit, ExitStatus, Node, Spec};
+use oven::sandbox;
+use oven::sandbox::spec::{Bind, Exit, ExitStatus, Spec};
 use oven_distro::Shim;
 use std::collections::BTreeMap;
 use std::fs;
@@ -114,7 +116,7 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
 fn try_run(spec: &Spec, timeout: Duration) -> anyhow::Result<(Exit, Vec<String>)> {
     let mut lines = Vec::new();
     let exit =
-        block_on(step::run(Path::new(HELPER), spec, timeout, &mut |line| lines.push(line.to_owned())))?;
+        block_on(sandbox::run(Path::new(HELPER), spec, timeout, &mut |line| lines.push(line.to_owned())))?;
     Ok((exit, lines))
 }
 
@@ -253,7 +255,7 @@ fn output_is_lines_in_order_and_bounded() {
     let spec = image.shell(
         "yes 0123456789012345678901234567890123456789012345678901234567890123456789 | head -c 200000000",
     );
-    let exit = block_on(step::run(Path::new(HELPER), &spec, MINUTE, &mut |line| {
+    let exit = block_on(sandbox::run(Path::new(HELPER), &spec, MINUTE, &mut |line| {
         bytes += line.len() + 1;
         line.clone_into(&mut last);
     }));
@@ -347,7 +349,7 @@ fn dropping_the_future_kills_all_and_waits() {
     for delay in [0, 1, 2, 3, 5, 8, 13, 200] {
         block_on(async {
             let mut ignore = |_: &str| ();
-            let run = step::run(Path::new(HELPER), &spec, MINUTE, &mut ignore);
+            let run = sandbox::run(Path::new(HELPER), &spec, MINUTE, &mut ignore);
             let ended = tokio::time::timeout(Duration::from_millis(delay), run).await;
             assert!(ended.is_err(), "it should still run");
             assert_eq!(processes(marker), NONE, "after {delay} ms");
@@ -365,7 +367,7 @@ fn parent_that_is_killed() {
     let mut spec = image.shell("(setsid sleep 1000 &); echo up; sleep 1000");
     spec.root = root.into();
     spec.env.insert("MARKER".into(), "oven-parent-marker-1".into());
-    let run = block_on(step::run(Path::new(HELPER), &spec, MINUTE, &mut |line| println!("{line}")));
+    let run = block_on(sandbox::run(Path::new(HELPER), &spec, MINUTE, &mut |line| println!("{line}")));
     panic!("the step ended: {run:?}");
 }
 
@@ -571,7 +573,7 @@ fn what_cannot_be_removed_after_a_failed_step_is_not_told_instead_of_it() {
             image.shell(&format!("echo ready; while [ ! -e /tmp/go ]; do sleep 0.02; done; exit {code}"));
         spec.shims = vec![shim("/usr/sbin/policy-rc.d", "#!/bin/sh\nexit 101\n", 0o755)];
         let mut guard = None;
-        let ended = block_on(step::run(Path::new(HELPER), &spec, MINUTE, &mut |line| {
+        let ended = block_on(sandbox::run(Path::new(HELPER), &spec, MINUTE, &mut |line| {
             assert_eq!(line, "ready");
             guard = Some(Unchangeable::new(image.path("usr/sbin")));
             fs::write(image.path("tmp/go"), "").unwrap();
@@ -702,7 +704,7 @@ fn mounts_below_the_root_come_along() {
     // The thread's own mounts: gone with it.
     std::thread::scope(|scope| {
         let test = scope.spawn(|| {
-            step::private_mounts().unwrap();
+            sandbox::private_mounts().unwrap();
             rustix::mount::mount("x", image.path("boot"), "tmpfs", rustix::mount::MountFlags::empty(), None)
                 .unwrap();
             fs::write(image.path("boot/vmlinuz"), "kernel").unwrap();
@@ -817,7 +819,7 @@ fn the_disk_is_free_when_a_step_has_ended() {
     let place = tempfile::tempdir().unwrap();
     std::thread::scope(|scope| {
         let test = scope.spawn(|| {
-            step::private_mounts().unwrap();
+            sandbox::private_mounts().unwrap();
             for turn in 0..10 {
                 let none = rustix::mount::MountFlags::empty();
                 rustix::mount::mount(&disk.node, place.path(), "ext4", none, None).unwrap();
@@ -833,7 +835,7 @@ fn the_disk_is_free_when_a_step_has_ended() {
                     spec.argv = vec!["sleep".into(), "1000".into()];
                     let mut ignore = |_: &str| ();
                     block_on(async {
-                        let run = step::run(Path::new(HELPER), &spec, MINUTE, &mut ignore);
+                        let run = sandbox::run(Path::new(HELPER), &spec, MINUTE, &mut ignore);
                         assert!(tokio::time::timeout(Duration::from_millis(4 * turn), run).await.is_err());
                     });
                 }
@@ -860,7 +862,7 @@ fn parent_with_a_terminal() {
     spec.interactive = true;
     let stdin = rustix::stdio::stdin();
     let before = rustix::termios::tcgetpgrp(stdin).unwrap();
-    let exit = block_on(step::run(Path::new(HELPER), &spec, MINUTE, &mut |_| ())).unwrap();
+    let exit = block_on(sandbox::run(Path::new(HELPER), &spec, MINUTE, &mut |_| ())).unwrap();
     let after = rustix::termios::tcgetpgrp(stdin).unwrap();
     let unread = rustix::io::ioctl_fionread(stdin).unwrap();
     println!("ended: {:?} {}, unread: {unread}", exit.status, before == after);

@@ -3,9 +3,9 @@
 #[path = "support/world.rs"]
 mod world;
 
-use oven::disk::raw::Raw;
-use oven::disk::upload::{Source, digests};
-use oven::disk::{copy, loopdev};
+use oven::sys::{loop_device, sparse_copy};
+use oven::transfer::raw::Raw;
+use oven::transfer::upload::{Source, digests};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -69,12 +69,12 @@ async fn a_device_is_read_again_before_what_was_sent_counts() {
     let world = small();
     let base = std::env::var_os("OVEN_TEST_TINY").unwrap();
     let dir = world.dir.path().to_owned();
-    let copied = copy::blocking(move |stop| {
+    let copied = sparse_copy::blocking(move |stop| {
         let base = File::open(base)?;
-        copy::copy(&base, copy::length(&base)?, &dir, stop)
+        sparse_copy::copy(&base, sparse_copy::length(&base)?, &dir, stop)
     });
     let copied = copied.await.unwrap();
-    let device = loopdev::attach(copied.file(), "oven-test").unwrap();
+    let device = loop_device::attach(copied.file(), "oven-test").unwrap();
     let path = device.path.to_str().unwrap();
     let (there, _) = world.expect(0, &["images", "list", "small"]);
     let (ami, err) = world.expect(0, &["import", path, "--name", "small", "--verify"]);

@@ -1,20 +1,15 @@
 //! What oven needs of a cloud: names and traits. No implementation.
 
-pub mod adopt;
-pub mod attributes;
-pub mod blocks;
-#[cfg(feature = "aws")]
-pub mod ebs;
-#[cfg(feature = "aws")]
-pub mod ec2;
-#[cfg(feature = "aws")]
-pub mod instance;
+pub mod aws;
+pub mod block_api;
+pub(crate) mod ec2_rules;
+pub mod iam_policy;
+pub mod image_attributes;
 pub mod local;
-pub mod nvme;
-pub mod policy;
-pub mod wait;
+pub mod name_conflict;
 
-use crate::disk::Device;
+use crate::device::Device;
+use crate::ids::{Architecture, ImageId, RunId, SnapshotId, VolumeId};
 use crate::undo::{Payment, Undo};
 use anyhow::Result;
 use async_trait::async_trait;
@@ -22,48 +17,6 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
-
-macro_rules! id {
-    ($(#[$doc:meta])* $name:ident) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        #[serde(transparent)]
-        pub struct $name(pub String);
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
-            }
-        }
-    };
-}
-id!(/// `ami-` and 17 hexadecimal digits.
-    ImageId);
-id!(/// `snap-` and 17 hexadecimal digits.
-    SnapshotId);
-id!(/// `vol-` and 17 hexadecimal digits.
-    VolumeId);
-id!(/// One run of a bake: 32 hexadecimal digits, drawn anew for each. Tags all that the run makes.
-    RunId);
-
-impl RunId {
-    pub fn new() -> Self {
-        let mut bytes = [0u8; 16];
-        rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())
-            .expect("16 bytes never come short (getrandom(2))");
-        Self(bytes.iter().map(|b| format!("{b:02x}")).collect())
-    }
-
-    /// The first 8 digits: for people.
-    pub fn short(&self) -> &str {
-        &self.0[..self.0.len().min(8)]
-    }
-}
-
-impl Default for RunId {
-    fn default() -> Self {
-        Self::new()
-    }
-}
 
 pub type Tags = BTreeMap<String, String>;
 
@@ -89,45 +42,10 @@ pub mod tag {
     pub const FORCED: &str = "oven:forced";
     /// The snapshot that one is a copy of, and the key that it was copied under.
     pub const COPY: &str = "oven:copy-of";
-    /// Of an image that was imported: what tells its disk from others ([`crate::disk::raw::digest`]).
+    /// Of an image that was imported: what tells its disk from others ([`crate::transfer::raw::digest`]).
     pub const SOURCE: &str = "oven:source";
     /// A volume that `--keep-on-failure` kept.
     pub const KEPT: &str = "oven:kept";
-}
-
-/// An image's instruction set, as EC2 spells it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Architecture {
-    X86_64,
-    Arm64,
-}
-
-impl Architecture {
-    /// This machine's.
-    pub const HOST: Self = if cfg!(target_arch = "aarch64") { Self::Arm64 } else { Self::X86_64 };
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::X86_64 => "x86_64",
-            Self::Arm64 => "arm64",
-        }
-    }
-
-    /// Whether its programs run on this machine: its own, and those that the kernel has an interpreter for
-    /// (binfmt_misc).
-    pub fn runs_here(self) -> bool {
-        let emulator = match self {
-            Self::X86_64 => "/proc/sys/fs/binfmt_misc/qemu-x86_64",
-            Self::Arm64 => "/proc/sys/fs/binfmt_misc/qemu-aarch64",
-        };
-        self == Self::HOST || std::path::Path::new(emulator).exists()
-    }
-}
-impl fmt::Display for Architecture {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
 }
 
 /// How a definition names its base image, once a parent definition has become an image.

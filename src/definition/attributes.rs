@@ -2,7 +2,7 @@
 //! here, with its line; the rest when the base is known.
 
 use crate::cloud::VolumeKind;
-use crate::document::{At, Table, listed, nearest};
+use crate::config::toml_reader::{At, Table, listed, nearest};
 use std::ops::RangeInclusive;
 
 /// EBS's largest volume.

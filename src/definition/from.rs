@@ -1,8 +1,9 @@
 //! `from`: what a definition stands on.
 
-use super::{FILE, From, rules};
-use crate::cloud::{BaseRef, ImageId};
-use crate::document::Table;
+use super::{FILE, From, validate};
+use crate::cloud::BaseRef;
+use crate::config::toml_reader::Table;
+use crate::ids::ImageId;
 use std::path::Path;
 use toml::de::DeValue;
 
@@ -111,7 +112,7 @@ fn tag(from: &Table) -> Option<(String, String)> {
             let DeValue::String(text) = value.value else {
                 return table.wrong_type(key.value, &value, "a text in quotes, as every tag's value");
             };
-            table.check(key.value, key.line, rules::searched_tag(key.value, text))?;
+            table.check(key.value, key.line, validate::searched_tag(key.value, text))?;
             Some((key.value.to_owned(), text.to_string()))
         }
         (first, _) => {

@@ -1,8 +1,8 @@
 //! `[[repository]]`, `hold` and `debconf`.
 
-use super::ask::{check_name, package_url};
-use super::source::Sources;
-use crate::document::{At, Table};
+use super::packages::{check_name, package_url};
+use super::paths::Sources;
+use crate::config::toml_reader::{At, Table};
 use oven_distro::Repository;
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -201,7 +201,7 @@ fn answer(text: &str) -> Result<String, String> {
         return Err(format!("has {told:?}: it begins with a package's name"));
     }
     if !TYPES.contains(&kind) {
-        let known = crate::document::listed(&TYPES);
+        let known = crate::config::toml_reader::listed(&TYPES);
         return Err(format!("has {told:?} of the type {kind:?}: types are {known}"));
     }
     if text.chars().any(|c| c.is_control() && c != '\t') || value.ends_with('\\') {

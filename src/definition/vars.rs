@@ -1,6 +1,6 @@
 //! `[vars]`: what scripts get in their environment and templates as names; and which names those may be.
 
-use crate::document::Table;
+use crate::config::toml_reader::Table;
 use std::collections::BTreeMap;
 use toml::de::DeValue;
 
@@ -17,7 +17,7 @@ pub struct Vars {
 }
 
 impl Vars {
-    pub(super) fn read(top: &Table, given: &Given) -> Self {
+    pub(crate) fn read(top: &Table, given: &Given) -> Self {
         let mut declared = BTreeMap::new();
         if let Some(table) = top.free_table("vars", "[vars]") {
             for (name, value) in table.entries() {
@@ -56,7 +56,7 @@ pub fn given(text: &str) -> Result<(String, String), String> {
 }
 
 /// What every shell can read.
-pub(super) fn variable_name(name: &str) -> Result<(), String> {
+pub(crate) fn variable_name(name: &str) -> Result<(), String> {
     let good = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
     if good {
@@ -97,7 +97,7 @@ const TAKEN_PREFIXES: [&str; 10] =
     ["ANSIBLE_", "APT_", "AWS_", "BASH_FUNC", "DEBIAN_", "DPKG_", "LC_", "LD_", "OVEN_", "PYTHON"];
 
 /// A name for what every script gets.
-pub(super) fn free_name(name: &str) -> Result<(), String> {
+pub(crate) fn free_name(name: &str) -> Result<(), String> {
     variable_name(name)?;
     let taken = TAKEN.contains(&name) || TAKEN_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
     if taken {
@@ -111,7 +111,7 @@ pub(super) fn free_name(name: &str) -> Result<(), String> {
 }
 
 /// What an environment, and an argument, can hold.
-pub(super) fn plain(value: &str) -> Result<(), String> {
+pub(crate) fn plain(value: &str) -> Result<(), String> {
     if value.contains('\0') { Err("has a NUL character".into()) } else { Ok(()) }
 }
 

@@ -1,47 +1,17 @@
 //! Where a bake gets its disk, and how the disk becomes a snapshot.
 
-mod ahead;
-pub mod attached;
-pub mod cache;
-mod changes;
-pub mod chosen;
-pub mod copy;
+pub mod attached_disk;
 pub mod direct;
-pub mod export;
-pub mod kept;
-pub mod loopdev;
-pub mod lower;
-pub mod marks;
-mod metadata;
-pub mod overlay;
-pub mod raw;
-pub mod serve;
-pub mod trouble;
-pub mod upload;
+pub mod strategy;
 
-use crate::cloud::{Base, RunId, SnapshotId, Tags, VolumeKind, tag};
+use crate::cloud::{Base, Tags, VolumeKind, tag};
+use crate::device::Device;
 use crate::error::Kind;
+use crate::ids::{RunId, SnapshotId};
 use crate::owner::Owner;
 use crate::undo::Undo;
 use anyhow::Result;
 use async_trait::async_trait;
-use std::os::fd::OwnedFd;
-use std::path::PathBuf;
-
-/// A whole disk, verified once and held open. Dropping it lets go of the disk: a loop device detaches itself.
-#[derive(Debug)]
-pub struct Device {
-    /// Open for reading and writing. Whoever needs a path takes `/proc/self/fd/N`.
-    pub node: OwnedFd,
-    /// For messages only.
-    pub path: PathBuf,
-    /// The device number of the node.
-    pub rdev: u64,
-    /// The volume that it was verified to be: its serial on NVMe, its id in the local region.
-    pub serial: String,
-    /// Where free space that is discarded and zeros that are asked for have to be told apart.
-    pub trimming: Option<marks::Trimming>,
-}
 
 /// What a definition wants of its disk.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -69,11 +39,6 @@ impl DiskSpec {
         }
         Ok(size_gib)
     }
-}
-
-/// The command that removes what a run left.
-fn sweep(run: &RunId) -> String {
-    format!("oven sweep --run {run}")
 }
 
 /// Tags that say whose a resource is: without them nobody could sweep it.

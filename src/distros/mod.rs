@@ -1,20 +1,20 @@
 //! Which plugins there are, and which one an image is for.
 
-pub mod contained;
-pub mod exec;
-mod found;
+pub mod executable;
+pub mod sandboxed_plugin;
+mod search_path;
 #[cfg(test)]
 mod tests;
 
 use crate::error::Kind;
 use anyhow::{Context, Result};
-use exec::Exec;
+use executable::Exec;
 use oven_distro::check::{InProcess, Speaker};
 use oven_distro::{Claim, Claims, Distro, Job, OsRelease, Plan, Refused};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-pub use found::DIRECTORIES;
+pub use search_path::DIRECTORIES;
 
 /// Where a plugin came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,8 +117,8 @@ impl Registry {
     /// Adds the plugins of the directories, earlier ones first: a later one of the same name is hidden. A file that is
     /// not trusted is not run, and told.
     pub fn look(mut self, directories: &[PathBuf], helper: &Path) -> Self {
-        for file in found::look(directories) {
-            let id = found::name(&file.path);
+        for file in search_path::look(directories) {
+            let id = search_path::name(&file.path);
             let added = file.program.and_then(|program| {
                 self.add(Origin::Installed(file.path.clone()), &id?, Exec::new(&file.path, program, helper))
             });
@@ -131,8 +131,8 @@ impl Registry {
 
     /// Adds a plugin of the command line, which hides an installed one of its name.
     pub fn give(mut self, path: &Path, helper: &Path) -> Result<Self> {
-        let program = found::named(path)?;
-        let add = found::name(path).and_then(|id| {
+        let program = search_path::named(path)?;
+        let add = search_path::name(path).and_then(|id| {
             self.known.retain(|known| known.id != id || !matches!(known.origin, Origin::Installed(_)));
             self.add(Origin::Given(path.to_owned()), &id, Exec::new(path, program, helper))
         });

@@ -1,14 +1,15 @@
 //! EC2, as settings and this instance mean it.
 
 use super::{Findings, Site, Use};
-use crate::cloud::ebs::Ebs;
-use crate::cloud::{VolumeId, ec2, instance, nvme};
-use crate::disk::attached::Attached;
-use crate::disk::chosen::Chosen;
+use crate::cloud::aws::ebs::Ebs;
+use crate::cloud::aws::{ec2, imds, nvme};
+use crate::config::project::{Settings, Strategy};
+use crate::disk::attached_disk::Attached;
 use crate::disk::direct::Direct;
+use crate::disk::strategy::Chosen;
 use crate::error::Kind;
+use crate::ids::VolumeId;
 use crate::report::Report;
-use crate::settings::{Settings, Strategy};
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -51,10 +52,10 @@ pub async fn examine(settings: Settings, report: Report) -> (Findings, Result<Si
     (findings, connect(settings, report, instance).await)
 }
 
-async fn who_am_i(settings: &Settings) -> Result<instance::Instance> {
+async fn who_am_i(settings: &Settings) -> Result<imds::Instance> {
     let Settings { instance_id, zone, region, .. } = settings.clone();
-    let given = instance::Given { instance_id, zone, region };
-    instance::who_am_i(given).await.context("asking which instance this is")
+    let given = imds::Given { instance_id, zone, region };
+    imds::who_am_i(given).await.context("asking which instance this is")
 }
 
 fn has_nvme() -> Result<()> {
@@ -66,7 +67,7 @@ fn has_nvme() -> Result<()> {
     Err(failure.hint("Bake on an instance of the Nitro system.").into())
 }
 
-async fn connect(settings: Settings, report: Report, instance: Option<instance::Instance>) -> Result<Site> {
+async fn connect(settings: Settings, report: Report, instance: Option<imds::Instance>) -> Result<Site> {
     let (instance_id, zone, at) =
         instance.map(|i| (Some(i.id), Some(i.zone), Some(i.region))).unwrap_or_default();
     let state = PathBuf::from(STATE_DIR);

@@ -3,13 +3,14 @@
 use anyhow::Result;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_sdk_ec2::config::{Credentials, SharedCredentialsProvider};
-use oven::cloud::blocks::{BLOCK, Blocks, Digest, NewSnapshot, Parent};
-use oven::cloud::ebs::Ebs;
-use oven::cloud::ec2::{Ec2, Options, Pace};
-use oven::cloud::{
-    Architecture, Base, BaseRef, Cloud, ImageId, ImageSpec, RunId, SnapshotId, VolumeKind, tag,
-};
-use oven::disk::upload::{Source, download, upload, verify};
+use oven::cloud::aws::ebs::Ebs;
+use oven::cloud::aws::ec2::{Ec2, Options, Pace};
+use oven::cloud::block_api::{Blocks, NewSnapshot, Parent};
+use oven::cloud::{Base, BaseRef, Cloud, ImageSpec, VolumeKind, tag};
+use oven::ids::{Architecture, ImageId, RunId, SnapshotId};
+use oven::ids::{BLOCK, Digest};
+use oven::transfer::download::{download, verify};
+use oven::transfer::upload::{Source, upload};
 use oven::undo::Policy;
 use oven_ec2_server::world::World;
 use oven_ec2_server::{Direct, Entry, Server, ServerOptions};

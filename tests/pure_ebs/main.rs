@@ -4,11 +4,14 @@
 mod ground;
 
 use ground::{CHANGES, Given, Ground, MILLI, block, image, is_the_child, none, rebake, rules, shared, spec};
-use oven::cloud::blocks::{BLOCK, Blocks, Expired, Parent};
-use oven::cloud::policy::{Ways, policy};
-use oven::cloud::{Cloud, RunId, SnapshotId, Tags, VolumeKind, tag};
-use oven::disk::upload::{upload, verify};
+use oven::cloud::block_api::{Blocks, Expired, Parent};
+use oven::cloud::iam_policy::{Ways, policy};
+use oven::cloud::{Cloud, Tags, VolumeKind, tag};
 use oven::error::hint_of;
+use oven::ids::BLOCK;
+use oven::ids::{RunId, SnapshotId};
+use oven::transfer::download::verify;
+use oven::transfer::upload::upload;
 use oven::undo::scope;
 use oven_ec2_server::{Delays, Direct, DirectThrottle, Fault, ServerOptions, Turn, What};
 use sha2::{Digest as _, Sha256};

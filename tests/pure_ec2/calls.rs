@@ -1,7 +1,8 @@
 //! How many calls a bake and a hit make, and how long a hit takes.
 
 use crate::ground::{Ground, MILLI, key, options};
-use oven::cloud::{Cloud, RunId};
+use oven::cloud::Cloud;
+use oven::ids::RunId;
 use std::time::{Duration, Instant};
 
 /// At most so many of EC2's calls for a bake, waits included, where nothing is delayed.

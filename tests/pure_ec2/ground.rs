@@ -1,12 +1,11 @@
 //! A server with a base image, strangers' things that nobody may touch, and the cloud's part of a bake on it.
 
-use oven::cloud::ec2::{Ec2, Options, Pace};
-use oven::cloud::{
-    Architecture, Base, BaseRef, Cloud, Image, ImageId, ImageSpec, Key, RunId, SnapshotId, Tags, VolumeId,
-    tag,
-};
-use oven::disk::attached::Attached;
-use oven::disk::{Device, DiskSpec, Disks};
+use oven::cloud::aws::ec2::{Ec2, Options, Pace};
+use oven::cloud::{Base, BaseRef, Cloud, Image, ImageSpec, Key, Tags, tag};
+use oven::device::Device;
+use oven::disk::attached_disk::Attached;
+use oven::disk::{DiskSpec, Disks};
+use oven::ids::{Architecture, ImageId, RunId, SnapshotId, VolumeId};
 use oven::undo::{Ended, Policy, Undo, scope};
 use oven_ec2_server::world::{Common, Snapshot, Volume, World};
 use oven_ec2_server::{Builder, Entry, Fault, Ledger, Server, ServerOptions, What};

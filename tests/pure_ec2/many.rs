@@ -4,8 +4,8 @@
 
 use crate::case::all;
 use crate::ground::{Ground, MILLI, options};
-use oven::cloud::RunId;
 use oven::error::Kind;
+use oven::ids::RunId;
 use oven_ec2_server::{Fault, ServerOptions, Turn, What};
 use std::cell::RefCell;
 use std::collections::BTreeMap;

@@ -2,8 +2,9 @@
 
 use crate::case::{is_of, says};
 use crate::ground::{Ground, INSTANCE, OTHER_INSTANCE, options};
-use oven::cloud::{Architecture, BaseRef, Cloud, ImageId};
+use oven::cloud::{BaseRef, Cloud};
 use oven::error::Kind;
+use oven::ids::{Architecture, ImageId};
 use oven_ec2_server::world::{Image, Mapping};
 
 /// Nothing was made: no call changed anything.
@@ -16,7 +17,7 @@ fn untouched(ground: &Ground, what: &str) {
 /// Row 0.3: the instance is not there, not running, or in another zone or region than was said.
 #[tokio::test]
 async fn r0_3_the_wrong_instance() {
-    type Change = fn(&mut oven::cloud::ec2::Options);
+    type Change = fn(&mut oven::cloud::aws::ec2::Options);
     let cases: [(&str, Change, &[&str]); 4] = [
         (
             "another",
@@ -32,7 +33,7 @@ async fn r0_3_the_wrong_instance() {
         ground.server.with_world(|world| {
             world.instances.get_mut(OTHER_INSTANCE).unwrap().state = "stopped".into();
         });
-        let ended = ground.bake_by(&ground.ec2_with(change), &oven::cloud::RunId::new()).await;
+        let ended = ground.bake_by(&ground.ec2_with(change), &oven::ids::RunId::new()).await;
         let error = ended.result.expect_err(what);
         is_of(&error, Kind::Machine);
         says(&error, texts, what);

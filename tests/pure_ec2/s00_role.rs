@@ -3,9 +3,10 @@
 use crate::case::{End, all, case, error, is_of, prove, says};
 use crate::ground::{Ground, config, options};
 use aws_config::imds::credentials::ImdsCredentialsProvider;
-use oven::cloud::ec2::Ec2;
-use oven::cloud::{Cloud, RunId, Verdict};
+use oven::cloud::aws::ec2::Ec2;
+use oven::cloud::{Cloud, Verdict};
 use oven::error::Kind;
+use oven::ids::RunId;
 
 /// What `oven doctor` asks for; of the second kind a no cannot be told from one for want of our tags.
 const PLAIN: [&str; 7] = [
@@ -116,7 +117,7 @@ async fn r0_4_what_is_missing_in_the_middle() {
 #[tokio::test]
 async fn t21_the_least_policy_is_enough() {
     let mut least = options(vec![error("CreateSnapshot", 1, "SnapshotLimitExceeded")]);
-    least.policy = Some(oven::cloud::policy::policy(oven::cloud::policy::Ways::Attached, None, &[]));
+    least.policy = Some(oven::cloud::iam_policy::policy(oven::cloud::iam_policy::Ways::Attached, None, &[]));
     let ground = Ground::new(least);
     let (ended, _) = ground.bake().await;
     says(&ended.result.unwrap_err(), &["SnapshotLimitExceeded"], "policy");

@@ -2,7 +2,8 @@
 
 use crate::case::says;
 use crate::ground::{Ground, key, options, policy};
-use oven::cloud::{Cloud, ImageState, Key, RunId, VolumeKind, VolumeSpec, Volumes};
+use oven::cloud::{Cloud, ImageState, Key, VolumeKind, VolumeSpec, Volumes};
+use oven::ids::RunId;
 use oven::undo::scope;
 use oven_ec2_server::Turn;
 use oven_ec2_server::world::now;

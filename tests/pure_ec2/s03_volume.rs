@@ -2,8 +2,8 @@
 
 use crate::case::{Case, End, case, error, lost_after, lost_before, prove};
 use crate::ground::{Ground, MILLI, options, pace};
-use oven::cloud::RunId;
-use oven::cloud::ec2::Pace;
+use oven::cloud::aws::ec2::Pace;
+use oven::ids::RunId;
 use oven_ec2_server::world::{Snapshot, now};
 use oven_ec2_server::{Fault, Turn, What};
 use std::time::{Duration, Instant};

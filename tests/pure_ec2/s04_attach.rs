@@ -2,9 +2,10 @@
 
 use crate::case::{End, case, error, is_of, lost_after, lost_before, prove, says};
 use crate::ground::{Ground, INSTANCE, MILLI, OTHER_INSTANCE, options, pace};
-use oven::cloud::ec2::Pace;
-use oven::cloud::{Cloud, RunId, VolumeId, VolumeKind, VolumeSpec, Volumes};
+use oven::cloud::aws::ec2::Pace;
+use oven::cloud::{Cloud, VolumeKind, VolumeSpec, Volumes};
 use oven::error::Kind;
+use oven::ids::{RunId, VolumeId};
 use oven_ec2_server::world::{Attachment, Phase};
 use oven_ec2_server::{Fault, Turn, What};
 use std::cell::Cell;
@@ -179,7 +180,7 @@ async fn r4_5_the_kernel_is_first() {
     ground.holds_nothing("4.5");
 }
 
-async fn volume(ground: &Ground, ec2: &oven::cloud::ec2::Ec2, run: &RunId) -> VolumeId {
+async fn volume(ground: &Ground, ec2: &oven::cloud::aws::ec2::Ec2, run: &RunId) -> VolumeId {
     let base = ec2.base(&ground.base).await.unwrap();
     let spec = VolumeSpec {
         snapshot: base.snapshot,

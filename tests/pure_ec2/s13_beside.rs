@@ -3,9 +3,10 @@
 
 use crate::case::{End, all, case, error, lost_after, lost_before, prove};
 use crate::ground::{Ground, MILLI, disk_spec, image_spec, options, policy};
-use oven::cloud::{Cloud, RunId};
+use oven::cloud::Cloud;
 use oven::disk::Disks;
-use oven::disk::attached::Attached;
+use oven::disk::attached_disk::Attached;
+use oven::ids::RunId;
 use oven::undo::{Policy, scope};
 use oven_ec2_server::{Fault, ServerOptions, Turn, What};
 use std::future::pending;

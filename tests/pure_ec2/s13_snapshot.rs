@@ -2,8 +2,8 @@
 
 use crate::case::{End, all, case, error, lost_after, lost_before, prove, says};
 use crate::ground::{Ground, MILLI, options, pace};
-use oven::cloud::RunId;
-use oven::cloud::ec2::Pace;
+use oven::cloud::aws::ec2::Pace;
+use oven::ids::RunId;
 use oven_ec2_server::world::now;
 use oven_ec2_server::{Fault, ServerOptions, Turn, What};
 use std::time::{Duration, Instant};
@@ -197,7 +197,7 @@ async fn r13_7_a_busy_volume() {
     ground.server.with_world(|world| {
         world.volumes.values_mut().filter(|v| !v.common.seeded).for_each(|v| v.attachment = None)
     });
-    let disks = oven::disk::attached::Attached::new(std::rc::Rc::new(ground.ec2()));
+    let disks = oven::disk::attached_disk::Attached::new(std::rc::Rc::new(ground.ec2()));
     oven::disk::Disks::forget(&disks, &run).await.unwrap();
     ground.holds_one(&image, "13.7");
 }

@@ -2,9 +2,10 @@
 
 use crate::case::{End, case, error, lost_after, lost_before, prove, says};
 use crate::ground::{Ground, MILLI, options, pace};
-use oven::cloud::ec2::Pace;
-use oven::cloud::{Cloud, RunId, tag};
+use oven::cloud::aws::ec2::Pace;
+use oven::cloud::{Cloud, tag};
 use oven::error::Kind;
+use oven::ids::RunId;
 use oven::undo::Undo;
 use oven_ec2_server::world::{Common, Image, now};
 use oven_ec2_server::{Fault, Turn, What};

@@ -2,9 +2,10 @@
 
 use crate::case::{End, case, error, lost_after, lost_before, prove, says};
 use crate::ground::{Ground, options};
-use oven::cloud::{Cloud, RunId, VolumeKind, VolumeSpec, Volumes, tag};
+use oven::cloud::{Cloud, VolumeKind, VolumeSpec, Volumes, tag};
 use oven::disk::Disks;
-use oven::disk::attached::Attached;
+use oven::disk::attached_disk::Attached;
+use oven::ids::RunId;
 use oven_ec2_server::{Fault, Turn, What};
 use std::rc::Rc;
 use std::time::Duration;

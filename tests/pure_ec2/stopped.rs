@@ -2,7 +2,7 @@
 
 use crate::case::all;
 use crate::ground::{Ground, MILLI, options};
-use oven::cloud::RunId;
+use oven::ids::RunId;
 use oven_ec2_server::{Fault, Turn, What};
 
 async fn stopped(faults: Vec<Fault>, after: u32, lag: u32) {

@@ -3,7 +3,7 @@
 use crate::archive::{Archive, Key, SILENCE, sha256};
 use crate::ground::Ground;
 use crate::{MAIN, ground, package, repository};
-use oven::root::caches::{LIMIT, Store};
+use oven::provision::package_cache::{LIMIT, Store};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};

@@ -1,8 +1,8 @@
 //! Disks in files, on loop devices of their own, and a mount namespace for each test.
 
-use oven::disk::Device;
+use oven::device::Device;
+use oven::mount::{MountOptions, Root};
 use oven::report::Report;
-use oven::root::{MountOptions, Root};
 use std::cell::RefCell;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};

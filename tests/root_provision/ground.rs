@@ -1,17 +1,19 @@
 //! What these tests stand on: a small Debian, made once, and an image over it that is thrown away after each test.
 
-use oven::ask;
-use oven::cloud::Architecture;
+use oven::bake::download;
+use oven::bake::target;
+use oven::config::project::NetworkSettings;
 use oven::definition::{Definition, Given};
-use oven::download;
+use oven::ids::Architecture;
+use oven::image::tree::Inside;
+use oven::provision;
+use oven::provision::context::Place;
+use oven::provision::context::{Guard, Work};
+use oven::provision::package_cache;
+use oven::provision::package_cache::{Kept, Store};
 use oven::report::{Level, Report, Style};
-use oven::root::Inside;
-use oven::root::caches::{self, Kept, Store};
-use oven::root::execute::{self, Guard, Work};
-use oven::root::runner::Place;
-use oven::root::step::private_mounts;
+use oven::sandbox::private_mounts;
 use oven::secrets::Secrets;
-use oven::settings::NetworkSettings;
 use oven_debian::Debian;
 use oven_distro::{Distro, OsRelease, Plan};
 use std::collections::BTreeMap;
@@ -88,7 +90,7 @@ impl Ground {
         for dir in ["host", "web", "image", "changes"] {
             fs::create_dir(temp.path().join(dir)).unwrap();
         }
-        let store = Store::new(&temp.path().join("state").join(caches::DIR), caches::LIMIT);
+        let store = Store::new(&temp.path().join("state").join(package_cache::DIR), package_cache::LIMIT);
         let ground = Self {
             temp,
             network: NetworkSettings::default(),
@@ -201,9 +203,9 @@ impl Ground {
         };
         let os_release = inside.read("/etc/os-release").unwrap().unwrap();
         let os_release = OsRelease::parse(&String::from_utf8(os_release).unwrap());
-        let mut job = ask::job::wishes(&image, os_release, Architecture::HOST, &self.network);
+        let mut job = target::job::wishes(&image, os_release, Architecture::HOST, &self.network);
         let claims = Debian.claims(&job.os_release);
-        ask::job::look(&mut job, &claims, &inside).unwrap();
+        target::job::look(&mut job, &claims, &inside).unwrap();
         let mut plan = match Debian.plan(&job) {
             Ok(plan) => plan,
             Err(refused) => {
@@ -223,7 +225,7 @@ impl Ground {
             kept: Some(&kept),
             report: &report,
         };
-        let result = runtime.block_on(execute::execute_in(&place, &work));
+        let result = runtime.block_on(provision::execute_in(&place, &work));
         // A log begins with the first step: what fails before that leaves none.
         let begun = result.is_ok() || !report.phases().is_empty();
         let log = if begun || log.exists() { fs::read_to_string(log).unwrap() } else { String::new() };

@@ -7,18 +7,20 @@
 
 use super::mirror::Mirror;
 use super::packages::{self, run};
-use oven::ask;
-use oven::cloud::Architecture;
+use oven::bake::target;
+use oven::config::project::NetworkSettings;
 use oven::definition::Definition;
 use oven::distros;
+use oven::ids::Architecture;
+use oven::image::tree::Inside;
+use oven::provision;
+use oven::provision::context::Place;
+use oven::provision::context::{Guard, Work};
+use oven::provision::package_cache;
+use oven::provision::package_cache::{Kept, Store};
 use oven::report::{Level, Report, Style};
-use oven::root::Inside;
-use oven::root::caches::{self, Kept, Store};
-use oven::root::execute::{self, Guard, Work};
-use oven::root::runner::Place;
-use oven::root::step::private_mounts;
+use oven::sandbox::private_mounts;
 use oven::secrets::Secrets;
-use oven::settings::NetworkSettings;
 use oven_distro::{Distro, OsRelease, Plan};
 use std::collections::BTreeMap;
 use std::fs;
@@ -245,9 +247,10 @@ impl Ground {
         let inside = Inside::open_dir(&self.path("image"))?;
         let os_release = OsRelease::parse(&self.read("usr/lib/os-release"));
         let distro = self.system.plugin();
-        let mut job = ask::job::wishes(&image, os_release, Architecture::HOST, &NetworkSettings::default());
+        let mut job =
+            target::job::wishes(&image, os_release, Architecture::HOST, &NetworkSettings::default());
         let claims = distro.claims(&job.os_release);
-        ask::job::look(&mut job, &claims, &inside)?;
+        target::job::look(&mut job, &claims, &inside)?;
         distro.plan(&job).map_err(distros::refused)
     }
 
@@ -263,7 +266,7 @@ impl Ground {
         let log = self.path("log");
         report.log_to(&log, "a test");
         let place = Place { root: &self.path("image"), inside: &inside, nodes: &[], unmounted: &[] };
-        let store = Store::new(&self.path("state").join(caches::DIR), caches::LIMIT);
+        let store = Store::new(&self.path("state").join(package_cache::DIR), package_cache::LIMIT);
         let kept = Kept { store, base: "snap-1".into() };
         let work = Work {
             image: &image,
@@ -276,7 +279,7 @@ impl Ground {
             report: &report,
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let result = runtime.block_on(execute::execute_in(&place, &work));
+        let result = runtime.block_on(provision::execute_in(&place, &work));
         // A log begins with the first step: what fails before that leaves none.
         let begun = result.is_ok() || !report.phases().is_empty();
         let log = if begun || log.exists() { fs::read_to_string(log).unwrap() } else { String::new() };

@@ -13,20 +13,23 @@ mod nothing;
 
 use anyhow::Result;
 use faulty::{Fault, Faulty};
-use oven::batch::{Baked, bake_all};
-use oven::cli::{Global, Wish};
+use oven::bake::batch::{Baked, bake_all};
+use oven::bake::options::BakeOptions;
+use oven::cli::args::Global;
 use oven::cloud::local::Region;
-use oven::disk::attached::Attached;
+use oven::config::overrides::Overrides;
+use oven::config::project::Settings;
+use oven::definition::graph::Order;
+use oven::disk::Disks;
+use oven::disk::attached_disk::Attached;
 use oven::disk::direct::Direct;
-use oven::disk::{Disks, export};
+use oven::disk::direct::server;
 use oven::distros::Registry;
 use oven::error::Kind;
-use oven::order::Order;
 use oven::report::{Level, Report, Style};
-use oven::root::step;
-use oven::settings::{Overrides, Settings};
+use oven::sandbox;
 use oven::site::Site;
-use oven::{scratch, stop};
+use oven::sys::{private_tmpfs, signals};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -34,14 +37,14 @@ use std::time::Duration;
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    if args.first().is_some_and(|verb| verb == step::VERB) {
-        return step::helper_main();
+    if args.first().is_some_and(|verb| verb == sandbox::VERB) {
+        return sandbox::helper_main();
     }
-    if args.first().is_some_and(|verb| verb == export::VERB) {
-        return export::helper_main();
+    if args.first().is_some_and(|verb| verb == server::VERB) {
+        return server::helper_main();
     }
-    ExitCode::from(stop::beside(move || {
-        step::private_mounts().and_then(|()| scratch::make()).expect("root");
+    ExitCode::from(signals::beside(move || {
+        sandbox::private_mounts().and_then(|()| private_tmpfs::make()).expect("root");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(run(&args)).unwrap_or_else(|error| {
             eprintln!("error: {error:#}");
@@ -86,7 +89,7 @@ async fn run(args: &[String]) -> Result<u8> {
         disks,
         distros: Rc::new(Registry::built_in(vec![Box::new(nothing::Nothing)])),
         helper,
-        scratch: scratch::DIR.into(),
+        scratch: private_tmpfs::DIR.into(),
         state,
         settings: Rc::new(settings),
         report,
@@ -94,8 +97,8 @@ async fn run(args: &[String]) -> Result<u8> {
         blocks: faulty.clone(),
     };
     let force = std::env::var_os("OVEN_TEST_FORCE").is_some();
-    let wish = Wish { force, ..Wish::default() };
-    let stop = stop::signals(&site.report)?;
+    let wish = BakeOptions { force, ..BakeOptions::default() };
+    let stop = signals::signals(&site.report)?;
     let all = bake_all(&site, &global, Order::of(&[dir])?, &wish, 2, stop).await;
     println!("calls {}\nreads {}", faulty.calls(), faulty.reads());
     for baked in &all {

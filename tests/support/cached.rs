@@ -1,8 +1,8 @@
 //! What the cache of a machine that bakes by EBS direct holds of a base, and what is read of it again.
 
 use crate::ground::Ground;
-use oven::cloud::SnapshotId;
-use oven::disk::cache::{Cache, Cached};
+use oven::disk::direct::block_cache::{Cache, Cached};
+use oven::ids::SnapshotId;
 use std::collections::BTreeSet;
 
 /// The blocks that were read since calls were forgotten.

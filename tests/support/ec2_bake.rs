@@ -10,23 +10,28 @@
 mod nothing;
 
 use anyhow::{Context, Result, ensure};
-use oven::batch::{Baked, bake_all};
-use oven::cli::{Global, Wish};
-use oven::cloud::ebs::Ebs;
-use oven::cloud::ec2::{Ec2, Options, Pace};
-use oven::cloud::{VolumeId, instance};
-use oven::disk::attached::Attached;
+use oven::bake::batch::{Baked, bake_all};
+use oven::bake::options::BakeOptions;
+use oven::cli::args::Global;
+use oven::cloud::aws::ebs::Ebs;
+use oven::cloud::aws::ec2::{Ec2, Options, Pace};
+use oven::cloud::aws::imds;
+use oven::config::overrides::Overrides;
+use oven::config::project::{AWS, Settings};
+use oven::definition::graph::Order;
+use oven::device::Device;
+use oven::disk::Disks;
+use oven::disk::attached_disk::Attached;
 use oven::disk::direct::Direct;
-use oven::disk::{Device, Disks, export};
+use oven::disk::direct::server;
 use oven::distros::Registry;
 use oven::error::Kind;
-use oven::order::Order;
+use oven::ids::VolumeId;
 use oven::report::{Level, Report, Style};
-use oven::root::step;
-use oven::settings::{AWS, Overrides, Settings};
+use oven::sandbox;
 use oven::site::Site;
+use oven::sys::{private_tmpfs, signals};
 use oven::trace::Trace;
-use oven::{scratch, stop};
 use oven_debian::Debian;
 use std::fs::File;
 use std::io::ErrorKind;
@@ -38,14 +43,14 @@ use std::time::Duration;
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    if args.first().is_some_and(|verb| verb == step::VERB) {
-        return step::helper_main();
+    if args.first().is_some_and(|verb| verb == sandbox::VERB) {
+        return sandbox::helper_main();
     }
-    if args.first().is_some_and(|verb| verb == export::VERB) {
-        return export::helper_main();
+    if args.first().is_some_and(|verb| verb == server::VERB) {
+        return server::helper_main();
     }
-    ExitCode::from(stop::beside(move || {
-        step::private_mounts().and_then(|()| scratch::make()).expect("root");
+    ExitCode::from(signals::beside(move || {
+        sandbox::private_mounts().and_then(|()| private_tmpfs::make()).expect("root");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(run(Path::new(&args[0]))).unwrap_or_else(|error| {
             eprintln!("error: {error:#}");
@@ -93,12 +98,12 @@ async fn run(dir: &Path) -> Result<u8> {
     let trace = std::env::var_os("OVEN_TEST_TRACE").map(PathBuf::from);
     let file = trace.as_deref().map(Trace::create).transpose()?;
     let report = Report::traced(Style::Human, Level::Normal, file);
-    let stop = stop::signals(&report)?;
+    let stop = signals::signals(&report)?;
     let direct = std::env::var_os("OVEN_TEST_DIRECT").is_some();
     let here = match direct {
         true => None,
         false => {
-            let asked = stop::or(&stop, instance::who_am_i(instance::Given::default())).await;
+            let asked = signals::or(&stop, imds::who_am_i(imds::Given::default())).await;
             Some(asked.context("asking which instance this is")?)
         }
     };
@@ -141,13 +146,13 @@ async fn run(dir: &Path) -> Result<u8> {
         disks,
         distros: Rc::new(Registry::built_in(vec![Box::new(nothing::Nothing), Box::new(Debian)])),
         helper,
-        scratch: scratch::DIR.into(),
+        scratch: private_tmpfs::DIR.into(),
         state,
         settings: Rc::new(settings),
         report: report.clone(),
         region: None,
     };
-    let wish = Wish::default();
+    let wish = BakeOptions::default();
     let all = bake_all(&site, &global, Order::of(&[dir])?, &wish, 1, stop).await;
     report.end_trace();
     for image in all.iter().filter_map(Baked::image) {

@@ -2,9 +2,10 @@
 
 use anyhow::{Result, bail};
 use async_trait::async_trait;
-use oven::cloud::blocks::{Blocks, Contents, Digest, NewSnapshot, Parent, Reader};
+use oven::cloud::block_api::{Blocks, Contents, NewSnapshot, Parent, Reader};
 use oven::cloud::*;
-use oven::disk::Device;
+use oven::device::Device;
+use oven::ids::Digest;
 use oven::undo::Undo;
 use std::cell::Cell;
 use std::collections::BTreeMap;

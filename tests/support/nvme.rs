@@ -6,7 +6,8 @@
 //! answers, a word for each volume: `vol-1=nvme2n1/259:3/vol-1`, the last being the text that the disk begins with, read
 //! from the descriptor that was verified; `vol-1=none`; or `vol-1=refused/why,with,commas`.
 
-use oven::cloud::{VolumeId, nvme};
+use oven::cloud::aws::nvme;
+use oven::ids::VolumeId;
 use std::fs::File;
 use std::io::{BufRead, Write};
 use std::os::unix::fs::FileExt;

@@ -18,7 +18,7 @@ pub fn seeds(all: u64, fixed: u64, fresh: u64) -> Vec<u64> {
         return (0..all).collect();
     }
     let new = (0..fresh).map(|_| {
-        let digits = &oven::cloud::RunId::new().0[..8];
+        let digits = &oven::ids::RunId::new().0[..8];
         u64::from(u32::from_str_radix(digits, 16).unwrap())
     });
     (0..fixed).chain(new).collect()

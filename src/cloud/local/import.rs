@@ -1,12 +1,14 @@
 //! A raw disk image becomes a base image of the region.
 
-use super::names::{check_image_name, check_tags, new_id, refused};
 use super::records::{ImageRecord, Locked, SnapshotRecord, Source, Stamp, created_after, sync_dir};
 use super::{Region, Registered, register};
-use crate::cloud::{Architecture, Image, ImageId, ImageState, ROOT_DEVICE, SnapshotId, Tags};
-use crate::disk::copy;
+use crate::cloud::ec2_rules::{check_image_name, check_tags, new_id, refused};
+use crate::cloud::{Image, ImageState, ROOT_DEVICE, Tags};
 use crate::error::Kind;
+use crate::ids::{Architecture, ImageId, SnapshotId};
 use crate::report::Report;
+use crate::sys::sparse_copy;
+use crate::sys::tasks;
 use anyhow::{Context, Result};
 use std::fs::File;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
@@ -51,7 +53,9 @@ impl Region {
         let digest = async {
             match known {
                 Some(digest) => Ok(digest),
-                None => copy::blocking(move |stop| copy::digest(&reader, stop)).await.with_context(context),
+                None => {
+                    tasks::run(move |stop| sparse_copy::digest(&reader, stop)).await.with_context(context)
+                }
             }
         };
         if let Some(holder) = holder {
@@ -62,12 +66,12 @@ impl Region {
             }
             return Ok(image);
         }
-        let length = copy::length(&file)?;
+        let length = sparse_copy::length(&file)?;
         let size_gib = length.div_ceil(GIB);
         let dir = self.store().dir_of::<SnapshotRecord>();
         let reader = file.try_clone()?;
-        let data = copy::blocking(move |stop| {
-            let data = copy::copy(&reader, size_gib * GIB, &dir, stop)?;
+        let data = tasks::run(move |stop| {
+            let data = sparse_copy::copy(&reader, size_gib * GIB, &dir, stop)?;
             data.file().sync_data().context("writing the snapshot to the disk")?;
             Ok(data)
         });
@@ -170,7 +174,7 @@ fn open(raw: &Path) -> Result<File> {
         return Err(Kind::Usage.error(format!("{name} is neither a file nor a block device")));
     }
     let file = File::open(raw).with_context(|| format!("opening {name}"))?;
-    let length = copy::length(&file)?;
+    let length = sparse_copy::length(&file)?;
     if length == 0 {
         return Err(Kind::Usage.error(format!("{name} is empty")));
     }

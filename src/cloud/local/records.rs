@@ -1,12 +1,14 @@
 //! A region's directory: a small JSON record for each thing, the data beside it, and one lock for all that changes.
 
-use super::names::{absent, is_id};
-use super::ours;
-use super::written::Written;
-use crate::cloud::wait::{Policy, Probe, until};
-use crate::cloud::{Architecture, ImageId, ImageState, SnapshotId, Tags, VolumeId};
-use crate::disk::copy;
+use super::pending_snapshot::Written;
+use super::private_dir;
+use crate::cloud::ec2_rules::{absent, is_id};
+use crate::cloud::{ImageState, Tags};
 use crate::error::Kind;
+use crate::ids::{Architecture, ImageId, SnapshotId, VolumeId};
+use crate::sys::poll::{Policy, Probe, until};
+use crate::sys::tasks;
+use crate::sys::temp_file;
 use anyhow::{Context, Result};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
@@ -170,10 +172,10 @@ impl Store {
     /// Opens a region, or makes one.
     pub fn open(dir: &Path) -> Result<Self> {
         let make = || -> Result<Self> {
-            ours::make(dir)?;
+            private_dir::make(dir)?;
             let store = Self { dir: fs::canonicalize(dir)?.into() };
             for part in [ImageRecord::DIR, SnapshotRecord::DIR, VolumeRecord::DIR, DOCUMENTS, LOGS, LOCKS] {
-                ours::make_part(&store.dir.join(part))?;
+                private_dir::make_part(&store.dir.join(part))?;
             }
             store.check_format()?;
             Ok(store)
@@ -201,7 +203,7 @@ impl Store {
         let path = self.dir.join("region.json");
         let Some(text) = read_if_there(&path)? else {
             // Two that begin at once write the same.
-            return copy::write_beside(&path, &serde_json::to_vec(&Format { format: FORMAT })?, false);
+            return temp_file::write_beside(&path, &serde_json::to_vec(&Format { format: FORMAT })?, false);
         };
         let found: Format =
             serde_json::from_slice(&text).with_context(|| format!("reading {}", path.display()))?;
@@ -315,7 +317,7 @@ impl Store {
         work: impl FnOnce(&Locked) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let locked = self.lock().await?;
-        copy::blocking(move |_| work(&locked)).await
+        tasks::run(move |_| work(&locked)).await
     }
 
     async fn lock(&self) -> Result<Locked> {
@@ -341,7 +343,11 @@ impl Store {
 impl Locked {
     /// Writes a record beside its place and renames it. `durable`: it survives a loss of power when this returns.
     pub fn write<R: Record>(&self, record: &R, durable: bool) -> Result<()> {
-        copy::write_beside(&self.record::<R>(record.id()), &serde_json::to_vec_pretty(record)?, durable)?;
+        temp_file::write_beside(
+            &self.record::<R>(record.id()),
+            &serde_json::to_vec_pretty(record)?,
+            durable,
+        )?;
         if durable { sync_dir(&self.dir_of::<R>()) } else { Ok(()) }
     }
 
@@ -354,7 +360,7 @@ impl Locked {
     }
 
     pub fn write_documents(&self, id: &ImageId, documents: &BTreeMap<String, String>) -> Result<()> {
-        copy::write_beside(&self.documents_of(id), &serde_json::to_vec_pretty(documents)?, true)?;
+        temp_file::write_beside(&self.documents_of(id), &serde_json::to_vec_pretty(documents)?, true)?;
         sync_dir(&self.dir.join(DOCUMENTS))
     }
 
@@ -379,7 +385,7 @@ impl Locked {
                 let name = entry.with_context(|| format!("listing {}", dir.display()))?.file_name();
                 let Some(name) = name.to_str() else { continue };
                 let path = dir.join(name);
-                let orphan = if name.starts_with(copy::TEMP_PREFIX) {
+                let orphan = if name.starts_with(temp_file::TEMP_PREFIX) {
                     is_abandoned(&path)
                 } else if let (true, Some(id)) = (documents, name.strip_suffix(".json")) {
                     is_id(ImageRecord::PREFIX, id) && !is_written(&self.record::<ImageRecord>(id))

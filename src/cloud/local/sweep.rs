@@ -4,7 +4,8 @@ use super::Region;
 use super::records::{
     ImageRecord, PARENT, Record, SnapshotRecord, VolumeRecord, millis, now, remove_if_there,
 };
-use crate::cloud::{RunId, StaleRun, tag};
+use crate::cloud::{StaleRun, tag};
+use crate::ids::RunId;
 use crate::owner::{Gone, Owner};
 use anyhow::Result;
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,7 +45,7 @@ impl Found {
 
 impl Region {
     /// See [`crate::cloud::Cloud::stale_runs`]. What no record names is removed on the way.
-    pub(super) async fn stale(&self, older_than: Option<Duration>) -> Result<Vec<StaleRun>> {
+    pub(crate) async fn stale(&self, older_than: Option<Duration>) -> Result<Vec<StaleRun>> {
         let found = self.store().locked(|region| {
             region.tidy()?;
             let used: BTreeSet<_> =

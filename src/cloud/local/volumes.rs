@@ -1,11 +1,15 @@
 //! Volumes of a region: sparse files, attached as loop devices.
 
-use super::names::{check_tags, new_id, refused};
 use super::records::{SnapshotRecord, Store, VolumeRecord, created_after, now, sync_dir};
 use super::{PENDING, Region};
-use crate::cloud::wait::{Policy, Probe, until};
-use crate::cloud::{RunId, SnapshotId, Tags, VolumeId, VolumeSpec, Volumes, tag};
-use crate::disk::{Device, copy, loopdev};
+use crate::cloud::ec2_rules::{check_tags, new_id, refused};
+use crate::cloud::{Tags, VolumeSpec, Volumes, tag};
+use crate::device::Device;
+use crate::ids::{RunId, SnapshotId, VolumeId};
+use crate::sys::poll::{Policy, Probe, until};
+use crate::sys::tasks;
+use crate::sys::temp_file;
+use crate::sys::{loop_device, sparse_copy};
 use anyhow::{Context, Result};
 use async_trait::async_trait;
 use rustix::fs::FlockOperation;
@@ -36,7 +40,7 @@ fn lock(store: &Store, id: &VolumeId) -> Result<Option<File>> {
 }
 
 fn in_use(store: &Store, id: &VolumeId) -> anyhow::Error {
-    let holder = loopdev::holder(&store.data::<VolumeRecord>(&id.0));
+    let holder = loop_device::holder(&store.data::<VolumeRecord>(&id.0));
     let holder = holder.map_or_else(|| "another process".to_owned(), |name| format!("/dev/{name}"));
     refused("VolumeInUse", format!("{id} is currently attached to {holder}"))
 }
@@ -77,7 +81,7 @@ impl Region {
     }
 
     /// The lock of a volume's file, if it is free, or is soon.
-    pub(super) async fn lock_soon(&self, id: &VolumeId) -> Result<Option<File>> {
+    pub(crate) async fn lock_soon(&self, id: &VolumeId) -> Result<Option<File>> {
         let start = tokio::time::Instant::now();
         until(&format!("the volume {id}"), &SOON, async || match lock(self.store(), id)? {
             None if start.elapsed() < SOON.deadline => Ok(Probe::NotYet("attached".to_owned())),
@@ -111,15 +115,15 @@ impl Region {
         let dir = self.store().dir_of::<SnapshotRecord>();
         // A volume that nobody writes to shares its file with the snapshot: nothing is copied, and nothing written
         // twice. It gets its own when it is attached again (`own_file`), and most never are.
-        let data = copy::blocking(move |stop| {
+        let data = tasks::run(move |stop| {
             let open = || File::open(&path).with_context(|| format!("opening {}", path.display()));
             let data = match free {
                 // A file system without hard links.
-                Some(file) => match copy::Temp::linked(file, &path, &dir) {
+                Some(file) => match temp_file::Temp::linked(file, &path, &dir) {
                     Ok(shared) => shared,
-                    Err(_) => copy::copy(&open()?, size_gib << 30, &dir, stop)?,
+                    Err(_) => sparse_copy::copy(&open()?, size_gib << 30, &dir, stop)?,
                 },
-                None => copy::copy(&open()?, size_gib << 30, &dir, stop)?,
+                None => sparse_copy::copy(&open()?, size_gib << 30, &dir, stop)?,
             };
             data.file().sync_data().context("writing the snapshot to the disk")?;
             Ok(data)
@@ -145,14 +149,14 @@ impl Region {
 
     /// A snapshot may share the file of the volume that it was taken of ([`Region::snapshot`]): before such a volume
     /// is written to, it gets a copy of its own.
-    pub(super) async fn own_file(&self, id: &VolumeId, file: File) -> Result<File> {
+    pub(crate) async fn own_file(&self, id: &VolumeId, file: File) -> Result<File> {
         let metadata = file.metadata()?;
         if metadata.nlink() < 2 {
             return Ok(file);
         }
         let (dir, path) = (self.store().dir_of::<VolumeRecord>(), self.store().data::<VolumeRecord>(&id.0));
         let source = file.try_clone()?;
-        let copied = copy::blocking(move |stop| copy::copy(&source, metadata.len(), &dir, stop)).await?;
+        let copied = tasks::run(move |stop| sparse_copy::copy(&source, metadata.len(), &dir, stop)).await?;
         // The old file's lock is held until the new one's is: nobody attaches in between.
         let own = copied.file().try_clone()?;
         rustix::fs::flock(&own, FlockOperation::NonBlockingLockExclusive).context("locking a copy")?;
@@ -160,7 +164,7 @@ impl Region {
         Ok(own)
     }
 
-    pub(super) async fn completed(&self, id: &SnapshotId) -> Result<SnapshotId> {
+    pub(crate) async fn completed(&self, id: &SnapshotId) -> Result<SnapshotId> {
         until(&format!("the snapshot {id}"), &PENDING, async || {
             let pending = now() < self.store().get::<SnapshotRecord>(&id.0)?.ready_at;
             Ok(if pending { Probe::NotYet("pending".to_owned()) } else { Probe::Ready(id.clone()) })
@@ -181,7 +185,7 @@ impl Region {
     }
 }
 
-pub(super) fn with_run(tags: &Tags, run: &RunId) -> Result<Tags> {
+pub(crate) fn with_run(tags: &Tags, run: &RunId) -> Result<Tags> {
     let mut tags = tags.clone();
     tags.insert(tag::RUN.to_owned(), run.0.clone());
     check_tags(&tags)?;
@@ -204,7 +208,7 @@ impl Volumes for Region {
         let path = self.store().data::<SnapshotRecord>(&snapshot.id.0);
         let source = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
         let (dir, size) = (self.store().dir_of::<VolumeRecord>(), spec.size_gib << 30);
-        let data = copy::blocking(move |stop| copy::copy(&source, size, &dir, stop)).await?;
+        let data = tasks::run(move |stop| sparse_copy::copy(&source, size, &dir, stop)).await?;
         let record = VolumeRecord {
             id: VolumeId(new_id("vol")),
             snapshot: snapshot.id,
@@ -228,7 +232,7 @@ impl Volumes for Region {
         let file = self.hold(volume).await?;
         // The loop device takes over this open file, and the lock with it: the volume is attached for exactly as long
         // as the device is bound, whoever is killed.
-        loopdev::attach(&file, &volume.0).with_context(|| format!("attaching {volume}"))
+        loop_device::attach(&file, &volume.0).with_context(|| format!("attaching {volume}"))
     }
 
     async fn snapshot(&self, volume: &VolumeId, run: &RunId, tags: &Tags) -> Result<SnapshotId> {

@@ -201,7 +201,7 @@ fn is_in_time(ctx: &Ctx, headers: &Head, key: &str) -> Result<()> {
 }
 
 async fn query(ctx: &Rc<Ctx>, headers: &Head, body: &[u8]) -> std::result::Result<Answer, Dropped> {
-    let request = oven::cloud::RunId::new().0;
+    let request = oven::ids::RunId::new().0;
     // EC2 tells it in the body, and in a header.
     let told_so = |status: u16, body: String| Answer {
         headers: vec![("x-amzn-requestid", request.clone())],

@@ -45,7 +45,7 @@ impl Imds {
             return match (method, headers.ttl.and_then(|ttl| ttl.parse::<u64>().ok())) {
                 ("PUT", _) if headers.forwarded => none(403),
                 ("PUT", Some(seconds @ 1..=21600)) => {
-                    let token = format!("{}==", oven::cloud::RunId::new().0);
+                    let token = format!("{}==", oven::ids::RunId::new().0);
                     self.tokens.insert(token.clone(), now() + seconds * 1000);
                     (200, token)
                 }

@@ -34,8 +34,8 @@ pub use state::Call;
 
 use actions::Ctx;
 use anyhow::{Context, Result};
-use oven::cloud::Architecture;
 use oven::cloud::local::Region;
+use oven::ids::Architecture;
 use oven::report::Report;
 use state::State;
 use std::net::{SocketAddr, TcpListener};

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
-use oven::cloud::Architecture;
+use oven::ids::Architecture;
 use oven_ec2_server::{
     AttachAs, Builder, Delays, Direct, DirectThrottle, Fault, Server, ServerOptions, Throttle,
 };

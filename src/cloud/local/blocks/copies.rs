@@ -1,8 +1,10 @@
 //! Copies of parents' data, which their children are written over.
 
-use super::super::records::{SnapshotRecord, Store};
-use crate::cloud::SnapshotId;
-use crate::disk::copy::{self, Temp};
+use crate::cloud::local::records::{SnapshotRecord, Store};
+use crate::ids::SnapshotId;
+use crate::sys::sparse_copy;
+use crate::sys::tasks;
+use crate::sys::temp_file::Temp;
 use anyhow::{Context, Result};
 use std::fs::File;
 use tokio::sync::Semaphore;
@@ -26,9 +28,9 @@ impl Copies {
     pub async fn of(&self, store: &Store, parent: &SnapshotId) -> Result<Temp> {
         let _turn = self.0.acquire().await.context("waiting for a turn")?;
         let (dir, path) = (store.dir_of::<SnapshotRecord>(), store.data::<SnapshotRecord>(&parent.0));
-        copy::blocking(move |stop| {
+        tasks::run(move |stop| {
             let source = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
-            copy::copy(&source, copy::length(&source)?, &dir, stop)
+            sparse_copy::copy(&source, sparse_copy::length(&source)?, &dir, stop)
         })
         .await
     }

@@ -1,11 +1,13 @@
 //! A complete snapshot, read by its blocks.
 
-use super::super::names::refused;
-use super::super::records::{SnapshotRecord, Store};
-use super::super::written::{Put, blocks_of, invalid};
-use crate::cloud::SnapshotId;
-use crate::cloud::blocks::{BLOCK, Digest, Indexes, Reader};
-use crate::disk::copy::{self, Cancelled};
+use crate::cloud::block_api::{Indexes, Reader};
+use crate::cloud::ec2_rules::refused;
+use crate::cloud::local::pending_snapshot::{Put, blocks_of, invalid};
+use crate::cloud::local::records::{SnapshotRecord, Store};
+use crate::ids::SnapshotId;
+use crate::ids::{BLOCK, Digest};
+use crate::sys::sparse_copy;
+use crate::sys::tasks::Cancelled;
 use anyhow::{Context, Result};
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
@@ -38,7 +40,7 @@ impl Whole {
     /// What has data that is not zero, or was put as zeros.
     pub fn contents(&self, stop: &Cancelled) -> Result<Indexes> {
         let mut found: Indexes = self.put.keys().copied().collect();
-        copy::blocks(&self.data, stop, &mut |at, data| {
+        sparse_copy::blocks(&self.data, stop, &mut |at, data| {
             let end = (at + data.len() as u64).div_ceil(BLOCK as u64);
             found.insert_range((at / BLOCK as u64) as u32..end as u32);
             Ok(())

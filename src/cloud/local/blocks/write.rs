@@ -1,11 +1,12 @@
 //! Blocks put into a pending snapshot, and the end of it.
 
-use super::super::names::absent;
-use super::super::records::{PARENT, SnapshotRecord, Store};
-use super::super::written::{Entry, Put, Sealed, blocks_of, invalid};
-use crate::cloud::SnapshotId;
-use crate::cloud::blocks::{BLOCK, Digest};
-use crate::disk::copy;
+use crate::cloud::ec2_rules::absent;
+use crate::cloud::local::pending_snapshot::{Entry, Put, Sealed, blocks_of, invalid};
+use crate::cloud::local::records::{PARENT, SnapshotRecord, Store};
+use crate::ids::SnapshotId;
+use crate::ids::{BLOCK, Digest};
+use crate::sys::space;
+use crate::sys::sparse_copy;
 use anyhow::{Context, Result};
 use rustix::fs::{Advice, FallocateFlags};
 use sha2::{Digest as _, Sha256};
@@ -83,7 +84,7 @@ fn restore(store: &Store, id: &SnapshotId, target: &File, parent: bool, index: u
         .with_context(|| format!("undoing block {index}"))?;
     if parent {
         let parent = parent_of(store, id)?;
-        if at < copy::length(&parent)? {
+        if at < sparse_copy::length(&parent)? {
             let mut block = vec![0; BLOCK];
             parent.read_exact_at(&mut block, at).context("reading the parent")?;
             target.write_all_at(&block, at).with_context(|| format!("undoing block {index}"))?;
@@ -132,5 +133,5 @@ pub fn put(store: &Store, id: &SnapshotId, index: u32, block: &[u8], digest: &Di
         file.done(index, digest)
     };
     let dir = store.dir_of::<SnapshotRecord>();
-    write().map_err(|e| copy::full(e.into(), &dir, BLOCK as u64))
+    write().map_err(|e| space::full(e.into(), &dir, BLOCK as u64))
 }

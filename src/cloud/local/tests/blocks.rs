@@ -1,10 +1,11 @@
 //! Snapshots written by their blocks.
 
-use super::super::written::{Put, SnapshotState};
 use super::*;
-use crate::cloud::blocks::{BLOCK, Blocks, Digest, Expired, NewSnapshot, Parent};
-use crate::disk::cache::digest_of;
-use crate::disk::copy;
+use crate::cloud::block_api::{Blocks, Expired, NewSnapshot, Parent};
+use crate::cloud::local::pending_snapshot::{Put, SnapshotState};
+use crate::ids::digest_of;
+use crate::ids::{BLOCK, Digest};
+use crate::sys::temp_file;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -353,7 +354,7 @@ fn nameless(f: &Fixture) -> usize {
     let open =
         paths.filter(|path| path.starts_with(&dir) && path.to_string_lossy().ends_with("(deleted)")).count();
     let names = std::fs::read_dir(&dir).unwrap().flatten();
-    let is_temporary = |name: &std::ffi::OsString| name.to_string_lossy().starts_with(copy::TEMP_PREFIX);
+    let is_temporary = |name: &std::ffi::OsString| name.to_string_lossy().starts_with(temp_file::TEMP_PREFIX);
     open + names.filter(|entry| is_temporary(&entry.file_name())).count()
 }
 

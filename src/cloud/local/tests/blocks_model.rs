@@ -1,9 +1,10 @@
 //! Random operations on snapshots by their blocks, beside a model of what they hold.
 
-use super::super::written::SnapshotState;
 use super::blocks::{age, block, linear, new};
 use super::*;
-use crate::cloud::blocks::{BLOCK, Blocks, Digest, Indexes, NewSnapshot};
+use crate::cloud::block_api::{Blocks, Indexes, NewSnapshot};
+use crate::cloud::local::pending_snapshot::SnapshotState;
+use crate::ids::{BLOCK, Digest};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -61,7 +62,7 @@ fn kinds() -> Vec<(Arc<[u8]>, Digest)> {
     let mut sparse = vec![0; BLOCK];
     sparse[300_000..300_100].fill(4);
     let sparse: Arc<[u8]> = sparse.into();
-    let digest = crate::disk::cache::digest_of(&sparse);
+    let digest = crate::ids::digest_of(&sparse);
     vec![block(0), block(1), block(2), block(3), (sparse, digest)]
 }
 

@@ -7,7 +7,7 @@ use crate::params::Params;
 use crate::refusal::{Result, no};
 use crate::world::{Image, Kind, Mapping, Tags, Time, World, now};
 use crate::xml::Xml;
-use oven::cloud::ImageId;
+use oven::ids::ImageId;
 use std::rc::Rc;
 
 /// How an image of a snapshot is billed, whatever the base was billed as.
@@ -193,7 +193,7 @@ pub fn register(ctx: &Rc<Ctx>, mut ask: Ask) -> Result<Xml> {
 
 /// As the region draws its ids.
 fn new_id() -> String {
-    format!("ami-{}", &oven::cloud::RunId::new().0[..17])
+    format!("ami-{}", &oven::ids::RunId::new().0[..17])
 }
 
 fn check(image: &Image) -> Result<()> {

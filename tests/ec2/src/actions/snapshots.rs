@@ -7,7 +7,7 @@ use crate::iam::Target;
 use crate::refusal::{Result, no};
 use crate::world::{Snapshot, Tags, now};
 use crate::xml::Xml;
-use oven::cloud::{RunId, SnapshotId, VolumeId};
+use oven::ids::{RunId, SnapshotId, VolumeId};
 
 pub async fn create(ctx: &Ctx, mut ask: Ask) -> Result<Xml> {
     let p = &mut ask.params;

@@ -6,7 +6,8 @@ use crate::iam::Target;
 use crate::refusal::{Result, no};
 use crate::world::{Attachment, Kind, Phase, Tags, Token, Volume, now};
 use crate::{attach as devices, xml::Xml};
-use oven::cloud::{RunId, SnapshotId, VolumeId, VolumeKind, VolumeSpec, Volumes};
+use oven::cloud::{VolumeKind, VolumeSpec, Volumes};
+use oven::ids::{RunId, SnapshotId, VolumeId};
 use std::rc::Rc;
 
 /// Fills in what a type of volume has by itself, and refuses what it cannot have.

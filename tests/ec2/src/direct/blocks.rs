@@ -7,7 +7,8 @@ use super::{
 use crate::actions::Ctx;
 use crate::refusal::Result;
 use crate::world::now;
-use oven::cloud::blocks::{BLOCK, Blocks as _, Digest};
+use oven::cloud::block_api::Blocks as _;
+use oven::ids::{BLOCK, Digest};
 use std::sync::Arc;
 
 /// The headers that tell of a block.

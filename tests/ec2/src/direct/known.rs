@@ -3,14 +3,15 @@
 use super::of_region;
 use crate::actions::Ctx;
 use crate::refusal::Result;
-use oven::cloud::SnapshotId;
-use oven::cloud::blocks::{self, Blocks as _, Reader};
+use oven::cloud::block_api;
+use oven::cloud::block_api::{Blocks as _, Reader};
+use oven::ids::SnapshotId;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-type Indexes = Rc<blocks::Indexes>;
+type Indexes = Rc<block_api::Indexes>;
 
 #[derive(Default)]
 pub struct Known {

@@ -47,7 +47,7 @@ impl Ground {
         let raw = dir.path().join("base.raw");
         std::fs::write(&raw, vec![7; 1 << 20]).unwrap();
         let server = Server::start(&dir.path().join("region"), options).unwrap();
-        let image = server.import(&raw, "debian-12-amd64", oven::cloud::Architecture::X86_64).unwrap();
+        let image = server.import(&raw, "debian-12-amd64", oven::ids::Architecture::X86_64).unwrap();
         let snapshot = server.with_world(|world| world.images[&image].root_snapshot().unwrap().to_owned());
         Self { server, image, snapshot, dir }
     }

@@ -1,0 +1,207 @@
+//! Several bakes: parents before children, independent ones side by side.
+
+use super::options::BakeOptions;
+use super::{Bake, Outcome};
+use crate::bake::ami_id_file;
+use crate::cloud::{BaseRef, Image};
+use crate::config::overrides::Overrides;
+use crate::definition::graph::Order;
+use crate::definition::{Definition, From};
+use crate::error::Kind;
+use crate::ids::{ImageId, RunId};
+use crate::report::Report;
+use crate::site::Site;
+use crate::undo::Left;
+use anyhow::{Error, Result, bail};
+use std::path::PathBuf;
+use std::rc::Rc;
+use tokio::sync::{Semaphore, watch};
+
+/// What became of one definition.
+#[derive(Debug)]
+pub struct BatchItem {
+    pub name: String,
+    pub dir: PathBuf,
+    /// The user named it; the others are only parents of those.
+    pub asked: bool,
+    pub run: RunId,
+    pub status: Status,
+    pub left: Vec<Left>,
+    pub kept: Vec<String>,
+    /// If there was any work.
+    pub log: Option<PathBuf>,
+}
+
+#[derive(Debug)]
+pub enum Status {
+    Baked(Image),
+    /// It was there already, or another builder was first.
+    Found(Image),
+    /// Its parent has no image.
+    Skipped(Error),
+    Failed(Error),
+}
+
+impl BatchItem {
+    fn new(image: &Definition, asked: bool) -> Self {
+        let status = Status::Skipped(Kind::NotFound.error("it was not baked"));
+        let (name, dir, run) = (image.name.clone(), image.dir.clone(), RunId::new());
+        Self { name, dir, asked, run, status, left: Vec::new(), kept: Vec::new(), log: None }
+    }
+
+    pub fn image(&self) -> Option<&Image> {
+        match &self.status {
+            Status::Baked(image) | Status::Found(image) => Some(image),
+            Status::Skipped(_) | Status::Failed(_) => None,
+        }
+    }
+
+    pub fn error(&self) -> Option<&Error> {
+        match &self.status {
+            Status::Skipped(error) | Status::Failed(error) => Some(error),
+            Status::Baked(_) | Status::Found(_) => None,
+        }
+    }
+}
+
+/// What children wait for: nothing yet, or the parent's image (`None` if it has none).
+type Parent = watch::Receiver<Option<Option<ImageId>>>;
+
+/// Definitions to bake, and how.
+pub struct Batch {
+    pub site: Site,
+    /// For the settings of each definition's own oven.toml.
+    pub overrides: Overrides,
+    pub order: Order,
+    /// `force` concerns the definitions that the user named, not their parents.
+    pub options: BakeOptions,
+    /// How many bake at the same time.
+    pub jobs: usize,
+}
+
+/// Bakes all definitions of a batch.
+pub async fn bake_all(batch: Batch, stop: watch::Receiver<bool>) -> Vec<BatchItem> {
+    let slots = Rc::new(Semaphore::new(batch.jobs));
+    let batch = Rc::new(batch);
+    let order = &batch.order;
+    let widest = order.images.iter().map(|image| image.name.chars().count()).max();
+    let column = widest.filter(|_| order.images.len() > 1);
+    let tasks = tokio::task::LocalSet::new();
+    let mut parents: Vec<Parent> = Vec::new();
+    let mut handles = Vec::new();
+    for (i, image) in order.images.iter().enumerate() {
+        let (tell, wait) = watch::channel(None);
+        parents.push(wait);
+        let parent = order.parent[i].map(|p| (order.images[p].name.clone(), parents[p].clone()));
+        let (batch, slots, stop) = (batch.clone(), slots.clone(), stop.clone());
+        let report = batch.site.report.of(&image.name, column);
+        handles.push(tasks.spawn_local(report.track().follow(async move {
+            let image = &batch.order.images[i];
+            let mut item = BatchItem::new(image, batch.order.named[i]);
+            match parent_image(image, parent).await {
+                Ok(from) => {
+                    bake_item(&batch, &mut item, (image, &from), (&report, &slots, stop)).await;
+                }
+                Err(error) if *stop.borrow() => {
+                    item.status = Status::Failed(interrupted(error));
+                }
+                Err(error) => item.status = Status::Skipped(error),
+            }
+            item.log = report.log_path();
+            ami_id_file::keep(&item.dir, item.image().map(|image| &image.id), &report);
+            report_end(&item, &report, column.is_some());
+            _ = tell.send(Some(item.image().map(|image| image.id.clone())));
+            item
+        })));
+    }
+    tasks.await;
+    let mut all = Vec::new();
+    for handle in handles {
+        all.push(handle.await.expect("a bake does not panic"));
+    }
+    all
+}
+
+/// The image that a definition is baked on, once its parent has one.
+async fn parent_image(image: &Definition, parent: Option<(String, Parent)>) -> Result<BaseRef> {
+    let (name, mut parent) = match (&image.from, parent) {
+        (From::Image(from), _) => return Ok(from.clone()),
+        (From::Parent(_), Some(parent)) => parent,
+        (From::Parent(dir), None) => bail!("{} is in no order of bakes", dir.display()),
+    };
+    match parent.wait_for(Option::is_some).await.as_deref() {
+        Ok(Some(Some(id))) => Ok(BaseRef::Id(id.clone())),
+        _ => Err(Kind::NotFound.error(format!("its parent {name} has no image"))),
+    }
+}
+
+fn interrupted(error: Error) -> Error {
+    Kind::Interrupted.error(format!("interrupted: {error}"))
+}
+
+/// Bakes one definition of a batch when it is its turn, with a log of its own.
+async fn bake_item(
+    batch: &Batch,
+    item: &mut BatchItem,
+    (image, from): (&Definition, &BaseRef),
+    (report, slots, mut stop): (&Report, &Semaphore, watch::Receiver<bool>),
+) {
+    let site = match batch.site.for_image(&batch.overrides, image, report.clone()) {
+        Ok(site) => site,
+        Err(error) => {
+            report.failure(&error);
+            item.status = Status::Failed(error);
+            return;
+        }
+    };
+    let options = BakeOptions { force: batch.options.force && item.asked, ..batch.options.clone() };
+    let (run, dir) = (&item.run, std::path::absolute(&image.dir).unwrap_or_else(|_| image.dir.clone()));
+    let _slot = slots.acquire().await.expect("nobody closes it");
+    report.log_to(&site.log(run), &format!("run {run} bakes {}", dir.display()));
+    let stop = async move { _ = stop.wait_for(|stop| *stop).await };
+    let whole = report.whole(&format!("baking {}", image.name));
+    let bake = Bake { site: &site, image, from, options: &options, run };
+    let mut ended = super::bake(&bake, stop).await;
+    whole.ended(match &ended.result {
+        Ok(Outcome::Baked(_)) => "baked",
+        Ok(Outcome::AlreadyBaked(_)) => "already baked",
+        Err(error) => Kind::of(error).name(),
+    });
+    for left in &mut ended.left {
+        left.command = site.spelt(&left.command);
+        report.warn(left.to_string());
+    }
+    for kept in &ended.kept {
+        let look = site.spelt(&format!("oven shell {}", run.short()));
+        let remove = site.spelt(&format!("oven sweep --kept --run {}", run.short()));
+        report.note(format!("kept {kept}\n    look into it: {look}\n    remove it:    {remove}"));
+    }
+    (item.left, item.kept) = (ended.left, ended.kept);
+    item.status = match ended.result {
+        Ok(Outcome::Baked(image)) => Status::Baked(image),
+        Ok(Outcome::AlreadyBaked(image)) => Status::Found(image),
+        Err(error) => Status::Failed(error),
+    };
+}
+
+/// After an interruption.
+pub const NOTHING_LEFT: &str = "interrupted; nothing was left behind";
+
+/// What people see at the end of a bake; of several the summary says more. A failure was told before the clean-up.
+fn report_end(item: &BatchItem, report: &Report, several: bool) {
+    match &item.status {
+        Status::Baked(image) => {
+            report.times();
+            report.note(format!("baked: {} ({})", image.id, image.name));
+        }
+        Status::Found(image) => {
+            let text = format!("already baked: {} ({})", image.id, image.name);
+            if several { report.detail(text) } else { report.note(text) }
+        }
+        Status::Skipped(error) => report.warn(format!("skipped: {error}")),
+        Status::Failed(error) if Kind::of(error) == Kind::Interrupted && item.left.is_empty() && !several => {
+            report.note(NOTHING_LEFT);
+        }
+        Status::Failed(_) => {}
+    }
+}

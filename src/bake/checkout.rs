@@ -1,0 +1,18 @@
+//! Step 2: a writable disk with the base's content.
+
+use super::Bake;
+use super::target::{self, Target};
+use crate::disk::{Disk, DiskSpec};
+use crate::undo::Undo;
+use anyhow::Result;
+use std::rc::Rc;
+
+/// Creates the disk; its resources are owed to `undo`.
+pub async fn disk(bake: &Bake<'_>, target: &Target, undo: &Rc<Undo>) -> Result<Box<dyn Disk>> {
+    let base = &target.base;
+    let step = bake.site.report.step("checkout", format!("checking out the disk of {}", base.id));
+    let spec = DiskSpec { verify: bake.options.verify, ..target::disk_spec(bake.image, base, bake.run) };
+    let disk = bake.site.disks.checkout(base, &spec, bake.run, undo).await?;
+    step.done();
+    Ok(disk)
+}

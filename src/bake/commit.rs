@@ -1,0 +1,17 @@
+//! Step 5: the disk becomes a snapshot.
+
+use super::Bake;
+use crate::disk::Disk;
+use crate::ids::SnapshotId;
+use crate::undo::Undo;
+use anyhow::{Context, Result};
+use std::rc::Rc;
+
+/// Consumes the disk, which nobody can have mounted then.
+pub async fn snapshot(bake: &Bake<'_>, disk: Box<dyn Disk>, undo: &Rc<Undo>) -> Result<SnapshotId> {
+    let step = bake.site.report.step("snapshot", "taking the snapshot");
+    let on_progress = |bytes| step.progress(bytes, None);
+    let snapshot = disk.commit(undo, &on_progress).await.context("taking the snapshot")?;
+    step.done();
+    Ok(snapshot)
+}

@@ -1,0 +1,174 @@
+use super::*;
+use crate::formats::package::fixture;
+use crate::provision::test::definition;
+use crate::report::{Level, Style};
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
+
+const CONTROL: &str = "Package: site\nVersion: 1.0\nArchitecture: all\n";
+
+/// A server that gives these answers, one a connection, and then no more; answers with what it was asked.
+fn server(answers: Vec<Vec<u8>>) -> (String, std::thread::JoinHandle<Vec<String>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let thread = std::thread::spawn(move || {
+        let serve = |answer: Vec<u8>| {
+            let (mut stream, _) = listener.accept().unwrap();
+            let lines = BufReader::new(stream.try_clone().unwrap()).lines();
+            let lines: Vec<_> = lines.map_while(Result::ok).take_while(|line| !line.is_empty()).collect();
+            stream.write_all(&answer).unwrap();
+            lines[0].clone()
+        };
+        answers.into_iter().map(serve).collect()
+    });
+    (address, thread)
+}
+
+fn answer(status: &str, length: usize, body: &[u8]) -> Vec<u8> {
+    let head = format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
+    [head.as_bytes(), body].concat()
+}
+
+fn good() -> (Vec<u8>, String) {
+    let deb = fixture::deb(CONTROL, ".gz");
+    let digest = hex(&Sha256::digest(&deb));
+    (deb, digest)
+}
+
+/// Downloads one package; what is left in the directory, too. The pauses are not waited for.
+fn run(
+    url: &str,
+    sha256: &str,
+    network: &NetworkSettings,
+) -> (Result<Definition, (Kind, String)>, Vec<String>) {
+    let dir = tempfile::tempdir().unwrap();
+    let image = definition(dir.path(), |image| {
+        image.packages = vec![Ask::Url { url: url.to_owned(), sha256: sha256.to_owned(), file: None }];
+    });
+    let downloads = dir.path().join(DIR);
+    let report = Report::new(Style::Silent, Level::Quiet);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let done = runtime.block_on(fetch_packages(&image, &downloads, network, &report));
+    let left = std::fs::read_dir(downloads.join(sha256)).into_iter().flatten();
+    let left = left.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    (done.map_err(|error| (Kind::of(&error), format!("{error:#}"))), left)
+}
+
+fn no_proxy() -> NetworkSettings {
+    NetworkSettings::default()
+}
+
+#[test]
+fn the_file_with_the_digest_is_taken_and_no_other() {
+    let (deb, digest) = good();
+    let (at, server) = server(vec![answer("200 OK", deb.len(), &deb), answer("200 OK", 3, b"abc")]);
+    let (done, left) = run(&format!("http://{at}/pool/site_1.0_all.deb?x=y"), &digest, &no_proxy());
+    let image = done.unwrap();
+    let Ask::Url { file: Some(file), .. } = &image.packages[0] else { panic!("{:?}", image.packages) };
+    assert_eq!((&*file.package.name, &*file.package.sha256), ("site", &*digest));
+    assert_eq!(left, ["site_1.0_all.deb"]);
+
+    let (done, left) = run(&format!("http://{at}/b.deb"), &digest, &no_proxy());
+    let (kind, text) = done.unwrap_err();
+    assert_eq!(kind, Kind::Definition);
+    let other = hex(&Sha256::digest(b"abc"));
+    assert!(text.contains(&format!("its sha256 is {other}, and not {digest}")), "{text}");
+    assert_eq!(left, [""; 0]);
+    assert_eq!(server.join().unwrap().len(), 2);
+}
+
+#[test]
+fn what_passes_is_tried_again_and_what_does_not_is_told() {
+    let (deb, digest) = good();
+    // Cut short, then whole.
+    let (at, served) = server(vec![
+        answer("200 OK", deb.len() + 9, &deb),
+        answer("503 No", 0, b""),
+        answer("200 OK", deb.len(), &deb),
+    ]);
+    assert!(run(&format!("http://{at}/a.deb"), &digest, &no_proxy()).0.is_ok());
+    assert_eq!(served.join().unwrap().len(), 3);
+
+    for (status, words) in [("404 No", "there is nothing at this address"), ("403 No", "not for everybody")] {
+        let (at, served) = server(vec![answer(status, 0, b"")]);
+        let (kind, text) = run(&format!("http://{at}/a.deb"), &digest, &no_proxy()).0.unwrap_err();
+        assert!(kind == Kind::Definition && text.contains(words), "{text}");
+        assert_eq!(served.join().unwrap().len(), 1, "{status} is not tried again");
+    }
+}
+
+#[test]
+fn a_file_that_is_no_package_is_told() {
+    let digest = hex(&Sha256::digest(b"<html>"));
+    let (at, served) = server(vec![answer("200 OK", 6, b"<html>")]);
+    let (done, left) = run(&format!("http://{at}/a.deb"), &digest, &no_proxy());
+    let (kind, text) = done.unwrap_err();
+    assert!(kind == Kind::Definition && text.contains("it is neither a Debian nor an rpm package"), "{text}");
+    assert_eq!(left, [""; 0]);
+    served.join().unwrap();
+}
+
+#[test]
+fn the_proxy_of_the_settings_is_asked_but_for_its_exceptions() {
+    let (deb, digest) = good();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = listener.local_addr().unwrap();
+    let body = deb.clone();
+    let proxy = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+        let mut head =
+            || lines.by_ref().take_while(|line| !line.is_empty()).collect::<Vec<_>>().swap_remove(0);
+        let connect = head();
+        stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
+        let get = head();
+        stream.write_all(&answer("200 OK", body.len(), &body)).unwrap();
+        [connect, get]
+    });
+    let mut network = NetworkSettings { proxy: Some(format!("http://{at}")), ..NetworkSettings::default() };
+    assert!(run("http://nowhere.invalid/a.deb", &digest, &network).0.is_ok());
+    assert_eq!(proxy.join().unwrap(), ["CONNECT nowhere.invalid:80 HTTP/1.1", "GET /a.deb HTTP/1.1"]);
+
+    let (at, served) = server(vec![answer("200 OK", deb.len(), &deb)]);
+    network.proxy = Some("http://127.0.0.1:9".into());
+    network.no_proxy = Some("example.org,127.0.0.1".into());
+    assert!(run(&format!("http://{at}/a.deb"), &digest, &network).0.is_ok());
+    assert_eq!(served.join().unwrap(), ["GET /a.deb HTTP/1.1"]);
+}
+
+#[test]
+fn exceptions_are_names_and_what_is_below_them() {
+    let network = NetworkSettings {
+        proxy: Some("socks5h://p.example:1080".into()),
+        no_proxy: Some("example.org, .internal,*.lan".into()),
+        ..NetworkSettings::default()
+    };
+    let proxy = proxy(&network).unwrap().unwrap();
+    let without = |host: &str| proxy.is_no_proxy(&format!("http://{host}/").parse().unwrap());
+    assert!(
+        without("example.org") && without("a.example.org") && without("a.internal") && without("a.b.lan")
+    );
+    assert!(!without("example.com") && !without("notexample.org"));
+}
+
+#[test]
+fn certificates_of_the_settings_have_to_be_some() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&file, "no certificate\n").unwrap();
+    let network = NetworkSettings { ca_file: Some(file.path().into()), ..NetworkSettings::default() };
+    let (kind, text) = run("https://nowhere.invalid/a.deb", "0", &network).0.unwrap_err();
+    assert!(kind == Kind::Definition && text.contains("holds no certificate in PEM"), "{text}");
+}
+
+#[test]
+fn names_of_files_tell_their_kind() {
+    for (url, name) in [
+        ("https://x/a_1.0_all.deb", "a_1.0_all.deb"),
+        ("https://x/a.rpm?token=1", "a.rpm"),
+        ("https://x/download?id=7", "package.deb"),
+        ("https://x/rpm/latest", "package.rpm"),
+        ("https://x", "package.deb"),
+    ] {
+        assert_eq!(file_name(url), name, "{url}");
+    }
+}

@@ -1,0 +1,72 @@
+//! One bake of a fingerprint at a time on this host: the second one waits, and then finds the first one's image.
+
+use super::Bake;
+use super::target::Target;
+use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Often enough that the wait is not felt, seldom enough to cost nothing.
+const POLL: Duration = Duration::from_millis(100);
+
+/// Held while a fingerprint is being baked. The kernel takes it back when the process ends, however it ends.
+#[derive(Debug)]
+pub struct BakeLock {
+    path: PathBuf,
+    _lock: Flock<File>,
+}
+
+/// Waits until no other bake of this fingerprint is at work on this host. The lock is advisory (flock(2)).
+pub async fn acquire(bake: &Bake<'_>, target: &Target) -> Result<BakeLock> {
+    let path = bake.site.state.join("locks").join(target.inputs.fingerprint());
+    let mut reported = false;
+    loop {
+        if let Some(lock) = try_acquire(&path).with_context(|| format!("locking {}", path.display()))? {
+            return Ok(lock);
+        }
+        if !std::mem::replace(&mut reported, true) {
+            bake.site.report.note("another bake of the same definition is at work here: waiting for it");
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+fn try_acquire(path: &Path) -> Result<Option<BakeLock>> {
+    std::fs::create_dir_all(path.parent().expect("a lock lives in a directory"))?;
+    let file = File::options().create(true).append(true).open(path)?;
+    let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => lock,
+        Err((_, Errno::EWOULDBLOCK | Errno::EINTR)) => return Ok(None),
+        // A file system without locks would be waited for until doomsday.
+        Err((_, errno)) => return Err(errno.into()),
+    };
+    // The holder removes the file when it is done: a lock on a removed file excludes nobody.
+    let current = std::fs::metadata(path).is_ok_and(|m| m.ino() == lock.metadata().map_or(0, |l| l.ino()));
+    Ok(current.then(|| BakeLock { path: path.to_owned(), _lock: lock }))
+}
+
+impl Drop for BakeLock {
+    fn drop(&mut self) {
+        _ = std::fs::remove_file(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_waits_and_nothing_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("locks/f");
+        let first = try_acquire(&path).unwrap().expect("free");
+        assert!(try_acquire(&path).unwrap().is_none());
+        drop(first);
+        drop(try_acquire(&path).unwrap().expect("free again"));
+        assert_eq!(std::fs::read_dir(dir.path().join("locks")).unwrap().count(), 0);
+    }
+}

@@ -1,0 +1,87 @@
+//! The story of one image, in six steps. The compiler guards their order: each takes what only the one before it gives,
+//! and a mounted [`Root`](crate::mount::Root) borrows its disk, so that committing it before the release does not
+//! compile.
+
+pub mod ami_id_file;
+pub mod batch;
+mod checkout;
+mod commit;
+pub mod download;
+pub mod import;
+mod lock;
+mod mount;
+pub mod options;
+pub mod preflight;
+mod provision;
+mod register;
+mod seal;
+pub mod secrets;
+pub mod target;
+
+use crate::cloud::{BaseRef, Image};
+use crate::definition::Definition;
+use crate::ids::RunId;
+use crate::site::Site;
+use crate::undo::{self, Ended};
+use options::BakeOptions;
+use std::future::Future;
+
+/// One bake: which definition, on which base, where and how.
+#[derive(Clone, Copy)]
+pub struct Bake<'a> {
+    pub site: &'a Site,
+    pub image: &'a Definition,
+    /// The base image: of a definition that stands on another one, that one's image.
+    pub from: &'a BaseRef,
+    pub options: &'a BakeOptions,
+    pub run: &'a RunId,
+}
+
+/// How a bake ended well.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    Baked(Image),
+    /// The image of this fingerprint existed, or another builder was first.
+    AlreadyBaked(Image),
+}
+
+/// Bakes a definition, unless that was done already. Local resources are released when the story ends or is stopped;
+/// after that, what the cloud holds for it is removed. What could not be removed is in [`Ended::left`].
+pub async fn bake(bake: &Bake<'_>, stop: impl Future<Output = ()>) -> Ended<Outcome> {
+    undo::scope(bake.site.undo_policy(bake.options.keep_on_failure), stop, async |undo| {
+        let target = target::resolve(bake).await?; //                                          1. resolve
+        let _lock = lock::acquire(bake, &target).await?;
+        if let Some(image) = target::existing(bake, &target).await? {
+            return Ok(Outcome::AlreadyBaked(image));
+        }
+        preflight::check(bake, &target).await?;
+        let secrets = secrets::collect(bake)?;
+        let packages = download::packages(bake).await?;
+        let disk = checkout::disk(bake, &target, &undo).await?; //                             2. check out
+        let root = mount::root(bake, disk.device()).await?; //                                 3. mount: borrows the disk
+        let job = provision::plan(bake, &target, (packages, secrets), &root)?; //              4. provision
+        let runner = provision::runner(bake, &job, &root)?;
+        let mut baseline = seal::baseline(&runner)?;
+        let facts = provision::packages_and_scripts(&runner, &mut baseline).await?;
+        seal::image(&runner, baseline).await?; //                                                 clean and lint
+        drop(runner);
+        mount::release(bake, root).await?; //                                                     proven released
+        target.ensure_unchanged(bake)?;
+        let snapshot = commit::snapshot(bake, disk, &undo).await?; //                          5. commit
+        register::image(bake, target, facts, (&snapshot, &undo)).await //                      6. register
+    })
+    .await
+}
+
+impl Outcome {
+    /// Whose image it is tells whether this run made it.
+    fn of(image: Image, run: &RunId) -> Self {
+        if image.made_by(run) { Self::Baked(image) } else { Self::AlreadyBaked(image) }
+    }
+
+    pub fn image(&self) -> &Image {
+        match self {
+            Self::Baked(image) | Self::AlreadyBaked(image) => image,
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Step 4: packages, files and scripts.
+
+use super::Bake;
+use super::target::{self, Target};
+use crate::definition::Definition;
+use crate::mount::Root;
+use crate::provision::command::Runner;
+use crate::provision::context::{Place, Work};
+use crate::provision::package_cache::{self, Kept, Store};
+use crate::seal::Baseline;
+use crate::secrets::Secrets;
+use anyhow::{Context, Result};
+use oven_distro::{Distro, Plan};
+use std::collections::BTreeMap;
+
+/// What is to be done in the image.
+pub struct Provisioning {
+    /// The definition, with its packages by URL downloaded.
+    image: Definition,
+    plan: Plan,
+    secrets: Secrets,
+    cache: Kept,
+}
+
+/// Asks the distro's plugin for a plan. Fails where the image's programs cannot run here.
+pub fn plan(
+    bake: &Bake<'_>,
+    target: &Target,
+    (image, secrets): (Definition, Secrets),
+    root: &Root<'_>,
+) -> Result<Provisioning> {
+    let (distro, claims) = target::distro(bake.site, bake.image, &root.os_release()?)?;
+    let job = target::job(&image, &target.base, &claims, root, &bake.site.settings)?;
+    let plan = distro.plan(&job)?;
+    let dir = bake.site.state.join(package_cache::DIR);
+    let dir = std::path::absolute(&dir).with_context(|| format!("looking for {}", dir.display()))?;
+    let cache = Kept { store: Store::new(&dir, package_cache::LIMIT), base: target.base.snapshot.0.clone() };
+    Ok(Provisioning { image, plan, secrets, cache })
+}
+
+/// What runs commands in the image.
+pub fn runner<'a>(bake: &'a Bake<'_>, job: &'a Provisioning, root: &'a Root<'_>) -> Result<Runner<'a>> {
+    let place =
+        Place { root: root.path(), inside: root.inside(), nodes: root.nodes(), unmounted: root.unmounted() };
+    let work = Work {
+        image: &job.image,
+        plan: &job.plan,
+        network: &bake.site.settings.network,
+        secrets: &job.secrets,
+        guard: bake.site.egress_guard(),
+        helper: &bake.site.helper,
+        kept: Some(&job.cache),
+        report: &bake.site.report,
+    };
+    Runner::new(&place, &work).map_err(|error| work.explain(error))
+}
+
+/// Runs the plan, places the definition's files and runs its scripts and tests. `baseline` learns where the packages
+/// end: what scripts change after that is meant. Answers with the plan's facts, `packages` among them.
+pub async fn packages_and_scripts(
+    runner: &Runner<'_>,
+    baseline: &mut Baseline,
+) -> Result<BTreeMap<String, String>> {
+    let provisioned = async {
+        let installed = crate::provision::packages(runner).await?;
+        baseline.note_packages(runner)?;
+        crate::provision::files_and_scripts(runner).await?;
+        crate::provision::facts(runner, installed).await
+    };
+    provisioned.await.map_err(|error| runner.work.explain(error))
+}

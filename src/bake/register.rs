@@ -1,0 +1,30 @@
+//! Step 6: the snapshot becomes an image.
+
+use super::target::{self, Target};
+use super::{Bake, Outcome};
+use crate::cloud::{Image, ImageSpec};
+use crate::ids::SnapshotId;
+use crate::site::Site;
+use crate::undo::Undo;
+use anyhow::{Context, Result};
+use std::collections::BTreeMap;
+
+/// Registers the image of a bake. Another builder may have been faster: then the answer is its image.
+pub async fn image(
+    bake: &Bake<'_>,
+    target: Target,
+    facts: BTreeMap<String, String>,
+    (snapshot, undo): (&SnapshotId, &Undo),
+) -> Result<Outcome> {
+    let spec = target::image_spec(bake, target, facts);
+    Ok(Outcome::of(snapshot_as(bake.site, snapshot, &spec, undo).await?, bake.run))
+}
+
+/// Registers a snapshot, with its progress line.
+pub async fn snapshot_as(site: &Site, snapshot: &SnapshotId, spec: &ImageSpec, undo: &Undo) -> Result<Image> {
+    let step = site.report.step("register", format!("registering {}", spec.name));
+    let registered = site.cloud.register(snapshot, spec, undo).await;
+    let image = registered.with_context(|| format!("registering {snapshot}"))?;
+    step.done();
+    Ok(image)
+}

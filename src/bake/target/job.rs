@@ -1,0 +1,70 @@
+//! What a definition wants of an image, as a plugin is asked for it.
+
+use crate::config::project::NetworkSettings;
+use crate::definition::{Ask, Definition};
+use crate::ids::Architecture;
+use crate::image::tree::Inside;
+use crate::provision::scripts;
+use crate::provision::{CA_FILE, package_path};
+use anyhow::Result;
+use oven_distro::{Claims, Job, OsRelease, Package};
+
+/// A definition's job, on an image that is not looked at: it has none of the tools. Package files by URL have to be
+/// there ([`crate::bake::download::packages`]): those that are not are left out.
+pub fn wishes(
+    image: &Definition,
+    os_release: OsRelease,
+    architecture: Architecture,
+    network: &NetworkSettings,
+) -> Job {
+    let packages = image.packages.iter().enumerate().filter_map(|(index, ask)| {
+        let (source, package) = match ask {
+            Ask::Named { name, version } => {
+                return Some(Package::Named { name: name.clone(), version: version.clone() });
+            }
+            Ask::Group { name } => return Some(Package::Group { name: name.clone() }),
+            Ask::File { source, package } => (source, package),
+            Ask::Url { file, .. } => file.as_ref().map(|file| (&file.source, &file.package))?,
+        };
+        Some(Package::File {
+            path: package_path(index, source),
+            name: package.name.clone(),
+            version: package.version.clone(),
+            architecture: package.architecture.clone(),
+        })
+    });
+    Job {
+        os_release,
+        architecture: architecture.to_string(),
+        packages: packages.collect(),
+        upgrade: image.upgrade,
+        repositories: image.repositories.clone(),
+        hold: image.hold.clone(),
+        debconf: image.debconf.clone(),
+        tools: scripts::tools(image),
+        recommends: image.recommends,
+        conffiles: image.conffiles,
+        network: image.network,
+        mirror: network.mirror.clone(),
+        ca_file: network.ca_file.as_ref().map(|_| CA_FILE.to_owned()),
+        ..Job::default()
+    }
+}
+
+/// Adds what the plugin wants to know of the image, and asks for no tool that is there.
+pub fn look(job: &mut Job, claims: &Claims, inside: &Inside) -> Result<()> {
+    for path in &claims.look_for {
+        job.present.insert(path.clone(), inside.exists(path)?);
+    }
+    for path in &claims.read {
+        if let Some(text) = inside.read(path)? {
+            job.texts.insert(path.clone(), String::from_utf8_lossy(&text).into_owned());
+        }
+    }
+    for tool in std::mem::take(&mut job.tools) {
+        if !scripts::has(inside, &tool)? {
+            job.tools.push(tool);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,239 @@
+//! From a definition to what the cloud, the disk and the distro are asked for.
+
+mod attributes;
+pub mod job;
+
+use super::Bake;
+use crate::bake::options::{BakeOptions, Compat};
+use crate::cloud::{Attributes, Base, BaseRef, Image, ImageSpec, Key, Tags, VolumeKind, tag};
+use crate::config::project::Settings;
+use crate::definition::{DEFAULT_TYPE, Definition};
+use crate::disk::DiskSpec;
+use crate::distros::Known;
+use crate::error::Kind;
+use crate::identity::fingerprint::Inputs;
+use crate::ids::{Architecture, RunId};
+use crate::mount::Root;
+use crate::site::Site;
+use anyhow::{Context, Result};
+pub use attributes::attributes;
+use oven_distro::{Claims, Job, OsRelease};
+use std::collections::BTreeMap;
+
+/// What a bake is about: its base, what the image is registered with, and all that goes into it.
+#[derive(Debug, Clone)]
+pub struct Target {
+    pub base: Base,
+    pub attributes: Attributes,
+    pub inputs: Inputs,
+}
+
+impl Target {
+    /// Fails if the definition is no longer the one that was read when the bake began.
+    pub fn ensure_unchanged(&self, bake: &Bake<'_>) -> Result<()> {
+        self.inputs.ensure_unchanged(bake.image).context("reading the definition again")
+    }
+}
+
+/// Looks the base up, and reads all that goes into the image.
+pub async fn resolve(bake: &Bake<'_>) -> Result<Target> {
+    let base = base(bake.site, bake.image, bake.from).await?;
+    let attributes = attributes(bake.image, &base)?;
+    let inputs = inputs(bake.site, bake.image, &base)?;
+    Ok(Target { base, attributes, inputs })
+}
+
+/// The image that the bake would make, if it exists.
+pub async fn existing(bake: &Bake<'_>, target: &Target) -> Result<Option<Image>> {
+    find(bake.site, &target.inputs, bake.options).await
+}
+
+/// The base image of a definition. Fails where it is larger than the definition's disk.
+pub async fn base(site: &Site, image: &Definition, from: &BaseRef) -> Result<Base> {
+    let base = site.cloud.base(from).await.with_context(|| image.place("from", None))?;
+    match image.size_gib {
+        Some(size) if size < base.size_gib => {
+            let place = image.place("size_gib", None);
+            let message = format!(
+                "{place} is {size}, less than the {} GiB of {} ({})",
+                base.size_gib, base.id, base.name
+            );
+            Err(Kind::Definition.failure(message).hint("A disk can grow, and not shrink.").into())
+        }
+        _ => Ok(base),
+    }
+}
+
+/// How many digits of the fingerprint an AMI's name carries: 48 bits, which no family's images exhaust.
+const NAME_DIGITS: usize = 12;
+
+/// The name of an image: the fingerprint in it makes the name the compare-and-set of a bake.
+pub fn name(image: &Definition, inputs: &Inputs, run: Option<&RunId>) -> String {
+    let fingerprint = inputs.fingerprint();
+    let digits = &fingerprint[..NAME_DIGITS];
+    match run {
+        Some(run) => format!("{}-{digits}-{}", image.name, run.short()),
+        None => format!("{}-{digits}", image.name),
+    }
+}
+
+/// What goes into the image; warns of what the user may not have meant.
+pub fn inputs(site: &Site, image: &Definition, base: &Base) -> Result<Inputs> {
+    let mut inputs = Inputs::of(image, base, &site.settings)?;
+    if let Some((id, place)) = named(image).as_ref()
+        && let Some(digest) = site.distros.named(id, place)?.digest()
+    {
+        inputs = inputs.with_plugin(id, &digest);
+    }
+    inputs.warnings().iter().for_each(|warning| site.report.warn(warning));
+    for repository in image.repositories.iter().filter(|repository| repository.key.is_none()) {
+        let (place, name) = (image.place("repository", Some(&repository.name)), &repository.name);
+        site.report.warn(format!("{place}: nobody signs `{name}`: what its server sends is installed"));
+    }
+    Ok(inputs)
+}
+
+pub fn key(inputs: &Inputs, compat: Option<Compat>) -> Key {
+    Key {
+        checksum: inputs.checksum().to_owned(),
+        fingerprint: compat.is_none().then(|| inputs.fingerprint()),
+        architecture: inputs.architecture(),
+    }
+}
+
+/// The image that a bake would make, if it exists.
+pub async fn find(site: &Site, inputs: &Inputs, options: &BakeOptions) -> Result<Option<Image>> {
+    if options.force {
+        return Ok(None);
+    }
+    site.cloud.find(&key(inputs, options.compat)).await.context("looking for the finished image")
+}
+
+/// The volume that is baked on. What is not said of its kind is the fastest for nothing, not the base's.
+pub fn disk_spec(image: &Definition, base: &Base, run: &RunId) -> DiskSpec {
+    // Whose it is, the strategy and the cloud say.
+    let tags = run_tags(image, run);
+    let VolumeKind { volume_type, iops, throughput, .. } = &image.volume;
+    // But what is provisioned is so for a type: the image's.
+    let inherited = base.attributes.root_volume.volume_type.clone();
+    let inherited = inherited.filter(|_| iops.is_some() || throughput.is_some());
+    let volume_type = volume_type.clone().or(inherited).unwrap_or_else(|| DEFAULT_TYPE.to_owned());
+    let kind = VolumeKind { volume_type: Some(volume_type), ..image.volume.clone() };
+    DiskSpec { size_gib: image.size_gib, kind, tags, verify: false, lasts: true }
+}
+
+/// Tags of everything that a run makes.
+fn run_tags(image: &Definition, run: &RunId) -> Tags {
+    let mut tags = image.tags.clone();
+    tags.insert(tag::NAME.to_owned(), image.name.clone());
+    tags.insert(tag::RUN.to_owned(), run.0.clone());
+    tags
+}
+
+/// The plugin that a definition names, and where it does.
+pub fn named(image: &Definition) -> Option<(&str, String)> {
+    image.distro.as_deref().map(|id| (id, image.place("distro", None)))
+}
+
+/// The plugin for an image, and what it claims.
+pub fn distro<'a>(site: &'a Site, image: &Definition, os: &OsRelease) -> Result<(&'a Known, Claims)> {
+    let named = named(image);
+    let (known, claims) = site.distros.detect(os, named.as_ref().map(|(id, place)| (*id, place.as_str())))?;
+    if let (None, Some(_)) = (&named, known.digest()) {
+        let (id, origin) = (&known.id, &known.origin);
+        site.report.note(format!(
+            "the plugin {id} ({origin}) plans; with distro = {id:?} in image.toml a change of it makes a new image"
+        ));
+    }
+    Ok((known, claims))
+}
+
+/// What the distro is asked to plan. Fails where the image's programs are for another machine than its base was
+/// registered for, or than this one.
+pub fn job(
+    image: &Definition,
+    base: &Base,
+    claims: &Claims,
+    root: &Root<'_>,
+    settings: &Settings,
+) -> Result<Job> {
+    let architecture = root.architecture()?;
+    fits(base, architecture)?;
+    let mut job = job::wishes(image, root.os_release()?, architecture, &settings.network);
+    job::look(&mut job, claims, root.inside())?;
+    Ok(job)
+}
+
+fn fits(base: &Base, programs: Architecture) -> Result<()> {
+    let (id, registered) = (&base.id, base.architecture);
+    if programs != registered {
+        let text = format!("{id} is registered as {registered}, and its programs are for {programs}");
+        let hint = format!("Import it under another name, with --arch {programs}, and bake on that.");
+        return Err(Kind::Definition.failure(text).hint(hint).into());
+    }
+    if !programs.runs_here() {
+        let text =
+            format!("the programs of {id} are for {programs}, and this machine is {}", Architecture::HOST);
+        return Err(Kind::Machine.failure(text).hint("Bake it on a machine of that kind.").into());
+    }
+    Ok(())
+}
+
+/// What is registered. `facts` become documents of the image.
+pub fn image_spec(bake: &Bake<'_>, target: Target, facts: BTreeMap<String, String>) -> ImageSpec {
+    let Target { base, attributes, inputs } = target;
+    let Bake { image, run, options, .. } = bake;
+    let mut tags = run_tags(image, run);
+    tags.insert(tag::CHECKSUM.to_owned(), inputs.checksum().to_owned());
+    tags.insert(tag::FINGERPRINT.to_owned(), inputs.fingerprint());
+    tags.insert(tag::INPUTS.to_owned(), inputs.digest());
+    tags.insert(tag::BASE.to_owned(), base.id.0.clone());
+    if options.force {
+        tags.insert(tag::FORCED.to_owned(), "true".to_owned());
+    }
+    let mut documents = facts;
+    documents.insert("inputs.json".to_owned(), inputs.to_json());
+    ImageSpec {
+        name: name(image, &inputs, options.force.then_some(run)),
+        description: image.description.clone(),
+        architecture: base.architecture,
+        root_device: base.root_device,
+        size_gib: image.size_gib.unwrap_or(base.size_gib),
+        attributes,
+        tags,
+        run: (*run).clone(),
+        documents,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{ImageId, SnapshotId};
+
+    #[test]
+    fn programs_have_to_fit_the_base_and_this_machine() {
+        let (here, other) = match Architecture::HOST {
+            Architecture::X86_64 => (Architecture::X86_64, Architecture::Arm64),
+            Architecture::Arm64 => (Architecture::Arm64, Architecture::X86_64),
+        };
+        let fits = |registered: Architecture, programs: Architecture| {
+            let base = Base {
+                id: ImageId("ami-1".into()),
+                name: "base".into(),
+                snapshot: SnapshotId("snap-1".into()),
+                architecture: registered,
+                size_gib: 1,
+                root_device: "/dev/xvda".into(),
+                attributes: Attributes::default(),
+            };
+            fits(&base, programs).map_err(|error| Kind::of(&error))
+        };
+        assert_eq!(fits(here, here), Ok(()));
+        assert_eq!(fits(other, here), Err(Kind::Definition));
+        assert_eq!(fits(here, other), Err(Kind::Definition));
+        if !other.runs_here() {
+            assert_eq!(fits(other, other), Err(Kind::Machine));
+        }
+    }
+}

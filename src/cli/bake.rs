@@ -1,0 +1,179 @@
+//! `oven bake`.
+
+use super::{End, answer};
+use crate::bake::ami_id_file;
+use crate::bake::batch::{Batch, BatchItem, Status, bake_all};
+use crate::cli::args;
+use crate::cli::args::Global;
+use crate::config::project::Strategy;
+use crate::definition;
+use crate::definition::graph::Order;
+use crate::error::{Kind, SUCCESS, hint_of};
+use crate::report::{Ink, Report};
+use crate::site::{Site, Use, refuse_inside};
+use crate::sys::signals;
+use crate::text::printable;
+use anyhow::Result;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+/// Of the summary's column that says why.
+const REASON_MAX: usize = 200;
+
+pub async fn run(
+    global: &Global,
+    args: &args::Bake,
+    report: &Report,
+    stop: watch::Receiver<bool>,
+) -> Result<End> {
+    let found = async {
+        let order = Order::with(&args.definitions, &args.vars.given())?;
+        if let Some(trace) = &global.trace {
+            let refused = refuse_inside("trace", trace, "Write it elsewhere: --trace FILE.", &order.images);
+            // Begun already, and a file of the definition like any other.
+            refused.inspect_err(|_| _ = std::fs::remove_file(trace))?;
+        }
+        Ok((Site::of(&global.overrides(), &order.images, report.clone(), Use::Builds).await?, order))
+    };
+    // It may take the metadata service seconds not to answer.
+    let order: Result<_> = signals::or(&stop, found).await;
+    let (site, order) = order.inspect_err(|_| {
+        let definitions = args.definitions.iter().filter(|dir| dir.join(definition::FILE).exists());
+        definitions.for_each(|dir| ami_id_file::keep(dir, None, report));
+    })?;
+    if args.options.verify && site.settings.disks() == Strategy::Attached {
+        let text = "--verify compares a snapshot with what was sent, and of an attached disk nothing is sent from here";
+        return Err(Kind::Usage.failure(text).hint("Bake with --disks direct.").into());
+    }
+    let batch = Batch {
+        site,
+        overrides: global.overrides(),
+        order,
+        options: (&args.options).into(),
+        jobs: args.jobs.into(),
+    };
+    let all = bake_all(batch, stop).await;
+    if !global.json {
+        if all.len() > 1 && !global.quiet {
+            summarise(&all, report);
+        }
+        print_ids(&all);
+    }
+    Ok(End { code: exit_code(&all), result: json!({"images": all.iter().map(object).collect::<Vec<_>>()}) })
+}
+
+/// The ids of the images that were asked for: alone if it is one, with their names if they are several.
+fn print_ids(all: &[BatchItem]) {
+    let asked = all.iter().filter(|baked| baked.asked).count();
+    for baked in all.iter().filter(|baked| baked.asked) {
+        match baked.image() {
+            Some(image) if asked == 1 => answer(&image.id),
+            Some(image) => answer(format!("{}\t{}", image.id, baked.name)),
+            None => {}
+        }
+    }
+}
+
+/// A line for each of several images.
+fn summarise(all: &[BatchItem], report: &Report) {
+    let screen = report.screen();
+    let width = all.iter().map(|baked| baked.name.chars().count()).max().unwrap_or_default();
+    for baked in all {
+        let (word, ink, rest) = match &baked.status {
+            Status::Baked(image) => ("baked", Ink::Green, image.id.0.clone()),
+            Status::Found(image) => ("already baked", Ink::Green, image.id.0.clone()),
+            Status::Skipped(error) => ("skipped", Ink::Yellow, first_line(error)),
+            Status::Failed(error) if Kind::of(error) == Kind::Interrupted => {
+                ("interrupted", Ink::Yellow, String::new())
+            }
+            Status::Failed(error) => ("failed", Ink::Red, first_line(error)),
+        };
+        let word = screen.paint(ink, &format!("{word:<13}"));
+        screen.print(format!("  {:<width$}  {word}  {rest}", baked.name).trim_end());
+    }
+}
+
+fn first_line(error: &anyhow::Error) -> String {
+    let text = printable(&format!("{error:#}"));
+    text.lines().next().unwrap_or_default().chars().take(REASON_MAX).collect()
+}
+
+/// The first failure decides; a parent that failed comes before its children. But who interrupts several knows best.
+fn exit_code(all: &[BatchItem]) -> u8 {
+    let kinds = || all.iter().filter_map(BatchItem::error).map(Kind::of);
+    let left = all.iter().any(|baked| !baked.left.is_empty());
+    match kinds().find(|kind| *kind == Kind::Interrupted).or_else(|| kinds().next()) {
+        Some(kind) => kind as u8,
+        None if left => Kind::LeftBehind as u8,
+        None => SUCCESS,
+    }
+}
+
+fn object(baked: &BatchItem) -> Value {
+    let word = match &baked.status {
+        Status::Baked(_) => "baked",
+        Status::Found(_) => "already-baked",
+        Status::Skipped(_) => "skipped",
+        Status::Failed(_) => "failed",
+    };
+    // A run without a log did nothing.
+    let run = baked.log.as_ref().map(|_| &baked.run);
+    let mut object = json!({
+        "name": baked.name, "definition": baked.dir, "run": run, "asked": baked.asked,
+        "outcome": word, "log": baked.log, "kept": baked.kept,
+    });
+    if let Some(image) = baked.image() {
+        object["ami_id"] = json!(image.id);
+        object["ami_name"] = json!(image.name);
+        object["snapshot_id"] = json!(image.snapshot);
+    }
+    if let Some(error) = baked.error() {
+        object["kind"] = json!(Kind::of(error).name());
+        object["error"] = json!(format!("{error:#}"));
+        object["hint"] = json!(hint_of(error));
+    }
+    object["left_behind"] =
+        baked.left.iter().map(|l| json!({"what": l.what, "why": l.why, "command": l.command})).collect();
+    object
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::RunId;
+    use crate::undo::Left;
+
+    fn baked(failed: Option<Kind>, left: bool) -> BatchItem {
+        let behind = Left { what: "a volume".into(), command: "oven sweep".into(), why: "busy".into() };
+        let image = crate::cloud::Image {
+            id: crate::ids::ImageId("ami-1".into()),
+            name: "web".into(),
+            state: crate::cloud::ImageState::Available,
+            architecture: crate::ids::Architecture::HOST,
+            snapshot: crate::ids::SnapshotId("snap-1".into()),
+            size_gib: 1,
+            created: String::new(),
+            description: String::new(),
+            tags: Default::default(),
+        };
+        BatchItem {
+            name: "web".into(),
+            dir: "web".into(),
+            asked: true,
+            run: RunId::new(),
+            status: failed.map_or(Status::Baked(image), |kind| Status::Failed(kind.error("no"))),
+            left: Vec::from_iter(left.then_some(behind)),
+            kept: Vec::new(),
+            log: None,
+        }
+    }
+
+    #[test]
+    fn exit_codes() {
+        let (good, messy) = (|| baked(None, false), || baked(None, true));
+        assert_eq!(exit_code(&[good(), good()]), SUCCESS);
+        assert_eq!(exit_code(&[good(), messy()]), Kind::LeftBehind as u8);
+        let failed = |kind| baked(Some(kind), true);
+        assert_eq!(exit_code(&[messy(), failed(Kind::Step), failed(Kind::NotFound)]), Kind::Step as u8);
+    }
+}

@@ -1,0 +1,137 @@
+//! `oven doctor`.
+
+use super::{End, answer};
+use crate::cli::args::Global;
+use crate::cloud::{Permission, Verdict};
+use crate::config::project::Strategy;
+use crate::doctor::checks;
+use crate::doctor::checks::Check;
+use crate::doctor::probes::{self, Probe};
+use crate::error::{Kind, SUCCESS};
+use crate::report::Report;
+use crate::site::{Findings, Site};
+use anyhow::Result;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+pub async fn run(global: &Global, report: &Report) -> Result<End> {
+    let overrides = global.overrides();
+    let (in_a_directory, needs) = (Site::is_in_a_directory(&overrides), Site::needs(&overrides, None));
+    let (findings, site) = Site::examine(&overrides, report).await;
+    let mut checks = checks::checks(needs);
+    checks.push(checks::growing());
+    checks.extend(checks::egress(!in_a_directory));
+    match &site {
+        Ok(site) if !in_a_directory => checks.push(checks::state(&site.state)),
+        Ok(site) => checks.push(checks::region(&site.state)),
+        Err(_) => checks.push(Check::tried("region", &site, "Give another --region-dir.")),
+    }
+    // What lacks something would fail for that reason, which is said.
+    if let (Ok(site), false) = (&site, checks.iter().any(Check::lacks)) {
+        let probe = Probe {
+            helper: &site.helper,
+            state: &site.state,
+            in_region: site.region.is_some(),
+            direct: site.settings.disks() == Strategy::Direct,
+            egress: site.egress_guard(),
+        };
+        checks.extend(probes::run(&probe).await);
+    }
+    let mut permissions = Vec::new();
+    if !in_a_directory {
+        checks.extend(findings.iter().map(check));
+        // Of volumes.
+        checks.extend(checks::patience(Path::new("/sys")).filter(|_| !needs.fuse));
+        if let Ok(site) = &site {
+            checks.extend(cloud(site, &mut permissions).await?);
+        }
+    }
+    let lacking = checks.iter().filter(|check| check.lacks()).count();
+    if !global.json {
+        for check in checks.iter().filter(|check| !global.quiet || check.lacks()) {
+            answer(check);
+        }
+        match lacking {
+            0 => report.note("This machine can bake."),
+            1 => report.note("This machine cannot bake: it lacks one thing."),
+            n => report.note(format!("This machine cannot bake: it lacks {n} things.")),
+        }
+    }
+    let code = if lacking == 0 { SUCCESS } else { Kind::Machine as u8 };
+    let mut result = json!({"fit": lacking == 0, "checks": checks});
+    if !in_a_directory {
+        result["permissions"] = json!(permissions);
+    }
+    Ok(End { code, result })
+}
+
+fn check((what, told): &(String, Result<()>)) -> Check {
+    Check::tried(what, told, "")
+}
+
+/// The way to the cloud, and if there is one, what the role may do at its end.
+async fn cloud(site: &Site, permissions: &mut Vec<Permission>) -> Result<Vec<Check>> {
+    let way: Findings = site.cloud.connection().await;
+    let mut checks: Vec<Check> = way.iter().map(check).collect();
+    if checks.iter().any(Check::lacks) {
+        checks.push(Check::note("permissions", false, "they are not asked for without a way to EC2"));
+    } else {
+        *permissions = site.cloud.permissions().await?;
+        checks.extend(judged(permissions));
+    }
+    Ok(checks)
+}
+
+/// In few lines: what is granted, all that is missing, and what could not be judged for the same reason.
+fn judged(permissions: &[Permission]) -> Vec<Check> {
+    let (mut granted, mut missing, mut unknown) = (Vec::new(), Vec::new(), BTreeMap::<_, Vec<&str>>::new());
+    for Permission { action, verdict } in permissions {
+        match verdict {
+            Verdict::Granted => granted.push(action.as_str()),
+            Verdict::Missing => missing.push(action.as_str()),
+            Verdict::Unknown(why) => unknown.entry(why).or_default().push(action),
+        }
+    }
+    let mut checks = Vec::new();
+    if !granted.is_empty() {
+        checks.push(Check::new(&format!("permitted: {}", granted.join(", ")), true, "", ""));
+    }
+    if !missing.is_empty() {
+        let why = format!("the role may not {}", missing.join(", "));
+        checks.push(Check::new("permissions", false, why, "`oven policy` prints the least policy."));
+    }
+    let unjudged = |(why, actions): (&String, Vec<&str>)| {
+        Check::note(&format!("perhaps permitted: {}", actions.join(", ")), false, why)
+    };
+    checks.extend(unknown.into_iter().map(unjudged));
+    checks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_that_is_missing_is_told_at_once_and_what_is_not_known() {
+        let of = |action: &str, verdict| Permission { action: action.to_owned(), verdict };
+        let why = || Verdict::Unknown("no such thing".to_owned());
+        let told = judged(&[
+            of("ec2:A", Verdict::Granted),
+            of("ec2:B", Verdict::Missing),
+            of("ec2:C", why()),
+            of("ec2:D", Verdict::Missing),
+            of("ec2:E", why()),
+        ]);
+        let lines: Vec<String> = told.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            lines,
+            [
+                "ok     permitted: ec2:A",
+                "lacks  permissions: the role may not ec2:B, ec2:D. `oven policy` prints the least policy.",
+                "note   perhaps permitted: ec2:C, ec2:E: no such thing",
+            ]
+        );
+        assert_eq!(told.iter().filter(|check| check.lacks()).count(), 1);
+    }
+}

@@ -1,0 +1,104 @@
+//! `oven export`.
+
+use super::End;
+use crate::cli::args;
+use crate::cli::args::Global;
+use crate::cloud::ec2_rules::is_id;
+use crate::error::Kind;
+use crate::ids::{ImageId, SnapshotId};
+use crate::report::Report;
+use crate::site::{Site, Use};
+use crate::sys::signals;
+use crate::sys::temp_file::Temp;
+use anyhow::{Context, Result};
+use serde_json::json;
+use std::fs::{self, Permissions};
+use std::io::ErrorKind;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use tokio::sync::watch;
+
+pub async fn run(
+    global: &Global,
+    args: &args::Export,
+    report: &Report,
+    stop: watch::Receiver<bool>,
+) -> Result<End> {
+    let dir = ensure_free(&args.file, args.force)?;
+    // Nothing is left of it: the file has no name before it is whole.
+    signals::or(&stop, async {
+        let site = Site::of(&global.overrides(), &[], report.clone(), Use::Looks).await?;
+        let snapshot = snapshot(&site, &args.what).await?;
+        export(&site, &snapshot, &dir, args).await
+    })
+    .await
+}
+
+/// Before anything is read. Answers with the directory.
+fn ensure_free(file: &Path, force: bool) -> Result<PathBuf> {
+    let name = file.display();
+    let dir = match file.parent() {
+        Some(dir) if dir != Path::new("") => dir,
+        _ => Path::new("."),
+    };
+    if !dir.is_dir() {
+        return Err(Kind::Usage.error(format!("{} is no directory", dir.display())));
+    }
+    match fs::symlink_metadata(file) {
+        Err(error) if error.kind() == ErrorKind::NotFound && file.file_name().is_some() => {}
+        Err(error) => return Err(error).with_context(|| format!("looking at {name}")),
+        Ok(metadata) if !metadata.is_file() => {
+            return Err(Kind::Usage.error(format!("{name} is there, and is no file")));
+        }
+        Ok(_) if !force => return Err(taken(file)),
+        Ok(_) => {}
+    }
+    Ok(dir.to_owned())
+}
+
+fn taken(file: &Path) -> anyhow::Error {
+    let text = format!("{} is there already", file.display());
+    Kind::Usage.failure(text).hint("Give --force to replace it.").into()
+}
+
+async fn snapshot(site: &Site, what: &str) -> Result<SnapshotId> {
+    if is_id("snap", what) {
+        return Ok(SnapshotId(what.to_owned()));
+    }
+    if !is_id("ami", what) {
+        let text = format!("{what} is neither an image's id nor a snapshot's");
+        return Err(Kind::Usage.failure(text).hint("`oven images list` tells those of images.").into());
+    }
+    Ok(site.cloud.image(&ImageId(what.to_owned())).await?.0.snapshot)
+}
+
+async fn export(site: &Site, snapshot: &SnapshotId, dir: &Path, args: &args::Export) -> Result<End> {
+    let name = args.file.display();
+    let context = || format!("exporting {snapshot} to {name}");
+    let step = site.report.step("export", context());
+    let temp = Temp::new(dir)?;
+    let tell = |done, all| step.progress(done, Some(all));
+    let contents = crate::transfer::download::download_telling(&*site.blocks, snapshot, temp.file(), &tell)
+        .await
+        .with_context(context)?;
+    // On its way to the disk, as what cp, curl and qemu-img write: who needs it there at once says `sync`.
+    temp.file().set_permissions(Permissions::from_mode(0o666 & !umask())).with_context(context)?;
+    let metadata = temp.file().metadata().with_context(context)?;
+    if args.force {
+        temp.replace(&args.file)?;
+    } else {
+        temp.link(&args.file).map_err(|error| if args.file.exists() { taken(&args.file) } else { error })?;
+    }
+    step.done();
+    Ok(End::well(json!({
+        "snapshot_id": snapshot, "file": args.file, "size_gib": contents.size_gib,
+        "blocks": contents.blocks.len(), "bytes_on_disk": metadata.blocks() * 512,
+    })))
+}
+
+/// What this process takes from the modes of files that it makes.
+fn umask() -> u32 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("Umask:"));
+    mask.and_then(|mask| u32::from_str_radix(mask.trim(), 8).ok()).unwrap_or(0o077)
+}

@@ -1,0 +1,96 @@
+//! `oven images`.
+
+use super::{End, answer};
+use crate::cli::args;
+use crate::cli::args::Global;
+use crate::cloud::{Image, tag};
+use crate::ids::ImageId;
+use crate::report::Report;
+use crate::site::{Site, Use};
+use anyhow::Result;
+use serde_json::json;
+
+pub async fn run(global: &Global, args: &args::Images, report: &Report) -> Result<End> {
+    let site = Site::of(&global.overrides(), &[], report.clone(), Use::Looks).await?;
+    match args {
+        args::Images::List { name } => list(global, &site, name.as_deref()).await,
+        args::Images::Show { id } => show(global, &site, &ImageId(id.clone())).await,
+        args::Images::Remove { ids } => remove(global, &site, ids).await,
+    }
+}
+
+async fn list(global: &Global, site: &Site, name: Option<&str>) -> Result<End> {
+    let mut images = site.cloud.images(None).await?;
+    let none = images.is_empty();
+    if let Some(name) = name {
+        images.retain(|image| image.name == name || image.tags.get(tag::NAME).is_some_and(|n| n == name));
+    }
+    match name {
+        _ if !images.is_empty() => {}
+        Some(name) if !none => {
+            site.report.note(format!("no image is named {name}, and none is of a family of that name"));
+        }
+        _ if site.region.is_none() => site.report.note("no images that oven baked: `oven bake` makes one"),
+        _ => site.report.note("no images: `oven import` makes a base image, `oven bake` the others"),
+    }
+    if !global.json {
+        for image in &images {
+            answer(line(image));
+        }
+    }
+    Ok(End::well(json!({"images": images})))
+}
+
+fn line(image: &Image) -> String {
+    format!(
+        "{}  {:<9}  {:<6}  {:>4} GiB  {}  {}",
+        image.id,
+        format!("{:?}", image.state).to_lowercase(),
+        image.architecture,
+        image.size_gib,
+        image.created,
+        image.name
+    )
+}
+
+async fn show(global: &Global, site: &Site, id: &ImageId) -> Result<End> {
+    let (image, documents) = site.cloud.image(id).await?;
+    let mut result = serde_json::to_value(&image)?;
+    if !global.json {
+        print(&image, documents.get("packages"));
+    }
+    result["documents"] = json!(documents);
+    Ok(End::well(result))
+}
+
+fn print(image: &Image, packages: Option<&String>) {
+    answer(line(image));
+    answer(format!("snapshot  {}", image.snapshot));
+    if !image.description.is_empty() {
+        answer(format!("about     {}", image.description));
+    }
+    for (key, value) in &image.tags {
+        answer(format!("tag       {key} = {value}"));
+    }
+    if let Some(packages) = packages {
+        answer("packages");
+        for package in packages.lines() {
+            answer(format!("  {}", package.replace('\t', "  ")));
+        }
+    }
+}
+
+/// All or none of them, if one does not exist.
+async fn remove(global: &Global, site: &Site, ids: &[String]) -> Result<End> {
+    let mut images = Vec::new();
+    for id in ids {
+        images.push(site.cloud.image(&ImageId(id.clone())).await?.0);
+    }
+    for Image { id, name, snapshot, .. } in &images {
+        site.remove(id, snapshot).await?;
+        if !global.json {
+            answer(format!("removed {id} ({name}) and {snapshot}"));
+        }
+    }
+    Ok(End::well(json!({"removed": images})))
+}

@@ -1,0 +1,96 @@
+//! `oven import`.
+
+use super::{End, answer};
+use crate::bake::batch::NOTHING_LEFT;
+use crate::bake::import::{Imported, Wanted, import};
+use crate::cli::args;
+use crate::cli::args::Global;
+use crate::cloud::local::Region;
+use crate::error::Kind;
+use crate::formats::partition;
+use crate::formats::partition::{ReadAt, Scheme};
+use crate::formats::superblock;
+use crate::ids::Architecture;
+use crate::report::Report;
+use crate::site::{Site, Use};
+use crate::sys::sparse_copy;
+use anyhow::Result;
+use serde_json::json;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use tokio::sync::watch;
+
+/// What the partition tables of images count in.
+const SECTOR: u64 = 512;
+
+pub async fn run(
+    global: &Global,
+    args: &args::Import,
+    report: &Report,
+    mut stop: watch::Receiver<bool>,
+) -> Result<End> {
+    let architecture = match args.arch.as_deref() {
+        None => Architecture::HOST,
+        Some("x86_64" | "amd64") => Architecture::X86_64,
+        Some("arm64" | "aarch64") => Architecture::Arm64,
+        Some(other) => {
+            let message = format!("--arch: unknown architecture `{other}`");
+            return Err(Kind::Usage.failure(message).hint("Give x86_64 or arm64.").into());
+        }
+    };
+    let site = Site::of(&global.overrides(), &[], report.clone(), Use::Looks).await?;
+    ensure_disk(&args.raw)?;
+    let args::Import { raw, name, boot_mode, verify, .. } = args;
+    let (raw, name, boot_mode) = (raw.clone(), name.clone(), boot_mode.clone());
+    let wanted = Wanted { raw, name, architecture, boot_mode, verify: *verify };
+    let ended = import(&site, &wanted, async move { _ = stop.wait_for(|stop| *stop).await }).await;
+    let left = super::left(&site, &ended.left);
+    let Imported { image, new } = match ended.result {
+        Ok(imported) => imported,
+        // It was told when it happened.
+        Err(error) => {
+            if Kind::of(&error) == Kind::Interrupted && !left {
+                report.note(NOTHING_LEFT);
+            }
+            return Ok(End::badly(&error));
+        }
+    };
+    if !new {
+        report.note(format!("{} is that disk already", image.id));
+    }
+    if !global.json {
+        answer(&image.id);
+    }
+    let result = json!({"ami_id": image.id, "ami_name": image.name, "snapshot_id": image.snapshot});
+    Ok(if left { End { code: Kind::LeftBehind as u8, result } } else { End::well(result) })
+}
+
+struct Raw {
+    file: File,
+    size: u64,
+}
+
+impl ReadAt for Raw {
+    fn size(&self) -> u64 {
+        self.size
+    }
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+        self.file.read_exact_at(buffer, offset)
+    }
+}
+
+/// Refuses what is no disk, before it is copied.
+fn ensure_disk(path: &Path) -> Result<()> {
+    let file = Region::open_raw(path)?;
+    let size = sparse_copy::length(&file)?;
+    let raw = Raw { file, size };
+    // A table that cannot be used is refused by the bake, with its reasons.
+    let no_table = partition::read(&raw, SECTOR).is_ok_and(|table| table.scheme == Scheme::None);
+    if no_table && superblock::probe(&raw, 0, size).is_none() {
+        let message =
+            format!("{} is no disk: it has neither a partition table nor a file system", path.display());
+        return Err(Kind::Usage.failure(message).hint("Import the raw image of a whole disk.").into());
+    }
+    Ok(())
+}

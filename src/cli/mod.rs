@@ -1,0 +1,181 @@
+//! What each verb of the command line does.
+
+pub mod args;
+mod bake;
+mod checksum;
+mod doctor;
+mod export;
+mod images;
+mod import;
+mod plan;
+mod plugin;
+mod policy;
+mod shell;
+mod sweep;
+
+use crate::error;
+use crate::error::{Kind, SUCCESS};
+use crate::report::{Level, Report, Style};
+use crate::site::Site;
+use crate::sys::private_tmpfs;
+use crate::sys::signals::{self, Signal};
+use crate::trace::Trace;
+use crate::undo::Left;
+use anyhow::{Error, Result};
+use args::{Cli, Global, Verb};
+use clap::{CommandFactory, Parser};
+use serde_json::{Value, json};
+use std::ffi::OsString;
+use std::fmt::Display;
+use std::io::{ErrorKind, Write};
+use tokio::sync::watch;
+
+/// How a verb ended: the exit code, and the object that a JSON stream ends with.
+#[derive(Debug)]
+struct End {
+    code: u8,
+    result: Value,
+}
+
+impl End {
+    fn well(result: Value) -> Self {
+        Self { code: SUCCESS, result }
+    }
+
+    fn badly(error: &Error) -> Self {
+        let (kind, hint) = (Kind::of(error), error::hint_of(error));
+        let told = json!({"kind": kind.name(), "message": format!("{error:#}"), "hint": hint});
+        Self { code: kind as u8, result: json!({"error": told}) }
+    }
+
+    fn tell(mut self, report: &Report) -> u8 {
+        self.result["event"] = json!("result");
+        self.result["exit_code"] = json!(self.code);
+        report.event(self.result);
+        self.code
+    }
+}
+
+/// Runs a verb and answers with the exit code. Failures are told here, once.
+pub fn run(args: Vec<OsString>) -> u8 {
+    let cli = match Cli::try_parse_from(&args) {
+        Ok(cli) => cli,
+        Err(error) => return usage(&args, &error),
+    };
+    let (report, trace) = report(&cli.global);
+    let result = trace.and_then(|()| prepare(&cli)).and_then(|()| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(report.track().follow(dispatch(&cli, &report)))
+    });
+    report.end_trace();
+    let end = result.unwrap_or_else(|error| {
+        report.failure(&error);
+        End::badly(&error)
+    });
+    end.tell(&report)
+}
+
+/// Help that was asked for, or a command line that cannot be understood: whoever asked for JSON gets it even so.
+fn usage(args: &[OsString], error: &clap::Error) -> u8 {
+    _ = error.print();
+    if error.use_stderr() && args.iter().any(|arg| arg == "--json") {
+        let text = error.render().to_string();
+        let line = text.lines().next().unwrap_or_default();
+        let error = Kind::Usage.error(line.strip_prefix("error: ").unwrap_or(line));
+        End::badly(&error).tell(&Report::new(Style::Json, Level::Quiet));
+    }
+    u8::try_from(error.exit_code()).unwrap_or(Kind::Usage as u8)
+}
+
+/// What has to happen before the runtime exists: namespaces belong to threads.
+fn prepare(cli: &Cli) -> Result<()> {
+    let definition = match &cli.verb {
+        Verb::Bake(args) => args.definitions.first(),
+        Verb::Shell(_) => None,
+        _ => return Ok(()),
+    };
+    crate::doctor::checks::ensure_fit(Site::needs(&cli.global.overrides(), definition))?;
+    crate::sandbox::private_mounts()?;
+    private_tmpfs::make()
+}
+
+async fn dispatch(cli: &Cli, report: &Report) -> Result<End> {
+    let global = &cli.global;
+    // The others have nothing to clean up: a signal ends them as it ends every program.
+    match &cli.verb {
+        Verb::Bake(args) => bake::run(global, args, report, stop_at_signals(report)?).await,
+        Verb::Plan(args) if args.on_paper.os_release.is_some() => plugin::plan(global, args, report),
+        Verb::Plan(args) => plan::run(global, args, report).await,
+        Verb::Plugin(args) => plugin::run(global, args, report),
+        Verb::Checksum(args) => checksum::run(global, args, report),
+        Verb::Images(args) => images::run(global, args, report).await,
+        Verb::Export(args) => export::run(global, args, report, stop_at_signals(report)?).await,
+        Verb::Import(args) => import::run(global, args, report, stop_at_signals(report)?).await,
+        Verb::Shell(args) => shell::run(global, args, report, stop_at_signals(report)?).await,
+        Verb::Sweep(args) => sweep::run(global, args, report).await,
+        Verb::Doctor => doctor::run(global, report).await,
+        Verb::Policy(args) => policy::run(global, args),
+        Verb::Completions { shell } => Ok(completions(global, *shell)),
+    }
+}
+
+/// Turns true when the process is asked to end; the user hears of each signal.
+pub fn stop_at_signals(report: &Report) -> Result<watch::Receiver<bool>> {
+    let (screen, style) = (report.screen().clone(), report.style());
+    signals::signals(move |signal| match signal {
+        Signal::First(why) => {
+            screen.print(&format!("{why}: stopping, and cleaning up (once more to stop at once)"))
+        }
+        Signal::Second(why) => {
+            screen.print(&format!("{why}: stopped at once; `oven sweep` removes what is left"));
+            if style == Style::Json {
+                let error = json!({"kind": Kind::Interrupted.name(), "message": "stopped at once"});
+                let code = Kind::Interrupted as u8;
+                let result = json!({"event": "result", "exit_code": code, "error": error});
+                _ = writeln!(std::io::stdout().lock(), "{result}");
+            }
+        }
+    })
+}
+
+/// Tells what could not be removed, and whether there is something.
+fn left(site: &Site, left: &[Left]) -> bool {
+    for left in left {
+        let command = site.spelt(&left.command);
+        site.report.warn(Left { command, ..left.clone() }.to_string());
+    }
+    !left.is_empty()
+}
+
+fn completions(global: &Global, shell: clap_complete::Shell) -> End {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "oven", &mut script);
+    let script = String::from_utf8_lossy(&script).into_owned();
+    if !global.json {
+        answer(script.trim_end());
+    }
+    End::well(json!({"script": script}))
+}
+
+/// And whether the trace, if one is wanted, could be begun.
+fn report(global: &Global) -> (Report, Result<()>) {
+    let style = if global.json { Style::Json } else { Style::Human };
+    let level = match (global.quiet, global.verbose) {
+        (true, _) => Level::Quiet,
+        (_, true) => Level::Verbose,
+        _ => Level::Normal,
+    };
+    match global.trace.as_deref().map(Trace::create).transpose() {
+        Ok(trace) => (Report::traced(style, level, trace), Ok(())),
+        Err(error) => (Report::new(style, level), Err(error)),
+    }
+}
+
+/// A line of a verb's answer. A reader that went away is no failure; a full disk is worth a word.
+fn answer(line: impl Display) {
+    if let Err(error) = writeln!(std::io::stdout().lock(), "{line}")
+        && error.kind() != ErrorKind::BrokenPipe
+    {
+        _ = writeln!(std::io::stderr().lock(), "  warning: standard output cannot be written: {error}");
+    }
+}

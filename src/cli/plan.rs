@@ -1,0 +1,118 @@
+//! `oven plan`.
+
+use super::{End, answer};
+use crate::bake::options::Compat;
+use crate::bake::{preflight, target};
+use crate::cli::args;
+use crate::cli::args::Global;
+use crate::cloud::{BaseRef, Image, tag};
+use crate::definition::graph::Order;
+use crate::definition::{Definition, From};
+use crate::identity::fingerprint;
+use crate::identity::fingerprint::OldInputs;
+use crate::ids::ImageId;
+use crate::report::Report;
+use crate::site::{Site, Use};
+use anyhow::Result;
+use serde_json::json;
+use std::collections::BTreeMap;
+
+/// What a bake would do with one definition.
+struct Verdict {
+    hit: Option<Image>,
+    /// Why it is a miss.
+    why: Vec<String>,
+}
+
+pub async fn run(global: &Global, args: &args::Plan, report: &Report) -> Result<End> {
+    let order = Order::with(&args.definitions, &args.vars.given())?;
+    let site = Site::of(&global.overrides(), &order.images, report.clone(), Use::Looks).await?;
+    let compat = args.compat.map(Into::into);
+    let mut objects = Vec::new();
+    let mut hits: Vec<Option<ImageId>> = Vec::new();
+    for (i, image) in order.images.iter().enumerate() {
+        let site = site.for_image(&global.overrides(), image, report.clone())?;
+        let verdict = match (&image.from, order.parent[i].map(|p| &hits[p])) {
+            (From::Image(from), _) => judge(&site, image, from, compat).await?,
+            (From::Parent(_), Some(Some(id))) => {
+                judge(&site, image, &BaseRef::Id(id.clone()), compat).await?
+            }
+            (From::Parent(dir), _) => {
+                let why = vec![format!("its parent {} will be baked first", dir.display())];
+                Verdict { hit: None, why }
+            }
+        };
+        objects.push(json!({
+            "name": image.name, "definition": image.dir,
+            "vars": image.vars.values(), "secrets": secrets(image),
+            "hit": verdict.hit.is_some(), "ami_id": verdict.hit.as_ref().map(|h| &h.id), "why": verdict.why,
+        }));
+        if !global.json {
+            print(image, &verdict);
+        }
+        hits.push(verdict.hit.map(|hit| hit.id));
+    }
+    Ok(End::well(json!({"images": objects})))
+}
+
+fn print(image: &Definition, verdict: &Verdict) {
+    match &verdict.hit {
+        Some(hit) => answer(format!("{}: already baked as {}", image.name, hit.id)),
+        None => answer(format!("{}: to be baked", image.name)),
+    }
+    for why in &verdict.why {
+        answer(format!("  {why}"));
+    }
+    for (name, value) in image.vars.values() {
+        let whence = if image.vars.given.contains_key(&name) { "--var" } else { "[vars]" };
+        answer(format!("  with {name} = {value:?} ({whence})"));
+    }
+    for (name, there) in secrets(image) {
+        let there = if there { "in the environment" } else { "not in the environment: a bake needs it" };
+        answer(format!("  with the secret {name} ({there})"));
+    }
+}
+
+/// The names of the secrets that a bake needs, and whether they are there.
+fn secrets(image: &Definition) -> BTreeMap<String, bool> {
+    let names = image.runs.iter().chain(&image.tests).flat_map(|script| &script.secrets);
+    names.map(|name| (name.clone(), std::env::var_os(name).is_some())).collect()
+}
+
+async fn judge(site: &Site, image: &Definition, from: &BaseRef, compat: Option<Compat>) -> Result<Verdict> {
+    let base = target::base(site, image, from).await?;
+    target::attributes(image, &base)?;
+    let inputs = target::inputs(site, image, &base)?;
+    if let Some(hit) = site.cloud.find(&target::key(&inputs, compat)).await? {
+        return Ok(Verdict { hit: Some(hit), why: Vec::new() });
+    }
+    let name = target::name(image, &inputs, None);
+    if let Some(holder) = preflight::name_holder(site, &name).await? {
+        let why =
+            format!("{} failed or is incomplete, and holds the name {name}: --replace-failed", holder.id);
+        return Ok(Verdict { hit: None, why: vec![why] });
+    }
+    let Some(newest) = site.cloud.images(Some(&image.name)).await?.pop() else {
+        return Ok(Verdict {
+            hit: None,
+            why: vec![format!("no image of the family `{}` exists yet", image.name)],
+        });
+    };
+    let (newest, documents) = site.cloud.image(&newest.id).await?;
+    let mut why = vec![format!("compared with {}, the newest image of the family:", newest.id)];
+    let tag = newest.tags.get(tag::INPUTS).map(String::as_str);
+    match OldInputs::of(documents.get("inputs.json").map(String::as_str), tag) {
+        Some(old) => {
+            let mut lines = fingerprint::explain(&old, &inputs);
+            if lines.is_empty() {
+                lines.push(format!("nothing differs, but it is {:?}", newest.state).to_lowercase());
+            }
+            why.extend(lines.into_iter().map(|line| format!("  {line}")));
+        }
+        None => why.push("  what it was made of is not known: oven did not bake it".into()),
+    }
+    if image.name_is_default {
+        why.push("the family is the directory's name: set `name` in image.toml, so that a checkout elsewhere keeps it".into());
+    }
+    Ok(Verdict { hit: None, why })
+}

@@ -1,0 +1,213 @@
+//! `oven plugin`, and `oven plan --os-release`.
+
+mod golden;
+mod skeleton;
+
+use super::{End, answer};
+use crate::bake::target;
+use crate::cli::args;
+use crate::cli::args::Global;
+use crate::config::project::Settings;
+use crate::definition::Ask;
+use crate::definition::graph::Order;
+use crate::distros::{Known, Registry};
+use crate::error::{Kind, SUCCESS};
+use crate::ids::Architecture;
+use crate::provision::scripts;
+use crate::report::{Ink, Report};
+use crate::site;
+use anyhow::{Context, Result};
+use oven_distro::check::{self, Rule};
+use oven_distro::wire::PlanRequest;
+use oven_distro::{Claim, Job, OsRelease};
+use serde_json::{Value, json};
+use std::path::Path;
+
+pub fn run(global: &Global, args: &args::Plugin, report: &Report) -> Result<End> {
+    match args {
+        args::Plugin::List => list(global, report),
+        args::Plugin::Check(args) => try_all(global, args, report),
+        args::Plugin::New(args) => {
+            let made = skeleton::write(Path::new("."), args)?;
+            if !global.json {
+                made.iter().for_each(|path| answer(path.display()));
+            }
+            report.note(format!("oven plugin check {}", made[0].display()));
+            Ok(End::well(json!({"files": made})))
+        }
+    }
+}
+
+fn list(global: &Global, report: &Report) -> Result<End> {
+    let registry = site::plugins(&global.plugin, &site::helper()?)?;
+    let mut objects = Vec::new();
+    for known in registry.known() {
+        let claims = claims_of(known);
+        if !global.json {
+            answer(format!("{}  ({})", known.id, known.origin));
+            match &claims {
+                Ok(claims) => {
+                    claims.iter().for_each(|(word, names)| answer(format!("  {word}: {}", names.join(", "))))
+                }
+                Err(error) => answer(format!("  {error:#}")),
+            }
+        }
+        tell_how(known, report);
+        let mut object =
+            json!({"id": known.id, "origin": known.origin.to_string(), "sha256": known.digest()});
+        match claims {
+            Ok(claims) => {
+                object["claims"] =
+                    claims.into_iter().map(|(word, names)| (word.to_owned(), json!(names))).collect()
+            }
+            Err(error) => object["error"] = json!(format!("{error:#}")),
+        }
+        objects.push(object);
+    }
+    let passed_over = registry.refused().iter();
+    let passed_over: Vec<_> = passed_over.map(|(path, why)| json!({"path": path, "why": why})).collect();
+    if !global.json {
+        let lines = registry.refused().iter();
+        lines.for_each(|(path, why)| answer(format!("{} is passed over: it {why}", path.display())));
+    }
+    Ok(End::well(json!({"plugins": objects, "passed_over": passed_over})))
+}
+
+/// What a plugin claims of the systems that are widely known.
+fn claims_of(known: &Known) -> Result<Vec<(&'static str, Vec<String>)>> {
+    let mut claims = vec![("exact", Vec::new()), ("family", Vec::new())];
+    for (name, os) in check::systems() {
+        match known.claims(&os)?.claim {
+            Claim::Exact => claims[0].1.push(name),
+            Claim::Family => claims[1].1.push(name),
+            Claim::No => {}
+        }
+    }
+    claims.retain(|(_, names)| !names.is_empty());
+    Ok(claims)
+}
+
+fn tell_how(known: &Known, report: &Report) {
+    if let Some(why) = known.uncontained() {
+        report.note(format!("{} ran as you, with all your rights: {why}", known.id));
+    }
+}
+
+fn try_all(global: &Global, args: &args::PluginCheck, report: &Report) -> Result<End> {
+    let helper = site::helper()?;
+    let (all, spelt) = (site::plugins(&global.plugin, &helper)?, args.what.display().to_string());
+    let alone;
+    let known = match all.known().iter().find(|known| known.id == spelt) {
+        Some(known) if !args.what.exists() => known,
+        _ => {
+            alone = Registry::alone(&args.what, &helper)?;
+            &alone.known()[0]
+        }
+    };
+    let dir = args.golden.clone().unwrap_or_else(|| args.what.with_extension("golden"));
+    let mut cases = golden::read(&dir, args.golden.is_some())?;
+    if args.bless {
+        let written = golden::bless(&dir, &mut cases, &*known.speaker())?;
+        written.iter().for_each(|path| report.note(format!("wrote {}", path.display())));
+    }
+    let findings = check::check_speaker(&*known.speaker(), &cases);
+    let (mut rules, mut faults) = (Vec::new(), 0);
+    for rule in Rule::ALL {
+        let broken: Vec<_> = findings.of(rule).map(crate::text::printable).collect();
+        let tried = !findings.incomplete || !broken.is_empty();
+        if rule == Rule::Golden && cases.is_empty() {
+            continue;
+        }
+        if !global.json {
+            let word = match (broken.is_empty(), tried) {
+                (true, true) => report.screen().paint(Ink::Green, "ok     "),
+                (true, false) => "untried".to_owned(),
+                _ => report.screen().paint(Ink::Red, "FAILED "),
+            };
+            answer(format!("{word} {rule}"));
+            broken
+                .iter()
+                .for_each(|fault| answer(format!("          {}", fault.replace('\n', "\n            "))));
+        }
+        faults += broken.len();
+        rules.push(json!({"rule": rule.to_string(), "tried": tried, "faults": broken}));
+    }
+    tell_how(known, report);
+    if !global.json {
+        let word = if faults == 1 { "fault" } else { "faults" };
+        match (faults, cases.len()) {
+            (0, 0) => answer(format!("{spelt} conforms; it has no golden plans yet")),
+            (0, n) => answer(format!("{spelt} conforms; golden plans: {n}")),
+            _ => answer(format!("{spelt} has {faults} {word}")),
+        }
+    }
+    let code = if faults == 0 { SUCCESS } else { Kind::Definition as u8 };
+    Ok(End { code, result: json!({"plugin": spelt, "conforms": faults == 0, "rules": rules}) })
+}
+
+/// A plugin's plan for an image that is told on the command line.
+pub fn plan(global: &Global, args: &args::Plan, report: &Report) -> Result<End> {
+    let paper = &args.on_paper;
+    let file = paper.os_release.as_deref().unwrap_or(Path::new("/etc/os-release"));
+    let read = |file: &Path| {
+        std::fs::read_to_string(file)
+            .map_err(|error| Kind::Usage.failure(format!("{}: cannot be read: {error}", file.display())))
+            .context("reading what the image is like")
+    };
+    let os_release = OsRelease::parse(&read(file)?);
+    let image = match &args.definitions[..] {
+        [] => None,
+        // With those it stands on: a variable may be theirs alone.
+        [_] => Order::with(&args.definitions, &args.vars.given())?.images.pop(),
+        _ => return Err(Kind::Usage.error("a plan on paper is for one definition")),
+    };
+    let registry = site::plugins(&global.plugin, &site::helper()?)?;
+    let named = image.as_ref().and_then(target::named);
+    let named = named.as_ref().map(|(id, place)| (*id, place.as_str()));
+    let (known, claims) = registry.detect(&os_release, named)?;
+    tell_how(known, report);
+    let tools = image.as_ref().map(scripts::tools).unwrap_or_default();
+    let is_tool = |path: &String| tools.iter().any(|tool| scripts::finds(path, tool));
+    let unasked = paper.has.iter().find(|path| !claims.look_for.contains(path) && !is_tool(path));
+    if let Some(path) = unasked {
+        report.warn(format!("the plugin {} does not look for {path}", known.id));
+    }
+    let architecture = architecture(paper)?;
+    let mut job = match &image {
+        Some(image) => {
+            for ask in &image.packages {
+                if let Ask::Url { url, file: None, .. } = ask {
+                    report.warn(format!("{url} is left out: a plan on paper downloads nothing"));
+                }
+            }
+            let network = Settings::for_definition(&image.dir)?.network;
+            target::job::wishes(image, os_release, architecture, &network)
+        }
+        None => Job { os_release, architecture: architecture.to_string(), ..Job::default() },
+    };
+    job.tools.retain(|tool| !paper.has.iter().any(|path| scripts::finds(path, tool)));
+    let has = |path: &String| paper.has.is_empty() || paper.has.contains(path);
+    job.present = claims.look_for.iter().map(|path| (path.clone(), has(path))).collect();
+    for (path, file) in &paper.text {
+        job.texts.insert(path.clone(), read(file)?);
+    }
+    let (key, value): (_, Value) = if paper.request {
+        ("request", serde_json::to_value(PlanRequest::new(&job))?)
+    } else {
+        ("plan", serde_json::to_value(known.plan(&job)?)?)
+    };
+    report.note(format!("by the plugin {} ({})", known.id, known.origin));
+    if !global.json {
+        answer(format!("{value:#}"));
+    }
+    Ok(End::well(json!({"plugin": known.id, key: value})))
+}
+
+fn architecture(paper: &args::OnPaper) -> Result<Architecture> {
+    let known = [Architecture::X86_64, Architecture::Arm64];
+    let Some(arch) = &paper.arch else { return Ok(Architecture::HOST) };
+    known.into_iter().find(|known| known.as_str() == arch).ok_or_else(|| {
+        let known = known.map(Architecture::as_str).join(" or ");
+        Kind::Usage.error(format!("--arch {arch}: it is {known}"))
+    })
+}

@@ -1,0 +1,57 @@
+//! A plugin to begin with: it works, for a package manager that nobody has.
+
+use crate::cli::args::{Lang, PluginNew};
+use crate::error::Kind;
+use anyhow::{Context, Result};
+use oven_distro::wire::PlanRequest;
+use oven_distro::{Job, OsRelease, Package};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+const PYTHON: &str = include_str!("skeleton.py");
+const SH: &str = include_str!("skeleton.sh");
+
+/// Writes it into a directory, and nothing over what is there. Answers with the paths; the plugin's is the first.
+pub fn write(dir: &Path, args: &PluginNew) -> Result<Vec<PathBuf>> {
+    let name = &args.name;
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_".contains(c);
+    if !name.starts_with(|c: char| c.is_ascii_lowercase()) || !name.chars().all(plain) {
+        let failure = Kind::Usage.failure(format!("{name:?} is no plugin's name"));
+        return Err(failure
+            .hint("Small letters, digits, `-` and `_`, such as the ID of its os-release.")
+            .into());
+    }
+    let (template, ending) = match args.lang {
+        Lang::Python => (PYTHON, "py"),
+        Lang::Sh => (SH, "sh"),
+    };
+    let golden = dir.join(format!("{name}.golden"));
+    let mut files = vec![(dir.join(format!("{name}.{ending}")), template.replace("@NAME@", name), 0o755)];
+    for (case, packages) in [("nothing", &[][..]), ("packages", &["nginx", "jq"])] {
+        let request = serde_json::to_value(PlanRequest::new(&job(name, packages)))?;
+        files.push((golden.join(format!("{case}.request.json")), format!("{request:#}\n"), 0o644));
+    }
+    let taken = files.iter().map(|(path, ..)| path).chain([&golden]).find(|path| path.exists());
+    if let Some(path) = taken {
+        return Err(Kind::Usage.error(format!("{} is there already", path.display())));
+    }
+    std::fs::create_dir(&golden).with_context(|| format!("making {}", golden.display()))?;
+    for (path, text, mode) in &files {
+        let file = std::fs::File::options().write(true).create_new(true).mode(*mode).open(path);
+        file.and_then(|mut file| file.write_all(text.as_bytes()))
+            .with_context(|| format!("writing {}", path.display()))?;
+    }
+    Ok(files.into_iter().map(|(path, ..)| path).collect())
+}
+
+fn job(name: &str, packages: &[&str]) -> Job {
+    let named = |name: &&str| Package::Named { name: (*name).to_owned(), version: None };
+    Job {
+        os_release: OsRelease([("ID".to_owned(), name.to_owned())].into()),
+        architecture: "x86_64".into(),
+        present: [("/usr/bin/pkg".to_owned(), true)].into(),
+        packages: packages.iter().map(named).collect(),
+        ..Job::default()
+    }
+}

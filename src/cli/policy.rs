@@ -1,0 +1,26 @@
+//! `oven policy`.
+
+use super::{End, answer};
+use crate::cli::args;
+use crate::cli::args::Global;
+use crate::cloud::iam_policy;
+use crate::cloud::iam_policy::Ways;
+use crate::config::overrides::Overrides;
+use crate::config::project::{Settings, Strategy};
+use anyhow::Result;
+use serde_json::json;
+
+/// `--disks` says what for; without it, for all.
+pub fn run(global: &Global, args: &args::Policy) -> Result<End> {
+    let asked = Overrides { disks: global.disks.clone(), ..Overrides::default() };
+    let ways = match Settings::default().merge(&asked)?.disks {
+        None => Ways::Both,
+        Some(Strategy::Attached) => Ways::Attached,
+        Some(Strategy::Direct) => Ways::Direct,
+    };
+    let policy = iam_policy::policy(ways, global.region.as_deref(), &args.kms_keys);
+    if !global.json {
+        answer(iam_policy::text(&policy));
+    }
+    Ok(End::well(json!({"policy": policy})))
+}

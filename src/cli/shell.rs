@@ -1,0 +1,88 @@
+//! `oven shell`: a contained shell in a throw-away copy of an image, or on the disk that a failed run kept.
+
+use super::End;
+use crate::cli::args;
+use crate::cli::args::Global;
+use crate::cloud::BaseRef;
+use crate::disk::{Disk, DiskSpec};
+use crate::error::Kind;
+use crate::ids::{ImageId, RunId};
+use crate::mount::{MountOptions, Root};
+use crate::provision;
+use crate::report::Report;
+use crate::site::{Site, Use};
+use crate::sys::signals;
+use crate::undo;
+use crate::undo::Undo;
+use anyhow::{Context, Result};
+use oven_distro::Job;
+use serde_json::json;
+use std::rc::Rc;
+use tokio::sync::watch;
+
+pub async fn run(
+    global: &Global,
+    args: &args::Shell,
+    report: &Report,
+    mut stop: watch::Receiver<bool>,
+) -> Result<End> {
+    let site = signals::or(&stop, Site::of(&global.overrides(), &[], report.clone(), Use::Builds)).await?;
+    let run = RunId::new();
+    let policy = site.undo_policy(false);
+    let stopped = async move { _ = stop.wait_for(|stop| *stop).await };
+    let ended = undo::scope(policy, stopped, async |undo| {
+        let disk = open(&site, &args.what, &run, &undo).await?;
+        let root = Root::mount(disk.device(), &site.scratch(&run)?, &MountOptions::default(), report).await?;
+        let code = inside(&site, &root, args).await?;
+        root.close().await?;
+        Ok(code)
+    })
+    .await;
+    super::left(&site, &ended.left);
+    Ok(match ended.result {
+        Ok(code) => End { code, result: json!({}) },
+        // It was told when it happened.
+        Err(error) => End::badly(&error),
+    })
+}
+
+async fn open(site: &Site, what: &str, run: &RunId, undo: &Rc<Undo>) -> Result<Box<dyn Disk>> {
+    if what.starts_with("ami-") {
+        let base = site.cloud.base(&BaseRef::Id(ImageId(what.to_owned()))).await?;
+        site.report.note(format!("a throw-away copy of {what}: nothing that you change is kept"));
+        let _step = site.report.step("checkout", format!("checking out the disk of {what}"));
+        return site.disks.checkout(&base, &DiskSpec::default(), run, undo).await;
+    }
+    let stale = site.stale_runs(None).await?;
+    let mut kept = stale.into_iter().filter(|run| run.kept && run.run.0.starts_with(what));
+    match (kept.next(), kept.next()) {
+        (Some(one), None) => {
+            site.report.note(format!("the disk that run {} kept: what you change stays", one.run.short()));
+            site.disks.reopen(&one.run).await
+        }
+        (None, _) => Err(Kind::NotFound
+            .failure(format!("{what} is no image's id, and no run of that name has ended and kept its disk"))
+            .hint("Give an image's id (`oven images list`), or a run that failed with --keep-on-failure.")
+            .into()),
+        (Some(_), Some(_)) => {
+            Err(Kind::NotFound.error(format!("several runs begin with {what}: give more digits")))
+        }
+    }
+}
+
+/// The shell, with the shims that the image's own distro wants; the exit code is the shell's.
+async fn inside(site: &Site, root: &Root<'_>, args: &args::Shell) -> Result<u8> {
+    let os_release = root.os_release()?;
+    let shims = match site.distros.detect(&os_release, None) {
+        Ok((distro, _)) => {
+            let job = Job { os_release, architecture: root.architecture()?.to_string(), ..Job::default() };
+            distro.plan(&job).map(|plan| plan.shims).unwrap_or_default()
+        }
+        // A shell is also for an image that no plugin knows.
+        Err(_) => Vec::new(),
+    };
+    let network = args.network.then(|| site.egress_guard());
+    provision::shell::shell(root, &site.helper, shims, network, &args.command, &site.report)
+        .await
+        .context("running the shell")
+}

@@ -1,0 +1,105 @@
+//! `oven sweep`.
+
+use super::{End, answer};
+use crate::cli::args;
+use crate::cli::args::Global;
+use crate::cloud::StaleRun;
+use crate::disk::direct::preserved_disk;
+use crate::error::{Kind, SUCCESS};
+use crate::ids::RunId;
+use crate::owner::{Gone, Owner};
+use crate::report::Report;
+use crate::sandbox::egress;
+use crate::site::{Site, Use};
+use anyhow::{Context, Result};
+use serde_json::json;
+use std::time::Duration;
+
+pub async fn run(global: &Global, args: &args::Sweep, report: &Report) -> Result<End> {
+    let site = Site::of(&global.overrides(), &[], report.clone(), Use::Sweeps).await?;
+    if !args.dry_run {
+        // Empty directories, of no run: nothing to tell, and nothing to fail for where there is no cgroup v2.
+        _ = egress::sweep();
+    }
+    _ = preserved_disk::tidy(&site.state);
+    let mut stale = site.stale_runs(args.older_than).await?;
+    if let Some(wanted) = &args.run {
+        stale = named(&site, stale, wanted).await?;
+    }
+    let (kept, stale): (Vec<_>, Vec<_>) = stale.into_iter().partition(|run| run.kept && !args.kept);
+    let verb = if args.dry_run { "would remove" } else { "removed" };
+    let (mut failed, mut swept) = (0, Vec::new());
+    for run in stale {
+        // Somebody may have a shell on it.
+        let what = || format!("removing what run {} left", run.run.short());
+        let _step = (!args.dry_run).then(|| report.step("sweep", what()));
+        if !args.dry_run
+            && let Err(error) = remove(&site, &run.run).await
+        {
+            report.failure(&error);
+            failed += 1;
+            continue;
+        }
+        if !global.json {
+            let (what, run_id) = (run.resources.join(", "), run.run.short());
+            answer(format!("{verb} {what} of run {run_id} ({})", owner(&run)));
+        }
+        swept.push(run);
+    }
+    for run in &kept {
+        report.note(format!(
+            "run {} keeps {} (--keep-on-failure): --kept removes that, too",
+            run.run.short(),
+            run.resources.join(", ")
+        ));
+    }
+    if swept.is_empty() && failed == 0 && kept.is_empty() {
+        report.note("nothing to sweep: no run whose process is gone left anything");
+    }
+    let code = if failed == 0 { SUCCESS } else { Kind::LeftBehind as u8 };
+    let result = json!({"swept": swept, "dry_run": args.dry_run, "failed": failed, "kept": kept});
+    Ok(End { code, result })
+}
+
+/// The one run that is meant. A run of another host may be at work still: it has to be named in full. A run that is
+/// known to be at work is never among them.
+async fn named(site: &Site, mut stale: Vec<StaleRun>, wanted: &str) -> Result<Vec<StaleRun>> {
+    stale.retain(|run| run.run.0.starts_with(wanted));
+    match stale.len() {
+        0 => {}
+        1 => return Ok(stale),
+        _ => {
+            let message = format!("several runs begin with {wanted}");
+            return Err(Kind::NotFound.failure(message).hint("Give more digits.").into());
+        }
+    }
+    let mut unsure = site.stale_runs(Some(Duration::ZERO)).await?;
+    unsure.retain(|run| run.run.0.starts_with(wanted));
+    if unsure.iter().any(|run| run.run.0 == wanted) {
+        return Ok(unsure);
+    }
+    let message = format!("nothing to remove of run {wanted}: it left nothing, or is still at work");
+    let failure = Kind::NotFound.failure(message);
+    Err(match &unsure[..] {
+        [] => failure
+            .hint("`oven sweep --dry-run` lists what can be removed; end a process that is at work first."),
+        [run, ..] => failure.hint(format!(
+            "Run {} is of {}, and may be at work. If it is not, give all of its digits.",
+            run.run,
+            owner(run)
+        )),
+    }
+    .into())
+}
+
+fn owner(run: &StaleRun) -> String {
+    match run.owner.parse::<Owner>() {
+        Ok(owner) if owner.is_gone() == Gone::Yes => format!("process {}, which is gone", owner.pid),
+        Ok(owner) => format!("process {} of host {}", owner.pid, owner.host),
+        Err(_) => "of an unknown process".to_owned(),
+    }
+}
+
+async fn remove(site: &Site, run: &RunId) -> Result<()> {
+    site.disks.forget(run).await.with_context(|| format!("sweeping run {}", run.short()))
+}

@@ -1,0 +1,202 @@
+//! Which blocks a snapshot has, and the tokens that they are read by.
+
+use super::call::{Shared, Snapshot};
+use super::workers::Lane;
+use crate::cloud::aws::ec2::client::call::Refused;
+use crate::cloud::aws::ec2::client::errors::{Class, LIST_SNAPSHOT_BLOCKS};
+use crate::cloud::block_api::{Contents, Indexes};
+use crate::error::Kind;
+use crate::ids::BLOCK;
+use anyhow::{Result, bail};
+use std::time::{Duration, SystemTime};
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+/// The most that a page has: a page takes as long as many blocks' worth of reading.
+const PAGE: i32 = 10_000;
+/// So many pages in a row without a new block, or with a token that expired, are a server that counts to no end.
+const VAIN: u32 = 1000;
+const RELISTS: u32 = 5;
+/// Tokens are listed and forgotten for so many blocks of the disk together: 8 GiB, which are one page or two.
+const WINDOW: u32 = 1 << 14;
+/// So many of them are remembered: at most 48 MiB, whatever the snapshot's size.
+const WINDOWS: usize = 24;
+/// A token that was listed a moment ago is good, whatever this machine's clock says.
+const FRESH: Duration = Duration::from_secs(60);
+
+/// The tokens of a snapshot's blocks, as far as they are remembered: the windows that were listed last.
+#[derive(Default)]
+pub struct Tokens(Mutex<Vec<Window>>);
+
+struct Window {
+    /// The first index is this times [`WINDOW`].
+    number: u32,
+    /// By index.
+    tokens: Vec<(u32, Box<str>)>,
+    listed: Instant,
+    expires: Option<SystemTime>,
+}
+
+impl Window {
+    fn new(number: u32) -> Self {
+        Self { number, tokens: Vec::new(), listed: Instant::now(), expires: None }
+    }
+
+    fn is_good(&self) -> bool {
+        self.listed.elapsed() < FRESH || self.expires.is_none_or(|expires| SystemTime::now() < expires)
+    }
+
+    fn token(&self, index: u32) -> Option<&str> {
+        let found = self.tokens.binary_search_by_key(&index, |(index, _)| *index).ok()?;
+        Some(&self.tokens[found].1)
+    }
+}
+
+fn remember(windows: &mut Vec<Window>, window: Window) {
+    windows.retain(|known| known.number != window.number);
+    if windows.len() >= WINDOWS {
+        windows.remove(0);
+    }
+    windows.push(window);
+}
+
+struct Page {
+    size_gib: u64,
+    blocks: Vec<(u32, Box<str>)>,
+    expires: Option<SystemTime>,
+    next: Option<String>,
+}
+
+impl Shared {
+    async fn page(
+        &self,
+        lane: &Lane,
+        snapshot: &Snapshot,
+        from: u32,
+        token: Option<String>,
+    ) -> Result<Page, Refused> {
+        let (action, what) = (&LIST_SNAPSHOT_BLOCKS, snapshot.id.to_string());
+        let from = token.is_none().then(|| i32::try_from(from).unwrap_or(i32::MAX));
+        let answer = self
+            .repeat(lane, action, snapshot, None, |client| {
+                let call = client.list_snapshot_blocks().snapshot_id(&what).max_results(PAGE);
+                let sent = call.set_starting_block_index(from).set_next_token(token.clone()).send();
+                async { sent.await.map_err(|error| Refused::of(action, &what, error)) }
+            })
+            .await?;
+        let wrong = |text: String| Refused::broken(action, &what, text, Class::Terminal);
+        if let Some(size) = answer.block_size.filter(|size| *size != BLOCK as i32) {
+            return Err(wrong(format!("blocks of {size} bytes: {BLOCK} are known")));
+        }
+        let blocks = answer.blocks.unwrap_or_default().into_iter().map(|block| {
+            let index = block.block_index.and_then(|index| u32::try_from(index).ok());
+            index
+                .zip(block.block_token.map(String::into_boxed_str))
+                .ok_or_else(|| wrong("a block without its index or token".to_owned()))
+        });
+        Ok(Page {
+            size_gib: answer.volume_size.and_then(|size| u64::try_from(size).ok()).unwrap_or(0),
+            blocks: blocks.collect::<Result<_, _>>()?,
+            expires: answer.expiry_time.and_then(|time| SystemTime::try_from(time).ok()),
+            next: answer.next_token.filter(|token| !token.is_empty()),
+        })
+    }
+
+    /// All pages from a block on, as long as `each` wants more; the volume's size in GiB.
+    async fn pages(
+        &self,
+        lane: &Lane,
+        snapshot: &Snapshot,
+        from: u32,
+        mut each: impl FnMut(u32, Box<str>, Option<SystemTime>) -> bool,
+    ) -> Result<u64> {
+        let (mut next, mut token, mut vain, mut relists) = (from, None, 0, 0);
+        loop {
+            let page = match self.page(lane, snapshot, next, token.clone()).await {
+                Ok(page) => page,
+                // It is good for an hour: listed on from the last block.
+                Err(refused) if token.is_some() && is_of_page(&refused) && relists < RELISTS => {
+                    (token, relists) = (None, relists + 1);
+                    continue;
+                }
+                Err(refused) => return Err(refused.into()),
+            };
+            let is_new = |(index, _): &(u32, Box<str>)| *index >= next;
+            vain = if page.blocks.iter().any(is_new) { 0 } else { vain + 1 };
+            for (index, token) in page.blocks {
+                // What was listed on may begin before.
+                if index < next {
+                    continue;
+                }
+                (next, relists) = (index + 1, 0);
+                if !each(index, token, page.expires) {
+                    return Ok(page.size_gib);
+                }
+            }
+            if page.next.is_none() {
+                return Ok(page.size_gib);
+            }
+            token = page.next;
+            if vain > VAIN {
+                bail!(Kind::Cloud.failure(format!("{VAIN} pages of {} without a new block", snapshot.id)));
+            }
+        }
+    }
+
+    /// Lists all of a snapshot. An empty page may be followed by others.
+    pub async fn contents(&self, lane: &Lane, snapshot: &Snapshot) -> Result<Contents> {
+        let mut windows = snapshot.tokens.0.lock().await;
+        let (mut blocks, mut window) = (Indexes::new(), Window::new(0));
+        let size_gib = self
+            .pages(lane, snapshot, 0, |index, token, expires| {
+                blocks.insert(index);
+                if index / WINDOW != window.number {
+                    let full = std::mem::replace(&mut window, Window::new(index / WINDOW));
+                    remember(&mut windows, full);
+                }
+                window.expires = expires;
+                window.tokens.push((index, token));
+                true
+            })
+            .await?;
+        remember(&mut windows, window);
+        Ok(Contents { size_gib, blocks })
+    }
+
+    /// The token to read a block by. `refused`: not this one, for EBS took it no more.
+    pub async fn token(
+        &self,
+        lane: &Lane,
+        snapshot: &Snapshot,
+        index: u32,
+        refused: Option<&str>,
+    ) -> Result<Box<str>> {
+        let number = index / WINDOW;
+        // Held while it is listed: others want the same window.
+        let mut windows = snapshot.tokens.0.lock().await;
+        let known = windows.iter().find(|window| window.number == number && window.is_good());
+        if let Some(token) = known.and_then(|window| window.token(index)).filter(|t| Some(*t) != refused) {
+            return Ok(token.into());
+        }
+        let mut window = Window::new(number);
+        self.pages(lane, snapshot, number * WINDOW, |index, token, expires| {
+            let inside = index / WINDOW == number;
+            if inside {
+                window.expires = expires;
+                window.tokens.push((index, token));
+            }
+            inside
+        })
+        .await?;
+        let found = window.token(index).map(Into::into);
+        remember(&mut windows, window);
+        found.ok_or_else(|| Kind::Cloud.error(format!("{} has no block {index}", snapshot.id)))
+    }
+}
+
+/// The page's token is too old.
+fn is_of_page(refused: &Refused) -> bool {
+    refused.is("ValidationException")
+        && (refused.reason.as_deref() == Some("INVALID_PAGE_TOKEN")
+            || refused.message.to_ascii_lowercase().contains("token"))
+}

@@ -1,0 +1,106 @@
+//! Blocks that are read, and verified.
+
+use super::call::{Shared, Snapshot};
+use super::digest_of;
+use super::workers::Lane;
+use crate::cloud::aws::ec2::client::call::Refused;
+use crate::cloud::aws::ec2::client::errors::{Class, GET_SNAPSHOT_BLOCK};
+use crate::cloud::block_api::Reader;
+use crate::error::Kind;
+use crate::ids::{BLOCK, Digest};
+use anyhow::{Context, Result};
+use aws_sdk_ebs::Client;
+use sha2::{Digest as _, Sha256};
+use std::sync::Arc;
+use tokio::time::{Instant, timeout};
+
+/// A block that does not match its digest is read so many times more: what went wrong on the way does not do so again.
+const AGAIN: u32 = 3;
+/// So many tokens that were listed a moment ago are refused before that counts.
+const TOKENS: u32 = 3;
+
+pub struct BlockReader {
+    pub shared: Arc<Shared>,
+    pub snapshot: Arc<Snapshot>,
+}
+
+impl Reader for BlockReader {
+    fn read(&self, index: u32) -> Result<(Vec<u8>, Digest)> {
+        let context = || format!("reading block {index} of {}", self.snapshot.id);
+        for _ in 0..=AGAIN {
+            let (shared, snapshot) = (self.shared.clone(), self.snapshot.clone());
+            let got =
+                self.shared.lanes.block(|lane| async move { shared.get(&lane, &snapshot, index).await });
+            let (data, digest) = got?.with_context(context)?;
+            // On the caller's thread: there are many of them, and few that talk to EBS.
+            if data.len() == BLOCK && Sha256::digest(&data)[..] == digest {
+                return Ok((data, digest));
+            }
+        }
+        let text = format!("it does not match its checksum, {} times in a row", AGAIN + 1);
+        Err(Kind::Cloud.error(text)).with_context(context)
+    }
+}
+
+impl Shared {
+    async fn get(&self, lane: &Lane, snapshot: &Snapshot, index: u32) -> Result<(Vec<u8>, Digest)> {
+        let _permit = self.gets.acquire().await.context("waiting for a turn")?;
+        let what = format!("{}, block {index}", snapshot.id);
+        let (mut refused_token, mut tokens) = (None::<Box<str>>, 0);
+        loop {
+            let token = self.token(lane, snapshot, index, refused_token.as_deref()).await?;
+            let got = self.repeat(lane, &GET_SNAPSHOT_BLOCK, snapshot, Some(&snapshot.gets), |client| {
+                let (what, token, pace) = (&what, &token, &self.pace);
+                async move {
+                    // The SDK's own timeout ends where the data begins.
+                    let begun = Instant::now();
+                    match timeout(pace.attempt, block(&client, snapshot, index, token, what)).await {
+                        Ok(got) => got.inspect(|_| self.took(begun.elapsed())),
+                        Err(_) => Err(lost(what, "it did not come in time".to_owned())),
+                    }
+                }
+            });
+            match got.await {
+                // It is good for a week, and no longer.
+                Err(refused) if tokens < TOKENS && is_of_token(&refused) => {
+                    (refused_token, tokens) = (Some(token), tokens + 1);
+                }
+                got => return Ok(got?),
+            }
+        }
+    }
+}
+
+async fn block(
+    client: &Client,
+    snapshot: &Snapshot,
+    index: u32,
+    token: &str,
+    what: &str,
+) -> Result<(Vec<u8>, Digest), Refused> {
+    let call = client.get_snapshot_block().snapshot_id(&snapshot.id.0).block_token(token);
+    let sent = call.block_index(i32::try_from(index).unwrap_or(i32::MAX)).send().await;
+    let mut answer = sent.map_err(|error| Refused::of(&GET_SNAPSHOT_BLOCK, what, error))?;
+    let mut data = Vec::with_capacity(BLOCK);
+    while let Some(part) = answer.block_data.next().await {
+        let part = part.map_err(|error| lost(what, format!("its data ended early: {error}")))?;
+        if data.len() + part.len() > BLOCK {
+            return Err(lost(what, format!("more than {BLOCK} bytes")));
+        }
+        data.extend_from_slice(&part);
+    }
+    let digest = answer.checksum.as_deref().and_then(digest_of);
+    let digest = digest.ok_or_else(|| lost(what, "it has no checksum".to_owned()))?;
+    Ok((data, digest))
+}
+
+fn lost(what: &str, message: String) -> Refused {
+    Refused::broken(&GET_SNAPSHOT_BLOCK, what, message, Class::Lost)
+}
+
+/// The block's token is too old.
+fn is_of_token(refused: &Refused) -> bool {
+    refused.is("ValidationException")
+        && (refused.reason.as_deref() == Some("INVALID_BLOCK_TOKEN")
+            || refused.message.to_ascii_lowercase().contains("token"))
+}

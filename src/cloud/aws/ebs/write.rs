@@ -1,0 +1,352 @@
+//! Snapshots that are written: started, filled, sealed.
+
+use super::call::Shared;
+use super::{Ebs, base64_of, digest_of};
+use crate::cloud::aws::ec2::client::call::Refused;
+use crate::cloud::aws::ec2::client::errors::{COMPLETE_SNAPSHOT, Class, PUT_SNAPSHOT_BLOCK, START_SNAPSHOT};
+use crate::cloud::aws::ec2::images::convert;
+use crate::cloud::aws::ec2::volumes::token;
+use crate::cloud::block_api::{Expired, NewSnapshot};
+use crate::error::Kind;
+use crate::ids::{BLOCK, Digest};
+use crate::ids::{RunId, SnapshotId};
+use anyhow::{Error, Result};
+use aws_sdk_ebs::Client;
+use aws_sdk_ebs::error::SdkError;
+use aws_sdk_ebs::operation::start_snapshot::builders::StartSnapshotInputBuilder;
+use aws_sdk_ebs::operation::start_snapshot::{StartSnapshotError, StartSnapshotInput, StartSnapshotOutput};
+use aws_sdk_ebs::primitives::ByteStream;
+use aws_sdk_ebs::types::{ChecksumAggregationMethod, ChecksumAlgorithm, Tag};
+use aws_sdk_ec2::types::SnapshotState;
+use bytes::Bytes;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::OnceCell;
+use tokio::time::{Instant, sleep};
+
+/// EBS gives up a pending snapshot that nothing was written to for so many minutes. The least for us: a bake starts its
+/// snapshot before its steps, each of which may take an hour.
+const TIMEOUT: u64 = 360;
+/// And the most.
+const LONGEST: u64 = 4320;
+/// Seconds for a GiB, at the 20 MB/s of a slow way to EBS.
+const SLOW_GIB: u64 = 54;
+
+/// What became of starts.
+#[derive(Default)]
+pub struct Starts {
+    /// By run: each has a token of its own.
+    attempts: RefCell<HashMap<RunId, u32>>,
+    /// Calls that may have started a snapshot, by token: sent again, they tell which.
+    doubtful: Arc<Mutex<HashMap<String, (RunId, StartSnapshotInputBuilder)>>>,
+    /// Whether a snapshot that refused a block was given up: asked once for all of its blocks.
+    expired: RefCell<HashMap<SnapshotId, Rc<OnceCell<bool>>>>,
+}
+
+impl Starts {
+    fn token(&self, run: &RunId) -> String {
+        let mut attempts = self.attempts.borrow_mut();
+        let attempt = attempts.entry(run.clone()).or_default();
+        *attempt += 1;
+        token(run, "direct", *attempt)
+    }
+
+    fn doubted<T>(
+        &self,
+        with: impl FnOnce(&mut HashMap<String, (RunId, StartSnapshotInputBuilder)>) -> T,
+    ) -> T {
+        with(&mut self.doubtful.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// That, and twice what it may take to write all of it, in minutes.
+fn patience(size_gib: u64) -> i32 {
+    let minutes = size_gib.saturating_mul(2 * SLOW_GIB) / 60;
+    convert::number(minutes.saturating_add(TIMEOUT).min(LONGEST))
+}
+
+/// EBS takes 1 to 255 characters.
+fn described(text: &str) -> Option<String> {
+    Some(text.chars().take(255).collect::<String>()).filter(|text| !text.is_empty())
+}
+
+async fn send(
+    request: StartSnapshotInputBuilder,
+    client: Client,
+) -> Result<StartSnapshotOutput, SdkError<StartSnapshotError>> {
+    request.send_with(&client).await
+}
+
+impl Ebs {
+    pub(crate) async fn start_snapshot(&self, spec: &NewSnapshot) -> Result<SnapshotId> {
+        let tags = self.ec2.owned(&spec.tags, &spec.run)?;
+        let tags = tags.iter().map(|(key, value)| Tag::builder().key(key).value(value).build()).collect();
+        let alone = spec.parent.is_none();
+        let key = spec.kms_key.clone().filter(|_| alone && spec.encrypted);
+        if let Some(key) = key.as_ref().filter(|key| !key.starts_with("arn:")) {
+            let failure = Kind::Definition.failure(format!("EBS direct does not take the key {key:?}"));
+            return Err(failure
+                .hint("Give the key's ARN as kms_key: arn:aws:kms:REGION:ACCOUNT:key/….")
+                .into());
+        }
+        let what = match &spec.parent {
+            Some(parent) => format!("on {parent}, run {}", spec.run),
+            None => format!("run {}", spec.run),
+        };
+        let request = StartSnapshotInput::builder()
+            .volume_size(spec.size_gib.try_into().unwrap_or(i64::MAX))
+            .set_parent_snapshot_id(spec.parent.as_ref().map(|parent| parent.0.clone()))
+            .set_description(described(&spec.description))
+            .set_tags(Some(tags))
+            .timeout(patience(spec.size_gib))
+            // A child's are its parent's: EBS refuses to be told.
+            .set_encrypted(alone.then_some(true).filter(|_| spec.encrypted))
+            .set_kms_key_arn(key);
+        let (shared, mut again) = (self.shared().await?, true);
+        let started = loop {
+            let token = self.starts.token(&spec.run);
+            let request = request.clone().client_token(&token);
+            let sent = self.ec2.repeat(&START_SNAPSHOT, &what, async || {
+                let (lane, (again, token)) = (shared.lanes.next(), (request.clone(), token.clone()));
+                let (doubtful, of) = (self.starts.doubtful.clone(), spec.run.clone());
+                let (sent, client) = (request.clone(), lane.client());
+                let task = lane.handle().spawn(send(sent, client));
+                let answer = async { task.await.expect("the thread lives as long as the program's Ebs") };
+                self.ec2
+                    .fly(&spec.run, &START_SNAPSHOT, &what, answer, move |run, result| {
+                        let mut doubtful = doubtful.lock().unwrap_or_else(PoisonError::into_inner);
+                        match result {
+                            Ok(snapshot) => {
+                                run.snapshots.extend(snapshot.snapshot_id.clone());
+                                doubtful.remove(&token);
+                            }
+                            Err(refused) if refused.class == Class::Lost => {
+                                doubtful.insert(token, (of, again));
+                            }
+                            Err(_) => {}
+                        }
+                    })
+                    .await
+            });
+            match sent.await {
+                Ok(started) => break started,
+                // The token is known from elsewhere: never a third time.
+                Err(refused) if refused.is("ConflictException") && again => again = false,
+                Err(refused) => return Err(refused.into()),
+            }
+        };
+        let id = SnapshotId(convert::id("snap", started.snapshot_id.as_deref())?);
+        self.ec2.born(&id.0);
+        shared.born(&id);
+        if let Some(size) = started.block_size.filter(|size| *size != BLOCK as i32) {
+            return Err(Kind::Cloud.error(format!("{id} has blocks of {size} bytes: {BLOCK} are known")));
+        }
+        Ok(id)
+    }
+
+    /// A call that may have started a snapshot is sent again: with its token, EBS answers with that one. If it never
+    /// arrived, one is started now, which is known then.
+    pub(crate) async fn resolve_starts(&self, run: &RunId) -> Result<()> {
+        self.ec2.made().settled(run).await;
+        let doubtful: Vec<_> = self.starts.doubted(|doubtful| {
+            let of_run = doubtful.iter().filter(|(_, (of, _))| of == run);
+            of_run.map(|(token, (_, request))| (token.clone(), request.clone())).collect()
+        });
+        if doubtful.is_empty() {
+            return Ok(());
+        }
+        let shared = self.shared().await?;
+        for (token, request) in doubtful {
+            let what = format!("to learn what was started for run {run}");
+            let sent = self.ec2.repeat(&START_SNAPSHOT, &what, async || {
+                let request = request.clone();
+                let answer = shared.lanes.run(|lane| send(request, lane.client())).await;
+                answer.map_err(|error| Refused::of(&START_SNAPSHOT, &what, error))
+            });
+            match sent.await {
+                Ok(started) => {
+                    let id = convert::id("snap", started.snapshot_id.as_deref())?;
+                    self.ec2.born(&id);
+                    self.ec2.made().of(run, |run| run.snapshots.insert(id));
+                }
+                // It still is not known.
+                Err(refused) if matches!(refused.class, Class::Lost | Class::Throttled | Class::Expired) => {
+                    return Err(refused.into());
+                }
+                // Refused: so the first one was, or what it started is found by its tag.
+                Err(_) => {}
+            }
+            self.starts.doubted(|doubtful| doubtful.remove(&token));
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn put_block(
+        &self,
+        id: &SnapshotId,
+        index: u32,
+        data: Arc<[u8]>,
+        digest: Digest,
+    ) -> Result<()> {
+        let lanes = self.shared().await?;
+        let (shared, snapshot) = (lanes.clone(), id.clone());
+        let sent = lanes.lanes.run(|lane| async move {
+            let _permit = shared.puts.acquire().await.expect("it is never closed");
+            let (snapshot, what) = (shared.snapshot(&snapshot), format!("{snapshot}, block {index}"));
+            let (data, checksum) = (Bytes::from_owner(data), base64_of(&digest));
+            let put = shared.repeat(&lane, &PUT_SNAPSHOT_BLOCK, &snapshot, Some(&snapshot.puts), |client| {
+                let call = client
+                    .put_snapshot_block()
+                    .snapshot_id(&snapshot.id.0)
+                    .block_index(i32::try_from(index).unwrap_or(i32::MAX))
+                    .data_length(convert::number(data.len()))
+                    .checksum_algorithm(ChecksumAlgorithm::ChecksumAlgorithmSha256)
+                    .checksum(&checksum)
+                    .block_data(ByteStream::from(data.clone()));
+                let what = &what;
+                async move {
+                    let put = call.send().await;
+                    let put = put.map_err(|error| Refused::of(&PUT_SNAPSHOT_BLOCK, what, error))?;
+                    match put.checksum.as_deref().and_then(digest_of) {
+                        Some(other) if other != digest => {
+                            let text = "EBS tells another checksum".to_owned();
+                            Err(Refused::broken(&PUT_SNAPSHOT_BLOCK, what, text, Class::Lost))
+                        }
+                        _ => Ok(()),
+                    }
+                }
+            });
+            put.await
+        });
+        match sent.await {
+            Ok(()) => Ok(()),
+            Err(refused) if is_final(&refused) && self.has_expired(id).await? => {
+                Err(Error::new(Expired(id.clone())).context(refused.to_string()))
+            }
+            Err(refused) => Err(refused.into()),
+        }
+    }
+
+    /// Whether a snapshot that refused something was given up by EBS, or is gone: somebody may have swept what began long
+    /// ago.
+    async fn has_expired(&self, id: &SnapshotId) -> Result<bool> {
+        let cell = self.starts.expired.borrow_mut().entry(id.clone()).or_default().clone();
+        cell.get_or_try_init(async || Ok(is_over(self.ec2.snapshot_state(id).await?))).await.copied()
+    }
+
+    pub(crate) async fn complete_snapshot(
+        &self,
+        id: &SnapshotId,
+        count: u32,
+        checksum: Digest,
+    ) -> Result<()> {
+        let (begun, mut lost) = (Instant::now(), false);
+        loop {
+            let refused = match self.send_complete(id, count, checksum).await? {
+                Ok(()) => break,
+                Err(refused) => refused,
+            };
+            let known = !lost || is_about_blocks(&refused);
+            if refused.class != Class::Lost && known {
+                if is_final(&refused) {
+                    return Err(self.given_up(id, refused.into()).await);
+                }
+                return Err(refused.into());
+            }
+            match self.ec2.snapshot_state(id).await? {
+                Some(SnapshotState::Completed) => return Ok(()),
+                Some(SnapshotState::Error) => return Err(self.given_up(id, refused.into()).await),
+                // It was sealed by a call whose answer was lost: it is refused a second time.
+                _ if refused.class != Class::Lost => break,
+                _ if begun.elapsed() >= self.ec2.pace().outage => return Err(refused.into()),
+                _ => lost = true,
+            }
+            sleep(self.ec2.pace().look).await;
+        }
+        match self.ec2.completed(id).await? {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.given_up(id, error).await),
+        }
+    }
+
+    async fn send_complete(
+        &self,
+        id: &SnapshotId,
+        count: u32,
+        checksum: Digest,
+    ) -> Result<Result<(), Refused>> {
+        let shared = self.shared().await?;
+        let (again, id) = (shared.clone(), id.clone());
+        let count = convert::number(count);
+        let send = |lane| async move { complete(&again, lane, &id, count, checksum).await };
+        Ok(shared.lanes.run(send).await)
+    }
+
+    /// A snapshot that cannot be completed is deleted. If EBS gave it up, or it is gone, it is to be written once more.
+    async fn given_up(&self, id: &SnapshotId, error: Error) -> Error {
+        let expired = self.ec2.snapshot_state(id).await.is_ok_and(is_over);
+        let error = match expired {
+            true => Error::new(Expired(id.clone())).context(format!("{error:#}")),
+            false => error,
+        };
+        // It is owed already: that it could not be deleted does not hide why it had to be.
+        match self.ec2.send_delete(id).await {
+            Err(refused) if refused.class != Class::Done => {
+                error.context(format!("{id} is still there ({refused})"))
+            }
+            _ => error,
+        }
+    }
+}
+
+async fn complete(
+    shared: &Shared,
+    lane: Arc<super::workers::Lane>,
+    id: &SnapshotId,
+    count: i32,
+    checksum: Digest,
+) -> Result<(), Refused> {
+    let snapshot = shared.snapshot(id);
+    let sent = shared.repeat(&lane, &COMPLETE_SNAPSHOT, &snapshot, None, |client| {
+        let call = client
+            .complete_snapshot()
+            .snapshot_id(&id.0)
+            .changed_blocks_count(count)
+            .checksum(base64_of(&checksum))
+            .checksum_algorithm(ChecksumAlgorithm::ChecksumAlgorithmSha256)
+            .checksum_aggregation_method(ChecksumAggregationMethod::ChecksumAggregationLinear);
+        async { call.send().await.map_err(|error| Refused::of(&COMPLETE_SNAPSHOT, &id.0, error)) }
+    });
+    sent.await.map(drop)
+}
+
+/// Whether a snapshot that was pending takes no more blocks, and will never be complete.
+fn is_over(state: Option<SnapshotState>) -> bool {
+    matches!(state, Some(SnapshotState::Error) | None)
+}
+
+/// It will be refused again.
+fn is_final(refused: &Refused) -> bool {
+    matches!(refused.class, Class::Terminal | Class::NotYet)
+}
+
+/// The blocks are not those that were counted and summed up.
+fn is_about_blocks(refused: &Refused) -> bool {
+    let message = refused.message.to_ascii_lowercase();
+    ["checksum", "count"].iter().any(|word| message.contains(word))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_snapshot_is_not_given_up_early() {
+        assert_eq!(patience(1), 361);
+        assert_eq!(patience(33), 419);
+        assert_eq!(patience(100), 540);
+        assert_eq!(patience(64 << 10), 4320);
+    }
+}

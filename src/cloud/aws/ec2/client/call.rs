@@ -1,0 +1,294 @@
+//! One call of EC2's API: sent, classified, and sent again where that is right. The SDK itself sends once.
+
+use super::connection::{ahead, clock_is_off};
+use super::errors::{Action, Class, class_of, hint_of};
+use crate::cloud::aws::ec2::Ec2;
+use crate::error::Kind;
+use crate::trace::{Lane, Track};
+use anyhow::Error;
+use aws_sdk_ec2::Client;
+use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_ec2::operation::RequestId;
+use std::fmt;
+use std::future::Future;
+use std::ops::Deref;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+/// What a call did not succeed with.
+#[derive(Debug, Clone)]
+pub struct Refused {
+    pub action: &'static str,
+    pub class: Class,
+    /// How long it was tried.
+    tried: Duration,
+    answer: Box<Answer>,
+}
+
+/// What EC2 answered, or what happened instead of an answer.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// What the call was about: ids, names.
+    what: String,
+    pub code: Option<String>,
+    pub message: String,
+    /// EBS direct's word beside the code: `INVALID_BLOCK_TOKEN`.
+    pub reason: Option<String>,
+    /// EC2's id of the request, for its support.
+    request: Option<String>,
+    /// How far EC2's clock is ahead of ours, in seconds.
+    ahead: Option<i64>,
+}
+impl Deref for Refused {
+    type Target = Answer;
+    fn deref(&self) -> &Answer {
+        &self.answer
+    }
+}
+
+impl Refused {
+    pub fn of<E>(action: &Action, what: &str, error: SdkError<E>) -> Self
+    where
+        E: ProvideErrorMetadata + std::error::Error + 'static,
+    {
+        let status = error.raw_response().map(|answer| answer.status().as_u16());
+        let ahead = error.raw_response().and_then(|answer| answer.headers().get("date")).and_then(ahead);
+        let meta = error.as_service_error().map(|error| error.meta());
+        let code = meta.and_then(|meta| meta.code()).map(str::to_owned);
+        // A proxy's answer, or one that says nothing, may still have EC2's header; the Query API tells it in the body.
+        let header = error.raw_response().and_then(|answer| answer.headers().get("x-amzn-requestid"));
+        let body = error.raw_response().and_then(|answer| std::str::from_utf8(answer.body().bytes()?).ok());
+        let told = body.and_then(|body| Some(body.split_once("<RequestID>")?.1.split_once('<')?.0));
+        let request = meta.and_then(|meta| meta.request_id()).or(header).or(told).map(str::to_owned);
+        let message = match meta.and_then(|meta| meta.message()) {
+            // A policy's refusal ends in a kilobyte that only `aws sts decode-authorization-message` can read.
+            Some(message) => {
+                message.split(" Encoded authorization failure message").next().unwrap_or("").to_owned()
+            }
+            // Of a proxy, or half of an answer.
+            None if status.is_some() => {
+                format!("an answer with HTTP status {}: {}", status.unwrap_or(0), causes(&error))
+            }
+            None => causes(&error),
+        };
+        let reason = error.raw_response().and_then(|answer| reason(answer.body().bytes()?));
+        let class = match &error {
+            // Only where nobody answered: EC2's own refusals speak of credentials and identities, too.
+            _ if status.is_none() && lacks_credentials(&error) => Class::Expired,
+            // Not sent: a wrong parameter.
+            SdkError::ConstructionFailure(_) => Class::Terminal,
+            SdkError::DispatchFailure(failure) if failure.is_user() => Class::Terminal,
+            _ => {
+                let told = reason.as_ref().map(|reason| format!("{message} {reason}"));
+                class_of(action.name, code.as_deref(), told.as_ref().unwrap_or(&message), status)
+            }
+        };
+        let answer = Box::new(Answer { what: what.to_owned(), code, message, reason, request, ahead });
+        Self { action: action.name, class, tried: Duration::ZERO, answer }
+    }
+
+    /// An answer that began well and did not come whole, or is none that may be.
+    pub fn broken(action: &Action, what: &str, message: String, class: Class) -> Self {
+        let (what, request) = (what.to_owned(), None);
+        let answer = Box::new(Answer { what, code: None, message, reason: None, request, ahead: None });
+        Self { action: action.name, class, tried: Duration::ZERO, answer }
+    }
+
+    pub fn tried(self, tried: Duration) -> Self {
+        Self { tried, ..self }
+    }
+
+    pub fn is(&self, code: &str) -> bool {
+        self.code.as_deref() == Some(code)
+    }
+
+    /// It says in which state something is, so that is there; else it says that it is not there.
+    fn is_about_state(&self) -> bool {
+        !self.code.as_deref().is_some_and(|code| code.contains("NotFound") || code == "InvalidID")
+    }
+
+    fn hint(&self) -> Option<String> {
+        let Some(code) = &self.code else {
+            if self.class == Class::Expired {
+                let hint = "Give the instance a role, or set AWS_PROFILE or AWS_ACCESS_KEY_ID: see `aws sts get-caller-identity`.";
+                return Some(hint.to_owned());
+            }
+            return (self.class == Class::Lost).then(|| {
+                "Is the network up, and the endpoint right (--region, AWS_ENDPOINT_URL)?".to_owned()
+            });
+        };
+        let clock = matches!(code.as_str(), "RequestExpired" | "AuthFailure" | "SignatureDoesNotMatch");
+        match self.ahead.filter(|_| clock).and_then(clock_is_off) {
+            Some((text, hint)) => Some(format!("It may be that {text}. {hint}")),
+            None => {
+                let told = format!("{} {}", self.message, self.reason.as_deref().unwrap_or_default());
+                hint_of(code, &told).map(str::to_owned)
+            }
+        }
+    }
+}
+
+/// EBS direct tells in a refusal's body why.
+fn reason(body: &[u8]) -> Option<String> {
+    let refusal: serde_json::Value = serde_json::from_slice(body).ok()?;
+    refusal.get("Reason").or(refusal.get("reason"))?.as_str().map(str::to_owned)
+}
+
+/// Words of the SDK that say no more than that something went wrong.
+const EMPTY: [&str; 5] = ["dispatch failure", "io error", "other", "service error", "unhandled error"];
+
+/// What went wrong, from the call down to its cause, for people: without the SDK's types.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut causes: Vec<String> = Vec::new();
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let text = error.to_string();
+        // Some causes are told by what they caused.
+        if !EMPTY.contains(&text.as_str()) && !causes.last().is_some_and(|last| last.contains(&text)) {
+            causes.push(text);
+        }
+        cause = error.source();
+    }
+    if causes.is_empty() { error.to_string() } else { causes.join(": ") }
+}
+
+/// No credentials were found, or they could not be fetched. The SDK tells it among what went wrong with the connection.
+fn lacks_credentials<E: std::error::Error + 'static>(error: &SdkError<E>) -> bool {
+    let mut cause: Option<&dyn std::error::Error> = Some(error);
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if text.contains("credential") || text.contains("identity") {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.action)?;
+        if !self.what.is_empty() {
+            write!(f, " ({})", self.what)?;
+        }
+        if let Some(code) = &self.code {
+            write!(f, ": {code}")?;
+        }
+        if let Some(reason) = &self.reason {
+            write!(f, " ({reason})")?;
+        }
+        write!(f, ": {}", self.message)?;
+        if !self.tried.is_zero() {
+            let tried = Duration::from_millis(self.tried.as_millis() as u64);
+            write!(f, "; tried for {}", humantime::format_duration(tried))?;
+        }
+        if let Some(request) = &self.request {
+            write!(f, " (request {request})")?;
+        }
+        Ok(())
+    }
+}
+
+impl From<Refused> for Error {
+    fn from(refused: Refused) -> Self {
+        let failure = Kind::Cloud.failure(&refused);
+        match refused.hint() {
+            Some(hint) => failure.hint(hint).into(),
+            None => failure.into(),
+        }
+    }
+}
+
+/// A random part of a pause: callers that were throttled together do not come back together.
+pub fn jitter(most: Duration) -> Duration {
+    let mut bytes = [0u8; 4];
+    rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())
+        .expect("4 bytes never come short (getrandom(2))");
+    most.mul_f64(f64::from(u32::from_ne_bytes(bytes)) / f64::from(u32::MAX))
+}
+
+impl Ec2 {
+    /// Calls, and calls again as the error's class says. `what` names the objects, and says by it whether what is not
+    /// visible yet is something that we just made.
+    pub(crate) async fn call<T, E, F>(
+        &self,
+        action: &'static Action,
+        what: &str,
+        mut send: impl FnMut(&Client) -> F,
+    ) -> Result<T, Refused>
+    where
+        F: Future<Output = Result<T, SdkError<E>>>,
+        E: ProvideErrorMetadata + std::error::Error + 'static,
+    {
+        self.repeat(action, what, async || {
+            send(&self.client()).await.map_err(|e| Refused::of(action, what, e))
+        })
+        .await
+    }
+
+    /// The same for any way to send.
+    pub(crate) async fn repeat<T>(
+        &self,
+        action: &'static Action,
+        what: &str,
+        mut send: impl AsyncFnMut() -> Result<T, Refused>,
+    ) -> Result<T, Refused> {
+        let (start, pace) = (Instant::now(), self.pace());
+        let mut tries = 0u32;
+        let mut span = Track::here().span(Lane::Ec2, action.name);
+        span.tell("what", what);
+        loop {
+            let refused = match send().await {
+                Ok(answer) => {
+                    self.answered();
+                    return Ok(answer);
+                }
+                Err(refused) => refused,
+            };
+            if refused.code.is_some() {
+                self.answered();
+            }
+            span.tell("refused", refused.code.as_deref().unwrap_or("no answer"));
+            let mut pause = jitter(pace.backoff.saturating_mul(1 << tries.min(16)).min(pace.backoff_longest));
+            let patience = match refused.class {
+                Class::Throttled => pace.throttled,
+                Class::Paced => {
+                    pause += pace.rate;
+                    pace.paced
+                }
+                // Credentials that never were there will not come.
+                Class::Expired if tries < 3 && self.has_answered() => {
+                    self.renew();
+                    pace.throttled
+                }
+                Class::Lost if action.twice && self.has_answered() => pace.outage,
+                Class::Lost if action.twice => pace.unreachable,
+                // Where nothing is named (a dry run), there is nothing to wait for.
+                Class::NotYet if !what.is_empty() && (refused.is_about_state() || self.is_new(what)) => {
+                    pause = pause.min(pace.longest).max(pace.look);
+                    pace.visible
+                }
+                _ => {
+                    return Err(Refused {
+                        tried: if tries > 0 { start.elapsed() } else { Duration::ZERO },
+                        ..refused
+                    });
+                }
+            };
+            tries += 1;
+            span.tell("tries", tries + 1);
+            if start.elapsed() + pause > patience {
+                return Err(Refused { tried: start.elapsed(), ..refused });
+            }
+            sleep(pause).await;
+        }
+    }
+}
+
+/// A call whose success is that something is so: being so already is as good.
+pub fn done<T>(result: Result<T, Refused>) -> Result<(), Refused> {
+    match result {
+        Err(refused) if refused.class != Class::Done => Err(refused),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,362 @@
+//! What an answer of EC2 means: one table of error classes, and what the user can do about some of them.
+
+/// What to make of a call that did not succeed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// It did nothing, for there were too many calls: ask again later.
+    Throttled,
+    /// It did nothing, and will not for some seconds more: ask again after [`Pace::rate`](crate::cloud::aws::ec2::Pace::rate).
+    Paced,
+    /// It did nothing: the credentials were too old, or could not be fetched. Take new ones.
+    Expired,
+    /// It may have taken effect, and may not. A call that may be sent twice is; any other is looked up.
+    Lost,
+    /// What it names cannot be seen yet, or is not ready yet, if we made it ourselves. Nothing was done.
+    NotYet,
+    /// What was asked for is so already.
+    Done,
+    /// It is refused, and will be again.
+    Terminal,
+}
+
+/// An action of the API, and what is known about sending it twice.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Action {
+    pub name: &'static str,
+    /// It has a client token, or does the same again: after a lost answer it is sent again.
+    pub twice: bool,
+}
+
+/// Those of EBS direct.
+pub const EBS: &[&Action] =
+    &[&LIST_SNAPSHOT_BLOCKS, &GET_SNAPSHOT_BLOCK, &START_SNAPSHOT, &PUT_SNAPSHOT_BLOCK, &COMPLETE_SNAPSHOT];
+
+impl Action {
+    /// As a policy names it.
+    pub fn permission(&self) -> String {
+        let service = match self {
+            _ if EBS.contains(&self) => "ebs",
+            _ if *self == GET_PARAMETER => "ssm",
+            _ => "ec2",
+        };
+        format!("{service}:{}", self.name)
+    }
+}
+
+macro_rules! actions {
+    ($($name:ident $text:literal $twice:literal,)*) => {
+        $(pub const $name: Action = Action { name: $text, twice: $twice };)*
+        /// Every action that oven sends.
+        #[cfg(test)]
+        pub const ACTIONS: &[&Action] = &[$(&$name),*];
+    };
+}
+actions! {
+    ATTACH_VOLUME "AttachVolume" false,
+    COMPLETE_SNAPSHOT "CompleteSnapshot" false,
+    COPY_SNAPSHOT "CopySnapshot" false,
+    CREATE_SNAPSHOT "CreateSnapshot" false,
+    CREATE_TAGS "CreateTags" true,
+    CREATE_VOLUME "CreateVolume" true,
+    DELETE_SNAPSHOT "DeleteSnapshot" true,
+    DELETE_VOLUME "DeleteVolume" true,
+    DEREGISTER_IMAGE "DeregisterImage" true,
+    DESCRIBE_IMAGES "DescribeImages" true,
+    DESCRIBE_INSTANCES "DescribeInstances" true,
+    DESCRIBE_SNAPSHOTS "DescribeSnapshots" true,
+    DESCRIBE_VOLUMES "DescribeVolumes" true,
+    DETACH_VOLUME "DetachVolume" true,
+    GET_EBS_ENCRYPTION_BY_DEFAULT "GetEbsEncryptionByDefault" true,
+    GET_PARAMETER "GetParameter" true,
+    GET_SNAPSHOT_BLOCK "GetSnapshotBlock" true,
+    LIST_SNAPSHOT_BLOCKS "ListSnapshotBlocks" true,
+    MODIFY_INSTANCE_ATTRIBUTE "ModifyInstanceAttribute" true,
+    PUT_SNAPSHOT_BLOCK "PutSnapshotBlock" true,
+    REGISTER_IMAGE "RegisterImage" false,
+    START_SNAPSHOT "StartSnapshot" true,
+}
+
+const ANY: &str = "*";
+
+/// Action, error code (`*` ends a prefix), a part of the message, class. The first row that fits decides; what no row
+/// names is [`Class::Terminal`].
+const TABLE: &[(&str, &str, &str, Class)] = &[
+    // EC2 throttles each API by a token bucket of its own (EC2 API throttling).
+    (ANY, "RequestLimitExceeded", "", Class::Throttled),
+    (ANY, "EC2ThrottledException", "", Class::Throttled),
+    (ANY, "Throttling*", "", Class::Throttled),
+    (ANY, "RequestThrottled*", "", Class::Throttled),
+    (ANY, "TooManyRequestsException", "", Class::Throttled),
+    (ANY, "SlowDown", "", Class::Throttled),
+    (ANY, "ConcurrentLimitExceededException", "", Class::Throttled),
+    // A snapshot of a volume every 15 s, and five of them pending.
+    ("CreateSnapshot", "SnapshotCreationPerVolumeRateExceeded", "", Class::Paced),
+    ("CreateSnapshot", "ConcurrentSnapshotLimitExceeded", "", Class::Paced),
+    (ANY, "ExpiredToken*", "", Class::Expired),
+    // Sent with the status 500 or 503.
+    (ANY, "InternalError", "", Class::Lost),
+    (ANY, "InternalFailure", "", Class::Lost),
+    (ANY, "InternalServerError", "", Class::Lost),
+    (ANY, "ServiceUnavailable*", "", Class::Lost),
+    (ANY, "Unavailable", "", Class::Lost),
+    (ANY, "RequestTimeout*", "", Class::Lost),
+    (ANY, "InternalServerException", "", Class::Lost),
+    // EBS direct: what was sent did not arrive whole, or the call before, whose answer was lost, is still at work. Any
+    // other ValidationException is final (error retries for EBS direct APIs).
+    (ANY, "ValidationException", "failed to read block data", Class::Lost),
+    ("PutSnapshotBlock", "ValidationException", "write_request_timeout", Class::Lost),
+    ("PutSnapshotBlock", "ValidationException", "conflicting_block_update", Class::Lost),
+    // 20 copies of snapshots at once for each region.
+    ("CopySnapshot", "ResourceLimitExceeded", "", Class::Throttled),
+    // It is gone, as it shall be.
+    ("DeleteVolume", "InvalidVolume.NotFound", "", Class::Done),
+    ("DetachVolume", "InvalidVolume.NotFound", "", Class::Done),
+    ("DetachVolume", "InvalidAttachment.NotFound", "", Class::Done),
+    ("DetachVolume", "IncorrectState", "", Class::Done),
+    ("DeleteSnapshot", "InvalidSnapshot.NotFound", "", Class::Done),
+    ("DeregisterImage", "InvalidAMIID.NotFound", "", Class::Done),
+    ("DeregisterImage", "InvalidAMIID.Unavailable", "", Class::Done),
+    // New ids are not seen everywhere at once, and new things are not ready at once.
+    (ANY, "InvalidVolume.NotFound", "", Class::NotYet),
+    (ANY, "InvalidSnapshot.NotFound", "", Class::NotYet),
+    (ANY, "InvalidAMIID.NotFound", "", Class::NotYet),
+    ("CreateTags", "InvalidID", "", Class::NotYet),
+    (ANY, "ResourceNotFoundException", "snapshot", Class::NotYet),
+    // The instance's view of its volumes comes after the volume's own.
+    ("ModifyInstanceAttribute", "InvalidInstanceAttributeValue", "mapped", Class::NotYet),
+    (ANY, "IncorrectState", "pending", Class::NotYet),
+    (ANY, "IncorrectState", "creating", Class::NotYet),
+];
+
+/// Whether a code fits a pattern of the tables.
+fn fits(pattern: &str, code: &str) -> bool {
+    match pattern.strip_suffix('*') {
+        Some(prefix) => code.starts_with(prefix),
+        None => pattern == code,
+    }
+}
+
+/// The class of an answer. `status` is the HTTP status, if there was an answer at all.
+pub fn class_of(action: &str, code: Option<&str>, message: &str, status: Option<u16>) -> Class {
+    let message = message.to_ascii_lowercase();
+    let row = |code: &str| {
+        let known = TABLE.iter().find(|(of, pattern, part, _)| {
+            (*of == ANY || *of == action) && fits(pattern, code) && message.contains(part)
+        });
+        known.map(|(.., class)| *class)
+    };
+    match (code, status) {
+        (Some(code), status) => row(code).unwrap_or(match status {
+            Some(500..) => Class::Lost,
+            _ => Class::Terminal,
+        }),
+        (None, Some(429)) => Class::Throttled,
+        // An answer that says nothing: a proxy's 502, or half of a 200.
+        (None, Some(400..500)) => Class::Terminal,
+        (None, _) => Class::Lost,
+    }
+}
+
+/// Error code (`*` ends a prefix), a part of the message in small letters, what the user can do.
+const HINTS: &[(&str, &str, &str)] = &[
+    ("*", "kms", KMS),
+    ("AccessDenied*", "dependency_access_denied", KMS),
+    ("UnauthorizedOperation", "", PERMIT),
+    ("AccessDenied*", "", PERMIT),
+    (
+        "OptInRequired",
+        "",
+        "The account has not opted in to this region, or to what the image needs: do so in the console.",
+    ),
+    (
+        "AuthFailure",
+        "",
+        "The credentials are not valid here: see `aws sts get-caller-identity`, and the clock.",
+    ),
+    ("InvalidClientTokenId", "", "The access key does not exist, or is of another partition."),
+    ("UnrecognizedClientException", "", "The access key does not exist, or is of another partition."),
+    ("SignatureDoesNotMatch", "", "The secret key is wrong, or this machine's clock is: see `timedatectl`."),
+    (
+        "ExpiredToken*",
+        "",
+        "Renew the credentials (`aws sso login`, say), or bake on an instance with a role: its keys are renewed.",
+    ),
+    (
+        "RequestLimitExceeded",
+        "",
+        "The account makes too many calls of this kind: bake fewer images at once (--jobs), or later.",
+    ),
+    ("RequestExpired", "", "This machine's clock is wrong: see `timedatectl`."),
+    (
+        "VolumeLimitExceeded",
+        "",
+        "Raise the EBS quota `Storage for … volumes, in TiB` of this region, or delete volumes.",
+    ),
+    (
+        "MaxIOPSLimitExceeded",
+        "",
+        "Raise the EBS quota `IOPS for Provisioned IOPS SSD … volumes` of this region.",
+    ),
+    (
+        "InvalidSnapshot.NotFound",
+        "",
+        "Its owner may share the image and not the snapshot: copy the image into this account (aws ec2 copy-image), and \
+         bake on the copy (owner = \"self\").",
+    ),
+    (
+        "ServiceQuotaExceededException",
+        "",
+        "Raise the EBS quotas of pending snapshots and of EBS direct's requests, or bake fewer images at once (--jobs).",
+    ),
+    ("SnapshotLimitExceeded", "", "Raise the EBS quota `Snapshots per Region`, or delete snapshots."),
+    ("AMIQuotaExceeded", "", "Raise the EC2 quota `AMIs` of this region, or deregister images."),
+    (
+        "AttachmentLimitExceeded",
+        "",
+        "Detach a volume from this instance, or bake fewer images at once (--jobs).",
+    ),
+    (
+        "InsufficientVolumeCapacity",
+        "",
+        "EC2 has no room for this type of volume in the zone: give another `type` in [disk], or bake in another zone.",
+    ),
+    (
+        "InvalidZone.NotFound",
+        "",
+        "See `oven doctor`: is this instance of another region than the settings say?",
+    ),
+    (
+        "InvalidInstanceID*",
+        "",
+        "See `oven doctor`: is this instance of another region than the settings say?",
+    ),
+    ("Blocked", "", "AWS blocked the account: write to its support."),
+    ("PendingVerification", "", "AWS is still verifying the account: wait for its mail."),
+];
+const PERMIT: &str =
+    "Permit it: `oven policy` prints the least policy, and `oven doctor` lists all that is missing.";
+/// What a volume needs that is encrypted with a key of one's own.
+pub const KMS: &str = "Permit the role to use the KMS key: kms:DescribeKey, kms:CreateGrant, kms:Decrypt, \
+                       kms:GenerateDataKeyWithoutPlaintext and kms:ReEncrypt* (`oven policy` has them).";
+
+pub fn hint_of(code: &str, message: &str) -> Option<&'static str> {
+    let message = message.to_ascii_lowercase();
+    let kms = code.to_ascii_lowercase().contains("kms").then_some(KMS);
+    let known = HINTS.iter().find(|(pattern, part, _)| fits(pattern, code) && message.contains(part));
+    kms.or(known.map(|(.., hint)| *hint))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every row of the fault matrix's table.
+    #[test]
+    fn classes() {
+        use Class::*;
+        for (action, code, message, status, class) in [
+            ("DescribeImages", "RequestLimitExceeded", "", 503, Throttled),
+            ("CreateVolume", "EC2ThrottledException", "", 400, Throttled),
+            ("GetParameter", "ThrottlingException", "", 400, Throttled),
+            ("GetParameter", "Throttling", "", 400, Throttled),
+            ("CreateSnapshot", "RequestThrottledException", "", 400, Throttled),
+            ("CreateSnapshot", "SlowDown", "", 503, Throttled),
+            ("CreateSnapshot", "ConcurrentLimitExceededException", "", 400, Throttled),
+            ("CreateSnapshot", "SnapshotCreationPerVolumeRateExceeded", "", 400, Paced),
+            ("CreateSnapshot", "ConcurrentSnapshotLimitExceeded", "", 400, Paced),
+            ("DescribeImages", "ExpiredToken", "", 400, Expired),
+            ("GetParameter", "ExpiredTokenException", "", 400, Expired),
+            ("CreateSnapshot", "InternalError", "", 500, Lost),
+            ("CreateSnapshot", "Unavailable", "", 503, Lost),
+            ("CreateSnapshot", "ServiceUnavailable", "", 503, Lost),
+            ("CreateSnapshot", "Whatever", "", 500, Lost),
+            ("RegisterImage", "RequestTimeout", "", 400, Lost),
+            ("DescribeVolumes", "InvalidVolume.NotFound", "", 400, NotYet),
+            ("DescribeSnapshots", "InvalidSnapshot.NotFound", "", 400, NotYet),
+            ("DescribeImages", "InvalidAMIID.NotFound", "", 400, NotYet),
+            ("RegisterImage", "IncorrectState", "snap-1 is in invalid state - Pending", 400, NotYet),
+            ("AttachVolume", "IncorrectState", "vol-1 is creating", 400, NotYet),
+            ("AttachVolume", "IncorrectState", "Instance is not running", 400, Terminal),
+            (
+                "ModifyInstanceAttribute",
+                "InvalidInstanceAttributeValue",
+                "No device is currently mapped at /dev/sdf",
+                400,
+                NotYet,
+            ),
+            ("DeleteVolume", "InvalidVolume.NotFound", "", 400, Done),
+            ("DetachVolume", "IncorrectState", "vol-1 is in the 'available' state", 400, Done),
+            ("DetachVolume", "InvalidAttachment.NotFound", "", 400, Done),
+            ("DetachVolume", "InvalidVolume.NotFound", "", 400, Done),
+            ("DeleteSnapshot", "InvalidSnapshot.NotFound", "", 400, Done),
+            ("DeregisterImage", "InvalidAMIID.NotFound", "", 400, Done),
+            ("DeleteVolume", "VolumeInUse", "", 400, Terminal),
+            ("DeleteSnapshot", "InvalidSnapshot.InUse", "", 400, Terminal),
+            ("RegisterImage", "InvalidAMIName.Duplicate", "", 400, Terminal),
+            ("CreateVolume", "UnauthorizedOperation", "", 403, Terminal),
+            ("CreateVolume", "AuthFailure", "", 401, Terminal),
+            ("CreateVolume", "InvalidParameterValue", "", 400, Terminal),
+            ("CreateVolume", "VolumeLimitExceeded", "", 400, Terminal),
+            ("CreateSnapshot", "SnapshotLimitExceeded", "", 400, Terminal),
+            ("CreateVolume", "OptInRequired", "", 400, Terminal),
+            ("CreateVolume", "IdempotentParameterMismatch", "", 400, Terminal),
+            ("CreateVolume", "ConflictException", "", 409, Terminal),
+            ("GetParameter", "ValidationException", "", 400, Terminal),
+            ("CreateVolume", "ResourceLimitExceeded", "", 400, Terminal),
+            ("CopySnapshot", "ResourceLimitExceeded", "Too many snapshot copies in progress", 400, Throttled),
+            ("PutSnapshotBlock", "RequestThrottledException", "", 400, Throttled),
+            ("PutSnapshotBlock", "ThrottlingException", "", 400, Throttled),
+            ("GetSnapshotBlock", "ConcurrentLimitExceededException", "", 400, Throttled),
+            ("PutSnapshotBlock", "ValidationException", "Failed to read block data", 400, Lost),
+            ("PutSnapshotBlock", "ValidationException", " CONFLICTING_BLOCK_UPDATE", 400, Lost),
+            ("PutSnapshotBlock", "ValidationException", "INVALID_PARAMETER_VALUE", 400, Terminal),
+            ("CompleteSnapshot", "ValidationException", "the checksum does not match", 400, Terminal),
+            ("GetSnapshotBlock", "ValidationException", "INVALID_BLOCK_TOKEN", 400, Terminal),
+            ("PutSnapshotBlock", "InternalServerException", "", 500, Lost),
+            ("PutSnapshotBlock", "ResourceNotFoundException", "SNAPSHOT_NOT_FOUND", 404, NotYet),
+            ("PutSnapshotBlock", "ServiceQuotaExceededException", "", 402, Terminal),
+            ("StartSnapshot", "ConflictException", "", 409, Terminal),
+            ("GetSnapshotBlock", "AccessDeniedException", "", 403, Terminal),
+        ] {
+            assert_eq!(
+                class_of(action, Some(code), message, Some(status)),
+                class,
+                "{action} {code} {message}"
+            );
+        }
+        for (status, class) in [
+            (None, Lost),
+            (Some(200), Lost),
+            (Some(502), Lost),
+            (Some(503), Lost),
+            (Some(429), Throttled),
+            (Some(404), Terminal),
+        ] {
+            assert_eq!(class_of("CreateSnapshot", None, "", status), class, "{status:?}");
+        }
+    }
+
+    #[test]
+    fn calls_without_a_token_are_sent_once() {
+        let once: Vec<&str> =
+            ACTIONS.iter().filter(|action| !action.twice).map(|action| action.name).collect();
+        assert_eq!(
+            once,
+            ["AttachVolume", "CompleteSnapshot", "CopySnapshot", "CreateSnapshot", "RegisterImage"]
+        );
+    }
+
+    #[test]
+    fn hints() {
+        let says = |code, message, part| hint_of(code, message).is_some_and(|hint| hint.contains(part));
+        assert!(says("UnauthorizedOperation", "", "oven policy"));
+        assert!(says("InvalidParameterValue", "The KMS key is disabled", "kms:CreateGrant"));
+        assert!(says("KMSKeyNotAccessibleFault", "", "kms:CreateGrant"));
+        assert!(says("AccessDeniedException", "no DEPENDENCY_ACCESS_DENIED", "kms:Decrypt"));
+        assert!(says("AccessDeniedException", "no", "oven policy"));
+        assert!(says("VolumeLimitExceeded", "", "quota"));
+        assert!(says("InvalidSnapshot.NotFound", "", "copy-image"));
+        assert!(says("RequestExpired", "", "clock"));
+        assert_eq!(hint_of("InvalidParameterValue", "no"), None);
+    }
+}

@@ -1,0 +1,296 @@
+//! What the role may do, asked by DryRun: EC2 checks the permission, and does nothing.
+
+use super::call::Refused;
+use super::errors;
+use super::errors::{Action, Class};
+use crate::cloud::aws::ec2::Ec2;
+use crate::cloud::aws::ec2::images::convert::{filter, tagged};
+use crate::cloud::{Base, Permission, Tags, Verdict, tag};
+use crate::error::Kind;
+use crate::ids::SnapshotId;
+use anyhow::{Context, Result};
+use aws_sdk_ec2::Client;
+use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_ec2::types::{self, ResourceType};
+use sha2::{Digest, Sha256};
+use std::fs;
+use std::future::Future;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+/// How long a yes counts.
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// Ids that nothing has: a DryRun changes nothing, and should there be a server that does not know DryRun, neither
+/// does this.
+const VOLUME: &str = "vol-0ffffffffffffffff";
+const SNAPSHOT: &str = "snap-0ffffffffffffffff";
+const IMAGE: &str = "ami-0ffffffffffffffff";
+/// A parameter that does not exist, where everybody may read.
+const PARAMETER: &str = "/aws/service/oven/permission-check";
+
+impl Ec2 {
+    /// Asks for what a bake begins and ends with, as far as there is a DryRun (EBS direct has none); a yes is remembered for a day for each access key, and an
+    /// assumed role has a new one every few hours.
+    pub(crate) async fn ensure_essentials(&self, base: &Base) -> Result<()> {
+        if self.remembered() {
+            return Ok(());
+        }
+        let snapshot = Some(&base.snapshot);
+        let mut asked = Vec::new();
+        if !self.0.direct.get() {
+            asked.push(self.may_create_volume(snapshot).await);
+        }
+        asked.push(self.may_register_image(snapshot).await);
+        let missing: Vec<&str> = asked
+            .iter()
+            .filter(|permission| permission.verdict == Verdict::Missing)
+            .map(|permission| permission.action.as_str())
+            .collect();
+        if !missing.is_empty() {
+            let text = format!("the role may not {}", missing.join(" nor "));
+            let hint = "`oven doctor` lists all that is missing, and `oven policy` prints the least policy.";
+            return Err(Kind::Cloud.failure(text).hint(hint).into());
+        }
+        // What could not be judged is left to the bake: it will be told there.
+        if asked.iter().all(|permission| permission.verdict == Verdict::Granted) {
+            // Not remembered, it is asked for again.
+            _ = self.remember();
+        }
+        Ok(())
+    }
+
+    fn memory(&self) -> Option<PathBuf> {
+        let who = format!("{} {}", self.region(), self.0.wire.key()?);
+        let digest: String = Sha256::digest(who).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        let way = if self.0.direct.get() { "-direct" } else { "" };
+        Some(self.0.options.documents.join(format!("permitted{way}-{digest}")))
+    }
+
+    fn remembered(&self) -> bool {
+        let written = self.memory().and_then(|path| fs::metadata(path).ok()?.modified().ok());
+        let age = written.and_then(|written| SystemTime::now().duration_since(written).ok());
+        age.is_some_and(|age| age < DAY)
+    }
+
+    fn remember(&self) -> Result<()> {
+        let Some(path) = self.memory() else { return Ok(()) };
+        let dir = &self.0.options.documents;
+        let context = || format!("writing {}", path.display());
+        fs::create_dir_all(dir).with_context(context)?;
+        fs::write(&path, "").with_context(context)
+    }
+
+    /// One DryRun. `tagged`: the least policy permits it for resources with our tags alone, so a no may be about the
+    /// resource, which does not exist.
+    async fn dry<T, E, F>(
+        &self,
+        action: &'static Action,
+        tagged: bool,
+        mut send: impl FnMut(&Client) -> F,
+    ) -> Permission
+    where
+        F: Future<Output = Result<T, SdkError<E>>>,
+        E: ProvideErrorMetadata + std::error::Error + 'static,
+    {
+        let send = async || {
+            send(&self.client()).await.map_err(|error| {
+                let mut refused = Refused::of(action, "", error);
+                // What is not there now never will be.
+                if refused.class == Class::NotYet {
+                    refused.class = Class::Terminal;
+                }
+                refused
+            })
+        };
+        let verdict = match self.repeat(action, "", send).await {
+            // It should have said DryRunOperation.
+            Ok(_) => Verdict::Unknown("the server does not know DryRun".to_owned()),
+            Err(refused) => verdict(&refused, tagged),
+        };
+        Permission { action: action.permission(), verdict }
+    }
+
+    fn tags() -> Tags {
+        [(tag::RUN.to_owned(), "permission-check".to_owned())].into()
+    }
+
+    /// `of`: the snapshot that it will be of, if that is known. Otherwise it is an empty one.
+    async fn may_create_volume(&self, of: Option<&SnapshotId>) -> Permission {
+        let zone = self.0.options.zone.clone();
+        let (of, size) = (of.map(|id| id.0.clone()), of.is_none().then_some(1));
+        self.dry(&errors::CREATE_VOLUME, false, |client| {
+            let call = client.create_volume().dry_run(true).set_availability_zone(zone.clone());
+            let call = call.set_snapshot_id(of.clone()).set_size(size);
+            call.volume_type(types::VolumeType::Gp3)
+                .tag_specifications(tagged(ResourceType::Volume, &Self::tags()))
+                .send()
+        })
+        .await
+    }
+
+    /// `of`: some snapshot that there is.
+    async fn may_register_image(&self, of: Option<&SnapshotId>) -> Permission {
+        let ebs = types::EbsBlockDevice::builder().snapshot_id(of.map_or(SNAPSHOT, |id| &id.0)).build();
+        let root = types::BlockDeviceMapping::builder().device_name("/dev/xvda").ebs(ebs).build();
+        self.dry(&errors::REGISTER_IMAGE, false, |client| {
+            let call = client
+                .register_image()
+                .dry_run(true)
+                .name("oven-permission-check")
+                .root_device_name("/dev/xvda");
+            let call = call.architecture(types::ArchitectureValues::X8664).virtualization_type("hvm");
+            let call = call.block_device_mappings(root.clone());
+            call.tag_specifications(tagged(ResourceType::Image, &Self::tags())).send()
+        })
+        .await
+    }
+
+    /// Those of the way that bakes get their disks here.
+    pub(crate) async fn judge_permissions(&self) -> Result<Vec<Permission>> {
+        let mut all = self.judge_looks().await;
+        if self.0.direct.get() {
+            all.extend(self.judge_direct().await);
+        } else {
+            all.extend(self.judge_attached().await);
+        }
+        all.extend([
+            self.dry(&errors::DELETE_SNAPSHOT, true, |c| {
+                c.delete_snapshot().dry_run(true).snapshot_id(SNAPSHOT).send()
+            })
+            .await,
+            self.may_register_image(None).await,
+            self.dry(&errors::DEREGISTER_IMAGE, true, |c| {
+                c.deregister_image().dry_run(true).image_id(IMAGE).send()
+            })
+            .await,
+            self.dry(&errors::CREATE_TAGS, true, |c| {
+                let tag = types::Tag::builder().key(tag::KEPT).value("true").build();
+                let on = if self.0.direct.get() { IMAGE } else { VOLUME };
+                c.create_tags().dry_run(true).resources(on).tags(tag).send()
+            })
+            .await,
+            self.may_get_parameter().await,
+        ]);
+        Ok(all)
+    }
+
+    async fn judge_looks(&self) -> Vec<Permission> {
+        let none = || filter("tag-key", [tag::RUN]);
+        vec![
+            self.dry(&errors::DESCRIBE_IMAGES, false, |c| {
+                c.describe_images().dry_run(true).owners("self").filters(none()).send()
+            })
+            .await,
+            self.dry(&errors::DESCRIBE_VOLUMES, false, |c| {
+                c.describe_volumes().dry_run(true).filters(none()).send()
+            })
+            .await,
+            self.dry(&errors::DESCRIBE_SNAPSHOTS, false, |c| {
+                c.describe_snapshots().dry_run(true).owner_ids("self").filters(none()).send()
+            })
+            .await,
+            self.dry(&errors::DESCRIBE_INSTANCES, false, |c| {
+                c.describe_instances().dry_run(true).filters(none()).send()
+            })
+            .await,
+        ]
+    }
+
+    async fn judge_attached(&self) -> Vec<Permission> {
+        let here = self.0.options.instance_id.clone();
+        // Some instance's id is needed; where it is not known, only the action is judged.
+        let instance = here.clone().unwrap_or_else(|| "i-0ffffffffffffffff".to_owned());
+        vec![
+            self.may_create_volume(None).await,
+            self.dry(&errors::ATTACH_VOLUME, true, |c| {
+                c.attach_volume()
+                    .dry_run(true)
+                    .volume_id(VOLUME)
+                    .instance_id(&instance)
+                    .device("/dev/sdf")
+                    .send()
+            })
+            .await,
+            self.dry(&errors::MODIFY_INSTANCE_ATTRIBUTE, here.is_none(), |c| {
+                let ebs =
+                    types::EbsInstanceBlockDeviceSpecification::builder().delete_on_termination(true).build();
+                let mapping = types::InstanceBlockDeviceMappingSpecification::builder()
+                    .device_name("/dev/sdf")
+                    .ebs(ebs);
+                let call = c.modify_instance_attribute().dry_run(true).instance_id(&instance);
+                call.block_device_mappings(mapping.build()).send()
+            })
+            .await,
+            self.dry(&errors::DETACH_VOLUME, true, |c| {
+                c.detach_volume().dry_run(true).volume_id(VOLUME).send()
+            })
+            .await,
+            self.dry(&errors::DELETE_VOLUME, true, |c| {
+                c.delete_volume().dry_run(true).volume_id(VOLUME).send()
+            })
+            .await,
+            self.dry(&errors::CREATE_SNAPSHOT, true, |c| {
+                let call = c.create_snapshot().dry_run(true).volume_id(VOLUME);
+                call.tag_specifications(tagged(ResourceType::Snapshot, &Self::tags())).send()
+            })
+            .await,
+        ]
+    }
+
+    async fn judge_direct(&self) -> Vec<Permission> {
+        let copied: Tags = [(tag::COPY.to_owned(), SNAPSHOT.to_owned())].into();
+        let mut all = vec![
+            self.dry(&errors::GET_EBS_ENCRYPTION_BY_DEFAULT, false, |c| {
+                c.get_ebs_encryption_by_default().dry_run(true).send()
+            })
+            .await,
+            self.dry(&errors::COPY_SNAPSHOT, false, |c| {
+                let call = c.copy_snapshot().dry_run(true).source_snapshot_id(SNAPSHOT);
+                let call = call.source_region(self.region());
+                call.tag_specifications(tagged(ResourceType::Snapshot, &copied)).send()
+            })
+            .await,
+        ];
+        all.extend(errors::EBS.iter().map(|action| {
+            let verdict = Verdict::Unknown("EBS direct has no DryRun: a bake tells".to_owned());
+            Permission { action: action.permission(), verdict }
+        }));
+        all
+    }
+
+    /// SSM has no DryRun: a parameter that is not there is asked for.
+    async fn may_get_parameter(&self) -> Permission {
+        let verdict = match self.ssm() {
+            None => Verdict::Unknown("SSM is not configured".to_owned()),
+            Some(client) => {
+                let send = async || {
+                    let sent = client.get_parameter().name(PARAMETER).send().await;
+                    sent.map_err(|error| Refused::of(&errors::GET_PARAMETER, PARAMETER, error))
+                };
+                match self.repeat(&errors::GET_PARAMETER, PARAMETER, send).await {
+                    Ok(_) => Verdict::Granted,
+                    Err(refused) => verdict(&refused, false),
+                }
+            }
+        };
+        Permission { action: errors::GET_PARAMETER.permission(), verdict }
+    }
+}
+
+fn verdict(refused: &Refused, tagged: bool) -> Verdict {
+    let code = refused.code.as_deref().unwrap_or_default();
+    let unknown = |why: String| Verdict::Unknown(why);
+    match code {
+        "DryRunOperation" | "ParameterNotFound" => Verdict::Granted,
+        "UnauthorizedOperation" | "AccessDenied" | "AccessDeniedException" if tagged => {
+            let why = "refused for a resource that does not exist: so does a policy that permits it for our tags alone";
+            unknown(format!("{code}, {why}"))
+        }
+        "UnauthorizedOperation" | "AccessDenied" | "AccessDeniedException" => Verdict::Missing,
+        // EC2 looks at the permission first, for most actions.
+        _ if code.ends_with(".NotFound") || code == "InvalidInstanceAttributeValue" => unknown(
+            "EC2 told that there is no such thing as was asked about, and nothing of the permission".into(),
+        ),
+        _ => unknown(refused.to_string()),
+    }
+}

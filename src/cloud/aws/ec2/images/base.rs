@@ -1,0 +1,435 @@
+//! Base images: which one a definition means, and whether it can be baked on.
+
+use super::convert;
+use super::convert::{filter, tag_filter};
+use crate::cloud::aws::ec2::Ec2;
+use crate::cloud::aws::ec2::client::call::Refused;
+use crate::cloud::aws::ec2::client::errors::{DESCRIBE_IMAGES, GET_PARAMETER};
+use crate::cloud::ec2_rules::is_id;
+use crate::cloud::{Attributes, Base, BaseRef, ImageState, Mapping};
+use crate::error::{Failure, Kind};
+use crate::ids::{Architecture, ImageId, SnapshotId};
+use crate::sys::poll::{Probe, until};
+use anyhow::{Context, Error, Result};
+use aws_sdk_ec2::operation::describe_images::builders::DescribeImagesFluentBuilder;
+use aws_sdk_ec2::types;
+use std::time::SystemTime;
+
+/// Owners that are no account numbers (DescribeImages).
+const ALIASES: &[&str] = &["self", "amazon", "aws-marketplace", "aws-backup-vault"];
+
+fn missing(from: &BaseRef, why: &str) -> Failure {
+    Kind::NotFound.failure(format!("{from} is not to be had: {why}"))
+}
+
+fn unfit(from: &BaseRef, image: &types::Image, why: &str) -> Failure {
+    let id = image.image_id.as_deref().unwrap_or("?");
+    let found = if from.to_string().starts_with(id) { String::new() } else { format!(" ({from})") };
+    Kind::Definition.failure(format!("{id}{found} cannot be baked on: {why}"))
+}
+
+fn owner_of(owner: &str) -> Result<()> {
+    if ALIASES.contains(&owner) || owner.len() == 12 && owner.bytes().all(|b| b.is_ascii_digit()) {
+        return Ok(());
+    }
+    let text = format!("{owner:?} is no owner of images");
+    let hint = format!("An account number of 12 digits, or one of {}.", ALIASES.join(", "));
+    Err(Kind::Definition.failure(text).hint(hint).into())
+}
+
+impl Ec2 {
+    pub(crate) async fn find_base(&self, from: &BaseRef) -> Result<Base> {
+        let (from, deprecated) = match from {
+            BaseRef::Deprecated(from) => (&**from, true),
+            from => (from, false),
+        };
+        let image = match from {
+            BaseRef::Id(id) => self.by_id(from, &id.0).await?,
+            BaseRef::Ssm(parameter) => {
+                let id = self.parameter(from, parameter).await?;
+                self.by_id(from, &id).await?
+            }
+            BaseRef::Name { name, owner } => {
+                let Some(owner) = owner else {
+                    let text = format!("the base image is named {name:?}, and no owner is");
+                    let hint = "Anybody may publish an image under any name: say whose it is, owner = \"self\" or an account.";
+                    return Err(Kind::Definition.failure(text).hint(hint).into());
+                };
+                self.newest_base(from, owner, filter("name", [name.as_str()]), deprecated).await?
+            }
+            BaseRef::Tag { key, value, owner } => {
+                let owner = owner.as_deref().unwrap_or("self");
+                self.newest_base(from, owner, tag_filter(key, value), deprecated).await?
+            }
+            BaseRef::Deprecated(_) => unreachable!("never nested"),
+        };
+        let image = self.settled_base(from, image).await?;
+        judge(from, &image, deprecated, Architecture::runs_here, SystemTime::now())
+    }
+
+    async fn by_id(&self, from: &BaseRef, id: &str) -> Result<types::Image> {
+        if !is_id("ami", id) {
+            return Err(missing(from, &format!("{id:?} is no image id")).into());
+        }
+        let described =
+            self.described(id, |call| call.image_ids(id).include_deprecated(true).include_disabled(true));
+        let absent = |why: &str| {
+            let hint =
+                format!("Is it of another region than {}, or not shared with this account?", self.region());
+            Error::from(missing(from, why).hint(hint))
+        };
+        match described.await {
+            Ok(images) => images.into_iter().next().ok_or_else(|| absent("EC2 does not know it")),
+            // So EC2 says of one that its owner does not share.
+            Err(refused)
+                if refused.is("AuthFailure") && refused.message.contains("Not authorized for image") =>
+            {
+                Err(absent(&refused.to_string()))
+            }
+            Err(refused) if refused.code.as_deref().is_some_and(|code| code.starts_with("InvalidAMIID")) => {
+                Err(absent(&refused.to_string()))
+            }
+            Err(refused) => Err(refused.into()),
+        }
+    }
+
+    async fn described(
+        &self,
+        what: &str,
+        build: impl Fn(DescribeImagesFluentBuilder) -> DescribeImagesFluentBuilder,
+    ) -> Result<Vec<types::Image>, Refused> {
+        self.describe_images(&DESCRIBE_IMAGES, what, build).await
+    }
+
+    /// The newest image that fits; of several architectures, one of this machine's.
+    async fn newest_base(
+        &self,
+        from: &BaseRef,
+        owner: &str,
+        wanted: types::Filter,
+        deprecated: bool,
+    ) -> Result<types::Image> {
+        owner_of(owner)?;
+        let what = from.to_string();
+        let described =
+            self.described(&what, |call| call.owners(owner).filters(wanted.clone()).include_deprecated(true));
+        let mut found = described.await?;
+        let all = found.len();
+        let now = SystemTime::now();
+        found.retain(|image| convert::state(image) != ImageState::Failed);
+        let usable = found.len();
+        found.retain(|image| deprecated || !is_deprecated(image, now));
+        let why = match (all, usable, found.len()) {
+            (0, ..) => format!("{owner} has no such image in {}", self.region()),
+            (_, 0, _) => format!("none of the {all} is available"),
+            (.., 0) => "all of them are deprecated".to_owned(),
+            _ => String::new(),
+        };
+        let rank = |image: &types::Image| {
+            let here = convert::architecture(image) == Some(Architecture::HOST);
+            let available = convert::state(image) == ImageState::Available;
+            (here, available, image.creation_date.clone())
+        };
+        found.into_iter().max_by_key(rank).ok_or_else(|| {
+            let hint = match usable {
+                0 => "Is the owner right, and the region? An image that is not public must be shared with this account.",
+                _ => "Take a newer one, or allow it: deprecated = true beside the name.",
+            };
+            missing(from, &why).hint(hint).into()
+        })
+    }
+
+    /// The id in an SSM parameter: the value itself, or `image_id` of a JSON object.
+    async fn parameter(&self, from: &BaseRef, name: &str) -> Result<String> {
+        self.ssm().context("SSM is not configured")?;
+        let send = async || {
+            let client = self.ssm().expect("it is configured");
+            let sent = client.get_parameter().name(name).send().await;
+            sent.map_err(|error| Refused::of(&GET_PARAMETER, name, error))
+        };
+        let answer = match self.repeat(&GET_PARAMETER, name, send).await {
+            Ok(answer) => answer,
+            Err(refused)
+                if refused.code.as_deref().is_some_and(|code| code.starts_with("ParameterNotFound")) =>
+            {
+                let hint = format!("See: aws ssm get-parameter --region {} --name {name}", self.region());
+                return Err(missing(from, "there is no such parameter").hint(hint).into());
+            }
+            Err(refused) => return Err(refused.into()),
+        };
+        let value = answer.parameter.and_then(|parameter| parameter.value).unwrap_or_default();
+        let json = serde_json::from_str::<serde_json::Value>(&value).ok();
+        let inner = json.as_ref().and_then(|json| json.get("image_id")?.as_str());
+        let id = inner.unwrap_or(value.trim());
+        if is_id("ami", id) {
+            return Ok(id.to_owned());
+        }
+        let shown: String = value.chars().take(60).collect();
+        Err(missing(from, &format!("the parameter holds {shown:?}, which is no image id")).into())
+    }
+
+    /// A base that is being registered is waited for.
+    async fn settled_base(&self, from: &BaseRef, image: types::Image) -> Result<types::Image> {
+        if convert::state(&image) != ImageState::Pending {
+            return Ok(image);
+        }
+        let id = convert::id("ami", image.image_id.as_deref())?;
+        self.look_soon().await;
+        until(&format!("the base image {id}"), &self.pace().until(self.pace().image), async || {
+            let image = self.by_id(from, &id).await?;
+            Ok(match convert::state(&image) {
+                ImageState::Pending => Probe::NotYet(convert::state_text(&image)),
+                _ => Probe::Ready(image),
+            })
+        })
+        .await
+    }
+}
+
+fn is_deprecated(image: &types::Image, now: SystemTime) -> bool {
+    let time = image.deprecation_time.as_deref().and_then(|time| humantime::parse_rfc3339_weak(time).ok());
+    time.is_some_and(|time| time <= now)
+}
+
+/// Whether an image can be baked on, and what is inherited from it.
+fn judge(
+    from: &BaseRef,
+    image: &types::Image,
+    deprecated: bool,
+    runs_here: impl Fn(Architecture) -> bool,
+    now: SystemTime,
+) -> Result<Base> {
+    let id = ImageId(convert::id("ami", image.image_id.as_deref())?);
+    let refuse = |why: &str, hint: &str| Err(unfit(from, image, why).hint(hint).into());
+    match convert::state(image) {
+        ImageState::Available => {}
+        _ => {
+            let hint = if image.state == Some(types::ImageState::Disabled) {
+                "Its owner can enable it again: aws ec2 enable-image."
+            } else {
+                "Take another base image."
+            };
+            return Err(missing(from, &format!("it is {}", convert::state_text(image))).hint(hint).into());
+        }
+    }
+    if image.image_allowed == Some(false) {
+        return refuse(
+            "the account's Allowed AMIs setting excludes it",
+            "Allow its owner in the EC2 settings.",
+        );
+    }
+    if is_deprecated(image, now) && !deprecated {
+        let when = image.deprecation_time.as_deref().unwrap_or("now");
+        return refuse(
+            &format!("its owner deprecated it ({when})"),
+            &format!("Take a newer one, or allow it: {{ id = \"{id}\", deprecated = true }}."),
+        );
+    }
+    if image.root_device_type == Some(types::DeviceType::InstanceStore) {
+        return refuse("its root is instance store, and has no snapshot", "Take one whose root is on EBS.");
+    }
+    if image.virtualization_type == Some(types::VirtualizationType::Paravirtual) {
+        return refuse("it is paravirtual, and a builder with NVMe is not", "Take an HVM image.");
+    }
+    if image.platform == Some(types::PlatformValues::Windows) {
+        return refuse("it is Windows", "oven bakes Linux images.");
+    }
+    let Some(architecture) = convert::architecture(image) else {
+        let name = image.architecture.as_ref().map_or("unknown", types::ArchitectureValues::as_str);
+        return refuse(&format!("its architecture is {name}"), "oven bakes x86_64 and arm64 images.");
+    };
+    if !runs_here(architecture) {
+        let why = format!("it is {architecture}, and this builder is {}", Architecture::HOST);
+        return refuse(&why, "Its programs must run here: bake on an instance of the image's architecture.");
+    }
+    if !image.product_codes().is_empty() {
+        let codes: Vec<&str> =
+            image.product_codes().iter().filter_map(|code| code.product_code_id.as_deref()).collect();
+        let why = format!("it has the Marketplace product code {}", codes.join(", "));
+        let hint =
+            "EC2 attaches volumes with a product code to stopped instances only. Take an image without one.";
+        return refuse(&why, hint);
+    }
+    let root_device = image.root_device_name.clone().unwrap_or_default();
+    let is_root =
+        |mapping: &&types::BlockDeviceMapping| mapping.device_name.as_deref() == Some(&*root_device);
+    if image.block_device_mappings().iter().filter(is_root).count() > 1 {
+        let why = format!("it maps several things to its root device {root_device:?}");
+        return refuse(&why, "Take another base image.");
+    }
+    let Some(root) = convert::root(image) else {
+        let why = format!("it maps nothing to its root device {root_device:?}");
+        return refuse(&why, "Take another base image.");
+    };
+    let Some(snapshot) = root.snapshot_id.as_deref() else {
+        return refuse("its root volume is of no snapshot", "Take another base image.");
+    };
+    Ok(Base {
+        id,
+        name: image.name.clone().unwrap_or_default(),
+        snapshot: SnapshotId(convert::id("snap", Some(snapshot))?),
+        architecture,
+        size_gib: root
+            .volume_size
+            .and_then(|size| u64::try_from(size).ok())
+            .filter(|size| *size > 0)
+            .ok_or_else(|| {
+                Error::from(unfit(from, image, "EC2 does not tell the size of its root volume"))
+            })?,
+        attributes: attributes(image, root, &root_device),
+        root_device,
+    })
+}
+
+fn attributes(image: &types::Image, root: &types::EbsBlockDevice, root_device: &str) -> Attributes {
+    let others =
+        image.block_device_mappings().iter().filter(|m| m.device_name.as_deref() != Some(root_device));
+    Attributes {
+        boot_mode: image.boot_mode.as_ref().map(|mode| mode.as_str().to_owned()),
+        ena: image.ena_support,
+        sriov: image.sriov_net_support.clone().filter(|sriov| !sriov.is_empty()),
+        tpm: image.tpm_support.as_ref().map(|tpm| tpm.as_str().to_owned()),
+        imds: image.imds_support.as_ref().map(|imds| imds.as_str().to_owned()),
+        root_volume: convert::kind(root),
+        mappings: others.filter_map(mapping).collect(),
+        billing: image.platform_details.clone().zip(image.usage_operation.clone()),
+    }
+}
+
+/// A mapping that is not the root's; `None` for one that says that there is no device.
+fn mapping(mapping: &types::BlockDeviceMapping) -> Option<Mapping> {
+    let device = mapping.device_name.clone()?;
+    if let Some(ebs) = &mapping.ebs {
+        return Some(Mapping {
+            device,
+            virtual_name: None,
+            snapshot: ebs.snapshot_id.clone().map(SnapshotId),
+            size_gib: ebs.volume_size.and_then(|size| u64::try_from(size).ok()),
+            kind: convert::kind(ebs),
+            delete_on_termination: ebs.delete_on_termination,
+        });
+    }
+    let virtual_name = mapping.virtual_name.clone()?;
+    Some(Mapping { device, virtual_name: Some(virtual_name), ..Mapping::default() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::hint_of;
+    use aws_sdk_ec2::types::builders::ImageBuilder;
+    use std::time::{Duration, UNIX_EPOCH};
+
+    const ID: &str = "ami-0123456789abcdef0";
+    const SNAPSHOT: &str = "snap-0123456789abcdef0";
+
+    fn swap() -> types::BlockDeviceMapping {
+        types::BlockDeviceMapping::builder().device_name("/dev/sdb").virtual_name("ephemeral0").build()
+    }
+
+    fn good() -> ImageBuilder {
+        let root = types::EbsBlockDevice::builder()
+            .snapshot_id(SNAPSHOT)
+            .volume_size(8)
+            .volume_type(types::VolumeType::Gp3)
+            .iops(3000)
+            .encrypted(false);
+        let mapping = types::BlockDeviceMapping::builder().device_name("/dev/xvda").ebs(root.build()).build();
+        types::Image::builder()
+            .image_id(ID)
+            .name("debian")
+            .state(types::ImageState::Available)
+            .architecture(types::ArchitectureValues::X8664)
+            .virtualization_type(types::VirtualizationType::Hvm)
+            .root_device_type(types::DeviceType::Ebs)
+            .root_device_name("/dev/xvda")
+            .block_device_mappings(mapping)
+            .block_device_mappings(swap())
+            .boot_mode(types::BootModeValues::UefiPreferred)
+            .ena_support(true)
+            .sriov_net_support("simple")
+            .imds_support(types::ImdsSupportValues::V20)
+            .platform_details("Linux/UNIX")
+            .usage_operation("RunInstances")
+    }
+
+    fn now() -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(1_800_000_000)
+    }
+
+    fn judged(image: ImageBuilder, deprecated: bool) -> Result<Base> {
+        let from = BaseRef::Id(ImageId(ID.into()));
+        judge(&from, &image.build(), deprecated, |architecture| architecture == Architecture::X86_64, now())
+    }
+
+    #[test]
+    fn a_good_base_is_inherited_from() {
+        let base = judged(good(), false).unwrap();
+        assert_eq!(
+            (base.snapshot.0.as_str(), base.size_gib, base.root_device.as_str()),
+            (SNAPSHOT, 8, "/dev/xvda")
+        );
+        let attributes = base.attributes;
+        assert_eq!(attributes.boot_mode.as_deref(), Some("uefi-preferred"));
+        assert_eq!((attributes.ena, attributes.sriov.as_deref()), (Some(true), Some("simple")));
+        assert_eq!((attributes.imds.as_deref(), attributes.tpm), (Some("v2.0"), None));
+        assert_eq!(attributes.root_volume.volume_type.as_deref(), Some("gp3"));
+        assert_eq!(attributes.root_volume.iops, Some(3000));
+        assert_eq!(attributes.mappings.len(), 1);
+        assert_eq!(attributes.mappings[0].virtual_name.as_deref(), Some("ephemeral0"));
+        assert_eq!(attributes.billing, Some(("Linux/UNIX".into(), "RunInstances".into())));
+    }
+
+    #[test]
+    fn each_unfit_base_is_refused_by_name() {
+        use types::{ArchitectureValues, DeviceType, ImageState, PlatformValues, VirtualizationType};
+        let code = types::ProductCode::builder().product_code_id("abc123").build();
+        for (image, kind, text) in [
+            (good().state(ImageState::Disabled), Kind::NotFound, "it is disabled"),
+            (good().state(ImageState::Deregistered), Kind::NotFound, "it is deregistered"),
+            (good().state(ImageState::Failed), Kind::NotFound, "it is failed"),
+            (good().root_device_type(DeviceType::InstanceStore), Kind::Definition, "instance store"),
+            (good().virtualization_type(VirtualizationType::Paravirtual), Kind::Definition, "paravirtual"),
+            (good().platform(PlatformValues::Windows), Kind::Definition, "Windows"),
+            (
+                good().architecture(ArchitectureValues::Arm64),
+                Kind::Definition,
+                "is arm64, and this builder is",
+            ),
+            (good().architecture(ArchitectureValues::I386), Kind::Definition, "architecture is i386"),
+            (good().product_codes(code), Kind::Definition, "product code abc123"),
+            (good().root_device_name("/dev/sda1"), Kind::Definition, "maps nothing to its root device"),
+            (
+                good().root_device_name("/dev/sdb").block_device_mappings(swap()),
+                Kind::Definition,
+                "maps several things",
+            ),
+            (good().set_block_device_mappings(None), Kind::Definition, "maps nothing"),
+            (good().image_allowed(false), Kind::Definition, "Allowed AMIs"),
+            (good().deprecation_time("2026-01-01T00:00:00.000Z"), Kind::Definition, "deprecated it"),
+        ] {
+            let error = judged(image, false).unwrap_err();
+            assert!(error.to_string().contains(text), "{error}");
+            assert_eq!(Kind::of(&error), kind, "{error}");
+            assert!(hint_of(&error).is_some(), "{error}");
+        }
+        judged(good().deprecation_time("2026-01-01T00:00:00.000Z"), true).unwrap();
+        judged(good().deprecation_time("2030-01-01T00:00:00.000Z"), false).unwrap();
+    }
+
+    #[test]
+    fn owners() {
+        for good in ["self", "amazon", "136693071363"] {
+            owner_of(good).unwrap();
+        }
+        for bad in ["", "debian", "13669307136", "13669307136x"] {
+            assert_eq!(Kind::of(&owner_of(bad).unwrap_err()), Kind::Definition, "{bad}");
+        }
+    }
+
+    #[test]
+    fn images_of_ours() {
+        let image = convert::image(&good().build()).unwrap();
+        assert_eq!((image.id.0.as_str(), image.snapshot.0.as_str(), image.size_gib), (ID, SNAPSHOT, 8));
+    }
+}

@@ -1,0 +1,140 @@
+//! EC2's shapes and ours.
+
+use crate::cloud::ec2_rules::is_id;
+use crate::cloud::{Image, ImageState, Tags, VolumeKind, image_attributes};
+use crate::error::Kind;
+use crate::ids::{Architecture, ImageId, SnapshotId};
+use anyhow::Result;
+use aws_sdk_ec2::primitives::DateTime;
+use aws_sdk_ec2::types;
+use std::time::SystemTime;
+
+pub fn filter(name: impl Into<String>, values: impl IntoIterator<Item = impl Into<String>>) -> types::Filter {
+    types::Filter::builder().name(name).set_values(Some(values.into_iter().map(Into::into).collect())).build()
+}
+
+/// The value of a tag exactly: `*`, `?` and `\` mean themselves.
+pub fn tag_filter(key: &str, value: &str) -> types::Filter {
+    let mut exact = String::with_capacity(value.len());
+    for c in value.chars() {
+        if matches!(c, '*' | '?' | '\\') {
+            exact.push('\\');
+        }
+        exact.push(c);
+    }
+    filter(format!("tag:{key}"), [exact])
+}
+
+pub fn to_tags(tags: &Tags) -> Vec<types::Tag> {
+    tags.iter().map(|(key, value)| types::Tag::builder().key(key).value(value).build()).collect()
+}
+
+pub fn from_tags(tags: &[types::Tag]) -> Tags {
+    let pair =
+        |tag: &types::Tag| (tag.key.clone().unwrap_or_default(), tag.value.clone().unwrap_or_default());
+    tags.iter().map(pair).collect()
+}
+
+pub fn tagged(kind: types::ResourceType, tags: &Tags) -> types::TagSpecification {
+    types::TagSpecification::builder().resource_type(kind).set_tags(Some(to_tags(tags))).build()
+}
+
+pub fn time(time: Option<&DateTime>) -> Option<SystemTime> {
+    time.and_then(|time| SystemTime::try_from(*time).ok())
+}
+
+/// An id that EC2 sent, before it becomes part of a path or a filter.
+pub fn id(prefix: &str, id: Option<&str>) -> Result<String> {
+    match id {
+        Some(id) if is_id(prefix, id) => Ok(id.to_owned()),
+        _ => Err(Kind::Cloud.error(format!("EC2 answered without a {prefix}-… id ({id:?})"))),
+    }
+}
+
+pub fn architecture(image: &types::Image) -> Option<Architecture> {
+    match image.architecture.as_ref()? {
+        types::ArchitectureValues::X8664 => Some(Architecture::X86_64),
+        types::ArchitectureValues::Arm64 => Some(Architecture::Arm64),
+        _ => None,
+    }
+}
+
+pub fn state(image: &types::Image) -> ImageState {
+    match image.state {
+        Some(types::ImageState::Available) => ImageState::Available,
+        Some(types::ImageState::Pending | types::ImageState::Transient) => ImageState::Pending,
+        _ => ImageState::Failed,
+    }
+}
+
+/// The state in EC2's word, and its reason.
+pub fn state_text(image: &types::Image) -> String {
+    let state = image.state.as_ref().map_or("in no state", types::ImageState::as_str);
+    match image.state_reason.as_ref().and_then(|reason| reason.message.as_deref()) {
+        Some(reason) => format!("{state} ({reason})"),
+        None => state.to_owned(),
+    }
+}
+
+/// The mapping of the root device.
+pub fn root(image: &types::Image) -> Option<&types::EbsBlockDevice> {
+    let root = image.root_device_name.as_deref()?;
+    let mapping =
+        image.block_device_mappings().iter().find(|mapping| mapping.device_name.as_deref() == Some(root));
+    mapping?.ebs.as_ref()
+}
+
+/// One of our own images; `None` for one that oven cannot have made (of another architecture).
+pub fn image(image: &types::Image) -> Option<Image> {
+    let root = root(image);
+    let snapshot = root.and_then(|root| id("snap", root.snapshot_id.as_deref()).ok());
+    let size = root.and_then(|root| root.volume_size);
+    Some(Image {
+        id: ImageId(id("ami", image.image_id.as_deref()).ok()?),
+        name: image.name.clone().unwrap_or_default(),
+        state: state(image),
+        architecture: architecture(image)?,
+        // A failed image may have lost it.
+        snapshot: SnapshotId(snapshot.unwrap_or_default()),
+        size_gib: size.and_then(|size| u64::try_from(size).ok()).unwrap_or(0),
+        created: image.creation_date.clone().unwrap_or_default(),
+        description: image.description.clone().unwrap_or_default(),
+        tags: from_tags(image.tags()),
+    })
+}
+
+pub fn kind(ebs: &types::EbsBlockDevice) -> VolumeKind {
+    let volume_type = ebs.volume_type.as_ref().map(|kind| kind.as_str().to_owned());
+    // EC2 tells a gp2's baseline too, and takes none.
+    let (iops, throughput) = image_attributes::takes(volume_type.as_deref());
+    VolumeKind {
+        iops: ebs.iops.filter(|_| iops).and_then(|iops| u32::try_from(iops).ok()),
+        throughput: ebs.throughput.filter(|_| throughput).and_then(|mibs| u32::try_from(mibs).ok()),
+        volume_type,
+        encrypted: ebs.encrypted,
+        kms_key: ebs.kms_key_id.clone(),
+    }
+}
+
+/// A number for the API.
+pub fn number(n: impl TryInto<i32>) -> i32 {
+    n.try_into().unwrap_or(i32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_baseline_of_a_type_that_takes_none_is_not_inherited() {
+        let told = |kind: &str| {
+            let ebs =
+                types::EbsBlockDevice::builder().volume_type(kind.into()).iops(100).throughput(125).build();
+            let kind = super::kind(&ebs);
+            (kind.iops, kind.throughput)
+        };
+        assert_eq!(told("gp2"), (None, None));
+        assert_eq!(told("io2"), (Some(100), None));
+        assert_eq!(told("gp3"), (Some(100), Some(125)));
+    }
+}

@@ -1,0 +1,213 @@
+//! Images: described, found again, replaced.
+
+pub mod base;
+pub(crate) mod convert;
+pub mod documents;
+pub mod register;
+pub mod verify;
+
+use super::Ec2;
+use super::client::call::{Refused, done};
+use super::client::errors::{Action, DELETE_SNAPSHOT, DEREGISTER_IMAGE, DESCRIBE_IMAGES, DESCRIBE_SNAPSHOTS};
+use crate::cloud::ec2_rules::is_id;
+use crate::cloud::name_conflict::is_replaceable;
+use crate::cloud::{Image, ImageState, Key, tag};
+use crate::error::Kind;
+use crate::ids::{ImageId, SnapshotId};
+use crate::sys::poll::{Probe, until};
+use anyhow::{Context, Result};
+use aws_sdk_ec2::operation::describe_images::builders::DescribeImagesFluentBuilder;
+use aws_sdk_ec2::types;
+use convert::{filter, tag_filter};
+use std::time::Duration;
+
+/// A page: EC2 sends at most this many, and an unpaginated call has a smaller bucket.
+pub(crate) const PAGE: i32 = 1000;
+/// How long a snapshot may count as used after its image was deregistered.
+const FREED: Duration = Duration::from_secs(30);
+
+pub(crate) use convert::image as of;
+
+impl Ec2 {
+    /// All pages of a DescribeImages.
+    pub(crate) async fn describe_images(
+        &self,
+        action: &'static Action,
+        what: &str,
+        build: impl Fn(DescribeImagesFluentBuilder) -> DescribeImagesFluentBuilder,
+    ) -> Result<Vec<types::Image>, Refused> {
+        let (mut all, mut token) = (Vec::new(), None::<String>);
+        loop {
+            let send = |client: &aws_sdk_ec2::Client| {
+                build(client.describe_images()).set_next_token(token.clone()).send()
+            };
+            let page = self.call(action, what, send).await?;
+            all.extend(page.images.unwrap_or_default());
+            token = page.next_token.filter(|token| !token.is_empty());
+            if token.is_none() {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// Images of our own.
+    pub(crate) async fn own_images(
+        &self,
+        what: &str,
+        filters: &[types::Filter],
+    ) -> Result<Vec<types::Image>, Refused> {
+        self.describe_images(&DESCRIBE_IMAGES, what, |call| {
+            call.owners("self").set_filters(Some(filters.to_vec()))
+        })
+        .await
+    }
+
+    /// One image by its id; `None` where EC2 does not know it, or not yet.
+    pub(crate) async fn look_at(&self, id: &ImageId) -> Result<Option<types::Image>, Refused> {
+        // By filter: then an unknown id is no error, and no reason to ask again.
+        let found = self.own_images(&id.0, &[filter("image-id", [id.0.as_str()])]).await?;
+        Ok(found.into_iter().next())
+    }
+
+    pub(crate) async fn find_baked(&self, key: &Key) -> Result<Option<Image>> {
+        let mut filters = vec![
+            tag_filter(tag::CHECKSUM, &key.checksum),
+            filter("architecture", [key.architecture.as_str()]),
+            filter("state", ["available", "pending"]),
+        ];
+        filters.extend(key.fingerprint.as_ref().map(|print| tag_filter(tag::FINGERPRINT, print)));
+        let found = self.own_images("", &filters).await.map_err(anyhow::Error::from);
+        let found = found.context("looking for an image of this definition")?;
+        // What EC2 answered is compared again: all of it has to agree.
+        let fits = |image: &Image| {
+            let has = |key: &str, value: &String| image.tags.get(key) == Some(value);
+            image.architecture == key.architecture
+                && has(tag::CHECKSUM, &key.checksum)
+                && key.fingerprint.as_ref().is_none_or(|print| has(tag::FINGERPRINT, print))
+        };
+        let mut found: Vec<Image> = found.iter().filter_map(of).filter(fits).collect();
+        found.sort_by(|a, b| a.created.cmp(&b.created));
+        if let Some(newest) = found.iter().rfind(|image| image.state == ImageState::Available) {
+            return Ok(Some(newest.clone()));
+        }
+        // Another bake is at work: the newest that becomes available.
+        while let Some(pending) = found.pop() {
+            if pending.state != ImageState::Pending {
+                continue;
+            }
+            let settled = self.settled(&pending.id).await?;
+            if let Some(image) = settled.as_ref().and_then(of).filter(|i| i.state == ImageState::Available) {
+                return Ok(Some(image));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Waits until another builder's image is no longer pending. `None`: it was deregistered meanwhile.
+    pub(crate) async fn settled(&self, id: &ImageId) -> Result<Option<types::Image>> {
+        self.look_soon().await;
+        let mut absent = 0;
+        until(&format!("the image {id}"), &self.pace().until(self.pace().image), async || {
+            let Some(image) = self.look_at(id).await? else {
+                // One stale answer is no proof.
+                absent += 1;
+                return Ok(if absent < 3 {
+                    Probe::NotYet("not to be seen".to_owned())
+                } else {
+                    Probe::Ready(None)
+                });
+            };
+            absent = 0;
+            Ok(match convert::state(&image) {
+                ImageState::Pending => Probe::NotYet(convert::state_text(&image)),
+                _ => Probe::Ready(Some(image)),
+            })
+        })
+        .await
+    }
+
+    pub(crate) async fn our_images(&self, family: Option<&str>) -> Result<Vec<Image>> {
+        let wanted = match family {
+            Some(family) => tag_filter(tag::NAME, family),
+            None => filter("tag-key", [tag::RUN]),
+        };
+        let found = self.describe_images(&DESCRIBE_IMAGES, family.unwrap_or(""), |call| {
+            call.owners("self").filters(wanted.clone()).max_results(PAGE)
+        });
+        let mut images: Vec<Image> = found.await?.iter().filter_map(of).collect();
+        images.sort_by(|a, b| a.created.cmp(&b.created));
+        Ok(images)
+    }
+
+    pub(crate) async fn our_image(&self, id: &ImageId) -> Result<Image> {
+        let missing = || Kind::NotFound.error(format!("this account has no image {id} in {}", self.region()));
+        if !is_id("ami", &id.0) {
+            return Err(missing());
+        }
+        self.look_at(id).await?.as_ref().and_then(of).ok_or_else(missing)
+    }
+
+    /// The image of ours that holds a name.
+    pub(crate) async fn named(&self, name: &str) -> Result<Option<types::Image>, Refused> {
+        let mut exact = String::new();
+        for c in name.chars() {
+            if matches!(c, '*' | '?' | '\\') {
+                exact.push('\\');
+            }
+            exact.push(c);
+        }
+        let found = self.own_images(name, &[filter("name", [exact])]).await?;
+        Ok(found.into_iter().find(|image| image.name.as_deref() == Some(name)))
+    }
+
+    pub(crate) async fn deregister(&self, id: &ImageId) -> Result<()> {
+        let sent =
+            self.call(&DEREGISTER_IMAGE, &id.0, |client| client.deregister_image().image_id(&id.0).send());
+        done(sent.await)?;
+        Ok(())
+    }
+
+    pub(crate) async fn replace(&self, name: &str) -> Result<Option<ImageId>> {
+        let Some(found) = self.named(name).await? else { return Ok(None) };
+        let Some(image) = of(&found).filter(is_replaceable) else {
+            let id = found.image_id.as_deref().unwrap_or("?");
+            let text = format!("{id}, which holds the name {name}, is no failed image of ours: it stays");
+            return Err(Kind::Cloud.error(text));
+        };
+        self.deregister(&image.id).await.with_context(|| format!("deregistering {}", image.id))?;
+        if is_id("snap", &image.snapshot.0) {
+            self.delete_ours(&image.snapshot)
+                .await
+                .with_context(|| format!("deleting {}", image.snapshot))?;
+        }
+        Ok(Some(image.id))
+    }
+
+    /// Deletes a snapshot that carries our tags and that no image uses.
+    async fn delete_ours(&self, snapshot: &SnapshotId) -> Result<()> {
+        let id = snapshot.0.as_str();
+        let wanted = [filter("snapshot-id", [id]), filter("tag-key", [tag::RUN])];
+        let described = self.call(&DESCRIBE_SNAPSHOTS, id, |client| {
+            client.describe_snapshots().owner_ids("self").set_filters(Some(wanted.to_vec())).send()
+        });
+        if described.await?.snapshots().is_empty() {
+            return Ok(());
+        }
+        let end = tokio::time::Instant::now() + FREED.min(self.pace().lost);
+        loop {
+            match done(
+                self.call(&DELETE_SNAPSHOT, id, |client| client.delete_snapshot().snapshot_id(id).send())
+                    .await,
+            ) {
+                // Right after an image was deregistered; or another image uses it.
+                Err(refused) if refused.is("InvalidSnapshot.InUse") => {
+                    if tokio::time::Instant::now() >= end {
+                        return Ok(());
+                    }
+                    self.look_soon().await;
+                }
+                result => return Ok(result?),
+            }
+        }
+    }
+}

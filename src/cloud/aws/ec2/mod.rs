@@ -1,0 +1,351 @@
+//! EC2: the same two traits, over AWS's SDK. No type of the SDK leaves this module.
+//!
+//! There is one layer that sends calls again (`call`), with one table of error classes (`class`). A call without a
+//! client token is sent once, and what it may have done is looked up: `CreateSnapshot` by volume and run,
+//! `RegisterImage` by name, `AttachVolume` by the volume's state. What changes something goes on when the story is
+//! stopped in the middle of it (`made`), so that the debts know what there is to remove.
+
+pub mod client;
+#[cfg(test)]
+mod fake;
+pub mod images;
+pub mod snapshots;
+#[cfg(test)]
+mod tests;
+pub(crate) mod volumes;
+
+pub use client::timeouts::Pace;
+
+use crate::cloud::{
+    Base, BaseRef, Cloud, Image, ImageSpec, Key, Permission, StaleRun, Tags, VolumeSpec, Volumes, tag,
+};
+use crate::device::Device;
+use crate::error::Kind;
+use crate::ids::{ImageId, RunId, SnapshotId, VolumeId};
+use crate::owner::Owner;
+use crate::undo::{Payment, Undo};
+use anyhow::Result;
+use async_trait::async_trait;
+use aws_config::{AppName, BehaviorVersion, ConfigLoader, Region, SdkConfig};
+use aws_sdk_ec2::Client;
+use aws_sdk_ec2::config::timeout::TimeoutConfig;
+use aws_sdk_ec2::config::{Config, IdentityCache, retry::RetryConfig};
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How an attached volume is found on this machine: `None`, it is not there yet.
+pub type Devices = Rc<dyn Fn(&VolumeId) -> Result<Option<Device>>>;
+
+/// What [`Ec2`] has to know.
+#[derive(Clone)]
+pub struct Options {
+    /// Else as `aws-config` finds it: environment, profile, IMDS.
+    pub region: Option<String>,
+    /// This instance. Without it nothing can be attached; images can be looked up and swept.
+    pub instance_id: Option<String>,
+    /// This instance's availability zone.
+    pub zone: Option<String>,
+    /// A directory on the builder: documents by image id, and permissions that were granted.
+    pub documents: PathBuf,
+    pub devices: Devices,
+    pub pace: Pace,
+}
+
+/// EC2 in one region, as seen from one instance. Cheap to clone.
+#[derive(Clone)]
+pub struct Ec2(Rc<Inner>);
+
+struct Inner {
+    config: RefCell<Config>,
+    client: RefCell<Client>,
+    /// For SSM; `None` in tests that need none.
+    shared: Option<SdkConfig>,
+    options: Options,
+    /// Whether EC2 ever answered: an endpoint that never did is a wrong one.
+    answered: Cell<bool>,
+    /// When ids that we made came into being, and whether EC2 has shown them since.
+    born: RefCell<HashMap<String, (Instant, bool)>>,
+    made: client::in_flight::Made,
+    names: RefCell<volumes::device_names::Names>,
+    /// Whether bakes attach nothing here.
+    direct: Cell<bool>,
+    /// Held while a snapshot is copied.
+    copying: tokio::sync::Mutex<()>,
+    wire: client::connection::Wire,
+}
+
+/// Also in the user agent: CloudTrail shows who called.
+pub(crate) const APP: &str = "oven";
+
+impl Ec2 {
+    /// Takes region, credentials and endpoint as AWS's tools do: environment, profiles, assumed roles, web identity,
+    /// containers, IMDS. Sends nothing to EC2 yet.
+    pub async fn connect(options: Options) -> Result<Self> {
+        Self::load(aws_config::defaults(BehaviorVersion::v2026_01_12()), options).await
+    }
+
+    async fn load(loader: ConfigLoader, options: Options) -> Result<Self> {
+        let app = AppName::new(APP).expect("letters only");
+        let mut loader = loader.app_name(app).timeout_config(timeouts(&options.pace));
+        if let Some(region) = &options.region {
+            loader = loader.region(Region::new(region.clone()));
+        }
+        let shared = loader.load().await;
+        if shared.region().is_none() {
+            let hint = "Give --region, set AWS_REGION, or give the profile one.";
+            return Err(Kind::Machine.failure("no AWS region is set").hint(hint).into());
+        }
+        Ok(Self::with_shared(shared, options))
+    }
+
+    /// With a ready configuration, for SSM and credentials, too: for tests.
+    pub fn with_shared(shared: SdkConfig, options: Options) -> Self {
+        Self::new(Config::new(&shared), Some(shared), options)
+    }
+
+    /// With a ready configuration of EC2 alone: for tests. Timeouts and retries are oven's own in any case.
+    pub fn with_config(config: Config, options: Options) -> Self {
+        Self::new(config, None, options)
+    }
+
+    fn new(config: Config, shared: Option<SdkConfig>, options: Options) -> Self {
+        let wire = client::connection::Wire::default();
+        // One layer that retries: the SDK's own would send CreateSnapshot three times.
+        let config = config
+            .to_builder()
+            .retry_config(RetryConfig::disabled())
+            .timeout_config(timeouts(&options.pace))
+            .interceptor(wire.clone())
+            .build();
+        Self(Rc::new(Inner {
+            client: RefCell::new(Client::from_conf(config.clone())),
+            config: RefCell::new(config),
+            shared,
+            options,
+            answered: Cell::new(false),
+            born: RefCell::default(),
+            made: client::in_flight::Made::default(),
+            names: RefCell::default(),
+            direct: Cell::new(false),
+            copying: tokio::sync::Mutex::default(),
+            wire,
+        }))
+    }
+
+    /// The same for bakes that attach nothing: they need other permissions, and need not be on an instance.
+    pub fn without_volumes(self) -> Self {
+        self.0.direct.set(true);
+        self
+    }
+
+    pub(crate) fn made(&self) -> &client::in_flight::Made {
+        &self.0.made
+    }
+
+    /// The region in use.
+    pub fn region(&self) -> String {
+        self.0.config.borrow().region().map_or_else(String::new, ToString::to_string)
+    }
+
+    fn client(&self) -> Client {
+        self.0.client.borrow().clone()
+    }
+
+    /// A client with connections of its own: it may reach another of EC2's endpoints.
+    fn new_client(&self) -> Client {
+        Client::from_conf(self.0.config.borrow().clone())
+    }
+
+    /// `None` without a shared configuration.
+    fn ssm(&self) -> Option<aws_sdk_ssm::Client> {
+        let config = aws_sdk_ssm::config::Builder::from(self.0.shared.as_ref()?);
+        let retry = aws_sdk_ssm::config::retry::RetryConfig::disabled();
+        // Credentials of its own: those that were cached may be too old.
+        let config = config.retry_config(retry).identity_cache(IdentityCache::lazy().build());
+        Some(aws_sdk_ssm::Client::from_conf(config.build()))
+    }
+
+    /// Forgets the credentials in use, and takes new ones.
+    fn renew(&self) {
+        let config =
+            self.0.config.borrow().to_builder().identity_cache(IdentityCache::lazy().build()).build();
+        self.0.client.replace(Client::from_conf(config.clone()));
+        self.0.config.replace(config);
+    }
+
+    pub(crate) fn pace(&self) -> &Pace {
+        &self.0.options.pace
+    }
+
+    fn answered(&self) {
+        self.0.answered.set(true);
+    }
+
+    fn has_answered(&self) -> bool {
+        self.0.answered.get()
+    }
+
+    /// Remembers when an id came into being.
+    pub(crate) fn born(&self, id: &str) {
+        self.0.born.borrow_mut().entry(id.to_owned()).or_insert_with(|| (Instant::now(), false));
+    }
+
+    /// EC2 shows these.
+    fn seen<'a>(&self, ids: impl Iterator<Item = &'a str>) {
+        let mut born = self.0.born.borrow_mut();
+        ids.for_each(|id| {
+            if let Some((_, seen)) = born.get_mut(id) {
+                *seen = true;
+            }
+        });
+    }
+
+    /// Whether we made it so recently that EC2 may not know it everywhere, and it never was seen: "not found" does not
+    /// say that it is not there.
+    fn is_unseen(&self, id: &str) -> bool {
+        let visible = self.pace().visible;
+        self.0.born.borrow().get(id).is_some_and(|(born, seen)| !seen && born.elapsed() < visible)
+    }
+
+    /// How long ago an id that we made came into being.
+    fn age(&self, id: &str) -> Option<Duration> {
+        self.0.born.borrow().get(id).map(|(born, _)| born.elapsed())
+    }
+
+    /// Whether a text names something that we made so recently that EC2 may not show it everywhere yet.
+    fn is_new(&self, what: &str) -> bool {
+        let visible = self.pace().visible;
+        self.0
+            .born
+            .borrow()
+            .iter()
+            .any(|(id, (born, _))| born.elapsed() < visible && what.contains(id.as_str()))
+    }
+
+    fn instance(&self) -> Result<&str> {
+        self.0.options.instance_id.as_deref().ok_or_else(not_an_instance)
+    }
+
+    fn zone(&self) -> Result<&str> {
+        self.0.options.zone.as_deref().ok_or_else(not_an_instance)
+    }
+
+    /// This process, by the instance's id where that is known.
+    fn owner(&self) -> Owner {
+        self.0.options.instance_id.as_deref().map_or_else(Owner::this, Owner::on)
+    }
+
+    /// Tags that say whose a resource is.
+    pub(crate) fn owned(&self, tags: &Tags, run: &RunId) -> Result<Tags> {
+        let mut tags = tags.clone();
+        tags.insert(tag::RUN.to_owned(), run.0.clone());
+        tags.insert(tag::OWNER.to_owned(), self.owner().to_string());
+        crate::cloud::ec2_rules::check_tags(&tags)?;
+        Ok(tags)
+    }
+
+    /// The first look is made after half a second: nothing on EC2 is ready at once.
+    async fn look_soon(&self) {
+        tokio::time::sleep(self.pace().look).await;
+    }
+}
+
+pub(crate) fn timeouts(pace: &Pace) -> TimeoutConfig {
+    TimeoutConfig::builder()
+        .connect_timeout(pace.connect)
+        .read_timeout(pace.read)
+        .operation_attempt_timeout(pace.attempt)
+        .operation_timeout(pace.operation)
+        .build()
+}
+
+fn not_an_instance() -> anyhow::Error {
+    let hint = "Bake on an EC2 instance, or tell which one this is: --instance-id ID --zone ZONE.";
+    Kind::Machine.failure("it is not known which EC2 instance this is").hint(hint).into()
+}
+
+#[async_trait(?Send)]
+impl Cloud for Ec2 {
+    async fn base(&self, from: &BaseRef) -> Result<Base> {
+        self.find_base(from).await
+    }
+
+    async fn find(&self, key: &Key) -> Result<Option<Image>> {
+        self.find_baked(key).await
+    }
+
+    async fn register(&self, snapshot: &SnapshotId, spec: &ImageSpec, undo: &Undo) -> Result<Image> {
+        self.register_image(snapshot, spec, undo).await
+    }
+
+    async fn images(&self, family: Option<&str>) -> Result<Vec<Image>> {
+        self.our_images(family).await
+    }
+
+    async fn image(&self, id: &ImageId) -> Result<(Image, BTreeMap<String, String>)> {
+        Ok((self.our_image(id).await?, self.documents(id)?))
+    }
+
+    async fn replace_failed(&self, name: &str) -> Result<Option<ImageId>> {
+        self.replace(name).await
+    }
+
+    async fn stale_runs(&self, older_than: Option<Duration>) -> Result<Vec<StaleRun>> {
+        self.stale(older_than).await
+    }
+
+    async fn ensure_permitted(&self, base: &Base) -> Result<()> {
+        if !self.0.direct.get() {
+            self.ensure_here().await?;
+        }
+        self.ensure_essentials(base).await
+    }
+
+    async fn connection(&self) -> Vec<(String, Result<()>)> {
+        self.judge_connection().await
+    }
+
+    async fn permissions(&self) -> Result<Vec<Permission>> {
+        self.judge_permissions().await
+    }
+}
+
+#[async_trait(?Send)]
+impl Volumes for Ec2 {
+    async fn create(&self, spec: &VolumeSpec) -> Result<VolumeId> {
+        self.create_volume(spec).await
+    }
+
+    async fn attach(&self, volume: &VolumeId) -> Result<Device> {
+        self.attach_volume(volume).await
+    }
+
+    async fn snapshot(&self, volume: &VolumeId, run: &RunId, tags: &Tags) -> Result<SnapshotId> {
+        self.take_snapshot(volume, run, tags).await
+    }
+
+    async fn keep(&self, run: &RunId) -> Result<Vec<VolumeId>> {
+        self.keep_volumes(run).await
+    }
+
+    async fn kept(&self, run: &RunId) -> Result<Option<VolumeId>> {
+        self.kept_volume(run).await
+    }
+
+    async fn ensure_no_volumes(&self, run: &RunId) -> Result<()> {
+        self.remove_volumes(run).await
+    }
+
+    fn removal(&self, run: &RunId) -> Option<Payment> {
+        let (ec2, run) = (self.clone(), run.clone());
+        Some(Box::pin(async move { ec2.remove_volumes(&run).await }))
+    }
+
+    async fn ensure_no_snapshots(&self, run: &RunId) -> Result<()> {
+        self.remove_snapshots(run).await
+    }
+}

@@ -1,0 +1,232 @@
+//! Snapshots. CreateSnapshot has no client token: it is sent once, and after a lost answer looked up.
+
+pub mod release;
+pub mod snapshot_copy;
+pub mod snapshot_parent;
+pub mod sweep;
+
+use super::Ec2;
+use super::client::call::{Refused, done};
+use super::client::errors::{CREATE_SNAPSHOT, Class, DELETE_SNAPSHOT, DESCRIBE_SNAPSHOTS};
+use super::images::PAGE;
+use super::images::convert;
+use super::images::convert::{filter, tag_filter};
+use crate::cloud::{Tags, tag};
+use crate::error::Kind;
+use crate::ids::{RunId, SnapshotId, VolumeId};
+use crate::sys::poll::{Probe, beside, until};
+use anyhow::Result;
+use aws_sdk_ec2::types::{self, ResourceType, SnapshotState};
+use tokio::time::{Instant, sleep};
+
+/// At least so many looks find nothing before a lost call counts as one that did nothing.
+const LOOKS: u32 = 3;
+
+impl Ec2 {
+    pub(crate) async fn snapshots(
+        &self,
+        what: &str,
+        filters: &[types::Filter],
+    ) -> Result<Vec<types::Snapshot>, Refused> {
+        let (mut all, mut token) = (Vec::new(), None::<String>);
+        loop {
+            let send = |client: &aws_sdk_ec2::Client| {
+                let call = client.describe_snapshots().owner_ids("self").max_results(PAGE);
+                call.set_filters(Some(filters.to_vec())).set_next_token(token.clone()).send()
+            };
+            let page = self.call(&DESCRIBE_SNAPSHOTS, what, send).await?;
+            all.extend(page.snapshots.unwrap_or_default());
+            self.seen(all.iter().filter_map(|snapshot| snapshot.snapshot_id.as_deref()));
+            token = page.next_token.filter(|token| !token.is_empty());
+            if token.is_none() {
+                return Ok(all);
+            }
+        }
+    }
+
+    pub(crate) async fn take_snapshot(
+        &self,
+        volume: &VolumeId,
+        run: &RunId,
+        tags: &Tags,
+    ) -> Result<SnapshotId> {
+        let tags = self.owned(tags, run)?;
+        let mut failed = None;
+        // One that fails is replaced once: the volume is still there.
+        for _ in 0..2 {
+            let (id, doubted) = self.begin_snapshot(volume, run, &tags).await?;
+            // What it is of was written when it was asked for: the volume can go meanwhile, as far as from this machine
+            // (it stays: a snapshot that fails is replaced). That it does not fails nothing: it is owed, and tried again.
+            let detached = async { _ = self.detach(volume).await };
+            let result = beside(self.completed(&id), detached).await?;
+            if doubted {
+                self.delete_twins(volume, run, &id).await?;
+            }
+            match result {
+                Ok(()) => return Ok(id),
+                Err(error) => {
+                    // It is owed already: that it could not be deleted does not hide why it had to be.
+                    if let Err(refused) = self.delete_snapshot(&id, run).await {
+                        return Err(error.context(format!("{id} failed, and is still there ({refused})")));
+                    }
+                    failed = Some(error);
+                }
+            }
+        }
+        Err(failed.expect("it failed twice"))
+    }
+
+    /// A snapshot that was begun, and whether there may be another one that nobody wanted.
+    async fn begin_snapshot(
+        &self,
+        volume: &VolumeId,
+        run: &RunId,
+        tags: &Tags,
+    ) -> Result<(SnapshotId, bool)> {
+        let mut doubted = false;
+        loop {
+            let what = format!("of {volume}");
+            let sent = self.repeat(&CREATE_SNAPSHOT, &what, async || {
+                let request = self
+                    .client()
+                    .create_snapshot()
+                    .volume_id(&volume.0)
+                    .description(format!("oven {run}"))
+                    .tag_specifications(convert::tagged(ResourceType::Snapshot, tags));
+                let of = volume.clone();
+                self.fly(run, &CREATE_SNAPSHOT, &what, request.send(), |run, result| match result {
+                    Ok(snapshot) => {
+                        run.snapshots.extend(snapshot.snapshot_id.clone());
+                        run.doubtful_snapshot = None;
+                    }
+                    Err(refused) if refused.class == Class::Lost => run.doubtful_snapshot = Some(of),
+                    Err(_) => {}
+                })
+                .await
+            });
+            let id = match sent.await {
+                Ok(answer) => Some(convert::id("snap", answer.snapshot_id.as_deref())?),
+                Err(refused) if refused.class == Class::Lost => {
+                    let found = self.lost_snapshot(volume, run).await?;
+                    if found.is_none() && std::mem::replace(&mut doubted, true) {
+                        return Err(
+                            anyhow::Error::from(refused).context("twice, and no snapshot is to be seen")
+                        );
+                    }
+                    doubted = true;
+                    found
+                }
+                Err(refused) => return Err(refused.into()),
+            };
+            if let Some(id) = id {
+                self.born(&id);
+                self.0.made.of(run, |run| {
+                    run.snapshots.insert(id.clone());
+                    run.doubtful_snapshot = None;
+                });
+                return Ok((SnapshotId(id), doubted));
+            }
+        }
+    }
+
+    /// What a call made whose answer was lost: the oldest snapshot of the volume that carries the run's tag.
+    pub(crate) async fn lost_snapshot(&self, volume: &VolumeId, run: &RunId) -> Result<Option<String>> {
+        let filters = [filter("volume-id", [volume.0.as_str()]), tag_filter(tag::RUN, &run.0)];
+        let known = self.0.made.of(run, |run| &run.snapshots | &run.deleted);
+        let (end, mut looks) = (Instant::now() + self.pace().lost, 0);
+        loop {
+            let mut found = self.snapshots(&format!("of {volume}"), &filters).await?;
+            found.retain(|snapshot| snapshot.snapshot_id.as_ref().is_some_and(|id| !known.contains(id)));
+            if let Some(oldest) =
+                found.iter().min_by_key(|snapshot| convert::time(snapshot.start_time.as_ref()))
+            {
+                return convert::id("snap", oldest.snapshot_id.as_deref()).map(Some);
+            }
+            looks += 1;
+            if looks >= LOOKS && Instant::now() >= end {
+                return Ok(None);
+            }
+            let pause = (self.pace().lost / 8).max(self.pace().look);
+            sleep(pause).await;
+        }
+    }
+
+    /// Two calls may have made two snapshots: all but one go.
+    async fn delete_twins(&self, volume: &VolumeId, run: &RunId, keep: &SnapshotId) -> Result<()> {
+        let filters = [filter("volume-id", [volume.0.as_str()]), tag_filter(tag::RUN, &run.0)];
+        for twin in self.snapshots(&format!("of {volume}"), &filters).await? {
+            let id = SnapshotId(convert::id("snap", twin.snapshot_id.as_deref())?);
+            if id != *keep {
+                self.delete_snapshot(&id, run).await?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn send_delete(&self, id: &SnapshotId) -> Result<(), Refused> {
+        self.call(&DELETE_SNAPSHOT, &id.0, |client| client.delete_snapshot().snapshot_id(&id.0).send())
+            .await?;
+        self.0.made.snapshot_deleted(id);
+        Ok(())
+    }
+
+    /// Deletes a snapshot of the run that was seen.
+    async fn delete_snapshot(&self, id: &SnapshotId, run: &RunId) -> Result<(), Refused> {
+        done(self.send_delete(id).await)?;
+        self.0.made.of(run, |run| {
+            run.snapshots.remove(&id.0);
+            run.deleted.insert(id.0.clone());
+        });
+        Ok(())
+    }
+
+    /// Waits for the end of a snapshot. `Ok(Err(…))`: it failed, and another one may not.
+    pub(crate) async fn completed(&self, id: &SnapshotId) -> Result<Result<()>> {
+        self.look_soon().await;
+        let begun = Instant::now();
+        let mut seen = begun;
+        // Known with the first look: how large the volume is decides how long this may take.
+        let mut deadline = self.pace().snapshot;
+        until(
+            &format!("the snapshot {id}"),
+            &self.pace().closely(self.pace().snapshot_of(u64::MAX)),
+            async || {
+                let found = self.snapshots(&id.0, &[filter("snapshot-id", [id.0.as_str()])]).await?;
+                let Some(snapshot) = found.first() else {
+                    // One look that does not show it may be a stale answer.
+                    if seen.elapsed() >= self.pace().visible {
+                        return Err(
+                            Kind::Cloud.error(format!("the snapshot {id} is not to be seen any more"))
+                        );
+                    }
+                    return Ok(Probe::NotYet("not to be seen".to_owned()));
+                };
+                seen = Instant::now();
+                if let Some(size) = snapshot.volume_size.and_then(|size| u64::try_from(size).ok()) {
+                    deadline = self.pace().snapshot_of(size);
+                }
+                let state = snapshot.state.as_ref().map_or("in no state", SnapshotState::as_str);
+                match snapshot.state {
+                    Some(SnapshotState::Completed) => Ok(Probe::Ready(Ok(()))),
+                    Some(SnapshotState::Error | SnapshotState::Recoverable | SnapshotState::Recovering) => {
+                        let why = snapshot.state_message.as_deref().unwrap_or("EC2 does not say why");
+                        Ok(Probe::Ready(Err(
+                            Kind::Cloud.error(format!("the snapshot {id} is in the state {state}: {why}"))
+                        )))
+                    }
+                    _ if begun.elapsed() >= deadline => {
+                        let progress =
+                            snapshot.progress.as_deref().filter(|text| !text.is_empty()).unwrap_or("0%");
+                        let time = humantime::format_duration(deadline);
+                        let text = format!(
+                            "waiting for the snapshot {id}: after {time} it is still {state} ({progress})"
+                        );
+                        Err(Kind::Cloud.error(text))
+                    }
+                    _ => Ok(Probe::NotYet(state.to_owned())),
+                }
+            },
+        )
+        .await
+    }
+}

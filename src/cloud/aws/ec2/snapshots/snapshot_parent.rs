@@ -1,0 +1,123 @@
+//! Whether a snapshot can be the parent of another, that EBS direct writes.
+
+use crate::cloud::VolumeKind;
+use crate::cloud::aws::ec2::Ec2;
+use crate::cloud::aws::ec2::client::call::Refused;
+use crate::cloud::aws::ec2::client::errors::{Class, DESCRIBE_SNAPSHOTS, GET_EBS_ENCRYPTION_BY_DEFAULT};
+use crate::cloud::aws::ec2::images::convert::filter;
+use crate::cloud::block_api::Parent;
+use crate::error::Kind;
+use crate::ids::SnapshotId;
+use anyhow::Result;
+use aws_sdk_ec2::types::{self, SnapshotState};
+
+/// Who may have shared a snapshot with us, in DescribeSnapshots' words: everybody with everybody, and with us alone.
+const PUBLIC: &str = "all";
+const PRIVATE: &str = "self";
+
+impl Ec2 {
+    /// The state of a snapshot of ours; `None` where EC2 does not show it.
+    pub(crate) async fn snapshot_state(&self, id: &SnapshotId) -> Result<Option<SnapshotState>, Refused> {
+        let found = self.snapshots(&id.0, &[filter("snapshot-id", [id.0.as_str()])]).await?;
+        Ok(found.into_iter().next().and_then(|snapshot| snapshot.state))
+    }
+
+    /// A snapshot of somebody else's, if it is shared so.
+    async fn shared_snapshot(&self, id: &SnapshotId, with: &str) -> Result<Option<types::Snapshot>, Refused> {
+        let wanted = filter("snapshot-id", [id.0.as_str()]);
+        let sent = self.call(&DESCRIBE_SNAPSHOTS, &id.0, |client| {
+            client.describe_snapshots().restorable_by_user_ids(with).filters(wanted.clone()).send()
+        });
+        Ok(sent.await?.snapshots.unwrap_or_default().into_iter().next())
+    }
+
+    pub(crate) async fn parent_of(&self, id: &SnapshotId, kind: &VolumeKind) -> Result<Parent> {
+        // Side by side: the second counts only if the snapshot is ours and not encrypted, which it is mostly.
+        let wanted = [filter("snapshot-id", [id.0.as_str()])];
+        let default = async {
+            match kind {
+                VolumeKind { encrypted: Some(true), .. } | VolumeKind { kms_key: Some(_), .. } => Ok(false),
+                _ => self.encrypts_by_default().await,
+            }
+        };
+        let (ours, by_default) = tokio::join!(self.snapshots(&id.0, &wanted), default);
+        let Some(ours) = ours?.into_iter().next() else {
+            return self.shared_parent(id).await;
+        };
+        match &ours.state {
+            None | Some(SnapshotState::Completed) => {}
+            Some(state) => {
+                return Err(Kind::Cloud.error(format!("it is {}, and not completed", state.as_str())));
+            }
+        }
+        let (has, key) = (ours.encrypted == Some(true), ours.kms_key_id.as_deref());
+        Ok(match kind {
+            VolumeKind { encrypted: Some(false), .. } if has => {
+                Parent::Whole { why: "it is encrypted, and the image shall not be".to_owned() }
+            }
+            VolumeKind { kms_key: Some(wanted), .. }
+                if !(has && key.is_some_and(|key| same_key(key, wanted))) =>
+            {
+                let is =
+                    key.map_or_else(|| "not encrypted".to_owned(), |key| format!("encrypted with {key}"));
+                Parent::Copy { why: format!("it is {is}, and the image shall be with {wanted}") }
+            }
+            VolumeKind { encrypted: Some(true), .. } if !has => {
+                Parent::Copy { why: "it is not encrypted, and the image shall be".to_owned() }
+            }
+            _ if !has && by_default? => {
+                let why =
+                    "it is not encrypted, and this account encrypts by default: EBS takes no such parent";
+                Parent::Copy { why: why.to_owned() }
+            }
+            _ => Parent::Itself,
+        })
+    }
+
+    /// Of one that is not ours. Whoever may read it may not make children of it, too.
+    async fn shared_parent(&self, id: &SnapshotId) -> Result<Parent> {
+        if let Some(public) = self.shared_snapshot(id, PUBLIC).await? {
+            let owner = public.owner_id.unwrap_or_else(|| "another account".to_owned());
+            let why = format!("it is public, and {owner}'s: EBS direct does not read such a one");
+            return Ok(Parent::Copy { why });
+        }
+        if let Some(private) = self.shared_snapshot(id, PRIVATE).await? {
+            let owner = private.owner_id.unwrap_or_else(|| "another account".to_owned());
+            return Ok(Parent::Copy {
+                why: format!("it is {owner}'s: a child has to be of the same account"),
+            });
+        }
+        let hint = "Its owner may share the image and not the snapshot: copy the image into this account (aws ec2 \
+                    copy-image), and bake on the copy (owner = \"self\").";
+        Err(Kind::NotFound.failure("it is not ours, and not shared with us").hint(hint).into())
+    }
+
+    /// Whether this account encrypts every new volume and snapshot. Who may not ask is told by what is refused then.
+    async fn encrypts_by_default(&self) -> Result<bool, Refused> {
+        let sent =
+            self.call(&GET_EBS_ENCRYPTION_BY_DEFAULT, "", |c| c.get_ebs_encryption_by_default().send()).await;
+        match sent {
+            Ok(answer) => Ok(answer.ebs_encryption_by_default == Some(true)),
+            Err(refused) if refused.class == Class::Terminal => Ok(false),
+            Err(refused) => Err(refused),
+        }
+    }
+}
+
+/// Whether a key's ARN is the one that was asked for, by ARN or id. An alias names a key that only KMS knows: it counts
+/// as another one.
+fn same_key(arn: &str, wanted: &str) -> bool {
+    arn == wanted || arn.rsplit_once("key/").is_some_and(|(_, id)| id == wanted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_by_arn_and_id() {
+        let arn = "arn:aws:kms:eu-central-1:123456789012:key/mrk-1";
+        assert!(same_key(arn, arn) && same_key(arn, "mrk-1"));
+        assert!(!same_key(arn, "alias/web") && !same_key(arn, "mrk-11") && !same_key(arn, ""));
+    }
+}

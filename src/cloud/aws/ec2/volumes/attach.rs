@@ -1,0 +1,274 @@
+//! Attaching: under which name EC2 decides, and which device it is the kernel tells.
+
+use super::{Attachment, attachment, state_of};
+use crate::cloud::aws::ec2::Ec2;
+use crate::cloud::aws::ec2::client::call::Refused;
+use crate::cloud::aws::ec2::client::call::done;
+use crate::cloud::aws::ec2::client::errors::{
+    ATTACH_VOLUME, Class, DETACH_VOLUME, MODIFY_INSTANCE_ATTRIBUTE,
+};
+use crate::cloud::aws::ec2::images::convert::filter;
+use crate::cloud::aws::nvme;
+use crate::device::Device;
+use crate::error::Kind;
+use crate::ids::VolumeId;
+use crate::sys::poll::{Policy, Probe, until};
+use anyhow::{Context, Result};
+use aws_sdk_ec2::types::{self, VolumeAttachmentState, VolumeState};
+use std::collections::BTreeSet;
+use std::path::Path;
+use tokio::time::Instant;
+
+impl Ec2 {
+    pub(crate) async fn attach_volume(&self, volume: &VolumeId) -> Result<Device> {
+        let context = || format!("attaching {volume}");
+        let mut again = true;
+        loop {
+            match self.attach_once(volume).await.with_context(context)? {
+                Ok(device) => return Ok(device),
+                // Stuck: a detach, and another name, once.
+                Err(_) if again => self.detach_and_wait(volume).await.with_context(context)?,
+                Err(stuck) => return Err(stuck.context(context())),
+            }
+            again = false;
+        }
+    }
+
+    /// `Ok(Err(…))`: it is stuck, and another try may help.
+    async fn attach_once(&self, volume: &VolumeId) -> Result<Result<Device>> {
+        let instance = self.instance()?;
+        let name = match self.attached_to(volume, instance).await? {
+            Some(name) => name,
+            None => self.send_attach(volume, instance).await?,
+        };
+        let deadline = Instant::now() + self.pace().attached;
+        let (what, policy) =
+            (format!("the attachment of {volume}"), self.pace().closely(self.pace().attached));
+        let attached = until(&what, &policy, async || {
+            let Some(found) = self.volume(volume).await? else {
+                return Ok(Probe::NotYet("not to be seen".to_owned()));
+            };
+            Ok(match attachment(&found) {
+                Some(a) if a.instance != instance => Probe::Ready(Err(in_use(volume, &a))),
+                Some(a) if a.state == VolumeAttachmentState::Attached => Probe::Ready(Ok(())),
+                Some(a) if Instant::now() >= deadline => Probe::Ready(Err(stuck(volume, &a))),
+                Some(a) => Probe::NotYet(a.state.as_str().to_owned()),
+                None if Instant::now() >= deadline => {
+                    let text =
+                        format!("{volume} is {} again, after EC2 had begun to attach it", state_of(&found));
+                    Probe::Ready(Err(Kind::Cloud.error(text)))
+                }
+                None => Probe::NotYet(state_of(&found).to_owned()),
+            })
+        });
+        if let Err(stuck) = attached.await? {
+            return Ok(Err(stuck));
+        }
+        let device = match self.device(volume, &name).await? {
+            Ok(device) => device,
+            Err(absent) => return Ok(Err(absent)),
+        };
+        self.delete_on_termination(volume, instance, &name).await?;
+        Ok(Ok(device))
+    }
+
+    /// The name under which it is attached to this instance already: one that was kept.
+    async fn attached_to(&self, volume: &VolumeId, instance: &str) -> Result<Option<String>> {
+        if self.is_new(&volume.0) {
+            return Ok(None);
+        }
+        let Some(found) = self.volume(volume).await? else {
+            return Err(Kind::NotFound.error(format!("EC2 does not know the volume {volume}")));
+        };
+        match attachment(&found) {
+            Some(a) if a.instance != instance => Err(in_use(volume, &a)),
+            Some(a)
+                if matches!(a.state, VolumeAttachmentState::Attached | VolumeAttachmentState::Attaching) =>
+            {
+                Ok(Some(a.device.to_owned()))
+            }
+            Some(_) => self.detach_and_wait(volume).await.map(|()| None),
+            None => Ok(None),
+        }
+    }
+
+    /// Names in use on this instance.
+    async fn names_in_use(&self, instance: &str) -> Result<BTreeSet<String>> {
+        let found = self.volumes(instance, &[filter("attachment.instance-id", [instance])]).await?;
+        let mine = found.iter().flat_map(|volume| volume.attachments());
+        let mine = mine.filter(|a| a.instance_id.as_deref() == Some(instance));
+        Ok(mine.filter_map(|a| a.device.clone()).collect())
+    }
+
+    /// Looks up the names in use while a volume is made. Where that fails, it is done when they are needed.
+    pub(crate) async fn look_for_names(&self, volume: &VolumeId) {
+        if let Ok(instance) = self.instance()
+            && let Ok(names) = self.names_in_use(instance).await
+        {
+            self.0.names.borrow_mut().seen = Some((volume.clone(), names));
+        }
+    }
+
+    /// Sends AttachVolume until EC2 takes a name, and looks up what became of a call whose answer was lost.
+    async fn send_attach(&self, volume: &VolumeId, instance: &str) -> Result<String> {
+        let seen = self.0.names.borrow_mut().seen.take();
+        let in_use_here = match seen.filter(|(of, _)| of == volume) {
+            // A name that was taken since is refused, and the next one tried.
+            Some((_, names)) => names,
+            None => self.names_in_use(instance).await?,
+        };
+        let names = self.0.names.borrow().for_volume(&volume.0, &in_use_here);
+        let mut names = names.into_iter();
+        let mut name = names.next().ok_or_else(|| no_name(instance))?;
+        let (mut lost, mut contradicted) = (0, false);
+        loop {
+            let what = format!("{volume} to {instance} as {name}");
+            let send = |client: &aws_sdk_ec2::Client| {
+                client.attach_volume().volume_id(&volume.0).instance_id(instance).device(&name).send()
+            };
+            self.0.names.borrow_mut().is_used(&name);
+            let refused = match self.call(&ATTACH_VOLUME, &what, send).await {
+                Ok(_) => {
+                    self.look_soon().await;
+                    return Ok(name);
+                }
+                Err(refused) => refused,
+            };
+            let text = refused.message.to_ascii_lowercase();
+            if refused.is("InvalidParameterValue")
+                && (text.contains("already in use") || text.contains("unixdevice"))
+            {
+                self.0.names.borrow_mut().is_taken(&name);
+                let next = names.next();
+                if next.is_none() {
+                    self.0.names.borrow_mut().forget_taken();
+                }
+                name = next.ok_or_else(|| no_name(instance))?;
+            } else if refused.class == Class::Lost || refused.is("VolumeInUse") {
+                match self.attachment_seen(volume).await? {
+                    Some((to, device)) if to == instance => return Ok(device),
+                    Some((to, device)) => {
+                        let text = format!("{volume} is attached to {to} as {device}");
+                        return Err(anyhow::Error::from(refused).context(text));
+                    }
+                    // Not attached, by several looks: the call did nothing. Sent again once it is safe: a volume that
+                    // is attached after all is refused, and looked at again.
+                    None if refused.class == Class::Lost && lost < 3 => lost += 1,
+                    None if refused.class != Class::Lost && !contradicted => contradicted = true,
+                    None => return Err(refused.into()),
+                }
+            } else if refused.is("AttachmentLimitExceeded") {
+                let text = format!("{instance} has {} volumes attached already", in_use_here.len());
+                return Err(anyhow::Error::from(refused).context(text));
+            } else {
+                return Err(refused.into());
+            }
+        }
+    }
+
+    /// Whether DescribeVolumes, whose word counts, shows an attachment: several looks.
+    async fn attachment_seen(&self, volume: &VolumeId) -> Result<Option<(String, String)>> {
+        let end = Instant::now() + self.pace().look * 4;
+        loop {
+            self.look_soon().await;
+            if let Some(found) = self.volume(volume).await?
+                && let Some(a) = attachment(&found)
+            {
+                return Ok(Some((a.instance.to_owned(), a.device.to_owned())));
+            }
+            if Instant::now() >= end {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Waits until this machine shows the volume. `Ok(Err(…))`: it does not.
+    async fn device(&self, volume: &VolumeId, name: &str) -> Result<Result<Device>> {
+        let deadline = Instant::now() + self.pace().device;
+        // The kernel is asked, not EC2: that costs nothing.
+        let look = self.pace().look;
+        let policy = Policy { first: look / 10, longest: look, ..self.pace().until(self.pace().device) };
+        until(&format!("the device of {volume}"), &policy, async || {
+            Ok(match (self.0.options.devices)(volume)? {
+                Some(device) => Probe::Ready(Ok(device)),
+                None if Instant::now() >= deadline => {
+                    let time = humantime::format_duration(self.pace().device);
+                    let shown = match nvme::list(Path::new("/sys")) {
+                        Ok(disks) if disks.is_empty() => "it has no NVMe disk at all".to_owned(),
+                        Ok(disks) => format!("its NVMe disks are {}", disks.join("; ")),
+                        Err(error) => format!("and its NVMe disks cannot be listed: {error:#}"),
+                    };
+                    let text = format!(
+                        "EC2 says that {volume} is attached as {name}, and this machine shows no such device after {time}: \
+                         {shown}"
+                    );
+                    let hint = "Is this the instance that it was attached to (--instance-id)? See `oven doctor`.";
+                    Probe::Ready(Err(Kind::Cloud.failure(text).hint(hint).into()))
+                }
+                None => Probe::NotYet("not there".to_owned()),
+            })
+        })
+        .await
+    }
+
+    /// When the instance is terminated, AWS deletes the volume with it.
+    async fn delete_on_termination(&self, volume: &VolumeId, instance: &str, name: &str) -> Result<()> {
+        let ebs = types::EbsInstanceBlockDeviceSpecification::builder().delete_on_termination(true);
+        let ebs = ebs.volume_id(&volume.0).build();
+        let mapping =
+            types::InstanceBlockDeviceMappingSpecification::builder().device_name(name).ebs(ebs).build();
+        let what = format!("{instance}: {name} is {volume}");
+        let sent = self.call(&MODIFY_INSTANCE_ATTRIBUTE, &what, |client| {
+            client
+                .modify_instance_attribute()
+                .instance_id(instance)
+                .block_device_mappings(mapping.clone())
+                .send()
+        });
+        sent.await.map_err(anyhow::Error::from).context("letting the volume end with the instance")?;
+        Ok(())
+    }
+
+    pub(crate) async fn detach(&self, volume: &VolumeId) -> Result<(), Refused> {
+        done(
+            self.call(&DETACH_VOLUME, &volume.0, |client| client.detach_volume().volume_id(&volume.0).send())
+                .await,
+        )
+    }
+
+    async fn detach_and_wait(&self, volume: &VolumeId) -> Result<()> {
+        self.detach(volume).await?;
+        self.look_soon().await;
+        until(&format!("the release of {volume}"), &self.pace().until(self.pace().attached), async || {
+            Ok(match self.volume(volume).await? {
+                Some(found) if found.state == Some(VolumeState::Available) => Probe::Ready(()),
+                Some(found) => {
+                    let state = attachment(&found)
+                        .map_or(state_of(&found).to_owned(), |a| a.state.as_str().to_owned());
+                    Probe::NotYet(state)
+                }
+                None => Probe::NotYet("not to be seen".to_owned()),
+            })
+        })
+        .await
+    }
+}
+
+fn in_use(volume: &VolumeId, by: &Attachment<'_>) -> anyhow::Error {
+    Kind::Cloud.error(format!(
+        "{volume} is attached to {} as {} ({})",
+        by.instance,
+        by.device,
+        by.state.as_str()
+    ))
+}
+
+fn stuck(volume: &VolumeId, a: &Attachment<'_>) -> anyhow::Error {
+    let text = format!("{volume} is stuck: it stays {} as {}", a.state.as_str(), a.device);
+    Kind::Cloud.failure(text).hint("A reboot of the instance frees its device names.").into()
+}
+
+fn no_name(instance: &str) -> anyhow::Error {
+    let hint = "Detach volumes from the instance.";
+    Kind::Cloud.failure(format!("no device name is free on {instance}")).hint(hint).into()
+}

@@ -1,0 +1,52 @@
+//! Whether the builder is the instance that it is taken for: asked before anything is made.
+
+use crate::cloud::aws::ec2::Ec2;
+use crate::cloud::aws::ec2::client::errors::{Class, DESCRIBE_INSTANCES};
+use crate::cloud::aws::ec2::images::convert::filter;
+use crate::error::Kind;
+use anyhow::Result;
+use aws_sdk_ec2::types::{Instance, InstanceStateName};
+
+impl Ec2 {
+    /// A volume is made in the instance's zone, and can be attached there alone. Id and zone may have been given on the
+    /// command line, and may be wrong.
+    pub(crate) async fn ensure_here(&self) -> Result<()> {
+        let (id, zone) = (self.instance()?, self.zone()?);
+        let what = format!("the builder {id}");
+        let wanted = filter("instance-id", [id]);
+        let sent = self.call(&DESCRIBE_INSTANCES, &what, |client| {
+            client.describe_instances().filters(wanted.clone()).send()
+        });
+        let found = match sent.await {
+            Ok(found) => found,
+            // Who may not ask is told by the calls that make something.
+            Err(refused) if refused.class == Class::Terminal && refused.is("UnauthorizedOperation") => {
+                return Ok(());
+            }
+            Err(refused) => return Err(refused.into()),
+        };
+        let instance = found.reservations().iter().flat_map(|some| some.instances()).next();
+        match instance
+            .map_or_else(|| Some(format!("is not in {}", self.region())), |found| wrong(found, zone))
+        {
+            None => Ok(()),
+            Some(wrong) => {
+                let hint = "Give the id and zone of the instance that oven runs on (--instance-id, --zone), or neither: \
+                            then the metadata service tells.";
+                Err(Kind::Machine
+                    .failure(format!("{id}, to which volumes are to be attached, {wrong}"))
+                    .hint(hint)
+                    .into())
+            }
+        }
+    }
+}
+
+fn wrong(instance: &Instance, zone: &str) -> Option<String> {
+    let state = instance.state.as_ref().and_then(|state| state.name.as_ref());
+    if let Some(state) = state.filter(|state| **state != InstanceStateName::Running) {
+        return Some(format!("is {}", state.as_str()));
+    }
+    let theirs = instance.placement.as_ref().and_then(|placement| placement.availability_zone.as_deref());
+    theirs.filter(|theirs| *theirs != zone).map(|theirs| format!("is in {theirs}, and not in {zone}"))
+}

@@ -1,0 +1,98 @@
+//! Names that a volume is attached under. EC2 decides which are free; on NVMe instances they name nothing.
+
+use crate::ids::VolumeId;
+use std::collections::BTreeSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+/// What this process knows about names.
+#[derive(Debug, Default)]
+pub struct Names {
+    /// Not to be tried: in use by EC2's word.
+    taken: BTreeSet<String>,
+    /// Used by us before, oldest first. A name that was just freed may leave the next volume `attaching` for ever, so
+    /// these come last.
+    used: Vec<String>,
+    /// A volume that is to be attached, and the names that were in use on the instance while it was made.
+    pub seen: Option<(VolumeId, BTreeSet<String>)>,
+}
+
+/// What AWS recommends for data volumes, then what it allows on HVM instances (EC2 guide, device names): no digits.
+fn all() -> impl Iterator<Item = String> {
+    let recommended = ('f'..='p').map(|last| format!("/dev/sd{last}"));
+    let allowed = ['b', 'c']
+        .into_iter()
+        .flat_map(|first| ('a'..='z').map(move |last| format!("/dev/xvd{first}{last}")));
+    recommended.chain(allowed)
+}
+
+impl Names {
+    /// The names to try for a volume, best first: never used ones, then those that were used longest ago. Where to
+    /// begin depends on the volume: bakes in other processes begin elsewhere, and seldom meet.
+    pub fn for_volume(&self, volume: &str, in_use: &BTreeSet<String>) -> Vec<String> {
+        let mut hasher = DefaultHasher::new();
+        volume.hash(&mut hasher);
+        let fresh: Vec<String> = all().filter(|name| !self.used.contains(name)).collect();
+        let begin = if fresh.is_empty() { 0 } else { (hasher.finish() % fresh.len() as u64) as usize };
+        let (before, after) = fresh.split_at(begin);
+        let names = after.iter().chain(before).chain(&self.used);
+        names.filter(|name| !in_use.contains(*name) && !self.taken.contains(*name)).cloned().collect()
+    }
+
+    /// EC2 says that it is in use.
+    pub fn is_taken(&mut self, name: &str) {
+        self.taken.insert(name.to_owned());
+    }
+
+    /// It is used now, and tried last from now on.
+    pub fn is_used(&mut self, name: &str) {
+        self.used.retain(|used| used != name);
+        self.used.push(name.to_owned());
+    }
+
+    /// Nothing is left: what was taken once may be free again.
+    pub fn forget_taken(&mut self) {
+        self.taken.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_are_63_and_each_is_legal() {
+        let names: BTreeSet<String> = all().collect();
+        assert_eq!(names.len(), 63);
+        assert!(
+            names
+                .iter()
+                .all(|name| name.starts_with("/dev/") && !name.ends_with(|c: char| c.is_ascii_digit()))
+        );
+    }
+
+    #[test]
+    fn fresh_names_first_and_freed_ones_last() {
+        let mut names = Names::default();
+        let free = BTreeSet::new();
+        let first = names.for_volume("vol-1", &free);
+        assert_eq!(first.len(), 63);
+        names.is_used(&first[0]);
+        names.is_used(&first[1]);
+        let second = names.for_volume("vol-1", &free);
+        assert_eq!(second[61..], first[..2]);
+        names.is_taken(&first[5]);
+        let third = names.for_volume("vol-2", &[first[4].clone()].into());
+        assert!(!third.contains(&first[5]) && !third.contains(&first[4]));
+        assert_eq!(third.len(), 61);
+        names.forget_taken();
+        assert_eq!(names.for_volume("vol-2", &free).len(), 63);
+    }
+
+    #[test]
+    fn volumes_begin_at_different_names() {
+        let names = Names::default();
+        let begins: BTreeSet<String> =
+            (0..64).map(|i| names.for_volume(&format!("vol-{i}"), &BTreeSet::new())[0].clone()).collect();
+        assert!(begins.len() > 20, "{begins:?}");
+    }
+}

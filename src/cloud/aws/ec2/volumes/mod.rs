@@ -1,0 +1,283 @@
+//! Volumes: described, created, kept.
+
+pub mod attach;
+pub mod builder_check;
+pub mod device_names;
+
+use super::Ec2;
+use super::client::call::Refused;
+use super::client::errors::{CREATE_TAGS, CREATE_VOLUME, Class, DESCRIBE_VOLUMES, KMS};
+use super::images::PAGE;
+use super::images::convert;
+use super::images::convert::{filter, tag_filter};
+use crate::cloud::image_attributes::check_kind;
+use crate::cloud::{VolumeSpec, tag};
+use crate::error::Kind;
+use crate::ids::{RunId, VolumeId};
+use crate::sys::poll::{Probe, beside, until};
+use anyhow::{Context, Result};
+use aws_sdk_ec2::Client;
+use aws_sdk_ec2::error::SdkError;
+use aws_sdk_ec2::operation::create_volume::builders::CreateVolumeInputBuilder;
+use aws_sdk_ec2::operation::create_volume::{CreateVolumeError, CreateVolumeInput, CreateVolumeOutput};
+use aws_sdk_ec2::types::{self, ResourceType, VolumeAttachmentState, VolumeState};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeSet;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// So many looks in a row that do not show a new volume are a reason to ask what became of it.
+pub const LOOKS: u32 = 3;
+/// EC2's largest volume (io2; the others end at 16 TiB, and EC2 says so).
+const LARGEST: u64 = 65536;
+
+/// A token by which EC2 knows a call again: of the run, never of the fingerprint, or two builders would be given the
+/// same volume. 64 characters are allowed.
+pub fn token(run: &RunId, step: &str, attempt: u32) -> String {
+    let digest = Sha256::digest(format!("{run}/{step}/{attempt}"));
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Sends a request that is kept, to be sent again.
+pub async fn send(
+    request: CreateVolumeInputBuilder,
+    client: Client,
+) -> Result<CreateVolumeOutput, SdkError<CreateVolumeError>> {
+    request.send_with(&client).await
+}
+
+/// How a volume is attached, in DescribeVolumes' view.
+pub struct Attachment<'a> {
+    pub instance: &'a str,
+    pub device: &'a str,
+    pub state: VolumeAttachmentState,
+}
+
+/// The attachment of a volume that is not over.
+pub fn attachment(volume: &types::Volume) -> Option<Attachment<'_>> {
+    let live = |a: &&types::VolumeAttachment| a.state != Some(VolumeAttachmentState::Detached);
+    let found = volume.attachments().iter().find(live)?;
+    Some(Attachment {
+        instance: found.instance_id.as_deref().unwrap_or("?"),
+        device: found.device.as_deref().unwrap_or("?"),
+        state: found.state.clone().unwrap_or(VolumeAttachmentState::Attaching),
+    })
+}
+
+pub fn state_of(volume: &types::Volume) -> &str {
+    volume.state.as_ref().map_or("in no state", VolumeState::as_str)
+}
+
+impl Ec2 {
+    /// All volumes that pass the filters.
+    pub(crate) async fn volumes(
+        &self,
+        what: &str,
+        filters: &[types::Filter],
+    ) -> Result<Vec<types::Volume>, Refused> {
+        let (mut all, mut token) = (Vec::new(), None::<String>);
+        loop {
+            let send = |client: &aws_sdk_ec2::Client| {
+                let call = client.describe_volumes().max_results(PAGE).set_filters(Some(filters.to_vec()));
+                call.set_next_token(token.clone()).send()
+            };
+            let page = self.call(&DESCRIBE_VOLUMES, what, send).await?;
+            all.extend(page.volumes.unwrap_or_default());
+            self.seen(all.iter().filter_map(|volume| volume.volume_id.as_deref()));
+            token = page.next_token.filter(|token| !token.is_empty());
+            if token.is_none() {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// One volume; `None` where EC2 does not show it. By filter: then an unknown id is no error.
+    pub(crate) async fn volume(&self, id: &VolumeId) -> Result<Option<types::Volume>, Refused> {
+        Ok(self.volumes(&id.0, &[filter("volume-id", [id.0.as_str()])]).await?.into_iter().next())
+    }
+
+    pub(crate) async fn create_volume(&self, spec: &VolumeSpec) -> Result<VolumeId> {
+        let tags = self.owned(&spec.tags, &spec.run)?;
+        check_kind(&spec.kind, "[disk]")?;
+        if spec.size_gib > LARGEST {
+            let text = format!("a volume of {} GiB: {LARGEST} are allowed", spec.size_gib);
+            return Err(Kind::Definition.error(text));
+        }
+        let (zone, what) = (self.zone()?, format!("of {}, run {}", spec.snapshot, spec.run));
+        let mut attempt = 1;
+        let (volume, request) = loop {
+            let kind = &spec.kind;
+            let request = CreateVolumeInput::builder()
+                .snapshot_id(&spec.snapshot.0)
+                .availability_zone(zone)
+                .size(convert::number(spec.size_gib))
+                .set_volume_type(kind.volume_type.as_deref().map(types::VolumeType::from))
+                .set_iops(kind.iops.map(convert::number))
+                .set_throughput(kind.throughput.map(convert::number))
+                .set_encrypted(kind.encrypted.filter(|encrypted| *encrypted))
+                .set_kms_key_id(kind.kms_key.clone())
+                .tag_specifications(convert::tagged(ResourceType::Volume, &tags))
+                .client_token(token(&spec.run, "volume", attempt));
+            let sent = self.repeat(&CREATE_VOLUME, &what, async || {
+                let (again, client) = (request.clone(), self.client());
+                self.fly(&spec.run, &CREATE_VOLUME, &what, send(request.clone(), client), |run, result| {
+                    match result {
+                        Ok(volume) => {
+                            run.volumes.extend(volume.volume_id.clone());
+                            run.requests.extend(volume.volume_id.clone().zip(Some(again)));
+                            run.doubtful_volume = None;
+                        }
+                        Err(refused) if refused.class == Class::Lost => run.doubtful_volume = Some(again),
+                        Err(_) => {}
+                    }
+                })
+                .await
+            });
+            match sent.await {
+                Ok(volume) => break (convert::id("vol", volume.volume_id.as_deref())?, request),
+                // The token is burned: a volume of it failed, or was asked for otherwise. Never a third time.
+                Err(refused) if refused.is("IdempotentParameterMismatch") && attempt == 1 => attempt += 1,
+                // EC2 counts the volume that the first of two calls made against the limit of the second.
+                Err(refused) if refused.is("VolumeLimitExceeded") || refused.is("MaxIOPSLimitExceeded") => {
+                    match self.lost_volume(&spec.run).await? {
+                        Some(id) => break (id, request),
+                        None => return Err(refused.into()),
+                    }
+                }
+                Err(refused) => return Err(refused.into()),
+            }
+        };
+        let volume = VolumeId(volume);
+        self.born(&volume.0);
+        self.0.made.of(&spec.run, |run| {
+            run.volumes.insert(volume.0.clone());
+            run.doubtful_volume = None;
+        });
+        self.created(&volume, spec, request).await?;
+        Ok(volume)
+    }
+
+    /// The volume of a call whose answer was lost. It may not show at once.
+    async fn lost_volume(&self, run: &RunId) -> Result<Option<String>> {
+        let lost = self.0.made.of(run, |run| run.doubtful_volume.is_some());
+        let end = Instant::now() + if lost { self.pace().lost } else { Duration::ZERO };
+        loop {
+            let found = self.volumes(&run.0, &[tag_filter(tag::RUN, &run.0)]).await?;
+            if let Some(volume) = found.first() {
+                return convert::id("vol", volume.volume_id.as_deref()).map(Some);
+            }
+            if Instant::now() >= end {
+                return Ok(None);
+            }
+            tokio::time::sleep((self.pace().lost / 8).max(self.pace().look)).await;
+        }
+    }
+
+    /// Waits until a new volume is available.
+    async fn created(
+        &self,
+        id: &VolumeId,
+        spec: &VolumeSpec,
+        request: CreateVolumeInputBuilder,
+    ) -> Result<()> {
+        let hint = || {
+            if spec.kind.encrypted == Some(true) || spec.kind.kms_key.is_some() {
+                KMS.to_owned()
+            } else {
+                format!("If {} or the account's default is encrypted: {KMS}", spec.snapshot)
+            }
+        };
+        let mut absent = 0;
+        let created = async {
+            self.look_soon().await;
+            until(&format!("the volume {id}"), &self.pace().closely(self.pace().created), async || {
+                let Some(volume) = self.volume(id).await? else {
+                    absent += 1;
+                    // EC2 takes a volume back whose key it may not use. Its token is burned then: so a volume that
+                    // vanished is told from one that does not show yet.
+                    if absent % LOOKS == 0 && self.is_burned(&spec.run, &request).await? {
+                        // It is owed still: one that failed, and does not show yet, burns its token, too.
+                        let text = format!("the volume {id} vanished while it was created");
+                        return Err(Kind::Cloud.failure(text).hint(hint()).into());
+                    }
+                    return Ok(Probe::NotYet("not to be seen".to_owned()));
+                };
+                absent = 0;
+                match volume.state {
+                    Some(VolumeState::Available | VolumeState::InUse) => Ok(Probe::Ready(())),
+                    Some(VolumeState::Error | VolumeState::Deleting | VolumeState::Deleted) => {
+                        let text =
+                            format!("EC2 could not create the volume {id}: it is {}", state_of(&volume));
+                        Err(Kind::Cloud.failure(text).hint(hint()).into())
+                    }
+                    _ => Ok(Probe::NotYet(state_of(&volume).to_owned())),
+                }
+            })
+            .await
+        };
+        beside(created, self.look_for_names(id))
+            .await
+            .with_context(|| format!("creating the volume {id} of {}", spec.snapshot))
+    }
+
+    /// Whether what a call made is no more, by sending it again.
+    pub(crate) async fn is_burned(&self, run: &RunId, request: &CreateVolumeInputBuilder) -> Result<bool> {
+        let what = format!("to learn what became of the volume of run {run}");
+        match self.call(&CREATE_VOLUME, &what, |client| send(request.clone(), client.clone())).await {
+            Ok(again) => {
+                let id = convert::id("vol", again.volume_id.as_deref())?;
+                self.0.made.of(run, |run| run.volumes.insert(id));
+                Ok(false)
+            }
+            Err(refused) => Ok(refused.is("IdempotentParameterMismatch")),
+        }
+    }
+
+    pub(crate) async fn keep_volumes(&self, run: &RunId) -> Result<Vec<VolumeId>> {
+        self.0.made.settled(run).await;
+        let mut ids: BTreeSet<String> = self.0.made.of(run, |run| run.volumes.clone());
+        for volume in self.volumes(&run.0, &[tag_filter(tag::RUN, &run.0)]).await? {
+            ids.insert(convert::id("vol", volume.volume_id.as_deref())?);
+        }
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let kept = types::Tag::builder().key(tag::KEPT).value("true").build();
+        let ids: Vec<String> = ids.into_iter().collect();
+        let what = ids.join(", ");
+        let sent = self.call(&CREATE_TAGS, &what, |client| {
+            client.create_tags().set_resources(Some(ids.clone())).tags(kept.clone()).send()
+        });
+        sent.await?;
+        let ids: Vec<VolumeId> = ids.into_iter().map(VolumeId).collect();
+        // A copy of a root disk that stays attached may be what the instance boots from next time.
+        for id in &ids {
+            self.detach(id).await?;
+        }
+        Ok(ids)
+    }
+
+    pub(crate) async fn kept_volume(&self, run: &RunId) -> Result<Option<VolumeId>> {
+        let filters = [tag_filter(tag::RUN, &run.0), filter("tag-key", [tag::KEPT])];
+        let mut found = self.volumes(&run.0, &filters).await?;
+        found.retain(|volume| matches!(volume.state, Some(VolumeState::Available | VolumeState::InUse)));
+        let newest = found.into_iter().max_by_key(|volume| convert::time(volume.create_time.as_ref()));
+        newest.map(|volume| convert::id("vol", volume.volume_id.as_deref()).map(VolumeId)).transpose()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_of_run_step_and_attempt() {
+        let (a, b) = (RunId("a".into()), RunId("b".into()));
+        assert_eq!(token(&a, "volume", 1).len(), 64);
+        assert_eq!(token(&a, "volume", 1), token(&a, "volume", 1));
+        let all: BTreeSet<String> =
+            [token(&a, "volume", 1), token(&a, "volume", 2), token(&b, "volume", 1), token(&a, "image", 1)]
+                .into();
+        assert_eq!(all.len(), 4);
+    }
+}

@@ -1,0 +1,185 @@
+//! What EC2 takes as a name, a tag and an id, and what it says of any other.
+
+use crate::cloud::Tags;
+use crate::error::Kind;
+use anyhow::{Error, Result};
+use std::fmt;
+
+/// A refusal, in EC2's words: its code first.
+pub fn refused(code: &str, text: impl fmt::Display) -> Error {
+    Kind::Cloud.error(format!("{code}: {text}"))
+}
+
+/// Something that is not there.
+pub fn absent(code: &str, text: impl fmt::Display) -> Error {
+    Kind::NotFound.error(format!("{code}: {text}"))
+}
+
+/// An AMI's name: 3 to 128 letters, digits and `()[] ./-'@_`.
+pub fn check_image_name(name: &str) -> Result<()> {
+    let length = name.chars().count();
+    let wrong = if !(3..=128).contains(&length) {
+        format!("it has {length} characters")
+    } else if let Some(c) = name.chars().find(|c| !c.is_ascii_alphanumeric() && !"()[] ./-'@_".contains(*c)) {
+        format!("it has a {c:?}")
+    } else {
+        return Ok(());
+    };
+    let rule = "AMI names must be between 3 and 128 characters long, and may contain letters, numbers, '(', ')', \
+                '[', ']', ' ', '.', '/', '-', ''', '@' and '_'";
+    Err(refused("InvalidAMIName.Malformed", format!("{name:?} is no AMI name: {wrong}. {rule}")))
+}
+
+/// An AMI's description: at most 255 characters.
+pub fn check_description(text: &str) -> Result<()> {
+    match text.chars().count() {
+        0..=255 => Ok(()),
+        n => Err(refused(
+            "InvalidParameterValue",
+            format!("the description has {n} characters, and 255 are allowed"),
+        )),
+    }
+}
+
+/// At most 50 tags; keys of 1 to 128 characters, not beginning with `aws:`; values of at most 256.
+pub fn check_tags(tags: &Tags) -> Result<()> {
+    if tags.len() > 50 {
+        return Err(refused("TagLimitExceeded", format!("{} tags, and 50 are allowed", tags.len())));
+    }
+    for (key, value) in tags {
+        let (key_length, value_length) = (key.chars().count(), value.chars().count());
+        let wrong = if !(1..=128).contains(&key_length) {
+            format!("the tag key {key:?} has {key_length} characters, and 1 to 128 are allowed")
+        } else if value_length > 256 {
+            format!("the value of the tag {key:?} has {value_length} characters, and 256 are allowed")
+        } else if key.to_ascii_lowercase().starts_with("aws:") {
+            format!("the tag key {key:?} begins with 'aws:', which is reserved for internal use")
+        } else {
+            continue;
+        };
+        return Err(refused("InvalidParameterValue", wrong));
+    }
+    Ok(())
+}
+
+/// Whether this is an id: the prefix, and 17 lower-case hexadecimal digits (or 8, as before 2016).
+pub fn is_id(prefix: &str, id: &str) -> bool {
+    id.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('-')).is_some_and(|digits| {
+        matches!(digits.len(), 8 | 17) && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    })
+}
+
+/// A new id. EC2's own begin with a zero, too.
+pub fn new_id(prefix: &str) -> String {
+    format!("{prefix}-0{}", &crate::ids::RunId::new().0[..16])
+}
+
+/// Whether a name matches an EC2 filter: `*` is any text, `?` any character, `\` takes the next one as it is.
+pub fn matches(pattern: &str, name: &str) -> bool {
+    let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
+    let (mut p, mut n) = (0, 0);
+    // Where to go on after the last `*` took one character more: linear in practice, and never exponential.
+    let mut star: Option<(usize, usize)> = None;
+    while n < name.len() {
+        let width = if pattern.get(p) == Some(&'\\') && p + 1 < pattern.len() { 2 } else { 1 };
+        let fits = match (pattern.get(p), width) {
+            (Some('*'), _) => {
+                star = Some((p + 1, n));
+                p += 1;
+                continue;
+            }
+            (Some('?'), _) => true,
+            (Some(_), width) => pattern[p + width - 1] == name[n],
+            (None, _) => false,
+        };
+        if fits {
+            (p, n) = (p + width, n + 1);
+        } else if let Some((after, taken)) = star {
+            star = Some((after, taken + 1));
+            (p, n) = (after, taken + 1);
+        } else {
+            return false;
+        }
+    }
+    pattern[p..].iter().all(|c| *c == '*')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn image_names() {
+        for good in ["abc", "web-0123456789ab", "a b/c[1](2).3'@_", &"x".repeat(128)] {
+            check_image_name(good).unwrap();
+        }
+        for bad in ["", "ab", &"x".repeat(129), "a:b", "naïve", "a\nb", "a*b", "web#1"] {
+            let error = check_image_name(bad).unwrap_err();
+            assert!(error.to_string().starts_with("InvalidAMIName.Malformed: "), "{error}");
+            assert_eq!(Kind::of(&error), Kind::Cloud);
+        }
+    }
+
+    #[test]
+    fn tags() {
+        let tags = |pairs: &[(&str, &str)]| -> Tags {
+            pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+        };
+        check_tags(&tags(&[("k", ""), (&"é".repeat(128), &"é".repeat(256))])).unwrap();
+        for bad in
+            [("", "v"), (&*"k".repeat(129), "v"), ("k", &*"v".repeat(257)), ("aws:k", "v"), ("AWS:k", "v")]
+        {
+            assert!(
+                check_tags(&tags(&[bad])).unwrap_err().to_string().starts_with("InvalidParameterValue: ")
+            );
+        }
+        let many = |n: u32| -> Tags { (0..n).map(|i| (i.to_string(), String::new())).collect() };
+        check_tags(&many(50)).unwrap();
+        assert!(check_tags(&many(51)).unwrap_err().to_string().starts_with("TagLimitExceeded: "));
+    }
+
+    #[test]
+    fn ids() {
+        assert!(is_id("ami", &new_id("ami")) && is_id("snap", "snap-01234567"));
+        assert_ne!(new_id("vol"), new_id("vol"));
+        for bad in [
+            "ami",
+            "ami-",
+            "ami-0",
+            "ami-../../../../../etc",
+            "ami-0123456789ABCDEF0",
+            "vol-0123456789abcdef0",
+        ] {
+            assert!(!is_id("ami", bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn filters() {
+        for (pattern, name, expected) in [
+            ("debian", "debian", true),
+            ("debian", "debian-12", false),
+            ("debian-*", "debian-12-amd64", true),
+            ("*-amd64-*", "debian-12-amd64-1", true),
+            ("*-amd64", "debian-12-amd64-1", false),
+            ("a?c", "abc", true),
+            ("a?c", "ac", false),
+            ("a*b*c", "a-b-b-c", true),
+            ("*", "", true),
+            ("**", "x", true),
+            ("", "", true),
+            ("", "x", false),
+            ("a\\*", "a*", true),
+            ("a\\*", "ab", false),
+            ("a\\?c", "abc", false),
+            ("Debian", "debian", false),
+            ("a*", "a", true),
+            ("?", "é", true),
+        ] {
+            assert_eq!(matches(pattern, name), expected, "{pattern} {name}");
+        }
+        let start = std::time::Instant::now();
+        assert!(!matches(&"*a".repeat(60), &"a".repeat(59)));
+        assert!(start.elapsed().as_secs() < 5);
+    }
+}

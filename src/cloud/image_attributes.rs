@@ -1,0 +1,216 @@
+//! What an image can be registered with, and what not: known before the bake, and told before it.
+
+use super::{Attributes, VolumeKind};
+use crate::error::Kind;
+use crate::ids::Architecture;
+use anyhow::Result;
+use std::collections::BTreeSet;
+
+/// The types of volumes that EC2 has, and whether they take IOPS and a throughput.
+const TYPES: &[(&str, bool, bool)] = &[
+    ("gp2", false, false),
+    ("gp3", true, true),
+    ("io1", true, false),
+    ("io2", true, false),
+    ("sc1", false, false),
+    ("st1", false, false),
+    ("standard", false, false),
+];
+
+/// Whether volumes of this type take IOPS, and a throughput. Of one that is not known, or not said: both.
+pub fn takes(volume_type: Option<&str>) -> (bool, bool) {
+    let known = TYPES.iter().find(|(name, ..)| Some(*name) == volume_type);
+    known.map_or((true, true), |(_, iops, throughput)| (*iops, *throughput))
+}
+
+/// Refuses words that EC2 does not know and combinations that it does not register.
+pub fn check(attributes: &Attributes, architecture: Architecture) -> Result<()> {
+    let refused = |text: String, hint: &str| Err(Kind::Definition.failure(text).hint(hint).into());
+    let word = |what: &str, value: &Option<String>, known: &[&str]| match value {
+        Some(value) if !known.contains(&value.as_str()) => {
+            let known = known.join(", ");
+            Err(Kind::Definition.error(format!("{what} = {value:?} is not one of: {known}")))
+        }
+        _ => Ok(()),
+    };
+    word("boot_mode", &attributes.boot_mode, &["legacy-bios", "uefi", "uefi-preferred"])?;
+    word("tpm", &attributes.tpm, &["v2.0"])?;
+    word("imds", &attributes.imds, &["v2.0"])?;
+    word("sriov", &attributes.sriov, &["simple"])?;
+    let boot_mode = match (&attributes.boot_mode, architecture) {
+        (Some(mode), _) => mode,
+        (None, Architecture::X86_64) => "legacy-bios",
+        (None, Architecture::Arm64) => "uefi",
+    };
+    if architecture == Architecture::Arm64 && boot_mode != "uefi" {
+        return refused(
+            format!("an arm64 image cannot boot by {boot_mode}"),
+            "Say boot_mode = \"uefi\", or nothing.",
+        );
+    }
+    if attributes.tpm.is_some() && boot_mode != "uefi" {
+        let text = format!("tpm = \"v2.0\" needs the boot mode uefi, and this image's is {boot_mode}");
+        return refused(
+            text,
+            "Say boot_mode = \"uefi\", if the image can boot so, or take a base with a TPM.",
+        );
+    }
+    check_kind(&attributes.root_volume, "the root volume")?;
+    let mut devices = BTreeSet::new();
+    for mapping in &attributes.mappings {
+        if !devices.insert(&mapping.device) {
+            return refused(format!("{} is mapped twice", mapping.device), "One mapping for each device.");
+        }
+        check_kind(&mapping.kind, &mapping.device)?;
+    }
+    Ok(())
+}
+
+/// The same for a volume alone. `what` names it.
+pub fn check_kind(kind: &VolumeKind, what: &str) -> Result<()> {
+    let refused = |text: String| Err(Kind::Definition.error(format!("{what}: {text}")));
+    let volume_type = kind.volume_type.as_deref();
+    if let Some(name) = volume_type {
+        let Some((_, iops, throughput)) = TYPES.iter().find(|(known, ..)| *known == name) else {
+            let known: Vec<&str> = TYPES.iter().map(|(name, ..)| *name).collect();
+            return refused(format!("there is no volume type {name:?}: {}", known.join(", ")));
+        };
+        if kind.iops.is_some() && !iops {
+            return refused(format!("a volume of type {name} takes no iops"));
+        }
+        if kind.throughput.is_some() && !throughput {
+            return refused(format!("a volume of type {name} takes no throughput"));
+        }
+        if name.starts_with("io") && kind.iops.is_none() {
+            return refused(format!("a volume of type {name} needs iops"));
+        }
+    } else if kind.iops.is_some() || kind.throughput.is_some() {
+        return refused("iops and throughput need a type (gp3)".to_owned());
+    }
+    if kind.kms_key.is_some() && kind.encrypted != Some(true) {
+        return refused("a kms_key needs encrypted = true".to_owned());
+    }
+    Ok(())
+}
+
+/// What a definition wishes, and where it says nothing, what the base has. IOPS and throughput belong to a type: with
+/// another type, the base's are not taken over.
+pub fn inherit(base: &Attributes, wish: &Attributes) -> Attributes {
+    let or = |wish: &Option<String>, base: &Option<String>| wish.clone().or_else(|| base.clone());
+    Attributes {
+        boot_mode: or(&wish.boot_mode, &base.boot_mode),
+        ena: wish.ena.or(base.ena),
+        sriov: or(&wish.sriov, &base.sriov),
+        tpm: or(&wish.tpm, &base.tpm),
+        imds: or(&wish.imds, &base.imds),
+        root_volume: inherit_kind(&base.root_volume, &wish.root_volume),
+        mappings: if wish.mappings.is_empty() { base.mappings.clone() } else { wish.mappings.clone() },
+        billing: wish.billing.clone().or_else(|| base.billing.clone()),
+    }
+}
+
+fn inherit_kind(base: &VolumeKind, wish: &VolumeKind) -> VolumeKind {
+    let same = wish.volume_type.is_none() || wish.volume_type == base.volume_type;
+    VolumeKind {
+        volume_type: wish.volume_type.clone().or_else(|| base.volume_type.clone()),
+        iops: wish.iops.or(base.iops.filter(|_| same)),
+        throughput: wish.throughput.or(base.throughput.filter(|_| same)),
+        encrypted: wish.encrypted.or(base.encrypted),
+        kms_key: wish.kms_key.clone().or_else(|| base.kms_key.clone().filter(|_| wish.encrypted.is_none())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cloud::Mapping;
+    use Architecture::{Arm64, X86_64};
+
+    fn some(text: &str) -> Option<String> {
+        Some(text.to_owned())
+    }
+
+    #[test]
+    fn combinations() {
+        let none = Attributes::default();
+        let with =
+            |boot_mode: Option<String>, tpm: Option<String>| Attributes { boot_mode, tpm, ..none.clone() };
+        for (attributes, architecture, wrong) in [
+            (none.clone(), X86_64, ""),
+            (none.clone(), Arm64, ""),
+            (with(some("uefi"), some("v2.0")), X86_64, ""),
+            (with(None, some("v2.0")), Arm64, ""),
+            (with(None, some("v2.0")), X86_64, "needs the boot mode uefi"),
+            (with(some("legacy-bios"), some("v2.0")), X86_64, "needs the boot mode uefi"),
+            (with(some("uefi-preferred"), some("v2.0")), X86_64, "needs the boot mode uefi"),
+            (with(some("legacy-bios"), None), Arm64, "cannot boot by legacy-bios"),
+            (with(some("bios"), None), X86_64, "not one of"),
+            (with(some("uefi"), some("v1.2")), X86_64, "not one of"),
+            (Attributes { imds: some("v1"), ..none.clone() }, X86_64, "not one of"),
+            (Attributes { sriov: some("yes"), ..none.clone() }, X86_64, "not one of"),
+            (
+                Attributes {
+                    mappings: vec![Mapping { device: "/dev/sdb".into(), ..Default::default() }; 2],
+                    ..none.clone()
+                },
+                X86_64,
+                "mapped twice",
+            ),
+        ] {
+            let text = check(&attributes, architecture).err().map(|e| e.to_string()).unwrap_or_default();
+            assert!(text.contains(wrong) && text.is_empty() == wrong.is_empty(), "{attributes:?}: {text}");
+        }
+    }
+
+    #[test]
+    fn kinds() {
+        let kind = |volume_type: &str, iops, throughput| VolumeKind {
+            volume_type: some(volume_type),
+            iops,
+            throughput,
+            ..Default::default()
+        };
+        let keyed = |encrypted| VolumeKind { kms_key: some("alias/k"), encrypted, ..Default::default() };
+        for (kind, wrong) in [
+            (VolumeKind::default(), ""),
+            (kind("gp3", Some(4000), Some(250)), ""),
+            (kind("io2", Some(4000), None), ""),
+            (kind("io2", None, None), "needs iops"),
+            (kind("gp2", Some(100), None), "takes no iops"),
+            (kind("io1", Some(100), Some(125)), "takes no throughput"),
+            (kind("gp4", None, None), "no volume type"),
+            (VolumeKind { iops: Some(1), ..Default::default() }, "need a type"),
+            (keyed(Some(true)), ""),
+            (keyed(None), "needs encrypted"),
+            (keyed(Some(false)), "needs encrypted"),
+        ] {
+            let text = check_kind(&kind, "it").err().map(|e| e.to_string()).unwrap_or_default();
+            assert!(text.contains(wrong) && text.is_empty() == wrong.is_empty(), "{kind:?}: {text}");
+        }
+    }
+
+    #[test]
+    fn a_wish_wins_and_the_rest_is_inherited() {
+        let gp3 = VolumeKind {
+            volume_type: some("gp3"),
+            iops: Some(3000),
+            throughput: Some(125),
+            ..Default::default()
+        };
+        let base = Attributes {
+            ena: Some(true),
+            boot_mode: some("uefi"),
+            root_volume: gp3.clone(),
+            ..Default::default()
+        };
+        assert_eq!(inherit(&base, &Attributes::default()), base);
+        let wish = Attributes {
+            boot_mode: some("uefi-preferred"),
+            root_volume: VolumeKind { volume_type: some("gp2"), ..Default::default() },
+            ..Default::default()
+        };
+        let both = inherit(&base, &wish);
+        assert_eq!((both.boot_mode.as_deref(), both.ena), (Some("uefi-preferred"), Some(true)));
+        assert_eq!(both.root_volume, wish.root_volume);
+    }
+}

@@ -1,0 +1,214 @@
+//! Snapshots of a region by their blocks, as EBS direct has them.
+//!
+//! A pending one has its own sparse file from the start, with its parent's data: shared where the file system can do
+//! that, and copied elsewhere, so that a start takes its time (a bake has it made beside all else). Blocks are put there
+//! in place.
+
+mod copies;
+mod read;
+mod write;
+
+use crate::sys::tasks;
+pub use copies::Copies;
+
+use super::pending_snapshot::{Put, Sealed, SnapshotState, Written, boot, invalid};
+use super::records::{Locked, NEVER, PARENT, PUT, SnapshotRecord, Store, created_after, remove_if_there};
+use super::volumes::with_run;
+use super::{Region, new_id};
+use crate::cloud::VolumeKind;
+use crate::cloud::block_api::{Blocks, Contents, NewSnapshot, Parent, Reader};
+use crate::cloud::ec2_rules::{absent, check_description};
+use crate::ids::Digest;
+use crate::ids::{RunId, SnapshotId};
+use crate::sys::sparse_copy;
+use crate::sys::tasks::Cancelled;
+use crate::sys::temp_file::Temp;
+use anyhow::{Context, Result};
+use async_trait::async_trait;
+use read::Whole;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
+use write::{make_ready, put};
+
+/// Of a volume, and so of a snapshot.
+const MOST_GIB: u64 = 16384;
+
+/// A snapshot that a child of this size can be started of.
+fn ensure_parent(store: &Store, id: &SnapshotId, size_gib: u64) -> Result<()> {
+    let missing = || {
+        let text = format!("The parent snapshot '{id}' does not exist.");
+        absent("ResourceNotFoundException: DEPENDENCY_RESOURCE_NOT_FOUND", text)
+    };
+    let parent: SnapshotRecord = store.find(&id.0)?.ok_or_else(missing)?;
+    store.ensure_completed(&parent).map_err(|e| invalid("INVALID_DEPENDENCY_REQUEST", e))?;
+    if size_gib < parent.size_gib {
+        let text = format!("{size_gib} GiB are less than the {} GiB of the parent {id}", parent.size_gib);
+        return Err(invalid("INVALID_VOLUME_SIZE", text));
+    }
+    Ok(())
+}
+
+/// Makes the files of a pending snapshot, and then its record. `copy`: of the parent's data, if there is one.
+fn start(region: &Locked, record: SnapshotRecord, written: Written, copy: Option<Temp>) -> Result<()> {
+    if let Some(parent) = &written.parent {
+        // It may have gone while it was copied.
+        ensure_parent(region, parent, record.size_gib)?;
+    }
+    let (id, made) = (record.id.clone(), record.id.clone());
+    let make = move || -> Result<()> {
+        let data = region.data::<SnapshotRecord>(&id.0);
+        let target = match copy {
+            Some(copy) => {
+                let target = copy.file().try_clone()?;
+                copy.link(&data)?;
+                target
+            }
+            None => File::options()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&data)
+                .with_context(|| format!("making {}", data.display()))?,
+        };
+        Put::create(&region.part::<SnapshotRecord>(&id.0, PUT), record.size_gib)?;
+        if let Some(parent) = &written.parent {
+            let path = region.data::<SnapshotRecord>(&parent.0);
+            let name = region.part::<SnapshotRecord>(&id.0, PARENT);
+            // Data of a snapshot never changes: a second name for it is as good as a copy.
+            if std::fs::hard_link(&path, &name).is_err() {
+                let source = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
+                let dir = region.dir_of::<SnapshotRecord>();
+                sparse_copy::copy(&source, record.size_gib << 30, &dir, &Cancelled::default())?
+                    .link(&name)?;
+            }
+        }
+        target.set_len(record.size_gib << 30).context("making room for the snapshot")?;
+        // After a loss of power it would have failed: nothing of it has to last.
+        region.write(&SnapshotRecord { written: Some(written), ..record }, false)
+    };
+    make().inspect_err(|_| _ = region.remove::<SnapshotRecord>(&made.0))
+}
+
+impl Region {
+    /// As DescribeSnapshots tells it.
+    pub fn snapshot_state(&self, id: &SnapshotId) -> Result<SnapshotState> {
+        Ok(self.store().snapshot_state(&self.store().get(&id.0)?))
+    }
+
+    /// The blocks that were put into a snapshot so far, and their digests: of a complete one those that it was
+    /// completed with. Nothing of a snapshot that was made otherwise.
+    pub fn put_blocks(&self, id: &SnapshotId) -> Result<BTreeMap<u32, Digest>> {
+        self.store().by_blocks(id)?;
+        Put::open(self.store(), id)?.map_or_else(|| Ok(BTreeMap::new()), |put| put.digests())
+    }
+}
+
+#[async_trait(?Send)]
+impl Blocks for Region {
+    async fn contents(&self, snapshot: &SnapshotId) -> Result<Contents> {
+        let (store, id) = (self.store().clone(), snapshot.clone());
+        let read = tasks::run(move |stop| {
+            let (whole, size_gib) = Whole::open(&store, &id)?;
+            Ok(Contents { size_gib, blocks: whole.contents(stop)? })
+        });
+        read.await.with_context(|| format!("listing the blocks of {snapshot}"))
+    }
+
+    async fn reader(&self, snapshot: &SnapshotId) -> Result<Arc<dyn Reader>> {
+        Ok(Arc::new(Whole::open(self.store(), snapshot)?.0))
+    }
+
+    /// Everything in a region is its owner's, and nothing is encrypted: a child is always possible.
+    async fn parent(&self, snapshot: &SnapshotId, _: &VolumeKind) -> Result<Parent> {
+        let record = self.store().by_blocks(snapshot)?;
+        self.store().ensure_completed(&record)?;
+        Ok(Parent::Itself)
+    }
+
+    /// It is in this account already.
+    async fn copied(&self, snapshot: &SnapshotId, _: &VolumeKind, _: &dyn Fn()) -> Result<SnapshotId> {
+        let record = self.store().by_blocks(snapshot)?;
+        self.store().ensure_completed(&record)?;
+        Ok(snapshot.clone())
+    }
+
+    async fn start(&self, spec: &NewSnapshot) -> Result<SnapshotId> {
+        let refuse = |text: &str| Err(invalid("INVALID_PARAMETER_VALUE", text));
+        if spec.parent.is_some() && spec.encrypted {
+            return refuse("With a parent snapshot, Encrypted must not be given.");
+        }
+        if spec.kms_key.is_some() && !spec.encrypted {
+            return refuse("A KMS key is given, and Encrypted is not.");
+        }
+        if spec.size_gib == 0 || spec.size_gib > MOST_GIB {
+            let text = format!("{} GiB, and 1 to {MOST_GIB} are allowed", spec.size_gib);
+            return Err(invalid("INVALID_VOLUME_SIZE", text));
+        }
+        check_description(&spec.description)?;
+        let id = SnapshotId(new_id("snap"));
+        let record = SnapshotRecord {
+            id: id.clone(),
+            size_gib: spec.size_gib,
+            volume: None,
+            created: created_after::<SnapshotRecord>(&[]),
+            description: spec.description.clone(),
+            tags: with_run(&spec.tags, &spec.run)?,
+            ready_at: NEVER,
+            written: None,
+        };
+        let written = Written {
+            parent: spec.parent.clone(),
+            patience: self.0.patience.as_millis() as u64,
+            boot: boot().to_owned(),
+            sealed: None,
+        };
+        let copy = match &spec.parent {
+            Some(parent) => {
+                ensure_parent(self.store(), parent, spec.size_gib)?;
+                let copied = self.0.copies.of(self.store(), parent).await;
+                if copied.is_err() {
+                    // It may have gone meanwhile.
+                    ensure_parent(self.store(), parent, spec.size_gib)?;
+                }
+                Some(copied.with_context(|| format!("copying {parent}"))?)
+            }
+            None => None,
+        };
+        let start = move |region: &Locked| start(region, record, written, copy);
+        self.store().locked(start).await.context("starting a snapshot")?;
+        Ok(id)
+    }
+
+    async fn put(&self, snapshot: &SnapshotId, index: u32, data: Arc<[u8]>, digest: Digest) -> Result<()> {
+        let (store, id) = (self.store().clone(), snapshot.clone());
+        let work = tasks::run(move |_| put(&store, &id, index, &data, &digest));
+        work.await.with_context(|| format!("writing block {index} of {snapshot}"))
+    }
+
+    async fn complete(&self, snapshot: &SnapshotId, count: u32, checksum: Digest) -> Result<()> {
+        let (store, id, sealed) = (self.store().clone(), snapshot.clone(), Sealed { count, checksum });
+        let ready = tasks::run(move |_| make_ready(&store, &id, sealed));
+        let context = || format!("completing {snapshot}");
+        let Some(ready) = ready.await.with_context(context)? else {
+            return self.completed(snapshot).await.map(drop);
+        };
+        let (id, ready_at) = (snapshot.clone(), self.ready_at());
+        let complete = move |region: &Locked| {
+            // Not if it was deleted meanwhile.
+            let mut record = region.by_blocks(&id)?;
+            if let Some(written) = &mut record.written {
+                written.sealed = Some(ready.sealed.clone());
+            }
+            region.write(&SnapshotRecord { ready_at, ..record }, true)?;
+            remove_if_there(&region.part::<SnapshotRecord>(&id.0, PARENT))
+        };
+        self.store().locked(complete).await.with_context(context)?;
+        self.completed(snapshot).await.map(drop)
+    }
+
+    async fn ensure_no_snapshots(&self, run: &RunId) -> Result<()> {
+        Region::ensure_no_snapshots(self, run).await
+    }
+}

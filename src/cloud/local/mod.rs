@@ -1,0 +1,415 @@
+//! The default cloud: a region that is a directory, as strict as EC2.
+//!
+//! ```text
+//! DIR/region.json                     the format of all this
+//! DIR/lock                            a flock on it, for as long as something changes
+//! DIR/images/ami-….json               records; written beside and renamed
+//! DIR/documents/ami-….json            texts kept with an image
+//! DIR/snapshots/snap-….{json,img}     a record, and the data as a sparse file
+//! DIR/snapshots/snap-….{put,parent}   of one that is written by its blocks: which were put, and what they are put over
+//! DIR/volumes/vol-….{json,img}        the same; while it is attached, the file is locked
+//! ```
+//!
+//! What a thing *is* follows from facts that a killed process cannot leave wrong: it is pending until a time in its
+//! record; a volume is attached while a loop device holds its file, and the lock with it; data without a record is
+//! nothing, and swept.
+
+mod blocks;
+mod import;
+mod pending_snapshot;
+mod private_dir;
+mod records;
+mod sweep;
+#[cfg(test)]
+mod tests;
+mod volumes;
+
+pub use pending_snapshot::SnapshotState;
+
+use super::name_conflict::{Verdict, judge};
+use super::{Attributes, Base, BaseRef, Cloud, Image, ImageSpec, ImageState, Key, StaleRun, tag};
+use crate::cloud::ec2_rules::{check_description, check_image_name, check_tags, new_id, refused};
+use crate::error::{Failure, Kind};
+use crate::ids::{ImageId, RunId, SnapshotId};
+use crate::sys::poll::{Policy, Probe, until};
+use crate::undo::Undo;
+use anyhow::{Context, Result};
+use async_trait::async_trait;
+use records::{ImageRecord, Locked, SnapshotRecord, Store, created_after, now};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// What is pending becomes ready by itself: this is long enough for every delay that somebody may ask for in a test,
+/// and short enough to notice a clock that was set back.
+const PENDING: Policy = Policy::local(Duration::from_secs(120));
+
+/// As long as is asked of EBS: a bake starts its snapshot before its steps.
+const PATIENCE: Duration = Duration::from_secs(6 * 60 * 60);
+
+/// A directory that is a cloud. Cheap to clone. Several processes may use one at once.
+#[derive(Debug, Clone)]
+pub struct Region(Rc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    store: Store,
+    /// How long things are pending.
+    delay: Duration,
+    /// For how long a snapshot is waited for whose blocks nobody puts.
+    patience: Duration,
+    /// For snapshots that are started.
+    copies: Rc<blocks::Copies>,
+}
+
+impl Inner {
+    fn share(&self) -> Self {
+        Self { store: self.store.clone(), copies: self.copies.clone(), ..*self }
+    }
+}
+
+impl Region {
+    /// Opens the region in a directory, or makes one. Fails with [`Kind::Machine`] where that is not allowed.
+    pub fn open(dir: &Path) -> Result<Self> {
+        Ok(Self(Rc::new(Inner {
+            store: Store::open(dir)?,
+            delay: Duration::ZERO,
+            patience: PATIENCE,
+            copies: Rc::default(),
+        })))
+    }
+
+    /// The same region, where everything new is `pending` for so long: as on EC2, for tests.
+    pub fn with_delays(&self, delay: Duration) -> Self {
+        Self(Rc::new(Inner { delay, ..self.0.share() }))
+    }
+
+    /// The same region, where a snapshot becomes `error` when no block of it was put for so long: as EBS does, with
+    /// the `Timeout` of StartSnapshot.
+    pub fn with_patience(&self, patience: Duration) -> Self {
+        Self(Rc::new(Inner { patience, ..self.0.share() }))
+    }
+
+    /// The directory, absolute.
+    pub fn dir(&self) -> &Path {
+        self.0.store.dir()
+    }
+
+    fn store(&self) -> &Store {
+        &self.0.store
+    }
+
+    fn ready_at(&self) -> u64 {
+        now() + self.0.delay.as_millis() as u64
+    }
+
+    /// Deregisters an image. Its snapshot stays.
+    pub async fn deregister(&self, id: &ImageId) -> Result<()> {
+        let id = id.clone();
+        self.store().locked(move |region| region.deregister(&id)).await
+    }
+
+    /// Deletes a snapshot, a pending one, too; one that an image uses is refused.
+    pub async fn delete_snapshot(&self, id: &SnapshotId) -> Result<()> {
+        let id = id.clone();
+        self.store().locked(move |region| delete_snapshot(region, &id)).await
+    }
+
+    /// Deletes every snapshot of the run that no image uses, pending ones too.
+    pub async fn ensure_no_snapshots(&self, run: &RunId) -> Result<()> {
+        let run = run.clone();
+        let delete = move |region: &Locked| {
+            for snapshot in region.tagged::<SnapshotRecord>(tag::RUN, &run.0)? {
+                match delete_snapshot(region, &snapshot.id) {
+                    // A result, not a leftover.
+                    Err(e)
+                        if Kind::of(&e) == Kind::Cloud
+                            && e.to_string().starts_with("InvalidSnapshot.InUse") => {}
+                    result => result.with_context(|| format!("deleting {}", snapshot.id))?,
+                }
+            }
+            Ok(())
+        };
+        self.store().locked(delete).await
+    }
+
+    /// Makes an image fail, as EC2 does without being asked: for tests.
+    pub async fn fail(&self, id: &ImageId, why: &str) -> Result<()> {
+        let (id, why) = (id.clone(), why.to_owned());
+        let fail = move |region: &Locked| {
+            let image: ImageRecord = region.get(&id.0)?;
+            region.write(&ImageRecord { failed: Some(why), ..image }, true)
+        };
+        self.store().locked(fail).await
+    }
+
+    fn describe(&self, record: ImageRecord) -> Image {
+        let state = self.store().state(&record);
+        let ImageRecord { id, name, architecture, snapshot, size_gib, created, description, tags, .. } =
+            record;
+        Image { id, name, state, architecture, snapshot, size_gib, created, description, tags }
+    }
+
+    /// Waits until an image is no longer pending. `None`: it was deregistered meanwhile.
+    async fn settled(&self, id: &ImageId) -> Result<Option<ImageRecord>> {
+        until(&format!("the image {id}"), &PENDING, async || {
+            Ok(match self.store().find::<ImageRecord>(&id.0)? {
+                Some(image) if self.store().state(&image) == ImageState::Pending => {
+                    Probe::NotYet("pending".to_owned())
+                }
+                image => Probe::Ready(image),
+            })
+        })
+        .await
+    }
+
+    /// The newest available image among `candidates`; if all are pending, the newest of them that becomes available.
+    async fn newest(&self, mut candidates: Vec<ImageRecord>) -> Result<Option<ImageRecord>> {
+        let of = |state| move |image: &&ImageRecord| self.store().state(image) == state;
+        if let Some(image) = candidates.iter().rfind(of(ImageState::Available)) {
+            return Ok(Some(image.clone()));
+        }
+        candidates.retain(|image| of(ImageState::Pending)(&image));
+        while let Some(image) = candidates.pop() {
+            let settled = self.settled(&image.id).await?;
+            if let Some(image) = settled.filter(|i| self.store().state(i) == ImageState::Available) {
+                return Ok(Some(image));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Adopts the holder of a name that we wanted, or says why not. `None`: it went away while we waited for it.
+    async fn adopt(&self, holder: ImageRecord, spec: &ImageSpec) -> Result<Option<Image>> {
+        let mut holder = self.describe(holder);
+        loop {
+            match judge(&holder, spec) {
+                Verdict::Adopt => return Ok(Some(holder)),
+                Verdict::Refuse(error) => {
+                    let id = &holder.id;
+                    let text = format!("AMI name {} is already in use by AMI {id}", spec.name);
+                    return Err(error.context(format!("InvalidAMIName.Duplicate: {text}")));
+                }
+                Verdict::Wait => match self.settled(&holder.id).await? {
+                    Some(image) => holder = self.describe(image),
+                    None => return Ok(None),
+                },
+            }
+        }
+    }
+
+    /// Waits for our own image, and reads it back.
+    async fn read_back(&self, id: &ImageId, spec: &ImageSpec) -> Result<Image> {
+        let gone = || Kind::Cloud.error(format!("the image {id} was deregistered while it was pending"));
+        let record = self.settled(id).await?.ok_or_else(gone)?;
+        if let Some(why) = self.store().why_failed(&record) {
+            // Ours, and of no use: without it the name is free again, and the snapshot can be deleted.
+            self.deregister(id).await.with_context(|| format!("deregistering {id}, which failed ({why})"))?;
+            return Err(Kind::Cloud.error(format!("the image {id} failed: {why}")));
+        }
+        let image = self.describe(record);
+        if spec.tags.iter().any(|(key, value)| image.tags.get(key) != Some(value)) {
+            return Err(Kind::Cloud.error(format!("the image {id} lacks tags that it was registered with")));
+        }
+        Ok(image)
+    }
+}
+
+/// What an attempt to register came to.
+enum Registered {
+    New(ImageId),
+    Taken(Box<ImageRecord>),
+}
+
+fn register(region: &Locked, image: ImageRecord, documents: &BTreeMap<String, String>) -> Result<Registered> {
+    let images: Vec<ImageRecord> = region.list()?;
+    let snapshot: SnapshotRecord = region.get(&image.snapshot.0)?;
+    region.ensure_completed(&snapshot)?;
+    if image.size_gib < snapshot.size_gib {
+        let text = format!(
+            "volume of {} GiB is smaller than snapshot {}, of {}",
+            image.size_gib, snapshot.id, snapshot.size_gib
+        );
+        return Err(refused("InvalidBlockDeviceMapping", text));
+    }
+    let created = created_after(&images);
+    // A name is taken from the moment of registration until it is deregistered, whatever became of the image.
+    if let Some(holder) = images.into_iter().find(|other| other.name == image.name) {
+        return Ok(Registered::Taken(holder.into()));
+    }
+    if !documents.is_empty() {
+        region.write_documents(&image.id, documents)?;
+    }
+    let id = image.id.clone();
+    region.write(&ImageRecord { created, ..image }, true)?;
+    Ok(Registered::New(id))
+}
+
+fn delete_snapshot(region: &Locked, id: &SnapshotId) -> Result<()> {
+    region.get::<SnapshotRecord>(&id.0)?;
+    if let Some(image) = region.list::<ImageRecord>()?.into_iter().find(|image| image.snapshot == *id) {
+        return Err(refused(
+            "InvalidSnapshot.InUse",
+            format!("The snapshot {id} is currently in use by {}", image.id),
+        ));
+    }
+    region.remove::<SnapshotRecord>(&id.0)
+}
+
+#[async_trait(?Send)]
+impl Cloud for Region {
+    async fn base(&self, from: &BaseRef) -> Result<Base> {
+        let from = if let BaseRef::Deprecated(from) = from { from } else { from };
+        let missing = |why: &str| Kind::NotFound.failure(format!("{from} is not to be had: {why}"));
+        let import = "Import a raw disk image: oven import RAW --name NAME. Or bake on EC2: --cloud aws.";
+        let found = match from {
+            BaseRef::Id(id) => {
+                self.store().get::<ImageRecord>(&id.0)?;
+                let image = self.settled(id).await?;
+                if let Some(why) = image.as_ref().and_then(|image| self.store().why_failed(image)) {
+                    return Err(missing(&format!("it failed ({why})")).into());
+                }
+                image
+            }
+            BaseRef::Name { name, owner: None } => self.named(name).await?,
+            BaseRef::Name { name, owner: Some(owner) } if owner == "self" => self.named(name).await?,
+            BaseRef::Tag { key, value, owner: None } => self.tagged(key, value).await?,
+            BaseRef::Tag { key, value, owner: Some(owner) } if owner == "self" => {
+                self.tagged(key, value).await?
+            }
+            BaseRef::Name { .. } | BaseRef::Tag { .. } => {
+                let why = "the local region knows its own images alone, and no other owner's";
+                return Err(missing(why).hint(import).into());
+            }
+            BaseRef::Ssm(_) | BaseRef::Deprecated(_) => {
+                return Err(missing("the local region has no SSM parameters").hint(import).into());
+            }
+        };
+        let image = match found {
+            Some(image) => image,
+            None => return Err(self.no_such_base(from, missing)?.into()),
+        };
+        let ImageRecord { id, name, snapshot, architecture, size_gib, root_device, .. } = image;
+        let attributes = Attributes::default();
+        Ok(Base { id, name, snapshot, architecture, size_gib, root_device, attributes })
+    }
+
+    async fn find(&self, key: &Key) -> Result<Option<Image>> {
+        let mut images: Vec<ImageRecord> = self.store().tagged(tag::CHECKSUM, &key.checksum)?;
+        images.retain(|image| {
+            let fits = |print| image.tags.get(tag::FINGERPRINT) == Some(print);
+            image.architecture == key.architecture && key.fingerprint.as_ref().is_none_or(fits)
+        });
+        Ok(self.newest(images).await?.map(|image| self.describe(image)))
+    }
+
+    async fn register(&self, snapshot: &SnapshotId, spec: &ImageSpec, undo: &Undo) -> Result<Image> {
+        check_image_name(&spec.name)?;
+        check_description(&spec.description)?;
+        let mut tags = spec.tags.clone();
+        tags.insert(tag::RUN.to_owned(), spec.run.0.clone());
+        check_tags(&tags)?;
+        // An image that is adopted may be deregistered while we wait for it; then the name is free.
+        loop {
+            let record = ImageRecord {
+                id: ImageId(new_id("ami")),
+                name: spec.name.clone(),
+                architecture: spec.architecture,
+                snapshot: snapshot.clone(),
+                size_gib: spec.size_gib,
+                root_device: spec.root_device.clone(),
+                created: String::new(),
+                description: spec.description.clone(),
+                tags: tags.clone(),
+                ready_at: self.ready_at(),
+                failed: None,
+                source: None,
+            };
+            let documents = spec.documents.clone();
+            match self.store().locked(move |region| register(region, record, &documents)).await? {
+                Registered::New(id) => {
+                    let image = self.read_back(&id, spec).await?;
+                    undo.forgive_on_failure();
+                    return Ok(image);
+                }
+                Registered::Taken(holder) => {
+                    let Some(image) = self.adopt(*holder, spec).await? else { continue };
+                    if image.snapshot == *snapshot {
+                        // Our own, from a call whose answer was lost.
+                        undo.forgive_on_failure();
+                    } else {
+                        undo.due_now();
+                    }
+                    return Ok(image);
+                }
+            }
+        }
+    }
+
+    async fn images(&self, family: Option<&str>) -> Result<Vec<Image>> {
+        let images = match family {
+            Some(family) => self.store().tagged(tag::NAME, family)?,
+            None => self.store().list()?,
+        };
+        Ok(images.into_iter().map(|image| self.describe(image)).collect())
+    }
+
+    async fn image(&self, id: &ImageId) -> Result<(Image, BTreeMap<String, String>)> {
+        let image = self.describe(self.store().get(&id.0)?);
+        Ok((image, self.store().documents(id)?))
+    }
+
+    async fn replace_failed(&self, name: &str) -> Result<Option<ImageId>> {
+        let holder = self.store().list::<ImageRecord>()?.into_iter().find(|image| image.name == name);
+        let Some(holder) = holder.map(|image| self.describe(image)) else { return Ok(None) };
+        let id = holder.id.clone();
+        if !super::name_conflict::is_replaceable(&holder) {
+            let text = format!("{id}, which holds the name {name}, is no failed image of ours: it stays");
+            return Err(Kind::Cloud.error(text));
+        }
+        let replace = move |region: &Locked| {
+            // Somebody else may have done it since.
+            let Some(image) = region.find::<ImageRecord>(&holder.id.0)? else { return Ok(()) };
+            region.deregister(&image.id)?;
+            let used = region.list::<ImageRecord>()?.iter().any(|other| other.snapshot == image.snapshot);
+            if used { Ok(()) } else { region.remove::<SnapshotRecord>(&image.snapshot.0) }
+        };
+        self.store().locked(replace).await.with_context(|| format!("deregistering {id}"))?;
+        Ok(Some(id))
+    }
+
+    async fn stale_runs(&self, older_than: Option<Duration>) -> Result<Vec<StaleRun>> {
+        self.stale(older_than).await
+    }
+}
+
+impl Region {
+    async fn named(&self, pattern: &str) -> Result<Option<ImageRecord>> {
+        let mut images: Vec<ImageRecord> = self.store().list()?;
+        images.retain(|image| crate::cloud::ec2_rules::matches(pattern, &image.name));
+        self.newest(images).await
+    }
+
+    async fn tagged(&self, key: &str, value: &str) -> Result<Option<ImageRecord>> {
+        self.newest(self.store().tagged(key, value)?).await
+    }
+
+    /// Names the image whose name comes nearest, if any does.
+    fn no_such_base(&self, from: &BaseRef, missing: impl Fn(&str) -> Failure) -> Result<Failure> {
+        let images: Vec<ImageRecord> = self.store().list()?;
+        let import = "Import a raw disk image under that name: oven import RAW --name NAME.";
+        if images.is_empty() {
+            let why = format!("the local region {} has no image yet", self.dir().display());
+            return Ok(missing(&why).hint(import));
+        }
+        let why = format!("none of the {} images of {} fits", images.len(), self.dir().display());
+        let wanted = if let BaseRef::Name { name, .. } = from { name.as_str() } else { "" };
+        let near = |image: &&ImageRecord| (strsim::jaro_winkler(wanted, &image.name) * 1000.0) as u64;
+        let nearest = images.iter().max_by_key(near).filter(|image| near(image) > 800);
+        Ok(missing(&why).hint(match nearest {
+            Some(image) => format!("Did you mean {}? oven images list names them all.", image.name),
+            None => format!("oven images list names them all. {import}"),
+        }))
+    }
+}

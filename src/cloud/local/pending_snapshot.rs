@@ -1,0 +1,237 @@
+//! A snapshot that is written by its blocks: what it is meanwhile, and which blocks were put.
+//!
+//! Whether it is still pending follows from facts, as all else in a region: it is complete once its record says so; it
+//! has failed when nobody put a block for too long, or when the machine was started anew (what was put was not synced).
+
+use super::records::{PUT, SnapshotRecord, Store, now};
+use crate::cloud::block_api::Expired;
+use crate::cloud::ec2_rules::{absent, refused};
+use crate::ids::SnapshotId;
+use crate::ids::{BLOCK, Digest};
+use crate::owner::Owner;
+use anyhow::{Context, Result};
+use nix::fcntl::{FcntlArg, fcntl};
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::ErrorKind;
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::OnceLock;
+use std::time::UNIX_EPOCH;
+
+/// Bytes of an entry: one says how far the block is, 32 are its digest. A power of two lies within a page.
+const ENTRY: usize = 64;
+/// A block that was begun and never finished, by somebody who was killed: it is neither the parent's nor theirs.
+const BEGUN: u8 = 1;
+const DONE: u8 = 2;
+
+/// What the record of such a snapshot keeps.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Written {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<SnapshotId>,
+    /// Milliseconds without a block after which it has failed.
+    pub patience: u64,
+    pub boot: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed: Option<Sealed>,
+}
+
+/// What it was completed with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sealed {
+    pub count: u32,
+    pub checksum: Digest,
+}
+
+/// As EC2 has it: `pending`, `completed`, `error`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SnapshotState {
+    Pending,
+    Completed,
+    /// And why.
+    Error(String),
+}
+
+/// Of this start of the machine.
+pub fn boot() -> &'static str {
+    static BOOT: OnceLock<String> = OnceLock::new();
+    BOOT.get_or_init(|| Owner::this().boot)
+}
+
+impl Store {
+    pub fn snapshot_state(&self, record: &SnapshotRecord) -> SnapshotState {
+        let Some(written) = record.written.as_ref().filter(|written| written.sealed.is_none()) else {
+            return if now() < record.ready_at { SnapshotState::Pending } else { SnapshotState::Completed };
+        };
+        if written.boot != boot() {
+            return SnapshotState::Error("the machine was started anew before it was complete".into());
+        }
+        let last = self.part::<SnapshotRecord>(&record.id.0, PUT).metadata().and_then(|m| m.modified());
+        let Some(last) = last.ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok()) else {
+            return SnapshotState::Error("its data is gone".into());
+        };
+        if now().saturating_sub(last.as_millis() as u64) > written.patience {
+            let text = format!("no block was put for {} seconds", written.patience / 1000);
+            return SnapshotState::Error(text);
+        }
+        SnapshotState::Pending
+    }
+
+    /// Refuses what something can be made of only when it is complete.
+    pub fn ensure_completed(&self, record: &SnapshotRecord) -> Result<()> {
+        let id = &record.id;
+        match self.snapshot_state(record) {
+            SnapshotState::Completed => Ok(()),
+            SnapshotState::Pending => {
+                Err(refused("IncorrectState", format!("{id} is in invalid state - pending")))
+            }
+            SnapshotState::Error(why) => {
+                Err(refused("IncorrectState", format!("{id} is in invalid state - error ({why})")))
+            }
+        }
+    }
+
+    /// A snapshot, as EBS direct looks for it.
+    pub fn by_blocks(&self, id: &SnapshotId) -> Result<SnapshotRecord> {
+        self.find(&id.0)?.ok_or_else(|| {
+            let text = format!("The snapshot '{id}' does not exist.");
+            absent("ResourceNotFoundException", text)
+        })
+    }
+
+    /// A snapshot whose blocks may be put; or what it was completed with.
+    pub fn writable(&self, id: &SnapshotId) -> Result<(SnapshotRecord, Written)> {
+        let record = self.by_blocks(id)?;
+        let Some(written) = record.written.clone() else {
+            let text =
+                format!("The snapshot '{id}' is not one that was started to be written by its blocks.");
+            return Err(invalid("INVALID_SNAPSHOT_ID", text));
+        };
+        match self.snapshot_state(&record) {
+            SnapshotState::Error(why) => {
+                let text = format!("The snapshot '{id}' is in the error state: {why}.");
+                Err(anyhow::Error::new(Expired(id.clone())).context(invalid("INVALID_SNAPSHOT_ID", text)))
+            }
+            _ => Ok((record, written)),
+        }
+    }
+}
+
+/// A refusal of EBS direct.
+pub fn invalid(reason: &str, text: impl std::fmt::Display) -> anyhow::Error {
+    refused(&format!("ValidationException: {reason}"), text)
+}
+
+/// The blocks that were put so far, in a sparse file.
+pub struct Put(File);
+
+/// How far a block is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Entry {
+    Never,
+    Begun,
+    Done(Digest),
+}
+
+impl Put {
+    pub fn create(path: &Path, size_gib: u64) -> Result<()> {
+        let mut options = File::options();
+        let file = options.write(true).create_new(true).mode(0o600).open(path);
+        let entries = blocks_of(size_gib) * ENTRY as u64;
+        file.and_then(|file| file.set_len(entries)).with_context(|| format!("making {}", path.display()))
+    }
+
+    /// Opened anew for each use: its locks belong to the open file. `None`: it has none, or not any more.
+    pub fn open(store: &Store, id: &SnapshotId) -> Result<Option<Self>> {
+        let path = store.part::<SnapshotRecord>(&id.0, PUT);
+        match File::options().read(true).write(true).custom_flags(libc::O_NOFOLLOW).open(&path) {
+            Ok(file) => Ok(Some(Self(file))),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e).with_context(|| format!("opening {}", path.display())),
+        }
+    }
+
+    /// Waits until nobody else writes these blocks, whatever the process, and keeps others waiting until it is dropped.
+    pub fn turn(self, blocks: Range<u32>) -> Result<Self> {
+        // Of the open file and not of the process (OFD): threads exclude each other, too.
+        let lock = libc::flock {
+            l_type: libc::F_WRLCK as _,
+            l_whence: libc::SEEK_SET as _,
+            l_start: i64::from(blocks.start),
+            l_len: i64::from(blocks.end - blocks.start),
+            l_pid: 0,
+        };
+        loop {
+            match fcntl(&self.0, FcntlArg::F_OFD_SETLKW(&lock)) {
+                Ok(_) => return Ok(self),
+                Err(nix::errno::Errno::EINTR) => {}
+                Err(e) => return Err(e).context("waiting for others who write to the snapshot"),
+            }
+        }
+    }
+
+    pub fn begin(&self, index: u32) -> std::io::Result<()> {
+        self.0.write_all_at(&[BEGUN], u64::from(index) * ENTRY as u64)
+    }
+
+    pub fn done(&self, index: u32, digest: &Digest) -> std::io::Result<()> {
+        let mut entry = [DONE; 33];
+        entry[1..].copy_from_slice(digest);
+        self.0.write_all_at(&entry, u64::from(index) * ENTRY as u64)
+    }
+
+    /// Some entries in a row.
+    pub fn entries(&self, blocks: Range<u32>) -> std::io::Result<Vec<Entry>> {
+        let mut bytes = vec![0; blocks.len() * ENTRY];
+        self.0.read_exact_at(&mut bytes, u64::from(blocks.start) * ENTRY as u64)?;
+        Ok(bytes.chunks(ENTRY).map(entry).collect())
+    }
+
+    /// All but those that were never begun.
+    pub fn all(&self) -> Result<BTreeMap<u32, Entry>> {
+        let (mut found, mut at) = (BTreeMap::new(), 0);
+        loop {
+            let from = match rustix::fs::seek(&self.0, SeekFrom::Data(at)) {
+                Ok(from) => from - from % ENTRY as u64,
+                Err(Errno::NXIO) => return Ok(found),
+                Err(e) => return Err(e).context("looking for blocks that were put"),
+            };
+            at = rustix::fs::seek(&self.0, SeekFrom::Hole(from))?.next_multiple_of(ENTRY as u64);
+            let blocks = (from / ENTRY as u64) as u32..(at / ENTRY as u64) as u32;
+            let entries = self.entries(blocks.clone()).context("reading which blocks were put")?;
+            found.extend(blocks.zip(entries).filter(|(_, entry)| *entry != Entry::Never));
+        }
+    }
+
+    /// The digests of blocks that were put, in the order of their indexes.
+    pub fn digests(&self) -> Result<BTreeMap<u32, Digest>> {
+        let done =
+            |(index, entry)| if let Entry::Done(digest) = entry { Some((index, digest)) } else { None };
+        Ok(self.all()?.into_iter().filter_map(done).collect())
+    }
+
+    pub fn sync(&self) -> std::io::Result<()> {
+        self.0.sync_data()
+    }
+}
+
+fn entry(bytes: &[u8]) -> Entry {
+    match bytes[0] {
+        0 => Entry::Never,
+        DONE => {
+            let mut digest = Digest::default();
+            digest.copy_from_slice(&bytes[1..33]);
+            Entry::Done(digest)
+        }
+        _ => Entry::Begun,
+    }
+}
+
+pub fn blocks_of(size_gib: u64) -> u64 {
+    (size_gib << 30) / BLOCK as u64
+}

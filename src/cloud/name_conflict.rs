@@ -1,0 +1,153 @@
+//! Another image holds the name that we wanted: is it the same bake, done by somebody else?
+
+use super::{Image, ImageSpec, ImageState, tag};
+use crate::error::Kind;
+use anyhow::Error;
+
+/// What to do about the holder of a name.
+#[derive(Debug)]
+pub enum Verdict {
+    /// It is what we would have registered.
+    Adopt,
+    /// It will be, if it becomes available.
+    Wait,
+    /// It is not, and never will be.
+    Refuse(Error),
+}
+
+/// Judges the image that holds the name of `spec`. An AMI's name is the only compare-and-set that EC2 offers, so no
+/// other name is ever made up.
+pub fn judge(holder: &Image, spec: &ImageSpec) -> Verdict {
+    let (id, name) = (&holder.id, &spec.name);
+    let same = |key: &str| holder.tags.get(key).is_some_and(|theirs| spec.tags.get(key) == Some(theirs));
+    let ours = holder.tags.contains_key(tag::RUN);
+    // An imported image is its disk; a baked one is its definition on its base.
+    let imported = spec.tags.contains_key(tag::SOURCE);
+    let alike = if imported { same(tag::SOURCE) } else { same(tag::FINGERPRINT) && same(tag::CHECKSUM) };
+    let another = if imported { "give another --name" } else { "change the definition's name" };
+    let broken = match holder.state {
+        ImageState::Failed => "failed",
+        _ if ours && !is_whole(holder) => "incomplete: it lacks our tags",
+        _ if !alike || holder.architecture != spec.architecture => {
+            let text = format!("the name {name} is taken by {id}, which is another image");
+            let hint = format!(
+                "Look at it: oven images show {id}. Remove it (oven images remove {id}; in AWS: aws ec2 deregister-image \
+                 --image-id {id}), or {another}."
+            );
+            return Verdict::Refuse(Kind::Cloud.failure(text).hint(hint).into());
+        }
+        ImageState::Pending => return Verdict::Wait,
+        ImageState::Available => return Verdict::Adopt,
+    };
+    let text = format!("the name {name} is held by {id}, which is {broken}");
+    let hint = if imported {
+        format!("Deregister {id}, or give another --name.")
+    } else if ours {
+        "Bake again with --replace-failed, which deregisters it first.".to_owned()
+    } else {
+        format!("oven did not make it: deregister {id} yourself.")
+    };
+    Verdict::Refuse(Kind::Cloud.failure(text).hint(hint).into())
+}
+
+/// Whether it has the tags that say what it is of.
+fn is_whole(image: &Image) -> bool {
+    let has = |key: &str| image.tags.contains_key(key);
+    has(tag::FINGERPRINT) && has(tag::CHECKSUM) || has(tag::SOURCE)
+}
+
+/// Whether `--replace-failed` may deregister an image: a failed or incomplete one, made by a run of oven.
+pub fn is_replaceable(image: &Image) -> bool {
+    image.tags.contains_key(tag::RUN) && (image.state == ImageState::Failed || !is_whole(image))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cloud::Tags;
+    use crate::error::hint_of;
+    use crate::ids::{Architecture, ImageId, RunId, SnapshotId};
+
+    fn tags(pairs: &[(&str, &str)]) -> Tags {
+        pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+    }
+
+    const WHOLE: [(&str, &str); 3] = [(tag::RUN, "r"), (tag::FINGERPRINT, "f"), (tag::CHECKSUM, "c")];
+
+    fn verdict(state: ImageState, theirs: &[(&str, &str)]) -> (String, bool) {
+        verdict_on(state, theirs, &WHOLE)
+    }
+
+    fn verdict_on(state: ImageState, theirs: &[(&str, &str)], wanted: &[(&str, &str)]) -> (String, bool) {
+        let image = Image {
+            id: ImageId("ami-1".into()),
+            name: "web".into(),
+            state,
+            architecture: Architecture::X86_64,
+            snapshot: SnapshotId("snap-1".into()),
+            size_gib: 1,
+            created: String::new(),
+            description: String::new(),
+            tags: tags(theirs),
+        };
+        let spec = ImageSpec {
+            name: "web".into(),
+            description: String::new(),
+            architecture: Architecture::X86_64,
+            root_device: "/dev/xvda".into(),
+            size_gib: 1,
+            attributes: Default::default(),
+            tags: tags(wanted),
+            run: RunId("s".into()),
+            documents: Default::default(),
+        };
+        let text = match judge(&image, &spec) {
+            Verdict::Adopt => "adopt".into(),
+            Verdict::Wait => "wait".into(),
+            Verdict::Refuse(error) => format!("{error} | {}", hint_of(&error).unwrap()),
+        };
+        (text, is_replaceable(&image))
+    }
+
+    #[test]
+    fn an_imported_image_is_its_disk() {
+        use ImageState::{Available, Failed, Pending};
+        let (ours, other) = ([(tag::RUN, "r"), (tag::SOURCE, "d")], [(tag::RUN, "r"), (tag::SOURCE, "e")]);
+        for (state, theirs, expected, replaceable) in [
+            (Available, &ours[..], "adopt", false),
+            (Pending, &ours, "wait", false),
+            (Failed, &ours, "another --name", true),
+            (Available, &other, "another --name", false),
+            (Available, &WHOLE, "taken by ami-1", false),
+            (Available, &[], "taken by ami-1", false),
+        ] {
+            let (text, may) = verdict_on(state, theirs, &ours);
+            assert!(text.contains(expected), "{state:?} {theirs:?}: {text}");
+            assert_eq!(may, replaceable, "{state:?} {theirs:?}");
+        }
+        // A bake is not taken for it either.
+        let (text, may) = verdict(Available, &ours);
+        assert!(text.contains("taken by ami-1") && !may, "{text}");
+    }
+
+    #[test]
+    fn verdicts() {
+        use ImageState::{Available, Failed, Pending};
+        let other = [(tag::RUN, "r"), (tag::FINGERPRINT, "g"), (tag::CHECKSUM, "c")];
+        let partial = [(tag::RUN, "r"), (tag::CHECKSUM, "c")];
+        for (state, theirs, expected, replaceable) in [
+            (Available, &WHOLE[..], "adopt", false),
+            (Pending, &WHOLE, "wait", false),
+            (Failed, &WHOLE, "--replace-failed", true),
+            (Failed, &[], "yourself", false),
+            (Available, &partial, "--replace-failed", true),
+            (Available, &other, "taken by ami-1", false),
+            (Pending, &other, "taken by ami-1", false),
+            (Available, &[], "taken by ami-1", false),
+        ] {
+            let (text, may) = verdict(state, theirs);
+            assert!(text.contains(expected), "{state:?} {theirs:?}: {text}");
+            assert_eq!(may, replaceable, "{state:?} {theirs:?}");
+        }
+    }
+}

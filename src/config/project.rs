@@ -1,0 +1,507 @@
+//! A project's settings: `oven.toml` in the definition's directory or the nearest one above it. Flags override the
+//! environment (clap sees to that), and both override the file.
+
+use super::overrides::Overrides;
+use crate::config::toml_reader;
+use crate::config::toml_reader::Table;
+use crate::error::Kind;
+use anyhow::{Context, Result};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// The file's name.
+pub const FILE: &str = "oven.toml";
+const LOCAL: &str = "local";
+/// EC2.
+pub const AWS: &str = "aws";
+#[cfg(feature = "aws")]
+const CLOUDS: &[&str] = &[AWS, LOCAL];
+#[cfg(not(feature = "aws"))]
+const CLOUDS: &[&str] = &[LOCAL];
+/// How disks are got, by the words of the setting.
+const DISKS: &[(&str, Strategy)] = &[("attached", Strategy::Attached), ("direct", Strategy::Direct)];
+/// In GiB: what is in use of a dozen usual base images (1 to 2 GiB each), and room for the one that is being read. It
+/// is little beside the disk of a builder.
+const CACHE_GIB: u64 = 20;
+/// More than the largest volume of EBS is a slip of the finger.
+const CACHE_MOST: u64 = 64 << 10;
+const KEYS: &[&str] =
+    &["cache_gib", "cloud", "disks", "instance_id", "network", "region", "region_dir", "zone"];
+const NETWORK_KEYS: &[&str] = &["ca_file", "mirror", "no_proxy", "proxy"];
+
+/// Where a bake gets its disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Strategy {
+    /// A volume, attached to this machine.
+    #[default]
+    Attached,
+    /// The base's blocks, read and sent back by themselves: nothing is attached.
+    Direct,
+}
+
+impl Strategy {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Attached => "attached",
+            Self::Direct => "direct",
+        }
+    }
+}
+
+/// What fetch steps are told of the network. None of it stays in the image.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NetworkSettings {
+    /// `http://proxy.example:3128`.
+    pub proxy: Option<String>,
+    /// Hosts that are reached without the proxy, separated by commas.
+    pub no_proxy: Option<String>,
+    /// On this machine: certificates in PEM that are trusted besides the image's own.
+    pub ca_file: Option<PathBuf>,
+    /// Replaces the image's own archive while packages are fetched.
+    pub mirror: Option<String>,
+}
+
+/// What holds for every image of a project.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// The oven.toml that was read.
+    pub file: Option<PathBuf>,
+    /// Where images are baked; a known one.
+    pub cloud: String,
+    pub region: Option<String>,
+    /// The directory that the local region is, relative to the working directory.
+    pub region_dir: Option<PathBuf>,
+    /// The builder, and the availability zone that it is in, where the metadata service cannot be asked.
+    pub instance_id: Option<String>,
+    pub zone: Option<String>,
+    /// As it was asked for: see [`Settings::disks`].
+    pub disks: Option<Strategy>,
+    /// What the cache of base images' blocks may hold.
+    pub cache_gib: u64,
+    pub network: NetworkSettings,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let network = NetworkSettings::default();
+        Self {
+            file: None,
+            cloud: LOCAL.into(),
+            region: None,
+            region_dir: None,
+            instance_id: None,
+            zone: None,
+            disks: None,
+            cache_gib: CACHE_GIB,
+            network,
+        }
+    }
+}
+
+impl Settings {
+    /// Where a bake gets its disk.
+    pub fn disks(&self) -> Strategy {
+        self.disks.unwrap_or_default()
+    }
+
+    /// The settings for a definition, or for what is done in a directory: its oven.toml or the nearest above; defaults
+    /// without one.
+    pub fn for_definition(dir: &Path) -> Result<Self> {
+        match find(dir)? {
+            Some(file) => Self::load(&file),
+            None => Ok(Self::default()),
+        }
+    }
+
+    /// Reads one oven.toml. A failure tells every mistake, each with file, line and key.
+    pub fn load(file: &Path) -> Result<Self> {
+        let text = toml_reader::read_text(file)?;
+        toml_reader::read(file, &text, KEYS, |top| Self::read(file, top))
+    }
+
+    fn read(file: &Path, top: &Table) -> Self {
+        let dir = file.parent().unwrap_or(Path::new("."));
+        let cloud = top.string("cloud", "a cloud's name: \"local\" or \"aws\"");
+        let cloud = cloud.and_then(|at| top.check("cloud", at.line, known_cloud(at.value)));
+        let region = top.string("region", "a region's name, such as \"eu-central-1\"");
+        let region = region.and_then(|at| top.check("region", at.line, region_name(at.value)));
+        let region_dir = top.string("region_dir", "a directory, such as \"../region\"");
+        let region_dir = region_dir.and_then(|at| top.check("region_dir", at.line, path(dir, at.value)));
+        let instance_id = top.string("instance_id", "an instance's id, such as \"i-0123456789abcdef0\"");
+        let instance_id = instance_id.and_then(|at| top.check("instance_id", at.line, instance(at.value)));
+        let zone = top.string("zone", "an availability zone, such as \"eu-central-1a\"");
+        let zone = zone.and_then(|at| top.check("zone", at.line, zone_name(at.value)));
+        let disks = top.string("disks", "how disks are got: \"attached\" or \"direct\"");
+        let disks = disks.and_then(|at| top.check("disks", at.line, strategy(at.value)));
+        let cache_gib = top.integer("cache_gib", 1..=CACHE_MOST, "GiB");
+        let network = top.table("network", "[network]", NETWORK_KEYS);
+        Self {
+            file: Some(file.to_owned()),
+            cloud: cloud.unwrap_or_else(|| LOCAL.into()),
+            region,
+            region_dir,
+            instance_id,
+            zone,
+            disks,
+            cache_gib: cache_gib.unwrap_or(CACHE_GIB),
+            network: network.map(|table| network_settings(&table, dir)).unwrap_or_default(),
+        }
+    }
+
+    /// These settings, where the command line and the environment say nothing else.
+    pub fn merge(mut self, overrides: &Overrides) -> Result<Self> {
+        let usage = |flag: &str, what: String| Kind::Usage.error(format!("`{flag}` {what}"));
+        let said = |value: &Option<String>| value.clone().filter(|text| !text.is_empty());
+        if let Some(cloud) = said(&overrides.cloud) {
+            self.cloud = known_cloud(&cloud).map_err(|what| usage("--cloud", what))?;
+        }
+        if let Some(region) = said(&overrides.region) {
+            self.region = Some(region_name(&region).map_err(|what| usage("--region", what))?);
+        }
+        if let Some(id) = said(&overrides.instance_id) {
+            self.instance_id = Some(instance(&id).map_err(|what| usage("--instance-id", what))?);
+        }
+        if let Some(zone) = said(&overrides.zone) {
+            self.zone = Some(zone_name(&zone).map_err(|what| usage("--zone", what))?);
+        }
+        if let Some(disks) = said(&overrides.disks) {
+            self.disks = Some(strategy(&disks).map_err(|what| usage("--disks", what))?);
+        }
+        if let Some(dir) = overrides.region_dir.clone().filter(|dir| !dir.as_os_str().is_empty()) {
+            self.region_dir = Some(dir);
+        }
+        Ok(self)
+    }
+}
+
+/// The nearest oven.toml from a directory upwards, spelt from the directory's real path.
+fn find(dir: &Path) -> Result<Option<PathBuf>> {
+    let real = std::fs::canonicalize(dir)
+        .map_err(|e| Kind::Definition.failure(format!("{}: cannot be read: {e}", dir.display())))
+        .with_context(|| format!("looking for {FILE}"))?;
+    let Some(file) = real.ancestors().map(|dir| dir.join(FILE)).find(|file| file.symlink_metadata().is_ok())
+    else {
+        return Ok(None);
+    };
+    let owner = |path: &Path| path.metadata().map(|metadata| metadata.uid());
+    let owned = owner(&file).with_context(|| format!("examining {}", file.display()))?;
+    // Whoever can write above the definition (in /tmp, say) must not choose root's region directory or mirror.
+    let sudo = std::env::var("SUDO_UID").ok().and_then(|uid| uid.parse().ok());
+    let trusted = [Some(0), Some(rustix::process::geteuid().as_raw()), sudo, owner(&real).ok()];
+    if !trusted.contains(&Some(owned)) {
+        return Err(Kind::Definition
+            .failure(format!("{}: belongs to user {owned}, who is neither you nor root", file.display()))
+            .hint("Settings of a stranger are not used: remove the file, or take it over with chown.")
+            .into());
+    }
+    Ok(Some(file))
+}
+
+fn network_settings(table: &Table, dir: &Path) -> NetworkSettings {
+    let text = |key: &str, expected: &str, check: &dyn Fn(&str) -> Result<String, String>| {
+        let at = table.string(key, expected)?;
+        table.check(key, at.line, check(at.value))
+    };
+    let proxy = "a URL, such as \"http://proxy.example:3128\"";
+    let mirror = "a URL, such as \"https://deb.example/debian\"";
+    let ca_file = table.string("ca_file", "a file of certificates, such as \"ca.pem\"");
+    NetworkSettings {
+        proxy: text("proxy", proxy, &|value| {
+            url(value, &["http", "https", "socks5h"]).map_err(|what| format!("{what}: it should be {proxy}"))
+        }),
+        no_proxy: text("no_proxy", "hosts, such as \"localhost,.example\"", &hosts),
+        mirror: text("mirror", mirror, &|value| {
+            url(value, &["http", "https"]).map_err(|what| format!("{what}: it should be {mirror}"))
+        }),
+        ca_file: ca_file.and_then(|at| {
+            let file = path(dir, at.value).and_then(|file| match file.metadata() {
+                Ok(metadata) if metadata.is_file() => Ok(file),
+                Ok(metadata) => {
+                    Err(format!("is {}: a file of certificates is needed", toml_reader::kind_of(&metadata)))
+                }
+                Err(e) => Err(format!("names {:?}, but {} cannot be read: {e}", at.value, file.display())),
+            });
+            table.check("ca_file", at.line, file)
+        }),
+    }
+}
+
+fn known_cloud(name: &str) -> Result<String, String> {
+    if CLOUDS.contains(&name) {
+        Ok(name.into())
+    } else if name == AWS {
+        Err(format!("is {name:?}, but this oven was built without EC2: build it with the feature `aws`"))
+    } else {
+        Err(format!("is {name:?}, which this oven does not know: {}", toml_reader::nearest(name, CLOUDS)))
+    }
+}
+
+fn strategy(name: &str) -> Result<Strategy, String> {
+    let known = DISKS.iter().find(|(known, _)| *known == name);
+    known.map(|(_, strategy)| *strategy).ok_or_else(|| {
+        let names: Vec<_> = DISKS.iter().map(|(name, _)| *name).collect();
+        format!("is {name:?}, which is no way to get a disk: {}", toml_reader::nearest(name, &names))
+    })
+}
+
+fn instance(id: &str) -> Result<String, String> {
+    let hex = |b: u8| matches!(b, b'0'..=b'9' | b'a'..=b'f');
+    match id.strip_prefix("i-") {
+        Some(digits) if matches!(digits.len(), 8 | 17) && digits.bytes().all(hex) => Ok(id.into()),
+        _ => Err(format!("is {id:?}: an instance's id is `i-` and 17 digits of 0-9a-f")),
+    }
+}
+
+/// Zones of EC2 proper, and local and wavelength zones: `us-west-2-lax-1a`. Its letter or number comes last.
+fn zone_name(name: &str) -> Result<String, String> {
+    let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let letter = name.ends_with(|c: char| c.is_ascii_lowercase());
+    if letter && name.contains('-') && name.len() <= 64 && name.chars().all(good) {
+        return Ok(name.into());
+    }
+    let region = name.ends_with(|c: char| c.is_ascii_digit()) && name.contains('-');
+    let advice = if region { " (a region, and the zone's letter)" } else { "" };
+    Err(format!("is {name:?}: it should be an availability zone, such as \"eu-central-1a\"{advice}"))
+}
+
+fn region_name(name: &str) -> Result<String, String> {
+    let good = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    if name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.len() <= 64 && name.chars().all(good) {
+        Ok(name.into())
+    } else {
+        Err(format!("is {name:?}: it should be a region's name, such as \"eu-central-1\""))
+    }
+}
+
+fn path(dir: &Path, spelt: &str) -> Result<PathBuf, String> {
+    if spelt.is_empty() || spelt.contains('\0') {
+        return Err(format!("is {spelt:?}: it should be a path, relative to the directory of {FILE}"));
+    }
+    Ok(dir.join(spelt))
+}
+
+/// A URL that can stand in an environment variable and in apt's configuration: no spaces, quotes or escapes.
+pub(crate) fn url(text: &str, schemes: &[&str]) -> Result<String, String> {
+    let Some((scheme, rest)) = text.split_once("://") else {
+        return Err(format!("is {:?}, without a scheme", without_secret(text)));
+    };
+    let shown = without_secret(text);
+    if !schemes.contains(&scheme) {
+        return Err(format!("is {shown:?}, whose scheme is none of {}", schemes.join(", ")));
+    }
+    let host = rest.split('/').next().unwrap_or_default();
+    let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
+    if host.is_empty() || host.starts_with(':') {
+        return Err(format!("is {shown:?}, without a host"));
+    }
+    match text.chars().find(|c| !c.is_ascii_graphic() || "\"'\\`$;{}<>|^".contains(*c)) {
+        Some(bad) => Err(format!("is {shown:?}, which has the character {bad:?}")),
+        None => Ok(text.trim_end_matches('/').into()),
+    }
+}
+
+/// For messages: a proxy's URL may hold a password.
+fn without_secret(url: &str) -> String {
+    match url.rsplit_once('@') {
+        Some((before, after)) => {
+            let scheme = before.split_once("://").map_or(String::new(), |(scheme, _)| format!("{scheme}://"));
+            format!("{scheme}…@{after}")
+        }
+        None => url.to_owned(),
+    }
+}
+
+fn hosts(text: &str) -> Result<String, String> {
+    let hosts: Vec<&str> = text.split(',').map(str::trim).filter(|host| !host.is_empty()).collect();
+    let good = |c: char| c.is_ascii_alphanumeric() || ".-_:*/[]".contains(c);
+    match hosts.iter().find(|host| !host.chars().all(good)) {
+        Some(bad) => Err(format!("has {bad:?}: it should be hosts separated by commas")),
+        None => Ok(hosts.join(",")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tree() -> tempfile::TempDir {
+        let top = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(top.path().join("project/images/web")).unwrap();
+        std::fs::write(top.path().join("project/ca.pem"), "").unwrap();
+        top
+    }
+
+    /// Settings of `project/images/web`, with `project/oven.toml` as given.
+    fn settings(top: &Path, toml: &str) -> Result<Settings, String> {
+        std::fs::write(top.join("project/oven.toml"), toml).unwrap();
+        Settings::for_definition(&top.join("project/images/web")).map_err(|e| {
+            assert_eq!(Kind::of(&e), Kind::Definition, "{e:#}");
+            let real = std::fs::canonicalize(top).unwrap();
+            format!("{e:#}").replace(real.to_str().unwrap(), "DIR")
+        })
+    }
+
+    #[test]
+    fn a_whole_file_is_read_and_paths_are_relative_to_it() {
+        let top = tree();
+        let project = std::fs::canonicalize(top.path().join("project")).unwrap();
+        let toml = "cloud = \"local\"\nregion = \"test-1\"\nregion_dir = \"../region\"\n\
+                    instance_id = \"i-0123456789abcdef0\"\nzone = \"eu-central-1a\"\n\
+                    disks = \"direct\"\ncache_gib = 3\n[network]\n\
+                    proxy = \"http://user:secret@proxy.example:3128/\"\nno_proxy = \"localhost, .example\"\n\
+                    ca_file = \"ca.pem\"\nmirror = \"https://deb.example/debian/\"\n";
+        let settings = settings(top.path(), toml).unwrap();
+        assert_eq!(settings.file, Some(project.join("oven.toml")));
+        assert_eq!((&*settings.cloud, settings.region.as_deref()), ("local", Some("test-1")));
+        assert_eq!(settings.region_dir, Some(project.join("../region")));
+        let builder = (settings.instance_id.as_deref(), settings.zone.as_deref());
+        assert_eq!(builder, (Some("i-0123456789abcdef0"), Some("eu-central-1a")));
+        assert_eq!((settings.disks(), settings.cache_gib), (Strategy::Direct, 3));
+        let expected = NetworkSettings {
+            proxy: Some("http://user:secret@proxy.example:3128".into()),
+            no_proxy: Some("localhost,.example".into()),
+            ca_file: Some(project.join("ca.pem")),
+            mirror: Some("https://deb.example/debian".into()),
+        };
+        assert_eq!(settings.network, expected);
+    }
+
+    #[test]
+    fn the_nearest_file_counts_and_none_is_needed() {
+        let top = tree();
+        let web = top.path().join("project/images/web");
+        assert_eq!(Settings::for_definition(&web).unwrap(), Settings::default());
+        assert_eq!(Settings::default().disks(), Strategy::Attached);
+        std::fs::write(top.path().join("project/oven.toml"), "region = \"far\"").unwrap();
+        assert_eq!(Settings::for_definition(&web).unwrap().region.as_deref(), Some("far"));
+        std::fs::write(web.join("oven.toml"), "region = \"near\"").unwrap();
+        assert_eq!(Settings::for_definition(&web).unwrap().region.as_deref(), Some("near"));
+        assert_eq!(Settings::for_definition(&web.join("..")).unwrap().region.as_deref(), Some("far"));
+    }
+
+    #[test]
+    fn each_mistake_names_line_and_key() {
+        let top = tree();
+        let cases = [
+            ("cluod = \"local\"", "1: unknown key `cluod`: did you mean `cloud`?"),
+            (
+                "cloud = \"azure\"",
+                if cfg!(feature = "aws") {
+                    "1: `cloud` is \"azure\", which this oven does not know: known are `aws` and `local`"
+                } else {
+                    "1: `cloud` is \"azure\", which this oven does not know: known are `local`"
+                },
+            ),
+            ("instance_id = \"web\"", "1: `instance_id` is \"web\": an instance's id is `i-` and 17 digits"),
+            ("instance_id = 1", "1: `instance_id` is an integer: it should be an instance's id"),
+            ("zone = \"eu-central-1\"", "such as \"eu-central-1a\" (a region, and the zone's letter)"),
+            (
+                "zone = \"EU\"",
+                "1: `zone` is \"EU\": it should be an availability zone, such as \"eu-central-1a\"",
+            ),
+            (
+                "disks = \"direkt\"",
+                "1: `disks` is \"direkt\", which is no way to get a disk: did you mean `direct`?",
+            ),
+            ("disks = \"nbd\"", "which is no way to get a disk: known are `attached` and `direct`"),
+            ("disks = true", "1: `disks` is a boolean: it should be how disks are got"),
+            ("cache_gib = 0", "1: `cache_gib` is 0: it should be 1 to 65536 GiB"),
+            ("cache_gib = \"3\"", "1: `cache_gib` is a string"),
+            ("cloud = 1", "1: `cloud` is an integer: it should be a cloud's name"),
+            ("region = \"eu central\"", "1: `region` is \"eu central\""),
+            ("region_dir = \"\"", "1: `region_dir` is \"\": it should be a path"),
+            ("[network]\nproxi = 1", "2: unknown key `proxi` of [network]: did you mean `proxy`?"),
+            (
+                "[network]\nregion = \"a\"",
+                "2: unknown key `region` of [network]: it belongs above the first header",
+            ),
+            (
+                "[network]\nproxy = \"proxy:3128\"",
+                "2: `proxy` of [network] is \"proxy:3128\", without a scheme",
+            ),
+            (
+                "[network]\nproxy = \"ftp://a\"",
+                "2: `proxy` of [network] is \"ftp://a\", whose scheme is none of http",
+            ),
+            (
+                "[network]\nproxy = \"http://u:secret@\"",
+                "2: `proxy` of [network] is \"http://…@\", without a host",
+            ),
+            ("[network]\nproxy = \"http://a\\\";b\"", "which has the character '\"'"),
+            ("[network]\nmirror = \"file:///x\"", "2: `mirror` of [network] is \"file:///x\", whose scheme"),
+            ("[network]\nno_proxy = \"a;b\"", "2: `no_proxy` of [network] has \"a;b\""),
+            (
+                "[network]\nca_file = \"gone.pem\"",
+                "2: `ca_file` of [network] names \"gone.pem\", but DIR/project/gone.pem",
+            ),
+            (
+                "[network]\nca_file = \"images\"",
+                "2: `ca_file` of [network] is a directory: a file of certificates",
+            ),
+            ("[network", "1: "),
+        ];
+        for (toml, expected) in cases {
+            let error = settings(top.path(), toml).unwrap_err();
+            assert!(
+                error.starts_with("DIR/project/oven.toml:") && error.contains(expected),
+                "{toml}\ngives {error}"
+            );
+            assert!(!error.contains("secret"), "{error}");
+        }
+    }
+
+    #[test]
+    fn ec2_is_known_where_it_was_built_in() {
+        let top = tree();
+        let read = settings(top.path(), "cloud = \"aws\"\nzone = \"us-west-2-lax-1a\"");
+        if cfg!(feature = "aws") {
+            assert_eq!(read.unwrap().cloud, AWS);
+        } else {
+            let error = read.unwrap_err();
+            let expected = "oven.toml:1: `cloud` is \"aws\", but this oven was built without EC2";
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn overrides_win_and_empty_ones_say_nothing() {
+        let file =
+            Settings { region: Some("file".into()), region_dir: Some("/file".into()), ..Settings::default() };
+        assert_eq!(file.clone().merge(&Overrides::default()).unwrap(), file);
+        let empty = Overrides {
+            cloud: Some(String::new()),
+            region: Some(String::new()),
+            region_dir: Some(PathBuf::new()),
+            instance_id: Some(String::new()),
+            zone: Some(String::new()),
+            disks: Some(String::new()),
+        };
+        assert_eq!(file.clone().merge(&empty).unwrap(), file);
+        let flags = Overrides {
+            region: Some("flag".into()),
+            region_dir: Some("flag".into()),
+            instance_id: Some("i-01234567".into()),
+            zone: Some("eu-west-1c".into()),
+            disks: Some("direct".into()),
+            ..Overrides::default()
+        };
+        let merged = file.clone().merge(&flags).unwrap();
+        assert_eq!((merged.region.as_deref(), merged.region_dir), (Some("flag"), Some("flag".into())));
+        assert_eq!(merged.instance_id.as_deref(), Some("i-01234567"));
+        assert_eq!(merged.zone.as_deref(), Some("eu-west-1c"));
+        assert_eq!(merged.disks, Some(Strategy::Direct));
+        let wrong = Overrides { disks: Some("x".into()), ..Overrides::default() };
+        let error = file.clone().merge(&wrong).unwrap_err();
+        assert!(error.to_string().starts_with("`--disks` is \"x\", which is no way"), "{error}");
+        assert_eq!(Kind::of(&error), Kind::Usage);
+        let wrong = Overrides { instance_id: Some("x".into()), ..Overrides::default() };
+        let error = file.clone().merge(&wrong).unwrap_err();
+        assert!(error.to_string().starts_with("`--instance-id` is \"x\""), "{error}");
+        let wrong = Overrides { zone: Some("x".into()), ..Overrides::default() };
+        assert!(file.clone().merge(&wrong).unwrap_err().to_string().starts_with("`--zone` is \"x\""));
+        let error =
+            file.merge(&Overrides { cloud: Some("azure".into()), ..Overrides::default() }).unwrap_err();
+        assert_eq!(Kind::of(&error), Kind::Usage);
+        assert!(error.to_string().starts_with("`--cloud` is \"azure\""), "{error}");
+    }
+}

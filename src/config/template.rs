@@ -1,0 +1,124 @@
+//! `[[file]] template = true`: a file in which `{{ name }}` stands for a variable of the definition.
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Value;
+use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior};
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::Path;
+
+/// Variables by name.
+pub type Variables = BTreeMap<String, String>;
+
+/// A template is a text that somebody wrote.
+const MAX_BYTES: u64 = 1 << 20;
+/// Instructions of the engine: far more than a text of that size needs, and over within a second.
+const FUEL: u64 = 1_000_000;
+
+/// Renders a template. `source`: what it says; `path`: what a mistake is told of, with its line.
+pub fn render(source: &str, path: &Path, vars: &Variables) -> Result<String, String> {
+    let mut engine = Environment::new();
+    engine.set_undefined_behavior(UndefinedBehavior::Strict);
+    engine.set_auto_escape_callback(|_| AutoEscape::None);
+    // A line with nothing but `{% … %}` on it leaves no line, as in Ansible's templates.
+    let syntax =
+        SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).keep_trailing_newline(true).build();
+    engine.set_syntax(syntax.map_err(|error| error.to_string())?);
+    engine.set_fuel(Some(FUEL));
+    engine.set_debug(true); // keeps where in the text an error is
+    let values = vars.iter().map(|(name, value)| (name.as_str(), Value::from(value.as_str())));
+    engine.render_named_str("template", source, Value::from(values.collect::<BTreeMap<_, _>>())).map_err(
+        |error| {
+            let line = error.line().unwrap_or(1);
+            let expression = error.range().and_then(|range| source.get(range)).unwrap_or_default().trim();
+            let what = match (error.kind(), error.detail()) {
+                (ErrorKind::UndefinedError, _) => {
+                    format!("`{expression}` is not defined: {}", known(vars))
+                }
+                (ErrorKind::OutOfFuel, _) => "it takes too long".into(),
+                (_, Some(detail)) => detail.to_owned(),
+                (kind, None) => kind.to_string(),
+            };
+            format!("{}:{line}: {what}", path.display())
+        },
+    )
+}
+
+fn known(vars: &Variables) -> String {
+    let names: Vec<_> = vars.keys().map(|name| format!("`{name}`")).collect();
+    match names.is_empty() {
+        true => "[vars] of image.toml declares no variable".into(),
+        false => format!("[vars] of image.toml declares {}", names.join(", ")),
+    }
+}
+
+/// Reads a template to its end; what is no text of a sane size is none.
+pub fn read(file: &mut impl Read, path: &Path) -> Result<String, String> {
+    let mut bytes = Vec::new();
+    let shown = path.display();
+    file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(|e| format!("{shown}: cannot be read: {e}"))?;
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(format!("{shown}: is larger than 1 MiB: that is no template"));
+    }
+    String::from_utf8(bytes).map_err(|_| format!("{shown}: is not UTF-8: that is no template"))
+}
+
+/// Whether a file can be rendered; else the rest of a sentence that begins with its key.
+pub fn check(path: &Path, vars: &Variables) -> Result<(), String> {
+    let opened = std::fs::File::open(path).map_err(|e| format!("{}: cannot be read: {e}", path.display()));
+    let rendered =
+        opened.and_then(|mut file| read(&mut file, path)).and_then(|text| render(&text, path, vars));
+    rendered.map(|_| ()).map_err(|what| format!("is no template that can be filled in: {what}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rendered(text: &str) -> Result<String, String> {
+        let vars = [("port", "8080"), ("name", "a & <b>"), ("debug", "")];
+        let vars: Variables = vars.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        render(text, Path::new("files/site.html"), &vars)
+    }
+
+    #[test]
+    fn values_go_in_as_they_are() {
+        assert_eq!(rendered("listen {{ port }};\n"), Ok("listen 8080;\n".into()));
+        assert_eq!(rendered("{{ name }}"), Ok("a & <b>".into()), "a file is no web page, whatever its name");
+        assert_eq!(rendered("a\n  {% if debug %}\nno\n  {% endif %}\nb\n"), Ok("a\nb\n".into()));
+        assert_eq!(rendered("{{ name|upper }} ${x} $(y)"), Ok("A & <B> ${x} $(y)".into()));
+        assert_eq!(rendered("{{ missing|default('x') }}"), Ok("x".into()));
+        assert_eq!(rendered("{% raw %}{{ x }}{% endraw %}"), Ok("{{ x }}".into()));
+    }
+
+    #[test]
+    fn a_mistake_has_its_line() {
+        for (text, line, what) in [
+            (
+                "a\nb {{ prot }}\n",
+                2,
+                "`prot` is not defined: [vars] of image.toml declares `debug`, `name`, `port`",
+            ),
+            ("\n\n{% if prot %}x{% endif %}", 3, "`prot` is not defined"),
+            ("{{ port", 1, "unexpected end of input"),
+            ("a\n{% fi %}", 2, "unknown statement fi"),
+            ("{{ port|upcase }}", 1, "upcase"),
+            (
+                "{% for a in range(99999) %}{% for b in range(99999) %}{{ b }}{% endfor %}{% endfor %}",
+                1,
+                "too long",
+            ),
+        ] {
+            let error = rendered(text).unwrap_err();
+            assert!(error.starts_with(&format!("files/site.html:{line}: ")), "{text}: {error}");
+            assert!(error.contains(what), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_text_is_no_template() {
+        let path = Path::new("x");
+        assert!(read(&mut &b"\xff"[..], path).unwrap_err().contains("UTF-8"));
+        assert!(read(&mut std::io::repeat(b'a'), path).unwrap_err().contains("1 MiB"));
+    }
+}

@@ -1,0 +1,293 @@
+//! Definitions that stand on each other: all that are needed, parents first.
+
+use crate::config::toml_reader::nearest;
+use crate::definition::{Definition, From, Given};
+use crate::error::Kind;
+use anyhow::{Context, Result};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::{Component, Path, PathBuf};
+
+/// Definitions in an order in which they can be baked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Order {
+    /// Parents come before their children.
+    pub images: Vec<Definition>,
+    /// For each image, where its parent is in `images`; none stands on an image of the cloud.
+    pub parent: Vec<Option<usize>>,
+    /// Whether the user named it; the others are only stood on.
+    pub named: Vec<bool>,
+}
+
+impl Order {
+    /// Loads these definitions and those they stand on. One directory spelt in several ways is one definition. Two
+    /// with the same name, or a circle, are a failure that names the files and keys.
+    pub fn of(directories: &[impl AsRef<Path>]) -> Result<Self> {
+        Self::with(directories, &Given::new())
+    }
+
+    /// The same, with values for variables: each for all of the definitions that declare it, and one has to.
+    pub fn with(directories: &[impl AsRef<Path>], given: &Given) -> Result<Self> {
+        let mut found = Found { given: given.clone(), ..Found::default() };
+        for directory in directories {
+            found.load(directory.as_ref(), true)?;
+        }
+        // `images` grows while parents are found, and theirs.
+        let mut next = 0;
+        while let Some(image) = found.images.get(next) {
+            let parent = match &image.from {
+                From::Image(_) => None,
+                From::Parent(spelt) => {
+                    let (spelt, place) = (spelt.clone(), image.place("from", None));
+                    Some(found.load(&plain(&spelt), false).with_context(|| format!("following {place}"))?)
+                }
+            };
+            found.parent.push(parent);
+            next += 1;
+        }
+        found.refuse_same_names()?;
+        found.refuse_unknown_variables()?;
+        found.sorted()
+    }
+}
+
+#[derive(Default)]
+struct Found {
+    given: Given,
+    /// By real path.
+    known: HashMap<PathBuf, usize>,
+    images: Vec<Definition>,
+    /// Shorter than `images` while they are being followed.
+    parent: Vec<Option<usize>>,
+    named: Vec<bool>,
+}
+
+impl Found {
+    fn load(&mut self, directory: &Path, named: bool) -> Result<usize> {
+        // A path that cannot be resolved fails in loading, with a better message.
+        let real = std::fs::canonicalize(directory).unwrap_or_else(|_| directory.to_owned());
+        if let Some(index) = self.known.get(&real) {
+            return Ok(*index);
+        }
+        self.images.push(Definition::load_with(directory, &self.given)?);
+        self.named.push(named);
+        self.known.insert(real, self.images.len() - 1);
+        Ok(self.images.len() - 1)
+    }
+
+    fn refuse_same_names(&self) -> Result<()> {
+        let mut names: BTreeMap<&str, &Definition> = BTreeMap::new();
+        for image in &self.images {
+            let Some(other) = names.insert(&image.name, image) else { continue };
+            let (first, second) = (other.place("name", None), image.place("name", None));
+            return Err(Kind::Definition
+                .failure(format!("{first} and {second} are both {:?}", image.name))
+                .hint("Images are found again by their family's name: set `name` in one of them.")
+                .into());
+        }
+        Ok(())
+    }
+
+    fn refuse_unknown_variables(&self) -> Result<()> {
+        let declared = || self.images.iter().flat_map(|image| image.vars.declared.keys().map(String::as_str));
+        let Some(name) = self.given.keys().find(|name| !declared().any(|known| known == *name)) else {
+            return Ok(());
+        };
+        let known: Vec<_> = declared().collect::<BTreeSet<_>>().into_iter().collect();
+        let hint = match known[..] {
+            [] => "Declare it, with its default, under [vars] of image.toml.".to_owned(),
+            _ => format!("{}.", nearest(name, &known)),
+        };
+        Err(Kind::Usage
+            .failure(format!("--var {name}: no definition declares this variable"))
+            .hint(hint)
+            .into())
+    }
+
+    /// Parents first, otherwise in the order in which they were named.
+    fn sorted(self) -> Result<Order> {
+        let mut sequence: Vec<usize> = Vec::new();
+        // Where an image ended up.
+        let mut placed = vec![None; self.images.len()];
+        for start in 0..self.images.len() {
+            // Each has one parent at most: a chain, walked up until something placed or the end.
+            let mut chain = Vec::new();
+            let mut at = Some(start);
+            while let Some(index) = at.filter(|index| placed[*index].is_none()) {
+                if let Some(begin) = chain.iter().position(|seen| *seen == index) {
+                    return Err(self.circle(&chain[begin..]));
+                }
+                chain.push(index);
+                at = self.parent[index];
+            }
+            for index in chain.into_iter().rev() {
+                placed[index] = Some(sequence.len());
+                sequence.push(index);
+            }
+        }
+        let mut images: Vec<_> = self.images.into_iter().map(Some).collect();
+        Ok(Order {
+            parent: sequence
+                .iter()
+                .map(|index| self.parent[*index].and_then(|parent| placed[parent]))
+                .collect(),
+            named: sequence.iter().map(|index| self.named[*index]).collect(),
+            images: sequence.iter().filter_map(|index| images[*index].take()).collect(),
+        })
+    }
+
+    fn circle(&self, chain: &[usize]) -> anyhow::Error {
+        let lines = chain.iter().enumerate().map(|(i, index)| {
+            let parent = &self.images[chain[(i + 1) % chain.len()]];
+            format!("{} is {}", self.images[*index].place("from", None), parent.dir.display())
+        });
+        let lines: Vec<_> = lines.collect();
+        Kind::Definition
+            .failure(format!("definitions stand on each other in a circle:\n{}", lines.join("\n")))
+            .hint("One of them has to stand on an image: `from = \"ami-…\"`.")
+            .into()
+    }
+}
+
+/// `examples/web/../base` as `examples/base`, if that is the same directory (a symbolic link may make it another).
+fn plain(spelt: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for component in spelt.components() {
+        match component {
+            Component::ParentDir if matches!(plain.components().next_back(), Some(Component::Normal(_))) => {
+                plain.pop();
+            }
+            Component::CurDir => (),
+            other => plain.push(other),
+        }
+    }
+    if plain.as_os_str().is_empty() {
+        plain.push(".");
+    }
+    let same = std::fs::canonicalize(&plain)
+        .ok()
+        .is_some_and(|real| std::fs::canonicalize(spelt).ok() == Some(real));
+    if same { plain } else { spelt.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::hint_of;
+
+    /// Definitions, by directory and image.toml.
+    fn tree(images: &[(&str, &str)]) -> tempfile::TempDir {
+        let top = tempfile::tempdir().unwrap();
+        for (dir, toml) in images {
+            std::fs::create_dir_all(top.path().join(dir)).unwrap();
+            let toml = toml.replace("AMI", "ami-0123456789abcdef0");
+            std::fs::write(top.path().join(dir).join("image.toml"), toml).unwrap();
+        }
+        top
+    }
+
+    fn order(top: &Path, named: &[&str]) -> Result<Order, (String, String)> {
+        let directories: Vec<_> = named.iter().map(|dir| top.join(dir)).collect();
+        Order::of(&directories).map_err(|e| {
+            assert_eq!(Kind::of(&e), Kind::Definition, "{e:#}");
+            (format!("{e:#}").replace(top.to_str().unwrap(), "DIR"), hint_of(&e).unwrap_or_default())
+        })
+    }
+
+    /// Spelling, parent and whether it was named, of each.
+    fn shape(top: &Path, order: &Order) -> Vec<(String, Option<usize>, bool)> {
+        let spelt = |image: &Definition| image.dir.strip_prefix(top).unwrap().to_str().unwrap().to_owned();
+        let images = order.images.iter().zip(&order.parent).zip(&order.named);
+        images.map(|((image, parent), named)| (spelt(image), *parent, *named)).collect()
+    }
+
+    #[test]
+    fn parents_come_first_and_are_found() {
+        let top = tree(&[
+            ("base", "from = \"AMI\""),
+            ("mid", "from = \"../base\""),
+            ("web", "from = \"../mid\""),
+            ("db", "from = \"../mid/.\""),
+            ("other", "from = \"AMI\""),
+        ]);
+        let found = order(top.path(), &["web", "other", "db/"]).unwrap();
+        let expected = [
+            ("base", None, false),
+            ("mid", Some(0), false),
+            ("web", Some(1), true),
+            ("other", None, true),
+            ("db", Some(1), true),
+        ];
+        let expected = expected.map(|(dir, parent, named)| (dir.to_owned(), parent, named));
+        assert_eq!(shape(top.path(), &found), expected);
+    }
+
+    #[test]
+    fn one_directory_is_one_definition_however_it_is_spelt() {
+        let top = tree(&[("base", "from = \"AMI\""), ("web", "from = \"../base\"")]);
+        std::os::unix::fs::symlink("base", top.path().join("alias")).unwrap();
+        let found = order(top.path(), &["web", "./alias", "base", "web/../web"]).unwrap();
+        let expected = [("alias".to_owned(), None, true), ("web".to_owned(), Some(0), true)];
+        assert_eq!(shape(top.path(), &found), expected);
+    }
+
+    #[test]
+    fn a_link_in_the_way_of_a_parent_is_respected() {
+        let top = tree(&[("far/base", "from = \"AMI\""), ("far/web", "from = \"../base\"")]);
+        std::os::unix::fs::symlink("far/web", top.path().join("web")).unwrap();
+        // DIR/web/../base is DIR/far/base, and DIR/base is nothing.
+        let found = order(top.path(), &["web"]).unwrap();
+        assert_eq!(shape(top.path(), &found)[0], ("web/../base".into(), None, false));
+    }
+
+    #[test]
+    fn a_circle_names_its_files_and_keys() {
+        let top = tree(&[
+            ("a", "from = \"../b\""),
+            ("b", "name = \"b\"\nfrom = \"../c\""),
+            ("c", "from = \"../b\""),
+            ("self", "from = \".\""),
+        ]);
+        let (error, hint) = order(top.path(), &["a"]).unwrap_err();
+        assert_eq!(
+            error,
+            "definitions stand on each other in a circle:\n\
+             DIR/b/image.toml:2: `from` is DIR/c\n\
+             DIR/c/image.toml:1: `from` is DIR/b"
+        );
+        assert!(hint.contains("has to stand on an image"), "{hint}");
+        let (error, _) = order(top.path(), &["self"]).unwrap_err();
+        assert!(error.ends_with("DIR/self/image.toml:1: `from` is DIR/self"), "{error}");
+    }
+
+    #[test]
+    fn two_of_one_name_are_refused() {
+        let top = tree(&[("a/web", "from = \"AMI\""), ("b", "from = \"AMI\"\nname = \"web\"")]);
+        let (error, hint) = order(top.path(), &["a/web", "b"]).unwrap_err();
+        assert_eq!(error, "DIR/a/web/image.toml: `name` and DIR/b/image.toml:2: `name` are both \"web\"");
+        assert!(hint.contains("set `name`"), "{hint}");
+    }
+
+    #[test]
+    fn a_mistake_in_a_parent_says_who_stands_on_it() {
+        let top = tree(&[("base", "form = \"AMI\""), ("web", "from = \"../base\"")]);
+        let (error, _) = order(top.path(), &["web"]).unwrap_err();
+        assert!(
+            error.starts_with("following DIR/web/image.toml:1: `from`: DIR/base/image.toml:1: "),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_long_chain_is_no_problem() {
+        let images: Vec<_> =
+            (0..300).map(|i| (format!("d{i}"), format!("from = \"../d{}\"", i + 1))).collect();
+        let mut images: Vec<(&str, &str)> = images.iter().map(|(dir, toml)| (&**dir, &**toml)).collect();
+        images.push(("d300", "from = \"AMI\""));
+        let top = tree(&images);
+        let found = order(top.path(), &["d0"]).unwrap();
+        assert_eq!(
+            (found.images.len(), found.parent[300], found.images[0].name.as_str()),
+            (301, Some(299), "d300")
+        );
+    }
+}

@@ -1,0 +1,381 @@
+//! An image's directory: `image.toml`, and the files beside it.
+
+mod attributes;
+mod from;
+pub mod graph;
+mod packages;
+mod paths;
+mod repositories;
+mod scripts;
+#[cfg(test)]
+mod tests;
+pub(crate) mod validate;
+mod vars;
+
+use crate::cloud::{BaseRef, Tags, VolumeKind};
+use crate::config::template;
+use crate::config::toml_reader;
+use crate::config::toml_reader::Table;
+use crate::error::Kind;
+use anyhow::Result;
+pub use attributes::{DEFAULT_TYPE, Registered, UEFI, misfits};
+use oven_distro::{Conffiles, Repository, Upgrade};
+use paths::Sources;
+pub use scripts::{Kind as ScriptKind, Playbook, Program, Script};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use toml::de::DeValue;
+pub use vars::{Given, Vars, given};
+
+/// The file that makes a directory a definition.
+pub const FILE: &str = "image.toml";
+/// Seconds that a script may take if it does not say.
+const DEFAULT_TIMEOUT: u64 = 3600;
+/// A week: a larger number is a slip of units.
+const MAX_TIMEOUT: u64 = 7 * 24 * 3600;
+
+/// What a definition stands on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum From {
+    Image(BaseRef),
+    /// Another definition's directory, as spelt in image.toml but relative to the working directory.
+    Parent(PathBuf),
+}
+
+/// A package that is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ask {
+    Named {
+        name: String,
+        version: Option<String>,
+    },
+    Group {
+        name: String,
+    },
+    File {
+        source: PathBuf,
+        package: crate::formats::package::Package,
+    },
+    /// A package file that is downloaded before the image is planned ([`crate::bake::download`]).
+    Url {
+        url: String,
+        /// Lower-case hexadecimal.
+        sha256: String,
+        file: Option<Downloaded>,
+    },
+}
+
+/// A package file that was downloaded, on this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Downloaded {
+    pub source: PathBuf,
+    pub package: crate::formats::package::Package,
+}
+
+/// `[[file]]`: placed after the packages are installed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct File {
+    /// On this machine, inside the definition's directories.
+    pub source: PathBuf,
+    /// Absolute, in the image.
+    pub target: String,
+    /// Permission bits; default: 0755 if the source is executable, else 0644.
+    pub mode: u32,
+    /// A user's name or number in the image; default root.
+    pub owner: String,
+    pub group: String,
+    /// `{{ name }}` in it stands for a variable.
+    pub template: bool,
+}
+
+/// A definition, read and checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Definition {
+    /// As the user spelt it.
+    pub dir: PathBuf,
+    /// The canonical path of the directory that all its files lie in, those of its inputs and links included.
+    pub project: PathBuf,
+    /// The family.
+    pub name: String,
+    /// It is the directory's name, for want of another.
+    pub name_is_default: bool,
+    pub description: String,
+    pub from: From,
+    pub packages: Vec<Ask>,
+    pub repositories: Vec<Repository>,
+    pub hold: Vec<String>,
+    /// `PACKAGE QUESTION TYPE VALUE`
+    pub debconf: Vec<String>,
+    pub files: Vec<File>,
+    /// `[[run]]` and `[[ansible]]`, in the order of the file.
+    pub runs: Vec<Script>,
+    pub tests: Vec<Script>,
+    pub vars: Vars,
+    pub size_gib: Option<u64>,
+    /// `[disk]`: the kind of volume, where it is not the base's. Of the builder's own, too.
+    pub volume: VolumeKind,
+    /// `[image]`
+    pub registered: Registered,
+    pub tags: Tags,
+    /// As spelt in image.toml: relative to `dir`.
+    pub inputs: Vec<String>,
+    /// The plugin, by name; `None`: the one that claims the base image.
+    pub distro: Option<String>,
+    pub upgrade: Upgrade,
+    pub recommends: bool,
+    pub conffiles: Conffiles,
+    /// How files get their SELinux labels, where the image switches SELinux on.
+    pub selinux: Selinux,
+    pub network: bool,
+    /// Steps with the network reach the metadata service of the builder, and so its credentials.
+    pub imds: bool,
+    /// `[clean] keep`: paths that the clean-up leaves alone and the lint accepts.
+    pub keep: Vec<String>,
+}
+
+/// How files get their SELinux labels.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Selinux {
+    /// Now, by the image's own policy.
+    #[default]
+    Label,
+    /// By each instance, when it first boots.
+    Autorelabel,
+}
+
+const KEYS: &[&str] = &[
+    "ansible",
+    "clean",
+    "conffiles",
+    "debconf",
+    "description",
+    "disk",
+    "distro",
+    "file",
+    "from",
+    "hold",
+    "image",
+    "imds",
+    "inputs",
+    "name",
+    "network",
+    "packages",
+    "recommends",
+    "repository",
+    "run",
+    "selinux",
+    "tags",
+    "test",
+    "upgrade",
+    "vars",
+];
+
+impl Definition {
+    /// Reads and checks `dir`'s image.toml and that what it names is there. A failure tells every mistake, each with
+    /// file, line and key.
+    pub fn load(dir: &Path) -> Result<Self> {
+        Self::load_with(dir, &Given::new())
+    }
+
+    /// The same, with values for those of its variables that are `given`.
+    pub fn load_with(dir: &Path, given: &Given) -> Result<Self> {
+        let real = directory(dir)?;
+        let file = dir.join(FILE);
+        let text = toml_reader::read_text(&file)?;
+        // Every `None` in here noted a mistake, and then this value is not used.
+        let read = toml_reader::read(&file, &text, KEYS, |top| Self::read(dir, &real, top, given))?;
+        read.ok_or_else(|| Kind::Definition.error(format!("{}: cannot be understood", file.display())))
+    }
+
+    fn read(dir: &Path, real: &Path, top: &Table, given: &Given) -> Option<Self> {
+        let project = paths::project(real);
+        let (sources, inputs) = Sources::read(dir, real, &project, top);
+        let vars = Vars::read(top, given);
+        let scripts = |kind| scripts::read(top, kind, &sources, &vars);
+        let mut runs = scripts(ScriptKind::Run);
+        runs.extend(scripts(ScriptKind::Ansible));
+        runs.sort_by_key(|run| run.line);
+        let (files, tests, tags) =
+            (read_files(top, &sources, &vars), scripts(ScriptKind::Test), validate::tags(top));
+        let (size_gib, volume) = attributes::disk(top);
+        let packages = packages::read(top, &sources);
+        let (name, from) = (validate::name(top, real), from::read(top, dir));
+        let definition = Self {
+            dir: dir.to_owned(),
+            project,
+            name_is_default: !top.has("name"),
+            description: validate::description(top),
+            packages,
+            repositories: repositories::read(top, &sources),
+            hold: repositories::hold(top),
+            debconf: repositories::debconf(top),
+            files,
+            runs,
+            tests,
+            vars,
+            size_gib,
+            volume,
+            registered: attributes::image(top),
+            tags,
+            inputs,
+            distro: read_distro(top),
+            upgrade: read_upgrade(top).unwrap_or_default(),
+            recommends: top.boolean("recommends").unwrap_or_default(),
+            conffiles: read_conffiles(top).unwrap_or_default(),
+            selinux: read_selinux(top).unwrap_or_default(),
+            network: top.boolean("network").unwrap_or_default(),
+            imds: top.boolean("imds").unwrap_or_default(),
+            keep: read_keep(top),
+            name: name?,
+            from: from?,
+        };
+        Some(definition)
+    }
+
+    /// What the checksum is taken over: the definition's directory, and `DIR/` + each input as spelt.
+    pub fn directories(&self) -> Vec<PathBuf> {
+        paths::directories(&self.dir, &self.inputs)
+    }
+
+    /// Where image.toml speaks of a package: in `packages`, or in `hold`.
+    pub fn place_of_package(&self, name: Option<&str>) -> String {
+        let held = name.is_some_and(|name| self.hold.iter().any(|held| held == name));
+        let asked = |ask: &Ask| matches!(ask, Ask::Named { name: asked, .. } if Some(asked.as_str()) == name);
+        let key = if held && !self.packages.iter().any(asked) { "hold" } else { "packages" };
+        self.place(key, name)
+    }
+
+    /// `examples/web/image.toml:4: `packages``, for a mistake that only shows later: no such base, no such package.
+    /// `value` picks an element of an array: a package's name. `[disk]`'s `iops` is spelt `disk.iops`. Without the file,
+    /// or the key, no line is told.
+    pub fn place(&self, key: &str, value: Option<&str>) -> String {
+        let file = self.dir.join(FILE);
+        let picks = |element: &str| {
+            let Some(value) = value else { return false };
+            let name = element.split_once('=').map_or(element, |(name, _)| name);
+            element == value || name == value || self.dir.join(element) == Path::new(value)
+        };
+        let line =
+            toml_reader::read_text(&file).ok().and_then(|text| toml_reader::line_of(&text, key, &picks));
+        let key = match key.split_once('.') {
+            Some((table, key)) => format!("`{key}` of [{table}]"),
+            None => format!("`{key}`"),
+        };
+        match line {
+            Some(line) => format!("{}:{line}: {key}", file.display()),
+            None => format!("{}: {key}", file.display()),
+        }
+    }
+}
+
+/// The canonical path of a directory that holds an image.toml.
+fn directory(dir: &Path) -> Result<PathBuf> {
+    let shown = dir.display();
+    let real = std::fs::canonicalize(dir).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => Kind::Definition
+            .failure(format!("{shown}: there is no such directory"))
+            .hint(format!("A definition is a directory with an {FILE}.")),
+        _ => Kind::Definition.failure(format!("{shown}: cannot be read: {e}")),
+    })?;
+    if !real.is_dir() {
+        let failure = Kind::Definition.failure(format!("{shown} is a file: a definition is a directory"));
+        let parent = dir.parent().filter(|_| dir.file_name().is_some_and(|name| name == FILE));
+        let Some(parent) = parent else { return Err(failure.into()) };
+        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        return Err(failure.hint(format!("Name the directory that holds it: {}", parent.display())).into());
+    }
+    if std::fs::symlink_metadata(real.join(FILE)).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
+        return Err(Kind::Definition
+            .failure(format!("{}: there is no such file", dir.join(FILE).display()))
+            .hint(format!("A definition is a directory with an {FILE}; the least is `from = \"ami-…\"`."))
+            .into());
+    }
+    Ok(real)
+}
+
+fn read_files(top: &Table, sources: &Sources, vars: &Vars) -> Vec<File> {
+    let mut targets = BTreeMap::new();
+    let known = &["group", "mode", "owner", "source", "target", "template"];
+    let files = top.tables("file", "[[file]]", known).into_iter().filter_map(|table| {
+        let source = table.string("source", "a path, such as \"files/motd\"");
+        let target = table.string("target", "a path in the image, such as \"/etc/motd\"");
+        let source = table.required("source", source, "a file beside image.toml, such as \"files/motd\"");
+        let target = table.required("target", target, "a path in the image, such as \"/etc/motd\"");
+        let template = table.boolean("template").unwrap_or_default();
+        let source = source.and_then(|at| {
+            let source = table.check("source", at.line, sources.file(at.value))?;
+            let rendered = if template { template::check(&source.path, &vars.values()) } else { Ok(()) };
+            table.check("source", at.line, rendered).map(|()| source)
+        });
+        let target = target.and_then(|at| {
+            let target = table.check("target", at.line, validate::target(at.value))?;
+            match targets.insert(target.clone(), at.line) {
+                None => Some(target),
+                Some(first) => table.wrong("target", at.line, format!("is that of line {first}, too")),
+            }
+        });
+        let mode = if table.has("mode") { Some(validate::mode(&table)) } else { None };
+        let (owner, group) = (validate::account(&table, "owner"), validate::account(&table, "group"));
+        let source = source?;
+        let default = if source.executable { 0o755 } else { 0o644 };
+        Some(File {
+            target: target?,
+            mode: mode.unwrap_or(Some(default))?,
+            owner: owner?,
+            group: group?,
+            source: source.path,
+            template,
+        })
+    });
+    files.collect()
+}
+
+fn read_distro(top: &Table) -> Option<String> {
+    let expected = "a plugin's name, such as \"debian\"; `oven plugin list` lists them";
+    let at = top.string("distro", expected)?;
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_".contains(c);
+    if at.value.is_empty() || !at.value.chars().all(plain) {
+        return top.wrong("distro", at.line, format!("is {:?}: it should be {expected}", at.value));
+    }
+    Some(at.value.to_owned())
+}
+
+fn read_upgrade(top: &Table) -> Option<Upgrade> {
+    let expected = "`true` (everything), `false` or \"security\" (what is a fault of security)";
+    let at = top.value("upgrade")?;
+    match at.value {
+        DeValue::Boolean(all) => Some(if *all { Upgrade::All } else { Upgrade::None }),
+        DeValue::String(text) if text == "security" => Some(Upgrade::Security),
+        DeValue::String(text) => {
+            top.wrong("upgrade", at.line, format!("is {text:?}: it should be {expected}"))
+        }
+        _ => top.wrong_type("upgrade", &at, expected),
+    }
+}
+
+fn read_conffiles(top: &Table) -> Option<Conffiles> {
+    let expected = "\"keep\" (the image's configuration files stay) or \"replace\" (the package's win)";
+    let at = top.string("conffiles", expected)?;
+    match at.value {
+        "keep" => Some(Conffiles::Keep),
+        "replace" => Some(Conffiles::Replace),
+        other => top.wrong("conffiles", at.line, format!("is {other:?}: it should be {expected}")),
+    }
+}
+
+fn read_selinux(top: &Table) -> Option<Selinux> {
+    let expected =
+        "\"label\" (files are labelled by the image's own policy) or \"autorelabel\" (by each instance)";
+    let at = top.string("selinux", expected)?;
+    match at.value {
+        "label" => Some(Selinux::Label),
+        "autorelabel" => Some(Selinux::Autorelabel),
+        other => top.wrong("selinux", at.line, format!("is {other:?}: it should be {expected}")),
+    }
+}
+
+fn read_keep(top: &Table) -> Vec<String> {
+    let Some(clean) = top.table("clean", "[clean]", &["keep"]) else { return Vec::new() };
+    let paths = clean.strings("keep", "an array of paths in the image, such as [\"/var/log/app\"]");
+    paths.into_iter().filter_map(|at| clean.check("keep", at.line, validate::image_path(at.value))).collect()
+}

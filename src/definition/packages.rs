@@ -1,0 +1,174 @@
+//! `packages`: names, pins, groups, and package files, of this machine and by URL.
+
+use super::Ask;
+use super::paths::Sources;
+use crate::config::project::url;
+use crate::config::toml_reader::{At, Element, Table};
+use crate::formats::package;
+use std::collections::BTreeMap;
+
+const EXPECTED: &str =
+    "an array of packages, such as [\"nginx-light\", \"redis-server=5:7.0.*\", \"./site.deb\"]";
+const BY_URL: &str = "a package by URL";
+
+pub fn read(top: &Table, sources: &Sources) -> Vec<Ask> {
+    let mut lines = BTreeMap::new();
+    let elements = top.elements("packages", EXPECTED, BY_URL, &["sha256", "url"]);
+    let asks = elements.into_iter().filter_map(|element| {
+        let (ask, line) = match element {
+            Element::Text(at) => (top.check("packages", at.line, ask(at.value, sources))?, at.line),
+            Element::Table(table) => (by_url(&table)?, table.line),
+        };
+        let name = match &ask {
+            Ask::Named { name, .. } => name.clone(),
+            Ask::Group { name } => format!("@{name}"),
+            Ask::File { package, .. } => package.name.clone(),
+            Ask::Url { url, .. } => url.clone(),
+        };
+        match lines.insert(name.clone(), line) {
+            None => Some(ask),
+            Some(first) => top.wrong(
+                "packages",
+                line,
+                format!("asks for {name} twice (first on line {first}): leave one out"),
+            ),
+        }
+    });
+    asks.collect()
+}
+
+/// `{ url = "https://…", sha256 = "…" }`. Whatever answers at the address: only these bytes are installed.
+fn by_url(table: &Table) -> Option<Ask> {
+    let (address, digest) =
+        ("\"https://example.org/site.deb\"", "64 hexadecimal digits, as `sha256sum` prints them");
+    let url = table.string("url", address);
+    let url = table.required("url", url, &format!("where the package is, such as {address}"));
+    let sha256 = table.string("sha256", digest);
+    let sha256 = table.required("sha256", sha256, &format!("{digest}: only that very file is installed"));
+    let url = url.and_then(|at| table.check("url", at.line, package_url(at.value)));
+    let sha256 = sha256.and_then(|At { value, line }| {
+        let good = value.len() == 64 && value.bytes().all(|b| b.is_ascii_hexdigit());
+        let checked = if good {
+            Ok(value.to_ascii_lowercase())
+        } else {
+            Err(format!("is {value:?}: it should be {digest}"))
+        };
+        table.check("sha256", line, checked)
+    });
+    Some(Ask::Url { url: url?, sha256: sha256?, file: None })
+}
+
+/// An address without a user's name and password: it is written down, in image.toml and in logs.
+pub fn package_url(text: &str) -> Result<String, String> {
+    let good = url(text, &["http", "https"])?;
+    let host = good.split("://").nth(1).and_then(|rest| rest.split('/').next());
+    match host {
+        Some(host) if host.contains('@') => {
+            Err("holds a user's name or password: these would be told to everybody".into())
+        }
+        _ => Ok(good),
+    }
+}
+
+fn ask(spelt: &str, sources: &Sources) -> Result<Ask, String> {
+    if spelt.contains("://") {
+        return Err(format!("has {spelt:?}: a package by URL is spelt {{ url = \"…\", sha256 = \"…\" }}"));
+    }
+    let file = spelt.starts_with("./")
+        || spelt.starts_with("../")
+        || spelt.contains('/') && (spelt.ends_with(".deb") || spelt.ends_with(".rpm"));
+    if file {
+        let source = sources.file(spelt)?.path;
+        let package = package::open(&source).map_err(|e| format!("names {spelt:?}: {e:#}"))?;
+        return Ok(Ask::File { source, package });
+    }
+    if let Some(name) = spelt.strip_prefix('@') {
+        check_group(spelt, name)?;
+        return Ok(Ask::Group { name: name.into() });
+    }
+    if spelt.ends_with(".deb") || spelt.ends_with(".rpm") {
+        return Err(format!("has {spelt:?}: a package file beside image.toml is spelt \"./{spelt}\""));
+    }
+    let (name, version) = match spelt.split_once('=') {
+        Some((name, version)) => (name, Some(version)),
+        None => (spelt, None),
+    };
+    check_name(spelt, name)?;
+    if let Some(version) = version {
+        check_version(spelt, version)?;
+    }
+    Ok(Ask::Named { name: name.into(), version: version.map(Into::into) })
+}
+
+/// A group of dnf's may be told by its title, which has spaces; its environments begin with `^`.
+fn check_group(spelt: &str, name: &str) -> Result<(), String> {
+    let rest = name.strip_prefix('^').unwrap_or(name);
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "+-._:() ".contains(c);
+    if let Some(bad) = rest.chars().find(|c| !allowed(*c)) {
+        return Err(format!("has {spelt:?}: a group's name cannot have the character {bad:?}"));
+    }
+    if !rest.starts_with(|c: char| c.is_ascii_alphanumeric()) || rest.ends_with(' ') {
+        return Err(format!("has {spelt:?}: behind `@` goes a group's name, such as \"@development-tools\""));
+    }
+    Ok(())
+}
+
+pub fn check_name(spelt: &str, name: &str) -> Result<(), String> {
+    // A name and, for multiarch, `:` and an architecture.
+    let (bare, architecture) = name.split_once(':').map_or((name, None), |(bare, arch)| (bare, Some(arch)));
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "+-._".contains(c);
+    if spelt.is_empty() {
+        return Err(format!("has an empty string: it should be {EXPECTED}"));
+    }
+    if name.is_empty() {
+        return Err(format!("has {spelt:?}: a name goes before `=`"));
+    }
+    if name.starts_with('-') {
+        return Err(format!(
+            "has {spelt:?}: a package's name does not begin with `-`, options are not taken"
+        ));
+    }
+    if name.contains(|c: char| c.is_whitespace() || c == ',') {
+        return Err(format!("has {spelt:?}: each package is a string of its own, without spaces"));
+    }
+    if name.contains(['<', '>', '~', '!']) || spelt.contains("==") {
+        return Err(format!("has {spelt:?}: a version is pinned as \"name=1.2.3\" or \"name=1.2.*\""));
+    }
+    if name.contains('/') {
+        return Err(format!("has {spelt:?}: a name has no `/` (a package file is spelt \"./name.deb\")"));
+    }
+    if let Some(bad) = bare.chars().find(|c| !allowed(*c)) {
+        return Err(format!("has {spelt:?}: a package's name cannot have the character {bad:?}"));
+    }
+    if !bare.starts_with(|c: char| c.is_ascii_alphanumeric()) {
+        return Err(format!("has {spelt:?}: a package's name begins with a letter or digit"));
+    }
+    // apt reads `name-` as "remove name".
+    if bare.ends_with('-') {
+        return Err(format!("has {spelt:?}: a package's name does not end with `-`, oven removes none"));
+    }
+    let good = |arch: &str| {
+        arch.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && arch.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+    };
+    match architecture {
+        Some(arch) if !good(arch) => {
+            Err(format!("has {spelt:?}: after `:` goes an architecture, such as \"libc6:i386\""))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_version(spelt: &str, version: &str) -> Result<(), String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || ".+-~:^_*".contains(c);
+    if version.is_empty() {
+        return Err(format!("has {spelt:?}: a version goes behind `=`, such as \"1.2.3\" or \"1.2.*\""));
+    }
+    if let Some(bad) = version.chars().find(|c| !allowed(*c)) {
+        return Err(format!("has {spelt:?}: a version cannot have the character {bad:?}"));
+    }
+    if !version.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '*') {
+        return Err(format!("has {spelt:?}: a version begins with a letter or digit"));
+    }
+    Ok(())
+}

@@ -1,0 +1,174 @@
+//! Files that a definition names: they are inside the directories that its checksum covers, or they are refused.
+//! Otherwise such a file could change and the image would still count as baked.
+
+use super::FILE;
+use crate::config::toml_reader::{Table, kind_of};
+use std::fs::Metadata;
+use std::io::{ErrorKind, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+/// The directories of a definition, resolved.
+pub struct Sources {
+    dir: PathBuf,
+    roots: Vec<PathBuf>,
+    project: PathBuf,
+}
+
+/// A file that counts in the checksum.
+#[derive(Debug)]
+pub struct Source {
+    /// The definition's directory, as the user spelt it, and the file's path, as image.toml spells it.
+    pub path: PathBuf,
+    pub executable: bool,
+}
+
+/// Whether a file is executable, as git sees it: the owner's bit.
+pub fn is_executable(metadata: &Metadata) -> bool {
+    metadata.permissions().mode() & 0o100 != 0
+}
+
+/// `dir`, and `dir/` + each input as spelt. A trailing slash of `dir` is dropped, so that it cannot change how the
+/// files of different inputs sort.
+pub fn directories(dir: &Path, inputs: &[String]) -> Vec<PathBuf> {
+    let bytes = dir.as_os_str().as_bytes();
+    let end = bytes.iter().rposition(|b| *b != b'/').map_or(bytes.len().min(1), |last| last + 1);
+    let dir = PathBuf::from(std::ffi::OsStr::from_bytes(&bytes[..end]));
+    let inputs = inputs.iter().map(|input| dir.join(input)).collect::<Vec<_>>();
+    std::iter::once(dir).chain(inputs).collect()
+}
+
+/// The directory out of which nothing of a definition may lead: `inputs` and symbolic links name files of whoever runs
+/// oven, who may be root, and a definition comes from somebody else. It is where git's repository or an oven.toml is,
+/// the nearest from the definition upwards; without either the directory that the definition lies in. `real`: the
+/// definition's canonical path.
+pub fn project(real: &Path) -> PathBuf {
+    let git = |dir: &Path| dir.join(".git").is_dir();
+    let mut above = real.ancestors().skip(1);
+    if git(real) {
+        return real.to_owned();
+    }
+    let marked =
+        above.find(|dir| git(dir) || dir.join(crate::config::project::FILE).symlink_metadata().is_ok());
+    marked.or(real.parent()).unwrap_or(real).to_owned()
+}
+
+impl Sources {
+    /// Reads `inputs`, and checks that each is a directory of its own. `project`: what [`project`] answers.
+    pub fn read(dir: &Path, real: &Path, project: &Path, top: &Table) -> (Self, Vec<String>) {
+        let (roots, project) = (vec![real.to_owned()], project.to_owned());
+        let mut sources = Self { dir: dir.to_owned(), roots, project };
+        let mut inputs = Vec::new();
+        for at in top.strings("inputs", "an array of directories, such as [\"../common\"]") {
+            if let Some(root) = top.check("inputs", at.line, sources.input(at.value)) {
+                sources.roots.push(root);
+                inputs.push(at.value.to_owned());
+            }
+        }
+        (sources, inputs)
+    }
+
+    fn input(&self, spelt: &str) -> Result<PathBuf, String> {
+        relative(spelt)?;
+        let path = self.dir.join(spelt);
+        let real = std::fs::canonicalize(&path).map_err(|e| missing(spelt, &path, &e))?;
+        let metadata = std::fs::metadata(&real).map_err(|e| missing(spelt, &path, &e))?;
+        if !metadata.is_dir() {
+            return Err(format!("has {spelt:?}, which is {}: list its directory", kind_of(&metadata)));
+        }
+        if real.starts_with(&self.roots[0]) {
+            return Err(format!("has {spelt:?}, which is part of the definition already: leave it out"));
+        }
+        if self.roots.contains(&real) {
+            return Err(format!("has {spelt:?} twice: leave one out"));
+        }
+        self.ensure_in_project(&real).map_err(|out| format!("has {spelt:?}, which {out}"))?;
+        Ok(real)
+    }
+
+    fn ensure_in_project(&self, real: &Path) -> Result<(), String> {
+        if real.starts_with(&self.project) {
+            return Ok(());
+        }
+        let project = self.project.display();
+        Err(format!(
+            "leads to {}, out of the project {project} (that is where .git or oven.toml is, or the definition's parent)",
+            real.display()
+        ))
+    }
+
+    /// A regular file that counts in the checksum.
+    pub fn file(&self, spelt: &str) -> Result<Source, String> {
+        relative(spelt)?;
+        let path = self.dir.join(spelt);
+        let name = match path.file_name() {
+            Some(name) if !spelt.ends_with('/') && !spelt.ends_with("/.") => name,
+            _ => return Err(format!("is {spelt:?}: a file is needed, not a directory")),
+        };
+        let parent = path.parent().unwrap_or(Path::new("."));
+        let real = std::fs::canonicalize(parent).map_err(|e| missing(spelt, &path, &e))?;
+        if !self.roots.iter().any(|root| real.starts_with(root)) {
+            return Err(format!(
+                "is {spelt:?}, which is outside of the definition: list its directory in `inputs`, so that it \
+                 counts in the checksum"
+            ));
+        }
+        let metadata = std::fs::metadata(&path).map_err(|e| missing(spelt, &path, &e))?;
+        if !metadata.is_file() {
+            return Err(format!("is {spelt:?}, which is {}: a file is needed", kind_of(&metadata)));
+        }
+        let real = std::fs::canonicalize(&path).map_err(|e| missing(spelt, &path, &e))?;
+        self.ensure_in_project(&real).map_err(|out| format!("is {spelt:?}, which {out}"))?;
+        if name.as_bytes().starts_with(b".") {
+            return Err(format!(
+                "is {spelt:?}: the checksum passes over files whose name begins with a dot, so it could change \
+                 unseen; rename it"
+            ));
+        }
+        Ok(Source { path, executable: is_executable(&metadata) })
+    }
+
+    /// A script: a file that the kernel can start.
+    pub fn script(&self, spelt: &str) -> Result<PathBuf, String> {
+        let source = self.file(spelt)?;
+        let mut start = Vec::new();
+        let file = std::fs::File::open(&source.path).map_err(|e| missing(spelt, &source.path, &e))?;
+        // The kernel reads 256 bytes to find out what a program is.
+        file.take(256).read_to_end(&mut start).map_err(|e| missing(spelt, &source.path, &e))?;
+        let first = start.split(|b| *b == b'\n').next().unwrap_or_default();
+        if start.starts_with(b"\x7fELF") {
+            Ok(spelt.into())
+        } else if !start.starts_with(b"#!") {
+            Err(format!("is {spelt:?}, whose first line names no interpreter: begin it with `#!/bin/sh`"))
+        } else if first.ends_with(b"\r") {
+            Err(format!(
+                "is {spelt:?}, whose lines end as on Windows (CR LF): `sed -i 's/\\r$//'` makes them right"
+            ))
+        } else {
+            Ok(spelt.into())
+        }
+    }
+}
+
+fn relative(spelt: &str) -> Result<(), String> {
+    if spelt.is_empty() {
+        Err("is empty: a path is needed".into())
+    } else if spelt.starts_with('/') {
+        Err(format!("has {spelt:?}: paths are relative to the directory of {FILE}"))
+    } else if spelt.chars().any(char::is_control) {
+        Err(format!("has {spelt:?}: a path has no control characters"))
+    } else {
+        Ok(())
+    }
+}
+
+fn missing(spelt: &str, path: &Path, error: &std::io::Error) -> String {
+    match error.kind() {
+        ErrorKind::NotFound if std::fs::symlink_metadata(path).is_ok() => {
+            format!("names {spelt:?}, a symbolic link to nothing")
+        }
+        ErrorKind::NotFound => format!("names {spelt:?}, but there is no {}", path.display()),
+        _ => format!("names {spelt:?}, but {} cannot be read: {error}", path.display()),
+    }
+}

@@ -1,0 +1,280 @@
+//! `[[run]]`, `[[ansible]]` and `[[test]]`: what is run in the image.
+
+use super::paths::Sources;
+use super::vars::{Vars, free_name, plain, variable_name};
+use super::{DEFAULT_TIMEOUT, MAX_TIMEOUT};
+use crate::config::toml_reader::{At, Table};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use toml::de::DeValue;
+
+/// More is no hope any more.
+const MAX_RETRIES: u64 = 20;
+
+/// Under which header it stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Run,
+    Ansible,
+    /// What it writes is thrown away.
+    Test,
+}
+
+/// What is started. Paths are relative to the definition's directory: inside it, or (then they begin with `..`) inside
+/// one of its inputs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Program {
+    Script(PathBuf),
+    /// A program of the image and its arguments.
+    Command(Vec<String>),
+    /// A file of bats' tests.
+    Bats(PathBuf),
+    Playbook(Playbook),
+}
+
+/// What Ansible is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Playbook {
+    pub path: PathBuf,
+    /// By name; JSON values.
+    pub vars: BTreeMap<String, serde_json::Value>,
+    pub tags: Vec<String>,
+}
+
+/// `[[run]]`, `[[ansible]]` or `[[test]]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Script {
+    pub kind: Kind,
+    /// Of its header, in image.toml.
+    pub line: usize,
+    pub program: Program,
+    pub args: Vec<String>,
+    pub env: BTreeMap<String, String>,
+    /// Names of what it gets from the environment of oven.
+    pub secrets: Vec<String>,
+    pub network: bool,
+    /// How often it is tried again after it failed.
+    pub retries: u32,
+    /// Seconds; default 3600.
+    pub timeout: u64,
+}
+
+impl Kind {
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::Run => "run",
+            Self::Ansible => "ansible",
+            Self::Test => "test",
+        }
+    }
+
+    fn header(self) -> &'static str {
+        match self {
+            Self::Run => "[[run]]",
+            Self::Ansible => "[[ansible]]",
+            Self::Test => "[[test]]",
+        }
+    }
+
+    fn env_header(self) -> &'static str {
+        match self {
+            Self::Run => "[run.env]",
+            Self::Ansible => "[ansible.env]",
+            Self::Test => "[test.env]",
+        }
+    }
+
+    fn keys(self) -> &'static [&'static str] {
+        match self {
+            Self::Run => &["args", "command", "env", "network", "retries", "script", "secrets", "timeout"],
+            Self::Ansible => {
+                &["args", "env", "network", "playbook", "retries", "secrets", "tags", "timeout", "vars"]
+            }
+            Self::Test => {
+                &["args", "bats", "command", "env", "network", "retries", "script", "secrets", "timeout"]
+            }
+        }
+    }
+
+    /// The keys that say what is started, of which there has to be one.
+    fn programs(self) -> &'static [&'static str] {
+        match self {
+            Self::Run => &["script", "command"],
+            Self::Ansible => &["playbook"],
+            Self::Test => &["script", "command", "bats"],
+        }
+    }
+}
+
+impl Script {
+    /// What its user calls it.
+    pub fn name(&self) -> String {
+        match &self.program {
+            Program::Script(path) | Program::Bats(path) => path.display().to_string(),
+            Program::Playbook(playbook) => playbook.path.display().to_string(),
+            Program::Command(argv) => argv.first().cloned().unwrap_or_default(),
+        }
+    }
+
+    pub fn playbook(&self) -> Option<&Playbook> {
+        if let Program::Playbook(playbook) = &self.program { Some(playbook) } else { None }
+    }
+}
+
+/// All of a kind, in the order of the file.
+pub fn read(top: &Table, kind: Kind, sources: &Sources, vars: &Vars) -> Vec<Script> {
+    let tables = top.tables(kind.key(), kind.header(), kind.keys());
+    tables.iter().filter_map(|table| one(table, kind, sources, vars)).collect()
+}
+
+fn one(table: &Table, kind: Kind, sources: &Sources, vars: &Vars) -> Option<Script> {
+    let program = program(table, kind, sources);
+    let args = strings(table, "args", "an array of texts, such as [\"--port\", \"80\"]");
+    if !args.is_empty() && table.has("command") {
+        let line = table.value("args").map_or(table.line, |at| at.line);
+        table.wrong::<()>("args", line, "is for a script: a command has its arguments in `command`");
+    }
+    let env = environment(table, kind);
+    let secrets = secrets(table, vars, &env);
+    let network = table.boolean("network").unwrap_or_default();
+    let retries = table.integer("retries", 0..=MAX_RETRIES, "times").unwrap_or_default();
+    let timeout = table.integer("timeout", 1..=MAX_TIMEOUT, "seconds").unwrap_or(DEFAULT_TIMEOUT);
+    let retries = u32::try_from(retries).unwrap_or_default();
+    let (line, program) = (table.line, program?);
+    Some(Script { kind, line, program, args, env, secrets, network, retries, timeout })
+}
+
+fn program(table: &Table, kind: Kind, sources: &Sources) -> Option<Program> {
+    let mut said = kind.programs().iter().filter(|key| table.has(key));
+    let key = match (said.next(), said.next()) {
+        (Some(key), None) => *key,
+        (Some(first), Some(second)) => {
+            let line = table.value(second).map_or(table.line, |at| at.line);
+            return table.wrong(second, line, format!("is one too many beside `{first}`: it runs one thing"));
+        }
+        (None, _) if kind == Kind::Ansible => {
+            return table.required("playbook", None, "a file beside image.toml, such as \"site.yml\"");
+        }
+        (None, _) => {
+            let more = if kind == Kind::Test { ", `bats = \"x.bats\"`" } else { "" };
+            let what = "a file beside image.toml, such as \"setup.sh\"";
+            let or = format!("{what} (or a `command`, such as [\"systemctl\", \"enable\", \"x\"]{more})");
+            return table.required("script", None, &or);
+        }
+    };
+    let file = |example: &str| table.string(key, &format!("a path, such as \"{example}\""));
+    let path = |at: At<&str>| table.check(key, at.line, sources.file(at.value)).map(|_| at.value.into());
+    match key {
+        "script" => {
+            let at = file("setup.sh")?;
+            table.check(key, at.line, sources.script(at.value)).map(Program::Script)
+        }
+        "bats" => file("tests/web.bats").and_then(path).map(Program::Bats),
+        "playbook" => {
+            let (at, vars) = (file("site.yml"), ansible_vars(table));
+            let tags = strings(table, "tags", "an array of a playbook's tags, such as [\"web\"]");
+            Some(Program::Playbook(Playbook { path: at.and_then(path)?, vars: vars?, tags }))
+        }
+        _ => {
+            let expected =
+                "an array of a program and its arguments, such as [\"systemctl\", \"enable\", \"x\"]";
+            let line = table.value(key)?.line;
+            let argv = strings(table, key, expected);
+            match argv.first() {
+                Some(program) if !program.is_empty() => Some(Program::Command(argv)),
+                // What is no array was told already.
+                _ if table.value(key)?.value.as_array().is_none() => None,
+                _ => table.wrong(key, line, format!("names no program: it should be {expected}")),
+            }
+        }
+    }
+}
+
+fn strings(table: &Table, key: &str, expected: &str) -> Vec<String> {
+    let all = table.strings(key, expected).into_iter();
+    all.filter_map(|at| table.check(key, at.line, plain(at.value)).map(|()| at.value.to_owned())).collect()
+}
+
+fn environment(table: &Table, kind: Kind) -> BTreeMap<String, String> {
+    let mut env = BTreeMap::new();
+    let Some(table) = table.free_table("env", kind.env_header()) else { return env };
+    for (name, value) in table.entries() {
+        let shown = name.value.escape_debug().to_string();
+        let free = variable_name(name.value).and_then(|()| match name.value.starts_with("OVEN_") {
+            true => Err("is one of oven's own: choose another".into()),
+            false => Ok(()),
+        });
+        let good = table.check(&shown, name.line, free).is_some();
+        let DeValue::String(text) = value.value else {
+            table.wrong_type::<()>(&shown, &value, "a text in quotes, as all of an environment");
+            continue;
+        };
+        if table.check(&shown, value.line, plain(text)).is_some() && good {
+            env.insert(name.value.to_owned(), text.to_string());
+        }
+    }
+    env
+}
+
+fn secrets(table: &Table, vars: &Vars, env: &BTreeMap<String, String>) -> Vec<String> {
+    let mut secrets: Vec<String> = Vec::new();
+    for at in table.strings("secrets", "an array of names of environment variables, such as [\"TOKEN\"]") {
+        let name = at.value.to_owned();
+        // What is no name may be a secret that somebody put here: it is not shown.
+        let checked = match free_name(&name) {
+            Err(_) if variable_name(&name).is_err() => {
+                Err("has what is no name of a variable: names alone stand here, never values".into())
+            }
+            Err(what) => Err(format!("has {name}, which {what}")),
+            Ok(()) if secrets.contains(&name) => Err(format!("has {name} twice: leave one out")),
+            Ok(()) if vars.declared.contains_key(&name) => {
+                Err(format!("has {name}, which [vars] declares: what is said there is no secret"))
+            }
+            Ok(()) if env.contains_key(&name) => Err(format!("has {name}, which `env` sets: leave one out")),
+            Ok(()) => Ok(()),
+        };
+        if table.check("secrets", at.line, checked).is_some() {
+            secrets.push(name);
+        }
+    }
+    secrets
+}
+
+fn ansible_vars(table: &Table) -> Option<BTreeMap<String, serde_json::Value>> {
+    let mut vars = BTreeMap::new();
+    let Some(table) = table.value("vars").and_then(|_| table.free_table("vars", "[ansible.vars]")) else {
+        return (!table.has("vars")).then_some(vars);
+    };
+    let mut good = true;
+    for (name, value) in table.entries() {
+        let shown = name.value.escape_debug().to_string();
+        good &= table.check(&shown, name.line, variable_name(name.value)).is_some();
+        match json(value.value) {
+            Some(json) => _ = vars.insert(name.value.to_owned(), json),
+            None => good &= table.wrong::<()>(&shown, value.line, "is no number that JSON has").is_some(),
+        }
+    }
+    good.then_some(vars)
+}
+
+/// A value of TOML as one of JSON: a date becomes a text. `None` for `inf`, `nan` and what is larger than 64 bits.
+fn json(value: &DeValue<'_>) -> Option<serde_json::Value> {
+    use serde_json::Value;
+    Some(match value {
+        DeValue::String(text) => Value::from(&**text),
+        DeValue::Boolean(truth) => Value::from(*truth),
+        DeValue::Datetime(time) => Value::from(time.to_string()),
+        DeValue::Integer(integer) => {
+            Value::from(i64::from_str_radix(integer.as_str(), integer.radix()).ok()?)
+        }
+        DeValue::Float(float) => Value::Number(serde_json::Number::from_f64(float.as_str().parse().ok()?)?),
+        DeValue::Array(array) => {
+            Value::Array(array.iter().map(|element| json(element.get_ref())).collect::<Option<_>>()?)
+        }
+        DeValue::Table(table) => {
+            let fields =
+                table.iter().map(|(key, value)| Some((key.get_ref().to_string(), json(value.get_ref())?)));
+            Value::Object(fields.collect::<Option<_>>()?)
+        }
+    })
+}

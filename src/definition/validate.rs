@@ -1,0 +1,222 @@
+//! What names, paths, modes and tags may be. A check answers what is wrong as the rest of a sentence that begins with
+//! the key.
+
+use crate::cloud::{Tags, tag};
+use crate::config::toml_reader::Table;
+use std::path::Path;
+use toml::de::DeValue;
+
+/// What EC2 allows in an image's name besides ASCII letters and digits.
+const NAME_CHARACTERS: &str = " ()[]./-'@_";
+/// EC2's 128, less `-` and the fingerprint's 12 digits, less `-` and the run's 8 that `--force` adds.
+pub const MAX_NAME: usize = 128 - 13 - 9;
+/// EC2's limit for an image's description.
+const MAX_DESCRIPTION: usize = 255;
+/// EC2's limits for tags.
+const MAX_TAGS: usize = 50;
+const MAX_TAG_KEY: usize = 128;
+const MAX_TAG_VALUE: usize = 256;
+/// The tags that oven itself may put on an image; the rest of EC2's 50 is the user's.
+const OUR_TAGS: [&str; 9] = [
+    tag::CHECKSUM,
+    tag::FINGERPRINT,
+    tag::INPUTS,
+    tag::NAME,
+    tag::BASE,
+    tag::RUN,
+    tag::OWNER,
+    tag::FORCED,
+    tag::KEPT,
+];
+/// Directories that something else is mounted on when the image boots: a file there would never be seen.
+const COVERED: [&str; 4] = ["/dev", "/proc", "/run", "/sys"];
+
+/// The family: `name`, or the base name of the definition's real directory.
+pub fn name(top: &Table, real: &Path) -> Option<String> {
+    let expected = "a name, such as \"web\"";
+    if top.has("name") {
+        let at = top.string("name", expected)?;
+        return top.check("name", at.line, family(at.value));
+    }
+    let base = real.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    family(base).map_or_else(
+        |what| {
+            top.mistake(1, format!("the directory's name {base:?} {what}; set `name`"));
+            None
+        },
+        Some,
+    )
+}
+
+/// Checks a family's name: images are called after it.
+fn family(name: &str) -> Result<String, String> {
+    let allowed = |c: &char| c.is_ascii_alphanumeric() || NAME_CHARACTERS.contains(*c);
+    match name {
+        "" => Err("is empty: images are called after it".into()),
+        _ if !name.chars().all(|c| allowed(&c)) => {
+            let bad = name.chars().find(|c| !allowed(c)).unwrap_or_default();
+            Err(format!(
+                "has the character {bad:?}: an image's name may have ASCII letters, digits, spaces and ()[]./-'@_"
+            ))
+        }
+        _ if name.trim() != name => Err("begins or ends with a space".into()),
+        _ if name.len() > MAX_NAME => Err(format!(
+            "has {} characters: {MAX_NAME} are left of an image name's 128 for oven's own suffix",
+            name.len()
+        )),
+        _ => Ok(name.to_owned()),
+    }
+}
+
+pub fn description(top: &Table) -> String {
+    let Some(at) = top.string("description", "a text") else { return String::new() };
+    let count = at.value.chars().count();
+    let checked = if count > MAX_DESCRIPTION {
+        Err(format!("has {count} characters: {MAX_DESCRIPTION} are allowed"))
+    } else if at.value.chars().any(char::is_control) {
+        Err("has a control character, perhaps a line break: it is one line".into())
+    } else {
+        Ok(at.value.to_owned())
+    };
+    top.check("description", at.line, checked).unwrap_or_default()
+}
+
+/// An absolute path in the image, spelt plainly.
+pub fn image_path(path: &str) -> Result<String, String> {
+    if !path.starts_with('/') {
+        return Err(format!("is {path:?}: a path in the image begins with `/`"));
+    }
+    if path.chars().any(char::is_control) {
+        return Err(format!("is {path:?}: a path has no control characters"));
+    }
+    if path == "/" {
+        return Err("is the root of the image: name something in it".into());
+    }
+    // One trailing slash is a habit of people who mean a directory.
+    let parts: Vec<&str> = path.strip_suffix('/').unwrap_or(path)[1..].split('/').collect();
+    match parts.iter().find(|part| matches!(**part, "" | "." | "..")) {
+        Some(&"") => Err(format!("is {path:?}: write each `/` once")),
+        Some(dots) => Err(format!("is {path:?}: spell the path without `{dots}`")),
+        None => Ok(format!("/{}", parts.join("/"))),
+    }
+}
+
+/// Where a file is placed.
+pub fn target(path: &str) -> Result<String, String> {
+    let target = image_path(path)?;
+    if path.ends_with('/') {
+        return Err(format!("is {path:?}: add the file's name, a target is not a directory"));
+    }
+    match COVERED.iter().find(|dir| Path::new(&target).starts_with(dir)) {
+        Some(dir) => Err(format!("is below {dir}: what is stored there is hidden once the image runs")),
+        None => Ok(target),
+    }
+}
+
+/// `"0644"`.
+pub fn mode(table: &Table) -> Option<u32> {
+    let at = table.value("mode")?;
+    match at.value {
+        DeValue::String(text) => {
+            let digits = matches!(text.len(), 3..=4) && text.bytes().all(|b| matches!(b, b'0'..=b'7'));
+            let mode = if digits { u32::from_str_radix(text, 8).ok() } else { None };
+            let mode = mode.ok_or_else(|| {
+                format!("is {text:?}: it should be three or four octal digits, such as \"0644\"")
+            });
+            table.check("mode", at.line, mode)
+        }
+        // 644 would be 0o1204: a number is always a mistake, or looks like one.
+        _ => table.wrong_type("mode", &at, "octal digits in quotes, such as \"0644\""),
+    }
+}
+
+/// A user's or group's name or number; root if the key is not there.
+pub fn account(table: &Table, key: &str) -> Option<String> {
+    let expected = "a name or a number in quotes, such as \"www-data\" or \"33\"";
+    if !table.has(key) {
+        return Some("root".into());
+    }
+    let at = table.string(key, expected)?;
+    let name = at.value;
+    let number = !name.is_empty() && name.bytes().all(|b| b.is_ascii_digit());
+    // 4294967295 is (uid_t)-1, which means "leave as it is".
+    let good = if number {
+        name.parse::<u32>().is_ok_and(|id| id != u32::MAX)
+    } else {
+        name.len() <= 32
+            && name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b))
+    };
+    let checked =
+        if good { Ok(name.to_owned()) } else { Err(format!("is {name:?}: it should be {expected}")) };
+    table.check(key, at.line, checked)
+}
+
+/// `[tags]`.
+pub fn tags(top: &Table) -> Tags {
+    let mut tags = Tags::new();
+    let Some(table) = top.free_table("tags", "[tags]") else { return tags };
+    for (key, value) in table.entries() {
+        let name = key.value;
+        let checked = tag_key(name);
+        let good = table.check(&name.escape_debug().to_string(), key.line, checked).is_some();
+        let DeValue::String(text) = value.value else {
+            table.wrong_type::<()>(name, &value, "a text in quotes, as every tag's value");
+            continue;
+        };
+        let count = text.chars().count();
+        if count > MAX_TAG_VALUE {
+            table.wrong::<()>(
+                name,
+                value.line,
+                format!("has {count} characters: {MAX_TAG_VALUE} are allowed"),
+            );
+        } else if text.chars().any(char::is_control) {
+            table.wrong::<()>(name, value.line, "has a control character, perhaps a line break");
+        } else if good {
+            tags.insert(name.to_owned(), text.to_string());
+        }
+    }
+    let (count, room) = (table.entries().count(), MAX_TAGS - OUR_TAGS.len());
+    if count > room {
+        let ours = OUR_TAGS.len();
+        table.mistake(
+            table.line,
+            format!("[tags] has {count} tags: {room} are allowed, as oven needs {ours} of EC2's {MAX_TAGS}"),
+        );
+    }
+    tags
+}
+
+/// A tag that a base image is found by: any, oven's own, too. `*` and `?` would match anything, as EC2's filters do.
+pub fn searched_tag(key: &str, value: &str) -> Result<(), String> {
+    let (keys, values) = (key.chars().count(), value.chars().count());
+    if key.is_empty() {
+        Err("is empty: a tag has a key".into())
+    } else if keys > MAX_TAG_KEY || values > MAX_TAG_VALUE {
+        Err(format!("is no tag: a key has at most {MAX_TAG_KEY} characters, a value {MAX_TAG_VALUE}"))
+    } else if key.chars().chain(value.chars()).any(char::is_control) {
+        Err("has a control character".into())
+    } else if value.contains(['*', '?', '\\']) {
+        Err(format!("is {value:?}: the whole value is written out, without `*`, `?` or `\\`"))
+    } else {
+        Ok(())
+    }
+}
+
+fn tag_key(key: &str) -> Result<(), String> {
+    let count = key.chars().count();
+    if key.is_empty() {
+        Err("is empty: a tag has a key".into())
+    } else if count > MAX_TAG_KEY {
+        Err(format!("has {count} characters: a tag's key has at most {MAX_TAG_KEY}"))
+    } else if key.chars().any(char::is_control) {
+        Err("has a control character".into())
+    } else if key.to_lowercase().starts_with("aws:") {
+        Err("begins with `aws:`: such tags are Amazon's own".into())
+    } else if key.starts_with("oven:") || OUR_TAGS.contains(&key) {
+        Err("is a tag that oven sets itself: choose another key".into())
+    } else {
+        Ok(())
+    }
+}

@@ -1,0 +1,78 @@
+//! Block devices: a whole disk that is held open, and nodes of it.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// A whole disk, verified once and held open. Dropping it lets go of the disk: a loop device detaches itself.
+#[derive(Debug)]
+pub struct Device {
+    /// Open for reading and writing. Whoever needs a path takes `/proc/self/fd/N`.
+    pub node: OwnedFd,
+    /// For messages only.
+    pub path: PathBuf,
+    /// The device number of the node.
+    pub rdev: u64,
+    /// The volume that it was verified to be: its serial on NVMe, its id in the local region.
+    pub serial: String,
+    /// Where free space that is discarded and zeros that are asked for have to be told apart.
+    pub trimming: Option<Arc<dyn Trimming>>,
+}
+
+/// Tells whoever serves a disk that what is discarded for now is free space of a file system, so that nothing of the
+/// base has to change for it. (A discard and a range that has to become zeros are the same request by the time they
+/// arrive there: the loop device punches a hole for both.)
+pub trait Trimming: fmt::Debug + Send + Sync {
+    /// Only where nothing else zeroes ranges at the same time: no step runs, and the kernel zeroes no inode tables.
+    fn begin(&self) -> io::Result<()>;
+
+    fn end(&self) -> io::Result<()>;
+}
+
+/// A trim, until it is dropped.
+#[derive(Debug)]
+pub struct Trim(Arc<dyn Trimming>);
+
+impl Trim {
+    pub fn begin(trimming: Arc<dyn Trimming>) -> io::Result<Self> {
+        trimming.begin()?;
+        Ok(Self(trimming))
+    }
+}
+
+impl Drop for Trim {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.end() {
+            eprintln!("oven: ending a trim: {error}");
+        }
+    }
+}
+
+/// A block device node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// In `/dev`: `loop0p1`.
+    pub name: String,
+    pub rdev: u64,
+    /// Below `/dev`: `disk/by-uuid/…`.
+    pub links: Vec<String>,
+}
+
+/// As udev spells a name in a link: what could be more than a name becomes `\x2f`.
+pub fn link_name(id: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "#+-.:=@_".contains(c);
+    let mut out = String::new();
+    for (index, c) in id.chars().enumerate() {
+        // `.` and `..` are no names, and a hidden one is none that udev makes.
+        if plain(c) && !(index == 0 && c == '.') {
+            out.push(c);
+        } else {
+            let mut bytes = [0; 4];
+            c.encode_utf8(&mut bytes).bytes().for_each(|b| out += &format!("\\x{b:02x}"));
+        }
+    }
+    out
+}

@@ -1,0 +1,206 @@
+use super::*;
+use crate::disk::direct::block_cache::Cache;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+/// A base whose block n is full of n, and counts what is read of it.
+#[derive(Default)]
+struct Base {
+    reads: AtomicU32,
+    fails: bool,
+}
+impl Reader for Base {
+    fn read(&self, index: u32) -> Result<(Vec<u8>, Digest)> {
+        self.reads.fetch_add(1, Ordering::SeqCst);
+        anyhow::ensure!(!self.fails, "the network is away");
+        let data = vec![index as u8; BLOCK];
+        let digest = digest_of(&data);
+        Ok((data, digest))
+    }
+}
+
+/// Of a process by itself.
+fn lower(dir: &Path, base: &Arc<Base>) -> Arc<Lower> {
+    lower_of(&Cache::new(dir, u64::MAX), base)
+}
+
+fn lower_of(cache: &Cache, base: &Arc<Base>) -> Arc<Lower> {
+    let snapshot = SnapshotId("snap-1".into());
+    let contents = Contents { size_gib: 1, blocks: [1, 2, 3, 4, 5, 6, 9, 100].into() };
+    let cached = cache.of(&snapshot).unwrap();
+    Arc::new(Lower::new(&snapshot, &contents, base.clone(), cached))
+}
+
+/// Asks as the one who serves the disk does.
+fn ask(lower: &Arc<Lower>, words: &[Word]) -> Vec<Word> {
+    let (flags, kind) = (SocketFlags::CLOEXEC, SocketType::SEQPACKET);
+    let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, kind, flags, None).unwrap();
+    lower.answer(&Arc::new(theirs), Path::new("/place")).unwrap();
+    words.iter().for_each(|word| send(&ours, *word).unwrap());
+    let answers = words.iter().filter(|(index, _)| *index != FAILED);
+    let mut answers: Vec<_> = answers.map(|_| receive(&ours).unwrap()).collect();
+    answers.sort();
+    answers
+}
+
+fn soon(what: &str, is_so: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_block_is_read_once_and_the_next_run_finds_it_in_the_cache() {
+    let (dir, base) = (tempfile::tempdir().unwrap(), Arc::new(Base::default()));
+    let first = lower(dir.path(), &base);
+    assert_eq!(first.fetch(3).unwrap(), digest_of(&vec![3; BLOCK]));
+    first.fetch(3).unwrap();
+    assert_eq!(first.block(3).unwrap().0, vec![3; BLOCK]);
+    assert!(first.fetch(7).is_err(), "the base has none");
+    let next = lower(dir.path(), &base);
+    next.fetch(3).unwrap();
+    assert_eq!(base.reads.load(Ordering::SeqCst), 1);
+    assert!(first.used().is_empty() && next.used().is_empty(), "nobody asked for it");
+}
+
+#[test]
+fn many_who_want_the_same_wait_for_one() {
+    let (dir, base) = (tempfile::tempdir().unwrap(), Arc::new(Base::default()));
+    let lower = lower(dir.path(), &base);
+    std::thread::scope(|scope| (0..16).for_each(|_| _ = scope.spawn(|| lower.fetch(5).unwrap())));
+    assert_eq!(base.reads.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn a_bit_that_flipped_in_the_cache_is_not_served() {
+    use std::os::unix::fs::FileExt;
+    let (dir, base) = (tempfile::tempdir().unwrap(), Arc::new(Base::default()));
+    lower(dir.path(), &base).fetch(3).unwrap();
+    let data = std::fs::File::options().write(true).open(dir.path().join("snap-1/data")).unwrap();
+    data.write_all_at(&[2], 3 * BLOCK as u64 + 1234).unwrap();
+    let next = lower(dir.path(), &base);
+    assert_eq!(next.block(3).unwrap().0, vec![3; BLOCK]);
+    assert_eq!(base.reads.load(Ordering::SeqCst), 2);
+    // After it was verified, it is not sent.
+    data.write_all_at(&[2], 3 * BLOCK as u64 + 1234).unwrap();
+    assert!(next.block(3).unwrap_err().to_string().contains("changed"));
+}
+
+#[test]
+fn bakes_of_one_process_read_and_verify_a_block_once() {
+    use std::os::unix::fs::FileExt;
+    let (dir, base) = (tempfile::tempdir().unwrap(), Arc::new(Base::default()));
+    let cache = Cache::new(dir.path(), u64::MAX);
+    let reads = || base.reads.load(Ordering::SeqCst);
+    let bakes: Vec<_> = (0..8).map(|_| lower_of(&cache, &base)).collect();
+    std::thread::scope(|scope| bakes.iter().for_each(|bake| _ = scope.spawn(|| bake.fetch(5).unwrap())));
+    assert_eq!(reads(), 1);
+    let next = lower_of(&cache, &base);
+    assert!(next.cached().ready(5).is_some() && next.cached().ready(6).is_none());
+    // What one of them sends is verified once more.
+    let data = dir.path().join("snap-1/data");
+    let flip = || {
+        let data = std::fs::File::options().write(true).open(&data).unwrap();
+        data.write_all_at(&[2], 5 * BLOCK as u64 + 1234).unwrap();
+    };
+    flip();
+    assert!(next.block(5).unwrap_err().to_string().contains("changed"));
+    let another = lower_of(&cache, &base);
+    assert_eq!((another.block(5).unwrap().0, reads()), (vec![5; BLOCK], 2), "it is read anew");
+    flip();
+    // Who comes when all of them are gone verifies it.
+    drop((bakes, next, another));
+    let later = lower_of(&cache, &base);
+    assert!(later.cached().ready(5).is_none());
+    assert_eq!((later.block(5).unwrap().0, reads()), (vec![5; BLOCK], 3));
+    // And who finds another file of that name.
+    std::fs::rename(&data, dir.path().join("away")).unwrap();
+    std::fs::copy(dir.path().join("away"), &data).unwrap();
+    flip();
+    let other = lower_of(&cache, &base);
+    assert!(other.cached().ready(5).is_none() && later.cached().ready(5).is_some());
+    assert_eq!((other.block(5).unwrap().0, reads()), (vec![5; BLOCK], 4));
+}
+
+#[test]
+fn what_is_asked_for_is_noted_in_order_and_what_follows_is_read_ahead() {
+    let (dir, base) = (tempfile::tempdir().unwrap(), Arc::new(Base::default()));
+    let lower = lower(dir.path(), &base);
+    assert_eq!(ask(&lower, &[(2, 0)]), [(2, 0)]);
+    assert_eq!(ask(&lower, &[(100, 0)]), [(100, 0)]);
+    assert_eq!(ask(&lower, &[(2, 0)]), [(2, 0)]);
+    assert_eq!(lower.used(), [2, 100]);
+    soon("3 to 6 are read ahead", || base.reads.load(Ordering::SeqCst) == 6);
+    lower.ahead([9, 8, 2]);
+    soon("9 is read; there is no 8", || base.reads.load(Ordering::SeqCst) == 7);
+    assert_eq!(lower.used(), [2, 100], "that was nobody's use");
+    lower.end();
+    assert!(lower.trouble().take().is_none());
+}
+
+#[test]
+fn what_is_read_ahead_leaves_room_for_what_a_bake_writes() {
+    let (dir, base) = (tempfile::tempdir().unwrap(), Arc::new(Base::default()));
+    lower(dir.path(), &base).fetch(5).unwrap();
+    let mut lower = lower(dir.path(), &base);
+    Arc::get_mut(&mut lower).unwrap().free = |_| Some(ROOM - 1);
+    assert_eq!(ask(&lower, &[(2, 0)]), [(2, 0)], "what is asked for is read");
+    lower.ahead([9, 5]);
+    soon("what is in the cache takes no room", || lower.cached().ready(5).is_some());
+    assert_eq!(base.reads.load(Ordering::SeqCst), 2, "5 and 2, and nothing ahead");
+    lower.end();
+}
+
+#[test]
+fn what_cannot_be_read_or_kept_is_told_with_its_reason_once() {
+    let (dir, base) = (tempfile::tempdir().unwrap(), Arc::new(Base { fails: true, ..Base::default() }));
+    let lower = lower(dir.path(), &base);
+    lower.ahead([9]);
+    assert_eq!(ask(&lower, &[(100, 0)]), [(100, libc::EIO)]);
+    let told = format!("{:#}", lower.trouble().take().unwrap());
+    assert_eq!(told, "reading block 100 of snap-1: the network is away");
+    assert!(lower.trouble().take().is_none());
+    assert_eq!(ask(&lower, &[(FAILED, libc::ENOSPC)]), []);
+    let told = Mutex::default();
+    soon("it is told", || {
+        *lock(&told) = lower.trouble().take().map(|error| format!("{error:#}"));
+        lock(&told).is_some()
+    });
+    let told = told.into_inner().unwrap().unwrap();
+    assert!(told.starts_with("keeping what was written in /place: No space left"), "{told}");
+}
+
+/// A base that does not answer.
+struct Silent;
+impl Reader for Silent {
+    fn read(&self, _: u32) -> Result<(Vec<u8>, Digest)> {
+        loop {
+            std::thread::park();
+        }
+    }
+}
+
+#[test]
+fn a_stop_answers_whoever_waits() {
+    let (dir, snapshot) = (tempfile::tempdir().unwrap(), SnapshotId("snap-1".into()));
+    let contents = Contents { size_gib: 1, blocks: [1, 2].into() };
+    let cached = Cache::new(dir.path(), u64::MAX).of(&snapshot).unwrap();
+    let lower = Arc::new(Lower::new(&snapshot, &contents, Arc::new(Silent), cached));
+    let stopped = lower.clone();
+    let waits = move || !lock(&stopped.asked).blocks.is_empty();
+    let stopper = {
+        let lower = lower.clone();
+        std::thread::spawn(move || {
+            soon("it waits", waits);
+            lower.stop();
+        })
+    };
+    assert_eq!(ask(&lower, &[(1, 0)]), [(1, libc::EIO)]);
+    stopper.join().unwrap();
+    assert_eq!(ask(&lower, &[(2, 0)]), [(2, libc::EIO)]);
+    assert!(lower.trouble().take().is_none(), "that was no trouble");
+}

@@ -1,0 +1,147 @@
+//! What is known of each block of a disk: a byte for each in a file, which the process that serves the disk writes, and
+//! the one that sends it reads. It lasts as long as what was written.
+
+use crate::cloud::block_api::Contents;
+use crate::device::Trimming;
+use anyhow::{Context, Result};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+/// The base has no such block, and nothing was written: zeros.
+pub const ZEROS: u8 = 0;
+/// The base's.
+pub const BASE: u8 = 1;
+/// Written, over zeros.
+pub const WRITTEN: u8 = 2;
+/// Written, over a block of the base's.
+pub const WRITTEN_BASE: u8 = 3;
+
+/// The marks of a disk, as the one who writes them has them.
+#[derive(Debug)]
+pub struct Marks {
+    file: File,
+    bytes: Box<[AtomicU8]>,
+}
+
+/// A file of marks for a disk of so many blocks, of which nothing is written. Behind the marks is one byte more: see
+/// [`TrimmingByte`].
+pub fn begin(file: &File, blocks: u32, base: &Contents) -> Result<()> {
+    let mut bytes = vec![ZEROS; blocks as usize + 1];
+    for index in &base.blocks {
+        let mark = bytes[..blocks as usize].get_mut(index as usize);
+        *mark.with_context(|| format!("the base has a block {index}, beyond the disk's end"))? = BASE;
+    }
+    file.write_all_at(&bytes, 0).context("writing down which blocks the base has")
+}
+
+/// The blocks that were written to, ascending, and whether the base has them.
+pub fn written(file: &File) -> Result<Vec<(u32, bool)>> {
+    let bytes = read(file)?;
+    let marks = bytes.iter().zip(0..);
+    Ok(marks.filter(|(mark, _)| **mark >= WRITTEN).map(|(mark, at)| (at, *mark == WRITTEN_BASE)).collect())
+}
+
+fn read(file: &File) -> Result<Vec<u8>> {
+    let context = "reading which blocks were written";
+    let length = file.metadata().context(context)?.len();
+    let mut bytes = vec![0; length as usize];
+    file.read_exact_at(&mut bytes, 0).context(context)?;
+    anyhow::ensure!(bytes.pop().is_some(), "{context}: there is nothing");
+    anyhow::ensure!(bytes.iter().all(|mark| *mark <= WRITTEN_BASE), "{context}: that is something else");
+    Ok(bytes)
+}
+
+impl Marks {
+    pub fn open(file: File) -> Result<Self> {
+        let bytes = read(&file)?.into_iter().map(AtomicU8::new).collect();
+        Ok(Self { file, bytes })
+    }
+
+    pub fn blocks(&self) -> u32 {
+        self.bytes.len() as u32
+    }
+
+    pub fn get(&self, index: u32) -> u8 {
+        self.bytes[index as usize].load(Ordering::Acquire)
+    }
+
+    pub fn is_written(&self, index: u32) -> bool {
+        self.get(index) >= WRITTEN
+    }
+
+    /// First in the file: what is written is never taken for the base's.
+    pub fn set(&self, index: u32, mark: u8) -> io::Result<()> {
+        self.file.write_all_at(&[mark], index.into())?;
+        self.bytes[index as usize].store(mark, Ordering::Release);
+        Ok(())
+    }
+
+    /// Whether ranges are discarded now because a file system does not use them.
+    pub fn is_trimming(&self) -> io::Result<bool> {
+        let mut byte = [0];
+        self.file.read_exact_at(&mut byte, self.bytes.len() as u64)?;
+        Ok(byte != [0])
+    }
+}
+
+/// The byte behind the marks.
+#[derive(Debug)]
+pub struct TrimmingByte(File);
+
+impl TrimmingByte {
+    /// Of the disk that this is the file of.
+    pub fn of(file: File) -> Arc<dyn Trimming> {
+        Arc::new(Self(file))
+    }
+}
+
+impl Trimming for TrimmingByte {
+    fn begin(&self) -> io::Result<()> {
+        set(&self.0, 1)
+    }
+
+    /// A byte that was written a moment ago takes no room.
+    fn end(&self) -> io::Result<()> {
+        set(&self.0, 0)
+    }
+}
+
+fn set(file: &File, value: u8) -> io::Result<()> {
+    let length = file.metadata()?.len();
+    file.write_all_at(&[value], length.saturating_sub(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Trim;
+
+    #[test]
+    fn both_sides_see_the_same() {
+        let file = tempfile::tempfile().unwrap();
+        begin(&file, 6, &Contents { size_gib: 1, blocks: [1, 3].into() }).unwrap();
+        let marks = Marks::open(file.try_clone().unwrap()).unwrap();
+        assert_eq!((0..marks.blocks()).map(|i| marks.get(i)).collect::<Vec<_>>(), [0, 1, 0, 1, 0, 0]);
+        assert_eq!(written(&file).unwrap(), []);
+        marks.set(3, WRITTEN_BASE).unwrap();
+        marks.set(5, WRITTEN).unwrap();
+        assert_eq!(written(&file).unwrap(), [(3, true), (5, false)]);
+        let trim = Trim::begin(TrimmingByte::of(file.try_clone().unwrap())).unwrap();
+        assert!(marks.is_trimming().unwrap());
+        drop(trim);
+        assert!(!marks.is_trimming().unwrap());
+        assert_eq!(Marks::open(file).unwrap().get(3), WRITTEN_BASE);
+    }
+
+    #[test]
+    fn a_base_larger_than_the_disk_and_a_file_of_something_else_are_refused() {
+        let file = tempfile::tempfile().unwrap();
+        assert!(begin(&file, 3, &Contents { size_gib: 1, blocks: [3].into() }).is_err());
+        assert!(Marks::open(file.try_clone().unwrap()).is_err(), "nothing");
+        file.write_all_at(b"text", 0).unwrap();
+        assert!(written(&file).is_err());
+    }
+}

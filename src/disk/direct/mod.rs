@@ -1,0 +1,396 @@
+//! Strategy (b): the base's blocks are read by themselves, and those that changed are sent back. Nothing is attached.
+
+pub mod backing;
+pub mod block_cache;
+pub mod block_map;
+pub mod changes;
+pub mod fault;
+pub mod fuse_fs;
+pub mod overlay;
+pub mod prefetch;
+pub mod preserved_disk;
+pub mod server;
+
+use super::{Disk, DiskSpec, Disks, owned};
+use crate::cloud::block_api::{Blocks, Contents, NewSnapshot, Parent};
+use crate::cloud::{Base, tag};
+use crate::device::Device;
+use crate::error::Kind;
+use crate::ids::BLOCK;
+use crate::ids::{RunId, SnapshotId};
+use crate::owner::Owner;
+use crate::report::Report;
+use crate::sys::loop_device;
+use crate::transfer::upload;
+use crate::undo;
+use crate::undo::{Debt, Due, Meanwhile, Undo};
+use anyhow::{Context, Result};
+use async_trait::async_trait;
+use backing::Lower;
+use block_cache::Cache;
+use block_map::TrimmingByte;
+use changes::Changes;
+use fault::{Trouble, full};
+use preserved_disk::{Kept, Record, Written};
+use server::Export;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// Where the cache is, in the directory of this machine's state.
+const BLOCKS: &str = "blocks";
+/// EBS's list prices in us-east-1, November 2025, for a rough word beforehand: a GiB of a snapshot for a month, and 1000
+/// blocks written.
+const GIB_MONTH: f64 = 0.05;
+const PUTS: f64 = 0.006;
+/// Blocks of a GiB.
+const PER_GIB: u64 = (1 << 30) / BLOCK as u64;
+
+/// Disks that are served here, block by block.
+pub struct Direct<B: Blocks> {
+    blocks: Rc<B>,
+    state: PathBuf,
+    cache: Cache,
+    helper: PathBuf,
+    report: Report,
+    /// What was asked before a run's checkout.
+    asked: RefCell<HashMap<RunId, Parent>>,
+}
+
+/// Which snapshot's blocks a disk has, beneath those that are written.
+struct Beneath {
+    contents: Contents,
+    lower: Arc<Lower>,
+}
+
+impl<B: Blocks + 'static> Direct<B> {
+    /// `state`: this machine's directory, for the cache and for what is written. `helper`: this program.
+    pub fn new(blocks: Rc<B>, state: &Path, cache_gib: u64, helper: &Path, report: &Report) -> Self {
+        let state = std::path::absolute(state).unwrap_or_else(|_| state.to_owned());
+        let cache = Cache::new(&state.join(BLOCKS), cache_gib << 30);
+        let asked = RefCell::default();
+        Self { blocks, state, cache, helper: helper.to_owned(), report: report.clone(), asked }
+    }
+
+    async fn beneath(&self, snapshot: &SnapshotId) -> Result<Beneath> {
+        let cached = self.cache.of(snapshot)?;
+        let contents = match cached.contents() {
+            Some(contents) => contents,
+            None => {
+                let contents = self.blocks.contents(snapshot).await?;
+                cached.keep_contents(&contents)?;
+                contents
+            }
+        };
+        let reader = self.blocks.reader(snapshot).await?;
+        let lower = Arc::new(Lower::new(snapshot, &contents, reader, cached));
+        Ok(Beneath { contents, lower })
+    }
+
+    async fn ask(&self, base: &Base, spec: &DiskSpec) -> Result<Parent> {
+        let asked = self.blocks.parent(&base.snapshot, &spec.kind).await;
+        asked.with_context(|| format!("asking whether {} can have children", base.snapshot))
+    }
+
+    /// The snapshot to read, and whether the new one is to be its child. What takes time or money is said first.
+    async fn parent(&self, base: &Base, spec: &DiskSpec, run: &RunId) -> Result<(SnapshotId, bool)> {
+        let snapshot = &base.snapshot;
+        let asked = self.asked.borrow_mut().remove(run);
+        let parent = match asked {
+            Some(parent) => parent,
+            None => self.ask(base, spec).await?,
+        };
+        match parent {
+            Parent::Itself => Ok((snapshot.clone(), true)),
+            Parent::Copy { why } => {
+                let dollars = base.size_gib as f64 * GIB_MONTH;
+                let tell = || {
+                    self.report.note(format!(
+                        "{snapshot} is copied into this account, once: {why}. It is of {} GiB, takes minutes, and \
+                         costs at most about ${dollars:.2} a month for as long as it is kept",
+                        base.size_gib
+                    ));
+                };
+                Ok((self.blocks.copied(snapshot, &spec.kind, &tell).await?, true))
+            }
+            Parent::Whole { why } => {
+                let most = base.size_gib * PER_GIB;
+                let dollars = base.size_gib as f64 * GIB_MONTH;
+                self.report.note(format!(
+                    "the new snapshot cannot be a child of {snapshot}: {why}. All of it is sent, at most {} GiB in \
+                     {most} blocks, which costs about ${:.2}, and at most about ${dollars:.2} a month to keep",
+                    base.size_gib,
+                    most as f64 / 1000.0 * PUTS
+                ));
+                Ok((snapshot.clone(), false))
+            }
+        }
+    }
+
+    /// A disk on what was written, and what is beneath.
+    fn disk(&self, run: &RunId, beneath: Beneath, files: Files, record: Record) -> Result<DirectDisk<B>> {
+        let Beneath { lower, .. } = beneath;
+        let (name, place) = (format!("oven-{run}"), preserved_disk::place(&self.state));
+        let spec = server::Spec {
+            helper: &self.helper,
+            name: &name,
+            upper: files.upper(),
+            marks: files.marks(),
+            place: &place,
+        };
+        let export = Export::start(&spec, &lower)?;
+        let device = loop_device::attach(&export.file, &name).context("attaching the disk")?;
+        let marks = files.marks().try_clone().context("duplicating a descriptor")?;
+        let device = Device { trimming: Some(TrimmingByte::of(marks)), ..device };
+        Ok(DirectDisk {
+            device: Some(device),
+            export: Some(export),
+            lower,
+            files,
+            record,
+            run: run.clone(),
+            blocks: self.blocks.clone(),
+            cache: self.cache.clone(),
+            report: self.report.clone(),
+            verify: false,
+            started: None,
+        })
+    }
+
+    /// What was written goes with the value; or it is kept.
+    fn disk_debt(&self, run: &RunId, record: &Record, slot: &Slot) -> Debt {
+        let (state, of, pay) = (self.state.clone(), run.clone(), slot.clone());
+        let (keep, record) = (slot.clone(), record.clone());
+        let (place, run) = (state.clone(), run.clone());
+        Debt {
+            due: Due::Scratch,
+            what: format!("the disk of run {run}"),
+            command: undo::sweep_command(&run),
+            pay: Box::new(move || {
+                drop(pay.take());
+                Box::pin(async move { preserved_disk::forget(&place, &run) })
+            }),
+            keep: Some(Box::new(move || {
+                Box::pin(async move {
+                    let written = keep.take().and_then(Rc::into_inner);
+                    let written = written.context("nothing was written yet, or it is in use")?;
+                    written.keep(&state, &of, &record)
+                })
+            })),
+        }
+    }
+}
+
+/// What is written, for whoever keeps it once the disk is gone.
+type Slot = Rc<RefCell<Option<Rc<Written>>>>;
+
+/// What is written: of a bake, or kept by one before.
+enum Files {
+    New(Rc<Written>),
+    Kept(Kept),
+}
+
+impl Files {
+    fn upper(&self) -> &File {
+        match self {
+            Self::New(written) => written.upper(),
+            Self::Kept(kept) => &kept.upper,
+        }
+    }
+
+    fn marks(&self) -> &File {
+        match self {
+            Self::New(written) => written.marks(),
+            Self::Kept(kept) => &kept.marks,
+        }
+    }
+}
+
+struct DirectDisk<B: Blocks> {
+    // Dropped first: what is in memory is written, and there has to be somebody to take it.
+    device: Option<Device>,
+    export: Option<Export>,
+    lower: Arc<Lower>,
+    files: Files,
+    record: Record,
+    run: RunId,
+    blocks: Rc<B>,
+    cache: Cache,
+    report: Report,
+    /// Whether what was sent is read back.
+    verify: bool,
+    /// The snapshot that it will be, started while it is in use.
+    started: Option<Started>,
+}
+
+/// A pending snapshot, on its way.
+type Started = Meanwhile<SnapshotId>;
+
+/// What is sent for a disk.
+fn new_snapshot(record: &Record, run: &RunId) -> NewSnapshot {
+    let Record { snapshot, child, size_gib, tags, encrypted, kms_key, .. } = record;
+    NewSnapshot {
+        parent: child.then(|| snapshot.clone()),
+        size_gib: *size_gib,
+        description: format!("oven run {run}"),
+        run: run.clone(),
+        tags: tags.clone(),
+        // A child is encrypted as its parent is.
+        encrypted: *encrypted && !child,
+        kms_key: kms_key.clone().filter(|_| *encrypted && !child),
+    }
+}
+
+/// Starts a snapshot, beside the story: owed before.
+fn start<B: Blocks + 'static>(blocks: &Rc<B>, spec: NewSnapshot, undo: &Undo) -> Started {
+    undo.owe(upload::debt(blocks.clone(), &spec.run));
+    let blocks = blocks.clone();
+    undo.meanwhile(async move { blocks.start(&spec).await })
+}
+
+impl<B: Blocks> Drop for DirectDisk<B> {
+    fn drop(&mut self) {
+        if let Some(device) = self.device.take() {
+            // It may be kept. What fails here is told where it failed first.
+            _ = rustix::fs::fsync(&device.node);
+        }
+        self.export = None;
+        self.lower.end();
+    }
+}
+
+#[async_trait(?Send)]
+impl<B: Blocks + 'static> Disks for Direct<B> {
+    async fn look(&self, base: &Base, spec: &DiskSpec, run: &RunId) -> Result<()> {
+        let parent = self.ask(base, spec).await?;
+        self.asked.borrow_mut().insert(run.clone(), parent);
+        Ok(())
+    }
+
+    async fn checkout(
+        &self,
+        base: &Base,
+        spec: &DiskSpec,
+        run: &RunId,
+        undo: &Undo,
+    ) -> Result<Box<dyn Disk>> {
+        let size_gib = spec.size_on(base)?;
+        let (snapshot, child) = self.parent(base, spec, run).await?;
+        let beneath = self.beneath(&snapshot).await?;
+        let (kind, trouble) = (&spec.kind, beneath.lower.trouble().clone());
+        let record = Record {
+            snapshot,
+            child,
+            size_gib,
+            owner: Owner::this().to_string(),
+            tags: owned(&spec.tags, run),
+            encrypted: kind.encrypted == Some(true),
+            kms_key: kind.kms_key.clone(),
+        };
+        let written = Rc::new(self.written(size_gib, &beneath.contents)?);
+        let slot: Slot = Rc::new(RefCell::new(Some(written.clone())));
+        undo.owe(self.disk_debt(run, &record, &slot));
+        undo.explain(move || trouble.take());
+        let lower = beneath.lower.clone();
+        undo.when_stopped(move || lower.stop());
+        // It takes its time, and nothing here waits for it.
+        let started = spec.lasts.then(|| start(&self.blocks, new_snapshot(&record, run), undo));
+        let family = spec.tags.get(tag::NAME).map(String::as_str).unwrap_or_default();
+        prefetch::begin(&beneath.lower, beneath.lower.cached().used(family));
+        let mut disk = self.disk(run, beneath, Files::New(written), record)?;
+        disk.verify = spec.verify;
+        disk.started = started;
+        Ok(Box::new(disk))
+    }
+
+    async fn reopen(&self, run: &RunId) -> Result<Box<dyn Disk>> {
+        let kept = preserved_disk::open(&self.state, run)?.ok_or_else(|| {
+            let text = format!("no disk was kept of run {run}");
+            Kind::NotFound.failure(text).hint("A bake keeps its disk with --keep-on-failure, if it fails.")
+        })?;
+        let beneath = self.beneath(&kept.record.snapshot).await?;
+        let record = kept.record.clone();
+        Ok(Box::new(self.disk(run, beneath, Files::Kept(kept), record)?))
+    }
+
+    async fn forget(&self, run: &RunId) -> Result<()> {
+        // Both are tried: one that is stuck keeps nobody from removing the other.
+        let (disk, snapshots) =
+            (preserved_disk::forget(&self.state, run), self.blocks.ensure_no_snapshots(run).await);
+        disk.and(snapshots).with_context(|| format!("removing what run {run} left"))
+    }
+}
+
+impl<B: Blocks + 'static> Direct<B> {
+    fn written(&self, size_gib: u64, base: &Contents) -> Result<Written> {
+        let doing = || format!("making a disk in {}", self.state.display());
+        let blocks = size_gib.checked_mul(PER_GIB).and_then(|blocks| u32::try_from(blocks).ok());
+        let blocks = blocks.with_context(|| format!("a disk of {size_gib} GiB is larger than any of EBS"))?;
+        let written = Written::new(&self.state).with_context(doing)?;
+        written.upper().set_len(size_gib << 30).map_err(|error| full(error, &doing()))?;
+        block_map::begin(written.marks(), blocks, base).with_context(doing)?;
+        Ok(written)
+    }
+}
+
+/// The real cause, if something went wrong beneath.
+fn explained<T>(result: Result<T>, trouble: &Trouble) -> Result<T> {
+    match (trouble.take(), result) {
+        (None, result) => result,
+        (Some(cause), Ok(_)) => Err(cause.context("the disk failed while it was in use")),
+        (Some(cause), Err(error)) => Err(cause.context(format!("{error:#}"))),
+    }
+}
+
+#[async_trait(?Send)]
+impl<B: Blocks + 'static> Disk for DirectDisk<B> {
+    fn device(&self) -> &Device {
+        // It is there until the disk is committed, or dropped.
+        self.device.as_ref().expect("a disk that is in use has its device")
+    }
+
+    async fn commit(mut self: Box<Self>, undo: &Undo, on_progress: &dyn Fn(u64)) -> Result<SnapshotId> {
+        let device = self.device.take().context("a disk is committed once")?;
+        let path = device.path.clone();
+        // An error that only shows when data is written back: such a disk must not become an image.
+        let node = File::from(device.node.try_clone().context("duplicating a descriptor")?);
+        let synced = crate::sys::tasks::run(move |_| Ok(node.sync_all()?)).await;
+        let synced = synced.with_context(|| format!("writing {} to the disk", path.display()));
+        drop(device);
+        // Nothing is written from now on, whoever may have the device open.
+        self.export = None;
+        explained(synced, self.lower.trouble())?;
+        if let Some(family) = self.record.tags.get(tag::NAME) {
+            // The next bake is slower without it, no more.
+            _ = self.lower.cached().keep_used(family, &self.lower.used());
+        }
+        let written = block_map::written(self.files.marks())?;
+        let many = written.len();
+        let upper = self.files.upper().try_clone().context("duplicating a descriptor")?;
+        let changes = Changes::new(self.lower.clone(), upper, written, self.record.child);
+        let spec = new_snapshot(&self.record, &self.run);
+        let started = self.started.take().unwrap_or_else(|| start(&self.blocks, spec.clone(), undo));
+        let sent =
+            upload::upload_started(&*self.blocks, &spec, started, Arc::new(changes), on_progress).await?;
+        let mib = sent.blocks.len() as f64 * BLOCK as f64 / f64::from(1 << 20);
+        self.report
+            .detail(format!("sent {} blocks ({mib} MiB) of {many} that were written", sent.blocks.len()));
+        if self.verify {
+            let step = self.report.step("verify", format!("reading {} back", sent.snapshot));
+            crate::transfer::download::verify(
+                &*self.blocks,
+                &sent.snapshot,
+                &sent.blocks,
+                spec.parent.as_ref(),
+            )
+            .await?;
+            step.done();
+        }
+        // Of other snapshots, where this one took their room.
+        _ = self.cache.trim();
+        Ok(sent.snapshot)
+    }
+}

@@ -1,0 +1,287 @@
+//! Disks that `--keep-on-failure` kept: what was written, in a directory of this machine for each run.
+//!
+//! ```text
+//! STATE/kept/RUN/upper        the written blocks, each at its place
+//! STATE/kept/RUN/marks        which these are
+//! STATE/kept/RUN/disk.json    what the rest is; written last: without it there is no such disk
+//! ```
+
+use crate::cloud::{StaleRun, Tags};
+use crate::error::Kind;
+use crate::ids::{RunId, SnapshotId};
+use crate::owner::{Gone, Owner};
+use crate::sys::temp_file;
+use crate::sys::temp_file::Temp;
+use anyhow::{Context, Result};
+use rustix::fs::FlockOperation;
+use serde::{Deserialize, Serialize};
+use std::fs::{self, DirBuilder, File};
+use std::io::ErrorKind;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const DIR: &str = "kept";
+const UPPER: &str = "upper";
+const MARKS: &str = "marks";
+const RECORD: &str = "disk.json";
+/// Whoever keeps a disk is done with it after that, or was killed.
+const SETTLED: Duration = Duration::from_secs(60);
+
+/// What a disk is beside what was written to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Of the blocks that were not written.
+    pub snapshot: SnapshotId,
+    /// Whether the new snapshot is to be its child.
+    pub child: bool,
+    pub size_gib: u64,
+    /// [`Owner`] of the run.
+    pub owner: String,
+    pub tags: Tags,
+    pub encrypted: bool,
+    pub kms_key: Option<String>,
+}
+
+/// What is written to a disk. It has no name unless it is kept, and goes with the value.
+#[derive(Debug)]
+pub struct Written {
+    upper: Temp,
+    marks: Temp,
+}
+
+/// The directory of disks that are kept, in the directory of this machine's state.
+pub fn place(state: &Path) -> PathBuf {
+    state.join(DIR)
+}
+
+fn make(dir: &Path) -> Result<()> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    made.with_context(|| format!("making {}", dir.display()))
+}
+
+impl Written {
+    /// Nothing is written yet.
+    pub fn new(state: &Path) -> Result<Self> {
+        let dir = place(state);
+        make(&dir)?;
+        Ok(Self { upper: Temp::new(&dir)?, marks: Temp::new(&dir)? })
+    }
+
+    pub fn upper(&self) -> &File {
+        self.upper.file()
+    }
+
+    pub fn marks(&self) -> &File {
+        self.marks.file()
+    }
+
+    /// Gives it its name.
+    pub fn keep(self, state: &Path, run: &RunId, record: &Record) -> Result<()> {
+        let dir = place(state).join(&run.0);
+        make(&dir)?;
+        self.upper.link(&dir.join(UPPER))?;
+        self.marks.link(&dir.join(MARKS))?;
+        temp_file::write_beside(&dir.join(RECORD), &serde_json::to_vec_pretty(record)?, true)
+    }
+}
+
+/// A disk that was kept, opened; nobody else can for as long as `upper` is open.
+#[derive(Debug)]
+pub struct Kept {
+    pub record: Record,
+    pub upper: File,
+    pub marks: File,
+}
+
+fn busy(run: &RunId) -> anyhow::Error {
+    let failure = Kind::Machine.failure(format!("the disk that run {} kept is in use", run.short()));
+    failure.hint("End the `oven shell` that is open on it.").into()
+}
+
+fn read(dir: &Path) -> Result<Option<Record>> {
+    let path = dir.join(RECORD);
+    let context = || format!("reading {}", path.display());
+    match fs::read(&path) {
+        Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|error| {
+            let failure = Kind::Machine.failure(error);
+            let hint = "Nobody knows any more what that disk is: `oven sweep --kept` removes it.";
+            anyhow::Error::from(failure.hint(hint)).context(context())
+        }),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(context),
+    }
+}
+
+/// `None`: this run kept none here.
+pub fn open(state: &Path, run: &RunId) -> Result<Option<Kept>> {
+    let dir = place(state).join(&run.0);
+    let Some(record) = read(&dir)? else { return Ok(None) };
+    let open = |name: &str| {
+        let file = File::options().read(true).write(true).open(dir.join(name));
+        file.with_context(|| format!("opening {}", dir.join(name).display()))
+    };
+    let (upper, marks) = (open(UPPER)?, open(MARKS)?);
+    if rustix::fs::flock(&upper, FlockOperation::NonBlockingLockExclusive).is_err() {
+        return Err(busy(run));
+    }
+    Ok(Some(Kept { record, upper, marks }))
+}
+
+/// Runs that kept a disk here, and whose process is gone.
+pub fn runs(state: &Path) -> Result<Vec<StaleRun>> {
+    let dir = place(state);
+    let entries = match fs::read_dir(&dir) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.with_context(|| format!("listing {}", dir.display()))?,
+    };
+    let mut runs = Vec::new();
+    for entry in entries {
+        let entry = entry.with_context(|| format!("listing {}", dir.display()))?;
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        if name.len() != 32 || !name.bytes().all(|b| b.is_ascii_hexdigit()) {
+            continue;
+        }
+        // Without a record: its process was killed while it kept it.
+        let record = read(&entry.path());
+        let owner = match &record {
+            Ok(Some(record)) => record.owner.clone(),
+            // One that cannot be read hides no others.
+            Ok(None) | Err(_) => String::new(),
+        };
+        // It is written a moment after the directory is made.
+        let age = entry.metadata().and_then(|metadata| metadata.modified()).map(|made| made.elapsed());
+        if matches!(record, Ok(None)) && !age.is_ok_and(|age| age.is_ok_and(|age| age > SETTLED)) {
+            continue;
+        }
+        let gone = owner.parse::<Owner>().map_or(Gone::Unknown, |owner| owner.is_gone());
+        if gone != Gone::No {
+            let resources = vec![format!("the disk in {}", entry.path().display())];
+            runs.push(StaleRun { run: RunId(name), owner, resources, kept: !matches!(record, Ok(None)) });
+        }
+    }
+    Ok(runs)
+}
+
+/// Removes the disk that a run kept, if it did.
+pub fn forget(state: &Path, run: &RunId) -> Result<()> {
+    let dir = place(state).join(&run.0);
+    if !dir.exists() {
+        return Ok(());
+    }
+    let context = || format!("removing {}", dir.display());
+    if let Ok(upper) = File::open(dir.join(UPPER))
+        && rustix::fs::flock(&upper, FlockOperation::NonBlockingLockExclusive).is_err()
+    {
+        return Err(busy(run)).with_context(context);
+    }
+    // The record last: while there is one, somebody may find it and try again. Beside them may be what is left of a
+    // file that was being written.
+    for entry in fs::read_dir(&dir).with_context(context)? {
+        let path = entry.with_context(context)?.path();
+        if path != dir.join(RECORD) {
+            fs::remove_file(path).with_context(context)?;
+        }
+    }
+    match fs::remove_file(dir.join(RECORD)) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error).with_context(context),
+        _ => fs::remove_dir(&dir).with_context(context),
+    }
+}
+
+/// Removes temporary files that nobody writes any more: where a file system has no nameless ones, a killed bake leaves
+/// them.
+pub fn tidy(state: &Path) -> Result<()> {
+    let Ok(entries) = fs::read_dir(place(state)) else { return Ok(()) };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        let is_temporary = entry.file_name().to_string_lossy().starts_with(temp_file::TEMP_PREFIX);
+        let locked = |file: File| rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err();
+        if is_temporary && File::open(&path).is_ok_and(|file| !locked(file)) {
+            fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::FileExt;
+
+    fn record(owner: &Owner) -> Record {
+        Record {
+            snapshot: SnapshotId("snap-1".into()),
+            child: true,
+            size_gib: 1,
+            owner: owner.to_string(),
+            tags: Tags::new(),
+            encrypted: false,
+            kms_key: None,
+        }
+    }
+
+    #[test]
+    fn what_is_kept_is_found_opened_by_one_and_forgotten() {
+        let state = tempfile::tempdir().unwrap();
+        let (state, run) = (state.path(), RunId::new());
+        assert!(runs(state).unwrap().is_empty() && open(state, &run).unwrap().is_none());
+        let gone = Owner { started: Owner::this().started + 1, ..Owner::this() };
+        let written = Written::new(state).unwrap();
+        written.upper().write_all_at(b"text", 0).unwrap();
+        written.keep(state, &run, &record(&gone)).unwrap();
+        let found = runs(state).unwrap();
+        assert_eq!((found.len(), &found[0].run, found[0].kept), (1, &run, true));
+        let kept = open(state, &run).unwrap().unwrap();
+        assert_eq!(kept.record, record(&gone));
+        let mut text = [0; 4];
+        kept.upper.read_exact_at(&mut text, 0).unwrap();
+        assert_eq!(&text, b"text");
+        assert!(open(state, &run).unwrap_err().to_string().contains("is in use"));
+        assert!(forget(state, &run).is_err());
+        drop(kept);
+        forget(state, &run).unwrap();
+        forget(state, &run).unwrap();
+        assert_eq!(place(state).read_dir().unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_read_hides_no_others_and_its_disk_can_be_removed() {
+        let state = tempfile::tempdir().unwrap();
+        let state = state.path();
+        let gone = Owner { started: Owner::this().started + 1, ..Owner::this() };
+        let (whole, damaged) = (RunId::new(), RunId::new());
+        for run in [&whole, &damaged] {
+            Written::new(state).unwrap().keep(state, run, &record(&gone)).unwrap();
+        }
+        fs::write(place(state).join(&damaged.0).join(RECORD), "{").unwrap();
+        let found = runs(state).unwrap();
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(found.iter().all(|run| run.kept), "{found:?}");
+        let error = open(state, &damaged).unwrap_err();
+        assert_eq!(crate::error::Kind::of(&error), Kind::Machine, "{error:#}");
+        forget(state, &damaged).unwrap();
+        assert_eq!(runs(state).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_disk_of_a_run_that_is_at_work_is_nobodys_leftover_and_half_a_one_is() {
+        let state = tempfile::tempdir().unwrap();
+        let state = state.path();
+        Written::new(state).unwrap().keep(state, &RunId::new(), &record(&Owner::this())).unwrap();
+        assert!(runs(state).unwrap().is_empty());
+        let half = RunId::new();
+        fs::create_dir(place(state).join(&half.0)).unwrap();
+        assert!(runs(state).unwrap().is_empty(), "its record may be about to come");
+        let dir = File::open(place(state).join(&half.0)).unwrap();
+        dir.set_modified(std::time::SystemTime::now() - 2 * SETTLED).unwrap();
+        let found = runs(state).unwrap();
+        assert_eq!((found.len(), found[0].kept), (1, false));
+        // Its process was killed while it wrote the record.
+        fs::write(place(state).join(&half.0).join(format!("{}1", temp_file::TEMP_PREFIX)), "{").unwrap();
+        forget(state, &half).unwrap();
+        drop(Written::new(state).unwrap());
+        tidy(state).unwrap();
+        assert_eq!(place(state).read_dir().unwrap().count(), 1);
+    }
+}

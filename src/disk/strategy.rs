@@ -1,0 +1,55 @@
+//! Disks as they were asked for; and what either strategy left of runs before.
+
+use super::direct::preserved_disk;
+use super::{Disk, DiskSpec, Disks};
+use crate::cloud::Base;
+use crate::config::project::Strategy;
+use crate::ids::RunId;
+use crate::undo::Undo;
+use anyhow::Result;
+use async_trait::async_trait;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+pub struct Chosen {
+    pub strategy: Strategy,
+    pub attached: Rc<dyn Disks>,
+    pub direct: Rc<dyn Disks>,
+    /// This machine's directory.
+    pub state: PathBuf,
+}
+
+#[async_trait(?Send)]
+impl Disks for Chosen {
+    async fn look(&self, base: &Base, spec: &DiskSpec, run: &RunId) -> Result<()> {
+        match self.strategy {
+            Strategy::Attached => self.attached.look(base, spec, run).await,
+            Strategy::Direct => self.direct.look(base, spec, run).await,
+        }
+    }
+
+    async fn checkout(
+        &self,
+        base: &Base,
+        spec: &DiskSpec,
+        run: &RunId,
+        undo: &Undo,
+    ) -> Result<Box<dyn Disk>> {
+        match self.strategy {
+            Strategy::Attached => self.attached.checkout(base, spec, run, undo).await,
+            Strategy::Direct => self.direct.checkout(base, spec, run, undo).await,
+        }
+    }
+
+    /// However it was baked.
+    async fn reopen(&self, run: &RunId) -> Result<Box<dyn Disk>> {
+        let is_here = preserved_disk::open(&self.state, run)?.is_some();
+        if is_here { self.direct.reopen(run).await } else { self.attached.reopen(run).await }
+    }
+
+    async fn forget(&self, run: &RunId) -> Result<()> {
+        // Both are tried: one that is stuck keeps nobody from removing the other.
+        let (attached, direct) = (self.attached.forget(run).await, self.direct.forget(run).await);
+        attached.and(direct)
+    }
+}

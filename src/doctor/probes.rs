@@ -1,0 +1,134 @@
+//! Does what a bake does, with nothing in it: what a container or a hardened kernel forbids only shows when it is tried.
+
+use super::checks::Check;
+use crate::cloud::block_api::{Contents, Reader};
+use crate::disk::direct::backing::Lower;
+use crate::disk::direct::block_cache::Cache;
+use crate::disk::direct::block_map;
+use crate::disk::direct::preserved_disk::Written;
+use crate::disk::direct::server;
+use crate::disk::direct::server::Export;
+use crate::ids::SnapshotId;
+use crate::ids::{BLOCK, Digest};
+use crate::provision::context::Guard;
+use crate::sandbox;
+use crate::sandbox::spec::{ExitStatus, Spec};
+use crate::sys::loop_device;
+use crate::sys::private_tmpfs;
+use anyhow::{Context, Result, bail};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The smallest thing that can be a disk.
+const DISK: u64 = 1 << 20;
+/// A step that does nothing takes milliseconds.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// No image has it, and this one has nothing.
+const PROGRAM: &str = "/oven-doctor";
+const PRIVILEGED: &str = "In a container: run it privileged.";
+
+/// What is tried, and where.
+pub struct Probe<'a> {
+    /// The program that steps are run by.
+    pub helper: &'a Path,
+    /// The state directory.
+    pub state: &'a Path,
+    /// Volumes are loop devices of a local region.
+    pub in_region: bool,
+    /// Disks are served by this program.
+    pub direct: bool,
+    pub egress: Guard,
+}
+
+/// An empty disk in a local region, and contained steps in an empty image. Nothing of it stays; the mounts are this
+/// process's own.
+pub async fn run(probe: &Probe<'_>) -> Vec<Check> {
+    let mut checks = Vec::new();
+    if probe.in_region {
+        checks.push(Check::tried("a disk in the region", &disk(probe.state).await, PRIVILEGED));
+    }
+    if probe.direct {
+        checks.push(Check::tried("a disk that is served", &served(probe).await, PRIVILEGED));
+    }
+    let root = empty_image();
+    checks.push(Check::tried("mounts of its own", &root, PRIVILEGED));
+    let Ok(root) = root else { return checks };
+    for (what, network) in [("a contained step", false), ("a contained step with the network", true)] {
+        checks.push(Check::tried(what, &step(probe, &root, network, false).await, PRIVILEGED));
+    }
+    let throwaway = step(probe, &root, false, true).await;
+    let note =
+        throwaway.as_ref().err().map(|error| format!("no image with a [[test]] can be baked: {error:#}"));
+    checks.push(Check::note("a contained step of a [[test]]", note.is_none(), &note.unwrap_or_default()));
+    checks
+}
+
+async fn disk(region: &Path) -> Result<()> {
+    let file = tempfile::tempfile_in(region).context("making a file")?;
+    file.set_len(DISK).context("making a file")?;
+    let device = loop_device::attach(&file, "doctor")?;
+    loop_device::release(device).await
+}
+
+/// The same, without a base.
+async fn served(probe: &Probe<'_>) -> Result<()> {
+    let dir = tempfile::tempdir_in(probe.state).context("making a directory")?;
+    let (id, nothing) = (SnapshotId("doctor".to_owned()), Contents { size_gib: 1, blocks: [].into() });
+    let lower = Lower::new(&id, &nothing, Arc::new(Nothing), Cache::new(dir.path(), 0).of(&id)?);
+    let written = Written::new(dir.path())?;
+    written.upper().set_len(DISK).context("making a file")?;
+    block_map::begin(written.marks(), (DISK / BLOCK as u64) as u32, &nothing)?;
+    let (helper, name) = (probe.helper, "oven-doctor");
+    let spec =
+        server::Spec { helper, name, upper: written.upper(), marks: written.marks(), place: dir.path() };
+    let export = Export::start(&spec, &Arc::new(lower))?;
+    let device = loop_device::attach(&export.file, "doctor")?;
+    loop_device::release(device).await
+}
+
+/// A base without blocks.
+struct Nothing;
+impl Reader for Nothing {
+    fn read(&self, index: u32) -> Result<(Vec<u8>, Digest)> {
+        bail!("there is no block {index}")
+    }
+}
+
+/// A mount point with the directories that every image has.
+fn empty_image() -> Result<PathBuf> {
+    sandbox::private_mounts()?;
+    private_tmpfs::make()?;
+    let root = Path::new(private_tmpfs::DIR).join("doctor");
+    for dir in ["dev", "etc", "proc", "run", "sys", "tmp"] {
+        std::fs::create_dir_all(root.join(dir))
+            .with_context(|| format!("making {dir} in {}", root.display()))?;
+    }
+    Ok(root)
+}
+
+async fn step(probe: &Probe<'_>, root: &Path, network: bool, throwaway: bool) -> Result<()> {
+    let spec = Spec {
+        root: root.to_owned(),
+        argv: vec![PROGRAM.to_owned()],
+        env: BTreeMap::new(),
+        cwd: "/".to_owned(),
+        network,
+        fenced: network && probe.egress == Guard::Required,
+        resolv_conf: None,
+        shims: Vec::new(),
+        binds: Vec::new(),
+        caches: Vec::new(),
+        nodes: Vec::new(),
+        throwaway,
+        interactive: false,
+    };
+    let mut output = Vec::new();
+    let exit = sandbox::run(probe.helper, &spec, TIMEOUT, &mut |line| output.push(line.to_owned())).await?;
+    match exit.status {
+        // All was made ready for a program that is not there.
+        ExitStatus::Exited(127) => Ok(()),
+        other => bail!("{other}: {}", output.join(" ")),
+    }
+}

@@ -1,0 +1,349 @@
+//! The image's fstab: what belongs on the same disk and is mounted beneath the root. Pure.
+
+use crate::error::Kind;
+use anyhow::Result;
+
+/// No image has so many file systems on its disk; one that pretends to must not fill the mount table.
+const PLANNED_MAX: usize = 64;
+
+/// A line of fstab(5), unescaped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Counted from 1.
+    pub line: usize,
+    pub spec: Spec,
+    /// Absolute and normal: no `.`, no empty component; `/` for the root.
+    pub target: String,
+    pub kind: String,
+    pub options: Vec<String>,
+}
+
+/// What a line mounts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Spec {
+    Uuid(String),
+    Label(String),
+    PartUuid(String),
+    PartLabel(String),
+    /// A device by a name that depends on the machine: `/dev/sda2`, `/dev/mapper/…`.
+    Device(String),
+    /// No block device: a network share, `tmpfs`, a directory.
+    Other(String),
+}
+
+impl Spec {
+    pub(crate) fn parse(text: &str) -> Self {
+        let by = |name: &str| {
+            text.strip_prefix("/dev/disk/by-").and_then(|t| t.strip_prefix(name)?.strip_prefix('/'))
+        };
+        let tag = |name: &str| Some(text.strip_prefix(name)?.strip_prefix('=')?.trim_matches('"').to_owned());
+        let either = |upper: &str, lower: &str| tag(upper).or_else(|| by(lower).map(unhex));
+        if let Some(id) = either("UUID", "uuid") {
+            Self::Uuid(id)
+        } else if let Some(id) = either("PARTUUID", "partuuid") {
+            Self::PartUuid(id)
+        } else if let Some(name) = either("LABEL", "label") {
+            Self::Label(name)
+        } else if let Some(name) = either("PARTLABEL", "partlabel") {
+            Self::PartLabel(name)
+        } else if text.starts_with("/dev/") || text.starts_with("ID=") {
+            Self::Device(text.to_owned())
+        } else {
+            Self::Other(text.to_owned())
+        }
+    }
+
+    /// Whether this partition is meant. A device's name on another machine says nothing.
+    pub fn names(&self, ids: &Ids<'_>) -> bool {
+        match self {
+            Self::Uuid(id) => !id.is_empty() && id.eq_ignore_ascii_case(ids.uuid),
+            Self::PartUuid(id) => !id.is_empty() && id.eq_ignore_ascii_case(ids.partuuid),
+            Self::Label(name) => !name.is_empty() && name == ids.label,
+            Self::PartLabel(name) => !name.is_empty() && name == ids.partlabel,
+            Self::Device(_) | Self::Other(_) => false,
+        }
+    }
+}
+impl std::fmt::Display for Spec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Uuid(id) => write!(f, "UUID={id}"),
+            Self::Label(name) => write!(f, "LABEL={name}"),
+            Self::PartUuid(id) => write!(f, "PARTUUID={id}"),
+            Self::PartLabel(name) => write!(f, "PARTLABEL={name}"),
+            Self::Device(path) | Self::Other(path) => f.write_str(path),
+        }
+    }
+}
+
+/// What a partition of the disk is called.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ids<'a> {
+    pub uuid: &'a str,
+    pub label: &'a str,
+    pub partuuid: &'a str,
+    pub partlabel: &'a str,
+}
+
+/// Something to mount beneath the root.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Planned {
+    pub target: String,
+    pub what: What,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum What {
+    /// The partition of this index.
+    Partition(usize),
+    /// A directory of the image, absolute; `true`: with what is mounted in it.
+    Bind(String, bool),
+}
+
+/// The lines that say something; fields beyond the sixth are nobody's, and shorter lines are no entries.
+pub fn parse(text: &str) -> Vec<Entry> {
+    let entry = |(index, line): (usize, &str)| {
+        let mut fields = line.split_ascii_whitespace();
+        let (spec, target, kind) = (fields.next()?, fields.next()?, fields.next()?);
+        if spec.starts_with('#') {
+            return None;
+        }
+        let options = fields.next().unwrap_or("defaults").split(',').map(str::to_owned).collect();
+        let target = target_of(&unescape(target))?;
+        Some(Entry {
+            line: index + 1,
+            spec: Spec::parse(&unescape(spec)),
+            target,
+            kind: kind.to_owned(),
+            options,
+        })
+    };
+    text.lines().enumerate().filter_map(entry).collect()
+}
+
+/// The partitions that are mounted beneath the root, parents first. What is on the network, in memory or `noauto` is
+/// passed over. A line that means another disk is refused unless it is `nofail`.
+pub fn plan(entries: &[Entry], root: usize, partitions: &[Ids<'_>]) -> Result<Vec<Planned>> {
+    let mut planned = Vec::new();
+    for entry in entries.iter().filter(|entry| entry.target != "/") {
+        let has = |option: &str| entry.options.iter().any(|o| o == option);
+        // An automount is mounted by the first access.
+        if entry.kind == "swap" || (has("noauto") && !has("x-systemd.automount")) {
+            continue;
+        }
+        let refuse = |why: &str| {
+            let what = format!("line {} of the image's /etc/fstab", entry.line);
+            let failure =
+                Kind::Definition.failure(format!("{what} mounts {} on {}: {why}", entry.spec, entry.target));
+            failure.hint("Bake on an image whose file systems are all on its root disk, or mark the line as nofail there.")
+        };
+        let what = match &entry.spec {
+            Spec::Other(from) if has("bind") || has("rbind") => {
+                let from = target_of(from).ok_or_else(|| refuse("no path to bind"))?;
+                What::Bind(from, has("rbind"))
+            }
+            Spec::Other(_) => continue,
+            // Discs and floppies belong to a machine, not to an image.
+            Spec::Device(_) if matches!(entry.kind.as_str(), "iso9660" | "udf" | "udf,iso9660") => continue,
+            Spec::Device(_) if has("nofail") => continue,
+            Spec::Device(_) => {
+                return Err(refuse(
+                    "what such a name means depends on the machine; only /dev/disk/by-uuid, by-label, \
+                                   by-partuuid and by-partlabel name a partition",
+                )
+                .into());
+            }
+            spec => {
+                let mut found = (0..partitions.len()).filter(|&index| spec.names(&partitions[index]));
+                match (found.next(), found.next()) {
+                    (Some(one), None) if one == root => {
+                        return Err(refuse("that is the root itself").into());
+                    }
+                    (Some(one), None) => What::Partition(one),
+                    (Some(_), Some(_)) => {
+                        return Err(refuse("several partitions of the disk are called so").into());
+                    }
+                    (None, _) if has("nofail") => continue,
+                    (None, _) => return Err(refuse("no partition of the disk is called so").into()),
+                }
+            }
+        };
+        if entry.target.split('/').any(|part| part == "..") {
+            return Err(refuse("a mount point with `..`").into());
+        }
+        if planned.len() == PLANNED_MAX {
+            return Err(refuse("there are too many lines before it").into());
+        }
+        planned.push(Planned { target: entry.target.clone(), what });
+    }
+    // Parents first; of one target, the line that comes last is mounted on top, as at boot. A bind comes after what
+    // it may show.
+    planned.sort_by_key(|p| (matches!(p.what, What::Bind(..)), depth(&p.target)));
+    Ok(planned)
+}
+
+/// Whether the fstab's own line for `/` names this partition; `None` if it names none, or by a device's name.
+pub fn names_root(entries: &[Entry], ids: &Ids<'_>) -> Option<bool> {
+    let root = entries.iter().find(|entry| entry.target == "/")?;
+    match root.spec {
+        Spec::Device(_) | Spec::Other(_) => None,
+        _ => Some(root.spec.names(ids)),
+    }
+}
+
+fn depth(target: &str) -> usize {
+    target.matches('/').count()
+}
+
+/// A mount point, made normal; `None` for `none` and whatever is not absolute.
+fn target_of(text: &str) -> Option<String> {
+    let parts: Vec<_> =
+        text.strip_prefix('/')?.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+    Some(format!("/{}", parts.join("/")))
+}
+
+/// `\040` and its kin, as getmntent(3) reads them.
+pub(crate) fn unescape(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let octal = bytes
+            .get(at + 1..at + 4)
+            .filter(|digits| bytes[at] == b'\\' && digits.iter().all(|d| (b'0'..b'8').contains(d)));
+        match octal.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok()) {
+            Some(byte) => {
+                out.push(byte);
+                at += 4;
+            }
+            None => {
+                out.push(bytes[at]);
+                at += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+/// `\x20` and its kin, as udev writes names of links.
+pub(crate) fn unhex(text: &str) -> String {
+    let mut out = Vec::new();
+    let mut rest = text.as_bytes();
+    while let Some((&first, tail)) = rest.split_first() {
+        let digits = tail.strip_prefix(b"x").and_then(|t| t.get(..2)).filter(|_| first == b'\\');
+        match digits.and_then(|d| u8::from_str_radix(std::str::from_utf8(d).ok()?, 16).ok()) {
+            Some(byte) => {
+                out.push(byte);
+                rest = &tail[3..];
+            }
+            None => {
+                out.push(first);
+                rest = tail;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DISK: [Ids<'static>; 4] = [
+        Ids { uuid: "root-id", label: "cloudimg-rootfs", partuuid: "p-1", partlabel: "" },
+        Ids { uuid: "ABCD-0123", label: "UEFI", partuuid: "p-15", partlabel: "EFI System" },
+        Ids { uuid: "boot-id", label: "BOOT", partuuid: "p-16", partlabel: "" },
+        Ids { uuid: "var-id", label: "same", partuuid: "p-2", partlabel: "" },
+    ];
+
+    fn planned(text: &str) -> Vec<(String, What)> {
+        plan(&parse(text), 0, &DISK).unwrap().into_iter().map(|p| (p.target, p.what)).collect()
+    }
+    fn refused(text: &str) -> String {
+        plan(&parse(text), 0, &DISK).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_cloud_image() {
+        let found = planned(
+            "LABEL=UEFI\t/boot/efi\tvfat\tumask=0077\t0 1\n# comment\n\nLABEL=BOOT /boot ext4 defaults 0 2\n\
+             LABEL=cloudimg-rootfs / ext4 discard 0 1\nUUID=none none swap sw 0 0\ntmpfs /tmp tmpfs\n\
+             proc /proc proc defaults\nhost:/x /mnt/nfs nfs _netdev\n//host/y /mnt/y cifs\nshort /line\n",
+        );
+        assert_eq!(found, [("/boot".into(), What::Partition(2)), ("/boot/efi".into(), What::Partition(1))]);
+    }
+
+    #[test]
+    fn every_way_to_name_a_partition() {
+        for spec in [
+            "UUID=abcd-0123",
+            "UUID=\"ABCD-0123\"",
+            "LABEL=UEFI",
+            "PARTUUID=P-15",
+            "PARTLABEL=EFI\\040System",
+            "/dev/disk/by-uuid/ABCD-0123",
+            "/dev/disk/by-label/UEFI",
+            "/dev/disk/by-partuuid/p-15",
+            "/dev/disk/by-partlabel/EFI\\x20System",
+        ] {
+            assert_eq!(
+                planned(&format!("{spec} /boot//./efi/ vfat x")),
+                [("/boot/efi".into(), What::Partition(1))],
+                "{spec}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_passed_over() {
+        for line in [
+            "UUID=boot-id /boot ext4 noauto",
+            "/dev/cdrom /media/c udf,iso9660 user,noauto",
+            "/dev/sr0 /c iso9660 ro",
+            "/dev/xvdb /mnt auto defaults,nofail,comment=cloudconfig",
+            "UUID=elsewhere /data ext4 nofail",
+            "LABEL=UEFI none swap sw",
+            "/swapfile none swap sw",
+            "UUID=var-id relative ext4",
+        ] {
+            assert_eq!(planned(line), [], "{line}");
+        }
+        assert_eq!(planned("UUID=var-id /var ext4 noauto,x-systemd.automount").len(), 1);
+    }
+
+    #[test]
+    fn what_is_refused_by_name() {
+        assert!(
+            refused("#\nUUID=elsewhere /data ext4")
+                .contains("line 2 of the image's /etc/fstab mounts UUID=elsewhere on /data")
+        );
+        assert!(refused("/dev/mapper/vg-var /var ext4").contains("/dev/mapper/vg-var on /var"));
+        assert!(refused("/dev/xvda15 /boot/efi vfat").contains("depends on the machine"));
+        assert!(refused("UUID=root-id /again ext4").contains("the root itself"));
+        assert!(refused("UUID=var-id /a/../../b ext4").contains(".."));
+        assert!(refused(&"UUID=var-id /v ext4\n".repeat(65)).contains("too many lines"));
+        let twice = [DISK[0], DISK[3], DISK[3]];
+        assert!(
+            plan(&parse("LABEL=same /s ext4"), 0, &twice)
+                .unwrap_err()
+                .to_string()
+                .contains("several partitions")
+        );
+    }
+
+    #[test]
+    fn binds_come_last_and_parents_first() {
+        let found = planned("/var/srv /srv none bind\nUUID=boot-id /var/log ext4\nUUID=var-id /var ext4");
+        let targets: Vec<_> = found.iter().map(|(target, _)| target.as_str()).collect();
+        assert_eq!(targets, ["/var", "/var/log", "/srv"]);
+        assert_eq!(found[2].1, What::Bind("/var/srv".into(), false));
+    }
+
+    #[test]
+    fn the_roots_own_line() {
+        assert_eq!(names_root(&parse("UUID=ROOT-ID / ext4"), &DISK[0]), Some(true));
+        assert_eq!(names_root(&parse("UUID=other / ext4"), &DISK[0]), Some(false));
+        assert_eq!(names_root(&parse("/dev/sda1 / ext4"), &DISK[0]), None);
+        assert_eq!(names_root(&parse("UUID= / ext4"), &Ids::default()), Some(false));
+    }
+}

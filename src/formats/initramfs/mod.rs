@@ -1,0 +1,352 @@
+//! The names of the files in an initramfs, as the kernel unpacks it: archives (cpio, newc) one after the other, each
+//! as it is or compressed. Written for files that lie; nothing is unpacked.
+
+pub mod lz4;
+
+use anyhow::{Context, Result, ensure};
+use std::io::{BufRead, BufReader, Read};
+use std::ops::ControlFlow::{self, Break, Continue};
+
+/// Firmware and all modules of a kernel that is no cloud's take some 400 MiB.
+const UNPACKED_MAX: u64 = 4 << 30;
+/// PATH_MAX, as the kernel has it.
+const NAME_MAX: u64 = 4096;
+const HEADER: usize = 110;
+/// An archive in a compressed one is what a kernel takes; no deeper.
+const DEPTH_MAX: u32 = 1;
+/// The memory that xz may ask for: its strongest preset takes 65 MiB.
+const MEMORY_MAX: u64 = 256 << 20;
+
+/// Calls `see` with each name, without a leading `/` or `./`, until it breaks.
+///
+/// Errors: [`Unknown`] where it is compressed by something that is not known here; else the file is damaged.
+pub fn names(file: impl Read, see: &mut dyn FnMut(&[u8]) -> ControlFlow<()>) -> Result<()> {
+    let mut left = UNPACKED_MAX;
+    let mut found = false;
+    let mut see = |name: &[u8]| {
+        found = true;
+        see(name)
+    };
+    _ = archives(&mut Source::new(file), 0, &mut left, &mut see)?;
+    ensure!(found, "there is no archive in it");
+    Ok(())
+}
+
+/// What cannot be read here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unknown(pub &'static str);
+impl std::fmt::Display for Unknown {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}, which cannot be read here", self.0)
+    }
+}
+impl std::error::Error for Unknown {}
+
+/// A reader that looks ahead.
+struct Source<R> {
+    inner: BufReader<R>,
+    /// Looked at, and not yet read.
+    ahead: Vec<u8>,
+}
+
+impl<R: Read> Source<R> {
+    fn new(inner: R) -> Self {
+        Self { inner: BufReader::with_capacity(1 << 16, inner), ahead: Vec::new() }
+    }
+
+    /// The next bytes, or fewer at the end.
+    fn peek(&mut self, length: usize) -> Result<&[u8]> {
+        if let Some(missing) = length.checked_sub(self.ahead.len()) {
+            let mut next = (&mut self.inner).take(missing as u64);
+            next.read_to_end(&mut self.ahead).context("reading it")?;
+        }
+        Ok(&self.ahead[..length.min(self.ahead.len())])
+    }
+
+    fn skip(&mut self, length: u64) -> Result<()> {
+        let skipped = std::io::copy(&mut self.take(length), &mut std::io::sink()).context("reading it")?;
+        ensure!(skipped == length, "it ends in the middle of a file");
+        Ok(())
+    }
+
+    fn bytes(&mut self, length: usize) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; length];
+        self.read_exact(&mut bytes).context("it ends in the middle of a file")?;
+        Ok(bytes)
+    }
+}
+impl<R: Read> Read for Source<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let mut from = self.fill_buf()?;
+        let read = from.read(buffer)?;
+        self.consume(read);
+        Ok(read)
+    }
+}
+impl<R: Read> BufRead for Source<R> {
+    fn fill_buf(&mut self) -> std::io::Result<&[u8]> {
+        if self.ahead.is_empty() { self.inner.fill_buf() } else { Ok(&self.ahead) }
+    }
+
+    fn consume(&mut self, amount: usize) {
+        if self.ahead.is_empty() {
+            self.inner.consume(amount);
+        } else {
+            self.ahead.drain(..amount);
+        }
+    }
+}
+
+fn archives(
+    source: &mut Source<impl Read>,
+    depth: u32,
+    left: &mut u64,
+    see: &mut dyn FnMut(&[u8]) -> ControlFlow<()>,
+) -> Result<ControlFlow<()>> {
+    for number in 0.. {
+        // Between archives there may be zeros.
+        loop {
+            let zeros = source.fill_buf().context("reading it")?;
+            let count = zeros.iter().take_while(|byte| **byte == 0).count();
+            if zeros.is_empty() {
+                return Ok(Continue(()));
+            }
+            source.consume(count);
+            if count == 0 {
+                break;
+            }
+        }
+        let start = source.peek(6)?.to_vec();
+        if start.starts_with(b"07070") {
+            if archive(source, left, see)?.is_break() {
+                return Ok(Break(()));
+            }
+            continue;
+        }
+        ensure!(depth < DEPTH_MAX, "what is unpacked is no archive");
+        match unpacked(&start, source, left, see) {
+            // A signature, or a configuration (bootconfig): the kernel keeps what it has so far.
+            Err(error) if number > 0 && error.is::<Unknown>() => break,
+            other => {
+                if other?.is_break() {
+                    return Ok(Break(()));
+                }
+            }
+        }
+    }
+    Ok(Continue(()))
+}
+
+fn unpacked<R: Read>(
+    start: &[u8],
+    source: &mut Source<R>,
+    left: &mut u64,
+    see: &mut dyn FnMut(&[u8]) -> ControlFlow<()>,
+) -> Result<ControlFlow<()>> {
+    use liblzma::stream::Stream;
+    let inner: Box<dyn Read + '_> = match start {
+        [0x1f, 0x8b, ..] => Box::new(flate2::bufread::GzDecoder::new(source)),
+        [0xfd, b'7', b'z', b'X', b'Z', 0] => {
+            let stream = Stream::new_stream_decoder(MEMORY_MAX, 0)?;
+            Box::new(liblzma::bufread::XzDecoder::new_stream(source, stream))
+        }
+        [0x5d, 0, 0, ..] => {
+            let stream = Stream::new_lzma_decoder(MEMORY_MAX)?;
+            Box::new(liblzma::bufread::XzDecoder::new_stream(source, stream))
+        }
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => {
+            let window = crate::formats::package::ensure_window(source.peek(18)?);
+            window.map_err(|_| Unknown("compressed by zstd with a window that takes too much memory"))?;
+            Box::new(ruzstd::decoding::StreamingDecoder::new(source)?)
+        }
+        [0x02, 0x21, 0x4c, 0x18, ..] => Box::new(lz4::Legacy::new(source)),
+        [b'B', b'Z', b'h', ..] => return Err(Unknown("compressed by bzip2").into()),
+        [0x89, b'L', b'Z', b'O', ..] => return Err(Unknown("compressed by lzop").into()),
+        _ => return Err(Unknown("neither an archive nor compressed by anything known").into()),
+    };
+    let limit = *left;
+    archives(&mut Source::new(inner.take(limit)), 1, left, see)
+}
+
+/// One archive, up to its trailer.
+fn archive(
+    source: &mut Source<impl Read>,
+    left: &mut u64,
+    see: &mut dyn FnMut(&[u8]) -> ControlFlow<()>,
+) -> Result<ControlFlow<()>> {
+    loop {
+        let header = source.bytes(HEADER)?;
+        ensure!(
+            matches!(&header[..6], b"070701" | b"070702"),
+            "it is damaged: no header where one should be"
+        );
+        let number = |field: usize| -> Result<u64> {
+            let digits = std::str::from_utf8(&header[6 + 8 * field..14 + 8 * field])?;
+            u64::from_str_radix(digits, 16).context("it is damaged: no number where one should be")
+        };
+        let (size, length) = (number(6)?, number(11)?);
+        ensure!((1..=NAME_MAX).contains(&length), "it is damaged: a name of {length} bytes");
+        let mut name = source.bytes(length as usize)?;
+        name.pop();
+        // Names and files end at multiples of four, the header's 110 bytes counted.
+        let padding = |length: u64| (4 - length % 4) % 4;
+        let name_padding = padding(HEADER as u64 + length);
+        let whole = HEADER as u64 + length + name_padding + size + padding(size);
+        *left = left.checked_sub(whole).context("it is larger than any that a machine could take")?;
+        source.skip(name_padding)?;
+        if name == b"TRAILER!!!" {
+            return Ok(Continue(()));
+        }
+        let bare = name.strip_prefix(b"./").unwrap_or(&name);
+        if see(bare.strip_prefix(b"/").unwrap_or(bare)).is_break() {
+            return Ok(Break(()));
+        }
+        source.skip(size)?;
+        // The last file may come without.
+        let rest = source.peek(padding(size) as usize)?.len();
+        source.skip(rest as u64)?;
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use std::io::Write;
+
+    /// An archive of these files, as `cpio -o -H newc` writes it.
+    pub fn cpio(files: &[(&str, &[u8])]) -> Vec<u8> {
+        let mut out = Vec::new();
+        let pad = |out: &mut Vec<u8>| out.resize(out.len().next_multiple_of(4), 0);
+        for (name, content) in files.iter().chain([&("TRAILER!!!", &[][..])]) {
+            let mut fields = [0; 13];
+            (fields[6], fields[11]) = (content.len(), name.len() + 1);
+            write!(out, "070701").unwrap();
+            fields.iter().for_each(|field| write!(out, "{field:08X}").unwrap());
+            out.extend(name.bytes().chain([0]));
+            pad(&mut out);
+            out.extend(*content);
+            pad(&mut out);
+        }
+        out.resize(out.len().next_multiple_of(512), 0);
+        out
+    }
+
+    pub fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn listed(bytes: &[u8]) -> Result<Vec<String>> {
+        let mut all = Vec::new();
+        names(bytes, &mut |name| {
+            all.push(String::from_utf8_lossy(name).into_owned());
+            Continue(())
+        })?;
+        Ok(all)
+    }
+
+    fn modules() -> Vec<u8> {
+        let module = vec![7; 5001];
+        cpio(&[
+            (".", b""),
+            ("./lib/modules/6.1/kernel/nvme.ko", &module),
+            ("/usr/lib/modules/6.1/kernel/ena.ko.xz", b"abc"),
+        ])
+    }
+
+    const NAMES: [&str; 3] = [".", "lib/modules/6.1/kernel/nvme.ko", "usr/lib/modules/6.1/kernel/ena.ko.xz"];
+
+    #[test]
+    fn every_compression_behind_microcode_that_is_not_compressed() {
+        let microcode = cpio(&[("kernel/x86/microcode/AuthenticAMD.bin", &[1; 3000])]);
+        let xz = |check| {
+            let stream = liblzma::stream::Stream::new_easy_encoder(6, check).unwrap();
+            let mut encoder = liblzma::write::XzEncoder::new_stream(Vec::new(), stream);
+            encoder.write_all(&modules()).unwrap();
+            encoder.finish().unwrap()
+        };
+        let options = liblzma::stream::LzmaOptions::new_preset(6).unwrap();
+        let stream = liblzma::stream::Stream::new_lzma_encoder(&options).unwrap();
+        let mut lzma = liblzma::write::XzEncoder::new_stream(Vec::new(), stream);
+        lzma.write_all(&modules()).unwrap();
+        for (what, packed) in [
+            ("as it is", modules()),
+            ("gzip", gzip(&modules())),
+            ("xz", xz(liblzma::stream::Check::Crc32)),
+            ("lzma", lzma.finish().unwrap()),
+            (
+                "zstd",
+                ruzstd::encoding::compress_to_vec(
+                    &modules()[..],
+                    ruzstd::encoding::CompressionLevel::Fastest,
+                ),
+            ),
+            ("lz4", lz4::tests::legacy(&modules())),
+        ] {
+            assert_eq!(listed(&packed).expect(what), NAMES, "{what}");
+            let mut names = vec!["kernel/x86/microcode/AuthenticAMD.bin".to_owned()];
+            names.extend(NAMES.map(str::to_owned));
+            assert_eq!(listed(&[&microcode[..], &packed].concat()).expect(what), names, "{what}");
+            // A second one behind it, as boot loaders put them.
+            names.push("late".to_owned());
+            let late = cpio(&[("late", b"x")]);
+            let three = [&microcode[..], &packed, &[0; 8], &late, b"#BOOTCONFIG\n"].concat();
+            assert_eq!(listed(&three).expect(what), names, "{what}");
+        }
+    }
+
+    #[test]
+    fn it_ends_where_it_is_told_to() {
+        let mut seen = 0;
+        let broken = [&gzip(&modules())[..], b"garbage"].concat();
+        names(&broken[..], &mut |_| {
+            seen += 1;
+            if seen == 2 { Break(()) } else { Continue(()) }
+        })
+        .unwrap();
+        assert_eq!(seen, 2);
+    }
+
+    #[test]
+    fn what_is_none_is_told() {
+        for (bytes, why) in [
+            (&b""[..], "no archive"),
+            (&[0; 512], "no archive"),
+            (b"BZh91AY", "bzip2"),
+            (b"\x89LZO\0\r", "lzop"),
+            (b"#!/bin/sh\n", "neither"),
+            (&gzip(b"#!/bin/sh\n"), "no archive"),
+            (&gzip(&gzip(b"x")), "no archive"),
+            (&modules()[..3000], "ends in the middle"),
+            (&modules()[..50], "ends in the middle"),
+        ] {
+            let error = format!("{:#}", listed(bytes).unwrap_err());
+            assert!(error.contains(why), "{why}: {error}");
+        }
+        let mut long = modules();
+        long[94..102].copy_from_slice(b"7FFFFFFF");
+        assert!(listed(&long).unwrap_err().to_string().contains("a name of"));
+    }
+
+    /// Whatever the bytes, it ends, with an answer or an error.
+    #[test]
+    fn damage_is_an_error_and_no_panic() {
+        let good: [Vec<u8>; 4] = [
+            modules(),
+            gzip(&modules()),
+            lz4::tests::legacy(&modules()),
+            liblzma::encode_all(&modules()[..], 1).unwrap(),
+        ];
+        let mut random = crate::formats::partition::tests::Random(0x1217);
+        for round in 0..2000 {
+            let mut bytes = good[round % 4].clone();
+            for _ in 0..1 + random.below(4) {
+                let at = random.below(bytes.len());
+                bytes[at] = random.next() as u8;
+            }
+            bytes.truncate(bytes.len() - [0, random.below(bytes.len())][random.below(2)]);
+            _ = listed(&bytes);
+        }
+    }
+}

@@ -1,0 +1,321 @@
+//! The GUID partition table (UEFI specification, chapter 5.3): read, and grown.
+
+use super::{Damaged, Partition, ReadAt, Scheme, Table, Type, le32, le64};
+
+const SIGNATURE: &[u8; 8] = b"EFI PART";
+/// The fields of a header, of which the specification says that more may follow.
+const HEADER_LEN: usize = 92;
+/// 128 entries of 128 bytes are common; nobody has 64 times as many.
+const ENTRIES_MAX: u64 = 1 << 20;
+
+/// A header whose checksum and place are right.
+struct Header {
+    /// The sector that it fills.
+    raw: Vec<u8>,
+    alternate: u64,
+    first_usable: u64,
+    last_usable: u64,
+    entries_lba: u64,
+    entry_size: usize,
+    entries: Vec<u8>,
+}
+
+/// The primary copy, or the backup with a warning.
+pub fn read(disk: &(impl ReadAt + ?Sized), sector: u64) -> Result<Table, Damaged> {
+    let why = match primary(disk, sector) {
+        Ok(table) => return Ok(table),
+        Err(why) => why,
+    };
+    let last = (disk.size() / sector).saturating_sub(1);
+    match header(disk, sector, last).and_then(|h| table(&h, sector)) {
+        Ok(mut table) => {
+            table.warnings.push(format!("the GPT's first copy is damaged ({why}): its backup is used"));
+            Ok(table)
+        }
+        Err(backup) => {
+            Err(Damaged(format!("both copies of the GPT are damaged: {why}; the backup: {backup}")))
+        }
+    }
+}
+
+/// The primary copy alone.
+pub fn primary(disk: &(impl ReadAt + ?Sized), sector: u64) -> Result<Table, Damaged> {
+    table(&header(disk, sector, 1)?, sector)
+}
+
+fn header(disk: &(impl ReadAt + ?Sized), sector: u64, lba: u64) -> Result<Header, Damaged> {
+    let damaged = |what: &str| Err(Damaged(what.to_owned()));
+    let sectors = disk.size() / sector;
+    let offset = lba.checked_mul(sector).filter(|_| lba > 0 && lba < sectors);
+    let Some(Ok(raw)) = offset.map(|offset| disk.bytes(offset, sector as usize)) else {
+        return damaged("the disk is too small");
+    };
+    if &raw[..8] != SIGNATURE {
+        return damaged("no signature");
+    }
+    let length = le32(&raw, 12) as usize;
+    if !(HEADER_LEN..=raw.len()).contains(&length) || header_sum(&raw, length) != le32(&raw, 16) {
+        return damaged("the header's checksum is wrong");
+    }
+    let (count, entry_size) = (u64::from(le32(&raw, 80)), u64::from(le32(&raw, 84)));
+    let (first_usable, last_usable, entries_lba) = (le64(&raw, 40), le64(&raw, 48), le64(&raw, 72));
+    // Both factors are below 2^32: no overflow.
+    let entries_len = count * entry_size;
+    if le64(&raw, 24) != lba || entry_size < 128 || !entry_size.is_power_of_two() {
+        return damaged("the header is not where it says, or its entries have no legal size");
+    }
+    if entries_len == 0 || entries_len > ENTRIES_MAX || first_usable > last_usable || last_usable >= sectors {
+        return damaged("the header's numbers do not fit the disk");
+    }
+    let entries = entries_lba.checked_mul(sector).filter(|_| entries_lba > 0 && entries_lba < sectors);
+    let Some(Ok(entries)) = entries.map(|offset| disk.bytes(offset, entries_len as usize)) else {
+        return damaged("the entries are behind the disk");
+    };
+    if sum(&[&entries]) != le32(&raw, 88) {
+        return damaged("the entries' checksum is wrong");
+    }
+    let alternate = le64(&raw, 32);
+    let entry_size = entry_size as usize;
+    Ok(Header { raw, alternate, first_usable, last_usable, entries_lba, entry_size, entries })
+}
+
+fn table(header: &Header, sector: u64) -> Result<Table, Damaged> {
+    let mut partitions = Vec::new();
+    for (index, entry) in header.entries.chunks_exact(header.entry_size).enumerate() {
+        if entry[..16] == [0; 16] {
+            continue;
+        }
+        let number = index as u32 + 1;
+        let (first, last) = (le64(entry, 32), le64(entry, 40));
+        if first < header.first_usable || last < first || last > header.last_usable {
+            return Err(Damaged(format!("partition {number} lies outside of what the table may use")));
+        }
+        // Below last_usable, which is below the number of sectors: no overflow.
+        partitions.push(Partition {
+            number,
+            start: first * sector,
+            size: (last - first + 1) * sector,
+            kind: Type::Gpt(guid(&entry[..16])),
+            partuuid: guid(&entry[16..32]),
+            name: name(&entry[56..128]),
+        });
+    }
+    Ok(Table { scheme: Scheme::Gpt, partitions, warnings: Vec::new() })
+}
+
+/// What to write, in this order, so that a partition reaches to the end of a disk which is larger than its table
+/// knows: the new backup, then the primary, the protective MBR, and zeros over the old backup. `None` if there is
+/// nothing to gain.
+pub fn grow(disk: &(impl ReadAt + ?Sized), sector: u64, number: u32) -> Result<Option<Growth>, Damaged> {
+    let old = header(disk, sector, 1)?;
+    let partitions = table(&old, sector)?.partitions;
+    let root = partitions.iter().find(|p| p.number == number);
+    let root = root.ok_or_else(|| Damaged(format!("there is no partition {number}")))?;
+    let last = disk.size() / sector - 1;
+    let array = (old.entries.len() as u64).div_ceil(sector);
+    // Ends where a MiB does, as every partitioning tool aligns.
+    let align = (1 << 20) / sector;
+    let end = (last - array) / align * align;
+    if last <= old.alternate || partitions.iter().any(|p| end * sector <= p.end()) {
+        return Ok(None);
+    }
+    if let Some(behind) = partitions.iter().find(|p| p.start >= root.end()) {
+        return Err(Damaged(format!(
+            "partition {number} cannot grow: partition {} is behind it",
+            behind.number
+        )));
+    }
+
+    let mut entries = old.entries.clone();
+    let at = (number as usize - 1) * old.entry_size;
+    entries[at + 40..at + 48].copy_from_slice(&(end - 1).to_le_bytes());
+    let sealed = |my: u64, other: u64, entries_lba: u64| {
+        let mut raw = old.raw.clone();
+        raw[24..32].copy_from_slice(&my.to_le_bytes());
+        raw[32..40].copy_from_slice(&other.to_le_bytes());
+        raw[48..56].copy_from_slice(&(last - array - 1).to_le_bytes());
+        raw[72..80].copy_from_slice(&entries_lba.to_le_bytes());
+        raw[88..92].copy_from_slice(&sum(&[&entries]).to_le_bytes());
+        let length = le32(&raw, 12) as usize;
+        let sum = header_sum(&raw, length);
+        raw[16..20].copy_from_slice(&sum.to_le_bytes());
+        raw
+    };
+    let mut writes = vec![
+        Write { offset: (last - array) * sector, bytes: entries.clone() },
+        Write { offset: last * sector, bytes: sealed(last, 1, last - array) },
+        Write { offset: old.entries_lba * sector, bytes: entries.clone() },
+        Write { offset: sector, bytes: sealed(1, last, old.entries_lba) },
+    ];
+    let protective = disk.bytes(446, 64).map_err(|e| Damaged(e.to_string()))?;
+    if let Some(index) = protective.chunks_exact(16).position(|entry| entry[4] == 0xee) {
+        let covered = u32::try_from(last).unwrap_or(u32::MAX).to_le_bytes();
+        writes.push(Write { offset: 446 + 16 * index as u64 + 12, bytes: covered.into() });
+    }
+    // A header that is no longer at a disk's end confuses tools that search for one.
+    if old.alternate > 1 && old.alternate < last - array && header(disk, sector, old.alternate).is_ok() {
+        writes.push(Write { offset: old.alternate * sector, bytes: vec![0; sector as usize] });
+    }
+    Ok(Some(Growth { writes, size: end * sector - root.start }))
+}
+
+/// A larger partition, and what makes it so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Growth {
+    pub writes: Vec<Write>,
+    /// The partition's new size in bytes.
+    pub size: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Write {
+    pub offset: u64,
+    pub bytes: Vec<u8>,
+}
+
+fn header_sum(raw: &[u8], length: usize) -> u32 {
+    // The field that holds the sum counts as zero.
+    sum(&[&raw[..16], &[0; 4], &raw[20..length]])
+}
+
+fn sum(parts: &[&[u8]]) -> u32 {
+    let mut crc = flate2::Crc::new();
+    parts.iter().for_each(|part| crc.update(part));
+    crc.sum()
+}
+
+/// The first three fields of a GUID are little-endian.
+fn guid(b: &[u8]) -> String {
+    let hex = |order: &[usize]| order.iter().map(|&i| format!("{:02x}", b[i])).collect::<String>();
+    let (head, tail) = (hex(&[3, 2, 1, 0]), hex(&[10, 11, 12, 13, 14, 15]));
+    format!("{head}-{}-{}-{}-{tail}", hex(&[5, 4]), hex(&[7, 6]), hex(&[8, 9]))
+}
+
+fn name(bytes: &[u8]) -> String {
+    let units = bytes.chunks_exact(2).map(|c| u16::from_le_bytes([c[0], c[1]])).take_while(|&u| u != 0);
+    let name: String = char::decode_utf16(units).map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER)).collect();
+    name.replace(|c: char| c.is_control(), "\u{fffd}")
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::formats::partition::read as read_table;
+
+    /// A disk of so many sectors: partition 1 from sector 200 to 299, partition 15 from 100 to 149.
+    pub fn disk(sector: u64, sectors: u64) -> Vec<u8> {
+        let s = sector as usize;
+        let mut disk = vec![0; s * sectors as usize];
+        disk[446 + 4] = 0xee;
+        disk[446 + 8..446 + 12].copy_from_slice(&1u32.to_le_bytes());
+        disk[446 + 12..446 + 16].copy_from_slice(&(sectors as u32 - 1).to_le_bytes());
+        disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+        let array = 16384u64.div_ceil(sector);
+        for (my, other, at) in [(1, sectors - 1, 2), (sectors - 1, 1, sectors - 1 - array)] {
+            let h = my as usize * s;
+            disk[h..h + 8].copy_from_slice(SIGNATURE);
+            let fields = [(8, 0x10000u64, 4), (12, 92, 4), (24, my, 8), (32, other, 8), (40, 2 + array, 8)];
+            let more = [(48, sectors - 2 - array, 8), (72, at, 8), (80, 128, 4), (84, 128, 4)];
+            for (offset, value, length) in fields.into_iter().chain(more) {
+                disk[h + offset..h + offset + length].copy_from_slice(&value.to_le_bytes()[..length]);
+            }
+            for (index, first, last, label) in [(0, 200u64, 299u64, "root"), (14, 100, 149, "EFI\n")] {
+                let e = at as usize * s + index * 128;
+                disk[e..e + 16].fill(0x10 + index as u8);
+                disk[e + 16..e + 32].copy_from_slice(&std::array::from_fn::<u8, 16, _>(|i| i as u8));
+                disk[e + 32..e + 40].copy_from_slice(&first.to_le_bytes());
+                disk[e + 40..e + 48].copy_from_slice(&last.to_le_bytes());
+                for (i, unit) in label.encode_utf16().enumerate() {
+                    disk[e + 56 + 2 * i..e + 58 + 2 * i].copy_from_slice(&unit.to_le_bytes());
+                }
+            }
+        }
+        seal(&mut disk, sector);
+        disk
+    }
+
+    /// Makes the checksums right, whatever they cover, as far as that is possible.
+    pub fn seal(disk: &mut [u8], sector: u64) {
+        let s = sector as usize;
+        for h in [s, disk.len() - s] {
+            let entries = (le64(disk, h + 72) as usize).saturating_mul(s);
+            let length = (le32(disk, h + 80) as usize).saturating_mul(le32(disk, h + 84) as usize);
+            if let Some(bytes) = disk.get(entries..entries.saturating_add(length)) {
+                let sum = sum(&[bytes]).to_le_bytes();
+                disk[h + 88..h + 92].copy_from_slice(&sum);
+            }
+            let length = le32(disk, h + 12) as usize;
+            if (HEADER_LEN..=s).contains(&length) {
+                let sum = header_sum(&disk[h..h + s], length).to_le_bytes();
+                disk[h + 16..h + 20].copy_from_slice(&sum);
+            }
+        }
+    }
+
+    #[test]
+    fn partitions_of_both_sector_sizes() {
+        for sector in [512, 4096] {
+            let table = read_table(&disk(sector, 400)[..], sector).unwrap();
+            assert_eq!((table.scheme, table.warnings.len()), (Scheme::Gpt, 0));
+            let [root, efi] = &table.partitions[..] else { panic!("{table:?}") };
+            assert_eq!((root.number, root.start, root.size), (1, 200 * sector, 100 * sector));
+            assert_eq!(
+                (root.name.as_str(), root.partuuid.as_str()),
+                ("root", "03020100-0504-0706-0809-0a0b0c0d0e0f")
+            );
+            assert_eq!((efi.number, efi.name.as_str()), (15, "EFI\u{fffd}"));
+        }
+    }
+
+    #[test]
+    fn the_backup_stands_in_with_a_warning() {
+        let whole = disk(512, 400);
+        for (what, at) in [("signature", 512), ("header", 512 + 40), ("entries", 1024)] {
+            let mut disk = whole.clone();
+            disk[at] ^= 1;
+            let table = read_table(&disk[..], 512).unwrap();
+            assert_eq!(table.partitions, read_table(&whole[..], 512).unwrap().partitions, "{what}");
+            assert!(table.warnings[0].contains("backup"), "{what}");
+            let end = disk.len();
+            disk[end - 512 + 40] ^= 1;
+            let error = format!("{:#}", read_table(&disk[..], 512).unwrap_err());
+            assert!(error.contains("both copies of the GPT are damaged"), "{what}: {error}");
+        }
+    }
+
+    #[test]
+    fn overlaps_and_strays_are_refused() {
+        for (first, last) in [(140u64, 299u64), (200, 399), (200, 199), (1, 50), (0, u64::MAX)] {
+            let mut disk = disk(512, 400);
+            for e in [2 * 512, (399 - 32) * 512] {
+                disk[e + 32..e + 40].copy_from_slice(&first.to_le_bytes());
+                disk[e + 40..e + 48].copy_from_slice(&last.to_le_bytes());
+            }
+            seal(&mut disk, 512);
+            assert!(read_table(&disk[..], 512).is_err(), "{first}..{last}");
+        }
+    }
+
+    #[test]
+    fn grows_the_last_partition_and_moves_the_backup() {
+        for sector in [512u64, 4096] {
+            let mut disk = disk(sector, 400);
+            let before = read_table(&disk[..], sector).unwrap();
+            assert_eq!(grow(&disk[..], sector, 1).unwrap(), None);
+            disk.resize(8 << 20, 0);
+            let growth = grow(&disk[..], sector, 1).unwrap().unwrap();
+            assert!(grow(&disk[..], sector, 15).unwrap_err().0.contains("partition 1 is behind it"));
+            for Write { offset, bytes } in &growth.writes {
+                disk[*offset as usize..*offset as usize + bytes.len()].copy_from_slice(bytes);
+            }
+            let after = read_table(&disk[..], sector).unwrap();
+            assert_eq!(after.partitions[0].size, growth.size);
+            assert_eq!(after.partitions[0].end(), 7 << 20);
+            assert_eq!(after.partitions[1], before.partitions[1]);
+            disk[sector as usize] ^= 1; // the backup is where it belongs, and says the same
+            assert_eq!(read_table(&disk[..], sector).unwrap().partitions, after.partitions);
+            let signatures = disk.windows(8).filter(|w| w == SIGNATURE).count();
+            assert_eq!(signatures, 1, "the old backup is gone");
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! The PC's master boot record: four partitions, and logical ones in a chain.
+
+use super::gpt::{Growth, Write};
+use super::{Damaged, Partition, ReadAt, Type, le16, le32};
+
+/// A chain of logical partitions that is longer is a loop, or a joke.
+const LOGICAL_MAX: u32 = 60;
+
+pub enum Found {
+    Nothing,
+    /// A GPT is to be found.
+    Protective,
+    Table(Vec<Partition>),
+}
+
+struct Entry {
+    kind: u8,
+    /// In sectors.
+    start: u64,
+    count: u64,
+}
+
+impl Entry {
+    fn extended(&self) -> bool {
+        matches!(self.kind, 0x05 | 0x0f | 0x85)
+    }
+}
+
+/// The four entries of a boot sector; `None` if it is none.
+fn entries(boot: &[u8]) -> Option<[Entry; 4]> {
+    let signed = boot.len() >= 512 && le16(boot, 510) == 0xaa55;
+    let at = |i: usize| &boot[446 + 16 * i..462 + 16 * i];
+    // A boot sector of a file system has code here.
+    if !signed || (0..4).any(|i| at(i)[0] & 0x7f != 0) {
+        return None;
+    }
+    Some(std::array::from_fn(|i| {
+        let (start, count) = (u64::from(le32(at(i), 8)), u64::from(le32(at(i), 12)));
+        Entry { kind: if count == 0 { 0 } else { at(i)[4] }, start, count }
+    }))
+}
+
+pub fn read(disk: &(impl ReadAt + ?Sized), sector: u64, boot: &[u8]) -> Result<Found, Damaged> {
+    let Some(primary) = entries(boot) else { return Ok(Found::Nothing) };
+    if primary.iter().any(|entry| entry.kind == 0xee) {
+        return Ok(Found::Protective);
+    }
+    let id = le32(boot, 440);
+    let partition = |number: u32, kind: u8, start: u64, count: u64| Partition {
+        number,
+        // Sums of 32-bit numbers times 4096: no overflow.
+        start: start * sector,
+        size: count * sector,
+        kind: Type::Mbr(kind),
+        partuuid: format!("{id:08x}-{number:02x}"),
+        name: String::new(),
+    };
+    let mut found = Vec::new();
+    for (index, entry) in primary.iter().enumerate().filter(|(_, entry)| entry.kind != 0) {
+        if entry.extended() {
+            logical(disk, sector, entry, |number, kind, start, count| {
+                found.push(partition(number, kind, start, count));
+            })?;
+        } else if entry.start == 0 {
+            return Err(Damaged(format!("partition {} begins at the table itself", index + 1)));
+        } else {
+            found.push(partition(index as u32 + 1, entry.kind, entry.start, entry.count));
+        }
+    }
+    found.sort_by_key(|p| p.number);
+    Ok(if found.is_empty() { Found::Nothing } else { Found::Table(found) })
+}
+
+/// Each logical partition has a boot record of its own, which says where the next one is.
+fn logical(
+    disk: &(impl ReadAt + ?Sized),
+    sector: u64,
+    extended: &Entry,
+    mut found: impl FnMut(u32, u8, u64, u64),
+) -> Result<(), Damaged> {
+    let mut at = extended.start;
+    let mut number = 5;
+    loop {
+        let boot = disk.bytes(at * sector, 512);
+        let boot = boot.map_err(|_| Damaged("the extended partition leaves the disk".into()))?;
+        // An empty extended partition may hold anything.
+        let Some([own, next, ..]) = entries(&boot) else { return Ok(()) };
+        if own.kind != 0 && !own.extended() {
+            let (start, inside) = (at + own.start, extended.start + extended.count);
+            if own.start == 0 || start + own.count > inside {
+                return Err(Damaged(format!("partition {number} leaves the extended partition")));
+            }
+            found(number, own.kind, start, own.count);
+            number += 1;
+        }
+        if !next.extended() {
+            return Ok(());
+        }
+        let onward = extended.start + next.start;
+        // Tools write the chain in ascending order; whoever goes back makes a loop.
+        if onward <= at || number > LOGICAL_MAX {
+            return Err(Damaged("the chain of logical partitions has no end".into()));
+        }
+        at = onward;
+    }
+}
+
+/// What to write so that a primary partition reaches to the end of the disk; `None` if there is nothing to gain.
+pub fn grow(disk: &(impl ReadAt + ?Sized), sector: u64, number: u32) -> Result<Option<Growth>, Damaged> {
+    let boot = disk.bytes(0, 512).map_err(|e| Damaged(e.to_string()))?;
+    let primary = entries(&boot).ok_or_else(|| Damaged("there is no MBR".into()))?;
+    let align = (1 << 20) / sector;
+    let limit = disk.size() / sector / align * align;
+    if primary.iter().any(|entry| entry.kind != 0 && entry.start + entry.count >= limit) {
+        return Ok(None);
+    }
+    if number > 4 {
+        return Err(Damaged(format!("partition {number} is a logical one, which oven does not grow")));
+    }
+    let root = &primary[number as usize - 1];
+    let end = root.start + root.count;
+    if let Some(behind) = primary.iter().position(|other| other.kind != 0 && other.start >= end) {
+        return Err(Damaged(format!(
+            "partition {number} cannot grow: partition {} is behind it",
+            behind + 1
+        )));
+    }
+    // 32 bits count the sectors.
+    let limit = limit.min((root.start + u64::from(u32::MAX)) / align * align);
+    if limit <= end {
+        return Ok(None);
+    }
+    let count = limit - root.start;
+    let bytes = (count as u32).to_le_bytes().into();
+    let write = Write { offset: 446 + 16 * (u64::from(number) - 1) + 12, bytes };
+    Ok(Some(Growth { writes: vec![write], size: count * sector }))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::formats::partition::{Scheme, read as read_table};
+
+    fn put(disk: &mut [u8], at: usize, index: usize, kind: u8, start: u32, count: u32) {
+        let e = at + 446 + 16 * index;
+        disk[e + 4] = kind;
+        disk[e + 8..e + 12].copy_from_slice(&start.to_le_bytes());
+        disk[e + 12..e + 16].copy_from_slice(&count.to_le_bytes());
+        disk[at + 510..at + 512].copy_from_slice(&[0x55, 0xaa]);
+    }
+
+    /// 2: sectors 10..59; extended 100..299 with 5: 110..159 and 6: 210..259.
+    pub fn disk(sector: u64, sectors: u64) -> Vec<u8> {
+        let s = sector as usize;
+        let mut disk = vec![0; s * sectors as usize];
+        disk[440..444].copy_from_slice(&0x0bad_cafe_u32.to_le_bytes());
+        put(&mut disk, 0, 1, 0x83, 10, 50);
+        put(&mut disk, 0, 2, 0x0f, 100, 200);
+        put(&mut disk, 100 * s, 0, 0x83, 10, 50);
+        put(&mut disk, 100 * s, 1, 0x05, 100, 60);
+        put(&mut disk, 200 * s, 0, 0x82, 10, 50);
+        disk
+    }
+
+    #[test]
+    fn primary_and_logical() {
+        for sector in [512, 4096] {
+            let table = read_table(&disk(sector, 400)[..], sector).unwrap();
+            assert_eq!(table.scheme, Scheme::Mbr);
+            let seen: Vec<_> =
+                table.partitions.iter().map(|p| (p.number, p.start / sector, p.size / sector)).collect();
+            assert_eq!(seen, [(2, 10, 50), (5, 110, 50), (6, 210, 50)]);
+            assert_eq!(table.partitions[1].partuuid, "0badcafe-05");
+            assert_eq!(table.partitions[2].kind, Type::Mbr(0x82));
+        }
+    }
+
+    #[test]
+    fn a_chain_that_turns_back_is_refused() {
+        let mut looped = disk(512, 400);
+        put(&mut looped, 200 * 512, 1, 0x05, 0, 60);
+        assert!(format!("{:#}", read_table(&looped[..], 512).unwrap_err()).contains("has no end"));
+        let mut far = disk(512, 400);
+        put(&mut far, 200 * 512, 1, 0x05, 5000, 60);
+        assert!(format!("{:#}", read_table(&far[..], 512).unwrap_err()).contains("leaves the disk"));
+    }
+
+    #[test]
+    fn overlap_end_and_boot_sectors_of_file_systems() {
+        let mut overlap = disk(512, 400);
+        put(&mut overlap, 0, 0, 0x83, 20, 5);
+        assert!(format!("{:#}", read_table(&overlap[..], 512).unwrap_err()).contains("overlap"));
+        let mut long = disk(512, 400);
+        put(&mut long, 0, 0, 0x83, 300, 101);
+        assert!(format!("{:#}", read_table(&long[..], 512).unwrap_err()).contains("ends behind the disk"));
+        let mut code = disk(512, 400);
+        code[446] = 0xeb;
+        assert_eq!(read_table(&code[..], 512).unwrap().scheme, Scheme::None);
+    }
+
+    #[test]
+    fn grows_a_primary_partition_that_is_last() {
+        let mut small = disk(512, 400);
+        small.resize(4 << 20, 0);
+        assert!(grow(&small[..], 512, 2).unwrap_err().0.contains("partition 3 is behind it"));
+        assert!(grow(&small[..], 512, 5).unwrap_err().0.contains("logical"));
+        small[446 + 32..446 + 48].fill(0);
+        let growth = grow(&small[..], 512, 2).unwrap().unwrap();
+        let Write { offset, bytes } = &growth.writes[0];
+        small[*offset as usize..*offset as usize + 4].copy_from_slice(bytes);
+        let table = read_table(&small[..], 512).unwrap();
+        assert_eq!((table.partitions[0].size, table.partitions[0].end()), (growth.size, 4 << 20));
+        assert_eq!(grow(&small[..], 512, 2).unwrap(), None);
+    }
+}

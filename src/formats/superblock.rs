@@ -1,0 +1,326 @@
+//! What is on a partition, told by its superblock. Pure: nothing is mounted, nothing of the host is asked.
+
+use super::partition::{ReadAt, le16, le32};
+use std::fmt;
+
+/// What was found. Only some of these can be a root; the others are named when they are refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Type {
+    Ext2,
+    Ext3,
+    Ext4,
+    Xfs,
+    Vfat,
+    Btrfs,
+    Swap,
+    Lvm,
+    Luks,
+    Raid,
+    Other(&'static str),
+}
+
+impl Type {
+    /// The kernel's name for a file system; for others, what people call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ext2 => "ext2",
+            Self::Ext3 => "ext3",
+            Self::Ext4 => "ext4",
+            Self::Xfs => "xfs",
+            Self::Vfat => "vfat",
+            Self::Btrfs => "btrfs",
+            Self::Swap => "swap",
+            Self::Lvm => "LVM",
+            Self::Luks => "LUKS",
+            Self::Raid => "MD RAID",
+            Self::Other(name) => name,
+        }
+    }
+}
+impl fmt::Display for Type {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileSystem {
+    pub kind: Type,
+    /// As `/dev/disk/by-uuid` spells it; empty where there is none.
+    pub uuid: String,
+    /// Without control characters; empty where there is none.
+    pub label: String,
+    /// In bytes; 0 where it is not known.
+    pub block_size: u64,
+    pub blocks: u64,
+    /// ext: the journal has to be replayed. XFS does not say so in its superblock.
+    pub dirty: bool,
+    /// ext: errors that the kernel has recorded since the last check.
+    pub errors: u32,
+    /// XFS: how many percent of the space inodes may take.
+    pub inode_percent: u32,
+}
+
+impl FileSystem {
+    fn of(kind: Type) -> Self {
+        let (uuid, label) = (String::new(), String::new());
+        Self { kind, uuid, label, block_size: 0, blocks: 0, dirty: false, errors: 0, inode_percent: 0 }
+    }
+
+    /// In bytes, as the superblock says; 0 where it is not known.
+    pub fn size(&self) -> u64 {
+        self.blocks.saturating_mul(self.block_size)
+    }
+}
+
+/// A range of a disk.
+struct Window<'a, D: ReadAt + ?Sized> {
+    disk: &'a D,
+    start: u64,
+    size: u64,
+}
+
+impl<D: ReadAt + ?Sized> Window<'_, D> {
+    /// `None` where the range leaves the window or cannot be read: then nothing is found there.
+    fn get(&self, offset: u64, length: usize) -> Option<Vec<u8>> {
+        let end = offset.checked_add(length as u64)?;
+        if end > self.size {
+            return None;
+        }
+        self.disk.bytes(self.start.checked_add(offset)?, length).ok()
+    }
+
+    fn has(&self, offset: u64, magic: &[u8]) -> bool {
+        self.get(offset, magic.len()).as_deref() == Some(magic)
+    }
+}
+
+/// What is in `size` bytes from `start`. Containers come first: a member of a RAID may look like a file system, too.
+pub fn probe(disk: &(impl ReadAt + ?Sized), start: u64, size: u64) -> Option<FileSystem> {
+    let w = Window { disk, start, size };
+    raid(&w)
+        .or_else(|| luks(&w))
+        .or_else(|| lvm(&w))
+        .or_else(|| xfs(&w))
+        .or_else(|| ext(&w))
+        .or_else(|| btrfs(&w))
+        .or_else(|| swap(&w))
+        .or_else(|| others(&w))
+        .or_else(|| vfat(&w))
+}
+
+fn ext(w: &Window<'_, impl ReadAt + ?Sized>) -> Option<FileSystem> {
+    let sb = w.get(1024, 1024).filter(|sb| le16(sb, 56) == 0xef53)?;
+    let (compat, incompat, ro_compat) = (le32(&sb, 92), le32(&sb, 96), le32(&sb, 100));
+    let kind = match () {
+        () if incompat & 0x8 != 0 => return Some(FileSystem::of(Type::Other("an ext4 journal"))),
+        // What ext3 does not know: all but filetype, recover and meta_bg; sparse_super, large_file and btree_dir.
+        () if incompat & !0x16 != 0 || ro_compat & !0x7 != 0 => Type::Ext4,
+        () if compat & 0x4 != 0 => Type::Ext3,
+        () => Type::Ext2,
+    };
+    let high = if incompat & 0x80 != 0 { u64::from(le32(&sb, 336)) << 32 } else { 0 };
+    let log = le32(&sb, 24);
+    Some(FileSystem {
+        uuid: uuid(&sb[104..120]),
+        label: text(&sb[120..136]),
+        block_size: if log <= 6 { 1024 << log } else { 0 },
+        blocks: high | u64::from(le32(&sb, 4)),
+        dirty: incompat & 0x4 != 0,
+        errors: le32(&sb, 404),
+        ..FileSystem::of(kind)
+    })
+}
+
+fn xfs(w: &Window<'_, impl ReadAt + ?Sized>) -> Option<FileSystem> {
+    let sb = w.get(0, 512).filter(|sb| &sb[..4] == b"XFSB")?;
+    let be64 = |at: usize| u64::from_be_bytes(sb[at..at + 8].try_into().expect("8 bytes"));
+    Some(FileSystem {
+        uuid: uuid(&sb[32..48]),
+        label: text(&sb[108..120]),
+        block_size: be64(0) & 0xffff_ffff,
+        blocks: be64(8),
+        inode_percent: u32::from(sb[127]),
+        ..FileSystem::of(Type::Xfs)
+    })
+}
+
+fn vfat(w: &Window<'_, impl ReadAt + ?Sized>) -> Option<FileSystem> {
+    let boot = w.get(0, 512).filter(|boot| le16(boot, 510) == 0xaa55)?;
+    let (sector, cluster) = (u64::from(le16(&boot, 11)), boot[13]);
+    if !matches!(sector, 512 | 1024 | 2048 | 4096) || !cluster.is_power_of_two() {
+        return None;
+    }
+    // FAT32 keeps its number and label elsewhere.
+    let at = match () {
+        () if &boot[82..87] == b"FAT32" => 67,
+        () if &boot[54..57] == b"FAT" => 39,
+        () => return None,
+    };
+    let id = le32(&boot, at);
+    let label = text(&boot[at + 4..at + 15]);
+    Some(FileSystem {
+        uuid: format!("{:04X}-{:04X}", id >> 16, id & 0xffff),
+        label: if label == "NO NAME" { String::new() } else { label },
+        ..FileSystem::of(Type::Vfat)
+    })
+}
+
+fn btrfs(w: &Window<'_, impl ReadAt + ?Sized>) -> Option<FileSystem> {
+    let sb = w.get(0x10000, 1024).filter(|sb| &sb[64..72] == b"_BHRfS_M")?;
+    Some(FileSystem { uuid: uuid(&sb[32..48]), label: text(&sb[299..555]), ..FileSystem::of(Type::Btrfs) })
+}
+
+fn swap(w: &Window<'_, impl ReadAt + ?Sized>) -> Option<FileSystem> {
+    // The signature ends the first page, whose size is that of the machine that made it.
+    let found = [4096, 8192, 16384, 65536].into_iter().any(|page| {
+        let sign = w.get(page - 10, 10);
+        sign.is_some_and(|sign| &sign == b"SWAPSPACE2" || &sign == b"SWAP-SPACE")
+    });
+    let head = w.get(1024, 64).filter(|_| found)?;
+    Some(FileSystem { uuid: uuid(&head[12..28]), label: text(&head[28..44]), ..FileSystem::of(Type::Swap) })
+}
+
+fn lvm(w: &Window<'_, impl ReadAt + ?Sized>) -> Option<FileSystem> {
+    let labelled = |at: &u64| w.has(*at, b"LABELONE") && w.has(*at + 24, b"LVM2 001");
+    [0, 512, 1024, 1536].iter().any(labelled).then(|| FileSystem::of(Type::Lvm))
+}
+
+fn luks(w: &Window<'_, impl ReadAt + ?Sized>) -> Option<FileSystem> {
+    let head = w.get(0, 208).filter(|head| &head[..6] == b"LUKS\xba\xbe")?;
+    Some(FileSystem { uuid: text(&head[168..208]), ..FileSystem::of(Type::Luks) })
+}
+
+fn raid(w: &Window<'_, impl ReadAt + ?Sized>) -> Option<FileSystem> {
+    // Versions 1.1, 1.2, 1.0 and 0.90 differ in where they are.
+    let old = (w.size & !0xffff).checked_sub(0x10000);
+    let end = w.size.checked_sub(8192).map(|end| end & !4095);
+    let magic = 0xa92b_4efc_u32.to_le_bytes();
+    let places = [Some(0), Some(4096), end, old];
+    places.into_iter().flatten().any(|at| w.has(at, &magic)).then(|| FileSystem::of(Type::Raid))
+}
+
+fn others(w: &Window<'_, impl ReadAt + ?Sized>) -> Option<FileSystem> {
+    let known: [(u64, &[u8], &'static str); 8] = [
+        (0, b"hsqs", "squashfs"),
+        (3, b"NTFS    ", "NTFS"),
+        (3, b"-FVE-FS-", "BitLocker"),
+        (3, b"EXFAT   ", "exFAT"),
+        (1024, &[0xe2, 0xe1, 0xf5, 0xe0], "EROFS"),
+        (1024, &[0x10, 0x20, 0xf5, 0xf2], "F2FS"),
+        (0x8001, b"CD001", "ISO 9660"),
+        // The first uberblock of a ZFS label that was written on a machine like ours.
+        (0x20000, &[0x0c, 0xb1, 0xba, 0], "ZFS"),
+    ];
+    let found = known.into_iter().find(|(at, magic, _)| w.has(*at, magic));
+    found.map(|(_, _, name)| FileSystem::of(Type::Other(name)))
+}
+
+/// Sixteen bytes as `/dev/disk/by-uuid` spells them; nothing for zeros.
+fn uuid(b: &[u8]) -> String {
+    if b.iter().all(|&b| b == 0) {
+        return String::new();
+    }
+    let hex: String = b.iter().map(|b| format!("{b:02x}")).collect();
+    [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
+}
+
+/// A label up to its NUL, without padding.
+fn text(bytes: &[u8]) -> String {
+    let bytes = bytes.split(|&b| b == 0).next().unwrap_or_default();
+    let text = String::from_utf8_lossy(bytes).replace(|c: char| c.is_control(), "\u{fffd}");
+    text.trim_end().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::formats::partition::tests::Random;
+
+    fn with(size: usize, pieces: &[(usize, &[u8])]) -> Vec<u8> {
+        let mut disk = vec![0; size];
+        for (at, bytes) in pieces {
+            disk[*at..at + bytes.len()].copy_from_slice(bytes);
+        }
+        disk
+    }
+    fn kind(disk: &[u8]) -> Option<Type> {
+        probe(disk, 0, disk.len() as u64).map(|fs| fs.kind)
+    }
+
+    #[test]
+    fn each_kind_by_its_mark() {
+        let magic = 0xa92b_4efc_u32.to_le_bytes();
+        let size = 1 << 20;
+        for (want, pieces) in [
+            (Type::Ext2, vec![(1080, &[0x53, 0xef][..])]),
+            (Type::Ext3, vec![(1080, &[0x53, 0xef][..]), (1024 + 92, &[4])]),
+            (Type::Ext4, vec![(1080, &[0x53, 0xef][..]), (1024 + 92, &[4]), (1024 + 96, &[0x40])]),
+            (Type::Other("an ext4 journal"), vec![(1080, &[0x53, 0xef][..]), (1024 + 96, &[8])]),
+            (Type::Xfs, vec![(0, b"XFSB")]),
+            (Type::Btrfs, vec![(0x10040, b"_BHRfS_M")]),
+            (Type::Swap, vec![(4086, b"SWAPSPACE2")]),
+            (Type::Swap, vec![(65526, b"SWAPSPACE2")]),
+            (Type::Lvm, vec![(512, b"LABELONE"), (536, b"LVM2 001")]),
+            (Type::Luks, vec![(0, b"LUKS\xba\xbe")]),
+            (Type::Raid, vec![(4096, &magic)]),
+            (Type::Raid, vec![(0, &magic)]),
+            (Type::Raid, vec![(size - 8192, &magic), (1080, &[0x53, 0xef])]),
+            (Type::Raid, vec![(size - 65536, &magic)]),
+            (Type::Other("squashfs"), vec![(0, b"hsqs")]),
+            (Type::Other("NTFS"), vec![(3, b"NTFS    "), (510, &[0x55, 0xaa])]),
+        ] {
+            let disk = with(size, &pieces);
+            assert_eq!(kind(&disk), Some(want));
+            // Beside another partition, and cut off before the mark.
+            let mut shifted = vec![0xff; 4096];
+            shifted.extend_from_slice(&disk);
+            assert_eq!(probe(&shifted[..], 4096, size as u64).map(|fs| fs.kind), Some(want));
+            assert_eq!(probe(&disk[..], 0, 2), None);
+        }
+        assert_eq!(kind(&with(size, &[])), None);
+    }
+
+    #[test]
+    fn vfat_says_its_number_and_label() {
+        let head = [(11, &[0, 2][..]), (13, &[4]), (510, &[0x55, 0xaa])];
+        let mut pieces = head.to_vec();
+        pieces.extend([(67, &[0x78, 0x56, 0x34, 0x12][..]), (71, b"UEFI       "), (82, b"FAT32   ")]);
+        let fs = probe(&with(4096, &pieces)[..], 0, 4096).unwrap();
+        assert_eq!((fs.kind, fs.uuid.as_str(), fs.label.as_str()), (Type::Vfat, "1234-5678", "UEFI"));
+        let mut pieces = head.to_vec();
+        pieces.extend([(39, &[1, 0, 0xff, 0xee][..]), (43, b"NO NAME    "), (54, b"FAT16   ")]);
+        let fs = probe(&with(4096, &pieces)[..], 0, 4096).unwrap();
+        assert_eq!((fs.uuid.as_str(), fs.label.as_str()), ("EEFF-0001", ""));
+    }
+
+    #[test]
+    fn noise_never_panics() {
+        let mut random = Random(99);
+        let marks: [(usize, &[u8]); 6] = [
+            (1080, &[0x53, 0xef]),
+            (0, b"XFSB"),
+            (0x10040, b"_BHRfS_M"),
+            (4086, b"SWAPSPACE2"),
+            (0, b"LUKS\xba\xbe"),
+            (510, &[0x55, 0xaa]),
+        ];
+        for round in 0..400 {
+            let mut disk: Vec<u8> = (0..0x11000 / 8).flat_map(|_| random.next().to_le_bytes()).collect();
+            let (at, mark) = marks[round % marks.len()];
+            disk[at..at + mark.len()].copy_from_slice(mark);
+            let size = [disk.len(), random.below(disk.len()), random.below(2048)][round % 3];
+            for (start, size) in [(0, size as u64), (random.next(), u64::MAX), (u64::MAX, random.next())] {
+                if let Some(fs) = probe(&disk[..], start, size) {
+                    assert!(!fs.label.contains(|c: char| c.is_control()));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn zeros_are_no_uuid_and_a_label_has_no_control_bytes() {
+        assert_eq!(uuid(&[0; 16]), "");
+        assert_eq!(text(b"a\x1b[2J \0rest"), "a\u{fffd}[2J");
+    }
+}

@@ -1,0 +1,4 @@
+//! What makes two bakes the same: `ami_config_checksum`, and the fingerprint.
+
+pub mod checksum;
+pub mod fingerprint;

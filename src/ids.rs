@@ -1,0 +1,97 @@
+//! Names of what a cloud holds, and the unit that its snapshots are made of.
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use std::fmt;
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(pub String);
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+id!(/// `ami-` and 17 hexadecimal digits.
+    ImageId);
+
+id!(/// `snap-` and 17 hexadecimal digits.
+    SnapshotId);
+
+id!(/// `vol-` and 17 hexadecimal digits.
+    VolumeId);
+
+id!(/// One run of a bake: 32 hexadecimal digits, drawn anew for each. Tags all that the run makes.
+    RunId);
+
+impl RunId {
+    pub fn new() -> Self {
+        let mut bytes = [0u8; 16];
+        rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())
+            .expect("16 bytes never come short (getrandom(2))");
+        Self(bytes.iter().map(|b| format!("{b:02x}")).collect())
+    }
+
+    /// The first 8 digits: for people.
+    pub fn short(&self) -> &str {
+        &self.0[..self.0.len().min(8)]
+    }
+}
+
+impl Default for RunId {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// An image's instruction set, as EC2 spells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Architecture {
+    X86_64,
+    Arm64,
+}
+
+impl Architecture {
+    /// This machine's.
+    pub const HOST: Self = if cfg!(target_arch = "aarch64") { Self::Arm64 } else { Self::X86_64 };
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::X86_64 => "x86_64",
+            Self::Arm64 => "arm64",
+        }
+    }
+
+    /// Whether its programs run on this machine: its own, and those that the kernel has an interpreter for
+    /// (binfmt_misc).
+    pub fn runs_here(self) -> bool {
+        let emulator = match self {
+            Self::X86_64 => "/proc/sys/fs/binfmt_misc/qemu-x86_64",
+            Self::Arm64 => "/proc/sys/fs/binfmt_misc/qemu-aarch64",
+        };
+        self == Self::HOST || std::path::Path::new(emulator).exists()
+    }
+}
+
+impl fmt::Display for Architecture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Bytes of a block: EBS direct knows this size alone.
+pub const BLOCK: usize = 512 << 10;
+
+/// A block's SHA256.
+pub type Digest = [u8; 32];
+
+pub fn digest_of(data: &[u8]) -> Digest {
+    Sha256::digest(data).into()
+}

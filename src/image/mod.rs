@@ -1,0 +1,10 @@
+//! The files of an image: a directory tree that is not trusted.
+
+pub mod label;
+pub mod os_release;
+#[cfg(test)]
+pub(crate) mod test;
+#[cfg(test)]
+mod tests;
+pub mod tree;
+pub mod walk;

@@ -1,0 +1,106 @@
+//! What an image says of itself: its os-release, and the machine that its programs are for.
+
+use super::tree::Inside;
+use crate::error::Kind;
+use crate::ids::Architecture;
+use anyhow::{Context, Result};
+use oven_distro::OsRelease;
+
+/// Where os-release(5) says that it is, in this order.
+const OS_RELEASE: [&str; 2] = ["/etc/os-release", "/usr/lib/os-release"];
+
+pub fn os_release(inside: &Inside) -> Result<OsRelease> {
+    for path in OS_RELEASE {
+        if let Some(content) = inside.read(path).context("reading the image's os-release")? {
+            return Ok(OsRelease::parse(&String::from_utf8_lossy(&content)));
+        }
+    }
+    let failure = Kind::Definition.failure("the image has neither /etc/os-release nor /usr/lib/os-release");
+    Err(failure.hint("Is the base image one of a Linux system?").into())
+}
+
+/// The architecture of `/bin/sh`, which every step needs.
+pub fn architecture(inside: &Inside) -> Result<Architecture> {
+    let head = inside.read_start("/bin/sh", 20).context("reading the image's /bin/sh")?.ok_or_else(|| {
+        let failure = Kind::Definition.failure("the image has no /bin/sh");
+        failure.hint("oven installs packages by the image's own package manager, whose scripts need a shell.")
+    })?;
+    elf(&head).map_err(|what| Kind::Definition.error(format!("the image's /bin/sh is {what}")))
+}
+
+/// What the first 20 bytes of a program say.
+fn elf(head: &[u8]) -> Result<Architecture, String> {
+    let [0x7f, b'E', b'L', b'F', class, order, ..] = *head else { return Err("no ELF program".into()) };
+    if head.len() < 20 {
+        return Err("cut off".into());
+    }
+    match (class, order, u16::from_le_bytes([head[18], head[19]])) {
+        (2, 1, 62) => Ok(Architecture::X86_64),
+        (2, 1, 183) => Ok(Architecture::Arm64),
+        (1, ..) => Err("a 32-bit program; x86_64 and arm64 are known".into()),
+        (_, _, machine) => Err(format!("a program for ELF machine {machine}; x86_64 and arm64 are known")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    fn program(class: u8, machine: u16) -> Vec<u8> {
+        let mut head = vec![0; 64];
+        head[..6].copy_from_slice(&[0x7f, b'E', b'L', b'F', class, 1]);
+        head[18..20].copy_from_slice(&machine.to_le_bytes());
+        head
+    }
+
+    #[test]
+    fn shells_of_all_kinds() {
+        for (shell, class, machine, want) in [
+            ("dash", 2, 62, Ok(Architecture::X86_64)),
+            ("busybox", 2, 183, Ok(Architecture::Arm64)),
+            ("bash", 1, 3, Err("32-bit")),
+            ("bash", 2, 243, Err("ELF machine 243")),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            std::fs::create_dir_all(dir.path().join("usr/bin")).unwrap();
+            symlink("usr/bin", dir.path().join("bin")).unwrap();
+            std::fs::write(dir.path().join("usr/bin").join(shell), program(class, machine)).unwrap();
+            // Absolute, as alternatives are: meant inside the image.
+            symlink(format!("/usr/bin/{shell}"), dir.path().join("bin/sh")).unwrap();
+            let found = architecture(&Inside::open_dir(dir.path()).unwrap());
+            match want {
+                Ok(want) => assert_eq!(found.unwrap(), want),
+                Err(why) => assert!(format!("{:#}", found.unwrap_err()).contains(why)),
+            }
+        }
+    }
+
+    #[test]
+    fn no_shell_a_script_and_a_stump() {
+        let dir = tempfile::tempdir().unwrap();
+        let inside = Inside::open_dir(dir.path()).unwrap();
+        assert_eq!(architecture(&inside).unwrap_err().to_string(), "the image has no /bin/sh");
+        std::fs::create_dir(dir.path().join("bin")).unwrap();
+        for (content, why) in
+            [(&b"#!/bin/x\n"[..], "no ELF"), (b"\x7fELF\x02\x01", "cut off"), (b"", "no ELF")]
+        {
+            std::fs::write(dir.path().join("bin/sh"), content).unwrap();
+            assert!(architecture(&inside).unwrap_err().to_string().contains(why));
+        }
+        assert_eq!(Kind::of(&architecture(&inside).unwrap_err()), Kind::Definition);
+    }
+
+    #[test]
+    fn os_release_through_its_usual_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let inside = Inside::open_dir(dir.path()).unwrap();
+        assert!(os_release(&inside).unwrap_err().to_string().contains("neither"));
+        std::fs::create_dir_all(dir.path().join("usr/lib")).unwrap();
+        std::fs::create_dir_all(dir.path().join("etc")).unwrap();
+        std::fs::write(dir.path().join("usr/lib/os-release"), "ID=debian\n").unwrap();
+        assert_eq!(os_release(&inside).unwrap().id(), "debian");
+        symlink("../usr/lib/os-release", dir.path().join("etc/os-release")).unwrap();
+        assert_eq!(os_release(&inside).unwrap().id(), "debian");
+    }
+}

@@ -1,0 +1,90 @@
+//! A directory tree that stands for an image in tests.
+
+use super::tree::Inside;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+pub struct Tree(tempfile::TempDir);
+
+impl Tree {
+    pub fn new() -> Self {
+        let temp = tempfile::tempdir().unwrap();
+        std::fs::create_dir(temp.path().join("root")).unwrap();
+        Self(temp)
+    }
+
+    fn path(&self, path: &str) -> PathBuf {
+        self.0.path().join("root").join(path)
+    }
+
+    pub fn inside(&self) -> Inside {
+        Inside::open_dir(&self.path("")).unwrap()
+    }
+
+    fn parent(&self, path: &str) -> PathBuf {
+        let path = self.path(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        path
+    }
+
+    pub fn file(&self, path: &str, content: &str) {
+        std::fs::write(self.parent(path), content).unwrap();
+    }
+
+    pub fn link(&self, to: &str, path: &str) {
+        symlink(to, self.parent(path)).unwrap();
+    }
+
+    pub fn hard_link(&self, from: &str, path: &str) {
+        std::fs::hard_link(self.path(from), self.parent(path)).unwrap();
+    }
+
+    pub fn fifo(&self, path: &str) {
+        nix::unistd::mkfifo(&self.parent(path), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    }
+
+    /// Whatever it is, with all in it; nothing if it is not there.
+    pub fn remove(&self, path: &str) {
+        let path = self.path(path);
+        match path.symlink_metadata() {
+            // A directory of this test's own, below a temporary one.
+            #[allow(clippy::disallowed_methods)]
+            Ok(found) if found.is_dir() => std::fs::remove_dir_all(path).unwrap(),
+            Ok(_) => std::fs::remove_file(path).unwrap(),
+            Err(_) => {}
+        }
+    }
+
+    pub fn read(&self, path: &str) -> Option<String> {
+        std::fs::read_to_string(self.path(path)).ok()
+    }
+
+    pub fn has(&self, path: &str) -> bool {
+        self.path(path).symlink_metadata().is_ok()
+    }
+
+    pub fn mode(&self, path: &str) -> u32 {
+        self.path(path).symlink_metadata().unwrap().permissions().mode() & 0o7777
+    }
+
+    pub fn link_of(&self, path: &str) -> Option<String> {
+        Some(std::fs::read_link(self.path(path)).ok()?.to_str().unwrap().to_owned())
+    }
+
+    /// Everything there is, by relative path.
+    pub fn listing(&self) -> Vec<String> {
+        fn visit(dir: &Path, base: &Path, all: &mut Vec<String>) {
+            for entry in std::fs::read_dir(dir).unwrap() {
+                let path = entry.unwrap().path();
+                all.push(path.strip_prefix(base).unwrap().to_str().unwrap().to_owned());
+                if path.symlink_metadata().unwrap().is_dir() {
+                    visit(&path, base, all);
+                }
+            }
+        }
+        let mut all = Vec::new();
+        visit(&self.path(""), &self.path(""), &mut all);
+        all.sort_unstable();
+        all
+    }
+}

@@ -1,0 +1,220 @@
+use super::tree::*;
+use rustix::fs::{CWD, mknodat};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::PathBuf;
+
+/// Beside the tree: what must never change, and what must never be read.
+struct Ground {
+    dir: tempfile::TempDir,
+    inside: Inside,
+}
+
+impl Ground {
+    fn new() -> Self {
+        // In memory, where there is such a place: there are hundreds of these.
+        let shm = Path::new("/dev/shm");
+        let dir = if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() }.unwrap();
+        for path in ["tree", "canary/sub"] {
+            fs::create_dir_all(dir.path().join(path)).unwrap();
+        }
+        fs::write(dir.path().join("canary/secret"), "host").unwrap();
+        fs::write(dir.path().join("canary/sub/file"), "host").unwrap();
+        let inside = Inside::open_dir(&dir.path().join("tree")).unwrap();
+        Self { dir, inside }
+    }
+    fn at(&self, path: &str) -> PathBuf {
+        self.dir.path().join("tree").join(path)
+    }
+    fn canary(&self) -> BTreeMap<PathBuf, (u64, u32, i64, i64)> {
+        let mut found = BTreeMap::new();
+        let mut todo = vec![self.dir.path().join("canary")];
+        while let Some(path) = todo.pop() {
+            let meta = fs::symlink_metadata(&path).unwrap();
+            if meta.is_dir() {
+                todo.extend(fs::read_dir(&path).unwrap().map(|e| e.unwrap().path()));
+            }
+            found.insert(path, (meta.len(), meta.mode(), meta.ctime(), meta.ctime_nsec()));
+        }
+        found
+    }
+}
+
+/// Plants something hostile at `etc/x` (a parent) or as `etc/x` itself.
+type Plant = fn(&Ground);
+
+const HOSTILE: &[(&str, Plant)] = &[
+    ("absolute symlink to the host's directory", |g| {
+        symlink(g.dir.path().join("canary"), g.at("etc/x")).unwrap()
+    }),
+    ("absolute symlink to the host's file", |g| {
+        symlink(g.dir.path().join("canary/secret"), g.at("etc/x")).unwrap()
+    }),
+    ("relative symlink out of the tree", |g| symlink("../../canary", g.at("etc/x")).unwrap()),
+    ("many dots", |g| symlink("../".repeat(40) + "canary", g.at("etc/x")).unwrap()),
+    ("a loop", |g| symlink("x", g.at("etc/x")).unwrap()),
+    ("a loop of two", |g| {
+        symlink("y", g.at("etc/x")).unwrap();
+        symlink("x", g.at("etc/y")).unwrap();
+    }),
+    ("a long chain", |g| {
+        (0..42).for_each(|i| symlink(format!("c{}", i + 1), g.at(&format!("etc/c{i}"))).unwrap());
+        symlink("c0", g.at("etc/x")).unwrap();
+    }),
+    ("a magic link to the host's root", |g| symlink("/proc/1/root/etc", g.at("etc/x")).unwrap()),
+    ("a magic link to a descriptor", |g| symlink("/proc/self/fd/0", g.at("etc/x")).unwrap()),
+    ("a symlinked parent", |g| {
+        symlink(g.dir.path().join("canary"), g.at("up")).unwrap();
+        symlink("/up/sub", g.at("etc/x")).unwrap();
+    }),
+    ("a FIFO", |g| mknodat(CWD, g.at("etc/x"), FileType::Fifo, Mode::from_raw_mode(0o644), 0).unwrap()),
+    ("a socket", |g| drop(std::os::unix::net::UnixListener::bind(g.at("etc/x")).unwrap())),
+    ("a directory", |g| fs::create_dir(g.at("etc/x")).unwrap()),
+    ("a dangling symlink", |g| symlink("/nowhere/at/all", g.at("etc/x")).unwrap()),
+    ("a hard link", |g| {
+        fs::write(g.at("etc/own"), "own").unwrap();
+        fs::hard_link(g.at("etc/own"), g.at("etc/x")).unwrap();
+    }),
+    ("a file without permissions", |g| {
+        fs::write(g.at("etc/x"), "").unwrap();
+        fs::set_permissions(g.at("etc/x"), fs::Permissions::from_mode(0o000)).unwrap();
+    }),
+];
+
+#[test]
+fn no_hostile_tree_reaches_the_host() {
+    // Each operation on each plant, as the object itself and as a parent.
+    type Operation = (&'static str, fn(&Inside, &str));
+    let operations: &[Operation] = &[
+        ("read", |i, p| assert_ne!(i.read(p).ok().flatten().as_deref(), Some(&b"host"[..]))),
+        ("exists", |i, p| drop(i.exists(p))),
+        ("metadata", |i, p| drop(i.metadata(p))),
+        ("read_link", |i, p| drop(i.read_link(p))),
+        ("list", |i, p| {
+            assert!(i.list(p).is_ok_and(|l| l.iter().all(|n| n != "secret")) || i.list(p).is_err())
+        }),
+        ("write", |i, p| drop(i.write(p, b"new", 0o644, 0, 0))),
+        ("write_from", |i, p| drop(i.write_from(p, &mut File::open("/dev/null").unwrap(), 0o600, 0, 0))),
+        ("remove", |i, p| drop(i.remove(p))),
+        ("truncate", |i, p| drop(i.truncate(p))),
+        ("create_dir_all", |i, p| drop(i.create_dir_all(p, 0o755))),
+        ("empty", |i, p| drop(i.remove_tree_content(p, &|_| false))),
+        ("walk", |i, p| {
+            drop(i.walk(p, &mut |path, _| {
+                assert!(!path.contains("secret"));
+                Ok(tree::Go::On)
+            }))
+        }),
+    ];
+    for (plant_name, plant) in HOSTILE {
+        for (operation_name, operation) in operations {
+            for path in ["/etc/x", "etc/x/sub/file", "/../etc/x/secret", "/etc"] {
+                let ground = Ground::new();
+                fs::create_dir(ground.at("etc")).unwrap();
+                plant(&ground);
+                let before = ground.canary();
+                operation(&ground.inside, path);
+                assert_eq!(before, ground.canary(), "{operation_name} of {path} with {plant_name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_absolute_symlink_means_the_trees_own_root() {
+    let ground = Ground::new();
+    fs::create_dir_all(ground.at("etc")).unwrap();
+    fs::create_dir_all(ground.at("run/resolver")).unwrap();
+    fs::write(ground.at("run/resolver/conf"), "own").unwrap();
+    symlink("/run/resolver/conf", ground.at("etc/resolv.conf")).unwrap();
+    symlink("/run", ground.at("var-run")).unwrap();
+    let inside = &ground.inside;
+    assert_eq!(inside.read("/etc/resolv.conf").unwrap().unwrap(), b"own");
+    assert_eq!(inside.read("../../var-run/resolver/../resolver/conf").unwrap().unwrap(), b"own");
+    assert_eq!(inside.read_link("/etc/resolv.conf").unwrap().unwrap(), "/run/resolver/conf");
+    assert!(inside.metadata("/etc/resolv.conf").unwrap().unwrap().st_mode & 0o170_000 == 0o120_000);
+    assert_eq!(inside.list("/var-run").unwrap(), ["resolver"]);
+    assert!(inside.list("/none").unwrap().is_empty() && inside.read("/etc/resolv.conf/x").unwrap().is_none());
+
+    // A write replaces the link, and leaves alone what it led to.
+    inside.write("/etc/resolv.conf", b"new", 0o644, 0, 0).unwrap();
+    assert_eq!(fs::read(ground.at("etc/resolv.conf")).unwrap(), b"new");
+    assert_eq!(fs::read(ground.at("run/resolver/conf")).unwrap(), b"own");
+}
+
+#[test]
+fn what_is_no_file_is_refused_at_once() {
+    let ground = Ground::new();
+    mknodat(CWD, ground.at("fifo"), FileType::Fifo, Mode::from_raw_mode(0o644), 0).unwrap();
+    let error = ground.inside.read("/fifo").unwrap_err().to_string();
+    assert_eq!(error, "/fifo in the image is no regular file but a FIFO");
+    assert!(!ground.inside.truncate("/fifo").unwrap() && ground.inside.exists("/fifo").unwrap());
+    assert!(ground.inside.remove("/fifo").unwrap() && !ground.inside.remove("/fifo").unwrap());
+    let large = File::create(ground.at("large")).unwrap();
+    large.set_len(READ_MAX + 1).unwrap();
+    assert!(ground.inside.read("/large").unwrap_err().to_string().contains("larger than 16 MiB"));
+    assert_eq!(ground.inside.read_start("/large", 4).unwrap().unwrap(), [0; 4]);
+    assert!(ground.inside.truncate("/large").unwrap());
+    assert_eq!(ground.inside.read("/large").unwrap().unwrap(), b"");
+}
+
+#[test]
+fn modes_parents_and_nothing_left_beside() {
+    let ground = Ground::new();
+    let inside = &ground.inside;
+    let old = rustix::process::umask(Mode::from_raw_mode(0o077));
+    inside.write("/opt/a/b/tool", b"x", 0o4755, 0, 0).unwrap();
+    inside.create_dir_all("/srv/y", 0o1777).unwrap();
+    rustix::process::umask(old);
+    let mode = |path: &str| fs::metadata(ground.at(path)).unwrap().mode() & 0o7777;
+    assert_eq!((mode("opt/a/b/tool"), mode("opt/a"), mode("srv/y")), (0o4755, 0o755, 0o1777));
+    assert_eq!(inside.list("/opt/a/b").unwrap(), ["tool"]);
+    fs::create_dir(ground.at("opt/a/dir")).unwrap();
+    assert!(inside.write("/opt/a/dir", b"x", 0o644, 0, 0).is_err());
+    assert_eq!(inside.list("/opt/a").unwrap(), ["b", "dir"], "the file beside is gone");
+    for path in ["/", "", "/a/../b", ".."] {
+        assert!(inside.write(path, b"x", 0o644, 0, 0).is_err(), "{path}");
+    }
+    assert!(inside.create_dir_all("/opt/a/b/tool/x", 0o755).unwrap_err().to_string().contains("tool"));
+    symlink("/gone", ground.at("dangling")).unwrap();
+    let error = inside.write("/dangling/x", b"x", 0o644, 0, 0).unwrap_err().to_string();
+    assert!(error.contains("/dangling in the image is a symlink that leads nowhere, to "), "{error}");
+}
+
+#[test]
+fn emptying_keeps_what_it_should() {
+    let ground = Ground::new();
+    for path in ["var/log/apt", "var/log/journal/id", "var/log/keep/deep", "var/log/empty"] {
+        fs::create_dir_all(ground.at(path)).unwrap();
+        fs::write(ground.at(path).join("f"), "x").unwrap();
+    }
+    symlink(ground.dir.path().join("canary"), ground.at("var/log/link")).unwrap();
+    fs::write(ground.at("var/log/odd\u{1}name"), "").unwrap();
+    let before = ground.canary();
+    let asked = RefCell::new(Vec::new());
+    let keep = |path: &str| {
+        asked.borrow_mut().push(path.to_owned());
+        path == "/var/log/keep/deep" || path == "/var/log/apt/f"
+    };
+    assert_eq!(ground.inside.remove_tree_content("/var/log/", &keep).unwrap(), 7);
+    assert_eq!(ground.inside.list("/var/log").unwrap(), ["apt", "keep"]);
+    assert!(ground.at("var/log/keep/deep/f").exists() && ground.at("var/log/apt/f").exists());
+    assert!(asked.borrow().contains(&"/var/log/link".to_owned()));
+    symlink("log", ground.at("var/lnk")).unwrap();
+    assert_eq!(ground.inside.remove_tree_content("/var/lnk", &|_| false).unwrap(), 0);
+    assert_eq!(ground.inside.remove_tree_content("/none", &|_| false).unwrap(), 0);
+    assert_eq!(before, ground.canary());
+}
+
+#[test]
+fn a_tree_without_end_is_an_error() {
+    let ground = Ground::new();
+    let deep = "d/".repeat(400);
+    fs::create_dir_all(ground.at(&deep)).unwrap();
+    let error = ground.inside.remove_tree_content("/d", &|_| false).unwrap_err();
+    assert!(format!("{error:#}").contains("nested deeper than 200"), "{error:#}");
+    let error = ground.inside.walk("/d", &mut |_, _| Ok(tree::Go::On)).unwrap_err();
+    assert!(error.to_string().contains("nested deeper than 200"));
+}

@@ -1,0 +1,333 @@
+//! A directory tree that is not trusted, addressed safely.
+//!
+//! Every path is resolved by the kernel inside the tree (`openat2`, `RESOLVE_IN_ROOT`): an absolute symlink means the
+//! tree's own root, `..` ends there, and magic links are refused. No path is ever put together as a string of the host.
+
+use anyhow::{Context, Result, bail};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Uid};
+use rustix::io::Errno;
+use std::ffi::{CStr, OsString};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
+
+/// Files that oven itself reads are small: release files, tables, lists of packages.
+const READ_MAX: u64 = 16 << 20;
+/// Each symlink of a path costs a look-up; the kernel's own limit of 40 may be hit while someone renames (EAGAIN).
+const RETRIES: u32 = 32;
+
+/// A directory tree. Paths are absolute in it; a leading `/` may be left out.
+#[derive(Debug)]
+pub struct Inside {
+    dir: OwnedFd,
+}
+
+impl Inside {
+    /// `dir`: any descriptor of a directory, `O_PATH` too.
+    pub fn new(dir: OwnedFd) -> Self {
+        Self { dir }
+    }
+
+    pub fn open_dir(path: &Path) -> Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = rustix::fs::openat(CWD, path, flags, Mode::empty());
+        Ok(Self { dir: dir.with_context(|| format!("opening {}", path.display()))? })
+    }
+
+    /// The tree's root.
+    pub fn dir(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+
+    /// Opens what a path leads to. A FIFO does not block, a terminal does not become ours.
+    pub(crate) fn open(&self, path: &str, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+        let path = if path.is_empty() { "/" } else { path };
+        open_in(self.dir.as_fd(), path, flags, ResolveFlags::IN_ROOT)
+    }
+
+    /// A file's content; `None` if it is not there. Whatever is no regular file is an error, and so is more than 16 MiB.
+    pub fn read(&self, path: &str) -> Result<Option<Vec<u8>>> {
+        let Some(mut file) = self.open_file(path)? else { return Ok(None) };
+        let mut content = Vec::new();
+        let read = (&mut file).take(READ_MAX + 1).read_to_end(&mut content);
+        if read.with_context(|| format!("reading {path} in the image"))? as u64 > READ_MAX {
+            bail!("{path} in the image is larger than {} MiB", READ_MAX >> 20);
+        }
+        Ok(Some(content))
+    }
+
+    /// The first bytes of a file, or fewer if it is shorter.
+    pub fn read_start(&self, path: &str, length: u64) -> Result<Option<Vec<u8>>> {
+        let Some(file) = self.open_file(path)? else { return Ok(None) };
+        let mut content = Vec::new();
+        file.take(length)
+            .read_to_end(&mut content)
+            .with_context(|| format!("reading {path} in the image"))?;
+        Ok(Some(content))
+    }
+
+    /// A regular file, for reading; `None` if it is not there.
+    pub fn open_file(&self, path: &str) -> Result<Option<File>> {
+        let doing = || format!("opening {path} in the image");
+        // Looked at before it is opened: opening a device or a FIFO may do things.
+        let Some(found) = absent(self.open(path, OFlags::PATH)).with_context(doing)? else { return Ok(None) };
+        regular(&found, path)?;
+        let Some(file) = absent(self.open(path, OFlags::RDONLY)).with_context(doing)? else {
+            return Ok(None);
+        };
+        regular(&file, path)?;
+        Ok(Some(File::from(file)))
+    }
+
+    /// Whether a path leads to something; not for a dangling symlink.
+    pub fn exists(&self, path: &str) -> Result<bool> {
+        let found = absent(self.open(path, OFlags::PATH));
+        Ok(found.with_context(|| format!("looking for {path} in the image"))?.is_some())
+    }
+
+    /// Of the directory that a path leads to; `None` if there is none.
+    pub fn directory(&self, path: &str) -> Result<Option<Stat>> {
+        match self.open(path, OFlags::PATH | OFlags::DIRECTORY) {
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+            found => {
+                let found = found.with_context(|| format!("looking at {path} in the image"))?;
+                Ok(Some(
+                    rustix::fs::fstat(&found).with_context(|| format!("looking at {path} in the image"))?,
+                ))
+            }
+        }
+    }
+
+    /// Of the object itself, be it a symlink.
+    pub fn metadata(&self, path: &str) -> Result<Option<Stat>> {
+        let doing = || format!("looking at {path} in the image");
+        let Some(found) = absent(self.open(path, OFlags::PATH | OFlags::NOFOLLOW)).with_context(doing)?
+        else {
+            return Ok(None);
+        };
+        Ok(Some(rustix::fs::fstat(&found).with_context(doing)?))
+    }
+
+    /// Where a symlink points, as it is written; `None` if there is nothing or no symlink.
+    pub fn read_link(&self, path: &str) -> Result<Option<OsString>> {
+        let doing = || format!("reading the link {path} in the image");
+        let Some(found) = absent(self.open(path, OFlags::PATH | OFlags::NOFOLLOW)).with_context(doing)?
+        else {
+            return Ok(None);
+        };
+        if FileType::from_raw_mode(rustix::fs::fstat(&found).with_context(doing)?.st_mode)
+            != FileType::Symlink
+        {
+            return Ok(None);
+        }
+        let target = rustix::fs::readlinkat(&found, c"", Vec::new()).with_context(doing)?;
+        Ok(Some(OsString::from_vec(target.into_bytes())))
+    }
+
+    /// The names in a directory, sorted; none if it is absent.
+    pub fn list(&self, path: &str) -> Result<Vec<OsString>> {
+        let doing = || format!("listing {path} in the image");
+        let dir = absent(self.open(path, OFlags::RDONLY | OFlags::DIRECTORY)).with_context(doing)?;
+        let Some(dir) = dir else { return Ok(Vec::new()) };
+        let mut names: Vec<_> = names(&dir).with_context(doing)?.into_iter().map(os_string).collect();
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// Puts a file there: written beside and renamed over what has the name, be it a symlink. `mode` is set as it is
+    /// said, whatever the umask. Parents are made, 0755 and root's.
+    pub fn write(&self, path: &str, content: &[u8], mode: u32, uid: u32, gid: u32) -> Result<()> {
+        self.put(path, mode, uid, gid, &mut |file| file.write_all(content))
+    }
+
+    /// The same, from an open file.
+    pub fn write_from(&self, path: &str, source: &mut File, mode: u32, uid: u32, gid: u32) -> Result<()> {
+        self.put(path, mode, uid, gid, &mut |file| std::io::copy(source, file).map(drop))
+    }
+
+    fn put(
+        &self,
+        path: &str,
+        mode: u32,
+        uid: u32,
+        gid: u32,
+        fill: &mut dyn FnMut(&mut File) -> std::io::Result<()>,
+    ) -> Result<()> {
+        let doing = || format!("writing {path} in the image");
+        let (parent, name) = split(path)?;
+        self.create_dir_all(&parent, 0o755)?;
+        let dir = self.parent(&parent).with_context(doing)?;
+        let mut bytes = [0; 8];
+        rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())?;
+        let beside = format!(".oven-{:016x}", u64::from_ne_bytes(bytes));
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file =
+            rustix::fs::openat(&dir, &*beside, flags, Mode::from_raw_mode(0o600)).with_context(doing)?;
+        let mut file = File::from(file);
+        let written = fill(&mut file).and_then(|()| {
+            // In this order: a change of owner takes setuid away.
+            rustix::fs::fchown(&file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
+            rustix::fs::fchmod(&file, Mode::from_raw_mode(mode & 0o7777))?;
+            Ok(rustix::fs::renameat(&dir, &*beside, &dir, name)?)
+        });
+        if written.is_err() {
+            _ = rustix::fs::unlinkat(&dir, &*beside, AtFlags::empty());
+        }
+        written.with_context(doing)
+    }
+
+    /// Removes a file or a symlink itself. `false`: there was none.
+    pub fn remove(&self, path: &str) -> Result<bool> {
+        let doing = || format!("removing {path} in the image");
+        let (parent, name) = split(path)?;
+        let Some(dir) = absent(self.parent(&parent)).with_context(doing)? else { return Ok(false) };
+        match rustix::fs::unlinkat(&dir, name, AtFlags::empty()) {
+            Err(Errno::NOENT) => Ok(false),
+            done => done.map(|()| true).with_context(doing),
+        }
+    }
+
+    /// Empties a regular file that has the name itself. `false`: there is none, or something else.
+    pub fn truncate(&self, path: &str) -> Result<bool> {
+        let doing = || format!("emptying {path} in the image");
+        let looked = absent(self.open(path, OFlags::PATH | OFlags::NOFOLLOW)).with_context(doing)?;
+        let Some(found) = looked.filter(|found| regular(found, path).is_ok()) else { return Ok(false) };
+        drop(found);
+        let file = match self.open(path, OFlags::WRONLY | OFlags::NOFOLLOW) {
+            // Something else took the name meanwhile.
+            Err(Errno::NOENT | Errno::LOOP | Errno::NXIO | Errno::ISDIR) => return Ok(false),
+            file => file.with_context(doing)?,
+        };
+        if regular(&file, path).is_err() {
+            return Ok(false);
+        }
+        rustix::fs::ftruncate(&file, 0).with_context(doing)?;
+        Ok(true)
+    }
+
+    /// Makes a directory and its parents with this mode, root's. What is there keeps its mode; symlinks to
+    /// directories count as directories.
+    pub fn create_dir_all(&self, path: &str, mode: u32) -> Result<()> {
+        let doing = || format!("making the directory {path} in the image");
+        let path = normal(path)?;
+        if self.parent(&path).is_ok() {
+            return Ok(());
+        }
+        let ends = path.match_indices('/').map(|(at, _)| at).skip(1).chain([path.len()]);
+        for end in ends {
+            let so_far = &path[..end];
+            let known = absent(self.parent(so_far)).with_context(doing)?;
+            if known.is_none() {
+                let (parent, name) = split(so_far)?;
+                let dir = self.parent(&parent).with_context(doing)?;
+                match rustix::fs::mkdirat(&dir, &*name, Mode::from_raw_mode(0o700)) {
+                    Ok(()) => {}
+                    Err(Errno::EXIST) => match self.read_link(so_far)? {
+                        Some(to) => bail!(
+                            "{so_far} in the image is a symlink that leads nowhere, to {}",
+                            to.display()
+                        ),
+                        None => bail!("{so_far} in the image is no directory"),
+                    },
+                    Err(error) => return Err(error).with_context(doing),
+                }
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let made = rustix::fs::openat(&dir, &*name, flags, Mode::empty()).with_context(doing)?;
+                rustix::fs::fchmod(&made, Mode::from_raw_mode(mode & 0o7777)).with_context(doing)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The directory that a path leads to.
+    fn parent(&self, path: &str) -> rustix::io::Result<OwnedFd> {
+        self.open(path, OFlags::PATH | OFlags::DIRECTORY)
+    }
+}
+
+/// `openat2`, once more where a rename by someone else made the kernel unsure.
+pub(crate) fn open_in<P: rustix::path::Arg + Copy>(
+    dir: BorrowedFd<'_>,
+    path: P,
+    flags: OFlags,
+    resolve: ResolveFlags,
+) -> rustix::io::Result<OwnedFd> {
+    let mut flags = flags | OFlags::CLOEXEC;
+    if !flags.contains(OFlags::PATH) {
+        flags |= OFlags::NONBLOCK | OFlags::NOCTTY;
+    }
+    let resolve = resolve | ResolveFlags::NO_MAGICLINKS;
+    for _ in 0..RETRIES {
+        match rustix::fs::openat2(dir, path, flags, Mode::empty(), resolve) {
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            done => return done,
+        }
+    }
+    Err(Errno::AGAIN)
+}
+
+/// What is not there is no error; nor is a path through something that is no directory.
+pub(crate) fn absent<T>(found: rustix::io::Result<T>) -> rustix::io::Result<Option<T>> {
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn regular(fd: &OwnedFd, path: &str) -> Result<()> {
+    let stat = rustix::fs::fstat(fd).with_context(|| format!("looking at {path} in the image"))?;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => Ok(()),
+        other => bail!("{path} in the image is no regular file but {}", kind_name(other)),
+    }
+}
+
+/// A file type in words.
+pub fn kind_name(kind: FileType) -> &'static str {
+    match kind {
+        FileType::RegularFile => "a file",
+        FileType::Directory => "a directory",
+        FileType::Symlink => "a symlink",
+        FileType::Fifo => "a FIFO",
+        FileType::Socket => "a socket",
+        FileType::CharacterDevice | FileType::BlockDevice => "a device",
+        FileType::Unknown => "something unknown",
+    }
+}
+
+/// Absolute, without empty components and `.`. `..` is refused: what it means depends on symlinks.
+fn normal(path: &str) -> Result<String> {
+    let parts: Vec<_> = path.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+    if parts.contains(&"..") {
+        bail!("the path {path} contains `..`");
+    }
+    Ok(format!("/{}", parts.join("/")))
+}
+
+/// The parent and the last name of a path.
+fn split(path: &str) -> Result<(String, String)> {
+    let path = normal(path)?;
+    match path.rsplit_once('/') {
+        Some((parent, name)) if !name.is_empty() => Ok((format!("{parent}/"), name.to_owned())),
+        _ => bail!("the path {path} is the root itself"),
+    }
+}
+
+/// The names in an open directory, in no order, without `.` and `..`.
+pub(crate) fn names(dir: &OwnedFd) -> rustix::io::Result<Vec<std::ffi::CString>> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(dir)? {
+        let entry = entry?;
+        if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+            names.push(entry.file_name().to_owned());
+        }
+    }
+    Ok(names)
+}
+
+pub(crate) fn os_string(name: impl AsRef<CStr>) -> OsString {
+    OsString::from_vec(name.as_ref().to_bytes().to_vec())
+}

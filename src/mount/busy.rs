@@ -1,0 +1,109 @@
+//! Who still holds a device: for a message, when the device was not released.
+
+use crate::sys::mount::table;
+use rustix::fs::{AtFlags, CWD, FileType};
+use std::collections::HashSet;
+use std::path::Path;
+
+/// More names do not help.
+const MAX: usize = 8;
+
+/// What holds one of these devices, or files on them, in words: mounts of other namespaces, descriptors, working and
+/// root directories, what is stacked on the device. Best effort: processes come and go.
+pub fn of(devices: &[u64]) -> Vec<String> {
+    let mut found = stacked(devices);
+    let own = std::fs::read_link("/proc/thread-self/ns/mnt").ok();
+    let mut namespaces: HashSet<_> = own.into_iter().collect();
+    for process in numbered("/proc") {
+        for thread in numbered(format!("/proc/{process}/task")) {
+            let dir = format!("/proc/{process}/task/{thread}");
+            let Ok(namespace) = std::fs::read_link(format!("{dir}/ns/mnt")) else { continue };
+            if namespaces.insert(namespace.clone()) {
+                let table = std::fs::read(format!("{dir}/mountinfo")).unwrap_or_default();
+                for line in table::parse(&table).iter().filter(|line| devices.contains(&line.rdev)) {
+                    let space = namespace.to_string_lossy().replace("mnt:", "");
+                    let (who, path) = (name(process), line.path.display());
+                    found.push(format!("{who} has it mounted on {path} in the mount namespace {space}"));
+                }
+            }
+        }
+        found.extend(files(process, devices));
+        if found.len() > MAX {
+            break;
+        }
+    }
+    found.truncate(MAX);
+    found
+}
+
+/// The same as a clause: `: held by …`, or nothing.
+pub fn clause(devices: &[u64]) -> String {
+    let found = of(devices);
+    if found.is_empty() {
+        "; nobody was found that holds it".into()
+    } else {
+        format!(": {}", found.join("; "))
+    }
+}
+
+/// What a process has open on the devices; its own descriptors of the device itself are our business.
+fn files(process: u32, devices: &[u64]) -> Option<String> {
+    let dir = format!("/proc/{process}");
+    let ours = process == std::process::id();
+    let descriptors = numbered(format!("{dir}/fd")).into_iter().map(|fd| format!("fd/{fd}"));
+    let mut places = ["cwd", "root", "exe"].map(str::to_owned).into_iter().chain(descriptors);
+    places.find_map(|place| {
+        let path = format!("{dir}/{place}");
+        // What is looked at may be on a dead network share: no synchronisation.
+        let flags = AtFlags::STATX_DONT_SYNC;
+        let stat = rustix::fs::statx(CWD, &*path, flags, rustix::fs::StatxFlags::TYPE).ok()?;
+        let on = devices.contains(&rustix::fs::makedev(stat.stx_dev_major, stat.stx_dev_minor));
+        let block = FileType::from_raw_mode(stat.stx_mode.into()) == FileType::BlockDevice;
+        let device = devices.contains(&rustix::fs::makedev(stat.stx_rdev_major, stat.stx_rdev_minor));
+        let what = std::fs::read_link(&path).unwrap_or_default();
+        (on || (block && device && !ours))
+            .then(|| format!("{} has {} open as {place}", name(process), what.display()))
+    })
+}
+
+/// Device-mapper and MD on the devices, and swap.
+fn stacked(devices: &[u64]) -> Vec<String> {
+    let mut found = Vec::new();
+    for &rdev in devices {
+        let dir = format!("/sys/dev/block/{}:{}/holders", rustix::fs::major(rdev), rustix::fs::minor(rdev));
+        let holders = std::fs::read_dir(dir).into_iter().flatten().flatten();
+        found.extend(holders.map(|h| format!("{} is stacked on it", h.file_name().display())));
+        let name = super::partitions::name_of(rdev).unwrap_or_default();
+        let swaps = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
+        let path = format!("/dev/{name}");
+        if swaps.lines().any(|line| line.split_ascii_whitespace().next() == Some(&path)) {
+            found.push(format!("{path} is used as swap"));
+        }
+    }
+    found
+}
+
+/// Entries of a directory that are numbers.
+fn numbered(dir: impl AsRef<Path>) -> Vec<u32> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
+fn name(process: u32) -> String {
+    let comm = std::fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default();
+    format!("process {process} ({})", comm.trim_end())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_an_open_file_by_its_device() {
+        let file = tempfile::tempfile().unwrap();
+        let device = rustix::fs::fstat(&file).unwrap().st_dev;
+        let pid = std::process::id();
+        assert!(files(pid, &[device]).unwrap().starts_with(&format!("process {pid} (")));
+        assert_eq!(files(pid, &[0xffff_ffff]), None);
+    }
+}

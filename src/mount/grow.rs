@@ -1,0 +1,245 @@
+//! A disk that is larger than its table knows: the root partition grows, and the file system on it.
+
+use super::create::DIR;
+use super::partitions;
+use super::partitions::{Bytes, Nodes, Part};
+use crate::device::Device;
+use crate::error::Kind;
+use crate::formats::partition::gpt::Write;
+use crate::formats::partition::{Scheme, gpt, mbr};
+use crate::formats::superblock;
+use crate::formats::superblock::{FileSystem, Type};
+use crate::sys::block_ioctls;
+use crate::sys::block_ioctls::Change;
+use crate::sys::seccomp::Filter;
+use crate::sys::tasks;
+use crate::sys::{capabilities, landlock};
+use anyhow::{Context, Result};
+use rustix::fs::{FlockOperation, Mode};
+use rustix::io::Errno;
+use rustix::thread::{CapabilitySet, UnshareFlags};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::process::Stdio;
+use std::time::Duration;
+
+/// What is not worth growing: space at the end that alignment costs.
+const SLACK: u64 = 1 << 20;
+/// udev looks at a disk for moments; whoever holds it for longer is at work on it.
+const LOCK_TRIES: u32 = 100;
+
+/// As long as for anything else that is busy.
+const CHECK_TRIES: u32 = 20;
+
+/// The whole disk, locked as udev and others respect it.
+struct Locked<'a>(&'a OwnedFd);
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        _ = rustix::fs::flock(self.0, FlockOperation::Unlock);
+    }
+}
+
+async fn lock(device: &Device) -> Result<Locked<'_>> {
+    for _ in 0..LOCK_TRIES {
+        match rustix::fs::flock(&device.node, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(Locked(&device.node)),
+            Err(Errno::AGAIN | Errno::INTR) => tokio::time::sleep(Duration::from_millis(100)).await,
+            Err(error) => return Err(error).with_context(|| format!("locking {}", device.path.display())),
+        }
+    }
+    let failure = Kind::Machine.failure(format!("{} is locked by another process", device.path.display()));
+    Err(failure.hint("`lslocks` names it.").into())
+}
+
+/// Grows the root partition to the end of the disk, in the table and in the kernel, if the disk is larger than the
+/// table assumes. Answers whether the root's device is larger than before; without a table it always may be.
+pub async fn partition(device: &Device, nodes: &mut Nodes, root: usize) -> Result<bool> {
+    let Some(old) = nodes.parts[root].partition.clone() else { return Ok(true) };
+    let number = old.number;
+    let doing = || format!("growing partition {number} of {}", device.path.display());
+    let locked = lock(device).await?;
+    let bytes = Bytes { fd: device.node.as_fd(), size: nodes.size };
+    let growth = match nodes.table.scheme {
+        Scheme::Gpt => gpt::grow(&bytes, nodes.sector, number),
+        Scheme::Mbr => mbr::grow(&bytes, nodes.sector, number),
+        Scheme::None => return Ok(true),
+    };
+    let growth = growth.map_err(|why| {
+        let failure = Kind::Definition.failure(format!("the disk cannot be larger than its base's: {why}"));
+        failure.hint("Leave `size_gib` out, or bake on an image whose root partition is the last one.")
+    })?;
+    let Some(growth) = growth else { return Ok(false) };
+    let node = device.node.try_clone().context("duplicating the disk's descriptor")?;
+    tasks::run_to_end(move || write(&node, &growth.writes)).await.with_context(doing)?;
+    block_ioctls::partition(device.node.as_fd(), Change::Resize, number, old.start, growth.size)
+        .with_context(doing)?;
+    drop(locked);
+
+    let part = &mut nodes.parts[root];
+    let real = block_ioctls::size(part.node.as_fd()).with_context(doing)?;
+    if real != growth.size {
+        let what = format!("the kernel has {real} bytes for it, the table {}", growth.size);
+        return Err(Kind::Machine.error(what)).with_context(doing);
+    }
+    part.size = growth.size;
+    part.partition = Some(crate::formats::partition::Partition { size: growth.size, ..old });
+    nodes.table = crate::formats::partition::read(&bytes, nodes.sector).with_context(doing)?;
+    Ok(true)
+}
+
+fn write(node: &OwnedFd, writes: &[Write]) -> Result<()> {
+    for Write { offset, bytes } in writes {
+        let (mut offset, mut rest) = (*offset, &bytes[..]);
+        while !rest.is_empty() {
+            let written = rustix::io::pwrite(node, rest, offset).context("writing the partition table")?;
+            offset += written as u64;
+            rest = &rest[written..];
+        }
+    }
+    rustix::fs::fsync(node).context("syncing the partition table")
+}
+
+/// Grows a mounted file system to the size of its device, and answers the size of before and of after, in bytes.
+/// `None`: it is as large already.
+pub async fn file_system(mount: &OwnedFd, part: &Part) -> Result<Option<(u64, u64)>> {
+    let Some(fs) = smaller(part) else { return Ok(None) };
+    let doing = format!("growing the {} on {}", fs.kind, part.name);
+    let (kind, blocks, percent) = (fs.kind, part.size / fs.block_size, fs.inode_percent);
+    let dir = rustix::fs::openat(mount, c".", DIR, Mode::empty()).with_context(|| doing.clone())?;
+    let expected = part.size - fs.size();
+    tasks::run_to_end(move || {
+        let total = |dir: &OwnedFd| rustix::fs::fstatfs(dir).map(|s| s.f_blocks * s.f_bsize as u64);
+        let before = total(&dir)?;
+        match kind {
+            Type::Xfs => block_ioctls::xfs_grow(dir.as_fd(), blocks, percent)?,
+            _ => block_ioctls::ext4_resize(dir.as_fd(), blocks)?,
+        }
+        let after = total(&dir)?;
+        // Tables of inodes take their share: 1.6 % by default, more where somebody wanted many.
+        if after.saturating_sub(before) < expected / 2 {
+            let sizes = (partitions::size(before), partitions::size(after));
+            return Err(Kind::Machine.error(format!("it was {}, and is {} now", sizes.0, sizes.1)));
+        }
+        Ok(Some((before, after)))
+    })
+    .await
+    .context(doing)
+}
+
+/// The file system of a partition, if it is worth growing.
+fn smaller(part: &Part) -> Option<&FileSystem> {
+    part.fs.as_ref().filter(|fs| fs.block_size > 0 && fs.size() + SLACK <= part.size)
+}
+
+/// ext4 grows while it is mounted, for whoever has CAP_SYS_RESOURCE. Containers and hardened machines take that away:
+/// then e2fsprogs do it before it is mounted. Answers the sizes of before and after, or `None` if nothing was done.
+pub async fn before_mount(part: &mut Part) -> Result<Option<(u64, u64)>> {
+    let Some(fs) = smaller(part).filter(|fs| fs.kind == Type::Ext4) else { return Ok(None) };
+    let able =
+        rustix::thread::capabilities(None).context("asking for this process's capabilities")?.effective;
+    if able.contains(CapabilitySet::SYS_RESOURCE) {
+        return Ok(None);
+    }
+    let (before, doing) = (fs.size(), format!("growing the ext4 on {}", part.name));
+    // The descriptor of the verified device, which the tools inherit.
+    let path = format!("/proc/self/fd/{}", part.node.as_raw_fd());
+    // resize2fs takes only what was checked. 1: something small was repaired. What was closed just now
+    // may still be held for a moment, by a child that is being started.
+    let arguments = ["-f", "-p", &path];
+    let check = || tool("e2fsck", &arguments, &part.node, &[0, 1]);
+    let mut checked = check().await;
+    for _ in 0..CHECK_TRIES {
+        if !matches!(&checked, Err(error) if error.to_string().contains("is in use")) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        checked = check().await;
+    }
+    checked.with_context(|| doing.clone())?;
+    tool("resize2fs", &[&path], &part.node, &[0]).await.with_context(|| doing.clone())?;
+    let bytes = Bytes { fd: part.node.as_fd(), size: part.size };
+    part.fs = superblock::probe(&bytes, 0, part.size);
+    match smaller(part) {
+        None => Ok(Some((before, part.fs.as_ref().map_or(0, FileSystem::size)))),
+        Some(fs) => {
+            let what =
+                format!("it was {}, and is {} now", partitions::size(before), partitions::size(fs.size()));
+            Err(Kind::Machine.error(what)).context(doing)
+        }
+    }
+}
+
+/// Runs a program of this machine on a device, with nothing of the caller's environment. It reads what an image says,
+/// so it is trusted no more than a step: no capabilities, no network, and nothing to write to but the device.
+#[allow(unsafe_code)]
+async fn tool(name: &str, arguments: &[&str], device: &OwnedFd, good: &[i32]) -> Result<()> {
+    let mut command = tokio::process::Command::new(name);
+    let (device, mut filter) = (device.as_raw_fd(), Filter::new(true));
+    let contain = move || -> std::io::Result<()> {
+        // SAFETY: the child has a copy of the descriptor, which its parent keeps open until the child has ended.
+        let device = unsafe { BorrowedFd::borrow_raw(device) };
+        rustix::io::fcntl_setfd(device, rustix::io::FdFlags::empty())?;
+        // SAFETY: nothing of the process's memory or descriptors is unshared.
+        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET | UnshareFlags::NEWIPC)? };
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+        let failed = |_| std::io::Error::from(std::io::ErrorKind::PermissionDenied);
+        capabilities::reduce_to(CapabilitySet::empty()).map_err(failed)?;
+        landlock::write_to_nothing_but(device);
+        filter.install().map_err(failed)
+    };
+    // SAFETY: between fork and exec it makes system calls alone; memory is allocated only for a failure's text, and
+    // then the process has no other thread that could hold the allocator's lock but those that do blocking work:
+    // glibc lets a forked child allocate.
+    unsafe { command.pre_exec(contain) };
+    command
+        .args(arguments)
+        .env_clear()
+        .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null());
+    let done = command.kill_on_drop(true).output().await;
+    let done = match done {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let failure = Kind::Machine.failure(format!("{name} is not installed"));
+            return Err(failure.hint("Install e2fsprogs, or run oven with CAP_SYS_RESOURCE.").into());
+        }
+        done => done.with_context(|| format!("running {name}"))?,
+    };
+    if done.status.code().is_some_and(|code| good.contains(&code)) {
+        return Ok(());
+    }
+    let said = [done.stdout, done.stderr].concat();
+    let said = String::from_utf8_lossy(&said).split_whitespace().collect::<Vec<_>>().join(" ");
+    Err(Kind::Machine.error(format!("{name} failed ({}): {said}", done.status)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What an image that takes over its checker could do.
+    #[tokio::test]
+    async fn a_tool_reaches_the_device_alone() {
+        if !rustix::process::geteuid().is_root() {
+            return; // tools are root's
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let device = dir.path().join("device");
+        std::fs::write(&device, "old").unwrap();
+        let fd = OwnedFd::from(std::fs::File::open(&device).unwrap());
+        let (path, shown) = (format!("/proc/self/fd/{}", fd.as_raw_fd()), dir.path().display());
+        let sh = async |script: String| tool("sh", &["-ec", &script], &fd, &[0]).await;
+        sh(format!("echo new 1<>{path}")).await.unwrap();
+        assert_eq!(std::fs::read_to_string(&device).unwrap(), "new\n");
+        sh("grep -qx 'CapEff:.0*' /proc/self/status".into()).await.unwrap();
+        sh("grep -qx 'CapBnd:.0*' /proc/self/status".into()).await.unwrap();
+        sh("grep -qx 'Seccomp:.2' /proc/self/status".into()).await.unwrap();
+        sh("! grep -v lo: /proc/net/dev | grep -q :".into()).await.unwrap();
+        if landlock::version() < 1 {
+            return; // this kernel has no Landlock
+        }
+        for script in ["echo x > {}/other", "mkdir {}/made", "rm {}/device", "ln -s x {}/link"] {
+            assert!(sh(script.replace("{}", &shown.to_string())).await.is_err(), "{script}");
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}

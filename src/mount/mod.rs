@@ -1,0 +1,298 @@
+//! A mounted image, and what is done inside it.
+
+mod busy;
+mod choose_root;
+mod create;
+mod grow;
+mod mounts;
+mod partitions;
+mod unmountable;
+
+use crate::device::Device;
+use crate::error::Kind;
+use crate::formats::fstab::{Planned, What};
+use crate::formats::superblock::Type;
+use crate::ids::Architecture;
+use crate::image::tree::Inside;
+use crate::report::Report;
+use crate::sys::tasks::run_to_end;
+use anyhow::{Context, Result};
+use create::{Unknown, Wanted};
+use mounts::Mounts;
+use oven_distro::OsRelease;
+use partitions::{Nodes, Part};
+use rustix::fs::OFlags;
+use rustix::mount::{OpenTreeFlags, open_tree};
+use std::fs::DirBuilder;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use unmountable::Unmounted;
+
+/// How a root is mounted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MountOptions {
+    /// If the disk is larger than its partition table assumes (or than the file system, where there is no table), the
+    /// root grows to its end. `false`: the new space is left alone.
+    pub grow: bool,
+}
+
+/// An image's file systems, mounted in the private mount namespace of this process. It borrows the disk, so a mounted
+/// disk cannot be committed. [`Root::close`] proves that the disk is released; dropping it unmounts all the same.
+///
+/// ```no_run
+/// # use oven::{disk::Disk, report::Report, root::{MountOptions, Root}, undo::Undo};
+/// # async fn story(disk: Box<dyn Disk>, options: &MountOptions, report: &Report, undo: &Undo) -> anyhow::Result<()> {
+/// let root = Root::mount(disk.device(), "/run/oven/1".as_ref(), options, report).await?;
+/// root.close().await?;
+/// disk.commit(undo, &|_| ()).await?;
+/// # Ok(()) }
+/// ```
+/// In the other order it does not compile (E0505):
+/// ```compile_fail
+/// # use oven::{disk::Disk, report::Report, root::{MountOptions, Root}, undo::Undo};
+/// # async fn story(disk: Box<dyn Disk>, options: &MountOptions, report: &Report, undo: &Undo) -> anyhow::Result<()> {
+/// let root = Root::mount(disk.device(), "/run/oven/1".as_ref(), options, report).await?;
+/// disk.commit(undo, &|_| ()).await?;
+/// root.close().await?;
+/// # Ok(()) }
+/// ```
+pub struct Root<'d> {
+    // Dropped before the mounts: an open descriptor keeps a mount busy.
+    inside: Inside,
+    mounts: Mounts,
+    disk: Nodes,
+    steps: Vec<crate::device::Node>,
+    unmounted: Vec<Unmounted>,
+    targets: Vec<PathBuf>,
+    report: Report,
+    device: &'d Device,
+}
+
+impl<'d> Root<'d> {
+    /// Finds the root partition, grows it if that is asked for, and mounts it and what its fstab mounts from the same
+    /// disk. `scratch` is an existing directory of this run, in which the mount point is made.
+    ///
+    /// Errors: `Definition` where the disk has no root that oven can tell and mount; `Machine` where this machine
+    /// lacks something or another process is at the disk.
+    pub async fn mount(
+        device: &'d Device,
+        scratch: &Path,
+        options: &MountOptions,
+        report: &Report,
+    ) -> Result<Root<'d>> {
+        let node = device.node.try_clone().context("duplicating the disk's descriptor")?;
+        let (path, serial) = (device.path.clone(), device.serial.clone());
+        let again = Device { node, path, rdev: device.rdev, serial, trimming: None };
+        let mut disk = run_to_end(move || partitions::open(&again)).await?;
+        disk.table.warnings.iter().for_each(|warning| report.warn(warning));
+        let root = choose(&disk).await?;
+        let grown = options.grow && grow::partition(device, &mut disk, root).await?;
+        tell_of_state(&disk.parts[root], report);
+        let mut sizes = if grown { grow::before_mount(&mut disk.parts[root]).await? } else { None };
+
+        let mut mounts = Mounts::new(scratch, report)?;
+        let part = &disk.parts[root];
+        report.detail(format!("the root is {} {}", part.name, part.describe()));
+        let mount = make(&disk, part, false).await.context("mounting the root")?;
+        if grown && sizes.is_none() {
+            sizes = grow::file_system(&mount, part).await?;
+        }
+        if let Some((from, to)) = sizes {
+            report.note(format!(
+                "grew the root file system from {} to {}",
+                partitions::size(from),
+                partitions::size(to)
+            ));
+        }
+        let inside = Inside::new(mount.try_clone().context("duplicating the root's descriptor")?);
+        mounts.attach_root(mount, part)?;
+        let mut found = Root {
+            inside,
+            mounts,
+            steps: partitions::for_steps(&disk, root),
+            disk,
+            unmounted: Vec::new(),
+            targets: Vec::new(),
+            report: report.clone(),
+            device,
+        };
+        found.mount_rest(root).await?;
+        Ok(found)
+    }
+
+    /// Mounts what the image's fstab mounts from this disk.
+    async fn mount_rest(&mut self, root: usize) -> Result<()> {
+        let Some(text) = self.inside.read("/etc/fstab")? else { return Ok(()) };
+        let ids: Vec<_> = self.disk.parts.iter().map(Part::ids).collect();
+        let plan = crate::formats::fstab::plan(
+            &crate::formats::fstab::parse(&String::from_utf8_lossy(&text)),
+            root,
+            &ids,
+        )?;
+        for Planned { target, what } in plan {
+            let doing = || format!("mounting {target} of the image's fstab");
+            match what {
+                What::Partition(index) => self.mount_part(&target, index).await.with_context(doing)?,
+                What::Bind(from, recursive) => {
+                    self.mount_bind(&target, &from, recursive).with_context(doing)?
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn mount_part(&mut self, target: &str, index: usize) -> Result<()> {
+        let part = &self.disk.parts[index];
+        if kernel_type(part).is_none() {
+            let failure = Kind::Definition.failure(format!("oven does not mount {}", part.describe()));
+            return Err(failure.hint("ext4, ext3, ext2, xfs and vfat are mounted beneath a root.").into());
+        }
+        tell_of_state(part, &self.report);
+        if let Some(mount) = self.mounts.again(part.rdev) {
+            let point = self.mount_point(target)?;
+            return self.mounts.attach(mount.context("mounting it twice")?, &point, target, None);
+        }
+        let mount = match make(&self.disk, part, false).await {
+            Err(error) if error.is::<Unknown>() => {
+                let kind = choose_root::kind(part).map_or("", Type::name);
+                self.report.note(format!(
+                    "this kernel has no {kind}: {target} stays as it is, and no step may change it"
+                ));
+                self.unmounted.push(Unmounted::new(&self.inside, target, kind)?);
+                self.targets.push(target.into());
+                return Ok(());
+            }
+            mount => mount?,
+        };
+        let point = self.mount_point(target)?;
+        self.mounts.attach(mount, &point, target, Some(part))
+    }
+
+    fn mount_bind(&mut self, target: &str, from: &str, recursive: bool) -> Result<()> {
+        let source = self.inside.open(from, OFlags::PATH).with_context(|| format!("looking for {from}"))?;
+        let mut flags =
+            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+        if recursive {
+            flags |= OpenTreeFlags::AT_RECURSIVE;
+        }
+        let mount = open_tree(&source, c"", flags).with_context(|| format!("binding {from}"))?;
+        let point = self.mount_point(target)?;
+        self.mounts.attach(mount, &point, target, None)
+    }
+
+    /// The directory to mount on, resolved inside the image; made if it is missing, as systemd does at boot.
+    fn mount_point(&self, target: &str) -> Result<OwnedFd> {
+        self.inside.create_dir_all(target, 0o755)?;
+        let point = self.inside.open(target, OFlags::PATH | OFlags::DIRECTORY);
+        let point = point.with_context(|| format!("looking for {target} in the image"))?;
+        let place = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|stat| (stat.st_dev, stat.st_ino));
+        let root = rustix::fs::fstat(self.inside.dir()).map(|stat| (stat.st_dev, stat.st_ino));
+        if place(&point)? == root? {
+            return Err(Kind::Definition.error(format!("{target} leads to the root itself")));
+        }
+        Ok(point)
+    }
+
+    /// Where it is mounted, in this process's private mount namespace: only for the step helper.
+    pub fn path(&self) -> &Path {
+        self.mounts.path()
+    }
+
+    /// Safe access to the image's files.
+    pub fn inside(&self) -> &Inside {
+        &self.inside
+    }
+
+    /// `/etc/os-release` or `/usr/lib/os-release`.
+    pub fn os_release(&self) -> Result<OsRelease> {
+        crate::image::os_release::os_release(&self.inside)
+    }
+
+    /// Of the image's `/bin/sh`.
+    pub fn architecture(&self) -> Result<Architecture> {
+        crate::image::os_release::architecture(&self.inside)
+    }
+
+    /// The disk, its partitions, and their links for the private `/dev` of a step.
+    pub fn nodes(&self) -> &[crate::device::Node] {
+        &self.steps
+    }
+
+    /// Directories, as fstab spells them, that something belongs on which this kernel cannot mount. No step may change
+    /// them: [`Root::close`] looks.
+    pub fn unmounted(&self) -> &[PathBuf] {
+        &self.targets
+    }
+
+    /// Unmounts, and proves that the disk is released: each partition that was mounted, and the whole disk, are opened
+    /// exclusively and synced. Fails where a file system was damaged or a step wrote to one that could not be mounted.
+    pub async fn close(self) -> Result<()> {
+        let Self { inside, mounts, disk, unmounted, report, device, .. } = self;
+        let unchanged = unmounted.iter().try_for_each(|one| one.check(&inside));
+        drop(inside);
+        mounts::close(mounts, &disk, device, &report, unchanged).await
+    }
+}
+
+/// Which partition is "/".
+async fn choose(disk: &Nodes) -> Result<usize> {
+    let candidates = match choose_root::first(&disk.parts).context("looking for the root partition")? {
+        choose_root::First::Chosen(one) => return Ok(one),
+        choose_root::First::Candidates(candidates) => candidates,
+    };
+    let mut looks = Vec::new();
+    for index in candidates {
+        let part = &disk.parts[index];
+        let mount = make(disk, part, true).await.context("looking for the root partition")?;
+        let look =
+            choose_root::look(&Inside::new(mount)).with_context(|| format!("looking into {}", part.name))?;
+        looks.push((index, look));
+    }
+    choose_root::second(&disk.parts, &looks).context("looking for the root partition")
+}
+
+/// The kernel's driver for what is on a partition; ext4's serves its ancestors.
+fn kernel_type(part: &Part) -> Option<&'static str> {
+    match choose_root::kind(part)? {
+        Type::Ext2 | Type::Ext3 | Type::Ext4 => Some("ext4"),
+        Type::Xfs => Some("xfs"),
+        Type::Vfat => Some("vfat"),
+        _ => None,
+    }
+}
+
+/// A mount of a partition that is attached nowhere yet.
+async fn make(disk: &Nodes, part: &Part, read_only: bool) -> Result<OwnedFd> {
+    let kind = kernel_type(part).with_context(|| format!("{} cannot be mounted", part.describe()))?;
+    let tmpfs = disk.tmpfs.try_clone().context("duplicating a descriptor")?;
+    let wanted = Wanted { tmpfs, name: part.name.clone(), rdev: part.rdev, kind, read_only };
+    run_to_end(move || create::create(&wanted)).await.map_err(|error| match (error.is::<Unknown>(), kind) {
+        // Only vfat may be left out.
+        (true, "ext4" | "xfs") => {
+            let failure = Kind::Machine.failure(format!("this kernel has no {kind}"));
+            failure.hint(format!("Load its module: `modprobe {kind}`.")).into()
+        }
+        _ => error,
+    })
+}
+
+/// What the user should know of a file system that is about to be mounted.
+fn tell_of_state(part: &Part, report: &Report) {
+    let Some(fs) = &part.fs else { return };
+    if fs.dirty {
+        report.note(format!("{} was not unmounted cleanly: its journal is replayed", part.name));
+    }
+    if fs.errors > 0 {
+        report.warn(format!("{} has {} errors on record from before the bake", part.name, fs.errors));
+    }
+}
+
+/// A directory for a mount, which nobody else sees into.
+fn make_mount_point(scratch: &Path) -> Result<PathBuf> {
+    let scratch = scratch.canonicalize().with_context(|| format!("looking for {}", scratch.display()))?;
+    let path = scratch.join("root");
+    let made = DirBuilder::new().mode(0o700).create(&path);
+    made.with_context(|| format!("making the mount point {}", path.display()))?;
+    Ok(path)
+}

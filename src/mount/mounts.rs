@@ -1,0 +1,315 @@
+//! The mounts of a root, and how they end: checked, synced, unmounted, and proven released.
+
+use super::create;
+use super::create::DIR;
+use super::partitions;
+use super::partitions::{Bytes, Nodes, Part};
+use super::{busy, choose_root, make_mount_point};
+use crate::device::Device;
+use crate::device::Trim;
+use crate::error::Kind;
+use crate::formats::partition;
+use crate::formats::partition::Partition;
+use crate::formats::superblock;
+use crate::formats::superblock::Type;
+use crate::report::Report;
+use crate::sys::block_ioctls;
+use crate::sys::mount::table::{self, MountEntry};
+use crate::sys::tasks;
+use anyhow::{Context, Result};
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{OpenTreeFlags, open_tree};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+/// `ST_RDONLY` of statfs(2).
+const READ_ONLY: u64 = 1;
+
+/// No image has so many. Each recursive bind may double their number.
+const MOUNTS_MAX: usize = 256;
+
+/// Something that is mounted.
+pub struct Mounted {
+    id: u64,
+    /// On the mount; `None` once it is about to go, for it would keep it busy.
+    fd: Option<OwnedFd>,
+    /// In the image.
+    target: String,
+    /// The device, if it is not a bind.
+    device: Option<(String, u64)>,
+    /// ext: the number of errors on record when it was mounted.
+    errors: Option<u64>,
+}
+
+/// What is mounted, oldest first, below one mount point. Dropping it unmounts all, newest first.
+pub struct Mounts {
+    list: Vec<Mounted>,
+    point: PathBuf,
+    report: Report,
+    /// Something stayed busy however long it was waited for.
+    stuck: bool,
+}
+
+impl Mounts {
+    pub fn new(scratch: &Path, report: &Report) -> Result<Self> {
+        let point = make_mount_point(scratch)?;
+        Ok(Self { list: Vec::new(), point, report: report.clone(), stuck: false })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.point
+    }
+
+    pub fn attach_root(&mut self, mount: OwnedFd, part: &Part) -> Result<()> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let point = rustix::fs::openat(CWD, &self.point, flags, Mode::empty());
+        let point = point.with_context(|| format!("opening {}", self.point.display()))?;
+        create::is_private(&point)?;
+        self.attach(mount, &point, "/", Some(part))
+    }
+
+    /// Attaches a mount to a directory of the image.
+    pub fn attach(
+        &mut self,
+        mount: OwnedFd,
+        point: &OwnedFd,
+        target: &str,
+        part: Option<&Part>,
+    ) -> Result<()> {
+        let id = create::id(&mount)?;
+        create::attach(&mount, point).with_context(|| format!("attaching the mount of {target}"))?;
+        let device = part.map(|part| (part.name.clone(), part.rdev));
+        let is_ext =
+            part.is_some_and(|p| matches!(choose_root::kind(p), Some(Type::Ext2 | Type::Ext3 | Type::Ext4)));
+        let errors = part.filter(|_| is_ext).and_then(|part| errors_of(&part.name));
+        self.list.push(Mounted { id, fd: Some(mount), target: target.to_owned(), device, errors });
+        // A recursive bind brought more, which would keep it busy.
+        let table = table::of_this_thread()?;
+        for line in below(&table, id) {
+            let target = format!("{target} ({})", line.path.display());
+            self.list.push(Mounted { id: line.id, fd: None, target, device: None, errors: None });
+        }
+        if self.list.len() > MOUNTS_MAX {
+            let failure = Kind::Definition.failure("its recursive binds make too many mounts of each other");
+            return Err(failure.hint("Have the fstab of the image bind less, or without `rbind`.").into());
+        }
+        Ok(())
+    }
+
+    /// Another mount of a device that is mounted already, attached nowhere.
+    pub fn again(&self, rdev: u64) -> Option<rustix::io::Result<OwnedFd>> {
+        let is = |mounted: &&Mounted| mounted.device.as_ref().is_some_and(|(_, of)| *of == rdev);
+        let fd = self.list.iter().find(is)?.fd.as_ref()?;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        Some(open_tree(fd, c"", flags | OpenTreeFlags::AT_EMPTY_PATH))
+    }
+
+    /// Looks whether all file systems are sound, has them written, and discards their free space.
+    async fn settle(&self, disk: &Device) -> Result<()> {
+        for mounted in &self.list {
+            let (Some((device, _)), Some(fd)) = (&mounted.device, &mounted.fd) else { continue };
+            let target = mounted.target.clone();
+            mounted.check().with_context(|| format!("looking at the file system of {target} on {device}"))?;
+            let dir = rustix::fs::openat(fd, c".", DIR, Mode::empty());
+            let dir = dir.with_context(|| format!("opening {target} of the image"))?;
+            let trimming = disk.trimming.clone();
+            let trimmed = tasks::run_to_end(move || {
+                rustix::fs::syncfs(&dir).with_context(|| format!("syncing the file system of {target}"))?;
+                // What was zeroed is on the disk by now; and no step runs any more.
+                let trim = trimming.map(Trim::begin).transpose();
+                let _trim = trim.context("preparing to discard free space")?;
+                Ok::<_, anyhow::Error>(block_ioctls::trim(dir.as_fd()))
+            });
+            match trimmed.await? {
+                Ok(bytes) => self.report.detail(format!("discarded {} on {device}", partitions::size(bytes))),
+                // Many devices cannot; the snapshot is larger, and as right.
+                Err(error) => self.report.detail(format!("did not discard free space on {device}: {error}")),
+            }
+            // What a write brought to light.
+            mounted.check().with_context(|| format!("looking at the file system on {device}"))?;
+        }
+        Ok(())
+    }
+
+    /// Unmounts everything, newest first.
+    async fn unmount(&mut self) -> Result<()> {
+        while let Some(last) = self.list.last_mut() {
+            last.fd = None;
+            let (id, target) = (last.id, last.target.clone());
+            if let Err(error) = tasks::run_to_end(move || create::unmount(id, true)).await {
+                self.stuck = true;
+                return Err(held(error, &target, last));
+            }
+            self.list.pop();
+        }
+        Ok(())
+    }
+
+    fn remove_point(&self) -> std::io::Result<()> {
+        // Not recursive, ever: what is in it may be a disk.
+        std::fs::remove_dir(&self.point)
+    }
+}
+
+impl Drop for Mounts {
+    fn drop(&mut self) {
+        // All of them first: a descriptor may be on a mount below another.
+        self.list.iter_mut().for_each(|mounted| mounted.fd = None);
+        while let Some(last) = self.list.pop() {
+            if let Err(error) = create::unmount(last.id, !self.stuck) {
+                let error = held(error, &last.target, &last);
+                self.report.warn(format!("{} stays mounted until oven ends: {error:#}", last.target));
+            }
+        }
+        match self.remove_point() {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                self.report.warn(format!("the mount point {} is left: {error}", self.point.display()));
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Mounted {
+    fn check(&self) -> Result<()> {
+        let Some(fd) = &self.fd else { return Ok(()) };
+        let statistics = rustix::fs::fstatfs(fd).map_err(|error| match error {
+            Errno::IO => damaged("it was shut down by the kernel"),
+            error => error.into(),
+        })?;
+        if statistics.f_flags as u64 & READ_ONLY != 0 {
+            return Err(damaged("it became read-only"));
+        }
+        let name = self.device.as_ref().map_or("", |(name, _)| name);
+        if let (Some(before), Some(now)) = (self.errors, errors_of(name))
+            && now > before
+        {
+            return Err(damaged(&format!("the kernel found {} errors in it during the bake", now - before)));
+        }
+        Ok(())
+    }
+}
+
+/// What is mounted in a mount, and in that, parents first.
+fn below(table: &[MountEntry], id: u64) -> Vec<&MountEntry> {
+    let mut found: Vec<&MountEntry> = Vec::new();
+    let mut parents = vec![id];
+    while let Some(parent) = parents.pop() {
+        let children = table.iter().filter(|line| line.parent == parent && line.id != parent);
+        for child in children {
+            parents.push(child.id);
+            found.push(child);
+        }
+    }
+    found
+}
+
+fn damaged(what: &str) -> anyhow::Error {
+    let hint =
+        "The base image's file system or this machine's storage is damaged: see the kernel's log (dmesg).";
+    Kind::Machine.failure(what).hint(hint).into()
+}
+
+/// How many errors the kernel knows of in a mounted ext file system.
+fn errors_of(name: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/sys/fs/ext4/{name}/errors_count")).ok()?;
+    text.trim().parse().ok()
+}
+
+/// Says who keeps a mount busy.
+fn held(error: anyhow::Error, target: &str, mounted: &Mounted) -> anyhow::Error {
+    if !error.chain().any(|cause| cause.downcast_ref::<Errno>() == Some(&Errno::BUSY)) {
+        return error;
+    }
+    let devices: Vec<_> = mounted.device.iter().map(|(_, rdev)| *rdev).collect();
+    let below = table::of_this_thread().unwrap_or_default();
+    let below: Vec<_> = below.iter().filter(|line| line.parent == mounted.id).collect();
+    let below: String =
+        below.iter().map(|line| format!("; {} is mounted in it", line.path.display())).collect();
+    Kind::Machine.error(format!("{target} of the image is busy{}{below}", busy::clause(&devices)))
+}
+
+/// The good end of a root. `unchanged`: what was found in directories that could not be mounted.
+pub async fn close(
+    mut mounts: Mounts,
+    disk: &Nodes,
+    device: &Device,
+    report: &Report,
+    unchanged: Result<()>,
+) -> Result<()> {
+    let path = device.path.display();
+    unchanged.context("looking at what could not be mounted")?;
+    mounts.settle(device).await?;
+    let used: Vec<_> = mounts.list.iter().filter_map(|m| m.device.clone()).collect();
+    mounts.unmount().await.with_context(|| format!("releasing {path}"))?;
+    prove(disk, &used).await.with_context(|| format!("proving that {path} is released"))?;
+    for part in disk.parts.iter().filter(|part| used.iter().any(|(name, _)| *name == part.name)) {
+        sound(part).with_context(|| format!("looking at {} after it was unmounted", part.name))?;
+    }
+    tabled(disk, device, &used).with_context(|| format!("looking at the partition table of {path}"))?;
+    drop(mounts);
+    report.detail(format!("{path} is released"));
+    Ok(())
+}
+
+/// Opens each device that was mounted, and the whole disk, exclusively, and syncs it. A mount in any namespace, a
+/// loop device or swap would refuse; a successful `umount` alone says nothing of the other namespaces.
+async fn prove(disk: &Nodes, used: &[(String, u64)]) -> Result<()> {
+    let mut devices = used.to_vec();
+    let whole = (disk.name.clone(), disk.rdev);
+    if !devices.contains(&whole) {
+        devices.push(whole);
+    }
+    let tmpfs = disk.tmpfs.try_clone().context("duplicating a descriptor")?;
+    let all: Vec<_> = used.iter().map(|(_, rdev)| *rdev).chain([disk.rdev]).collect();
+    tasks::run_to_end(move || {
+        for (name, _) in devices {
+            let flags = OFlags::RDWR | OFlags::EXCL | OFlags::CLOEXEC;
+            let open = || rustix::fs::openat(&tmpfs, format!("dev/{name}"), flags, Mode::empty());
+            let node = create::patiently(open).map_err(|error| match error {
+                Errno::BUSY => {
+                    let failure =
+                        Kind::Machine.failure(format!("{name} is still in use{}", busy::clause(&all)));
+                    failure.hint("No snapshot was taken. End that process, and bake again.").into()
+                }
+                error => anyhow::Error::new(error).context(format!("opening {name}")),
+            })?;
+            rustix::fs::fsync(&node).with_context(|| format!("syncing {name}"))?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// Steps have the disk's nodes, since boot loaders are installed there. What was mounted has to be in the table still.
+fn tabled(disk: &Nodes, device: &Device, used: &[(String, u64)]) -> Result<()> {
+    let now = partition::read(&Bytes { fd: device.node.as_fd(), size: disk.size }, disk.sector)?;
+    let changed =
+        |what: String| Kind::Step.failure(what).hint("Find the script that writes to the disk itself.");
+    if let Some(warning) = now.warnings.iter().find(|warning| !disk.table.warnings.contains(warning)) {
+        return Err(changed(format!("a step damaged it: {warning}")).into());
+    }
+    let is_used = |part: &&Part| used.iter().any(|(name, _)| *name == part.name);
+    for wanted in disk.parts.iter().filter(is_used).filter_map(|part| part.partition.as_ref()) {
+        let place = |p: &Partition| (p.number, p.start, p.size);
+        if !now.partitions.iter().any(|p| place(p) == place(wanted)) {
+            let what = format!("a step changed it: partition {} is no longer where it was", wanted.number);
+            return Err(changed(what).into());
+        }
+    }
+    Ok(())
+}
+
+/// What the superblock of an unmounted ext file system says of the bake.
+fn sound(part: &Part) -> Result<()> {
+    let Some(before) = &part.fs else { return Ok(()) };
+    let bytes = Bytes { fd: part.node.as_fd(), size: part.size };
+    let Some(after) = superblock::probe(&bytes, 0, part.size) else {
+        return Err(damaged("its superblock is gone"));
+    };
+    if after.kind != before.kind || after.errors > before.errors || after.dirty {
+        return Err(damaged("its superblock has errors on record that were not there before"));
+    }
+    Ok(())
+}

@@ -1,0 +1,297 @@
+//! A disk's partitions as the kernel knows them, and device nodes that are nobody else's.
+//!
+//! Not every kernel reads partition tables, and udev may be absent, late, or hold links to another disk. So the table
+//! is read here ([`crate::formats::partition`]), partitions that the kernel lacks are added by BLKPG, device numbers come from
+//! sysfs, and the nodes lie in a tmpfs that is attached nowhere and goes away with its last descriptor.
+
+use crate::device::Device;
+use crate::device::link_name;
+use crate::error::Kind;
+use crate::formats::fstab::Ids;
+use crate::formats::partition;
+use crate::formats::partition::{Partition, ReadAt, Scheme, Table};
+use crate::formats::superblock;
+use crate::formats::superblock::FileSystem;
+use crate::sys::block_ioctls;
+use crate::sys::block_ioctls::Change;
+use anyhow::{Context, Result};
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+/// A block device as bytes. The descriptor is borrowed: whoever has the disk keeps it.
+pub struct Bytes<'a> {
+    pub fd: BorrowedFd<'a>,
+    pub size: u64,
+}
+
+impl ReadAt for Bytes<'_> {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, mut offset: u64, mut buffer: &mut [u8]) -> io::Result<()> {
+        // Checked first: devices answer short, and a lying table must not make us wait for a retry.
+        if offset.checked_add(buffer.len() as u64).is_none_or(|end| end > self.size) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        while !buffer.is_empty() {
+            match rustix::io::pread(self.fd, &mut *buffer, offset) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(read) => {
+                    buffer = &mut buffer[read..];
+                    offset += read as u64;
+                }
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A partition, or the whole disk where there is no table: what is on it, and how it is reached.
+#[derive(Debug)]
+pub struct Part {
+    /// `None`: the whole disk.
+    pub partition: Option<Partition>,
+    pub fs: Option<FileSystem>,
+    /// The kernel's name: `loop0p1`.
+    pub name: String,
+    pub rdev: u64,
+    /// In bytes.
+    pub size: u64,
+    /// Open for reading and held, so that the number stays this partition's.
+    pub node: OwnedFd,
+}
+
+impl Part {
+    pub fn ids(&self) -> Ids<'_> {
+        let fs = self.fs.as_ref();
+        let partition = self.partition.as_ref();
+        Ids {
+            uuid: fs.map_or("", |fs| &fs.uuid),
+            label: fs.map_or("", |fs| &fs.label),
+            partuuid: partition.map_or("", |p| &p.partuuid),
+            partlabel: partition.map_or("", |p| &p.name),
+        }
+    }
+
+    /// For messages: `partition 1 (ext4, 3.0 GiB, UUID 1f…, label "root")`.
+    pub fn describe(&self) -> String {
+        let whose =
+            self.partition.as_ref().map_or("the whole disk".into(), |p| format!("partition {}", p.number));
+        let what = self.fs.as_ref().map_or("nothing known", |fs| fs.kind.name());
+        let mut text = format!("{whose} ({what}, {}", size(self.size));
+        let ids = self.ids();
+        if !ids.uuid.is_empty() {
+            text += &format!(", UUID {}", ids.uuid);
+        }
+        if !ids.label.is_empty() {
+            text += &format!(", label {:?}", ids.label);
+        }
+        text + ")"
+    }
+}
+
+/// The disk's table, its partitions and their nodes.
+#[derive(Debug)]
+pub struct Nodes {
+    /// A tmpfs that is attached nowhere, with `dev/NAME` for the disk and each partition.
+    pub tmpfs: OwnedFd,
+    /// The whole disk's kernel name.
+    pub name: String,
+    pub rdev: u64,
+    /// In bytes.
+    pub size: u64,
+    pub sector: u64,
+    pub table: Table,
+    pub parts: Vec<Part>,
+}
+
+/// Reads the table, and makes every partition of it reachable.
+pub fn open(device: &Device) -> Result<Nodes> {
+    let disk = || format!("looking at the disk {}", device.path.display());
+    let stat = rustix::fs::fstat(&device.node).with_context(disk)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::BlockDevice || stat.st_rdev != device.rdev {
+        let what = format!("{} is no longer the device that it was verified to be", device.path.display());
+        return Err(Kind::Machine.error(what));
+    }
+    let size = block_ioctls::size(device.node.as_fd()).with_context(disk)?;
+    let sector = block_ioctls::sector(&device.node).with_context(disk)?;
+    let bytes = Bytes { fd: device.node.as_fd(), size };
+    let table = partition::read(&bytes, sector).with_context(disk)?;
+    let tmpfs = tmpfs().context("making a private tmpfs for device nodes")?;
+    let name = name_of(device.rdev)?;
+    node(&tmpfs, &name, device.rdev)?;
+
+    let mut parts = Vec::new();
+    for partition in &table.partitions {
+        let (name, rdev) = known(device, partition)?;
+        let fs = superblock::probe(&bytes, partition.start, partition.size);
+        let node = node(&tmpfs, &name, rdev)?;
+        let real = block_ioctls::size(node.as_fd()).with_context(|| format!("looking at {name}"))?;
+        if real != partition.size {
+            return Err(other(&name, partition));
+        }
+        parts.push(Part { partition: Some(partition.clone()), fs, name, rdev, size: partition.size, node });
+    }
+    if table.scheme == Scheme::None {
+        let fs = superblock::probe(&bytes, 0, size);
+        let node = open_node(&tmpfs, &name, OFlags::RDONLY)?;
+        parts.push(Part { partition: None, fs, name: name.clone(), rdev: device.rdev, size, node });
+    }
+    Ok(Nodes { tmpfs, name, rdev: device.rdev, size, sector, table, parts })
+}
+
+/// The kernel's name and number of a partition, which it is told of if it has none of this number.
+fn known(device: &Device, partition: &Partition) -> Result<(String, u64)> {
+    let number = partition.number;
+    let doing = || format!("adding partition {number} of {}", device.path.display());
+    if let Some(found) = lookup(device.rdev, partition)? {
+        return Ok(found);
+    }
+    let added =
+        block_ioctls::partition(device.node.as_fd(), Change::Add, number, partition.start, partition.size);
+    match added {
+        // Someone else (udev, another reader) was faster: it has to be the same partition, which is looked at below.
+        Ok(()) | Err(Errno::BUSY) => {}
+        Err(error) => return Err(error).with_context(doing),
+    }
+    let found = lookup(device.rdev, partition)?;
+    found
+        .ok_or_else(|| Kind::Machine.error("the kernel has another partition in its place"))
+        .with_context(doing)
+}
+
+/// Finds a partition of a disk in sysfs by its number, and compares the geometry.
+fn lookup(disk: u64, partition: &Partition) -> Result<Option<(String, u64)>> {
+    let dir = sysfs(disk);
+    let read = |path: PathBuf| std::fs::read_to_string(path).ok().map(|text| text.trim().to_owned());
+    let entries = std::fs::read_dir(&dir).with_context(|| format!("listing {}", dir.display()))?;
+    for entry in entries.flatten() {
+        let path = entry.path();
+        if read(path.join("partition")).and_then(|n| n.parse().ok()) != Some(partition.number) {
+            continue;
+        }
+        let name = entry.file_name().to_string_lossy().into_owned();
+        // sysfs counts sectors of 512 bytes, whatever the disk's are.
+        let bytes = |file: &str| read(path.join(file))?.parse::<u64>().ok()?.checked_mul(512);
+        if (bytes("start"), bytes("size")) != (Some(partition.start), Some(partition.size)) {
+            return Err(other(&name, partition));
+        }
+        let rdev = read(path.join("dev")).and_then(|text| {
+            let (major, minor) = text.split_once(':')?;
+            Some(rustix::fs::makedev(major.parse().ok()?, minor.parse().ok()?))
+        });
+        let rdev = rdev.with_context(|| format!("reading the device number of {name}"))?;
+        return Ok(Some((name, rdev)));
+    }
+    Ok(None)
+}
+
+fn other(name: &str, partition: &Partition) -> anyhow::Error {
+    let (number, start, size) = (partition.number, partition.start, partition.size);
+    let what = format!(
+        "the kernel's {name} is not where the table has partition {number} (from byte {start}, {size} bytes)"
+    );
+    Kind::Machine
+        .failure(what)
+        .hint("The table was changed while the disk was attached: attach it anew.")
+        .into()
+}
+
+fn sysfs(rdev: u64) -> PathBuf {
+    format!("/sys/dev/block/{}:{}", rustix::fs::major(rdev), rustix::fs::minor(rdev)).into()
+}
+
+/// The kernel's name of a block device.
+pub fn name_of(rdev: u64) -> Result<String> {
+    let path = sysfs(rdev);
+    let link =
+        std::fs::read_link(&path).with_context(|| format!("looking for {} in sysfs", path.display()))?;
+    // sysfs cannot have a slash in a name.
+    Ok(link.file_name().unwrap_or_default().to_string_lossy().replace('!', "/"))
+}
+
+fn tmpfs() -> rustix::io::Result<OwnedFd> {
+    let fs = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_create(&fs)?;
+    let mount = fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_NOSUID)?;
+    rustix::fs::mkdirat(&mount, "dev", Mode::from_raw_mode(0o700))?;
+    Ok(mount)
+}
+
+fn node(tmpfs: &OwnedFd, name: &str, rdev: u64) -> Result<OwnedFd> {
+    let path = format!("dev/{name}");
+    if let Some((parent, _)) = name.split_once('/') {
+        _ = rustix::fs::mkdirat(tmpfs, format!("dev/{parent}"), Mode::from_raw_mode(0o700));
+    }
+    let made = rustix::fs::mknodat(tmpfs, &*path, FileType::BlockDevice, Mode::from_raw_mode(0o600), rdev);
+    made.with_context(|| format!("making a node for {name}"))?;
+    open_node(tmpfs, name, OFlags::RDONLY)
+}
+
+/// Opens one of the nodes, by the kernel's name.
+pub fn open_node(tmpfs: &OwnedFd, name: &str, flags: OFlags) -> Result<OwnedFd> {
+    let node = rustix::fs::openat(tmpfs, format!("dev/{name}"), flags | OFlags::CLOEXEC, Mode::empty());
+    node.with_context(|| format!("opening {name}"))
+}
+
+/// The nodes for the private `/dev` of a step. The root's links come first; whatever else on the disk is called the
+/// same gets none.
+pub fn for_steps(nodes: &Nodes, root: usize) -> Vec<crate::device::Node> {
+    let mut taken = std::collections::HashSet::new();
+    let mut order: Vec<usize> = (0..nodes.parts.len()).collect();
+    order.sort_by_key(|&index| index != root);
+    let mut made: Vec<crate::device::Node> = Vec::new();
+    for part in order.into_iter().map(|index| &nodes.parts[index]) {
+        let ids = part.ids();
+        let kinds = [
+            ("uuid", ids.uuid),
+            ("partuuid", ids.partuuid),
+            ("label", ids.label),
+            ("partlabel", ids.partlabel),
+        ];
+        let named = kinds.into_iter().filter(|(_, id)| !id.is_empty());
+        let mut links: Vec<_> = named.map(|(by, id)| format!("disk/by-{by}/{}", link_name(id))).collect();
+        links.retain(|link| taken.insert(link.clone()));
+        made.push(crate::device::Node { name: part.name.clone(), rdev: part.rdev, links });
+    }
+    if nodes.table.scheme != Scheme::None {
+        made.push(crate::device::Node { name: nodes.name.clone(), rdev: nodes.rdev, links: Vec::new() });
+    }
+    made.sort_by(|a, b| a.name.cmp(&b.name));
+    made
+}
+
+/// A size for people.
+pub fn size(bytes: u64) -> String {
+    match bytes {
+        0..0x4000_0000 => format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20)),
+        _ => format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_links_are_names() {
+        assert_eq!(link_name("cloudimg-rootfs"), "cloudimg-rootfs");
+        assert_eq!(link_name("EFI System"), "EFI\\x20System");
+        assert_eq!(link_name("../../etc"), "\\x2e.\\x2f..\\x2fetc");
+        assert_eq!(link_name("ü"), "ü");
+        assert_eq!(link_name("a\\b\u{fffd}"), "a\\x5cb\\xef\\xbf\\xbd");
+    }
+
+    #[test]
+    fn sizes_for_people() {
+        assert_eq!(size(3 << 30), "3.0 GiB");
+        assert_eq!(size(124 << 20), "124.0 MiB");
+    }
+}

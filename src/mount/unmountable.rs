@@ -1,0 +1,93 @@
+//! A directory that something belongs on which this kernel cannot mount: what a step wrote there would be hidden at
+//! boot, so nothing may change.
+
+use crate::error::Kind;
+use crate::image::tree::Inside;
+use crate::image::walk::Go;
+use anyhow::{Context, Result};
+use rustix::fs::FileType;
+use std::collections::BTreeMap;
+
+/// Names say enough; so many do not help.
+const NAMES_MAX: usize = 5;
+
+/// What tells a changed file: type and mode, owner, and for all but directories size and time of change.
+type Sign = (u32, u32, u32, i64, i64, i64);
+
+#[derive(Debug)]
+pub struct Unmounted {
+    /// As fstab spells it.
+    target: String,
+    kind: String,
+    before: BTreeMap<String, Sign>,
+}
+
+impl Unmounted {
+    pub fn new(inside: &Inside, target: &str, kind: &str) -> Result<Self> {
+        Ok(Self { target: target.to_owned(), kind: kind.to_owned(), before: signs(inside, target)? })
+    }
+
+    /// Fails if anything below is not as it was.
+    pub fn check(&self, inside: &Inside) -> Result<()> {
+        let now = signs(inside, &self.target)?;
+        let gone = self.before.keys().filter(|path| !now.contains_key(*path));
+        let new =
+            now.iter().filter(|(path, sign)| self.before.get(*path) != Some(sign)).map(|(path, _)| path);
+        let changed: Vec<_> = gone.chain(new).take(NAMES_MAX).map(String::as_str).collect();
+        if changed.is_empty() {
+            return Ok(());
+        }
+        let (target, kind) = (&self.target, &self.kind);
+        let what =
+            format!("a step changed {target}, whose {kind} this kernel cannot mount: {}", changed.join(", "));
+        let hint = format!(
+            "What it wrote would be hidden at boot. Bake where the kernel has {kind} (`modprobe {kind}`)."
+        );
+        Err(Kind::Machine.failure(what).hint(hint).into())
+    }
+}
+
+fn signs(inside: &Inside, target: &str) -> Result<BTreeMap<String, Sign>> {
+    let mut found = BTreeMap::new();
+    let walked = inside.walk(target, &mut |path, stat| {
+        let mut sign =
+            (stat.st_mode, stat.st_uid, stat.st_gid, stat.st_size, stat.st_mtime, stat.st_mtime_nsec as i64);
+        // A file that came and went is no change.
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+            (sign.3, sign.4, sign.5) = (0, 0, 0);
+        }
+        found.insert(path.to_owned(), sign);
+        Ok(Go::On)
+    });
+    walked.with_context(|| format!("looking into {target}"))?;
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn every_change_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |path: &str| dir.path().join(path);
+        let inside = Inside::open_dir(dir.path()).unwrap();
+        let absent = Unmounted::new(&inside, "/boot/efi", "vfat").unwrap();
+        fs::create_dir_all(at("boot/efi/EFI")).unwrap();
+        fs::write(at("boot/efi/old"), "1").unwrap();
+        let error = absent.check(&inside).unwrap_err();
+        assert!(error.to_string().contains("/boot/efi/EFI, /boot/efi/old"), "{error}");
+        assert_eq!(Kind::of(&error), Kind::Machine);
+
+        let known = Unmounted::new(&inside, "/boot/efi", "vfat").unwrap();
+        known.check(&inside).unwrap();
+        fs::write(at("boot/efi/EFI/passing"), "").unwrap();
+        fs::remove_file(at("boot/efi/EFI/passing")).unwrap();
+        known.check(&inside).unwrap();
+        fs::write(at("boot/efi/old"), "22").unwrap();
+        assert!(known.check(&inside).unwrap_err().to_string().contains("/boot/efi/old"));
+        fs::remove_file(at("boot/efi/old")).unwrap();
+        assert!(known.check(&inside).unwrap_err().to_string().contains("/boot/efi/old"));
+    }
+}

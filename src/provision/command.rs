@@ -1,0 +1,392 @@
+//! Runs commands in an image: what they see, how often they are tried, and what is told when they fail.
+
+use super::context::{Place, Work};
+use super::diagnose::{Listener, Meaning};
+use super::network;
+use super::package_cache::{Access, Downloads, no_room};
+use super::space;
+use super::space::Space;
+use crate::definition::Ask;
+use crate::error::{Failure, Kind};
+use crate::sandbox;
+use crate::sandbox::spec::{Bind, Exit, ExitStatus, Spec};
+use anyhow::{Context, Result};
+use oven_distro::{Shim, Trouble};
+use std::cell::OnceCell;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+const PACKAGES: &str = "/run/oven/packages";
+/// The first pause before a step is tried again; each one is twice as long.
+const PAUSE: Duration = Duration::from_secs(2);
+/// Dropping a cache takes seconds.
+const BEFORE_RETRY_TIMEOUT: Duration = Duration::from_secs(5 * 60);
+/// A fact that is longer is none.
+const ANSWER_MAX: usize = 16 << 20;
+
+/// A command, and what it may.
+pub struct Call<'a> {
+    pub phase: String,
+    /// A gerund with its object.
+    pub why: String,
+    /// What its user calls it.
+    pub name: String,
+    pub argv: Vec<String>,
+    pub env: BTreeMap<String, String>,
+    pub cwd: String,
+    pub network: bool,
+    /// It downloads packages and runs none of their code: the settings of `[network]` are for it alone.
+    pub fetches: bool,
+    /// No package's code runs in it, and no script of the definition, so that what it downloads may be kept.
+    pub trusted: bool,
+    pub caches: Access,
+    pub shims: Vec<Shim>,
+    pub binds: Vec<Bind>,
+    pub throwaway: bool,
+    pub retries: u32,
+    /// Run before it is tried again, without network; nothing if empty.
+    pub before_retry: Vec<String>,
+    pub timeout: Duration,
+    pub troubles: &'a [Trouble],
+    /// Lines that are a failure even if the command ends well.
+    pub failures: &'a [Trouble],
+    /// Lines that are told, and are no failure.
+    pub notes: &'a [Trouble],
+    /// Exit codes beside 0 that are no failure.
+    pub also_good: Vec<u8>,
+    /// Where image.toml asks for it.
+    pub key: Option<Key>,
+}
+
+/// A table of image.toml.
+pub struct Key {
+    /// `run`, `ansible` or `test`.
+    pub table: &'static str,
+    /// What its user calls what it runs.
+    pub name: String,
+    pub line: usize,
+}
+
+pub struct Runner<'a> {
+    pub place: Place<'a>,
+    pub work: Work<'a>,
+    packages: Vec<Bind>,
+    /// Whether steps with the network are fenced; asked for when the first one comes.
+    fenced: OnceCell<bool>,
+    /// For steps that fetch.
+    network_env: BTreeMap<String, String>,
+    certificates: Option<Shim>,
+    pub downloads: Downloads,
+}
+
+/// Where the steps see a package file of the definition: the `index`th of `packages`.
+pub fn package_path(index: usize, source: &Path) -> String {
+    let name = source.file_name().unwrap_or_default().to_string_lossy();
+    // apt takes what has a `/` for a file; other than that its name must not mean anything to it.
+    let name: String = name
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || "._+~-".contains(c) { c } else { '_' })
+        .collect();
+    format!("{PACKAGES}/{index}-{name}")
+}
+
+impl<'a> Call<'a> {
+    /// A command of the plan, before it is said which.
+    pub fn of_the_plan(runner: &Runner<'a>) -> Self {
+        Self {
+            phase: String::new(),
+            why: String::new(),
+            name: String::new(),
+            argv: Vec::new(),
+            env: BTreeMap::new(),
+            cwd: "/".to_owned(),
+            network: false,
+            fetches: false,
+            trusted: false,
+            caches: Access::Read,
+            shims: runner.work.plan.shims.clone(),
+            binds: runner.packages.clone(),
+            throwaway: false,
+            retries: 0,
+            before_retry: Vec::new(),
+            timeout: Duration::ZERO,
+            troubles: &runner.work.plan.troubles,
+            failures: &[],
+            notes: &[],
+            also_good: Vec::new(),
+            key: None,
+        }
+    }
+
+    fn is_good(&self, status: ExitStatus) -> bool {
+        let also = |code: i32| self.also_good.iter().any(|good| i32::from(*good) == code);
+        status.success() || matches!(status, ExitStatus::Exited(code) if also(code))
+    }
+
+    /// A script of the definition.
+    pub fn of_a_script(runner: &Runner<'a>) -> Self {
+        Self {
+            shims: runner.shims_of_scripts(),
+            binds: Vec::new(),
+            caches: Access::Write,
+            troubles: &[],
+            ..Self::of_the_plan(runner)
+        }
+    }
+}
+
+impl<'a> Runner<'a> {
+    pub fn new(place: &Place<'a>, work: &Work<'a>) -> Result<Self> {
+        let mut packages = Vec::new();
+        for (index, ask) in work.image.packages.iter().enumerate() {
+            let (source, within) = match ask {
+                Ask::File { source, .. } => (source, Some(work.image.project.clone())),
+                Ask::Url { file: Some(file), .. } => (&file.source, None),
+                _ => continue,
+            };
+            let absolute = std::path::absolute(source);
+            let absolute = absolute.with_context(|| format!("looking for {}", source.display()))?;
+            packages.push(Bind { source: absolute, target: package_path(index, source), within });
+        }
+        let certificates = network::certificates(work.network, place.inside)?;
+        let network_env = network::environment(work.network, certificates.is_some());
+        let (fenced, downloads) = (OnceCell::new(), Downloads::default());
+        Ok(Self { place: *place, work: *work, packages, fenced, network_env, certificates, downloads })
+    }
+
+    /// Where the image is mounted.
+    pub fn root(&self) -> &Path {
+        self.place.root
+    }
+
+    /// The shims that the definition's scripts see: they may want to change the image's real configuration.
+    pub fn shims_of_scripts(&self) -> Vec<Shim> {
+        let shims = self.work.plan.shims.iter();
+        shims.filter(|shim| !Path::new(&shim.path).starts_with("/etc")).cloned().collect()
+    }
+
+    /// Runs a command to its good end, with a line for it.
+    pub async fn run(&self, call: &Call<'_>) -> Result<()> {
+        let report = self.work.report;
+        let step = report.step(&call.phase, call.why.clone());
+        let mut pause = PAUSE;
+        for attempt in 0.. {
+            let (mut listener, mut failures) = (Listener::new(call.troubles), Listener::new(call.failures));
+            let mut notes = Listener::new(call.notes);
+            let mut on_line = |line: &str| {
+                report.output(line);
+                listener.line(line);
+                failures.line(line);
+                notes.line(line);
+            };
+            let exit = self.once(call, &mut on_line).await.with_context(|| call.why.clone())?;
+            self.tell_of_daemons(call, &exit);
+            let failed = failures.meaning();
+            let good = call.is_good(exit.status);
+            if good && failed.is_none() {
+                self.tell(&notes);
+                break;
+            }
+            let meaning = if good { failed } else { listener.meaning().or(failed) };
+            let hopeless = exit.status == ExitStatus::TimedOut
+                || listener.no_space
+                || meaning.as_ref().is_some_and(|meaning| meaning.package.is_some());
+            if attempt == call.retries || hopeless {
+                if call.trusted {
+                    self.downloads.settle(report).await; // what did come is good
+                }
+                return Err(self.failure(call, exit.status, &listener, meaning).into());
+            }
+            report.warn(format!("{} failed ({}): once more in {} s", call.why, exit.status, pause.as_secs()));
+            tokio::time::sleep(pause).await;
+            pause *= 2;
+            self.before_retry(call).await?;
+        }
+        step.done();
+        Ok(())
+    }
+
+    /// What a step wants done before it is tried again. That it fails is told; the step itself has the last word.
+    async fn before_retry(&self, call: &Call<'_>) -> Result<()> {
+        let Some(program) = call.before_retry.first() else { return Ok(()) };
+        let report = self.work.report;
+        let before = Call {
+            why: format!("clearing up before it is tried again: {program}"),
+            name: program.clone(),
+            argv: call.before_retry.clone(),
+            env: call.env.clone(),
+            trusted: call.trusted,
+            caches: call.caches,
+            timeout: BEFORE_RETRY_TIMEOUT,
+            ..Call::of_the_plan(self)
+        };
+        report.detail(before.why.clone());
+        let exit = self.once(&before, &mut |line| report.output(line)).await;
+        let exit = exit.with_context(|| before.why.clone())?;
+        if !exit.status.success() {
+            report.warn(format!("{} failed ({})", before.why, exit.status));
+        }
+        Ok(())
+    }
+
+    /// A command's output.
+    pub async fn ask(&self, call: &Call<'_>) -> Result<String> {
+        let mut listener = Listener::new(call.troubles);
+        let mut answer = String::new();
+        let mut on_line = |line: &str| {
+            listener.line(line);
+            if answer.len() + line.len() < ANSWER_MAX {
+                answer.push_str(line);
+                answer.push('\n');
+            }
+        };
+        let exit = self.once(call, &mut on_line).await.with_context(|| call.why.clone())?;
+        if !exit.status.success() {
+            let meaning = listener.meaning();
+            return Err(self.failure(call, exit.status, &listener, meaning).into());
+        }
+        Ok(answer)
+    }
+
+    async fn once(&self, call: &Call<'_>, on_line: &mut dyn FnMut(&str)) -> Result<Exit> {
+        let (mut env, mut shims) = (call.env.clone(), call.shims.clone());
+        if call.fetches {
+            env.extend(self.network_env.clone());
+            shims.extend(self.certificates.clone());
+        }
+        let spec = Spec {
+            root: self.place.root.to_owned(),
+            argv: call.argv.clone(),
+            env,
+            cwd: call.cwd.clone(),
+            network: call.network,
+            fenced: call.network && self.fenced(),
+            resolv_conf: None,
+            shims,
+            binds: call.binds.clone(),
+            caches: self.downloads.for_call(self, call).await?,
+            nodes: self.place.nodes.to_vec(),
+            throwaway: call.throwaway,
+            interactive: false,
+        };
+        let mut span = self.work.report.command(&call.argv);
+        let run = sandbox::run_with(self.work.helper, &spec, self.work.secrets, call.timeout, on_line);
+        let exit = tokio::select! {
+            exit = run => exit?,
+            full = self.downloads.full(call.caches == Access::Write) => return Err(full),
+        };
+        span.tell("status", exit.status.to_string());
+        Ok(exit)
+    }
+
+    /// What a step said that its user should know.
+    fn tell(&self, notes: &Listener) {
+        for Meaning { means, hint, .. } in notes.all() {
+            let hint = hint.map(|hint| format!(" ({})", hint.trim_end_matches('.'))).unwrap_or_default();
+            self.work.report.note(format!("{means}{hint}"));
+        }
+    }
+
+    /// Certificates that fetch steps see.
+    pub fn certificates(&self) -> Option<&Shim> {
+        self.certificates.as_ref()
+    }
+
+    fn fenced(&self) -> bool {
+        let work = &self.work;
+        *self.fenced.get_or_init(|| !work.image.imds && work.guard.fences(work.report))
+    }
+
+    fn tell_of_daemons(&self, call: &Call<'_>, exit: &Exit) {
+        if exit.left.is_empty() {
+            return;
+        }
+        let text = format!("{}: {} left running, and killed", call.why, exit.left.join(", "));
+        // A test starts what it tests.
+        if call.throwaway { self.work.report.detail(text) } else { self.work.report.warn(text) }
+    }
+
+    fn failure(
+        &self,
+        call: &Call<'_>,
+        status: ExitStatus,
+        heard: &Listener,
+        meaning: Option<Meaning>,
+    ) -> Failure {
+        let image = self.work.image;
+        let tail = heard.tail();
+        let how = match status {
+            ExitStatus::TimedOut => {
+                format!("it took longer than {} s and was killed", call.timeout.as_secs())
+            }
+            status => format!("{}: {status}", call.name),
+        };
+        if let Some(dir) = self.downloads.dir().filter(|_| call.fetches && heard.no_space)
+            && Space::of(self.place.root).is_ok_and(|space| !space.is_full())
+        {
+            return no_room(&dir);
+        }
+        let full = heard.no_space || Space::of(self.place.root).is_ok_and(|space| space.is_full());
+        if full {
+            let what = format!("{} failed: the image's disk is full ({how}){tail}", call.why);
+            return Kind::Step.failure(what).hint(space::LARGER);
+        }
+        if let Some(Meaning { means, hint, package }) = meaning {
+            let failure = match package {
+                Some(package) => {
+                    let value = Some(package.as_str()).filter(|package| !package.is_empty());
+                    Kind::Definition.failure(format!("{}: {means}{tail}", image.place_of_package(value)))
+                }
+                None if call.is_good(status) => {
+                    let code = if let ExitStatus::Exited(code) = status { code } else { 0 };
+                    let though = format!("though {} ended with {code}", call.name);
+                    Kind::Step.failure(format!("{} failed: {means} ({though}){tail}", call.why))
+                }
+                None => Kind::Step.failure(format!("{} failed: {means} ({how}){tail}", call.why)),
+            };
+            return match hint {
+                Some(hint) => failure.hint(hint),
+                None => failure,
+            };
+        }
+        let place = match &call.key {
+            Some(Key { table, name, line }) => {
+                let file = image.dir.join(crate::definition::FILE);
+                format!("{}:{line}: the [[{table}]] {name} failed: ", file.display())
+            }
+            None => format!("{} failed: ", call.why),
+        };
+        let failure = Kind::Step.failure(format!("{place}{how}{tail}"));
+        match &call.key {
+            _ if status == ExitStatus::TimedOut => match &call.key {
+                Some(Key { table, .. }) => failure.hint(format!("`timeout` of a [[{table}]] is in seconds.")),
+                None => failure.hint("A package's script that waits for an answer gets none."),
+            },
+            _ if heard.metadata && call.network && self.fenced() => failure.hint(
+                "No step reaches the builder's metadata service, which hands out its credentials. If these may, say \
+                 `imds = true` at the top of image.toml.",
+            ),
+            Some(Key { table, .. }) if heard.no_network && !call.network => failure.hint(format!(
+                "It has no network. If it needs one, say `network = true` in its [[{table}]]."
+            )),
+            None if heard.no_network && !call.network => failure.hint(
+                "Packages are installed without the network. If a package's script has to download something, say \
+                 `network = true` at the top of image.toml.",
+            ),
+            Some(Key { table: "test", .. }) => failure.hint("A test that fails means that there is no image."),
+            _ => failure,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_package_has_a_path_that_is_only_a_path() {
+        assert_eq!(package_path(2, Path::new("a/site_1.0_all.deb")), "/run/oven/packages/2-site_1.0_all.deb");
+        assert_eq!(package_path(0, Path::new("x y$(z)é.deb")), "/run/oven/packages/0-x_y__z__.deb");
+    }
+}

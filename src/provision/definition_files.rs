@@ -1,0 +1,211 @@
+//! Places the definition's files in the image.
+
+use crate::config::template;
+use crate::definition::{Definition, File};
+use crate::error::Kind;
+use crate::image::tree::Inside;
+use crate::sys::fds::open_within;
+use anyhow::{Context, Result};
+use rustix::fs::{FileType, OFlags};
+
+/// Looking into each takes some 50 us, and nobody can stop oven meanwhile.
+const HOMES_MAX: usize = 10_000;
+
+/// Places every `[[file]]`. `unmounted`: directories of the image whose file system this kernel cannot mount.
+pub fn place(inside: &Inside, image: &Definition, unmounted: &[impl AsRef<std::path::Path>]) -> Result<()> {
+    let accounts = Accounts::read(inside)?;
+    for file in &image.files {
+        place_one(inside, image, file, unmounted, &accounts)
+            .with_context(|| format!("placing {} as {}", file.source.display(), file.target))?;
+    }
+    Ok(())
+}
+
+fn place_one(
+    inside: &Inside,
+    image: &Definition,
+    file: &File,
+    unmounted: &[impl AsRef<std::path::Path>],
+    accounts: &Accounts,
+) -> Result<()> {
+    let wrong = |key: &str, value: &str, why: String| {
+        Kind::Definition.failure(format!("{}: {why}", image.place(key, Some(value))))
+    };
+    let target = &file.target;
+    if let Some(dir) = unmounted.iter().find(|dir| std::path::Path::new(target).starts_with(dir)) {
+        let why = format!("{target}: this kernel cannot mount the file system of {}", dir.as_ref().display());
+        return Err(wrong("target", target, why).into());
+    }
+    // A target that is itself a symlink is replaced, not followed: afterwards the file is where image.toml says.
+    if kind(inside, target)? == Some(FileType::Directory) {
+        let why = format!("{target} is a directory in the image");
+        let hint = "Add the file's name: a target is not a directory.";
+        return Err(wrong("target", target, why).hint(hint).into());
+    }
+    let unknown = |key: &str, name: &str| {
+        wrong(key, name, format!("the image has no {key} `{name}`"))
+            .hint("Accounts that a package makes are there once it is installed; a number needs no account.")
+    };
+    let uid = accounts.user(&file.owner).ok_or_else(|| unknown("owner", &file.owner))?;
+    let gid = accounts.group(&file.group).ok_or_else(|| unknown("group", &file.group))?;
+    let source = open_within(&file.source, Some(&image.project), OFlags::NONBLOCK | OFlags::NOCTTY)?;
+    let mut source = std::fs::File::from(source);
+    if !source.metadata().context("looking at it")?.is_file() {
+        return Err(wrong("source", &file.source.to_string_lossy(), "it is no file any more".into()).into());
+    }
+    if file.template {
+        let text = template::read(&mut source, &file.source);
+        let text = text.and_then(|text| template::render(&text, &file.source, &image.vars.values()));
+        let text = text.map_err(|what| wrong("source", &file.source.to_string_lossy(), what))?;
+        return inside.write(target, text.as_bytes(), file.mode, uid, gid);
+    }
+    inside.write_from(target, &mut source, file.mode, uid, gid)
+}
+
+fn kind(inside: &Inside, path: &str) -> Result<Option<FileType>> {
+    Ok(inside.metadata(path)?.map(|stat| FileType::from_raw_mode(stat.st_mode)))
+}
+
+/// The image's accounts, as its own /etc/passwd and /etc/group tell them. This machine's are others.
+pub struct Accounts {
+    passwd: String,
+    group: String,
+}
+
+impl Accounts {
+    pub fn read(inside: &Inside) -> Result<Self> {
+        let text = |path| -> Result<String> {
+            Ok(inside
+                .read(path)?
+                .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+                .unwrap_or_default())
+        };
+        Ok(Self { passwd: text("/etc/passwd")?, group: text("/etc/group")? })
+    }
+
+    /// `root` needs no file.
+    pub fn user(&self, name: &str) -> Option<u32> {
+        id(&self.passwd, name)
+    }
+
+    pub fn group(&self, name: &str) -> Option<u32> {
+        id(&self.group, name)
+    }
+
+    /// Every account's home directory, once; of more accounts than an image can mean, the first.
+    pub fn homes(&self) -> Vec<String> {
+        let fields = self.passwd.lines().filter_map(|line| line.split(':').nth(5));
+        let mut homes: Vec<_> = fields.filter(|home| home.starts_with('/')).map(str::to_owned).collect();
+        homes.sort_unstable();
+        homes.dedup();
+        homes.truncate(HOMES_MAX);
+        homes
+    }
+}
+
+/// The third field of the line whose first is `name`; a number is itself.
+fn id(table: &str, name: &str) -> Option<u32> {
+    if let Ok(number) = name.parse() {
+        return Some(number);
+    }
+    let line = table.lines().find(|line| line.split(':').next() == Some(name));
+    match line.and_then(|line| line.split(':').nth(2)?.parse().ok()) {
+        None if name == "root" => Some(0),
+        found => found,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::path::{Path, PathBuf};
+
+    fn image(dir: &Path, target: &str, owner: &str) -> Definition {
+        std::fs::write(dir.join("motd"), "hello\n").unwrap();
+        let file = File {
+            source: dir.join("motd"),
+            target: target.into(),
+            mode: 0o640,
+            owner: owner.into(),
+            group: owner.into(),
+            template: false,
+        };
+        crate::provision::test::definition(dir, |image| {
+            image.files = vec![file.clone()];
+        })
+    }
+
+    /// This process's own ids, so that the test needs no root.
+    fn me() -> String {
+        rustix::process::getuid().as_raw().to_string()
+    }
+
+    fn tree() -> (tempfile::TempDir, Inside, PathBuf) {
+        let temp = tempfile::tempdir().unwrap();
+        let root = temp.path().join("root");
+        std::fs::create_dir_all(root.join("etc/motd.d")).unwrap();
+        let inside = Inside::open_dir(&root).unwrap();
+        (temp, inside, root)
+    }
+
+    #[test]
+    fn a_file_gets_its_place_and_mode() {
+        let (temp, inside, root) = tree();
+        let unmounted: [&Path; 0] = [];
+        for target in ["/etc/motd", "/srv/new/motd"] {
+            place(&inside, &image(temp.path(), target, &me()), &unmounted).unwrap();
+            let placed = root.join(&target[1..]);
+            assert_eq!(std::fs::read_to_string(&placed).unwrap(), "hello\n");
+            assert_eq!(placed.metadata().unwrap().permissions().mode() & 0o7777, 0o640);
+        }
+    }
+
+    #[test]
+    fn symlinks_of_the_image_lead_nowhere_else() {
+        let (temp, inside, root) = tree();
+        let canary = temp.path().join("canary");
+        std::fs::write(&canary, "host").unwrap();
+        symlink(&canary, root.join("etc/motd")).unwrap();
+        symlink(temp.path(), root.join("out")).unwrap();
+        symlink("etc", root.join("in")).unwrap();
+        let unmounted: [&Path; 0] = [];
+        place(&inside, &image(temp.path(), "/etc/motd", &me()), &unmounted).unwrap();
+        assert!(root.join("etc/motd").symlink_metadata().unwrap().is_file(), "the link was replaced");
+        _ = place(&inside, &image(temp.path(), "/out/canary", &me()), &unmounted);
+        place(&inside, &image(temp.path(), "/in/issue", &me()), &unmounted).unwrap();
+        assert!(root.join("etc/issue").exists());
+        assert_eq!(std::fs::read_to_string(&canary).unwrap(), "host");
+    }
+
+    #[test]
+    fn a_target_that_cannot_be_is_told_with_its_key() {
+        let (temp, inside, _) = tree();
+        let unmounted = [Path::new("/boot/efi")];
+        for (target, owner, word) in [
+            ("/etc/motd.d", "0", "is a directory"),
+            ("/boot/efi/motd", "0", "cannot mount"),
+            ("/etc/motd", "nobody-here", "no owner `nobody-here`"),
+        ] {
+            let error = place(&inside, &image(temp.path(), target, owner), &unmounted).unwrap_err();
+            assert_eq!(Kind::of(&error), Kind::Definition);
+            let text = format!("{error:#}");
+            assert!(text.contains(word) && text.contains("image.toml"), "{text}");
+        }
+    }
+
+    #[test]
+    fn accounts_are_the_images() {
+        let (_temp, inside, root) = tree();
+        std::fs::write(root.join("etc/passwd"), "www:x:1033:33::/var/www:/bin/sh\nbad\nq:x:no:1::rel:\n")
+            .unwrap();
+        std::fs::write(root.join("etc/group"), "www:x:1034:\n").unwrap();
+        let accounts = Accounts::read(&inside).unwrap();
+        assert_eq!((accounts.user("www"), accounts.group("www")), (Some(1033), Some(1034)));
+        assert_eq!((accounts.user("root"), accounts.user("7"), accounts.user("q")), (Some(0), Some(7), None));
+        assert_eq!(accounts.homes(), ["/var/www"]);
+        let many: String = (0..=HOMES_MAX).map(|home| format!("x:x:1:1::/h/{home}:\n")).collect();
+        std::fs::write(root.join("etc/passwd"), many).unwrap();
+        assert_eq!(Accounts::read(&inside).unwrap().homes().len(), HOMES_MAX);
+    }
+}

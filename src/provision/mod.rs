@@ -1,0 +1,88 @@
+//! Runs a plan, and what the definition adds to it, in a mounted image.
+
+pub mod ansible;
+pub mod command;
+pub mod context;
+pub mod definition_files;
+pub mod diagnose;
+pub mod network;
+pub mod package_cache;
+pub mod packages;
+mod plan_files;
+pub mod plan_steps;
+pub mod script_mounts;
+pub mod scripts;
+pub mod shell;
+pub mod space;
+#[cfg(test)]
+pub(crate) mod test;
+
+use crate::text::count;
+use anyhow::Result;
+use command::Runner;
+pub use command::package_path;
+pub use network::CA_FILE;
+use packages::Installed;
+use plan_steps::{held, packages_of, run_step};
+use std::collections::BTreeMap;
+
+/// Whose packages are broken.
+const BASE: &str = "packages of the base image are not installed right";
+
+/// Runs the plan's steps but for those that clean. Answers with the packages that the image has then; `None` if the
+/// plan changes nothing, or cannot tell.
+///
+/// Errors: `Step` where a step fails or the image's packages are not as they should be; `Definition` where the
+/// definition asks for what cannot be.
+pub async fn packages(runner: &Runner<'_>) -> Result<Option<Vec<Installed>>> {
+    let (place, work) = (&runner.place, &runner.work);
+    let changes = plan_steps::provisioning(work.plan).next().is_some();
+    let base = if changes { packages_of(runner).await? } else { None };
+    if let Some(base) = &base {
+        packages::ensure_sound(base, &work.plan.expect, BASE)?;
+    }
+    let held = if changes { held(runner).await? } else { Vec::new() };
+    packages::ensure_free(&held, base.as_deref().unwrap_or_default(), work)?;
+    plan_files::place(place, work)?;
+    for step in plan_steps::provisioning(work.plan) {
+        run_step(runner, step).await?;
+    }
+    let installed = if changes { packages_of(runner).await? } else { None };
+    if let Some(installed) = &installed {
+        packages::ensure_sound(installed, &work.plan.expect, "packages are not installed right")?;
+        packages::ensure_there(installed, &work.plan.expect)?;
+        if let Some(what) = packages::difference(base.as_deref().unwrap_or_default(), installed) {
+            work.report.note(what);
+        }
+    }
+    Ok(installed)
+}
+
+/// Places the definition's files, runs its scripts and then its tests.
+pub async fn files_and_scripts(runner: &Runner<'_>) -> Result<()> {
+    let (place, work) = (&runner.place, &runner.work);
+    if !work.image.files.is_empty() {
+        let step = work.report.step("files", format!("placing {}", count(work.image.files.len(), "file")));
+        definition_files::place(place.inside, work.image, place.unmounted)?;
+        step.done();
+    }
+    scripts::run(runner).await?;
+    scripts::test(runner).await
+}
+
+/// The plan's facts of the finished image. `installed` are its packages, if no script can have changed them.
+pub async fn facts(
+    runner: &Runner<'_>,
+    mut installed: Option<Vec<Installed>>,
+) -> Result<BTreeMap<String, String>> {
+    let work = &runner.work;
+    if installed.is_none() || !work.image.runs.is_empty() {
+        installed = packages_of(runner).await?;
+        let whose = match work.image.runs[..] {
+            [] => BASE,
+            _ => "packages are not installed right after the definition's scripts",
+        };
+        packages::ensure_sound(installed.as_deref().unwrap_or_default(), &work.plan.expect, whose)?;
+    }
+    plan_steps::facts(runner, installed).await
+}

@@ -1,0 +1,124 @@
+//! What fetch steps are told of the network: the settings of oven.toml's `[network]`. They run no code of packages, and
+//! others learn nothing, so nothing of it can stay in the image.
+
+use crate::config::project::NetworkSettings;
+use crate::error::Kind;
+use crate::image::tree::Inside;
+use anyhow::Result;
+use oven_distro::Shim;
+use std::collections::BTreeMap;
+use std::io::Read;
+
+/// Where fetch steps see the certificates to trust: the image's own, and those of `ca_file`.
+pub const CA_FILE: &str = "/run/oven/ca.pem";
+
+/// Distributions' own bundles are below 1 MiB.
+const CA_FILE_MAX: u64 = 16 << 20;
+
+/// Where distributions keep the certificates that they trust.
+const BUNDLES: [&str; 3] =
+    ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
+
+/// Each program reads its own.
+const CA_VARIABLES: [&str; 2] = [
+    "SSL_CERT_FILE",  // OpenSSL
+    "CURL_CA_BUNDLE", // curl
+];
+
+pub fn environment(settings: &NetworkSettings, certificates: bool) -> BTreeMap<String, String> {
+    let mut environment = BTreeMap::new();
+    let mut both = |name: &str, value: &Option<String>| {
+        if let Some(value) = value {
+            environment.insert(name.to_owned(), value.clone());
+            environment.insert(name.to_ascii_uppercase(), value.clone());
+        }
+    };
+    both("http_proxy", &settings.proxy);
+    both("https_proxy", &settings.proxy);
+    both("no_proxy", &settings.no_proxy);
+    if certificates {
+        environment.extend(CA_VARIABLES.map(|name| (name.to_owned(), CA_FILE.to_owned())));
+    }
+    environment
+}
+
+/// The certificates of a file, without what else it holds: keys, or another file's secrets that somebody made oven.toml
+/// name. oven reads it as root, and an image sees it.
+fn blocks(text: &str) -> String {
+    let mut found = String::new();
+    let mut inside = false;
+    for line in text.lines().map(str::trim_end) {
+        inside |= line == "-----BEGIN CERTIFICATE-----";
+        if inside {
+            found += line;
+            found.push('\n');
+        }
+        inside &= line != "-----END CERTIFICATE-----";
+    }
+    found
+}
+
+/// The certificates, if oven.toml adds some.
+pub fn certificates(settings: &NetworkSettings, inside: &Inside) -> Result<Option<Shim>> {
+    let Some(path) = &settings.ca_file else { return Ok(None) };
+    let wrong =
+        |what: String| Kind::Definition.error(format!("oven.toml: `ca_file` {} {what}", path.display()));
+    let file = std::fs::File::open(path);
+    let mut text = Vec::new();
+    let read = file.and_then(|file| file.take(CA_FILE_MAX).read_to_end(&mut text));
+    read.map_err(|error| wrong(format!("cannot be read: {error}")))?;
+    let added = blocks(&String::from_utf8_lossy(&text));
+    if added.is_empty() {
+        return Err(wrong("holds no certificate in PEM".to_owned()));
+    }
+    let mut content = String::new();
+    for bundle in BUNDLES {
+        if let Some(own) = inside.read(bundle)? {
+            content += &String::from_utf8_lossy(&own);
+            break;
+        }
+    }
+    if !content.is_empty() && !content.ends_with('\n') {
+        content.push('\n');
+    }
+    content += &added;
+    Ok(Some(Shim { path: CA_FILE.to_owned(), content, mode: 0o644 }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::test::Tree;
+
+    #[test]
+    fn a_proxy_is_told_in_both_cases() {
+        let settings = NetworkSettings { proxy: Some("http://p:1".into()), ..NetworkSettings::default() };
+        let names: Vec<_> = environment(&settings, false).into_keys().collect();
+        assert_eq!(names, ["HTTPS_PROXY", "HTTP_PROXY", "http_proxy", "https_proxy"]);
+        assert_eq!(environment(&NetworkSettings::default(), false), BTreeMap::new());
+        assert_eq!(environment(&settings, true)["SSL_CERT_FILE"], CA_FILE);
+    }
+
+    #[test]
+    fn certificates_come_after_the_images_own() {
+        let tree = Tree::new();
+        tree.file("etc/ssl/certs/ca-certificates.crt", "own");
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let pem = |what: &str| format!("-----BEGIN {what}-----\nMIIB\n-----END {what}-----\n");
+        let (one, key) = (pem("CERTIFICATE"), pem("PRIVATE KEY"));
+        std::fs::write(&file, format!("subject=x\n{one}{key}{}tail", one.replace('\n', "\r\n"))).unwrap();
+        let mut settings =
+            NetworkSettings { ca_file: Some(file.path().into()), ..NetworkSettings::default() };
+        assert_eq!(
+            certificates(&settings, &tree.inside()).unwrap().unwrap().content,
+            format!("own\n{one}{one}")
+        );
+        std::fs::write(&file, "root:x:0:0\n").unwrap();
+        let error = certificates(&settings, &tree.inside()).unwrap_err();
+        assert!(error.to_string().ends_with("holds no certificate in PEM"), "{error}");
+        settings.ca_file = Some("/nowhere/ca.pem".into());
+        let error = certificates(&settings, &tree.inside()).unwrap_err();
+        assert!(error.to_string().contains("/nowhere/ca.pem"));
+        assert_eq!(certificates(&NetworkSettings::default(), &tree.inside()).unwrap(), None);
+    }
+}

@@ -1,0 +1,311 @@
+use super::manifest::{Entry, Tree};
+use super::session::Working;
+use super::store::Store;
+use super::*;
+use oven_distro::Holds;
+use std::fs;
+use std::fs::File;
+use tempfile::TempDir;
+
+struct Lab {
+    dir: TempDir,
+    overlays: bool,
+    limit: u64,
+}
+
+const LISTS: usize = 0;
+const ARCHIVES: usize = 1;
+
+impl Lab {
+    fn all() -> Vec<Self> {
+        let lab = |overlays| Self { dir: tempfile::tempdir().unwrap(), overlays, limit: u64::MAX };
+        vec![lab(false), lab(true)]
+    }
+
+    fn open(&self, key: &str) -> Working {
+        let cache = |holds| Cache { path: "/var/cache/x".into(), holds, sources: vec!["/etc/x".into()] };
+        let id = rustix::process::geteuid().as_raw();
+        let gid = rustix::process::getegid().as_raw();
+        let directory = |mode| Entry::Directory { mode, uid: id, gid };
+        let seed = || Tree::from([(String::new(), directory(0o755)), ("partial".into(), directory(0o700))]);
+        let caches = [cache(Holds::Indexes), cache(Holds::Packages)];
+        Store::new(&self.dir.path().join("store"), self.limit)
+            .open(key, &caches, vec![seed(), seed()], self.overlays)
+            .unwrap()
+    }
+
+    /// What a bake sees, without the kernel's help.
+    fn sees(&self, working: &Working, cache: usize) -> Vec<(String, String)> {
+        let layers = &working.layers()[cache];
+        let mut seen: std::collections::BTreeMap<String, String> = Default::default();
+        for dir in layers.lower.iter().chain([&layers.upper]) {
+            for path in walk(dir) {
+                let at = dir.join(&path);
+                if fs::metadata(&at).unwrap().is_file() {
+                    seen.insert(path, fs::read_to_string(at).unwrap());
+                } else {
+                    seen.remove(&path);
+                }
+            }
+        }
+        seen.into_iter().collect()
+    }
+
+    fn kept(&self) -> Vec<String> {
+        let store = self.dir.path().join("store");
+        let mut names: Vec<_> =
+            walk(&store).into_iter().map(|p| p.split('/').next().unwrap().into()).collect();
+        names.dedup();
+        names
+    }
+}
+
+/// Paths of what is no directory, sorted.
+fn walk(dir: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let entry = entry.unwrap();
+        let name = entry.file_name().into_string().unwrap();
+        if entry.file_type().unwrap().is_dir() {
+            found.extend(walk(&entry.path()).into_iter().map(|below| format!("{name}/{below}")));
+        } else {
+            found.push(name);
+        }
+    }
+    found.sort();
+    found
+}
+
+fn write(working: &Working, cache: usize, name: &str, content: &str) {
+    fs::write(working.layers()[cache].upper.join(name), content).unwrap();
+}
+
+fn pair(name: &str, content: &str) -> (String, String) {
+    (name.to_owned(), content.to_owned())
+}
+
+#[test]
+fn the_next_bake_finds_what_was_published_and_nothing_else() {
+    for lab in Lab::all() {
+        let mut first = lab.open("k");
+        assert_eq!(first.found, (0, 0));
+        assert!(first.layers()[LISTS].upper.join("partial").is_dir());
+        write(&first, LISTS, "InRelease", "signed");
+        write(&first, ARCHIVES, "tree.deb", "tree");
+        assert_eq!(first.publish().unwrap(), 10);
+        write(&first, ARCHIVES, "late.deb", "from a script");
+        let upper = first.layers()[ARCHIVES].upper.join("tree.deb");
+        if upper.exists() {
+            fs::write(upper, "changed by a script").unwrap();
+        }
+        drop(first);
+        let mut second = lab.open("k");
+        assert_eq!(second.found, (10, 0));
+        assert_eq!(lab.sees(&second, LISTS), [pair("InRelease", "signed")]);
+        assert_eq!(lab.sees(&second, ARCHIVES), [pair("tree.deb", "tree")]);
+        assert_eq!(second.publish().unwrap(), 0, "nothing came");
+        assert_eq!(lab.open("other").found, (0, 0));
+        drop(second);
+        assert_eq!(lab.kept(), ["k", "lock"], "what bakes work in is gone");
+    }
+}
+
+#[test]
+fn a_bit_that_flipped_is_not_served() {
+    for lab in Lab::all() {
+        for spoil in ["InRelease", "tree.deb", "nginx.deb"] {
+            let key = spoil.replace('.', "");
+            let mut first = lab.open(&key);
+            write(&first, LISTS, "InRelease", "signed");
+            write(&first, LISTS, "Packages", "tree nginx");
+            write(&first, ARCHIVES, "tree.deb", "tree");
+            write(&first, ARCHIVES, "nginx.deb", "nginx");
+            first.publish().unwrap();
+            drop(first);
+            let kept = lab.dir.path().join("store").join(&key).join("1");
+            let file = walk(&kept).into_iter().find(|path| path.ends_with(spoil)).unwrap();
+            let before = fs::metadata(kept.join(&file)).unwrap().len();
+            let modified = fs::metadata(kept.join(&file)).unwrap().modified().unwrap();
+            let mut bytes = fs::read(kept.join(&file)).unwrap();
+            bytes[1] ^= 4;
+            fs::write(kept.join(&file), bytes).unwrap();
+            File::options().write(true).open(kept.join(&file)).unwrap().set_modified(modified).unwrap();
+            let mut second = lab.open(&key);
+            assert_eq!(second.found.1, 1, "{spoil}");
+            let (lists, archives) = (lab.sees(&second, LISTS), lab.sees(&second, ARCHIVES));
+            if spoil == "InRelease" {
+                assert_eq!(lists, [], "an index goes as a whole");
+                assert_eq!(archives.len(), 2);
+            } else {
+                assert_eq!(lists.len(), 2);
+                let other =
+                    if spoil == "tree.deb" { pair("nginx.deb", "nginx") } else { pair("tree.deb", "tree") };
+                assert_eq!(archives, [other]);
+            }
+            // Brought again, it is the same in all that is told of it.
+            let cache = if spoil == "InRelease" { LISTS } else { ARCHIVES };
+            let content = ["signed", "tree", "nginx"].into_iter().find(|c| c.len() as u64 == before).unwrap();
+            let to = second.layers()[cache].upper.join(spoil);
+            _ = fs::remove_file(&to);
+            fs::write(&to, content).unwrap();
+            File::options().write(true).open(&to).unwrap().set_modified(modified).unwrap();
+            second.publish().unwrap();
+            drop(second);
+            assert_eq!(lab.open(&key).found.1, 0, "it is thrown away");
+        }
+    }
+}
+
+#[test]
+fn what_is_not_in_the_index_is_not_there() {
+    for lab in Lab::all() {
+        let mut first = lab.open("k");
+        write(&first, ARCHIVES, "tree.deb", "tree");
+        first.publish().unwrap();
+        drop(first);
+        let kept = lab.dir.path().join("store/k/1");
+        fs::write(kept.join("1/planted.deb"), "planted").unwrap();
+        let second = lab.open("k");
+        assert_eq!(lab.sees(&second, ARCHIVES), [pair("tree.deb", "tree")]);
+        drop(second);
+        fs::write(kept.join("index"), "{}").unwrap();
+        let mut third = lab.open("k");
+        assert_eq!(third.found, (0, 0), "without an index nothing is known of it");
+        write(&third, ARCHIVES, "tree.deb", "tree");
+        third.publish().unwrap();
+        drop(third);
+        assert_eq!(lab.open("k").found, (4, 0));
+    }
+}
+
+#[test]
+fn two_at_once_add_up_and_do_not_see_each_other() {
+    for lab in Lab::all() {
+        let mut first = lab.open("k");
+        write(&first, LISTS, "InRelease", "1");
+        write(&first, ARCHIVES, "old.deb", "old");
+        first.publish().unwrap();
+        drop(first);
+        let (mut one, mut two) = (lab.open("k"), lab.open("k"));
+        write(&one, ARCHIVES, "one.deb", "one");
+        write(&two, ARCHIVES, "two.deb", "two");
+        write(&two, LISTS, "InRelease", "2");
+        assert_eq!(two.publish().unwrap(), 3);
+        assert_eq!(lab.sees(&one, ARCHIVES), [pair("old.deb", "old"), pair("one.deb", "one")]);
+        assert_eq!(lab.sees(&one, LISTS), [pair("InRelease", "1")]);
+        assert_eq!(one.publish().unwrap(), 3);
+        let all = [pair("old.deb", "old"), pair("one.deb", "one"), pair("two.deb", "two")];
+        assert_eq!(lab.sees(&one, ARCHIVES), all);
+        assert_eq!(
+            lab.sees(&one, LISTS),
+            [pair("InRelease", "2")],
+            "of an index, the one who changed it wins"
+        );
+        assert_eq!(lab.sees(&two, ARCHIVES), [pair("old.deb", "old"), pair("two.deb", "two")]);
+    }
+}
+
+#[test]
+fn steps_are_done_where_all_packages_came_with_one_index() {
+    for lab in Lab::all() {
+        // Both find the same, or the second one an index that is new.
+        for (key, theirs, done) in [("same", "1", true), ("new", "2", false)] {
+            let mut first = lab.open(key);
+            write(&first, LISTS, "InRelease", "1");
+            first.publish().unwrap();
+            drop(first);
+            let (mut one, mut two) = (lab.open(key), lab.open(key));
+            if theirs != "1" {
+                write(&two, LISTS, "InRelease", theirs);
+            }
+            for (working, name) in [(&mut one, "one"), (&mut two, "two")] {
+                write(working, ARCHIVES, &format!("{name}.deb"), name);
+                working.note_done(name.to_owned());
+                working.publish().unwrap();
+            }
+            drop((one, two));
+            let next = lab.open(key);
+            assert_eq!(lab.sees(&next, LISTS), [pair("InRelease", theirs)]);
+            assert_eq!(lab.sees(&next, ARCHIVES), [pair("one.deb", "one"), pair("two.deb", "two")]);
+            for step in ["one", "two"] {
+                assert_eq!(next.is_done(step).unwrap(), done, "{key}: {step}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_was_killed_leaves_the_last_generation_as_it_is() {
+    for lab in Lab::all() {
+        let mut first = lab.open("k");
+        write(&first, ARCHIVES, "tree.deb", "tree");
+        first.publish().unwrap();
+        drop(first);
+        let killed = lab.open("k");
+        write(&killed, ARCHIVES, "half.deb", "ha");
+        fs::create_dir_all(lab.dir.path().join("store/k/part-x/1")).unwrap();
+        // Its locks go with the process, what it worked in does not.
+        let left = killed.layers()[ARCHIVES].upper.parent().unwrap().to_owned();
+        let copy = lab.dir.path().join("copy");
+        assert!(std::process::Command::new("cp").arg("-a").args([&left, &copy]).status().unwrap().success());
+        drop(killed);
+        fs::rename(&copy, &left).unwrap();
+        // Killed before it had a lock.
+        let early = left.with_file_name("b-early");
+        fs::create_dir_all(early.join("lower")).unwrap();
+        let mut next = lab.open("k");
+        assert!(!left.exists() && !early.exists());
+        assert_eq!(lab.sees(&next, ARCHIVES), [pair("tree.deb", "tree")]);
+        write(&next, ARCHIVES, "more.deb", "more");
+        next.publish().unwrap();
+        drop(next);
+        assert!(!lab.dir.path().join("store/k/part-x").exists());
+        let generations: Vec<_> = fs::read_dir(lab.dir.path().join("store/k")).unwrap().collect();
+        assert_eq!(generations.len(), 1, "old ones go");
+    }
+}
+
+#[test]
+#[allow(clippy::disallowed_methods, reason = "a thread of the test waits")]
+fn what_was_not_used_for_longest_goes_and_what_is_in_use_stays() {
+    for mut lab in Lab::all() {
+        let made = |lab: &Lab, key: &str| {
+            let mut working = lab.open(key);
+            write(&working, ARCHIVES, "a.deb", "0123456789");
+            working.publish().unwrap();
+            working
+        };
+        let age = |lab: &Lab, key: &str, seconds: u64| {
+            let index = lab.dir.path().join("store").join(key).join("1/index");
+            let then = std::time::SystemTime::now() - std::time::Duration::from_secs(seconds);
+            File::options().write(true).open(index).unwrap().set_modified(then).unwrap();
+        };
+        lab.limit = 25;
+        drop((made(&lab, "a"), made(&lab, "b")));
+        age(&lab, "a", 200);
+        age(&lab, "b", 100);
+        let used = lab.open("a");
+        age(&lab, "a", 300);
+        drop(made(&lab, "c"));
+        assert_eq!(lab.kept().iter().filter(|n| n.len() == 1).collect::<Vec<_>>(), ["a", "c"], "a is in use");
+        drop(used);
+        age(&lab, "a", 300);
+        // One key alone may be too much: what came first goes.
+        lab.limit = 15;
+        let mut more = lab.open("c");
+        write(&more, ARCHIVES, "b.deb", "0123456789");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        more.publish().unwrap();
+        drop(more);
+        assert_eq!(lab.sees(&lab.open("c"), ARCHIVES), [pair("b.deb", "0123456789")]);
+        assert_eq!(lab.kept().iter().filter(|n| n.len() == 1).collect::<Vec<_>>(), ["c"]);
+    }
+}
+
+#[test]
+fn nobody_else_looks_into_it() {
+    use std::os::unix::fs::MetadataExt;
+    let lab = &Lab::all()[0];
+    drop(lab.open("k"));
+    assert_eq!(fs::metadata(lab.dir.path().join("store")).unwrap().mode() & 0o777, 0o700);
+}

@@ -1,0 +1,216 @@
+//! The list of an image's packages, and what it has to show.
+
+use super::context::Work;
+use super::diagnose::capture;
+use crate::error::Kind;
+use anyhow::Result;
+use oven_distro::{Expect, Wanted};
+use std::collections::BTreeMap;
+
+/// The fact that lists packages.
+pub const FACT: &str = "packages";
+/// The fact that names the packages that no upgrade changes.
+pub const HELD: &str = "held";
+/// All of Debian is fewer: an image that tells of more wants to fill this machine's memory.
+const PACKAGES_MAX: usize = 100_000;
+/// A failure names so many of them.
+const NAMED_MAX: usize = 10;
+
+/// A package of an image, as the fact tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Installed {
+    pub name: String,
+    pub version: String,
+    pub architecture: String,
+    state: String,
+    provides: Vec<String>,
+}
+
+/// The fact's lines, without packages that are not there.
+pub fn parse(output: &str, expect: &Expect) -> Result<Vec<Installed>> {
+    if output.lines().nth(PACKAGES_MAX).is_some() {
+        return Err(Kind::Step.error(format!("the image says that it has more than {PACKAGES_MAX} packages")));
+    }
+    let of = |line: &str| {
+        let mut columns = line.split('\t');
+        let mut next = || columns.next().unwrap_or_default().trim().to_owned();
+        let (name, version, architecture, state) = (next(), next(), next(), next());
+        // `libssl3 (= 3.0.1), libcrypto3`
+        let provides =
+            next().split(',').filter_map(|p| p.split_whitespace().next().map(str::to_owned)).collect();
+        Installed { name, version, architecture, state, provides }
+    };
+    let lines = output.lines().filter(|line| !line.trim().is_empty());
+    Ok(lines.map(of).filter(|package| !expect.absent.contains(&package.state)).collect())
+}
+
+/// The list that is kept with the image: name, version and architecture, sorted.
+pub fn document(packages: &[Installed]) -> String {
+    let mut lines: Vec<_> =
+        packages.iter().map(|p| format!("{}\t{}\t{}\n", p.name, p.version, p.architecture)).collect();
+    lines.sort_unstable();
+    lines.concat()
+}
+
+/// Fails if a package is not in a state that it should be in. `where_`: whose packages they are.
+pub fn ensure_sound(packages: &[Installed], expect: &Expect, where_: &str) -> Result<()> {
+    if expect.sound.is_empty() {
+        return Ok(());
+    }
+    let broken = packages.iter().filter(|p| !expect.sound.contains(&p.state));
+    let broken: Vec<_> = broken.map(|p| format!("`{}` is {}", p.name, p.state)).collect();
+    if broken.is_empty() {
+        return Ok(());
+    }
+    Err(Kind::Step.error(format!("{where_}: {}", list(&broken))))
+}
+
+/// Tells of the base's packages that no upgrade changes, and fails if another version of one is asked for.
+pub fn ensure_free(held: &[String], packages: &[Installed], work: &Work<'_>) -> Result<()> {
+    if held.is_empty() {
+        return Ok(());
+    }
+    work.report.note(format!("held in the base image, so not upgraded: {}", list(held)));
+    for wanted in &work.plan.expect.packages {
+        let Some(version) = &wanted.version else { continue };
+        // dpkg tells the architecture of some.
+        let is_held = held.iter().any(|held| held.split(':').next() == Some(&wanted.name));
+        let Some(has) = packages.iter().find(|package| package.name == wanted.name).filter(|_| is_held)
+        else {
+            continue;
+        };
+        if !is_version(version, &has.version) {
+            let place = work.image.place_of_package(Some(&wanted.name));
+            let what = format!(
+                "{place} asks for `{}={version}`, and the base image holds it at {}",
+                wanted.name, has.version
+            );
+            let hint =
+                "Release it in the base image, or leave it out: a package is held so that it stays as it is.";
+            return Err(Kind::Definition.failure(what).hint(hint).into());
+        }
+    }
+    Ok(())
+}
+
+/// Fails if a package that was asked for is not there, or not at its version.
+pub fn ensure_there(packages: &[Installed], expect: &Expect) -> Result<()> {
+    let missing: Vec<_> = expect.packages.iter().filter_map(|wanted| lacks(packages, wanted)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(Kind::Step.error(format!("not all that image.toml asks for is installed: {}", list(&missing))))
+}
+
+fn lacks(packages: &[Installed], wanted: &Wanted) -> Option<String> {
+    let spelt = |version: &str| format!("`{}{version}`", wanted.name);
+    let fits = |p: &&Installed| {
+        let architecture = wanted.architecture.as_deref();
+        // What is for every architecture is for the one that was asked for.
+        architecture
+            .is_none_or(|a| a == p.architecture || ["all", "noarch"].contains(&p.architecture.as_str()))
+    };
+    let named: Vec<_> = packages.iter().filter(|p| p.name == wanted.name).filter(fits).collect();
+    let Some(version) = &wanted.version else {
+        let provided = || packages.iter().filter(fits).any(|p| p.provides.contains(&wanted.name));
+        return (named.is_empty() && !provided()).then(|| spelt(""));
+    };
+    if named.iter().any(|p| is_version(version, &p.version)) {
+        return None;
+    }
+    let have = named.first().map(|p| format!(" (it is at {})", p.version)).unwrap_or_default();
+    Some(format!("{}{have}", spelt(&format!("={version}"))))
+}
+
+/// As apt matches: without regard to case.
+fn is_version(pattern: &str, version: &str) -> bool {
+    capture(&pattern.to_ascii_lowercase(), &version.to_ascii_lowercase()).is_some()
+}
+
+/// `12 packages installed, 3 changed, 1 removed`, or nothing.
+pub fn difference(before: &[Installed], after: &[Installed]) -> Option<String> {
+    let versions = |packages: &[Installed]| -> BTreeMap<(String, String), String> {
+        packages.iter().map(|p| ((p.name.clone(), p.architecture.clone()), p.version.clone())).collect()
+    };
+    let (before, after) = (versions(before), versions(after));
+    let new = after.keys().filter(|key| !before.contains_key(*key)).count();
+    let gone = before.keys().filter(|key| !after.contains_key(*key)).count();
+    let changed = after.iter().filter(|(key, v)| before.get(*key).is_some_and(|b| b != *v)).count();
+    let parts = [(new, "installed"), (changed, "changed"), (gone, "removed")];
+    let parts: Vec<_> =
+        parts.into_iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
+    (!parts.is_empty()).then(|| format!("packages: {}", parts.join(", ")))
+}
+
+fn list(all: &[String]) -> String {
+    let more = all.len().saturating_sub(NAMED_MAX);
+    let shown = all[..all.len() - more].join(", ");
+    if more > 0 { format!("{shown}, and {more} more") } else { shown }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn expect(packages: &[(&str, Option<&str>, Option<&str>)]) -> Expect {
+        let wanted = |(name, architecture, version): &(&str, Option<&str>, Option<&str>)| Wanted {
+            name: (*name).to_owned(),
+            architecture: architecture.map(str::to_owned),
+            version: version.map(str::to_owned),
+        };
+        Expect {
+            sound: vec!["installed".into()],
+            absent: vec!["config-files".into()],
+            packages: packages.iter().map(wanted).collect(),
+        }
+    }
+
+    const OUTPUT: &str = "redis-server\t5:7.0.15-1\tamd64\tinstalled\t\n\
+        gone\t1\tall\tconfig-files\t\n\
+        mawk\t1.3\tamd64\tinstalled\tawk, thing (= 2)\n";
+
+    #[test]
+    fn what_is_there_and_what_is_not() {
+        let there = |asked: &[(&str, Option<&str>, Option<&str>)]| {
+            let expect = expect(asked);
+            ensure_there(&parse(OUTPUT, &expect).unwrap(), &expect).map_err(|e| format!("{e:#}"))
+        };
+        assert!(
+            there(&[("redis-server", None, Some("5:7.0.*")), ("awk", None, None), ("thing", None, None)])
+                .is_ok()
+        );
+        assert!(there(&[("redis-server", Some("amd64"), Some("5:7.0.15-1"))]).is_ok());
+        let error = there(&[("redis-server", None, Some("5:6.*")), ("gone", None, None)]).unwrap_err();
+        assert!(error.contains("`redis-server=5:6.*` (it is at 5:7.0.15-1), `gone`"), "{error}");
+        assert!(there(&[("redis-server", Some("arm64"), None)]).is_err());
+        assert!(there(&[("awk", None, Some("1*"))]).is_err(), "what is provided has no version");
+    }
+
+    #[test]
+    fn a_half_configured_package_is_named() {
+        let expect = expect(&[]);
+        assert!(ensure_sound(&parse(OUTPUT, &expect).unwrap(), &expect, "the base image").is_ok());
+        let packages = parse("x\t1\tall\thalf-configured\n", &expect).unwrap();
+        let error = format!("{:#}", ensure_sound(&packages, &expect, "the base image").unwrap_err());
+        assert_eq!(error, "the base image: `x` is half-configured");
+        assert!(
+            ensure_sound(&packages, &Expect::default(), "").is_ok(),
+            "without words for states none is wrong"
+        );
+    }
+
+    #[test]
+    fn the_document_has_three_columns() {
+        let packages = parse(OUTPUT, &expect(&[])).unwrap();
+        assert!(parse(&"a\n".repeat(PACKAGES_MAX + 1), &expect(&[])).is_err());
+        assert_eq!(document(&packages), "mawk\t1.3\tamd64\nredis-server\t5:7.0.15-1\tamd64\n");
+    }
+
+    #[test]
+    fn a_difference_is_counted() {
+        let of = |text: &str| parse(text, &Expect::default()).unwrap();
+        let (before, after) = (of("a\t1\tx\nb\t1\tx\nc\t1\tx\n"), of("a\t2\tx\nb\t1\tx\nd\t1\tx\ne\t1\tx\n"));
+        assert_eq!(difference(&before, &after).unwrap(), "packages: 2 installed, 1 changed, 1 removed");
+        assert_eq!(difference(&before, &before), None);
+    }
+}

@@ -1,0 +1,126 @@
+//! Files that a plan puts into the image, to stay.
+
+use super::context::Place;
+use super::context::Work;
+use crate::definition::validate;
+use crate::error::Kind;
+use crate::image::tree::Inside;
+use crate::sandbox::shims::unnoticed;
+use crate::text::count;
+use anyhow::{Context, Result};
+use oven_distro::{FILE_PLACES, Shim};
+use rustix::fs::{FileType, OFlags};
+use std::path::Path;
+
+/// Keys and lists of repositories; what is larger is no configuration.
+const MAX_BYTES: usize = 4 << 20;
+
+/// Places every file of the plan, as root's. One that the image has already, with another content, is replaced, and
+/// that is told.
+///
+/// # Errors
+/// [`Kind::Step`] where the plugin that planned is wrong, or the image.
+pub fn place(place: &Place<'_>, work: &Work<'_>) -> Result<()> {
+    let files = &work.plan.files;
+    if files.is_empty() {
+        return Ok(());
+    }
+    let step = work.report.step("files", format!("placing {} of the plan", count(files.len(), "file")));
+    for file in files {
+        check(file, place.unmounted).map_err(|what| {
+            let what = format!("the plan puts a file at {:?}, which {what}", file.path);
+            Kind::Step.failure(what).hint("That is a fault of the distribution's plugin.")
+        })?;
+        put(place.inside, file, work).with_context(|| format!("placing {} of the plan", file.path))?;
+    }
+    step.done();
+    Ok(())
+}
+
+fn put(inside: &Inside, file: &Shim, work: &Work<'_>) -> Result<()> {
+    let found = inside.metadata(&file.path)?.map(|stat| FileType::from_raw_mode(stat.st_mode));
+    match found {
+        Some(FileType::Directory) => {
+            return Err(Kind::Step.error(format!("the image's {} is a directory", file.path)));
+        }
+        Some(FileType::RegularFile)
+            if inside.read(&file.path)?.as_deref() != Some(file.content.as_bytes()) =>
+        {
+            work.report.warn(format!("{} of the base image is replaced", file.path));
+        }
+        Some(FileType::RegularFile) | None => {}
+        Some(_) => work.report.warn(format!("{} of the base image is replaced: it was no file", file.path)),
+    }
+    work.report.detail(format!("{} ({:04o})", file.path, file.mode));
+    let write = || inside.write(&file.path, file.content.as_bytes(), file.mode, 0, 0);
+    // What was kept of an earlier bake is not outdated by this one's doing the same.
+    let parent = Path::new(&file.path).parent().and_then(Path::to_str).unwrap_or_default();
+    match inside.open(parent, OFlags::PATH | OFlags::DIRECTORY) {
+        Ok(dir) => unnoticed(&dir, write),
+        Err(_) => write(), // it is made
+    }
+}
+
+/// What is wrong with a file's place, as the rest of a sentence.
+fn check(file: &Shim, unmounted: &[impl AsRef<Path>]) -> Result<(), String> {
+    let plain = validate::target(&file.path)?;
+    if plain != file.path || !FILE_PLACES.iter().any(|dir| Path::new(&plain).starts_with(dir)) {
+        return Err(format!("is none of the places for it: {}", FILE_PLACES.join(", ")));
+    }
+    if FILE_PLACES.contains(&plain.as_str()) {
+        return Err("is a directory".into());
+    }
+    if let Some(dir) = unmounted.iter().find(|dir| Path::new(&plain).starts_with(dir)) {
+        return Err(format!(
+            "is below {}, whose file system this kernel cannot mount",
+            dir.as_ref().display()
+        ));
+    }
+    if file.mode & !0o755 != 0 {
+        return Err(format!("has the mode {:04o}: 0755 is the most", file.mode));
+    }
+    if file.content.len() > MAX_BYTES {
+        return Err(format!("is larger than {} MiB", MAX_BYTES >> 20));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_configuration_and_keys_are_placed() {
+        let at = |path: &str, mode| {
+            let file = Shim { path: path.into(), content: "x\n".into(), mode };
+            check(&file, &[Path::new("/etc/esp")])
+        };
+        for path in ["/etc/apt/keyrings/x.asc", "/usr/share/keyrings/x.gpg", "/usr/lib/systemd/a.preset"] {
+            assert_eq!(at(path, 0o644), Ok(()), "{path}");
+        }
+        for path in [
+            "/root/.ssh/authorized_keys",
+            "/run/x",
+            "/usr/bin/x",
+            "/usr/library/x",
+            "/etc",
+            "/etc/",
+            "etc/x",
+            "/etc/../x",
+            "/etc//x",
+            "/etc/./x",
+            "/boot/x",
+            "/etc/esp/x",
+            "",
+            "/",
+            "/etc/a\nb",
+        ] {
+            assert!(at(path, 0o644).is_err(), "{path}");
+        }
+        for mode in [0o4755, 0o1755, 0o666, 0o775] {
+            assert!(at("/etc/x", mode).unwrap_err().contains("mode"), "{mode:o}");
+        }
+        let large = Shim { path: "/etc/x".into(), content: "x".repeat(MAX_BYTES + 1), mode: 0o644 };
+        assert!(check(&large, &[] as &[&Path]).is_err());
+    }
+}

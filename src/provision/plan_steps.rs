@@ -1,0 +1,116 @@
+//! The steps and questions of a plan.
+
+use super::command::{Call, Runner};
+use super::diagnose::command;
+use super::package_cache::{Access, key};
+use super::packages::{self, Installed};
+use anyhow::Result;
+use oven_distro::{Phase, Plan, Step};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// A fact is a question that is answered at once.
+const FACT_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// The steps of a plan that change the image.
+pub fn provisioning(plan: &Plan) -> impl Iterator<Item = &Step> {
+    plan.steps.iter().filter(|step| step.phase != Phase::Clean)
+}
+
+/// The steps of a plan that clean the image.
+pub fn cleaning(plan: &Plan) -> impl Iterator<Item = &Step> {
+    plan.steps.iter().filter(|step| step.phase == Phase::Clean)
+}
+
+pub async fn run_step(runner: &Runner<'_>, step: &Step) -> Result<()> {
+    let call = Call {
+        phase: phase(step.phase).to_owned(),
+        why: step.why.clone(),
+        name: command(step),
+        argv: step.argv.clone(),
+        env: step.env.clone(),
+        network: step.network,
+        fetches: step.phase == Phase::Fetch,
+        trusted: matches!(step.phase, Phase::Prepare | Phase::Fetch),
+        caches: match step.phase {
+            Phase::Fetch => Access::Write,
+            Phase::Prepare | Phase::Upgrade | Phase::Install | Phase::Verify => Access::Read,
+            Phase::Clean => Access::None,
+        },
+        retries: step.retries,
+        before_retry: step.before_retry.clone(),
+        failures: &runner.work.plan.failures,
+        notes: &runner.work.plan.notes,
+        also_good: step.also_good.clone(),
+        timeout: Duration::from_secs(step.timeout),
+        ..Call::of_the_plan(runner)
+    };
+    if !step.once {
+        return runner.run(&call).await;
+    }
+    let name = key::of_step(&runner.work, step)?;
+    if runner.downloads.is_done(&name) {
+        runner.work.report.detail(format!("{}: it was done before, and nothing is different", step.why));
+        // As if it had been: what comes next finds the same.
+        runner.downloads.note_done(name);
+        return Ok(());
+    }
+    runner.run(&call).await?;
+    runner.downloads.note_done(name);
+    Ok(())
+}
+
+/// The word by which the table of times sums.
+fn phase(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Prepare => "prepare",
+        Phase::Fetch => "fetch",
+        Phase::Upgrade => "upgrade",
+        Phase::Install => "install",
+        Phase::Verify => "verify",
+        Phase::Clean => "clean",
+    }
+}
+
+/// The packages that the image has; `None` if the plan has no such fact.
+pub async fn packages_of(runner: &Runner<'_>) -> Result<Option<Vec<Installed>>> {
+    let Some(argv) = runner.work.plan.facts.get(packages::FACT) else { return Ok(None) };
+    let output = ask(runner, packages::FACT, argv).await?;
+    Ok(Some(packages::parse(&output, &runner.work.plan.expect)?))
+}
+
+/// The packages that no upgrade changes, as the image is now.
+pub async fn held(runner: &Runner<'_>) -> Result<Vec<String>> {
+    let Some(argv) = runner.work.plan.facts.get(packages::HELD) else { return Ok(Vec::new()) };
+    let output = ask(runner, packages::HELD, argv).await?;
+    Ok(output.lines().map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect())
+}
+
+pub async fn facts(
+    runner: &Runner<'_>,
+    installed: Option<Vec<Installed>>,
+) -> Result<BTreeMap<String, String>> {
+    let mut facts = BTreeMap::new();
+    for (name, argv) in &runner.work.plan.facts {
+        let text = match &installed {
+            Some(installed) if name == packages::FACT => packages::document(installed),
+            _ => ask(runner, name, argv).await?,
+        };
+        facts.insert(name.clone(), runner.work.secrets.mask(&text).into_owned());
+    }
+    Ok(facts)
+}
+
+async fn ask(runner: &Runner<'_>, name: &str, argv: &[String]) -> Result<String> {
+    let call = Call {
+        why: format!("asking for the image's {name}"),
+        name: argv.first().cloned().unwrap_or_default(),
+        argv: argv.to_vec(),
+        env: BTreeMap::from([("LC_ALL".to_owned(), "C.UTF-8".to_owned())]),
+        trusted: true,
+        caches: Access::None,
+        timeout: FACT_TIMEOUT,
+        ..Call::of_the_plan(runner)
+    };
+    runner.ask(&call).await
+}

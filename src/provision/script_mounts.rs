@@ -1,0 +1,191 @@
+//! The definition's scripts: where they are seen in the image, and how they are started.
+
+use super::network::CA_FILE;
+use crate::definition::Definition;
+use crate::sandbox::spec::Bind;
+use anyhow::{Context, Result, bail};
+use oven_distro::Shim;
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::{Component, Path, PathBuf};
+
+/// Where scripts see the definition's directory; it is their working directory.
+pub const DEFINITION: &str = "/run/oven/definition";
+const OVEN: &str = "/run/oven";
+/// Where they see its inputs, if the way in which image.toml spells them leads elsewhere.
+const INPUTS: &str = "/run/oven/inputs";
+/// Where a script is seen that is a link to somewhere else.
+const LINKED: &str = "/run/oven/linked";
+/// The kernel looks at so many bytes of a program.
+const HEAD: u64 = 256;
+
+/// The directories of a definition, as scripts see them.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// The definition's own directory first, then its inputs.
+    pub binds: Vec<Bind>,
+}
+
+/// What scripts see of the definition: read-only, and an input beside it, as on this machine, so that `../common/x`
+/// leads there.
+pub fn seen(image: &Definition, shims: &[Shim]) -> Result<Seen> {
+    let within = || Some(image.project.clone());
+    let mut binds = vec![Bind { source: real(&image.dir)?, target: DEFINITION.to_owned(), within: within() }];
+    for (index, input) in image.inputs.iter().enumerate() {
+        let beside = join(Path::new(DEFINITION), Path::new(input));
+        let free = beside.starts_with(OVEN)
+            && !binds.iter().any(|bind| overlap(Path::new(&bind.target), &beside))
+            && !shims.iter().any(|shim| overlap(Path::new(&shim.path), &beside))
+            && ![CA_FILE, INPUTS, LINKED].iter().any(|taken| overlap(Path::new(taken), &beside));
+        let target = match beside.to_str() {
+            Some(beside) if free => beside.to_owned(),
+            _ => format!("{INPUTS}/{index}"),
+        };
+        binds.push(Bind { source: real(&image.dir.join(input))?, target, within: within() });
+    }
+    Ok(Seen { binds })
+}
+
+/// How a script is started: by the interpreter that its first line names, so that neither its mode nor how this
+/// machine mounts its directory matters.
+pub fn command(image: &Definition, script: &Path, seen: &mut Seen) -> Result<Vec<String>> {
+    let path = real(&image.dir.join(script))?;
+    let mut start = Vec::new();
+    let file = std::fs::File::open(&path).with_context(|| format!("opening {}", path.display()))?;
+    file.take(HEAD).read_to_end(&mut start).with_context(|| format!("reading {}", path.display()))?;
+    let mut argv = interpreter(&start);
+    argv.push(self::path(image, script, seen)?);
+    Ok(argv)
+}
+
+/// Where a file of the definition is seen.
+pub fn path(image: &Definition, script: &Path, seen: &mut Seen) -> Result<String> {
+    let path = real(&image.dir.join(script))?;
+    let below =
+        seen.binds.iter().find_map(|bind| Some((&bind.target, path.strip_prefix(&bind.source).ok()?)));
+    let target = match below {
+        Some((target, rest)) => Path::new(target).join(rest),
+        // A link that leads out of the definition: what it leads to counts in the checksum, and is seen by itself.
+        None => Path::new(LINKED).join(script.file_name().unwrap_or_default()),
+    };
+    let Some(text) = target.to_str().map(str::to_owned) else {
+        bail!("the name of the script {} is not UTF-8", script.display())
+    };
+    if below.is_none() {
+        let within = Some(image.project.clone());
+        seen.binds.push(Bind { source: path, target: text.clone(), within });
+    }
+    Ok(text)
+}
+
+fn real(path: &Path) -> Result<PathBuf> {
+    std::fs::canonicalize(path).with_context(|| format!("looking for {}", path.display()))
+}
+
+/// The words before a script's path: none for a program.
+fn interpreter(start: &[u8]) -> Vec<String> {
+    if start.starts_with(b"\x7fELF") {
+        return Vec::new();
+    }
+    let first = start.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let Some(line) = first.strip_prefix(b"#!") else { return vec!["/bin/sh".to_owned()] };
+    let line = String::from_utf8_lossy(line);
+    // As the kernel does: the rest of the line is one argument.
+    let (program, argument) = match line.trim().split_once([' ', '\t']) {
+        Some((program, argument)) => (program, argument.trim()),
+        None => (line.trim(), ""),
+    };
+    [program, argument].iter().filter(|word| !word.is_empty()).map(|word| (*word).to_owned()).collect()
+}
+
+/// What scripts are told, besides what every step is.
+pub fn environment(image: &Definition, kind: &str, seen: &Seen) -> BTreeMap<String, String> {
+    let inputs: Vec<_> =
+        seen.binds.iter().skip(1).take(image.inputs.len()).map(|b| b.target.as_str()).collect();
+    [
+        // The image's family.
+        ("OVEN_NAME", image.name.as_str()),
+        // `run` or `test`.
+        ("OVEN_PHASE", kind),
+        // The definition's directory, which is the working directory.
+        ("OVEN_DEFINITION", DEFINITION),
+        // Its inputs, in their order, separated by colons.
+        ("OVEN_INPUTS", &inputs.join(":")),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .into()
+}
+
+/// Joined by spelling alone: `..` takes a name away.
+fn join(base: &Path, path: &Path) -> PathBuf {
+    let mut joined = base.to_owned();
+    for part in path.components() {
+        match part {
+            Component::Normal(name) => joined.push(name),
+            Component::ParentDir => _ = joined.pop(),
+            _ => {}
+        }
+    }
+    joined
+}
+
+fn overlap(one: &Path, other: &Path) -> bool {
+    one.starts_with(other) || other.starts_with(one)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    fn project() -> (tempfile::TempDir, Definition) {
+        let temp = tempfile::tempdir().unwrap();
+        for dir in ["web", "common/deep", "apt.conf"] {
+            std::fs::create_dir_all(temp.path().join(dir)).unwrap();
+        }
+        for file in ["web/setup.sh", "common/deep/x.sh", "elsewhere.sh"] {
+            std::fs::write(temp.path().join(file), "#!/bin/sh -e\n").unwrap();
+        }
+        symlink("../elsewhere.sh", temp.path().join("web/linked.sh")).unwrap();
+        let image = crate::provision::test::definition(&temp.path().join("web"), |image| {
+            image.inputs = vec!["../common".into(), "../apt.conf".into(), "../../../../../../..".into()];
+        });
+        (temp, image)
+    }
+
+    fn shim() -> Shim {
+        Shim { path: "/run/oven/apt.conf".into(), content: String::new(), mode: 0o644 }
+    }
+
+    #[test]
+    fn inputs_are_beside_the_definition_unless_that_is_taken() {
+        let (temp, image) = project();
+        let seen = seen(&image, &[shim()]).unwrap();
+        let targets: Vec<_> = seen.binds.iter().map(|bind| bind.target.as_str()).collect();
+        assert_eq!(targets, [DEFINITION, "/run/oven/common", "/run/oven/inputs/1", "/run/oven/inputs/2"]);
+        assert_eq!(seen.binds[1].source, temp.path().canonicalize().unwrap().join("common"));
+        let environment = environment(&image, "test", &seen);
+        assert_eq!(environment["OVEN_INPUTS"], "/run/oven/common:/run/oven/inputs/1:/run/oven/inputs/2");
+        assert_eq!(environment["OVEN_PHASE"], "test");
+    }
+
+    #[test]
+    fn a_script_is_found_in_the_definition_in_an_input_and_by_a_link() {
+        let (_temp, mut image) = project();
+        image.inputs.truncate(1);
+        let mut seen = seen(&image, &[]).unwrap();
+        let mut of = |script: &str| command(&image, Path::new(script), &mut seen).unwrap().join(" ");
+        assert_eq!(of("setup.sh"), "/bin/sh -e /run/oven/definition/setup.sh");
+        assert_eq!(of("../common/deep/x.sh"), "/bin/sh -e /run/oven/common/deep/x.sh");
+        assert_eq!(of("linked.sh"), "/bin/sh -e /run/oven/linked/linked.sh");
+        assert!(seen.binds.last().unwrap().source.ends_with("elsewhere.sh"));
+    }
+
+    #[test]
+    fn interpreters() {
+        assert_eq!(interpreter(b"#!/usr/bin/env python3 -u\nx"), ["/usr/bin/env", "python3 -u"]);
+        assert_eq!(interpreter(b"#! /bin/bash"), ["/bin/bash"]);
+        assert_eq!(interpreter(b"echo"), ["/bin/sh"]);
+        assert_eq!(interpreter(b"\x7fELF\x02"), [""; 0]);
+    }
+}

@@ -1,0 +1,171 @@
+//! The definition's own provisioners and tests: scripts, commands, bats files and Ansible's playbooks.
+
+use super::ansible::Tools;
+use super::command::{Call, Key, Runner};
+use super::script_mounts;
+use super::script_mounts::Seen;
+use crate::definition::{Definition, FILE, Playbook, Program, Script, ScriptKind};
+use crate::error::Kind;
+use crate::image::tree::Inside;
+use anyhow::Result;
+use oven_distro::Shim;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// What runs a playbook.
+pub const ANSIBLE: &str = "ansible-playbook";
+const BATS: &str = "bats";
+/// Where a step looks for programs ([`crate::sandbox::spec::Spec`]).
+const PATH: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+/// Where Ansible finds its variables, and has what it writes: steps have a `/run` of their own.
+const VARIABLES: &str = "/run/oven/ansible.json";
+const ANSIBLE_HOME: &str = "/run/ansible";
+
+/// Whether a step finds a program by its name at this path.
+pub fn finds(path: &str, program: &str) -> bool {
+    path.rsplit_once('/').is_some_and(|(dir, name)| PATH.contains(&dir) && name == program)
+}
+
+/// Whether a step finds a program in the image.
+pub fn has(inside: &Inside, program: &str) -> Result<bool> {
+    for dir in PATH {
+        if inside.exists(&format!("{dir}/{program}"))? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The programs that the definition's provisioners need: a plugin is asked for those that the image lacks.
+pub fn tools(image: &Definition) -> Vec<String> {
+    let playbooks = image.runs.iter().any(|script| script.playbook().is_some());
+    playbooks.then(|| ANSIBLE.to_owned()).into_iter().collect()
+}
+
+/// Runs every `[[run]]` and `[[ansible]]`, in their order.
+pub async fn run(runner: &Runner<'_>) -> Result<()> {
+    let image = runner.work.image;
+    let last = image.runs.iter().rposition(|script| script.playbook().is_some());
+    let mut tools: Option<Tools> = None;
+    for (index, script) in image.runs.iter().enumerate() {
+        if script.playbook().is_some() && tools.is_none() {
+            tools = Tools::install(runner, script).await?;
+        }
+        one(runner, script).await?;
+        // What comes after the last playbook, the tests too, has the image as it is going to be.
+        if last == Some(index)
+            && let Some(tools) = tools.take()
+        {
+            tools.remove(runner).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Runs every `[[test]]`. What they write is thrown away.
+pub async fn test(runner: &Runner<'_>) -> Result<()> {
+    let image = runner.work.image;
+    let bats = image.tests.iter().find(|test| matches!(test.program, Program::Bats(_)));
+    if let Some(test) = bats
+        && !test.env.contains_key("PATH")
+        && !has(runner.place.inside, BATS)?
+    {
+        let place = format!("{}:{}", image.dir.join(FILE).display(), test.line);
+        return Err(Kind::Definition
+            .failure(format!("{place}: `bats` of [[test]]: the image has no bats, and oven brings none"))
+            .hint("Add it to `packages` (on most distributions its name is `bats`), or install it in a [[run]].")
+            .into());
+    }
+    for script in &image.tests {
+        one(runner, script).await?;
+    }
+    Ok(())
+}
+
+/// From the definition's directory, which it sees read-only.
+async fn one(runner: &Runner<'_>, script: &Script) -> Result<()> {
+    let image = runner.work.image;
+    let mut shims = runner.shims_of_scripts();
+    let mut seen = script_mounts::seen(image, &shims)?;
+    let (kind, name) = (script.kind.key(), script.name());
+    let mut env = image.vars.values();
+    let argv = match &script.program {
+        Program::Script(path) => with(script_mounts::command(image, path, &mut seen)?, &script.args),
+        Program::Command(argv) => argv.clone(),
+        Program::Bats(path) => {
+            let file = script_mounts::path(image, path, &mut seen)?;
+            with(with(vec![BATS.to_owned()], &script.args), &[file])
+        }
+        Program::Playbook(playbook) => {
+            env.extend(ansible_environment());
+            shims.push(variables(image, playbook));
+            ansible(image, playbook, &script.args, &mut seen)?
+        }
+    };
+    env.extend(script_mounts::environment(image, kind, &seen));
+    env.extend(script.env.clone());
+    env.extend(runner.work.secrets.environment(&script.secrets));
+    let why = match script.kind {
+        ScriptKind::Test => format!("testing with {name}"),
+        ScriptKind::Run => format!("running {name}"),
+        ScriptKind::Ansible => format!("running the playbook {name}"),
+    };
+    let call = Call {
+        phase: kind.to_owned(),
+        why,
+        name: name.clone(),
+        argv,
+        env,
+        cwd: script_mounts::DEFINITION.to_owned(),
+        network: script.network,
+        shims,
+        binds: seen.binds,
+        throwaway: script.kind == ScriptKind::Test,
+        retries: script.retries,
+        timeout: Duration::from_secs(script.timeout),
+        key: Some(Key { table: kind, name, line: script.line }),
+        ..Call::of_a_script(runner)
+    };
+    runner.run(&call).await
+}
+
+fn with(mut argv: Vec<String>, more: &[String]) -> Vec<String> {
+    argv.extend_from_slice(more);
+    argv
+}
+
+fn ansible(image: &Definition, playbook: &Playbook, args: &[String], seen: &mut Seen) -> Result<Vec<String>> {
+    // The comma makes it a list of hosts, and no file.
+    let argv = [ANSIBLE, "--inventory", "localhost,", "--connection", "local", "--extra-vars"];
+    let mut argv = with(argv.map(str::to_owned).to_vec(), &[format!("@{VARIABLES}")]);
+    if !playbook.tags.is_empty() {
+        argv.extend(["--tags".to_owned(), playbook.tags.join(",")]);
+    }
+    let file = script_mounts::path(image, &playbook.path, seen)?;
+    Ok(with(with(argv, args), &[file]))
+}
+
+/// The definition's variables, and the playbook's own, which win.
+fn variables(image: &Definition, playbook: &Playbook) -> Shim {
+    let vars = image.vars.values().into_iter().map(|(name, value)| (name, value.into()));
+    let vars: serde_json::Map<String, serde_json::Value> = vars.chain(playbook.vars.clone()).collect();
+    Shim { path: VARIABLES.to_owned(), content: serde_json::Value::Object(vars).to_string(), mode: 0o600 }
+}
+
+/// Ansible's caches and temporary files are nothing for an image; nor is the compiled code of its modules.
+fn ansible_environment() -> BTreeMap<String, String> {
+    let temporary = format!("{ANSIBLE_HOME}/tmp");
+    [
+        ("ANSIBLE_HOME", ANSIBLE_HOME),
+        ("ANSIBLE_LOCAL_TEMP", &temporary),
+        ("ANSIBLE_REMOTE_TEMP", &temporary),
+        ("ANSIBLE_RETRY_FILES_ENABLED", "False"),
+        ("ANSIBLE_NOCOLOR", "1"),
+        ("ANSIBLE_NOCOWS", "1"),
+        // The image's, without a warning that another may come.
+        ("ANSIBLE_PYTHON_INTERPRETER", "auto_silent"),
+        ("PYTHONDONTWRITEBYTECODE", "1"),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .into()
+}

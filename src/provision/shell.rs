@@ -1,0 +1,53 @@
+//! A contained shell for a person.
+
+use super::context::Guard;
+use crate::mount::Root;
+use crate::report::Report;
+use anyhow::Result;
+use oven_distro::Shim;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+/// A contained shell, or a command in its place, on the terminal of this process. Answers with its exit code.
+/// `network`: it has one, so guarded.
+pub async fn shell(
+    root: &Root<'_>,
+    helper: &Path,
+    shims: Vec<Shim>,
+    network: Option<Guard>,
+    command: &[String],
+    report: &Report,
+) -> Result<u8> {
+    let bash = root.inside().exists("/bin/bash")?;
+    let argv = match command {
+        [] if bash => vec!["/bin/bash".to_owned(), "--login".to_owned()],
+        [] => vec!["/bin/sh".to_owned(), "-l".to_owned()],
+        command => command.to_vec(),
+    };
+    let spec = crate::sandbox::spec::Spec {
+        root: root.path().to_owned(),
+        argv,
+        env: BTreeMap::new(),
+        cwd: "/root".to_owned(),
+        network: network.is_some(),
+        fenced: network.is_some_and(|guard| guard.fences(report)),
+        resolv_conf: None,
+        shims,
+        binds: Vec::new(),
+        caches: Vec::new(),
+        nodes: root.nodes().to_vec(),
+        throwaway: false,
+        interactive: true,
+    };
+    let exit = crate::sandbox::run(helper, &spec, SHELL_TIMEOUT, &mut |_| ()).await?;
+    Ok(match exit.status {
+        crate::sandbox::spec::ExitStatus::Exited(code) => u8::try_from(code).unwrap_or(u8::MAX),
+        // As shells say it.
+        crate::sandbox::spec::ExitStatus::Signaled(signal) => u8::try_from(128 + signal).unwrap_or(u8::MAX),
+        crate::sandbox::spec::ExitStatus::TimedOut => u8::MAX,
+    })
+}
+
+/// A person may leave a shell open over the week-end; a year is for ever.
+const SHELL_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);

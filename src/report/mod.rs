@@ -1,0 +1,423 @@
+//! What the user sees of a run: lines for people, or a stream of JSON events; and a log file that holds everything.
+
+mod log;
+mod screen;
+
+use crate::text::printable;
+pub use screen::{Ink, Screen};
+
+use crate::error;
+use crate::error::Kind;
+use crate::secrets::Secrets;
+use crate::trace::{Lane, Span, SpanId, Trace, Track};
+use log::Log;
+use serde_json::{Value, json};
+use std::cell::{Cell, RefCell};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::{Duration, Instant, SystemTime};
+
+/// How events are shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Style {
+    /// Lines for people on standard error.
+    Human,
+    /// A JSON object a line on standard output.
+    Json,
+    /// Nothing: for tests and for verbs that only answer.
+    Silent,
+}
+
+/// How much is shown; the log file holds everything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Failures and warnings.
+    Quiet,
+    /// A line for each step.
+    Normal,
+    /// The steps' own output, and details.
+    Verbose,
+}
+
+/// Phases that took less are not worth a word in the times of several images.
+const SHORT: Duration = Duration::from_millis(50);
+
+/// Progress is told no more often.
+const TELL: Duration = Duration::from_millis(200);
+
+/// A handle, cheap to clone. Each bake has its own ([`Report::of`]), so that lines of several do not mix.
+#[derive(Clone)]
+pub struct Report(Rc<Inner>);
+
+struct Inner {
+    style: Style,
+    level: Level,
+    /// The image that lines are about; empty outside a bake.
+    subject: String,
+    /// Before each human line when several bakes run side by side.
+    prefix: String,
+    screen: Screen,
+    log: RefCell<Log>,
+    phases: RefCell<Vec<(String, Duration)>>,
+    /// When the process began.
+    origin: Instant,
+    /// When this report's own work began.
+    started: Cell<Instant>,
+    /// The step whose output comes in.
+    step: Cell<Option<u64>>,
+    /// What no line may hold. Of one environment, and so the same for all images.
+    secrets: Rc<RefCell<Secrets>>,
+    trace: Option<Trace>,
+    /// Of the image.
+    track: Track,
+    /// What on it is under way, for what belongs into it: the whole work, or a step.
+    under_way: Cell<Option<SpanId>>,
+}
+
+/// A step under way. Without [`Step::done`] it counts as not finished.
+pub struct Step {
+    report: Report,
+    phase: String,
+    what: String,
+    started: Instant,
+    id: u64,
+    span: Span,
+    /// What was under way before it.
+    before: Option<SpanId>,
+    /// When its progress was told last.
+    told: Cell<Option<Instant>>,
+}
+
+/// All of a report's work in the trace, until it is dropped.
+pub struct Whole {
+    report: Report,
+    span: Span,
+}
+
+impl Report {
+    pub fn new(style: Style, level: Level) -> Self {
+        Self::traced(style, level, None)
+    }
+
+    pub fn traced(style: Style, level: Level, trace: Option<Trace>) -> Self {
+        let track = trace.as_ref().map(|trace| trace.track("oven")).unwrap_or_default();
+        Self(Rc::new(Inner {
+            style,
+            level,
+            subject: String::new(),
+            prefix: String::new(),
+            screen: Screen::new(style != Style::Human || level == Level::Quiet),
+            log: RefCell::default(),
+            phases: RefCell::default(),
+            origin: Instant::now(),
+            started: Cell::new(Instant::now()),
+            step: Cell::new(None),
+            secrets: Rc::default(),
+            trace,
+            track,
+            under_way: Cell::new(None),
+        }))
+    }
+
+    pub fn silent() -> Self {
+        Self::new(Style::Silent, Level::Quiet)
+    }
+
+    /// A report of its own for one image. `column`: of several, whose names are that wide: say it on each line.
+    pub fn of(&self, subject: &str, column: Option<usize>) -> Self {
+        let prefix =
+            column.map_or(String::new(), |width| format!("{:<1$}", format!("{subject}:"), width + 1));
+        let Inner { style, level, screen, origin, secrets, trace, .. } = &*self.0;
+        Self(Rc::new(Inner {
+            style: *style,
+            level: *level,
+            subject: subject.to_owned(),
+            prefix,
+            screen: screen.clone(),
+            log: RefCell::default(),
+            phases: RefCell::default(),
+            origin: *origin,
+            started: Cell::new(Instant::now()),
+            step: Cell::new(None),
+            secrets: secrets.clone(),
+            trace: trace.clone(),
+            track: trace.as_ref().map(|trace| trace.track(subject)).unwrap_or_default(),
+            under_way: Cell::new(None),
+        }))
+    }
+
+    /// Where the work of this report is traced.
+    pub fn track(&self) -> Track {
+        self.0.track.clone()
+    }
+
+    /// Everything from now on is part of this, in the trace.
+    pub fn whole(&self, what: &str) -> Whole {
+        let span = self.0.track.span(Lane::Steps, what);
+        self.0.under_way.set(span.id());
+        Whole { report: self.clone(), span }
+    }
+
+    /// A command of the step that is under way, in the trace.
+    pub fn command(&self, argv: &[String]) -> Span {
+        let track = &self.0.track;
+        let mut span = track.within(self.0.under_way.get(), Lane::Steps, &argv.join(" "));
+        span.tell("argv", argv.join(" "));
+        span
+    }
+
+    /// The trace is over. That it is not whole is told.
+    pub fn end_trace(&self) {
+        if let Some(Err(error)) = self.0.trace.as_ref().map(Trace::end) {
+            self.warn(format!("the trace is not whole: {error:#}"));
+        }
+    }
+
+    /// From now on these are told nowhere: neither by this report nor by one that was made of the same.
+    pub fn hide(&self, secrets: &Secrets) {
+        let both = self.0.secrets.borrow().with(secrets);
+        *self.0.secrets.borrow_mut() = both;
+        self.0.track.hide(secrets);
+    }
+
+    /// What may be told of a text.
+    fn tellable(&self, text: &str) -> String {
+        self.0.secrets.borrow().mask(&printable(text)).into_owned()
+    }
+
+    /// The work of this report begins. Once it comes to a first step, everything is kept in a file. `about`: what
+    /// somebody who finds the file wants to know first.
+    pub fn log_to(&self, path: &Path, about: &str) {
+        self.0.started.set(Instant::now());
+        let time = humantime::format_rfc3339_seconds(SystemTime::now());
+        let head = format!("oven {} at {time}: {about}", env!("CARGO_PKG_VERSION"));
+        *self.0.log.borrow_mut() = Log::at(path, &head);
+    }
+
+    /// The log file, if there is one.
+    pub fn log_path(&self) -> Option<PathBuf> {
+        self.0.log.borrow().path().map(Path::to_owned)
+    }
+
+    pub fn screen(&self) -> &Screen {
+        &self.0.screen
+    }
+
+    pub fn style(&self) -> Style {
+        self.0.style
+    }
+
+    /// Begins a step. `phase` is a single word that the table of times sums by; `what` is a gerund with its object.
+    pub fn step(&self, phase: &str, what: impl Into<String>) -> Step {
+        let what = self.tellable(&what.into());
+        let begun = self.0.log.borrow_mut().begin();
+        if let Err(error) = begun {
+            self.warn(format!("this run has no log file: {error}"));
+        }
+        self.log("step", &what);
+        self.event(json!({"event": "step", "phase": phase, "what": what}));
+        let id = self.0.screen.begin(self.prefixed(&what));
+        self.0.step.set(Some(id));
+        let before = self.0.under_way.get();
+        let mut span = self.0.track.within(before, Lane::Steps, &what);
+        span.tell("phase", phase);
+        self.0.under_way.set(span.id());
+        Step {
+            report: self.clone(),
+            phase: phase.to_owned(),
+            what,
+            started: Instant::now(),
+            id,
+            told: Cell::default(),
+            span,
+            before,
+        }
+    }
+
+    /// A line of a step's output. Control bytes are taken out: a package must not drive the user's terminal.
+    pub fn output(&self, line: &str) {
+        let line = self.tellable(line);
+        self.log("out", &line);
+        self.event(json!({"event": "output", "line": line}));
+        if self.shows(Level::Verbose) {
+            self.print(&format!("    {line}"));
+        } else if let Some(id) = self.0.step.get() {
+            self.0.screen.heard(id, &line);
+        }
+    }
+
+    /// Something that the user should know and need not act upon.
+    pub fn note(&self, text: impl AsRef<str>) {
+        self.message("note", text.as_ref(), Level::Normal);
+    }
+
+    pub fn warn(&self, text: impl AsRef<str>) {
+        self.message("warning", text.as_ref(), Level::Quiet);
+    }
+
+    pub fn detail(&self, text: impl AsRef<str>) {
+        self.message("detail", text.as_ref(), Level::Verbose);
+    }
+
+    /// The cause of a failure, what to do about it, and where to read more. An interruption is no news to the user.
+    pub fn failure(&self, failure: &anyhow::Error) {
+        // Names of files of an image may be in it.
+        let (text, kind) = (self.tellable(&format!("{failure:#}")), Kind::of(failure));
+        let hint = error::hint_of(failure).map(|hint| self.tellable(&hint));
+        self.log("error", &text);
+        if let Some(hint) = &hint {
+            self.log("hint", hint);
+        }
+        let log = self.log_path();
+        self.event(json!({"event": "error", "kind": kind.name(), "message": text, "hint": hint, "log": log}));
+        if !self.shows(Level::Quiet) || kind == Kind::Interrupted {
+            return;
+        }
+        let mut lines = format!("{} {text}", self.0.screen.paint(Ink::Red, "error:"));
+        if let Some(hint) = hint {
+            lines += &format!("\n  {hint}");
+        }
+        if let Some(log) = log {
+            lines += &format!("\n  The whole log: {}", log.display());
+        }
+        self.print(&lines);
+    }
+
+    /// An object of the JSON stream; nothing in any other style.
+    pub fn event(&self, mut event: Value) {
+        if self.0.style != Style::Json {
+            return;
+        }
+        self.0.secrets.borrow().mask_json(&mut event);
+        if !self.0.subject.is_empty() {
+            event["image"] = json!(self.0.subject);
+        }
+        event["at_ms"] = json!(self.0.origin.elapsed().as_millis() as u64);
+        // A reader that went away (EPIPE) is no reason to leave a bake half-done.
+        _ = writeln!(std::io::stdout().lock(), "{event}");
+    }
+
+    /// Phases and how long each took, in the order of their first step.
+    pub fn phases(&self) -> Vec<(String, Duration)> {
+        self.0.phases.borrow().clone()
+    }
+
+    /// The table of phase times; a line if several images are baked.
+    pub fn times(&self) {
+        let phases = self.phases();
+        let total = self.0.started.get().elapsed();
+        let rows: Vec<_> = phases.iter().map(|(p, t)| (p.as_str(), *t)).chain([("total", total)]).collect();
+        for (phase, time) in &rows {
+            self.log("time", &format!("{phase:<10} {:>8.2} s", time.as_secs_f64()));
+        }
+        if self.shows(Level::Normal) {
+            if self.0.prefix.is_empty() {
+                for (phase, time) in &rows {
+                    self.print(&format!("{phase:>12} {:>8.2} s", time.as_secs_f64()));
+                }
+            } else {
+                let long = phases.iter().filter(|(_, time)| *time >= SHORT);
+                let words = long.map(|(phase, time)| format!("{phase} {:.1}", time.as_secs_f64()));
+                let words = words.collect::<Vec<_>>().join(", ");
+                self.print(&format!("  {:.1} s in all: {words}", total.as_secs_f64()));
+            }
+        }
+        let times: serde_json::Map<_, _> =
+            phases.into_iter().map(|(phase, time)| (phase, json!(time.as_millis() as u64))).collect();
+        self.event(json!({"event": "times", "phases_ms": times, "total_ms": total.as_millis() as u64}));
+    }
+
+    fn message(&self, kind: &str, text: &str, level: Level) {
+        let text = self.tellable(text);
+        self.log(kind, &text);
+        self.event(json!({"event": kind, "message": text}));
+        if self.shows(level) {
+            let warning = self.0.screen.paint(Ink::Yellow, "warning:");
+            self.print(&if kind == "warning" { format!("  {warning} {text}") } else { format!("  {text}") });
+        }
+    }
+
+    fn shows(&self, level: Level) -> bool {
+        self.0.style == Style::Human && self.0.level >= level
+    }
+
+    fn prefixed(&self, text: &str) -> String {
+        let prefix = self.0.prefix.trim_end();
+        if prefix.is_empty() { text.to_owned() } else { format!("{prefix} {text}") }
+    }
+
+    fn print(&self, lines: &str) {
+        if self.0.prefix.is_empty() {
+            return self.0.screen.print(lines);
+        }
+        let lines: Vec<_> = lines.lines().map(|line| format!("{}{line}", self.0.prefix)).collect();
+        self.0.screen.print(&lines.join("\n"));
+    }
+
+    fn log(&self, kind: &str, text: &str) {
+        self.0.log.borrow_mut().line(self.0.started.get().elapsed(), kind, text);
+    }
+}
+
+impl Step {
+    /// How far it has come, in bytes, of how many if that is known: shown beside it, and now and then an event.
+    pub fn progress(&self, done: u64, all: Option<u64>) {
+        let last = self.told.get().is_some_and(|told| told.elapsed() < TELL);
+        if last && all != Some(done) {
+            return;
+        }
+        self.told.set(Some(Instant::now()));
+        let of = all.map(|all| format!(" of {}", all.div_ceil(1 << 20))).unwrap_or_default();
+        self.report.0.screen.heard(self.id, &format!("{}{of} MiB", done >> 20));
+        self.report.event(json!({"event": "progress", "phase": self.phase, "bytes": done, "of": all}));
+    }
+
+    /// The step is done: its line, and its time.
+    pub fn done(mut self) {
+        self.span.tell("done", true);
+        let time = self.started.elapsed();
+        let (report, screen) = (&self.report, &self.report.0.screen);
+        screen.end(self.id);
+        report.log("done", &format!("{} ({:.2} s)", self.what, time.as_secs_f64()));
+        report.event(
+            json!({"event": "done", "phase": self.phase, "what": self.what, "ms": time.as_millis() as u64}),
+        );
+        if report.shows(Level::Normal) {
+            let line = if screen.is_terminal() {
+                let time = format!("{:.2} s", time.as_secs_f64());
+                format!("  {} {} {}", screen.paint(Ink::Green, "✓"), self.what, screen.paint(Ink::Dim, &time))
+            } else {
+                format!("  {} ({:.2} s)", self.what, time.as_secs_f64())
+            };
+            report.print(&line);
+        }
+    }
+}
+
+impl Drop for Step {
+    fn drop(&mut self) {
+        self.report.0.screen.end(self.id);
+        self.report.0.step.take();
+        self.report.0.under_way.set(self.before);
+        let time = self.started.elapsed();
+        let mut phases = self.report.0.phases.borrow_mut();
+        match phases.iter_mut().find(|(phase, _)| *phase == self.phase) {
+            Some((_, sum)) => *sum += time,
+            None => phases.push((self.phase.clone(), time)),
+        }
+    }
+}
+
+impl Whole {
+    /// How it ended, in a word.
+    pub fn ended(mut self, how: &str) {
+        self.span.tell("ended", how);
+    }
+}
+
+impl Drop for Whole {
+    fn drop(&mut self) {
+        self.report.0.under_way.take();
+    }
+}

@@ -1,0 +1,92 @@
+//! A step's own `/dev`: a few harmless nodes, its own terminals, and the image's own disk.
+
+use super::spec::Spec;
+use crate::device::Node;
+use crate::sys::mount::api::{PLAIN, api_directory, attach, fresh};
+use anyhow::{Context, Result, bail};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid, makedev};
+use rustix::io::Errno;
+use rustix::mount::MountAttrFlags;
+use std::path::{Component, Path};
+
+/// Name, major, minor: what every kernel gives to these.
+const NODES: [(&str, u32, u32); 6] =
+    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+const LINKS: [(&str, &str); 5] = [
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("ptmx", "pts/ptmx"),
+];
+/// The group `disk` of every distribution.
+const DISK: u32 = 6;
+/// Nodes and links only: what a stray `dd of=/dev/…` fills is small.
+const SIZE: &str = "4m";
+
+/// Mounts it, and returns it.
+pub fn mount(root: BorrowedFd<'_>, spec: &Spec) -> Result<OwnedFd> {
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let dev = fresh("tmpfs", &[("mode", "0755"), ("size", SIZE)], attributes)?;
+    for (name, major, minor) in NODES {
+        let mode = Mode::from_raw_mode(0o666);
+        rustix::fs::mknodat(&dev, name, FileType::CharacterDevice, mode, makedev(major, minor))
+            .with_context(|| format!("making /dev/{name}"))?;
+    }
+    for (name, target) in LINKS {
+        rustix::fs::symlinkat(target, &dev, name).with_context(|| format!("making /dev/{name}"))?;
+    }
+    for node in &spec.nodes {
+        disk_node(dev.as_fd(), node).with_context(|| format!("making the disk's node /dev/{}", node.name))?;
+    }
+    for name in ["pts", "shm", "mqueue"] {
+        rustix::fs::mkdirat(&dev, name, Mode::from_raw_mode(0o755)).context("making directories in /dev")?;
+    }
+    attach(&dev, api_directory(root, "dev")?).context("mounting /dev")?;
+    let options = [("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")]; // group tty of every distribution
+    let no_exec = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    attach(fresh("devpts", &options, no_exec)?, api_directory(dev.as_fd(), "pts")?)
+        .context("mounting /dev/pts")?;
+    attach(fresh("tmpfs", &[("mode", "1777")], PLAIN)?, api_directory(dev.as_fd(), "shm")?)
+        .context("mounting /dev/shm")?;
+    Ok(dev)
+}
+
+fn disk_node(dev: BorrowedFd<'_>, node: &Node) -> Result<()> {
+    let (dir, name, _) = parent(dev, &node.name)?;
+    let mode = Mode::from_raw_mode(0o660);
+    rustix::fs::mknodat(&dir, &name, FileType::BlockDevice, mode, node.rdev)?;
+    let disk = Gid::from_raw(DISK);
+    rustix::fs::chownat(&dir, &name, Some(Uid::ROOT), Some(disk), AtFlags::SYMLINK_NOFOLLOW)?;
+    for link in &node.links {
+        let (dir, name, depth) = parent(dev, link)?;
+        let target = "../".repeat(depth) + &node.name;
+        match rustix::fs::symlinkat(&target, &dir, &name) {
+            Err(Errno::EXIST) => {} // two partitions of one label: the first has it
+            result => result.with_context(|| format!("making /dev/{link}"))?,
+        }
+    }
+    Ok(())
+}
+
+/// The directory of `path` below `/dev`, made if need be, the last name, and how deep it lies. Labels come from the
+/// image, so a name that climbs is refused.
+fn parent(dev: BorrowedFd<'_>, path: &str) -> Result<(OwnedFd, String, usize)> {
+    let names = Path::new(path).components().map(|part| match part {
+        Component::Normal(name) => Ok(name.to_string_lossy().into_owned()),
+        _ => bail!("\"{path}\" is no name below /dev"),
+    });
+    let mut names = names.collect::<Result<Vec<_>>>()?;
+    let Some(last) = names.pop() else { bail!("a node without a name") };
+    let mut dir = dev.try_clone_to_owned()?;
+    for name in &names {
+        match rustix::fs::mkdirat(&dir, name, Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        dir = rustix::fs::openat(&dir, name, flags, Mode::empty())?;
+    }
+    Ok((dir, last, names.len()))
+}

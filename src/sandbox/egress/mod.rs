@@ -1,0 +1,310 @@
+//! Keeps the builder's credentials out of the reach of a step that has the network.
+//!
+//! A step with the network has the builder's, and there the metadata service hands the role's credentials to whoever
+//! asks. So such a step runs in a cgroup of its own, whose sockets cannot reach these addresses (`program.rs`). Its
+//! first process is made in it, a socket belongs to the cgroup that it was made in for good, and a step sees no cgroup
+//! file system through which it could leave.
+//!
+//! A cgroup is a directory, and the only thing of a step that outlives a SIGKILL of oven, empty. Each is locked by the
+//! process that made it, and the next step of any oven on this machine, or `oven sweep`, removes those that nobody
+//! holds. The programs belong to the directory, not to a descriptor: a step does not outlive them by an instant.
+
+mod program;
+
+use crate::error::{Failure, Kind};
+use crate::sys::mount::table;
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{SigSet, SigmaskHow};
+use program::Program;
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use rustix::fs::{AtFlags, CWD, Dir, FlockOperation, Mode, OFlags, flock};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
+use std::ffi::OsStr;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How the cgroups are called: this, and 16 hexadecimal digits.
+const PREFIX: &str = "oven-step-";
+/// A name may be taken away between being made and being locked: by somebody who clears up at that moment.
+const ATTEMPTS: u32 = 16;
+/// The kernel counts a dead process for a moment longer. Doubled from a millisecond, this is a second in all.
+const REMOVALS: u32 = 10;
+
+/// A cgroup that reaches no credentials. Dropping it removes it: all of its processes have to be gone.
+pub struct Fence {
+    parent: OwnedFd,
+    name: String,
+    /// Locked.
+    dir: OwnedFd,
+}
+
+impl Fence {
+    /// Makes one below the cgroup of this process, so that what limits oven limits its steps, too.
+    ///
+    /// # Errors
+    /// [`Kind::Machine`] where there is no cgroup v2 that can be written to, or no BPF.
+    pub fn make() -> Result<Self> {
+        let make = || -> Result<Self> {
+            let parent = open(CWD, &own_cgroup()?).context("opening the cgroup of this process")?;
+            clear(parent.as_fd());
+            let fence = Self::below(parent)?;
+            for program in program::all() {
+                attach(&program, fence.dir.as_fd())
+                    .with_context(|| format!("attaching the filter of {}", program.name))?;
+            }
+            Ok(fence)
+        };
+        make().map_err(|error| refusal(&format!("{error:#}")).into())
+    }
+
+    fn below(parent: OwnedFd) -> Result<Self> {
+        for _ in 0..ATTEMPTS {
+            let mut bytes = [0; 8];
+            rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())?;
+            let name = format!("{PREFIX}{:016x}", u64::from_ne_bytes(bytes));
+            rustix::fs::mkdirat(&parent, &*name, Mode::from_raw_mode(0o755)).context("making a cgroup")?;
+            // Gone already: somebody took it for one that was left.
+            let Ok(dir) = open(&parent, Path::new(&name)) else { continue };
+            if lock(&dir) && exists(&parent, &name, &dir) {
+                return Ok(Self { parent, name, dir });
+            }
+        }
+        bail!("the cgroups that are made here vanish");
+    }
+
+    /// For `CLONE_INTO_CGROUP`.
+    pub fn cgroup(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+}
+
+impl Drop for Fence {
+    #[allow(clippy::disallowed_methods, reason = "a Drop cannot await, and it is for milliseconds")]
+    fn drop(&mut self) {
+        let mut pause = Duration::from_millis(1);
+        for _ in 0..REMOVALS {
+            match rustix::fs::unlinkat(&self.parent, &*self.name, AtFlags::REMOVEDIR) {
+                Err(Errno::BUSY) => std::thread::sleep(pause),
+                _ => return,
+            }
+            pause *= 2;
+        }
+        eprintln!("oven: the cgroup {} is still in use: `oven sweep` removes it later", self.name);
+    }
+}
+
+/// Removes the cgroups that ovens left which were killed.
+pub fn sweep() -> Result<()> {
+    let dir = own_cgroup()?;
+    clear(open(CWD, &dir).with_context(|| format!("opening {}", dir.display()))?.as_fd());
+    Ok(())
+}
+
+fn clear(parent: BorrowedFd<'_>) {
+    let Ok(entries) = Dir::read_from(parent) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        if !name.to_bytes().starts_with(PREFIX.as_bytes()) {
+            continue;
+        }
+        let Ok(dir) = open(parent, Path::new(OsStr::from_bytes(name.to_bytes()))) else { continue };
+        if lock(&dir) {
+            // It fails, as it should, while a process is in it.
+            _ = rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR);
+        }
+    }
+}
+
+/// The helper, in the step's cgroup and before anything of the image runs: whether the filter holds. A kernel whose
+/// sockets do not know their cgroup (before 5.15, with the controllers net_cls or net_prio of version 1) has one that
+/// does not.
+pub fn prove() -> Result<()> {
+    let v6 = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
+    let addresses = program::V4.map(|bytes| IpAddr::from(Ipv4Addr::from(bytes)));
+    for address in addresses.into_iter().chain([v6.into()]) {
+        let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let socket = rustix::net::socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, None);
+        let socket = match socket {
+            Err(Errno::AFNOSUPPORT) => continue, // a kernel without IPv6
+            socket => socket.context("making a socket")?,
+        };
+        // The port that discards. It is refused before a route is looked for.
+        let sent = rustix::net::sendto(&socket, &[], SendFlags::DONTWAIT, &SocketAddr::new(address, 9));
+        if sent != Err(Errno::PERM) {
+            return Err(refusal(&format!("its filter does not refuse {address}")).into());
+        }
+    }
+    Ok(())
+}
+
+/// What is told where it cannot be kept.
+fn refusal(why: &str) -> Failure {
+    Kind::Machine
+        .failure(format!("a step with the network cannot be kept from the builder's credentials here: {why}"))
+        .hint(
+            "It takes a cgroup v2 file system that can be written to, and BPF: in a container, run it privileged. If \
+             the steps of an image may have the credentials, say `imds = true` in its image.toml.",
+        )
+}
+
+/// The directory of the cgroup that this thread is in: namespaces of mounts belong to threads.
+fn own_cgroup() -> Result<PathBuf> {
+    let read = |path: &str| std::fs::read(path).with_context(|| format!("reading {path}"));
+    let (groups, mounts) = (read("/proc/thread-self/cgroup")?, read("/proc/thread-self/mountinfo")?);
+    directory(&groups, &mounts)
+}
+
+/// The same, of what these files say. Of several mounts the first one that shows the cgroup counts.
+fn directory(groups: &[u8], mounts: &[u8]) -> Result<PathBuf> {
+    let mut lines = groups.split(|byte| *byte == b'\n');
+    let own = lines.find_map(|line| line.strip_prefix(b"0::")).context("this machine has no cgroup v2")?;
+    let own = Path::new(OsStr::from_bytes(own));
+    let mut mounted = false;
+    for entry in table::parse(mounts).iter().filter(|entry| entry.kind == "cgroup2") {
+        mounted = true;
+        // In a container without a cgroup namespace, a part of the tree is mounted.
+        if let Ok(below) = own.strip_prefix(&entry.root) {
+            return Ok(entry.path.join(below));
+        }
+    }
+    ensure!(mounted, "no cgroup v2 file system is mounted");
+    bail!("the mounted cgroup v2 file system does not show the cgroup {} of this process", own.display())
+}
+
+fn open(at: impl AsFd, path: &Path) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(at, path, flags, Mode::empty())
+}
+
+fn lock(dir: &OwnedFd) -> bool {
+    flock(dir, FlockOperation::NonBlockingLockExclusive).is_ok()
+}
+
+/// Whether `name` is still this directory.
+fn exists(parent: &OwnedFd, name: &str, dir: &OwnedFd) -> bool {
+    let there = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW);
+    let same = |stat: rustix::fs::Stat| rustix::fs::fstat(dir).is_ok_and(|own| own.st_ino == stat.st_ino);
+    there.is_ok_and(same)
+}
+
+/// The part of `union bpf_attr` that loads a program.
+#[repr(C)]
+#[derive(Default)]
+struct Load {
+    kind: u32,
+    count: u32,
+    instructions: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log: u64,
+    kernel_version: u32,
+    flags: u32,
+    name: [u8; 16],
+    interface: u32,
+    expected_attach: u32,
+}
+
+/// And the part that attaches one.
+#[repr(C)]
+struct Attach {
+    target: i32,
+    program: i32,
+    kind: u32,
+    flags: u32,
+}
+
+/// Loads a program, and attaches it to a cgroup for as long as that lives. It is not attached "exclusively": what a
+/// cgroup above it filters is filtered, too.
+#[allow(unsafe_code)]
+fn attach(program: &Program, cgroup: BorrowedFd<'_>) -> Result<()> {
+    const PROG_LOAD: libc::c_int = 5;
+    const PROG_ATTACH: libc::c_int = 8;
+    const ALLOW_MULTI: u32 = 2;
+    let load = Load {
+        kind: program.kind,
+        count: u32::try_from(program.code.len())?,
+        instructions: program.code.as_ptr() as u64,
+        license: c"Apache-2.0".as_ptr() as u64,
+        expected_attach: program.attach,
+        ..Load::default()
+    };
+    // A signal that comes while the kernel looks at the program would make it give up (EAGAIN, of `bpf_check`).
+    let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK).context("blocking signals")?;
+    // SAFETY: `load` has the size that is told, and points to `count` instructions and a text that ends; all of them
+    // live through the call, which copies them. A descriptor that it answers is new, and nobody else's.
+    let loaded = unsafe {
+        match libc::syscall(libc::SYS_bpf, PROG_LOAD, &raw const load, size_of::<Load>()) {
+            fd if fd < 0 => Err(io::Error::last_os_error()),
+            fd => Ok(OwnedFd::from_raw_fd(fd as i32)),
+        }
+    };
+    before.thread_set_mask().context("letting signals through again")?;
+    let loaded = loaded.context("the kernel refuses the program")?;
+    let attach = Attach {
+        target: cgroup.as_raw_fd(),
+        program: loaded.as_raw_fd(),
+        kind: program.attach,
+        flags: ALLOW_MULTI,
+    };
+    // SAFETY: `attach` has the size that is told, and lives through the call.
+    let attached =
+        unsafe { libc::syscall(libc::SYS_bpf, PROG_ATTACH, &raw const attach, size_of::<Attach>()) };
+    if attached < 0 { Err(io::Error::last_os_error().into()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const UNIFIED: &str = "25 1 0:23 / /sys rw - sysfs sysfs rw\n30 25 0:26 / /sys/fs/cgroup rw shared:9 - cgroup2 cgroup2 rw\n";
+    const HYBRID: &str = "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
+                          32 31 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n\
+                          41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
+
+    fn at(groups: &str, mounts: &str) -> Result<String, String> {
+        let found = directory(groups.as_bytes(), mounts.as_bytes());
+        found.map(|path| path.to_str().unwrap().to_owned()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_cgroup_of_a_process_is_found() {
+        let cases = [
+            ("0::/\n", UNIFIED, "/sys/fs/cgroup/"),
+            ("0::/system.slice/ci.service\n", UNIFIED, "/sys/fs/cgroup/system.slice/ci.service"),
+            ("1:cpu:/a\n0::/b\n", HYBRID, "/sys/fs/cgroup/unified/b"),
+            (
+                "0::/docker/abc/x\n",
+                "9 8 0:26 /docker/abc /sys/fs/cgroup rw - cgroup2 cgroup rw\n",
+                "/sys/fs/cgroup/x",
+            ),
+            ("0::/\n", "9 8 0:26 / /with\\040blank rw - cgroup2 cgroup rw\n", "/with blank/"),
+            ("0::/a\n", &format!("9 8 0:26 /other /mnt rw - cgroup2 c rw\n{UNIFIED}"), "/sys/fs/cgroup/a"),
+        ];
+        for (groups, mounts, expected) in cases {
+            assert_eq!(at(groups, mounts).as_deref(), Ok(expected), "{groups}");
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_told() {
+        let cases = [
+            ("1:cpu:/\n", UNIFIED, "this machine has no cgroup v2"),
+            ("", "", "this machine has no cgroup v2"),
+            (
+                "0::/\n",
+                "9 8 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n",
+                "no cgroup v2 file system",
+            ),
+            ("0::/a\n", "9 8 0:26 /../b /sys/fs/cgroup rw - cgroup2 c rw\n", "does not show the cgroup /a"),
+        ];
+        for (groups, mounts, expected) in cases {
+            let error = at(groups, mounts).unwrap_err();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+}

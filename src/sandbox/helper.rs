@@ -1,0 +1,179 @@
+//! `oven __step`: becomes the first process of a step's namespaces, makes them, starts the step's program and reaps.
+//!
+//! It is process 1 of a new PID namespace from its first instruction, and oven's direct child. So whatever ends it
+//! ends the step as a whole, and once oven has reaped it nothing of the step is left.
+
+use super::protocol::Message;
+use super::spec::Spec;
+use super::{egress, init, mount_tree};
+use crate::error::Kind;
+use crate::sys::fds::close_from;
+use crate::sys::seccomp::Filter;
+use crate::sys::{capabilities, landlock};
+use anyhow::{Context, Result};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use rustix::fs::Mode;
+use rustix::process::{DumpableBehavior, Signal};
+use rustix::thread::UnshareFlags;
+use std::fs::File;
+use std::io::Read;
+use std::process::ExitCode;
+
+/// Descriptors the helper is started with, beside the standard three: the spec, and a socket to oven.
+pub const SPEC: i32 = 3;
+pub const CONTROL: i32 = 4;
+
+/// The name of a step's machine. It is in every `/etc/hosts`, and packages that bake the name of the machine they are
+/// installed on into a configuration file bake nothing of the builder's.
+const HOST_NAME: &str = "localhost";
+/// How many processes and threads a step may have at a time: a fork bomb fails before the builder does.
+const MAX_PROCESSES: &str = "4096";
+/// Since this version of Linux `pid_max` belongs to a PID namespace. Before, it is the machine's, and not ours to set.
+const PID_MAX_IS_OURS: (u32, u32) = (6, 14);
+
+pub fn main() -> ExitCode {
+    let Some((spec, control)) = take_descriptors() else {
+        eprintln!("oven: {} is for oven itself", super::VERB);
+        return ExitCode::from(Kind::Usage as u8);
+    };
+    let ended = serve(spec, &control).unwrap_or_else(|error| Message::failed(&error));
+    match ended.send(&control) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE, // oven is gone
+    }
+}
+
+/// The two descriptors, if this process was started by oven. Nothing else is inherited.
+#[allow(unsafe_code)]
+fn take_descriptors() -> Option<(File, OwnedFd)> {
+    if std::process::id() != 1 {
+        return None;
+    }
+    // SAFETY: both are open, checked here, and nothing else in this process owns them: it has just begun.
+    let (spec, control) = unsafe {
+        if libc::fcntl(SPEC, libc::F_SETFD, libc::FD_CLOEXEC) < 0
+            || libc::fcntl(CONTROL, libc::F_SETFD, libc::FD_CLOEXEC) < 0
+        {
+            return None;
+        }
+        (File::from_raw_fd(SPEC), OwnedFd::from_raw_fd(CONTROL))
+    };
+    rustix::net::sockopt::socket_type(&control).ok()?;
+    Some((spec, control))
+}
+
+fn serve(mut spec: File, control: &OwnedFd) -> Result<Message> {
+    close_from(CONTROL + 1)?;
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("tying the step to oven")?;
+    // Had oven died before that, its end of the socket would be closed. The same is watched later on.
+    let mut hung_up = [PollFd::new(control, PollFlags::empty())];
+    poll(&mut hung_up, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).context("looking for oven")?;
+    anyhow::ensure!(!hung_up[0].revents().contains(PollFlags::HUP), "oven is gone");
+
+    let mut text = Vec::new();
+    spec.read_to_end(&mut text).context("reading what to do")?;
+    drop(spec);
+    let spec: Spec = serde_json::from_slice(&text).context("reading what to do")?;
+    rustix::process::umask(Mode::empty());
+    if spec.interactive {
+        // Stays in the terminal's session, in a group of its own.
+        rustix::process::setpgid(None, None).context("leaving oven's process group")?;
+    } else {
+        rustix::process::setsid().context("leaving oven's session")?;
+    }
+    namespaces(&spec)?;
+    if spec.network && spec.fenced {
+        egress::prove()?;
+    }
+    let limited = limit_processes();
+    mount_tree::enter(&spec)?;
+    rustix::process::chdir(&*spec.cwd)
+        .with_context(|| format!("entering the step's directory {}", spec.cwd))?;
+    limited?;
+
+    forget_keys();
+    limits()?;
+    capabilities::reduce()?;
+    if spec.network {
+        landlock::hide_abstract_sockets();
+    }
+    // Its memory, descriptors and program stay out of the step's reach, root or not.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("hiding the reaper")?;
+    let mut filter = Filter::new(spec.interactive);
+    let (status, left) = init::run(&spec, &mut filter, control.as_fd())?;
+    Ok(Message::Ended { status, left })
+}
+
+/// The PID namespace is there already.
+#[allow(unsafe_code)]
+fn namespaces(spec: &Spec) -> Result<()> {
+    let mut flags = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
+    if !spec.network {
+        flags |= UnshareFlags::NEWNET;
+    }
+    // SAFETY: this process has one thread, and the flags share nothing of its memory or descriptors.
+    let unshared = unsafe { rustix::thread::unshare_unsafe(flags) };
+    unshared.map_err(|error| {
+        Kind::Machine
+            .failure(format!("the kernel gives no namespaces ({error})"))
+            .hint("oven needs root with all its capabilities; `oven doctor` tells what is missing.")
+    })?;
+    // It hides a name alone, and not every kernel has it.
+    // SAFETY: as above.
+    let _ = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWCGROUP) };
+    nix::unistd::sethostname(HOST_NAME).context("naming the step's machine")?;
+    if !spec.network {
+        raise_loopback().context("raising the loopback interface")?;
+    }
+    Ok(())
+}
+
+#[allow(unsafe_code)]
+fn raise_loopback() -> Result<()> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    // SAFETY: an `ifreq` is plain data, for which zeros are a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+        *to = *from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
+    // SAFETY: the request takes an `ifreq`, which lives through the call.
+    if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) } < 0 {
+        return Err(std::io::Error::last_os_error().into());
+    }
+    Ok(())
+}
+
+/// Limits how many processes this PID namespace may hold, where that is its own. The old `/proc` serves: the limit
+/// belongs to the one who writes.
+fn limit_processes() -> Result<()> {
+    let release = rustix::system::uname();
+    let release = release.release().to_string_lossy();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse().unwrap_or(0));
+    if (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) < PID_MAX_IS_OURS {
+        return Ok(());
+    }
+    std::fs::write("/proc/sys/kernel/pid_max", MAX_PROCESSES).context("limiting the step's processes")
+}
+
+/// The step gets key rings of its own; a kernel without them has nothing to hide.
+#[allow(unsafe_code)]
+fn forget_keys() {
+    const JOIN_SESSION_KEYRING: libc::c_int = 1;
+    // SAFETY: a null name asks for a new anonymous ring.
+    unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, std::ptr::null::<u8>()) };
+}
+
+/// No core dumps, and the usual number of descriptors: programs that close all they may have are slow with more.
+fn limits() -> Result<()> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    const SOFT: u64 = 1024; // what systemd gives
+    const HARD: u64 = 524_288;
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })
+        .context("forbidding core dumps")?;
+    let most = getrlimit(Resource::Nofile).maximum.map_or(HARD, |maximum| maximum.min(HARD));
+    let files = Rlimit { current: Some(SOFT.min(most)), maximum: Some(most) };
+    setrlimit(Resource::Nofile, files).context("limiting descriptors")
+}

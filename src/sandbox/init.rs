@@ -1,0 +1,248 @@
+//! Process 1 of a step: starts its program, reaps what it is left with, and names what did not end.
+
+use super::protocol::TERMINATE;
+use super::spec::{ExitStatus, Spec};
+use crate::sys::fds::close_from;
+use crate::sys::seccomp::Filter;
+use anyhow::{Context, Result};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::{BorrowedFd, FromRawFd, OwnedFd};
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::process::{Pid, Signal, WaitOptions, wait};
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::ffi::CString;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// What ended with the program but a moment later is no daemon: the rest of a pipeline, say.
+const GRACE: Duration = Duration::from_millis(100);
+/// More names than that say nothing more.
+const MAX_NAMES: usize = 32;
+/// The step dies before the builder's own processes do, when memory runs out.
+const OOM_SCORE: &str = "800";
+/// As a shell says it.
+const NOT_FOUND: i32 = 127;
+const NOT_EXECUTABLE: i32 = 126;
+
+/// Runs the step's program to its end.
+pub fn run(spec: &Spec, filter: &mut Filter, control: BorrowedFd<'_>) -> Result<(ExitStatus, Vec<String>)> {
+    let children = child_signals().context("watching for ended processes")?;
+    let main = start(spec, filter).context("starting the step's program")?;
+    let status = loop {
+        let mut fds = [PollFd::new(&children, PollFlags::IN), PollFd::new(&control, PollFlags::IN)];
+        match poll(&mut fds, None) {
+            Err(rustix::io::Errno::INTR) => {}
+            result => _ = result.context("waiting for the step")?,
+        }
+        if !fds[1].revents().is_empty() {
+            let mut buffer = [0_u8; 32];
+            match rustix::net::recv(control, &mut buffer, rustix::net::RecvFlags::DONTWAIT) {
+                Ok((0, _)) | Err(rustix::io::Errno::CONNRESET) => anyhow::bail!("oven is gone"),
+                Ok((len, _)) if buffer.get(..len) == Some(TERMINATE) => {
+                    let _ = rustix::process::kill_process(main, Signal::TERM);
+                }
+                _ => {}
+            }
+        }
+        drain(&children);
+        if let Some(status) = reap(main)? {
+            break status;
+        }
+    };
+    Ok((status, remaining(&children)?))
+}
+
+/// Becomes readable when a child ended.
+#[allow(unsafe_code)]
+fn child_signals() -> io::Result<OwnedFd> {
+    // SAFETY: the set is initialised by sigemptyset before it is used, and lives through each call.
+    unsafe {
+        let mut set = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGCHLD);
+        libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+        let fd = libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
+        if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(fd)) }
+    }
+}
+
+fn drain(signals: &OwnedFd) {
+    let mut buffer = [0_u8; 1024];
+    while rustix::io::read(signals, &mut buffer).is_ok_and(|len| len > 0) {}
+}
+
+/// Reaps all that ended. The status of `main`, if it is among them.
+fn reap(main: Pid) -> Result<Option<ExitStatus>> {
+    let mut ended = None;
+    loop {
+        match wait(WaitOptions::NOHANG) {
+            Ok(Some((pid, status))) if pid == main => {
+                ended = Some(match status.terminating_signal() {
+                    Some(signal) => ExitStatus::Signaled(signal),
+                    None => ExitStatus::Exited(status.exit_status().unwrap_or(-1)),
+                });
+            }
+            Ok(Some(_)) | Err(rustix::io::Errno::INTR) => {}
+            Ok(None) | Err(rustix::io::Errno::CHILD) => return Ok(ended),
+            Err(error) => return Err(error).context("reaping the step's processes"),
+        }
+    }
+}
+
+/// The names of processes that outlive the program by more than a moment. They die with this one.
+fn remaining(children: &OwnedFd) -> Result<Vec<String>> {
+    let deadline = Instant::now() + GRACE;
+    loop {
+        drain(children);
+        reap(Pid::INIT)?; // no child has this number
+        let left = living()?;
+        let now = Instant::now();
+        if left.is_empty() || now >= deadline {
+            return Ok(left.into_values().take(MAX_NAMES).collect());
+        }
+        // Orphans come to this process, so each end wakes it; a grandchild's may not, hence the short wait.
+        let pause = (deadline - now).min(Duration::from_millis(10));
+        let pause = Timespec { tv_sec: 0, tv_nsec: pause.as_nanos() as i64 };
+        match poll(&mut [PollFd::new(children, PollFlags::IN)], Some(&pause)) {
+            Err(rustix::io::Errno::INTR) => {}
+            result => _ = result.context("waiting for the step's processes")?,
+        }
+    }
+}
+
+/// All processes of the namespace but this one.
+fn living() -> Result<BTreeMap<u32, String>> {
+    let mut living = BTreeMap::new();
+    for entry in std::fs::read_dir("/proc").context("listing the step's processes")? {
+        let name = entry.context("listing the step's processes")?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        // `pid (comm) state …`; the name may hold blanks and parentheses itself.
+        let Ok(stat) = std::fs::read(format!("/proc/{pid}/stat")) else { continue };
+        let stat = String::from_utf8_lossy(&stat);
+        let (Some(open), Some(close)) = (stat.find('('), stat.rfind(')')) else { continue };
+        let dead = stat.get(close + 2..).is_some_and(|state| state.starts_with(['Z', 'X']));
+        if pid != 1 && !dead {
+            let comm = stat.get(open + 1..close).unwrap_or_default();
+            living.insert(pid, comm.chars().filter(|c| !c.is_control()).collect());
+        }
+    }
+    Ok(living)
+}
+
+/// Forks and executes the step's program.
+#[allow(unsafe_code)]
+fn start(spec: &Spec, filter: &mut Filter) -> Result<Pid> {
+    // SAFETY: this process has one thread, so the child may do whatever it could.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error().into()),
+        0 => {
+            let code = match execute(spec, filter) {
+                Ok(never) => match never {},
+                Err(failure) => {
+                    eprintln!("oven: {:#}", failure.0);
+                    failure.1
+                }
+            };
+            // SAFETY: ends this process alone; nothing has to be unwound in the copy of its parent.
+            unsafe { libc::_exit(code) }
+        }
+        child => Pid::from_raw(child).context("a process without a number"),
+    }
+}
+
+/// Why the program does not run, and the exit code that says so.
+struct NotStarted(anyhow::Error, i32);
+impl From<anyhow::Error> for NotStarted {
+    fn from(error: anyhow::Error) -> Self {
+        Self(error, NOT_EXECUTABLE)
+    }
+}
+
+/// Becomes the step's program.
+fn execute(spec: &Spec, filter: &mut Filter) -> Result<Infallible, NotStarted> {
+    if spec.interactive {
+        rustix::process::setpgid(None, None).context("making a process group")?;
+        let standard_input = rustix::stdio::stdin();
+        if rustix::termios::isatty(standard_input) {
+            // Still ignored and blocked: else this stops a process of the background.
+            rustix::termios::tcsetpgrp(standard_input, rustix::process::getpid())
+                .context("taking the terminal")?;
+        }
+    } else {
+        rustix::process::setsid().context("making a session")?;
+        let null = rustix::fs::openat(CWD, "/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .context("opening /dev/null")?;
+        rustix::stdio::dup2_stdin(&null).context("setting standard input")?;
+    }
+    // Best effort: a kernel that was told not to let this be set has its own idea.
+    let _ = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE);
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    let environment = spec.environment();
+    let programs = candidates(&spec.argv, environment.get("PATH").map_or("", String::as_str))?;
+    let arguments = c_strings(spec.argv.iter().cloned())?;
+    let environment = c_strings(environment.iter().map(|(name, value)| format!("{name}={value}")))?;
+    close_from(3)?;
+    default_signals();
+    filter.install()?;
+    Err(exec(&spec.argv[0], &programs, &arguments, &environment))
+}
+
+fn c_strings(texts: impl Iterator<Item = String>) -> Result<Vec<CString>> {
+    texts.map(|text| CString::new(text).context("an argument with a zero byte")).collect()
+}
+
+/// Where the program may be.
+fn candidates(argv: &[String], path: &str) -> Result<Vec<CString>> {
+    let program = argv.first().context("a step without a program")?;
+    let paths: Vec<PathBuf> = if program.contains('/') {
+        vec![PathBuf::from(program)]
+    } else {
+        path.split(':').filter(|dir| !dir.is_empty()).map(|dir| Path::new(dir).join(program)).collect()
+    };
+    paths.iter().map(|path| CString::new(path.as_os_str().as_bytes()).context("a zero byte")).collect()
+}
+
+/// No signal is blocked or ignored.
+#[allow(unsafe_code)]
+fn default_signals() {
+    // SAFETY: the set is initialised before use; SIG_DFL is right for every signal, and setting it fails at worst.
+    unsafe {
+        for signal in 1..=libc::SIGRTMAX() {
+            libc::signal(signal, libc::SIG_DFL);
+        }
+        let mut none = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+    }
+}
+
+#[allow(unsafe_code)]
+fn exec(name: &str, programs: &[CString], arguments: &[CString], environment: &[CString]) -> NotStarted {
+    let pointers = |texts: &[CString]| {
+        texts.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect::<Vec<_>>()
+    };
+    let (arguments, environment) = (pointers(arguments), pointers(environment));
+    let mut denied = None;
+    for program in programs {
+        // SAFETY: both arrays end with a null, and the strings they point to outlive the call.
+        unsafe { libc::execve(program.as_ptr(), arguments.as_ptr(), environment.as_ptr()) };
+        let error = io::Error::last_os_error();
+        let missing = matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR));
+        let is_there = missing && Path::new(std::ffi::OsStr::from_bytes(program.to_bytes())).is_file();
+        if is_there {
+            denied = Some(anyhow::anyhow!(
+                "{}: the interpreter it names is not in the image",
+                program.to_string_lossy()
+            ));
+        } else if !missing {
+            denied.get_or_insert(anyhow::anyhow!("{}: {error}", program.to_string_lossy()));
+        }
+    }
+    match denied {
+        Some(error) => NotStarted(error, NOT_EXECUTABLE),
+        None => NotStarted(anyhow::anyhow!("{name}: there is no such program in the image"), NOT_FOUND),
+    }
+}

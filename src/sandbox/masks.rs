@@ -1,0 +1,94 @@
+//! `/proc` and `/sys` of a step, with what would reach the host covered.
+
+use crate::sys::mount::api::{PLAIN, READ_ONLY, api_directory, attach, copy, fresh, plain, restrict};
+use anyhow::{Context, Result};
+use rustix::fd::{AsFd, BorrowedFd};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::MountAttrFlags;
+use std::io;
+
+/// Not even to be read: the host's memory, keys, hardware and kernel log.
+const MASKED_IN_PROC: [&str; 13] = [
+    "acpi",
+    "kcore",
+    "keys",
+    "kmsg",
+    "kpagecgroup",
+    "kpagecount",
+    "kpageflags",
+    "latency_stats",
+    "sched_debug",
+    "scsi",
+    "timer_list",
+    "timer_stats",
+    "vmcore",
+];
+/// The same in `/sys`; without `firmware` a boot loader's scripts take no look at how the builder was started.
+const MASKED_IN_SYS: [&str; 3] = ["firmware", "devices/virtual/powercap", "kernel/debug"];
+
+/// Mounts a `/proc` of the step's own processes. What is there beside them belongs to the host: all directories and
+/// all that can be written are read-only, whatever this kernel has.
+pub fn proc(root: BorrowedFd<'_>, dev: BorrowedFd<'_>) -> Result<()> {
+    let proc = fresh("proc", &[], PLAIN | MountAttrFlags::MOUNT_ATTR_NOEXEC)?;
+    attach(&proc, api_directory(root, "proc")?).context("mounting /proc")?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let listing = rustix::fs::openat(&proc, ".", flags, Mode::empty()).context("opening /proc")?;
+    for entry in Dir::read_from(&listing).context("listing /proc")? {
+        let entry = entry.context("listing /proc")?;
+        let Ok(name) = entry.file_name().to_str() else { continue };
+        if name.starts_with('.') || name.bytes().all(|byte| byte.is_ascii_digit()) {
+            continue;
+        }
+        let stat = match rustix::fs::statat(&proc, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => continue,
+            stat => stat.with_context(|| format!("looking at /proc/{name}"))?,
+        };
+        let directory = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => true,
+            FileType::RegularFile => false,
+            _ => continue, // links to the process's own
+        };
+        let covered = if MASKED_IN_PROC.contains(&name) {
+            mask(proc.as_fd(), name, directory, dev)
+        } else if directory || stat.st_mode & 0o222 != 0 {
+            freeze(proc.as_fd(), name)
+        } else {
+            continue;
+        };
+        covered.with_context(|| format!("covering /proc/{name}"))?;
+    }
+    Ok(())
+}
+
+/// Mounts a `/sys`, read-only, of the step's own network namespace. It is a new mount, so nothing that the host has
+/// mounted below its own (control groups, EFI variables, tracing) is in it.
+pub fn sys(root: BorrowedFd<'_>, dev: BorrowedFd<'_>) -> Result<()> {
+    let sys = fresh("sysfs", &[], READ_ONLY | MountAttrFlags::MOUNT_ATTR_NOEXEC)?;
+    attach(&sys, api_directory(root, "sys")?).context("mounting /sys")?;
+    for name in MASKED_IN_SYS {
+        match mask(sys.as_fd(), name, true, dev) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {} // not on this machine
+            result => result.with_context(|| format!("covering /sys/{name}"))?,
+        }
+    }
+    Ok(())
+}
+
+/// Makes a part read-only, by a mount of itself over itself.
+fn freeze(dir: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+    let cover = copy(dir, name, false)?;
+    restrict(&cover, READ_ONLY | MountAttrFlags::MOUNT_ATTR_NOEXEC, false)?;
+    attach(cover, plain(dir, name)?)
+}
+
+/// Hides a part: an empty directory or `/dev/null` instead.
+fn mask(dir: BorrowedFd<'_>, name: &str, directory: bool, dev: BorrowedFd<'_>) -> io::Result<()> {
+    let on = plain(dir, name)?;
+    if directory {
+        let empty =
+            fresh("tmpfs", &[("mode", "0555"), ("nr_inodes", "2")], READ_ONLY).map_err(io::Error::other)?;
+        return attach(empty, on);
+    }
+    attach(copy(dev, "null", false)?, on)
+}

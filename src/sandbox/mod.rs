@@ -1,0 +1,226 @@
+//! Runs one command in a mounted root, contained: a process tree that ends as a whole.
+//!
+//! oven starts itself again as `oven __step` ([`helper_main`]), as process 1 of a new PID namespace. That one makes the
+//! other namespaces and all that the step sees, enters it, gives up its rights, starts the command and reaps. When the
+//! command ends, so does everything it started; when oven ends, too.
+
+mod dev;
+pub mod egress;
+pub(crate) mod helper;
+mod init;
+mod masks;
+mod mount_tree;
+pub mod mountpoints;
+mod output;
+mod protocol;
+pub mod shims;
+mod spawn;
+pub mod spec;
+
+use crate::error::Kind;
+use crate::secrets::Secrets;
+use anyhow::{Context, Result};
+use egress::Fence;
+pub(crate) use mount_tree::RESOLV_CONF;
+use output::Lines;
+use protocol::Message;
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::mount::{MountPropagationFlags, mount_change};
+use rustix::thread::UnshareFlags;
+use serde::{Deserialize, Serialize};
+use shims::Placeholders;
+use spawn::{Running, Terminal};
+use spec::{Exit, ExitStatus, Spec};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::time::{Instant, sleep_until};
+
+/// The hidden verb that makes this program the helper.
+pub const VERB: &str = "__step";
+/// Between SIGTERM and the end, for a step that took too long.
+const GRACE: Duration = Duration::from_secs(10);
+/// A pipe's capacity: what one read can bring.
+const CHUNK: usize = 64 << 10;
+
+impl Spec {
+    /// The command's whole environment. Nothing of oven's own is in it: credentials, say.
+    fn environment(&self) -> BTreeMap<String, String> {
+        let defaults = [
+            ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+            ("HOME", "/root"),
+            ("LANG", "C.UTF-8"),
+            ("TERM", "dumb"),
+            // Tools of systemd do what works without a running system, and do not look for one.
+            ("SYSTEMD_OFFLINE", "1"),
+            ("container", "oven"),
+        ];
+        let mut environment: BTreeMap<_, _> =
+            defaults.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        environment.extend(self.env.clone());
+        environment
+    }
+}
+
+/// What `oven __step` does. First thing in `main`: the process has one thread, and is process 1 of its namespace.
+pub fn helper_main() -> ExitCode {
+    helper::main()
+}
+
+/// Gives this process mounts of its own: what is mounted from now on is seen by nobody else, and goes when the process
+/// does, however it ends. Called before there is a second thread, since namespaces belong to threads.
+#[allow(unsafe_code)]
+pub fn private_mounts() -> Result<()> {
+    // SAFETY: nothing of this process's memory or descriptors is unshared.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.map_err(|error| {
+        Kind::Machine
+            .failure(format!("this process cannot have mounts of its own ({error})"))
+            .hint("Run oven as root.")
+    })?;
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+        .context("making the mounts private")
+}
+
+/// Runs a step. `helper`: this program's path. Each line of the step's output goes to `on_line`, without what would
+/// steer a terminal. Dropping the future kills all of the step and waits until it is gone.
+///
+/// Called from a thread that lives on: the step dies with it.
+///
+/// # Errors
+/// [`Kind::Step`] if the image cannot be entered, [`Kind::Machine`] if this machine does not let it. That the command
+/// fails is no error.
+pub async fn run(
+    helper: &Path,
+    spec: &Spec,
+    timeout: Duration,
+    on_line: &mut dyn FnMut(&str),
+) -> Result<Exit> {
+    run_with(helper, spec, &Secrets::default(), timeout, on_line).await
+}
+
+/// The same; no line has any of the `secrets`.
+pub async fn run_with(
+    helper: &Path,
+    spec: &Spec,
+    secrets: &Secrets,
+    timeout: Duration,
+    on_line: &mut dyn FnMut(&str),
+) -> Result<Exit> {
+    // Dropped in the reverse order: processes, then the terminal, then what was made in the image and of the machine
+    // for them.
+    let fence = if spec.network && spec.fenced { Some(Fence::make()?) } else { None };
+    let placeholders = placeholders(spec).context("preparing the image for a step")?;
+    let terminal = if spec.interactive { Terminal::note() } else { None };
+    let exit = supervise(helper, spec, fence.as_ref(), secrets, timeout, on_line).await;
+    drop(terminal);
+    drop(fence);
+    let removed = placeholders.map_or(Ok(()), Placeholders::remove);
+    let exit = exit?;
+    // Of a step that failed there is no image; its own failure (a full disk, say) tells more than what that led to.
+    if exit.status.success() {
+        removed.context("clearing the image after a step")?;
+    }
+    Ok(exit)
+}
+
+fn placeholders(spec: &Spec) -> Result<Option<Placeholders>> {
+    if spec.throwaway {
+        return Ok(None); // the overlay gets them
+    }
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::openat(CWD, &spec.root, flags, Mode::empty())
+        .with_context(|| format!("opening {}", spec.root.display()))?;
+    Placeholders::make(root.as_fd(), spec).map(Some)
+}
+
+async fn supervise(
+    helper: &Path,
+    spec: &Spec,
+    fence: Option<&Fence>,
+    secrets: &Secrets,
+    timeout: Duration,
+    on_line: &mut dyn FnMut(&str),
+) -> Result<Exit> {
+    let mut running = match std::env::var("TERM") {
+        Ok(term) if spec.interactive && !spec.env.contains_key("TERM") => {
+            let mut spec = spec.clone();
+            spec.env.insert("TERM".into(), term);
+            Running::start(helper, &spec, fence)?
+        }
+        _ => Running::start(helper, spec, fence)?,
+    };
+    let mut lines = Lines::without(secrets);
+    let mut output = match running.output.take() {
+        Some(output) => Some(watch(output)?),
+        None => None,
+    };
+    let timed_out = {
+        let dead = watch(running.process.try_clone().context("waiting for the step")?)?;
+        let (mut timed_out, mut deadline) = (false, Instant::now() + timeout);
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            tokio::select! {
+                ready = dead.readable() => {
+                    _ = ready.context("waiting for the step")?;
+                    break timed_out;
+                }
+                len = read(output.as_ref(), &mut buffer) => match len? {
+                    0 => output = None,
+                    len => lines.add(&buffer[..len], on_line),
+                },
+                () = sleep_until(deadline) => {
+                    if timed_out {
+                        running.kill();
+                        // It takes what the kernel takes.
+                        deadline += Duration::from_secs(3600);
+                    } else {
+                        timed_out = true;
+                        running.terminate();
+                        deadline = Instant::now() + GRACE;
+                    }
+                }
+            }
+        }
+    };
+    // All of the step is dead: what it wrote is in the pipe.
+    if let Some(output) = output {
+        let mut buffer = vec![0; CHUNK];
+        while let Ok(len @ 1..) = rustix::io::read(output.get_ref(), &mut buffer) {
+            lines.add(&buffer[..len], on_line);
+        }
+    }
+    lines.finish(on_line);
+    let signal = running.reap()?;
+    let told = Message::receive(&running.control)?;
+    match (timed_out, told, signal) {
+        (_, Some(Message::Failed { kind, message, hint }), _) => {
+            Err(Message::failure(kind, &message, hint)).context("starting a contained step")
+        }
+        (true, told, _) => {
+            let left = if let Some(Message::Ended { left, .. }) = told { left } else { Vec::new() };
+            Ok(Exit { status: ExitStatus::TimedOut, left })
+        }
+        (false, Some(Message::Ended { status, left }), _) => Ok(Exit { status, left }),
+        (false, None, Some(signal)) => Ok(Exit { status: ExitStatus::Signaled(signal), left: Vec::new() }),
+        (false, None, None) => {
+            Err(Kind::Step.error(format!("the step's helper {} ended without a word", helper.display())))
+        }
+    }
+}
+
+/// Reads some of the step's output; 0 at its end. Waits for ever if there is none.
+async fn read(output: Option<&AsyncFd<OwnedFd>>, buffer: &mut [u8]) -> Result<usize> {
+    let Some(output) = output else { return std::future::pending().await };
+    let read = output.async_io(Interest::READABLE, |fd| Ok(rustix::io::read(fd, &mut *buffer)?));
+    read.await.context("reading the step's output")
+}
+
+#[allow(unsafe_code)]
+fn watch(fd: OwnedFd) -> Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is the same open descriptor as long as it lives, and it cannot be exchanged in there.
+    unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.context("watching a step")
+}

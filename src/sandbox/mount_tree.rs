@@ -1,0 +1,213 @@
+//! The mount tree of a step, and the way into it.
+
+use super::spec::Spec;
+use super::{dev, masks};
+use crate::error::Kind;
+use crate::sandbox::shims::{Placeholders, Shims, resolve};
+use crate::sandbox::spec::CacheMount;
+use crate::sys::fds::open_directory;
+use crate::sys::mount::api;
+use crate::sys::mount::api::{PLAIN, READ_ONLY, api_directory, attach, copy, fresh, plain, restrict};
+use crate::sys::mount::table;
+use anyhow::{Context, Result};
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
+use std::path::Path;
+
+pub(crate) const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// Of the directories that throwaway steps write to: behind those of what is mounted in the image.
+const FIRST_OF_CACHES: usize = 1000;
+
+/// Mounts all that the step sees, and makes it the root of this process. The process has a mount namespace of its own.
+pub fn enter(spec: &Spec) -> Result<()> {
+    // Nothing from here to other namespaces, nor back.
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+        .context("making the mounts private")?;
+    let resolv_conf = resolv_conf(spec)?;
+    let (root, scratch) =
+        root(spec).with_context(|| format!("mounting the step's root {}", spec.root.display()))?;
+    if spec.throwaway {
+        Placeholders::make(root.as_fd(), spec)?.forget();
+    }
+    let dev = dev::mount(root.as_fd(), spec)?;
+    run(root.as_fd())?;
+    let mut shims = Shims { root: root.as_fd(), scratch: scratch.as_fd(), count: 0 };
+    for (index, cache) in spec.caches.iter().enumerate() {
+        let throwaway = spec.throwaway || !cache.writable;
+        mount_cache(cache, root.as_fd(), throwaway.then_some((scratch.as_fd(), index)))
+            .with_context(|| format!("mounting what is kept of {} for the step", cache.target))?;
+    }
+    for bind in &spec.binds {
+        shims.bind(bind).with_context(|| format!("binding {} for the step", bind.target))?;
+    }
+    for shim in &spec.shims {
+        shims
+            .put(&shim.path, shim.content.as_bytes(), shim.mode)
+            .with_context(|| format!("putting {} there for the step", shim.path))?;
+    }
+    if let Some(content) = resolv_conf {
+        shims.put(RESOLV_CONF, &content, 0o644).with_context(|| format!("binding {RESOLV_CONF}"))?;
+    }
+    // After the shims: none of them is resolved through a link into these.
+    masks::proc(root.as_fd(), dev.as_fd())?;
+    masks::sys(root.as_fd(), dev.as_fd())?;
+    pivot(root.as_fd())
+}
+
+/// Puts a cache over the image's directory. `throwaway`: what is written there goes with the step, for package managers
+/// write locks and the like even where they only read.
+fn mount_cache(
+    cache: &CacheMount,
+    root: BorrowedFd<'_>,
+    throwaway: Option<(BorrowedFd<'_>, usize)>,
+) -> Result<()> {
+    // A package may have put something else there: then that is what steps see.
+    let open = || {
+        let place = resolve(root, Path::new(&cache.target), true).ok();
+        place.filter(|place| place.rest.is_empty()).map(|place| place.dir)
+    };
+    let Some(on) = open() else { return Ok(()) };
+    attach(cache.make()?, on)?;
+    if let Some((scratch, index)) = throwaway {
+        // It is the directory of that name now.
+        let made = open().context("it is not there any more")?;
+        let covered = self::throwaway(scratch, FIRST_OF_CACHES + index, made.as_fd())?;
+        attach(covered, open().context("it is not there any more")?)?;
+    }
+    Ok(())
+}
+
+/// What `/etc/resolv.conf` says in a step with the network.
+fn resolv_conf(spec: &Spec) -> Result<Option<Vec<u8>>> {
+    if !spec.network {
+        return Ok(None);
+    }
+    if let Some(content) = &spec.resolv_conf {
+        return Ok(Some(content.clone().into_bytes()));
+    }
+    match std::fs::read(RESOLV_CONF) {
+        Ok(content) => Ok(Some(content)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("reading this machine's {RESOLV_CONF}")),
+    }
+}
+
+/// A place for files of this step that lies out of the image's reach, and above it the image's root, with what is
+/// mounted in it.
+fn root(spec: &Spec) -> Result<(OwnedFd, OwnedFd)> {
+    let place = open(&spec.root)?;
+    let lower = if spec.throwaway { lower(&spec.root)? } else { Vec::new() };
+    let tree = if spec.throwaway { None } else { Some(copy(&place, "", true)?) };
+    let scratch = fresh("tmpfs", &[("mode", "0700")], PLAIN)?;
+    attach(&scratch, &place)?;
+    rustix::fs::mkdirat(&scratch, "root", Mode::from_raw_mode(0o755))?;
+    let root = match tree {
+        Some(tree) => {
+            restrict(&tree, PLAIN, true)?;
+            attach(&tree, plain(&scratch, "root")?)?;
+            tree
+        }
+        None => {
+            let root = overlay(scratch.as_fd(), 0, place.as_fd())?;
+            attach(&root, plain(&scratch, "root")?)?;
+            for (index, (path, mount)) in lower.iter().enumerate() {
+                let covered = throwaway(scratch.as_fd(), index + 1, mount.as_fd())
+                    .and_then(|cover| Ok(attach(cover, plain(&root, path)?)?));
+                covered.with_context(|| format!("mounting the step's /{path}"))?;
+            }
+            root
+        }
+    };
+    Ok((root, scratch))
+}
+
+fn open(path: &Path) -> Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(CWD, path, flags, Mode::empty())?)
+}
+
+/// What is mounted below the image's root, from the top down: relative path, and the mount.
+fn lower(root: &Path) -> Result<Vec<(String, OwnedFd)>> {
+    let root = root.canonicalize()?;
+    let mut found: Vec<(String, OwnedFd)> = Vec::new();
+    for path in table::of_this_thread()?.into_iter().map(|entry| entry.path) {
+        let Some(below) = path.strip_prefix(&root).ok().and_then(Path::to_str) else { continue };
+        if !below.is_empty() && !found.iter().any(|(known, _)| known == below) {
+            found.push((below.to_owned(), open(&path)?));
+        }
+    }
+    Ok(found)
+}
+
+/// A file system over `lower` whose changes go with the step; where it cannot be laid under one (vfat), read-only.
+fn throwaway(scratch: BorrowedFd<'_>, index: usize, lower: BorrowedFd<'_>) -> Result<OwnedFd> {
+    if let Ok(overlay) = overlay(scratch, index, lower) {
+        return Ok(overlay);
+    }
+    let frozen = copy(lower, "", false)?;
+    restrict(&frozen, READ_ONLY, false)?;
+    Ok(frozen)
+}
+
+fn overlay(scratch: BorrowedFd<'_>, index: usize, lower: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let (upper, work) = (format!("upper{index}"), format!("work{index}"));
+    let stat = rustix::fs::fstat(lower)?;
+    for name in [&upper, &work] {
+        rustix::fs::mkdirat(scratch, name, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
+    }
+    let at = |fd: BorrowedFd<'_>| format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let (lower, scratch) = (at(lower), at(scratch));
+    let (upper, work) = (format!("{scratch}/{upper}"), format!("{scratch}/{work}"));
+    fresh("overlay", &[("lowerdir", &lower), ("upperdir", &upper), ("workdir", &work)], PLAIN)
+}
+
+/// An empty `/run`: no socket of this machine is in it, and no package takes the image for a running system.
+fn run(root: BorrowedFd<'_>) -> Result<()> {
+    let run = fresh("tmpfs", &[("mode", "0755")], PLAIN)?;
+    rustix::fs::mkdirat(&run, "lock", Mode::from_raw_mode(0o1777)).context("making /run/lock")?;
+    attach(run, api_directory(root, "run")?).context("mounting /run")
+}
+
+/// Makes `root` the root, and lets go of the old one. The detaching is lazy, but within this namespace alone, where
+/// nothing else uses it.
+fn pivot(root: BorrowedFd<'_>) -> Result<()> {
+    rustix::process::fchdir(root).context("entering the step's root")?;
+    rustix::process::pivot_root(".", ".").map_err(|error| {
+        Kind::Machine
+            .failure(format!("this machine's root cannot be left by pivot_root ({error})"))
+            .hint("oven cannot run from an initial RAM disk: start it from a system on a disk.")
+    })?;
+    unmount(".", UnmountFlags::DETACH).context("leaving this machine's root")?;
+    rustix::process::chdir("/").context("entering the step's root")
+}
+
+impl CacheMount {
+    /// Mounted nowhere yet; the helper makes it for its step.
+    pub(crate) fn make(&self) -> Result<OwnedFd> {
+        let upper = open_directory(&self.upper)?;
+        let mount = match &self.lower {
+            Some(lower) => api::overlay(
+                open_directory(lower)?.as_fd(),
+                upper.as_fd(),
+                open_directory(&self.work)?.as_fd(),
+            )?,
+            None => copy(&upper, "", false).with_context(|| format!("binding {}", self.upper.display()))?,
+        };
+        restrict(&mount, if self.writable { PLAIN } else { READ_ONLY }, false)?;
+        Ok(mount)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_points_are_unescaped() {
+        let table = b"36 35 98:0 /mnt1 /mnt\\0402/a\\134b rw - ext3 /dev/root rw\n22 27 0:21 / /proc rw - proc proc rw\n";
+        let points = mount_points(table).collect::<Vec<_>>();
+        assert_eq!(points, [PathBuf::from("/mnt 2/a\\b"), PathBuf::from("/proc")]);
+    }
+}

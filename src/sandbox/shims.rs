@@ -1,0 +1,291 @@
+//! Files that are there only while steps run.
+//!
+//! Where the image has such a file, the step's is bound over it, so that nothing is written into it. Where it has none
+//! there is nothing to bind over: then one is made (`placeholders`).
+
+use super::spec::Bind;
+use crate::error::Kind;
+pub(crate) use crate::sandbox::mountpoints::Placeholders;
+use crate::sys::fds::open_within;
+use crate::sys::mount::api::{READ_ONLY, attach, copy, restrict};
+use anyhow::{Context, Result, bail};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, Timespec, Timestamps};
+use rustix::io::Errno;
+use std::collections::VecDeque;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path};
+use std::time::SystemTime;
+
+/// Where the kernel gives up, too.
+const MAX_LINKS: usize = 40;
+/// Mounted anew in each step; a target below is simply made there.
+const RUN: &str = "run";
+
+/// Where a path ends inside an image.
+pub(crate) struct Place {
+    /// The deepest directory there is.
+    pub dir: OwnedFd,
+    /// The names of the directories down to `dir`, without links.
+    pub real: Vec<OsString>,
+    /// What follows below `dir`: nothing if the path is a directory; the last name alone if its directory is there.
+    pub rest: Vec<OsString>,
+    /// What has the last name, if it is there and no directory.
+    pub found: Option<Stat>,
+}
+
+impl Place {
+    pub(crate) fn in_run(&self) -> bool {
+        self.real.iter().chain(&self.rest).next().is_some_and(|first| first == RUN)
+    }
+
+    fn is_file(&self, content: &[u8], mode: u32) -> Result<bool> {
+        let same_mode = |stat: &Stat| stat.st_mode & 0o777 == mode & 0o777;
+        Ok(self.found.as_ref().is_some_and(same_mode) && holds(self.dir.as_fd(), &self.rest[0], content)?)
+    }
+}
+
+/// Follows a path inside `root`, one name at a time, as the kernel would if `root` were `/`. `follow`: also a link
+/// that is the last name.
+pub(crate) fn resolve(root: BorrowedFd<'_>, path: &Path, follow: bool) -> Result<Place> {
+    let mut dirs: Vec<(OwnedFd, OsString)> = Vec::new();
+    let mut queue = names(path);
+    let mut links = 0;
+    while let Some(name) = queue.pop_front() {
+        if name == ".." {
+            dirs.pop();
+            continue;
+        }
+        let dir = dirs.last().map_or(root, |(dir, _)| dir.as_fd());
+        let stat = match rustix::fs::statat(dir, &*name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => stat,
+            Err(Errno::NOENT) => {
+                if queue.iter().any(|name| name == "..") {
+                    bail!("{} leads out of a directory that is not there", path.display());
+                }
+                return place(root, dirs, std::iter::once(name).chain(queue).collect(), None);
+            }
+            Err(error) => return Err(error).with_context(|| format!("looking at {}", path.display())),
+        };
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Symlink if follow || !queue.is_empty() => {
+                links += 1;
+                if links > MAX_LINKS {
+                    bail!("{} goes round in links", path.display());
+                }
+                let target = rustix::fs::readlinkat(dir, &*name, Vec::new())
+                    .with_context(|| format!("reading a link of {}", path.display()))?;
+                let target = Path::new(OsStr::from_bytes(target.as_bytes()));
+                if target.is_absolute() {
+                    dirs.clear();
+                }
+                let mut rest = names(target);
+                rest.append(&mut queue);
+                queue = rest;
+            }
+            FileType::Directory => {
+                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let next = rustix::fs::openat(dir, &*name, flags, Mode::empty())
+                    .with_context(|| format!("opening a directory of {}", path.display()))?;
+                dirs.push((next, name));
+            }
+            _ if queue.is_empty() => return place(root, dirs, vec![name], Some(stat)),
+            _ => bail!("{} leads through {name:?}, which is not a directory", path.display()),
+        }
+    }
+    place(root, dirs, Vec::new(), None)
+}
+
+fn place(
+    root: BorrowedFd<'_>,
+    dirs: Vec<(OwnedFd, OsString)>,
+    rest: Vec<OsString>,
+    found: Option<Stat>,
+) -> Result<Place> {
+    let mut real = Vec::new();
+    let mut dir = None;
+    for (fd, name) in dirs {
+        dir = Some(fd);
+        real.push(name);
+    }
+    let dir = match dir {
+        Some(dir) => dir,
+        None => root.try_clone_to_owned().context("copying a descriptor")?,
+    };
+    Ok(Place { dir, real, rest, found })
+}
+
+fn names(path: &Path) -> VecDeque<OsString> {
+    let name = |part| match part {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some(OsString::from("..")),
+        _ => None,
+    };
+    path.components().filter_map(name).collect()
+}
+
+/// Puts files into a step's view of an image; runs in the step's mount namespace, `/run` being mounted already.
+pub(crate) struct Shims<'a> {
+    pub root: BorrowedFd<'a>,
+    /// A file system of this step alone, mounted out of the image's reach.
+    pub scratch: BorrowedFd<'a>,
+    pub count: usize,
+}
+
+impl Shims<'_> {
+    /// A file at `path`: in the step's own `/run` if the path leads there (a link may), else bound over the very name,
+    /// so that a link stays what it is and its target, too.
+    pub fn put(&mut self, path: &str, content: &[u8], mode: u32) -> Result<()> {
+        let place = resolve(self.root, Path::new(path), false)?;
+        if place.in_run() {
+            return write_in_run(&place, content, mode);
+        }
+        if place.rest.is_empty() {
+            return Err(Kind::Step
+                .failure(format!("the image's {path} is a directory, where a step needs a file"))
+                .hint("Make it a file in the base image.")
+                .into());
+        }
+        let link = |stat: &Stat| FileType::from_raw_mode(stat.st_mode) == FileType::Symlink;
+        if place.found.as_ref().is_some_and(link) {
+            match resolve(self.root, Path::new(path), true) {
+                Ok(target) if target.in_run() && !target.rest.is_empty() => {
+                    return write_in_run(&target, content, mode);
+                }
+                // Made for this step, or as good as that.
+                Ok(target) if target.is_file(content, mode)? => return Ok(()),
+                _ => {} // wherever it leads: it is covered itself
+            }
+        }
+        self.count += 1;
+        let name = format!("shim{}", self.count);
+        write_new(self.scratch, OsStr::new(&name), content, mode)?;
+        let cover = copy(self.scratch, &name, false)?;
+        restrict(&cover, READ_ONLY, false)?;
+        attach(cover, open_last(&place)?)?;
+        Ok(())
+    }
+
+    /// A file or directory of this machine, read-only.
+    pub fn bind(&self, bind: &Bind) -> Result<()> {
+        let opened = open_within(&bind.source, bind.within.as_deref(), OFlags::PATH)?;
+        let source =
+            copy(&opened, "", false).with_context(|| format!("opening {}", bind.source.display()))?;
+        restrict(&source, READ_ONLY, false)?;
+        let stat = rustix::fs::fstat(&source)?;
+        let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        let place = resolve(self.root, Path::new(&bind.target), true)?;
+        if !place.in_run() && place.found.is_none() && !place.rest.is_empty() {
+            bail!("the image has no {}", bind.target);
+        }
+        let on = if place.in_run() && place.found.is_none() && !place.rest.is_empty() {
+            make_in_run(&place, directory)?
+        } else if place.rest.is_empty() {
+            place.dir.try_clone()?
+        } else {
+            open_last(&place)?
+        };
+        let target = FileType::from_raw_mode(rustix::fs::fstat(&on)?.st_mode) == FileType::Directory;
+        if target != directory {
+            let what = |directory| if directory { "a directory" } else { "a file" };
+            bail!(
+                "{} is {}, the image's {} {}",
+                bind.source.display(),
+                what(directory),
+                bind.target,
+                what(target)
+            );
+        }
+        attach(source, on)?;
+        Ok(())
+    }
+}
+
+/// Does something in a directory whose time is told to be what it was: what is made for a step and goes with it is no
+/// change, and package managers look at such times.
+pub(crate) fn unnoticed<T>(dir: &OwnedFd, act: impl FnOnce() -> Result<T>) -> Result<T> {
+    let stat = rustix::fs::fstat(dir)?;
+    let result = act()?;
+    let time = |tv_sec, tv_nsec: u64| Timespec { tv_sec, tv_nsec: tv_nsec as _ };
+    let last_access = time(stat.st_atime, stat.st_atime_nsec as u64);
+    let last_modification = time(stat.st_mtime, stat.st_mtime_nsec as u64);
+    // The descriptor may be one that only names it.
+    rustix::fs::utimensat(dir, ".", &Timestamps { last_access, last_modification }, AtFlags::empty())?;
+    Ok(result)
+}
+
+fn open_last(place: &Place) -> Result<OwnedFd> {
+    let name = place.rest.first().context("a path without a name")?;
+    if place.rest.len() > 1 || place.found.is_none() {
+        bail!("the image has no {name:?} there");
+    }
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(&place.dir, name.as_os_str(), flags, Mode::empty())?)
+}
+
+/// Makes a mount point in the step's own `/run`.
+fn make_in_run(place: &Place, directory: bool) -> Result<OwnedFd> {
+    let (last, parents) = place.rest.split_last().context("a path without a name")?;
+    let dir = make_parents(&place.dir, parents)?;
+    if directory {
+        rustix::fs::mkdirat(&dir, last.as_os_str(), Mode::from_raw_mode(0o755))?;
+    } else {
+        write_new(dir.as_fd(), last, b"", 0o644)?;
+    }
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(&dir, last.as_os_str(), flags, Mode::empty())?)
+}
+
+fn write_in_run(place: &Place, content: &[u8], mode: u32) -> Result<()> {
+    let Some((last, parents)) = place.rest.split_last() else { bail!("it is a directory") };
+    if place.found.is_some() {
+        bail!("there is one already");
+    }
+    write_new(make_parents(&place.dir, parents)?.as_fd(), last, content, mode).map(drop)
+}
+
+fn make_parents(dir: &OwnedFd, names: &[OsString]) -> Result<OwnedFd> {
+    let mut dir = dir.try_clone()?;
+    for name in names {
+        rustix::fs::mkdirat(&dir, name.as_os_str(), Mode::from_raw_mode(0o755))?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        dir = rustix::fs::openat(&dir, name.as_os_str(), flags, Mode::empty())?;
+    }
+    Ok(dir)
+}
+
+pub(crate) fn write_new(dir: BorrowedFd<'_>, name: &OsStr, content: &[u8], mode: u32) -> Result<OwnedFd> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut file = File::from(rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o600))?);
+    let written = file.write_all(content);
+    if written.is_err() {
+        _ = rustix::fs::unlinkat(dir, name, AtFlags::empty()); // the disk is full
+    }
+    written?;
+    rustix::fs::fchmod(&file, Mode::from_raw_mode(mode & 0o777))?;
+    // The same in every step: package managers hold what they made of a file for outdated where the file is newer.
+    file.set_modified(SystemTime::UNIX_EPOCH)?;
+    Ok(file.into())
+}
+
+/// Whether a name is that of a regular file with this content.
+pub(crate) fn holds(dir: BorrowedFd<'_>, name: &OsStr, content: &[u8]) -> Result<bool> {
+    let is_like_it = |stat: &Stat| {
+        FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_size == content.len() as i64
+    };
+    match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Err(Errno::NOENT) => return Ok(false),
+        stat if !is_like_it(&stat?) => return Ok(false),
+        _ => {}
+    }
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let mut file = File::from(rustix::fs::openat(dir, name, flags, Mode::empty())?);
+    let mut found = Vec::new();
+    Ok(is_like_it(&rustix::fs::fstat(&file)?) && {
+        (&mut file).take(content.len() as u64 + 1).read_to_end(&mut found)?;
+        found == content
+    })
+}

@@ -1,0 +1,270 @@
+//! Starts a step's helper, and ends it: from oven's side.
+
+use super::egress::Fence;
+use super::helper::{CONTROL, SPEC};
+use super::protocol::TERMINATE;
+use super::spec::Spec;
+use crate::error::Kind;
+use crate::sys::mount::api::{READ_ONLY, copy, restrict};
+use anyhow::{Context, Result};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use rustix::fs::{CWD, MemfdFlags, Mode, OFlags, SeekFrom};
+use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
+use rustix::pipe::PipeFlags;
+use rustix::process::{Signal, WaitId, WaitIdOptions};
+use std::io::{self, Write};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// A killed process that still does not end within this hangs in the kernel, on a disk that does not answer.
+const DEATH: Duration = Duration::from_secs(8);
+/// Descriptors are moved here before they are put where the helper looks for them.
+const OUT_OF_THE_WAY: RawFd = 16;
+/// Bytes of a child's stack until it executes: two calls, each with a few arguments.
+const STACK: usize = 64 << 10;
+/// linux/sched.h; Linux 5.7.
+const CLONE_INTO_CGROUP: u64 = 1 << 33;
+
+/// A step's tree of processes. Dropping it kills them all and waits until they are gone.
+pub struct Running {
+    /// Process 1 of the step: readable when all of the step is dead.
+    pub process: OwnedFd,
+    pub control: OwnedFd,
+    /// Standard output and error of the step, unless it has the terminal.
+    pub output: Option<OwnedFd>,
+    reaped: bool,
+}
+
+impl Running {
+    /// Starts `helper` for `spec`, in the fence's cgroup. It dies with the calling thread.
+    pub fn start(helper: &Path, spec: &Spec, fence: Option<&Fence>) -> Result<Self> {
+        let program = frozen(helper).with_context(|| format!("opening {}", helper.display()))?;
+        // Its number may be one of those that the helper's descriptors are put at.
+        let program = duplicate(&program)?;
+        let told = told(spec).context("telling the step's helper what to do")?;
+        let (control, theirs) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+                .context("making a socket to the step's helper")?;
+        let (output, standard) = if spec.interactive {
+            (None, [0, 1, 2].map(|fd| duplicate(&borrowed(fd))))
+        } else {
+            let null = rustix::fs::openat(CWD, "/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+                .context("opening /dev/null")?;
+            let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).context("making a pipe")?;
+            rustix::fs::fcntl_setfl(&reader, OFlags::NONBLOCK).context("making a pipe")?;
+            (Some(reader), [duplicate(&null), duplicate(&writer), duplicate(&writer)])
+        };
+        let [stdin, stdout, stderr] = standard;
+        let inherited = [stdin?, stdout?, stderr?, duplicate(&told)?, duplicate(&theirs)?];
+        let cgroup = fence.map(Fence::cgroup);
+        let process = spawn(&program, &inherited, cgroup).map_err(|error| {
+            Kind::Machine
+                .failure(format!("cannot start a contained process ({error})"))
+                .hint("oven needs root with all its capabilities; `oven doctor` tells what is missing.")
+        })?;
+        Ok(Self { process, control, output, reaped: false })
+    }
+
+    /// Asks the step's program to end. It may not be there any more.
+    pub fn terminate(&self) {
+        let _ = rustix::net::send(&self.control, TERMINATE, SendFlags::NOSIGNAL);
+    }
+
+    /// Kills all of the step.
+    pub fn kill(&self) {
+        let _ = rustix::process::pidfd_send_signal(&self.process, Signal::KILL);
+    }
+
+    /// Waits until all of the step is gone, and returns the signal that ended it, if one did. Ends after some seconds
+    /// if the kernel cannot let go.
+    pub fn reap(&mut self) -> Result<Option<i32>> {
+        let deadline = Instant::now() + DEATH;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+            match poll(&mut [PollFd::new(&self.process, PollFlags::IN)], Some(&left)) {
+                Ok(0) => anyhow::bail!("the step's processes do not end: the disk does not answer"),
+                Err(rustix::io::Errno::INTR) => continue,
+                result => _ = result.context("waiting for the step")?,
+            }
+            let ended = rustix::process::waitid(WaitId::PidFd(self.process.as_fd()), WaitIdOptions::EXITED);
+            match ended {
+                Err(rustix::io::Errno::INTR) => {}
+                result => {
+                    self.reaped = true;
+                    let status = result.context("waiting for the step")?;
+                    return Ok(status.and_then(|status| status.terminating_signal()));
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.reaped {
+            return;
+        }
+        self.kill();
+        if let Err(error) = self.reap() {
+            eprintln!("oven: {error:#}");
+        }
+    }
+}
+
+/// The program, on a read-only mount of its own. A step can reach the file its processes were started from through
+/// `/proc/self/exe`; so it cannot write to it there.
+fn frozen(program: &Path) -> Result<OwnedFd> {
+    let kernel = |error: io::Error| {
+        if error.kind() == io::ErrorKind::NotFound {
+            return anyhow::Error::from(error);
+        }
+        Kind::Machine
+            .failure(format!("the kernel cannot copy a mount ({error})"))
+            .hint("oven needs root with all its capabilities, and Linux 5.12 or later.")
+            .into()
+    };
+    let file = copy(CWD, program, false).map_err(kernel)?;
+    restrict(&file, READ_ONLY, false).map_err(kernel)?;
+    Ok(file)
+}
+
+fn told(spec: &Spec) -> Result<OwnedFd> {
+    let fd = rustix::fs::memfd_create("step", MemfdFlags::CLOEXEC)?;
+    let mut file = std::fs::File::from(fd);
+    file.write_all(&serde_json::to_vec(spec)?)?;
+    rustix::fs::seek(&file, SeekFrom::Start(0))?;
+    Ok(file.into())
+}
+
+fn duplicate(fd: &impl AsFd) -> Result<OwnedFd> {
+    rustix::io::fcntl_dupfd_cloexec(fd, OUT_OF_THE_WAY).context("copying a descriptor")
+}
+
+#[allow(unsafe_code)]
+fn borrowed(fd: RawFd) -> BorrowedFd<'static> {
+    // SAFETY: the standard descriptors are open as long as the process runs: its runtime sees to that.
+    unsafe { BorrowedFd::borrow_raw(fd) }
+}
+
+/// What the child needs, in memory that it may share.
+struct Child {
+    program: RawFd,
+    inherited: [RawFd; 5],
+    arguments: [*const libc::c_char; 3],
+}
+
+/// Becomes the helper, with its descriptors as 0, 1, … and an empty environment. Answers with an exit code if that
+/// fails. Called in a new process, which may share the memory of the one that started it: it makes system calls alone.
+#[allow(unsafe_code)]
+extern "C" fn become_helper(child: *mut libc::c_void) -> libc::c_int {
+    let environment = [std::ptr::null::<libc::c_char>()];
+    // SAFETY: `spawn` alone calls it, with a `Child` that lives until then, of open descriptors and C strings.
+    unsafe {
+        let child = &*child.cast::<Child>();
+        for (to, from) in child.inherited.iter().enumerate() {
+            libc::syscall(libc::SYS_dup3, *from, to, 0);
+        }
+        libc::syscall(
+            libc::SYS_execveat,
+            child.program,
+            c"".as_ptr(),
+            child.arguments.as_ptr(),
+            environment.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        );
+    }
+    126
+}
+
+/// Starts `program` as process 1 of a new PID namespace, with `inherited` as descriptors 0, 1, … and an empty
+/// environment. Returns its pidfd. With `cgroup`, none of it ever ran outside of that one.
+#[allow(unsafe_code)]
+fn spawn(program: &OwnedFd, inherited: &[OwnedFd; 5], cgroup: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
+    const _: () = assert!(SPEC == 3 && CONTROL == 4);
+    let verb = std::ffi::CString::new(super::VERB)?;
+    let mut child = Child {
+        program: program.as_raw_fd(),
+        inherited: std::array::from_fn(|at| inherited[at].as_raw_fd()),
+        arguments: [c"oven".as_ptr(), verb.as_ptr(), std::ptr::null()],
+    };
+    let child: *mut libc::c_void = (&raw mut child).cast();
+    let mut pidfd: RawFd = -1;
+    // SAFETY: until it executes or ends, the child makes system calls alone, with pointers to what was made before: no
+    // lock or allocation of a thread that is not there. No signal handler of this process runs in it, since all signals
+    // are blocked; they are let through again here. `pidfd` is written by the kernel when the call succeeds, and is
+    // nobody else's. Where the child shares memory, it has a stack of its own, and this thread goes on when the child
+    // has left the memory (CLONE_VFORK); else it has a copy of all.
+    unsafe {
+        let mut all = std::mem::zeroed::<libc::sigset_t>();
+        let mut before = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigfillset(&raw mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
+        let flags = libc::CLONE_NEWPID | libc::CLONE_PIDFD;
+        let pid = match cgroup {
+            // The older call, which every container lets through. The memory is not copied: of several bakes in one
+            // process there is much, and each has many steps.
+            None => {
+                let flags = flags | libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+                let mut stack = vec![0_u128; STACK / size_of::<u128>()];
+                let top = stack.as_mut_ptr_range().end.cast();
+                libc::c_long::from(libc::clone(become_helper, top, flags, child, &raw mut pidfd))
+            }
+            // The C library has none of this kind that takes a stack.
+            Some(cgroup) => {
+                let mut arguments = std::mem::zeroed::<libc::clone_args>();
+                arguments.flags = flags as u64 | CLONE_INTO_CGROUP;
+                arguments.pidfd = &raw mut pidfd as u64;
+                arguments.exit_signal = libc::SIGCHLD as u64;
+                arguments.cgroup = cgroup.as_raw_fd() as u64;
+                let pid = libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<libc::clone_args>());
+                if pid == 0 {
+                    libc::_exit(become_helper(child));
+                }
+                pid
+            }
+        };
+        let error = io::Error::last_os_error();
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut());
+        if pid < 0 { Err(error) } else { Ok(OwnedFd::from_raw_fd(pidfd)) }
+    }
+}
+
+/// The terminal, as it was before a step had it.
+pub struct Terminal {
+    group: rustix::process::Pid,
+    modes: rustix::termios::Termios,
+}
+
+impl Terminal {
+    /// Notes how the terminal of standard input is, if it is one.
+    pub fn note() -> Option<Self> {
+        let stdin = rustix::stdio::stdin();
+        let modes = rustix::termios::tcgetattr(stdin).ok()?;
+        Some(Self { group: rustix::termios::tcgetpgrp(stdin).ok()?, modes })
+    }
+}
+
+impl Drop for Terminal {
+    #[allow(unsafe_code)]
+    fn drop(&mut self) {
+        let stdin = rustix::stdio::stdin();
+        // This process is in the background now, and taking the terminal back must not stop it.
+        // SAFETY: the set is initialised before use, and lives through each call.
+        unsafe {
+            let mut set = std::mem::zeroed::<libc::sigset_t>();
+            let mut before = std::mem::zeroed::<libc::sigset_t>();
+            libc::sigemptyset(&raw mut set);
+            libc::sigaddset(&raw mut set, libc::SIGTTOU);
+            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, &raw mut before);
+            let _ = rustix::termios::tcsetpgrp(stdin, self.group);
+            // Not waiting for what a step stopped. Without what was not read: a terminal answers to questions of its
+            // screen, and the shell that follows would take an answer for what its user typed.
+            let _ = rustix::termios::tcflow(stdin, rustix::termios::Action::OOn);
+            let _ = rustix::termios::tcsetattr(stdin, rustix::termios::OptionalActions::Now, &self.modes);
+            let _ = rustix::termios::tcflush(stdin, rustix::termios::QueueSelector::IFlush);
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut());
+        }
+    }
+}

@@ -1,0 +1,336 @@
+//! What the texts that a machine boots by call its disks. Pure.
+//!
+//! A device's kernel name is the builder's (`/dev/loop0p1`), or one that depends on the machine (`/dev/sda1`: which
+//! disk that is, and whether it is called so, no image knows). A UUID or a label has to be one of the image's own disk.
+
+use crate::device::Node;
+use crate::device::link_name;
+use crate::formats::fstab;
+use crate::formats::fstab::Spec;
+use std::collections::BTreeSet;
+
+/// Kernel names of disks: what follows depends on the machine.
+const KERNEL_NAMES: [&str; 9] = ["dm-", "hd", "loop", "md", "mmcblk", "nbd", "nvme", "sd", "vd"];
+/// Links of udev's that name a piece of hardware.
+const HARDWARE: [&str; 4] = ["disk/by-diskseq/", "disk/by-id/", "disk/by-path/", "disk/by-loop-"];
+
+/// How a text is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Commands of GRUB, a shell's variables, a kernel's command line, or keys and values: `root=` means the same in all.
+    Words,
+    Fstab,
+}
+
+/// What the image's own disk, and this machine's device for it, are called.
+#[derive(Debug, Clone, Default)]
+pub struct Own {
+    /// `disk/by-uuid/…`, in lower case where case says nothing.
+    links: BTreeSet<String>,
+    /// `loop0`, `loop0p1`.
+    devices: BTreeSet<String>,
+}
+
+impl Own {
+    pub fn of(nodes: &[Node]) -> Self {
+        Self {
+            links: nodes.iter().flat_map(|node| &node.links).map(|link| plain(link)).collect(),
+            devices: nodes.iter().map(|node| node.name.clone()).collect(),
+        }
+    }
+
+    fn has(&self, by: &str, id: &str) -> bool {
+        // A kernel's command line has blanks as udev spells them.
+        self.links.contains(&plain(&format!("disk/by-{by}/{}", link_name(&fstab::unhex(id)))))
+    }
+
+    /// For a hint: `UUID=1f…`, and labels.
+    pub fn names(&self) -> Vec<String> {
+        let name = |by: &str, tag: &str| {
+            let prefix = format!("disk/by-{by}/");
+            let of = self.links.iter().filter_map(move |link| Some(link.strip_prefix(&prefix)?.to_owned()));
+            of.map(|id| format!("{tag}={}", fstab::unhex(&id))).collect::<Vec<_>>()
+        };
+        [name("uuid", "UUID"), name("label", "LABEL")].concat()
+    }
+}
+
+/// UUIDs are the same in upper and lower case; labels are not.
+fn plain(link: &str) -> String {
+    let folds = ["disk/by-uuid/", "disk/by-partuuid/"].iter().any(|by| link.starts_with(by));
+    if folds { link.to_ascii_lowercase() } else { link.to_owned() }
+}
+
+/// A name that no instance can rely on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// Counted from 1.
+    pub line: usize,
+    pub what: String,
+}
+
+/// All that is wrong with a text.
+pub fn lint(kind: Kind, text: &str, own: &Own) -> Vec<Finding> {
+    let mut found: Vec<Finding> = Vec::new();
+    for (index, line) in text.lines().enumerate() {
+        let line_number = index + 1;
+        let whats = match kind {
+            _ if line.trim_start().starts_with('#') => Vec::new(),
+            Kind::Fstab => of_fstab(line, own).into_iter().collect(),
+            Kind::Words => of_words(line, own),
+        };
+        for what in whats {
+            let finding = Finding { line: line_number, what };
+            if !found.contains(&finding) {
+                found.push(finding);
+            }
+        }
+    }
+    found
+}
+
+fn of_fstab(line: &str, own: &Own) -> Option<String> {
+    let mut fields = line.split_ascii_whitespace();
+    let (spec, _, _) = (fields.next()?, fields.next()?, fields.next()?);
+    let options: Vec<_> = fields.next().unwrap_or("").split(',').collect();
+    // It may be absent, so it may be another disk's: an instance's own, say.
+    let may_lack = ["nofail", "noauto"].iter().any(|option| options.contains(option));
+    match Spec::parse(&fstab::unescape(spec)) {
+        Spec::Device(path) => device(&path, own, may_lack),
+        spec if may_lack => builders(&spec.to_string(), own),
+        spec => unknown(&spec, &spec.to_string(), own),
+    }
+}
+
+fn of_words(line: &str, own: &Own) -> Vec<String> {
+    let words: Vec<_> = line
+        .split(|c: char| c.is_whitespace() || "\"'`;".contains(c))
+        .filter(|word| !word.is_empty())
+        .collect();
+    let mut found: Vec<String> = searched(&words, own).into_iter().collect();
+    for word in &words {
+        for at in word.match_indices("/dev/").map(|(at, _)| at) {
+            // `UUID=…/dev/` is no path of a device; what comes before one is `=`, `:` or a bracket.
+            let begins = at == 0 || !word.as_bytes()[at - 1].is_ascii_alphanumeric();
+            let end = word[at..].find([',', ':', ')', '(', '|', '}']).map_or(word.len(), |end| at + end);
+            if begins {
+                found.extend(
+                    device(&word[at..end], own, false).map(|what| in_word(word, &word[at..end], what)),
+                );
+            }
+        }
+        // `root=UUID=…`, `kernelopts=root=LABEL=…`, `resume=UUID=…`
+        for tag in ["UUID=", "LABEL=", "PARTUUID=", "PARTLABEL="] {
+            if let Some((before, _)) = word.split_once(tag)
+                && before.ends_with(['=', ':'])
+            {
+                let value = word[before.len()..].split(['/', ',']).next().unwrap_or_default();
+                found.extend(unknown(&Spec::parse(value), word, own));
+            }
+        }
+    }
+    found
+}
+
+fn in_word(word: &str, path: &str, what: String) -> String {
+    if word == path { what } else { what.replacen(path, word, 1) }
+}
+
+/// GRUB's `search --fs-uuid … ID` and `search.fs_uuid ID VARIABLE`: where its files are.
+fn searched(words: &[&str], own: &Own) -> Option<String> {
+    let has = |long: &str, short: &str| words.iter().any(|word| *word == long || *word == short);
+    let (tag, id) = match *words.first()? {
+        "search.fs_uuid" => ("UUID", *words.get(1)?),
+        "search.fs_label" => ("LABEL", *words.get(1)?),
+        "search" if has("--fs-uuid", "-u") => ("UUID", *words.last()?),
+        "search" if has("--label", "-l") => ("LABEL", *words.last()?),
+        _ => return None,
+    };
+    unknown(&Spec::parse(&format!("{tag}={id}")), &format!("{} {id}", words[0]), own)
+}
+
+/// `text`: as it is written.
+fn unknown(spec: &Spec, text: &str, own: &Own) -> Option<String> {
+    let (by, id) = match spec {
+        Spec::Uuid(id) => ("uuid", id),
+        Spec::PartUuid(id) => ("partuuid", id),
+        Spec::Label(name) => ("label", name),
+        Spec::PartLabel(name) => ("partlabel", name),
+        Spec::Device(_) | Spec::Other(_) => return None,
+    };
+    // A variable is filled in when it boots.
+    if id.is_empty() || id.contains('$') || own.has(by, id) {
+        return None;
+    }
+    Some(format!("`{text}` is not of the image's own disk"))
+}
+
+fn builders(text: &str, own: &Own) -> Option<String> {
+    let name = text.strip_prefix("/dev/")?;
+    let is_own = own.devices.contains(name);
+    is_own.then(|| format!("`{text}` is what the machine that bakes calls the image's disk"))
+}
+
+/// `path` begins with `/dev/`.
+fn device(path: &str, own: &Own, may_lack: bool) -> Option<String> {
+    let name = path.strip_prefix("/dev/")?;
+    if let Some(what) = builders(path, own) {
+        return Some(what);
+    }
+    // A loop device is made by whoever runs: no disk that an instance has.
+    if let Some(number) = name.strip_prefix("loop")
+        && number.starts_with(|c: char| c.is_ascii_digit())
+    {
+        return Some(format!("`{path}` is a loop device: of the machine that bakes, as no instance has it"));
+    }
+    if may_lack {
+        return None;
+    }
+    if HARDWARE.iter().any(|by| name.starts_with(by)) {
+        return Some(format!("`{path}` names a piece of hardware: no two instances have the same"));
+    }
+    if name.starts_with("disk/by-") {
+        return unknown(&Spec::parse(path), path, own);
+    }
+    let kernels = KERNEL_NAMES.iter().chain(&["xvd"]).any(|prefix| {
+        let rest = name.strip_prefix(prefix);
+        rest.is_some_and(|rest| match *prefix {
+            "sd" | "hd" | "vd" | "xvd" => rest.starts_with(|c: char| c.is_ascii_lowercase()),
+            _ => rest.starts_with(|c: char| c.is_ascii_digit()),
+        })
+    });
+    // Software RAID and device mapper number what they find, and have names in /dev/md/ and /dev/mapper/ beside.
+    kernels.then(|| format!("`{path}` depends on the machine: instances may call another disk so, or none"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn own() -> Own {
+        let node = |name: &str, links: &[&str]| Node {
+            name: name.into(),
+            rdev: 0,
+            links: links.iter().map(|link| format!("disk/by-{link}")).collect(),
+        };
+        Own::of(&[
+            node("nvme1n1", &[]),
+            node("nvme1n1p1", &["uuid/6b1f-root", "partuuid/aa-01", "label/cloudimg-rootfs"]),
+            node("nvme1n1p15", &["uuid/ABCD-0123", "label/UEFI", r"partlabel/EFI\x20System"]),
+        ])
+    }
+
+    fn lines(kind: Kind, text: &str) -> Vec<(usize, String)> {
+        lint(kind, text, &own()).into_iter().map(|f| (f.line, f.what)).collect()
+    }
+
+    /// As update-grub writes it on Debian 12.
+    const DEBIAN: &str = r#"#
+# DO NOT EDIT THIS FILE: root=/dev/sda1
+### BEGIN /etc/grub.d/00_header ###
+if [ -s $prefix/grubenv ]; then
+  set have_grubenv=true
+  load_env
+fi
+if [ x$feature_default_font_path = xy ] ; then
+   font=unicode
+else
+insmod part_gpt
+insmod ext2
+set root='hd0,gpt1'
+if [ x$feature_platform_search_hint = xy ]; then
+  search --no-floppy --fs-uuid --set=root --hint-bios=hd0,gpt1 --hint-efi=hd0,gpt1 --hint-baremetal=ahci0,gpt1  6b1f-root
+else
+  search --no-floppy --fs-uuid --set=root 6b1f-root
+fi
+menuentry 'Debian GNU/Linux' --class debian $menuentry_id_option 'gnulinux-simple-6b1f-root' {
+	linux	/boot/vmlinuz-6.1.0-28-cloud-amd64 root=UUID=6b1f-root ro  console=tty0 console=ttyS0,115200 earlyprintk=ttyS0,115200
+	initrd	/boot/initrd.img-6.1.0-28-cloud-amd64
+}
+"#;
+
+    #[test]
+    fn a_grub_cfg_by_its_own_uuid_is_good() {
+        assert_eq!(lines(Kind::Words, DEBIAN), []);
+    }
+
+    #[test]
+    fn a_builders_device_in_a_grub_cfg_is_found_with_its_line() {
+        let planted = DEBIAN.replace("root=UUID=6b1f-root", "root=/dev/loop0p1");
+        let found = lines(Kind::Words, &planted);
+        assert_eq!(found.len(), 1);
+        assert!(found[0].0 == 20 && found[0].1.contains("`root=/dev/loop0p1` is a loop device"), "{found:?}");
+        let found = lines(Kind::Words, &DEBIAN.replace("root=UUID=6b1f-root", "root=/dev/nvme1n1p1"));
+        assert!(found[0].1.contains("what the machine that bakes calls"), "{found:?}");
+        let other = DEBIAN.replace("--set=root 6b1f-root", "--set=root 9999-other");
+        let found = lines(Kind::Words, &other);
+        assert!(found[0].0 == 17 && found[0].1.contains("`search 9999-other`"), "{found:?}");
+    }
+
+    #[test]
+    fn what_a_kernel_may_be_told() {
+        for good in [
+            "options root=UUID=6B1F-ROOT ro console=ttyS0 nvme_core.io_timeout=4294967295",
+            "options $kernelopts $tuned_params",
+            "options root=$root rd.luks=0 crashkernel=auto root=UUID=${uuid}",
+            "GRUB_CMDLINE_LINUX=\"root=LABEL=cloudimg-rootfs resume=UUID=6b1f-root\"",
+            "GRUB_DEVICE=\"/dev/disk/by-partuuid/AA-01\"",
+            "set default_kernelopts=\"root=PARTUUID=aa-01/PARTNROFF=1 ro\"",
+            "kernelopts=root=PARTLABEL=EFI\\x20System",
+            "root=/dev/mapper/vg-root rd.lvm.lv=vg/root root=/dev/vg/root root=/dev/md/root",
+            "root=ZFS=rpool/ROOT root=nfs:host:/x root=live:CDLABEL=x console=/dev/null",
+            "search --no-floppy --file /boot/vmlinuz",
+            "search.fs_uuid 6b1f-root root",
+            "APPEND root=LABEL=UEFI rw",
+            "set root=(hd0,gpt1)",
+            "root=/dev/ram0 blkdev=/srv/dev/sdax",
+        ] {
+            assert_eq!(lines(Kind::Words, good), [], "{good}");
+        }
+        for (bad, word) in [
+            ("options root=UUID=beef ro", "`root=UUID=beef`"),
+            ("GRUB_CMDLINE_LINUX=\"root=/dev/sda1 ro\"", "`root=/dev/sda1`"),
+            ("kernelopts=root=/dev/xvda1 ro", "/dev/xvda1`"),
+            ("resume=/dev/vda2", "/dev/vda2"),
+            ("root=/dev/disk/by-id/nvme-Amazon_vol0abc-part1", "hardware"),
+            ("root=/dev/disk/by-path/pci-0000-part1", "hardware"),
+            ("root=/dev/disk/by-uuid/beef", "`root=/dev/disk/by-uuid/beef` is not of"),
+            ("root=PARTUUID=bb-01/PARTNROFF=1", "PARTUUID=bb-01"),
+            ("append initrd=x root=LABEL=CLOUDIMG-ROOTFS", "LABEL=CLOUDIMG-ROOTFS"),
+            ("search.fs_label other root", "search.fs_label other"),
+            ("linux /vmlinuz boot=/dev/nvme0n1p2,x", "/dev/nvme0n1p2"),
+            ("root=/dev/dm-0", "/dev/dm-0"),
+        ] {
+            let found = lines(Kind::Words, bad);
+            assert!(found.len() == 1 && found[0].1.contains(word), "{bad}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn an_fstab() {
+        let good = "# /dev/sda1 / ext4\nUUID=6b1f-root / ext4 discard 0 1\nLABEL=UEFI /boot/efi vfat umask=0077\n\
+                    /dev/xvdb /mnt auto defaults,nofail,comment=cloudconfig 0 2\nUUID=beef /data xfs nofail\n\
+                    PARTLABEL=EFI\\040System /x vfat\ntmpfs /tmp tmpfs\nhost:/x /nfs nfs _netdev\n\
+                    /swapfile none swap sw\n/dev/mapper/vg-x /x ext4\n/dev/sr0 /media/c udf noauto\nshort\n";
+        assert_eq!(lines(Kind::Fstab, good), []);
+        for (bad, word) in [
+            ("UUID=beef / ext4 defaults", "`UUID=beef` is not of the image's own disk"),
+            ("UUID=beef none swap sw", "UUID=beef"),
+            ("/dev/sdf /data ext4 defaults", "depends on the machine"),
+            ("/dev/loop7p1 / ext4 nofail", "loop device"),
+            ("/dev/nvme1n1p1 / ext4 nofail", "the machine that bakes calls"),
+            ("/dev/disk/by-label/other / ext4", "LABEL=other"),
+        ] {
+            let found = lines(Kind::Fstab, &format!("#\n{bad}\n"));
+            assert!(found.len() == 1 && found[0].0 == 2 && found[0].1.contains(word), "{bad}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn names_for_a_hint() {
+        assert_eq!(
+            own().names(),
+            ["UUID=6b1f-root", "UUID=abcd-0123", "LABEL=UEFI", "LABEL=cloudimg-rootfs"]
+        );
+    }
+}

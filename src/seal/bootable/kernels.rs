@@ -1,0 +1,229 @@
+//! The kernels of an image, and what each needs to find its disk.
+
+use crate::image::tree::Inside;
+use crate::seal::rules;
+use anyhow::{Context, Result};
+use rustix::fs::{FileType, OFlags};
+use rustix::io::Errno;
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+
+/// Where a kernel lies; `*` is its version.
+const IMAGES: [&str; 4] =
+    ["/boot/vmlinuz-*", "/boot/vmlinux-*", "/boot/Image-*", "/usr/lib/modules/*/vmlinuz"];
+/// Where its initramfs does: Debian's, dracut's, SUSE's, and those of kernel-install.
+const INITRAMFS: [&str; 8] = [
+    "/boot/initrd.img-*",
+    "/boot/initramfs-*.img",
+    "/boot/initrd-*",
+    "/boot/initrd-*.img",
+    "/boot/initramfs-*",
+    "/usr/lib/modules/*/initramfs.img",
+    "/usr/lib/modules/*/initrd",
+    "/lib/modules/*/initrd",
+];
+/// kernel-install's: a directory for each token, which is a machine's id or a distribution's name.
+const ENTRIES: [&str; 3] = ["/boot", "/boot/efi", "/efi"];
+
+/// Which file it is: what changed it made another, or wrote it anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    inode: u64,
+    size: i64,
+    modified: (i64, i64),
+}
+
+/// A kernel that a boot loader may start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kernel {
+    pub image: (String, Stamp),
+    pub initramfs: Option<(String, Stamp)>,
+}
+
+/// The drivers of an instance's disk and network.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Drivers {
+    pub nvme: bool,
+    pub ena: bool,
+}
+
+impl Drivers {
+    /// Takes a file's name for what it is; breaks when nothing is missing.
+    pub fn see(&mut self, name: &[u8]) -> ControlFlow<()> {
+        let file = name.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+        self.nvme |= is_module(file, b"nvme");
+        self.ena |= is_module(file, b"ena");
+        if self.nvme && self.ena { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+}
+
+/// `nvme.ko`, or compressed.
+fn is_module(file: &[u8], name: &[u8]) -> bool {
+    let end = file.strip_prefix(name);
+    end.is_some_and(|end| matches!(end, b".ko" | b".ko.xz" | b".ko.zst" | b".ko.gz"))
+}
+
+/// `None`: there is no such file. Links are followed, inside the image.
+pub fn stamp(inside: &Inside, path: &str) -> Result<Option<Stamp>> {
+    let doing = || format!("looking at {path} in the image");
+    let found = match inside.open(path, OFlags::PATH) {
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
+        found => rustix::fs::fstat(found.with_context(doing)?).with_context(doing)?,
+    };
+    let is_file = FileType::from_raw_mode(found.st_mode) == FileType::RegularFile;
+    #[allow(clippy::unnecessary_cast, reason = "their types are the machine's")]
+    Ok(is_file.then_some(Stamp {
+        inode: found.st_ino as u64,
+        size: found.st_size as i64,
+        modified: (found.st_mtime as i64, found.st_mtime_nsec as i64),
+    }))
+}
+
+/// By version; one for each, in /boot where it lies in both places.
+pub fn all(inside: &Inside) -> Result<BTreeMap<String, Kernel>> {
+    let mut kernels = BTreeMap::new();
+    for pattern in IMAGES {
+        let (before, after) = pattern.split_once('*').unwrap_or_default();
+        for (path, _) in rules::expand(inside, pattern)? {
+            let version = path.strip_prefix(before).and_then(|rest| rest.strip_suffix(after));
+            let Some(version) = version.filter(|version| is_version(version)) else { continue };
+            if kernels.contains_key(version) {
+                continue;
+            }
+            let Some(image) = stamp(inside, &path)? else { continue };
+            let initramfs = initramfs(inside, version)?;
+            kernels.insert(version.to_owned(), Kernel { image: (path.clone(), image), initramfs });
+        }
+    }
+    Ok(kernels)
+}
+
+/// What package managers put aside is none.
+fn is_version(text: &str) -> bool {
+    let aside = [".old", ".bak", ".dpkg-bak", ".dpkg-new", ".dpkg-tmp", ".rpmsave", ".rpmnew", ".hmac"];
+    !text.is_empty() && !aside.iter().any(|end| text.ends_with(end))
+}
+
+fn initramfs(inside: &Inside, version: &str) -> Result<Option<(String, Stamp)>> {
+    let mut paths: Vec<_> = INITRAMFS.iter().map(|pattern| pattern.replace('*', version)).collect();
+    for top in ENTRIES {
+        for (dir, kind) in rules::expand(inside, &format!("{top}/*"))? {
+            if kind == FileType::Directory {
+                paths.extend(["initrd", "initramfs.img"].map(|name| format!("{dir}/{version}/{name}")));
+            }
+        }
+    }
+    for path in paths {
+        if let Some(stamp) = stamp(inside, &path)? {
+            return Ok(Some((path, stamp)));
+        }
+    }
+    Ok(None)
+}
+
+/// What a kernel has without any module: as its list of them says, or its configuration.
+pub fn built_in(inside: &Inside, version: &str) -> Result<Drivers> {
+    let mut drivers = Drivers::default();
+    for file in lines(inside, &format!("/lib/modules/{version}/modules.builtin"))? {
+        _ = drivers.see(file.as_bytes());
+    }
+    for path in [format!("/boot/config-{version}"), format!("/lib/modules/{version}/config")] {
+        for line in lines(inside, &path)? {
+            drivers.nvme |= line == "CONFIG_BLK_DEV_NVME=y";
+            drivers.ena |= line == "CONFIG_ENA_ETHERNET=y";
+        }
+    }
+    Ok(drivers)
+}
+
+/// Whether the root file system has a module, where modprobe finds it.
+pub fn has_module(inside: &Inside, version: &str, name: &str) -> Result<bool> {
+    let is = |line: &String| {
+        let path = line.split(':').next().unwrap_or_default();
+        is_module(path.rsplit('/').next().unwrap_or_default().as_bytes(), name.as_bytes())
+    };
+    Ok(lines(inside, &format!("/lib/modules/{version}/modules.dep"))?.iter().any(is))
+}
+
+fn lines(inside: &Inside, path: &str) -> Result<Vec<String>> {
+    let text = if stamp(inside, path)?.is_some() { inside.read(path)? } else { None };
+    Ok(String::from_utf8_lossy(&text.unwrap_or_default())
+        .lines()
+        .map(|line| line.trim().to_owned())
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::test::Tree;
+
+    #[test]
+    fn kernels_of_each_kind_have_their_initramfs() {
+        let tree = Tree::new();
+        for path in [
+            "boot/vmlinuz-6.1.0-28-cloud-amd64",
+            "boot/initrd.img-6.1.0-28-cloud-amd64",
+            "boot/vmlinuz-5.14.0-503.el9.x86_64",
+            "boot/initramfs-5.14.0-503.el9.x86_64.img",
+            "boot/.vmlinuz-5.14.0-503.el9.x86_64.hmac",
+            "boot/vmlinuz-6.4.0-150600-default",
+            "boot/initrd-6.4.0-150600-default",
+            "boot/vmlinuz-9.9.old",
+            "usr/lib/modules/6.12-fedora/vmlinuz",
+            "boot/0123abcd/6.12-fedora/initrd",
+            "boot/vmlinuz-4.19-none",
+            "boot/grub/grub.cfg",
+        ] {
+            tree.file(path, path);
+        }
+        tree.link("vmlinuz-4.19-none", "boot/vmlinuz-4.19-link");
+        tree.link("gone", "boot/vmlinuz-dangling");
+        let kernels = all(&tree.inside()).unwrap();
+        let found: Vec<_> = kernels
+            .iter()
+            .map(|(version, kernel)| {
+                (version.as_str(), kernel.initramfs.as_ref().map(|(path, _)| path.as_str()))
+            })
+            .collect();
+        assert_eq!(
+            found,
+            [
+                ("4.19-link", None),
+                ("4.19-none", None),
+                ("5.14.0-503.el9.x86_64", Some("/boot/initramfs-5.14.0-503.el9.x86_64.img")),
+                ("6.1.0-28-cloud-amd64", Some("/boot/initrd.img-6.1.0-28-cloud-amd64")),
+                ("6.12-fedora", Some("/boot/0123abcd/6.12-fedora/initrd")),
+                ("6.4.0-150600-default", Some("/boot/initrd-6.4.0-150600-default")),
+            ]
+        );
+    }
+
+    #[test]
+    fn drivers() {
+        let tree = Tree::new();
+        tree.file(
+            "usr/lib/modules/1/modules.builtin",
+            "kernel/fs/ext4/ext4.ko\nkernel/drivers/nvme/host/nvme.ko\n",
+        );
+        tree.file(
+            "usr/lib/modules/1/modules.dep",
+            "updates/dkms/ena.ko.zst: kernel/x.ko\nkernel/y.ko: kernel/z/gve.ko\n",
+        );
+        tree.file("boot/config-2", "# CONFIG_X is not set\nCONFIG_BLK_DEV_NVME=m\nCONFIG_ENA_ETHERNET=y\n");
+        tree.link("usr/lib", "lib");
+        let inside = tree.inside();
+        assert_eq!(built_in(&inside, "1").unwrap(), Drivers { nvme: true, ena: false });
+        assert_eq!(built_in(&inside, "2").unwrap(), Drivers { nvme: false, ena: true });
+        assert_eq!(built_in(&inside, "3").unwrap(), Drivers::default());
+        assert!(has_module(&inside, "1", "ena").unwrap());
+        assert!(!has_module(&inside, "1", "gve").unwrap() && !has_module(&inside, "2", "ena").unwrap());
+        let mut drivers = Drivers::default();
+        for name in ["lib/nvme-core.ko", "lib/arena.ko", "etc/nvme", "nvme.ko.d", "lib/nvme-fabrics.ko.xz"] {
+            assert!(drivers.see(name.as_bytes()).is_continue());
+        }
+        assert_eq!(drivers, Drivers::default());
+        assert!(drivers.see(b"usr/lib/modules/6/kernel/nvme.ko.zst").is_continue());
+        assert!(drivers.see(b"ena.ko").is_break());
+    }
+}

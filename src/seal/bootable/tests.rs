@@ -1,0 +1,157 @@
+use super::*;
+use crate::device::Node;
+use crate::error::hint_of;
+use crate::formats::initramfs::tests::{cpio, gzip};
+use crate::image::test::Tree;
+use std::path::Path;
+
+const GRUB: &str = "/boot/grub/grub.cfg";
+const GOOD: &str = "menuentry 'x' {\n\tlinux /boot/vmlinuz-2 root=UUID=root-id ro\n}\n";
+const MODULES: [&str; 2] = ["lib/modules/2/kernel/nvme.ko", "lib/modules/2/kernel/ena.ko"];
+
+/// A base with one kernel, made in its own way.
+fn base() -> Tree {
+    let tree = Tree::new();
+    tree.file("boot/vmlinuz-1", "kernel");
+    tree.file("boot/initrd.img-1", "compressed by something strange, without nvme");
+    tree.file("boot/grub/grub.cfg", "linux /boot/vmlinuz-1 root=/dev/sda1\n");
+    tree.file("etc/fstab", "/dev/sda1 / ext4 defaults 0 1\n");
+    tree.file("etc/default/grub", "GRUB_CMDLINE_LINUX=\"root=/dev/sda1\"\n");
+    tree
+}
+
+fn archive(files: &[&str]) -> Vec<u8> {
+    let files: Vec<_> = files.iter().map(|name| (*name, &b"module"[..])).collect();
+    gzip(&cpio(&files))
+}
+
+/// A kernel with its initramfs; `modules` are of the root file system.
+fn install(inside: &Inside, version: &str, initramfs: Option<&[u8]>, modules: &str) {
+    inside.write(&format!("/boot/vmlinuz-{version}"), b"a kernel", 0o644, 0, 0).unwrap();
+    inside.write(&format!("/lib/modules/{version}/modules.dep"), modules.as_bytes(), 0o644, 0, 0).unwrap();
+    if let Some(content) = initramfs {
+        inside.write(&format!("/boot/initrd.img-{version}"), content, 0o600, 0, 0).unwrap();
+    }
+}
+
+/// What is found when `change` was done; empty if nothing. With the warnings.
+async fn changed(tree: &Tree, change: impl FnOnce(&Inside)) -> (String, String) {
+    let inside = tree.inside();
+    let links = vec!["disk/by-uuid/root-id".to_owned()];
+    let nodes = [Node { name: "loop0p1".into(), rdev: 0, links }];
+    let place = Place { root: Path::new("/"), inside: &inside, nodes: &nodes, unmounted: &[] };
+    let before = Before::of(&inside).unwrap();
+    change(&inside);
+    let report = Report::silent();
+    let dir = tempfile::tempdir().unwrap();
+    report.log_to(&dir.path().join("log"), "a test");
+    let found = match lint(&place, &before, &report).await {
+        Ok(()) => String::new(),
+        Err(error) => {
+            assert_eq!(Kind::of(&error), Kind::Step);
+            assert!(hint_of(&error).unwrap().contains("The image's own disk has UUID=root-id."));
+            error.to_string()
+        }
+    };
+    (found, std::fs::read_to_string(dir.path().join("log")).unwrap_or_default())
+}
+
+fn write<'a>(path: &'a str, content: &'a str) -> impl FnOnce(&Inside) + 'a {
+    move |inside| inside.write(path, content.as_bytes(), 0o644, 0, 0).unwrap()
+}
+
+#[tokio::test]
+async fn what_the_base_has_is_not_looked_at() {
+    assert_eq!(changed(&base(), |_| ()).await.0, "");
+    // Nor what was written as it was before, nor what boots nothing.
+    assert_eq!(changed(&base(), write("/etc/fstab", "/dev/sda1 / ext4 defaults 0 1\n")).await.0, "");
+    assert_eq!(changed(&base(), write("/etc/notes", "root=/dev/loop0p1\n")).await.0, "");
+    assert_eq!(changed(&base(), write(GRUB, GOOD)).await.0, "");
+}
+
+#[tokio::test]
+async fn what_changed_is_looked_at_as_a_whole() {
+    let planted = GOOD.replace("UUID=root-id", "/dev/loop0p1");
+    let (found, _) = changed(&base(), write(GRUB, &planted)).await;
+    assert!(
+        found.contains("/boot/grub/grub.cfg:2: `root=/dev/loop0p1` is what the machine that bakes"),
+        "{found}"
+    );
+    let (found, _) =
+        changed(&base(), write("/etc/fstab", "/dev/sda1 / ext4\n\nUUID=other /data ext4\n")).await;
+    assert!(
+        found.contains("/etc/fstab:1: `/dev/sda1`") && found.contains("/etc/fstab:3: `UUID=other`"),
+        "{found}"
+    );
+    for path in [
+        "/boot/loader/entries/fedora-2.conf",
+        "/etc/kernel/cmdline",
+        "/etc/default/grub.d/50-x.cfg",
+        "/boot/extlinux/extlinux.conf",
+        "/boot/grub2/grubenv",
+        "/boot/efi/EFI/debian/grub.cfg",
+    ] {
+        let (found, _) = changed(&base(), write(path, "\nx root=UUID=other\n")).await;
+        assert!(found.contains(&format!("{path}:2: `root=UUID=other`")), "{found}");
+    }
+}
+
+#[tokio::test]
+async fn a_kernel_needs_its_drivers() {
+    let kernel = |files: &'static [&'static str], modules: &'static str| {
+        move |inside: &Inside| install(inside, "2", Some(&archive(files)), modules)
+    };
+    assert_eq!(changed(&base(), kernel(&MODULES, "")).await.0, "");
+    // The network comes later: a module of the root file system will do.
+    assert_eq!(changed(&base(), kernel(&MODULES[..1], "kernel/drivers/net/ena.ko.xz:\n")).await.0, "");
+    let (found, _) = changed(&base(), kernel(&MODULES[..1], "")).await;
+    assert!(
+        found.contains("/boot/vmlinuz-2: the kernel 2 has no ena driver") && !found.contains("nvme"),
+        "{found}"
+    );
+    let (found, _) =
+        changed(&base(), kernel(&["lib/modules/2/xen-blkfront.ko"], "kernel/nvme.ko:\nkernel/ena.ko:\n"))
+            .await;
+    assert!(found.contains("/boot/initrd.img-2: it has no nvme driver"), "{found}");
+    assert!(!found.contains("ena driver"), "{found}");
+    // Built in.
+    let tree = base();
+    tree.file("lib/modules/2/modules.builtin", "kernel/drivers/nvme/host/nvme.ko\n");
+    tree.file("boot/config-2", "CONFIG_ENA_ETHERNET=y\n");
+    assert_eq!(changed(&tree, kernel(&["init"], "")).await.0, "");
+}
+
+#[tokio::test]
+async fn a_kernel_needs_an_initramfs_where_the_bases_had_one() {
+    let bare = |inside: &Inside| install(inside, "2", None, "kernel/ena.ko:\n");
+    let (found, _) = changed(&base(), bare).await;
+    assert!(found.contains("/boot/vmlinuz-2: this kernel has no initramfs"), "{found}");
+    let gone = |inside: &Inside| assert!(inside.remove("/boot/initrd.img-1").unwrap());
+    assert!(changed(&base(), gone).await.0.contains("/boot/vmlinuz-1: this kernel has no initramfs"));
+    // Without one in the base, the kernel has to do it alone.
+    let (found, _) = changed(&Tree::new(), bare).await;
+    assert!(found.contains("/boot/vmlinuz-2: it has no nvme driver built in, and no initramfs"), "{found}");
+    let tree = Tree::new();
+    tree.file("boot/config-2", "CONFIG_BLK_DEV_NVME=y\n");
+    assert_eq!(changed(&tree, bare).await.0, "");
+    // A kernel that goes, goes with its own.
+    let both = |inside: &Inside| {
+        assert!(inside.remove("/boot/initrd.img-1").unwrap() && inside.remove("/boot/vmlinuz-1").unwrap());
+    };
+    assert_eq!(changed(&base(), both).await.0, "");
+}
+
+#[tokio::test]
+async fn an_initramfs_that_cannot_be_read_is_told_and_a_damaged_one_refused() {
+    let kernel = |content: &'static [u8]| {
+        move |inside: &Inside| install(inside, "2", Some(content), "kernel/ena.ko:\n")
+    };
+    let (found, log) = changed(&base(), kernel(b"BZh91AY&SY")).await;
+    assert_eq!(found, "");
+    assert!(log.contains("/boot/initrd.img-2: it is compressed by bzip2"), "{log}");
+    let (found, _) = changed(&base(), kernel(b"")).await;
+    assert!(found.contains("/boot/initrd.img-2: there is no archive in it"), "{found}");
+    let whole: &'static [u8] = archive(&["init"; 50]).leak();
+    let (found, _) = changed(&base(), kernel(&whole[..whole.len() / 2])).await;
+    assert!(found.contains("/boot/initrd.img-2: "), "{found}");
+}

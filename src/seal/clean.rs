@@ -1,0 +1,274 @@
+//! Removes from an image what must not be cloned. Everything is done in descriptors of the image's own directories,
+//! and nothing is followed: a planted `/var/log -> /` is left alone, and the lint tells of it.
+
+use super::first_boot;
+use super::rules;
+use super::rules::{expand, is_directory, is_kept, kind};
+use crate::image::tree::Inside;
+use crate::image::walk::Go;
+use anyhow::{Context, Result};
+use rustix::fs::FileType;
+
+/// Cleans the image, but for what `keep` names. Answers with what its user should know.
+pub fn clean(inside: &Inside, keep: &[String]) -> Result<Vec<String>> {
+    let mut notes = Vec::new();
+    for (pattern, _) in rules::FILES {
+        remove(inside, pattern, keep)?;
+    }
+    for path in rules::histories(inside)? {
+        remove(inside, &path, keep)?;
+    }
+    for (path, _) in rules::DIRECTORIES {
+        if is_directory(inside, path)? && !is_kept(keep, path) {
+            inside.remove_tree_content(path, &|below| is_kept(keep, below))?;
+        }
+    }
+    logs(inside, keep).context("emptying logs")?;
+    machine_id(inside, keep).context("emptying the machine id")?;
+    notes.extend(first_boot::host_keys(inside, keep).context("removing SSH host keys")?);
+    notes.extend(first_boot::snakeoil(inside, keep).context("removing the snakeoil key")?);
+    Ok(notes)
+}
+
+/// Removes what a pattern names, but directories.
+pub fn remove(inside: &Inside, pattern: &str, keep: &[String]) -> Result<bool> {
+    let mut any = false;
+    for (path, kind) in expand(inside, pattern)? {
+        if kind != FileType::Directory && !is_kept(keep, &path) {
+            any |= inside.remove(&path)?;
+        }
+    }
+    Ok(any)
+}
+
+/// Logs are emptied, so that their owner and mode stay; those put aside are removed.
+fn logs(inside: &Inside, keep: &[String]) -> Result<()> {
+    if !is_directory(inside, rules::LOGS)? {
+        return Ok(());
+    }
+    let (mut empty, mut remove) = (Vec::new(), Vec::new());
+    inside.walk(rules::LOGS, &mut |path, stat| {
+        if is_kept(keep, path) {
+            return Ok(Go::Past);
+        }
+        let name = path.rsplit('/').next().unwrap_or(path);
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Ok(Go::On);
+        }
+        // A log of two names may be something else's content: emptying it would empty that.
+        if rules::is_rotated(name) || stat.st_nlink > 1 {
+            remove.push(path.to_owned());
+        } else if stat.st_size > 0 {
+            empty.push(path.to_owned());
+        }
+        Ok(Go::On)
+    })?;
+    for path in remove {
+        inside.remove(&path)?;
+    }
+    for path in empty {
+        inside.truncate(&path)?;
+    }
+    Ok(())
+}
+
+/// An empty file: each instance draws its own. Not `uninitialized`, which would also make systemd apply presets and
+/// may so enable again what a definition disabled; and not without the file, which means the same.
+fn machine_id(inside: &Inside, keep: &[String]) -> Result<()> {
+    let path = rules::MACHINE_ID;
+    let there = match kind(inside, path)? {
+        Some(FileType::Directory) => return Ok(()),
+        found => found.is_some(),
+    };
+    if is_kept(keep, path) || !is_directory(inside, "/etc")? || !(there || first_boot::has_systemd(inside)?) {
+        return Ok(());
+    }
+    // Written anew, for it may be a symlink, or one of several names.
+    inside.write(path, b"", 0o444, 0, 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::test::Tree;
+
+    const OLD_LOG: &str = "Jan 1 00:00:00 host daemon: secret\n";
+
+    fn image() -> Tree {
+        let tree = Tree::new();
+        for (path, content) in [
+            ("etc/machine-id", "0123456789abcdef0123456789abcdef\n"),
+            ("etc/passwd", "root:x:0:0::/root:/bin/sh\npg:x:5:5::/var/lib/pg:/bin/sh\nd:x:1:1::/usr/sbin:\n"),
+            ("var/lib/dbus/machine-id", "0123\n"),
+            ("var/lib/systemd/random-seed", "seed"),
+            ("var/lib/systemd/credential.secret", "key"),
+            ("var/lib/dhcp/dhclient.eth0.leases", "lease"),
+            ("var/lib/cloud/instances/i-1/user-data.txt", "password"),
+            ("var/lib/cloud/seed/nocloud/meta-data", "seed stays"),
+            ("var/lib/cloud/scripts/per-boot/mine.sh", "script stays"),
+            ("var/lib/pg/.psql_history", "select"),
+            ("root/.bash_history", "ls"),
+            ("root/.cache/pip/x", "x"),
+            ("root/.profile", "stays"),
+            ("home/admin/.python_history", "import"),
+            ("var/log/syslog", OLD_LOG),
+            ("var/log/syslog.1", OLD_LOG),
+            ("var/log/apt/history.log", OLD_LOG),
+            ("var/log/journal/abc/system.journal", OLD_LOG),
+            ("tmp/x/y", "y"),
+            ("var/tmp/x", "x"),
+            ("var/lib/important", "stays"),
+        ] {
+            tree.file(path, content);
+        }
+        tree.link("instances/i-1", "var/lib/cloud/instance");
+        tree
+    }
+
+    fn run(tree: &Tree, keep: &[&str]) -> Vec<String> {
+        let keep: Vec<_> = keep.iter().map(|k| (*k).to_owned()).collect();
+        clean(&tree.inside(), &keep).unwrap()
+    }
+
+    #[test]
+    fn what_must_not_be_cloned_is_gone_and_the_rest_stays() {
+        let tree = image();
+        run(&tree, &[]);
+        assert_eq!(tree.read("etc/machine-id").as_deref(), Some(""));
+        assert_eq!(tree.mode("etc/machine-id"), 0o444);
+        for gone in [
+            "var/lib/dbus/machine-id",
+            "var/lib/systemd/random-seed",
+            "var/lib/systemd/credential.secret",
+            "var/lib/dhcp/dhclient.eth0.leases",
+            "var/lib/cloud/instance",
+            "var/lib/cloud/instances/i-1",
+            "var/lib/pg/.psql_history",
+            "root/.bash_history",
+            "home/admin/.python_history",
+            "var/log/syslog.1",
+            "var/log/journal/abc",
+            "tmp/x",
+            "var/tmp/x",
+            "root/.cache/pip",
+        ] {
+            assert!(!tree.has(gone), "{gone}");
+        }
+        for empty in ["var/log/syslog", "var/log/apt/history.log"] {
+            assert_eq!(tree.read(empty).as_deref(), Some(""), "{empty}");
+        }
+        for stays in [
+            "var/lib/important",
+            "root/.profile",
+            "var/lib/cloud/seed/nocloud/meta-data",
+            "var/lib/cloud/scripts/per-boot/mine.sh",
+            "var/log/journal",
+            "tmp",
+        ] {
+            assert!(tree.has(stays), "{stays}");
+        }
+        let once = tree.listing();
+        run(&tree, &[]);
+        assert_eq!(tree.listing(), once, "cleaning a clean image changes nothing");
+    }
+
+    #[test]
+    fn what_is_kept_stays() {
+        let tree = image();
+        run(&tree, &["/etc/machine-id", "/var/log/apt", "/root/.bash_history", "/tmp/x", "/var/log/journal"]);
+        for (path, content) in [
+            ("etc/machine-id", "0123456789abcdef0123456789abcdef\n"),
+            ("var/log/apt/history.log", OLD_LOG),
+            ("root/.bash_history", "ls"),
+            ("tmp/x/y", "y"),
+            ("var/log/journal/abc/system.journal", OLD_LOG),
+        ] {
+            assert_eq!(tree.read(path).as_deref(), Some(content), "{path}");
+        }
+        assert_eq!(tree.read("var/log/syslog").as_deref(), Some(""));
+    }
+
+    /// Every path that is cleaned, planted as a symlink to this machine's files or to the image's own.
+    #[test]
+    fn planted_symlinks_are_not_followed() {
+        let dirs = [
+            "var/log",
+            "var/log/journal",
+            "tmp",
+            "var/tmp",
+            "root",
+            "home",
+            "root/.cache",
+            "var/lib/cloud/instances",
+        ];
+        let files = ["etc/machine-id", "root/.bash_history", "var/log/syslog", "var/lib/dbus/machine-id"];
+        for planted in dirs.iter().chain(&files) {
+            for target in ["HOST", "/", "/precious", "..", "loop"] {
+                let tree = image();
+                tree.file("precious/syslog", "precious");
+                tree.file("precious/x.gz", "precious");
+                let host = tempfile::tempdir().unwrap();
+                for name in ["canary", "syslog", "x.gz", ".bash_history"] {
+                    std::fs::write(host.path().join(name), "host").unwrap();
+                }
+                tree.remove(planted);
+                let to = match target {
+                    "HOST" if files.contains(planted) => {
+                        host.path().join("canary").to_str().unwrap().to_owned()
+                    }
+                    "HOST" => host.path().to_str().unwrap().to_owned(),
+                    "loop" => format!("/{planted}"),
+                    other => other.to_owned(),
+                };
+                tree.link(&to, planted);
+                run(&tree, &[]);
+                for name in ["canary", "syslog", "x.gz", ".bash_history"] {
+                    let left = std::fs::read_to_string(host.path().join(name)).unwrap_or_default();
+                    assert_eq!(left, "host", "{name} through {planted} -> {to}");
+                }
+                for (path, content) in [
+                    ("precious/syslog", "precious"),
+                    ("precious/x.gz", "precious"),
+                    ("var/lib/important", "stays"),
+                ] {
+                    assert_eq!(tree.read(path).as_deref(), Some(content), "{path} through {planted} -> {to}");
+                }
+                if *planted == "etc/machine-id" {
+                    assert_eq!(tree.read("etc/machine-id").as_deref(), Some(""));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn odd_objects_block_nothing() {
+        let tree = image();
+        for path in ["root/.zsh_history", "var/log/pipe", "var/lib/dhcp/x.leases", "tmp/pipe"] {
+            tree.fifo(path);
+        }
+        tree.file("precious", "precious");
+        tree.hard_link("precious", "var/log/precious.log");
+        tree.file("etc/deep/x", "x");
+        run(&tree, &[]);
+        assert!(
+            !tree.has("root/.zsh_history") && !tree.has("var/lib/dhcp/x.leases") && !tree.has("tmp/pipe")
+        );
+        assert_eq!(
+            tree.read("precious").as_deref(),
+            Some("precious"),
+            "a hard link in /var/log empties nothing"
+        );
+        assert!(!tree.has("var/log/precious.log"));
+    }
+
+    #[test]
+    fn an_image_without_systemd_and_machine_id_gets_none() {
+        let tree = Tree::new();
+        tree.file("etc/hostname", "x");
+        run(&tree, &[]);
+        assert_eq!(tree.listing(), ["etc", "etc/hostname"]);
+        tree.file("usr/lib/systemd/systemd", "elf");
+        run(&tree, &[]);
+        assert_eq!(tree.read("etc/machine-id").as_deref(), Some(""));
+    }
+}

@@ -1,0 +1,316 @@
+//! Keys that every instance has to make for itself: they are removed, and where nothing makes new ones at the first
+//! boot, a unit is added that does.
+
+use super::clean::remove;
+use super::rules;
+use super::rules::{expand, is_kept, kind, text};
+use crate::image::tree::Inside;
+use anyhow::{Context, Result};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+/// Where systemd looks for units, the administrator's first.
+const UNITS: [&str; 3] = ["/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"];
+
+const SSH_UNIT: &str = "oven-ssh-keys.service";
+/// Before the socket, too: an image may listen by one. It comes before basic.target, so default dependencies, which
+/// come after that, would make a circle.
+const SSH_CONTENT: &str = "\
+# Added by oven: SSH host keys are not cloned, each instance makes its own.
+[Unit]
+Description=Make the SSH host keys that are missing
+Documentation=man:ssh-keygen(1)
+DefaultDependencies=no
+RequiresMountsFor=/etc/ssh
+After=systemd-remount-fs.service
+Before=ssh.service sshd.service ssh.socket sshd.socket shutdown.target
+Conflicts=shutdown.target
+ConditionPathExists=|!/etc/ssh/ssh_host_rsa_key
+ConditionPathExists=|!/etc/ssh/ssh_host_ecdsa_key
+ConditionPathExists=|!/etc/ssh/ssh_host_ed25519_key
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/usr/bin/ssh-keygen -A
+
+[Install]
+WantedBy=multi-user.target
+";
+
+const SNAKEOIL_UNIT: &str = "oven-snakeoil.service";
+/// Before all that services are ordered after.
+const SNAKEOIL_CONTENT: &str = "\
+# Added by oven: private keys are not cloned, each instance makes its own.
+[Unit]
+Description=Make the self-signed snakeoil certificate that is missing
+Documentation=man:make-ssl-cert(8)
+DefaultDependencies=no
+After=sysinit.target
+Before=basic.target shutdown.target
+Conflicts=shutdown.target
+ConditionPathExists=!/etc/ssl/private/ssl-cert-snakeoil.key
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/usr/sbin/make-ssl-cert generate-default-snakeoil --force-overwrite
+
+[Install]
+WantedBy=basic.target
+";
+
+pub fn has_systemd(inside: &Inside) -> Result<bool> {
+    Ok(inside.exists("/usr/lib/systemd/systemd")? || inside.exists("/lib/systemd/systemd")?)
+}
+
+/// Removes SSH host keys where something makes new ones; adds what does.
+pub fn host_keys(inside: &Inside, keep: &[String]) -> Result<Option<String>> {
+    let keys = expand(inside, rules::HOST_KEYS)?;
+    if keys.iter().any(|(path, _)| is_kept(keep, path)) {
+        return Ok(None);
+    }
+    let mut note = None;
+    if inside.exists("/usr/sbin/sshd")? && !makes_host_keys(inside)? {
+        if !has_systemd(inside)? || !inside.exists("/usr/bin/ssh-keygen")? {
+            // Without keys sshd would not start. The lint names them.
+            return Ok(None);
+        }
+        add(inside, SSH_UNIT, SSH_CONTENT, "multi-user.target")?;
+        note = Some(format!("added {SSH_UNIT}, which makes SSH host keys when an instance first boots"));
+    }
+    remove(inside, rules::HOST_KEYS, keep)?;
+    remove(inside, "/etc/ssh/ssh_host_*_key.pub", keep)?;
+    Ok(note)
+}
+
+/// Debian's ssl-cert makes one key when it is installed, which mail and database servers use.
+pub fn snakeoil(inside: &Inside, keep: &[String]) -> Result<Option<String>> {
+    if kind(inside, rules::SNAKEOIL)?.is_none() || is_kept(keep, rules::SNAKEOIL) {
+        return Ok(None);
+    }
+    if !has_systemd(inside)? || !inside.exists("/usr/sbin/make-ssl-cert")? {
+        return Ok(None);
+    }
+    add(inside, SNAKEOIL_UNIT, SNAKEOIL_CONTENT, "basic.target")?;
+    remove(inside, rules::SNAKEOIL, keep)?;
+    remove(inside, "/etc/ssl/certs/ssl-cert-snakeoil.pem", keep)?;
+    Ok(Some(format!(
+        "added {SNAKEOIL_UNIT}, which makes the snakeoil certificate when an instance first boots"
+    )))
+}
+
+/// Whether something makes SSH host keys at boot.
+fn makes_host_keys(inside: &Inside) -> Result<bool> {
+    if cloud_init_makes_them(inside)? {
+        return Ok(true);
+    }
+    if has_systemd(inside)? {
+        for name in enabled(inside)? {
+            // sshd-keygen.target is how Fedora and its relatives do it.
+            if name.starts_with("sshd-keygen") || makes(&unit(inside, &name)?) {
+                return Ok(true);
+            }
+        }
+        return Ok(false);
+    }
+    let mut scripts = expand(inside, "/etc/rc*.d/S*")?;
+    scripts.extend(expand(inside, "/etc/rc.local")?);
+    Ok(scripts.iter().any(|(path, _)| makes(&text(inside, path))))
+}
+
+/// A line that is no comment and runs `ssh-keygen -A`.
+fn makes(text: &str) -> bool {
+    text.lines().map(str::trim_start).filter(|line| !line.starts_with(['#', ';'])).any(|line| {
+        let mut words = line.split_whitespace();
+        words.any(|word| word.ends_with("ssh-keygen")) && words.any(|word| word == "-A")
+    })
+}
+
+fn cloud_init_makes_them(inside: &Inside) -> Result<bool> {
+    let mut generator = false;
+    for dir in ["/usr/lib", "/lib"] {
+        generator |= inside.exists(&format!("{dir}/systemd/system-generators/cloud-init-generator"))?;
+    }
+    let disabled = inside.exists("/etc/cloud/cloud-init.disabled")?
+        || is_masked(inside, "cloud-init.target")?
+        || is_masked(inside, "cloud-init.service")?;
+    let modules = text(inside, "/etc/cloud/cloud.cfg");
+    let ssh = modules.lines().any(|line| matches!(line.trim(), "- ssh" | "- \"ssh\"" | "- 'ssh'"));
+    Ok(generator && !disabled && ssh && inside.exists("/usr/bin/cloud-init")?)
+}
+
+fn is_masked(inside: &Inside, unit: &str) -> Result<bool> {
+    let link = inside.read_link(&format!("{}/{unit}", UNITS[0]))?;
+    Ok(link.is_some_and(|target| target == "/dev/null"))
+}
+
+/// Units that something enabled wants, and ssh's own where they are among them.
+fn enabled(inside: &Inside) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for dir in UNITS {
+        for kind in ["wants", "requires"] {
+            for (wants, _) in expand(inside, &format!("{dir}/*.{kind}"))? {
+                names.extend(inside.list(&wants)?.into_iter().filter_map(|name| name.into_string().ok()));
+            }
+        }
+    }
+    names.sort_unstable();
+    names.dedup();
+    let mut all = Vec::new();
+    for name in names {
+        if !is_masked(inside, &name)? {
+            all.push(name);
+        }
+    }
+    Ok(all)
+}
+
+/// A unit's text and that of its drop-ins; a template's for its instance.
+fn unit(inside: &Inside, name: &str) -> Result<String> {
+    let template =
+        name.split_once('@').and_then(|(stem, rest)| Some(format!("{stem}@.{}", rest.rsplit_once('.')?.1)));
+    let mut all = String::new();
+    for name in std::iter::once(name).chain(template.as_deref()) {
+        for dir in UNITS {
+            all += &text(inside, &format!("{dir}/{name}"));
+            for (path, _) in expand(inside, &format!("{dir}/{name}.d/*.conf"))? {
+                all += &text(inside, &path);
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// Adds a unit and enables it, as `systemctl enable` does.
+fn add(inside: &Inside, name: &str, content: &str, wanted_by: &str) -> Result<()> {
+    let path = format!("{}/{name}", UNITS[0]);
+    inside.write(&path, content.as_bytes(), 0o644, 0, 0)?;
+    let wants = format!("{}/{wanted_by}.wants", UNITS[0]);
+    inside.create_dir_all(&wants, 0o755)?;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = rustix::fs::openat2(inside.dir(), &*wants, flags, Mode::empty(), resolve)
+        .with_context(|| format!("opening {wants} in the image"))?;
+    match rustix::fs::symlinkat(&*path, &dir, name) {
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("enabling {name} in the image")),
+    }
+}
+
+/// Private host keys that are there: for the lint.
+pub fn host_keys_left(inside: &Inside) -> Result<Vec<String>> {
+    let keys = expand(inside, rules::HOST_KEYS)?;
+    Ok(keys.into_iter().filter(|(_, kind)| *kind == FileType::RegularFile).map(|(path, _)| path).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::test::Tree;
+
+    fn server() -> Tree {
+        let tree = Tree::new();
+        for path in
+            ["usr/sbin/sshd", "usr/bin/ssh-keygen", "usr/lib/systemd/systemd", "etc/ssh/ssh_host_rsa_key.pub"]
+        {
+            tree.file(path, "x");
+        }
+        tree.file("etc/ssh/ssh_host_rsa_key", "PRIVATE");
+        tree.file("etc/ssh/sshd_config", "Port 22");
+        tree
+    }
+
+    fn run(tree: &Tree, keep: &[&str]) -> Option<String> {
+        host_keys(&tree.inside(), &keep.iter().map(|k| (*k).to_owned()).collect::<Vec<_>>()).unwrap()
+    }
+
+    const LINK: &str = "etc/systemd/system/multi-user.target.wants/oven-ssh-keys.service";
+
+    #[test]
+    fn keys_go_and_a_unit_comes_once() {
+        let tree = server();
+        assert!(run(&tree, &[]).unwrap().contains(SSH_UNIT));
+        assert!(!tree.has("etc/ssh/ssh_host_rsa_key") && !tree.has("etc/ssh/ssh_host_rsa_key.pub"));
+        assert!(tree.has("etc/ssh/sshd_config"));
+        assert_eq!(tree.link_of(LINK).as_deref(), Some("/etc/systemd/system/oven-ssh-keys.service"));
+        let once = tree.listing();
+        assert_eq!(run(&tree, &[]), None, "the unit is what makes them now");
+        assert_eq!(tree.listing(), once);
+    }
+
+    #[test]
+    fn nothing_is_added_where_something_makes_them() {
+        for unit in [
+            "[Service]\nExecStart=/usr/bin/ssh-keygen -A\n",
+            "[Service]\nExecStartPre=-/usr/bin/ssh-keygen  -A\n",
+        ] {
+            let tree = server();
+            tree.file("usr/lib/systemd/system/keys.service", unit);
+            tree.link(
+                "/usr/lib/systemd/system/keys.service",
+                "etc/systemd/system/multi-user.target.wants/keys.service",
+            );
+            assert_eq!(run(&tree, &[]), None, "{unit}");
+            assert!(!tree.has("etc/ssh/ssh_host_rsa_key") && !tree.has(LINK));
+        }
+        let tree = server();
+        tree.file("usr/lib/systemd/system/keys.service", "[Service]\nExecStart=/usr/bin/ssh-keygen -A\n");
+        assert!(run(&tree, &[]).is_some(), "a unit that nothing wants makes no keys");
+        let tree = server();
+        tree.file("usr/lib/systemd/system/keys.service", "[Service]\n#ExecStart=/usr/bin/ssh-keygen -A\n");
+        tree.link("../keys.service", "usr/lib/systemd/system/multi-user.target.wants/keys.service");
+        assert!(run(&tree, &[]).is_some(), "nor does a comment");
+    }
+
+    #[test]
+    fn cloud_init_makes_them_unless_it_is_disabled() {
+        let with = |also: &[(&str, &str)]| {
+            let tree = server();
+            tree.file("usr/bin/cloud-init", "x");
+            tree.file("usr/lib/systemd/system-generators/cloud-init-generator", "x");
+            tree.file("etc/cloud/cloud.cfg", "cloud_init_modules:\n - users_groups\n - ssh\n");
+            also.iter().for_each(|(path, content)| tree.file(path, content));
+            run(&tree, &[])
+        };
+        assert_eq!(with(&[]), None);
+        assert!(with(&[("etc/cloud/cloud-init.disabled", "")]).is_some());
+        assert!(with(&[("etc/cloud/cloud.cfg", "cloud_init_modules:\n - users_groups\n")]).is_some());
+    }
+
+    #[test]
+    fn keys_stay_where_nothing_can_make_them_and_where_they_are_kept() {
+        let tree = server();
+        tree.remove("usr/lib/systemd/systemd");
+        assert_eq!(run(&tree, &[]), None);
+        assert!(tree.has("etc/ssh/ssh_host_rsa_key"));
+        let tree = server();
+        assert_eq!(run(&tree, &["/etc/ssh/ssh_host_rsa_key"]), None);
+        assert!(tree.has("etc/ssh/ssh_host_rsa_key") && !tree.has(LINK));
+    }
+
+    #[test]
+    fn without_a_server_keys_just_go() {
+        let tree = server();
+        tree.remove("usr/sbin/sshd");
+        assert_eq!(run(&tree, &[]), None);
+        assert!(!tree.has("etc/ssh/ssh_host_rsa_key") && !tree.has(LINK));
+    }
+
+    #[test]
+    fn the_snakeoil_key_is_made_anew_by_each_instance() {
+        let tree = server();
+        tree.file("usr/sbin/make-ssl-cert", "x");
+        tree.file("etc/ssl/private/ssl-cert-snakeoil.key", "PRIVATE");
+        tree.file("etc/ssl/certs/ssl-cert-snakeoil.pem", "cert");
+        let kept = [rules::SNAKEOIL.to_owned()];
+        assert_eq!(snakeoil(&tree.inside(), &kept).unwrap(), None);
+        assert!(snakeoil(&tree.inside(), &[]).unwrap().is_some());
+        assert!(
+            !tree.has("etc/ssl/private/ssl-cert-snakeoil.key")
+                && !tree.has("etc/ssl/certs/ssl-cert-snakeoil.pem")
+        );
+        assert!(tree.link_of("etc/systemd/system/basic.target.wants/oven-snakeoil.service").is_some());
+        assert_eq!(snakeoil(&tree.inside(), &[]).unwrap(), None);
+    }
+}

@@ -1,0 +1,265 @@
+//! Looks whether anything is left in an image that must not be cloned, or that only the bake needed. It finds by
+//! itself what [`crate::seal::clean`] should have removed: only what is certain, for what it finds fails the bake.
+
+#[cfg(test)]
+mod tests;
+
+use super::first_boot;
+use super::rules;
+use super::rules::{is_directory, is_kept, kind, text};
+use crate::error::Kind;
+use crate::image::tree::Inside;
+use crate::image::walk::Go;
+use crate::provision::context::Work;
+use anyhow::Result;
+use rustix::fs::FileType;
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// A failure names so many paths.
+const NAMED_MAX: usize = 20;
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+const RUN: &str = "/run/oven";
+
+/// Where a proxy or a mirror would be written to, if someone did: files, and directories of files.
+const SETTINGS: [&str; 8] = [
+    "/etc/apt/apt.conf",
+    "/etc/apt/apt.conf.d/*",
+    "/etc/apt/sources.list",
+    "/etc/apt/sources.list.d/*",
+    "/etc/dnf/dnf.conf",
+    "/etc/environment",
+    "/etc/yum.conf",
+    "/etc/yum.repos.d/*",
+];
+
+/// What the image was like before: what the base brought, the bake does not have to answer for.
+pub struct Before {
+    resolv_conf: Resolv,
+    /// Set once the packages are installed: what a definition's own script does to it is meant.
+    builders_resolv_conf: bool,
+    /// Shims that the image itself has, byte for byte.
+    own_shims: BTreeSet<String>,
+    /// Files that name the proxy or the mirror already.
+    settings: BTreeSet<String>,
+    had_run: bool,
+}
+
+/// What has the name `/etc/resolv.conf`.
+#[derive(Debug, PartialEq, Eq)]
+enum Resolv {
+    Nothing,
+    Link,
+    File(Vec<u8>),
+}
+
+impl Resolv {
+    fn of(inside: &Inside) -> Result<Self> {
+        Ok(match kind(inside, RESOLV_CONF)? {
+            Some(FileType::RegularFile) => Self::File(inside.read(RESOLV_CONF)?.unwrap_or_default()),
+            Some(_) => Self::Link,
+            None => Self::Nothing,
+        })
+    }
+}
+
+/// Something that must not be there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Finding {
+    path: String,
+    what: String,
+}
+
+impl Before {
+    pub fn of(inside: &Inside, work: &Work<'_>) -> Result<Self> {
+        let own = work.plan.shims.iter().filter(|shim| text(inside, &shim.path) == shim.content);
+        Ok(Self {
+            resolv_conf: Resolv::of(inside)?,
+            builders_resolv_conf: false,
+            own_shims: own.map(|shim| shim.path.clone()).collect(),
+            settings: settings(inside, &needles(work))?.into_iter().collect(),
+            had_run: inside.exists(RUN)?,
+        })
+    }
+
+    /// Called when the packages are installed. A package may have replaced `/etc/resolv.conf`, as systemd-resolved
+    /// does; it may not have copied this machine's.
+    pub fn packages_are_done(&mut self, inside: &Inside) -> Result<()> {
+        self.compare(inside, &std::fs::read_to_string(RESOLV_CONF).unwrap_or_default())
+    }
+
+    fn compare(&mut self, inside: &Inside, builders: &str) -> Result<()> {
+        let now = Resolv::of(inside)?;
+        if now == self.resolv_conf {
+            return Ok(());
+        }
+        if let Resolv::File(now) = now {
+            let old = match &self.resolv_conf {
+                Resolv::File(old) => String::from_utf8_lossy(old).into_owned(),
+                _ => String::new(),
+            };
+            let now = String::from_utf8_lossy(&now).into_owned();
+            self.builders_resolv_conf = servers(builders)
+                .any(|server| servers(&now).any(|s| s == server) && !servers(&old).any(|s| s == server));
+        }
+        Ok(())
+    }
+}
+
+/// Name servers of a resolv.conf that belong to one machine: not the loopback's.
+fn servers(resolv_conf: &str) -> impl Iterator<Item = &str> {
+    let server = |line: &'_ str| {
+        let mut words = line.split_whitespace();
+        (words.next() == Some("nameserver")).then_some(())
+    };
+    resolv_conf
+        .lines()
+        .filter(move |line| server(line).is_some())
+        .filter_map(|line| line.split_whitespace().nth(1))
+        .filter(|address| !address.starts_with("127.") && *address != "::1")
+}
+
+/// Fails with the list of what is left.
+pub fn lint(inside: &Inside, work: &Work<'_>, before: &Before) -> Result<()> {
+    let mut found = cloned(inside)?;
+    found.extend(left(inside, work, before)?);
+    found.retain(|finding| !is_kept(&work.image.keep, &finding.path));
+    let Some(first) = found.first() else { return Ok(()) };
+    let hint = format!(
+        "Remove it in a script. If it is meant to be in every instance, accept it in image.toml: [clean] keep = [\"{}\"].",
+        first.path
+    );
+    let more = found.len().saturating_sub(NAMED_MAX);
+    let mut list: String =
+        found.iter().take(NAMED_MAX).map(|f| format!("\n    {}: {}", f.path, f.what)).collect();
+    if more > 0 {
+        list += &format!("\n    and {more} more");
+    }
+    Err(Kind::Step.failure(format!("the image holds what must not be cloned:{list}")).hint(hint).into())
+}
+
+/// What must not be cloned.
+fn cloned(inside: &Inside) -> Result<Vec<Finding>> {
+    let mut found = Vec::new();
+    let mut add =
+        |path: &str, what: &str| found.push(Finding { path: path.to_owned(), what: what.to_owned() });
+    let machine_id = inside.metadata(rules::MACHINE_ID)?;
+    if machine_id.is_some_and(|stat| {
+        FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || stat.st_size != 0
+    }) {
+        add(rules::MACHINE_ID, "not an empty file");
+    }
+    for (pattern, what) in rules::FILES {
+        for (path, kind) in rules::expand(inside, pattern)? {
+            if kind != FileType::Directory {
+                add(&path, what);
+            }
+        }
+    }
+    for path in first_boot::host_keys_left(inside)? {
+        add(&path, "a private SSH host key, and nothing makes new ones at the first boot");
+    }
+    if kind(inside, rules::SNAKEOIL)?.is_some() {
+        add(rules::SNAKEOIL, "a private key, and nothing makes a new one at the first boot");
+    }
+    for path in rules::histories(inside)? {
+        add(&path, "what somebody typed");
+    }
+    for (path, what) in rules::DIRECTORIES.iter().chain(rules::CACHES) {
+        if let Some(link) = leads_elsewhere(inside, path)? {
+            add(
+                &link,
+                "a symlink in the place of a directory that has to be cleaned: what it leads to was not",
+            );
+        } else if is_directory(inside, path)? {
+            inside.walk(path, &mut |path, stat| {
+                if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+                    add(path, what);
+                }
+                Ok(Go::On)
+            })?;
+        }
+    }
+    if let Some(link) = leads_elsewhere(inside, rules::LOGS)? {
+        add(&link, "a symlink in the place of a directory that has to be cleaned: what it leads to was not");
+    } else if is_directory(inside, rules::LOGS)? {
+        inside.walk(rules::LOGS, &mut |path, stat| {
+            let journal = path.starts_with("/var/log/journal/");
+            if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_size > 0 && !journal
+            {
+                add(path, "a log");
+            }
+            Ok(Go::On)
+        })?;
+    }
+    found.sort_by(|a, b| a.path.cmp(&b.path));
+    found.dedup_by(|a, b| a.path == b.path);
+    Ok(found)
+}
+
+/// The component of a path that is a symlink to a directory which is there, with something in it.
+fn leads_elsewhere(inside: &Inside, path: &str) -> Result<Option<String>> {
+    let ends = path.match_indices('/').map(|(at, _)| at).skip(1).chain([path.len()]);
+    for end in ends {
+        let so_far = &path[..end];
+        let Some(stat) = inside.metadata(so_far)? else { return Ok(None) };
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
+            let there = inside.list(path).map(|names| !names.is_empty()).unwrap_or(false);
+            return Ok(there.then(|| so_far.to_owned()));
+        }
+    }
+    Ok(None)
+}
+
+/// What only the bake needed.
+fn left(inside: &Inside, work: &Work<'_>, before: &Before) -> Result<Vec<Finding>> {
+    let mut found = Vec::new();
+    let mut add =
+        |path: &str, what: &str| found.push(Finding { path: path.to_owned(), what: what.to_owned() });
+    for shim in &work.plan.shims {
+        if !before.own_shims.contains(&shim.path) && text(inside, &shim.path) == shim.content {
+            add(&shim.path, "a file that should be there only while oven bakes");
+        }
+    }
+    if !before.had_run && inside.exists(RUN)? {
+        add(RUN, "a directory that should be there only while oven bakes");
+    }
+    // A file that the definition itself places is what it wants.
+    let placed = |path: &str| {
+        let targets = work.image.files.iter().map(|file| file.target.as_str());
+        targets.into_iter().any(|target| Path::new(path).starts_with(target.trim_end_matches('/')))
+    };
+    for path in settings(inside, &needles(work))? {
+        if !before.settings.contains(&path) && !placed(&path) {
+            add(&path, "it names the proxy or the mirror of oven.toml");
+        }
+    }
+    if before.builders_resolv_conf && !placed(RESOLV_CONF) {
+        add(RESOLV_CONF, "a package put the name servers of this machine there");
+    }
+    Ok(found)
+}
+
+/// What must not be found in the image's settings.
+fn needles(work: &Work<'_>) -> Vec<String> {
+    let network = work.network;
+    let all = [&network.proxy, &network.mirror].into_iter().flatten();
+    all.map(|text| text.trim_end_matches('/').to_owned()).filter(|text| !text.is_empty()).collect()
+}
+
+fn settings(inside: &Inside, needles: &[String]) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    if needles.is_empty() {
+        return Ok(found);
+    }
+    for pattern in SETTINGS {
+        for (path, kind) in rules::expand(inside, pattern)? {
+            if kind == FileType::RegularFile
+                && needles.iter().any(|needle| text(inside, &path).contains(needle))
+            {
+                found.push(path);
+            }
+        }
+    }
+    Ok(found)
+}

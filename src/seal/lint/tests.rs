@@ -1,0 +1,202 @@
+use super::*;
+use crate::config::project::NetworkSettings;
+use crate::definition::{Definition, File};
+use crate::image::test::Tree;
+use crate::provision::test::definition;
+use crate::report::Report;
+use crate::seal::clean::clean;
+use crate::secrets::Secrets;
+use oven_distro::{Plan, Shim};
+
+struct Bench {
+    image: Definition,
+    plan: Plan,
+    network: NetworkSettings,
+    secrets: Secrets,
+    report: Report,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let policy = Shim { path: "/usr/sbin/policy-rc.d".into(), content: "exit 101\n".into(), mode: 0o755 };
+        let network = NetworkSettings {
+            proxy: Some("http://proxy.local:3128".into()),
+            mirror: Some("http://mirror.local/debian/".into()),
+            ..NetworkSettings::default()
+        };
+        let plan = Plan { shims: vec![policy], ..Plan::default() };
+        Self {
+            image: definition(Path::new("web"), |_| ()),
+            plan,
+            network,
+            secrets: Secrets::default(),
+            report: Report::silent(),
+        }
+    }
+
+    fn work(&self) -> Work<'_> {
+        Work {
+            kept: None,
+            image: &self.image,
+            plan: &self.plan,
+            network: &self.network,
+            secrets: &self.secrets,
+            guard: crate::provision::context::Guard::Wanted,
+            helper: Path::new("/nowhere"),
+            report: &self.report,
+        }
+    }
+
+    /// What the lint says of a tree that `change` changed after it was looked at.
+    fn lint(&self, tree: &Tree, change: impl FnOnce(&Tree)) -> Result<(), String> {
+        let inside = tree.inside();
+        let before = Before::of(&inside, &self.work()).unwrap();
+        change(tree);
+        super::lint(&inside, &self.work(), &before).map_err(|error| {
+            assert_eq!(Kind::of(&error), Kind::Step);
+            format!("{error:#}\n{}", crate::error::hint_of(&error).unwrap())
+        })
+    }
+}
+
+/// Each line is a file that must not be there, alone in its tree.
+const FORBIDDEN: &[&str] = &[
+    "etc/machine-id",
+    "var/lib/dbus/machine-id",
+    "etc/ssh/ssh_host_ed25519_key",
+    "etc/ssl/private/ssl-cert-snakeoil.key",
+    "var/lib/systemd/random-seed",
+    "var/lib/systemd/credential.secret",
+    "var/lib/dhcp/dhclient.leases",
+    "var/lib/cloud/instances/i-1/sem",
+    "var/log/syslog",
+    "var/log/deep/er/x.log",
+    "var/log/journal/1/system.journal",
+    "root/.bash_history",
+    "home/admin/.zsh_history",
+    "root/.cache/x",
+    "tmp/x",
+    "var/tmp/x",
+    "var/lib/apt/lists/deb.debian.org_InRelease",
+    "var/cache/apt/archives/x.deb",
+    "run/oven/x",
+    "usr/sbin/policy-rc.d",
+];
+
+#[test]
+fn each_thing_is_found_and_can_be_kept() {
+    for path in FORBIDDEN {
+        let mut bench = Bench::new();
+        let tree = Tree::new();
+        let found = bench.lint(&tree, |tree| tree.file(path, "exit 101\n")).unwrap_err();
+        let named = format!("/{path}");
+        assert!(found.contains(&named) || found.contains("/run/oven: "), "{path}: {found}");
+        assert!(found.contains("[clean] keep = [\"/"), "{found}");
+        bench.image.keep = vec![if path.starts_with("run/") { "/run/oven".into() } else { named }];
+        tree.remove(path);
+        tree.remove("run");
+        assert_eq!(bench.lint(&tree, |tree| tree.file(path, "exit 101\n")), Ok(()), "{path}");
+    }
+}
+
+#[test]
+fn a_cleaned_image_passes() {
+    let tree = Tree::new();
+    tree.file("usr/lib/systemd/systemd", "x");
+    tree.file("usr/sbin/sshd", "x");
+    tree.file("usr/bin/ssh-keygen", "x");
+    tree.file("usr/sbin/make-ssl-cert", "x");
+    let cleaned =
+        |path: &&&str| !path.starts_with("run") && !path.contains("apt/") && !path.contains("policy");
+    let bench = Bench::new();
+    let result = bench.lint(&tree, |tree| {
+        FORBIDDEN.iter().filter(cleaned).for_each(|path| tree.file(path, "secret"));
+        clean(&tree.inside(), &[]).unwrap();
+    });
+    assert_eq!(result, Ok(()));
+}
+
+#[test]
+fn a_symlink_where_a_directory_is_cleaned_is_found_if_it_hides_something() {
+    for (at, to, found) in [
+        ("var/log", "/", true),
+        ("var/log", "/data", true),
+        ("var/log", "/nowhere-in-the-image", false),
+        ("var", "/data", true),
+        ("tmp", "/data", true),
+    ] {
+        let bench = Bench::new();
+        let tree = Tree::new();
+        tree.file("data/log/x", "x");
+        tree.file("data/tmp/x", "x");
+        let result = bench.lint(&tree, |tree| {
+            tree.link(to, at);
+            clean(&tree.inside(), &[]).unwrap();
+        });
+        assert_eq!(result.is_err(), found, "{at} -> {to}: {result:?}");
+        assert_eq!(tree.read("data/log/x").as_deref(), Some("x"));
+        if let Err(text) = result {
+            assert!(text.contains(&format!("/{at}: a symlink")), "{text}");
+        }
+    }
+}
+
+#[test]
+fn what_the_base_has_already_is_its_own() {
+    let bench = Bench::new();
+    let tree = Tree::new();
+    tree.file("usr/sbin/policy-rc.d", "exit 101\n");
+    tree.file("etc/apt/sources.list", "deb http://mirror.local/debian bookworm main\n");
+    assert_eq!(bench.lint(&tree, |_| ()), Ok(()));
+}
+
+#[test]
+fn settings_of_the_project_do_not_stay() {
+    let mut bench = Bench::new();
+    for (path, content) in [
+        ("etc/apt/apt.conf.d/99proxy", "Acquire::http::Proxy \"http://proxy.local:3128/\";\n"),
+        ("etc/apt/sources.list", "deb http://mirror.local/debian bookworm main\n"),
+        ("etc/environment", "http_proxy=http://proxy.local:3128\n"),
+    ] {
+        let found = bench.lint(&Tree::new(), |tree| tree.file(path, content)).unwrap_err();
+        assert!(found.contains(path), "{found}");
+    }
+    let file = File {
+        source: "proxy".into(),
+        target: "/etc/apt/apt.conf.d/99proxy".into(),
+        mode: 0o644,
+        owner: "root".into(),
+        group: "root".into(),
+        template: false,
+    };
+    bench.image.files = vec![file];
+    let placed =
+        bench.lint(&Tree::new(), |tree| tree.file("etc/apt/apt.conf.d/99proxy", "http://proxy.local:3128"));
+    assert_eq!(placed, Ok(()), "what the definition places is meant");
+}
+
+#[test]
+fn this_machines_name_servers_do_not_stay() {
+    const BUILDERS: &str = "nameserver 10.1.2.3\nnameserver 127.0.0.53\n";
+    let bench = Bench::new();
+    let lint = |base: Option<&str>, change: &dyn Fn(&Tree)| {
+        let tree = Tree::new();
+        if let Some(base) = base {
+            tree.file("etc/resolv.conf", base);
+        }
+        let inside = tree.inside();
+        let mut before = Before::of(&inside, &bench.work()).unwrap();
+        change(&tree);
+        before.compare(&inside, BUILDERS).unwrap();
+        super::lint(&inside, &bench.work(), &before).is_ok()
+    };
+    assert!(lint(Some("nameserver 9.9.9.9\n"), &|_| ()));
+    assert!(!lint(Some("nameserver 9.9.9.9\n"), &|tree| tree.file("etc/resolv.conf", BUILDERS)));
+    assert!(!lint(None, &|tree| tree.file("etc/resolv.conf", "search x\nnameserver  10.1.2.3\n")));
+    assert!(lint(Some(BUILDERS), &|_| ()), "the base has the same");
+    assert!(lint(Some("x\n"), &|tree| tree.file("etc/resolv.conf", "nameserver 127.0.0.53\n")));
+    assert!(lint(Some("x\n"), &|tree| {
+        tree.remove("etc/resolv.conf");
+        tree.link("/run/systemd/resolve/stub-resolv.conf", "etc/resolv.conf");
+    }));
+}

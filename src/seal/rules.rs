@@ -1,0 +1,178 @@
+//! What must not be cloned: where it is, and what it is. [`crate::seal::clean`] removes it, [`crate::seal::lint`] looks for it.
+
+use crate::image::tree::Inside;
+use crate::provision::definition_files::Accounts;
+use crate::provision::diagnose::capture;
+use anyhow::Result;
+use rustix::fs::FileType;
+
+/// Files that are removed. `*` stands for anything within one name.
+pub const FILES: &[(&str, &str)] = &[
+    ("/var/lib/dbus/machine-id", "a machine id"),
+    ("/var/lib/systemd/random-seed", "a random seed"),
+    ("/var/lib/urandom/random-seed", "a random seed"),
+    ("/var/lib/random-seed", "a random seed"),
+    ("/boot/loader/random-seed", "a random seed"),
+    ("/var/lib/systemd/credential.secret", "a key for credentials"),
+    ("/var/lib/dhcp/*.leases", "a lease of an address"),
+    ("/var/lib/dhclient/*.lease*", "a lease of an address"),
+    ("/var/lib/dhcpcd/*.lease*", "a lease of an address"),
+    ("/var/lib/dhcpcd5/*.lease*", "a lease of an address"),
+    ("/var/lib/dhcpcd/duid", "a machine's id for leases"),
+    ("/var/lib/dhcpcd/secret", "a machine's secret for addresses"),
+    ("/etc/dhcpcd.duid", "a machine's id for leases"),
+    ("/etc/dhcpcd.secret", "a machine's secret for addresses"),
+    ("/var/lib/NetworkManager/*.lease", "a lease of an address"),
+    ("/var/lib/NetworkManager/secret_key", "a machine's secret for addresses"),
+    ("/var/lib/NetworkManager/timestamps", "a machine's past connections"),
+    // A symlink to the instance's directory. Where it is a directory, its content goes (below).
+    ("/var/lib/cloud/instance", "the state of an instance"),
+];
+
+/// Directories that are emptied. They stay, with their owner and mode.
+pub const DIRECTORIES: &[(&str, &str)] = &[
+    ("/tmp", "a temporary file"),
+    ("/var/tmp", "a temporary file"),
+    ("/root/.cache", "a cache"),
+    // cloud-init's seed and scripts stay: they are an image's own. Nothing is made here: on Amazon Linux 2023,
+    // `instance` as a directory breaks cloud-init.
+    ("/var/lib/cloud/data", "the state of an instance"),
+    ("/var/lib/cloud/instance", "the state of an instance"),
+    ("/var/lib/cloud/instances", "the state of an instance"),
+    ("/var/lib/cloud/sem", "the state of an instance"),
+    ("/var/lib/systemd/coredump", "a crashed program's memory"),
+    ("/var/crash", "a crashed program's memory"),
+    ("/var/log/journal", "a journal"),
+];
+
+/// What package managers keep: a distro's plan removes it, the lint looks whether it did.
+pub const CACHES: &[(&str, &str)] = &[
+    ("/var/lib/apt/lists", "a package index"),
+    ("/var/cache/apt", "a package or an index"),
+    ("/var/cache/dnf", "a package or an index"),
+    ("/var/cache/yum", "a package or an index"),
+];
+
+pub const LOGS: &str = "/var/log";
+pub const MACHINE_ID: &str = "/etc/machine-id";
+pub const HOST_KEYS: &str = "/etc/ssh/ssh_host_*_key";
+pub const SNAKEOIL: &str = "/etc/ssl/private/ssl-cert-snakeoil.key";
+
+/// What shells and clients keep of what was typed, in a home directory.
+const HISTORIES: [&str; 4] = [".*history", ".lesshst", ".viminfo", ".wget-hsts"];
+
+/// Whether `[clean] keep` names a path, or a directory above it.
+pub fn is_kept(keep: &[String], path: &str) -> bool {
+    keep.iter().any(|kept| {
+        let mut kept = kept.trim_end_matches('/').split('/');
+        let mut path = path.split('/');
+        kept.all(|pattern| path.next().is_some_and(|name| capture(pattern, name).is_some()))
+    })
+}
+
+/// What something is, if it is there: of the object itself, and only if no directory on the way to it is a symlink.
+/// A tree that leads elsewhere is not cleaned there: it may lead to `/`.
+pub fn kind(inside: &Inside, path: &str) -> Result<Option<FileType>> {
+    let parents = path.match_indices('/').map(|(at, _)| &path[..at]).skip(1);
+    for parent in parents {
+        if of_itself(inside, parent)? != Some(FileType::Directory) {
+            return Ok(None);
+        }
+    }
+    of_itself(inside, path)
+}
+
+fn of_itself(inside: &Inside, path: &str) -> Result<Option<FileType>> {
+    Ok(inside.metadata(path)?.map(|stat| FileType::from_raw_mode(stat.st_mode)))
+}
+
+pub fn is_directory(inside: &Inside, path: &str) -> Result<bool> {
+    Ok(kind(inside, path)? == Some(FileType::Directory))
+}
+
+/// The paths that a pattern names, each with its type.
+pub fn expand(inside: &Inside, pattern: &str) -> Result<Vec<(String, FileType)>> {
+    let mut found = vec![String::new()];
+    for part in pattern.split('/').filter(|part| !part.is_empty()) {
+        let mut next = Vec::new();
+        for dir in found {
+            if !part.contains('*') {
+                next.push(format!("{dir}/{part}"));
+            } else if is_directory(inside, &dir)? {
+                let names = inside.list(&dir)?.into_iter().filter_map(|name| name.into_string().ok());
+                next.extend(names.filter(|n| capture(part, n).is_some()).map(|n| format!("{dir}/{n}")));
+            }
+        }
+        found = next;
+    }
+    let mut all = Vec::new();
+    for path in found {
+        if let Some(kind) = kind(inside, &path)? {
+            all.push((path, kind));
+        }
+    }
+    Ok(all)
+}
+
+/// Histories in the homes of all accounts, and below /home: whatever has such a name, but a directory.
+pub fn histories(inside: &Inside) -> Result<Vec<String>> {
+    let mut homes = Accounts::read(inside)?.homes();
+    homes.push("/root".to_owned());
+    homes.extend(expand(inside, "/home/*")?.into_iter().map(|(path, _)| path));
+    homes.sort_unstable();
+    homes.dedup();
+    let mut all = Vec::new();
+    for home in homes {
+        for pattern in HISTORIES {
+            let found = expand(inside, &format!("{}/{pattern}", home.trim_end_matches('/')))?;
+            all.extend(
+                found.into_iter().filter(|(_, kind)| *kind != FileType::Directory).map(|(path, _)| path),
+            );
+        }
+    }
+    all.sort_unstable();
+    all.dedup();
+    Ok(all)
+}
+
+/// A log that was put aside: it is removed, where a log that is written to is emptied.
+pub fn is_rotated(name: &str) -> bool {
+    let compressed = [".gz", ".xz", ".bz2", ".zst", ".old"].iter().any(|end| name.ends_with(end));
+    let number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    compressed
+        || name.rsplit_once('.').is_some_and(|(_, end)| number(end) && end.len() < 4)
+        || name.rsplit_once('-').is_some_and(|(_, end)| number(end) && end.len() == 8)
+}
+
+/// Text of a file, empty if it is not there or no file.
+pub fn text(inside: &Inside, path: &str) -> String {
+    let bytes = inside.read(path).ok().flatten().unwrap_or_default();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept() {
+        let keep = ["/var/log/app/".to_owned(), "/etc/ssh/ssh_host_*_key".to_owned()];
+        for path in ["/var/log/app", "/var/log/app/x/y", "/etc/ssh/ssh_host_rsa_key"] {
+            assert!(is_kept(&keep, path), "{path}");
+        }
+        for path in ["/var/log", "/var/log/apparmor", "/etc/ssh/ssh_host_rsa_key.pub", "/"] {
+            assert!(!is_kept(&keep, path), "{path}");
+        }
+        assert!(!is_kept(&[], "/"));
+    }
+
+    #[test]
+    fn rotated_logs() {
+        for name in ["syslog.1", "dpkg.log.2.gz", "x.old", "cron-20240101", "eipp.log.xz"] {
+            assert!(is_rotated(name), "{name}");
+        }
+        for name in ["syslog", "auth.log", "postgresql-15-main.log", "2024", "app.2024", "wtmp", "a-1"] {
+            assert!(!is_rotated(name), "{name}");
+        }
+    }
+}

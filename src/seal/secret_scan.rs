@@ -1,0 +1,157 @@
+//! Looks for a bake's secrets in what it changed in the image.
+//!
+//! All files that were written, linked or changed since the bake began are read, and the names and symlinks among them
+//! looked at. Found is a secret as it is, and as [`crate::secrets`] says that programs write it. Not found is what was
+//! compressed, encrypted or cut in pieces; extended attributes; and what was written and deleted again: its blocks are
+//! free, but on a disk that cannot discard them they hold what they held.
+
+use crate::error::Kind;
+use crate::image::tree::Inside;
+use crate::image::walk::Go;
+use crate::secrets::Secrets;
+use anyhow::{Context, Result};
+use rustix::fs::FileType;
+use std::io::Read;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// The clock may be set back while a bake is under way: what changed so long before it is read as well.
+const MARGIN: Duration = Duration::from_secs(10 * 60);
+/// So much of a file is read at a time.
+const CHUNK: usize = 1 << 20;
+/// A failure names so many paths.
+const NAMED_MAX: usize = 20;
+
+/// When a bake began, in seconds since 1970.
+#[derive(Debug, Clone, Copy)]
+pub struct Since(i64);
+
+impl Since {
+    pub fn now() -> Self {
+        let now = (SystemTime::now() - MARGIN).duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self(i64::try_from(now.as_secs()).unwrap_or_default())
+    }
+}
+
+/// Fails with the names of the secrets, and the paths, that the image holds.
+pub fn ensure_none(inside: &Inside, secrets: &Secrets, since: Since) -> Result<()> {
+    if secrets.is_empty() {
+        return Ok(());
+    }
+    let mut found: Vec<(String, String)> = Vec::new();
+    // File systems of their own are passed over by a walk.
+    let mut trees = vec!["/".to_owned()];
+    while let Some(tree) = trees.pop() {
+        let device = rustix::fs::fstat(inside.open(&tree, rustix::fs::OFlags::PATH)?)?.st_dev;
+        inside.walk(&tree, &mut |path, stat| {
+            let kind = FileType::from_raw_mode(stat.st_mode);
+            if kind == FileType::Directory && stat.st_dev != device {
+                trees.push(path.to_owned());
+            }
+            #[allow(clippy::unnecessary_cast, reason = "its type is the machine's")]
+            if (stat.st_ctime as i64) < since.0 {
+                return Ok(Go::On);
+            }
+            let name = path.rsplit('/').next().unwrap_or_default();
+            let of = match kind {
+                _ if secrets.find(name.as_bytes()).is_some() => secrets.find(name.as_bytes()),
+                FileType::Symlink => {
+                    let to = inside.read_link(path)?.unwrap_or_default();
+                    secrets.find(to.as_encoded_bytes())
+                }
+                FileType::RegularFile => {
+                    in_file(inside, path, secrets).with_context(|| format!("reading {path} in the image"))?
+                }
+                _ => None,
+            };
+            found.extend(of.map(|name| (path.to_owned(), name.to_owned())));
+            Ok(Go::On)
+        })?;
+    }
+    if found.is_empty() {
+        return Ok(());
+    }
+    let more = found.len().saturating_sub(NAMED_MAX);
+    let lines = found.iter().take(NAMED_MAX);
+    let mut list: String =
+        lines.map(|(path, name)| format!("\n    {path}: holds the secret {name}")).collect();
+    if more > 0 {
+        list += &format!("\n    and {more} more");
+    }
+    Err(Kind::Step
+        .failure(format!("the image holds what it was told in confidence:{list}"))
+        .hint(
+            "Whoever starts an instance could read it. Remove it in the script; what every instance may know is no \
+             secret, but a variable or a file.",
+        )
+        .into())
+}
+
+fn in_file<'s>(inside: &Inside, path: &str, secrets: &'s Secrets) -> Result<Option<&'s str>> {
+    let Some(mut file) = inside.open_file(path)? else { return Ok(None) };
+    let overlap = secrets.longest_sought().saturating_sub(1);
+    let mut buffer = vec![0; CHUNK + overlap];
+    let mut kept = 0;
+    loop {
+        let read = match file.read(&mut buffer[kept..]) {
+            Ok(0) => return Ok(None),
+            Ok(read) => kept + read,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error.into()),
+        };
+        if let Some(name) = secrets.find(&buffer[..read]) {
+            return Ok(Some(name));
+        }
+        kept = overlap.min(read);
+        buffer.copy_within(read - kept..read, 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::test::Tree;
+
+    fn secrets() -> Secrets {
+        Secrets::of_test(&[("TOKEN", "hunter2-hunter2")])
+    }
+
+    fn told(tree: &Tree, since: Since) -> Result<(), String> {
+        ensure_none(&tree.inside(), &secrets(), since).map_err(|error| format!("{error:#}"))
+    }
+
+    #[test]
+    fn it_is_found_in_files_names_and_links() {
+        let tree = Tree::new();
+        tree.file("etc/fine", "hunter2");
+        tree.fifo("run/fifo");
+        assert_eq!(told(&tree, Since::now()), Ok(()));
+        tree.file("etc/conf", "token = hunter2-hunter2\n");
+        // printf user:hunter2-hunter2 | base64
+        tree.file("root/.netrc", "Basic dXNlcjpodW50ZXIyLWh1bnRlcjI=\n");
+        tree.file("srv/hunter2-hunter2.txt", "");
+        tree.link("/x?token=hunter2-hunter2", "srv/link");
+        let error = told(&tree, Since::now()).unwrap_err();
+        for path in ["/etc/conf", "/root/.netrc", "/srv/hunter2-hunter2.txt", "/srv/link"] {
+            assert!(error.contains(&format!("{path}: holds the secret TOKEN")), "{path}: {error}");
+        }
+        assert!(!error.contains("/etc/fine"), "{error}");
+    }
+
+    #[test]
+    fn it_is_found_across_what_is_read_at_a_time() {
+        for at in CHUNK - 20..CHUNK + 40 {
+            let tree = Tree::new();
+            tree.file("big", &format!("{}hunter2-hunter2{}", "x".repeat(at), "y".repeat(CHUNK)));
+            assert!(told(&tree, Since::now()).is_err(), "{at}");
+        }
+    }
+
+    #[test]
+    fn what_the_base_brought_is_not_the_bakes() {
+        let tree = Tree::new();
+        tree.file("etc/conf", "hunter2-hunter2");
+        let later = Since(Since::now().0 + 3600);
+        assert_eq!(told(&tree, later), Ok(()));
+        assert!(ensure_none(&tree.inside(), &Secrets::default(), Since(0)).is_ok());
+    }
+}

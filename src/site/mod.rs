@@ -1,0 +1,351 @@
+//! Where a bake takes place: settings become a cloud, disks and distros here, and nowhere else.
+
+#[cfg(feature = "aws")]
+mod aws;
+
+use crate::cloud::block_api::Blocks;
+use crate::cloud::local::Region;
+use crate::cloud::{Cloud, Image, StaleRun, Tags};
+use crate::config::overrides::Overrides;
+use crate::config::project::{AWS, Settings, Strategy};
+use crate::definition::Definition;
+use crate::disk::Disks;
+use crate::disk::attached_disk::Attached;
+use crate::disk::direct::Direct;
+use crate::disk::direct::preserved_disk;
+use crate::disk::strategy::Chosen;
+use crate::distros;
+use crate::distros::Registry;
+use crate::doctor::checks;
+use crate::error::Kind;
+use crate::ids::{Architecture, ImageId, RunId, SnapshotId};
+use crate::provision::context::Guard;
+use crate::report::Report;
+use crate::undo::Policy;
+use anyhow::{Context, Result};
+use oven_distro::Distro;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Where the local region is unless something else is said: the system's state directory (file-hierarchy(7)).
+const REGION_DIR: &str = "/var/lib/oven/region";
+
+/// With less than this a volume cannot grow.
+const FULL: u64 = 64 << 20;
+
+/// All that a bake needs to know of its surroundings. Cheap to clone.
+#[derive(Clone)]
+pub struct Site {
+    pub cloud: Rc<dyn Cloud>,
+    pub disks: Rc<dyn Disks>,
+    pub distros: Rc<Registry>,
+    /// The program that steps are run by: this one, re-executed.
+    pub helper: PathBuf,
+    /// For mount points: private to this process where `main` made it so.
+    pub scratch: PathBuf,
+    /// For logs and locks.
+    pub state: PathBuf,
+    pub settings: Rc<Settings>,
+    pub report: Report,
+    /// The local region, where the cloud is one: images are imported into it, and removed from it.
+    pub region: Option<Region>,
+    /// The cloud's snapshots by their blocks: sent and read without a volume.
+    pub blocks: Rc<dyn Blocks>,
+}
+
+/// What was looked at, and what is wrong with it.
+pub type Findings = Vec<(String, Result<()>)>;
+
+/// What a verb does with the cloud.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    /// Bakes. Where volumes are attached, this has to be a builder instance, in AWS.
+    Builds,
+    /// Has to tell whose processes are this machine's, if it is an instance at all.
+    Sweeps,
+    /// Only asks.
+    Looks,
+}
+
+impl Site {
+    /// The site that `settings` describe.
+    pub async fn new(settings: Settings, report: Report, used: Use) -> Result<Self> {
+        if settings.cloud == AWS {
+            #[cfg(feature = "aws")]
+            return aws::site(settings, report, used).await;
+            #[cfg(not(feature = "aws"))]
+            return Err(Kind::Usage
+                .failure("this oven was built without EC2")
+                .hint("Build it with the feature `aws`.")
+                .into());
+        }
+        _ = used;
+        let state = settings.region_dir.clone().unwrap_or_else(|| REGION_DIR.into());
+        let region = Region::open(&state)?;
+        let shared = Rc::new(region.clone());
+        let direct = Direct::new(shared.clone(), &state, settings.cache_gib, &helper()?, &report);
+        let disks = Rc::new(Chosen {
+            strategy: settings.disks(),
+            attached: Rc::new(Attached::new(shared)),
+            direct: Rc::new(direct),
+            state: state.clone(),
+        });
+        let cloud = Rc::new(region.clone());
+        Self::with(cloud.clone(), disks, cloud, state, settings, report, Some(region))
+    }
+
+    fn with(
+        cloud: Rc<dyn Cloud>,
+        disks: Rc<dyn Disks>,
+        blocks: Rc<dyn Blocks>,
+        state: PathBuf,
+        settings: Settings,
+        report: Report,
+        region: Option<Region>,
+    ) -> Result<Self> {
+        let helper = helper()?;
+        Ok(Self {
+            cloud,
+            disks,
+            blocks,
+            distros: Rc::new(plugins(&[], &helper)?),
+            helper,
+            scratch: crate::sys::private_tmpfs::DIR.into(),
+            state,
+            settings: Rc::new(settings),
+            report,
+            region,
+        })
+    }
+
+    /// The site that the flags and the `oven.toml` of these definitions describe.
+    pub async fn of(
+        overrides: &Overrides,
+        definitions: &[Definition],
+        report: Report,
+        used: Use,
+    ) -> Result<Self> {
+        let here = PathBuf::from(".");
+        let mut dirs = definitions.iter().map(|d| &d.dir);
+        let first = Self::settings(overrides, dirs.next().unwrap_or(&here))?;
+        for dir in dirs {
+            let other = Self::settings(overrides, dir)?;
+            let place = |s: &Settings| {
+                (
+                    s.cloud.clone(),
+                    s.region.clone(),
+                    s.region_dir.clone(),
+                    s.instance_id.clone(),
+                    s.zone.clone(),
+                    (s.disks(), s.cache_gib),
+                )
+            };
+            if place(&other) != place(&first) {
+                let message = format!(
+                    "{} has another cloud, region or kind of disks than the definitions before it",
+                    dir.display()
+                );
+                let hint = "Bake definitions of different regions one after another, or give --region-dir.";
+                return Err(Kind::Definition.failure(message).hint(hint).into());
+            }
+        }
+        if first.cloud != AWS {
+            let dir = first.region_dir.as_deref().unwrap_or(Path::new(REGION_DIR));
+            refuse_inside("region", dir, "Keep the region elsewhere: --region-dir DIR.", definitions)?;
+        }
+        let mut site = Self::new(first, report, used).await?;
+        if !overrides.plugins.is_empty() {
+            site.distros = Rc::new(plugins(&overrides.plugins, &site.helper)?);
+        }
+        for (path, why) in site.distros.refused().iter().filter(|_| used == Use::Builds) {
+            site.report.warn(format!("{} is not used as a plugin: it {why}", path.display()));
+        }
+        Ok(site)
+    }
+
+    /// What there is to look at before there is a site, or without one; and the site as far as it goes.
+    pub async fn examine(overrides: &Overrides, report: &Report) -> (Findings, Result<Self>) {
+        match Self::settings(overrides, Path::new(".")) {
+            #[cfg(feature = "aws")]
+            Ok(settings) if settings.cloud == AWS => aws::examine(settings, report.clone()).await,
+            _ => (Vec::new(), Self::of(overrides, &[], report.clone(), Use::Builds).await),
+        }
+    }
+
+    /// What disks need here. Where the settings are wrong, that is told later.
+    pub fn needs(overrides: &Overrides, definition: Option<&PathBuf>) -> checks::Needs {
+        let here = PathBuf::from(".");
+        let settings = Self::settings(overrides, definition.unwrap_or(&here)).unwrap_or_default();
+        let fuse = settings.disks() == Strategy::Direct;
+        checks::Needs { loops: fuse || settings.cloud != AWS, fuse }
+    }
+
+    /// Whether the cloud is a directory. Where the settings are wrong, that is told later.
+    pub fn is_in_a_directory(overrides: &Overrides) -> bool {
+        Self::settings(overrides, Path::new(".")).map_or(true, |settings| settings.cloud != AWS)
+    }
+
+    fn settings(overrides: &Overrides, dir: &Path) -> Result<Settings> {
+        Settings::for_definition(dir)?.merge(overrides)
+    }
+
+    /// The same site for one of several definitions: its own settings, its own lines.
+    pub fn for_image(&self, overrides: &Overrides, image: &Definition, report: Report) -> Result<Self> {
+        Ok(Self { settings: Rc::new(Self::settings(overrides, &image.dir)?), report, ..self.clone() })
+    }
+
+    /// Into a local region, which copies it faster than it could be sent.
+    pub async fn import(&self, raw: &Path, name: &str, architecture: Architecture) -> Result<Image> {
+        self.local("import")?.import(raw, name, architecture, &Tags::new(), &self.report).await
+    }
+
+    /// Removes an image, and its snapshot if no other one uses it.
+    pub async fn remove(&self, image: &ImageId, snapshot: &SnapshotId) -> Result<()> {
+        let region = self.local("images remove")?;
+        region.deregister(image).await.with_context(|| format!("deregistering {image}"))?;
+        let used = self.cloud.images(None).await?.iter().any(|other| other.snapshot == *snapshot);
+        if used { Ok(()) } else { region.delete_snapshot(snapshot).await }
+            .with_context(|| format!("deleting {snapshot}, which was that of {image}"))
+    }
+
+    /// Runs that left something behind, in the cloud or on this machine, and whose owner is gone.
+    pub async fn stale_runs(&self, older_than: Option<Duration>) -> Result<Vec<StaleRun>> {
+        let mut stale = self.cloud.stale_runs(older_than).await?;
+        for here in preserved_disk::runs(&self.state)? {
+            match stale.iter_mut().find(|run| run.run == here.run) {
+                Some(run) => {
+                    run.resources.extend(here.resources);
+                    run.kept |= here.kept;
+                }
+                None => stale.push(here),
+            }
+        }
+        Ok(stale)
+    }
+
+    fn local(&self, verb: &str) -> Result<&Region> {
+        self.region.as_ref().ok_or_else(|| {
+            let failure = Kind::Usage.failure(format!("`oven {verb}` is for a local region"));
+            failure.hint("In AWS, use its own tools.").into()
+        })
+    }
+
+    pub fn log(&self, run: &RunId) -> PathBuf {
+        self.state.join("logs").join(format!("{}.log", run.short()))
+    }
+
+    /// An empty directory for a run's mount points.
+    pub fn scratch(&self, run: &RunId) -> Result<PathBuf> {
+        let dir = self.scratch.join(run.short());
+        std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+        Ok(dir)
+    }
+
+    pub fn undo_policy(&self, keep_on_failure: bool) -> Policy {
+        let (failed, paying, state) = (self.report.clone(), self.report.clone(), self.state.clone());
+        Policy {
+            keep_on_failure,
+            on_failure: Box::new(move |error| {
+                failed.failure(error);
+                // A disk that cannot grow any more fails in ways that do not name the reason.
+                if let Some(free) = crate::sys::space::free_space(&state).filter(|free| *free < FULL) {
+                    let dir = state.display();
+                    failed.warn(format!("only {} MiB are free in {dir}: that may be the reason", free >> 20));
+                }
+            }),
+            on_payment: Box::new(move |what| paying.detail(format!("(removing {what})"))),
+        }
+    }
+
+    /// A command of ours as it has to be typed to meet this region.
+    pub fn spelt(&self, command: &str) -> String {
+        spelt(&self.settings, &self.state, command)
+    }
+
+    /// What keeps steps from the builder's credentials.
+    pub fn egress_guard(&self) -> Guard {
+        if self.settings.cloud == AWS { Guard::Required } else { Guard::Wanted }
+    }
+}
+
+/// This program, which is its own helper.
+pub fn helper() -> Result<PathBuf> {
+    std::env::current_exe().context("looking for this program")
+}
+
+/// All plugins: those that are built in, those of the directories, and these of the command line.
+pub fn plugins(given: &[PathBuf], helper: &Path) -> Result<Registry> {
+    let directories: Vec<_> = distros::DIRECTORIES.iter().map(PathBuf::from).collect();
+    let installed = Registry::built_in(built_in()).look(&directories, helper);
+    given.iter().try_fold(installed, |registry, path| registry.give(path, helper))
+}
+
+fn built_in() -> Vec<Box<dyn Distro>> {
+    vec![Box::new(oven_debian::Debian), Box::new(oven_redhat::RedHat), Box::new(oven_suse::Suse)]
+}
+
+/// `oven …` with the flags that say where, whatever told it here: elsewhere there may be no such variable or oven.toml.
+fn spelt(settings: &Settings, state: &Path, command: &str) -> String {
+    let Some(rest) = command.strip_prefix("oven ") else { return command.to_owned() };
+    let mut flags = Vec::new();
+    if settings.cloud == AWS {
+        flags.push(("--cloud", AWS.to_owned()));
+        let given = [
+            ("--region", &settings.region),
+            ("--instance-id", &settings.instance_id),
+            ("--zone", &settings.zone),
+        ];
+        flags.extend(given.into_iter().filter_map(|(flag, value)| Some((flag, value.clone()?))));
+    } else if settings.region_dir.is_some() {
+        let dir = std::path::absolute(state).unwrap_or_else(|_| state.to_owned());
+        flags.push(("--region-dir", dir.to_string_lossy().into_owned()));
+    }
+    flags.extend(settings.disks.map(|disks| ("--disks", disks.as_str().to_owned())));
+    let plain = |text: &str| text.chars().all(|c| c.is_alphanumeric() || "/._-+@%".contains(c));
+    let quoted = |text: &str| {
+        if plain(text) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
+    };
+    let flags: String = flags.iter().map(|(flag, value)| format!("{flag} {} ", quoted(value))).collect();
+    format!("oven {flags}{rest}")
+}
+
+/// Every file of a definition counts: one that each bake changes would make each bake a new one.
+pub fn refuse_inside(what: &str, path: &Path, hint: &str, definitions: &[Definition]) -> Result<()> {
+    let absolute = std::path::absolute(path).with_context(|| format!("looking for {}", path.display()))?;
+    // It may not be there yet.
+    let real = absolute.ancestors().find_map(|dir| dir.canonicalize().ok()).unwrap_or_default();
+    for dir in definitions.iter().flat_map(Definition::directories) {
+        if dir.canonicalize().is_ok_and(|dir| real.starts_with(dir)) {
+            let (path, dir) = (path.display(), dir.display());
+            let message = format!("the {what} {path} is inside of {dir}, whose files all count");
+            return Err(Kind::Definition.failure(message).hint(hint).into());
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_says_where() {
+        let told = |settings: &Settings| spelt(settings, Path::new("/var/x y"), "oven sweep --run 1f");
+        let local = Settings::default();
+        assert_eq!(told(&local), "oven sweep --run 1f");
+        let elsewhere = Settings { region_dir: Some("x y".into()), ..local.clone() };
+        assert_eq!(told(&elsewhere), "oven --region-dir '/var/x y' sweep --run 1f");
+        let aws = Settings { cloud: AWS.into(), ..elsewhere };
+        assert_eq!(told(&aws), "oven --cloud aws sweep --run 1f");
+        let (id, zone) = (Some("i-0123456789abcdef0".into()), Some("eu-west-1a".into()));
+        let given = Settings { region: Some("eu-west-1".into()), instance_id: id, zone, ..aws };
+        assert_eq!(
+            told(&given),
+            "oven --cloud aws --region eu-west-1 --instance-id i-0123456789abcdef0 --zone eu-west-1a sweep --run 1f"
+        );
+        let direct = Settings { disks: Some(Strategy::Direct), ..local };
+        assert_eq!(told(&direct), "oven --disks direct sweep --run 1f");
+        assert_eq!(spelt(&given, Path::new("/"), "rm x"), "rm x");
+    }
+}

@@ -1,0 +1,42 @@
+//! File descriptors.
+
+use crate::error::Kind;
+use anyhow::{Context, Result};
+use rustix::fs::{CWD, Mode, OFlags};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+
+#[allow(unsafe_code)]
+pub(crate) fn close_from(first: i32) -> Result<()> {
+    // SAFETY: no descriptor from `first` on has an owner in this process.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
+    if result < 0 {
+        return Err(std::io::Error::last_os_error()).context("closing inherited descriptors");
+    }
+    Ok(())
+}
+
+/// Opens something of this machine that has to lie in a directory, whose path is canonical. What was opened is looked
+/// at, not the path: nobody can exchange it afterwards.
+pub(crate) fn open_within(path: &Path, within: Option<&Path>, flags: OFlags) -> Result<OwnedFd> {
+    let opening = || format!("opening {}", path.display());
+    let fd = rustix::fs::openat(CWD, path, flags | OFlags::CLOEXEC, Mode::empty());
+    let fd = fd.with_context(opening)?;
+    let Some(within) = within else { return Ok(fd) };
+    let real = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).with_context(opening)?;
+    if !real.starts_with(within) {
+        let (path, real, within) = (path.display(), real.display(), within.display());
+        return Err(Kind::Definition
+            .failure(format!("{path} leads to {real}, out of the project {within}"))
+            .hint("It did not when the definition was read. Leave it alone while it is baked.")
+            .into());
+    }
+    Ok(fd)
+}
+
+/// A directory, opened to mount on it or below it: a link in its place is refused.
+pub fn open_directory(path: &Path) -> Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let opened = rustix::fs::openat(CWD, path, flags, Mode::empty());
+    opened.with_context(|| format!("opening {}", path.display()))
+}

@@ -1,0 +1,234 @@
+//! Files as loop devices.
+
+use crate::device::Device;
+use crate::error::Kind;
+use crate::sys::poll::{Policy, Probe, until};
+use anyhow::{Context, Result};
+use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
+use std::fs::File;
+use std::io::{Error, ErrorKind};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+// <linux/loop.h>
+const LOOP_GET_STATUS64: u64 = 0x4C05;
+const LOOP_CONFIGURE: u64 = 0x4C0A;
+const LOOP_CTL_GET_FREE: u64 = 0x4C82;
+/// Unbound when the last descriptor is closed: nothing is left of a killed process.
+const AUTOCLEAR: u32 = 4;
+/// Without it partitions added by hand would outlive the binding.
+const PARTSCAN: u32 = 8;
+/// Past the page cache of the file. Measured on ext4, through an ext4 on the loop device: 200 MiB and an fsync 0.11 s
+/// against 0.28 s, unmounting 0.03 s against 0.09 s, 200 small files each with an fsync 0.40 s with and without; and
+/// the disk's content is not held in memory twice.
+const DIRECT_IO: u32 = 16;
+/// What EBS volumes show, and what the partition tables of images count in.
+const BLOCK_SIZE: u32 = 512;
+/// Character device 10:237, by the kernel's list of devices.
+const CONTROL: (u32, u32) = (10, 237);
+/// Block device 7, by the same list.
+const LOOP_MAJOR: u32 = 7;
+/// How often another process may be faster than us to a free device.
+const TRIES: u32 = 256;
+/// After the last descriptor is closed; somebody's probe of the device may delay it.
+const RELEASE: Policy = Policy::local(Duration::from_secs(5));
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct LoopInfo64 {
+    device: u64,
+    inode: u64,
+    rdevice: u64,
+    offset: u64,
+    size_limit: u64,
+    number: u32,
+    encrypt_type: u32,
+    encrypt_key_size: u32,
+    flags: u32,
+    file_name: [u8; 64],
+    crypt_name: [u8; 64],
+    encrypt_key: [u8; 32],
+    init: [u64; 2],
+}
+
+impl LoopInfo64 {
+    const EMPTY: Self = Self {
+        device: 0,
+        inode: 0,
+        rdevice: 0,
+        offset: 0,
+        size_limit: 0,
+        number: 0,
+        encrypt_type: 0,
+        encrypt_key_size: 0,
+        flags: 0,
+        file_name: [0; 64],
+        crypt_name: [0; 64],
+        encrypt_key: [0; 32],
+        init: [0; 2],
+    };
+}
+
+#[repr(C)]
+struct LoopConfig {
+    fd: u32,
+    block_size: u32,
+    info: LoopInfo64,
+    reserved: [u64; 8],
+}
+
+/// The kernel copies structures of exactly these sizes.
+const _: () = assert!(size_of::<LoopInfo64>() == 232 && size_of::<LoopConfig>() == 304);
+
+fn get_free(control: BorrowedFd<'_>) -> std::io::Result<u32> {
+    // SAFETY: the request takes no argument.
+    #[allow(unsafe_code)]
+    let number = unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE as _) };
+    u32::try_from(number).map_err(|_| Error::last_os_error())
+}
+
+fn configure(node: BorrowedFd<'_>, config: &LoopConfig) -> std::io::Result<()> {
+    // SAFETY: the request reads a `struct loop_config`, and `config` is one that outlives the call.
+    #[allow(unsafe_code)]
+    let result = unsafe { libc::ioctl(node.as_raw_fd(), LOOP_CONFIGURE as _, std::ptr::from_ref(config)) };
+    if result == 0 { Ok(()) } else { Err(Error::last_os_error()) }
+}
+
+fn status(node: BorrowedFd<'_>) -> std::io::Result<LoopInfo64> {
+    let mut info = LoopInfo64::EMPTY;
+    // SAFETY: the request writes a `struct loop_info64`, and `info` is one: any bytes are a valid value of it.
+    #[allow(unsafe_code)]
+    let result =
+        unsafe { libc::ioctl(node.as_raw_fd(), LOOP_GET_STATUS64 as _, std::ptr::from_mut(&mut info)) };
+    if result == 0 { Ok(info) } else { Err(Error::last_os_error()) }
+}
+
+/// Attaches a file, opened for reading and writing, to a free loop device. The device keeps this open file (and a
+/// flock that it holds) until it is unbound: when the [`Device`] is dropped and nobody else has the node open.
+pub fn attach(file: &File, serial: &str) -> Result<Device> {
+    let control = open_node("loop-control", FileType::CharacterDevice, CONTROL)
+        .map_err(|e| missing("/dev/loop-control cannot be opened", &e))?;
+    for _ in 0..TRIES {
+        let number = get_free(control.as_fd()).map_err(|e| missing("there is no free loop device", &e))?;
+        let name = format!("loop{number}");
+        let path = Path::new("/dev").join(&name);
+        let node = match open_node(&name, FileType::BlockDevice, (LOOP_MAJOR, number)) {
+            Ok(node) => node,
+            // Removed again by another process.
+            Err(e) if e.raw_os_error() == Some(libc::ENXIO) => continue,
+            Err(e) => return Err(missing(&format!("{} cannot be opened", path.display()), &e)),
+        };
+        // udev leaves a locked disk alone: no probe that holds it open, no LVM or RAID of the image on this machine.
+        // Best effort: where somebody looks at the node just now, nothing is lost.
+        _ = rustix::fs::flock(&node, FlockOperation::NonBlockingLockExclusive);
+        let info = LoopInfo64 { flags: AUTOCLEAR | PARTSCAN | DIRECT_IO, ..LoopInfo64::EMPTY };
+        let mut config =
+            LoopConfig { fd: file.as_raw_fd() as u32, block_size: BLOCK_SIZE, info, reserved: [0; 8] };
+        let mut configured = configure(node.as_fd(), &config);
+        if configured.as_ref().is_err_and(|e| e.raw_os_error() == Some(libc::EINVAL)) {
+            // A file system without direct I/O. (Most kernels leave the flag out by themselves.)
+            config.info.flags = AUTOCLEAR | PARTSCAN;
+            configured = configure(node.as_fd(), &config);
+        }
+        match configured {
+            Ok(()) => return verified(node, path, file, serial),
+            Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {}
+            Err(e) => return Err(e).with_context(|| format!("configuring {}", path.display())),
+        }
+    }
+    Err(Kind::Machine.error("every free loop device was taken by another process first"))
+}
+
+/// The device, if it is bound to this very file, whole.
+fn verified(node: OwnedFd, path: PathBuf, file: &File, serial: &str) -> Result<Device> {
+    let context = || format!("verifying {}", path.display());
+    let info = status(node.as_fd()).with_context(context)?;
+    let ours = file.metadata().with_context(context)?;
+    let size = crate::sys::sparse_copy::length(&File::from(node.try_clone()?)).with_context(context)?;
+    if (info.device, info.inode) != (ours.dev(), ours.ino()) {
+        let text = format!("{} is bound to another file than that of {serial}", path.display());
+        return Err(Kind::Machine.error(text));
+    }
+    if info.flags & (AUTOCLEAR | PARTSCAN) != AUTOCLEAR | PARTSCAN || size != ours.len() {
+        let text = format!(
+            "{} has flags {:#x} and {size} bytes; the file has {}",
+            path.display(),
+            info.flags,
+            ours.len()
+        );
+        return Err(Kind::Machine.error(text));
+    }
+    let rdev = rustix::fs::fstat(&node).with_context(context)?.st_rdev;
+    Ok(Device { node, path, rdev, serial: serial.to_owned(), trimming: None })
+}
+
+/// Opens a node of `/dev`; where there is none, as in a container, one of our own that has no name any more.
+pub(crate) fn open_node(name: &str, kind: FileType, (major, minor): (u32, u32)) -> std::io::Result<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let open = |path: &Path| rustix::fs::open(path, flags, Mode::empty()).map_err(Error::from);
+    let found = open(&Path::new("/dev").join(name));
+    if !found.as_ref().is_err_and(|e| e.kind() == ErrorKind::NotFound) {
+        return found;
+    }
+    nameless_node(kind, rustix::fs::makedev(major, minor))
+}
+
+/// An open node of a device, that has no name any more: for containers, whose `/dev` has what it was made with.
+pub fn nameless_node(kind: FileType, number: u64) -> std::io::Result<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    // Most of these are mounted `nodev` somewhere: the first that is not will do.
+    let mut last = Error::from(ErrorKind::NotFound);
+    for dir in [std::env::temp_dir(), "/run".into(), "/var/tmp".into(), "/dev".into()] {
+        let made = tempfile::Builder::new().prefix(".oven-").make_in(&dir, |path| {
+            let mode = Mode::from_raw_mode(0o600);
+            Ok(rustix::fs::mknodat(rustix::fs::CWD, path, kind, mode, number)?)
+        });
+        // The name goes with the value.
+        match made.and_then(|node| Ok(rustix::fs::open(node.path(), flags, Mode::empty())?)) {
+            Ok(node) => return Ok(node),
+            Err(e) => last = e,
+        }
+    }
+    Err(last)
+}
+
+fn missing(what: &str, error: &Error) -> anyhow::Error {
+    let hint = match error.kind() {
+        ErrorKind::PermissionDenied if !rustix::process::geteuid().is_root() => "Run oven as root.",
+        ErrorKind::PermissionDenied => {
+            "In a container: allow it loop devices (docker run --privileged does)."
+        }
+        _ => "Load the kernel's loop module: modprobe loop.",
+    };
+    Kind::Machine.failure(format!("{what}: {error}")).hint(hint).into()
+}
+
+/// What tells a binding from the next one of the same device.
+fn binding(rdev: u64) -> Option<(String, String)> {
+    let dir = format!("/sys/dev/block/{}:{}", rustix::fs::major(rdev), rustix::fs::minor(rdev));
+    let file = std::fs::read_to_string(format!("{dir}/loop/backing_file")).ok()?;
+    Some((file, std::fs::read_to_string(format!("{dir}/diskseq")).unwrap_or_default()))
+}
+
+/// Drops a device, and waits until it is unbound: nobody else holds it. Fails after some seconds.
+pub async fn release(device: Device) -> Result<()> {
+    let Device { node, path, rdev, .. } = device;
+    let bound = binding(rdev);
+    drop(node);
+    until(&format!("the release of {}", path.display()), &RELEASE, async || {
+        let released = bound.is_none() || binding(rdev) != bound;
+        Ok(if released { Probe::Ready(()) } else { Probe::NotYet("held by another process".to_owned()) })
+    })
+    .await
+}
+
+/// The loop device that a file is attached to, by name: for messages.
+pub fn holder(file: &Path) -> Option<String> {
+    let wanted = file.as_os_str().as_encoded_bytes();
+    std::fs::read_dir("/sys/block").ok()?.flatten().find_map(|entry| {
+        let backing = std::fs::read(entry.path().join("loop/backing_file")).ok()?;
+        (backing.trim_ascii_end() == wanted).then(|| entry.file_name().to_string_lossy().into_owned())
+    })
+}

@@ -1,0 +1,16 @@
+//! What the kernel offers, wrapped once: files, mounts, loop devices, signals, threads.
+
+pub mod block_ioctls;
+pub(crate) mod capabilities;
+pub mod fds;
+pub(crate) mod landlock;
+pub mod loop_device;
+pub mod mount;
+pub mod poll;
+pub mod private_tmpfs;
+pub(crate) mod seccomp;
+pub mod signals;
+pub mod space;
+pub mod sparse_copy;
+pub mod tasks;
+pub mod temp_file;

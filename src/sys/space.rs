@@ -1,0 +1,38 @@
+//! How much room is left in a file system.
+
+use crate::error::Kind;
+use nix::sys::statvfs::statvfs;
+use rustix::io::Errno;
+use std::path::Path;
+
+/// In bytes.
+pub fn free_space(dir: &Path) -> Option<u64> {
+    statvfs(dir).ok().map(|s| s.blocks_available() * s.fragment_size())
+}
+
+/// What an error of writing in `dir` says to the user, who wanted so many bytes.
+pub fn full(error: anyhow::Error, dir: &Path, needed: u64) -> anyhow::Error {
+    match errno(&error) {
+        Some(Errno::NOSPC | Errno::DQUOT) => no_space(dir, needed),
+        _ => error.context(format!("writing in {}", dir.display())),
+    }
+}
+
+pub fn no_space(dir: &Path, needed: u64) -> anyhow::Error {
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    let free = free_space(dir).map_or("an unknown amount".into(), |free| format!("{} MiB", free >> 20));
+    let text = format!("no space left in {}: {} MiB are needed, {free} is free", dir.display(), mib(needed));
+    Kind::Machine
+        .failure(text)
+        .hint("Free space there, or keep the region elsewhere: --region-dir DIR.")
+        .into()
+}
+
+fn errno(error: &anyhow::Error) -> Option<Errno> {
+    error.chain().find_map(|cause| {
+        cause
+            .downcast_ref::<Errno>()
+            .copied()
+            .or_else(|| Errno::from_io_error(cause.downcast_ref::<std::io::Error>()?))
+    })
+}

@@ -1,0 +1,94 @@
+//! Work that blocks in the kernel, off the one thread that everything else runs on.
+
+use crate::error::Kind;
+use anyhow::Result;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use tokio::sync::oneshot;
+
+/// Waits for its thread, so that nothing of cancelled work goes on while things are cleaned up.
+struct Joined(Option<JoinHandle<()>>);
+
+impl Joined {
+    fn join(&mut self) -> std::thread::Result<()> {
+        self.0.take().map_or(Ok(()), JoinHandle::join)
+    }
+}
+impl Drop for Joined {
+    fn drop(&mut self) {
+        _ = self.join();
+    }
+}
+
+/// Runs `work` on a thread of its own, in the namespaces of this one. Dropping the future waits until it is done: a
+/// mount or a sync cannot be called off half-way.
+pub async fn run_to_end<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let (send, receive) = oneshot::channel();
+    let thread = std::thread::spawn(move || _ = send.send(work()));
+    let mut thread = Joined(Some(thread));
+    match receive.await {
+        Ok(done) => done,
+        Err(_) => match thread.join() {
+            Err(panic) => std::panic::resume_unwind(panic),
+            Ok(()) => unreachable!("the thread sends before it ends, or panics"),
+        },
+    }
+}
+
+/// Whether the one who waits for a piece of work has gone.
+#[derive(Debug, Clone, Default)]
+pub struct Cancelled(Arc<AtomicBool>);
+
+impl Cancelled {
+    /// Tells it.
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Fails once it is so.
+    pub fn check(&self) -> Result<()> {
+        if self.0.load(Ordering::Relaxed) { Err(Kind::Interrupted.error("stopped")) } else { Ok(()) }
+    }
+}
+
+/// Runs long work beside the runtime's thread. Dropping the future tells the work to stop.
+pub async fn run<T: Send + 'static>(
+    work: impl FnOnce(&Cancelled) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    struct OnDrop(Cancelled);
+    impl Drop for OnDrop {
+        fn drop(&mut self) {
+            self.0.cancel();
+        }
+    }
+    let cancelled = Cancelled::default();
+    let _guard = OnDrop(cancelled.clone());
+    match tokio::task::spawn_blocking(move || work(&cancelled)).await {
+        Ok(result) => result,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    #[tokio::test]
+    async fn answers_and_is_waited_for_when_dropped() {
+        assert_eq!(run_to_end(|| 7).await, 7);
+        let done = Arc::new(AtomicBool::new(false));
+        let (go, wait) = mpsc::channel::<()>();
+        let theirs = done.clone();
+        let work = run_to_end(move || {
+            _ = wait.recv_timeout(Duration::from_millis(50));
+            theirs.store(true, Ordering::SeqCst);
+        });
+        assert!(tokio::time::timeout(Duration::from_millis(5), work).await.is_err());
+        assert!(done.load(Ordering::SeqCst));
+        drop(go);
+    }
+}

@@ -1,0 +1,116 @@
+//! Files that have no name until they are whole.
+
+use super::space::no_space;
+use crate::ids::RunId;
+use anyhow::{Context, Result};
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// Named temporary files begin so, where the file system has no nameless ones.
+pub const TEMP_PREFIX: &str = ".copy-";
+
+/// A file that vanishes unless it is given a name: also when this process is killed.
+#[derive(Debug)]
+pub struct Temp {
+    file: File,
+    /// Where the file system has no nameless files: its name, and a lock says that somebody still writes it.
+    name: Option<PathBuf>,
+}
+
+impl Temp {
+    /// In the directory where it will get its name.
+    pub fn new(dir: &Path) -> Result<Self> {
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        match rustix::fs::open(dir, flags, Mode::from_raw_mode(0o600)) {
+            Ok(fd) => Ok(Self { file: fd.into(), name: None }),
+            // EISDIR: a kernel or file system that does not know the flag.
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => Self::named(dir),
+            Err(e) => Err(e).with_context(|| format!("making a temporary file in {}", dir.display())),
+        }
+    }
+
+    fn named(dir: &Path) -> Result<Self> {
+        let name = dir.join(format!("{TEMP_PREFIX}{}", RunId::new()));
+        let context = || format!("making {}", name.display());
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&name)
+            .with_context(context)?;
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).with_context(context)?;
+        Ok(Self { file, name: Some(name) })
+    }
+
+    /// A file that is there already, under one more name. `file` has it open and locked.
+    pub fn linked(file: File, path: &Path, dir: &Path) -> std::io::Result<Self> {
+        let name = dir.join(format!("{TEMP_PREFIX}{}", RunId::new()));
+        std::fs::hard_link(path, &name)?;
+        Ok(Self { file, name: Some(name) })
+    }
+
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Gives it its name, which must be free.
+    pub fn link(mut self, path: &Path) -> Result<()> {
+        let context = || format!("naming {}", path.display());
+        if let Some(name) = self.name.take() {
+            let renamed = match rustix::fs::renameat_with(CWD, &name, CWD, path, RenameFlags::NOREPLACE) {
+                // Not on this file system. Names are drawn at random, so this is no more than a safeguard.
+                Err(Errno::INVAL) if !path.exists() => rustix::fs::rename(&name, path),
+                result => result,
+            };
+            return renamed.inspect_err(|_| self.name = Some(name)).with_context(context);
+        }
+        let nameless = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        rustix::fs::linkat(CWD, nameless.as_str(), CWD, path, AtFlags::SYMLINK_FOLLOW).with_context(context)
+    }
+
+    /// Gives it the name of a file that is there, and that loses it.
+    pub fn replace(self, path: &Path) -> Result<()> {
+        let (dir, name) = (path.parent().unwrap_or(Path::new(".")), RunId::new());
+        let beside = dir.join(format!("{TEMP_PREFIX}{name}"));
+        self.link(&beside)?;
+        // Else it would stay there under that name.
+        let replaced = std::fs::rename(&beside, path).inspect_err(|_| _ = std::fs::remove_file(&beside));
+        replaced.with_context(|| format!("replacing {}", path.display()))
+    }
+}
+
+impl Drop for Temp {
+    fn drop(&mut self) {
+        if let Some(name) = &self.name {
+            _ = std::fs::remove_file(name);
+        }
+    }
+}
+
+/// Writes a small file beside its place and renames it, also when others do so at the same time. `durable`: it
+/// survives a loss of power from then on, if the directory is synced, too.
+pub fn write_beside(path: &Path, content: &[u8], durable: bool) -> Result<()> {
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let beside = dir.join(format!("{TEMP_PREFIX}{}", RunId::new()));
+    let write = || -> std::io::Result<()> {
+        let mut file = File::options().write(true).create_new(true).mode(0o600).open(&beside)?;
+        file.write_all(content)?;
+        if durable {
+            file.sync_all()?;
+        }
+        std::fs::rename(&beside, path)
+    };
+    write().map_err(|e| {
+        _ = std::fs::remove_file(&beside);
+        match Errno::from_io_error(&e) {
+            Some(Errno::NOSPC | Errno::DQUOT) => no_space(dir, content.len() as u64),
+            _ => anyhow::Error::from(e).context(format!("writing {}", path.display())),
+        }
+    })
+}

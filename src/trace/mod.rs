@@ -1,0 +1,346 @@
+//! A trace of the run: what took how long, and what ran beside what. A Chrome trace (the Trace Event Format, in JSON),
+//! for Perfetto or chrome://tracing.
+//!
+//! Each image is a [`Track`]; what a track does at the same time is on lanes beside each other, and on one lane spans
+//! only ever nest. The file is whole after every write: a run that is killed leaves one, too. Without `--trace` all of
+//! this does nothing.
+
+mod lanes;
+#[cfg(test)]
+mod tests;
+
+use crate::error::Kind;
+use crate::secrets::Secrets;
+use crate::text::printable;
+use anyhow::{Context, Result};
+use lanes::{Ended, Lanes};
+use serde_json::{Map, Value, json};
+use std::fs::File;
+use std::future::Future;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+/// A counter is written so often at most: a bake moves thousands of blocks.
+const COUNTED_EVERY: Duration = Duration::from_millis(50);
+/// A name is cut off there; a command's words may be a script.
+const NAME_MAX: usize = 120;
+/// The same for what is told of a span beside its name.
+const TEXT_MAX: usize = 2000;
+
+/// What all events end with, and each one writes over.
+const END: &str = "\n]}\n";
+
+/// The file. Cheap to clone.
+#[derive(Clone)]
+pub struct Trace(Arc<Shared>);
+
+struct Shared {
+    path: PathBuf,
+    origin: Instant,
+    state: Mutex<State>,
+}
+
+struct State {
+    file: File,
+    /// Where the next event is written: [`END`] stands there.
+    end: u64,
+    events: u64,
+    /// Why it is not whole, after the first write that failed.
+    broken: Option<std::io::Error>,
+    lanes: Lanes,
+    tracks: u32,
+    secrets: Secrets,
+    ended: bool,
+}
+
+/// What one image does; or the run, beside its images. The default is one that is not traced. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Track(Option<(Trace, u32)>);
+
+/// Lanes of one kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Lane {
+    /// A bake, in it its steps, in them their commands.
+    Steps,
+    /// What is waited for.
+    Waits,
+    Ec2,
+    Ebs,
+}
+
+impl Lane {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Steps => "steps",
+            Self::Waits => "waiting for",
+            Self::Ec2 => "EC2",
+            Self::Ebs => "EBS direct",
+        }
+    }
+}
+
+/// Names a span, for spans inside of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SpanId(u64);
+
+/// Something under way, until it is dropped.
+#[must_use = "it ends when it is dropped"]
+#[derive(Default)]
+pub struct Span {
+    of: Option<(Trace, SpanId)>,
+    told: Map<String, Value>,
+}
+
+/// A sum that grows, shown as a curve.
+pub struct Counter {
+    track: Track,
+    name: &'static str,
+    sum: AtomicU64,
+    /// When it was written last, in microseconds of the trace.
+    written: Mutex<Option<Duration>>,
+}
+
+tokio::task_local! {
+    static HERE: Track;
+}
+
+impl Trace {
+    /// Begins the file. A failure, before any work: it cannot be written.
+    pub fn create(path: &Path) -> Result<Self> {
+        let mut options = File::options();
+        // A pipe is refused, and not waited for.
+        options.write(true).create(true).truncate(true).custom_flags(libc::O_NONBLOCK);
+        let file = options.open(path);
+        let file = file.map_err(|e| {
+            Kind::Usage
+                .failure(format!("{}: {e}", path.display()))
+                .hint("It is --trace that names this file.")
+        })?;
+        if !file.metadata().is_ok_and(|about| about.is_file()) {
+            let failure = Kind::Usage.failure(format!("{} is no file", path.display()));
+            return Err(failure.hint("A trace is written over its own end: into a file alone.").into());
+        }
+        let about = json!({
+            "program": format!("oven {}", env!("CARGO_PKG_VERSION")),
+            "began": humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
+        });
+        let head = format!("{{\"displayTimeUnit\": \"ms\", \"otherData\": {about}, \"traceEvents\": [");
+        file.write_all_at(format!("{head}{END}").as_bytes(), 0)
+            .with_context(|| format!("writing {}", path.display()))?;
+        let state = State {
+            file,
+            end: head.len() as u64,
+            events: 0,
+            broken: None,
+            lanes: Lanes::default(),
+            tracks: 0,
+            secrets: Secrets::default(),
+            ended: false,
+        };
+        let shared = Shared { path: path.to_owned(), origin: Instant::now(), state: Mutex::new(state) };
+        Ok(Self(Arc::new(shared)))
+    }
+
+    /// A track of its own.
+    pub fn track(&self, name: &str) -> Track {
+        let mut state = self.state();
+        state.tracks += 1;
+        let pid = state.tracks;
+        state.event(json!({"ph": "M", "name": "process_name", "pid": pid, "args": {"name": name}}));
+        state
+            .event(json!({"ph": "M", "name": "process_sort_index", "pid": pid, "args": {"sort_index": pid}}));
+        Track(Some((self.clone(), pid)))
+    }
+
+    /// From now on these are told nowhere.
+    pub fn hide(&self, secrets: &Secrets) {
+        let mut state = self.state();
+        state.secrets = state.secrets.with(secrets);
+    }
+
+    /// Ends what is still under way. A failure: the file does not hold everything.
+    pub fn end(&self) -> Result<()> {
+        let now = self.now();
+        let mut state = self.state();
+        let open = state.lanes.end_all();
+        open.into_iter().for_each(|ended| state.span(ended, now));
+        state.ended = true;
+        match state.broken.take() {
+            None => Ok(()),
+            Some(error) => Err(error).with_context(|| format!("writing {}", self.0.path.display())),
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.0.origin.elapsed()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn event(&mut self, mut event: Value) {
+        if self.ended || self.broken.is_some() {
+            return;
+        }
+        self.secrets.mask_json(&mut event);
+        let text = format!("{}{event}", if self.events == 0 { "\n" } else { ",\n" });
+        match self.file.write_all_at(format!("{text}{END}").as_bytes(), self.end) {
+            Ok(()) => (self.end, self.events) = (self.end + text.len() as u64, self.events + 1),
+            // A full disk must not stop a bake, nor the clean-up that would free it. What is there stays whole.
+            Err(error) => {
+                self.broken = Some(error);
+                _ = self.file.write_all_at(END.as_bytes(), self.end);
+                _ = self.file.set_len(self.end + END.len() as u64);
+            }
+        }
+    }
+
+    fn span(&mut self, ended: Ended, now: Duration) {
+        let Ended { pid, tid, name, began, told } = ended;
+        let event = json!({
+            "ph": "X", "pid": pid, "tid": tid, "name": self.short(&name, NAME_MAX),
+            "ts": micros(began), "dur": micros(now) - micros(began), "args": told,
+        });
+        self.event(event);
+    }
+
+    /// Masked before it is cut off: half a secret is not found.
+    fn short(&self, text: &str, max: usize) -> String {
+        let text = printable(text);
+        let masked = self.secrets.mask(&text);
+        match masked.char_indices().nth(max) {
+            Some((at, _)) => format!("{}…", &masked[..at]),
+            None => masked.into_owned(),
+        }
+    }
+}
+
+/// Whole: what ends when another begins does not overlap it by a rounding.
+fn micros(time: Duration) -> u64 {
+    time.as_micros() as u64
+}
+
+impl Track {
+    /// That of the future which is running ([`Track::follow`]). Threads have none: hand it to them.
+    pub fn here() -> Self {
+        HERE.try_with(Clone::clone).unwrap_or_default()
+    }
+
+    /// All that the future does is on this track, also where nobody hands it on.
+    pub async fn follow<F: Future>(self, future: F) -> F::Output {
+        HERE.scope(self, future).await
+    }
+
+    pub fn span(&self, lane: Lane, name: &str) -> Span {
+        self.begin(lane, name, None)
+    }
+
+    /// A span inside of another one, or beside it where that is over or has one in it already.
+    pub fn within(&self, parent: Option<SpanId>, lane: Lane, name: &str) -> Span {
+        self.begin(lane, name, parent)
+    }
+
+    fn begin(&self, lane: Lane, name: &str, parent: Option<SpanId>) -> Span {
+        let Some((trace, pid)) = &self.0 else { return Span::default() };
+        let now = trace.now();
+        let mut state = trace.state();
+        let (id, new) = state.lanes.begin(*pid, lane, parent.map(|parent| parent.0), name, now);
+        if let Some((tid, name)) = new {
+            state.event(
+                json!({"ph": "M", "name": "thread_name", "pid": pid, "tid": tid, "args": {"name": name}}),
+            );
+            // Viewers sort by name otherwise.
+            let order = json!({"sort_index": tid});
+            state.event(
+                json!({"ph": "M", "name": "thread_sort_index", "pid": pid, "tid": tid, "args": order}),
+            );
+        }
+        Span { of: Some((trace.clone(), SpanId(id))), told: Map::new() }
+    }
+
+    /// Something that has a time and no length.
+    pub fn mark(&self, name: &str) {
+        let Some((trace, pid)) = &self.0 else { return };
+        let now = trace.now();
+        let mut state = trace.state();
+        let name = state.short(name, NAME_MAX);
+        state.event(json!({"ph": "i", "s": "p", "pid": pid, "tid": 0, "name": name, "ts": micros(now)}));
+    }
+
+    pub fn counter(&self, name: &'static str) -> Counter {
+        Counter { track: self.clone(), name, sum: AtomicU64::new(0), written: Mutex::new(None) }
+    }
+
+    pub fn hide(&self, secrets: &Secrets) {
+        if let Some((trace, _)) = &self.0 {
+            trace.hide(secrets);
+        }
+    }
+}
+
+impl Span {
+    pub fn id(&self) -> Option<SpanId> {
+        self.of.as_ref().map(|(_, id)| *id)
+    }
+
+    /// Something to be seen beside its name.
+    pub fn tell(&mut self, key: &str, value: impl Into<Value>) {
+        let Some((trace, _)) = &self.of else { return };
+        let value = match value.into() {
+            Value::String(text) => trace.state().short(&text, TEXT_MAX).into(),
+            other => other,
+        };
+        self.told.insert(key.to_owned(), value);
+    }
+}
+
+impl Drop for Span {
+    fn drop(&mut self) {
+        let Some((trace, id)) = self.of.take() else { return };
+        let now = trace.now();
+        let mut state = trace.state();
+        let ended = state.lanes.end(id.0, std::mem::take(&mut self.told));
+        ended.into_iter().for_each(|ended| state.span(ended, now));
+    }
+}
+
+impl Counter {
+    pub fn add(&self, more: u64) {
+        let sum = self.sum.fetch_add(more, Ordering::Relaxed) + more;
+        let Some((trace, _)) = &self.track.0 else { return };
+        let now = trace.now();
+        // Whoever finds it taken leaves the writing to the other.
+        let Ok(mut written) = self.written.try_lock() else { return };
+        if written.is_none_or(|before| now >= before + COUNTED_EVERY) {
+            *written = Some(now);
+            self.write(sum, now);
+        }
+    }
+
+    pub fn sum(&self) -> u64 {
+        self.sum.load(Ordering::Relaxed)
+    }
+
+    fn write(&self, sum: u64, now: Duration) {
+        let Some((trace, pid)) = &self.track.0 else { return };
+        let told = json!({"sum": sum});
+        let event =
+            json!({"ph": "C", "pid": pid, "tid": 0, "name": self.name, "ts": micros(now), "args": told});
+        trace.state().event(event);
+    }
+}
+
+impl Drop for Counter {
+    fn drop(&mut self) {
+        let Some((trace, _)) = &self.track.0 else { return };
+        if self.sum() > 0 {
+            self.write(self.sum(), trace.now());
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! Snapshots read: compared with what was sent, or written to a file.
+
+use super::readers::{beside_until_dropped, each_of};
+use crate::cloud::block_api::{Blocks, Contents, Reader};
+use crate::error::Kind;
+use crate::ids::SnapshotId;
+use crate::ids::digest_of;
+use crate::ids::{BLOCK, Digest};
+use crate::sys::sparse_copy::not_zero;
+use crate::trace::Track;
+use anyhow::{Context, Result};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+/// Reads at a time, each with a block in memory as soon as it is answered: as many as the cloud's own limit, by which they
+/// wait.
+const READERS: usize = 96;
+
+/// How often it is told how far a download has come.
+const TELL: Duration = Duration::from_millis(200);
+
+/// Calls with each of some blocks, from several threads, until one fails.
+async fn each<T: Send + Sync + 'static>(
+    all: Vec<T>,
+    work: impl Fn(&T) -> Result<()> + Send + Sync + 'static,
+) -> Result<()> {
+    let counter = Track::here().counter("blocks read");
+    beside_until_dropped(move |dropped| {
+        let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
+        each_of(READERS.min(all.len()), || {
+            while !dropped.load(Ordering::Relaxed) && !failed.load(Ordering::Relaxed) {
+                let Some(one) = all.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
+                work(one).inspect_err(|_| failed.store(true, Ordering::Relaxed))?;
+                counter.add(1);
+            }
+            Ok(())
+        })
+    })
+    .await
+}
+
+fn read(reader: &dyn Reader, snapshot: &SnapshotId, index: u32) -> Result<(Vec<u8>, Digest)> {
+    let (data, digest) = reader.read(index)?;
+    if data.len() != BLOCK {
+        let text = format!("block {index} of {snapshot} has {} bytes, and not {BLOCK}", data.len());
+        return Err(Kind::Cloud.error(text));
+    }
+    Ok((data, digest))
+}
+
+/// What a block has to be.
+enum Expected {
+    Sent(Digest),
+    Parents,
+    /// It is there, and nobody wrote it.
+    Zeros,
+}
+
+/// Reads a snapshot back, and fails with the block and the snapshot where it is not what was sent, or, elsewhere, what
+/// its parent has.
+pub async fn verify(
+    blocks: &dyn Blocks,
+    snapshot: &SnapshotId,
+    sent: &BTreeMap<u32, Digest>,
+    parent: Option<&SnapshotId>,
+) -> Result<()> {
+    let there = blocks.contents(snapshot).await?.blocks;
+    let reader = blocks.reader(snapshot).await?;
+    let mut expected: Vec<(u32, Expected)> =
+        sent.iter().map(|(index, digest)| (*index, Expected::Sent(*digest))).collect();
+    let mut parents = None;
+    if let Some(parent) = parent {
+        let below = blocks.contents(parent).await?.blocks;
+        let others = below.iter().filter(|index| !sent.contains_key(index));
+        expected.extend(others.map(|index| (index, Expected::Parents)));
+        parents = Some((parent.clone(), blocks.reader(parent).await?, below));
+    }
+    let known = |index: &u32| {
+        sent.contains_key(index) || parents.as_ref().is_some_and(|(.., below)| below.contains(*index))
+    };
+    let others = there.iter().filter(|index| !known(index));
+    expected.extend(others.map(|index| (index, Expected::Zeros)));
+    let parents = parents.map(|(parent, reader, _)| (parent, reader));
+    let (snapshot, zeros) = (snapshot.clone(), digest_of(&[0; BLOCK]));
+    each(expected, move |(index, expected)| {
+        let (expected, what) = match (expected, &parents) {
+            (Expected::Sent(digest), _) => (*digest, "what was sent".to_owned()),
+            (Expected::Parents, Some((parent, reader))) => {
+                (read(&**reader, parent, *index)?.1, format!("that of its parent {parent}"))
+            }
+            (Expected::Parents, None) | (Expected::Zeros, _) => {
+                (zeros, "zeros, and was never written".to_owned())
+            }
+        };
+        // What is not there is zeros.
+        let is = if there.contains(*index) { read(&*reader, &snapshot, *index)?.1 } else { zeros };
+        if is == expected {
+            return Ok(());
+        }
+        let absent = if there.contains(*index) { "" } else { ": it is not there" };
+        Err(Kind::Cloud.error(format!("block {index} of {snapshot} is not {what}{absent}")))
+    })
+    .await
+}
+
+/// Writes a snapshot to a file, which loses what it held, and is sparse where the snapshot has zeros. Each block was
+/// verified against its digest.
+pub async fn download(blocks: &dyn Blocks, snapshot: &SnapshotId, into: &File) -> Result<Contents> {
+    download_telling(blocks, snapshot, into, &|_, _| ()).await
+}
+
+/// The same; `on_progress` is told now and then how many bytes of how many were read.
+pub async fn download_telling(
+    blocks: &dyn Blocks,
+    snapshot: &SnapshotId,
+    into: &File,
+    on_progress: &dyn Fn(u64, u64),
+) -> Result<Contents> {
+    let contents = blocks.contents(snapshot).await?;
+    let reader = blocks.reader(snapshot).await?;
+    let size = contents.size_gib << 30;
+    if contents.blocks.max().is_some_and(|last| (u64::from(last) + 1) * BLOCK as u64 > size) {
+        let text = format!("{snapshot} has blocks beyond its {} GiB", contents.size_gib);
+        return Err(Kind::Cloud.error(text));
+    }
+    // A file that is empty is not emptied: ext4 would write all of it to the disk when it is closed.
+    let is_empty = into.metadata().context("looking at the file")?.len() == 0;
+    let emptied = if is_empty { Ok(()) } else { into.set_len(0) };
+    emptied.and_then(|()| into.set_len(size)).context("making room for the snapshot")?;
+    let file = into.try_clone().context("duplicating a descriptor")?;
+    let (all, snapshot) = (contents.blocks.iter().collect(), snapshot.clone());
+    let done = Arc::new(AtomicUsize::new(0));
+    let count = done.clone();
+    let reading = each(all, move |index| {
+        let (data, _) = read(&*reader, &snapshot, *index)?;
+        let start = u64::from(*index) * BLOCK as u64;
+        not_zero(&data, &mut |at, data| file.write_all_at(data, start + at as u64).map_err(full))
+            .with_context(|| format!("writing block {index} of {snapshot} to the file"))?;
+        count.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    });
+    let (mut reading, bytes) = (pin!(reading), |blocks: usize| (blocks * BLOCK) as u64);
+    let (mut ticks, all) = (tokio::time::interval(TELL), bytes(contents.blocks.len() as usize));
+    loop {
+        tokio::select! {
+            biased;
+            result = &mut reading => break result?,
+            _ = ticks.tick() => on_progress(bytes(done.load(Ordering::Relaxed)), all),
+        }
+    }
+    on_progress(all, all);
+    Ok(contents)
+}
+
+fn full(error: std::io::Error) -> anyhow::Error {
+    match error.raw_os_error() {
+        Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => {
+            Kind::Machine.failure(error).hint("Free space there, or write it elsewhere.").into()
+        }
+        _ => error.into(),
+    }
+}

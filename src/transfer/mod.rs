@@ -1,0 +1,9 @@
+//! Snapshots to and from the cloud, block by block.
+
+pub mod download;
+#[cfg(test)]
+pub mod fake;
+pub mod raw;
+pub(crate) mod readers;
+pub mod together;
+pub mod upload;
