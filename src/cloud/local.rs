@@ -42,7 +42,7 @@ use std::time::Duration;
 
 /// Pending resources become ready by themselves: this is long enough for every delay that a test may set, and short
 /// enough to notice a clock that was set back.
-const PENDING_POLL: Policy = Policy::local(Duration::from_secs(120));
+const PENDING: Policy = Policy::local(Duration::from_secs(120));
 
 /// The same time that is requested of EBS: a bake starts its snapshot before its steps.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(6 * 60 * 60);
@@ -152,7 +152,7 @@ impl Region {
 
     /// Waits until an image is no longer pending. `None`: it was deregistered in the meantime.
     async fn settled(&self, id: &ImageId) -> Result<Option<ImageRecord>> {
-        until(&format!("the image {id}"), &PENDING_POLL, async || {
+        until(&format!("the image {id}"), &PENDING, async || {
             Ok(match self.store().find::<ImageRecord>(&id.0)? {
                 Some(image) if self.store().state(&image) == ImageState::Pending => {
                     Probe::NotYet("pending".to_owned())

@@ -208,7 +208,7 @@ fn wait_or_kill(child: &mut Child, ending: &AtomicBool) -> io::Result<Option<Exi
     let mut asked = None;
     loop {
         // It may be interrupted: then it polls again.
-        _ = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&look));
+        _ = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&interval));
         if let Some(status) = child.try_wait()? {
             return Ok(Some(status));
         }

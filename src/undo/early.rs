@@ -295,9 +295,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_work_of_a_failed_story_is_cancelled() {
-        let (ended, did, took) = beside(3 * SECOND, None).await;
+        let (ended, events, took) = run_with_work(3 * SECOND, None).await;
         assert!(ended.result.is_err());
-        assert_eq!((did, took.as_secs()), (vec!["begun"], 1));
+        assert_eq!((events, took.as_secs()), (vec!["begun"], 1));
     }
 
     fn policy() -> Policy {

@@ -169,7 +169,7 @@ mod tests {
     use aws_sdk_ebs::config::{BehaviorVersion, Config};
 
     #[tokio::test]
-    fn slow_reads_raise_the_concurrency_up_to_its_limit() {
+    async fn slow_reads_raise_the_concurrency_up_to_its_limit() {
         let config = || async { Config::builder().behavior_version(BehaviorVersion::v2026_01_12()).build() };
         let shared = Shared::new(Lanes::start(config).await.unwrap(), Pace::default());
         let permits_after = |reads: usize, time: Duration| {

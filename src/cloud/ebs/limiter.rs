@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    fn reads_are_not_limited_until_one_is_refused() {
+    async fn reads_are_not_limited_until_one_is_refused() {
         let limiter = Limiter::until_refused();
         let begun = Instant::now();
         take_turns(&limiter, 5 * MOST).await;
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    fn a_seconds_turns_are_taken_at_once_and_no_second_has_more() {
+    async fn a_seconds_turns_are_taken_at_once_and_no_second_has_more() {
         let limiter = Limiter::default();
         let begun = Instant::now();
         let mut all = take_turns(&limiter, MOST).await;
@@ -195,7 +195,7 @@ mod tests {
 
     /// Bursts of random sizes at random times, for some seconds.
     #[tokio::test(start_paused = true)]
-    fn no_second_has_more_at_random_times() {
+    async fn no_second_has_more_at_random_times() {
         for _ in 0..20 {
             let (limiter, mut all) = (Limiter::default(), Vec::new());
             for _ in 0..40 {
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    fn after_a_refusal_the_rate_is_half_and_even() {
+    async fn after_a_refusal_the_rate_is_half_and_even() {
         let (half, few) = (MOST / 2, MOST / 2 / PARTS);
         for pause in [0, 300, 999, 5000] {
             let limiter = Limiter::default();
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    fn a_refusal_slows_waiting_callers_down() {
+    async fn a_refusal_slows_waiting_callers_down() {
         let limiter = Limiter::default();
         take_turns(&limiter, MOST).await;
         let begun = Instant::now();
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    fn a_dropped_caller_takes_no_turn() {
+    async fn a_dropped_caller_takes_no_turn() {
         let limiter = Limiter::default();
         take_turns(&limiter, MOST).await;
         for _ in 0..5 * MOST {

@@ -67,7 +67,7 @@ mod tests {
         assert!(
             names
                 .iter()
-                .all_names(|name| name.starts_with("/dev/") && !name.ends_with(|c: char| c.is_ascii_digit()))
+                .all(|name| name.starts_with("/dev/") && !name.ends_with(|c: char| c.is_ascii_digit()))
         );
     }
 

@@ -77,9 +77,9 @@ fn client(endpoint: &str) -> Client {
     Client::builder()
         .endpoint(endpoint)
         .unwrap()
-        .connect_timeout(CONNECT)
+        .connect_timeout(CONNECT_TIMEOUT)
         .read_timeout(Duration::from_millis(200))
-        .operation_timeout(WHOLE)
+        .operation_timeout(OPERATION_TIMEOUT)
         .max_attempts(2)
         .build()
 }

@@ -191,7 +191,7 @@ fn a_stop_answers_all_requests() {
     let cached = Cache::new(dir.path(), u64::MAX).of(&snapshot).unwrap();
     let lower = Arc::new(Lower::new(&snapshot, &contents, Arc::new(Silent), cached));
     let stopped = lower.clone();
-    let waits = move || !lock(&stopped.asked).blocks.is_empty();
+    let waits = move || !lock(&stopped.requests).blocks.is_empty();
     let stopper = {
         let lower = lower.clone();
         std::thread::spawn(move || {

@@ -41,7 +41,7 @@ impl Ground {
 
     fn of(base: Base) -> Self {
         let (upper, marks) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
-        upper.set_len(place(BLOCKS, 0)).unwrap();
+        upper.set_len(offset_of(BLOCKS, 0)).unwrap();
         let contents = Contents { size_gib: 1, blocks: [1, 3, 5].into() };
         marks::begin(&marks, BLOCKS, &contents).unwrap();
         let base = std::sync::Arc::new(base);

@@ -214,9 +214,9 @@ async fn incomplete_snapshots_cannot_be_used_and_are_swept() {
     let (pending, expired) = (f.region.start(&spec).await.unwrap(), f.region.start(&spec).await.unwrap());
     let digest = f.put(&expired, 0, 1).await;
     is_of_no_use(&f, &base, &pending, "pending").await;
-    age(&f.region, &expired, PATIENCE - Duration::from_secs(60));
+    age(&f.region, &expired, WRITE_TIMEOUT - Duration::from_secs(60));
     is_of_no_use(&f, &base, &expired, "pending").await;
-    age(&f.region, &expired, PATIENCE + Duration::from_secs(60));
+    age(&f.region, &expired, WRITE_TIMEOUT + Duration::from_secs(60));
     is_of_no_use(&f, &base, &expired, "error").await;
 
     // It is too late, and the error differs from others.

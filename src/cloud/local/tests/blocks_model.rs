@@ -145,7 +145,7 @@ impl Run {
             }
             15 => {
                 let Some(id) = random.of(&pending) else { return };
-                age(&region, id, 2 * PATIENCE);
+                age(&region, id, 2 * WRITE_TIMEOUT);
                 self.known.get_mut(id).unwrap().state = State::Expired;
             }
             16 => {
