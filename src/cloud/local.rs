@@ -1,11 +1,13 @@
 //! The default cloud: a region that is a directory and enforces EC2's rules.
 //!
 //! ```text
-//! DIR/region.json                     the format of the directory DIR/lock                            locked (flock)
-//! while something changes DIR/images/ami-….json               records; written to a temporary file and renamed
-//! DIR/documents/ami-….json            documents of an image DIR/snapshots/snap-….{json,img}     a record, and the data
-//! as a sparse file DIR/snapshots/snap-….{put,parent}   for block-level writes: which blocks were put, and the parent's
-//! data DIR/volumes/vol-….{json,img}        a record and the data; the file is locked while the volume is attached
+//! DIR/region.json                     the format of the directory
+//! DIR/lock                            locked (flock) while something changes
+//! DIR/images/ami-….json               records; written to a temporary file and renamed
+//! DIR/documents/ami-….json            documents of an image
+//! DIR/snapshots/snap-….{json,img}     a record, and the data as a sparse file
+//! DIR/snapshots/snap-….{put,parent}   for block-level writes: which blocks were put, and the parent's data
+//! DIR/volumes/vol-….{json,img}        a record and the data; the file is locked while the volume is attached
 //! ```
 //!
 //! The state of a resource follows from facts that a killed process cannot leave wrong. A resource is pending until a

@@ -1,9 +1,9 @@
 //! Disks that `--keep-on-failure` preserved: their written blocks, in a directory of this machine for each run.
 //!
 //! ```text
-//! STATE/kept/RUN/upper        the written blocks, each at its place STATE/kept/RUN/marks        the block map: which
-//! blocks were written STATE/kept/RUN/disk.json    everything else about the disk; written last: without it the disk
-//! does not exist
+//! STATE/kept/RUN/upper        the written blocks, each at its place
+//! STATE/kept/RUN/marks        the block map: which blocks were written
+//! STATE/kept/RUN/disk.json    everything else about the disk; written last: without it the disk does not exist
 //! ```
 
 use super::copy::{self, Temp};

@@ -289,7 +289,7 @@ mod tests {
         for (work, takes, both) in [(1, 3, 3), (3, 1, 3), (2, 2, 2), (0, 1, 1), (1, 0, 1)] {
             let (ended, events, took) = run_with_work(work * SECOND, Some(takes * SECOND)).await;
             assert_eq!(ended.result.unwrap(), 7);
-            assert_eq!((events, took.as_secs()), (vec!["begun", "over"], both), "{work} beside {takes}");
+            assert_eq!((events, took.as_secs()), (vec!["begun", "over"], both), "work {work}, takes {takes}");
         }
     }
 

@@ -110,7 +110,7 @@ fn bakes_of_one_process_read_and_verify_a_block_once() {
     flip();
     assert!(next.block(5).unwrap_err().to_string().contains("changed"));
     let another = lower_of(&cache, &base);
-    assert_eq!((another.block(5).unwrap().0, reads()), (vec![5; BLOCK], 2), "it is read anew");
+    assert_eq!((another.block(5).unwrap().0, reads()), (vec![5; BLOCK], 2), "it is read again");
     flip();
     // A bake that starts after all of them have ended verifies the block.
     drop((bakes, next, another));
@@ -166,7 +166,7 @@ fn an_error_of_reading_or_storing_is_reported_once() {
     assert!(lower.trouble().take().is_none());
     assert_eq!(ask(&lower, &[(FAILED, libc::ENOSPC)]), []);
     let told = Mutex::default();
-    soon("it is told", || {
+    soon("it is reported", || {
         *lock(&told) = lower.trouble().take().map(|error| format!("{error:#}"));
         lock(&told).is_some()
     });
