@@ -7,18 +7,18 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// A whole disk, verified once and held open. Dropping it lets go of the disk: a loop device detaches itself.
+/// A whole disk, verified and open. Dropping it releases the disk: a loop device detaches itself.
 #[derive(Debug)]
 pub struct Device {
-    /// Open for reading and writing. Whoever needs a path takes `/proc/self/fd/N`.
+    /// Open for reading and writing. Code that needs a path uses `/proc/self/fd/N`.
     pub node: OwnedFd,
     /// For messages only.
     pub path: PathBuf,
     /// The device number of the node.
     pub rdev: u64,
-    /// The volume that it was verified to be: its serial on NVMe, its id in the local region.
+    /// The volume that the device was verified to be: its serial on NVMe, its id in the local region.
     pub serial: String,
-    /// Where free space that is discarded and zeros that are asked for have to be told apart.
+    /// Set if the disk's server has to distinguish discarded free space from ranges to be zeroed.
     pub trimming: Option<Arc<dyn Trimming>>,
 }
 

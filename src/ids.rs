@@ -17,28 +17,24 @@ macro_rules! id {
         }
     };
 }
-
 id!(/// `ami-` and 17 hexadecimal digits.
     ImageId);
-
 id!(/// `snap-` and 17 hexadecimal digits.
     SnapshotId);
-
 id!(/// `vol-` and 17 hexadecimal digits.
     VolumeId);
-
-id!(/// One run of a bake: 32 hexadecimal digits, drawn anew for each. Tags all that the run makes.
+id!(/// One run of a bake: 32 random hexadecimal digits. Tags everything that the run creates.
     RunId);
 
 impl RunId {
     pub fn new() -> Self {
         let mut bytes = [0u8; 16];
         rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())
-            .expect("16 bytes never come short (getrandom(2))");
+            .expect("getrandom never returns fewer than 16 bytes (getrandom(2))");
         Self(bytes.iter().map(|b| format!("{b:02x}")).collect())
     }
 
-    /// The first 8 digits: for people.
+    /// The first 8 digits, for people.
     pub fn short(&self) -> &str {
         &self.0[..self.0.len().min(8)]
     }
@@ -59,7 +55,7 @@ pub enum Architecture {
 }
 
 impl Architecture {
-    /// This machine's.
+    /// The architecture of this machine.
     pub const HOST: Self = if cfg!(target_arch = "aarch64") { Self::Arm64 } else { Self::X86_64 };
 
     pub fn as_str(self) -> &'static str {
@@ -69,8 +65,8 @@ impl Architecture {
         }
     }
 
-    /// Whether its programs run on this machine: its own, and those that the kernel has an interpreter for
-    /// (binfmt_misc).
+    /// Whether programs for this architecture run on this machine: its own, and those that the kernel has an
+    /// interpreter for (binfmt_misc).
     pub fn runs_here(self) -> bool {
         let emulator = match self {
             Self::X86_64 => "/proc/sys/fs/binfmt_misc/qemu-x86_64",
@@ -86,7 +82,7 @@ impl fmt::Display for Architecture {
     }
 }
 
-/// Bytes of a block: EBS direct knows this size alone.
+/// Bytes of a block: the only size that EBS direct has.
 pub const BLOCK: usize = 512 << 10;
 
 /// A block's SHA256.

@@ -1,37 +1,36 @@
-//! The process that a resource belongs to, as a tag: so that what a killed bake left can be told from what a living
-//! one still needs.
+//! The process that owns a resource, as a tag: it distinguishes leftovers of killed bakes from resources in use.
 
 use anyhow::{Context, Result};
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
-/// The inode of the first PID namespace (`PROC_PID_INIT_INO`): the host's own.
+/// The inode of the initial PID namespace (`PROC_PID_INIT_INO`).
 const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
 
-/// A process, told apart from every other one: also from one that got its PID later, and from one before a reboot.
-/// As text, and as the tag `oven:owner`: `HOST/BOOT/PID/START`.
+/// A process, distinguished from all others: also from one that got its PID later, and from one before a reboot. Its
+/// text form, which the tag `oven:owner` has, is `HOST/BOOT/PID/START`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Owner {
-    /// The instance id on EC2, else the machine id; with the PID namespace, where that is not the first one.
+    /// The instance id on EC2, otherwise the machine id; with the PID namespace, if that is not the initial one.
     pub host: String,
     /// The kernel's boot id.
     pub boot: String,
     pub pid: u32,
-    /// When it began, in clock ticks since the boot (field 22 of `/proc/PID/stat`).
+    /// When the process started, in clock ticks since the boot (field 22 of `/proc/PID/stat`).
     pub started: u64,
 }
 
-/// Whether an owner is gone.
+/// Whether an owner has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Gone {
     Yes,
     No,
-    /// It is of another host, or of a namespace that cannot be looked into.
+    /// It is on another host, or in a namespace that cannot be inspected.
     Unknown,
 }
 
-/// Stands for what this machine does not tell.
+/// Stands for what this machine does not provide.
 const UNKNOWN: &str = "unknown";
 
 impl Owner {
@@ -40,17 +39,17 @@ impl Owner {
         Self::on(&host_id(Path::new("/")))
     }
 
-    /// This process, on a host that has a better name than its machine id: an instance id.
+    /// This process, on a host with a better name than its machine id: an instance id.
     pub fn on(host: &str) -> Self {
         Self::of(host, std::process::id(), Path::new("/proc"))
     }
 
-    /// What cannot be read is unknown, and such an owner is never taken for gone.
+    /// What cannot be read is unknown; an owner with an unknown part never counts as ended.
     fn of(host: &str, pid: u32, proc: &Path) -> Self {
         let boot = std::fs::read_to_string(proc.join("sys/kernel/random/boot_id")).unwrap_or_default();
         let boot = if boot.trim().is_empty() { UNKNOWN } else { boot.trim() };
-        let started = process(proc, pid).ok().flatten().map_or(0, |process| process.started);
-        // A PID means nothing outside its namespace: a container's processes are another host's.
+        let started = read_process(proc, pid).ok().flatten().map_or(0, |read_process| read_process.started);
+        // A PID has no meaning outside its namespace: a container counts as another host.
         let host = match std::fs::read_link(proc.join("self/ns/pid")) {
             Ok(namespace) if namespace.as_os_str() != FIRST_PID_NAMESPACE => {
                 let digits: String =
@@ -62,7 +61,7 @@ impl Owner {
         Self { host, boot: boot.to_owned(), pid, started }
     }
 
-    /// Whether this owner is gone, as seen from `here`, a process that is alive.
+    /// Whether this owner has ended, as seen from `here`, a running process.
     pub fn is_gone_from(&self, here: &Owner, proc: &Path) -> Gone {
         let known = |owner: &Owner| owner.host != UNKNOWN && owner.boot != UNKNOWN && owner.started != 0;
         if self.host != here.host || !known(self) || !known(here) {
@@ -71,16 +70,16 @@ impl Owner {
         if self.boot != here.boot {
             return Gone::Yes;
         }
-        match process(proc, self.pid) {
+        match read_process(proc, self.pid) {
             Ok(None) => Gone::Yes,
-            // A zombie holds nothing any more.
-            Ok(Some(found)) if found.started != self.started || found.dead => Gone::Yes,
+            // A zombie has released its resources.
+            Ok(Some(found)) if found.started != self.started || found.has_ended => Gone::Yes,
             Ok(Some(_)) => Gone::No,
             Err(_) => Gone::Unknown,
         }
     }
 
-    /// Whether this owner is gone, as seen from this process.
+    /// Whether this owner has ended, as seen from this process.
     pub fn is_gone(&self) -> Gone {
         self.is_gone_from(&Self::this(), Path::new("/proc"))
     }
@@ -92,12 +91,12 @@ impl fmt::Display for Owner {
     }
 }
 
-/// The text is no owner.
+/// The error for a text that is not an owner.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NoOwner(String);
 impl fmt::Display for NoOwner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} is no owner (HOST/BOOT/PID/START)", self.0)
+        write!(f, "{:?} is not an owner (HOST/BOOT/PID/START)", self.0)
     }
 }
 impl std::error::Error for NoOwner {}
@@ -105,45 +104,46 @@ impl std::error::Error for NoOwner {}
 impl FromStr for Owner {
     type Err = NoOwner;
     fn from_str(text: &str) -> Result<Self, NoOwner> {
-        let no = || NoOwner(text.to_owned());
+        let invalid = || NoOwner(text.to_owned());
         let parts: Vec<&str> = text.split('/').collect();
-        let [host, boot, pid, started] = parts[..] else { return Err(no()) };
+        let [host, boot, pid, started] = parts[..] else { return Err(invalid()) };
         if host.is_empty() || boot.is_empty() {
-            return Err(no());
+            return Err(invalid());
         }
-        // Whole numbers only: "+1" parses as one, too, and would not be spelt the same again.
-        let number = |digits: &str| digits.bytes().all(|b| b.is_ascii_digit()).then_some(()).ok_or_else(no);
+        // Only digits are accepted: "+1" parses as well, but would be written differently.
+        let number =
+            |digits: &str| digits.bytes().all(|b| b.is_ascii_digit()).then_some(()).ok_or_else(invalid);
         number(pid)?;
         number(started)?;
         let (host, boot) = (host.to_owned(), boot.to_owned());
         Ok(Self {
             host,
             boot,
-            pid: pid.parse().map_err(|_| no())?,
-            started: started.parse().map_err(|_| no())?,
+            pid: pid.parse().map_err(|_| invalid())?,
+            started: started.parse().map_err(|_| invalid())?,
         })
     }
 }
 
-/// The machine id, or else the host's name, below `root`. Never with a `/`, which separates the parts of an owner.
+/// The machine id below `root`, or the host's name. It has no `/`, which separates the parts of an owner.
 fn host_id(root: &Path) -> String {
     let id = std::fs::read_to_string(root.join("etc/machine-id")).unwrap_or_default();
     let id = id.trim();
     if id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit()) {
         return id.to_owned();
     }
-    // An image whose first boot is to come has none, or the word "uninitialized".
+    // An image before its first boot has no machine id, or the word "uninitialized".
     let name = std::fs::read_to_string(root.join("proc/sys/kernel/hostname")).unwrap_or_default();
     if name.trim().is_empty() { UNKNOWN.to_owned() } else { name.trim().replace('/', "_") }
 }
 
-struct Process {
+struct ProcessStat {
     started: u64,
-    dead: bool,
+    has_ended: bool,
 }
 
-/// What `/proc/PID/stat` says; `None` if there is no such process.
-fn process(proc: &Path, pid: u32) -> Result<Option<Process>> {
+/// Reads `/proc/PID/stat`; `None` if there is no such process.
+fn read_process(proc: &Path, pid: u32) -> Result<Option<ProcessStat>> {
     let stat = match std::fs::read(proc.join(pid.to_string()).join("stat")) {
         Ok(stat) => stat,
         // ESRCH: it ended between open and read.
@@ -153,13 +153,13 @@ fn process(proc: &Path, pid: u32) -> Result<Option<Process>> {
         Err(e) => return Err(e.into()),
     };
     let stat = String::from_utf8_lossy(&stat);
-    // Field 2 is the program's name in parentheses, and may hold parentheses and blanks itself.
-    let (_, rest) = stat.rsplit_once(')').context("no name in parentheses")?;
+    // Field 2 is the program's name in parentheses, which may contain parentheses and blanks.
+    let (_, rest) = stat.rsplit_once(')').context("the process's stat file has no name in parentheses")?;
     let fields: Vec<&str> = rest.split_whitespace().collect();
     let (Some(state), Some(started)) = (fields.first(), fields.get(22 - 3)) else {
-        anyhow::bail!("too few fields");
+        anyhow::bail!("the process's stat file has too few fields");
     };
-    Ok(Some(Process { started: started.parse()?, dead: matches!(*state, "Z" | "X" | "x") }))
+    Ok(Some(ProcessStat { started: started.parse()?, has_ended: matches!(*state, "Z" | "X" | "x") }))
 }
 
 #[cfg(test)]
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_is_alive_and_survives_text() {
+    fn this_process_has_not_ended_and_parses_back() {
         let this = Owner::this();
         assert_eq!(this.to_string().parse::<Owner>().unwrap(), this);
         assert_eq!(this.is_gone(), Gone::No);
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_child_that_ended_is_gone() {
+    fn a_killed_child_has_ended() {
         let mut child = std::process::Command::new("/bin/sleep").arg("1000").spawn().unwrap();
         let owner = Owner::of(&host_id(Path::new("/")), child.id(), Path::new("/proc"));
         assert_eq!(owner.is_gone(), Gone::No);
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_that_tells_nothing_takes_nobody_for_gone() {
+    fn without_machine_facts_no_owner_counts_as_ended() {
         let nothing = tempfile::tempdir().unwrap();
         let blind = Owner::of(UNKNOWN, 7, nothing.path());
         assert_eq!(blind.to_string(), "unknown/unknown/7/0");
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn names_with_parentheses_and_zombies() {
+    fn stat_files_with_parentheses_and_zombies() {
         let here = owner(1, 1);
         let gone = |stat: &str| owner(7, 99).is_gone_from(&here, fake_proc(7, stat).path());
         assert_eq!(gone(&stat("a) R (b", "S", 99)), Gone::No);
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn garbage_is_no_owner() {
+    fn invalid_texts_are_rejected() {
         for text in
             ["", "/", "a/b/c/d", "a/b/1", "a/b/1/2/3", "/b/1/2", "a//1/2", "a/b/-1/2", "a/b/+1/2", "a/b//"]
         {
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_without_an_id_has_its_name() {
+    fn a_machine_without_an_id_uses_its_host_name() {
         let root = tempfile::tempdir().unwrap();
         assert_eq!(host_id(root.path()), UNKNOWN);
         fs::create_dir_all(root.path().join("proc/sys/kernel")).unwrap();

@@ -268,7 +268,9 @@ async fn without_any_one_action_something_fails_and_says_which() {
             let said = text.contains(name) || name == "CreateTags" && text.contains("CreateVolume");
             assert!(said, "{what}: {text}");
             assert!(
-                ["may not", "UnauthorizedOperation", "AccessDenied"].iter().any(|code| text.contains(code)),
+                ["lacks permissions", "UnauthorizedOperation", "AccessDenied"]
+                    .iter()
+                    .any(|code| text.contains(code)),
                 "{text}"
             );
             // What AWS's support asks for.

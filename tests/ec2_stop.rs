@@ -171,7 +171,7 @@ fn what_the_cloud_has_not_released_is_told_and_swept() {
         let [left] = ended.left()[..] else { panic!("{}", told()) };
         assert_eq!(ground.made().volumes.len(), 1, "{}", told());
         // The very command that was told.
-        let command = left.split("remove it by: oven ").nth(1).unwrap_or_else(|| panic!("{}", told()));
+        let command = left.split("remove it with: oven ").nth(1).unwrap_or_else(|| panic!("{}", told()));
         let args: Vec<&str> = command.split(' ').collect();
         let swept = ground.start(ground.plain(&args)).end(HANGS, &what);
         assert_eq!(swept.code(), Some(0), "{command}\n{}\n{}", swept.err, told());
@@ -203,7 +203,7 @@ fn what_is_not_known_after_ten_seconds_is_told_and_swept() {
         assert!(orphans == 0 || !ended.left().is_empty(), "{}", told());
         if orphans > 0 {
             let command =
-                ended.left()[0].split("remove it by: oven ").nth(1).unwrap_or_else(|| panic!("{}", told()));
+                ended.left()[0].split("remove it with: oven ").nth(1).unwrap_or_else(|| panic!("{}", told()));
             let swept = ground.start(ground.plain(&command.split(' ').collect::<Vec<_>>())).end(HANGS, &what);
             assert_eq!(swept.code(), Some(0), "{command}\n{}\n{}", swept.err, told());
         }

@@ -204,7 +204,10 @@ fn a_disk_whose_server_is_killed_makes_no_image() {
             Some(0) => {}
             _ => {
                 assert!(killed && code == Some(8), "{what}: {code:?} {told}");
-                assert!(told.contains("the process that serves the disk ended by itself"), "{what}: {told}");
+                assert!(
+                    told.contains("the process that serves the disk ended unexpectedly"),
+                    "{what}: {told}"
+                );
             }
         }
         assert_recovers(&world, IMAGES, &what);

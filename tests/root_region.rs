@@ -200,7 +200,7 @@ async fn a_disk_becomes_a_snapshot_and_an_image() {
     disks.forget(&run).await.unwrap();
     assert_eq!((w.files("volumes"), w.files("snapshots")), (0, 4), "the base's, and the image's");
     assert_eq!(image.snapshot, snapshot);
-    refuses(disks.reopen(&run).await, Kind::NotFound, "no volume was kept");
+    refuses(disks.reopen(&run).await, Kind::NotFound, "has no preserved volume");
     assert_no_loops(w.dir.path());
 }
 

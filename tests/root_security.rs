@@ -39,7 +39,7 @@ fn a_strangers_region_is_not_used() {
     chown(&region, Some(0), Some(0)).unwrap();
     fs::set_permissions(&region, fs::Permissions::from_mode(0o1777)).unwrap();
     let (_, err) = world.expect(8, &["images", "list"]);
-    assert!(err.contains("can be written by everybody"), "{err}");
+    assert!(err.contains("is writable by everybody"), "{err}");
     intact();
 
     // What a stranger left in it while it was.
@@ -51,7 +51,7 @@ fn a_strangers_region_is_not_used() {
     fs::remove_dir(region.join("volumes")).unwrap();
     symlink(world.path("elsewhere"), region.join("volumes")).unwrap();
     let (_, err) = world.expect(8, &["images", "list"]);
-    assert!(err.contains("volumes is no directory, but leads elsewhere"), "{err}");
+    assert!(err.contains("volumes is not a directory, but a link or a file"), "{err}");
     fs::remove_file(region.join("volumes")).unwrap();
     symlink(&precious, region.join("lock")).unwrap();
     let raw = world.path("raw");

@@ -1,4 +1,4 @@
-//! Snapshots read and written by their blocks, for strategy (b): the shapes of the EBS direct APIs.
+//! Block-level access to snapshots, in the shape of the EBS direct APIs. Direct disks use it.
 
 use super::{Tags, VolumeKind};
 use crate::ids::Digest;
@@ -7,35 +7,35 @@ use anyhow::Result;
 use async_trait::async_trait;
 use std::sync::Arc;
 
-/// Indexes of blocks, in little memory: a snapshot of 16 TiB has 33 million.
+/// A compact set of block indexes: a snapshot of 16 TiB has 33 million.
 pub type Indexes = roaring::RoaringBitmap;
 
-/// What a snapshot holds.
+/// What a snapshot contains.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Contents {
     pub size_gib: u64,
-    /// Blocks that were ever written. All others are zeros, and cannot be read.
+    /// Blocks that were ever written. All others are zeros and cannot be read.
     pub blocks: Indexes,
 }
 
-/// A snapshot that is to be written.
+/// Describes a snapshot to be written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewSnapshot {
-    /// Blocks that are not written are this one's.
+    /// The snapshot that supplies the blocks that are not written.
     pub parent: Option<SnapshotId>,
-    /// At least the parent's.
+    /// At least the parent's size.
     pub size_gib: u64,
     pub description: String,
     pub run: RunId,
-    /// Set in the call that makes it.
+    /// Set by the call that creates the snapshot.
     pub tags: Tags,
-    /// Without a parent. A child is encrypted as its parent is.
+    /// Only without a parent: a child is encrypted as its parent is.
     pub encrypted: bool,
-    /// Only with `encrypted`; `None`: the account's own.
+    /// Only with `encrypted`; `None` is the account's default key.
     pub kms_key: Option<String>,
 }
 
-/// A pending snapshot was given up by the cloud, for too long nothing was written to it; or somebody deleted it.
+/// The cloud discarded a pending snapshot because nothing was written to it for too long, or somebody deleted it.
 #[derive(Debug)]
 pub struct Expired(pub SnapshotId);
 impl std::fmt::Display for Expired {
@@ -45,52 +45,52 @@ impl std::fmt::Display for Expired {
 }
 impl std::error::Error for Expired {}
 
-/// What stands between a base snapshot and a child of it.
+/// How a base snapshot can serve as the parent of a new one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Parent {
-    /// Nothing.
+    /// It can be the parent itself.
     Itself,
-    /// Its blocks cannot be read by this account (it is public, and not ours): it has to be copied into the account
-    /// first, once.
+    /// This account cannot read its blocks (it is public and belongs to another account): it has to be copied into the
+    /// account first, once.
     Copy { why: String },
-    /// Its blocks can be read, but a child could not be what is asked for (encrypted with another key): the new
-    /// snapshot has none, and every block is sent.
+    /// Its blocks can be read, but a child could not have the requested properties (encryption with another key). The
+    /// new snapshot gets no parent, and every block is uploaded.
     Whole { why: String },
 }
 
-/// Reads a snapshot's blocks. It blocks its thread, and is used by many at once.
+/// Reads a snapshot's blocks. It blocks the calling thread, and many threads use it concurrently.
 pub trait Reader: Send + Sync {
-    /// A block of [`Contents::blocks`], verified against the digest that came with it, and that digest. A failure names both
-    /// block and snapshot.
+    /// Reads a block of [`Contents::blocks`], verifies it against the digest that came with it, and returns both. An
+    /// error names the block and the snapshot.
     fn read(&self, index: u32) -> Result<(Vec<u8>, Digest)>;
 }
 
-/// Snapshots by their blocks. Failures name the snapshot, and the block.
+/// Block-level operations on snapshots. Errors name the snapshot and the block.
 #[async_trait(?Send)]
 pub trait Blocks {
     async fn contents(&self, snapshot: &SnapshotId) -> Result<Contents>;
 
-    /// Reads blocks of a snapshot whose contents were asked for.
+    /// A reader for the blocks of a snapshot whose [`Blocks::contents`] were listed.
     async fn reader(&self, snapshot: &SnapshotId) -> Result<Arc<dyn Reader>>;
 
-    /// Whether a child of this snapshot can be made that is encrypted as `kind` asks (`None`: as its parent is).
+    /// How this snapshot can be the parent of one that is encrypted as `kind` asks (`None`: as its parent is).
     async fn parent(&self, snapshot: &SnapshotId, kind: &VolumeKind) -> Result<Parent>;
 
-    /// A copy of a snapshot in this account, made once: the next who asks is answered with the same, also while it is
-    /// pending. It is a result, and no scratch: it has no tag of a run, and no sweep removes it. `tell` is called before
-    /// it is made, or waited for: where it is there, nothing takes time or money.
+    /// A copy of a snapshot in this account. It is created once: later callers get the same copy, also while it is
+    /// pending. It is a result and not scratch: it has no tag of a run, and no sweep removes it. `tell` is called
+    /// before the copy is created or waited for; if the copy exists already, the call costs neither time nor money.
     async fn copied(&self, snapshot: &SnapshotId, kind: &VolumeKind, tell: &dyn Fn()) -> Result<SnapshotId>;
 
-    /// A pending snapshot, which has to be completed. It is the run's, as its tags say: a debt is owed for it before. It may
-    /// take its time. Where it is dropped before it answers, what it made is the debt's.
+    /// Starts a pending snapshot, which has to be completed. Its tags assign it to the run: the caller registers an
+    /// undo debt first. The call may be slow. If it is dropped before it answers, the debt removes what it created.
     async fn start(&self, spec: &NewSnapshot) -> Result<SnapshotId>;
 
-    /// Writes a block; the same block again overwrites it.
+    /// Writes a block; a second write overwrites the first.
     async fn put(&self, snapshot: &SnapshotId, index: u32, data: Arc<[u8]>, digest: Digest) -> Result<()>;
 
     /// Seals a snapshot: `count` blocks were put, and `checksum` is the SHA256 of their digests in the order of their
-    /// indexes. Answers when it is complete. Fails with [`Expired`] in its chain where it took too long between the
-    /// blocks: then it has to be written once more, as another snapshot.
+    /// indexes. Returns when the snapshot is complete. Fails with [`Expired`] in its chain if too much time passed
+    /// between the blocks: then they have to be written again, to another snapshot.
     async fn complete(&self, snapshot: &SnapshotId, count: u32, checksum: Digest) -> Result<()>;
 
     /// Deletes every snapshot of the run that no image uses, pending ones too.

@@ -1,16 +1,16 @@
-//! What EC2 takes as a name, a tag and an id, and what it says of any other.
+//! EC2's rules for names, tags and ids, and its errors for violations.
 
 use crate::cloud::Tags;
 use crate::error::Kind;
 use anyhow::{Error, Result};
 use std::fmt;
 
-/// A refusal, in EC2's words: its code first.
+/// An error in EC2's form: the code comes first.
 pub fn refused(code: &str, text: impl fmt::Display) -> Error {
     Kind::Cloud.error(format!("{code}: {text}"))
 }
 
-/// Something that is not there.
+/// An error for something that does not exist.
 pub fn absent(code: &str, text: impl fmt::Display) -> Error {
     Kind::NotFound.error(format!("{code}: {text}"))
 }
@@ -18,7 +18,7 @@ pub fn absent(code: &str, text: impl fmt::Display) -> Error {
 /// An AMI's name: 3 to 128 letters, digits and `()[] ./-'@_`.
 pub fn check_image_name(name: &str) -> Result<()> {
     let length = name.chars().count();
-    let wrong = if !(3..=128).contains(&length) {
+    let problem = if !(3..=128).contains(&length) {
         format!("it has {length} characters")
     } else if let Some(c) = name.chars().find(|c| !c.is_ascii_alphanumeric() && !"()[] ./-'@_".contains(*c)) {
         format!("it has a {c:?}")
@@ -27,7 +27,7 @@ pub fn check_image_name(name: &str) -> Result<()> {
     };
     let rule = "AMI names must be between 3 and 128 characters long, and may contain letters, numbers, '(', ')', \
                 '[', ']', ' ', '.', '/', '-', ''', '@' and '_'";
-    Err(refused("InvalidAMIName.Malformed", format!("{name:?} is no AMI name: {wrong}. {rule}")))
+    Err(refused("InvalidAMIName.Malformed", format!("{name:?} is not a valid AMI name: {problem}. {rule}")))
 }
 
 /// An AMI's description: at most 255 characters.
@@ -36,7 +36,7 @@ pub fn check_description(text: &str) -> Result<()> {
         0..=255 => Ok(()),
         n => Err(refused(
             "InvalidParameterValue",
-            format!("the description has {n} characters, and 255 are allowed"),
+            format!("the description has {n} characters; at most 255 are allowed"),
         )),
     }
 }
@@ -44,20 +44,23 @@ pub fn check_description(text: &str) -> Result<()> {
 /// At most 50 tags; keys of 1 to 128 characters, not beginning with `aws:`; values of at most 256.
 pub fn check_tags(tags: &Tags) -> Result<()> {
     if tags.len() > 50 {
-        return Err(refused("TagLimitExceeded", format!("{} tags, and 50 are allowed", tags.len())));
+        return Err(refused(
+            "TagLimitExceeded",
+            format!("there are {} tags; at most 50 are allowed", tags.len()),
+        ));
     }
     for (key, value) in tags {
         let (key_length, value_length) = (key.chars().count(), value.chars().count());
-        let wrong = if !(1..=128).contains(&key_length) {
-            format!("the tag key {key:?} has {key_length} characters, and 1 to 128 are allowed")
+        let problem = if !(1..=128).contains(&key_length) {
+            format!("the tag key {key:?} has {key_length} characters; 1 to 128 are allowed")
         } else if value_length > 256 {
-            format!("the value of the tag {key:?} has {value_length} characters, and 256 are allowed")
+            format!("the value of the tag {key:?} has {value_length} characters; at most 256 are allowed")
         } else if key.to_ascii_lowercase().starts_with("aws:") {
             format!("the tag key {key:?} begins with 'aws:', which is reserved for internal use")
         } else {
             continue;
         };
-        return Err(refused("InvalidParameterValue", wrong));
+        return Err(refused("InvalidParameterValue", problem));
     }
     Ok(())
 }
@@ -69,20 +72,20 @@ pub fn is_id(prefix: &str, id: &str) -> bool {
     })
 }
 
-/// A new id. EC2's own begin with a zero, too.
+/// A new id. It begins with a zero, as EC2's do.
 pub fn new_id(prefix: &str) -> String {
     format!("{prefix}-0{}", &crate::ids::RunId::new().0[..16])
 }
 
-/// Whether a name matches an EC2 filter: `*` is any text, `?` any character, `\` takes the next one as it is.
+/// Whether a name matches an EC2 filter: `*` matches any text, `?` any character, and `\` escapes the next one.
 pub fn matches(pattern: &str, name: &str) -> bool {
     let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
     let (mut p, mut n) = (0, 0);
-    // Where to go on after the last `*` took one character more: linear in practice, and never exponential.
+    // Where to continue after the last `*` has matched one more character: linear in practice, and never exponential.
     let mut star: Option<(usize, usize)> = None;
     while n < name.len() {
         let width = if pattern.get(p) == Some(&'\\') && p + 1 < pattern.len() { 2 } else { 1 };
-        let fits = match (pattern.get(p), width) {
+        let is_match = match (pattern.get(p), width) {
             (Some('*'), _) => {
                 star = Some((p + 1, n));
                 p += 1;
@@ -92,7 +95,7 @@ pub fn matches(pattern: &str, name: &str) -> bool {
             (Some(_), width) => pattern[p + width - 1] == name[n],
             (None, _) => false,
         };
-        if fits {
+        if is_match {
             (p, n) = (p + width, n + 1);
         } else if let Some((after, taken)) = star {
             star = Some((after, taken + 1));
@@ -155,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn filters() {
+    fn filters_match() {
         for (pattern, name, expected) in [
             ("debian", "debian", true),
             ("debian", "debian-12", false),

@@ -1,31 +1,31 @@
-//! The least IAM policy that oven works with: `oven policy`.
+//! The minimal IAM policy for oven: `oven policy`.
 
 use super::tag;
 use serde_json::{Value, json};
 
-/// Reads that know no resources (Service Authorization Reference).
-const READS: &[&str] =
+/// Read actions that cannot be limited to resources (Service Authorization Reference).
+const READ_ACTIONS: &[&str] =
     &["ec2:DescribeImages", "ec2:DescribeInstances", "ec2:DescribeSnapshots", "ec2:DescribeVolumes"];
 
-/// How the role's bakes get their disks.
+/// How the bakes of a role access their disks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ways {
-    /// From volumes, which are attached.
+    /// By volumes that are attached.
     Attached,
     /// By EBS direct.
     Direct,
     Both,
 }
 
-/// The policy. What is made must carry the tag of a run, and only what carries one is changed or deleted. `region`: any
-/// one of the partition that it is for; `kms_keys`: the ARNs of keys that volumes are encrypted with.
+/// The policy. New resources must have the tag of a run, and only resources with that tag may be changed or deleted.
+/// `region` is any region of the partition; `kms_keys` are the ARNs of the keys that volumes are encrypted with.
 pub fn policy(ways: Ways, region: Option<&str>, kms_keys: &[String]) -> Value {
     let partition = partition(region.unwrap_or_default());
-    // Images and snapshots are of no account in an ARN.
+    // ARNs of images and snapshots have no account.
     let ec2_of = |kind: &str| format!("arn:{partition}:ec2:*::{kind}/");
     let ec2 = |kind: &str| format!("{}*", ec2_of(kind));
     let owned = |kind: &str| format!("arn:{partition}:ec2:*:*:{kind}/*");
-    let ours = json!({ "StringLike": { format!("ec2:ResourceTag/{}", tag::RUN): "*" } });
+    let has_run_tag = json!({ "StringLike": { format!("ec2:ResourceTag/{}", tag::RUN): "*" } });
     let allow = |sid: &str, actions: &[&str], resources: &[String]| json!({ "Sid": sid, "Effect": "Allow", "Action": actions, "Resource": resources });
     let allow_if = |sid: &str, actions: &[&str], resources: &[String], condition: &Value| {
         let mut statement = allow(sid, actions, resources);
@@ -33,74 +33,84 @@ pub fn policy(ways: Ways, region: Option<&str>, kms_keys: &[String]) -> Value {
         statement
     };
     let (attached, direct) = (ways != Ways::Direct, ways != Ways::Attached);
-    let made = |key: &str| json!({ "StringLike": { format!("aws:RequestTag/{key}"): "*" } });
-    let mut changed = vec![ec2("snapshot"), ec2("image")];
+    let request_has_tag = |key: &str| json!({ "StringLike": { format!("aws:RequestTag/{key}"): "*" } });
+    let mut changeable = vec![ec2("snapshot"), ec2("image")];
     if attached {
-        changed.push(owned("volume"));
+        changeable.push(owned("volume"));
     }
     let mut creating = vec!["RegisterImage"];
     let mut statements = vec![
-        allow("Look", READS, &["*".to_owned()]),
+        allow("Look", READ_ACTIONS, &["*".to_owned()]),
         allow(
             "BaseParameters",
             &["ssm:GetParameter"],
             &[format!("arn:{partition}:ssm:*:*:parameter/aws/service/*")],
         ),
         allow("OfAnySnapshot", &["ec2:RegisterImage"], &[ec2("snapshot")]),
-        allow_if("MakeImages", &["ec2:RegisterImage"], &[ec2("image")], &made(tag::RUN)),
+        allow_if("MakeImages", &["ec2:RegisterImage"], &[ec2("image")], &request_has_tag(tag::RUN)),
         allow_if(
             "ChangeOurs",
             &["ec2:CreateTags", "ec2:DeleteSnapshot", "ec2:DeregisterImage"],
-            &changed,
-            &ours,
+            &changeable,
+            &has_run_tag,
         ),
     ];
     if attached {
         creating.extend(["CreateVolume", "CreateSnapshot"]);
         statements.extend([
-            allow_if("MakeVolumes", &["ec2:CreateVolume"], &[owned("volume")], &made(tag::RUN)),
+            allow_if("MakeVolumes", &["ec2:CreateVolume"], &[owned("volume")], &request_has_tag(tag::RUN)),
             allow("VolumesOfAnySnapshot", &["ec2:CreateVolume"], &[ec2("snapshot")]),
-            allow_if("MakeSnapshots", &["ec2:CreateSnapshot"], &[ec2("snapshot")], &made(tag::RUN)),
-            allow_if("OfOurVolumes", &["ec2:CreateSnapshot"], &[owned("volume")], &ours),
+            allow_if(
+                "MakeSnapshots",
+                &["ec2:CreateSnapshot"],
+                &[ec2("snapshot")],
+                &request_has_tag(tag::RUN),
+            ),
+            allow_if("OfOurVolumes", &["ec2:CreateSnapshot"], &[owned("volume")], &has_run_tag),
             allow_if(
                 "UseOurVolumes",
                 &["ec2:AttachVolume", "ec2:DeleteVolume", "ec2:DetachVolume"],
                 &[owned("volume")],
-                &ours,
+                &has_run_tag,
             ),
             allow(
                 "ThisInstance",
                 &["ec2:AttachVolume", "ec2:DetachVolume", "ec2:ModifyInstanceAttribute"],
                 &[owned("instance")],
             ),
-            // Instance attributes name the volume, too.
-            allow_if("EndWithTheInstance", &["ec2:ModifyInstanceAttribute"], &[owned("volume")], &ours),
+            // Changing instance attributes also needs a permission for the volume.
+            allow_if(
+                "EndWithTheInstance",
+                &["ec2:ModifyInstanceAttribute"],
+                &[owned("volume")],
+                &has_run_tag,
+            ),
         ]);
     }
     if direct {
         creating.extend(["StartSnapshot", "CopySnapshot"]);
         let copies = json!({ "StringLike": { format!("ec2:ResourceTag/{}", tag::COPY): "*" } });
-        // EBS direct knows tags by the global key alone.
+        // EBS direct supports only the global condition key for tags.
         let started = json!({ "StringLike": { format!("aws:ResourceTag/{}", tag::RUN): "*" } });
         statements.extend([
             allow("DirectLook", &["ec2:GetEbsEncryptionByDefault"], &["*".to_owned()]),
             allow("DirectRead", &["ebs:GetSnapshotBlock", "ebs:ListSnapshotBlocks"], &[ec2("snapshot")]),
-            allow_if("DirectStart", &["ebs:StartSnapshot"], &[ec2("snapshot")], &made(tag::RUN)),
+            allow_if("DirectStart", &["ebs:StartSnapshot"], &[ec2("snapshot")], &request_has_tag(tag::RUN)),
             allow_if(
                 "DirectWriteOurs",
                 &["ebs:CompleteSnapshot", "ebs:PutSnapshotBlock"],
                 &[ec2("snapshot")],
                 &started,
             ),
-            // The source; the copy itself has no id yet.
+            // This is the source; the copy itself has no id yet.
             allow("CopyAnySnapshot", &["ec2:CopySnapshot"], &[format!("{}snap-*", ec2_of("snapshot"))]),
-            allow_if("MakeCopies", &["ec2:CopySnapshot"], &[ec2("snapshot")], &made(tag::COPY)),
-            // Those that failed.
+            allow_if("MakeCopies", &["ec2:CopySnapshot"], &[ec2("snapshot")], &request_has_tag(tag::COPY)),
+            // For copies that failed.
             allow_if("DeleteCopies", &["ec2:DeleteSnapshot"], &[ec2("snapshot")], &copies),
         ]);
     }
     let creating = json!({ "StringEquals": { "ec2:CreateAction": creating } });
-    statements.push(allow_if("TagWhatIsMade", &["ec2:CreateTags"], &changed, &creating));
+    statements.push(allow_if("TagWhatIsMade", &["ec2:CreateTags"], &changeable, &creating));
     if !kms_keys.is_empty() {
         let actions =
             ["kms:Decrypt", "kms:DescribeKey", "kms:GenerateDataKeyWithoutPlaintext", "kms:ReEncrypt*"];
@@ -111,7 +121,7 @@ pub fn policy(ways: Ways, region: Option<&str>, kms_keys: &[String]) -> Value {
     json!({ "Version": "2012-10-17", "Statement": statements })
 }
 
-/// What the ARNs of a region begin with.
+/// The partition of a region, with which its ARNs begin.
 fn partition(region: &str) -> &'static str {
     match region {
         _ if region.starts_with("cn-") => "aws-cn",
@@ -120,7 +130,7 @@ fn partition(region: &str) -> &'static str {
     }
 }
 
-/// As it is pasted into IAM.
+/// The policy as text, to be pasted into IAM.
 pub fn text(policy: &Value) -> String {
     serde_json::to_string_pretty(policy).expect("strings and lists")
 }
@@ -140,9 +150,9 @@ pub fn actions(ways: Ways) -> Vec<String> {
 mod tests {
     use super::*;
 
-    const ALL: [Ways; 3] = [Ways::Attached, Ways::Direct, Ways::Both];
-    /// Statements without a condition: none of them changes what is there.
-    const OPEN: &[&str] = &[
+    const ALL_WAYS: [Ways; 3] = [Ways::Attached, Ways::Direct, Ways::Both];
+    /// Statements without a condition: none of them permits changes to existing resources.
+    const UNCONDITIONAL: &[&str] = &[
         "Look",
         "BaseParameters",
         "OfAnySnapshot",
@@ -154,12 +164,12 @@ mod tests {
     ];
 
     #[test]
-    fn what_changes_something_needs_a_tag() {
-        for ways in ALL {
+    fn changes_to_existing_resources_need_a_tag() {
+        for ways in ALL_WAYS {
             let policy = policy(ways, None, &[]);
             for statement in policy["Statement"].as_array().unwrap() {
                 let sid = statement["Sid"].as_str().unwrap();
-                assert_eq!(statement.get("Condition").is_none(), OPEN.contains(&sid), "{sid}");
+                assert_eq!(statement.get("Condition").is_none(), UNCONDITIONAL.contains(&sid), "{sid}");
                 let all = statement["Resource"] == json!(["*"]);
                 assert_eq!(all, ["Look", "DirectLook"].contains(&sid), "{sid}");
             }
@@ -174,26 +184,26 @@ mod tests {
     }
 
     #[test]
-    fn of_each_partition() {
+    fn arns_have_the_regions_partition() {
         let of = |region| text(&policy(Ways::Both, Some(region), &[]));
         assert!(of("cn-north-1").contains("arn:aws-cn:ec2:") && !of("cn-north-1").contains("arn:aws:"));
         assert!(of("us-gov-east-1").contains("arn:aws-us-gov:ssm:"));
         assert_eq!(of("eu-central-1"), text(&policy(Ways::Both, None, &[])));
     }
 
-    /// A managed policy may have 6144 characters without blanks, a role's own 10240 (IAM quotas).
+    /// A managed policy may have 6144 characters without blanks, and an inline policy 10240 (IAM quotas).
     #[test]
-    fn it_fits_where_it_is_put() {
+    fn it_fits_into_a_managed_policy() {
         assert!(policy(Ways::Both, None, &[]).to_string().len() < 6144);
     }
 
     #[test]
-    fn no_wildcards() {
+    fn actions_have_no_wildcards() {
         assert!(actions(Ways::Both).iter().all(|action| !action.contains('*')));
     }
 
     #[test]
-    fn each_way_has_its_own_and_no_more() {
+    fn each_way_has_only_its_own_actions() {
         let of = |ways| actions(ways).into_iter().collect::<std::collections::BTreeSet<_>>();
         let (attached, direct) = (of(Ways::Attached), of(Ways::Direct));
         assert_eq!(&attached | &direct, of(Ways::Both));

@@ -1,4 +1,4 @@
-//! What an image can be registered with, and what not: known before the bake, and told before it.
+//! The attributes that an image can be registered with. They are checked before anything is created.
 
 use super::{Attributes, VolumeKind};
 use crate::error::Kind;
@@ -6,7 +6,7 @@ use crate::ids::Architecture;
 use anyhow::Result;
 use std::collections::BTreeSet;
 
-/// The types of volumes that EC2 has, and whether they take IOPS and a throughput.
+/// The volume types of EC2, and whether each accepts IOPS and a throughput.
 const TYPES: &[(&str, bool, bool)] = &[
     ("gp2", false, false),
     ("gp3", true, true),
@@ -17,84 +17,84 @@ const TYPES: &[(&str, bool, bool)] = &[
     ("standard", false, false),
 ];
 
-/// Whether volumes of this type take IOPS, and a throughput. Of one that is not known, or not said: both.
+/// Whether volumes of this type accept IOPS, and a throughput. Both are true for an unknown or unset type.
 pub fn takes(volume_type: Option<&str>) -> (bool, bool) {
     let known = TYPES.iter().find(|(name, ..)| Some(*name) == volume_type);
     known.map_or((true, true), |(_, iops, throughput)| (*iops, *throughput))
 }
 
-/// Refuses words that EC2 does not know and combinations that it does not register.
+/// Rejects values that EC2 does not know and combinations that it does not register.
 pub fn check(attributes: &Attributes, architecture: Architecture) -> Result<()> {
-    let refused = |text: String, hint: &str| Err(Kind::Definition.failure(text).hint(hint).into());
-    let word = |what: &str, value: &Option<String>, known: &[&str]| match value {
+    let reject = |text: String, hint: &str| Err(Kind::Definition.failure(text).hint(hint).into());
+    let check_word = |what: &str, value: &Option<String>, known: &[&str]| match value {
         Some(value) if !known.contains(&value.as_str()) => {
             let known = known.join(", ");
             Err(Kind::Definition.error(format!("{what} = {value:?} is not one of: {known}")))
         }
         _ => Ok(()),
     };
-    word("boot_mode", &attributes.boot_mode, &["legacy-bios", "uefi", "uefi-preferred"])?;
-    word("tpm", &attributes.tpm, &["v2.0"])?;
-    word("imds", &attributes.imds, &["v2.0"])?;
-    word("sriov", &attributes.sriov, &["simple"])?;
+    check_word("boot_mode", &attributes.boot_mode, &["legacy-bios", "uefi", "uefi-preferred"])?;
+    check_word("tpm", &attributes.tpm, &["v2.0"])?;
+    check_word("imds", &attributes.imds, &["v2.0"])?;
+    check_word("sriov", &attributes.sriov, &["simple"])?;
     let boot_mode = match (&attributes.boot_mode, architecture) {
         (Some(mode), _) => mode,
         (None, Architecture::X86_64) => "legacy-bios",
         (None, Architecture::Arm64) => "uefi",
     };
     if architecture == Architecture::Arm64 && boot_mode != "uefi" {
-        return refused(
+        return reject(
             format!("an arm64 image cannot boot by {boot_mode}"),
-            "Say boot_mode = \"uefi\", or nothing.",
+            "Set boot_mode = \"uefi\", or leave it out.",
         );
     }
     if attributes.tpm.is_some() && boot_mode != "uefi" {
         let text = format!("tpm = \"v2.0\" needs the boot mode uefi, and this image's is {boot_mode}");
-        return refused(
+        return reject(
             text,
-            "Say boot_mode = \"uefi\", if the image can boot so, or take a base with a TPM.",
+            "Set boot_mode = \"uefi\" if the image can boot that way, or use a base with a TPM.",
         );
     }
     check_kind(&attributes.root_volume, "the root volume")?;
     let mut devices = BTreeSet::new();
     for mapping in &attributes.mappings {
         if !devices.insert(&mapping.device) {
-            return refused(format!("{} is mapped twice", mapping.device), "One mapping for each device.");
+            return reject(format!("{} is mapped twice", mapping.device), "Map each device once.");
         }
         check_kind(&mapping.kind, &mapping.device)?;
     }
     Ok(())
 }
 
-/// The same for a volume alone. `what` names it.
+/// Checks a volume's type, IOPS, throughput and key. `what` names the volume in errors.
 pub fn check_kind(kind: &VolumeKind, what: &str) -> Result<()> {
-    let refused = |text: String| Err(Kind::Definition.error(format!("{what}: {text}")));
+    let reject = |text: String| Err(Kind::Definition.error(format!("{what}: {text}")));
     let volume_type = kind.volume_type.as_deref();
     if let Some(name) = volume_type {
         let Some((_, iops, throughput)) = TYPES.iter().find(|(known, ..)| *known == name) else {
             let known: Vec<&str> = TYPES.iter().map(|(name, ..)| *name).collect();
-            return refused(format!("there is no volume type {name:?}: {}", known.join(", ")));
+            return reject(format!("unknown volume type {name:?}; known: {}", known.join(", ")));
         };
         if kind.iops.is_some() && !iops {
-            return refused(format!("a volume of type {name} takes no iops"));
+            return reject(format!("a volume of type {name} does not accept iops"));
         }
         if kind.throughput.is_some() && !throughput {
-            return refused(format!("a volume of type {name} takes no throughput"));
+            return reject(format!("a volume of type {name} does not accept throughput"));
         }
         if name.starts_with("io") && kind.iops.is_none() {
-            return refused(format!("a volume of type {name} needs iops"));
+            return reject(format!("a volume of type {name} needs iops"));
         }
     } else if kind.iops.is_some() || kind.throughput.is_some() {
-        return refused("iops and throughput need a type (gp3)".to_owned());
+        return reject("iops and throughput need a type (gp3)".to_owned());
     }
     if kind.kms_key.is_some() && kind.encrypted != Some(true) {
-        return refused("a kms_key needs encrypted = true".to_owned());
+        return reject("a kms_key needs encrypted = true".to_owned());
     }
     Ok(())
 }
 
-/// What a definition wishes, and where it says nothing, what the base has. IOPS and throughput belong to a type: with
-/// another type, the base's are not taken over.
+/// The attributes that a definition sets; those that it leaves out come from the base. IOPS and throughput belong to a
+/// type: if the definition changes the type, the base's values are dropped.
 pub fn inherit(base: &Attributes, wish: &Attributes) -> Attributes {
     let or = |wish: &Option<String>, base: &Option<String>| wish.clone().or_else(|| base.clone());
     Attributes {
@@ -176,9 +176,9 @@ mod tests {
             (kind("gp3", Some(4000), Some(250)), ""),
             (kind("io2", Some(4000), None), ""),
             (kind("io2", None, None), "needs iops"),
-            (kind("gp2", Some(100), None), "takes no iops"),
-            (kind("io1", Some(100), Some(125)), "takes no throughput"),
-            (kind("gp4", None, None), "no volume type"),
+            (kind("gp2", Some(100), None), "does not accept iops"),
+            (kind("io1", Some(100), Some(125)), "does not accept throughput"),
+            (kind("gp4", None, None), "unknown volume type"),
             (VolumeKind { iops: Some(1), ..Default::default() }, "need a type"),
             (keyed(Some(true)), ""),
             (keyed(None), "needs encrypted"),
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wish_wins_and_the_rest_is_inherited() {
+    fn the_definition_wins_and_the_rest_is_inherited() {
         let gp3 = VolumeKind {
             volume_type: some("gp3"),
             iops: Some(3000),

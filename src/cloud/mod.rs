@@ -1,4 +1,4 @@
-//! What oven needs of a cloud: names and traits. No implementation.
+//! The cloud's interface: names and traits, without an implementation.
 
 pub mod aws;
 pub mod block_api;
@@ -20,53 +20,53 @@ use std::time::Duration;
 
 pub type Tags = BTreeMap<String, String>;
 
-/// What an imported image is registered with, as Debian's and Amazon's own are.
+/// The root device name of imported images; Debian's and Amazon's images use the same.
 pub const ROOT_DEVICE: &str = "/dev/xvda";
 
 /// The names of oven's tags.
 pub mod tag {
-    /// GumGum's AMI Bakery calls it so: an image baked by either is found by the other.
+    /// The name that GumGum's AMI Bakery uses: each finds images that the other has baked.
     pub const CHECKSUM: &str = "ami_config_checksum";
     pub const FINGERPRINT: &str = "oven:fingerprint";
-    /// A short digest for each input of the fingerprint, so that a miss can be explained.
+    /// A short digest for each input of the fingerprint, to explain why no image was found.
     pub const INPUTS: &str = "oven:inputs";
     /// The family: the definition's `name`.
     pub const NAME: &str = "oven:name";
     /// The base image's id.
     pub const BASE: &str = "oven:base";
-    /// The run that made a resource.
+    /// The run that created a resource.
     pub const RUN: &str = "oven:run";
-    /// The process that the run is ([`crate::owner::Owner`]).
+    /// The process of the run ([`crate::owner::Owner`]).
     pub const OWNER: &str = "oven:owner";
     /// Baked with `--force`.
     pub const FORCED: &str = "oven:forced";
-    /// The snapshot that one is a copy of, and the key that it was copied under.
+    /// On a copy of a snapshot: the source's id, and the key that the copy is encrypted with.
     pub const COPY: &str = "oven:copy-of";
-    /// Of an image that was imported: what tells its disk from others ([`crate::transfer::raw::digest`]).
+    /// On an imported image: identifies its disk ([`crate::disk::raw::digest`]).
     pub const SOURCE: &str = "oven:source";
-    /// A volume that `--keep-on-failure` kept.
+    /// On a volume that `--keep-on-failure` preserved.
     pub const KEPT: &str = "oven:kept";
 }
 
-/// How a definition names its base image, once a parent definition has become an image.
+/// A definition's reference to its base image. References to other definitions are resolved before.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub enum BaseRef {
     Id(ImageId),
-    /// The newest available image whose name matches; `*` and `?` match as EC2's filters do.
-    /// Without an owner: one of our own.
+    /// The newest available image whose name matches; `*` and `?` are wildcards as in EC2's filters. Without an owner,
+    /// the image belongs to this account.
     Name {
         name: String,
         owner: Option<String>,
     },
-    /// The newest available image that carries the tag. Without an owner: one of our own.
+    /// The newest available image that has the tag. Without an owner, the image belongs to this account.
     Tag {
         key: String,
         value: String,
         owner: Option<String>,
     },
-    /// The id that an SSM parameter holds.
+    /// The image whose id is the value of an SSM parameter.
     Ssm(String),
-    /// That one, even if its owner deprecated it. Never nested.
+    /// The given image, even if its owner deprecated it. Never nested.
     Deprecated(Box<BaseRef>),
 }
 impl fmt::Display for BaseRef {
@@ -85,40 +85,40 @@ impl fmt::Display for BaseRef {
     }
 }
 
-/// A base image, found and fit to bake on.
+/// A base image that was found and can be baked on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Base {
     pub id: ImageId,
     pub name: String,
     pub snapshot: SnapshotId,
     pub architecture: Architecture,
-    /// The root volume's.
+    /// Of the root volume.
     pub size_gib: u64,
-    /// As registered: `/dev/xvda`.
+    /// As registered, such as `/dev/xvda`.
     pub root_device: String,
-    /// The cloud's own; nothing in a local region.
+    /// What the image is registered with in EC2; empty in a local region.
     pub attributes: Attributes,
 }
 
-/// What an image is registered with beside its root disk. It is inherited from the base, and a definition's explicit
-/// settings win. Words are EC2's own (RegisterImage): `None` leaves it to EC2.
+/// What an image is registered with besides its root disk. It is inherited from the base, and a definition's explicit
+/// settings override it. The values are EC2's (RegisterImage); `None` uses EC2's default.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Attributes {
-    /// `legacy-bios`, `uefi` or `uefi-preferred`. Unset, EC2 takes legacy-bios on x86_64 and uefi on arm64.
+    /// `legacy-bios`, `uefi` or `uefi-preferred`. If unset, EC2 uses legacy-bios on x86_64 and uefi on arm64.
     pub boot_mode: Option<String>,
     pub ena: Option<bool>,
     /// `simple`.
     pub sriov: Option<String>,
     /// `v2.0`. Needs the boot mode `uefi` (EC2 user guide, NitroTPM).
     pub tpm: Option<String>,
-    /// `v2.0`: instances of the image take IMDSv2 alone.
+    /// `v2.0`: instances of the image accept only IMDSv2.
     pub imds: Option<String>,
-    /// Of the root volume of instances of the image.
+    /// The kind of the root volume of instances.
     pub root_volume: VolumeKind,
     /// All mappings but the root's.
     pub mappings: Vec<Mapping>,
-    /// What instances of the base are billed as: (`PlatformDetails`, `UsageOperation`).
+    /// How instances of the base are billed: (`PlatformDetails`, `UsageOperation`).
     pub billing: Option<(String, String)>,
 }
 
@@ -128,7 +128,7 @@ pub struct Attributes {
 pub struct Mapping {
     /// `/dev/sdb`.
     pub device: String,
-    /// Instance store: `ephemeral0`. Then there is no volume.
+    /// Instance store, such as `ephemeral0`. Then there is no volume.
     pub virtual_name: Option<String>,
     pub snapshot: Option<SnapshotId>,
     pub size_gib: Option<u64>,
@@ -136,7 +136,8 @@ pub struct Mapping {
     pub delete_on_termination: Option<bool>,
 }
 
-/// What kind of volume; `None` leaves it to the cloud. The local region has one kind and refuses nothing.
+/// The type and encryption of a volume; `None` uses the cloud's default. The local region accepts all values and
+/// ignores them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct VolumeKind {
@@ -150,7 +151,7 @@ pub struct VolumeKind {
     pub kms_key: Option<String>,
 }
 
-/// Whether an action is permitted to us, as a DryRun told.
+/// The result of checking whether an action is permitted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Permission {
     /// `ec2:CreateVolume`.
@@ -163,7 +164,7 @@ pub struct Permission {
 pub enum Verdict {
     Granted,
     Missing,
-    /// It could not be judged, and why.
+    /// It could not be checked, with the reason.
     Unknown(String),
 }
 
@@ -183,7 +184,7 @@ pub struct Image {
     pub state: ImageState,
     pub architecture: Architecture,
     pub snapshot: SnapshotId,
-    /// The root volume's.
+    /// Of the root volume.
     pub size_gib: u64,
     /// RFC 3339, UTC, with milliseconds: sorts as text.
     pub created: String,
@@ -193,23 +194,23 @@ pub struct Image {
 }
 
 impl Image {
-    /// Whether it is the result of this run.
+    /// Whether this run created it.
     pub fn made_by(&self, run: &RunId) -> bool {
         self.tags.get(tag::RUN) == Some(&run.0)
     }
 }
 
-/// What a look-up of a finished bake compares. All of it has to agree.
+/// The key under which a finished bake is looked up. All of it has to match.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Key {
     /// `ami_config_checksum`.
     pub checksum: String,
-    /// `oven:fingerprint`; `None` with `--compat gumgum`, which looks at the checksum alone.
+    /// `oven:fingerprint`; `None` with `--compat gumgum`, which compares only the checksum.
     pub fingerprint: Option<String>,
     pub architecture: Architecture,
 }
 
-/// What is registered.
+/// Describes an image to register.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageSpec {
     pub name: String,
@@ -218,71 +219,72 @@ pub struct ImageSpec {
     pub root_device: String,
     pub size_gib: u64,
     pub attributes: Attributes,
-    /// For the image; the snapshot was given its own when it was made.
+    /// For the image; the snapshot was tagged when it was created.
     pub tags: Tags,
     pub run: RunId,
-    /// Texts that are kept with the image, by name: `packages`, `inputs.json`.
+    /// Texts that are stored with the image, by name: `packages`, `inputs.json`.
     pub documents: BTreeMap<String, String>,
 }
 
-/// A run of which something is still there, and whose process is gone.
+/// A run that left resources and whose process has ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct StaleRun {
     pub run: RunId,
     pub owner: String,
     /// Resource ids.
     pub resources: Vec<String>,
-    /// Kept on purpose by `--keep-on-failure`.
+    /// Whether they were preserved on purpose by `--keep-on-failure`.
     pub kept: bool,
 }
 
-/// Images: looked up, found again, registered.
+/// Operations on images: looks them up and registers them.
 #[async_trait(?Send)]
 pub trait Cloud {
-    /// The base image that `from` names. `NotFound` names what was looked for.
+    /// The base image that `from` names. If it is not found, the error
+    /// ([`Kind::NotFound`](crate::error::Kind::NotFound)) names what was looked for.
     async fn base(&self, from: &BaseRef) -> Result<Base>;
 
-    /// The newest image that fits the key, ours and available. One that is `pending` is another bake at work: it is
-    /// waited for.
+    /// The newest available image of this account that matches the key. A `pending` one belongs to another bake that is
+    /// running: it is waited for.
     async fn find(&self, key: &Key) -> Result<Option<Image>>;
 
-    /// Registers the snapshot and answers when the image is available and was read back. The name is the
-    /// compare-and-set: if another builder's image of the same fingerprint holds it, that image is adopted and
-    /// answered, and our own snapshot stays owed. Otherwise the snapshot's debt is forgiven.
+    /// Registers the snapshot, waits until the image is available, and verifies it. The name is the compare-and-set: if
+    /// it is taken by another builder's image with the same fingerprint, that image is returned, and the debt for our
+    /// own snapshot remains. Otherwise the snapshot's debt is forgiven.
     async fn register(&self, snapshot: &SnapshotId, spec: &ImageSpec, undo: &Undo) -> Result<Image>;
 
-    /// Our images, oldest first; those of one family if it is named.
+    /// The images of oven, oldest first; with `family`, only those of one family.
     async fn images(&self, family: Option<&str>) -> Result<Vec<Image>>;
 
-    /// One image, and the documents that were kept with it.
+    /// One image, and the documents that were stored with it.
     async fn image(&self, id: &ImageId) -> Result<(Image, BTreeMap<String, String>)>;
 
-    /// Deregisters the image of this name, and deletes its snapshot, if it is a failed or incomplete one that carries
-    /// our tags; any other is refused. Nothing of that name: `None`.
+    /// Deregisters the image of this name and deletes its snapshot, if it is failed or incomplete and has oven's tags;
+    /// fails for any other image. `None`: there is no image of that name.
     async fn replace_failed(&self, name: &str) -> Result<Option<ImageId>>;
 
-    /// Runs that left something behind and whose owner is gone. An owner of another host counts as gone only when
-    /// what it left is older than `older_than`.
+    /// Runs that left resources and whose owner has ended. An owner on another host counts as ended only if its newest
+    /// resource is older than `older_than`.
     async fn stale_runs(&self, older_than: Option<Duration>) -> Result<Vec<StaleRun>>;
 
-    /// Fails, with [`Kind::Cloud`](crate::error::Kind::Cloud), where a bake on this base could not even begin, or not
-    /// end, for want of permission. Cheap: asked before every bake that is a miss. A local region permits everything.
+    /// Fails with [`Kind::Cloud`](crate::error::Kind::Cloud) if the permissions to begin or end a bake on this base are
+    /// missing. It is cheap, since it runs before every bake. A local region permits everything.
     async fn ensure_permitted(&self, _: &Base) -> Result<()> {
         Ok(())
     }
 
-    /// What was looked at of the way to the cloud (credentials, endpoint, clock), and what is wrong with it.
+    /// Checks the connection to the cloud (credentials, endpoint, clock): what was checked, with the result.
     async fn connection(&self) -> Vec<(String, Result<()>)> {
         Vec::new()
     }
 
-    /// Every permission that oven needs here, judged.
+    /// Checks every permission that oven needs here.
     async fn permissions(&self) -> Result<Vec<Permission>> {
         Ok(Vec::new())
     }
 }
 
-/// A volume to create.
+/// Describes a volume to create.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VolumeSpec {
     pub snapshot: SnapshotId,
@@ -292,28 +294,29 @@ pub struct VolumeSpec {
     pub tags: Tags,
 }
 
-/// Volumes, for strategy (a): create, attach, snapshot.
+/// Operations on volumes, for attached disks: create, attach, take a snapshot.
 #[async_trait(?Send)]
 pub trait Volumes {
     async fn create(&self, spec: &VolumeSpec) -> Result<VolumeId>;
 
-    /// Attaches, and answers with the device verified to be this volume. It is released when the value is dropped.
+    /// Attaches the volume, and verifies that the returned device is this volume. Dropping the value releases the
+    /// device.
     async fn attach(&self, volume: &VolumeId) -> Result<Device>;
 
-    /// A snapshot of what was written; answers when it is complete. `tags` are set in the same call. From then on the
-    /// volume need not be attached any more.
+    /// Takes a snapshot of what was written; returns when it is complete. `tags` are set in the same call. After that,
+    /// the volume need not be attached any more.
     async fn snapshot(&self, volume: &VolumeId, run: &RunId, tags: &Tags) -> Result<SnapshotId>;
 
-    /// Tags the run's volumes as kept, so that `sweep` passes them over.
+    /// Tags the run's volumes as preserved, so that `sweep` does not delete them.
     async fn keep(&self, run: &RunId) -> Result<Vec<VolumeId>>;
 
-    /// The volume that a run kept.
+    /// The volume that a run preserved.
     async fn kept(&self, run: &RunId) -> Result<Option<VolumeId>>;
 
     /// Detaches and deletes every volume of the run.
     async fn ensure_no_volumes(&self, run: &RunId) -> Result<()>;
 
-    /// The same, to be done beside something else. `None`: it takes no time that would be worth it.
+    /// The removal as a future to run in the background; `None`: it is too fast for that to be worthwhile.
     fn removal(&self, _run: &RunId) -> Option<Payment> {
         None
     }

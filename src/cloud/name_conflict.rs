@@ -1,64 +1,65 @@
-//! Another image holds the name that we wanted: is it the same bake, done by somebody else?
+//! Decides whether an image that already has the wanted name is the result of the same bake, done by somebody else.
 
 use super::{Image, ImageSpec, ImageState, tag};
 use crate::error::Kind;
 use anyhow::Error;
 
-/// What to do about the holder of a name.
+/// What to do about the image that has the name.
 #[derive(Debug)]
 pub enum Verdict {
-    /// It is what we would have registered.
+    /// It is the image that we would have registered: use it.
     Adopt,
-    /// It will be, if it becomes available.
+    /// It will be that image once it is available: wait for it.
     Wait,
-    /// It is not, and never will be.
+    /// It is not that image and never will be.
     Refuse(Error),
 }
 
-/// Judges the image that holds the name of `spec`. An AMI's name is the only compare-and-set that EC2 offers, so no
-/// other name is ever made up.
+/// Decides about the image that has the name of `spec`. An AMI's name is the only compare-and-set that EC2 offers, so
+/// no other name is ever invented.
 pub fn judge(holder: &Image, spec: &ImageSpec) -> Verdict {
     let (id, name) = (&holder.id, &spec.name);
     let same = |key: &str| holder.tags.get(key).is_some_and(|theirs| spec.tags.get(key) == Some(theirs));
     let ours = holder.tags.contains_key(tag::RUN);
-    // An imported image is its disk; a baked one is its definition on its base.
+    // An imported image is identified by its disk; a baked one by its definition and base.
     let imported = spec.tags.contains_key(tag::SOURCE);
-    let alike = if imported { same(tag::SOURCE) } else { same(tag::FINGERPRINT) && same(tag::CHECKSUM) };
-    let another = if imported { "give another --name" } else { "change the definition's name" };
+    let same_source =
+        if imported { same(tag::SOURCE) } else { same(tag::FINGERPRINT) && same(tag::CHECKSUM) };
+    let rename = if imported { "give another --name" } else { "change the definition's name" };
     let broken = match holder.state {
         ImageState::Failed => "failed",
-        _ if ours && !is_whole(holder) => "incomplete: it lacks our tags",
-        _ if !alike || holder.architecture != spec.architecture => {
-            let text = format!("the name {name} is taken by {id}, which is another image");
+        _ if ours && !has_identity_tags(holder) => "incomplete: it lacks our tags",
+        _ if !same_source || holder.architecture != spec.architecture => {
+            let text = format!("the name {name} is used by {id}, which is another image");
             let hint = format!(
-                "Look at it: oven images show {id}. Remove it (oven images remove {id}; in AWS: aws ec2 deregister-image \
-                 --image-id {id}), or {another}."
+                "See `oven images show {id}`. Remove it (oven images remove {id}; in AWS: aws ec2 deregister-image \
+                 --image-id {id}), or {rename}."
             );
             return Verdict::Refuse(Kind::Cloud.failure(text).hint(hint).into());
         }
         ImageState::Pending => return Verdict::Wait,
         ImageState::Available => return Verdict::Adopt,
     };
-    let text = format!("the name {name} is held by {id}, which is {broken}");
+    let text = format!("the name {name} is used by {id}, which is {broken}");
     let hint = if imported {
         format!("Deregister {id}, or give another --name.")
     } else if ours {
         "Bake again with --replace-failed, which deregisters it first.".to_owned()
     } else {
-        format!("oven did not make it: deregister {id} yourself.")
+        format!("oven did not create it: deregister {id} yourself.")
     };
     Verdict::Refuse(Kind::Cloud.failure(text).hint(hint).into())
 }
 
-/// Whether it has the tags that say what it is of.
-fn is_whole(image: &Image) -> bool {
+/// Whether the image has the tags that identify what it was made from.
+fn has_identity_tags(image: &Image) -> bool {
     let has = |key: &str| image.tags.contains_key(key);
     has(tag::FINGERPRINT) && has(tag::CHECKSUM) || has(tag::SOURCE)
 }
 
-/// Whether `--replace-failed` may deregister an image: a failed or incomplete one, made by a run of oven.
+/// Whether `--replace-failed` may deregister an image: it is failed or incomplete, and a run of oven created it.
 pub fn is_replaceable(image: &Image) -> bool {
-    image.tags.contains_key(tag::RUN) && (image.state == ImageState::Failed || !is_whole(image))
+    image.tags.contains_key(tag::RUN) && (image.state == ImageState::Failed || !has_identity_tags(image))
 }
 
 #[cfg(test)]
@@ -110,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn an_imported_image_is_its_disk() {
+    fn an_imported_image_is_identified_by_its_disk() {
         use ImageState::{Available, Failed, Pending};
         let (ours, other) = ([(tag::RUN, "r"), (tag::SOURCE, "d")], [(tag::RUN, "r"), (tag::SOURCE, "e")]);
         for (state, theirs, expected, replaceable) in [
@@ -118,16 +119,16 @@ mod tests {
             (Pending, &ours, "wait", false),
             (Failed, &ours, "another --name", true),
             (Available, &other, "another --name", false),
-            (Available, &WHOLE, "taken by ami-1", false),
-            (Available, &[], "taken by ami-1", false),
+            (Available, &WHOLE, "used by ami-1", false),
+            (Available, &[], "used by ami-1", false),
         ] {
             let (text, may) = verdict_on(state, theirs, &ours);
             assert!(text.contains(expected), "{state:?} {theirs:?}: {text}");
             assert_eq!(may, replaceable, "{state:?} {theirs:?}");
         }
-        // A bake is not taken for it either.
+        // A baked image is not taken for an imported one either.
         let (text, may) = verdict(Available, &ours);
-        assert!(text.contains("taken by ami-1") && !may, "{text}");
+        assert!(text.contains("used by ami-1") && !may, "{text}");
     }
 
     #[test]
@@ -141,9 +142,9 @@ mod tests {
             (Failed, &WHOLE, "--replace-failed", true),
             (Failed, &[], "yourself", false),
             (Available, &partial, "--replace-failed", true),
-            (Available, &other, "taken by ami-1", false),
-            (Pending, &other, "taken by ami-1", false),
-            (Available, &[], "taken by ami-1", false),
+            (Available, &other, "used by ami-1", false),
+            (Pending, &other, "used by ami-1", false),
+            (Available, &[], "used by ami-1", false),
         ] {
             let (text, may) = verdict(state, theirs);
             assert!(text.contains(expected), "{state:?} {theirs:?}: {text}");

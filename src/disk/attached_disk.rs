@@ -1,4 +1,5 @@
-//! Strategy (a): a volume is made of the base's snapshot, attached, and becomes a snapshot again.
+//! Attached disks (strategy (a)): a volume is created from the base's snapshot and attached, and a snapshot is taken of
+//! it.
 
 use super::{Disk, DiskSpec, Disks, owned};
 use crate::cloud::{Base, Tags, VolumeSpec, Volumes};
@@ -12,7 +13,7 @@ use async_trait::async_trait;
 use std::fs::File;
 use std::rc::Rc;
 
-/// Disks that are volumes.
+/// Checks out disks as volumes.
 pub struct Attached<V: Volumes> {
     volumes: Rc<V>,
 }
@@ -28,9 +29,9 @@ impl<V: Volumes + 'static> Attached<V> {
         volume: VolumeId,
         device: Device,
         tags: Tags,
-        owed: Option<DebtId>,
+        debt: Option<DebtId>,
     ) -> Box<dyn Disk> {
-        Box::new(AttachedDisk { volumes: self.volumes.clone(), run: run.clone(), volume, device, tags, owed })
+        Box::new(AttachedDisk { volumes: self.volumes.clone(), run: run.clone(), volume, device, tags, debt })
     }
 }
 
@@ -40,8 +41,8 @@ struct AttachedDisk<V: Volumes> {
     volume: VolumeId,
     device: Device,
     tags: Tags,
-    /// The debt for the volume.
-    owed: Option<DebtId>,
+    /// The undo debt for the volume.
+    debt: Option<DebtId>,
 }
 
 fn volumes_debt<V: Volumes + 'static>(volumes: &Rc<V>, run: &RunId) -> Debt {
@@ -77,7 +78,7 @@ impl<V: Volumes + 'static> Disks for Attached<V> {
     ) -> Result<Box<dyn Disk>> {
         let size_gib = spec.size_on(base)?;
         let tags = owned(&spec.tags, run);
-        let owed = undo.owe(volumes_debt(&self.volumes, run));
+        let debt = undo.owe(volumes_debt(&self.volumes, run));
         let spec = VolumeSpec {
             snapshot: base.snapshot.clone(),
             size_gib,
@@ -85,26 +86,28 @@ impl<V: Volumes + 'static> Disks for Attached<V> {
             run: run.clone(),
             tags: tags.clone(),
         };
-        let context = || format!("making a volume of {} ({})", base.snapshot, base.id);
+        let context = || format!("creating a volume from {} ({})", base.snapshot, base.id);
         let volume = self.volumes.create(&spec).await.with_context(context)?;
         let device = self.volumes.attach(&volume).await?;
-        Ok(self.disk(run, volume, device, tags, Some(owed)))
+        Ok(self.disk(run, volume, device, tags, Some(debt)))
     }
 
     async fn reopen(&self, run: &RunId) -> Result<Box<dyn Disk>> {
         let volume = self.volumes.kept(run).await?.ok_or_else(|| {
-            let text = format!("no volume was kept of run {run}");
-            Kind::NotFound.failure(text).hint("A bake keeps its volume with --keep-on-failure, if it fails.")
+            let text = format!("run {run} has no preserved volume");
+            Kind::NotFound
+                .failure(text)
+                .hint("With --keep-on-failure, a bake that fails preserves its volume.")
         })?;
         let device = self.volumes.attach(&volume).await?;
         Ok(self.disk(run, volume, device, owned(&Tags::new(), run), None))
     }
 
     async fn forget(&self, run: &RunId) -> Result<()> {
-        // Both are tried: one that is stuck keeps nobody from removing the other.
+        // Both are tried: a failure to remove one does not keep the other from being removed.
         let volumes = self.volumes.ensure_no_volumes(run).await;
         let snapshots = self.volumes.ensure_no_snapshots(run).await;
-        volumes.and(snapshots).with_context(|| format!("removing what run {run} left"))
+        volumes.and(snapshots).with_context(|| format!("removing the leftovers of run {run}"))
     }
 }
 
@@ -115,22 +118,22 @@ impl<V: Volumes + 'static> Disk for AttachedDisk<V> {
     }
 
     async fn commit(self: Box<Self>, undo: &Undo, _: &dyn Fn(u64)) -> Result<SnapshotId> {
-        let Self { volumes, run, volume, device, tags, owed } = *self;
+        let Self { volumes, run, volume, device, tags, debt } = *self;
         let path = device.path.clone();
-        // An error that only shows when data is written back: such a disk must not become an image.
+        // Some write errors are reported only by a sync: such a disk must not become an image.
         let node = File::from(device.node.try_clone().context("duplicating a descriptor")?);
         crate::sys::tasks::run(move |_| Ok(node.sync_all()?))
             .await
             .with_context(|| format!("writing {} ({volume}) to the disk", path.display()))?;
         undo.owe(snapshots_debt(&volumes, &run));
-        // Released first: a region need not copy what nobody can write to any more, and on EC2 a device that is open
-        // would only stand in the way of detaching.
+        // The device is released first: a region need not copy a volume that nobody can write to any more, and on EC2
+        // an open device would delay detaching.
         drop(device);
         let snapshot = volumes.snapshot(&volume, &run, &tags).await;
         let snapshot = snapshot.with_context(|| format!("taking a snapshot of {volume}"))?;
-        // It is complete: nothing needs the volume any more.
-        if let (Some(owed), Some(removal)) = (owed, volumes.removal(&run)) {
-            undo.pay_early(owed, removal);
+        // The snapshot is complete: the volume is no longer needed.
+        if let (Some(debt), Some(removal)) = (debt, volumes.removal(&run)) {
+            undo.pay_early(debt, removal);
         }
         Ok(snapshot)
     }

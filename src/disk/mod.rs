@@ -1,4 +1,4 @@
-//! Where a bake gets its disk, and how the disk becomes a snapshot.
+//! Gives a bake its disk, and makes a snapshot of the disk.
 
 pub mod attached_disk;
 pub mod direct;
@@ -13,35 +13,35 @@ use crate::undo::Undo;
 use anyhow::Result;
 use async_trait::async_trait;
 
-/// What a definition wants of its disk.
+/// The disk that a definition asks for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DiskSpec {
-    /// `None`: as large as the base's.
+    /// `None`: the base's size.
     pub size_gib: Option<u64>,
-    /// Of the volume that is baked on.
+    /// The kind of the volume, or of the snapshot's encryption.
     pub kind: VolumeKind,
     /// For the volume and the snapshot.
     pub tags: Tags,
-    /// Whether the snapshot is read back, and compared. Only where it is sent from here.
+    /// Whether the snapshot is read back and compared. Only for snapshots that are uploaded from here.
     pub verify: bool,
-    /// Whether it is to be committed: then its snapshot may be started before.
+    /// Whether the disk will be committed: then its snapshot may be started early.
     pub lasts: bool,
 }
 
 impl DiskSpec {
-    /// How large a disk on this base is to be.
+    /// The size of a disk on this base in GiB; fails if it is smaller than the base.
     pub fn size_on(&self, base: &Base) -> Result<u64> {
         let size_gib = self.size_gib.unwrap_or(base.size_gib);
         if size_gib < base.size_gib {
             let text =
                 format!("[disk] size_gib = {size_gib} is less than the {} GiB of {}", base.size_gib, base.id);
-            return Err(Kind::Definition.failure(text).hint("A disk can grow, and not shrink.").into());
+            return Err(Kind::Definition.failure(text).hint("A disk can grow, but not shrink.").into());
         }
         Ok(size_gib)
     }
 }
 
-/// Tags that say whose a resource is: without them nobody could sweep it.
+/// Adds the tags that say who owns a resource, so that it can be swept.
 pub fn owned(tags: &Tags, run: &RunId) -> Tags {
     let mut tags = tags.clone();
     tags.entry(tag::RUN.to_owned()).or_insert_with(|| run.0.clone());
@@ -52,19 +52,20 @@ pub fn owned(tags: &Tags, run: &RunId) -> Tags {
 /// A strategy to get a writable copy of a base image's disk.
 #[async_trait(?Send)]
 pub trait Disks {
-    /// Asks the cloud what the run's checkout will have to know. Nothing is made, and nothing said.
+    /// Queries the cloud for what the run's checkout needs to know. Creates nothing and reports nothing.
     async fn look(&self, _base: &Base, _spec: &DiskSpec, _run: &RunId) -> Result<()> {
         Ok(())
     }
 
-    /// A copy of the base's root disk, owed to `undo` before it is made; so is its snapshot, if that is started here.
+    /// Creates a copy of the base's root disk. Debts for it, and for a snapshot that is started here, are registered
+    /// first.
     async fn checkout(&self, base: &Base, spec: &DiskSpec, run: &RunId, undo: &Undo)
     -> Result<Box<dyn Disk>>;
 
-    /// The disk that a run kept (`--keep-on-failure`), opened again. `NotFound` if there is none.
+    /// Opens the disk that a run preserved (`--keep-on-failure`). Fails with `NotFound` if there is none.
     async fn reopen(&self, run: &RunId) -> Result<Box<dyn Disk>>;
 
-    /// Removes all that a run left, but for the snapshots that images use.
+    /// Removes all leftovers of a run, except snapshots that images use.
     async fn forget(&self, run: &RunId) -> Result<()>;
 }
 
@@ -73,7 +74,7 @@ pub trait Disks {
 pub trait Disk {
     fn device(&self) -> &Device;
 
-    /// Makes the snapshot, owed to `undo` before it is made, and answers when it is complete. `on_progress` is told how
-    /// many bytes were sent so far, where this process sends them.
+    /// Makes the snapshot and returns when it is complete; registers a debt for it first. `on_progress` gets the number
+    /// of bytes uploaded so far, if this process uploads them.
     async fn commit(self: Box<Self>, undo: &Undo, on_progress: &dyn Fn(u64)) -> Result<SnapshotId>;
 }

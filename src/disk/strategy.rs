@@ -1,4 +1,4 @@
-//! Disks as they were asked for; and what either strategy left of runs before.
+//! Selects the strategy for disks; leftovers are found whichever strategy a run used.
 
 use super::direct::preserved_disk;
 use super::{Disk, DiskSpec, Disks};
@@ -15,7 +15,7 @@ pub struct Chosen {
     pub strategy: Strategy,
     pub attached: Rc<dyn Disks>,
     pub direct: Rc<dyn Disks>,
-    /// This machine's directory.
+    /// The state directory of this machine.
     pub state: PathBuf,
 }
 
@@ -41,14 +41,14 @@ impl Disks for Chosen {
         }
     }
 
-    /// However it was baked.
+    /// Finds the disk with either strategy.
     async fn reopen(&self, run: &RunId) -> Result<Box<dyn Disk>> {
-        let is_here = preserved_disk::open(&self.state, run)?.is_some();
-        if is_here { self.direct.reopen(run).await } else { self.attached.reopen(run).await }
+        let is_direct = preserved_disk::open(&self.state, run)?.is_some();
+        if is_direct { self.direct.reopen(run).await } else { self.attached.reopen(run).await }
     }
 
     async fn forget(&self, run: &RunId) -> Result<()> {
-        // Both are tried: one that is stuck keeps nobody from removing the other.
+        // Both are tried: a failure to remove one does not keep the other from being removed.
         let (attached, direct) = (self.attached.forget(run).await, self.direct.forget(run).await);
         attached.and(direct)
     }

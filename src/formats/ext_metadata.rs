@@ -1,5 +1,5 @@
-//! Where the metadata of a disk's file systems lies: partition tables, ext's group descriptors, bitmaps and inode
-//! tables. A hint for what to read first: what does not parse gives nothing.
+//! Finds the metadata of a disk's file systems: partition tables, ext's group descriptors, bitmaps and inode tables. It
+//! is a hint for what to prefetch: what cannot be parsed is skipped.
 
 use crate::formats::partition;
 use crate::formats::partition::{ReadAt, Scheme};
@@ -7,14 +7,14 @@ use crate::ids::BLOCK;
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-/// More descriptors than a file system of 16 TiB has, with blocks of 4 KiB.
+/// More block groups than a file system of 16 TiB has with blocks of 4 KiB.
 const GROUPS_MAX: u64 = 1 << 17;
-/// Of one descriptor: the kernel knows no larger one.
+/// The largest descriptor that the kernel supports, in bytes.
 const DESCRIPTOR_MAX: u64 = 1024;
-/// Descriptors are read in pieces: an image may claim to have as many as it likes.
+/// Descriptors are read in pieces: an image may claim to have any number of them.
 const PIECE: u64 = 64 << 10;
 
-/// The indexes of such blocks, ascending.
+/// The indexes of blocks with metadata, ascending.
 pub fn blocks(disk: &(impl ReadAt + ?Sized)) -> BTreeSet<u32> {
     let mut found = BTreeSet::from([0]);
     let Ok(table) = partition::read(disk, 512) else { return found };
@@ -25,7 +25,7 @@ pub fn blocks(disk: &(impl ReadAt + ?Sized)) -> BTreeSet<u32> {
     for start in starts {
         let mut ranges = ext(disk, start).unwrap_or_default();
         ranges.sort_by_key(|range| range.start);
-        // They may lie over each other: no block is looked at twice.
+        // The ranges may overlap: no block is added twice.
         let mut next = 0;
         for range in ranges {
             let first = next.max(range.start / BLOCK as u64);
@@ -44,14 +44,14 @@ fn le16(bytes: &[u8], at: usize) -> u64 {
     le32(bytes, at) & 0xffff
 }
 
-/// Bytes of the disk that ext's metadata is in. (ext4's documentation in the kernel, "Super Block" and "Block Group
+/// The byte ranges of ext's metadata. (The kernel's documentation of ext4, "Super Block" and "Block Group
 /// Descriptors".)
 fn ext(disk: &(impl ReadAt + ?Sized), start: u64) -> Option<Vec<Range<u64>>> {
     let sb = disk.bytes(start.checked_add(1024)?, 1024).ok().filter(|sb| le16(sb, 56) == 0xef53)?;
     let (log, first, per_group) = (le32(&sb, 24), le32(&sb, 20), le32(&sb, 32));
     let (inodes, inode_size) = (le32(&sb, 40), le16(&sb, 88).max(128));
     let wide = le32(&sb, 96) & 0x80 != 0;
-    // meta_bg scatters the descriptors.
+    // meta_bg scatters the descriptors, which is not supported here.
     if log > 6 || per_group == 0 || le32(&sb, 96) & 0x10 != 0 {
         return None;
     }
@@ -64,9 +64,9 @@ fn ext(disk: &(impl ReadAt + ?Sized), start: u64) -> Option<Vec<Range<u64>>> {
     }
     let at = start.checked_add((first + 1) * block)?;
     let end = at.checked_add(groups * size).filter(|end| *end <= disk.size())?;
-    // What a group's descriptor says.
+    // The ranges that a group's descriptor names.
     let of_group = |descriptor: &[u8]| {
-        let place = |low: usize, high: usize| {
+        let offset_of = |low: usize, high: usize| {
             let high = if size >= 64 { le32(descriptor, high) << 32 } else { 0 };
             start.checked_add((le32(descriptor, low) | high).checked_mul(block)?)
         };
@@ -74,11 +74,11 @@ fn ext(disk: &(impl ReadAt + ?Sized), start: u64) -> Option<Vec<Range<u64>>> {
         let flags = le16(descriptor, 18);
         let unused = le16(descriptor, 28) | if size >= 64 { le16(descriptor, 50) << 16 } else { 0 };
         let mut found = [None, None, None];
-        // BLOCK_UNINIT and INODE_UNINIT: there is nothing to be read.
-        if let (Some(at), 0) = (place(0, 32), flags & 2) {
+        // With BLOCK_UNINIT or INODE_UNINIT there is nothing to read.
+        if let (Some(at), 0) = (offset_of(0, 32), flags & 2) {
             found[0] = range(at, block);
         }
-        if let (Some(bitmap), Some(table), 0) = (place(4, 36), place(8, 40), flags & 1) {
+        if let (Some(bitmap), Some(table), 0) = (offset_of(4, 36), offset_of(8, 40), flags & 1) {
             found[1] = range(bitmap, block);
             found[2] = range(table, inodes.saturating_sub(unused) * inode_size);
         }
@@ -98,7 +98,7 @@ fn ext(disk: &(impl ReadAt + ?Sized), start: u64) -> Option<Vec<Range<u64>>> {
 mod tests {
     use super::*;
 
-    /// A file system of two groups of 8192 blocks of 4 KiB, the tables of both at the start of the first.
+    /// A file system of two groups of 8192 blocks of 4 KiB, with the inode tables of both at the start of the first.
     fn disk() -> Vec<u8> {
         let mut disk = vec![0; 64 << 20];
         let mut put = |at: usize, value: u32| disk[at..at + 4].copy_from_slice(&value.to_le_bytes());
@@ -117,14 +117,14 @@ mod tests {
     }
 
     #[test]
-    fn tables_and_bitmaps_are_found_as_far_as_they_are_in_use() {
-        // Bitmaps in blocks 200 and 300 of 4 KiB; 1024 inodes of 256 bytes are 64 of them, 24 are two.
+    fn tables_and_bitmaps_are_found_as_far_as_they_are_used() {
+        // Bitmaps are in blocks 200 and 300 of 4 KiB; 1024 inodes of 256 bytes take 64 of these, 24 take two.
         let expected = [200 / 128, 300 / 128, 1000 / 128, 1063 / 128, 6000 / 128].map(|block| block as u32);
         assert_eq!(blocks(&disk()[..]), BTreeSet::from_iter(expected.into_iter().chain([0])));
     }
 
     #[test]
-    fn what_lies_gives_nothing_and_does_no_harm() {
+    fn invalid_metadata_is_harmless() {
         for seed in 0..200u64 {
             let mut disk = disk();
             let mut state = seed;
@@ -137,19 +137,19 @@ mod tests {
         assert_eq!(blocks(&[0u8; 4096][..]), BTreeSet::from([0]));
     }
 
-    /// A disk of 1 TiB, all of it the same after its first bytes; and the most that was read of it at once.
-    struct Endless {
+    /// A disk of 1 TiB that repeats one byte after its start; records the largest read.
+    struct RepeatingDisk {
         start: Vec<u8>,
         rest: u8,
-        most: std::cell::Cell<usize>,
+        largest_read: std::cell::Cell<usize>,
     }
 
-    impl ReadAt for Endless {
+    impl ReadAt for RepeatingDisk {
         fn size(&self) -> u64 {
             1 << 40
         }
         fn read_at(&self, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
-            self.most.set(self.most.get().max(buffer.len()));
+            self.largest_read.set(self.largest_read.get().max(buffer.len()));
             buffer.fill(self.rest);
             let start = self.start.get(offset as usize..).unwrap_or_default();
             buffer.iter_mut().zip(start).for_each(|(to, byte)| *to = *byte);
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn what_claims_to_have_much_is_read_in_little_memory_and_time() {
+    fn exaggerated_sizes_need_little_memory_and_time() {
         let with = |rest: u8, size: u16, changes: &[(usize, u32)]| {
             let mut start = disk();
             start.truncate(4096);
@@ -166,18 +166,18 @@ mod tests {
                 start[1024 + at..1024 + at + 4].copy_from_slice(&value.to_le_bytes());
             }
             start[1024 + 254..1024 + 256].copy_from_slice(&size.to_le_bytes());
-            Endless { start, rest, most: Default::default() }
+            RepeatingDisk { start, rest, largest_read: Default::default() }
         };
-        // 64 bit, groups without end; each with a table that is most of the disk.
+        // 64 bit, a huge number of groups, each with an inode table that covers most of the disk.
         let groups = [(96, 0x80), (336, 1), (32, 1), (40, u32::MAX)];
         for (rest, size) in [(0, 64), (0x10, 32), (0xff, 64), (1, 1024)] {
             let disk = with(rest, size, &groups);
             let found = blocks(&disk);
             assert!(found.last().is_some_and(|last| u64::from(*last) < disk.size() / BLOCK as u64));
-            assert!(disk.most.get() <= 1 << 20, "{} bytes at once", disk.most.get());
+            assert!(disk.largest_read.get() <= 1 << 20, "{} bytes at once", disk.largest_read.get());
         }
-        // No file system has descriptors of that size.
+        // No file system has descriptors of this size.
         let disk = with(0, u16::MAX, &groups);
-        assert_eq!((blocks(&disk), disk.most.get() <= 1 << 20), (BTreeSet::from([0]), true));
+        assert_eq!((blocks(&disk), disk.largest_read.get() <= 1 << 20), (BTreeSet::from([0]), true));
     }
 }

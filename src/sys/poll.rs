@@ -1,4 +1,4 @@
-//! Waiting for a cloud: one poller for all.
+//! Polls until something is ready, or a deadline has passed.
 
 use crate::error::Kind;
 use crate::trace::{Lane, Track};
@@ -7,37 +7,38 @@ use std::future::Future;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How often a probe is made, and for how long.
+/// How often to poll, and for how long.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Policy {
-    /// From the first probe to the second. What a probe takes is part of a pause, but for a half of it at the most.
+    /// The pause from the first poll to the second. The time that a poll takes counts as part of the pause, up to half
+    /// of it.
     pub first: Duration,
-    /// A pause is this part of what was waited so far, but no shorter than the first.
+    /// Later pauses are this fraction of the time waited so far, but not shorter than the first.
     pub share: f64,
-    /// No pause is longer.
+    /// The longest pause.
     pub longest: Duration,
-    /// After this time waiting fails. The last probe is made at the deadline.
+    /// Waiting fails after this time. The last poll is made at the deadline.
     pub deadline: Duration,
 }
 
 impl Policy {
-    /// For what happens on this machine: milliseconds are the rule.
+    /// For waits on this machine, which usually take milliseconds.
     pub const fn local(deadline: Duration) -> Self {
         let (first, longest) = (Duration::from_millis(1), Duration::from_millis(50));
         Self { first, share: 0.5, longest, deadline }
     }
 }
 
-/// What a probe found.
+/// The result of a poll.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Probe<T> {
     Ready(T),
-    /// Not yet; what it is instead, in words that follow "it is": `pending`.
+    /// Not ready, with the current state as text that can follow "it is", such as `pending`.
     NotYet(String),
 }
 
-/// Probes until it is ready. A failure of the probe ends it at once; after the deadline it is a failure that names
-/// `what` (behind "waiting for") and the last state. The first probe is made at once.
+/// Polls until `probe` returns [`Probe::Ready`]; the first poll is made at once. An error of `probe` is returned at
+/// once. After the deadline it fails with an error that names `what` (after "waiting for") and the last state.
 pub async fn until<T>(
     what: &str,
     policy: &Policy,
@@ -47,7 +48,7 @@ pub async fn until<T>(
     let end = start + policy.deadline;
     let _span = Track::here().span(Lane::Waits, what);
     loop {
-        // Looked at before the probe: what was not ready at the end was probed at the end.
+        // The time is taken before the poll, so that a last poll is made after the end.
         let begun = Instant::now();
         let last = begun >= end;
         match probe().await? {
@@ -61,12 +62,12 @@ pub async fn until<T>(
             Probe::NotYet(_) => {}
         }
         let pause = (begun - start).mul_f64(policy.share).max(policy.first).min(policy.longest);
-        // A cloud that is slow to answer is asked less often.
+        // A cloud that is slow to answer is polled less often.
         tokio::time::sleep_until((begun + pause).max(Instant::now() + pause / 2).min(end)).await;
     }
 }
 
-/// Waits for the one, and does the other beside it as far as it gets: nobody waits for that.
+/// Waits for `awaited` and runs `other` concurrently; `other` is dropped unfinished when `awaited` is ready.
 pub async fn beside<T>(awaited: impl Future<Output = T>, other: impl Future<Output = ()>) -> T {
     let (mut awaited, other) = (std::pin::pin!(awaited), std::pin::pin!(other));
     tokio::select! {
@@ -112,7 +113,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_a_probe_takes_is_a_part_of_the_pause() {
+    async fn a_polls_time_is_part_of_the_pause() {
         for (takes, expected) in [(100, [0, 1000, 2000]), (500, [0, 1000, 2000]), (1500, [0, 2000, 4500])] {
             let (start, times) = (Instant::now(), std::cell::RefCell::new(Vec::new()));
             let result = until("it", &POLICY, async || {
@@ -127,7 +128,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn nobody_waits_for_what_is_done_beside() {
+    async fn the_other_future_is_not_waited_for() {
         let (start, seconds) = (Instant::now(), |n| tokio::time::sleep(Duration::from_secs(n)));
         for (awaited, other, is_over) in [(2, 1, true), (1, 5, false)] {
             let over = Cell::new(false);
@@ -147,7 +148,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_failing_probe_ends_it() {
+    async fn an_error_of_the_probe_is_returned_at_once() {
         let probes = Cell::new(0);
         let result: Result<()> = until("it", &POLICY, async || {
             probes.set(probes.get() + 1);

@@ -10,9 +10,9 @@ pub fn free_space(dir: &Path) -> Option<u64> {
     statvfs(dir).ok().map(|s| s.blocks_available() * s.fragment_size())
 }
 
-/// What an error of writing in `dir` says to the user, who wanted so many bytes.
+/// Converts an error of writing `needed` bytes in `dir`.
 pub fn full(error: anyhow::Error, dir: &Path, needed: u64) -> anyhow::Error {
-    match errno(&error) {
+    match errno_of(&error) {
         Some(Errno::NOSPC | Errno::DQUOT) => no_space(dir, needed),
         _ => error.context(format!("writing in {}", dir.display())),
     }
@@ -24,11 +24,11 @@ pub fn no_space(dir: &Path, needed: u64) -> anyhow::Error {
     let text = format!("no space left in {}: {} MiB are needed, {free} is free", dir.display(), mib(needed));
     Kind::Machine
         .failure(text)
-        .hint("Free space there, or keep the region elsewhere: --region-dir DIR.")
+        .hint("Free space there, or move the region to another disk: --region-dir DIR.")
         .into()
 }
 
-fn errno(error: &anyhow::Error) -> Option<Errno> {
+fn errno_of(error: &anyhow::Error) -> Option<Errno> {
     error.chain().find_map(|cause| {
         cause
             .downcast_ref::<Errno>()

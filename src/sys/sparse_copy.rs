@@ -1,5 +1,5 @@
-//! Copies of disks in files: reflinks where the file system has them, else sparse copies. A copy has no name until it
-//! is whole.
+//! Copies disks into files: by reflinks if the file system supports them, and as sparse copies otherwise. A copy has no
+//! name until it is complete.
 
 use super::space::{free_space, full, no_space};
 use super::tasks::Cancelled;
@@ -14,23 +14,23 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::Path;
 
-/// Zeros in runs of this length become holes, and digests see blocks of it. EBS direct would do with 512 KiB; smaller
-/// ones keep a trimmed file system sparse, and comparing costs next to nothing.
+/// Runs of zeros of this length become holes, and digests are computed over blocks of it. EBS direct would need only
+/// 512 KiB; smaller blocks keep a trimmed file system sparse, and comparing costs next to nothing.
 const BLOCK: usize = 64 << 10;
-/// Read and written at once: large enough that O_DIRECT runs at the disk's speed, small enough to be stopped soon.
+/// The size of reads and writes: large enough for O_DIRECT at the disk's speed, small enough to be cancelled quickly.
 const CHUNK: usize = 4 << 20;
-/// What O_DIRECT wants of addresses, lengths and offsets, on every disk there is.
+/// The alignment that O_DIRECT needs for addresses, lengths and offsets on every common disk.
 const ALIGN: usize = 4096;
 
 static ZEROS: [u8; BLOCK] = [0; BLOCK];
 
-/// How many bytes a file or a block device holds.
+/// The length of a file or block device in bytes.
 pub fn length(file: &File) -> Result<u64> {
     Ok(rustix::fs::seek(file, SeekFrom::End(0))?)
 }
 
-/// A copy of `source` in a nameless file of `dir`, `size` bytes long (at least the source's length): what is beyond
-/// the source is zero, and zeros are holes. The data is on its way to the disk, or there: `fdatasync` makes sure.
+/// Copies `source` into a nameless file in `dir` of `size` bytes (at least the source's length): bytes after the source
+/// are zeros, and zeros are holes. The data may not be on the disk yet: call `fdatasync`.
 pub fn copy(source: &File, size: u64, dir: &Path, cancelled: &Cancelled) -> Result<Temp> {
     let target = Temp::new(dir)?;
     let full = |error| full(error, dir, allocated(source));
@@ -38,31 +38,31 @@ pub fn copy(source: &File, size: u64, dir: &Path, cancelled: &Cancelled) -> Resu
         ensure_room(source, dir)?;
         copy_data(source, target.file(), cancelled).map_err(full)?;
     }
-    // A last block was written whole.
+    // The last block was written with its padding.
     target.file().set_len(size).map_err(|e| full(e.into()))?;
     Ok(target)
 }
 
-/// Makes an empty file share all data of another one, where the file system can do that: nothing is copied then.
+/// Makes an empty file share the data of another one, if the file system supports that: then nothing is copied.
 fn reflink(source: &File, target: &File) -> bool {
     rustix::fs::ioctl_ficlone(target, source).is_ok()
 }
 
-/// Fails where a copy of `source` would not fit into `dir`.
+/// Fails if a copy of `source` does not fit into `dir`.
 fn ensure_room(source: &File, dir: &Path) -> Result<()> {
-    match (needed(source), free_space(dir)) {
+    match (space_needed(source), free_space(dir)) {
         (Ok(needed), Some(free)) if needed > free => Err(no_space(dir, needed)),
         _ => Ok(()),
     }
 }
 
-/// Past the page cache: what is written is on the disk then, so that the first flush of a loop device on the copy
-/// does not have to wait for all of it. Measured, 265 MiB on ext4: 0.11 s; copy_file_range 0.08 s and 0.07 s for the
-/// first flush, with twice the memory, and 0.8 s for the copy when that memory had to be found.
+/// Copies without the page cache: what is written is on the disk then, so that the first flush of a loop device on the
+/// copy does not wait for all of it. Measured with 265 MiB on ext4: 0.11 s; copy_file_range took 0.08 s and 0.07 s for
+/// the first flush, with twice the memory, and 0.8 s for the copy when that memory had to be freed first.
 fn copy_data(source: &File, target: &File, cancelled: &Cancelled) -> Result<()> {
-    let mut writer = Writer { target, direct: set_direct(target, true) };
+    let mut writer = Writer { target, direct: set_direct_io(target, true) };
     let result = blocks(source, cancelled, &mut |offset, data| writer.write(offset, data));
-    set_direct(target, false);
+    set_direct_io(target, false);
     result
 }
 
@@ -79,13 +79,13 @@ impl Writer<'_> {
                 Ok(n) => {
                     (offset, data) = (offset + n as u64, &data[n..]);
                     if self.direct && n % ALIGN != 0 {
-                        self.direct = set_direct(self.target, false);
+                        self.direct = set_direct_io(self.target, false);
                     }
                 }
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                // A file system that takes the flag and not the write.
+                // This file system accepts the flag, but not the write.
                 Err(e) if self.direct && e.raw_os_error() == Some(libc::EINVAL) => {
-                    self.direct = set_direct(self.target, false);
+                    self.direct = set_direct_io(self.target, false);
                 }
                 Err(e) => return Err(e.into()),
             }
@@ -94,22 +94,22 @@ impl Writer<'_> {
     }
 }
 
-/// Whether O_DIRECT is set now.
-fn set_direct(file: &File, on: bool) -> bool {
+/// Sets or clears O_DIRECT; returns whether it is set now.
+fn set_direct_io(file: &File, on: bool) -> bool {
     let Ok(flags) = rustix::fs::fcntl_getfl(file) else { return false };
     let wanted = if on { flags | OFlags::DIRECT } else { flags - OFlags::DIRECT };
     rustix::fs::fcntl_setfl(file, wanted).is_ok() && on
 }
 
-/// SHA-256 of a disk's content, as lower-case hex: of each block that is not zero, and its offset. It does not depend
-/// on where holes are, nor on zeros at the end.
+/// The SHA-256 of a disk's content in lower-case hex, over each non-zero block and its offset. It does not depend on
+/// where holes are, nor on zeros at the end.
 pub fn digest(source: &File, cancelled: &Cancelled) -> Result<String> {
     let mut hash = Sha256::new();
     blocks(source, cancelled, &mut |offset, data| {
         for (block, n) in data.chunks(BLOCK).zip(0u64..) {
             hash.update((offset + n * BLOCK as u64).to_le_bytes());
             hash.update(block);
-            // The last block of a source that ends within it.
+            // The last block may be shorter.
             hash.update(&ZEROS[block.len()..]);
         }
         Ok(())
@@ -117,8 +117,8 @@ pub fn digest(source: &File, cancelled: &Cancelled) -> Result<String> {
     Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// Calls `take` for runs of blocks that are not zero, in order: an offset (of whole blocks), and the data, in memory
-/// aligned to 4096 bytes and a multiple of it long (a source's end is filled up with zeros).
+/// Calls `take` for runs of non-zero blocks, in order, with the offset (a multiple of a block) and the data. The memory
+/// is aligned to 4096 bytes, and its length is a multiple of that (padded with zeros at the source's end).
 pub fn blocks(
     source: &File,
     cancelled: &Cancelled,
@@ -132,7 +132,7 @@ pub fn blocks(
     while at < end {
         cancelled.check()?;
         let Some((from, to)) = data_after(source.as_fd(), at, end)? else { break };
-        // To whole blocks, but never back to what was taken already.
+        // Starts at a whole block, but never before what was read already.
         at = at.max(from - from % BLOCK as u64);
         let to = to.next_multiple_of(BLOCK as u64).min(end);
         while at < to {
@@ -144,13 +144,13 @@ pub fn blocks(
             not_zero(&buffer[..filled], &mut |n, data| take(at + n as u64, data))?;
             at += want as u64;
         }
-        // Where the end of the source is no multiple of a block.
+        // The end of the source may not be a multiple of a block.
         at = at.next_multiple_of(BLOCK as u64);
     }
     Ok(())
 }
 
-/// Runs of blocks that are not zero.
+/// Calls `take` for runs of non-zero blocks.
 pub(crate) fn not_zero(data: &[u8], take: &mut dyn FnMut(usize, &[u8]) -> Result<()>) -> Result<()> {
     let mut run = 0..0;
     for start in (0..data.len()).step_by(BLOCK) {
@@ -169,12 +169,12 @@ pub(crate) fn not_zero(data: &[u8], take: &mut dyn FnMut(usize, &[u8]) -> Result
     if run.is_empty() { Ok(()) } else { take(run.start, &data[run.clone()]) }
 }
 
-/// The next range that holds data, as far as the file system knows.
+/// The next range with data, as far as the file system knows.
 pub(crate) fn data_after(source: BorrowedFd<'_>, at: u64, end: u64) -> Result<Option<(u64, u64)>> {
     let from = match rustix::fs::seek(source, SeekFrom::Data(at)) {
         Ok(from) => from,
         Err(Errno::NXIO) => return Ok(None),
-        // A block device, or a file system that does not know holes.
+        // A block device, or a file system without holes.
         Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(Some((at, end))),
         Err(e) => return Err(e).context("looking for data"),
     };
@@ -182,14 +182,14 @@ pub(crate) fn data_after(source: BorrowedFd<'_>, at: u64, end: u64) -> Result<Op
     Ok(Some((from, to.clamp(from + 1, end.max(from + 1)))))
 }
 
-/// What a full copy takes at least, where that is known.
-fn needed(source: &File) -> Result<u64> {
+/// The minimum space that a full copy takes, if it is known.
+fn space_needed(source: &File) -> Result<u64> {
     let metadata = source.metadata()?;
-    // Most of a device may be zeros: nobody knows before it was read.
+    // Most of a device may be zeros, which is known only after reading it.
     Ok(if metadata.file_type().is_block_device() { 0 } else { allocated(source) })
 }
 
-/// What the data of a file takes on its disk, in bytes.
+/// The space that a file's data take on their disk, in bytes.
 pub fn allocated(source: &File) -> u64 {
     source.metadata().map_or(0, |m| if m.is_file() { m.blocks() * 512 } else { length(source).unwrap_or(0) })
 }
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn copies_are_equal_and_digests_see_content_alone() {
+    fn copies_are_equal_and_digests_depend_only_on_content() {
         let dir = tempfile::tempdir().unwrap();
         for round in 0..60 {
             let length = 1 + number(if round % 5 == 0 { 9 << 20 } else { 700_000 });
@@ -244,11 +244,11 @@ mod tests {
             assert!(content(copied.file()) == expected, "length {length}, size {size}");
             let of_source = digest(&source, &cancelled).unwrap();
             assert_eq!(of_source, digest(copied.file(), &cancelled).unwrap(), "length {length}, size {size}");
-            // All data, no hole: the same digest.
+            // The same content without holes has the same digest.
             std::fs::write(dir.path().join("full"), &expected).unwrap();
             let full = File::open(dir.path().join("full")).unwrap();
             assert_eq!(of_source, digest(&full, &cancelled).unwrap());
-            // One byte else: another one.
+            // With one byte changed, the digest differs.
             let at = number(length);
             expected[at as usize] ^= 1;
             std::fs::write(dir.path().join("full"), &expected).unwrap();
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn names() {
+    fn files_get_their_names() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x");
         let temp = Temp::new(dir.path()).unwrap();
@@ -314,7 +314,7 @@ mod tests {
             Ok(())
         });
         assert!(tokio::time::timeout(std::time::Duration::from_millis(20), work).await.is_err());
-        receiver.recv_timeout(std::time::Duration::from_secs(10)).expect("the work goes on");
+        receiver.recv_timeout(std::time::Duration::from_secs(10)).expect("the work was not cancelled");
     }
 
     #[test]

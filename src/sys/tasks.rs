@@ -36,23 +36,23 @@ pub async fn run_to_end<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'st
     }
 }
 
-/// Whether the one who waits for a piece of work has gone.
+/// Whether work was cancelled because nobody waits for it any more.
 #[derive(Debug, Clone, Default)]
 pub struct Cancelled(Arc<AtomicBool>);
 
 impl Cancelled {
-    /// Tells it.
+    /// Cancels the work.
     pub fn cancel(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// Fails once it is so.
+    /// Fails once the work is cancelled.
     pub fn check(&self) -> Result<()> {
         if self.0.load(Ordering::Relaxed) { Err(Kind::Interrupted.error("stopped")) } else { Ok(()) }
     }
 }
 
-/// Runs long work beside the runtime's thread. Dropping the future tells the work to stop.
+/// Runs long work on another thread. Dropping the future cancels it.
 pub async fn run<T: Send + 'static>(
     work: impl FnOnce(&Cancelled) -> Result<T> + Send + 'static,
 ) -> Result<T> {

@@ -11,32 +11,33 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-/// Named temporary files begin so, where the file system has no nameless ones.
+/// The prefix of named temporary files, for file systems without O_TMPFILE.
+/// The prefix of named temporary files, for file systems without O_TMPFILE.
 pub const TEMP_PREFIX: &str = ".copy-";
 
-/// A file that vanishes unless it is given a name: also when this process is killed.
+/// A file that vanishes unless it is given a name, also if this process is killed.
 #[derive(Debug)]
 pub struct Temp {
     file: File,
-    /// Where the file system has no nameless files: its name, and a lock says that somebody still writes it.
+    /// The name, on a file system without O_TMPFILE; a lock shows that the file is still being written.
     name: Option<PathBuf>,
 }
 
 impl Temp {
-    /// In the directory where it will get its name.
+    /// Creates the file in the directory where it will get its name.
     pub fn new(dir: &Path) -> Result<Self> {
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         match rustix::fs::open(dir, flags, Mode::from_raw_mode(0o600)) {
             Ok(fd) => Ok(Self { file: fd.into(), name: None }),
-            // EISDIR: a kernel or file system that does not know the flag.
+            // EISDIR: the kernel or file system does not know the flag.
             Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => Self::named(dir),
-            Err(e) => Err(e).with_context(|| format!("making a temporary file in {}", dir.display())),
+            Err(e) => Err(e).with_context(|| format!("creating a temporary file in {}", dir.display())),
         }
     }
 
     fn named(dir: &Path) -> Result<Self> {
         let name = dir.join(format!("{TEMP_PREFIX}{}", RunId::new()));
-        let context = || format!("making {}", name.display());
+        let context = || format!("creating {}", name.display());
         let file = File::options()
             .read(true)
             .write(true)
@@ -48,7 +49,7 @@ impl Temp {
         Ok(Self { file, name: Some(name) })
     }
 
-    /// A file that is there already, under one more name. `file` has it open and locked.
+    /// Makes another name for an existing file. `file` has it open and locked.
     pub fn linked(file: File, path: &Path, dir: &Path) -> std::io::Result<Self> {
         let name = dir.join(format!("{TEMP_PREFIX}{}", RunId::new()));
         std::fs::hard_link(path, &name)?;
@@ -59,12 +60,12 @@ impl Temp {
         &self.file
     }
 
-    /// Gives it its name, which must be free.
+    /// Gives the file its name, which must be free.
     pub fn link(mut self, path: &Path) -> Result<()> {
         let context = || format!("naming {}", path.display());
         if let Some(name) = self.name.take() {
             let renamed = match rustix::fs::renameat_with(CWD, &name, CWD, path, RenameFlags::NOREPLACE) {
-                // Not on this file system. Names are drawn at random, so this is no more than a safeguard.
+                // This file system does not support NOREPLACE. Names are random, so it is only a safeguard.
                 Err(Errno::INVAL) if !path.exists() => rustix::fs::rename(&name, path),
                 result => result,
             };
@@ -74,13 +75,14 @@ impl Temp {
         rustix::fs::linkat(CWD, nameless.as_str(), CWD, path, AtFlags::SYMLINK_FOLLOW).with_context(context)
     }
 
-    /// Gives it the name of a file that is there, and that loses it.
+    /// Gives the file the name of an existing file, and so replaces that file.
     pub fn replace(self, path: &Path) -> Result<()> {
         let (dir, name) = (path.parent().unwrap_or(Path::new(".")), RunId::new());
-        let beside = dir.join(format!("{TEMP_PREFIX}{name}"));
-        self.link(&beside)?;
-        // Else it would stay there under that name.
-        let replaced = std::fs::rename(&beside, path).inspect_err(|_| _ = std::fs::remove_file(&beside));
+        let temporary = dir.join(format!("{TEMP_PREFIX}{name}"));
+        self.link(&temporary)?;
+        // On failure it would remain there under the temporary name.
+        let replaced =
+            std::fs::rename(&temporary, path).inspect_err(|_| _ = std::fs::remove_file(&temporary));
         replaced.with_context(|| format!("replacing {}", path.display()))
     }
 }
@@ -93,21 +95,21 @@ impl Drop for Temp {
     }
 }
 
-/// Writes a small file beside its place and renames it, also when others do so at the same time. `durable`: it
-/// survives a loss of power from then on, if the directory is synced, too.
+/// Writes a small file to a temporary name and renames it, so that concurrent writers do not interfere. With `durable`
+/// it is synced; to survive a power failure, the directory has to be synced, too.
 pub fn write_beside(path: &Path, content: &[u8], durable: bool) -> Result<()> {
     let dir = path.parent().unwrap_or(Path::new("."));
-    let beside = dir.join(format!("{TEMP_PREFIX}{}", RunId::new()));
+    let temporary = dir.join(format!("{TEMP_PREFIX}{}", RunId::new()));
     let write = || -> std::io::Result<()> {
-        let mut file = File::options().write(true).create_new(true).mode(0o600).open(&beside)?;
+        let mut file = File::options().write(true).create_new(true).mode(0o600).open(&temporary)?;
         file.write_all(content)?;
         if durable {
             file.sync_all()?;
         }
-        std::fs::rename(&beside, path)
+        std::fs::rename(&temporary, path)
     };
     write().map_err(|e| {
-        _ = std::fs::remove_file(&beside);
+        _ = std::fs::remove_file(&temporary);
         match Errno::from_io_error(&e) {
             Some(Errno::NOSPC | Errno::DQUOT) => no_space(dir, content.len() as u64),
             _ => anyhow::Error::from(e).context(format!("writing {}", path.display())),

@@ -1,4 +1,4 @@
-//! Snapshots read: compared with what was sent, or written to a file.
+//! Reads snapshots: compares them with what was uploaded, or writes them to a file.
 
 use super::readers::{beside_until_dropped, each_of};
 use crate::cloud::block_api::{Blocks, Contents, Reader};
@@ -17,15 +17,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// Reads at a time, each with a block in memory as soon as it is answered: as many as the cloud's own limit, by which they
-/// wait.
+/// Concurrent reads, each with a block in memory once it is answered: as many as the cloud's own limit, which they wait
+/// for.
 const READERS: usize = 96;
 
-/// How often it is told how far a download has come.
-const TELL: Duration = Duration::from_millis(200);
+/// The interval of progress reports.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Calls with each of some blocks, from several threads, until one fails.
-async fn each<T: Send + Sync + 'static>(
+/// Calls `work` for each item from several threads, until one call fails.
+async fn for_each<T: Send + Sync + 'static>(
     all: Vec<T>,
     work: impl Fn(&T) -> Result<()> + Send + Sync + 'static,
 ) -> Result<()> {
@@ -47,22 +47,22 @@ async fn each<T: Send + Sync + 'static>(
 fn read(reader: &dyn Reader, snapshot: &SnapshotId, index: u32) -> Result<(Vec<u8>, Digest)> {
     let (data, digest) = reader.read(index)?;
     if data.len() != BLOCK {
-        let text = format!("block {index} of {snapshot} has {} bytes, and not {BLOCK}", data.len());
+        let text = format!("block {index} of {snapshot} has {} bytes instead of {BLOCK}", data.len());
         return Err(Kind::Cloud.error(text));
     }
     Ok((data, digest))
 }
 
-/// What a block has to be.
+/// The expected content of a block.
 enum Expected {
-    Sent(Digest),
-    Parents,
-    /// It is there, and nobody wrote it.
+    Uploaded(Digest),
+    FromParent,
+    /// The block exists, and nobody wrote it.
     Zeros,
 }
 
-/// Reads a snapshot back, and fails with the block and the snapshot where it is not what was sent, or, elsewhere, what
-/// its parent has.
+/// Reads a snapshot back. Fails, with the block and the snapshot, if a block differs from what was uploaded or, for
+/// other blocks, from the parent's.
 pub async fn verify(
     blocks: &dyn Blocks,
     snapshot: &SnapshotId,
@@ -72,12 +72,12 @@ pub async fn verify(
     let there = blocks.contents(snapshot).await?.blocks;
     let reader = blocks.reader(snapshot).await?;
     let mut expected: Vec<(u32, Expected)> =
-        sent.iter().map(|(index, digest)| (*index, Expected::Sent(*digest))).collect();
+        sent.iter().map(|(index, digest)| (*index, Expected::Uploaded(*digest))).collect();
     let mut parents = None;
     if let Some(parent) = parent {
         let below = blocks.contents(parent).await?.blocks;
         let others = below.iter().filter(|index| !sent.contains_key(index));
-        expected.extend(others.map(|index| (index, Expected::Parents)));
+        expected.extend(others.map(|index| (index, Expected::FromParent)));
         parents = Some((parent.clone(), blocks.reader(parent).await?, below));
     }
     let known = |index: &u32| {
@@ -87,34 +87,34 @@ pub async fn verify(
     expected.extend(others.map(|index| (index, Expected::Zeros)));
     let parents = parents.map(|(parent, reader, _)| (parent, reader));
     let (snapshot, zeros) = (snapshot.clone(), digest_of(&[0; BLOCK]));
-    each(expected, move |(index, expected)| {
+    for_each(expected, move |(index, expected)| {
         let (expected, what) = match (expected, &parents) {
-            (Expected::Sent(digest), _) => (*digest, "what was sent".to_owned()),
-            (Expected::Parents, Some((parent, reader))) => {
-                (read(&**reader, parent, *index)?.1, format!("that of its parent {parent}"))
+            (Expected::Uploaded(digest), _) => (*digest, "what was uploaded".to_owned()),
+            (Expected::FromParent, Some((parent, reader))) => {
+                (read(&**reader, parent, *index)?.1, format!("the block of its parent {parent}"))
             }
-            (Expected::Parents, None) | (Expected::Zeros, _) => {
-                (zeros, "zeros, and was never written".to_owned())
+            (Expected::FromParent, None) | (Expected::Zeros, _) => {
+                (zeros, "zeros, although it was never written".to_owned())
             }
         };
-        // What is not there is zeros.
-        let is = if there.contains(*index) { read(&*reader, &snapshot, *index)?.1 } else { zeros };
-        if is == expected {
+        // Missing blocks are zeros.
+        let actual = if there.contains(*index) { read(&*reader, &snapshot, *index)?.1 } else { zeros };
+        if actual == expected {
             return Ok(());
         }
-        let absent = if there.contains(*index) { "" } else { ": it is not there" };
-        Err(Kind::Cloud.error(format!("block {index} of {snapshot} is not {what}{absent}")))
+        let absent = if there.contains(*index) { "" } else { ": the block is missing" };
+        Err(Kind::Cloud.error(format!("block {index} of {snapshot} differs from {what}{absent}")))
     })
     .await
 }
 
-/// Writes a snapshot to a file, which loses what it held, and is sparse where the snapshot has zeros. Each block was
-/// verified against its digest.
+/// Writes a snapshot to a file, whose content is replaced, and which is sparse where the snapshot has zeros. Each block
+/// is verified against its digest.
 pub async fn download(blocks: &dyn Blocks, snapshot: &SnapshotId, into: &File) -> Result<Contents> {
     download_telling(blocks, snapshot, into, &|_, _| ()).await
 }
 
-/// The same; `on_progress` is told now and then how many bytes of how many were read.
+/// Like [`download`]; `on_progress` is called regularly with the number of bytes read and the total.
 pub async fn download_telling(
     blocks: &dyn Blocks,
     snapshot: &SnapshotId,
@@ -128,24 +128,24 @@ pub async fn download_telling(
         let text = format!("{snapshot} has blocks beyond its {} GiB", contents.size_gib);
         return Err(Kind::Cloud.error(text));
     }
-    // A file that is empty is not emptied: ext4 would write all of it to the disk when it is closed.
-    let is_empty = into.metadata().context("looking at the file")?.len() == 0;
+    // An empty file is not truncated: ext4 would write all of it to the disk when it is closed.
+    let is_empty = into.metadata().context("inspecting the file")?.len() == 0;
     let emptied = if is_empty { Ok(()) } else { into.set_len(0) };
-    emptied.and_then(|()| into.set_len(size)).context("making room for the snapshot")?;
+    emptied.and_then(|()| into.set_len(size)).context("setting the size of the file")?;
     let file = into.try_clone().context("duplicating a descriptor")?;
     let (all, snapshot) = (contents.blocks.iter().collect(), snapshot.clone());
     let done = Arc::new(AtomicUsize::new(0));
     let count = done.clone();
-    let reading = each(all, move |index| {
+    let reading = for_each(all, move |index| {
         let (data, _) = read(&*reader, &snapshot, *index)?;
         let start = u64::from(*index) * BLOCK as u64;
-        not_zero(&data, &mut |at, data| file.write_all_at(data, start + at as u64).map_err(full))
+        not_zero(&data, &mut |at, data| file.write_all_at(data, start + at as u64).map_err(write_error))
             .with_context(|| format!("writing block {index} of {snapshot} to the file"))?;
         count.fetch_add(1, Ordering::Relaxed);
         Ok(())
     });
     let (mut reading, bytes) = (pin!(reading), |blocks: usize| (blocks * BLOCK) as u64);
-    let (mut ticks, all) = (tokio::time::interval(TELL), bytes(contents.blocks.len() as usize));
+    let (mut ticks, all) = (tokio::time::interval(PROGRESS_INTERVAL), bytes(contents.blocks.len() as usize));
     loop {
         tokio::select! {
             biased;
@@ -157,10 +157,10 @@ pub async fn download_telling(
     Ok(contents)
 }
 
-fn full(error: std::io::Error) -> anyhow::Error {
+fn write_error(error: std::io::Error) -> anyhow::Error {
     match error.raw_os_error() {
         Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => {
-            Kind::Machine.failure(error).hint("Free space there, or write it elsewhere.").into()
+            Kind::Machine.failure(error).hint("Free space there, or choose another directory.").into()
         }
         _ => error.into(),
     }

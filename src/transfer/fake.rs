@@ -1,4 +1,4 @@
-//! Snapshots in memory, as strict as EBS direct: for tests.
+//! Snapshots in memory with EBS direct's rules, for tests.
 
 use crate::cloud::VolumeKind;
 use crate::cloud::block_api::{Blocks, Contents, Expired, NewSnapshot, Parent, Reader};
@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-/// Cheap to clone.
+/// It is cheap to clone.
 #[derive(Clone, Default)]
 pub struct Fake(Arc<Mutex<State>>);
 
@@ -20,20 +20,20 @@ pub struct Fake(Arc<Mutex<State>>);
 pub struct State {
     pub snapshots: BTreeMap<SnapshotId, Snapshot>,
     pub started: u32,
-    /// Each put takes so long, and each read.
+    /// The duration of each put and each read.
     pub delay: Duration,
-    /// Puts under way, and the most there were.
+    /// Concurrent puts, and their maximum.
     pub now: usize,
     pub most: usize,
-    /// Reads under way, likewise.
+    /// Concurrent reads, likewise.
     pub reads: usize,
     pub most_reads: usize,
-    /// A put of this block is refused.
+    /// Puts of this block are refused.
     pub refused: Option<u32>,
-    /// So many snapshots expire: when they are completed, or when this block is put.
+    /// This many snapshots expire: when they are completed, or when this block is put.
     pub expiring: u32,
     pub expiring_at: Option<u32>,
-    /// Data is thrown away once it was checked.
+    /// Data are discarded once they were checked.
     pub forgetful: bool,
 }
 
@@ -42,7 +42,7 @@ pub struct Snapshot {
     pub size_gib: u64,
     pub complete: bool,
     pub expired: bool,
-    /// What was put; with the parent's blocks once it is complete.
+    /// What was put; once the snapshot is complete, with the parent's blocks.
     pub blocks: BTreeMap<u32, (Arc<[u8]>, Digest)>,
     parent: Option<SnapshotId>,
 }
@@ -52,7 +52,7 @@ impl Fake {
         self.0.lock().unwrap()
     }
 
-    /// A complete snapshot of these blocks.
+    /// A complete snapshot with these blocks.
     pub fn with(&self, name: &str, size_gib: u64, blocks: &[(u32, &[u8])]) -> SnapshotId {
         let blocks =
             blocks.iter().map(|(index, data)| (*index, (Arc::from(*data), digest_of(data)))).collect();
@@ -79,7 +79,7 @@ impl Fake {
     }
 }
 
-/// Counts what is under way, also if the future is dropped.
+/// Counts concurrent calls, also if the future is dropped.
 struct Under(Fake);
 impl Drop for Under {
     fn drop(&mut self) {

@@ -1,4 +1,5 @@
-//! A raw disk image, block by block: holes are not read, zeros are not sent, and a change under way is noticed.
+//! Reads a raw disk image block by block: holes are not read, zeros are not uploaded, and concurrent changes are
+//! detected.
 
 use super::readers;
 use super::upload::Source;
@@ -20,27 +21,27 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// The clock of file times may be this coarse: a change so short before a look may be followed by one that does not show.
-const COARSE: Duration = Duration::from_millis(100);
-/// How often it is waited for a file that changes all the time. That it does will show.
-const LOOKS: u32 = 3;
+/// The resolution of file times: a change so soon before a check may be followed by another one with the same time.
+const TIME_RESOLUTION: Duration = Duration::from_millis(100);
+/// How often to wait for a file that keeps changing. If it still changes, that is detected later.
+const MAX_WAITS: u32 = 3;
 
 static ZEROS: [u8; BLOCK] = [0; BLOCK];
 
-/// A file or a block device.
+/// A raw disk: a file or a block device.
 #[derive(Debug)]
 pub struct Raw {
     file: File,
     /// For messages.
     name: PathBuf,
     length: u64,
-    /// Of blocks that are no holes.
+    /// Ranges of blocks with data.
     ranges: Vec<Range<u32>>,
-    /// `None`: a block device, whose times say nothing of its content.
+    /// `None` for a block device, whose times say nothing about its content.
     stamp: Option<Stamp>,
 }
 
-/// What changes with a file.
+/// Metadata that change with a file's content.
 #[derive(Debug, PartialEq, Eq)]
 struct Stamp {
     place: (u64, u64),
@@ -50,32 +51,32 @@ struct Stamp {
 }
 
 impl Raw {
-    /// Waits for a moment where the file was changed just now: not for the runtime's thread.
+    /// Waits for a moment if the file was changed just now: not to be called on the runtime's thread.
     #[allow(clippy::disallowed_methods)]
     pub fn new(file: File, name: &Path) -> Result<Self> {
-        let context = || format!("looking at {}", name.display());
+        let context = || format!("inspecting {}", name.display());
         let mut stamp = stamp(&file).with_context(context)?;
-        for _ in 0..LOOKS {
-            if stamp.as_ref().is_none_or(is_quiet) {
+        for _ in 0..MAX_WAITS {
+            if stamp.as_ref().is_none_or(is_settled) {
                 break;
             }
-            sleep(COARSE);
+            sleep(TIME_RESOLUTION);
             stamp = self::stamp(&file).with_context(context)?;
         }
         let length = length(&file).with_context(context)?;
-        let ranges = data(&file, length).with_context(context)?;
+        let ranges = data_ranges(&file, length).with_context(context)?;
         Ok(Self { file, name: name.to_owned(), length, ranges, stamp })
     }
 
-    /// Of the disk that holds it.
+    /// The size of a disk that can hold it.
     pub fn size_gib(&self) -> u64 {
         self.length.div_ceil(1 << 30)
     }
 
-    fn changed(&self) -> anyhow::Error {
+    fn changed_error(&self) -> anyhow::Error {
         Kind::Usage
             .failure(format!("{} was changed while it was read", self.name.display()))
-            .hint("Do it again once nobody writes to it.")
+            .hint("Try again when nothing writes to it.")
             .into()
     }
 }
@@ -90,22 +91,22 @@ fn stamp(file: &File) -> Result<Option<Stamp>> {
     }))
 }
 
-/// Whether the next change will show in a file's times.
-fn is_quiet(stamp: &Stamp) -> bool {
+/// Whether the next change will be visible in the file's times.
+fn is_settled(stamp: &Stamp) -> bool {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let changed = Duration::new(stamp.changed.0.max(0) as u64, stamp.changed.1 as u32);
-    now.checked_sub(changed).is_some_and(|age| age > COARSE)
+    now.checked_sub(changed).is_some_and(|age| age > TIME_RESOLUTION)
 }
 
-/// Blocks that hold data, as far as the file system knows.
-fn data(file: &File, length: u64) -> Result<Vec<Range<u32>>> {
+/// Ranges of blocks that have data, as far as the file system knows.
+fn data_ranges(file: &File, length: u64) -> Result<Vec<Range<u32>>> {
     let size = BLOCK as u64;
-    let last = u32::try_from(length.div_ceil(size)).context("counting its blocks")?;
+    let last = u32::try_from(length.div_ceil(size)).context("counting the disk's blocks")?;
     let (mut ranges, mut next) = (Vec::new(), 0);
     while next < last
         && let Some((from, to)) = data_after(file.as_fd(), u64::from(next) * size, length)?
     {
-        // `last` fits, and so do these.
+        // `last` fits into 32 bits, and these are not larger.
         let (from, to) = ((from / size) as u32, (to.div_ceil(size) as u32).min(last));
         ranges.push(from.max(next)..to);
         next = to;
@@ -121,11 +122,11 @@ impl Source for Raw {
     fn block(&self, index: u32) -> Result<Option<(Arc<[u8]>, Digest)>> {
         let start = u64::from(index) * BLOCK as u64;
         let want = self.length.saturating_sub(start).min(BLOCK as u64) as usize;
-        // Not from a vector: that would be in memory twice.
+        // A vector that is converted would be in memory twice.
         let mut data: Arc<[u8]> = Arc::from(&ZEROS[..]);
-        let buffer = Arc::get_mut(&mut data).expect("nobody else has it yet");
+        let buffer = Arc::get_mut(&mut data).expect("the new Arc has one owner");
         self.file.read_exact_at(&mut buffer[..want], start).map_err(|e| match e.kind() {
-            ErrorKind::UnexpectedEof => self.changed(),
+            ErrorKind::UnexpectedEof => self.changed_error(),
             _ => anyhow::Error::from(e).context(format!("reading {}", self.name.display())),
         })?;
         if data[..] == ZEROS {
@@ -135,18 +136,18 @@ impl Source for Raw {
         Ok(Some((data, digest)))
     }
 
-    /// A file by its times; a device is read again, for it has none.
+    /// Checks a file by its times; a device has none and is read again.
     fn ensure_unchanged(&self, sent: &BTreeMap<u32, Digest>) -> Result<()> {
         if let Some(before) = &self.stamp {
             let after = stamp(&self.file)?;
-            return if after.as_ref() == Some(before) { Ok(()) } else { Err(self.changed()) };
+            return if after.as_ref() == Some(before) { Ok(()) } else { Err(self.changed_error()) };
         }
         let (indexes, next) = (self.indexes(), AtomicUsize::new(0));
         readers::each_of(readers::readers(), || {
             while let Some(index) = indexes.get(next.fetch_add(1, Ordering::Relaxed)) {
                 let now = self.block(*index)?.map(|(_, digest)| digest);
                 if now.as_ref() != sent.get(index) {
-                    return Err(self.changed());
+                    return Err(self.changed_error());
                 }
             }
             Ok(())
@@ -154,7 +155,7 @@ impl Source for Raw {
     }
 }
 
-/// What tells one disk from another: SHA256 over the index and the digest of each block that is not zero, in hex.
+/// Identifies a disk's content: the SHA256 over the index and digest of each non-zero block, in hex.
 pub fn digest(blocks: &BTreeMap<u32, Digest>) -> String {
     let mut all = Sha256::new();
     for (index, digest) in blocks {
@@ -174,10 +175,10 @@ mod tests {
     }
 
     #[test]
-    fn holes_are_not_read_zeros_not_sent_and_the_last_block_is_whole() {
+    fn holes_are_not_read_zeros_not_uploaded_and_the_last_block_is_padded() {
         let file = tempfile::tempfile().unwrap();
         let block = BLOCK as u64;
-        // A hole of a tebibyte, but for three places.
+        // A hole of a tebibyte, with data in three places.
         file.set_len((1 << 40) + 1000).unwrap();
         file.write_all_at(b"first", 0).unwrap();
         file.write_all_at(&[0; 5000], 7 * block - 2500).unwrap();
@@ -194,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn every_change_is_noticed_also_one_right_after_another() {
+    fn every_change_is_detected_even_right_after_another() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(BLOCK as u64).unwrap();
         for change in [
@@ -214,7 +215,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_digest_is_of_contents_and_places_and_of_no_holes() {
+    async fn the_digest_depends_on_contents_and_positions_but_not_on_holes() {
         let of = async |blocks: &[(u64, &[u8])]| {
             let file = tempfile::tempfile().unwrap();
             file.set_len(4 * BLOCK as u64).unwrap();

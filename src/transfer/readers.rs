@@ -1,4 +1,4 @@
-//! Threads that read and hash a source's blocks, and hold no more of them than there is room for.
+//! Threads that read and hash a source's blocks, with a limit on the blocks in memory.
 
 use super::upload::Source;
 use crate::ids::Digest;
@@ -11,10 +11,10 @@ use std::thread;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 
-/// One waits for the disk while the other one hashes; more than four hash faster than EBS direct takes blocks.
-const MOST_READERS: usize = 4;
+/// One thread waits for the disk while another one hashes; more than four hash faster than EBS direct accepts blocks.
+const MAX_READERS: usize = 4;
 
-/// A block that was read, and the room that it takes.
+/// A block that was read, and the room that it takes up.
 pub struct Block {
     pub index: u32,
     pub data: Arc<[u8]>,
@@ -22,13 +22,13 @@ pub struct Block {
     pub room: Room,
 }
 
-/// Blocks as they are read. Dropping it stops the threads.
+/// A stream of blocks. Dropping it stops the threads.
 pub struct Feed {
     blocks: UnboundedReceiver<Result<Block>>,
     gate: Arc<Gate>,
 }
 
-/// How much more may be held, and whether anybody waits for it.
+/// Counts how many more blocks may be in memory.
 struct Gate {
     state: Mutex<State>,
     freed: Condvar,
@@ -39,7 +39,7 @@ struct State {
     closed: bool,
 }
 
-/// Room for a block, until it is dropped.
+/// Room for one block, freed on drop.
 pub struct Room(Arc<Gate>);
 
 impl Gate {
@@ -52,7 +52,7 @@ impl Gate {
         self.freed.notify_all();
     }
 
-    /// Waits for room. `None`: nobody wants it any more.
+    /// Waits for room. `None`: the feed was dropped.
     fn take(self: &Arc<Self>) -> Option<Room> {
         let full = |state: &mut State| state.free == 0 && !state.closed;
         let mut state = self.freed.wait_while(self.lock(), full).unwrap_or_else(PoisonError::into_inner);
@@ -83,7 +83,7 @@ impl Feed {
             Arc::new(Gate { state: Mutex::new(State { free: room, closed: false }), freed: Condvar::new() });
         let (sender, blocks) = unbounded_channel();
         let feed = Self { blocks, gate: gate.clone() };
-        spawn(move || lead(&source, &gate, &sender))?;
+        spawn(move || read_all(&source, &gate, &sender))?;
         Ok(feed)
     }
 
@@ -92,13 +92,13 @@ impl Feed {
     }
 }
 
-/// How many threads read a local source.
+/// The number of threads that read a local source.
 pub fn readers() -> usize {
-    thread::available_parallelism().map_or(2, |n| n.get().clamp(2, MOST_READERS))
+    thread::available_parallelism().map_or(2, |n| n.get().clamp(2, MAX_READERS))
 }
 
-/// Lists the source's blocks, and reads them with others.
-fn lead(source: &Arc<dyn Source>, gate: &Arc<Gate>, sender: &UnboundedSender<Result<Block>>) {
+/// Lists the source's blocks and reads them with several threads.
+fn read_all(source: &Arc<dyn Source>, gate: &Arc<Gate>, sender: &UnboundedSender<Result<Block>>) {
     let read = |indexes: &[u32], next: &AtomicUsize| {
         while let Some(room) = gate.take() {
             let Some(&index) = indexes.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
@@ -110,9 +110,9 @@ fn lead(source: &Arc<dyn Source>, gate: &Arc<Gate>, sender: &UnboundedSender<Res
         }
         Ok(())
     };
-    let tell = |result: Result<()>| {
+    let report_error = |result: Result<()>| {
         if let Err(error) = result {
-            // Before it is told: whoever hears of it may wait for the other threads.
+            // The gate is closed first: whoever receives the error may wait for the other threads.
             gate.close();
             _ = sender.send(Err(error));
         }
@@ -120,16 +120,16 @@ fn lead(source: &Arc<dyn Source>, gate: &Arc<Gate>, sender: &UnboundedSender<Res
     };
     let all = || {
         let (indexes, next) = (source.indexes(), AtomicUsize::new(0));
-        each_of(readers(), || tell(caught(|| read(&indexes, &next))))
+        each_of(readers(), || report_error(catch_panic(|| read(&indexes, &next))))
     };
-    _ = tell(caught(all));
+    _ = report_error(catch_panic(all));
 }
 
-/// Does the same in several threads, and answers with the first failure.
+/// Runs the same work in several threads; returns the first error.
 pub fn each_of(threads: usize, work: impl Fn() -> Result<()> + Sync) -> Result<()> {
     thread::scope(|scope| {
         let all: Vec<_> = (0..threads)
-            // With fewer it only takes longer.
+            // If a thread does not start, the work only takes longer.
             .filter_map(|_| thread::Builder::new().name("oven-blocks".into()).spawn_scoped(scope, &work).ok())
             .collect();
         if all.is_empty() {
@@ -141,26 +141,26 @@ pub fn each_of(threads: usize, work: impl Fn() -> Result<()> + Sync) -> Result<(
     })
 }
 
-/// A panic of a thread must end what waits for it, and never look like its end.
-fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+/// Turns a panic into an error, so that it is not mistaken for the end of the blocks.
+fn catch_panic<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work))
         .unwrap_or_else(|_| Err(anyhow!("a thread that reads blocks panicked")))
 }
 
-/// A thread that nobody joins: at the end of the process it may still wait for a disk or for the network.
+/// Starts a thread that is never joined: when the process ends it may still wait for a disk or the network.
 fn spawn(work: impl FnOnce() + Send + 'static) -> Result<()> {
     thread::Builder::new().name("oven-blocks".into()).spawn(work).context("starting a thread")?;
     Ok(())
 }
 
-/// Runs work in a thread. Dropping the future leaves it to its end.
+/// Runs work in a thread. Dropping the future does not stop it.
 pub async fn beside<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     let (sender, receiver) = oneshot::channel();
-    spawn(move || _ = sender.send(caught(work)))?;
+    spawn(move || _ = sender.send(catch_panic(work)))?;
     receiver.await.context("waiting for a thread")?
 }
 
-/// The same for work that asks now and then whether anybody still waits for it.
+/// Like [`beside`], for work that checks now and then whether the future was dropped.
 pub async fn beside_until_dropped<T: Send + 'static>(
     work: impl FnOnce(&AtomicBool) -> Result<T> + Send + 'static,
 ) -> Result<T> {

@@ -1,7 +1,7 @@
-//! Debts to the cloud: written down before the call, paid when the story ends.
+//! Debts to the cloud: registered before a call, and paid when the story ends.
 //!
-//! A debt says "ensure absent, by run tag", so it can be owed before anything exists, and paying it is right whether
-//! the call took effect or not. What is local (mounts, loop devices, children) dies with its value instead.
+//! A debt says "ensure that it is absent, by the run's tag". So it can be owed before anything exists, and paying it is
+//! right whether the call took effect or not. Local resources (mounts, loop devices, children) end with their values.
 
 mod background;
 
@@ -19,38 +19,38 @@ use std::task::Poll;
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
-/// How long paying may take after an interruption: a user who pressed Ctrl-C waits 10 s at most.
-const PATIENCE_WHEN_STOPPED: Duration = Duration::from_secs(8);
-/// How long it may take otherwise: EC2 detaches and deletes a volume within a few minutes, or not at all.
-const PATIENCE: Duration = Duration::from_secs(300);
+/// How long paying may take after an interrupt: a user who pressed Ctrl-C waits at most 10 s.
+const STOPPED_TIME_LIMIT: Duration = Duration::from_secs(8);
+/// How long paying may take otherwise: EC2 detaches and deletes a volume within a few minutes, or not at all.
+const TIME_LIMIT: Duration = Duration::from_secs(300);
 
 /// When a debt is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Due {
-    /// Always: volumes.
+    /// In any case: volumes.
     Scratch,
     /// Unless the story succeeds: the snapshot.
     OnFailure,
 }
 
 type Cause = Box<dyn Fn() -> Option<Error>>;
-/// What pays a debt.
+/// A future that pays a debt.
 pub type Payment = Pin<Box<dyn Future<Output = Result<()>>>>;
 
-/// Something that must not be there in the end.
+/// Something that must not exist in the end.
 pub struct Debt {
     pub due: Due,
-    /// What: `the volumes of run 1f2e…`.
+    /// What has to be removed, such as `the volumes of run 1f2e…`.
     pub what: String,
-    /// The command that removes it by hand.
+    /// The command to remove it by hand.
     pub command: String,
-    /// Ensures that it is absent. May be called when it never was there.
+    /// Ensures that it is absent. May be called if it never existed.
     pub pay: Box<dyn FnOnce() -> Payment>,
-    /// Instead of paying after a failure, when the user wants to look: marks it as kept.
+    /// Called instead of `pay` after a failure if the user wants to inspect it: marks it as preserved.
     pub keep: Option<Box<dyn FnOnce() -> Payment>>,
 }
 
-/// A debt that can be forgiven.
+/// Identifies a debt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DebtId(usize);
 
@@ -69,21 +69,21 @@ pub struct Undo {
 pub struct Left {
     pub what: String,
     pub command: String,
-    /// Why it is still there.
+    /// Why it could not be removed.
     pub why: String,
 }
 impl fmt::Display for Left {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "left behind: {} ({}); remove it by: {}", self.what, self.why, self.command)
+        write!(f, "left behind: {} ({}); remove it with: {}", self.what, self.why, self.command)
     }
 }
 
-/// How a story ended, and what could not be cleaned up after it.
+/// How a story ended, and what could not be removed after it.
 #[derive(Debug)]
 pub struct Ended<T> {
     pub result: Result<T>,
     pub left: Vec<Left>,
-    /// What was kept because the user asked for it.
+    /// What was preserved because the user asked for it.
     pub kept: Vec<String>,
 }
 
@@ -94,53 +94,54 @@ impl Undo {
         id
     }
 
-    /// The debt's object became a result.
+    /// Cancels a debt, because its object became a result.
     pub fn forgive(&self, id: DebtId) {
         self.debts.borrow_mut().retain(|(owed, _)| *owed != id);
     }
 
-    /// Asked when the story fails: whether it failed for a reason that it did not see itself. (A file system tells of an
-    /// I/O error, and not why the disk had one.)
+    /// Registers a function that is called when the story fails, and returns the real cause if it knows one. (A file
+    /// system reports an I/O error, but not why the disk had it.)
     pub fn explain(&self, cause: impl Fn() -> Option<Error> + 'static) {
         self.causes.borrow_mut().push(Box::new(cause));
     }
 
-    /// Called when the story is stopped, before it is dropped: what it waits for in the kernel has to end now.
+    /// Registers a function that is called when the story is interrupted, before it is dropped: it has to end whatever
+    /// the story waits for in the kernel.
     pub fn when_stopped(&self, end: impl Fn() + 'static) {
         self.stops.borrow_mut().push(Box::new(end));
     }
 
-    fn explained(&self, error: Error) -> Error {
+    fn explain_cause(&self, error: Error) -> Error {
         match self.causes.borrow().iter().find_map(|cause| cause()) {
             Some(cause) => cause.context(format!("{error:#}")),
             None => error,
         }
     }
 
-    /// Forgives every debt that is due only on failure: the image is registered.
+    /// Forgives every debt that is due only on failure, because the image is registered.
     pub fn forgive_on_failure(&self) {
         self.debts.borrow_mut().retain(|(_, debt)| debt.due == Due::Scratch);
     }
 
-    /// Makes what is due only on failure due in any case: the story will succeed with somebody else's image, and our
-    /// own snapshot is of no use.
+    /// Makes debts that are due only on failure due in any case: the story will succeed with another builder's image,
+    /// and our own snapshot is useless.
     pub fn due_now(&self) {
         self.debts.borrow_mut().iter_mut().for_each(|(_, debt)| debt.due = Due::Scratch);
     }
 }
 
-/// How a scope treats failure.
+/// How a scope handles a failure.
 pub struct Policy {
-    /// Scratch that can be kept is kept when the story fails (not when it is stopped).
+    /// Whether scratch that can be preserved is preserved when the story fails (not when it is interrupted).
     pub keep_on_failure: bool,
-    /// Told of the failure before anything is cleaned up, so that the cause is seen first.
+    /// Called with the error before anything is removed, so that the cause is printed first.
     pub on_failure: Box<dyn Fn(&Error)>,
-    /// Told of each debt that is being paid.
+    /// Called for each debt that is being paid.
     pub on_payment: Box<dyn Fn(&str)>,
 }
 
-/// Runs a story until it ends or `stop` does. Then the story is dropped (children killed, unmounted, loops closed) and
-/// its debts are paid, newest first.
+/// Runs a story until it ends or `stop` does. Then the story is dropped (children are killed, file systems unmounted,
+/// loop devices closed) and its debts are paid, newest first.
 pub async fn scope<T>(
     policy: Policy,
     stop: impl Future<Output = ()>,
@@ -158,10 +159,10 @@ pub async fn scope<T>(
                 undo.stops.borrow().iter().for_each(|end| end());
                 Err(Kind::Interrupted.error("interrupted"))
             }
-            result = undo.beside(story) => result.map_err(|error| undo.explained(error)),
+            result = undo.beside(story) => result.map_err(|error| undo.explain_cause(error)),
         }
     };
-    // It may have failed because what it waited for, in the kernel, was ended by the stop.
+    // The story may have failed because the stop ended what it waited for in the kernel.
     let result = match result {
         Err(error) if !stopped && is_ready(&mut stop).await => {
             stopped = true;
@@ -173,17 +174,17 @@ pub async fn scope<T>(
         (policy.on_failure)(error);
     }
     let mut ended = Ended { result, left: Vec::new(), kept: Vec::new() };
-    let mut deadline = Instant::now() + if stopped { PATIENCE_WHEN_STOPPED } else { PATIENCE };
+    let mut deadline = Instant::now() + if stopped { STOPPED_TIME_LIMIT } else { TIME_LIMIT };
     loop {
-        // Taken out first: no borrow is held while paying.
+        // The debt is taken out first, so that nothing is borrowed while it is paid.
         let Some((id, debt)) = undo.debts.borrow_mut().pop() else { break };
         let failed = ended.result.is_err();
         if debt.due == Due::OnFailure && !failed {
             continue;
         }
         let keep = debt.keep.filter(|_| policy.keep_on_failure && failed && !stopped);
-        let keeping = keep.is_some();
-        if !keeping {
+        let is_preserving = keep.is_some();
+        if !is_preserving {
             (policy.on_payment)(&debt.what);
         }
         let mut payment = match (keep, undo.begun(id)) {
@@ -193,7 +194,7 @@ pub async fn scope<T>(
             }
             (None, _) => (debt.pay)(),
         };
-        // One that is stuck must not take the others' time.
+        // A payment that is stuck must not use the time of the others.
         let share = |until: Instant| {
             let now = Instant::now();
             now + until.saturating_duration_since(now) / (undo.debts.borrow().len() as u32 + 1)
@@ -203,12 +204,12 @@ pub async fn scope<T>(
             paid = timeout_at(share(deadline), &mut payment) => paid,
             () = &mut stop, if !stopped => {
                 stopped = true;
-                deadline = deadline.min(Instant::now() + PATIENCE_WHEN_STOPPED);
+                deadline = deadline.min(Instant::now() + STOPPED_TIME_LIMIT);
                 timeout_at(share(deadline), payment).await
             }
         };
         let why = match paid {
-            Ok(Ok(())) if keeping => {
+            Ok(Ok(())) if is_preserving => {
                 ended.kept.push(debt.what);
                 continue;
             }
@@ -225,7 +226,7 @@ async fn is_ready(future: &mut (impl Future<Output = ()> + Unpin)) -> bool {
     std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut *future).poll(cx).is_ready())).await
 }
 
-/// The command that removes what a run left.
+/// The command that removes the leftovers of a run.
 pub fn sweep_command(run: &RunId) -> String {
     format!("oven sweep --run {run}")
 }
@@ -264,7 +265,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn success_pays_scratch_alone() {
+    async fn success_pays_only_scratch() {
         let (ended, paid) = run(pending(), async |undo, paid| {
             undo.owe(debt(Due::Scratch, "volume", &paid, || Ok(())));
             undo.owe(debt(Due::OnFailure, "snapshot", &paid, || Ok(())));
@@ -275,7 +276,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_due_now_is_paid_after_success_too() {
+    async fn debts_that_are_due_now_are_paid_after_success_too() {
         let (ended, paid) = run(pending(), async |undo, paid| {
             undo.owe(debt(Due::Scratch, "volume", &paid, || Ok(())));
             undo.owe(debt(Due::OnFailure, "snapshot", &paid, || Ok(())));
@@ -289,7 +290,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn failure_pays_all_newest_first_and_the_forgiven_stays() {
+    async fn failure_pays_all_but_forgiven_debts_newest_first() {
         let (ended, paid) = run(pending(), async |undo, paid| {
             undo.owe(debt(Due::Scratch, "volume", &paid, || Ok(())));
             undo.owe(debt(Due::OnFailure, "snapshot", &paid, || Ok(())));
@@ -303,7 +304,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_cannot_be_paid_is_left_behind_and_the_rest_is_paid() {
+    async fn a_failed_payment_is_reported_and_the_others_are_paid() {
         let (ended, paid) = run(pending(), async |undo, paid| {
             undo.owe(debt(Due::Scratch, "volume", &paid, || Ok(())));
             undo.owe(debt(Due::Scratch, "stuck", &paid, || anyhow::bail!("busy")));
@@ -312,14 +313,15 @@ mod tests {
         .await;
         assert_eq!(paid, ["stuck", "volume"]);
         assert_eq!(ended.left.len(), 1);
-        assert_eq!(ended.left[0].to_string(), "left behind: stuck (busy); remove it by: rm stuck");
+        assert_eq!(ended.left[0].to_string(), "left behind: stuck (busy); remove it with: rm stuck");
     }
 
-    /// Whether the disk is kept, where `stopped` is before the story ends, and `result` its end. Also what was told.
-    async fn keeping(stopped: bool, result: fn() -> Result<u8>) -> (Ended<u8>, Vec<String>) {
-        let told = Rc::new(RefCell::new(Vec::new()));
-        let tell = |what: &str| told.borrow_mut().push(what.to_owned());
-        let (failed, paying) = (told.clone(), told.clone());
+    /// Runs a story whose volume can be preserved; `stopped` interrupts it before it ends with `result`. Returns the
+    /// events, too.
+    async fn run_with_keep(stopped: bool, result: fn() -> Result<u8>) -> (Ended<u8>, Vec<String>) {
+        let events = Rc::new(RefCell::new(Vec::new()));
+        let record = |what: &str| events.borrow_mut().push(what.to_owned());
+        let (failed, paying) = (events.clone(), events.clone());
         let policy = Policy {
             keep_on_failure: true,
             on_failure: Box::new(move |error| failed.borrow_mut().push(error.to_string())),
@@ -328,7 +330,7 @@ mod tests {
         let stop = async {
             if stopped { tokio::time::sleep(Duration::from_secs(1)).await } else { pending().await }
         };
-        let kept = told.clone();
+        let kept = events.clone();
         let ended = scope(policy, stop, async |undo| {
             let nobody = Rc::default();
             undo.owe(debt(Due::OnFailure, "snapshot", &nobody, || Ok(())));
@@ -343,13 +345,13 @@ mod tests {
             result()
         })
         .await;
-        tell(&format!("{:?}", ended.kept));
-        let told = told.borrow().clone();
-        (ended, told)
+        record(&format!("{:?}", ended.kept));
+        let events = events.borrow().clone();
+        (ended, events)
     }
 
     #[tokio::test]
-    async fn what_the_story_did_not_see_is_told_as_its_cause() {
+    async fn the_real_cause_is_added_to_the_error() {
         let ended = scope(policy(), pending(), async |undo| {
             undo.explain(|| None);
             undo.explain(|| Some(Kind::Machine.error("the disk is full")));
@@ -361,23 +363,23 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_disk_is_kept_after_a_failure_alone_and_the_cause_is_told_first() {
-        let (ended, told) = keeping(false, || anyhow::bail!("no")).await;
+    async fn a_disk_is_preserved_only_after_a_failure_and_the_cause_is_reported_first() {
+        let (ended, events) = run_with_keep(false, || anyhow::bail!("no")).await;
         assert!(ended.result.is_err() && ended.left.is_empty());
-        assert_eq!(told, ["no", "kept", "(snapshot)", "[\"volume\"]"]);
-        let (_, told) = keeping(false, || Ok(1)).await;
-        assert_eq!(told, ["(volume)", "[]"]);
-        let (_, told) = keeping(true, || Ok(1)).await;
-        assert_eq!(told, ["interrupted", "(volume)", "(snapshot)", "[]"]);
+        assert_eq!(events, ["no", "kept", "(snapshot)", "[\"volume\"]"]);
+        let (_, events) = run_with_keep(false, || Ok(1)).await;
+        assert_eq!(events, ["(volume)", "[]"]);
+        let (_, events) = run_with_keep(true, || Ok(1)).await;
+        assert_eq!(events, ["interrupted", "(volume)", "(snapshot)", "[]"]);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_stuck_leaves_time_for_the_others() {
+    async fn a_stuck_payment_leaves_time_for_the_others() {
         let (ended, paid) = run(pending(), async |undo, paid| {
             let slow = debt(Due::Scratch, "slow", &paid, || Ok(()));
             let pay = Box::new(|| -> Payment {
                 Box::pin(async {
-                    tokio::time::sleep(PATIENCE / 3).await;
+                    tokio::time::sleep(TIME_LIMIT / 3).await;
                     Ok(())
                 })
             });
@@ -392,13 +394,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_story_that_the_stop_let_fail_is_interrupted() {
+    async fn a_story_that_failed_because_of_the_stop_is_interrupted() {
         for asked in [false, true] {
             let flag = Rc::new(Cell::new(false));
             let seen = flag.clone();
             let stop =
                 std::future::poll_fn(move |_| if seen.get() { Poll::Ready(()) } else { Poll::Pending });
-            // It is asked while the story holds the thread.
+            // The stop is requested while the story runs.
             let ended = scope(policy(), stop, async |_| {
                 flag.set(asked);
                 Err::<(), _>(Kind::Step.error("I/O error"))
@@ -425,7 +427,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stop_drops_the_story_before_it_pays() {
+    async fn a_stop_drops_the_story_before_debts_are_paid() {
         struct Mounted(Rc<RefCell<Vec<String>>>);
         impl Drop for Mounted {
             fn drop(&mut self) {
@@ -436,8 +438,8 @@ mod tests {
         let stop = async { _ = receiver.await };
         let (ended, paid) = run(stop, async |undo, paid| {
             undo.owe(debt(Due::Scratch, "volume", &paid, || Ok(())));
-            let told = paid.clone();
-            undo.when_stopped(move || told.borrow_mut().push("told".into()));
+            let events = paid.clone();
+            undo.when_stopped(move || events.borrow_mut().push("stopped".into()));
             let _mounted = Mounted(paid);
             _ = sender.send(());
             pending::<()>().await;
@@ -445,6 +447,6 @@ mod tests {
         })
         .await;
         assert_eq!(Kind::of(&ended.result.unwrap_err()), Kind::Interrupted);
-        assert_eq!(paid, ["told", "unmounted", "volume"]);
+        assert_eq!(paid, ["stopped", "unmounted", "volume"]);
     }
 }

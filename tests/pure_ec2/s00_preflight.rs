@@ -66,7 +66,7 @@ async fn r0_7_r0_8_unfit_bases() {
             "0.8 deregistered",
             |i| i.common.gone_at = Some(1),
             Kind::NotFound,
-            &["InvalidAMIID", "another region"],
+            &["InvalidAMIID", "in the region"],
         ),
         ("0.8 disabled", |i| i.disabled = true, Kind::NotFound, &["disabled", "enable-image"]),
         (
@@ -84,7 +84,7 @@ async fn r0_7_r0_8_unfit_bases() {
         ("0.8 architecture", other, Kind::Definition, &["this builder is", "image's architecture"]),
         ("0.8 i386", |i| i.architecture = "i386".into(), Kind::Definition, &["i386"]),
         ("0.8 paravirtual", |i| i.virtualization = "paravirtual".into(), Kind::Definition, &["paravirtual"]),
-        ("0.8 no root", |i| i.mappings.clear(), Kind::Definition, &["maps nothing to its root device"]),
+        ("0.8 no root", |i| i.mappings.clear(), Kind::Definition, &["has no mapping for its root device"]),
         (
             "0.8 no root of several",
             |i| {
@@ -96,7 +96,7 @@ async fn r0_7_r0_8_unfit_bases() {
                 });
             },
             Kind::Definition,
-            &["maps nothing to its root device \"/dev/sdz\""],
+            &["has no mapping for its root device \"/dev/sdz\""],
         ),
         ("0.8 no snapshot", |i| i.mappings[0].snapshot = None, Kind::Definition, &["no snapshot"]),
         (
@@ -118,12 +118,12 @@ async fn r0_7_r0_8_unfit_bases() {
 
 /// Row 0.8: somebody else's image that is not shared with us, and one that never was.
 #[tokio::test]
-async fn r0_8_images_that_are_not_to_be_had() {
+async fn r0_8_unavailable_images() {
     let ground = Ground::new(options(Vec::new()));
     let never = BaseRef::Id(ImageId("ami-0eeeeeeeeeeeeeeee".into()));
     let error = ground.ec2().base(&never).await.unwrap_err();
     is_of(&error, Kind::NotFound);
-    says(&error, &["ami-0eeeeeeeeeeeeeeee", "another region than us-east-1", "(request "], "never");
+    says(&error, &["ami-0eeeeeeeeeeeeeeee", "is in the region us-east-1", "(request "], "never");
     ground.server.with_world(|world| {
         let image = world.images.values_mut().next().unwrap();
         image.common.owner = "999999999999".into();
@@ -134,9 +134,9 @@ async fn r0_8_images_that_are_not_to_be_had() {
     let named = BaseRef::Name { name: "base".into(), owner: Some("self".into()) };
     let error = ground.ec2().base(&named).await.unwrap_err();
     is_of(&error, Kind::NotFound);
-    says(&error, &["no such image", "Is the owner right"], "by name");
+    says(&error, &["no such image", "Check the owner"], "by name");
     assert_eq!(ground.calls(), ["DescribeImages"; 3], "asked once each");
-    ground.holds_nothing("bases that are not to be had");
+    ground.holds_nothing("bases that are not available");
 }
 
 /// Row 0.8: several mappings: the root's counts, and the others are inherited.

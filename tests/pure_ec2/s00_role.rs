@@ -50,7 +50,7 @@ async fn r0_4_all_that_is_missing_is_listed() {
             match verdict(action) {
                 // It was looked at what is asked for, after the permission was.
                 Verdict::Unknown(why) if ["ModifyInstanceAttribute", "RegisterImage"].contains(&action) => {
-                    assert!(!denied && why.contains("no such thing"), "{action}: {why}");
+                    assert!(!denied && why.contains("does not exist"), "{action}: {why}");
                 }
                 told => {
                     assert_eq!(told, if denied { Verdict::Missing } else { Verdict::Granted }, "{action}")
@@ -80,7 +80,7 @@ async fn r0_4_what_a_bake_needs_is_asked_first() {
         let (ended, _) = ground.bake().await;
         let error = ended.result.unwrap_err();
         is_of(&error, Kind::Cloud);
-        says(&error, &[&format!("may not ec2:{action}"), "oven doctor", "oven policy"], action);
+        says(&error, &[&format!("lacks permissions: ec2:{action}"), "oven doctor", "oven policy"], action);
         assert_eq!(ground.ever(), (0, 0, 0), "{action}");
         ground.holds_nothing(action);
         ground.server.set(|o| o.denied.clear());

@@ -80,13 +80,13 @@ async fn r1_3_failed_or_incomplete() {
 async fn r1_3_nothing_else_is_replaced() {
     let (ground, image) = baked().await;
     let error = ground.ec2().replace_failed("web-1").await.unwrap_err();
-    says(&error, &[&image.id.0, "no failed image of ours"], "1.3");
+    says(&error, &[&image.id.0, "not a failed image of oven"], "1.3");
     ground.server.with_world(|world| {
         let common = &mut world.images.get_mut(&image.id.0).unwrap().common;
         common.tags.clear();
         common.turn = Some(Turn::Failed);
     });
-    says(&ground.ec2().replace_failed("web-1").await.unwrap_err(), &["it stays"], "1.3");
+    says(&ground.ec2().replace_failed("web-1").await.unwrap_err(), &["it is not replaced"], "1.3");
     assert_eq!((ground.count("DeregisterImage"), ground.count("DeleteSnapshot")), (0, 0));
 }
 

@@ -228,7 +228,7 @@ async fn r4_8_ends_with_the_instance() {
 /// Row 5.5: two disks with our serial, and 5.8, one that cannot be asked: refused, and not tried again.
 #[tokio::test]
 async fn r5_5_r5_8_no_guess() {
-    for text in ["2 disks have the serial", "cannot be asked whether it is"] {
+    for text in ["2 disks have the serial", "did not answer whether it is"] {
         let ground = Ground::new(options(Vec::new()));
         let ec2 = ground.ec2_with(|o| {
             o.devices = Rc::new(move |_| Err(Kind::Machine.failure(text).hint("`nvme list`").into()))

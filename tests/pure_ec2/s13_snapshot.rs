@@ -36,8 +36,7 @@ async fn r13_1_lost() {
 #[tokio::test]
 async fn r13_1_lost_for_ever() {
     let lost = create(1, What::DropBefore).times(9);
-    prove([case("13.1", &[lost], End::Fails(&["no snapshot is to be seen"])).count("CreateSnapshot", 2)])
-        .await;
+    prove([case("13.1", &[lost], End::Fails(&["no snapshot is visible"])).count("CreateSnapshot", 2)]).await;
 }
 
 /// Row 13.1: the first one shows only when there is a second one: one of them goes.
@@ -107,7 +106,7 @@ async fn r13_4_not_to_be_seen_yet() {
     let ground = Ground::with(&[create(1, What::Turns(Turn::Vanishes))]);
     let ec2 = ground.ec2_with(|o| o.pace = Pace { visible: 300 * MILLI, ..pace() });
     let ended = ground.bake_by(&ec2, &RunId::new()).await;
-    says(&ended.result.unwrap_err(), &["not to be seen", "snap-"], "13.4");
+    says(&ended.result.unwrap_err(), &["no longer visible", "snap-"], "13.4");
     assert_eq!(ended.left, []);
     ground.holds_nothing("13.4");
 }

@@ -98,18 +98,18 @@ async fn r15_2_taken_by_another() {
         (
             "fingerprint",
             |i| _ = i.common.tags.insert(tag::FINGERPRINT.into(), "g".into()),
-            &["is taken by ami-0ddd", "another image"],
+            &["is used by ami-0ddd", "another image"],
         ),
         (
             "checksum",
             |i| _ = i.common.tags.insert(tag::CHECKSUM.into(), "d".into()),
-            &["is taken by ami-0ddd"],
+            &["is used by ami-0ddd"],
         ),
-        ("foreign", |i| i.common.tags.clear(), &["is taken by ami-0ddd"]),
+        ("foreign", |i| i.common.tags.clear(), &["is used by ami-0ddd"]),
         (
             "failed",
             |i| i.common.turn = Some(Turn::Failed),
-            &["held by ami-0ddd", "failed", "--replace-failed"],
+            &["used by ami-0ddd", "failed", "--replace-failed"],
         ),
         (
             "failed, and not ours",
@@ -117,7 +117,7 @@ async fn r15_2_taken_by_another() {
                 i.common.tags.clear();
                 i.common.turn = Some(Turn::Failed);
             },
-            &["failed", "oven did not make it"],
+            &["failed", "oven did not create it"],
         ),
         ("incomplete", |i| _ = i.common.tags.remove(tag::CHECKSUM), &["incomplete", "--replace-failed"]),
     ];
@@ -167,7 +167,7 @@ async fn r15_3_not_to_be_seen_yet() {
     let ec2 = ground.ec2_with(|o| o.pace = Pace { visible: 300 * MILLI, ..pace() });
     let begun = std::time::Instant::now();
     let ended = ground.bake_by(&ec2, &RunId::new()).await;
-    says(&ended.result.unwrap_err(), &["ami-", "not to be seen"], "15.3");
+    says(&ended.result.unwrap_err(), &["ami-", "not visible"], "15.3");
     assert!(begun.elapsed() < std::time::Duration::from_secs(30), "{:?}", begun.elapsed());
     assert_eq!(ended.left, []);
     ground.holds_nothing("15.3");

@@ -1,4 +1,4 @@
-//! A raw disk image becomes a base image of the region.
+//! Imports a raw disk image as a base image of the region.
 
 use super::records::{ImageRecord, Locked, SnapshotRecord, Source, Stamp, created_after, sync_dir};
 use super::{Region, Registered, register};
@@ -16,18 +16,18 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 const GIB: u64 = 1 << 30;
-/// The clock of file times may be this coarse: a change so short before a look may be followed by another one that
-/// does not show.
-const COARSE: i128 = 100_000_000;
+/// The resolution of file times in nanoseconds may be this coarse: a change so soon before a check may be followed by
+/// another one with the same time.
+const TIME_RESOLUTION: i128 = 100_000_000;
 
 impl Region {
-    /// Opens a raw disk, and refuses what is none by its name.
+    /// Opens a raw disk; fails with its format's name if it is in another format.
     pub fn open_raw(raw: &Path) -> Result<File> {
         open(raw)
     }
 
-    /// Imports a raw disk, a file or a block device, as an image. The same disk under the same name again answers
-    /// with the image that is there; another disk is refused, as EC2 refuses a name that is taken.
+    /// Imports a raw disk, which is a file or a block device, as an image. If the name is taken by an image of the same
+    /// disk, that image is returned; with another disk it fails, as EC2 refuses a name that is taken.
     pub async fn import(
         &self,
         raw: &Path,
@@ -40,9 +40,9 @@ impl Region {
         check_tags(tags)?;
         let file = open(raw)?;
         let context = || format!("importing {}", raw.display());
-        let before = times(&file)?;
-        let quiet = is_quiet(&before) && file.metadata()?.is_file();
-        let stamp = quiet.then(|| before.clone());
+        let before = stamp_of(&file)?;
+        let settled = is_settled(&before) && file.metadata()?.is_file();
+        let stamp = settled.then(|| before.clone());
         let holder = self.store().list::<ImageRecord>()?.into_iter().find(|image| image.name == name);
         let known = holder
             .as_ref()
@@ -60,9 +60,9 @@ impl Region {
         };
         if let Some(holder) = holder {
             let source = Source { digest: digest.await?, stamp };
-            let image = self.same(holder, &source, name, architecture).await?;
+            let image = self.reuse_if_same(holder, &source, name, architecture).await?;
             if tags.iter().any(|(key, value)| image.tags.get(key) != Some(value)) {
-                report.note(format!("{} is there already, and its tags stay as they are", image.id));
+                report.note(format!("{} exists already; its tags are not changed", image.id));
             }
             return Ok(image);
         }
@@ -75,10 +75,10 @@ impl Region {
             data.file().sync_data().context("writing the snapshot to the disk")?;
             Ok(data)
         });
-        // Side by side: one is bound by the processor, the other one by the disk.
+        // Concurrently: one is limited by the processor, the other one by the disk.
         let (digest, data) = tokio::try_join!(digest, async { data.await.with_context(context) })?;
         let source = Source { digest, stamp };
-        let after = times(&file)?;
+        let after = stamp_of(&file)?;
         if (after.modified, after.length) != (before.modified, before.length) {
             return Err(Kind::Usage.error(format!("{} was changed while it was read", raw.display())));
         }
@@ -106,7 +106,7 @@ impl Region {
             failed: None,
             source: Some(source.clone()),
         };
-        // Snapshot and image together: nothing to clean up after a failure.
+        // Snapshot and image are created together, so that a failure leaves nothing to clean up.
         let import = move |region: &Locked| {
             data.link(&region.data::<SnapshotRecord>(&snapshot.id.0))?;
             sync_dir(&region.dir_of::<SnapshotRecord>())?;
@@ -119,15 +119,18 @@ impl Region {
         };
         let image = match self.store().locked(import).await.with_context(context)? {
             Registered::New(id) => self.settled(&id).await?.map(|image| self.describe(image)),
-            // Somebody else was faster.
-            Registered::Taken(holder) => Some(self.same(*holder, &source, name, architecture).await?),
+            // Another process was faster.
+            Registered::Taken(holder) => {
+                Some(self.reuse_if_same(*holder, &source, name, architecture).await?)
+            }
         };
-        let image = image.ok_or_else(|| Kind::Cloud.error(format!("{name} was deregistered at once")))?;
+        let image =
+            image.ok_or_else(|| Kind::Cloud.error(format!("{name} was deregistered by another process")))?;
         Ok(image)
     }
 
-    /// The holder of the name, if it is this very disk.
-    async fn same(
+    /// Returns the image that has the name if it is of the same disk; fails otherwise.
+    async fn reuse_if_same(
         &self,
         holder: ImageRecord,
         source: &Source,
@@ -146,11 +149,11 @@ impl Region {
         if self.store().state(&holder) != ImageState::Available {
             return Err(duplicate().context(format!("{id} has failed")));
         }
-        // A copy, or touched: from now on this file is known, too.
+        // The file is a copy, or its times changed: remember it as well.
         if source.stamp.is_some() && holder.source.as_ref() != Some(source) {
             let record = ImageRecord { source: Some(source.clone()), ..holder.clone() };
             let update = move |region: &Locked| {
-                // Not if it was deregistered meanwhile.
+                // Not if it was deregistered in the meantime.
                 if region.find::<ImageRecord>(&record.id.0)?.is_some() {
                     region.write(&record, false)
                 } else {
@@ -166,10 +169,10 @@ impl Region {
 fn open(raw: &Path) -> Result<File> {
     let name = raw.display();
     let metadata = std::fs::metadata(raw).map_err(|e| match e.kind() {
-        std::io::ErrorKind::NotFound => Kind::NotFound.error(format!("there is no {name}")),
-        _ => anyhow::Error::from(e).context(format!("looking at {name}")),
+        std::io::ErrorKind::NotFound => Kind::NotFound.error(format!("{name} does not exist")),
+        _ => anyhow::Error::from(e).context(format!("inspecting {name}")),
     })?;
-    // Before it is opened: opening a FIFO waits.
+    // This is checked before the file is opened: opening a FIFO blocks.
     if !metadata.is_file() && !metadata.file_type().is_block_device() {
         return Err(Kind::Usage.error(format!("{name} is neither a file nor a block device")));
     }
@@ -185,12 +188,12 @@ fn open(raw: &Path) -> Result<File> {
     let Some((format, command)) = other_format(&head, &tail) else { return Ok(file) };
     let command = command.replace("FILE", &name.to_string());
     Err(Kind::Usage
-        .failure(format!("{name} is no raw disk: it is {format}"))
-        .hint(format!("Make it one: {command}"))
+        .failure(format!("{name} is not a raw disk: it is {format}"))
+        .hint(format!("Convert it: {command}"))
         .into())
 }
 
-/// What a file is by its first and last bytes, if it is no raw disk, and how to make one of it.
+/// The format of a file that is not a raw disk, from its first and last bytes, and the command to convert it.
 fn other_format(head: &[u8], tail: &[u8]) -> Option<(&'static str, &'static str)> {
     let convert = "qemu-img convert -O raw FILE disk.raw";
     let at = |offset: usize, magic: &[u8]| head.get(offset..).is_some_and(|rest| rest.starts_with(magic));
@@ -211,7 +214,7 @@ fn other_format(head: &[u8], tail: &[u8]) -> Option<(&'static str, &'static str)
     .find_map(|(is, format, command)| is.then_some((format, command)))
 }
 
-fn times(file: &File) -> Result<Stamp> {
+fn stamp_of(file: &File) -> Result<Stamp> {
     let metadata = file.metadata()?;
     let nanos = |seconds: i64, nanos: i64| i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
     Ok(Stamp {
@@ -223,8 +226,8 @@ fn times(file: &File) -> Result<Stamp> {
     })
 }
 
-/// Whether the next change of a file will show in its times: not if it was changed just now.
-fn is_quiet(times: &Stamp) -> bool {
+/// Whether the next change of the file will be visible in its times: not if it was changed just now.
+fn is_settled(stamp: &Stamp) -> bool {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as i128);
-    now - times.changed > COARSE
+    now - stamp.changed > TIME_RESOLUTION
 }

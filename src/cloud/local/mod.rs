@@ -1,18 +1,18 @@
-//! The default cloud: a region that is a directory, as strict as EC2.
+//! The default cloud: a region that is a directory and enforces EC2's rules.
 //!
 //! ```text
-//! DIR/region.json                     the format of all this
-//! DIR/lock                            a flock on it, for as long as something changes
-//! DIR/images/ami-….json               records; written beside and renamed
-//! DIR/documents/ami-….json            texts kept with an image
+//! DIR/region.json                     the format of the directory
+//! DIR/lock                            locked (flock) while something changes
+//! DIR/images/ami-….json               records; written to a temporary file and renamed
+//! DIR/documents/ami-….json            documents of an image
 //! DIR/snapshots/snap-….{json,img}     a record, and the data as a sparse file
-//! DIR/snapshots/snap-….{put,parent}   of one that is written by its blocks: which were put, and what they are put over
-//! DIR/volumes/vol-….{json,img}        the same; while it is attached, the file is locked
+//! DIR/snapshots/snap-….{put,parent}   for block-level writes: which blocks were put, and the parent's data
+//! DIR/volumes/vol-….{json,img}        a record and the data; the file is locked while the volume is attached
 //! ```
 //!
-//! What a thing *is* follows from facts that a killed process cannot leave wrong: it is pending until a time in its
-//! record; a volume is attached while a loop device holds its file, and the lock with it; data without a record is
-//! nothing, and swept.
+//! The state of a resource follows from facts that a killed process cannot leave wrong. A resource is pending until a
+//! time in its record; a volume is attached while a loop device has its file open, and the lock with it; data without a
+//! record are garbage, which is swept.
 
 mod blocks;
 mod import;
@@ -41,57 +41,57 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// What is pending becomes ready by itself: this is long enough for every delay that somebody may ask for in a test,
-/// and short enough to notice a clock that was set back.
+/// Pending resources become ready by themselves: this is long enough for every delay that a test may set, and short
+/// enough to notice a clock that was set back.
 const PENDING: Policy = Policy::local(Duration::from_secs(120));
 
-/// As long as is asked of EBS: a bake starts its snapshot before its steps.
-const PATIENCE: Duration = Duration::from_secs(6 * 60 * 60);
+/// The same time that is requested of EBS: a bake starts its snapshot before its steps.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(6 * 60 * 60);
 
-/// A directory that is a cloud. Cheap to clone. Several processes may use one at once.
+/// A directory that acts as a cloud. It is cheap to clone, and several processes may use one at once.
 #[derive(Debug, Clone)]
 pub struct Region(Rc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
     store: Store,
-    /// How long things are pending.
+    /// How long new resources are pending.
     delay: Duration,
-    /// For how long a snapshot is waited for whose blocks nobody puts.
+    /// How long a pending snapshot may go without a block before it expires.
     patience: Duration,
-    /// For snapshots that are started.
+    /// Limits the copies for snapshots that are started.
     copies: Rc<blocks::Copies>,
 }
 
 impl Inner {
-    fn share(&self) -> Self {
+    fn clone_inner(&self) -> Self {
         Self { store: self.store.clone(), copies: self.copies.clone(), ..*self }
     }
 }
 
 impl Region {
-    /// Opens the region in a directory, or makes one. Fails with [`Kind::Machine`] where that is not allowed.
+    /// Opens the region in a directory, or creates one. Fails with [`Kind::Machine`] if that is not permitted.
     pub fn open(dir: &Path) -> Result<Self> {
         Ok(Self(Rc::new(Inner {
             store: Store::open(dir)?,
             delay: Duration::ZERO,
-            patience: PATIENCE,
+            patience: WRITE_TIMEOUT,
             copies: Rc::default(),
         })))
     }
 
-    /// The same region, where everything new is `pending` for so long: as on EC2, for tests.
+    /// The same region with new resources `pending` for `delay`, as on EC2: for tests.
     pub fn with_delays(&self, delay: Duration) -> Self {
-        Self(Rc::new(Inner { delay, ..self.0.share() }))
+        Self(Rc::new(Inner { delay, ..self.0.clone_inner() }))
     }
 
-    /// The same region, where a snapshot becomes `error` when no block of it was put for so long: as EBS does, with
-    /// the `Timeout` of StartSnapshot.
+    /// The same region with snapshots that become `error` if no block was put for `patience`, as with the `Timeout` of
+    /// EBS's StartSnapshot.
     pub fn with_patience(&self, patience: Duration) -> Self {
-        Self(Rc::new(Inner { patience, ..self.0.share() }))
+        Self(Rc::new(Inner { patience, ..self.0.clone_inner() }))
     }
 
-    /// The directory, absolute.
+    /// The directory as an absolute path.
     pub fn dir(&self) -> &Path {
         self.0.store.dir()
     }
@@ -104,13 +104,13 @@ impl Region {
         now() + self.0.delay.as_millis() as u64
     }
 
-    /// Deregisters an image. Its snapshot stays.
+    /// Deregisters an image. Its snapshot is not deleted.
     pub async fn deregister(&self, id: &ImageId) -> Result<()> {
         let id = id.clone();
         self.store().locked(move |region| region.deregister(&id)).await
     }
 
-    /// Deletes a snapshot, a pending one, too; one that an image uses is refused.
+    /// Deletes a snapshot, also a pending one; fails if an image uses it.
     pub async fn delete_snapshot(&self, id: &SnapshotId) -> Result<()> {
         let id = id.clone();
         self.store().locked(move |region| delete_snapshot(region, &id)).await
@@ -122,7 +122,7 @@ impl Region {
         let delete = move |region: &Locked| {
             for snapshot in region.tagged::<SnapshotRecord>(tag::RUN, &run.0)? {
                 match delete_snapshot(region, &snapshot.id) {
-                    // A result, not a leftover.
+                    // The snapshot is a result, not a leftover.
                     Err(e)
                         if Kind::of(&e) == Kind::Cloud
                             && e.to_string().starts_with("InvalidSnapshot.InUse") => {}
@@ -134,7 +134,7 @@ impl Region {
         self.store().locked(delete).await
     }
 
-    /// Makes an image fail, as EC2 does without being asked: for tests.
+    /// Makes an image fail, as EC2 may do: for tests.
     pub async fn fail(&self, id: &ImageId, why: &str) -> Result<()> {
         let (id, why) = (id.clone(), why.to_owned());
         let fail = move |region: &Locked| {
@@ -151,7 +151,7 @@ impl Region {
         Image { id, name, state, architecture, snapshot, size_gib, created, description, tags }
     }
 
-    /// Waits until an image is no longer pending. `None`: it was deregistered meanwhile.
+    /// Waits until an image is no longer pending. `None`: it was deregistered in the meantime.
     async fn settled(&self, id: &ImageId) -> Result<Option<ImageRecord>> {
         until(&format!("the image {id}"), &PENDING, async || {
             Ok(match self.store().find::<ImageRecord>(&id.0)? {
@@ -180,7 +180,7 @@ impl Region {
         Ok(None)
     }
 
-    /// Adopts the holder of a name that we wanted, or says why not. `None`: it went away while we waited for it.
+    /// Adopts the image that has the wanted name, or says why not. `None`: it disappeared while we waited for it.
     async fn adopt(&self, holder: ImageRecord, spec: &ImageSpec) -> Result<Option<Image>> {
         let mut holder = self.describe(holder);
         loop {
@@ -199,12 +199,12 @@ impl Region {
         }
     }
 
-    /// Waits for our own image, and reads it back.
+    /// Waits for our own image and verifies it.
     async fn read_back(&self, id: &ImageId, spec: &ImageSpec) -> Result<Image> {
         let gone = || Kind::Cloud.error(format!("the image {id} was deregistered while it was pending"));
         let record = self.settled(id).await?.ok_or_else(gone)?;
         if let Some(why) = self.store().why_failed(&record) {
-            // Ours, and of no use: without it the name is free again, and the snapshot can be deleted.
+            // The image is useless: without it, the name is free again and the snapshot can be deleted.
             self.deregister(id).await.with_context(|| format!("deregistering {id}, which failed ({why})"))?;
             return Err(Kind::Cloud.error(format!("the image {id} failed: {why}")));
         }
@@ -216,7 +216,7 @@ impl Region {
     }
 }
 
-/// What an attempt to register came to.
+/// The outcome of an attempt to register.
 enum Registered {
     New(ImageId),
     Taken(Box<ImageRecord>),
@@ -234,7 +234,7 @@ fn register(region: &Locked, image: ImageRecord, documents: &BTreeMap<String, St
         return Err(refused("InvalidBlockDeviceMapping", text));
     }
     let created = created_after(&images);
-    // A name is taken from the moment of registration until it is deregistered, whatever became of the image.
+    // A name is taken from registration until deregistration, whatever the state of the image.
     if let Some(holder) = images.into_iter().find(|other| other.name == image.name) {
         return Ok(Registered::Taken(holder.into()));
     }
@@ -261,7 +261,8 @@ fn delete_snapshot(region: &Locked, id: &SnapshotId) -> Result<()> {
 impl Cloud for Region {
     async fn base(&self, from: &BaseRef) -> Result<Base> {
         let from = if let BaseRef::Deprecated(from) = from { from } else { from };
-        let missing = |why: &str| Kind::NotFound.failure(format!("{from} is not to be had: {why}"));
+        let missing =
+            |why: &str| Kind::NotFound.failure(format!("{from} was not found or is not available: {why}"));
         let import = "Import a raw disk image: oven import RAW --name NAME. Or bake on EC2: --cloud aws.";
         let found = match from {
             BaseRef::Id(id) => {
@@ -279,7 +280,7 @@ impl Cloud for Region {
                 self.tagged(key, value).await?
             }
             BaseRef::Name { .. } | BaseRef::Tag { .. } => {
-                let why = "the local region knows its own images alone, and no other owner's";
+                let why = "the local region has only its own images, and no other owners";
                 return Err(missing(why).hint(import).into());
             }
             BaseRef::Ssm(_) | BaseRef::Deprecated(_) => {
@@ -310,7 +311,7 @@ impl Cloud for Region {
         let mut tags = spec.tags.clone();
         tags.insert(tag::RUN.to_owned(), spec.run.0.clone());
         check_tags(&tags)?;
-        // An image that is adopted may be deregistered while we wait for it; then the name is free.
+        // An image that is to be adopted may be deregistered while we wait for it; then the name is free.
         loop {
             let record = ImageRecord {
                 id: ImageId(new_id("ami")),
@@ -336,7 +337,7 @@ impl Cloud for Region {
                 Registered::Taken(holder) => {
                     let Some(image) = self.adopt(*holder, spec).await? else { continue };
                     if image.snapshot == *snapshot {
-                        // Our own, from a call whose answer was lost.
+                        // It is our own, from a call whose answer was lost.
                         undo.forgive_on_failure();
                     } else {
                         undo.due_now();
@@ -365,11 +366,11 @@ impl Cloud for Region {
         let Some(holder) = holder.map(|image| self.describe(image)) else { return Ok(None) };
         let id = holder.id.clone();
         if !super::name_conflict::is_replaceable(&holder) {
-            let text = format!("{id}, which holds the name {name}, is no failed image of ours: it stays");
+            let text = format!("{id}, which has the name {name}, is not a failed image of oven: it is not replaced");
             return Err(Kind::Cloud.error(text));
         }
         let replace = move |region: &Locked| {
-            // Somebody else may have done it since.
+            // Another process may have done it in the meantime.
             let Some(image) = region.find::<ImageRecord>(&holder.id.0)? else { return Ok(()) };
             region.deregister(&image.id)?;
             let used = region.list::<ImageRecord>()?.iter().any(|other| other.snapshot == image.snapshot);
@@ -395,7 +396,7 @@ impl Region {
         self.newest(self.store().tagged(key, value)?).await
     }
 
-    /// Names the image whose name comes nearest, if any does.
+    /// The error for a base that was not found; names the image with the most similar name, if there is one.
     fn no_such_base(&self, from: &BaseRef, missing: impl Fn(&str) -> Failure) -> Result<Failure> {
         let images: Vec<ImageRecord> = self.store().list()?;
         let import = "Import a raw disk image under that name: oven import RAW --name NAME.";
@@ -403,13 +404,13 @@ impl Region {
             let why = format!("the local region {} has no image yet", self.dir().display());
             return Ok(missing(&why).hint(import));
         }
-        let why = format!("none of the {} images of {} fits", images.len(), self.dir().display());
+        let why = format!("none of the {} images in {} matches", images.len(), self.dir().display());
         let wanted = if let BaseRef::Name { name, .. } = from { name.as_str() } else { "" };
-        let near = |image: &&ImageRecord| (strsim::jaro_winkler(wanted, &image.name) * 1000.0) as u64;
-        let nearest = images.iter().max_by_key(near).filter(|image| near(image) > 800);
+        let similarity = |image: &&ImageRecord| (strsim::jaro_winkler(wanted, &image.name) * 1000.0) as u64;
+        let nearest = images.iter().max_by_key(similarity).filter(|image| similarity(image) > 800);
         Ok(missing(&why).hint(match nearest {
-            Some(image) => format!("Did you mean {}? oven images list names them all.", image.name),
-            None => format!("oven images list names them all. {import}"),
+            Some(image) => format!("Did you mean {}? `oven images list` lists all of them.", image.name),
+            None => format!("`oven images list` lists them. {import}"),
         }))
     }
 }

@@ -1,7 +1,7 @@
-//! A snapshot that is written by its blocks: what it is meanwhile, and which blocks were put.
+//! Pending snapshots that are written by their blocks: their state, and which blocks were put.
 //!
-//! Whether it is still pending follows from facts, as all else in a region: it is complete once its record says so; it
-//! has failed when nobody put a block for too long, or when the machine was started anew (what was put was not synced).
+//! As everywhere in a region, the state follows from facts: the snapshot is complete once its record says so; it has
+//! failed if no block was put for too long, or if the machine was rebooted (what was put was not synced).
 
 use super::records::{PUT, SnapshotRecord, Store, now};
 use crate::cloud::block_api::Expired;
@@ -23,41 +23,41 @@ use std::path::Path;
 use std::sync::OnceLock;
 use std::time::UNIX_EPOCH;
 
-/// Bytes of an entry: one says how far the block is, 32 are its digest. A power of two lies within a page.
-const ENTRY: usize = 64;
-/// A block that was begun and never finished, by somebody who was killed: it is neither the parent's nor theirs.
-const BEGUN: u8 = 1;
-const DONE: u8 = 2;
+/// Bytes of an entry: one is the block's state, 32 are its digest. As a power of two it does not cross a page.
+const ENTRY_BYTES: usize = 64;
+/// A block whose write was interrupted, because the process was killed: its data are undefined.
+const STATE_BEGUN: u8 = 1;
+const STATE_DONE: u8 = 2;
 
-/// What the record of such a snapshot keeps.
+/// What the record of such a snapshot contains.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Written {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<SnapshotId>,
-    /// Milliseconds without a block after which it has failed.
+    /// Milliseconds without a block after which the snapshot has failed.
     pub patience: u64,
     pub boot: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sealed: Option<Sealed>,
 }
 
-/// What it was completed with.
+/// The values that the snapshot was completed with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sealed {
     pub count: u32,
     pub checksum: Digest,
 }
 
-/// As EC2 has it: `pending`, `completed`, `error`.
+/// A snapshot's state, as on EC2: `pending`, `completed`, `error`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SnapshotState {
     Pending,
     Completed,
-    /// And why.
+    /// With the reason.
     Error(String),
 }
 
-/// Of this start of the machine.
+/// The id of the machine's current boot.
 pub fn boot() -> &'static str {
     static BOOT: OnceLock<String> = OnceLock::new();
     BOOT.get_or_init(|| Owner::this().boot)
@@ -69,7 +69,7 @@ impl Store {
             return if now() < record.ready_at { SnapshotState::Pending } else { SnapshotState::Completed };
         };
         if written.boot != boot() {
-            return SnapshotState::Error("the machine was started anew before it was complete".into());
+            return SnapshotState::Error("the machine was rebooted before it was complete".into());
         }
         let last = self.part::<SnapshotRecord>(&record.id.0, PUT).metadata().and_then(|m| m.modified());
         let Some(last) = last.ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok()) else {
@@ -82,7 +82,7 @@ impl Store {
         SnapshotState::Pending
     }
 
-    /// Refuses what something can be made of only when it is complete.
+    /// Fails unless a snapshot is complete.
     pub fn ensure_completed(&self, record: &SnapshotRecord) -> Result<()> {
         let id = &record.id;
         match self.snapshot_state(record) {
@@ -96,7 +96,7 @@ impl Store {
         }
     }
 
-    /// A snapshot, as EBS direct looks for it.
+    /// The record of a snapshot, with EBS direct's error if it does not exist.
     pub fn by_blocks(&self, id: &SnapshotId) -> Result<SnapshotRecord> {
         self.find(&id.0)?.ok_or_else(|| {
             let text = format!("The snapshot '{id}' does not exist.");
@@ -104,12 +104,11 @@ impl Store {
         })
     }
 
-    /// A snapshot whose blocks may be put; or what it was completed with.
+    /// The record of a snapshot that is written by its blocks; fails if it is in the error state.
     pub fn writable(&self, id: &SnapshotId) -> Result<(SnapshotRecord, Written)> {
         let record = self.by_blocks(id)?;
         let Some(written) = record.written.clone() else {
-            let text =
-                format!("The snapshot '{id}' is not one that was started to be written by its blocks.");
+            let text = format!("The snapshot '{id}' was not started to be written by its blocks.");
             return Err(invalid("INVALID_SNAPSHOT_ID", text));
         };
         match self.snapshot_state(&record) {
@@ -122,15 +121,15 @@ impl Store {
     }
 }
 
-/// A refusal of EBS direct.
+/// An error of EBS direct.
 pub fn invalid(reason: &str, text: impl std::fmt::Display) -> anyhow::Error {
     refused(&format!("ValidationException: {reason}"), text)
 }
 
-/// The blocks that were put so far, in a sparse file.
+/// The states of a snapshot's blocks, in a sparse file.
 pub struct Put(File);
 
-/// How far a block is.
+/// The state of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Entry {
     Never,
@@ -142,11 +141,11 @@ impl Put {
     pub fn create(path: &Path, size_gib: u64) -> Result<()> {
         let mut options = File::options();
         let file = options.write(true).create_new(true).mode(0o600).open(path);
-        let entries = blocks_of(size_gib) * ENTRY as u64;
-        file.and_then(|file| file.set_len(entries)).with_context(|| format!("making {}", path.display()))
+        let entries = blocks_of(size_gib) * ENTRY_BYTES as u64;
+        file.and_then(|file| file.set_len(entries)).with_context(|| format!("creating {}", path.display()))
     }
 
-    /// Opened anew for each use: its locks belong to the open file. `None`: it has none, or not any more.
+    /// Opens the file; each use opens it again, since its locks belong to the open file. `None`: it does not exist.
     pub fn open(store: &Store, id: &SnapshotId) -> Result<Option<Self>> {
         let path = store.part::<SnapshotRecord>(&id.0, PUT);
         match File::options().read(true).write(true).custom_flags(libc::O_NOFOLLOW).open(&path) {
@@ -156,9 +155,9 @@ impl Put {
         }
     }
 
-    /// Waits until nobody else writes these blocks, whatever the process, and keeps others waiting until it is dropped.
+    /// Waits until no other thread or process writes these blocks, and locks them until the value is dropped.
     pub fn turn(self, blocks: Range<u32>) -> Result<Self> {
-        // Of the open file and not of the process (OFD): threads exclude each other, too.
+        // The lock belongs to the open file and not to the process (OFD), so that threads exclude each other, too.
         let lock = libc::flock {
             l_type: libc::F_WRLCK as _,
             l_whence: libc::SEEK_SET as _,
@@ -170,45 +169,45 @@ impl Put {
             match fcntl(&self.0, FcntlArg::F_OFD_SETLKW(&lock)) {
                 Ok(_) => return Ok(self),
                 Err(nix::errno::Errno::EINTR) => {}
-                Err(e) => return Err(e).context("waiting for others who write to the snapshot"),
+                Err(e) => return Err(e).context("waiting for other writers of the snapshot"),
             }
         }
     }
 
     pub fn begin(&self, index: u32) -> std::io::Result<()> {
-        self.0.write_all_at(&[BEGUN], u64::from(index) * ENTRY as u64)
+        self.0.write_all_at(&[STATE_BEGUN], u64::from(index) * ENTRY_BYTES as u64)
     }
 
     pub fn done(&self, index: u32, digest: &Digest) -> std::io::Result<()> {
-        let mut entry = [DONE; 33];
+        let mut entry = [STATE_DONE; 33];
         entry[1..].copy_from_slice(digest);
-        self.0.write_all_at(&entry, u64::from(index) * ENTRY as u64)
+        self.0.write_all_at(&entry, u64::from(index) * ENTRY_BYTES as u64)
     }
 
-    /// Some entries in a row.
+    /// The entries of a range of blocks.
     pub fn entries(&self, blocks: Range<u32>) -> std::io::Result<Vec<Entry>> {
-        let mut bytes = vec![0; blocks.len() * ENTRY];
-        self.0.read_exact_at(&mut bytes, u64::from(blocks.start) * ENTRY as u64)?;
-        Ok(bytes.chunks(ENTRY).map(entry).collect())
+        let mut bytes = vec![0; blocks.len() * ENTRY_BYTES];
+        self.0.read_exact_at(&mut bytes, u64::from(blocks.start) * ENTRY_BYTES as u64)?;
+        Ok(bytes.chunks(ENTRY_BYTES).map(parse_entry).collect())
     }
 
-    /// All but those that were never begun.
+    /// All entries except those of blocks that were never put.
     pub fn all(&self) -> Result<BTreeMap<u32, Entry>> {
         let (mut found, mut at) = (BTreeMap::new(), 0);
         loop {
             let from = match rustix::fs::seek(&self.0, SeekFrom::Data(at)) {
-                Ok(from) => from - from % ENTRY as u64,
+                Ok(from) => from - from % ENTRY_BYTES as u64,
                 Err(Errno::NXIO) => return Ok(found),
                 Err(e) => return Err(e).context("looking for blocks that were put"),
             };
-            at = rustix::fs::seek(&self.0, SeekFrom::Hole(from))?.next_multiple_of(ENTRY as u64);
-            let blocks = (from / ENTRY as u64) as u32..(at / ENTRY as u64) as u32;
+            at = rustix::fs::seek(&self.0, SeekFrom::Hole(from))?.next_multiple_of(ENTRY_BYTES as u64);
+            let blocks = (from / ENTRY_BYTES as u64) as u32..(at / ENTRY_BYTES as u64) as u32;
             let entries = self.entries(blocks.clone()).context("reading which blocks were put")?;
             found.extend(blocks.zip(entries).filter(|(_, entry)| *entry != Entry::Never));
         }
     }
 
-    /// The digests of blocks that were put, in the order of their indexes.
+    /// The digests of the blocks that were put, in the order of their indexes.
     pub fn digests(&self) -> Result<BTreeMap<u32, Digest>> {
         let done =
             |(index, entry)| if let Entry::Done(digest) = entry { Some((index, digest)) } else { None };
@@ -220,10 +219,10 @@ impl Put {
     }
 }
 
-fn entry(bytes: &[u8]) -> Entry {
+fn parse_entry(bytes: &[u8]) -> Entry {
     match bytes[0] {
         0 => Entry::Never,
-        DONE => {
+        STATE_DONE => {
             let mut digest = Digest::default();
             digest.copy_from_slice(&bytes[1..33]);
             Entry::Done(digest)

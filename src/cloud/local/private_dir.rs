@@ -1,5 +1,5 @@
-//! A region's directories are ours alone. Images hold what nobody else should read; and in a directory of somebody
-//! else's (`--region-dir /tmp/region`, say) a link could be waiting for root to write through it.
+//! Makes sure that a region's directories are private. Images contain what nobody else should read; and in another
+//! user's directory (such as `--region-dir /tmp/region`) a link could make root write somewhere else.
 
 use crate::error::Kind;
 use anyhow::{Context, Result};
@@ -8,24 +8,24 @@ use std::fs;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 
-/// Others may write. The group may: with a group for each user that is the owner alone.
+/// The mode bit that lets others write. The group may write: if each user has a group, it has only the owner in it.
 const OTHERS_WRITE: u32 = 0o002;
 
-/// Makes the region's directory, if it is not there, and makes sure whose it is.
+/// Creates the region's directory if it is missing, and checks its owner and mode.
 pub fn make(dir: &Path) -> Result<()> {
     create(dir)?;
-    // What it is called may be a link of the user's own.
-    check(dir, &fs::metadata(dir)?)
+    // The path may be a symbolic link of the user's own.
+    check_owner_and_mode(dir, &fs::metadata(dir)?)
 }
 
-/// Makes a directory of the region, private, and makes sure that it is one.
+/// Creates a private directory of the region, and checks that it is one.
 pub fn make_part(dir: &Path) -> Result<()> {
     create(dir)?;
     let found = fs::symlink_metadata(dir)?;
     if !found.is_dir() {
-        return Err(refused(dir, "is no directory, but leads elsewhere"));
+        return Err(unsafe_directory(dir, "is not a directory, but a link or a file"));
     }
-    check(dir, &found)?;
+    check_owner_and_mode(dir, &found)?;
     if found.permissions().mode() & 0o077 != 0 && found.uid() == geteuid().as_raw() {
         fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
             .with_context(|| format!("making {} private", dir.display()))?;
@@ -37,21 +37,24 @@ fn create(dir: &Path) -> Result<()> {
     Ok(fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?)
 }
 
-fn check(dir: &Path, found: &fs::Metadata) -> Result<()> {
-    // With sudo the region may be the user's own, who is root if they want to.
+fn check_owner_and_mode(dir: &Path, found: &fs::Metadata) -> Result<()> {
+    // With sudo, the region may belong to the user, who can become root anyway.
     let sudo = std::env::var("SUDO_UID").ok().and_then(|uid| uid.parse().ok());
     if ![Some(0), Some(geteuid().as_raw()), sudo].contains(&Some(found.uid())) {
-        return Err(refused(dir, &format!("belongs to user {}, who is neither you nor root", found.uid())));
+        return Err(unsafe_directory(
+            dir,
+            &format!("belongs to user {}, who is neither you nor root", found.uid()),
+        ));
     }
     if found.permissions().mode() & OTHERS_WRITE != 0 {
-        return Err(refused(dir, "can be written by everybody"));
+        return Err(unsafe_directory(dir, "is writable by everybody"));
     }
     Ok(())
 }
 
-fn refused(dir: &Path, why: &str) -> anyhow::Error {
+fn unsafe_directory(dir: &Path, why: &str) -> anyhow::Error {
     Kind::Machine
         .failure(format!("{} {why}", dir.display()))
-        .hint("Name a directory that is not there yet (oven makes it), or take it over: chown, chmod o-w.")
+        .hint("Use a directory that does not exist yet (oven creates it), or fix its owner and mode: chown, chmod o-w.")
         .into()
 }

@@ -1,4 +1,4 @@
-//! A region's directory: a small JSON record for each thing, the data beside it, and one lock for all that changes.
+//! The files of a region: a small JSON record for each resource, its data next to it, and one lock for all changes.
 
 use super::pending_snapshot::Written;
 use super::private_dir;
@@ -25,16 +25,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Raised when records change so that an older oven would misread them.
 const FORMAT: u32 = 1;
-/// Sections under the lock take milliseconds; a minute means that a process was stopped within one.
-const LOCK: Policy = Policy::local(Duration::from_secs(60));
+/// Sections under the lock take milliseconds; a wait of a minute means that a process was stopped within one.
+const LOCK_WAIT: Policy = Policy::local(Duration::from_secs(60));
 
-/// Something that has a record.
+/// A resource that has a record.
 pub trait Record: Serialize + DeserializeOwned + Send + 'static {
     /// Its directory in the region.
     const DIR: &'static str;
-    /// Of its ids.
+    /// The prefix of its ids.
     const PREFIX: &'static str;
-    /// What EC2 says of an id that it does not know, without `.NotFound`.
+    /// EC2's error code for an unknown id, without `.NotFound`.
     const INVALID: &'static str;
     fn id(&self) -> &str;
     fn tags(&self) -> &Tags;
@@ -53,12 +53,12 @@ pub struct ImageRecord {
     #[serde(default)]
     pub description: String,
     pub tags: Tags,
-    /// Milliseconds since 1970. Pending before it: also if the process that registered it is gone.
+    /// Milliseconds since 1970. The image is pending until then, also if the process that registered it has ended.
     pub ready_at: u64,
-    /// Why it failed.
+    /// The reason for a failure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failed: Option<String>,
-    /// Of an import.
+    /// Set by an import.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<Source>,
 }
@@ -68,11 +68,11 @@ pub struct ImageRecord {
 pub struct Source {
     /// [`copy::digest`] of the content.
     pub digest: String,
-    /// The file as it was: as long as nothing of this changed, its content has not, either.
+    /// The file's metadata: as long as they are the same, its content is the same.
     pub stamp: Option<Stamp>,
 }
 
-/// What changes of a file when its content does.
+/// The metadata of a file that change with its content.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stamp {
     pub device: u64,
@@ -87,21 +87,21 @@ pub struct Stamp {
 pub struct SnapshotRecord {
     pub id: SnapshotId,
     pub size_gib: u64,
-    /// `None`: imported.
+    /// `None` for an import.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volume: Option<VolumeId>,
     pub created: String,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub description: String,
     pub tags: Tags,
-    /// [`NEVER`] until its blocks are complete: an oven that does not know `written` takes it for pending, too.
+    /// [`NEVER`] until its blocks are complete: an oven that does not know `written` also treats it as pending.
     pub ready_at: u64,
-    /// Of one that is written by its blocks.
+    /// Set if the snapshot is written by its blocks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub written: Option<Written>,
 }
 
-/// Later than anything.
+/// Later than any time.
 pub const NEVER: u64 = u64::MAX;
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -136,21 +136,22 @@ record!(ImageRecord, "images", "ami", "InvalidAMIID");
 record!(SnapshotRecord, "snapshots", "snap", "InvalidSnapshot");
 record!(VolumeRecord, "volumes", "vol", "InvalidVolume");
 
-/// A disk.
+/// The extension of a disk's data.
 const IMG: &str = "img";
-/// Which blocks of a snapshot were put ([`Written`]).
+/// Lists which blocks of a snapshot were put ([`Written`]).
 pub const PUT: &str = "put";
-/// The parent's disk, under a second name, until a snapshot is complete: the parent itself may go.
+/// A hard link to the parent's data until a snapshot is complete, because the parent may be deleted.
 pub const PARENT: &str = "parent";
-/// The endings of what belongs to a record.
-const DATA: [&str; 3] = [IMG, PUT, PARENT];
-/// Texts kept with images.
+/// The extensions of a resource's files besides its record.
+const EXTENSIONS: [&str; 3] = [IMG, PUT, PARENT];
+/// The documents of images.
 const DOCUMENTS: &str = "documents";
-/// What runs write here beside the region's own: made with the rest, so that it is as private.
+/// Directories that runs write to in addition to the region's own: created with the rest, so that they are private,
+/// too.
 const LOGS: &str = "logs";
 const LOCKS: &str = "locks";
 
-/// A region's directory, for reading. What changes it goes through [`Locked`].
+/// A region's directory, for reading. Changes need [`Locked`].
 #[derive(Debug, Clone)]
 pub struct Store {
     dir: Arc<Path>,
@@ -169,7 +170,7 @@ impl Deref for Locked {
 }
 
 impl Store {
-    /// Opens a region, or makes one.
+    /// Opens a region, or creates one.
     pub fn open(dir: &Path) -> Result<Self> {
         let make = || -> Result<Self> {
             private_dir::make(dir)?;
@@ -188,7 +189,7 @@ impl Store {
             if let Some(PermissionDenied | ReadOnlyFilesystem | NotADirectory | AlreadyExists | StorageFull) =
                 io
             {
-                let hint = "Run oven as root, or name a directory of your own: --region-dir DIR.";
+                let hint = "Run oven as root, or use a directory of your own: --region-dir DIR.";
                 return Kind::Machine.failure(format!("{error:#}")).hint(hint).into();
             }
             error
@@ -201,15 +202,18 @@ impl Store {
             format: u32,
         }
         let path = self.dir.join("region.json");
-        let Some(text) = read_if_there(&path)? else {
-            // Two that begin at once write the same.
+        let Some(text) = read_if_exists(&path)? else {
+            // Two processes that start at once write the same.
             return temp_file::write_beside(&path, &serde_json::to_vec(&Format { format: FORMAT })?, false);
         };
         let found: Format =
             serde_json::from_slice(&text).with_context(|| format!("reading {}", path.display()))?;
         if found.format > FORMAT {
-            let text = format!("{} is of format {}, made by a newer oven", self.dir.display(), found.format);
-            return Err(Kind::Machine.failure(text).hint("Use that one, or another --region-dir.").into());
+            let text = format!("{} has format {}, made by a newer oven", self.dir.display(), found.format);
+            return Err(Kind::Machine
+                .failure(text)
+                .hint("Use a newer oven, or another --region-dir.")
+                .into());
         }
         Ok(())
     }
@@ -218,17 +222,17 @@ impl Store {
         &self.dir
     }
 
-    /// The directory of a kind of things.
+    /// The directory for resources of a kind.
     pub fn dir_of<R: Record>(&self) -> PathBuf {
         self.dir.join(R::DIR)
     }
 
-    /// The data of a thing.
+    /// The path of a resource's data.
     pub fn data<R: Record>(&self, id: &str) -> PathBuf {
         self.part::<R>(id, IMG)
     }
 
-    /// A file of a thing, by its ending.
+    /// The path of a file of a resource, by its extension.
     pub fn part<R: Record>(&self, id: &str, ending: &str) -> PathBuf {
         self.dir_of::<R>().join(format!("{id}.{ending}"))
     }
@@ -248,15 +252,15 @@ impl Store {
             return Err(absent(&format!("{}.Malformed", R::INVALID), format!("Invalid id: {id:?}")));
         }
         let path = self.record::<R>(id);
-        let Some(text) = read_if_there(&path)? else { return Ok(None) };
+        let Some(text) = read_if_exists(&path)? else { return Ok(None) };
         let record = serde_json::from_slice(&text).map_err(|error| {
-            let hint = "Something else than oven changed it. Without it, what it stands for is gone.";
-            Kind::Cloud.failure(format!("{} is no record: {error}", path.display())).hint(hint)
+            let hint = "Another program than oven changed it. If you delete it, its resource is lost.";
+            Kind::Cloud.failure(format!("{} is not a valid record: {error}", path.display())).hint(hint)
         })?;
         Ok(Some(record))
     }
 
-    /// A record that has to be there.
+    /// A record; fails if it does not exist.
     pub fn get<R: Record>(&self, id: &str) -> Result<R> {
         self.find(id)?.ok_or_else(|| {
             let text = format!("'{id}' does not exist in the local region {}", self.dir.display());
@@ -264,7 +268,7 @@ impl Store {
         })
     }
 
-    /// All of a kind, oldest first.
+    /// All resources of a kind, oldest first.
     pub fn list<R: Record>(&self) -> Result<Vec<R>> {
         let dir = self.dir_of::<R>();
         let mut records = Vec::new();
@@ -272,7 +276,7 @@ impl Store {
             let name = entry.with_context(|| format!("listing {}", dir.display()))?.file_name();
             let Some(id) = name.to_str().and_then(|name| name.strip_suffix(".json")) else { continue };
             if is_id(R::PREFIX, id) {
-                // One that went away since is not there.
+                // A record may have been removed since the directory was read.
                 records.extend(self.find::<R>(id)?);
             }
         }
@@ -280,7 +284,7 @@ impl Store {
         Ok(records)
     }
 
-    /// Those of a kind that carry a tag of this value, oldest first.
+    /// Resources of a kind that have a tag with this value, oldest first.
     pub fn tagged<R: Record>(&self, key: &str, value: &str) -> Result<Vec<R>> {
         let mut records = self.list::<R>()?;
         records.retain(|r| r.tags().get(key).is_some_and(|found| found == value));
@@ -289,11 +293,11 @@ impl Store {
 
     pub fn documents(&self, id: &ImageId) -> Result<BTreeMap<String, String>> {
         let path = self.documents_of(id);
-        let Some(text) = read_if_there(&path)? else { return Ok(BTreeMap::new()) };
+        let Some(text) = read_if_exists(&path)? else { return Ok(BTreeMap::new()) };
         serde_json::from_slice(&text).with_context(|| format!("reading {}", path.display()))
     }
 
-    /// An image whose snapshot is gone is a failed one.
+    /// The state of an image. It is failed if its snapshot is gone.
     pub fn state(&self, image: &ImageRecord) -> ImageState {
         if self.why_failed(image).is_some() {
             ImageState::Failed
@@ -305,13 +309,16 @@ impl Store {
     }
 
     pub fn why_failed(&self, image: &ImageRecord) -> Option<String> {
-        let there = self.record::<SnapshotRecord>(&image.snapshot.0).exists()
+        let snapshot_exists = self.record::<SnapshotRecord>(&image.snapshot.0).exists()
             && self.data::<SnapshotRecord>(&image.snapshot.0).exists();
-        image.failed.clone().or_else(|| (!there).then(|| format!("its snapshot {} is gone", image.snapshot)))
+        image
+            .failed
+            .clone()
+            .or_else(|| (!snapshot_exists).then(|| format!("its snapshot {} is gone", image.snapshot)))
     }
 
-    /// Changes the region, beside the runtime's thread: what is synced may take a while. Dropped while it waits for
-    /// the lock it does nothing; later it does all, and keeps the lock until then: whoever cleans up comes after it.
+    /// Runs `work` under the region's lock, on another thread: syncing may be slow. If the future is dropped while it
+    /// waits for the lock, nothing happens; later, `work` is completed under the lock, before any cleaning up.
     pub async fn locked<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Locked) -> Result<T> + Send + 'static,
@@ -322,13 +329,13 @@ impl Store {
 
     async fn lock(&self) -> Result<Locked> {
         let path = self.dir.join("lock");
-        // Opened anew each time: the lock belongs to the open file, so that tasks of one process exclude each other.
+        // It is opened each time: the lock belongs to the open file, so that tasks of one process exclude each other.
         let mut options = File::options();
-        // Whoever may open it may hold it.
+        // Whoever may open it may lock it.
         options.create(true).truncate(false).write(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
         let file = options.open(&path).with_context(|| format!("opening {}", path.display()))?;
         let what = format!("the lock of the local region ({})", path.display());
-        until(&what, &LOCK, async || {
+        until(&what, &LOCK_WAIT, async || {
             match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => Ok(Probe::Ready(())),
                 Err(Errno::WOULDBLOCK | Errno::INTR) => Ok(Probe::NotYet("held by another process".into())),
@@ -341,7 +348,7 @@ impl Store {
 }
 
 impl Locked {
-    /// Writes a record beside its place and renames it. `durable`: it survives a loss of power when this returns.
+    /// Writes a record to a temporary file and renames it. With `durable` it is synced when this returns.
     pub fn write<R: Record>(&self, record: &R, durable: bool) -> Result<()> {
         temp_file::write_beside(
             &self.record::<R>(record.id()),
@@ -351,9 +358,9 @@ impl Locked {
         if durable { sync_dir(&self.dir_of::<R>()) } else { Ok(()) }
     }
 
-    /// Removes data and record. The record goes last: while there is one, somebody may find it and try again.
+    /// Removes data and record. The record goes last: while it exists, the removal can be tried again.
     pub fn remove<R: Record>(&self, id: &str) -> Result<()> {
-        for part in DATA {
+        for part in EXTENSIONS {
             remove_if_there(&self.part::<R>(id, part))?;
         }
         remove_if_there(&self.record::<R>(id))
@@ -364,16 +371,16 @@ impl Locked {
         sync_dir(&self.dir.join(DOCUMENTS))
     }
 
-    /// Removes an image; its snapshot stays, as on EC2.
+    /// Removes an image. Its snapshot is not deleted, as on EC2.
     pub fn deregister(&self, id: &ImageId) -> Result<()> {
         self.get::<ImageRecord>(&id.0)?;
-        // The record first: without it the documents are nobody's, and `tidy` finds them.
+        // The record goes first: documents without it are garbage, which `tidy` removes.
         self.remove::<ImageRecord>(&id.0)?;
         remove_if_there(&self.documents_of(id))
     }
 
-    /// Removes what no record names: a process was killed between data and record. Nobody else is between the two,
-    /// for we hold the lock; a temporary file that is being written is locked by its writer.
+    /// Removes files without a record: a process was killed between writing data and record. The lock excludes other
+    /// processes between the two; a temporary file that is being written is locked by its writer.
     pub fn tidy(&self) -> Result<()> {
         for (dir, documents) in
             [(SnapshotRecord::DIR, false), (VolumeRecord::DIR, false), (ImageRecord::DIR, false)]
@@ -386,13 +393,15 @@ impl Locked {
                 let Some(name) = name.to_str() else { continue };
                 let path = dir.join(name);
                 let orphan = if name.starts_with(temp_file::TEMP_PREFIX) {
-                    is_abandoned(&path)
+                    is_unlocked(&path)
                 } else if let (true, Some(id)) = (documents, name.strip_suffix(".json")) {
-                    is_id(ImageRecord::PREFIX, id) && !is_written(&self.record::<ImageRecord>(id))
-                } else if let Some((id, _)) = name.rsplit_once('.').filter(|(_, part)| DATA.contains(part)) {
-                    !is_written(&dir.join(format!("{id}.json"))) && is_abandoned(&path)
+                    is_id(ImageRecord::PREFIX, id) && !has_record(&self.record::<ImageRecord>(id))
+                } else if let Some((id, _)) =
+                    name.rsplit_once('.').filter(|(_, part)| EXTENSIONS.contains(part))
+                {
+                    !has_record(&dir.join(format!("{id}.json"))) && is_unlocked(&path)
                 } else if name.ends_with(".json") {
-                    !is_written(&path)
+                    !has_record(&path)
                 } else {
                     false
                 };
@@ -405,19 +414,19 @@ impl Locked {
     }
 }
 
-/// Whether there is a record: see [`read_if_there`].
-fn is_written(path: &Path) -> bool {
+/// Whether a record exists: see [`read_if_exists`].
+fn has_record(path: &Path) -> bool {
     path.metadata().is_ok_and(|metadata| metadata.len() > 0)
 }
 
-/// Whether nobody has this file locked: a copy under way, or an attached volume.
-fn is_abandoned(path: &Path) -> bool {
+/// Whether no process has locked this file: no copy is under way, and no volume attached.
+fn is_unlocked(path: &Path) -> bool {
     File::open(path)
         .is_ok_and(|file| rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok())
 }
 
-/// An empty file is not there: its name outlived a loss of power, and its content, which nobody had synced, did not.
-fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>> {
+/// The content of a file. An empty file counts as absent: its name survived a power failure, and its content did not.
+fn read_if_exists(path: &Path) -> Result<Option<Vec<u8>>> {
     match fs::read(path) {
         Ok(text) => Ok(Some(text).filter(|text| !text.is_empty())),
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
@@ -434,7 +443,7 @@ pub fn remove_if_there(path: &Path) -> Result<()> {
     }
 }
 
-/// Makes names in a directory survive a loss of power.
+/// Syncs a directory, so that names in it survive a power failure.
 pub fn sync_dir(dir: &Path) -> Result<()> {
     File::open(dir).and_then(|dir| dir.sync_all()).with_context(|| format!("syncing {}", dir.display()))
 }
@@ -444,15 +453,15 @@ pub fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as u64)
 }
 
-/// The time of creation of something new: later than all that there is, so that "the newest" is one and only, whatever
-/// the clock did.
+/// The creation time of a new resource: later than that of all others, so that "the newest" is unique whatever the
+/// clock did.
 pub fn created_after<R: Record>(others: &[R]) -> String {
     let newest = others.iter().filter_map(|r| millis(r.created())).max();
     let time = newest.map_or_else(now, |newest| now().max(newest + 1));
     humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(time)).to_string()
 }
 
-/// A time of creation as milliseconds since 1970.
+/// A creation time as milliseconds since 1970.
 pub fn millis(created: &str) -> Option<u64> {
     let time = humantime::parse_rfc3339(created).ok()?;
     time.duration_since(UNIX_EPOCH).ok().map(|time| time.as_millis() as u64)

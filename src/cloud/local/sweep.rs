@@ -1,4 +1,4 @@
-//! What killed runs left in a region.
+//! Finds leftovers of killed runs in a region.
 
 use super::Region;
 use super::records::{
@@ -11,23 +11,23 @@ use anyhow::Result;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-/// What a run has in the region.
+/// The resources of a run in the region.
 #[derive(Default)]
-struct Found {
+struct RunResources {
     owner: String,
     resources: Vec<String>,
     kept: bool,
     newest: u64,
 }
 
-impl Found {
+impl RunResources {
     fn add(&mut self, record: &impl Record) {
         let tags = record.tags();
         if let Some(owner) = tags.get(tag::OWNER) {
             self.owner.clone_from(owner);
         }
         self.kept |= tags.contains_key(tag::KEPT);
-        // Unreadable: as if it were made now, so that it is never taken for an old one.
+        // An unreadable time counts as now, so that the run is never considered old.
         self.newest = self.newest.max(millis(record.created()).unwrap_or_else(now));
         self.resources.push(record.id().to_owned());
     }
@@ -44,13 +44,13 @@ impl Found {
 }
 
 impl Region {
-    /// See [`crate::cloud::Cloud::stale_runs`]. What no record names is removed on the way.
+    /// See [`crate::cloud::Cloud::stale_runs`]. Also removes files without a record.
     pub(crate) async fn stale(&self, older_than: Option<Duration>) -> Result<Vec<StaleRun>> {
         let found = self.store().locked(|region| {
             region.tidy()?;
             let used: BTreeSet<_> =
                 region.list::<ImageRecord>()?.into_iter().map(|image| image.snapshot).collect();
-            let mut runs = BTreeMap::<String, Found>::new();
+            let mut runs = BTreeMap::<String, RunResources>::new();
             for volume in region.list::<VolumeRecord>()? {
                 if let Some(run) = volume.tags.get(tag::RUN) {
                     runs.entry(run.clone()).or_default().add(&volume);
@@ -58,7 +58,7 @@ impl Region {
             }
             for snapshot in region.list::<SnapshotRecord>()? {
                 if snapshot.written.as_ref().is_some_and(|written| written.sealed.is_some()) {
-                    // Killed between the last two steps of completing it.
+                    // A process was killed between the last two steps of completing it.
                     remove_if_there(&region.part::<SnapshotRecord>(&snapshot.id.0, PARENT))?;
                 }
                 if let (Some(run), false) = (snapshot.tags.get(tag::RUN), used.contains(&snapshot.id)) {
@@ -69,7 +69,7 @@ impl Region {
         });
         let stale = found.await?.into_iter().filter(|(_, found)| found.is_stale(older_than));
         Ok(stale
-            .map(|(run, Found { owner, resources, kept, .. })| StaleRun {
+            .map(|(run, RunResources { owner, resources, kept, .. })| StaleRun {
                 run: RunId(run),
                 owner,
                 resources,

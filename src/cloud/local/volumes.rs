@@ -1,4 +1,4 @@
-//! Volumes of a region: sparse files, attached as loop devices.
+//! The volumes of a region: sparse files that are attached as loop devices.
 
 use super::records::{SnapshotRecord, Store, VolumeRecord, created_after, now, sync_dir};
 use super::{PENDING, Region};
@@ -18,14 +18,14 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
-/// A loop device lets go of its file when its last descriptor is closed, and somebody's probe may hold one for some
+/// A loop device closes its file with its own last descriptor, which another program's probe may hold for some
 /// milliseconds.
-const SOON: Policy = Policy::local(Duration::from_secs(1));
-/// A mount namespace that dies with its processes, a disk that has to write first. Shorter than what a user who
-/// pressed Ctrl-C is promised.
-const RELEASE: Policy = Policy::local(Duration::from_secs(5));
+const BUSY_WAIT: Policy = Policy::local(Duration::from_secs(1));
+/// Enough for a mount namespace that ends with its processes, or a disk that has to write first. It is shorter than the
+/// wait that a user who pressed Ctrl-C is promised.
+const RELEASE_WAIT: Policy = Policy::local(Duration::from_secs(5));
 
-/// A volume's file, locked: nobody has it attached, and nobody can.
+/// Locks a volume's file: then it is not attached, and cannot be. `None`: it is attached.
 fn lock(store: &Store, id: &VolumeId) -> Result<Option<File>> {
     let path = store.data::<VolumeRecord>(&id.0);
     let file = match File::options().read(true).write(true).open(&path) {
@@ -39,16 +39,16 @@ fn lock(store: &Store, id: &VolumeId) -> Result<Option<File>> {
     }
 }
 
-fn in_use(store: &Store, id: &VolumeId) -> anyhow::Error {
+fn in_use_error(store: &Store, id: &VolumeId) -> anyhow::Error {
     let holder = loop_device::holder(&store.data::<VolumeRecord>(&id.0));
     let holder = holder.map_or_else(|| "another process".to_owned(), |name| format!("/dev/{name}"));
     refused("VolumeInUse", format!("{id} is currently attached to {holder}"))
 }
 
-/// Deletes a volume. `Ok(false)`: it is attached.
-fn delete(region: &super::Locked, id: &VolumeId) -> Result<bool> {
+/// Deletes a volume. Returns false if it is attached.
+fn delete_if_detached(region: &super::Locked, id: &VolumeId) -> Result<bool> {
     let gone = !region.data::<VolumeRecord>(&id.0).exists();
-    // Freed where the lock is no longer held: the last descriptor of a file takes its blocks along.
+    // The descriptor outlives the lock: closing the last descriptor of a file frees its blocks, which takes time.
     let file = if gone { None } else { lock(region, id)? };
     if !gone && file.is_none() {
         return Ok(false);
@@ -58,39 +58,41 @@ fn delete(region: &super::Locked, id: &VolumeId) -> Result<bool> {
 }
 
 impl Region {
-    /// Deletes a volume; an attached one is refused.
+    /// Deletes a volume; fails if it is attached.
     pub async fn delete_volume(&self, id: &VolumeId) -> Result<()> {
         let wanted = id.clone();
         let delete = move |region: &super::Locked| {
             region.get::<VolumeRecord>(&wanted.0)?;
-            delete(region, &wanted)
+            delete_if_detached(region, &wanted)
         };
-        if self.store().locked(delete).await? { Ok(()) } else { Err(in_use(self.store(), id)) }
+        if self.store().locked(delete).await? { Ok(()) } else { Err(in_use_error(self.store(), id)) }
     }
 
-    /// A volume's data, for whoever makes a disk of it: the volume is attached for as long as the file is open, and
-    /// locked with it.
+    /// Opens a volume's data for a disk of another kind: the volume counts as attached, and is locked, as long as the
+    /// file is open.
     pub async fn hold(&self, volume: &VolumeId) -> Result<File> {
-        self.available(volume).await?;
-        let Some(file) = self.lock_soon(volume).await? else { return Err(in_use(self.store(), volume)) };
+        self.wait_until_available(volume).await?;
+        let Some(file) = self.lock_soon(volume).await? else {
+            return Err(in_use_error(self.store(), volume));
+        };
         if file.metadata()?.nlink() == 0 {
-            // Deleted between opening and locking it.
+            // It was deleted between opening and locking.
             self.store().get::<VolumeRecord>(&volume.0)?;
         }
         self.own_file(volume, file).await
     }
 
-    /// The lock of a volume's file, if it is free, or is soon.
+    /// Locks a volume's file, if it is free or becomes free soon.
     pub(crate) async fn lock_soon(&self, id: &VolumeId) -> Result<Option<File>> {
         let start = tokio::time::Instant::now();
-        until(&format!("the volume {id}"), &SOON, async || match lock(self.store(), id)? {
-            None if start.elapsed() < SOON.deadline => Ok(Probe::NotYet("attached".to_owned())),
+        until(&format!("the volume {id}"), &BUSY_WAIT, async || match lock(self.store(), id)? {
+            None if start.elapsed() < BUSY_WAIT.deadline => Ok(Probe::NotYet("attached".to_owned())),
             file => Ok(Probe::Ready(file)),
         })
         .await
     }
 
-    /// A snapshot of a volume as it is now. `free`: its file, locked, if nobody else has it.
+    /// Takes a snapshot of a volume as it is now. `free` is its locked file, if nobody else uses it.
     async fn snapshot_of(
         &self,
         VolumeRecord { id: volume, size_gib, .. }: VolumeRecord,
@@ -113,12 +115,12 @@ impl Region {
             written: None,
         };
         let dir = self.store().dir_of::<SnapshotRecord>();
-        // A volume that nobody writes to shares its file with the snapshot: nothing is copied, and nothing written
-        // twice. It gets its own when it is attached again (`own_file`), and most never are.
+        // A volume that nobody writes to shares its file with the snapshot: nothing is copied or written twice. It gets
+        // its own file when it is attached again (`own_file`), which most never are.
         let data = tasks::run(move |stop| {
             let open = || File::open(&path).with_context(|| format!("opening {}", path.display()));
             let data = match free {
-                // A file system without hard links.
+                // Linking fails on a file system without hard links.
                 Some(file) => match temp_file::Temp::linked(file, &path, &dir) {
                     Ok(shared) => shared,
                     Err(_) => sparse_copy::copy(&open()?, size_gib << 30, &dir, stop)?,
@@ -130,7 +132,7 @@ impl Region {
         })
         .await?;
         let commit = move |region: &super::Locked| {
-            // Not of a volume that was deleted meanwhile.
+            // Fails if the volume was deleted in the meantime.
             region.get::<VolumeRecord>(record.volume.as_ref().map_or("", |v| &v.0))?;
             data.link(&target)?;
             sync_dir(&region.dir_of::<SnapshotRecord>())?;
@@ -140,15 +142,15 @@ impl Region {
         self.completed(&id).await
     }
 
-    /// A snapshot of a volume that may stay attached: nobody is waited for.
+    /// Takes a snapshot of a volume that may remain attached: does not wait for it.
     pub async fn snapshot_attached(&self, volume: &VolumeId, run: &RunId, tags: &Tags) -> Result<SnapshotId> {
-        let record = self.available(volume).await?;
+        let record = self.wait_until_available(volume).await?;
         let free = lock(self.store(), volume)?;
         self.snapshot_of(record, run, tags, free).await
     }
 
-    /// A snapshot may share the file of the volume that it was taken of ([`Region::snapshot`]): before such a volume
-    /// is written to, it gets a copy of its own.
+    /// Gives a volume its own file: a snapshot may share the file of its volume ([`Region::snapshot`]), which must not
+    /// be written to then.
     pub(crate) async fn own_file(&self, id: &VolumeId, file: File) -> Result<File> {
         let metadata = file.metadata()?;
         if metadata.nlink() < 2 {
@@ -157,7 +159,7 @@ impl Region {
         let (dir, path) = (self.store().dir_of::<VolumeRecord>(), self.store().data::<VolumeRecord>(&id.0));
         let source = file.try_clone()?;
         let copied = tasks::run(move |stop| sparse_copy::copy(&source, metadata.len(), &dir, stop)).await?;
-        // The old file's lock is held until the new one's is: nobody attaches in between.
+        // The old file's lock is held until the new one is locked: nobody attaches in between.
         let own = copied.file().try_clone()?;
         rustix::fs::flock(&own, FlockOperation::NonBlockingLockExclusive).context("locking a copy")?;
         self.store().locked(move |_| copied.replace(&path)).await?;
@@ -172,7 +174,7 @@ impl Region {
         .await
     }
 
-    async fn available(&self, id: &VolumeId) -> Result<VolumeRecord> {
+    async fn wait_until_available(&self, id: &VolumeId) -> Result<VolumeRecord> {
         until(&format!("the volume {id}"), &PENDING, async || {
             let volume: VolumeRecord = self.store().get(&id.0)?;
             Ok(if now() < volume.ready_at {
@@ -200,7 +202,7 @@ impl Volumes for Region {
         self.store().ensure_completed(&snapshot)?;
         if spec.size_gib < snapshot.size_gib || spec.size_gib > 16384 {
             let text = format!(
-                "a volume of {} GiB: the snapshot {} has {}, and 16384 are allowed",
+                "the volume has {} GiB; the snapshot {} has {} GiB, and at most 16384 GiB are allowed",
                 spec.size_gib, snapshot.id, snapshot.size_gib
             );
             return Err(refused("InvalidParameterValue", text));
@@ -220,23 +222,23 @@ impl Volumes for Region {
         let id = record.id.clone();
         let create = move |region: &super::Locked| {
             data.link(&region.data::<VolumeRecord>(&record.id.0))?;
-            // Scratch: after a loss of power nobody misses it.
+            // The volume is scratch: it need not survive a power failure.
             region.write(&record, false)
         };
         self.store().locked(create).await?;
-        self.available(&id).await?;
+        self.wait_until_available(&id).await?;
         Ok(id)
     }
 
     async fn attach(&self, volume: &VolumeId) -> Result<Device> {
         let file = self.hold(volume).await?;
-        // The loop device takes over this open file, and the lock with it: the volume is attached for exactly as long
-        // as the device is bound, whoever is killed.
+        // The loop device takes over this open file with its lock: the volume is attached for exactly as long as the
+        // device is bound, whichever process is killed.
         loop_device::attach(&file, &volume.0).with_context(|| format!("attaching {volume}"))
     }
 
     async fn snapshot(&self, volume: &VolumeId, run: &RunId, tags: &Tags) -> Result<SnapshotId> {
-        let record = self.available(volume).await?;
+        let record = self.wait_until_available(volume).await?;
         let free = self.lock_soon(volume).await?;
         self.snapshot_of(record, run, tags, free).await
     }
@@ -263,20 +265,20 @@ impl Volumes for Region {
 
     async fn ensure_no_volumes(&self, run: &RunId) -> Result<()> {
         let mut first = None;
-        // The lock is taken once more even if there is nothing: a volume may be on its way in, under the lock.
+        // The lock is taken even if there is nothing: a volume may just be being created under the lock.
         let run = run.clone();
         let list = move |region: &super::Locked| region.tagged::<VolumeRecord>(tag::RUN, &run.0);
         for volume in self.store().locked(list).await? {
             let id = volume.id;
-            let deleted = until(&format!("the volume {id}"), &RELEASE, async || {
+            let deleted = until(&format!("the volume {id}"), &RELEASE_WAIT, async || {
                 let wanted = id.clone();
-                let deleted = self.store().locked(move |region| delete(region, &wanted)).await?;
+                let deleted = self.store().locked(move |region| delete_if_detached(region, &wanted)).await?;
                 Ok(if deleted { Probe::Ready(()) } else { Probe::NotYet("attached".to_owned()) })
             })
             .await;
             if let Err(error) = deleted {
                 let error = if lock(self.store(), &id).is_ok_and(|file| file.is_none()) {
-                    in_use(self.store(), &id).context(format!("deleting {id}"))
+                    in_use_error(self.store(), &id).context(format!("deleting {id}"))
                 } else {
                     error
                 };

@@ -1,5 +1,5 @@
-//! What is known of each block of a disk: a byte for each in a file, which the process that serves the disk writes, and
-//! the one that sends it reads. It lasts as long as what was written.
+//! The block map: a byte for each block of a disk, in a file that the disk's server writes, and the uploader reads. It
+//! is kept as long as the written blocks.
 
 use crate::cloud::block_api::Contents;
 use crate::device::Trimming;
@@ -12,32 +12,31 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 /// The base has no such block, and nothing was written: zeros.
 pub const ZEROS: u8 = 0;
-/// The base's.
+/// The base has the block, and nothing was written.
 pub const BASE: u8 = 1;
-/// Written, over zeros.
+/// The block was written; the base does not have it.
 pub const WRITTEN: u8 = 2;
-/// Written, over a block of the base's.
+/// The block was written; the base has it, too.
 pub const WRITTEN_BASE: u8 = 3;
 
-/// The marks of a disk, as the one who writes them has them.
+/// The block map in the process that writes it.
 #[derive(Debug)]
 pub struct Marks {
     file: File,
     bytes: Box<[AtomicU8]>,
 }
 
-/// A file of marks for a disk of so many blocks, of which nothing is written. Behind the marks is one byte more: see
-/// [`TrimmingByte`].
+/// Writes the map of a disk of this many blocks, none of them written. One more byte follows the map: see [`Trimming`].
 pub fn begin(file: &File, blocks: u32, base: &Contents) -> Result<()> {
     let mut bytes = vec![ZEROS; blocks as usize + 1];
     for index in &base.blocks {
         let mark = bytes[..blocks as usize].get_mut(index as usize);
         *mark.with_context(|| format!("the base has a block {index}, beyond the disk's end"))? = BASE;
     }
-    file.write_all_at(&bytes, 0).context("writing down which blocks the base has")
+    file.write_all_at(&bytes, 0).context("writing the block map")
 }
 
-/// The blocks that were written to, ascending, and whether the base has them.
+/// The blocks that were written, ascending, and whether the base has them.
 pub fn written(file: &File) -> Result<Vec<(u32, bool)>> {
     let bytes = read(file)?;
     let marks = bytes.iter().zip(0..);
@@ -45,12 +44,12 @@ pub fn written(file: &File) -> Result<Vec<(u32, bool)>> {
 }
 
 fn read(file: &File) -> Result<Vec<u8>> {
-    let context = "reading which blocks were written";
+    let context = "reading the block map";
     let length = file.metadata().context(context)?.len();
     let mut bytes = vec![0; length as usize];
     file.read_exact_at(&mut bytes, 0).context(context)?;
-    anyhow::ensure!(bytes.pop().is_some(), "{context}: there is nothing");
-    anyhow::ensure!(bytes.iter().all(|mark| *mark <= WRITTEN_BASE), "{context}: that is something else");
+    anyhow::ensure!(bytes.pop().is_some(), "{context}: the file is empty");
+    anyhow::ensure!(bytes.iter().all(|mark| *mark <= WRITTEN_BASE), "{context}: invalid content");
     Ok(bytes)
 }
 
@@ -72,14 +71,14 @@ impl Marks {
         self.get(index) >= WRITTEN
     }
 
-    /// First in the file: what is written is never taken for the base's.
+    /// Updates the file first, so that a written block is never taken for the base's.
     pub fn set(&self, index: u32, mark: u8) -> io::Result<()> {
         self.file.write_all_at(&[mark], index.into())?;
         self.bytes[index as usize].store(mark, Ordering::Release);
         Ok(())
     }
 
-    /// Whether ranges are discarded now because a file system does not use them.
+    /// Whether discarded ranges are unused space of a file system at the moment.
     pub fn is_trimming(&self) -> io::Result<bool> {
         let mut byte = [0];
         self.file.read_exact_at(&mut byte, self.bytes.len() as u64)?;
@@ -92,10 +91,10 @@ impl Marks {
 pub struct TrimmingByte(File);
 
 impl TrimmingByte {
-    /// Of the disk that this is the file of.
+    /// `file` is the disk's block map.
     pub fn of(file: File) -> Arc<dyn Trimming> {
         Arc::new(Self(file))
-    }
+}
 }
 
 impl Trimming for TrimmingByte {
@@ -120,7 +119,7 @@ mod tests {
     use crate::device::Trim;
 
     #[test]
-    fn both_sides_see_the_same() {
+    fn both_processes_see_the_same_map() {
         let file = tempfile::tempfile().unwrap();
         begin(&file, 6, &Contents { size_gib: 1, blocks: [1, 3].into() }).unwrap();
         let marks = Marks::open(file.try_clone().unwrap()).unwrap();
@@ -137,10 +136,10 @@ mod tests {
     }
 
     #[test]
-    fn a_base_larger_than_the_disk_and_a_file_of_something_else_are_refused() {
+    fn a_base_larger_than_the_disk_and_an_invalid_file_are_rejected() {
         let file = tempfile::tempfile().unwrap();
         assert!(begin(&file, 3, &Contents { size_gib: 1, blocks: [3].into() }).is_err());
-        assert!(Marks::open(file.try_clone().unwrap()).is_err(), "nothing");
+        assert!(Marks::open(file.try_clone().unwrap()).is_err(), "the file is empty");
         file.write_all_at(b"text", 0).unwrap();
         assert!(written(&file).is_err());
     }

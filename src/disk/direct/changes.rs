@@ -1,4 +1,4 @@
-//! What is sent of a disk: the blocks that differ from the base's.
+//! Selects what is uploaded of a disk: the blocks that differ from the base's.
 
 use super::backing::Lower;
 use super::fault::{ensure_kept, full};
@@ -11,18 +11,18 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-/// The blocks of a disk that are to be sent.
+/// The blocks of a disk to upload.
 pub struct Changes {
     lower: Arc<Lower>,
     upper: File,
-    /// And whether it is one of the base's.
+    /// By index: whether the base has the block, too.
     written: BTreeMap<u32, bool>,
-    /// Of the parent, if there is one.
+    /// Whether the new snapshot has a parent.
     child: bool,
 }
 
 impl Changes {
-    /// `written`: as the marks have it. `child`: of the snapshot that lies below; else all of it is sent.
+    /// `written` comes from the block map. `child`: the snapshot below is the parent; otherwise all blocks are uploaded.
     pub fn new(lower: Arc<Lower>, upper: File, written: Vec<(u32, bool)>, child: bool) -> Self {
         Self { lower, upper, written: written.into_iter().collect(), child }
     }
@@ -41,30 +41,32 @@ impl Source for Changes {
 
     fn block(&self, index: u32) -> Result<Option<(Arc<[u8]>, Digest)>> {
         let Some(on_base) = self.written.get(&index) else {
-            // All of it is sent.
+            // Without a parent, unwritten blocks are uploaded, too.
             let (data, digest) = self.lower.block(index)?;
-            return Ok(some(&data, digest));
+            return Ok(unless_zeros(&data, digest));
         };
         let mut data = vec![0; BLOCK];
         let read = self.upper.read_exact_at(&mut data, u64::from(index) * BLOCK as u64);
-        read.with_context(|| format!("reading block {index} of what was written"))?;
+        read.with_context(|| format!("reading block {index} of the disk's changes"))?;
         let digest = digest_of(&data);
         if !self.child || !on_base {
-            return Ok(some(&data, digest));
+            return Ok(unless_zeros(&data, digest));
         }
-        // Zeros are sent where the base has something else.
+        // Zeros are uploaded if the base has something else there.
         Ok((self.lower.fetch(index)? != digest).then(|| (data.into(), digest)))
     }
 
-    /// Nobody else writes there; but what was written may have been lost, and then what was read is something else.
+    /// Nothing else writes to these files; but written data may have been lost, and then the data that were read are
+    /// wrong.
     fn ensure_unchanged(&self, _: &BTreeMap<u32, Digest>) -> Result<()> {
-        ensure_kept(&self.upper).map_err(|error| full(error, "keeping what was written, on this machine"))?;
+        ensure_kept(&self.upper)
+            .map_err(|error| full(error, "storing the disk's changes on this machine"))?;
         self.lower.cached().ensure_kept()
     }
 }
 
-/// Zeros are what is there where nothing was sent, and the parent has nothing.
-fn some(data: &[u8], digest: Digest) -> Option<(Arc<[u8]>, Digest)> {
+/// `None` for zeros: blocks that are not uploaded are zeros if the parent does not have them.
+fn unless_zeros(data: &[u8], digest: Digest) -> Option<(Arc<[u8]>, Digest)> {
     data.iter().any(|byte| *byte != 0).then(|| (data.into(), digest))
 }
 
@@ -75,7 +77,7 @@ mod tests {
     use crate::disk::direct::block_cache::Cache;
     use crate::ids::SnapshotId;
 
-    /// Block n is full of n.
+    /// Block n is filled with the byte n.
     struct Base;
     impl Reader for Base {
         fn read(&self, index: u32) -> Result<(Vec<u8>, Digest)> {
@@ -85,8 +87,8 @@ mod tests {
         }
     }
 
-    /// On a base with the blocks 1, 3 and 5: what is sent, and of what it is full.
-    fn sent(child: bool, written: &[(u32, u8)]) -> Vec<(u32, u8)> {
+    /// On a base with the blocks 1, 3 and 5: which blocks are uploaded, and with which byte.
+    fn uploaded(child: bool, written: &[(u32, u8)]) -> Vec<(u32, u8)> {
         let (dir, id) = (tempfile::tempdir().unwrap(), SnapshotId("snap-1".into()));
         let contents = Contents { size_gib: 1, blocks: [1, 3, 5].into() };
         let cached = Cache::new(dir.path(), u64::MAX).of(&id).unwrap();
@@ -106,15 +108,15 @@ mod tests {
     }
 
     #[test]
-    fn a_child_gets_what_differs_and_zeros_where_the_base_has_something() {
-        // The same as before; zeros over something; something else; zeros over zeros; new.
+    fn a_child_gets_differing_blocks_and_zeros_over_data() {
+        // In order: unchanged; zeros over data; other data; zeros over zeros; a new block.
         let written = [(1, 1), (3, 0), (5, 9), (6, 0), (7, 8)];
-        assert_eq!(sent(true, &written), [(3, 0), (5, 9), (7, 8)]);
+        assert_eq!(uploaded(true, &written), [(3, 0), (5, 9), (7, 8)]);
     }
 
     #[test]
-    fn without_a_parent_all_is_sent_but_zeros() {
-        assert_eq!(sent(false, &[(3, 0), (5, 9), (6, 0), (7, 8)]), [(1, 1), (5, 9), (7, 8)]);
-        assert_eq!(sent(false, &[]), [(1, 1), (3, 3), (5, 5)]);
+    fn without_a_parent_all_blocks_but_zeros_are_uploaded() {
+        assert_eq!(uploaded(false, &[(3, 0), (5, 9), (6, 0), (7, 8)]), [(1, 1), (5, 9), (7, 8)]);
+        assert_eq!(uploaded(false, &[]), [(1, 1), (3, 3), (5, 5)]);
     }
 }

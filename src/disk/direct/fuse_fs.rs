@@ -1,7 +1,7 @@
-//! Content that this process serves as the one file of a FUSE mount.
+//! Serves a disk as the only file of a FUSE mount.
 //!
-//! Opened with direct I/O on both sides, the content is in no page cache twice, and apt is as fast on it as on a file
-//! (measured: `apt-get install` of three packages 3.7 s on both).
+//! The file is opened with direct I/O on both sides, so that its content is not in the page cache twice. apt is as fast
+//! on it as on a file (measured: `apt-get install` of three packages takes 3.7 s on both).
 
 use fuser::{
     Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
@@ -14,34 +14,34 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-/// What is served: a disk. Called from several threads at once.
+/// The disk that is served. Several threads call it concurrently.
 pub trait Content: Send + Sync + 'static {
-    /// In bytes; it does not change.
+    /// The size in bytes, which does not change.
     fn size(&self) -> u64;
     fn read(&self, at: u64, buffer: &mut [u8]) -> io::Result<()>;
     fn write(&self, at: u64, data: &[u8]) -> io::Result<()>;
-    /// From now on these bytes are zeros.
+    /// Makes these bytes zeros.
     fn zero(&self, at: u64, length: u64) -> io::Result<()>;
-    /// What was written stays, whatever happens to the machine.
+    /// Makes what was written survive a power failure.
     fn sync(&self) -> io::Result<()>;
 }
 
 const FILE: INodeNo = INodeNo(2);
-/// Nothing changes but by the one who has it open.
-const FOREVER: Duration = Duration::from_secs(1 << 30);
-/// Requests that are answered at once: one may wait for the network while others are served from the disk.
+/// How long the kernel may cache attributes: only the process that has the file open changes it.
+const ATTRIBUTE_TTL: Duration = Duration::from_secs(1 << 30);
+/// Requests that are served concurrently: one may wait for the network while others are served from the disk.
 const THREADS: usize = 16;
-/// Of one request: what a loop device sends for a large write.
-const REQUEST: u32 = 1 << 20;
-/// Requests that the kernel sends before it waits for answers: the depth of a loop device's queue is 128.
-const BACKGROUND: u16 = 128;
+/// The largest request in bytes: what a loop device sends for a large write.
+const MAX_REQUEST: u32 = 1 << 20;
+/// Requests that the kernel sends before it waits for answers: a loop device's queue has a depth of 128.
+const MAX_BACKGROUND: u16 = 128;
 
-struct Serve {
+struct DiskFs {
     content: Arc<dyn Content>,
     name: OsString,
 }
 
-impl Serve {
+impl DiskFs {
     fn attributes(&self, inode: INodeNo) -> FileAttr {
         let root = inode != FILE;
         FileAttr {
@@ -63,40 +63,40 @@ impl Serve {
         }
     }
 
-    /// Whether a range is one of the disk's.
-    fn fits(&self, at: u64, length: u64) -> bool {
+    /// Whether a range is within the disk.
+    fn is_within_disk(&self, at: u64, length: u64) -> bool {
         at.checked_add(length).is_some_and(|end| end <= self.content.size())
     }
 }
 
-fn errno(error: &io::Error) -> Errno {
+fn to_fuse_errno(error: &io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EIO, Errno::from_i32)
 }
 
-impl Filesystem for Serve {
+impl Filesystem for DiskFs {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // Several reads and writes of one file at a time: the loop device never sends two for the same place.
+        // Allows concurrent reads and writes of the file: the loop device never sends two for the same place.
         _ = config.add_capabilities(InitFlags::FUSE_PARALLEL_DIROPS | InitFlags::FUSE_ASYNC_DIO);
-        _ = config.set_max_write(REQUEST);
-        _ = config.set_max_background(BACKGROUND);
+        _ = config.set_max_write(MAX_REQUEST);
+        _ = config.set_max_background(MAX_BACKGROUND);
         Ok(())
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         if parent == INodeNo::ROOT && name == self.name {
-            reply.entry(&FOREVER, &self.attributes(FILE), Generation(0));
+            reply.entry(&ATTRIBUTE_TTL, &self.attributes(FILE), Generation(0));
         } else {
             reply.error(Errno::ENOENT);
         }
     }
 
     fn getattr(&self, _: &Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        reply.attr(&FOREVER, &self.attributes(inode));
+        reply.attr(&ATTRIBUTE_TTL, &self.attributes(inode));
     }
 
     fn open(&self, _: &Request, inode: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         if inode == FILE {
-            // No cache of the kernel's between the loop device and us.
+            // The kernel must not cache between the loop device and this process.
             reply.opened(
                 FileHandle(0),
                 FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES,
@@ -121,7 +121,7 @@ impl Filesystem for Serve {
         let mut buffer = vec![0; left.min(size.into()) as usize];
         match self.content.read(at, &mut buffer) {
             Ok(()) => reply.data(&buffer),
-            Err(error) => reply.error(errno(&error)),
+            Err(error) => reply.error(to_fuse_errno(&error)),
         }
     }
 
@@ -137,12 +137,12 @@ impl Filesystem for Serve {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        if !self.fits(at, data.len() as u64) {
+        if !self.is_within_disk(at, data.len() as u64) {
             return reply.error(Errno::ENOSPC);
         }
         match self.content.write(at, data) {
             Ok(()) => reply.written(data.len() as u32),
-            Err(error) => reply.error(errno(&error)),
+            Err(error) => reply.error(to_fuse_errno(&error)),
         }
     }
 
@@ -158,19 +158,19 @@ impl Filesystem for Serve {
     ) {
         let zeroes = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE;
         let known = zeroes | libc::FALLOC_FL_KEEP_SIZE;
-        if mode & !known != 0 || mode & zeroes == 0 || !self.fits(at, length) {
+        if mode & !known != 0 || mode & zeroes == 0 || !self.is_within_disk(at, length) {
             return reply.error(Errno::EOPNOTSUPP);
         }
         match self.content.zero(at, length) {
             Ok(()) => reply.ok(),
-            Err(error) => reply.error(errno(&error)),
+            Err(error) => reply.error(to_fuse_errno(&error)),
         }
     }
 
     fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
         match self.content.sync() {
             Ok(()) => reply.ok(),
-            Err(error) => reply.error(errno(&error)),
+            Err(error) => reply.error(to_fuse_errno(&error)),
         }
     }
 
@@ -179,11 +179,11 @@ impl Filesystem for Serve {
     }
 }
 
-/// Serves a disk as a file of this name, until the mount is gone that `fuse` is the other side of, or the process ends.
+/// Serves a disk as a file of this name until the mount of `fuse` ends, or the process does.
 pub fn run(content: Arc<dyn Content>, name: &str, fuse: OwnedFd) -> io::Result<()> {
     let mut config = Config::default();
     config.n_threads = Some(THREADS);
-    // Who may use the mount was said when it was made; the loop device's requests are the kernel's own.
-    let session = Session::from_fd(Serve { content, name: name.into() }, fuse, SessionACL::All, config)?;
+    // Access to the mount was set when it was created; the loop device's requests come from the kernel.
+    let session = Session::from_fd(DiskFs { content, name: name.into() }, fuse, SessionACL::All, config)?;
     session.run()
 }

@@ -1,4 +1,5 @@
-//! Strategy (b): the base's blocks are read by themselves, and those that changed are sent back. Nothing is attached.
+//! Direct disks (strategy (b)): the base's blocks are read from its snapshot, and changed blocks are uploaded. Nothing
+//! is attached.
 
 pub mod backing;
 pub mod block_cache;
@@ -40,42 +41,42 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 
-/// Where the cache is, in the directory of this machine's state.
+/// The cache's directory in this machine's state directory.
 const BLOCKS: &str = "blocks";
-/// EBS's list prices in us-east-1, November 2025, for a rough word beforehand: a GiB of a snapshot for a month, and 1000
+/// EBS's list prices in us-east-1, November 2025, for a rough estimate: a GiB of a snapshot for a month, and 1000
 /// blocks written.
-const GIB_MONTH: f64 = 0.05;
-const PUTS: f64 = 0.006;
+const GIB_MONTH_PRICE: f64 = 0.05;
+const PUT_PRICE: f64 = 0.006;
 /// Blocks of a GiB.
-const PER_GIB: u64 = (1 << 30) / BLOCK as u64;
+const BLOCKS_PER_GIB: u64 = (1 << 30) / BLOCK as u64;
 
-/// Disks that are served here, block by block.
+/// Checks out disks that this machine serves, block by block.
 pub struct Direct<B: Blocks> {
     blocks: Rc<B>,
     state: PathBuf,
     cache: Cache,
     helper: PathBuf,
     report: Report,
-    /// What was asked before a run's checkout.
-    asked: RefCell<HashMap<RunId, Parent>>,
+    /// How the base can be a parent, for runs that have called `look` and not yet checked out.
+    parent_uses: RefCell<HashMap<RunId, Parent>>,
 }
 
-/// Which snapshot's blocks a disk has, beneath those that are written.
-struct Beneath {
+/// A snapshot whose blocks are below those that are written.
+struct BaseSnapshot {
     contents: Contents,
     lower: Arc<Lower>,
 }
 
 impl<B: Blocks + 'static> Direct<B> {
-    /// `state`: this machine's directory, for the cache and for what is written. `helper`: this program.
+    /// `state` is this machine's directory, for the cache and for what is written. `helper` is this program.
     pub fn new(blocks: Rc<B>, state: &Path, cache_gib: u64, helper: &Path, report: &Report) -> Self {
         let state = std::path::absolute(state).unwrap_or_else(|_| state.to_owned());
         let cache = Cache::new(&state.join(BLOCKS), cache_gib << 30);
-        let asked = RefCell::default();
-        Self { blocks, state, cache, helper: helper.to_owned(), report: report.clone(), asked }
+        let parent_uses = RefCell::default();
+        Self { blocks, state, cache, helper: helper.to_owned(), report: report.clone(), parent_uses }
     }
 
-    async fn beneath(&self, snapshot: &SnapshotId) -> Result<Beneath> {
+    async fn open_base(&self, snapshot: &SnapshotId) -> Result<BaseSnapshot> {
         let cached = self.cache.of(snapshot)?;
         let contents = match cached.contents() {
             Some(contents) => contents,
@@ -87,52 +88,52 @@ impl<B: Blocks + 'static> Direct<B> {
         };
         let reader = self.blocks.reader(snapshot).await?;
         let lower = Arc::new(Lower::new(snapshot, &contents, reader, cached));
-        Ok(Beneath { contents, lower })
+        Ok(BaseSnapshot { contents, lower })
     }
 
-    async fn ask(&self, base: &Base, spec: &DiskSpec) -> Result<Parent> {
-        let asked = self.blocks.parent(&base.snapshot, &spec.kind).await;
-        asked.with_context(|| format!("asking whether {} can have children", base.snapshot))
+    async fn query_parent(&self, base: &Base, spec: &DiskSpec) -> Result<Parent> {
+        let parent = self.blocks.parent(&base.snapshot, &spec.kind).await;
+        parent.with_context(|| format!("checking whether {} can be a parent", base.snapshot))
     }
 
-    /// The snapshot to read, and whether the new one is to be its child. What takes time or money is said first.
+    /// The snapshot to read, and whether it is the parent of the new one. Reports in advance what takes time or money.
     async fn parent(&self, base: &Base, spec: &DiskSpec, run: &RunId) -> Result<(SnapshotId, bool)> {
         let snapshot = &base.snapshot;
-        let asked = self.asked.borrow_mut().remove(run);
-        let parent = match asked {
+        let looked_up = self.parent_uses.borrow_mut().remove(run);
+        let parent = match looked_up {
             Some(parent) => parent,
-            None => self.ask(base, spec).await?,
+            None => self.query_parent(base, spec).await?,
         };
         match parent {
             Parent::Itself => Ok((snapshot.clone(), true)),
             Parent::Copy { why } => {
-                let dollars = base.size_gib as f64 * GIB_MONTH;
+                let dollars = base.size_gib as f64 * GIB_MONTH_PRICE;
                 let tell = || {
                     self.report.note(format!(
-                        "{snapshot} is copied into this account, once: {why}. It is of {} GiB, takes minutes, and \
-                         costs at most about ${dollars:.2} a month for as long as it is kept",
+                        "copying {snapshot} into this account, once: {why}. It has {} GiB, takes minutes, and costs at most \
+                         about ${dollars:.2} a month until the copy is deleted",
                         base.size_gib
                     ));
                 };
                 Ok((self.blocks.copied(snapshot, &spec.kind, &tell).await?, true))
             }
             Parent::Whole { why } => {
-                let most = base.size_gib * PER_GIB;
-                let dollars = base.size_gib as f64 * GIB_MONTH;
+                let blocks = base.size_gib * BLOCKS_PER_GIB;
+                let dollars = base.size_gib as f64 * GIB_MONTH_PRICE;
                 self.report.note(format!(
-                    "the new snapshot cannot be a child of {snapshot}: {why}. All of it is sent, at most {} GiB in \
-                     {most} blocks, which costs about ${:.2}, and at most about ${dollars:.2} a month to keep",
+                    "the new snapshot cannot be a child of {snapshot}: {why}. All of it is uploaded, at most {} GiB in \
+                     {blocks} blocks, which costs about ${:.2}, and at most about ${dollars:.2} a month for the snapshot",
                     base.size_gib,
-                    most as f64 / 1000.0 * PUTS
+                    blocks as f64 / 1000.0 * PUT_PRICE
                 ));
                 Ok((snapshot.clone(), false))
             }
         }
     }
 
-    /// A disk on what was written, and what is beneath.
-    fn disk(&self, run: &RunId, beneath: Beneath, files: Files, record: Record) -> Result<DirectDisk<B>> {
-        let Beneath { lower, .. } = beneath;
+    /// Serves a disk that consists of the snapshot below and what is written.
+    fn disk(&self, run: &RunId, below: BaseSnapshot, files: Files, record: Record) -> Result<DirectDisk<B>> {
+        let BaseSnapshot { lower, .. } = below;
         let (name, place) = (format!("oven-{run}"), preserved_disk::place(&self.state));
         let spec = server::Spec {
             helper: &self.helper,
@@ -160,8 +161,8 @@ impl<B: Blocks + 'static> Direct<B> {
         })
     }
 
-    /// What was written goes with the value; or it is kept.
-    fn disk_debt(&self, run: &RunId, record: &Record, slot: &Slot) -> Debt {
+    /// The undo debt for what is written: it is deleted, or preserved.
+    fn disk_debt(&self, run: &RunId, record: &Record, slot: &WrittenSlot) -> Debt {
         let (state, of, pay) = (self.state.clone(), run.clone(), slot.clone());
         let (keep, record) = (slot.clone(), record.clone());
         let (place, run) = (state.clone(), run.clone());
@@ -176,7 +177,7 @@ impl<B: Blocks + 'static> Direct<B> {
             keep: Some(Box::new(move || {
                 Box::pin(async move {
                     let written = keep.take().and_then(Rc::into_inner);
-                    let written = written.context("nothing was written yet, or it is in use")?;
+                    let written = written.context("nothing was written yet, or the disk is in use")?;
                     written.keep(&state, &of, &record)
                 })
             })),
@@ -184,10 +185,10 @@ impl<B: Blocks + 'static> Direct<B> {
     }
 }
 
-/// What is written, for whoever keeps it once the disk is gone.
-type Slot = Rc<RefCell<Option<Rc<Written>>>>;
+/// What is written, shared with the debt that may preserve it once the disk is gone.
+type WrittenSlot = Rc<RefCell<Option<Rc<Written>>>>;
 
-/// What is written: of a bake, or kept by one before.
+/// The files of what is written: new ones, or those that an earlier bake preserved.
 enum Files {
     New(Rc<Written>),
     Kept(Kept),
@@ -210,7 +211,7 @@ impl Files {
 }
 
 struct DirectDisk<B: Blocks> {
-    // Dropped first: what is in memory is written, and there has to be somebody to take it.
+    // Dropped first: data in memory are written then, which needs the server.
     device: Option<Device>,
     export: Option<Export>,
     lower: Arc<Lower>,
@@ -220,16 +221,16 @@ struct DirectDisk<B: Blocks> {
     blocks: Rc<B>,
     cache: Cache,
     report: Report,
-    /// Whether what was sent is read back.
+    /// Whether the uploaded blocks are read back.
     verify: bool,
-    /// The snapshot that it will be, started while it is in use.
+    /// The disk's snapshot, which is started while the disk is in use.
     started: Option<Started>,
 }
 
-/// A pending snapshot, on its way.
+/// A snapshot that is being started.
 type Started = Meanwhile<SnapshotId>;
 
-/// What is sent for a disk.
+/// Describes the snapshot that a disk becomes.
 fn new_snapshot(record: &Record, run: &RunId) -> NewSnapshot {
     let Record { snapshot, child, size_gib, tags, encrypted, kms_key, .. } = record;
     NewSnapshot {
@@ -244,7 +245,7 @@ fn new_snapshot(record: &Record, run: &RunId) -> NewSnapshot {
     }
 }
 
-/// Starts a snapshot, beside the story: owed before.
+/// Starts a snapshot in the background, with an undo debt for it.
 fn start<B: Blocks + 'static>(blocks: &Rc<B>, spec: NewSnapshot, undo: &Undo) -> Started {
     undo.owe(upload::debt(blocks.clone(), &spec.run));
     let blocks = blocks.clone();
@@ -254,7 +255,7 @@ fn start<B: Blocks + 'static>(blocks: &Rc<B>, spec: NewSnapshot, undo: &Undo) ->
 impl<B: Blocks> Drop for DirectDisk<B> {
     fn drop(&mut self) {
         if let Some(device) = self.device.take() {
-            // It may be kept. What fails here is told where it failed first.
+            // The disk may be preserved. An error here was reported where it occurred first.
             _ = rustix::fs::fsync(&device.node);
         }
         self.export = None;
@@ -265,8 +266,8 @@ impl<B: Blocks> Drop for DirectDisk<B> {
 #[async_trait(?Send)]
 impl<B: Blocks + 'static> Disks for Direct<B> {
     async fn look(&self, base: &Base, spec: &DiskSpec, run: &RunId) -> Result<()> {
-        let parent = self.ask(base, spec).await?;
-        self.asked.borrow_mut().insert(run.clone(), parent);
+        let parent = self.query_parent(base, spec).await?;
+        self.parent_uses.borrow_mut().insert(run.clone(), parent);
         Ok(())
     }
 
@@ -279,8 +280,8 @@ impl<B: Blocks + 'static> Disks for Direct<B> {
     ) -> Result<Box<dyn Disk>> {
         let size_gib = spec.size_on(base)?;
         let (snapshot, child) = self.parent(base, spec, run).await?;
-        let beneath = self.beneath(&snapshot).await?;
-        let (kind, trouble) = (&spec.kind, beneath.lower.trouble().clone());
+        let below = self.open_base(&snapshot).await?;
+        let (kind, trouble) = (&spec.kind, below.lower.trouble().clone());
         let record = Record {
             snapshot,
             child,
@@ -290,17 +291,17 @@ impl<B: Blocks + 'static> Disks for Direct<B> {
             encrypted: kind.encrypted == Some(true),
             kms_key: kind.kms_key.clone(),
         };
-        let written = Rc::new(self.written(size_gib, &beneath.contents)?);
-        let slot: Slot = Rc::new(RefCell::new(Some(written.clone())));
+        let written = Rc::new(self.create_files(size_gib, &below.contents)?);
+        let slot: WrittenSlot = Rc::new(RefCell::new(Some(written.clone())));
         undo.owe(self.disk_debt(run, &record, &slot));
         undo.explain(move || trouble.take());
-        let lower = beneath.lower.clone();
+        let lower = below.lower.clone();
         undo.when_stopped(move || lower.stop());
-        // It takes its time, and nothing here waits for it.
+        // Starting it takes time, and nothing waits for it here.
         let started = spec.lasts.then(|| start(&self.blocks, new_snapshot(&record, run), undo));
         let family = spec.tags.get(tag::NAME).map(String::as_str).unwrap_or_default();
-        prefetch::begin(&beneath.lower, beneath.lower.cached().used(family));
-        let mut disk = self.disk(run, beneath, Files::New(written), record)?;
+        prefetch::begin(&below.lower, below.lower.cached().used(family));
+        let mut disk = self.disk(run, below, Files::New(written), record)?;
         disk.verify = spec.verify;
         disk.started = started;
         Ok(Box::new(disk))
@@ -308,27 +309,26 @@ impl<B: Blocks + 'static> Disks for Direct<B> {
 
     async fn reopen(&self, run: &RunId) -> Result<Box<dyn Disk>> {
         let kept = preserved_disk::open(&self.state, run)?.ok_or_else(|| {
-            let text = format!("no disk was kept of run {run}");
-            Kind::NotFound.failure(text).hint("A bake keeps its disk with --keep-on-failure, if it fails.")
+            let text = format!("run {run} has no preserved disk");
+            Kind::NotFound.failure(text).hint("With --keep-on-failure, a bake that fails preserves its disk.")
         })?;
-        let beneath = self.beneath(&kept.record.snapshot).await?;
+        let below = self.open_base(&kept.record.snapshot).await?;
         let record = kept.record.clone();
-        Ok(Box::new(self.disk(run, beneath, Files::Kept(kept), record)?))
+        Ok(Box::new(self.disk(run, below, Files::Kept(kept), record)?))
     }
 
     async fn forget(&self, run: &RunId) -> Result<()> {
-        // Both are tried: one that is stuck keeps nobody from removing the other.
-        let (disk, snapshots) =
-            (preserved_disk::forget(&self.state, run), self.blocks.ensure_no_snapshots(run).await);
-        disk.and(snapshots).with_context(|| format!("removing what run {run} left"))
+        // Both are tried: a failure to remove one does not keep the other from being removed.
+        let (disk, snapshots) = (preserved_disk::forget(&self.state, run), self.blocks.ensure_no_snapshots(run).await);
+        disk.and(snapshots).with_context(|| format!("removing the leftovers of run {run}"))
     }
 }
 
 impl<B: Blocks + 'static> Direct<B> {
-    fn written(&self, size_gib: u64, base: &Contents) -> Result<Written> {
-        let doing = || format!("making a disk in {}", self.state.display());
-        let blocks = size_gib.checked_mul(PER_GIB).and_then(|blocks| u32::try_from(blocks).ok());
-        let blocks = blocks.with_context(|| format!("a disk of {size_gib} GiB is larger than any of EBS"))?;
+    fn create_files(&self, size_gib: u64, base: &Contents) -> Result<Written> {
+        let doing = || format!("creating a disk in {}", self.state.display());
+        let blocks = size_gib.checked_mul(BLOCKS_PER_GIB).and_then(|blocks| u32::try_from(blocks).ok());
+        let blocks = blocks.with_context(|| format!("a disk of {size_gib} GiB is larger than EBS allows"))?;
         let written = Written::new(&self.state).with_context(doing)?;
         written.upper().set_len(size_gib << 30).map_err(|error| full(error, &doing()))?;
         block_map::begin(written.marks(), blocks, base).with_context(doing)?;
@@ -336,8 +336,8 @@ impl<B: Blocks + 'static> Direct<B> {
     }
 }
 
-/// The real cause, if something went wrong beneath.
-fn explained<T>(result: Result<T>, trouble: &Trouble) -> Result<T> {
+/// Returns the first fault of the disk instead of the result, if there is one: it is the real cause.
+fn explain<T>(result: Result<T>, trouble: &Trouble) -> Result<T> {
     match (trouble.take(), result) {
         (None, result) => result,
         (Some(cause), Ok(_)) => Err(cause.context("the disk failed while it was in use")),
@@ -348,27 +348,27 @@ fn explained<T>(result: Result<T>, trouble: &Trouble) -> Result<T> {
 #[async_trait(?Send)]
 impl<B: Blocks + 'static> Disk for DirectDisk<B> {
     fn device(&self) -> &Device {
-        // It is there until the disk is committed, or dropped.
-        self.device.as_ref().expect("a disk that is in use has its device")
+        // The device exists until the disk is committed or dropped.
+        self.device.as_ref().expect("a disk in use has a device")
     }
 
     async fn commit(mut self: Box<Self>, undo: &Undo, on_progress: &dyn Fn(u64)) -> Result<SnapshotId> {
-        let device = self.device.take().context("a disk is committed once")?;
+        let device = self.device.take().context("a disk can be committed only once")?;
         let path = device.path.clone();
-        // An error that only shows when data is written back: such a disk must not become an image.
+        // Some write errors are reported only by a sync: such a disk must not become an image.
         let node = File::from(device.node.try_clone().context("duplicating a descriptor")?);
         let synced = crate::sys::tasks::run(move |_| Ok(node.sync_all()?)).await;
         let synced = synced.with_context(|| format!("writing {} to the disk", path.display()));
         drop(device);
-        // Nothing is written from now on, whoever may have the device open.
+        // From now on nothing is written, even if somebody still has the device open.
         self.export = None;
-        explained(synced, self.lower.trouble())?;
+        explain(synced, self.lower.trouble())?;
         if let Some(family) = self.record.tags.get(tag::NAME) {
-            // The next bake is slower without it, no more.
+            // Without it, the next bake is only slower.
             _ = self.lower.cached().keep_used(family, &self.lower.used());
         }
         let written = block_map::written(self.files.marks())?;
-        let many = written.len();
+        let written_count = written.len();
         let upper = self.files.upper().try_clone().context("duplicating a descriptor")?;
         let changes = Changes::new(self.lower.clone(), upper, written, self.record.child);
         let spec = new_snapshot(&self.record, &self.run);
@@ -377,7 +377,7 @@ impl<B: Blocks + 'static> Disk for DirectDisk<B> {
             upload::upload_started(&*self.blocks, &spec, started, Arc::new(changes), on_progress).await?;
         let mib = sent.blocks.len() as f64 * BLOCK as f64 / f64::from(1 << 20);
         self.report
-            .detail(format!("sent {} blocks ({mib} MiB) of {many} that were written", sent.blocks.len()));
+            .detail(format!("uploaded {} of {written_count} written blocks ({mib} MiB)", sent.blocks.len()));
         if self.verify {
             let step = self.report.step("verify", format!("reading {} back", sent.snapshot));
             crate::transfer::download::verify(
@@ -389,7 +389,7 @@ impl<B: Blocks + 'static> Disk for DirectDisk<B> {
             .await?;
             step.done();
         }
-        // Of other snapshots, where this one took their room.
+        // Other snapshots are evicted if this one took their room.
         _ = self.cache.trim();
         Ok(sent.snapshot)
     }

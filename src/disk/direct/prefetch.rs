@@ -1,4 +1,4 @@
-//! What is read of a base before anybody asks for it.
+//! Prefetches blocks of a base snapshot.
 
 use super::backing::Lower;
 use crate::formats::ext_metadata;
@@ -7,22 +7,22 @@ use crate::ids::BLOCK;
 use std::io;
 use std::sync::Arc;
 
-/// What was used by a bake like this one comes first, in its order; then what every use of a file system needs. Beside
-/// the caller: the second has to be read to be known.
+/// Starts to prefetch: first the blocks that the last bake of this family used, in its order, and then the file
+/// system's metadata, which every use needs. Runs on another thread, since the metadata have to be read to be found.
 pub fn begin(lower: &Arc<Lower>, used: Vec<u32>) {
     lower.ahead(used);
     let lower = lower.clone();
-    // Without it, blocks are read when they are asked for.
+    // If the thread does not start, blocks are read when they are needed.
     _ = std::thread::Builder::new().name("metadata".to_owned()).spawn(move || {
-        let blocks = ext_metadata::blocks(&Read(&lower));
+        let blocks = ext_metadata::blocks(&BaseReader(&lower));
         lower.ahead(blocks);
     });
 }
 
-/// The base as bytes.
-struct Read<'a>(&'a Lower);
+/// Reads the base as a sequence of bytes.
+struct BaseReader<'a>(&'a Lower);
 
-impl ReadAt for Read<'_> {
+impl ReadAt for BaseReader<'_> {
     fn size(&self) -> u64 {
         self.0.blocks().max().map_or(0, |last| (u64::from(last) + 1) * BLOCK as u64)
     }

@@ -1,9 +1,9 @@
-//! Disks that `--keep-on-failure` kept: what was written, in a directory of this machine for each run.
+//! Disks that `--keep-on-failure` preserved: their written blocks, in a directory of this machine for each run.
 //!
 //! ```text
 //! STATE/kept/RUN/upper        the written blocks, each at its place
-//! STATE/kept/RUN/marks        which these are
-//! STATE/kept/RUN/disk.json    what the rest is; written last: without it there is no such disk
+//! STATE/kept/RUN/marks        the block map: which blocks were written
+//! STATE/kept/RUN/disk.json    everything else about the disk; written last: without it the disk does not exist
 //! ```
 
 use crate::cloud::{StaleRun, Tags};
@@ -25,15 +25,15 @@ const DIR: &str = "kept";
 const UPPER: &str = "upper";
 const MARKS: &str = "marks";
 const RECORD: &str = "disk.json";
-/// Whoever keeps a disk is done with it after that, or was killed.
-const SETTLED: Duration = Duration::from_secs(60);
+/// After this time, a process that was preserving a disk has finished or was killed.
+const GRACE: Duration = Duration::from_secs(60);
 
-/// What a disk is beside what was written to it.
+/// What describes a disk besides its written blocks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// Of the blocks that were not written.
+    /// The snapshot that has the blocks that were not written.
     pub snapshot: SnapshotId,
-    /// Whether the new snapshot is to be its child.
+    /// Whether this snapshot is the parent of the new one.
     pub child: bool,
     pub size_gib: u64,
     /// [`Owner`] of the run.
@@ -43,28 +43,28 @@ pub struct Record {
     pub kms_key: Option<String>,
 }
 
-/// What is written to a disk. It has no name unless it is kept, and goes with the value.
+/// What is written to a disk. It has no name unless it is preserved, and is deleted when the value is dropped.
 #[derive(Debug)]
 pub struct Written {
     upper: Temp,
     marks: Temp,
 }
 
-/// The directory of disks that are kept, in the directory of this machine's state.
+/// The directory of preserved disks in this machine's state directory.
 pub fn place(state: &Path) -> PathBuf {
     state.join(DIR)
 }
 
-fn make(dir: &Path) -> Result<()> {
+fn create_dir(dir: &Path) -> Result<()> {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
-    made.with_context(|| format!("making {}", dir.display()))
+    made.with_context(|| format!("creating {}", dir.display()))
 }
 
 impl Written {
-    /// Nothing is written yet.
+    /// Creates empty files.
     pub fn new(state: &Path) -> Result<Self> {
         let dir = place(state);
-        make(&dir)?;
+        create_dir(&dir)?;
         Ok(Self { upper: Temp::new(&dir)?, marks: Temp::new(&dir)? })
     }
 
@@ -76,17 +76,17 @@ impl Written {
         self.marks.file()
     }
 
-    /// Gives it its name.
+    /// Preserves the files: gives them their names.
     pub fn keep(self, state: &Path, run: &RunId, record: &Record) -> Result<()> {
         let dir = place(state).join(&run.0);
-        make(&dir)?;
+        create_dir(&dir)?;
         self.upper.link(&dir.join(UPPER))?;
         self.marks.link(&dir.join(MARKS))?;
         temp_file::write_beside(&dir.join(RECORD), &serde_json::to_vec_pretty(record)?, true)
     }
 }
 
-/// A disk that was kept, opened; nobody else can for as long as `upper` is open.
+/// A preserved disk that is open. As long as `upper` is open, nobody else can open it.
 #[derive(Debug)]
 pub struct Kept {
     pub record: Record,
@@ -94,18 +94,18 @@ pub struct Kept {
     pub marks: File,
 }
 
-fn busy(run: &RunId) -> anyhow::Error {
-    let failure = Kind::Machine.failure(format!("the disk that run {} kept is in use", run.short()));
-    failure.hint("End the `oven shell` that is open on it.").into()
+fn in_use_error(run: &RunId) -> anyhow::Error {
+    let failure = Kind::Machine.failure(format!("the preserved disk of run {} is in use", run.short()));
+    failure.hint("End the `oven shell` that uses it.").into()
 }
 
-fn read(dir: &Path) -> Result<Option<Record>> {
+fn read_record(dir: &Path) -> Result<Option<Record>> {
     let path = dir.join(RECORD);
     let context = || format!("reading {}", path.display());
     match fs::read(&path) {
         Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|error| {
             let failure = Kind::Machine.failure(error);
-            let hint = "Nobody knows any more what that disk is: `oven sweep --kept` removes it.";
+            let hint = "Without its record the disk is unusable: remove it with `oven sweep --kept`.";
             anyhow::Error::from(failure.hint(hint)).context(context())
         }),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
@@ -113,22 +113,22 @@ fn read(dir: &Path) -> Result<Option<Record>> {
     }
 }
 
-/// `None`: this run kept none here.
+/// Opens the preserved disk of a run. `None`: this machine has none of that run.
 pub fn open(state: &Path, run: &RunId) -> Result<Option<Kept>> {
     let dir = place(state).join(&run.0);
-    let Some(record) = read(&dir)? else { return Ok(None) };
+    let Some(record) = read_record(&dir)? else { return Ok(None) };
     let open = |name: &str| {
         let file = File::options().read(true).write(true).open(dir.join(name));
         file.with_context(|| format!("opening {}", dir.join(name).display()))
     };
     let (upper, marks) = (open(UPPER)?, open(MARKS)?);
     if rustix::fs::flock(&upper, FlockOperation::NonBlockingLockExclusive).is_err() {
-        return Err(busy(run));
+        return Err(in_use_error(run));
     }
     Ok(Some(Kept { record, upper, marks }))
 }
 
-/// Runs that kept a disk here, and whose process is gone.
+/// Runs that preserved a disk here, and whose process has ended.
 pub fn runs(state: &Path) -> Result<Vec<StaleRun>> {
     let dir = place(state);
     let entries = match fs::read_dir(&dir) {
@@ -142,16 +142,16 @@ pub fn runs(state: &Path) -> Result<Vec<StaleRun>> {
         if name.len() != 32 || !name.bytes().all(|b| b.is_ascii_hexdigit()) {
             continue;
         }
-        // Without a record: its process was killed while it kept it.
-        let record = read(&entry.path());
+        // Without a record, its process was killed while it preserved the disk.
+        let record = read_record(&entry.path());
         let owner = match &record {
             Ok(Some(record)) => record.owner.clone(),
-            // One that cannot be read hides no others.
+            // A record that cannot be read does not hide the others.
             Ok(None) | Err(_) => String::new(),
         };
-        // It is written a moment after the directory is made.
+        // The record is written a moment after the directory was created.
         let age = entry.metadata().and_then(|metadata| metadata.modified()).map(|made| made.elapsed());
-        if matches!(record, Ok(None)) && !age.is_ok_and(|age| age.is_ok_and(|age| age > SETTLED)) {
+        if matches!(record, Ok(None)) && !age.is_ok_and(|age| age.is_ok_and(|age| age > GRACE)) {
             continue;
         }
         let gone = owner.parse::<Owner>().map_or(Gone::Unknown, |owner| owner.is_gone());
@@ -163,7 +163,7 @@ pub fn runs(state: &Path) -> Result<Vec<StaleRun>> {
     Ok(runs)
 }
 
-/// Removes the disk that a run kept, if it did.
+/// Removes the preserved disk of a run, if there is one.
 pub fn forget(state: &Path, run: &RunId) -> Result<()> {
     let dir = place(state).join(&run.0);
     if !dir.exists() {
@@ -173,10 +173,10 @@ pub fn forget(state: &Path, run: &RunId) -> Result<()> {
     if let Ok(upper) = File::open(dir.join(UPPER))
         && rustix::fs::flock(&upper, FlockOperation::NonBlockingLockExclusive).is_err()
     {
-        return Err(busy(run)).with_context(context);
+        return Err(in_use_error(run)).with_context(context);
     }
-    // The record last: while there is one, somebody may find it and try again. Beside them may be what is left of a
-    // file that was being written.
+    // The record goes last: while it exists, the removal can be tried again. The directory may also have temporary
+    // files that were being written.
     for entry in fs::read_dir(&dir).with_context(context)? {
         let path = entry.with_context(context)?.path();
         if path != dir.join(RECORD) {
@@ -189,7 +189,7 @@ pub fn forget(state: &Path, run: &RunId) -> Result<()> {
     }
 }
 
-/// Removes temporary files that nobody writes any more: where a file system has no nameless ones, a killed bake leaves
+/// Removes temporary files that no process writes any more: on a file system without O_TMPFILE, a killed bake leaves
 /// them.
 pub fn tidy(state: &Path) -> Result<()> {
     let Ok(entries) = fs::read_dir(place(state)) else { return Ok(()) };
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_is_found_opened_by_one_and_forgotten() {
+    fn a_preserved_disk_can_be_opened_once_and_removed() {
         let state = tempfile::tempdir().unwrap();
         let (state, run) = (state.path(), RunId::new());
         assert!(runs(state).unwrap().is_empty() && open(state, &run).unwrap().is_none());
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_that_cannot_be_read_hides_no_others_and_its_disk_can_be_removed() {
+    fn an_unreadable_record_hides_no_other_disks_and_its_disk_can_be_removed() {
         let state = tempfile::tempdir().unwrap();
         let state = state.path();
         let gone = Owner { started: Owner::this().started + 1, ..Owner::this() };
@@ -265,16 +265,16 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_of_a_run_that_is_at_work_is_nobodys_leftover_and_half_a_one_is() {
+    fn the_disk_of_a_running_bake_is_no_leftover_but_one_without_a_record_is() {
         let state = tempfile::tempdir().unwrap();
         let state = state.path();
         Written::new(state).unwrap().keep(state, &RunId::new(), &record(&Owner::this())).unwrap();
         assert!(runs(state).unwrap().is_empty());
         let half = RunId::new();
         fs::create_dir(place(state).join(&half.0)).unwrap();
-        assert!(runs(state).unwrap().is_empty(), "its record may be about to come");
+        assert!(runs(state).unwrap().is_empty(), "its record may be written in a moment");
         let dir = File::open(place(state).join(&half.0)).unwrap();
-        dir.set_modified(std::time::SystemTime::now() - 2 * SETTLED).unwrap();
+        dir.set_modified(std::time::SystemTime::now() - 2 * GRACE).unwrap();
         let found = runs(state).unwrap();
         assert_eq!((found.len(), found[0].kept), (1, false));
         // Its process was killed while it wrote the record.

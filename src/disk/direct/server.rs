@@ -1,10 +1,10 @@
-//! A disk in a file that a process of its own serves, through FUSE: what is read of it is the base's, what is written
-//! to it is kept beside.
+//! Serves a disk as a file through FUSE, in a separate process: unwritten blocks come from the base, and writes go to
+//! local files.
 //!
-//! Why a process: a thread of this one may be waiting in the kernel for the mounted disk when it is killed, and then no
-//! other thread of it is left to serve that disk. The other process ends with the thread that started it, which never
-//! touches the disk: whatever waits gets an I/O error then, and all of this one can end, too. And it has none of this
-//! one's mounts.
+//! A separate process is needed because a thread of this process may wait in the kernel for the mounted disk when the
+//! process is killed: then no other thread of it is left to serve that disk. The server ends with the thread that
+//! started it, which never touches the disk: whatever waits gets an I/O error then, and this process can end. The
+//! server has none of this process's mounts.
 
 use super::backing;
 use super::backing::{FAILED, Lower};
@@ -43,47 +43,47 @@ use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// The hidden verb that makes this program the one who serves a disk.
+/// The hidden verb that makes this program the server of a disk.
 pub const VERB: &str = "__disk";
-/// Character device 10:229, by the kernel's list of devices.
+/// The character device 10:229 of the kernel's list of devices.
 const FUSE: (u32, u32) = (10, 229);
 /// The longest name of a disk.
 const NAME_MAX: usize = 255;
-/// The signal that ends the process when it is not needed any more: the kernel, which may need its memory, and the end
-/// of oven send another one.
-const OURS: Signal = Signal::TERM;
-/// How often it is looked whether oven was asked to end.
-const LOOK: Duration = Duration::from_millis(250);
-/// For so long after that a disk is served: more than it takes to unmount what is thrown away, and less than the ten
-/// seconds within which a stopped bake pays its debts.
+/// The signal that ends the server when it is no longer needed. The kernel (out of memory) and the end of oven send
+/// another one.
+const END_SIGNAL: Signal = Signal::TERM;
+/// How often to check whether oven was asked to stop.
+const STOP_POLL: Duration = Duration::from_millis(250);
+/// For how long after a stop a disk is still served: longer than it takes to unmount a disk that is discarded, and less
+/// than the ten seconds within which an interrupted bake pays its debts.
 const GRACE: Duration = Duration::from_secs(2);
-/// The other side of the mount, what is written, the marks, and the cache's blocks.
-const FILES: usize = 4;
+/// The FUSE descriptor, the file for writes, the block map, and the cache's blocks.
+const FILE_COUNT: usize = 4;
 
-/// A disk that is served. Dropping it ends that: whoever still has the file open gets I/O errors.
+/// A disk that is being served. Dropping it stops the server: whoever has the file open gets I/O errors.
 pub struct Export {
-    /// Open for reading and writing, past the page cache.
+    /// Open for reading and writing, without the page cache.
     pub file: File,
     server: Server,
 }
 
 impl Drop for Export {
     fn drop(&mut self) {
-        // Before the file is closed, which may be the end of the mount, and then of the process.
-        self.server.ends_now();
+        // This comes before the file is closed: that may end the mount, and with it the server.
+        self.server.expect_end();
     }
 }
 
-/// What is served, and by whom.
+/// Describes the disk to serve.
 pub struct Spec<'a> {
     /// This program.
     pub helper: &'a Path,
-    /// What the file is called: it can be seen of the loop device.
+    /// The name of the file, which is visible in the loop device's status.
     pub name: &'a str,
-    /// Sparse, as large as the disk.
+    /// A sparse file as large as the disk.
     pub upper: &'a File,
     pub marks: &'a File,
-    /// Where they are kept, for messages.
+    /// The directory of these files, for messages.
     pub place: &'a Path,
 }
 
@@ -95,16 +95,16 @@ impl Export {
         let (server, control) = Server::start(spec.helper, spec.name, lower).with_context(context)?;
         let data = lower.cached().reading().with_context(context)?;
         let files = [fuse.as_fd(), spec.upper.as_fd(), spec.marks.as_fd(), data.as_fd()];
-        tell(&control, spec.name, &files).with_context(context)?;
-        // With ours, the mount would outlive the process.
+        send_files(&control, spec.name, &files).with_context(context)?;
+        // With this descriptor open, the mount would outlive the server.
         drop(fuse);
         lower.answer(&control, spec.place).with_context(context)?;
         let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::DIRECT;
         match rustix::fs::openat(&mount, spec.name, flags, Mode::empty()) {
             Ok(file) => Ok(Self { file: file.into(), server }),
             Err(error) => {
-                // Why it ended says more than that it is not there.
-                server.has_ended(Duration::from_secs(1));
+                // The reason why the server ended is a better error than the missing file.
+                server.wait_for_end(Duration::from_secs(1));
                 drop(server);
                 Err(lower.trouble().take().unwrap_or_else(|| error.into())).with_context(context)
             }
@@ -112,12 +112,12 @@ impl Export {
     }
 }
 
-/// The process that serves a disk. Dropping it ends it.
+/// The process that serves a disk. Dropping it ends the process.
 struct Server {
     control: Arc<OwnedFd>,
     process: OwnedFd,
     ending: Arc<AtomicBool>,
-    /// Waits for the process.
+    /// Waits for the process to end.
     watch: Option<JoinHandle<()>>,
     lower: Arc<Lower>,
 }
@@ -127,17 +127,17 @@ impl Server {
         let (flags, kind) = (SocketFlags::CLOEXEC, SocketType::SEQPACKET);
         let (control, theirs) = rustix::net::socketpair(AddressFamily::UNIX, kind, flags, None)?;
         let mut command = Command::new(helper);
-        // Nothing of ours but the socket: no environment, which may hold credentials. The name is for people who look
-        // at processes.
+        // The process inherits only the socket: no environment, which may contain credentials. The name is shown in
+        // process lists.
         command.arg0("oven").arg(VERB).arg(name).env_clear().current_dir("/");
         command.stdin(Stdio::from(theirs)).stdout(Stdio::null());
         let (ending, trouble) = (Arc::new(AtomicBool::new(false)), lower.trouble().clone());
         let (send, started) = mpsc::channel();
         let is_ending = ending.clone();
-        // The process ends with this thread, which waits for it and does nothing else: it can always be killed.
+        // The process ends with this thread, which does nothing but wait for it, so that it can always be killed.
         let watch = std::thread::Builder::new().name("disk".to_owned()).spawn(move || {
             let spawned = command.spawn();
-            // Its end of the socket is the process's alone.
+            // Closes this process's copy of the server's end of the socket.
             drop(command);
             let mut child = match spawned {
                 Ok(child) => child,
@@ -150,24 +150,24 @@ impl Server {
             if opened.is_err() {
                 _ = child.kill();
             }
-            // Before anybody uses the disk. If it fails, there is none.
+            // This has to be done before anybody uses the disk. If it fails, there is no disk.
             let opened = opened.map_err(anyhow::Error::from).and_then(|process| {
-                stand_alone().inspect_err(|_| _ = child.kill())?;
+                detach_thread().inspect_err(|_| _ = child.kill())?;
                 Ok(process)
             });
             _ = send.send(opened);
-            let ended = wait(&mut child, &is_ending);
-            // It ends well when nobody has the file open any more.
-            let well = |status: &ExitStatus| {
-                // It may have been killed by others a moment before: whoever uses the disk knows that sooner.
+            let ended = wait_or_kill(&mut child, &is_ending);
+            // The server exits successfully when nobody has the file open any more.
+            let is_expected = |status: &ExitStatus| {
+                // Others may have killed it a moment before: a user of the disk notices that sooner.
                 let killed = status.signal() == Some(Signal::KILL.as_raw());
                 status.success() || is_ending.load(Ordering::SeqCst) && !killed
             };
             match ended {
                 Ok(None) => {}
-                Ok(Some(status)) if well(&status) => {}
-                Ok(Some(status)) => trouble.add(unasked(&status)),
-                Err(error) => trouble.add(unasked(&error)),
+                Ok(Some(status)) if is_expected(&status) => {}
+                Ok(Some(status)) => trouble.add(unexpected_end(&status)),
+                Err(error) => trouble.add(unexpected_end(&error)),
             }
         })?;
         let process = started.recv().context("starting a process")??;
@@ -177,13 +177,13 @@ impl Server {
         Ok((server, control))
     }
 
-    /// From now on it may end.
-    fn ends_now(&self) {
+    /// From now on the server may end without an error.
+    fn expect_end(&self) {
         self.ending.store(true, Ordering::SeqCst);
     }
 
-    /// Waits for a while.
-    fn has_ended(&self, patience: Duration) -> bool {
+    /// Waits until the server has ended, up to `patience`.
+    fn wait_for_end(&self, patience: Duration) -> bool {
         let patience =
             Timespec { tv_sec: patience.as_secs() as i64, tv_nsec: patience.subsec_nanos().into() };
         poll(&mut [PollFd::new(&self.process, PollFlags::IN)], Some(&patience)).is_ok_and(|ready| ready > 0)
@@ -192,9 +192,9 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.ends_now();
-        _ = rustix::process::pidfd_send_signal(&self.process, OURS);
-        // Who answers it ends, too.
+        self.expect_end();
+        _ = rustix::process::pidfd_send_signal(&self.process, END_SIGNAL);
+        // This ends the thread that answers its requests.
         _ = rustix::net::shutdown(&*self.control, Shutdown::Both);
         self.lower.end();
         if let Some(watch) = self.watch.take() {
@@ -203,21 +203,21 @@ impl Drop for Server {
     }
 }
 
-/// Waits for the process. Once oven was asked to end, its own thread may be waiting for a block that does not come: then
-/// nobody else is left to end the disk. `None`: that was done.
-fn wait(child: &mut Child, ending: &AtomicBool) -> io::Result<Option<ExitStatus>> {
+/// Waits for the process. Once oven was asked to stop, its main thread may be waiting for a block that never comes:
+/// then this thread kills the process after a while, and returns `None`.
+fn wait_or_kill(child: &mut Child, ending: &AtomicBool) -> io::Result<Option<ExitStatus>> {
     let process = rustix::process::pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
-    let look = Timespec { tv_sec: 0, tv_nsec: LOOK.as_nanos() as i64 };
+    let interval = Timespec { tv_sec: 0, tv_nsec: STOP_POLL.as_nanos() as i64 };
     let mut asked = None;
     loop {
-        // Interrupted, it looks once more.
-        _ = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&look));
+        // It may be interrupted: then it polls again.
+        _ = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&interval));
         if let Some(status) = child.try_wait()? {
             return Ok(Some(status));
         }
         if signals::is_asked() && asked.get_or_insert_with(Instant::now).elapsed() > GRACE {
             ending.store(true, Ordering::SeqCst);
-            // It may be stopped itself, and would not hear of another signal.
+            // It may be stopped itself (SIGSTOP), and would not handle another signal.
             child.kill()?;
             child.wait()?;
             return Ok(None);
@@ -225,10 +225,10 @@ fn wait(child: &mut Child, ending: &AtomicBool) -> io::Result<Option<ExitStatus>
     }
 }
 
-fn unasked(how: &dyn std::fmt::Display) -> anyhow::Error {
+fn unexpected_end(how: &dyn std::fmt::Display) -> anyhow::Error {
     Kind::Machine
-        .failure(format!("the process that serves the disk ended by itself ({how})"))
-        .hint("Bake again. If the machine is short of memory, its kernel's log (dmesg) says so.")
+        .failure(format!("the process that serves the disk ended unexpectedly ({how})"))
+        .hint("Bake again. If the machine ran out of memory, the kernel's log (dmesg) shows it.")
         .into()
 }
 
@@ -246,12 +246,12 @@ fn open_fuse() -> Result<OwnedFd> {
     })
 }
 
-/// Whether disks can be served here: tried.
+/// Checks whether disks can be served here, by trying it.
 pub fn available() -> Result<()> {
     mount(&open_fuse()?).map(drop)
 }
 
-/// A mount that has no place, and goes with its last descriptor.
+/// Creates a detached mount, which ends with its last descriptor.
 fn mount(fuse: &OwnedFd) -> Result<OwnedFd> {
     let make = || -> rustix::io::Result<OwnedFd> {
         let mounting = rustix::mount::fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC)?;
@@ -266,20 +266,24 @@ fn mount(fuse: &OwnedFd) -> Result<OwnedFd> {
         rustix::mount::fsmount(&mounting, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
     };
     make().map_err(|error| {
-        let failure = Kind::Machine.failure(format!("the kernel makes no FUSE mount: {error}"));
+        let failure = Kind::Machine.failure(format!("the kernel refused a FUSE mount: {error}"));
         failure.hint("oven needs root with all its capabilities, and Linux 5.12 or later.").into()
     })
 }
 
-fn tell(to: &OwnedFd, name: &str, files: &[std::os::fd::BorrowedFd<'_>; FILES]) -> rustix::io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FILES))];
+fn send_files(
+    to: &OwnedFd,
+    name: &str,
+    files: &[std::os::fd::BorrowedFd<'_>; FILE_COUNT],
+) -> rustix::io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FILE_COUNT))];
     let mut rights = SendAncillaryBuffer::new(&mut space);
     rights.push(SendAncillaryMessage::ScmRights(files));
     rustix::net::sendmsg(to, &[IoSlice::new(name.as_bytes())], &mut rights, SendFlags::NOSIGNAL).map(drop)
 }
 
-fn told(from: &OwnedFd) -> Result<(String, [OwnedFd; FILES])> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FILES))];
+fn receive_files(from: &OwnedFd) -> Result<(String, [OwnedFd; FILE_COUNT])> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FILE_COUNT))];
     let mut rights = RecvAncillaryBuffer::new(&mut space);
     let mut name = [0; NAME_MAX];
     let flags = RecvFlags::CMSG_CLOEXEC;
@@ -293,11 +297,11 @@ fn told(from: &OwnedFd) -> Result<(String, [OwnedFd; FILES])> {
         })
         .flatten()
         .collect();
-    let files = files.try_into().map_err(|_| anyhow::anyhow!("oven gave other files than it should"))?;
+    let files = files.try_into().map_err(|_| anyhow::anyhow!("oven sent an unexpected number of files"))?;
     Ok((name, files))
 }
 
-/// What `oven __disk` does. First thing in `main`: the process has one thread.
+/// The main function of `oven __disk`. It runs first in `main`, while the process has one thread.
 pub fn helper_main() -> ExitCode {
     match child() {
         Ok(()) => ExitCode::SUCCESS,
@@ -311,52 +315,53 @@ pub fn helper_main() -> ExitCode {
 fn child() -> Result<()> {
     crate::sys::fds::close_from(3)?;
     let stdin = rustix::stdio::stdin();
-    rustix::net::sockopt::socket_type(stdin).with_context(|| format!("{VERB} is for oven itself"))?;
+    rustix::net::sockopt::socket_type(stdin).with_context(|| format!("{VERB} is only for oven itself"))?;
     let control = rustix::io::fcntl_dupfd_cloexec(stdin, 3)?;
     let null = rustix::fs::openat(CWD, "/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     rustix::stdio::dup2_stdin(&null)?;
-    // A Ctrl-C at the terminal is oven's: the disk is needed for as long as anything is mounted.
+    // Ctrl-C at the terminal is handled by oven: the disk is needed as long as anything is mounted.
     rustix::process::setsid().context("leaving oven's session")?;
     leave_mounts().context("leaving oven's mounts")?;
-    io_flusher();
-    // All that it needs is open, or comes in a moment.
+    set_io_flusher();
+    // All that the process needs is open, or comes through the socket.
     capabilities::reduce_to(capabilities::NONE)?;
-    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("hiding")?;
-    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }).context("hiding")?;
-    // Had oven died before that, its end of the socket would be closed.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("disabling core dumps")?;
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })
+        .context("disabling core dumps")?;
+    // If oven had died before this call, its end of the socket would be closed, which is noticed below.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("tying it to oven")?;
-    let (name, [fuse, upper, marks, data]) = told(&control).context("being told what to do")?;
-    let asked = Arc::new(Asked::new(control, data.into()));
-    let overlay = Overlay::new(asked.clone(), upper.into(), Marks::open(marks.into())?);
+    let (name, [fuse, upper, marks, data]) = receive_files(&control).context("receiving the disk's files")?;
+    let base = Arc::new(RequestedBlocks::new(control, data.into()));
+    let overlay = Overlay::new(base.clone(), upper.into(), Marks::open(marks.into())?);
     let server = std::thread::Builder::new().name("fuse".to_owned());
     server.spawn(move || {
-        // The end of the mount is the end of all.
+        // The end of the mount ends the process.
         let code = fuse_fs::run(Arc::new(overlay), &name, fuse).map_or(Kind::Machine as i32, |()| 0);
         std::process::exit(code)
     })?;
-    asked.listen();
+    base.listen();
     Ok(())
 }
 
-/// Makes this thread hold nothing of the process's files and mounts. When all is killed, the last thread that has them
-/// closes and unmounts them, and may wait for the disk while it does: was it the one whose end ends the process that
-/// serves it, both would wait for ever.
+/// Makes this thread give up the process's files and mounts. When everything is killed, the last thread that has them
+/// closes and unmounts them, and may wait for the disk while it does. If that were the thread whose end ends the
+/// server, both would wait for ever.
 #[allow(unsafe_code)]
-fn stand_alone() -> Result<()> {
-    // SAFETY: the descriptors of this thread are copies from here on, which nothing of it owns: those it opened before
-    // are the process's, and it opens others only after they are closed.
+fn detach_thread() -> Result<()> {
+    // SAFETY: from here on, the descriptors of this thread are copies that nothing in it owns: those it opened before
+    // belong to the process, and it opens others only after the copies are closed.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FILES) }.context("leaving oven's files")?;
     leave_mounts().context("leaving oven's mounts")?;
     crate::sys::fds::close_from(3)
 }
 
-/// An empty root, in a mount namespace of its own. In oven's, this process could be the last one when all are killed:
-/// then its own end would unmount the disk, and wait for an answer that only it could give.
+/// Moves to an empty root in a new mount namespace. In oven's namespace, this process could be the last one when all
+/// are killed: then its own end would unmount the disk, and wait for an answer that only it could give.
 #[allow(unsafe_code)]
 fn leave_mounts() -> Result<()> {
-    // SAFETY: nothing of this process's memory or descriptors is unshared.
+    // SAFETY: neither memory nor descriptors of this process are unshared.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }?;
-    // Before anything else: what is unmounted here stays mounted elsewhere.
+    // This comes first, so that unmounting here does not unmount elsewhere.
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     let empty = api::fresh("tmpfs", &[("size", "4k"), ("mode", "0555")], api::READ_ONLY)?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -371,33 +376,33 @@ fn leave_mounts() -> Result<()> {
 /// `<linux/prctl.h>`.
 const PR_SET_IO_FLUSHER: libc::c_int = 57;
 
-/// The kernel does not wait for this disk when this process needs memory. It takes CAP_SYS_RESOURCE, and is a help
-/// where memory is short, no more.
+/// Tells the kernel not to wait for this disk when this process needs memory. It takes CAP_SYS_RESOURCE, and is only an
+/// improvement when memory is short.
 #[allow(unsafe_code)]
-fn io_flusher() {
-    // SAFETY: this prctl takes numbers alone.
+fn set_io_flusher() {
+    // SAFETY: this prctl takes only numbers.
     unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) };
 }
 
-/// The base's blocks, as the one who serves them has them: oven is asked to make them ready, in the cache's file.
-struct Asked {
+/// The base's blocks in the server: it requests them from oven, which puts them into the cache's file.
+struct RequestedBlocks {
     control: OwnedFd,
     data: File,
-    /// `None`: asked for. 0: ready. Else it cannot be read.
+    /// `None`: requested; 0: ready; otherwise the error number.
     answers: Mutex<HashMap<u32, Option<i32>>>,
-    told: Condvar,
+    changed: Condvar,
 }
 
-impl Asked {
+impl RequestedBlocks {
     fn new(control: OwnedFd, data: File) -> Self {
-        Self { control, data, answers: Mutex::default(), told: Condvar::new() }
+        Self { control, data, answers: Mutex::default(), changed: Condvar::new() }
     }
 
-    /// Until oven is gone.
+    /// Receives answers until oven has ended.
     fn listen(&self) {
         while let Some((index, errno)) = backing::receive(&self.control) {
             lock(&self.answers).insert(index, Some(errno));
-            self.told.notify_all();
+            self.changed.notify_all();
         }
     }
 
@@ -408,12 +413,13 @@ impl Asked {
                 Some(Some(0)) => return Ok(()),
                 Some(Some(errno)) => return Err(io::Error::from_raw_os_error(*errno)),
                 Some(None) => {
-                    answers = self.told.wait(answers).unwrap_or_else(std::sync::PoisonError::into_inner);
+                    answers = self.changed.wait(answers).unwrap_or_else(std::sync::PoisonError::into_inner);
                 }
                 None => {
                     answers.insert(index, None);
                     drop(answers);
-                    // Oven always takes it: else a full socket would stop the one who has to listen.
+                    // Oven always reads its requests: a full socket would otherwise block the thread that receives the
+                    // answers.
                     backing::send(&self.control, (index, 0))?;
                     answers = lock(&self.answers);
                 }
@@ -422,7 +428,7 @@ impl Asked {
     }
 }
 
-impl Below for Arc<Asked> {
+impl Below for Arc<RequestedBlocks> {
     fn read(&self, index: u32, at: usize, buffer: &mut [u8]) -> io::Result<()> {
         self.ready(index)?;
         self.data.read_exact_at(buffer, u64::from(index) * BLOCK as u64 + at as u64)

@@ -1,4 +1,4 @@
-//! Snapshots sent to the cloud block by block, read back, and downloaded: side by side, in little memory.
+//! Uploads snapshots block by block, reads them back, and downloads them: concurrently, in little memory.
 
 #[cfg(test)]
 mod tests;
@@ -19,35 +19,35 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Context as Task;
 
-/// Blocks in memory at a time: those that are read, those that wait, and those on their way. 24 MiB. EBS direct takes
-/// fewer than 1000 puts a second for one snapshot, so that more would only help where a put takes longer than 48 ms.
+/// Blocks in memory at a time, which are being read, queued, or being sent: 24 MiB. EBS direct accepts fewer than 1000
+/// puts a second for one snapshot, so that more would help only if a put takes longer than 48 ms.
 pub const IN_MEMORY: usize = 48;
 
-/// What is to be sent. Read by several threads at once, beside the runtime's.
+/// What is to be uploaded. Several threads read it concurrently, not the runtime's.
 pub trait Source: Send + Sync + 'static {
-    /// Candidates, ascending.
+    /// The indexes of blocks that may have to be uploaded, ascending.
     fn indexes(&self) -> Vec<u32>;
 
-    /// A block, whole, and its digest; `None`: it is not to be sent.
+    /// A complete block with its digest; `None` if it is not to be uploaded.
     fn block(&self, index: u32) -> Result<Option<(Arc<[u8]>, Digest)>>;
 
-    /// Fails if what was sent is not what is there: asked once all is sent, before the snapshot is sealed. Where nobody
-    /// else can write, there is nothing to ask.
+    /// Fails if the source differs from what was uploaded. Called after the last block, before the snapshot is sealed.
+    /// If nobody else can write to the source, there is nothing to check.
     fn ensure_unchanged(&self, _sent: &BTreeMap<u32, Digest>) -> Result<()> {
         Ok(())
     }
 }
 
-/// A snapshot that is complete, and the blocks that were written to it.
+/// A complete snapshot, and the blocks that were uploaded to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sent {
     pub snapshot: SnapshotId,
     pub blocks: BTreeMap<u32, Digest>,
 }
 
-/// Makes a snapshot of a source, and answers when it is complete. `on_progress` is told how many bytes were sent so far.
-/// One that the cloud gave up, because it took too long, is deleted and sent once more. The debt for the snapshots of
-/// `spec.run` is owed already. Dropping the future stops the threads that read.
+/// Uploads a source as a snapshot and returns when the snapshot is complete. `on_progress` gets the number of bytes
+/// uploaded so far. If the cloud discards the snapshot because it took too long, it is deleted and uploaded once more.
+/// The debt for the snapshots of `spec.run` has to be registered before. Dropping the future stops the reading threads.
 pub async fn upload(
     blocks: &dyn Blocks,
     spec: &NewSnapshot,
@@ -57,7 +57,7 @@ pub async fn upload(
     upload_started(blocks, spec, blocks.start(spec), source, on_progress).await
 }
 
-/// The same, where the snapshot was started before: `started` answers with it.
+/// Like [`upload`], for a snapshot that is being started: `started` returns its id.
 pub async fn upload_started(
     blocks: &dyn Blocks,
     spec: &NewSnapshot,
@@ -65,20 +65,22 @@ pub async fn upload_started(
     source: Arc<dyn Source>,
     on_progress: &dyn Fn(u64),
 ) -> Result<Sent> {
-    let error = match once(blocks, started, source.clone(), on_progress).await {
+    let error = match try_upload(blocks, started, source.clone(), on_progress).await {
         Err(error) if error.chain().any(|cause| cause.is::<Expired>()) => error,
         result => return result,
     };
-    // Now, and not by the debt: that is forgiven once the other one is an image.
+    // It is removed now and not by the debt, which is forgiven once the other snapshot is an image.
     let cleaned = blocks.ensure_no_snapshots(&spec.run).await;
-    cleaned.with_context(|| format!("making room for another attempt, for {error:#}"))?;
+    cleaned.with_context(|| {
+        format!("removing the snapshot before another attempt, after this error: {error:#}")
+    })?;
     on_progress(0);
-    once(blocks, blocks.start(spec), source, on_progress)
+    try_upload(blocks, blocks.start(spec), source, on_progress)
         .await
-        .with_context(|| format!("sending all once more, for {error:#}"))
+        .with_context(|| format!("uploading all blocks again, after this error: {error:#}"))
 }
 
-/// The digests of a source's blocks, where nothing is to be sent.
+/// The digests of a source's blocks, without uploading them.
 pub async fn digests(source: Arc<dyn Source>) -> Result<BTreeMap<u32, Digest>> {
     let mut feed = Feed::start(source.clone(), IN_MEMORY)?;
     let mut all = Vec::new();
@@ -86,11 +88,13 @@ pub async fn digests(source: Arc<dyn Source>) -> Result<BTreeMap<u32, Digest>> {
         let Block { index, digest, .. } = block?;
         all.push((index, digest));
     }
-    unchanged(source, all).await
+    ensure_unchanged_source(source, all).await
 }
 
-/// In order, if that is still what is there.
-async fn unchanged(source: Arc<dyn Source>, all: Vec<(u32, Digest)>) -> Result<BTreeMap<u32, Digest>> {
+/// The digests in order, after checking that the source is unchanged.
+async fn ensure_unchanged_source(
+    source: Arc<dyn Source>, all: Vec<(u32, Digest)>,
+) -> Result<BTreeMap<u32, Digest>> {
     crate::transfer::readers::beside(move || {
         let all = all.into_iter().collect();
         source.ensure_unchanged(&all)?;
@@ -99,7 +103,7 @@ async fn unchanged(source: Arc<dyn Source>, all: Vec<(u32, Digest)>) -> Result<B
     .await
 }
 
-async fn once(
+async fn try_upload(
     blocks: &dyn Blocks,
     started: impl Future<Output = Result<SnapshotId>>,
     source: Arc<dyn Source>,
@@ -107,7 +111,7 @@ async fn once(
 ) -> Result<Sent> {
     let snapshot = started.await?;
     let sent = put_all(blocks, &snapshot, source.clone(), on_progress).await?;
-    let sent = unchanged(source, sent).await?;
+    let sent = ensure_unchanged_source(source, sent).await?;
     let mut linear = Sha256::new();
     sent.values().for_each(|digest| linear.update(digest));
     let count = u32::try_from(sent.len()).context("counting blocks")?;
@@ -139,7 +143,7 @@ async fn put_all(
     Ok(sent)
 }
 
-/// Owed before a snapshot is started: that the run leaves none.
+/// The debt to register before a snapshot is started: the run leaves no snapshot.
 pub fn debt(blocks: Rc<dyn Blocks>, run: &RunId) -> Debt {
     let of = run.clone();
     Debt {

@@ -29,7 +29,7 @@ fn filled(byte: u8) -> Vec<u8> {
     vec![byte; BLOCK]
 }
 
-/// Blocks that tell their index; every seventh is not to be sent. It knows how many are alive.
+/// Blocks that contain their index; every seventh is not to be uploaded. Counts how many are in memory.
 #[derive(Default)]
 struct Numbers {
     count: u32,
@@ -97,15 +97,15 @@ async fn send(fake: &Fake, source: &Arc<Numbers>) -> Result<Sent> {
 fn ensure_free(source: &Arc<Numbers>) {
     let end = Instant::now() + Duration::from_secs(30);
     while Arc::strong_count(source) > 1 {
-        assert!(Instant::now() < end, "threads go on");
+        assert!(Instant::now() < end, "the threads did not end");
         std::thread::yield_now();
     }
 }
 
 #[tokio::test]
-async fn all_is_sent_side_by_side_in_little_memory() {
+async fn all_blocks_are_uploaded_concurrently_in_little_memory() {
     let (fake, source) = (Fake::default(), Arc::new(Numbers::of(700)));
-    // Longer than it takes to read and to hash some dozen blocks, on a busy machine too.
+    // Longer than it takes to read and to hash some dozen blocks, also on a busy machine.
     let delay = Duration::from_millis(150);
     (fake.state().delay, fake.state().forgetful) = (delay, true);
     let told = RefCell::new(Vec::new());
@@ -130,14 +130,14 @@ async fn all_is_sent_side_by_side_in_little_memory() {
 }
 
 #[tokio::test]
-async fn nothing_to_send_is_a_snapshot_too() {
+async fn an_empty_source_becomes_a_snapshot_too() {
     let (fake, source) = (Fake::default(), Arc::new(Numbers::of(1)));
     let sent = send(&fake, &source).await.unwrap();
     assert!(sent.blocks.is_empty() && fake.state().snapshots[&sent.snapshot].complete);
     verify(&fake, &sent.snapshot, &sent.blocks, None).await.unwrap();
 }
 
-/// How it failed; how many blocks were read; and what is left once the debt is paid.
+/// Returns the error after an upload failed; checks how many blocks were read, and that the debt leaves nothing.
 async fn failing(change: impl FnOnce(&Fake, &mut Numbers)) -> String {
     let (fake, mut source) = (Fake::default(), Numbers::of(3000));
     fake.state().forgetful = true;
@@ -150,13 +150,13 @@ async fn failing(change: impl FnOnce(&Fake, &mut Numbers)) -> String {
     fake.ensure_no_snapshots(&RunId("the run".into())).await.unwrap();
     assert!(fake.state().snapshots.is_empty());
     let read = source.read.load(Ordering::SeqCst);
-    // The one that changed under it was read whole.
+    // A source that changed meanwhile was read completely.
     assert!(source.changed || read < 1000, "{read} blocks were read");
     format!("{error:#}")
 }
 
 #[tokio::test]
-async fn what_cannot_be_sent_ends_it_by_name() {
+async fn a_block_that_fails_ends_the_upload_and_is_named() {
     let text = failing(|fake, _| fake.state().refused = Some(32)).await;
     assert_eq!(text, "writing block 32 of snap-1: AccessDeniedException");
     let text = failing(|_, source| source.broken = Some(41)).await;
@@ -166,7 +166,7 @@ async fn what_cannot_be_sent_ends_it_by_name() {
 }
 
 #[tokio::test]
-async fn what_changed_is_never_sealed() {
+async fn a_changed_source_is_never_sealed() {
     let (fake, source) = (Fake::default(), Arc::new(Numbers { changed: true, ..Numbers::of(20) }));
     let error = send(&fake, &source).await.unwrap_err();
     assert_eq!(error.to_string(), "it was changed");
@@ -174,7 +174,7 @@ async fn what_changed_is_never_sealed() {
 }
 
 #[tokio::test]
-async fn one_that_expired_is_deleted_and_sent_once_more() {
+async fn an_expired_snapshot_is_deleted_and_uploaded_again() {
     for at in [None, Some(11)] {
         let (fake, source) = (Fake::default(), Arc::new(Numbers::of(20)));
         (fake.state().expiring, fake.state().expiring_at) = (1, at);
@@ -193,7 +193,7 @@ async fn one_that_expired_is_deleted_and_sent_once_more() {
 }
 
 #[tokio::test]
-async fn dropping_it_stops_the_threads() {
+async fn dropping_the_upload_stops_the_threads() {
     let (fake, source) = (Fake::default(), Arc::new(Numbers::of(100_000)));
     (fake.state().delay, fake.state().forgetful) = (Duration::from_millis(5), true);
     let some = async {
@@ -202,7 +202,7 @@ async fn dropping_it_stops_the_threads() {
         }
     };
     tokio::select! {
-        _ = send(&fake, &source) => panic!("all of it was sent"),
+        _ = send(&fake, &source) => panic!("it was not dropped"),
         () = some => {}
     }
     ensure_free(&source);
@@ -212,7 +212,7 @@ async fn dropping_it_stops_the_threads() {
 }
 
 #[tokio::test]
-async fn what_is_read_back_is_compared_with_what_was_sent_and_with_the_parent() {
+async fn the_snapshot_is_compared_with_what_was_uploaded_and_the_parent() {
     let fake = Fake::default();
     let parent = fake.with("snap-parent", 1, &[(0, &filled(1)), (1, &filled(2)), (2, &filled(0))]);
     let child = |blocks: &[(u32, &[u8])]| fake.with("snap-child", 1, blocks);
@@ -227,22 +227,31 @@ async fn what_is_read_back_is_compared_with_what_was_sent_and_with_the_parent() 
         error.map(|error| (Kind::of(&error), format!("{error:#}")).1).unwrap_or_default()
     };
     assert_eq!(check(good, None).await, "");
-    // Zeros that are not there are zeros.
+    // Missing blocks are zeros.
     assert_eq!(check(&[good[0], good[3]], None).await, "");
-    assert_eq!(check(good, Some(9)).await, "block 9 of snap-child is not what was sent");
-    assert_eq!(check(good, Some(1)).await, "block 1 of snap-child is not what was sent");
-    assert_eq!(check(good, Some(0)).await, "block 0 of snap-child is not that of its parent snap-parent");
-    assert_eq!(check(&good[..3], None).await, "block 9 of snap-child is not what was sent: it is not there");
+    assert_eq!(check(good, Some(9)).await, "block 9 of snap-child differs from what was uploaded");
+    assert_eq!(check(good, Some(1)).await, "block 1 of snap-child differs from what was uploaded");
+    assert_eq!(
+        check(good, Some(0)).await,
+        "block 0 of snap-child differs from the block of its parent snap-parent"
+    );
+    assert_eq!(
+        check(&good[..3], None).await,
+        "block 9 of snap-child differs from what was uploaded: the block is missing"
+    );
     assert_eq!(
         check(&good[1..], None).await,
-        "block 0 of snap-child is not that of its parent snap-parent: it is not there"
+        "block 0 of snap-child differs from the block of its parent snap-parent: the block is missing"
     );
     let zeros = filled(0);
     let more = [good, &[(10, &zeros[..])]].concat();
     assert_eq!(check(&more, None).await, "");
-    assert_eq!(check(&more, Some(10)).await, "block 10 of snap-child is not zeros, and was never written");
+    assert_eq!(
+        check(&more, Some(10)).await,
+        "block 10 of snap-child differs from zeros, although it was never written"
+    );
     let alone = verify(&fake, &child(good), &sent, None).await.unwrap_err();
-    assert_eq!(alone.to_string(), "block 0 of snap-child is not zeros, and was never written");
+    assert_eq!(alone.to_string(), "block 0 of snap-child differs from zeros, although it was never written");
 }
 
 fn raw(file: &File) -> Arc<Raw> {
@@ -250,13 +259,13 @@ fn raw(file: &File) -> Arc<Raw> {
 }
 
 #[tokio::test]
-async fn up_and_down_again_it_is_the_same_and_sparse() {
+async fn upload_and_download_give_the_same_sparse_file() {
     let file = tempfile::tempfile().unwrap();
     file.set_len(1 << 29).unwrap();
     for index in [0u32, 3, 4, 500, 1023] {
         file.write_all_at(&Numbers::content(index), u64::from(index) * BLOCK as u64).unwrap();
     }
-    // A file system's block in the middle of nothing.
+    // A file system's block in the middle of a hole.
     file.write_all_at(&[7; 4096], 100 * BLOCK as u64 + 8192).unwrap();
     let fake = Fake::default();
     let sent = upload(&fake, &spec(None), raw(&file), &|_| ()).await.unwrap();
@@ -273,17 +282,17 @@ async fn up_and_down_again_it_is_the_same_and_sparse() {
 }
 
 #[tokio::test]
-async fn a_download_reads_side_by_side_and_ends_with_the_first_that_fails() {
+async fn a_download_reads_concurrently_and_ends_at_the_first_error() {
     let (fake, file) = (Fake::default(), tempfile::tempfile().unwrap());
     let data = filled(1);
     let all: Vec<(u32, &[u8])> = (0..640).map(|index| (index, &data[..])).collect();
     let snapshot = fake.with("snap-1", 1, &all);
-    // Long enough that a busy machine begins many in it.
+    // Long enough that also a busy machine starts many reads in that time.
     fake.state().delay = Duration::from_millis(150);
     download(&fake, &snapshot, &file).await.unwrap();
     let most = fake.state().most_reads;
     assert!((16..=96).contains(&most), "{most} reads at a time");
-    // Broken on the way, and its digest with it gone.
+    // The answer is damaged in transit, together with its digest.
     fake.state().snapshots.get_mut(&snapshot).unwrap().blocks.get_mut(&5).unwrap().1 = [0; 32];
     let error = download(&fake, &snapshot, &file).await.unwrap_err();
     let text = "reading block 5 of snap-1: it does not match its checksum";

@@ -1,5 +1,5 @@
-//! One call of EBS direct: sent, classified as EC2's are, and sent again where that is right. The SDK itself sends
-//! once.
+//! One call of EBS direct: it is sent, its error is classified as EC2's are, and it is retried where that is right. The
+//! SDK itself does not retry.
 
 use super::list::Tokens;
 use super::rate_limit::{Limiter, MOST};
@@ -20,39 +20,39 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
-/// Puts under way: with 900 a second, each may take 70 ms. They hold 32 MiB.
-const PUTS: usize = 64;
-/// Reads under way where EBS takes long for each: at 100 ms, with which AWS's guide reckons, that is what it answers in a
-/// second. Measured, 950 blocks of 60 to 140 ms: 1.47 s in 86 MiB, with 64 of them 1.90 s in 64.
+/// Concurrent puts: at 900 a second, each may take 70 ms. They hold 32 MiB.
+const MAX_PUTS: usize = 64;
+/// Concurrent reads if EBS is slow: at 100 ms each, the figure of AWS's guide, that is EBS's limit for one second.
+/// Measured with 950 blocks of 60 to 140 ms: 1.47 s and 86 MiB; with 64 reads, 1.90 s and 64 MiB.
 pub const READS: usize = 96;
-/// Reads under way as long as they are answered at once. Measured, 950 blocks on two cores beside the server: 0.6 s as with
-/// 64 from the start, in 66 MiB instead of up to 98.
-const AT_FIRST: usize = 24;
-/// A read that takes longer waits for EBS, not for this machine: then more are made at a time.
-const SLOW: Duration = Duration::from_millis(50);
-/// What EBS takes of one kind for one snapshot: those under way when a second begins arrive in it, too.
-const _: () = assert!(MOST + PUTS <= 1000 && MOST + READS <= 1000);
+/// Concurrent reads as long as EBS answers at once. Measured with 950 blocks on two cores, shared with the server: 0.6
+/// s, as with 64 from the start, in 66 MiB instead of up to 98.
+const INITIAL_READS: usize = 24;
+/// A read that takes longer waits for EBS and not for this machine: then more are sent concurrently.
+const SLOW_READ: Duration = Duration::from_millis(50);
+/// EBS's limit for calls of one kind for one snapshot: calls under way when a second begins arrive in that second, too.
+const _: () = assert!(MOST + MAX_PUTS <= 1000 && MOST + READS <= 1000);
 
-/// What the threads share.
+/// State that all threads share.
 pub struct Shared {
     pub lanes: Lanes,
     pub pace: Pace,
     pub gets: Semaphore,
-    /// Reads that were slow, as far as they count.
-    slow: AtomicUsize,
+    /// The number of slow reads, up to the limit.
+    slow_reads: AtomicUsize,
     pub puts: Semaphore,
-    /// Whether EBS ever answered: an endpoint that never did is a wrong one.
+    /// Whether EBS ever answered: an endpoint that never did is probably wrong.
     answered: AtomicBool,
     snapshots: Mutex<HashMap<SnapshotId, Arc<Snapshot>>>,
 }
 
-/// What is known of a snapshot.
+/// What this process knows of a snapshot.
 pub struct Snapshot {
     pub id: SnapshotId,
     pub tokens: Tokens,
     pub gets: Limiter,
     pub puts: Limiter,
-    /// When it was made, if we did: for some time it may not be known everywhere.
+    /// When this process created it, if it did: for some time it may not be visible everywhere.
     born: Option<Instant>,
 }
 
@@ -61,26 +61,27 @@ impl Shared {
         Self {
             lanes,
             pace,
-            gets: Semaphore::new(AT_FIRST),
-            slow: AtomicUsize::new(0),
-            puts: Semaphore::new(PUTS),
+            gets: Semaphore::new(INITIAL_READS),
+            slow_reads: AtomicUsize::new(0),
+            puts: Semaphore::new(MAX_PUTS),
             answered: AtomicBool::new(false),
             snapshots: Mutex::default(),
         }
     }
 
-    /// A read took so long. The first ones had to connect, and say nothing; each that is slow after them makes room for
-    /// one more.
+    /// Records how long a read took. The first reads had to connect and do not count; each slow one after them allows
+    /// one more concurrent read.
     pub fn took(&self, time: Duration) {
-        let counts = |slow: usize| (slow < READS).then_some(slow + 1);
-        if time > SLOW
-            && let Ok(AT_FIRST..) = self.slow.fetch_update(Ordering::Relaxed, Ordering::Relaxed, counts)
+        let increment = |slow_reads: usize| (slow_reads < READS).then_some(slow_reads + 1);
+        if time > SLOW_READ
+            && let Ok(INITIAL_READS..) =
+                self.slow_reads.fetch_update(Ordering::Relaxed, Ordering::Relaxed, increment)
         {
             self.gets.add_permits(1);
         }
     }
 
-    fn known(&self, id: &SnapshotId, born: Option<Instant>) -> Arc<Snapshot> {
+    fn entry(&self, id: &SnapshotId, born: Option<Instant>) -> Arc<Snapshot> {
         let mut snapshots = self.snapshots.lock().unwrap_or_else(PoisonError::into_inner);
         let new = || {
             let (gets, puts) = (Limiter::until_refused(), Limiter::default());
@@ -90,15 +91,15 @@ impl Shared {
     }
 
     pub fn snapshot(&self, id: &SnapshotId) -> Arc<Snapshot> {
-        self.known(id, None)
+        self.entry(id, None)
     }
 
-    /// This one is new.
+    /// Records that this process has just created a snapshot.
     pub fn born(&self, id: &SnapshotId) {
-        self.known(id, Some(Instant::now()));
+        self.entry(id, Some(Instant::now()));
     }
 
-    /// Calls, and calls again as the error's class says. `limiter`: what sets the pace of these calls.
+    /// Sends a call and retries it as the error's class demands. `limiter` sets the rate of these calls.
     pub async fn repeat<T, F>(
         &self,
         lane: &Lane,
@@ -112,7 +113,7 @@ impl Shared {
     {
         let (start, pace) = (Instant::now(), &self.pace);
         let mut tries = 0u32;
-        // Blocks are limited, and counted where they are put to use: there are thousands.
+        // Calls for blocks are not traced here: there are thousands, and their callers count them.
         let track = if limiter.is_some() { Track::default() } else { Track::here() };
         let mut span = track.span(trace::Lane::Ebs, action.name);
         span.tell("what", snapshot.id.0.as_str());
@@ -139,7 +140,7 @@ impl Shared {
                     limiter.inspect(|limiter| limiter.refused());
                     pace.throttled
                 }
-                // Credentials that never were there will not come.
+                // Credentials that never worked will not be replaced by good ones.
                 Class::Expired if tries < 3 && answered => {
                     lane.renew();
                     pace.throttled
@@ -169,16 +170,16 @@ mod tests {
     use aws_sdk_ebs::config::{BehaviorVersion, Config};
 
     #[tokio::test]
-    async fn as_many_reads_as_slow_ones_ask_for_and_no_more() {
+    async fn slow_reads_raise_the_concurrency_up_to_its_limit() {
         let config = || async { Config::builder().behavior_version(BehaviorVersion::v2026_01_12()).build() };
         let shared = Shared::new(Lanes::start(config).await.unwrap(), Pace::default());
-        let room = |reads: usize, time: Duration| {
+        let permits_after = |reads: usize, time: Duration| {
             (0..reads).for_each(|_| shared.took(time));
             shared.gets.available_permits()
         };
-        assert_eq!(room(1000, SLOW), AT_FIRST);
-        assert_eq!(room(AT_FIRST, SLOW * 2), AT_FIRST, "they connected");
-        assert_eq!(room(10, SLOW * 2), AT_FIRST + 10);
-        assert_eq!(room(1000, SLOW * 2), READS);
+        assert_eq!(permits_after(1000, SLOW_READ), INITIAL_READS);
+        assert_eq!(permits_after(INITIAL_READS, SLOW_READ * 2), INITIAL_READS, "the first reads connect");
+        assert_eq!(permits_after(10, SLOW_READ * 2), INITIAL_READS + 10);
+        assert_eq!(permits_after(1000, SLOW_READ * 2), READS);
     }
 }

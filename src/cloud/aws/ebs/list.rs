@@ -1,4 +1,4 @@
-//! Which blocks a snapshot has, and the tokens that they are read by.
+//! Lists which blocks a snapshot has, and the tokens that are needed to read them.
 
 use super::call::{Shared, Snapshot};
 use super::workers::Lane;
@@ -12,26 +12,26 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-/// The most that a page has: a page takes as long as many blocks' worth of reading.
-const PAGE: i32 = 10_000;
-/// So many pages in a row without a new block, or with a token that expired, are a server that counts to no end.
-const VAIN: u32 = 1000;
-const RELISTS: u32 = 5;
-/// Tokens are listed and forgotten for so many blocks of the disk together: 8 GiB, which are one page or two.
+/// Blocks of a page: listing a page takes as long as reading many blocks.
+const PAGE_SIZE: i32 = 10_000;
+/// After this many pages in a row without a new block, or with an expired token, the server is considered broken.
+const MAX_EMPTY_PAGES: u32 = 1000;
+const MAX_RELISTS: u32 = 5;
+/// Tokens are listed and discarded in groups of this many blocks: 8 GiB of the disk, one page or two.
 const WINDOW: u32 = 1 << 14;
-/// So many of them are remembered: at most 48 MiB, whatever the snapshot's size.
+/// This many groups are cached: at most 48 MiB, whatever the snapshot's size.
 const WINDOWS: usize = 24;
-/// A token that was listed a moment ago is good, whatever this machine's clock says.
+/// A token that was listed this recently is valid, whatever this machine's clock says.
 const FRESH: Duration = Duration::from_secs(60);
 
-/// The tokens of a snapshot's blocks, as far as they are remembered: the windows that were listed last.
+/// A cache of the tokens of a snapshot's blocks: the windows that were listed last.
 #[derive(Default)]
 pub struct Tokens(Mutex<Vec<Window>>);
 
 struct Window {
     /// The first index is this times [`WINDOW`].
     number: u32,
-    /// By index.
+    /// Sorted by index.
     tokens: Vec<(u32, Box<str>)>,
     listed: Instant,
     expires: Option<SystemTime>,
@@ -42,7 +42,7 @@ impl Window {
         Self { number, tokens: Vec::new(), listed: Instant::now(), expires: None }
     }
 
-    fn is_good(&self) -> bool {
+    fn is_valid(&self) -> bool {
         self.listed.elapsed() < FRESH || self.expires.is_none_or(|expires| SystemTime::now() < expires)
     }
 
@@ -79,7 +79,7 @@ impl Shared {
         let from = token.is_none().then(|| i32::try_from(from).unwrap_or(i32::MAX));
         let answer = self
             .repeat(lane, action, snapshot, None, |client| {
-                let call = client.list_snapshot_blocks().snapshot_id(&what).max_results(PAGE);
+                let call = client.list_snapshot_blocks().snapshot_id(&what).max_results(PAGE_SIZE);
                 let sent = call.set_starting_block_index(from).set_next_token(token.clone()).send();
                 async { sent.await.map_err(|error| Refused::of(action, &what, error)) }
             })
@@ -102,7 +102,7 @@ impl Shared {
         })
     }
 
-    /// All pages from a block on, as long as `each` wants more; the volume's size in GiB.
+    /// Lists all pages from a block on, as long as `each` returns true. Returns the volume's size in GiB.
     async fn pages(
         &self,
         lane: &Lane,
@@ -110,21 +110,21 @@ impl Shared {
         from: u32,
         mut each: impl FnMut(u32, Box<str>, Option<SystemTime>) -> bool,
     ) -> Result<u64> {
-        let (mut next, mut token, mut vain, mut relists) = (from, None, 0, 0);
+        let (mut next, mut token, mut empty_pages, mut relists) = (from, None, 0, 0);
         loop {
             let page = match self.page(lane, snapshot, next, token.clone()).await {
                 Ok(page) => page,
-                // It is good for an hour: listed on from the last block.
-                Err(refused) if token.is_some() && is_of_page(&refused) && relists < RELISTS => {
+                // A page token is valid for an hour: the listing continues after the last block.
+                Err(refused) if token.is_some() && is_page_token_error(&refused) && relists < MAX_RELISTS => {
                     (token, relists) = (None, relists + 1);
                     continue;
                 }
                 Err(refused) => return Err(refused.into()),
             };
             let is_new = |(index, _): &(u32, Box<str>)| *index >= next;
-            vain = if page.blocks.iter().any(is_new) { 0 } else { vain + 1 };
+            empty_pages = if page.blocks.iter().any(is_new) { 0 } else { empty_pages + 1 };
             for (index, token) in page.blocks {
-                // What was listed on may begin before.
+                // A listing that was resumed may begin earlier.
                 if index < next {
                     continue;
                 }
@@ -137,13 +137,16 @@ impl Shared {
                 return Ok(page.size_gib);
             }
             token = page.next;
-            if vain > VAIN {
-                bail!(Kind::Cloud.failure(format!("{VAIN} pages of {} without a new block", snapshot.id)));
+            if empty_pages > MAX_EMPTY_PAGES {
+                bail!(Kind::Cloud.failure(format!(
+                    "EBS listed {MAX_EMPTY_PAGES} pages of {} without a new block",
+                    snapshot.id
+                )));
             }
         }
     }
 
-    /// Lists all of a snapshot. An empty page may be followed by others.
+    /// Lists all blocks of a snapshot. An empty page may be followed by others.
     pub async fn contents(&self, lane: &Lane, snapshot: &Snapshot) -> Result<Contents> {
         let mut windows = snapshot.tokens.0.lock().await;
         let (mut blocks, mut window) = (Indexes::new(), Window::new(0));
@@ -163,7 +166,7 @@ impl Shared {
         Ok(Contents { size_gib, blocks })
     }
 
-    /// The token to read a block by. `refused`: not this one, for EBS took it no more.
+    /// The token to read a block by. `refused` is a token that EBS no longer accepts.
     pub async fn token(
         &self,
         lane: &Lane,
@@ -172,9 +175,9 @@ impl Shared {
         refused: Option<&str>,
     ) -> Result<Box<str>> {
         let number = index / WINDOW;
-        // Held while it is listed: others want the same window.
+        // The lock is held during the listing: others want the same window.
         let mut windows = snapshot.tokens.0.lock().await;
-        let known = windows.iter().find(|window| window.number == number && window.is_good());
+        let known = windows.iter().find(|window| window.number == number && window.is_valid());
         if let Some(token) = known.and_then(|window| window.token(index)).filter(|t| Some(*t) != refused) {
             return Ok(token.into());
         }
@@ -194,8 +197,8 @@ impl Shared {
     }
 }
 
-/// The page's token is too old.
-fn is_of_page(refused: &Refused) -> bool {
+/// Whether the error says that the page's token has expired.
+fn is_page_token_error(refused: &Refused) -> bool {
     refused.is("ValidationException")
         && (refused.reason.as_deref() == Some("INVALID_PAGE_TOKEN")
             || refused.message.to_ascii_lowercase().contains("token"))

@@ -1,9 +1,9 @@
-//! EBS direct: snapshots by their blocks, over AWS's SDK. No type of the SDK leaves this module, and what there is to
-//! ask of EC2 about snapshots [`Ec2`] asks.
+//! EBS direct: block-level access to snapshots, with AWS's SDK. No type of the SDK leaves this module. [`Ec2`] answers
+//! the questions about snapshots that go to EC2.
 //!
-//! Requests go out from threads of their own (`lanes`), since readers block theirs. One layer sends again (`call`), by
-//! EC2's table of error classes: all but CompleteSnapshot may be sent twice, for StartSnapshot has a token, and the
-//! same block again overwrites. How fast is limited, and adapts (`limiter`).
+//! Requests are sent from separate threads (`lanes`), since readers block theirs. One layer retries (`call`), with
+//! EC2's table of error classes. All calls but CompleteSnapshot may be sent twice: StartSnapshot has a token, and a
+//! second put of a block overwrites the first. The rate is limited and adapts (`limiter`).
 
 mod call;
 #[cfg(test)]
@@ -33,24 +33,24 @@ use std::rc::Rc;
 use std::sync::Arc;
 use tokio::sync::OnceCell;
 
-/// EBS direct in the region of an [`Ec2`]. Cheap to clone. It needs no instance.
+/// EBS direct in the region of an [`Ec2`]. It is cheap to clone and needs no instance.
 #[derive(Clone)]
 pub struct Ebs {
     ec2: Ec2,
-    load: Load,
-    /// The threads begin with the first call: who attaches volumes needs none.
+    load_config: LoadConfig,
+    /// The threads start with the first call: bakes that attach volumes need none.
     shared: Rc<OnceCell<Arc<Shared>>>,
     starts: Rc<write::Starts>,
 }
 
-/// The configuration, made on the thread that it is for.
-type Load = Rc<dyn Fn() -> Pin<Box<dyn Future<Output = Config> + Send>>>;
+/// Makes the configuration, on the thread that uses it.
+type LoadConfig = Rc<dyn Fn() -> Pin<Box<dyn Future<Output = Config> + Send>>>;
 
 impl Ebs {
-    /// Takes credentials and endpoint as `ec2` did. Sends nothing to EBS yet.
+    /// Uses the credentials and the endpoint that `ec2` uses. Sends nothing to EBS yet.
     pub fn new(ec2: Ec2) -> Self {
         let (region, pace) = (ec2.region(), *ec2.pace());
-        Self::loading(ec2, move || {
+        Self::with_loader(ec2, move || {
             let loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
                 .app_name(AppName::new(APP).expect("letters only"))
                 .region(Region::new(region.clone()))
@@ -59,30 +59,30 @@ impl Ebs {
         })
     }
 
-    /// With a ready configuration: for tests. Timeouts and retries are oven's own in any case.
+    /// Uses a given configuration: for tests. Timeouts and retries are set by oven in any case.
     pub fn with_config(ec2: Ec2, config: Config) -> Self {
-        Self::loading(ec2, move || std::future::ready(config.clone()))
+        Self::with_loader(ec2, move || std::future::ready(config.clone()))
     }
 
-    fn loading<F>(ec2: Ec2, load: impl Fn() -> F + 'static) -> Self
+    fn with_loader<F>(ec2: Ec2, load_config: impl Fn() -> F + 'static) -> Self
     where
         F: Future<Output = Config> + Send + 'static,
     {
         let pace = *ec2.pace();
-        let load = Rc::new(move || {
-            let config = load();
-            let ours = async move {
+        let load_config = Rc::new(move || {
+            let config = load_config();
+            let with_timeouts = async move {
                 let config = config.await.to_builder().retry_config(RetryConfig::disabled());
                 config.timeout_config(timeouts(&pace)).build()
             };
-            Box::pin(ours) as Pin<Box<dyn Future<Output = Config> + Send>>
+            Box::pin(with_timeouts) as Pin<Box<dyn Future<Output = Config> + Send>>
         });
-        Self { ec2, load, shared: Rc::default(), starts: Rc::default() }
+        Self { ec2, load_config, shared: Rc::default(), starts: Rc::default() }
     }
 
     async fn shared(&self) -> Result<Arc<Shared>> {
         let start = async || {
-            let lanes = workers::Lanes::start(|| (self.load)()).await?;
+            let lanes = workers::Lanes::start(|| (self.load_config)()).await?;
             Ok(Arc::new(Shared::new(lanes, *self.ec2.pace())))
         };
         self.shared.get_or_try_init(start).await.cloned()
@@ -113,7 +113,7 @@ impl Blocks for Ebs {
     }
 
     async fn parent(&self, snapshot: &SnapshotId, kind: &VolumeKind) -> Result<Parent> {
-        self.ec2.parent_of(snapshot, kind).await.with_context(|| format!("looking at {snapshot}"))
+        self.ec2.parent_of(snapshot, kind).await.with_context(|| format!("inspecting {snapshot}"))
     }
 
     async fn copied(&self, snapshot: &SnapshotId, kind: &VolumeKind, tell: &dyn Fn()) -> Result<SnapshotId> {

@@ -1,30 +1,30 @@
-//! How many calls a second: under EBS direct's limit, and under what it takes just now.
+//! Limits the calls a second to EBS direct's quota, and to what EBS accepts at the moment.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
-/// Calls of one kind for one snapshot in any one second, wherever it begins: EBS takes 1000, which cannot be raised (EBS
-/// quotas). It counts them as they arrive: those that were sent in that second, and those that were under way when it
-/// began, of which there are no more than [`crate::cloud::aws::ebs::call::READS`]. So they may go as fast as they are answered until
-/// these are spent; spaced evenly, 700 blocks took 0.8 s where EBS takes them at once.
+/// Calls of one kind for one snapshot in any period of one second. EBS accepts 1000, which cannot be raised (EBS
+/// quotas). It counts calls as they arrive: those sent in that second, and those under way when it began, of which
+/// there are no more than [`super::call::READS`]. Within this budget calls are sent without pauses: spaced evenly, 700
+/// blocks took 0.8 s where EBS takes them at once.
 pub const MOST: usize = 900;
 const SECOND: Duration = Duration::from_secs(1);
-/// While it takes fewer, they go evenly: in this part of a second no more than its part of them. Timers are good for a
-/// millisecond.
+/// After a refusal, calls are spaced evenly: this fraction of a second has at most its share of them. Timers are
+/// accurate to a millisecond.
 const PARTS: usize = 20;
-/// However often EBS refuses, some calls are tried: 5 MiB/s.
-const LEAST: f64 = 10.0;
-/// Each second without a refusal raises the rate by so much: from half of the limit it is back after 20 s.
-const STEP: f64 = 22.5;
-/// Calls that were under way together are refused together: that is one refusal.
-const TOGETHER: Duration = Duration::from_secs(1);
+/// However often EBS refuses, this many calls a second are sent: 5 MiB/s.
+const MIN_RATE: f64 = 10.0;
+/// Each second without a refusal raises the rate by this: from half of the limit it recovers in 20 s.
+const RATE_STEP: f64 = 22.5;
+/// Refusals within this time count as one: calls that were under way together are refused together.
+const REFUSAL_WINDOW: Duration = Duration::from_secs(1);
 
-/// Additive increase, multiplicative decrease: bakes that share an account's limit come to share it evenly.
+/// Additive increase, multiplicative decrease: bakes that share an account's limit converge to equal shares.
 #[derive(Debug)]
 pub struct Limiter {
-    /// Whose turn is next has it, and waits.
+    /// The caller whose turn is next holds this while it waits.
     line: tokio::sync::Mutex<()>,
     state: Mutex<State>,
 }
@@ -33,11 +33,11 @@ pub struct Limiter {
 struct State {
     /// Calls a second.
     rate: f64,
-    /// None was refused yet, and there is no limit that is known before.
-    open: bool,
-    /// When the last turns were taken, ascending: those that count.
+    /// No call was refused yet, and the limit is not known in advance.
+    unlimited: bool,
+    /// When the last turns that count were taken, ascending.
     turns: VecDeque<Instant>,
-    cut: Option<Instant>,
+    last_refusal: Option<Instant>,
 }
 
 impl Default for Limiter {
@@ -47,21 +47,21 @@ impl Default for Limiter {
 }
 
 impl State {
-    /// The one so many turns ago.
-    fn before(&self, turns: usize) -> Option<Instant> {
+    /// When the turn was taken that lies this many turns back.
+    fn turn_back(&self, turns: usize) -> Option<Instant> {
         self.turns.len().checked_sub(turns).map(|at| self.turns[at])
     }
 
-    /// Takes a turn, or tells before when there is none.
-    fn take(&mut self) -> Result<(), Instant> {
+    /// Takes a turn, or returns when the next one is free.
+    fn try_take(&mut self) -> Result<(), Instant> {
         let now = Instant::now();
-        // It is a positive number below a thousand.
-        let most = self.rate as usize;
-        let mut free = self.before(most).filter(|_| !self.open).map(|turn| turn + SECOND);
-        if most < MOST {
-            let few = (most / PARTS).max(1);
-            let part = SECOND.mul_f64(few as f64 / most as f64);
-            free = free.max(self.before(few).map(|turn| turn + part));
+        // The rate is positive and below a thousand.
+        let limit = self.rate as usize;
+        let mut free = self.turn_back(limit).filter(|_| !self.unlimited).map(|turn| turn + SECOND);
+        if limit < MOST {
+            let few = (limit / PARTS).max(1);
+            let part = SECOND.mul_f64(few as f64 / limit as f64);
+            free = free.max(self.turn_back(few).map(|turn| turn + part));
         }
         if let Some(free) = free.filter(|free| *free > now) {
             return Err(free);
@@ -75,13 +75,13 @@ impl State {
 }
 
 impl Limiter {
-    fn new(open: bool) -> Self {
-        let state = State { rate: MOST as f64, open, turns: VecDeque::new(), cut: None };
+    fn new(unlimited: bool) -> Self {
+        let state = State { rate: MOST as f64, unlimited, turns: VecDeque::new(), last_refusal: None };
         Self { line: tokio::sync::Mutex::default(), state: Mutex::new(state) }
     }
 
-    /// Of reads: what is refused costs nothing but itself, and how many an account may make is set apart from how many are
-    /// written to a snapshot. So they go as they are answered until one is refused, and by the limit from then on.
+    /// For reads: a refused read costs nothing but itself, and the account's limit for reads differs from the limit for
+    /// writes to a snapshot. Reads are not limited until one is refused.
     pub fn until_refused() -> Self {
         Self::new(true)
     }
@@ -90,29 +90,29 @@ impl Limiter {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for a turn, behind those who wait already. Who waits no longer takes none.
+    /// Waits for a turn, behind those who wait already. A caller that is dropped takes none.
     pub async fn turn(&self) {
         let _first = self.line.lock().await;
         loop {
-            let taken = self.state().take();
+            let taken = self.state().try_take();
             let Err(free) = taken else { break };
-            // By then it may be fewer.
+            // The rate may have fallen in the meantime.
             sleep_until(free).await;
         }
     }
 
     pub fn succeeded(&self) {
         let mut state = self.state();
-        state.rate = (state.rate + STEP / state.rate).min(MOST as f64);
+        state.rate = (state.rate + RATE_STEP / state.rate).min(MOST as f64);
     }
 
-    /// There were too many.
+    /// Records that EBS refused a call because there were too many.
     pub fn refused(&self) {
         let mut state = self.state();
-        state.open = false;
-        if state.cut.is_none_or(|cut| cut.elapsed() >= TOGETHER) {
-            state.rate = (state.rate / 2.0).max(LEAST);
-            state.cut = Some(Instant::now());
+        state.unlimited = false;
+        if state.last_refusal.is_none_or(|last_refusal| last_refusal.elapsed() >= REFUSAL_WINDOW) {
+            state.rate = (state.rate / 2.0).max(MIN_RATE);
+            state.last_refusal = Some(Instant::now());
         }
     }
 
@@ -133,17 +133,17 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    /// No time so long has more of them, wherever it begins.
-    fn assert_at_most(most: usize, within: Duration, turns: &[Instant]) {
+    /// No period of this length has more turns.
+    fn assert_at_most(limit: usize, within: Duration, turns: &[Instant]) {
         assert!(turns.is_sorted());
-        for (n, both) in turns.windows(most + 1).enumerate() {
-            let took = both[most] - both[0];
-            assert!(took >= within, "{} turns in {took:?}, from the {n}th of {}", most + 1, turns.len());
+        for (n, both) in turns.windows(limit + 1).enumerate() {
+            let took = both[limit] - both[0];
+            assert!(took >= within, "{} turns in {took:?}, from the {n}th of {}", limit + 1, turns.len());
         }
     }
 
-    /// When so many turns are taken that are waited for side by side.
-    async fn taken(limiter: &Limiter, n: usize) -> Vec<Instant> {
+    /// Takes this many turns concurrently and returns when each was taken.
+    async fn take_turns(limiter: &Limiter, n: usize) -> Vec<Instant> {
         let turns = RefCell::new(Vec::new());
         let one = || async {
             limiter.turn().await;
@@ -166,40 +166,40 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn reads_go_as_they_are_answered_until_one_is_refused() {
+    async fn reads_are_not_limited_until_one_is_refused() {
         let limiter = Limiter::until_refused();
         let begun = Instant::now();
-        taken(&limiter, 5 * MOST).await;
+        take_turns(&limiter, 5 * MOST).await;
         assert_eq!(begun.elapsed(), Duration::ZERO);
         limiter.refused();
         assert_eq!(limiter.rate(), MOST as f64 / 2.0);
-        assert_at_most(MOST / 2, SECOND, &taken(&limiter, 2 * MOST).await);
+        assert_at_most(MOST / 2, SECOND, &take_turns(&limiter, 2 * MOST).await);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_seconds_turns_go_at_once_and_no_second_has_more() {
+    async fn a_seconds_turns_are_taken_at_once_and_no_second_has_more() {
         let limiter = Limiter::default();
         let begun = Instant::now();
-        let mut all = taken(&limiter, MOST).await;
+        let mut all = take_turns(&limiter, MOST).await;
         assert_eq!(begun.elapsed(), Duration::ZERO);
-        all.extend(taken(&limiter, 2 * MOST).await);
-        // No faster, and not much slower either.
+        all.extend(take_turns(&limiter, 2 * MOST).await);
+        // It is no faster, and hardly slower.
         assert!((2 * SECOND..2 * SECOND + 10 * MS).contains(&begun.elapsed()), "{:?}", begun.elapsed());
-        // A pause, too, brings those of one second back, and no more.
+        // After a pause, too, one second's turns are available and no more.
         for pause in [500, 999, 1000, 60_000] {
             sleep(pause * MS).await;
-            all.extend(taken(&limiter, MOST + MOST / 2).await);
+            all.extend(take_turns(&limiter, MOST + MOST / 2).await);
         }
         assert_at_most(MOST, SECOND, &all);
     }
 
-    /// Callers that come and go as they like, for some seconds.
+    /// Bursts of random sizes at random times, for some seconds.
     #[tokio::test(start_paused = true)]
-    async fn no_second_has_more_however_they_come() {
+    async fn no_second_has_more_at_random_times() {
         for _ in 0..20 {
             let (limiter, mut all) = (Limiter::default(), Vec::new());
             for _ in 0..40 {
-                all.extend(taken(&limiter, random(400) as usize).await);
+                all.extend(take_turns(&limiter, random(400) as usize).await);
                 sleep(random(300) as u32 * MS).await;
             }
             assert_at_most(MOST, SECOND, &all);
@@ -207,19 +207,19 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn after_a_refusal_there_are_half_as_many_and_evenly() {
+    async fn after_a_refusal_the_rate_is_half_and_even() {
         let (half, few) = (MOST / 2, MOST / 2 / PARTS);
         for pause in [0, 300, 999, 5000] {
             let limiter = Limiter::default();
-            let mut all = taken(&limiter, MOST).await;
+            let mut all = take_turns(&limiter, MOST).await;
             let begun = Instant::now();
             sleep(pause * MS).await;
             limiter.refused();
-            let after = taken(&limiter, 3 * half).await;
-            // What went before counts as well: the service is full of it.
+            let after = take_turns(&limiter, 3 * half).await;
+            // Turns before the refusal count as well: the service has them to do.
             assert!(after[0] >= begun + SECOND, "after {pause} ms: {:?}", after[0] - begun);
             assert_at_most(half, SECOND, &after);
-            // Evenly from the first moment on.
+            // Calls are even from the first moment on.
             assert_at_most(few, SECOND * few as u32 / half as u32 - MS, &after);
             let took = after[3 * half - 1] - after[0];
             assert!((2900 * MS..3300 * MS).contains(&took), "{took:?}");
@@ -229,40 +229,40 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_refusal_slows_those_down_that_wait_already() {
+    async fn a_refusal_slows_waiting_callers_down() {
         let limiter = Limiter::default();
-        taken(&limiter, MOST).await;
+        take_turns(&limiter, MOST).await;
         let begun = Instant::now();
         let refusal = async {
             sleep(500 * MS).await;
             limiter.refused();
         };
-        let (waited, ()) = tokio::join!(taken(&limiter, MOST), refusal);
+        let (waited, ()) = tokio::join!(take_turns(&limiter, MOST), refusal);
         assert_at_most(MOST / 2, SECOND, &waited);
         assert!(begun.elapsed() >= 2900 * MS, "{:?}", begun.elapsed());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_waits_no_longer_takes_no_turn() {
+    async fn a_dropped_caller_takes_no_turn() {
         let limiter = Limiter::default();
-        taken(&limiter, MOST).await;
+        take_turns(&limiter, MOST).await;
         for _ in 0..5 * MOST {
             let mut given_up = pin!(limiter.turn());
             let polled = poll_fn(|cx| Poll::Ready(given_up.as_mut().poll(cx).is_pending())).await;
             assert!(polled);
         }
         let begun = Instant::now();
-        taken(&limiter, MOST).await;
+        take_turns(&limiter, MOST).await;
         assert!(begun.elapsed() < SECOND + 10 * MS, "{:?}", begun.elapsed());
     }
 
-    /// Also while the rate changes all the time.
+    /// The limit holds also while the rate changes all the time.
     #[tokio::test(start_paused = true)]
     async fn refusals_and_successes_let_no_second_have_more() {
         for _ in 0..20 {
             let (limiter, mut all) = (Limiter::default(), Vec::new());
             for _ in 0..60 {
-                let turns = taken(&limiter, random(200) as usize).await;
+                let turns = take_turns(&limiter, random(200) as usize).await;
                 turns.iter().for_each(|_| limiter.succeeded());
                 all.extend(turns);
                 if random(10) == 0 {
@@ -276,26 +276,26 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn refusals_halve_the_rate_and_successes_raise_it_again() {
-        let (limiter, most) = (Limiter::default(), MOST as f64);
+        let (limiter, limit) = (Limiter::default(), MOST as f64);
         for _ in 0..64 {
             limiter.refused();
         }
-        assert_eq!(limiter.rate(), most / 2.0);
-        sleep(TOGETHER).await;
+        assert_eq!(limiter.rate(), limit / 2.0);
+        sleep(REFUSAL_WINDOW).await;
         limiter.refused();
-        assert_eq!(limiter.rate(), most / 4.0);
+        assert_eq!(limiter.rate(), limit / 4.0);
         for _ in 0..100 {
-            sleep(TOGETHER).await;
+            sleep(REFUSAL_WINDOW).await;
             limiter.refused();
         }
-        assert_eq!(limiter.rate(), LEAST);
-        // It goes on, and is even here.
+        assert_eq!(limiter.rate(), MIN_RATE);
+        // Calls are still sent, evenly.
         let begun = Instant::now();
-        let few = taken(&limiter, 3 * LEAST as usize).await;
-        assert_at_most(1, SECOND / LEAST as u32, &few);
+        let few = take_turns(&limiter, 3 * MIN_RATE as usize).await;
+        assert_at_most(1, SECOND / MIN_RATE as u32, &few);
         assert!(begun.elapsed() <= 3100 * MS, "{:?}", begun.elapsed());
         let begun = Instant::now();
-        while limiter.rate() < most {
+        while limiter.rate() < limit {
             limiter.turn().await;
             limiter.succeeded();
         }
@@ -303,7 +303,7 @@ mod tests {
         assert!((30..60).contains(&took), "{took} s");
         sleep(SECOND).await;
         let begun = Instant::now();
-        taken(&limiter, MOST).await;
+        take_turns(&limiter, MOST).await;
         assert_eq!(begun.elapsed(), Duration::ZERO);
     }
 }

@@ -1,4 +1,4 @@
-//! Blocks that are read, and verified.
+//! Reads and verifies blocks.
 
 use super::call::{Shared, Snapshot};
 use super::digest_of;
@@ -14,10 +14,10 @@ use sha2::{Digest as _, Sha256};
 use std::sync::Arc;
 use tokio::time::{Instant, timeout};
 
-/// A block that does not match its digest is read so many times more: what went wrong on the way does not do so again.
-const AGAIN: u32 = 3;
-/// So many tokens that were listed a moment ago are refused before that counts.
-const TOKENS: u32 = 3;
+/// A block that does not match its digest is read this many more times: an error in transit does not recur.
+const REREADS: u32 = 3;
+/// Errors for this many freshly listed tokens are tolerated.
+const MAX_TOKENS: u32 = 3;
 
 pub struct BlockReader {
     pub shared: Arc<Shared>,
@@ -27,24 +27,24 @@ pub struct BlockReader {
 impl Reader for BlockReader {
     fn read(&self, index: u32) -> Result<(Vec<u8>, Digest)> {
         let context = || format!("reading block {index} of {}", self.snapshot.id);
-        for _ in 0..=AGAIN {
+        for _ in 0..=REREADS {
             let (shared, snapshot) = (self.shared.clone(), self.snapshot.clone());
             let got =
                 self.shared.lanes.block(|lane| async move { shared.get(&lane, &snapshot, index).await });
             let (data, digest) = got?.with_context(context)?;
-            // On the caller's thread: there are many of them, and few that talk to EBS.
+            // This runs on the caller's thread: there are many of those, and few that talk to EBS.
             if data.len() == BLOCK && Sha256::digest(&data)[..] == digest {
                 return Ok((data, digest));
             }
         }
-        let text = format!("it does not match its checksum, {} times in a row", AGAIN + 1);
+        let text = format!("the block does not match its checksum, {} times in a row", REREADS + 1);
         Err(Kind::Cloud.error(text)).with_context(context)
     }
 }
 
 impl Shared {
     async fn get(&self, lane: &Lane, snapshot: &Snapshot, index: u32) -> Result<(Vec<u8>, Digest)> {
-        let _permit = self.gets.acquire().await.context("waiting for a turn")?;
+        let _permit = self.gets.acquire().await.context("waiting for a permit to read")?;
         let what = format!("{}, block {index}", snapshot.id);
         let (mut refused_token, mut tokens) = (None::<Box<str>>, 0);
         loop {
@@ -52,17 +52,17 @@ impl Shared {
             let got = self.repeat(lane, &GET_SNAPSHOT_BLOCK, snapshot, Some(&snapshot.gets), |client| {
                 let (what, token, pace) = (&what, &token, &self.pace);
                 async move {
-                    // The SDK's own timeout ends where the data begins.
+                    // The SDK's own timeout ends where the data begin.
                     let begun = Instant::now();
-                    match timeout(pace.attempt, block(&client, snapshot, index, token, what)).await {
+                    match timeout(pace.attempt, fetch_block(&client, snapshot, index, token, what)).await {
                         Ok(got) => got.inspect(|_| self.took(begun.elapsed())),
-                        Err(_) => Err(lost(what, "it did not come in time".to_owned())),
+                        Err(_) => Err(lost_answer(what, "the block did not arrive in time".to_owned())),
                     }
                 }
             });
             match got.await {
-                // It is good for a week, and no longer.
-                Err(refused) if tokens < TOKENS && is_of_token(&refused) => {
+                // A block token is valid for a week.
+                Err(refused) if tokens < MAX_TOKENS && is_block_token_error(&refused) => {
                     (refused_token, tokens) = (Some(token), tokens + 1);
                 }
                 got => return Ok(got?),
@@ -71,7 +71,7 @@ impl Shared {
     }
 }
 
-async fn block(
+async fn fetch_block(
     client: &Client,
     snapshot: &Snapshot,
     index: u32,
@@ -83,23 +83,24 @@ async fn block(
     let mut answer = sent.map_err(|error| Refused::of(&GET_SNAPSHOT_BLOCK, what, error))?;
     let mut data = Vec::with_capacity(BLOCK);
     while let Some(part) = answer.block_data.next().await {
-        let part = part.map_err(|error| lost(what, format!("its data ended early: {error}")))?;
+        let part =
+            part.map_err(|error| lost_answer(what, format!("the block's data ended early: {error}")))?;
         if data.len() + part.len() > BLOCK {
-            return Err(lost(what, format!("more than {BLOCK} bytes")));
+            return Err(lost_answer(what, format!("the block has more than {BLOCK} bytes")));
         }
         data.extend_from_slice(&part);
     }
     let digest = answer.checksum.as_deref().and_then(digest_of);
-    let digest = digest.ok_or_else(|| lost(what, "it has no checksum".to_owned()))?;
+    let digest = digest.ok_or_else(|| lost_answer(what, "the block has no checksum".to_owned()))?;
     Ok((data, digest))
 }
 
-fn lost(what: &str, message: String) -> Refused {
+fn lost_answer(what: &str, message: String) -> Refused {
     Refused::broken(&GET_SNAPSHOT_BLOCK, what, message, Class::Lost)
 }
 
-/// The block's token is too old.
-fn is_of_token(refused: &Refused) -> bool {
+/// Whether the error says that the block's token has expired.
+fn is_block_token_error(refused: &Refused) -> bool {
     refused.is("ValidationException")
         && (refused.reason.as_deref() == Some("INVALID_BLOCK_TOKEN")
             || refused.message.to_ascii_lowercase().contains("token"))

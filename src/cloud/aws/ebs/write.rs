@@ -1,4 +1,4 @@
-//! Snapshots that are written: started, filled, sealed.
+//! Starts, fills and seals snapshots.
 
 use super::call::Shared;
 use super::{Ebs, base64_of, digest_of};
@@ -26,22 +26,22 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep};
 
-/// EBS gives up a pending snapshot that nothing was written to for so many minutes. The least for us: a bake starts its
+/// Minutes without a write after which EBS discards a pending snapshot. This is the lower bound: a bake starts its
 /// snapshot before its steps, each of which may take an hour.
-const TIMEOUT: u64 = 360;
-/// And the most.
-const LONGEST: u64 = 4320;
-/// Seconds for a GiB, at the 20 MB/s of a slow way to EBS.
-const SLOW_GIB: u64 = 54;
+const MIN_TIMEOUT: u64 = 360;
+/// The upper bound.
+const MAX_TIMEOUT: u64 = 4320;
+/// Seconds for a GiB at 20 MB/s, a slow connection to EBS.
+const SECONDS_PER_GIB: u64 = 54;
 
-/// What became of starts.
+/// What is known about calls of StartSnapshot.
 #[derive(Default)]
 pub struct Starts {
-    /// By run: each has a token of its own.
+    /// Attempts by run: each has its own token.
     attempts: RefCell<HashMap<RunId, u32>>,
-    /// Calls that may have started a snapshot, by token: sent again, they tell which.
-    doubtful: Arc<Mutex<HashMap<String, (RunId, StartSnapshotInputBuilder)>>>,
-    /// Whether a snapshot that refused a block was given up: asked once for all of its blocks.
+    /// Calls that may have started a snapshot, by token: sent again, they answer with that snapshot.
+    unresolved: Arc<Mutex<HashMap<String, (RunId, StartSnapshotInputBuilder)>>>,
+    /// Whether EBS discarded a snapshot that refused a block: it is asked once for all of the blocks.
     expired: RefCell<HashMap<SnapshotId, Rc<OnceCell<bool>>>>,
 }
 
@@ -53,22 +53,22 @@ impl Starts {
         token(run, "direct", *attempt)
     }
 
-    fn doubted<T>(
+    fn with_unresolved<T>(
         &self,
         with: impl FnOnce(&mut HashMap<String, (RunId, StartSnapshotInputBuilder)>) -> T,
     ) -> T {
-        with(&mut self.doubtful.lock().unwrap_or_else(PoisonError::into_inner))
+        with(&mut self.unresolved.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-/// That, and twice what it may take to write all of it, in minutes.
-fn patience(size_gib: u64) -> i32 {
-    let minutes = size_gib.saturating_mul(2 * SLOW_GIB) / 60;
-    convert::number(minutes.saturating_add(TIMEOUT).min(LONGEST))
+/// [`MIN_TIMEOUT`], plus twice the time to write the whole disk, in minutes.
+fn timeout_minutes(size_gib: u64) -> i32 {
+    let minutes = size_gib.saturating_mul(2 * SECONDS_PER_GIB) / 60;
+    convert::number(minutes.saturating_add(MIN_TIMEOUT).min(MAX_TIMEOUT))
 }
 
-/// EBS takes 1 to 255 characters.
-fn described(text: &str) -> Option<String> {
+/// EBS accepts 1 to 255 characters.
+fn truncate_description(text: &str) -> Option<String> {
     Some(text.chars().take(255).collect::<String>()).filter(|text| !text.is_empty())
 }
 
@@ -83,8 +83,8 @@ impl Ebs {
     pub(crate) async fn start_snapshot(&self, spec: &NewSnapshot) -> Result<SnapshotId> {
         let tags = self.ec2.owned(&spec.tags, &spec.run)?;
         let tags = tags.iter().map(|(key, value)| Tag::builder().key(key).value(value).build()).collect();
-        let alone = spec.parent.is_none();
-        let key = spec.kms_key.clone().filter(|_| alone && spec.encrypted);
+        let without_parent = spec.parent.is_none();
+        let key = spec.kms_key.clone().filter(|_| without_parent && spec.encrypted);
         if let Some(key) = key.as_ref().filter(|key| !key.starts_with("arn:")) {
             let failure = Kind::Definition.failure(format!("EBS direct does not take the key {key:?}"));
             return Err(failure
@@ -98,11 +98,11 @@ impl Ebs {
         let request = StartSnapshotInput::builder()
             .volume_size(spec.size_gib.try_into().unwrap_or(i64::MAX))
             .set_parent_snapshot_id(spec.parent.as_ref().map(|parent| parent.0.clone()))
-            .set_description(described(&spec.description))
+            .set_description(truncate_description(&spec.description))
             .set_tags(Some(tags))
-            .timeout(patience(spec.size_gib))
-            // A child's are its parent's: EBS refuses to be told.
-            .set_encrypted(alone.then_some(true).filter(|_| spec.encrypted))
+            .timeout(timeout_minutes(spec.size_gib))
+            // A child is encrypted as its parent is: EBS rejects the parameter.
+            .set_encrypted(without_parent.then_some(true).filter(|_| spec.encrypted))
             .set_kms_key_arn(key);
         let (shared, mut again) = (self.shared().await?, true);
         let started = loop {
@@ -110,20 +110,20 @@ impl Ebs {
             let request = request.clone().client_token(&token);
             let sent = self.ec2.repeat(&START_SNAPSHOT, &what, async || {
                 let (lane, (again, token)) = (shared.lanes.next(), (request.clone(), token.clone()));
-                let (doubtful, of) = (self.starts.doubtful.clone(), spec.run.clone());
+                let (unresolved, of) = (self.starts.unresolved.clone(), spec.run.clone());
                 let (sent, client) = (request.clone(), lane.client());
                 let task = lane.handle().spawn(send(sent, client));
                 let answer = async { task.await.expect("the thread lives as long as the program's Ebs") };
                 self.ec2
                     .fly(&spec.run, &START_SNAPSHOT, &what, answer, move |run, result| {
-                        let mut doubtful = doubtful.lock().unwrap_or_else(PoisonError::into_inner);
+                        let mut unresolved = unresolved.lock().unwrap_or_else(PoisonError::into_inner);
                         match result {
                             Ok(snapshot) => {
                                 run.snapshots.extend(snapshot.snapshot_id.clone());
-                                doubtful.remove(&token);
+                                unresolved.remove(&token);
                             }
                             Err(refused) if refused.class == Class::Lost => {
-                                doubtful.insert(token, (of, again));
+                                unresolved.insert(token, (of, again));
                             }
                             Err(_) => {}
                         }
@@ -132,7 +132,7 @@ impl Ebs {
             });
             match sent.await {
                 Ok(started) => break started,
-                // The token is known from elsewhere: never a third time.
+                // Another request used this token: a new one is tried once.
                 Err(refused) if refused.is("ConflictException") && again => again = false,
                 Err(refused) => return Err(refused.into()),
             }
@@ -146,20 +146,20 @@ impl Ebs {
         Ok(id)
     }
 
-    /// A call that may have started a snapshot is sent again: with its token, EBS answers with that one. If it never
-    /// arrived, one is started now, which is known then.
+    /// Sends a call again that may have started a snapshot: EBS recognizes the token and answers with that snapshot. If
+    /// the first call never arrived, this one starts a snapshot, whose id is then known.
     pub(crate) async fn resolve_starts(&self, run: &RunId) -> Result<()> {
         self.ec2.made().settled(run).await;
-        let doubtful: Vec<_> = self.starts.doubted(|doubtful| {
-            let of_run = doubtful.iter().filter(|(_, (of, _))| of == run);
+        let unresolved: Vec<_> = self.starts.with_unresolved(|unresolved| {
+            let of_run = unresolved.iter().filter(|(_, (of, _))| of == run);
             of_run.map(|(token, (_, request))| (token.clone(), request.clone())).collect()
         });
-        if doubtful.is_empty() {
+        if unresolved.is_empty() {
             return Ok(());
         }
         let shared = self.shared().await?;
-        for (token, request) in doubtful {
-            let what = format!("to learn what was started for run {run}");
+        for (token, request) in unresolved {
+            let what = format!("to find out what was started for run {run}");
             let sent = self.ec2.repeat(&START_SNAPSHOT, &what, async || {
                 let request = request.clone();
                 let answer = shared.lanes.run(|lane| send(request, lane.client())).await;
@@ -171,14 +171,14 @@ impl Ebs {
                     self.ec2.born(&id);
                     self.ec2.made().of(run, |run| run.snapshots.insert(id));
                 }
-                // It still is not known.
+                // The outcome is still unknown.
                 Err(refused) if matches!(refused.class, Class::Lost | Class::Throttled | Class::Expired) => {
                     return Err(refused.into());
                 }
-                // Refused: so the first one was, or what it started is found by its tag.
+                // It was refused: then the first call was refused too, or its snapshot is found by its tag.
                 Err(_) => {}
             }
-            self.starts.doubted(|doubtful| doubtful.remove(&token));
+            self.starts.with_unresolved(|unresolved| unresolved.remove(&token));
         }
         Ok(())
     }
@@ -193,7 +193,7 @@ impl Ebs {
         let lanes = self.shared().await?;
         let (shared, snapshot) = (lanes.clone(), id.clone());
         let sent = lanes.lanes.run(|lane| async move {
-            let _permit = shared.puts.acquire().await.expect("it is never closed");
+            let _permit = shared.puts.acquire().await.expect("the semaphore is never closed");
             let (snapshot, what) = (shared.snapshot(&snapshot), format!("{snapshot}, block {index}"));
             let (data, checksum) = (Bytes::from_owner(data), base64_of(&digest));
             let put = shared.repeat(&lane, &PUT_SNAPSHOT_BLOCK, &snapshot, Some(&snapshot.puts), |client| {
@@ -211,7 +211,7 @@ impl Ebs {
                     let put = put.map_err(|error| Refused::of(&PUT_SNAPSHOT_BLOCK, what, error))?;
                     match put.checksum.as_deref().and_then(digest_of) {
                         Some(other) if other != digest => {
-                            let text = "EBS tells another checksum".to_owned();
+                            let text = "EBS returned another checksum".to_owned();
                             Err(Refused::broken(&PUT_SNAPSHOT_BLOCK, what, text, Class::Lost))
                         }
                         _ => Ok(()),
@@ -229,11 +229,11 @@ impl Ebs {
         }
     }
 
-    /// Whether a snapshot that refused something was given up by EBS, or is gone: somebody may have swept what began long
-    /// ago.
+    /// Whether EBS discarded a snapshot that refused a request, or it is gone: somebody may have swept a run that began
+    /// long ago.
     async fn has_expired(&self, id: &SnapshotId) -> Result<bool> {
         let cell = self.starts.expired.borrow_mut().entry(id.clone()).or_default().clone();
-        cell.get_or_try_init(async || Ok(is_over(self.ec2.snapshot_state(id).await?))).await.copied()
+        cell.get_or_try_init(async || Ok(is_discarded(self.ec2.snapshot_state(id).await?))).await.copied()
     }
 
     pub(crate) async fn complete_snapshot(
@@ -248,17 +248,17 @@ impl Ebs {
                 Ok(()) => break,
                 Err(refused) => refused,
             };
-            let known = !lost || is_about_blocks(&refused);
+            let known = !lost || is_block_mismatch(&refused);
             if refused.class != Class::Lost && known {
                 if is_final(&refused) {
-                    return Err(self.given_up(id, refused.into()).await);
+                    return Err(self.discard(id, refused.into()).await);
                 }
                 return Err(refused.into());
             }
             match self.ec2.snapshot_state(id).await? {
                 Some(SnapshotState::Completed) => return Ok(()),
-                Some(SnapshotState::Error) => return Err(self.given_up(id, refused.into()).await),
-                // It was sealed by a call whose answer was lost: it is refused a second time.
+                Some(SnapshotState::Error) => return Err(self.discard(id, refused.into()).await),
+                // The snapshot was sealed by a call whose answer was lost: EBS refuses the second one.
                 _ if refused.class != Class::Lost => break,
                 _ if begun.elapsed() >= self.ec2.pace().outage => return Err(refused.into()),
                 _ => lost = true,
@@ -267,7 +267,7 @@ impl Ebs {
         }
         match self.ec2.completed(id).await? {
             Ok(()) => Ok(()),
-            Err(error) => Err(self.given_up(id, error).await),
+            Err(error) => Err(self.discard(id, error).await),
         }
     }
 
@@ -284,14 +284,14 @@ impl Ebs {
         Ok(shared.lanes.run(send).await)
     }
 
-    /// A snapshot that cannot be completed is deleted. If EBS gave it up, or it is gone, it is to be written once more.
-    async fn given_up(&self, id: &SnapshotId, error: Error) -> Error {
-        let expired = self.ec2.snapshot_state(id).await.is_ok_and(is_over);
+    /// Deletes a snapshot that cannot be completed. If EBS discarded it, or it is gone, it has to be written again.
+    async fn discard(&self, id: &SnapshotId, error: Error) -> Error {
+        let expired = self.ec2.snapshot_state(id).await.is_ok_and(is_discarded);
         let error = match expired {
             true => Error::new(Expired(id.clone())).context(format!("{error:#}")),
             false => error,
         };
-        // It is owed already: that it could not be deleted does not hide why it had to be.
+        // The debt removes it in any case; a failure to delete it does not hide the first error.
         match self.ec2.send_delete(id).await {
             Err(refused) if refused.class != Class::Done => {
                 error.context(format!("{id} is still there ({refused})"))
@@ -322,18 +322,18 @@ async fn complete(
     sent.await.map(drop)
 }
 
-/// Whether a snapshot that was pending takes no more blocks, and will never be complete.
-fn is_over(state: Option<SnapshotState>) -> bool {
+/// Whether a snapshot that was pending accepts no more blocks and will never be complete.
+fn is_discarded(state: Option<SnapshotState>) -> bool {
     matches!(state, Some(SnapshotState::Error) | None)
 }
 
-/// It will be refused again.
+/// Whether a retry would be refused again.
 fn is_final(refused: &Refused) -> bool {
     matches!(refused.class, Class::Terminal | Class::NotYet)
 }
 
-/// The blocks are not those that were counted and summed up.
-fn is_about_blocks(refused: &Refused) -> bool {
+/// Whether the error says that the blocks differ from the given count or checksum.
+fn is_block_mismatch(refused: &Refused) -> bool {
     let message = refused.message.to_ascii_lowercase();
     ["checksum", "count"].iter().any(|word| message.contains(word))
 }
@@ -343,10 +343,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_large_snapshot_is_not_given_up_early() {
-        assert_eq!(patience(1), 361);
-        assert_eq!(patience(33), 419);
-        assert_eq!(patience(100), 540);
-        assert_eq!(patience(64 << 10), 4320);
+    fn a_large_snapshot_gets_a_longer_timeout() {
+        assert_eq!(timeout_minutes(1), 361);
+        assert_eq!(timeout_minutes(33), 419);
+        assert_eq!(timeout_minutes(100), 540);
+        assert_eq!(timeout_minutes(64 << 10), 4320);
     }
 }

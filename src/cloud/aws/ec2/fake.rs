@@ -1,4 +1,4 @@
-//! A server of canned answers on 127.0.0.1, for tests of what oven makes of them.
+//! An HTTP server with scripted answers on 127.0.0.1, for tests of how oven handles them.
 
 use super::{Ec2, Options, Pace};
 use crate::device::Device;
@@ -35,12 +35,12 @@ impl Request {
 }
 
 pub enum Reply {
-    /// The inside of the response element.
+    /// The content of the response element.
     Ok(String),
     Error(u16, &'static str, String),
-    /// The connection is closed without an answer.
+    /// Closes the connection without an answer.
     Drop,
-    /// Never an answer.
+    /// Never answers.
     Hang,
 }
 
@@ -54,7 +54,7 @@ pub fn refuse(code: &'static str, message: impl Into<String>) -> Reply {
 
 type Handler = Box<dyn FnMut(&Request, usize) -> Reply + Send>;
 
-/// What was asked, oldest first.
+/// The requests, oldest first.
 #[derive(Clone, Default)]
 pub struct Calls(Arc<Mutex<Vec<Request>>>);
 
@@ -72,7 +72,7 @@ impl Calls {
     }
 }
 
-/// `handler` is given the request, and how many of the same action came before it.
+/// `handler` gets the request and the number of earlier ones with the same action.
 pub async fn ec2(dir: &Path, handler: impl FnMut(&Request, usize) -> Reply + Send + 'static) -> (Ec2, Calls) {
     let (endpoint, calls) = server(handler).await;
     let config = Config::builder()
@@ -84,7 +84,7 @@ pub async fn ec2(dir: &Path, handler: impl FnMut(&Request, usize) -> Reply + Sen
     (Ec2::with_config(config, options(dir)), calls)
 }
 
-/// The same as `oven` connects: by aws-config, and with SSM.
+/// Connects as `oven` does: with aws-config and SSM.
 pub async fn connected(
     dir: &Path,
     handler: impl FnMut(&Request, usize) -> Reply + Send + 'static,
@@ -113,7 +113,7 @@ async fn server(handler: impl FnMut(&Request, usize) -> Reply + Send + 'static) 
     (endpoint, calls)
 }
 
-/// A device is there the second time that it is looked for.
+/// A device appears the second time that it is looked for.
 fn options(dir: &Path) -> Options {
     let looks = Cell::new(0);
     let devices = move |volume: &VolumeId| {
@@ -134,7 +134,7 @@ fn options(dir: &Path) -> Options {
         zone: Some("eu-test-1a".to_owned()),
         documents: dir.to_owned(),
         devices: Rc::new(devices),
-        // Where the first call is lost, the second has to come in time, however busy the machine.
+        // If the first call is lost, the second has to come in time, however busy the machine is.
         pace: Pace { unreachable: Duration::from_secs(3), ..fast },
     }
 }

@@ -1,9 +1,9 @@
-//! EC2: the same two traits, over AWS's SDK. No type of the SDK leaves this module.
+//! EC2: implements [`Cloud`] and [`Volumes`] with AWS's SDK. No type of the SDK leaves this module.
 //!
-//! There is one layer that sends calls again (`call`), with one table of error classes (`class`). A call without a
-//! client token is sent once, and what it may have done is looked up: `CreateSnapshot` by volume and run,
-//! `RegisterImage` by name, `AttachVolume` by the volume's state. What changes something goes on when the story is
-//! stopped in the middle of it (`made`), so that the debts know what there is to remove.
+//! One layer retries calls (`call`), with one table of error classes (`class`). A call without a client token is sent
+//! once, and its outcome is looked up: `CreateSnapshot` by volume and run, `RegisterImage` by name, `AttachVolume` by
+//! the volume's state. A call that changes something continues when the bake is cancelled during it (`made`), so that
+//! the undo debts know what to remove.
 
 pub mod client;
 #[cfg(test)]
@@ -37,25 +37,25 @@ use std::rc::Rc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How an attached volume is found on this machine: `None`, it is not there yet.
+/// Finds an attached volume on this machine; `None`: it is not there yet.
 pub type Devices = Rc<dyn Fn(&VolumeId) -> Result<Option<Device>>>;
 
-/// What [`Ec2`] has to know.
+/// The options of [`Ec2`].
 #[derive(Clone)]
 pub struct Options {
-    /// Else as `aws-config` finds it: environment, profile, IMDS.
+    /// `None`: as `aws-config` finds it, from environment, profile or IMDS.
     pub region: Option<String>,
-    /// This instance. Without it nothing can be attached; images can be looked up and swept.
+    /// This instance. Without it nothing can be attached, but images can be looked up and swept.
     pub instance_id: Option<String>,
     /// This instance's availability zone.
     pub zone: Option<String>,
-    /// A directory on the builder: documents by image id, and permissions that were granted.
+    /// A directory on the builder for documents by image id, and for permissions that were granted.
     pub documents: PathBuf,
     pub devices: Devices,
     pub pace: Pace,
 }
 
-/// EC2 in one region, as seen from one instance. Cheap to clone.
+/// EC2 in one region, as seen from one instance. It is cheap to clone.
 #[derive(Clone)]
 pub struct Ec2(Rc<Inner>);
 
@@ -65,25 +65,25 @@ struct Inner {
     /// For SSM; `None` in tests that need none.
     shared: Option<SdkConfig>,
     options: Options,
-    /// Whether EC2 ever answered: an endpoint that never did is a wrong one.
+    /// Whether EC2 ever answered: an endpoint that never did is probably wrong.
     answered: Cell<bool>,
-    /// When ids that we made came into being, and whether EC2 has shown them since.
+    /// When this process created each id, and whether EC2 has shown it since.
     born: RefCell<HashMap<String, (Instant, bool)>>,
     made: client::in_flight::Made,
     names: RefCell<volumes::device_names::Names>,
-    /// Whether bakes attach nothing here.
+    /// Whether bakes attach no volumes here.
     direct: Cell<bool>,
     /// Held while a snapshot is copied.
     copying: tokio::sync::Mutex<()>,
     wire: client::connection::Wire,
 }
 
-/// Also in the user agent: CloudTrail shows who called.
+/// Part of the user agent, so that CloudTrail shows who called.
 pub(crate) const APP: &str = "oven";
 
 impl Ec2 {
-    /// Takes region, credentials and endpoint as AWS's tools do: environment, profiles, assumed roles, web identity,
-    /// containers, IMDS. Sends nothing to EC2 yet.
+    /// Takes region, credentials and endpoint as AWS's tools do: from environment, profiles, assumed roles, web
+    /// identity, containers, IMDS. Sends nothing to EC2 yet.
     pub async fn connect(options: Options) -> Result<Self> {
         Self::load(aws_config::defaults(BehaviorVersion::v2026_01_12()), options).await
     }
@@ -96,25 +96,25 @@ impl Ec2 {
         }
         let shared = loader.load().await;
         if shared.region().is_none() {
-            let hint = "Give --region, set AWS_REGION, or give the profile one.";
+            let hint = "Pass --region, set AWS_REGION, or set a region in the profile.";
             return Err(Kind::Machine.failure("no AWS region is set").hint(hint).into());
         }
         Ok(Self::with_shared(shared, options))
     }
 
-    /// With a ready configuration, for SSM and credentials, too: for tests.
+    /// Uses a given configuration, also for SSM and credentials: for tests.
     pub fn with_shared(shared: SdkConfig, options: Options) -> Self {
         Self::new(Config::new(&shared), Some(shared), options)
     }
 
-    /// With a ready configuration of EC2 alone: for tests. Timeouts and retries are oven's own in any case.
+    /// Uses a given configuration for EC2 alone: for tests. Timeouts and retries are set by oven in any case.
     pub fn with_config(config: Config, options: Options) -> Self {
         Self::new(config, None, options)
     }
 
     fn new(config: Config, shared: Option<SdkConfig>, options: Options) -> Self {
         let wire = client::connection::Wire::default();
-        // One layer that retries: the SDK's own would send CreateSnapshot three times.
+        // There is one layer that retries: the SDK's own would send CreateSnapshot three times.
         let config = config
             .to_builder()
             .retry_config(RetryConfig::disabled())
@@ -136,7 +136,7 @@ impl Ec2 {
         }))
     }
 
-    /// The same for bakes that attach nothing: they need other permissions, and need not be on an instance.
+    /// For bakes that attach no volumes: they need other permissions, and need not run on an instance.
     pub fn without_volumes(self) -> Self {
         self.0.direct.set(true);
         self
@@ -155,7 +155,7 @@ impl Ec2 {
         self.0.client.borrow().clone()
     }
 
-    /// A client with connections of its own: it may reach another of EC2's endpoints.
+    /// A client with its own connections: it may reach another of EC2's endpoints.
     fn new_client(&self) -> Client {
         Client::from_conf(self.0.config.borrow().clone())
     }
@@ -164,12 +164,12 @@ impl Ec2 {
     fn ssm(&self) -> Option<aws_sdk_ssm::Client> {
         let config = aws_sdk_ssm::config::Builder::from(self.0.shared.as_ref()?);
         let retry = aws_sdk_ssm::config::retry::RetryConfig::disabled();
-        // Credentials of its own: those that were cached may be too old.
+        // It has its own credentials: cached ones may be too old.
         let config = config.retry_config(retry).identity_cache(IdentityCache::lazy().build());
         Some(aws_sdk_ssm::Client::from_conf(config.build()))
     }
 
-    /// Forgets the credentials in use, and takes new ones.
+    /// Discards the credentials in use and loads new ones.
     fn renew(&self) {
         let config =
             self.0.config.borrow().to_builder().identity_cache(IdentityCache::lazy().build()).build();
@@ -189,12 +189,12 @@ impl Ec2 {
         self.0.answered.get()
     }
 
-    /// Remembers when an id came into being.
+    /// Records that this process has just created an id.
     pub(crate) fn born(&self, id: &str) {
         self.0.born.borrow_mut().entry(id.to_owned()).or_insert_with(|| (Instant::now(), false));
     }
 
-    /// EC2 shows these.
+    /// Records that EC2 shows these ids.
     fn seen<'a>(&self, ids: impl Iterator<Item = &'a str>) {
         let mut born = self.0.born.borrow_mut();
         ids.for_each(|id| {
@@ -204,19 +204,19 @@ impl Ec2 {
         });
     }
 
-    /// Whether we made it so recently that EC2 may not know it everywhere, and it never was seen: "not found" does not
-    /// say that it is not there.
+    /// Whether this process created the id so recently that EC2 may not know it everywhere, and it was never shown:
+    /// "not found" does not prove that it does not exist.
     fn is_unseen(&self, id: &str) -> bool {
         let visible = self.pace().visible;
         self.0.born.borrow().get(id).is_some_and(|(born, seen)| !seen && born.elapsed() < visible)
     }
 
-    /// How long ago an id that we made came into being.
+    /// The time since this process created an id.
     fn age(&self, id: &str) -> Option<Duration> {
         self.0.born.borrow().get(id).map(|(born, _)| born.elapsed())
     }
 
-    /// Whether a text names something that we made so recently that EC2 may not show it everywhere yet.
+    /// Whether a text names something that was created so recently that EC2 may not show it everywhere yet.
     fn is_new(&self, what: &str) -> bool {
         let visible = self.pace().visible;
         self.0
@@ -234,12 +234,12 @@ impl Ec2 {
         self.0.options.zone.as_deref().ok_or_else(not_an_instance)
     }
 
-    /// This process, by the instance's id where that is known.
+    /// This process as an owner, by the instance's id if that is known.
     fn owner(&self) -> Owner {
         self.0.options.instance_id.as_deref().map_or_else(Owner::this, Owner::on)
     }
 
-    /// Tags that say whose a resource is.
+    /// Adds the tags that say which run and process own a resource.
     pub(crate) fn owned(&self, tags: &Tags, run: &RunId) -> Result<Tags> {
         let mut tags = tags.clone();
         tags.insert(tag::RUN.to_owned(), run.0.clone());
@@ -248,7 +248,7 @@ impl Ec2 {
         Ok(tags)
     }
 
-    /// The first look is made after half a second: nothing on EC2 is ready at once.
+    /// Waits before the first poll: nothing on EC2 is ready at once.
     async fn look_soon(&self) {
         tokio::time::sleep(self.pace().look).await;
     }
@@ -264,8 +264,8 @@ pub(crate) fn timeouts(pace: &Pace) -> TimeoutConfig {
 }
 
 fn not_an_instance() -> anyhow::Error {
-    let hint = "Bake on an EC2 instance, or tell which one this is: --instance-id ID --zone ZONE.";
-    Kind::Machine.failure("it is not known which EC2 instance this is").hint(hint).into()
+    let hint = "Bake on an EC2 instance, or name it with --instance-id ID --zone ZONE.";
+    Kind::Machine.failure("the id and zone of this EC2 instance are unknown").hint(hint).into()
 }
 
 #[async_trait(?Send)]

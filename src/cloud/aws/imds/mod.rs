@@ -1,4 +1,4 @@
-//! Who am I: the instance that oven runs on, by IMDSv2 or as told.
+//! Finds out on which EC2 instance oven runs, by IMDSv2 or from the command line.
 
 #[cfg(test)]
 mod tests;
@@ -21,28 +21,32 @@ pub struct Instance {
     pub region: String,
 }
 
-/// What was said of it on the command line: it wins. With both id and zone the metadata service is not asked.
+/// The values from the command line, which take precedence. With both id and zone, the metadata service is not queried.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Given {
     pub instance_id: Option<String>,
     pub zone: Option<String>,
-    /// The region to work in. It has to be the instance's own: a volume cannot be attached from elsewhere.
+    /// The region to work in. It has to be the instance's own: a volume cannot be attached across regions.
     pub region: Option<String>,
 }
 
 const FLAGS: &str = "--instance-id and --zone";
-/// It is answered by the host that the instance runs on, within milliseconds; a container's bridge adds as little.
-const CONNECT: Duration = Duration::from_secs(1);
-const READ: Duration = Duration::from_secs(2);
-/// With retries: it does answer 5xx now and then.
-const WHOLE: Duration = Duration::from_secs(8);
+/// The host of the instance answers within milliseconds; a container's bridge adds as little.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+const READ_TIMEOUT: Duration = Duration::from_secs(2);
+/// Includes retries: the service answers 5xx now and then.
+const OPERATION_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// The instance that this process runs on.
 ///
-/// Fails with [`Kind::Machine`] where the metadata service does not tell, and says why it might not; with
-/// [`Kind::Usage`] if what was given is no id or no zone, or contradicts itself.
+/// Fails with [`Kind::Machine`] if the metadata service does not answer, with possible reasons, and with
+/// [`Kind::Usage`] if a given value is malformed or contradicts another one.
 pub async fn who_am_i(given: Given) -> Result<Instance> {
-    let imds = Client::builder().connect_timeout(CONNECT).read_timeout(READ).operation_timeout(WHOLE).build();
+    let imds = Client::builder()
+        .connect_timeout(CONNECT_TIMEOUT)
+        .read_timeout(READ_TIMEOUT)
+        .operation_timeout(OPERATION_TIMEOUT)
+        .build();
     let region = ["AWS_REGION", "AWS_DEFAULT_REGION"].into_iter().find_map(|name| {
         let value = std::env::var(name).ok().filter(|value| !value.is_empty())?;
         Some((value, name))
@@ -50,55 +54,58 @@ pub async fn who_am_i(given: Given) -> Result<Instance> {
     who(given, region, &imds).await
 }
 
-/// `environment`: the region that it says, and the name of the variable that does.
+/// `environment` is the region from the environment and the name of its variable.
 async fn who(given: Given, environment: Option<(String, &str)>, imds: &Client) -> Result<Instance> {
     let id = match given.instance_id {
-        Some(id) => checked(id, is_instance, "--instance-id", "an instance's id, as i-0123456789abcdef0")?,
-        None => read(imds, "/latest/meta-data/instance-id", is_instance, "an instance's id").await?,
+        Some(id) => {
+            parse_flag(id, is_instance, "--instance-id", "an instance id such as i-0123456789abcdef0")?
+        }
+        None => query(imds, "/latest/meta-data/instance-id", is_instance, "an instance id").await?,
     };
     let zone = match given.zone {
-        Some(zone) => checked(zone, is_zone_name, "--zone", "an availability zone's name, as eu-central-1a")?,
+        Some(zone) => parse_flag(zone, is_zone_name, "--zone", "an availability zone such as eu-central-1a")?,
         None => {
             let path = "/latest/meta-data/placement/availability-zone";
-            read(imds, path, is_zone_name, "a zone's name").await?
+            query(imds, path, is_zone_name, "a zone's name").await?
         }
     };
     let region = region_of(&zone)?.to_owned();
     let wanted = given.region.map(|region| (region, "--region or oven.toml")).or(environment);
     if let Some((wanted, by)) = wanted.filter(|(wanted, _)| *wanted != region) {
-        let text = format!("{id} is in {zone}, and {wanted} is the region to work in (by {by})");
-        let hint = "A volume is attached in its instance's own zone: bake on an instance of that region.";
+        let text = format!("{id} is in {zone}, but {by} sets the region {wanted}");
+        let hint =
+            "A volume can be attached only in its instance's own zone: bake on an instance of that region.";
         return Err(Kind::Usage.failure(text).hint(hint).into());
     }
     Ok(Instance { id, zone, region })
 }
 
-fn checked(text: String, fits: fn(&str) -> bool, flag: &str, what: &str) -> Result<String> {
-    if fits(&text) {
+fn parse_flag(text: String, is_valid: fn(&str) -> bool, flag: &str, what: &str) -> Result<String> {
+    if is_valid(&text) {
         Ok(text)
     } else {
-        Err(Kind::Usage.error(format!("`{flag}` is {text:?}: it should be {what}")))
+        Err(Kind::Usage.error(format!("`{flag}` is {text:?}; expected {what}")))
     }
 }
 
-async fn read(imds: &Client, path: &str, fits: fn(&str) -> bool, what: &str) -> Result<String> {
-    let text: String = imds.get(path).await.map_err(|error| explained(&error, path))?.into();
-    // Something else may answer at that address: a proxy's page of apology, say.
-    if fits(&text) {
+async fn query(imds: &Client, path: &str, is_valid: fn(&str) -> bool, what: &str) -> Result<String> {
+    let text: String = imds.get(path).await.map_err(|error| explain(&error, path))?.into();
+    // Something else may answer at that address, such as a proxy with an error page.
+    if is_valid(&text) {
         return Ok(text);
     }
     let begin: String = text.chars().take(40).collect();
-    let text = format!("the metadata service answers {begin:?} to {path}, which is not {what}");
-    let hint = format!("If something else answers in its place, give {FLAGS}.");
+    let text = format!("the metadata service answered {begin:?} to {path}, which is not {what}");
+    let hint = format!("If something else answers at its address, pass {FLAGS}.");
     Err(Kind::Machine.failure(text).hint(hint).into())
 }
 
-/// Why the metadata service does not answer, as far as its silence tells.
-fn explained(error: &ImdsError, path: &str) -> anyhow::Error {
+/// The reason why the metadata service does not answer, as far as the error shows it.
+fn explain(error: &ImdsError, path: &str) -> anyhow::Error {
     if let ImdsError::ErrorResponse(answer) = error {
-        let text = format!("the metadata service answers {} to {path}", answer.response().status().as_u16());
+        let text = format!("the metadata service answered {} to {path}", answer.response().status().as_u16());
         let hint = format!(
-            "If this is no EC2 instance, give {FLAGS} of the one that volumes are to be attached to."
+            "If this is not an EC2 instance, pass {FLAGS} of the one that volumes are to be attached to."
         );
         return Kind::Machine.failure(text).hint(hint).into();
     }
@@ -108,35 +115,35 @@ fn explained(error: &ImdsError, path: &str) -> anyhow::Error {
         causes.push(deeper.to_string());
         cause = deeper.source();
     }
-    let said = |words: &str| causes.iter().any(|cause| cause.contains(words));
-    let (text, hint) = if said("request forbidden") {
+    let has_cause = |words: &str| causes.iter().any(|cause| cause.contains(words));
+    let (text, hint) = if has_cause("request forbidden") {
         (
             "the metadata service is turned off for this instance (it answers 403)".to_owned(),
             format!(
-                "Turn it on (aws ec2 modify-instance-metadata-options --http-endpoint enabled), or give {FLAGS}."
+                "Turn it on (aws ec2 modify-instance-metadata-options --http-endpoint enabled), or pass {FLAGS}."
             ),
         )
-    } else if said("read timeout") {
-        // Its answer to the request for a token has a TTL of its own, the hop limit; a bridge takes one away.
+    } else if has_cause("read timeout") {
+        // Its answer to the request for a token has its own TTL, the hop limit; a bridge decrements it.
         (
-            "the metadata service takes the request for a token, and its answer does not arrive".to_owned(),
+            "the metadata service accepts the request for a token, but its answer does not arrive".to_owned(),
             format!(
                 "In a container: raise the hop limit (aws ec2 modify-instance-metadata-options \
-                 --http-put-response-hop-limit 2), use the host's network, or give {FLAGS}."
+                 --http-put-response-hop-limit 2), use the host's network, or pass {FLAGS}."
             ),
         )
     } else if matches!(error, ImdsError::FailedToLoadToken(failed) if failed.is_dispatch_failure()) {
         (
             format!("the metadata service cannot be reached: {}", causes.last().map_or("", |c| c)),
             format!(
-                "Is this an EC2 instance? In a subnet with IPv6 only, set \
-                 AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE=IPv6; where it is out of reach, give {FLAGS}."
+                "Check that this is an EC2 instance. In a subnet with IPv6 only, set \
+                 AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE=IPv6; if the service is unreachable, pass {FLAGS}."
             ),
         )
     } else {
         (
-            format!("the metadata service does not tell {path}: {}", causes.join(": ")),
-            format!("Give {FLAGS} to do without it."),
+            format!("the metadata service does not supply {path}: {}", causes.join(": ")),
+            format!("Pass {FLAGS} to do without it."),
         )
     };
     Kind::Machine.failure(text).hint(hint).into()
@@ -148,13 +155,13 @@ fn is_instance(id: &str) -> bool {
     })
 }
 
-/// A name of any kind of zone: a region's, and more.
+/// Whether this can be the name of a zone of any kind.
 fn is_zone_name(zone: &str) -> bool {
     zone.contains('-') && zone.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'z' | b'-'))
 }
 
-/// `eu-central-1` of `eu-central-1a`. Local and Wavelength zones hold no snapshots of their own, and not the volume
-/// types that a bake asks for.
+/// The region of a zone: `eu-central-1` for `eu-central-1a`. Local and Wavelength zones have no snapshots of their own,
+/// and lack the volume types that a bake needs.
 fn region_of(zone: &str) -> Result<&str> {
     let region = zone.strip_suffix(|c: char| c.is_ascii_lowercase()).unwrap_or_default();
     let (place, number) = region.rsplit_once('-').unwrap_or_default();
@@ -165,6 +172,6 @@ fn region_of(zone: &str) -> Result<&str> {
     }
     let text = format!("{zone} is not an availability zone of a region");
     let hint =
-        "A Local Zone or a Wavelength Zone cannot bake: use an instance in a zone such as eu-central-1a.";
+        "Local and Wavelength Zones are not supported: use an instance in a zone such as eu-central-1a.";
     Err(Kind::Machine.failure(text).hint(hint).into())
 }

@@ -5,14 +5,14 @@ use tokio::task::JoinHandle;
 
 const ID: &str = "i-0123456789abcdef0";
 
-/// What the metadata service does with requests.
+/// How the metadata service handles requests.
 #[derive(Clone, Copy)]
 enum Manner {
-    /// Answers as EC2 does: without a token 401.
+    /// Answers as EC2 does: 401 without a token.
     Good { id: &'static str, zone: &'static str },
     /// Answers every request with this status.
     Status(u16),
-    /// Takes the request for a token and never answers.
+    /// Accepts the request for a token and never answers.
     Silent,
 }
 
@@ -73,13 +73,13 @@ async fn service(manner: Manner) -> Service {
 }
 
 fn client(endpoint: &str) -> Client {
-    // As in earnest, but for a silence that a test need not wait for.
+    // As in production, but with short timeouts.
     Client::builder()
         .endpoint(endpoint)
         .unwrap()
-        .connect_timeout(CONNECT)
+        .connect_timeout(CONNECT_TIMEOUT)
         .read_timeout(Duration::from_millis(200))
-        .operation_timeout(WHOLE)
+        .operation_timeout(OPERATION_TIMEOUT)
         .max_attempts(2)
         .build()
 }
@@ -101,7 +101,7 @@ fn instance(id: &str, zone: &str, region: &str) -> Instance {
 const GOOD: Manner = Manner::Good { id: ID, zone: "eu-central-1b" };
 
 #[tokio::test]
-async fn the_metadata_service_tells() {
+async fn the_metadata_service_is_queried() {
     let me = ask(GOOD, Given::default(), None).await.unwrap();
     assert_eq!(me, instance(ID, "eu-central-1b", "eu-central-1"));
     let gov = Manner::Good { id: "i-01234567", zone: "us-gov-west-1a" };
@@ -110,7 +110,7 @@ async fn the_metadata_service_tells() {
 }
 
 #[tokio::test]
-async fn what_is_given_wins_and_nobody_is_asked() {
+async fn given_values_take_precedence_without_a_query() {
     let other = "i-0aaaaaaaaaaaaaaaa";
     let me = ask(Manner::Status(500), given(other, "us-east-1f", ""), None).await.unwrap();
     assert_eq!(me, instance(other, "us-east-1f", "us-east-1"));
@@ -121,7 +121,7 @@ async fn what_is_given_wins_and_nobody_is_asked() {
 }
 
 #[tokio::test]
-async fn another_region_is_refused() {
+async fn another_region_is_rejected() {
     let environment = || Some(("us-east-1".to_owned(), "AWS_REGION"));
     for (given, environment, by) in [
         (given("", "", "us-east-1"), None, "--region or oven.toml"),
@@ -130,10 +130,10 @@ async fn another_region_is_refused() {
     ] {
         let error = ask(GOOD, given, environment).await.unwrap_err();
         assert_eq!(Kind::of(&error), Kind::Usage);
-        let text = format!("{ID} is in eu-central-1b, and us-east-1 is the region to work in (by {by})");
+        let text = format!("{ID} is in eu-central-1b, but {by} sets the region us-east-1");
         assert_eq!(error.to_string(), text);
     }
-    // A flag over the environment.
+    // A flag takes precedence over the environment.
     assert!(ask(GOOD, given("", "", "eu-central-1"), environment()).await.is_ok());
 }
 
@@ -152,7 +152,7 @@ async fn wrong_flags_are_named() {
 }
 
 #[tokio::test]
-async fn zones_that_cannot_bake_are_refused() {
+async fn unsupported_zones_are_rejected() {
     let zones = [
         "us-west-2-lax-1a",
         "us-east-1-wl1-bos-wlz-1",
@@ -169,7 +169,7 @@ async fn zones_that_cannot_bake_are_refused() {
 }
 
 #[tokio::test]
-async fn each_silence_is_explained() {
+async fn each_failure_is_explained() {
     let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let refused = who(Given::default(), None, &client(&format!("http://{closed}"))).await.unwrap_err();
     let cases = [
@@ -181,14 +181,14 @@ async fn each_silence_is_explained() {
         ),
         (
             ask(Manner::Silent, Given::default(), None).await.unwrap_err(),
-            "the metadata service takes the request for a token, and its answer does not arrive",
+            "the metadata service accepts the request for a token, but its answer does not arrive",
             "--http-put-response-hop-limit 2",
         ),
         (
             ask(Manner::Good { id: "<html>sorry</html>", zone: "" }, Given::default(), None)
                 .await
                 .unwrap_err(),
-            "the metadata service answers \"<html>sorry</html>\" to /latest/meta-data/instance-id",
+            "the metadata service answered \"<html>sorry</html>\" to /latest/meta-data/instance-id",
             "--instance-id",
         ),
     ];

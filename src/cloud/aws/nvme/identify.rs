@@ -1,17 +1,17 @@
-//! The admin command Identify Controller: who a disk says it is.
+//! The admin command Identify Controller: it returns a disk's vendor, serial and model.
 
 use std::io::{Error, Result};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// What the command answers with (NVM Express Base Specification, figure "Identify Controller Data Structure").
+/// The data that the command returns (NVM Express Base Specification, figure "Identify Controller Data Structure").
 pub type Page = [u8; 4096];
 
 /// `NVME_IOCTL_ADMIN_CMD` of <linux/nvme_ioctl.h>.
 const ADMIN_COMMAND: u64 = 0xC048_4E41;
 const IDENTIFY: u8 = 0x06;
-/// Which of the command's structures: the controller's.
+/// Selects the controller's data structure.
 const CONTROLLER: u32 = 1;
-/// A disk answers within some milliseconds. The kernel's own limit, a minute, would outlast a stop.
+/// A disk answers within some milliseconds. The kernel's own limit, a minute, would delay an interrupt.
 const TIMEOUT_MS: u32 = 5_000;
 
 /// `struct nvme_passthru_cmd`.
@@ -35,7 +35,8 @@ struct Command {
 /// The kernel copies a structure of exactly this size.
 const _: () = assert!(size_of::<Command>() == 72);
 
-/// Asks an open disk. ENOTTY: it is no NVMe disk; EPERM: we may not ask.
+/// Sends the command to an open disk. Fails with ENOTTY if it is not an NVMe disk, and with EPERM without the
+/// permission.
 #[allow(unsafe_code)]
 pub fn controller(node: BorrowedFd<'_>) -> Result<Box<Page>> {
     let mut page = Box::new([0; size_of::<Page>()]);
@@ -58,7 +59,7 @@ pub fn controller(node: BorrowedFd<'_>) -> Result<Box<Page>> {
     }
 }
 
-/// Who a disk says it is.
+/// A disk's answer about itself.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Identity<'a> {
     /// PCI vendor id.
@@ -77,7 +78,7 @@ impl<'a> Identity<'a> {
     }
 }
 
-/// Without the blanks, or zeros, that fill a field up. Those before the text belong to it.
+/// Removes the blanks or zeros that pad a field at its end. Leading ones are part of the text.
 pub fn unpadded(field: &[u8]) -> &[u8] {
     let end = field.iter().rposition(|byte| !matches!(byte, b' ' | 0)).map_or(0, |last| last + 1);
     &field[..end]

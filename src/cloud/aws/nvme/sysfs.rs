@@ -1,4 +1,4 @@
-//! The kernel's own list of NVMe disks.
+//! Reads the kernel's list of NVMe disks.
 
 use super::identify::unpadded;
 use super::{gone, spelt, text};
@@ -11,25 +11,25 @@ use std::path::Path;
 pub struct Namespace {
     /// `nvme1n1`.
     pub name: String,
-    /// Of the block device.
+    /// The number of the block device.
     pub number: u64,
     /// Without padding.
     pub serial: Vec<u8>,
     model: Vec<u8>,
-    /// The one that it is behind; with multipath, all of them.
+    /// The controller of the disk; with multipath, all of them.
     pub controllers: Vec<Controller>,
 }
 
 #[derive(Debug)]
 pub struct Controller {
-    /// `live`, or what it is before and after.
+    /// `live`, or a state before or after that.
     state: Vec<u8>,
-    /// The PCI device's; `None` if it is none, or the kernel does not tell.
+    /// The PCI device's vendor; `None` if it is not a PCI device, or the kernel does not show it.
     pub vendor: Option<u32>,
 }
 
 impl Namespace {
-    /// Whether it answers. One that was pulled out while somebody had it open stays in the list, dead.
+    /// Whether it answers. A disk that was removed while it was open stays in the list with another state.
     pub fn is_live(&self) -> bool {
         self.controllers.iter().any(|controller| controller.state == b"live")
     }
@@ -48,7 +48,7 @@ pub fn has_controllers(sys: &Path) -> bool {
     std::fs::read_dir(sys.join("class/nvme")).is_ok_and(|mut entries| entries.next().is_some())
 }
 
-/// All disks that have a node, by controller and namespace. What goes away meanwhile is left out.
+/// All disks that have a node, sorted by controller and namespace. Disks that disappear meanwhile are left out.
 pub fn namespaces(sys: &Path) -> Result<Vec<Namespace>> {
     let block = sys.join("block");
     let context = || format!("reading {}", block.display());
@@ -56,7 +56,7 @@ pub fn namespaces(sys: &Path) -> Result<Vec<Namespace>> {
     for entry in std::fs::read_dir(&block).with_context(context)? {
         let entry = entry.with_context(context)?;
         let name = entry.file_name();
-        let Some((order, name)) = name.to_str().and_then(|name| Some((numbers(name)?, name))) else {
+        let Some((order, name)) = name.to_str().and_then(|name| Some((parse_name(name)?, name))) else {
             continue;
         };
         if let Some(namespace) = namespace(&entry.path(), name)? {
@@ -67,17 +67,17 @@ pub fn namespaces(sys: &Path) -> Result<Vec<Namespace>> {
     Ok(found.into_iter().map(|(_, namespace)| namespace).collect())
 }
 
-/// `nvme1n2` is (1, 2). The paths of a multipath disk (`nvme1c1n2`) and partitions are none of ours.
-fn numbers(name: &str) -> Option<(u32, u32)> {
+/// `nvme1n2` is (1, 2). `None` for paths of a multipath disk (`nvme1c1n2`) and for partitions.
+fn parse_name(name: &str) -> Option<(u32, u32)> {
     let (controller, namespace) = name.strip_prefix("nvme")?.split_once('n')?;
-    let number = |digits: &str| -> Option<u32> {
+    let parse_number = |digits: &str| -> Option<u32> {
         digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok())?
     };
-    Some((number(controller)?, number(namespace)?))
+    Some((parse_number(controller)?, parse_number(namespace)?))
 }
 
 fn namespace(dir: &Path, name: &str) -> Result<Option<Namespace>> {
-    // One path of several to a disk: the disk has an entry of its own. Kernels before 4.15 have neither.
+    // A hidden entry is one of several paths to a disk, which has its own entry. Kernels before 4.15 have neither.
     if attribute(&dir.join("hidden"))?.is_some_and(|hidden| hidden != b"0") {
         return Ok(None);
     }
@@ -97,7 +97,7 @@ fn namespace(dir: &Path, name: &str) -> Result<Option<Namespace>> {
     }))
 }
 
-/// The controllers behind a disk: `device` is the one, or with multipath a subsystem that lists them.
+/// The controllers of a disk: `device` is the controller or, with multipath, a subsystem that lists them.
 fn controllers(device: &Path) -> Result<Vec<Controller>> {
     if let Some(one) = controller(device)? {
         return Ok(vec![one]);
@@ -128,13 +128,13 @@ fn controller(dir: &Path) -> Result<Option<Controller>> {
     Ok(Some(Controller { state, vendor }))
 }
 
-/// `259:3`.
+/// Parses a number such as `259:3`.
 fn device_number(text: &[u8]) -> Option<u64> {
     let (major, minor) = str::from_utf8(text).ok()?.split_once(':')?;
     Some(rustix::fs::makedev(major.parse().ok()?, minor.parse().ok()?))
 }
 
-/// What a file of sysfs says, without its line's end and padding; `None` if it is not there, or its disk went away.
+/// A sysfs attribute without newline and padding; `None` if the file does not exist, or its disk went away.
 fn attribute(path: &Path) -> Result<Option<Vec<u8>>> {
     match std::fs::read(path) {
         Ok(text) => Ok(Some(unpadded(text.strip_suffix(b"\n").unwrap_or(&text)).to_vec())),

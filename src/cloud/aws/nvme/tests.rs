@@ -10,7 +10,7 @@ const QEMU: &str = "QEMU NVMe Ctrl";
 const VENDOR_QEMU: u16 = 0x1b36;
 const VENDOR_AMAZON: u16 = 0x1d0f;
 
-/// A node is a file here: its device number in the first line, then what the disk answers, or the error it gives.
+/// A node is a file here: its device number is in the first line, then the disk's answer or its error.
 struct Files;
 
 impl Kernel for Files {
@@ -25,7 +25,7 @@ impl Kernel for Files {
         Ok(Some(rustix::fs::makedev(major.parse().unwrap(), minor.parse().unwrap())))
     }
     fn node(&self, number: u64) -> io::Result<OwnedFd> {
-        // What mknod answers to those who may not.
+        // The error of mknod without the permission.
         let _ = number;
         Err(io::Error::from_raw_os_error(libc::EPERM))
     }
@@ -72,7 +72,7 @@ impl Machine {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, text).unwrap();
     }
-    /// What the kernel says of a disk: `nvmeCn1`, device 259:C, without multipath.
+    /// The kernel's entry of a disk: `nvmeCn1`, device 259:C, without multipath.
     fn kernel(&self, number: u32, vendor: u16, serial: &str, model: &str) -> String {
         let (name, controller) = (format!("nvme{number}n1"), format!("class/nvme/nvme{number}"));
         self.set(&format!("{controller}/serial"), &format!("{serial:<20}\n"));
@@ -84,7 +84,7 @@ impl Machine {
         symlink(self.sys(&controller), self.sys(&format!("block/{name}/device"))).unwrap();
         name
     }
-    /// The disk's node, and what it answers.
+    /// The disk's node, and its answer.
     fn node(&self, name: &str, number: &str, answer: &[u8]) {
         fs::write(self.dev(name), [number.as_bytes(), b"\n", answer].concat()).unwrap();
     }
@@ -129,7 +129,7 @@ fn the_disk_with_the_serial_is_found_whatever_its_name() {
 }
 
 #[test]
-fn stale_links_and_other_names_change_nothing() {
+fn stale_links_and_other_names_are_ignored() {
     let machine = Machine::new();
     machine.disk(1, VENDOR_AMAZON, "vol0aaaaaaaaaaaaaaaa", EBS);
     fs::create_dir_all(machine.dev("disk/by-id")).unwrap();
@@ -147,7 +147,7 @@ fn stale_links_and_other_names_change_nothing() {
     assert_eq!(machine.found(), "-");
     machine.disk(3, VENDOR_AMAZON, SERIAL, EBS);
     assert_eq!(machine.found(), "nvme3n1");
-    // The name itself as a link to another disk: not even to the right one.
+    // The name itself is a link to another disk, or to the right one: both are refused.
     for target in ["nvme1n1", "real"] {
         fs::write(machine.dev("real"), fs::read(machine.dev("nvme3n1")).unwrap()).unwrap();
         fs::remove_file(machine.dev("nvme3n1")).unwrap();
@@ -190,17 +190,17 @@ fn old_ids_are_padded_and_are_no_prefix() {
 }
 
 #[test]
-fn what_is_no_volume_id_is_refused() {
+fn invalid_volume_ids_are_rejected() {
     for id in
         ["", "vol-", "vol-0123456", "vol-0123456789ABCDEF0", "vol0123456789abcdef0", "i-0123456789abcdef0"]
     {
         let error = Machine::new().find(id).unwrap_err().to_string();
-        assert_eq!(error, format!("{id:?} is no volume's id"));
+        assert_eq!(error, format!("{id:?} is not a volume id"));
     }
 }
 
 #[test]
-fn two_live_disks_of_one_serial_are_refused_by_name() {
+fn two_live_disks_with_one_serial_are_named_and_refused() {
     let machine = Machine::new();
     machine.disk(11, VENDOR_AMAZON, SERIAL, EBS);
     machine.disk(2, VENDOR_AMAZON, SERIAL, EBS);
@@ -223,7 +223,7 @@ fn only_live_controllers_count() {
         machine.disk(1, VENDOR_AMAZON, SERIAL, EBS);
         machine.set("class/nvme/nvme1/state", state);
         assert_eq!(machine.found(), "-", "{state}");
-        // Its successor is not mistaken for a twin.
+        // Its successor is not taken for a second disk.
         machine.disk(2, VENDOR_AMAZON, SERIAL, EBS);
         assert_eq!(machine.found(), "nvme2n1", "{state}");
     }
@@ -233,7 +233,7 @@ fn only_live_controllers_count() {
     assert_eq!(machine.found(), "-", "of unknown state");
 }
 
-/// A disk as a kernel with multipath lists it: one that has a node, behind a subsystem, and its hidden paths.
+/// A disk as a kernel with multipath lists it: one with a node, behind a subsystem, and its hidden paths.
 fn multipath(machine: &Machine, vendor: u16, paths: &[&str]) {
     let subsystem = machine.sys("class/nvme-subsystem/nvme-subsys1");
     for (index, state) in paths.iter().enumerate() {
@@ -266,12 +266,12 @@ fn hidden_paths_of_a_multipath_disk_are_skipped() {
         machine.node("nvme1n1", "259:1", &page(VENDOR_AMAZON, SERIAL.as_bytes(), EBS));
         assert_eq!(machine.found(), expected, "{states:?}");
     }
-    // Hidden under a name that looks like a disk's.
+    // It is hidden under a name that looks like a disk's.
     let machine = Machine::new();
     machine.disk(1, VENDOR_AMAZON, SERIAL, EBS);
     machine.set("block/nvme1n1/hidden", "1\n");
     assert_eq!(machine.found(), "-");
-    // Amazon's behind a subsystem: the model counts there, too.
+    // It is Amazon's, behind a subsystem: the model is checked there, too.
     let machine = Machine::new();
     multipath(&machine, VENDOR_AMAZON, &["live"]);
     machine.node("nvme1n1", "259:1", &page(VENDOR_AMAZON, SERIAL.as_bytes(), QEMU));
@@ -279,7 +279,7 @@ fn hidden_paths_of_a_multipath_disk_are_skipped() {
 }
 
 #[test]
-fn names_that_are_no_disks_are_skipped() {
+fn names_of_other_devices_are_skipped() {
     for name in ["nvme1", "nvme1n1p1", "nvme1c1n1", "nvmen1", "nvme1n", "nvme-1n1", "nvme+1n1", "xvdf", "sda"]
     {
         let machine = Machine::new();
@@ -291,9 +291,9 @@ fn names_that_are_no_disks_are_skipped() {
 }
 
 #[test]
-fn the_opened_disk_has_the_last_word() {
+fn the_opened_disk_is_verified() {
     let other = "vol0aaaaaaaaaaaaaaaa";
-    // What sysfs has of the PCI vendor, what the disk answers, and what is said of it; "" is no objection.
+    // The PCI vendor in sysfs, the disk's answer, and the objection; "" is none.
     let cases: [(&str, u16, &str, &str, &str); 11] = [
         ("0x1d0f\n", VENDOR_AMAZON, SERIAL, EBS, ""),
         ("0x1b36\n", VENDOR_QEMU, SERIAL, QEMU, ""),
@@ -304,7 +304,7 @@ fn the_opened_disk_has_the_last_word() {
         ("0x1d0f\n", VENDOR_AMAZON, SERIAL, INSTANCE_STORE, "it is a \"Amazon EC2 NVMe Instance Storage\""),
         ("0x1d0f\n", VENDOR_QEMU, SERIAL, EBS, "its vendor is 0x1b36"),
         ("0x1b36\n", VENDOR_AMAZON, SERIAL, INSTANCE_STORE, "it is a \"Amazon EC2 NVMe Instance Storage\""),
-        // Unknown to the kernel: then all is asked.
+        // The kernel does not know the vendor: then everything is checked.
         ("?\n", VENDOR_QEMU, SERIAL, QEMU, "it is a \"QEMU NVMe Ctrl\""),
         ("?\n", VENDOR_AMAZON, SERIAL, EBS, ""),
     ];
@@ -333,7 +333,7 @@ fn an_instance_store_is_refused_whatever_its_serial() {
 }
 
 #[test]
-fn a_disk_that_cannot_be_asked_is_refused_and_one_that_went_is_not_there() {
+fn a_disk_without_an_answer_is_refused_and_a_removed_one_is_absent() {
     for (errno, expected) in [
         (libc::EPERM, "Operation not permitted"),
         (libc::EACCES, "Permission denied"),
@@ -345,7 +345,7 @@ fn a_disk_that_cannot_be_asked_is_refused_and_one_that_went_is_not_there() {
         machine.kernel(1, VENDOR_AMAZON, SERIAL, EBS);
         machine.node("nvme1n1", "259:1", format!("errno {errno}").as_bytes());
         let text = machine.refused();
-        let begin = format!("/dev/nvme1n1 cannot be asked whether it is {VOLUME}: {expected}");
+        let begin = format!("/dev/nvme1n1 did not answer whether it is {VOLUME}: {expected}");
         assert!(text.starts_with(&begin), "{text}");
     }
     for errno in [libc::ENODEV, libc::ENXIO] {
@@ -357,14 +357,15 @@ fn a_disk_that_cannot_be_asked_is_refused_and_one_that_went_is_not_there() {
 }
 
 #[test]
-fn another_node_at_the_name_is_refused() {
+fn another_node_with_the_name_is_refused() {
     let good = page(VENDOR_AMAZON, SERIAL.as_bytes(), EBS);
     let machine = Machine::new();
     machine.kernel(1, VENDOR_AMAZON, SERIAL, EBS);
-    let none = "there is no /dev/nvme1n1, and no node can be made: Operation not permitted (os error 1)";
+    let none =
+        "/dev/nvme1n1 does not exist, and creating a node failed: Operation not permitted (os error 1)";
     assert_eq!(machine.refused(), none);
     machine.node("nvme1n1", "259:2", &good);
-    assert_eq!(machine.refused(), "/dev/nvme1n1 is device 259:2, and the kernel's nvme1n1 is 259:1");
+    assert_eq!(machine.refused(), "/dev/nvme1n1 is device 259:2, but the kernel's nvme1n1 is 259:1");
     fs::remove_file(machine.dev("nvme1n1")).unwrap();
     fs::create_dir(machine.dev("nvme1n1")).unwrap();
     assert_eq!(machine.refused(), "/dev/nvme1n1 is not a block device");
@@ -374,7 +375,7 @@ fn another_node_at_the_name_is_refused() {
 }
 
 #[test]
-fn a_disk_that_goes_while_it_is_looked_at_is_not_there() {
+fn a_disk_that_is_removed_meanwhile_is_absent() {
     for path in ["class/nvme/nvme1/serial", "block/nvme1n1/dev"] {
         let machine = Machine::new();
         machine.disk(1, VENDOR_AMAZON, SERIAL, EBS);
@@ -388,10 +389,10 @@ fn a_disk_that_goes_while_it_is_looked_at_is_not_there() {
 }
 
 #[test]
-fn what_cannot_be_read_is_an_error_and_not_an_absence() {
+fn an_unreadable_disk_is_an_error_and_not_absent() {
     let machine = Machine::new();
     fs::remove_dir(machine.sys("block")).unwrap();
-    assert!(format!("{:#}", machine.find(VOLUME).unwrap_err()).starts_with("looking through the NVMe disks"));
+    assert!(format!("{:#}", machine.find(VOLUME).unwrap_err()).starts_with("listing the NVMe disks"));
     let machine = Machine::new();
     machine.disk(1, VENDOR_AMAZON, SERIAL, EBS);
     machine.set("block/nvme1n1/dev", "nonsense\n");
@@ -403,17 +404,17 @@ fn what_cannot_be_read_is_an_error_and_not_an_absence() {
     assert!(machine.find(VOLUME).is_err());
 }
 
-/// The same rule told the other way round: the serial, and then nothing but padding.
+/// The same rule in other words: the serial, and after it nothing but padding.
 fn fits(field: &[u8; 20], serial: &[u8]) -> bool {
     field.starts_with(serial) && field[serial.len()..].iter().all(|b| *b == b' ' || *b == 0)
 }
 
 #[test]
-fn property_a_field_of_20_bytes_is_the_serial_or_it_is_not() {
+fn property_a_field_matches_only_the_padded_serial() {
     let serials = [&b"vol0123456789abcdef0"[..], b"vol01234567"];
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut random = move |below: u64| {
-        // xorshift64: the same on every run.
+        // xorshift64, which is the same in every run.
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
@@ -437,7 +438,7 @@ fn property_a_field_of_20_bytes_is_the_serial_or_it_is_not() {
                 matched += u32::from(check(&field, serial));
             }
         }
-        // Near misses: pieces of the serial, shifted, cut, padded with anything.
+        // Near misses: parts of the serial, shifted, cut, padded with anything.
         for _ in 0..200_000 {
             let mut field = [0; 20];
             let (shift, keep) = (random(3) as usize, random(21) as usize);
@@ -452,11 +453,11 @@ fn property_a_field_of_20_bytes_is_the_serial_or_it_is_not() {
             matched += u32::from(check(&field, serial));
         }
     }
-    assert!(matched > 1000, "{matched}: the fields are too far off to test anything");
+    assert!(matched > 1000, "only {matched} fields matched");
 }
 
 #[test]
-fn a_machine_without_nvme_says_so() {
+fn a_machine_without_nvme_is_recognized() {
     let machine = Machine::new();
     assert!(!has_nvme(&machine.sys("")));
     assert_eq!(machine.found(), "-");

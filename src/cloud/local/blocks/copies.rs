@@ -1,4 +1,4 @@
-//! Copies of parents' data, which their children are written over.
+//! Copies of parents' data, which become the data of their children.
 
 use crate::cloud::local::records::{SnapshotRecord, Store};
 use crate::ids::SnapshotId;
@@ -9,24 +9,24 @@ use anyhow::{Context, Result};
 use std::fs::File;
 use tokio::sync::Semaphore;
 
-/// Copies that are made at the same time, each with some MiB of memory. Measured, of 470 MiB on ext4: one alone 0.7 s, 8
-/// side by side 2.1 s; four keep a disk busy.
-const AT_ONCE: usize = 4;
+/// Concurrent copies; each needs some MiB of memory. Measured with 470 MiB on ext4: one copy takes 0.7 s, 8 concurrent
+/// ones 2.1 s; four keep a disk busy.
+const MAX_COPIES: usize = 4;
 
-/// Whose turn it is to copy.
+/// Limits the number of concurrent copies.
 #[derive(Debug)]
 pub struct Copies(Semaphore);
 
 impl Default for Copies {
     fn default() -> Self {
-        Self(Semaphore::new(AT_ONCE))
+        Self(Semaphore::new(MAX_COPIES))
     }
 }
 
 impl Copies {
-    /// A copy of a complete snapshot's data. It has no name: if nobody takes it, it vanishes.
+    /// A copy of a complete snapshot's data. It has no name: if it is dropped, it vanishes.
     pub async fn of(&self, store: &Store, parent: &SnapshotId) -> Result<Temp> {
-        let _turn = self.0.acquire().await.context("waiting for a turn")?;
+        let _permit = self.0.acquire().await.context("waiting for a permit to copy")?;
         let (dir, path) = (store.dir_of::<SnapshotRecord>(), store.data::<SnapshotRecord>(&parent.0));
         tasks::run(move |stop| {
             let source = File::open(&path).with_context(|| format!("opening {}", path.display()))?;

@@ -1,8 +1,8 @@
-//! Snapshots of a region by their blocks, as EBS direct has them.
+//! Block-level access to the snapshots of a region, as with EBS direct.
 //!
-//! A pending one has its own sparse file from the start, with its parent's data: shared where the file system can do
-//! that, and copied elsewhere, so that a start takes its time (a bake has it made beside all else). Blocks are put there
-//! in place.
+//! A pending snapshot has its own sparse file from the start, with its parent's data: shared if the file system can do
+//! that, and copied otherwise, so that a start may be slow (a bake runs it in the background). Blocks are written in
+//! place.
 
 mod copies;
 mod read;
@@ -32,10 +32,10 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 use write::{make_ready, put};
 
-/// Of a volume, and so of a snapshot.
-const MOST_GIB: u64 = 16384;
+/// The maximum size of a volume, and so of a snapshot.
+const MAX_GIB: u64 = 16384;
 
-/// A snapshot that a child of this size can be started of.
+/// Fails unless a child of this size can be started from the snapshot.
 fn ensure_parent(store: &Store, id: &SnapshotId, size_gib: u64) -> Result<()> {
     let missing = || {
         let text = format!("The parent snapshot '{id}' does not exist.");
@@ -50,14 +50,15 @@ fn ensure_parent(store: &Store, id: &SnapshotId, size_gib: u64) -> Result<()> {
     Ok(())
 }
 
-/// Makes the files of a pending snapshot, and then its record. `copy`: of the parent's data, if there is one.
+/// Creates the files of a pending snapshot, and then its record. `copy` is a copy of the parent's data, if there is
+/// one.
 fn start(region: &Locked, record: SnapshotRecord, written: Written, copy: Option<Temp>) -> Result<()> {
     if let Some(parent) = &written.parent {
-        // It may have gone while it was copied.
+        // The parent may have been deleted during the copy.
         ensure_parent(region, parent, record.size_gib)?;
     }
-    let (id, made) = (record.id.clone(), record.id.clone());
-    let make = move || -> Result<()> {
+    let (id, created) = (record.id.clone(), record.id.clone());
+    let create = move || -> Result<()> {
         let data = region.data::<SnapshotRecord>(&id.0);
         let target = match copy {
             Some(copy) => {
@@ -70,13 +71,13 @@ fn start(region: &Locked, record: SnapshotRecord, written: Written, copy: Option
                 .create_new(true)
                 .mode(0o600)
                 .open(&data)
-                .with_context(|| format!("making {}", data.display()))?,
+                .with_context(|| format!("creating {}", data.display()))?,
         };
         Put::create(&region.part::<SnapshotRecord>(&id.0, PUT), record.size_gib)?;
         if let Some(parent) = &written.parent {
             let path = region.data::<SnapshotRecord>(&parent.0);
             let name = region.part::<SnapshotRecord>(&id.0, PARENT);
-            // Data of a snapshot never changes: a second name for it is as good as a copy.
+            // The data of a snapshot never change: a hard link is as good as a copy.
             if std::fs::hard_link(&path, &name).is_err() {
                 let source = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
                 let dir = region.dir_of::<SnapshotRecord>();
@@ -84,21 +85,21 @@ fn start(region: &Locked, record: SnapshotRecord, written: Written, copy: Option
                     .link(&name)?;
             }
         }
-        target.set_len(record.size_gib << 30).context("making room for the snapshot")?;
-        // After a loss of power it would have failed: nothing of it has to last.
+        target.set_len(record.size_gib << 30).context("setting the size of the snapshot")?;
+        // After a power failure the snapshot would have failed anyway: nothing has to be durable.
         region.write(&SnapshotRecord { written: Some(written), ..record }, false)
     };
-    make().inspect_err(|_| _ = region.remove::<SnapshotRecord>(&made.0))
+    create().inspect_err(|_| _ = region.remove::<SnapshotRecord>(&created.0))
 }
 
 impl Region {
-    /// As DescribeSnapshots tells it.
+    /// The state as DescribeSnapshots shows it.
     pub fn snapshot_state(&self, id: &SnapshotId) -> Result<SnapshotState> {
         Ok(self.store().snapshot_state(&self.store().get(&id.0)?))
     }
 
-    /// The blocks that were put into a snapshot so far, and their digests: of a complete one those that it was
-    /// completed with. Nothing of a snapshot that was made otherwise.
+    /// The blocks that were put into a snapshot so far, and their digests; for a complete one, those that it was
+    /// completed with. Empty for a snapshot that was not written by its blocks.
     pub fn put_blocks(&self, id: &SnapshotId) -> Result<BTreeMap<u32, Digest>> {
         self.store().by_blocks(id)?;
         Put::open(self.store(), id)?.map_or_else(|| Ok(BTreeMap::new()), |put| put.digests())
@@ -120,14 +121,14 @@ impl Blocks for Region {
         Ok(Arc::new(Whole::open(self.store(), snapshot)?.0))
     }
 
-    /// Everything in a region is its owner's, and nothing is encrypted: a child is always possible.
+    /// All snapshots of a region have the same owner, and none is encrypted: a child is always possible.
     async fn parent(&self, snapshot: &SnapshotId, _: &VolumeKind) -> Result<Parent> {
         let record = self.store().by_blocks(snapshot)?;
         self.store().ensure_completed(&record)?;
         Ok(Parent::Itself)
     }
 
-    /// It is in this account already.
+    /// The snapshot is in this account already.
     async fn copied(&self, snapshot: &SnapshotId, _: &VolumeKind, _: &dyn Fn()) -> Result<SnapshotId> {
         let record = self.store().by_blocks(snapshot)?;
         self.store().ensure_completed(&record)?;
@@ -135,15 +136,15 @@ impl Blocks for Region {
     }
 
     async fn start(&self, spec: &NewSnapshot) -> Result<SnapshotId> {
-        let refuse = |text: &str| Err(invalid("INVALID_PARAMETER_VALUE", text));
+        let reject = |text: &str| Err(invalid("INVALID_PARAMETER_VALUE", text));
         if spec.parent.is_some() && spec.encrypted {
-            return refuse("With a parent snapshot, Encrypted must not be given.");
+            return reject("With a parent snapshot, Encrypted must not be specified.");
         }
         if spec.kms_key.is_some() && !spec.encrypted {
-            return refuse("A KMS key is given, and Encrypted is not.");
+            return reject("A KMS key requires Encrypted.");
         }
-        if spec.size_gib == 0 || spec.size_gib > MOST_GIB {
-            let text = format!("{} GiB, and 1 to {MOST_GIB} are allowed", spec.size_gib);
+        if spec.size_gib == 0 || spec.size_gib > MAX_GIB {
+            let text = format!("the size is {} GiB; 1 to {MAX_GIB} GiB are allowed", spec.size_gib);
             return Err(invalid("INVALID_VOLUME_SIZE", text));
         }
         check_description(&spec.description)?;
@@ -169,7 +170,7 @@ impl Blocks for Region {
                 ensure_parent(self.store(), parent, spec.size_gib)?;
                 let copied = self.0.copies.of(self.store(), parent).await;
                 if copied.is_err() {
-                    // It may have gone meanwhile.
+                    // The parent may have been deleted in the meantime.
                     ensure_parent(self.store(), parent, spec.size_gib)?;
                 }
                 Some(copied.with_context(|| format!("copying {parent}"))?)
@@ -196,7 +197,7 @@ impl Blocks for Region {
         };
         let (id, ready_at) = (snapshot.clone(), self.ready_at());
         let complete = move |region: &Locked| {
-            // Not if it was deleted meanwhile.
+            // Fails if the snapshot was deleted in the meantime.
             let mut record = region.by_blocks(&id)?;
             if let Some(written) = &mut record.written {
                 written.sealed = Some(ready.sealed.clone());

@@ -1,4 +1,4 @@
-//! A complete snapshot, read by its blocks.
+//! Reads the blocks of a complete snapshot.
 
 use crate::cloud::block_api::{Indexes, Reader};
 use crate::cloud::ec2_rules::refused;
@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-/// A complete snapshot.
+/// A complete snapshot that is open for reading.
 pub struct Whole {
     store: Store,
     id: SnapshotId,
@@ -26,7 +26,7 @@ pub struct Whole {
 }
 
 impl Whole {
-    /// And its size in GiB.
+    /// Opens a snapshot; also returns its size in GiB.
     pub fn open(store: &Store, id: &SnapshotId) -> Result<(Self, u64)> {
         let record = store.by_blocks(id)?;
         store.ensure_completed(&record).map_err(|e| invalid("INVALID_SNAPSHOT_ID", e))?;
@@ -37,7 +37,7 @@ impl Whole {
         Ok((Self { store: store.clone(), id: id.clone(), data, blocks, put }, record.size_gib))
     }
 
-    /// What has data that is not zero, or was put as zeros.
+    /// The blocks that have data other than zeros, or were put as zeros.
     pub fn contents(&self, stop: &Cancelled) -> Result<Indexes> {
         let mut found: Indexes = self.put.keys().copied().collect();
         sparse_copy::blocks(&self.data, stop, &mut |at, data| {
@@ -75,7 +75,7 @@ impl Reader for Whole {
         if self.put.get(&index).is_some_and(|put| *put != digest) {
             return Err(refused(
                 "InternalServerException",
-                format!("block {index} of {id} is not what was put"),
+                format!("block {index} of {id} differs from what was put"),
             ));
         }
         Ok((block, digest))

@@ -1,4 +1,4 @@
-//! Blocks put into a pending snapshot, and the end of it.
+//! Puts blocks into a pending snapshot, and completes it.
 
 use crate::cloud::ec2_rules::absent;
 use crate::cloud::local::pending_snapshot::{Entry, Put, Sealed, blocks_of, invalid};
@@ -14,37 +14,37 @@ use std::fs::File;
 use std::num::NonZeroU64;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 
-/// The data that a pending snapshot is written over.
-fn parent_of(store: &Store, id: &SnapshotId) -> Result<File> {
+/// The parent's data of a pending snapshot.
+fn open_parent(store: &Store, id: &SnapshotId) -> Result<File> {
     let path = store.part::<SnapshotRecord>(&id.0, PARENT);
     File::open(&path).with_context(|| format!("opening {}", path.display()))
 }
 
 /// The data of a pending snapshot.
-fn data_of(store: &Store, id: &SnapshotId) -> Result<File> {
+fn open_data(store: &Store, id: &SnapshotId) -> Result<File> {
     let path = store.data::<SnapshotRecord>(&id.0);
     let mut options = File::options();
     options.read(true).write(true).custom_flags(libc::O_NOFOLLOW);
     options.open(&path).with_context(|| format!("opening {}", path.display()))
 }
 
-/// SHA256 over digests in the order of their indexes.
+/// The SHA256 over digests in the order of their indexes.
 pub fn linear<'a>(digests: impl IntoIterator<Item = &'a Digest>) -> Digest {
     let mut hash = Sha256::new();
     digests.into_iter().for_each(|digest| hash.update(digest));
     hash.finalize().into()
 }
 
-/// A snapshot that only lacks the word that it is complete. Nobody can put a block for as long as this value lives.
+/// A snapshot that is ready to be marked as complete. No block can be put as long as this value exists.
 pub struct Ready {
-    _turn: Put,
+    _lock: Put,
     pub sealed: Sealed,
 }
 
-/// Verifies what was put, and makes the data whole and durable. `None`: that was done before.
+/// Verifies what was put, restores interrupted blocks and syncs the data. `None`: the snapshot is complete already.
 pub fn make_ready(store: &Store, id: &SnapshotId, sealed: Sealed) -> Result<Option<Ready>> {
     store.by_blocks(id)?;
-    let put = opened(store, id)?.turn(0..u32::MAX)?;
+    let put = open_put(store, id)?.turn(0..u32::MAX)?;
     let (_, written) = store.writable(id)?;
     if let Some(before) = written.sealed {
         if before == sealed {
@@ -52,38 +52,38 @@ pub fn make_ready(store: &Store, id: &SnapshotId, sealed: Sealed) -> Result<Opti
         }
         return Err(invalid(
             "INVALID_SNAPSHOT_ID",
-            format!("The snapshot '{id}' is complete, with other blocks."),
+            format!("The snapshot '{id}' is already complete, with other blocks."),
         ));
     }
     let digests = put.digests()?;
     if digests.len() as u64 != u64::from(sealed.count) {
         let text =
-            format!("The changed blocks count is {}, and {} blocks were put.", sealed.count, digests.len());
+            format!("The changed blocks count is {}, but {} blocks were put.", sealed.count, digests.len());
         return Err(invalid("INVALID_PARAMETER_VALUE", text));
     }
     if linear(digests.values()) != sealed.checksum {
         return Err(invalid(
             "INVALID_PARAMETER_VALUE",
-            "The checksum is not that of the blocks that were put.",
+            "The checksum does not match the blocks that were put.",
         ));
     }
-    let target = data_of(store, id)?;
+    let target = open_data(store, id)?;
     for (index, entry) in put.all()? {
         if entry == Entry::Begun {
             restore(store, id, &target, written.parent.is_some(), index)?;
         }
     }
     target.sync_data().and_then(|()| put.sync()).context("writing the snapshot to the disk")?;
-    Ok(Some(Ready { _turn: put, sealed }))
+    Ok(Some(Ready { _lock: put, sealed }))
 }
 
-/// Makes a block the parent's again, of which somebody wrote a part.
+/// Restores a block to the parent's data after an interrupted write.
 fn restore(store: &Store, id: &SnapshotId, target: &File, parent: bool, index: u32) -> Result<()> {
     let at = u64::from(index) * BLOCK as u64;
     rustix::fs::fallocate(target, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, at, BLOCK as u64)
         .with_context(|| format!("undoing block {index}"))?;
     if parent {
-        let parent = parent_of(store, id)?;
+        let parent = open_parent(store, id)?;
         if at < sparse_copy::length(&parent)? {
             let mut block = vec![0; BLOCK];
             parent.read_exact_at(&mut block, at).context("reading the parent")?;
@@ -93,11 +93,11 @@ fn restore(store: &Store, id: &SnapshotId, target: &File, parent: bool, index: u
     Ok(())
 }
 
-fn opened(store: &Store, id: &SnapshotId) -> Result<Put> {
+fn open_put(store: &Store, id: &SnapshotId) -> Result<Put> {
     match Put::open(store, id)? {
         Some(put) => Ok(put),
         None => {
-            // None, or deleted since: this says which.
+            // It was never pending, or has been deleted: this returns the right error.
             store.writable(id)?;
             Err(absent("ResourceNotFoundException", format!("The snapshot '{id}' does not exist.")))
         }
@@ -105,9 +105,12 @@ fn opened(store: &Store, id: &SnapshotId) -> Result<Put> {
 }
 
 pub fn put(store: &Store, id: &SnapshotId, index: u32, block: &[u8], digest: &Digest) -> Result<()> {
-    let file = opened(store, id)?.turn(index..index.saturating_add(1))?;
+    let file = open_put(store, id)?.turn(index..index.saturating_add(1))?;
     if block.len() != BLOCK {
-        return Err(invalid("INVALID_BLOCK", format!("{} bytes, and a block has {BLOCK}", block.len())));
+        return Err(invalid(
+            "INVALID_BLOCK",
+            format!("the block has {} bytes instead of {BLOCK}", block.len()),
+        ));
     }
     if Digest::from(Sha256::digest(block)) != *digest {
         return Err(invalid(
@@ -123,12 +126,13 @@ pub fn put(store: &Store, id: &SnapshotId, index: u32, block: &[u8], digest: &Di
         let text = format!("Block {index} is beyond the {} GiB of '{id}'.", record.size_gib);
         return Err(invalid("INVALID_BLOCK", text));
     }
-    let target = data_of(store, id)?;
+    let target = open_data(store, id)?;
     let write = || {
         file.begin(index)?;
         let at = u64::from(index) * BLOCK as u64;
         target.write_all_at(block, at)?;
-        // On its way to the disk from now on: all has to be there when the snapshot is completed. It is a hint, no more.
+        // Starts writing it to the disk: all blocks have to be there when the snapshot is completed. This is only a
+        // hint.
         _ = rustix::fs::fadvise(&target, at, NonZeroU64::new(BLOCK as u64), Advice::DontNeed);
         file.done(index, digest)
     };

@@ -1,4 +1,4 @@
-//! Snapshots written by their blocks.
+//! Snapshots that are written by their blocks.
 
 use super::*;
 use crate::cloud::block_api::{Blocks, Expired, NewSnapshot, Parent};
@@ -27,12 +27,12 @@ pub fn block(byte: u8) -> (Arc<[u8]>, Digest) {
     (data, digest)
 }
 
-/// What a snapshot is completed with.
+/// The checksum that a snapshot is completed with.
 pub fn linear(digests: &[Digest]) -> Digest {
     digest_of(&digests.concat())
 }
 
-/// As long ago as this nobody put a block.
+/// Makes the last put of a block this long ago.
 pub fn age(region: &Region, id: &SnapshotId, ago: Duration) {
     let put = region.store().part::<SnapshotRecord>(&id.0, records::PUT);
     File::options().write(true).open(put).unwrap().set_modified(SystemTime::now() - ago).unwrap();
@@ -55,11 +55,11 @@ impl Fixture {
     }
 }
 
-/// The fixture's raw disk has data in the block of its second MiB, and this is the block's index.
+/// The index of the block with the second MiB, where the fixture's raw disk has data.
 const BASE_BLOCK: u32 = 2;
 
 #[tokio::test]
-async fn a_child_is_its_parent_and_what_was_put() {
+async fn a_child_has_its_parents_data_and_what_was_put() {
     let f = Fixture::new();
     let (base, run) = (f.import("base-1").await, RunId::new());
     let of_base = f.region.contents(&base.snapshot).await.unwrap();
@@ -68,7 +68,7 @@ async fn a_child_is_its_parent_and_what_was_put() {
 
     let id = f.region.start(&NewSnapshot { size_gib: 2, ..new(Some(&base.snapshot), &run) }).await.unwrap();
     assert_eq!(f.region.snapshot_state(&id).unwrap(), SnapshotState::Pending);
-    // The very last block, one that becomes zeros where there was nothing, and one put twice.
+    // The very last block, zeros where there was nothing, and a block that is put twice.
     let last = (2 << 30) / BLOCK as u32 - 1;
     f.put(&id, last, 9).await;
     f.put(&id, 7, 1).await;
@@ -97,7 +97,7 @@ async fn a_child_is_its_parent_and_what_was_put() {
     refuses(reader.read(6), Kind::Cloud, "ValidationException: INVALID_BLOCK");
     refuses(reader.read(last + 1), Kind::Cloud, "ValidationException: INVALID_BLOCK");
 
-    // A block of the parent that becomes zero; and a grandchild, when its grandparent is gone.
+    // A block of the parent becomes zeros; and a grandchild after its grandparent was deleted.
     let zeroed = f.region.start(&NewSnapshot { size_gib: 2, ..new(Some(&id), &run) }).await.unwrap();
     f.put(&zeroed, BASE_BLOCK, 0).await;
     f.region.deregister(&base.id).await.unwrap();
@@ -110,7 +110,7 @@ async fn a_child_is_its_parent_and_what_was_put() {
     let at = |index: u32| byte(&data, u64::from(index) * BLOCK as u64);
     assert_eq!([at(BASE_BLOCK), at(5), at(6), at(7), at(last)], [0, 0, 0, 8, 9]);
     assert_eq!(f.region.contents(&zeroed).await.unwrap().blocks, [BASE_BLOCK, 7, last].into());
-    // It is as good as any other: registered, and a volume made of it.
+    // It can be used as any other: an image is registered, and a volume created from it.
     let two = ImageSpec { size_gib: 2, ..spec("web-f", "f") };
     f.region.register(&zeroed, &two, &Undo::default()).await.unwrap();
     let of_it = VolumeSpec {
@@ -127,7 +127,7 @@ async fn a_child_is_its_parent_and_what_was_put() {
 }
 
 #[tokio::test]
-async fn as_strict_as_ebs() {
+async fn violations_of_ebs_rules_are_rejected() {
     let f = Fixture::new();
     let (base, run) = (f.import("base-1").await, RunId::new());
     let refuse = async |spec: NewSnapshot, text: &str| {
@@ -184,12 +184,12 @@ async fn as_strict_as_ebs() {
         7,
         "filled in after refusals, too"
     );
-    // What was changed behind its back is not served.
+    // Data that changed behind its back are not served.
     f.data(&id.0).write_all_at(&[4], BLOCK as u64 + 100).unwrap();
-    refuses(f.region.reader(&id).await.unwrap().read(1), Kind::Cloud, "is not what was put");
+    refuses(f.region.reader(&id).await.unwrap().read(1), Kind::Cloud, "differs from what was put");
 }
 
-/// Of a snapshot in this state nothing can be made.
+/// Asserts that a snapshot in this state cannot be used.
 async fn is_of_no_use(f: &Fixture, base: &Image, id: &SnapshotId, state: &str) {
     let of_state = format!("IncorrectState: {id} is in invalid state - {state}");
     let registered = f.region.register(id, &spec("web-f", "f"), &Undo::default()).await;
@@ -205,7 +205,7 @@ async fn is_of_no_use(f: &Fixture, base: &Image, id: &SnapshotId, state: &str) {
 }
 
 #[tokio::test]
-async fn what_is_not_complete_is_of_no_use_and_swept() {
+async fn incomplete_snapshots_cannot_be_used_and_are_swept() {
     let f = Fixture::new();
     let (base, run) = (f.import("base-1").await, RunId::new());
     let mut owner = Owner::this();
@@ -215,12 +215,12 @@ async fn what_is_not_complete_is_of_no_use_and_swept() {
     let (pending, expired) = (f.region.start(&spec).await.unwrap(), f.region.start(&spec).await.unwrap());
     let digest = f.put(&expired, 0, 1).await;
     is_of_no_use(&f, &base, &pending, "pending").await;
-    age(&f.region, &expired, PATIENCE - Duration::from_secs(60));
+    age(&f.region, &expired, WRITE_TIMEOUT - Duration::from_secs(60));
     is_of_no_use(&f, &base, &expired, "pending").await;
-    age(&f.region, &expired, PATIENCE + Duration::from_secs(60));
+    age(&f.region, &expired, WRITE_TIMEOUT + Duration::from_secs(60));
     is_of_no_use(&f, &base, &expired, "error").await;
 
-    // Too late; and it is told from other failures.
+    // It is too late, and the error differs from others.
     let late = f.region.put(&expired, 0, block(1).0, digest).await.unwrap_err();
     let completed = f.region.complete(&expired, 1, linear(&[digest])).await.unwrap_err();
     for error in [late, completed] {
@@ -238,7 +238,7 @@ async fn what_is_not_complete_is_of_no_use_and_swept() {
 }
 
 #[tokio::test]
-async fn patience_is_asked_for_and_each_block_renews_it() {
+async fn each_block_restarts_the_timeout() {
     let f = Fixture::new();
     let minutes = |n: u64| Duration::from_secs(n * 60);
     let short = f.region.with_patience(minutes(10));
@@ -255,7 +255,7 @@ async fn patience_is_asked_for_and_each_block_renews_it() {
 }
 
 #[tokio::test]
-async fn nothing_that_was_put_before_a_restart_is_trusted() {
+async fn blocks_from_before_a_reboot_are_not_trusted() {
     let f = Fixture::new();
     let (base, run) = (f.import("base-1").await, RunId::new());
     let id = f.region.start(&new(Some(&base.snapshot), &run)).await.unwrap();
@@ -269,18 +269,18 @@ async fn nothing_that_was_put_before_a_restart_is_trusted() {
 }
 
 #[tokio::test]
-async fn another_process_goes_on_and_a_torn_block_is_the_parents() {
+async fn another_process_continues_and_a_torn_block_is_restored() {
     let f = Fixture::new();
     let (base, run) = (f.import("base-1").await, RunId::new());
     let id = f.region.start(&new(Some(&base.snapshot), &run)).await.unwrap();
     let digest = f.put(&id, 4, 1).await;
-    // Killed within two puts: over a block of the parent, and over none.
+    // The process is killed during two puts: over a block of the parent, and over none.
     let put = Put::open(f.region.store(), &id).unwrap().unwrap();
     for index in [BASE_BLOCK, 6] {
         put.begin(index).unwrap();
         f.data(&id.0).write_all_at(&[5; 1000], u64::from(index) * BLOCK as u64).unwrap();
     }
-    // The base goes; who completes it never saw its data.
+    // The base is deleted; the completing process never saw its data.
     f.region.deregister(&base.id).await.unwrap();
     f.region.delete_snapshot(&base.snapshot).await.unwrap();
     let other = Region::open(f.region.dir()).unwrap();
@@ -290,7 +290,7 @@ async fn another_process_goes_on_and_a_torn_block_is_the_parents() {
     assert_eq!([at(BASE_BLOCK, 0), at(BASE_BLOCK, 4999), at(BASE_BLOCK, 5000)], [7, 7, 0]);
     assert_eq!([at(4, 0), at(6, 0)], [1, 0]);
     assert_eq!(f.region.contents(&id).await.unwrap().blocks, [BASE_BLOCK, 4].into());
-    // Killed between the last two steps: the parent's data is let go of.
+    // The process is killed between the last two steps: the parent's data are released.
     std::fs::write(f.region.dir().join(format!("snapshots/{id}.parent")), "x").unwrap();
     std::fs::write(f.region.dir().join(format!("snapshots/{}.put", new_id("snap"))), "x").unwrap();
     f.region.stale_runs(None).await.unwrap();
@@ -298,7 +298,7 @@ async fn another_process_goes_on_and_a_torn_block_is_the_parents() {
 }
 
 #[tokio::test]
-async fn many_put_at_once_and_the_same_block_too() {
+async fn concurrent_puts_also_of_the_same_block_are_whole() {
     let f = Fixture::new();
     let raw = f.dir.path().join("large");
     let file = File::create(&raw).unwrap();
@@ -308,7 +308,7 @@ async fn many_put_at_once_and_the_same_block_too() {
     let base = f.region.import(&raw, "large", Architecture::X86_64, &tags, &report).await.unwrap();
     let other = Region::open(f.region.dir()).unwrap();
     let id = f.region.start(&new(Some(&base.snapshot), &RunId::new())).await.unwrap();
-    // The same block by two at once is one of both, whole.
+    // Two concurrent puts of the same block leave one of both, complete.
     let (one, two) = (block(1), block(2));
     let put = async |region: &Region, index, (data, digest): &(Arc<[u8]>, Digest)| {
         region.put(&id, index, data.clone(), *digest).await.unwrap();
@@ -316,7 +316,7 @@ async fn many_put_at_once_and_the_same_block_too() {
     let tasks = (0..128u32).flat_map(|n| [(&f.region, n / 2 * 2, &one), (&other, n / 2 * 2, &two)]);
     let mut running: Vec<_> = tasks.map(|(region, n, block)| Box::pin(put(region, n, block))).collect();
     for task in &mut running {
-        // Each is begun before one is waited for.
+        // All are started before one is waited for.
         std::future::poll_fn(|context| {
             _ = task.as_mut().poll(context);
             std::task::Poll::Ready(())
@@ -325,7 +325,7 @@ async fn many_put_at_once_and_the_same_block_too() {
     }
     drop(running);
     let mut digests = f.region.put_blocks(&id).unwrap();
-    // Those that were dropped end, or never began: put once more.
+    // Those that were dropped finish, or never start: they are put again.
     for index in (0..128).step_by(2) {
         put(&f.region, index, &two).await;
         digests.insert(index, two.1);
@@ -346,7 +346,7 @@ async fn many_put_at_once_and_the_same_block_too() {
     }
 }
 
-/// Copies without a record: files that are open and have no name, or, where there are none of these, a temporary one.
+/// Copies without a record: open nameless files or, on a file system without these, temporary files.
 fn nameless(f: &Fixture) -> usize {
     let dir = f.region.dir().join("snapshots");
     let open = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
@@ -359,10 +359,10 @@ fn nameless(f: &Fixture) -> usize {
 }
 
 #[tokio::test]
-async fn each_child_is_written_over_a_copy_of_its_own() {
+async fn each_child_is_written_over_its_own_copy() {
     let f = Fixture::new();
     let base = f.import("base-1").await;
-    // More at once than are copied at the same time.
+    // There are more than may be copied at the same time.
     let runs: Vec<_> = (0..9).map(|_| RunId::new()).collect();
     let child = async |n: usize| {
         let spec = NewSnapshot { size_gib: 3, ..new(Some(&base.snapshot), &runs[n]) };
@@ -385,7 +385,7 @@ async fn each_child_is_written_over_a_copy_of_its_own() {
 }
 
 #[tokio::test]
-async fn a_start_that_is_called_off_leaves_nothing() {
+async fn a_cancelled_start_leaves_nothing() {
     let f = Fixture::new();
     let base = f.import("base-1").await;
     let run = RunId::new();
@@ -399,7 +399,7 @@ async fn a_start_that_is_called_off_leaves_nothing() {
             }
         }
         drop(start);
-        // What it did not call off itself, the run's debt removes: one that came to its end meanwhile.
+        // What it did not cancel itself, the run's debt removes: it may have finished in the meantime.
         while nameless(&f) != 0 {
             assert!(std::time::Instant::now() < deadline, "{} copies", nameless(&f));
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -410,7 +410,7 @@ async fn a_start_that_is_called_off_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn no_child_is_started_of_a_parent_that_is_gone() {
+async fn no_child_is_started_from_a_deleted_parent() {
     let f = Fixture::new();
     let base = f.import("base-1").await;
     let (run, other) = (RunId::new(), RunId::new());
@@ -418,7 +418,7 @@ async fn no_child_is_started_of_a_parent_that_is_gone() {
     let digest = f.put(&child, 0, 1).await;
     f.region.complete(&child, 1, linear(&[digest])).await.unwrap();
     let spec = new(Some(&child), &other);
-    // It goes while it is copied, or before, or after.
+    // The parent is deleted during the copy, before it, or after it.
     let (started, deleted) = tokio::join!(f.region.start(&spec), f.region.delete_snapshot(&child));
     deleted.unwrap();
     if started.is_err() {
@@ -431,7 +431,7 @@ async fn no_child_is_started_of_a_parent_that_is_gone() {
 }
 
 #[tokio::test]
-async fn a_record_without_these_fields_is_one_of_a_volume() {
+async fn a_record_without_these_fields_is_a_volumes_snapshot() {
     let f = Fixture::new();
     let base = f.import("base-1").await;
     let path = f.region.dir().join(format!("snapshots/{}.json", base.snapshot));

@@ -1,4 +1,4 @@
-//! Random operations on snapshots by their blocks, beside a model of what they hold.
+//! Random block-level operations on snapshots, compared with a model of their contents.
 
 use super::blocks::{age, block, linear, new};
 use super::*;
@@ -8,7 +8,7 @@ use crate::ids::{BLOCK, Digest};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// Sequences: in memory, where nothing waits for a disk; and some of them on a disk. `OVEN_TEST_FULL=1` runs all.
+/// Sequences: most run in memory, where nothing waits for a disk, and some on a disk. `OVEN_TEST_FULL=1` runs all.
 const FIXED: u64 = 180;
 const SAMPLE: u64 = 40;
 const FRESH: u64 = 20;
@@ -34,7 +34,7 @@ impl Random {
 #[derive(Clone, Default)]
 struct Model {
     size_gib: u64,
-    /// Numbers of [`blocks`], that are not zero.
+    /// Indexes into [`blocks`], other than zeros.
     parent: BTreeMap<u32, usize>,
     put: BTreeMap<u32, usize>,
     state: State,
@@ -57,7 +57,7 @@ impl Model {
     }
 }
 
-/// Zeros, full ones, and one that is zeros for the most part.
+/// Zeros, full blocks, and one that is mostly zeros.
 fn kinds() -> Vec<(Arc<[u8]>, Digest)> {
     let mut sparse = vec![0; BLOCK];
     sparse[300_000..300_100].fill(4);
@@ -96,7 +96,7 @@ impl Run {
         all
     }
 
-    /// What a snapshot has to be completed with.
+    /// The values that a snapshot has to be completed with.
     fn seal(&self, id: &SnapshotId) -> (u32, Digest) {
         let digests: Vec<_> = self.known[id].put.values().map(|what| self.kinds[*what].1).collect();
         (digests.len() as u32, linear(&digests))
@@ -146,7 +146,7 @@ impl Run {
             }
             15 => {
                 let Some(id) = random.of(&pending) else { return };
-                age(&region, id, 2 * PATIENCE);
+                age(&region, id, 2 * WRITE_TIMEOUT);
                 self.known.get_mut(id).unwrap().state = State::Expired;
             }
             16 => {
@@ -198,7 +198,7 @@ impl Run {
         }
     }
 
-    /// What a snapshot is, is what it should be.
+    /// Compares a snapshot with the model.
     async fn check(&self, id: &SnapshotId) {
         let (region, model) = (&self.f.region, &self.known[id]);
         let state = region.snapshot_state(id).unwrap();
@@ -232,7 +232,7 @@ impl Run {
         }
     }
 
-    /// Nothing is there but what is known, and nothing of it is left when the run is cleaned up.
+    /// Only known resources exist, and nothing is left of the run when it is cleaned up.
     async fn end(self) {
         let snapshots = self.f.region.dir().join("snapshots");
         self.f.region.stale_runs(None).await.unwrap();

@@ -1,14 +1,14 @@
-//! Clocks that jump, power that goes, processes that begin together.
+//! Clocks that jump, power failures, processes that start together.
 
 use super::*;
 
 #[tokio::test]
-async fn the_newest_is_the_last_whatever_the_clock_did() {
+async fn the_newest_image_is_the_last_whatever_the_clock_did() {
     let f = Fixture::new();
     let (base, run, undo) = (f.import("base-1").await, RunId::new(), Undo::default());
     let snapshot = f.snapshot(&base, &run).await;
     let first = f.region.register(&snapshot, &spec("web-f", "f"), &undo).await.unwrap();
-    // Registered while the clock was years ahead; then it was set right.
+    // It was registered while the clock was years ahead; then the clock was corrected.
     let record = f.region.dir().join(format!("images/{}.json", first.id));
     let text = std::fs::read_to_string(&record).unwrap();
     std::fs::write(&record, text.replace(&first.created, "2199-01-01T00:00:00.000Z")).unwrap();
@@ -17,7 +17,7 @@ async fn the_newest_is_the_last_whatever_the_clock_did() {
 }
 
 #[tokio::test]
-async fn what_is_pending_is_no_ground_to_build_on() {
+async fn pending_resources_cannot_be_used() {
     let f = Fixture::new();
     let (base, run) = (f.import("base-1").await, RunId::new());
     let volume = f.volume(&base, &run).await;
@@ -42,7 +42,7 @@ async fn what_is_pending_is_no_ground_to_build_on() {
 }
 
 #[tokio::test]
-async fn an_image_that_lost_a_tag_is_not_taken_for_whole() {
+async fn an_image_that_lost_a_tag_is_rejected() {
     let f = Fixture::new();
     let (base, run) = (f.import("base-1").await, RunId::new());
     let snapshot = f.snapshot(&base, &run).await;
@@ -62,7 +62,7 @@ async fn an_image_that_lost_a_tag_is_not_taken_for_whole() {
 }
 
 #[test]
-fn a_region_is_begun_by_many_at_once() {
+fn many_processes_create_a_region_at_once() {
     for _ in 0..50 {
         let dir = tempfile::tempdir().unwrap();
         let open = || Region::open(&dir.path().join("region")).map(drop);
@@ -77,7 +77,7 @@ fn a_region_is_begun_by_many_at_once() {
 }
 
 #[tokio::test]
-async fn a_record_that_lost_its_content_with_the_power_is_none() {
+async fn a_record_without_content_counts_as_absent() {
     let f = Fixture::new();
     let (base, run) = (f.import("base-1").await, RunId::new());
     let volume = f.region.create(&volume_of(&base, &run)).await.unwrap();
@@ -91,5 +91,5 @@ async fn a_record_that_lost_its_content_with_the_power_is_none() {
 
     let record = f.region.dir().join(format!("images/{}.json", base.id));
     std::fs::write(&record, "{").unwrap();
-    refuses(region.images(None).await, Kind::Cloud, &format!("{}.json is no record", base.id));
+    refuses(region.images(None).await, Kind::Cloud, &format!("{}.json is not a valid record", base.id));
 }

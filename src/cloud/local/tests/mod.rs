@@ -23,8 +23,7 @@ struct Fixture {
 }
 
 impl Fixture {
-    /// In memory, where there is a place for it: what a region makes sure of on a busy disk takes longer than the delays
-    /// of these tests.
+    /// In memory if possible: on a busy disk, a region's syncs take longer than the delays of these tests.
     fn new() -> Self {
         let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         Self { region: Region::open(&dir.path().join("region")).unwrap(), dir }
@@ -48,7 +47,7 @@ impl Fixture {
         self.region.create(&volume_of(image, run)).await.unwrap()
     }
 
-    /// A snapshot of a volume of `image`; the volume stays.
+    /// A snapshot of a volume of `image`; the volume is not deleted.
     async fn snapshot(&self, image: &Image, run: &RunId) -> SnapshotId {
         let volume = self.volume(image, run).await;
         self.region.snapshot(&volume, run, &Tags::new()).await.unwrap()
@@ -110,7 +109,7 @@ fn byte(file: &File, at: u64) -> u8 {
     byte[0]
 }
 
-/// The error's text begins so, and is of this kind.
+/// Asserts that the error's text contains `start`, and its kind.
 fn refuses<T: std::fmt::Debug>(result: Result<T>, kind: Kind, start: &str) {
     let error = result.unwrap_err();
     let text = format!("{error:#}");
@@ -119,7 +118,7 @@ fn refuses<T: std::fmt::Debug>(result: Result<T>, kind: Kind, start: &str) {
 }
 
 #[tokio::test]
-async fn from_import_to_image_and_found_again() {
+async fn an_imported_image_is_baked_on_and_found_again() {
     let f = Fixture::new();
     let base = f.import("base-1").await;
     assert_eq!((base.size_gib, base.state), (1, ImageState::Available));
@@ -153,7 +152,7 @@ async fn from_import_to_image_and_found_again() {
 }
 
 #[tokio::test]
-async fn as_strict_as_ec2() {
+async fn violations_of_ec2s_rules_are_rejected() {
     let f = Fixture::new();
     let base = f.import("base-1").await;
     let (run, undo) = (RunId::new(), Undo::default());
@@ -180,7 +179,7 @@ async fn as_strict_as_ec2() {
     let none = SnapshotId(new_id("snap"));
     let lost = f.region.register(&none, &spec("web-g", "g"), &undo).await;
     refuses(lost, Kind::NotFound, "InvalidSnapshot.NotFound");
-    assert_eq!(f.files("images"), 2, "nothing of what was refused is there");
+    assert_eq!(f.files("images"), 2, "nothing rejected was created");
 
     let in_use =
         format!("InvalidSnapshot.InUse: The snapshot {snapshot} is currently in use by {}", image.id);
@@ -206,7 +205,7 @@ async fn as_strict_as_ec2() {
     let gone = f.region.snapshot(&volume, &run, &Tags::new()).await;
     refuses(gone, Kind::NotFound, "InvalidVolume.NotFound");
 
-    // A deregistered name is free, and its snapshot deletable.
+    // The name of a deregistered image is free, and its snapshot can be deleted.
     f.region.deregister(&image.id).await.unwrap();
     assert_eq!(f.files("documents"), 0);
     register(spec("web-f", "g")).await.unwrap();
@@ -219,13 +218,13 @@ async fn a_locked_volume_is_in_use() {
     let f = Fixture::new();
     let (base, run) = (f.import("base-1").await, RunId::new());
     let volume = f.volume(&base, &run).await;
-    // What a loop device does, without root: an open file with a lock.
+    // This is what a loop device does, without root: it has the file open with a lock.
     let held = f.data(&volume.0);
     rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).unwrap();
     refuses(f.region.delete_volume(&volume).await, Kind::Cloud, "VolumeInUse");
     refuses(f.region.attach(&volume).await, Kind::Cloud, "VolumeInUse");
     refuses(f.region.ensure_no_volumes(&run).await, Kind::Cloud, "VolumeInUse");
-    // A snapshot of it is a copy: what is written later is not in it.
+    // Its snapshot is a copy, without what is written later.
     let snapshot = f.region.snapshot(&volume, &run, &Tags::new()).await.unwrap();
     held.write_all_at(&[1], 0).unwrap();
     assert_eq!((byte(&f.data(&snapshot.0), 0), byte(&f.data(&snapshot.0), 1 << 20)), (0, 7));
@@ -245,7 +244,7 @@ async fn a_free_volume_shares_its_file_with_the_snapshot() {
     let volume = f.volume(&base, &run).await;
     let snapshot = f.region.snapshot(&volume, &run, &Tags::new()).await.unwrap();
     assert_eq!(f.data(&volume.0).metadata().unwrap().ino(), f.data(&snapshot.0).metadata().unwrap().ino());
-    // Before it can be written to, it has its own.
+    // Before it can be written to, it gets its own file.
     let shared = f.region.lock_soon(&volume).await.unwrap().unwrap();
     let own = f.region.own_file(&volume, shared).await.unwrap();
     assert!(f.region.lock_soon(&volume).await.unwrap().is_none(), "still locked");
@@ -265,7 +264,7 @@ async fn states_pass_through_pending() {
     let snapshot = slow.snapshot(&volume, &run, &Tags::new()).await.unwrap();
     assert!(start.elapsed() >= 2 * delay);
 
-    // A client that is killed while its image is pending: nobody else has to finish it.
+    // A client is killed while its image is pending: nobody else has to finish it.
     let (web, undo) = (spec("web-f", "f"), Undo::default());
     let registered = async |images| {
         while f.region.images(None).await.unwrap().len() < images {
@@ -279,7 +278,7 @@ async fn states_pass_through_pending() {
     let [_, pending] = &f.region.images(None).await.unwrap()[..] else { panic!("two images") };
     assert_eq!(pending.state, ImageState::Pending);
     refuses(f.region.delete_snapshot(&snapshot).await, Kind::Cloud, "InvalidSnapshot.InUse");
-    // The name is taken already; what is pending is waited for.
+    // The name is taken already; the pending image is waited for.
     refuses(
         f.region.register(&snapshot, &spec("web-f", "g"), &undo).await,
         Kind::Cloud,
@@ -288,7 +287,7 @@ async fn states_pass_through_pending() {
     let found = f.region.find(&key(Some("f"))).await.unwrap().unwrap();
     assert_eq!((&found.id, found.state), (&pending.id, ImageState::Available));
     assert!(start.elapsed() >= 3 * delay);
-    // An available one is answered at once, though a newer one is pending.
+    // An available image is returned at once, although a newer one is pending.
     let newer = spec("web-f2", "f");
     tokio::select! {
         _ = slow.register(&snapshot, &newer, &undo) => panic!("it is not available yet"),
@@ -334,7 +333,7 @@ async fn the_loser_adopts_and_pays_for_its_snapshot() {
     assert_eq!(winner, loser);
     assert!(f.region.store().find::<SnapshotRecord>(&first.0).unwrap().is_some());
     assert!(f.region.store().find::<SnapshotRecord>(&second.0).unwrap().is_none(), "nobody needs it");
-    // The same snapshot again: an answer was lost. It is the image's, and stays.
+    // The same snapshot again, because an answer was lost: the image uses it, and it is not deleted.
     let undo = Undo::default();
     assert_eq!(f.region.register(&first, &spec("web-f", "f"), &undo).await.unwrap(), winner);
 
@@ -348,13 +347,13 @@ async fn the_loser_adopts_and_pays_for_its_snapshot() {
 }
 
 #[tokio::test]
-async fn failed_images_are_replaced_when_asked_for() {
+async fn failed_images_are_replaced_on_request() {
     let f = Fixture::new();
     let (base, run, undo) = (f.import("base-1").await, RunId::new(), Undo::default());
     let (first, second) = (f.snapshot(&base, &run).await, f.snapshot(&base, &run).await);
     let image = f.region.register(&first, &spec("web-f", "f"), &undo).await.unwrap();
-    refuses(f.region.replace_failed("web-f").await, Kind::Cloud, "it stays");
-    refuses(f.region.replace_failed("base-1").await, Kind::Cloud, "it stays");
+    refuses(f.region.replace_failed("web-f").await, Kind::Cloud, "it is not replaced");
+    refuses(f.region.replace_failed("base-1").await, Kind::Cloud, "it is not replaced");
     assert_eq!(f.region.replace_failed("web-g").await.unwrap(), None);
 
     f.region.fail(&image.id, "Client.InternalError").await.unwrap();
@@ -371,7 +370,7 @@ async fn failed_images_are_replaced_when_asked_for() {
 }
 
 #[tokio::test]
-async fn what_fails_while_pending_is_deregistered() {
+async fn an_image_that_fails_while_pending_is_deregistered() {
     let f = Fixture::new();
     let (base, run) = (f.import("base-1").await, RunId::new());
     let snapshot = f.snapshot(&base, &run).await;
@@ -389,7 +388,7 @@ async fn what_fails_while_pending_is_deregistered() {
 }
 
 #[tokio::test]
-async fn bases_that_are_not_there() {
+async fn missing_bases_are_reported() {
     let f = Fixture::new();
     let name = |name: &str, owner: Option<&str>| BaseRef::Name {
         name: name.into(),
@@ -408,17 +407,17 @@ async fn bases_that_are_not_there() {
 }
 
 #[tokio::test]
-async fn importing() {
+async fn disks_are_imported_once() {
     let f = Fixture::new();
     let (tags, report) = (Tags::new(), Report::silent());
     let import = async |raw: &Path, name: &str, arch| f.region.import(raw, name, arch, &tags, &report).await;
     let raw = f.raw("disk.raw", 7);
-    // Older than the clock is coarse.
+    // The file is older than the resolution of its times.
     tokio::time::sleep(Duration::from_millis(150)).await;
     let image = import(&raw, "base-1", Architecture::X86_64).await.unwrap();
     assert_eq!(f.data(&image.snapshot.0).metadata().unwrap().len(), 1 << 30);
     assert!(f.data(&image.snapshot.0).metadata().unwrap().blocks() * 512 < 1 << 20, "sparse");
-    // Again; and again as another file with the same content, and padding.
+    // Again; and again from another file with the same content, and padding.
     assert_eq!(import(&raw, "base-1", Architecture::X86_64).await.unwrap(), image);
     let copy = f.raw("copy.raw", 7);
     File::options().write(true).open(&copy).unwrap().set_len(9 << 20).unwrap();
@@ -426,7 +425,7 @@ async fn importing() {
     let taken = format!("InvalidAMIName.Duplicate: AMI name base-1 is already in use by AMI {}", image.id);
     refuses(import(&raw, "base-1", Architecture::Arm64).await, Kind::Cloud, &taken);
     refuses(import(&f.raw("other.raw", 8), "base-1", Architecture::X86_64).await, Kind::Cloud, &taken);
-    // The same file, changed in place: its times say so.
+    // The same file, changed in place: its times show it.
     f.raw("disk.raw", 9);
     refuses(import(&raw, "base-1", Architecture::X86_64).await, Kind::Cloud, &taken);
     assert_eq!((f.files("images"), f.files("snapshots")), (1, 2));
@@ -455,14 +454,14 @@ async fn importing() {
     refuses(
         import(&f.dir.path().join("x"), "base-2", Architecture::X86_64).await,
         Kind::NotFound,
-        "there is no",
+        "does not exist",
     );
     refuses(import(&raw, "b", Architecture::X86_64).await, Kind::Cloud, "InvalidAMIName.Malformed");
     assert_eq!((f.files("images"), f.files("snapshots")), (1, 2));
 }
 
 #[tokio::test]
-async fn stale_runs_are_those_whose_owner_is_gone() {
+async fn stale_runs_are_those_whose_owner_has_ended() {
     let f = Fixture::new();
     let base = f.import("base-1").await;
     let this = Owner::this();
@@ -504,7 +503,7 @@ async fn stale_runs_are_those_whose_owner_is_gone() {
 }
 
 #[tokio::test]
-async fn what_no_record_names_is_removed_by_sweeping() {
+async fn sweeping_removes_files_without_a_record() {
     let f = Fixture::new();
     let (base, run) = (f.import("base-1").await, RunId::new());
     let volume = f.volume(&base, &run).await;
@@ -527,21 +526,21 @@ async fn what_no_record_names_is_removed_by_sweeping() {
     assert!(busy.exists());
     f.region.store().get::<VolumeRecord>(&volume.0).unwrap();
     assert_eq!((f.files("images"), f.files("snapshots"), f.files("volumes")), (1, 2, 3));
-    // A volume without its data (killed while it was deleted) can still be deleted.
+    // A volume without its data (its process was killed while deleting it) can still be deleted.
     std::fs::remove_file(dir.join(format!("volumes/{volume}.img"))).unwrap();
     f.region.ensure_no_volumes(&run).await.unwrap();
     assert_eq!(f.files("volumes"), 1);
 }
 
 #[test]
-fn of_many_at_once_one_wins_and_all_adopt_it() {
+fn of_concurrent_registrations_one_wins_and_all_adopt_it() {
     let f = Fixture::new();
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let base = runtime().block_on(f.import("base-1"));
     let dir = f.region.dir().to_owned();
     let bake = || {
         runtime().block_on(async {
-            // With a lock, and all else, of its own: as another process.
+            // It has its own lock and everything else, as another process has.
             let region = Region::open(&dir).unwrap().with_delays(Duration::from_millis(50));
             let (run, undo) = (RunId::new(), Undo::default());
             let volume = region.create(&volume_of(&base, &run)).await.unwrap();
@@ -562,21 +561,21 @@ fn of_many_at_once_one_wins_and_all_adopt_it() {
 }
 
 #[tokio::test]
-async fn dropped_in_the_middle_nothing_is_left() {
+async fn a_dropped_call_leaves_nothing() {
     let f = Fixture::new();
     let (base, run) = (f.import("base-1").await, RunId::new());
     for micros in (0..4000).step_by(250) {
         let spec = volume_of(&base, &run);
         let create = f.region.create(&spec);
         _ = tokio::time::timeout(Duration::from_micros(micros), create).await;
-        // Whatever was done: after the debt is paid it is gone, and stays gone.
+        // Whatever was done: once the debt is paid, it is gone and remains so.
         f.region.ensure_no_volumes(&run).await.unwrap();
         assert_eq!(f.files("volumes"), 0, "after {micros} µs");
     }
 }
 
 #[tokio::test]
-async fn a_region_of_a_newer_oven_is_refused() {
+async fn a_region_of_a_newer_oven_is_rejected() {
     let f = Fixture::new();
     std::fs::write(f.region.dir().join("region.json"), r#"{"format": 99}"#).unwrap();
     refuses(Region::open(f.region.dir()), Kind::Machine, "format 99");

@@ -1,7 +1,7 @@
-//! The blocks of a base snapshot, made ready when they are first used, and ahead of that.
+//! The blocks of a base snapshot: reads them when they are first used, and prefetches others.
 //!
-//! A block is ready once it is in the cache's file and was held against its digest. Who serves the disk asks
-//! for that over a socket, and reads the file itself.
+//! A block is ready once it is in the cache's file and was verified against its digest. The server of the disk requests
+//! blocks over a socket, and reads the file itself.
 
 #[cfg(test)]
 mod tests;
@@ -21,17 +21,17 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 
-/// Blocks that are read at the same time because somebody waits for them: as many as requests are served.
-const ASKED: usize = 16;
-/// Blocks that are read at the same time ahead of need: the first byte of a block takes some 20 ms, and 8 of 512 KiB
-/// keep a network of 1 Gbit/s busy.
-const AHEAD: usize = 8;
-/// Blocks that follow one that had to be read are read, too: files lie in one piece, mostly.
-const FOLLOWING: u32 = 4;
+/// Concurrent reads of blocks that are waited for: as many as requests are served concurrently.
+const READERS: usize = 16;
+/// Concurrent prefetches: the first byte of a block takes about 20 ms, and 8 reads of 512 KiB keep a network of 1
+/// Gbit/s busy.
+const PREFETCHERS: usize = 8;
+/// When a block had to be read, this many following ones are prefetched: files are mostly contiguous.
+const READ_AHEAD: u32 = 4;
 
-/// A message of the one who serves the disk, or the answer to it: the index of a block, and 0 or an errno.
+/// A message of the disk's server, or the answer to it: the index of a block, and 0 or an errno.
 pub type Word = (u32, i32);
-/// No block: what was written could not be kept.
+/// Instead of an index: a write could not be stored.
 pub const FAILED: u32 = u32::MAX;
 
 pub fn send(to: &OwnedFd, (index, errno): Word) -> rustix::io::Result<()> {
@@ -41,7 +41,7 @@ pub fn send(to: &OwnedFd, (index, errno): Word) -> rustix::io::Result<()> {
     rustix::net::send(to, &bytes, SendFlags::NOSIGNAL).map(drop)
 }
 
-/// `None`: the other side is gone.
+/// Receives a message. `None`: the other side has closed the socket.
 pub fn receive(from: &OwnedFd) -> Option<Word> {
     let mut bytes = [0; 8];
     loop {
@@ -61,31 +61,31 @@ pub struct Lower {
     blocks: Indexes,
     reader: Arc<dyn Reader>,
     cached: Cached,
-    /// In the order of their first use: what the next bake of this kind will want, too.
+    /// The blocks in the order of their first use: the next bake of the family will need them, too.
     used: Mutex<(Vec<u32>, HashSet<u32>)>,
-    wanted: Mutex<Wanted>,
-    more: Condvar,
-    /// Why a block could not be read: the file system above only learns that it could not.
+    prefetch_queue: Mutex<PrefetchQueue>,
+    queue_changed: Condvar,
+    /// Why a block could not be read: the file system above only gets an I/O error.
     trouble: Trouble,
-    /// Where what is written is kept, for messages.
+    /// The directory of the files that are written, for messages.
     place: OnceLock<PathBuf>,
     fetched: Counter,
     found: Counter,
-    /// Who serves the disk, and what it waits for; and whether it waits in vain.
-    asked: Mutex<Waiting>,
-    /// Of a directory's disk, in bytes.
+    /// Requests of the disk's server that are not answered yet.
+    requests: Mutex<Requests>,
+    /// Returns the free bytes of a directory's file system.
     free: fn(&Path) -> Option<u64>,
 }
 
 #[derive(Default)]
-struct Waiting {
+struct Requests {
     socket: Option<Arc<OwnedFd>>,
     blocks: HashSet<u32>,
     stopped: bool,
 }
 
-impl Waiting {
-    /// Once: it may be the answer of a read that nobody waits for any more. If nobody is there, nobody waits.
+impl Requests {
+    /// Answers a request, once: its read may end after [`Lower::stop`]. Without a socket there is nothing to answer.
     fn answer(&mut self, index: u32, errno: i32) {
         if let (true, Some(socket)) = (self.blocks.remove(&index), &self.socket) {
             _ = send(socket, (index, errno));
@@ -93,11 +93,11 @@ impl Waiting {
     }
 }
 
-/// What is to be read ahead.
+/// The blocks to prefetch.
 #[derive(Default)]
-struct Wanted {
-    queue: VecDeque<u32>,
-    over: bool,
+struct PrefetchQueue {
+    blocks: VecDeque<u32>,
+    is_closed: bool,
 }
 
 impl Lower {
@@ -108,13 +108,13 @@ impl Lower {
             reader,
             cached,
             used: Mutex::default(),
-            wanted: Mutex::default(),
-            more: Condvar::new(),
+            prefetch_queue: Mutex::default(),
+            queue_changed: Condvar::new(),
             trouble: Trouble::default(),
             place: OnceLock::new(),
             fetched: Track::here().counter("blocks fetched"),
             found: Track::here().counter("blocks found in the cache"),
-            asked: Mutex::default(),
+            requests: Mutex::default(),
             free: crate::sys::space::free_space,
         }
     }
@@ -131,20 +131,21 @@ impl Lower {
         &self.trouble
     }
 
-    /// Makes a block of the base ready to be read: from the cache if it is there and is what it was, else from the
-    /// cloud. Answers with its digest.
+    /// Makes a block of the base ready: from the cache if its block is valid, and from the cloud otherwise. Returns its
+    /// digest.
     pub fn fetch(&self, index: u32) -> Result<Digest> {
         let context = || format!("reading block {index} of {}", self.snapshot);
         if !self.blocks.contains(index) {
-            anyhow::bail!("{}: it has none", context());
+            anyhow::bail!("{}: the snapshot has no such block", context());
         }
         let read = || {
             let (data, digest) = self.reader.read(index)?;
-            anyhow::ensure!(data.len() == BLOCK, "it has {} bytes", data.len());
+            anyhow::ensure!(data.len() == BLOCK, "the block has {} bytes instead of {BLOCK}", data.len());
             Ok((data, digest))
         };
         let keeping =
-            |error| super::fault::full(error, &format!("keeping it in {}", self.cached.dir().display()));
+            |error| { super::fault::full(error, &format!("caching the block in {}", self.cached.dir().display()))
+        };
         let (digest, made) = self.cached.make_ready(index, read, keeping).with_context(context)?;
         match made {
             Made::Before => {}
@@ -161,7 +162,7 @@ impl Lower {
         self.cached
             .read(index, 0, &mut data)
             .with_context(|| format!("reading block {index} of the cache"))?;
-        // It was verified when it was made ready; what is sent is verified once more.
+        // It was verified when it was made ready; what is uploaded is verified again.
         if digest_of(&data) != digest {
             self.cached.spoilt(index);
             anyhow::bail!("block {index} of the cache of {} changed", self.snapshot);
@@ -169,18 +170,18 @@ impl Lower {
         Ok((data, digest))
     }
 
-    /// A block is used. What follows it is likely to be, too.
-    fn used_now(&self, index: u32) -> i32 {
-        let following = self.cached.ready(index).is_none();
+    /// Records that a block is used, prefetches the following ones, and reads it. Returns 0 or an errno.
+    fn use_block(&self, index: u32) -> i32 {
+        let is_missing = self.cached.ready(index).is_none();
         {
             let mut used = lock(&self.used);
             if used.1.insert(index) {
                 used.0.push(index);
             }
         }
-        if following {
-            let next = self.blocks.range(index + 1..=index.saturating_add(FOLLOWING));
-            self.first(next.collect());
+        if is_missing {
+            let next = self.blocks.range(index + 1..=index.saturating_add(READ_AHEAD));
+            self.prefetch_first(next.collect());
         }
         match self.fetch(index) {
             Ok(_) => 0,
@@ -191,34 +192,34 @@ impl Lower {
         }
     }
 
-    /// Blocks in the order of their first use.
+    /// The used blocks, in the order of their first use.
     pub fn used(&self) -> Vec<u32> {
         lock(&self.used).0.clone()
     }
 
-    /// Answers who serves the disk, until it is gone. `place`: where what is written is kept.
+    /// Starts to answer the disk's server, until the socket is closed. `place` is the directory of the written files.
     pub fn answer(self: &Arc<Self>, socket: &Arc<OwnedFd>, place: &Path) -> std::io::Result<()> {
         _ = self.place.set(place.to_owned());
-        lock(&self.asked).socket = Some(socket.clone());
-        for _ in 0..ASKED {
+        lock(&self.requests).socket = Some(socket.clone());
+        for _ in 0..READERS {
             let (lower, socket) = (self.clone(), socket.clone());
             std::thread::Builder::new().name("blocks".to_owned()).spawn(move || {
                 while let Some((index, errno)) = receive(&socket) {
                     if index == FAILED {
-                        lower.trouble.add(lower.not_kept(errno));
-                    } else if lower.begin(index) {
-                        lower.finish(index, lower.used_now(index));
+                        lower.trouble.add(lower.store_error(errno));
+                    } else if lower.add_request(index) {
+                        lower.answer_request(index, lower.use_block(index));
                     }
                 }
             })?;
         }
-        for _ in 0..AHEAD {
+        for _ in 0..PREFETCHERS {
             let lower = self.clone();
-            let ahead = std::thread::Builder::new().name("ahead".to_owned());
-            ahead.spawn(move || {
-                while let Some(index) = lower.next() {
+            let prefetch = std::thread::Builder::new().name("prefetch".to_owned());
+            prefetch.spawn(move || {
+                while let Some(index) = lower.next_prefetch() {
                     if lower.has_room_for(index) {
-                        // Whoever needs it will try again, and be told.
+                        // If it fails, whoever needs the block tries again and gets the error.
                         _ = lower.fetch(index);
                     }
                 }
@@ -227,73 +228,78 @@ impl Lower {
         Ok(())
     }
 
-    /// Whether it is to be read: a bake that was stopped waits for nothing.
-    fn begin(&self, index: u32) -> bool {
-        let mut asked = lock(&self.asked);
-        asked.blocks.insert(index);
-        if asked.stopped {
-            asked.answer(index, libc::EIO);
+    /// Records a request. Returns false if the bake was stopped: then it is answered with an error at once.
+    fn add_request(&self, index: u32) -> bool {
+        let mut requests = lock(&self.requests);
+        requests.blocks.insert(index);
+        if requests.stopped {
+            requests.answer(index, libc::EIO);
         }
-        !asked.stopped
+        !requests.stopped
     }
 
-    fn finish(&self, index: u32, errno: i32) {
-        lock(&self.asked).answer(index, errno);
+    fn answer_request(&self, index: u32, errno: i32) {
+        lock(&self.requests).answer(index, errno);
     }
 
-    /// Whoever waits for a block gets an error, now and from now on: however long a read takes that is under way.
+    /// Answers all requests with an error, now and in future, even if their reads are still under way.
     pub fn stop(&self) {
-        let mut asked = lock(&self.asked);
-        asked.stopped = true;
-        let blocks: Vec<u32> = asked.blocks.iter().copied().collect();
-        blocks.into_iter().for_each(|index| asked.answer(index, libc::EIO));
-        drop(asked);
+        let mut requests = lock(&self.requests);
+        requests.stopped = true;
+        let blocks: Vec<u32> = requests.blocks.iter().copied().collect();
+        blocks.into_iter().for_each(|index| requests.answer(index, libc::EIO));
+        drop(requests);
         self.end();
     }
 
-    fn not_kept(&self, errno: i32) -> anyhow::Error {
+    fn store_error(&self, errno: i32) -> anyhow::Error {
         let error = std::io::Error::from_raw_os_error(errno);
         let place = self.place.get().map_or_else(String::new, |place| format!(" in {}", place.display()));
-        super::fault::full(error, &format!("keeping what was written{place}"))
+        super::fault::full(error, &format!("storing the disk's changes{place}"))
     }
 
-    /// These next, before what was to come.
-    fn first(&self, blocks: Vec<u32>) {
-        let mut wanted = lock(&self.wanted);
-        blocks.into_iter().rev().for_each(|index| wanted.queue.push_front(index));
-        self.more.notify_all();
+    /// Puts blocks at the front of the queue.
+    fn prefetch_first(&self, blocks: Vec<u32>) {
+        let mut prefetch_queue = lock(&self.prefetch_queue);
+        blocks.into_iter().rev().for_each(|index| prefetch_queue.blocks.push_front(index));
+        self.queue_changed.notify_all();
     }
 
-    /// Reads these ahead of need, in this order, after what is wanted already.
+    /// Prefetches blocks in this order, after those already in the queue.
     pub fn ahead(&self, blocks: impl IntoIterator<Item = u32>) {
-        let mut wanted = lock(&self.wanted);
-        wanted.queue.extend(blocks.into_iter().filter(|index| self.blocks.contains(*index)));
-        self.more.notify_all();
+        let mut prefetch_queue = lock(&self.prefetch_queue);
+        prefetch_queue.blocks.extend(blocks.into_iter().filter(|index| self.blocks.contains(*index)));
+        self.queue_changed.notify_all();
     }
 
-    fn next(&self) -> Option<u32> {
-        let mut wanted = lock(&self.wanted);
+    fn next_prefetch(&self) -> Option<u32> {
+        let mut prefetch_queue = lock(&self.prefetch_queue);
         loop {
-            if wanted.over {
+            if prefetch_queue.is_closed {
                 return None;
             }
-            match wanted.queue.pop_front() {
+            match prefetch_queue.blocks.pop_front() {
                 Some(index) if self.cached.ready(index).is_some() => {}
                 Some(index) => return Some(index),
-                None => wanted = self.more.wait(wanted).unwrap_or_else(std::sync::PoisonError::into_inner),
+                None => {
+                    prefetch_queue = self
+                        .queue_changed
+                        .wait(prefetch_queue)
+                        .unwrap_or_else(std::sync::PoisonError::into_inner)
+                }
             }
         }
     }
 
-    /// What nobody asked for takes no room that a bake needs.
+    /// Whether there is space to prefetch a block: it must not take space that a bake needs.
     fn has_room_for(&self, index: u32) -> bool {
-        // What is there has its room.
+        // A cached block already has its space.
         self.cached.digest(index).is_some() || (self.free)(self.cached.dir()).is_none_or(|free| free >= ROOM)
     }
 
-    /// Nothing is read ahead any more.
+    /// Stops prefetching.
     pub fn end(&self) {
-        lock(&self.wanted).over = true;
-        self.more.notify_all();
+        lock(&self.prefetch_queue).is_closed = true;
+        self.queue_changed.notify_all();
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-/// A base whose block n is full of n, and counts what is read of it.
+/// A base whose block n is filled with n; counts the reads.
 #[derive(Default)]
 struct Base {
     reads: AtomicU32,
@@ -21,7 +21,7 @@ impl Reader for Base {
     }
 }
 
-/// Of a process by itself.
+/// For a process by itself.
 fn lower(dir: &Path, base: &Arc<Base>) -> Arc<Lower> {
     lower_of(&Cache::new(dir, u64::MAX), base)
 }
@@ -33,7 +33,7 @@ fn lower_of(cache: &Cache, base: &Arc<Base>) -> Arc<Lower> {
     Arc::new(Lower::new(&snapshot, &contents, base.clone(), cached))
 }
 
-/// Asks as the one who serves the disk does.
+/// Requests blocks as the disk's server does.
 fn ask(lower: &Arc<Lower>, words: &[Word]) -> Vec<Word> {
     let (flags, kind) = (SocketFlags::CLOEXEC, SocketType::SEQPACKET);
     let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, kind, flags, None).unwrap();
@@ -60,15 +60,15 @@ fn a_block_is_read_once_and_the_next_run_finds_it_in_the_cache() {
     assert_eq!(first.fetch(3).unwrap(), digest_of(&vec![3; BLOCK]));
     first.fetch(3).unwrap();
     assert_eq!(first.block(3).unwrap().0, vec![3; BLOCK]);
-    assert!(first.fetch(7).is_err(), "the base has none");
+    assert!(first.fetch(7).is_err(), "the base has no such block");
     let next = lower(dir.path(), &base);
     next.fetch(3).unwrap();
     assert_eq!(base.reads.load(Ordering::SeqCst), 1);
-    assert!(first.used().is_empty() && next.used().is_empty(), "nobody asked for it");
+    assert!(first.used().is_empty() && next.used().is_empty(), "they were not used");
 }
 
 #[test]
-fn many_who_want_the_same_wait_for_one() {
+fn concurrent_requests_of_a_block_wait_for_one_read() {
     let (dir, base) = (tempfile::tempdir().unwrap(), Arc::new(Base::default()));
     let lower = lower(dir.path(), &base);
     std::thread::scope(|scope| (0..16).for_each(|_| _ = scope.spawn(|| lower.fetch(5).unwrap())));
@@ -85,7 +85,7 @@ fn a_bit_that_flipped_in_the_cache_is_not_served() {
     let next = lower(dir.path(), &base);
     assert_eq!(next.block(3).unwrap().0, vec![3; BLOCK]);
     assert_eq!(base.reads.load(Ordering::SeqCst), 2);
-    // After it was verified, it is not sent.
+    // It changed after it was verified: it is not uploaded.
     data.write_all_at(&[2], 3 * BLOCK as u64 + 1234).unwrap();
     assert!(next.block(3).unwrap_err().to_string().contains("changed"));
 }
@@ -101,7 +101,7 @@ fn bakes_of_one_process_read_and_verify_a_block_once() {
     assert_eq!(reads(), 1);
     let next = lower_of(&cache, &base);
     assert!(next.cached().ready(5).is_some() && next.cached().ready(6).is_none());
-    // What one of them sends is verified once more.
+    // What one of them uploads is verified again.
     let data = dir.path().join("snap-1/data");
     let flip = || {
         let data = std::fs::File::options().write(true).open(&data).unwrap();
@@ -110,14 +110,14 @@ fn bakes_of_one_process_read_and_verify_a_block_once() {
     flip();
     assert!(next.block(5).unwrap_err().to_string().contains("changed"));
     let another = lower_of(&cache, &base);
-    assert_eq!((another.block(5).unwrap().0, reads()), (vec![5; BLOCK], 2), "it is read anew");
+    assert_eq!((another.block(5).unwrap().0, reads()), (vec![5; BLOCK], 2), "it is read again");
     flip();
-    // Who comes when all of them are gone verifies it.
+    // A bake that starts after all of them have ended verifies the block.
     drop((bakes, next, another));
     let later = lower_of(&cache, &base);
     assert!(later.cached().ready(5).is_none());
     assert_eq!((later.block(5).unwrap().0, reads()), (vec![5; BLOCK], 3));
-    // And who finds another file of that name.
+    // So does one that finds another file of that name.
     std::fs::rename(&data, dir.path().join("away")).unwrap();
     std::fs::copy(dir.path().join("away"), &data).unwrap();
     flip();
@@ -127,36 +127,36 @@ fn bakes_of_one_process_read_and_verify_a_block_once() {
 }
 
 #[test]
-fn what_is_asked_for_is_noted_in_order_and_what_follows_is_read_ahead() {
+fn used_blocks_are_recorded_in_order_and_following_ones_prefetched() {
     let (dir, base) = (tempfile::tempdir().unwrap(), Arc::new(Base::default()));
     let lower = lower(dir.path(), &base);
     assert_eq!(ask(&lower, &[(2, 0)]), [(2, 0)]);
     assert_eq!(ask(&lower, &[(100, 0)]), [(100, 0)]);
     assert_eq!(ask(&lower, &[(2, 0)]), [(2, 0)]);
     assert_eq!(lower.used(), [2, 100]);
-    soon("3 to 6 are read ahead", || base.reads.load(Ordering::SeqCst) == 6);
+    soon("3 to 6 are prefetched", || base.reads.load(Ordering::SeqCst) == 6);
     lower.ahead([9, 8, 2]);
     soon("9 is read; there is no 8", || base.reads.load(Ordering::SeqCst) == 7);
-    assert_eq!(lower.used(), [2, 100], "that was nobody's use");
+    assert_eq!(lower.used(), [2, 100], "prefetched blocks do not count as used");
     lower.end();
     assert!(lower.trouble().take().is_none());
 }
 
 #[test]
-fn what_is_read_ahead_leaves_room_for_what_a_bake_writes() {
+fn prefetching_leaves_space_for_what_a_bake_writes() {
     let (dir, base) = (tempfile::tempdir().unwrap(), Arc::new(Base::default()));
     lower(dir.path(), &base).fetch(5).unwrap();
     let mut lower = lower(dir.path(), &base);
     Arc::get_mut(&mut lower).unwrap().free = |_| Some(ROOM - 1);
-    assert_eq!(ask(&lower, &[(2, 0)]), [(2, 0)], "what is asked for is read");
+    assert_eq!(ask(&lower, &[(2, 0)]), [(2, 0)], "requested blocks are read");
     lower.ahead([9, 5]);
-    soon("what is in the cache takes no room", || lower.cached().ready(5).is_some());
-    assert_eq!(base.reads.load(Ordering::SeqCst), 2, "5 and 2, and nothing ahead");
+    soon("cached blocks need no more space", || lower.cached().ready(5).is_some());
+    assert_eq!(base.reads.load(Ordering::SeqCst), 2, "5 and 2, and nothing is prefetched");
     lower.end();
 }
 
 #[test]
-fn what_cannot_be_read_or_kept_is_told_with_its_reason_once() {
+fn an_error_of_reading_or_storing_is_reported_once() {
     let (dir, base) = (tempfile::tempdir().unwrap(), Arc::new(Base { fails: true, ..Base::default() }));
     let lower = lower(dir.path(), &base);
     lower.ahead([9]);
@@ -166,12 +166,12 @@ fn what_cannot_be_read_or_kept_is_told_with_its_reason_once() {
     assert!(lower.trouble().take().is_none());
     assert_eq!(ask(&lower, &[(FAILED, libc::ENOSPC)]), []);
     let told = Mutex::default();
-    soon("it is told", || {
+    soon("it is reported", || {
         *lock(&told) = lower.trouble().take().map(|error| format!("{error:#}"));
         lock(&told).is_some()
     });
     let told = told.into_inner().unwrap().unwrap();
-    assert!(told.starts_with("keeping what was written in /place: No space left"), "{told}");
+    assert!(told.starts_with("storing the disk's changes in /place: No space left"), "{told}");
 }
 
 /// A base that does not answer.
@@ -185,13 +185,13 @@ impl Reader for Silent {
 }
 
 #[test]
-fn a_stop_answers_whoever_waits() {
+fn a_stop_answers_all_requests() {
     let (dir, snapshot) = (tempfile::tempdir().unwrap(), SnapshotId("snap-1".into()));
     let contents = Contents { size_gib: 1, blocks: [1, 2].into() };
     let cached = Cache::new(dir.path(), u64::MAX).of(&snapshot).unwrap();
     let lower = Arc::new(Lower::new(&snapshot, &contents, Arc::new(Silent), cached));
     let stopped = lower.clone();
-    let waits = move || !lock(&stopped.asked).blocks.is_empty();
+    let waits = move || !lock(&stopped.requests).blocks.is_empty();
     let stopper = {
         let lower = lower.clone();
         std::thread::spawn(move || {
@@ -202,5 +202,5 @@ fn a_stop_answers_whoever_waits() {
     assert_eq!(ask(&lower, &[(1, 0)]), [(1, libc::EIO)]);
     stopper.join().unwrap();
     assert_eq!(ask(&lower, &[(2, 0)]), [(2, libc::EIO)]);
-    assert!(lower.trouble().take().is_none(), "that was no trouble");
+    assert!(lower.trouble().take().is_none(), "a stop is no fault");
 }

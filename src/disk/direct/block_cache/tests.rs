@@ -5,7 +5,7 @@ fn snapshot(n: u32) -> SnapshotId {
 }
 
 #[test]
-fn a_block_is_kept_and_one_that_changed_is_not_served() {
+fn blocks_are_cached_and_changed_ones_are_not_used() {
     let dir = tempfile::tempdir().unwrap();
     let cache = Cache::new(dir.path(), u64::MAX);
     let data = vec![7; BLOCK];
@@ -25,7 +25,7 @@ fn a_block_is_kept_and_one_that_changed_is_not_served() {
 }
 
 #[test]
-fn what_is_known_of_a_snapshot_is_kept_and_damage_is_as_good_as_nothing() {
+fn indexes_and_used_blocks_are_cached_and_damaged_files_ignored() {
     let dir = tempfile::tempdir().unwrap();
     let cache = Cache::new(dir.path(), u64::MAX);
     let cached = cache.of(&snapshot(1)).unwrap();
@@ -44,7 +44,7 @@ fn what_is_known_of_a_snapshot_is_kept_and_damage_is_as_good_as_nothing() {
         bytes[at] ^= 1;
         fs::write(&path, &bytes).unwrap();
     }
-    // Of 16 TiB, all of which was written.
+    // A snapshot of 16 TiB, completely written.
     let all = Contents { size_gib: 16 << 10, blocks: (0..1 << 25).collect() };
     cached.keep_contents(&all).unwrap();
     assert!(cached.dir.join(CONTENTS).metadata().unwrap().len() < 8 << 20);
@@ -54,10 +54,10 @@ fn what_is_known_of_a_snapshot_is_kept_and_damage_is_as_good_as_nothing() {
 }
 
 #[test]
-fn what_was_not_used_for_longest_goes_and_what_is_in_use_stays() {
+fn the_least_recently_used_is_evicted_and_snapshots_in_use_are_not() {
     let dir = tempfile::tempdir().unwrap();
     let data = vec![7; BLOCK];
-    // Room for two and a half.
+    // There is room for two and a half.
     let cache = Cache::new(dir.path(), BLOCK as u64 * 5 / 2);
     let there = || {
         let names = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
@@ -74,7 +74,7 @@ fn what_was_not_used_for_longest_goes_and_what_is_in_use_stays() {
         cached
     };
     let first = used(1, 300);
-    let _copy = first.digests.try_clone().unwrap(); // as a step has that is being started
+    let _copy = first.digests.try_clone().unwrap(); // a step that is being started has such a copy
     drop((first, used(2, 100)));
     let third = used(3, 200);
     let fourth = used(4, 50);
@@ -87,7 +87,7 @@ fn what_was_not_used_for_longest_goes_and_what_is_in_use_stays() {
 }
 
 #[test]
-fn on_a_disk_that_is_full_what_is_not_in_use_makes_room() {
+fn on_a_full_disk_unused_snapshots_are_evicted() {
     let dir = tempfile::tempdir().unwrap();
     let data = vec![7; BLOCK];
     let mut cache = Cache::new(dir.path(), u64::MAX);
@@ -101,7 +101,7 @@ fn on_a_disk_that_is_full_what_is_not_in_use_makes_room() {
     let in_use = put(&cache, 2);
     cache.trim().unwrap();
     assert_eq!(there(), 2);
-    // As much is lacking as one of them has.
+    // The disk lacks as much as one of them takes.
     cache.free = |_| Some(ROOM - BLOCK as u64);
     cache.trim().unwrap();
     assert_eq!((there(), in_use.verified(0)), (1, Some(digest_of(&data))));
@@ -112,7 +112,7 @@ fn on_a_disk_that_is_full_what_is_not_in_use_makes_room() {
 }
 
 #[test]
-fn who_evicts_and_who_begins_at_the_same_time_do_not_get_in_each_others_way() {
+fn concurrent_eviction_and_opening_do_not_interfere() {
     let dir = tempfile::tempdir().unwrap();
     let cache = Cache::new(dir.path(), 0);
     let data = vec![7; BLOCK];
@@ -134,7 +134,7 @@ fn who_evicts_and_who_begins_at_the_same_time_do_not_get_in_each_others_way() {
 }
 
 #[test]
-fn who_is_killed_while_it_evicts_leaves_nothing_that_is_not_counted() {
+fn leftovers_of_an_interrupted_eviction_are_counted() {
     let dir = tempfile::tempdir().unwrap();
     let data = vec![7; BLOCK];
     let cached = Cache::new(dir.path(), u64::MAX).of(&snapshot(1)).unwrap();
@@ -142,7 +142,7 @@ fn who_is_killed_while_it_evicts_leaves_nothing_that_is_not_counted() {
     cached.keep_contents(&Contents { size_gib: 1, blocks: [0].into() }).unwrap();
     let place = cached.dir.clone();
     drop(cached);
-    // What it was about to remove is there as long as the lock's file.
+    // The files that were to be removed are there as long as the lock's file is.
     let removed = std::cell::RefCell::new(Vec::new());
     let evicted = evict(&place, &|path| {
         assert!(place.join(DIGESTS).exists(), "{} would be nobody's", path.display());
@@ -154,7 +154,7 @@ fn who_is_killed_while_it_evicts_leaves_nothing_that_is_not_counted() {
 }
 
 #[test]
-fn what_cannot_be_opened_is_this_machines_and_may_be_removed() {
+fn an_unusable_cache_is_a_machine_failure_with_a_hint() {
     let dir = tempfile::tempdir().unwrap();
     let cache = Cache::new(dir.path(), u64::MAX);
     let place = dir.path().join(snapshot(1).0);

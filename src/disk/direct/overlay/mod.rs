@@ -1,7 +1,8 @@
-//! A base's blocks, and what was written over them: a disk whose changed blocks are known exactly.
+//! A disk that consists of a base's blocks and of those written over them, so that the changed blocks are known
+//! exactly.
 //!
-//! What lies below is made ready when it is first used. What is written goes to a file of its own, and with it the rest
-//! of its block; so a block is either the base's or here, whole.
+//! A base's block is made ready when it is first used. Writes go to a separate file, together with the rest of their
+//! block, so that every block is entirely the base's or entirely in that file.
 
 #[cfg(test)]
 mod tests;
@@ -15,22 +16,22 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Blocks that share a lock: while one is read, seldom another of the same lock is asked for.
+/// The number of locks for blocks: while a block is read, another block of the same lock is seldom needed.
 const LOCKS: usize = 64;
 
 /// The blocks of a base.
 pub trait Below: Send + Sync + 'static {
-    /// Bytes of one of the base's blocks, read from wherever it is.
+    /// Reads bytes of one of the base's blocks, wherever it is.
     fn read(&self, index: u32, at: usize, buffer: &mut [u8]) -> io::Result<()>;
-    /// What was written cannot be kept: the file system above only learns that it failed.
+    /// Reports that a write could not be stored: the file system above only gets an I/O error.
     fn failed(&self, error: &io::Error);
 }
 
-/// A disk: a base's blocks, and those that were written.
+/// A base's blocks, and the written blocks above them.
 pub struct Overlay<B> {
     size: u64,
     below: B,
-    /// Sparse; has the whole of every block that is marked as written.
+    /// A sparse file that contains every block that is marked as written, completely.
     upper: File,
     marks: Marks,
     locks: [Mutex<()>; LOCKS],
@@ -40,18 +41,19 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn place(index: u32, within: usize) -> u64 {
+fn offset_of(index: u32, within: usize) -> u64 {
     u64::from(index) * BLOCK as u64 + within as u64
 }
 
 impl<B: Below> Overlay<B> {
-    /// `upper`: as large as the disk that `marks` are of, and sparse.
+    /// `upper` is a sparse file as large as the disk that `marks` belongs to.
     pub fn new(below: B, upper: File, marks: Marks) -> Self {
-        let size = place(marks.blocks(), 0);
+        let size = offset_of(marks.blocks(), 0);
         Self { size, below, upper, marks, locks: std::array::from_fn(|_| Mutex::default()) }
     }
 
-    /// Calls with every block that a range touches: its index, where in it, and which part of the range.
+    /// Calls `each` for every block that a range touches: the block's index, the offset in it, and the part of the
+    /// range.
     fn pieces(
         &self,
         at: u64,
@@ -60,18 +62,18 @@ impl<B: Below> Overlay<B> {
     ) -> io::Result<()> {
         let end = at.checked_add(length).filter(|end| *end <= self.size);
         let end = end.ok_or_else(|| io::Error::from_raw_os_error(libc::ENOSPC))?;
-        let mut here = at;
-        while here < end {
-            let (index, within) = ((here / BLOCK as u64) as u32, (here % BLOCK as u64) as usize);
-            let step = ((BLOCK - within) as u64).min(end - here) as usize;
-            let from = (here - at) as usize;
+        let mut offset = at;
+        while offset < end {
+            let (index, within) = ((offset / BLOCK as u64) as u32, (offset % BLOCK as u64) as usize);
+            let step = ((BLOCK - within) as u64).min(end - offset) as usize;
+            let from = (offset - at) as usize;
             each(index, within, from..from + step)?;
-            here += step as u64;
+            offset += step as u64;
         }
         Ok(())
     }
 
-    fn turn(&self, index: u32) -> MutexGuard<'_, ()> {
+    fn lock_block(&self, index: u32) -> MutexGuard<'_, ()> {
         lock(&self.locks[index as usize % LOCKS])
     }
 
@@ -85,19 +87,19 @@ impl<B: Below> Overlay<B> {
 
     fn punch(&self, index: u32, within: usize, length: usize) -> io::Result<()> {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        let (at, length) = (place(index, within), length as u64);
+        let (at, length) = (offset_of(index, within), length as u64);
         let punched = rustix::fs::fallocate(&self.upper, flags, at, length);
         punched.map_err(io::Error::from).inspect_err(|error| self.below.failed(error))
     }
 
-    /// Makes a block ours, if it is not, and calls with it. `whole`: all of it will be overwritten, so that nobody has
-    /// to know what it was; and until it is, it is not ours, so that nobody sees it half.
+    /// Copies a block to the upper file unless it is there, and calls `change`. With `whole`, all of it is overwritten,
+    /// so that its content need not be copied; it is marked as written only afterwards, so that nobody sees half of it.
     fn change(&self, index: u32, whole: bool, change: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         if self.marks.is_written(index) {
-            // Ours for good, but for a trim, and nothing is written to what a file system gives up.
+            // It stays written, except for a trim, and a file system does not write to space that it gives up.
             return change();
         }
-        let _turn = self.turn(index);
+        let _guard = self.lock_block(index);
         let mark = match self.marks.get(index) {
             BASE => WRITTEN_BASE,
             ZEROS => WRITTEN,
@@ -106,16 +108,16 @@ impl<B: Below> Overlay<B> {
         if mark == WRITTEN_BASE && !whole {
             let mut data = vec![0; BLOCK];
             self.below.read(index, 0, &mut data)?;
-            self.put(&data, place(index, 0))?;
+            self.put(&data, offset_of(index, 0))?;
         }
         change()?;
         self.mark(index, mark)
     }
 
-    /// Free space of a file system: a block that is the base's stays so, and one that is free as a whole becomes so
-    /// again. Nobody reads it before it is written.
+    /// Handles discarded space of a file system: a base's block is not changed, and a written block that is discarded
+    /// entirely becomes the base's again. Nobody reads it before it is written.
     fn discard(&self, index: u32, within: usize, length: usize) -> io::Result<()> {
-        let _turn = self.turn(index);
+        let _guard = self.lock_block(index);
         let below = match self.marks.get(index) {
             WRITTEN => ZEROS,
             WRITTEN_BASE => BASE,
@@ -141,7 +143,7 @@ impl<B: Below> Content for Overlay<B> {
                 ZEROS => buffer.fill(0),
                 BASE => self.below.read(index, within, buffer)?,
                 _ => {
-                    let read = self.upper.read_exact_at(buffer, place(index, within));
+                    let read = self.upper.read_exact_at(buffer, offset_of(index, within));
                     read.inspect_err(|error| self.below.failed(error))?;
                 }
             }
@@ -151,7 +153,7 @@ impl<B: Below> Content for Overlay<B> {
 
     fn write(&self, at: u64, data: &[u8]) -> io::Result<()> {
         self.pieces(at, data.len() as u64, |index, within, part| {
-            self.change(index, part.len() == BLOCK, || self.put(&data[part], place(index, within)))
+            self.change(index, part.len() == BLOCK, || self.put(&data[part], offset_of(index, within)))
         })
     }
 
@@ -165,7 +167,7 @@ impl<B: Below> Content for Overlay<B> {
     }
 
     fn sync(&self) -> io::Result<()> {
-        // What is written here ends with the bake: what has to last is sent to the cloud.
+        // These files end with the bake: what has to last is uploaded.
         Ok(())
     }
 }

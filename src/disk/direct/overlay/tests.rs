@@ -5,7 +5,7 @@ use crate::disk::direct::block_map;
 use crate::disk::direct::block_map::TrimmingByte;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// A base whose block n is full of n, and counts what is read of it.
+/// A base whose block n is filled with n; counts the reads.
 #[derive(Default)]
 struct Base {
     reads: AtomicU32,
@@ -36,14 +36,14 @@ struct Ground {
 }
 
 impl Ground {
-    /// The base has the blocks 1, 3 and 5 of six; the disk is larger by two.
+    /// The base has the blocks 1, 3 and 5 of six; the disk has two more.
     fn new() -> Self {
         Self::of(Base::default())
     }
 
     fn of(base: Base) -> Self {
         let (upper, marks) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
-        upper.set_len(place(BLOCKS, 0)).unwrap();
+        upper.set_len(offset_of(BLOCKS, 0)).unwrap();
         let contents = Contents { size_gib: 1, blocks: [1, 3, 5].into() };
         block_map::begin(&marks, BLOCKS, &contents).unwrap();
         let base = std::sync::Arc::new(base);
@@ -66,7 +66,7 @@ impl Ground {
         all
     }
 
-    /// What the base with the written blocks put over it is.
+    /// The base with the written blocks over it.
     fn sent(&self) -> Vec<u8> {
         let mut all = plain();
         for index in self.written() {
@@ -90,16 +90,16 @@ fn at(index: u64) -> u64 {
 }
 
 #[test]
-fn what_was_never_written_is_the_base() {
+fn unwritten_blocks_are_the_bases() {
     let ground = Ground::new();
     assert_eq!(ground.reads(), 0);
     assert!(ground.all() == plain());
-    assert_eq!(ground.reads(), 3, "what the base has not is not asked for");
+    assert_eq!(ground.reads(), 3, "blocks that the base lacks are not read");
     assert!(ground.written().is_empty());
 }
 
 #[test]
-fn the_rest_of_a_block_comes_along_and_what_is_overwritten_whole_is_not_read() {
+fn partial_writes_copy_the_block_and_whole_ones_do_not() {
     let ground = Ground::new();
     ground.overlay.write(at(2) + 7, &[2]).unwrap();
     ground.overlay.write(at(3), &vec![0; BLOCK]).unwrap();
@@ -115,14 +115,14 @@ fn the_rest_of_a_block_comes_along_and_what_is_overwritten_whole_is_not_read() {
 }
 
 #[test]
-fn zeros_are_zeros_whoever_asks_for_them() {
+fn zeroed_ranges_read_as_zeros() {
     let ground = Ground::new();
     ground.overlay.zero(at(1) + 10, at(3) - at(1)).unwrap();
     let mut expected = plain();
     expected[BLOCK + 10..3 * BLOCK + 10].fill(0);
     assert!(ground.all() == expected && ground.sent() == expected);
     assert_eq!(ground.written(), [1, 3], "2 is zeros already");
-    // Whole, and nobody had to read it.
+    // It is zeroed as a whole, and nobody had to read it.
     let ground = Ground::new();
     ground.overlay.zero(at(5), at(1)).unwrap();
     assert_eq!((ground.reads(), ground.written()), (0, vec![5]));
@@ -132,7 +132,7 @@ fn zeros_are_zeros_whoever_asks_for_them() {
 }
 
 #[test]
-fn trimming_changes_nothing_of_the_base_and_gives_back_what_is_free_as_a_whole() {
+fn trimming_keeps_the_bases_blocks_and_frees_whole_written_ones() {
     let ground = Ground::new();
     for index in [2, 3, 5] {
         ground.overlay.write(at(index), &vec![8; BLOCK]).unwrap();
@@ -147,7 +147,7 @@ fn trimming_changes_nothing_of_the_base_and_gives_back_what_is_free_as_a_whole()
     expected[5 * BLOCK + 512..][..BLOCK - 512].fill(8);
     assert!(ground.all() == expected && ground.sent() == expected);
     assert_eq!(std::os::unix::fs::MetadataExt::blocks(&ground.upper.metadata().unwrap()) / 8, 128);
-    // What was given back is as it was at first: written again, the base's comes along; zeroed, it is zeros.
+    // A freed block is as it was at first: a write copies the base's, and zeroing makes it zeros.
     ground.overlay.write(at(3) + 1, &[9]).unwrap();
     ground.overlay.zero(at(1), at(1)).unwrap();
     expected[3 * BLOCK + 1] = 9;
@@ -156,7 +156,7 @@ fn trimming_changes_nothing_of_the_base_and_gives_back_what_is_free_as_a_whole()
 }
 
 #[test]
-fn random_writes_make_what_they_make_of_a_file() {
+fn random_writes_have_the_same_result_as_on_a_file() {
     for seed in 0..20u64 {
         let (ground, mut model) = (Ground::new(), plain());
         let mut state = seed;
@@ -213,21 +213,21 @@ fn writers_of_one_block_do_not_lose_each_others_parts() {
 }
 
 #[test]
-fn a_block_that_cannot_be_read_is_not_written_by_halves() {
+fn an_unreadable_block_is_not_written_partially() {
     let ground = Ground::of(Base { fails: true, ..Base::default() });
     assert!(ground.overlay.read(at(1), &mut [0; 512]).is_err());
-    assert!(ground.overlay.write(at(1), &[1; 512]).is_err(), "half of the block is not known");
+    assert!(ground.overlay.write(at(1), &[1; 512]).is_err(), "the rest of the block cannot be read");
     assert!(ground.overlay.zero(at(1), 512).is_err());
     assert!(ground.written().is_empty());
     ground.overlay.write(at(1), &vec![1; BLOCK]).unwrap();
     assert!(ground.overlay.read(ground.overlay.size(), &mut [0; 1]).is_err());
     assert!(ground.overlay.write(ground.overlay.size() - 1, &[0; 2]).is_err());
     assert!(ground.overlay.zero(u64::MAX, 2).is_err());
-    assert_eq!(*lock(&ground.base.failed), [], "that is nothing of what was written");
+    assert_eq!(*lock(&ground.base.failed), [], "an unreadable base is no failed write");
 }
 
 #[test]
-fn what_cannot_be_kept_is_told() {
+fn a_failed_write_is_reported() {
     let mut ground = Ground::new();
     ground.overlay.upper = File::options().write(true).open("/dev/full").unwrap();
     assert!(ground.overlay.write(at(2), &[1; 512]).is_err());

@@ -1,4 +1,4 @@
-//! A server of EC2's and EBS direct's snapshots on 127.0.0.1 that does right, unless a test's script says otherwise.
+//! A server of EC2's and EBS direct's snapshots on 127.0.0.1. It is correct unless a test's script says otherwise.
 
 mod wire;
 mod world;
@@ -17,10 +17,10 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 
-/// Enough for something else to happen first.
+/// Long enough for something else to happen first.
 const LATE: Duration = Duration::from_millis(100);
 
-/// A request: its action, and its parameters of whatever kind, by their names in small letters.
+/// A request: its action, and its parameters of any kind, by their names in lower case.
 #[derive(Debug, Clone)]
 pub struct Request {
     pub action: String,
@@ -49,15 +49,15 @@ impl Request {
 
 #[derive(Debug, Clone)]
 pub enum Reply {
-    /// What a good server does.
+    /// Answers correctly.
     Right,
-    /// The same, and the connection is closed without the answer.
+    /// Acts, and closes the connection without the answer.
     Lost,
-    /// The same, and then a bit of the answer's body is flipped.
+    /// Acts, and flips a bit of the answer's body.
     Flipped,
-    /// The same, and some time passes before the answer.
+    /// Acts, and answers after some time.
     Late,
-    /// The connection is closed, and nothing was done.
+    /// Closes the connection and does nothing.
     Drop,
     Refuse(u16, &'static str, &'static str, &'static str),
     Body(String),
@@ -69,9 +69,9 @@ pub fn refuse(code: &'static str, message: &'static str) -> Reply {
 }
 
 #[derive(Debug, Clone, Default)]
-pub struct Kept {
+pub struct StoredSnapshot {
     pub state: &'static str,
-    /// `self`, `all`: public and another's, `private`: another's, and shared with us.
+    /// `self`; `all`: another account's and public; `private`: another account's and shared with us.
     pub owner: &'static str,
     pub key: Option<String>,
     pub size: u64,
@@ -82,21 +82,21 @@ pub struct Kept {
 
 #[derive(Default)]
 pub struct World {
-    pub snapshots: BTreeMap<String, Kept>,
+    pub snapshots: BTreeMap<String, StoredSnapshot>,
     pub calls: Vec<Request>,
-    /// Blocks of a page, and the number of pages without one that follow each.
+    /// Blocks of a page, and the number of empty pages after each.
     pub page: usize,
     pub empty: usize,
-    /// Part of each token: others are refused.
+    /// Part of each token: tokens with another age are refused.
     pub age: u32,
     pub encrypts: bool,
-    /// In which state a copy, or a sealed snapshot, is from then on.
+    /// The state of a copy, or of a sealed snapshot.
     pub ends: &'static str,
 }
 
 type Script = Box<dyn FnMut(&Request, usize) -> Reply + Send>;
 
-/// The fake, as tests see it.
+/// The handle of the fake for tests.
 #[derive(Clone)]
 pub struct Fake(Arc<Mutex<(World, Script)>>);
 
@@ -117,16 +117,16 @@ impl Fake {
         self.with(|world| world.snapshots.keys().cloned().collect())
     }
 
-    /// A snapshot with these blocks, each full of one byte.
+    /// Adds a snapshot with these blocks, each filled with one byte.
     pub fn add(&self, id: &str, blocks: &[(u32, u8)], owner: &'static str) -> SnapshotId {
         let blocks = blocks.iter().map(|(index, byte)| (*index, vec![*byte; BLOCK])).collect();
-        let kept = Kept { state: "completed", owner, size: 8, blocks, ..Default::default() };
-        self.with(|world| world.snapshots.insert(id.to_owned(), kept));
+        let stored = StoredSnapshot { state: "completed", owner, size: 8, blocks, ..Default::default() };
+        self.with(|world| world.snapshots.insert(id.to_owned(), stored));
         SnapshotId(id.to_owned())
     }
 }
 
-/// `script` is given a request, and how many of the same action came before it.
+/// `script` gets a request and the number of earlier ones with the same action.
 pub async fn ebs(dir: &Path, script: impl FnMut(&Request, usize) -> Reply + Send + 'static) -> (Ebs, Fake) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
@@ -152,7 +152,7 @@ pub async fn ebs(dir: &Path, script: impl FnMut(&Request, usize) -> Reply + Send
         zone: None,
         documents: dir.to_owned(),
         devices: Rc::new(|_| Ok(None)),
-        // Where the first call is lost, the second has to come in time, however busy the machine.
+        // If the first call is lost, the second has to come in time, however busy the machine is.
         pace: Pace { unreachable: Duration::from_secs(3), ..fast },
     };
     let ec2 = Ec2::with_shared(shared.clone(), options);
@@ -188,7 +188,7 @@ async fn serve(mut stream: TcpStream, fake: Fake) {
         let mut both = fake.0.lock().unwrap();
         let (world, script) = &mut *both;
         let nth = world.calls.iter().filter(|call| call.action == request.action).count();
-        // The data of blocks is in the snapshots.
+        // The data of blocks are in the snapshots.
         let body = if request.action == "PutSnapshotBlock" { Vec::new() } else { request.body.clone() };
         world.calls.push(Request { body, ..request.clone() });
         let rest = !request.params.contains_key("action");

@@ -1,4 +1,4 @@
-//! Requests of both services, as they come over the wire.
+//! Parses requests of both services.
 
 use super::Request;
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-//! What a good server does.
+//! A correct server's behaviour.
 
 use super::{Answer, Kept, Request, World, answer, refusal};
 use crate::ids::BLOCK;
@@ -34,11 +34,11 @@ impl World {
                     None => {
                         refusal(404, "ResourceNotFoundException", "no snapshot", "SNAPSHOT_NOT_FOUND", true)
                     }
-                    Some(kept) => match request.action.as_str() {
-                        "ListSnapshotBlocks" => list(kept, request, world),
-                        "GetSnapshotBlock" => get(kept, request, world.2),
-                        "PutSnapshotBlock" => put(kept, request),
-                        "CompleteSnapshot" => complete(kept, request, ends),
+                    Some(stored) => match request.action.as_str() {
+                        "ListSnapshotBlocks" => list(stored, request, world),
+                        "GetSnapshotBlock" => get(stored, request, world.2),
+                        "PutSnapshotBlock" => put(stored, request),
+                        "CompleteSnapshot" => complete(stored, request, ends),
                         action => panic!("{action}"),
                     },
                 }
@@ -46,9 +46,9 @@ impl World {
         }
     }
 
-    fn insert(&mut self, kept: Kept) -> String {
+    fn insert(&mut self, stored: StoredSnapshot) -> String {
         let id = format!("snap-1{:016}", self.calls.len());
-        self.snapshots.insert(id.clone(), kept);
+        self.snapshots.insert(id.clone(), stored);
         id
     }
 
@@ -61,40 +61,41 @@ impl World {
         let wanted = request.filter("snapshot-id");
         let tag = request.filter("tag:oven:copy-of").map(|value| ("oven:copy-of", value));
         let tag = tag.or(request.filter("tag:oven:run").map(|value| ("oven:run", value)));
-        let items = self.snapshots.iter().filter(|(id, kept)| {
-            kept.owner == owner
+        let items = self.snapshots.iter().filter(|(id, stored)| {
+            stored.owner == owner
                 && wanted.is_none_or(|wanted| wanted == *id)
-                && tag.is_none_or(|(key, value)| kept.tags.get(key).is_some_and(|tag| tag == value))
+                && tag.is_none_or(|(key, value)| stored.tags.get(key).is_some_and(|tag| tag == value))
         });
-        let items = items.map(|(id, kept)| {
-            let key = kept.key.as_ref().map(|key| format!("<kmsKeyId>{key}</kmsKeyId>")).unwrap_or_default();
+        let items = items.map(|(id, stored)| {
+            let key =
+                stored.key.as_ref().map(|key| format!("<kmsKeyId>{key}</kmsKeyId>")).unwrap_or_default();
             format!(
                 "<item><snapshotId>{id}</snapshotId><status>{}</status><volumeSize>{}</volumeSize>\
                  <ownerId>123456789012</ownerId><encrypted>{}</encrypted>{key}</item>",
-                kept.state,
-                kept.size,
-                kept.key.is_some()
+                stored.state,
+                stored.size,
+                stored.key.is_some()
             )
         });
         xml(request, &format!("<snapshotSet>{}</snapshotSet>", items.collect::<String>()))
     }
 
-    fn start(&mut self, asked: &serde_json::Value) -> Answer {
-        let text = |key: &str| asked[key].as_str().map(str::to_owned);
-        if asked.get("ParentSnapshotId").is_some()
-            && (asked.get("Encrypted").is_some() || asked.get("KmsKeyArn").is_some())
+    fn start(&mut self, body: &serde_json::Value) -> Answer {
+        let text = |key: &str| body[key].as_str().map(str::to_owned);
+        if body.get("ParentSnapshotId").is_some()
+            && (body.get("Encrypted").is_some() || body.get("KmsKeyArn").is_some())
         {
             let message = "You cannot specify ParentSnapshotId and Encrypted";
             return refusal(400, "ValidationException", message, "INVALID_PARAMETER_VALUE", true);
         }
         let token = text("ClientToken").unwrap();
-        let known = self.snapshots.iter().find(|(_, kept)| kept.token == token).map(|(id, _)| id.clone());
-        let tags = asked["Tags"].as_array().unwrap().iter();
+        let known = self.snapshots.iter().find(|(_, stored)| stored.token == token).map(|(id, _)| id.clone());
+        let tags = body["Tags"].as_array().unwrap().iter();
         let pair = |tag: &serde_json::Value| {
             (tag["Key"].as_str().unwrap().into(), tag["Value"].as_str().unwrap().into())
         };
-        let size = asked["VolumeSize"].as_u64().unwrap();
-        let kept = Kept {
+        let size = body["VolumeSize"].as_u64().unwrap();
+        let stored = StoredSnapshot {
             state: "pending",
             owner: "self",
             token,
@@ -102,7 +103,7 @@ impl World {
             tags: tags.map(pair).collect(),
             ..Default::default()
         };
-        let id = known.unwrap_or_else(|| self.insert(kept));
+        let id = known.unwrap_or_else(|| self.insert(stored));
         answer(
             201,
             format!(
@@ -112,8 +113,8 @@ impl World {
     }
 }
 
-fn list(kept: &Kept, request: &Request, (page, empty, age): (usize, usize, u32)) -> Answer {
-    // A page's token: the next index, how many empty pages come before it, and its age.
+fn list(stored: &StoredSnapshot, request: &Request, (page, empty, age): (usize, usize, u32)) -> Answer {
+    // A page's token has the next index, how many empty pages come before it, and its age.
     let parts: Vec<u32> = request.get("pageToken").split('-').filter_map(|part| part.parse().ok()).collect();
     let (from, vain) = match parts[..] {
         [.., of] if of != age => {
@@ -122,7 +123,7 @@ fn list(kept: &Kept, request: &Request, (page, empty, age): (usize, usize, u32))
         [from, vain, _] => (from, vain),
         _ => (request.get("startingBlockIndex").parse().unwrap_or(0), 0),
     };
-    let rest: Vec<u32> = kept.blocks.keys().copied().filter(|index| *index >= from).collect();
+    let rest: Vec<u32> = stored.blocks.keys().copied().filter(|index| *index >= from).collect();
     let shown = if vain > 0 { &[][..] } else { &rest[..rest.len().min(page)] };
     let next = match shown.last() {
         None if vain > 0 => Some((from, vain - 1)),
@@ -133,18 +134,18 @@ fn list(kept: &Kept, request: &Request, (page, empty, age): (usize, usize, u32))
         .iter()
         .map(|index| serde_json::json!({ "BlockIndex": index, "BlockToken": format!("{index}-{age}") }))
         .collect();
-    let mut body = serde_json::json!({ "Blocks": blocks, "BlockSize": BLOCK, "VolumeSize": kept.size });
+    let mut body = serde_json::json!({ "Blocks": blocks, "BlockSize": BLOCK, "VolumeSize": stored.size });
     if let Some((from, vain)) = next {
         body["NextToken"] = format!("{from}-{vain}-{age}").into();
     }
     answer(200, body.to_string())
 }
 
-fn get(kept: &Kept, request: &Request, age: u32) -> Answer {
+fn get(stored: &StoredSnapshot, request: &Request, age: u32) -> Answer {
     if request.get("blockToken") != format!("{}-{age}", request.index()) {
         return refusal(400, "ValidationException", "Invalid block token", "INVALID_BLOCK_TOKEN", true);
     }
-    let data = kept.blocks[&request.index()].clone();
+    let data = stored.blocks[&request.index()].clone();
     let headers = vec![
         ("x-amz-Checksum", STANDARD.encode(Sha256::digest(&data))),
         ("x-amz-Checksum-Algorithm", "SHA256".to_owned()),
@@ -153,9 +154,9 @@ fn get(kept: &Kept, request: &Request, age: u32) -> Answer {
     Answer { status: 200, headers, body: data }
 }
 
-fn put(kept: &mut Kept, request: &Request) -> Answer {
+fn put(stored: &mut StoredSnapshot, request: &Request) -> Answer {
     let checksum = STANDARD.encode(Sha256::digest(&request.body));
-    if kept.state != "pending" {
+    if stored.state != "pending" {
         return refusal(
             400,
             "ValidationException",
@@ -167,12 +168,12 @@ fn put(kept: &mut Kept, request: &Request) -> Answer {
     if request.get("x-amz-checksum") != checksum || request.get("x-amz-data-length") != BLOCK.to_string() {
         return refusal(400, "ValidationException", "bad checksum", "INVALID_PARAMETER_VALUE", true);
     }
-    kept.blocks.insert(request.index(), request.body.clone());
+    stored.blocks.insert(request.index(), request.body.clone());
     Answer { status: 201, headers: vec![("x-amz-Checksum", checksum)], body: b"{}".to_vec() }
 }
 
-fn complete(kept: &mut Kept, request: &Request, ends: &'static str) -> Answer {
-    if kept.state != "pending" {
+fn complete(stored: &mut StoredSnapshot, request: &Request, ends: &'static str) -> Answer {
+    if stored.state != "pending" {
         return refusal(
             400,
             "ValidationException",
@@ -181,8 +182,8 @@ fn complete(kept: &mut Kept, request: &Request, ends: &'static str) -> Answer {
             true,
         );
     }
-    let all = kept.blocks.values().fold(Sha256::new(), |all, data| all.chain_update(Sha256::digest(data)));
-    if request.get("x-amz-changedblockscount") != kept.blocks.len().to_string() {
+    let all = stored.blocks.values().fold(Sha256::new(), |all, data| all.chain_update(Sha256::digest(data)));
+    if request.get("x-amz-changedblockscount") != stored.blocks.len().to_string() {
         return refusal(
             400,
             "ValidationException",
@@ -201,7 +202,7 @@ fn complete(kept: &mut Kept, request: &Request, ends: &'static str) -> Answer {
             true,
         );
     }
-    kept.state = ends;
+    stored.state = ends;
     answer(202, r#"{"Status": "pending"}"#)
 }
 

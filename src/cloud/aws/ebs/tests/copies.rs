@@ -1,4 +1,4 @@
-//! What stands between a base and a child, and copies that are made once.
+//! How a base can be a parent, and copies that are created once.
 
 use super::*;
 
@@ -10,11 +10,11 @@ fn kind(encrypted: Option<bool>, kms_key: Option<&str>) -> VolumeKind {
 
 /// D1.
 #[tokio::test]
-async fn what_stands_between_a_base_and_a_child_is_told() {
+async fn a_base_is_a_parent_or_copied_or_uploaded() {
     let dir = dir();
     let (ebs, fake) = ebs(dir.path(), |_, _| Reply::Right).await;
     let base = fake.add(BASE, &APART, "self");
-    let asked = async |has: Option<&str>, kind: VolumeKind| {
+    let parent_of_base = async |has: Option<&str>, kind: VolumeKind| {
         fake.with(|world| world.snapshots.get_mut(BASE).unwrap().key = has.map(str::to_owned));
         match ebs.parent(&base, &kind).await.unwrap() {
             Parent::Itself => "itself".to_owned(),
@@ -22,23 +22,26 @@ async fn what_stands_between_a_base_and_a_child_is_told() {
             Parent::Whole { why } => format!("whole: {why}"),
         }
     };
-    assert_eq!(asked(None, kind(None, None)).await, "itself");
-    assert_eq!(asked(None, kind(Some(false), None)).await, "itself");
-    assert_eq!(asked(Some(KEY), kind(None, None)).await, "itself");
-    assert_eq!(asked(Some(KEY), kind(Some(true), None)).await, "itself");
-    assert_eq!(asked(Some(KEY), kind(Some(true), Some(KEY))).await, "itself");
-    assert_eq!(asked(Some(KEY), kind(Some(true), Some("k"))).await, "itself");
-    let told = asked(Some(KEY), kind(Some(true), Some("alias/web"))).await;
-    assert_eq!(told, format!("copy: it is encrypted with {KEY}, and the image shall be with alias/web"));
-    let told = asked(None, kind(Some(true), Some("k"))).await;
-    assert_eq!(told, "copy: it is not encrypted, and the image shall be with k");
-    let told = asked(None, kind(Some(true), None)).await;
-    assert_eq!(told, "copy: it is not encrypted, and the image shall be");
-    let told = asked(Some(KEY), kind(Some(false), None)).await;
-    assert_eq!(told, "whole: it is encrypted, and the image shall not be");
+    assert_eq!(parent_of_base(None, kind(None, None)).await, "itself");
+    assert_eq!(parent_of_base(None, kind(Some(false), None)).await, "itself");
+    assert_eq!(parent_of_base(Some(KEY), kind(None, None)).await, "itself");
+    assert_eq!(parent_of_base(Some(KEY), kind(Some(true), None)).await, "itself");
+    assert_eq!(parent_of_base(Some(KEY), kind(Some(true), Some(KEY))).await, "itself");
+    assert_eq!(parent_of_base(Some(KEY), kind(Some(true), Some("k"))).await, "itself");
+    let parent = parent_of_base(Some(KEY), kind(Some(true), Some("alias/web"))).await;
+    assert_eq!(
+        parent,
+        format!("copy: it is encrypted with {KEY}, and the image must be encrypted with alias/web")
+    );
+    let parent = parent_of_base(None, kind(Some(true), Some("k"))).await;
+    assert_eq!(parent, "copy: it is not encrypted, and the image must be encrypted with k");
+    let parent = parent_of_base(None, kind(Some(true), None)).await;
+    assert_eq!(parent, "copy: it is not encrypted, and the image must be");
+    let parent = parent_of_base(Some(KEY), kind(Some(false), None)).await;
+    assert_eq!(parent, "whole: it is encrypted, and the image must not be");
     fake.with(|world| world.encrypts = true);
-    assert_eq!(asked(Some(KEY), kind(None, None)).await, "itself");
-    assert!(asked(None, kind(None, None)).await.contains("this account encrypts by default"));
+    assert_eq!(parent_of_base(Some(KEY), kind(None, None)).await, "itself");
+    assert!(parent_of_base(None, kind(None, None)).await.contains("this account encrypts by default"));
 }
 
 /// D1.
@@ -46,7 +49,9 @@ async fn what_stands_between_a_base_and_a_child_is_told() {
 async fn a_snapshot_of_others_is_copied_and_one_that_is_not_shared_is_not_found() {
     let dir = dir();
     let (ebs, fake) = ebs(dir.path(), |_, _| Reply::Right).await;
-    for (owner, part) in [("all", "it is public, and 123456789012's"), ("private", "it is 123456789012's")] {
+    for (owner, part) in
+        [("all", "it is public and owned by 123456789012"), ("private", "it is owned by 123456789012")]
+    {
         let base = fake.add(BASE, &APART, owner);
         match ebs.parent(&base, &kind(None, None)).await.unwrap() {
             Parent::Copy { why } => assert!(why.starts_with(part), "{why}"),
@@ -60,13 +65,13 @@ async fn a_snapshot_of_others_is_copied_and_one_that_is_not_shared_is_not_found(
 }
 
 #[tokio::test]
-async fn a_base_that_is_not_complete_is_no_parent() {
+async fn an_incomplete_base_is_no_parent() {
     let dir = dir();
     let (ebs, fake) = ebs(dir.path(), |_, _| Reply::Right).await;
     let base = fake.add(BASE, &APART, "self");
     fake.with(|world| world.snapshots.get_mut(BASE).unwrap().state = "pending");
     let error = ebs.parent(&base, &kind(None, None)).await.unwrap_err();
-    assert!(format!("{error:#}").ends_with("it is pending, and not completed"), "{error:#}");
+    assert!(format!("{error:#}").ends_with("the snapshot is pending, not completed"), "{error:#}");
 }
 
 #[tokio::test]
@@ -75,25 +80,25 @@ async fn a_snapshot_is_copied_once() {
     let (ebs, fake) = ebs(dir.path(), |_, _| Reply::Right).await;
     let base = fake.add(BASE, &APART, "all");
     let plain = kind(None, None);
-    let told = std::cell::Cell::new(0);
-    let tell = || told.set(told.get() + 1);
+    let calls = std::cell::Cell::new(0);
+    let tell = || calls.set(calls.get() + 1);
     let (first, second) = tokio::join!(ebs.copied(&base, &plain, &tell), ebs.copied(&base, &plain, &tell));
     let copy = first.unwrap();
     assert_eq!(second.unwrap(), copy);
     assert_eq!(ebs.copied(&base, &plain, &tell).await.unwrap(), copy);
-    assert_eq!(told.get(), 1, "told by the one who made it, and by nobody once it is there");
-    let asked = fake.of("CopySnapshot");
-    assert_eq!((asked.len(), asked[0].get("SourceRegion")), (1, "eu-test-1"));
+    assert_eq!(calls.get(), 1, "called once by whoever creates the copy, and not once it exists");
+    let requests = fake.of("CopySnapshot");
+    assert_eq!((requests.len(), requests[0].get("SourceRegion")), (1, "eu-test-1"));
     let tags = fake.with(|world| world.snapshots[&copy.0].tags.clone());
     assert_eq!(tags, [(tag::COPY.to_owned(), BASE.to_owned())].into());
-    // It is a result.
+    // It is a result and not removed.
     ebs.ensure_no_snapshots(&run()).await.unwrap();
     assert_eq!(fake.left(), [BASE.to_owned(), copy.0.clone()]);
-    // With a key it is another one.
+    // With a key, it is another copy.
     let keyed = ebs.copied(&base, &kind(Some(true), Some(KEY)), &|| ()).await.unwrap();
     assert_ne!(keyed, copy);
-    let asked = fake.of("CopySnapshot").pop().unwrap();
-    assert_eq!((asked.get("Encrypted"), asked.get("KmsKeyId")), ("true", KEY));
+    let request = fake.of("CopySnapshot").pop().unwrap();
+    assert_eq!((request.get("Encrypted"), request.get("KmsKeyId")), ("true", KEY));
 }
 
 #[tokio::test]
@@ -129,9 +134,9 @@ async fn a_pending_copy_is_waited_for() {
     assert_eq!((copy.unwrap(), fake.count("CopySnapshot")), (other, 0));
 }
 
-/// Another builder's came first, and was not to be seen yet.
+/// Another builder's copy is older, and was not visible yet.
 #[tokio::test]
-async fn of_two_copies_the_older_one_is_used_and_ours_goes() {
+async fn of_two_copies_the_older_one_is_used_and_ours_deleted() {
     let dir = dir();
     let (ebs, fake) = ebs(dir.path(), |request, nth| match (request.action.as_str(), nth) {
         ("DescribeSnapshots", 0) => {
@@ -150,7 +155,7 @@ async fn of_two_copies_the_older_one_is_used_and_ours_goes() {
 }
 
 #[tokio::test]
-async fn a_copy_that_fails_is_made_again_once() {
+async fn a_failed_copy_is_repeated_once() {
     let dir = dir();
     let (ebs, fake) = ebs(dir.path(), |request, _| {
         let full = request.action == "CopySnapshot" && request.get("KmsKeyId") == "full";

@@ -1,4 +1,4 @@
-//! What oven makes of EBS direct's answers, the bad ones above all.
+//! How oven handles EBS direct's answers, above all the bad ones.
 
 mod copies;
 mod writing;
@@ -14,7 +14,7 @@ use std::time::Duration;
 
 const BASE: &str = "snap-0aaaaaaaaaaaaaaaa";
 const RUN: &str = "0123456789abcdef0123456789abcdef";
-/// Far from each other: each is of another window of tokens.
+/// Blocks so far apart that each is in another window of tokens.
 const APART: [(u32, u8); 4] = [(0, 1), (7, 2), (1 << 14, 3), (1 << 20, 4)];
 
 fn dir() -> tempfile::TempDir {
@@ -29,7 +29,7 @@ fn digest(byte: u8) -> Digest {
     Sha256::digest(vec![byte; BLOCK]).into()
 }
 
-/// Reads, as others do, on a thread of its own.
+/// Reads on a separate thread, as readers do.
 async fn read(ebs: &Ebs, id: &SnapshotId, index: u32) -> Result<(Vec<u8>, Digest)> {
     let reader = ebs.reader(id).await.unwrap();
     tokio::task::spawn_blocking(move || reader.read(index)).await.unwrap()
@@ -37,8 +37,8 @@ async fn read(ebs: &Ebs, id: &SnapshotId, index: u32) -> Result<(Vec<u8>, Digest
 
 async fn reads(ebs: &Ebs, id: &SnapshotId, blocks: &[(u32, u8)]) {
     for (index, byte) in blocks {
-        let (data, told) = read(ebs, id, *index).await.unwrap();
-        assert!(data == vec![*byte; BLOCK] && told == digest(*byte), "block {index}");
+        let (data, received) = read(ebs, id, *index).await.unwrap();
+        assert!(data == vec![*byte; BLOCK] && received == digest(*byte), "block {index}");
     }
 }
 
@@ -47,7 +47,7 @@ fn indexes(blocks: &[(u32, u8)]) -> Indexes {
 }
 
 #[tokio::test]
-async fn contents_come_in_pages_some_of_them_empty() {
+async fn contents_are_listed_in_pages_some_of_them_empty() {
     for (page, empty) in [(100, 0), (1, 0), (1, 2), (3, 1)] {
         let dir = dir();
         let (ebs, fake) = ebs(dir.path(), |_, _| Reply::Right).await;
@@ -57,13 +57,13 @@ async fn contents_come_in_pages_some_of_them_empty() {
         assert_eq!(contents, Contents { size_gib: 8, blocks: indexes(&APART) });
         let listed = fake.count("ListSnapshotBlocks");
         reads(&ebs, &base, &APART).await;
-        // The tokens were kept.
+        // The tokens were cached.
         assert_eq!(fake.count("ListSnapshotBlocks"), listed);
     }
 }
 
 #[tokio::test]
-async fn a_snapshot_without_blocks_is_one_of_zeros() {
+async fn a_snapshot_without_blocks_has_no_contents() {
     let dir = dir();
     let (ebs, fake) = ebs(dir.path(), |_, _| Reply::Right).await;
     let base = fake.add(BASE, &[], "self");
@@ -72,7 +72,7 @@ async fn a_snapshot_without_blocks_is_one_of_zeros() {
     assert_eq!(error, format!("reading block 3 of {BASE}: {BASE} has no block 3"));
 }
 
-/// D2, for pages: listed on from the last index.
+/// D2, for pages: the listing continues after the last index.
 #[tokio::test]
 async fn a_page_token_that_expires_loses_no_block() {
     let dir = dir();
@@ -85,10 +85,10 @@ async fn a_page_token_that_expires_loses_no_block() {
     let base = fake.add(BASE, &APART, "self");
     fake.with(|world| world.page = 2);
     assert_eq!(ebs.contents(&base).await.unwrap().blocks, indexes(&APART));
-    let asked = fake.of("ListSnapshotBlocks");
-    let from: Vec<&str> = asked.iter().map(|request| request.get("startingBlockIndex")).collect();
+    let requests = fake.of("ListSnapshotBlocks");
+    let from: Vec<&str> = requests.iter().map(|request| request.get("startingBlockIndex")).collect();
     assert_eq!(from, ["0", "", "8"]);
-    // One that expires whenever it is used is told.
+    // A token that always expires is reported.
     let expired = |request: &super::fake::Request, _| match request.get("pageToken") {
         "" => Reply::Right,
         _ => Reply::Refuse(400, "ValidationException", "It expired", "INVALID_PAGE_TOKEN"),
@@ -100,7 +100,7 @@ async fn a_page_token_that_expires_loses_no_block() {
 }
 
 #[tokio::test]
-async fn a_listing_that_never_gets_on_ends() {
+async fn a_listing_without_progress_ends() {
     let dir = dir();
     let page = r#"{"Blocks": [{"BlockIndex": 7, "BlockToken": "7-0"}], "BlockSize": 524288, "VolumeSize": 1,
                    "NextToken": "again"}"#;
@@ -119,25 +119,25 @@ async fn block_tokens_that_expire_are_listed_again() {
     ebs.contents(&base).await.unwrap();
     fake.with(|world| world.age = 1);
     reads(&ebs, &base, &APART).await;
-    // Once for each window, which the first two blocks share.
+    // The window of the first two blocks is listed once.
     assert_eq!(fake.count("ListSnapshotBlocks"), 1 + 3);
     assert_eq!(fake.count("GetSnapshotBlock"), APART.len() + 3);
 }
 
 #[tokio::test]
-async fn blocks_are_read_of_a_snapshot_whose_contents_were_known() {
+async fn blocks_can_be_read_without_listing_the_contents() {
     let dir = dir();
     let (ebs, fake) = ebs(dir.path(), |_, _| Reply::Right).await;
     let base = fake.add(BASE, &APART, "self");
     reads(&ebs, &base, &[APART[3], APART[0], APART[1]]).await;
-    let asked = fake.of("ListSnapshotBlocks");
-    let from: Vec<&str> = asked.iter().map(|request| request.get("startingBlockIndex")).collect();
+    let requests = fake.of("ListSnapshotBlocks");
+    let from: Vec<&str> = requests.iter().map(|request| request.get("startingBlockIndex")).collect();
     assert_eq!(from, ["1048576", "0"]);
 }
 
 /// D3.
 #[tokio::test]
-async fn a_flipped_bit_is_read_again_and_then_told() {
+async fn a_block_with_a_flipped_bit_is_read_again_and_then_reported() {
     for (flips, good) in [(3, true), (4, false)] {
         let dir = dir();
         let (ebs, fake) = ebs(dir.path(), move |request, nth| {
@@ -147,9 +147,9 @@ async fn a_flipped_bit_is_read_again_and_then_told() {
         .await;
         let base = fake.add(BASE, &APART, "self");
         match read(&ebs, &base, 7).await {
-            Ok((data, told)) => assert!(good && data == vec![2; BLOCK] && told == digest(2)),
+            Ok((data, received)) => assert!(good && data == vec![2; BLOCK] && received == digest(2)),
             Err(error) => {
-                let text = "reading block 7 of snap-0aaaaaaaaaaaaaaaa: it does not match its checksum, 4 times in a row";
+                let text = "reading block 7 of snap-0aaaaaaaaaaaaaaaa: the block does not match its checksum, 4 times in a row";
                 assert!(!good && format!("{error:#}") == text, "{error:#}");
                 assert_eq!(Kind::of(&error), Kind::Cloud);
             }
@@ -159,7 +159,7 @@ async fn a_flipped_bit_is_read_again_and_then_told() {
 }
 
 #[tokio::test]
-async fn reads_go_on_after_what_passes_and_end_at_what_does_not() {
+async fn reads_are_retried_after_transient_errors_only() {
     let dir = dir();
     let (ebs, fake) = ebs(dir.path(), |request, nth| match (request.action.as_str(), nth) {
         ("GetSnapshotBlock", 0) => Reply::Drop,
@@ -189,25 +189,25 @@ async fn reads_go_on_after_what_passes_and_end_at_what_does_not() {
     assert_eq!(fake.count("ListSnapshotBlocks"), 2);
 }
 
-/// A server that answers all calls of an action alike.
+/// A server that gives all calls of an action the same answer.
 async fn dir_and(reply: impl Fn(&str) -> Reply + Send + 'static) -> (Ebs, Fake) {
     let dir = dir();
     ebs(dir.path(), move |request, _| reply(&request.action)).await
 }
 
-/// Its readers are blocked threads, and the main one is in the kernel.
+/// Readers are blocked threads, and the main thread is in the kernel.
 #[test]
-fn reads_need_nobody_else() {
+fn reads_need_no_other_thread() {
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let (sender, receiver) = std::sync::mpsc::channel();
-    // The server has a thread of its own, as AWS has.
+    // The server runs on a separate thread, as AWS does.
     std::thread::spawn(move || {
         runtime().block_on(async {
             let dir = dir();
             let (ebs, fake) = ebs(dir.path(), |_, _| Reply::Right).await;
             let base = fake.add(BASE, &APART, "self");
             sender.send(ebs.reader(&base).await.unwrap()).unwrap();
-            // It keeps serving.
+            // The server keeps running.
             tokio::time::sleep(Duration::from_secs(5)).await;
             drop(ebs);
         });

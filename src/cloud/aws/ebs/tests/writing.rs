@@ -1,4 +1,4 @@
-//! Snapshots that are written, whatever is lost.
+//! Snapshots are written correctly, whatever answer is lost.
 
 use super::*;
 use crate::cloud::aws::ec2::volumes::token;
@@ -16,7 +16,7 @@ fn spec(parent: Option<&str>) -> NewSnapshot {
     }
 }
 
-/// Two blocks, sealed.
+/// Writes and seals two blocks.
 async fn write(ebs: &Ebs, id: &SnapshotId) -> Result<()> {
     for (index, byte) in [(5, 6), (9, 7)] {
         ebs.put(id, index, vec![byte; BLOCK].into(), digest(byte)).await?;
@@ -39,24 +39,24 @@ async fn a_child_is_started_filled_and_sealed() {
     let dir = dir();
     let (ebs, fake) = ebs(dir.path(), |_, _| Reply::Right).await;
     let id = whole(&ebs).await.unwrap();
-    let kept = fake.with(|world| world.snapshots[&id.0].clone());
-    assert_eq!((kept.state, kept.size), ("completed", 8));
-    assert!(kept.blocks.keys().eq([&5, &9]) && kept.blocks[&5] == vec![6; BLOCK]);
-    assert_eq!(kept.tags["role"], "web");
-    assert_eq!(kept.tags[tag::RUN], RUN);
-    assert!(kept.tags.contains_key(tag::OWNER));
-    let asked = fake.of("StartSnapshot")[0].json();
-    assert_eq!(asked["ParentSnapshotId"], BASE);
-    assert_eq!(asked["ClientToken"], token(&run(), "direct", 1));
-    assert_eq!((asked["Timeout"].as_u64(), asked.get("Encrypted")), (Some(374), None));
-    // Another one of the same run is another one.
+    let stored = fake.with(|world| world.snapshots[&id.0].clone());
+    assert_eq!((stored.state, stored.size), ("completed", 8));
+    assert!(stored.blocks.keys().eq([&5, &9]) && stored.blocks[&5] == vec![6; BLOCK]);
+    assert_eq!(stored.tags["role"], "web");
+    assert_eq!(stored.tags[tag::RUN], RUN);
+    assert!(stored.tags.contains_key(tag::OWNER));
+    let request = fake.of("StartSnapshot")[0].json();
+    assert_eq!(request["ParentSnapshotId"], BASE);
+    assert_eq!(request["ClientToken"], token(&run(), "direct", 1));
+    assert_eq!((request["Timeout"].as_u64(), request.get("Encrypted")), (Some(374), None));
+    // A second start of the same run makes another snapshot.
     let other = ebs.start(&spec(None)).await.unwrap();
     assert_ne!(other, id);
-    let asked = fake.of("StartSnapshot")[1].json();
-    assert_eq!(asked["Encrypted"], true);
-    assert_eq!(asked["KmsKeyArn"], "arn:aws:kms:eu-test-1:123456789012:key/k");
-    assert_eq!(asked.get("ParentSnapshotId"), None);
-    // Pending or not, they go.
+    let request = fake.of("StartSnapshot")[1].json();
+    assert_eq!(request["Encrypted"], true);
+    assert_eq!(request["KmsKeyArn"], "arn:aws:kms:eu-test-1:123456789012:key/k");
+    assert_eq!(request.get("ParentSnapshotId"), None);
+    // Both are removed, pending or not.
     ebs.ensure_no_snapshots(&run()).await.unwrap();
     assert!(fake.left().is_empty());
 }
@@ -69,12 +69,12 @@ async fn a_key_without_a_parent_is_given_by_its_arn() {
         ebs.start(&NewSnapshot { kms_key: Some("alias/web".into()), ..spec(None) }).await.unwrap_err();
     assert_eq!(Kind::of(&error), Kind::Definition);
     assert!(fake.left().is_empty());
-    // A child takes its parent's, whatever is said.
+    // A child uses its parent's key in any case.
     ebs.start(&NewSnapshot { kms_key: Some("alias/web".into()), ..spec(Some(BASE)) }).await.unwrap();
 }
 
 #[tokio::test]
-async fn a_start_whose_answer_is_lost_makes_one_snapshot() {
+async fn a_start_whose_answer_is_lost_creates_one_snapshot() {
     for reply in [Reply::Lost, Reply::Drop, Reply::Refuse(500, "InternalServerException", "", "")] {
         let dir = dir();
         let (ebs, fake) = ebs(dir.path(), move |request, nth| {
@@ -89,9 +89,9 @@ async fn a_start_whose_answer_is_lost_makes_one_snapshot() {
     }
 }
 
-/// It is known by its token, even where no tag shows it.
+/// The token identifies it even if no tag is visible.
 #[tokio::test]
-async fn what_a_lost_start_made_is_found_when_the_debt_is_paid() {
+async fn the_debt_finds_the_snapshot_of_a_lost_start() {
     let dir = dir();
     let (ebs, fake) = ebs(dir.path(), |request, nth| match request.action.as_str() {
         "StartSnapshot" if nth == 0 => Reply::Lost,
@@ -103,10 +103,10 @@ async fn what_a_lost_start_made_is_found_when_the_debt_is_paid() {
     })
     .await;
     assert!(ebs.start(&spec(Some(BASE))).await.is_err());
-    let (asked, left) = (fake.count("StartSnapshot"), fake.left());
-    assert!(left.len() == 1 && asked > 2, "{left:?} {asked}");
-    // EBS is back.
-    let missing = 200 - asked;
+    let (starts, left) = (fake.count("StartSnapshot"), fake.left());
+    assert!(left.len() == 1 && starts > 2, "{left:?} {starts}");
+    // EBS answers again.
+    let missing = 200 - starts;
     fake.with(|world| {
         let again = world.calls.iter().find(|call| call.action == "StartSnapshot").unwrap().clone();
         world.calls.extend(std::iter::repeat_n(again, missing));
@@ -116,7 +116,7 @@ async fn what_a_lost_start_made_is_found_when_the_debt_is_paid() {
 }
 
 #[tokio::test]
-async fn a_start_that_is_stopped_in_the_middle_is_paid_for() {
+async fn the_debt_removes_the_snapshot_of_a_cancelled_start() {
     let dir = dir();
     let (ebs, fake) = ebs(dir.path(), |request, _| match request.action.as_str() {
         "StartSnapshot" => Reply::Late,
@@ -128,9 +128,9 @@ async fn a_start_that_is_stopped_in_the_middle_is_paid_for() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
-    let asked = spec(Some(BASE));
+    let new = spec(Some(BASE));
     tokio::select! {
-        started = ebs.start(&asked) => panic!("{started:?}"),
+        started = ebs.start(&new) => panic!("{started:?}"),
         () = stop => {}
     }
     assert_eq!(fake.left().len(), 1);
@@ -152,7 +152,7 @@ async fn starts_wait_for_other_pending_ones() {
 
 /// D4.
 #[tokio::test]
-async fn a_put_is_sent_again_where_that_may_help() {
+async fn a_put_is_retried_after_transient_errors() {
     let dir = dir();
     let (ebs, fake) = ebs(dir.path(), |request, nth| match (request.action.as_str(), nth) {
         ("PutSnapshotBlock", 0) => Reply::Lost,
@@ -172,7 +172,7 @@ async fn a_put_is_sent_again_where_that_may_help() {
 
 /// D4: any other ValidationException is final.
 #[tokio::test]
-async fn a_put_that_is_refused_is_sent_once() {
+async fn a_put_with_a_final_error_is_sent_once() {
     let dir = dir();
     let (ebs, fake) = ebs(dir.path(), |request, _| match request.action.as_str() {
         "PutSnapshotBlock" => Reply::Refuse(400, "ValidationException", "bad", "INVALID_PARAMETER_VALUE"),
@@ -189,9 +189,9 @@ async fn a_put_that_is_refused_is_sent_once() {
     assert!(fake.left().is_empty());
 }
 
-/// D5: whoever is told that there are too many waits, and all of them arrive.
+/// D5: throttled puts wait, and all of them succeed.
 #[tokio::test]
-async fn puts_that_are_throttled_all_arrive() {
+async fn throttled_puts_all_succeed() {
     let dir = dir();
     let (ebs, fake) = ebs(dir.path(), |request, nth| {
         let many = request.action == "PutSnapshotBlock" && nth % 3 != 2;
@@ -215,8 +215,8 @@ async fn puts_that_are_throttled_all_arrive() {
 
 /// D7: a lost answer.
 #[tokio::test]
-async fn a_lost_completion_is_looked_up_and_never_fails_what_is_complete() {
-    // It did its work, or nothing; and it is at once complete, or still at work.
+async fn a_lost_completion_is_looked_up_and_fails_no_complete_snapshot() {
+    // It took effect or not, and the snapshot is complete at once or later.
     for (reply, ends, sent) in [
         (Reply::Lost, "completed", 1),
         (Reply::Drop, "completed", 2),
@@ -236,7 +236,7 @@ async fn a_lost_completion_is_looked_up_and_never_fails_what_is_complete() {
         assert_eq!(fake.left(), [id.0]);
         assert_eq!(fake.count("CompleteSnapshot"), sent);
     }
-    // Sealed, and still pending when it is looked at: the second call is refused, and that is no failure.
+    // It is sealed, and still pending when it is polled: the second call is refused, which is no failure.
     let dir = dir();
     let (ebs, fake) = ebs(dir.path(), |request, nth| match (request.action.as_str(), nth) {
         ("CompleteSnapshot", 0) => Reply::Drop,
@@ -248,15 +248,15 @@ async fn a_lost_completion_is_looked_up_and_never_fails_what_is_complete() {
         while fake.count("CompleteSnapshot") < 2 {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
-        fake.with(|world| world.snapshots.values_mut().for_each(|kept| kept.state = "completed"));
+        fake.with(|world| world.snapshots.values_mut().for_each(|stored| stored.state = "completed"));
     };
     let (id, ()) = tokio::join!(whole(&ebs), ends);
     assert_eq!(fake.left(), [id.unwrap().0]);
 }
 
-/// D7: what is counted or summed up wrongly is deleted.
+/// D7: a snapshot with a wrong count or checksum is deleted.
 #[tokio::test]
-async fn a_wrong_count_or_checksum_ends_it() {
+async fn a_wrong_count_or_checksum_deletes_the_snapshot() {
     let dir = dir();
     let (ebs, fake) = ebs(dir.path(), |_, _| Reply::Right).await;
     for (count, checksum) in [(2, digest(6)), (1, digest(7))] {
@@ -269,10 +269,10 @@ async fn a_wrong_count_or_checksum_ends_it() {
     assert_eq!(fake.count("CompleteSnapshot"), 2);
 }
 
-/// D8: told as what is to be written once more, wherever it shows.
+/// D8: an expired snapshot is reported as such wherever it is noticed, so that it is written again.
 #[tokio::test]
-async fn a_snapshot_that_expired_is_told_and_deleted() {
-    // While blocks are put.
+async fn an_expired_snapshot_is_reported_and_deleted() {
+    // During a put.
     let dir = dir();
     let (ebs, fake) = ebs(dir.path(), |_, _| Reply::Right).await;
     let id = ebs.start(&spec(Some(BASE))).await.unwrap();
@@ -284,20 +284,20 @@ async fn a_snapshot_that_expired_is_told_and_deleted() {
     let error = ebs.complete(&id, 1, digest(6)).await.unwrap_err();
     assert!(is_expired(&error), "{error:#}");
     assert!(fake.left().is_empty());
-    // And after that.
+    // After that.
     fake.with(|world| world.ends = "error");
     let error = whole(&ebs).await.unwrap_err();
     assert!(is_expired(&error) && format!("{error:#}").contains("in the state error"), "{error:#}");
     assert!(fake.left().is_empty());
-    // Another one of the same run.
+    // Another snapshot of the same run.
     fake.with(|world| world.ends = "completed");
     let id = whole(&ebs).await.unwrap();
     assert_eq!(fake.left(), [id.0]);
 }
 
-/// As whoever sweeps deletes one that began long ago.
+/// Somebody sweeps a run that began long ago.
 #[tokio::test]
-async fn a_snapshot_that_is_gone_is_to_be_written_once_more() {
+async fn a_deleted_snapshot_counts_as_expired() {
     let dir = dir();
     let (ebs, fake) = ebs(dir.path(), |_, _| Reply::Right).await;
     let swept = async || {

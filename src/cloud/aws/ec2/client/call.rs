@@ -1,4 +1,5 @@
-//! One call of EC2's API: sent, classified, and sent again where that is right. The SDK itself sends once.
+//! One call of EC2's API: it is sent, its error is classified, and it is retried where that is right. The SDK itself
+//! does not retry.
 
 use super::connection::{ahead, clock_is_off};
 use super::errors::{Action, Class, class_of, hint_of};
@@ -15,12 +16,12 @@ use std::ops::Deref;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
-/// What a call did not succeed with.
+/// An error of a call.
 #[derive(Debug, Clone)]
 pub struct Refused {
     pub action: &'static str,
     pub class: Class,
-    /// How long it was tried.
+    /// For how long it was retried.
     tried: Duration,
     answer: Box<Answer>,
 }
@@ -32,11 +33,11 @@ pub struct Answer {
     what: String,
     pub code: Option<String>,
     pub message: String,
-    /// EBS direct's word beside the code: `INVALID_BLOCK_TOKEN`.
+    /// The reason that EBS direct gives in addition to the code: `INVALID_BLOCK_TOKEN`.
     pub reason: Option<String>,
-    /// EC2's id of the request, for its support.
+    /// EC2's id of the request, which its support asks for.
     request: Option<String>,
-    /// How far EC2's clock is ahead of ours, in seconds.
+    /// By how many seconds EC2's clock is ahead of ours.
     ahead: Option<i64>,
 }
 impl Deref for Refused {
@@ -55,17 +56,17 @@ impl Refused {
         let ahead = error.raw_response().and_then(|answer| answer.headers().get("date")).and_then(ahead);
         let meta = error.as_service_error().map(|error| error.meta());
         let code = meta.and_then(|meta| meta.code()).map(str::to_owned);
-        // A proxy's answer, or one that says nothing, may still have EC2's header; the Query API tells it in the body.
+        // A proxy's answer, or an empty one, may still have EC2's header; the Query API sends the id in the body.
         let header = error.raw_response().and_then(|answer| answer.headers().get("x-amzn-requestid"));
         let body = error.raw_response().and_then(|answer| std::str::from_utf8(answer.body().bytes()?).ok());
-        let told = body.and_then(|body| Some(body.split_once("<RequestID>")?.1.split_once('<')?.0));
-        let request = meta.and_then(|meta| meta.request_id()).or(header).or(told).map(str::to_owned);
+        let from_body = body.and_then(|body| Some(body.split_once("<RequestID>")?.1.split_once('<')?.0));
+        let request = meta.and_then(|meta| meta.request_id()).or(header).or(from_body).map(str::to_owned);
         let message = match meta.and_then(|meta| meta.message()) {
-            // A policy's refusal ends in a kilobyte that only `aws sts decode-authorization-message` can read.
+            // An authorization failure ends in a kilobyte that only `aws sts decode-authorization-message` can read.
             Some(message) => {
                 message.split(" Encoded authorization failure message").next().unwrap_or("").to_owned()
             }
-            // Of a proxy, or half of an answer.
+            // The answer of a proxy, or half of one.
             None if status.is_some() => {
                 format!("an answer with HTTP status {}: {}", status.unwrap_or(0), causes(&error))
             }
@@ -73,21 +74,21 @@ impl Refused {
         };
         let reason = error.raw_response().and_then(|answer| reason(answer.body().bytes()?));
         let class = match &error {
-            // Only where nobody answered: EC2's own refusals speak of credentials and identities, too.
-            _ if status.is_none() && lacks_credentials(&error) => Class::Expired,
-            // Not sent: a wrong parameter.
+            // Only without any answer: EC2's own errors mention credentials and identities, too.
+            _ if status.is_none() && has_no_credentials(&error) => Class::Expired,
+            // Not sent: a parameter is wrong.
             SdkError::ConstructionFailure(_) => Class::Terminal,
             SdkError::DispatchFailure(failure) if failure.is_user() => Class::Terminal,
             _ => {
-                let told = reason.as_ref().map(|reason| format!("{message} {reason}"));
-                class_of(action.name, code.as_deref(), told.as_ref().unwrap_or(&message), status)
+                let full_message = reason.as_ref().map(|reason| format!("{message} {reason}"));
+                class_of(action.name, code.as_deref(), full_message.as_ref().unwrap_or(&message), status)
             }
         };
         let answer = Box::new(Answer { what: what.to_owned(), code, message, reason, request, ahead });
         Self { action: action.name, class, tried: Duration::ZERO, answer }
     }
 
-    /// An answer that began well and did not come whole, or is none that may be.
+    /// An error of an answer that began well and was incomplete or invalid.
     pub fn broken(action: &Action, what: &str, message: String, class: Class) -> Self {
         let (what, request) = (what.to_owned(), None);
         let answer = Box::new(Answer { what, code: None, message, reason: None, request, ahead: None });
@@ -102,8 +103,9 @@ impl Refused {
         self.code.as_deref() == Some(code)
     }
 
-    /// It says in which state something is, so that is there; else it says that it is not there.
-    fn is_about_state(&self) -> bool {
+    /// Whether the error is about something's state, which implies that it exists; otherwise it says that it does not
+    /// exist.
+    fn is_state_error(&self) -> bool {
         !self.code.as_deref().is_some_and(|code| code.contains("NotFound") || code == "InvalidID")
     }
 
@@ -113,38 +115,39 @@ impl Refused {
                 let hint = "Give the instance a role, or set AWS_PROFILE or AWS_ACCESS_KEY_ID: see `aws sts get-caller-identity`.";
                 return Some(hint.to_owned());
             }
-            return (self.class == Class::Lost).then(|| {
-                "Is the network up, and the endpoint right (--region, AWS_ENDPOINT_URL)?".to_owned()
-            });
+            return (self.class == Class::Lost)
+                .then(|| "Check the network, and the endpoint (--region, AWS_ENDPOINT_URL).".to_owned());
         };
         let clock = matches!(code.as_str(), "RequestExpired" | "AuthFailure" | "SignatureDoesNotMatch");
         match self.ahead.filter(|_| clock).and_then(clock_is_off) {
-            Some((text, hint)) => Some(format!("It may be that {text}. {hint}")),
+            Some((text, hint)) => Some(format!("Perhaps {text}. {hint}")),
             None => {
-                let told = format!("{} {}", self.message, self.reason.as_deref().unwrap_or_default());
-                hint_of(code, &told).map(str::to_owned)
+                let full_message = format!("{} {}", self.message, self.reason.as_deref().unwrap_or_default());
+                hint_of(code, &full_message).map(str::to_owned)
             }
         }
     }
 }
 
-/// EBS direct tells in a refusal's body why.
+/// The reason in the body of an error of EBS direct.
 fn reason(body: &[u8]) -> Option<String> {
     let refusal: serde_json::Value = serde_json::from_slice(body).ok()?;
     refusal.get("Reason").or(refusal.get("reason"))?.as_str().map(str::to_owned)
 }
 
-/// Words of the SDK that say no more than that something went wrong.
-const EMPTY: [&str; 5] = ["dispatch failure", "io error", "other", "service error", "unhandled error"];
+/// Texts of the SDK that say only that something went wrong.
+const UNINFORMATIVE: [&str; 5] =
+    ["dispatch failure", "io error", "other", "service error", "unhandled error"];
 
-/// What went wrong, from the call down to its cause, for people: without the SDK's types.
+/// The chain of causes as readable text, without the SDK's types.
 fn causes(error: &dyn std::error::Error) -> String {
     let mut causes: Vec<String> = Vec::new();
     let mut cause = Some(error);
     while let Some(error) = cause {
         let text = error.to_string();
-        // Some causes are told by what they caused.
-        if !EMPTY.contains(&text.as_str()) && !causes.last().is_some_and(|last| last.contains(&text)) {
+        // Some errors already include the text of their cause.
+        if !UNINFORMATIVE.contains(&text.as_str()) && !causes.last().is_some_and(|last| last.contains(&text))
+        {
             causes.push(text);
         }
         cause = error.source();
@@ -152,8 +155,8 @@ fn causes(error: &dyn std::error::Error) -> String {
     if causes.is_empty() { error.to_string() } else { causes.join(": ") }
 }
 
-/// No credentials were found, or they could not be fetched. The SDK tells it among what went wrong with the connection.
-fn lacks_credentials<E: std::error::Error + 'static>(error: &SdkError<E>) -> bool {
+/// Whether no credentials were found, or they could not be fetched. The SDK reports it as a connection error.
+fn has_no_credentials<E: std::error::Error + 'static>(error: &SdkError<E>) -> bool {
     let mut cause: Option<&dyn std::error::Error> = Some(error);
     while let Some(error) = cause {
         let text = error.to_string();
@@ -199,17 +202,17 @@ impl From<Refused> for Error {
     }
 }
 
-/// A random part of a pause: callers that were throttled together do not come back together.
-pub fn jitter(most: Duration) -> Duration {
+/// A random part of a pause: callers that were throttled together do not retry together.
+pub fn jitter(max: Duration) -> Duration {
     let mut bytes = [0u8; 4];
     rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())
-        .expect("4 bytes never come short (getrandom(2))");
-    most.mul_f64(f64::from(u32::from_ne_bytes(bytes)) / f64::from(u32::MAX))
+        .expect("getrandom never returns fewer than 4 bytes (getrandom(2))");
+    max.mul_f64(f64::from(u32::from_ne_bytes(bytes)) / f64::from(u32::MAX))
 }
 
 impl Ec2 {
-    /// Calls, and calls again as the error's class says. `what` names the objects, and says by it whether what is not
-    /// visible yet is something that we just made.
+    /// Sends a call and retries it as the error's class demands. `what` names the objects: if this process has just
+    /// created one of them, "not found" may mean that it is not visible yet.
     pub(crate) async fn call<T, E, F>(
         &self,
         action: &'static Action,
@@ -226,7 +229,7 @@ impl Ec2 {
         .await
     }
 
-    /// The same for any way to send.
+    /// Like [`Self::call`], for any way to send.
     pub(crate) async fn repeat<T>(
         &self,
         action: &'static Action,
@@ -256,15 +259,15 @@ impl Ec2 {
                     pause += pace.rate;
                     pace.paced
                 }
-                // Credentials that never were there will not come.
+                // Credentials that never worked will not be replaced by good ones.
                 Class::Expired if tries < 3 && self.has_answered() => {
                     self.renew();
                     pace.throttled
                 }
                 Class::Lost if action.twice && self.has_answered() => pace.outage,
                 Class::Lost if action.twice => pace.unreachable,
-                // Where nothing is named (a dry run), there is nothing to wait for.
-                Class::NotYet if !what.is_empty() && (refused.is_about_state() || self.is_new(what)) => {
+                // A dry run names nothing: then there is nothing to wait for.
+                Class::NotYet if !what.is_empty() && (refused.is_state_error() || self.is_new(what)) => {
                     pause = pause.min(pace.longest).max(pace.look);
                     pace.visible
                 }
@@ -285,7 +288,7 @@ impl Ec2 {
     }
 }
 
-/// A call whose success is that something is so: being so already is as good.
+/// Treats "it is so already" as success, for a call that brings about a state.
 pub fn done<T>(result: Result<T, Refused>) -> Result<(), Refused> {
     match result {
         Err(refused) if refused.class != Class::Done => Err(refused),

@@ -1,4 +1,4 @@
-//! What can be told of the connection itself: credentials, the endpoint, this machine's clock.
+//! Checks the connection: credentials, the endpoint, this machine's clock.
 
 use super::errors::DESCRIBE_IMAGES;
 use crate::cloud::aws::ec2::Ec2;
@@ -16,27 +16,28 @@ use std::error::Error;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// A signature is good for five minutes; a clock that is off by less will be off by more.
-const CLOCK: u64 = 240;
+/// Seconds by which the clock may be off: signatures are valid for five minutes, and a clock that drifts goes on
+/// drifting.
+const MAX_CLOCK_SKEW: u64 = 240;
 
-/// Reads what goes over the wire: the access key id of each signed request, and the date of each answer.
+/// Records from the traffic the access key id of each signed request, and the date of each answer.
 #[derive(Debug, Clone, Default)]
-pub struct Wire(Arc<Mutex<Seen>>);
+pub struct Wire(Arc<Mutex<Observed>>);
 
 #[derive(Debug, Default)]
-struct Seen {
+struct Observed {
     key: Option<String>,
-    /// How far AWS's clock is ahead of ours, in seconds.
+    /// By how many seconds AWS's clock is ahead of ours.
     ahead: Option<i64>,
 }
 
 impl Wire {
-    fn seen(&self) -> MutexGuard<'_, Seen> {
+    fn observed(&self) -> MutexGuard<'_, Observed> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn key(&self) -> Option<String> {
-        self.seen().key.clone()
+        self.observed().key.clone()
     }
 }
 
@@ -53,7 +54,7 @@ impl Intercept for Wire {
     ) -> Result<(), BoxError> {
         let header = context.request().headers().get("authorization");
         let key = header.and_then(|header| header.split("Credential=").nth(1)?.split('/').next());
-        self.seen().key = key.map(str::to_owned);
+        self.observed().key = key.map(str::to_owned);
         Ok(())
     }
 
@@ -64,30 +65,30 @@ impl Intercept for Wire {
         _: &mut ConfigBag,
     ) -> Result<(), BoxError> {
         if let Some(ahead) = context.response().headers().get("date").and_then(ahead) {
-            self.seen().ahead = Some(ahead);
+            self.observed().ahead = Some(ahead);
         }
         Ok(())
     }
 }
 
-/// How far a date of HTTP is ahead of this machine's clock, in seconds.
+/// By how many seconds an HTTP date is ahead of this machine's clock.
 pub fn ahead(date: &str) -> Option<i64> {
     let date = DateTime::from_str(date, DateTimeFormat::HttpDate).ok()?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
     Some(date.secs() - i64::try_from(now.as_secs()).ok()?)
 }
 
-/// What is wrong with this machine's clock, and what to do about it; `None` if it is near enough.
+/// What is wrong with this machine's clock and what to do about it; `None` if it is accurate enough.
 pub fn clock_is_off(ahead: i64) -> Option<(String, &'static str)> {
     let off = humantime::format_duration(Duration::from_secs(ahead.unsigned_abs()));
     let word = if ahead > 0 { "behind" } else { "ahead of" };
     let text = format!("this machine's clock is {off} {word} AWS's");
-    (ahead.unsigned_abs() > CLOCK)
-        .then_some((text, "Set it (see `timedatectl`): AWS takes no signature of another time."))
+    (ahead.unsigned_abs() > MAX_CLOCK_SKEW)
+        .then_some((text, "Set it (see `timedatectl`): AWS rejects signatures with another time."))
 }
 
 impl Ec2 {
-    /// One thing after the other: what the second is worth depends on the first.
+    /// The checks run one after the other: each is meaningful only if the one before succeeded.
     pub(crate) async fn judge_connection(&self) -> Vec<(String, Result<()>)> {
         let mut found = Vec::new();
         if let Some(shared) = &self.0.shared {
@@ -101,7 +102,8 @@ impl Ec2 {
                 }
                 Err(why) => {
                     let hint = "Give the instance a role, or set AWS_PROFILE or AWS_ACCESS_KEY_ID.";
-                    let failure = Kind::Machine.failure(format!("there are none ({why})")).hint(hint);
+                    let failure =
+                        Kind::Machine.failure(format!("no credentials were found ({why})")).hint(hint);
                     found.push(("credentials".to_owned(), Err(failure.into())));
                     return found;
                 }
@@ -112,13 +114,13 @@ impl Ec2 {
             call.filters(filter("tag-key", [tag::RUN])).send()
         });
         let answered = match asked.await {
-            // What is permitted is judged by itself.
+            // The permissions are checked separately.
             Err(refused) if refused.is("DryRunOperation") || refused.is("UnauthorizedOperation") => Ok(()),
             Err(refused) => Err(refused.into()),
             Ok(_) => Ok(()),
         };
         found.push((format!("EC2 in {}", self.region()), answered));
-        let ahead = self.0.wire.seen().ahead;
+        let ahead = self.0.wire.observed().ahead;
         if let Some(ahead) = ahead {
             let clock = match clock_is_off(ahead) {
                 Some((text, hint)) => Err(Kind::Machine.failure(text).hint(hint).into()),
@@ -130,7 +132,7 @@ impl Ec2 {
     }
 }
 
-/// All of an error in one line.
+/// An error and its causes in one line.
 fn causes(error: &dyn Error) -> String {
     let mut texts = vec![error.to_string()];
     let mut cause = error.source();

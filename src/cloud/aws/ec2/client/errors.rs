@@ -1,38 +1,38 @@
-//! What an answer of EC2 means: one table of error classes, and what the user can do about some of them.
+//! Classifies the errors of EC2: one table of error classes, and hints for the user on some of them.
 
-/// What to make of a call that did not succeed.
+/// How to handle a call that did not succeed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
-    /// It did nothing, for there were too many calls: ask again later.
+    /// It did nothing because there were too many calls: retry later.
     Throttled,
-    /// It did nothing, and will not for some seconds more: ask again after [`Pace::rate`](crate::cloud::aws::ec2::Pace::rate).
+    /// It did nothing, and a retry succeeds only after some seconds: retry after [`Pace::rate`](super::Pace::rate).
     Paced,
-    /// It did nothing: the credentials were too old, or could not be fetched. Take new ones.
+    /// It did nothing: the credentials were too old, or could not be fetched. Load new ones.
     Expired,
-    /// It may have taken effect, and may not. A call that may be sent twice is; any other is looked up.
+    /// It is unknown whether it took effect. A call that may be sent twice is retried; any other is looked up.
     Lost,
-    /// What it names cannot be seen yet, or is not ready yet, if we made it ourselves. Nothing was done.
+    /// What it names is not visible yet, or not ready yet, if this process has created it. Nothing was done.
     NotYet,
-    /// What was asked for is so already.
+    /// The requested state exists already.
     Done,
-    /// It is refused, and will be again.
+    /// It was refused, and a retry would be, too.
     Terminal,
 }
 
-/// An action of the API, and what is known about sending it twice.
+/// An action of the API, and whether it may be sent twice.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Action {
     pub name: &'static str,
-    /// It has a client token, or does the same again: after a lost answer it is sent again.
+    /// It has a client token, or a second call has no further effect: it is retried after a lost answer.
     pub twice: bool,
 }
 
-/// Those of EBS direct.
+/// The actions of EBS direct.
 pub const EBS: &[&Action] =
     &[&LIST_SNAPSHOT_BLOCKS, &GET_SNAPSHOT_BLOCK, &START_SNAPSHOT, &PUT_SNAPSHOT_BLOCK, &COMPLETE_SNAPSHOT];
 
 impl Action {
-    /// As a policy names it.
+    /// The action's name in a policy.
     pub fn permission(&self) -> String {
         let service = match self {
             _ if EBS.contains(&self) => "ebs",
@@ -78,10 +78,10 @@ actions! {
 
 const ANY: &str = "*";
 
-/// Action, error code (`*` ends a prefix), a part of the message, class. The first row that fits decides; what no row
-/// names is [`Class::Terminal`].
+/// Action, error code (`*` ends a prefix), a part of the message, class. The first row that matches decides; without a
+/// row, the class is [`Class::Terminal`].
 const TABLE: &[(&str, &str, &str, Class)] = &[
-    // EC2 throttles each API by a token bucket of its own (EC2 API throttling).
+    // EC2 throttles each API by its own token bucket (EC2 API throttling).
     (ANY, "RequestLimitExceeded", "", Class::Throttled),
     (ANY, "EC2ThrottledException", "", Class::Throttled),
     (ANY, "Throttling*", "", Class::Throttled),
@@ -89,11 +89,11 @@ const TABLE: &[(&str, &str, &str, Class)] = &[
     (ANY, "TooManyRequestsException", "", Class::Throttled),
     (ANY, "SlowDown", "", Class::Throttled),
     (ANY, "ConcurrentLimitExceededException", "", Class::Throttled),
-    // A snapshot of a volume every 15 s, and five of them pending.
+    // The limits are one snapshot of a volume every 15 s, and five of them pending.
     ("CreateSnapshot", "SnapshotCreationPerVolumeRateExceeded", "", Class::Paced),
     ("CreateSnapshot", "ConcurrentSnapshotLimitExceeded", "", Class::Paced),
     (ANY, "ExpiredToken*", "", Class::Expired),
-    // Sent with the status 500 or 503.
+    // These are sent with the status 500 or 503.
     (ANY, "InternalError", "", Class::Lost),
     (ANY, "InternalFailure", "", Class::Lost),
     (ANY, "InternalServerError", "", Class::Lost),
@@ -101,14 +101,14 @@ const TABLE: &[(&str, &str, &str, Class)] = &[
     (ANY, "Unavailable", "", Class::Lost),
     (ANY, "RequestTimeout*", "", Class::Lost),
     (ANY, "InternalServerException", "", Class::Lost),
-    // EBS direct: what was sent did not arrive whole, or the call before, whose answer was lost, is still at work. Any
-    // other ValidationException is final (error retries for EBS direct APIs).
+    // EBS direct: the data did not arrive completely, or an earlier call, whose answer was lost, is still being
+    // processed. Any other ValidationException is final (error retries for EBS direct APIs).
     (ANY, "ValidationException", "failed to read block data", Class::Lost),
     ("PutSnapshotBlock", "ValidationException", "write_request_timeout", Class::Lost),
     ("PutSnapshotBlock", "ValidationException", "conflicting_block_update", Class::Lost),
-    // 20 copies of snapshots at once for each region.
+    // The limit is 20 concurrent copies of snapshots in each region.
     ("CopySnapshot", "ResourceLimitExceeded", "", Class::Throttled),
-    // It is gone, as it shall be.
+    // It is gone, as it should be.
     ("DeleteVolume", "InvalidVolume.NotFound", "", Class::Done),
     ("DetachVolume", "InvalidVolume.NotFound", "", Class::Done),
     ("DetachVolume", "InvalidAttachment.NotFound", "", Class::Done),
@@ -116,32 +116,32 @@ const TABLE: &[(&str, &str, &str, Class)] = &[
     ("DeleteSnapshot", "InvalidSnapshot.NotFound", "", Class::Done),
     ("DeregisterImage", "InvalidAMIID.NotFound", "", Class::Done),
     ("DeregisterImage", "InvalidAMIID.Unavailable", "", Class::Done),
-    // New ids are not seen everywhere at once, and new things are not ready at once.
+    // New ids are not visible everywhere at once, and new resources are not ready at once.
     (ANY, "InvalidVolume.NotFound", "", Class::NotYet),
     (ANY, "InvalidSnapshot.NotFound", "", Class::NotYet),
     (ANY, "InvalidAMIID.NotFound", "", Class::NotYet),
     ("CreateTags", "InvalidID", "", Class::NotYet),
     (ANY, "ResourceNotFoundException", "snapshot", Class::NotYet),
-    // The instance's view of its volumes comes after the volume's own.
+    // The instance's view of its volumes is updated after the volume's own.
     ("ModifyInstanceAttribute", "InvalidInstanceAttributeValue", "mapped", Class::NotYet),
     (ANY, "IncorrectState", "pending", Class::NotYet),
     (ANY, "IncorrectState", "creating", Class::NotYet),
 ];
 
-/// Whether a code fits a pattern of the tables.
-fn fits(pattern: &str, code: &str) -> bool {
+/// Whether a code matches a pattern of the tables.
+fn matches_pattern(pattern: &str, code: &str) -> bool {
     match pattern.strip_suffix('*') {
         Some(prefix) => code.starts_with(prefix),
         None => pattern == code,
     }
 }
 
-/// The class of an answer. `status` is the HTTP status, if there was an answer at all.
+/// The class of an error. `status` is the HTTP status, if there was an answer at all.
 pub fn class_of(action: &str, code: Option<&str>, message: &str, status: Option<u16>) -> Class {
     let message = message.to_ascii_lowercase();
     let row = |code: &str| {
         let known = TABLE.iter().find(|(of, pattern, part, _)| {
-            (*of == ANY || *of == action) && fits(pattern, code) && message.contains(part)
+            (*of == ANY || *of == action) && matches_pattern(pattern, code) && message.contains(part)
         });
         known.map(|(.., class)| *class)
     };
@@ -151,40 +151,40 @@ pub fn class_of(action: &str, code: Option<&str>, message: &str, status: Option<
             _ => Class::Terminal,
         }),
         (None, Some(429)) => Class::Throttled,
-        // An answer that says nothing: a proxy's 502, or half of a 200.
+        // An answer without a code: a proxy's 502, or half of a 200.
         (None, Some(400..500)) => Class::Terminal,
         (None, _) => Class::Lost,
     }
 }
 
-/// Error code (`*` ends a prefix), a part of the message in small letters, what the user can do.
+/// Error code (`*` ends a prefix), a part of the message in lower case, what the user can do.
 const HINTS: &[(&str, &str, &str)] = &[
     ("*", "kms", KMS),
     ("AccessDenied*", "dependency_access_denied", KMS),
-    ("UnauthorizedOperation", "", PERMIT),
-    ("AccessDenied*", "", PERMIT),
+    ("UnauthorizedOperation", "", PERMIT_HINT),
+    ("AccessDenied*", "", PERMIT_HINT),
     (
         "OptInRequired",
         "",
-        "The account has not opted in to this region, or to what the image needs: do so in the console.",
+        "The account has not opted in to this region, or to what the image needs: opt in with the AWS console.",
     ),
     (
         "AuthFailure",
         "",
-        "The credentials are not valid here: see `aws sts get-caller-identity`, and the clock.",
+        "The credentials are not valid here: see `aws sts get-caller-identity`, and check this machine's clock.",
     ),
-    ("InvalidClientTokenId", "", "The access key does not exist, or is of another partition."),
-    ("UnrecognizedClientException", "", "The access key does not exist, or is of another partition."),
+    ("InvalidClientTokenId", "", "The access key does not exist, or belongs to another partition."),
+    ("UnrecognizedClientException", "", "The access key does not exist, or belongs to another partition."),
     ("SignatureDoesNotMatch", "", "The secret key is wrong, or this machine's clock is: see `timedatectl`."),
     (
         "ExpiredToken*",
         "",
-        "Renew the credentials (`aws sso login`, say), or bake on an instance with a role: its keys are renewed.",
+        "Renew the credentials (such as by `aws sso login`), or bake on an instance with a role: its keys are renewed.",
     ),
     (
         "RequestLimitExceeded",
         "",
-        "The account makes too many calls of this kind: bake fewer images at once (--jobs), or later.",
+        "The account makes too many calls of this kind: bake fewer images at once (--jobs), or retry later.",
     ),
     ("RequestExpired", "", "This machine's clock is wrong: see `timedatectl`."),
     (
@@ -218,31 +218,24 @@ const HINTS: &[(&str, &str, &str)] = &[
     (
         "InsufficientVolumeCapacity",
         "",
-        "EC2 has no room for this type of volume in the zone: give another `type` in [disk], or bake in another zone.",
+        "EC2 has no capacity for this type of volume in the zone: set another `type` in [disk], or bake in another zone.",
     ),
-    (
-        "InvalidZone.NotFound",
-        "",
-        "See `oven doctor`: is this instance of another region than the settings say?",
-    ),
-    (
-        "InvalidInstanceID*",
-        "",
-        "See `oven doctor`: is this instance of another region than the settings say?",
-    ),
-    ("Blocked", "", "AWS blocked the account: write to its support."),
+    ("InvalidZone.NotFound", "", "Check with `oven doctor` that this instance is in the configured region."),
+    ("InvalidInstanceID*", "", "Check with `oven doctor` that this instance is in the configured region."),
+    ("Blocked", "", "AWS blocked the account: contact AWS Support."),
     ("PendingVerification", "", "AWS is still verifying the account: wait for its mail."),
 ];
-const PERMIT: &str =
-    "Permit it: `oven policy` prints the least policy, and `oven doctor` lists all that is missing.";
-/// What a volume needs that is encrypted with a key of one's own.
+const PERMIT_HINT: &str =
+    "Permit it: `oven policy` prints the minimal policy, and `oven doctor` lists all missing permissions.";
+/// The permissions that a volume needs if it is encrypted with a customer-managed key.
 pub const KMS: &str = "Permit the role to use the KMS key: kms:DescribeKey, kms:CreateGrant, kms:Decrypt, \
                        kms:GenerateDataKeyWithoutPlaintext and kms:ReEncrypt* (`oven policy` has them).";
 
 pub fn hint_of(code: &str, message: &str) -> Option<&'static str> {
     let message = message.to_ascii_lowercase();
     let kms = code.to_ascii_lowercase().contains("kms").then_some(KMS);
-    let known = HINTS.iter().find(|(pattern, part, _)| fits(pattern, code) && message.contains(part));
+    let known =
+        HINTS.iter().find(|(pattern, part, _)| matches_pattern(pattern, code) && message.contains(part));
     kms.or(known.map(|(.., hint)| *hint))
 }
 
@@ -348,15 +341,16 @@ mod tests {
 
     #[test]
     fn hints() {
-        let says = |code, message, part| hint_of(code, message).is_some_and(|hint| hint.contains(part));
-        assert!(says("UnauthorizedOperation", "", "oven policy"));
-        assert!(says("InvalidParameterValue", "The KMS key is disabled", "kms:CreateGrant"));
-        assert!(says("KMSKeyNotAccessibleFault", "", "kms:CreateGrant"));
-        assert!(says("AccessDeniedException", "no DEPENDENCY_ACCESS_DENIED", "kms:Decrypt"));
-        assert!(says("AccessDeniedException", "no", "oven policy"));
-        assert!(says("VolumeLimitExceeded", "", "quota"));
-        assert!(says("InvalidSnapshot.NotFound", "", "copy-image"));
-        assert!(says("RequestExpired", "", "clock"));
+        let hint_contains =
+            |code, message, part| hint_of(code, message).is_some_and(|hint| hint.contains(part));
+        assert!(hint_contains("UnauthorizedOperation", "", "oven policy"));
+        assert!(hint_contains("InvalidParameterValue", "The KMS key is disabled", "kms:CreateGrant"));
+        assert!(hint_contains("KMSKeyNotAccessibleFault", "", "kms:CreateGrant"));
+        assert!(hint_contains("AccessDeniedException", "no DEPENDENCY_ACCESS_DENIED", "kms:Decrypt"));
+        assert!(hint_contains("AccessDeniedException", "no", "oven policy"));
+        assert!(hint_contains("VolumeLimitExceeded", "", "quota"));
+        assert!(hint_contains("InvalidSnapshot.NotFound", "", "copy-image"));
+        assert!(hint_contains("RequestExpired", "", "clock"));
         assert_eq!(hint_of("InvalidParameterValue", "no"), None);
     }
 }

@@ -1,5 +1,5 @@
-//! What this process made, by run. A call that makes something is carried out even if the story is stopped in the
-//! middle of it: then the debts know what there is to remove, and need not guess.
+//! What this process created, by run. A call that creates something is completed even if the bake is cancelled during
+//! it: then the undo debts know what to remove, and need not guess.
 
 use super::call::Refused;
 use super::errors::Action;
@@ -12,20 +12,20 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{Notify, oneshot};
 
-/// What a run made.
+/// What a run created.
 #[derive(Default)]
 pub struct Run {
-    flying: usize,
+    calls_under_way: usize,
     pub volumes: BTreeSet<String>,
-    /// What each volume was asked for with: sent again, its token tells whether it is there still.
+    /// The request for each volume: sent again, its token shows whether the volume still exists.
     pub requests: BTreeMap<String, CreateVolumeInputBuilder>,
     pub snapshots: BTreeSet<String>,
-    /// Snapshots that were made and deleted: EC2 may show them for a while.
+    /// Snapshots that were created and deleted: EC2 may show them for a while.
     pub deleted: BTreeSet<String>,
-    /// A call that may have made a volume: sent again, with its token, it tells which. A later call that was refused
-    /// does not settle it.
+    /// A call that may have created a volume: sent again, its token identifies the volume. A later call that was
+    /// refused does not answer the question.
     pub doubtful_volume: Option<CreateVolumeInputBuilder>,
-    /// A snapshot of this volume may have been made.
+    /// The volume of which a snapshot may have been created.
     pub doubtful_snapshot: Option<VolumeId>,
 }
 
@@ -35,18 +35,18 @@ pub struct Made(Arc<Shared>);
 #[derive(Default)]
 struct Shared {
     runs: Mutex<HashMap<RunId, Run>>,
-    landed: Notify,
+    call_ended: Notify,
 }
 
 impl Made {
-    /// Reads or changes what is known of a run.
+    /// Reads or changes what is known about a run.
     pub fn of<T>(&self, run: &RunId, with: impl FnOnce(&mut Run) -> T) -> T {
         let mut runs = self.0.runs.lock().unwrap_or_else(PoisonError::into_inner);
         with(runs.entry(run.clone()).or_default())
     }
 
-    /// A snapshot was deleted. Nobody is to delete it once more: a role that may delete what carries a tag is refused
-    /// what is gone.
+    /// Records that a snapshot was deleted, so that it is not deleted again: EC2 refuses a second call to a role that
+    /// may only delete snapshots with a certain tag.
     pub fn snapshot_deleted(&self, id: &SnapshotId) {
         let mut runs = self.0.runs.lock().unwrap_or_else(PoisonError::into_inner);
         for run in runs.values_mut().filter(|run| run.snapshots.contains(&id.0)) {
@@ -58,18 +58,18 @@ impl Made {
     /// Waits for the answers of calls that are under way.
     pub async fn settled(&self, run: &RunId) {
         loop {
-            let landed = self.0.landed.notified();
-            if self.of(run, |run| run.flying) == 0 {
+            let call_ended = self.0.call_ended.notified();
+            if self.of(run, |run| run.calls_under_way) == 0 {
                 return;
             }
-            landed.await;
+            call_ended.await;
         }
     }
 }
 
 impl Ec2 {
-    /// Sends one request that makes something. It is carried out even if this future is dropped; then `landed` still
-    /// learns the result.
+    /// Sends one request that creates something. It is completed even if this future is dropped; `landed` gets the
+    /// result in any case.
     pub(crate) async fn fly<T, E>(
         &self,
         run: &RunId,
@@ -84,15 +84,15 @@ impl Ec2 {
     {
         let (sender, receiver) = oneshot::channel();
         let (made, run, what) = (self.0.made.clone(), run.clone(), what.to_owned());
-        made.of(&run, |run| run.flying += 1);
+        made.of(&run, |run| run.calls_under_way += 1);
         tokio::spawn(async move {
             let result = request.await.map_err(|error| Refused::of(action, &what, error));
             made.of(&run, |run| {
-                run.flying -= 1;
+                run.calls_under_way -= 1;
                 landed(run, &result);
             });
-            made.0.landed.notify_waiters();
-            // Nobody listens any more: the story was stopped.
+            made.0.call_ended.notify_waiters();
+            // The receiver is gone if the bake was cancelled.
             _ = sender.send(result);
         });
         receiver.await.expect("the task answers before it ends")

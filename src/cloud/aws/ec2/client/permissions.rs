@@ -1,4 +1,4 @@
-//! What the role may do, asked by DryRun: EC2 checks the permission, and does nothing.
+//! Checks the role's permissions with DryRun: EC2 checks the permission and does nothing.
 
 use super::call::Refused;
 use super::errors;
@@ -18,71 +18,73 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-/// How long a yes counts.
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-/// Ids that nothing has: a DryRun changes nothing, and should there be a server that does not know DryRun, neither
-/// does this.
+/// How long a positive answer is cached.
+const CACHE_TIME: Duration = Duration::from_secs(24 * 60 * 60);
+/// Ids that no resource has: a DryRun changes nothing, and a server that does not know DryRun would not change anything
+/// either.
 const VOLUME: &str = "vol-0ffffffffffffffff";
 const SNAPSHOT: &str = "snap-0ffffffffffffffff";
 const IMAGE: &str = "ami-0ffffffffffffffff";
-/// A parameter that does not exist, where everybody may read.
+/// A parameter that does not exist, in a path that everybody may read.
 const PARAMETER: &str = "/aws/service/oven/permission-check";
 
 impl Ec2 {
-    /// Asks for what a bake begins and ends with, as far as there is a DryRun (EBS direct has none); a yes is remembered for a day for each access key, and an
-    /// assumed role has a new one every few hours.
+    /// Checks the first and last permissions that a bake needs, as far as there is a DryRun (EBS direct has none). A
+    /// positive answer is cached for a day for each access key; an assumed role has a new one every few hours.
     pub(crate) async fn ensure_essentials(&self, base: &Base) -> Result<()> {
-        if self.remembered() {
+        if self.is_cached() {
             return Ok(());
         }
         let snapshot = Some(&base.snapshot);
-        let mut asked = Vec::new();
+        let mut checked = Vec::new();
         if !self.0.direct.get() {
-            asked.push(self.may_create_volume(snapshot).await);
+            checked.push(self.check_create_volume(snapshot).await);
         }
-        asked.push(self.may_register_image(snapshot).await);
-        let missing: Vec<&str> = asked
+        checked.push(self.check_register_image(snapshot).await);
+        let missing: Vec<&str> = checked
             .iter()
             .filter(|permission| permission.verdict == Verdict::Missing)
             .map(|permission| permission.action.as_str())
             .collect();
         if !missing.is_empty() {
-            let text = format!("the role may not {}", missing.join(" nor "));
-            let hint = "`oven doctor` lists all that is missing, and `oven policy` prints the least policy.";
+            let text = format!("the role lacks permissions: {}", missing.join(", "));
+            let hint =
+                "`oven doctor` lists all missing permissions, and `oven policy` prints the minimal policy.";
             return Err(Kind::Cloud.failure(text).hint(hint).into());
         }
-        // What could not be judged is left to the bake: it will be told there.
-        if asked.iter().all(|permission| permission.verdict == Verdict::Granted) {
-            // Not remembered, it is asked for again.
-            _ = self.remember();
+        // Unknown permissions are left to the bake, whose calls report them.
+        if checked.iter().all(|permission| permission.verdict == Verdict::Granted) {
+            // If it is not cached, the check is repeated.
+            _ = self.write_cache();
         }
         Ok(())
     }
 
-    fn memory(&self) -> Option<PathBuf> {
-        let who = format!("{} {}", self.region(), self.0.wire.key()?);
-        let digest: String = Sha256::digest(who).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-        let way = if self.0.direct.get() { "-direct" } else { "" };
-        Some(self.0.options.documents.join(format!("permitted{way}-{digest}")))
+    fn cache_file(&self) -> Option<PathBuf> {
+        let caller = format!("{} {}", self.region(), self.0.wire.key()?);
+        let digest: String =
+            Sha256::digest(caller).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        let suffix = if self.0.direct.get() { "-direct" } else { "" };
+        Some(self.0.options.documents.join(format!("permitted{suffix}-{digest}")))
     }
 
-    fn remembered(&self) -> bool {
-        let written = self.memory().and_then(|path| fs::metadata(path).ok()?.modified().ok());
+    fn is_cached(&self) -> bool {
+        let written = self.cache_file().and_then(|path| fs::metadata(path).ok()?.modified().ok());
         let age = written.and_then(|written| SystemTime::now().duration_since(written).ok());
-        age.is_some_and(|age| age < DAY)
+        age.is_some_and(|age| age < CACHE_TIME)
     }
 
-    fn remember(&self) -> Result<()> {
-        let Some(path) = self.memory() else { return Ok(()) };
+    fn write_cache(&self) -> Result<()> {
+        let Some(path) = self.cache_file() else { return Ok(()) };
         let dir = &self.0.options.documents;
         let context = || format!("writing {}", path.display());
         fs::create_dir_all(dir).with_context(context)?;
         fs::write(&path, "").with_context(context)
     }
 
-    /// One DryRun. `tagged`: the least policy permits it for resources with our tags alone, so a no may be about the
-    /// resource, which does not exist.
-    async fn dry<T, E, F>(
+    /// One DryRun. `tagged`: the minimal policy permits the action only for resources with oven's tags, so a refusal
+    /// may be about the resource, which does not exist.
+    async fn dry_run<T, E, F>(
         &self,
         action: &'static Action,
         tagged: bool,
@@ -95,7 +97,7 @@ impl Ec2 {
         let send = async || {
             send(&self.client()).await.map_err(|error| {
                 let mut refused = Refused::of(action, "", error);
-                // What is not there now never will be.
+                // Something that does not exist now never will.
                 if refused.class == Class::NotYet {
                     refused.class = Class::Terminal;
                 }
@@ -103,7 +105,7 @@ impl Ec2 {
             })
         };
         let verdict = match self.repeat(action, "", send).await {
-            // It should have said DryRunOperation.
+            // It should have answered DryRunOperation.
             Ok(_) => Verdict::Unknown("the server does not know DryRun".to_owned()),
             Err(refused) => verdict(&refused, tagged),
         };
@@ -114,11 +116,11 @@ impl Ec2 {
         [(tag::RUN.to_owned(), "permission-check".to_owned())].into()
     }
 
-    /// `of`: the snapshot that it will be of, if that is known. Otherwise it is an empty one.
-    async fn may_create_volume(&self, of: Option<&SnapshotId>) -> Permission {
+    /// `of` is the snapshot that the volume is created from, if it is known. Otherwise an empty volume is assumed.
+    async fn check_create_volume(&self, of: Option<&SnapshotId>) -> Permission {
         let zone = self.0.options.zone.clone();
         let (of, size) = (of.map(|id| id.0.clone()), of.is_none().then_some(1));
-        self.dry(&errors::CREATE_VOLUME, false, |client| {
+        self.dry_run(&errors::CREATE_VOLUME, false, |client| {
             let call = client.create_volume().dry_run(true).set_availability_zone(zone.clone());
             let call = call.set_snapshot_id(of.clone()).set_size(size);
             call.volume_type(types::VolumeType::Gp3)
@@ -128,11 +130,11 @@ impl Ec2 {
         .await
     }
 
-    /// `of`: some snapshot that there is.
-    async fn may_register_image(&self, of: Option<&SnapshotId>) -> Permission {
+    /// `of` is a snapshot that exists.
+    async fn check_register_image(&self, of: Option<&SnapshotId>) -> Permission {
         let ebs = types::EbsBlockDevice::builder().snapshot_id(of.map_or(SNAPSHOT, |id| &id.0)).build();
         let root = types::BlockDeviceMapping::builder().device_name("/dev/xvda").ebs(ebs).build();
-        self.dry(&errors::REGISTER_IMAGE, false, |client| {
+        self.dry_run(&errors::REGISTER_IMAGE, false, |client| {
             let call = client
                 .register_image()
                 .dry_run(true)
@@ -145,51 +147,51 @@ impl Ec2 {
         .await
     }
 
-    /// Those of the way that bakes get their disks here.
+    /// The permissions for the way in which bakes get their disks here.
     pub(crate) async fn judge_permissions(&self) -> Result<Vec<Permission>> {
-        let mut all = self.judge_looks().await;
+        let mut all = self.judge_describes().await;
         if self.0.direct.get() {
             all.extend(self.judge_direct().await);
         } else {
             all.extend(self.judge_attached().await);
         }
         all.extend([
-            self.dry(&errors::DELETE_SNAPSHOT, true, |c| {
+            self.dry_run(&errors::DELETE_SNAPSHOT, true, |c| {
                 c.delete_snapshot().dry_run(true).snapshot_id(SNAPSHOT).send()
             })
             .await,
-            self.may_register_image(None).await,
-            self.dry(&errors::DEREGISTER_IMAGE, true, |c| {
+            self.check_register_image(None).await,
+            self.dry_run(&errors::DEREGISTER_IMAGE, true, |c| {
                 c.deregister_image().dry_run(true).image_id(IMAGE).send()
             })
             .await,
-            self.dry(&errors::CREATE_TAGS, true, |c| {
+            self.dry_run(&errors::CREATE_TAGS, true, |c| {
                 let tag = types::Tag::builder().key(tag::KEPT).value("true").build();
                 let on = if self.0.direct.get() { IMAGE } else { VOLUME };
                 c.create_tags().dry_run(true).resources(on).tags(tag).send()
             })
             .await,
-            self.may_get_parameter().await,
+            self.check_get_parameter().await,
         ]);
         Ok(all)
     }
 
-    async fn judge_looks(&self) -> Vec<Permission> {
+    async fn judge_describes(&self) -> Vec<Permission> {
         let none = || filter("tag-key", [tag::RUN]);
         vec![
-            self.dry(&errors::DESCRIBE_IMAGES, false, |c| {
+            self.dry_run(&errors::DESCRIBE_IMAGES, false, |c| {
                 c.describe_images().dry_run(true).owners("self").filters(none()).send()
             })
             .await,
-            self.dry(&errors::DESCRIBE_VOLUMES, false, |c| {
+            self.dry_run(&errors::DESCRIBE_VOLUMES, false, |c| {
                 c.describe_volumes().dry_run(true).filters(none()).send()
             })
             .await,
-            self.dry(&errors::DESCRIBE_SNAPSHOTS, false, |c| {
+            self.dry_run(&errors::DESCRIBE_SNAPSHOTS, false, |c| {
                 c.describe_snapshots().dry_run(true).owner_ids("self").filters(none()).send()
             })
             .await,
-            self.dry(&errors::DESCRIBE_INSTANCES, false, |c| {
+            self.dry_run(&errors::DESCRIBE_INSTANCES, false, |c| {
                 c.describe_instances().dry_run(true).filters(none()).send()
             })
             .await,
@@ -198,11 +200,11 @@ impl Ec2 {
 
     async fn judge_attached(&self) -> Vec<Permission> {
         let here = self.0.options.instance_id.clone();
-        // Some instance's id is needed; where it is not known, only the action is judged.
+        // The id of an instance is needed; if it is unknown, only the action is checked.
         let instance = here.clone().unwrap_or_else(|| "i-0ffffffffffffffff".to_owned());
         vec![
-            self.may_create_volume(None).await,
-            self.dry(&errors::ATTACH_VOLUME, true, |c| {
+            self.check_create_volume(None).await,
+            self.dry_run(&errors::ATTACH_VOLUME, true, |c| {
                 c.attach_volume()
                     .dry_run(true)
                     .volume_id(VOLUME)
@@ -211,7 +213,7 @@ impl Ec2 {
                     .send()
             })
             .await,
-            self.dry(&errors::MODIFY_INSTANCE_ATTRIBUTE, here.is_none(), |c| {
+            self.dry_run(&errors::MODIFY_INSTANCE_ATTRIBUTE, here.is_none(), |c| {
                 let ebs =
                     types::EbsInstanceBlockDeviceSpecification::builder().delete_on_termination(true).build();
                 let mapping = types::InstanceBlockDeviceMappingSpecification::builder()
@@ -221,15 +223,15 @@ impl Ec2 {
                 call.block_device_mappings(mapping.build()).send()
             })
             .await,
-            self.dry(&errors::DETACH_VOLUME, true, |c| {
+            self.dry_run(&errors::DETACH_VOLUME, true, |c| {
                 c.detach_volume().dry_run(true).volume_id(VOLUME).send()
             })
             .await,
-            self.dry(&errors::DELETE_VOLUME, true, |c| {
+            self.dry_run(&errors::DELETE_VOLUME, true, |c| {
                 c.delete_volume().dry_run(true).volume_id(VOLUME).send()
             })
             .await,
-            self.dry(&errors::CREATE_SNAPSHOT, true, |c| {
+            self.dry_run(&errors::CREATE_SNAPSHOT, true, |c| {
                 let call = c.create_snapshot().dry_run(true).volume_id(VOLUME);
                 call.tag_specifications(tagged(ResourceType::Snapshot, &Self::tags())).send()
             })
@@ -240,11 +242,11 @@ impl Ec2 {
     async fn judge_direct(&self) -> Vec<Permission> {
         let copied: Tags = [(tag::COPY.to_owned(), SNAPSHOT.to_owned())].into();
         let mut all = vec![
-            self.dry(&errors::GET_EBS_ENCRYPTION_BY_DEFAULT, false, |c| {
+            self.dry_run(&errors::GET_EBS_ENCRYPTION_BY_DEFAULT, false, |c| {
                 c.get_ebs_encryption_by_default().dry_run(true).send()
             })
             .await,
-            self.dry(&errors::COPY_SNAPSHOT, false, |c| {
+            self.dry_run(&errors::COPY_SNAPSHOT, false, |c| {
                 let call = c.copy_snapshot().dry_run(true).source_snapshot_id(SNAPSHOT);
                 let call = call.source_region(self.region());
                 call.tag_specifications(tagged(ResourceType::Snapshot, &copied)).send()
@@ -252,14 +254,14 @@ impl Ec2 {
             .await,
         ];
         all.extend(errors::EBS.iter().map(|action| {
-            let verdict = Verdict::Unknown("EBS direct has no DryRun: a bake tells".to_owned());
+            let verdict = Verdict::Unknown("EBS direct has no DryRun: only a bake shows it".to_owned());
             Permission { action: action.permission(), verdict }
         }));
         all
     }
 
-    /// SSM has no DryRun: a parameter that is not there is asked for.
-    async fn may_get_parameter(&self) -> Permission {
+    /// SSM has no DryRun: it is asked for a parameter that does not exist.
+    async fn check_get_parameter(&self) -> Permission {
         let verdict = match self.ssm() {
             None => Verdict::Unknown("SSM is not configured".to_owned()),
             Some(client) => {
@@ -283,13 +285,13 @@ fn verdict(refused: &Refused, tagged: bool) -> Verdict {
     match code {
         "DryRunOperation" | "ParameterNotFound" => Verdict::Granted,
         "UnauthorizedOperation" | "AccessDenied" | "AccessDeniedException" if tagged => {
-            let why = "refused for a resource that does not exist: so does a policy that permits it for our tags alone";
+            let why = "refused for a resource that does not exist; a policy limited to resources with oven's tags does that, too";
             unknown(format!("{code}, {why}"))
         }
         "UnauthorizedOperation" | "AccessDenied" | "AccessDeniedException" => Verdict::Missing,
-        // EC2 looks at the permission first, for most actions.
+        // EC2 checks the permission first, for most actions.
         _ if code.ends_with(".NotFound") || code == "InvalidInstanceAttributeValue" => unknown(
-            "EC2 told that there is no such thing as was asked about, and nothing of the permission".into(),
+            "EC2 answered that the resource does not exist, which says nothing about the permission".into(),
         ),
         _ => unknown(refused.to_string()),
     }

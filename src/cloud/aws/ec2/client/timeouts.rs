@@ -1,48 +1,48 @@
-//! How long oven waits for EC2, and why so long.
+//! How long oven waits for EC2, with the reasons.
 
 use crate::sys::poll::Policy;
 use std::time::Duration;
 
-/// Pauses, deadlines and timeouts. The default is for EC2; tests divide all of it.
+/// Pauses, deadlines and timeouts. The defaults are for EC2; tests divide all of them.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Pace {
-    /// Before the first look after a change: nothing is ready sooner. Twice the pause after that.
+    /// The pause before the first poll after a change: nothing is ready sooner. The pause after it is half as long.
     pub look: Duration,
-    /// No pause between two looks is longer: half of it is waited in vain. A describe costs a
-    /// token of the account's bucket, which refills with 20 a second: forty bakes may wait for long at once. (Of the first
-    /// seconds, when looks are close, the bucket itself bears eight: it holds 100.)
+    /// The longest pause between two polls: on average, half of it is waited in vain. A describe costs a token of the
+    /// account's bucket, which refills with 20 a second: forty bakes may wait for a long time at once. (In the first
+    /// seconds, when polls are frequent, the bucket allows eight bakes: it has 100 tokens.)
     pub longest: Duration,
     /// A volume leaves `creating` within seconds, or never.
     pub created: Duration,
-    /// A volume that is `attaching` for longer is stuck, and stays so.
+    /// A volume that is `attaching` for longer is stuck and remains so.
     pub attached: Duration,
     /// The kernel shows an attached disk within some seconds; some hosts need a minute.
     pub device: Duration,
-    /// Detaching and deleting: shorter than the patience of [`crate::undo`], so that the reason is told.
+    /// For detaching and deleting: shorter than the time limit of [`crate::undo`], so that the reason is reported.
     pub released: Duration,
-    /// The least that a snapshot gets; a large volume gets more.
+    /// The minimum for a snapshot; a large volume gets more.
     pub snapshot: Duration,
-    /// And so much for each GiB.
+    /// The additional time for each GiB.
     pub snapshot_gib: Duration,
-    /// An image of a complete snapshot is available within a minute; another builder's may have begun later.
+    /// The image of a complete snapshot is available within a minute; another builder's may have begun later.
     pub image: Duration,
     /// How long a new id may be invisible (EC2's guide to eventual consistency: up to five minutes).
     pub visible: Duration,
-    /// How long, after a lost answer, what the call may have made is looked for before it is taken for absent.
+    /// After a lost answer: how long to look for what the call may have created before it is assumed not to exist.
     pub lost: Duration,
     /// Between snapshots of one volume: EC2 takes one every 15 s.
     pub rate: Duration,
-    /// How long that is borne.
+    /// How long calls are retried for that reason.
     pub paced: Duration,
-    /// The first pause after a throttled or lost call is random, up to this. It doubles with each.
+    /// The first pause after a throttled or lost call is random, up to this; the limit doubles with each retry.
     pub backoff: Duration,
-    /// No such pause is longer.
+    /// The upper bound for that pause.
     pub backoff_longest: Duration,
-    /// How long throttling is borne.
+    /// How long throttled calls are retried.
     pub throttled: Duration,
-    /// How long the network may be away, once EC2 has answered.
+    /// How long calls are retried while the network is down, once EC2 has answered.
     pub outage: Duration,
-    /// And before it has: a wrong endpoint should show soon.
+    /// The same before EC2 has answered: a wrong endpoint should be reported soon.
     pub unreachable: Duration,
     /// For the TCP and TLS handshakes.
     pub connect: Duration,
@@ -50,11 +50,11 @@ pub struct Pace {
     pub read: Duration,
     /// For one request and its answer.
     pub attempt: Duration,
-    /// The same, with what it takes to get credentials: IMDS, STS, SSO.
+    /// For one request, including the time to get credentials: IMDS, STS, SSO.
     pub operation: Duration,
 }
 
-const fn seconds(n: u64) -> Duration {
+const fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
 }
 
@@ -62,33 +62,33 @@ impl Default for Pace {
     fn default() -> Self {
         Self {
             look: Duration::from_millis(500),
-            longest: seconds(2),
-            created: seconds(300),
-            attached: seconds(90),
-            device: seconds(60),
-            released: seconds(280),
-            snapshot: seconds(3600),
-            snapshot_gib: seconds(120),
-            image: seconds(1800),
-            visible: seconds(300),
-            lost: seconds(60),
-            rate: seconds(15),
-            paced: seconds(600),
-            backoff: seconds(1),
-            backoff_longest: seconds(20),
-            throttled: seconds(600),
-            outage: seconds(600),
-            unreachable: seconds(10),
-            connect: seconds(5),
-            read: seconds(25),
-            attempt: seconds(30),
-            operation: seconds(60),
+            longest: secs(2),
+            created: secs(300),
+            attached: secs(90),
+            device: secs(60),
+            released: secs(280),
+            snapshot: secs(3600),
+            snapshot_gib: secs(120),
+            image: secs(1800),
+            visible: secs(300),
+            lost: secs(60),
+            rate: secs(15),
+            paced: secs(600),
+            backoff: secs(1),
+            backoff_longest: secs(20),
+            throttled: secs(600),
+            outage: secs(600),
+            unreachable: secs(10),
+            connect: secs(5),
+            read: secs(25),
+            attempt: secs(30),
+            operation: secs(60),
         }
     }
 }
 
 impl Pace {
-    /// The same so many times as fast; timeouts of single calls stay at least `call`.
+    /// The same values divided by `times`; timeouts of single calls remain at least `call`.
     pub fn faster(self, times: u32, call: Duration) -> Self {
         let Self { connect, read, attempt, operation, .. } = self;
         let timeout = |of: Duration| (of / times).max(call);
@@ -118,13 +118,14 @@ impl Pace {
         }
     }
 
-    /// Looks at what a bake does nothing but wait for. Each comes a quarter of a second late at most, or a twentieth of
-    /// the wait, and every two seconds in a long one: sixty for one of half a minute.
+    /// Frequent polls, for something that the bake does nothing but wait for. The result is noticed a quarter of a
+    /// second late at most, or a twentieth of the wait, and every two seconds in a long one: sixty polls for half a
+    /// minute.
     pub(crate) fn closely(&self, deadline: Duration) -> Policy {
         Policy { first: self.look / 2, share: 0.05, longest: self.longest, deadline }
     }
 
-    /// Looks that are made until a deadline, at what need not be known at once.
+    /// Polls until a deadline, for something that need not be known at once.
     pub(crate) fn until(&self, deadline: Duration) -> Policy {
         Policy { first: self.look, share: 0.5, longest: self.longest, deadline }
     }
@@ -142,14 +143,14 @@ mod tests {
     #[test]
     fn a_large_snapshot_gets_more_time() {
         let pace = Pace::default();
-        assert_eq!(pace.snapshot_of(8), seconds(3600));
-        assert_eq!(pace.snapshot_of(100), seconds(12_000));
+        assert_eq!(pace.snapshot_of(8), secs(3600));
+        assert_eq!(pace.snapshot_of(100), secs(12_000));
     }
 
     #[test]
-    fn what_waits_for_a_release_ends_before_the_debts_do() {
-        assert!(Pace::default().released < seconds(300));
-        let fast = Pace::default().faster(100, seconds(2));
-        assert_eq!((fast.look, fast.operation), (Duration::from_millis(5), seconds(2)));
+    fn releases_time_out_before_the_undo_debts_do() {
+        assert!(Pace::default().released < secs(300));
+        let fast = Pace::default().faster(100, secs(2));
+        assert_eq!((fast.look, fast.operation), (Duration::from_millis(5), secs(2)));
     }
 }

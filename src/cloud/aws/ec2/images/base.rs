@@ -1,4 +1,4 @@
-//! Base images: which one a definition means, and whether it can be baked on.
+//! Finds the base image that a definition names, and checks whether it can be baked on.
 
 use super::convert;
 use super::convert::{filter, tag_filter};
@@ -15,25 +15,25 @@ use aws_sdk_ec2::operation::describe_images::builders::DescribeImagesFluentBuild
 use aws_sdk_ec2::types;
 use std::time::SystemTime;
 
-/// Owners that are no account numbers (DescribeImages).
+/// Owners of images other than account numbers (DescribeImages).
 const ALIASES: &[&str] = &["self", "amazon", "aws-marketplace", "aws-backup-vault"];
 
-fn missing(from: &BaseRef, why: &str) -> Failure {
-    Kind::NotFound.failure(format!("{from} is not to be had: {why}"))
+fn not_found(from: &BaseRef, why: &str) -> Failure {
+    Kind::NotFound.failure(format!("{from} was not found or is not available: {why}"))
 }
 
-fn unfit(from: &BaseRef, image: &types::Image, why: &str) -> Failure {
+fn unusable(from: &BaseRef, image: &types::Image, why: &str) -> Failure {
     let id = image.image_id.as_deref().unwrap_or("?");
     let found = if from.to_string().starts_with(id) { String::new() } else { format!(" ({from})") };
     Kind::Definition.failure(format!("{id}{found} cannot be baked on: {why}"))
 }
 
-fn owner_of(owner: &str) -> Result<()> {
+fn check_owner(owner: &str) -> Result<()> {
     if ALIASES.contains(&owner) || owner.len() == 12 && owner.bytes().all(|b| b.is_ascii_digit()) {
         return Ok(());
     }
-    let text = format!("{owner:?} is no owner of images");
-    let hint = format!("An account number of 12 digits, or one of {}.", ALIASES.join(", "));
+    let text = format!("{owner:?} is not an owner of images");
+    let hint = format!("Use an account number of 12 digits, or one of {}.", ALIASES.join(", "));
     Err(Kind::Definition.failure(text).hint(hint).into())
 }
 
@@ -44,43 +44,44 @@ impl Ec2 {
             from => (from, false),
         };
         let image = match from {
-            BaseRef::Id(id) => self.by_id(from, &id.0).await?,
+            BaseRef::Id(id) => self.find_by_id(from, &id.0).await?,
             BaseRef::Ssm(parameter) => {
                 let id = self.parameter(from, parameter).await?;
-                self.by_id(from, &id).await?
+                self.find_by_id(from, &id).await?
             }
             BaseRef::Name { name, owner } => {
                 let Some(owner) = owner else {
-                    let text = format!("the base image is named {name:?}, and no owner is");
-                    let hint = "Anybody may publish an image under any name: say whose it is, owner = \"self\" or an account.";
+                    let text = format!("the base image {name:?} is named without its owner");
+                    let hint =
+                        "Anybody may publish an image under any name: add owner = \"self\" or an account.";
                     return Err(Kind::Definition.failure(text).hint(hint).into());
                 };
-                self.newest_base(from, owner, filter("name", [name.as_str()]), deprecated).await?
+                self.find_newest(from, owner, filter("name", [name.as_str()]), deprecated).await?
             }
             BaseRef::Tag { key, value, owner } => {
                 let owner = owner.as_deref().unwrap_or("self");
-                self.newest_base(from, owner, tag_filter(key, value), deprecated).await?
+                self.find_newest(from, owner, tag_filter(key, value), deprecated).await?
             }
             BaseRef::Deprecated(_) => unreachable!("never nested"),
         };
-        let image = self.settled_base(from, image).await?;
-        judge(from, &image, deprecated, Architecture::runs_here, SystemTime::now())
+        let image = self.wait_for_base(from, image).await?;
+        check_base(from, &image, deprecated, Architecture::runs_here, SystemTime::now())
     }
 
-    async fn by_id(&self, from: &BaseRef, id: &str) -> Result<types::Image> {
+    async fn find_by_id(&self, from: &BaseRef, id: &str) -> Result<types::Image> {
         if !is_id("ami", id) {
-            return Err(missing(from, &format!("{id:?} is no image id")).into());
+            return Err(not_found(from, &format!("{id:?} is not an image id")).into());
         }
         let described =
-            self.described(id, |call| call.image_ids(id).include_deprecated(true).include_disabled(true));
+            self.describe(id, |call| call.image_ids(id).include_deprecated(true).include_disabled(true));
         let absent = |why: &str| {
             let hint =
-                format!("Is it of another region than {}, or not shared with this account?", self.region());
-            Error::from(missing(from, why).hint(hint))
+                format!("Check that it is in the region {} and shared with this account.", self.region());
+            Error::from(not_found(from, why).hint(hint))
         };
         match described.await {
             Ok(images) => images.into_iter().next().ok_or_else(|| absent("EC2 does not know it")),
-            // So EC2 says of one that its owner does not share.
+            // EC2's error for an image that is not shared with this account.
             Err(refused)
                 if refused.is("AuthFailure") && refused.message.contains("Not authorized for image") =>
             {
@@ -93,7 +94,7 @@ impl Ec2 {
         }
     }
 
-    async fn described(
+    async fn describe(
         &self,
         what: &str,
         build: impl Fn(DescribeImagesFluentBuilder) -> DescribeImagesFluentBuilder,
@@ -101,18 +102,18 @@ impl Ec2 {
         self.describe_images(&DESCRIBE_IMAGES, what, build).await
     }
 
-    /// The newest image that fits; of several architectures, one of this machine's.
-    async fn newest_base(
+    /// The newest image that matches; with several architectures, one of this machine's.
+    async fn find_newest(
         &self,
         from: &BaseRef,
         owner: &str,
         wanted: types::Filter,
         deprecated: bool,
     ) -> Result<types::Image> {
-        owner_of(owner)?;
+        check_owner(owner)?;
         let what = from.to_string();
         let described =
-            self.described(&what, |call| call.owners(owner).filters(wanted.clone()).include_deprecated(true));
+            self.describe(&what, |call| call.owners(owner).filters(wanted.clone()).include_deprecated(true));
         let mut found = described.await?;
         let all = found.len();
         let now = SystemTime::now();
@@ -121,7 +122,7 @@ impl Ec2 {
         found.retain(|image| deprecated || !is_deprecated(image, now));
         let why = match (all, usable, found.len()) {
             (0, ..) => format!("{owner} has no such image in {}", self.region()),
-            (_, 0, _) => format!("none of the {all} is available"),
+            (_, 0, _) => format!("none of the {all} matching images is available"),
             (.., 0) => "all of them are deprecated".to_owned(),
             _ => String::new(),
         };
@@ -132,10 +133,10 @@ impl Ec2 {
         };
         found.into_iter().max_by_key(rank).ok_or_else(|| {
             let hint = match usable {
-                0 => "Is the owner right, and the region? An image that is not public must be shared with this account.",
-                _ => "Take a newer one, or allow it: deprecated = true beside the name.",
+                0 => "Check the owner and the region. An image that is not public must be shared with this account.",
+                _ => "Use a newer one, or add deprecated = true next to the name.",
             };
-            missing(from, &why).hint(hint).into()
+            not_found(from, &why).hint(hint).into()
         })
     }
 
@@ -153,7 +154,7 @@ impl Ec2 {
                 if refused.code.as_deref().is_some_and(|code| code.starts_with("ParameterNotFound")) =>
             {
                 let hint = format!("See: aws ssm get-parameter --region {} --name {name}", self.region());
-                return Err(missing(from, "there is no such parameter").hint(hint).into());
+                return Err(not_found(from, "the parameter does not exist").hint(hint).into());
             }
             Err(refused) => return Err(refused.into()),
         };
@@ -165,18 +166,18 @@ impl Ec2 {
             return Ok(id.to_owned());
         }
         let shown: String = value.chars().take(60).collect();
-        Err(missing(from, &format!("the parameter holds {shown:?}, which is no image id")).into())
+        Err(not_found(from, &format!("the parameter's value is {shown:?}, not an image id")).into())
     }
 
-    /// A base that is being registered is waited for.
-    async fn settled_base(&self, from: &BaseRef, image: types::Image) -> Result<types::Image> {
+    /// Waits for a base that is being registered.
+    async fn wait_for_base(&self, from: &BaseRef, image: types::Image) -> Result<types::Image> {
         if convert::state(&image) != ImageState::Pending {
             return Ok(image);
         }
         let id = convert::id("ami", image.image_id.as_deref())?;
         self.look_soon().await;
         until(&format!("the base image {id}"), &self.pace().until(self.pace().image), async || {
-            let image = self.by_id(from, &id).await?;
+            let image = self.find_by_id(from, &id).await?;
             Ok(match convert::state(&image) {
                 ImageState::Pending => Probe::NotYet(convert::state_text(&image)),
                 _ => Probe::Ready(image),
@@ -191,8 +192,8 @@ fn is_deprecated(image: &types::Image, now: SystemTime) -> bool {
     time.is_some_and(|time| time <= now)
 }
 
-/// Whether an image can be baked on, and what is inherited from it.
-fn judge(
+/// Checks whether an image can be baked on, and returns what a bake inherits from it.
+fn check_base(
     from: &BaseRef,
     image: &types::Image,
     deprecated: bool,
@@ -200,69 +201,72 @@ fn judge(
     now: SystemTime,
 ) -> Result<Base> {
     let id = ImageId(convert::id("ami", image.image_id.as_deref())?);
-    let refuse = |why: &str, hint: &str| Err(unfit(from, image, why).hint(hint).into());
+    let reject = |why: &str, hint: &str| Err(unusable(from, image, why).hint(hint).into());
     match convert::state(image) {
         ImageState::Available => {}
         _ => {
             let hint = if image.state == Some(types::ImageState::Disabled) {
                 "Its owner can enable it again: aws ec2 enable-image."
             } else {
-                "Take another base image."
+                "Use another base image."
             };
-            return Err(missing(from, &format!("it is {}", convert::state_text(image))).hint(hint).into());
+            return Err(not_found(from, &format!("it is {}", convert::state_text(image))).hint(hint).into());
         }
     }
     if image.image_allowed == Some(false) {
-        return refuse(
+        return reject(
             "the account's Allowed AMIs setting excludes it",
-            "Allow its owner in the EC2 settings.",
+            "Allow its owner in the account's EC2 settings.",
         );
     }
     if is_deprecated(image, now) && !deprecated {
         let when = image.deprecation_time.as_deref().unwrap_or("now");
-        return refuse(
+        return reject(
             &format!("its owner deprecated it ({when})"),
-            &format!("Take a newer one, or allow it: {{ id = \"{id}\", deprecated = true }}."),
+            &format!("Use a newer one, or allow it: {{ id = \"{id}\", deprecated = true }}."),
         );
     }
     if image.root_device_type == Some(types::DeviceType::InstanceStore) {
-        return refuse("its root is instance store, and has no snapshot", "Take one whose root is on EBS.");
+        return reject(
+            "its root is instance store and has no snapshot",
+            "Use an image whose root is on EBS.",
+        );
     }
     if image.virtualization_type == Some(types::VirtualizationType::Paravirtual) {
-        return refuse("it is paravirtual, and a builder with NVMe is not", "Take an HVM image.");
+        return reject("it is paravirtual, and a builder with NVMe is not", "Use an HVM image.");
     }
     if image.platform == Some(types::PlatformValues::Windows) {
-        return refuse("it is Windows", "oven bakes Linux images.");
+        return reject("it is Windows", "oven bakes Linux images.");
     }
     let Some(architecture) = convert::architecture(image) else {
         let name = image.architecture.as_ref().map_or("unknown", types::ArchitectureValues::as_str);
-        return refuse(&format!("its architecture is {name}"), "oven bakes x86_64 and arm64 images.");
+        return reject(&format!("its architecture is {name}"), "oven bakes x86_64 and arm64 images.");
     };
     if !runs_here(architecture) {
         let why = format!("it is {architecture}, and this builder is {}", Architecture::HOST);
-        return refuse(&why, "Its programs must run here: bake on an instance of the image's architecture.");
+        return reject(&why, "Bake on an instance of the image's architecture: its programs must run there.");
     }
     if !image.product_codes().is_empty() {
         let codes: Vec<&str> =
             image.product_codes().iter().filter_map(|code| code.product_code_id.as_deref()).collect();
         let why = format!("it has the Marketplace product code {}", codes.join(", "));
         let hint =
-            "EC2 attaches volumes with a product code to stopped instances only. Take an image without one.";
-        return refuse(&why, hint);
+            "EC2 attaches volumes with a product code to stopped instances only. Use an image without one.";
+        return reject(&why, hint);
     }
     let root_device = image.root_device_name.clone().unwrap_or_default();
     let is_root =
         |mapping: &&types::BlockDeviceMapping| mapping.device_name.as_deref() == Some(&*root_device);
     if image.block_device_mappings().iter().filter(is_root).count() > 1 {
-        let why = format!("it maps several things to its root device {root_device:?}");
-        return refuse(&why, "Take another base image.");
+        let why = format!("it has several mappings for its root device {root_device:?}");
+        return reject(&why, "Use another base image.");
     }
     let Some(root) = convert::root(image) else {
-        let why = format!("it maps nothing to its root device {root_device:?}");
-        return refuse(&why, "Take another base image.");
+        let why = format!("it has no mapping for its root device {root_device:?}");
+        return reject(&why, "Use another base image.");
     };
     let Some(snapshot) = root.snapshot_id.as_deref() else {
-        return refuse("its root volume is of no snapshot", "Take another base image.");
+        return reject("its root volume has no snapshot", "Use another base image.");
     };
     Ok(Base {
         id,
@@ -274,7 +278,7 @@ fn judge(
             .and_then(|size| u64::try_from(size).ok())
             .filter(|size| *size > 0)
             .ok_or_else(|| {
-                Error::from(unfit(from, image, "EC2 does not tell the size of its root volume"))
+                Error::from(unusable(from, image, "EC2 does not report the size of its root volume"))
             })?,
         attributes: attributes(image, root, &root_device),
         root_device,
@@ -296,7 +300,7 @@ fn attributes(image: &types::Image, root: &types::EbsBlockDevice, root_device: &
     }
 }
 
-/// A mapping that is not the root's; `None` for one that says that there is no device.
+/// Converts a mapping that is not the root's; `None` for one that suppresses a device.
 fn mapping(mapping: &types::BlockDeviceMapping) -> Option<Mapping> {
     let device = mapping.device_name.clone()?;
     if let Some(ebs) = &mapping.ebs {
@@ -357,14 +361,20 @@ mod tests {
         UNIX_EPOCH + Duration::from_secs(1_800_000_000)
     }
 
-    fn judged(image: ImageBuilder, deprecated: bool) -> Result<Base> {
+    fn check_at_test_time(image: ImageBuilder, deprecated: bool) -> Result<Base> {
         let from = BaseRef::Id(ImageId(ID.into()));
-        judge(&from, &image.build(), deprecated, |architecture| architecture == Architecture::X86_64, now())
+        check_base(
+            &from,
+            &image.build(),
+            deprecated,
+            |architecture| architecture == Architecture::X86_64,
+            now(),
+        )
     }
 
     #[test]
-    fn a_good_base_is_inherited_from() {
-        let base = judged(good(), false).unwrap();
+    fn attributes_are_inherited_from_a_good_base() {
+        let base = check_at_test_time(good(), false).unwrap();
         assert_eq!(
             (base.snapshot.0.as_str(), base.size_gib, base.root_device.as_str()),
             (SNAPSHOT, 8, "/dev/xvda")
@@ -381,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn each_unfit_base_is_refused_by_name() {
+    fn each_unfit_base_is_rejected_with_its_reason() {
         use types::{ArchitectureValues, DeviceType, ImageState, PlatformValues, VirtualizationType};
         let code = types::ProductCode::builder().product_code_id("abc123").build();
         for (image, kind, text) in [
@@ -398,37 +408,37 @@ mod tests {
             ),
             (good().architecture(ArchitectureValues::I386), Kind::Definition, "architecture is i386"),
             (good().product_codes(code), Kind::Definition, "product code abc123"),
-            (good().root_device_name("/dev/sda1"), Kind::Definition, "maps nothing to its root device"),
+            (good().root_device_name("/dev/sda1"), Kind::Definition, "no mapping for its root device"),
             (
                 good().root_device_name("/dev/sdb").block_device_mappings(swap()),
                 Kind::Definition,
-                "maps several things",
+                "has several mappings",
             ),
-            (good().set_block_device_mappings(None), Kind::Definition, "maps nothing"),
+            (good().set_block_device_mappings(None), Kind::Definition, "has no mapping"),
             (good().image_allowed(false), Kind::Definition, "Allowed AMIs"),
             (good().deprecation_time("2026-01-01T00:00:00.000Z"), Kind::Definition, "deprecated it"),
         ] {
-            let error = judged(image, false).unwrap_err();
+            let error = check_at_test_time(image, false).unwrap_err();
             assert!(error.to_string().contains(text), "{error}");
             assert_eq!(Kind::of(&error), kind, "{error}");
             assert!(hint_of(&error).is_some(), "{error}");
         }
-        judged(good().deprecation_time("2026-01-01T00:00:00.000Z"), true).unwrap();
-        judged(good().deprecation_time("2030-01-01T00:00:00.000Z"), false).unwrap();
+        check_at_test_time(good().deprecation_time("2026-01-01T00:00:00.000Z"), true).unwrap();
+        check_at_test_time(good().deprecation_time("2030-01-01T00:00:00.000Z"), false).unwrap();
     }
 
     #[test]
     fn owners() {
         for good in ["self", "amazon", "136693071363"] {
-            owner_of(good).unwrap();
+            check_owner(good).unwrap();
         }
         for bad in ["", "debian", "13669307136", "13669307136x"] {
-            assert_eq!(Kind::of(&owner_of(bad).unwrap_err()), Kind::Definition, "{bad}");
+            assert_eq!(Kind::of(&check_owner(bad).unwrap_err()), Kind::Definition, "{bad}");
         }
     }
 
     #[test]
-    fn images_of_ours() {
+    fn our_own_images_are_converted() {
         let image = convert::image(&good().build()).unwrap();
         assert_eq!((image.id.0.as_str(), image.snapshot.0.as_str(), image.size_gib), (ID, SNAPSHOT, 8));
     }

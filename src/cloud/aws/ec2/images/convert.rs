@@ -1,4 +1,4 @@
-//! EC2's shapes and ours.
+//! Converts between EC2's types and oven's.
 
 use crate::cloud::ec2_rules::is_id;
 use crate::cloud::{Image, ImageState, Tags, VolumeKind, image_attributes};
@@ -13,7 +13,7 @@ pub fn filter(name: impl Into<String>, values: impl IntoIterator<Item = impl Int
     types::Filter::builder().name(name).set_values(Some(values.into_iter().map(Into::into).collect())).build()
 }
 
-/// The value of a tag exactly: `*`, `?` and `\` mean themselves.
+/// A filter for the exact value of a tag: `*`, `?` and `\` are escaped.
 pub fn tag_filter(key: &str, value: &str) -> types::Filter {
     let mut exact = String::with_capacity(value.len());
     for c in value.chars() {
@@ -43,7 +43,7 @@ pub fn time(time: Option<&DateTime>) -> Option<SystemTime> {
     time.and_then(|time| SystemTime::try_from(*time).ok())
 }
 
-/// An id that EC2 sent, before it becomes part of a path or a filter.
+/// Checks an id that EC2 sent, before it becomes part of a path or a filter.
 pub fn id(prefix: &str, id: Option<&str>) -> Result<String> {
     match id {
         Some(id) if is_id(prefix, id) => Ok(id.to_owned()),
@@ -67,7 +67,7 @@ pub fn state(image: &types::Image) -> ImageState {
     }
 }
 
-/// The state in EC2's word, and its reason.
+/// The state in EC2's words, and its reason.
 pub fn state_text(image: &types::Image) -> String {
     let state = image.state.as_ref().map_or("in no state", types::ImageState::as_str);
     match image.state_reason.as_ref().and_then(|reason| reason.message.as_deref()) {
@@ -84,7 +84,7 @@ pub fn root(image: &types::Image) -> Option<&types::EbsBlockDevice> {
     mapping?.ebs.as_ref()
 }
 
-/// One of our own images; `None` for one that oven cannot have made (of another architecture).
+/// Converts an image of oven; `None` for one that oven cannot have made (of another architecture).
 pub fn image(image: &types::Image) -> Option<Image> {
     let root = root(image);
     let snapshot = root.and_then(|root| id("snap", root.snapshot_id.as_deref()).ok());
@@ -94,7 +94,7 @@ pub fn image(image: &types::Image) -> Option<Image> {
         name: image.name.clone().unwrap_or_default(),
         state: state(image),
         architecture: architecture(image)?,
-        // A failed image may have lost it.
+        // A failed image may have no snapshot.
         snapshot: SnapshotId(snapshot.unwrap_or_default()),
         size_gib: size.and_then(|size| u64::try_from(size).ok()).unwrap_or(0),
         created: image.creation_date.clone().unwrap_or_default(),
@@ -105,7 +105,7 @@ pub fn image(image: &types::Image) -> Option<Image> {
 
 pub fn kind(ebs: &types::EbsBlockDevice) -> VolumeKind {
     let volume_type = ebs.volume_type.as_ref().map(|kind| kind.as_str().to_owned());
-    // EC2 tells a gp2's baseline too, and takes none.
+    // EC2 also reports the baseline of gp2, but does not accept it as a parameter.
     let (iops, throughput) = image_attributes::takes(volume_type.as_deref());
     VolumeKind {
         iops: ebs.iops.filter(|_| iops).and_then(|iops| u32::try_from(iops).ok()),
@@ -116,7 +116,7 @@ pub fn kind(ebs: &types::EbsBlockDevice) -> VolumeKind {
     }
 }
 
-/// A number for the API.
+/// A number for the API, at most `i32::MAX`.
 pub fn number(n: impl TryInto<i32>) -> i32 {
     n.try_into().unwrap_or(i32::MAX)
 }
@@ -126,15 +126,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_baseline_of_a_type_that_takes_none_is_not_inherited() {
-        let told = |kind: &str| {
+    fn the_baseline_of_a_type_without_iops_is_not_inherited() {
+        let converted = |kind: &str| {
             let ebs =
                 types::EbsBlockDevice::builder().volume_type(kind.into()).iops(100).throughput(125).build();
             let kind = super::kind(&ebs);
             (kind.iops, kind.throughput)
         };
-        assert_eq!(told("gp2"), (None, None));
-        assert_eq!(told("io2"), (Some(100), None));
-        assert_eq!(told("gp3"), (Some(100), Some(125)));
+        assert_eq!(converted("gp2"), (None, None));
+        assert_eq!(converted("io2"), (Some(100), None));
+        assert_eq!(converted("gp3"), (Some(100), Some(125)));
     }
 }

@@ -1,4 +1,4 @@
-//! Texts that are kept with an image: EC2 has no place for them, so they are files on the builder.
+//! Stores the documents of images: EC2 has no place for them, so they are files on the builder.
 
 use crate::cloud::aws::ec2::Ec2;
 use crate::ids::{ImageId, RunId};
@@ -9,19 +9,20 @@ use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
-/// Documents that were written before their image has an id. Dropped, they are gone.
+/// Documents that are written before their image has an id. Dropping the draft deletes them.
 pub struct Draft {
     file: NamedTempFile,
     dir: PathBuf,
 }
 
 impl Draft {
-    /// Written before the image is registered: a full disk is told while there is nothing yet to be sorry for.
+    /// Writes the documents before the image is registered, so that a full disk is reported while nothing has to be
+    /// undone.
     pub fn write(dir: &Path, run: &RunId, documents: &BTreeMap<String, String>) -> Result<Option<Self>> {
         if documents.is_empty() {
             return Ok(None);
         }
-        let context = || format!("keeping the documents of an image in {}", dir.display());
+        let context = || format!("storing the documents of an image in {}", dir.display());
         let write = || -> Result<Self> {
             fs::create_dir_all(dir)?;
             let mut file = tempfile::Builder::new().prefix(&format!(".{}-", run.short())).tempfile_in(dir)?;
@@ -47,7 +48,7 @@ pub fn read(dir: &Path, id: &ImageId) -> Result<BTreeMap<String, String>> {
     let path = path(dir, id);
     let text = match fs::read(&path) {
         Ok(text) => text,
-        // Baked on another builder.
+        // The image was baked on another builder.
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(BTreeMap::new()),
         Err(e) => return Err(e).with_context(|| format!("reading {}", path.display())),
     };
@@ -65,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kept_by_image_id_or_gone() {
+    fn documents_are_found_by_image_id_and_dropped_drafts_are_deleted() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().join("documents");
         let (run, id) = (RunId::new(), ImageId("ami-0123456789abcdef0".into()));

@@ -1,4 +1,4 @@
-//! Images: described, found again, replaced.
+//! Describes, finds and replaces images.
 
 pub mod base;
 pub(crate) mod convert;
@@ -21,15 +21,15 @@ use aws_sdk_ec2::types;
 use convert::{filter, tag_filter};
 use std::time::Duration;
 
-/// A page: EC2 sends at most this many, and an unpaginated call has a smaller bucket.
+/// Images of a page: EC2 sends at most this many, and an unpaginated call has a smaller bucket.
 pub(crate) const PAGE: i32 = 1000;
-/// How long a snapshot may count as used after its image was deregistered.
-const FREED: Duration = Duration::from_secs(30);
+/// For how long a snapshot may still count as used after its image was deregistered.
+const RELEASE_WINDOW: Duration = Duration::from_secs(30);
 
 pub(crate) use convert::image as of;
 
 impl Ec2 {
-    /// All pages of a DescribeImages.
+    /// All pages of DescribeImages.
     pub(crate) async fn describe_images(
         &self,
         action: &'static Action,
@@ -50,7 +50,7 @@ impl Ec2 {
         }
     }
 
-    /// Images of our own.
+    /// Describes images of this account.
     pub(crate) async fn own_images(
         &self,
         what: &str,
@@ -62,9 +62,9 @@ impl Ec2 {
         .await
     }
 
-    /// One image by its id; `None` where EC2 does not know it, or not yet.
+    /// One image by its id; `None` if EC2 does not know it, or not yet.
     pub(crate) async fn look_at(&self, id: &ImageId) -> Result<Option<types::Image>, Refused> {
-        // By filter: then an unknown id is no error, and no reason to ask again.
+        // A filter is used because an unknown id is then no error that would be retried.
         let found = self.own_images(&id.0, &[filter("image-id", [id.0.as_str()])]).await?;
         Ok(found.into_iter().next())
     }
@@ -78,19 +78,19 @@ impl Ec2 {
         filters.extend(key.fingerprint.as_ref().map(|print| tag_filter(tag::FINGERPRINT, print)));
         let found = self.own_images("", &filters).await.map_err(anyhow::Error::from);
         let found = found.context("looking for an image of this definition")?;
-        // What EC2 answered is compared again: all of it has to agree.
-        let fits = |image: &Image| {
+        // EC2's answer is compared again: all of it has to match.
+        let matches_key = |image: &Image| {
             let has = |key: &str, value: &String| image.tags.get(key) == Some(value);
             image.architecture == key.architecture
                 && has(tag::CHECKSUM, &key.checksum)
                 && key.fingerprint.as_ref().is_none_or(|print| has(tag::FINGERPRINT, print))
         };
-        let mut found: Vec<Image> = found.iter().filter_map(of).filter(fits).collect();
+        let mut found: Vec<Image> = found.iter().filter_map(of).filter(matches_key).collect();
         found.sort_by(|a, b| a.created.cmp(&b.created));
         if let Some(newest) = found.iter().rfind(|image| image.state == ImageState::Available) {
             return Ok(Some(newest.clone()));
         }
-        // Another bake is at work: the newest that becomes available.
+        // Another bake is running: use the newest image that becomes available.
         while let Some(pending) = found.pop() {
             if pending.state != ImageState::Pending {
                 continue;
@@ -103,7 +103,7 @@ impl Ec2 {
         Ok(None)
     }
 
-    /// Waits until another builder's image is no longer pending. `None`: it was deregistered meanwhile.
+    /// Waits until another builder's image is no longer pending. `None`: it was deregistered in the meantime.
     pub(crate) async fn settled(&self, id: &ImageId) -> Result<Option<types::Image>> {
         self.look_soon().await;
         let mut absent = 0;
@@ -112,7 +112,7 @@ impl Ec2 {
                 // One stale answer is no proof.
                 absent += 1;
                 return Ok(if absent < 3 {
-                    Probe::NotYet("not to be seen".to_owned())
+                    Probe::NotYet("not visible".to_owned())
                 } else {
                     Probe::Ready(None)
                 });
@@ -147,7 +147,7 @@ impl Ec2 {
         self.look_at(id).await?.as_ref().and_then(of).ok_or_else(missing)
     }
 
-    /// The image of ours that holds a name.
+    /// The image of this account that has a name.
     pub(crate) async fn named(&self, name: &str) -> Result<Option<types::Image>, Refused> {
         let mut exact = String::new();
         for c in name.chars() {
@@ -171,20 +171,21 @@ impl Ec2 {
         let Some(found) = self.named(name).await? else { return Ok(None) };
         let Some(image) = of(&found).filter(is_replaceable) else {
             let id = found.image_id.as_deref().unwrap_or("?");
-            let text = format!("{id}, which holds the name {name}, is no failed image of ours: it stays");
+            let text =
+                format!("{id}, which has the name {name}, is not a failed image of oven: it is not replaced");
             return Err(Kind::Cloud.error(text));
         };
         self.deregister(&image.id).await.with_context(|| format!("deregistering {}", image.id))?;
         if is_id("snap", &image.snapshot.0) {
-            self.delete_ours(&image.snapshot)
+            self.delete_own_snapshot(&image.snapshot)
                 .await
                 .with_context(|| format!("deleting {}", image.snapshot))?;
         }
         Ok(Some(image.id))
     }
 
-    /// Deletes a snapshot that carries our tags and that no image uses.
-    async fn delete_ours(&self, snapshot: &SnapshotId) -> Result<()> {
+    /// Deletes a snapshot that has oven's tags and that no image uses.
+    async fn delete_own_snapshot(&self, snapshot: &SnapshotId) -> Result<()> {
         let id = snapshot.0.as_str();
         let wanted = [filter("snapshot-id", [id]), filter("tag-key", [tag::RUN])];
         let described = self.call(&DESCRIBE_SNAPSHOTS, id, |client| {
@@ -193,13 +194,13 @@ impl Ec2 {
         if described.await?.snapshots().is_empty() {
             return Ok(());
         }
-        let end = tokio::time::Instant::now() + FREED.min(self.pace().lost);
+        let end = tokio::time::Instant::now() + RELEASE_WINDOW.min(self.pace().lost);
         loop {
             match done(
                 self.call(&DELETE_SNAPSHOT, id, |client| client.delete_snapshot().snapshot_id(id).send())
                     .await,
             ) {
-                // Right after an image was deregistered; or another image uses it.
+                // EC2 says so right after an image was deregistered, or because another image uses it.
                 Err(refused) if refused.is("InvalidSnapshot.InUse") => {
                     if tokio::time::Instant::now() >= end {
                         return Ok(());

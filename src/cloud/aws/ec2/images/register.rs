@@ -1,4 +1,5 @@
-//! Registering: the name is the compare-and-set. The call is sent once; after a lost answer the name tells.
+//! Registers images. The name is the compare-and-set: the call is sent once, and after a lost answer the name is looked
+//! up.
 
 use super::convert;
 use super::convert::{filter, to_tags};
@@ -19,20 +20,20 @@ use anyhow::{Context, Error, Result};
 use aws_sdk_ec2::types::{self, ResourceType};
 use tokio::time::Instant;
 
-/// An image counts as available when this many looks in a row, or side by side, found it so, each by connections of its
-/// own: then other endpoints of EC2 know it, too.
-const LOOKS: usize = 3;
-/// How often tags that got lost are set again.
-const REPAIRS: u32 = 3;
-/// Other builders may take the name and let go of it; nobody does that for ever.
-const ROUNDS: u32 = 5;
+/// An image counts as available when this many polls in a row, or concurrently, found it so, each by its own
+/// connections: then other endpoints of EC2 know it, too.
+const POLLS: usize = 3;
+/// How often lost tags are set again.
+const MAX_TAG_REPAIRS: u32 = 3;
+/// Other builders may take the name and free it again; this many times are enough.
+const MAX_ATTEMPTS: u32 = 5;
 
-/// What an attempt to register came to.
-enum Registered {
+/// The outcome of an attempt to register.
+enum Registration {
     New(ImageId),
     Taken(ImageId),
-    /// The answer was lost, and nobody holds the name.
-    Nothing(Refused),
+    /// The answer was lost, and no image has the name.
+    Unknown(Refused),
 }
 
 impl Ec2 {
@@ -48,13 +49,13 @@ impl Ec2 {
         let tags = self.owned(&spec.tags, &spec.run)?;
         let draft = Draft::write(&self.0.options.documents, &spec.run, &spec.documents)?;
         let mut lost = None;
-        for _ in 0..ROUNDS {
+        for _ in 0..MAX_ATTEMPTS {
             let holder = match self.send_register(snapshot, spec, &tags).await? {
-                Registered::Nothing(refused) => {
+                Registration::Unknown(refused) => {
                     lost = Some(refused);
                     continue;
                 }
-                Registered::New(id) => {
+                Registration::New(id) => {
                     let image = self.read_back(&id, snapshot, spec, &tags).await?;
                     if let Some(draft) = draft {
                         draft.keep(&id)?;
@@ -62,7 +63,7 @@ impl Ec2 {
                     undo.forgive_on_failure();
                     return Ok(image);
                 }
-                Registered::Taken(id) => id,
+                Registration::Taken(id) => id,
             };
             if let Some(image) = self.adopt(&holder, spec).await? {
                 undo.due_now();
@@ -70,8 +71,10 @@ impl Ec2 {
             }
         }
         Err(match lost {
-            Some(refused) => Error::from(refused).context("nothing was registered, again and again"),
-            None => Kind::Cloud.error(format!("the name {} is taken and freed again and again", spec.name)),
+            Some(refused) => Error::from(refused).context("several calls registered nothing"),
+            None => {
+                Kind::Cloud.error(format!("the name {} was repeatedly taken and freed by others", spec.name))
+            }
         })
     }
 
@@ -80,7 +83,7 @@ impl Ec2 {
         snapshot: &SnapshotId,
         spec: &ImageSpec,
         tags: &Tags,
-    ) -> Result<Registered> {
+    ) -> Result<Registration> {
         let wish = &spec.attributes;
         let what = format!("{} of {snapshot}", spec.name);
         let sent = self.repeat(&REGISTER_IMAGE, &what, async || {
@@ -99,7 +102,7 @@ impl Ec2 {
                 .set_sriov_net_support(wish.sriov.clone())
                 .set_tpm_support(wish.tpm.as_deref().map(types::TpmSupportValues::from))
                 .set_imds_support(wish.imds.as_deref().map(types::ImdsSupportValues::from))
-                // The snapshot has its tags since it was made: EC2 takes the image's alone here.
+                // The snapshot has its tags since it was created: here EC2 accepts only the image's.
                 .tag_specifications(convert::tagged(ResourceType::Image, tags));
             self.fly(&spec.run, &REGISTER_IMAGE, &what, request.send(), |_, _| ()).await
         });
@@ -107,25 +110,24 @@ impl Ec2 {
             Ok(answer) => {
                 let id = convert::id("ami", answer.image_id.as_deref())?;
                 self.born(&id);
-                Ok(Registered::New(ImageId(id)))
+                Ok(Registration::New(ImageId(id)))
             }
-            Err(refused) if refused.is("InvalidAMIName.Duplicate") => match self
-                .holder(&refused, spec)
-                .await?
-            {
-                Some(holder) => Ok(self.whose(holder, snapshot)),
-                None => Err(Error::from(refused).context("the image that holds the name is not to be seen")),
-            },
+            Err(refused) if refused.is("InvalidAMIName.Duplicate") => {
+                match self.holder(&refused, spec).await? {
+                    Some(holder) => Ok(self.classify_holder(holder, snapshot)),
+                    None => Err(Error::from(refused).context("the image that has the name is not visible")),
+                }
+            }
             Err(refused) if refused.class == Class::Lost => {
-                // A second call is safe after this: the name would be refused.
+                // A second call is safe after this: EC2 would refuse the name.
                 let end = Instant::now() + self.pace().look * 8;
                 loop {
                     self.look_soon().await;
                     if let Some(holder) = self.named(&spec.name).await? {
-                        return Ok(self.whose(holder, snapshot));
+                        return Ok(self.classify_holder(holder, snapshot));
                     }
                     if Instant::now() >= end {
-                        return Ok(Registered::Nothing(refused));
+                        return Ok(Registration::Unknown(refused));
                     }
                 }
             }
@@ -133,17 +135,17 @@ impl Ec2 {
         }
     }
 
-    /// Our own image, from a call whose answer was lost: its root is our snapshot, which nobody else has.
-    fn whose(&self, holder: types::Image, snapshot: &SnapshotId) -> Registered {
+    /// Our own image, from a call whose answer was lost, is recognized by its root: nobody else has our snapshot.
+    fn classify_holder(&self, holder: types::Image, snapshot: &SnapshotId) -> Registration {
         let id = ImageId(holder.image_id.clone().unwrap_or_default());
         if convert::root(&holder).and_then(|root| root.snapshot_id.as_deref()) == Some(snapshot.0.as_str()) {
             self.born(&id.0);
-            return Registered::New(id);
+            return Registration::New(id);
         }
-        Registered::Taken(id)
+        Registration::Taken(id)
     }
 
-    /// The image that holds the name, by the id in EC2's message, or by its name. It may be too new to be seen.
+    /// The image that has the name, by the id in EC2's message or by its name. It may be too new to be visible.
     async fn holder(&self, refused: &Refused, spec: &ImageSpec) -> Result<Option<types::Image>> {
         let id = refused
             .message
@@ -163,10 +165,10 @@ impl Ec2 {
         }
     }
 
-    /// Adopts the holder of a name that we wanted, or says why not. `None`: it went away while we waited for it.
+    /// Adopts the image that has the wanted name, or says why not. `None`: it disappeared while we waited for it.
     async fn adopt(&self, id: &ImageId, spec: &ImageSpec) -> Result<Option<Image>> {
         let mut holder = self.look_at(id).await?;
-        // EC2 has named it just now: one stale answer is no proof that it is gone.
+        // EC2 has just named it: one stale answer is no proof that it is gone.
         if holder.is_none() {
             holder = self.settled(id).await?;
         }
@@ -176,14 +178,14 @@ impl Ec2 {
             let Some(image) = of(&found) else {
                 let hint = "Deregister it, or change the definition's name.";
                 return Err(Kind::Cloud
-                    .failure(format!("the name {} is taken by {id}", spec.name))
+                    .failure(format!("the name {} is used by {id}", spec.name))
                     .hint(hint)
                     .into());
             };
             match judge(&image, spec) {
                 Verdict::Adopt => return Ok(Some(image)),
-                // Its tags may not show yet: another builder registered it just now.
-                Verdict::Refuse(_) if refusals < LOOKS => {
+                // Its tags may not be visible yet: another builder registered it just now.
+                Verdict::Refuse(_) if refusals < POLLS => {
                     refusals += 1;
                     holder = self.settled(id).await?;
                 }
@@ -196,7 +198,7 @@ impl Ec2 {
         }
     }
 
-    /// Waits for our own image, and reads it back. One that is not what it was to be is deregistered.
+    /// Waits for our own image and verifies it. One that differs from the specification is deregistered.
     async fn read_back(
         &self,
         id: &ImageId,
@@ -204,7 +206,7 @@ impl Ec2 {
         spec: &ImageSpec,
         tags: &Tags,
     ) -> Result<Image> {
-        let wrong = match self.available(id, tags).await? {
+        let problem = match self.wait_until_available(id, tags).await? {
             Err(why) => why,
             Ok(image) => {
                 let mut all = differences(&image, spec, snapshot);
@@ -213,46 +215,46 @@ impl Ec2 {
                     return of(&image)
                         .ok_or_else(|| Kind::Cloud.error(format!("EC2 describes {id} without its root")));
                 }
-                format!("it is not what it was to be: {}", all.join("; "))
+                format!("it differs from the specification: {}", all.join("; "))
             }
         };
-        // Ours, and of no use: without it the name is free again, and the snapshot can be deleted.
-        let Err(stays) = self.deregister(id).await else {
-            return Err(Kind::Cloud.error(format!("{id} was deregistered again: {wrong}")));
+        // The image is useless: without it, the name is free again and the snapshot can be deleted.
+        let Err(error) = self.deregister(id).await else {
+            return Err(Kind::Cloud.error(format!("{id} was deregistered again, because {problem}")));
         };
-        // At least no bake may take it for a result.
-        let mut spoilt = Tags::new();
+        // At least no bake may use it as a result.
+        let mut invalid = Tags::new();
         for key in
             [tag::FINGERPRINT, tag::CHECKSUM, tag::SOURCE].iter().filter(|key| tags.contains_key(**key))
         {
-            spoilt.insert((*key).to_owned(), "refused".to_owned());
+            invalid.insert((*key).to_owned(), "refused".to_owned());
         }
-        _ = self.tag(id, &spoilt).await;
+        _ = self.tag(id, &invalid).await;
         let mut hint =
-            format!("Remove it: aws ec2 deregister-image --region {} --image-id {id}", self.region());
-        if let Some(why) = hint_of(&stays) {
+            format!("Deregister it: aws ec2 deregister-image --region {} --image-id {id}", self.region());
+        if let Some(why) = hint_of(&error) {
             hint = format!("{why} {hint}");
         }
-        let text = format!("{id} is of no use ({wrong}), and cannot be deregistered ({stays:#})");
+        let text = format!("{id} is unusable ({problem}), and deregistering it failed ({error:#})");
         Err(Kind::Cloud.failure(text).hint(hint).into())
     }
 
-    /// The image, available and with all its tags; or why it never will be.
-    async fn available(&self, id: &ImageId, tags: &Tags) -> Result<Result<types::Image, String>> {
+    /// The image once it is available with all its tags, or why it never will be.
+    async fn wait_until_available(&self, id: &ImageId, tags: &Tags) -> Result<Result<types::Image, String>> {
         let (mut is_first, mut repairs, mut seen) = (true, 0, Instant::now());
-        // At once: registering copies nothing, and what is not there yet is looked for again.
+        // The first poll is made at once: registering copies nothing.
         until(&format!("the image {id}"), &self.pace().closely(self.pace().image), async || {
-            let mut good = Vec::new();
+            let mut confirmed = Vec::new();
             loop {
-                // Side by side, but for one ahead where it was not there before.
-                let looks = if good.is_empty() && !is_first { 1 } else { LOOKS - good.len() };
+                // Polls are concurrent, except for a single first one if the image was not available before.
+                let polls = if confirmed.is_empty() && !is_first { 1 } else { POLLS - confirmed.len() };
                 is_first = false;
-                for look in self.looks_anew(id, looks).await? {
-                    let Some(image) = look else {
+                for polled in self.poll_concurrently(id, polls).await? {
+                    let Some(image) = polled else {
                         if seen.elapsed() >= self.pace().visible {
-                            return Ok(Probe::Ready(Err("it is not to be seen".to_owned())));
+                            return Ok(Probe::Ready(Err("it is not visible".to_owned())));
                         }
-                        return Ok(Probe::NotYet("not to be seen".to_owned()));
+                        return Ok(Probe::NotYet("not visible".to_owned()));
                     };
                     seen = Instant::now();
                     match convert::state(&image) {
@@ -264,7 +266,7 @@ impl Ec2 {
                     }
                     let missing = missing_tags(&image, tags);
                     if !missing.is_empty() {
-                        if repairs == REPAIRS {
+                        if repairs == MAX_TAG_REPAIRS {
                             let keys: Vec<&str> = missing.keys().map(String::as_str).collect();
                             return Ok(Probe::Ready(Err(format!("it lacks the tags {}", keys.join(", ")))));
                         }
@@ -274,10 +276,10 @@ impl Ec2 {
                         }
                         return Ok(Probe::NotYet("without its tags".to_owned()));
                     }
-                    good.push(image);
+                    confirmed.push(image);
                 }
-                if good.len() == LOOKS
-                    && let Some(image) = good.pop()
+                if confirmed.len() == POLLS
+                    && let Some(image) = confirmed.pop()
                 {
                     return Ok(Probe::Ready(Ok(image)));
                 }
@@ -286,21 +288,21 @@ impl Ec2 {
         .await
     }
 
-    /// Looks side by side.
-    async fn looks_anew(&self, id: &ImageId, times: usize) -> Result<Vec<Option<types::Image>>> {
+    /// Polls concurrently.
+    async fn poll_concurrently(&self, id: &ImageId, times: usize) -> Result<Vec<Option<types::Image>>> {
         if times == 0 {
             return Ok(Vec::new());
         }
-        let (look, mut looks) =
-            tokio::try_join!(self.look_anew(id), Box::pin(self.looks_anew(id, times - 1)))?;
-        looks.push(look);
-        Ok(looks)
+        let (polled, mut polls) =
+            tokio::try_join!(self.poll_with_new_client(id), Box::pin(self.poll_concurrently(id, times - 1)))?;
+        polls.push(polled);
+        Ok(polls)
     }
 
-    /// A look by a client of its own.
-    async fn look_anew(&self, id: &ImageId) -> Result<Option<types::Image>> {
+    /// Polls with a separate client.
+    async fn poll_with_new_client(&self, id: &ImageId) -> Result<Option<types::Image>> {
         let wanted = filter("image-id", [id.0.as_str()]);
-        // Anew for each try: credentials may have been renewed.
+        // A new client for each try: credentials may have been renewed.
         let sent = self.call(&DESCRIBE_IMAGES, &id.0, |_| {
             self.new_client().describe_images().owners("self").filters(wanted.clone()).send()
         });
@@ -311,7 +313,7 @@ impl Ec2 {
         let sent = self.call(&CREATE_TAGS, &id.0, |client| {
             client.create_tags().resources(&id.0).set_tags(Some(to_tags(tags))).send()
         });
-        sent.await.map_err(Error::from).context("setting tags that got lost")?;
+        sent.await.map_err(Error::from).context("setting tags that were lost")?;
         Ok(())
     }
 }

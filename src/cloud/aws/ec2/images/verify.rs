@@ -1,4 +1,4 @@
-//! What was registered, and what is there: compared field by field.
+//! Compares a registered image with its specification, field by field.
 
 use super::convert;
 use super::convert::from_tags;
@@ -6,7 +6,7 @@ use crate::cloud::{Attributes, ImageSpec, Mapping, Tags};
 use crate::ids::SnapshotId;
 use aws_sdk_ec2::types;
 
-/// IOPS and a throughput are only sent for the types that take them: a base's mapping shows them for others, too.
+/// IOPS and throughput are sent only for the types that accept them: a base's mapping shows them for others, too.
 fn performance(kind: &crate::cloud::VolumeKind) -> (Option<i32>, Option<i32>) {
     let of = |types: &[&str]| kind.volume_type.as_deref().is_some_and(|kind| types.contains(&kind));
     let iops = kind.iops.filter(|_| of(&["gp3", "io1", "io2"])).map(convert::number);
@@ -21,17 +21,17 @@ fn ebs(kind: &crate::cloud::VolumeKind) -> types::builders::EbsBlockDeviceBuilde
         .set_throughput(throughput)
 }
 
-/// The mappings to register, the root's first.
+/// The mappings to register; the root's comes first.
 pub fn mappings(spec: &ImageSpec, snapshot: &SnapshotId) -> Vec<types::BlockDeviceMapping> {
     let root = ebs(&spec.attributes.root_volume)
         .snapshot_id(&snapshot.0)
         .volume_size(convert::number(spec.size_gib))
         .delete_on_termination(true);
     let root = types::BlockDeviceMapping::builder().device_name(&spec.root_device).ebs(root.build()).build();
-    std::iter::once(root).chain(spec.attributes.mappings.iter().map(other)).collect()
+    std::iter::once(root).chain(spec.attributes.mappings.iter().map(other_mapping)).collect()
 }
 
-fn other(mapping: &Mapping) -> types::BlockDeviceMapping {
+fn other_mapping(mapping: &Mapping) -> types::BlockDeviceMapping {
     let device = types::BlockDeviceMapping::builder().device_name(&mapping.device);
     if let Some(name) = &mapping.virtual_name {
         return device.virtual_name(name).build();
@@ -40,14 +40,14 @@ fn other(mapping: &Mapping) -> types::BlockDeviceMapping {
         .set_snapshot_id(mapping.snapshot.as_ref().map(|snapshot| snapshot.0.clone()))
         .set_volume_size(mapping.size_gib.map(convert::number))
         .set_delete_on_termination(mapping.delete_on_termination);
-    // A snapshot is encrypted or not already, and EC2 refuses to be told.
+    // A snapshot is already encrypted or not, and EC2 rejects the parameters.
     if mapping.snapshot.is_none() {
         ebs = ebs.set_encrypted(mapping.kind.encrypted).set_kms_key_id(mapping.kind.kms_key.clone());
     }
     device.ebs(ebs.build()).build()
 }
 
-/// What differs between an image and what it was to be, in words. Tags are looked at elsewhere: they can be repaired.
+/// The differences between an image and its specification as text. Tags are checked elsewhere: they can be repaired.
 pub fn differences(image: &types::Image, spec: &ImageSpec, snapshot: &SnapshotId) -> Vec<String> {
     let mut all = Vec::new();
     let mut same = |what: &str, wanted: Option<&str>, found: Option<&str>| {
@@ -78,7 +78,7 @@ pub fn differences(image: &types::Image, spec: &ImageSpec, snapshot: &SnapshotId
         let found =
             image.block_device_mappings().iter().find(|found| found.device_name.as_deref() == Some(device));
         let Some(found) = found else {
-            // Names of instance store are kept where the instance type has any.
+            // Names of instance store are preserved where the instance type has any.
             if wanted.ebs.is_some() {
                 all.push(format!("{device} is not mapped"));
             }
@@ -103,26 +103,25 @@ pub fn differences(image: &types::Image, spec: &ImageSpec, snapshot: &SnapshotId
         same("type", kind(ebs), theirs.and_then(kind));
         same("IOPS", number(ebs.iops), of(|ebs| ebs.iops));
         same("throughput", number(ebs.throughput), of(|ebs| ebs.throughput));
-        same("end with the instance", end(ebs), theirs.and_then(end));
+        same("deletion at termination", end(ebs), theirs.and_then(end));
     }
     all
 }
 
-/// What instances of the image are billed as, if that is not what it was to be: a licence that got lost, or one that
-/// came from somewhere.
+/// How instances of the image are billed, if that differs from the base: a licence was lost, or one was added.
 pub fn other_billing(image: &types::Image, spec: &ImageSpec) -> Option<String> {
     let (details, usage) = spec.attributes.billing.as_ref()?;
     let found = (image.platform_details.as_deref(), image.usage_operation.as_deref());
     let same = found == (Some(details), Some(usage));
-    // Said of every image that is available: nothing said is plain Linux at most.
+    // EC2 states it for every available image: a missing value can only mean plain Linux.
     let plain = found == (None, None) && usage == "RunInstances";
     let (other_details, other_usage) = (found.0.unwrap_or("nothing"), found.1.unwrap_or("nothing"));
     (!same && !plain).then(|| {
-        format!("it is billed as {other_details} ({other_usage}), and its base as {details} ({usage})")
+        format!("it is billed as {other_details} ({other_usage}), but its base as {details} ({usage})")
     })
 }
 
-/// Tags that it should have and has not.
+/// Wanted tags that the image lacks.
 pub fn missing_tags(image: &types::Image, wanted: &Tags) -> Tags {
     let found = from_tags(image.tags());
     wanted
@@ -207,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn mappings_say_what_ec2_takes() {
+    fn mappings_have_only_accepted_parameters() {
         let all = mappings(&spec(), &snapshot());
         let root = all[0].ebs.as_ref().unwrap();
         assert_eq!((root.iops, root.throughput, root.encrypted), (Some(3000), Some(125), None));

@@ -1,4 +1,4 @@
-//! Snapshots. CreateSnapshot has no client token: it is sent once, and after a lost answer looked up.
+//! Snapshots. CreateSnapshot has no client token: it is sent once, and after a lost answer its snapshot is looked up.
 
 pub mod release;
 pub mod snapshot_copy;
@@ -19,8 +19,8 @@ use anyhow::Result;
 use aws_sdk_ec2::types::{self, ResourceType, SnapshotState};
 use tokio::time::{Instant, sleep};
 
-/// At least so many looks find nothing before a lost call counts as one that did nothing.
-const LOOKS: u32 = 3;
+/// At least this many polls find nothing before a call whose answer was lost counts as one that did nothing.
+const MIN_POLLS: u32 = 3;
 
 impl Ec2 {
     pub(crate) async fn snapshots(
@@ -52,22 +52,23 @@ impl Ec2 {
     ) -> Result<SnapshotId> {
         let tags = self.owned(tags, run)?;
         let mut failed = None;
-        // One that fails is replaced once: the volume is still there.
+        // A snapshot that fails is replaced once: the volume is still there.
         for _ in 0..2 {
-            let (id, doubted) = self.begin_snapshot(volume, run, &tags).await?;
-            // What it is of was written when it was asked for: the volume can go meanwhile, as far as from this machine
-            // (it stays: a snapshot that fails is replaced). That it does not fails nothing: it is owed, and tried again.
+            let (id, may_have_twin) = self.start_snapshot(volume, run, &tags).await?;
+            // The snapshot's content was fixed when it was requested: the volume can be detached meanwhile (but is not
+            // deleted: a snapshot that fails is replaced). A failure to detach is ignored: an undo debt detaches it
+            // again.
             let detached = async { _ = self.detach(volume).await };
             let result = beside(self.completed(&id), detached).await?;
-            if doubted {
+            if may_have_twin {
                 self.delete_twins(volume, run, &id).await?;
             }
             match result {
                 Ok(()) => return Ok(id),
                 Err(error) => {
-                    // It is owed already: that it could not be deleted does not hide why it had to be.
+                    // The debt deletes it in any case; a failure to delete it does not hide the first error.
                     if let Err(refused) = self.delete_snapshot(&id, run).await {
-                        return Err(error.context(format!("{id} failed, and is still there ({refused})")));
+                        return Err(error.context(format!("{id} failed, and was not deleted ({refused})")));
                     }
                     failed = Some(error);
                 }
@@ -76,14 +77,14 @@ impl Ec2 {
         Err(failed.expect("it failed twice"))
     }
 
-    /// A snapshot that was begun, and whether there may be another one that nobody wanted.
-    async fn begin_snapshot(
+    /// Starts a snapshot. Returns its id, and whether there may be another one that nobody wanted.
+    async fn start_snapshot(
         &self,
         volume: &VolumeId,
         run: &RunId,
         tags: &Tags,
     ) -> Result<(SnapshotId, bool)> {
-        let mut doubted = false;
+        let mut may_have_twin = false;
         loop {
             let what = format!("of {volume}");
             let sent = self.repeat(&CREATE_SNAPSHOT, &what, async || {
@@ -108,12 +109,12 @@ impl Ec2 {
                 Ok(answer) => Some(convert::id("snap", answer.snapshot_id.as_deref())?),
                 Err(refused) if refused.class == Class::Lost => {
                     let found = self.lost_snapshot(volume, run).await?;
-                    if found.is_none() && std::mem::replace(&mut doubted, true) {
+                    if found.is_none() && std::mem::replace(&mut may_have_twin, true) {
                         return Err(
-                            anyhow::Error::from(refused).context("twice, and no snapshot is to be seen")
+                            anyhow::Error::from(refused).context("sent twice, and no snapshot is visible")
                         );
                     }
-                    doubted = true;
+                    may_have_twin = true;
                     found
                 }
                 Err(refused) => return Err(refused.into()),
@@ -124,16 +125,16 @@ impl Ec2 {
                     run.snapshots.insert(id.clone());
                     run.doubtful_snapshot = None;
                 });
-                return Ok((SnapshotId(id), doubted));
+                return Ok((SnapshotId(id), may_have_twin));
             }
         }
     }
 
-    /// What a call made whose answer was lost: the oldest snapshot of the volume that carries the run's tag.
+    /// The snapshot of a call whose answer was lost: the volume's oldest unknown snapshot that has the run's tag.
     pub(crate) async fn lost_snapshot(&self, volume: &VolumeId, run: &RunId) -> Result<Option<String>> {
         let filters = [filter("volume-id", [volume.0.as_str()]), tag_filter(tag::RUN, &run.0)];
         let known = self.0.made.of(run, |run| &run.snapshots | &run.deleted);
-        let (end, mut looks) = (Instant::now() + self.pace().lost, 0);
+        let (end, mut polls) = (Instant::now() + self.pace().lost, 0);
         loop {
             let mut found = self.snapshots(&format!("of {volume}"), &filters).await?;
             found.retain(|snapshot| snapshot.snapshot_id.as_ref().is_some_and(|id| !known.contains(id)));
@@ -142,8 +143,8 @@ impl Ec2 {
             {
                 return convert::id("snap", oldest.snapshot_id.as_deref()).map(Some);
             }
-            looks += 1;
-            if looks >= LOOKS && Instant::now() >= end {
+            polls += 1;
+            if polls >= MIN_POLLS && Instant::now() >= end {
                 return Ok(None);
             }
             let pause = (self.pace().lost / 8).max(self.pace().look);
@@ -151,7 +152,7 @@ impl Ec2 {
         }
     }
 
-    /// Two calls may have made two snapshots: all but one go.
+    /// Deletes all snapshots of the volume but one: two calls may have created two.
     async fn delete_twins(&self, volume: &VolumeId, run: &RunId, keep: &SnapshotId) -> Result<()> {
         let filters = [filter("volume-id", [volume.0.as_str()]), tag_filter(tag::RUN, &run.0)];
         for twin in self.snapshots(&format!("of {volume}"), &filters).await? {
@@ -170,7 +171,7 @@ impl Ec2 {
         Ok(())
     }
 
-    /// Deletes a snapshot of the run that was seen.
+    /// Deletes a snapshot that this run knows.
     async fn delete_snapshot(&self, id: &SnapshotId, run: &RunId) -> Result<(), Refused> {
         done(self.send_delete(id).await)?;
         self.0.made.of(run, |run| {
@@ -180,12 +181,12 @@ impl Ec2 {
         Ok(())
     }
 
-    /// Waits for the end of a snapshot. `Ok(Err(…))`: it failed, and another one may not.
+    /// Waits until a snapshot is complete. `Ok(Err(…))`: it failed, and another one may succeed.
     pub(crate) async fn completed(&self, id: &SnapshotId) -> Result<Result<()>> {
         self.look_soon().await;
         let begun = Instant::now();
-        let mut seen = begun;
-        // Known with the first look: how large the volume is decides how long this may take.
+        let mut last_seen = begun;
+        // The first poll shows the volume's size, which decides how long this may take.
         let mut deadline = self.pace().snapshot;
         until(
             &format!("the snapshot {id}"),
@@ -193,15 +194,13 @@ impl Ec2 {
             async || {
                 let found = self.snapshots(&id.0, &[filter("snapshot-id", [id.0.as_str()])]).await?;
                 let Some(snapshot) = found.first() else {
-                    // One look that does not show it may be a stale answer.
-                    if seen.elapsed() >= self.pace().visible {
-                        return Err(
-                            Kind::Cloud.error(format!("the snapshot {id} is not to be seen any more"))
-                        );
+                    // A single answer without it may be stale.
+                    if last_seen.elapsed() >= self.pace().visible {
+                        return Err(Kind::Cloud.error(format!("the snapshot {id} is no longer visible")));
                     }
-                    return Ok(Probe::NotYet("not to be seen".to_owned()));
+                    return Ok(Probe::NotYet("not visible".to_owned()));
                 };
-                seen = Instant::now();
+                last_seen = Instant::now();
                 if let Some(size) = snapshot.volume_size.and_then(|size| u64::try_from(size).ok()) {
                     deadline = self.pace().snapshot_of(size);
                 }
@@ -209,7 +208,7 @@ impl Ec2 {
                 match snapshot.state {
                     Some(SnapshotState::Completed) => Ok(Probe::Ready(Ok(()))),
                     Some(SnapshotState::Error | SnapshotState::Recoverable | SnapshotState::Recovering) => {
-                        let why = snapshot.state_message.as_deref().unwrap_or("EC2 does not say why");
+                        let why = snapshot.state_message.as_deref().unwrap_or("EC2 gives no reason");
                         Ok(Probe::Ready(Err(
                             Kind::Cloud.error(format!("the snapshot {id} is in the state {state}: {why}"))
                         )))

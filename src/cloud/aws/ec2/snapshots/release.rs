@@ -1,4 +1,4 @@
-//! What a run made is removed: detached, deleted, and looked for where a call's answer was lost.
+//! Removes what a run created: detaches and deletes it, and looks for what a call with a lost answer may have created.
 
 use crate::cloud::aws::ec2::Ec2;
 use crate::cloud::aws::ec2::client::errors::{CREATE_VOLUME, Class, DELETE_VOLUME};
@@ -13,28 +13,28 @@ use anyhow::{Context, Result};
 use aws_sdk_ec2::types::{self, VolumeAttachmentState, VolumeState};
 use std::collections::BTreeMap;
 
-/// A volume that is attached in so many looks in a row is detached once more.
+/// A volume that is still attached is detached again every so many polls.
 const DETACH_EVERY: u32 = 4;
-/// A volume that is being created in so many looks is tried to be deleted all the same.
+/// Deletion of a volume that is still being created is tried every so many polls.
 const DELETE_EVERY: u32 = 4;
-/// A volume that is not to be seen for so many times [`Pace::look`](crate::cloud::aws::ec2::Pace), and whose token is burned, is no more.
-const TAKEN_BACK: u32 = 8;
+/// A volume is gone if it was not visible for this many times [`Pace::look`](super::Pace) and its token was used up.
+const ABSENT_POLLS: u32 = 8;
 
 impl Ec2 {
     pub(crate) async fn remove_volumes(&self, run: &RunId) -> Result<()> {
         self.0.made.settled(run).await;
         self.resolve_volume(run).await?;
-        // By id: what is known of a volume, if it was seen.
+        // By id: the volume's description, if EC2 showed it.
         let mut volumes: BTreeMap<String, Option<types::Volume>> =
             self.0.made.of(run, |run| run.volumes.iter().map(|id| (id.clone(), None)).collect());
         for volume in self.volumes(&run.0, &[tag_filter(tag::RUN, &run.0)]).await? {
             volumes.insert(convert::id("vol", volume.volume_id.as_deref())?, Some(volume));
         }
-        // All are tried: one that is stuck keeps nobody from removing the others.
+        // All are tried: a volume that is stuck does not keep the others from being removed.
         let mut first = Ok(());
-        for (id, seen) in volumes {
+        for (id, described) in volumes {
             let id = VolumeId(id);
-            let removed = self.remove_volume(&id, run, seen).await;
+            let removed = self.remove_volume(&id, run, described).await;
             if removed.is_ok() {
                 self.0.made.of(run, |run| run.volumes.remove(&id.0));
             }
@@ -43,11 +43,11 @@ impl Ec2 {
         first
     }
 
-    /// A call that may have made a volume is sent again: with its token, EC2 answers with that volume. If it never
-    /// arrived, it makes one now, which is known then.
+    /// Sends a call again that may have created a volume: EC2 recognizes the token and answers with that volume. If the
+    /// first call never arrived, this one creates a volume, whose id is then known.
     async fn resolve_volume(&self, run: &RunId) -> Result<()> {
         let Some(request) = self.0.made.of(run, |run| run.doubtful_volume.clone()) else { return Ok(()) };
-        let what = format!("to learn what was made for run {run}");
+        let what = format!("to find out what was created for run {run}");
         match self.call(&CREATE_VOLUME, &what, |client| send(request.clone(), client.clone())).await {
             Ok(volume) => {
                 let id = convert::id("vol", volume.volume_id.as_deref())?;
@@ -59,9 +59,9 @@ impl Ec2 {
                 Ok(())
             }
             Err(refused) if refused.class == Class::Lost => Err(refused.into()),
-            // It still is not known.
+            // The outcome is still unknown.
             Err(refused) if matches!(refused.class, Class::Throttled | Class::Expired) => Err(refused.into()),
-            // Refused: so the first one was, or what it made is gone, or is found by its tag.
+            // It was refused: then the first call was refused too, or its volume is gone or is found by its tag.
             Err(_) => {
                 self.0.made.of(run, |run| run.doubtful_volume = None);
                 Ok(())
@@ -69,28 +69,33 @@ impl Ec2 {
         }
     }
 
-    async fn remove_volume(&self, id: &VolumeId, run: &RunId, mut seen: Option<types::Volume>) -> Result<()> {
-        let made = self.0.made.of(run, |run| run.volumes.contains(&id.0));
-        if made {
-            // The story may have been stopped before it took note.
+    async fn remove_volume(
+        &self,
+        id: &VolumeId,
+        run: &RunId,
+        mut described: Option<types::Volume>,
+    ) -> Result<()> {
+        let is_ours = self.0.made.of(run, |run| run.volumes.contains(&id.0));
+        if is_ours {
+            // The bake may have been cancelled before it recorded the id.
             self.born(&id.0);
         }
-        let mut ever = seen.is_some();
+        let mut known = described.is_some();
         let request = self.0.made.of(run, |run| run.requests.get(&id.0).cloned());
-        let (mut looks, mut unseen) = (0, 0);
+        let (mut polls, mut absent) = (0, 0);
         until(&format!("the release of {id}"), &self.pace().until(self.pace().released), async || {
-            let found = match seen.take() {
+            let found = match described.take() {
                 Some(volume) => Some(volume),
                 None => self.volume(id).await?,
             };
             let Some(volume) = found else {
-                // Gone, or so new that it does not show yet, or a stale answer: DeleteVolume's word counts.
-                let tried = self.try_delete(id, &mut ever).await?;
-                unseen += 1;
-                // Or EC2 took it back, as one whose key it may not use: its token is burned then. So is that of one that
-                // failed, which may not show yet.
-                let old = self.age(&id.0).is_none_or(|age| age >= self.pace().look * TAKEN_BACK);
-                let asked = matches!(tried, Probe::NotYet(_)) && unseen % LOOKS == 0 && old;
+                // It is gone, or so new that it is not visible yet, or the answer is stale: DeleteVolume decides.
+                let tried = self.try_delete(id, &mut known).await?;
+                absent += 1;
+                // Or EC2 removed it because it may not use its key: then its token is used up. So is that of a volume
+                // that failed, which may not be visible yet.
+                let old = self.age(&id.0).is_none_or(|age| age >= self.pace().look * ABSENT_POLLS);
+                let asked = matches!(tried, Probe::NotYet(_)) && absent % LOOKS == 0 && old;
                 if let Some(request) = request.as_ref().filter(|_| asked)
                     && self.is_burned(run, request).await?
                 {
@@ -98,34 +103,34 @@ impl Ec2 {
                 }
                 return Ok(tried);
             };
-            ever = true;
-            // What we made ourselves is ours, even if its tags do not show yet.
-            if !made && from_tags(volume.tags()).get(tag::RUN) != Some(&run.0) {
-                return Err(Kind::Cloud.error(format!("{id} does not carry the tag of run {run}: it stays")));
+            known = true;
+            // A volume that this process created is ours, even if its tags are not visible yet.
+            if !is_ours && from_tags(volume.tags()).get(tag::RUN) != Some(&run.0) {
+                return Err(Kind::Cloud.error(format!("{id} lacks the tag of run {run}: it is not deleted")));
             }
             match (&volume.state, attachment(&volume)) {
                 (Some(VolumeState::Deleting | VolumeState::Deleted), _) => Ok(Probe::Ready(())),
                 (_, Some(a)) => {
-                    // Sent again now and then: EC2 may have answered with what was true before.
+                    // Detaching is repeated now and then: EC2 may have answered with an earlier state.
                     let under_way =
                         matches!(a.state, VolumeAttachmentState::Detaching | VolumeAttachmentState::Busy);
-                    if !under_way && looks % DETACH_EVERY == 0 {
+                    if !under_way && polls % DETACH_EVERY == 0 {
                         self.detach(id).await?;
                     }
-                    looks += 1;
+                    polls += 1;
                     Ok(Probe::NotYet(match a.state {
                         VolumeAttachmentState::Busy => "busy: something still uses it".to_owned(),
                         state => state.as_str().to_owned(),
                     }))
                 }
-                // EC2 refuses to delete it until it is made; one that never is, it deletes.
+                // EC2 refuses to delete it until it is created; it does delete one that never will be.
                 (state, None) => {
                     let creating = *state == Some(VolumeState::Creating);
-                    looks += 1;
-                    if creating && looks % DELETE_EVERY != 0 {
+                    polls += 1;
+                    if creating && polls % DELETE_EVERY != 0 {
                         return Ok(Probe::NotYet(state_of(&volume).to_owned()));
                     }
-                    match self.try_delete(id, &mut ever).await? {
+                    match self.try_delete(id, &mut known).await? {
                         Probe::NotYet(_) if creating => Ok(Probe::NotYet(state_of(&volume).to_owned())),
                         tried => Ok(tried),
                     }
@@ -135,19 +140,19 @@ impl Ec2 {
         .await
     }
 
-    /// `ever` becomes true where EC2 knows the volume.
-    async fn try_delete(&self, id: &VolumeId, ever: &mut bool) -> Result<Probe<()>> {
+    /// Sets `known` if EC2 knows the volume.
+    async fn try_delete(&self, id: &VolumeId, known: &mut bool) -> Result<Probe<()>> {
         let sent =
             self.call(&DELETE_VOLUME, &id.0, |client| client.delete_volume().volume_id(&id.0).send()).await;
         match sent {
             Ok(_) => Ok(Probe::Ready(())),
-            Err(refused) if refused.class == Class::Done && !*ever && self.is_unseen(&id.0) => {
-                Ok(Probe::NotYet("not to be seen".to_owned()))
+            Err(refused) if refused.class == Class::Done && !*known && self.is_unseen(&id.0) => {
+                Ok(Probe::NotYet("not visible".to_owned()))
             }
             Err(refused) if refused.class == Class::Done => Ok(Probe::Ready(())),
-            // A stale look: it is attached, or still being made.
+            // The last description was stale: it is attached, or still being created.
             Err(refused) if refused.is("VolumeInUse") || refused.is("IncorrectState") => {
-                *ever = true;
+                *known = true;
                 let state = if refused.is("VolumeInUse") { "in use" } else { "not ready to be deleted" };
                 Ok(Probe::NotYet(state.to_owned()))
             }
@@ -169,7 +174,7 @@ impl Ec2 {
         for snapshot in self.snapshots(&run.0, &[tag_filter(tag::RUN, &run.0)]).await? {
             ids.insert(convert::id("snap", snapshot.snapshot_id.as_deref())?);
         }
-        // They may show for a while.
+        // EC2 may show deleted ones for a while.
         let deleted = self.0.made.of(run, |run| run.deleted.clone());
         ids.retain(|id| !deleted.contains(id));
         let mut first = Ok(());
@@ -184,14 +189,14 @@ impl Ec2 {
         first
     }
 
-    /// Deletes a snapshot, unless an image uses it: then it is a result.
+    /// Deletes a snapshot, unless an image uses it: then it is a result of a bake.
     async fn remove_snapshot(&self, id: &SnapshotId) -> Result<()> {
         let policy = self.pace().until(self.pace().released);
         until(&format!("the release of {id}"), &policy, async || {
             match self.send_delete(id).await {
                 Ok(()) => Ok(Probe::Ready(())),
                 Err(refused) if refused.class == Class::Done && self.is_unseen(&id.0) => {
-                    Ok(Probe::NotYet("not to be seen".to_owned()))
+                    Ok(Probe::NotYet("not visible".to_owned()))
                 }
                 Err(refused) if refused.class == Class::Done => Ok(Probe::Ready(())),
                 Err(refused) if refused.is("InvalidSnapshot.InUse") => {
@@ -200,7 +205,7 @@ impl Ec2 {
                     Ok(if images.iter().any(holds) {
                         Probe::Ready(())
                     } else {
-                        // Its image was deregistered just now, or was registered just now.
+                        // Its image was deregistered or registered just now.
                         Probe::NotYet("in use".to_owned())
                     })
                 }
@@ -211,7 +216,7 @@ impl Ec2 {
     }
 }
 
-/// Whether an image is registered still.
+/// Whether an image is still registered.
 pub fn holds(image: &types::Image) -> bool {
     image.state != Some(types::ImageState::Deregistered)
 }

@@ -1,5 +1,5 @@
-//! Copies of snapshots into this account, each made once. CopySnapshot has no client token: it is sent once, and what
-//! it made is found by a tag that names what it is a copy of.
+//! Copies of snapshots in this account, each created once. CopySnapshot has no client token: it is sent once, and its
+//! copy is found by a tag that names the source.
 
 use crate::cloud::aws::ec2::Ec2;
 use crate::cloud::aws::ec2::client::call::{Refused, done};
@@ -13,11 +13,11 @@ use anyhow::Result;
 use aws_sdk_ec2::types::{ResourceType, Snapshot, SnapshotState};
 use tokio::time::{Instant, sleep};
 
-/// At least so many looks find nothing before a lost call counts as one that did nothing.
-const LOOKS: u32 = 3;
+/// At least this many polls find nothing before a call whose answer was lost counts as one that did nothing.
+const MIN_POLLS: u32 = 3;
 
-/// What the copy's tag says: the snapshot, and how it is encrypted if it was asked for.
-fn name(of: &SnapshotId, kind: &VolumeKind) -> String {
+/// The value of the copy's tag: the source snapshot, and the requested encryption if there is one.
+fn copy_name(of: &SnapshotId, kind: &VolumeKind) -> String {
     match (&kind.kms_key, kind.encrypted) {
         (Some(key), _) => format!("{of} {key}"),
         (None, Some(true)) => format!("{of} encrypted"),
@@ -26,45 +26,46 @@ fn name(of: &SnapshotId, kind: &VolumeKind) -> String {
 }
 
 impl Ec2 {
-    /// `tell`: called once, before a copy is made or waited for.
+    /// `tell` is called once, before a copy is created or waited for.
     pub(crate) async fn copy_of(
         &self,
         of: &SnapshotId,
         kind: &VolumeKind,
         tell: &dyn Fn(),
     ) -> Result<SnapshotId> {
-        let name = name(of, kind);
-        // Bakes of this process, one after the other: the second finds the first's.
-        let turn = self.0.copying.lock().await;
-        let (mut failed, mut told) = (None, false);
-        // One that fails is replaced once.
+        let name = copy_name(of, kind);
+        // Bakes of this process take turns: the second finds the first one's copy.
+        let guard = self.0.copying.lock().await;
+        let (mut failed, mut announced) = (None, false);
+        // A copy that fails is replaced once.
         for _ in 0..2 {
-            let there = self.copies(&name).await?.into_iter().next();
-            let is_there = there.as_ref().is_some_and(|copy| copy.state == Some(SnapshotState::Completed));
-            if !is_there && !std::mem::replace(&mut told, true) {
+            let existing = self.copies(&name).await?.into_iter().next();
+            let is_complete =
+                existing.as_ref().is_some_and(|copy| copy.state == Some(SnapshotState::Completed));
+            if !is_complete && !std::mem::replace(&mut announced, true) {
                 tell();
             }
-            let id = match there {
+            let id = match existing {
                 Some(copy) => SnapshotId(convert::id("snap", copy.snapshot_id.as_deref())?),
                 None => {
-                    let made = self.make_copy(of, kind, &name).await?;
-                    self.born(&made.0);
-                    // Another builder's may have come before it.
-                    let id = self.settled_copy(&name, &made).await?;
-                    if id != made {
-                        done(self.send_delete(&made).await)?;
+                    let created = self.create_copy(of, kind, &name).await?;
+                    self.born(&created.0);
+                    // Another builder's copy may be older.
+                    let id = self.wait_for_oldest(&name, &created).await?;
+                    if id != created {
+                        done(self.send_delete(&created).await)?;
                     }
                     id
                 }
             };
             match self.completed(&id).await? {
                 Ok(()) => {
-                    drop(turn);
+                    drop(guard);
                     return Ok(id);
                 }
                 Err(error) => {
                     if let Err(refused) = done(self.send_delete(&id).await) {
-                        return Err(error.context(format!("{id} failed, and is still there ({refused})")));
+                        return Err(error.context(format!("{id} failed, and was not deleted ({refused})")));
                     }
                     failed = Some(error);
                 }
@@ -73,7 +74,7 @@ impl Ec2 {
         Err(failed.expect("it failed twice"))
     }
 
-    /// The copies that may become of use, oldest first.
+    /// The copies that are or may become usable, oldest first.
     async fn copies(&self, name: &str) -> Result<Vec<Snapshot>, Refused> {
         let mut copies = self.snapshots(name, &[tag_filter(tag::COPY, name)]).await?;
         copies.retain(|copy| {
@@ -89,10 +90,10 @@ impl Ec2 {
         Ok(id.transpose()?.map(SnapshotId))
     }
 
-    async fn make_copy(&self, of: &SnapshotId, kind: &VolumeKind, name: &str) -> Result<SnapshotId> {
+    async fn create_copy(&self, of: &SnapshotId, kind: &VolumeKind, name: &str) -> Result<SnapshotId> {
         let tags: Tags = [(tag::COPY.to_owned(), name.to_owned())].into();
         let region = self.region();
-        let mut doubted = false;
+        let mut retried = false;
         loop {
             let sent = self.call(&COPY_SNAPSHOT, &of.0, |client| {
                 let call = client.copy_snapshot().source_snapshot_id(&of.0).source_region(&region);
@@ -105,11 +106,13 @@ impl Ec2 {
             match sent.await {
                 Ok(copy) => return convert::id("snap", copy.snapshot_id.as_deref()).map(SnapshotId),
                 Err(refused) if refused.class == Class::Lost => {
-                    if let Some(id) = self.lost_copy(name).await? {
+                    if let Some(id) = self.find_lost_copy(name).await? {
                         return Ok(id);
                     }
-                    if std::mem::replace(&mut doubted, true) {
-                        return Err(anyhow::Error::from(refused).context("twice, and no copy is to be seen"));
+                    if std::mem::replace(&mut retried, true) {
+                        return Err(
+                            anyhow::Error::from(refused).context("sent twice, and no copy is visible")
+                        );
                     }
                 }
                 Err(refused) => return Err(refused.into()),
@@ -117,31 +120,31 @@ impl Ec2 {
         }
     }
 
-    async fn lost_copy(&self, name: &str) -> Result<Option<SnapshotId>> {
-        let (end, mut looks) = (Instant::now() + self.pace().lost, 0);
+    async fn find_lost_copy(&self, name: &str) -> Result<Option<SnapshotId>> {
+        let (end, mut polls) = (Instant::now() + self.pace().lost, 0);
         loop {
             if let Some(id) = self.oldest_copy(name).await? {
                 return Ok(Some(id));
             }
-            looks += 1;
-            if looks >= LOOKS && Instant::now() >= end {
+            polls += 1;
+            if polls >= MIN_POLLS && Instant::now() >= end {
                 return Ok(None);
             }
             sleep((self.pace().lost / 8).max(self.pace().look)).await;
         }
     }
 
-    /// Once EC2 shows the copy that was made, it shows those before it.
-    async fn settled_copy(&self, name: &str, made: &SnapshotId) -> Result<SnapshotId> {
+    /// Waits until EC2 shows the copy that was created: then it also shows those before it. Returns the oldest.
+    async fn wait_for_oldest(&self, name: &str, created: &SnapshotId) -> Result<SnapshotId> {
         let policy = self.pace().until(self.pace().visible);
-        until(&format!("the copy {made}"), &policy, async || {
+        until(&format!("the copy {created}"), &policy, async || {
             let copies = self.copies(name).await?;
-            if !copies.iter().any(|copy| copy.snapshot_id.as_deref() == Some(&made.0)) {
-                let state = self.snapshot_state(made).await?;
-                // It failed at once: that is told by who waits for it.
+            if !copies.iter().any(|copy| copy.snapshot_id.as_deref() == Some(&created.0)) {
+                let state = self.snapshot_state(created).await?;
+                // It failed at once: whoever waits for it reports that.
                 return Ok(match state {
-                    Some(SnapshotState::Error) => Probe::Ready(made.clone()),
-                    _ => Probe::NotYet("not to be seen".to_owned()),
+                    Some(SnapshotState::Error) => Probe::Ready(created.clone()),
+                    _ => Probe::NotYet("not visible".to_owned()),
                 });
             }
             let oldest = convert::id("snap", copies[0].snapshot_id.as_deref())?;
@@ -156,16 +159,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_copy_is_named_by_what_it_is_a_copy_of_and_its_key() {
+    fn a_copy_is_named_by_its_source_and_key() {
         let id = SnapshotId("snap-0123456789abcdef0".into());
         let key = |encrypted, key: Option<&str>| VolumeKind {
             encrypted,
             kms_key: key.map(Into::into),
             ..Default::default()
         };
-        assert_eq!(name(&id, &key(None, None)), "snap-0123456789abcdef0");
-        assert_eq!(name(&id, &key(Some(false), None)), "snap-0123456789abcdef0");
-        assert_eq!(name(&id, &key(Some(true), None)), "snap-0123456789abcdef0 encrypted");
-        assert_eq!(name(&id, &key(Some(true), Some("alias/k"))), "snap-0123456789abcdef0 alias/k");
+        assert_eq!(copy_name(&id, &key(None, None)), "snap-0123456789abcdef0");
+        assert_eq!(copy_name(&id, &key(Some(false), None)), "snap-0123456789abcdef0");
+        assert_eq!(copy_name(&id, &key(Some(true), None)), "snap-0123456789abcdef0 encrypted");
+        assert_eq!(copy_name(&id, &key(Some(true), Some("alias/k"))), "snap-0123456789abcdef0 alias/k");
     }
 }

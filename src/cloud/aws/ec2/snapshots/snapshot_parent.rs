@@ -1,4 +1,4 @@
-//! Whether a snapshot can be the parent of another, that EBS direct writes.
+//! Decides whether a snapshot can be the parent of one that EBS direct writes.
 
 use crate::cloud::VolumeKind;
 use crate::cloud::aws::ec2::Ec2;
@@ -11,18 +11,19 @@ use crate::ids::SnapshotId;
 use anyhow::Result;
 use aws_sdk_ec2::types::{self, SnapshotState};
 
-/// Who may have shared a snapshot with us, in DescribeSnapshots' words: everybody with everybody, and with us alone.
-const PUBLIC: &str = "all";
-const PRIVATE: &str = "self";
+/// Values of DescribeSnapshots: snapshots shared with everybody, and those shared with this account.
+const SHARED_WITH_ALL: &str = "all";
+const SHARED_WITH_US: &str = "self";
 
 impl Ec2 {
-    /// The state of a snapshot of ours; `None` where EC2 does not show it.
-    pub(crate) async fn snapshot_state(&self, id: &SnapshotId) -> Result<Option<SnapshotState>, Refused> {
+    /// The state of a snapshot of this account; `None` if EC2 does not show it.
+    pub(crate) async fn snapshot_state(&self,
+        id: &SnapshotId) -> Result<Option<SnapshotState>, Refused> {
         let found = self.snapshots(&id.0, &[filter("snapshot-id", [id.0.as_str()])]).await?;
         Ok(found.into_iter().next().and_then(|snapshot| snapshot.state))
     }
 
-    /// A snapshot of somebody else's, if it is shared so.
+    /// A snapshot of another account that is shared in this way.
     async fn shared_snapshot(&self, id: &SnapshotId, with: &str) -> Result<Option<types::Snapshot>, Refused> {
         let wanted = filter("snapshot-id", [id.0.as_str()]);
         let sent = self.call(&DESCRIBE_SNAPSHOTS, &id.0, |client| {
@@ -32,7 +33,8 @@ impl Ec2 {
     }
 
     pub(crate) async fn parent_of(&self, id: &SnapshotId, kind: &VolumeKind) -> Result<Parent> {
-        // Side by side: the second counts only if the snapshot is ours and not encrypted, which it is mostly.
+        // Concurrently: the second answer counts only if the snapshot is ours and not encrypted, which is the usual
+        // case.
         let wanted = [filter("snapshot-id", [id.0.as_str()])];
         let default = async {
             match kind {
@@ -47,52 +49,53 @@ impl Ec2 {
         match &ours.state {
             None | Some(SnapshotState::Completed) => {}
             Some(state) => {
-                return Err(Kind::Cloud.error(format!("it is {}, and not completed", state.as_str())));
+                return Err(Kind::Cloud.error(format!("the snapshot is {}, not completed", state.as_str())));
             }
         }
-        let (has, key) = (ours.encrypted == Some(true), ours.kms_key_id.as_deref());
+        let (is_encrypted, key) = (ours.encrypted == Some(true), ours.kms_key_id.as_deref());
         Ok(match kind {
-            VolumeKind { encrypted: Some(false), .. } if has => {
-                Parent::Whole { why: "it is encrypted, and the image shall not be".to_owned() }
+            VolumeKind { encrypted: Some(false), .. } if is_encrypted => {
+                Parent::Whole { why: "it is encrypted, and the image must not be".to_owned() }
             }
             VolumeKind { kms_key: Some(wanted), .. }
-                if !(has && key.is_some_and(|key| same_key(key, wanted))) =>
+                if !(is_encrypted && key.is_some_and(|key| same_key(key, wanted))) =>
             {
                 let is =
                     key.map_or_else(|| "not encrypted".to_owned(), |key| format!("encrypted with {key}"));
-                Parent::Copy { why: format!("it is {is}, and the image shall be with {wanted}") }
+                Parent::Copy { why: format!("it is {is}, and the image must be encrypted with {wanted}") }
             }
-            VolumeKind { encrypted: Some(true), .. } if !has => {
-                Parent::Copy { why: "it is not encrypted, and the image shall be".to_owned() }
+            VolumeKind { encrypted: Some(true), .. } if !is_encrypted => {
+                Parent::Copy { why: "it is not encrypted, and the image must be".to_owned() }
             }
-            _ if !has && by_default? => {
+            _ if !is_encrypted && by_default? => {
                 let why =
-                    "it is not encrypted, and this account encrypts by default: EBS takes no such parent";
+                    "it is not encrypted, and this account encrypts by default: EBS rejects it as a parent";
                 Parent::Copy { why: why.to_owned() }
             }
             _ => Parent::Itself,
         })
     }
 
-    /// Of one that is not ours. Whoever may read it may not make children of it, too.
+    /// For a snapshot of another account. Permission to read it does not include permission to create children of it.
     async fn shared_parent(&self, id: &SnapshotId) -> Result<Parent> {
-        if let Some(public) = self.shared_snapshot(id, PUBLIC).await? {
+        if let Some(public) = self.shared_snapshot(id, SHARED_WITH_ALL).await? {
             let owner = public.owner_id.unwrap_or_else(|| "another account".to_owned());
-            let why = format!("it is public, and {owner}'s: EBS direct does not read such a one");
+            let why = format!("it is public and owned by {owner}: EBS direct cannot read it");
             return Ok(Parent::Copy { why });
         }
-        if let Some(private) = self.shared_snapshot(id, PRIVATE).await? {
+        if let Some(private) = self.shared_snapshot(id, SHARED_WITH_US).await? {
             let owner = private.owner_id.unwrap_or_else(|| "another account".to_owned());
             return Ok(Parent::Copy {
-                why: format!("it is {owner}'s: a child has to be of the same account"),
+                why: format!("it is owned by {owner}: a child has to be in the same account"),
             });
         }
         let hint = "Its owner may share the image and not the snapshot: copy the image into this account (aws ec2 \
                     copy-image), and bake on the copy (owner = \"self\").";
-        Err(Kind::NotFound.failure("it is not ours, and not shared with us").hint(hint).into())
+        Err(Kind::NotFound.failure("it is not in this account, and not shared with it").hint(hint).into())
     }
 
-    /// Whether this account encrypts every new volume and snapshot. Who may not ask is told by what is refused then.
+    /// Whether this account encrypts every new volume and snapshot. Without permission to ask, a later call fails
+    /// instead.
     async fn encrypts_by_default(&self) -> Result<bool, Refused> {
         let sent =
             self.call(&GET_EBS_ENCRYPTION_BY_DEFAULT, "", |c| c.get_ebs_encryption_by_default().send()).await;
@@ -104,8 +107,8 @@ impl Ec2 {
     }
 }
 
-/// Whether a key's ARN is the one that was asked for, by ARN or id. An alias names a key that only KMS knows: it counts
-/// as another one.
+/// Whether a key's ARN is the requested key, given by ARN or id. Only KMS knows which key an alias names: it counts as
+/// another one.
 fn same_key(arn: &str, wanted: &str) -> bool {
     arn == wanted || arn.rsplit_once("key/").is_some_and(|(_, id)| id == wanted)
 }
@@ -115,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_by_arn_and_id() {
+    fn keys_match_by_arn_and_id() {
         let arn = "arn:aws:kms:eu-central-1:123456789012:key/mrk-1";
         assert!(same_key(arn, arn) && same_key(arn, "mrk-1"));
         assert!(!same_key(arn, "alias/web") && !same_key(arn, "mrk-11") && !same_key(arn, ""));

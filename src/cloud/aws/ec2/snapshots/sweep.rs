@@ -1,4 +1,4 @@
-//! What killed runs left, found by its tags.
+//! Finds leftovers of killed runs by their tags.
 
 use super::release::holds;
 use crate::cloud::aws::ec2::Ec2;
@@ -14,25 +14,25 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-/// A filter takes 200 values.
-const VALUES: usize = 200;
+/// The number of values that a filter accepts.
+const MAX_FILTER_VALUES: usize = 200;
 
-/// What a run has in the region.
+/// The resources of a run in the region.
 #[derive(Default)]
-struct Found {
+struct RunResources {
     owner: String,
     resources: Vec<String>,
     kept: bool,
     newest: Option<SystemTime>,
 }
 
-impl Found {
+impl RunResources {
     fn add(&mut self, id: String, tags: &Tags, created: Option<SystemTime>) {
         if let Some(owner) = tags.get(tag::OWNER) {
             self.owner.clone_from(owner);
         }
         self.kept |= tags.contains_key(tag::KEPT);
-        // Unknown: as if it were made now, so that it is never taken for an old one.
+        // An unknown time counts as now, so that the run is never considered old.
         self.newest = self.newest.max(Some(created.unwrap_or_else(SystemTime::now)));
         self.resources.push(id);
     }
@@ -44,7 +44,7 @@ impl Found {
     }
 }
 
-/// The instance that an owner runs on; a PID namespace of it counts as the instance.
+/// The instance that an owner runs on; a PID namespace on it counts as the instance.
 fn instance_of(owner: &Owner) -> Option<&str> {
     let host = owner.host.split('+').next()?;
     host.starts_with("i-").then_some(host)
@@ -52,12 +52,12 @@ fn instance_of(owner: &Owner) -> Option<&str> {
 
 impl Ec2 {
     pub(crate) async fn stale(&self, older_than: Option<Duration>) -> Result<Vec<StaleRun>> {
-        let mut runs = BTreeMap::<String, Found>::new();
+        let mut runs = BTreeMap::<String, RunResources>::new();
         let ours = [filter("tag-key", [tag::RUN])];
         for volume in self.volumes("", &ours).await? {
             let tags = from_tags(volume.tags());
-            let ended = matches!(volume.state, Some(VolumeState::Deleting | VolumeState::Deleted));
-            if let (Some(run), false) = (tags.get(tag::RUN), ended) {
+            let is_deleted = matches!(volume.state, Some(VolumeState::Deleting | VolumeState::Deleted));
+            if let (Some(run), false) = (tags.get(tag::RUN), is_deleted) {
                 let id = convert::id("vol", volume.volume_id.as_deref())?;
                 runs.entry(run.clone()).or_default().add(
                     id,
@@ -68,11 +68,11 @@ impl Ec2 {
         }
         let snapshots = self.snapshots("", &ours).await?;
         let ids = snapshots.iter().filter_map(|snapshot| snapshot.snapshot_id.clone()).collect();
-        let used = self.used(ids).await?;
+        let used_by_images = self.used_by_images(ids).await?;
         for snapshot in snapshots {
             let tags = from_tags(snapshot.tags());
             let id = convert::id("snap", snapshot.snapshot_id.as_deref())?;
-            if let (Some(run), false) = (tags.get(tag::RUN), used.contains(&id)) {
+            if let (Some(run), false) = (tags.get(tag::RUN), used_by_images.contains(&id)) {
                 runs.entry(run.clone()).or_default().add(
                     id,
                     &tags,
@@ -80,8 +80,8 @@ impl Ec2 {
                 );
             }
         }
-        let ended = self.ended(&runs).await?;
-        // Who attaches nothing need not have known which instance it was on.
+        let terminated = self.terminated(&runs).await?;
+        // A bake without attached volumes need not have known its instance.
         let here = [self.owner(), Owner::this()];
         let stale = runs.into_iter().filter(|(_, found)| {
             let owner = found.owner.parse::<Owner>().ok();
@@ -89,49 +89,49 @@ impl Ec2 {
                 .iter()
                 .flat_map(|owner| here.iter().map(|here| owner.is_gone_from(here, Path::new("/proc"))));
             let gone = seen.into_iter().find(|gone| *gone != Gone::Unknown).unwrap_or(Gone::Unknown);
-            let elsewhere =
-                owner.as_ref().and_then(instance_of).is_some_and(|instance| ended.contains(instance));
+            let instance_is_gone =
+                owner.as_ref().and_then(instance_of).is_some_and(|instance| terminated.contains(instance));
             match gone {
                 Gone::Yes => true,
                 Gone::No => false,
-                Gone::Unknown => elsewhere || older_than.is_some_and(|age| found.is_older_than(age)),
+                Gone::Unknown => instance_is_gone || older_than.is_some_and(|age| found.is_older_than(age)),
             }
         });
-        let told = |(run, found): (String, Found)| StaleRun {
+        let to_stale_run = |(run, found): (String, RunResources)| StaleRun {
             run: RunId(run),
             owner: found.owner,
             resources: found.resources,
             kept: found.kept,
         };
-        Ok(stale.map(told).collect())
+        Ok(stale.map(to_stale_run).collect())
     }
 
-    /// Snapshots that an image uses: results.
-    async fn used(&self, snapshots: Vec<String>) -> Result<BTreeSet<String>> {
-        let mut used = BTreeSet::new();
-        for some in snapshots.chunks(VALUES) {
-            let images = self.own_images("", &[filter("block-device-mapping.snapshot-id", some)]).await?;
+    /// Snapshots that an image uses: results of bakes.
+    async fn used_by_images(&self, snapshots: Vec<String>) -> Result<BTreeSet<String>> {
+        let mut used_by_images = BTreeSet::new();
+        for chunk in snapshots.chunks(MAX_FILTER_VALUES) {
+            let images = self.own_images("", &[filter("block-device-mapping.snapshot-id", chunk)]).await?;
             let mappings =
                 images.iter().filter(|image| holds(image)).flat_map(|image| image.block_device_mappings());
-            used.extend(mappings.filter_map(|mapping| mapping.ebs.as_ref()?.snapshot_id.clone()));
+            used_by_images.extend(mappings.filter_map(|mapping| mapping.ebs.as_ref()?.snapshot_id.clone()));
         }
-        Ok(used)
+        Ok(used_by_images)
     }
 
-    /// Other instances that own a run, and are terminated or not there at all.
-    async fn ended(&self, runs: &BTreeMap<String, Found>) -> Result<BTreeSet<String>> {
+    /// Other instances that own a run, and are terminated or unknown to EC2.
+    async fn terminated(&self, runs: &BTreeMap<String, RunResources>) -> Result<BTreeSet<String>> {
         let owners = runs.values().filter_map(|found| found.owner.parse::<Owner>().ok());
         let here = self.0.options.instance_id.as_deref();
-        let mut asked: BTreeSet<String> =
+        let mut instances: BTreeSet<String> =
             owners.filter_map(|owner| instance_of(&owner).map(str::to_owned)).collect();
-        asked.retain(|instance| Some(instance.as_str()) != here);
-        let mut ended = asked.clone();
-        let asked: Vec<String> = asked.into_iter().collect();
-        for some in asked.chunks(VALUES) {
+        instances.retain(|instance| Some(instance.as_str()) != here);
+        let mut terminated = instances.clone();
+        let instances: Vec<String> = instances.into_iter().collect();
+        for chunk in instances.chunks(MAX_FILTER_VALUES) {
             let mut token = None::<String>;
             loop {
                 let sent = self.call(&DESCRIBE_INSTANCES, "", |client| {
-                    let call = client.describe_instances().filters(filter("instance-id", some));
+                    let call = client.describe_instances().filters(filter("instance-id", chunk));
                     call.set_next_token(token.clone()).send()
                 });
                 let page = sent.await?;
@@ -140,7 +140,7 @@ impl Ec2 {
                     if let (Some(id), false) =
                         (&instance.instance_id, state == Some(&InstanceStateName::Terminated))
                     {
-                        ended.remove(id);
+                        terminated.remove(id);
                     }
                 }
                 token = page.next_token.filter(|token| !token.is_empty());
@@ -149,7 +149,7 @@ impl Ec2 {
                 }
             }
         }
-        Ok(ended)
+        Ok(terminated)
     }
 }
 
@@ -158,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn instances_of_owners() {
+    fn owners_name_their_instance() {
         let owner = |host: &str| Owner { host: host.into(), boot: "b".into(), pid: 1, started: 1 };
         assert_eq!(instance_of(&owner("i-0abc")), Some("i-0abc"));
         assert_eq!(instance_of(&owner("i-0abc+pidns-4026532")), Some("i-0abc"));

@@ -1,4 +1,4 @@
-//! What oven makes of EC2's answers, the bad ones above all.
+//! How oven handles EC2's answers, above all the bad ones.
 
 mod register;
 mod snapshots;
@@ -149,7 +149,7 @@ fn count(calls: &Calls, action: &str) -> usize {
     calls.of(action).len()
 }
 
-/// A volume of the usual kind: created, attached, detached, deleted.
+/// A volume that behaves as usual: created, attached, detached, deleted.
 fn manners(request: &Request, state: &mut (&'static str, &'static str)) -> Reply {
     match request.action.as_str() {
         "CreateVolume" => {
@@ -181,7 +181,7 @@ fn manners(request: &Request, state: &mut (&'static str, &'static str)) -> Reply
 }
 
 #[tokio::test]
-async fn a_hit_is_one_call() {
+async fn a_finished_image_is_found_with_one_call() {
     let dir = dir();
     let (ec2, calls) = ec2(dir.path(), |_, _| ok(ours("available"))).await;
     let key = Key { checksum: "c".into(), fingerprint: Some("f".into()), architecture: Architecture::X86_64 };
@@ -191,13 +191,13 @@ async fn a_hit_is_one_call() {
     assert_eq!(sent.filter(&format!("tag:{}", tag::CHECKSUM)), Some("c"));
     assert_eq!(sent.filter(&format!("tag:{}", tag::FINGERPRINT)), Some("f"));
     assert_eq!(sent.get("Owner.1"), "self");
-    // A server that ignores filters is not believed.
+    // An answer that ignores the filters is not trusted.
     let other = Key { fingerprint: Some("g".into()), ..key };
     assert_eq!(ec2.find(&other).await.unwrap(), None);
 }
 
 #[tokio::test]
-async fn what_is_pending_is_waited_for() {
+async fn pending_images_are_waited_for() {
     let dir = dir();
     let (ec2, _) = ec2(dir.path(), |_, nth| ok(ours(if nth < 3 { "pending" } else { "available" }))).await;
     let key = Key { checksum: "c".into(), fingerprint: None, architecture: Architecture::X86_64 };
@@ -205,7 +205,7 @@ async fn what_is_pending_is_waited_for() {
 }
 
 #[tokio::test]
-async fn throttling_is_borne_and_a_dead_endpoint_is_not() {
+async fn throttling_is_retried_and_a_dead_endpoint_is_reported() {
     let dir = tempfile::tempdir().unwrap();
     let (busy, calls) = ec2(dir.path(), |_, nth| match nth {
         0..5 => Reply::Error(503, "RequestLimitExceeded", "no".into()),
@@ -234,7 +234,7 @@ async fn expired_credentials_are_renewed() {
 }
 
 #[tokio::test]
-async fn permissions_are_asked_for_once_a_day() {
+async fn permissions_are_checked_once_a_day() {
     let dir = tempfile::tempdir().unwrap();
     let here = "<reservationSet><item><instancesSet><item><instanceId>i-0123456789abcdef0</instanceId><instanceState>\
                 <name>running</name></instanceState><placement><availabilityZone>eu-test-1a</availabilityZone></placement>\
@@ -246,13 +246,13 @@ async fn permissions_are_asked_for_once_a_day() {
     let (granted, calls) = ec2(dir.path(), yes).await;
     granted.ensure_permitted(&some_base()).await.unwrap();
     granted.ensure_permitted(&some_base()).await.unwrap();
-    // Where it runs is asked each time.
+    // The instance is checked each time.
     assert_eq!(calls.names(), ["DescribeInstances", "CreateVolume", "RegisterImage", "DescribeInstances"]);
-    // Of what is there: for something else EC2 may say that it is not, and nothing of the permission.
+    // The DryRun names existing resources: otherwise EC2 may answer only that they do not exist.
     assert_eq!(calls.all()[1].get("SnapshotId"), BASE_SNAPSHOT);
     assert_eq!(calls.all()[2].get("BlockDeviceMapping.1.Ebs.SnapshotId"), BASE_SNAPSHOT);
     assert!(calls.all()[1..3].iter().all(|request| request.get("DryRun") == "true"));
-    // Another process, which has signed something: the same key.
+    // Another process that has signed a request with the same key.
     let (again, calls) = ec2(dir.path(), move |request, _| match request.action.as_str() {
         "DescribeImages" => ok("<imagesSet/>"),
         "DescribeInstances" => ok(here),
@@ -270,7 +270,7 @@ async fn permissions_are_asked_for_once_a_day() {
     })
     .await;
     let error = refused.ensure_permitted(&some_base()).await.unwrap_err();
-    assert_eq!(error.to_string(), "the role may not ec2:RegisterImage");
+    assert_eq!(error.to_string(), "the role lacks permissions: ec2:RegisterImage");
     assert_eq!(Kind::of(&error), Kind::Cloud);
     let all = refused.permissions().await.unwrap();
     assert_eq!(all.len(), iam_policy::actions(Ways::Attached).len());
@@ -282,9 +282,9 @@ async fn permissions_are_asked_for_once_a_day() {
     assert_eq!(missing, ["ec2:RegisterImage"]);
 }
 
-/// What a permission is asked about does not exist, and is not waited for.
+/// The resources of a DryRun do not exist and are not waited for.
 #[tokio::test]
-async fn permissions_are_judged_with_one_call_each() {
+async fn each_permission_is_checked_with_one_call() {
     let dir = tempfile::tempdir().unwrap();
     let (ec2, calls) = ec2(dir.path(), |request, _| match request.action.as_str() {
         "ModifyInstanceAttribute" => {
@@ -303,7 +303,7 @@ async fn permissions_are_judged_with_one_call_each() {
     assert_eq!(calls.all().len(), iam_policy::actions(Ways::Attached).len() - 1);
 }
 
-/// Where nothing is attached, nothing is asked that only concerns volumes, nor which instance this is.
+/// For bakes that attach nothing, neither the permissions for volumes nor the instance are checked.
 #[tokio::test]
 async fn permissions_of_bakes_that_attach_nothing() {
     let dir = tempfile::tempdir().unwrap();
@@ -339,7 +339,7 @@ fn the_policy_permits_every_action() {
 }
 
 #[tokio::test]
-async fn stale_runs_are_those_of_owners_that_are_gone() {
+async fn stale_runs_are_those_of_ended_owners() {
     let gone = Owner { boot: "another".into(), ..Owner::on(INSTANCE) }.to_string();
     let living = Owner::on(INSTANCE).to_string();
     let volume = |run: &str, owner: &str, id: &str| {
@@ -359,7 +359,7 @@ async fn stale_runs_are_those_of_owners_that_are_gone() {
     let (ec2, calls) = ec2(dir.path(), move |request, _| match request.action.as_str() {
         "DescribeVolumes" => ok(volumes.clone()),
         "DescribeSnapshots" => ok(snapshots(&[(SNAPSHOT, "completed"), (BASE_SNAPSHOT, "completed")])),
-        // One of the snapshots is an image's.
+        // An image uses one of the snapshots.
         "DescribeImages" => ok(ours("available")),
         "DescribeInstances" => ok("<reservationSet><item><instancesSet><item><instanceId>i-0bbbbbbbbbbbbbbbb</instanceId>\
             <instanceState><name>running</name></instanceState></item></instancesSet></item></reservationSet>"),
@@ -409,7 +409,9 @@ async fn a_base_in_an_ssm_parameter() {
         assert_eq!(ec2.base(&from).await.unwrap().id.0, IMAGE);
         assert_eq!(calls.names(), ["GetParameter", "GetParameter", "DescribeImages"]);
     }
-    for (reply, text) in [(None, "no such parameter"), (Some(parameter("nonsense")), "no image id")] {
+    for (reply, text) in
+        [(None, "parameter does not exist"), (Some(parameter("nonsense")), "not an image id")]
+    {
         let dir = dir();
         let (ec2, _) = connected(dir.path(), move |_, _| match &reply {
             Some(value) => ok(value.clone()),

@@ -1,8 +1,8 @@
-//! Registering: one image of a name.
+//! Registering: a name has one image.
 
 use super::*;
 
-/// Registers against a script for RegisterImage, with DescribeImages answered by the last argument.
+/// Registers against a script for RegisterImage; the last argument answers DescribeImages.
 async fn registering(
     register: impl Fn(usize) -> Reply + Send + 'static,
     describe: impl Fn(&Request, usize) -> Reply + Send + 'static,
@@ -27,7 +27,7 @@ async fn registering(
 }
 
 #[tokio::test]
-async fn a_new_image_is_seen_three_times_in_a_row() {
+async fn a_new_image_is_polled_three_times_in_a_row() {
     let describe = |_: &Request, nth: usize| match nth {
         0 => ok("<imagesSet/>"),
         1 => ok(ours("available")),
@@ -36,7 +36,7 @@ async fn a_new_image_is_seen_three_times_in_a_row() {
     };
     let (image, calls, _) = registering(|_| ok(format!("<imageId>{IMAGE}</imageId>")), describe).await;
     assert_eq!(image.unwrap().state, ImageState::Available);
-    // And the look of the test itself.
+    // The test itself polls once, too.
     assert_eq!(count(&calls, "DescribeImages"), 3 + 3 + 1);
     let sent = &calls.of("RegisterImage")[0];
     assert_eq!((sent.get("Architecture"), sent.get("VirtualizationType")), ("x86_64", "hvm"));
@@ -49,7 +49,7 @@ async fn a_lost_register_is_looked_up_by_name() {
     let (image, calls, _) = registering(|_| Reply::Drop, |_, _| ok(ours("available"))).await;
     assert_eq!(image.unwrap().id.0, IMAGE);
     assert_eq!(count(&calls, "RegisterImage"), 1);
-    // It did nothing: sent again, once the name is seen to be free.
+    // The call did nothing: it is sent again once the name is known to be free.
     let register = |nth| if nth == 0 { Reply::Drop } else { ok(format!("<imageId>{IMAGE}</imageId>")) };
     let describe = |request: &Request, _| match request.filter("name") {
         Some(_) => ok("<imagesSet/>"),
@@ -61,7 +61,7 @@ async fn a_lost_register_is_looked_up_by_name() {
 }
 
 #[tokio::test]
-async fn the_winner_of_a_name_is_adopted() {
+async fn another_builders_image_of_the_same_bake_is_adopted() {
     let duplicate = |_| {
         refuse("InvalidAMIName.Duplicate", format!("AMI name web-1 is already in use by AMI {OTHER_IMAGE}"))
     };
@@ -76,12 +76,12 @@ async fn the_winner_of_a_name_is_adopted() {
     assert_eq!((adopted.id.0.as_str(), adopted.made_by(&run())), (OTHER_IMAGE, false));
     assert_eq!(count(&calls, "RegisterImage"), 1);
     assert!(clean, "our documents are gone");
-    // Another definition's image: refused, and no other name is tried.
+    // Another definition's image is refused, and no other name is tried.
     let others = [(tag::FINGERPRINT, "g"), (tag::CHECKSUM, "c"), (tag::RUN, "other")];
     let describe = move |_: &Request, _| ok(image(OTHER_IMAGE, BASE_SNAPSHOT, "available", &others));
     let (refused, calls, _) = registering(duplicate, describe).await;
     let error = format!("{:#}", refused.unwrap_err());
-    assert!(error.contains("is taken by"), "{error}");
+    assert!(error.contains("is used by"), "{error}");
     assert_eq!((count(&calls, "RegisterImage"), count(&calls, "DeregisterImage")), (1, 0));
 }
 
@@ -94,11 +94,11 @@ async fn lost_tags_are_set_again_and_a_wrong_image_is_deregistered() {
     let (image_, calls, _) = registering(register, describe).await;
     image_.unwrap();
     assert_eq!(count(&calls, "CreateTags"), 1);
-    // Never tagged.
+    // The tags never appear.
     let (result, calls, _) = registering(register, |_, _| ok(image(IMAGE, SNAPSHOT, "available", &[]))).await;
     assert!(format!("{:#}", result.unwrap_err()).contains("lacks the tags"));
     assert_eq!((count(&calls, "CreateTags"), count(&calls, "DeregisterImage")), (3, 1));
-    // Of another snapshot; billed otherwise; failed.
+    // With another snapshot, other billing, and a failed state.
     for (from, to, text) in [
         (SNAPSHOT, BASE_SNAPSHOT, "the snapshot of /dev/xvda"),
         ("Linux/UNIX", "SUSE Linux", "billed as SUSE Linux"),
@@ -114,7 +114,7 @@ async fn lost_tags_are_set_again_and_a_wrong_image_is_deregistered() {
 }
 
 #[tokio::test]
-async fn only_failed_images_of_ours_are_replaced() {
+async fn only_failed_images_of_oven_are_replaced() {
     let seen = Arc::new(Mutex::new(ours("failed")));
     let (dir, now) = (dir(), seen.clone());
     let (ec2, calls) = ec2(dir.path(), move |request, _| match request.action.as_str() {

@@ -1,4 +1,4 @@
-//! Snapshots: made once, whatever is lost.
+//! Snapshots are created once, whatever answer is lost.
 
 use super::*;
 
@@ -35,7 +35,7 @@ async fn snapshotting(
             there.retain(|(id, _)| id != request.get("SnapshotId"));
             ok("<return>true</return>")
         }
-        // While it is pending.
+        // During the snapshot.
         "DetachVolume" => ok("<volumeId>vol-1</volumeId>"),
         action => panic!("{action}"),
     })
@@ -43,7 +43,7 @@ async fn snapshotting(
 }
 
 #[tokio::test]
-async fn a_lost_snapshot_is_looked_up_and_never_made_twice() {
+async fn a_lost_snapshot_is_looked_up_and_never_created_twice() {
     for acted in [true, false] {
         let dir = dir();
         let script = move |nth| if nth == 0 { (acted, Reply::Drop) } else { (true, ok("")) };
@@ -91,7 +91,7 @@ async fn snapshots_of_one_volume_are_paced() {
 }
 
 #[tokio::test]
-async fn snapshots_of_images_stay() {
+async fn snapshots_of_images_are_not_deleted() {
     for (used, deleted) in [(true, false), (false, true)] {
         let (dir, mut left) = (dir(), 2);
         let (ec2, _) = ec2(dir.path(), move |request, _| match request.action.as_str() {

@@ -1,9 +1,9 @@
-//! Volumes, and how they end.
+//! The life of volumes.
 
 use super::*;
 
 #[tokio::test]
-async fn a_volume_lives_and_ends() {
+async fn a_volume_is_created_attached_and_deleted() {
     let (dir, mut state) = (dir(), ("", ""));
     let (ec2, calls) = ec2(dir.path(), move |request, _| manners(request, &mut state)).await;
     let id = ec2.create(&spec()).await.unwrap();
@@ -32,7 +32,7 @@ async fn a_volume_lives_and_ends() {
     assert!(owner.parse::<Owner>().is_ok());
     let ends = &calls.of("ModifyInstanceAttribute")[0];
     assert_eq!(ends.get("BlockDeviceMapping.1.Ebs.DeleteOnTermination"), "true");
-    // Again, and nothing is there: nothing is deleted.
+    // The second time there is nothing, and nothing is deleted.
     ec2.ensure_no_volumes(&run()).await.unwrap();
     assert_eq!(count(&calls, "DeleteVolume"), 1);
 }
@@ -55,7 +55,7 @@ async fn a_lost_create_is_sent_again_with_its_token() {
 }
 
 #[tokio::test]
-async fn a_burned_token_is_followed_by_one_more() {
+async fn a_used_token_is_replaced_once() {
     let dir = dir();
     let (ec2, calls) =
         ec2(dir.path(), |_, _| refuse("IdempotentParameterMismatch", "other parameters")).await;
@@ -67,7 +67,7 @@ async fn a_burned_token_is_followed_by_one_more() {
 }
 
 #[tokio::test]
-async fn a_volume_limit_is_looked_behind_by_tag() {
+async fn at_the_volume_limit_the_volume_is_looked_up_by_tag() {
     for there in [true, false] {
         let dir = dir();
         let (ec2, calls) = ec2(dir.path(), move |request, _| match request.action.as_str() {
@@ -98,13 +98,13 @@ async fn a_volume_in_error_fails_at_once_and_names_kms() {
     .await;
     let error = ec2.create(&spec()).await.unwrap_err();
     assert!(hint_of(&error).unwrap().contains("kms:CreateGrant"), "{error:#}");
-    // One look at it; the other calls are about names.
+    // It is polled once; the other calls are about device names.
     let looks = calls.of("DescribeVolumes").into_iter().filter(|call| call.filter("volume-id").is_some());
     assert_eq!(looks.count(), 1);
 }
 
 #[tokio::test]
-async fn a_new_volume_may_be_invisible_and_must_not_vanish() {
+async fn a_new_volume_may_be_invisible_but_not_vanish() {
     for vanishes in [false, true] {
         let dir = dir();
         let (ec2, _) = ec2(dir.path(), move |request, nth| match (request.action.as_str(), nth) {
@@ -136,8 +136,8 @@ async fn a_volume_that_stays_creating_ends_at_the_deadline() {
 }
 
 #[tokio::test]
-async fn a_stopped_create_is_known_to_the_debt() {
-    // The story is dropped while CreateVolume is under way; its answer is lost, too.
+async fn the_debt_knows_the_volume_of_a_cancelled_create() {
+    // The bake is cancelled during CreateVolume, whose answer is lost, too.
     let (dir, mut state) = (dir(), ("", ""));
     let (ec2, calls) = ec2(dir.path(), move |request, nth| match (request.action.as_str(), nth) {
         ("CreateVolume", 0) => {
@@ -163,7 +163,7 @@ async fn a_stopped_create_is_known_to_the_debt() {
 }
 
 #[tokio::test]
-async fn names_in_use_are_passed_over() {
+async fn names_in_use_are_skipped() {
     let (dir, mut state) = (dir(), ("available", ""));
     let (ec2, calls) = ec2(dir.path(), move |request, nth| match (request.action.as_str(), nth) {
         ("AttachVolume", 0..3) => {
@@ -201,7 +201,7 @@ async fn a_lost_attach_is_looked_up() {
 }
 
 #[tokio::test]
-async fn a_stuck_attach_is_tried_once_under_another_name() {
+async fn a_stuck_attach_is_retried_once_with_another_name() {
     for heals in [true, false] {
         let (dir, mut state) = (dir(), ("available", ""));
         let (ec2, calls) = ec2(dir.path(), move |request, nth| match (request.action.as_str(), nth) {
@@ -226,7 +226,7 @@ async fn a_stuck_attach_is_tried_once_under_another_name() {
 }
 
 #[tokio::test]
-async fn another_instances_volume_is_not_ours() {
+async fn a_volume_of_another_instance_is_rejected() {
     let dir = dir();
     let elsewhere = volume("in-use", "attached").replace(INSTANCE, "i-0ffffffffffffffff");
     let (ec2, calls) = ec2(dir.path(), move |request, _| match request.action.as_str() {
@@ -241,7 +241,7 @@ async fn another_instances_volume_is_not_ours() {
 }
 
 #[tokio::test]
-async fn a_full_instance_is_told() {
+async fn a_full_instance_is_reported() {
     let dir = dir();
     let (ec2, calls) = ec2(dir.path(), |request, _| match request.action.as_str() {
         "AttachVolume" => refuse("AttachmentLimitExceeded", "Too many attachments"),
@@ -256,7 +256,7 @@ async fn a_full_instance_is_told() {
 }
 
 #[tokio::test]
-async fn what_needs_an_instance_says_so() {
+async fn operations_that_need_an_instance_say_so() {
     let dir = dir();
     let (ec2, calls) = ec2(dir.path(), |_, _| ok("")).await;
     let options = Options { instance_id: None, zone: None, ..ec2.0.options.clone() };
@@ -270,14 +270,14 @@ async fn what_needs_an_instance_says_so() {
 }
 
 #[tokio::test]
-async fn kept_volumes_are_detached_and_found_again() {
+async fn preserved_volumes_are_detached_and_found_again() {
     let (dir, mut state) = (dir(), ("in-use", "attached"));
     let (ec2, calls) = ec2(dir.path(), move |request, _| manners(request, &mut state)).await;
     assert_eq!(ec2.keep(&run()).await.unwrap(), [volume_id()]);
     assert_eq!(calls.names(), ["DescribeVolumes", "CreateTags", "DetachVolume"]);
     assert_eq!(ec2.kept(&run()).await.unwrap(), Some(volume_id()));
     ec2.attach(&volume_id()).await.unwrap();
-    // Attached here already: not attached again.
+    // It is attached here already, and not attached again.
     let before = count(&calls, "AttachVolume");
     ec2.attach(&volume_id()).await.unwrap();
     assert_eq!((before, count(&calls, "AttachVolume")), (1, 1));

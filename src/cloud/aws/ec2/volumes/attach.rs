@@ -1,4 +1,4 @@
-//! Attaching: under which name EC2 decides, and which device it is the kernel tells.
+//! Attaches volumes. EC2 needs a device name; the kernel says which device it became.
 
 use super::{Attachment, attachment, state_of};
 use crate::cloud::aws::ec2::Ec2;
@@ -22,19 +22,19 @@ use tokio::time::Instant;
 impl Ec2 {
     pub(crate) async fn attach_volume(&self, volume: &VolumeId) -> Result<Device> {
         let context = || format!("attaching {volume}");
-        let mut again = true;
+        let mut retry = true;
         loop {
             match self.attach_once(volume).await.with_context(context)? {
                 Ok(device) => return Ok(device),
-                // Stuck: a detach, and another name, once.
-                Err(_) if again => self.detach_and_wait(volume).await.with_context(context)?,
+                // It is stuck: detach it and try another name, once.
+                Err(_) if retry => self.detach_and_wait(volume).await.with_context(context)?,
                 Err(stuck) => return Err(stuck.context(context())),
             }
-            again = false;
+            retry = false;
         }
     }
 
-    /// `Ok(Err(…))`: it is stuck, and another try may help.
+    /// `Ok(Err(…))`: the volume is stuck, and another try may help.
     async fn attach_once(&self, volume: &VolumeId) -> Result<Result<Device>> {
         let instance = self.instance()?;
         let name = match self.attached_to(volume, instance).await? {
@@ -46,16 +46,18 @@ impl Ec2 {
             (format!("the attachment of {volume}"), self.pace().closely(self.pace().attached));
         let attached = until(&what, &policy, async || {
             let Some(found) = self.volume(volume).await? else {
-                return Ok(Probe::NotYet("not to be seen".to_owned()));
+                return Ok(Probe::NotYet("not visible".to_owned()));
             };
             Ok(match attachment(&found) {
-                Some(a) if a.instance != instance => Probe::Ready(Err(in_use(volume, &a))),
+                Some(a) if a.instance != instance => Probe::Ready(Err(in_use_error(volume, &a))),
                 Some(a) if a.state == VolumeAttachmentState::Attached => Probe::Ready(Ok(())),
                 Some(a) if Instant::now() >= deadline => Probe::Ready(Err(stuck(volume, &a))),
                 Some(a) => Probe::NotYet(a.state.as_str().to_owned()),
                 None if Instant::now() >= deadline => {
-                    let text =
-                        format!("{volume} is {} again, after EC2 had begun to attach it", state_of(&found));
+                    let text = format!(
+                        "{volume} is {} again, although EC2 had begun to attach it",
+                        state_of(&found)
+                    );
                     Probe::Ready(Err(Kind::Cloud.error(text)))
                 }
                 None => Probe::NotYet(state_of(&found).to_owned()),
@@ -72,7 +74,7 @@ impl Ec2 {
         Ok(Ok(device))
     }
 
-    /// The name under which it is attached to this instance already: one that was kept.
+    /// The name under which it is already attached to this instance: a volume of a preserved disk.
     async fn attached_to(&self, volume: &VolumeId, instance: &str) -> Result<Option<String>> {
         if self.is_new(&volume.0) {
             return Ok(None);
@@ -81,7 +83,7 @@ impl Ec2 {
             return Err(Kind::NotFound.error(format!("EC2 does not know the volume {volume}")));
         };
         match attachment(&found) {
-            Some(a) if a.instance != instance => Err(in_use(volume, &a)),
+            Some(a) if a.instance != instance => Err(in_use_error(volume, &a)),
             Some(a)
                 if matches!(a.state, VolumeAttachmentState::Attached | VolumeAttachmentState::Attaching) =>
             {
@@ -92,7 +94,7 @@ impl Ec2 {
         }
     }
 
-    /// Names in use on this instance.
+    /// Device names in use on this instance.
     async fn names_in_use(&self, instance: &str) -> Result<BTreeSet<String>> {
         let found = self.volumes(instance, &[filter("attachment.instance-id", [instance])]).await?;
         let mine = found.iter().flat_map(|volume| volume.attachments());
@@ -100,7 +102,8 @@ impl Ec2 {
         Ok(mine.filter_map(|a| a.device.clone()).collect())
     }
 
-    /// Looks up the names in use while a volume is made. Where that fails, it is done when they are needed.
+    /// Looks up the device names in use while a volume is being created. If that fails, it is repeated when they are
+    /// needed.
     pub(crate) async fn look_for_names(&self, volume: &VolumeId) {
         if let Ok(instance) = self.instance()
             && let Ok(names) = self.names_in_use(instance).await
@@ -109,18 +112,18 @@ impl Ec2 {
         }
     }
 
-    /// Sends AttachVolume until EC2 takes a name, and looks up what became of a call whose answer was lost.
+    /// Sends AttachVolume until EC2 accepts a name, and looks up the outcome of a call whose answer was lost.
     async fn send_attach(&self, volume: &VolumeId, instance: &str) -> Result<String> {
         let seen = self.0.names.borrow_mut().seen.take();
         let in_use_here = match seen.filter(|(of, _)| of == volume) {
-            // A name that was taken since is refused, and the next one tried.
+            // If a name was taken in the meantime, EC2 refuses it and the next one is tried.
             Some((_, names)) => names,
             None => self.names_in_use(instance).await?,
         };
         let names = self.0.names.borrow().for_volume(&volume.0, &in_use_here);
         let mut names = names.into_iter();
-        let mut name = names.next().ok_or_else(|| no_name(instance))?;
-        let (mut lost, mut contradicted) = (0, false);
+        let mut name = names.next().ok_or_else(|| no_name_error(instance))?;
+        let (mut lost, mut retried_in_use) = (0, false);
         loop {
             let what = format!("{volume} to {instance} as {name}");
             let send = |client: &aws_sdk_ec2::Client| {
@@ -143,18 +146,18 @@ impl Ec2 {
                 if next.is_none() {
                     self.0.names.borrow_mut().forget_taken();
                 }
-                name = next.ok_or_else(|| no_name(instance))?;
+                name = next.ok_or_else(|| no_name_error(instance))?;
             } else if refused.class == Class::Lost || refused.is("VolumeInUse") {
-                match self.attachment_seen(volume).await? {
+                match self.find_attachment(volume).await? {
                     Some((to, device)) if to == instance => return Ok(device),
                     Some((to, device)) => {
                         let text = format!("{volume} is attached to {to} as {device}");
                         return Err(anyhow::Error::from(refused).context(text));
                     }
-                    // Not attached, by several looks: the call did nothing. Sent again once it is safe: a volume that
-                    // is attached after all is refused, and looked at again.
+                    // Several polls show no attachment: the call did nothing. It is safe to send it again: EC2 refuses
+                    // it for a volume that is attached after all, and the attachment is looked up again.
                     None if refused.class == Class::Lost && lost < 3 => lost += 1,
-                    None if refused.class != Class::Lost && !contradicted => contradicted = true,
+                    None if refused.class != Class::Lost && !retried_in_use => retried_in_use = true,
                     None => return Err(refused.into()),
                 }
             } else if refused.is("AttachmentLimitExceeded") {
@@ -166,8 +169,8 @@ impl Ec2 {
         }
     }
 
-    /// Whether DescribeVolumes, whose word counts, shows an attachment: several looks.
-    async fn attachment_seen(&self, volume: &VolumeId) -> Result<Option<(String, String)>> {
+    /// Polls DescribeVolumes, which is authoritative, several times for an attachment.
+    async fn find_attachment(&self, volume: &VolumeId) -> Result<Option<(String, String)>> {
         let end = Instant::now() + self.pace().look * 4;
         loop {
             self.look_soon().await;
@@ -185,7 +188,7 @@ impl Ec2 {
     /// Waits until this machine shows the volume. `Ok(Err(…))`: it does not.
     async fn device(&self, volume: &VolumeId, name: &str) -> Result<Result<Device>> {
         let deadline = Instant::now() + self.pace().device;
-        // The kernel is asked, not EC2: that costs nothing.
+        // The kernel is polled and not EC2: that costs nothing.
         let look = self.pace().look;
         let policy = Policy { first: look / 10, longest: look, ..self.pace().until(self.pace().device) };
         until(&format!("the device of {volume}"), &policy, async || {
@@ -199,19 +202,19 @@ impl Ec2 {
                         Err(error) => format!("and its NVMe disks cannot be listed: {error:#}"),
                     };
                     let text = format!(
-                        "EC2 says that {volume} is attached as {name}, and this machine shows no such device after {time}: \
+                        "EC2 says that {volume} is attached as {name}, but this machine shows no such device after {time}: \
                          {shown}"
                     );
-                    let hint = "Is this the instance that it was attached to (--instance-id)? See `oven doctor`.";
+                    let hint = "Check that --instance-id is the instance it was attached to, and run `oven doctor`.";
                     Probe::Ready(Err(Kind::Cloud.failure(text).hint(hint).into()))
                 }
-                None => Probe::NotYet("not there".to_owned()),
+                None => Probe::NotYet("not visible".to_owned()),
             })
         })
         .await
     }
 
-    /// When the instance is terminated, AWS deletes the volume with it.
+    /// Lets AWS delete the volume when the instance is terminated.
     async fn delete_on_termination(&self, volume: &VolumeId, instance: &str, name: &str) -> Result<()> {
         let ebs = types::EbsInstanceBlockDeviceSpecification::builder().delete_on_termination(true);
         let ebs = ebs.volume_id(&volume.0).build();
@@ -247,14 +250,14 @@ impl Ec2 {
                         .map_or(state_of(&found).to_owned(), |a| a.state.as_str().to_owned());
                     Probe::NotYet(state)
                 }
-                None => Probe::NotYet("not to be seen".to_owned()),
+                None => Probe::NotYet("not visible".to_owned()),
             })
         })
         .await
     }
 }
 
-fn in_use(volume: &VolumeId, by: &Attachment<'_>) -> anyhow::Error {
+fn in_use_error(volume: &VolumeId, by: &Attachment<'_>) -> anyhow::Error {
     Kind::Cloud.error(format!(
         "{volume} is attached to {} as {} ({})",
         by.instance,
@@ -264,11 +267,11 @@ fn in_use(volume: &VolumeId, by: &Attachment<'_>) -> anyhow::Error {
 }
 
 fn stuck(volume: &VolumeId, a: &Attachment<'_>) -> anyhow::Error {
-    let text = format!("{volume} is stuck: it stays {} as {}", a.state.as_str(), a.device);
+    let text = format!("{volume} is stuck: it remains {} as {}", a.state.as_str(), a.device);
     Kind::Cloud.failure(text).hint("A reboot of the instance frees its device names.").into()
 }
 
-fn no_name(instance: &str) -> anyhow::Error {
-    let hint = "Detach volumes from the instance.";
+fn no_name_error(instance: &str) -> anyhow::Error {
+    let hint = "Detach a volume from the instance.";
     Kind::Cloud.failure(format!("no device name is free on {instance}")).hint(hint).into()
 }

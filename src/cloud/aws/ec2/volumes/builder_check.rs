@@ -1,4 +1,4 @@
-//! Whether the builder is the instance that it is taken for: asked before anything is made.
+//! Checks that the builder is the given instance, before anything is created.
 
 use crate::cloud::aws::ec2::Ec2;
 use crate::cloud::aws::ec2::client::errors::{Class, DESCRIBE_INSTANCES};
@@ -8,7 +8,7 @@ use anyhow::Result;
 use aws_sdk_ec2::types::{Instance, InstanceStateName};
 
 impl Ec2 {
-    /// A volume is made in the instance's zone, and can be attached there alone. Id and zone may have been given on the
+    /// A volume is created in the instance's zone, and can be attached only there. Id and zone may come from the
     /// command line, and may be wrong.
     pub(crate) async fn ensure_here(&self) -> Result<()> {
         let (id, zone) = (self.instance()?, self.zone()?);
@@ -19,7 +19,7 @@ impl Ec2 {
         });
         let found = match sent.await {
             Ok(found) => found,
-            // Who may not ask is told by the calls that make something.
+            // Without this permission, the calls that create something report a wrong instance.
             Err(refused) if refused.class == Class::Terminal && refused.is("UnauthorizedOperation") => {
                 return Ok(());
             }
@@ -27,14 +27,14 @@ impl Ec2 {
         };
         let instance = found.reservations().iter().flat_map(|some| some.instances()).next();
         match instance
-            .map_or_else(|| Some(format!("is not in {}", self.region())), |found| wrong(found, zone))
+            .map_or_else(|| Some(format!("is not in {}", self.region())), |found| problem(found, zone))
         {
             None => Ok(()),
-            Some(wrong) => {
-                let hint = "Give the id and zone of the instance that oven runs on (--instance-id, --zone), or neither: \
-                            then the metadata service tells.";
+            Some(problem) => {
+                let hint = "Set --instance-id and --zone to the instance that oven runs on, or leave both out: then the \
+                            metadata service supplies them.";
                 Err(Kind::Machine
-                    .failure(format!("{id}, to which volumes are to be attached, {wrong}"))
+                    .failure(format!("{id} cannot be the builder: it {problem}"))
                     .hint(hint)
                     .into())
             }
@@ -42,7 +42,7 @@ impl Ec2 {
     }
 }
 
-fn wrong(instance: &Instance, zone: &str) -> Option<String> {
+fn problem(instance: &Instance, zone: &str) -> Option<String> {
     let state = instance.state.as_ref().and_then(|state| state.name.as_ref());
     if let Some(state) = state.filter(|state| **state != InstanceStateName::Running) {
         return Some(format!("is {}", state.as_str()));

@@ -1,23 +1,24 @@
-//! Names that a volume is attached under. EC2 decides which are free; on NVMe instances they name nothing.
+//! Device names to attach volumes under. EC2 decides which are free; on NVMe instances they have no other meaning.
 
 use crate::ids::VolumeId;
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-/// What this process knows about names.
+/// What this process knows about device names.
 #[derive(Debug, Default)]
 pub struct Names {
-    /// Not to be tried: in use by EC2's word.
+    /// EC2 said that these are in use: they are not tried.
     taken: BTreeSet<String>,
-    /// Used by us before, oldest first. A name that was just freed may leave the next volume `attaching` for ever, so
-    /// these come last.
+    /// Used by this process before, oldest first. A name that was just freed may leave the next volume `attaching` for
+    /// ever, so these are tried last.
     used: Vec<String>,
-    /// A volume that is to be attached, and the names that were in use on the instance while it was made.
+    /// A volume that is to be attached, and the names that were in use on the instance while it was created.
     pub seen: Option<(VolumeId, BTreeSet<String>)>,
 }
 
-/// What AWS recommends for data volumes, then what it allows on HVM instances (EC2 guide, device names): no digits.
-fn all() -> impl Iterator<Item = String> {
+/// The names that AWS recommends for data volumes, then those that it allows on HVM instances (EC2 guide, device
+/// names).
+fn all_names() -> impl Iterator<Item = String> {
     let recommended = ('f'..='p').map(|last| format!("/dev/sd{last}"));
     let allowed = ['b', 'c']
         .into_iter()
@@ -26,30 +27,30 @@ fn all() -> impl Iterator<Item = String> {
 }
 
 impl Names {
-    /// The names to try for a volume, best first: never used ones, then those that were used longest ago. Where to
-    /// begin depends on the volume: bakes in other processes begin elsewhere, and seldom meet.
+    /// The names to try for a volume, best first: unused ones, then those used longest ago. The first one depends on
+    /// the volume, so that bakes in other processes seldom try the same.
     pub fn for_volume(&self, volume: &str, in_use: &BTreeSet<String>) -> Vec<String> {
         let mut hasher = DefaultHasher::new();
         volume.hash(&mut hasher);
-        let fresh: Vec<String> = all().filter(|name| !self.used.contains(name)).collect();
-        let begin = if fresh.is_empty() { 0 } else { (hasher.finish() % fresh.len() as u64) as usize };
-        let (before, after) = fresh.split_at(begin);
+        let fresh: Vec<String> = all_names().filter(|name| !self.used.contains(name)).collect();
+        let start = if fresh.is_empty() { 0 } else { (hasher.finish() % fresh.len() as u64) as usize };
+        let (before, after) = fresh.split_at(start);
         let names = after.iter().chain(before).chain(&self.used);
         names.filter(|name| !in_use.contains(*name) && !self.taken.contains(*name)).cloned().collect()
     }
 
-    /// EC2 says that it is in use.
+    /// Records that EC2 says that a name is in use.
     pub fn is_taken(&mut self, name: &str) {
         self.taken.insert(name.to_owned());
     }
 
-    /// It is used now, and tried last from now on.
+    /// Records that a name is being used: it is tried last from now on.
     pub fn is_used(&mut self, name: &str) {
         self.used.retain(|used| used != name);
         self.used.push(name.to_owned());
     }
 
-    /// Nothing is left: what was taken once may be free again.
+    /// Discards what EC2 said: no name is left, and some may be free again.
     pub fn forget_taken(&mut self) {
         self.taken.clear();
     }
@@ -61,7 +62,7 @@ mod tests {
 
     #[test]
     fn there_are_63_and_each_is_legal() {
-        let names: BTreeSet<String> = all().collect();
+        let names: BTreeSet<String> = all_names().collect();
         assert_eq!(names.len(), 63);
         assert!(
             names
@@ -71,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn fresh_names_first_and_freed_ones_last() {
+    fn unused_names_come_first_and_freed_ones_last() {
         let mut names = Names::default();
         let free = BTreeSet::new();
         let first = names.for_volume("vol-1", &free);
@@ -89,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn volumes_begin_at_different_names() {
+    fn volumes_start_at_different_names() {
         let names = Names::default();
         let begins: BTreeSet<String> =
             (0..64).map(|i| names.for_volume(&format!("vol-{i}"), &BTreeSet::new())[0].clone()).collect();

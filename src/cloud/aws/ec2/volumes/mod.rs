@@ -1,4 +1,4 @@
-//! Volumes: described, created, kept.
+//! Describes, creates and preserves volumes.
 
 pub mod attach;
 pub mod builder_check;
@@ -26,19 +26,19 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// So many looks in a row that do not show a new volume are a reason to ask what became of it.
+/// After this many polls in a row that do not show a new volume, EC2 is asked what became of it.
 pub const LOOKS: u32 = 3;
-/// EC2's largest volume (io2; the others end at 16 TiB, and EC2 says so).
-const LARGEST: u64 = 65536;
+/// The largest volume of EC2 in GiB (io2; other types end at 16 TiB, and EC2 says so).
+const MAX_GIB: u64 = 65536;
 
-/// A token by which EC2 knows a call again: of the run, never of the fingerprint, or two builders would be given the
-/// same volume. 64 characters are allowed.
+/// A token by which EC2 recognizes a repeated call. It is derived from the run and not from the fingerprint, or two
+/// builders would get the same volume. 64 characters are allowed.
 pub fn token(run: &RunId, step: &str, attempt: u32) -> String {
     let digest = Sha256::digest(format!("{run}/{step}/{attempt}"));
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Sends a request that is kept, to be sent again.
+/// Sends a request that is stored to be sent again.
 pub async fn send(
     request: CreateVolumeInputBuilder,
     client: Client,
@@ -46,14 +46,14 @@ pub async fn send(
     request.send_with(&client).await
 }
 
-/// How a volume is attached, in DescribeVolumes' view.
+/// How a volume is attached according to DescribeVolumes.
 pub struct Attachment<'a> {
     pub instance: &'a str,
     pub device: &'a str,
     pub state: VolumeAttachmentState,
 }
 
-/// The attachment of a volume that is not over.
+/// The current attachment of a volume.
 pub fn attachment(volume: &types::Volume) -> Option<Attachment<'_>> {
     let live = |a: &&types::VolumeAttachment| a.state != Some(VolumeAttachmentState::Detached);
     let found = volume.attachments().iter().find(live)?;
@@ -69,7 +69,7 @@ pub fn state_of(volume: &types::Volume) -> &str {
 }
 
 impl Ec2 {
-    /// All volumes that pass the filters.
+    /// All volumes that match the filters.
     pub(crate) async fn volumes(
         &self,
         what: &str,
@@ -91,7 +91,7 @@ impl Ec2 {
         }
     }
 
-    /// One volume; `None` where EC2 does not show it. By filter: then an unknown id is no error.
+    /// One volume; `None` if EC2 does not show it. A filter is used because an unknown id is then no error.
     pub(crate) async fn volume(&self, id: &VolumeId) -> Result<Option<types::Volume>, Refused> {
         Ok(self.volumes(&id.0, &[filter("volume-id", [id.0.as_str()])]).await?.into_iter().next())
     }
@@ -99,8 +99,9 @@ impl Ec2 {
     pub(crate) async fn create_volume(&self, spec: &VolumeSpec) -> Result<VolumeId> {
         let tags = self.owned(&spec.tags, &spec.run)?;
         check_kind(&spec.kind, "[disk]")?;
-        if spec.size_gib > LARGEST {
-            let text = format!("a volume of {} GiB: {LARGEST} are allowed", spec.size_gib);
+        if spec.size_gib > MAX_GIB {
+            let text =
+                format!("a volume of {} GiB is too large: the maximum is {MAX_GIB} GiB", spec.size_gib);
             return Err(Kind::Definition.error(text));
         }
         let (zone, what) = (self.zone()?, format!("of {}, run {}", spec.snapshot, spec.run));
@@ -135,11 +136,11 @@ impl Ec2 {
             });
             match sent.await {
                 Ok(volume) => break (convert::id("vol", volume.volume_id.as_deref())?, request),
-                // The token is burned: a volume of it failed, or was asked for otherwise. Never a third time.
+                // The token is used up: its volume failed, or had other parameters. A new token is tried once.
                 Err(refused) if refused.is("IdempotentParameterMismatch") && attempt == 1 => attempt += 1,
-                // EC2 counts the volume that the first of two calls made against the limit of the second.
+                // EC2 counts the volume that the first of two calls created against the limit of the second.
                 Err(refused) if refused.is("VolumeLimitExceeded") || refused.is("MaxIOPSLimitExceeded") => {
-                    match self.lost_volume(&spec.run).await? {
+                    match self.find_lost_volume(&spec.run).await? {
                         Some(id) => break (id, request),
                         None => return Err(refused.into()),
                     }
@@ -153,12 +154,12 @@ impl Ec2 {
             run.volumes.insert(volume.0.clone());
             run.doubtful_volume = None;
         });
-        self.created(&volume, spec, request).await?;
+        self.wait_until_created(&volume, spec, request).await?;
         Ok(volume)
     }
 
-    /// The volume of a call whose answer was lost. It may not show at once.
-    async fn lost_volume(&self, run: &RunId) -> Result<Option<String>> {
+    /// The volume of a call whose answer was lost. It may not be visible at once.
+    async fn find_lost_volume(&self, run: &RunId) -> Result<Option<String>> {
         let lost = self.0.made.of(run, |run| run.doubtful_volume.is_some());
         let end = Instant::now() + if lost { self.pace().lost } else { Duration::ZERO };
         loop {
@@ -174,7 +175,7 @@ impl Ec2 {
     }
 
     /// Waits until a new volume is available.
-    async fn created(
+    async fn wait_until_created(
         &self,
         id: &VolumeId,
         spec: &VolumeSpec,
@@ -184,7 +185,7 @@ impl Ec2 {
             if spec.kind.encrypted == Some(true) || spec.kind.kms_key.is_some() {
                 KMS.to_owned()
             } else {
-                format!("If {} or the account's default is encrypted: {KMS}", spec.snapshot)
+                format!("If {} is encrypted, or the account encrypts by default: {KMS}", spec.snapshot)
             }
         };
         let mut absent = 0;
@@ -193,14 +194,15 @@ impl Ec2 {
             until(&format!("the volume {id}"), &self.pace().closely(self.pace().created), async || {
                 let Some(volume) = self.volume(id).await? else {
                     absent += 1;
-                    // EC2 takes a volume back whose key it may not use. Its token is burned then: so a volume that
-                    // vanished is told from one that does not show yet.
+                    // EC2 removes a volume whose key it may not use, and its token is then used up: that distinguishes
+                    // a volume that vanished from one that is not visible yet.
                     if absent % LOOKS == 0 && self.is_burned(&spec.run, &request).await? {
-                        // It is owed still: one that failed, and does not show yet, burns its token, too.
-                        let text = format!("the volume {id} vanished while it was created");
+                        // The debt for it remains: the token of one that failed, and is not visible yet, is used up,
+                        // too.
+                        let text = format!("the volume {id} vanished while it was being created");
                         return Err(Kind::Cloud.failure(text).hint(hint()).into());
                     }
-                    return Ok(Probe::NotYet("not to be seen".to_owned()));
+                    return Ok(Probe::NotYet("not visible".to_owned()));
                 };
                 absent = 0;
                 match volume.state {
@@ -220,9 +222,9 @@ impl Ec2 {
             .with_context(|| format!("creating the volume {id} of {}", spec.snapshot))
     }
 
-    /// Whether what a call made is no more, by sending it again.
+    /// Whether the volume of a request no longer exists; found out by sending the request again.
     pub(crate) async fn is_burned(&self, run: &RunId, request: &CreateVolumeInputBuilder) -> Result<bool> {
-        let what = format!("to learn what became of the volume of run {run}");
+        let what = format!("to find out what became of the volume of run {run}");
         match self.call(&CREATE_VOLUME, &what, |client| send(request.clone(), client.clone())).await {
             Ok(again) => {
                 let id = convert::id("vol", again.volume_id.as_deref())?;
@@ -271,7 +273,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tokens_are_of_run_step_and_attempt() {
+    fn tokens_depend_on_run_step_and_attempt() {
         let (a, b) = (RunId("a".into()), RunId("b".into()));
         assert_eq!(token(&a, "volume", 1).len(), 64);
         assert_eq!(token(&a, "volume", 1), token(&a, "volume", 1));
