@@ -210,7 +210,7 @@ fn a_held_package_stays_and_a_changed_configuration_file_does_not_stop_an_upgrad
     let (code, text) = ground.bake().failure();
     assert_eq!(code, DEFINITION);
     assert!(
-        text.contains("image.toml:4: `packages` asks for `thing=2.0`, and the base image holds it at 1.0"),
+        text.contains("image.toml:4: `packages` asks for `thing=2.0`, but the base image holds it at 1.0"),
         "{text}"
     );
     ground.define(&format!("packages = [\"thing\"]\n{from}"));

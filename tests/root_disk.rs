@@ -223,7 +223,7 @@ fn what_oven_does_not_mount_is_refused_by_name() {
         disk.put("2", offset, magic);
         let error = disk.refused();
         assert!(
-            error.contains(&format!("the disk's root is on {name}, which oven does not mount: partition 2")),
+            error.contains(&format!("the disk's root is on {name}, which oven cannot mount: partition 2")),
             "{error}"
         );
     }
@@ -305,7 +305,7 @@ fn a_root_that_is_not_last_does_not_grow() {
         let device = disk.device();
         let error = Root::mount(&device, scratch, &GROW, &Report::silent()).await.err().unwrap();
         assert!(
-            format!("{error:#}").contains("partition 1 cannot grow: partition 2 is behind it"),
+            format!("{error:#}").contains("partition 1 cannot grow: partition 2 follows it"),
             "{error:#}"
         );
         assert_eq!(Kind::of(&error), Kind::Definition);
@@ -496,10 +496,10 @@ fn mount_points_are_resolved_inside() {
         (|root| symlink("../../../../../../etc", root.join("data")).unwrap(), Ok("etc")),
         (|root| symlink("/", root.join("data")).unwrap(), Err("leads to the root itself")),
         (|root| symlink("..", root.join("data")).unwrap(), Err("leads to the root itself")),
-        (|root| symlink("data", root.join("data")).unwrap(), Err("making the directory /data")),
+        (|root| symlink("data", root.join("data")).unwrap(), Err("creating the directory /data")),
         (|root| symlink("/proc/self/root/tmp", root.join("data")).unwrap(), Err("/data")),
         (|root| symlink("/var/tmp/gone", root.join("data")).unwrap(), Err("leads nowhere, to /var/tmp/gone")),
-        (|root| fs::write(root.join("data"), "").unwrap(), Err("/data in the image is no directory")),
+        (|root| fs::write(root.join("data"), "").unwrap(), Err("/data in the image is not a directory")),
         (|_| (), Ok("data")),
     ] {
         let mut disk = Disk::new(80, 512);

@@ -240,7 +240,7 @@ fn a_playbook_is_run_with_what_the_definition_says() {
     ] {
         assert!(baked.log.contains(words), "{words}: {}", baked.log);
     }
-    assert!(!baked.log.contains("for this bake alone"), "the image has it: {}", baked.log);
+    assert!(!baked.log.contains("for this bake only"), "the image has it: {}", baked.log);
     baked.facts();
     ground.define("[[ansible]]\nplaybook = \"site.yml\"\n");
     let (code, text) = ground.bake().failure();
