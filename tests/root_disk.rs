@@ -119,7 +119,7 @@ fn binds_of_binds_do_not_fill_the_mount_table() {
     let disk = recursive_binds(40);
     let start = Instant::now();
     let error = disk.refused();
-    assert!(error.contains("its recursive binds make too many mounts"), "{error}");
+    assert!(error.contains("its recursive binds create too many mounts"), "{error}");
     assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
 }
 
@@ -465,7 +465,7 @@ fn an_error_in_the_file_system_fails_the_bake() {
         let name = device.path.file_name().unwrap().to_str().unwrap();
         fs::write(format!("/sys/fs/ext4/{name}/trigger_fs_error"), "test").unwrap();
         let error = root.close().await.unwrap_err();
-        assert!(format!("{error:#}").contains("looking at the file system of / on loop"), "{error:#}");
+        assert!(format!("{error:#}").contains("checking the file system of / on loop"), "{error:#}");
         assert_eq!((Kind::of(&error), disk.mounts()), (Kind::Machine, 0));
     });
 }
@@ -533,7 +533,7 @@ fn a_shared_namespace_is_refused() {
         ground::share(scratch);
         let device = disk.device();
         let error = Root::mount(&device, scratch, &PLAIN, &Report::silent()).await.err().unwrap();
-        assert!(format!("{error:#}").contains("would be seen outside"), "{error:#}");
+        assert!(format!("{error:#}").contains("would be visible outside"), "{error:#}");
         assert_eq!(disk.mounts(), 0);
     });
 }
@@ -550,7 +550,10 @@ fn a_disk_that_changed_is_not_touched() {
         let path = device.path.clone();
         disk.table_on(&path, "label: gpt\nstart=2048, size=67584, type=L\n");
         let error = Root::mount(&device, scratch, &PLAIN, &Report::silent()).await.err().unwrap();
-        assert!(format!("{error:#}").contains("p1 is not where the table has partition 1"), "{error:#}");
+        assert!(
+            format!("{error:#}").contains("p1 is not at the place of partition 1 in the table"),
+            "{error:#}"
+        );
         device.rdev += 1;
         let error = Root::mount(&device, scratch, &PLAIN, &Report::silent()).await.err().unwrap();
         assert!(format!("{error:#}").contains("no longer the device"), "{error:#}");

@@ -21,36 +21,36 @@ use std::time::{Duration, SystemTime};
 pub use super::network::CA_FILE;
 pub use super::runner::package_path;
 
-/// What is to be done in an image.
+/// What is to be done in an image, and with what.
 #[derive(Clone, Copy)]
 pub struct Work<'a> {
     pub image: &'a Definition,
     pub plan: &'a Plan,
     pub network: &'a NetworkSettings,
-    /// What the definition's scripts are told in confidence.
+    /// The values of the definition's secrets.
     pub secrets: &'a Secrets,
-    /// What is asked of this machine; a definition with `imds = true` asks for nothing.
+    /// Whether steps have to be fenced; with `imds = true` in the definition, none is.
     pub guard: Guard,
-    /// This program.
+    /// The path of this program.
     pub helper: &'a Path,
-    /// Where downloads are kept; `None`: in the image, as long as it is baked.
+    /// The package cache; `None`: packages are cached in the image, during the bake.
     pub kept: Option<&'a Kept>,
     pub report: &'a Report,
 }
 
-/// Whose packages are broken.
-const BASE: &str = "packages of the base image are not installed right";
-/// Whether steps with the network are kept from the builder's credentials ([`super::step::egress`]).
+/// The message for broken packages of the base.
+const BASE: &str = "packages of the base image are not installed correctly";
+/// Whether steps with the network are fenced off from the builder's credentials ([`super::step::egress`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Guard {
-    /// Where this machine can. For a bake that needs no credentials: there may be none.
+    /// If this machine can. For a bake that needs no credentials: there may be none.
     Wanted,
-    /// Or there is no such step. For a builder in the cloud: its role may do what the bake does, and more.
+    /// Without a fence, such a step fails. For a builder in the cloud: its role may do what the bake does, and more.
     Required,
 }
 
 impl Guard {
-    /// Whether steps are fenced. Where that cannot be and need not, it is told, once.
+    /// Whether steps are fenced. If that is impossible and not required, the reason is logged once.
     pub(super) fn fences(self, report: &Report) -> bool {
         if self == Self::Required {
             return true;
@@ -63,21 +63,21 @@ impl Guard {
     }
 }
 
-/// A fact is a question that is answered at once.
+/// Upper bound for a fact, which is answered at once.
 const FACT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Provisions the image: the plan's steps, the definition's files, scripts and tests. Then cleans it, and makes sure
-/// that nothing is left that must not be cloned. Answers with the plan's facts, `packages` among them.
+/// that no machine-specific data or secrets are left. Returns the plan's facts, `packages` among them.
 ///
-/// Errors: `Step` where a step fails or the image is not as it should be; `Definition` where the definition asks for
-/// what cannot be.
+/// Errors: `Step` if a step fails or the image is not as it should be; `Definition` if the definition asks for
+/// something impossible.
 pub async fn execute(root: &Root<'_>, work: &Work<'_>) -> Result<BTreeMap<String, String>> {
     let unmounted = root.unmounted();
     let place = Place { root: root.path(), inside: root.inside(), nodes: root.nodes(), unmounted };
     execute_in(&place, work).await
 }
 
-/// The same, in any directory that is a mount point and holds an image.
+/// Like [`execute`], in any directory that is a mount point and has an image.
 pub async fn execute_in(place: &Place<'_>, work: &Work<'_>) -> Result<BTreeMap<String, String>> {
     let provisioned = do_all(place, work).await;
     provisioned.map_err(|error| work.secrets.mask_error(Kind::Step.unless_known(space::explain(error))))
@@ -106,7 +106,7 @@ async fn do_all(place: &Place<'_>, work: &Work<'_>) -> Result<BTreeMap<String, S
     }
     let mut installed = if changes { packages_of(&runner).await? } else { None };
     if let Some(installed) = &installed {
-        packages::ensure_sound(installed, &work.plan.expect, "packages are not installed right")?;
+        packages::ensure_sound(installed, &work.plan.expect, "packages are not installed correctly")?;
         packages::ensure_there(installed, &work.plan.expect)?;
         if let Some(what) = packages::difference(base.as_deref().unwrap_or_default(), installed) {
             work.report.note(what);
@@ -126,7 +126,7 @@ async fn do_all(place: &Place<'_>, work: &Work<'_>) -> Result<BTreeMap<String, S
         installed = packages_of(&runner).await?;
         let whose = match work.image.runs[..] {
             [] => BASE,
-            _ => "packages are not installed right after the definition's scripts",
+            _ => "packages are not installed correctly after the definition's scripts",
         };
         packages::ensure_sound(installed.as_deref().unwrap_or_default(), &work.plan.expect, whose)?;
     }
@@ -169,8 +169,11 @@ pub(super) async fn run_step(runner: &Runner<'_>, step: &Step) -> Result<()> {
     }
     let name = key::of_step(&runner.work, step)?;
     if runner.downloads.is_done(&name) {
-        runner.work.report.detail(format!("{}: it was done before, and nothing is different", step.why));
-        // As if it had been: what comes next finds the same.
+        runner
+            .work
+            .report
+            .detail(format!("{}: skipped, because it was done before and nothing has changed", step.why));
+        // As if it had run: the next bake finds it done.
         runner.downloads.note_done(name);
         return Ok(());
     }
@@ -179,7 +182,7 @@ pub(super) async fn run_step(runner: &Runner<'_>, step: &Step) -> Result<()> {
     Ok(())
 }
 
-/// The word by which the table of times sums.
+/// The phase's name in the table of times.
 fn phase(phase: Phase) -> &'static str {
     match phase {
         Phase::Prepare => "prepare",
@@ -198,7 +201,7 @@ pub(super) async fn packages_of(runner: &Runner<'_>) -> Result<Option<Vec<Instal
     Ok(Some(packages::parse(&output, &runner.work.plan.expect)?))
 }
 
-/// The packages that no upgrade changes, as the image is now.
+/// The packages of the image that no upgrade changes.
 async fn held(runner: &Runner<'_>) -> Result<Vec<String>> {
     let Some(argv) = runner.work.plan.facts.get(packages::HELD) else { return Ok(Vec::new()) };
     let output = ask(runner, packages::HELD, argv).await?;
@@ -219,7 +222,7 @@ async fn facts(runner: &Runner<'_>, installed: Option<Vec<Installed>>) -> Result
 
 async fn ask(runner: &Runner<'_>, name: &str, argv: &[String]) -> Result<String> {
     let call = Call {
-        why: format!("asking for the image's {name}"),
+        why: format!("reading the image's {name}"),
         name: argv.first().cloned().unwrap_or_default(),
         argv: argv.to_vec(),
         env: BTreeMap::from([("LC_ALL".to_owned(), "C.UTF-8".to_owned())]),
@@ -232,7 +235,7 @@ async fn ask(runner: &Runner<'_>, name: &str, argv: &[String]) -> Result<String>
 }
 
 fn clean_up(place: &Place<'_>, work: &Work<'_>, before: &lint::Before, since: leak::Since) -> Result<()> {
-    let step = work.report.step("clean", "removing what must not be cloned");
+    let step = work.report.step("clean", "cleaning (machine-id, host keys, logs)");
     for note in clean::clean(place.inside, &work.image.keep).context("cleaning the image")? {
         work.report.note(note);
     }
@@ -242,8 +245,8 @@ fn clean_up(place: &Place<'_>, work: &Work<'_>, before: &lint::Before, since: le
     Ok(())
 }
 
-/// A contained shell, or a command in its place, on the terminal of this process. Answers with its exit code.
-/// `network`: it has one, so guarded.
+/// Runs a contained shell, or a command instead of it, on the terminal of this process. Returns its exit code.
+/// `network`: whether it has the network, and how that is guarded.
 pub async fn shell(
     root: &Root<'_>,
     helper: &Path,
@@ -276,13 +279,13 @@ pub async fn shell(
     let exit = super::step::run(helper, &spec, SHELL_TIMEOUT, &mut |_| ()).await?;
     Ok(match exit.status {
         super::step::ExitStatus::Exited(code) => u8::try_from(code).unwrap_or(u8::MAX),
-        // As shells say it.
+        // As shells report it.
         super::step::ExitStatus::Signaled(signal) => u8::try_from(128 + signal).unwrap_or(u8::MAX),
         super::step::ExitStatus::TimedOut => u8::MAX,
     })
 }
 
-/// A person may leave a shell open over the week-end; a year is for ever.
+/// A person may leave a shell open over the weekend; a year is practically unlimited.
 const SHELL_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 
 pub(super) fn count(number: usize, what: &str) -> String {

@@ -1,7 +1,7 @@
-//! Files that are there only while steps run.
+//! Files that exist only while steps run.
 //!
-//! Where the image has such a file, the step's is bound over it, so that nothing is written into it. Where it has none
-//! there is nothing to bind over: then one is made (`placeholders`).
+//! If the image has such a file, the step's file is bound over it, so that nothing is written into the image. If it has
+//! none, there is nothing to bind over: then one is created (`placeholders`).
 
 mod placeholders;
 
@@ -21,20 +21,20 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
 use std::time::SystemTime;
 
-/// Where the kernel gives up, too.
+/// The kernel gives up at this number, too.
 const MAX_LINKS: usize = 40;
-/// Mounted anew in each step; a target below is simply made there.
+/// It is mounted for each step, so a target below it is created there.
 const RUN: &str = "run";
 
-/// Where a path ends inside an image.
+/// The end of a path inside an image.
 pub(super) struct Place {
-    /// The deepest directory there is.
+    /// The deepest directory that exists.
     pub dir: OwnedFd,
     /// The names of the directories down to `dir`, without links.
     pub real: Vec<OsString>,
-    /// What follows below `dir`: nothing if the path is a directory; the last name alone if its directory is there.
+    /// What follows below `dir`: nothing if the path is a directory; only the last name if its directory exists.
     pub rest: Vec<OsString>,
-    /// What has the last name, if it is there and no directory.
+    /// The metadata of the last name, if it exists and is not a directory.
     pub found: Option<Stat>,
 }
 
@@ -65,17 +65,17 @@ pub(super) fn resolve(root: BorrowedFd<'_>, path: &Path, follow: bool) -> Result
             Ok(stat) => stat,
             Err(Errno::NOENT) => {
                 if queue.iter().any(|name| name == "..") {
-                    bail!("{} leads out of a directory that is not there", path.display());
+                    bail!("{} leads out of a directory that does not exist", path.display());
                 }
                 return place(root, dirs, std::iter::once(name).chain(queue).collect(), None);
             }
-            Err(error) => return Err(error).with_context(|| format!("looking at {}", path.display())),
+            Err(error) => return Err(error).with_context(|| format!("resolving {}", path.display())),
         };
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Symlink if follow || !queue.is_empty() => {
                 links += 1;
                 if links > MAX_LINKS {
-                    bail!("{} goes round in links", path.display());
+                    bail!("{} has a loop of links", path.display());
                 }
                 let target = rustix::fs::readlinkat(dir, &*name, Vec::new())
                     .with_context(|| format!("reading a link of {}", path.display()))?;
@@ -128,17 +128,17 @@ fn names(path: &Path) -> VecDeque<OsString> {
     path.components().filter_map(name).collect()
 }
 
-/// Puts files into a step's view of an image; runs in the step's mount namespace, `/run` being mounted already.
+/// Places files in a step's view of an image; used in the step's mount namespace, after `/run` is mounted.
 pub(super) struct Shims<'a> {
     pub root: BorrowedFd<'a>,
-    /// A file system of this step alone, mounted out of the image's reach.
+    /// A file system of this step, mounted where the image cannot reach it.
     pub scratch: BorrowedFd<'a>,
     pub count: usize,
 }
 
 impl Shims<'_> {
-    /// A file at `path`: in the step's own `/run` if the path leads there (a link may), else bound over the very name,
-    /// so that a link stays what it is and its target, too.
+    /// Places a file at `path`: in the step's own `/run` if the path leads there (a link may), otherwise bound over the
+    /// last name itself, so that a link and its target stay as they are.
     pub fn put(&mut self, path: &str, content: &[u8], mode: u32) -> Result<()> {
         let place = resolve(self.root, Path::new(path), false)?;
         if place.in_run() {
@@ -156,9 +156,9 @@ impl Shims<'_> {
                 Ok(target) if target.in_run() && !target.rest.is_empty() => {
                     return write_in_run(&target, content, mode);
                 }
-                // Made for this step, or as good as that.
+                // Created for this step, or the same as that.
                 Ok(target) if target.is_file(content, mode)? => return Ok(()),
-                _ => {} // wherever it leads: it is covered itself
+                _ => {} // wherever it leads, the link itself is covered
             }
         }
         self.count += 1;
@@ -170,7 +170,7 @@ impl Shims<'_> {
         Ok(())
     }
 
-    /// A file or directory of this machine, read-only.
+    /// Binds a file or directory of this machine, read-only.
     pub fn bind(&self, bind: &Bind) -> Result<()> {
         let opened = open_within(&bind.source, bind.within.as_deref(), OFlags::PATH)?;
         let source =
@@ -193,7 +193,7 @@ impl Shims<'_> {
         if target != directory {
             let what = |directory| if directory { "a directory" } else { "a file" };
             bail!(
-                "{} is {}, the image's {} {}",
+                "{} is {}, but the image's {} is {}",
                 bind.source.display(),
                 what(directory),
                 bind.target,
@@ -205,8 +205,8 @@ impl Shims<'_> {
     }
 }
 
-/// Opens something of this machine that has to lie in a directory, whose path is canonical. What was opened is looked
-/// at, not the path: nobody can exchange it afterwards.
+/// Opens something of this machine that has to be in the directory `within`, whose path is canonical. The opened object
+/// is checked, not the path: nobody can exchange it afterwards.
 pub(super) fn open_within(path: &Path, within: Option<&Path>, flags: OFlags) -> Result<OwnedFd> {
     let opening = || format!("opening {}", path.display());
     let fd = rustix::fs::openat(rustix::fs::CWD, path, flags | OFlags::CLOEXEC, Mode::empty());
@@ -217,21 +217,21 @@ pub(super) fn open_within(path: &Path, within: Option<&Path>, flags: OFlags) -> 
         let (path, real, within) = (path.display(), real.display(), within.display());
         return Err(Kind::Definition
             .failure(format!("{path} leads to {real}, out of the project {within}"))
-            .hint("It did not when the definition was read. Leave it alone while it is baked.")
+            .hint("It did not when the definition was read. Do not change it during the bake.")
             .into());
     }
     Ok(fd)
 }
 
-/// Does something in a directory whose time is told to be what it was: what is made for a step and goes with it is no
-/// change, and package managers look at such times.
+/// Does something in a directory, and restores the directory's times afterwards: what is created for a step and removed
+/// with it is no change, and package managers check such times.
 pub(super) fn unnoticed<T>(dir: &OwnedFd, act: impl FnOnce() -> Result<T>) -> Result<T> {
     let stat = rustix::fs::fstat(dir)?;
     let result = act()?;
     let time = |tv_sec, tv_nsec: u64| Timespec { tv_sec, tv_nsec: tv_nsec as _ };
     let last_access = time(stat.st_atime, stat.st_atime_nsec as u64);
     let last_modification = time(stat.st_mtime, stat.st_mtime_nsec as u64);
-    // The descriptor may be one that only names it.
+    // The descriptor may be an `O_PATH` one.
     rustix::fs::utimensat(dir, ".", &Timestamps { last_access, last_modification }, AtFlags::empty())?;
     Ok(result)
 }
@@ -245,7 +245,7 @@ fn open_last(place: &Place) -> Result<OwnedFd> {
     Ok(rustix::fs::openat(&place.dir, name.as_os_str(), flags, Mode::empty())?)
 }
 
-/// Makes a mount point in the step's own `/run`.
+/// Creates a mount point in the step's own `/run`.
 fn make_in_run(place: &Place, directory: bool) -> Result<OwnedFd> {
     let (last, parents) = place.rest.split_last().context("a path without a name")?;
     let dir = make_parents(&place.dir, parents)?;
@@ -261,7 +261,7 @@ fn make_in_run(place: &Place, directory: bool) -> Result<OwnedFd> {
 fn write_in_run(place: &Place, content: &[u8], mode: u32) -> Result<()> {
     let Some((last, parents)) = place.rest.split_last() else { bail!("it is a directory") };
     if place.found.is_some() {
-        bail!("there is one already");
+        bail!("it exists already");
     }
     write_new(make_parents(&place.dir, parents)?.as_fd(), last, content, mode).map(drop)
 }
@@ -285,12 +285,13 @@ fn write_new(dir: BorrowedFd<'_>, name: &OsStr, content: &[u8], mode: u32) -> Re
     }
     written?;
     rustix::fs::fchmod(&file, Mode::from_raw_mode(mode & 0o777))?;
-    // The same in every step: package managers hold what they made of a file for outdated where the file is newer.
+    // The same time in every step: package managers take what they derived from a file for outdated if the file is
+    // newer.
     file.set_modified(SystemTime::UNIX_EPOCH)?;
     Ok(file.into())
 }
 
-/// Whether a name is that of a regular file with this content.
+/// Whether a name is a regular file with this content.
 fn holds(dir: BorrowedFd<'_>, name: &OsStr, content: &[u8]) -> Result<bool> {
     let is_like_it = |stat: &Stat| {
         FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_size == content.len() as i64

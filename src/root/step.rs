@@ -1,8 +1,8 @@
 //! Runs one command in a mounted root, contained: a process tree that ends as a whole.
 //!
-//! oven starts itself again as `oven __step` ([`helper_main`]), as process 1 of a new PID namespace. That one makes the
-//! other namespaces and all that the step sees, enters it, gives up its rights, starts the command and reaps. When the
-//! command ends, so does everything it started; when oven ends, too.
+//! oven starts itself as `oven __step` ([`helper_main`]), as process 1 of a new PID namespace. That process creates the
+//! other namespaces and everything that the step sees, enters it, gives up its rights, starts the command and reaps.
+//! When the command ends, everything that it started ends; the same happens when oven ends.
 
 pub(crate) mod capabilities;
 mod covers;
@@ -45,41 +45,41 @@ pub(super) use tree::RESOLV_CONF;
 
 /// The hidden verb that makes this program the helper.
 pub const VERB: &str = "__step";
-/// Between SIGTERM and the end, for a step that took too long.
+/// The time between SIGTERM and SIGKILL, for a step that took too long.
 const GRACE: Duration = Duration::from_secs(10);
-/// A pipe's capacity: what one read can bring.
+/// A pipe's capacity: the most that one read returns.
 const CHUNK: usize = 64 << 10;
 
-/// What the step helper is told, as JSON on its standard input.
+/// The specification of a step, which the helper gets as JSON.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Spec {
     /// Where the image's root is mounted, in the private mount namespace of this process.
     pub root: PathBuf,
     pub argv: Vec<String>,
-    /// The whole environment but for what containment itself sets.
+    /// The whole environment except for what the containment itself sets.
     pub env: BTreeMap<String, String>,
-    /// In the image.
+    /// A directory in the image.
     pub cwd: String,
     /// Without it the step has a network namespace of its own, with nothing but `lo`.
     pub network: bool,
-    /// With the network: the builder's credentials are out of the step's reach ([`egress`]), or there is no step.
+    /// With the network: the step cannot reach the builder's credentials ([`egress`]), or it fails.
     #[serde(default)]
     pub fenced: bool,
-    /// With the network: what `/etc/resolv.conf` says. `None`: what this machine's says.
+    /// With the network: the content of `/etc/resolv.conf`. `None`: this machine's.
     #[serde(default)]
     pub resolv_conf: Option<String>,
-    /// Files that are there only while the step runs.
+    /// Files that exist only while the step runs.
     pub shims: Vec<Shim>,
     /// Files and directories of this machine that the step sees read-only.
     pub binds: Vec<Bind>,
-    /// What is kept of downloads, over the image's own directories.
+    /// Cached packages, mounted over the image's own directories.
     #[serde(default)]
     pub caches: Vec<CacheMount>,
     /// The disk's own nodes, for the step's private `/dev`.
     pub nodes: Vec<Node>,
-    /// What the step writes is thrown away.
+    /// What the step writes is discarded.
     pub throwaway: bool,
-    /// A terminal for a person (`oven shell`); else standard input is `/dev/null`.
+    /// It has a terminal for a person (`oven shell`); otherwise standard input is `/dev/null`.
     pub interactive: bool,
 }
 
@@ -87,10 +87,11 @@ pub struct Spec {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bind {
     pub source: PathBuf,
-    /// Absolute, in the image. Below `/run` it is made; elsewhere it has to exist, and is followed inside the image.
+    /// Absolute, in the image. Below `/run` it is created; elsewhere it has to exist, and links are followed inside the
+    /// image.
     pub target: String,
-    /// The canonical path of a directory that the source has to lie in when it is bound, wherever links lead by then:
-    /// who owns a definition may exchange its directories, and root follows.
+    /// The canonical path of a directory that has to contain the source when it is bound, wherever links lead by then:
+    /// the owner of a definition may exchange its directories, and oven follows links as root.
     #[serde(default)]
     pub within: Option<PathBuf>,
 }
@@ -109,18 +110,18 @@ pub struct Node {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exit {
     pub status: ExitStatus,
-    /// Names of processes that the command left. They were killed.
+    /// Names of processes that the command left running. They were killed.
     pub left: Vec<String>,
 }
 
 /// How a step's command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ExitStatus {
-    /// By itself. 127: there is no such program in the image; 126: it cannot be executed.
+    /// By itself. 127: the image has no such program; 126: it cannot be executed.
     Exited(i32),
     /// By this signal.
     Signaled(i32),
-    /// It took longer than it may.
+    /// It exceeded its time limit.
     TimedOut,
 }
 
@@ -144,14 +145,14 @@ impl fmt::Display for ExitStatus {
 }
 
 impl Spec {
-    /// The command's whole environment. Nothing of oven's own is in it: credentials, say.
+    /// The command's whole environment. It has nothing of oven's own environment, such as credentials.
     fn environment(&self) -> BTreeMap<String, String> {
         let defaults = [
             ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
             ("HOME", "/root"),
             ("LANG", "C.UTF-8"),
             ("TERM", "dumb"),
-            // Tools of systemd do what works without a running system, and do not look for one.
+            // systemd's tools do what works without a running system, and do not search for one.
             ("SYSTEMD_OFFLINE", "1"),
             ("container", "oven"),
         ];
@@ -162,13 +163,13 @@ impl Spec {
     }
 }
 
-/// What `oven __step` does. First thing in `main`: the process has one thread, and is process 1 of its namespace.
+/// Runs `oven __step`. Called first in `main`: the process has one thread, and is process 1 of its namespace.
 pub fn helper_main() -> ExitCode {
     helper::main()
 }
 
-/// Gives this process mounts of its own: what is mounted from now on is seen by nobody else, and goes when the process
-/// does, however it ends. Called before there is a second thread, since namespaces belong to threads.
+/// Gives this process mounts of its own: later mounts are invisible to other processes, and disappear with this
+/// process, however it ends. Called before there is a second thread, since namespaces belong to threads.
 #[allow(unsafe_code)]
 pub fn private_mounts() -> Result<()> {
     // SAFETY: nothing of this process's memory or descriptors is unshared.
@@ -181,14 +182,14 @@ pub fn private_mounts() -> Result<()> {
         .context("making the mounts private")
 }
 
-/// Runs a step. `helper`: this program's path. Each line of the step's output goes to `on_line`, without what would
-/// steer a terminal. Dropping the future kills all of the step and waits until it is gone.
+/// Runs a step. `helper`: this program's path. Each line of the step's output goes to `on_line`, without control
+/// characters. Dropping the future kills all of the step and waits until it is gone.
 ///
-/// Called from a thread that lives on: the step dies with it.
+/// To be called from a thread that lives on: the step dies with it.
 ///
 /// # Errors
-/// [`Kind::Step`] if the image cannot be entered, [`Kind::Machine`] if this machine does not let it. That the command
-/// fails is no error.
+/// [`Kind::Step`] if the image cannot be entered, [`Kind::Machine`] if this machine does not allow it. A command that
+/// fails is not an error.
 pub async fn run(
     helper: &Path,
     spec: &Spec,
@@ -198,7 +199,7 @@ pub async fn run(
     run_with(helper, spec, &Secrets::default(), timeout, on_line).await
 }
 
-/// The same; no line has any of the `secrets`.
+/// Like [`run`]; all `secrets` are masked in the lines.
 pub async fn run_with(
     helper: &Path,
     spec: &Spec,
@@ -206,8 +207,8 @@ pub async fn run_with(
     timeout: Duration,
     on_line: &mut dyn FnMut(&str),
 ) -> Result<Exit> {
-    // Dropped in the reverse order: processes, then the terminal, then what was made in the image and of the machine
-    // for them.
+    // Dropped in the reverse order: processes, then the terminal, then what was created for them in the image and on
+    // this machine.
     let fence = if spec.network && spec.fenced { Some(Fence::make()?) } else { None };
     let placeholders = placeholders(spec).context("preparing the image for a step")?;
     let terminal = if spec.interactive { Terminal::note() } else { None };
@@ -216,7 +217,7 @@ pub async fn run_with(
     drop(fence);
     let removed = placeholders.map_or(Ok(()), Placeholders::remove);
     let exit = exit?;
-    // Of a step that failed there is no image; its own failure (a full disk, say) tells more than what that led to.
+    // A step that failed makes no image; its own failure (a full disk, for example) says more than its consequences.
     if exit.status.success() {
         removed.context("clearing the image after a step")?;
     }
@@ -225,7 +226,7 @@ pub async fn run_with(
 
 fn placeholders(spec: &Spec) -> Result<Option<Placeholders>> {
     if spec.throwaway {
-        return Ok(None); // the overlay gets them
+        return Ok(None); // they are created in the overlay
     }
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::openat(CWD, &spec.root, flags, Mode::empty())
@@ -271,7 +272,7 @@ async fn supervise(
                 () = sleep_until(deadline) => {
                     if timed_out {
                         running.kill();
-                        // It takes what the kernel takes.
+                        // The kernel ends it when it can.
                         deadline += Duration::from_secs(3600);
                     } else {
                         timed_out = true;
@@ -282,7 +283,7 @@ async fn supervise(
             }
         }
     };
-    // All of the step is dead: what it wrote is in the pipe.
+    // All of the step is dead: the rest of its output is in the pipe.
     if let Some(output) = output {
         let mut buffer = vec![0; CHUNK];
         while let Ok(len @ 1..) = rustix::io::read(output.get_ref(), &mut buffer) {
@@ -303,12 +304,12 @@ async fn supervise(
         (false, Some(Message::Ended { status, left }), _) => Ok(Exit { status, left }),
         (false, None, Some(signal)) => Ok(Exit { status: ExitStatus::Signaled(signal), left: Vec::new() }),
         (false, None, None) => {
-            Err(Kind::Step.error(format!("the step's helper {} ended without a word", helper.display())))
+            Err(Kind::Step.error(format!("the step's helper {} ended without a message", helper.display())))
         }
     }
 }
 
-/// Reads some of the step's output; 0 at its end. Waits for ever if there is none.
+/// Reads some of the step's output; 0 at its end. Waits for ever if there is no output.
 async fn read(output: Option<&AsyncFd<OwnedFd>>, buffer: &mut [u8]) -> Result<usize> {
     let Some(output) = output else { return std::future::pending().await };
     let read = output.async_io(Interest::READABLE, |fd| Ok(rustix::io::read(fd, &mut *buffer)?));
@@ -317,6 +318,7 @@ async fn read(output: Option<&AsyncFd<OwnedFd>>, buffer: &mut [u8]) -> Result<us
 
 #[allow(unsafe_code)]
 fn watch(fd: OwnedFd) -> Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an `OwnedFd` is the same open descriptor as long as it lives, and it cannot be exchanged in there.
+    // SAFETY: an `OwnedFd` is the same open descriptor as long as it lives, and it cannot be exchanged inside the
+    // `AsyncFd`.
     unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.context("watching a step")
 }
