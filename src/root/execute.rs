@@ -194,7 +194,7 @@ fn phase(phase: Phase) -> &'static str {
     }
 }
 
-/// The packages that the image has; `None` if the plan has no such fact.
+/// The packages of the image; `None` if the plan has no such fact.
 pub(super) async fn packages_of(runner: &Runner<'_>) -> Result<Option<Vec<Installed>>> {
     let Some(argv) = runner.work.plan.facts.get(packages::FACT) else { return Ok(None) };
     let output = ask(runner, packages::FACT, argv).await?;

@@ -88,7 +88,7 @@ impl Inside {
     /// Whether a path leads to something; not for a dangling symlink.
     pub fn exists(&self, path: &str) -> Result<bool> {
         let found = absent(self.open(path, OFlags::PATH));
-        Ok(found.with_context(|| format!("looking for {path} in the image"))?.is_some())
+        Ok(found.with_context(|| format!("checking for {path} in the image"))?.is_some())
     }
 
     /// The metadata of the directory that a path leads to; `None` if there is none.

@@ -76,7 +76,7 @@ pub fn partition(
     let data = PartitionData { start: signed(start)?, length: signed(length)?, number, names: [0; 128] };
     let length = std::mem::size_of::<PartitionData>() as i32;
     let argument = PartitionRequest { op: change as i32, flags: 0, length, data: &raw const data };
-    // SAFETY: BLKPG reads both structs, which outlive the call and are laid out as the kernel's are.
+    // SAFETY: BLKPG reads both structs, which outlive the call and have the layout of the kernel's.
     errno(unsafe { raw::partition(disk.as_raw_fd(), &raw const argument) })
 }
 

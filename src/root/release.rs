@@ -69,7 +69,7 @@ mod tests {
             std::fs::create_dir_all(dir.path().join("usr/bin")).unwrap();
             symlink("usr/bin", dir.path().join("bin")).unwrap();
             std::fs::write(dir.path().join("usr/bin").join(shell), program(class, machine)).unwrap();
-            // Absolute, as alternatives are: meant inside the image.
+            // Absolute, as alternatives are: resolved inside the image.
             symlink(format!("/usr/bin/{shell}"), dir.path().join("bin/sh")).unwrap();
             let found = architecture(&Inside::open_dir(dir.path()).unwrap());
             match want {

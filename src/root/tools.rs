@@ -41,7 +41,7 @@ impl Tools {
             done.with_context(|| format!("installing what the [[ansible]] of {place} needs"))?;
         }
         let after = list_packages(runner).await?;
-        packages::ensure_sound(&after, &runner.work.plan.expect, "packages are not installed right")?;
+        packages::ensure_sound(&after, &runner.work.plan.expect, "packages are not installed correctly")?;
         if !has(runner.place.inside, ANSIBLE)? {
             return Err(
                 Kind::Step.error(format!("{ANSIBLE} was installed, but it is not in the image's PATH"))

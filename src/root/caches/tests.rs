@@ -134,7 +134,7 @@ fn a_bit_that_flipped_is_not_served() {
             assert_eq!(second.found.1, 1, "{spoil}");
             let (lists, archives) = (lab.sees(&second, LISTS), lab.sees(&second, ARCHIVES));
             if spoil == "InRelease" {
-                assert_eq!(lists, [], "an index goes as a whole");
+                assert_eq!(lists, [], "an index is dropped as a whole");
                 assert_eq!(archives.len(), 2);
             } else {
                 assert_eq!(lists.len(), 2);
@@ -151,7 +151,7 @@ fn a_bit_that_flipped_is_not_served() {
             File::options().write(true).open(&to).unwrap().set_modified(modified).unwrap();
             second.publish().unwrap();
             drop(second);
-            assert_eq!(lab.open(&key).found.1, 0, "it is thrown away");
+            assert_eq!(lab.open(&key).found.1, 0, "it was dropped");
         }
     }
 }

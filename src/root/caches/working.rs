@@ -45,7 +45,7 @@ pub struct Working {
 }
 
 impl Working {
-    #[allow(clippy::too_many_arguments, reason = "the store alone calls it")]
+    #[allow(clippy::too_many_arguments, reason = "only the store calls it")]
     pub(super) fn new(
         store: Store,
         key: PathBuf,

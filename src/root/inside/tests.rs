@@ -138,7 +138,7 @@ fn an_absolute_symlink_means_the_trees_own_root() {
     assert_eq!(inside.list("/var-run").unwrap(), ["resolver"]);
     assert!(inside.list("/none").unwrap().is_empty() && inside.read("/etc/resolv.conf/x").unwrap().is_none());
 
-    // A write replaces the link, and leaves alone what it led to.
+    // A write replaces the link, and does not touch its target.
     inside.write("/etc/resolv.conf", b"new", 0o644, 0, 0).unwrap();
     assert_eq!(fs::read(ground.at("etc/resolv.conf")).unwrap(), b"new");
     assert_eq!(fs::read(ground.at("run/resolver/conf")).unwrap(), b"own");
@@ -173,7 +173,7 @@ fn modes_parents_and_nothing_left_beside() {
     assert_eq!(inside.list("/opt/a/b").unwrap(), ["tool"]);
     fs::create_dir(ground.at("opt/a/dir")).unwrap();
     assert!(inside.write("/opt/a/dir", b"x", 0o644, 0, 0).is_err());
-    assert_eq!(inside.list("/opt/a").unwrap(), ["b", "dir"], "the file beside is gone");
+    assert_eq!(inside.list("/opt/a").unwrap(), ["b", "dir"], "the temporary file is removed");
     for path in ["/", "", "/a/../b", ".."] {
         assert!(inside.write(path, b"x", 0o644, 0, 0).is_err(), "{path}");
     }

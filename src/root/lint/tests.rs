@@ -58,7 +58,7 @@ impl Bench {
     }
 }
 
-/// Each line is a file that must not be there, alone in its tree.
+/// Files that the lint has to find, each alone in its tree.
 const FORBIDDEN: &[&str] = &[
     "etc/machine-id",
     "var/lib/dbus/machine-id",

@@ -125,7 +125,7 @@ mod tests {
         for before in LINE_MAX - 40..LINE_MAX + 40 {
             let text = format!("{}hunter2-hunter2{}", "x".repeat(before), "y".repeat(LINE_MAX));
             let (mut lines, mut seen) = (Lines::without(&secrets), String::new());
-            // In pieces, as a pipe brings it.
+            // In pieces, as from a pipe.
             for piece in text.as_bytes().chunks(1000) {
                 lines.add(piece, &mut |line| seen.push_str(line));
             }

@@ -60,7 +60,7 @@ pub fn all() -> [Program; 5] {
     ]
 }
 
-// Registers: the result, a program's argument (a call takes r1 to r4), one that calls leave alone, the frame.
+// Registers: the result, a program's argument (a call takes r1 to r4), one that calls preserve, the frame.
 const R0: u8 = 0;
 const ARGUMENT: u8 = 1;
 const CONTEXT: u8 = 6;
