@@ -219,7 +219,7 @@ pub fn bytes(tree: &Tree) -> u64 {
     tree.values().map(size).sum()
 }
 
-/// The generation_numbers of a key's generations, the newest last.
+/// The numbers of a key's generations, the newest last.
 fn generation_numbers(key: &Path) -> Vec<u64> {
     let mut generation_numbers: Vec<u64> = children(key).filter_map(|(name, _)| name.parse().ok()).collect();
     generation_numbers.sort_unstable();

@@ -34,7 +34,7 @@ pub struct Working {
     /// The valid part of the base, for each cache.
     trees: Vec<Tree>,
     layers: Vec<Layers>,
-    /// How often the layers were layouts out: each time in new directories.
+    /// How often the layers were laid out: each time in new directories.
     layouts: u32,
     /// Steps of this bake that can be skipped from now on.
     done: BTreeSet<String>,
