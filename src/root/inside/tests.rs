@@ -149,7 +149,7 @@ fn what_is_no_file_is_refused_at_once() {
     let ground = Ground::new();
     mknodat(CWD, ground.at("fifo"), FileType::Fifo, Mode::from_raw_mode(0o644), 0).unwrap();
     let error = ground.inside.read("/fifo").unwrap_err().to_string();
-    assert_eq!(error, "/fifo in the image is no regular file but a FIFO");
+    assert_eq!(error, "/fifo in the image is not a regular file but a FIFO");
     assert!(!ground.inside.truncate("/fifo").unwrap() && ground.inside.exists("/fifo").unwrap());
     assert!(ground.inside.remove("/fifo").unwrap() && !ground.inside.remove("/fifo").unwrap());
     let large = File::create(ground.at("large")).unwrap();
