@@ -61,12 +61,12 @@ pub struct Node {
     pub links: Vec<String>,
 }
 
-/// As udev spells a name in a link: what could be more than a name becomes `\x2f`.
+/// A name as udev spells it in a link: characters that are not safe in a name are escaped, as in `\x2f`.
 pub fn link_name(id: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || "#+-.:=@_".contains(c);
     let mut out = String::new();
     for (index, c) in id.chars().enumerate() {
-        // `.` and `..` are no names, and a hidden one is none that udev makes.
+        // `.` and `..` are no names, and udev makes no hidden ones.
         if plain(c) && !(index == 0 && c == '.') {
             out.push(c);
         } else {

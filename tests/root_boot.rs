@@ -71,7 +71,8 @@ fn names_of_other_disks_fail_the_bake_with_file_and_line() {
         "grub",
         &[&format!("/boot/grub/grub.cfg:{line}: `root=/dev/loop0p1`"), &format!("UUID={uuid}")],
     );
-    let fstab = "/etc/fstab:1: `UUID=01234567-89ab-cdef-0123-456789abcdef` is not of the image's own disk";
+    let fstab =
+        "/etc/fstab:1: `UUID=01234567-89ab-cdef-0123-456789abcdef` does not name the image's own disk";
     let err = lab.fails("fstab", &[fstab]);
     assert!(!err.contains("grub.cfg"), "{err}");
     lab.fails("cmdline", &["/etc/kernel/cmdline:1: `root=/dev/nvme1n1p1` depends on the machine"]);

@@ -170,7 +170,7 @@ fn a_repository_that_is_not_there_at_first_is_asked_again() {
     let baked = ground.bake_with(hasty);
     for step in ["refreshing the package index", "downloading 1 package"] {
         assert!(
-            baked.log.contains(step) && baked.log.matches("once more in 2 s").count() == 2,
+            baked.log.contains(step) && baked.log.matches("retrying in 2 s").count() == 2,
             "{}",
             baked.log
         );
@@ -210,7 +210,7 @@ fn a_held_package_stays_and_a_changed_configuration_file_does_not_stop_an_upgrad
     let (code, text) = ground.bake().failure();
     assert_eq!(code, DEFINITION);
     assert!(
-        text.contains("image.toml:4: `packages` asks for `thing=2.0`, and the base image holds it at 1.0"),
+        text.contains("image.toml:4: `packages` asks for `thing=2.0`, but the base image holds it at 1.0"),
         "{text}"
     );
     ground.define(&format!("packages = [\"thing\"]\n{from}"));
@@ -293,7 +293,7 @@ fn a_package_by_url_is_the_very_file_or_none() {
     archive.fail(&path, "503 Service Unavailable", 1);
     define(&path, &digest);
     let baked = ground.bake();
-    assert!(baked.log.contains("HTTP 503): once more in 2 s"), "{}", baked.log);
+    assert!(baked.log.contains("HTTP 503): retrying in 2 s"), "{}", baked.log);
     assert!(baked.facts()["packages"].contains("remote\t1.0"));
     assert_eq!(ground.read("usr/share/remote"), "there\n");
     let asked = archive.asked().len();

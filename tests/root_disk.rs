@@ -119,7 +119,7 @@ fn binds_of_binds_do_not_fill_the_mount_table() {
     let disk = recursive_binds(40);
     let start = Instant::now();
     let error = disk.refused();
-    assert!(error.contains("its recursive binds make too many mounts"), "{error}");
+    assert!(error.contains("its recursive binds create too many mounts"), "{error}");
     assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
 }
 
@@ -223,7 +223,7 @@ fn what_oven_does_not_mount_is_refused_by_name() {
         disk.put("2", offset, magic);
         let error = disk.refused();
         assert!(
-            error.contains(&format!("the disk's root is on {name}, which oven does not mount: partition 2")),
+            error.contains(&format!("the disk's root is on {name}, which oven cannot mount: partition 2")),
             "{error}"
         );
     }
@@ -305,7 +305,7 @@ fn a_root_that_is_not_last_does_not_grow() {
         let device = disk.device();
         let error = Root::mount(&device, scratch, &GROW, &Report::silent()).await.err().unwrap();
         assert!(
-            format!("{error:#}").contains("partition 1 cannot grow: partition 2 is behind it"),
+            format!("{error:#}").contains("partition 1 cannot grow: partition 2 follows it"),
             "{error:#}"
         );
         assert_eq!(Kind::of(&error), Kind::Definition);
@@ -465,7 +465,7 @@ fn an_error_in_the_file_system_fails_the_bake() {
         let name = device.path.file_name().unwrap().to_str().unwrap();
         fs::write(format!("/sys/fs/ext4/{name}/trigger_fs_error"), "test").unwrap();
         let error = root.close().await.unwrap_err();
-        assert!(format!("{error:#}").contains("looking at the file system of / on loop"), "{error:#}");
+        assert!(format!("{error:#}").contains("checking the file system of / on loop"), "{error:#}");
         assert_eq!((Kind::of(&error), disk.mounts()), (Kind::Machine, 0));
     });
 }
@@ -496,10 +496,10 @@ fn mount_points_are_resolved_inside() {
         (|root| symlink("../../../../../../etc", root.join("data")).unwrap(), Ok("etc")),
         (|root| symlink("/", root.join("data")).unwrap(), Err("leads to the root itself")),
         (|root| symlink("..", root.join("data")).unwrap(), Err("leads to the root itself")),
-        (|root| symlink("data", root.join("data")).unwrap(), Err("making the directory /data")),
+        (|root| symlink("data", root.join("data")).unwrap(), Err("creating the directory /data")),
         (|root| symlink("/proc/self/root/tmp", root.join("data")).unwrap(), Err("/data")),
         (|root| symlink("/var/tmp/gone", root.join("data")).unwrap(), Err("leads nowhere, to /var/tmp/gone")),
-        (|root| fs::write(root.join("data"), "").unwrap(), Err("/data in the image is no directory")),
+        (|root| fs::write(root.join("data"), "").unwrap(), Err("/data in the image is not a directory")),
         (|_| (), Ok("data")),
     ] {
         let mut disk = Disk::new(80, 512);
@@ -533,7 +533,7 @@ fn a_shared_namespace_is_refused() {
         ground::share(scratch);
         let device = disk.device();
         let error = Root::mount(&device, scratch, &PLAIN, &Report::silent()).await.err().unwrap();
-        assert!(format!("{error:#}").contains("would be seen outside"), "{error:#}");
+        assert!(format!("{error:#}").contains("would be visible outside"), "{error:#}");
         assert_eq!(disk.mounts(), 0);
     });
 }
@@ -550,7 +550,10 @@ fn a_disk_that_changed_is_not_touched() {
         let path = device.path.clone();
         disk.table_on(&path, "label: gpt\nstart=2048, size=67584, type=L\n");
         let error = Root::mount(&device, scratch, &PLAIN, &Report::silent()).await.err().unwrap();
-        assert!(format!("{error:#}").contains("p1 is not where the table has partition 1"), "{error:#}");
+        assert!(
+            format!("{error:#}").contains("p1 is not at the place of partition 1 in the table"),
+            "{error:#}"
+        );
         device.rdev += 1;
         let error = Root::mount(&device, scratch, &PLAIN, &Report::silent()).await.err().unwrap();
         assert!(format!("{error:#}").contains("no longer the device"), "{error:#}");

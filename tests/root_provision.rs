@@ -112,7 +112,7 @@ fn an_index_that_cannot_be_fetched_is_an_error_and_is_tried_again() {
     let (code, text) = baked.failure();
     assert_eq!(code, STEP);
     assert!(text.contains("refreshing the package index") && text.contains("127.0.0.1"), "{text}");
-    assert!(baked.log.contains("once more in 2 s"), "{}", baked.log);
+    assert!(baked.log.contains("retrying in 2 s"), "{}", baked.log);
 }
 
 #[test]
@@ -318,7 +318,7 @@ fn a_test_that_fails_and_a_run_without_network() {
     let (code, text) = ground.bake().failure();
     assert_eq!(code, STEP);
     assert!(text.contains("image.toml:3: the [[test]] bad.sh failed: bad.sh: exit status 3"), "{text}");
-    assert!(text.contains("it is broken") && text.contains("no image"), "{text}");
+    assert!(text.contains("it is broken") && text.contains("No image is made"), "{text}");
 
     ground.script(
         "fetch.sh",

@@ -64,7 +64,7 @@ fn the_third_try_succeeds_and_a_test_may_be_tried_again() {
     ground.script("flaky.sh", "echo x >> /tries\ntest $(wc -l < /tries) -ge 3");
     ground.define("[[run]]\nscript = \"flaky.sh\"\nretries = 2\n");
     let baked = ground.bake();
-    for words in ["once more in 2 s", "once more in 4 s"] {
+    for words in ["retrying in 2 s", "retrying in 4 s"] {
         assert!(baked.log.contains(words), "{words}: {}", baked.log);
     }
     baked.facts();
@@ -73,7 +73,7 @@ fn the_third_try_succeeds_and_a_test_may_be_tried_again() {
     ground.script("fresh.sh", "test ! -e /mark\ntouch /mark\nfalse");
     ground.define("[[test]]\nscript = \"fresh.sh\"\nretries = 1\n");
     let baked = ground.bake();
-    assert!(baked.log.contains("once more in 2 s"), "{}", baked.log);
+    assert!(baked.log.contains("retrying in 2 s"), "{}", baked.log);
     assert!(
         baked.failure().1.contains("image.toml:3: the [[test]] fresh.sh failed: fresh.sh: exit status 1")
     );
@@ -240,7 +240,7 @@ fn a_playbook_is_run_with_what_the_definition_says() {
     ] {
         assert!(baked.log.contains(words), "{words}: {}", baked.log);
     }
-    assert!(!baked.log.contains("for this bake alone"), "the image has it: {}", baked.log);
+    assert!(!baked.log.contains("for this bake only"), "the image has it: {}", baked.log);
     baked.facts();
     ground.define("[[ansible]]\nplaybook = \"site.yml\"\n");
     let (code, text) = ground.bake().failure();

@@ -220,7 +220,7 @@ fn a_mirror_that_answers_404_then_200_is_asked_again() {
         ground.define("packages = [\"lib\"]\n");
         ground.mirror.fails(missing, u32::try_from(asked / 3).unwrap());
         let baked = ground.bake();
-        assert!(baked.log.contains("once more in 2 s"), "{missing}: {}", baked.log);
+        assert!(baked.log.contains("retrying in 2 s"), "{missing}: {}", baked.log);
         assert!(baked.facts()["packages"].contains("lib\t1.1-1"));
     }
 }

@@ -142,7 +142,7 @@ fn a_ca_file_holds_certificates() {
     let secret = Path::new("/etc/passwd");
     world.write("oven.toml", &format!("[network]\nca_file = \"{}\"\n", secret.display()));
     let err = stderr(&bake(&world));
-    assert!(err.contains("holds no certificate") && !err.contains("root:x:0"), "{err}");
+    assert!(err.contains("has no PEM certificate") && !err.contains("root:x:0"), "{err}");
     let pem = |what: &str| format!("-----BEGIN {what}-----\nMIIB\n-----END {what}-----\n");
     let mixed = ["# mine\n", &pem("PRIVATE KEY"), &pem("CERTIFICATE")].concat();
     world.write("ca.pem", &mixed);

@@ -236,7 +236,7 @@ fn exit_codes_and_signals_are_told() {
     assert_eq!(status(&["sh", "-c", "kill -15 $$"]).0.status.to_string(), "killed by SIGTERM");
     let (exit, lines) = status(&["no-such-program"]);
     assert_eq!(exit.status, ExitStatus::Exited(127));
-    assert_eq!(lines, ["oven: no-such-program: there is no such program in the image"]);
+    assert_eq!(lines, ["oven: no-such-program: the image has no such program"]);
     fs::write(image.path("bin/orphan"), "#!/bin/no-such-shell\n").unwrap();
     fs::set_permissions(image.path("bin/orphan"), fs::Permissions::from_mode(0o755)).unwrap();
     let (exit, lines) = status(&["orphan"]);
@@ -675,7 +675,7 @@ fn a_disks_nodes_are_the_images_own() {
     assert!(seen.contains(&"a b".to_owned()), "{seen:?}");
     spec.nodes[1].links = vec!["../../etc/passwd".into()];
     let error = format!("{:#}", try_run(&spec, MINUTE).unwrap_err());
-    assert!(error.contains("is no name below /dev"), "{error}");
+    assert!(error.contains("is not a name below /dev"), "{error}");
     assert_eq!(fs::read_dir(image.path("dev")).unwrap().count(), 0);
 }
 

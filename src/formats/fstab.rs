@@ -1,9 +1,9 @@
-//! The image's fstab: what belongs on the same disk and is mounted beneath the root. Pure.
+//! The image's fstab: which partitions of its disk are mounted below the root. Pure.
 
 use crate::error::Kind;
 use anyhow::Result;
 
-/// No image has so many file systems on its disk; one that pretends to must not fill the mount table.
+/// No image has this many file systems on its disk, and one that claims to must not fill the mount table.
 const PLANNED_MAX: usize = 64;
 
 /// A line of fstab(5), unescaped.
@@ -12,7 +12,7 @@ pub struct Entry {
     /// Counted from 1.
     pub line: usize,
     pub spec: Spec,
-    /// Absolute and normal: no `.`, no empty component; `/` for the root.
+    /// Absolute and normalized: no `.`, no empty component; `/` for the root.
     pub target: String,
     pub kind: String,
     pub options: Vec<String>,
@@ -53,7 +53,7 @@ impl Spec {
         }
     }
 
-    /// Whether this partition is meant. A device's name on another machine says nothing.
+    /// Whether this partition is meant. A device's name on another machine never matches.
     pub fn names(&self, ids: &Ids<'_>) -> bool {
         match self {
             Self::Uuid(id) => !id.is_empty() && id.eq_ignore_ascii_case(ids.uuid),
@@ -76,7 +76,7 @@ impl std::fmt::Display for Spec {
     }
 }
 
-/// What a partition of the disk is called.
+/// The identifiers of a partition.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Ids<'a> {
     pub uuid: &'a str,
@@ -85,22 +85,23 @@ pub struct Ids<'a> {
     pub partlabel: &'a str,
 }
 
-/// Something to mount beneath the root.
+/// A mount below the root.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Planned {
     pub target: String,
     pub what: What,
 }
 
+/// What is mounted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum What {
-    /// The partition of this index.
+    /// The partition with this index.
     Partition(usize),
-    /// A directory of the image, absolute; `true`: with what is mounted in it.
+    /// A directory of the image, absolute. `true`: with the mounts below it.
     Bind(String, bool),
 }
 
-/// The lines that say something; fields beyond the sixth are nobody's, and shorter lines are no entries.
+/// All entries. Fields after the sixth are ignored, and lines with fewer than three are no entries.
 pub fn parse(text: &str) -> Vec<Entry> {
     let entry = |(index, line): (usize, &str)| {
         let mut fields = line.split_ascii_whitespace();
@@ -121,8 +122,8 @@ pub fn parse(text: &str) -> Vec<Entry> {
     text.lines().enumerate().filter_map(entry).collect()
 }
 
-/// The partitions that are mounted beneath the root, parents first. What is on the network, in memory or `noauto` is
-/// passed over. A line that means another disk is refused unless it is `nofail`.
+/// The mounts below the root, parents first. Network shares, file systems in memory and `noauto` entries are skipped. A
+/// line that names another disk is an error unless it is `nofail`.
 pub fn plan(entries: &[Entry], root: usize, partitions: &[Ids<'_>]) -> Result<Vec<Planned>> {
     let mut planned = Vec::new();
     for entry in entries.iter().filter(|entry| entry.target != "/") {
@@ -131,15 +132,15 @@ pub fn plan(entries: &[Entry], root: usize, partitions: &[Ids<'_>]) -> Result<Ve
         if entry.kind == "swap" || (has("noauto") && !has("x-systemd.automount")) {
             continue;
         }
-        let refuse = |why: &str| {
+        let invalid = |why: &str| {
             let what = format!("line {} of the image's /etc/fstab", entry.line);
             let failure =
                 Kind::Definition.failure(format!("{what} mounts {} on {}: {why}", entry.spec, entry.target));
-            failure.hint("Bake on an image whose file systems are all on its root disk, or mark the line as nofail there.")
+            failure.hint("Bake on an image whose file systems are all on its root disk, or add the option nofail to the line.")
         };
         let what = match &entry.spec {
             Spec::Other(from) if has("bind") || has("rbind") => {
-                let from = target_of(from).ok_or_else(|| refuse("no path to bind"))?;
+                let from = target_of(from).ok_or_else(|| invalid("its source is not a path"))?;
                 What::Bind(from, has("rbind"))
             }
             Spec::Other(_) => continue,
@@ -147,8 +148,8 @@ pub fn plan(entries: &[Entry], root: usize, partitions: &[Ids<'_>]) -> Result<Ve
             Spec::Device(_) if matches!(entry.kind.as_str(), "iso9660" | "udf" | "udf,iso9660") => continue,
             Spec::Device(_) if has("nofail") => continue,
             Spec::Device(_) => {
-                return Err(refuse(
-                    "what such a name means depends on the machine; only /dev/disk/by-uuid, by-label, \
+                return Err(invalid(
+                    "this name depends on the machine; only /dev/disk/by-uuid, by-label, \
                                    by-partuuid and by-partlabel name a partition",
                 )
                 .into());
@@ -157,32 +158,33 @@ pub fn plan(entries: &[Entry], root: usize, partitions: &[Ids<'_>]) -> Result<Ve
                 let mut found = (0..partitions.len()).filter(|&index| spec.names(&partitions[index]));
                 match (found.next(), found.next()) {
                     (Some(one), None) if one == root => {
-                        return Err(refuse("that is the root itself").into());
+                        return Err(invalid("that is the root itself").into());
                     }
                     (Some(one), None) => What::Partition(one),
                     (Some(_), Some(_)) => {
-                        return Err(refuse("several partitions of the disk are called so").into());
+                        return Err(invalid("several partitions of the disk match").into());
                     }
                     (None, _) if has("nofail") => continue,
-                    (None, _) => return Err(refuse("no partition of the disk is called so").into()),
+                    (None, _) => return Err(invalid("no partition of the disk matches").into()),
                 }
             }
         };
         if entry.target.split('/').any(|part| part == "..") {
-            return Err(refuse("a mount point with `..`").into());
+            return Err(invalid("the mount point contains `..`").into());
         }
         if planned.len() == PLANNED_MAX {
-            return Err(refuse("there are too many lines before it").into());
+            return Err(invalid("there are too many lines before it").into());
         }
         planned.push(Planned { target: entry.target.clone(), what });
     }
-    // Parents first; of one target, the line that comes last is mounted on top, as at boot. A bind comes after what
-    // it may show.
+    // Parents first. Of several lines with one target, the last one is mounted on top, as at boot. Binds come after
+    // what they may show.
     planned.sort_by_key(|p| (matches!(p.what, What::Bind(..)), depth(&p.target)));
     Ok(planned)
 }
 
-/// Whether the fstab's own line for `/` names this partition; `None` if it names none, or by a device's name.
+/// Whether the fstab's own line for `/` names this partition. `None` if there is no such line, or it has a device's
+/// name.
 pub fn names_root(entries: &[Entry], ids: &Ids<'_>) -> Option<bool> {
     let root = entries.iter().find(|entry| entry.target == "/")?;
     match root.spec {
@@ -195,14 +197,14 @@ fn depth(target: &str) -> usize {
     target.matches('/').count()
 }
 
-/// A mount point, made normal; `None` for `none` and whatever is not absolute.
+/// A normalized mount point; `None` for `none` and for paths that are not absolute.
 fn target_of(text: &str) -> Option<String> {
     let parts: Vec<_> =
         text.strip_prefix('/')?.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
     Some(format!("/{}", parts.join("/")))
 }
 
-/// `\040` and its kin, as getmntent(3) reads them.
+/// Decodes `\040` and similar escapes, as getmntent(3) does.
 pub(crate) fn unescape(text: &str) -> String {
     let bytes = text.as_bytes();
     let mut out = Vec::with_capacity(bytes.len());
@@ -225,7 +227,7 @@ pub(crate) fn unescape(text: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// `\x20` and its kin, as udev writes names of links.
+/// Decodes `\x20` and similar escapes, as udev writes names of links.
 pub(crate) fn unhex(text: &str) -> String {
     let mut out = Vec::new();
     let mut rest = text.as_bytes();
@@ -295,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_passed_over() {
+    fn skipped_lines() {
         for line in [
             "UUID=boot-id /boot ext4 noauto",
             "/dev/cdrom /media/c udf,iso9660 user,noauto",
@@ -312,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused_by_name() {
+    fn errors_name_the_line() {
         assert!(
             refused("#\nUUID=elsewhere /data ext4")
                 .contains("line 2 of the image's /etc/fstab mounts UUID=elsewhere on /data")

@@ -1,9 +1,9 @@
-//! What is on a partition, told by its superblock. Pure: nothing is mounted, nothing of the host is asked.
+//! Recognizes what is on a partition by its superblock. Pure: nothing is mounted, and the host is not asked.
 
 use super::partition::{ReadAt, le16, le32};
 use std::fmt;
 
-/// What was found. Only some of these can be a root; the others are named when they are refused.
+/// What was recognized. Only some of these can be a root; error messages name the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Type {
     Ext2,
@@ -20,7 +20,7 @@ pub enum Type {
 }
 
 impl Type {
-    /// The kernel's name for a file system; for others, what people call it.
+    /// The kernel's name for a file system; for other content, its common name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Ext2 => "ext2",
@@ -46,14 +46,14 @@ impl fmt::Display for Type {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileSystem {
     pub kind: Type,
-    /// As `/dev/disk/by-uuid` spells it; empty where there is none.
+    /// As `/dev/disk/by-uuid` spells it; empty if there is none.
     pub uuid: String,
-    /// Without control characters; empty where there is none.
+    /// Without control characters; empty if there is none.
     pub label: String,
-    /// In bytes; 0 where it is not known.
+    /// In bytes; 0 if it is unknown.
     pub block_size: u64,
     pub blocks: u64,
-    /// ext: the journal has to be replayed. XFS does not say so in its superblock.
+    /// ext: the journal has to be replayed. XFS does not record this in its superblock.
     pub dirty: bool,
     /// ext: errors that the kernel has recorded since the last check.
     pub errors: u32,
@@ -67,7 +67,7 @@ impl FileSystem {
         Self { kind, uuid, label, block_size: 0, blocks: 0, dirty: false, errors: 0, inode_percent: 0 }
     }
 
-    /// In bytes, as the superblock says; 0 where it is not known.
+    /// In bytes, according to the superblock; 0 if it is unknown.
     pub fn size(&self) -> u64 {
         self.blocks.saturating_mul(self.block_size)
     }
@@ -81,7 +81,7 @@ struct Window<'a, D: ReadAt + ?Sized> {
 }
 
 impl<D: ReadAt + ?Sized> Window<'_, D> {
-    /// `None` where the range leaves the window or cannot be read: then nothing is found there.
+    /// `None` if the range exceeds the window or cannot be read: then nothing is recognized there.
     fn get(&self, offset: u64, length: usize) -> Option<Vec<u8>> {
         let end = offset.checked_add(length as u64)?;
         if end > self.size {
@@ -95,7 +95,8 @@ impl<D: ReadAt + ?Sized> Window<'_, D> {
     }
 }
 
-/// What is in `size` bytes from `start`. Containers come first: a member of a RAID may look like a file system, too.
+/// Recognizes what is in `size` bytes from `start`. Containers are tried first: a member of a RAID may look like a file
+/// system, too.
 pub fn probe(disk: &(impl ReadAt + ?Sized), start: u64, size: u64) -> Option<FileSystem> {
     let w = Window { disk, start, size };
     raid(&w)
@@ -114,7 +115,8 @@ fn ext(w: &Window<'_, impl ReadAt + ?Sized>) -> Option<FileSystem> {
     let (compat, incompat, ro_compat) = (le32(&sb, 92), le32(&sb, 96), le32(&sb, 100));
     let kind = match () {
         () if incompat & 0x8 != 0 => return Some(FileSystem::of(Type::Other("an ext4 journal"))),
-        // What ext3 does not know: all but filetype, recover and meta_bg; sparse_super, large_file and btree_dir.
+        // Features that ext3 does not have: all but filetype, recover and meta_bg; sparse_super, large_file and
+        // btree_dir.
         () if incompat & !0x16 != 0 || ro_compat & !0x7 != 0 => Type::Ext4,
         () if compat & 0x4 != 0 => Type::Ext3,
         () => Type::Ext2,
@@ -151,7 +153,7 @@ fn vfat(w: &Window<'_, impl ReadAt + ?Sized>) -> Option<FileSystem> {
     if !matches!(sector, 512 | 1024 | 2048 | 4096) || !cluster.is_power_of_two() {
         return None;
     }
-    // FAT32 keeps its number and label elsewhere.
+    // FAT32 has its number and label elsewhere.
     let at = match () {
         () if &boot[82..87] == b"FAT32" => 67,
         () if &boot[54..57] == b"FAT" => 39,
@@ -216,7 +218,7 @@ fn others(w: &Window<'_, impl ReadAt + ?Sized>) -> Option<FileSystem> {
     found.map(|(_, _, name)| FileSystem::of(Type::Other(name)))
 }
 
-/// Sixteen bytes as `/dev/disk/by-uuid` spells them; nothing for zeros.
+/// Sixteen bytes as `/dev/disk/by-uuid` spells them; empty for zeros.
 fn uuid(b: &[u8]) -> String {
     if b.iter().all(|&b| b == 0) {
         return String::new();
@@ -249,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn each_kind_by_its_mark() {
+    fn each_kind_is_recognized_by_its_signature() {
         let magic = 0xa92b_4efc_u32.to_le_bytes();
         let size = 1 << 20;
         for (want, pieces) in [
@@ -272,7 +274,7 @@ mod tests {
         ] {
             let disk = with(size, &pieces);
             assert_eq!(kind(&disk), Some(want));
-            // Beside another partition, and cut off before the mark.
+            // After another partition, and cut off before the signature.
             let mut shifted = vec![0xff; 4096];
             shifted.extend_from_slice(&disk);
             assert_eq!(probe(&shifted[..], 4096, size as u64).map(|fs| fs.kind), Some(want));
@@ -282,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn vfat_says_its_number_and_label() {
+    fn vfat_has_a_number_and_a_label() {
         let head = [(11, &[0, 2][..]), (13, &[4]), (510, &[0x55, 0xaa])];
         let mut pieces = head.to_vec();
         pieces.extend([(67, &[0x78, 0x56, 0x34, 0x12][..]), (71, b"UEFI       "), (82, b"FAT32   ")]);

@@ -1,4 +1,4 @@
-//! SELinux labels: attributes of the objects themselves.
+//! SELinux labels: extended attributes of the objects themselves.
 
 use super::tree::Inside;
 use anyhow::{Context, Result};
@@ -12,11 +12,11 @@ const ATTRIBUTE: &str = "security.selinux";
 const MAX: usize = 4096;
 
 impl Inside {
-    /// Labels an object, itself and never what it leads to. `false`: it is not there.
+    /// Labels an object itself; a symlink is not followed. `false`: it does not exist.
     pub fn set_label(&self, path: &str, label: &str) -> Result<bool> {
         let doing = || format!("labelling {path} in the image");
-        let Some((_held, place)) = self.place(path).with_context(doing)? else { return Ok(false) };
-        // With the byte that ends it, as libselinux writes it.
+        let Some((_held, place)) = self.pinned_path(path).with_context(doing)? else { return Ok(false) };
+        // With the terminating zero byte, as libselinux writes it.
         let value = [label.as_bytes(), b"\0"].concat();
         match rustix::fs::lsetxattr(&place, ATTRIBUTE, &value, XattrFlags::empty()) {
             Err(Errno::NOENT) => Ok(false),
@@ -27,7 +27,7 @@ impl Inside {
     /// An object's label, if it has one.
     pub fn label(&self, path: &str) -> Result<Option<String>> {
         let doing = || format!("reading the label of {path} in the image");
-        let Some((_held, place)) = self.place(path).with_context(doing)? else { return Ok(None) };
+        let Some((_held, place)) = self.pinned_path(path).with_context(doing)? else { return Ok(None) };
         let mut value = vec![0u8; MAX];
         match rustix::fs::lgetxattr(&place, ATTRIBUTE, &mut value) {
             Err(Errno::NODATA | Errno::NOENT) => Ok(None),
@@ -38,22 +38,22 @@ impl Inside {
         }
     }
 
-    /// Whether an object, or its owner, mode or attributes, changed since then.
+    /// Whether an object's content, owner, mode or attributes changed since then.
     pub fn changed_since(&self, path: &str, then: SystemTime) -> Result<bool> {
         let Some(stat) = self.metadata(path)? else { return Ok(false) };
         let then = then.duration_since(UNIX_EPOCH).unwrap_or_default();
         Ok(i128::from(stat.st_ctime) >= i128::from(then.as_secs()))
     }
 
-    /// A way to name an object that nothing leads away from: its directory is held open, the rest is one component.
-    fn place(&self, path: &str) -> Result<Option<(OwnedFd, String)>> {
+    /// A path of an object that no symlink can redirect: its directory is held open, and only one component follows.
+    fn pinned_path(&self, path: &str) -> Result<Option<(OwnedFd, String)>> {
         let (parent, name) = path.trim_end_matches('/').rsplit_once('/').unwrap_or(("", ""));
         let flags = OFlags::PATH | OFlags::DIRECTORY;
         let held = match self.open(parent, flags) {
             Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
             held => held?,
         };
-        anyhow::ensure!(name != "..", "it is no name");
+        anyhow::ensure!(name != "..", "`..` is not a name");
         let name = if name.is_empty() { "." } else { name };
         let place = format!("/proc/self/fd/{}/{name}", held.as_raw_fd());
         Ok(Some((held, place)))
@@ -64,7 +64,7 @@ impl Inside {
 mod tests {
     use crate::image::test::Tree;
 
-    /// Labels need root; without, the kernel's refusal is told. Either way nothing else is touched.
+    /// Setting labels needs root; without root, the kernel's error is returned. Either way nothing else is touched.
     #[test]
     fn a_label_is_the_objects_own() {
         let tree = Tree::new();

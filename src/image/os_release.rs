@@ -1,4 +1,4 @@
-//! What an image says of itself: its os-release, and the machine that its programs are for.
+//! What an image is: its os-release, and the architecture of its programs.
 
 use super::tree::Inside;
 use crate::error::Kind;
@@ -6,7 +6,7 @@ use crate::ids::Architecture;
 use anyhow::{Context, Result};
 use oven_distro::OsRelease;
 
-/// Where os-release(5) says that it is, in this order.
+/// Where os-release(5) looks for it, in this order.
 const OS_RELEASE: [&str; 2] = ["/etc/os-release", "/usr/lib/os-release"];
 
 pub fn os_release(inside: &Inside) -> Result<OsRelease> {
@@ -23,22 +23,25 @@ pub fn os_release(inside: &Inside) -> Result<OsRelease> {
 pub fn architecture(inside: &Inside) -> Result<Architecture> {
     let head = inside.read_start("/bin/sh", 20).context("reading the image's /bin/sh")?.ok_or_else(|| {
         let failure = Kind::Definition.failure("the image has no /bin/sh");
-        failure.hint("oven installs packages by the image's own package manager, whose scripts need a shell.")
+        failure
+            .hint("oven installs packages with the image's own package manager, whose scripts need a shell.")
     })?;
-    elf(&head).map_err(|what| Kind::Definition.error(format!("the image's /bin/sh is {what}")))
+    elf_architecture(&head).map_err(|what| Kind::Definition.error(format!("the image's /bin/sh is {what}")))
 }
 
-/// What the first 20 bytes of a program say.
-fn elf(head: &[u8]) -> Result<Architecture, String> {
-    let [0x7f, b'E', b'L', b'F', class, order, ..] = *head else { return Err("no ELF program".into()) };
+/// The architecture in the first 20 bytes of a program.
+fn elf_architecture(head: &[u8]) -> Result<Architecture, String> {
+    let [0x7f, b'E', b'L', b'F', class, order, ..] = *head else { return Err("not an ELF program".into()) };
     if head.len() < 20 {
-        return Err("cut off".into());
+        return Err("truncated".into());
     }
     match (class, order, u16::from_le_bytes([head[18], head[19]])) {
         (2, 1, 62) => Ok(Architecture::X86_64),
         (2, 1, 183) => Ok(Architecture::Arm64),
-        (1, ..) => Err("a 32-bit program; x86_64 and arm64 are known".into()),
-        (_, _, machine) => Err(format!("a program for ELF machine {machine}; x86_64 and arm64 are known")),
+        (1, ..) => Err("a 32-bit program; oven supports x86_64 and arm64".into()),
+        (_, _, machine) => {
+            Err(format!("a program for ELF machine {machine}; oven supports x86_64 and arm64"))
+        }
     }
 }
 
@@ -66,7 +69,7 @@ mod tests {
             std::fs::create_dir_all(dir.path().join("usr/bin")).unwrap();
             symlink("usr/bin", dir.path().join("bin")).unwrap();
             std::fs::write(dir.path().join("usr/bin").join(shell), program(class, machine)).unwrap();
-            // Absolute, as alternatives are: meant inside the image.
+            // Absolute, as alternatives are: resolved inside the image.
             symlink(format!("/usr/bin/{shell}"), dir.path().join("bin/sh")).unwrap();
             let found = architecture(&Inside::open_dir(dir.path()).unwrap());
             match want {
@@ -77,13 +80,13 @@ mod tests {
     }
 
     #[test]
-    fn no_shell_a_script_and_a_stump() {
+    fn a_missing_shell_a_script_and_a_truncated_program() {
         let dir = tempfile::tempdir().unwrap();
         let inside = Inside::open_dir(dir.path()).unwrap();
         assert_eq!(architecture(&inside).unwrap_err().to_string(), "the image has no /bin/sh");
         std::fs::create_dir(dir.path().join("bin")).unwrap();
         for (content, why) in
-            [(&b"#!/bin/x\n"[..], "no ELF"), (b"\x7fELF\x02\x01", "cut off"), (b"", "no ELF")]
+            [(&b"#!/bin/x\n"[..], "not an ELF"), (b"\x7fELF\x02\x01", "truncated"), (b"", "not an ELF")]
         {
             std::fs::write(dir.path().join("bin/sh"), content).unwrap();
             assert!(architecture(&inside).unwrap_err().to_string().contains(why));

@@ -1,4 +1,4 @@
-//! A directory tree that stands for an image in tests.
+//! Shared by the tests of this module: a directory tree that stands for an image, and a definition without a file.
 
 use super::tree::Inside;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -43,7 +43,7 @@ impl Tree {
         nix::unistd::mkfifo(&self.parent(path), nix::sys::stat::Mode::S_IRWXU).unwrap();
     }
 
-    /// Whatever it is, with all in it; nothing if it is not there.
+    /// Removes an object of any kind with its content, if it exists.
     pub fn remove(&self, path: &str) {
         let path = self.path(path);
         match path.symlink_metadata() {
@@ -71,7 +71,7 @@ impl Tree {
         Some(std::fs::read_link(self.path(path)).ok()?.to_str().unwrap().to_owned())
     }
 
-    /// Everything there is, by relative path.
+    /// The relative paths of everything in the tree.
     pub fn listing(&self) -> Vec<String> {
         fn visit(dir: &Path, base: &Path, all: &mut Vec<String>) {
             for entry in std::fs::read_dir(dir).unwrap() {

@@ -138,7 +138,7 @@ fn an_absolute_symlink_means_the_trees_own_root() {
     assert_eq!(inside.list("/var-run").unwrap(), ["resolver"]);
     assert!(inside.list("/none").unwrap().is_empty() && inside.read("/etc/resolv.conf/x").unwrap().is_none());
 
-    // A write replaces the link, and leaves alone what it led to.
+    // A write replaces the link, and does not touch its target.
     inside.write("/etc/resolv.conf", b"new", 0o644, 0, 0).unwrap();
     assert_eq!(fs::read(ground.at("etc/resolv.conf")).unwrap(), b"new");
     assert_eq!(fs::read(ground.at("run/resolver/conf")).unwrap(), b"own");
@@ -149,7 +149,7 @@ fn what_is_no_file_is_refused_at_once() {
     let ground = Ground::new();
     mknodat(CWD, ground.at("fifo"), FileType::Fifo, Mode::from_raw_mode(0o644), 0).unwrap();
     let error = ground.inside.read("/fifo").unwrap_err().to_string();
-    assert_eq!(error, "/fifo in the image is no regular file but a FIFO");
+    assert_eq!(error, "/fifo in the image is not a regular file but a FIFO");
     assert!(!ground.inside.truncate("/fifo").unwrap() && ground.inside.exists("/fifo").unwrap());
     assert!(ground.inside.remove("/fifo").unwrap() && !ground.inside.remove("/fifo").unwrap());
     let large = File::create(ground.at("large")).unwrap();
@@ -173,7 +173,7 @@ fn modes_parents_and_nothing_left_beside() {
     assert_eq!(inside.list("/opt/a/b").unwrap(), ["tool"]);
     fs::create_dir(ground.at("opt/a/dir")).unwrap();
     assert!(inside.write("/opt/a/dir", b"x", 0o644, 0, 0).is_err());
-    assert_eq!(inside.list("/opt/a").unwrap(), ["b", "dir"], "the file beside is gone");
+    assert_eq!(inside.list("/opt/a").unwrap(), ["b", "dir"], "the temporary file is removed");
     for path in ["/", "", "/a/../b", ".."] {
         assert!(inside.write(path, b"x", 0o644, 0, 0).is_err(), "{path}");
     }

@@ -1,7 +1,7 @@
-//! A directory tree that is not trusted, addressed safely.
+//! Safe access to a directory tree that is not trusted.
 //!
-//! Every path is resolved by the kernel inside the tree (`openat2`, `RESOLVE_IN_ROOT`): an absolute symlink means the
-//! tree's own root, `..` ends there, and magic links are refused. No path is ever put together as a string of the host.
+//! The kernel resolves every path inside the tree (`openat2`, `RESOLVE_IN_ROOT`): an absolute symlink starts at the
+//! tree's own root, `..` ends there, and magic links are refused. No path of the host is ever built from strings.
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Uid};
@@ -13,9 +13,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 
-/// Files that oven itself reads are small: release files, tables, lists of packages.
+/// Upper bound for files that oven itself reads: release files, tables and lists of packages are small.
 const READ_MAX: u64 = 16 << 20;
-/// Each symlink of a path costs a look-up; the kernel's own limit of 40 may be hit while someone renames (EAGAIN).
+/// Each symlink of a path costs a look-up, which fails with EAGAIN while someone renames; the kernel allows 40 of them.
 const RETRIES: u32 = 32;
 
 /// A directory tree. Paths are absolute in it; a leading `/` may be left out.
@@ -41,13 +41,14 @@ impl Inside {
         self.dir.as_fd()
     }
 
-    /// Opens what a path leads to. A FIFO does not block, a terminal does not become ours.
+    /// Opens what a path leads to. A FIFO does not block, and a terminal does not become the controlling one.
     pub(crate) fn open(&self, path: &str, flags: OFlags) -> rustix::io::Result<OwnedFd> {
         let path = if path.is_empty() { "/" } else { path };
         open_in(self.dir.as_fd(), path, flags, ResolveFlags::IN_ROOT)
     }
 
-    /// A file's content; `None` if it is not there. Whatever is no regular file is an error, and so is more than 16 MiB.
+    /// A file's content; `None` if it does not exist. Anything but a regular file is an error, and so are more than 16
+    /// MiB.
     pub fn read(&self, path: &str) -> Result<Option<Vec<u8>>> {
         let Some(mut file) = self.open_file(path)? else { return Ok(None) };
         let mut content = Vec::new();
@@ -58,7 +59,7 @@ impl Inside {
         Ok(Some(content))
     }
 
-    /// The first bytes of a file, or fewer if it is shorter.
+    /// The first bytes of a file; fewer if it is shorter.
     pub fn read_start(&self, path: &str, length: u64) -> Result<Option<Vec<u8>>> {
         let Some(file) = self.open_file(path)? else { return Ok(None) };
         let mut content = Vec::new();
@@ -68,41 +69,39 @@ impl Inside {
         Ok(Some(content))
     }
 
-    /// A regular file, for reading; `None` if it is not there.
+    /// Opens a regular file for reading; `None` if it does not exist.
     pub fn open_file(&self, path: &str) -> Result<Option<File>> {
         let doing = || format!("opening {path} in the image");
-        // Looked at before it is opened: opening a device or a FIFO may do things.
+        // It is checked before it is opened for reading: opening a device or a FIFO may have effects.
         let Some(found) = absent(self.open(path, OFlags::PATH)).with_context(doing)? else { return Ok(None) };
-        regular(&found, path)?;
+        ensure_regular(&found, path)?;
         let Some(file) = absent(self.open(path, OFlags::RDONLY)).with_context(doing)? else {
             return Ok(None);
         };
-        regular(&file, path)?;
+        ensure_regular(&file, path)?;
         Ok(Some(File::from(file)))
     }
 
     /// Whether a path leads to something; not for a dangling symlink.
     pub fn exists(&self, path: &str) -> Result<bool> {
         let found = absent(self.open(path, OFlags::PATH));
-        Ok(found.with_context(|| format!("looking for {path} in the image"))?.is_some())
+        Ok(found.with_context(|| format!("checking for {path} in the image"))?.is_some())
     }
 
-    /// Of the directory that a path leads to; `None` if there is none.
+    /// The metadata of the directory that a path leads to; `None` if there is none.
     pub fn directory(&self, path: &str) -> Result<Option<Stat>> {
         match self.open(path, OFlags::PATH | OFlags::DIRECTORY) {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
             found => {
-                let found = found.with_context(|| format!("looking at {path} in the image"))?;
-                Ok(Some(
-                    rustix::fs::fstat(&found).with_context(|| format!("looking at {path} in the image"))?,
-                ))
+                let found = found.with_context(|| format!("examining {path} in the image"))?;
+                Ok(Some(rustix::fs::fstat(&found).with_context(|| format!("examining {path} in the image"))?))
             }
         }
     }
 
-    /// Of the object itself, be it a symlink.
+    /// The metadata of the object itself: a symlink is not followed.
     pub fn metadata(&self, path: &str) -> Result<Option<Stat>> {
-        let doing = || format!("looking at {path} in the image");
+        let doing = || format!("examining {path} in the image");
         let Some(found) = absent(self.open(path, OFlags::PATH | OFlags::NOFOLLOW)).with_context(doing)?
         else {
             return Ok(None);
@@ -110,7 +109,7 @@ impl Inside {
         Ok(Some(rustix::fs::fstat(&found).with_context(doing)?))
     }
 
-    /// Where a symlink points, as it is written; `None` if there is nothing or no symlink.
+    /// The target of a symlink, as it is written; `None` if there is no symlink.
     pub fn read_link(&self, path: &str) -> Result<Option<OsString>> {
         let doing = || format!("reading the link {path} in the image");
         let Some(found) = absent(self.open(path, OFlags::PATH | OFlags::NOFOLLOW)).with_context(doing)?
@@ -126,7 +125,7 @@ impl Inside {
         Ok(Some(OsString::from_vec(target.into_bytes())))
     }
 
-    /// The names in a directory, sorted; none if it is absent.
+    /// The names in a directory, sorted; none if it does not exist.
     pub fn list(&self, path: &str) -> Result<Vec<OsString>> {
         let doing = || format!("listing {path} in the image");
         let dir = absent(self.open(path, OFlags::RDONLY | OFlags::DIRECTORY)).with_context(doing)?;
@@ -136,18 +135,18 @@ impl Inside {
         Ok(names)
     }
 
-    /// Puts a file there: written beside and renamed over what has the name, be it a symlink. `mode` is set as it is
-    /// said, whatever the umask. Parents are made, 0755 and root's.
+    /// Writes a file under a temporary name and renames it over whatever has its name, be it a symlink. `mode` is set
+    /// whatever the umask is. Missing parents are created with 0755, owned by root.
     pub fn write(&self, path: &str, content: &[u8], mode: u32, uid: u32, gid: u32) -> Result<()> {
-        self.put(path, mode, uid, gid, &mut |file| file.write_all(content))
+        self.replace(path, mode, uid, gid, &mut |file| file.write_all(content))
     }
 
-    /// The same, from an open file.
+    /// Like [`Self::write`], with the content of an open file.
     pub fn write_from(&self, path: &str, source: &mut File, mode: u32, uid: u32, gid: u32) -> Result<()> {
-        self.put(path, mode, uid, gid, &mut |file| std::io::copy(source, file).map(drop))
+        self.replace(path, mode, uid, gid, &mut |file| std::io::copy(source, file).map(drop))
     }
 
-    fn put(
+    fn replace(
         &self,
         path: &str,
         mode: u32,
@@ -158,70 +157,72 @@ impl Inside {
         let doing = || format!("writing {path} in the image");
         let (parent, name) = split(path)?;
         self.create_dir_all(&parent, 0o755)?;
-        let dir = self.parent(&parent).with_context(doing)?;
+        let dir = self.open_directory(&parent).with_context(doing)?;
         let mut bytes = [0; 8];
         rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())?;
-        let beside = format!(".oven-{:016x}", u64::from_ne_bytes(bytes));
+        let temporary = format!(".oven-{:016x}", u64::from_ne_bytes(bytes));
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file =
-            rustix::fs::openat(&dir, &*beside, flags, Mode::from_raw_mode(0o600)).with_context(doing)?;
+            rustix::fs::openat(&dir, &*temporary, flags, Mode::from_raw_mode(0o600)).with_context(doing)?;
         let mut file = File::from(file);
         let written = fill(&mut file).and_then(|()| {
-            // In this order: a change of owner takes setuid away.
+            // In this order: a change of owner clears setuid.
             rustix::fs::fchown(&file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
             rustix::fs::fchmod(&file, Mode::from_raw_mode(mode & 0o7777))?;
-            Ok(rustix::fs::renameat(&dir, &*beside, &dir, name)?)
+            Ok(rustix::fs::renameat(&dir, &*temporary, &dir, name)?)
         });
         if written.is_err() {
-            _ = rustix::fs::unlinkat(&dir, &*beside, AtFlags::empty());
+            _ = rustix::fs::unlinkat(&dir, &*temporary, AtFlags::empty());
         }
         written.with_context(doing)
     }
 
-    /// Removes a file or a symlink itself. `false`: there was none.
+    /// Removes a file, or a symlink itself. `false`: there was none.
     pub fn remove(&self, path: &str) -> Result<bool> {
         let doing = || format!("removing {path} in the image");
         let (parent, name) = split(path)?;
-        let Some(dir) = absent(self.parent(&parent)).with_context(doing)? else { return Ok(false) };
+        let Some(dir) = absent(self.open_directory(&parent)).with_context(doing)? else { return Ok(false) };
         match rustix::fs::unlinkat(&dir, name, AtFlags::empty()) {
             Err(Errno::NOENT) => Ok(false),
             done => done.map(|()| true).with_context(doing),
         }
     }
 
-    /// Empties a regular file that has the name itself. `false`: there is none, or something else.
+    /// Empties a regular file; a symlink is not followed. `false`: there is no regular file.
     pub fn truncate(&self, path: &str) -> Result<bool> {
         let doing = || format!("emptying {path} in the image");
-        let looked = absent(self.open(path, OFlags::PATH | OFlags::NOFOLLOW)).with_context(doing)?;
-        let Some(found) = looked.filter(|found| regular(found, path).is_ok()) else { return Ok(false) };
+        let opened = absent(self.open(path, OFlags::PATH | OFlags::NOFOLLOW)).with_context(doing)?;
+        let Some(found) = opened.filter(|found| ensure_regular(found, path).is_ok()) else {
+            return Ok(false);
+        };
         drop(found);
         let file = match self.open(path, OFlags::WRONLY | OFlags::NOFOLLOW) {
             // Something else took the name meanwhile.
             Err(Errno::NOENT | Errno::LOOP | Errno::NXIO | Errno::ISDIR) => return Ok(false),
             file => file.with_context(doing)?,
         };
-        if regular(&file, path).is_err() {
+        if ensure_regular(&file, path).is_err() {
             return Ok(false);
         }
         rustix::fs::ftruncate(&file, 0).with_context(doing)?;
         Ok(true)
     }
 
-    /// Makes a directory and its parents with this mode, root's. What is there keeps its mode; symlinks to
-    /// directories count as directories.
+    /// Creates a directory and its missing parents with this mode, owned by root. Existing directories keep their mode;
+    /// symlinks to directories count as directories.
     pub fn create_dir_all(&self, path: &str, mode: u32) -> Result<()> {
-        let doing = || format!("making the directory {path} in the image");
-        let path = normal(path)?;
-        if self.parent(&path).is_ok() {
+        let doing = || format!("creating the directory {path} in the image");
+        let path = normalize(path)?;
+        if self.open_directory(&path).is_ok() {
             return Ok(());
         }
         let ends = path.match_indices('/').map(|(at, _)| at).skip(1).chain([path.len()]);
         for end in ends {
             let so_far = &path[..end];
-            let known = absent(self.parent(so_far)).with_context(doing)?;
+            let known = absent(self.open_directory(so_far)).with_context(doing)?;
             if known.is_none() {
                 let (parent, name) = split(so_far)?;
-                let dir = self.parent(&parent).with_context(doing)?;
+                let dir = self.open_directory(&parent).with_context(doing)?;
                 match rustix::fs::mkdirat(&dir, &*name, Mode::from_raw_mode(0o700)) {
                     Ok(()) => {}
                     Err(Errno::EXIST) => match self.read_link(so_far)? {
@@ -229,7 +230,7 @@ impl Inside {
                             "{so_far} in the image is a symlink that leads nowhere, to {}",
                             to.display()
                         ),
-                        None => bail!("{so_far} in the image is no directory"),
+                        None => bail!("{so_far} in the image is not a directory"),
                     },
                     Err(error) => return Err(error).with_context(doing),
                 }
@@ -241,13 +242,13 @@ impl Inside {
         Ok(())
     }
 
-    /// The directory that a path leads to.
-    fn parent(&self, path: &str) -> rustix::io::Result<OwnedFd> {
+    /// Opens the directory that a path leads to.
+    fn open_directory(&self, path: &str) -> rustix::io::Result<OwnedFd> {
         self.open(path, OFlags::PATH | OFlags::DIRECTORY)
     }
 }
 
-/// `openat2`, once more where a rename by someone else made the kernel unsure.
+/// `openat2`, retried while a rename by someone else disturbs the look-up.
 pub(crate) fn open_in<P: rustix::path::Arg + Copy>(
     dir: BorrowedFd<'_>,
     path: P,
@@ -268,7 +269,7 @@ pub(crate) fn open_in<P: rustix::path::Arg + Copy>(
     Err(Errno::AGAIN)
 }
 
-/// What is not there is no error; nor is a path through something that is no directory.
+/// `None` if the object does not exist, or if the path goes through something that is not a directory.
 pub(crate) fn absent<T>(found: rustix::io::Result<T>) -> rustix::io::Result<Option<T>> {
     match found {
         Ok(found) => Ok(Some(found)),
@@ -277,11 +278,11 @@ pub(crate) fn absent<T>(found: rustix::io::Result<T>) -> rustix::io::Result<Opti
     }
 }
 
-fn regular(fd: &OwnedFd, path: &str) -> Result<()> {
-    let stat = rustix::fs::fstat(fd).with_context(|| format!("looking at {path} in the image"))?;
+fn ensure_regular(fd: &OwnedFd, path: &str) -> Result<()> {
+    let stat = rustix::fs::fstat(fd).with_context(|| format!("examining {path} in the image"))?;
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile => Ok(()),
-        other => bail!("{path} in the image is no regular file but {}", kind_name(other)),
+        other => bail!("{path} in the image is not a regular file but {}", kind_name(other)),
     }
 }
 
@@ -298,8 +299,8 @@ pub fn kind_name(kind: FileType) -> &'static str {
     }
 }
 
-/// Absolute, without empty components and `.`. `..` is refused: what it means depends on symlinks.
-fn normal(path: &str) -> Result<String> {
+/// Makes a path absolute, without empty components and `.`. `..` is an error: its meaning depends on symlinks.
+fn normalize(path: &str) -> Result<String> {
     let parts: Vec<_> = path.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
     if parts.contains(&"..") {
         bail!("the path {path} contains `..`");
@@ -309,7 +310,7 @@ fn normal(path: &str) -> Result<String> {
 
 /// The parent and the last name of a path.
 fn split(path: &str) -> Result<(String, String)> {
-    let path = normal(path)?;
+    let path = normalize(path)?;
     match path.rsplit_once('/') {
         Some((parent, name)) if !name.is_empty() => Ok((format!("{parent}/"), name.to_owned())),
         _ => bail!("the path {path} is the root itself"),

@@ -1,4 +1,4 @@
-//! Walking and emptying directories of a tree that is not trusted: by descriptors, and nothing is followed.
+//! Walks and empties directories of a tree that is not trusted, by descriptors and without following links.
 
 use super::tree::{Inside, absent, names, open_in, os_string};
 use anyhow::{Context, Result, bail};
@@ -7,22 +7,23 @@ use rustix::io::Errno;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
 
-/// Each level costs a descriptor, of which a process has 1024; a tree that is deeper was made so on purpose.
+/// Each level needs a descriptor, of which a process has 1024. A deeper tree was made on purpose.
 const DEPTH_MAX: usize = 200;
 
-/// What a step of a walk does with a directory.
+/// Whether a walk enters an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Go {
-    /// Into it, if it is one.
+    /// It does if the object is a directory.
     On,
-    /// Not into it.
+    /// It does not.
     Past,
 }
 
 impl Inside {
-    /// Visits all below a directory, each directory before what is in it, names in order. Symlinks are visited, not
-    /// followed (but `path` itself may lead through some), and what is mounted below is passed over. The visitor is
-    /// told the path, below `path` as it was given, and the object's own metadata. Nothing there: no visit.
+    /// Visits everything below a directory: each directory before its content, names in order. Symlinks are visited but
+    /// not followed (`path` itself may lead through some), and what is mounted below is not entered. The visitor gets
+    /// each object's path, which begins with `path` as it was given, and the object's own metadata. If nothing is at
+    /// `path`, nothing is visited.
     pub fn walk(&self, path: &str, visit: &mut dyn FnMut(&str, &Stat) -> Result<Go>) -> Result<()> {
         let doing = || format!("reading the directory {path} in the image");
         let Some(top) = absent(self.open(path, OFlags::RDONLY | OFlags::DIRECTORY)).with_context(doing)?
@@ -32,9 +33,9 @@ impl Inside {
         walk(&top, path.trim_end_matches('/'), 0, visit)
     }
 
-    /// Empties a directory and answers how many objects are gone. `keep` is asked with each path, below `path` as it
-    /// was given: what it wants stays, with all in it. Nothing is followed and nothing else that is mounted is entered;
-    /// if `path` itself is a symlink or no directory, nothing is done.
+    /// Empties a directory, and returns how many objects were removed. `keep` gets each path, which begins with `path`
+    /// as it was given; what it accepts stays with its content. Nothing is followed, and nothing else that is mounted
+    /// is entered. If `path` itself is a symlink or not a directory, nothing is done.
     pub fn remove_tree_content(&self, path: &str, keep: &dyn Fn(&str) -> bool) -> Result<u64> {
         let doing = || format!("emptying the directory {path} in the image");
         let path = path.trim_end_matches('/');
@@ -48,11 +49,11 @@ impl Inside {
     }
 }
 
-/// A directory of a directory: not a symlink to one, not one that is mounted there.
+/// Opens a directory in a directory: not through a symlink, and not if something is mounted there.
 fn descend(dir: &OwnedFd, name: &CStr) -> rustix::io::Result<Option<OwnedFd>> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
     match open_in(dir.as_fd(), name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW, resolve) {
-        // Mounted, or replaced meanwhile.
+        // Something is mounted there, or it was replaced meanwhile.
         Err(Errno::XDEV | Errno::NOTDIR | Errno::LOOP | Errno::NOENT) => Ok(None),
         other => other.map(Some),
     }
@@ -78,7 +79,7 @@ fn walk(
         let below = format!("{path}/{}", os_string(&name).display());
         let stat = match rustix::fs::statat(dir, &name, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => continue,
-            stat => stat.with_context(|| format!("looking at {below}"))?,
+            stat => stat.with_context(|| format!("examining {below}"))?,
         };
         let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
         if visit(&below, &stat)? == Go::On && is_dir {
@@ -91,7 +92,7 @@ fn walk(
     Ok(())
 }
 
-/// Answers whether nothing was kept.
+/// Returns whether everything was removed.
 fn empty(
     dir: &OwnedFd,
     path: &str,
@@ -100,11 +101,11 @@ fn empty(
     removed: &mut u64,
 ) -> Result<bool> {
     let depth = deeper(path, depth)?;
-    let mut all = true;
+    let mut is_emptied = true;
     for name in names(dir).with_context(|| format!("listing {path}"))? {
         let below = format!("{path}/{}", os_string(&name).display());
         if keep(&below) {
-            all = false;
+            is_emptied = false;
             continue;
         }
         let gone = match rustix::fs::unlinkat(dir, &name, AtFlags::empty()) {
@@ -114,7 +115,7 @@ fn empty(
                     rustix::fs::unlinkat(dir, &name, AtFlags::REMOVEDIR)
                 }
                 _ => {
-                    all = false;
+                    is_emptied = false;
                     continue;
                 }
             },
@@ -124,5 +125,5 @@ fn empty(
         gone.with_context(|| format!("removing {below}"))?;
         *removed += 1;
     }
-    Ok(all)
+    Ok(is_emptied)
 }

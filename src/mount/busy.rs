@@ -1,15 +1,15 @@
-//! Who still holds a device: for a message, when the device was not released.
+//! Finds who still uses a device, for the message when the device was not released.
 
 use crate::sys::mount::table;
 use rustix::fs::{AtFlags, CWD, FileType};
 use std::collections::HashSet;
 use std::path::Path;
 
-/// More names do not help.
+/// How many holders are named at most.
 const MAX: usize = 8;
 
-/// What holds one of these devices, or files on them, in words: mounts of other namespaces, descriptors, working and
-/// root directories, what is stacked on the device. Best effort: processes come and go.
+/// Describes what uses one of these devices, or files on them: mounts of other namespaces, descriptors, working and
+/// root directories, and what is stacked on the device. Best effort: processes come and go.
 pub fn of(devices: &[u64]) -> Vec<String> {
     let mut found = stacked(devices);
     let own = std::fs::read_link("/proc/thread-self/ns/mnt").ok();
@@ -27,7 +27,7 @@ pub fn of(devices: &[u64]) -> Vec<String> {
                 }
             }
         }
-        found.extend(files(process, devices));
+        found.extend(open_file(process, devices));
         if found.len() > MAX {
             break;
         }
@@ -36,25 +36,25 @@ pub fn of(devices: &[u64]) -> Vec<String> {
     found
 }
 
-/// The same as a clause: `: held by …`, or nothing.
+/// The same as the end of a sentence: `: …`, or that nothing was found.
 pub fn clause(devices: &[u64]) -> String {
     let found = of(devices);
     if found.is_empty() {
-        "; nobody was found that holds it".into()
+        "; no process was found that uses it".into()
     } else {
         format!(": {}", found.join("; "))
     }
 }
 
-/// What a process has open on the devices; its own descriptors of the device itself are our business.
-fn files(process: u32, devices: &[u64]) -> Option<String> {
+/// What a process has open on the devices. oven's own descriptors of the device itself are not reported.
+fn open_file(process: u32, devices: &[u64]) -> Option<String> {
     let dir = format!("/proc/{process}");
     let ours = process == std::process::id();
     let descriptors = numbered(format!("{dir}/fd")).into_iter().map(|fd| format!("fd/{fd}"));
     let mut places = ["cwd", "root", "exe"].map(str::to_owned).into_iter().chain(descriptors);
     places.find_map(|place| {
         let path = format!("{dir}/{place}");
-        // What is looked at may be on a dead network share: no synchronisation.
+        // The object may be on a dead network share: no synchronisation.
         let flags = AtFlags::STATX_DONT_SYNC;
         let stat = rustix::fs::statx(CWD, &*path, flags, rustix::fs::StatxFlags::TYPE).ok()?;
         let on = devices.contains(&rustix::fs::makedev(stat.stx_dev_major, stat.stx_dev_minor));
@@ -103,7 +103,7 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         let device = rustix::fs::fstat(&file).unwrap().st_dev;
         let pid = std::process::id();
-        assert!(files(pid, &[device]).unwrap().starts_with(&format!("process {pid} (")));
-        assert_eq!(files(pid, &[0xffff_ffff]), None);
+        assert!(open_file(pid, &[device]).unwrap().starts_with(&format!("process {pid} (")));
+        assert_eq!(open_file(pid, &[0xffff_ffff]), None);
     }
 }

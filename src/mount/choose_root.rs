@@ -1,4 +1,4 @@
-//! Which partition is "/": told by the disk, never guessed.
+//! Chooses the partition that is "/": the disk says which one it is, and oven never guesses.
 
 use super::partitions::Part;
 use crate::error::Kind;
@@ -10,19 +10,19 @@ use crate::ids::Architecture;
 use crate::image::tree::Inside;
 use anyhow::{Context, Result};
 
-/// What is inside a file system that may be the root.
+/// The content of a file system that may be the root, as far as it decides the choice.
 #[derive(Debug, Clone, Default)]
 pub struct Look {
-    /// It has an fstab or an os-release.
+    /// Whether it has an fstab or an os-release.
     pub system: bool,
     pub fstab: Vec<Entry>,
 }
 
-/// How the choice stands before anything is mounted.
+/// The choice as far as it can be made before anything is mounted.
 #[derive(Debug, PartialEq, Eq)]
 pub enum First {
     Chosen(usize),
-    /// These have to be looked into.
+    /// These have to be mounted and examined.
     Candidates(Vec<usize>),
 }
 
@@ -38,70 +38,81 @@ pub fn kind(part: &Part) -> Option<Type> {
     part.fs.as_ref().map(|fs| fs.kind)
 }
 
-fn mountable(part: &Part) -> bool {
+fn is_mountable(part: &Part) -> bool {
     matches!(kind(part), Some(Type::Ext4 | Type::Xfs))
 }
 
-/// What may hold a root that oven cannot mount.
-fn foreign(part: &Part) -> bool {
+/// Whether a partition may hold a root that oven cannot mount.
+fn may_hold_unsupported_root(part: &Part) -> bool {
     matches!(
         kind(part),
         Some(Type::Btrfs | Type::Lvm | Type::Luks | Type::Raid | Type::Ext2 | Type::Ext3 | Type::Other(_))
     )
 }
 
-/// Decides by the table and the superblocks, as far as they go.
+/// Decides by the partition table and the superblocks, as far as they suffice.
+///
+/// Errors: no partition can be the root, or it is one that oven does not mount.
 pub fn first(parts: &[Part]) -> Result<First> {
     let root_type = root_type(Architecture::HOST);
-    let typed = |part: &Part| {
+    let has_root_type = |part: &Part| {
         let kind = part.partition.as_ref().map(|p| &p.kind);
         matches!(kind, Some(partition::Type::Gpt(guid)) if guid == root_type)
     };
-    let mut discoverable = (0..parts.len()).filter(|&index| typed(&parts[index]));
+    let mut discoverable = (0..parts.len()).filter(|&index| has_root_type(&parts[index]));
     if let (Some(one), None) = (discoverable.next(), discoverable.next()) {
-        return if mountable(&parts[one]) { Ok(First::Chosen(one)) } else { Err(unsupported(parts, &[one])) };
+        return if is_mountable(&parts[one]) {
+            Ok(First::Chosen(one))
+        } else {
+            Err(unsupported_root(parts, &[one]))
+        };
     }
-    let candidates: Vec<_> = (0..parts.len()).filter(|&index| mountable(&parts[index])).collect();
-    let foreign: Vec<_> = (0..parts.len()).filter(|&index| foreign(&parts[index])).collect();
+    let candidates: Vec<_> = (0..parts.len()).filter(|&index| is_mountable(&parts[index])).collect();
+    let foreign: Vec<_> =
+        (0..parts.len()).filter(|&index| may_hold_unsupported_root(&parts[index])).collect();
     match (&candidates[..], &foreign[..]) {
-        ([], []) => Err(refused("the disk has no ext4 or xfs file system", parts)),
-        ([], _) => Err(unsupported(parts, &foreign)),
+        ([], []) => Err(no_single_root("the disk has no ext4 or xfs file system", parts)),
+        ([], _) => Err(unsupported_root(parts, &foreign)),
         ([one], []) => Ok(First::Chosen(*one)),
         _ => Ok(First::Candidates(candidates)),
     }
 }
 
-/// Decides by what is inside of the candidates.
+/// Decides by the content of the candidates. Errors: none of them is the root, or several may be.
 pub fn second(parts: &[Part], looks: &[(usize, Look)]) -> Result<usize> {
-    let names = |look: &Look| -> Option<usize> {
+    let root_of = |look: &Look| -> Option<usize> {
         let mut named = (0..parts.len())
             .filter(|&index| fstab::names_root(&look.fstab, &parts[index].ids()) == Some(true));
         let one = named.next();
         one.filter(|_| named.next().is_none())
     };
-    // An fstab that calls another partition the root speaks for that one, not for itself.
+    // A system whose fstab names another partition as the root is not the root itself.
     let systems: Vec<_> =
-        looks.iter().filter(|(_, look)| look.system).map(|(index, look)| (*index, names(look))).collect();
+        looks.iter().filter(|(_, look)| look.system).map(|(index, look)| (*index, root_of(look))).collect();
     let eligible: Vec<_> =
         systems.iter().filter(|(index, root)| root.is_none_or(|root| root == *index)).collect();
     if let [(one, _)] = eligible[..] {
         return Ok(*one);
     }
-    let sure: Vec<_> = eligible.iter().filter(|(_, root)| root.is_some()).collect();
-    if let [(one, _)] = sure[..] {
+    let confirmed: Vec<_> = eligible.iter().filter(|(_, root)| root.is_some()).collect();
+    if let [(one, _)] = confirmed[..] {
         return Ok(*one);
     }
     if eligible.is_empty() {
-        let foreign: Vec<_> = (0..parts.len()).filter(|&index| foreign(&parts[index])).collect();
+        let foreign: Vec<_> =
+            (0..parts.len()).filter(|&index| may_hold_unsupported_root(&parts[index])).collect();
         if !foreign.is_empty() {
-            return Err(unsupported(parts, &foreign));
+            return Err(unsupported_root(parts, &foreign));
         }
-        return Err(refused("no file system of the disk holds a system (an fstab or an os-release)", parts));
+        return Err(no_single_root(
+            "no file system of the disk holds a system (an fstab or an os-release)",
+            parts,
+        ));
     }
-    Err(refused("several partitions of the disk may be its root", parts))
+    Err(no_single_root("several partitions of the disk may be its root", parts))
 }
 
-/// Reads what [`second`] wants to know, from a file system that is mounted read-only.
+/// Reads what [`second`] needs from a file system that is mounted read-only.
 pub fn look(inside: &Inside) -> Result<Look> {
     let fstab = inside.read("/etc/fstab").context("reading /etc/fstab of a possible root")?;
     let released = inside.exists("/etc/os-release")? || inside.exists("/usr/lib/os-release")?;
@@ -110,21 +121,22 @@ pub fn look(inside: &Inside) -> Result<Look> {
     Ok(Look { system: released || fstab.is_some(), fstab: entries })
 }
 
-fn list(parts: &[Part]) -> String {
+fn describe_all(parts: &[Part]) -> String {
     parts.iter().map(Part::describe).collect::<Vec<_>>().join(", ")
 }
 
-fn refused(why: &str, parts: &[Part]) -> anyhow::Error {
-    let failure = Kind::Definition.failure(format!("{why}: {}", list(parts)));
+fn no_single_root(why: &str, parts: &[Part]) -> anyhow::Error {
+    let failure = Kind::Definition.failure(format!("{why}: {}", describe_all(parts)));
     let hint =
-        "Bake on an image with one root partition, or give that one the type of a root partition in its GPT.";
+        "Bake on an image with one root partition, or give its root the type of a root partition in the GPT.";
     failure.hint(hint).into()
 }
 
-fn unsupported(parts: &[Part], which: &[usize]) -> anyhow::Error {
+fn unsupported_root(parts: &[Part], which: &[usize]) -> anyhow::Error {
     let found: Vec<_> = which.iter().map(|&index| parts[index].describe()).collect();
-    let name = which.iter().find_map(|&index| kind(&parts[index])).map_or("nothing known", Type::name);
-    let what = format!("the disk's root is on {name}, which oven does not mount: {}", found.join(", "));
+    let name =
+        which.iter().find_map(|&index| kind(&parts[index])).map_or("an unknown file system", Type::name);
+    let what = format!("the disk's root is on {name}, which oven cannot mount: {}", found.join(", "));
     Kind::Definition
         .failure(what)
         .hint("Bake on an image whose root is ext4 or xfs on a plain partition.")
@@ -172,17 +184,14 @@ mod tests {
         assert_eq!(first(&[ext4(1, root), ext4(2, root)]).unwrap(), First::Candidates(vec![0, 1]));
         assert_eq!(first(&[ext4(1, ""), part(2, &[], "")]).unwrap(), First::Chosen(0));
         let error = first(&[ext4(1, ""), btrfs(2, root)]).unwrap_err().to_string();
-        assert!(
-            error.contains("on btrfs, which oven does not mount: partition 2 (btrfs, 1.0 GiB)"),
-            "{error}"
-        );
+        assert!(error.contains("on btrfs, which oven cannot mount: partition 2 (btrfs, 1.0 GiB)"), "{error}");
     }
 
     #[test]
     fn what_cannot_be_mounted_is_named() {
         let lvm = || part(2, &[(512, b"LABELONE"), (536, b"LVM2 001")], "");
         assert!(first(&[lvm()]).unwrap_err().to_string().contains("on LVM"));
-        // A /boot beside it is no root.
+        // A /boot next to it is not the root.
         let parts = [ext4(1, ""), lvm()];
         assert_eq!(first(&parts).unwrap(), First::Candidates(vec![0]));
         assert!(second(&parts, &[(0, Look::default())]).unwrap_err().to_string().contains("on LVM"));
@@ -190,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn fstab_tells_which_of_two_systems_is_the_root() {
+    fn fstab_says_which_of_two_systems_is_the_root() {
         let parts = [ext4(1, ""), ext4(2, "")];
         let own = |n: u32| system(&format!("PARTUUID=part-{n} / ext4"));
         assert_eq!(second(&parts, &[(0, own(1)), (1, Look::default())]).unwrap(), 0);

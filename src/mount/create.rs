@@ -1,4 +1,4 @@
-//! Mounts by descriptor: made, looked at, and only then attached; and taken away by their id.
+//! Mounts by descriptor: a mount is created, verified, and only then attached; it is unmounted by its id.
 
 use super::busy;
 use crate::error::Kind;
@@ -14,14 +14,14 @@ use rustix::mount::{
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-/// How often, and after what pauses, the kernel is asked again while something is busy: a process that was killed lets
-/// go a moment later. 20 times 100 ms in all.
+/// The pauses, in milliseconds, between attempts while something is busy: a killed process releases it a moment later.
+/// They are 2 s in all.
 const PAUSES: [u64; 24] = [
     5, 10, 25, 60, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100,
     100, 100,
 ];
 
-/// What is to be mounted.
+/// What to mount.
 #[derive(Debug)]
 pub struct Wanted {
     /// The private tmpfs with the nodes ([`crate::mount::partitions`]).
@@ -31,7 +31,7 @@ pub struct Wanted {
     pub rdev: u64,
     /// The file system, never guessed by the kernel.
     pub kind: &'static str,
-    /// Only looked at: the journal is left alone.
+    /// Only for reading: the journal is left alone.
     pub read_only: bool,
 }
 
@@ -45,9 +45,9 @@ impl std::fmt::Display for Unknown {
 }
 impl std::error::Error for Unknown {}
 
-/// Makes a mount that is attached nowhere, and verifies that it is of the device that was meant. It goes away with the
-/// descriptor. To be called on a thread that ends with it: the thread's root directory becomes the tmpfs, so that the
-/// source is `/dev/NAME` in mount tables, as `grub-probe` and `df` need it, and still nothing but our own node.
+/// Creates a mount that is attached nowhere, and verifies that it is of the right device. It disappears with the
+/// descriptor. To be called on a thread of its own: the thread's root directory becomes the tmpfs, so that the source
+/// in mount tables is `/dev/NAME`, as `grub-probe` and `df` need it, and yet it can only be our own node.
 pub fn create(wanted: &Wanted) -> Result<OwnedFd> {
     let doing = || format!("mounting /dev/{} as {}", wanted.name, wanted.kind);
     // Before the root directory changes: the kernel may have to load a module.
@@ -55,7 +55,7 @@ pub fn create(wanted: &Wanted) -> Result<OwnedFd> {
         return Err(anyhow::Error::new(Unknown).context(doing()));
     }
     enter(&wanted.tmpfs).context("entering the private tmpfs")?;
-    // A child that is being started holds copies of our descriptors for a moment, and with them what was just closed.
+    // A child that is being started has copies of our descriptors for a moment, also of those that were just closed.
     let mut said = String::new();
     let fs = patiently(|| superblock(wanted, &mut said));
     let fs = fs.map_err(|error| refused(error, &said, wanted)).with_context(doing)?;
@@ -73,7 +73,7 @@ pub fn create(wanted: &Wanted) -> Result<OwnedFd> {
     Ok(mount)
 }
 
-/// A file system, not mounted yet. `said` is what the kernel had to say of a failure.
+/// Creates a file system, not mounted yet. `said`: the kernel's messages about a failure.
 fn superblock(wanted: &Wanted, said: &mut String) -> rustix::io::Result<OwnedFd> {
     let fs = fsopen(wanted.kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(&fs, "source", format!("/dev/{}", wanted.name))?;
@@ -84,14 +84,14 @@ fn superblock(wanted: &Wanted, said: &mut String) -> rustix::io::Result<OwnedFd>
         fsconfig_set_flag(&fs, "ro")?;
     }
     let made = match fsconfig_create_exclusive(&fs) {
-        // Before Linux 6.6. Then only the proof of release finds out that somebody else has it mounted, too.
+        // Before Linux 6.6. Then only the proof of release shows that somebody else has it mounted, too.
         Err(Errno::OPNOTSUPP) => fsconfig_create(&fs),
         made => made,
     };
     if made.is_err() {
         let mut message = [0; 512];
         said.clear();
-        // The kernel keeps a few messages for whoever asked.
+        // The kernel has a few messages for the caller.
         while let Ok(length @ 1..) = rustix::io::read(&fs, &mut message[..]) {
             *said += &format!("; {}", String::from_utf8_lossy(&message[..length]).trim());
         }
@@ -105,9 +105,9 @@ fn options(wanted: &Wanted) -> &'static [(&'static str, &'static str)] {
         ("xfs", false) => &[("nouuid", "")],
         ("xfs", true) => &[("nouuid", ""), ("norecovery", "")],
         ("ext4" | "ext3" | "ext2", true) => &[("noload", "")],
-        // Damage ends the bake: what is written after it is not to be trusted. No flush of the device's cache at each
-        // fsync: if this machine stops, the disk is thrown away; the proof of release ends with a flush. Nothing is
-        // zeroed in the background: that is for an instance of the image, and would race with the discarding.
+        // Damage ends the bake: later writes cannot be trusted. The device's cache is not flushed at each fsync: if
+        // this machine stops, the disk is discarded, and the proof of release ends with a flush. Nothing is zeroed in
+        // the background: an instance of the image does that, and it would race with the discarding.
         ("ext4" | "ext3" | "ext2", false) => {
             &[("errors", "remount-ro"), ("nobarrier", ""), ("noinit_itable", "")]
         }
@@ -131,7 +131,7 @@ fn refused(error: Errno, said: &str, wanted: &Wanted) -> anyhow::Error {
     }
 }
 
-/// Makes the tmpfs this thread's root directory, for this thread alone.
+/// Makes the tmpfs the root directory of this thread only.
 fn enter(tmpfs: &OwnedFd) -> nix::Result<()> {
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS)?;
     nix::unistd::fchdir(tmpfs)?;
@@ -144,34 +144,36 @@ pub fn attach(mount: &OwnedFd, target: &OwnedFd) -> rustix::io::Result<()> {
     move_mount(mount, c"", target, c"", flags)
 }
 
-/// The id by which a mount table calls the mount that a descriptor is on.
+/// The id in mount tables of the mount that a descriptor is on.
 pub fn id(fd: impl AsFd) -> Result<u64> {
     let found = rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)
-        .context("asking for a mount's id")?;
+        .context("reading a mount's id")?;
     if found.stx_mask & StatxFlags::MNT_ID.bits() == 0 {
         return Err(Kind::Machine
-            .failure("this kernel does not tell the id of a mount")
-            .hint("Linux 5.8 does.")
+            .failure("this kernel does not provide the ids of mounts")
+            .hint("Use Linux 5.8 or newer.")
             .into());
     }
     Ok(found.stx_mnt_id)
 }
 
-/// What is attached in this directory must be seen by nobody else.
+/// Fails if what is attached in this directory would be seen by other namespaces.
 pub fn is_private(dir: &OwnedFd) -> Result<()> {
     let id = id(dir)?;
     match table::of_this_thread()?.iter().find(|line| line.id == id) {
         Some(line) if !line.shared => Ok(()),
-        Some(line) => bail!(
-            Kind::Machine
-                .failure(format!("mounts in {} would be seen outside of this process", line.path.display()))
-        ),
-        None => bail!(Kind::Machine.failure("the directory for mounts is in no mount of this namespace")),
+        Some(line) => {
+            bail!(Kind::Machine.failure(format!(
+                "mounts in {} would be visible outside of this process",
+                line.path.display()
+            )))
+        }
+        None => bail!(Kind::Machine.failure("the directory for mounts is not in a mount of this namespace")),
     }
 }
 
-/// Unmounts by id, wherever the mount is by now; never lazily. A mount that is gone is fine. If `patient`, blocks for
-/// 2 s at most while it is busy; then says EBUSY.
+/// Unmounts by id, wherever the mount is by now; never lazily. A mount that no longer exists is fine. If `patient`,
+/// waits up to 2 s while it is busy; then the error is EBUSY.
 pub fn unmount(id: u64, patient: bool) -> Result<()> {
     let mut pauses = PAUSES[..if patient { PAUSES.len() } else { 0 }].iter();
     loop {
@@ -185,7 +187,7 @@ pub fn unmount(id: u64, patient: bool) -> Result<()> {
     }
 }
 
-/// Repeats while the answer is EBUSY, as long as [`unmount`] does.
+/// Retries while the result is EBUSY, as long as [`unmount`] does.
 pub fn patiently<T>(mut attempt: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
     for &ms in &PAUSES {
         match attempt() {
@@ -201,7 +203,7 @@ fn pause(ms: u64) {
     std::thread::sleep(Duration::from_millis(ms));
 }
 
-/// The flags with which a directory of a file system is opened to ask the file system for things.
+/// The flags with which a directory is opened for requests to its file system.
 pub const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 #[cfg(test)]

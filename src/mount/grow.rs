@@ -1,4 +1,4 @@
-//! A disk that is larger than its table knows: the root partition grows, and the file system on it.
+//! Grows the root partition and its file system if the disk is larger than its partition table says.
 
 use super::create::DIR;
 use super::partitions;
@@ -22,15 +22,15 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::process::Stdio;
 use std::time::Duration;
 
-/// What is not worth growing: space at the end that alignment costs.
+/// Less unused space than this is not worth growing into: alignment leaves some at the end.
 const SLACK: u64 = 1 << 20;
-/// udev looks at a disk for moments; whoever holds it for longer is at work on it.
+/// udev locks a disk for moments; whoever locks it for longer is at work on it.
 const LOCK_TRIES: u32 = 100;
 
-/// As long as for anything else that is busy.
+/// How often e2fsck is started while the device is in use: as long as oven waits for anything else that is busy.
 const CHECK_TRIES: u32 = 20;
 
-/// The whole disk, locked as udev and others respect it.
+/// The whole disk, with the lock that udev and others respect.
 struct Locked<'a>(&'a OwnedFd);
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
@@ -47,11 +47,11 @@ async fn lock(device: &Device) -> Result<Locked<'_>> {
         }
     }
     let failure = Kind::Machine.failure(format!("{} is locked by another process", device.path.display()));
-    Err(failure.hint("`lslocks` names it.").into())
+    Err(failure.hint("`lslocks` shows which one.").into())
 }
 
 /// Grows the root partition to the end of the disk, in the table and in the kernel, if the disk is larger than the
-/// table assumes. Answers whether the root's device is larger than before; without a table it always may be.
+/// table says. Returns whether the root's device may be larger than before; without a table it always may.
 pub async fn partition(device: &Device, nodes: &mut Nodes, root: usize) -> Result<bool> {
     let Some(old) = nodes.parts[root].partition.clone() else { return Ok(true) };
     let number = old.number;
@@ -77,7 +77,7 @@ pub async fn partition(device: &Device, nodes: &mut Nodes, root: usize) -> Resul
     let part = &mut nodes.parts[root];
     let real = block_ioctls::size(part.node.as_fd()).with_context(doing)?;
     if real != growth.size {
-        let what = format!("the kernel has {real} bytes for it, the table {}", growth.size);
+        let what = format!("its size is {real} bytes in the kernel, but {} in the table", growth.size);
         return Err(Kind::Machine.error(what)).with_context(doing);
     }
     part.size = growth.size;
@@ -98,10 +98,10 @@ fn write(node: &OwnedFd, writes: &[Write]) -> Result<()> {
     rustix::fs::fsync(node).context("syncing the partition table")
 }
 
-/// Grows a mounted file system to the size of its device, and answers the size of before and of after, in bytes.
-/// `None`: it is as large already.
+/// Grows a mounted file system to the size of its device. Returns its sizes before and after in bytes; `None` if it was
+/// as large already.
 pub async fn file_system(mount: &OwnedFd, part: &Part) -> Result<Option<(u64, u64)>> {
-    let Some(fs) = smaller(part) else { return Ok(None) };
+    let Some(fs) = growable(part) else { return Ok(None) };
     let doing = format!("growing the {} on {}", fs.kind, part.name);
     let (kind, blocks, percent) = (fs.kind, part.size / fs.block_size, fs.inode_percent);
     let dir = rustix::fs::openat(mount, c".", DIR, Mode::empty()).with_context(|| doing.clone())?;
@@ -114,10 +114,10 @@ pub async fn file_system(mount: &OwnedFd, part: &Part) -> Result<Option<(u64, u6
             _ => block_ioctls::ext4_resize(dir.as_fd(), blocks)?,
         }
         let after = total(&dir)?;
-        // Tables of inodes take their share: 1.6 % by default, more where somebody wanted many.
+        // Inode tables take their share: 1.6 % by default, more where somebody wanted many inodes.
         if after.saturating_sub(before) < expected / 2 {
             let sizes = (partitions::size(before), partitions::size(after));
-            return Err(Kind::Machine.error(format!("it was {}, and is {} now", sizes.0, sizes.1)));
+            return Err(Kind::Machine.error(format!("its size was {}, and is {} now", sizes.0, sizes.1)));
         }
         Ok(Some((before, after)))
     })
@@ -126,26 +126,26 @@ pub async fn file_system(mount: &OwnedFd, part: &Part) -> Result<Option<(u64, u6
 }
 
 /// The file system of a partition, if it is worth growing.
-fn smaller(part: &Part) -> Option<&FileSystem> {
+fn growable(part: &Part) -> Option<&FileSystem> {
     part.fs.as_ref().filter(|fs| fs.block_size > 0 && fs.size() + SLACK <= part.size)
 }
 
-/// ext4 grows while it is mounted, for whoever has CAP_SYS_RESOURCE. Containers and hardened machines take that away:
-/// then e2fsprogs do it before it is mounted. Answers the sizes of before and after, or `None` if nothing was done.
+/// ext4 grows while it is mounted, but only with CAP_SYS_RESOURCE. Containers and hardened machines take that away;
+/// then e2fsprogs grows it before it is mounted. Returns the sizes before and after, or `None` if nothing was done.
 pub async fn before_mount(part: &mut Part) -> Result<Option<(u64, u64)>> {
-    let Some(fs) = smaller(part).filter(|fs| fs.kind == Type::Ext4) else { return Ok(None) };
-    let able =
+    let Some(fs) = growable(part).filter(|fs| fs.kind == Type::Ext4) else { return Ok(None) };
+    let effective =
         rustix::thread::capabilities(None).context("asking for this process's capabilities")?.effective;
-    if able.contains(CapabilitySet::SYS_RESOURCE) {
+    if effective.contains(CapabilitySet::SYS_RESOURCE) {
         return Ok(None);
     }
     let (before, doing) = (fs.size(), format!("growing the ext4 on {}", part.name));
     // The descriptor of the verified device, which the tools inherit.
     let path = format!("/proc/self/fd/{}", part.node.as_raw_fd());
-    // resize2fs takes only what was checked. 1: something small was repaired. What was closed just now
-    // may still be held for a moment, by a child that is being started.
+    // resize2fs takes only a file system that was checked. Exit code 1: something small was repaired. A descriptor that
+    // was closed just now may still be open for a moment, in a child that is being started.
     let arguments = ["-f", "-p", &path];
-    let check = || tool("e2fsck", &arguments, &part.node, &[0, 1]);
+    let check = || run_tool("e2fsck", &arguments, &part.node, &[0, 1]);
     let mut checked = check().await;
     for _ in 0..CHECK_TRIES {
         if !matches!(&checked, Err(error) if error.to_string().contains("is in use")) {
@@ -155,23 +155,26 @@ pub async fn before_mount(part: &mut Part) -> Result<Option<(u64, u64)>> {
         checked = check().await;
     }
     checked.with_context(|| doing.clone())?;
-    tool("resize2fs", &[&path], &part.node, &[0]).await.with_context(|| doing.clone())?;
+    run_tool("resize2fs", &[&path], &part.node, &[0]).await.with_context(|| doing.clone())?;
     let bytes = Bytes { fd: part.node.as_fd(), size: part.size };
     part.fs = superblock::probe(&bytes, 0, part.size);
-    match smaller(part) {
+    match growable(part) {
         None => Ok(Some((before, part.fs.as_ref().map_or(0, FileSystem::size)))),
         Some(fs) => {
-            let what =
-                format!("it was {}, and is {} now", partitions::size(before), partitions::size(fs.size()));
+            let what = format!(
+                "its size was {}, and is {} now",
+                partitions::size(before),
+                partitions::size(fs.size())
+            );
             Err(Kind::Machine.error(what)).context(doing)
         }
     }
 }
 
-/// Runs a program of this machine on a device, with nothing of the caller's environment. It reads what an image says,
-/// so it is trusted no more than a step: no capabilities, no network, and nothing to write to but the device.
+/// Runs a program of this machine on a device, with an empty environment. The program parses the image's content, so it
+/// is trusted no more than a step: no capabilities, no network, and it can write only to the device.
 #[allow(unsafe_code)]
-async fn tool(name: &str, arguments: &[&str], device: &OwnedFd, good: &[i32]) -> Result<()> {
+async fn run_tool(name: &str, arguments: &[&str], device: &OwnedFd, good: &[i32]) -> Result<()> {
     let mut command = tokio::process::Command::new(name);
     let (device, mut filter) = (device.as_raw_fd(), Filter::new(true));
     let contain = move || -> std::io::Result<()> {
@@ -186,9 +189,8 @@ async fn tool(name: &str, arguments: &[&str], device: &OwnedFd, good: &[i32]) ->
         landlock::write_to_nothing_but(device);
         filter.install().map_err(failed)
     };
-    // SAFETY: between fork and exec it makes system calls alone; memory is allocated only for a failure's text, and
-    // then the process has no other thread that could hold the allocator's lock but those that do blocking work:
-    // glibc lets a forked child allocate.
+    // SAFETY: between fork and exec the child makes only system calls. It allocates memory only for an error's text,
+    // and then only threads that do blocking work could hold the allocator's lock: glibc lets a forked child allocate.
     unsafe { command.pre_exec(contain) };
     command
         .args(arguments)
@@ -207,18 +209,18 @@ async fn tool(name: &str, arguments: &[&str], device: &OwnedFd, good: &[i32]) ->
     if done.status.code().is_some_and(|code| good.contains(&code)) {
         return Ok(());
     }
-    let said = [done.stdout, done.stderr].concat();
-    let said = String::from_utf8_lossy(&said).split_whitespace().collect::<Vec<_>>().join(" ");
-    Err(Kind::Machine.error(format!("{name} failed ({}): {said}", done.status)))
+    let output = [done.stdout, done.stderr].concat();
+    let output = String::from_utf8_lossy(&output).split_whitespace().collect::<Vec<_>>().join(" ");
+    Err(Kind::Machine.error(format!("{name} failed ({}): {output}", done.status)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// What an image that takes over its checker could do.
+    /// What an image could do that takes control of its checker.
     #[tokio::test]
-    async fn a_tool_reaches_the_device_alone() {
+    async fn a_tool_can_write_only_to_the_device() {
         if !rustix::process::geteuid().is_root() {
             return; // tools are root's
         }
@@ -227,7 +229,7 @@ mod tests {
         std::fs::write(&device, "old").unwrap();
         let fd = OwnedFd::from(std::fs::File::open(&device).unwrap());
         let (path, shown) = (format!("/proc/self/fd/{}", fd.as_raw_fd()), dir.path().display());
-        let sh = async |script: String| tool("sh", &["-ec", &script], &fd, &[0]).await;
+        let sh = async |script: String| run_tool("sh", &["-ec", &script], &fd, &[0]).await;
         sh(format!("echo new 1<>{path}")).await.unwrap();
         assert_eq!(std::fs::read_to_string(&device).unwrap(), "new\n");
         sh("grep -qx 'CapEff:.0*' /proc/self/status".into()).await.unwrap();

@@ -32,13 +32,13 @@ use unmountable::Unmounted;
 /// How a root is mounted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct MountOptions {
-    /// If the disk is larger than its partition table assumes (or than the file system, where there is no table), the
-    /// root grows to its end. `false`: the new space is left alone.
+    /// Whether the root grows to the end of the disk, if the disk is larger than its partition table says (or than the
+    /// file system, if there is no table). `false`: the new space is left alone.
     pub grow: bool,
 }
 
 /// An image's file systems, mounted in the private mount namespace of this process. It borrows the disk, so a mounted
-/// disk cannot be committed. [`Root::close`] proves that the disk is released; dropping it unmounts all the same.
+/// disk cannot be committed. [`Root::close`] proves that the disk is released; dropping it only unmounts.
 ///
 /// ```no_run
 /// # use oven::{disk::Disk, report::Report, root::{MountOptions, Root}, undo::Undo};
@@ -70,11 +70,11 @@ pub struct Root<'d> {
 }
 
 impl<'d> Root<'d> {
-    /// Finds the root partition, grows it if that is asked for, and mounts it and what its fstab mounts from the same
-    /// disk. `scratch` is an existing directory of this run, in which the mount point is made.
+    /// Finds the root partition, grows it if that is asked for, and mounts it, and what its fstab mounts from the same
+    /// disk. `scratch` is an existing directory of this run, in which the mount point is created.
     ///
-    /// Errors: `Definition` where the disk has no root that oven can tell and mount; `Machine` where this machine
-    /// lacks something or another process is at the disk.
+    /// Errors: `Definition` if the disk has no root that oven can identify and mount; `Machine` if this machine lacks
+    /// something, or if another process uses the disk.
     pub async fn mount(
         device: &'d Device,
         scratch: &Path,
@@ -145,8 +145,8 @@ impl<'d> Root<'d> {
     async fn mount_part(&mut self, target: &str, index: usize) -> Result<()> {
         let part = &self.disk.parts[index];
         if kernel_type(part).is_none() {
-            let failure = Kind::Definition.failure(format!("oven does not mount {}", part.describe()));
-            return Err(failure.hint("ext4, ext3, ext2, xfs and vfat are mounted beneath a root.").into());
+            let failure = Kind::Definition.failure(format!("oven cannot mount {}", part.describe()));
+            return Err(failure.hint("ext4, ext3, ext2, xfs and vfat can be mounted below a root.").into());
         }
         tell_of_state(part, &self.report);
         if let Some(mount) = self.mounts.again(part.rdev) {
@@ -170,7 +170,7 @@ impl<'d> Root<'d> {
     }
 
     fn mount_bind(&mut self, target: &str, from: &str, recursive: bool) -> Result<()> {
-        let source = self.inside.open(from, OFlags::PATH).with_context(|| format!("looking for {from}"))?;
+        let source = self.inside.open(from, OFlags::PATH).with_context(|| format!("opening {from}"))?;
         let mut flags =
             OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
         if recursive {
@@ -181,11 +181,11 @@ impl<'d> Root<'d> {
         self.mounts.attach(mount, &point, target, None)
     }
 
-    /// The directory to mount on, resolved inside the image; made if it is missing, as systemd does at boot.
+    /// The directory to mount on, resolved inside the image. It is created if it is missing, as systemd does at boot.
     fn mount_point(&self, target: &str) -> Result<OwnedFd> {
         self.inside.create_dir_all(target, 0o755)?;
         let point = self.inside.open(target, OFlags::PATH | OFlags::DIRECTORY);
-        let point = point.with_context(|| format!("looking for {target} in the image"))?;
+        let point = point.with_context(|| format!("opening {target} in the image"))?;
         let place = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|stat| (stat.st_dev, stat.st_ino));
         let root = rustix::fs::fstat(self.inside.dir()).map(|stat| (stat.st_dev, stat.st_ino));
         if place(&point)? == root? {
@@ -194,7 +194,7 @@ impl<'d> Root<'d> {
         Ok(point)
     }
 
-    /// Where it is mounted, in this process's private mount namespace: only for the step helper.
+    /// The mount point, in this process's private mount namespace: only for the step helper.
     pub fn path(&self) -> &Path {
         self.mounts.path()
     }
@@ -209,7 +209,7 @@ impl<'d> Root<'d> {
         crate::image::os_release::os_release(&self.inside)
     }
 
-    /// Of the image's `/bin/sh`.
+    /// The architecture of the image's `/bin/sh`.
     pub fn architecture(&self) -> Result<Architecture> {
         crate::image::os_release::architecture(&self.inside)
     }
@@ -219,14 +219,15 @@ impl<'d> Root<'d> {
         &self.steps
     }
 
-    /// Directories, as fstab spells them, that something belongs on which this kernel cannot mount. No step may change
-    /// them: [`Root::close`] looks.
+    /// Directories, as fstab spells them, for file systems that this kernel cannot mount. No step may change them:
+    /// [`Root::close`] checks that.
     pub fn unmounted(&self) -> &[PathBuf] {
         &self.targets
     }
 
-    /// Unmounts, and proves that the disk is released: each partition that was mounted, and the whole disk, are opened
-    /// exclusively and synced. Fails where a file system was damaged or a step wrote to one that could not be mounted.
+    /// Unmounts everything, and proves that the disk is released: each partition that was mounted, and the whole disk,
+    /// are opened exclusively and synced. Fails if a file system was damaged, or if a step wrote to a directory whose
+    /// file system could not be mounted.
     pub async fn close(self) -> Result<()> {
         let Self { inside, mounts, disk, unmounted, report, device, .. } = self;
         let unchanged = unmounted.iter().try_for_each(|one| one.check(&inside));
@@ -235,24 +236,24 @@ impl<'d> Root<'d> {
     }
 }
 
-/// Which partition is "/".
+/// Chooses the partition that is "/".
 async fn choose(disk: &Nodes) -> Result<usize> {
-    let candidates = match choose_root::first(&disk.parts).context("looking for the root partition")? {
+    let candidates = match choose_root::first(&disk.parts).context("finding the root partition")? {
         choose_root::First::Chosen(one) => return Ok(one),
         choose_root::First::Candidates(candidates) => candidates,
     };
     let mut looks = Vec::new();
     for index in candidates {
         let part = &disk.parts[index];
-        let mount = make(disk, part, true).await.context("looking for the root partition")?;
+        let mount = make(disk, part, true).await.context("finding the root partition")?;
         let look =
-            choose_root::look(&Inside::new(mount)).with_context(|| format!("looking into {}", part.name))?;
+            choose_root::look(&Inside::new(mount)).with_context(|| format!("reading {}", part.name))?;
         looks.push((index, look));
     }
-    choose_root::second(&disk.parts, &looks).context("looking for the root partition")
+    choose_root::second(&disk.parts, &looks).context("finding the root partition")
 }
 
-/// The kernel's driver for what is on a partition; ext4's serves its ancestors.
+/// The kernel's driver for the file system of a partition; ext4's driver serves ext2 and ext3, too.
 fn kernel_type(part: &Part) -> Option<&'static str> {
     match choose_root::kind(part)? {
         Type::Ext2 | Type::Ext3 | Type::Ext4 => Some("ext4"),
@@ -262,13 +263,13 @@ fn kernel_type(part: &Part) -> Option<&'static str> {
     }
 }
 
-/// A mount of a partition that is attached nowhere yet.
+/// Mounts a partition; the mount is attached nowhere yet.
 async fn make(disk: &Nodes, part: &Part, read_only: bool) -> Result<OwnedFd> {
     let kind = kernel_type(part).with_context(|| format!("{} cannot be mounted", part.describe()))?;
     let tmpfs = disk.tmpfs.try_clone().context("duplicating a descriptor")?;
     let wanted = Wanted { tmpfs, name: part.name.clone(), rdev: part.rdev, kind, read_only };
     run_to_end(move || create::create(&wanted)).await.map_err(|error| match (error.is::<Unknown>(), kind) {
-        // Only vfat may be left out.
+        // Only vfat may be missing.
         (true, "ext4" | "xfs") => {
             let failure = Kind::Machine.failure(format!("this kernel has no {kind}"));
             failure.hint(format!("Load its module: `modprobe {kind}`.")).into()
@@ -277,7 +278,7 @@ async fn make(disk: &Nodes, part: &Part, read_only: bool) -> Result<OwnedFd> {
     })
 }
 
-/// What the user should know of a file system that is about to be mounted.
+/// Reports what the user should know of a file system that is about to be mounted.
 fn tell_of_state(part: &Part, report: &Report) {
     let Some(fs) = &part.fs else { return };
     if fs.dirty {
@@ -288,11 +289,11 @@ fn tell_of_state(part: &Part, report: &Report) {
     }
 }
 
-/// A directory for a mount, which nobody else sees into.
+/// Creates a directory for mounts, which nobody else may enter.
 fn make_mount_point(scratch: &Path) -> Result<PathBuf> {
-    let scratch = scratch.canonicalize().with_context(|| format!("looking for {}", scratch.display()))?;
+    let scratch = scratch.canonicalize().with_context(|| format!("resolving {}", scratch.display()))?;
     let path = scratch.join("root");
     let made = DirBuilder::new().mode(0o700).create(&path);
-    made.with_context(|| format!("making the mount point {}", path.display()))?;
+    made.with_context(|| format!("creating the mount point {}", path.display()))?;
     Ok(path)
 }

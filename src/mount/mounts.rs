@@ -1,4 +1,4 @@
-//! The mounts of a root, and how they end: checked, synced, unmounted, and proven released.
+//! The mounts of a root, and how they end: checked, synced, unmounted, and with proof of release.
 
 use super::create;
 use super::create::DIR;
@@ -26,28 +26,28 @@ use std::path::{Path, PathBuf};
 /// `ST_RDONLY` of statfs(2).
 const READ_ONLY: u64 = 1;
 
-/// No image has so many. Each recursive bind may double their number.
+/// No image has this many. Each recursive bind may double their number.
 const MOUNTS_MAX: usize = 256;
 
-/// Something that is mounted.
+/// A mount.
 pub struct Mounted {
     id: u64,
-    /// On the mount; `None` once it is about to go, for it would keep it busy.
+    /// On the mount; `None` before it is unmounted, because a descriptor would keep it busy.
     fd: Option<OwnedFd>,
-    /// In the image.
+    /// Its directory in the image.
     target: String,
     /// The device, if it is not a bind.
     device: Option<(String, u64)>,
-    /// ext: the number of errors on record when it was mounted.
+    /// ext: the number of recorded errors when it was mounted.
     errors: Option<u64>,
 }
 
-/// What is mounted, oldest first, below one mount point. Dropping it unmounts all, newest first.
+/// All mounts below one mount point, oldest first. Dropping them unmounts everything, newest first.
 pub struct Mounts {
     list: Vec<Mounted>,
     point: PathBuf,
     report: Report,
-    /// Something stayed busy however long it was waited for.
+    /// A mount stayed busy to the end of the waiting time.
     stuck: bool,
 }
 
@@ -84,20 +84,22 @@ impl Mounts {
             part.is_some_and(|p| matches!(choose_root::kind(p), Some(Type::Ext2 | Type::Ext3 | Type::Ext4)));
         let errors = part.filter(|_| is_ext).and_then(|part| errors_of(&part.name));
         self.list.push(Mounted { id, fd: Some(mount), target: target.to_owned(), device, errors });
-        // A recursive bind brought more, which would keep it busy.
+        // A recursive bind mounts more, which would keep this one busy.
         let table = table::of_this_thread()?;
         for line in below(&table, id) {
             let target = format!("{target} ({})", line.path.display());
             self.list.push(Mounted { id: line.id, fd: None, target, device: None, errors: None });
         }
         if self.list.len() > MOUNTS_MAX {
-            let failure = Kind::Definition.failure("its recursive binds make too many mounts of each other");
-            return Err(failure.hint("Have the fstab of the image bind less, or without `rbind`.").into());
+            let failure = Kind::Definition.failure("its recursive binds create too many mounts");
+            return Err(failure
+                .hint("Remove binds from the image's fstab, or replace `rbind` by `bind`.")
+                .into());
         }
         Ok(())
     }
 
-    /// Another mount of a device that is mounted already, attached nowhere.
+    /// Another mount of a device that is already mounted, attached nowhere.
     pub fn again(&self, rdev: u64) -> Option<rustix::io::Result<OwnedFd>> {
         let is = |mounted: &&Mounted| mounted.device.as_ref().is_some_and(|(_, of)| *of == rdev);
         let fd = self.list.iter().find(is)?.fd.as_ref()?;
@@ -105,29 +107,29 @@ impl Mounts {
         Some(open_tree(fd, c"", flags | OpenTreeFlags::AT_EMPTY_PATH))
     }
 
-    /// Looks whether all file systems are sound, has them written, and discards their free space.
+    /// Checks all file systems, writes them out, and discards their free space.
     async fn settle(&self, disk: &Device) -> Result<()> {
         for mounted in &self.list {
             let (Some((device, _)), Some(fd)) = (&mounted.device, &mounted.fd) else { continue };
             let target = mounted.target.clone();
-            mounted.check().with_context(|| format!("looking at the file system of {target} on {device}"))?;
+            mounted.check().with_context(|| format!("checking the file system of {target} on {device}"))?;
             let dir = rustix::fs::openat(fd, c".", DIR, Mode::empty());
             let dir = dir.with_context(|| format!("opening {target} of the image"))?;
             let trimming = disk.trimming.clone();
             let trimmed = tasks::run_to_end(move || {
                 rustix::fs::syncfs(&dir).with_context(|| format!("syncing the file system of {target}"))?;
-                // What was zeroed is on the disk by now; and no step runs any more.
+                // What was zeroed is on the disk by now, and no step runs any more.
                 let trim = trimming.map(Trim::begin).transpose();
                 let _trim = trim.context("preparing to discard free space")?;
                 Ok::<_, anyhow::Error>(block_ioctls::trim(dir.as_fd()))
             });
             match trimmed.await? {
                 Ok(bytes) => self.report.detail(format!("discarded {} on {device}", partitions::size(bytes))),
-                // Many devices cannot; the snapshot is larger, and as right.
+                // Many devices cannot discard; the snapshot is larger then, and just as correct.
                 Err(error) => self.report.detail(format!("did not discard free space on {device}: {error}")),
             }
-            // What a write brought to light.
-            mounted.check().with_context(|| format!("looking at the file system on {device}"))?;
+            // The writes may have revealed damage.
+            mounted.check().with_context(|| format!("checking the file system on {device}"))?;
         }
         Ok(())
     }
@@ -147,7 +149,7 @@ impl Mounts {
     }
 
     fn remove_point(&self) -> std::io::Result<()> {
-        // Not recursive, ever: what is in it may be a disk.
+        // Never recursive: its content may be a disk.
         std::fs::remove_dir(&self.point)
     }
 }
@@ -159,7 +161,7 @@ impl Drop for Mounts {
         while let Some(last) = self.list.pop() {
             if let Err(error) = create::unmount(last.id, !self.stuck) {
                 let error = held(error, &last.target, &last);
-                self.report.warn(format!("{} stays mounted until oven ends: {error:#}", last.target));
+                self.report.warn(format!("{} stays mounted until oven exits: {error:#}", last.target));
             }
         }
         match self.remove_point() {
@@ -191,7 +193,7 @@ impl Mounted {
     }
 }
 
-/// What is mounted in a mount, and in that, parents first.
+/// The mounts below a mount, at any depth, parents first.
 fn below(table: &[MountEntry], id: u64) -> Vec<&MountEntry> {
     let mut found: Vec<&MountEntry> = Vec::new();
     let mut parents = vec![id];
@@ -211,13 +213,13 @@ fn damaged(what: &str) -> anyhow::Error {
     Kind::Machine.failure(what).hint(hint).into()
 }
 
-/// How many errors the kernel knows of in a mounted ext file system.
+/// How many errors the kernel has recorded in a mounted ext file system.
 fn errors_of(name: &str) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/sys/fs/ext4/{name}/errors_count")).ok()?;
     text.trim().parse().ok()
 }
 
-/// Says who keeps a mount busy.
+/// Adds to a busy mount's error who uses it.
 fn held(error: anyhow::Error, target: &str, mounted: &Mounted) -> anyhow::Error {
     if !error.chain().any(|cause| cause.downcast_ref::<Errno>() == Some(&Errno::BUSY)) {
         return error;
@@ -230,7 +232,7 @@ fn held(error: anyhow::Error, target: &str, mounted: &Mounted) -> anyhow::Error 
     Kind::Machine.error(format!("{target} of the image is busy{}{below}", busy::clause(&devices)))
 }
 
-/// The good end of a root. `unchanged`: what was found in directories that could not be mounted.
+/// Closes a root. `unchanged`: the result for the directories that could not be mounted.
 pub async fn close(
     mut mounts: Mounts,
     disk: &Nodes,
@@ -239,22 +241,22 @@ pub async fn close(
     unchanged: Result<()>,
 ) -> Result<()> {
     let path = device.path.display();
-    unchanged.context("looking at what could not be mounted")?;
+    unchanged.context("checking the directories that could not be mounted")?;
     mounts.settle(device).await?;
     let used: Vec<_> = mounts.list.iter().filter_map(|m| m.device.clone()).collect();
     mounts.unmount().await.with_context(|| format!("releasing {path}"))?;
     prove(disk, &used).await.with_context(|| format!("proving that {path} is released"))?;
     for part in disk.parts.iter().filter(|part| used.iter().any(|(name, _)| *name == part.name)) {
-        sound(part).with_context(|| format!("looking at {} after it was unmounted", part.name))?;
+        sound(part).with_context(|| format!("checking {} after it was unmounted", part.name))?;
     }
-    tabled(disk, device, &used).with_context(|| format!("looking at the partition table of {path}"))?;
+    tabled(disk, device, &used).with_context(|| format!("checking the partition table of {path}"))?;
     drop(mounts);
     report.detail(format!("{path} is released"));
     Ok(())
 }
 
-/// Opens each device that was mounted, and the whole disk, exclusively, and syncs it. A mount in any namespace, a
-/// loop device or swap would refuse; a successful `umount` alone says nothing of the other namespaces.
+/// Opens each device that was mounted, and the whole disk, exclusively, and syncs it. A mount in any namespace, a loop
+/// device or swap would make that fail; a successful `umount` alone says nothing about the other namespaces.
 async fn prove(disk: &Nodes, used: &[(String, u64)]) -> Result<()> {
     let mut devices = used.to_vec();
     let whole = (disk.name.clone(), disk.rdev);
@@ -282,7 +284,8 @@ async fn prove(disk: &Nodes, used: &[(String, u64)]) -> Result<()> {
     .await
 }
 
-/// Steps have the disk's nodes, since boot loaders are installed there. What was mounted has to be in the table still.
+/// Checks the partition table. Steps have the disk's nodes, because boot loaders are installed there; but the
+/// partitions that were mounted have to be in the table still.
 fn tabled(disk: &Nodes, device: &Device, used: &[(String, u64)]) -> Result<()> {
     let now = partition::read(&Bytes { fd: device.node.as_fd(), size: disk.size }, disk.sector)?;
     let changed =
@@ -301,7 +304,7 @@ fn tabled(disk: &Nodes, device: &Device, used: &[(String, u64)]) -> Result<()> {
     Ok(())
 }
 
-/// What the superblock of an unmounted ext file system says of the bake.
+/// Checks the superblock of an unmounted ext file system for damage by the bake.
 fn sound(part: &Part) -> Result<()> {
     let Some(before) = &part.fs else { return Ok(()) };
     let bytes = Bytes { fd: part.node.as_fd(), size: part.size };
@@ -309,7 +312,7 @@ fn sound(part: &Part) -> Result<()> {
         return Err(damaged("its superblock is gone"));
     };
     if after.kind != before.kind || after.errors > before.errors || after.dirty {
-        return Err(damaged("its superblock has errors on record that were not there before"));
+        return Err(damaged("its superblock has new errors on record"));
     }
     Ok(())
 }

@@ -1,8 +1,8 @@
-//! A disk's partitions as the kernel knows them, and device nodes that are nobody else's.
+//! A disk's partitions as the kernel knows them, and private device nodes for them.
 //!
-//! Not every kernel reads partition tables, and udev may be absent, late, or hold links to another disk. So the table
-//! is read here ([`crate::formats::partition`]), partitions that the kernel lacks are added by BLKPG, device numbers come from
-//! sysfs, and the nodes lie in a tmpfs that is attached nowhere and goes away with its last descriptor.
+//! Not every kernel reads partition tables, and udev may be absent, late, or have links to another disk. So the table
+//! is read here ([`super::partition`]), partitions that the kernel lacks are added with BLKPG, device numbers come from
+//! sysfs, and the nodes are in a tmpfs that is attached nowhere and disappears with its last descriptor.
 
 use crate::device::Device;
 use crate::device::link_name;
@@ -22,7 +22,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
-/// A block device as bytes. The descriptor is borrowed: whoever has the disk keeps it.
+/// A block device as bytes. The descriptor is borrowed from the owner of the disk.
 pub struct Bytes<'a> {
     pub fd: BorrowedFd<'a>,
     pub size: u64,
@@ -34,7 +34,7 @@ impl ReadAt for Bytes<'_> {
     }
 
     fn read_at(&self, mut offset: u64, mut buffer: &mut [u8]) -> io::Result<()> {
-        // Checked first: devices answer short, and a lying table must not make us wait for a retry.
+        // Checked first: devices return short reads, and a wrong table must not cause a wait for a retry.
         if offset.checked_add(buffer.len() as u64).is_none_or(|end| end > self.size) {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
@@ -53,7 +53,7 @@ impl ReadAt for Bytes<'_> {
     }
 }
 
-/// A partition, or the whole disk where there is no table: what is on it, and how it is reached.
+/// A partition, or the whole disk if there is no table: its content, and its device.
 #[derive(Debug)]
 pub struct Part {
     /// `None`: the whole disk.
@@ -64,7 +64,7 @@ pub struct Part {
     pub rdev: u64,
     /// In bytes.
     pub size: u64,
-    /// Open for reading and held, so that the number stays this partition's.
+    /// Open for reading, so that the number remains this partition's.
     pub node: OwnedFd,
 }
 
@@ -84,7 +84,7 @@ impl Part {
     pub fn describe(&self) -> String {
         let whose =
             self.partition.as_ref().map_or("the whole disk".into(), |p| format!("partition {}", p.number));
-        let what = self.fs.as_ref().map_or("nothing known", |fs| fs.kind.name());
+        let what = self.fs.as_ref().map_or("unknown content", |fs| fs.kind.name());
         let mut text = format!("{whose} ({what}, {}", size(self.size));
         let ids = self.ids();
         if !ids.uuid.is_empty() {
@@ -112,12 +112,12 @@ pub struct Nodes {
     pub parts: Vec<Part>,
 }
 
-/// Reads the table, and makes every partition of it reachable.
+/// Reads the table, and makes a node for every partition in it.
 pub fn open(device: &Device) -> Result<Nodes> {
-    let disk = || format!("looking at the disk {}", device.path.display());
+    let disk = || format!("examining the disk {}", device.path.display());
     let stat = rustix::fs::fstat(&device.node).with_context(disk)?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::BlockDevice || stat.st_rdev != device.rdev {
-        let what = format!("{} is no longer the device that it was verified to be", device.path.display());
+        let what = format!("{} is no longer the device that was verified", device.path.display());
         return Err(Kind::Machine.error(what));
     }
     let size = block_ioctls::size(device.node.as_fd()).with_context(disk)?;
@@ -133,7 +133,7 @@ pub fn open(device: &Device) -> Result<Nodes> {
         let (name, rdev) = known(device, partition)?;
         let fs = superblock::probe(&bytes, partition.start, partition.size);
         let node = node(&tmpfs, &name, rdev)?;
-        let real = block_ioctls::size(node.as_fd()).with_context(|| format!("looking at {name}"))?;
+        let real = block_ioctls::size(node.as_fd()).with_context(|| format!("examining {name}"))?;
         if real != partition.size {
             return Err(other(&name, partition));
         }
@@ -147,7 +147,7 @@ pub fn open(device: &Device) -> Result<Nodes> {
     Ok(Nodes { tmpfs, name, rdev: device.rdev, size, sector, table, parts })
 }
 
-/// The kernel's name and number of a partition, which it is told of if it has none of this number.
+/// The kernel's name and number of a partition, which is added if the kernel has none with its number.
 fn known(device: &Device, partition: &Partition) -> Result<(String, u64)> {
     let number = partition.number;
     let doing = || format!("adding partition {number} of {}", device.path.display());
@@ -157,7 +157,7 @@ fn known(device: &Device, partition: &Partition) -> Result<(String, u64)> {
     let added =
         block_ioctls::partition(device.node.as_fd(), Change::Add, number, partition.start, partition.size);
     match added {
-        // Someone else (udev, another reader) was faster: it has to be the same partition, which is looked at below.
+        // Someone else (udev, another reader) was faster: it has to be the same partition, which is checked below.
         Ok(()) | Err(Errno::BUSY) => {}
         Err(error) => return Err(error).with_context(doing),
     }
@@ -196,11 +196,11 @@ fn lookup(disk: u64, partition: &Partition) -> Result<Option<(String, u64)>> {
 fn other(name: &str, partition: &Partition) -> anyhow::Error {
     let (number, start, size) = (partition.number, partition.start, partition.size);
     let what = format!(
-        "the kernel's {name} is not where the table has partition {number} (from byte {start}, {size} bytes)"
+        "the kernel's {name} is not at the place of partition {number} in the table (from byte {start}, {size} bytes)"
     );
     Kind::Machine
         .failure(what)
-        .hint("The table was changed while the disk was attached: attach it anew.")
+        .hint("The table was changed while the disk was attached: attach it again.")
         .into()
 }
 
@@ -211,8 +211,7 @@ fn sysfs(rdev: u64) -> PathBuf {
 /// The kernel's name of a block device.
 pub fn name_of(rdev: u64) -> Result<String> {
     let path = sysfs(rdev);
-    let link =
-        std::fs::read_link(&path).with_context(|| format!("looking for {} in sysfs", path.display()))?;
+    let link = std::fs::read_link(&path).with_context(|| format!("reading {} in sysfs", path.display()))?;
     // sysfs cannot have a slash in a name.
     Ok(link.file_name().unwrap_or_default().to_string_lossy().replace('!', "/"))
 }
@@ -241,8 +240,8 @@ pub fn open_node(tmpfs: &OwnedFd, name: &str, flags: OFlags) -> Result<OwnedFd> 
     node.with_context(|| format!("opening {name}"))
 }
 
-/// The nodes for the private `/dev` of a step. The root's links come first; whatever else on the disk is called the
-/// same gets none.
+/// The nodes for the private `/dev` of a step. The root gets its links first; another partition with the same
+/// identifier gets no link for it.
 pub fn for_steps(nodes: &Nodes, root: usize) -> Vec<crate::device::Node> {
     let mut taken = std::collections::HashSet::new();
     let mut order: Vec<usize> = (0..nodes.parts.len()).collect();
@@ -268,7 +267,7 @@ pub fn for_steps(nodes: &Nodes, root: usize) -> Vec<crate::device::Node> {
     made
 }
 
-/// A size for people.
+/// A size in a readable form.
 pub fn size(bytes: u64) -> String {
     match bytes {
         0..0x4000_0000 => format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20)),

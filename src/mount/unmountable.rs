@@ -1,5 +1,5 @@
-//! A directory that something belongs on which this kernel cannot mount: what a step wrote there would be hidden at
-//! boot, so nothing may change.
+//! A directory of the image for a file system that this kernel cannot mount. What a step wrote there would be hidden at
+//! boot, so nothing in it may change.
 
 use crate::error::Kind;
 use crate::image::tree::Inside;
@@ -8,58 +8,61 @@ use anyhow::{Context, Result};
 use rustix::fs::FileType;
 use std::collections::BTreeMap;
 
-/// Names say enough; so many do not help.
+/// How many paths an error message names.
 const NAMES_MAX: usize = 5;
 
-/// What tells a changed file: type and mode, owner, and for all but directories size and time of change.
-type Sign = (u32, u32, u32, i64, i64, i64);
+/// Identifies the state of an object: type and mode, owner, and for all but directories size and time of change.
+type State = (u32, u32, u32, i64, i64, i64);
 
+/// The directory, and its content before the steps.
 #[derive(Debug)]
 pub struct Unmounted {
-    /// As fstab spells it.
+    /// The mount point, as fstab spells it.
     target: String,
     kind: String,
-    before: BTreeMap<String, Sign>,
+    before: BTreeMap<String, State>,
 }
 
 impl Unmounted {
     pub fn new(inside: &Inside, target: &str, kind: &str) -> Result<Self> {
-        Ok(Self { target: target.to_owned(), kind: kind.to_owned(), before: signs(inside, target)? })
+        Ok(Self { target: target.to_owned(), kind: kind.to_owned(), before: read_states(inside, target)? })
     }
 
-    /// Fails if anything below is not as it was.
+    /// Fails if anything below the directory has changed.
     pub fn check(&self, inside: &Inside) -> Result<()> {
-        let now = signs(inside, &self.target)?;
+        let now = read_states(inside, &self.target)?;
         let gone = self.before.keys().filter(|path| !now.contains_key(*path));
         let new =
-            now.iter().filter(|(path, sign)| self.before.get(*path) != Some(sign)).map(|(path, _)| path);
+            now.iter().filter(|(path, state)| self.before.get(*path) != Some(state)).map(|(path, _)| path);
         let changed: Vec<_> = gone.chain(new).take(NAMES_MAX).map(String::as_str).collect();
         if changed.is_empty() {
             return Ok(());
         }
         let (target, kind) = (&self.target, &self.kind);
-        let what =
-            format!("a step changed {target}, whose {kind} this kernel cannot mount: {}", changed.join(", "));
+        let what = format!(
+            "a step changed {target}, whose {kind} file system this kernel cannot mount: {}",
+            changed.join(", ")
+        );
         let hint = format!(
-            "What it wrote would be hidden at boot. Bake where the kernel has {kind} (`modprobe {kind}`)."
+            "What it wrote would be hidden at boot. Bake on a machine whose kernel has {kind} (`modprobe {kind}`)."
         );
         Err(Kind::Machine.failure(what).hint(hint).into())
     }
 }
 
-fn signs(inside: &Inside, target: &str) -> Result<BTreeMap<String, Sign>> {
+fn read_states(inside: &Inside, target: &str) -> Result<BTreeMap<String, State>> {
     let mut found = BTreeMap::new();
     let walked = inside.walk(target, &mut |path, stat| {
-        let mut sign =
+        let mut state =
             (stat.st_mode, stat.st_uid, stat.st_gid, stat.st_size, stat.st_mtime, stat.st_mtime_nsec as i64);
-        // A file that came and went is no change.
+        // A file that was created and removed again is no change.
         if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-            (sign.3, sign.4, sign.5) = (0, 0, 0);
+            (state.3, state.4, state.5) = (0, 0, 0);
         }
-        found.insert(path.to_owned(), sign);
+        found.insert(path.to_owned(), state);
         Ok(Go::On)
     });
-    walked.with_context(|| format!("looking into {target}"))?;
+    walked.with_context(|| format!("reading {target}"))?;
     Ok(found)
 }
 

@@ -1,4 +1,5 @@
-//! Programs that are in the image for this bake alone: the plan installs them, and what came with them goes again.
+//! Programs that are in the image only during this bake: the plan installs them, and they are removed with everything
+//! that came with them.
 
 use super::command::{Call, Runner};
 use super::diagnose;
@@ -13,18 +14,18 @@ use oven_distro::Step;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-/// A failure names so many packages.
+/// How many packages an error message names at most.
 const NAMED_MAX: usize = 10;
-/// A question is answered at once.
+/// Upper bound for the query for unneeded packages, which answers at once.
 const TIMEOUT: Duration = Duration::from_secs(120);
 
-/// What came, to be taken away again.
+/// The packages that were installed for the bake, to be removed again.
 pub struct Tools {
-    came: Vec<Installed>,
+    installed: Vec<Installed>,
 }
 
 impl Tools {
-    /// Makes sure that playbooks can be run. `None`: the image itself has what it takes.
+    /// Makes sure that playbooks can be run. `None`: the image itself has Ansible.
     pub async fn install(runner: &Runner<'_>, script: &Script) -> Result<Option<Self>> {
         if has(runner.place.inside, ANSIBLE)? {
             return Ok(None);
@@ -36,40 +37,43 @@ impl Tools {
                 "This distribution's plugin does not install it for a bake: add Ansible to `packages`.";
             return Err(Kind::Definition.failure(what).hint(hint).into());
         };
-        let before = all(runner).await?;
+        let before = list_packages(runner).await?;
         for step in &tools.steps {
             let done = plan_steps::run_step(runner, step).await;
-            done.with_context(|| format!("bringing what the [[ansible]] of {place} needs"))?;
+            done.with_context(|| format!("installing what the [[ansible]] of {place} needs"))?;
         }
-        let after = all(runner).await?;
-        packages::ensure_sound(&after, &runner.work.plan.expect, "packages are not installed right")?;
+        let after = list_packages(runner).await?;
+        packages::ensure_sound(&after, &runner.work.plan.expect, "packages are not installed correctly")?;
         if !has(runner.place.inside, ANSIBLE)? {
-            return Err(Kind::Step.error(format!("{ANSIBLE} was installed, and is not in the image's PATH")));
+            return Err(
+                Kind::Step.error(format!("{ANSIBLE} was installed, but it is not in the image's PATH"))
+            );
         }
-        let changed = lost(&before, &after);
+        let changed = missing_or_changed(&before, &after);
         if !changed.is_empty() {
             return Err(Kind::Step
                 .failure(format!(
-                    "to install Ansible for the bake changed packages of the image: {}",
-                    listed(&changed)
+                    "installing Ansible for the bake changed packages of the image: {}",
+                    join_names(&changed)
                 ))
-                .hint("Bring the image up to date first (`upgrade = true`), or add Ansible to `packages`.")
+                .hint("Update the image first (`upgrade = true`), or add Ansible to `packages`.")
                 .into());
         }
-        let came: Vec<_> = after.into_iter().filter(|package| !before.contains(package)).collect();
-        runner
-            .work
-            .report
-            .note(format!("for this bake alone: {}", crate::text::count(came.len(), "package")));
-        Ok(Some(Self { came }))
+        let installed: Vec<_> = after.into_iter().filter(|package| !before.contains(package)).collect();
+        runner.work.report.note(format!(
+            "installed for this bake only: {}",
+            crate::text::count(installed.len(), "package")
+        ));
+        Ok(Some(Self { installed }))
     }
 
-    /// Takes away what came and nothing needs. What a script installed since, and what that needs, stays.
+    /// Removes the packages that came with Ansible and that nothing needs. What a script installed since, and its
+    /// dependencies, stay.
     pub async fn remove(self, runner: &Runner<'_>) -> Result<()> {
         let Some(tools) = &runner.work.plan.tools else { return Ok(()) };
-        let before = all(runner).await?;
+        let before = list_packages(runner).await?;
         let call = Call {
-            why: "asking which packages nothing needs".to_owned(),
+            why: "listing the packages that nothing needs".to_owned(),
             name: tools.unneeded.argv.first().cloned().unwrap_or_default(),
             argv: tools.unneeded.argv.clone(),
             env: tools.unneeded.env.clone(),
@@ -82,67 +86,76 @@ impl Tools {
             .filter_map(|line| diagnose::capture(&tools.unneeded.output, line)?.first().copied())
             .map(|name| name.split_once(':').map_or(name, |(name, _)| name))
             .collect();
-        let (gone, stays): (Vec<_>, Vec<_>) =
-            self.came.into_iter().partition(|package| unneeded.contains(package.name.as_str()));
-        if !stays.is_empty() {
-            let names: Vec<_> = stays.iter().map(|package| format!("`{}`", package.name)).collect();
+        let (removable, needed): (Vec<_>, Vec<_>) =
+            self.installed.into_iter().partition(|package| unneeded.contains(package.name.as_str()));
+        if !needed.is_empty() {
+            let names: Vec<_> = needed.iter().map(|package| format!("`{}`", package.name)).collect();
             let text = format!(
-                "came with Ansible, and stay: what was installed since needs them: {}",
-                listed(&names)
+                "these came with Ansible and stay, because packages that were installed since need them: {}",
+                join_names(&names)
             );
             runner.work.report.note(text);
         }
-        if gone.is_empty() {
+        if removable.is_empty() {
             return Ok(());
         }
         for step in &tools.remove {
-            let argv = filled(&step.argv, &gone);
+            let argv = fill_in_packages(&step.argv, &removable);
             plan_steps::run_step(runner, &Step { argv, ..step.clone() }).await?;
         }
-        let after = all(runner).await?;
-        let left: Vec<_> = after.iter().filter(|p| gone.iter().any(|gone| same(gone, p))).collect();
-        let kept: Vec<_> = before.into_iter().filter(|p| !gone.iter().any(|gone| same(gone, p))).collect();
-        let mut wrong = lost(&kept, &after);
-        wrong.extend(left.iter().map(|package| format!("`{}` is still there", package.name)));
+        let after = list_packages(runner).await?;
+        let remaining: Vec<_> =
+            after.iter().filter(|p| removable.iter().any(|gone| is_same_package(gone, p))).collect();
+        let expected: Vec<_> =
+            before.into_iter().filter(|p| !removable.iter().any(|gone| is_same_package(gone, p))).collect();
+        let mut wrong = missing_or_changed(&expected, &after);
+        wrong.extend(remaining.iter().map(|package| format!("`{}` is still there", package.name)));
         wrong.extend(
             after
                 .iter()
-                .filter(|p| !left.contains(p) && !kept.iter().any(|kept| same(kept, p)))
+                .filter(|p| {
+                    !remaining.contains(p) && !expected.iter().any(|package| is_same_package(package, p))
+                })
                 .map(|package| format!("`{}` is new", package.name)),
         );
         if wrong.is_empty() {
             return Ok(());
         }
-        Err(Kind::Step
-            .error(format!("what Ansible needed was not taken away as it came: {}", listed(&wrong))))
+        Err(Kind::Step.error(format!(
+            "removing what was installed for Ansible did not restore the image's packages: {}",
+            join_names(&wrong)
+        )))
     }
 }
 
-/// The packages of the image. Without the fact there is no telling what came.
-async fn all(runner: &Runner<'_>) -> Result<Vec<Installed>> {
+/// The packages of the image. Errors: the plan does not say how to list them, so what came with a tool cannot be
+/// determined.
+async fn list_packages(runner: &Runner<'_>) -> Result<Vec<Installed>> {
     plan_steps::packages_of(runner).await?.ok_or_else(|| {
-        let what = "the plan installs programs for the bake alone, and does not say what packages there are";
+        let what =
+            "the plan installs programs for the bake only, but does not say how to list the image's packages";
         Kind::Step.error(what)
     })
 }
 
-fn same(one: &Installed, other: &Installed) -> bool {
+fn is_same_package(one: &Installed, other: &Installed) -> bool {
     one.name == other.name && one.architecture == other.architecture
 }
 
-/// What of `before` is no more, or not as it was.
-fn lost(before: &[Installed], after: &[Installed]) -> Vec<String> {
-    let of = |package: &&Installed| !after.contains(package);
-    let lost = before.iter().filter(of);
-    lost.map(|was| match after.iter().find(|is| same(was, is)) {
-        Some(is) => format!("`{}` ({} -> {})", was.name, was.version, is.version),
-        None => format!("`{}` is gone", was.name),
-    })
-    .collect()
+/// The packages of `before` that are missing or changed.
+fn missing_or_changed(before: &[Installed], after: &[Installed]) -> Vec<String> {
+    let differs = |package: &&Installed| !after.contains(package);
+    let missing_or_changed = before.iter().filter(differs);
+    missing_or_changed
+        .map(|was| match after.iter().find(|is| is_same_package(was, is)) {
+            Some(is) => format!("`{}` ({} -> {})", was.name, was.version, is.version),
+            None => format!("`{}` is gone", was.name),
+        })
+        .collect()
 }
 
-/// A command with each argument that names a package repeated for all of them.
-fn filled(argv: &[String], packages: &[Installed]) -> Vec<String> {
+/// A command line with each argument that names a package repeated for every package.
+fn fill_in_packages(argv: &[String], packages: &[Installed]) -> Vec<String> {
     let one = |argument: &str, package: &Installed| {
         argument
             .replace("{name}", &package.name)
@@ -159,9 +172,9 @@ fn filled(argv: &[String], packages: &[Installed]) -> Vec<String> {
     argv.iter().flat_map(each).collect()
 }
 
-fn listed(all: &[String]) -> String {
-    let more = all.len().saturating_sub(NAMED_MAX);
-    let shown = all[..all.len() - more].join(", ");
+fn join_names(names: &[String]) -> String {
+    let more = names.len().saturating_sub(NAMED_MAX);
+    let shown = names[..names.len() - more].join(", ");
     if more > 0 { format!("{shown}, and {more} more") } else { shown }
 }
 
@@ -177,15 +190,15 @@ mod tests {
     #[test]
     fn a_command_takes_all_packages() {
         let argv = ["rpm", "-e", "{name}-{version}.{architecture}", "--quiet"].map(str::to_owned);
-        let filled = filled(&argv, &installed("a\t1\tx86_64\nb\t2\tnoarch\n"));
-        assert_eq!(filled, ["rpm", "-e", "a-1.x86_64", "b-2.noarch", "--quiet"]);
+        let argv = fill_in_packages(&argv, &installed("a\t1\tx86_64\nb\t2\tnoarch\n"));
+        assert_eq!(argv, ["rpm", "-e", "a-1.x86_64", "b-2.noarch", "--quiet"]);
     }
 
     #[test]
-    fn what_is_lost_is_told() {
+    fn lost_and_changed_packages_are_listed() {
         let (before, after) =
             (installed("a\t1\tx\nb\t1\tx\nc\t1\tx\n"), installed("a\t1\tx\nb\t2\tx\nd\t1\tx\n"));
-        assert_eq!(lost(&before, &after), ["`b` (1 -> 2)", "`c` is gone"]);
-        assert_eq!(lost(&before, &before), Vec::<String>::new());
+        assert_eq!(missing_or_changed(&before, &after), ["`b` (1 -> 2)", "`c` is gone"]);
+        assert_eq!(missing_or_changed(&before, &before), Vec::<String>::new());
     }
 }

@@ -1,4 +1,4 @@
-//! Runs commands in an image: what they see, how often they are tried, and what is told when they fail.
+//! Runs commands in an image: what they see, how often they are tried, and how their failures are explained.
 
 use super::context::{Place, Work};
 use super::diagnose::{Listener, Meaning};
@@ -18,44 +18,44 @@ use std::path::Path;
 use std::time::Duration;
 
 const PACKAGES: &str = "/run/oven/packages";
-/// The first pause before a step is tried again; each one is twice as long.
+/// The pause before the first retry; each later one is twice as long.
 const PAUSE: Duration = Duration::from_secs(2);
-/// Dropping a cache takes seconds.
+/// Upper bound for the command before a retry: dropping a cache takes seconds.
 const BEFORE_RETRY_TIMEOUT: Duration = Duration::from_secs(5 * 60);
-/// A fact that is longer is none.
+/// Upper bound for a command's output that is read as an answer; no fact is longer.
 const ANSWER_MAX: usize = 16 << 20;
 
-/// A command, and what it may.
+/// A command, and what it may do.
 pub struct Call<'a> {
     pub phase: String,
     /// A gerund with its object.
     pub why: String,
-    /// What its user calls it.
+    /// Its name for the user.
     pub name: String,
     pub argv: Vec<String>,
     pub env: BTreeMap<String, String>,
     pub cwd: String,
     pub network: bool,
-    /// It downloads packages and runs none of their code: the settings of `[network]` are for it alone.
+    /// It downloads packages and runs none of their code: only such commands get the settings of `[network]`.
     pub fetches: bool,
-    /// No package's code runs in it, and no script of the definition, so that what it downloads may be kept.
+    /// No package's code and no script of the definition runs in it, so that what it downloads may be cached.
     pub trusted: bool,
     pub caches: Access,
     pub shims: Vec<Shim>,
     pub binds: Vec<Bind>,
     pub throwaway: bool,
     pub retries: u32,
-    /// Run before it is tried again, without network; nothing if empty.
+    /// A command that runs before each retry, without network; nothing if empty.
     pub before_retry: Vec<String>,
     pub timeout: Duration,
     pub troubles: &'a [Trouble],
-    /// Lines that are a failure even if the command ends well.
+    /// Lines that are a failure even if the command succeeds.
     pub failures: &'a [Trouble],
-    /// Lines that are told, and are no failure.
+    /// Lines that are reported, and are no failure.
     pub notes: &'a [Trouble],
-    /// Exit codes beside 0 that are no failure.
+    /// Exit codes other than 0 that are no failure.
     pub also_good: Vec<u8>,
-    /// Where image.toml asks for it.
+    /// The table of image.toml that asks for it.
     pub key: Option<Key>,
 }
 
@@ -63,7 +63,7 @@ pub struct Call<'a> {
 pub struct Key {
     /// `run`, `ansible` or `test`.
     pub table: &'static str,
-    /// What its user calls what it runs.
+    /// The user's name for what it runs.
     pub name: String,
     pub line: usize,
 }
@@ -72,7 +72,7 @@ pub struct Runner<'a> {
     pub place: Place<'a>,
     pub work: Work<'a>,
     packages: Vec<Bind>,
-    /// Whether steps with the network are fenced; asked for when the first one comes.
+    /// Whether steps with the network are fenced; determined when the first one comes.
     fenced: OnceCell<bool>,
     /// For steps that fetch.
     network_env: BTreeMap<String, String>,
@@ -80,10 +80,10 @@ pub struct Runner<'a> {
     pub downloads: Downloads,
 }
 
-/// Where the steps see a package file of the definition: the `index`th of `packages`.
+/// The path at which steps see a package file of the definition: the `index`th of `packages`.
 pub fn package_path(index: usize, source: &Path) -> String {
     let name = source.file_name().unwrap_or_default().to_string_lossy();
-    // apt takes what has a `/` for a file; other than that its name must not mean anything to it.
+    // apt takes an argument with a `/` for a file; nothing else in the name may have a meaning for it.
     let name: String = name
         .chars()
         .map(|c| if c.is_ascii_alphanumeric() || "._+~-".contains(c) { c } else { '_' })
@@ -92,7 +92,7 @@ pub fn package_path(index: usize, source: &Path) -> String {
 }
 
 impl<'a> Call<'a> {
-    /// A command of the plan, before it is said which.
+    /// The defaults for a command of the plan.
     pub fn of_the_plan(runner: &Runner<'a>) -> Self {
         Self {
             phase: String::new(),
@@ -124,7 +124,7 @@ impl<'a> Call<'a> {
         status.success() || matches!(status, ExitStatus::Exited(code) if also(code))
     }
 
-    /// A script of the definition.
+    /// The defaults for a script of the definition.
     pub fn of_a_script(runner: &Runner<'a>) -> Self {
         Self {
             shims: runner.shims_of_scripts(),
@@ -146,7 +146,7 @@ impl<'a> Runner<'a> {
                 _ => continue,
             };
             let absolute = std::path::absolute(source);
-            let absolute = absolute.with_context(|| format!("looking for {}", source.display()))?;
+            let absolute = absolute.with_context(|| format!("resolving {}", source.display()))?;
             packages.push(Bind { source: absolute, target: package_path(index, source), within });
         }
         let certificates = network::certificates(work.network, place.inside)?;
@@ -160,13 +160,14 @@ impl<'a> Runner<'a> {
         self.place.root
     }
 
-    /// The shims that the definition's scripts see: they may want to change the image's real configuration.
+    /// The shims that the definition's scripts see. Scripts may want to change the image's real configuration in
+    /// `/etc`.
     pub fn shims_of_scripts(&self) -> Vec<Shim> {
         let shims = self.work.plan.shims.iter();
         shims.filter(|shim| !Path::new(&shim.path).starts_with("/etc")).cloned().collect()
     }
 
-    /// Runs a command to its good end, with a line for it.
+    /// Runs a command until it succeeds or its retries are used up, with a progress line for it.
     pub async fn run(&self, call: &Call<'_>) -> Result<()> {
         let report = self.work.report;
         let step = report.step(&call.phase, call.why.clone());
@@ -194,11 +195,11 @@ impl<'a> Runner<'a> {
                 || meaning.as_ref().is_some_and(|meaning| meaning.package.is_some());
             if attempt == call.retries || hopeless {
                 if call.trusted {
-                    self.downloads.settle(report).await; // what did come is good
+                    self.downloads.settle(report).await; // complete downloads are good
                 }
                 return Err(self.failure(call, exit.status, &listener, meaning).into());
             }
-            report.warn(format!("{} failed ({}): once more in {} s", call.why, exit.status, pause.as_secs()));
+            report.warn(format!("{} failed ({}): retrying in {} s", call.why, exit.status, pause.as_secs()));
             tokio::time::sleep(pause).await;
             pause *= 2;
             self.before_retry(call).await?;
@@ -207,12 +208,12 @@ impl<'a> Runner<'a> {
         Ok(())
     }
 
-    /// What a step wants done before it is tried again. That it fails is told; the step itself has the last word.
+    /// Runs what a step wants done before a retry. A failure of it is a warning: the step itself decides.
     async fn before_retry(&self, call: &Call<'_>) -> Result<()> {
         let Some(program) = call.before_retry.first() else { return Ok(()) };
         let report = self.work.report;
         let before = Call {
-            why: format!("clearing up before it is tried again: {program}"),
+            why: format!("cleaning up before a retry: {program}"),
             name: program.clone(),
             argv: call.before_retry.clone(),
             env: call.env.clone(),
@@ -230,7 +231,7 @@ impl<'a> Runner<'a> {
         Ok(())
     }
 
-    /// A command's output.
+    /// Runs a command and returns its output.
     pub async fn ask(&self, call: &Call<'_>) -> Result<String> {
         let mut listener = Listener::new(call.troubles);
         let mut answer = String::new();
@@ -280,7 +281,7 @@ impl<'a> Runner<'a> {
         Ok(exit)
     }
 
-    /// What a step said that its user should know.
+    /// Reports the lines of a step that its user should know.
     fn tell(&self, notes: &Listener) {
         for Meaning { means, hint, .. } in notes.all() {
             let hint = hint.map(|hint| format!(" ({})", hint.trim_end_matches('.'))).unwrap_or_default();
@@ -288,7 +289,7 @@ impl<'a> Runner<'a> {
         }
     }
 
-    /// Certificates that fetch steps see.
+    /// The certificates that fetch steps see.
     pub fn certificates(&self) -> Option<&Shim> {
         self.certificates.as_ref()
     }
@@ -302,7 +303,7 @@ impl<'a> Runner<'a> {
         if exit.left.is_empty() {
             return;
         }
-        let text = format!("{}: {} left running, and killed", call.why, exit.left.join(", "));
+        let text = format!("{}: {} were still running and were killed", call.why, exit.left.join(", "));
         // A test starts what it tests.
         if call.throwaway { self.work.report.detail(text) } else { self.work.report.warn(text) }
     }
@@ -360,21 +361,21 @@ impl<'a> Runner<'a> {
         let failure = Kind::Step.failure(format!("{place}{how}{tail}"));
         match &call.key {
             _ if status == ExitStatus::TimedOut => match &call.key {
-                Some(Key { table, .. }) => failure.hint(format!("`timeout` of a [[{table}]] is in seconds.")),
-                None => failure.hint("A package's script that waits for an answer gets none."),
+                Some(Key { table, .. }) => failure.hint(format!("Increase `timeout` of the [[{table}]], which is in seconds.")),
+                None => failure.hint("A package's script may wait for an answer, but there is nobody to give one."),
             },
             _ if heard.metadata && call.network && self.fenced() => failure.hint(
-                "No step reaches the builder's metadata service, which hands out its credentials. If these may, say \
-                 `imds = true` at the top of image.toml.",
+                "No step reaches the builder's metadata service, which gives out the builder's credentials. If these steps may \
+                 have them, set `imds = true` at the top of image.toml.",
             ),
             Some(Key { table, .. }) if heard.no_network && !call.network => failure.hint(format!(
-                "It has no network. If it needs one, say `network = true` in its [[{table}]]."
+                "It has no network. If it needs one, set `network = true` in its [[{table}]]."
             )),
             None if heard.no_network && !call.network => failure.hint(
-                "Packages are installed without the network. If a package's script has to download something, say \
+                "Packages are installed without the network. If a package's script has to download something, set \
                  `network = true` at the top of image.toml.",
             ),
-            Some(Key { table: "test", .. }) => failure.hint("A test that fails means that there is no image."),
+            Some(Key { table: "test", .. }) => failure.hint("No image is made if a test fails."),
             _ => failure,
         }
     }

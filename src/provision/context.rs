@@ -26,19 +26,19 @@ pub struct Place<'a> {
     pub unmounted: &'a [PathBuf],
 }
 
-/// What is to be done in an image.
+/// What is to be done in an image, and with what.
 #[derive(Clone, Copy)]
 pub struct Work<'a> {
     pub image: &'a Definition,
     pub plan: &'a Plan,
     pub network: &'a NetworkSettings,
-    /// What the definition's scripts are told in confidence.
+    /// The values of the definition's secrets.
     pub secrets: &'a Secrets,
-    /// What is asked of this machine; a definition with `imds = true` asks for nothing.
+    /// Whether steps have to be fenced; with `imds = true` in the definition, none is.
     pub guard: Guard,
-    /// This program.
+    /// The path of this program.
     pub helper: &'a Path,
-    /// Where downloads are kept; `None`: in the image, as long as it is baked.
+    /// The package cache; `None`: packages are cached in the image, during the bake.
     pub kept: Option<&'a Kept>,
     pub report: &'a Report,
 }
@@ -53,14 +53,14 @@ impl Work<'_> {
 /// Whether steps with the network are kept from the builder's credentials ([`crate::sandbox::egress`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Guard {
-    /// Where this machine can. For a bake that needs no credentials: there may be none.
+    /// If this machine can. For a bake that needs no credentials: there may be none.
     Wanted,
-    /// Or there is no such step. For a builder in the cloud: its role may do what the bake does, and more.
+    /// Without a fence, such a step fails. For a builder in the cloud: its role may do what the bake does, and more.
     Required,
 }
 
 impl Guard {
-    /// Whether steps are fenced. Where that cannot be and need not, it is told, once.
+    /// Whether steps are fenced. If that is impossible and not required, the reason is logged once.
     pub(crate) fn fences(self, report: &Report) -> bool {
         if self == Self::Required {
             return true;

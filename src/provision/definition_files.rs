@@ -8,7 +8,7 @@ use crate::sys::fds::open_within;
 use anyhow::{Context, Result};
 use rustix::fs::{FileType, OFlags};
 
-/// Looking into each takes some 50 us, and nobody can stop oven meanwhile.
+/// Upper bound for home directories: examining one takes some 50 us, and oven cannot be stopped meanwhile.
 const HOMES_MAX: usize = 10_000;
 
 /// Places every `[[file]]`. `unmounted`: directories of the image whose file system this kernel cannot mount.
@@ -28,35 +28,40 @@ fn place_one(
     unmounted: &[impl AsRef<std::path::Path>],
     accounts: &Accounts,
 ) -> Result<()> {
-    let wrong = |key: &str, value: &str, why: String| {
+    let invalid = |key: &str, value: &str, why: String| {
         Kind::Definition.failure(format!("{}: {why}", image.place(key, Some(value))))
     };
     let target = &file.target;
     if let Some(dir) = unmounted.iter().find(|dir| std::path::Path::new(target).starts_with(dir)) {
         let why = format!("{target}: this kernel cannot mount the file system of {}", dir.as_ref().display());
-        return Err(wrong("target", target, why).into());
+        return Err(invalid("target", target, why).into());
     }
-    // A target that is itself a symlink is replaced, not followed: afterwards the file is where image.toml says.
+    // A target that is itself a symlink is replaced, not followed: afterwards the file is at the path in image.toml.
     if kind(inside, target)? == Some(FileType::Directory) {
         let why = format!("{target} is a directory in the image");
-        let hint = "Add the file's name: a target is not a directory.";
-        return Err(wrong("target", target, why).hint(hint).into());
+        let hint = "Add the file's name: the target is the path of the file, not of a directory.";
+        return Err(invalid("target", target, why).hint(hint).into());
     }
     let unknown = |key: &str, name: &str| {
-        wrong(key, name, format!("the image has no {key} `{name}`"))
-            .hint("Accounts that a package makes are there once it is installed; a number needs no account.")
+        invalid(key, name, format!("the image has no {key} `{name}`"))
+            .hint("An account of a package exists once the package is installed; a number needs no account.")
     };
     let uid = accounts.user(&file.owner).ok_or_else(|| unknown("owner", &file.owner))?;
     let gid = accounts.group(&file.group).ok_or_else(|| unknown("group", &file.group))?;
     let source = open_within(&file.source, Some(&image.project), OFlags::NONBLOCK | OFlags::NOCTTY)?;
     let mut source = std::fs::File::from(source);
-    if !source.metadata().context("looking at it")?.is_file() {
-        return Err(wrong("source", &file.source.to_string_lossy(), "it is no file any more".into()).into());
+    if !source.metadata().context("reading its metadata")?.is_file() {
+        return Err(invalid(
+            "source",
+            &file.source.to_string_lossy(),
+            "it is no longer a regular file".into(),
+        )
+        .into());
     }
     if file.template {
         let text = template::read(&mut source, &file.source);
         let text = text.and_then(|text| template::render(&text, &file.source, &image.vars.values()));
-        let text = text.map_err(|what| wrong("source", &file.source.to_string_lossy(), what))?;
+        let text = text.map_err(|what| invalid("source", &file.source.to_string_lossy(), what))?;
         return inside.write(target, text.as_bytes(), file.mode, uid, gid);
     }
     inside.write_from(target, &mut source, file.mode, uid, gid)
@@ -66,7 +71,7 @@ fn kind(inside: &Inside, path: &str) -> Result<Option<FileType>> {
     Ok(inside.metadata(path)?.map(|stat| FileType::from_raw_mode(stat.st_mode)))
 }
 
-/// The image's accounts, as its own /etc/passwd and /etc/group tell them. This machine's are others.
+/// The image's accounts, from its own /etc/passwd and /etc/group. This machine's accounts are different.
 pub struct Accounts {
     passwd: String,
     group: String,
@@ -83,7 +88,7 @@ impl Accounts {
         Ok(Self { passwd: text("/etc/passwd")?, group: text("/etc/group")? })
     }
 
-    /// `root` needs no file.
+    /// `root` is known without the file.
     pub fn user(&self, name: &str) -> Option<u32> {
         id(&self.passwd, name)
     }
@@ -92,7 +97,7 @@ impl Accounts {
         id(&self.group, name)
     }
 
-    /// Every account's home directory, once; of more accounts than an image can mean, the first.
+    /// The home directories of all accounts, each once, up to a limit.
     pub fn homes(&self) -> Vec<String> {
         let fields = self.passwd.lines().filter_map(|line| line.split(':').nth(5));
         let mut homes: Vec<_> = fields.filter(|home| home.starts_with('/')).map(str::to_owned).collect();
@@ -103,7 +108,7 @@ impl Accounts {
     }
 }
 
-/// The third field of the line whose first is `name`; a number is itself.
+/// The third field of the line that begins with `name`; a number stands for itself.
 fn id(table: &str, name: &str) -> Option<u32> {
     if let Ok(number) = name.parse() {
         return Some(number);
@@ -162,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn symlinks_of_the_image_lead_nowhere_else() {
+    fn symlinks_do_not_lead_out_of_the_image() {
         let (temp, inside, root) = tree();
         let canary = temp.path().join("canary");
         std::fs::write(&canary, "host").unwrap();
@@ -179,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_target_that_cannot_be_is_told_with_its_key() {
+    fn an_impossible_target_is_an_error_with_its_key() {
         let (temp, inside, _) = tree();
         let unmounted = [Path::new("/boot/efi")];
         for (target, owner, word) in [

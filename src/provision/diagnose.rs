@@ -1,18 +1,18 @@
-//! Listens to a step's output: what it says last, and what that means.
+//! Reads a step's output: its last lines, and what they mean.
 
 use oven_distro::{Step, Trouble};
 use std::collections::VecDeque;
 
-/// How many of a failed step's last lines a failure tells.
+/// How many of a failed step's last lines an error message shows.
 const TAIL: usize = 20;
-/// A line that is longer tells no more.
+/// Longer lines are cut off here.
 const LINE_MAX: usize = 400;
-/// A step that fails in many ways has failed enough.
-const MEANINGS_MAX: usize = 5;
+/// How many matches of one kind an error message names at most.
+const MATCHES_MAX: usize = 5;
 
-/// What programs say when the disk is full (strerror of ENOSPC and EDQUOT).
+/// What programs print when the disk is full (strerror of ENOSPC and EDQUOT).
 const NO_SPACE: [&str; 2] = ["no space left on device", "disk quota exceeded"];
-/// What they say when there is no network: libc's, curl's, apt's, git's, node's words.
+/// What programs print when there is no network: the words of libc, curl, apt, git and node.
 const NO_NETWORK: [&str; 8] = [
     "temporary failure in name resolution",
     "temporary failure resolving",
@@ -23,20 +23,20 @@ const NO_NETWORK: [&str; 8] = [
     "eai_again",
     "cannot assign requested address",
 ];
-/// How the metadata service is called.
+/// Names of the metadata service.
 const METADATA: [&str; 4] = ["169.254.169.254", "169.254.170.2", "fd00:ec2::254", "ec2 metadata"];
 
 /// The output of a step so far.
 pub struct Listener<'a> {
     troubles: &'a [Trouble],
     tail: VecDeque<String>,
-    /// Which trouble, and what its `*` stood for.
-    heard: Vec<(usize, Vec<String>)>,
+    /// The index of the trouble, and what its `*` stood for.
+    matched: Vec<(usize, Vec<String>)>,
     pub no_space: bool,
     pub no_network: bool,
-    /// It asked for the builder's metadata.
+    /// The step tried to reach the builder's metadata service.
     pub metadata: bool,
-    /// Anything at all.
+    /// How many lines there were.
     pub lines: u64,
 }
 
@@ -45,14 +45,14 @@ pub struct Listener<'a> {
 pub struct Meaning {
     pub means: String,
     pub hint: Option<String>,
-    /// The definition is wrong to ask for this package; empty if it is not certain for which.
+    /// The package that the definition should not ask for; `None` if that is not certain.
     pub package: Option<String>,
 }
 
 impl<'a> Listener<'a> {
     pub fn new(troubles: &'a [Trouble]) -> Self {
-        let (tail, heard) = (VecDeque::new(), Vec::new());
-        Self { troubles, tail, heard, no_space: false, no_network: false, metadata: false, lines: 0 }
+        let (tail, matched) = (VecDeque::new(), Vec::new());
+        Self { troubles, tail, matched, no_space: false, no_network: false, metadata: false, lines: 0 }
     }
 
     pub fn line(&mut self, line: &str) {
@@ -66,8 +66,8 @@ impl<'a> Listener<'a> {
         for (index, trouble) in self.troubles.iter().enumerate() {
             if let Some(found) = capture(&trouble.output, line) {
                 let found: Vec<_> = found.into_iter().map(str::to_owned).collect();
-                if self.heard.len() < 100 && !self.heard.contains(&(index, found.clone())) {
-                    self.heard.push((index, found));
+                if self.matched.len() < 100 && !self.matched.contains(&(index, found.clone())) {
+                    self.matched.push((index, found));
                 }
             }
         }
@@ -80,14 +80,14 @@ impl<'a> Listener<'a> {
         self.tail.push_back(line.to_owned());
     }
 
-    /// What the most telling trouble says, all of the kind in one.
+    /// The explanation of the first trouble in the plugin's list that matched, for all of its matches.
     pub fn meaning(&self) -> Option<Meaning> {
-        let index = self.heard.iter().map(|(index, _)| *index).min()?;
+        let index = self.matched.iter().map(|(index, _)| *index).min()?;
         let trouble = &self.troubles[index];
-        let mut of = self.heard.iter().filter(|(i, _)| *i == index).map(|(_, found)| found);
-        let first = of.next()?;
+        let mut captures = self.matched.iter().filter(|(i, _)| *i == index).map(|(_, found)| found);
+        let first = captures.next()?;
         let mut means = fill(&trouble.means, first);
-        for found in of.take(MEANINGS_MAX - 1) {
+        for found in captures.take(MATCHES_MAX - 1) {
             means += "; ";
             means += &fill(&trouble.means, found);
         }
@@ -96,22 +96,22 @@ impl<'a> Listener<'a> {
         Some(Meaning { means, hint, package })
     }
 
-    /// Everything that was heard, in the order in which it was.
+    /// The explanations of all matches, in the order of the output.
     pub fn all(&self) -> impl Iterator<Item = Meaning> {
-        self.heard.iter().map(|(index, found)| {
+        self.matched.iter().map(|(index, found)| {
             let Trouble { means, hint, package, .. } = &self.troubles[*index];
             let fill = |text: &String| fill(text, found);
             Meaning { means: fill(means), hint: hint.as_ref().map(fill), package: package.as_ref().map(fill) }
         })
     }
 
-    /// The last lines, each indented: below a failure's first line.
+    /// The last lines, each indented, to follow the first line of an error message.
     pub fn tail(&self) -> String {
         self.tail.iter().map(|line| format!("\n    | {line}")).collect()
     }
 }
 
-/// The step as its user would call it: the program, without its path, and the first arguments.
+/// The step as a user would type it: the program without its path, and the first arguments.
 pub fn command(step: &Step) -> String {
     let mut words = step.argv.iter().map(String::as_str);
     let program = words.next().unwrap_or_default();
@@ -122,7 +122,8 @@ pub fn command(step: &Step) -> String {
         .join(" ")
 }
 
-/// What each `*` of a pattern stands for in a text that it matches as a whole, each as short as can be.
+/// What each `*` of a pattern stands for in a text. The pattern matches the whole text, and each `*` as little as
+/// possible.
 pub fn capture<'t>(pattern: &str, text: &'t str) -> Option<Vec<&'t str>> {
     let mut pieces = pattern.split('*');
     let mut rest = text.strip_prefix(pieces.next()?)?;
@@ -172,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn the_most_telling_trouble_is_told_and_every_one_of_its_kind_once() {
+    fn the_first_trouble_is_explained_with_each_of_its_matches_once() {
         let troubles = [trouble("E: Unable to locate package *", "no package `{1}`"), trouble("E: *", "{1}")];
         let mut listener = Listener::new(&troubles);
         for line in
@@ -188,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_that_was_heard_is_told_in_its_order() {
+    fn all_matches_are_explained_in_their_order() {
         let troubles = [trouble("*two *", "second {2}"), trouble("one *", "first {1}")];
         let mut listener = Listener::new(&troubles);
         ["one a", "x two b", "one a", "nothing"].iter().for_each(|line| listener.line(line));
@@ -196,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_lines_are_kept_and_cannot_drive_a_terminal() {
+    fn the_last_lines_have_no_control_characters() {
         let mut listener = Listener::new(&[]);
         (0..100).for_each(|n| listener.line(&format!("\x1b[31mline {n}\r")));
         listener.line("");
@@ -208,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_and_a_missing_network_are_heard() {
+    fn a_full_disk_and_a_missing_network_are_recognized() {
         let mut listener = Listener::new(&[]);
         listener.line("cp: error writing 'x': No space left on device");
         assert!(listener.no_space && !listener.no_network);

@@ -26,8 +26,8 @@ use packages::Installed;
 use plan_steps::{held, packages_of, run_step};
 use std::collections::BTreeMap;
 
-/// Whose packages are broken.
-const BASE: &str = "packages of the base image are not installed right";
+/// The message for broken packages of the base.
+const BASE: &str = "packages of the base image are not installed correctly";
 
 /// Runs the plan's steps but for those that clean. Answers with the packages that the image has then; `None` if the
 /// plan changes nothing, or cannot tell.
@@ -49,7 +49,7 @@ pub async fn packages(runner: &Runner<'_>) -> Result<Option<Vec<Installed>>> {
     }
     let installed = if changes { packages_of(runner).await? } else { None };
     if let Some(installed) = &installed {
-        packages::ensure_sound(installed, &work.plan.expect, "packages are not installed right")?;
+        packages::ensure_sound(installed, &work.plan.expect, "packages are not installed correctly")?;
         packages::ensure_there(installed, &work.plan.expect)?;
         if let Some(what) = packages::difference(base.as_deref().unwrap_or_default(), installed) {
             work.report.note(what);
@@ -80,7 +80,7 @@ pub async fn facts(
         installed = packages_of(runner).await?;
         let whose = match work.image.runs[..] {
             [] => BASE,
-            _ => "packages are not installed right after the definition's scripts",
+            _ => "packages are not installed correctly after the definition's scripts",
         };
         packages::ensure_sound(installed.as_deref().unwrap_or_default(), &work.plan.expect, whose)?;
     }

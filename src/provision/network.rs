@@ -1,5 +1,5 @@
-//! What fetch steps are told of the network: the settings of oven.toml's `[network]`. They run no code of packages, and
-//! others learn nothing, so nothing of it can stay in the image.
+//! The network settings of fetch steps: `[network]` of oven.toml. Fetch steps run no code of packages, and other steps
+//! see none of these settings, so nothing of them can stay in the image.
 
 use crate::config::project::NetworkSettings;
 use crate::error::Kind;
@@ -9,67 +9,70 @@ use oven_distro::Shim;
 use std::collections::BTreeMap;
 use std::io::Read;
 
-/// Where fetch steps see the certificates to trust: the image's own, and those of `ca_file`.
+/// The path in a fetch step of the certificates to trust: the image's own and those of `ca_file`.
 pub const CA_FILE: &str = "/run/oven/ca.pem";
 
-/// Distributions' own bundles are below 1 MiB.
+/// Upper bound for `ca_file`; distributions' own bundles are below 1 MiB.
 const CA_FILE_MAX: u64 = 16 << 20;
 
 /// Where distributions keep the certificates that they trust.
 const BUNDLES: [&str; 3] =
     ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
 
-/// Each program reads its own.
+/// Each program reads its own variable.
 const CA_VARIABLES: [&str; 2] = [
     "SSL_CERT_FILE",  // OpenSSL
     "CURL_CA_BUNDLE", // curl
 ];
 
+/// The environment variables of a fetch step: the proxies, each in lower and upper case, and the certificates' path.
 pub fn environment(settings: &NetworkSettings, certificates: bool) -> BTreeMap<String, String> {
     let mut environment = BTreeMap::new();
-    let mut both = |name: &str, value: &Option<String>| {
+    let mut set_in_both_cases = |name: &str, value: &Option<String>| {
         if let Some(value) = value {
             environment.insert(name.to_owned(), value.clone());
             environment.insert(name.to_ascii_uppercase(), value.clone());
         }
     };
-    both("http_proxy", &settings.proxy);
-    both("https_proxy", &settings.proxy);
-    both("no_proxy", &settings.no_proxy);
+    set_in_both_cases("http_proxy", &settings.proxy);
+    set_in_both_cases("https_proxy", &settings.proxy);
+    set_in_both_cases("no_proxy", &settings.no_proxy);
     if certificates {
         environment.extend(CA_VARIABLES.map(|name| (name.to_owned(), CA_FILE.to_owned())));
     }
     environment
 }
 
-/// The certificates of a file, without what else it holds: keys, or another file's secrets that somebody made oven.toml
-/// name. oven reads it as root, and an image sees it.
-fn blocks(text: &str) -> String {
+/// The certificates of a file, without anything else that it holds: private keys, or the secrets of another file that
+/// somebody named in oven.toml. oven reads the file as root, and the image sees the result.
+fn certificate_blocks(text: &str) -> String {
     let mut found = String::new();
-    let mut inside = false;
+    let mut in_certificate = false;
     for line in text.lines().map(str::trim_end) {
-        inside |= line == "-----BEGIN CERTIFICATE-----";
-        if inside {
+        in_certificate |= line == "-----BEGIN CERTIFICATE-----";
+        if in_certificate {
             found += line;
             found.push('\n');
         }
-        inside &= line != "-----END CERTIFICATE-----";
+        in_certificate &= line != "-----END CERTIFICATE-----";
     }
     found
 }
 
-/// The certificates, if oven.toml adds some.
+/// The file with all certificates to trust, if oven.toml adds some.
+///
+/// Errors: `ca_file` cannot be read, or has no certificate.
 pub fn certificates(settings: &NetworkSettings, inside: &Inside) -> Result<Option<Shim>> {
     let Some(path) = &settings.ca_file else { return Ok(None) };
-    let wrong =
+    let invalid =
         |what: String| Kind::Definition.error(format!("oven.toml: `ca_file` {} {what}", path.display()));
     let file = std::fs::File::open(path);
     let mut text = Vec::new();
     let read = file.and_then(|file| file.take(CA_FILE_MAX).read_to_end(&mut text));
-    read.map_err(|error| wrong(format!("cannot be read: {error}")))?;
-    let added = blocks(&String::from_utf8_lossy(&text));
+    read.map_err(|error| invalid(format!("cannot be read: {error}")))?;
+    let added = certificate_blocks(&String::from_utf8_lossy(&text));
     if added.is_empty() {
-        return Err(wrong("holds no certificate in PEM".to_owned()));
+        return Err(invalid("has no PEM certificate".to_owned()));
     }
     let mut content = String::new();
     for bundle in BUNDLES {
@@ -91,7 +94,7 @@ mod tests {
     use crate::image::test::Tree;
 
     #[test]
-    fn a_proxy_is_told_in_both_cases() {
+    fn proxy_variables_are_set_in_both_cases() {
         let settings = NetworkSettings { proxy: Some("http://p:1".into()), ..NetworkSettings::default() };
         let names: Vec<_> = environment(&settings, false).into_keys().collect();
         assert_eq!(names, ["HTTPS_PROXY", "HTTP_PROXY", "http_proxy", "https_proxy"]);
@@ -115,7 +118,7 @@ mod tests {
         );
         std::fs::write(&file, "root:x:0:0\n").unwrap();
         let error = certificates(&settings, &tree.inside()).unwrap_err();
-        assert!(error.to_string().ends_with("holds no certificate in PEM"), "{error}");
+        assert!(error.to_string().ends_with("has no PEM certificate"), "{error}");
         settings.ca_file = Some("/nowhere/ca.pem".into());
         let error = certificates(&settings, &tree.inside()).unwrap_err();
         assert!(error.to_string().contains("/nowhere/ca.pem"));

@@ -1,4 +1,4 @@
-//! The list of an image's packages, and what it has to show.
+//! The list of an image's packages, and the checks on it.
 
 use super::context::Work;
 use super::diagnose::capture;
@@ -11,12 +11,12 @@ use std::collections::BTreeMap;
 pub const FACT: &str = "packages";
 /// The fact that names the packages that no upgrade changes.
 pub const HELD: &str = "held";
-/// All of Debian is fewer: an image that tells of more wants to fill this machine's memory.
+/// All of Debian has fewer packages: an image that reports more wants to fill this machine's memory.
 const PACKAGES_MAX: usize = 100_000;
-/// A failure names so many of them.
+/// How many packages an error message names at most.
 const NAMED_MAX: usize = 10;
 
-/// A package of an image, as the fact tells it.
+/// A package of an image, as the fact lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Installed {
     pub name: String,
@@ -26,12 +26,12 @@ pub struct Installed {
     provides: Vec<String>,
 }
 
-/// The fact's lines, without packages that are not there.
+/// Parses the fact's lines, without packages that are not installed.
 pub fn parse(output: &str, expect: &Expect) -> Result<Vec<Installed>> {
     if output.lines().nth(PACKAGES_MAX).is_some() {
-        return Err(Kind::Step.error(format!("the image says that it has more than {PACKAGES_MAX} packages")));
+        return Err(Kind::Step.error(format!("the image reports more than {PACKAGES_MAX} packages")));
     }
-    let of = |line: &str| {
+    let package_of = |line: &str| {
         let mut columns = line.split('\t');
         let mut next = || columns.next().unwrap_or_default().trim().to_owned();
         let (name, version, architecture, state) = (next(), next(), next(), next());
@@ -41,10 +41,10 @@ pub fn parse(output: &str, expect: &Expect) -> Result<Vec<Installed>> {
         Installed { name, version, architecture, state, provides }
     };
     let lines = output.lines().filter(|line| !line.trim().is_empty());
-    Ok(lines.map(of).filter(|package| !expect.absent.contains(&package.state)).collect())
+    Ok(lines.map(package_of).filter(|package| !expect.absent.contains(&package.state)).collect())
 }
 
-/// The list that is kept with the image: name, version and architecture, sorted.
+/// The list that is stored with the image: name, version and architecture, sorted.
 pub fn document(packages: &[Installed]) -> String {
     let mut lines: Vec<_> =
         packages.iter().map(|p| format!("{}\t{}\t{}\n", p.name, p.version, p.architecture)).collect();
@@ -52,7 +52,7 @@ pub fn document(packages: &[Installed]) -> String {
     lines.concat()
 }
 
-/// Fails if a package is not in a state that it should be in. `where_`: whose packages they are.
+/// Fails if a package is in a wrong state. `where_`: whose packages they are.
 pub fn ensure_sound(packages: &[Installed], expect: &Expect, where_: &str) -> Result<()> {
     if expect.sound.is_empty() {
         return Ok(());
@@ -62,51 +62,51 @@ pub fn ensure_sound(packages: &[Installed], expect: &Expect, where_: &str) -> Re
     if broken.is_empty() {
         return Ok(());
     }
-    Err(Kind::Step.error(format!("{where_}: {}", list(&broken))))
+    Err(Kind::Step.error(format!("{where_}: {}", join_names(&broken))))
 }
 
-/// Tells of the base's packages that no upgrade changes, and fails if another version of one is asked for.
+/// Reports the base's held packages, which no upgrade changes, and fails if another version of one is asked for.
 pub fn ensure_free(held: &[String], packages: &[Installed], work: &Work<'_>) -> Result<()> {
     if held.is_empty() {
         return Ok(());
     }
-    work.report.note(format!("held in the base image, so not upgraded: {}", list(held)));
+    work.report.note(format!("held in the base image, so not upgraded: {}", join_names(held)));
     for wanted in &work.plan.expect.packages {
         let Some(version) = &wanted.version else { continue };
-        // dpkg tells the architecture of some.
+        // dpkg adds the architecture to some.
         let is_held = held.iter().any(|held| held.split(':').next() == Some(&wanted.name));
         let Some(has) = packages.iter().find(|package| package.name == wanted.name).filter(|_| is_held)
         else {
             continue;
         };
-        if !is_version(version, &has.version) {
+        if !matches_version(version, &has.version) {
             let place = work.image.place_of_package(Some(&wanted.name));
             let what = format!(
-                "{place} asks for `{}={version}`, and the base image holds it at {}",
+                "{place} asks for `{}={version}`, but the base image holds it at {}",
                 wanted.name, has.version
             );
-            let hint =
-                "Release it in the base image, or leave it out: a package is held so that it stays as it is.";
+            let hint = "Release it in the base image, or remove it from `packages`: a held package stays at its version.";
             return Err(Kind::Definition.failure(what).hint(hint).into());
         }
     }
     Ok(())
 }
 
-/// Fails if a package that was asked for is not there, or not at its version.
+/// Fails if a package that was asked for is missing or has another version.
 pub fn ensure_there(packages: &[Installed], expect: &Expect) -> Result<()> {
     let missing: Vec<_> = expect.packages.iter().filter_map(|wanted| lacks(packages, wanted)).collect();
     if missing.is_empty() {
         return Ok(());
     }
-    Err(Kind::Step.error(format!("not all that image.toml asks for is installed: {}", list(&missing))))
+    Err(Kind::Step
+        .error(format!("not everything that image.toml asks for is installed: {}", join_names(&missing))))
 }
 
 fn lacks(packages: &[Installed], wanted: &Wanted) -> Option<String> {
     let spelt = |version: &str| format!("`{}{version}`", wanted.name);
     let fits = |p: &&Installed| {
         let architecture = wanted.architecture.as_deref();
-        // What is for every architecture is for the one that was asked for.
+        // A package for all architectures fits any.
         architecture
             .is_none_or(|a| a == p.architecture || ["all", "noarch"].contains(&p.architecture.as_str()))
     };
@@ -115,15 +115,15 @@ fn lacks(packages: &[Installed], wanted: &Wanted) -> Option<String> {
         let provided = || packages.iter().filter(fits).any(|p| p.provides.contains(&wanted.name));
         return (named.is_empty() && !provided()).then(|| spelt(""));
     };
-    if named.iter().any(|p| is_version(version, &p.version)) {
+    if named.iter().any(|p| matches_version(version, &p.version)) {
         return None;
     }
     let have = named.first().map(|p| format!(" (it is at {})", p.version)).unwrap_or_default();
     Some(format!("{}{have}", spelt(&format!("={version}"))))
 }
 
-/// As apt matches: without regard to case.
-fn is_version(pattern: &str, version: &str) -> bool {
+/// Matches as apt does: without regard to case.
+fn matches_version(pattern: &str, version: &str) -> bool {
     capture(&pattern.to_ascii_lowercase(), &version.to_ascii_lowercase()).is_some()
 }
 
@@ -142,9 +142,9 @@ pub fn difference(before: &[Installed], after: &[Installed]) -> Option<String> {
     (!parts.is_empty()).then(|| format!("packages: {}", parts.join(", ")))
 }
 
-fn list(all: &[String]) -> String {
-    let more = all.len().saturating_sub(NAMED_MAX);
-    let shown = all[..all.len() - more].join(", ");
+fn join_names(names: &[String]) -> String {
+    let more = names.len().saturating_sub(NAMED_MAX);
+    let shown = names[..names.len() - more].join(", ");
     if more > 0 { format!("{shown}, and {more} more") } else { shown }
 }
 
@@ -195,7 +195,7 @@ mod tests {
         assert_eq!(error, "the base image: `x` is half-configured");
         assert!(
             ensure_sound(&packages, &Expect::default(), "").is_ok(),
-            "without words for states none is wrong"
+            "without a list of sound states every state is right"
         );
     }
 

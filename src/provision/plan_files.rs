@@ -1,4 +1,4 @@
-//! Files that a plan puts into the image, to stay.
+//! Files that a plan adds to the image for good.
 
 use super::context::Place;
 use super::context::Work;
@@ -12,14 +12,14 @@ use oven_distro::{FILE_PLACES, Shim};
 use rustix::fs::{FileType, OFlags};
 use std::path::Path;
 
-/// Keys and lists of repositories; what is larger is no configuration.
+/// Keys and lists of repositories are smaller; what is larger is not configuration.
 const MAX_BYTES: usize = 4 << 20;
 
-/// Places every file of the plan, as root's. One that the image has already, with another content, is replaced, and
-/// that is told.
+/// Places every file of the plan, owned by root. A file that the image has with another content is replaced, with a
+/// warning.
 ///
 /// # Errors
-/// [`Kind::Step`] where the plugin that planned is wrong, or the image.
+/// [`Kind::Step`] if the plugin's plan is wrong, or the image.
 pub fn place(place: &Place<'_>, work: &Work<'_>) -> Result<()> {
     let files = &work.plan.files;
     if files.is_empty() {
@@ -31,13 +31,13 @@ pub fn place(place: &Place<'_>, work: &Work<'_>) -> Result<()> {
             let what = format!("the plan puts a file at {:?}, which {what}", file.path);
             Kind::Step.failure(what).hint("That is a fault of the distribution's plugin.")
         })?;
-        put(place.inside, file, work).with_context(|| format!("placing {} of the plan", file.path))?;
+        write_file(place.inside, file, work).with_context(|| format!("placing {} of the plan", file.path))?;
     }
     step.done();
     Ok(())
 }
 
-fn put(inside: &Inside, file: &Shim, work: &Work<'_>) -> Result<()> {
+fn write_file(inside: &Inside, file: &Shim, work: &Work<'_>) -> Result<()> {
     let found = inside.metadata(&file.path)?.map(|stat| FileType::from_raw_mode(stat.st_mode));
     match found {
         Some(FileType::Directory) => {
@@ -49,35 +49,37 @@ fn put(inside: &Inside, file: &Shim, work: &Work<'_>) -> Result<()> {
             work.report.warn(format!("{} of the base image is replaced", file.path));
         }
         Some(FileType::RegularFile) | None => {}
-        Some(_) => work.report.warn(format!("{} of the base image is replaced: it was no file", file.path)),
+        Some(_) => work
+            .report
+            .warn(format!("{} of the base image is replaced: it was not a regular file", file.path)),
     }
     work.report.detail(format!("{} ({:04o})", file.path, file.mode));
     let write = || inside.write(&file.path, file.content.as_bytes(), file.mode, 0, 0);
-    // What was kept of an earlier bake is not outdated by this one's doing the same.
+    // Writing the same file again does not outdate what an earlier bake cached.
     let parent = Path::new(&file.path).parent().and_then(Path::to_str).unwrap_or_default();
     match inside.open(parent, OFlags::PATH | OFlags::DIRECTORY) {
         Ok(dir) => unnoticed(&dir, write),
-        Err(_) => write(), // it is made
+        Err(_) => write(), // it is created by the write
     }
 }
 
-/// What is wrong with a file's place, as the rest of a sentence.
+/// What is wrong with a file's path, as the end of a sentence.
 fn check(file: &Shim, unmounted: &[impl AsRef<Path>]) -> Result<(), String> {
-    let plain = validate::target(&file.path)?;
-    if plain != file.path || !FILE_PLACES.iter().any(|dir| Path::new(&plain).starts_with(dir)) {
-        return Err(format!("is none of the places for it: {}", FILE_PLACES.join(", ")));
+    let normalized = validate::target(&file.path)?;
+    if normalized != file.path || !FILE_PLACES.iter().any(|dir| Path::new(&normalized).starts_with(dir)) {
+        return Err(format!("is not in one of the allowed directories: {}", FILE_PLACES.join(", ")));
     }
-    if FILE_PLACES.contains(&plain.as_str()) {
+    if FILE_PLACES.contains(&normalized.as_str()) {
         return Err("is a directory".into());
     }
-    if let Some(dir) = unmounted.iter().find(|dir| Path::new(&plain).starts_with(dir)) {
+    if let Some(dir) = unmounted.iter().find(|dir| Path::new(&normalized).starts_with(dir)) {
         return Err(format!(
             "is below {}, whose file system this kernel cannot mount",
             dir.as_ref().display()
         ));
     }
     if file.mode & !0o755 != 0 {
-        return Err(format!("has the mode {:04o}: 0755 is the most", file.mode));
+        return Err(format!("has the mode {:04o}: at most 0755 is allowed", file.mode));
     }
     if file.content.len() > MAX_BYTES {
         return Err(format!("is larger than {} MiB", MAX_BYTES >> 20));

@@ -9,7 +9,7 @@ use oven_distro::{Phase, Plan, Step};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// A fact is a question that is answered at once.
+/// Upper bound for a fact, which is answered at once.
 const FACT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The steps of a plan that change the image.
@@ -50,8 +50,11 @@ pub async fn run_step(runner: &Runner<'_>, step: &Step) -> Result<()> {
     }
     let name = key::of_step(&runner.work, step)?;
     if runner.downloads.is_done(&name) {
-        runner.work.report.detail(format!("{}: it was done before, and nothing is different", step.why));
-        // As if it had been: what comes next finds the same.
+        runner
+            .work
+            .report
+            .detail(format!("{}: skipped, because it was done before and nothing has changed", step.why));
+        // As if it had run: the next bake finds it done.
         runner.downloads.note_done(name);
         return Ok(());
     }
@@ -60,7 +63,7 @@ pub async fn run_step(runner: &Runner<'_>, step: &Step) -> Result<()> {
     Ok(())
 }
 
-/// The word by which the table of times sums.
+/// The phase's name in the table of times.
 fn phase(phase: Phase) -> &'static str {
     match phase {
         Phase::Prepare => "prepare",
@@ -72,14 +75,14 @@ fn phase(phase: Phase) -> &'static str {
     }
 }
 
-/// The packages that the image has; `None` if the plan has no such fact.
+/// The packages of the image; `None` if the plan has no such fact.
 pub async fn packages_of(runner: &Runner<'_>) -> Result<Option<Vec<Installed>>> {
     let Some(argv) = runner.work.plan.facts.get(packages::FACT) else { return Ok(None) };
     let output = ask(runner, packages::FACT, argv).await?;
     Ok(Some(packages::parse(&output, &runner.work.plan.expect)?))
 }
 
-/// The packages that no upgrade changes, as the image is now.
+/// The packages of the image that no upgrade changes.
 pub async fn held(runner: &Runner<'_>) -> Result<Vec<String>> {
     let Some(argv) = runner.work.plan.facts.get(packages::HELD) else { return Ok(Vec::new()) };
     let output = ask(runner, packages::HELD, argv).await?;
@@ -103,7 +106,7 @@ pub async fn facts(
 
 async fn ask(runner: &Runner<'_>, name: &str, argv: &[String]) -> Result<String> {
     let call = Call {
-        why: format!("asking for the image's {name}"),
+        why: format!("reading the image's {name}"),
         name: argv.first().cloned().unwrap_or_default(),
         argv: argv.to_vec(),
         env: BTreeMap::from([("LC_ALL".to_owned(), "C.UTF-8".to_owned())]),

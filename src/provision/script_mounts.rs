@@ -1,4 +1,4 @@
-//! The definition's scripts: where they are seen in the image, and how they are started.
+//! The definition's scripts: where steps see them, and how they are started.
 
 use super::network::CA_FILE;
 use crate::definition::Definition;
@@ -12,11 +12,11 @@ use std::path::{Component, Path, PathBuf};
 /// Where scripts see the definition's directory; it is their working directory.
 pub const DEFINITION: &str = "/run/oven/definition";
 const OVEN: &str = "/run/oven";
-/// Where they see its inputs, if the way in which image.toml spells them leads elsewhere.
+/// Where scripts see an input, if its path in image.toml would lead elsewhere.
 const INPUTS: &str = "/run/oven/inputs";
-/// Where a script is seen that is a link to somewhere else.
+/// Where scripts see a file that is a link to somewhere else.
 const LINKED: &str = "/run/oven/linked";
-/// The kernel looks at so many bytes of a program.
+/// The kernel reads this many bytes of a program.
 const HEAD: u64 = 256;
 
 /// The directories of a definition, as scripts see them.
@@ -26,30 +26,31 @@ pub struct Seen {
     pub binds: Vec<Bind>,
 }
 
-/// What scripts see of the definition: read-only, and an input beside it, as on this machine, so that `../common/x`
-/// leads there.
+/// The directories of the definition for scripts, read-only. Each input is where it is on this machine relative to the
+/// definition, so that `../common/x` leads there.
 pub fn seen(image: &Definition, shims: &[Shim]) -> Result<Seen> {
     let within = || Some(image.project.clone());
-    let mut binds = vec![Bind { source: real(&image.dir)?, target: DEFINITION.to_owned(), within: within() }];
+    let mut binds =
+        vec![Bind { source: canonical(&image.dir)?, target: DEFINITION.to_owned(), within: within() }];
     for (index, input) in image.inputs.iter().enumerate() {
-        let beside = join(Path::new(DEFINITION), Path::new(input));
-        let free = beside.starts_with(OVEN)
-            && !binds.iter().any(|bind| overlap(Path::new(&bind.target), &beside))
-            && !shims.iter().any(|shim| overlap(Path::new(&shim.path), &beside))
-            && ![CA_FILE, INPUTS, LINKED].iter().any(|taken| overlap(Path::new(taken), &beside));
-        let target = match beside.to_str() {
-            Some(beside) if free => beside.to_owned(),
+        let sibling = join(Path::new(DEFINITION), Path::new(input));
+        let free = sibling.starts_with(OVEN)
+            && !binds.iter().any(|bind| overlap(Path::new(&bind.target), &sibling))
+            && !shims.iter().any(|shim| overlap(Path::new(&shim.path), &sibling))
+            && ![CA_FILE, INPUTS, LINKED].iter().any(|taken| overlap(Path::new(taken), &sibling));
+        let target = match sibling.to_str() {
+            Some(sibling) if free => sibling.to_owned(),
             _ => format!("{INPUTS}/{index}"),
         };
-        binds.push(Bind { source: real(&image.dir.join(input))?, target, within: within() });
+        binds.push(Bind { source: canonical(&image.dir.join(input))?, target, within: within() });
     }
     Ok(Seen { binds })
 }
 
-/// How a script is started: by the interpreter that its first line names, so that neither its mode nor how this
-/// machine mounts its directory matters.
+/// The command line of a script. It begins with the interpreter that the first line names, so that neither the script's
+/// mode nor this machine's mount options for its directory matter.
 pub fn command(image: &Definition, script: &Path, seen: &mut Seen) -> Result<Vec<String>> {
-    let path = real(&image.dir.join(script))?;
+    let path = canonical(&image.dir.join(script))?;
     let mut start = Vec::new();
     let file = std::fs::File::open(&path).with_context(|| format!("opening {}", path.display()))?;
     file.take(HEAD).read_to_end(&mut start).with_context(|| format!("reading {}", path.display()))?;
@@ -58,14 +59,14 @@ pub fn command(image: &Definition, script: &Path, seen: &mut Seen) -> Result<Vec
     Ok(argv)
 }
 
-/// Where a file of the definition is seen.
+/// The path at which steps see a file of the definition.
 pub fn path(image: &Definition, script: &Path, seen: &mut Seen) -> Result<String> {
-    let path = real(&image.dir.join(script))?;
+    let path = canonical(&image.dir.join(script))?;
     let below =
         seen.binds.iter().find_map(|bind| Some((&bind.target, path.strip_prefix(&bind.source).ok()?)));
     let target = match below {
         Some((target, rest)) => Path::new(target).join(rest),
-        // A link that leads out of the definition: what it leads to counts in the checksum, and is seen by itself.
+        // A link that leads out of the definition: its target counts in the checksum, and is mounted by itself.
         None => Path::new(LINKED).join(script.file_name().unwrap_or_default()),
     };
     let Some(text) = target.to_str().map(str::to_owned) else {
@@ -78,11 +79,11 @@ pub fn path(image: &Definition, script: &Path, seen: &mut Seen) -> Result<String
     Ok(text)
 }
 
-fn real(path: &Path) -> Result<PathBuf> {
-    std::fs::canonicalize(path).with_context(|| format!("looking for {}", path.display()))
+fn canonical(path: &Path) -> Result<PathBuf> {
+    std::fs::canonicalize(path).with_context(|| format!("resolving {}", path.display()))
 }
 
-/// The words before a script's path: none for a program.
+/// The words before a script's path; none for an ELF program.
 fn interpreter(start: &[u8]) -> Vec<String> {
     if start.starts_with(b"\x7fELF") {
         return Vec::new();
@@ -98,7 +99,7 @@ fn interpreter(start: &[u8]) -> Vec<String> {
     [program, argument].iter().filter(|word| !word.is_empty()).map(|word| (*word).to_owned()).collect()
 }
 
-/// What scripts are told, besides what every step is.
+/// The environment variables of scripts, in addition to those of every step.
 pub fn environment(image: &Definition, kind: &str, seen: &Seen) -> BTreeMap<String, String> {
     let inputs: Vec<_> =
         seen.binds.iter().skip(1).take(image.inputs.len()).map(|b| b.target.as_str()).collect();
@@ -116,7 +117,7 @@ pub fn environment(image: &Definition, kind: &str, seen: &Seen) -> BTreeMap<Stri
     .into()
 }
 
-/// Joined by spelling alone: `..` takes a name away.
+/// Joins paths as texts: `..` removes a name.
 fn join(base: &Path, path: &Path) -> PathBuf {
     let mut joined = base.to_owned();
     for part in path.components() {

@@ -1,4 +1,4 @@
-//! The definition's own provisioners and tests: scripts, commands, bats files and Ansible's playbooks.
+//! Runs the definition's own provisioners and tests: scripts, commands, bats files and Ansible playbooks.
 
 use super::ansible::Tools;
 use super::command::{Call, Key, Runner};
@@ -12,12 +12,12 @@ use oven_distro::Shim;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// What runs a playbook.
+/// The program that runs playbooks.
 pub const ANSIBLE: &str = "ansible-playbook";
 const BATS: &str = "bats";
-/// Where a step looks for programs ([`crate::sandbox::spec::Spec`]).
+/// Where a step searches for programs ([`super::step::Spec`]).
 const PATH: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
-/// Where Ansible finds its variables, and has what it writes: steps have a `/run` of their own.
+/// The file with Ansible's variables, and the directory for what Ansible writes: steps have a `/run` of their own.
 const VARIABLES: &str = "/run/oven/ansible.json";
 const ANSIBLE_HOME: &str = "/run/ansible";
 
@@ -51,8 +51,8 @@ pub async fn run(runner: &Runner<'_>) -> Result<()> {
         if script.playbook().is_some() && tools.is_none() {
             tools = Tools::install(runner, script).await?;
         }
-        one(runner, script).await?;
-        // What comes after the last playbook, the tests too, has the image as it is going to be.
+        run_script(runner, script).await?;
+        // What comes after the last playbook, tests included, sees the image as it is going to be.
         if last == Some(index)
             && let Some(tools) = tools.take()
         {
@@ -62,7 +62,7 @@ pub async fn run(runner: &Runner<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Runs every `[[test]]`. What they write is thrown away.
+/// Runs every `[[test]]`. What tests write is discarded.
 pub async fn test(runner: &Runner<'_>) -> Result<()> {
     let image = runner.work.image;
     let bats = image.tests.iter().find(|test| matches!(test.program, Program::Bats(_)));
@@ -72,34 +72,34 @@ pub async fn test(runner: &Runner<'_>) -> Result<()> {
     {
         let place = format!("{}:{}", image.dir.join(FILE).display(), test.line);
         return Err(Kind::Definition
-            .failure(format!("{place}: `bats` of [[test]]: the image has no bats, and oven brings none"))
+            .failure(format!("{place}: `bats` of [[test]]: the image has no bats, and oven does not install it"))
             .hint("Add it to `packages` (on most distributions its name is `bats`), or install it in a [[run]].")
             .into());
     }
     for script in &image.tests {
-        one(runner, script).await?;
+        run_script(runner, script).await?;
     }
     Ok(())
 }
 
-/// From the definition's directory, which it sees read-only.
-async fn one(runner: &Runner<'_>, script: &Script) -> Result<()> {
+/// Runs a script in the definition's directory, which it sees read-only.
+async fn run_script(runner: &Runner<'_>, script: &Script) -> Result<()> {
     let image = runner.work.image;
     let mut shims = runner.shims_of_scripts();
     let mut seen = script_mounts::seen(image, &shims)?;
     let (kind, name) = (script.kind.key(), script.name());
     let mut env = image.vars.values();
     let argv = match &script.program {
-        Program::Script(path) => with(script_mounts::command(image, path, &mut seen)?, &script.args),
+        Program::Script(path) => append(script_mounts::command(image, path, &mut seen)?, &script.args),
         Program::Command(argv) => argv.clone(),
         Program::Bats(path) => {
             let file = script_mounts::path(image, path, &mut seen)?;
-            with(with(vec![BATS.to_owned()], &script.args), &[file])
+            append(append(vec![BATS.to_owned()], &script.args), &[file])
         }
         Program::Playbook(playbook) => {
             env.extend(ansible_environment());
-            shims.push(variables(image, playbook));
-            ansible(image, playbook, &script.args, &mut seen)?
+            shims.push(variables_file(image, playbook));
+            ansible_command(image, playbook, &script.args, &mut seen)?
         }
     };
     env.extend(script_mounts::environment(image, kind, &seen));
@@ -129,30 +129,35 @@ async fn one(runner: &Runner<'_>, script: &Script) -> Result<()> {
     runner.run(&call).await
 }
 
-fn with(mut argv: Vec<String>, more: &[String]) -> Vec<String> {
+fn append(mut argv: Vec<String>, more: &[String]) -> Vec<String> {
     argv.extend_from_slice(more);
     argv
 }
 
-fn ansible(image: &Definition, playbook: &Playbook, args: &[String], seen: &mut Seen) -> Result<Vec<String>> {
-    // The comma makes it a list of hosts, and no file.
+fn ansible_command(
+    image: &Definition,
+    playbook: &Playbook,
+    args: &[String],
+    seen: &mut Seen,
+) -> Result<Vec<String>> {
+    // The comma makes it a list of hosts instead of a file.
     let argv = [ANSIBLE, "--inventory", "localhost,", "--connection", "local", "--extra-vars"];
-    let mut argv = with(argv.map(str::to_owned).to_vec(), &[format!("@{VARIABLES}")]);
+    let mut argv = append(argv.map(str::to_owned).to_vec(), &[format!("@{VARIABLES}")]);
     if !playbook.tags.is_empty() {
         argv.extend(["--tags".to_owned(), playbook.tags.join(",")]);
     }
     let file = script_mounts::path(image, &playbook.path, seen)?;
-    Ok(with(with(argv, args), &[file]))
+    Ok(append(append(argv, args), &[file]))
 }
 
 /// The definition's variables, and the playbook's own, which win.
-fn variables(image: &Definition, playbook: &Playbook) -> Shim {
+fn variables_file(image: &Definition, playbook: &Playbook) -> Shim {
     let vars = image.vars.values().into_iter().map(|(name, value)| (name, value.into()));
     let vars: serde_json::Map<String, serde_json::Value> = vars.chain(playbook.vars.clone()).collect();
     Shim { path: VARIABLES.to_owned(), content: serde_json::Value::Object(vars).to_string(), mode: 0o600 }
 }
 
-/// Ansible's caches and temporary files are nothing for an image; nor is the compiled code of its modules.
+/// Keeps Ansible's caches, its temporary files and the compiled code of its modules out of the image.
 fn ansible_environment() -> BTreeMap<String, String> {
     let temporary = format!("{ANSIBLE_HOME}/tmp");
     [
@@ -162,7 +167,7 @@ fn ansible_environment() -> BTreeMap<String, String> {
         ("ANSIBLE_RETRY_FILES_ENABLED", "False"),
         ("ANSIBLE_NOCOLOR", "1"),
         ("ANSIBLE_NOCOWS", "1"),
-        // The image's, without a warning that another may come.
+        // The image's Python, without a warning that another one may be installed later.
         ("ANSIBLE_PYTHON_INTERPRETER", "auto_silent"),
         ("PYTHONDONTWRITEBYTECODE", "1"),
     ]

@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-/// A contained shell, or a command in its place, on the terminal of this process. Answers with its exit code.
-/// `network`: it has one, so guarded.
+/// Runs a contained shell, or a command instead of it, on the terminal of this process. Returns its exit code.
+/// `network`: whether it has the network, and how that is guarded.
 pub async fn shell(
     root: &Root<'_>,
     helper: &Path,
@@ -43,11 +43,11 @@ pub async fn shell(
     let exit = crate::sandbox::run(helper, &spec, SHELL_TIMEOUT, &mut |_| ()).await?;
     Ok(match exit.status {
         crate::sandbox::spec::ExitStatus::Exited(code) => u8::try_from(code).unwrap_or(u8::MAX),
-        // As shells say it.
+        // As shells report it.
         crate::sandbox::spec::ExitStatus::Signaled(signal) => u8::try_from(128 + signal).unwrap_or(u8::MAX),
         crate::sandbox::spec::ExitStatus::TimedOut => u8::MAX,
     })
 }
 
-/// A person may leave a shell open over the week-end; a year is for ever.
+/// A person may leave a shell open over the weekend; a year is practically unlimited.
 const SHELL_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);

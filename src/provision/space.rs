@@ -1,24 +1,25 @@
-//! How much room is left on the image's disk.
+//! The free space on the image's disk.
 
 use crate::error::Kind;
 use anyhow::{Context, Error, Result};
 use rustix::io::Errno;
 use std::path::Path;
 
-/// What to do about a full one.
+/// The hint for a full disk.
 pub const LARGER: &str = "Give it a larger one: `size_gib` of `[disk]` in image.toml.";
 
-/// A disk with less than this share free is full: something may have failed to write, and have hidden it.
-const FLOOR: u64 = 1024;
+/// A disk with less than this share free is full: something may have failed to write, and may have hidden its failure.
+const MIN_FREE_SHARE: u64 = 1024;
 
-/// What ext4 keeps for itself, and counts as free: a fiftieth, of at most so many blocks (ext4_calculate_resv_clusters).
-const EXT4_KEEPS: (u64, u64) = (50, 4096);
+/// What ext4 reserves, although it counts as free: a fiftieth, but at most this many blocks
+/// (ext4_calculate_resv_clusters).
+const EXT4_RESERVE: (u64, u64) = (50, 4096);
 
-/// A file system's blocks and files.
+/// Free and total blocks and files of a file system.
 #[derive(Debug, Clone, Copy)]
 pub struct Space {
     blocks: (u64, u64),
-    /// None where they are made as needed.
+    /// Zeros where inodes are created as needed.
     files: (u64, u64),
 }
 
@@ -28,15 +29,15 @@ impl Space {
             || -> rustix::io::Result<_> { Ok((rustix::fs::statvfs(root)?, rustix::fs::statfs(root)?)) };
         let (stat, of_type) = measure().with_context(|| format!("measuring {}", root.display()))?;
         let ext4 = of_type.f_type as u64 == nix::sys::statfs::EXT4_SUPER_MAGIC.0 as u64;
-        let kept = if ext4 { (stat.f_blocks / EXT4_KEEPS.0).min(EXT4_KEEPS.1) } else { 0 };
+        let reserved = if ext4 { (stat.f_blocks / EXT4_RESERVE.0).min(EXT4_RESERVE.1) } else { 0 };
         Ok(Self {
-            blocks: (stat.f_bfree.saturating_sub(kept), stat.f_blocks),
+            blocks: (stat.f_bfree.saturating_sub(reserved), stat.f_blocks),
             files: (stat.f_ffree, stat.f_files),
         })
     }
 
     pub fn is_full(&self) -> bool {
-        let low = |(free, all): (u64, u64)| all > 0 && free <= all / FLOOR;
+        let low = |(free, all): (u64, u64)| all > 0 && free <= all / MIN_FREE_SHARE;
         low(self.blocks) || low(self.files)
     }
 
@@ -46,7 +47,8 @@ impl Space {
         if self.is_full() || !now.is_full() {
             return Ok(());
         }
-        let what = if now.blocks.0 <= now.blocks.1 / FLOOR { "space" } else { "room for files (inodes)" };
+        let what =
+            if now.blocks.0 <= now.blocks.1 / MIN_FREE_SHARE { "space" } else { "room for files (inodes)" };
         Err(Kind::Step
             .failure(format!(
                 "no {what} is left on the image's disk, so a step may not have written all that it should"
@@ -56,7 +58,7 @@ impl Space {
     }
 }
 
-/// A failure of oven's own writing into the image, told as what it is if the disk is full or broken.
+/// Turns a failure of oven's own writing into the image into an explanation if the disk is full or broken.
 pub fn explain(error: Error) -> Error {
     let errno = error.chain().find_map(|cause| {
         let io = cause.downcast_ref::<std::io::Error>().and_then(Errno::from_io_error);
@@ -66,7 +68,8 @@ pub fn explain(error: Error) -> Error {
         Some(Errno::NOSPC | Errno::DQUOT) => {
             Kind::Step.failure(format!("the image's disk is full: {error:#}")).hint(LARGER).into()
         }
-        // So the kernel answers where it found damage, by a script that wrote to the disk itself, or of the disk.
+        // The kernel answers this after it found damage, which a script caused by writing to the disk itself, or the
+        // disk.
         Some(Errno::ROFS) => Kind::Step
             .failure(format!("the image's file system became read-only: {error:#}"))
             .hint("It is damaged: the kernel's log (dmesg) says where.")

@@ -1,4 +1,4 @@
-//! A step's own `/dev`: a few harmless nodes, its own terminals, and the image's own disk.
+//! A step's own `/dev`: a few harmless nodes, terminals of its own, and the image's own disk.
 
 use super::spec::Spec;
 use crate::device::Node;
@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
 use std::path::{Component, Path};
 
-/// Name, major, minor: what every kernel gives to these.
+/// Name, major and minor number: the same in every kernel.
 const NODES: [(&str, u32, u32); 6] =
     [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
 const LINKS: [(&str, &str); 5] = [
@@ -20,12 +20,12 @@ const LINKS: [(&str, &str); 5] = [
     ("stderr", "/proc/self/fd/2"),
     ("ptmx", "pts/ptmx"),
 ];
-/// The group `disk` of every distribution.
+/// The group `disk` in every distribution.
 const DISK: u32 = 6;
-/// Nodes and links only: what a stray `dd of=/dev/…` fills is small.
+/// It holds only nodes and links, so that a stray `dd of=/dev/…` fills little memory.
 const SIZE: &str = "4m";
 
-/// Mounts it, and returns it.
+/// Mounts the step's `/dev`, and returns the mount.
 pub fn mount(root: BorrowedFd<'_>, spec: &Spec) -> Result<OwnedFd> {
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     let dev = fresh("tmpfs", &[("mode", "0755"), ("size", SIZE)], attributes)?;
@@ -63,19 +63,19 @@ fn disk_node(dev: BorrowedFd<'_>, node: &Node) -> Result<()> {
         let (dir, name, depth) = parent(dev, link)?;
         let target = "../".repeat(depth) + &node.name;
         match rustix::fs::symlinkat(&target, &dir, &name) {
-            Err(Errno::EXIST) => {} // two partitions of one label: the first has it
+            Err(Errno::EXIST) => {} // two partitions have one label: the first one gets the link
             result => result.with_context(|| format!("making /dev/{link}"))?,
         }
     }
     Ok(())
 }
 
-/// The directory of `path` below `/dev`, made if need be, the last name, and how deep it lies. Labels come from the
-/// image, so a name that climbs is refused.
+/// The directory of `path` below `/dev`, created if necessary, the last name, and the depth. Labels come from the
+/// image, so a name with `..` is an error.
 fn parent(dev: BorrowedFd<'_>, path: &str) -> Result<(OwnedFd, String, usize)> {
     let names = Path::new(path).components().map(|part| match part {
         Component::Normal(name) => Ok(name.to_string_lossy().into_owned()),
-        _ => bail!("\"{path}\" is no name below /dev"),
+        _ => bail!("\"{path}\" is not a name below /dev"),
     });
     let mut names = names.collect::<Result<Vec<_>>>()?;
     let Some(last) = names.pop() else { bail!("a node without a name") };

@@ -1,7 +1,7 @@
-//! `oven __step`: becomes the first process of a step's namespaces, makes them, starts the step's program and reaps.
+//! `oven __step`: the first process of a step. It creates the step's namespaces, starts the step's program, and reaps.
 //!
-//! It is process 1 of a new PID namespace from its first instruction, and oven's direct child. So whatever ends it
-//! ends the step as a whole, and once oven has reaped it nothing of the step is left.
+//! It is process 1 of a new PID namespace from its first instruction, and oven's direct child. So whatever ends it ends
+//! the step as a whole, and after oven has reaped it nothing of the step is left.
 
 use super::protocol::Message;
 use super::spec::Spec;
@@ -20,21 +20,22 @@ use std::fs::File;
 use std::io::Read;
 use std::process::ExitCode;
 
-/// Descriptors the helper is started with, beside the standard three: the spec, and a socket to oven.
+/// Descriptors that the helper gets in addition to the standard three: the spec, and a socket to oven.
 pub const SPEC: i32 = 3;
 pub const CONTROL: i32 = 4;
 
-/// The name of a step's machine. It is in every `/etc/hosts`, and packages that bake the name of the machine they are
-/// installed on into a configuration file bake nothing of the builder's.
+/// The host name in a step. It is in every `/etc/hosts`, and packages that write the host name into a configuration
+/// file write nothing of the builder's.
 const HOST_NAME: &str = "localhost";
 /// How many processes and threads a step may have at a time: a fork bomb fails before the builder does.
 const MAX_PROCESSES: &str = "4096";
-/// Since this version of Linux `pid_max` belongs to a PID namespace. Before, it is the machine's, and not ours to set.
-const PID_MAX_IS_OURS: (u32, u32) = (6, 14);
+/// Since this version of Linux `pid_max` belongs to a PID namespace. Before, it belongs to the machine, and oven must
+/// not set it.
+const PID_MAX_IS_NAMESPACED: (u32, u32) = (6, 14);
 
 pub fn main() -> ExitCode {
     let Some((spec, control)) = take_descriptors() else {
-        eprintln!("oven: {} is for oven itself", super::VERB);
+        eprintln!("oven: {} is only for oven itself", super::VERB);
         return ExitCode::from(Kind::Usage as u8);
     };
     let ended = serve(spec, &control).unwrap_or_else(|error| Message::failed(&error));
@@ -66,15 +67,15 @@ fn take_descriptors() -> Option<(File, OwnedFd)> {
 fn serve(mut spec: File, control: &OwnedFd) -> Result<Message> {
     close_from(CONTROL + 1)?;
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("tying the step to oven")?;
-    // Had oven died before that, its end of the socket would be closed. The same is watched later on.
+    // If oven had died before that, its end of the socket would be closed. The socket is watched later, too.
     let mut hung_up = [PollFd::new(control, PollFlags::empty())];
-    poll(&mut hung_up, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).context("looking for oven")?;
+    poll(&mut hung_up, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).context("checking that oven is running")?;
     anyhow::ensure!(!hung_up[0].revents().contains(PollFlags::HUP), "oven is gone");
 
     let mut text = Vec::new();
-    spec.read_to_end(&mut text).context("reading what to do")?;
+    spec.read_to_end(&mut text).context("reading the step's spec")?;
     drop(spec);
-    let spec: Spec = serde_json::from_slice(&text).context("reading what to do")?;
+    let spec: Spec = serde_json::from_slice(&text).context("reading the step's spec")?;
     rustix::process::umask(Mode::empty());
     if spec.interactive {
         // Stays in the terminal's session, in a group of its own.
@@ -82,7 +83,7 @@ fn serve(mut spec: File, control: &OwnedFd) -> Result<Message> {
     } else {
         rustix::process::setsid().context("leaving oven's session")?;
     }
-    namespaces(&spec)?;
+    create_namespaces(&spec)?;
     if spec.network && spec.fenced {
         egress::prove()?;
     }
@@ -93,21 +94,21 @@ fn serve(mut spec: File, control: &OwnedFd) -> Result<Message> {
     limited?;
 
     forget_keys();
-    limits()?;
+    set_limits()?;
     capabilities::reduce()?;
     if spec.network {
         landlock::hide_abstract_sockets();
     }
-    // Its memory, descriptors and program stay out of the step's reach, root or not.
+    // Even root in the step cannot reach this process's memory, descriptors and program.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("hiding the reaper")?;
     let mut filter = Filter::new(spec.interactive);
     let (status, left) = init::run(&spec, &mut filter, control.as_fd())?;
     Ok(Message::Ended { status, left })
 }
 
-/// The PID namespace is there already.
+/// Creates the step's namespaces, except the PID namespace, which exists already.
 #[allow(unsafe_code)]
-fn namespaces(spec: &Spec) -> Result<()> {
+fn create_namespaces(spec: &Spec) -> Result<()> {
     let mut flags = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
     if !spec.network {
         flags |= UnshareFlags::NEWNET;
@@ -116,10 +117,10 @@ fn namespaces(spec: &Spec) -> Result<()> {
     let unshared = unsafe { rustix::thread::unshare_unsafe(flags) };
     unshared.map_err(|error| {
         Kind::Machine
-            .failure(format!("the kernel gives no namespaces ({error})"))
-            .hint("oven needs root with all its capabilities; `oven doctor` tells what is missing.")
+            .failure(format!("the kernel does not create namespaces ({error})"))
+            .hint("oven needs root with all its capabilities; `oven doctor` shows what is missing.")
     })?;
-    // It hides a name alone, and not every kernel has it.
+    // It hides only a name, and not every kernel has it.
     // SAFETY: as above.
     let _ = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWCGROUP) };
     nix::unistd::sethostname(HOST_NAME).context("naming the step's machine")?;
@@ -146,19 +147,19 @@ fn raise_loopback() -> Result<()> {
     Ok(())
 }
 
-/// Limits how many processes this PID namespace may hold, where that is its own. The old `/proc` serves: the limit
-/// belongs to the one who writes.
+/// Limits how many processes this PID namespace may hold, if the limit is its own. The old `/proc` serves for it: the
+/// limit belongs to the namespace of the process that writes.
 fn limit_processes() -> Result<()> {
     let release = rustix::system::uname();
     let release = release.release().to_string_lossy();
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|number| number.parse().unwrap_or(0));
-    if (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) < PID_MAX_IS_OURS {
+    if (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) < PID_MAX_IS_NAMESPACED {
         return Ok(());
     }
     std::fs::write("/proc/sys/kernel/pid_max", MAX_PROCESSES).context("limiting the step's processes")
 }
 
-/// The step gets key rings of its own; a kernel without them has nothing to hide.
+/// Gives the step key rings of its own. A kernel without key rings has nothing to hide.
 #[allow(unsafe_code)]
 fn forget_keys() {
     const JOIN_SESSION_KEYRING: libc::c_int = 1;
@@ -166,8 +167,9 @@ fn forget_keys() {
     unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, std::ptr::null::<u8>()) };
 }
 
-/// No core dumps, and the usual number of descriptors: programs that close all they may have are slow with more.
-fn limits() -> Result<()> {
+/// Forbids core dumps and sets the usual number of descriptors: programs that close all possible ones are slow with
+/// more.
+fn set_limits() -> Result<()> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     const SOFT: u64 = 1024; // what systemd gives
     const HARD: u64 = 524_288;

@@ -1,4 +1,5 @@
-//! Process 1 of a step: starts its program, reaps what it is left with, and names what did not end.
+//! Process 1 of a step: it starts the step's program, reaps all processes of the step, and names those that outlive the
+//! program.
 
 use super::protocol::TERMINATE;
 use super::spec::{ExitStatus, Spec};
@@ -17,13 +18,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// What ended with the program but a moment later is no daemon: the rest of a pipeline, say.
+/// A process that ends within this time after the program is no daemon: it is the rest of a pipeline, for example.
 const GRACE: Duration = Duration::from_millis(100);
-/// More names than that say nothing more.
+/// How many names are reported at most.
 const MAX_NAMES: usize = 32;
-/// The step dies before the builder's own processes do, when memory runs out.
+/// When memory runs out, the kernel kills the step before the builder's own processes.
 const OOM_SCORE: &str = "800";
-/// As a shell says it.
+/// Exit codes as shells use them.
 const NOT_FOUND: i32 = 127;
 const NOT_EXECUTABLE: i32 = 126;
 
@@ -74,7 +75,7 @@ fn drain(signals: &OwnedFd) {
     while rustix::io::read(signals, &mut buffer).is_ok_and(|len| len > 0) {}
 }
 
-/// Reaps all that ended. The status of `main`, if it is among them.
+/// Reaps all children that ended. Returns the status of `main` if it is among them.
 fn reap(main: Pid) -> Result<Option<ExitStatus>> {
     let mut ended = None;
     loop {
@@ -92,18 +93,19 @@ fn reap(main: Pid) -> Result<Option<ExitStatus>> {
     }
 }
 
-/// The names of processes that outlive the program by more than a moment. They die with this one.
+/// The names of processes that outlive the program by more than a moment. They die with this process.
 fn remaining(children: &OwnedFd) -> Result<Vec<String>> {
     let deadline = Instant::now() + GRACE;
     loop {
         drain(children);
         reap(Pid::INIT)?; // no child has this number
-        let left = living()?;
+        let left = list_processes()?;
         let now = Instant::now();
         if left.is_empty() || now >= deadline {
             return Ok(left.into_values().take(MAX_NAMES).collect());
         }
-        // Orphans come to this process, so each end wakes it; a grandchild's may not, hence the short wait.
+        // Orphans become children of this process, so that each end wakes it; a grandchild's end may not, hence the
+        // short wait.
         let pause = (deadline - now).min(Duration::from_millis(10));
         let pause = Timespec { tv_sec: 0, tv_nsec: pause.as_nanos() as i64 };
         match poll(&mut [PollFd::new(children, PollFlags::IN)], Some(&pause)) {
@@ -114,8 +116,8 @@ fn remaining(children: &OwnedFd) -> Result<Vec<String>> {
 }
 
 /// All processes of the namespace but this one.
-fn living() -> Result<BTreeMap<u32, String>> {
-    let mut living = BTreeMap::new();
+fn list_processes() -> Result<BTreeMap<u32, String>> {
+    let mut list_processes = BTreeMap::new();
     for entry in std::fs::read_dir("/proc").context("listing the step's processes")? {
         let name = entry.context("listing the step's processes")?.file_name();
         let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
@@ -126,10 +128,10 @@ fn living() -> Result<BTreeMap<u32, String>> {
         let dead = stat.get(close + 2..).is_some_and(|state| state.starts_with(['Z', 'X']));
         if pid != 1 && !dead {
             let comm = stat.get(open + 1..close).unwrap_or_default();
-            living.insert(pid, comm.chars().filter(|c| !c.is_control()).collect());
+            list_processes.insert(pid, comm.chars().filter(|c| !c.is_control()).collect());
         }
     }
-    Ok(living)
+    Ok(list_processes)
 }
 
 /// Forks and executes the step's program.
@@ -153,7 +155,7 @@ fn start(spec: &Spec, filter: &mut Filter) -> Result<Pid> {
     }
 }
 
-/// Why the program does not run, and the exit code that says so.
+/// Why the program was not started, and the exit code for that.
 struct NotStarted(anyhow::Error, i32);
 impl From<anyhow::Error> for NotStarted {
     fn from(error: anyhow::Error) -> Self {
@@ -167,7 +169,7 @@ fn execute(spec: &Spec, filter: &mut Filter) -> Result<Infallible, NotStarted> {
         rustix::process::setpgid(None, None).context("making a process group")?;
         let standard_input = rustix::stdio::stdin();
         if rustix::termios::isatty(standard_input) {
-            // Still ignored and blocked: else this stops a process of the background.
+            // The signal is still ignored and blocked; otherwise it would stop a background process.
             rustix::termios::tcsetpgrp(standard_input, rustix::process::getpid())
                 .context("taking the terminal")?;
         }
@@ -177,7 +179,7 @@ fn execute(spec: &Spec, filter: &mut Filter) -> Result<Infallible, NotStarted> {
             .context("opening /dev/null")?;
         rustix::stdio::dup2_stdin(&null).context("setting standard input")?;
     }
-    // Best effort: a kernel that was told not to let this be set has its own idea.
+    // Best effort: a kernel may not allow to set it.
     let _ = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE);
     rustix::process::umask(Mode::from_raw_mode(0o022));
     let environment = spec.environment();
@@ -194,7 +196,7 @@ fn c_strings(texts: impl Iterator<Item = String>) -> Result<Vec<CString>> {
     texts.map(|text| CString::new(text).context("an argument with a zero byte")).collect()
 }
 
-/// Where the program may be.
+/// The paths at which the program may be.
 fn candidates(argv: &[String], path: &str) -> Result<Vec<CString>> {
     let program = argv.first().context("a step without a program")?;
     let paths: Vec<PathBuf> = if program.contains('/') {
@@ -205,7 +207,7 @@ fn candidates(argv: &[String], path: &str) -> Result<Vec<CString>> {
     paths.iter().map(|path| CString::new(path.as_os_str().as_bytes()).context("a zero byte")).collect()
 }
 
-/// No signal is blocked or ignored.
+/// Makes sure that no signal is blocked or ignored.
 #[allow(unsafe_code)]
 fn default_signals() {
     // SAFETY: the set is initialised before use; SIG_DFL is right for every signal, and setting it fails at worst.
@@ -243,6 +245,6 @@ fn exec(name: &str, programs: &[CString], arguments: &[CString], environment: &[
     }
     match denied {
         Some(error) => NotStarted(error, NOT_EXECUTABLE),
-        None => NotStarted(anyhow::anyhow!("{name}: there is no such program in the image"), NOT_FOUND),
+        None => NotStarted(anyhow::anyhow!("{name}: the image has no such program"), NOT_FOUND),
     }
 }

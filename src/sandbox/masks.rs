@@ -1,4 +1,4 @@
-//! `/proc` and `/sys` of a step, with what would reach the host covered.
+//! `/proc` and `/sys` of a step, with covers on everything that would reach the host.
 
 use crate::sys::mount::api::{PLAIN, READ_ONLY, api_directory, attach, copy, fresh, plain, restrict};
 use anyhow::{Context, Result};
@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
 use std::io;
 
-/// Not even to be read: the host's memory, keys, hardware and kernel log.
+/// Not even readable: the host's memory, keys, hardware and kernel log.
 const MASKED_IN_PROC: [&str; 13] = [
     "acpi",
     "kcore",
@@ -24,11 +24,11 @@ const MASKED_IN_PROC: [&str; 13] = [
     "timer_stats",
     "vmcore",
 ];
-/// The same in `/sys`; without `firmware` a boot loader's scripts take no look at how the builder was started.
+/// The same in `/sys`. Without `firmware` a boot loader's scripts do not see how the builder was started.
 const MASKED_IN_SYS: [&str; 3] = ["firmware", "devices/virtual/powercap", "kernel/debug"];
 
-/// Mounts a `/proc` of the step's own processes. What is there beside them belongs to the host: all directories and
-/// all that can be written are read-only, whatever this kernel has.
+/// Mounts a `/proc` of the step's own processes. Everything else in it belongs to the host: all directories and all
+/// writable files are read-only, whatever this kernel has.
 pub fn proc(root: BorrowedFd<'_>, dev: BorrowedFd<'_>) -> Result<()> {
     let proc = fresh("proc", &[], PLAIN | MountAttrFlags::MOUNT_ATTR_NOEXEC)?;
     attach(&proc, api_directory(root, "proc")?).context("mounting /proc")?;
@@ -42,21 +42,21 @@ pub fn proc(root: BorrowedFd<'_>, dev: BorrowedFd<'_>) -> Result<()> {
         }
         let stat = match rustix::fs::statat(&proc, name, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => continue,
-            stat => stat.with_context(|| format!("looking at /proc/{name}"))?,
+            stat => stat.with_context(|| format!("examining /proc/{name}"))?,
         };
         let directory = match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => true,
             FileType::RegularFile => false,
-            _ => continue, // links to the process's own
+            _ => continue, // links to the process's own entries
         };
-        let covered = if MASKED_IN_PROC.contains(&name) {
+        let result = if MASKED_IN_PROC.contains(&name) {
             mask(proc.as_fd(), name, directory, dev)
         } else if directory || stat.st_mode & 0o222 != 0 {
             freeze(proc.as_fd(), name)
         } else {
             continue;
         };
-        covered.with_context(|| format!("covering /proc/{name}"))?;
+        result.with_context(|| format!("covering /proc/{name}"))?;
     }
     Ok(())
 }
@@ -75,14 +75,14 @@ pub fn sys(root: BorrowedFd<'_>, dev: BorrowedFd<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Makes a part read-only, by a mount of itself over itself.
+/// Makes an entry read-only, by a bind mount on itself.
 fn freeze(dir: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     let cover = copy(dir, name, false)?;
     restrict(&cover, READ_ONLY | MountAttrFlags::MOUNT_ATTR_NOEXEC, false)?;
     attach(cover, plain(dir, name)?)
 }
 
-/// Hides a part: an empty directory or `/dev/null` instead.
+/// Hides an entry behind an empty directory or `/dev/null`.
 fn mask(dir: BorrowedFd<'_>, name: &str, directory: bool, dev: BorrowedFd<'_>) -> io::Result<()> {
     let on = plain(dir, name)?;
     if directory {

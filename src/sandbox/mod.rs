@@ -1,8 +1,8 @@
 //! Runs one command in a mounted root, contained: a process tree that ends as a whole.
 //!
-//! oven starts itself again as `oven __step` ([`helper_main`]), as process 1 of a new PID namespace. That one makes the
-//! other namespaces and all that the step sees, enters it, gives up its rights, starts the command and reaps. When the
-//! command ends, so does everything it started; when oven ends, too.
+//! oven starts itself as `oven __step` ([`helper_main`]), as process 1 of a new PID namespace. That process creates the
+//! other namespaces and everything that the step sees, enters it, gives up its rights, starts the command and reaps.
+//! When the command ends, everything that it started ends; the same happens when oven ends.
 
 mod dev;
 pub mod egress;
@@ -42,20 +42,20 @@ use tokio::time::{Instant, sleep_until};
 
 /// The hidden verb that makes this program the helper.
 pub const VERB: &str = "__step";
-/// Between SIGTERM and the end, for a step that took too long.
+/// The time between SIGTERM and SIGKILL, for a step that took too long.
 const GRACE: Duration = Duration::from_secs(10);
-/// A pipe's capacity: what one read can bring.
+/// A pipe's capacity: the most that one read returns.
 const CHUNK: usize = 64 << 10;
 
 impl Spec {
-    /// The command's whole environment. Nothing of oven's own is in it: credentials, say.
+    /// The command's whole environment. It has nothing of oven's own environment, such as credentials.
     fn environment(&self) -> BTreeMap<String, String> {
         let defaults = [
             ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
             ("HOME", "/root"),
             ("LANG", "C.UTF-8"),
             ("TERM", "dumb"),
-            // Tools of systemd do what works without a running system, and do not look for one.
+            // systemd's tools do what works without a running system, and do not search for one.
             ("SYSTEMD_OFFLINE", "1"),
             ("container", "oven"),
         ];
@@ -66,13 +66,13 @@ impl Spec {
     }
 }
 
-/// What `oven __step` does. First thing in `main`: the process has one thread, and is process 1 of its namespace.
+/// Runs `oven __step`. Called first in `main`: the process has one thread, and is process 1 of its namespace.
 pub fn helper_main() -> ExitCode {
     helper::main()
 }
 
-/// Gives this process mounts of its own: what is mounted from now on is seen by nobody else, and goes when the process
-/// does, however it ends. Called before there is a second thread, since namespaces belong to threads.
+/// Gives this process mounts of its own: later mounts are invisible to other processes, and disappear with this
+/// process, however it ends. Called before there is a second thread, since namespaces belong to threads.
 #[allow(unsafe_code)]
 pub fn private_mounts() -> Result<()> {
     // SAFETY: nothing of this process's memory or descriptors is unshared.
@@ -85,14 +85,14 @@ pub fn private_mounts() -> Result<()> {
         .context("making the mounts private")
 }
 
-/// Runs a step. `helper`: this program's path. Each line of the step's output goes to `on_line`, without what would
-/// steer a terminal. Dropping the future kills all of the step and waits until it is gone.
+/// Runs a step. `helper`: this program's path. Each line of the step's output goes to `on_line`, without control
+/// characters. Dropping the future kills all of the step and waits until it is gone.
 ///
-/// Called from a thread that lives on: the step dies with it.
+/// To be called from a thread that lives on: the step dies with it.
 ///
 /// # Errors
-/// [`Kind::Step`] if the image cannot be entered, [`Kind::Machine`] if this machine does not let it. That the command
-/// fails is no error.
+/// [`Kind::Step`] if the image cannot be entered, [`Kind::Machine`] if this machine does not allow it. A command that
+/// fails is not an error.
 pub async fn run(
     helper: &Path,
     spec: &Spec,
@@ -102,7 +102,7 @@ pub async fn run(
     run_with(helper, spec, &Secrets::default(), timeout, on_line).await
 }
 
-/// The same; no line has any of the `secrets`.
+/// Like [`run`]; all `secrets` are masked in the lines.
 pub async fn run_with(
     helper: &Path,
     spec: &Spec,
@@ -110,8 +110,8 @@ pub async fn run_with(
     timeout: Duration,
     on_line: &mut dyn FnMut(&str),
 ) -> Result<Exit> {
-    // Dropped in the reverse order: processes, then the terminal, then what was made in the image and of the machine
-    // for them.
+    // Dropped in the reverse order: processes, then the terminal, then what was created for them in the image and on
+    // this machine.
     let fence = if spec.network && spec.fenced { Some(Fence::make()?) } else { None };
     let placeholders = placeholders(spec).context("preparing the image for a step")?;
     let terminal = if spec.interactive { Terminal::note() } else { None };
@@ -120,7 +120,7 @@ pub async fn run_with(
     drop(fence);
     let removed = placeholders.map_or(Ok(()), Placeholders::remove);
     let exit = exit?;
-    // Of a step that failed there is no image; its own failure (a full disk, say) tells more than what that led to.
+    // A step that failed makes no image; its own failure (a full disk, for example) says more than its consequences.
     if exit.status.success() {
         removed.context("clearing the image after a step")?;
     }
@@ -129,7 +129,7 @@ pub async fn run_with(
 
 fn placeholders(spec: &Spec) -> Result<Option<Placeholders>> {
     if spec.throwaway {
-        return Ok(None); // the overlay gets them
+        return Ok(None); // they are created in the overlay
     }
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::openat(CWD, &spec.root, flags, Mode::empty())
@@ -175,7 +175,7 @@ async fn supervise(
                 () = sleep_until(deadline) => {
                     if timed_out {
                         running.kill();
-                        // It takes what the kernel takes.
+                        // The kernel ends it when it can.
                         deadline += Duration::from_secs(3600);
                     } else {
                         timed_out = true;
@@ -186,7 +186,7 @@ async fn supervise(
             }
         }
     };
-    // All of the step is dead: what it wrote is in the pipe.
+    // All of the step is dead: the rest of its output is in the pipe.
     if let Some(output) = output {
         let mut buffer = vec![0; CHUNK];
         while let Ok(len @ 1..) = rustix::io::read(output.get_ref(), &mut buffer) {
@@ -207,12 +207,12 @@ async fn supervise(
         (false, Some(Message::Ended { status, left }), _) => Ok(Exit { status, left }),
         (false, None, Some(signal)) => Ok(Exit { status: ExitStatus::Signaled(signal), left: Vec::new() }),
         (false, None, None) => {
-            Err(Kind::Step.error(format!("the step's helper {} ended without a word", helper.display())))
+            Err(Kind::Step.error(format!("the step's helper {} ended without a message", helper.display())))
         }
     }
 }
 
-/// Reads some of the step's output; 0 at its end. Waits for ever if there is none.
+/// Reads some of the step's output; 0 at its end. Waits for ever if there is no output.
 async fn read(output: Option<&AsyncFd<OwnedFd>>, buffer: &mut [u8]) -> Result<usize> {
     let Some(output) = output else { return std::future::pending().await };
     let read = output.async_io(Interest::READABLE, |fd| Ok(rustix::io::read(fd, &mut *buffer)?));
@@ -221,6 +221,7 @@ async fn read(output: Option<&AsyncFd<OwnedFd>>, buffer: &mut [u8]) -> Result<us
 
 #[allow(unsafe_code)]
 fn watch(fd: OwnedFd) -> Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an `OwnedFd` is the same open descriptor as long as it lives, and it cannot be exchanged in there.
+    // SAFETY: an `OwnedFd` is the same open descriptor as long as it lives, and it cannot be exchanged inside the
+    // `AsyncFd`.
     unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.context("watching a step")
 }

@@ -1,4 +1,4 @@
-//! The mount tree of a step, and the way into it.
+//! The mount tree of a step, and how a process enters it.
 
 use super::spec::Spec;
 use super::{dev, masks};
@@ -17,12 +17,12 @@ use std::path::Path;
 
 pub(crate) const RESOLV_CONF: &str = "/etc/resolv.conf";
 
-/// Of the directories that throwaway steps write to: behind those of what is mounted in the image.
-const FIRST_OF_CACHES: usize = 1000;
+/// The first index of directories for what steps write to caches: those of the image's mounts come before.
+const FIRST_CACHE_INDEX: usize = 1000;
 
-/// Mounts all that the step sees, and makes it the root of this process. The process has a mount namespace of its own.
+/// Mounts everything that the step sees, and makes it the root of this process, which has a mount namespace of its own.
 pub fn enter(spec: &Spec) -> Result<()> {
-    // Nothing from here to other namespaces, nor back.
+    // Mounts are propagated neither to other namespaces nor from them.
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .context("making the mounts private")?;
     let resolv_conf = resolv_conf(spec)?;
@@ -32,12 +32,12 @@ pub fn enter(spec: &Spec) -> Result<()> {
         Placeholders::make(root.as_fd(), spec)?.forget();
     }
     let dev = dev::mount(root.as_fd(), spec)?;
-    run(root.as_fd())?;
+    mount_run(root.as_fd())?;
     let mut shims = Shims { root: root.as_fd(), scratch: scratch.as_fd(), count: 0 };
     for (index, cache) in spec.caches.iter().enumerate() {
         let throwaway = spec.throwaway || !cache.writable;
         mount_cache(cache, root.as_fd(), throwaway.then_some((scratch.as_fd(), index)))
-            .with_context(|| format!("mounting what is kept of {} for the step", cache.target))?;
+            .with_context(|| format!("mounting the cache of {} for the step", cache.target))?;
     }
     for bind in &spec.binds {
         shims.bind(bind).with_context(|| format!("binding {} for the step", bind.target))?;
@@ -45,25 +45,25 @@ pub fn enter(spec: &Spec) -> Result<()> {
     for shim in &spec.shims {
         shims
             .put(&shim.path, shim.content.as_bytes(), shim.mode)
-            .with_context(|| format!("putting {} there for the step", shim.path))?;
+            .with_context(|| format!("placing {} for the step", shim.path))?;
     }
     if let Some(content) = resolv_conf {
         shims.put(RESOLV_CONF, &content, 0o644).with_context(|| format!("binding {RESOLV_CONF}"))?;
     }
-    // After the shims: none of them is resolved through a link into these.
+    // After the shims, so that none of them is resolved through a link into these.
     masks::proc(root.as_fd(), dev.as_fd())?;
     masks::sys(root.as_fd(), dev.as_fd())?;
     pivot(root.as_fd())
 }
 
-/// Puts a cache over the image's directory. `throwaway`: what is written there goes with the step, for package managers
-/// write locks and the like even where they only read.
+/// Mounts a cache over the image's directory. `throwaway`: what is written there is discarded with the step. Package
+/// managers write locks and the like even where they only read.
 fn mount_cache(
     cache: &CacheMount,
     root: BorrowedFd<'_>,
     throwaway: Option<(BorrowedFd<'_>, usize)>,
 ) -> Result<()> {
-    // A package may have put something else there: then that is what steps see.
+    // A package may have replaced the directory with something else: then steps see that.
     let open = || {
         let place = resolve(root, Path::new(&cache.target), true).ok();
         place.filter(|place| place.rest.is_empty()).map(|place| place.dir)
@@ -71,15 +71,15 @@ fn mount_cache(
     let Some(on) = open() else { return Ok(()) };
     attach(cache.make()?, on)?;
     if let Some((scratch, index)) = throwaway {
-        // It is the directory of that name now.
-        let made = open().context("it is not there any more")?;
-        let covered = self::throwaway(scratch, FIRST_OF_CACHES + index, made.as_fd())?;
-        attach(covered, open().context("it is not there any more")?)?;
+        // The directory of that name is the cache now.
+        let mounted = open().context("it no longer exists")?;
+        let covered = self::throwaway(scratch, FIRST_CACHE_INDEX + index, mounted.as_fd())?;
+        attach(covered, open().context("it no longer exists")?)?;
     }
     Ok(())
 }
 
-/// What `/etc/resolv.conf` says in a step with the network.
+/// The content of `/etc/resolv.conf` in a step with the network.
 fn resolv_conf(spec: &Spec) -> Result<Option<Vec<u8>>> {
     if !spec.network {
         return Ok(None);
@@ -94,8 +94,8 @@ fn resolv_conf(spec: &Spec) -> Result<Option<Vec<u8>>> {
     }
 }
 
-/// A place for files of this step that lies out of the image's reach, and above it the image's root, with what is
-/// mounted in it.
+/// Mounts the image's root, with what is mounted in it, in a file system for files of this step that the image cannot
+/// reach. Returns the root and that file system.
 fn root(spec: &Spec) -> Result<(OwnedFd, OwnedFd)> {
     let place = open(&spec.root)?;
     let lower = if spec.throwaway { lower(&spec.root)? } else { Vec::new() };
@@ -128,7 +128,7 @@ fn open(path: &Path) -> Result<OwnedFd> {
     Ok(rustix::fs::openat(CWD, path, flags, Mode::empty())?)
 }
 
-/// What is mounted below the image's root, from the top down: relative path, and the mount.
+/// What is mounted below the image's root, from the top down: the relative path and the mount.
 fn lower(root: &Path) -> Result<Vec<(String, OwnedFd)>> {
     let root = root.canonicalize()?;
     let mut found: Vec<(String, OwnedFd)> = Vec::new();
@@ -141,14 +141,15 @@ fn lower(root: &Path) -> Result<Vec<(String, OwnedFd)>> {
     Ok(found)
 }
 
-/// A file system over `lower` whose changes go with the step; where it cannot be laid under one (vfat), read-only.
+/// A file system over `lower` whose changes are discarded with the step; read-only if it cannot be part of an overlay
+/// (vfat).
 fn throwaway(scratch: BorrowedFd<'_>, index: usize, lower: BorrowedFd<'_>) -> Result<OwnedFd> {
     if let Ok(overlay) = overlay(scratch, index, lower) {
         return Ok(overlay);
     }
-    let frozen = copy(lower, "", false)?;
-    restrict(&frozen, READ_ONLY, false)?;
-    Ok(frozen)
+    let read_only = copy(lower, "", false)?;
+    restrict(&read_only, READ_ONLY, false)?;
+    Ok(read_only)
 }
 
 fn overlay(scratch: BorrowedFd<'_>, index: usize, lower: BorrowedFd<'_>) -> Result<OwnedFd> {
@@ -163,20 +164,20 @@ fn overlay(scratch: BorrowedFd<'_>, index: usize, lower: BorrowedFd<'_>) -> Resu
     fresh("overlay", &[("lowerdir", &lower), ("upperdir", &upper), ("workdir", &work)], PLAIN)
 }
 
-/// An empty `/run`: no socket of this machine is in it, and no package takes the image for a running system.
-fn run(root: BorrowedFd<'_>) -> Result<()> {
+/// An empty `/run`: it has no socket of this machine, and no package takes the image for a running system.
+fn mount_run(root: BorrowedFd<'_>) -> Result<()> {
     let run = fresh("tmpfs", &[("mode", "0755")], PLAIN)?;
     rustix::fs::mkdirat(&run, "lock", Mode::from_raw_mode(0o1777)).context("making /run/lock")?;
     attach(run, api_directory(root, "run")?).context("mounting /run")
 }
 
-/// Makes `root` the root, and lets go of the old one. The detaching is lazy, but within this namespace alone, where
-/// nothing else uses it.
+/// Makes `root` the root of this process and detaches the old one. The detaching is lazy, but only within this
+/// namespace, where nothing else uses it.
 fn pivot(root: BorrowedFd<'_>) -> Result<()> {
     rustix::process::fchdir(root).context("entering the step's root")?;
     rustix::process::pivot_root(".", ".").map_err(|error| {
         Kind::Machine
-            .failure(format!("this machine's root cannot be left by pivot_root ({error})"))
+            .failure(format!("pivot_root cannot leave this machine's root ({error})"))
             .hint("oven cannot run from an initial RAM disk: start it from a system on a disk.")
     })?;
     unmount(".", UnmountFlags::DETACH).context("leaving this machine's root")?;

@@ -1,9 +1,9 @@
-//! What a step needs and the image lacks: made before the step, and removed after it together with the directories
-//! made for it. A machine that fails in between loses nothing: the disk is thrown away.
+//! Creates what a step needs and the image lacks before the step, and removes it afterwards, with the directories
+//! created for it. If the machine fails in between, nothing is lost: the disk is discarded.
 //!
-//! A file is made under another name, with a symlink to it, so that the step may put something of its own there, which
-//! stays: a package may ship a `/usr/sbin/policy-rc.d`, alternatives lead there (they replace links alone), a script
-//! write and remove one. What is bound over can be neither replaced nor removed.
+//! A shim's file has another name, and a symlink leads to it, so that the step may put a file of its own there, which
+//! stays: a package may ship a `/usr/sbin/policy-rc.d`, alternatives may lead there (they replace only links), and a
+//! script may write and remove one. A file with a bind mount on it can be neither replaced nor removed.
 
 use super::shims::{Place, holds, resolve, unnoticed, write_new};
 use crate::sandbox::RESOLV_CONF;
@@ -17,11 +17,11 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-/// What a step mounts of its own, directly below the root.
+/// The directories directly below the root on which a step mounts its own.
 const API_DIRECTORIES: [&str; 4] = ["dev", "proc", "run", "sys"];
 
-/// What was made in an image for a step, and goes with it. Dropping removes it, too, and tells of failures on standard
-/// error; [`Placeholders::remove`] returns them.
+/// What was created in an image for a step. Dropping it removes everything, too, and prints failures on standard error;
+/// [`Placeholders::remove`] returns them.
 pub(crate) struct Placeholders(Vec<Placeholder>);
 
 struct Placeholder {
@@ -29,20 +29,20 @@ struct Placeholder {
     name: OsString,
     device: u64,
     inode: u64,
-    what: What,
+    what: PlaceholderKind,
 }
 
 /// What a placeholder is.
-enum What {
+enum PlaceholderKind {
     Directory,
-    /// An empty file, for something to be bound over.
+    /// An empty file, for a bind mount.
     Empty,
-    /// A link to a shim with this name beside it, and this content.
+    /// A link to a shim with this name in the same directory, and the shim's content.
     Shim(OsString, Vec<u8>),
 }
 
 impl Placeholders {
-    /// Makes what the step will see or mount on, as far as the image lacks it.
+    /// Creates what the step will see or mount on, as far as the image lacks it.
     pub fn make(root: BorrowedFd<'_>, spec: &Spec) -> Result<Self> {
         let mut made = Self(Vec::new());
         for name in API_DIRECTORIES {
@@ -55,13 +55,13 @@ impl Placeholders {
         for (path, shim) in shims.chain(spec.network.then_some((RESOLV_CONF, None))) {
             let place = resolve(root, Path::new(path), false)?;
             if !place.in_run() && place.found.is_none() && !place.rest.is_empty() {
-                made.file(&place, shim).with_context(|| format!("making a place for {path}"))?;
+                made.file(&place, shim).with_context(|| format!("creating a mount point for {path}"))?;
             }
         }
         Ok(made)
     }
 
-    /// Leaves all in place: in an overlay, which goes as a whole.
+    /// Leaves everything in place: in an overlay, which is discarded as a whole.
     pub fn forget(mut self) {
         self.0.clear();
     }
@@ -74,7 +74,7 @@ impl Placeholders {
         let mut dir = place.dir.try_clone()?;
         for name in names {
             rustix::fs::mkdirat(&dir, &**name, Mode::from_raw_mode(0o755))?;
-            let next = self.note(dir, name, What::Directory)?;
+            let next = self.record(dir, name, PlaceholderKind::Directory)?;
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             dir = rustix::fs::openat(next, &**name, flags, Mode::empty())?;
         }
@@ -86,22 +86,22 @@ impl Placeholders {
         let dir = self.directories(place, parents)?;
         let Some(shim) = shim else {
             write_new(dir.as_fd(), name, b"", 0o644)?;
-            self.note(dir, name, What::Empty)?;
+            self.record(dir, name, PlaceholderKind::Empty)?;
             return Ok(());
         };
         let mut bytes = [0; 8];
         rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())?;
-        let beside = OsString::from(format!(".oven-{:016x}", u64::from_ne_bytes(bytes)));
+        let hidden = OsString::from(format!(".oven-{:016x}", u64::from_ne_bytes(bytes)));
         unnoticed(&dir, || {
-            write_new(dir.as_fd(), &beside, shim.content.as_bytes(), shim.mode)?;
-            Ok(rustix::fs::symlinkat(&*beside, &dir, &**name)?)
+            write_new(dir.as_fd(), &hidden, shim.content.as_bytes(), shim.mode)?;
+            Ok(rustix::fs::symlinkat(&*hidden, &dir, &**name)?)
         })?;
-        self.note(dir, name, What::Shim(beside, shim.content.clone().into_bytes()))?;
+        self.record(dir, name, PlaceholderKind::Shim(hidden, shim.content.clone().into_bytes()))?;
         Ok(())
     }
 
-    /// Remembers what was made, and gives its directory.
-    fn note(&mut self, dir: OwnedFd, name: &OsStr, what: What) -> Result<&OwnedFd> {
+    /// Records what was created, and returns its directory.
+    fn record(&mut self, dir: OwnedFd, name: &OsStr, what: PlaceholderKind) -> Result<&OwnedFd> {
         let stat = rustix::fs::statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
         let (name, device, inode) = (name.to_owned(), stat.st_dev, stat.st_ino);
         self.0.push(Placeholder { dir, name, device, inode, what });
@@ -120,36 +120,38 @@ impl Placeholders {
 }
 
 impl Placeholder {
-    /// Removes it if it is still what was made: a step may have put something else there, or something into it.
+    /// Removes it if it is unchanged: a step may have put something else there, or something into it.
     fn remove(&self) -> Result<()> {
         match &self.what {
-            What::Directory if self.is(&self.name)? => {
+            PlaceholderKind::Directory if self.is_unchanged(&self.name)? => {
                 match rustix::fs::unlinkat(&self.dir, &*self.name, AtFlags::REMOVEDIR) {
-                    Err(Errno::NOTEMPTY) => Ok(()), // the step's now
+                    Err(Errno::NOTEMPTY) => Ok(()), // it belongs to the step now
                     result => Ok(result?),
                 }
             }
-            What::Empty if self.is(&self.name)? && self.holds(&self.name, b"")? => {
+            PlaceholderKind::Empty if self.is_unchanged(&self.name)? && self.holds(&self.name, b"")? => {
                 Ok(rustix::fs::unlinkat(&self.dir, &*self.name, AtFlags::empty())?)
             }
-            What::Directory | What::Empty => Ok(()),
-            What::Shim(beside, content) => unnoticed(&self.dir, || self.remove_shim(beside, content)),
+            PlaceholderKind::Directory | PlaceholderKind::Empty => Ok(()),
+            PlaceholderKind::Shim(hidden, content) => {
+                unnoticed(&self.dir, || self.remove_shim(hidden, content))
+            }
         }
     }
 
-    fn remove_shim(&self, beside: &OsStr, content: &[u8]) -> Result<()> {
-        // Written to through the link: then it is what the step wants to be there.
-        let kept = self.leads_to(&self.name, beside)? && !self.holds(beside, content)?;
-        // Under whatever name: `dpkg-divert` moves aside what has a diverted one.
+    fn remove_shim(&self, hidden: &OsStr, content: &[u8]) -> Result<()> {
+        // The step wrote to it through the link, so the step wants it to be there.
+        let is_written = self.leads_to(&self.name, hidden)? && !self.holds(hidden, content)?;
+        // Under any name: `dpkg-divert` renames what has a diverted name.
         for name in std::iter::once(self.name.clone()).chain(self.links()?) {
-            if self.leads_to(&name, beside)? {
+            if self.leads_to(&name, hidden)? {
                 rustix::fs::unlinkat(&self.dir, &*name, AtFlags::empty())?;
             }
         }
-        let done = if kept {
-            rustix::fs::renameat(&self.dir, beside, &self.dir, &*self.name)
+        let done = if is_written {
+            rustix::fs::renameat(&self.dir, hidden, &self.dir, &*self.name)
         } else {
-            rustix::fs::unlinkat(&self.dir, beside, AtFlags::empty())
+            rustix::fs::unlinkat(&self.dir, hidden, AtFlags::empty())
         };
         match done {
             Err(Errno::NOENT) => Ok(()), // the step removed it
@@ -157,15 +159,15 @@ impl Placeholder {
         }
     }
 
-    /// Whether what has this name is what was made.
-    fn is(&self, name: &OsStr) -> Result<bool> {
+    /// Whether the object with this name is the one that was created.
+    fn is_unchanged(&self, name: &OsStr) -> Result<bool> {
         match rustix::fs::statat(&self.dir, name, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => Ok(false),
             stat => stat.map(|s| (s.st_dev, s.st_ino) == (self.device, self.inode)).map_err(Into::into),
         }
     }
 
-    /// A new link may have an old one's inode; where it leads is told by its text.
+    /// Whether a link leads to `target`. A new link may have an old one's inode, so its text decides.
     fn leads_to(&self, name: &OsStr, target: &OsStr) -> Result<bool> {
         match rustix::fs::readlinkat(&self.dir, name, Vec::new()) {
             Err(Errno::NOENT | Errno::INVAL) => Ok(false),

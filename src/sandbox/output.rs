@@ -1,13 +1,13 @@
-//! A step's output as lines.
+//! Splits a step's output into lines.
 
 use crate::secrets::Secrets;
 
-/// A line longer than that comes in pieces.
-const LONGEST: usize = 16 << 10;
-/// More output than that is thrown away: a log, not a transfer.
-const MOST: usize = 64 << 20;
+/// A longer line is split.
+const LINE_MAX: usize = 16 << 10;
+/// More output is discarded: it is a log, not a transfer.
+const OUTPUT_MAX: usize = 64 << 20;
 
-/// Cuts bytes into lines, without what would steer a terminal, and without secrets.
+/// Splits bytes into lines, without control characters and without secrets.
 pub struct Lines {
     rest: Vec<u8>,
     budget: usize,
@@ -16,7 +16,7 @@ pub struct Lines {
 
 impl Lines {
     pub fn without(secrets: &Secrets) -> Self {
-        Self { rest: Vec::new(), budget: MOST, secrets: secrets.clone() }
+        Self { rest: Vec::new(), budget: OUTPUT_MAX, secrets: secrets.clone() }
     }
 
     pub fn add(&mut self, bytes: &[u8], on_line: &mut dyn FnMut(&str)) {
@@ -30,8 +30,8 @@ impl Lines {
                 self.flush(on_line);
             } else {
                 self.rest.push(*byte);
-                // A secret that begins before the cut has to be there as a whole.
-                if self.rest.len() >= LONGEST + self.secrets.longest() {
+                // A secret that begins before the cut has to be in the buffer as a whole.
+                if self.rest.len() >= LINE_MAX + self.secrets.longest() {
                     self.flush_long(on_line);
                 }
             }
@@ -40,23 +40,25 @@ impl Lines {
             let beginnings = self.secrets.longest().saturating_sub(1);
             self.rest.truncate(self.rest.len().saturating_sub(beginnings));
             self.finish(on_line);
-            on_line(&format!("(output cut: more than {} MiB)", MOST >> 20));
+            on_line(&format!("(output cut: more than {} MiB)", OUTPUT_MAX >> 20));
         }
     }
 
-    /// What remains without an end of line.
+    /// Passes on the last line, if it has no end.
     pub fn finish(&mut self, on_line: &mut dyn FnMut(&str)) {
         if !self.rest.is_empty() {
             self.flush(on_line);
         }
     }
 
-    /// Cuts before a character that is not whole yet.
+    /// Cuts a long line before a character that is incomplete.
     fn flush_long(&mut self, on_line: &mut dyn FnMut(&str)) {
-        let start = (1..=3).find(|back| self.rest[LONGEST - back] >= 0xc0);
+        let start = (1..=3).find(|back| self.rest[LINE_MAX - back] >= 0xc0);
         let whole = match start {
-            Some(back) if std::str::from_utf8(&self.rest[LONGEST - back..LONGEST]).is_err() => LONGEST - back,
-            _ => LONGEST,
+            Some(back) if std::str::from_utf8(&self.rest[LINE_MAX - back..LINE_MAX]).is_err() => {
+                LINE_MAX - back
+            }
+            _ => LINE_MAX,
         };
         let mut whole = whole;
         while let Some((begin, end)) = self.secrets.across(&self.rest, whole) {
@@ -72,7 +74,7 @@ impl Lines {
 
     fn flush(&mut self, on_line: &mut dyn FnMut(&str)) {
         let text = String::from_utf8_lossy(&self.rest);
-        // A carriage return starts the line anew: what a terminal would show in the end is what is kept.
+        // A carriage return restarts the line: only what a terminal would show in the end is used.
         let text = text.trim_end_matches('\r');
         let text = text.rsplit('\r').next().unwrap_or_default();
         if text.chars().any(|c| c.is_control() && c != '\t') {
@@ -104,26 +106,26 @@ mod tests {
     }
 
     #[test]
-    fn what_steers_a_terminal_is_left_out() {
+    fn control_characters_are_left_out() {
         assert_eq!(lines(&[b"\x1b[31mred\x1b[0m\x07\tx\n", b"(5%\r(10%\r\n"]), ["[31mred[0m\tx", "(10%"]);
         assert_eq!(lines(&["\u{9b}31m".as_bytes(), b"\xff\n"]), ["31m\u{fffd}"]);
     }
 
     #[test]
     fn long_lines_are_split_between_characters() {
-        let long = "é".repeat(LONGEST);
+        let long = "é".repeat(LINE_MAX);
         let seen = lines(&[b"x", long.as_bytes()]);
-        assert!(seen.iter().all(|line| line.len() <= LONGEST && !line.contains('\u{fffd}')));
+        assert!(seen.iter().all(|line| line.len() <= LINE_MAX && !line.contains('\u{fffd}')));
         assert_eq!(seen.concat(), format!("x{long}"));
     }
 
     #[test]
     fn a_secret_is_in_no_line_wherever_a_long_one_is_cut() {
         let secrets = Secrets::of_test(&[("TOKEN", "hunter2-hunter2"), ("KEY", "first line\nsecond line")]);
-        for before in LONGEST - 40..LONGEST + 40 {
-            let text = format!("{}hunter2-hunter2{}", "x".repeat(before), "y".repeat(LONGEST));
+        for before in LINE_MAX - 40..LINE_MAX + 40 {
+            let text = format!("{}hunter2-hunter2{}", "x".repeat(before), "y".repeat(LINE_MAX));
             let (mut lines, mut seen) = (Lines::without(&secrets), String::new());
-            // In pieces, as a pipe brings it.
+            // In pieces, as from a pipe.
             for piece in text.as_bytes().chunks(1000) {
                 lines.add(piece, &mut |line| seen.push_str(line));
             }
@@ -149,7 +151,7 @@ mod tests {
                 line.clone_into(&mut last);
             });
         }
-        assert!(bytes <= MOST + 64, "{bytes}");
+        assert!(bytes <= OUTPUT_MAX + 64, "{bytes}");
         assert_eq!(last, "(output cut: more than 64 MiB)");
     }
 }

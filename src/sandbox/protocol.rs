@@ -1,4 +1,4 @@
-//! What the helper and oven tell each other, a JSON object a datagram.
+//! The messages between the helper and oven: a JSON object in each datagram.
 
 use super::spec::ExitStatus;
 use crate::error::{Failure, Kind, hint_of};
@@ -7,7 +7,7 @@ use rustix::fd::AsFd;
 use rustix::net::{RecvFlags, SendFlags};
 use serde::{Deserialize, Serialize};
 
-/// The largest datagram: a failure's text, or the names of what a step left.
+/// The largest datagram: it has an error's text, or the names of processes that a step left.
 const MAX: usize = 64 << 10;
 /// From oven: end the step's program.
 pub const TERMINATE: &[u8] = b"terminate";
@@ -17,7 +17,7 @@ pub const TERMINATE: &[u8] = b"terminate";
 pub enum Message {
     /// The step could not be started.
     Failed { kind: u8, message: String, hint: Option<String> },
-    /// The step's program ended, and these others had not.
+    /// The step's program ended before these other processes.
     Ended { status: ExitStatus, left: Vec<String> },
 }
 
@@ -26,7 +26,7 @@ impl Message {
         Self::Failed { kind: Kind::of(error) as u8, message: format!("{error:#}"), hint: hint_of(error) }
     }
 
-    /// What a [`Message::Failed`] tells. A kind that the helper does not use is a step's.
+    /// The failure of a [`Message::Failed`]. A kind that the helper does not use becomes `Step`.
     pub fn failure(kind: u8, message: &str, hint: Option<String>) -> Failure {
         let kind = if kind == Kind::Machine as u8 { Kind::Machine } else { Kind::Step };
         let failure = kind.failure(message);
@@ -43,7 +43,7 @@ impl Message {
         Ok(())
     }
 
-    /// `None`: nothing there, now or for ever.
+    /// `None`: there is no message, now or for ever.
     pub fn receive(from: impl AsFd) -> Result<Option<Self>> {
         let mut buffer = vec![0; MAX];
         let len = match rustix::net::recv(from, buffer.as_mut_slice(), RecvFlags::DONTWAIT) {

@@ -1,7 +1,7 @@
-//! Files that are there only while steps run.
+//! Files that exist only while steps run.
 //!
-//! Where the image has such a file, the step's is bound over it, so that nothing is written into it. Where it has none
-//! there is nothing to bind over: then one is made (`placeholders`).
+//! If the image has such a file, the step's file is bound over it, so that nothing is written into the image. If it has
+//! none, there is nothing to bind over: then one is created (`placeholders`).
 
 use super::spec::Bind;
 use crate::error::Kind;
@@ -20,20 +20,20 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
 use std::time::SystemTime;
 
-/// Where the kernel gives up, too.
+/// The kernel gives up at this number, too.
 const MAX_LINKS: usize = 40;
-/// Mounted anew in each step; a target below is simply made there.
+/// It is mounted for each step, so a target below it is created there.
 const RUN: &str = "run";
 
-/// Where a path ends inside an image.
+/// The end of a path inside an image.
 pub(crate) struct Place {
-    /// The deepest directory there is.
+    /// The deepest directory that exists.
     pub dir: OwnedFd,
     /// The names of the directories down to `dir`, without links.
     pub real: Vec<OsString>,
-    /// What follows below `dir`: nothing if the path is a directory; the last name alone if its directory is there.
+    /// What follows below `dir`: nothing if the path is a directory; only the last name if its directory exists.
     pub rest: Vec<OsString>,
-    /// What has the last name, if it is there and no directory.
+    /// The metadata of the last name, if it exists and is not a directory.
     pub found: Option<Stat>,
 }
 
@@ -64,17 +64,17 @@ pub(crate) fn resolve(root: BorrowedFd<'_>, path: &Path, follow: bool) -> Result
             Ok(stat) => stat,
             Err(Errno::NOENT) => {
                 if queue.iter().any(|name| name == "..") {
-                    bail!("{} leads out of a directory that is not there", path.display());
+                    bail!("{} leads out of a directory that does not exist", path.display());
                 }
                 return place(root, dirs, std::iter::once(name).chain(queue).collect(), None);
             }
-            Err(error) => return Err(error).with_context(|| format!("looking at {}", path.display())),
+            Err(error) => return Err(error).with_context(|| format!("resolving {}", path.display())),
         };
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Symlink if follow || !queue.is_empty() => {
                 links += 1;
                 if links > MAX_LINKS {
-                    bail!("{} goes round in links", path.display());
+                    bail!("{} has a loop of links", path.display());
                 }
                 let target = rustix::fs::readlinkat(dir, &*name, Vec::new())
                     .with_context(|| format!("reading a link of {}", path.display()))?;
@@ -127,17 +127,17 @@ fn names(path: &Path) -> VecDeque<OsString> {
     path.components().filter_map(name).collect()
 }
 
-/// Puts files into a step's view of an image; runs in the step's mount namespace, `/run` being mounted already.
+/// Places files in a step's view of an image; used in the step's mount namespace, after `/run` is mounted.
 pub(crate) struct Shims<'a> {
     pub root: BorrowedFd<'a>,
-    /// A file system of this step alone, mounted out of the image's reach.
+    /// A file system of this step, mounted where the image cannot reach it.
     pub scratch: BorrowedFd<'a>,
     pub count: usize,
 }
 
 impl Shims<'_> {
-    /// A file at `path`: in the step's own `/run` if the path leads there (a link may), else bound over the very name,
-    /// so that a link stays what it is and its target, too.
+    /// Places a file at `path`: in the step's own `/run` if the path leads there (a link may), otherwise bound over the
+    /// last name itself, so that a link and its target stay as they are.
     pub fn put(&mut self, path: &str, content: &[u8], mode: u32) -> Result<()> {
         let place = resolve(self.root, Path::new(path), false)?;
         if place.in_run() {
@@ -155,9 +155,9 @@ impl Shims<'_> {
                 Ok(target) if target.in_run() && !target.rest.is_empty() => {
                     return write_in_run(&target, content, mode);
                 }
-                // Made for this step, or as good as that.
+                // Created for this step, or the same as that.
                 Ok(target) if target.is_file(content, mode)? => return Ok(()),
-                _ => {} // wherever it leads: it is covered itself
+                _ => {} // wherever it leads, the link itself is covered
             }
         }
         self.count += 1;
@@ -169,7 +169,7 @@ impl Shims<'_> {
         Ok(())
     }
 
-    /// A file or directory of this machine, read-only.
+    /// Binds a file or directory of this machine, read-only.
     pub fn bind(&self, bind: &Bind) -> Result<()> {
         let opened = open_within(&bind.source, bind.within.as_deref(), OFlags::PATH)?;
         let source =
@@ -192,7 +192,7 @@ impl Shims<'_> {
         if target != directory {
             let what = |directory| if directory { "a directory" } else { "a file" };
             bail!(
-                "{} is {}, the image's {} {}",
+                "{} is {}, but the image's {} is {}",
                 bind.source.display(),
                 what(directory),
                 bind.target,
@@ -204,15 +204,15 @@ impl Shims<'_> {
     }
 }
 
-/// Does something in a directory whose time is told to be what it was: what is made for a step and goes with it is no
-/// change, and package managers look at such times.
+/// Does something in a directory, and restores the directory's times afterwards: what is created for a step and removed
+/// with it is no change, and package managers check such times.
 pub(crate) fn unnoticed<T>(dir: &OwnedFd, act: impl FnOnce() -> Result<T>) -> Result<T> {
     let stat = rustix::fs::fstat(dir)?;
     let result = act()?;
     let time = |tv_sec, tv_nsec: u64| Timespec { tv_sec, tv_nsec: tv_nsec as _ };
     let last_access = time(stat.st_atime, stat.st_atime_nsec as u64);
     let last_modification = time(stat.st_mtime, stat.st_mtime_nsec as u64);
-    // The descriptor may be one that only names it.
+    // The descriptor may be an `O_PATH` one.
     rustix::fs::utimensat(dir, ".", &Timestamps { last_access, last_modification }, AtFlags::empty())?;
     Ok(result)
 }
@@ -226,7 +226,7 @@ fn open_last(place: &Place) -> Result<OwnedFd> {
     Ok(rustix::fs::openat(&place.dir, name.as_os_str(), flags, Mode::empty())?)
 }
 
-/// Makes a mount point in the step's own `/run`.
+/// Creates a mount point in the step's own `/run`.
 fn make_in_run(place: &Place, directory: bool) -> Result<OwnedFd> {
     let (last, parents) = place.rest.split_last().context("a path without a name")?;
     let dir = make_parents(&place.dir, parents)?;
@@ -242,7 +242,7 @@ fn make_in_run(place: &Place, directory: bool) -> Result<OwnedFd> {
 fn write_in_run(place: &Place, content: &[u8], mode: u32) -> Result<()> {
     let Some((last, parents)) = place.rest.split_last() else { bail!("it is a directory") };
     if place.found.is_some() {
-        bail!("there is one already");
+        bail!("it exists already");
     }
     write_new(make_parents(&place.dir, parents)?.as_fd(), last, content, mode).map(drop)
 }
@@ -266,12 +266,13 @@ pub(crate) fn write_new(dir: BorrowedFd<'_>, name: &OsStr, content: &[u8], mode:
     }
     written?;
     rustix::fs::fchmod(&file, Mode::from_raw_mode(mode & 0o777))?;
-    // The same in every step: package managers hold what they made of a file for outdated where the file is newer.
+    // The same time in every step: package managers take what they derived from a file for outdated if the file is
+    // newer.
     file.set_modified(SystemTime::UNIX_EPOCH)?;
     Ok(file.into())
 }
 
-/// Whether a name is that of a regular file with this content.
+/// Whether a name is a regular file with this content.
 pub(crate) fn holds(dir: BorrowedFd<'_>, name: &OsStr, content: &[u8]) -> Result<bool> {
     let is_like_it = |stat: &Stat| {
         FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_size == content.len() as i64

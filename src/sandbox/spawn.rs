@@ -1,4 +1,4 @@
-//! Starts a step's helper, and ends it: from oven's side.
+//! Starts and ends a step's helper, on oven's side.
 
 use super::egress::Fence;
 use super::helper::{CONTROL, SPEC};
@@ -17,18 +17,18 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// A killed process that still does not end within this hangs in the kernel, on a disk that does not answer.
-const DEATH: Duration = Duration::from_secs(8);
-/// Descriptors are moved here before they are put where the helper looks for them.
+/// A killed process that has not ended after this time hangs in the kernel, on a disk that does not answer.
+const DEATH_TIMEOUT: Duration = Duration::from_secs(8);
+/// Descriptors are duplicated to numbers from here on, before they get the numbers that the helper expects.
 const OUT_OF_THE_WAY: RawFd = 16;
-/// Bytes of a child's stack until it executes: two calls, each with a few arguments.
+/// Bytes of a child's stack until it executes: it makes two calls with a few arguments each.
 const STACK: usize = 64 << 10;
 /// linux/sched.h; Linux 5.7.
 const CLONE_INTO_CGROUP: u64 = 1 << 33;
 
 /// A step's tree of processes. Dropping it kills them all and waits until they are gone.
 pub struct Running {
-    /// Process 1 of the step: readable when all of the step is dead.
+    /// Process 1 of the step. It becomes readable when all of the step is dead.
     pub process: OwnedFd,
     pub control: OwnedFd,
     /// Standard output and error of the step, unless it has the terminal.
@@ -37,12 +37,12 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts `helper` for `spec`, in the fence's cgroup. It dies with the calling thread.
+    /// Starts `helper` for `spec`, in the fence's cgroup. The helper dies with the calling thread.
     pub fn start(helper: &Path, spec: &Spec, fence: Option<&Fence>) -> Result<Self> {
-        let program = frozen(helper).with_context(|| format!("opening {}", helper.display()))?;
-        // Its number may be one of those that the helper's descriptors are put at.
+        let program = open_read_only(helper).with_context(|| format!("opening {}", helper.display()))?;
+        // Its number may be one of those that the helper's descriptors get.
         let program = duplicate(&program)?;
-        let told = told(spec).context("telling the step's helper what to do")?;
+        let spec_file = write_spec(spec).context("passing the spec to the step's helper")?;
         let (control, theirs) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
                 .context("making a socket to the step's helper")?;
@@ -56,17 +56,17 @@ impl Running {
             (Some(reader), [duplicate(&null), duplicate(&writer), duplicate(&writer)])
         };
         let [stdin, stdout, stderr] = standard;
-        let inherited = [stdin?, stdout?, stderr?, duplicate(&told)?, duplicate(&theirs)?];
+        let inherited = [stdin?, stdout?, stderr?, duplicate(&spec_file)?, duplicate(&theirs)?];
         let cgroup = fence.map(Fence::cgroup);
         let process = spawn(&program, &inherited, cgroup).map_err(|error| {
             Kind::Machine
                 .failure(format!("cannot start a contained process ({error})"))
-                .hint("oven needs root with all its capabilities; `oven doctor` tells what is missing.")
+                .hint("oven needs root with all its capabilities; `oven doctor` shows what is missing.")
         })?;
         Ok(Self { process, control, output, reaped: false })
     }
 
-    /// Asks the step's program to end. It may not be there any more.
+    /// Asks the step's program to end. It may have ended already.
     pub fn terminate(&self) {
         let _ = rustix::net::send(&self.control, TERMINATE, SendFlags::NOSIGNAL);
     }
@@ -76,10 +76,10 @@ impl Running {
         let _ = rustix::process::pidfd_send_signal(&self.process, Signal::KILL);
     }
 
-    /// Waits until all of the step is gone, and returns the signal that ended it, if one did. Ends after some seconds
-    /// if the kernel cannot let go.
+    /// Waits until all of the step is gone, and returns the signal that ended it, if one did. Fails after some seconds
+    /// if the kernel cannot end it.
     pub fn reap(&mut self) -> Result<Option<i32>> {
-        let deadline = Instant::now() + DEATH;
+        let deadline = Instant::now() + DEATH_TIMEOUT;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
@@ -113,9 +113,9 @@ impl Drop for Running {
     }
 }
 
-/// The program, on a read-only mount of its own. A step can reach the file its processes were started from through
-/// `/proc/self/exe`; so it cannot write to it there.
-fn frozen(program: &Path) -> Result<OwnedFd> {
+/// Opens the program on a read-only mount of its own: a step can reach the file of its processes through
+/// `/proc/self/exe`, and must not be able to write to it.
+fn open_read_only(program: &Path) -> Result<OwnedFd> {
     let kernel = |error: io::Error| {
         if error.kind() == io::ErrorKind::NotFound {
             return anyhow::Error::from(error);
@@ -130,7 +130,7 @@ fn frozen(program: &Path) -> Result<OwnedFd> {
     Ok(file)
 }
 
-fn told(spec: &Spec) -> Result<OwnedFd> {
+fn write_spec(spec: &Spec) -> Result<OwnedFd> {
     let fd = rustix::fs::memfd_create("step", MemfdFlags::CLOEXEC)?;
     let mut file = std::fs::File::from(fd);
     file.write_all(&serde_json::to_vec(spec)?)?;
@@ -148,19 +148,19 @@ fn borrowed(fd: RawFd) -> BorrowedFd<'static> {
     unsafe { BorrowedFd::borrow_raw(fd) }
 }
 
-/// What the child needs, in memory that it may share.
+/// What the child needs, in memory that it may share with its parent.
 struct Child {
     program: RawFd,
     inherited: [RawFd; 5],
     arguments: [*const libc::c_char; 3],
 }
 
-/// Becomes the helper, with its descriptors as 0, 1, … and an empty environment. Answers with an exit code if that
-/// fails. Called in a new process, which may share the memory of the one that started it: it makes system calls alone.
+/// Becomes the helper, with its descriptors as 0, 1, … and an empty environment. Returns an exit code if that fails. It
+/// is called in a new process that may share the memory of its parent, so it makes only system calls.
 #[allow(unsafe_code)]
 extern "C" fn become_helper(child: *mut libc::c_void) -> libc::c_int {
     let environment = [std::ptr::null::<libc::c_char>()];
-    // SAFETY: `spawn` alone calls it, with a `Child` that lives until then, of open descriptors and C strings.
+    // SAFETY: only `spawn` calls it, with a `Child` that lives until then and has open descriptors and C strings.
     unsafe {
         let child = &*child.cast::<Child>();
         for (to, from) in child.inherited.iter().enumerate() {
@@ -179,7 +179,7 @@ extern "C" fn become_helper(child: *mut libc::c_void) -> libc::c_int {
 }
 
 /// Starts `program` as process 1 of a new PID namespace, with `inherited` as descriptors 0, 1, … and an empty
-/// environment. Returns its pidfd. With `cgroup`, none of it ever ran outside of that one.
+/// environment. Returns its pidfd. With `cgroup`, no part of it ever runs outside of that cgroup.
 #[allow(unsafe_code)]
 fn spawn(program: &OwnedFd, inherited: &[OwnedFd; 5], cgroup: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
     const _: () = assert!(SPEC == 3 && CONTROL == 4);
@@ -191,11 +191,11 @@ fn spawn(program: &OwnedFd, inherited: &[OwnedFd; 5], cgroup: Option<BorrowedFd<
     };
     let child: *mut libc::c_void = (&raw mut child).cast();
     let mut pidfd: RawFd = -1;
-    // SAFETY: until it executes or ends, the child makes system calls alone, with pointers to what was made before: no
-    // lock or allocation of a thread that is not there. No signal handler of this process runs in it, since all signals
-    // are blocked; they are let through again here. `pidfd` is written by the kernel when the call succeeds, and is
-    // nobody else's. Where the child shares memory, it has a stack of its own, and this thread goes on when the child
-    // has left the memory (CLONE_VFORK); else it has a copy of all.
+    // SAFETY: until it executes or ends, the child makes only system calls, with pointers to what was made before: it
+    // needs no lock or allocation of a thread that it does not have. No signal handler of this process runs in it,
+    // since all signals are blocked; they are unblocked below. The kernel writes `pidfd` when the call succeeds, and it
+    // is nobody else's. If the child shares memory, it has a stack of its own, and this thread continues when the child
+    // has left the memory (CLONE_VFORK); otherwise it has a copy of everything.
     unsafe {
         let mut all = std::mem::zeroed::<libc::sigset_t>();
         let mut before = std::mem::zeroed::<libc::sigset_t>();
@@ -203,15 +203,15 @@ fn spawn(program: &OwnedFd, inherited: &[OwnedFd; 5], cgroup: Option<BorrowedFd<
         libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
         let flags = libc::CLONE_NEWPID | libc::CLONE_PIDFD;
         let pid = match cgroup {
-            // The older call, which every container lets through. The memory is not copied: of several bakes in one
-            // process there is much, and each has many steps.
+            // The older call, which every container allows. The memory is not copied: with several bakes in one process
+            // there is much of it, and each bake has many steps.
             None => {
                 let flags = flags | libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
                 let mut stack = vec![0_u128; STACK / size_of::<u128>()];
                 let top = stack.as_mut_ptr_range().end.cast();
                 libc::c_long::from(libc::clone(become_helper, top, flags, child, &raw mut pidfd))
             }
-            // The C library has none of this kind that takes a stack.
+            // The C library has no function of this kind that takes a stack.
             Some(cgroup) => {
                 let mut arguments = std::mem::zeroed::<libc::clone_args>();
                 arguments.flags = flags as u64 | CLONE_INTO_CGROUP;
@@ -231,14 +231,14 @@ fn spawn(program: &OwnedFd, inherited: &[OwnedFd; 5], cgroup: Option<BorrowedFd<
     }
 }
 
-/// The terminal, as it was before a step had it.
+/// The terminal's state before a step uses it.
 pub struct Terminal {
     group: rustix::process::Pid,
     modes: rustix::termios::Termios,
 }
 
 impl Terminal {
-    /// Notes how the terminal of standard input is, if it is one.
+    /// Records the state of standard input's terminal, if it is one.
     pub fn note() -> Option<Self> {
         let stdin = rustix::stdio::stdin();
         let modes = rustix::termios::tcgetattr(stdin).ok()?;
@@ -250,7 +250,7 @@ impl Drop for Terminal {
     #[allow(unsafe_code)]
     fn drop(&mut self) {
         let stdin = rustix::stdio::stdin();
-        // This process is in the background now, and taking the terminal back must not stop it.
+        // This process is in the background now; taking the terminal back must not stop it.
         // SAFETY: the set is initialised before use, and lives through each call.
         unsafe {
             let mut set = std::mem::zeroed::<libc::sigset_t>();
@@ -259,8 +259,8 @@ impl Drop for Terminal {
             libc::sigaddset(&raw mut set, libc::SIGTTOU);
             libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, &raw mut before);
             let _ = rustix::termios::tcsetpgrp(stdin, self.group);
-            // Not waiting for what a step stopped. Without what was not read: a terminal answers to questions of its
-            // screen, and the shell that follows would take an answer for what its user typed.
+            // Output that a step stopped is resumed, not waited for. Unread input is discarded: a terminal answers
+            // queries of a program, and the shell that follows would take an answer for its user's input.
             let _ = rustix::termios::tcflow(stdin, rustix::termios::Action::OOn);
             let _ = rustix::termios::tcsetattr(stdin, rustix::termios::OptionalActions::Now, &self.modes);
             let _ = rustix::termios::tcflush(stdin, rustix::termios::QueueSelector::IFlush);

@@ -7,36 +7,36 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
-/// What the step helper is told, as JSON on its standard input.
+/// The specification of a step, which the helper gets as JSON.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Spec {
     /// Where the image's root is mounted, in the private mount namespace of this process.
     pub root: PathBuf,
     pub argv: Vec<String>,
-    /// The whole environment but for what containment itself sets.
+    /// The whole environment except for what the containment itself sets.
     pub env: BTreeMap<String, String>,
-    /// In the image.
+    /// A directory in the image.
     pub cwd: String,
     /// Without it the step has a network namespace of its own, with nothing but `lo`.
     pub network: bool,
-    /// With the network: the builder's credentials are out of the step's reach ([`egress`]), or there is no step.
+    /// With the network: the step cannot reach the builder's credentials ([`super::egress`]), or it fails.
     #[serde(default)]
     pub fenced: bool,
-    /// With the network: what `/etc/resolv.conf` says. `None`: what this machine's says.
+    /// With the network: the content of `/etc/resolv.conf`. `None`: this machine's.
     #[serde(default)]
     pub resolv_conf: Option<String>,
-    /// Files that are there only while the step runs.
+    /// Files that exist only while the step runs.
     pub shims: Vec<Shim>,
     /// Files and directories of this machine that the step sees read-only.
     pub binds: Vec<Bind>,
-    /// What is kept of downloads, over the image's own directories.
+    /// Cached packages, mounted over the image's own directories.
     #[serde(default)]
     pub caches: Vec<CacheMount>,
     /// The disk's own nodes, for the step's private `/dev`.
     pub nodes: Vec<Node>,
-    /// What the step writes is thrown away.
+    /// What the step writes is discarded.
     pub throwaway: bool,
-    /// A terminal for a person (`oven shell`); else standard input is `/dev/null`.
+    /// It has a terminal for a person (`oven shell`); otherwise standard input is `/dev/null`.
     pub interactive: bool,
 }
 
@@ -44,10 +44,11 @@ pub struct Spec {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bind {
     pub source: PathBuf,
-    /// Absolute, in the image. Below `/run` it is made; elsewhere it has to exist, and is followed inside the image.
+    /// Absolute, in the image. Below `/run` it is created; elsewhere it has to exist, and links are followed inside the
+    /// image.
     pub target: String,
-    /// The canonical path of a directory that the source has to lie in when it is bound, wherever links lead by then:
-    /// who owns a definition may exchange its directories, and root follows.
+    /// The canonical path of a directory that has to contain the source when it is bound, wherever links lead by then:
+    /// the owner of a definition may exchange its directories, and oven follows links as root.
     #[serde(default)]
     pub within: Option<PathBuf>,
 }
@@ -56,18 +57,18 @@ pub struct Bind {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exit {
     pub status: ExitStatus,
-    /// Names of processes that the command left. They were killed.
+    /// Names of processes that the command left running. They were killed.
     pub left: Vec<String>,
 }
 
 /// How a step's command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ExitStatus {
-    /// By itself. 127: there is no such program in the image; 126: it cannot be executed.
+    /// By itself. 127: the image has no such program; 126: it cannot be executed.
     Exited(i32),
     /// By this signal.
     Signaled(i32),
-    /// It took longer than it may.
+    /// It exceeded its time limit.
     TimedOut,
 }
 
@@ -90,16 +91,16 @@ impl fmt::Display for ExitStatus {
     }
 }
 
-/// A cache, as a step finds it.
+/// A cache as it is mounted for a step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CacheMount {
-    /// In the image.
+    /// Its directory in the image.
     pub target: String,
-    /// The directory below, if there is one: that of all bakes.
+    /// The lower directory, if there is one: it is shared by all bakes.
     pub lower: Option<PathBuf>,
-    /// This bake's own, over it.
+    /// This bake's own directory, over the lower one.
     pub upper: PathBuf,
     pub work: PathBuf,
-    /// Else nothing is written there: what the step writes goes with it.
+    /// Otherwise nothing is written to `upper`: what the step writes is discarded with the step.
     pub writable: bool,
 }

@@ -1,5 +1,5 @@
-//! Removes from an image what must not be cloned. Everything is done in descriptors of the image's own directories,
-//! and nothing is followed: a planted `/var/log -> /` is left alone, and the lint tells of it.
+//! Removes machine-specific data from an image. Everything is done through descriptors of the image's own directories,
+//! and no link is followed: a planted `/var/log -> /` is left alone, and the lint reports it.
 
 use super::first_boot;
 use super::rules;
@@ -9,7 +9,7 @@ use crate::image::walk::Go;
 use anyhow::{Context, Result};
 use rustix::fs::FileType;
 
-/// Cleans the image, but for what `keep` names. Answers with what its user should know.
+/// Cleans the image, except for what `keep` names. Returns notes for the user.
 pub fn clean(inside: &Inside, keep: &[String]) -> Result<Vec<String>> {
     let mut notes = Vec::new();
     for (pattern, _) in rules::FILES {
@@ -23,14 +23,14 @@ pub fn clean(inside: &Inside, keep: &[String]) -> Result<Vec<String>> {
             inside.remove_tree_content(path, &|below| is_kept(keep, below))?;
         }
     }
-    logs(inside, keep).context("emptying logs")?;
-    machine_id(inside, keep).context("emptying the machine id")?;
+    clean_logs(inside, keep).context("emptying logs")?;
+    empty_machine_id(inside, keep).context("emptying the machine id")?;
     notes.extend(first_boot::host_keys(inside, keep).context("removing SSH host keys")?);
     notes.extend(first_boot::snakeoil(inside, keep).context("removing the snakeoil key")?);
     Ok(notes)
 }
 
-/// Removes what a pattern names, but directories.
+/// Removes what a pattern names, except directories.
 pub fn remove(inside: &Inside, pattern: &str, keep: &[String]) -> Result<bool> {
     let mut any = false;
     for (path, kind) in expand(inside, pattern)? {
@@ -41,8 +41,8 @@ pub fn remove(inside: &Inside, pattern: &str, keep: &[String]) -> Result<bool> {
     Ok(any)
 }
 
-/// Logs are emptied, so that their owner and mode stay; those put aside are removed.
-fn logs(inside: &Inside, keep: &[String]) -> Result<()> {
+/// Empties logs, so that their owner and mode stay, and removes rotated ones.
+fn clean_logs(inside: &Inside, keep: &[String]) -> Result<()> {
     if !is_directory(inside, rules::LOGS)? {
         return Ok(());
     }
@@ -55,7 +55,7 @@ fn logs(inside: &Inside, keep: &[String]) -> Result<()> {
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Ok(Go::On);
         }
-        // A log of two names may be something else's content: emptying it would empty that.
+        // A log with several names may be the content of another file: emptying it would empty that file.
         if rules::is_rotated(name) || stat.st_nlink > 1 {
             remove.push(path.to_owned());
         } else if stat.st_size > 0 {
@@ -72,18 +72,19 @@ fn logs(inside: &Inside, keep: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// An empty file: each instance draws its own. Not `uninitialized`, which would also make systemd apply presets and
-/// may so enable again what a definition disabled; and not without the file, which means the same.
-fn machine_id(inside: &Inside, keep: &[String]) -> Result<()> {
+/// Writes an empty file, so that each instance generates its own id. Not `uninitialized`, which would also make systemd
+/// apply presets and could enable again what a definition disabled; and the file is not removed, which means the same.
+fn empty_machine_id(inside: &Inside, keep: &[String]) -> Result<()> {
     let path = rules::MACHINE_ID;
-    let there = match kind(inside, path)? {
+    let exists = match kind(inside, path)? {
         Some(FileType::Directory) => return Ok(()),
         found => found.is_some(),
     };
-    if is_kept(keep, path) || !is_directory(inside, "/etc")? || !(there || first_boot::has_systemd(inside)?) {
+    if is_kept(keep, path) || !is_directory(inside, "/etc")? || !(exists || first_boot::has_systemd(inside)?)
+    {
         return Ok(());
     }
-    // Written anew, for it may be a symlink, or one of several names.
+    // It is replaced, because it may be a symlink or have several names.
     inside.write(path, b"", 0o444, 0, 0)
 }
 
@@ -131,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn what_must_not_be_cloned_is_gone_and_the_rest_stays() {
+    fn machine_specific_data_is_removed_and_the_rest_stays() {
         let tree = image();
         run(&tree, &[]);
         assert_eq!(tree.read("etc/machine-id").as_deref(), Some(""));
@@ -173,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_stays() {
+    fn what_keep_names_stays() {
         let tree = image();
         run(&tree, &["/etc/machine-id", "/var/log/apt", "/root/.bash_history", "/tmp/x", "/var/log/journal"]);
         for (path, content) in [

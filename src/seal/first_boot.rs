@@ -1,5 +1,5 @@
-//! Keys that every instance has to make for itself: they are removed, and where nothing makes new ones at the first
-//! boot, a unit is added that does.
+//! Keys that every instance has to make for itself. They are removed, and if nothing makes new ones at the first boot,
+//! a unit that does is added.
 
 use super::clean::remove;
 use super::rules;
@@ -9,12 +9,12 @@ use anyhow::{Context, Result};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-/// Where systemd looks for units, the administrator's first.
+/// Where systemd searches for units, the administrator's first.
 const UNITS: [&str; 3] = ["/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"];
 
 const SSH_UNIT: &str = "oven-ssh-keys.service";
-/// Before the socket, too: an image may listen by one. It comes before basic.target, so default dependencies, which
-/// come after that, would make a circle.
+/// It runs before the socket, too, because an image may start sshd through one. It runs before basic.target, so default
+/// dependencies, which order a unit after that, would make a cycle.
 const SSH_CONTENT: &str = "\
 # Added by oven: SSH host keys are not cloned, each instance makes its own.
 [Unit]
@@ -39,7 +39,7 @@ WantedBy=multi-user.target
 ";
 
 const SNAKEOIL_UNIT: &str = "oven-snakeoil.service";
-/// Before all that services are ordered after.
+/// It runs before everything that services are ordered after.
 const SNAKEOIL_CONTENT: &str = "\
 # Added by oven: private keys are not cloned, each instance makes its own.
 [Unit]
@@ -64,7 +64,8 @@ pub fn has_systemd(inside: &Inside) -> Result<bool> {
     Ok(inside.exists("/usr/lib/systemd/systemd")? || inside.exists("/lib/systemd/systemd")?)
 }
 
-/// Removes SSH host keys where something makes new ones; adds what does.
+/// Removes SSH host keys if something makes new ones at boot, and adds a unit for that if necessary. Returns a note
+/// about the unit.
 pub fn host_keys(inside: &Inside, keep: &[String]) -> Result<Option<String>> {
     let keys = expand(inside, rules::HOST_KEYS)?;
     if keys.iter().any(|(path, _)| is_kept(keep, path)) {
@@ -73,10 +74,10 @@ pub fn host_keys(inside: &Inside, keep: &[String]) -> Result<Option<String>> {
     let mut note = None;
     if inside.exists("/usr/sbin/sshd")? && !makes_host_keys(inside)? {
         if !has_systemd(inside)? || !inside.exists("/usr/bin/ssh-keygen")? {
-            // Without keys sshd would not start. The lint names them.
+            // Without keys sshd would not start. The lint reports them.
             return Ok(None);
         }
-        add(inside, SSH_UNIT, SSH_CONTENT, "multi-user.target")?;
+        add_unit(inside, SSH_UNIT, SSH_CONTENT, "multi-user.target")?;
         note = Some(format!("added {SSH_UNIT}, which makes SSH host keys when an instance first boots"));
     }
     remove(inside, rules::HOST_KEYS, keep)?;
@@ -84,7 +85,8 @@ pub fn host_keys(inside: &Inside, keep: &[String]) -> Result<Option<String>> {
     Ok(note)
 }
 
-/// Debian's ssl-cert makes one key when it is installed, which mail and database servers use.
+/// Removes the key that Debian's ssl-cert makes when it is installed, which mail and database servers use, and adds a
+/// unit that makes a new one. Returns a note about the unit.
 pub fn snakeoil(inside: &Inside, keep: &[String]) -> Result<Option<String>> {
     if kind(inside, rules::SNAKEOIL)?.is_none() || is_kept(keep, rules::SNAKEOIL) {
         return Ok(None);
@@ -92,7 +94,7 @@ pub fn snakeoil(inside: &Inside, keep: &[String]) -> Result<Option<String>> {
     if !has_systemd(inside)? || !inside.exists("/usr/sbin/make-ssl-cert")? {
         return Ok(None);
     }
-    add(inside, SNAKEOIL_UNIT, SNAKEOIL_CONTENT, "basic.target")?;
+    add_unit(inside, SNAKEOIL_UNIT, SNAKEOIL_CONTENT, "basic.target")?;
     remove(inside, rules::SNAKEOIL, keep)?;
     remove(inside, "/etc/ssl/certs/ssl-cert-snakeoil.pem", keep)?;
     Ok(Some(format!(
@@ -106,9 +108,9 @@ fn makes_host_keys(inside: &Inside) -> Result<bool> {
         return Ok(true);
     }
     if has_systemd(inside)? {
-        for name in enabled(inside)? {
-            // sshd-keygen.target is how Fedora and its relatives do it.
-            if name.starts_with("sshd-keygen") || makes(&unit(inside, &name)?) {
+        for name in enabled_units(inside)? {
+            // sshd-keygen.target is the unit of Fedora and its relatives.
+            if name.starts_with("sshd-keygen") || runs_ssh_keygen(&unit_text(inside, &name)?) {
                 return Ok(true);
             }
         }
@@ -116,11 +118,11 @@ fn makes_host_keys(inside: &Inside) -> Result<bool> {
     }
     let mut scripts = expand(inside, "/etc/rc*.d/S*")?;
     scripts.extend(expand(inside, "/etc/rc.local")?);
-    Ok(scripts.iter().any(|(path, _)| makes(&text(inside, path))))
+    Ok(scripts.iter().any(|(path, _)| runs_ssh_keygen(&text(inside, path))))
 }
 
-/// A line that is no comment and runs `ssh-keygen -A`.
-fn makes(text: &str) -> bool {
+/// Whether a line that is not a comment runs `ssh-keygen -A`.
+fn runs_ssh_keygen(text: &str) -> bool {
     text.lines().map(str::trim_start).filter(|line| !line.starts_with(['#', ';'])).any(|line| {
         let mut words = line.split_whitespace();
         words.any(|word| word.ends_with("ssh-keygen")) && words.any(|word| word == "-A")
@@ -145,8 +147,8 @@ fn is_masked(inside: &Inside, unit: &str) -> Result<bool> {
     Ok(link.is_some_and(|target| target == "/dev/null"))
 }
 
-/// Units that something enabled wants, and ssh's own where they are among them.
-fn enabled(inside: &Inside) -> Result<Vec<String>> {
+/// The units that another unit wants or requires.
+fn enabled_units(inside: &Inside) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for dir in UNITS {
         for kind in ["wants", "requires"] {
@@ -166,8 +168,8 @@ fn enabled(inside: &Inside) -> Result<Vec<String>> {
     Ok(all)
 }
 
-/// A unit's text and that of its drop-ins; a template's for its instance.
-fn unit(inside: &Inside, name: &str) -> Result<String> {
+/// The text of a unit and of its drop-ins; for an instance, also that of its template.
+fn unit_text(inside: &Inside, name: &str) -> Result<String> {
     let template =
         name.split_once('@').and_then(|(stem, rest)| Some(format!("{stem}@.{}", rest.rsplit_once('.')?.1)));
     let mut all = String::new();
@@ -183,7 +185,7 @@ fn unit(inside: &Inside, name: &str) -> Result<String> {
 }
 
 /// Adds a unit and enables it, as `systemctl enable` does.
-fn add(inside: &Inside, name: &str, content: &str, wanted_by: &str) -> Result<()> {
+fn add_unit(inside: &Inside, name: &str, content: &str, wanted_by: &str) -> Result<()> {
     let path = format!("{}/{name}", UNITS[0]);
     inside.write(&path, content.as_bytes(), 0o644, 0, 0)?;
     let wants = format!("{}/{wanted_by}.wants", UNITS[0]);
@@ -198,7 +200,7 @@ fn add(inside: &Inside, name: &str, content: &str, wanted_by: &str) -> Result<()
     }
 }
 
-/// Private host keys that are there: for the lint.
+/// The private host keys that are still in the image, for the lint.
 pub fn host_keys_left(inside: &Inside) -> Result<Vec<String>> {
     let keys = expand(inside, rules::HOST_KEYS)?;
     Ok(keys.into_iter().filter(|(_, kind)| *kind == FileType::RegularFile).map(|(path, _)| path).collect())
@@ -228,14 +230,14 @@ mod tests {
     const LINK: &str = "etc/systemd/system/multi-user.target.wants/oven-ssh-keys.service";
 
     #[test]
-    fn keys_go_and_a_unit_comes_once() {
+    fn keys_are_removed_and_a_unit_is_added_once() {
         let tree = server();
         assert!(run(&tree, &[]).unwrap().contains(SSH_UNIT));
         assert!(!tree.has("etc/ssh/ssh_host_rsa_key") && !tree.has("etc/ssh/ssh_host_rsa_key.pub"));
         assert!(tree.has("etc/ssh/sshd_config"));
         assert_eq!(tree.link_of(LINK).as_deref(), Some("/etc/systemd/system/oven-ssh-keys.service"));
         let once = tree.listing();
-        assert_eq!(run(&tree, &[]), None, "the unit is what makes them now");
+        assert_eq!(run(&tree, &[]), None, "the unit makes them now");
         assert_eq!(tree.listing(), once);
     }
 
@@ -290,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_server_keys_just_go() {
+    fn without_sshd_keys_are_removed_and_nothing_is_added() {
         let tree = server();
         tree.remove("usr/sbin/sshd");
         assert_eq!(run(&tree, &[]), None);
@@ -303,8 +305,8 @@ mod tests {
         tree.file("usr/sbin/make-ssl-cert", "x");
         tree.file("etc/ssl/private/ssl-cert-snakeoil.key", "PRIVATE");
         tree.file("etc/ssl/certs/ssl-cert-snakeoil.pem", "cert");
-        let kept = [rules::SNAKEOIL.to_owned()];
-        assert_eq!(snakeoil(&tree.inside(), &kept).unwrap(), None);
+        let keep = [rules::SNAKEOIL.to_owned()];
+        assert_eq!(snakeoil(&tree.inside(), &keep).unwrap(), None);
         assert!(snakeoil(&tree.inside(), &[]).unwrap().is_some());
         assert!(
             !tree.has("etc/ssl/private/ssl-cert-snakeoil.key")

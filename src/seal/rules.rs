@@ -1,4 +1,5 @@
-//! What must not be cloned: where it is, and what it is. [`crate::seal::clean`] removes it, [`crate::seal::lint`] looks for it.
+//! The clean-up rules: where machine-specific data is, and what it is. [`super::clean`] removes it, [`super::lint`]
+//! searches for it.
 
 use crate::image::tree::Inside;
 use crate::provision::definition_files::Accounts;
@@ -25,7 +26,7 @@ pub const FILES: &[(&str, &str)] = &[
     ("/var/lib/NetworkManager/*.lease", "a lease of an address"),
     ("/var/lib/NetworkManager/secret_key", "a machine's secret for addresses"),
     ("/var/lib/NetworkManager/timestamps", "a machine's past connections"),
-    // A symlink to the instance's directory. Where it is a directory, its content goes (below).
+    // A symlink to the instance's directory. If it is a directory, it is emptied (below).
     ("/var/lib/cloud/instance", "the state of an instance"),
 ];
 
@@ -34,7 +35,7 @@ pub const DIRECTORIES: &[(&str, &str)] = &[
     ("/tmp", "a temporary file"),
     ("/var/tmp", "a temporary file"),
     ("/root/.cache", "a cache"),
-    // cloud-init's seed and scripts stay: they are an image's own. Nothing is made here: on Amazon Linux 2023,
+    // cloud-init's seed and scripts stay: they belong to the image. Nothing is created here: on Amazon Linux 2023,
     // `instance` as a directory breaks cloud-init.
     ("/var/lib/cloud/data", "the state of an instance"),
     ("/var/lib/cloud/instance", "the state of an instance"),
@@ -45,7 +46,7 @@ pub const DIRECTORIES: &[(&str, &str)] = &[
     ("/var/log/journal", "a journal"),
 ];
 
-/// What package managers keep: a distro's plan removes it, the lint looks whether it did.
+/// Caches of package managers: a distro's plan removes them, and the lint checks that.
 pub const CACHES: &[(&str, &str)] = &[
     ("/var/lib/apt/lists", "a package index"),
     ("/var/cache/apt", "a package or an index"),
@@ -58,31 +59,31 @@ pub const MACHINE_ID: &str = "/etc/machine-id";
 pub const HOST_KEYS: &str = "/etc/ssh/ssh_host_*_key";
 pub const SNAKEOIL: &str = "/etc/ssl/private/ssl-cert-snakeoil.key";
 
-/// What shells and clients keep of what was typed, in a home directory.
+/// Histories of shells and clients, in a home directory.
 const HISTORIES: [&str; 4] = [".*history", ".lesshst", ".viminfo", ".wget-hsts"];
 
 /// Whether `[clean] keep` names a path, or a directory above it.
 pub fn is_kept(keep: &[String], path: &str) -> bool {
-    keep.iter().any(|kept| {
-        let mut kept = kept.trim_end_matches('/').split('/');
+    keep.iter().any(|entry| {
+        let mut entry = entry.trim_end_matches('/').split('/');
         let mut path = path.split('/');
-        kept.all(|pattern| path.next().is_some_and(|name| capture(pattern, name).is_some()))
+        entry.all(|pattern| path.next().is_some_and(|name| capture(pattern, name).is_some()))
     })
 }
 
-/// What something is, if it is there: of the object itself, and only if no directory on the way to it is a symlink.
-/// A tree that leads elsewhere is not cleaned there: it may lead to `/`.
+/// The type of an object, if it exists: of the object itself, and only if no directory on the way to it is a symlink. A
+/// directory behind a symlink is not cleaned: the symlink may lead to `/`.
 pub fn kind(inside: &Inside, path: &str) -> Result<Option<FileType>> {
     let parents = path.match_indices('/').map(|(at, _)| &path[..at]).skip(1);
     for parent in parents {
-        if of_itself(inside, parent)? != Some(FileType::Directory) {
+        if own_kind(inside, parent)? != Some(FileType::Directory) {
             return Ok(None);
         }
     }
-    of_itself(inside, path)
+    own_kind(inside, path)
 }
 
-fn of_itself(inside: &Inside, path: &str) -> Result<Option<FileType>> {
+fn own_kind(inside: &Inside, path: &str) -> Result<Option<FileType>> {
     Ok(inside.metadata(path)?.map(|stat| FileType::from_raw_mode(stat.st_mode)))
 }
 
@@ -114,7 +115,7 @@ pub fn expand(inside: &Inside, pattern: &str) -> Result<Vec<(String, FileType)>>
     Ok(all)
 }
 
-/// Histories in the homes of all accounts, and below /home: whatever has such a name, but a directory.
+/// Histories in the homes of all accounts and below /home: everything that has such a name, except directories.
 pub fn histories(inside: &Inside) -> Result<Vec<String>> {
     let mut homes = Accounts::read(inside)?.homes();
     homes.push("/root".to_owned());
@@ -135,7 +136,7 @@ pub fn histories(inside: &Inside) -> Result<Vec<String>> {
     Ok(all)
 }
 
-/// A log that was put aside: it is removed, where a log that is written to is emptied.
+/// Whether a log was rotated. A rotated log is removed, while a current one is emptied.
 pub fn is_rotated(name: &str) -> bool {
     let compressed = [".gz", ".xz", ".bz2", ".zst", ".old"].iter().any(|end| name.ends_with(end));
     let number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
@@ -144,7 +145,7 @@ pub fn is_rotated(name: &str) -> bool {
         || name.rsplit_once('-').is_some_and(|(_, end)| number(end) && end.len() == 8)
 }
 
-/// Text of a file, empty if it is not there or no file.
+/// The text of a file; empty if it does not exist or is not a file.
 pub fn text(inside: &Inside, path: &str) -> String {
     let bytes = inside.read(path).ok().flatten().unwrap_or_default();
     String::from_utf8_lossy(&bytes).into_owned()
@@ -155,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_kept() {
+    fn keep_covers_paths_and_patterns() {
         let keep = ["/var/log/app/".to_owned(), "/etc/ssh/ssh_host_*_key".to_owned()];
         for path in ["/var/log/app", "/var/log/app/x/y", "/etc/ssh/ssh_host_rsa_key"] {
             assert!(is_kept(&keep, path), "{path}");

@@ -1,9 +1,10 @@
-//! Looks for a bake's secrets in what it changed in the image.
+//! Searches what a bake changed in the image for the bake's secrets.
 //!
-//! All files that were written, linked or changed since the bake began are read, and the names and symlinks among them
-//! looked at. Found is a secret as it is, and as [`crate::secrets`] says that programs write it. Not found is what was
-//! compressed, encrypted or cut in pieces; extended attributes; and what was written and deleted again: its blocks are
-//! free, but on a disk that cannot discard them they hold what they held.
+//! All files that were written, linked or changed since the bake began are read, and their names and the targets of
+//! symlinks are searched as well. A secret is found as it is, and in the forms in which programs write it according to
+//! [`crate::secrets`]. A secret is not found if it was compressed, encrypted or cut into pieces, in extended
+//! attributes, or if it was written and deleted again: its blocks are free, but keep their content on a disk that
+//! cannot discard them.
 
 use crate::error::Kind;
 use crate::image::tree::Inside;
@@ -14,11 +15,11 @@ use rustix::fs::FileType;
 use std::io::Read;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// The clock may be set back while a bake is under way: what changed so long before it is read as well.
+/// The clock may be set back during a bake: what changed this long before the bake is read as well.
 const MARGIN: Duration = Duration::from_secs(10 * 60);
-/// So much of a file is read at a time.
+/// How many bytes of a file are read at a time.
 const CHUNK: usize = 1 << 20;
-/// A failure names so many paths.
+/// How many paths an error message names at most.
 const NAMED_MAX: usize = 20;
 
 /// When a bake began, in seconds since 1970.
@@ -32,13 +33,13 @@ impl Since {
     }
 }
 
-/// Fails with the names of the secrets, and the paths, that the image holds.
+/// Fails with the paths in the image that contain a secret, and the secrets' names.
 pub fn ensure_none(inside: &Inside, secrets: &Secrets, since: Since) -> Result<()> {
     if secrets.is_empty() {
         return Ok(());
     }
     let mut found: Vec<(String, String)> = Vec::new();
-    // File systems of their own are passed over by a walk.
+    // A walk does not enter other file systems.
     let mut trees = vec!["/".to_owned()];
     while let Some(tree) = trees.pop() {
         let device = rustix::fs::fstat(inside.open(&tree, rustix::fs::OFlags::PATH)?)?.st_dev;
@@ -52,18 +53,17 @@ pub fn ensure_none(inside: &Inside, secrets: &Secrets, since: Since) -> Result<(
                 return Ok(Go::On);
             }
             let name = path.rsplit('/').next().unwrap_or_default();
-            let of = match kind {
+            let secret = match kind {
                 _ if secrets.find(name.as_bytes()).is_some() => secrets.find(name.as_bytes()),
                 FileType::Symlink => {
                     let to = inside.read_link(path)?.unwrap_or_default();
                     secrets.find(to.as_encoded_bytes())
                 }
-                FileType::RegularFile => {
-                    in_file(inside, path, secrets).with_context(|| format!("reading {path} in the image"))?
-                }
+                FileType::RegularFile => find_in_file(inside, path, secrets)
+                    .with_context(|| format!("reading {path} in the image"))?,
                 _ => None,
             };
-            found.extend(of.map(|name| (path.to_owned(), name.to_owned())));
+            found.extend(secret.map(|name| (path.to_owned(), name.to_owned())));
             Ok(Go::On)
         })?;
     }
@@ -78,31 +78,31 @@ pub fn ensure_none(inside: &Inside, secrets: &Secrets, since: Since) -> Result<(
         list += &format!("\n    and {more} more");
     }
     Err(Kind::Step
-        .failure(format!("the image holds what it was told in confidence:{list}"))
+        .failure(format!("the image contains secrets:{list}"))
         .hint(
-            "Whoever starts an instance could read it. Remove it in the script; what every instance may know is no \
-             secret, but a variable or a file.",
+            "Anyone who starts an instance could read them. Remove them in the script. A value that every instance may \
+             know is not a secret: use a variable or a file for it.",
         )
         .into())
 }
 
-fn in_file<'s>(inside: &Inside, path: &str, secrets: &'s Secrets) -> Result<Option<&'s str>> {
+fn find_in_file<'s>(inside: &Inside, path: &str, secrets: &'s Secrets) -> Result<Option<&'s str>> {
     let Some(mut file) = inside.open_file(path)? else { return Ok(None) };
     let overlap = secrets.longest_sought().saturating_sub(1);
     let mut buffer = vec![0; CHUNK + overlap];
-    let mut kept = 0;
+    let mut carried = 0;
     loop {
-        let read = match file.read(&mut buffer[kept..]) {
+        let read = match file.read(&mut buffer[carried..]) {
             Ok(0) => return Ok(None),
-            Ok(read) => kept + read,
+            Ok(read) => carried + read,
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(error.into()),
         };
         if let Some(name) = secrets.find(&buffer[..read]) {
             return Ok(Some(name));
         }
-        kept = overlap.min(read);
-        buffer.copy_within(read - kept..read, 0);
+        carried = overlap.min(read);
+        buffer.copy_within(read - carried..read, 0);
     }
 }
 
@@ -115,22 +115,22 @@ mod tests {
         Secrets::of_test(&[("TOKEN", "hunter2-hunter2")])
     }
 
-    fn told(tree: &Tree, since: Since) -> Result<(), String> {
+    fn search(tree: &Tree, since: Since) -> Result<(), String> {
         ensure_none(&tree.inside(), &secrets(), since).map_err(|error| format!("{error:#}"))
     }
 
     #[test]
-    fn it_is_found_in_files_names_and_links() {
+    fn secrets_are_found_in_files_names_and_links() {
         let tree = Tree::new();
         tree.file("etc/fine", "hunter2");
         tree.fifo("run/fifo");
-        assert_eq!(told(&tree, Since::now()), Ok(()));
+        assert_eq!(search(&tree, Since::now()), Ok(()));
         tree.file("etc/conf", "token = hunter2-hunter2\n");
         // printf user:hunter2-hunter2 | base64
         tree.file("root/.netrc", "Basic dXNlcjpodW50ZXIyLWh1bnRlcjI=\n");
         tree.file("srv/hunter2-hunter2.txt", "");
         tree.link("/x?token=hunter2-hunter2", "srv/link");
-        let error = told(&tree, Since::now()).unwrap_err();
+        let error = search(&tree, Since::now()).unwrap_err();
         for path in ["/etc/conf", "/root/.netrc", "/srv/hunter2-hunter2.txt", "/srv/link"] {
             assert!(error.contains(&format!("{path}: holds the secret TOKEN")), "{path}: {error}");
         }
@@ -138,20 +138,20 @@ mod tests {
     }
 
     #[test]
-    fn it_is_found_across_what_is_read_at_a_time() {
+    fn secrets_are_found_across_chunks() {
         for at in CHUNK - 20..CHUNK + 40 {
             let tree = Tree::new();
             tree.file("big", &format!("{}hunter2-hunter2{}", "x".repeat(at), "y".repeat(CHUNK)));
-            assert!(told(&tree, Since::now()).is_err(), "{at}");
+            assert!(search(&tree, Since::now()).is_err(), "{at}");
         }
     }
 
     #[test]
-    fn what_the_base_brought_is_not_the_bakes() {
+    fn files_of_the_base_are_not_searched() {
         let tree = Tree::new();
         tree.file("etc/conf", "hunter2-hunter2");
         let later = Since(Since::now().0 + 3600);
-        assert_eq!(told(&tree, later), Ok(()));
+        assert_eq!(search(&tree, later), Ok(()));
         assert!(ensure_none(&tree.inside(), &Secrets::default(), Since(0)).is_ok());
     }
 }

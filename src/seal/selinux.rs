@@ -1,8 +1,8 @@
-//! SELinux labels of what a bake made, by the image's own policy.
+//! Labels what a bake created for SELinux, by the image's own policy.
 //!
-//! A step may not label: that takes `CAP_SYS_ADMIN`, and restorecon does nothing where the kernel has no SELinux. So the
-//! image's own `setfiles` only tells, in a contained step, which label each file should have, and oven writes it into
-//! the file's attributes, through descriptors inside the image. A sample is then asked for again.
+//! A step may not set labels: that needs `CAP_SYS_ADMIN`, and restorecon does nothing where the kernel has no SELinux.
+//! So the image's own `setfiles`, in a contained step, only prints which label each file should have, and oven writes
+//! it into the file's attributes, through descriptors inside the image. Afterwards a sample is checked.
 
 use super::rules::text;
 use crate::definition::Selinux;
@@ -17,63 +17,64 @@ use std::time::{Duration, SystemTime};
 const CONFIG: &str = "/etc/selinux/config";
 const AUTORELABEL: &str = "/.autorelabel";
 const SETFILES: [&str; 2] = ["/usr/sbin/setfiles", "/sbin/setfiles"];
-/// What is mounted in a step, and nothing of the image's.
+/// What is mounted for a step, and is not part of the image.
 const EXCLUDED: [&str; 4] = ["/dev", "/proc", "/run", "/sys"];
-/// File systems that keep labels; vfat does not.
+/// File systems that store labels; vfat does not.
 const LABELLED: [&str; 4] = ["ext2", "ext3", "ext4", "xfs"];
-/// Asked for again when they are labelled; files that an image cannot do without are among them.
+/// How many labelled files are checked again, together with some that an image cannot do without.
 const SAMPLE: usize = 64;
 const VITAL: [&str; 4] = ["/etc/passwd", "/etc/shadow", "/usr/lib/os-release", "/usr/bin/sh"];
-/// A million of files take seconds.
+/// Upper bound for setfiles: a million files take seconds.
 const TIMEOUT: Duration = Duration::from_secs(15 * 60);
-const LATER: &str = "Say `selinux = \"autorelabel\"` in image.toml: each instance then labels its files when it first \
-    boots, and boots once more.";
+const AUTORELABEL_HINT: &str = "Set `selinux = \"autorelabel\"` in image.toml: each instance then labels its files at \
+    its first boot, and reboots.";
 
-/// What setfiles says of a file.
+/// A line of setfiles: the label that a file should have.
 #[derive(Debug, PartialEq, Eq)]
-struct BakeOptions<'a> {
+struct Relabel<'a> {
     path: &'a str,
-    /// It has none, as far as the kernel can tell.
-    bare: bool,
+    /// It has no label, as far as the kernel can tell.
+    unlabelled: bool,
     label: &'a str,
 }
 
-/// Where the image has a policy and switches SELinux on.
+/// The policy of an image that enables SELinux.
 struct Policy {
     contexts: String,
-    /// By which labels are checked.
+    /// The compiled policy, by which labels are checked.
     binary: Option<String>,
 }
 
-/// Labels what was made or changed since `begun`, and what has no label.
+/// Labels what was created or changed since `begun`, and what has no label.
 ///
 /// # Errors
-/// `Step` where the image's own setfiles fails, or where the labels that it wants do not come to be.
-pub async fn label(runner: &Runner<'_>, inside: &Inside, wish: Selinux, begun: SystemTime) -> Result<()> {
-    let Some(policy) = policy(inside)? else { return Ok(()) };
+/// `Step` if the image's own setfiles fails, or if a file does not get the label that setfiles asks for.
+pub async fn label(runner: &Runner<'_>, inside: &Inside, mode: Selinux, begun: SystemTime) -> Result<()> {
+    let Some(policy) = read_policy(inside)? else { return Ok(()) };
     let report = runner.work.report;
-    if wish == Selinux::Autorelabel {
+    if mode == Selinux::Autorelabel {
         inside.write(AUTORELABEL, b"", 0o644, 0, 0)?;
-        report.note(format!("{AUTORELABEL} is there: each instance labels its files when it first boots"));
+        report.note(format!("added {AUTORELABEL}: each instance labels its files at its first boot"));
         return Ok(());
     }
-    let Some(setfiles) = find(inside)? else {
-        let what = "the image switches SELinux on, and has no setfiles to tell labels by";
+    let Some(setfiles) = find_setfiles(inside)? else {
+        let what = "the image enables SELinux, but has no setfiles, by which oven finds the labels";
         return Err(Kind::Step
             .failure(what)
-            .hint(format!("Add policycoreutils to its packages. Or: {LATER}"))
+            .hint(format!("Add policycoreutils to its packages. Or: {AUTORELABEL_HINT}"))
             .into());
     };
     let step = report.step("label", "labelling files for SELinux");
-    let output = runner.ask(&call(runner, setfiles, &policy, &file_systems(runner.root())?)).await?;
-    let wishes: Vec<_> = output.lines().filter_map(parse).collect();
+    let output =
+        runner.ask(&setfiles_command(runner, setfiles, &policy, &file_systems(runner.root())?)).await?;
+    let relabels: Vec<_> = output.lines().filter_map(parse).collect();
     let mut labelled = Vec::new();
-    for wish in &wishes {
-        // What the base's owner labelled otherwise, on purpose, stays.
-        if (wish.bare || inside.changed_since(wish.path, begun)?)
-            && inside.set_label(wish.path, wish.label)?
+    for relabel in &relabels {
+        // A label that the base's owner set on purpose stays.
+        if (relabel.unlabelled || inside.changed_since(relabel.path, begun)?)
+            && inside.set_label(relabel.path, relabel.label)?
         {
-            labelled.push(wish.path.to_owned());
+            labelled.push(relabel.path.to_owned());
         }
     }
     verify(runner, inside, setfiles, &policy, &labelled).await?;
@@ -85,7 +86,7 @@ pub async fn label(runner: &Runner<'_>, inside: &Inside, wish: Selinux, begun: S
     Ok(())
 }
 
-/// Some of the files, and some that an instance cannot do without, as setfiles sees them now.
+/// Checks some of the files, and some that an instance cannot do without, with setfiles.
 async fn verify(
     runner: &Runner<'_>,
     inside: &Inside,
@@ -100,23 +101,26 @@ async fn verify(
             sample.push(path.to_owned());
         }
     }
-    let wrong =
-        |path: &str, why: &str| Kind::Step.failure(format!("the SELinux label of {path} {why}")).hint(LATER);
+    let mislabelled = |path: &str, why: &str| {
+        Kind::Step.failure(format!("the SELinux label of {path} {why}")).hint(AUTORELABEL_HINT)
+    };
     for path in &sample {
         if inside.label(path)?.is_none() {
-            return Err(wrong(path, "is missing after the image's setfiles was asked for it").into());
+            return Err(mislabelled(path, "is missing after labelling").into());
         }
     }
-    let output = runner.ask(&call(runner, setfiles, policy, &sample)).await?;
-    // Of the others, the base's owner may have labelled one otherwise.
-    let wishes = output.lines().filter_map(parse);
-    match wishes.into_iter().find(|wish| labelled.iter().any(|path| path == wish.path)) {
-        Some(wish) => Err(wrong(wish.path, &format!("did not become {}", wish.label)).into()),
+    let output = runner.ask(&setfiles_command(runner, setfiles, policy, &sample)).await?;
+    // The base's owner may have labelled one of the others differently.
+    let relabels = output.lines().filter_map(parse);
+    match relabels.into_iter().find(|relabel| labelled.iter().any(|path| path == relabel.path)) {
+        Some(relabel) => {
+            Err(mislabelled(relabel.path, &format!("is not {} after labelling", relabel.label)).into())
+        }
         None => Ok(()),
     }
 }
 
-fn policy(inside: &Inside) -> Result<Option<Policy>> {
+fn read_policy(inside: &Inside) -> Result<Option<Policy>> {
     let (mode, kind) = settings(&text(inside, CONFIG));
     let contexts = format!("/etc/selinux/{kind}/contexts/files/file_contexts");
     if !["enforcing", "permissive"].contains(&mode.as_str())
@@ -144,10 +148,10 @@ fn settings(config: &str) -> (String, String) {
     (mode, value("SELINUXTYPE").unwrap_or_else(|| "targeted".to_owned()))
 }
 
-/// The image's own, and what is mounted in it and takes labels: setfiles does not go from one to another.
+/// The image's own file system, and those mounted in it that store labels: setfiles does not go from one to another.
 fn file_systems(root: &Path) -> Result<Vec<String>> {
     let mut found = vec!["/".to_owned()];
-    let root = root.canonicalize().context("looking for the image's mount point")?;
+    let root = root.canonicalize().context("resolving the image's mount point")?;
     for entry in table::of_this_thread()? {
         let below =
             entry.path.strip_prefix(&root).ok().and_then(Path::to_str).filter(|below| !below.is_empty());
@@ -161,7 +165,7 @@ fn file_systems(root: &Path) -> Result<Vec<String>> {
     Ok(found)
 }
 
-fn find(inside: &Inside) -> Result<Option<&'static str>> {
+fn find_setfiles(inside: &Inside) -> Result<Option<&'static str>> {
     for path in SETFILES {
         if inside.exists(path)? {
             return Ok(Some(path));
@@ -170,8 +174,8 @@ fn find(inside: &Inside) -> Result<Option<&'static str>> {
     Ok(None)
 }
 
-/// `-n`: changes nothing. `-m`: looks at files although the kernel says of no mount that it takes labels.
-fn call<'a>(runner: &Runner<'a>, setfiles: &str, policy: &Policy, paths: &[String]) -> Call<'a> {
+/// `-n` changes nothing. `-m` includes files although the kernel reports no mount with support for labels.
+fn setfiles_command<'a>(runner: &Runner<'a>, setfiles: &str, policy: &Policy, paths: &[String]) -> Call<'a> {
     let mut argv: Vec<String> = [setfiles, "-n", "-v", "-m"].map(str::to_owned).to_vec();
     let mut add = |option: &str, value: &str| argv.extend([option.to_owned(), value.to_owned()]);
     EXCLUDED.iter().for_each(|path| add("-e", path));
@@ -181,11 +185,11 @@ fn call<'a>(runner: &Runner<'a>, setfiles: &str, policy: &Policy, paths: &[Strin
     argv.push(policy.contexts.clone());
     argv.extend(paths.iter().cloned());
     Call {
-        why: "asking for the SELinux labels of the image's files".to_owned(),
+        why: "listing the SELinux labels of the image's files".to_owned(),
         name: "setfiles".to_owned(),
         argv,
         timeout: TIMEOUT,
-        // What a plan puts over files is not the image's.
+        // What a plan mounts over files is not part of the image.
         shims: Vec::new(),
         binds: Vec::new(),
         ..Call::of_the_plan(runner)
@@ -193,12 +197,12 @@ fn call<'a>(runner: &Runner<'a>, setfiles: &str, policy: &Policy, paths: &[Strin
 }
 
 /// `Would relabel /etc/passwd from (null) to system_u:object_r:etc_t:s0`
-fn parse(line: &str) -> Option<BakeOptions<'_>> {
+fn parse(line: &str) -> Option<Relabel<'_>> {
     let (rest, label) = line.strip_prefix("Would relabel ")?.rsplit_once(" to ")?;
     let (path, old) = rest.rsplit_once(" from ")?;
     let is_label = label.split(':').count() >= 3 && label.bytes().all(|b| b.is_ascii_graphic());
-    let bare = ["(null)", "<no context>"].contains(&old);
-    (path.starts_with('/') && is_label).then_some(BakeOptions { path, bare, label })
+    let unlabelled = ["(null)", "<no context>"].contains(&old);
+    (path.starts_with('/') && is_label).then_some(Relabel { path, unlabelled, label })
 }
 
 #[cfg(test)]
@@ -206,7 +210,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn setfiles_words() {
+    fn lines_of_setfiles_are_parsed() {
         let label = "system_u:object_r:etc_t:s0";
         for (said, found) in [
             ("/etc/passwd from (null) to", Some(("/etc/passwd", true))),
@@ -215,7 +219,11 @@ mod tests {
             ("etc from (null) to", None),
         ] {
             let line = format!("Would relabel {said} {label}");
-            assert_eq!(parse(&line), found.map(|(path, bare)| BakeOptions { path, bare, label }), "{said}");
+            assert_eq!(
+                parse(&line),
+                found.map(|(path, unlabelled)| Relabel { path, unlabelled, label }),
+                "{said}"
+            );
         }
         for line in ["", "setfiles: x", "Would relabel /x from (null) to y", "Would relabel /x"] {
             assert_eq!(parse(line), None, "{line}");

@@ -1,21 +1,21 @@
-//! The few requests to block devices and file systems that have no wrapper elsewhere.
+//! The ioctls of block devices and file systems that have no wrapper elsewhere.
 
 use rustix::io::Errno;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 mod raw {
     #![allow(unsafe_code, clippy::undocumented_unsafe_blocks)]
-    use super::{FsGrow, Partition, Trim};
+    use super::{FsGrow, PartitionRequest, TrimRange};
     nix::ioctl_read!(size, 0x12, 114, u64);
-    nix::ioctl_write_ptr_bad!(partition, 0x1269, Partition);
-    nix::ioctl_readwrite!(trim, b'X', 121, Trim);
+    nix::ioctl_write_ptr_bad!(partition, 0x1269, PartitionRequest);
+    nix::ioctl_readwrite!(trim, b'X', 121, TrimRange);
     nix::ioctl_write_ptr!(ext4_resize, b'f', 16, u64);
     nix::ioctl_write_ptr!(xfs_grow, b'X', 110, FsGrow);
 }
 
 /// `struct blkpg_ioctl_arg`.
 #[repr(C)]
-pub struct Partition {
+pub struct PartitionRequest {
     op: i32,
     flags: i32,
     length: i32,
@@ -33,7 +33,7 @@ struct PartitionData {
 
 /// `struct fstrim_range`.
 #[repr(C)]
-pub struct Trim {
+pub struct TrimRange {
     start: u64,
     length: u64,
     minimum: u64,
@@ -46,6 +46,7 @@ pub struct FsGrow {
     inode_percent: u32,
 }
 
+/// What to do with a partition in the kernel's table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
     Add = 1,
@@ -61,7 +62,7 @@ pub fn size(device: BorrowedFd<'_>) -> Result<u64, Errno> {
     Ok(bytes)
 }
 
-/// Tells the kernel of a partition, in bytes. Nothing is written to the disk.
+/// Announces a partition to the kernel; `start` and `length` are in bytes. Nothing is written to the disk.
 #[allow(unsafe_code)]
 pub fn partition(
     disk: BorrowedFd<'_>,
@@ -74,15 +75,15 @@ pub fn partition(
     let number = i32::try_from(number).map_err(|_| Errno::OVERFLOW)?;
     let data = PartitionData { start: signed(start)?, length: signed(length)?, number, names: [0; 128] };
     let length = std::mem::size_of::<PartitionData>() as i32;
-    let argument = Partition { op: change as i32, flags: 0, length, data: &raw const data };
-    // SAFETY: BLKPG reads both structs, which outlive the call and are laid out as the kernel's are.
+    let argument = PartitionRequest { op: change as i32, flags: 0, length, data: &raw const data };
+    // SAFETY: BLKPG reads both structs, which outlive the call and have the layout of the kernel's.
     errno(unsafe { raw::partition(disk.as_raw_fd(), &raw const argument) })
 }
 
-/// Discards the free space of the file system that holds this open directory, and answers how many bytes.
+/// Discards the free space of the file system that holds this open directory. Returns how many bytes.
 #[allow(unsafe_code)]
 pub fn trim(dir: BorrowedFd<'_>) -> Result<u64, Errno> {
-    let mut range = Trim { start: 0, length: u64::MAX, minimum: 0 };
+    let mut range = TrimRange { start: 0, length: u64::MAX, minimum: 0 };
     // SAFETY: FITRIM reads and writes one fstrim_range, which outlives the call.
     errno(unsafe { raw::trim(dir.as_raw_fd(), &raw mut range) })?;
     Ok(range.length)
@@ -108,6 +109,6 @@ pub fn sector(device: impl AsFd) -> Result<u64, Errno> {
     rustix::fs::ioctl_blksszget(device).map(u64::from)
 }
 
-fn errno(done: nix::Result<libc::c_int>) -> Result<(), Errno> {
-    done.map(drop).map_err(|error| Errno::from_raw_os_error(error as i32))
+fn errno(result: nix::Result<libc::c_int>) -> Result<(), Errno> {
+    result.map(drop).map_err(|error| Errno::from_raw_os_error(error as i32))
 }

@@ -1,11 +1,11 @@
-//! The rights that remain to root in a step.
+//! The capabilities that root has in a step.
 
 use anyhow::{Context, Result};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use std::io;
 
 /// What package managers and their scripts need: owners and modes, becoming another user, chroot, low ports.
-/// Not among them: `SYS_ADMIN` (takes covers off), `MKNOD` (host disks), `NET_*`, `SYS_PTRACE`, `DAC_READ_SEARCH`.
+/// Excluded: `SYS_ADMIN` (removes covers), `MKNOD` (the host's disks), `NET_*`, `SYS_PTRACE`, `DAC_READ_SEARCH`.
 pub const ALLOWED: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::FOWNER)
@@ -19,16 +19,16 @@ pub const ALLOWED: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::NET_BIND_SERVICE)
     .union(CapabilitySet::AUDIT_WRITE);
 
-/// What it takes to become another user, and to give up the rest.
+/// What a process needs to become another user and to give up its other capabilities.
 pub const BECOMING: CapabilitySet = CapabilitySet::SETGID.union(CapabilitySet::SETUID);
 pub const NONE: CapabilitySet = CapabilitySet::empty();
 
-/// For this process and all that it starts, for good.
+/// Reduces the capabilities of this process and its children to [`ALLOWED`], permanently.
 pub fn reduce() -> Result<()> {
     reduce_to(ALLOWED)
 }
 
-/// The same, to these.
+/// Reduces them to `allowed`.
 pub fn reduce_to(allowed: CapabilitySet) -> Result<()> {
     for capability in 0..64 {
         if allowed.bits() & (1 << capability) == 0 && !drop_from_bounding_set(capability)? {
@@ -43,16 +43,16 @@ pub fn reduce_to(allowed: CapabilitySet) -> Result<()> {
     rustix::thread::set_no_new_privs(true).context("setting no_new_privs")
 }
 
-/// Whether there is such a capability.
+/// Returns whether this kernel has such a capability.
 #[allow(unsafe_code)]
 fn drop_from_bounding_set(capability: libc::c_ulong) -> Result<bool> {
-    // SAFETY: this prctl takes numbers alone.
+    // SAFETY: this prctl takes only numbers.
     if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } == 0 {
         return Ok(true);
     }
     let error = io::Error::last_os_error();
     if error.raw_os_error() == Some(libc::EINVAL) {
-        return Ok(false); // beyond this kernel's last
+        return Ok(false); // beyond this kernel's last capability
     }
     Err(error).with_context(|| format!("dropping capability {capability} from the bounding set"))
 }

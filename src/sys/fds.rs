@@ -16,8 +16,8 @@ pub(crate) fn close_from(first: i32) -> Result<()> {
     Ok(())
 }
 
-/// Opens something of this machine that has to lie in a directory, whose path is canonical. What was opened is looked
-/// at, not the path: nobody can exchange it afterwards.
+/// Opens something of this machine that has to be in the directory `within`, whose path is canonical. The opened object
+/// is checked, not the path: nobody can exchange it afterwards.
 pub(crate) fn open_within(path: &Path, within: Option<&Path>, flags: OFlags) -> Result<OwnedFd> {
     let opening = || format!("opening {}", path.display());
     let fd = rustix::fs::openat(CWD, path, flags | OFlags::CLOEXEC, Mode::empty());
@@ -28,7 +28,7 @@ pub(crate) fn open_within(path: &Path, within: Option<&Path>, flags: OFlags) -> 
         let (path, real, within) = (path.display(), real.display(), within.display());
         return Err(Kind::Definition
             .failure(format!("{path} leads to {real}, out of the project {within}"))
-            .hint("It did not when the definition was read. Leave it alone while it is baked.")
+            .hint("It did not when the definition was read. Do not change it during the bake.")
             .into());
     }
     Ok(fd)

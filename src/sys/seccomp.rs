@@ -1,9 +1,9 @@
-//! The filter on a step's system calls: a deny-list above the capabilities, and no syncs.
+//! The filter of a step's system calls: a deny-list in addition to the capabilities, and no syncs.
 //!
-//! The kernel's surface that only a container escape wants is refused with EPERM, what programs probe for and can do
-//! without with ENOSYS. Programs of another architecture (i386 on x86_64, x32) get ENOSYS for everything: their
-//! numbers mean other calls. So a package whose script *runs* an i386 program cannot be installed; one that merely
-//! ships it can.
+//! Calls that only a container escape needs fail with EPERM; calls that programs probe for and can do without fail with
+//! ENOSYS. Programs of another architecture (i386 on x86_64, x32) get ENOSYS for everything, because their numbers mean
+//! other calls. So a package whose script *runs* an i386 program cannot be installed, while one that only contains such
+//! a program can.
 
 use anyhow::{Context, Result};
 use libc::{EAFNOSUPPORT, ENOSYS, EPERM, c_long, sock_filter};
@@ -14,9 +14,10 @@ const ARCH: u32 = 0xc000_003e; // AUDIT_ARCH_X86_64
 #[cfg(target_arch = "aarch64")]
 const ARCH: u32 = 0xc000_00b7; // AUDIT_ARCH_AARCH64
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-compile_error!("oven knows the system calls of x86_64 and aarch64 alone");
+compile_error!("oven knows the system calls of x86_64 and aarch64 only");
 
-/// The newest call that was judged: setxattrat and kin (Linux 6.13). What came later answers as an older kernel would.
+/// The newest call that was reviewed: setxattrat and its relatives (Linux 6.13). Later calls fail as on an older
+/// kernel.
 const LAST_KNOWN: u32 = 466;
 /// Where the numbers of x32 begin, a second ABI under the same architecture.
 #[cfg(target_arch = "x86_64")]
@@ -95,16 +96,16 @@ const REFUSED: &[c_long] = &[
     libc::SYS_lookup_dcookie,
 ];
 
-/// Answered as if this kernel had them not: programs have another way.
+/// These fail as if this kernel did not have them: programs have another way.
 const ABSENT: &[c_long] = &[
-    libc::SYS_clone3, // its flags lie in memory, where a filter cannot look; libc falls back to clone
+    libc::SYS_clone3, // its flags lie in memory, which a filter cannot read; libc falls back to clone
     libc::SYS_io_uring_setup,
     libc::SYS_io_uring_enter,
     libc::SYS_io_uring_register,
 ];
 
-/// Answered with success at once: one real sync is made when the root is closed. `msync` stays: it costs only where
-/// it is used, and flushes mappings for other readers.
+/// These succeed at once without an effect: one real sync is made when the root is closed. `msync` is real: it costs
+/// only where it is used, and flushes mappings for other readers.
 const SYNCS: &[c_long] =
     &[libc::SYS_fsync, libc::SYS_fdatasync, libc::SYS_sync, libc::SYS_syncfs, libc::SYS_sync_file_range];
 
@@ -112,13 +113,13 @@ const SYNCS: &[c_long] =
 const TIOCSTI: u32 = 0x5412;
 /// Does the same through the virtual console's selection.
 const TIOCLINUX: u32 = 0x541c;
-/// Gives a terminal another line discipline, which loads a module of the kernel that nobody uses.
+/// Gives a terminal another line discipline, which loads a kernel module that nobody uses.
 const TIOCSETD: u32 = 0x5423;
-/// All requests of loop devices are `0x4C..` (linux/loop.h). Whoever may write to such a disk may set its file's offset,
-/// or keep it bound when everybody is gone.
+/// All requests to loop devices are `0x4C..` (linux/loop.h). A process that may write to such a disk could set its
+/// file's offset, or keep it bound when all users are gone.
 const LOOP: u32 = 0x4c00;
-/// The sockets that there are. Asking for one of another family loads its module, whatever the rights; and AF_VSOCK
-/// reaches the hypervisor's other side, whatever the network namespace is.
+/// The allowed families of sockets. A socket of another family would load its module, whatever the rights; and AF_VSOCK
+/// reaches the hypervisor, whatever the network namespace is.
 const FAMILIES: [i32; 4] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
 
 const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
@@ -163,8 +164,8 @@ impl Filter {
             block.when(JUMP_SET, (NAMESPACES | NEWTIME) as u32, EPERM);
         });
         #[cfg(target_arch = "x86_64")]
-        filter.argument(libc::SYS_mknod, 1, Self::devices);
-        filter.argument(libc::SYS_mknodat, 2, Self::devices);
+        filter.argument(libc::SYS_mknod, 1, Self::refuse_devices);
+        filter.argument(libc::SYS_mknodat, 2, Self::refuse_devices);
         filter.argument(libc::SYS_ioctl, 1, |block| {
             block.when(JUMP_EQUAL, TIOCSTI, EPERM);
             block.when(JUMP_EQUAL, TIOCLINUX, EPERM);
@@ -185,7 +186,7 @@ impl Filter {
         filter
     }
 
-    /// For this thread and all that it starts, for good. Needs no_new_privs or `SYS_ADMIN`.
+    /// Installs the filter for this thread and its children, permanently. Needs no_new_privs or `SYS_ADMIN`.
     #[allow(unsafe_code)]
     pub fn install(&mut self) -> Result<()> {
         let len = u16::try_from(self.0.len()).context("the filter is too long")?;
@@ -199,8 +200,8 @@ impl Filter {
         Ok(())
     }
 
-    /// The kind of node that `mknod` would make, in its mode.
-    fn devices(block: &mut Self) {
+    /// Refuses device nodes, by the type in the mode of `mknod`.
+    fn refuse_devices(block: &mut Self) {
         block.push(AND, 0, 0, libc::S_IFMT);
         block.when(JUMP_EQUAL, libc::S_IFCHR, EPERM);
         block.when(JUMP_EQUAL, libc::S_IFBLK, EPERM);
@@ -223,7 +224,7 @@ impl Filter {
         self.push(jump, 1, 0, value);
         self.answer(libc::SECCOMP_RET_ERRNO | errno as u32);
     }
-    /// Judges a call by one argument; what the block lets through is allowed.
+    /// Decides a call by one argument; what the block does not refuse is allowed.
     fn argument(&mut self, number: c_long, index: u32, judge: impl FnOnce(&mut Self)) {
         let mut block = Self(Vec::new());
         block.load(ARGUMENTS_AT + 8 * index);
@@ -286,7 +287,7 @@ mod tests {
         assert_eq!(judge(&filter, ARCH, libc::SYS_unshare, [libc::CLONE_FS as u64, 0, 0]), ALLOW);
         assert_eq!(judge(&filter, ARCH, libc::SYS_mknodat, [0, 0, u64::from(libc::S_IFIFO | 0o644)]), ALLOW);
         assert_eq!(judge(&filter, ARCH, libc::SYS_ioctl, [0, 0x5401, 0]), ALLOW);
-        // BLKGETSIZE64: the disk's own nodes are for looking at.
+        // BLKGETSIZE64: the disk's own nodes may be read.
         assert_eq!(judge(&filter, ARCH, libc::SYS_ioctl, [0, 0x8008_1272, 0]), ALLOW);
         assert_eq!(judge(&filter, ARCH, libc::SYS_socket, [libc::AF_UNIX as u64, 0, 0]), ALLOW);
     }
@@ -319,7 +320,7 @@ mod tests {
                 errno(EPERM)
             );
         }
-        // The kernel looks at the low half of a request alone, and so does the filter.
+        // The kernel uses only the low half of a request, and so does the filter.
         for request in [0x5412, 0x1_0000_5412, 0x541c, 0x5423, 0x4c00, 0x4c04, 0x4c0a, 0x4c82] {
             assert_eq!(judge(&filter, ARCH, libc::SYS_ioctl, [0, request, 0]), errno(EPERM));
         }

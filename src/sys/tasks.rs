@@ -1,4 +1,4 @@
-//! Work that blocks in the kernel, off the one thread that everything else runs on.
+//! Runs work that blocks in the kernel on a thread of its own, as everything else shares one thread.
 
 use crate::error::Kind;
 use anyhow::Result;
@@ -7,26 +7,26 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use tokio::sync::oneshot;
 
-/// Waits for its thread, so that nothing of cancelled work goes on while things are cleaned up.
-struct Joined(Option<JoinHandle<()>>);
+/// Joins its thread when it is dropped, so that cancelled work has ended before things are cleaned up.
+struct JoinOnDrop(Option<JoinHandle<()>>);
 
-impl Joined {
+impl JoinOnDrop {
     fn join(&mut self) -> std::thread::Result<()> {
         self.0.take().map_or(Ok(()), JoinHandle::join)
     }
 }
-impl Drop for Joined {
+impl Drop for JoinOnDrop {
     fn drop(&mut self) {
         _ = self.join();
     }
 }
 
-/// Runs `work` on a thread of its own, in the namespaces of this one. Dropping the future waits until it is done: a
-/// mount or a sync cannot be called off half-way.
+/// Runs `work` on a thread of its own, in the namespaces of this one. Dropping the future waits until the work is done:
+/// a mount or a sync cannot be cancelled half-way.
 pub async fn run_to_end<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     let (send, receive) = oneshot::channel();
     let thread = std::thread::spawn(move || _ = send.send(work()));
-    let mut thread = Joined(Some(thread));
+    let mut thread = JoinOnDrop(Some(thread));
     match receive.await {
         Ok(done) => done,
         Err(_) => match thread.join() {
@@ -78,7 +78,7 @@ mod tests {
     use std::time::Duration;
 
     #[tokio::test]
-    async fn answers_and_is_waited_for_when_dropped() {
+    async fn the_result_is_returned_and_dropping_waits_for_the_work() {
         assert_eq!(run_to_end(|| 7).await, 7);
         let done = Arc::new(AtomicBool::new(false));
         let (go, wait) = mpsc::channel::<()>();

@@ -12,7 +12,6 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// The prefix of named temporary files, for file systems without O_TMPFILE.
-/// The prefix of named temporary files, for file systems without O_TMPFILE.
 pub const TEMP_PREFIX: &str = ".copy-";
 
 /// A file that vanishes unless it is given a name, also if this process is killed.

@@ -80,7 +80,7 @@ fn what_a_step_wants_done_before_it_is_tried_again() {
         })
     };
     let baked = clearing("false");
-    assert!(baked.log.contains("clearing up before it is tried again: false failed"), "{}", baked.log);
+    assert!(baked.log.contains("cleaning up before a retry: false failed"), "{}", baked.log);
     assert_eq!(baked.failure().0, STEP);
     clearing("touch").facts();
 }

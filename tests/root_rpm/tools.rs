@@ -22,7 +22,7 @@ fn it_comes_and_goes() {
             "{more}{PLAYBOOK}[[test]]\ncommand = [\"test\", \"!\", \"-e\", \"/usr/bin/ansible-playbook\"]\n"
         ));
         let baked = ground.bake();
-        assert!(baked.log.contains("for this bake alone: 3 packages"), "{}", baked.log);
+        assert!(baked.log.contains("installed for this bake only: 3 packages"), "{}", baked.log);
         let wanted = if more.is_empty() { "" } else { "conf\t1.1-1\tnoarch\n" };
         assert_eq!(baked.facts()["packages"], format!("{wanted}platform\t9-1\tnoarch\n"));
         let played = ground.read("etc/played");
@@ -38,7 +38,11 @@ fn what_was_installed_meanwhile_stays_with_what_it_needs() {
     let ground = ground("dnf -y install app\n");
     ground.define(&format!("{PLAYBOOK}network = true\n"));
     let baked = ground.bake();
-    assert!(baked.log.contains("what was installed since needs them: `lib`, `pyth`"), "{}", baked.log);
+    assert!(
+        baked.log.contains("because packages that were installed since need them: `lib`, `pyth`"),
+        "{}",
+        baked.log
+    );
     let packages = "app\t1.0-1\tnoarch\nlib\t1.1-1\tnoarch\nplatform\t9-1\tnoarch\npyth\t1:1.0-1\tnoarch\n";
     assert_eq!(baked.facts()["packages"], packages);
 }
@@ -50,7 +54,7 @@ fn what_was_there_before_stays_as_it_was() {
     ground.base_has(&file("lib", "1.0", "noarch"));
     ground.define(PLAYBOOK);
     let baked = ground.bake();
-    assert!(baked.log.contains("for this bake alone: 2 packages"), "{}", baked.log);
+    assert!(baked.log.contains("installed for this bake only: 2 packages"), "{}", baked.log);
     assert_eq!(baked.facts()["packages"], "lib\t1.0-1\tnoarch\nplatform\t9-1\tnoarch\n");
 }
 

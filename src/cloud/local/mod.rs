@@ -366,7 +366,8 @@ impl Cloud for Region {
         let Some(holder) = holder.map(|image| self.describe(image)) else { return Ok(None) };
         let id = holder.id.clone();
         if !super::name_conflict::is_replaceable(&holder) {
-            let text = format!("{id}, which has the name {name}, is not a failed image of oven: it is not replaced");
+            let text =
+                format!("{id}, which has the name {name}, is not a failed image of oven: it is not replaced");
             return Err(Kind::Cloud.error(text));
         }
         let replace = move |region: &Locked| {

@@ -94,7 +94,7 @@ impl TrimmingByte {
     /// `file` is the disk's block map.
     pub fn of(file: File) -> Arc<dyn Trimming> {
         Arc::new(Self(file))
-}
+    }
 }
 
 impl Trimming for TrimmingByte {

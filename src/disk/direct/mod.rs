@@ -319,7 +319,8 @@ impl<B: Blocks + 'static> Disks for Direct<B> {
 
     async fn forget(&self, run: &RunId) -> Result<()> {
         // Both are tried: a failure to remove one does not keep the other from being removed.
-        let (disk, snapshots) = (preserved_disk::forget(&self.state, run), self.blocks.ensure_no_snapshots(run).await);
+        let (disk, snapshots) =
+            (preserved_disk::forget(&self.state, run), self.blocks.ensure_no_snapshots(run).await);
         disk.and(snapshots).with_context(|| format!("removing the leftovers of run {run}"))
     }
 }

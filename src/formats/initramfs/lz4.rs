@@ -1,13 +1,13 @@
-//! LZ4 as kernels have it: the legacy frame, of blocks of 8 MiB.
+//! LZ4 as the kernel uses it: the legacy frame with blocks of 8 MiB.
 
 use std::io::{self, Read};
 
 const BLOCK_MAX: usize = 8 << 20;
-/// A block that cannot be compressed grows by a 255th, and a little.
+/// An incompressible block grows by a 255th and a few bytes.
 const PACKED_MAX: u32 = (BLOCK_MAX + BLOCK_MAX / 255 + 16) as u32;
 const MAGIC: u32 = 0x184c_2102;
 
-/// What is unpacked. It reads to the source's end, or to the first word that cannot be a block's length.
+/// Unpacks a legacy frame. It reads to the source's end, or to the first word that cannot be a block's length.
 pub struct Legacy<R> {
     source: R,
     block: Vec<u8>,
@@ -20,8 +20,8 @@ impl<R: Read> Legacy<R> {
         Self { source, block: Vec::new(), at: 0, ended: false }
     }
 
-    /// `false`: there is none.
-    fn next(&mut self) -> io::Result<bool> {
+    /// Reads the next block. `false`: there is none.
+    fn next_block(&mut self) -> io::Result<bool> {
         let mut length = [0; 4];
         loop {
             if self.ended || self.source.read(&mut length[..1])? == 0 {
@@ -39,7 +39,7 @@ impl<R: Read> Legacy<R> {
                     self.at = 0;
                     return Ok(true);
                 }
-                // Zeros, and then another archive.
+                // Zeros before another archive.
                 _ => self.ended = true,
             }
         }
@@ -49,7 +49,7 @@ impl<R: Read> Legacy<R> {
 impl<R: Read> Read for Legacy<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while self.at == self.block.len() {
-            if !self.next()? {
+            if !self.next_block()? {
                 return Ok(0);
             }
         }
@@ -60,7 +60,7 @@ impl<R: Read> Read for Legacy<R> {
     }
 }
 
-/// A block: runs of literals, each followed by a copy of what was there before. `None`: damaged.
+/// Unpacks a block: runs of literals, each followed by a copy of earlier output. `None`: it is damaged.
 fn unpack(packed: &[u8]) -> Option<Vec<u8>> {
     let mut out = Vec::new();
     let mut rest = packed;
@@ -94,7 +94,7 @@ fn unpack(packed: &[u8]) -> Option<Vec<u8>> {
         if out.len() + copied > BLOCK_MAX {
             return None;
         }
-        // It may reach into what it writes.
+        // The copy may overlap its own output.
         for at in from..from + copied {
             out.push(out[at]);
         }
@@ -105,7 +105,7 @@ fn unpack(packed: &[u8]) -> Option<Vec<u8>> {
 pub mod tests {
     use super::*;
 
-    /// Packed without finding anything that repeats.
+    /// Packs bytes without any copies.
     pub fn legacy(bytes: &[u8]) -> Vec<u8> {
         let mut out = MAGIC.to_le_bytes().to_vec();
         for block in bytes.chunks(BLOCK_MAX) {

@@ -1,5 +1,5 @@
-//! The names of the files in an initramfs, as the kernel unpacks it: archives (cpio, newc) one after the other, each
-//! as it is or compressed. Written for files that lie; nothing is unpacked.
+//! Lists the files in an initramfs, as the kernel unpacks it: archives (cpio, newc) one after the other, each of them
+//! plain or compressed. The file is not trusted, and nothing is unpacked to disk.
 
 pub mod lz4;
 
@@ -7,60 +7,61 @@ use anyhow::{Context, Result, ensure};
 use std::io::{BufRead, BufReader, Read};
 use std::ops::ControlFlow::{self, Break, Continue};
 
-/// Firmware and all modules of a kernel that is no cloud's take some 400 MiB.
+/// Upper bound for what is unpacked. Firmware and all modules of a kernel that is not made for clouds take some 400
+/// MiB.
 const UNPACKED_MAX: u64 = 4 << 30;
 /// PATH_MAX, as the kernel has it.
 const NAME_MAX: u64 = 4096;
 const HEADER: usize = 110;
-/// An archive in a compressed one is what a kernel takes; no deeper.
+/// The kernel takes an archive in a compressed archive, but nothing deeper.
 const DEPTH_MAX: u32 = 1;
-/// The memory that xz may ask for: its strongest preset takes 65 MiB.
+/// The memory that xz may use: its strongest preset takes 65 MiB.
 const MEMORY_MAX: u64 = 256 << 20;
 
 /// Calls `see` with each name, without a leading `/` or `./`, until it breaks.
 ///
-/// Errors: [`Unknown`] where it is compressed by something that is not known here; else the file is damaged.
+/// Errors: [`Unknown`] if the compression is not supported; otherwise the file is damaged.
 pub fn names(file: impl Read, see: &mut dyn FnMut(&[u8]) -> ControlFlow<()>) -> Result<()> {
-    let mut left = UNPACKED_MAX;
+    let mut remaining = UNPACKED_MAX;
     let mut found = false;
     let mut see = |name: &[u8]| {
         found = true;
         see(name)
     };
-    _ = archives(&mut Source::new(file), 0, &mut left, &mut see)?;
+    _ = list_archives(&mut Source::new(file), 0, &mut remaining, &mut see)?;
     ensure!(found, "there is no archive in it");
     Ok(())
 }
 
-/// What cannot be read here.
+/// A format that is not supported.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unknown(pub &'static str);
 impl std::fmt::Display for Unknown {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}, which cannot be read here", self.0)
+        write!(f, "{}, which oven cannot read", self.0)
     }
 }
 impl std::error::Error for Unknown {}
 
-/// A reader that looks ahead.
+/// A reader with lookahead.
 struct Source<R> {
     inner: BufReader<R>,
-    /// Looked at, and not yet read.
-    ahead: Vec<u8>,
+    /// Peeked at, and not yet read.
+    peeked: Vec<u8>,
 }
 
 impl<R: Read> Source<R> {
     fn new(inner: R) -> Self {
-        Self { inner: BufReader::with_capacity(1 << 16, inner), ahead: Vec::new() }
+        Self { inner: BufReader::with_capacity(1 << 16, inner), peeked: Vec::new() }
     }
 
     /// The next bytes, or fewer at the end.
     fn peek(&mut self, length: usize) -> Result<&[u8]> {
-        if let Some(missing) = length.checked_sub(self.ahead.len()) {
+        if let Some(missing) = length.checked_sub(self.peeked.len()) {
             let mut next = (&mut self.inner).take(missing as u64);
-            next.read_to_end(&mut self.ahead).context("reading it")?;
+            next.read_to_end(&mut self.peeked).context("reading it")?;
         }
-        Ok(&self.ahead[..length.min(self.ahead.len())])
+        Ok(&self.peeked[..length.min(self.peeked.len())])
     }
 
     fn skip(&mut self, length: u64) -> Result<()> {
@@ -85,22 +86,22 @@ impl<R: Read> Read for Source<R> {
 }
 impl<R: Read> BufRead for Source<R> {
     fn fill_buf(&mut self) -> std::io::Result<&[u8]> {
-        if self.ahead.is_empty() { self.inner.fill_buf() } else { Ok(&self.ahead) }
+        if self.peeked.is_empty() { self.inner.fill_buf() } else { Ok(&self.peeked) }
     }
 
     fn consume(&mut self, amount: usize) {
-        if self.ahead.is_empty() {
+        if self.peeked.is_empty() {
             self.inner.consume(amount);
         } else {
-            self.ahead.drain(..amount);
+            self.peeked.drain(..amount);
         }
     }
 }
 
-fn archives(
+fn list_archives(
     source: &mut Source<impl Read>,
     depth: u32,
-    left: &mut u64,
+    remaining: &mut u64,
     see: &mut dyn FnMut(&[u8]) -> ControlFlow<()>,
 ) -> Result<ControlFlow<()>> {
     for number in 0.. {
@@ -118,14 +119,14 @@ fn archives(
         }
         let start = source.peek(6)?.to_vec();
         if start.starts_with(b"07070") {
-            if archive(source, left, see)?.is_break() {
+            if list_archive(source, remaining, see)?.is_break() {
                 return Ok(Break(()));
             }
             continue;
         }
-        ensure!(depth < DEPTH_MAX, "what is unpacked is no archive");
-        match unpacked(&start, source, left, see) {
-            // A signature, or a configuration (bootconfig): the kernel keeps what it has so far.
+        ensure!(depth < DEPTH_MAX, "the unpacked data is not an archive");
+        match list_compressed(&start, source, remaining, see) {
+            // A signature, or a configuration (bootconfig): the kernel uses what it has unpacked so far.
             Err(error) if number > 0 && error.is::<Unknown>() => break,
             other => {
                 if other?.is_break() {
@@ -137,10 +138,10 @@ fn archives(
     Ok(Continue(()))
 }
 
-fn unpacked<R: Read>(
+fn list_compressed<R: Read>(
     start: &[u8],
     source: &mut Source<R>,
-    left: &mut u64,
+    remaining: &mut u64,
     see: &mut dyn FnMut(&[u8]) -> ControlFlow<()>,
 ) -> Result<ControlFlow<()>> {
     use liblzma::stream::Stream;
@@ -164,14 +165,14 @@ fn unpacked<R: Read>(
         [0x89, b'L', b'Z', b'O', ..] => return Err(Unknown("compressed by lzop").into()),
         _ => return Err(Unknown("neither an archive nor compressed by anything known").into()),
     };
-    let limit = *left;
-    archives(&mut Source::new(inner.take(limit)), 1, left, see)
+    let limit = *remaining;
+    list_archives(&mut Source::new(inner.take(limit)), 1, remaining, see)
 }
 
-/// One archive, up to its trailer.
-fn archive(
+/// Lists one archive, up to its trailer.
+fn list_archive(
     source: &mut Source<impl Read>,
-    left: &mut u64,
+    remaining: &mut u64,
     see: &mut dyn FnMut(&[u8]) -> ControlFlow<()>,
 ) -> Result<ControlFlow<()>> {
     loop {
@@ -188,11 +189,11 @@ fn archive(
         ensure!((1..=NAME_MAX).contains(&length), "it is damaged: a name of {length} bytes");
         let mut name = source.bytes(length as usize)?;
         name.pop();
-        // Names and files end at multiples of four, the header's 110 bytes counted.
+        // Names and files are padded to multiples of four, counting the header's 110 bytes.
         let padding = |length: u64| (4 - length % 4) % 4;
         let name_padding = padding(HEADER as u64 + length);
         let whole = HEADER as u64 + length + name_padding + size + padding(size);
-        *left = left.checked_sub(whole).context("it is larger than any that a machine could take")?;
+        *remaining = remaining.checked_sub(whole).context("it is larger than any machine could unpack")?;
         source.skip(name_padding)?;
         if name == b"TRAILER!!!" {
             return Ok(Continue(()));
@@ -202,7 +203,7 @@ fn archive(
             return Ok(Break(()));
         }
         source.skip(size)?;
-        // The last file may come without.
+        // The last file may come without padding.
         let rest = source.peek(padding(size) as usize)?.len();
         source.skip(rest as u64)?;
     }
@@ -297,7 +298,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn it_ends_where_it_is_told_to() {
+    fn listing_ends_when_the_callback_breaks() {
         let mut seen = 0;
         let broken = [&gzip(&modules())[..], b"garbage"].concat();
         names(&broken[..], &mut |_| {
@@ -309,15 +310,15 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_is_none_is_told() {
+    fn files_that_are_no_initramfs_are_errors() {
         for (bytes, why) in [
             (&b""[..], "no archive"),
             (&[0; 512], "no archive"),
             (b"BZh91AY", "bzip2"),
             (b"\x89LZO\0\r", "lzop"),
             (b"#!/bin/sh\n", "neither"),
-            (&gzip(b"#!/bin/sh\n"), "no archive"),
-            (&gzip(&gzip(b"x")), "no archive"),
+            (&gzip(b"#!/bin/sh\n"), "not an archive"),
+            (&gzip(&gzip(b"x")), "not an archive"),
             (&modules()[..3000], "ends in the middle"),
             (&modules()[..50], "ends in the middle"),
         ] {

@@ -1,16 +1,16 @@
-//! The GUID partition table (UEFI specification, chapter 5.3): read, and grown.
+//! The GUID partition table (UEFI specification, chapter 5.3): reading and growing it.
 
 use super::{Damaged, Partition, ReadAt, Scheme, Table, Type, le32, le64};
 
 const SIGNATURE: &[u8; 8] = b"EFI PART";
-/// The fields of a header, of which the specification says that more may follow.
+/// The length of the fields of a header. The specification allows more fields after them.
 const HEADER_LEN: usize = 92;
-/// 128 entries of 128 bytes are common; nobody has 64 times as many.
+/// Upper bound for the entries in bytes: 128 entries of 128 bytes are common, and nobody has 64 times as many.
 const ENTRIES_MAX: u64 = 1 << 20;
 
-/// A header whose checksum and place are right.
+/// A header with the right checksum, at the right place.
 struct Header {
-    /// The sector that it fills.
+    /// The whole sector of the header.
     raw: Vec<u8>,
     alternate: u64,
     first_usable: u64,
@@ -20,7 +20,7 @@ struct Header {
     entries: Vec<u8>,
 }
 
-/// The primary copy, or the backup with a warning.
+/// Reads the primary copy, or the backup with a warning.
 pub fn read(disk: &(impl ReadAt + ?Sized), sector: u64) -> Result<Table, Damaged> {
     let why = match primary(disk, sector) {
         Ok(table) => return Ok(table),
@@ -38,7 +38,7 @@ pub fn read(disk: &(impl ReadAt + ?Sized), sector: u64) -> Result<Table, Damaged
     }
 }
 
-/// The primary copy alone.
+/// Reads the primary copy only.
 pub fn primary(disk: &(impl ReadAt + ?Sized), sector: u64) -> Result<Table, Damaged> {
     table(&header(disk, sector, 1)?, sector)
 }
@@ -62,14 +62,14 @@ fn header(disk: &(impl ReadAt + ?Sized), sector: u64, lba: u64) -> Result<Header
     // Both factors are below 2^32: no overflow.
     let entries_len = count * entry_size;
     if le64(&raw, 24) != lba || entry_size < 128 || !entry_size.is_power_of_two() {
-        return damaged("the header is not where it says, or its entries have no legal size");
+        return damaged("the header is not at the place that it states, or its entries have an illegal size");
     }
     if entries_len == 0 || entries_len > ENTRIES_MAX || first_usable > last_usable || last_usable >= sectors {
         return damaged("the header's numbers do not fit the disk");
     }
     let entries = entries_lba.checked_mul(sector).filter(|_| entries_lba > 0 && entries_lba < sectors);
     let Some(Ok(entries)) = entries.map(|offset| disk.bytes(offset, entries_len as usize)) else {
-        return damaged("the entries are behind the disk");
+        return damaged("the entries are beyond the disk");
     };
     if sum(&[&entries]) != le32(&raw, 88) {
         return damaged("the entries' checksum is wrong");
@@ -88,7 +88,7 @@ fn table(header: &Header, sector: u64) -> Result<Table, Damaged> {
         let number = index as u32 + 1;
         let (first, last) = (le64(entry, 32), le64(entry, 40));
         if first < header.first_usable || last < first || last > header.last_usable {
-            return Err(Damaged(format!("partition {number} lies outside of what the table may use")));
+            return Err(Damaged(format!("partition {number} is outside of the table's usable space")));
         }
         // Below last_usable, which is below the number of sectors: no overflow.
         partitions.push(Partition {
@@ -103,9 +103,8 @@ fn table(header: &Header, sector: u64) -> Result<Table, Damaged> {
     Ok(Table { scheme: Scheme::Gpt, partitions, warnings: Vec::new() })
 }
 
-/// What to write, in this order, so that a partition reaches to the end of a disk which is larger than its table
-/// knows: the new backup, then the primary, the protective MBR, and zeros over the old backup. `None` if there is
-/// nothing to gain.
+/// The writes, in this order, that extend a partition to the end of a disk which is larger than its table says: the new
+/// backup, then the primary, the protective MBR, and zeros over the old backup. `None` if it cannot become larger.
 pub fn grow(disk: &(impl ReadAt + ?Sized), sector: u64, number: u32) -> Result<Option<Growth>, Damaged> {
     let old = header(disk, sector, 1)?;
     let partitions = table(&old, sector)?.partitions;
@@ -113,23 +112,20 @@ pub fn grow(disk: &(impl ReadAt + ?Sized), sector: u64, number: u32) -> Result<O
     let root = root.ok_or_else(|| Damaged(format!("there is no partition {number}")))?;
     let last = disk.size() / sector - 1;
     let array = (old.entries.len() as u64).div_ceil(sector);
-    // Ends where a MiB does, as every partitioning tool aligns.
+    // It ends at a multiple of a MiB, as every partitioning tool aligns.
     let align = (1 << 20) / sector;
     let end = (last - array) / align * align;
     if last <= old.alternate || partitions.iter().any(|p| end * sector <= p.end()) {
         return Ok(None);
     }
-    if let Some(behind) = partitions.iter().find(|p| p.start >= root.end()) {
-        return Err(Damaged(format!(
-            "partition {number} cannot grow: partition {} is behind it",
-            behind.number
-        )));
+    if let Some(next) = partitions.iter().find(|p| p.start >= root.end()) {
+        return Err(Damaged(format!("partition {number} cannot grow: partition {} follows it", next.number)));
     }
 
     let mut entries = old.entries.clone();
     let at = (number as usize - 1) * old.entry_size;
     entries[at + 40..at + 48].copy_from_slice(&(end - 1).to_le_bytes());
-    let sealed = |my: u64, other: u64, entries_lba: u64| {
+    let header_sector = |my: u64, other: u64, entries_lba: u64| {
         let mut raw = old.raw.clone();
         raw[24..32].copy_from_slice(&my.to_le_bytes());
         raw[32..40].copy_from_slice(&other.to_le_bytes());
@@ -143,9 +139,9 @@ pub fn grow(disk: &(impl ReadAt + ?Sized), sector: u64, number: u32) -> Result<O
     };
     let mut writes = vec![
         Write { offset: (last - array) * sector, bytes: entries.clone() },
-        Write { offset: last * sector, bytes: sealed(last, 1, last - array) },
+        Write { offset: last * sector, bytes: header_sector(last, 1, last - array) },
         Write { offset: old.entries_lba * sector, bytes: entries.clone() },
-        Write { offset: sector, bytes: sealed(1, last, old.entries_lba) },
+        Write { offset: sector, bytes: header_sector(1, last, old.entries_lba) },
     ];
     let protective = disk.bytes(446, 64).map_err(|e| Damaged(e.to_string()))?;
     if let Some(index) = protective.chunks_exact(16).position(|entry| entry[4] == 0xee) {
@@ -159,7 +155,7 @@ pub fn grow(disk: &(impl ReadAt + ?Sized), sector: u64, number: u32) -> Result<O
     Ok(Some(Growth { writes, size: end * sector - root.start }))
 }
 
-/// A larger partition, and what makes it so.
+/// A larger partition, and the writes that make it so.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Growth {
     pub writes: Vec<Write>,
@@ -174,7 +170,7 @@ pub struct Write {
 }
 
 fn header_sum(raw: &[u8], length: usize) -> u32 {
-    // The field that holds the sum counts as zero.
+    // The field with the checksum counts as zero.
     sum(&[&raw[..16], &[0; 4], &raw[20..length]])
 }
 
@@ -202,7 +198,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::formats::partition::read as read_table;
 
-    /// A disk of so many sectors: partition 1 from sector 200 to 299, partition 15 from 100 to 149.
+    /// A disk with this many sectors: partition 1 from sector 200 to 299, partition 15 from 100 to 149.
     pub fn disk(sector: u64, sectors: u64) -> Vec<u8> {
         let s = sector as usize;
         let mut disk = vec![0; s * sectors as usize];
@@ -234,7 +230,7 @@ pub(crate) mod tests {
         disk
     }
 
-    /// Makes the checksums right, whatever they cover, as far as that is possible.
+    /// Corrects the checksums, whatever they cover, as far as that is possible.
     pub fn seal(disk: &mut [u8], sector: u64) {
         let s = sector as usize;
         for h in [s, disk.len() - s] {
@@ -284,7 +280,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn overlaps_and_strays_are_refused() {
+    fn overlaps_and_strays_are_rejected() {
         for (first, last) in [(140u64, 299u64), (200, 399), (200, 199), (1, 50), (0, u64::MAX)] {
             let mut disk = disk(512, 400);
             for e in [2 * 512, (399 - 32) * 512] {
@@ -304,7 +300,7 @@ pub(crate) mod tests {
             assert_eq!(grow(&disk[..], sector, 1).unwrap(), None);
             disk.resize(8 << 20, 0);
             let growth = grow(&disk[..], sector, 1).unwrap().unwrap();
-            assert!(grow(&disk[..], sector, 15).unwrap_err().0.contains("partition 1 is behind it"));
+            assert!(grow(&disk[..], sector, 15).unwrap_err().0.contains("partition 1 follows it"));
             for Write { offset, bytes } in &growth.writes {
                 disk[*offset as usize..*offset as usize + bytes.len()].copy_from_slice(bytes);
             }
@@ -312,7 +308,7 @@ pub(crate) mod tests {
             assert_eq!(after.partitions[0].size, growth.size);
             assert_eq!(after.partitions[0].end(), 7 << 20);
             assert_eq!(after.partitions[1], before.partitions[1]);
-            disk[sector as usize] ^= 1; // the backup is where it belongs, and says the same
+            disk[sector as usize] ^= 1; // the backup is where it belongs, with the same content
             assert_eq!(read_table(&disk[..], sector).unwrap().partitions, after.partitions);
             let signatures = disk.windows(8).filter(|w| w == SIGNATURE).count();
             assert_eq!(signatures, 1, "the old backup is gone");

@@ -1,14 +1,15 @@
-//! The PC's master boot record: four partitions, and logical ones in a chain.
+//! The PC's master boot record: four primary partitions, and a chain of logical ones.
 
 use super::gpt::{Growth, Write};
 use super::{Damaged, Partition, ReadAt, Type, le16, le32};
 
-/// A chain of logical partitions that is longer is a loop, or a joke.
+/// A longer chain of logical partitions is a loop, or nonsense.
 const LOGICAL_MAX: u32 = 60;
 
+/// What a boot sector contains.
 pub enum Found {
     Nothing,
-    /// A GPT is to be found.
+    /// The protective entry of a GPT.
     Protective,
     Table(Vec<Partition>),
 }
@@ -21,12 +22,12 @@ struct Entry {
 }
 
 impl Entry {
-    fn extended(&self) -> bool {
+    fn is_extended(&self) -> bool {
         matches!(self.kind, 0x05 | 0x0f | 0x85)
     }
 }
 
-/// The four entries of a boot sector; `None` if it is none.
+/// The four entries of a boot sector; `None` if the sector is not a boot record.
 fn entries(boot: &[u8]) -> Option<[Entry; 4]> {
     let signed = boot.len() >= 512 && le16(boot, 510) == 0xaa55;
     let at = |i: usize| &boot[446 + 16 * i..462 + 16 * i];
@@ -57,12 +58,12 @@ pub fn read(disk: &(impl ReadAt + ?Sized), sector: u64, boot: &[u8]) -> Result<F
     };
     let mut found = Vec::new();
     for (index, entry) in primary.iter().enumerate().filter(|(_, entry)| entry.kind != 0) {
-        if entry.extended() {
-            logical(disk, sector, entry, |number, kind, start, count| {
+        if entry.is_extended() {
+            read_logical(disk, sector, entry, |number, kind, start, count| {
                 found.push(partition(number, kind, start, count));
             })?;
         } else if entry.start == 0 {
-            return Err(Damaged(format!("partition {} begins at the table itself", index + 1)));
+            return Err(Damaged(format!("partition {} begins at the partition table itself", index + 1)));
         } else {
             found.push(partition(index as u32 + 1, entry.kind, entry.start, entry.count));
         }
@@ -71,8 +72,8 @@ pub fn read(disk: &(impl ReadAt + ?Sized), sector: u64, boot: &[u8]) -> Result<F
     Ok(if found.is_empty() { Found::Nothing } else { Found::Table(found) })
 }
 
-/// Each logical partition has a boot record of its own, which says where the next one is.
-fn logical(
+/// Reads the logical partitions. Each has a boot record of its own, which says where the next one is.
+fn read_logical(
     disk: &(impl ReadAt + ?Sized),
     sector: u64,
     extended: &Entry,
@@ -82,22 +83,22 @@ fn logical(
     let mut number = 5;
     loop {
         let boot = disk.bytes(at * sector, 512);
-        let boot = boot.map_err(|_| Damaged("the extended partition leaves the disk".into()))?;
+        let boot = boot.map_err(|_| Damaged("the extended partition exceeds the disk".into()))?;
         // An empty extended partition may hold anything.
         let Some([own, next, ..]) = entries(&boot) else { return Ok(()) };
-        if own.kind != 0 && !own.extended() {
-            let (start, inside) = (at + own.start, extended.start + extended.count);
-            if own.start == 0 || start + own.count > inside {
-                return Err(Damaged(format!("partition {number} leaves the extended partition")));
+        if own.kind != 0 && !own.is_extended() {
+            let (start, end) = (at + own.start, extended.start + extended.count);
+            if own.start == 0 || start + own.count > end {
+                return Err(Damaged(format!("partition {number} exceeds the extended partition")));
             }
             found(number, own.kind, start, own.count);
             number += 1;
         }
-        if !next.extended() {
+        if !next.is_extended() {
             return Ok(());
         }
         let onward = extended.start + next.start;
-        // Tools write the chain in ascending order; whoever goes back makes a loop.
+        // Tools write the chain in ascending order; going back would make a loop.
         if onward <= at || number > LOGICAL_MAX {
             return Err(Damaged("the chain of logical partitions has no end".into()));
         }
@@ -105,7 +106,7 @@ fn logical(
     }
 }
 
-/// What to write so that a primary partition reaches to the end of the disk; `None` if there is nothing to gain.
+/// The write that extends a primary partition to the end of the disk; `None` if it cannot become larger.
 pub fn grow(disk: &(impl ReadAt + ?Sized), sector: u64, number: u32) -> Result<Option<Growth>, Damaged> {
     let boot = disk.bytes(0, 512).map_err(|e| Damaged(e.to_string()))?;
     let primary = entries(&boot).ok_or_else(|| Damaged("there is no MBR".into()))?;
@@ -115,17 +116,14 @@ pub fn grow(disk: &(impl ReadAt + ?Sized), sector: u64, number: u32) -> Result<O
         return Ok(None);
     }
     if number > 4 {
-        return Err(Damaged(format!("partition {number} is a logical one, which oven does not grow")));
+        return Err(Damaged(format!("partition {number} is a logical partition, which oven does not grow")));
     }
     let root = &primary[number as usize - 1];
     let end = root.start + root.count;
-    if let Some(behind) = primary.iter().position(|other| other.kind != 0 && other.start >= end) {
-        return Err(Damaged(format!(
-            "partition {number} cannot grow: partition {} is behind it",
-            behind + 1
-        )));
+    if let Some(next) = primary.iter().position(|other| other.kind != 0 && other.start >= end) {
+        return Err(Damaged(format!("partition {number} cannot grow: partition {} follows it", next + 1)));
     }
-    // 32 bits count the sectors.
+    // The number of sectors has 32 bits.
     let limit = limit.min((root.start + u64::from(u32::MAX)) / align * align);
     if limit <= end {
         return Ok(None);
@@ -176,13 +174,13 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_chain_that_turns_back_is_refused() {
+    fn a_chain_that_turns_back_is_rejected() {
         let mut looped = disk(512, 400);
         put(&mut looped, 200 * 512, 1, 0x05, 0, 60);
         assert!(format!("{:#}", read_table(&looped[..], 512).unwrap_err()).contains("has no end"));
         let mut far = disk(512, 400);
         put(&mut far, 200 * 512, 1, 0x05, 5000, 60);
-        assert!(format!("{:#}", read_table(&far[..], 512).unwrap_err()).contains("leaves the disk"));
+        assert!(format!("{:#}", read_table(&far[..], 512).unwrap_err()).contains("exceeds the disk"));
     }
 
     #[test]
@@ -192,7 +190,7 @@ pub(crate) mod tests {
         assert!(format!("{:#}", read_table(&overlap[..], 512).unwrap_err()).contains("overlap"));
         let mut long = disk(512, 400);
         put(&mut long, 0, 0, 0x83, 300, 101);
-        assert!(format!("{:#}", read_table(&long[..], 512).unwrap_err()).contains("ends behind the disk"));
+        assert!(format!("{:#}", read_table(&long[..], 512).unwrap_err()).contains("ends beyond the disk"));
         let mut code = disk(512, 400);
         code[446] = 0xeb;
         assert_eq!(read_table(&code[..], 512).unwrap().scheme, Scheme::None);
@@ -202,7 +200,7 @@ pub(crate) mod tests {
     fn grows_a_primary_partition_that_is_last() {
         let mut small = disk(512, 400);
         small.resize(4 << 20, 0);
-        assert!(grow(&small[..], 512, 2).unwrap_err().0.contains("partition 3 is behind it"));
+        assert!(grow(&small[..], 512, 2).unwrap_err().0.contains("partition 3 follows it"));
         assert!(grow(&small[..], 512, 5).unwrap_err().0.contains("logical"));
         small[446 + 32..446 + 48].fill(0);
         let growth = grow(&small[..], 512, 2).unwrap().unwrap();

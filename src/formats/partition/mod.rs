@@ -1,4 +1,4 @@
-//! Partition tables, read from bytes: GPT and MBR. Pure; written for tables that lie.
+//! Partition tables, read from bytes: GPT and MBR. Pure; the tables are not trusted.
 
 pub mod gpt;
 pub mod mbr;
@@ -13,10 +13,10 @@ pub trait ReadAt {
     /// In bytes.
     fn size(&self) -> u64;
 
-    /// Fills the buffer, or fails: also where the range leaves the disk.
+    /// Fills the buffer. Errors: reading fails, or the range is not on the disk.
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
 
-    /// As many bytes as asked for, or an error. `length` is the caller's own limit, never the disk's word.
+    /// Reads exactly `length` bytes. `length` is the caller's own limit, never a number from the disk.
     fn bytes(&self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
         let mut buffer = vec![0; length];
         self.read_at(offset, &mut buffer)?;
@@ -46,7 +46,7 @@ pub enum Scheme {
     Mbr,
 }
 
-/// What a partition is for, as its table says.
+/// What a partition is for, according to its table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Type {
     /// A GUID, in lower case.
@@ -56,7 +56,7 @@ pub enum Type {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Partition {
-    /// As the kernel counts: from 1; logical ones from 5.
+    /// As the kernel counts: from 1; logical partitions from 5.
     pub number: u32,
     /// In bytes, from the start of the disk.
     pub start: u64,
@@ -65,12 +65,12 @@ pub struct Partition {
     pub kind: Type,
     /// As `/dev/disk/by-partuuid` spells it.
     pub partuuid: String,
-    /// The GPT's name; empty where there is none.
+    /// The GPT's name; empty if there is none.
     pub name: String,
 }
 
 impl Partition {
-    /// The first byte behind it.
+    /// The first byte after it.
     pub fn end(&self) -> u64 {
         self.start + self.size
     }
@@ -79,13 +79,13 @@ impl Partition {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Table {
     pub scheme: Scheme,
-    /// By number. None overlaps another, none leaves the disk.
+    /// By number. No partition overlaps another or exceeds the disk.
     pub partitions: Vec<Partition>,
-    /// What the user should know of the table.
+    /// Warnings for the user.
     pub warnings: Vec<String>,
 }
 
-/// Why a table was not taken.
+/// Why a table was rejected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Damaged(pub String);
 impl fmt::Display for Damaged {
@@ -97,50 +97,55 @@ impl fmt::Display for Damaged {
 /// Reads the table of a disk with logical sectors of `sector` bytes (512 or 4096).
 pub fn read(disk: &(impl ReadAt + ?Sized), sector: u64) -> Result<Table> {
     if !matches!(sector, 512 | 4096) {
-        return Err(
-            Kind::Machine.error(format!("the disk has sectors of {sector} bytes; 512 or 4096 are known"))
-        );
+        return Err(Kind::Machine
+            .error(format!("the disk has sectors of {sector} bytes; oven supports 512 and 4096")));
     }
-    let nothing = Table { scheme: Scheme::None, partitions: Vec::new(), warnings: Vec::new() };
-    let Ok(boot) = disk.bytes(0, sector as usize) else { return Ok(nothing) };
+    let no_table = Table { scheme: Scheme::None, partitions: Vec::new(), warnings: Vec::new() };
+    let Ok(boot) = disk.bytes(0, sector as usize) else { return Ok(no_table) };
     let table = match mbr::read(disk, sector, &boot) {
-        Ok(mbr::Found::Protective) => gpt::read(disk, sector).map_err(|why| refused(disk, sector, &why))?,
-        Ok(mbr::Found::Table(partitions)) => Table { scheme: Scheme::Mbr, partitions, ..nothing },
+        Ok(mbr::Found::Protective) => {
+            gpt::read(disk, sector).map_err(|why| damaged_gpt(disk, sector, &why))?
+        }
+        Ok(mbr::Found::Table(partitions)) => Table { scheme: Scheme::Mbr, partitions, ..no_table },
         Ok(mbr::Found::Nothing) => match gpt::primary(disk, sector) {
             // The first sector was overwritten; firmware and other systems would not find the partitions.
             Ok(mut table) => {
                 table.warnings.push("the disk has a GPT, but no protective MBR".into());
                 table
             }
-            Err(_) => nothing,
+            Err(_) => no_table,
         },
-        Err(why) => return Err(bad(&why)),
+        Err(why) => return Err(damaged_table(&why)),
     };
-    check(&table.partitions, disk.size()).map_err(|why| bad(&why)).context("checking the partition table")?;
+    check(&table.partitions, disk.size())
+        .map_err(|why| damaged_table(&why))
+        .context("checking the partition table")?;
     Ok(table)
 }
 
-fn bad(why: &Damaged) -> anyhow::Error {
+fn damaged_table(why: &Damaged) -> anyhow::Error {
     let failure = Kind::Definition.failure(format!("the disk's partition table cannot be used: {why}"));
     failure.hint("Repair the base image, or bake on another one.").into()
 }
 
-/// An image that was made for the other sector size has its GPT elsewhere: say so, rather than "damaged".
-fn refused(disk: &(impl ReadAt + ?Sized), sector: u64, why: &Damaged) -> anyhow::Error {
+/// An image that was made for the other sector size has its GPT elsewhere: the message says so instead of "damaged".
+fn damaged_gpt(disk: &(impl ReadAt + ?Sized), sector: u64, why: &Damaged) -> anyhow::Error {
     let other = if sector == 512 { 4096 } else { 512 };
     if gpt::primary(disk, other).is_ok() {
-        return bad(&Damaged(format!("it was made for sectors of {other} bytes, the disk has {sector}")));
+        return damaged_table(&Damaged(format!(
+            "it was made for sectors of {other} bytes, but the disk has {sector}"
+        )));
     }
-    bad(why)
+    damaged_table(why)
 }
 
-/// No partition leaves the disk or overlaps another.
+/// Checks that no partition exceeds the disk or overlaps another.
 fn check(partitions: &[Partition], disk: u64) -> Result<(), Damaged> {
     let mut sorted: Vec<_> = partitions.iter().collect();
     sorted.sort_by_key(|p| p.start);
     for p in &sorted {
         if p.start.checked_add(p.size).is_none_or(|end| end > disk) {
-            return Err(Damaged(format!("partition {} ends behind the disk", p.number)));
+            return Err(Damaged(format!("partition {} ends beyond the disk", p.number)));
         }
     }
     for pair in sorted.windows(2) {
@@ -151,7 +156,7 @@ fn check(partitions: &[Partition], disk: u64) -> Result<(), Damaged> {
     Ok(())
 }
 
-/// Little-endian numbers of a slice; `at` is a constant of a format, within the slice's own length.
+/// Little-endian numbers of a slice; `at` is a constant of a format, and lies within the slice.
 pub(crate) fn le16(bytes: &[u8], at: usize) -> u16 {
     u16::from_le_bytes([bytes[at], bytes[at + 1]])
 }
@@ -180,8 +185,8 @@ pub(crate) mod tests {
         }
     }
 
-    /// Every table that is answered, whatever the bytes, keeps its promises.
-    fn promises(disk: &[u8], sector: u64) {
+    /// Whatever the bytes are, every table that is returned satisfies these conditions.
+    fn check_invariants(disk: &[u8], sector: u64) {
         if let Ok(table) = read(disk, sector) {
             let mut ends = Vec::new();
             for p in &table.partitions {
@@ -196,7 +201,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn no_mutation_of_a_table_panics_or_breaks_a_promise() {
+    fn no_mutation_of_a_table_panics_or_breaks_an_invariant() {
         let mut random = Random(0x00fe_11ce);
         for sector in [512u64, 4096] {
             let gpt = gpt::tests::disk(sector, 400);
@@ -215,7 +220,7 @@ pub(crate) mod tests {
                     gpt::tests::seal(&mut disk, sector); // right sums over wrong values
                 }
                 disk.truncate(disk.len() - [0, 0, 0, random.below(disk.len())][random.below(4)]);
-                promises(&disk, sector);
+                check_invariants(&disk, sector);
             }
         }
     }
@@ -225,8 +230,8 @@ pub(crate) mod tests {
         let mut random = Random(7);
         for length in [0, 1, 511, 512, 513, 1024, 40_000] {
             let disk: Vec<u8> = (0..length).map(|_| random.next() as u8).collect();
-            promises(&disk, 512);
-            promises(&disk, 4096);
+            check_invariants(&disk, 512);
+            check_invariants(&disk, 4096);
         }
         assert_eq!(read(&[0u8; 100_000][..], 512).unwrap().scheme, Scheme::None);
     }
@@ -236,7 +241,7 @@ pub(crate) mod tests {
         let disk = gpt::tests::disk(512, 400);
         let error = read(&disk[..], 4096).unwrap_err();
         assert!(
-            format!("{error:#}").contains("made for sectors of 512 bytes, the disk has 4096"),
+            format!("{error:#}").contains("made for sectors of 512 bytes, but the disk has 4096"),
             "{error:#}"
         );
     }

@@ -1,4 +1,4 @@
-//! What tells one image's caches from another's.
+//! The key under which an image's packages are cached.
 
 use crate::definition::Ask;
 use crate::identity::checksum::hex;
@@ -12,16 +12,16 @@ use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Raised when the key or what is kept under it comes to mean something else.
+/// Raised when the key, or what is cached under it, changes its meaning.
 const FORMAT: &str = "1";
-/// Digits of a key's name: no two are alike.
+/// Digits of a key: enough that no two keys are equal.
 const DIGITS: usize = 40;
 
-/// What a path of the sources is.
-type Things = BTreeMap<String, String>;
+/// Paths of the sources, each with the digest of its content.
+type Sources = BTreeMap<String, String>;
 
-/// The key: letters and digits. Of the sources it holds what steps see: the image's files, with the plan's over them,
-/// whether these are placed already or not.
+/// The key of the caches: letters and digits. It covers the sources as steps see them: the image's files with the
+/// plan's over them, whether these are placed already or not.
 pub fn of(
     base: &str,
     caches: &[Cache],
@@ -29,23 +29,23 @@ pub fn of(
     certificates: Option<&Shim>,
     inside: &Inside,
 ) -> Result<String> {
-    let mut things = Things::new();
+    let mut contents = Sources::new();
     for source in caches.iter().flat_map(|cache| &cache.sources) {
-        look(source, inside, &mut things)?;
+        add_source(source, inside, &mut contents)?;
     }
     let sources = || caches.iter().flat_map(|cache| &cache.sources);
-    let counts = |shim: &&Shim| sources().any(|source| Path::new(&shim.path).starts_with(source));
-    for shim in plan.files.iter().chain(&plan.shims).filter(counts).chain(certificates) {
-        things.insert(shim.path.clone(), digest(shim.content.as_bytes()));
+    let is_source = |shim: &&Shim| sources().any(|source| Path::new(&shim.path).starts_with(source));
+    for shim in plan.files.iter().chain(&plan.shims).filter(is_source).chain(certificates) {
+        contents.insert(shim.path.clone(), digest(shim.content.as_bytes()));
     }
-    let places: Vec<_> = caches.iter().map(|cache| (&cache.path, cache.holds)).collect();
-    let text = serde_json::to_string(&(FORMAT, base, std::env::consts::ARCH, places, things))?;
+    let targets: Vec<_> = caches.iter().map(|cache| (&cache.path, cache.holds)).collect();
+    let text = serde_json::to_string(&(FORMAT, base, std::env::consts::ARCH, targets, contents))?;
     Ok(digest(text.as_bytes())[..DIGITS].to_owned())
 }
 
-/// What tells a step from all others that may find the same caches: itself, what is there for it, what was done to the
-/// image before, and which package files there are. Not what comes after it: a bake of other packages finds done what no
-/// package is named in.
+/// The key of a step: with it, a bake finds that the step was done before. It covers the step itself, the files that it
+/// sees, what was done to the image before it, and which package files there are. It does not cover later steps: a bake
+/// of other packages skips a step in which no package is named.
 pub fn of_step(work: &Work<'_>, step: &Step) -> Result<String> {
     let digest_of = |ask: &Ask| match ask {
         Ask::File { package, .. } => Some(package.sha256.clone()),
@@ -60,12 +60,12 @@ pub fn of_step(work: &Work<'_>, step: &Step) -> Result<String> {
     Ok(digest(text.as_bytes())[..DIGITS].to_owned())
 }
 
-/// A path of the image, and all below it. A symlink counts with what it says and, if it leads to a file, with what that
-/// holds.
-fn look(path: &str, inside: &Inside, things: &mut Things) -> Result<()> {
+/// Adds a path of the image with all below it. A symlink counts with its target's path and, if that is a file, the
+/// content of the file.
+fn add_source(path: &str, inside: &Inside, contents: &mut Sources) -> Result<()> {
     if inside.directory(path)?.is_none() {
-        if let Some(content) = file(path, inside)? {
-            things.insert(path.to_owned(), content);
+        if let Some(content) = file_digest(path, inside)? {
+            contents.insert(path.to_owned(), content);
         }
         return Ok(());
     }
@@ -76,22 +76,23 @@ fn look(path: &str, inside: &Inside, things: &mut Things) -> Result<()> {
     })?;
     for (path, kind) in found {
         let what = match kind {
-            FileType::RegularFile => file(&path, inside)?,
+            FileType::RegularFile => file_digest(&path, inside)?,
             FileType::Symlink => {
                 let target = inside.read_link(&path)?.unwrap_or_default();
-                let content = if inside.directory(&path)?.is_none() { file(&path, inside)? } else { None };
+                let content =
+                    if inside.directory(&path)?.is_none() { file_digest(&path, inside)? } else { None };
                 Some(format!("{} {}", target.display(), content.unwrap_or_default()))
             }
             _ => None,
         };
         if let Some(what) = what {
-            things.insert(path, what);
+            contents.insert(path, what);
         }
     }
     Ok(())
 }
 
-fn file(path: &str, inside: &Inside) -> Result<Option<String>> {
+fn file_digest(path: &str, inside: &Inside) -> Result<Option<String>> {
     Ok(inside.read(path)?.map(|content| digest(&content)))
 }
 

@@ -1,4 +1,4 @@
-//! What a directory of downloads holds: each object by its path, and of files their digests.
+//! The content of a cache's directory: each object by its path, with the digests of files.
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::{CWD, Mode, OFlags};
@@ -9,16 +9,16 @@ use std::io::Read;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-/// Read at a time.
+/// Bytes that are read at a time.
 const BUFFER_BYTES: usize = 256 << 10;
 /// Package managers nest four or five directories.
 const DEPTH_MAX: usize = 32;
-/// More threads than this find no disk that feeds them.
+/// More threads than this do not read faster: the disk is the limit.
 const MAX_THREADS: usize = 4;
-/// The mark of an overlay's directory below which nothing of the lower one is seen.
+/// The attribute of an overlay's upper directory that hides the lower directory's content.
 const OPAQUE: &str = "trusted.overlay.opaque";
 
-/// An object. Anything but these three is not kept, and neither is a name that is no UTF-8.
+/// An object. Objects of other kinds, and names that are not UTF-8, are not cached.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Entry {
     Directory {
@@ -31,50 +31,50 @@ pub enum Entry {
         uid: u32,
         gid: u32,
         size: u64,
-        /// Seconds and nanoseconds: package managers compare them.
+        /// Seconds and nanoseconds: package managers compare them..
         modified: (i64, i64),
         digest: String,
     },
     Link(String),
 }
 
-/// Paths below a directory, each parent before what is in it. The directory itself has the empty path.
+/// Paths below a directory, each parent before its children. The directory itself has the empty path.
 pub type Tree = BTreeMap<String, Entry>;
 
-/// What was written above an older tree: in an overlay's upper directory.
+/// What was written over an older tree, as an overlay's upper directory has it.
 #[derive(Debug, Default)]
 pub struct Changes {
-    /// Paths at and below which nothing of the older tree counts, but for what is in `tree`.
+    /// Paths that hide the older tree's objects at and below them; objects in `tree` may replace these.
     pub gone: Vec<String>,
-    /// Directories whose older content does not count.
+    /// Directories whose older content is hidden.
     pub emptied: Vec<String>,
     pub tree: Tree,
 }
 
-/// Whether a path is a directory's, or in it.
-fn below(path: &str, dir: &str) -> bool {
+/// Whether a path is the directory or below it.
+fn is_within(path: &str, dir: &str) -> bool {
     dir.is_empty() || path.strip_prefix(dir).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 impl Changes {
-    /// Of an overlay's upper directory, or of any other.
+    /// Reads an overlay's upper directory, or any other directory.
     pub fn read(dir: &Path) -> Result<Self> {
         let mut changes = Self::default();
         let mut files = Vec::new();
-        look(dir, "", 0, &mut changes, &mut files)?;
+        scan(dir, "", 0, &mut changes, &mut files)?;
         for (path, digest) in digests(dir, files)? {
-            if let Some(Entry::File { digest: kept, .. }) = changes.tree.get_mut(&path) {
-                *kept = digest;
+            if let Some(Entry::File { digest: recorded, .. }) = changes.tree.get_mut(&path) {
+                *recorded = digest;
             }
         }
         Ok(changes)
     }
 
-    /// What both are together.
+    /// The older tree with these changes.
     pub fn over(&self, older: &Tree) -> Tree {
         let hidden = |path: &str| {
-            self.gone.iter().any(|gone| below(path, gone))
-                || self.emptied.iter().any(|dir| path != dir && below(path, dir))
+            self.gone.iter().any(|gone| is_within(path, gone))
+                || self.emptied.iter().any(|dir| path != dir && is_within(path, dir))
         };
         let mut tree: Tree = older
             .iter()
@@ -86,31 +86,31 @@ impl Changes {
     }
 }
 
-fn look(dir: &Path, path: &str, depth: usize, changes: &mut Changes, files: &mut Vec<String>) -> Result<()> {
+fn scan(dir: &Path, path: &str, depth: usize, changes: &mut Changes, files: &mut Vec<String>) -> Result<()> {
     if depth == DEPTH_MAX {
         bail!("{} is nested deeper than {DEPTH_MAX} directories", dir.display());
     }
     let at = dir.join(path);
-    let looking = || format!("looking at {}", at.display());
-    let metadata = fs::symlink_metadata(&at).with_context(looking)?;
-    changes.tree.insert(path.to_owned(), entry(&at, &metadata)?.with_context(looking)?);
-    for child in fs::read_dir(&at).with_context(looking)? {
-        let child = child.with_context(looking)?;
+    let reading = || format!("reading {}", at.display());
+    let metadata = fs::symlink_metadata(&at).with_context(reading)?;
+    changes.tree.insert(path.to_owned(), read_entry(&at, &metadata)?.with_context(reading)?);
+    for child in fs::read_dir(&at).with_context(reading)? {
+        let child = child.with_context(reading)?;
         let Ok(name) = child.file_name().into_string() else { continue };
         let below = if path.is_empty() { name } else { format!("{path}/{name}") };
-        let metadata = child.metadata().with_context(looking)?; // of the object itself
+        let metadata = child.metadata().with_context(reading)?; // of the object itself
         if metadata.file_type().is_char_device() && metadata.rdev() == 0 {
             changes.gone.push(below);
         } else if metadata.is_dir() {
             if is_opaque(&child.path()) {
                 changes.emptied.push(below.clone());
             }
-            look(dir, &below, depth + 1, changes, files)?;
-        } else if let Some(entry) = entry(&child.path(), &metadata)? {
+            scan(dir, &below, depth + 1, changes, files)?;
+        } else if let Some(entry) = read_entry(&child.path(), &metadata)? {
             if metadata.is_file() {
                 files.push(below.clone());
             }
-            changes.gone.push(below.clone()); // a directory of that name, and all in it
+            changes.gone.push(below.clone()); // it hides a directory of that name with its content
             changes.tree.insert(below, entry);
         }
     }
@@ -121,8 +121,8 @@ fn is_opaque(dir: &Path) -> bool {
     rustix::fs::lgetxattr(dir, OPAQUE, &mut [0_u8; 1][..]).is_ok_and(|len| len == 1)
 }
 
-/// `None` for what is not kept. A file's digest is still to come.
-fn entry(path: &Path, metadata: &Metadata) -> Result<Option<Entry>> {
+/// `None` for what is not cached. A file's digest is added later.
+fn read_entry(path: &Path, metadata: &Metadata) -> Result<Option<Entry>> {
     let (mode, uid, gid) = (metadata.mode() & 0o7777, metadata.uid(), metadata.gid());
     Ok(if metadata.is_dir() {
         Some(Entry::Directory { mode, uid, gid })
@@ -131,7 +131,7 @@ fn entry(path: &Path, metadata: &Metadata) -> Result<Option<Entry>> {
         target.into_os_string().into_string().ok().map(Entry::Link)
     } else if metadata.is_file() {
         let size = metadata.size();
-        // Locks are opened anew each time; that is no change.
+        // Lock files are touched by each run; that is no change.
         let modified = if size == 0 { (0, 0) } else { (metadata.mtime(), metadata.mtime_nsec()) };
         Some(Entry::File { mode, uid, gid, size, modified, digest: String::new() })
     } else {
@@ -139,8 +139,8 @@ fn entry(path: &Path, metadata: &Metadata) -> Result<Option<Entry>> {
     })
 }
 
-/// The paths below `dir` that are not what the tree says, or not in it: absent, changed or new. And whether one of them
-/// is, or should be, a directory.
+/// The paths below `dir` that differ from the tree: absent, changed or new. With them, whether one of them is, or
+/// should be, a directory.
 pub fn differences(dir: &Path, tree: &Tree) -> Result<(Vec<String>, bool)> {
     let found = Changes::read(dir)?;
     let paths: BTreeSet<_> = tree.keys().chain(found.tree.keys()).chain(&found.gone).collect();
@@ -193,15 +193,15 @@ fn digest(path: &Path, buffer: &mut [u8]) -> Result<String> {
     }
 }
 
-/// A regular file: not through a symlink, and without waiting for a FIFO.
+/// Opens a regular file: not through a symlink, and without waiting for a FIFO.
 pub fn open(path: &Path) -> Result<File> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = File::from(rustix::fs::openat(CWD, path, flags, Mode::empty())?);
-    anyhow::ensure!(file.metadata()?.is_file(), "it is no regular file");
+    anyhow::ensure!(file.metadata()?.is_file(), "it is not a regular file");
     Ok(file)
 }
 
-/// Makes `to` with all that a tree says. Files are `put` there by their path below it.
+/// Creates `to` with all objects of a tree. `put` creates a file: it gets the path below `to`, and where the file goes.
 pub fn make(to: &Path, tree: &Tree, put: &dyn Fn(&str, &Path) -> Result<()>) -> Result<()> {
     for (path, entry) in tree {
         let at = if path.is_empty() { PathBuf::from(to) } else { to.join(path) };

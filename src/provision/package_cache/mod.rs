@@ -1,9 +1,10 @@
-//! What package managers download, kept on this machine from bake to bake.
+//! The package cache: what package managers download stays on this machine for later bakes.
 //!
-//! A plan names its caches. Fetch steps, which run no package's code, see them with what earlier bakes of the same base
-//! and the same sources left, each file held against the digest that it had; they alone write there. As soon as package
-//! code may run, what there is has been published for the next bake, and nothing that steps do changes it. Scripts of the definition
-//! may use it as their own: what they write goes when the bake ends, and so does what is fetched after them.
+//! A plan names its caches. Fetch steps, which run no code of packages, see what earlier bakes of the same base and the
+//! same sources downloaded; each file is verified by its recorded digest. Only fetch steps write there. Before code of
+//! a package can run, the caches are published for the next bake, and later steps cannot change what was published.
+//! Scripts of the definition may use the caches as their own: what they write, and what is fetched after them, is
+//! discarded when the bake ends.
 
 pub(crate) mod key;
 pub(crate) mod manifest;
@@ -32,73 +33,73 @@ use std::time::Duration;
 pub use store::Store;
 use tokio::task::JoinHandle;
 
-/// Below a site's state directory.
+/// The package cache's directory, below a site's state directory.
 pub const DIR: &str = "packages";
-/// Four bases with a server's usual set each: a gigabyte for forty packages with all that they need, their indexes, and
-/// what was decompressed. All of a base's is read and checked in each bake, at some gigabytes a second.
+/// Limit of the package cache in bytes. It holds four bases with a server's usual set each: a gigabyte for forty
+/// packages with their dependencies, indexes and decompressed files. A bake reads and verifies all files of its base,
+/// at some gigabytes a second.
 pub const LIMIT: u64 = 4 << 30;
 
-/// Of this machine's disk, downloads leave so much free: whatever an image's package manager does, the builder works on.
-const FLOOR: u64 = 1 << 30;
-/// How often that is looked at.
-const LOOK: Duration = Duration::from_millis(500);
+/// Downloads leave this many bytes of this machine's disk free, so that the builder keeps working whatever an image's
+/// package manager does.
+const MIN_FREE: u64 = 1 << 30;
+/// How often the free space is checked.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// What a step may do with the caches.
+/// How a step may use the caches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// It sees what the image has.
+    /// The step sees the image's own directories.
     None,
-    /// It sees them, and what it writes goes with it.
+    /// The step sees the caches; what it writes is discarded.
     Read,
+    /// The step sees the caches, and what it writes stays.
     Write,
 }
 
-/// Where caches are kept, and whose they are.
+/// The package cache, and the base image whose part of it a bake uses.
 #[derive(Debug, Clone)]
 pub struct Kept {
     pub store: Store,
-    /// The base image: what runs in fetch steps is its own, so that no other one trusts what they left.
+    /// The base image. Its own programs run in fetch steps, so no other base trusts what they downloaded.
     pub base: String,
 }
 
-/// The caches of a bake, from the moment on at which the first one is needed.
+/// The caches of one bake, opened when the first step needs them.
 #[derive(Default)]
 pub struct Downloads {
-    caches: RefCell<Option<Caches>>,
-    /// They are being looked for, beside what comes before the first step that needs them.
+    caches: RefCell<Option<OpenCaches>>,
+    /// Opened in the background, while earlier steps run.
     opening: RefCell<Option<Result<Option<Opening>>>>,
-    /// They were looked for.
-    begun: Cell<bool>,
-    /// Code of packages may have run, or a script: what is fetched from now on is for this bake alone.
+    /// The caches were opened, or could not be opened.
+    tried_to_open: Cell<bool>,
+    /// Code of packages or a script may have run: what is fetched from now on is for this bake only.
     distrusted: Cell<bool>,
 }
 
 impl Downloads {
-    /// Begins to look for them, if a step of the plan will need them. Steps may run meanwhile, and files of the plan be
-    /// placed.
+    /// Begins to open the caches in the background if a step of the plan will need them. Meanwhile steps may run, and
+    /// files of the plan may be placed.
     pub fn look_ahead(&self, runner: &Runner<'_>) {
         let fetches = runner.work.plan.steps.iter().any(|step| step.phase == Phase::Fetch);
-        if let Some(kept) = runner.work.kept.filter(|_| fetches) {
-            *self.opening.borrow_mut() = Some(Opening::begin(kept, runner));
+        if let Some(cache) = runner.work.kept.filter(|_| fetches) {
+            *self.opening.borrow_mut() = Some(Opening::begin(cache, runner));
         }
     }
 
-    /// What a call finds. Before the first one that is not trusted, what was fetched is published.
+    /// The mounts of a command. Before the first command that is not trusted, what was fetched is published.
     pub async fn for_call(&self, runner: &Runner<'_>, call: &Call<'_>) -> Result<Vec<CacheMount>> {
         if !call.trusted {
             self.settle(runner.work.report).await;
         }
-        let Some(kept) = &runner.work.kept else { return Ok(Vec::new()) };
-        if call.fetches && !self.begun.replace(true) {
-            let opening = self.opening.take().unwrap_or_else(|| Opening::begin(kept, runner));
-            *self.caches.borrow_mut() = match Caches::open(opening, runner.work.report).await {
+        let Some(cache) = &runner.work.kept else { return Ok(Vec::new()) };
+        if call.fetches && !self.tried_to_open.replace(true) {
+            let opening = self.opening.take().unwrap_or_else(|| Opening::begin(cache, runner));
+            *self.caches.borrow_mut() = match OpenCaches::open(opening, runner.work.report).await {
                 Ok(caches) => caches,
                 Err(error) => {
-                    let dir = kept.store.dir().display();
-                    runner
-                        .work
-                        .report
-                        .warn(format!("what was downloaded before is not used ({dir}): {error:#}"));
+                    let dir = cache.store.dir().display();
+                    runner.work.report.warn(format!("the package cache in {dir} is not used: {error:#}"));
                     None
                 }
             };
@@ -106,34 +107,36 @@ impl Downloads {
         Ok(self.caches.borrow().as_ref().map_or_else(Vec::new, |caches| caches.mounts(call.caches)))
     }
 
-    /// Where downloads go, once one was begun.
+    /// The package cache's directory, once the caches are open.
     pub fn dir(&self) -> Option<PathBuf> {
         self.caches.borrow().as_ref().map(|caches| caches.dir.clone())
     }
 
-    /// Comes back, with the reason, when a step that downloads has to end.
+    /// Waits until a step that downloads has to end because the disk is almost full, and returns that failure. Waits
+    /// for ever if the step does not write to the caches.
     pub async fn full(&self, writes: bool) -> anyhow::Error {
         let Some(dir) = self.dir().filter(|_| writes) else { return std::future::pending().await };
-        while crate::sys::space::free_space(&dir).is_none_or(|free| free >= FLOOR) {
-            tokio::time::sleep(LOOK).await;
+        while crate::sys::space::free_space(&dir).is_none_or(|free| free >= MIN_FREE) {
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
         no_room(&dir).into()
     }
 
-    /// Whether a fetch step has nothing to do. `step` tells it from others, of other plans too.
+    /// Whether a fetch step can be skipped. `step` identifies it among the steps of all plans.
     pub fn is_done(&self, step: &str) -> bool {
         let caches = self.caches.borrow();
         !self.distrusted.get()
             && caches.as_ref().is_some_and(|caches| caches.working.is_done(step).unwrap_or(false))
     }
 
+    /// Records that a fetch step was done.
     pub fn note_done(&self, step: String) {
         if let Some(caches) = self.caches.borrow_mut().as_mut() {
             caches.working.note_done(step);
         }
     }
 
-    /// Publishes what fetch steps left, unless something else may have written there.
+    /// Publishes what fetch steps downloaded, unless other code may have written there.
     pub async fn settle(&self, report: &Report) {
         if self.distrusted.replace(true) {
             return;
@@ -145,14 +148,14 @@ impl Downloads {
     }
 }
 
-/// Those that are open.
-struct Caches {
+/// The caches that are open.
+struct OpenCaches {
     dir: PathBuf,
     caches: Vec<Cache>,
     working: Working,
 }
 
-/// Those that a thread looks for.
+/// The caches that a thread is opening.
 struct Opening {
     dir: PathBuf,
     caches: Vec<Cache>,
@@ -160,50 +163,52 @@ struct Opening {
 }
 
 impl Opening {
-    /// `None` if the plan has none, or the image has no place for them.
-    fn begin(kept: &Kept, runner: &Runner<'_>) -> Result<Option<Self>> {
+    /// `None` if the plan has no caches, the image has none of their directories, or the disk is almost full.
+    fn begin(cache: &Kept, runner: &Runner<'_>) -> Result<Option<Self>> {
         let (report, plan, inside) = (runner.work.report, runner.work.plan, runner.place.inside);
         let (mut caches, mut seeds) = (Vec::new(), Vec::new());
-        for cache in &plan.caches {
-            match seed(inside, &cache.path)? {
+        for planned in &plan.caches {
+            match read_seed(inside, &planned.path)? {
                 Some(seed) => {
                     seeds.push(seed);
-                    caches.push(cache.clone());
+                    caches.push(planned.clone());
                 }
-                None => report.detail(format!("{} is not kept: the image has no such directory", cache.path)),
+                None => {
+                    report.detail(format!("{} is not cached: the image has no such directory", planned.path))
+                }
             }
         }
         if caches.is_empty() {
             return Ok(None);
         }
-        let dir = kept.store.dir().to_owned();
-        if dir.ancestors().find_map(crate::sys::space::free_space).is_some_and(|free| free < 2 * FLOOR) {
-            report.warn(format!("less than 2 GiB are free in {}: downloads are not kept", dir.display()));
+        let dir = cache.store.dir().to_owned();
+        if dir.ancestors().find_map(crate::sys::space::free_space).is_some_and(|free| free < 2 * MIN_FREE) {
+            report.warn(format!("less than 2 GiB are free in {}: packages are not cached", dir.display()));
             return Ok(None);
         }
-        let key = key::of(&kept.base, &caches, plan, runner.certificates(), inside)?;
-        let (store, of_plan) = (kept.store.clone(), caches.clone());
+        let key = key::of(&cache.base, &caches, plan, runner.certificates(), inside)?;
+        let (store, of_plan) = (cache.store.clone(), caches.clone());
         let working = tokio::task::spawn_blocking(move || {
-            let overlays = lays(&store);
+            let overlays = supports_overlays(&store);
             store.open(&key, &of_plan, seeds, overlays)
         });
         Ok(Some(Self { dir, caches, working }))
     }
 }
 
-impl Caches {
-    /// `None` as above.
+impl OpenCaches {
+    /// `None` as for [`Opening::begin`].
     async fn open(opening: Result<Option<Opening>>, report: &Report) -> Result<Option<Self>> {
         let Some(Opening { dir, caches, working }) = opening? else { return Ok(None) };
-        let step = report.step("cache", "looking at what was downloaded before");
+        let step = report.step("cache", "verifying cached packages");
         let working = working.await.context("waiting for a thread")??;
         step.done();
-        let (bytes, spoilt) = working.found;
-        if spoilt > 0 {
+        let (bytes, damaged) = working.found;
+        if damaged > 0 {
             let dir = dir.display();
-            report.warn(format!("{spoilt} files in {dir} are not what was downloaded: they are not used"));
+            report.warn(format!("{damaged} files in {dir} are damaged and are not used"));
         }
-        report.detail(format!("{} MiB were downloaded before", bytes >> 20));
+        report.detail(format!("{} MiB are cached", bytes >> 20));
         Ok(Some(Self { dir, caches, working }))
     }
 
@@ -219,9 +224,9 @@ impl Caches {
         }
     }
 
-    /// `None` if they are lost on the way; then steps see what the image has.
+    /// `None` if the caches are lost on the way; then steps see the image's own directories.
     async fn publish(self, report: &Report) -> Option<Self> {
-        let step = report.step("cache", "keeping what was downloaded");
+        let step = report.step("cache", "caching packages");
         let Self { dir, caches, mut working } = self;
         let published = tokio::task::spawn_blocking(move || (working.publish(), working)).await;
         let (published, working) = match published {
@@ -229,25 +234,25 @@ impl Caches {
             Err(error) => (Err(error.into()), None),
         };
         match published {
-            Ok(bytes) => report.detail(format!("{} MiB more are kept", bytes >> 20)),
-            Err(error) => report.warn(format!("what was downloaded is not kept: {error:#}")),
+            Ok(bytes) => report.detail(format!("{} MiB were added to the package cache", bytes >> 20)),
+            Err(error) => report.warn(format!("packages are not cached: {error:#}")),
         }
         step.done();
         working.map(|working| Self { dir, caches, working })
     }
 }
 
-/// What to say where there is no room for downloads.
+/// The failure when there is no space for downloads.
 pub(crate) fn no_room(dir: &Path) -> Failure {
-    let what = format!("there is no room in {} for what is downloaded", dir.display());
+    let what = format!("no space is left in {} for downloads", dir.display());
     Kind::Machine
         .failure(what)
-        .hint("It may be emptied while nothing is baked; the disk that it is on is full.")
+        .hint("Free space on its disk. The directory itself may be emptied while no bake runs.")
 }
 
 /// The directories that an empty cache begins with: those of the image, owners and modes included. `None` if the image
 /// has no such directory.
-fn seed(inside: &Inside, path: &str) -> Result<Option<Tree>> {
+fn read_seed(inside: &Inside, path: &str) -> Result<Option<Tree>> {
     let directory = |stat: &rustix::fs::Stat| Entry::Directory {
         mode: stat.st_mode & 0o7777,
         uid: stat.st_uid,
@@ -266,18 +271,18 @@ fn seed(inside: &Inside, path: &str) -> Result<Option<Tree>> {
     Ok(Some(tree))
 }
 
-/// Whether one directory of the store can be laid over another: in a container it may be on what cannot be laid on.
-fn lays(store: &Store) -> bool {
-    let try_it = || -> Result<()> {
-        let turn = store.lock()?;
-        let temp = store.work(&turn)?;
-        let made = ["lower", "upper", "work"].map(|name| -> Result<OwnedFd> {
+/// Whether directories of the store can be the layers of an overlay. In a container their file system may not allow it.
+fn supports_overlays(store: &Store) -> bool {
+    let try_overlay = || -> Result<()> {
+        let lock = store.lock()?;
+        let temp = store.work(&lock)?;
+        let layers = ["lower", "upper", "work"].map(|name| -> Result<OwnedFd> {
             std::fs::create_dir(temp.path().join(name))?;
             open_directory(&temp.path().join(name))
         });
-        let [lower, upper, work] = made;
+        let [lower, upper, work] = layers;
         overlay(lower?.as_fd(), upper?.as_fd(), work?.as_fd())?;
         Ok(())
     };
-    try_it().is_ok()
+    try_overlay().is_ok()
 }

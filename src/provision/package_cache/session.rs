@@ -1,4 +1,4 @@
-//! What a bake works in: its own changes over what earlier bakes left.
+//! A bake's own caches: its changes over what earlier bakes downloaded.
 
 use super::manifest;
 use super::manifest::{Changes, Entry, Tree};
@@ -12,7 +12,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Definitions that share a base are fewer, and each has two or three such steps.
+/// How many steps are recorded at most. Definitions that share a base are fewer, and each has two or three such steps.
 const DONE_MAX: usize = 1000;
 
 /// Where steps find a cache: `upper` over `lower`, or `upper` alone.
@@ -23,7 +23,7 @@ pub struct Layers {
     pub work: PathBuf,
 }
 
-/// A bake's own caches. What was not published goes with this value.
+/// A bake's own caches. What was not published is removed with this value.
 #[derive(Debug)]
 pub struct Working {
     store: Store,
@@ -32,21 +32,21 @@ pub struct Working {
     seeds: Vec<Tree>,
     overlays: bool,
     base: Option<Generation>,
-    /// What counts of the base, for each cache.
+    /// The valid part of the base, for each cache.
     trees: Vec<Tree>,
     layers: Vec<Layers>,
-    /// How often it was laid out: each time in new directories.
-    laid: u32,
-    /// Steps of this bake that need not be done again.
+    /// How often the layers were laid out: each time in new directories.
+    layouts: u32,
+    /// Steps of this bake that can be skipped from now on.
     done: BTreeSet<String>,
-    /// Bytes that were found, and objects that were not what was kept.
+    /// How many cached bytes were found, and how many damaged objects.
     pub found: (u64, usize),
     dir: PathBuf,
     _lock: Flock<File>,
 }
 
 impl Working {
-    #[allow(clippy::too_many_arguments, reason = "the store alone calls it")]
+    #[allow(clippy::too_many_arguments, reason = "only the store calls it")]
     pub(crate) fn new(
         store: Store,
         key: PathBuf,
@@ -57,17 +57,17 @@ impl Working {
         seeds: Vec<Tree>,
         overlays: bool,
     ) -> Result<Self> {
-        let (mut trees, mut spoilt, mut found) = (Vec::new(), Vec::new(), (0, 0));
+        let (mut trees, mut damaged, mut found) = (Vec::new(), Vec::new(), (0, 0));
         for (cache, holds) in holds.iter().enumerate() {
             let (tree, bad) = match &base {
-                Some(base) => sound(&base.tree(cache), &base.index.trees[cache], *holds)?,
+                Some(base) => verify_tree(&base.tree(cache), &base.index.trees[cache], *holds)?,
                 None => (Tree::new(), Vec::new()),
             };
             found = (found.0 + bytes(&tree), found.1 + bad.len());
             trees.push(tree);
-            spoilt.push(bad);
+            damaged.push(bad);
         }
-        let (layers, laid, done) = (Vec::new(), 0, BTreeSet::new());
+        let (layers, layouts, done) = (Vec::new(), 0, BTreeSet::new());
         let mut working = Self {
             store,
             key,
@@ -77,37 +77,37 @@ impl Working {
             base,
             trees,
             layers,
-            laid,
+            layouts,
             done,
             found,
             dir,
             _lock: lock,
         };
-        working.lay(&spoilt)?;
+        working.lay_out(&damaged)?;
         Ok(working)
     }
 
-    /// By the caches of the plan.
+    /// In the order of the plan's caches.
     pub fn layers(&self) -> &[Layers] {
         &self.layers
     }
 
-    /// Makes the directories for steps anew; `spoilt` is not to be seen.
-    fn lay(&mut self, spoilt: &[Vec<String>]) -> Result<()> {
-        self.laid += 1;
+    /// Creates new directories for steps, in which damaged files are hidden.
+    fn lay_out(&mut self, damaged: &[Vec<String>]) -> Result<()> {
+        self.layouts += 1;
         let layers: Result<_> = self
             .trees
             .iter()
             .enumerate()
-            .map(|(cache, tree)| self.layer(cache, tree, &spoilt[cache]))
+            .map(|(cache, tree)| self.create_layers(cache, tree, &damaged[cache]))
             .collect();
         self.layers = layers?;
         Ok(())
     }
 
-    fn layer(&self, cache: usize, tree: &Tree, spoilt: &[String]) -> Result<Layers> {
-        let made = |what: &str| self.dir.join(format!("{what}-{cache}-{}", self.laid));
-        let (upper, work) = (made("upper"), made("work"));
+    fn create_layers(&self, cache: usize, tree: &Tree, damaged: &[String]) -> Result<Layers> {
+        let new_dir = |what: &str| self.dir.join(format!("{what}-{cache}-{}", self.layouts));
+        let (upper, work) = (new_dir("upper"), new_dir("work"));
         let Some((base, top)) = self.base.as_ref().zip(tree.get("")) else {
             manifest::make(&upper, &self.seeds[cache], &|_, _| bail!("a new cache has no files"))?;
             return Ok(Layers { lower: None, upper, work });
@@ -116,18 +116,18 @@ impl Working {
         if self.overlays {
             fs::create_dir(&work).with_context(|| format!("making {}", work.display()))?;
             let top = Tree::from([(String::new(), top.clone())]);
-            manifest::make(&upper, &top, &|_, _| bail!("a directory alone"))?;
-            if spoilt.iter().try_for_each(|path| cover(&upper, path, tree)).is_ok() {
+            manifest::make(&upper, &top, &|_, _| bail!("a directory has no files"))?;
+            if damaged.iter().try_for_each(|path| hide_file(&upper, path, tree)).is_ok() {
                 return Ok(Layers { lower: Some(lower), upper, work });
             }
-            // No right to make what covers a file.
+            // Where device nodes cannot be made, the files are copied.
             remove(&upper)?;
         }
         manifest::make(&upper, tree, &|path, to| copy(&lower.join(path), to, &tree[path]))?;
         Ok(Layers { lower: None, upper, work })
     }
 
-    /// Whether a step has nothing to do: it was done once, and nothing is different since.
+    /// Whether a step can be skipped: it was done before, and nothing has changed since.
     pub fn is_done(&self, step: &str) -> Result<bool> {
         let Some(base) = self.base.as_ref().filter(|base| base.index.done.contains(step)) else {
             return Ok(false);
@@ -145,13 +145,13 @@ impl Working {
         Ok(true)
     }
 
-    /// A step was done, and need not be done again as long as nothing is different.
+    /// Records that a step was done. It can be skipped as long as nothing changes.
     pub fn note_done(&mut self, step: String) {
         self.done.insert(step);
     }
 
-    /// Publishes what is there now, together with what others published meanwhile, and goes on with that: what steps do
-    /// from now on stays here. Answers how many bytes came.
+    /// Publishes the present content, merged with what others published meanwhile, and continues with that: what steps
+    /// do from now on stays in this bake. Returns how many bytes were added.
     pub fn publish(&mut self) -> Result<u64> {
         let mut mine = Vec::new();
         for (cache, layers) in self.layers.iter().enumerate() {
@@ -162,10 +162,10 @@ impl Working {
             };
             mine.push((changes, tree));
         }
-        let turn = self.store.lock()?;
+        let store_lock = self.store.lock()?;
         let newest = Generation::newest(&self.key, self.holds.len())?;
         let theirs = |cache: usize| newest.as_ref().map(|newest| &newest.index.trees[cache]);
-        let same = match (&newest, &self.base) {
+        let base_is_newest = match (&newest, &self.base) {
             (Some(newest), Some(base)) => newest.is(base),
             (None, None) => true,
             _ => false,
@@ -173,24 +173,27 @@ impl Working {
         let mut trees = Vec::new();
         for (cache, (_, tree)) in mine.iter().enumerate() {
             trees.push(match theirs(cache) {
-                Some(theirs) if !same => together(&self.trees[cache], tree, theirs, self.holds[cache]),
+                Some(theirs) if !base_is_newest => merge(&self.trees[cache], tree, theirs, self.holds[cache]),
                 _ => tree.clone(),
             });
         }
-        let since = self.since(&mut trees, newest.as_ref());
+        let since = self.download_times(&mut trees, newest.as_ref());
         let indexes = |cache: usize| self.holds[cache] == Holds::Indexes;
-        // Of packages that came with another index nobody has seen whether they are what this one says.
-        let apart =
-            !same && (0..mine.len()).any(|cache| indexes(cache) && theirs(cache) != Some(&mine[cache].1));
-        let done = match apart {
+        // Packages that came with another index were never checked against this one.
+        let index_differs = !base_is_newest
+            && (0..mine.len()).any(|cache| indexes(cache) && theirs(cache) != Some(&mine[cache].1));
+        let done = match index_differs {
             true => BTreeSet::new(),
             false => self.steps_done(&trees, mine.iter().map(|(_, tree)| tree), newest.as_ref()),
         };
         let is_new = |cache: usize, tree: &Tree| theirs(cache) != Some(tree);
-        let as_before = newest.as_ref().is_some_and(|newest| newest.index.done == done);
-        // What was downloaded anew says the same of itself as what was spoilt.
-        let heals = same && self.found.1 > 0;
-        if !heals && as_before && !trees.iter().enumerate().any(|(cache, tree)| is_new(cache, tree)) {
+        let steps_unchanged = newest.as_ref().is_some_and(|newest| newest.index.done == done);
+        // A file that replaces a damaged one has the same entry, so the trees do not differ.
+        let replaces_damaged = base_is_newest && self.found.1 > 0;
+        if !replaces_damaged
+            && steps_unchanged
+            && !trees.iter().enumerate().any(|(cache, tree)| is_new(cache, tree))
+        {
             return Ok(0);
         }
         let before: u64 = (0..trees.len()).filter_map(theirs).map(bytes).sum();
@@ -204,25 +207,25 @@ impl Working {
             {
                 base.tree(cache).join(path)
             } else {
-                newest.as_ref().context("a file of nobody")?.tree(cache).join(path)
+                newest.as_ref().context("a file without a source")?.tree(cache).join(path)
             };
             Ok(fs::hard_link(&from, to)?)
         };
         let index = Index::new(trees.clone(), since, done);
         let published = Generation::publish(&self.key, index, &put)?;
-        // Looked at no more: what is trimmed below may be these.
+        // They are released: the trim below may remove them.
         drop((self.base.replace(published), newest));
         self.trees = trees;
         self.found.1 = 0;
         let none = vec![Vec::new(); self.trees.len()];
-        self.lay(&none)?;
+        self.lay_out(&none)?;
         self.store.trim();
-        drop(turn);
+        drop(store_lock);
         Ok(after.saturating_sub(before))
     }
 
-    /// The steps that have nothing to do where there is what is being published: those of a bake whose indexes these are,
-    /// and whose packages are all among them.
+    /// The steps that can be skipped with what is being published: those of a bake whose indexes are published, and
+    /// whose packages are all among the published ones.
     fn steps_done<'a>(
         &self,
         trees: &[Tree],
@@ -231,7 +234,7 @@ impl Working {
     ) -> BTreeSet<String> {
         let holds = |cache: usize, of: &Tree| match self.holds[cache] {
             Holds::Indexes => trees[cache] == *of,
-            // Another's file of that name serves as well.
+            // Another bake's file of that name serves as well.
             Holds::Packages => of.keys().all(|path| trees[cache].contains_key(path)),
         };
         let mut done = BTreeSet::new();
@@ -247,32 +250,32 @@ impl Working {
         done
     }
 
-    /// When each file came. Those that came first are left out where there is more than the store may hold.
-    fn since(&self, trees: &mut [Tree], newest: Option<&Generation>) -> Vec<BTreeMap<String, u64>> {
+    /// When each file was downloaded. The oldest packages are dropped while there is more than the store may hold.
+    fn download_times(&self, trees: &mut [Tree], newest: Option<&Generation>) -> Vec<BTreeMap<String, u64>> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
         let now = u64::try_from(now).unwrap_or(0);
-        let known = |cache: usize, path: &String| {
+        let download_time = |cache: usize, path: &String| {
             let of = |generation: &Generation| generation.index.since[cache].get(path).copied();
             newest.and_then(of).or_else(|| self.base.as_ref().and_then(of)).unwrap_or(now)
         };
-        let mut held: u64 = trees.iter().map(bytes).sum();
+        let mut total: u64 = trees.iter().map(bytes).sum();
         let mut ages = Vec::new();
         for (cache, tree) in
             trees.iter().enumerate().filter(|(cache, _)| self.holds[*cache] == Holds::Packages)
         {
             for (path, entry) in tree {
                 if let Entry::File { size, .. } = entry {
-                    ages.push((known(cache, path), cache, path.clone(), *size));
+                    ages.push((download_time(cache, path), cache, path.clone(), *size));
                 }
             }
         }
         ages.sort();
         for (_, cache, path, size) in ages {
-            if held <= self.store.limit() {
+            if total <= self.store.limit() {
                 break;
             }
             trees[cache].remove(&path);
-            held -= size;
+            total -= size;
         }
         let file = |entry: &Entry| matches!(entry, Entry::File { .. });
         trees
@@ -280,7 +283,7 @@ impl Working {
             .enumerate()
             .map(|(cache, tree)| {
                 let files = tree.iter().filter(|(_, entry)| file(entry));
-                files.map(|(path, _)| (path.clone(), known(cache, path))).collect()
+                files.map(|(path, _)| (path.clone(), download_time(cache, path))).collect()
             })
             .collect()
     }
@@ -288,39 +291,39 @@ impl Working {
 
 impl Drop for Working {
     fn drop(&mut self) {
-        // What stays, the next bake removes.
+        // If this fails, the next bake removes the directory.
         _ = remove(&self.dir);
     }
 }
 
-/// What counts of a kept tree, and what is not what it was.
-fn sound(dir: &Path, tree: &Tree, holds: Holds) -> Result<(Tree, Vec<String>)> {
-    let Ok((spoilt, directories)) = manifest::differences(dir, tree) else {
+/// The valid part of a cached tree, and the paths that are damaged.
+fn verify_tree(dir: &Path, tree: &Tree, holds: Holds) -> Result<(Tree, Vec<String>)> {
+    let Ok((damaged, directories)) = manifest::differences(dir, tree) else {
         return Ok((Tree::new(), vec![String::new()])); // it cannot be read
     };
-    if directories || !spoilt.is_empty() && holds == Holds::Indexes {
-        return Ok((Tree::new(), spoilt));
+    if directories || !damaged.is_empty() && holds == Holds::Indexes {
+        return Ok((Tree::new(), damaged));
     }
     let mut tree = tree.clone();
-    tree.retain(|path, _| !spoilt.contains(path));
-    Ok((tree, spoilt))
+    tree.retain(|path, _| !damaged.contains(path));
+    Ok((tree, damaged))
 }
 
-/// Hides a file of the lower directory: an overlay takes a device with the number 0 for a hole.
-fn cover(upper: &Path, path: &str, tree: &Tree) -> Result<()> {
+/// Hides a file of the lower directory. To an overlay, a device node with the number 0 means that the file is removed.
+fn hide_file(upper: &Path, path: &str, tree: &Tree) -> Result<()> {
     let parents: Vec<_> = path.match_indices('/').map(|(end, _)| &path[..end]).collect();
     for parent in parents.into_iter().filter(|parent| !upper.join(parent).exists()) {
         let of = |entry: &Entry| Tree::from([(String::new(), entry.clone())]);
         let one = tree.get(parent).map(of).context("a file without a directory")?;
-        manifest::make(&upper.join(parent), &one, &|_, _| bail!("a directory alone"))?;
+        manifest::make(&upper.join(parent), &one, &|_, _| bail!("a directory has no files"))?;
     }
     rustix::fs::mknodat(CWD, upper.join(path), FileType::CharacterDevice, Mode::empty(), 0)?;
     Ok(())
 }
 
-/// A copy of a kept file, as it was.
+/// Copies a cached file with its owner, mode and time.
 fn copy(from: &Path, to: &Path, entry: &Entry) -> Result<()> {
-    let Entry::File { mode, uid, gid, modified, .. } = entry else { bail!("it is no file") };
+    let Entry::File { mode, uid, gid, modified, .. } = entry else { bail!("it is not a file") };
     let mut file = File::options().write(true).create_new(true).open(to)?;
     std::io::copy(&mut manifest::open(from)?, &mut file)?;
     std::os::unix::fs::fchown(&file, Some(*uid), Some(*gid))?;
@@ -330,8 +333,9 @@ fn copy(from: &Path, to: &Path, entry: &Entry) -> Result<()> {
     Ok(())
 }
 
-/// What two bakes that began with `base` leave. An index is one's or the other's; of packages each adds its own.
-fn together(base: &Tree, mine: &Tree, theirs: &Tree, holds: Holds) -> Tree {
+/// Merges what two bakes that began with `base` downloaded. An index is taken from one of them; packages are taken from
+/// both.
+fn merge(base: &Tree, mine: &Tree, theirs: &Tree, holds: Holds) -> Tree {
     if mine == base {
         return theirs.clone();
     }
@@ -343,7 +347,7 @@ fn together(base: &Tree, mine: &Tree, theirs: &Tree, holds: Holds) -> Tree {
     all.retain(|path, _| !gone.contains(path));
     let changed = mine.iter().filter(|(path, entry)| base.get(*path) != Some(entry));
     all.extend(changed.map(|(path, entry)| (path.clone(), entry.clone())));
-    // Nothing without the directory that it is in.
+    // Nothing stays without its directory.
     let there = all.clone();
     all.retain(|path, _| {
         path.match_indices('/')

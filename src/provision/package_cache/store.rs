@@ -1,9 +1,9 @@
-//! Where downloads are kept between bakes.
+//! The store of the package cache.
 //!
-//! Below the store's directory each key has one of its own, and in it are generations: `N/index`, which tells each
-//! file's digest, and `N/0`, `N/1` and so on, a directory for each cache of the plan. A generation never changes. A bake
-//! works in a directory of its own (`working`), and what it leaves is published as the next one: whoever is killed on
-//! the way leaves the last one as it is.
+//! Below the store's directory each key has a directory of its own with generations: `N/index`, which has each file's
+//! digest, and `N/0`, `N/1` and so on, a directory for each cache of the plan. A generation never changes. A bake works
+//! in a directory of its own (`working`), and what it downloads is published as the next generation. A bake that is
+//! killed on the way leaves the last generation as it is.
 
 use super::manifest;
 use super::manifest::{Entry, Tree};
@@ -23,33 +23,34 @@ use tempfile::TempDir;
 
 const LOCK: &str = "lock";
 const INDEX: &str = "index";
-/// What a bake works in.
+/// Prefix of a bake's working directory.
 const WORK: &str = "b-";
-/// What is being published.
+/// Prefix of a generation that is being published.
 const PART: &str = "part-";
-/// Of what an index says; one of another format is passed over.
+/// Format of an index. An index of another format is ignored.
 const FORMAT: u32 = 1;
 
-/// The store: a directory that is root's alone, and how much it may hold.
+/// The store: a directory that only root may enter, and its limit.
 #[derive(Debug, Clone)]
 pub struct Store {
     dir: PathBuf,
-    /// In bytes. What is in use is never removed: with it, it may be more.
+    /// In bytes. What is in use is never removed, so the store may be larger.
     limit: u64,
 }
 
+/// What a generation contains.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Index {
     format: u32,
-    /// By the caches of a plan.
+    /// In the order of the plan's caches.
     pub trees: Vec<Tree>,
-    /// When a file came, in milliseconds of the epoch: likewise.
+    /// When each file was downloaded, in milliseconds since the epoch; in the same order.
     pub since: Vec<BTreeMap<String, u64>>,
-    /// Which steps have nothing to do as long as the trees are these.
+    /// The steps that can be skipped as long as the trees are these.
     pub done: BTreeSet<String>,
 }
 
-/// A generation that is in use: while this value lives nobody removes it.
+/// A generation that is in use: it is not removed while this value lives.
 #[derive(Debug)]
 pub struct Generation {
     pub dir: PathBuf,
@@ -71,38 +72,39 @@ impl Store {
         self.limit
     }
 
-    /// A bake's own caches, with what earlier ones with the same `key` (plain letters and digits) left. Where there is
-    /// nothing, `seeds` tells the directories to begin with. `overlays`: this machine can lay one directory over another;
-    /// else all is copied.
+    /// Opens a bake's own caches, with what earlier bakes with the same `key` (letters and digits) downloaded. A new
+    /// cache begins with the directories of `seeds`. `overlays`: this machine can overlay directories; otherwise
+    /// everything is copied.
     pub fn open(&self, key: &str, caches: &[Cache], seeds: Vec<Tree>, overlays: bool) -> Result<Working> {
         let key = self.dir.join(key);
-        let turn = self.lock()?;
+        let store_lock = self.lock()?;
         self.sweep();
         fs::create_dir_all(&key).with_context(|| format!("making {}", key.display()))?;
-        let dir = self.work(&turn)?.keep();
-        let lock = locked(&dir.join(LOCK), FlockArg::LockExclusive)?;
+        let dir = self.work(&store_lock)?.keep();
+        let lock = lock_file(&dir.join(LOCK), FlockArg::LockExclusive)?;
         let base = Generation::newest(&key, caches.len())?;
-        drop(turn);
+        drop(store_lock);
         let holds = caches.iter().map(|cache| cache.holds).collect();
         Working::new(self.clone(), key, holds, dir, lock, base, seeds, overlays)
     }
 
-    /// A directory to work in. Once the turn is over, somebody else removes it, unless its lock is held.
-    pub fn work(&self, _turn: &Flock<File>) -> Result<TempDir> {
+    /// Creates a working directory. Once the store is unlocked, another bake removes it unless it has a lock of its
+    /// own.
+    pub fn work(&self, _store_lock: &Flock<File>) -> Result<TempDir> {
         let dir = tempfile::Builder::new().prefix(WORK).tempdir_in(&self.dir);
         dir.with_context(|| format!("making a directory in {}", self.dir.display()))
     }
 
-    /// Taken for moments: to look around, and to publish.
+    /// Locks the store. This lock is taken for moments: to read the store, and to publish.
     pub fn lock(&self) -> Result<Flock<File>> {
         fs::create_dir_all(&self.dir).with_context(|| format!("making {}", self.dir.display()))?;
         rustix::fs::chmod(&self.dir, Mode::RWXU)
-            .with_context(|| format!("closing {}", self.dir.display()))?;
-        locked(&self.dir.join(LOCK), FlockArg::LockExclusive)
+            .with_context(|| format!("restricting the access to {}", self.dir.display()))?;
+        lock_file(&self.dir.join(LOCK), FlockArg::LockExclusive)
     }
 
-    /// Removes what killed bakes worked in. What cannot be removed stays for the next time. The store is locked: who has
-    /// no lock of its own yet is dead.
+    /// Removes the working directories of killed bakes. What cannot be removed stays until the next time. The store is
+    /// locked, so a directory without a lock of its own belongs to a killed bake.
     fn sweep(&self) {
         for (_, path) in children(&self.dir).filter(|(name, _)| name.starts_with(WORK)) {
             let lock = path.join(LOCK);
@@ -113,15 +115,14 @@ impl Store {
         }
     }
 
-    /// Removes old generations, and then the keys that were not used for longest, until the limit is kept. The store is
-    /// locked.
+    /// Removes old generations, and then the least recently used keys until the limit is met. The store is locked.
     pub fn trim(&self) {
-        let (mut kept, mut held) = (Vec::new(), 0);
+        let (mut keys, mut total) = (Vec::new(), 0);
         for (name, key) in children(&self.dir) {
             if name.starts_with(WORK) || !key.is_dir() {
                 continue;
             }
-            let mut all = numbers(&key);
+            let mut all = generation_numbers(&key);
             let newest = all.pop();
             for old in all.into_iter().map(|number| key.join(number.to_string())) {
                 if try_lock(&old.join(INDEX)).is_some() {
@@ -136,15 +137,15 @@ impl Store {
             let Some(newest) = newest.map(|number| key.join(number.to_string())) else { continue };
             let used = fs::metadata(newest.join(INDEX)).and_then(|metadata| metadata.modified());
             let bytes = Index::read(&newest).map_or(0, |index| index.trees.iter().map(bytes).sum());
-            held += bytes;
-            kept.push((used.unwrap_or(SystemTime::UNIX_EPOCH), bytes, key, newest));
+            total += bytes;
+            keys.push((used.unwrap_or(SystemTime::UNIX_EPOCH), bytes, key, newest));
         }
-        kept.sort();
-        for (_, bytes, key, newest) in kept {
-            if held > self.limit && try_lock(&newest.join(INDEX)).is_some() {
+        keys.sort();
+        for (_, bytes, key, newest) in keys {
+            if total > self.limit && try_lock(&newest.join(INDEX)).is_some() {
                 _ = remove(&newest);
                 _ = fs::remove_dir(&key);
-                held -= bytes;
+                total -= bytes;
             }
         }
     }
@@ -163,14 +164,14 @@ impl Index {
 }
 
 impl Generation {
-    /// The newest of a key, if it can be read. The store is locked, so that nobody removes it meanwhile.
+    /// The newest generation of a key, if it can be read. The store is locked, so nobody removes it meanwhile.
     pub fn newest(key: &Path, caches: usize) -> Result<Option<Self>> {
-        let Some(number) = numbers(key).pop() else { return Ok(None) };
+        let Some(number) = generation_numbers(key).pop() else { return Ok(None) };
         let dir = key.join(number.to_string());
         let Some(index) = Index::read(&dir).filter(|index| index.trees.len() == caches) else {
             return Ok(None);
         };
-        let lock = locked(&dir.join(INDEX), FlockArg::LockShared)?;
+        let lock = lock_file(&dir.join(INDEX), FlockArg::LockShared)?;
         lock.set_modified(SystemTime::now()).with_context(|| format!("touching {}", dir.display()))?;
         Ok(Some(Self { dir, index, _lock: lock }))
     }
@@ -179,10 +180,11 @@ impl Generation {
         self.dir == other.dir
     }
 
-    /// Puts a new one there, whose files `put` makes: the cache, the path in it, and where to. The store is locked.
+    /// Publishes a new generation. `put` creates a file: it gets the cache, the path in it, and where the file goes.
+    /// The store is locked.
     pub fn publish(key: &Path, index: Index, put: &dyn Fn(usize, &str, &Path) -> Result<()>) -> Result<Self> {
-        let number = numbers(key).pop().unwrap_or(0) + 1;
-        // Whoever fails leaves it to the next one who trims.
+        let number = generation_numbers(key).pop().unwrap_or(0) + 1;
+        // If this fails, the next trim removes the directory.
         let part = tempfile::Builder::new().prefix(PART).tempdir_in(key);
         let part = part.with_context(|| format!("making a directory in {}", key.display()))?.keep();
         for (cache, tree) in index.trees.iter().enumerate() {
@@ -190,7 +192,7 @@ impl Generation {
             manifest::make(&part.join(cache.to_string()), tree, &put)?;
         }
         let writing = || format!("writing an index in {}", key.display());
-        let lock = locked(&part.join(INDEX), FlockArg::LockShared)?;
+        let lock = lock_file(&part.join(INDEX), FlockArg::LockShared)?;
         let mut writer = BufWriter::new(&*lock);
         serde_json::to_writer(&mut writer, &index).with_context(writing)?;
         writer.flush().with_context(writing)?;
@@ -200,28 +202,29 @@ impl Generation {
         Ok(Self { dir, index, _lock: lock })
     }
 
-    /// Where the files of a cache are.
+    /// The directory with the files of a cache.
     pub fn tree(&self, cache: usize) -> PathBuf {
         self.dir.join(cache.to_string())
     }
 }
 
-/// Removes a directory with all in it; nothing is followed, and nothing that is mounted is entered.
+/// Removes a directory with its content. Links are not followed, and mounted file systems are not entered.
 pub fn remove(dir: &Path) -> Result<()> {
     Inside::open_dir(dir)?.remove_tree_content("/", &|_| false)?;
     fs::remove_dir(dir).with_context(|| format!("removing {}", dir.display()))
 }
 
+/// The size of all files of a tree.
 pub fn bytes(tree: &Tree) -> u64 {
     let size = |entry: &Entry| if let Entry::File { size, .. } = entry { *size } else { 0 };
     tree.values().map(size).sum()
 }
 
-/// The generations of a key, the newest last.
-fn numbers(key: &Path) -> Vec<u64> {
-    let mut numbers: Vec<u64> = children(key).filter_map(|(name, _)| name.parse().ok()).collect();
-    numbers.sort_unstable();
-    numbers
+/// The numbers of a key's generations, the newest last.
+fn generation_numbers(key: &Path) -> Vec<u64> {
+    let mut generation_numbers: Vec<u64> = children(key).filter_map(|(name, _)| name.parse().ok()).collect();
+    generation_numbers.sort_unstable();
+    generation_numbers
 }
 
 fn children(dir: &Path) -> impl Iterator<Item = (String, PathBuf)> {
@@ -229,16 +232,16 @@ fn children(dir: &Path) -> impl Iterator<Item = (String, PathBuf)> {
     entries.filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.path())))
 }
 
-/// A lock that ends with its value: when a file is closed it goes on for as long as a step that was started at that moment
-/// has a copy of the descriptor.
-fn locked(path: &Path, how: FlockArg) -> Result<Flock<File>> {
+/// Locks a file until the value is dropped. Closing the file would not do: a step that is started at that moment has a
+/// copy of the descriptor, which goes on holding the lock.
+fn lock_file(path: &Path, how: FlockArg) -> Result<Flock<File>> {
     let locking = || format!("locking {}", path.display());
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = rustix::fs::openat(CWD, path, flags, Mode::RUSR | Mode::WUSR).with_context(locking)?;
     Flock::lock(File::from(file), how).map_err(|(_, errno)| errno).with_context(locking)
 }
 
-/// The lock of something that nobody uses.
+/// The lock of a file that nobody else has locked.
 fn try_lock(path: &Path) -> Option<Flock<File>> {
     Flock::lock(manifest::open(path).ok()?, FlockArg::LockExclusiveNonblock).ok()
 }
@@ -258,10 +261,10 @@ mod tests {
         let _copy = first._lock.try_clone().unwrap();
         let second = publish().unwrap();
         store.trim();
-        assert_eq!(numbers(&key), [1, 2], "in use");
+        assert_eq!(generation_numbers(&key), [1, 2], "in use");
         drop(first);
         store.trim();
-        assert_eq!(numbers(&key), [2]);
+        assert_eq!(generation_numbers(&key), [2]);
         drop(second);
     }
 }

@@ -34,7 +34,7 @@ impl Lab {
             .unwrap()
     }
 
-    /// What a bake sees, without the kernel's help.
+    /// What a bake sees, computed without an overlay mount.
     fn sees(&self, working: &Working, cache: usize) -> Vec<(String, String)> {
         let layers = &working.layers()[cache];
         let mut seen: std::collections::BTreeMap<String, String> = Default::default();
@@ -51,7 +51,7 @@ impl Lab {
         seen.into_iter().collect()
     }
 
-    fn kept(&self) -> Vec<String> {
+    fn stored(&self) -> Vec<String> {
         let store = self.dir.path().join("store");
         let mut names: Vec<_> =
             walk(&store).into_iter().map(|p| p.split('/').next().unwrap().into()).collect();
@@ -60,7 +60,7 @@ impl Lab {
     }
 }
 
-/// Paths of what is no directory, sorted.
+/// Paths of everything but directories, sorted.
 fn walk(dir: &Path) -> Vec<String> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).unwrap() {
@@ -106,7 +106,7 @@ fn the_next_bake_finds_what_was_published_and_nothing_else() {
         assert_eq!(second.publish().unwrap(), 0, "nothing came");
         assert_eq!(lab.open("other").found, (0, 0));
         drop(second);
-        assert_eq!(lab.kept(), ["k", "lock"], "what bakes work in is gone");
+        assert_eq!(lab.stored(), ["k", "lock"], "working directories are removed");
     }
 }
 
@@ -122,19 +122,19 @@ fn a_bit_that_flipped_is_not_served() {
             write(&first, ARCHIVES, "nginx.deb", "nginx");
             first.publish().unwrap();
             drop(first);
-            let kept = lab.dir.path().join("store").join(&key).join("1");
-            let file = walk(&kept).into_iter().find(|path| path.ends_with(spoil)).unwrap();
-            let before = fs::metadata(kept.join(&file)).unwrap().len();
-            let modified = fs::metadata(kept.join(&file)).unwrap().modified().unwrap();
-            let mut bytes = fs::read(kept.join(&file)).unwrap();
+            let stored = lab.dir.path().join("store").join(&key).join("1");
+            let file = walk(&stored).into_iter().find(|path| path.ends_with(spoil)).unwrap();
+            let before = fs::metadata(stored.join(&file)).unwrap().len();
+            let modified = fs::metadata(stored.join(&file)).unwrap().modified().unwrap();
+            let mut bytes = fs::read(stored.join(&file)).unwrap();
             bytes[1] ^= 4;
-            fs::write(kept.join(&file), bytes).unwrap();
-            File::options().write(true).open(kept.join(&file)).unwrap().set_modified(modified).unwrap();
+            fs::write(stored.join(&file), bytes).unwrap();
+            File::options().write(true).open(stored.join(&file)).unwrap().set_modified(modified).unwrap();
             let mut second = lab.open(&key);
             assert_eq!(second.found.1, 1, "{spoil}");
             let (lists, archives) = (lab.sees(&second, LISTS), lab.sees(&second, ARCHIVES));
             if spoil == "InRelease" {
-                assert_eq!(lists, [], "an index goes as a whole");
+                assert_eq!(lists, [], "an index is dropped as a whole");
                 assert_eq!(archives.len(), 2);
             } else {
                 assert_eq!(lists.len(), 2);
@@ -142,7 +142,7 @@ fn a_bit_that_flipped_is_not_served() {
                     if spoil == "tree.deb" { pair("nginx.deb", "nginx") } else { pair("tree.deb", "tree") };
                 assert_eq!(archives, [other]);
             }
-            // Brought again, it is the same in all that is told of it.
+            // Downloaded again, it has the same entry.
             let cache = if spoil == "InRelease" { LISTS } else { ARCHIVES };
             let content = ["signed", "tree", "nginx"].into_iter().find(|c| c.len() as u64 == before).unwrap();
             let to = second.layers()[cache].upper.join(spoil);
@@ -151,26 +151,26 @@ fn a_bit_that_flipped_is_not_served() {
             File::options().write(true).open(&to).unwrap().set_modified(modified).unwrap();
             second.publish().unwrap();
             drop(second);
-            assert_eq!(lab.open(&key).found.1, 0, "it is thrown away");
+            assert_eq!(lab.open(&key).found.1, 0, "it was dropped");
         }
     }
 }
 
 #[test]
-fn what_is_not_in_the_index_is_not_there() {
+fn files_that_the_index_lacks_are_ignored() {
     for lab in Lab::all() {
         let mut first = lab.open("k");
         write(&first, ARCHIVES, "tree.deb", "tree");
         first.publish().unwrap();
         drop(first);
-        let kept = lab.dir.path().join("store/k/1");
-        fs::write(kept.join("1/planted.deb"), "planted").unwrap();
+        let stored = lab.dir.path().join("store/k/1");
+        fs::write(stored.join("1/planted.deb"), "planted").unwrap();
         let second = lab.open("k");
         assert_eq!(lab.sees(&second, ARCHIVES), [pair("tree.deb", "tree")]);
         drop(second);
-        fs::write(kept.join("index"), "{}").unwrap();
+        fs::write(stored.join("index"), "{}").unwrap();
         let mut third = lab.open("k");
-        assert_eq!(third.found, (0, 0), "without an index nothing is known of it");
+        assert_eq!(third.found, (0, 0), "without an index nothing is used");
         write(&third, ARCHIVES, "tree.deb", "tree");
         third.publish().unwrap();
         drop(third);
@@ -179,7 +179,7 @@ fn what_is_not_in_the_index_is_not_there() {
 }
 
 #[test]
-fn two_at_once_add_up_and_do_not_see_each_other() {
+fn concurrent_bakes_are_merged_and_do_not_see_each_other() {
     for lab in Lab::all() {
         let mut first = lab.open("k");
         write(&first, LISTS, "InRelease", "1");
@@ -196,11 +196,7 @@ fn two_at_once_add_up_and_do_not_see_each_other() {
         assert_eq!(one.publish().unwrap(), 3);
         let all = [pair("old.deb", "old"), pair("one.deb", "one"), pair("two.deb", "two")];
         assert_eq!(lab.sees(&one, ARCHIVES), all);
-        assert_eq!(
-            lab.sees(&one, LISTS),
-            [pair("InRelease", "2")],
-            "of an index, the one who changed it wins"
-        );
+        assert_eq!(lab.sees(&one, LISTS), [pair("InRelease", "2")], "the bake that changed an index wins");
         assert_eq!(lab.sees(&two, ARCHIVES), [pair("old.deb", "old"), pair("two.deb", "two")]);
     }
 }
@@ -235,7 +231,7 @@ fn steps_are_done_where_all_packages_came_with_one_index() {
 }
 
 #[test]
-fn what_was_killed_leaves_the_last_generation_as_it_is() {
+fn a_killed_bake_leaves_the_last_generation_as_it_is() {
     for lab in Lab::all() {
         let mut first = lab.open("k");
         write(&first, ARCHIVES, "tree.deb", "tree");
@@ -244,7 +240,7 @@ fn what_was_killed_leaves_the_last_generation_as_it_is() {
         let killed = lab.open("k");
         write(&killed, ARCHIVES, "half.deb", "ha");
         fs::create_dir_all(lab.dir.path().join("store/k/part-x/1")).unwrap();
-        // Its locks go with the process, what it worked in does not.
+        // A killed process loses its locks; its working directory stays.
         let left = killed.layers()[ARCHIVES].upper.parent().unwrap().to_owned();
         let copy = lab.dir.path().join("copy");
         assert!(std::process::Command::new("cp").arg("-a").args([&left, &copy]).status().unwrap().success());
@@ -261,13 +257,13 @@ fn what_was_killed_leaves_the_last_generation_as_it_is() {
         drop(next);
         assert!(!lab.dir.path().join("store/k/part-x").exists());
         let generations: Vec<_> = fs::read_dir(lab.dir.path().join("store/k")).unwrap().collect();
-        assert_eq!(generations.len(), 1, "old ones go");
+        assert_eq!(generations.len(), 1, "old ones are removed");
     }
 }
 
 #[test]
 #[allow(clippy::disallowed_methods, reason = "a thread of the test waits")]
-fn what_was_not_used_for_longest_goes_and_what_is_in_use_stays() {
+fn the_least_recently_used_key_is_removed_unless_it_is_in_use() {
     for mut lab in Lab::all() {
         let made = |lab: &Lab, key: &str| {
             let mut working = lab.open(key);
@@ -287,10 +283,14 @@ fn what_was_not_used_for_longest_goes_and_what_is_in_use_stays() {
         let used = lab.open("a");
         age(&lab, "a", 300);
         drop(made(&lab, "c"));
-        assert_eq!(lab.kept().iter().filter(|n| n.len() == 1).collect::<Vec<_>>(), ["a", "c"], "a is in use");
+        assert_eq!(
+            lab.stored().iter().filter(|n| n.len() == 1).collect::<Vec<_>>(),
+            ["a", "c"],
+            "a is in use"
+        );
         drop(used);
         age(&lab, "a", 300);
-        // One key alone may be too much: what came first goes.
+        // A single key may exceed the limit: the oldest packages are removed.
         lab.limit = 15;
         let mut more = lab.open("c");
         write(&more, ARCHIVES, "b.deb", "0123456789");
@@ -298,12 +298,12 @@ fn what_was_not_used_for_longest_goes_and_what_is_in_use_stays() {
         more.publish().unwrap();
         drop(more);
         assert_eq!(lab.sees(&lab.open("c"), ARCHIVES), [pair("b.deb", "0123456789")]);
-        assert_eq!(lab.kept().iter().filter(|n| n.len() == 1).collect::<Vec<_>>(), ["c"]);
+        assert_eq!(lab.stored().iter().filter(|n| n.len() == 1).collect::<Vec<_>>(), ["c"]);
     }
 }
 
 #[test]
-fn nobody_else_looks_into_it() {
+fn only_root_may_enter_the_store() {
     use std::os::unix::fs::MetadataExt;
     let lab = &Lab::all()[0];
     drop(lab.open("k"));

@@ -1,13 +1,13 @@
-//! Keeps the builder's credentials out of the reach of a step that has the network.
+//! Keeps a step with the network from the builder's credentials.
 //!
-//! A step with the network has the builder's, and there the metadata service hands the role's credentials to whoever
+//! A step with the network shares the builder's, where the metadata service gives the role's credentials to anyone who
 //! asks. So such a step runs in a cgroup of its own, whose sockets cannot reach these addresses (`program.rs`). Its
-//! first process is made in it, a socket belongs to the cgroup that it was made in for good, and a step sees no cgroup
-//! file system through which it could leave.
+//! first process is created in the cgroup, a socket belongs for good to the cgroup in which it was created, and a step
+//! sees no cgroup file system through which it could leave.
 //!
-//! A cgroup is a directory, and the only thing of a step that outlives a SIGKILL of oven, empty. Each is locked by the
-//! process that made it, and the next step of any oven on this machine, or `oven sweep`, removes those that nobody
-//! holds. The programs belong to the directory, not to a descriptor: a step does not outlive them by an instant.
+//! A cgroup is a directory. It is the only thing of a step that outlives a SIGKILL of oven, and then it is empty. The
+//! process that creates it locks it, and the next step of any oven on this machine, or `oven sweep`, removes those that
+//! nobody has locked. The programs belong to the directory, not to a descriptor, so they work as long as the step runs.
 
 mod program;
 
@@ -27,14 +27,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// How the cgroups are called: this, and 16 hexadecimal digits.
+/// The beginning of the cgroups' names; 16 hexadecimal digits follow.
 const PREFIX: &str = "oven-step-";
-/// A name may be taken away between being made and being locked: by somebody who clears up at that moment.
+/// A cgroup may be removed between its creation and its locking, by a process that sweeps at that moment.
 const ATTEMPTS: u32 = 16;
-/// The kernel counts a dead process for a moment longer. Doubled from a millisecond, this is a second in all.
+/// The kernel counts a dead process for a moment longer. Doubled from a millisecond, the pauses are a second in all.
 const REMOVALS: u32 = 10;
 
-/// A cgroup that reaches no credentials. Dropping it removes it: all of its processes have to be gone.
+/// A cgroup that reaches no credentials. Dropping it removes it: all of its processes have to have ended.
 pub struct Fence {
     parent: OwnedFd,
     name: String,
@@ -43,37 +43,37 @@ pub struct Fence {
 }
 
 impl Fence {
-    /// Makes one below the cgroup of this process, so that what limits oven limits its steps, too.
+    /// Creates one below the cgroup of this process, so that oven's limits apply to its steps, too.
     ///
     /// # Errors
-    /// [`Kind::Machine`] where there is no cgroup v2 that can be written to, or no BPF.
+    /// [`Kind::Machine`] if there is no writable cgroup v2 or no BPF.
     pub fn make() -> Result<Self> {
         let make = || -> Result<Self> {
             let parent = open(CWD, &own_cgroup()?).context("opening the cgroup of this process")?;
-            clear(parent.as_fd());
-            let fence = Self::below(parent)?;
+            remove_unlocked(parent.as_fd());
+            let fence = Self::create_below(parent)?;
             for program in program::all() {
                 attach(&program, fence.dir.as_fd())
                     .with_context(|| format!("attaching the filter of {}", program.name))?;
             }
             Ok(fence)
         };
-        make().map_err(|error| refusal(&format!("{error:#}")).into())
+        make().map_err(|error| unprotected(&format!("{error:#}")).into())
     }
 
-    fn below(parent: OwnedFd) -> Result<Self> {
+    fn create_below(parent: OwnedFd) -> Result<Self> {
         for _ in 0..ATTEMPTS {
             let mut bytes = [0; 8];
             rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())?;
             let name = format!("{PREFIX}{:016x}", u64::from_ne_bytes(bytes));
             rustix::fs::mkdirat(&parent, &*name, Mode::from_raw_mode(0o755)).context("making a cgroup")?;
-            // Gone already: somebody took it for one that was left.
+            // It is gone already: another process took it for a leftover.
             let Ok(dir) = open(&parent, Path::new(&name)) else { continue };
             if lock(&dir) && exists(&parent, &name, &dir) {
                 return Ok(Self { parent, name, dir });
             }
         }
-        bail!("the cgroups that are made here vanish");
+        bail!("another process removes each new cgroup");
     }
 
     /// For `CLONE_INTO_CGROUP`.
@@ -97,14 +97,14 @@ impl Drop for Fence {
     }
 }
 
-/// Removes the cgroups that ovens left which were killed.
+/// Removes the cgroups of ovens that were killed.
 pub fn sweep() -> Result<()> {
     let dir = own_cgroup()?;
-    clear(open(CWD, &dir).with_context(|| format!("opening {}", dir.display()))?.as_fd());
+    remove_unlocked(open(CWD, &dir).with_context(|| format!("opening {}", dir.display()))?.as_fd());
     Ok(())
 }
 
-fn clear(parent: BorrowedFd<'_>) {
+fn remove_unlocked(parent: BorrowedFd<'_>) {
     let Ok(entries) = Dir::read_from(parent) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name();
@@ -119,9 +119,9 @@ fn clear(parent: BorrowedFd<'_>) {
     }
 }
 
-/// The helper, in the step's cgroup and before anything of the image runs: whether the filter holds. A kernel whose
-/// sockets do not know their cgroup (before 5.15, with the controllers net_cls or net_prio of version 1) has one that
-/// does not.
+/// Checks that the filter works. The helper calls it in the step's cgroup, before anything of the image runs. The
+/// filter does not work on a kernel whose sockets do not know their cgroup (before 5.15, with the controllers net_cls
+/// or net_prio of version 1).
 pub fn prove() -> Result<()> {
     let v6 = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
     let addresses = program::V4.map(|bytes| IpAddr::from(Ipv4Addr::from(bytes)));
@@ -132,33 +132,33 @@ pub fn prove() -> Result<()> {
             Err(Errno::AFNOSUPPORT) => continue, // a kernel without IPv6
             socket => socket.context("making a socket")?,
         };
-        // The port that discards. It is refused before a route is looked for.
+        // The discard port. The packet is refused before a route is looked up.
         let sent = rustix::net::sendto(&socket, &[], SendFlags::DONTWAIT, &SocketAddr::new(address, 9));
         if sent != Err(Errno::PERM) {
-            return Err(refusal(&format!("its filter does not refuse {address}")).into());
+            return Err(unprotected(&format!("the filter does not refuse {address}")).into());
         }
     }
     Ok(())
 }
 
-/// What is told where it cannot be kept.
-fn refusal(why: &str) -> Failure {
+/// The failure where the credentials cannot be protected.
+fn unprotected(why: &str) -> Failure {
     Kind::Machine
         .failure(format!("a step with the network cannot be kept from the builder's credentials here: {why}"))
         .hint(
-            "It takes a cgroup v2 file system that can be written to, and BPF: in a container, run it privileged. If \
-             the steps of an image may have the credentials, say `imds = true` in its image.toml.",
+            "This needs a writable cgroup v2 file system and BPF; a container has to be privileged. If the steps of an \
+             image may have the credentials, set `imds = true` in its image.toml.",
         )
 }
 
-/// The directory of the cgroup that this thread is in: namespaces of mounts belong to threads.
+/// The directory of this thread's cgroup: mount namespaces belong to threads.
 fn own_cgroup() -> Result<PathBuf> {
     let read = |path: &str| std::fs::read(path).with_context(|| format!("reading {path}"));
     let (groups, mounts) = (read("/proc/thread-self/cgroup")?, read("/proc/thread-self/mountinfo")?);
     directory(&groups, &mounts)
 }
 
-/// The same, of what these files say. Of several mounts the first one that shows the cgroup counts.
+/// The same from the content of these files. Of several mounts, the first one that shows the cgroup counts.
 fn directory(groups: &[u8], mounts: &[u8]) -> Result<PathBuf> {
     let mut lines = groups.split(|byte| *byte == b'\n');
     let own = lines.find_map(|line| line.strip_prefix(b"0::")).context("this machine has no cgroup v2")?;
@@ -209,7 +209,7 @@ struct Load {
     expected_attach: u32,
 }
 
-/// And the part that attaches one.
+/// The part that attaches one.
 #[repr(C)]
 struct Attach {
     target: i32,
@@ -218,8 +218,8 @@ struct Attach {
     flags: u32,
 }
 
-/// Loads a program, and attaches it to a cgroup for as long as that lives. It is not attached "exclusively": what a
-/// cgroup above it filters is filtered, too.
+/// Loads a program and attaches it to a cgroup for the cgroup's lifetime. It is not attached exclusively, so the
+/// filters of the cgroups above apply, too.
 #[allow(unsafe_code)]
 fn attach(program: &Program, cgroup: BorrowedFd<'_>) -> Result<()> {
     const PROG_LOAD: libc::c_int = 5;
@@ -233,25 +233,25 @@ fn attach(program: &Program, cgroup: BorrowedFd<'_>) -> Result<()> {
         expected_attach: program.attach,
         ..Load::default()
     };
-    // A signal that comes while the kernel looks at the program would make it give up (EAGAIN, of `bpf_check`).
+    // A signal while the kernel verifies the program would make the kernel give up (EAGAIN, from `bpf_check`).
     let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK).context("blocking signals")?;
-    // SAFETY: `load` has the size that is told, and points to `count` instructions and a text that ends; all of them
-    // live through the call, which copies them. A descriptor that it answers is new, and nobody else's.
+    // SAFETY: `load` has the size that is passed, and points to `count` instructions and a terminated text; all of them
+    // live through the call, which copies them. A returned descriptor is new, and nobody else's.
     let loaded = unsafe {
         match libc::syscall(libc::SYS_bpf, PROG_LOAD, &raw const load, size_of::<Load>()) {
             fd if fd < 0 => Err(io::Error::last_os_error()),
             fd => Ok(OwnedFd::from_raw_fd(fd as i32)),
         }
     };
-    before.thread_set_mask().context("letting signals through again")?;
-    let loaded = loaded.context("the kernel refuses the program")?;
+    before.thread_set_mask().context("unblocking signals")?;
+    let loaded = loaded.context("the kernel rejected the program")?;
     let attach = Attach {
         target: cgroup.as_raw_fd(),
         program: loaded.as_raw_fd(),
         kind: program.attach,
         flags: ALLOW_MULTI,
     };
-    // SAFETY: `attach` has the size that is told, and lives through the call.
+    // SAFETY: `attach` has the size that is passed, and lives through the call.
     let attached =
         unsafe { libc::syscall(libc::SYS_bpf, PROG_ATTACH, &raw const attach, size_of::<Attach>()) };
     if attached < 0 { Err(io::Error::last_os_error().into()) } else { Ok(()) }
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_told() {
+    fn errors_say_what_is_missing() {
         let cases = [
             ("1:cpu:/\n", UNIFIED, "this machine has no cgroup v2"),
             ("", "", "this machine has no cgroup v2"),

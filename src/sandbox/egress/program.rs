@@ -1,19 +1,19 @@
-//! The programs that refuse, written out: what the kernel runs for each packet, and for each address that a socket of
-//! the cgroup is connected to or sends to.
+//! The programs of the filter, instruction by instruction. The kernel runs them for each packet, and for each address
+//! that a socket of the cgroup is connected to or sends to.
 //!
-//! The packet filter is what holds: whatever protocol, whatever socket, the packet has the address in its header. The
-//! filters of addresses are there because they see an address before the host's own packet filter may rewrite it (the
-//! ECS agent has 169.254.170.2 turned into a port of the loopback), and because they answer EPERM at once, where a
-//! `connect` whose packets are dropped waits for minutes.
+//! The packet filter is the one that protects: whatever the protocol and the socket, the packet has the address in its
+//! header. The filters of addresses see an address before the host's own packet filter may rewrite it (the ECS agent
+//! redirects 169.254.170.2 to a port of the loopback), and they return EPERM at once, where a `connect` whose packets
+//! are dropped waits for minutes.
 
-/// What is refused over IPv4.
+/// Refused addresses of IPv4.
 pub const V4: [[u8; 4]; 3] = [
     [169, 254, 169, 254], // the metadata of an instance, with its role's credentials
     [169, 254, 170, 2],   // the credentials of an ECS task
     [169, 254, 170, 23],  // the credentials of an EKS pod
 ];
-/// What is refused over IPv6: this prefix, and these last four bytes. Any address that ends in one of [`V4`] is, too:
-/// mapped, translated by NAT64, or embedded in another way.
+/// Refused addresses of IPv6: this prefix with one of these last four bytes. An address that ends in one of [`V4`] is
+/// refused, too: it may be mapped, translated by NAT64, or embedded in another way.
 const V6_PREFIX: [u8; 4] = [0xfd, 0x00, 0x0e, 0xc2];
 const V6_ENDS: [[u8; 4]; 2] = [
     [0, 0, 0x02, 0x54], // fd00:ec2::254, metadata
@@ -30,7 +30,7 @@ pub struct Instruction {
     immediate: i32,
 }
 
-/// A program, and where it belongs: numbers of linux/bpf.h.
+/// A program, and where it is attached: numbers of linux/bpf.h.
 pub struct Program {
     pub name: &'static str,
     /// `BPF_PROG_TYPE_…`
@@ -48,7 +48,7 @@ const CONNECT6: u32 = 11;
 const SENDMSG4: u32 = 14;
 const SENDMSG6: u32 = 15;
 
-/// All that a cgroup gets.
+/// All programs of a cgroup.
 pub fn all() -> [Program; 5] {
     let of = |name, attach, code| Program { name, kind: TYPE_ADDRESS, attach, code };
     [
@@ -60,7 +60,7 @@ pub fn all() -> [Program; 5] {
     ]
 }
 
-// Registers: the result, a program's argument (a call takes r1 to r4), one that calls leave alone, the frame.
+// Registers: the result, a program's argument (a call takes r1 to r4), one that calls preserve, the frame.
 const R0: u8 = 0;
 const ARGUMENT: u8 = 1;
 const CONTEXT: u8 = 6;
@@ -95,7 +95,7 @@ const HEADER: i16 = -40;
 const V4_PLAIN: i32 = 0x45;
 const VERSION: i32 = 0xf0;
 const VERSION_6: i32 = 0x60;
-/// The next header of IPv6 that does the same. Nothing that a step may add comes before it.
+/// The next header of IPv6 that has the same effect. No header that a step may add comes before it.
 const ROUTING_HEADER: i32 = 43;
 
 fn packets() -> Vec<Instruction> {
@@ -116,17 +116,17 @@ fn packets() -> Vec<Instruction> {
     code.finish()
 }
 
-fn addresses(judge: impl FnOnce(&mut Code)) -> Vec<Instruction> {
+fn addresses(body: impl FnOnce(&mut Code)) -> Vec<Instruction> {
     let mut code = Code::default();
-    judge(&mut code);
+    body(&mut code);
     code.finish()
 }
 
-/// A program in the making.
+/// A program that is being built.
 #[derive(Default)]
 struct Code {
     instructions: Vec<Instruction>,
-    /// Jumps to the end, where it is refused.
+    /// Jumps to the end, where the program refuses.
     refusals: Vec<usize>,
 }
 
@@ -139,7 +139,7 @@ impl Code {
         self.push(width, to, from, offset, 0);
     }
 
-    /// Jumps by the low half of r0, to where [`Self::land`] says.
+    /// Jumps depending on the low half of r0, to where [`Self::land`] is called.
     fn jump(&mut self, condition: u8, value: i32) -> usize {
         self.push(condition, R0, 0, 0, value);
         self.instructions.len() - 1
@@ -155,7 +155,7 @@ impl Code {
         self.refusals.push(jump);
     }
 
-    /// Copies the beginning of the packet to the frame. What is shorter is no packet of a step.
+    /// Copies the beginning of the packet to the frame. Anything shorter is not a packet of a step.
     fn load_header(&mut self, length: i32) {
         self.push(MOVE, 1, CONTEXT, 0, 0);
         self.push(SET, 2, 0, 0, 0);
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_be_routed_elsewhere_or_is_no_packet_is_dropped() {
+    fn packets_that_may_be_routed_elsewhere_or_are_malformed_are_dropped() {
         let code = packets();
         for first in [0x46, 0x4f, 0x44, 0x00, 0x50, 0xf5] {
             let mut packet = v4("192.0.2.1");

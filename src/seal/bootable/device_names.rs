@@ -1,7 +1,7 @@
-//! What the texts that a machine boots by call its disks. Pure.
+//! The names of disks in the texts that a machine boots from. Pure.
 //!
-//! A device's kernel name is the builder's (`/dev/loop0p1`), or one that depends on the machine (`/dev/sda1`: which
-//! disk that is, and whether it is called so, no image knows). A UUID or a label has to be one of the image's own disk.
+//! A device's kernel name is the builder's (`/dev/loop0p1`), or depends on the machine (`/dev/sda1`: no image knows
+//! which disk an instance calls so, if any). A UUID or a label has to be one of the image's own disk.
 
 use crate::device::Node;
 use crate::device::link_name;
@@ -9,12 +9,12 @@ use crate::formats::fstab;
 use crate::formats::fstab::Spec;
 use std::collections::BTreeSet;
 
-/// Kernel names of disks: what follows depends on the machine.
+/// Prefixes of the kernel's names of disks. The rest of such a name depends on the machine.
 const KERNEL_NAMES: [&str; 9] = ["dm-", "hd", "loop", "md", "mmcblk", "nbd", "nvme", "sd", "vd"];
-/// Links of udev's that name a piece of hardware.
+/// Links of udev that name a piece of hardware.
 const HARDWARE: [&str; 4] = ["disk/by-diskseq/", "disk/by-id/", "disk/by-path/", "disk/by-loop-"];
 
-/// How a text is read.
+/// How a text is parsed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// Commands of GRUB, a shell's variables, a kernel's command line, or keys and values: `root=` means the same in all.
@@ -22,10 +22,10 @@ pub enum Kind {
     Fstab,
 }
 
-/// What the image's own disk, and this machine's device for it, are called.
+/// The names of the image's own disk, and of the builder's device for it.
 #[derive(Debug, Clone, Default)]
 pub struct Own {
-    /// `disk/by-uuid/…`, in lower case where case says nothing.
+    /// `disk/by-uuid/…`, in lower case where case does not matter.
     links: BTreeSet<String>,
     /// `loop0`, `loop0p1`.
     devices: BTreeSet<String>,
@@ -34,14 +34,14 @@ pub struct Own {
 impl Own {
     pub fn of(nodes: &[Node]) -> Self {
         Self {
-            links: nodes.iter().flat_map(|node| &node.links).map(|link| plain(link)).collect(),
+            links: nodes.iter().flat_map(|node| &node.links).map(|link| fold_case(link)).collect(),
             devices: nodes.iter().map(|node| node.name.clone()).collect(),
         }
     }
 
     fn has(&self, by: &str, id: &str) -> bool {
-        // A kernel's command line has blanks as udev spells them.
-        self.links.contains(&plain(&format!("disk/by-{by}/{}", link_name(&fstab::unhex(id)))))
+        // A kernel's command line spells blanks as udev does.
+        self.links.contains(&fold_case(&format!("disk/by-{by}/{}", link_name(&fstab::unhex(id)))))
     }
 
     /// For a hint: `UUID=1f…`, and labels.
@@ -56,7 +56,7 @@ impl Own {
 }
 
 /// UUIDs are the same in upper and lower case; labels are not.
-fn plain(link: &str) -> String {
+fn fold_case(link: &str) -> String {
     let folds = ["disk/by-uuid/", "disk/by-partuuid/"].iter().any(|by| link.starts_with(by));
     if folds { link.to_ascii_lowercase() } else { link.to_owned() }
 }
@@ -69,17 +69,17 @@ pub struct Finding {
     pub what: String,
 }
 
-/// All that is wrong with a text.
+/// All names in a text that no instance can rely on.
 pub fn lint(kind: Kind, text: &str, own: &Own) -> Vec<Finding> {
     let mut found: Vec<Finding> = Vec::new();
     for (index, line) in text.lines().enumerate() {
         let line_number = index + 1;
-        let whats = match kind {
+        let problems = match kind {
             _ if line.trim_start().starts_with('#') => Vec::new(),
-            Kind::Fstab => of_fstab(line, own).into_iter().collect(),
-            Kind::Words => of_words(line, own),
+            Kind::Fstab => check_fstab_line(line, own).into_iter().collect(),
+            Kind::Words => check_words(line, own),
         };
-        for what in whats {
+        for what in problems {
             let finding = Finding { line: line_number, what };
             if !found.contains(&finding) {
                 found.push(finding);
@@ -89,33 +89,33 @@ pub fn lint(kind: Kind, text: &str, own: &Own) -> Vec<Finding> {
     found
 }
 
-fn of_fstab(line: &str, own: &Own) -> Option<String> {
+fn check_fstab_line(line: &str, own: &Own) -> Option<String> {
     let mut fields = line.split_ascii_whitespace();
     let (spec, _, _) = (fields.next()?, fields.next()?, fields.next()?);
     let options: Vec<_> = fields.next().unwrap_or("").split(',').collect();
-    // It may be absent, so it may be another disk's: an instance's own, say.
+    // It may be absent, so it may name another disk: one of the instance, for example.
     let may_lack = ["nofail", "noauto"].iter().any(|option| options.contains(option));
     match Spec::parse(&fstab::unescape(spec)) {
-        Spec::Device(path) => device(&path, own, may_lack),
-        spec if may_lack => builders(&spec.to_string(), own),
-        spec => unknown(&spec, &spec.to_string(), own),
+        Spec::Device(path) => check_device(&path, own, may_lack),
+        spec if may_lack => check_builder_device(&spec.to_string(), own),
+        spec => check_id(&spec, &spec.to_string(), own),
     }
 }
 
-fn of_words(line: &str, own: &Own) -> Vec<String> {
+fn check_words(line: &str, own: &Own) -> Vec<String> {
     let words: Vec<_> = line
         .split(|c: char| c.is_whitespace() || "\"'`;".contains(c))
         .filter(|word| !word.is_empty())
         .collect();
-    let mut found: Vec<String> = searched(&words, own).into_iter().collect();
+    let mut found: Vec<String> = check_grub_search(&words, own).into_iter().collect();
     for word in &words {
         for at in word.match_indices("/dev/").map(|(at, _)| at) {
-            // `UUID=…/dev/` is no path of a device; what comes before one is `=`, `:` or a bracket.
+            // `UUID=…/dev/` is not the path of a device; a path follows `=`, `:` or a bracket.
             let begins = at == 0 || !word.as_bytes()[at - 1].is_ascii_alphanumeric();
             let end = word[at..].find([',', ':', ')', '(', '|', '}']).map_or(word.len(), |end| at + end);
             if begins {
                 found.extend(
-                    device(&word[at..end], own, false).map(|what| in_word(word, &word[at..end], what)),
+                    check_device(&word[at..end], own, false).map(|what| in_word(word, &word[at..end], what)),
                 );
             }
         }
@@ -125,7 +125,7 @@ fn of_words(line: &str, own: &Own) -> Vec<String> {
                 && before.ends_with(['=', ':'])
             {
                 let value = word[before.len()..].split(['/', ',']).next().unwrap_or_default();
-                found.extend(unknown(&Spec::parse(value), word, own));
+                found.extend(check_id(&Spec::parse(value), word, own));
             }
         }
     }
@@ -136,8 +136,8 @@ fn in_word(word: &str, path: &str, what: String) -> String {
     if word == path { what } else { what.replacen(path, word, 1) }
 }
 
-/// GRUB's `search --fs-uuid … ID` and `search.fs_uuid ID VARIABLE`: where its files are.
-fn searched(words: &[&str], own: &Own) -> Option<String> {
+/// GRUB's `search --fs-uuid … ID` and `search.fs_uuid ID VARIABLE`, which say where its files are.
+fn check_grub_search(words: &[&str], own: &Own) -> Option<String> {
     let has = |long: &str, short: &str| words.iter().any(|word| *word == long || *word == short);
     let (tag, id) = match *words.first()? {
         "search.fs_uuid" => ("UUID", *words.get(1)?),
@@ -146,11 +146,11 @@ fn searched(words: &[&str], own: &Own) -> Option<String> {
         "search" if has("--label", "-l") => ("LABEL", *words.last()?),
         _ => return None,
     };
-    unknown(&Spec::parse(&format!("{tag}={id}")), &format!("{} {id}", words[0]), own)
+    check_id(&Spec::parse(&format!("{tag}={id}")), &format!("{} {id}", words[0]), own)
 }
 
-/// `text`: as it is written.
-fn unknown(spec: &Spec, text: &str, own: &Own) -> Option<String> {
+/// `text`: the name as it is written.
+fn check_id(spec: &Spec, text: &str, own: &Own) -> Option<String> {
     let (by, id) = match spec {
         Spec::Uuid(id) => ("uuid", id),
         Spec::PartUuid(id) => ("partuuid", id),
@@ -158,39 +158,39 @@ fn unknown(spec: &Spec, text: &str, own: &Own) -> Option<String> {
         Spec::PartLabel(name) => ("partlabel", name),
         Spec::Device(_) | Spec::Other(_) => return None,
     };
-    // A variable is filled in when it boots.
+    // A variable is expanded at boot.
     if id.is_empty() || id.contains('$') || own.has(by, id) {
         return None;
     }
-    Some(format!("`{text}` is not of the image's own disk"))
+    Some(format!("`{text}` does not name the image's own disk"))
 }
 
-fn builders(text: &str, own: &Own) -> Option<String> {
+fn check_builder_device(text: &str, own: &Own) -> Option<String> {
     let name = text.strip_prefix("/dev/")?;
     let is_own = own.devices.contains(name);
-    is_own.then(|| format!("`{text}` is what the machine that bakes calls the image's disk"))
+    is_own.then(|| format!("`{text}` is the builder's name for the image's disk"))
 }
 
 /// `path` begins with `/dev/`.
-fn device(path: &str, own: &Own, may_lack: bool) -> Option<String> {
+fn check_device(path: &str, own: &Own, may_lack: bool) -> Option<String> {
     let name = path.strip_prefix("/dev/")?;
-    if let Some(what) = builders(path, own) {
+    if let Some(what) = check_builder_device(path, own) {
         return Some(what);
     }
-    // A loop device is made by whoever runs: no disk that an instance has.
+    // Loop devices are made by whoever uses them; no instance has one as its disk.
     if let Some(number) = name.strip_prefix("loop")
         && number.starts_with(|c: char| c.is_ascii_digit())
     {
-        return Some(format!("`{path}` is a loop device: of the machine that bakes, as no instance has it"));
+        return Some(format!("`{path}` is a loop device of the builder; no instance has it"));
     }
     if may_lack {
         return None;
     }
     if HARDWARE.iter().any(|by| name.starts_with(by)) {
-        return Some(format!("`{path}` names a piece of hardware: no two instances have the same"));
+        return Some(format!("`{path}` names a piece of hardware, which differs from instance to instance"));
     }
     if name.starts_with("disk/by-") {
-        return unknown(&Spec::parse(path), path, own);
+        return check_id(&Spec::parse(path), path, own);
     }
     let kernels = KERNEL_NAMES.iter().chain(&["xvd"]).any(|prefix| {
         let rest = name.strip_prefix(prefix);
@@ -199,8 +199,10 @@ fn device(path: &str, own: &Own, may_lack: bool) -> Option<String> {
             _ => rest.starts_with(|c: char| c.is_ascii_digit()),
         })
     });
-    // Software RAID and device mapper number what they find, and have names in /dev/md/ and /dev/mapper/ beside.
-    kernels.then(|| format!("`{path}` depends on the machine: instances may call another disk so, or none"))
+    // Software RAID and device mapper number what they find; /dev/md/ and /dev/mapper/ have stable names.
+    kernels.then(|| {
+        format!("`{path}` depends on the machine: an instance may have another disk or none of that name")
+    })
 }
 
 #[cfg(test)]
@@ -261,14 +263,14 @@ menuentry 'Debian GNU/Linux' --class debian $menuentry_id_option 'gnulinux-simpl
         assert_eq!(found.len(), 1);
         assert!(found[0].0 == 20 && found[0].1.contains("`root=/dev/loop0p1` is a loop device"), "{found:?}");
         let found = lines(Kind::Words, &DEBIAN.replace("root=UUID=6b1f-root", "root=/dev/nvme1n1p1"));
-        assert!(found[0].1.contains("what the machine that bakes calls"), "{found:?}");
+        assert!(found[0].1.contains("the builder's name for"), "{found:?}");
         let other = DEBIAN.replace("--set=root 6b1f-root", "--set=root 9999-other");
         let found = lines(Kind::Words, &other);
         assert!(found[0].0 == 17 && found[0].1.contains("`search 9999-other`"), "{found:?}");
     }
 
     #[test]
-    fn what_a_kernel_may_be_told() {
+    fn names_in_kernel_command_lines() {
         for good in [
             "options root=UUID=6B1F-ROOT ro console=ttyS0 nvme_core.io_timeout=4294967295",
             "options $kernelopts $tuned_params",
@@ -294,7 +296,7 @@ menuentry 'Debian GNU/Linux' --class debian $menuentry_id_option 'gnulinux-simpl
             ("resume=/dev/vda2", "/dev/vda2"),
             ("root=/dev/disk/by-id/nvme-Amazon_vol0abc-part1", "hardware"),
             ("root=/dev/disk/by-path/pci-0000-part1", "hardware"),
-            ("root=/dev/disk/by-uuid/beef", "`root=/dev/disk/by-uuid/beef` is not of"),
+            ("root=/dev/disk/by-uuid/beef", "`root=/dev/disk/by-uuid/beef` does not name"),
             ("root=PARTUUID=bb-01/PARTNROFF=1", "PARTUUID=bb-01"),
             ("append initrd=x root=LABEL=CLOUDIMG-ROOTFS", "LABEL=CLOUDIMG-ROOTFS"),
             ("search.fs_label other root", "search.fs_label other"),
@@ -314,11 +316,11 @@ menuentry 'Debian GNU/Linux' --class debian $menuentry_id_option 'gnulinux-simpl
                     /swapfile none swap sw\n/dev/mapper/vg-x /x ext4\n/dev/sr0 /media/c udf noauto\nshort\n";
         assert_eq!(lines(Kind::Fstab, good), []);
         for (bad, word) in [
-            ("UUID=beef / ext4 defaults", "`UUID=beef` is not of the image's own disk"),
+            ("UUID=beef / ext4 defaults", "`UUID=beef` does not name the image's own disk"),
             ("UUID=beef none swap sw", "UUID=beef"),
             ("/dev/sdf /data ext4 defaults", "depends on the machine"),
             ("/dev/loop7p1 / ext4 nofail", "loop device"),
-            ("/dev/nvme1n1p1 / ext4 nofail", "the machine that bakes calls"),
+            ("/dev/nvme1n1p1 / ext4 nofail", "the builder's name"),
             ("/dev/disk/by-label/other / ext4", "LABEL=other"),
         ] {
             let found = lines(Kind::Fstab, &format!("#\n{bad}\n"));

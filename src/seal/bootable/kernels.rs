@@ -8,10 +8,10 @@ use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
-/// Where a kernel lies; `*` is its version.
+/// Where kernels are; `*` is the version.
 const IMAGES: [&str; 4] =
     ["/boot/vmlinuz-*", "/boot/vmlinux-*", "/boot/Image-*", "/usr/lib/modules/*/vmlinuz"];
-/// Where its initramfs does: Debian's, dracut's, SUSE's, and those of kernel-install.
+/// Where their initramfs is: Debian's, dracut's, SUSE's, and those of kernel-install.
 const INITRAMFS: [&str; 8] = [
     "/boot/initrd.img-*",
     "/boot/initramfs-*.img",
@@ -22,10 +22,10 @@ const INITRAMFS: [&str; 8] = [
     "/usr/lib/modules/*/initrd",
     "/lib/modules/*/initrd",
 ];
-/// kernel-install's: a directory for each token, which is a machine's id or a distribution's name.
+/// kernel-install's directories. Each has a directory for each token, which is a machine's id or a distribution's name.
 const ENTRIES: [&str; 3] = ["/boot", "/boot/efi", "/efi"];
 
-/// Which file it is: what changed it made another, or wrote it anew.
+/// Identifies a file's content: a change makes another file, or writes it anew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stamp {
     inode: u64,
@@ -48,7 +48,7 @@ pub struct Drivers {
 }
 
 impl Drivers {
-    /// Takes a file's name for what it is; breaks when nothing is missing.
+    /// Records the driver that a file's name stands for. Breaks when no driver is missing.
     pub fn see(&mut self, name: &[u8]) -> ControlFlow<()> {
         let file = name.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
         self.nvme |= is_module(file, b"nvme");
@@ -63,9 +63,9 @@ fn is_module(file: &[u8], name: &[u8]) -> bool {
     end.is_some_and(|end| matches!(end, b".ko" | b".ko.xz" | b".ko.zst" | b".ko.gz"))
 }
 
-/// `None`: there is no such file. Links are followed, inside the image.
+/// `None`: there is no such file. Links are followed inside the image.
 pub fn stamp(inside: &Inside, path: &str) -> Result<Option<Stamp>> {
-    let doing = || format!("looking at {path} in the image");
+    let doing = || format!("reading the metadata of {path} in the image");
     let found = match inside.open(path, OFlags::PATH) {
         Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
         found => rustix::fs::fstat(found.with_context(doing)?).with_context(doing)?,
@@ -79,7 +79,7 @@ pub fn stamp(inside: &Inside, path: &str) -> Result<Option<Stamp>> {
     }))
 }
 
-/// By version; one for each, in /boot where it lies in both places.
+/// All kernels by version. A kernel that is in several places counts as the one in /boot.
 pub fn all(inside: &Inside) -> Result<BTreeMap<String, Kernel>> {
     let mut kernels = BTreeMap::new();
     for pattern in IMAGES {
@@ -91,20 +91,20 @@ pub fn all(inside: &Inside) -> Result<BTreeMap<String, Kernel>> {
                 continue;
             }
             let Some(image) = stamp(inside, &path)? else { continue };
-            let initramfs = initramfs(inside, version)?;
+            let initramfs = find_initramfs(inside, version)?;
             kernels.insert(version.to_owned(), Kernel { image: (path.clone(), image), initramfs });
         }
     }
     Ok(kernels)
 }
 
-/// What package managers put aside is none.
+/// Whether it is a version. The names of backups that package managers make are not.
 fn is_version(text: &str) -> bool {
-    let aside = [".old", ".bak", ".dpkg-bak", ".dpkg-new", ".dpkg-tmp", ".rpmsave", ".rpmnew", ".hmac"];
-    !text.is_empty() && !aside.iter().any(|end| text.ends_with(end))
+    let backups = [".old", ".bak", ".dpkg-bak", ".dpkg-new", ".dpkg-tmp", ".rpmsave", ".rpmnew", ".hmac"];
+    !text.is_empty() && !backups.iter().any(|end| text.ends_with(end))
 }
 
-fn initramfs(inside: &Inside, version: &str) -> Result<Option<(String, Stamp)>> {
+fn find_initramfs(inside: &Inside, version: &str) -> Result<Option<(String, Stamp)>> {
     let mut paths: Vec<_> = INITRAMFS.iter().map(|pattern| pattern.replace('*', version)).collect();
     for top in ENTRIES {
         for (dir, kind) in rules::expand(inside, &format!("{top}/*"))? {
@@ -121,14 +121,14 @@ fn initramfs(inside: &Inside, version: &str) -> Result<Option<(String, Stamp)>> 
     Ok(None)
 }
 
-/// What a kernel has without any module: as its list of them says, or its configuration.
+/// The drivers that a kernel has without any module, by its list of built-in modules or its configuration.
 pub fn built_in(inside: &Inside, version: &str) -> Result<Drivers> {
     let mut drivers = Drivers::default();
-    for file in lines(inside, &format!("/lib/modules/{version}/modules.builtin"))? {
+    for file in read_lines(inside, &format!("/lib/modules/{version}/modules.builtin"))? {
         _ = drivers.see(file.as_bytes());
     }
     for path in [format!("/boot/config-{version}"), format!("/lib/modules/{version}/config")] {
-        for line in lines(inside, &path)? {
+        for line in read_lines(inside, &path)? {
             drivers.nvme |= line == "CONFIG_BLK_DEV_NVME=y";
             drivers.ena |= line == "CONFIG_ENA_ETHERNET=y";
         }
@@ -138,14 +138,14 @@ pub fn built_in(inside: &Inside, version: &str) -> Result<Drivers> {
 
 /// Whether the root file system has a module, where modprobe finds it.
 pub fn has_module(inside: &Inside, version: &str, name: &str) -> Result<bool> {
-    let is = |line: &String| {
+    let is_entry = |line: &String| {
         let path = line.split(':').next().unwrap_or_default();
         is_module(path.rsplit('/').next().unwrap_or_default().as_bytes(), name.as_bytes())
     };
-    Ok(lines(inside, &format!("/lib/modules/{version}/modules.dep"))?.iter().any(is))
+    Ok(read_lines(inside, &format!("/lib/modules/{version}/modules.dep"))?.iter().any(is_entry))
 }
 
-fn lines(inside: &Inside, path: &str) -> Result<Vec<String>> {
+fn read_lines(inside: &Inside, path: &str) -> Result<Vec<String>> {
     let text = if stamp(inside, path)?.is_some() { inside.read(path)? } else { None };
     Ok(String::from_utf8_lossy(&text.unwrap_or_default())
         .lines()

@@ -1,9 +1,9 @@
-//! Looks whether what a bake changed of kernel and boot loader boots on an instance.
+//! Checks that an instance can boot with what a bake changed of kernels and boot loader.
 //!
-//! Only what changed is looked at, but that as a whole: a base that was made strangely, and boots, is not ours to refuse.
-//! Texts have to name the image's own disk ([`names`]). A kernel that is new, or whose initramfs is, has to find its root
-//! disk by itself: nvme is built in or in the initramfs. ena is needed when the root is mounted already, so it may be a
-//! module of the root file system as well.
+//! Only what changed is checked, but that as a whole: a base that is unusual and boots is not rejected. Texts have to
+//! name the image's own disk ([`names`]). A kernel that is new, or whose initramfs is, has to find its root disk by
+//! itself: nvme is built in or in the initramfs. ena is needed only after the root is mounted, so it may also be a
+//! module of the root file system.
 
 mod device_names;
 mod kernels;
@@ -22,7 +22,7 @@ use kernels::{Drivers, Kernel};
 use rustix::fs::FileType;
 use std::collections::BTreeMap;
 
-/// What is read when a machine boots: a pattern, and how it is read.
+/// The texts that are read when a machine boots: a pattern of paths, and how they are parsed.
 const TEXTS: [(&str, device_names::Kind); 19] = [
     ("/etc/fstab", device_names::Kind::Fstab),
     ("/etc/default/grub", device_names::Kind::Words),
@@ -44,10 +44,10 @@ const TEXTS: [(&str, device_names::Kind); 19] = [
     ("/boot/extlinux.conf", device_names::Kind::Words),
     ("/boot/syslinux/*.cfg", device_names::Kind::Words),
 ];
-/// A failure names so many things.
+/// How many findings an error message names at most.
 const NAMED_MAX: usize = 20;
 
-/// What a machine boots by, as the base had it.
+/// What a machine boots from, as the base has it.
 pub struct Before {
     texts: BTreeMap<String, Vec<u8>>,
     kernels: BTreeMap<String, Kernel>,
@@ -55,21 +55,23 @@ pub struct Before {
 
 impl Before {
     pub fn of(inside: &Inside) -> Result<Self> {
-        let doing = "looking at what the base boots by";
+        let doing = "reading what the base boots from";
         let texts = texts(inside).context(doing)?.into_iter().map(|(path, _, text)| (path, text)).collect();
         Ok(Self { texts, kernels: kernels::all(inside).context(doing)? })
     }
 }
 
-/// Fails with all that would keep an instance from booting, by file and line.
+/// Fails with everything that would keep an instance from booting, each with its file and line.
 pub async fn lint(place: &Place<'_>, before: &Before, report: &Report) -> Result<()> {
     let own = Own::of(place.nodes);
     let mut found = Vec::new();
     for (path, kind, text) in texts(place.inside)? {
         if before.texts.get(&path) != Some(&text) {
-            report.detail(format!("{path} has changed: looking whether it names the image's own disk"));
-            let its = device_names::lint(kind, &String::from_utf8_lossy(&text), &own);
-            found.extend(its.into_iter().map(|finding| format!("{path}:{}: {}", finding.line, finding.what)));
+            report.detail(format!("{path} has changed: checking that it names the image's own disk"));
+            let findings = device_names::lint(kind, &String::from_utf8_lossy(&text), &own);
+            found.extend(
+                findings.into_iter().map(|finding| format!("{path}:{}: {}", finding.line, finding.what)),
+            );
         }
     }
     let after = kernels::all(place.inside)?;
@@ -77,15 +79,15 @@ pub async fn lint(place: &Place<'_>, before: &Before, report: &Report) -> Result
     for (version, kernel) in
         after.iter().filter(|(version, kernel)| before.kernels.get(*version) != Some(kernel))
     {
-        let step = report.step("verify", format!("looking whether the kernel {version} finds its disk"));
-        found.extend(judge(place.inside, version, kernel, had_initramfs, report).await?);
+        let step = report.step("verify", format!("checking that the kernel {version} finds its disk"));
+        found.extend(check_kernel(place.inside, version, kernel, had_initramfs, report).await?);
         step.done();
     }
-    fail(&found, &own)
+    fail_if_any(&found, &own)
 }
 
-/// What keeps a kernel from its disk or its network.
-async fn judge(
+/// What would keep a kernel from its disk or its network.
+async fn check_kernel(
     inside: &Inside,
     version: &str,
     kernel: &Kernel,
@@ -97,18 +99,18 @@ async fn judge(
     let drivers = match &kernel.initramfs {
         None if had_initramfs => {
             return Ok(vec![format!(
-                "{image}: this kernel has no initramfs, and those of the base have one"
+                "{image}: this kernel has no initramfs, but the base's kernels have one"
             )]);
         }
-        // Then the kernel alone mounts its root.
+        // Then the kernel mounts its root without help.
         None => built_in,
-        Some((path, _)) => match look(inside, path, built_in).await? {
+        Some((path, _)) => match read_drivers(inside, path, built_in).await? {
             Ok(drivers) => {
-                tell(path, built_in, drivers, report);
+                log_drivers(path, built_in, drivers, report);
                 drivers
             }
             Err(error) if error.is::<crate::formats::initramfs::Unknown>() => {
-                report.warn(format!("{path}: it is {error}: whether nvme is in it is not known"));
+                report.warn(format!("{path}: it is {error}, so it is unknown whether nvme is in it"));
                 Drivers { nvme: true, ..built_in }
             }
             Err(error) => return Ok(vec![format!("{path}: {error:#}")]),
@@ -122,17 +124,18 @@ async fn judge(
             None => format!("{image}: it has no nvme driver built in, and no initramfs"),
         });
     }
-    // The network comes up when the root is mounted: unless that is on the network, its modules will do.
+    // The network starts after the root is mounted, so a module of the root file system will do unless the root is on
+    // the network.
     if !drivers.ena && !kernels::has_module(inside, version, "ena")? {
-        let what = "has no ena driver, be it built in, in the initramfs or among its modules";
+        let what = "has no ena driver: it is not built in, not in the initramfs and not among the modules";
         found.push(format!("{image}: the kernel {version} {what}"));
     }
     Ok(found)
 }
 
-/// What a kernel has with its initramfs. The inner error: that cannot be read.
-async fn look(inside: &Inside, path: &str, built_in: Drivers) -> Result<Result<Drivers>> {
-    let file = inside.open_file(path)?.with_context(|| format!("looking for {path} in the image"))?;
+/// The drivers of a kernel with its initramfs. The inner error: the initramfs cannot be read.
+async fn read_drivers(inside: &Inside, path: &str, built_in: Drivers) -> Result<Result<Drivers>> {
+    let file = inside.open_file(path)?.with_context(|| format!("opening {path} in the image"))?;
     let read = move || {
         let mut drivers = built_in;
         crate::formats::initramfs::names(file, &mut |name| drivers.see(name)).map(|()| drivers)
@@ -140,7 +143,7 @@ async fn look(inside: &Inside, path: &str, built_in: Drivers) -> Result<Result<D
     Ok(run_to_end(read).await)
 }
 
-fn tell(path: &str, built_in: Drivers, found: Drivers, report: &Report) {
+fn log_drivers(path: &str, built_in: Drivers, found: Drivers, report: &Report) {
     let place = |built_in, found| match (built_in, found) {
         (true, _) => "is built in",
         (false, true) => "is in it",
@@ -150,13 +153,13 @@ fn tell(path: &str, built_in: Drivers, found: Drivers, report: &Report) {
     report.detail(format!("{path}: nvme {nvme}, ena {ena}"));
 }
 
-/// Every text, with its content.
+/// All texts, with their content.
 fn texts(inside: &Inside) -> Result<Vec<(String, device_names::Kind, Vec<u8>)>> {
     let mut all = Vec::new();
     for (pattern, kind) in TEXTS {
-        for (path, is) in rules::expand(inside, pattern)? {
-            // A link leads to another of them, or into /etc; what it leads to counts.
-            if matches!(is, FileType::RegularFile | FileType::Symlink) && is_file(inside, &path)? {
+        for (path, file_type) in rules::expand(inside, pattern)? {
+            // A link leads to another of these files, or into /etc: what it leads to counts.
+            if matches!(file_type, FileType::RegularFile | FileType::Symlink) && is_file(inside, &path)? {
                 all.push((path.clone(), kind, inside.read(&path)?.unwrap_or_default()));
             }
         }
@@ -168,7 +171,7 @@ fn is_file(inside: &Inside, path: &str) -> Result<bool> {
     Ok(kernels::stamp(inside, path)?.is_some())
 }
 
-fn fail(found: &[String], own: &Own) -> Result<()> {
+fn fail_if_any(found: &[String], own: &Own) -> Result<()> {
     if found.is_empty() {
         return Ok(());
     }
@@ -177,7 +180,7 @@ fn fail(found: &[String], own: &Own) -> Result<()> {
         list += &format!("\n    and {more} more");
     }
     let mut hint =
-        String::from("A package or a script of this bake wrote it. Correct it there, or in a [[run]].");
+        String::from("A package or a script of this bake wrote it. Correct it there, or in a later [[run]].");
     let names = own.names();
     if !names.is_empty() {
         hint += &format!(" The image's own disk has {}.", names.join(", "));

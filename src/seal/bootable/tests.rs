@@ -9,7 +9,7 @@ const GRUB: &str = "/boot/grub/grub.cfg";
 const GOOD: &str = "menuentry 'x' {\n\tlinux /boot/vmlinuz-2 root=UUID=root-id ro\n}\n";
 const MODULES: [&str; 2] = ["lib/modules/2/kernel/nvme.ko", "lib/modules/2/kernel/ena.ko"];
 
-/// A base with one kernel, made in its own way.
+/// A base with one kernel, whose texts and initramfs the lint would reject if a bake had made them.
 fn base() -> Tree {
     let tree = Tree::new();
     tree.file("boot/vmlinuz-1", "kernel");
@@ -25,7 +25,7 @@ fn archive(files: &[&str]) -> Vec<u8> {
     gzip(&cpio(&files))
 }
 
-/// A kernel with its initramfs; `modules` are of the root file system.
+/// A kernel with its initramfs; `modules` are those of the root file system.
 fn install(inside: &Inside, version: &str, initramfs: Option<&[u8]>, modules: &str) {
     inside.write(&format!("/boot/vmlinuz-{version}"), b"a kernel", 0o644, 0, 0).unwrap();
     inside.write(&format!("/lib/modules/{version}/modules.dep"), modules.as_bytes(), 0o644, 0, 0).unwrap();
@@ -34,7 +34,7 @@ fn install(inside: &Inside, version: &str, initramfs: Option<&[u8]>, modules: &s
     }
 }
 
-/// What is found when `change` was done; empty if nothing. With the warnings.
+/// What the lint finds after `change` (empty if nothing), and the warnings.
 async fn changed(tree: &Tree, change: impl FnOnce(&Inside)) -> (String, String) {
     let inside = tree.inside();
     let links = vec!["disk/by-uuid/root-id".to_owned()];
@@ -61,20 +61,20 @@ fn write<'a>(path: &'a str, content: &'a str) -> impl FnOnce(&Inside) + 'a {
 }
 
 #[tokio::test]
-async fn what_the_base_has_is_not_looked_at() {
+async fn texts_of_the_base_are_not_checked() {
     assert_eq!(changed(&base(), |_| ()).await.0, "");
-    // Nor what was written as it was before, nor what boots nothing.
+    // Nor is what was rewritten with the same content, nor what boots nothing.
     assert_eq!(changed(&base(), write("/etc/fstab", "/dev/sda1 / ext4 defaults 0 1\n")).await.0, "");
     assert_eq!(changed(&base(), write("/etc/notes", "root=/dev/loop0p1\n")).await.0, "");
     assert_eq!(changed(&base(), write(GRUB, GOOD)).await.0, "");
 }
 
 #[tokio::test]
-async fn what_changed_is_looked_at_as_a_whole() {
+async fn changed_texts_are_checked_as_a_whole() {
     let planted = GOOD.replace("UUID=root-id", "/dev/loop0p1");
     let (found, _) = changed(&base(), write(GRUB, &planted)).await;
     assert!(
-        found.contains("/boot/grub/grub.cfg:2: `root=/dev/loop0p1` is what the machine that bakes"),
+        found.contains("/boot/grub/grub.cfg:2: `root=/dev/loop0p1` is the builder's name for"),
         "{found}"
     );
     let (found, _) =
@@ -128,13 +128,13 @@ async fn a_kernel_needs_an_initramfs_where_the_bases_had_one() {
     assert!(found.contains("/boot/vmlinuz-2: this kernel has no initramfs"), "{found}");
     let gone = |inside: &Inside| assert!(inside.remove("/boot/initrd.img-1").unwrap());
     assert!(changed(&base(), gone).await.0.contains("/boot/vmlinuz-1: this kernel has no initramfs"));
-    // Without one in the base, the kernel has to do it alone.
+    // Without one in the base, the kernel has to mount the root alone.
     let (found, _) = changed(&Tree::new(), bare).await;
     assert!(found.contains("/boot/vmlinuz-2: it has no nvme driver built in, and no initramfs"), "{found}");
     let tree = Tree::new();
     tree.file("boot/config-2", "CONFIG_BLK_DEV_NVME=y\n");
     assert_eq!(changed(&tree, bare).await.0, "");
-    // A kernel that goes, goes with its own.
+    // A kernel may be removed together with its initramfs.
     let both = |inside: &Inside| {
         assert!(inside.remove("/boot/initrd.img-1").unwrap() && inside.remove("/boot/vmlinuz-1").unwrap());
     };
@@ -142,7 +142,7 @@ async fn a_kernel_needs_an_initramfs_where_the_bases_had_one() {
 }
 
 #[tokio::test]
-async fn an_initramfs_that_cannot_be_read_is_told_and_a_damaged_one_refused() {
+async fn an_unreadable_initramfs_is_a_warning_and_a_damaged_one_an_error() {
     let kernel = |content: &'static [u8]| {
         move |inside: &Inside| install(inside, "2", Some(content), "kernel/ena.ko:\n")
     };

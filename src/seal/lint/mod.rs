@@ -1,5 +1,6 @@
-//! Looks whether anything is left in an image that must not be cloned, or that only the bake needed. It finds by
-//! itself what [`crate::seal::clean`] should have removed: only what is certain, for what it finds fails the bake.
+//! Checks that an image has no machine-specific data, and nothing that only the bake needed. It does not rely on
+//! [`super::clean`], which should have removed such data. It reports only what is certain, because a finding fails the
+//! bake.
 
 #[cfg(test)]
 mod tests;
@@ -16,12 +17,12 @@ use rustix::fs::FileType;
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// A failure names so many paths.
+/// How many paths an error message names at most.
 const NAMED_MAX: usize = 20;
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 const RUN: &str = "/run/oven";
 
-/// Where a proxy or a mirror would be written to, if someone did: files, and directories of files.
+/// Where somebody would have written a proxy or a mirror to: files, and directories of files.
 const SETTINGS: [&str; 8] = [
     "/etc/apt/apt.conf",
     "/etc/apt/apt.conf.d/*",
@@ -33,19 +34,19 @@ const SETTINGS: [&str; 8] = [
     "/etc/yum.repos.d/*",
 ];
 
-/// What the image was like before: what the base brought, the bake does not have to answer for.
+/// The image before the bake: what the base has is not reported.
 pub struct Before {
     resolv_conf: Resolv,
-    /// Set once the packages are installed: what a definition's own script does to it is meant.
-    builders_resolv_conf: bool,
-    /// Shims that the image itself has, byte for byte.
+    /// Set once the packages are installed: later changes by the definition's own scripts are intended.
+    has_builders_resolv_conf: bool,
+    /// Paths at which the image itself has a shim's content, byte for byte.
     own_shims: BTreeSet<String>,
-    /// Files that name the proxy or the mirror already.
+    /// Files that already name the proxy or the mirror.
     settings: BTreeSet<String>,
     had_run: bool,
 }
 
-/// What has the name `/etc/resolv.conf`.
+/// What `/etc/resolv.conf` is.
 #[derive(Debug, PartialEq, Eq)]
 enum Resolv {
     Nothing,
@@ -63,7 +64,7 @@ impl Resolv {
     }
 }
 
-/// Something that must not be there.
+/// Something that must not be in the image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Finding {
     path: String,
@@ -75,7 +76,7 @@ impl Before {
         let own = work.plan.shims.iter().filter(|shim| text(inside, &shim.path) == shim.content);
         Ok(Self {
             resolv_conf: Resolv::of(inside)?,
-            builders_resolv_conf: false,
+            has_builders_resolv_conf: false,
             own_shims: own.map(|shim| shim.path.clone()).collect(),
             settings: settings(inside, &needles(work))?.into_iter().collect(),
             had_run: inside.exists(RUN)?,
@@ -83,7 +84,7 @@ impl Before {
     }
 
     /// Called when the packages are installed. A package may have replaced `/etc/resolv.conf`, as systemd-resolved
-    /// does; it may not have copied this machine's.
+    /// does, but it must not have copied this machine's.
     pub fn packages_are_done(&mut self, inside: &Inside) -> Result<()> {
         self.compare(inside, &std::fs::read_to_string(RESOLV_CONF).unwrap_or_default())
     }
@@ -99,14 +100,14 @@ impl Before {
                 _ => String::new(),
             };
             let now = String::from_utf8_lossy(&now).into_owned();
-            self.builders_resolv_conf = servers(builders)
+            self.has_builders_resolv_conf = servers(builders)
                 .any(|server| servers(&now).any(|s| s == server) && !servers(&old).any(|s| s == server));
         }
         Ok(())
     }
 }
 
-/// Name servers of a resolv.conf that belong to one machine: not the loopback's.
+/// The name servers of a resolv.conf that belong to one machine: not those on the loopback.
 fn servers(resolv_conf: &str) -> impl Iterator<Item = &str> {
     let server = |line: &'_ str| {
         let mut words = line.split_whitespace();
@@ -119,14 +120,14 @@ fn servers(resolv_conf: &str) -> impl Iterator<Item = &str> {
         .filter(|address| !address.starts_with("127.") && *address != "::1")
 }
 
-/// Fails with the list of what is left.
+/// Fails with the list of all findings.
 pub fn lint(inside: &Inside, work: &Work<'_>, before: &Before) -> Result<()> {
-    let mut found = cloned(inside)?;
-    found.extend(left(inside, work, before)?);
+    let mut found = machine_data(inside)?;
+    found.extend(bake_leftovers(inside, work, before)?);
     found.retain(|finding| !is_kept(&work.image.keep, &finding.path));
     let Some(first) = found.first() else { return Ok(()) };
     let hint = format!(
-        "Remove it in a script. If it is meant to be in every instance, accept it in image.toml: [clean] keep = [\"{}\"].",
+        "Remove it in a script. If every instance should have it, accept it in image.toml: [clean] keep = [\"{}\"].",
         first.path
     );
     let more = found.len().saturating_sub(NAMED_MAX);
@@ -135,11 +136,14 @@ pub fn lint(inside: &Inside, work: &Work<'_>, before: &Before) -> Result<()> {
     if more > 0 {
         list += &format!("\n    and {more} more");
     }
-    Err(Kind::Step.failure(format!("the image holds what must not be cloned:{list}")).hint(hint).into())
+    Err(Kind::Step
+        .failure(format!("the image contains machine-specific data or leftovers of the bake:{list}"))
+        .hint(hint)
+        .into())
 }
 
-/// What must not be cloned.
-fn cloned(inside: &Inside) -> Result<Vec<Finding>> {
+/// Data that belongs to one machine.
+fn machine_data(inside: &Inside) -> Result<Vec<Finding>> {
     let mut found = Vec::new();
     let mut add =
         |path: &str, what: &str| found.push(Finding { path: path.to_owned(), what: what.to_owned() });
@@ -157,19 +161,19 @@ fn cloned(inside: &Inside) -> Result<Vec<Finding>> {
         }
     }
     for path in first_boot::host_keys_left(inside)? {
-        add(&path, "a private SSH host key, and nothing makes new ones at the first boot");
+        add(&path, "a private SSH host key, and nothing creates new ones at the first boot");
     }
     if kind(inside, rules::SNAKEOIL)?.is_some() {
-        add(rules::SNAKEOIL, "a private key, and nothing makes a new one at the first boot");
+        add(rules::SNAKEOIL, "a private key, and nothing creates a new one at the first boot");
     }
     for path in rules::histories(inside)? {
-        add(&path, "what somebody typed");
+        add(&path, "a history of what somebody typed");
     }
     for (path, what) in rules::DIRECTORIES.iter().chain(rules::CACHES) {
         if let Some(link) = leads_elsewhere(inside, path)? {
             add(
                 &link,
-                "a symlink in the place of a directory that has to be cleaned: what it leads to was not",
+                "a symlink in place of a directory that has to be cleaned: its target was not cleaned",
             );
         } else if is_directory(inside, path)? {
             inside.walk(path, &mut |path, stat| {
@@ -181,7 +185,7 @@ fn cloned(inside: &Inside) -> Result<Vec<Finding>> {
         }
     }
     if let Some(link) = leads_elsewhere(inside, rules::LOGS)? {
-        add(&link, "a symlink in the place of a directory that has to be cleaned: what it leads to was not");
+        add(&link, "a symlink in place of a directory that has to be cleaned: its target was not cleaned");
     } else if is_directory(inside, rules::LOGS)? {
         inside.walk(rules::LOGS, &mut |path, stat| {
             let journal = path.starts_with("/var/log/journal/");
@@ -197,34 +201,34 @@ fn cloned(inside: &Inside) -> Result<Vec<Finding>> {
     Ok(found)
 }
 
-/// The component of a path that is a symlink to a directory which is there, with something in it.
+/// The component of a path that is a symlink to an existing directory with content.
 fn leads_elsewhere(inside: &Inside, path: &str) -> Result<Option<String>> {
     let ends = path.match_indices('/').map(|(at, _)| at).skip(1).chain([path.len()]);
     for end in ends {
         let so_far = &path[..end];
         let Some(stat) = inside.metadata(so_far)? else { return Ok(None) };
         if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
-            let there = inside.list(path).map(|names| !names.is_empty()).unwrap_or(false);
-            return Ok(there.then(|| so_far.to_owned()));
+            let has_content = inside.list(path).map(|names| !names.is_empty()).unwrap_or(false);
+            return Ok(has_content.then(|| so_far.to_owned()));
         }
     }
     Ok(None)
 }
 
 /// What only the bake needed.
-fn left(inside: &Inside, work: &Work<'_>, before: &Before) -> Result<Vec<Finding>> {
+fn bake_leftovers(inside: &Inside, work: &Work<'_>, before: &Before) -> Result<Vec<Finding>> {
     let mut found = Vec::new();
     let mut add =
         |path: &str, what: &str| found.push(Finding { path: path.to_owned(), what: what.to_owned() });
     for shim in &work.plan.shims {
         if !before.own_shims.contains(&shim.path) && text(inside, &shim.path) == shim.content {
-            add(&shim.path, "a file that should be there only while oven bakes");
+            add(&shim.path, "a file that should exist only during the bake");
         }
     }
     if !before.had_run && inside.exists(RUN)? {
-        add(RUN, "a directory that should be there only while oven bakes");
+        add(RUN, "a directory that should exist only during the bake");
     }
-    // A file that the definition itself places is what it wants.
+    // A file that the definition itself places is intended.
     let placed = |path: &str| {
         let targets = work.image.files.iter().map(|file| file.target.as_str());
         targets.into_iter().any(|target| Path::new(path).starts_with(target.trim_end_matches('/')))
@@ -234,13 +238,13 @@ fn left(inside: &Inside, work: &Work<'_>, before: &Before) -> Result<Vec<Finding
             add(&path, "it names the proxy or the mirror of oven.toml");
         }
     }
-    if before.builders_resolv_conf && !placed(RESOLV_CONF) {
-        add(RESOLV_CONF, "a package put the name servers of this machine there");
+    if before.has_builders_resolv_conf && !placed(RESOLV_CONF) {
+        add(RESOLV_CONF, "a package copied this machine's name servers there");
     }
     Ok(found)
 }
 
-/// What must not be found in the image's settings.
+/// Texts that must not be in the image's settings.
 fn needles(work: &Work<'_>) -> Vec<String> {
     let network = work.network;
     let all = [&network.proxy, &network.mirror].into_iter().flatten();

@@ -47,7 +47,7 @@ impl Bench {
         }
     }
 
-    /// What the lint says of a tree that `change` changed after it was looked at.
+    /// The lint's error for a tree that `change` changes after its state was recorded.
     fn lint(&self, tree: &Tree, change: impl FnOnce(&Tree)) -> Result<(), String> {
         let inside = tree.inside();
         let before = Before::of(&inside, &self.work()).unwrap();
@@ -59,7 +59,7 @@ impl Bench {
     }
 }
 
-/// Each line is a file that must not be there, alone in its tree.
+/// Files that the lint has to find, each alone in its tree.
 const FORBIDDEN: &[&str] = &[
     "etc/machine-id",
     "var/lib/dbus/machine-id",
@@ -142,7 +142,7 @@ fn a_symlink_where_a_directory_is_cleaned_is_found_if_it_hides_something() {
 }
 
 #[test]
-fn what_the_base_has_already_is_its_own() {
+fn contents_of_the_base_are_not_reported() {
     let bench = Bench::new();
     let tree = Tree::new();
     tree.file("usr/sbin/policy-rc.d", "exit 101\n");
@@ -172,7 +172,7 @@ fn settings_of_the_project_do_not_stay() {
     bench.image.files = vec![file];
     let placed =
         bench.lint(&Tree::new(), |tree| tree.file("etc/apt/apt.conf.d/99proxy", "http://proxy.local:3128"));
-    assert_eq!(placed, Ok(()), "what the definition places is meant");
+    assert_eq!(placed, Ok(()), "what the definition places is intended");
 }
 
 #[test]

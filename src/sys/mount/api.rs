@@ -1,4 +1,4 @@
-//! The mount API by descriptors: nothing here goes by a path that somebody could exchange.
+//! The kernel's mount API by descriptors: no path is used that somebody could exchange.
 
 use anyhow::{Context, Result};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -10,11 +10,11 @@ use rustix::mount::{
 use std::io;
 use std::path::Path;
 
-/// What no file of an image may do while steps run: give rights, or be a device.
+/// While steps run, no file of an image may give rights or be a device.
 pub const PLAIN: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID.union(MountAttrFlags::MOUNT_ATTR_NODEV);
 pub const READ_ONLY: MountAttrFlags = PLAIN.union(MountAttrFlags::MOUNT_ATTR_RDONLY);
 
-/// A new file system, mounted nowhere yet.
+/// A new file system that is attached nowhere yet.
 pub fn fresh(kind: &str, options: &[(&str, &str)], attributes: MountAttrFlags) -> Result<OwnedFd> {
     let mount = || -> io::Result<OwnedFd> {
         let fs = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
@@ -28,17 +28,17 @@ pub fn fresh(kind: &str, options: &[(&str, &str)], attributes: MountAttrFlags) -
     mount().with_context(|| format!("making a {kind} file system"))
 }
 
-/// One directory over another, and mounted nowhere yet: what is written goes to `upper`. `work` is the kernel's, on the
-/// same file system.
+/// One directory over another, attached nowhere yet: what is written goes to `upper`. `work` is for the kernel, on the
+/// file system of `upper`.
 pub fn overlay(lower: BorrowedFd<'_>, upper: BorrowedFd<'_>, work: BorrowedFd<'_>) -> Result<OwnedFd> {
-    // Not by their names, which may have a `:` or a comma.
+    // Not by their names, which may contain a `:` or a comma.
     let [lower, upper, work] = [lower, upper, work].map(|fd| format!("/proc/self/fd/{}", fd.as_raw_fd()));
-    // The next step may be there before the kernel has let go of what the last one had.
+    // Without an index: the next step may begin before the kernel has released the directories of the last one.
     let options = [("lowerdir", &*lower), ("upperdir", &upper), ("workdir", &work), ("index", "off")];
     fresh("overlay", &options, PLAIN)
 }
 
-/// A copy of the mount that `path` lies in, with `path` as its root; mounted nowhere yet.
+/// A copy of the mount that `path` lies in, with `path` as its root; it is attached nowhere yet.
 pub fn copy(at: impl AsFd, path: impl AsRef<Path>, recursive: bool) -> io::Result<OwnedFd> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     if recursive {
@@ -50,7 +50,7 @@ pub fn copy(at: impl AsFd, path: impl AsRef<Path>, recursive: bool) -> io::Resul
     Ok(open_tree(at, path.as_ref(), flags)?)
 }
 
-/// Adds attributes to a mount, or to all of a tree, and cuts it off from what happens to its like elsewhere.
+/// Adds attributes to a mount, or to all of a tree, and makes it private: mounts are not propagated to it or from it.
 #[allow(unsafe_code)]
 pub fn restrict(mount: impl AsFd, attributes: MountAttrFlags, recursive: bool) -> io::Result<()> {
     #[repr(C)]
@@ -77,21 +77,21 @@ pub fn restrict(mount: impl AsFd, attributes: MountAttrFlags, recursive: bool) -
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Mounts `mount` over what `on` is: a directory, a file, or a symbolic link itself.
+/// Attaches `mount` on top of `on`: a directory, a file, or a symbolic link itself.
 pub fn attach(mount: impl AsFd, on: impl AsFd) -> io::Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     Ok(move_mount(mount, "", on, "", flags)?)
 }
 
-/// Opens what `path` is, without following a symbolic link anywhere, below `dir`.
+/// Opens `path` below `dir` without following a symbolic link anywhere.
 pub fn plain(dir: impl AsFd, path: &str) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
     Ok(rustix::fs::openat2(dir, path, flags, Mode::empty(), resolve)?)
 }
 
-/// Opens a directory directly below the root, as a place to mount on. A link or a file there is refused by name: what
-/// is mounted would land elsewhere.
+/// Opens a directory directly below the root as a mount point. A link or a file there is an error that names it,
+/// because the mount would land elsewhere.
 pub fn api_directory(root: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
     let open = || -> io::Result<OwnedFd> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -100,7 +100,7 @@ pub fn api_directory(root: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
     open().map_err(|error| {
         crate::error::Kind::Step
             .failure(format!("the image's /{name} is not a directory ({error})"))
-            .hint("A step needs it to mount its own there; make it a directory in the base image.")
+            .hint("A step mounts its own there. Make it a directory in the base image.")
             .into()
     })
 }

@@ -18,7 +18,7 @@ pub struct MountEntry {
     pub kind: String,
 }
 
-/// Reads a mount table as `/proc/…/mountinfo` spells it; lines that cannot be read are passed over.
+/// Parses a mount table like `/proc/…/mountinfo`; lines that cannot be parsed are skipped.
 pub fn parse(text: &[u8]) -> Vec<MountEntry> {
     let line = |line: &[u8]| {
         let fields: Vec<_> = line.split(|&b| b == b' ').collect();
@@ -46,7 +46,7 @@ pub fn of_this_thread() -> Result<Vec<MountEntry>> {
     Ok(parse(&std::fs::read("/proc/thread-self/mountinfo").context("reading the mount table")?))
 }
 
-/// A path in a mount table, where blanks and the like are octal.
+/// Decodes a path of a mount table, in which blanks and some other characters are octal.
 fn unescape(path: &[u8]) -> PathBuf {
     use std::os::unix::ffi::OsStringExt;
     let mut out = Vec::new();

@@ -93,7 +93,8 @@ pub async fn digests(source: Arc<dyn Source>) -> Result<BTreeMap<u32, Digest>> {
 
 /// The digests in order, after checking that the source is unchanged.
 async fn ensure_unchanged_source(
-    source: Arc<dyn Source>, all: Vec<(u32, Digest)>,
+    source: Arc<dyn Source>,
+    all: Vec<(u32, Digest)>,
 ) -> Result<BTreeMap<u32, Digest>> {
     crate::transfer::readers::beside(move || {
         let all = all.into_iter().collect();

@@ -143,8 +143,8 @@ impl Lower {
             anyhow::ensure!(data.len() == BLOCK, "the block has {} bytes instead of {BLOCK}", data.len());
             Ok((data, digest))
         };
-        let keeping =
-            |error| { super::fault::full(error, &format!("caching the block in {}", self.cached.dir().display()))
+        let keeping = |error| {
+            super::fault::full(error, &format!("caching the block in {}", self.cached.dir().display()))
         };
         let (digest, made) = self.cached.make_ready(index, read, keeping).with_context(context)?;
         match made {

@@ -89,7 +89,12 @@ fn used_file(family: &str) -> String {
 
 impl Cache {
     pub fn new(dir: &Path, limit: u64) -> Self {
-        Self { shared_states: SharedStates::default(), dir: dir.to_owned(), limit, free: crate::sys::space::free_space }
+        Self {
+            shared_states: SharedStates::default(),
+            dir: dir.to_owned(),
+            limit,
+            free: crate::sys::space::free_space,
+        }
     }
 
     fn shared_state(&self, data: &File) -> io::Result<Arc<SharedState>> {

@@ -17,8 +17,7 @@ const SHARED_WITH_US: &str = "self";
 
 impl Ec2 {
     /// The state of a snapshot of this account; `None` if EC2 does not show it.
-    pub(crate) async fn snapshot_state(&self,
-        id: &SnapshotId) -> Result<Option<SnapshotState>, Refused> {
+    pub(crate) async fn snapshot_state(&self, id: &SnapshotId) -> Result<Option<SnapshotState>, Refused> {
         let found = self.snapshots(&id.0, &[filter("snapshot-id", [id.0.as_str()])]).await?;
         Ok(found.into_iter().next().and_then(|snapshot| snapshot.state))
     }
