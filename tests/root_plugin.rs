@@ -83,7 +83,7 @@ fn the_smallest_plugin_in_sh_bakes() {
     );
     let (_, err) = world.expect(3, &["--plugin", &path, "bake", "image"]);
     assert!(
-        err.contains("planning the installation: the smallest plugin installs packages by name"),
+        err.contains("planning the installation: the smallest plugin only installs packages by name"),
         "{err}"
     );
     world.assert_no_traces("bakes that failed");
@@ -276,10 +276,7 @@ fn authors_need_no_root() {
         assert_eq!(code, Some(0), "{text}");
         let (code, text) = author(&["plugin", "check", file]);
         assert_eq!(code, Some(3), "there is no golden plan yet: {text}");
-        assert!(
-            text.contains("packages: no plan is written down yet") && text.contains("2 faults"),
-            "{text}"
-        );
+        assert!(text.contains("packages: no plan is stored yet") && text.contains("2 faults"), "{text}");
         let (code, text) = author(&["plugin", "check", file, "--bless"]);
         assert_eq!(code, Some(0), "{text}");
         let (code, text) = author(&["plugin", "check", file]);

@@ -62,7 +62,7 @@ fn faults(world: &World, path: &str) -> Vec<(String, String)> {
 }
 
 const ANSWERS: &str = "it answers every request";
-const SOUND: &str = "answers are sound";
+const SOUND: &str = "answers are valid";
 
 #[test]
 fn each_fails_with_the_reason() {
@@ -79,7 +79,7 @@ fn each_fails_with_the_reason() {
             "path",
             Fault::Jq("[\"/bin/pkg\", \"add\"]", "[\"/../bin/pkg\", \"add\"]"),
             SOUND,
-            "is not plain: no `..`",
+            "is not normalized",
         ),
         (
             "relative",
@@ -90,12 +90,12 @@ fn each_fails_with_the_reason() {
         ("network", Fault::Jq(TIMEOUT, "timeout: 600, network: true"), SOUND, "does not say `network`"),
         ("forever", Fault::Jq(TIMEOUT, "timeout: 0"), SOUND, "timeout: 0 seconds"),
         ("nameless", Fault::Jq("\"installing packages\"", "\"\""), SOUND, "why is empty"),
-        ("everything", Fault::Jq(CLAIM, "\"exact\""), "unknown systems get no", "an ID that nobody has"),
+        ("everything", Fault::Jq(CLAIM, "\"exact\""), "it does not claim unknown systems", "an unknown ID"),
         (
             "lenient",
             Fault::Jq("(keys - [\"api\", if", "(keys - [\"oven_check\", \"api\", if"),
             "unknown fields",
-            "a field that nobody knows",
+            "an unknown field",
         ),
         ("later", Fault::Jq(".api != 1", ".api > 2"), "unknown fields", "a later version"),
         (
@@ -122,22 +122,22 @@ fn each_fails_with_the_reason() {
                 "([\"/bin/pkg\", \"add\"] + $names)",
                 "[\"sh\", \"-c\", \"pkg add \\($names | join(\" \"))\"]",
             ),
-            "names are only names",
-            "it is in a script for sh",
+            "names of packages do not become",
+            "part of a script for sh",
         ),
         (
             "option",
             Fault::Careless("\"installing packages\"", "\"installing them\""),
-            "names are only names",
-            "would take it for an option",
+            "names of packages do not become",
+            "would read it as an option",
         ),
         (
             "unproven",
             Fault::Jq("expect: {packages: [$names[] | {name: .}]},", ""),
             "it claims a system",
-            "nothing proves afterwards",
+            "nothing verifies afterwards",
         ),
-        ("garbage", Fault::Instead("echo hello"), ANSWERS, "is not what the contract says"),
+        ("garbage", Fault::Instead("echo hello"), ANSWERS, "does not follow the contract"),
         ("nothing", Fault::Instead(":"), ANSWERS, "is empty"),
         ("huge", Fault::Instead("yes"), ANSWERS, "more than 4 MiB"),
         ("crash", Fault::Instead("kill -SEGV $$"), ANSWERS, "killed by SIGSEGV"),
