@@ -1,4 +1,4 @@
-//! Several bakes: parents before children, independent ones side by side.
+//! Several bakes: parents before children, independent ones concurrently.
 
 use crate::bake::{Outcome, bake};
 use crate::cli::{Global, Wish};
@@ -14,27 +14,27 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use tokio::sync::{Semaphore, watch};
 
-/// What became of one definition.
+/// The result of one definition.
 #[derive(Debug)]
 pub struct Baked {
     pub name: String,
     pub dir: PathBuf,
-    /// The user named it; the others are only parents of those.
+    /// Whether the user named it; other definitions are only parents of these.
     pub asked: bool,
     pub run: RunId,
     pub became: Became,
     pub left: Vec<Left>,
     pub kept: Vec<String>,
-    /// If there was any work.
+    /// The log file, if there was any work.
     pub log: Option<PathBuf>,
 }
 
 #[derive(Debug)]
 pub enum Became {
     Baked(Image),
-    /// It was there already, or another builder was first.
+    /// The image existed already, or another builder was faster.
     Found(Image),
-    /// Its parent has no image.
+    /// Not baked, as its parent has no image.
     Skipped(Error),
     Failed(Error),
 }
@@ -55,10 +55,11 @@ impl Baked {
     }
 }
 
-/// What children wait for: nothing yet, or the parent's image (`None` if it has none).
+/// What children wait for: `None` until the parent's bake has ended, then its image's id, if it has an image.
 type Parent = watch::Receiver<Option<Option<ImageId>>>;
 
-/// Bakes all definitions of an order, `jobs` at a time. `--force` concerns the named ones alone.
+/// Bakes all definitions of an order, at most `jobs` at a time. `--force` only applies to the definitions that the
+/// user named.
 pub async fn bake_all(
     site: &Site,
     global: &Global,
@@ -67,27 +68,27 @@ pub async fn bake_all(
     jobs: usize,
     stop: watch::Receiver<bool>,
 ) -> Vec<Baked> {
-    let (order, turns) = (Rc::new(order), Rc::new(Semaphore::new(jobs)));
+    let (order, permits) = (Rc::new(order), Rc::new(Semaphore::new(jobs)));
     let widest = order.images.iter().map(|image| image.name.chars().count()).max();
     let column = widest.filter(|_| order.images.len() > 1);
     let tasks = tokio::task::LocalSet::new();
     let mut parents: Vec<Parent> = Vec::new();
     let mut handles = Vec::new();
     for (i, image) in order.images.iter().enumerate() {
-        let (told, heard) = watch::channel(None);
-        parents.push(heard);
+        let (sender, receiver) = watch::channel(None);
+        parents.push(receiver);
         let parent = order.parent[i].map(|p| (order.images[p].name.clone(), parents[p].clone()));
         let asked = order.named[i];
         let wish = Wish { force: wish.force && asked, ..wish.clone() };
-        let (site, order, turns, stop, global) =
-            (site.clone(), order.clone(), turns.clone(), stop.clone(), global.clone());
+        let (site, order, permits, stop, global) =
+            (site.clone(), order.clone(), permits.clone(), stop.clone(), global.clone());
         let report = site.report.of(&image.name, column);
         handles.push(tasks.spawn_local(report.track().follow(async move {
             let (image, run) = (&order.images[i], RunId::new());
             let (became, left, kept) = match parent_image(image, parent).await {
                 Ok(from) => {
                     let site = site.for_image(&global, image, report.clone());
-                    let ended = one(site, &report, image, &from, &wish, &run, &turns, stop).await;
+                    let ended = bake_one(site, &report, image, &from, &wish, &run, &permits, stop).await;
                     let became = match ended.result {
                         Ok(Outcome::Baked(image)) => Became::Baked(image),
                         Ok(Outcome::AlreadyBaked(image)) => Became::Found(image),
@@ -101,8 +102,8 @@ pub async fn bake_all(
             let (name, dir, log) = (image.name.clone(), image.dir.clone(), report.log_path());
             let baked = Baked { name, dir, asked, run, became, left, kept, log };
             id_file::keep(&baked.dir, baked.image().map(|image| &image.id), &report);
-            tell(&baked, &report, column.is_some());
-            _ = told.send(Some(baked.image().map(|image| image.id.clone())));
+            report_result(&baked, &report, column.is_some());
+            _ = sender.send(Some(baked.image().map(|image| image.id.clone())));
             baked
         })));
     }
@@ -114,12 +115,12 @@ pub async fn bake_all(
     all
 }
 
-/// The image that a definition is baked on, once its parent has one.
+/// The base image of a definition, once its parent has an image.
 async fn parent_image(image: &Definition, parent: Option<(String, Parent)>) -> Result<BaseRef> {
     let (name, mut parent) = match (&image.from, parent) {
         (From::Image(from), _) => return Ok(from.clone()),
         (From::Parent(_), Some(parent)) => parent,
-        (From::Parent(dir), None) => bail!("{} is in no order of bakes", dir.display()),
+        (From::Parent(dir), None) => bail!("{} is not among the definitions to bake", dir.display()),
     };
     match parent.wait_for(Option::is_some).await.as_deref() {
         Ok(Some(Some(id))) => Ok(BaseRef::Id(id.clone())),
@@ -131,15 +132,15 @@ fn interrupted(error: Error) -> Error {
     Kind::Interrupted.error(format!("interrupted: {error}"))
 }
 
-#[allow(clippy::too_many_arguments)] // one call, and a struct for it would only be taken apart again
-async fn one(
+#[allow(clippy::too_many_arguments)] // called once; a struct would only be destructured again
+async fn bake_one(
     site: Result<Site>,
     report: &Report,
     image: &Definition,
     from: &BaseRef,
     wish: &Wish,
     run: &RunId,
-    turns: &Semaphore,
+    permits: &Semaphore,
     mut stop: watch::Receiver<bool>,
 ) -> Ended<Outcome> {
     let site = match site {
@@ -149,7 +150,7 @@ async fn one(
             return Ended { result: Err(error), left: Vec::new(), kept: Vec::new() };
         }
     };
-    let _turn = turns.acquire().await.expect("nobody closes it");
+    let _permit = permits.acquire().await.expect("the semaphore is never closed");
     let dir = std::path::absolute(&image.dir).unwrap_or_else(|_| image.dir.clone());
     report.log_to(&site.log(run), &format!("run {run} bakes {}", dir.display()));
     let stop = async move { _ = stop.wait_for(|stop| *stop).await };
@@ -165,18 +166,19 @@ async fn one(
         report.warn(left.to_string());
     }
     for kept in &ended.kept {
-        let look = site.spelt(&format!("oven shell {}", run.short()));
+        let inspect = site.spelt(&format!("oven shell {}", run.short()));
         let remove = site.spelt(&format!("oven sweep --kept --run {}", run.short()));
-        report.note(format!("kept {kept}\n    look into it: {look}\n    remove it:    {remove}"));
+        report.note(format!("kept {kept}\n    inspect it: {inspect}\n    remove it:  {remove}"));
     }
     ended
 }
 
-/// After an interruption.
+/// The message after an interruption without leftovers.
 pub const NOTHING_LEFT: &str = "interrupted; nothing was left behind";
 
-/// What people see at the end of a bake; of several the summary says more. A failure was told before the clean-up.
-fn tell(baked: &Baked, report: &Report, several: bool) {
+/// Reports the end of a bake. For several bakes the summary has more detail. A failure was reported before the
+/// clean-up.
+fn report_result(baked: &Baked, report: &Report, several: bool) {
     match &baked.became {
         Became::Baked(image) => {
             report.times();

@@ -121,7 +121,7 @@ fn provisioners_and_variables_count() {
     long.vars.insert("x".into(), "z".repeat(99));
     assert_eq!(told(&none, &plain).0, [r#"the variable x is new: "1""#]);
     assert_eq!(told(&none, &plain).1, ["the variable x is new"]);
-    assert_eq!(told(&plain, &none).0, ["the variable x is gone"]);
+    assert_eq!(told(&plain, &none).0, ["the variable x was removed"]);
     assert!(told(&plain, &long).0[0].ends_with(&format!("\"{}\"…", "z".repeat(60))));
     // Values that run into each other are told apart.
     let moved =
@@ -149,7 +149,7 @@ fn a_secrets_value_does_not_count() {
     let text = error.to_string();
     assert!(
         text.ends_with(
-            "image.toml:2: `secrets` of [[run]] names TOKEN, which is not in the environment of oven"
+            "image.toml:2: `secrets` of [[run]] names TOKEN, which is not set in oven's environment"
         ),
         "{text}"
     );
@@ -217,20 +217,20 @@ fn what_can_change_an_image_changes_the_fingerprint_and_is_explained() {
         (
             "a file less",
             |dir| std::fs::remove_file(dir.join("files/nginx.conf")).unwrap(),
-            &["files/nginx.conf is gone"],
-            &["something is gone (its name is not kept in the tag)"],
+            &["files/nginx.conf was removed"],
+            &["one file or directory was removed (the tag does not have its name)"],
         ),
         (
             "a renaming",
             |dir| std::fs::rename(dir.join("text"), dir.join("text2")).unwrap(),
-            &["text is gone", "text2 is new"],
-            &["text2 is new", "something is gone (its name is not kept in the tag)"],
+            &["text was removed", "text2 is new"],
+            &["text2 is new", "one file or directory was removed (the tag does not have its name)"],
         ),
         (
             // A link counts with what it leads to.
             "the executable bit",
             |dir| std::fs::set_permissions(dir.join("run"), Permissions::from_mode(0o755)).unwrap(),
-            &["link is executable now", "run is executable now"],
+            &["link is now executable", "run is now executable"],
             &["link changed", "run changed"],
         ),
         // git keeps no more than the executable bit, so a checkout elsewhere may differ in this.
@@ -246,7 +246,7 @@ fn what_can_change_an_image_changes_the_fingerprint_and_is_explained() {
                 std::fs::remove_file(dir.join("link")).unwrap();
                 symlink("files/../run", dir.join("link")).unwrap();
             },
-            &["link leads elsewhere: run -> files/../run"],
+            &["link has another target: run -> files/../run"],
             &["link changed"],
         ),
         (
@@ -255,7 +255,7 @@ fn what_can_change_an_image_changes_the_fingerprint_and_is_explained() {
                 std::fs::remove_file(dir.join("link")).unwrap();
                 std::fs::write(dir.join("link"), "run").unwrap();
             },
-            &["link is no link to run any more"],
+            &["link is no longer a link to run"],
             &["link changed"],
         ),
         (
@@ -264,7 +264,7 @@ fn what_can_change_an_image_changes_the_fingerprint_and_is_explained() {
                 std::fs::remove_file(dir.join("to-files")).unwrap();
                 symlink(".", dir.join("to-files")).unwrap();
             },
-            &["to-files leads elsewhere: files -> ."],
+            &["to-files has another target: files -> ."],
             &["to-files changed"],
         ),
     ];
@@ -301,8 +301,8 @@ fn base_architecture_and_format_are_explained() {
     new.architecture = Architecture::Arm64;
     new.format += 1;
     let expected = [
-        "the base image is another: ami-0123456789abcdef0 -> ami-0fedcba9876543210",
-        "the architecture is another: x86_64 -> arm64",
+        "the base image changed: ami-0123456789abcdef0 -> ami-0fedcba9876543210",
+        "the architecture changed: x86_64 -> arm64",
         &format!("oven's own format changed: {FORMAT} -> {}", FORMAT + 1),
     ]
     .map(String::from);
@@ -313,7 +313,7 @@ fn base_architecture_and_format_are_explained() {
         ..old.clone()
     };
     let expected =
-        "the base image ami-0123456789abcdef0 has another snapshot: snap-0123456789abcdef0 -> snap-1";
+        "the snapshot of the base image ami-0123456789abcdef0 changed: snap-0123456789abcdef0 -> snap-1";
     assert_eq!(told(&old, &new), (vec![expected.into()], vec![expected.into()]));
 }
 
@@ -368,7 +368,7 @@ fn a_tag_of_another_version_is_no_reason_to_fail() {
         let old = OldInputs::of(Some("{}"), Some(tag)).unwrap();
         assert_eq!(
             explain(&old, &new),
-            ["what the older image was made of is not known: its tag cannot be read"],
+            ["the inputs of the older image are unknown: its tag cannot be parsed"],
             "{tag}"
         );
     }
@@ -378,9 +378,9 @@ fn a_tag_of_another_version_is_no_reason_to_fail() {
 #[test]
 fn paths_are_spelt_without_loss() {
     use std::ffi::OsStr;
-    let spelt = |bytes: &[u8]| spelt(Path::new(OsStr::from_bytes(bytes)));
-    assert_eq!(spelt("é/a b".as_bytes()), "é/a b");
-    assert_eq!((spelt(b"a\xff"), spelt(b"a\\xff")), ("a\\xff".into(), "a\\\\xff".into()));
+    let escape = |bytes: &[u8]| escape_path(Path::new(OsStr::from_bytes(bytes)));
+    assert_eq!(escape("é/a b".as_bytes()), "é/a b");
+    assert_eq!((escape(b"a\xff"), escape(b"a\\xff")), ("a\\xff".into(), "a\\\\xff".into()));
 }
 
 #[test]
@@ -388,7 +388,7 @@ fn a_definition_that_moved_under_its_parent_keeps_its_warnings() {
     let (top, image) = web(&[]);
     write(top.path(), "web/.git/HEAD", "ref");
     let inputs = inputs(&image);
-    assert!(inputs.warnings()[0].contains(".git is inside"), "{:?}", inputs.warnings());
+    assert!(inputs.warnings()[0].contains(".git is in the definition"), "{:?}", inputs.warnings());
     assert!(!inputs.to_json().contains("inside"));
     let from = [From::Image(BaseRef::Id(base().id)), From::Parent(PathBuf::from("../base"))];
     // What `from` became counts by the base's id, so a parent that was baked anew makes a new image.

@@ -220,13 +220,17 @@ fn one_that_hangs_is_killed_and_its_disk_is_released() {
     nobody_sleeps(8);
 }
 
-/// An answer that is not sound is not executed.
+/// An invalid answer is not executed.
 #[test]
 fn a_bake_believes_nothing_that_the_check_refuses() {
     let world = tiny();
     world.write("image/image.toml", "name = \"image\"\nfrom = { name = \"tiny\" }\npackages = [\"hello\"]\n");
     for (name, fault, words) in [
-        ("network", Fault::Jq(TIMEOUT, "timeout: 600, network: true"), "steps[0]: install with the network"),
+        (
+            "network",
+            Fault::Jq(TIMEOUT, "timeout: 600, network: true"),
+            "steps[0]: a step of phase install has `network`",
+        ),
         ("path", Fault::Jq("[\"/bin/pkg\", \"add\"]", "[\"../pkg\", \"add\"]"), "is not absolute"),
         ("field", Fault::Jq(TIMEOUT, "timeout: 600, time_out: 1"), "unknown field `time_out`"),
         ("daemon", Fault::First("sleep 86397 >/dev/null 2>&1 &"), "left processes running: sleep"),
