@@ -277,9 +277,9 @@ fn agent(network: &NetworkSettings) -> Result<Agent> {
 
 /// The proxy of oven.toml. An HTTP proxy gets a CONNECT request, whatever the address.
 fn proxy(network: &NetworkSettings) -> Result<Option<Proxy>> {
-    let Some(spelt) = &network.proxy else { return Ok(None) };
+    let Some(address) = &network.proxy else { return Ok(None) };
     let wrong = || Kind::Definition.error("oven.toml: `proxy` of [network] is not the address of a proxy");
-    let plain = Proxy::new(spelt).map_err(|_| wrong())?;
+    let plain = Proxy::new(address).map_err(|_| wrong())?;
     let mut proxy = Proxy::builder(plain.protocol()).host(plain.host()).port(plain.port());
     proxy = plain.username().into_iter().fold(proxy, |proxy, name| proxy.username(name));
     proxy = plain.password().into_iter().fold(proxy, |proxy, secret| proxy.password(secret));

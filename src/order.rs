@@ -203,9 +203,9 @@ mod tests {
 
     /// Spelling, parent and whether it was named, of each.
     fn shape(top: &Path, order: &Order) -> Vec<(String, Option<usize>, bool)> {
-        let spelt = |image: &Definition| image.dir.strip_prefix(top).unwrap().to_str().unwrap().to_owned();
+        let relative = |image: &Definition| image.dir.strip_prefix(top).unwrap().to_str().unwrap().to_owned();
         let images = order.images.iter().zip(&order.parent).zip(&order.named);
-        images.map(|((image, parent), named)| (spelt(image), *parent, *named)).collect()
+        images.map(|((image, parent), named)| (relative(image), *parent, *named)).collect()
     }
 
     #[test]

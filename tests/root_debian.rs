@@ -296,7 +296,7 @@ fn a_package_by_url_is_the_very_file_or_none() {
     archive.fail(&path, "503 Service Unavailable", 1);
     define(&path, &digest);
     let baked = ground.bake();
-    assert!(baked.log.contains("HTTP 503): once more in 2 s"), "{}", baked.log);
+    assert!(baked.log.contains("HTTP 503); retrying in 2 s"), "{}", baked.log);
     assert!(baked.facts()["packages"].contains("remote\t1.0"));
     assert_eq!(ground.read("usr/share/remote"), "there\n");
     let asked = archive.asked().len();

@@ -55,7 +55,7 @@ def bakes(bench, latency):
                 result.add("plain chroot", plain(bench.work, bench.base, PACKAGES)[0])
 
             bench.turns(run, ours, theirs)
-            result.tell(run, bench.runs)
+            result.print_run(run, bench.runs)
     slow = latency == "plausible"
     for disks in bench.disks:
         if bench.peers:
@@ -146,7 +146,7 @@ def transfer(bench, latency):
                 server.disk(snapshot).unlink()
 
             bench.turns(run, ours, theirs if bench.peers else lambda: None)
-            result.tell(run, bench.runs)
+            result.print_run(run, bench.runs)
     for ours, theirs in (("oven import", "coldsnap upload"), ("oven export", "coldsnap download")) if bench.peers else ():
         result.ratio(f"{theirs} / {ours}", theirs, ours, at_least=1.0)
         # Both figures include more than blocks: coldsnap's polling interval, and oven's registration of the image.

@@ -52,7 +52,7 @@ def small(bench, disks):
             result.add("plain apt alone", apt)
 
         bench.turns(run, ours, theirs)
-        result.tell(run, bench.runs)
+        result.print_run(run, bench.runs)
     result.ratio("warm, a new package / plain apt", "oven warm, a new package", "plain apt alone", at_most=0.5)
     result.ratio("warm, the same again / plain apt", "oven warm, the same again", "plain apt alone", at_most=0.5)
     result.ratio("cold / plain chroot", "oven cold", "plain chroot")
@@ -100,7 +100,7 @@ def large(bench, disks):
             result.add("plain apt alone", apt)
 
         bench.turns(run, ours, theirs)
-        result.tell(run, bench.runs)
+        result.print_run(run, bench.runs)
     result.ratio("warm / plain chroot", "oven warm", "plain chroot", at_most=0.6)
     result.ratio("warm / plain apt", "oven warm", "plain apt alone")
     result.ratio("cold / plain chroot", "oven cold", "plain chroot")
@@ -125,7 +125,7 @@ def noop(bench, disks):
             raise Failed("an existing image was baked again")
         result.add("oven", again.seconds)
         result.add("cpu", again.cost.cpu_seconds)
-        result.tell(run, bench.runs)
+        result.print_run(run, bench.runs)
     return result
 
 
@@ -137,14 +137,14 @@ def parallel(bench, disks):
     most = max(AT_ONCE)
 
     def images(mark):
-        made = []
+        definitions = []
         for index in range(most):
             name = f"image-{index}"
             (region.dir / name).mkdir(exist_ok=True)
             (region.dir / name / "marker").write_text(f"this is {name}\n")
             file = f'[[file]]\nsource = "marker"\ntarget = "/etc/marker"\n'
-            made.append(define(region.dir / name, name, "bench-base", [SMALL[index]], mark, file))
-        return made
+            definitions.append(define(region.dir / name, name, "bench-base", [SMALL[index]], mark, file))
+        return definitions
 
     # After this everything is cached.
     warmed = region.bake_all(images("warms the caches"), 1)
@@ -175,7 +175,7 @@ def parallel(bench, disks):
         machine, processes = measured(f"{most} in a row", images(f"{run}, in a row"), 1)
         result.add(f"CPU-bound sum of {most}", machine / cores)
         result.add("  of processes alone", processes / cores)
-        result.tell(run, bench.runs)
+        result.print_run(run, bench.runs)
     result.ratio("8 at once / CPU-bound sum", "8 at once", "CPU-bound sum of 8", at_most=1.3)
     result.ratio("8 at once / that of processes alone", "8 at once", "  of processes alone")
     result.ratio("8 at once / 8 x 1", "8 at once", "1 at once")
@@ -228,7 +228,7 @@ def checksum(bench):
             result.add("sha1sum", time.monotonic() - start)
 
         bench.turns(run, ours, theirs)
-        result.tell(run, bench.runs)
+        result.print_run(run, bench.runs)
     shutil.rmtree(tree)
     result.ratio("oven / sha1sum", "oven", "sha1sum")
     result.fact("peak MiB", max(result.series["  peak MiB"]), at_most=MEMORY_MIB)

@@ -85,8 +85,8 @@ def measure(argv, program, look=LOOK, **more):
     settle()
     start = time.monotonic()
     # Standard error goes to a file, which is shown after a failure; a pipe that nobody reads would fill up.
-    with open(TOP / "target/bench.stderr", "w+b") as told:
-        process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=told, stdin=subprocess.DEVNULL, **more)
+    with open(TOP / "target/bench.stderr", "w+b") as errors:
+        process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=errors, stdin=subprocess.DEVNULL, **more)
         memory = Memory(process.pid, program, look)
         memory.start()
         first = process.stdout.readline()
@@ -98,8 +98,8 @@ def measure(argv, program, look=LOOK, **more):
         memory.over.set()
         memory.join()
         if process.returncode != 0:
-            told.seek(0)
-            lines = told.read().decode(errors="replace").splitlines()[-20:]
+            errors.seek(0)
+            lines = errors.read().decode(errors="replace").splitlines()[-20:]
             words = " ".join(word for word in argv if "\n" not in word)
             raise Failed(f"{words}\nexited with {process.returncode}:\n" + "\n".join([*lines, out[-2000:]]))
     return Cost(seconds, usage.ru_utime + usage.ru_stime, memory.peak, first_line, out)

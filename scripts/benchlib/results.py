@@ -19,7 +19,7 @@ class Result:
     def add(self, series, value):
         self.series.setdefault(series, []).append(round(value, 3))
 
-    def tell(self, run, runs, names=None):
+    def print_run(self, run, runs, names=None):
         """Prints the values of a run."""
         shown = {name: values[-1] for name, values in self.series.items() if not names or name in names}
         say(f"{self.name} {run + 1}/{runs}: " + ", ".join(f"{name} {value}" for name, value in shown.items()))

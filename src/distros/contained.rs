@@ -249,8 +249,8 @@ fn set_up_view(root: bool, name: &Path, program: &[u8]) -> Result<PathBuf> {
     std::fs::create_dir(PLUGIN_DIR).context("creating a directory for the plugin")?;
     let path = Path::new(PLUGIN_DIR).join(name.file_name().context("a plugin without a name")?);
     std::fs::write(&path, program).context("copying the plugin")?;
-    for made in [Path::new(PLUGIN_DIR), &path] {
-        rustix::fs::chmod(made, Mode::from_raw_mode(0o555)).context("copying the plugin")?;
+    for path in [Path::new(PLUGIN_DIR), &path] {
+        rustix::fs::chmod(path, Mode::from_raw_mode(0o555)).context("copying the plugin")?;
     }
     mounts::restrict(&open("/run")?, mounts::READ_ONLY, false).context("making /run read-only")?;
     rustix::process::chdir("/")?;

@@ -44,7 +44,7 @@ pub struct Exec {
 
 /// What a plugin wrote.
 #[derive(Debug)]
-struct Output {
+struct PluginOutput {
     answer: String,
     words: String,
 }
@@ -97,7 +97,7 @@ impl Exec {
         Err(self.failure(verb, &format!("its answer is invalid: {}", printable(&shown)), ""))
     }
 
-    fn ask_plugin(&self, verb: &str, request: &str) -> Result<Output> {
+    fn ask_plugin(&self, verb: &str, request: &str) -> Result<PluginOutput> {
         let (ended, answer, words) = self.run(verb, request).with_context(|| self.describe(verb))?;
         if let Ended::Uncontained(why) = &ended {
             let failure = Kind::Machine
@@ -105,7 +105,7 @@ impl Exec {
             return Err(failure.hint("`oven doctor` lists what this machine lacks.").into());
         }
         match find_fault(&ended, self.timeout, answer.len()) {
-            None => Ok(Output {
+            None => Ok(PluginOutput {
                 answer: String::from_utf8_lossy(&answer).into_owned(),
                 words: stderr_summary(&words),
             }),

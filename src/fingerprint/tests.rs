@@ -36,8 +36,8 @@ fn inputs(image: &Definition) -> Inputs {
     Inputs::of(image, &base(), &Settings::default()).unwrap()
 }
 
-/// What is told from the kept JSON, and what from the tag.
-fn told(old: &Inputs, new: &Inputs) -> (Vec<String>, Vec<String>) {
+/// The explanations from the stored JSON, and from the tag.
+fn explained(old: &Inputs, new: &Inputs) -> (Vec<String>, Vec<String>) {
     let json = OldInputs::of(Some(&old.to_json()), Some("garbage")).unwrap();
     let tag = OldInputs::of(None, Some(&old.digest())).unwrap();
     assert!(matches!((&json, &tag), (OldInputs::Full(_), OldInputs::Digest(_))));
@@ -113,17 +113,17 @@ fn provisioners_and_variables_count() {
     assert_ne!(other.fingerprint(), plain.fingerprint());
     assert_eq!(other.checksum(), plain.checksum(), "GumGum's knows no variables");
     assert_eq!(
-        told(&plain, &other),
+        explained(&plain, &other),
         (vec![r#"the variable x changed: "1" -> "3""#.into()], vec!["the variable x changed".into()])
     );
     let (mut none, mut long) = (plain.clone(), plain.clone());
     none.vars.remove("x");
     long.vars.insert("x".into(), "z".repeat(99));
-    assert_eq!(told(&none, &plain).0, [r#"the variable x is new: "1""#]);
-    assert_eq!(told(&none, &plain).1, ["the variable x is new"]);
-    assert_eq!(told(&plain, &none).0, ["the variable x was removed"]);
-    assert!(told(&plain, &long).0[0].ends_with(&format!("\"{}\"…", "z".repeat(60))));
-    // Values that run into each other are told apart.
+    assert_eq!(explained(&none, &plain).0, [r#"the variable x is new: "1""#]);
+    assert_eq!(explained(&none, &plain).1, ["the variable x is new"]);
+    assert_eq!(explained(&plain, &none).0, ["the variable x was removed"]);
+    assert!(explained(&plain, &long).0[0].ends_with(&format!("\"{}\"…", "z".repeat(60))));
+    // The same text, split differently between two values, gives another digest.
     let moved =
         Inputs { vars: [("x", "12"), ("y", "")].map(|(n, v)| (n.into(), v.into())).into(), ..plain.clone() };
     assert_ne!(plain.digest(), moved.digest());
@@ -155,7 +155,7 @@ fn a_secrets_value_does_not_count() {
     );
 }
 
-/// A family is told by its directory's name where the definition says none: then no file tells it.
+/// A family has its directory's name if the definition sets none; then no file contains the name.
 #[test]
 fn of_two_families_with_equal_files_each_has_its_own_images() {
     let (top, web) = web(&[("setup.sh", "x")]);
@@ -277,8 +277,8 @@ fn what_can_change_an_image_changes_the_fingerprint_and_is_explained() {
         change(&dir);
         let new = inputs(&image);
         assert_eq!(old.fingerprint() == new.fingerprint(), full.is_empty(), "{name}");
-        let told = told(&old, &new);
-        assert_eq!((&told.0[..], &told.1[..]), (&full.map_str()[..], &digest.map_str()[..]), "{name}");
+        let (from_json, from_tag) = explained(&old, &new);
+        assert_eq!((&from_json[..], &from_tag[..]), (&full.map_str()[..], &digest.map_str()[..]), "{name}");
     }
 }
 
@@ -306,7 +306,7 @@ fn base_architecture_and_format_are_explained() {
         &format!("oven's own format changed: {FORMAT} -> {}", FORMAT + 1),
     ]
     .map(String::from);
-    assert_eq!(told(&old, &new), (expected.to_vec(), expected.to_vec()));
+    assert_eq!(explained(&old, &new), (expected.to_vec(), expected.to_vec()));
     assert_ne!(old.fingerprint(), new.fingerprint());
     new = Inputs {
         base: InputBase { snapshot: SnapshotId("snap-1".into()), ..old.base.clone() },
@@ -314,7 +314,7 @@ fn base_architecture_and_format_are_explained() {
     };
     let expected =
         "the snapshot of the base image ami-0123456789abcdef0 changed: snap-0123456789abcdef0 -> snap-1";
-    assert_eq!(told(&old, &new), (vec![expected.into()], vec![expected.into()]));
+    assert_eq!(explained(&old, &new), (vec![expected.into()], vec![expected.into()]));
 }
 
 /// Inputs of that many files, in directories of ten.
@@ -344,9 +344,9 @@ fn the_digest_fits_a_tag_and_coarsens_with_many_files() {
         assert_eq!(digest.split(';').nth(5), Some(&*letter.to_string()), "{digest}");
         let mut new = old.clone();
         new.files.get_mut("../common/d0/e/f0").unwrap().executable = true;
-        assert_eq!(told(&old, &new).1, [name], "{count}");
+        assert_eq!(explained(&old, &new).1, [name], "{count}");
         // The new one may have more files than a digest of its own could hold.
-        assert_eq!(told(&old, &old).1, Vec::<String>::new());
+        assert_eq!(explained(&old, &old).1, Vec::<String>::new());
     }
     let mut old = many(0);
     for i in 0..40 {
@@ -355,7 +355,7 @@ fn the_digest_fits_a_tag_and_coarsens_with_many_files() {
     assert!(old.digest().contains(";w;") && old.digest().len() <= digest::MAX);
     let mut new = old.clone();
     new.files.remove("f1");
-    assert_eq!(told(&old, &new).1, ["the definition changed"]);
+    assert_eq!(explained(&old, &new).1, ["the definition changed"]);
 }
 
 #[test]
@@ -391,7 +391,7 @@ fn a_definition_that_moved_under_its_parent_keeps_its_warnings() {
     assert!(inputs.warnings()[0].contains(".git is in the definition"), "{:?}", inputs.warnings());
     assert!(!inputs.to_json().contains("inside"));
     let from = [From::Image(BaseRef::Id(base().id)), From::Parent(PathBuf::from("../base"))];
-    // What `from` became counts by the base's id, so a parent that was baked anew makes a new image.
+    // `from` counts by the base's id, so a rebuilt parent makes a new image.
     let prints: Vec<_> = from
         .into_iter()
         .map(|from| self::inputs(&Definition { from, ..image.clone() }).fingerprint())
@@ -404,7 +404,7 @@ fn a_change_while_baking_is_found() {
     let (top, image) = web(&[("setup.sh", "#!/bin/sh\n")]);
     let inputs = inputs(&image);
     inputs.ensure_unchanged(&image).unwrap();
-    // What an editor or a CI system leaves beside image.toml does not count.
+    // Files that an editor or a CI system leaves next to image.toml do not count.
     write(top.path(), "web/.ami_id.json", "{}");
     inputs.ensure_unchanged(&image).unwrap();
     write(top.path(), "web/setup.sh", "#!/bin/sh\nfalse\n");

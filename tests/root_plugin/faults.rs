@@ -145,13 +145,13 @@ fn each_fails_with_the_reason() {
             "code",
             Fault::Instead("echo the moon is wrong >&2; exit 3"),
             ANSWERS,
-            "exit status 3; it says: the moon is wrong",
+            "exit status 3; standard error: the moon is wrong",
         ),
         (
             "words",
             Fault::First("echo by the way >&2"),
             ANSWERS,
-            "writes to standard error; it says: by the way",
+            "writes to standard error; standard error: by the way",
         ),
         ("daemon", Fault::First("sleep 86399 >/dev/null 2>&1 &"), ANSWERS, "left processes running: sleep"),
         (
@@ -190,7 +190,7 @@ fn what_is_no_program_says_so() {
     let world = World::empty();
     for (name, text, words) in [
         ("binary", "\u{1}\u{2}", "neither a program nor a script that begins with `#!`"),
-        ("interpreter", "#!/usr/bin/no-such\n", "names a program that is not there"),
+        ("interpreter", "#!/usr/bin/no-such\n", "names a program that does not exist"),
     ] {
         let path = plugin(&world, name, text);
         let (out, _) = world.expect(3, &["plugin", "check", path.to_str().unwrap()]);
@@ -234,7 +234,7 @@ fn a_bake_believes_nothing_that_the_check_refuses() {
         ("path", Fault::Jq("[\"/bin/pkg\", \"add\"]", "[\"../pkg\", \"add\"]"), "is not absolute"),
         ("field", Fault::Jq(TIMEOUT, "timeout: 600, time_out: 1"), "unknown field `time_out`"),
         ("daemon", Fault::First("sleep 86397 >/dev/null 2>&1 &"), "left processes running: sleep"),
-        ("fails", Fault::Instead("echo no moon >&2; exit 3"), "it says: no moon"),
+        ("fails", Fault::Instead("echo no moon >&2; exit 3"), "standard error: no moon"),
     ] {
         let path = with(&world, name, &fault);
         let (_, err) = world.expect(8, &["--plugin", &path, "bake", "image"]);
