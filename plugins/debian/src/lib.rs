@@ -163,8 +163,7 @@ fn refresh_step(job: &Job) -> Step {
         argv: ["apt-get", "update"].map(str::to_owned).to_vec(),
         env,
         retries: RETRIES,
-        // Without its files, apt downloads the whole index again, instead of comparing it with stale copies of a
-        // proxy.
+        // Deletes the index, so that apt downloads all of it again instead of mixing it with a proxy's stale copies.
         before_retry: ["find", LISTS, "-xdev", "-type", "f", "-delete"].map(str::to_owned).to_vec(),
         network: true,
         also_good: Vec::new(),
