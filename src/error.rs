@@ -1,8 +1,8 @@
-//! Kinds of failure: what went wrong, whose turn it is, and the exit code that says so.
+//! Kinds of failure: what went wrong, who can fix it, and the exit code.
 
 use std::fmt;
 
-/// A kind of failure. Its number is the exit code of the process.
+/// A kind of failure. Its number is the process's exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Kind {
@@ -14,11 +14,11 @@ pub enum Kind {
     NotFound = 4,
     /// A step in the image failed.
     Step = 5,
-    /// The cloud refused or failed. Also what no other kind says.
+    /// The cloud refused or failed. Also the default for errors of unknown kind.
     Cloud = 6,
-    /// Baked, but something was left behind.
+    /// Baked, but leftovers could not be removed.
     LeftBehind = 7,
-    /// This machine lacks something: `oven doctor` lists it all.
+    /// This machine lacks something: `oven doctor` lists everything.
     Machine = 8,
     /// Stopped by a signal.
     Interrupted = 130,
@@ -27,7 +27,7 @@ pub enum Kind {
 /// Baked, or baked already.
 pub const SUCCESS: u8 = 0;
 
-/// A failure of a known kind, as the root of an [`anyhow::Error`]'s chain.
+/// A failure of a known kind, in the chain of an [`anyhow::Error`].
 #[derive(Debug)]
 pub struct Failure {
     pub kind: Kind,
@@ -36,7 +36,7 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// Adds what the user can do about it, as a whole sentence.
+    /// Adds what the user can do, as a whole sentence.
     pub fn hint(mut self, hint: impl fmt::Display) -> Self {
         self.hint = Some(hint.to_string());
         self
@@ -44,12 +44,12 @@ impl Failure {
 }
 
 impl Kind {
-    /// A failure of this kind. `message` says what was wrong, and where.
+    /// A failure of this kind. `message` says what was wrong and where.
     pub fn failure(self, message: impl fmt::Display) -> Failure {
         Failure { kind: self, message: message.to_string(), hint: None }
     }
 
-    /// The same, ready for `return Err(…)` and `ok_or_else`.
+    /// The same as an [`anyhow::Error`], for `return Err(…)` and `ok_or_else`.
     pub fn error(self, message: impl fmt::Display) -> anyhow::Error {
         self.failure(message).into()
     }
@@ -59,7 +59,7 @@ impl Kind {
         error.chain().find_map(|cause| cause.downcast_ref::<Failure>()).map_or(Self::Cloud, |f| f.kind)
     }
 
-    /// A failure of whatever kind it has, or of this one if it has none.
+    /// The error itself if it has a kind; otherwise an error of this kind.
     pub fn unless_known(self, error: anyhow::Error) -> anyhow::Error {
         if error.chain().any(|cause| cause.is::<Failure>()) {
             error
@@ -83,7 +83,7 @@ impl Kind {
     }
 }
 
-/// What the user can do, if any cause in the chain knows.
+/// What the user can do, if any cause in the chain has a hint.
 pub fn hint_of(error: &anyhow::Error) -> Option<String> {
     error.chain().find_map(|cause| cause.downcast_ref::<Failure>()?.hint.clone())
 }

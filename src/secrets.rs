@@ -1,8 +1,8 @@
-//! Secrets that a definition's scripts are given: taken from oven's environment, handed on in a script's environment
-//! alone, masked in everything that is told, and looked for in the image.
+//! Secrets of a definition's scripts: read from oven's environment, passed only to the environment of scripts that
+//! name them, masked in all output, and searched for in the image.
 //!
-//! They are found as they are, and as programs commonly write them: in JSON, quoted for a shell, in a URL, in base64.
-//! What was compressed, encrypted or changed in any other way is not found.
+//! They are found as plain text, and as programs commonly encode them: in JSON, quoted for a shell, in a URL, in
+//! base64. Secrets that were compressed, encrypted or changed in any other way are not found.
 
 use crate::error::{Kind, hint_of};
 use anyhow::Result;
@@ -12,25 +12,26 @@ use std::ffi::OsString;
 use std::fmt;
 use std::sync::Arc;
 
-/// What is shown in the place of a secret.
+/// The replacement of a masked secret.
 const MASK: &str = "***";
-/// What is shorter is part of too many words: to mask it would tell it, and hide all else.
+/// Bytes. A shorter value is part of too many words: masking it would reveal it, and make the output unreadable.
 const MIN: usize = 4;
-/// More is no secret but a document. The kernel takes 128 KiB.
+/// Bytes. A larger value is a document. The kernel accepts 128 KiB.
 const MAX: usize = 64 << 10;
-/// A line of a secret of several lines (a key) is looked for in files if it is that long: a shorter one may be in any.
+/// Bytes. Lines of a multi-line secret (a key) are searched for in files if they are at least this long: a shorter
+/// line may be in any file.
 const LINE_MIN: usize = 16;
 
-/// Values by name, and what to look for. Cheap to clone; shown, it is only names.
+/// Secret values by name, and the texts to search for. Cheap to clone; the `Debug` form has only names.
 #[derive(Clone, Default)]
 pub struct Secrets(Arc<Inner>);
 
 #[derive(Default)]
 struct Inner {
     values: BTreeMap<String, String>,
-    /// What is masked, the longest first.
+    /// Texts to mask, the longest first.
     masked: Vec<String>,
-    /// What must not be in the image, and the name of the secret that it is.
+    /// Texts that must not be in the image, with the name of their secret.
     sought: Vec<(Vec<u8>, String)>,
 }
 
@@ -46,16 +47,16 @@ impl Secrets {
         for (name, value) in &values {
             let whole = value.trim_matches(['\n', '\r']);
             let lines = whole.split(['\n', '\r']).map(str::trim);
-            // `-----BEGIN …` is in everybody's keys.
+            // `-----BEGIN …` is in every key.
             let lines: Vec<_> = lines.filter(|line| !line.starts_with("-----")).collect();
-            for spelt in std::iter::once(whole).chain(lines.iter().copied()).flat_map(spellings) {
-                // As the output of a step is shown: without what drives a terminal.
-                masked.insert(spelt.chars().filter(|c| !c.is_control() || *c == '\t').collect());
-                masked.insert(spelt);
+            for encoded in std::iter::once(whole).chain(lines.iter().copied()).flat_map(encodings) {
+                // The form in a step's output, which is shown without control characters.
+                masked.insert(encoded.chars().filter(|c| !c.is_control() || *c == '\t').collect());
+                masked.insert(encoded);
             }
             let lines = lines.into_iter().filter(|line| line.len() >= LINE_MIN && *line != whole);
-            let spelt: BTreeSet<_> = std::iter::once(whole).chain(lines).flat_map(spellings).collect();
-            sought.extend(spelt.into_iter().map(|text| (text.into_bytes(), name.clone())));
+            let encoded: BTreeSet<_> = std::iter::once(whole).chain(lines).flat_map(encodings).collect();
+            sought.extend(encoded.into_iter().map(|text| (text.into_bytes(), name.clone())));
         }
         let mut masked: Vec<_> = masked.into_iter().filter(|text| text.len() >= MIN).collect();
         masked.sort_by_key(|text| std::cmp::Reverse(text.len()));
@@ -67,7 +68,7 @@ impl Secrets {
         Self::new(values.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect())
     }
 
-    /// These and those.
+    /// The secrets of both.
     pub fn with(&self, others: &Self) -> Self {
         let mut values = self.0.values.clone();
         values.extend(others.0.values.clone());
@@ -78,13 +79,13 @@ impl Secrets {
         self.0.values.is_empty()
     }
 
-    /// Of those names.
+    /// The variables of these names.
     pub fn environment(&self, names: &[String]) -> BTreeMap<String, String> {
         let pairs = names.iter().filter_map(|name| Some((name.clone(), self.0.values.get(name)?.clone())));
         pairs.collect()
     }
 
-    /// The text with `***` in the place of every secret.
+    /// The text with `***` in place of every secret.
     pub fn mask<'t>(&self, text: &'t str) -> Cow<'t, str> {
         let mut masked = Cow::Borrowed(text);
         for secret in &self.0.masked {
@@ -95,7 +96,7 @@ impl Secrets {
         masked
     }
 
-    /// All texts of an object.
+    /// Masks all texts of a JSON value.
     pub fn mask_json(&self, value: &mut serde_json::Value) {
         use serde_json::Value;
         match value {
@@ -110,7 +111,7 @@ impl Secrets {
         }
     }
 
-    /// The same failure, without secrets in its words.
+    /// The same failure, with secrets masked in message and hint.
     pub fn mask_error(&self, error: anyhow::Error) -> anyhow::Error {
         let (text, hint) = (format!("{error:#}"), hint_of(&error));
         let masked = self.mask(&text);
@@ -125,12 +126,12 @@ impl Secrets {
         }
     }
 
-    /// The longest text that is masked, in bytes; 0 if there is none.
+    /// The length of the longest masked text, in bytes; 0 if there is none.
     pub fn longest(&self) -> usize {
         self.0.masked.first().map_or(0, String::len)
     }
 
-    /// Where a text that is masked begins and ends, that lies across `at`.
+    /// Begin and end of a masked text that contains both sides of position `at`.
     pub fn across(&self, bytes: &[u8], at: usize) -> Option<(usize, usize)> {
         self.0.masked.iter().find_map(|secret| {
             let from = at.saturating_sub(secret.len() - 1);
@@ -140,51 +141,54 @@ impl Secrets {
         })
     }
 
-    /// The longest text that is sought in the image, in bytes.
+    /// The length of the longest text to search for in the image, in bytes.
     pub fn longest_sought(&self) -> usize {
         self.0.sought.iter().map(|(text, _)| text.len()).max().unwrap_or_default()
     }
 
-    /// The name of a secret whose value is in there.
+    /// The name of a secret whose value these bytes contain.
     pub fn find(&self, bytes: &[u8]) -> Option<&str> {
         let found = self.0.sought.iter().find(|(text, _)| memchr::memmem::find(bytes, text).is_some());
         found.map(|(_, name)| name.as_str())
     }
 }
 
-pub fn checked(value: Option<OsString>) -> Result<String, String> {
-    let Some(value) = value else { return Err("is not in the environment of oven".into()) };
+pub fn check_value(value: Option<OsString>) -> Result<String, String> {
+    let Some(value) = value else { return Err("is not set in oven's environment".into()) };
     let value = value.into_string().map_err(|_| "is not UTF-8".to_owned())?;
     match value.trim().len() {
         0 => Err("is empty".into()),
-        1..MIN => Err(format!("is shorter than {MIN} characters: it could not be kept out of the log")),
+        1..MIN => {
+            Err(format!("is shorter than {MIN} characters, which is too short to be masked in the log"))
+        }
         _ if value.len() > MAX => Err(format!("is longer than {} KiB", MAX >> 10)),
         _ => Ok(value),
     }
 }
 
-/// A text, and how programs write it.
-fn spellings(text: &str) -> Vec<String> {
+/// A text in the encodings that programs commonly use.
+fn encodings(text: &str) -> Vec<String> {
     let json = serde_json::to_string(text).unwrap_or_default();
     let json = json.strip_prefix('"').and_then(|json| json.strip_suffix('"')).unwrap_or_default();
     let mut all = vec![
         text.to_owned(),
         json.to_owned(),
-        ascii(json),
+        escape_non_ascii(json),
         text.replace('\'', r"'\''"),
-        percent(text, b"-_.~"),
-        percent(text, b"-_.~/"),
-        percent(text, b"-_.~ ").replace(' ', "+"),
+        percent_encode(text, b"-_.~"),
+        percent_encode(text, b"-_.~/"),
+        percent_encode(text, b"-_.~ ").replace(' ', "+"),
     ];
-    // In base64 it depends on where it begins; the first and last characters hold bits of what is beside it.
+    // The base64 form depends on the offset in a group of three bytes; its first and last characters also contain bits
+    // of neighbouring bytes.
     all.extend((0..3).map(|offset| base64(text.as_bytes(), offset)));
-    // A short one would be found by chance.
-    all.retain(|spelt| spelt == text || spelt.len() >= MIN.max(text.len()));
+    // A short encoding would be found by chance.
+    all.retain(|encoded| encoded == text || encoded.len() >= MIN.max(text.len()));
     all
 }
 
-/// JSON as Python writes it.
-fn ascii(json: &str) -> String {
+/// Escapes non-ASCII characters, as Python does in JSON.
+fn escape_non_ascii(json: &str) -> String {
     let one = |c: char| match c.is_ascii() {
         true => c.to_string(),
         false => c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")).collect(),
@@ -192,7 +196,7 @@ fn ascii(json: &str) -> String {
     json.chars().map(one).collect()
 }
 
-fn percent(text: &str, plain: &[u8]) -> String {
+fn percent_encode(text: &str, plain: &[u8]) -> String {
     let one = |byte: u8| match byte.is_ascii_alphanumeric() || plain.contains(&byte) {
         true => char::from(byte).to_string(),
         false => format!("%{byte:02X}"),
@@ -200,13 +204,13 @@ fn percent(text: &str, plain: &[u8]) -> String {
     text.bytes().map(one).collect()
 }
 
-/// The characters of base64 that bytes alone decide, where `offset` bytes of something else stand before them.
+/// The base64 characters that depend on these bytes alone, if `offset` other bytes precede them.
 fn base64(bytes: &[u8], offset: usize) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let (first, last) = ((offset * 8).div_ceil(6), (offset + bytes.len()) * 8 / 6);
     let bit = |at: usize| bytes[at / 8 - offset] >> (7 - at % 8) & 1;
-    let six = |character: usize| (0..6).fold(0, |value, i| value << 1 | bit(character * 6 + i));
-    (first..last).map(|character| char::from(ALPHABET[usize::from(six(character))])).collect()
+    let sextet = |character: usize| (0..6).fold(0, |value, i| value << 1 | bit(character * 6 + i));
+    (first..last).map(|character| char::from(ALPHABET[usize::from(sextet(character))])).collect()
 }
 
 #[cfg(test)]
@@ -218,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_masked_as_programs_write_it() {
+    fn a_secret_is_masked_in_common_encodings() {
         let secrets = secrets(&[("TOKEN", "it's \"5/6\" + ü\\"), ("OTHER", "it's \"5/6\"")]);
         for text in [
             "it's \"5/6\" + ü\\",
@@ -251,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_masked_line_by_line_and_sought_by_its_long_ones() {
+    fn a_key_is_masked_line_by_line_and_searched_for_by_its_long_lines() {
         let key = "-----BEGIN KEY-----\nMC4CAQAwBQYDK2VwBCIEIJ\nshort\n-----END KEY-----\n";
         let secrets = secrets(&[("KEY", key)]);
         assert_eq!(secrets.mask("a MC4CAQAwBQYDK2VwBCIEIJ b short"), "a *** b ***");
@@ -274,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_across_a_place_is_found() {
+    fn a_secret_across_a_position_is_found() {
         let secrets = secrets(&[("TOKEN", "hunter2")]);
         assert_eq!(secrets.across(b"aahunter2bb", 4), Some((2, 9)));
         assert_eq!(secrets.across(b"aahunter2bb", 2), None, "it begins there");
@@ -284,13 +288,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_secret_is_refused_without_telling_it() {
-        for (value, what) in [(None, "not in the environment"), (Some(""), "empty"), (Some(" \n"), "empty")] {
-            assert!(checked(value.map(OsString::from)).unwrap_err().contains(what));
+    fn invalid_secrets_are_refused_without_printing_them() {
+        for (value, what) in [(None, "not set"), (Some(""), "empty"), (Some(" \n"), "empty")] {
+            assert!(check_value(value.map(OsString::from)).unwrap_err().contains(what));
         }
-        let error = checked(Some("abc".into())).unwrap_err();
+        let error = check_value(Some("abc".into())).unwrap_err();
         assert!(error.contains("shorter than 4") && !error.contains("abc"), "{error}");
-        assert!(checked(Some("x".repeat(MAX + 1).into())).is_err());
-        assert!(checked(Some("abcd".into())).is_ok());
+        assert!(check_value(Some("x".repeat(MAX + 1).into())).is_err());
+        assert!(check_value(Some("abcd".into())).is_ok());
     }
 }

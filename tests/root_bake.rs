@@ -170,7 +170,7 @@ fn a_failing_script_and_a_failing_test_make_no_image() {
         assert_eq!(out, "");
         assert!(words.iter().all(|word| err.contains(word)), "{err}");
         // The step, its last lines, what to do, and where to read more, each once.
-        let log = err.split("The whole log: ").nth(1).expect(&err).trim();
+        let log = err.split("Full log: ").nth(1).expect(&err).trim();
         let log = std::fs::read_to_string(log).unwrap();
         assert!(log.starts_with("oven ") && log.contains(words[0]), "{log}");
         assert_eq!(err.matches("s.sh failed").count(), 1, "{err}");

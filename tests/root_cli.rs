@@ -121,7 +121,7 @@ fn ctrl_c_and_a_closed_terminal_clean_up() {
     let (code, seen) = terminal.end();
     assert!(start.elapsed() < STOP);
     assert_eq!(code, Some(130), "{seen}");
-    assert!(seen.contains("stopping, and cleaning up") && seen.contains("nothing was left behind"), "{seen}");
+    assert!(seen.contains("stopping and cleaning up") && seen.contains("nothing was left behind"), "{seen}");
     assert_nothing_left(&world, "Ctrl-C");
 
     let mut terminal = Terminal::open(&world, &[], "bake image");

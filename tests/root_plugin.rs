@@ -83,7 +83,7 @@ fn the_smallest_plugin_in_sh_bakes() {
     );
     let (_, err) = world.expect(3, &["--plugin", &path, "bake", "image"]);
     assert!(
-        err.contains("planning the installation: the smallest plugin installs packages by name"),
+        err.contains("planning the installation: the smallest plugin only installs packages by name"),
         "{err}"
     );
     world.assert_no_traces("bakes that failed");
@@ -171,12 +171,13 @@ fn a_plugin_that_a_definition_names_counts() {
     // One that is not there, and one that is not this image's.
     let (_, err) = world.expect(3, &["bake", "image"]);
     assert!(
-        err.contains("image.toml:1: `distro`: there is no plugin \"tiny\"") && err.contains("Known are"),
+        err.contains("image.toml:1: `distro`: there is no plugin \"tiny\"")
+            && err.contains("Known plugins: "),
         "{err}"
     );
     world.write("image/image.toml", &format!("distro = \"debian\"\n{toml}"));
     let (_, err) = world.expect(3, &["--plugin", path, "bake", "image"]);
-    assert!(err.contains("the plugin debian says that `tiny` is not its own"), "{err}");
+    assert!(err.contains("the plugin debian does not support `tiny`"), "{err}");
     world.write("image/image.toml", &format!("distro = \"De bian\"\n{toml}"));
     assert!(world.expect(3, &["bake", "image"]).1.contains("image.toml:1: `distro` is \"De bian\""));
 }
@@ -197,7 +198,7 @@ fn a_tie_names_both_and_a_definition_picks() {
     // A built-in plugin's name is taken.
     let path = plugin(&world, "debian.sh", &text);
     let (_, err) = world.expect(2, &["--plugin", path.to_str().unwrap(), "plugin", "list"]);
-    assert!(err.contains("has the name of a plugin that is built in"), "{err}");
+    assert!(err.contains("has the name of a built-in plugin"), "{err}");
 }
 
 /// The same plugin, in the program and beside it.
@@ -276,10 +277,7 @@ fn authors_need_no_root() {
         assert_eq!(code, Some(0), "{text}");
         let (code, text) = author(&["plugin", "check", file]);
         assert_eq!(code, Some(3), "there is no golden plan yet: {text}");
-        assert!(
-            text.contains("packages: no plan is written down yet") && text.contains("2 faults"),
-            "{text}"
-        );
+        assert!(text.contains("packages: no plan is stored yet") && text.contains("2 faults"), "{text}");
         let (code, text) = author(&["plugin", "check", file, "--bless"]);
         assert_eq!(code, Some(0), "{text}");
         let (code, text) = author(&["plugin", "check", file]);
@@ -291,7 +289,7 @@ fn authors_need_no_root() {
     let (code, text) = author(&["plan", "--os-release", "os", "--plugin", "one.py", "--request"]);
     assert!(code == Some(0) && text.contains("/usr/bin/pkg"), "{text}");
     let (code, text) = author(&["plan", "--os-release", "os"]);
-    assert!(code == Some(3) && text.contains("no plugin knows it"), "{text}");
+    assert!(code == Some(3) && text.contains("no plugin supports the base image"), "{text}");
 }
 
 /// Runs its arguments as user 12345 of a user namespace in which the kernel makes no others.

@@ -231,7 +231,7 @@ fn an_address_that_only_an_instance_completes_is_told() {
     let own = format!("[own]\nname=own\nbaseurl={}REGION/plain/\ngpgcheck=0\n", ground.mirror.address);
     ground.write("etc/yum.repos.d/own.repo", &own);
     ground.define("packages = [\"lib\"]\n");
-    ground.bake().fails(STEP, &["has a part that only an instance fills in", "REGION/plain"]);
+    ground.bake().fails(STEP, &["has a part that only a running instance fills in", "REGION/plain"]);
 }
 
 #[test]
@@ -246,8 +246,8 @@ fn an_upgrade_and_what_became_of_configuration_files() {
         ground.define("upgrade = true\n");
         let baked = ground.bake();
         for said in [
-            "/etc/conf.conf stays; the package's is /etc/conf.conf.rpmnew",
-            "/etc/blunt.conf is the package's now; the image's is /etc/blunt.conf.rpmsave",
+            "/etc/conf.conf is unchanged; the package's version is /etc/conf.conf.rpmnew",
+            "/etc/blunt.conf now has the package's version; the image's version is /etc/blunt.conf.rpmsave",
             "packages: 3 changed",
         ] {
             assert!(baked.log.contains(said), "{said:?} is not in {}", baked.log);

@@ -44,7 +44,7 @@ fn a_secret_is_told_nowhere_and_a_new_one_is_no_new_image() {
     let (_, error) = world.expect(3, &["bake", "image"]);
     assert!(
         error.contains(
-            "image/image.toml:2: `secrets` of [[run]] names TOKEN, which is not in the environment"
+            "image/image.toml:2: `secrets` of [[run]] names TOKEN, which is not set in oven's environment"
         ),
         "{error}"
     );

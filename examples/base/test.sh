@@ -1,5 +1,5 @@
 #!/bin/sh
-# What images that stand on this one rely on.
+# Checks what images based on this one rely on.
 set -eu
 curl --version >/dev/null
 test "$(echo '{"a": 1}' | jq .a)" = 1

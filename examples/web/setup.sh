@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs in the image, after its packages and files are there; without the network.
+# Runs in the image without network, after packages and files are installed.
 set -eu
 rm /etc/nginx/sites-enabled/default
 systemctl enable nginx

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""oven's plugin for Void Linux: xbps. Standard input has a request, standard output gets the answer: JSON, both.
+"""oven's plugin for Void Linux: xbps. It reads a request from standard input and writes the answer to standard output, both as JSON.
 
-It decides and does nothing: it runs as nobody, without a network, and what it is not told it does not know.
+It only plans and does nothing itself: it runs as user nobody, without a network, and sees only the request.
 """
 
 import json
@@ -13,32 +13,32 @@ VERSION = re.compile(r"[A-Za-z0-9.+~]+_[0-9]+\Z")
 INSTALL, QUERY = "/usr/bin/xbps-install", "/usr/bin/xbps-query"
 # Name, version, architecture and state of each package: `ii tree-2.1.1_1   Recursive directory listing`.
 LIST = "xbps-query -l | sed -n 's/^\\(..\\) \\([^ ]*\\)-\\([^- ]*_[0-9]*\\) .*/\\2\\t\\3\\t'$(xbps-uhelper arch)'\\t\\1/p'"
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]*\Z")  # what is no name is refused: no option, no script
-# The parts of a job that this plugin heeds, or may pass over. Another one is refused, not forgotten.
-HEEDED = {"os_release", "architecture", "present", "texts", "packages", "upgrade", "hold", "network"}
-NEUTRAL = {"recommends", "conffiles", "mirror", "ca_file", "tools"}
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]*\Z")  # an invalid name could become an option, or part of a script
+# The fields of a job that this plugin supports, and those that it may ignore. Others are refused, not ignored.
+SUPPORTED = {"os_release", "architecture", "present", "texts", "packages", "upgrade", "hold", "network"}
+IGNORED = {"recommends", "conffiles", "mirror", "ca_file", "tools"}
 
 
 class Refused(Exception):
-    """What the definition asks for is not served: its author is told why."""
+    """The plugin does not support the definition; the message is for its author."""
 
 
 def claims(request):
-    only(request, {"api", "os_release"}, "the request")
+    refuse_unknown(request, {"api", "os_release"}, "the request")
     os = request["os_release"]
     claim = "exact" if os.get("ID") == "void" else "family" if "void" in os.get("ID_LIKE", "").split() else "no"
     return {"claim": claim, "look_for": [INSTALL, QUERY]}
 
 
 def plan(request):
-    only(request, {"api", "job"}, "the request")
+    refuse_unknown(request, {"api", "job"}, "the request")
     job = request["job"]
-    only(job, HEEDED | NEUTRAL, "the job")
+    refuse_unknown(job, SUPPORTED | IGNORED, "the job")
     upgrade = job.get("upgrade", "none")
     if upgrade == "security":
-        raise Refused("upgrade: Void does not say which updates are of security: upgrade all, or none")
+        raise Refused("upgrade: Void does not mark security updates: upgrade all packages, or none")
     packages = [package_of(package) for package in job.get("packages", [])]
-    hold = [plain(name, "hold") for name in job.get("hold", [])]
+    hold = [check_name(name, "hold") for name in job.get("hold", [])]
     changes = packages or hold or upgrade != "none"
     missing = [path for path in (INSTALL, QUERY) if not job["present"].get(path)]
     if changes and missing:
@@ -57,7 +57,7 @@ def plan(request):
     count = f"{len(wanted)} package{'s' if len(wanted) != 1 else ''}"
     steps = [fetch("refreshing the package index", "-S")]
     if upgrade == "all":
-        # xbps updates itself alone first, if it has to.
+        # If xbps has an update, it only updates itself at first.
         steps.append(fetch("downloading upgrades", "-yuD"))
         steps.append(fetch(f"downloading {count} and dependencies", "-yD", "--", *wanted)) if wanted else None
         steps.append(step("upgrade", "upgrading packages", "xbps-install", "-yu", network=network))
@@ -67,7 +67,7 @@ def plan(request):
         steps.append(step("install", f"installing {count}", "xbps-install", "-y", "--", *wanted, network=network))
     if hold:
         steps.append(step("install", "holding packages", "xbps-pkgdb", "-m", "hold", "--", *hold, timeout=60))
-    steps.append(step("clean", "removing what was downloaded", "xbps-remove", "-yO", timeout=300))
+    steps.append(step("clean", "removing downloaded packages", "xbps-remove", "-yO", timeout=300))
     expected = [{"name": name} if version is None else {"name": name, "version": version} for name, version in packages]
     return {
         "plan": {
@@ -84,7 +84,7 @@ def plan(request):
                 {
                     "output": "ERROR: [reposync] failed to fetch file '*': *",
                     "means": "{1}: {2}",
-                    "hint": "Is the address reachable? `[network]` of oven.toml holds the proxy.",
+                    "hint": "Is the address reachable? `[network]` of oven.toml sets the proxy.",
                 },
             ],
         }
@@ -92,27 +92,27 @@ def plan(request):
 
 
 def package_of(package):
-    """Name, and version or None."""
+    """The name, and the version or None."""
     kind = package.get("kind")
     if kind != "named":
-        raise Refused(f"packages: a {kind} is not served: name packages of the image's repositories")
-    only(package, {"kind", "name", "version"}, "a package")
-    name, version = plain(package["name"], "packages"), package.get("version")
+        raise Refused(f"packages: packages of kind {kind} are not supported: list packages of the image's repositories")
+    refuse_unknown(package, {"kind", "name", "version"}, "a package")
+    name, version = check_name(package["name"], "packages"), package.get("version")
     if version is not None and not VERSION.match(version):
-        raise Refused(f"packages: {name}: {version!r} is not a version as xbps spells it whole, such as 2.1.1_1")
+        raise Refused(f"packages: {name}: {version!r} is not a full version of xbps, such as 2.1.1_1")
     return name, version
 
 
-def plain(name, key):
+def check_name(name, key):
     if not NAME.match(name):
         raise Refused(f"{key}: {name!r} is not the name of a package")
     return name
 
 
-def only(table, known, what):
+def refuse_unknown(table, known, what):
     unknown = sorted(set(table) - known)
     if unknown:
-        raise Refused(f"{what} has `{unknown[0]}`, which this plugin does not serve")
+        raise Refused(f"{what} has `{unknown[0]}`, which this plugin does not support")
 
 
 def main():
@@ -122,7 +122,7 @@ def main():
     request = json.load(sys.stdin)
     try:
         if request.get("api") != API:
-            raise Refused(f"the request is of version {request.get('api')} of the contract, and this is {API}")
+            raise Refused(f"the request has version {request.get('api')} of the contract; this plugin supports version {API}")
         answer = verbs[sys.argv[1]](request)
     except Refused as refused:
         answer = {"refused": str(refused)}

@@ -1,4 +1,4 @@
-"""Disks compared by the blocks that EBS knows."""
+"""Compares disks by blocks of EBS."""
 import os
 
 BLOCK = 512 << 10
@@ -6,7 +6,7 @@ ZEROS = bytes(BLOCK)
 
 
 def written(fd, size):
-    """Indexes of blocks in which the file has data at all: holes are zeros."""
+    """Indexes of blocks in which the file has data: holes are zeros."""
     found, at = set(), 0
     while at < size:
         try:
@@ -24,7 +24,7 @@ def block(fd, index):
 
 
 def changed_blocks(before, after):
-    """Which blocks differ. What one file has no data for is zeros."""
+    """The blocks that differ. Parts without data are zeros."""
     with open(before, "rb") as a, open(after, "rb") as b:
         sizes = [os.fstat(file.fileno()).st_size for file in (a, b)]
         candidates = written(a.fileno(), sizes[0]) | written(b.fileno(), sizes[1])

@@ -1,4 +1,4 @@
-"""Modes against the EC2-shaped server: bakes beside Packer, uploads and downloads beside coldsnap."""
+"""Modes on the EC2-shaped server: bakes compared with Packer, uploads and downloads with coldsnap."""
 import filecmp
 import shutil
 
@@ -10,7 +10,7 @@ from .plain import plain
 from .results import Result
 from .server import Server
 
-# Beside Packer: a server that somebody runs.
+# A usual server.
 PACKAGES = ["nginx-light"]
 # (of Packer at its own polling, at one second), as ratios of its time to ours.
 BARS = {"attached": (3.0, 1.3), "direct": (6.0, 2.5)}
@@ -45,7 +45,7 @@ def bakes(bench, latency):
                     server.forget(bake.image)
                     shutil.rmtree(cold.dir)
                 if server.left():
-                    raise Failed(f"left behind: {server.left()}")
+                    raise Failed(f"leftover volumes: {server.left()}")
 
             def theirs():
                 for name, poll in (("packer, its polling", None), ("packer, 1 s", 1)) if bench.peers else ():
@@ -55,7 +55,7 @@ def bakes(bench, latency):
                 result.add("plain chroot", plain(bench.work, bench.base, PACKAGES)[0])
 
             bench.turns(run, ours, theirs)
-            result.tell(run, bench.runs)
+            result.print_run(run, bench.runs)
     slow = latency == "plausible"
     for disks in bench.disks:
         if bench.peers:
@@ -69,25 +69,25 @@ def bakes(bench, latency):
 
 
 def new(aws, mark):
-    """A bake of what was not there before. How the disk is got makes no other image: the mark has to."""
+    """Bakes a new image. The kind of disk does not change the inputs, so the mark has to."""
     bake = aws.bake(PACKAGES, mark)
     if not bake.is_new:
-        raise Failed(f"{bake.image} was there already: {mark}")
+        raise Failed(f"{bake.image} existed already: {mark}")
     return bake
 
 
 def again(server, result, aws, name, mark):
-    """The same once more: it is there."""
+    """Bakes the same again, which has to find the image."""
     server.calls()
     bake = aws.bake(PACKAGES, mark)
     changing = [call["action"] for call in server.calls() if not call["action"].startswith(("Describe", "List"))]
     result.facts[f"{aws.disks} {name}, seconds"] = round(bake.seconds, 3)
     if "CreateSnapshot" in changing or "StartSnapshot" in changing:
-        raise Failed(f"what was baked already was baked again: {changing}")
+        raise Failed(f"an existing image was baked again: {changing}")
 
 
 def only_what_changed(server, result, bake, disks):
-    """The blocks that were put are those that differ between both snapshots: no more, no less."""
+    """Fails unless exactly the blocks that differ between both snapshots were sent."""
     calls = server.calls()
     put = {int(index) for call in calls if call["action"] == "PutSnapshotBlock" and (index := block_of(call)) is not None}
     if disks != "direct":
@@ -98,7 +98,7 @@ def only_what_changed(server, result, bake, disks):
     result.add("  direct: blocks that differ", len(changed))
     result.add("  direct: blocks fetched", sum(call["action"] == "GetSnapshotBlock" for call in calls))
     if put != changed:
-        raise Failed(f"sent and not changed: {sorted(put - changed)}; changed and not sent: {sorted(changed - put)}")
+        raise Failed(f"sent but unchanged: {sorted(put - changed)}; changed but not sent: {sorted(changed - put)}")
 
 
 def block_of(call):
@@ -107,7 +107,7 @@ def block_of(call):
 
 
 def transfer(bench, latency):
-    """A raw image up, and down again."""
+    """Uploads a raw image, and downloads it again."""
     result = Result("transfer", latency=latency, runs=bench.runs)
     if bench.peers:
         peers.coldsnap()
@@ -134,7 +134,7 @@ def transfer(bench, latency):
             def theirs():
                 cost, snapshot = peers.coldsnap_upload(server, bench.base, bench.work)
                 result.add("coldsnap upload", cost.seconds)
-                # It says the snapshot's id when the blocks are there, and begins to wait.
+                # It prints the snapshot's id after the last block, and begins to wait.
                 result.add("coldsnap's blocks up", cost.first_line)
                 result.add("  coldsnap upload, peak MiB", cost.peak_mib)
                 same(bench.base, server.disk(snapshot))
@@ -146,10 +146,10 @@ def transfer(bench, latency):
                 server.disk(snapshot).unlink()
 
             bench.turns(run, ours, theirs if bench.peers else lambda: None)
-            result.tell(run, bench.runs)
+            result.print_run(run, bench.runs)
     for ours, theirs in (("oven import", "coldsnap upload"), ("oven export", "coldsnap download")) if bench.peers else ():
         result.ratio(f"{theirs} / {ours}", theirs, ours, at_least=1.0)
-        # What is behind both figures is not only theirs: how often coldsnap looks, and that oven registers an image.
+        # Both figures include more than blocks: coldsnap's polling interval, and oven's registration of the image.
         if theirs == "coldsnap upload":
             result.ratio("coldsnap / oven, blocks up", "coldsnap's blocks up", "oven's blocks up", at_least=1.0)
         result.ratio(f"{ours} / {theirs}, memory", f"  {ours}, peak MiB", f"  {theirs}, peak MiB", at_most=0.99)
@@ -161,4 +161,4 @@ def transfer(bench, latency):
 def same(before, after):
     different = changed_blocks(before, after)
     if different:
-        raise Failed(f"{after} is not {before}: blocks {sorted(different)[:10]}")
+        raise Failed(f"{after} differs from {before}: blocks {sorted(different)[:10]}")

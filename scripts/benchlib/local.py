@@ -1,4 +1,4 @@
-"""Modes on a local region: no cloud's time in them, so what is left is oven's own and apt's."""
+"""Modes on a local region: without the cloud's time, only that of oven and apt is measured."""
 import os
 import shutil
 import subprocess
@@ -11,7 +11,7 @@ from .plain import plain, root_offset
 from .results import Result
 from .trees import compare
 
-# Small packages without others that they need. Each run takes the next one, so that it is new to the caches.
+# Small packages without dependencies. Each run takes the next one, so that it is not cached yet.
 SMALL = ["tree", "bc", "psmisc", "unzip", "time", "lsof", "zip", "hexedit"]
 LARGE = """git nginx-light redis-server postgresql-client python3-venv python3-requests build-essential vim-nox tmux htop
 strace tcpdump rsync unzip zip p7zip-full imagemagick graphviz sqlite3 mariadb-client haproxy squid memcached php-cli
@@ -19,15 +19,15 @@ ruby nodejs gnupg2 bind9-dnsutils nmap socat iptables jq curl wget tree lsof psm
 man-db""".split()
 MEMORY_MIB = 256
 AT_ONCE = [1, 2, 4, 8]
-# Of bakes side by side: looking at the memory of all their processes at every LOOK takes a tenth of a core from them.
+# For concurrent bakes: sampling the memory of all their processes every LOOK seconds would cost a tenth of a core.
 SELDOM = 0.1
 
 
 def small(bench, disks):
-    """A rebake that adds one small package, beside apt by hand on the same base."""
+    """A rebake that adds one small package, compared with apt by hand on the same base."""
     result = Result("small", disks=disks, runs=bench.runs)
     warm = Region(bench.bins, bench.work / "warm", bench.base, disks)
-    # The caches hold the base's blocks and the indexes, but none of the packages to come.
+    # The caches then have the base's blocks and the indexes, but none of the packages of the runs.
     warm.remove(warm.bake(["less"], "warms the caches").image)
     for run in range(bench.runs):
         package = SMALL[run % len(SMALL)]
@@ -52,7 +52,7 @@ def small(bench, disks):
             result.add("plain apt alone", apt)
 
         bench.turns(run, ours, theirs)
-        result.tell(run, bench.runs)
+        result.print_run(run, bench.runs)
     result.ratio("warm, a new package / plain apt", "oven warm, a new package", "plain apt alone", at_most=0.5)
     result.ratio("warm, the same again / plain apt", "oven warm, the same again", "plain apt alone", at_most=0.5)
     result.ratio("cold / plain chroot", "oven cold", "plain chroot")
@@ -61,17 +61,17 @@ def small(bench, disks):
 
 
 def sent_is_changed(bench, result, bake, region):
-    """What was sent is what differs between both snapshots, block by block, where blocks are sent at all."""
+    """Fails unless exactly the blocks that differ between both snapshots were sent, if blocks are sent at all."""
     if "blocks sent" in bake.counted:
         changed = len(changed_blocks(bench.base, region.disk_of(bake.image)))
         result.add("blocks sent", bake.counted["blocks sent"])
         result.add("blocks that differ", changed)
         if bake.counted["blocks sent"] != changed:
-            raise Failed(f"{bake.counted['blocks sent']} blocks were sent, and {changed} differ")
+            raise Failed(f"{bake.counted['blocks sent']} blocks were sent, but {changed} differ")
 
 
 def large(bench, disks):
-    """A large set of packages, and whether the result is what apt by hand makes."""
+    """A large set of packages, and whether the result equals that of apt by hand."""
     result = Result("large", disks=disks, runs=bench.runs, packages=len(LARGE))
     warm = Region(bench.bins, bench.work / "warm", bench.base, disks)
     warm.remove(warm.bake(LARGE, "warms the caches").image)
@@ -100,7 +100,7 @@ def large(bench, disks):
             result.add("plain apt alone", apt)
 
         bench.turns(run, ours, theirs)
-        result.tell(run, bench.runs)
+        result.print_run(run, bench.runs)
     result.ratio("warm / plain chroot", "oven warm", "plain chroot", at_most=0.6)
     result.ratio("warm / plain apt", "oven warm", "plain apt alone")
     result.ratio("cold / plain chroot", "oven cold", "plain chroot")
@@ -115,48 +115,48 @@ def large(bench, disks):
 
 
 def noop(bench, disks):
-    """The image is there: only its keys are computed and looked up."""
+    """The image exists: only its keys are computed and looked up."""
     result = Result("noop", disks=disks, runs=bench.runs)
     region = Region(bench.bins, bench.work / "warm", bench.base, disks)
     first = region.bake(["tree"], "once")
     for run in range(bench.runs):
         again = region.bake(["tree"], "once")
         if again.image != first.image:
-            raise Failed("what was baked already was baked again")
+            raise Failed("an existing image was baked again")
         result.add("oven", again.seconds)
         result.add("cpu", again.cost.cpu_seconds)
-        result.tell(run, bench.runs)
+        result.print_run(run, bench.runs)
     return result
 
 
 def parallel(bench, disks):
-    """Distinct images at once, and whether each holds what it should and nothing of another's."""
+    """Different images concurrently, and whether each has its own files and none of another image."""
     cores = os.cpu_count()
     result = Result("parallel", disks=disks, runs=bench.runs, cores=cores)
     region = Region(bench.bins, bench.work / "warm", bench.base, disks)
     most = max(AT_ONCE)
 
     def images(mark):
-        made = []
+        definitions = []
         for index in range(most):
             name = f"image-{index}"
             (region.dir / name).mkdir(exist_ok=True)
             (region.dir / name / "marker").write_text(f"this is {name}\n")
             file = f'[[file]]\nsource = "marker"\ntarget = "/etc/marker"\n'
-            made.append(define(region.dir / name, name, "bench-base", [SMALL[index]], mark, file))
-        return made
+            definitions.append(define(region.dir / name, name, "bench-base", [SMALL[index]], mark, file))
+        return definitions
 
-    # Everything that is to be fetched is there.
+    # After this everything is cached.
     warmed = region.bake_all(images("warms the caches"), 1)
     region.remove(*names(warmed))
 
     def measured(name, chosen, jobs):
-        """The images, so many at once; answers with the seconds of CPU of the machine, and of the processes."""
+        """Bakes the images, `jobs` at a time. Returns the CPU seconds of the machine and of the processes."""
         others = background()
         worked = busy()
         bake = region.bake_all(chosen, jobs, look=SELDOM)
         worked = busy() - worked
-        # The processes and the kernel's threads, whose work for these bakes a core has to do, too.
+        # The CPU time of the processes, and of the kernel's threads that work for these bakes.
         machine = max(worked - others * bake.seconds, bake.cost.cpu_seconds)
         result.add(name, bake.seconds)
         result.add(f"  cpu of {name}", bake.cost.cpu_seconds)
@@ -171,11 +171,11 @@ def parallel(bench, disks):
     for run in range(bench.runs):
         for at_once in AT_ONCE:
             measured(f"{at_once} at once", images(f"{run}, {at_once}")[:at_once], at_once)
-        # As long as the CPU seconds of the same images, baked by themselves, take if all cores do nothing else.
+        # The time of the same images if all cores only did the CPU work of baking them one by one.
         machine, processes = measured(f"{most} in a row", images(f"{run}, in a row"), 1)
         result.add(f"CPU-bound sum of {most}", machine / cores)
         result.add("  of processes alone", processes / cores)
-        result.tell(run, bench.runs)
+        result.print_run(run, bench.runs)
     result.ratio("8 at once / CPU-bound sum", "8 at once", "CPU-bound sum of 8", at_most=1.3)
     result.ratio("8 at once / that of processes alone", "8 at once", "  of processes alone")
     result.ratio("8 at once / 8 x 1", "8 at once", "1 at once")
@@ -186,12 +186,12 @@ def parallel(bench, disks):
 
 
 def names(bake):
-    """The ids: alone if it is one image, else with the names of the images."""
+    """The ids of the images. A single image is printed without its name."""
     return [line.split()[0] for line in bake.cost.out.splitlines()]
 
 
 def no_crosstalk(region, ids):
-    """Each image has its own marker and its own package's list of files, and no other's. Read from the snapshots."""
+    """Fails unless each image has its own marker and package, and no other image's. Reads the snapshots."""
     for index, image in enumerate(ids):
         disk = region.disk_of(image)
         where = f"{disk}?offset={root_offset(disk)}"
@@ -202,7 +202,7 @@ def no_crosstalk(region, ids):
 
         marker = debugfs("cat /etc/marker")
         if marker != f"this is image-{index}\n":
-            raise Failed(f"image-{index} ({image}) says {marker!r}")
+            raise Failed(f"image-{index} ({image}) has the marker {marker!r}")
         listed = debugfs("ls -p /var/lib/dpkg/info")
         for other, package in enumerate(SMALL):
             if (f"/{package}.list/" in listed) != (other == index):
@@ -210,7 +210,7 @@ def no_crosstalk(region, ids):
 
 
 def checksum(bench):
-    """A tree of 2 GiB in 512 files, beside sha1sum on all cores."""
+    """A tree of 2 GiB in 512 files, compared with sha1sum on all cores."""
     result = Result("checksum", runs=bench.runs)
     tree = bench.work / "tree"
     tree.mkdir()
@@ -228,7 +228,7 @@ def checksum(bench):
             result.add("sha1sum", time.monotonic() - start)
 
         bench.turns(run, ours, theirs)
-        result.tell(run, bench.runs)
+        result.print_run(run, bench.runs)
     shutil.rmtree(tree)
     result.ratio("oven / sha1sum", "oven", "sha1sum")
     result.fact("peak MiB", max(result.series["  peak MiB"]), at_most=MEMORY_MIB)

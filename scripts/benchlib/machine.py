@@ -1,4 +1,4 @@
-"""Processes and what they cost: seconds, CPU seconds, memory."""
+"""Runs processes and measures their cost: seconds, CPU seconds, memory."""
 import dataclasses
 import os
 import pathlib
@@ -8,24 +8,24 @@ import threading
 import time
 
 TOP = pathlib.Path(__file__).resolve().parent.parent.parent
-# Memory is looked at so often: what lives shorter is a step's helper of a few MiB.
+# Seconds between samples of memory: only a step's helper of a few MiB runs for a shorter time.
 LOOK = 0.02
-# So long the machine is watched while nothing is measured: its clock ticks a hundred times a second.
+# Seconds for which the idle machine is sampled: its CPU clock has a hundred ticks per second.
 BACKGROUND = 1.0
 
 
 class Failed(Exception):
-    """A command that had to end well did not."""
+    """A command that had to succeed failed."""
 
 
 @dataclasses.dataclass
 class Cost:
     seconds: float
-    # Of the process and all that it waited for.
+    # Of the process and all children that it waited for.
     cpu_seconds: float
-    # MiB: of all processes of the program that ran at the same time, the sum of their peaks.
+    # MiB: the highest sum of the peaks of the program's concurrent processes.
     peak_mib: int
-    # Until it said its first line.
+    # Until its first line of output.
     first_line: float
     out: str
 
@@ -43,7 +43,7 @@ def output(*argv, **more):
 
 
 def descendants(pid):
-    """The process and all below it."""
+    """The process and all its descendants."""
     found, todo = [], [pid]
     while todo:
         one = todo.pop()
@@ -57,7 +57,7 @@ def descendants(pid):
 
 
 class Memory(threading.Thread):
-    """Follows the peaks (VmHWM: gone with the process) of those below `pid` whose program is `program`."""
+    """Samples the peaks (VmHWM, which is lost when a process ends) of the descendants of `pid` that run `program`."""
 
     def __init__(self, pid, program, look):
         super().__init__(daemon=True)
@@ -80,13 +80,13 @@ class Memory(threading.Thread):
 
 
 def measure(argv, program, look=LOOK, **more):
-    """Runs it to its good end. `program`: whose memory counts. `look`: how often, in seconds."""
+    """Runs a command that has to succeed. `program`: the program whose memory counts. `look`: seconds between samples."""
     argv = [str(a) for a in argv]
     settle()
     start = time.monotonic()
-    # Standard error into a file: it is shown where it failed, and a pipe that nobody reads would fill.
-    with open(TOP / "target/bench.stderr", "w+b") as told:
-        process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=told, stdin=subprocess.DEVNULL, **more)
+    # Standard error goes to a file, which is shown after a failure; a pipe that nobody reads would fill up.
+    with open(TOP / "target/bench.stderr", "w+b") as errors:
+        process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=errors, stdin=subprocess.DEVNULL, **more)
         memory = Memory(process.pid, program, look)
         memory.start()
         first = process.stdout.readline()
@@ -98,33 +98,33 @@ def measure(argv, program, look=LOOK, **more):
         memory.over.set()
         memory.join()
         if process.returncode != 0:
-            told.seek(0)
-            lines = told.read().decode(errors="replace").splitlines()[-20:]
+            errors.seek(0)
+            lines = errors.read().decode(errors="replace").splitlines()[-20:]
             words = " ".join(word for word in argv if "\n" not in word)
-            raise Failed(f"{words}\nended with {process.returncode}:\n" + "\n".join([*lines, out[-2000:]]))
+            raise Failed(f"{words}\nexited with {process.returncode}:\n" + "\n".join([*lines, out[-2000:]]))
     return Cost(seconds, usage.ru_utime + usage.ru_stime, memory.peak, first_line, out)
 
 
 def settle():
-    """Waits until what was written is on the disk: nobody pays for what the one before left."""
+    """Flushes all writes to disk, so that nobody pays for writes of the previous run."""
     os.sync()
 
 
 def busy():
-    """CPU seconds that all of the machine has worked so far, the kernel's threads included."""
+    """CPU seconds that the whole machine has used so far, including the kernel's threads."""
     user, nice, system, _idle, _iowait, irq, softirq, *_ = map(int, open("/proc/stat").readline().split()[1:])
     return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
 def background():
-    """CPU seconds that the machine works in each second though nothing is measured."""
+    """CPU seconds that the idle machine uses per second."""
     worked, start = busy(), time.monotonic()
     time.sleep(BACKGROUND)
     return (busy() - worked) / (time.monotonic() - start)
 
 
 def build(profile):
-    """The programs, in one feature set: another would build it all twice."""
+    """Builds the programs, with one feature set: a second one would build everything twice."""
     sh(TOP / "scripts/setup", "--demo")
     flags = ["--release"] if profile == "release" else []
     sh("cargo", "build", "--locked", "--quiet", "--workspace", "--features", "root", *flags, cwd=TOP)

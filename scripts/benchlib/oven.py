@@ -1,4 +1,4 @@
-"""oven as the bench drives it: on a region of its own, or on the EC2-shaped server."""
+"""Runs oven for the bench: on its own local region, or on the EC2-shaped server."""
 import dataclasses
 import json
 import os
@@ -7,7 +7,7 @@ import shutil
 
 from .machine import Cost, Failed, measure, output, sh
 
-# Traces of all bakes are kept here, if it is set.
+# If not empty, directories in which the traces of all bakes are stored.
 TRACES = []
 STATE = pathlib.Path("/var/lib/oven")
 APT_PHASES = {"fetch", "upgrade", "install"}
@@ -17,9 +17,9 @@ APT_PHASES = {"fetch", "upgrade", "install"}
 class Bake:
     cost: Cost
     image: str
-    # Seconds of each phase, of the trace.
+    # Seconds of each phase, from the trace.
     phases: dict
-    # What the trace counted: sums by their names.
+    # The trace's counters: sums by name.
     counted: dict
 
     @property
@@ -36,7 +36,7 @@ class Bake:
 
 
 def define(directory, name, base, packages, mark, more=""):
-    """A definition. `mark`: what makes it another one than before."""
+    """A definition. `mark`: a text that makes it different from earlier ones."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "image.toml").write_text(
         f'# {mark}\nname = "{name}"\nfrom = {{ name = "{base}", owner = "self" }}\npackages = {json.dumps(packages)}\n{more}')
@@ -51,7 +51,7 @@ def events_of(path):
 
 
 def seconds_between(path, first, last):
-    """From the beginning of the first call of one name to the end of the last one of another."""
+    """Seconds from the beginning of the first call named `first` to the end of the last one named `last`."""
     spans = [event for event in events_of(path) if event["ph"] == "X"]
     begin = min(event["ts"] for event in spans if event["name"] == first)
     return (max(event["ts"] + event["dur"] for event in spans if event["name"] == last) - begin) / 1e6
@@ -75,7 +75,7 @@ def read_trace(path):
 
 
 class Region:
-    """A local region, which begins cold: its caches are in its directory."""
+    """A local region without caches: these are in its directory."""
 
     def __init__(self, bins, directory, base, disks):
         self.oven, self.dir, self.disks, self.base = bins / "oven", directory, disks, base
@@ -84,7 +84,7 @@ class Region:
         sh(self.oven, "--quiet", "--region-dir", self.dir / "region", "import", base, "--name", "bench-base")
 
     def argv(self, *verb):
-        # A branch without the setting has attached disks alone.
+        # A branch without the setting only has attached disks.
         disks = ["--disks", self.disks] if self.disks != "attached" else []
         return [self.oven, "--region-dir", self.dir / "region", *disks, *verb]
 
@@ -99,20 +99,20 @@ class Region:
         return Bake(cost, cost.out.split()[0], *read_trace(trace))
 
     def disk_of(self, image):
-        """The file that its snapshot is."""
+        """The file of its snapshot."""
         shown = json.loads(output(*self.argv("--json", "images", "show", image)).splitlines()[-1])
         found = list((self.dir / "region").rglob(f"{shown['snapshot']}.img"))
         if len(found) != 1:
-            raise Failed(f"{shown['snapshot']} is {found}")
+            raise Failed(f"{shown['snapshot']} has not exactly one file: {found}")
         return found[0]
 
     def remove(self, *images):
-        """Makes room for the next run."""
+        """Removes images, to free space for the next run."""
         sh(*self.argv("--quiet", "images", "remove", *images), stderr=None)
 
 
 class Aws:
-    """oven with `cloud = "aws"`, on the server. Its state directory is its own, and cold if it is new."""
+    """oven with `cloud = "aws"`, on the server. It has its own state directory, without caches if it is new."""
 
     def __init__(self, bins, directory, server, disks):
         self.bins, self.dir, self.server, self.disks = bins, directory, server, disks
@@ -123,7 +123,7 @@ class Aws:
         return {"PATH": os.environ["PATH"], "HOME": str(self.dir), **self.server.environment()}
 
     def run(self, *verb):
-        """The program itself. /var/lib/oven is its state directory: this one, in a mount namespace."""
+        """Runs the program. Its state directory, /var/lib/oven, is replaced in a mount namespace."""
         STATE.mkdir(parents=True, exist_ok=True)
         script = 'mount --bind "$0" /var/lib/oven && exec "$@"'
         argv = ["unshare", "--mount", "sh", "-c", script, self.state, self.bins / "oven", "--cloud", "aws",
@@ -136,7 +136,7 @@ class Aws:
         if self.disks == "direct":
             cost = self.run("--quiet", "--disks", "direct", "--trace", trace, "bake", image)
             return Bake(cost, cost.out.split()[0], *read_trace(trace))
-        # Volumes are no NVMe disks here: the tests' program differs in how it finds a volume's device, alone.
+        # Volumes are not NVMe disks here: the tests' program only differs in how it finds a volume's device.
         environment = {**self.environment(), "OVEN_TEST_DIR": str(self.server.dir), "OVEN_TEST_SLOW": "1",
                        "OVEN_TEST_STATE": str(self.state), "OVEN_TEST_TRACE": str(trace)}
         program = self.bins / "oven-test-ec2"

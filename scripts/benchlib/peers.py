@@ -1,4 +1,4 @@
-"""What a user would otherwise run: installed and run with --peers alone."""
+"""Tools that a user would otherwise run. They are only installed and run with --peers."""
 import json
 import os
 import shutil
@@ -6,11 +6,12 @@ import subprocess
 
 from .machine import TOP, Failed, measure, output, say, sh
 
-# The newest that builds with the toolchain of this repository.
+# The newest version that builds with this repository's toolchain.
 COLDSNAP = "0.12.0"
 ROOT = TOP / "target/peers"
 
-# As on an instance, where udev makes the name and the partitions' names: a private /dev, and a watcher.
+# Imitates udev, which creates the device nodes of a volume and its partitions on an instance: a watcher does so in a
+# private /dev.
 PACKER = r"""set -eu
     attached=$1; shift
     mount -t tmpfs -o mode=755 tmpfs /mnt
@@ -48,10 +49,10 @@ PACKER = r"""set -eu
 
 
 def coldsnap():
-    """Its program, built if it is not there."""
+    """The path of coldsnap, which is built if it is missing."""
     program = ROOT / "bin/coldsnap"
     if not program.exists():
-        say(f"installing coldsnap {COLDSNAP}: it compiles for some minutes")
+        say(f"installing coldsnap {COLDSNAP}: compiling takes some minutes")
         sh("cargo", "install", "--quiet", "coldsnap", "--version", COLDSNAP, "--locked", "--root", ROOT,
            "--target-dir", ROOT / "build")
     return program
@@ -64,7 +65,7 @@ def packer():
 
 
 def versions():
-    """What was run, for the file of results."""
+    """The versions of the tools, for the file of results."""
     found = {"coldsnap": COLDSNAP}
     if shutil.which("packer"):
         found["packer"] = output("dpkg-query", "-W", "-f", "${Version}", "packer").strip()
@@ -76,7 +77,7 @@ def environment(server, home):
 
 
 def coldsnap_upload(server, raw, home):
-    """(cost, snapshot). As oven does: zeros are left out, and it waits until the snapshot is complete."""
+    """(cost, snapshot). As oven does, it leaves out zeros and waits until the snapshot is complete."""
     cost = measure([coldsnap(), "--endpoint", server.endpoint, "upload", "--no-progress", "--omit-zero-blocks", "--wait",
                     raw], coldsnap(), env=environment(server, home))
     return cost, cost.out.split()[0]
@@ -88,7 +89,7 @@ def coldsnap_download(server, snapshot, target, home):
 
 
 def packer_bake(server, directory, packages, name, poll):
-    """(cost, image). `poll`: seconds between looks; None: Packer's own default."""
+    """(cost, image). `poll`: seconds between polls; None: Packer's own default."""
     directory.mkdir(parents=True, exist_ok=True)
     commands = ["export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8",
                 r"printf '#!/bin/sh\nexit 101\n' > /usr/sbin/policy-rc.d; chmod 755 /usr/sbin/policy-rc.d",

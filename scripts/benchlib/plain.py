@@ -1,4 +1,4 @@
-"""The same by hand: a copy of the base, mounted through a loop device, and apt in a chroot."""
+"""The same by hand: a copy of the base is mounted through a loop device, and apt runs in a chroot."""
 import json
 import pathlib
 import subprocess
@@ -6,7 +6,7 @@ import time
 
 from .machine import Failed, output, settle
 
-# A private mount namespace, so that nothing is left if this is interrupted.
+# It runs in a private mount namespace, so that no mounts are left if it is interrupted.
 SCRIPT = r"""set -eu
     mount -o loop,offset=$1 "$2" "$3"
     mount -t proc proc "$3/proc"; mount -t sysfs sys "$3/sys"; mount --bind /dev "$3/dev"
@@ -25,13 +25,13 @@ SCRIPT = r"""set -eu
 
 
 def root_offset(disk):
-    """Where the root partition begins, in bytes: it is the largest."""
+    """The offset of the root partition, in bytes: it is the largest one."""
     table = json.loads(output("sfdisk", "--json", disk))["partitiontable"]
     return max(table["partitions"], key=lambda part: part["size"])["start"] * 512
 
 
 def plain(work, base, packages, keep=None):
-    """(seconds, seconds of apt alone). `keep`: where the disk goes; else it is removed."""
+    """(seconds, seconds of apt alone). `keep`: the path of the disk; without it the disk is removed."""
     disk, root = keep or work / "plain.raw", work / "plain"
     root.mkdir(exist_ok=True)
     settle()

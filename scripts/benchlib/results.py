@@ -1,4 +1,4 @@
-"""Series of figures that took turns, their medians, their ratios, and the bars that they are held against."""
+"""Series of measurements, their medians, their ratios, and the limits that these have to meet."""
 import json
 import statistics
 
@@ -10,7 +10,7 @@ def median(values):
 
 
 class Result:
-    """What one mode found. Series hold a figure for each run, in the order of the runs."""
+    """The result of one mode. Series have a value for each run, in the order of the runs."""
 
     def __init__(self, name, **about):
         self.name, self.about = name, about
@@ -19,13 +19,13 @@ class Result:
     def add(self, series, value):
         self.series.setdefault(series, []).append(round(value, 3))
 
-    def tell(self, run, runs, names=None):
-        """The figures of a run."""
-        told = {name: values[-1] for name, values in self.series.items() if not names or name in names}
-        say(f"{self.name} {run + 1}/{runs}: " + ", ".join(f"{name} {value}" for name, value in told.items()))
+    def print_run(self, run, runs, names=None):
+        """Prints the values of a run."""
+        shown = {name: values[-1] for name, values in self.series.items() if not names or name in names}
+        say(f"{self.name} {run + 1}/{runs}: " + ", ".join(f"{name} {value}" for name, value in shown.items()))
 
     def ratio(self, name, over, under, at_most=None, at_least=None):
-        """The median of the runs' own ratios: what one run has in common falls out."""
+        """The median of the runs' ratios: effects that are common to one run cancel out."""
         pairs = list(zip(self.series[over], self.series[under]))
         value = median([a / b for a, b in pairs])
         self.ratios[name] = value

@@ -1,4 +1,4 @@
-"""The EC2-shaped server of tests/ec2, at once or as slow as AWS."""
+"""The EC2-shaped server of tests/ec2, which answers at once or as slowly as AWS."""
 import json
 import pathlib
 import shutil
@@ -8,7 +8,7 @@ import time
 from .machine import Failed, TOP
 
 
-# Packer takes a volume that is `attached` for one whose device has its name, which takes a busy machine some time.
+# Packer expects the device of an `attached` volume at once, but a busy machine needs some time to name it.
 AT_ONCE = '{"attaching": 300}'
 
 
@@ -22,8 +22,8 @@ class Server:
         argv = [bins / "oven-ec2-server", "--region-dir", self.dir, "--attach", "loop", "--record", self.calls_file]
         argv += ["--plausible"] if latency == "plausible" else ["--delays", AT_ONCE]
         argv += ["--import", f"bench-base={base}"] if base else []
-        self.told = open(directory / "server.log", "w+")
-        self.process = subprocess.Popen([str(a) for a in argv], stdout=self.told, stderr=subprocess.STDOUT)
+        self.log = open(directory / "server.log", "w+")
+        self.process = subprocess.Popen([str(a) for a in argv], stdout=self.log, stderr=subprocess.STDOUT)
         deadline = time.monotonic() + 60
         while True:
             lines = (directory / "server.log").read_text().splitlines()
@@ -38,12 +38,12 @@ class Server:
         self.read = 0
 
     def environment(self):
-        # Keys of nobody: the server knows the role's by IMDS, which is at the same address.
+        # No keys: the SDK gets the role's keys from IMDS, which the server offers at the same address.
         return {"AWS_ENDPOINT_URL": self.endpoint, "AWS_EC2_METADATA_SERVICE_ENDPOINT": self.endpoint,
                 "AWS_REGION": "us-east-1"}
 
     def calls(self):
-        """What was sent since it was asked last."""
+        """The calls since the last time this was called."""
         if not self.calls_file.exists():
             return []
         lines = self.calls_file.read_text().splitlines()
@@ -57,20 +57,20 @@ class Server:
         return self.world()["images"][image]["mappings"][0]["snapshot"]
 
     def disk(self, snapshot):
-        """The file that a snapshot is."""
+        """The file of a snapshot."""
         return self.dir / "snapshots" / f"{snapshot}.img"
 
     def left(self):
         return [volume["id"] for volume in self.world()["volumes"].values() if not volume["gone_at"]]
 
     def forget(self, image):
-        """Frees the room of a snapshot that nobody will read again."""
+        """Removes a snapshot that will not be read again, to free its space."""
         self.disk(self.snapshot_of(image)).unlink(missing_ok=True)
 
     def stop(self):
         self.process.terminate()
         self.process.wait()
-        self.told.close()
+        self.log.close()
 
     def __enter__(self):
         return self

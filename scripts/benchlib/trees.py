@@ -1,4 +1,4 @@
-"""Whether two disks hold the same tree."""
+"""Compares the trees of files of two disks."""
 import hashlib
 import json
 import os
@@ -9,23 +9,23 @@ import sys
 from .machine import Failed, TOP
 from .plain import root_offset
 
-# What may differ, and why. Patterns of whole paths.
+# What may differ, and why, by patterns of whole paths.
 LISTED = {
-    r"/etc/resolv\.conf": "the plain chroot needs the builder's to fetch; oven puts it over the image's for a step alone",
-    r"/etc/machine-id": "oven empties what must not be cloned",
+    r"/etc/resolv\.conf": "the plain chroot needs the builder's file to download; oven mounts it over the image's file, only during steps",
+    r"/etc/machine-id": "oven empties machine-specific data",
     r"/var/log/(alternatives|dpkg|fontconfig)\.log|/var/log/apt/(eipp\.log\.xz|history\.log|term\.log)":
-        "logs: oven takes them away",
-    r"/var/lib/apt/lists/.*": "the package indexes: oven takes them away",
-    r"/var/cache/apt/archives/partial": "apt gives it to its own user where it downloads; oven's downloads go elsewhere",
-    r"/var/cache/apt/archives/lock|/var/lib/dpkg/(lock|lock-frontend|triggers/Lock)": "empty files of whoever looked",
-    r"/var/cache/debconf/config\.dat(-old)?": "in which order questions were asked, and the owners' list",
+        "logs: oven removes them",
+    r"/var/lib/apt/lists/.*": "the package indexes: oven removes them",
+    r"/var/cache/apt/archives/partial": "apt changes its owner when it downloads; oven's downloads are in another directory",
+    r"/var/cache/apt/archives/lock|/var/lib/dpkg/(lock|lock-frontend|triggers/Lock)": "empty lock files",
+    r"/var/cache/debconf/config\.dat(-old)?": "the order of questions, and the list of owners",
     r"/var/cache/fontconfig/[0-9a-f]+-[a-z0-9]+\.cache-\d+|/var/cache/ldconfig/aux-cache": "caches with times and inodes in them",
-    r"/run/.*": "a step has a /run of its own: what scripts put there is of no image",
+    r"/run/.*": "a step has its own /run, which is not part of the image",
 }
 
 
 def tree(root):
-    """What each path is: type, mode, owner, and what a file holds. No times."""
+    """Describes each path: type, mode, owner and content, but not times."""
     found = {}
     for directory, subdirectories, files in os.walk(root):
         for name in subdirectories + files:
@@ -41,7 +41,7 @@ def tree(root):
 
 
 def compare(work, ours, theirs):
-    """(paths that differ and are not listed, those that are by their patterns, how many there are in all)"""
+    """(paths that differ and are not listed, listed ones by their patterns, the number of all paths)"""
     trees = []
     for disk in (ours, theirs):
         at = work / "tree"
@@ -51,7 +51,7 @@ def compare(work, ours, theirs):
                 sys.executable]
         done = subprocess.run([str(a) for a in argv], capture_output=True, text=True)
         if done.returncode != 0:
-            raise Failed(f"looking at the tree of {disk}: {done.stderr}")
+            raise Failed(f"reading the tree of {disk}: {done.stderr}")
         trees.append(json.loads(done.stdout))
     a, b = trees
     paths = sorted(path for path in a.keys() | b.keys() if a.get(path) != b.get(path))

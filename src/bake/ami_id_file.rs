@@ -1,4 +1,4 @@
-//! `.ami_id.json` beside a definition: where GumGum's CI users look for the id.
+//! `.ami_id.json` in a definition's directory: GumGum's CI users read the image's id there.
 
 use crate::ids::ImageId;
 use crate::report::Report;
@@ -8,29 +8,29 @@ use std::io::{ErrorKind, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-/// Hidden, so that it does not count in the checksum.
+/// Hidden, so that it is not part of the checksum.
 const NAME: &str = ".ami_id.json";
 
-/// Says the id of the definition's image. Without one the file goes: after a failed bake nobody shall take an older
-/// image for this one. The image is what matters, so that a failure here is a warning.
+/// Writes the id of the definition's image. Without an id it removes the file, so that after a failed bake nobody
+/// takes an older image for the new one. A failure is only a warning, as the image itself is fine.
 pub fn keep(dir: &Path, id: Option<&ImageId>, report: &Report) {
-    let kept = match id {
+    let result = match id {
         Some(id) => write(dir, id),
         None => remove(dir),
     };
-    if let Err(error) = kept {
+    if let Err(error) = result {
         report.warn(format!("{error:#}"));
     }
 }
 
-/// Written beside and renamed, so that a reader never sees half of it.
+/// Writes a temporary file and renames it, so that a reader never sees a part of it.
 fn write(dir: &Path, id: &ImageId) -> Result<()> {
     let path = dir.join(NAME);
-    // To the letter as GumGum's tool spells it: somebody may read it with less than a JSON parser.
+    // Exactly as GumGum's tool formats it: somebody may read it without a JSON parser.
     let content = format!("{{\"ami_id\": {}}}\n", json!(id));
-    // Only what may be ours: a FIFO of that name would keep us waiting for ever.
-    let may_be = path.symlink_metadata().is_ok_and(|m| m.is_file() && m.len() == content.len() as u64);
-    if may_be && std::fs::read_to_string(&path).is_ok_and(|old| old == content) {
+    // Reads only a regular file of the same size: a FIFO of that name would block forever.
+    let is_candidate = path.symlink_metadata().is_ok_and(|m| m.is_file() && m.len() == content.len() as u64);
+    if is_candidate && std::fs::read_to_string(&path).is_ok_and(|old| old == content) {
         return Ok(());
     }
     let write = || -> Result<()> {
@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_names_the_image_or_is_not_there() {
+    fn the_file_names_the_image_or_does_not_exist() {
         let dir = tempfile::tempdir().unwrap();
         let (id, report) = (ImageId("ami-1".into()), Report::silent());
         keep(dir.path(), None, &report);

@@ -1,4 +1,4 @@
-//! Several bakes: parents before children, independent ones side by side.
+//! Several bakes: parents before children, independent ones concurrently.
 
 use super::options::BakeOptions;
 use super::{Bake, Outcome};
@@ -17,27 +17,27 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use tokio::sync::{Semaphore, watch};
 
-/// What became of one definition.
+/// The result of one definition.
 #[derive(Debug)]
 pub struct BatchItem {
     pub name: String,
     pub dir: PathBuf,
-    /// The user named it; the others are only parents of those.
+    /// Whether the user named it; other definitions are only parents of these.
     pub asked: bool,
     pub run: RunId,
     pub status: Status,
     pub left: Vec<Left>,
     pub kept: Vec<String>,
-    /// If there was any work.
+    /// The log file, if there was any work.
     pub log: Option<PathBuf>,
 }
 
 #[derive(Debug)]
 pub enum Status {
     Baked(Image),
-    /// It was there already, or another builder was first.
+    /// The image existed already, or another builder was faster.
     Found(Image),
-    /// Its parent has no image.
+    /// Not baked, as its parent has no image.
     Skipped(Error),
     Failed(Error),
 }
@@ -64,7 +64,7 @@ impl BatchItem {
     }
 }
 
-/// What children wait for: nothing yet, or the parent's image (`None` if it has none).
+/// What children wait for: `None` until the parent's bake has ended, then its image's id, if it has an image.
 type Parent = watch::Receiver<Option<Option<ImageId>>>;
 
 /// Definitions to bake, and how.
@@ -90,8 +90,8 @@ pub async fn bake_all(batch: Batch, stop: watch::Receiver<bool>) -> Vec<BatchIte
     let mut parents: Vec<Parent> = Vec::new();
     let mut handles = Vec::new();
     for (i, image) in order.images.iter().enumerate() {
-        let (tell, wait) = watch::channel(None);
-        parents.push(wait);
+        let (sender, receiver) = watch::channel(None);
+        parents.push(receiver);
         let parent = order.parent[i].map(|p| (order.images[p].name.clone(), parents[p].clone()));
         let (batch, slots, stop) = (batch.clone(), slots.clone(), stop.clone());
         let report = batch.site.report.of(&image.name, column);
@@ -109,8 +109,8 @@ pub async fn bake_all(batch: Batch, stop: watch::Receiver<bool>) -> Vec<BatchIte
             }
             item.log = report.log_path();
             ami_id_file::keep(&item.dir, item.image().map(|image| &image.id), &report);
-            report_end(&item, &report, column.is_some());
-            _ = tell.send(Some(item.image().map(|image| image.id.clone())));
+            report_result(&item, &report, column.is_some());
+            _ = sender.send(Some(item.image().map(|image| image.id.clone())));
             item
         })));
     }
@@ -122,12 +122,12 @@ pub async fn bake_all(batch: Batch, stop: watch::Receiver<bool>) -> Vec<BatchIte
     all
 }
 
-/// The image that a definition is baked on, once its parent has one.
+/// The base image of a definition, once its parent has an image.
 async fn parent_image(image: &Definition, parent: Option<(String, Parent)>) -> Result<BaseRef> {
     let (name, mut parent) = match (&image.from, parent) {
         (From::Image(from), _) => return Ok(from.clone()),
         (From::Parent(_), Some(parent)) => parent,
-        (From::Parent(dir), None) => bail!("{} is in no order of bakes", dir.display()),
+        (From::Parent(dir), None) => bail!("{} is not among the definitions to bake", dir.display()),
     };
     match parent.wait_for(Option::is_some).await.as_deref() {
         Ok(Some(Some(id))) => Ok(BaseRef::Id(id.clone())),
@@ -156,7 +156,7 @@ async fn bake_item(
     };
     let options = BakeOptions { force: batch.options.force && item.asked, ..batch.options.clone() };
     let (run, dir) = (&item.run, std::path::absolute(&image.dir).unwrap_or_else(|_| image.dir.clone()));
-    let _slot = slots.acquire().await.expect("nobody closes it");
+    let _slot = slots.acquire().await.expect("the semaphore is never closed");
     report.log_to(&site.log(run), &format!("run {run} bakes {}", dir.display()));
     let stop = async move { _ = stop.wait_for(|stop| *stop).await };
     let whole = report.whole(&format!("baking {}", image.name));
@@ -172,9 +172,9 @@ async fn bake_item(
         report.warn(left.to_string());
     }
     for kept in &ended.kept {
-        let look = site.spelt(&format!("oven shell {}", run.short()));
+        let inspect = site.spelt(&format!("oven shell {}", run.short()));
         let remove = site.spelt(&format!("oven sweep --kept --run {}", run.short()));
-        report.note(format!("kept {kept}\n    look into it: {look}\n    remove it:    {remove}"));
+        report.note(format!("kept {kept}\n    inspect it: {inspect}\n    remove it:  {remove}"));
     }
     (item.left, item.kept) = (ended.left, ended.kept);
     item.status = match ended.result {
@@ -184,11 +184,12 @@ async fn bake_item(
     };
 }
 
-/// After an interruption.
+/// The message after an interruption without leftovers.
 pub const NOTHING_LEFT: &str = "interrupted; nothing was left behind";
 
-/// What people see at the end of a bake; of several the summary says more. A failure was told before the clean-up.
-fn report_end(item: &BatchItem, report: &Report, several: bool) {
+/// Reports the end of a bake. For several bakes the summary has more detail. A failure was reported before the
+/// clean-up.
+fn report_result(item: &BatchItem, report: &Report, several: bool) {
     match &item.status {
         Status::Baked(image) => {
             report.times();

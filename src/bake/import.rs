@@ -1,5 +1,5 @@
-//! The story of an import: a raw disk is sent, block by block, and registered as a base image. A local region copies
-//! it, which is faster and the same.
+//! Imports a raw disk: its blocks are uploaded, and the snapshot is registered as a base image. A local region copies
+//! the disk instead, which is faster and has the same result.
 
 use super::register;
 use crate::cloud::block_api::NewSnapshot;
@@ -25,26 +25,26 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
-/// What is asked for.
+/// An import that the user requested.
 #[derive(Debug, Clone)]
 pub struct Wanted {
     pub raw: PathBuf,
     pub name: String,
     pub architecture: Architecture,
-    /// `None` leaves it to the cloud. A local region has no boot modes.
+    /// `None`: the cloud's default. A local region has no boot modes.
     pub boot_mode: Option<String>,
-    /// Whether the snapshot is read back, and compared.
+    /// Whether to read the snapshot back and compare it.
     pub verify: bool,
 }
 
-/// An image of the disk, and whether it is new.
+/// The image of the disk, and whether it is new.
 #[derive(Debug)]
 pub struct Imported {
     pub image: Image,
     pub new: bool,
 }
 
-/// Imports a raw disk. The same disk under the same name again answers with the image that is there.
+/// Imports a raw disk. If the same disk was imported under the same name before, answers with that image.
 pub async fn import(site: &Site, wanted: &Wanted, stop: impl Future<Output = ()>) -> Ended<Imported> {
     let run = RunId::new();
     undo::scope(site.undo_policy(false), stop, async |undo| {
@@ -53,14 +53,14 @@ pub async fn import(site: &Site, wanted: &Wanted, stop: impl Future<Output = ()>
         check_boot_mode(wanted)?;
         let file = Region::open_raw(&wanted.raw)?;
         let holder = site.cloud.images(None).await?.into_iter().find(|image| image.name == *name);
-        let story = async {
+        let imported = async {
             match &site.region {
-                Some(_) => copied(site, wanted, file, holder.is_none(), &undo).await,
-                None => sent(site, wanted, file, holder.as_ref(), &run, &undo).await,
+                Some(_) => import_locally(site, wanted, file, holder.is_none(), &undo).await,
+                None => import_to_cloud(site, wanted, file, holder.as_ref(), &run, &undo).await,
             }
         };
-        story.await.map_err(|error| match &holder {
-            Some(holder) if Kind::of(&error) == Kind::Cloud => taken(site, error, &holder.id),
+        imported.await.map_err(|error| match &holder {
+            Some(holder) if Kind::of(&error) == Kind::Cloud => with_name_hint(site, error, &holder.id),
             _ => error,
         })
     })
@@ -70,25 +70,31 @@ pub async fn import(site: &Site, wanted: &Wanted, stop: impl Future<Output = ()>
 fn check_boot_mode(wanted: &Wanted) -> Result<()> {
     match &wanted.boot_mode {
         Some(mode) if wanted.architecture == Architecture::Arm64 && mode != UEFI => {
-            let text = format!("--boot-mode: an arm64 image boots by {UEFI} alone, and not by {mode}");
+            let text = format!("--boot-mode: an arm64 image only boots by {UEFI}, not by {mode}");
             Err(Kind::Usage.error(text))
         }
         _ => Ok(()),
     }
 }
 
-/// What to do about a name that something else has.
-fn taken(site: &Site, error: anyhow::Error, holder: &ImageId) -> anyhow::Error {
+/// Adds what to do about a name that another image has.
+fn with_name_hint(site: &Site, error: anyhow::Error, holder: &ImageId) -> anyhow::Error {
     let remove = match &site.region {
         Some(_) => site.spelt(&format!("oven images remove {holder}")),
         None => format!("aws ec2 deregister-image --image-id {holder}"),
     };
-    let hint = format!("That is another disk. Give this one another --name, or remove that: {remove}");
+    let hint = format!("That image has another disk. Choose another --name, or remove that image: {remove}");
     Kind::Cloud.failure(format!("{error:#}")).hint(hint).into()
 }
 
-/// Into a local region.
-async fn copied(site: &Site, wanted: &Wanted, file: File, new: bool, undo: &Undo) -> Result<Imported> {
+/// Copies the disk into a local region.
+async fn import_locally(
+    site: &Site,
+    wanted: &Wanted,
+    file: File,
+    new: bool,
+    undo: &Undo,
+) -> Result<Imported> {
     let step = site.report.step("import", format!("importing {}", wanted.raw.display()));
     let image = site.import(&wanted.raw, &wanted.name, wanted.architecture).await?;
     if new {
@@ -100,14 +106,16 @@ async fn copied(site: &Site, wanted: &Wanted, file: File, new: bool, undo: &Undo
         if new {
             undo.owe(image_debt(site, &image));
         }
-        let digests = upload::digests(source(wanted, file).await?).await.with_context(|| reading(wanted))?;
-        read_back(site, &image.snapshot, &digests).await?;
+        let digests = upload::digests(open_source(wanted, file).await?)
+            .await
+            .with_context(|| reading_context(wanted))?;
+        verify_snapshot(site, &image.snapshot, &digests).await?;
         undo.forgive_on_failure();
     }
     Ok(Imported { image, new })
 }
 
-/// One that is not what it was to be must not stay.
+/// The clean-up of a new image, in case its verification fails.
 fn image_debt(site: &Site, image: &Image) -> Debt {
     let (site, id, snapshot) = (site.clone(), image.id.clone(), image.snapshot.clone());
     Debt {
@@ -119,17 +127,17 @@ fn image_debt(site: &Site, image: &Image) -> Debt {
     }
 }
 
-fn reading(wanted: &Wanted) -> String {
+fn reading_context(wanted: &Wanted) -> String {
     format!("reading {}", wanted.raw.display())
 }
 
-async fn source(wanted: &Wanted, file: File) -> Result<Arc<Raw>> {
+async fn open_source(wanted: &Wanted, file: File) -> Result<Arc<Raw>> {
     let name = wanted.raw.clone();
     Ok(Arc::new(tasks::run(move |_| Raw::new(file, &name)).await?))
 }
 
-async fn read_back(site: &Site, snapshot: &SnapshotId, digests: &BTreeMap<u32, Digest>) -> Result<()> {
-    let step = site.report.step("verify", format!("reading {snapshot} back"));
+async fn verify_snapshot(site: &Site, snapshot: &SnapshotId, digests: &BTreeMap<u32, Digest>) -> Result<()> {
+    let step = site.report.step("verify", format!("verifying {snapshot}"));
     crate::transfer::download::verify(&*site.blocks, snapshot, digests, None)
         .await
         .context("comparing it with the raw disk")?;
@@ -137,8 +145,8 @@ async fn read_back(site: &Site, snapshot: &SnapshotId, digests: &BTreeMap<u32, D
     Ok(())
 }
 
-/// By its blocks.
-async fn sent(
+/// Uploads the disk block by block to the cloud.
+async fn import_to_cloud(
     site: &Site,
     wanted: &Wanted,
     file: File,
@@ -147,14 +155,14 @@ async fn sent(
     undo: &Rc<Undo>,
 ) -> Result<Imported> {
     let Wanted { name, architecture, .. } = wanted;
-    let source = source(wanted, file).await?;
+    let source = open_source(wanted, file).await?;
     if let Some(holder) = holder {
-        let step = site.report.step("import", reading(wanted));
-        let digests = upload::digests(source).await.with_context(|| reading(wanted))?;
+        let step = site.report.step("import", reading_context(wanted));
+        let digests = upload::digests(source).await.with_context(|| reading_context(wanted))?;
         drop(step);
-        let image = same(site, wanted, holder, &raw::digest(&digests)).await?;
+        let image = existing_import(site, wanted, holder, &raw::digest(&digests)).await?;
         if wanted.verify {
-            read_back(site, &image.snapshot, &digests).await?;
+            verify_snapshot(site, &image.snapshot, &digests).await?;
         }
         return Ok(Imported { image, new: false });
     }
@@ -169,13 +177,13 @@ async fn sent(
         kms_key: None,
     };
     undo.owe(upload::debt(site.blocks.clone(), run));
-    let step = site.report.step("import", format!("sending {}", wanted.raw.display()));
+    let step = site.report.step("import", format!("uploading {}", wanted.raw.display()));
     let sent =
         upload::upload(&*site.blocks, &spec, source.clone(), &|bytes| step.progress(bytes, None)).await;
     let sent = sent.with_context(|| format!("importing {}", wanted.raw.display()))?;
     step.done();
     if wanted.verify {
-        read_back(site, &sent.snapshot, &sent.blocks).await?;
+        verify_snapshot(site, &sent.snapshot, &sent.blocks).await?;
     }
     let image = ImageSpec {
         name: name.clone(),
@@ -189,49 +197,49 @@ async fn sent(
         documents: Default::default(),
     };
     let image = register::snapshot_as(site, &sent.snapshot, &image, undo).await?;
-    // Somebody else may have been faster.
+    // Another process may have registered the image first.
     Ok(Imported { new: image.made_by(run), image })
 }
 
-/// What instances of every kind that EC2 has need, and what costs nothing more.
+/// Attributes that every type of instance in EC2 needs, and that cost nothing more.
 fn attributes(wanted: &Wanted) -> Attributes {
     let root_volume = VolumeKind { volume_type: Some(DEFAULT_TYPE.to_owned()), ..VolumeKind::default() };
     Attributes { boot_mode: wanted.boot_mode.clone(), ena: Some(true), root_volume, ..Attributes::default() }
 }
 
-/// The holder of the name, if it is this very disk.
-async fn same(site: &Site, wanted: &Wanted, holder: &Image, digest: &str) -> Result<Image> {
+/// The image that has the name, if it is an import of this very disk. Errors: [`Kind::Cloud`].
+async fn existing_import(site: &Site, wanted: &Wanted, holder: &Image, digest: &str) -> Result<Image> {
     let id = &holder.id;
-    let known = holder.tags.get(tag::SOURCE).is_some_and(|theirs| theirs == digest);
-    if !known || holder.architecture != wanted.architecture {
+    let is_same_disk = holder.tags.get(tag::SOURCE).is_some_and(|source| source == digest);
+    if !is_same_disk || holder.architecture != wanted.architecture {
         return Err(Kind::Cloud.error(format!("the name {} is taken by {id}", wanted.name)));
     }
     if holder.state == ImageState::Pending {
-        // It waits. Whether something can be baked on it does not matter here.
+        // This call waits for the image. Whether something can be baked on it does not matter here.
         _ = site.cloud.base(&BaseRef::Id(id.clone())).await;
     }
     let (image, _) = site.cloud.image(id).await?;
     if image.state != ImageState::Available {
-        let text = format!("the name {} is held by {id}, which is {:?}", wanted.name, image.state);
+        let text = format!("the name {} is taken by {id}, which is {:?}", wanted.name, image.state);
         return Err(Kind::Cloud.error(text.to_lowercase()));
     }
     Ok(image)
 }
 
-/// Before all is sent for nothing: the name may be that of an image that oven did not make.
+/// Fails before the upload if an image that oven did not create has the name. Errors: [`Kind::Cloud`].
 async fn ensure_free(site: &Site, name: &str) -> Result<()> {
-    // A pattern, but none of what makes one is allowed in a name.
+    // Names are patterns here, but image names cannot contain a pattern's special characters.
     let named = BaseRef::Name { name: name.to_owned(), owner: Some("self".to_owned()) };
     match site.cloud.base(&BaseRef::Deprecated(named.into())).await {
         Ok(base) => {
             let error = Kind::Cloud.error(format!("the name {name} is taken by {}", base.id));
-            Err(taken(site, error, &base.id))
+            Err(with_name_hint(site, error, &base.id))
         }
         Err(error) if Kind::of(&error) == Kind::NotFound => Ok(()),
-        // There is one, whatever is wrong with it.
+        // There is an image, whatever is wrong with it.
         Err(error) if Kind::of(&error) == Kind::Definition => {
             let text = format!("the name {name} is taken: {error:#}");
-            Err(Kind::Cloud.failure(text).hint("Give another --name.").into())
+            Err(Kind::Cloud.failure(text).hint("Choose another --name.").into())
         }
         Err(error) => Err(error),
     }

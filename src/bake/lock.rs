@@ -1,4 +1,4 @@
-//! One bake of a fingerprint at a time on this host: the second one waits, and then finds the first one's image.
+//! Locks a fingerprint on this host: a second bake of it waits, and then finds the image of the first one.
 
 use super::Bake;
 use super::target::Target;
@@ -10,10 +10,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Often enough that the wait is not felt, seldom enough to cost nothing.
+/// Often enough that the wait is not noticed, and seldom enough to cost nothing.
 const POLL: Duration = Duration::from_millis(100);
 
-/// Held while a fingerprint is being baked. The kernel takes it back when the process ends, however it ends.
+/// The lock on a fingerprint while it is baked. The kernel releases it when the process ends, however it ends.
 #[derive(Debug)]
 pub struct BakeLock {
     path: PathBuf,
@@ -29,24 +29,24 @@ pub async fn acquire(bake: &Bake<'_>, target: &Target) -> Result<BakeLock> {
             return Ok(lock);
         }
         if !std::mem::replace(&mut reported, true) {
-            bake.site.report.note("another bake of the same definition is at work here: waiting for it");
+            bake.site.report.note("waiting for another bake of the same definition on this machine");
         }
         tokio::time::sleep(POLL).await;
     }
 }
 
 fn try_acquire(path: &Path) -> Result<Option<BakeLock>> {
-    std::fs::create_dir_all(path.parent().expect("a lock lives in a directory"))?;
+    std::fs::create_dir_all(path.parent().expect("a lock file is in a directory"))?;
     let file = File::options().create(true).append(true).open(path)?;
     let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(lock) => lock,
         Err((_, Errno::EWOULDBLOCK | Errno::EINTR)) => return Ok(None),
-        // A file system without locks would be waited for until doomsday.
+        // Any other error ends the wait: on a file system without locks it would never end.
         Err((_, errno)) => return Err(errno.into()),
     };
-    // The holder removes the file when it is done: a lock on a removed file excludes nobody.
-    let current = std::fs::metadata(path).is_ok_and(|m| m.ino() == lock.metadata().map_or(0, |l| l.ino()));
-    Ok(current.then(|| BakeLock { path: path.to_owned(), _lock: lock }))
+    // The holder removes the file when it is done, and a lock on a removed file excludes nobody.
+    let is_current = std::fs::metadata(path).is_ok_and(|m| m.ino() == lock.metadata().map_or(0, |l| l.ino()));
+    Ok(is_current.then(|| BakeLock { path: path.to_owned(), _lock: lock }))
 }
 
 impl Drop for BakeLock {
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_second_waits_and_nothing_stays() {
+    fn the_second_waits_and_no_file_stays() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("locks/f");
         let first = try_acquire(&path).unwrap().expect("free");

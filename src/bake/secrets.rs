@@ -3,7 +3,7 @@
 use super::Bake;
 use crate::definition::{Definition, FILE};
 use crate::error::Kind;
-use crate::secrets::{Secrets, checked};
+use crate::secrets::{Secrets, check_value};
 use anyhow::Result;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -26,7 +26,7 @@ pub fn from_environment(
             if values.contains_key(name) {
                 continue;
             }
-            match checked(environment(name)) {
+            match check_value(environment(name)) {
                 Ok(value) => _ = values.insert(name.clone(), value),
                 Err(what) => wrong.push(format!(
                     "{}:{}: `secrets` of [[{}]] names {name}, which {what}",
@@ -40,6 +40,6 @@ pub fn from_environment(
     if wrong.is_empty() {
         return Ok(Secrets::new(values));
     }
-    let hint = "A secret is handed over in oven's environment: `NAME=… oven bake …`; sudo passes none on unless told to.";
+    let hint = "Pass secrets in oven's environment: `NAME=… oven bake …`; sudo only passes variables on with --preserve-env.";
     Err(Kind::Definition.failure(wrong.join("\n")).hint(hint).into())
 }

@@ -124,10 +124,10 @@ pub fn stop_at_signals(report: &Report) -> Result<watch::Receiver<bool>> {
     let (screen, style) = (report.screen().clone(), report.style());
     signals::signals(move |signal| match signal {
         Signal::First(why) => {
-            screen.print(&format!("{why}: stopping, and cleaning up (once more to stop at once)"))
+            screen.print(&format!("{why}: stopping and cleaning up (repeat to stop at once)"))
         }
         Signal::Second(why) => {
-            screen.print(&format!("{why}: stopped at once; `oven sweep` removes what is left"));
+            screen.print(&format!("{why}: stopped at once; `oven sweep` removes leftovers"));
             if style == Style::Json {
                 let error = json!({"kind": Kind::Interrupted.name(), "message": "stopped at once"});
                 let code = Kind::Interrupted as u8;

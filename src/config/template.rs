@@ -10,22 +10,22 @@ use std::path::Path;
 /// Variables by name.
 pub type Variables = BTreeMap<String, String>;
 
-/// A template is a text that somebody wrote.
+/// Bytes. A template is a text that somebody wrote by hand.
 const MAX_BYTES: u64 = 1 << 20;
-/// Instructions of the engine: far more than a text of that size needs, and over within a second.
+/// Instructions of the template engine: far more than a text of that size needs, and executed within a second.
 const FUEL: u64 = 1_000_000;
 
-/// Renders a template. `source`: what it says; `path`: what a mistake is told of, with its line.
+/// Renders a template. `source`: its text; `path`: named in errors, with the line.
 pub fn render(source: &str, path: &Path, vars: &Variables) -> Result<String, String> {
     let mut engine = Environment::new();
     engine.set_undefined_behavior(UndefinedBehavior::Strict);
     engine.set_auto_escape_callback(|_| AutoEscape::None);
-    // A line with nothing but `{% … %}` on it leaves no line, as in Ansible's templates.
+    // A line that only contains `{% … %}` is removed, as in Ansible's templates.
     let syntax =
         SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).keep_trailing_newline(true).build();
     engine.set_syntax(syntax.map_err(|error| error.to_string())?);
     engine.set_fuel(Some(FUEL));
-    engine.set_debug(true); // keeps where in the text an error is
+    engine.set_debug(true); // errors then have their position in the text
     let values = vars.iter().map(|(name, value)| (name.as_str(), Value::from(value.as_str())));
     engine.render_named_str("template", source, Value::from(values.collect::<BTreeMap<_, _>>())).map_err(
         |error| {
@@ -33,9 +33,9 @@ pub fn render(source: &str, path: &Path, vars: &Variables) -> Result<String, Str
             let expression = error.range().and_then(|range| source.get(range)).unwrap_or_default().trim();
             let what = match (error.kind(), error.detail()) {
                 (ErrorKind::UndefinedError, _) => {
-                    format!("`{expression}` is not defined: {}", known(vars))
+                    format!("`{expression}` is not defined: {}", list_variables(vars))
                 }
-                (ErrorKind::OutOfFuel, _) => "it takes too long".into(),
+                (ErrorKind::OutOfFuel, _) => "it takes too long to render".into(),
                 (_, Some(detail)) => detail.to_owned(),
                 (kind, None) => kind.to_string(),
             };
@@ -44,7 +44,7 @@ pub fn render(source: &str, path: &Path, vars: &Variables) -> Result<String, Str
     )
 }
 
-fn known(vars: &Variables) -> String {
+fn list_variables(vars: &Variables) -> String {
     let names: Vec<_> = vars.keys().map(|name| format!("`{name}`")).collect();
     match names.is_empty() {
         true => "[vars] of image.toml declares no variable".into(),
@@ -52,23 +52,23 @@ fn known(vars: &Variables) -> String {
     }
 }
 
-/// Reads a template to its end; what is no text of a sane size is none.
+/// Reads a template. Errors: it is larger than 1 MiB, or not UTF-8.
 pub fn read(file: &mut impl Read, path: &Path) -> Result<String, String> {
     let mut bytes = Vec::new();
     let shown = path.display();
     file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(|e| format!("{shown}: cannot be read: {e}"))?;
     if bytes.len() as u64 > MAX_BYTES {
-        return Err(format!("{shown}: is larger than 1 MiB: that is no template"));
+        return Err(format!("{shown}: is larger than 1 MiB, the limit of a template"));
     }
-    String::from_utf8(bytes).map_err(|_| format!("{shown}: is not UTF-8: that is no template"))
+    String::from_utf8(bytes).map_err(|_| format!("{shown}: is not UTF-8, which a template has to be"))
 }
 
-/// Whether a file can be rendered; else the rest of a sentence that begins with its key.
+/// Checks that a file can be rendered. The error is the rest of a sentence that begins with the file's key.
 pub fn check(path: &Path, vars: &Variables) -> Result<(), String> {
     let opened = std::fs::File::open(path).map_err(|e| format!("{}: cannot be read: {e}", path.display()));
     let rendered =
         opened.and_then(|mut file| read(&mut file, path)).and_then(|text| render(&text, path, vars));
-    rendered.map(|_| ()).map_err(|what| format!("is no template that can be filled in: {what}"))
+    rendered.map(|_| ()).map_err(|what| format!("cannot be rendered as a template: {what}"))
 }
 
 #[cfg(test)]
@@ -82,9 +82,13 @@ mod tests {
     }
 
     #[test]
-    fn values_go_in_as_they_are() {
+    fn values_are_inserted_unchanged() {
         assert_eq!(rendered("listen {{ port }};\n"), Ok("listen 8080;\n".into()));
-        assert_eq!(rendered("{{ name }}"), Ok("a & <b>".into()), "a file is no web page, whatever its name");
+        assert_eq!(
+            rendered("{{ name }}"),
+            Ok("a & <b>".into()),
+            "HTML is not escaped, whatever the file's name"
+        );
         assert_eq!(rendered("a\n  {% if debug %}\nno\n  {% endif %}\nb\n"), Ok("a\nb\n".into()));
         assert_eq!(rendered("{{ name|upper }} ${x} $(y)"), Ok("A & <B> ${x} $(y)".into()));
         assert_eq!(rendered("{{ missing|default('x') }}"), Ok("x".into()));
@@ -106,7 +110,7 @@ mod tests {
             (
                 "{% for a in range(99999) %}{% for b in range(99999) %}{{ b }}{% endfor %}{% endfor %}",
                 1,
-                "too long",
+                "takes too long",
             ),
         ] {
             let error = rendered(text).unwrap_err();
@@ -116,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_text_is_no_template() {
+    fn large_or_binary_files_are_refused() {
         let path = Path::new("x");
         assert!(read(&mut &b"\xff"[..], path).unwrap_err().contains("UTF-8"));
         assert!(read(&mut std::io::repeat(b'a'), path).unwrap_err().contains("1 MiB"));

@@ -1,4 +1,4 @@
-//! Definitions that stand on each other: all that are needed, parents first.
+//! Definitions that are based on each other: all that a bake needs, parents first.
 
 use crate::config::toml_reader::nearest;
 use crate::definition::{Definition, From, Given};
@@ -7,63 +7,68 @@ use anyhow::{Context, Result};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Component, Path, PathBuf};
 
-/// Definitions in an order in which they can be baked.
+/// Definitions, in an order in which they can be baked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Order {
     /// Parents come before their children.
     pub images: Vec<Definition>,
-    /// For each image, where its parent is in `images`; none stands on an image of the cloud.
+    /// For each image, the index of its parent in `images`; `None` if it is based on an image of the cloud.
     pub parent: Vec<Option<usize>>,
-    /// Whether the user named it; the others are only stood on.
+    /// Whether the user named it; other definitions are only parents.
     pub named: Vec<bool>,
 }
 
 impl Order {
-    /// Loads these definitions and those they stand on. One directory spelt in several ways is one definition. Two
-    /// with the same name, or a circle, are a failure that names the files and keys.
+    /// Loads these definitions and their parents. One directory spelled in several ways is one definition. Errors:
+    /// [`Kind::Definition`] with files and keys, if two have the same name or definitions form a cycle.
     pub fn of(directories: &[impl AsRef<Path>]) -> Result<Self> {
         Self::with(directories, &Given::new())
     }
 
-    /// The same, with values for variables: each for all of the definitions that declare it, and one has to.
+    /// The same, with values for variables. Each value is for all definitions that declare the variable, and at least
+    /// one has to.
     pub fn with(directories: &[impl AsRef<Path>], given: &Given) -> Result<Self> {
-        let mut found = Found { given: given.clone(), ..Found::default() };
+        let mut loader = Loader { given: given.clone(), ..Loader::default() };
         for directory in directories {
-            found.load(directory.as_ref(), true)?;
+            loader.load(directory.as_ref(), true)?;
         }
-        // `images` grows while parents are found, and theirs.
+        // `images` grows as parents, and their parents, are loaded.
         let mut next = 0;
-        while let Some(image) = found.images.get(next) {
+        while let Some(image) = loader.images.get(next) {
             let parent = match &image.from {
                 From::Image(_) => None,
-                From::Parent(spelt) => {
-                    let (spelt, place) = (spelt.clone(), image.place("from", None));
-                    Some(found.load(&plain(&spelt), false).with_context(|| format!("following {place}"))?)
+                From::Parent(directory) => {
+                    let (directory, place) = (directory.clone(), image.place("from", None));
+                    Some(
+                        loader
+                            .load(&normalize(&directory), false)
+                            .with_context(|| format!("following {place}"))?,
+                    )
                 }
             };
-            found.parent.push(parent);
+            loader.parent.push(parent);
             next += 1;
         }
-        found.refuse_same_names()?;
-        found.refuse_unknown_variables()?;
-        found.sorted()
+        loader.refuse_duplicate_names()?;
+        loader.refuse_unknown_variables()?;
+        loader.into_order()
     }
 }
 
 #[derive(Default)]
-struct Found {
+struct Loader {
     given: Given,
-    /// By real path.
+    /// Indexes of `images` by real path.
     known: HashMap<PathBuf, usize>,
     images: Vec<Definition>,
-    /// Shorter than `images` while they are being followed.
+    /// Parents of `images`; shorter than `images` while these are still being followed.
     parent: Vec<Option<usize>>,
     named: Vec<bool>,
 }
 
-impl Found {
+impl Loader {
     fn load(&mut self, directory: &Path, named: bool) -> Result<usize> {
-        // A path that cannot be resolved fails in loading, with a better message.
+        // Loading fails with a better message for a path that cannot be resolved.
         let real = std::fs::canonicalize(directory).unwrap_or_else(|_| directory.to_owned());
         if let Some(index) = self.known.get(&real) {
             return Ok(*index);
@@ -74,14 +79,14 @@ impl Found {
         Ok(self.images.len() - 1)
     }
 
-    fn refuse_same_names(&self) -> Result<()> {
+    fn refuse_duplicate_names(&self) -> Result<()> {
         let mut names: BTreeMap<&str, &Definition> = BTreeMap::new();
         for image in &self.images {
             let Some(other) = names.insert(&image.name, image) else { continue };
             let (first, second) = (other.place("name", None), image.place("name", None));
             return Err(Kind::Definition
                 .failure(format!("{first} and {second} are both {:?}", image.name))
-                .hint("Images are found again by their family's name: set `name` in one of them.")
+                .hint("Each definition needs a name of its own, by which its images are found: set `name` in one of them.")
                 .into());
         }
         Ok(())
@@ -103,24 +108,24 @@ impl Found {
             .into())
     }
 
-    /// Parents first, otherwise in the order in which they were named.
-    fn sorted(self) -> Result<Order> {
+    /// Sorts: parents first, otherwise in the order in which they were named.
+    fn into_order(self) -> Result<Order> {
         let mut sequence: Vec<usize> = Vec::new();
-        // Where an image ended up.
-        let mut placed = vec![None; self.images.len()];
+        // The position of each image in `sequence`.
+        let mut positions = vec![None; self.images.len()];
         for start in 0..self.images.len() {
-            // Each has one parent at most: a chain, walked up until something placed or the end.
+            // Each image has at most one parent. So follow this chain until an image that has a position, or the end.
             let mut chain = Vec::new();
             let mut at = Some(start);
-            while let Some(index) = at.filter(|index| placed[*index].is_none()) {
+            while let Some(index) = at.filter(|index| positions[*index].is_none()) {
                 if let Some(begin) = chain.iter().position(|seen| *seen == index) {
-                    return Err(self.circle(&chain[begin..]));
+                    return Err(self.cycle_error(&chain[begin..]));
                 }
                 chain.push(index);
                 at = self.parent[index];
             }
             for index in chain.into_iter().rev() {
-                placed[index] = Some(sequence.len());
+                positions[index] = Some(sequence.len());
                 sequence.push(index);
             }
         }
@@ -128,45 +133,48 @@ impl Found {
         Ok(Order {
             parent: sequence
                 .iter()
-                .map(|index| self.parent[*index].and_then(|parent| placed[parent]))
+                .map(|index| self.parent[*index].and_then(|parent| positions[parent]))
                 .collect(),
             named: sequence.iter().map(|index| self.named[*index]).collect(),
             images: sequence.iter().filter_map(|index| images[*index].take()).collect(),
         })
     }
 
-    fn circle(&self, chain: &[usize]) -> anyhow::Error {
+    fn cycle_error(&self, chain: &[usize]) -> anyhow::Error {
         let lines = chain.iter().enumerate().map(|(i, index)| {
             let parent = &self.images[chain[(i + 1) % chain.len()]];
             format!("{} is {}", self.images[*index].place("from", None), parent.dir.display())
         });
         let lines: Vec<_> = lines.collect();
         Kind::Definition
-            .failure(format!("definitions stand on each other in a circle:\n{}", lines.join("\n")))
-            .hint("One of them has to stand on an image: `from = \"ami-…\"`.")
+            .failure(format!("definitions form a cycle:\n{}", lines.join("\n")))
+            .hint("One of them has to be based on an image: `from = \"ami-…\"`.")
             .into()
     }
 }
 
-/// `examples/web/../base` as `examples/base`, if that is the same directory (a symbolic link may make it another).
-fn plain(spelt: &Path) -> PathBuf {
-    let mut plain = PathBuf::new();
-    for component in spelt.components() {
+/// Normalizes `examples/web/../base` to `examples/base`, if that is the same directory (a symbolic link may make it
+/// another one).
+fn normalize(path: &Path) -> PathBuf {
+    let mut normalized = PathBuf::new();
+    for component in path.components() {
         match component {
-            Component::ParentDir if matches!(plain.components().next_back(), Some(Component::Normal(_))) => {
-                plain.pop();
+            Component::ParentDir
+                if matches!(normalized.components().next_back(), Some(Component::Normal(_))) =>
+            {
+                normalized.pop();
             }
             Component::CurDir => (),
-            other => plain.push(other),
+            other => normalized.push(other),
         }
     }
-    if plain.as_os_str().is_empty() {
-        plain.push(".");
+    if normalized.as_os_str().is_empty() {
+        normalized.push(".");
     }
-    let same = std::fs::canonicalize(&plain)
+    let is_same = std::fs::canonicalize(&normalized)
         .ok()
-        .is_some_and(|real| std::fs::canonicalize(spelt).ok() == Some(real));
-    if same { plain } else { spelt.to_owned() }
+        .is_some_and(|real| std::fs::canonicalize(path).ok() == Some(real));
+    if is_same { normalized } else { path.to_owned() }
 }
 
 #[cfg(test)]
@@ -195,13 +203,13 @@ mod tests {
 
     /// Spelling, parent and whether it was named, of each.
     fn shape(top: &Path, order: &Order) -> Vec<(String, Option<usize>, bool)> {
-        let spelt = |image: &Definition| image.dir.strip_prefix(top).unwrap().to_str().unwrap().to_owned();
+        let relative = |image: &Definition| image.dir.strip_prefix(top).unwrap().to_str().unwrap().to_owned();
         let images = order.images.iter().zip(&order.parent).zip(&order.named);
-        images.map(|((image, parent), named)| (spelt(image), *parent, *named)).collect()
+        images.map(|((image, parent), named)| (relative(image), *parent, *named)).collect()
     }
 
     #[test]
-    fn parents_come_first_and_are_found() {
+    fn parents_are_loaded_and_come_first() {
         let top = tree(&[
             ("base", "from = \"AMI\""),
             ("mid", "from = \"../base\""),
@@ -231,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_in_the_way_of_a_parent_is_respected() {
+    fn a_symbolic_link_in_the_path_of_a_parent_is_followed() {
         let top = tree(&[("far/base", "from = \"AMI\""), ("far/web", "from = \"../base\"")]);
         std::os::unix::fs::symlink("far/web", top.path().join("web")).unwrap();
         // DIR/web/../base is DIR/far/base, and DIR/base is nothing.
@@ -240,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_circle_names_its_files_and_keys() {
+    fn a_cycle_names_its_files_and_keys() {
         let top = tree(&[
             ("a", "from = \"../b\""),
             ("b", "name = \"b\"\nfrom = \"../c\""),
@@ -250,17 +258,17 @@ mod tests {
         let (error, hint) = order(top.path(), &["a"]).unwrap_err();
         assert_eq!(
             error,
-            "definitions stand on each other in a circle:\n\
+            "definitions form a cycle:\n\
              DIR/b/image.toml:2: `from` is DIR/c\n\
              DIR/c/image.toml:1: `from` is DIR/b"
         );
-        assert!(hint.contains("has to stand on an image"), "{hint}");
+        assert!(hint.contains("has to be based on an image"), "{hint}");
         let (error, _) = order(top.path(), &["self"]).unwrap_err();
         assert!(error.ends_with("DIR/self/image.toml:1: `from` is DIR/self"), "{error}");
     }
 
     #[test]
-    fn two_of_one_name_are_refused() {
+    fn duplicate_names_are_refused() {
         let top = tree(&[("a/web", "from = \"AMI\""), ("b", "from = \"AMI\"\nname = \"web\"")]);
         let (error, hint) = order(top.path(), &["a/web", "b"]).unwrap_err();
         assert_eq!(error, "DIR/a/web/image.toml: `name` and DIR/b/image.toml:2: `name` are both \"web\"");
@@ -268,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mistake_in_a_parent_says_who_stands_on_it() {
+    fn a_mistake_in_a_parent_names_the_child_too() {
         let top = tree(&[("base", "form = \"AMI\""), ("web", "from = \"../base\"")]);
         let (error, _) = order(top.path(), &["web"]).unwrap_err();
         assert!(
@@ -278,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_chain_is_no_problem() {
+    fn a_long_chain_is_sorted() {
         let images: Vec<_> =
             (0..300).map(|i| (format!("d{i}"), format!("from = \"../d{}\"", i + 1))).collect();
         let mut images: Vec<(&str, &str)> = images.iter().map(|(dir, toml)| (&**dir, &**toml)).collect();

@@ -1,4 +1,4 @@
-//! An executable seen as a distro: asked in a contained process, believed only what the contract allows.
+//! A plugin that is an executable: it is run in a sandbox, and its answers are validated.
 
 use super::sandboxed_plugin;
 use super::sandboxed_plugin::{Ended, Told};
@@ -17,34 +17,35 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// A pure function answers at once; this is for an interpreter that starts on a busy machine. Less than the 10 s within
-/// which a bake that is stopped has to be gone.
+/// A plugin answers at once; this allows for an interpreter that starts on a busy machine. It is less than the 10 s
+/// within which a stopped bake has to end.
 const TIMEOUT: Duration = Duration::from_secs(8);
-/// For the helper's own end, beyond that.
-const PATIENCE: Duration = Duration::from_secs(3);
-/// A longer answer is none: the plans of our own plugins have some 10 KiB.
+/// Additional time for the helper itself to end.
+const HELPER_TIMEOUT: Duration = Duration::from_secs(3);
+/// Bytes. The plans of our own plugins have some 10 KiB.
 const ANSWER_MAX: usize = 4 << 20;
-const WORDS_MAX: usize = 64 << 10;
-/// Of a plugin's words, what a failure tells.
-const WORDS_SHOWN: usize = 10;
-/// A message of the helper.
-const TOLD_MAX: u64 = 1 << 20;
+/// Bytes of standard error that are read.
+const STDERR_MAX: usize = 64 << 10;
+/// Lines of a plugin's standard error that an error message shows.
+const STDERR_LINES_SHOWN: usize = 10;
+/// Bytes of the helper's message.
+const MESSAGE_MAX: u64 = 1 << 20;
 
-/// A plugin that is an executable. It is held in memory as it was read: what was looked at is what runs.
+/// A plugin that is an executable. Its file is read into memory once, so what was checked is what runs.
 pub struct Exec {
-    /// Where it came from.
+    /// The path from which it was read.
     pub path: PathBuf,
     program: Vec<u8>,
-    /// `oven`.
+    /// The program `oven`, which runs as the helper.
     helper: PathBuf,
     timeout: Duration,
-    /// Why it runs as the user's own process: the kernel gives a user who is not root no namespaces.
+    /// Why the last run had no sandbox: the kernel allows no namespaces to users other than root.
     uncontained: Cell<Option<&'static str>>,
 }
 
-/// What a plugin said.
+/// What a plugin wrote.
 #[derive(Debug)]
-struct Said {
+struct PluginOutput {
     answer: String,
     words: String,
 }
@@ -60,31 +61,31 @@ impl Exec {
         Sha256::digest(&self.program).iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// Why the last call was not contained, if it was not.
+    /// Why the last run had no sandbox, if it had none.
     pub fn uncontained(&self) -> Option<&'static str> {
         self.uncontained.get()
     }
 
     pub fn claims(&self, os: &OsRelease) -> Result<Claims> {
-        let said = self.say("claims", &text(&ClaimsRequest::new(os)))?;
-        match ClaimsAnswer::read(&said.answer) {
-            Ok(Ok(claims)) => self.ensure("claims", &faults_of_claims(&claims)).map(|()| claims),
-            Ok(Err(refused)) => Err(self.failure("claims", &format!("refused: {refused}"), &said.words)),
-            Err(wrong) => Err(self.failure("claims", &format!("its answer {wrong}"), &said.words)),
+        let output = self.ask_plugin("claims", &text(&ClaimsRequest::new(os)))?;
+        match ClaimsAnswer::read(&output.answer) {
+            Ok(Ok(claims)) => self.ensure_valid("claims", &faults_of_claims(&claims)).map(|()| claims),
+            Ok(Err(refused)) => Err(self.failure("claims", &format!("refused: {refused}"), &output.words)),
+            Err(wrong) => Err(self.failure("claims", &format!("its answer {wrong}"), &output.words)),
         }
     }
 
-    /// A refusal is the inner error.
+    /// Asks for a plan. A refusal is the inner error.
     pub fn plan(&self, job: &Job) -> Result<Result<Plan, Refused>> {
-        let said = self.say("plan", &text(&PlanRequest::new(job)))?;
-        match PlanAnswer::read(&said.answer) {
-            Ok(Ok(plan)) => self.ensure("plan", &faults_of_plan(&plan, job)).map(|()| Ok(plan)),
+        let output = self.ask_plugin("plan", &text(&PlanRequest::new(job)))?;
+        match PlanAnswer::read(&output.answer) {
+            Ok(Ok(plan)) => self.ensure_valid("plan", &faults_of_plan(&plan, job)).map(|()| Ok(plan)),
             Ok(Err(refused)) => Ok(Err(refused)),
-            Err(wrong) => Err(self.failure("plan", &format!("its answer {wrong}"), &said.words)),
+            Err(wrong) => Err(self.failure("plan", &format!("its answer {wrong}"), &output.words)),
         }
     }
 
-    fn ensure(&self, verb: &str, faults: &[String]) -> Result<()> {
+    fn ensure_valid(&self, verb: &str, faults: &[String]) -> Result<()> {
         const SHOWN: usize = 5;
         if faults.is_empty() {
             return Ok(());
@@ -94,48 +95,52 @@ impl Exec {
         if more > 0 {
             shown += &format!("; and {more} more");
         }
-        Err(self.failure(verb, &format!("its answer is not sound: {}", printable(&shown)), ""))
+        Err(self.failure(verb, &format!("its answer is invalid: {}", printable(&shown)), ""))
     }
 
-    fn say(&self, verb: &str, request: &str) -> Result<Said> {
-        let (ended, answer, words) = self.run(verb, request).with_context(|| self.asking(verb))?;
+    fn ask_plugin(&self, verb: &str, request: &str) -> Result<PluginOutput> {
+        let (ended, answer, words) = self.run(verb, request).with_context(|| self.describe(verb))?;
         if let Ended::Uncontained(why) = &ended {
-            let failure =
-                Kind::Machine.failure(format!("{}: it cannot be contained: {why}", self.asking(verb)));
+            let failure = Kind::Machine
+                .failure(format!("{}: its sandbox cannot be set up: {why}", self.describe(verb)));
             return Err(failure.hint("`oven doctor` lists what this machine lacks.").into());
         }
-        match wrong_end(&ended, self.timeout, answer.len()) {
-            None => Ok(Said { answer: String::from_utf8_lossy(&answer).into_owned(), words: told(&words) }),
-            Some(wrong) => Err(self.failure(verb, &wrong, &told(&words))),
+        match find_fault(&ended, self.timeout, answer.len()) {
+            None => Ok(PluginOutput {
+                answer: String::from_utf8_lossy(&answer).into_owned(),
+                words: stderr_summary(&words),
+            }),
+            Some(wrong) => Err(self.failure(verb, &wrong, &stderr_summary(&words))),
         }
     }
 
-    fn asking(&self, verb: &str) -> String {
+    fn describe(&self, verb: &str) -> String {
         format!("asking the plugin {} for its {verb}", self.path.display())
     }
 
     fn failure(&self, verb: &str, wrong: &str, words: &str) -> anyhow::Error {
-        let message = format!("{}: {}{}", self.asking(verb), printable(wrong), saying(words));
+        let message = format!("{}: {}{}", self.describe(verb), printable(wrong), stderr_suffix(words));
         let hint =
-            format!("`oven plugin check {}` tries all that a plugin has to hold to.", self.path.display());
+            format!("`oven plugin check {}` tests the plugin against the contract.", self.path.display());
         Kind::Machine.failure(message).hint(hint).into()
     }
 
-    /// Asks, contained; for a user who is not root and gets no namespaces, as that user.
+    /// Runs the plugin in a sandbox, or without one for a user other than root to whom the kernel allows no
+    /// namespaces.
     fn run(&self, verb: &str, request: &str) -> Result<(Ended, Vec<u8>, Vec<u8>)> {
         let root = rustix::process::geteuid().is_root();
         if self.uncontained.get().is_none() {
-            let said = self.once(verb, request, true)?;
-            if root || !matches!(said.0, Ended::Uncontained(_)) {
-                return Ok(said);
+            let output = self.run_helper(verb, request, true)?;
+            if root || !matches!(output.0, Ended::Uncontained(_)) {
+                return Ok(output);
             }
-            self.uncontained.set(Some("the kernel gives this user no namespaces"));
+            self.uncontained.set(Some("the kernel does not allow namespaces to this user"));
         }
-        self.once(verb, request, false)
+        self.run_helper(verb, request, false)
     }
 
-    fn once(&self, verb: &str, request: &str, contained: bool) -> Result<(Ended, Vec<u8>, Vec<u8>)> {
-        let (control, theirs) = UnixStream::pair().context("making a socket to the plugin's helper")?;
+    fn run_helper(&self, verb: &str, request: &str, contained: bool) -> Result<(Ended, Vec<u8>, Vec<u8>)> {
+        let (control, theirs) = UnixStream::pair().context("creating a socket to the plugin's helper")?;
         let started = Command::new(&self.helper)
             .arg(sandboxed_plugin::VERB)
             .env_clear()
@@ -144,13 +149,13 @@ impl Exec {
             .stderr(Stdio::piped())
             .spawn();
         let mut helper = Helper(started.with_context(|| format!("starting {}", self.helper.display()))?);
-        let path = std::path::absolute(&self.path).context("looking for the plugin")?;
-        let told = Told { path, verb: verb.to_owned(), contained, timeout: self.timeout };
-        let told = serde_json::to_vec(&told)?;
-        for message in [&told[..], if contained { &self.program } else { &[] }, request.as_bytes()] {
-            sandboxed_plugin::send(&control, message).context("talking to the plugin's helper")?;
+        let path = std::path::absolute(&self.path).context("finding the plugin's absolute path")?;
+        let message = Told { path, verb: verb.to_owned(), contained, timeout: self.timeout };
+        let message = serde_json::to_vec(&message)?;
+        for message in [&message[..], if contained { &self.program } else { &[] }, request.as_bytes()] {
+            sandboxed_plugin::send(&control, message).context("writing to the plugin's helper")?;
         }
-        let deadline = Instant::now() + self.timeout + PATIENCE;
+        let deadline = Instant::now() + self.timeout + HELPER_TIMEOUT;
         let (mut answer, mut words) = (Vec::new(), Vec::new());
         let (mut stdout, mut stderr) = (helper.0.stdout.take(), helper.0.stderr.take());
         let mut buffer = vec![0; 64 << 10];
@@ -163,7 +168,7 @@ impl Exec {
             match poll(&mut polled, Some(&span)) {
                 Ok(0) => return Ok((Ended::TimedOut, answer, words)),
                 Err(rustix::io::Errno::INTR) => continue,
-                result => _ = result.context("listening to the plugin")?,
+                result => _ = result.context("waiting for the plugin")?,
             }
             let ready: Vec<bool> = polled.iter().map(|fd| !fd.revents().is_empty()).collect();
             let mut ready = ready.into_iter();
@@ -181,48 +186,51 @@ impl Exec {
             if let Some(fd) = &stderr
                 && ready.next() == Some(true)
             {
-                match rustix::io::read(fd, &mut buffer[..]).context("reading the plugin's words")? {
+                match rustix::io::read(fd, &mut buffer[..]).context("reading the plugin's standard error")? {
                     0 => stderr = None,
-                    // The last ones tell the most.
+                    // The last lines are the most useful.
                     len => {
                         words.extend(&buffer[..len]);
-                        let more = words.len().saturating_sub(WORDS_MAX);
+                        let more = words.len().saturating_sub(STDERR_MAX);
                         words.drain(..more);
                     }
                 }
             }
         }
         let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-        control.set_read_timeout(Some(left)).context("listening to the plugin's helper")?;
-        match sandboxed_plugin::receive(&control, TOLD_MAX) {
+        control.set_read_timeout(Some(left)).context("waiting for the plugin's helper")?;
+        match sandboxed_plugin::receive(&control, MESSAGE_MAX) {
             Ok(ended) => Ok((serde_json::from_slice(&ended)?, answer, words)),
             Err(error) => Err(error).with_context(|| {
-                format!("the plugin's helper ended without a word{}", saying(&self::told(&words)))
+                format!(
+                    "the plugin's helper ended without a result{}",
+                    stderr_suffix(&stderr_summary(&words))
+                )
             }),
         }
     }
 }
 
-/// The suite hears a plugin as a bake does, and takes words on standard error for a fault, too.
+/// The conformance suite runs a plugin as a bake does, but output on standard error is a fault, too.
 impl Speaker for &Exec {
     fn ask(&self, verb: &str, request: &str) -> Result<String, String> {
         let (ended, answer, words) = self.run(verb, request).map_err(|error| format!("{error:#}"))?;
-        let words = told(&words);
+        let words = stderr_summary(&words);
         if let Ended::Uncontained(why) = &ended {
-            return Err(format!("it cannot be contained: {why}"));
+            return Err(format!("its sandbox cannot be set up: {why}"));
         }
-        if let Some(wrong) = wrong_end(&ended, self.timeout, answer.len()) {
-            return Err(format!("{}{}", printable(&wrong), saying(&words)));
+        if let Some(wrong) = find_fault(&ended, self.timeout, answer.len()) {
+            return Err(format!("{}{}", printable(&wrong), stderr_suffix(&words)));
         }
         if !words.is_empty() {
-            return Err(format!("it answers, and writes to standard error{}", saying(&words)));
+            return Err(format!("it answers, and writes to standard error{}", stderr_suffix(&words)));
         }
         String::from_utf8(answer).map_err(|_| "the answer is not UTF-8".to_owned())
     }
 }
 
-/// Why what a plugin wrote is no answer.
-fn wrong_end(ended: &Ended, timeout: Duration, len: usize) -> Option<String> {
+/// Why a plugin's output is not an answer.
+fn find_fault(ended: &Ended, timeout: Duration, len: usize) -> Option<String> {
     if len > ANSWER_MAX {
         return Some(format!("it answered with more than {} MiB and was killed", ANSWER_MAX >> 20));
     }
@@ -239,11 +247,11 @@ fn wrong_end(ended: &Ended, timeout: Duration, len: usize) -> Option<String> {
     }
 }
 
-/// The last lines of what a plugin wrote to standard error.
-fn told(words: &[u8]) -> String {
+/// The last lines of a plugin's standard error.
+fn stderr_summary(words: &[u8]) -> String {
     let text = String::from_utf8_lossy(words);
     let lines: Vec<_> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
-    let from = lines.len().saturating_sub(WORDS_SHOWN);
+    let from = lines.len().saturating_sub(STDERR_LINES_SHOWN);
     lines[from..]
         .iter()
         .map(|line| printable(&line.chars().take(400).collect::<String>()))
@@ -251,11 +259,11 @@ fn told(words: &[u8]) -> String {
         .join("\n")
 }
 
-fn saying(words: &str) -> String {
+fn stderr_suffix(words: &str) -> String {
     match words {
         "" => String::new(),
-        words if words.contains('\n') => format!("; it says:\n{words}"),
-        words => format!("; it says: {words}"),
+        words if words.contains('\n') => format!("; standard error:\n{words}"),
+        words => format!("; standard error: {words}"),
     }
 }
 
@@ -263,7 +271,7 @@ fn text(request: &impl serde::Serialize) -> String {
     serde_json::to_string(request).expect("texts, numbers and maps with texts as keys become JSON")
 }
 
-/// Dies with this value, and all of the plugin with it.
+/// Killed when this value is dropped, together with all of the plugin.
 struct Helper(Child);
 
 impl Drop for Helper {

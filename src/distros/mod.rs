@@ -1,4 +1,4 @@
-//! Which plugins there are, and which one an image is for.
+//! The known plugins, and which one supports an image.
 
 pub mod executable;
 pub mod sandboxed_plugin;
@@ -20,9 +20,9 @@ pub use search_path::DIRECTORIES;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
     BuiltIn,
-    /// Of one of the [`DIRECTORIES`].
+    /// From one of the [`DIRECTORIES`].
     Installed(PathBuf),
-    /// Of the command line.
+    /// From the command line.
     Given(PathBuf),
 }
 
@@ -36,7 +36,7 @@ impl fmt::Display for Origin {
     }
 }
 
-/// A plugin, wherever it is.
+/// A plugin, whatever its origin.
 pub struct Known {
     pub id: String,
     pub origin: Origin,
@@ -49,7 +49,7 @@ enum Plugin {
 }
 
 impl Known {
-    /// Errors: `Machine`, a plugin that does not answer as the contract says.
+    /// Errors: `Machine` if the plugin does not answer as the contract requires.
     pub fn claims(&self, os: &OsRelease) -> Result<Claims> {
         match &self.plugin {
             Plugin::BuiltIn(distro) => Ok(distro.claims(os)),
@@ -57,7 +57,7 @@ impl Known {
         }
     }
 
-    /// Errors: `Definition` if the plugin refuses the job, `Machine` if it does not answer as the contract says.
+    /// Errors: `Definition` if the plugin refuses the job, `Machine` if it does not answer as the contract requires.
     pub fn plan(&self, job: &Job) -> Result<Plan> {
         let plan = match &self.plugin {
             Plugin::BuiltIn(distro) => distro.plan(job),
@@ -66,7 +66,7 @@ impl Known {
         plan.map_err(refused)
     }
 
-    /// Who answers for it when it is tried.
+    /// The plugin as the conformance suite calls it.
     pub fn speaker(&self) -> Box<dyn Speaker + '_> {
         match &self.plugin {
             Plugin::BuiltIn(distro) => Box::new(InProcess(&**distro)),
@@ -74,7 +74,7 @@ impl Known {
         }
     }
 
-    /// Why it ran as the user's own process, if it did.
+    /// Why the last run had no sandbox, if it had none.
     pub fn uncontained(&self) -> Option<&'static str> {
         match &self.plugin {
             Plugin::BuiltIn(_) => None,
@@ -82,7 +82,7 @@ impl Known {
         }
     }
 
-    /// SHA-256 of a plugin that is not built in, in hexadecimal digits.
+    /// SHA-256 of an external plugin, in hexadecimal digits.
     pub fn digest(&self) -> Option<String> {
         match &self.plugin {
             Plugin::BuiltIn(_) => None,
@@ -91,16 +91,16 @@ impl Known {
     }
 }
 
-/// A plugin that cannot serve a definition.
+/// The error of a plugin that refuses a definition.
 pub fn refused(refused: Refused) -> anyhow::Error {
     Kind::Definition.error(refused).context("planning the installation")
 }
 
-/// All plugins that this oven knows.
+/// All known plugins.
 #[derive(Default)]
 pub struct Registry {
     known: Vec<Known>,
-    /// Files in the directories that are no plugin of ours, and why.
+    /// Rejected files of the directories, and why.
     refused: Vec<(PathBuf, String)>,
 }
 
@@ -115,7 +115,7 @@ impl Registry {
     }
 
     /// Adds the plugins of the directories, earlier ones first: a later one of the same name is hidden. A file that is
-    /// not trusted is not run, and told.
+    /// not trusted is listed as refused, and never run.
     pub fn look(mut self, directories: &[PathBuf], helper: &Path) -> Self {
         for file in search_path::look(directories) {
             let id = search_path::name(&file.path);
@@ -129,7 +129,7 @@ impl Registry {
         self
     }
 
-    /// Adds a plugin of the command line, which hides an installed one of its name.
+    /// Adds a plugin of the command line, which hides an installed one of the same name.
     pub fn give(mut self, path: &Path, helper: &Path) -> Result<Self> {
         let program = search_path::named(path)?;
         let add = search_path::name(path).and_then(|id| {
@@ -143,7 +143,7 @@ impl Registry {
     fn add(&mut self, origin: Origin, id: &str, program: Exec) -> Result<(), String> {
         match self.known.iter().find(|known| known.id == id) {
             Some(other) if other.origin == Origin::BuiltIn => {
-                Err(format!("has the name of a plugin that is built in, `{id}`: give it another"))
+                Err(format!("has the name of a built-in plugin, `{id}`: choose another one"))
             }
             Some(other) => Err(format!("is hidden by {}, which has the same name", other.origin)),
             None => {
@@ -154,7 +154,7 @@ impl Registry {
         }
     }
 
-    /// A plugin that somebody is about to change: it hides no other.
+    /// A registry with one plugin of the command line, for a plugin under development.
     pub fn alone(path: &Path, helper: &Path) -> Result<Self> {
         Self::default().give(path, helper)
     }
@@ -167,67 +167,69 @@ impl Registry {
         &self.refused
     }
 
-    /// The plugin that a definition names. `place`: where it does.
+    /// The plugin that a definition names. `place`: the file and key that name it.
     pub fn named(&self, id: &str, place: &str) -> Result<&Known> {
         self.known.iter().find(|known| known.id == id).ok_or_else(|| {
-            Kind::Definition.failure(format!("{place}: there is no plugin {id:?}")).hint(self.told()).into()
+            Kind::Definition
+                .failure(format!("{place}: there is no plugin {id:?}"))
+                .hint(self.describe())
+                .into()
         })
     }
 
-    /// The one plugin with the best claim on an image, or the one that the definition names, with its claims. None, or
-    /// several that claim it alike, are errors that name them.
+    /// Finds the plugin that the definition names, or the one with the best claim on the image, and its claims.
+    /// Errors: `Definition`, with names, if no plugin or several claim it; `Machine` if a plugin does not answer.
     pub fn detect(&self, os: &OsRelease, named: Option<(&str, &str)>) -> Result<(&Known, Claims)> {
         if let Some((id, place)) = named {
             let known = self.named(id, place)?;
             let claims = known.claims(os)?;
             if claims.claim == Claim::No {
-                let message = format!("{place}: the plugin {id} says that {} is not its own", spelt(os));
-                return Err(Kind::Definition.failure(message).hint(self.told()).into());
+                let message = format!("{place}: the plugin {id} does not support {}", system_name(os));
+                return Err(Kind::Definition.failure(message).hint(self.describe()).into());
             }
             return Ok((known, claims));
         }
-        let (mut claims, mut silent) = (Vec::new(), Vec::new());
+        let (mut claims, mut failures) = (Vec::new(), Vec::new());
         for known in &self.known {
             match known.claims(os) {
-                Ok(its) => claims.push((its, known)),
-                Err(error) => silent.push(error),
+                Ok(claim) => claims.push((claim, known)),
+                Err(error) => failures.push(error),
             }
         }
-        // Whoever does not answer may have been the right one: nobody else is taken for it.
-        if let Some(error) = silent.pop() {
-            return Err(error).with_context(|| format!("looking for a plugin for {}", spelt(os)));
+        // The plugin that failed may have been the right one, so no other is chosen.
+        if let Some(error) = failures.pop() {
+            return Err(error).with_context(|| format!("looking for a plugin for {}", system_name(os)));
         }
-        let best = claims.iter().map(|(its, _)| its.claim).max().unwrap_or(Claim::No);
-        let mut winners = claims.into_iter().filter(|(its, _)| its.claim == best);
+        let best = claims.iter().map(|(answer, _)| answer.claim).max().unwrap_or(Claim::No);
+        let mut winners = claims.into_iter().filter(|(answer, _)| answer.claim == best);
         match (best, winners.next(), winners.next()) {
             (Claim::No, ..) | (_, None, _) => {
-                let message = format!("the base image is {}: no plugin knows it", spelt(os));
-                Err(Kind::Definition.failure(message).hint(self.told()).into())
+                let message = format!("no plugin supports the base image, which is {}", system_name(os));
+                Err(Kind::Definition.failure(message).hint(self.describe()).into())
             }
             (_, Some((claims, known)), None) => Ok((known, claims)),
             (_, Some((_, one)), Some((_, other))) => {
                 let both = format!("{} ({}) and {} ({})", one.id, one.origin, other.id, other.origin);
-                let message = format!("two plugins claim {}: {both}", spelt(os));
-                let hint =
-                    format!("Say in image.toml which one it is: distro = {:?} or {:?}.", one.id, other.id);
+                let message = format!("two plugins claim {}: {both}", system_name(os));
+                let hint = format!("Choose one in image.toml: distro = {:?} or {:?}.", one.id, other.id);
                 Err(Kind::Definition.failure(message).hint(hint).into())
             }
         }
     }
 
-    /// Which plugins there are, and which files are none.
-    fn told(&self) -> String {
+    /// Lists the known plugins and the refused files.
+    fn describe(&self) -> String {
         let known: Vec<_> = self.known.iter().map(|known| known.id.as_str()).collect();
-        let mut told = format!("Known are: {}.", known.join(", "));
+        let mut text = format!("Known plugins: {}.", known.join(", "));
         for (path, why) in &self.refused {
-            told += &format!(" {} is passed over: it {why}.", path.display());
+            text += &format!(" {} is ignored: it {why}.", path.display());
         }
-        told
+        text
     }
 }
 
-/// An image as its os-release calls it.
-fn spelt(os: &OsRelease) -> String {
+/// The name of an image's system, from its os-release.
+fn system_name(os: &OsRelease) -> String {
     let name = os.get("PRETTY_NAME").map(|name| format!(", {name}")).unwrap_or_default();
     format!("`{}`{name}", os.id())
 }

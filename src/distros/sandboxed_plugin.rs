@@ -1,9 +1,10 @@
-//! `oven __plugin`: runs a plugin that is an executable, contained: it reads what every user may read, and changes,
-//! reaches and keeps nothing.
+//! `oven __plugin`: runs a plugin that is an executable in a sandbox. The plugin can read what every user may read; it
+//! can change nothing, has no network and leaves nothing behind.
 //!
-//! The plugin is nobody, in namespaces of its own without a network, on a read-only view of this machine, and dies with
-//! all it started. A user who is not root gets the same by a user namespace where the kernel gives one; where it does
-//! not, the plugin is the user's own process, and only its end is seen to.
+//! The plugin runs as user nobody, in its own namespaces without a network, on a read-only view of this machine, and
+//! ends together with all processes that it started. A user other than root gets the same by a user namespace, if the
+//! kernel allows it. If it does not, the plugin is the user's own process without a sandbox, and oven only makes sure
+//! that it ends.
 
 use crate::error::Kind;
 use crate::sys::mount::api;
@@ -23,32 +24,34 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-/// The hidden verb that makes this program the helper.
+/// The hidden verb with which this program is the helper.
 pub const VERB: &str = "__plugin";
-/// `nobody` and its group, on every distribution that oven runs on: what the kernel shows of owners it cannot name.
+/// `nobody` and its group, on every distribution that oven runs on. The kernel also shows it for owners that a user
+/// namespace does not map.
 const NOBODY: u32 = 65534;
-/// Where the plugin's file is while it runs: a file system in memory, over this machine's `/run`.
-const HOME: &str = "/run/oven-plugin";
-/// What ended with the plugin but a moment later is no daemon.
+/// The directory of the plugin's file while it runs, on a tmpfs over this machine's `/run`.
+const PLUGIN_DIR: &str = "/run/oven-plugin";
+/// A process that ends this soon after the plugin is not a daemon.
 const GRACE: Duration = Duration::from_millis(100);
-/// More names than that say nothing more.
+/// The most names of leftover processes in a message.
 const MAX_NAMES: usize = 8;
-/// Bytes of memory, and processes: a plugin that runs away fails before the machine does.
-const MEMORY: u64 = 4 << 30;
-const PROCESSES: u64 = 512;
-const SCRATCH: &str = "16m";
-/// Name, major, minor.
-const NODES: [(&str, u32, u32); 5] =
+/// Limits on bytes of memory and on processes: a runaway plugin fails before the machine does.
+const MAX_MEMORY: u64 = 4 << 30;
+const MAX_PROCESSES: u64 = 512;
+/// Size of the plugin's `/tmp`.
+const TMP_SIZE: &str = "16m";
+/// Device nodes of the plugin's `/dev`: name, major, minor.
+const DEVICES: [(&str, u32, u32); 5] =
     [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9)];
 
-/// What the helper is told. The program and the request follow.
+/// The first message to the helper. The program and the request follow.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Told {
-    /// The plugin's file: its name where it is contained, itself where it is not.
+    /// The plugin's file. In the sandbox only its name is used, otherwise the file itself.
     pub path: PathBuf,
     pub verb: String,
     pub contained: bool,
-    /// How long it may take.
+    /// How long the plugin may take.
     pub timeout: Duration,
 }
 
@@ -63,19 +66,19 @@ pub enum Ended {
         number: i32,
     },
     TimedOut,
-    /// It was not started: this machine does not let it.
+    /// Not started: this machine does not allow the sandbox.
     Uncontained(String),
-    /// It was not started: it cannot be.
+    /// Not started: the program itself cannot be started.
     Failed(String),
 }
 
-/// Writes a message: its length, then itself.
+/// Writes a message: its length, then its content.
 pub fn send(mut to: impl Write, message: &[u8]) -> std::io::Result<()> {
     to.write_all(&(message.len() as u64).to_le_bytes())?;
     to.write_all(message)
 }
 
-/// Reads a message of at most so many bytes.
+/// Reads a message of at most `max` bytes.
 pub fn receive(mut from: impl Read, max: u64) -> std::io::Result<Vec<u8>> {
     let mut len = [0; 8];
     from.read_exact(&mut len)?;
@@ -88,7 +91,7 @@ pub fn receive(mut from: impl Read, max: u64) -> std::io::Result<Vec<u8>> {
     Ok(message)
 }
 
-/// What `oven __plugin` does. First thing in `main`: the process has one thread.
+/// Runs `oven __plugin`. It is called first in `main`, while the process has one thread.
 pub fn helper_main() -> ExitCode {
     match serve() {
         Ok(code) => code,
@@ -103,20 +106,20 @@ fn serve() -> Result<ExitCode> {
     crate::sys::fds::close_from(3)?;
     let stdin = rustix::stdio::stdin();
     let socket = rustix::net::sockopt::socket_type(stdin);
-    socket.context(format!("{VERB} is for oven itself"))?;
+    socket.context(format!("{VERB} is only for oven itself"))?;
     let control = UnixStream::from(rustix::io::fcntl_dupfd_cloexec(stdin, 3)?);
     let null = rustix::fs::openat(CWD, "/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     rustix::stdio::dup2_stdin(&null)?;
     die_with_parent()?;
     rustix::process::setsid().context("leaving oven's session")?;
     const MAX: u64 = 256 << 20;
-    let told: Told = serde_json::from_slice(&receive(&control, MAX)?)?;
+    let call: Told = serde_json::from_slice(&receive(&control, MAX)?)?;
     let (program, request) = (receive(&control, MAX)?, receive(&control, MAX)?);
-    let namespaces = if told.contained { namespaces() } else { Ok(()) };
+    let namespaces = if call.contained { enter_namespaces() } else { Ok(()) };
     if let Err(error) = namespaces {
-        return tell(&control, &Ended::Uncontained(format!("{error:#}")));
+        return send_result(&control, &Ended::Uncontained(format!("{error:#}")));
     }
-    // The first process of a new PID namespace is the child of who made it.
+    // The first process of a new PID namespace is a child of the process that created the namespace.
     match fork().context("starting the plugin's reaper")? {
         Some(reaper) => {
             drop(control);
@@ -124,14 +127,15 @@ fn serve() -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         None => {
-            let ended = reaper(&control, &told, &program, &request);
-            let code = tell(&control, &ended.unwrap_or_else(|error| Ended::Failed(format!("{error:#}"))));
+            let ended = run_reaper(&control, &call, &program, &request);
+            let code =
+                send_result(&control, &ended.unwrap_or_else(|error| Ended::Failed(format!("{error:#}"))));
             std::process::exit(i32::from(code.is_err()))
         }
     }
 }
 
-fn tell(control: &UnixStream, ended: &Ended) -> Result<ExitCode> {
+fn send_result(control: &UnixStream, ended: &Ended) -> Result<ExitCode> {
     send(control, &serde_json::to_vec(ended)?).context("writing to oven")?;
     Ok(ExitCode::SUCCESS)
 }
@@ -155,20 +159,20 @@ fn is_root() -> bool {
 }
 
 #[allow(unsafe_code)]
-fn namespaces() -> Result<()> {
+fn enter_namespaces() -> Result<()> {
     let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
     let mut flags = UnshareFlags::NEWPID
         | UnshareFlags::NEWNS
         | UnshareFlags::NEWNET
         | UnshareFlags::NEWIPC
         | UnshareFlags::NEWUTS;
-    let user = !uid.is_root();
-    if user {
+    let needs_user_namespace = !uid.is_root();
+    if needs_user_namespace {
         flags |= UnshareFlags::NEWUSER;
     }
     // SAFETY: this process has one thread, and the flags share nothing of its memory or descriptors.
-    unsafe { rustix::thread::unshare_unsafe(flags) }.context("the kernel gives no namespaces")?;
-    if user {
+    unsafe { rustix::thread::unshare_unsafe(flags) }.context("the kernel does not allow namespaces")?;
+    if needs_user_namespace {
         let map =
             |file: &str, text: String| std::fs::write(file, text).with_context(|| format!("writing {file}"));
         map("/proc/self/setgroups", "deny".into())?;
@@ -178,46 +182,47 @@ fn namespaces() -> Result<()> {
     Ok(())
 }
 
-/// Process 1 of the plugin's namespaces, if it has any.
-fn reaper(control: &UnixStream, told: &Told, program: &[u8], request: &[u8]) -> Result<Ended> {
+/// Runs process 1 of the plugin's namespaces, or the plugin's parent if there are none.
+fn run_reaper(control: &UnixStream, call: &Told, program: &[u8], request: &[u8]) -> Result<Ended> {
     die_with_parent()?;
-    let mut path = told.path.clone();
-    if told.contained {
-        // A user namespace is entered as nobody; where this is root, it is still.
+    let mut path = call.path.clone();
+    if call.contained {
+        // This process is nobody in a user namespace; without one it is still root.
         let root = is_root();
-        match see(root, &told.path, program) {
+        match set_up_view(root, &call.path, program) {
             Ok(at) => path = at,
             Err(error) => return Ok(Ended::Uncontained(format!("{error:#}"))),
         }
         capabilities::reduce_to(if root { capabilities::BECOMING } else { capabilities::NONE })?;
         if root {
             become_nobody().context("becoming nobody")?;
-            // The kernel forgets it when a process becomes another user.
+            // The kernel resets this when a process changes its user.
             die_with_parent()?;
         }
     } else {
-        anyhow::ensure!(!is_root(), "root runs a plugin contained, or not at all");
+        anyhow::ensure!(!is_root(), "root never runs a plugin without a sandbox");
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
             .context("becoming the plugin's reaper")?;
         rustix::thread::set_no_new_privs(true).context("setting no_new_privs")?;
     }
-    let ours = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable);
-    ours.context("hiding the reaper")?;
+    let hidden = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable);
+    hidden.context("hiding the reaper")?;
     seccomp::Filter::new(true).install()?;
     let limit = |resource, most| {
         setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })
             .context("limiting the plugin")
     };
     limit(Resource::Core, 0)?;
-    limit(Resource::As, MEMORY)?;
-    if told.contained {
-        limit(Resource::Nproc, PROCESSES)?;
+    limit(Resource::As, MAX_MEMORY)?;
+    if call.contained {
+        limit(Resource::Nproc, MAX_PROCESSES)?;
     }
-    run(control, told, &path, request)
+    run(control, call, &path, request)
 }
 
-/// What the plugin sees: this machine, read-only, without what is in `/dev`, `/run`, `/tmp` and `/proc`, and itself.
-fn see(root: bool, name: &Path, program: &[u8]) -> Result<PathBuf> {
+/// Sets up the plugin's view: this machine, read-only, with its own `/dev`, `/run`, `/tmp` and `/proc`, and the
+/// plugin's file.
+fn set_up_view(root: bool, name: &Path, program: &[u8]) -> Result<PathBuf> {
     let open = |path: &str| {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         rustix::fs::openat(CWD, path, flags, Mode::empty()).with_context(|| format!("opening {path}"))
@@ -229,26 +234,26 @@ fn see(root: bool, name: &Path, program: &[u8]) -> Result<PathBuf> {
     if root {
         let no_exec = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
         let dev = api::fresh("tmpfs", &[("mode", "0755"), ("size", "64k")], no_exec)?;
-        for (node, major, minor) in NODES {
+        for (node, major, minor) in DEVICES {
             let mode = Mode::from_raw_mode(0o666);
             rustix::fs::mknodat(&dev, node, FileType::CharacterDevice, mode, makedev(major, minor))
-                .with_context(|| format!("making /dev/{node}"))?;
+                .with_context(|| format!("creating /dev/{node}"))?;
             rustix::fs::chmodat(&dev, node, mode, rustix::fs::AtFlags::empty())?;
         }
         rustix::fs::symlinkat("/proc/self/fd", &dev, "fd")?;
         api::attach(dev, open("/dev")?).context("mounting /dev")?;
     }
-    let tmp = api::fresh("tmpfs", &[("mode", "1777"), ("size", SCRATCH)], api::PLAIN)?;
+    let tmp = api::fresh("tmpfs", &[("mode", "1777"), ("size", TMP_SIZE)], api::PLAIN)?;
     api::attach(tmp, open("/tmp")?).context("mounting /tmp")?;
     let run = api::fresh("tmpfs", &[("mode", "0755"), ("size", "256m")], api::PLAIN)?;
     api::attach(&run, open("/run")?).context("mounting /run")?;
-    std::fs::create_dir(HOME).context("making a place for the plugin")?;
-    let path = Path::new(HOME).join(name.file_name().context("a plugin without a name")?);
+    std::fs::create_dir(PLUGIN_DIR).context("creating a directory for the plugin")?;
+    let path = Path::new(PLUGIN_DIR).join(name.file_name().context("a plugin without a name")?);
     std::fs::write(&path, program).context("copying the plugin")?;
-    for made in [Path::new(HOME), &path] {
-        rustix::fs::chmod(made, Mode::from_raw_mode(0o555)).context("copying the plugin")?;
+    for path in [Path::new(PLUGIN_DIR), &path] {
+        rustix::fs::chmod(path, Mode::from_raw_mode(0o555)).context("copying the plugin")?;
     }
-    api::restrict(&open("/run")?, api::READ_ONLY, false).context("closing /run")?;
+    api::restrict(&open("/run")?, api::READ_ONLY, false).context("making /run read-only")?;
     rustix::process::chdir("/")?;
     Ok(path)
 }
@@ -260,20 +265,20 @@ fn become_nobody() -> nix::Result<()> {
     nix::unistd::setresuid(uid, uid, uid)
 }
 
-fn run(control: &UnixStream, told: &Told, path: &Path, request: &[u8]) -> Result<Ended> {
-    let deadline = Instant::now() + told.timeout;
+fn run(control: &UnixStream, call: &Told, path: &Path, request: &[u8]) -> Result<Ended> {
+    let deadline = Instant::now() + call.timeout;
     let started = Command::new(path)
-        .arg(&told.verb)
+        .arg(&call.verb)
         .env_clear()
         .env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin")
         .env("HOME", "/")
         .env("LC_ALL", "C.UTF-8")
         .current_dir("/")
-        .stdin(Stdio::from(memory(request).context("passing the request")?))
+        .stdin(Stdio::from(memory_file(request).context("passing the request")?))
         .spawn();
     let mut main = match started {
         Ok(main) => main,
-        Err(error) => bail!(why_not(path, &error)),
+        Err(error) => bail!(start_failure(path, &error)),
     };
     let pid = Pid::from_child(&main);
     let process = rustix::process::pidfd_open(pid, PidfdFlags::empty()).context("watching the plugin")?;
@@ -289,15 +294,15 @@ fn run(control: &UnixStream, told: &Told, path: &Path, request: &[u8]) -> Result
         if !fds[0].revents().is_empty() {
             break;
         }
-        // It says nothing more: it is gone, or has heard enough.
+        // oven wrote nothing more: it ended, or has received enough.
         if !fds[1].revents().is_empty() || Instant::now() >= deadline {
-            end_all(told.contained);
+            end_all(call.contained);
             return Ok(Ended::TimedOut);
         }
     }
     let status = main.wait().context("waiting for the plugin")?;
-    let left = remaining(told.contained);
-    end_all(told.contained);
+    let left = remaining(call.contained);
+    end_all(call.contained);
     use std::os::unix::process::ExitStatusExt;
     Ok(match status.signal() {
         Some(number) => Ended::Signaled { number },
@@ -305,33 +310,33 @@ fn run(control: &UnixStream, told: &Told, path: &Path, request: &[u8]) -> Result
     })
 }
 
-fn memory(content: &[u8]) -> Result<OwnedFd> {
+fn memory_file(content: &[u8]) -> Result<OwnedFd> {
     let mut file = File::from(rustix::fs::memfd_create("request", MemfdFlags::CLOEXEC)?);
     file.write_all(content)?;
     rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(0))?;
     Ok(file.into())
 }
 
-fn why_not(path: &Path, error: &std::io::Error) -> String {
+fn start_failure(path: &Path, error: &std::io::Error) -> String {
     let mut begin = Vec::new();
     let read = File::open(path).and_then(|file| file.take(128).read_to_end(&mut begin));
     let line = String::from_utf8_lossy(&begin);
     let line = line.lines().next().unwrap_or_default();
     match (error.kind(), error.raw_os_error()) {
         (ErrorKind::NotFound, _) if read.is_ok() && line.starts_with("#!") => {
-            format!("it cannot be started: {line:?} names a program that is not there")
+            format!("it cannot be started: {line:?} names a program that does not exist")
         }
         (_, Some(libc::ENOEXEC)) => {
-            "it cannot be started: neither a program nor a script that begins with `#!`".into()
+            "it cannot be started: it is neither a program nor a script that begins with `#!`".into()
         }
         _ => format!("it cannot be started: {error}"),
     }
 }
 
-/// The names of processes that outlive the plugin by more than a moment.
+/// The names of processes that outlive the plugin's end by more than [`GRACE`].
 fn remaining(contained: bool) -> Vec<String> {
     let deadline = Instant::now() + GRACE;
-    while reap() {
+    while reap_children() {
         if Instant::now() >= deadline {
             let mut names: Vec<_> = others(contained).into_iter().map(|(_, name)| name).collect();
             names.truncate(MAX_NAMES);
@@ -343,8 +348,8 @@ fn remaining(contained: bool) -> Vec<String> {
     Vec::new()
 }
 
-/// Whether there is somebody yet: every orphan becomes a child of this process.
-fn reap() -> bool {
+/// Reaps ended processes. Answers whether there are any left: every orphan becomes a child of this process.
+fn reap_children() -> bool {
     loop {
         match rustix::process::wait(WaitOptions::NOHANG) {
             Ok(Some(_)) | Err(rustix::io::Errno::INTR) => {}
@@ -354,10 +359,11 @@ fn reap() -> bool {
     }
 }
 
-/// Contained, all dies with this process. Else it is killed here, generation by generation.
+/// Ends all processes. In the sandbox they end with this process; without it they are killed here, generation by
+/// generation.
 fn end_all(contained: bool) {
     let deadline = Instant::now() + Duration::from_secs(2);
-    while !contained && reap() && Instant::now() < deadline {
+    while !contained && reap_children() && Instant::now() < deadline {
         for (pid, _) in others(contained) {
             _ = rustix::process::kill_process(pid, Signal::KILL);
         }
@@ -365,7 +371,7 @@ fn end_all(contained: bool) {
     }
 }
 
-/// Processes that the plugin left: all others of this namespace, or this process's children.
+/// Processes that the plugin started: all others of this PID namespace, or this process's children.
 fn others(contained: bool) -> Vec<(Pid, String)> {
     let own = rustix::process::getpid();
     let Ok(processes) = std::fs::read_dir("/proc") else { return Vec::new() };

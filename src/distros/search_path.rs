@@ -1,4 +1,4 @@
-//! Where plugins that are executables are looked for, and which of them are trusted.
+//! Finds plugins that are executables, and decides which are trusted.
 
 use crate::error::Kind;
 use anyhow::{Context, Result};
@@ -7,33 +7,33 @@ use std::io::Read;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// A package's, and the administrator's own, which wins.
+/// The directories of plugins: the administrator's, which takes precedence, and the one for packages.
 pub const DIRECTORIES: [&str; 2] = ["/etc/oven/distros.d", "/usr/lib/oven/distros.d"];
-/// A larger file is no plugin.
+/// Bytes. A larger file is not a plugin.
 const MAX: u64 = 64 << 20;
 
-/// A file in one of the directories.
+/// A file of one of the directories.
 #[derive(Debug)]
 pub struct Found {
     pub path: PathBuf,
-    /// Its content, or why it is not trusted.
+    /// Its content, or why it is rejected.
     pub program: Result<Vec<u8>, String>,
 }
 
-/// The name of a plugin: its file's, without an ending.
+/// The name of a plugin: the name of its file without the ending.
 pub fn name(path: &Path) -> Result<String, String> {
     let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_".contains(c);
     if stem.is_empty() || !stem.chars().all(plain) {
         let file = path.file_name().unwrap_or_default().to_string_lossy();
         return Err(format!(
-            "{file:?} is no plugin's name: small letters, digits, `-` and `_`, and an ending"
+            "{file:?} is not a valid name of a plugin: use lower-case letters, digits, `-`, `_`, and an ending"
         ));
     }
     Ok(stem.to_owned())
 }
 
-/// The files of these directories, in their order and by name. What is hidden is passed over.
+/// The files of these directories, in the directories' order and sorted by name. Hidden files are ignored.
 pub fn look(directories: &[PathBuf]) -> Vec<Found> {
     let mut found = Vec::new();
     for directory in directories {
@@ -51,12 +51,12 @@ pub fn look(directories: &[PathBuf]) -> Vec<Found> {
         let mut names: Vec<_> = entries.flatten().map(|entry| entry.file_name()).collect();
         names.retain(|name| !name.to_string_lossy().starts_with('.'));
         names.sort_unstable();
-        let distrust = distrust(directory);
+        let fault = directory_fault(directory);
         for name in names {
             let path = directory.join(name);
-            let program = match &distrust {
+            let program = match &fault {
                 Some(why) => Err(why.clone()),
-                None => trusted(&path),
+                None => read_trusted(&path),
             };
             found.push(Found { path, program });
         }
@@ -64,51 +64,51 @@ pub fn look(directories: &[PathBuf]) -> Vec<Found> {
     found
 }
 
-/// Why nothing in a directory is trusted: somebody else than root could exchange it.
-fn distrust(directory: &Path) -> Option<String> {
+/// Why files of a directory are not trusted: someone other than root could replace them.
+fn directory_fault(directory: &Path) -> Option<String> {
     let real = match directory.canonicalize() {
         Ok(real) => real,
         Err(error) => return Some(format!("{} cannot be read: {error}", directory.display())),
     };
     real.ancestors().find_map(|dir| match dir.symlink_metadata() {
         Ok(metadata) => {
-            // In a sticky directory nobody renames what is root's.
+            // In a sticky directory, others cannot rename root's files.
             let sticky = dir != real && metadata.mode() & 0o1000 != 0;
-            let why = writable(&metadata).filter(|why| !(sticky && why.starts_with("is writable")));
+            let why = ownership_fault(&metadata).filter(|why| !(sticky && why.starts_with("is writable")));
             why.map(|why| format!("its directory {} {why}", dir.display()))
         }
         Err(error) => Some(format!("{} cannot be read: {error}", dir.display())),
     })
 }
 
-fn writable(metadata: &Metadata) -> Option<String> {
+fn ownership_fault(metadata: &Metadata) -> Option<String> {
     if metadata.uid() != 0 {
         Some(format!("belongs to user {}, not to root", metadata.uid()))
     } else if metadata.mode() & 0o022 != 0 {
-        Some(format!("is writable by others than root (mode {:04o})", metadata.mode() & 0o7777))
+        Some(format!("is writable by users other than root (mode {:04o})", metadata.mode() & 0o7777))
     } else {
         None
     }
 }
 
-/// Reads a file that root alone can have put there.
-fn trusted(path: &Path) -> Result<Vec<u8>, String> {
+/// Reads a file that only root can have put there.
+fn read_trusted(path: &Path) -> Result<Vec<u8>, String> {
     name(path)?;
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
     let file = File::options().read(true).custom_flags(flags).open(path).map_err(|error| {
         match error.raw_os_error() {
-            Some(libc::ELOOP) => "is a symbolic link: copy the file there".to_owned(),
+            Some(libc::ELOOP) => "is a symbolic link: copy the file itself there".to_owned(),
             _ => format!("cannot be read: {error}"),
         }
     })?;
     let metadata = file.metadata().map_err(|error| format!("cannot be read: {error}"))?;
-    if let Some(why) = writable(&metadata) {
+    if let Some(why) = ownership_fault(&metadata) {
         return Err(why);
     }
-    content(file, &metadata)
+    read_content(file, &metadata)
 }
 
-fn content(file: File, metadata: &Metadata) -> Result<Vec<u8>, String> {
+fn read_content(file: File, metadata: &Metadata) -> Result<Vec<u8>, String> {
     if !metadata.is_file() {
         return Err("is not a file: a plugin is one executable file".into());
     }
@@ -123,14 +123,14 @@ fn content(file: File, metadata: &Metadata) -> Result<Vec<u8>, String> {
     Ok(program)
 }
 
-/// A plugin that the user names: whoever may run oven may choose it.
+/// Reads a plugin of the command line, which any user may choose. Errors: [`Kind::Usage`].
 pub fn named(path: &Path) -> Result<Vec<u8>> {
     let open = || -> Result<Vec<u8>, String> {
         name(path)?;
         let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
         let file = file.map_err(|error| format!("cannot be read: {error}"))?;
         let metadata = file.metadata().map_err(|error| format!("cannot be read: {error}"))?;
-        content(file, &metadata)
+        read_content(file, &metadata)
     };
     let program = open().map_err(|why| Kind::Usage.failure(format!("the plugin {} {why}", path.display())));
     program.context("reading a plugin")
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plugin_that_is_named_has_to_be_one_executable_file() {
+    fn a_given_plugin_has_to_be_an_executable_file() {
         let dir = tempfile::tempdir().unwrap();
         put(dir.path(), "void.sh", 0o755);
         put(dir.path(), "plain.sh", 0o644);
@@ -178,9 +178,9 @@ mod tests {
         }
     }
 
-    /// As root; another user's own directory is refused as a whole.
+    /// As root. Another user's own directory is rejected as a whole.
     #[test]
-    fn what_others_can_write_is_not_trusted() {
+    fn files_that_others_can_change_are_not_trusted() {
         let dir = tempfile::tempdir().unwrap();
         let own = dir.path().join("distros.d");
         fs::create_dir(&own).unwrap();
@@ -207,9 +207,9 @@ mod tests {
             return;
         }
         assert_eq!(found[1].1, "");
-        assert!(found[0].1.contains("no plugin's name"), "{found:?}");
+        assert!(found[0].1.contains("not a valid name of a plugin"), "{found:?}");
         assert!(found[2].1.contains("symbolic link"), "{found:?}");
-        assert!(found[3].1.contains("writable by others") && found[3].1.contains("0757"), "{found:?}");
+        assert!(found[3].1.contains("writable by users other") && found[3].1.contains("0757"), "{found:?}");
 
         fs::set_permissions(&own, fs::Permissions::from_mode(0o775)).unwrap();
         assert!(reasons(std::slice::from_ref(&own)).iter().all(|(_, why)| why.contains("its directory")));

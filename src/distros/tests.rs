@@ -41,14 +41,14 @@ fn the_best_claim_wins() {
 }
 
 #[test]
-fn a_tie_and_no_claim_name_what_there_is() {
+fn a_tie_and_no_claim_list_the_plugins() {
     let known = [Fake("one", "debian", "-"), Fake("two", "debian", "-")];
     let tie = who(&known, "ID=debian", None);
     for words in ["one (built in) and two (built in)", "`debian`", "distro = \"one\""] {
         assert!(tie.contains(words), "{tie}");
     }
     let none = who(&known, "ID=plan9\nPRETTY_NAME=\"Plan 9\"", None);
-    assert!(none.contains("`plan9`, Plan 9") && none.contains("Known are: one, two."), "{none}");
+    assert!(none.contains("`plan9`, Plan 9") && none.contains("Known plugins: one, two."), "{none}");
     assert!(who(&[], "", None).contains("`linux`"));
 }
 
@@ -59,7 +59,7 @@ fn a_definition_picks_one() {
     let none = who(&known, "ID=debian", Some("four"));
     assert!(none.contains("image.toml:2: `distro`: there is no plugin \"four\""), "{none}");
     let other = who(&known, "ID=debian", Some("three"));
-    assert!(other.contains("three says that `debian` is not its own"), "{other}");
+    assert!(other.contains("three does not support `debian`"), "{other}");
 }
 
 #[test]
@@ -71,12 +71,12 @@ fn a_refusal_is_the_definitions() {
 }
 
 #[test]
-fn names_are_taken_once() {
+fn names_are_unique() {
     let exec = |path: &str| Exec::new(Path::new(path), Vec::new(), Path::new("oven"));
     let installed = |path: &str| Origin::Installed(path.into());
     let mut all = registry(&[Fake("debian", "debian", "-")]);
     let taken = all.add(installed("/etc/debian.sh"), "debian", exec("/etc/debian.sh")).unwrap_err();
-    assert!(taken.contains("built in"), "{taken}");
+    assert!(taken.contains("built-in"), "{taken}");
     all.add(installed("/etc/void"), "void", exec("/etc/void")).unwrap();
     let hidden = all.add(installed("/usr/void"), "void", exec("/usr/void")).unwrap_err();
     assert!(hidden.contains("hidden by /etc/void"), "{hidden}");

@@ -1,4 +1,4 @@
-//! What a bake needs of the machine that it runs on. All that is missing is told at once.
+//! Checks of what a bake needs from this machine. All missing parts are reported at once.
 
 use crate::disk::direct::server;
 use crate::error;
@@ -12,12 +12,12 @@ use std::fmt;
 use std::io::ErrorKind;
 use std::path::Path;
 
-/// Below this, a copy of a usual base image will not fit.
-const LITTLE_SPACE: u64 = 4 << 30;
-/// Below this, logs may not fit.
-const LITTLE_STATE: u64 = 64 << 20;
+/// Bytes. With less, a copy of a usual base image may not fit.
+const MIN_SPACE: u64 = 4 << 30;
+/// Bytes. With less, logs may not fit.
+const MIN_STATE_SPACE: u64 = 64 << 20;
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Check {
     what: String,
@@ -29,7 +29,7 @@ pub struct Check {
 #[serde(tag = "verdict", rename_all = "lowercase")]
 enum Verdict {
     Ok,
-    /// A bake can do without.
+    /// Missing, but a bake works without it.
     Note {
         note: String,
     },
@@ -44,7 +44,7 @@ impl Check {
         matches!(self.verdict, Verdict::Lacks { .. })
     }
 
-    /// Of something that was tried. `fix`: where the failure itself does not say what to do.
+    /// The check of an attempt. `fix`: what to do, if the error has no hint.
     pub fn tried<T>(what: &str, tried: &Result<T>, fix: &str) -> Self {
         let (why, hint) = match tried {
             Ok(_) => return Self::new(what, true, "", ""),
@@ -77,7 +77,7 @@ impl fmt::Display for Check {
     }
 }
 
-/// Fails with the list of everything that is missing. `loops`: volumes become loop devices here.
+/// Errors: [`Kind::Machine`], with everything that is missing.
 pub fn ensure_fit(needs: Needs) -> Result<()> {
     let lacks: Vec<_> =
         checks(needs).into_iter().filter(Check::lacks).map(|check| format!("\n  {check}")).collect();
@@ -87,16 +87,16 @@ pub fn ensure_fit(needs: Needs) -> Result<()> {
     Err(Kind::Machine.error(format!("this machine cannot bake:{}", lacks.concat())))
 }
 
-/// What a way to get a disk needs beside what all need.
+/// Needs of a disk strategy, in addition to what every bake needs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Needs {
     /// Loop devices.
     pub loops: bool,
-    /// Disks that this program serves.
+    /// Disks that this program serves by FUSE.
     pub fuse: bool,
 }
 
-/// Everything that can be told at once, but for the region.
+/// All checks that need no region and no attempt.
 pub fn checks(needs: Needs) -> Vec<Check> {
     let mut checks =
         vec![Check::new("root", nix::unistd::geteuid().is_root(), "oven is not run as root", "Use sudo.")];
@@ -104,31 +104,36 @@ pub fn checks(needs: Needs) -> Vec<Check> {
         checks.push(capabilities(held_capabilities()));
     }
     if needs.loops {
-        checks.push(loops());
+        checks.push(loop_devices());
     }
     checks.extend(fuse(needs.fuse));
     let filesystems = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
     let knows = |name: &str| filesystems.split_whitespace().any(|word| word == name) || has_module(name);
     for name in ["ext4", "tmpfs", "devpts"] {
         let fix = "Use a kernel that has it.";
-        checks.push(Check::new(&format!("file system {name}"), knows(name), "the kernel has none", fix));
+        checks.push(Check::new(
+            &format!("file system {name}"),
+            knows(name),
+            "the kernel does not support it",
+            fix,
+        ));
     }
     let without = [
         ("xfs", "file system xfs", "images with an xfs root cannot be baked here"),
-        ("vfat", "file system vfat", "an image's /boot/efi stays as it is, and a step that changes it fails"),
+        ("vfat", "file system vfat", "an image's /boot/efi cannot be changed: a step that does so fails"),
         ("overlay", "file system overlay", "images with a [[test]] cannot be baked here"),
     ];
     for (name, what, note) in without {
         checks.push(Check::note(what, knows(name), note));
     }
-    let there = |namespace: &&str| Path::new("/proc/self/ns").join(namespace).exists();
-    let missing: Vec<_> = ["mnt", "pid", "ipc", "uts", "net"].into_iter().filter(|n| !there(n)).collect();
+    let exists = |namespace: &&str| Path::new("/proc/self/ns").join(namespace).exists();
+    let missing: Vec<_> = ["mnt", "pid", "ipc", "uts", "net"].into_iter().filter(|n| !exists(n)).collect();
     let why = format!("the kernel has no {} namespaces", missing.join(", "));
     checks.push(Check::new("namespaces", missing.is_empty(), why, "Use a kernel that has them."));
     let seccomp =
         std::fs::read_to_string("/proc/self/status").is_ok_and(|status| status.contains("\nSeccomp:"));
     let fix = "Use a kernel with SECCOMP_FILTER.";
-    checks.push(Check::new("seccomp", seccomp, "the kernel has no filters", fix));
+    checks.push(Check::new("seccomp", seccomp, "the kernel has no seccomp filters", fix));
     let openat2 = rustix::fs::openat2(
         rustix::fs::CWD,
         "/",
@@ -140,8 +145,8 @@ pub fn checks(needs: Needs) -> Vec<Check> {
     checks
 }
 
-/// Whether steps with the network can be kept from the builder's credentials. It is tried, as root. `required`: without
-/// it there is no such step.
+/// Whether oven can block access from steps with the network to the builder's credentials. It is tried, as root.
+/// `required`: without it no step gets the network.
 pub fn egress(required: bool) -> Option<Check> {
     const WHAT: &str = "cgroup v2 and BPF";
     if !nix::unistd::geteuid().is_root() {
@@ -149,48 +154,52 @@ pub fn egress(required: bool) -> Option<Check> {
     }
     let fence = Fence::make();
     if required {
-        return Some(Check::tried(WHAT, &fence, "Or let the steps of a definition reach them: imds = true."));
+        return Some(Check::tried(
+            WHAT,
+            &fence,
+            "Or allow a definition's steps to reach the credentials: imds = true.",
+        ));
     }
     let note = fence.as_ref().err().map(|error| format!("{error:#}")).unwrap_or_default();
     Some(Check::note(WHAT, fence.is_ok(), &note))
 }
 
-/// Whether the kernel waits for an EBS volume for as long as it takes. `sys` is `/sys`.
+/// Whether the kernel waits long enough for a slow EBS volume. `sys` is `/sys`.
 pub fn patience(sys: &Path) -> Option<Check> {
     let text = std::fs::read_to_string(sys.join("module/nvme_core/parameters/io_timeout")).ok()?;
     let seconds: u64 = text.trim().parse().ok()?;
     let note = format!(
-        "it is {seconds} s: a volume that is slower for a moment fails a bake. AWS recommends the kernel's parameter \
+        "it is {seconds} s: a volume that answers later fails a bake. AWS recommends the kernel parameter \
          nvme_core.io_timeout=4294967295"
     );
-    // The kernel's default; a day is as good as the most that it takes.
+    // A day is as good as the highest value that the kernel accepts.
     Some(Check::note("NVMe timeout", seconds >= 24 * 60 * 60, &note))
 }
 
-/// Whether logs and locks can be written. What is not there yet will be made.
+/// Whether logs and locks can be written. A missing directory will be created.
 pub fn state(dir: &Path) -> Check {
     let what = format!("directory {}", dir.display());
-    let there = dir.ancestors().find(|dir| dir.exists()).unwrap_or(dir);
-    if let Err(errno) = nix::unistd::access(there, nix::unistd::AccessFlags::W_OK) {
+    let existing = dir.ancestors().find(|dir| dir.exists()).unwrap_or(dir);
+    if let Err(errno) = nix::unistd::access(existing, nix::unistd::AccessFlags::W_OK) {
         return Check::new(&what, false, format!("it cannot be written: {}", errno.desc()), "Use sudo.");
     }
-    let free = free_space(there).unwrap_or_default();
-    Check::note(&what, free >= LITTLE_STATE, &format!("only {} MiB are free", free >> 20))
+    let free = free_space(existing).unwrap_or_default();
+    Check::note(&what, free >= MIN_STATE_SPACE, &format!("only {} MiB are free", free >> 20))
 }
 
-/// Whether the region can be used, and has room.
+/// Whether the region is usable and has free space.
 pub fn region(dir: &Path) -> Check {
     let what = format!("region {}", dir.display());
     if let Err(errno) = nix::unistd::access(dir, nix::unistd::AccessFlags::W_OK) {
         let why = format!("it cannot be written: {}", errno.desc());
-        return Check::new(&what, false, why, "Give another --region-dir.");
+        return Check::new(&what, false, why, "Choose another --region-dir.");
     }
     let free = free_space(dir).unwrap_or_default();
-    Check::note(&what, free >= LITTLE_SPACE, &format!("only {} MiB are free", free >> 20))
+    Check::note(&what, free >= MIN_SPACE, &format!("only {} MiB are free", free >> 20))
 }
 
-/// Whether disks can be served here (`disks = "direct"`). It is tried, as root: a container may do without the node.
-/// `required`: they are asked for.
+/// Whether disks can be served by FUSE (`disks = "direct"`). It is tried, as root, as a container may lack the device
+/// node. `required`: the settings ask for such disks.
 fn fuse(required: bool) -> Option<Check> {
     const WHAT: &str = "FUSE";
     if !nix::unistd::geteuid().is_root() {
@@ -200,12 +209,12 @@ fn fuse(required: bool) -> Option<Check> {
     if required {
         return Some(Check::tried(WHAT, &tried, ""));
     }
-    let why = tried.as_ref().err().map(|error| format!("no bake with disks = \"direct\": {error:#}"));
+    let why = tried.as_ref().err().map(|error| format!("bakes with disks = \"direct\" fail: {error:#}"));
     Some(Check::note(WHAT, tried.is_ok(), &why.unwrap_or_default()))
 }
 
-/// What a bake cannot do without: mounts and namespaces, a step's private `/dev` and its `lo`, all that package
-/// managers do as root.
+/// Capabilities that every bake needs: for mounts and namespaces, a step's private `/dev` and its `lo`, and for what
+/// package managers do as root.
 const NEEDED: CapabilitySet = CapabilitySet::SYS_ADMIN
     .union(CapabilitySet::MKNOD)
     .union(CapabilitySet::NET_ADMIN)
@@ -231,22 +240,23 @@ fn capabilities(held: CapabilitySet) -> Check {
     Check::new("capabilities", missing.is_empty(), format!("{} missing", names.join(", ")), fix)
 }
 
-/// Without CAP_SYS_RESOURCE a mounted ext4 cannot be grown by the kernel, and e2fsprogs do it before it is mounted.
+/// Whether disks can be grown. Without CAP_SYS_RESOURCE the kernel cannot grow a mounted ext4; then e2fsprogs grow it
+/// before it is mounted.
 pub fn growing() -> Check {
-    let able = held_capabilities().contains(CapabilitySet::SYS_RESOURCE);
+    let is_capable = held_capabilities().contains(CapabilitySet::SYS_RESOURCE);
     let tools = ["e2fsck", "resize2fs"];
-    let there = |tool: &&str| {
+    let is_installed = |tool: &&str| {
         ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].iter().any(|d| Path::new(d).join(tool).exists())
     };
-    let note = "without CAP_SYS_RESOURCE and e2fsprogs, [disk] size_gib cannot be larger than the base";
-    Check::note("growing disks", able || tools.iter().all(there), note)
+    let note = "without CAP_SYS_RESOURCE or e2fsprogs, [disk] size_gib cannot be larger than the base's disk";
+    Check::note("growing disks", is_capable || tools.iter().all(is_installed), note)
 }
 
-fn loops() -> Check {
+fn loop_devices() -> Check {
     let control = std::fs::File::options().read(true).write(true).open("/dev/loop-control");
     let why = match control {
         Ok(_) => String::new(),
-        // Not root: that is said already. No node: oven makes one of its own, if the kernel has the device.
+        // Not root: another check reports that. No node: oven creates its own, if the kernel has the device.
         Err(e) if e.kind() == ErrorKind::PermissionDenied => String::new(),
         Err(_) if Path::new("/sys/class/misc/loop-control").exists() => String::new(),
         Err(e) => format!("/dev/loop-control: {e}"),

@@ -1,4 +1,5 @@
-//! Does what a bake does, with nothing in it: what a container or a hardened kernel forbids only shows when it is tried.
+//! Tries the parts of a bake on empty disks and images: this is the only way to find out what a container or a
+//! hardened kernel forbids.
 
 use super::checks::Check;
 use crate::cloud::block_api::{Contents, Reader};
@@ -21,11 +22,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The smallest thing that can be a disk.
+/// Bytes of the disk: small, but a valid disk.
 const DISK: u64 = 1 << 20;
-/// A step that does nothing takes milliseconds.
+/// For a step that does nothing, which takes milliseconds.
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// No image has it, and this one has nothing.
+/// A program that does not exist in the empty image.
 const PROGRAM: &str = "/oven-doctor";
 const PRIVILEGED: &str = "In a container: run it privileged.";
 
@@ -42,43 +43,43 @@ pub struct Probe<'a> {
     pub egress: Guard,
 }
 
-/// An empty disk in a local region, and contained steps in an empty image. Nothing of it stays; the mounts are this
-/// process's own.
+/// Attaches an empty disk in a local region, and runs contained steps in an empty image. Nothing of it stays; the
+/// mounts are this process's own.
 pub async fn run(probe: &Probe<'_>) -> Vec<Check> {
     let mut checks = Vec::new();
     if probe.in_region {
-        checks.push(Check::tried("a disk in the region", &disk(probe.state).await, PRIVILEGED));
+        checks.push(Check::tried("a disk in the region", &attach_disk(probe.state).await, PRIVILEGED));
     }
     if probe.direct {
-        checks.push(Check::tried("a disk that is served", &served(probe).await, PRIVILEGED));
+        checks.push(Check::tried("a direct disk", &serve_disk(probe).await, PRIVILEGED));
     }
-    let root = empty_image();
-    checks.push(Check::tried("mounts of its own", &root, PRIVILEGED));
+    let root = create_empty_image();
+    checks.push(Check::tried("private mounts", &root, PRIVILEGED));
     let Ok(root) = root else { return checks };
     for (what, network) in [("a contained step", false), ("a contained step with the network", true)] {
-        checks.push(Check::tried(what, &step(probe, &root, network, false).await, PRIVILEGED));
+        checks.push(Check::tried(what, &run_step(probe, &root, network, false).await, PRIVILEGED));
     }
-    let throwaway = step(probe, &root, false, true).await;
+    let throwaway = run_step(probe, &root, false, true).await;
     let note =
-        throwaway.as_ref().err().map(|error| format!("no image with a [[test]] can be baked: {error:#}"));
+        throwaway.as_ref().err().map(|error| format!("images with a [[test]] cannot be baked: {error:#}"));
     checks.push(Check::note("a contained step of a [[test]]", note.is_none(), &note.unwrap_or_default()));
     checks
 }
 
-async fn disk(region: &Path) -> Result<()> {
-    let file = tempfile::tempfile_in(region).context("making a file")?;
-    file.set_len(DISK).context("making a file")?;
+async fn attach_disk(region: &Path) -> Result<()> {
+    let file = tempfile::tempfile_in(region).context("creating a file")?;
+    file.set_len(DISK).context("creating a file")?;
     let device = loop_device::attach(&file, "doctor")?;
     loop_device::release(device).await
 }
 
-/// The same, without a base.
-async fn served(probe: &Probe<'_>) -> Result<()> {
-    let dir = tempfile::tempdir_in(probe.state).context("making a directory")?;
+/// Serves and attaches an empty direct disk, without a base.
+async fn serve_disk(probe: &Probe<'_>) -> Result<()> {
+    let dir = tempfile::tempdir_in(probe.state).context("creating a directory")?;
     let (id, nothing) = (SnapshotId("doctor".to_owned()), Contents { size_gib: 1, blocks: [].into() });
-    let lower = Lower::new(&id, &nothing, Arc::new(Nothing), Cache::new(dir.path(), 0).of(&id)?);
+    let lower = Lower::new(&id, &nothing, Arc::new(EmptyBase), Cache::new(dir.path(), 0).of(&id)?);
     let written = Written::new(dir.path())?;
-    written.upper().set_len(DISK).context("making a file")?;
+    written.upper().set_len(DISK).context("creating a file")?;
     block_map::begin(written.marks(), (DISK / BLOCK as u64) as u32, &nothing)?;
     let (helper, name) = (probe.helper, "oven-doctor");
     let spec =
@@ -89,26 +90,26 @@ async fn served(probe: &Probe<'_>) -> Result<()> {
 }
 
 /// A base without blocks.
-struct Nothing;
-impl Reader for Nothing {
+struct EmptyBase;
+impl Reader for EmptyBase {
     fn read(&self, index: u32) -> Result<(Vec<u8>, Digest)> {
         bail!("there is no block {index}")
     }
 }
 
-/// A mount point with the directories that every image has.
-fn empty_image() -> Result<PathBuf> {
+/// Creates a root directory with the directories that every image has.
+fn create_empty_image() -> Result<PathBuf> {
     sandbox::private_mounts()?;
     private_tmpfs::make()?;
     let root = Path::new(private_tmpfs::DIR).join("doctor");
     for dir in ["dev", "etc", "proc", "run", "sys", "tmp"] {
         std::fs::create_dir_all(root.join(dir))
-            .with_context(|| format!("making {dir} in {}", root.display()))?;
+            .with_context(|| format!("creating {dir} in {}", root.display()))?;
     }
     Ok(root)
 }
 
-async fn step(probe: &Probe<'_>, root: &Path, network: bool, throwaway: bool) -> Result<()> {
+async fn run_step(probe: &Probe<'_>, root: &Path, network: bool, throwaway: bool) -> Result<()> {
     let spec = Spec {
         root: root.to_owned(),
         argv: vec![PROGRAM.to_owned()],
@@ -127,7 +128,7 @@ async fn step(probe: &Probe<'_>, root: &Path, network: bool, throwaway: bool) ->
     let mut output = Vec::new();
     let exit = sandbox::run(probe.helper, &spec, TIMEOUT, &mut |line| output.push(line.to_owned())).await?;
     match exit.status {
-        // All was made ready for a program that is not there.
+        // The step was set up, and its program does not exist: success.
         ExitStatus::Exited(127) => Ok(()),
         other => bail!("{other}: {}", output.join(" ")),
     }

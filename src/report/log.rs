@@ -1,12 +1,12 @@
-//! The log file of a run. It begins with the first step: what is only looked up leaves none.
+//! The log file of a run. It is created with the first step: a run without steps leaves none.
 
 use std::fs::File;
 use std::io::{Result, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-/// So many logs are kept in a directory: enough to look back on weeks, and some MiB.
-const KEPT: usize = 200;
+/// Logs in a directory: enough for weeks, and only some MiB.
+const MAX_LOGS: usize = 200;
 
 #[derive(Default)]
 pub enum Log {
@@ -28,7 +28,7 @@ impl Log {
         Self::Waiting { path: path.to_owned(), lines: vec![head.to_owned()] }
     }
 
-    /// Where it is, once it is there.
+    /// The path of the file, once it exists.
     pub fn path(&self) -> Option<&Path> {
         if let Self::Open { path, .. } = self { Some(path) } else { None }
     }
@@ -38,12 +38,12 @@ impl Log {
         match self {
             Self::None => {}
             Self::Waiting { lines, .. } => lines.push(line),
-            // A full disk must not stop the clean-up that would free it.
+            // Ignored: a full disk must not stop the clean-up that would free space.
             Self::Open { file, .. } => _ = file.write_all(format!("{line}\n").as_bytes()),
         }
     }
 
-    /// Makes the file, if it is not there yet, and removes the oldest ones.
+    /// Creates the file, if it does not exist yet, and removes the oldest ones.
     pub fn begin(&mut self) -> Result<()> {
         let (path, lines) = match std::mem::take(self) {
             Self::Waiting { path, lines } => (path, lines),
@@ -54,7 +54,7 @@ impl Log {
         };
         if let Some(dir) = path.parent() {
             std::fs::create_dir_all(dir)?;
-            prune(dir, KEPT - 1);
+            prune(dir, MAX_LOGS - 1);
         }
         let mut file = File::options().create(true).append(true).open(&path)?;
         file.write_all(format!("{}\n", lines.join("\n")).as_bytes())?;
@@ -63,7 +63,7 @@ impl Log {
     }
 }
 
-/// Removes all but the newest logs. One that is being written is among them.
+/// Removes all but the newest logs. A log that is being written is one of these.
 fn prune(dir: &Path, keep: usize) {
     let Ok(entries) = std::fs::read_dir(dir) else { return };
     let mut logs: Vec<(SystemTime, PathBuf)> = entries
@@ -72,8 +72,8 @@ fn prune(dir: &Path, keep: usize) {
         .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
         .collect();
     logs.sort();
-    let many = logs.len().saturating_sub(keep);
-    for (_, path) in logs.into_iter().take(many) {
+    let excess = logs.len().saturating_sub(keep);
+    for (_, path) in logs.into_iter().take(excess) {
         _ = std::fs::remove_file(path);
     }
 }
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn it_begins_with_the_first_step() {
+    fn the_file_is_created_with_the_first_step() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("logs/1.log");
         let mut log = Log::at(&path, "oven");
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_are_kept() {
+    fn the_newest_logs_stay() {
         let dir = tempfile::tempdir().unwrap();
         for (name, age) in [("a.log", 3), ("b.log", 1), ("c.log", 2), ("d.txt", 9)] {
             let file = File::create(dir.path().join(name)).unwrap();

@@ -1,4 +1,4 @@
-//! What the user sees of a run: lines for people, or a stream of JSON events; and a log file that holds everything.
+//! The output of a run: lines for people or a stream of JSON events, and a log file that holds everything.
 
 mod log;
 mod screen;
@@ -25,7 +25,7 @@ pub enum Style {
     Human,
     /// A JSON object a line on standard output.
     Json,
-    /// Nothing: for tests and for verbs that only answer.
+    /// Nothing: for tests, and for verbs that only print an answer.
     Silent,
 }
 
@@ -40,13 +40,14 @@ pub enum Level {
     Verbose,
 }
 
-/// Phases that took less are not worth a word in the times of several images.
-const SHORT: Duration = Duration::from_millis(50);
+/// Shorter phases are left out of the times of several images.
+const SHORT_PHASE: Duration = Duration::from_millis(50);
 
-/// Progress is told no more often.
-const TELL: Duration = Duration::from_millis(200);
+/// The shortest time between two progress events.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 
-/// A handle, cheap to clone. Each bake has its own ([`Report::of`]), so that lines of several do not mix.
+/// A handle on the output, cheap to clone. Each bake has its own ([`Report::of`]), so that lines of several bakes do
+/// not mix.
 #[derive(Clone)]
 pub struct Report(Rc<Inner>);
 
@@ -55,7 +56,7 @@ struct Inner {
     level: Level,
     /// The image that lines are about; empty outside a bake.
     subject: String,
-    /// Before each human line when several bakes run side by side.
+    /// Printed before each human line if several bakes run concurrently.
     prefix: String,
     screen: Screen,
     log: RefCell<Log>,
@@ -64,18 +65,18 @@ struct Inner {
     origin: Instant,
     /// When this report's own work began.
     started: Cell<Instant>,
-    /// The step whose output comes in.
+    /// The running step, to which output belongs.
     step: Cell<Option<u64>>,
-    /// What no line may hold. Of one environment, and so the same for all images.
+    /// Secrets to mask in every line. They come from one environment, and so are the same for all images.
     secrets: Rc<RefCell<Secrets>>,
     trace: Option<Trace>,
-    /// Of the image.
+    /// The image's track in the trace.
     track: Track,
-    /// What on it is under way, for what belongs into it: the whole work, or a step.
-    under_way: Cell<Option<SpanId>>,
+    /// The current span of the track, which is the parent of new ones: the whole work, or a step.
+    current_span: Cell<Option<SpanId>>,
 }
 
-/// A step under way. Without [`Step::done`] it counts as not finished.
+/// A running step. If it is dropped without [`Step::done`], it did not finish.
 pub struct Step {
     report: Report,
     phase: String,
@@ -83,13 +84,13 @@ pub struct Step {
     started: Instant,
     id: u64,
     span: Span,
-    /// What was under way before it.
-    before: Option<SpanId>,
-    /// When its progress was told last.
-    told: Cell<Option<Instant>>,
+    /// The current span before this step.
+    previous_span: Option<SpanId>,
+    /// When its progress was reported last.
+    last_progress: Cell<Option<Instant>>,
 }
 
-/// All of a report's work in the trace, until it is dropped.
+/// The span of all of a report's work in the trace, until it is dropped.
 pub struct Whole {
     report: Report,
     span: Span,
@@ -116,7 +117,7 @@ impl Report {
             secrets: Rc::default(),
             trace,
             track,
-            under_way: Cell::new(None),
+            current_span: Cell::new(None),
         }))
     }
 
@@ -124,7 +125,8 @@ impl Report {
         Self::new(Style::Silent, Level::Quiet)
     }
 
-    /// A report of its own for one image. `column`: of several, whose names are that wide: say it on each line.
+    /// A separate report for one image. `column`: several images are baked, and each line begins with the image's name
+    /// in a column of this width.
     pub fn of(&self, subject: &str, column: Option<usize>) -> Self {
         let prefix =
             column.map_or(String::new(), |width| format!("{:<1$}", format!("{subject}:"), width + 1));
@@ -143,51 +145,51 @@ impl Report {
             secrets: secrets.clone(),
             trace: trace.clone(),
             track: trace.as_ref().map(|trace| trace.track(subject)).unwrap_or_default(),
-            under_way: Cell::new(None),
+            current_span: Cell::new(None),
         }))
     }
 
-    /// Where the work of this report is traced.
+    /// The track on which the work of this report is traced.
     pub fn track(&self) -> Track {
         self.0.track.clone()
     }
 
-    /// Everything from now on is part of this, in the trace.
+    /// Begins a span in the trace; everything from now on is part of it.
     pub fn whole(&self, what: &str) -> Whole {
         let span = self.0.track.span(Lane::Steps, what);
-        self.0.under_way.set(span.id());
+        self.0.current_span.set(span.id());
         Whole { report: self.clone(), span }
     }
 
-    /// A command of the step that is under way, in the trace.
+    /// Begins a span for a command of the running step.
     pub fn command(&self, argv: &[String]) -> Span {
         let track = &self.0.track;
-        let mut span = track.within(self.0.under_way.get(), Lane::Steps, &argv.join(" "));
+        let mut span = track.within(self.0.current_span.get(), Lane::Steps, &argv.join(" "));
         span.tell("argv", argv.join(" "));
         span
     }
 
-    /// The trace is over. That it is not whole is told.
+    /// Ends the trace; warns if it is incomplete.
     pub fn end_trace(&self) {
         if let Some(Err(error)) = self.0.trace.as_ref().map(Trace::end) {
-            self.warn(format!("the trace is not whole: {error:#}"));
+            self.warn(format!("the trace is incomplete: {error:#}"));
         }
     }
 
-    /// From now on these are told nowhere: neither by this report nor by one that was made of the same.
+    /// Masks these secrets from now on: in this report and in all that share its origin.
     pub fn hide(&self, secrets: &Secrets) {
         let both = self.0.secrets.borrow().with(secrets);
         *self.0.secrets.borrow_mut() = both;
         self.0.track.hide(secrets);
     }
 
-    /// What may be told of a text.
-    fn tellable(&self, text: &str) -> String {
+    /// The text without control characters and secrets.
+    fn sanitize(&self, text: &str) -> String {
         self.0.secrets.borrow().mask(&printable(text)).into_owned()
     }
 
-    /// The work of this report begins. Once it comes to a first step, everything is kept in a file. `about`: what
-    /// somebody who finds the file wants to know first.
+    /// Begins the work of this report. From its first step on, everything is written to a log file. `about`: the first
+    /// line, for whoever finds the file.
     pub fn log_to(&self, path: &Path, about: &str) {
         self.0.started.set(Instant::now());
         let time = humantime::format_rfc3339_seconds(SystemTime::now());
@@ -208,9 +210,9 @@ impl Report {
         self.0.style
     }
 
-    /// Begins a step. `phase` is a single word that the table of times sums by; `what` is a gerund with its object.
+    /// Begins a step. `phase` is a single word by which the table of times sums; `what` is a gerund with its object.
     pub fn step(&self, phase: &str, what: impl Into<String>) -> Step {
-        let what = self.tellable(&what.into());
+        let what = self.sanitize(&what.into());
         let begun = self.0.log.borrow_mut().begin();
         if let Err(error) = begun {
             self.warn(format!("this run has no log file: {error}"));
@@ -219,25 +221,26 @@ impl Report {
         self.event(json!({"event": "step", "phase": phase, "what": what}));
         let id = self.0.screen.begin(self.prefixed(&what));
         self.0.step.set(Some(id));
-        let before = self.0.under_way.get();
-        let mut span = self.0.track.within(before, Lane::Steps, &what);
+        let previous_span = self.0.current_span.get();
+        let mut span = self.0.track.within(previous_span, Lane::Steps, &what);
         span.tell("phase", phase);
-        self.0.under_way.set(span.id());
+        self.0.current_span.set(span.id());
         Step {
             report: self.clone(),
             phase: phase.to_owned(),
             what,
             started: Instant::now(),
             id,
-            told: Cell::default(),
+            last_progress: Cell::default(),
             span,
-            before,
+            previous_span,
         }
     }
 
-    /// A line of a step's output. Control bytes are taken out: a package must not drive the user's terminal.
+    /// Reports a line of a step's output. Control characters are removed, as a package must not control the user's
+    /// terminal.
     pub fn output(&self, line: &str) {
-        let line = self.tellable(line);
+        let line = self.sanitize(line);
         self.log("out", &line);
         self.event(json!({"event": "output", "line": line}));
         if self.shows(Level::Verbose) {
@@ -247,7 +250,7 @@ impl Report {
         }
     }
 
-    /// Something that the user should know and need not act upon.
+    /// Reports something that the user should know but need not act upon.
     pub fn note(&self, text: impl AsRef<str>) {
         self.message("note", text.as_ref(), Level::Normal);
     }
@@ -260,11 +263,12 @@ impl Report {
         self.message("detail", text.as_ref(), Level::Verbose);
     }
 
-    /// The cause of a failure, what to do about it, and where to read more. An interruption is no news to the user.
+    /// Reports a failure: the cause, what to do about it, and where the log is. People see no line for an
+    /// interruption.
     pub fn failure(&self, failure: &anyhow::Error) {
-        // Names of files of an image may be in it.
-        let (text, kind) = (self.tellable(&format!("{failure:#}")), Kind::of(failure));
-        let hint = error::hint_of(failure).map(|hint| self.tellable(&hint));
+        // The message may contain names of files of an image.
+        let (text, kind) = (self.sanitize(&format!("{failure:#}")), Kind::of(failure));
+        let hint = error::hint_of(failure).map(|hint| self.sanitize(&hint));
         self.log("error", &text);
         if let Some(hint) = &hint {
             self.log("hint", hint);
@@ -279,12 +283,12 @@ impl Report {
             lines += &format!("\n  {hint}");
         }
         if let Some(log) = log {
-            lines += &format!("\n  The whole log: {}", log.display());
+            lines += &format!("\n  Full log: {}", log.display());
         }
         self.print(&lines);
     }
 
-    /// An object of the JSON stream; nothing in any other style.
+    /// Writes an object to the JSON stream. Does nothing in other styles.
     pub fn event(&self, mut event: Value) {
         if self.0.style != Style::Json {
             return;
@@ -294,16 +298,16 @@ impl Report {
             event["image"] = json!(self.0.subject);
         }
         event["at_ms"] = json!(self.0.origin.elapsed().as_millis() as u64);
-        // A reader that went away (EPIPE) is no reason to leave a bake half-done.
+        // If the reader is gone (EPIPE), the bake continues.
         _ = writeln!(std::io::stdout().lock(), "{event}");
     }
 
-    /// Phases and how long each took, in the order of their first step.
+    /// The phases and their times, in the order of their first step.
     pub fn phases(&self) -> Vec<(String, Duration)> {
         self.0.phases.borrow().clone()
     }
 
-    /// The table of phase times; a line if several images are baked.
+    /// Prints the table of phase times, or one line if several images are baked.
     pub fn times(&self) {
         let phases = self.phases();
         let total = self.0.started.get().elapsed();
@@ -317,10 +321,10 @@ impl Report {
                     self.print(&format!("{phase:>12} {:>8.2} s", time.as_secs_f64()));
                 }
             } else {
-                let long = phases.iter().filter(|(_, time)| *time >= SHORT);
-                let words = long.map(|(phase, time)| format!("{phase} {:.1}", time.as_secs_f64()));
+                let long_phases = phases.iter().filter(|(_, time)| *time >= SHORT_PHASE);
+                let words = long_phases.map(|(phase, time)| format!("{phase} {:.1}", time.as_secs_f64()));
                 let words = words.collect::<Vec<_>>().join(", ");
-                self.print(&format!("  {:.1} s in all: {words}", total.as_secs_f64()));
+                self.print(&format!("  {:.1} s in total: {words}", total.as_secs_f64()));
             }
         }
         let times: serde_json::Map<_, _> =
@@ -329,7 +333,7 @@ impl Report {
     }
 
     fn message(&self, kind: &str, text: &str, level: Level) {
-        let text = self.tellable(text);
+        let text = self.sanitize(text);
         self.log(kind, &text);
         self.event(json!({"event": kind, "message": text}));
         if self.shows(level) {
@@ -361,19 +365,20 @@ impl Report {
 }
 
 impl Step {
-    /// How far it has come, in bytes, of how many if that is known: shown beside it, and now and then an event.
+    /// Reports the bytes that are done, of `all` if that is known: shown with the running step, and from time to time
+    /// as an event.
     pub fn progress(&self, done: u64, all: Option<u64>) {
-        let last = self.told.get().is_some_and(|told| told.elapsed() < TELL);
-        if last && all != Some(done) {
+        let is_recent = self.last_progress.get().is_some_and(|time| time.elapsed() < PROGRESS_INTERVAL);
+        if is_recent && all != Some(done) {
             return;
         }
-        self.told.set(Some(Instant::now()));
+        self.last_progress.set(Some(Instant::now()));
         let of = all.map(|all| format!(" of {}", all.div_ceil(1 << 20))).unwrap_or_default();
         self.report.0.screen.heard(self.id, &format!("{}{of} MiB", done >> 20));
         self.report.event(json!({"event": "progress", "phase": self.phase, "bytes": done, "of": all}));
     }
 
-    /// The step is done: its line, and its time.
+    /// Ends a step that succeeded: prints its line and its time.
     pub fn done(mut self) {
         self.span.tell("done", true);
         let time = self.started.elapsed();
@@ -399,7 +404,7 @@ impl Drop for Step {
     fn drop(&mut self) {
         self.report.0.screen.end(self.id);
         self.report.0.step.take();
-        self.report.0.under_way.set(self.before);
+        self.report.0.current_span.set(self.previous_span);
         let time = self.started.elapsed();
         let mut phases = self.report.0.phases.borrow_mut();
         match phases.iter_mut().find(|(phase, _)| *phase == self.phase) {
@@ -410,7 +415,7 @@ impl Drop for Step {
 }
 
 impl Whole {
-    /// How it ended, in a word.
+    /// Records how the work ended, in one word.
     pub fn ended(mut self, how: &str) {
         self.span.tell("ended", how);
     }
@@ -418,6 +423,6 @@ impl Whole {
 
 impl Drop for Whole {
     fn drop(&mut self) {
-        self.report.0.under_way.take();
+        self.report.0.current_span.take();
     }
 }

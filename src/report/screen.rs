@@ -1,28 +1,29 @@
-//! Standard error, for people: lines, and on a terminal a last one, updated in place, that says what is under way.
+//! Standard error, for people: lines and, on a terminal, a last line that shows the running steps and is updated in
+//! place.
 
 use rustix::termios::tcgetwinsize;
 use std::io::{IsTerminal, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How often what is under way is drawn anew: fast enough to look alive, and no work.
+/// How often the last line is redrawn: often enough to look alive, and cheap.
 const TICK: Duration = Duration::from_millis(200);
-/// A step that is done within this has only its own line.
+/// A step that ends within this time is not shown as running.
 const SHORT: Duration = Duration::from_millis(300);
-/// Without a terminal a long step says so once in this time: systems that run builds take silence for a hang.
+/// Without a terminal, a long step prints a line at this interval: CI systems take silence for a hang.
 const REMINDER: Duration = Duration::from_secs(60);
-/// A terminal that does not know its width.
+/// The width that is assumed if the terminal does not know its own.
 const USUAL_WIDTH: usize = 80;
 
-/// A handle on standard error that several bakes, and the listener for signals, share. Cheap to clone.
+/// A handle on standard error, shared by several bakes and the signal listener. Cheap to clone.
 #[derive(Clone)]
 pub struct Screen(Arc<Shared>);
 
 struct Shared {
     kind: Kind,
     state: Mutex<State>,
-    /// Told when a step begins.
-    begun: Condvar,
+    /// Notified when a step begins.
+    step_begun: Condvar,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,20 +32,20 @@ enum Kind {
         color: bool,
     },
     Plain,
-    /// What is printed is shown, what is under way is not.
-    Still,
+    /// Prints lines, but does not show running steps.
+    Quiet,
 }
 
 #[derive(Default)]
 struct State {
-    under_way: Vec<UnderWay>,
+    running: Vec<RunningStep>,
     next: u64,
-    /// What is drawn on the terminal's last line.
+    /// The current content of the terminal's last line.
     drawn: String,
     ticking: bool,
 }
 
-struct UnderWay {
+struct RunningStep {
     id: u64,
     what: String,
     /// The last line of its output.
@@ -53,7 +54,7 @@ struct UnderWay {
     reminders: u32,
 }
 
-/// Ways to set a word off.
+/// Colours and styles of words.
 #[derive(Debug, Clone, Copy)]
 pub enum Ink {
     Red,
@@ -63,20 +64,20 @@ pub enum Ink {
 }
 
 impl Screen {
-    /// `still`: never say what is under way.
-    pub fn new(still: bool) -> Self {
+    /// `quiet`: never show running steps.
+    pub fn new(quiet: bool) -> Self {
         let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-        let able = std::io::stderr().is_terminal() && set("TERM").is_some_and(|term| term != "dumb");
-        let kind = match (still, able) {
-            (true, _) => Kind::Still,
+        let is_capable = std::io::stderr().is_terminal() && set("TERM").is_some_and(|term| term != "dumb");
+        let kind = match (quiet, is_capable) {
+            (true, _) => Kind::Quiet,
             // https://no-color.org
             (false, true) => Kind::Terminal { color: set("NO_COLOR").is_none() },
             (false, false) => Kind::Plain,
         };
-        Self(Arc::new(Shared { kind, state: Mutex::default(), begun: Condvar::new() }))
+        Self(Arc::new(Shared { kind, state: Mutex::default(), step_begun: Condvar::new() }))
     }
 
-    /// Whether lines may move and have colours.
+    /// Whether lines may be redrawn and have colours.
     pub fn is_terminal(&self) -> bool {
         matches!(self.0.kind, Kind::Terminal { .. })
     }
@@ -94,7 +95,7 @@ impl Screen {
         }
     }
 
-    /// Prints lines that stay. A reader that went away is no reason to leave a bake half-done.
+    /// Prints lines that stay. If the reader is gone, the bake continues.
     pub fn print(&self, lines: &str) {
         let mut state = self.state();
         let erase = self.erase(&mut state);
@@ -102,27 +103,27 @@ impl Screen {
         self.draw(&mut state);
     }
 
-    /// A step begins; the answer is for [`Screen::heard`] and [`Screen::end`].
+    /// Begins a step. The answer is its id, for [`Screen::heard`] and [`Screen::end`].
     pub fn begin(&self, what: String) -> u64 {
         let mut state = self.state();
         let (id, started) = (state.next, Instant::now());
         state.next += 1;
-        state.under_way.push(UnderWay { id, what, output: String::new(), started, reminders: 0 });
-        if self.0.kind != Kind::Still && !std::mem::replace(&mut state.ticking, true) {
+        state.running.push(RunningStep { id, what, output: String::new(), started, reminders: 0 });
+        if self.0.kind != Kind::Quiet && !std::mem::replace(&mut state.ticking, true) {
             let screen = self.clone();
-            // A thread, since the runtime's only one may be busy. Without it nothing moves, that is all.
+            // A thread, as the runtime's only thread may be busy. If it cannot start, the line is just not updated.
             _ = std::thread::Builder::new().name("screen".into()).spawn(move || screen.tick());
         }
-        self.0.begun.notify_one();
+        self.0.step_begun.notify_one();
         id
     }
 
-    /// A line of a step's output.
+    /// Shows a line of a step's output.
     pub fn heard(&self, id: u64, line: &str) {
         if !self.is_terminal() || line.trim().is_empty() {
             return;
         }
-        if let Some(step) = self.state().under_way.iter_mut().find(|step| step.id == id) {
+        if let Some(step) = self.state().running.iter_mut().find(|step| step.id == id) {
             step.output.clear();
             step.output.extend(line.trim().chars().map(|c| if c == '\t' { ' ' } else { c }).take(200));
         }
@@ -131,19 +132,20 @@ impl Screen {
     pub fn end(&self, id: u64) {
         let mut state = self.state();
         let erase = self.erase(&mut state);
-        state.under_way.retain(|step| step.id != id);
+        state.running.retain(|step| step.id != id);
         write(&erase);
         self.draw(&mut state);
     }
 
-    /// As long as the process lives: draws what is under way, or reminds of it.
+    /// Redraws the last line, or prints reminders, until the process ends.
     fn tick(&self) {
         let mut state = self.state();
         loop {
-            let begun = &self.0.begun;
-            state =
-                begun.wait_while(state, |s| s.under_way.is_empty()).unwrap_or_else(PoisonError::into_inner);
-            let waited = begun.wait_timeout(state, TICK).unwrap_or_else(PoisonError::into_inner);
+            let step_begun = &self.0.step_begun;
+            state = step_begun
+                .wait_while(state, |s| s.running.is_empty())
+                .unwrap_or_else(PoisonError::into_inner);
+            let waited = step_begun.wait_timeout(state, TICK).unwrap_or_else(PoisonError::into_inner);
             state = waited.0;
             self.draw(&mut state);
             self.remind(&mut state);
@@ -154,10 +156,10 @@ impl Screen {
         if !self.is_terminal() {
             return;
         }
-        let line = line(&state.under_way, Instant::now(), width(), |text| self.paint(Ink::Dim, text));
+        let line = line(&state.running, Instant::now(), width(), |text| self.paint(Ink::Dim, text));
         if line != state.drawn {
             let erase = self.erase(state);
-            // Cut off at the edge, so that there is one line to erase, however wide its letters are.
+            // Without line wrap, so that there is one line to erase, however wide its characters are.
             let drawn = if line.is_empty() { String::new() } else { format!("\x1b[?7l{line}\x1b[?7h") };
             write(&format!("{erase}{drawn}"));
             state.drawn = line;
@@ -168,7 +170,7 @@ impl Screen {
         if self.0.kind != Kind::Plain {
             return;
         }
-        for step in &mut state.under_way {
+        for step in &mut state.running {
             let time = step.started.elapsed();
             if time >= REMINDER * (step.reminders + 1) {
                 step.reminders += 1;
@@ -197,17 +199,18 @@ fn width() -> usize {
     if columns == 0 { USUAL_WIDTH } else { columns }
 }
 
-/// `  … installing 2 packages  12 s  Unpacking curl (7.88.1) ...`; several steps side by side without their output.
-/// Empty if there is nothing that takes a while.
-fn line(steps: &[UnderWay], now: Instant, width: usize, dim: impl Fn(&str) -> String) -> String {
+/// The last line: ` … installing 2 packages 12 s Unpacking curl (7.88.1) ...`. Several concurrent steps are shown
+/// without their output. Empty if no step has run for long.
+fn line(steps: &[RunningStep], now: Instant, width: usize, dim: impl Fn(&str) -> String) -> String {
     let long: Vec<_> = steps.iter().filter(|step| now.duration_since(step.started) >= SHORT).collect();
-    let said = |step: &UnderWay| format!("{}  {} s", step.what, now.duration_since(step.started).as_secs());
-    let said: Vec<_> = long.iter().map(|step| said(step)).collect();
-    if said.is_empty() {
+    let describe =
+        |step: &RunningStep| format!("{}  {} s", step.what, now.duration_since(step.started).as_secs());
+    let descriptions: Vec<_> = long.iter().map(|step| describe(step)).collect();
+    if descriptions.is_empty() {
         return String::new();
     }
     let cut = |text: &str, room: usize| text.chars().take(room).collect::<String>();
-    let text = cut(&format!("  … {}", said.join(" · ")), width);
+    let text = cut(&format!("  … {}", descriptions.join(" · ")), width);
     let room = width.saturating_sub(text.chars().count() + 2);
     match long[..] {
         [step] if !step.output.is_empty() && room > 0 => {
@@ -221,21 +224,22 @@ fn line(steps: &[UnderWay], now: Instant, width: usize, dim: impl Fn(&str) -> St
 mod tests {
     use super::*;
 
-    fn step(what: &str, output: &str, seconds: u64) -> UnderWay {
+    fn step(what: &str, output: &str, seconds: u64) -> RunningStep {
         let started = Instant::now() - Duration::from_secs(seconds);
-        UnderWay { id: 0, what: what.into(), output: output.into(), started, reminders: 0 }
+        RunningStep { id: 0, what: what.into(), output: output.into(), started, reminders: 0 }
     }
 
     #[test]
-    fn what_is_under_way_fits_a_line() {
-        let said = |steps: &[UnderWay], width| line(steps, Instant::now(), width, |text| format!("<{text}>"));
-        assert_eq!(said(&[], 80), "");
-        assert_eq!(said(&[step("testing", "", 0)], 80), "", "too short to be told");
-        assert_eq!(said(&[step("testing", "", 3)], 80), "  … testing  3 s");
-        assert_eq!(said(&[step("testing", "ok", 3)], 80), "  … testing  3 s  <ok>");
-        assert_eq!(said(&[step("testing", "a long line", 3)], 24), "  … testing  3 s  <a long>");
-        assert_eq!(said(&[step("testing", "a long line", 3)], 9), "  … testi");
+    fn running_steps_fit_a_line() {
+        let shown =
+            |steps: &[RunningStep], width| line(steps, Instant::now(), width, |text| format!("<{text}>"));
+        assert_eq!(shown(&[], 80), "");
+        assert_eq!(shown(&[step("testing", "", 0)], 80), "", "too short to be shown");
+        assert_eq!(shown(&[step("testing", "", 3)], 80), "  … testing  3 s");
+        assert_eq!(shown(&[step("testing", "ok", 3)], 80), "  … testing  3 s  <ok>");
+        assert_eq!(shown(&[step("testing", "a long line", 3)], 24), "  … testing  3 s  <a long>");
+        assert_eq!(shown(&[step("testing", "a long line", 3)], 9), "  … testi");
         let two = [step("web: testing", "ok", 3), step("db: installing", "", 75)];
-        assert_eq!(said(&two, 80), "  … web: testing  3 s · db: installing  75 s");
+        assert_eq!(shown(&two, 80), "  … web: testing  3 s · db: installing  75 s");
     }
 }

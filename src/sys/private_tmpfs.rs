@@ -1,21 +1,21 @@
-//! A directory for mount points and device nodes that only this process sees.
+//! A private file system for mount points and device nodes, visible to this process alone.
 
 use crate::error::Kind;
 use anyhow::{Context, Result};
 use std::os::unix::fs::DirBuilderExt;
 use sys_mount::{Mount, MountFlags};
 
-/// An empty directory on the host; this process mounts a file system in memory over it, in its own mount namespace, so
-/// that nothing of a run is left there however it ends.
+/// An empty directory on the host. This process mounts a tmpfs over it in its own mount namespace, so nothing of a run
+/// is left there however it ends.
 pub const DIR: &str = "/run/oven";
 
-/// Call it once, after the mount namespace was made private.
+/// Mounts it. Called once, after the mount namespace was made private. Errors: [`Kind::Machine`].
 pub fn make() -> Result<()> {
     std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(DIR)
-        .with_context(|| format!("making {DIR}"))?;
+        .with_context(|| format!("creating {DIR}"))?;
     Mount::builder()
         .fstype("tmpfs")
         .flags(MountFlags::NOSUID | MountFlags::NOEXEC)

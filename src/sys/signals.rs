@@ -1,4 +1,4 @@
-//! Ctrl-C, SIGTERM and a closed terminal: the first asks for a clean end, the second ends at once.
+//! Ctrl-C, SIGTERM and a closed terminal: the first signal requests a clean end, the second ends the process at once.
 
 use crate::error::Kind;
 use anyhow::{Context, Result};
@@ -7,12 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-/// Whether this process was asked to end: for threads that cannot wait for the runtime, which may wait for them.
-static ASKED: AtomicBool = AtomicBool::new(false);
+/// Whether this process was asked to end: for threads that cannot wait for the runtime, as the runtime may wait for
+/// them.
+static STOP_REQUESTED: AtomicBool = AtomicBool::new(false);
 
-/// Whether this process was asked to end.
+/// Whether a signal asked this process to end.
 pub fn is_asked() -> bool {
-    ASKED.load(Ordering::Relaxed)
+    STOP_REQUESTED.load(Ordering::Relaxed)
 }
 
 /// A signal that asks the process to end, with its reason in words: `interrupted`.
@@ -24,28 +25,28 @@ pub enum Signal {
     Second(&'static str),
 }
 
-/// As much as the first thread of a process has.
+/// Bytes: the usual stack of a process's first thread.
 const STACK: usize = 8 << 20;
 
-/// Does all the work in a thread beside the first one, which waits for it. A signal to a process goes to its first
-/// thread, also while that one waits in the kernel for a disk and cannot take it: then nobody would hear of it.
+/// Does all the work in a second thread, for which the first one waits. A signal to a process goes to its first
+/// thread, even if that one waits in the kernel for a disk and cannot take the signal: then it would be lost.
 pub fn beside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     let thread = std::thread::Builder::new().name("oven".to_owned()).stack_size(STACK);
     let thread = thread.spawn(work).expect("a process can have two threads");
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-/// Turns true at the first signal. Local things die with the process, so that the second one may end it at once: also
-/// while the runtime's thread is busy, for this one listens on a thread of its own.
-/// `on_signal` says so to the user; it is called on that thread, before the process ends or is asked to.
+/// Listens for signals. The answer turns true at the first one. The second one may end the process at once, as local
+/// resources end with the process. Listening is done in a separate thread, so it also works while the runtime's thread
+/// is busy.
 pub fn signals(on_signal: impl Fn(Signal) + Send + 'static) -> Result<watch::Receiver<bool>> {
-    let (told, heard) = watch::channel(false);
+    let (sender, receiver) = watch::channel(false);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
-    let inside = runtime.enter();
+    let entered = runtime.enter();
     let listen = |kind| signal(kind).context("listening for signals");
     let (mut interrupt, mut terminate, mut hang_up) =
         (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?, listen(SignalKind::hangup())?);
-    drop(inside);
+    drop(entered);
     let listening = async move {
         let mut next = async || {
             tokio::select! {
@@ -55,8 +56,8 @@ pub fn signals(on_signal: impl Fn(Signal) + Send + 'static) -> Result<watch::Rec
             }
         };
         let why = next().await;
-        ASKED.store(true, Ordering::Relaxed);
-        _ = told.send(true);
+        STOP_REQUESTED.store(true, Ordering::Relaxed);
+        _ = sender.send(true);
         on_signal(Signal::First(why));
         let why = next().await;
         on_signal(Signal::Second(why));
@@ -64,15 +65,15 @@ pub fn signals(on_signal: impl Fn(Signal) + Send + 'static) -> Result<watch::Rec
     };
     let thread = std::thread::Builder::new().name("signals".to_owned());
     thread.spawn(move || runtime.block_on(listening)).context("starting a thread for signals")?;
-    Ok(heard)
+    Ok(receiver)
 }
 
-/// Work that has nothing to clean up: it is let go of at the first signal.
+/// Runs work that has nothing to clean up, and drops it at the first signal. Errors: [`Kind::Interrupted`].
 pub async fn or<T>(stop: &watch::Receiver<bool>, work: impl Future<Output = Result<T>>) -> Result<T> {
     let mut stop = stop.clone();
     tokio::select! {
         biased;
-        // An error: nobody listens to signals any more, and there will be none.
+        // An error means that the listener is gone, so no signal can arrive.
         Ok(_) = stop.wait_for(|stop| *stop) => Err(Kind::Interrupted.error("interrupted")),
         result = work => result,
     }
@@ -84,12 +85,12 @@ mod tests {
 
     #[tokio::test]
     async fn work_ends_by_itself_or_at_a_signal() {
-        let (told, heard) = watch::channel(false);
-        assert_eq!(or(&heard, async { Ok(7) }).await.unwrap(), 7);
-        let hanging = or(&heard, std::future::pending::<Result<()>>());
-        let (ended, _) = tokio::join!(hanging, async { told.send(true) });
+        let (sender, stop) = watch::channel(false);
+        assert_eq!(or(&stop, async { Ok(7) }).await.unwrap(), 7);
+        let hanging = or(&stop, std::future::pending::<Result<()>>());
+        let (ended, _) = tokio::join!(hanging, async { sender.send(true) });
         assert_eq!(Kind::of(&ended.unwrap_err()), Kind::Interrupted);
-        drop(told);
+        drop(sender);
         let (_, nobody) = watch::channel(false);
         assert_eq!(or(&nobody, async { Ok(7) }).await.unwrap(), 7);
     }

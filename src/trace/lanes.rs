@@ -1,4 +1,4 @@
-//! Which lane a span is on: the first of its kind where it nests.
+//! Assigns spans to lanes: to the first lane of its kind on which a span nests.
 
 use super::Lane;
 use serde_json::{Map, Value};
@@ -6,35 +6,35 @@ use std::time::Duration;
 
 #[derive(Default)]
 pub struct Lanes {
-    lanes: Vec<One>,
+    lanes: Vec<LaneSpans>,
     next: u64,
 }
 
-struct One {
+struct LaneSpans {
     pid: u32,
     lane: Lane,
     tid: u32,
-    /// The outermost first.
-    open: Vec<Open>,
+    /// Open spans, the outermost first.
+    open: Vec<OpenSpan>,
 }
 
-struct Open {
+struct OpenSpan {
     id: u64,
     name: String,
     began: Duration,
 }
 
-/// A span that is over.
+/// A span that has ended.
 pub struct Ended {
     pub pid: u32,
     pub tid: u32,
     pub name: String,
     pub began: Duration,
-    pub told: Map<String, Value>,
+    pub args: Map<String, Value>,
 }
 
 impl Lanes {
-    /// Its id; and where it is the first on its lane, that lane's number and name.
+    /// Begins a span. Answers with its id and, if it is on a new lane, that lane's number and name.
     pub fn begin(
         &mut self,
         pid: u32,
@@ -45,49 +45,49 @@ impl Lanes {
     ) -> (u64, Option<(u32, String)>) {
         let id = self.next;
         self.next += 1;
-        let open = Open { id, name: name.to_owned(), began: now };
-        let inside = |one: &One| parent.is_some() && one.open.last().map(|open| open.id) == parent;
-        let free = |one: &One| one.pid == pid && one.lane == lane && one.open.is_empty();
+        let open = OpenSpan { id, name: name.to_owned(), began: now };
+        let inside = |one: &LaneSpans| parent.is_some() && one.open.last().map(|open| open.id) == parent;
+        let free = |one: &LaneSpans| one.pid == pid && one.lane == lane && one.open.is_empty();
         let found = self.lanes.iter().position(inside).or_else(|| self.lanes.iter().position(free));
         if let Some(found) = found {
             self.lanes[found].open.push(open);
             return (id, None);
         }
         let before = self.lanes.iter().filter(|one| one.pid == pid && one.lane == lane).count() as u32;
-        // Lanes of a kind stand together, the kinds in their order. A track has fewer than a thousand of a kind.
+        // Lanes of a kind are adjacent, in the order of the kinds. A track has fewer than a thousand of a kind.
         let tid = lane as u32 * 1000 + before + 1;
-        self.lanes.push(One { pid, lane, tid, open: vec![open] });
+        self.lanes.push(LaneSpans { pid, lane, tid, open: vec![open] });
         let name =
             if before == 0 { lane.name().to_owned() } else { format!("{} {}", lane.name(), before + 1) };
         (id, Some((tid, name)))
     }
 
-    /// Ends a span, and what is in it. Nothing if it is over.
-    pub fn end(&mut self, id: u64, told: Map<String, Value>) -> Vec<Ended> {
-        let place = |one: &One| one.open.iter().position(|open| open.id == id);
+    /// Ends a span and the spans inside of it. Empty if it has ended already.
+    pub fn end(&mut self, id: u64, args: Map<String, Value>) -> Vec<Ended> {
+        let place = |one: &LaneSpans| one.open.iter().position(|open| open.id == id);
         let found = self.lanes.iter().enumerate().find_map(|(index, one)| Some((index, place(one)?)));
         let Some((index, at)) = found else { return Vec::new() };
         let one = &mut self.lanes[index];
         let (pid, tid) = (one.pid, one.tid);
-        let mut told = Some(told);
-        let ended = one.open.drain(at..).map(|Open { id: of, name, began }| {
-            let told = if of == id { told.take().unwrap_or_default() } else { unfinished() };
-            Ended { pid, tid, name, began, told }
+        let mut args = Some(args);
+        let ended = one.open.drain(at..).map(|OpenSpan { id: of, name, began }| {
+            let args = if of == id { args.take().unwrap_or_default() } else { unfinished() };
+            Ended { pid, tid, name, began, args }
         });
         ended.collect()
     }
 
-    /// Ends everything.
+    /// Ends all open spans.
     pub fn end_all(&mut self) -> Vec<Ended> {
         let mut all = Vec::new();
         for one in &mut self.lanes {
             let (pid, tid) = (one.pid, one.tid);
-            all.extend(one.open.drain(..).map(|Open { name, began, .. }| Ended {
+            all.extend(one.open.drain(..).map(|OpenSpan { name, began, .. }| Ended {
                 pid,
                 tid,
                 name,
                 began,
-                told: unfinished(),
+                args: unfinished(),
             }));
         }
         all

@@ -1,9 +1,9 @@
-//! A trace of the run: what took how long, and what ran beside what. A Chrome trace (the Trace Event Format, in JSON),
-//! for Perfetto or chrome://tracing.
+//! A trace of the run: what took how long, and what ran concurrently. A Chrome trace (the Trace Event Format, in
+//! JSON), for Perfetto or chrome://tracing.
 //!
-//! Each image is a [`Track`]; what a track does at the same time is on lanes beside each other, and on one lane spans
-//! only ever nest. The file is whole after every write: a run that is killed leaves one, too. Without `--trace` all of
-//! this does nothing.
+//! Each image is a [`Track`]. Concurrent spans of a track are on different lanes, and spans of one lane only nest. The
+//! file is valid JSON after every write, so a killed run leaves a usable one. Without `--trace` all of this does
+//! nothing.
 
 mod lanes;
 #[cfg(test)]
@@ -23,14 +23,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-/// A counter is written so often at most: a bake moves thousands of blocks.
-const COUNTED_EVERY: Duration = Duration::from_millis(50);
-/// A name is cut off there; a command's words may be a script.
+/// The shortest time between two events of a counter, as a bake transfers thousands of blocks.
+const COUNTER_INTERVAL: Duration = Duration::from_millis(50);
+/// Longer names are cut off: the arguments of a command may contain a script.
 const NAME_MAX: usize = 120;
-/// The same for what is told of a span beside its name.
+/// The same for a span's other texts.
 const TEXT_MAX: usize = 2000;
 
-/// What all events end with, and each one writes over.
+/// The end of the file, which each event overwrites.
 const END: &str = "\n]}\n";
 
 /// The file. Cheap to clone.
@@ -45,10 +45,10 @@ struct Shared {
 
 struct State {
     file: File,
-    /// Where the next event is written: [`END`] stands there.
+    /// The position of the next event, where [`END`] is now.
     end: u64,
     events: u64,
-    /// Why it is not whole, after the first write that failed.
+    /// The first write error, after which the file is incomplete.
     broken: Option<std::io::Error>,
     lanes: Lanes,
     tracks: u32,
@@ -56,16 +56,16 @@ struct State {
     ended: bool,
 }
 
-/// What one image does; or the run, beside its images. The default is one that is not traced. Cheap to clone.
+/// The track of one image, or of the run itself. The default is not traced. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Track(Option<(Trace, u32)>);
 
 /// Lanes of one kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Lane {
-    /// A bake, in it its steps, in them their commands.
+    /// A bake, its steps, and their commands.
     Steps,
-    /// What is waited for.
+    /// Waiting.
     Waits,
     Ec2,
     Ebs,
@@ -82,46 +82,46 @@ impl Lane {
     }
 }
 
-/// Names a span, for spans inside of it.
+/// The id of a span, for spans inside of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SpanId(u64);
 
-/// Something under way, until it is dropped.
+/// A span of time, which ends when it is dropped.
 #[must_use = "it ends when it is dropped"]
 #[derive(Default)]
 pub struct Span {
     of: Option<(Trace, SpanId)>,
-    told: Map<String, Value>,
+    args: Map<String, Value>,
 }
 
-/// A sum that grows, shown as a curve.
+/// A growing sum, shown as a curve.
 pub struct Counter {
     track: Track,
     name: &'static str,
     sum: AtomicU64,
-    /// When it was written last, in microseconds of the trace.
+    /// The time of its last event, since the beginning of the trace.
     written: Mutex<Option<Duration>>,
 }
 
 tokio::task_local! {
-    static HERE: Track;
+    static CURRENT_TRACK: Track;
 }
 
 impl Trace {
-    /// Begins the file. A failure, before any work: it cannot be written.
+    /// Creates the file. Errors: [`Kind::Usage`] if it cannot be written.
     pub fn create(path: &Path) -> Result<Self> {
         let mut options = File::options();
-        // A pipe is refused, and not waited for.
+        // O_NONBLOCK: opening a pipe without a reader fails instead of blocking.
         options.write(true).create(true).truncate(true).custom_flags(libc::O_NONBLOCK);
         let file = options.open(path);
         let file = file.map_err(|e| {
-            Kind::Usage
-                .failure(format!("{}: {e}", path.display()))
-                .hint("It is --trace that names this file.")
+            Kind::Usage.failure(format!("{}: {e}", path.display())).hint("Choose another file for --trace.")
         })?;
         if !file.metadata().is_ok_and(|about| about.is_file()) {
-            let failure = Kind::Usage.failure(format!("{} is no file", path.display()));
-            return Err(failure.hint("A trace is written over its own end: into a file alone.").into());
+            let failure = Kind::Usage.failure(format!("{} is not a regular file", path.display()));
+            return Err(failure
+                .hint("A trace overwrites its own end, so it can only be written to a regular file.")
+                .into());
         }
         let about = json!({
             "program": format!("oven {}", env!("CARGO_PKG_VERSION")),
@@ -155,13 +155,13 @@ impl Trace {
         Track(Some((self.clone(), pid)))
     }
 
-    /// From now on these are told nowhere.
+    /// Masks these secrets from now on.
     pub fn hide(&self, secrets: &Secrets) {
         let mut state = self.state();
         state.secrets = state.secrets.with(secrets);
     }
 
-    /// Ends what is still under way. A failure: the file does not hold everything.
+    /// Ends all open spans. Errors: the file is incomplete.
     pub fn end(&self) -> Result<()> {
         let now = self.now();
         let mut state = self.state();
@@ -192,7 +192,7 @@ impl State {
         let text = format!("{}{event}", if self.events == 0 { "\n" } else { ",\n" });
         match self.file.write_all_at(format!("{text}{END}").as_bytes(), self.end) {
             Ok(()) => (self.end, self.events) = (self.end + text.len() as u64, self.events + 1),
-            // A full disk must not stop a bake, nor the clean-up that would free it. What is there stays whole.
+            // A full disk must not stop a bake, nor the clean-up that would free space. The file stays valid.
             Err(error) => {
                 self.broken = Some(error);
                 _ = self.file.write_all_at(END.as_bytes(), self.end);
@@ -202,15 +202,15 @@ impl State {
     }
 
     fn span(&mut self, ended: Ended, now: Duration) {
-        let Ended { pid, tid, name, began, told } = ended;
+        let Ended { pid, tid, name, began, args } = ended;
         let event = json!({
             "ph": "X", "pid": pid, "tid": tid, "name": self.short(&name, NAME_MAX),
-            "ts": micros(began), "dur": micros(now) - micros(began), "args": told,
+            "ts": micros(began), "dur": micros(now) - micros(began), "args": args,
         });
         self.event(event);
     }
 
-    /// Masked before it is cut off: half a secret is not found.
+    /// Masks secrets before it cuts the text off: half of a secret would not be found.
     fn short(&self, text: &str, max: usize) -> String {
         let text = printable(text);
         let masked = self.secrets.mask(&text);
@@ -221,27 +221,27 @@ impl State {
     }
 }
 
-/// Whole: what ends when another begins does not overlap it by a rounding.
+/// Whole microseconds: a span that ends when the next begins does not overlap it by a rounding error.
 fn micros(time: Duration) -> u64 {
     time.as_micros() as u64
 }
 
 impl Track {
-    /// That of the future which is running ([`Track::follow`]). Threads have none: hand it to them.
+    /// The track of the current future ([`Track::follow`]). Threads have none: pass it to them.
     pub fn here() -> Self {
-        HERE.try_with(Clone::clone).unwrap_or_default()
+        CURRENT_TRACK.try_with(Clone::clone).unwrap_or_default()
     }
 
-    /// All that the future does is on this track, also where nobody hands it on.
+    /// Runs the future with this as its current track.
     pub async fn follow<F: Future>(self, future: F) -> F::Output {
-        HERE.scope(self, future).await
+        CURRENT_TRACK.scope(self, future).await
     }
 
     pub fn span(&self, lane: Lane, name: &str) -> Span {
         self.begin(lane, name, None)
     }
 
-    /// A span inside of another one, or beside it where that is over or has one in it already.
+    /// Begins a span inside of another one, or next to it if that one has ended or contains a running one.
     pub fn within(&self, parent: Option<SpanId>, lane: Lane, name: &str) -> Span {
         self.begin(lane, name, parent)
     }
@@ -261,10 +261,10 @@ impl Track {
                 json!({"ph": "M", "name": "thread_sort_index", "pid": pid, "tid": tid, "args": order}),
             );
         }
-        Span { of: Some((trace.clone(), SpanId(id))), told: Map::new() }
+        Span { of: Some((trace.clone(), SpanId(id))), args: Map::new() }
     }
 
-    /// Something that has a time and no length.
+    /// Records an event without a duration.
     pub fn mark(&self, name: &str) {
         let Some((trace, pid)) = &self.0 else { return };
         let now = trace.now();
@@ -289,14 +289,14 @@ impl Span {
         self.of.as_ref().map(|(_, id)| *id)
     }
 
-    /// Something to be seen beside its name.
+    /// Adds a value that is shown with the span.
     pub fn tell(&mut self, key: &str, value: impl Into<Value>) {
         let Some((trace, _)) = &self.of else { return };
         let value = match value.into() {
             Value::String(text) => trace.state().short(&text, TEXT_MAX).into(),
             other => other,
         };
-        self.told.insert(key.to_owned(), value);
+        self.args.insert(key.to_owned(), value);
     }
 }
 
@@ -305,7 +305,7 @@ impl Drop for Span {
         let Some((trace, id)) = self.of.take() else { return };
         let now = trace.now();
         let mut state = trace.state();
-        let ended = state.lanes.end(id.0, std::mem::take(&mut self.told));
+        let ended = state.lanes.end(id.0, std::mem::take(&mut self.args));
         ended.into_iter().for_each(|ended| state.span(ended, now));
     }
 }
@@ -315,9 +315,9 @@ impl Counter {
         let sum = self.sum.fetch_add(more, Ordering::Relaxed) + more;
         let Some((trace, _)) = &self.track.0 else { return };
         let now = trace.now();
-        // Whoever finds it taken leaves the writing to the other.
+        // If another thread is writing, it is enough that that one does.
         let Ok(mut written) = self.written.try_lock() else { return };
-        if written.is_none_or(|before| now >= before + COUNTED_EVERY) {
+        if written.is_none_or(|last| now >= last + COUNTER_INTERVAL) {
             *written = Some(now);
             self.write(sum, now);
         }
@@ -329,9 +329,9 @@ impl Counter {
 
     fn write(&self, sum: u64, now: Duration) {
         let Some((trace, pid)) = &self.track.0 else { return };
-        let told = json!({"sum": sum});
+        let args = json!({"sum": sum});
         let event =
-            json!({"ph": "C", "pid": pid, "tid": 0, "name": self.name, "ts": micros(now), "args": told});
+            json!({"ph": "C", "pid": pid, "tid": 0, "name": self.name, "ts": micros(now), "args": args});
         trace.state().event(event);
     }
 }

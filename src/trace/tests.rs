@@ -6,7 +6,7 @@ fn trace() -> (tempfile::TempDir, Trace) {
     (dir, trace)
 }
 
-/// All events; a failure if the file is not whole.
+/// All events; panics if the file is not valid JSON.
 fn events(dir: &tempfile::TempDir) -> Vec<Value> {
     let text = std::fs::read(dir.path().join("trace.json")).unwrap();
     let mut trace: Value = serde_json::from_slice(&text).expect("the file is JSON at any time");
@@ -23,7 +23,7 @@ fn spans(dir: &tempfile::TempDir) -> Vec<(u64, String, u64, u64)> {
 }
 
 #[test]
-fn the_file_is_whole_after_every_event() {
+fn the_file_is_valid_after_every_event() {
     let (dir, trace) = trace();
     assert!(events(&dir).is_empty());
     let track = trace.track("web");
@@ -32,7 +32,7 @@ fn the_file_is_whole_after_every_event() {
     let inner = track.within(outer.id(), Lane::Steps, "inner");
     drop(inner);
     assert_eq!(spans(&dir).len(), 1);
-    // What a killed run would leave: the ended one, in a file that can be read.
+    // What a killed run would leave: the ended span, in a valid file.
     let names: Vec<_> = events(&dir).iter().map(|event| event["name"].clone()).collect();
     assert_eq!(names, ["process_name", "process_sort_index", "thread_name", "thread_sort_index", "inner"]);
     drop(outer);
@@ -42,7 +42,7 @@ fn the_file_is_whole_after_every_event() {
 }
 
 #[test]
-fn what_overlaps_is_on_lanes_of_its_own() {
+fn overlapping_spans_are_on_different_lanes() {
     let (dir, trace) = trace();
     let (one, two) = (trace.track("one"), trace.track("two"));
     let root = one.span(Lane::Steps, "root");
@@ -65,7 +65,7 @@ fn what_overlaps_is_on_lanes_of_its_own() {
 }
 
 #[test]
-fn what_ends_takes_along_what_is_in_it() {
+fn a_span_ends_the_spans_inside_of_it() {
     let (dir, trace) = trace();
     let track = trace.track("web");
     let outer = track.span(Lane::Steps, "outer");
@@ -73,7 +73,7 @@ fn what_ends_takes_along_what_is_in_it() {
     drop(outer);
     assert_eq!(spans(&dir).len(), 2);
     drop(inner);
-    assert_eq!(spans(&dir).len(), 2, "it is not told twice");
+    assert_eq!(spans(&dir).len(), 2, "a span is written once");
     let open = track.span(Lane::Waits, "a volume");
     trace.end().unwrap();
     let last = events(&dir).pop().unwrap();
@@ -101,7 +101,7 @@ fn secrets_are_masked_before_names_are_cut_off() {
 }
 
 #[test]
-fn counters_are_written_now_and_then_and_at_last() {
+fn counters_are_written_from_time_to_time_and_at_the_end() {
     let (dir, trace) = trace();
     let counter = Arc::new(trace.track("web").counter("bytes fetched"));
     let threads: Vec<_> = (0..4)
@@ -118,7 +118,7 @@ fn counters_are_written_now_and_then_and_at_last() {
 }
 
 #[tokio::test]
-async fn a_future_knows_its_track_and_others_none() {
+async fn a_future_has_its_track_and_others_have_none() {
     let (dir, trace) = trace();
     Track::here().span(Lane::Ec2, "nowhere").tell("a", 1);
     let follow = |name: &'static str| {
@@ -138,10 +138,12 @@ async fn a_future_knows_its_track_and_others_none() {
 }
 
 #[test]
-fn a_file_that_cannot_be_written_is_told_first_or_last_and_never_in_between() {
-    for (path, what) in
-        [("/", "Is a directory"), ("/no/such/dir/t.json", "No such file"), ("/dev/null", "is no file")]
-    {
+fn a_write_error_is_reported_at_the_beginning_or_at_the_end_only() {
+    for (path, what) in [
+        ("/", "Is a directory"),
+        ("/no/such/dir/t.json", "No such file"),
+        ("/dev/null", "is not a regular file"),
+    ] {
         let error = Trace::create(Path::new(path)).err().unwrap();
         assert_eq!(Kind::of(&error), Kind::Usage);
         assert!(error.to_string().contains(path) && error.to_string().contains(what), "{error}");
@@ -150,7 +152,7 @@ fn a_file_that_cannot_be_written_is_told_first_or_last_and_never_in_between() {
     let pipe = dir.path().join("pipe");
     rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RWXU).unwrap();
     let error = Trace::create(&pipe).err().unwrap();
-    assert_eq!(Kind::of(&error), Kind::Usage, "nobody reads it, and nobody waits: {error}");
+    assert_eq!(Kind::of(&error), Kind::Usage, "a pipe without a reader does not block: {error}");
     let track = trace.track("web");
     let path = dir.path().join("trace.json");
     trace.state().file = File::open(&path).unwrap();

@@ -62,7 +62,7 @@ fn faults(world: &World, path: &str) -> Vec<(String, String)> {
 }
 
 const ANSWERS: &str = "it answers every request";
-const SOUND: &str = "answers are sound";
+const SOUND: &str = "answers are valid";
 
 #[test]
 fn each_fails_with_the_reason() {
@@ -79,7 +79,7 @@ fn each_fails_with_the_reason() {
             "path",
             Fault::Jq("[\"/bin/pkg\", \"add\"]", "[\"/../bin/pkg\", \"add\"]"),
             SOUND,
-            "is not plain: no `..`",
+            "is not normalized",
         ),
         (
             "relative",
@@ -90,12 +90,12 @@ fn each_fails_with_the_reason() {
         ("network", Fault::Jq(TIMEOUT, "timeout: 600, network: true"), SOUND, "does not say `network`"),
         ("forever", Fault::Jq(TIMEOUT, "timeout: 0"), SOUND, "timeout: 0 seconds"),
         ("nameless", Fault::Jq("\"installing packages\"", "\"\""), SOUND, "why is empty"),
-        ("everything", Fault::Jq(CLAIM, "\"exact\""), "unknown systems get no", "an ID that nobody has"),
+        ("everything", Fault::Jq(CLAIM, "\"exact\""), "it does not claim unknown systems", "an unknown ID"),
         (
             "lenient",
             Fault::Jq("(keys - [\"api\", if", "(keys - [\"oven_check\", \"api\", if"),
             "unknown fields",
-            "a field that nobody knows",
+            "an unknown field",
         ),
         ("later", Fault::Jq(".api != 1", ".api > 2"), "unknown fields", "a later version"),
         (
@@ -122,22 +122,22 @@ fn each_fails_with_the_reason() {
                 "([\"/bin/pkg\", \"add\"] + $names)",
                 "[\"sh\", \"-c\", \"pkg add \\($names | join(\" \"))\"]",
             ),
-            "names are only names",
-            "it is in a script for sh",
+            "names of packages do not become",
+            "part of a script for sh",
         ),
         (
             "option",
             Fault::Careless("\"installing packages\"", "\"installing them\""),
-            "names are only names",
-            "would take it for an option",
+            "names of packages do not become",
+            "would read it as an option",
         ),
         (
             "unproven",
             Fault::Jq("expect: {packages: [$names[] | {name: .}]},", ""),
             "it claims a system",
-            "nothing proves afterwards",
+            "nothing verifies afterwards",
         ),
-        ("garbage", Fault::Instead("echo hello"), ANSWERS, "is not what the contract says"),
+        ("garbage", Fault::Instead("echo hello"), ANSWERS, "does not follow the contract"),
         ("nothing", Fault::Instead(":"), ANSWERS, "is empty"),
         ("huge", Fault::Instead("yes"), ANSWERS, "more than 4 MiB"),
         ("crash", Fault::Instead("kill -SEGV $$"), ANSWERS, "killed by SIGSEGV"),
@@ -145,13 +145,13 @@ fn each_fails_with_the_reason() {
             "code",
             Fault::Instead("echo the moon is wrong >&2; exit 3"),
             ANSWERS,
-            "exit status 3; it says: the moon is wrong",
+            "exit status 3; standard error: the moon is wrong",
         ),
         (
             "words",
             Fault::First("echo by the way >&2"),
             ANSWERS,
-            "writes to standard error; it says: by the way",
+            "writes to standard error; standard error: by the way",
         ),
         ("daemon", Fault::First("sleep 86399 >/dev/null 2>&1 &"), ANSWERS, "left processes running: sleep"),
         (
@@ -190,7 +190,7 @@ fn what_is_no_program_says_so() {
     let world = World::empty();
     for (name, text, words) in [
         ("binary", "\u{1}\u{2}", "neither a program nor a script that begins with `#!`"),
-        ("interpreter", "#!/usr/bin/no-such\n", "names a program that is not there"),
+        ("interpreter", "#!/usr/bin/no-such\n", "names a program that does not exist"),
     ] {
         let path = plugin(&world, name, text);
         let (out, _) = world.expect(3, &["plugin", "check", path.to_str().unwrap()]);
@@ -220,17 +220,21 @@ fn one_that_hangs_is_killed_and_its_disk_is_released() {
     nobody_sleeps(8);
 }
 
-/// An answer that is not sound is not executed.
+/// An invalid answer is not executed.
 #[test]
 fn a_bake_believes_nothing_that_the_check_refuses() {
     let world = tiny();
     world.write("image/image.toml", "name = \"image\"\nfrom = { name = \"tiny\" }\npackages = [\"hello\"]\n");
     for (name, fault, words) in [
-        ("network", Fault::Jq(TIMEOUT, "timeout: 600, network: true"), "steps[0]: install with the network"),
+        (
+            "network",
+            Fault::Jq(TIMEOUT, "timeout: 600, network: true"),
+            "steps[0]: a step of phase install has `network`",
+        ),
         ("path", Fault::Jq("[\"/bin/pkg\", \"add\"]", "[\"../pkg\", \"add\"]"), "is not absolute"),
         ("field", Fault::Jq(TIMEOUT, "timeout: 600, time_out: 1"), "unknown field `time_out`"),
         ("daemon", Fault::First("sleep 86397 >/dev/null 2>&1 &"), "left processes running: sleep"),
-        ("fails", Fault::Instead("echo no moon >&2; exit 3"), "it says: no moon"),
+        ("fails", Fault::Instead("echo no moon >&2; exit 3"), "standard error: no moon"),
     ] {
         let path = with(&world, name, &fault);
         let (_, err) = world.expect(8, &["--plugin", &path, "bake", "image"]);

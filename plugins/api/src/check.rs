@@ -1,5 +1,5 @@
-//! The conformance suite: what every plugin has to hold to, tried from outside, through the text that is spoken. So an
-//! executable and a [`Distro`] in Rust are tried alike.
+//! The conformance suite for plugins. It tests a plugin through its JSON requests and answers, so an executable and a
+//! [`Distro`] in Rust are tested alike.
 
 mod difference;
 mod heeds;
@@ -14,13 +14,14 @@ pub use difference::difference;
 use serde_json::{Value, json};
 use std::fmt;
 
-/// Who answers requests.
+/// A plugin that answers JSON requests.
 pub trait Speaker {
-    /// The answer to a request, both as text. An error says why there is none: it crashed, it took too long.
+    /// The answer to a request, both as JSON text. The error says why there is none: a crash or a timeout, for
+    /// example.
     fn ask(&self, verb: &str, request: &str) -> Result<String, String>;
 }
 
-/// A plugin in Rust, spoken to as if it were an executable.
+/// A plugin in Rust, called as if it were an executable.
 pub struct InProcess<'a>(pub &'a dyn Distro);
 
 impl Speaker for InProcess<'_> {
@@ -29,16 +30,16 @@ impl Speaker for InProcess<'_> {
     }
 }
 
-/// A golden plan: a job, and the answer that its author looked at.
+/// A golden plan: a job, and the answer that its author reviewed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Case {
     pub name: String,
     pub job: Job,
-    /// `None`: not written down yet.
+    /// `None`: not stored yet.
     pub answer: Option<Result<Plan, Refused>>,
 }
 
-/// What is tried, in the order in which it is told.
+/// The rules of the suite, in the order in which they are reported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Rule {
     Answers,
@@ -69,24 +70,26 @@ impl Rule {
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Answers => "it answers every request, in time and in the contract's form",
-            Self::Sound => "answers are sound: phases in order, paths inside, network for fetch steps alone",
+            Self::Answers => "it answers every request in time, in the form that the contract defines",
+            Self::Sound => {
+                "answers are valid: phases in order, paths inside the image, network for fetch steps alone"
+            }
             Self::Deterministic => "the same request gets the same answer",
-            Self::Unknown => "unknown systems get no",
-            Self::Plans => "it claims a system, plans for it, and proves that packages are there",
+            Self::Unknown => "it does not claim unknown systems",
+            Self::Plans => "it claims a system, plans for it, and verifies that packages are installed",
             Self::Strict => "unknown fields, kinds and versions are refused",
-            Self::Heeds => "nothing that a job asks for is passed over in silence",
-            Self::Names => "names are only names: no option, no script",
+            Self::Heeds => "it ignores nothing that a job asks for",
+            Self::Names => "names of packages do not become options or parts of scripts",
             Self::Golden => "golden plans",
         })
     }
 }
 
-/// What was found.
+/// The result of the suite.
 #[derive(Debug, Default)]
 pub struct Findings {
     faults: Vec<(Rule, String)>,
-    /// Not all was tried: it claims nothing, or left too many requests without an answer.
+    /// The suite did not finish: the plugin claims no system, or left too many requests without an answer.
     pub incomplete: bool,
 }
 
@@ -95,7 +98,7 @@ impl Findings {
         self.faults.is_empty()
     }
 
-    /// What breaks a rule.
+    /// The faults that break this rule.
     pub fn of(&self, rule: Rule) -> impl Iterator<Item = &str> {
         self.faults.iter().filter(move |(broken, _)| *broken == rule).map(|(_, fault)| fault.as_str())
     }
@@ -108,27 +111,27 @@ impl Findings {
     }
 }
 
-/// One line for each fault, and nothing if there is none.
+/// One line for each fault; empty if there is none.
 impl fmt::Display for Findings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.faults.iter().try_for_each(|(rule, fault)| writeln!(f, "{rule}: {fault}"))
     }
 }
 
-/// The systems that a plugin is shown, by name.
+/// The systems of which the suite asks a plugin, by name.
 pub fn systems() -> Vec<(String, OsRelease)> {
     samples::known().into_iter().map(|(name, text)| (name, OsRelease::parse(text))).collect()
 }
 
-/// After so many requests without an answer the others are not tried: each may take as long as it is given.
-const GIVE_UP: usize = 3;
+/// The suite stops after this many requests without an answer, as each may take the whole timeout.
+const MAX_SILENT: usize = 3;
 
-/// Tries a plugin in Rust: `assert!(findings.is_fine(), "{findings}")`.
+/// Tests a plugin in Rust: `assert!(findings.is_fine(), "{findings}")`.
 pub fn check(distro: &dyn Distro, cases: &[Case]) -> Findings {
     check_speaker(&InProcess(distro), cases)
 }
 
-/// Tries whoever answers.
+/// Tests any plugin.
 pub fn check_speaker(speaker: &dyn Speaker, cases: &[Case]) -> Findings {
     let mut suite = Suite { speaker, findings: Findings::default(), silent: 0 };
     suite.run(cases);
@@ -136,7 +139,7 @@ pub fn check_speaker(speaker: &dyn Speaker, cases: &[Case]) -> Findings {
     suite.findings
 }
 
-/// The answers to golden plans' requests as they are now, to be written down. An error names the case.
+/// The current answers to the golden plans' jobs, to be stored. The error names the case.
 pub fn answers(speaker: &dyn Speaker, cases: &[Case]) -> Result<Vec<Result<Plan, Refused>>, String> {
     let answer = |case: &Case| {
         let answer = speaker.ask("plan", &text(&PlanRequest::new(&case.job)));
@@ -153,27 +156,27 @@ struct Suite<'a> {
     silent: usize,
 }
 
-/// The plugin did not answer often enough.
-struct GaveUp;
+/// The plugin left too many requests without an answer.
+struct TooSilent;
 
-type Tried<T> = Result<T, GaveUp>;
+type TestResult<T> = Result<T, TooSilent>;
 
 impl Suite<'_> {
     fn run(&mut self, cases: &[Case]) {
-        self.findings.incomplete = !matches!(self.all(cases), Ok(true));
+        self.findings.incomplete = !matches!(self.run_all(cases), Ok(true));
     }
 
-    /// Whether there was a system to try the rest with.
-    fn all(&mut self, cases: &[Case]) -> Tried<bool> {
-        let own = self.systems(cases)?;
-        let golden = self.golden(cases)?;
+    /// Answers whether there was a system on which all rules could be tested.
+    fn run_all(&mut self, cases: &[Case]) -> TestResult<bool> {
+        let own = self.test_claims(cases)?;
+        let golden = self.test_golden(cases)?;
         let Some((os, claims)) = own else { return Ok(false) };
-        self.strict(&os)?;
+        self.test_strictness(&os)?;
         let job = match golden {
-            Some(job) => Job { packages: Vec::new(), ..blank(&job) },
+            Some(job) => Job { packages: Vec::new(), ..job_without_requests(&job) },
             None => {
                 let present = claims.look_for.iter().map(|path| (path.clone(), true)).collect();
-                Job { os_release: os, present, ..blank(&Job::default()) }
+                Job { os_release: os, present, ..job_without_requests(&Job::default()) }
             }
         };
         heeds::run(self, &job)?;
@@ -185,8 +188,8 @@ impl Suite<'_> {
         self.findings.add(rule, fault);
     }
 
-    /// Asks twice, and compares.
-    fn ask(&mut self, about: &str, verb: &str, request: &str) -> Tried<Option<String>> {
+    /// Sends the request twice and compares the answers.
+    fn ask(&mut self, about: &str, verb: &str, request: &str) -> TestResult<Option<String>> {
         let (first, second) = (self.speaker.ask(verb, request), self.speaker.ask(verb, request));
         for answer in [&first, &second] {
             if let Err(why) = answer {
@@ -194,8 +197,8 @@ impl Suite<'_> {
                 self.silent += 1;
             }
         }
-        if self.silent >= GIVE_UP {
-            return Err(GaveUp);
+        if self.silent >= MAX_SILENT {
+            return Err(TooSilent);
         }
         let (Ok(first), Ok(second)) = (first, second) else { return Ok(None) };
         let same = match (serde_json::from_str::<Value>(&first), serde_json::from_str::<Value>(&second)) {
@@ -209,7 +212,7 @@ impl Suite<'_> {
         Ok(Some(first))
     }
 
-    fn claims(&mut self, about: &str, os: &OsRelease) -> Tried<Option<Claims>> {
+    fn claims(&mut self, about: &str, os: &OsRelease) -> TestResult<Option<Claims>> {
         let request = text(&ClaimsRequest::new(os));
         let Some(answer) = self.ask(about, "claims", &request)? else { return Ok(None) };
         let claims = match ClaimsAnswer::read(&answer) {
@@ -229,8 +232,8 @@ impl Suite<'_> {
         Ok(Some(claims))
     }
 
-    /// A plan, or a refusal; `None` if there is no answer that can be understood.
-    fn plan(&mut self, about: &str, job: &Job) -> Tried<Option<Result<Plan, Refused>>> {
+    /// A plan or a refusal; `None` if there is no answer that can be parsed.
+    fn plan(&mut self, about: &str, job: &Job) -> TestResult<Option<Result<Plan, Refused>>> {
         let Some(answer) = self.ask(about, "plan", &text(&PlanRequest::new(job)))? else { return Ok(None) };
         match PlanAnswer::read(&answer) {
             Ok(Ok(plan)) => {
@@ -252,8 +255,8 @@ impl Suite<'_> {
         }
     }
 
-    /// Claims on known and unknown systems; the plugin's own with the best claim.
-    fn systems(&mut self, cases: &[Case]) -> Tried<Option<(OsRelease, Claims)>> {
+    /// Tests the claims on known and unknown systems. Answers with the system that the plugin claims best.
+    fn test_claims(&mut self, cases: &[Case]) -> TestResult<Option<(OsRelease, Claims)>> {
         let of_cases = cases.iter().map(|case| (case.name.clone(), case.job.os_release.clone()));
         let mut own: Vec<(OsRelease, Claims)> = Vec::new();
         for (name, os) in of_cases.chain(systems()) {
@@ -263,7 +266,7 @@ impl Suite<'_> {
                 own.push((os, claims));
             }
         }
-        // The first of the best: the author's own cases come first.
+        // The first of the best claims; the author's own cases come first.
         let best = own.iter().map(|(_, claims)| claims.claim).max().unwrap_or(Claim::No);
         let own = own.into_iter().find(|(_, claims)| claims.claim == best);
         let mut unknown: Vec<_> =
@@ -274,12 +277,12 @@ impl Suite<'_> {
                     os.0.iter().map(|(field, value)| (format!("OVEN_{field}"), value.clone())).collect(),
                 );
                 other.0.insert("ID".into(), "oven-check".into());
-                unknown.push(("another ID, and its own in other fields", other));
+                unknown.push(("another ID, and its own values in other fields", other));
             }
             None if self.findings.is_fine() => {
                 self.fault(
                     Rule::Plans,
-                    "it claims none of the systems that it was shown: give it a golden plan of its own",
+                    "it claims none of the suite's systems: add a golden plan for the system that it supports",
                 );
             }
             None => {}
@@ -295,31 +298,31 @@ impl Suite<'_> {
         Ok(own)
     }
 
-    /// The golden plans; the first job for which there is a plan with steps.
-    fn golden(&mut self, cases: &[Case]) -> Tried<Option<Job>> {
-        let mut good = None;
+    /// Tests the golden plans. Answers with the first job for which there is a plan with steps.
+    fn test_golden(&mut self, cases: &[Case]) -> TestResult<Option<Job>> {
+        let mut first = None;
         for case in cases {
             let Some(now) = self.plan(&format!("({})", case.name), &case.job)? else { continue };
-            if good.is_none() && now.as_ref().is_ok_and(|plan| !plan.steps.is_empty()) {
-                good = Some(case.job.clone());
+            if first.is_none() && now.as_ref().is_ok_and(|plan| !plan.steps.is_empty()) {
+                first = Some(case.job.clone());
             }
             match &case.answer {
-                None => self.fault(Rule::Golden, format!("{}: no plan is written down yet", case.name)),
-                Some(kept) => {
-                    let [kept, now] = [kept, &now].map(|answer| value(&PlanAnswer::new(answer.clone())));
-                    if let Some(what) = difference(&kept, &now) {
+                None => self.fault(Rule::Golden, format!("{}: no plan is stored yet", case.name)),
+                Some(stored) => {
+                    let [stored, now] = [stored, &now].map(|answer| value(&PlanAnswer::new(answer.clone())));
+                    if let Some(what) = difference(&stored, &now) {
                         self.fault(Rule::Golden, format!("{}: {what}", case.name));
                     }
                 }
             }
         }
-        Ok(good)
+        Ok(first)
     }
 
-    /// Requests of a later version, and requests with what nobody knows yet.
-    fn strict(&mut self, os: &OsRelease) -> Tried<()> {
+    /// Sends requests of a later version, and requests with unknown fields.
+    fn test_strictness(&mut self, os: &OsRelease) -> TestResult<()> {
         let claims = value(&ClaimsRequest::new(os));
-        let job = Job { os_release: os.clone(), ..blank(&Job::default()) };
+        let job = Job { os_release: os.clone(), ..job_without_requests(&Job::default()) };
         let plan = value(&PlanRequest::new(&job));
         let with = |request: &Value, at: &str, added: Value| {
             let mut request = request.clone();
@@ -335,30 +338,30 @@ impl Suite<'_> {
         let kind = json!({"packages": [{"kind": "oven_check", "name": "tree"}]});
         let field = json!({"packages": [{"kind": "named", "name": "tree", "oven_check": true}]});
         for (verb, about, request) in [
-            ("claims", "a field that nobody knows", with(&claims, "", unknown.clone())),
+            ("claims", "an unknown field", with(&claims, "", unknown.clone())),
             ("claims", "a later version of the contract", with(&claims, "", later.clone())),
-            ("plan", "a field that nobody knows", with(&plan, "", unknown.clone())),
-            ("plan", "a field of the job that nobody knows", with(&plan, "/job", unknown)),
+            ("plan", "an unknown field", with(&plan, "", unknown.clone())),
+            ("plan", "an unknown field of the job", with(&plan, "/job", unknown)),
             ("plan", "a later version of the contract", with(&plan, "", later)),
-            ("plan", "a kind of package that nobody knows", with(&plan, "/job", kind)),
-            ("plan", "a field of a package that nobody knows", with(&plan, "/job", field)),
+            ("plan", "an unknown kind of package", with(&plan, "/job", kind)),
+            ("plan", "an unknown field of a package", with(&plan, "/job", field)),
         ] {
-            // To end badly is as good as a refusal: nothing is done.
+            // A failure is as good as a refusal: nothing is done.
             let Ok(answer) = self.speaker.ask(verb, &request.to_string()) else { continue };
             let refused = match verb {
                 "claims" => ClaimsAnswer::read(&answer).is_ok_and(|answer| answer.is_err()),
                 _ => PlanAnswer::read(&answer).is_ok_and(|answer| answer.is_err()),
             };
             if !refused {
-                self.fault(Rule::Strict, format!("{verb} with {about}: it answers as if it were not there"));
+                self.fault(Rule::Strict, format!("{verb} with {about}: the plugin ignores it"));
             }
         }
         Ok(())
     }
 }
 
-/// What is the same for every job of the suite: of a job, where it is for.
-fn blank(job: &Job) -> Job {
+/// A job without requests: the image and architecture of `job` alone.
+fn job_without_requests(job: &Job) -> Job {
     let architecture =
         if job.architecture.is_empty() { "x86_64".to_owned() } else { job.architecture.clone() };
     Job {

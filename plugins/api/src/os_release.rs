@@ -7,13 +7,13 @@ use std::collections::BTreeMap;
 pub struct OsRelease(pub BTreeMap<String, String>);
 
 impl OsRelease {
-    /// Reads shell-style assignments; lines that are none are passed over, as os-release(5) asks of readers.
+    /// Parses shell-style assignments. Other lines are ignored, as os-release(5) asks of readers.
     pub fn parse(text: &str) -> Self {
         let assignments = text.lines().filter_map(|line| {
             let line = line.trim();
             let (key, value) = line.split_once('=')?;
-            let named = !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-            named.then(|| (key.to_owned(), unquote(value)))
+            let is_name = !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+            is_name.then(|| (key.to_owned(), unquote(value)))
         });
         Self(assignments.collect())
     }

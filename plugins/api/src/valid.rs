@@ -1,222 +1,227 @@
-//! What holds for every answer of every plugin: oven looks at it before it executes anything, [`crate::check()`] too.
+//! Validates every plugin's answers: oven does so before it executes anything, and so does [`crate::check()`].
 
 use crate::{CACHE_PLACES, Cache, Claims, FILE_PLACES, Job, Phase, Plan, Shim, Step, Tools, Trouble};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A step that takes longer than a day hangs.
+/// Seconds. A step that takes longer than a day hangs.
 const MAX_TIMEOUT: u64 = 24 * 3600;
 const MAX_RETRIES: u32 = 10;
-/// Far more than any plan needs: a plugin that wants more has run away.
+/// Far more than any plan needs: a plugin that wants more has a bug.
 const MAX_PATHS: usize = 1000;
 const MAX_STEPS: usize = 1000;
 /// A package manager has two or three.
 const MAX_CACHES: usize = 16;
-/// A package manager's database is no cache.
+/// Directories of package managers' databases, which are not caches.
 const DATABASES: [&str; 4] = ["/var/lib/apt", "/var/lib/dpkg", "/var/lib/rpm", "/var/lib/pacman"];
-/// Of a file that stays: only root writes it.
+/// Highest mode of a file that stays in the image: only root may write it.
 const MAX_MODE: u32 = 0o755;
-/// Bytes of a file that stays: what is larger is no configuration.
+/// Bytes of a file that stays in the image. A larger file is not configuration.
 const MAX_CONTENT: usize = 4 << 20;
-/// Of what is shown on one line.
+/// Characters of a text that is shown on one line.
 const MAX_LINE: usize = 200;
-/// File systems of the running kernel: nothing can be put there.
-const KERNELS: [&str; 3] = ["/dev", "/proc", "/sys"];
-/// What oven itself puts below `/run` for a step.
-const OVENS: [&str; 3] = ["/run/oven/packages", "/run/oven/definition", "/run/oven/ca.pem"];
-/// Documents of an image that are oven's own.
-const OUR_FACTS: [&str; 1] = ["inputs.json"];
+/// File systems of the running kernel: no file can be put there.
+const KERNEL_DIRS: [&str; 3] = ["/dev", "/proc", "/sys"];
+/// Paths that oven itself creates below `/run` in a step.
+const RESERVED: [&str; 3] = ["/run/oven/packages", "/run/oven/definition", "/run/oven/ca.pem"];
+/// Names of documents that oven itself stores with an image.
+const RESERVED_FACTS: [&str; 1] = ["inputs.json"];
 
-/// What is wrong with an answer to `claims`; nothing, if it is as it should be.
+/// The faults of an answer to `claims`; empty if it is valid.
 pub fn faults_of_claims(claims: &Claims) -> Vec<String> {
     let mut faults = Vec::new();
     for (key, paths) in [("look_for", &claims.look_for), ("read", &claims.read)] {
         if paths.len() > MAX_PATHS {
-            faults.push(format!("{key}: {} paths; {MAX_PATHS} are allowed", paths.len()));
+            faults.push(format!("{key}: {} paths; at most {MAX_PATHS} are allowed", paths.len()));
         }
-        let wrong = paths.iter().filter_map(|path| Some(format!("{key}: {}", wrong_path(path)?)));
+        let wrong = paths.iter().filter_map(|path| Some(format!("{key}: {}", path_fault(path)?)));
         faults.extend(wrong.take(MAX_PATHS));
     }
     faults
 }
 
-/// What is wrong with a plan for this job; nothing, if it is as it should be.
+/// The faults of a plan for this job; empty if it is valid.
 pub fn faults_of_plan(plan: &Plan, job: &Job) -> Vec<String> {
     let mut faults = Vec::new();
-    files("shims", &plan.shims, &mut faults);
-    files("files", &plan.files, &mut faults);
+    check_files("shims", &plan.shims, &mut faults);
+    check_files("files", &plan.files, &mut faults);
     for file in plan.files.iter().take(MAX_PATHS) {
         let Shim { path, content, mode } = file;
-        if !FILE_PLACES.iter().any(|place| path != place && below(path, place)) {
+        if !FILE_PLACES.iter().any(|place| path != place && is_below(path, place)) {
             faults.push(format!("files: {path} is not below {}", FILE_PLACES.join(", ")));
         }
         if mode & !MAX_MODE != 0 {
-            faults.push(format!("files: {path}: mode {mode:#o}: {MAX_MODE:#o} is the most, for it stays"));
+            faults.push(format!(
+                "files: {path}: mode {mode:#o}: the highest is {MAX_MODE:#o}, as the file stays in the image"
+            ));
         }
         if content.len() > MAX_CONTENT {
             faults.push(format!("files: {path}: is larger than {} MiB", MAX_CONTENT >> 20));
         }
     }
-    caches(plan, &mut faults);
-    steps("steps", &plan.steps, job, &mut faults);
+    check_caches(plan, &mut faults);
+    check_steps("steps", &plan.steps, job, &mut faults);
     if let Some(tools) = &plan.tools {
-        self::tools(tools, plan, job, &mut faults);
+        check_tools(tools, plan, job, &mut faults);
     }
     for (name, argv) in &plan.facts {
         let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
         if name.is_empty() || name.starts_with('.') || !name.chars().all(plain) {
-            faults.push(format!("facts: {name:?} is no name: letters, digits, `.`, `_` and `-`"));
-        } else if OUR_FACTS.contains(&name.as_str()) {
-            faults.push(format!("facts: {name} is oven's own"));
+            faults
+                .push(format!("facts: {name:?} is not a valid name: use letters, digits, `.`, `_` and `-`"));
+        } else if RESERVED_FACTS.contains(&name.as_str()) {
+            faults.push(format!("facts: {name} is reserved for oven"));
         }
-        command(&format!("facts: {name}"), argv, &mut faults);
+        check_command(&format!("facts: {name}"), argv, &mut faults);
     }
     let expects = !plan.expect.packages.is_empty() || !plan.expect.sound.is_empty();
     if expects && !plan.facts.contains_key("packages") {
-        faults.push("expect: there is no fact `packages` that would show it".into());
+        faults.push("expect: it is checked by the fact `packages`, which is missing".into());
     }
     if plan.expect.packages.iter().any(|wanted| wanted.name.is_empty()) {
-        faults.push("expect: a package without a name".into());
+        faults.push("expect: a package has no name".into());
     }
-    let heard = [("troubles", &plan.troubles), ("failures", &plan.failures), ("notes", &plan.notes)];
-    for (key, troubles) in heard {
+    let lists = [("troubles", &plan.troubles), ("failures", &plan.failures), ("notes", &plan.notes)];
+    for (key, troubles) in lists {
         faults.extend(
             troubles
                 .iter()
                 .enumerate()
-                .filter_map(|(index, trouble)| Some(format!("{key}[{index}]: {}", wrong_trouble(trouble)?))),
+                .filter_map(|(index, trouble)| Some(format!("{key}[{index}]: {}", trouble_fault(trouble)?))),
         );
     }
     faults
 }
 
-fn steps(key: &str, steps: &[Step], job: &Job, faults: &mut Vec<String>) {
+fn check_steps(key: &str, steps: &[Step], job: &Job, faults: &mut Vec<String>) {
     if steps.len() > MAX_STEPS {
-        faults.push(format!("{key}: {} of them; {MAX_STEPS} are allowed", steps.len()));
+        faults.push(format!("{key}: {} entries; at most {MAX_STEPS} are allowed", steps.len()));
     }
     for (index, step) in steps.iter().enumerate().take(MAX_STEPS) {
         let mut wrong = Vec::new();
-        self::step(step, job, &mut wrong);
+        check_step(step, job, &mut wrong);
         if index > 0 && steps[index - 1].phase > step.phase {
-            let (before, phase) = (word(steps[index - 1].phase), word(step.phase));
+            let (before, phase) = (phase_name(steps[index - 1].phase), phase_name(step.phase));
             wrong.push(format!("{phase} after {before}: phases never go back"));
         }
         faults.extend(wrong.into_iter().map(|what| format!("{key}[{index}]: {what}")));
     }
 }
 
-fn tools(tools: &Tools, plan: &Plan, job: &Job, faults: &mut Vec<String>) {
+fn check_tools(tools: &Tools, plan: &Plan, job: &Job, faults: &mut Vec<String>) {
     let Tools { steps, unneeded, remove } = tools;
     if job.tools.is_empty() {
         faults.push("tools: the job asks for none".into());
     }
     if !plan.facts.contains_key("packages") {
-        faults.push("tools: there is no fact `packages` that would show what came".into());
+        faults.push("tools: the fact `packages` is missing, which shows what was installed".into());
     }
-    for (key, steps, empty) in
-        [("tools.steps", steps, "nothing installs them"), ("tools.remove", remove, "they would stay")]
-    {
-        self::steps(key, steps, job, faults);
+    for (key, steps, empty) in [
+        ("tools.steps", steps, "it is empty, so nothing is installed"),
+        ("tools.remove", remove, "it is empty, so the tools would stay"),
+    ] {
+        check_steps(key, steps, job, faults);
         if steps.is_empty() {
             faults.push(format!("{key}: {empty}"));
         }
     }
     for step in steps.iter().filter(|step| ![Phase::Fetch, Phase::Install].contains(&step.phase)) {
-        faults.push(format!("tools.steps: {} is neither fetch nor install", word(step.phase)));
+        faults.push(format!("tools.steps: {} is neither fetch nor install", phase_name(step.phase)));
     }
     if remove.iter().any(|step| step.network) {
-        faults.push("tools.remove: with the network: nothing is downloaded to remove packages".into());
+        faults.push("tools.remove: a step has `network`: removing packages needs no network".into());
     }
     let names = |step: &Step| step.argv.iter().any(|argument| argument.contains("{name}"));
     if !remove.is_empty() && !remove.iter().any(names) {
-        faults.push("tools.remove: no argument has `{name}`: what came is removed, and nothing else".into());
+        faults.push("tools.remove: no argument contains `{name}`, which names the package to remove".into());
     }
-    command("tools.unneeded", &unneeded.argv, faults);
-    variables(&unneeded.env, &mut |what| faults.push(format!("tools.unneeded: {what}")));
+    check_command("tools.unneeded", &unneeded.argv, faults);
+    check_variables(&unneeded.env, &mut |what| faults.push(format!("tools.unneeded: {what}")));
     if !unneeded.output.contains('*') {
-        faults.push("tools.unneeded: output has no `*`, which stands for a package's name".into());
+        faults.push("tools.unneeded: output needs a `*`, which stands for a package's name".into());
     }
 }
 
-fn variables(env: &BTreeMap<String, String>, fault: &mut dyn FnMut(String)) {
+fn check_variables(env: &BTreeMap<String, String>, fault: &mut dyn FnMut(String)) {
     for (name, value) in env {
         let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
         if name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) || !name.chars().all(plain) {
-            fault(format!("env: {name:?} is not the name of a variable"));
+            fault(format!("env: {name:?} is not a valid variable name"));
         }
         if value.contains('\0') {
-            fault(format!("env: {name} has a zero byte"));
+            fault(format!("env: the value of {name} has a zero byte"));
         }
     }
 }
 
-fn step(step: &Step, job: &Job, faults: &mut Vec<String>) {
-    if let Some(wrong) = wrong_line(&step.why) {
-        faults.push(format!("why {wrong}: it says what the step is for, such as `installing 3 packages`"));
+fn check_step(step: &Step, job: &Job, faults: &mut Vec<String>) {
+    if let Some(wrong) = line_fault(&step.why) {
+        faults
+            .push(format!("why {wrong}: it has to say what the step does, such as `installing 3 packages`"));
     }
-    command("argv", &step.argv, faults);
+    check_command("argv", &step.argv, faults);
     if !step.before_retry.is_empty() {
-        command("before_retry", &step.before_retry, faults);
+        check_command("before_retry", &step.before_retry, faults);
         if step.retries == 0 {
-            faults.push("before_retry without retries: it would never run".into());
+            faults.push("before_retry without retries would never run".into());
         }
     }
-    variables(&step.env, &mut |what| faults.push(what));
-    let phase = word(step.phase);
+    check_variables(&step.env, &mut |what| faults.push(what));
+    let phase = phase_name(step.phase);
     match (step.phase, step.network) {
-        (Phase::Fetch, false) => faults.push("a fetch step has the network: `network` has to be true".into()),
+        (Phase::Fetch, false) => faults.push("`network` has to be true in a fetch step".into()),
         (Phase::Fetch, true) | (_, false) => {}
         (Phase::Upgrade | Phase::Install, true) if job.network => {}
         (Phase::Upgrade | Phase::Install, true) => {
-            faults.push(format!("{phase} with the network, and the job does not say `network`"));
+            faults.push(format!("a step of phase {phase} has `network`, and the job does not say `network`"));
         }
-        (_, true) => faults.push(format!("{phase} with the network: only fetch steps have it")),
+        (_, true) => faults.push(format!("a step of phase {phase} has `network`: only fetch steps have it")),
     }
     if step.timeout == 0 || step.timeout > MAX_TIMEOUT {
-        faults.push(format!("timeout: {} seconds; 1 to {MAX_TIMEOUT} are sensible", step.timeout));
+        faults.push(format!("timeout: {} seconds; allowed are 1 to {MAX_TIMEOUT}", step.timeout));
     }
     if step.once && step.phase != Phase::Fetch {
-        faults.push(format!("once: for fetch steps, and this is {phase}"));
+        faults.push(format!("once: it is for fetch steps, and this step has phase {phase}"));
     }
     if step.also_good.contains(&0) {
-        faults.push("also_good: 0 always is".into());
+        faults.push("also_good: leave out 0, which always means success".into());
     }
     if step.retries > MAX_RETRIES {
-        faults.push(format!("retries: {}; {MAX_RETRIES} are enough", step.retries));
+        faults.push(format!("retries: {}; at most {MAX_RETRIES} are allowed", step.retries));
     }
 }
 
-fn command(what: &str, argv: &[String], faults: &mut Vec<String>) {
+fn check_command(what: &str, argv: &[String], faults: &mut Vec<String>) {
     match argv.first().map(String::as_str) {
-        None | Some("") => faults.push(format!("{what}: there is no program")),
+        None | Some("") => faults.push(format!("{what}: it names no program")),
         Some(program) if program.contains('/') => {
-            faults.extend(wrong_path(program).map(|wrong| format!("{what}: {wrong}")));
+            faults.extend(path_fault(program).map(|wrong| format!("{what}: {wrong}")));
         }
         Some(program) if program.starts_with('-') || program.chars().any(char::is_whitespace) => {
-            let hint = "a program and its arguments are elements of their own, no shell reads them";
-            faults.push(format!("{what}: {program:?} is no program: {hint}"));
+            let hint = "the program and each argument are separate elements, as no shell is involved";
+            faults.push(format!("{what}: {program:?} is not a program: {hint}"));
         }
         Some(_) => {}
     }
     if argv.iter().any(|argument| argument.contains('\0')) {
-        faults.push(format!("{what}: a zero byte"));
+        faults.push(format!("{what}: an argument has a zero byte"));
     }
 }
 
-fn files(key: &str, files: &[Shim], faults: &mut Vec<String>) {
+fn check_files(key: &str, files: &[Shim], faults: &mut Vec<String>) {
     if files.len() > MAX_PATHS {
-        faults.push(format!("{key}: {} of them; {MAX_PATHS} are allowed", files.len()));
+        faults.push(format!("{key}: {} entries; at most {MAX_PATHS} are allowed", files.len()));
     }
     let mut seen = BTreeSet::new();
     for file in files.iter().take(MAX_PATHS) {
         let path = &file.path;
-        if let Some(wrong) = wrong_path(path) {
+        if let Some(wrong) = path_fault(path) {
             faults.push(format!("{key}: {wrong}"));
-        } else if let Some(kernels) = KERNELS.iter().find(|dir| below(path, dir)) {
-            faults.push(format!("{key}: {path}: {kernels} is the kernel's"));
-        } else if OVENS.iter().any(|dir| below(path, dir)) {
-            faults.push(format!("{key}: {path} is oven's own"));
+        } else if let Some(dir) = KERNEL_DIRS.iter().find(|dir| is_below(path, dir)) {
+            faults.push(format!("{key}: {path}: {dir} belongs to the kernel"));
+        } else if RESERVED.iter().any(|dir| is_below(path, dir)) {
+            faults.push(format!("{key}: {path} is reserved for oven"));
         } else if !seen.insert(path) {
-            faults.push(format!("{key}: {path} is there twice"));
+            faults.push(format!("{key}: {path} is listed twice"));
         }
         if file.mode > 0o777 {
             faults.push(format!("{key}: {path}: mode {:#o}: permission bits are 0 to 0o777", file.mode));
@@ -224,50 +229,51 @@ fn files(key: &str, files: &[Shim], faults: &mut Vec<String>) {
     }
 }
 
-fn caches(plan: &Plan, faults: &mut Vec<String>) {
+fn check_caches(plan: &Plan, faults: &mut Vec<String>) {
     if plan.caches.len() > MAX_CACHES {
-        faults.push(format!("caches: {} of them; {MAX_CACHES} are allowed", plan.caches.len()));
+        faults.push(format!("caches: {} entries; at most {MAX_CACHES} are allowed", plan.caches.len()));
     }
     for (index, Cache { path, sources, .. }) in plan.caches.iter().enumerate().take(MAX_CACHES) {
         let mut wrong = |what: String| faults.push(format!("caches: {what}"));
-        if let Some(what) = wrong_path(path) {
+        if let Some(what) = path_fault(path) {
             wrong(what);
-        } else if !CACHE_PLACES.iter().any(|place| path != place && below(path, place)) {
+        } else if !CACHE_PLACES.iter().any(|place| path != place && is_below(path, place)) {
             wrong(format!("{path} is not below {}", CACHE_PLACES.join(", ")));
         } else if DATABASES.contains(&path.as_str()) {
-            wrong(format!("{path} holds what is installed"));
+            wrong(format!("{path} is the package manager's database, not a cache"));
         }
         let before = plan.caches[..index].iter().map(|cache| &cache.path);
         let files = plan.shims.iter().chain(&plan.files).map(|file| &file.path);
-        if let Some(other) = before.chain(files).find(|other| below(path, other) || below(other, path)) {
-            wrong(format!("{path} and {other}: one is inside of the other"));
+        if let Some(other) = before.chain(files).find(|other| is_below(path, other) || is_below(other, path))
+        {
+            wrong(format!("{path} and {other}: one contains the other"));
         }
         if sources.is_empty() {
-            wrong(format!("{path}: there are no sources, which would tell one image's from another's"));
+            wrong(format!("{path}: it needs sources, which tell the caches of different images apart"));
         }
         if sources.len() > MAX_PATHS {
-            wrong(format!("{path}: {} sources; {MAX_PATHS} are allowed", sources.len()));
+            wrong(format!("{path}: {} sources; at most {MAX_PATHS} are allowed", sources.len()));
         }
-        sources.iter().take(MAX_PATHS).filter_map(|source| wrong_path(source)).for_each(wrong);
+        sources.iter().take(MAX_PATHS).filter_map(|source| path_fault(source)).for_each(wrong);
     }
 }
 
-fn wrong_trouble(trouble: &Trouble) -> Option<String> {
+fn trouble_fault(trouble: &Trouble) -> Option<String> {
     if trouble.output.trim_matches(['*', ' ']).is_empty() {
-        return Some("output is empty, or fits every line".into());
+        return Some("output is empty, or matches every line".into());
     }
     if trouble.means.trim().is_empty() {
         return Some("means is empty".into());
     }
     let stars = trouble.output.matches('*').count();
     let texts = [Some(&trouble.means), trouble.hint.as_ref(), trouble.package.as_ref()];
-    let named = |n: usize| texts.iter().flatten().any(|text| text.contains(&format!("{{{n}}}")));
-    let lost = (stars + 1..=9).find(|n| named(*n))?;
-    Some(format!("{{{lost}}} stands for nothing: output has {stars} `*`"))
+    let uses = |n: usize| texts.iter().flatten().any(|text| text.contains(&format!("{{{n}}}")));
+    let lost = (stars + 1..=9).find(|n| uses(*n))?;
+    Some(format!("{{{lost}}} has no `*`: output has {stars} of them"))
 }
 
-/// What is wrong with an absolute path in the image, as a sentence that begins with the path.
-fn wrong_path(path: &str) -> Option<String> {
+/// The fault of an absolute path in the image, as a sentence that begins with the path.
+fn path_fault(path: &str) -> Option<String> {
     let wrong = if !path.starts_with('/') {
         "is not absolute: a path in the image begins with `/`"
     } else if path.chars().any(char::is_control) {
@@ -275,19 +281,19 @@ fn wrong_path(path: &str) -> Option<String> {
     } else if path == "/" {
         "is the root of the image"
     } else if path[1..].split('/').any(|part| ["", ".", ".."].contains(&part)) {
-        "is not plain: no `..`, `.`, `//` or `/` at its end"
+        "is not normalized: remove `..`, `.`, `//` and a `/` at the end"
     } else {
         return None;
     };
     Some(format!("{path:?} {wrong}"))
 }
 
-/// What is wrong with a text that is shown on a line of its own.
-pub(crate) fn wrong_line(text: &str) -> Option<String> {
+/// The fault of a text that is shown on a line of its own.
+pub(crate) fn line_fault(text: &str) -> Option<String> {
     if text.trim().is_empty() {
         Some("is empty".into())
     } else if text.chars().any(char::is_control) {
-        Some("is not one line".into())
+        Some("has control characters".into())
     } else if text.chars().count() > MAX_LINE {
         Some(format!("is longer than {MAX_LINE} characters"))
     } else {
@@ -295,12 +301,12 @@ pub(crate) fn wrong_line(text: &str) -> Option<String> {
     }
 }
 
-/// Whether a path is a directory, or in it.
-fn below(path: &str, dir: &str) -> bool {
+/// Whether `path` is `dir` or lies below it.
+fn is_below(path: &str, dir: &str) -> bool {
     path.strip_prefix(dir).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-fn word(phase: Phase) -> &'static str {
+fn phase_name(phase: Phase) -> &'static str {
     match phase {
         Phase::Prepare => "prepare",
         Phase::Fetch => "fetch",

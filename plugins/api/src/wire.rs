@@ -1,5 +1,5 @@
-//! What oven and a plugin that is an executable say to each other: `PLUGIN claims` and `PLUGIN plan`, one JSON object on
-//! standard input, one on standard output.
+//! The protocol between oven and a plugin that is an executable: `PLUGIN claims` and `PLUGIN plan` read one JSON
+//! object from standard input, and write one to standard output.
 
 use crate::{Claim, Claims, Distro, Job, OsRelease, Plan, Refused};
 use serde::de::DeserializeOwned;
@@ -8,15 +8,15 @@ use serde_json::Value;
 use std::io::{Read, Write};
 use std::process::ExitCode;
 
-/// The version of this contract: `api` in every request and answer. A change that an older plugin would not notice
-/// raises it; a field that is left out where a definition does not use it does not.
+/// The version of this contract: `api` in every request and answer. It is raised by a change that an older plugin
+/// would not notice. A new field that is left out when a definition does not use it does not raise it.
 pub const API: u32 = 1;
-/// What a plugin is asked.
+/// The questions to a plugin: its first argument.
 pub const VERBS: [&str; 2] = ["claims", "plan"];
-/// How a program ends that was called wrongly.
+/// Exit status for a wrong command line.
 const USAGE: u8 = 2;
 
-/// What `PLUGIN claims` is asked.
+/// The request of `PLUGIN claims`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClaimsRequest {
@@ -24,7 +24,7 @@ pub struct ClaimsRequest {
     pub os_release: OsRelease,
 }
 
-/// What `PLUGIN plan` is asked.
+/// The request of `PLUGIN plan`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PlanRequest {
@@ -32,7 +32,7 @@ pub struct PlanRequest {
     pub job: Job,
 }
 
-/// What `PLUGIN claims` answers: [`Claims`], or why it cannot tell.
+/// The answer of `PLUGIN claims`: [`Claims`], or why the plugin cannot answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClaimsAnswer {
@@ -47,7 +47,7 @@ pub struct ClaimsAnswer {
     pub refused: Option<Refused>,
 }
 
-/// What `PLUGIN plan` answers: a plan, or why there is none.
+/// The answer of `PLUGIN plan`: a plan, or why there is none.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PlanAnswer {
@@ -63,9 +63,9 @@ impl ClaimsRequest {
         Self { api: API, os_release: os_release.clone() }
     }
 
-    /// Reads a request; an error says why it cannot be served.
+    /// Parses a request. The error says why the plugin cannot serve it.
     pub fn read(text: &str) -> Result<Self, Refused> {
-        request_of(text)
+        parse_request(text)
     }
 }
 
@@ -74,9 +74,9 @@ impl PlanRequest {
         Self { api: API, job: job.clone() }
     }
 
-    /// Reads a request; an error says why it cannot be served.
+    /// Parses a request. The error says why the plugin cannot serve it.
     pub fn read(text: &str) -> Result<Self, Refused> {
-        request_of(text)
+        parse_request(text)
     }
 }
 
@@ -93,14 +93,14 @@ impl ClaimsAnswer {
         }
     }
 
-    /// Reads an answer. The outer error says what is wrong with it, the inner one is the plugin's own.
+    /// Parses an answer. The outer error says what is wrong with it; the inner one is the plugin's refusal.
     pub fn read(text: &str) -> Result<Result<Claims, Refused>, String> {
-        let Self { api, claim, look_for, read, refused } = answer_of(text)?;
+        let Self { api, claim, look_for, read, refused } = parse_answer(text)?;
         ensure_version(api)?;
         match (claim, refused) {
             (Some(claim), None) => Ok(Ok(Claims { claim, look_for, read })),
             (None, Some(refused)) if look_for.is_empty() && read.is_empty() => Ok(Err(refused)),
-            (None, Some(_)) => Err("refuses, and lists paths all the same".into()),
+            (None, Some(_)) => Err("has `refused`, and lists paths all the same".into()),
             (Some(_), Some(_)) => Err("has both `claim` and `refused`".into()),
             (None, None) => Err("has neither `claim` nor `refused`".into()),
         }
@@ -115,9 +115,9 @@ impl PlanAnswer {
         }
     }
 
-    /// Reads an answer. The outer error says what is wrong with it, the inner one is the plugin's own.
+    /// Parses an answer. The outer error says what is wrong with it; the inner one is the plugin's refusal.
     pub fn read(text: &str) -> Result<Result<Plan, Refused>, String> {
-        let Self { api, plan, refused } = answer_of(text)?;
+        let Self { api, plan, refused } = parse_answer(text)?;
         ensure_version(api)?;
         match (plan, refused) {
             (Some(plan), None) => Ok(Ok(plan)),
@@ -128,47 +128,49 @@ impl PlanAnswer {
     }
 }
 
-fn request_of<T: Serialize + DeserializeOwned>(text: &str) -> Result<T, Refused> {
-    let unreadable = |error: String| Refused(format!("the request cannot be understood: {error}"));
-    // The version first: a request of another one may have other fields.
+fn parse_request<T: Serialize + DeserializeOwned>(text: &str) -> Result<T, Refused> {
+    let unreadable = |error: String| Refused(format!("the request cannot be parsed: {error}"));
+    // Check the version first: a request of another version may have other fields.
     let request: Value = serde_json::from_str(text).map_err(|error| unreadable(error.to_string()))?;
     match request.get("api").and_then(Value::as_u64) {
-        Some(api) if api == u64::from(API) => strict(text).map_err(unreadable),
-        Some(api) => {
-            Err(Refused(format!("the request is of version {api} of the contract, and this is {API}")))
-        }
-        None => Err(Refused("the request does not say its version: `api`".into())),
+        Some(api) if api == u64::from(API) => parse_strictly(text).map_err(unreadable),
+        Some(api) => Err(Refused(format!(
+            "the request has version {api} of the contract; this plugin supports version {API}"
+        ))),
+        None => Err(Refused("the request has no version: `api` is missing".into())),
     }
 }
 
-fn answer_of<T: Serialize + DeserializeOwned>(text: &str) -> Result<T, String> {
+fn parse_answer<T: Serialize + DeserializeOwned>(text: &str) -> Result<T, String> {
     if text.trim().is_empty() {
         return Err("is empty: one JSON object is expected on standard output".into());
     }
-    strict(text).map_err(|error| format!("is not what the contract says: {error}"))
+    parse_strictly(text).map_err(|error| format!("does not follow the contract: {error}"))
 }
 
-/// Reads a text as the contract spells it: serde also takes an array for a structure, and an object for a word.
-fn strict<T: Serialize + DeserializeOwned>(text: &str) -> Result<T, String> {
-    let read: T = serde_json::from_str(text).map_err(|error| error.to_string())?;
-    let spelt = serde_json::from_str(text).map_err(|error| error.to_string())?;
-    let meant = serde_json::to_value(&read).map_err(|error| error.to_string())?;
-    match misspelt(&spelt, &meant, String::new()) {
+/// Parses JSON strictly: serde would also accept an array for a structure, and an object for a word.
+fn parse_strictly<T: Serialize + DeserializeOwned>(text: &str) -> Result<T, String> {
+    let value: T = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    let document = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    let parsed = serde_json::to_value(&value).map_err(|error| error.to_string())?;
+    match find_wrong_type(&document, &parsed, String::new()) {
         Some(what) => Err(what),
-        None => Ok(read),
+        None => Ok(value),
     }
 }
 
-/// Where a document has an array or an object, and what it was read as has not.
-fn misspelt(spelt: &Value, meant: &Value, at: String) -> Option<String> {
-    match (spelt, meant) {
-        (Value::Object(spelt), Value::Object(meant)) => spelt.iter().find_map(|(key, value)| {
-            // What is left out when it is written is the default.
-            misspelt(value, meant.get(key)?, format!("{at}.{key}"))
+/// Finds a place where the document has an array or an object, and the parsed value has none.
+fn find_wrong_type(document: &Value, parsed: &Value, at: String) -> Option<String> {
+    match (document, parsed) {
+        (Value::Object(document), Value::Object(parsed)) => document.iter().find_map(|(key, value)| {
+            // A field that is not serialized has its default value.
+            find_wrong_type(value, parsed.get(key)?, format!("{at}.{key}"))
         }),
-        (Value::Array(spelt), Value::Array(meant)) => {
-            let pairs = spelt.iter().zip(meant).enumerate();
-            pairs.into_iter().find_map(|(i, (spelt, meant))| misspelt(spelt, meant, format!("{at}[{i}]")))
+        (Value::Array(document), Value::Array(parsed)) => {
+            let pairs = document.iter().zip(parsed).enumerate();
+            pairs
+                .into_iter()
+                .find_map(|(i, (document, parsed))| find_wrong_type(document, parsed, format!("{at}[{i}]")))
         }
         (Value::Array(_), _) => Some(format!("`{}` is an array", at.trim_start_matches('.'))),
         (Value::Object(_), _) => Some(format!("`{}` is an object", at.trim_start_matches('.'))),
@@ -177,12 +179,17 @@ fn misspelt(spelt: &Value, meant: &Value, at: String) -> Option<String> {
 }
 
 fn ensure_version(api: u32) -> Result<(), String> {
-    if api == API { Ok(()) } else { Err(format!("is of version {api} of the contract, and this is {API}")) }
+    if api == API {
+        Ok(())
+    } else {
+        Err(format!("has version {api} of the contract; this oven supports version {API}"))
+    }
 }
 
-/// Makes a [`Distro`] an executable: `fn main() -> ExitCode { oven_distro::serve(&Void) }`.
+/// Turns a [`Distro`] into an executable: `fn main() -> ExitCode { oven_distro::serve(&Void) }`.
 ///
-/// A request that cannot be served is refused in an answer, with exit status 0; exit status 2 is a wrong command line.
+/// A request that cannot be served is refused in the answer, with exit status 0. Exit status 2 means a wrong command
+/// line.
 pub fn serve(distro: &impl Distro) -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     let verb = match (arguments.next(), arguments.next()) {
@@ -204,7 +211,7 @@ pub fn serve(distro: &impl Distro) -> ExitCode {
     }
 }
 
-/// A plugin's answer, as text, to a request, as text. `verb` is one of [`VERBS`].
+/// A plugin's answer to a request, both as JSON text. `verb` is one of [`VERBS`].
 pub fn answer(distro: &dyn Distro, verb: &str, request: &str) -> String {
     let text = match verb {
         "claims" => {
@@ -255,7 +262,7 @@ mod tests {
     #[test]
     fn a_request_that_cannot_be_understood_is_refused_as_data() {
         for (request, words) in [
-            ("", "cannot be understood"),
+            ("", "cannot be parsed"),
             ("[]", "version"),
             (r#"{"api":2,"os_release":{},"else":1}"#, "version 2"),
             (r#"{"os_release":{}}"#, "version"),

@@ -1,5 +1,5 @@
-//! The schemas say what the types say. Each is tried with samples in which every field is set, and with every way of
-//! spoiling them in one place: what the types take the schema takes, and what they refuse it refuses.
+//! Tests that the schemas agree with the types. Each schema is tried with samples that set every field, and with these
+//! samples changed in one place in every known way: schema and types have to accept and reject the same documents.
 
 use oven_distro::wire::{ClaimsAnswer, ClaimsRequest, PlanAnswer, PlanRequest};
 use oven_distro::*;
@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// Of JSON Schema, what our schemas use. A word that is not known here fails the test.
+/// The part of JSON Schema that our schemas use. An unknown keyword fails the test.
 struct Schema(Value);
 
 impl Schema {
@@ -16,7 +16,7 @@ impl Schema {
         Self(serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap())
     }
 
-    fn takes(&self, value: &Value) -> bool {
+    fn accepts(&self, value: &Value) -> bool {
         self.fits(&self.0, value)
     }
 
@@ -58,7 +58,7 @@ impl Schema {
         })
     }
 
-    /// The names of all fields that it knows.
+    /// The names of all fields of the schema.
     fn fields(&self) -> BTreeSet<String> {
         fn collect(value: &Value, fields: &mut BTreeSet<String>) {
             match value {
@@ -90,8 +90,8 @@ fn is(name: &Value, value: &Value) -> bool {
     }
 }
 
-/// The document with one place spoilt, in every way that we know.
-fn spoilt(value: &Value) -> Vec<Value> {
+/// The document, changed in one place in every way that we know.
+fn mutations(value: &Value) -> Vec<Value> {
     let mut all = vec![
         json!(null),
         json!(true),
@@ -106,7 +106,7 @@ fn spoilt(value: &Value) -> Vec<Value> {
     all.push(json!([null]));
     all.push(json!({"oven": null}));
     if let Some(word) = value.as_str() {
-        // As serde also reads the variant of an enumeration.
+        // serde also accepts this form for a variant of an enumeration.
         all.push(json!({word: null}));
     }
     match value {
@@ -115,7 +115,7 @@ fn spoilt(value: &Value) -> Vec<Value> {
                 let mut without = object.clone();
                 without.remove(key);
                 all.push(Value::Object(without));
-                for other in spoilt(field) {
+                for other in mutations(field) {
                     let mut with = object.clone();
                     with.insert(key.clone(), other);
                     all.push(Value::Object(with));
@@ -127,7 +127,7 @@ fn spoilt(value: &Value) -> Vec<Value> {
         }
         Value::Array(array) => {
             for (index, item) in array.iter().enumerate() {
-                for other in spoilt(item) {
+                for other in mutations(item) {
                     let mut with = array.clone();
                     with[index] = other;
                     all.push(Value::Array(with));
@@ -139,19 +139,19 @@ fn spoilt(value: &Value) -> Vec<Value> {
     all
 }
 
-fn agree(name: &str, samples: &[Value], types_take: &dyn Fn(&str) -> bool) {
+fn agree(name: &str, samples: &[Value], types_accept: &dyn Fn(&str) -> bool) {
     let schema = Schema::read(name);
     let mut tried = 0;
     for sample in samples {
-        assert!(types_take(&sample.to_string()) && schema.takes(sample), "{name}: {sample:#}");
-        for other in spoilt(sample) {
-            let (types, schema) = (types_take(&other.to_string()), schema.takes(&other));
+        assert!(types_accept(&sample.to_string()) && schema.accepts(sample), "{name}: {sample:#}");
+        for other in mutations(sample) {
+            let (types, schema) = (types_accept(&other.to_string()), schema.accepts(&other));
             assert_eq!(types, schema, "{name}: the types say {types}, the schema {schema}: {other:#}");
             tried += 1;
         }
     }
     assert!(tried > 50, "{tried}");
-    // A field that no sample sets is one that was not tried.
+    // A field that no sample sets was not tried.
     let mut used = BTreeSet::new();
     fn keys(value: &Value, used: &mut BTreeSet<String>) {
         match value {
@@ -174,7 +174,7 @@ fn os_release() -> OsRelease {
 
 fn job() -> Job {
     let text = || Some("text".to_owned());
-    // Every field by name: a new one does not compile until it is here, and then in the schema.
+    // Every field is named: a new field does not compile until it is here, and then in the schema.
     Job {
         os_release: os_release(),
         architecture: "x86_64".into(),
@@ -264,13 +264,13 @@ fn value(of: impl serde::Serialize) -> Value {
 }
 
 #[test]
-fn claims_are_asked() {
+fn the_schema_of_claims_requests_agrees_with_the_types() {
     let sample = value(ClaimsRequest::new(&os_release()));
     agree("claims.request", &[sample], &|text| ClaimsRequest::read(text).is_ok());
 }
 
 #[test]
-fn claims_are_answered() {
+fn the_schema_of_claims_answers_agrees_with_the_types() {
     let mut samples = vec![value(ClaimsAnswer::new(Err(Refused("no".into()))))];
     for claim in [Claim::No, Claim::Family, Claim::Exact] {
         let claims = Claims { claim, look_for: vec!["/x".into()], read: vec!["/y".into()] };
@@ -280,7 +280,7 @@ fn claims_are_answered() {
 }
 
 #[test]
-fn a_plan_is_asked() {
+fn the_schema_of_plan_requests_agrees_with_the_types() {
     let mut samples = vec![value(PlanRequest::new(&job()))];
     for (upgrade, conffiles) in [(Upgrade::None, Conffiles::Keep), (Upgrade::All, Conffiles::Keep)] {
         samples.push(value(PlanRequest::new(&Job { upgrade, conffiles, ..Job::default() })));
@@ -289,7 +289,7 @@ fn a_plan_is_asked() {
 }
 
 #[test]
-fn a_plan_is_answered() {
+fn the_schema_of_plan_answers_agrees_with_the_types() {
     let mut samples =
         vec![value(PlanAnswer::new(Err(Refused("no".into())))), value(PlanAnswer::new(Ok(plan())))];
     for phase in [Phase::Prepare, Phase::Upgrade, Phase::Install, Phase::Verify, Phase::Clean] {

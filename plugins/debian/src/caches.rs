@@ -1,20 +1,24 @@
-//! What apt downloads: indexes, and packages. It asks its repositories in every bake whether they have newer ones, by the
-//! date of what it has. A package it takes by its name and size: so what is kept is held against the indexes first.
+//! The directories of apt's downloads: indexes and packages.
 //!
-//! Half of what installing costs is decompressing packages, one after the other. So that is done ahead, on all processors,
-//! and kept: dpkg calls `dpkg-deb`, and finds ours first, which knows what is there.
+//! In every bake apt asks its repositories whether they have newer indexes, by the date of the ones it has. But it
+//! accepts a cached package by name and size alone. So cached packages are first verified against the indexes'
+//! checksums.
+//!
+//! Half of the time that an installation takes goes into decompressing packages, one after the other. So packages are
+//! decompressed beforehand, on all processors, and the result is cached. dpkg calls `dpkg-deb`, and first finds our
+//! wrapper, which uses that cache.
 
 use crate::{LISTS, conf};
 use oven_distro::{Cache, Holds, Shim};
 
 const ARCHIVES: &str = "/var/cache/apt";
 
-/// What says where packages come from, who signs them, and with which name and password they are asked for. Settings and
-/// pins count as well: they choose what of it is fetched.
+/// The files that define where packages come from, who signs them, and with which credentials they are downloaded.
+/// Settings and pins count as well, as they select what is downloaded.
 const SOURCES: [&str; 15] = [
     "/etc/apt/sources.list",
     "/etc/apt/sources.list.d",
-    conf::SOURCES,
+    conf::MIRROR_SOURCES,
     "/etc/apt/mirrors",
     "/etc/apt/trusted.gpg",
     "/etc/apt/trusted.gpg.d",
@@ -29,31 +33,35 @@ const SOURCES: [&str; 15] = [
     "/var/lib/dpkg/arch",
 ];
 
-pub fn all() -> Vec<Cache> {
+pub fn caches() -> Vec<Cache> {
     let cache = |path: &str, holds| {
-        let sources = SOURCES.into_iter().chain([conf::IMAGES_MAIN]).map(str::to_owned).collect();
+        let sources = SOURCES.into_iter().chain([conf::IMAGE_MAIN_CONFIG]).map(str::to_owned).collect();
         Cache { path: path.to_owned(), holds, sources }
     };
     vec![cache(LISTS, Holds::Indexes), cache(ARCHIVES, Holds::Packages)]
 }
 
-pub const HOLDING: &str = "holding kept packages against the index";
-pub const HOLD: &str = "/run/oven/listed";
-pub const DECOMPRESSING: &str = "decompressing packages";
+pub const PRUNE_WHY: &str = "verifying cached packages";
+pub const PRUNE: &str = "/run/oven/prune-cache";
+pub const DECOMPRESS_WHY: &str = "decompressing packages";
 pub const DECOMPRESS: &str = "/run/oven/decompress";
-/// Where dpkg looks for programs.
+/// The `PATH` of dpkg.
 pub const PATH: &str = "/run/oven/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 pub fn shims() -> [Shim; 3] {
     let script = |path: &str, content: &str| Shim { path: path.into(), content: content.into(), mode: 0o755 };
-    [script(HOLD, LISTED), script(DECOMPRESS, AHEAD), script("/run/oven/bin/dpkg-deb", DPKG_DEB)]
+    [
+        script(PRUNE, PRUNE_SCRIPT),
+        script(DECOMPRESS, DECOMPRESS_SCRIPT),
+        script("/run/oven/bin/dpkg-deb", DPKG_DEB_SCRIPT),
+    ]
 }
 
-/// Whole lines are what grep finds fast: all of Debian's index in some hundredths of a second. A repository that tells no
-/// SHA256 has its packages downloaded again.
-const LISTED: &str = r#"#!/bin/sh
-# Removes packages that are in no index (any more): apt would take one for another of its name and size, which a repository
-# has put in its place. What was unpacked of them goes as well.
+/// grep finds whole lines fast: it searches all of Debian's index in some hundredths of a second. Packages of a
+/// repository that lists no SHA256 are downloaded again.
+const PRUNE_SCRIPT: &str = r#"#!/bin/sh
+# Removes cached packages that no index lists (any more), and their decompressed copies: apt would use one in place of
+# a new package of the same name and size.
 export LC_ALL=C
 cd /var/cache/apt || exit 0
 sums=$(find archives -maxdepth 1 -type f -name '*.deb' -print0 | xargs -0 -r -n 16 -P "$(nproc)" sha256sum) || exit 1
@@ -62,24 +70,24 @@ if [ -n "$sums" ]; then
     printf '%s\n' "$lines" "$sums" |
         awk '$1 == "SHA256:" { listed[$2] = 1; next } NF && !($1 in listed) { print substr($0, 67) }' |
         while read -r deb; do
-            echo "$deb is in no index: it is not used"
+            echo "$deb is not in the package index: removing it from the cache"
             rm -- "$deb" || exit 1
         done || exit 1
 fi
-for made in oven/*; do
-    deb=${made#oven/}
-    [ -e "archives/${deb%.*}" ] || rm -rf "$made"
+for unpacked in oven/*; do
+    deb=${unpacked#oven/}
+    [ -e "archives/${deb%.*}" ] || rm -rf "$unpacked"
 done
 exit 0
 "#;
 
-/// Nothing in it fails the bake: what is not decompressed here, dpkg-deb decompresses.
-const AHEAD: &str = r#"#!/bin/sh
-# Unpacks what was downloaded, for bin/dpkg-deb: NAME.tar, and NAME.control with what is about the package. NAME.sum tells
-# of which file: a repository may give another one the same name.
+/// A failure does not fail the bake: dpkg-deb decompresses what is missing here.
+const DECOMPRESS_SCRIPT: &str = r#"#!/bin/sh
+# Decompresses downloaded packages for bin/dpkg-deb: NAME.tar has the files, NAME.control the control files. NAME.sum
+# has the package's checksum, as another repository may use the same name for another file.
 cd /var/cache/apt || exit 0
 if [ $# = 0 ]; then
-    # Not onto the image's own disk, and not where 8 GiB would not fit.
+    # Only if the cache is not on the image's own disk, and has 8 GiB of free space.
     [ "$(stat -c %d .)" != "$(stat -c %d ..)" ] || exit 0
     [ $(($(stat -f -c %a .) / 1024 * $(stat -f -c %S .) / 1048576)) -ge 8 ] || exit 0
     mkdir -p oven
@@ -87,32 +95,32 @@ if [ $# = 0 ]; then
     exit 0
 fi
 plain_files() {
-    # Anything else is not kept; dpkg is to see it, and to judge.
+    # Other files are not cached, so that dpkg sees and judges them itself.
     [ -z "$(LC_ALL=C find "$1" -mindepth 1 ! '(' -type f -links 1 ! -name '*[!0-9A-Za-z._-]*' ')')" ]
 }
 for deb; do
-    made=oven/${deb#archives/} sum=$(sha256sum < "$deb") was=
-    [ -e "$made.tar" ] && read -r was < "$made.sum"
+    unpacked=oven/${deb#archives/} sum=$(sha256sum < "$deb") was=
+    [ -e "$unpacked.tar" ] && read -r was < "$unpacked.sum"
     [ "$sum" != "$was" ] || continue
-    rm -rf "$made.tar" "$made.control"
-    dpkg-deb --control "$deb" "$made.control" && plain_files "$made.control" && echo "$sum" > "$made.sum" &&
-        dpkg-deb --fsys-tarfile "$deb" > "$made.part" && mv "$made.part" "$made.tar" ||
-        rm -rf "$made.part" "$made.control" "$made.sum"
+    rm -rf "$unpacked.tar" "$unpacked.control"
+    dpkg-deb --control "$deb" "$unpacked.control" && plain_files "$unpacked.control" && echo "$sum" > "$unpacked.sum" &&
+        dpkg-deb --fsys-tarfile "$deb" > "$unpacked.part" && mv "$unpacked.part" "$unpacked.tar" ||
+        rm -rf "$unpacked.part" "$unpacked.control" "$unpacked.sum"
 done
 exit 0
 "#;
 
-const DPKG_DEB: &str = r#"#!/bin/sh
-# There while oven bakes: what was unpacked ahead is not unpacked again. Told by the file, not by its name.
+const DPKG_DEB_SCRIPT: &str = r#"#!/bin/sh
+# Exists while oven bakes: uses packages that are already decompressed. Compares the file, not only its name.
 case $2 in
 /tmp/apt-dpkg-install-*/*) deb=${2##*/} deb=${deb#*-} ;;
 *) deb=${2##*/} ;;
 esac
-made=/var/cache/apt/oven/$deb
-if [ -e "$made.tar" ] && [ "$2" -ef "/var/cache/apt/archives/$deb" ]; then
+unpacked=/var/cache/apt/oven/$deb
+if [ -e "$unpacked.tar" ] && [ "$2" -ef "/var/cache/apt/archives/$deb" ]; then
     case $#$1 in
-    2--fsys-tarfile) exec cat -- "$made.tar" ;;
-    3--control) [ -e "$3" ] || exec cp -R --preserve=mode,ownership,timestamps -- "$made.control" "$3" ;;
+    2--fsys-tarfile) exec cat -- "$unpacked.tar" ;;
+    3--control) [ -e "$3" ] || exec cp -R --preserve=mode,ownership,timestamps -- "$unpacked.control" "$3" ;;
     esac
 fi
 exec /usr/bin/dpkg-deb "$@"

@@ -1,4 +1,4 @@
-//! fontconfig's script waits two seconds for nothing: the longest of all that packages run.
+//! Avoids a pause of two seconds in fontconfig's maintainer script: the longest of all package scripts.
 
 use oven_distro::Shim;
 
@@ -8,13 +8,13 @@ pub fn shim() -> Shim {
 }
 
 const FC_CACHE: &str = r#"#!/bin/sh
-# There while oven bakes. When fc-cache has written, it waits two seconds, so that whatever changes later is later in time
-# where that is kept in seconds, too. All that use fonts write the same files where they are absent or old, and do not wait.
-# So they are written by one of those, and fc-cache finds nothing to do.
+# Exists while oven bakes. After fc-cache has written its caches, it waits two seconds, so that later changes get a
+# later time on file systems that store whole seconds. Every other program that uses fonts writes the same caches if
+# they are missing or old, and does not wait. So fc-list writes them, and fc-cache has nothing to do.
 written=/var/cache/fontconfig
 case $* in
 '-s -v') ;;
-'-s -f -v') ls $written/*.cache-* > /dev/null 2>&1 && exec /usr/bin/fc-cache "$@" ;; # what is there is to be made anew
+'-s -f -v') ls $written/*.cache-* > /dev/null 2>&1 && exec /usr/bin/fc-cache "$@" ;; # existing caches are to be rebuilt
 *) exec /usr/bin/fc-cache "$@" ;;
 esac
 HOME=/nonexistent XDG_CACHE_HOME=/nonexistent XDG_DATA_HOME=/nonexistent /usr/bin/fc-list > /dev/null 2>&1

@@ -1,13 +1,13 @@
 //! A mirror that replaces the distribution's own archive while packages are fetched.
 //!
-//! Other repositories of the image (files of its own in `sources.list.d`) stay as they are.
+//! Other repositories of the image (its own files in `sources.list.d`) stay as they are.
 
 use crate::conf;
 use oven_distro::{Job, Refused, Shim};
 
 const DEBIAN_KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 const UBUNTU_KEYRING: &str = "/usr/share/keyrings/ubuntu-archive-keyring.gpg";
-/// Where the distributions list their own archive, beside sources.list.
+/// Files in which the distributions list their own archive, in addition to sources.list.
 const OWN_SOURCES: [&str; 2] =
     ["/etc/apt/sources.list.d/debian.sources", "/etc/apt/sources.list.d/ubuntu.sources"];
 
@@ -17,7 +17,7 @@ pub fn shims(job: &Job) -> Result<Vec<Shim>, Refused> {
     let Some(mirror) = &job.mirror else { return Ok(Vec::new()) };
     let has = |path: &str| job.present.get(path).copied().unwrap_or(false);
     let shim = |path: &str, content: String| Shim { path: path.into(), content, mode: 0o644 };
-    let mut shims = vec![shim(conf::SOURCES, sources(job, mirror, has)?)];
+    let mut shims = vec![shim(conf::MIRROR_SOURCES, sources(job, mirror, has)?)];
     let own = OWN_SOURCES.into_iter().filter(|path| has(path));
     shims.extend(own.map(|path| shim(path, "# oven uses a mirror while it bakes.\n".to_owned())));
     Ok(shims)
@@ -50,15 +50,17 @@ fn sources(job: &Job, mirror: &str, has: impl Fn(&str) -> bool) -> Result<String
         "debian" => {
             let Some(version) = os.get("VERSION_ID").and_then(|v| v.split('.').next()?.parse::<u32>().ok())
             else {
-                return refuse("only releases of Debian have one; this is testing or unstable");
+                return refuse(
+                    "it is supported for releases of Debian only, and the image is testing or unstable",
+                );
             };
-            let Some(security) = security(uri) else {
+            let Some(security) = security_archive(uri) else {
                 return refuse(&format!(
-                    "`{mirror}` has no path segment `debian`, beside which `debian-security` would be"
+                    "`{mirror}` has no path segment `debian` that could be replaced with `debian-security`"
                 ));
             };
             let signed = signed(DEBIAN_KEYRING);
-            // Firmware became a component of its own with 12, and the security archive was renamed with 11.
+            // Debian 12 made firmware a component of its own, and Debian 11 renamed the security archive.
             let components = if version >= 12 {
                 "main contrib non-free non-free-firmware"
             } else {
@@ -72,12 +74,12 @@ fn sources(job: &Job, mirror: &str, has: impl Fn(&str) -> bool) -> Result<String
                  deb{signed} {security} {suite} {components}\n"
             ))
         }
-        other => refuse(&format!("how an archive of `{other}` is laid out is not known")),
+        other => refuse(&format!("the layout of an archive of `{other}` is unknown")),
     }
 }
 
-/// Debian's security archive is beside the main one.
-fn security(uri: &str) -> Option<String> {
+/// The address of Debian's security archive, which is in the directory of the main one.
+fn security_archive(uri: &str) -> Option<String> {
     let mut segments: Vec<&str> = uri.split('/').collect();
     let last = segments.iter().rposition(|segment| *segment == "debian")?;
     segments[last] = "debian-security";
@@ -96,7 +98,7 @@ mod tests {
     const DEBIAN_12: &str = "ID=debian\nVERSION_ID=\"12\"\nVERSION_CODENAME=bookworm\n";
 
     #[test]
-    fn debian_has_its_security_archive_beside() {
+    fn debians_security_archive_is_in_the_directory_of_the_main_one() {
         let text = lines(DEBIAN_12, "http://mirror.local/debian/").unwrap();
         let of = |line: usize| text.lines().nth(line).unwrap().split_once("] ").unwrap().1.to_owned();
         assert_eq!(of(0), "http://mirror.local/debian bookworm main contrib non-free non-free-firmware");
@@ -108,14 +110,14 @@ mod tests {
     }
 
     #[test]
-    fn ubuntu_has_it_in_the_same_place() {
+    fn ubuntus_security_suite_is_in_the_main_archive() {
         let text = lines("ID=ubuntu\nVERSION_CODENAME=noble\n", "http://m/ubuntu").unwrap();
         assert!(text.contains("http://m/ubuntu noble-security main restricted universe multiverse"));
         assert!(text.contains("ubuntu-archive-keyring"));
     }
 
     #[test]
-    fn what_cannot_be_told_is_refused() {
+    fn unusable_mirrors_are_refused() {
         for (os, mirror) in [
             (DEBIAN_12, "http://mirror.local/deb"),
             (DEBIAN_12, "http://mirror.local/debian evil main\ndeb http://x"),

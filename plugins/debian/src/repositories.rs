@@ -1,48 +1,48 @@
-//! Repositories that a definition adds to the image's own.
+//! Package repositories that a definition adds to the image's own.
 //!
-//! Each is a file of its own (deb822), and names the key that may sign it: no key is trusted for another repository. One
-//! that is not kept is there only while the plan's steps run. Keys are files beside, not part of it: apt reads keys
+//! Each has a file of its own (deb822) that names the keys that may sign it: no key is trusted for another repository.
+//! A repository with `keep = false` exists only while the plan's steps run. Keys are separate files: apt reads keys
 //! inside of such a file only since 2.3.10.
 
 use oven_distro::{Job, Refused, Repository, Shim, Trouble};
 
 const KEYRINGS: &str = "/etc/apt/keyrings";
-const KEYRINGS_OF_THE_BAKE: &str = "/run/oven/keyrings";
+const TEMPORARY_KEYRINGS: &str = "/run/oven/keyrings";
 const PARTS: &str = "/etc/apt/sources.list.d";
-/// Files of these names are the distribution's.
-const OWN: [&str; 2] = ["debian", "ubuntu"];
+/// Names of the distribution's own files.
+const RESERVED: [&str; 2] = ["debian", "ubuntu"];
 const END: &str = "-----END PGP PUBLIC KEY BLOCK-----\n";
 
-/// What a job's repositories are in a plan.
+/// The parts of a plan that come from a job's repositories.
 #[derive(Debug, Default)]
 pub struct Repositories {
     pub files: Vec<Shim>,
     pub shims: Vec<Shim>,
-    /// What apt only warns of.
+    /// Warnings of apt that have to fail the bake.
     pub failures: Vec<Trouble>,
 }
 
-pub fn of(job: &Job) -> Result<Repositories, Refused> {
+pub fn from_job(job: &Job) -> Result<Repositories, Refused> {
     let mut all = Repositories::default();
     for repository in &job.repositories {
         let Repository { name, keep, .. } = repository;
         let refuse = |why: &str| Err(Refused(format!("[[repository]] `{name}`: {why}")));
-        if OWN.contains(&name.to_ascii_lowercase().as_str()) {
-            return refuse("that is what the distribution calls its own: choose another name");
+        if RESERVED.contains(&name.to_ascii_lowercase().as_str()) {
+            return refuse("the distribution's own repository has this name: choose another one");
         }
-        // They become lines of files, and apt's own words.
+        // The values become lines of configuration files, and patterns of apt's messages.
         let plain = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_graphic() && c != '/');
         if !plain(name) || name.starts_with('.') {
-            return refuse("a name has letters, digits, `-`, `_` and `.`");
+            return refuse("a name consists of letters, digits, `-`, `_` and `.`");
         }
         if !repository.url.contains("://")
             || !repository.url.chars().all(|c| c.is_ascii_graphic() && c != '*')
         {
-            return refuse("`url` is no address");
+            return refuse("`url` is not an address");
         }
-        let places = places(repository)?;
-        let keyrings = if *keep { KEYRINGS } else { KEYRINGS_OF_THE_BAKE };
-        let keys: Vec<_> = blocks(repository.key.as_deref().unwrap_or_default())
+        let suites = suites(repository)?;
+        let keyrings = if *keep { KEYRINGS } else { TEMPORARY_KEYRINGS };
+        let keys: Vec<_> = split_keys(repository.key.as_deref().unwrap_or_default())
             .enumerate()
             .map(|(index, block)| {
                 let number = if index == 0 { String::new() } else { format!("-{}", index + 1) };
@@ -56,11 +56,11 @@ pub fn of(job: &Job) -> Result<Repositories, Refused> {
             paths if paths.is_empty() => "Trusted: yes\n".to_owned(),
             paths => format!("Signed-By: {paths}\n"),
         };
-        let text = format!("Types: deb\nURIs: {}\n{places}{signed}", repository.url);
+        let text = format!("Types: deb\nURIs: {}\n{suites}{signed}", repository.url);
         let source = shim(format!("{PARTS}/{name}.sources"), text);
         let to = if *keep { &mut all.files } else { &mut all.shims };
         to.extend(keys.into_iter().chain([source]));
-        all.failures.extend(nothing_there(repository));
+        all.failures.extend(missing_component_warnings(repository));
     }
     Ok(all)
 }
@@ -69,20 +69,20 @@ fn shim(path: String, content: String) -> Shim {
     Shim { path, content, mode: 0o644 }
 }
 
-/// apt reads the first block of a file alone.
-fn blocks(key: &str) -> impl Iterator<Item = &str> {
+/// Splits a file of keys, as apt only reads the first block of a file.
+fn split_keys(key: &str) -> impl Iterator<Item = &str> {
     key.split_inclusive(END).filter(|block| block.ends_with(END))
 }
 
-fn places(repository: &Repository) -> Result<String, Refused> {
+fn suites(repository: &Repository) -> Result<String, Refused> {
     let Repository { name, suite, components, .. } = repository;
     let refuse = |why: &str| Err(Refused(format!("[[repository]] `{name}`: {why}")));
     let mut words = suite.iter().chain(components);
     if words.any(|word| word.is_empty() || !word.chars().all(|c| c.is_ascii_graphic())) {
-        return refuse("`suite` or one of `components` is no word");
+        return refuse("`suite` or one of `components` is not a single word");
     }
     match suite.as_deref() {
-        // apt's own rule: a path that ends with a slash has no components, and a suite has some.
+        // apt's own rule: a path that ends with a slash has no components, and a suite needs some.
         None if components.is_empty() => Ok("Suites: ./\n".to_owned()),
         None => refuse("it has `components` and no `suite`, such as \"bookworm\""),
         Some(path) if path.ends_with('/') && components.is_empty() => Ok(format!("Suites: {path}\n")),
@@ -96,8 +96,8 @@ fn places(repository: &Repository) -> Result<String, Refused> {
     }
 }
 
-/// A misspelt component: apt warns, and goes on without it.
-fn nothing_there(repository: &Repository) -> [Trouble; 2] {
+/// Matches apt's warning about a misspelt component, without which apt continues.
+fn missing_component_warnings(repository: &Repository) -> [Trouble; 2] {
     let Repository { name, url, suite, .. } = repository;
     let (url, suite) = (url.trim_end_matches('/'), suite.as_deref().unwrap_or("./"));
     let start = format!("W: Skipping acquire of configured file '*' as repository '{url} {suite} *'");
@@ -134,7 +134,7 @@ mod tests {
     }
 
     fn one(repository: Repository) -> Result<Repositories, String> {
-        of(&Job { repositories: vec![repository], ..Job::default() }).map_err(|refused| refused.0)
+        from_job(&Job { repositories: vec![repository], ..Job::default() }).map_err(|refused| refused.0)
     }
 
     #[test]
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_not_kept_leaves_no_file() {
+    fn a_temporary_repository_leaves_no_file() {
         let all = one(Repository { keep: false, ..repository(None, &[]) }).unwrap();
         assert_eq!(all.files, []);
         let paths: Vec<_> = all.shims.iter().map(|shim| shim.path.as_str()).collect();
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_key_of_a_file_counts_and_none_is_trusted_only_if_it_is_said() {
+    fn every_key_of_a_file_is_used_and_without_a_key_the_repository_is_trusted() {
         let all = one(Repository { key: Some(KEY.repeat(2)), ..repository(None, &[]) }).unwrap();
         assert_eq!(all.files.len(), 3);
         let both = "Signed-By: /etc/apt/keyrings/tools.asc /etc/apt/keyrings/tools-2.asc\n";
@@ -173,13 +173,13 @@ mod tests {
     }
 
     #[test]
-    fn what_apt_would_not_take_is_refused_by_name() {
+    fn invalid_repositories_are_refused_by_name() {
         for (suite, components, why) in [
             (None, &["main"][..], "no `suite`"),
             (Some("bookworm"), &[], "needs `components`"),
             (Some("bookworm/"), &["main"], "has no `components`"),
-            (Some("a b"), &["main"], "is no word"),
-            (Some("a\nTrusted: yes"), &["main"], "is no word"),
+            (Some("a b"), &["main"], "is not a single word"),
+            (Some("a\nTrusted: yes"), &["main"], "is not a single word"),
         ] {
             let refused = one(repository(suite, components)).unwrap_err();
             assert!(refused.starts_with("[[repository]] `tools`: ") && refused.contains(why), "{refused}");

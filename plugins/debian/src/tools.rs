@@ -1,17 +1,15 @@
-//! Programs that are in the image for a bake alone, and how they go again.
+//! Programs that are installed for a bake alone, and removed again.
 
-use crate::{
-    CLEAN_TIMEOUT, FETCH_TIMEOUT, INSTALL_TIMEOUT, RETRIES, environment, hold_against_index, refresh,
-};
+use crate::{CLEAN_TIMEOUT, FETCH_TIMEOUT, INSTALL_TIMEOUT, RETRIES, environment, prune_step, refresh_step};
 use oven_distro::{Job, Phase, Question, Step, Tools};
 
-/// `None` also where one of them is in no package that is known. `indexed`: the plan's own steps refresh the package
-/// index.
-pub fn tools(job: &Job, indexed: bool) -> Option<Tools> {
+/// `None` if the job asks for no tools, or if the package of one is unknown. `has_index`: the plan's own steps refresh
+/// the package index.
+pub fn tools(job: &Job, has_index: bool) -> Option<Tools> {
     if job.tools.is_empty() {
         return None;
     }
-    let packages = job.tools.iter().map(|program| package(job, program)).collect::<Option<Vec<_>>>()?;
+    let packages = job.tools.iter().map(|program| package_of(job, program)).collect::<Option<Vec<_>>>()?;
     let step = |phase, why: &str, argv: &[&str], names: &[&str]| Step {
         phase,
         why: why.to_owned(),
@@ -32,10 +30,10 @@ pub fn tools(job: &Job, indexed: bool) -> Option<Tools> {
     };
     let names = packages.join(" and ");
     let mut steps = Vec::new();
-    if !indexed {
-        steps.extend([refresh(job), hold_against_index(job)]);
+    if !has_index {
+        steps.extend([refresh_step(job), prune_step(job)]);
     }
-    // What is merely recommended is not needed for as long as a bake takes.
+    // Recommended packages are not needed during a bake.
     let install = ["apt-get", "--no-install-recommends", "install", "--"];
     let download = ["apt-get", "--download-only", "--no-install-recommends", "install", "--"];
     steps.push(fetch(&format!("downloading {names} for this bake"), &download, &packages));
@@ -43,8 +41,13 @@ pub fn tools(job: &Job, indexed: bool) -> Option<Tools> {
         network: job.network,
         ..step(Phase::Install, &format!("installing {names} for this bake"), &install, &packages)
     });
-    steps.push(step(Phase::Install, &format!("marking {names}"), &["apt-mark", "auto"], &packages));
-    // That something else would be better with it does not keep it.
+    steps.push(step(
+        Phase::Install,
+        &format!("marking {names} as automatically installed"),
+        &["apt-mark", "auto"],
+        &packages,
+    ));
+    // A package is unneeded even if others recommend or suggest it.
     let unneeded = [
         "apt-get",
         "--simulate",
@@ -62,9 +65,9 @@ pub fn tools(job: &Job, indexed: bool) -> Option<Tools> {
             output: "Remv * *".into(),
         },
         remove: vec![
-            // apt remembers a mark for longer than its package.
-            step(Phase::Install, &format!("forgetting {names}"), &["apt-mark", "manual", "{name}"], &[]),
-            // dpkg itself: it removes what it is told, or nothing.
+            // apt keeps the mark after the package is removed.
+            step(Phase::Install, &format!("unmarking {names}"), &["apt-mark", "manual", "{name}"], &[]),
+            // dpkg is used directly: it removes exactly the given packages, or none.
             Step {
                 timeout: CLEAN_TIMEOUT,
                 ..step(Phase::Install, &format!("removing {names}"), &["dpkg", "--purge", "{name}"], &[])
@@ -73,17 +76,17 @@ pub fn tools(job: &Job, indexed: bool) -> Option<Tools> {
     })
 }
 
-fn package(job: &Job, program: &str) -> Option<&'static str> {
+fn package_of(job: &Job, program: &str) -> Option<&'static str> {
     match program {
-        // Older releases have it in one piece with all its collections.
-        "ansible-playbook" if older(job) => Some("ansible"),
+        // Older releases have one package, which contains all collections.
+        "ansible-playbook" if is_older_release(job) => Some("ansible"),
         "ansible-playbook" => Some("ansible-core"),
         _ => None,
     }
 }
 
 /// Before Debian 12 and Ubuntu 22.04.
-fn older(job: &Job) -> bool {
+fn is_older_release(job: &Job) -> bool {
     let first = match job.os_release.id() {
         "ubuntu" => 22,
         "debian" => 12,
@@ -96,7 +99,7 @@ fn older(job: &Job) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::caches::HOLD;
+    use crate::caches::PRUNE;
     use oven_distro::OsRelease;
 
     fn of(os: &str, program: &str) -> Option<Tools> {
@@ -105,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn releases_call_it_differently() {
+    fn the_package_depends_on_the_release() {
         for (os, package) in [
             ("ID=debian\nVERSION_ID=12", "ansible-core"),
             ("ID=debian\nVERSION_ID=11", "ansible"),
@@ -126,7 +129,7 @@ mod tests {
         for step in tools.steps.iter().chain(&tools.remove) {
             assert_eq!(step.network, step.phase == Phase::Fetch, "{step:?}");
             let downloads = step.argv.iter().any(|a| a == "update" || a == "--download-only");
-            assert_eq!(step.phase == Phase::Fetch, downloads || step.argv == [HOLD], "{step:?}");
+            assert_eq!(step.phase == Phase::Fetch, downloads || step.argv == [PRUNE], "{step:?}");
         }
         assert!(tools.remove.iter().all(|step| step.argv.contains(&"{name}".to_owned())));
     }

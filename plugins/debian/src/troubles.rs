@@ -1,22 +1,22 @@
-//! What apt's and dpkg's messages mean to whoever wrote the definition.
+//! Explains messages of apt and dpkg to the author of a definition.
 
 use oven_distro::Trouble;
 
 struct Row(&'static str, &'static str, Option<&'static str>, Option<&'static str>);
 
-/// The definition is wrong, and which of its packages is not told.
-const TOGETHER: Option<&str> = Some("");
+/// image.toml is at fault, but no single package of it.
+const NO_SINGLE_PACKAGE: Option<&str> = Some("");
 const SEARCH: Option<&str> = Some("Check its spelling, and which repositories the base image has.");
-const FIT: Option<&str> =
-    Some("The lines above say which of them do not fit together, or not with the base image.");
+const INCOMPATIBLE: Option<&str> =
+    Some("The lines above say which packages conflict with each other or with the base image.");
 const KEY: &str =
-    "Check `key` of its [[repository]] in image.toml, if it has one there: repositories change their keys.";
+    "If the repository has a [[repository]] in image.toml, check its `key`: repositories change their keys.";
 const SCRIPT: Option<&str> = Some(
     "A script of the package failed. While it runs, no service can be started and there is no network (unless \
      image.toml says `network = true`).",
 );
 
-/// The most telling first: a package that does not fit makes apt print general words, too.
+/// The most specific rows come first: for incompatible packages apt also prints general messages.
 const ROWS: &[Row] = &[
     Row(
         "E: Unable to locate package *",
@@ -33,12 +33,12 @@ const ROWS: &[Row] = &[
     Row(
         "E: Version '*' for '*' was not found",
         "no repository of the image has version `{1}` of `{2}`",
-        Some("`*` stands for anything; an epoch, such as the `5:` of `5:7.0.*`, is part of a version."),
+        Some("`*` stands for any text; an epoch, such as the `5:` of `5:7.0.*`, is part of a version."),
         Some("{2}"),
     ),
     Row(
         "E: Package '*' has no installation candidate",
-        "`{1}` cannot be installed: it is virtual, or no longer in a repository",
+        "`{1}` cannot be installed: it is virtual, or no repository has it any more",
         Some("If it is virtual, name one of the packages that provide it; the lines above list them."),
         Some("{1}"),
     ),
@@ -47,29 +47,39 @@ const ROWS: &[Row] = &[
     Row(
         "E: Unable to correct problems, you have held broken packages.",
         "the packages cannot be installed together",
-        FIT,
-        TOGETHER,
+        INCOMPATIBLE,
+        NO_SINGLE_PACKAGE,
     ),
-    Row("E: Unmet dependencies.*", "the packages cannot be installed together", FIT, TOGETHER),
-    Row("E: Essential packages were removed*", "the packages would remove an essential one", FIT, TOGETHER),
+    Row(
+        "E: Unmet dependencies.*",
+        "the packages cannot be installed together",
+        INCOMPATIBLE,
+        NO_SINGLE_PACKAGE,
+    ),
+    Row(
+        "E: Essential packages were removed*",
+        "installing the packages would remove an essential package",
+        INCOMPATIBLE,
+        NO_SINGLE_PACKAGE,
+    ),
     Row(
         "E: Held packages were changed*",
-        "a package that the base image holds would be changed",
+        "the installation would change a package that the base image holds",
         Some("Release it in the base image (`apt-mark unhold`), or leave it out."),
-        TOGETHER,
+        NO_SINGLE_PACKAGE,
     ),
     Row(
         "E: You don't have enough free space in *.",
-        "there is no space left in {1} for what is to be downloaded",
+        "there is no space left in {1} for the downloads",
         Some(
-            "It is kept on this machine: make room there. Where it is not, give the image a larger disk: `size_gib` of \
-             `[disk]` in image.toml.",
+            "Downloads are cached on this machine: free some space there. If they are not, give the image a larger disk: \
+             `size_gib` of `[disk]` in image.toml.",
         ),
         None,
     ),
     Row(
         "*GPG error: *: *NO_PUBKEY *",
-        "the repository {2} is signed by another key than the one it should be signed by: {4}",
+        "the repository {2} is signed by a key that is not configured for it: {4}",
         Some(KEY),
         None,
     ),
@@ -77,25 +87,25 @@ const ROWS: &[Row] = &[
     Row("*GPG error: *: *REVKEYSIG *", "the key of the repository {2} was revoked: {4}", Some(KEY), None),
     Row(
         "*GPG error: *: *BADSIG *",
-        "the signature of the repository {2} is wrong, by {4}",
+        "the repository {2} has an invalid signature by {4}",
         Some(
-            "What came is not what was signed: is there a proxy or mirror that changes it, or is half of it new?",
+            "The downloaded index differs from the signed one: does a proxy or a mirror change it, or is the mirror being updated?",
         ),
         None,
     ),
     Row("*GPG error: *: *", "the signature of the repository {2} cannot be verified: {3}", Some(KEY), None),
     Row(
         "E: Conflicting values set for option Signed-By regarding source *: *",
-        "the image has the repository {1} already, with another key",
-        Some("Leave its [[repository]] out, or remove the other one from the base image."),
+        "the image already has the repository {1}, with another key",
+        Some("Remove its [[repository]] from image.toml, or the other one from the base image."),
         None,
     ),
     Row(
         "E: The repository '*' is not signed.",
         "the repository {1} is not signed",
         Some(
-            "Packages without a signature are not installed. Sign the repository, and give its `key`; if it is to be \
-             trusted all the same, say `signed = false` in its [[repository]].",
+            "Unsigned packages are not installed. Sign the repository, and set its `key`. To trust it without a \
+             signature, set `signed = false` in its [[repository]].",
         ),
         None,
     ),
@@ -103,27 +113,27 @@ const ROWS: &[Row] = &[
         "E: The repository '*' does not have a Release file.",
         "there is no repository at {1}",
         Some(
-            "Check `url` and `suite`, if it is a [[repository]] of image.toml. If it is the image's own: is the release \
-             still supported? A `mirror` in oven.toml can name an archive of old releases.",
+            "If it is a [[repository]] of image.toml, check `url` and `suite`. If it is the image's own: is the release \
+             still supported? `mirror` in oven.toml can name an archive of old releases.",
         ),
         None,
     ),
     Row(
         "E: Failed to fetch *",
         "{1}",
-        Some("Is the address reachable? `[network]` of oven.toml holds proxy and mirror."),
+        Some("Is the address reachable? `[network]` of oven.toml sets proxy and mirror."),
         None,
     ),
 ];
 
-pub fn all() -> Vec<Trouble> {
-    let own = |text: Option<&str>| text.map(str::to_owned);
+pub fn troubles() -> Vec<Trouble> {
+    let to_owned = |text: Option<&str>| text.map(str::to_owned);
     ROWS.iter()
         .map(|Row(output, means, hint, package)| Trouble {
             output: (*output).to_owned(),
             means: (*means).to_owned(),
-            hint: own(*hint),
-            package: own(*package),
+            hint: to_owned(*hint),
+            package: to_owned(*package),
         })
         .collect()
 }

@@ -1,8 +1,9 @@
-//! How apt has signatures verified when it refreshes an index.
+//! Verifies signatures faster when apt refreshes an index.
 //!
-//! apt calls `apt-key verify` for each repository, even if nothing is new. That one starts some sixty programs to collect
-//! the keys and one to verify: a fourth of a small bake. Ours collects the same keys with five, and asks the image's own
-//! gpgv the same question. It has no word but "good": whatever is not, and all that is unusual, goes to the image's apt-key.
+//! apt calls `apt-key verify` for each repository, even if nothing is new. apt-key starts some sixty programs to
+//! collect the keys and one to verify: a fourth of the time of a small bake. Our script collects the same keys with
+//! five programs, and calls the image's own gpgv in the same way. It only ever accepts a signature: anything bad or
+//! unusual is left to the image's apt-key.
 
 use oven_distro::Shim;
 
@@ -13,12 +14,12 @@ pub fn shim() -> Shim {
 }
 
 const SCRIPT: &str = r##"#!/bin/sh
-# There while oven bakes: what apt calls to verify signatures.
+# Exists while oven bakes: apt calls it to verify signatures.
 home=
 trap '[ -z "$home" ] || rm -rf "$home"' 0
 trap 'exit 1' HUP INT TERM
 
-# The keys of all the keyrings, in one that gpgv reads. As apt-key does it: empty ones are passed over.
+# Collects the keys of all keyrings into one that gpgv reads. Like apt-key, it skips empty keyrings.
 collect() {
     for key; do
         shift
@@ -27,7 +28,7 @@ collect() {
         case $key in
         *.asc) set -- "$@" "$key" ;;
         *.gpg)
-            # What a keyring begins with; gpg has other formats.
+            # The first byte of a keyring; gpg has other formats, too.
             case $(od -A n -t x1 -N 1 "$key") in
             *98 | *99 | *c6) cat "$key" >> "$home/keys" || return 1 ;;
             *) return 1 ;;

@@ -1,4 +1,4 @@
-//! The suite that every plugin has to pass, ours like others'.
+//! Runs the conformance suite, which every plugin has to pass.
 
 #[test]
 fn it_conforms() {

@@ -1,4 +1,4 @@
-//! Plans as they are: a change of a plan is a change that somebody has to look at. `OVEN_BLESS=1` writes them anew.
+//! Golden plans: a change of a plan has to be reviewed. `OVEN_BLESS=1` rewrites them.
 
 use oven_debian::Debian;
 use oven_distro::{
@@ -9,7 +9,7 @@ use std::path::Path;
 const BOOKWORM: &str = "ID=debian\nVERSION_ID=\"12\"\nVERSION_CODENAME=bookworm\n";
 const NOBLE: &str = "ID=ubuntu\nID_LIKE=debian\nVERSION_ID=\"24.04\"\nVERSION_CODENAME=noble\n";
 
-/// A job on an image that has everything that the plugin looks for, but for `lacks`.
+/// A job on an image that has every path that the plugin looks for, except `lacks`.
 fn job(os: &str, lacks: &[&str]) -> Job {
     let os_release = OsRelease::parse(os);
     let look_for = Debian.claims(&os_release).look_for;
@@ -32,24 +32,27 @@ fn file() -> Package {
 
 fn golden(name: &str, job: &Job) {
     let plan = Debian.plan(job).unwrap();
-    sound(&plan);
+    check_plan(&plan);
     let text = format!("{:#}\n", serde_json::to_value(&plan).unwrap());
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(format!("{name}.json"));
     if std::env::var_os("OVEN_BLESS").is_some() {
         std::fs::write(&path, &text).unwrap();
     }
-    let kept = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(kept == text, "{name}.json differs from the plan: look at it after OVEN_BLESS=1\n{text}");
-    assert_eq!(serde_json::from_str::<Plan>(&kept).unwrap(), plan, "a plan survives JSON");
+    let stored = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        stored == text,
+        "{name}.json differs from the plan: run with OVEN_BLESS=1 and review the diff\n{text}"
+    );
+    assert_eq!(serde_json::from_str::<Plan>(&stored).unwrap(), plan, "a plan survives JSON");
 }
 
-/// What holds for every plan.
-fn sound(plan: &Plan) {
+/// Checks what holds for every plan.
+fn check_plan(plan: &Plan) {
     assert!(plan.steps.windows(2).all(|pair| pair[0].phase <= pair[1].phase), "phases never go back");
     for step in &plan.steps {
         let line = step.argv.join(" ");
-        let beside = ["apt-get update", "/run/oven/listed", "/run/oven/decompress"];
-        let downloads = line.contains("--download-only") || beside.contains(&line.as_str());
+        let other_downloads = ["apt-get update", "/run/oven/prune-cache", "/run/oven/decompress"];
+        let downloads = line.contains("--download-only") || other_downloads.contains(&line.as_str());
         assert_eq!(step.phase == Phase::Fetch, downloads, "{line}");
         assert!(!line.contains("unauthenticated") && step.timeout > 0, "{line}");
     }
@@ -120,19 +123,19 @@ fn repositories_holds_answers_and_security_upgrades() {
 }
 
 #[test]
-fn a_repository_alone_is_looked_at() {
+fn a_repository_alone_is_refreshed() {
     let repositories = vec![repository("tools", true)];
     let plan = Debian.plan(&Job { repositories, ..job(BOOKWORM, &[]) }).unwrap();
-    sound(&plan);
+    check_plan(&plan);
     let of =
         |phase| plan.steps.iter().filter(move |step| step.phase == phase).map(|step| step.argv.join(" "));
-    assert_eq!(of(Phase::Fetch).collect::<Vec<_>>(), ["apt-get update", "/run/oven/listed"]);
+    assert_eq!(of(Phase::Fetch).collect::<Vec<_>>(), ["apt-get update", "/run/oven/prune-cache"]);
     assert_eq!(plan.steps.len(), 3, "and cleaned away");
     assert_eq!(plan.files.len(), 2);
 }
 
 #[test]
-fn what_the_image_lacks_is_told_with_what_it_is_for() {
+fn a_missing_program_is_named_with_its_purpose() {
     let lacks = |path: &str, job: &Job| {
         let mut job = job.clone();
         job.present.insert(path.to_owned(), false);

@@ -1,4 +1,4 @@
-//! The plan that brings Ansible for a bake alone, as it is. `OVEN_BLESS=1` writes it anew.
+//! The golden plan that installs Ansible for a bake alone. `OVEN_BLESS=1` rewrites it.
 
 use oven_debian::Debian;
 use oven_distro::{Distro, Job, OsRelease};
@@ -19,15 +19,22 @@ fn ansible_for_a_bake_alone() {
     if std::env::var_os("OVEN_BLESS").is_some() {
         std::fs::write(&path, &text).unwrap();
     }
-    assert_eq!(std::fs::read_to_string(&path).unwrap_or_default(), text, "look at it after OVEN_BLESS=1");
-    let indexed =
+    assert_eq!(
+        std::fs::read_to_string(&path).unwrap_or_default(),
+        text,
+        "run with OVEN_BLESS=1 and review the diff"
+    );
+    let with_packages =
         Job { packages: vec![oven_distro::Package::Named { name: "jq".into(), version: None }], ..job };
-    let steps = Debian.plan(&indexed).unwrap().tools.unwrap().steps;
-    assert!(!steps.iter().any(|step| step.argv.contains(&"update".to_owned())), "that was done already");
+    let steps = Debian.plan(&with_packages).unwrap().tools.unwrap().steps;
+    assert!(
+        !steps.iter().any(|step| step.argv.contains(&"update".to_owned())),
+        "the plan's own steps have refreshed the index"
+    );
 }
 
 #[test]
-fn what_an_image_without_apt_cannot_have_is_refused() {
+fn tools_are_refused_for_an_image_without_apt() {
     let os_release = OsRelease::parse("ID=debian\nVERSION_ID=\"12\"\n");
     let job = Job { os_release, tools: vec!["ansible-playbook".into()], ..Job::default() };
     assert!(Debian.plan(&job).unwrap_err().0.contains("/usr/bin/apt-get"));

@@ -1,8 +1,8 @@
 //! Fedora, RHEL, Amazon Linux, Rocky, Alma, CentOS, Oracle and their relatives: dnf, yum or microdnf, and rpm.
 //!
 //! Packages are downloaded in one step, which has the network and runs no package's code, and installed in another,
-//! which has none and takes them from the cache. The image's own settings and repositories count; what a bake needs
-//! beside them is said on the command line (`manager.rs`), so nothing of it can stay.
+//! which has no network and takes them from the cache. The image's own settings and repositories apply. Additional
+//! settings of a bake are given on the command line (`manager.rs`), so none of them can stay.
 
 mod manager;
 mod mirror;
@@ -12,15 +12,15 @@ mod troubles;
 
 use manager::Manager;
 use oven_distro::{Claim, Claims, Conffiles, Distro, Job, OsRelease, Phase, Plan, Refused, Step, Upgrade};
-use oven_rpm::{Asks, CLEAN_TIMEOUT, DRACUT, RPM, UPDATE_TIMEOUT, count, fetch, step};
+use oven_rpm::{CLEAN_TIMEOUT, DRACUT, PackageRequests, RPM, UPDATE_TIMEOUT, count, fetch, step};
 use std::collections::BTreeMap;
 
-/// The plugin. It holds nothing.
+/// The plugin. It has no state.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct RedHat;
 
-/// What os-release calls those that this plugin was written for.
-const OWN: [&str; 8] = ["almalinux", "amzn", "centos", "fedora", "ol", "redhat", "rhel", "rocky"];
+/// The `ID`s that this plugin was written for.
+const IDS: [&str; 8] = ["almalinux", "amzn", "centos", "fedora", "ol", "redhat", "rhel", "rocky"];
 
 impl Distro for RedHat {
     fn id(&self) -> &str {
@@ -29,8 +29,8 @@ impl Distro for RedHat {
 
     fn claims(&self, os: &OsRelease) -> Claims {
         let claim = match os.id() {
-            id if OWN.contains(&id) => Claim::Exact,
-            _ if os.id_like().any(|id| OWN.contains(&id)) => Claim::Family,
+            id if IDS.contains(&id) => Claim::Exact,
+            _ if os.id_like().any(|id| IDS.contains(&id)) => Claim::Family,
             _ => return Claims::default(),
         };
         let look_for = [RPM, DRACUT].into_iter().chain(manager::LOOK_FOR).map(str::to_owned).collect();
@@ -39,14 +39,15 @@ impl Distro for RedHat {
 
     fn plan(&self, job: &Job) -> Result<Plan, Refused> {
         let has = |path: &str| job.present.get(path).copied().unwrap_or(false);
-        let manager = Manager::of(has);
-        let mut plan = Plan { troubles: troubles::all(), failures: troubles::failures(), ..Plan::default() };
+        let manager = Manager::detect(has);
+        let mut plan =
+            Plan { troubles: troubles::troubles(), failures: troubles::failures(), ..Plan::default() };
         plan.notes = troubles::notes();
         if has(RPM) {
-            plan.facts = BTreeMap::from([("packages".to_owned(), oven_rpm::query())]);
-            plan.expect = oven_rpm::expect(Vec::new());
+            plan.facts = BTreeMap::from([("packages".to_owned(), oven_rpm::list_packages_command())]);
+            plan.expect = oven_rpm::expected(Vec::new());
         }
-        refuse_what_rpm_has_not(job)?;
+        refuse_unsupported(job)?;
         let changes = job.upgrade != Upgrade::None || !job.packages.is_empty();
         if let Some(manager) = manager.filter(|_| has(RPM)) {
             plan.tools = tools::tools(job, manager, changes)?;
@@ -60,24 +61,24 @@ impl Distro for RedHat {
                 "packages cannot be installed: the image has no dnf, yum or microdnf, or no rpm".into(),
             ));
         };
-        let asks = Asks::of(job, &manager.spelling())?;
+        let requests = PackageRequests::from_job(job, &manager.spelling())?;
         let options = manager.options(job)?;
         repository::add(job, &mut plan)?;
-        plan.troubles.splice(0..0, asks.troubles.iter().cloned());
-        plan.expect = oven_rpm::expect(asks.wanted.clone());
+        plan.troubles.splice(0..0, requests.troubles.iter().cloned());
+        plan.expect = oven_rpm::expected(requests.wanted.clone());
         if changes {
             plan.shims.extend(has(DRACUT).then(oven_rpm::generic_initramfs));
-            plan.steps = steps(job, manager, &asks, &options)?;
+            plan.steps = steps(job, manager, &requests, &options)?;
             plan.caches = manager.cache().map(|path| oven_rpm::cache(path, &SOURCES)).into_iter().collect();
         }
-        plan.steps.extend(holds(job, manager, &asks)?);
+        plan.steps.extend(holds(job, manager, &requests)?);
         plan.steps.sort_by_key(|step| step.phase);
         plan.steps.extend(clean(manager));
         Ok(plan)
     }
 }
 
-/// What says where packages come from, who signs them, and by which names repositories are asked.
+/// The files that define where packages come from, who signs them, and with which credentials they are downloaded.
 const SOURCES: [&str; 7] = [
     "/etc/yum.repos.d",
     "/etc/yum.conf",
@@ -88,68 +89,78 @@ const SOURCES: [&str; 7] = [
     "/run/oven/keys",
 ];
 
-fn refuse_what_rpm_has_not(job: &Job) -> Result<(), Refused> {
+fn refuse_unsupported(job: &Job) -> Result<(), Refused> {
     let refuse = |what: &str| Err(Refused(what.to_owned()));
     if !job.debconf.is_empty() {
-        return refuse("debconf: rpm packages ask nothing when they are installed");
+        return refuse("debconf: rpm packages ask no questions when they are installed");
     }
     if job.conffiles == Conffiles::Replace {
         return refuse(
-            "conffiles: an rpm package itself says what happens to a configuration file that was changed; place your \
-             own by [[file]]",
+            "conffiles: an rpm package itself determines what happens to a changed configuration file; write your own \
+             with [[file]]",
         );
     }
     Ok(())
 }
 
-fn steps(job: &Job, manager: Manager, asks: &Asks, options: &[String]) -> Result<Vec<Step>, Refused> {
-    let count = count(asks);
-    let clean = manager.clean_metadata();
+fn steps(
+    job: &Job,
+    manager: Manager,
+    requests: &PackageRequests,
+    options: &[String],
+) -> Result<Vec<Step>, Refused> {
+    let count = count(requests);
+    let clean = manager.clean_metadata_command();
     let get = |why: &str, verb: Vec<String>, arguments: &[String]| {
-        // dnf 5 wants it behind the verb.
+        // dnf 5 accepts this option only after the verb.
         let (verb, more) = verb.split_at(1);
-        let argv = manager.argv(&[options, verb, &manager.fetching(), more, arguments]);
+        let argv = manager.argv(&[options, verb, &manager.download_options(), more, arguments]);
         let step = fetch(why, argv, &clean);
-        manager.spoken_to(step)
+        manager.with_locale(step)
     };
     let change = |phase, why: &str, verb: Vec<String>, arguments: &[String]| {
-        let step = step(phase, why, manager.argv(&[options, &manager.cached(), &verb, arguments]));
-        manager.spoken_to(Step { network: job.network, ..step })
+        let step =
+            step(phase, why, manager.argv(&[options, &manager.cache_only_options(), &verb, arguments]));
+        manager.with_locale(Step { network: job.network, ..step })
     };
     let mut steps = Vec::new();
-    let refresh = fetch("refreshing the package index", manager.argv(&[options, &manager.refresh()]), &clean);
-    steps.push(manager.spoken_to(Step { timeout: UPDATE_TIMEOUT, ..refresh }));
-    let upgrade = manager.upgrade(job)?;
+    let refresh =
+        fetch("refreshing the package index", manager.argv(&[options, &manager.refresh_command()]), &clean);
+    steps.push(manager.with_locale(Step { timeout: UPDATE_TIMEOUT, ..refresh }));
+    let upgrade = manager.upgrade_command(job)?;
     if let Some(verb) = &upgrade {
         steps.push(get("downloading upgrades", verb.clone(), &[]));
     }
-    if !asks.arguments.is_empty() {
+    if !requests.arguments.is_empty() {
         let why = format!("downloading {count} and dependencies");
-        steps.push(get(&why, oven_rpm::words(["install"]), &asks.arguments));
+        steps.push(get(&why, oven_rpm::words(["install"]), &requests.arguments));
     }
     if let Some(verb) = upgrade {
         steps.push(change(Phase::Upgrade, "upgrading packages", verb, &[]));
     }
-    if !asks.arguments.is_empty() {
+    if !requests.arguments.is_empty() {
         let why = format!("installing {count}");
-        steps.push(change(Phase::Install, &why, oven_rpm::words(["install"]), &asks.arguments));
+        steps.push(change(Phase::Install, &why, oven_rpm::words(["install"]), &requests.arguments));
     }
     Ok(steps)
 }
 
-/// What is to be held is held first, for it may be older than what an upgrade brings; but for what is installed now.
-fn holds(job: &Job, manager: Manager, asks: &Asks) -> Result<Vec<Step>, Refused> {
-    let asked = |name: &String| asks.wanted.iter().any(|wanted| wanted.name == *name);
+/// Held packages are locked first, as they may be older than the upgrade's versions; those that this job installs are
+/// locked afterwards.
+fn holds(job: &Job, manager: Manager, requests: &PackageRequests) -> Result<Vec<Step>, Refused> {
+    let is_requested = |name: &String| requests.wanted.iter().any(|wanted| wanted.name == *name);
     let mut steps = Vec::new();
     for (phase, after) in [(Phase::Prepare, false), (Phase::Install, true)] {
-        let names: Vec<_> = job.hold.iter().filter(|name| asked(name) == after).cloned().collect();
+        let names: Vec<_> = job.hold.iter().filter(|name| is_requested(name) == after).cloned().collect();
         if let Some(bad) = names.iter().find(|name| !is_name(name)) {
-            return Err(Refused(format!("hold: `{bad}`: not the name of a package")));
+            return Err(Refused(format!("hold: `{bad}`: it is not the name of a package")));
         }
         if !names.is_empty() {
-            let argv = manager
-                .argv(&[&manager.hold(|path| job.present.get(path).copied().unwrap_or(false))?, &names]);
-            steps.push(manager.spoken_to(step(phase, &format!("holding {}", names.join(", ")), argv)));
+            let argv = manager.argv(&[
+                &manager.hold_command(|path| job.present.get(path).copied().unwrap_or(false))?,
+                &names,
+            ]);
+            steps.push(manager.with_locale(step(phase, &format!("holding {}", names.join(", ")), argv)));
         }
     }
     Ok(steps)
@@ -160,15 +171,16 @@ fn is_name(name: &str) -> bool {
         && name.chars().all(|c| c.is_ascii_alphanumeric() || "+.-_".contains(c))
 }
 
-/// Indexes and downloaded packages, those of repositories that are switched off, too.
+/// Removes indexes and downloaded packages, including those of disabled repositories.
 fn clean(manager: Manager) -> Vec<Step> {
     let step = |why: &str, argv| {
         let step = step(Phase::Clean, why, argv);
-        manager.spoken_to(Step { timeout: CLEAN_TIMEOUT, ..step })
+        manager.with_locale(Step { timeout: CLEAN_TIMEOUT, ..step })
     };
-    let mut steps = vec![step("removing package indexes and caches", manager.argv(&[&manager.clean_all()]))];
+    let mut steps =
+        vec![step("removing package indexes and caches", manager.argv(&[&manager.clean_all_command()]))];
     if manager == Manager::Dnf {
-        // Of what is expired, to be deleted, and trusted: its own `clean all` leaves them.
+        // Lists of expired metadata, of files to delete and of trusted keys, which `clean all` leaves.
         let lists = ["expired_repos.json", "tempfiles.json", ".gpgkeyschecked.yum"];
         let lists = lists.map(|name| format!("/var/cache/dnf/{name}"));
         let argv = ["rm", "-f"].into_iter().chain(lists.iter().map(String::as_str));

@@ -1,11 +1,11 @@
-//! The package managers, and how each is asked for the same.
+//! The package managers, and the command lines of each.
 
 use crate::mirror;
 use oven_distro::{Job, Package, Refused, Step, Upgrade};
 use oven_rpm::{Spelling, words};
 
-/// In the order in which they are taken, where an image has several: `/usr/bin/dnf` may be either one's name, and
-/// `/usr/bin/yum` is a name of dnf's on all but the oldest.
+/// In the order of preference, if an image has several: `/usr/bin/dnf` may be dnf 4 or 5, and on all but the oldest
+/// systems `/usr/bin/yum` is a name of dnf.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Manager {
     Dnf5,
@@ -28,7 +28,7 @@ pub const LOOK_FOR: [&str; 6] =
     [PATHS[0].1, PATHS[1].1, PATHS[2].1, PATHS[3].1, VERSIONLOCK_DNF, VERSIONLOCK_YUM];
 
 impl Manager {
-    pub fn of(has: impl Fn(&str) -> bool) -> Option<Self> {
+    pub fn detect(has: impl Fn(&str) -> bool) -> Option<Self> {
         PATHS.into_iter().find(|(_, path)| has(path)).map(|(manager, _)| manager)
     }
 
@@ -47,8 +47,8 @@ impl Manager {
             .collect()
     }
 
-    /// yum's systems have no `C.UTF-8` yet.
-    pub fn spoken_to(self, mut step: Step) -> Step {
+    /// Sets a locale that the system has: yum's systems have no `C.UTF-8` yet.
+    pub fn with_locale(self, mut step: Step) -> Step {
         if self == Self::Yum {
             step.env.insert("LC_ALL".to_owned(), "C".to_owned());
         }
@@ -64,11 +64,12 @@ impl Manager {
             Self::Yum => (&["No package {} available."], &["Warning: Group {} does not exist."]),
             Self::Microdnf => (&["error: No package matches '{}'"], &[]),
         };
-        Spelling { named, group: |name| format!("@{name}"), missing, missing_group }
+        Spelling { named: spell_package, group: |name| format!("@{name}"), missing, missing_group }
     }
 
-    /// What every call says. A repository that cannot be reached is an error, not a warning, unless its own file says
-    /// otherwise; of a name, the newest version or none. Signatures are looked at as the image's own settings say.
+    /// The options of every call. They turn an unreachable repository from a warning into an error, unless its own
+    /// file says otherwise, and only accept the newest version of a package. Signatures are checked as the image's own
+    /// settings say.
     pub fn options(self, job: &Job) -> Result<Vec<String>, Refused> {
         let weak = if job.recommends { "install_weak_deps=1" } else { "install_weak_deps=0" };
         let settings: &[&str] = match self {
@@ -82,13 +83,12 @@ impl Manager {
         if self == Self::Microdnf {
             options.push("--best".to_owned());
             if job.packages.iter().any(|package| matches!(package, Package::Group { .. })) {
-                return Err(Refused("packages: microdnf knows no groups: name packages".to_owned()));
+                return Err(Refused("packages: microdnf does not support groups: list packages".to_owned()));
             }
         }
         match &job.ca_file {
             Some(_) if self == Self::Microdnf => {
-                let why =
-                    "ca_file: microdnf is told of certificates by the image alone: add them to the base";
+                let why = "ca_file: microdnf only uses the image's certificates: add them to the base image";
                 return Err(Refused(why.to_owned()));
             }
             Some(path) => options.push(format!("--setopt=sslcacert={path}")),
@@ -98,7 +98,7 @@ impl Manager {
         Ok(options)
     }
 
-    /// Where it keeps what it downloads; microdnf has another place in each release.
+    /// The directory of its downloads; microdnf has another one in each release.
     pub fn cache(self) -> Option<&'static str> {
         match self {
             Self::Dnf5 => Some("/var/cache/libdnf5"),
@@ -108,34 +108,34 @@ impl Manager {
         }
     }
 
-    pub fn refresh(self) -> Vec<String> {
+    pub fn refresh_command(self) -> Vec<String> {
         match self {
             Self::Dnf5 | Self::Dnf | Self::Microdnf => words(["makecache", "--refresh"]),
-            // It has no `--refresh`: what is there may be as old as the base.
+            // yum has no `--refresh`, and its metadata may be as old as the base.
             Self::Yum => words(["--setopt=metadata_expire=0", "makecache", "fast"]),
         }
     }
 
-    /// Downloads, and changes nothing but the list of keys that are trusted.
-    pub fn fetching(self) -> Vec<String> {
+    /// Options that only download, and change nothing but the list of trusted keys.
+    pub fn download_options(self) -> Vec<String> {
         match self {
             Self::Dnf5 | Self::Dnf | Self::Yum => words(["--downloadonly"]),
-            // It has no such option, and downloads before it tests whether rpm would take the packages.
+            // microdnf has no such option, but downloads packages before rpm tests the transaction.
             Self::Microdnf => words(["--setopt=tsflags=test"]),
         }
     }
 
-    /// Takes what was downloaded, and looks for nothing newer.
-    pub fn cached(self) -> Vec<String> {
+    /// Options that use downloaded packages, and do not look for newer ones.
+    pub fn cache_only_options(self) -> Vec<String> {
         match self {
             Self::Dnf5 | Self::Dnf | Self::Yum => words(["-C"]),
-            // It never looks for newer metadata unless it is told to.
+            // microdnf never looks for newer metadata by itself.
             Self::Microdnf => Vec::new(),
         }
     }
 
     /// The command that upgrades, if the job wants one.
-    pub fn upgrade(self, job: &Job) -> Result<Option<Vec<String>>, Refused> {
+    pub fn upgrade_command(self, job: &Job) -> Result<Option<Vec<String>>, Refused> {
         let mut verb = match (job.upgrade, self) {
             (Upgrade::None, _) => return Ok(None),
             (Upgrade::All, Self::Yum) => words(["update"]),
@@ -143,69 +143,69 @@ impl Manager {
             (Upgrade::Security, Self::Dnf5 | Self::Dnf) => words(["upgrade", "--security"]),
             (Upgrade::Security, Self::Yum) => words(["update", "--security"]),
             (Upgrade::Security, Self::Microdnf) => {
-                let why =
-                    "upgrade: microdnf cannot tell which upgrades are for security: install dnf in the base";
+                let why = "upgrade: microdnf cannot select security upgrades: install dnf in the base image";
                 return Err(Refused(why.to_owned()));
             }
         };
-        // The lock may not be known to this call yet, and microdnf knows none.
+        // This call may not know the lock yet, and microdnf has no locks.
         verb.extend(
             job.hold.iter().filter(|_| self != Self::Microdnf).map(|name| format!("--exclude={name}")),
         );
         Ok(Some(verb))
     }
 
-    /// The command that locks packages at the version that they are at. Repositories have no say in it.
-    pub fn hold(self, has: impl Fn(&str) -> bool) -> Result<Vec<String>, Refused> {
-        let lacks = match self {
+    /// The command that locks packages at their installed version. It needs no repositories.
+    pub fn hold_command(self, has: impl Fn(&str) -> bool) -> Result<Vec<String>, Refused> {
+        let missing = match self {
             Self::Dnf5 => None,
             Self::Dnf => Some(VERSIONLOCK_DNF).filter(|path| !has(path)),
             Self::Yum => Some(VERSIONLOCK_YUM).filter(|path| !has(path)),
             Self::Microdnf => {
                 return Err(Refused(
-                    "hold: microdnf cannot hold packages: install dnf in the base".to_owned(),
+                    "hold: microdnf cannot hold packages: install dnf in the base image".to_owned(),
                 ));
             }
         };
-        match lacks {
+        match missing {
             Some(path) => Err(Refused(format!(
-                "hold: the image's {} needs its plugin versionlock, and there is no {path}: install it in the base",
+                "hold: the image's {} needs its versionlock plugin, and {path} is missing: install it in the base image",
                 self.name()
             ))),
             None => Ok(words(["-y", "--disablerepo=*", "versionlock", "add"])),
         }
     }
 
-    pub fn clean_metadata(self) -> Vec<String> {
+    pub fn clean_metadata_command(self) -> Vec<String> {
         match self {
             Self::Dnf5 | Self::Dnf | Self::Yum => words([self.name(), "clean", "metadata"]),
             Self::Microdnf => words([self.name(), "clean", "all"]),
         }
     }
 
-    pub fn clean_all(self) -> Vec<String> {
+    pub fn clean_all_command(self) -> Vec<String> {
         match self {
-            // It leaves what belongs to repositories that are switched off.
+            // By default yum leaves the files of disabled repositories.
             Self::Yum => words(["--enablerepo=*", "clean", "all"]),
             Self::Dnf5 | Self::Dnf | Self::Microdnf => words(["clean", "all"]),
         }
     }
 }
 
-/// Each takes `NAME-EPOCH:VERSION-RELEASE.ARCHITECTURE`, and a missing epoch for any: it is always said.
-fn named(name: &str, architecture: Option<&str>, version: Option<&str>) -> String {
-    let mut spelt = name.to_owned();
+/// Spells a package as `NAME-EPOCH:VERSION-RELEASE.ARCHITECTURE`. Each package manager takes a missing epoch for any
+/// epoch, so it is always given.
+fn spell_package(name: &str, architecture: Option<&str>, version: Option<&str>) -> String {
+    let mut text = name.to_owned();
     if let Some(version) = version {
         let epoch = if version.contains(':') || version.starts_with('*') { "" } else { "0:" };
-        spelt += &format!("-{epoch}{version}");
-        // Before an architecture there has to be a release.
+        text += &format!("-{epoch}{version}");
+        // An architecture is only accepted after a release.
         if architecture.is_some() && !version.contains('-') && !version.ends_with('*') {
-            spelt += "-*";
+            text += "-*";
         }
     }
     match architecture {
-        Some(architecture) => format!("{spelt}.{architecture}"),
-        None => spelt,
+        Some(architecture) => format!("{text}.{architecture}"),
+        None => text,
     }
 }
 
@@ -215,20 +215,20 @@ mod tests {
 
     #[test]
     fn versions_as_dnf_spells_them() {
-        assert_eq!(named("jq", None, None), "jq");
-        assert_eq!(named("jq", Some("i686"), None), "jq.i686");
-        assert_eq!(named("jq", None, Some("1.6")), "jq-0:1.6");
-        assert_eq!(named("bind", None, Some("32:9.*")), "bind-32:9.*");
-        assert_eq!(named("jq", Some("i686"), Some("1.6")), "jq-0:1.6-*.i686");
-        assert_eq!(named("jq", Some("i686"), Some("1.6-2.el9")), "jq-0:1.6-2.el9.i686");
-        assert_eq!(named("jq", None, Some("*-2.el9")), "jq-*-2.el9");
+        assert_eq!(spell_package("jq", None, None), "jq");
+        assert_eq!(spell_package("jq", Some("i686"), None), "jq.i686");
+        assert_eq!(spell_package("jq", None, Some("1.6")), "jq-0:1.6");
+        assert_eq!(spell_package("bind", None, Some("32:9.*")), "bind-32:9.*");
+        assert_eq!(spell_package("jq", Some("i686"), Some("1.6")), "jq-0:1.6-*.i686");
+        assert_eq!(spell_package("jq", Some("i686"), Some("1.6-2.el9")), "jq-0:1.6-2.el9.i686");
+        assert_eq!(spell_package("jq", None, Some("*-2.el9")), "jq-*-2.el9");
     }
 
     #[test]
-    fn dnf_is_taken_before_what_is_only_a_name_of_it() {
-        assert_eq!(Manager::of(|path| path != "/usr/bin/dnf5"), Some(Manager::Dnf));
-        assert_eq!(Manager::of(|path| path == "/usr/bin/yum"), Some(Manager::Yum));
-        assert_eq!(Manager::of(|_| true), Some(Manager::Dnf5));
-        assert_eq!(Manager::of(|_| false), None);
+    fn dnf_is_preferred_to_yum_which_may_be_a_name_of_it() {
+        assert_eq!(Manager::detect(|path| path != "/usr/bin/dnf5"), Some(Manager::Dnf));
+        assert_eq!(Manager::detect(|path| path == "/usr/bin/yum"), Some(Manager::Yum));
+        assert_eq!(Manager::detect(|_| true), Some(Manager::Dnf5));
+        assert_eq!(Manager::detect(|_| false), None);
     }
 }

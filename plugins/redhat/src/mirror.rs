@@ -1,11 +1,11 @@
 //! A mirror that replaces the distribution's own repositories while packages are fetched.
 //!
-//! Other repositories of the image stay as they are. Keys, too: they are the ones that the image's files name.
+//! Other repositories of the image stay as they are, and so do the keys that the image's files name.
 
 use oven_distro::{Job, Refused};
 use oven_rpm::architecture;
 
-/// The repositories of a distribution, each with its place below a mirror, where `{v}` is the release and `{a}` the
+/// The repositories of a distribution, each with its path below a mirror, where `{v}` is the release and `{a}` the
 /// architecture.
 const FEDORA: &[(&str, &str)] =
     &[("fedora", "releases/{v}/Everything/{a}/os/"), ("updates", "updates/{v}/Everything/{a}/")];
@@ -34,13 +34,13 @@ pub fn options(job: &Job) -> Result<Vec<String>, Refused> {
         "almalinux" | "rocky" => ENTERPRISE,
         other => {
             return refuse(&format!(
-                "how an archive of `{other}` is laid out is not known: name repositories instead"
+                "the layout of an archive of `{other}` is unknown: add [[repository]] entries instead"
             ));
         }
     };
     let of = |(id, place): &(&str, &str)| {
         let place = place.replace("{v}", version).replace("{a}", architecture(job));
-        // An address is only looked at where there is no list of mirrors.
+        // `baseurl` is only used if there is no list of mirrors.
         [("metalink", String::new()), ("mirrorlist", String::new()), ("baseurl", format!("{uri}/{place}"))]
             .map(|(key, value)| format!("--setopt={id}.{key}={value}"))
     };
@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn each_repository_has_its_place() {
+    fn each_repository_has_its_path() {
         let options = of("ID=rocky\nVERSION_ID=9.4\n", "http://mirror.local/rocky/").unwrap();
         assert_eq!(options[0], "--setopt=baseos.metalink=");
         assert_eq!(options[2], "--setopt=baseos.baseurl=http://mirror.local/rocky/9/BaseOS/aarch64/os/");
@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_told_is_refused() {
+    fn unusable_mirrors_are_refused() {
         for (os, mirror) in [
             ("ID=rocky\nVERSION_ID=9\n", "mirror.local"),
             ("ID=rocky\nVERSION_ID=9\n", "http://m/a http://b"),

@@ -1,10 +1,10 @@
-//! Repositories of the definition, as the files that dnf and yum read.
+//! The definition's repositories, as files for dnf and yum.
 
 use oven_distro::{Job, Plan, Refused, Repository, Shim};
 
 const DIRECTORY: &str = "/etc/yum.repos.d";
 
-/// Those that stay are files of the image, the others are there while the plan's steps run.
+/// Repositories that stay are files of the image; the others exist only while the plan's steps run.
 pub fn add(job: &Job, plan: &mut Plan) -> Result<(), Refused> {
     for repository in &job.repositories {
         let file = file(repository)?;

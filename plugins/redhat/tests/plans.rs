@@ -1,6 +1,6 @@
-//! Plans as they are: a change of a plan is a change that somebody has to look at. `OVEN_BLESS=1` writes them anew.
+//! Golden plans: a change of a plan has to be reviewed. `OVEN_BLESS=1` rewrites them.
 //!
-//! For dnf 5, yum and microdnf these are the only tests: those of the root ring run dnf 4.
+//! These are the only tests of dnf 5, yum and microdnf: those of the root ring run dnf 4.
 
 use oven_distro::{Claim, Conffiles, Distro, Job, OsRelease, Package, Phase, Plan, Repository, Upgrade};
 use oven_redhat::RedHat;
@@ -11,7 +11,7 @@ const AMAZON_2: &str = "ID=amzn\nID_LIKE=\"centos rhel fedora\"\nVERSION_ID=2\n"
 const FEDORA: &str = "ID=fedora\nVERSION_ID=42\n";
 const ROCKY: &str = "ID=rocky\nID_LIKE=\"rhel centos fedora\"\nVERSION_ID=\"9.4\"\n";
 
-/// A job on an image that has rpm, and these programs and files.
+/// A job on an image that has rpm and these files.
 fn job(os: &str, has: &[&str]) -> Job {
     let os_release = OsRelease::parse(os);
     let look_for = RedHat.claims(&os_release).look_for;
@@ -44,20 +44,23 @@ fn repository(name: &str, key: Option<&str>, keep: bool) -> Repository {
 
 fn golden(name: &str, job: &Job) -> Plan {
     let plan = RedHat.plan(job).unwrap();
-    sound(&plan);
+    check_plan(&plan);
     let text = format!("{:#}\n", serde_json::to_value(&plan).unwrap());
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(format!("{name}.json"));
     if std::env::var_os("OVEN_BLESS").is_some() {
         std::fs::write(&path, &text).unwrap();
     }
-    let kept = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(kept == text, "{name}.json differs from the plan: look at it after OVEN_BLESS=1\n{text}");
-    assert_eq!(serde_json::from_str::<Plan>(&kept).unwrap(), plan, "a plan survives JSON");
+    let stored = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        stored == text,
+        "{name}.json differs from the plan: run with OVEN_BLESS=1 and review the diff\n{text}"
+    );
+    assert_eq!(serde_json::from_str::<Plan>(&stored).unwrap(), plan, "a plan survives JSON");
     plan
 }
 
-/// What holds for every plan.
-fn sound(plan: &Plan) {
+/// Checks what holds for every plan.
+fn check_plan(plan: &Plan) {
     assert!(plan.steps.windows(2).all(|pair| pair[0].phase <= pair[1].phase), "phases never go back");
     for step in &plan.steps {
         let line = step.argv.join(" ");
@@ -152,7 +155,7 @@ fn claims() {
 }
 
 #[test]
-fn what_cannot_be_served_is_refused_by_name() {
+fn unsupported_requests_are_refused_by_name() {
     let dnf = || job(ROCKY, &["/usr/bin/dnf"]);
     let micro = || job(ROCKY, &["/usr/bin/microdnf"]);
     let refused = |job: Job| RedHat.plan(&job).unwrap_err().0;

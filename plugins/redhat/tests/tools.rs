@@ -1,4 +1,4 @@
-//! The plans that bring Ansible for a bake alone, as they are. `OVEN_BLESS=1` writes them anew.
+//! The golden plans that install Ansible for a bake alone. `OVEN_BLESS=1` rewrites them.
 
 use oven_distro::{Distro, Job, OsRelease, Package, Phase, Tools};
 use oven_redhat::RedHat;
@@ -33,20 +33,23 @@ fn ansible_for_a_bake_alone() {
         if std::env::var_os("OVEN_BLESS").is_some() {
             std::fs::write(&path, &text).unwrap();
         }
-        let kept = std::fs::read_to_string(&path).unwrap_or_default();
-        assert!(kept == text, "{name}.json differs from the plan: look at it after OVEN_BLESS=1\n{text}");
+        let stored = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(
+            stored == text,
+            "{name}.json differs from the plan: run with OVEN_BLESS=1 and review the diff\n{text}"
+        );
         let packages = vec![Package::Named { name: "jq".into(), version: None }];
         let steps = self::tools(&Job { packages, recommends: true, ..job }).unwrap().steps;
         assert!(
             !steps.iter().any(|step| step.argv.contains(&"makecache".to_owned())),
-            "that was done already"
+            "the plan's own steps have refreshed the index"
         );
         assert!(steps[0].argv.contains(&"--setopt=install_weak_deps=0".to_owned()), "{:?}", steps[0].argv);
     }
 }
 
 #[test]
-fn what_cannot_be_taken_away_again_is_not_brought() {
+fn tools_that_cannot_be_removed_again_are_not_installed() {
     for path in ["/usr/bin/yum", "/usr/bin/microdnf"] {
         assert_eq!(tools(&job("ID=amzn\nVERSION_ID=2\n", &[path])), None, "{path}");
     }

@@ -1,11 +1,11 @@
-//! What the plugins for rpm have in common: how a definition's packages are spelt, what rpm is asked, and what its
-//! words mean. The package managers above it (dnf, zypper) differ; a plugin each knows them.
+//! The common part of the plugins for rpm: how package names are spelled, how rpm is queried, and what its messages
+//! mean. Each package manager on top of rpm (dnf, zypper) has a plugin of its own.
 
-mod ask;
+mod packages;
 mod repository;
 mod troubles;
 
-pub use ask::{Asks, Spelling};
+pub use packages::{PackageRequests, Spelling};
 pub use repository::check as check_repository;
 pub use troubles::{failures, notes, trouble, troubles};
 
@@ -18,18 +18,19 @@ pub const DRACUT: &str = "/usr/bin/dracut";
 /// Seconds. An index is some 50 MB.
 pub const UPDATE_TIMEOUT: u64 = 15 * 60;
 pub const FETCH_TIMEOUT: u64 = 60 * 60;
-/// A package's script that works for longer than this hangs.
+/// A package's script that runs for longer than this hangs.
 pub const INSTALL_TIMEOUT: u64 = 60 * 60;
 pub const CLEAN_TIMEOUT: u64 = 5 * 60;
-/// For a mirror that changes while it is read, or answers with an error for a moment.
+/// For a mirror that changes while it is read, or fails for a moment.
 pub const RETRIES: u32 = 2;
 
-/// Words for a package's state. rpm has none: what is in its database is installed, or a key.
+/// Our names for states of packages, as rpm has none: an entry of its database is either an installed package or a
+/// key.
 const INSTALLED: &str = "installed";
 const KEY: &str = "key";
 
-/// Lists packages, in the columns of the fact `packages`. rpm leaves an epoch of 0 out, as dpkg does.
-pub fn query() -> Vec<String> {
+/// The command that lists packages, in the columns of the fact `packages`. rpm leaves out an epoch of 0, as dpkg does.
+pub fn list_packages_command() -> Vec<String> {
     let format = format!(
         "%{{NAME}}\\t%|EPOCH?{{%{{EPOCH}}:}}|%{{VERSION}}-%{{RELEASE}}\\t%{{ARCH}}\\t\
          %|ARCH?{{{INSTALLED}}}:{{{KEY}}}|\\t[%{{PROVIDENAME}},]\\n"
@@ -37,18 +38,18 @@ pub fn query() -> Vec<String> {
     ["rpm", "-qa", "--queryformat", &format].map(str::to_owned).to_vec()
 }
 
-pub fn expect(packages: Vec<Wanted>) -> Expect {
+pub fn expected(packages: Vec<Wanted>) -> Expect {
     Expect { sound: vec![INSTALLED.to_owned()], absent: vec![KEY.to_owned()], packages }
 }
 
-/// For dracut, which otherwise takes the drivers of the machine that it runs on. Its files are read by their names,
-/// wherever they lie, and the last one wins.
+/// Configures dracut, which by default only includes the drivers of the machine on which it runs. dracut reads its
+/// files in the order of their names, whichever directory they are in, and the last one wins.
 pub fn generic_initramfs() -> Shim {
     let path = "/etc/dracut.conf.d/zz-generic.conf";
     Shim { path: path.to_owned(), content: "hostonly=\"no\"\n".to_owned(), mode: 0o644 }
 }
 
-/// rpm's word for an architecture.
+/// rpm's name of the job's architecture.
 pub fn architecture(job: &oven_distro::Job) -> &str {
     match job.architecture.as_str() {
         "arm64" => "aarch64",
@@ -58,7 +59,7 @@ pub fn architecture(job: &oven_distro::Job) -> &str {
 
 /// A step without the network.
 pub fn step(phase: Phase, why: &str, argv: Vec<String>) -> Step {
-    // Messages are read: they have to be the ones in English.
+    // Plugins match the messages, so they have to be in English.
     let env = BTreeMap::from([("LC_ALL".to_owned(), "C.UTF-8".to_owned())]);
     Step {
         phase,
@@ -74,7 +75,7 @@ pub fn step(phase: Phase, why: &str, argv: Vec<String>) -> Step {
     }
 }
 
-/// A step that downloads; `clean`: what drops the metadata that a broken try may have left.
+/// A step that downloads. `clean`: the command that drops the metadata which a failed attempt may have left.
 pub fn fetch(why: &str, argv: Vec<String>, clean: &[String]) -> Step {
     Step {
         retries: RETRIES,
@@ -85,20 +86,20 @@ pub fn fetch(why: &str, argv: Vec<String>, clean: &[String]) -> Step {
     }
 }
 
-/// Where a package manager keeps what it downloads. Metadata and packages lie together there.
+/// The cache of a package manager that stores metadata and packages in one directory.
 pub fn cache(path: &str, sources: &[&str]) -> Cache {
     Cache { path: path.to_owned(), holds: Holds::Indexes, sources: words(sources.iter().copied()) }
 }
 
 /// `1 package`, `2 packages`.
-pub fn count(asks: &Asks) -> String {
-    match asks.arguments.len() {
+pub fn count(requests: &PackageRequests) -> String {
+    match requests.arguments.len() {
         1 => "1 package".to_owned(),
         n => format!("{n} packages"),
     }
 }
 
-/// Where a repository's key is: in the image if the repository stays there, else in the steps' own `/run`.
+/// The path of a repository's key: in the image if the repository stays there, otherwise in the steps' own `/run`.
 pub fn key_file(repository: &Repository) -> String {
     let directory = if repository.keep { "/etc/pki/rpm-gpg" } else { "/run/oven/keys" };
     format!("{directory}/RPM-GPG-KEY-{}", repository.name)

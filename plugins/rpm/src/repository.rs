@@ -1,19 +1,20 @@
-//! What a repository has to be, before it becomes a file of settings.
+//! Validates a repository before it is written into a configuration file.
 
 use oven_distro::{Refused, Repository};
 
-/// Refuses names and addresses that would be more than that in the file: a path, another section, another setting.
+/// Refuses names and addresses that would add something else to the file or its path: another directory, section or
+/// setting.
 pub fn check(repository: &Repository) -> Result<(), Refused> {
     let Repository { name, url, suite, components, .. } = repository;
     let refuse = |why: &str| Err(Refused(format!("repositories: `{name}`: {why}")));
     if !name.starts_with(|c: char| c.is_ascii_alphanumeric())
         || !name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
     {
-        return refuse("not the name of a repository");
+        return refuse("it is not the name of a repository");
     }
     if suite.is_some() || !components.is_empty() {
         return refuse(
-            "suites and components are Debian's: a repository of rpm packages is its address alone",
+            "suites and components are for Debian: a repository of rpm packages has only an address",
         );
     }
     if !url.contains("://") || url.contains(|c: char| c.is_whitespace() || c.is_control()) {

@@ -1,4 +1,4 @@
-//! What rpm's own words mean, whichever package manager calls it.
+//! Explains rpm's own messages, whichever package manager calls it.
 
 use oven_distro::Trouble;
 
@@ -6,7 +6,7 @@ const SCRIPT: Option<&str> = Some(
     "A script of the package failed. While it runs, no service can be started and there is no network (unless \
      image.toml says `network = true`).",
 );
-pub const LARGER: Option<&str> = Some("Give it a larger disk: `size_gib` of `[disk]` in image.toml.");
+pub const LARGER_DISK: Option<&str> = Some("Give it a larger disk: `size_gib` of `[disk]` in image.toml.");
 
 pub fn trouble(output: &str, means: &str, hint: Option<&str>, package: Option<&str>) -> Trouble {
     Trouble {
@@ -17,49 +17,55 @@ pub fn trouble(output: &str, means: &str, hint: Option<&str>, package: Option<&s
     }
 }
 
-/// What a failed step's lines mean.
+/// Messages of failed steps.
 pub fn troubles() -> Vec<Trouble> {
     vec![
-        script(),
+        script_failed(),
         trouble(
             "*needs * more space on the * filesystem*",
             "there is no space left in the image",
-            LARGER,
+            LARGER_DISK,
             None,
         ),
         trouble(
             "*more space needed on the * filesystem*",
             "there is no space left in the image",
-            LARGER,
+            LARGER_DISK,
             None,
         ),
     ]
 }
 
-/// rpm goes on where a script fails that runs after the files are there, and ends with 0.
+/// Messages that mean failure although the exit status is 0: rpm continues if a script fails after the files are
+/// installed.
 pub fn failures() -> Vec<Trouble> {
-    vec![script()]
+    vec![script_failed()]
 }
 
-/// `warning: %post(site-1.0-1.noarch) scriptlet failed, exit status 1`; dnf 5 puts words of its own before it.
-fn script() -> Trouble {
+/// Matches `warning: %post(site-1.0-1.noarch) scriptlet failed, exit status 1`; dnf 5 prints other text before it.
+fn script_failed() -> Trouble {
     trouble("*%*(*) scriptlet failed, *", "the %{2} script of the package `{3}` failed ({4})", SCRIPT, None)
 }
 
-/// What became of configuration files that both the image and a package changed, and which keys are trusted now.
+/// Messages about configuration files that both the image and a package changed.
 pub fn notes() -> Vec<Trouble> {
     let merge = Some("Merge them in a [[run]] or a [[file]].");
     vec![
-        trouble("*warning: * created as *.rpmnew", "{2} stays; the package's is {3}.rpmnew", merge, None),
+        trouble(
+            "*warning: * created as *.rpmnew",
+            "{2} is unchanged; the package's version is {3}.rpmnew",
+            merge,
+            None,
+        ),
         trouble(
             "*warning: * saved as *.rpmsave",
-            "{2} is the package's now; the image's is {3}.rpmsave",
+            "{2} now has the package's version; the image's version is {3}.rpmsave",
             merge,
             None,
         ),
         trouble(
             "*warning: * saved as *.rpmorig",
-            "{2} is the package's now; the image's is {3}.rpmorig",
+            "{2} now has the package's version; the image's version is {3}.rpmorig",
             merge,
             None,
         ),

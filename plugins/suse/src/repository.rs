@@ -1,12 +1,12 @@
-//! Repositories of the definition, as the files that zypper reads.
+//! The definition's repositories, as files for zypper.
 
 use oven_distro::{Job, Phase, Plan, Refused, Repository, Shim, Step};
 use oven_rpm::{step, words};
 
 const DIRECTORY: &str = "/etc/zypp/repos.d";
 
-/// Those that stay are files of the image, the others are there while the plan's steps run. zypper asks before it
-/// trusts a key, so rpm is told of it. Answers with the steps that do.
+/// Adds the repositories to the plan. Repositories that stay are files of the image; the others exist only while the
+/// plan's steps run. Answers with the steps that import their keys into rpm: zypper would ask before it trusts a key.
 pub fn add(job: &Job, plan: &mut Plan) -> Result<Vec<Step>, Refused> {
     let mut steps = Vec::new();
     for repository in &job.repositories {
@@ -28,7 +28,7 @@ fn file(repository: &Repository) -> Result<Shim, Refused> {
     let Repository { name, url, key, .. } = repository;
     let mut text =
         format!("# Added by oven.\n[{name}]\nname={name}\nbaseurl={url}\nenabled=1\nautorefresh=0\n");
-    // Each package is checked: then it does not matter whether the index is signed, too, which most are not.
+    // Every package is verified, so the index need not be signed: most are not.
     match key {
         Some(_) => {
             let key = oven_rpm::key_file(repository);

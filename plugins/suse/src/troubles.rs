@@ -1,42 +1,42 @@
-//! What zypper's messages mean to whoever wrote the definition.
+//! Explains zypper's messages to the author of a definition.
 
 use oven_distro::Trouble;
 use oven_rpm::trouble;
 
 struct Row(&'static str, &'static str, Option<&'static str>, Option<&'static str>);
 
-/// The definition is wrong, and which of its packages is not told.
-const TOGETHER: Option<&str> = Some("");
+/// image.toml is at fault, but no single package of it.
+const NO_SINGLE_PACKAGE: Option<&str> = Some("");
 const SEARCH: Option<&str> = Some(
     "Check its spelling, whether it is for this architecture, and which repositories the base image has.",
 );
-const FIT: Option<&str> =
-    Some("The lines above say which of them do not fit together, or not with the base image.");
+const INCOMPATIBLE: Option<&str> =
+    Some("The lines above say which packages conflict with each other or with the base image.");
 const KEY: Option<&str> = Some(
-    "Check the `key` of the repository in image.toml, or `gpgkey` in its file in the base image. Packages are never \
-     taken unchecked.",
+    "Check the `key` of the repository in image.toml, or `gpgkey` in its file in the base image. Packages are \
+     always verified.",
 );
-const REACH: Option<&str> = Some("Is the address reachable? `[network]` of oven.toml holds the proxy.");
+const REACH: Option<&str> = Some("Is the address reachable? `[network]` of oven.toml sets the proxy.");
 
-/// The most telling first.
+/// The most specific rows come first.
 const ROWS: &[Row] = &[
     Row(
         "*: Signature verification failed [6-File is unsigned]",
         "the package {1} is not signed",
         KEY,
-        TOGETHER,
+        NO_SINGLE_PACKAGE,
     ),
     Row(
         "*: Signature verification failed [4-Signatures public key is not available]",
         "the package {1} is signed by a key that the image does not trust",
         KEY,
-        TOGETHER,
+        NO_SINGLE_PACKAGE,
     ),
     Row(
         "*: Signature verification failed [*]",
         "the signature of the package {1} was not accepted: {2}",
         KEY,
-        TOGETHER,
+        NO_SINGLE_PACKAGE,
     ),
     Row(
         "File '*' from repository '*' is unsigned, continue?*",
@@ -51,13 +51,18 @@ const ROWS: &[Row] = &[
         KEY,
         None,
     ),
-    // A repository that is passed over lacks what it would have: that comes first.
+    // These come first, as packages of a skipped repository are reported as missing, too.
     Row("*File '*' not found on medium '*'", "there is no {2} at {3}", REACH, None),
     Row("Download (curl) error for '*':", "{1} could not be downloaded", REACH, None),
-    Row("Repository '*' is invalid.", "the index of the repository `{1}` cannot be had", REACH, None),
+    Row(
+        "Repository '*' is invalid.",
+        "the index of the repository `{1}` could not be downloaded",
+        REACH,
+        None,
+    ),
     Row(
         "*Problem retrieving files from '*'.",
-        "the index of the repository `{2}` cannot be had",
+        "the index of the repository `{2}` could not be downloaded",
         REACH,
         None,
     ),
@@ -69,24 +74,36 @@ const ROWS: &[Row] = &[
     ),
     Row("No provider of '*' found.", "no repository of the image has the package `{1}`", SEARCH, Some("{1}")),
     Row("Package '*' not found.", "no repository of the image has the package `{1}`", SEARCH, Some("{1}")),
-    Row("*nothing provides * needed by *", "nothing provides `{2}`, which {3} needs", FIT, TOGETHER),
-    Row("*Problem: * conflicts with * provided by *", "{2} conflicts with {4}", FIT, TOGETHER),
-    Row("*Problem: *", "the packages cannot be installed together: {2}", FIT, TOGETHER),
+    Row(
+        "*nothing provides * needed by *",
+        "nothing provides `{2}`, which {3} needs",
+        INCOMPATIBLE,
+        NO_SINGLE_PACKAGE,
+    ),
+    Row(
+        "*Problem: * conflicts with * provided by *",
+        "{2} conflicts with {4}",
+        INCOMPATIBLE,
+        NO_SINGLE_PACKAGE,
+    ),
+    Row("*Problem: *", "the packages cannot be installed together: {2}", INCOMPATIBLE, NO_SINGLE_PACKAGE),
     Row(
         "*there are no enabled repositories defined*",
         "the image has no repository",
-        Some("Name one in image.toml, or register the base image with its vendor."),
+        Some("Add one to image.toml, or register the base image with its vendor."),
         None,
     ),
     Row(
         "*Run this command once more to install any other needed patches*",
-        "zypper itself had to be upgraded before the rest",
-        Some("Bake that as an image of its own, or say `upgrade = true`, which takes everything at once."),
-        TOGETHER,
+        "zypper had to upgrade itself before the other packages",
+        Some(
+            "Bake the upgrade of zypper as an image of its own, or set `upgrade = true`, which upgrades everything at once.",
+        ),
+        NO_SINGLE_PACKAGE,
     ),
 ];
 
-pub fn all() -> Vec<Trouble> {
+pub fn troubles() -> Vec<Trouble> {
     let rows = ROWS.iter().map(|Row(output, means, hint, package)| trouble(output, means, *hint, *package));
     oven_rpm::troubles().into_iter().chain(rows).collect()
 }

@@ -1,4 +1,4 @@
-//! Plans as they are: a change of a plan is a change that somebody has to look at. `OVEN_BLESS=1` writes them anew.
+//! Golden plans: a change of a plan has to be reviewed. `OVEN_BLESS=1` rewrites them.
 
 use oven_distro::{Claim, Conffiles, Distro, Job, OsRelease, Package, Phase, Plan, Repository, Upgrade};
 use oven_suse::Suse;
@@ -8,7 +8,7 @@ const LEAP: &str = "ID=\"opensuse-leap\"\nID_LIKE=\"suse opensuse\"\nVERSION_ID=
 const SLES: &str = "ID=\"sles\"\nID_LIKE=\"suse\"\nVERSION_ID=\"15.6\"\n";
 const TUMBLEWEED: &str = "ID=\"opensuse-tumbleweed\"\nID_LIKE=\"opensuse suse\"\n";
 
-/// A job on an image that has everything that the plugin looks for, but for `lacks`.
+/// A job on an image that has every path that the plugin looks for, except `lacks`.
 fn job(os: &str, lacks: &[&str]) -> Job {
     let os_release = OsRelease::parse(os);
     let look_for = Suse.claims(&os_release).look_for;
@@ -27,19 +27,22 @@ fn repository(name: &str, key: Option<&str>, keep: bool) -> Repository {
 
 fn golden(name: &str, job: &Job) {
     let plan = Suse.plan(job).unwrap();
-    sound(&plan);
+    check_plan(&plan);
     let text = format!("{:#}\n", serde_json::to_value(&plan).unwrap());
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(format!("{name}.json"));
     if std::env::var_os("OVEN_BLESS").is_some() {
         std::fs::write(&path, &text).unwrap();
     }
-    let kept = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(kept == text, "{name}.json differs from the plan: look at it after OVEN_BLESS=1\n{text}");
-    assert_eq!(serde_json::from_str::<Plan>(&kept).unwrap(), plan, "a plan survives JSON");
+    let stored = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        stored == text,
+        "{name}.json differs from the plan: run with OVEN_BLESS=1 and review the diff\n{text}"
+    );
+    assert_eq!(serde_json::from_str::<Plan>(&stored).unwrap(), plan, "a plan survives JSON");
 }
 
-/// What holds for every plan.
-fn sound(plan: &Plan) {
+/// Checks what holds for every plan.
+fn check_plan(plan: &Plan) {
     assert!(plan.steps.windows(2).all(|pair| pair[0].phase <= pair[1].phase), "phases never go back");
     for step in &plan.steps {
         let line = step.argv.join(" ");
@@ -104,7 +107,7 @@ fn claims() {
 }
 
 #[test]
-fn what_cannot_be_served_is_refused_by_name() {
+fn unsupported_requests_are_refused_by_name() {
     let refused = |job: Job| Suse.plan(&job).unwrap_err().0;
     let jq = || vec![named("jq", None)];
     assert!(refused(Job { packages: jq(), ..job(LEAP, &["/usr/bin/zypper"]) }).contains("/usr/bin/zypper"));

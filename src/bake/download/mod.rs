@@ -1,6 +1,6 @@
-//! Package files by URL: downloaded on this machine before an image is planned, and kept by their digest.
+//! Package files by URL: downloaded on this machine before an image is planned, and cached by their digest.
 //!
-//! What answers at an address may change, or lie: only a file with the digest that image.toml tells is ever used.
+//! The file at an address may change or be malicious: only a file with the digest in image.toml is ever used.
 
 #[cfg(test)]
 mod tests;
@@ -24,17 +24,17 @@ use std::time::Duration;
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Proxy};
 
-/// Below a site's state directory.
+/// The directory of downloads, below a site's state directory.
 pub const DIR: &str = "downloads";
-/// How often an address is asked, with a pause that doubles in between.
+/// Attempts for each address. The pause between them doubles.
 const ATTEMPTS: u32 = 4;
 const PAUSE: Duration = Duration::from_secs(2);
-/// For a connection, and for each piece of what comes.
+/// For a connection, and for each read.
 const TIMEOUT: Duration = Duration::from_secs(60);
-/// Kernels with their debug symbols have 1 GiB.
+/// Bytes. Kernels with their debug symbols have 1 GiB.
 const MAX_BYTES: u64 = 8 << 30;
 const CA_FILE_MAX: u64 = 16 << 20;
-/// Where Linux distributions keep the certificates that they trust; without one, Mozilla's count.
+/// Files in which Linux distributions store trusted certificates. If there is none, Mozilla's are used.
 const BUNDLES: [&str; 4] = [
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
@@ -42,15 +42,15 @@ const BUNDLES: [&str; 4] = [
     "/etc/ssl/cert.pem",
 ];
 const NETWORK: &str =
-    "Is the address reachable from here? `[network]` of oven.toml holds `proxy` and `ca_file`.";
+    "Is the address reachable from here? `[network]` of oven.toml sets `proxy` and `ca_file`.";
 
-/// Why a download did not work.
-enum Trouble {
-    /// It may the next time.
-    Passing(String),
-    /// What image.toml says is wrong.
+/// Why a download failed.
+enum DownloadError {
+    /// It may succeed if it is retried.
+    Temporary(String),
+    /// image.toml is wrong.
     Wrong(String),
-    /// This machine does not trust the other.
+    /// This machine does not trust the server.
     Distrusted(String),
 }
 
@@ -62,11 +62,12 @@ pub async fn packages(bake: &Bake<'_>) -> Result<Definition> {
     fetch_packages(bake.image, &dir, &site.settings.network, &site.report).await
 }
 
-/// The definition with all its packages by URL downloaded, as far as `dir` does not have them.
+/// Downloads all packages by URL of a definition that `dir` does not have yet. Answers with the definition in which
+/// they are files.
 ///
 /// # Errors
-/// [`Kind::Definition`] with file, line and key where there is nothing at an address, or another file; [`Kind::Step`]
-/// where the network fails.
+/// [`Kind::Definition`] with file, line and key if there is nothing at an address, or another file; [`Kind::Step`] if
+/// the network fails.
 pub async fn fetch_packages(
     image: &Definition,
     dir: &Path,
@@ -79,7 +80,7 @@ pub async fn fetch_packages(
     for ask in &mut packages {
         let Ask::Url { url, sha256, file } = ask else { continue };
         let path = dir.join(&*sha256).join(file_name(url));
-        if let Some(package) = kept(&path, sha256) {
+        if let Some(package) = cached(&path, sha256) {
             report.detail(format!("{url} was downloaded before"));
             *file = Some(Downloaded { source: path, package });
             continue;
@@ -88,20 +89,21 @@ pub async fn fetch_packages(
             agent = Some(self::agent(network)?);
         }
         let step = report.step("download", format!("downloading {url}"));
-        let got = download(&image, agent.as_ref().context("no agent")?, url, sha256, &path, report).await;
-        *file = Some(Downloaded { source: path, package: got? });
+        let downloaded =
+            download(&image, agent.as_ref().context("no agent")?, url, sha256, &path, report).await;
+        *file = Some(Downloaded { source: path, package: downloaded? });
         step.done();
     }
     image.packages = packages;
     Ok(image)
 }
 
-/// A file that was downloaded earlier, if it is still what it was.
-fn kept(path: &Path, sha256: &str) -> Option<package::Package> {
+/// A file that was downloaded earlier, if its digest still matches.
+fn cached(path: &Path, sha256: &str) -> Option<package::Package> {
     package::open(path).ok().filter(|package| package.sha256 == *sha256)
 }
 
-/// What a plugin and its package manager tell the kind by.
+/// A file name whose ending tells a plugin and its package manager the kind of package.
 fn file_name(url: &str) -> String {
     let path = url.split(['?', '#']).next().unwrap_or_default();
     let name = path.rsplit('/').next().unwrap_or_default();
@@ -121,66 +123,68 @@ async fn download(
     report: &Report,
 ) -> Result<package::Package> {
     let dir = path.parent().context("a file without a directory")?;
-    let wrong =
+    let definition_error =
         |what: String| Kind::Definition.failure(format!("{}: {what}", image.place("packages", Some(url))));
-    std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
-    clear(dir);
+    std::fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
+    remove_stale_parts(dir);
     let mut pause = PAUSE;
     for attempt in 1.. {
-        // Gone with this future, whoever is still writing.
+        // Removed when this future is dropped, even if the thread is still writing to it.
         let part = tempfile::Builder::new().prefix(PART).tempfile_in(dir);
-        let part = part.with_context(|| format!("making a file in {}", dir.display()))?;
-        let trouble = match fetch(agent, url, part.reopen().context("opening it again")?).await? {
+        let part = part.with_context(|| format!("creating a file in {}", dir.display()))?;
+        let error = match fetch(agent, url, part.reopen().context("reopening the temporary file")?).await? {
             Ok(found) if found != *sha256 => {
-                let what = format!("{url} is another file: its sha256 is {found}, and not {sha256}");
-                return Err(wrong(what)
-                    .hint("Is it the version that you mean? If so, write down its sha256.")
+                let what =
+                    format!("{url} has another file than expected: its sha256 is {found}, and not {sha256}");
+                return Err(definition_error(what)
+                    .hint("If it is the right version, set its sha256 in image.toml.")
                     .into());
             }
             Ok(_) => {
-                let package = package::open(part.path()).map_err(|e| wrong(format!("{url}: {e:#}")))?;
+                let package =
+                    package::open(part.path()).map_err(|e| definition_error(format!("{url}: {e:#}")))?;
                 part.as_file().sync_all().with_context(|| format!("writing {}", path.display()))?;
                 part.persist(path).with_context(|| format!("renaming it to {}", path.display()))?;
                 return Ok(package);
             }
-            Err(trouble) => trouble,
+            Err(error) => error,
         };
-        match trouble {
-            Trouble::Passing(what) if attempt < ATTEMPTS => {
-                report.warn(format!("downloading {url} failed ({what}): once more in {} s", pause.as_secs()));
+        match error {
+            DownloadError::Temporary(what) if attempt < ATTEMPTS => {
+                report.warn(format!("downloading {url} failed ({what}); retrying in {} s", pause.as_secs()));
                 tokio::time::sleep(pause).await;
                 pause *= 2;
             }
-            Trouble::Passing(what) => {
+            DownloadError::Temporary(what) => {
                 let failure =
                     Kind::Step.failure(format!("downloading {url} failed {ATTEMPTS} times: {what}"));
                 return Err(failure.hint(NETWORK).into());
             }
-            Trouble::Wrong(what) => {
-                return Err(wrong(format!("{url}: {what}"))
-                    .hint("Open the address in a browser, or with curl.")
+            DownloadError::Wrong(what) => {
+                return Err(definition_error(format!("{url}: {what}"))
+                    .hint("Check the address in a browser or with curl.")
                     .into());
             }
-            Trouble::Distrusted(what) => return Err(distrusted(url, &what).into()),
+            DownloadError::Distrusted(what) => return Err(distrust_failure(url, &what).into()),
         }
     }
     unreachable!("the last attempt returns")
 }
 
-fn distrusted(url: &str, what: &str) -> Failure {
+fn distrust_failure(url: &str, what: &str) -> Failure {
     let failure = Kind::Step.failure(format!("downloading {url} failed: {what}"));
     failure.hint(
-        "Certificates to trust beside this machine's own (of its package ca-certificates): `ca_file` in `[network]` of \
+        "This machine trusts the certificates of its package ca-certificates. To trust others, set `ca_file` in `[network]` of \
          oven.toml.",
     )
 }
 
 const PART: &str = ".part-";
-/// A download that is older was ended by force.
+/// An older partial download belongs to a killed process.
 const PART_AGE: Duration = Duration::from_secs(24 * 3600);
 
-/// Removes what killed processes left; others may be writing just now.
-fn clear(dir: &Path) {
+/// Removes partial downloads of killed processes, but not those that others may be writing.
+fn remove_stale_parts(dir: &Path) {
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
         let age = entry.metadata().and_then(|m| m.modified()).ok().and_then(|time| time.elapsed().ok());
         if entry.file_name().to_string_lossy().starts_with(PART) && age.is_some_and(|age| age > PART_AGE) {
@@ -189,28 +193,33 @@ fn clear(dir: &Path) {
     }
 }
 
-/// Writes what is at an address into a file, and answers with its digest. In a thread that nobody waits for once this
-/// future is dropped: it ends with the process, or when it sees that nobody listens.
-async fn fetch(agent: &Agent, url: &str, file: File) -> Result<Result<String, Trouble>> {
+/// Downloads an address into a file, and answers with its digest. It works in a thread: if this future is dropped,
+/// nobody waits for the thread, which ends when it sees the flag or with the process.
+async fn fetch(agent: &Agent, url: &str, file: File) -> Result<Result<String, DownloadError>> {
     struct Stop(Arc<AtomicBool>);
     impl Drop for Stop {
         fn drop(&mut self) {
             self.0.store(true, Ordering::Relaxed);
         }
     }
-    let (stop, (answer, answered)) = (Stop(Arc::default()), tokio::sync::oneshot::channel());
+    let (stop, (sender, receiver)) = (Stop(Arc::default()), tokio::sync::oneshot::channel());
     let (agent, url, stopped) = (agent.clone(), url.to_owned(), Arc::clone(&stop.0));
     std::thread::Builder::new()
         .name("download".into())
-        .spawn(move || answer.send(get(&agent, &url, file, &stopped)))
-        .context("starting a thread")?;
-    answered.await.context("waiting for the download")?
+        .spawn(move || sender.send(get(&agent, &url, file, &stopped)))
+        .context("starting a thread for the download")?;
+    receiver.await.context("waiting for the download")?
 }
 
-fn get(agent: &Agent, url: &str, mut file: File, stopped: &AtomicBool) -> Result<Result<String, Trouble>> {
+fn get(
+    agent: &Agent,
+    url: &str,
+    mut file: File,
+    stopped: &AtomicBool,
+) -> Result<Result<String, DownloadError>> {
     let mut response = match agent.get(url).call() {
         Ok(response) => response,
-        Err(error) => return Ok(Err(trouble(&error))),
+        Err(error) => return Ok(Err(classify(&error))),
     };
     let (mut body, mut hasher, mut total) = (response.body_mut().as_reader(), Sha256::new(), 0);
     let mut buffer = vec![0; 256 << 10];
@@ -218,56 +227,56 @@ fn get(agent: &Agent, url: &str, mut file: File, stopped: &AtomicBool) -> Result
         let count = match body.read(&mut buffer) {
             Ok(0) => return Ok(Ok(hex(&hasher.finalize()))),
             Ok(count) => count,
-            Err(error) => return Ok(Err(trouble(&ureq::Error::from(error)))),
+            Err(error) => return Ok(Err(classify(&ureq::Error::from(error)))),
         };
         total += count as u64;
         if total > MAX_BYTES {
-            return Ok(Err(Trouble::Wrong(format!("is larger than {} GiB", MAX_BYTES >> 30))));
+            return Ok(Err(DownloadError::Wrong(format!("is larger than {} GiB", MAX_BYTES >> 30))));
         }
         hasher.update(&buffer[..count]);
-        file.write_all(&buffer[..count]).context("writing what was downloaded")?;
+        file.write_all(&buffer[..count]).context("writing the download")?;
     }
-    Ok(Err(Trouble::Passing("it was stopped".into())))
+    Ok(Err(DownloadError::Temporary("it was interrupted".into())))
 }
 
-fn trouble(error: &ureq::Error) -> Trouble {
+fn classify(error: &ureq::Error) -> DownloadError {
     use ureq::Error;
     match error {
         Error::StatusCode(code @ (404 | 410)) => {
-            Trouble::Wrong(format!("there is nothing at this address (HTTP {code})"))
+            DownloadError::Wrong(format!("there is nothing at this address (HTTP {code})"))
         }
         Error::StatusCode(code @ (401 | 403)) => {
-            Trouble::Wrong(format!("it is not for everybody (HTTP {code})"))
+            DownloadError::Wrong(format!("access is denied (HTTP {code})"))
         }
         Error::StatusCode(code @ (408 | 425 | 429 | 500..)) => {
-            Trouble::Passing(format!("the server answered with HTTP {code}"))
+            DownloadError::Temporary(format!("the server answered with HTTP {code}"))
         }
-        Error::StatusCode(code) => Trouble::Wrong(format!("the server answered with HTTP {code}")),
-        Error::BadUri(_) | Error::Http(_) => Trouble::Wrong("it is no address".into()),
+        Error::StatusCode(code) => DownloadError::Wrong(format!("the server answered with HTTP {code}")),
+        Error::BadUri(_) | Error::Http(_) => DownloadError::Wrong("it is not a valid address".into()),
         Error::TooManyRedirects | Error::RedirectFailed => {
-            Trouble::Wrong("it leads from one address to the next".into())
+            DownloadError::Wrong("it redirects too often".into())
         }
-        Error::Timeout(_) => Trouble::Passing(format!("nothing came for {} s", TIMEOUT.as_secs())),
-        Error::HostNotFound => Trouble::Passing("its host is not found".into()),
+        Error::Timeout(_) => DownloadError::Temporary(format!("no data arrived for {} s", TIMEOUT.as_secs())),
+        Error::HostNotFound => DownloadError::Temporary("its host was not found".into()),
         Error::ConnectProxyFailed(why) => {
-            Trouble::Passing(format!("the proxy does not connect to it: {why}"))
+            DownloadError::Temporary(format!("the proxy does not connect to it: {why}"))
         }
-        Error::ConnectionFailed => Trouble::Passing("its host takes no connection".into()),
+        Error::ConnectionFailed => DownloadError::Temporary("its host refuses connections".into()),
         other => {
             let text = other.to_string();
             let distrusted =
                 matches!(other, Error::Tls(_) | Error::Rustls(_)) || text.contains("certificate");
-            if distrusted { Trouble::Distrusted(text) } else { Trouble::Passing(text) }
+            if distrusted { DownloadError::Distrusted(text) } else { DownloadError::Temporary(text) }
         }
     }
 }
 
 fn agent(network: &NetworkSettings) -> Result<Agent> {
-    let roots = roots(network)?;
+    let roots = root_certificates(network)?;
     let tls = TlsConfig::builder().unversioned_rustls_crypto_provider(Arc::new(ring::default_provider()));
     let config = Agent::config_builder()
         .tls_config(tls.root_certs(roots).build())
-        // What oven.toml says, as for steps that fetch: not what this process's environment happens to be.
+        // The proxy of oven.toml, as for fetch steps, and not the one of this process's environment.
         .proxy(proxy(network)?)
         .user_agent(concat!("oven/", env!("CARGO_PKG_VERSION")))
         .accept_encoding("identity")
@@ -278,16 +287,16 @@ fn agent(network: &NetworkSettings) -> Result<Agent> {
     Ok(config.build().into())
 }
 
-/// An HTTP proxy is asked to CONNECT, whatever the address.
+/// The proxy of oven.toml. An HTTP proxy gets a CONNECT request, whatever the address.
 fn proxy(network: &NetworkSettings) -> Result<Option<Proxy>> {
-    let Some(spelt) = &network.proxy else { return Ok(None) };
-    let wrong = || Kind::Definition.error("oven.toml: `proxy` of [network] is no address of a proxy");
-    let plain = Proxy::new(spelt).map_err(|_| wrong())?;
+    let Some(address) = &network.proxy else { return Ok(None) };
+    let wrong = || Kind::Definition.error("oven.toml: `proxy` of [network] is not the address of a proxy");
+    let plain = Proxy::new(address).map_err(|_| wrong())?;
     let mut proxy = Proxy::builder(plain.protocol()).host(plain.host()).port(plain.port());
     proxy = plain.username().into_iter().fold(proxy, |proxy, name| proxy.username(name));
     proxy = plain.password().into_iter().fold(proxy, |proxy, secret| proxy.password(secret));
     for host in network.no_proxy.iter().flat_map(|hosts| hosts.split(',')) {
-        // As curl has it: a name means what is below it, too.
+        // As in curl, a name also includes its subdomains.
         let bare = host.trim().trim_start_matches("*.").trim_start_matches('.');
         proxy = if bare == "*" {
             proxy.no_proxy("*")
@@ -299,19 +308,20 @@ fn proxy(network: &NetworkSettings) -> Result<Option<Proxy>> {
 }
 
 /// This machine's certificates, and those of `ca_file`.
-fn roots(network: &NetworkSettings) -> Result<RootCerts> {
+fn root_certificates(network: &NetworkSettings) -> Result<RootCerts> {
     let mut certificates = Vec::new();
     let own = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
     let bundles = own.into_iter().chain(BUNDLES.map(PathBuf::from));
     if let Some(text) = bundles.filter_map(|path| read(&path).ok()).next() {
-        certificates = parse(&text);
+        certificates = parse_certificates(&text);
     }
     if let Some(path) = &network.ca_file {
         let wrong =
             |what: String| Kind::Definition.error(format!("oven.toml: `ca_file` {} {what}", path.display()));
-        let added = parse(&read(path).map_err(|error| wrong(format!("cannot be read: {error}")))?);
+        let added =
+            parse_certificates(&read(path).map_err(|error| wrong(format!("cannot be read: {error}")))?);
         if added.is_empty() {
-            return Err(wrong("holds no certificate in PEM".to_owned()));
+            return Err(wrong("contains no PEM certificate".to_owned()));
         }
         certificates.extend(added);
     }
@@ -324,7 +334,7 @@ fn read(path: &Path) -> std::io::Result<Vec<u8>> {
     Ok(text)
 }
 
-fn parse(text: &[u8]) -> Vec<Certificate<'static>> {
+fn parse_certificates(text: &[u8]) -> Vec<Certificate<'static>> {
     let certificate = |item| match item {
         Ok(PemItem::Certificate(certificate)) => Some(certificate),
         _ => None,

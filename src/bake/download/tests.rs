@@ -7,7 +7,7 @@ use std::net::TcpListener;
 
 const CONTROL: &str = "Package: site\nVersion: 1.0\nArchitecture: all\n";
 
-/// A server that gives these answers, one a connection, and then no more; answers with what it was asked.
+/// A server that gives these answers, one for each connection, and then ends. The thread answers with the requests.
 fn server(answers: Vec<Vec<u8>>) -> (String, std::thread::JoinHandle<Vec<String>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -35,7 +35,7 @@ fn good() -> (Vec<u8>, String) {
     (deb, digest)
 }
 
-/// Downloads one package; what is left in the directory, too. The pauses are not waited for.
+/// Downloads one package. Answers with the result and the files in the directory. Pauses are skipped.
 fn run(
     url: &str,
     sha256: &str,
@@ -59,7 +59,7 @@ fn no_proxy() -> NetworkSettings {
 }
 
 #[test]
-fn the_file_with_the_digest_is_taken_and_no_other() {
+fn only_a_file_with_the_digest_is_accepted() {
     let (deb, digest) = good();
     let (at, server) = server(vec![answer("200 OK", deb.len(), &deb), answer("200 OK", 3, b"abc")]);
     let (done, left) = run(&format!("http://{at}/pool/site_1.0_all.deb?x=y"), &digest, &no_proxy());
@@ -78,7 +78,7 @@ fn the_file_with_the_digest_is_taken_and_no_other() {
 }
 
 #[test]
-fn what_passes_is_tried_again_and_what_does_not_is_told() {
+fn temporary_errors_are_retried_and_others_are_reported() {
     let (deb, digest) = good();
     // Cut short, then whole.
     let (at, served) = server(vec![
@@ -89,16 +89,16 @@ fn what_passes_is_tried_again_and_what_does_not_is_told() {
     assert!(run(&format!("http://{at}/a.deb"), &digest, &no_proxy()).0.is_ok());
     assert_eq!(served.join().unwrap().len(), 3);
 
-    for (status, words) in [("404 No", "there is nothing at this address"), ("403 No", "not for everybody")] {
+    for (status, words) in [("404 No", "there is nothing at this address"), ("403 No", "access is denied")] {
         let (at, served) = server(vec![answer(status, 0, b"")]);
         let (kind, text) = run(&format!("http://{at}/a.deb"), &digest, &no_proxy()).0.unwrap_err();
         assert!(kind == Kind::Definition && text.contains(words), "{text}");
-        assert_eq!(served.join().unwrap().len(), 1, "{status} is not tried again");
+        assert_eq!(served.join().unwrap().len(), 1, "{status} is not retried");
     }
 }
 
 #[test]
-fn a_file_that_is_no_package_is_told() {
+fn a_file_that_is_no_package_is_an_error() {
     let digest = hex(&Sha256::digest(b"<html>"));
     let (at, served) = server(vec![answer("200 OK", 6, b"<html>")]);
     let (done, left) = run(&format!("http://{at}/a.deb"), &digest, &no_proxy());
@@ -109,7 +109,7 @@ fn a_file_that_is_no_package_is_told() {
 }
 
 #[test]
-fn the_proxy_of_the_settings_is_asked_but_for_its_exceptions() {
+fn the_proxy_of_the_settings_is_used_except_for_its_exceptions() {
     let (deb, digest) = good();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let at = listener.local_addr().unwrap();
@@ -137,7 +137,7 @@ fn the_proxy_of_the_settings_is_asked_but_for_its_exceptions() {
 }
 
 #[test]
-fn exceptions_are_names_and_what_is_below_them() {
+fn exceptions_include_subdomains() {
     let network = NetworkSettings {
         proxy: Some("socks5h://p.example:1080".into()),
         no_proxy: Some("example.org, .internal,*.lan".into()),
@@ -152,16 +152,16 @@ fn exceptions_are_names_and_what_is_below_them() {
 }
 
 #[test]
-fn certificates_of_the_settings_have_to_be_some() {
+fn a_ca_file_without_certificates_is_an_error() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(&file, "no certificate\n").unwrap();
     let network = NetworkSettings { ca_file: Some(file.path().into()), ..NetworkSettings::default() };
     let (kind, text) = run("https://nowhere.invalid/a.deb", "0", &network).0.unwrap_err();
-    assert!(kind == Kind::Definition && text.contains("holds no certificate in PEM"), "{text}");
+    assert!(kind == Kind::Definition && text.contains("contains no PEM certificate"), "{text}");
 }
 
 #[test]
-fn names_of_files_tell_their_kind() {
+fn names_of_files_have_the_kinds_ending() {
     for (url, name) in [
         ("https://x/a_1.0_all.deb", "a_1.0_all.deb"),
         ("https://x/a.rpm?token=1", "a.rpm"),

@@ -251,7 +251,7 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
         ),
         (
             "packages = [\"./site.rpm\"]",
-            "2: `packages` names \"./site.rpm\": it is no whole rpm package: it was cut short",
+            "2: `packages` names \"./site.rpm\": it is not a complete rpm package: it was cut short",
         ),
         ("packages = [\"./pipe\"]", "2: `packages` is \"./pipe\", which is a FIFO: a file is needed"),
         ("packages = [\"/tmp/a.deb\"]", "2: `packages` has \"/tmp/a.deb\": paths are relative"),

@@ -166,7 +166,7 @@ fn each_mistake_has_its_place() {
         ("vars = 1", "2: `vars` is an integer: it should be a table: [vars]"),
         (
             "[[file]]\nsource = \"bad.conf\"\ntarget = \"/a\"\ntemplate = true\n[vars]\nport = \"80\"",
-            "3: `source` of [[file]] is no template that can be filled in: DIR/web/bad.conf:2: `prot` is not defined: [vars] of image.toml declares `port`",
+            "3: `source` of [[file]] cannot be rendered as a template: DIR/web/bad.conf:2: `prot` is not defined: [vars] of image.toml declares `port`",
         ),
         (
             "[[file]]\nsource = \"bad.conf\"\ntarget = \"/a\"\ntemplate = 1",

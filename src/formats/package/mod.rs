@@ -1,6 +1,6 @@
-//! Opens a package file: what it is, and what it says of itself.
+//! Reads the metadata of a package file: a `.deb` or an `.rpm`.
 //!
-//! The file may be hostile: every read has a limit, and nothing of it is unpacked.
+//! The file may be malicious: every read has a limit, and no file is unpacked.
 
 mod rpm;
 
@@ -10,34 +10,34 @@ use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
-/// The control member as stored. The largest in Debian 12 is below 1 MiB.
+/// Bytes of the compressed control member. The largest in Debian 12 is below 1 MiB.
 const MAX_STORED: u64 = 16 << 20;
-/// And unpacked: lists of checksums and debconf texts grow to a few MiB.
+/// Bytes of the decompressed control member: lists of checksums and debconf texts grow to a few MiB.
 const MAX_UNPACKED: u64 = 32 << 20;
-/// The file `control` itself.
+/// Bytes of the file `control`.
 const MAX_CONTROL: u64 = 1 << 20;
-/// What a decoder may take: xz needs 65 MiB for what `xz -9` made; dpkg's own default is far smaller.
+/// Bytes of memory of a decoder: xz needs 65 MiB for files of `xz -9`; dpkg's own default is far smaller.
 const MAX_DECODER: u64 = 80 << 20;
-/// zstd's window. `zstd -19` makes 8 MiB, `--ultra` up to 128 MiB.
+/// Bytes of zstd's window. `zstd -19` uses 8 MiB, `--ultra` up to 128 MiB.
 const MAX_WINDOW: u64 = 32 << 20;
-/// Members of the ar file and entries of the control archive that are looked at.
+/// The highest number of members of the ar file, and of entries of the control archive, that are read.
 const MAX_ENTRIES: usize = 4096;
 const AR_MAGIC: &[u8] = b"!<arch>\n";
-/// The fixed part before each member of an ar file.
+/// Bytes of the header before each member of an ar file.
 const AR_HEADER: usize = 60;
 
-/// What a package file says of itself.
+/// The metadata of a package file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Package {
     pub name: String,
     pub version: String,
-    /// As the package spells it: `amd64`, `all`, `x86_64`, `noarch`.
+    /// In the package's spelling: `amd64`, `all`, `x86_64`, `noarch`.
     pub architecture: String,
     /// Lower-case hexadecimal.
     pub sha256: String,
 }
 
-/// Opens a `.deb` or an `.rpm`. An error says what is wrong with the file, without naming it.
+/// Reads a `.deb` or an `.rpm`. The error says what is wrong with the file, without its name.
 pub fn open(path: &Path) -> Result<Package> {
     let mut file = File::open(path).context("opening it")?;
     let mut magic = [0u8; 16];
@@ -45,22 +45,22 @@ pub fn open(path: &Path) -> Result<Package> {
     let magic = &magic[..length];
     if magic.starts_with(rpm::MAGIC) {
         let rpm::Header { name, version, architecture } =
-            rpm::header(&mut file).context("it is no whole rpm package")?;
+            rpm::read_header(&mut file).context("it is not a complete rpm package")?;
         file.seek(SeekFrom::Start(0)).context("reading it")?;
         let sha256 = sha256(file).context("reading it")?;
         return Ok(Package { name, version, architecture, sha256 });
     }
     if magic.starts_with(b"version https://") {
-        bail!("it is a Git LFS pointer, not the package itself: run `git lfs pull`");
+        bail!("it is a Git LFS pointer instead of the package: run `git lfs pull`");
     }
     ensure!(magic.starts_with(AR_MAGIC), "it is neither a Debian nor an rpm package");
-    let control = control(&mut file).context("it is no whole Debian package")?;
+    let control = read_control(&mut file).context("it is not a complete Debian package")?;
     file.seek(SeekFrom::Start(0)).context("reading it")?;
     let sha256 = sha256(file).context("reading it")?;
     Ok(Package {
-        name: field(&control, "Package", name_is_good)?,
-        version: field(&control, "Version", version_is_good)?,
-        architecture: field(&control, "Architecture", architecture_is_good)?,
+        name: field(&control, "Package", is_valid_name)?,
+        version: field(&control, "Version", is_valid_version)?,
+        architecture: field(&control, "Architecture", is_valid_architecture)?,
         sha256,
     })
 }
@@ -89,10 +89,10 @@ fn read_full(file: &mut impl Read, buffer: &mut [u8]) -> Result<usize> {
     Ok(filled)
 }
 
-/// The text of `control`. Also checks that every member ends inside the file: a package cut short is found here.
-fn control(file: &mut File) -> Result<String> {
+/// Reads the text of `control`. Also checks that every member ends inside the file, which detects a truncated package.
+fn read_control(file: &mut File) -> Result<String> {
     let end = file.metadata()?.len();
-    let (mut control, mut data) = (None, false);
+    let (mut control, mut has_data) = (None, false);
     let mut at = AR_MAGIC.len() as u64;
     for index in 0..MAX_ENTRIES {
         if at >= end {
@@ -107,48 +107,48 @@ fn control(file: &mut File) -> Result<String> {
         let name = text(0..16).trim_end_matches('/').to_owned();
         let size = text(48..58);
         let size: u64 =
-            size.parse().ok().with_context(|| format!("the member {name} has the size {size:?}"))?;
+            size.parse().ok().with_context(|| format!("the member {name} has an invalid size: {size:?}"))?;
         let start = at + AR_HEADER as u64;
         ensure!(start + size <= end, "it was cut short: the member {name} is incomplete");
         if index == 0 {
             ensure!(name == "debian-binary", "its first member is {name:?} instead of debian-binary");
             let mut version = String::new();
             file.take(size.min(16)).read_to_string(&mut version).context("reading debian-binary")?;
-            ensure!(version.starts_with("2."), "its format is {:?}; known is 2.0", version.trim_end());
+            ensure!(version.starts_with("2."), "its format is {:?}; supported is 2.0", version.trim_end());
         } else if name.starts_with("control.tar") && control.is_none() {
-            ensure!(size <= MAX_STORED, "the member {name} has {size} bytes");
-            let text = unpack(&name, BufReader::new((&mut *file).take(size)));
+            ensure!(size <= MAX_STORED, "the member {name} is too large: {size} bytes");
+            let text = decompress_control(&name, BufReader::new((&mut *file).take(size)));
             control = Some(text.with_context(|| format!("reading {name}"))?);
         } else if name.starts_with("data.tar") {
-            data = true;
+            has_data = true;
         }
         // Members begin at even offsets.
         at = start + size + size % 2;
     }
-    ensure!(data, "the member data.tar is missing");
+    ensure!(has_data, "the member data.tar is missing");
     control.context("the member control.tar is missing")
 }
 
-/// Finds `control` in the control archive.
-fn unpack(name: &str, stored: impl std::io::BufRead) -> Result<String> {
+/// Decompresses the control archive, and finds `control` in it.
+fn decompress_control(name: &str, stored: impl std::io::BufRead) -> Result<String> {
     match name.strip_prefix("control.tar").unwrap_or_default() {
-        "" => find(stored),
-        ".gz" => find(flate2::bufread::MultiGzDecoder::new(stored)),
+        "" => find_control(stored),
+        ".gz" => find_control(flate2::bufread::MultiGzDecoder::new(stored)),
         ".xz" => {
             let stream =
                 liblzma::stream::Stream::new_stream_decoder(MAX_DECODER, liblzma::stream::CONCATENATED);
-            find(liblzma::bufread::XzDecoder::new_stream(stored, stream?))
+            find_control(liblzma::bufread::XzDecoder::new_stream(stored, stream?))
         }
         ".zst" => {
             let mut stored = stored;
             ensure_window(stored.fill_buf()?)?;
-            find(ruzstd::decoding::StreamingDecoder::new(stored)?)
+            find_control(ruzstd::decoding::StreamingDecoder::new(stored)?)
         }
-        other => bail!("its compression {other:?} is not known (gz, xz, zst are)"),
+        other => bail!("its compression {other:?} is not supported (supported are gz, xz and zst)"),
     }
 }
 
-/// Refuses a zstd frame whose window would take too much memory, from its header (RFC 8878, 3.1.1.1).
+/// Refuses a zstd frame whose header declares a window that would need too much memory (RFC 8878, 3.1.1.1).
 pub(crate) fn ensure_window(frame: &[u8]) -> Result<()> {
     let descriptor = *frame.get(4).context("the zstd frame has no header")?;
     let window = if descriptor & 0x20 == 0 {
@@ -156,7 +156,7 @@ pub(crate) fn ensure_window(frame: &[u8]) -> Result<()> {
         let base = 1u64 << (10 + (byte >> 3));
         base + base / 8 * (byte & 7)
     } else {
-        // A single segment: the window is the content, whose size has 1, 2, 4 or 8 bytes behind the dictionary's id.
+        // A single segment: the window is the content, whose size has 1, 2, 4 or 8 bytes after the dictionary's id.
         let dictionary = [0, 1, 2, 4][usize::from(descriptor & 3)];
         let length = 1usize << (descriptor >> 6);
         let bytes =
@@ -168,13 +168,13 @@ pub(crate) fn ensure_window(frame: &[u8]) -> Result<()> {
     Ok(())
 }
 
-fn find(unpacked: impl Read) -> Result<String> {
+fn find_control(unpacked: impl Read) -> Result<String> {
     let mut archive = tar::Archive::new(unpacked.take(MAX_UNPACKED));
     for entry in archive.entries()?.take(MAX_ENTRIES) {
         let entry = entry.context("the archive is damaged")?;
         if matches!(&*entry.path_bytes(), b"./control" | b"control") && entry.header().entry_type().is_file()
         {
-            ensure!(entry.size() <= MAX_CONTROL, "the file control has {} bytes", entry.size());
+            ensure!(entry.size() <= MAX_CONTROL, "the file control is too large: {} bytes", entry.size());
             let mut text = String::new();
             entry.take(MAX_CONTROL).read_to_string(&mut text).context("reading the file control")?;
             return Ok(text);
@@ -183,8 +183,9 @@ fn find(unpacked: impl Read) -> Result<String> {
     bail!("the file control is missing")
 }
 
-/// A field of the first paragraph. Names are compared without case; none that we want spans lines.
-fn field(control: &str, name: &str, is_good: fn(&str) -> bool) -> Result<String> {
+/// Reads a field of the first paragraph. Names of fields are case-insensitive; the fields that we need have a single
+/// line.
+fn field(control: &str, name: &str, is_valid: fn(&str) -> bool) -> Result<String> {
     let lines =
         control.lines().skip_while(|line| line.trim().is_empty()).take_while(|line| !line.trim().is_empty());
     let value = lines
@@ -192,22 +193,22 @@ fn field(control: &str, name: &str, is_good: fn(&str) -> bool) -> Result<String>
         .find(|(key, _)| key.eq_ignore_ascii_case(name))
         .map(|(_, value)| value.trim())
         .with_context(|| format!("its control file has no field {name}"))?;
-    ensure!(is_good(value), "its control file says {name}: {value:?}, which is not possible");
+    ensure!(is_valid(value), "its control file has an invalid {name}: {value:?}");
     Ok(value.to_owned())
 }
 
-// The values end up in argument lists and messages: only what Debian's policy allows is let through.
-fn name_is_good(name: &str) -> bool {
+// The values become arguments and parts of messages: only characters that Debian's policy allows are accepted.
+fn is_valid_name(name: &str) -> bool {
     name.starts_with(|c: char| c.is_ascii_alphanumeric())
         && name.len() <= 128
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-._".contains(&b))
 }
-fn version_is_good(version: &str) -> bool {
+fn is_valid_version(version: &str) -> bool {
     version.starts_with(|c: char| c.is_ascii_alphanumeric())
         && version.len() <= 256
         && version.bytes().all(|b| b.is_ascii_alphanumeric() || b".+-~:".contains(&b))
 }
-fn architecture_is_good(architecture: &str) -> bool {
+fn is_valid_architecture(architecture: &str) -> bool {
     architecture.starts_with(|c: char| c.is_ascii_alphanumeric())
         && architecture.len() <= 64
         && architecture.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
@@ -278,8 +279,8 @@ mod tests {
     fn every_compression_is_read() {
         for compression in ["", ".gz", ".xz", ".zst"] {
             let package = open_bytes(&fixture::deb(CONTROL, compression)).unwrap();
-            let told = (&*package.name, &*package.version, &*package.architecture);
-            assert_eq!(told, ("hello", "2:2.10-3+b1~x", "amd64"), "{compression}");
+            let fields = (&*package.name, &*package.version, &*package.architecture);
+            assert_eq!(fields, ("hello", "2:2.10-3+b1~x", "amd64"), "{compression}");
         }
     }
 
@@ -291,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_package_is_refused_by_name() {
+    fn invalid_packages_are_refused_with_a_reason() {
         let whole = fixture::deb(CONTROL, ".gz");
         let member =
             |name: &str, content: &[u8]| fixture::ar(&[("debian-binary", b"2.0\n"), (name, content)]);
@@ -302,24 +303,21 @@ mod tests {
             (b"", "it is neither a Debian nor an rpm package"),
             (b"\x7fELF", "it is neither a Debian nor an rpm package"),
             (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
-            (b"\xed\xab\xee\xdb\x03\x00", "no whole rpm package: it was cut short"),
+            (b"\xed\xab\xee\xdb\x03\x00", "not a complete rpm package: it was cut short"),
             (AR_MAGIC, "data.tar is missing"),
             (&whole[..whole.len() - 1], "the member data.tar is incomplete"),
             (&whole[..100], "is incomplete"),
             (&huge, "the member control.tar is incomplete"),
             (&fixture::ar(&[("x", b"")]), "its first member is \"x\""),
             (&fixture::ar(&[("debian-binary", b"3.0\n")]), "its format is \"3.0\""),
-            (&member("control.tar.br", b""), "its compression \".br\" is not known"),
+            (&member("control.tar.br", b""), "its compression \".br\" is not supported"),
             (&member("control.tar.gz", b"no gzip"), "reading control.tar.gz"),
             (&member("control.tar.xz", b"no xz"), "reading control.tar.xz"),
             (&member("control.tar.zst", b"no zstd"), "reading control.tar.zst"),
             (&member("control.tar", &fixture::tar(&[("./x", b"")])), "the file control is missing"),
             (&control("Package: a\nVersion: 1\n"), "its control file has no field Architecture"),
-            (
-                &control("Package: -y\nVersion: 1\nArchitecture: all\n"),
-                "says Package: \"-y\", which is not possible",
-            ),
-            (&control("Package: a\nVersion: $(x)\nArchitecture: all\n"), "says Version: \"$(x)\""),
+            (&control("Package: -y\nVersion: 1\nArchitecture: all\n"), "has an invalid Package: \"-y\""),
+            (&control("Package: a\nVersion: $(x)\nArchitecture: all\n"), "has an invalid Version: \"$(x)\""),
         ];
         for (bytes, expected) in cases {
             let error = open_bytes(bytes).unwrap_err();
@@ -328,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn bombs_end_at_the_limits() {
+    fn decompression_bombs_end_at_the_limits() {
         let zeros = vec![0u8; 40 << 20];
         for compression in [".gz", ".xz"] {
             let tar = fixture::tar(&[("./filler", &zeros), ("./control", CONTROL.as_bytes())]);
@@ -343,11 +341,13 @@ mod tests {
             .unwrap_err();
         assert!(error.contains("its zstd window of 67108864 bytes is too large"), "{error}");
         let long = format!("{CONTROL}X: {}\n", "x".repeat(2 << 20));
-        assert!(open_bytes(&fixture::deb(&long, ".gz")).unwrap_err().contains("the file control has"));
+        assert!(
+            open_bytes(&fixture::deb(&long, ".gz")).unwrap_err().contains("the file control is too large")
+        );
     }
 
     #[test]
-    fn no_damage_makes_it_panic() {
+    fn damaged_packages_cause_no_panic() {
         let mut state = 1u32;
         for compression in ["", ".gz", ".xz", ".zst"] {
             let good = fixture::deb(CONTROL, compression);

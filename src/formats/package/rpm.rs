@@ -1,17 +1,17 @@
-//! The header of an rpm file: what it says of itself, without rpm.
+//! Reads the header of an rpm file, without rpm.
 //!
 //! A file is a lead of 96 bytes, a header with signatures, the package's own header, and the payload. Both headers are
 //! an index of tags and a store that it points into, in big-endian numbers (rpm's own "RPM V4 Package format").
 
-use super::{architecture_is_good, name_is_good, read_full};
+use super::{is_valid_architecture, is_valid_name, read_full};
 use anyhow::{Context, Result, bail, ensure};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 
-/// At the start of every rpm file.
+/// The first bytes of every rpm file.
 pub const MAGIC: &[u8] = b"\xed\xab\xee\xdb";
 const LEAD: usize = 96;
-/// Behind the magic and the version: 0 is a package, 1 a source package.
+/// After the magic and the version: 0 is a package, 1 a source package.
 const TYPE: std::ops::Range<usize> = 6..8;
 const HEADER_MAGIC: &[u8] = b"\x8e\xad\xe8\x01";
 const ENTRY: usize = 16;
@@ -31,7 +31,7 @@ const ARCH: u32 = 1022;
 /// In the header with signatures: the size of all that follows it.
 const SIZE: u32 = 1000;
 
-/// What the header says.
+/// The fields of the header that oven uses.
 pub struct Header {
     pub name: String,
     /// `EPOCH:VERSION-RELEASE`, without an epoch that is missing or 0.
@@ -44,19 +44,19 @@ struct Tags {
     store: Vec<u8>,
 }
 
-/// Reads the headers, from the start of the file. Also finds that a file was cut short.
-pub fn header(file: &mut File) -> Result<Header> {
+/// Reads the headers, from the start of the file. Also detects a truncated file.
+pub fn read_header(file: &mut File) -> Result<Header> {
     let end = file.metadata()?.len();
     file.seek(SeekFrom::Start(0))?;
     let mut lead = [0u8; LEAD];
     ensure!(read_full(file, &mut lead)? == LEAD, "it was cut short: its lead is incomplete");
     match lead[TYPE] {
         [0, 0] => {}
-        [0, 1] => bail!("it is a source package: build it, and name what comes out"),
-        _ => bail!("its type is not known"),
+        [0, 1] => bail!("it is a source package: build it, and use the resulting package"),
+        _ => bail!("its type is unknown"),
     }
-    let signatures = tags(file, end).context("reading the header with signatures")?;
-    // It is padded to a multiple of 8 bytes.
+    let signatures = read_tags(file, end).context("reading the header with signatures")?;
+    // The header is padded to a multiple of 8 bytes.
     let at = file.stream_position()?.next_multiple_of(8);
     file.seek(SeekFrom::Start(at))?;
     if let Some(size) = signatures.number(SIZE)? {
@@ -66,35 +66,35 @@ pub fn header(file: &mut File) -> Result<Header> {
             at + u64::from(size) - end
         );
     }
-    let tags = tags(file, end).context("reading the header")?;
-    let text = |tag: u32, what: &str, is_good: fn(&str) -> bool| {
+    let tags = read_tags(file, end).context("reading the header")?;
+    let text = |tag: u32, what: &str, is_valid: fn(&str) -> bool| {
         let value = tags.text(tag)?.with_context(|| format!("its header has no {what}"))?;
-        ensure!(is_good(&value), "its header says {what} {value:?}, which is not possible");
+        ensure!(is_valid(&value), "its header has an invalid {what}: {value:?}");
         Ok(value)
     };
     let (version, release) =
-        (text(VERSION, "version", part_is_good)?, text(RELEASE, "release", part_is_good)?);
+        (text(VERSION, "version", is_valid_part)?, text(RELEASE, "release", is_valid_part)?);
     let epoch = tags.number(EPOCH)?.filter(|epoch| *epoch > 0).map(|epoch| format!("{epoch}:"));
     Ok(Header {
-        name: text(NAME, "name", name_is_good)?,
+        name: text(NAME, "name", is_valid_name)?,
         version: format!("{}{version}-{release}", epoch.unwrap_or_default()),
-        architecture: text(ARCH, "architecture", architecture_is_good)?,
+        architecture: text(ARCH, "architecture", is_valid_architecture)?,
     })
 }
 
-/// Of a version or a release: rpm allows no `-` in either.
-fn part_is_good(part: &str) -> bool {
+/// Whether it is a valid version or release: rpm allows no `-` in either.
+fn is_valid_part(part: &str) -> bool {
     part.starts_with(|c: char| c.is_ascii_alphanumeric())
         && part.len() <= 128
         && part.bytes().all(|b| b.is_ascii_alphanumeric() || b".+~^_".contains(&b))
 }
 
-fn tags(file: &mut File, end: u64) -> Result<Tags> {
+fn read_tags(file: &mut File, end: u64) -> Result<Tags> {
     let mut intro = [0u8; 16];
     ensure!(read_full(file, &mut intro)? == intro.len(), "it was cut short");
-    ensure!(intro.starts_with(HEADER_MAGIC), "it is damaged: it does not begin as a header does");
+    ensure!(intro.starts_with(HEADER_MAGIC), "it is damaged: it does not begin with a header's magic");
     let (entries, size) = (number(&intro[8..12]), number(&intro[12..16]));
-    ensure!(entries <= MAX_ENTRIES && size <= MAX_STORE, "it has {entries} tags in {size} bytes, too many");
+    ensure!(entries <= MAX_ENTRIES && size <= MAX_STORE, "it is too large: {entries} tags in {size} bytes");
     let index = entries as usize * ENTRY;
     let whole = index + size as usize;
     ensure!(file.stream_position()? + whole as u64 <= end, "it was cut short");
@@ -105,7 +105,7 @@ fn tags(file: &mut File, end: u64) -> Result<Tags> {
 }
 
 impl Tags {
-    /// The bytes from where a tag's value begins.
+    /// The bytes from the begin of a tag's value.
     fn value(&self, tag: u32, kind: u32) -> Result<Option<&[u8]>> {
         let Some(entry) = self.index.chunks_exact(ENTRY).find(|entry| number(&entry[..4]) == tag) else {
             return Ok(None);
@@ -128,14 +128,14 @@ impl Tags {
     }
 }
 
-/// Of four bytes.
+/// A big-endian number of four bytes.
 fn number(bytes: &[u8]) -> u32 {
     bytes.iter().fold(0, |sum, byte| sum << 8 | u32::from(*byte))
 }
 
 #[cfg(test)]
 pub(crate) mod fixture {
-    //! Packages for tests, as far as this module looks at them.
+    //! rpm files for tests, as far as this module reads them.
 
     use super::*;
 
@@ -189,11 +189,11 @@ mod tests {
     fn of(bytes: &[u8]) -> Result<Header, String> {
         let path = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(path.path(), bytes).unwrap();
-        header(&mut File::open(path.path()).unwrap()).map_err(|e| format!("{e:#}"))
+        read_header(&mut File::open(path.path()).unwrap()).map_err(|e| format!("{e:#}"))
     }
 
     #[test]
-    fn what_a_package_says_of_itself() {
+    fn name_version_and_architecture_are_read() {
         let header = of(&simple("site", "1.0~rc1", "2.el9_4", "noarch")).unwrap();
         assert_eq!(
             (&*header.name, &*header.version, &*header.architecture),
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_damaged_is_refused() {
+    fn damaged_files_are_refused() {
         let whole = simple("site", "1", "1", "noarch");
         for end in 0..whole.len() {
             assert!(of(&whole[..end]).is_err(), "cut to {end} of {} bytes", whole.len());
@@ -224,7 +224,7 @@ mod tests {
                 let mut bytes = whole.clone();
                 bytes[at] = byte;
                 if let Ok(header) = of(&bytes) {
-                    assert!(name_is_good(&header.name), "{:?}", header.name);
+                    assert!(is_valid_name(&header.name), "{:?}", header.name);
                 }
             }
         }

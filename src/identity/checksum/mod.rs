@@ -1,9 +1,9 @@
-//! `ami_config_checksum`: the algorithm of GumGum's AMI Bakery, exactly, so that an image baked by either is found by
-//! the other.
+//! `ami_config_checksum`: exactly the algorithm of GumGum's AMI Bakery, so that each tool finds the images that the
+//! other baked.
 //!
-//! Every file below the directories whose own name does not begin with a dot, sorted by the bytes of its path as
-//! spelt; the SHA1 of each; the SHA1 of those, in hexadecimal, with nothing between. Links to files count as what they
-//! lead to, links to directories are not followed.
+//! It covers every file below the directories, except those whose own name begins with a dot. The files are sorted by
+//! the bytes of their paths as given; the checksum is the SHA1 of the files' hexadecimal SHA1s, concatenated without
+//! separators. A link to a file counts as its target; links to directories are not followed.
 
 #[cfg(test)]
 mod tests;
@@ -22,47 +22,48 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-/// Read at a time by each thread: large enough that system calls do not show, small enough for the cache.
+/// Bytes that each thread reads at a time: large enough to make system calls cheap, small enough for the CPU's cache.
 const BUFFER_BYTES: usize = 256 << 10;
-/// Threads beyond this find no disk that feeds them.
+/// More threads than this read faster than any disk.
 const MAX_THREADS: usize = 32;
-/// Files to look at (not to read) for which another thread is worth its start.
-const MANY: usize = 512;
+/// The number of files to stat (not to read) for which another thread is worth starting.
+const STAT_SHARE: usize = 512;
 
-/// The answer, and what it was made of.
+/// The checksum, and the files that it covers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checksum {
-    /// 40 digits, in lower case.
+    /// 40 hexadecimal digits, in lower case.
     pub hex: String,
-    /// Path as spelt and SHA1, in the order in which they count.
+    /// Path as given and SHA1 of each file, in the order of the checksum.
     pub files: Vec<(OsString, String)>,
-    /// What the user may not have meant.
+    /// Warnings about what the user may not have intended.
     pub warnings: Vec<String>,
 }
 
-/// A file that counts.
+/// A file that the checksum covers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Counted {
-    /// As spelt: a directory as it was given, and the way from there.
+    /// The path as given: the directory as the caller spelled it, and the path from there.
     pub path: PathBuf,
     pub sha1: String,
-    /// The owner's bit, as git keeps it.
+    /// The owner's executable bit, as git stores it.
     pub executable: bool,
-    /// What it says, if it is a symbolic link.
+    /// The link's text, if it is a symbolic link.
     pub link: Option<PathBuf>,
 }
 
-/// Directories, as the checksum sees them.
+/// The files of directories, as the checksum covers them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Tree {
     /// Sorted by the bytes of their paths.
     pub files: Vec<Counted>,
-    /// Symbolic links to directories, and what they say; sorted. The checksum passes over them.
+    /// Symbolic links to directories and their texts, sorted. The checksum ignores them.
     pub directory_links: Vec<(PathBuf, PathBuf)>,
     pub warnings: Vec<String>,
 }
 
-/// `ami_config_checksum` of these directories, taken as one list of files. A failure names the file that cannot count.
+/// `ami_config_checksum` of these directories, as one list of files. Errors: [`Kind::Definition`], with the file that
+/// cannot be part of it.
 pub fn config_checksum(directories: &[impl AsRef<Path>]) -> Result<Checksum> {
     let tree = Tree::read(directories)?;
     let hex = tree.checksum();
@@ -75,12 +76,12 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-fn wrong(path: &Path, what: impl std::fmt::Display) -> anyhow::Error {
+fn definition_error(path: &Path, what: impl std::fmt::Display) -> anyhow::Error {
     Kind::Definition.error(format!("{}: {what}", path.display()))
 }
 
 fn unreadable(path: &Path, error: std::io::Error) -> anyhow::Error {
-    wrong(path, format_args!("cannot be read: {error}"))
+    definition_error(path, format_args!("cannot be read: {error}"))
 }
 
 impl Tree {
@@ -92,32 +93,32 @@ impl Tree {
         if tree.files.is_empty() {
             let names: Vec<_> = directories.iter().map(|d| d.as_ref().display().to_string()).collect();
             return Err(Kind::Definition
-                .failure(format!("{}: there is no file that counts", names.join(", ")))
+                .failure(format!("{}: there are no files that count", names.join(", ")))
                 .hint("Files whose own name begins with a dot do not count.")
                 .into());
         }
-        // By bytes: `Path` compares by component, and puts a/x before a-b/x.
+        // Compares bytes: `Path` compares components, and puts a/x before a-b/x.
         tree.files.sort_by(|a, b| a.path.as_os_str().as_bytes().cmp(b.path.as_os_str().as_bytes()));
         tree.directory_links.sort();
         tree.examine()?;
         Ok(tree)
     }
 
-    /// The checksum over the files' own.
+    /// The checksum over the files' SHA1s.
     pub fn checksum(&self) -> String {
         let mut all = Sha1::new();
         self.files.iter().for_each(|file| all.update(&file.sha1));
         hex(&all.finalize())
     }
 
-    /// Lists a directory and those below it. The stack is ours: a deep tree cannot exhaust the thread's.
+    /// Lists a directory tree. It has its own stack, so that a deep tree cannot exhaust the thread's.
     fn walk(&mut self, top: &Path) -> Result<()> {
         let metadata = std::fs::metadata(top).map_err(|e| match e.kind() {
-            ErrorKind::NotFound => wrong(top, "there is no such directory"),
+            ErrorKind::NotFound => definition_error(top, "there is no such directory"),
             _ => unreadable(top, e),
         })?;
         if !metadata.is_dir() {
-            return Err(wrong(top, format_args!("is {}, not a directory", kind_of(&metadata))));
+            return Err(definition_error(top, format_args!("is {}, not a directory", kind_of(&metadata))));
         }
         let mut directories = vec![top.to_owned()];
         while let Some(directory) = directories.pop() {
@@ -125,58 +126,58 @@ impl Tree {
                 let entry = entry.map_err(|e| unreadable(&directory, e))?;
                 let (path, name) = (entry.path(), entry.file_name());
                 let kind = entry.file_type().map_err(|e| unreadable(&path, e))?;
-                let hidden = name.as_bytes().starts_with(b".");
+                let is_hidden = name.as_bytes().starts_with(b".");
                 if kind.is_dir() {
                     if name == ".git" {
                         self.warnings.push(format!(
-                            "{} is inside, and files in hidden directories count: the checksum changes with each \
+                            "{} is in the definition, and files in hidden directories count: the checksum changes with each \
                              commit",
                             path.display()
                         ));
                     }
                     directories.push(path);
                 } else if kind.is_symlink() {
-                    self.link(path, hidden)?;
-                } else if !hidden {
-                    self.add(path, None);
+                    self.add_link(path, is_hidden)?;
+                } else if !is_hidden {
+                    self.add_file(path, None);
                 }
             }
         }
         Ok(())
     }
 
-    /// A link to a file counts as that file. One to a directory is not followed, but it is kept in mind: a path in
-    /// image.toml may lead through it.
-    fn link(&mut self, path: PathBuf, hidden: bool) -> Result<()> {
+    /// Adds a symbolic link. A link to a file counts as that file. A link to a directory is not followed, but is
+    /// recorded: a path in image.toml may lead through it.
+    fn add_link(&mut self, path: PathBuf, is_hidden: bool) -> Result<()> {
         let target = std::fs::metadata(&path);
         let is_directory = target.as_ref().is_ok_and(Metadata::is_dir);
-        if hidden && !is_directory {
+        if is_hidden && !is_directory {
             return Ok(());
         }
         let link = std::fs::read_link(&path).map_err(|e| unreadable(&path, e))?;
         match target {
             Ok(_) if is_directory => self.directory_links.push((path, link)),
             Err(e) if e.kind() == ErrorKind::NotFound => {
-                return Err(wrong(
+                return Err(definition_error(
                     &path,
                     format_args!("is a symbolic link to {}, which does not exist", link.display()),
                 ));
             }
-            // Any other trouble is met again when the file is examined.
-            _ => self.add(path, Some(link)),
+            // Any other error occurs again when the file is examined.
+            _ => self.add_file(path, Some(link)),
         }
         Ok(())
     }
 
-    fn add(&mut self, path: PathBuf, link: Option<PathBuf>) {
+    fn add_file(&mut self, path: PathBuf, link: Option<PathBuf>) {
         self.files.push(Counted { path, sha1: String::new(), executable: false, link });
     }
 
-    /// Fills in what the files are and hold, on all cores. Large files go first, so that none is left for the end.
+    /// Reads the files' metadata and content, on all cores. Large files go first, so that none is left for the end.
     fn examine(&mut self) -> Result<()> {
         let files = &self.files;
         let mut order: Vec<usize> = (0..files.len()).collect();
-        let metadata = on_all_cores(&order, MANY, |index| {
+        let metadata = on_all_cores(&order, STAT_SHARE, |index| {
             let path = &files[index].path;
             let metadata = std::fs::metadata(path).map_err(|e| unreadable(path, e))?;
             refuse_special(path, &metadata)?;
@@ -193,8 +194,9 @@ impl Tree {
     }
 }
 
-/// Does `work` for each index, in this order, on as many threads as there are cores, but with `share` indexes for
-/// each at least. After a failure the others stop; of several, that of the least index is the answer.
+/// Does `work` for each index, in this order, on at most as many threads as there are cores, each with at least
+/// `share` indexes. After a failure the other threads stop. Of several failures, the one of the smallest index is
+/// returned.
 fn on_all_cores<T: Send>(
     indexes: &[usize],
     share: usize,
@@ -239,14 +241,14 @@ fn refuse_special(path: &Path, metadata: &Metadata) -> Result<()> {
     if metadata.is_file() {
         return Ok(());
     }
-    Err(wrong(path, format_args!("is {}: only files can count", kind_of(metadata))))
+    Err(definition_error(path, format_args!("is {}: only regular files can count", kind_of(metadata))))
 }
 
 fn file_sha1(path: &Path) -> Result<String> {
     thread_local! {
         static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; BUFFER_BYTES].into());
     }
-    // Should a FIFO have taken the file's place, it does not block us.
+    // Does not block if a FIFO has replaced the file.
     let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
     let file = File::options().read(true).custom_flags(flags).open(path);
     let mut file = file.map_err(|e| unreadable(path, e))?;

@@ -19,7 +19,7 @@ fn error(top: &Path, directory: &str) -> String {
 }
 
 #[test]
-fn the_published_vectors_come_out() {
+fn the_published_vectors_match() {
     let vectors: serde_json::Value =
         serde_json::from_str(include_str!("../../tests/checksum-vectors.json")).unwrap();
     let cases = vectors["cases"].as_array().unwrap();
@@ -32,7 +32,7 @@ fn the_published_vectors_come_out() {
             std::fs::create_dir(top.path().join(directory.as_str().unwrap())).unwrap();
         }
         if files.is_empty() {
-            assert_eq!(error(top.path(), ""), "DIR/: there is no file that counts");
+            assert_eq!(error(top.path(), ""), "DIR/: there are no files that count");
             assert_eq!(Tree::default().checksum(), case["checksum"]);
             continue;
         }
@@ -48,7 +48,7 @@ fn the_published_vectors_come_out() {
     }
 }
 
-/// The answers are those of the original's checksum.py, and of another implementation in Python.
+/// The expected values come from the original's checksum.py, and from another implementation in Python.
 #[test]
 fn links_hidden_directories_and_several_directories_count_as_in_the_original() {
     let top = tree(&[
@@ -68,7 +68,7 @@ fn links_hidden_directories_and_several_directories_count_as_in_the_original() {
     ]);
     symlink("../c/lib", top.path().join("w/to-file")).unwrap();
     symlink("../c", top.path().join("w/to-dir")).unwrap();
-    // Hidden, so nothing to complain about.
+    // Hidden, so it is no error.
     symlink("nowhere", top.path().join("w/.dangling")).unwrap();
     let checksum = |directories: &[&str]| {
         let directories: Vec<_> = directories.iter().map(|dir| top.path().join(dir)).collect();
@@ -81,7 +81,7 @@ fn links_hidden_directories_and_several_directories_count_as_in_the_original() {
     assert_eq!(checksum(&["w/", "c/"]), "6be7655351b26ec3278a4b2d528518f3629b9e51");
 }
 
-/// Python's os.fsencode order, computed by hand with hashlib.
+/// The order of Python's os.fsencode; computed by hand with hashlib.
 #[test]
 fn names_that_are_no_utf8_sort_by_their_bytes() {
     let all: Vec<u8> = (0..=255).collect();
@@ -96,7 +96,7 @@ fn names_that_are_no_utf8_sort_by_their_bytes() {
 }
 
 #[test]
-fn what_cannot_count_is_named() {
+fn files_that_cannot_count_are_named() {
     let top = tree(&[("dangling/a", ""), ("loop/a", ""), ("pipe/a", ""), ("socket/a", ""), ("null/a", "")]);
     std::fs::create_dir_all(top.path().join("hidden")).unwrap();
     std::fs::write(top.path().join("hidden/.a"), "").unwrap();
@@ -107,10 +107,10 @@ fn what_cannot_count_is_named() {
     symlink("/dev/null", top.path().join("null/device")).unwrap();
     let cases = [
         ("dangling", "DIR/dangling/link: is a symbolic link to nowhere, which does not exist"),
-        ("pipe", "DIR/pipe/fifo: is a FIFO: only files can count"),
-        ("socket", "DIR/socket/listen: is a socket: only files can count"),
-        ("null", "DIR/null/device: is a device: only files can count"),
-        ("hidden", "DIR/hidden: there is no file that counts"),
+        ("pipe", "DIR/pipe/fifo: is a FIFO: only regular files can count"),
+        ("socket", "DIR/socket/listen: is a socket: only regular files can count"),
+        ("null", "DIR/null/device: is a device: only regular files can count"),
+        ("hidden", "DIR/hidden: there are no files that count"),
         ("gone", "DIR/gone: there is no such directory"),
         ("pipe/a", "DIR/pipe/a: is a file, not a directory"),
     ];
@@ -126,7 +126,7 @@ fn a_file_that_turns_into_a_fifo_does_not_block() {
     let fifo = top.path().join("fifo");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
     let error = file_sha1(&fifo).unwrap_err().to_string();
-    assert!(error.ends_with("is a FIFO: only files can count"), "{error}");
+    assert!(error.ends_with("is a FIFO: only regular files can count"), "{error}");
 }
 
 #[test]
@@ -135,8 +135,8 @@ fn git_inside_is_warned_about() {
     let mut warnings = config_checksum(&[top.path()]).unwrap().warnings;
     warnings.sort();
     let top = top.path().display();
-    assert!(warnings[0].starts_with(&format!("{top}/.git is inside")), "{warnings:?}");
-    assert!(warnings[1].starts_with(&format!("{top}/sub/.git is inside")), "{warnings:?}");
+    assert!(warnings[0].starts_with(&format!("{top}/.git is in the definition")), "{warnings:?}");
+    assert!(warnings[1].starts_with(&format!("{top}/sub/.git is in the definition")), "{warnings:?}");
     assert_eq!(warnings.len(), 2);
 }
 

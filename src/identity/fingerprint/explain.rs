@@ -1,24 +1,24 @@
-//! Why two fingerprints differ, in words.
+//! Explains why two fingerprints differ.
 
 use super::digest;
 use super::digest::Depth;
 use super::{InputFile, Inputs};
 use std::collections::BTreeSet;
 
-/// So much of a variable's value is told.
+/// Characters of a variable's value that are shown.
 const VALUE_MAX: usize = 60;
 
-/// What is known of an older image's inputs.
+/// What is known about an older image's inputs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OldInputs {
-    /// The JSON that is kept with the image.
+    /// The JSON that is stored with the image.
     Full(Box<Inputs>),
-    /// Its tag alone: another machine baked it.
+    /// Only its tag, as another machine baked it.
     Digest(String),
 }
 
 impl OldInputs {
-    /// The best that is there: the kept JSON if it can be read, else the tag.
+    /// The most detailed source: the stored JSON if it can be parsed, otherwise the tag.
     pub fn of(json: Option<&str>, tag: Option<&str>) -> Option<Self> {
         let full =
             json.and_then(|json| serde_json::from_str(json).ok()).map(|inputs| Self::Full(Box::new(inputs)));
@@ -26,27 +26,27 @@ impl OldInputs {
     }
 }
 
-/// The differences, a line each: `files/nginx.conf changed`. Empty if none is found.
+/// The differences, one on each line: `files/nginx.conf changed`. Empty if none is found.
 pub fn explain(old: &OldInputs, new: &Inputs) -> Vec<String> {
     match old {
         OldInputs::Full(old) => full(old, new),
         OldInputs::Digest(old) => match digest::read(old) {
-            Some(old) => from_digest(&old, new),
-            None => vec!["what the older image was made of is not known: its tag cannot be read".into()],
+            Some(old) => compare_with_digest(&old, new),
+            None => vec!["the inputs of the older image are unknown: its tag cannot be parsed".into()],
         },
     }
 }
 
-/// What is no file: (base, snapshot, architecture, format) of both.
-fn common(lines: &mut Vec<String>, old: [&str; 4], new: [&str; 4]) {
+/// Compares (base, snapshot, architecture, format) of both.
+fn compare_common(lines: &mut Vec<String>, old: [&str; 4], new: [&str; 4]) {
     let [base, snapshot, architecture, format] = old;
     if base != new[0] {
-        lines.push(format!("the base image is another: {base} -> {}", new[0]));
+        lines.push(format!("the base image changed: {base} -> {}", new[0]));
     } else if snapshot != new[1] {
-        lines.push(format!("the base image {base} has another snapshot: {snapshot} -> {}", new[1]));
+        lines.push(format!("the snapshot of the base image {base} changed: {snapshot} -> {}", new[1]));
     }
     if architecture != new[2] {
-        lines.push(format!("the architecture is another: {architecture} -> {}", new[2]));
+        lines.push(format!("the architecture changed: {architecture} -> {}", new[2]));
     }
     if format != new[3] {
         lines.push(format!("oven's own format changed: {format} -> {}", new[3]));
@@ -58,7 +58,7 @@ pub(crate) fn full(old: &Inputs, new: &Inputs) -> Vec<String> {
     let formats = [old.format.to_string(), new.format.to_string()];
     let of = |inputs: &'_ Inputs| (inputs.base.id.0.clone(), inputs.base.snapshot.0.clone());
     let ((old_id, old_snapshot), (new_id, new_snapshot)) = (of(old), of(new));
-    common(
+    compare_common(
         &mut lines,
         [&old_id, &old_snapshot, old.architecture.as_str(), &formats[0]],
         [&new_id, &new_snapshot, new.architecture.as_str(), &formats[1]],
@@ -67,8 +67,8 @@ pub(crate) fn full(old: &Inputs, new: &Inputs) -> Vec<String> {
     for path in paths {
         match (old.files.get(path), new.files.get(path)) {
             (None, _) => lines.push(format!("{path} is new")),
-            (_, None) => lines.push(format!("{path} is gone")),
-            (Some(was), Some(is)) => lines.extend(file(path, was, is)),
+            (_, None) => lines.push(format!("{path} was removed")),
+            (Some(was), Some(is)) => lines.extend(compare_files(path, was, is)),
         }
     }
     let names: BTreeSet<&String> = old.vars.keys().chain(new.vars.keys()).collect();
@@ -76,29 +76,29 @@ pub(crate) fn full(old: &Inputs, new: &Inputs) -> Vec<String> {
         match (old.vars.get(name), new.vars.get(name)) {
             (was, is) if was == is => {}
             (Some(was), Some(is)) => {
-                lines.push(format!("the variable {name} changed: {} -> {}", shown(was), shown(is)));
+                lines.push(format!("the variable {name} changed: {} -> {}", abbreviate(was), abbreviate(is)));
             }
-            (None, Some(is)) => lines.push(format!("the variable {name} is new: {}", shown(is))),
-            _ => lines.push(format!("the variable {name} is gone")),
+            (None, Some(is)) => lines.push(format!("the variable {name} is new: {}", abbreviate(is))),
+            _ => lines.push(format!("the variable {name} was removed")),
         }
     }
     lines
 }
 
-/// A value of a variable, which may be a long text.
-fn shown(value: &str) -> String {
+/// A variable's value, cut off if it is long.
+fn abbreviate(value: &str) -> String {
     let short: String = value.chars().take(VALUE_MAX).collect();
     let more = if short.len() < value.len() { "…" } else { "" };
     format!("{short:?}{more}")
 }
 
-fn file(path: &str, was: &InputFile, is: &InputFile) -> Vec<String> {
+fn compare_files(path: &str, was: &InputFile, is: &InputFile) -> Vec<String> {
     let mut lines = Vec::new();
     if was.link != is.link {
         lines.push(match (&was.link, &is.link) {
-            (Some(was), Some(is)) => format!("{path} leads elsewhere: {was} -> {is}"),
-            (None, Some(is)) => format!("{path} is a link to {is} now"),
-            (Some(was), None) => format!("{path} is no link to {was} any more"),
+            (Some(was), Some(is)) => format!("{path} has another target: {was} -> {is}"),
+            (None, Some(is)) => format!("{path} is now a link to {is}"),
+            (Some(was), None) => format!("{path} is no longer a link to {was}"),
             (None, None) => unreachable!("they differ"),
         });
     }
@@ -106,14 +106,14 @@ fn file(path: &str, was: &InputFile, is: &InputFile) -> Vec<String> {
         lines.push(format!("{path} changed"));
     }
     if was.executable != is.executable {
-        lines.push(format!("{path} is {} now", if is.executable { "executable" } else { "not executable" }));
+        lines.push(format!("{path} is now {}", if is.executable { "executable" } else { "not executable" }));
     }
     lines
 }
 
-fn from_digest(old: &digest::Read, new: &Inputs) -> Vec<String> {
+fn compare_with_digest(old: &digest::Read, new: &Inputs) -> Vec<String> {
     let mut lines = Vec::new();
-    common(
+    compare_common(
         &mut lines,
         [&old.base, &old.snapshot, &old.architecture, &old.format],
         [&new.base.id.0, &new.base.snapshot.0, new.architecture.as_str(), &new.format.to_string()],
@@ -136,10 +136,9 @@ fn from_digest(old: &digest::Read, new: &Inputs) -> Vec<String> {
     }
     match old.entries.keys().filter(|path| !seen.contains(path)).count() {
         0 => (),
-        1 => lines.push("something is gone (its name is not kept in the tag)".into()),
-        count => {
-            lines.push(format!("{count} files or directories are gone (their names are not kept in the tag)"))
-        }
+        1 => lines.push("one file or directory was removed (the tag does not have its name)".into()),
+        count => lines
+            .push(format!("{count} files or directories were removed (the tag does not have their names)")),
     }
     lines
 }

@@ -1,4 +1,4 @@
-//! Everything that can change what an image holds: the fingerprint over it, and what differs between two.
+//! Everything that can change an image's content: the fingerprint over it, and the differences between two.
 
 #[cfg(test)]
 mod tests;
@@ -22,26 +22,28 @@ use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-/// Raised when a change of oven or of a built-in plugin makes a different image of the same definition: every image
-/// is then baked anew, once.
+/// Raised when a change of oven or of a built-in plugin makes a different image of the same definition. Every image is
+/// then rebuilt once.
 pub const FORMAT: u32 = 2;
 
-/// What goes into an image. Its JSON is canonical: keys sorted (the fields stand in that order), no spaces.
+/// The inputs of an image. Their JSON is canonical: keys are sorted (the fields are declared in that order), and there
+/// are no spaces.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inputs {
     architecture: Architecture,
     base: InputBase,
     checksum: String,
-    /// By path relative to the definition's directory, escaped as [`spelt`] says.
+    /// The files, by their path relative to the definition's directory, escaped by [`escape_path`].
     files: BTreeMap<String, InputFile>,
     format: u32,
-    /// The family: an image's name and tags come of it. (Inputs that were kept before it counted have none.)
+    /// The family, from which an image's name and tags are made. (Inputs stored by versions in which it did not count
+    /// have none.)
     #[serde(default)]
     name: String,
-    /// The variables' values, those of the command line among them.
+    /// The variables' values, including those of the command line.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     vars: BTreeMap<String, String>,
-    /// What [`Inputs::with_plugin`] added to the files.
+    /// The key that [`Inputs::with_plugin`] added to the files.
     #[serde(skip)]
     plugin: Option<String>,
     #[serde(skip)]
@@ -58,19 +60,20 @@ struct InputBase {
 struct InputFile {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     executable: bool,
-    /// What a symbolic link says.
+    /// The text of a symbolic link.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     link: Option<String>,
-    /// Of what it holds; none for a link to a directory.
+    /// The digest of its content; `None` for a link to a directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     sha1: Option<String>,
 }
 
 impl Inputs {
-    /// Reads all files of the definition. A failure names the file that cannot count.
+    /// Reads all files of the definition. Errors: [`Kind::Definition`], with the file that cannot be part of it.
     pub fn of(image: &Definition, base: &Base, settings: &Settings) -> Result<Self> {
-        // None of the settings reaches an image: the network's serve fetch steps alone, the others say where and
-        // how it is baked. A new one that does would have to count, so this stops compiling when there is a new one.
+        // No setting reaches an image: those of the network are for fetch steps alone, and the others define where and
+        // how it is baked. A new setting that does would have to be part of the fingerprint, so this code does not
+        // compile until the setting is listed here.
         let Settings {
             file: _,
             cloud: _,
@@ -82,7 +85,7 @@ impl Inputs {
             cache_gib: _,
             network: _,
         } = settings;
-        let (tree, files) = read(image)?;
+        let (tree, files) = read_files(image)?;
         Ok(Self {
             architecture: base.architecture,
             base: InputBase { id: base.id.clone(), snapshot: base.snapshot.clone() },
@@ -96,7 +99,8 @@ impl Inputs {
         })
     }
 
-    /// Counts an out-of-tree plugin that the definition names, by the digest of its file: it is told as a file is.
+    /// Adds an external plugin that the definition names, with the digest of its file. Its changes are explained like
+    /// those of a file.
     pub fn with_plugin(mut self, id: &str, digest: &str) -> Self {
         let file = InputFile { executable: false, link: None, sha1: Some(hex(&Sha1::digest(digest))) };
         let key = format!("the plugin {id}");
@@ -105,13 +109,15 @@ impl Inputs {
         self
     }
 
-    /// Reads the definition again, and fails if it is not what it was: the image may hold parts of either.
+    /// Reads the definition again. Errors: [`Kind::Definition`] if it changed, as the image may contain parts of both
+    /// versions.
     pub fn ensure_unchanged(&self, image: &Definition) -> Result<()> {
-        let (tree, mut files) = read(image)?;
+        let (tree, mut files) = read_files(image)?;
         files.extend(self.plugin.iter().filter_map(|key| Some((key.clone(), self.files.get(key)?.clone()))));
         let now = Self { checksum: tree.checksum(), files, ..self.clone() };
         let mut differences = explain::full(self, &now);
-        // It was read before the files were: what counts may be newer than what was baked.
+        // image.toml was parsed before the files were read, so the checksum may cover a newer version than the one
+        // that was baked.
         if differences.is_empty() && Definition::load_with(&image.dir, &image.vars.given)? != *image {
             differences.push(format!("{} changed", definition::FILE));
         }
@@ -121,11 +127,11 @@ impl Inputs {
         let (dir, differences) = (image.dir.display(), differences.join(", "));
         Err(Kind::Definition
             .failure(format!("{dir} changed while it was baked: {differences}"))
-            .hint("Which of both went into the image is not known: bake again.")
+            .hint("It is unknown which version went into the image: bake again.")
             .into())
     }
 
-    /// The base's.
+    /// The architecture of the base.
     pub fn architecture(&self) -> Architecture {
         self.architecture
     }
@@ -145,35 +151,36 @@ impl Inputs {
         serde_json::to_string(self).expect("texts, numbers and maps with texts as keys become JSON")
     }
 
-    /// A tag's worth (at most 256 characters) of the inputs, from which [`explain()`] still tells what differs.
+    /// A digest of the inputs that fits a tag (at most 256 characters), from which [`explain()`] still finds
+    /// differences.
     pub fn digest(&self) -> String {
         digest::write(self)
     }
 
-    /// What the user may not have meant in the definition's directories.
+    /// Warnings about what the user may not have intended in the definition's directories.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
 }
 
-/// A definition's files, and what is told of each.
-fn read(image: &Definition) -> Result<(Tree, BTreeMap<String, InputFile>)> {
+/// Reads a definition's files, and describes each.
+fn read_files(image: &Definition) -> Result<(Tree, BTreeMap<String, InputFile>)> {
     let directories = image.directories();
     let tree = Tree::read(&directories)?;
-    let relative = |path: &Path| spelt(path.strip_prefix(&directories[0]).unwrap_or(path));
+    let relative = |path: &Path| escape_path(path.strip_prefix(&directories[0]).unwrap_or(path));
     let links = tree.directory_links.iter().map(|(path, link)| {
-        (relative(path), InputFile { executable: false, link: Some(spelt(link)), sha1: None })
+        (relative(path), InputFile { executable: false, link: Some(escape_path(link)), sha1: None })
     });
     let files = tree.files.iter().map(|file| {
-        let link = file.link.as_deref().map(spelt);
+        let link = file.link.as_deref().map(escape_path);
         (relative(&file.path), InputFile { executable: file.executable, link, sha1: Some(file.sha1.clone()) })
     });
     let files = links.chain(files).collect();
     Ok((tree, files))
 }
 
-/// A path as text, without loss: bytes that are not UTF-8 become `\xNN`, and a backslash two.
-fn spelt(path: &Path) -> String {
+/// A path as text, without loss: bytes that are not UTF-8 become `\xNN`, and a backslash becomes two.
+fn escape_path(path: &Path) -> String {
     let mut text = String::new();
     for chunk in path.as_os_str().as_bytes().utf8_chunks() {
         text.push_str(&chunk.valid().replace('\\', "\\\\"));

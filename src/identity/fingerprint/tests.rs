@@ -36,8 +36,8 @@ fn inputs(image: &Definition) -> Inputs {
     Inputs::of(image, &base(), &Settings::default()).unwrap()
 }
 
-/// What is told from the kept JSON, and what from the tag.
-fn told(old: &Inputs, new: &Inputs) -> (Vec<String>, Vec<String>) {
+/// The explanations from the stored JSON, and from the tag.
+fn explained(old: &Inputs, new: &Inputs) -> (Vec<String>, Vec<String>) {
     let json = OldInputs::of(Some(&old.to_json()), Some("garbage")).unwrap();
     let tag = OldInputs::of(None, Some(&old.digest())).unwrap();
     assert!(matches!((&json, &tag), (OldInputs::Full(_), OldInputs::Digest(_))));
@@ -113,17 +113,17 @@ fn provisioners_and_variables_count() {
     assert_ne!(other.fingerprint(), plain.fingerprint());
     assert_eq!(other.checksum(), plain.checksum(), "GumGum's knows no variables");
     assert_eq!(
-        told(&plain, &other),
+        explained(&plain, &other),
         (vec![r#"the variable x changed: "1" -> "3""#.into()], vec!["the variable x changed".into()])
     );
     let (mut none, mut long) = (plain.clone(), plain.clone());
     none.vars.remove("x");
     long.vars.insert("x".into(), "z".repeat(99));
-    assert_eq!(told(&none, &plain).0, [r#"the variable x is new: "1""#]);
-    assert_eq!(told(&none, &plain).1, ["the variable x is new"]);
-    assert_eq!(told(&plain, &none).0, ["the variable x is gone"]);
-    assert!(told(&plain, &long).0[0].ends_with(&format!("\"{}\"…", "z".repeat(60))));
-    // Values that run into each other are told apart.
+    assert_eq!(explained(&none, &plain).0, [r#"the variable x is new: "1""#]);
+    assert_eq!(explained(&none, &plain).1, ["the variable x is new"]);
+    assert_eq!(explained(&plain, &none).0, ["the variable x was removed"]);
+    assert!(explained(&plain, &long).0[0].ends_with(&format!("\"{}\"…", "z".repeat(60))));
+    // The same text, split differently between two values, gives another digest.
     let moved =
         Inputs { vars: [("x", "12"), ("y", "")].map(|(n, v)| (n.into(), v.into())).into(), ..plain.clone() };
     assert_ne!(plain.digest(), moved.digest());
@@ -149,13 +149,13 @@ fn a_secrets_value_does_not_count() {
     let text = error.to_string();
     assert!(
         text.ends_with(
-            "image.toml:2: `secrets` of [[run]] names TOKEN, which is not in the environment of oven"
+            "image.toml:2: `secrets` of [[run]] names TOKEN, which is not set in oven's environment"
         ),
         "{text}"
     );
 }
 
-/// A family is told by its directory's name where the definition says none: then no file tells it.
+/// A family has its directory's name if the definition sets none; then no file contains the name.
 #[test]
 fn of_two_families_with_equal_files_each_has_its_own_images() {
     let (top, web) = web(&[("setup.sh", "x")]);
@@ -217,20 +217,20 @@ fn what_can_change_an_image_changes_the_fingerprint_and_is_explained() {
         (
             "a file less",
             |dir| std::fs::remove_file(dir.join("files/nginx.conf")).unwrap(),
-            &["files/nginx.conf is gone"],
-            &["something is gone (its name is not kept in the tag)"],
+            &["files/nginx.conf was removed"],
+            &["one file or directory was removed (the tag does not have its name)"],
         ),
         (
             "a renaming",
             |dir| std::fs::rename(dir.join("text"), dir.join("text2")).unwrap(),
-            &["text is gone", "text2 is new"],
-            &["text2 is new", "something is gone (its name is not kept in the tag)"],
+            &["text was removed", "text2 is new"],
+            &["text2 is new", "one file or directory was removed (the tag does not have its name)"],
         ),
         (
             // A link counts with what it leads to.
             "the executable bit",
             |dir| std::fs::set_permissions(dir.join("run"), Permissions::from_mode(0o755)).unwrap(),
-            &["link is executable now", "run is executable now"],
+            &["link is now executable", "run is now executable"],
             &["link changed", "run changed"],
         ),
         // git keeps no more than the executable bit, so a checkout elsewhere may differ in this.
@@ -246,7 +246,7 @@ fn what_can_change_an_image_changes_the_fingerprint_and_is_explained() {
                 std::fs::remove_file(dir.join("link")).unwrap();
                 symlink("files/../run", dir.join("link")).unwrap();
             },
-            &["link leads elsewhere: run -> files/../run"],
+            &["link has another target: run -> files/../run"],
             &["link changed"],
         ),
         (
@@ -255,7 +255,7 @@ fn what_can_change_an_image_changes_the_fingerprint_and_is_explained() {
                 std::fs::remove_file(dir.join("link")).unwrap();
                 std::fs::write(dir.join("link"), "run").unwrap();
             },
-            &["link is no link to run any more"],
+            &["link is no longer a link to run"],
             &["link changed"],
         ),
         (
@@ -264,7 +264,7 @@ fn what_can_change_an_image_changes_the_fingerprint_and_is_explained() {
                 std::fs::remove_file(dir.join("to-files")).unwrap();
                 symlink(".", dir.join("to-files")).unwrap();
             },
-            &["to-files leads elsewhere: files -> ."],
+            &["to-files has another target: files -> ."],
             &["to-files changed"],
         ),
     ];
@@ -277,8 +277,8 @@ fn what_can_change_an_image_changes_the_fingerprint_and_is_explained() {
         change(&dir);
         let new = inputs(&image);
         assert_eq!(old.fingerprint() == new.fingerprint(), full.is_empty(), "{name}");
-        let told = told(&old, &new);
-        assert_eq!((&told.0[..], &told.1[..]), (&full.map_str()[..], &digest.map_str()[..]), "{name}");
+        let (from_json, from_tag) = explained(&old, &new);
+        assert_eq!((&from_json[..], &from_tag[..]), (&full.map_str()[..], &digest.map_str()[..]), "{name}");
     }
 }
 
@@ -301,20 +301,20 @@ fn base_architecture_and_format_are_explained() {
     new.architecture = Architecture::Arm64;
     new.format += 1;
     let expected = [
-        "the base image is another: ami-0123456789abcdef0 -> ami-0fedcba9876543210",
-        "the architecture is another: x86_64 -> arm64",
+        "the base image changed: ami-0123456789abcdef0 -> ami-0fedcba9876543210",
+        "the architecture changed: x86_64 -> arm64",
         &format!("oven's own format changed: {FORMAT} -> {}", FORMAT + 1),
     ]
     .map(String::from);
-    assert_eq!(told(&old, &new), (expected.to_vec(), expected.to_vec()));
+    assert_eq!(explained(&old, &new), (expected.to_vec(), expected.to_vec()));
     assert_ne!(old.fingerprint(), new.fingerprint());
     new = Inputs {
         base: InputBase { snapshot: SnapshotId("snap-1".into()), ..old.base.clone() },
         ..old.clone()
     };
     let expected =
-        "the base image ami-0123456789abcdef0 has another snapshot: snap-0123456789abcdef0 -> snap-1";
-    assert_eq!(told(&old, &new), (vec![expected.into()], vec![expected.into()]));
+        "the snapshot of the base image ami-0123456789abcdef0 changed: snap-0123456789abcdef0 -> snap-1";
+    assert_eq!(explained(&old, &new), (vec![expected.into()], vec![expected.into()]));
 }
 
 /// Inputs of that many files, in directories of ten.
@@ -344,9 +344,9 @@ fn the_digest_fits_a_tag_and_coarsens_with_many_files() {
         assert_eq!(digest.split(';').nth(5), Some(&*letter.to_string()), "{digest}");
         let mut new = old.clone();
         new.files.get_mut("../common/d0/e/f0").unwrap().executable = true;
-        assert_eq!(told(&old, &new).1, [name], "{count}");
+        assert_eq!(explained(&old, &new).1, [name], "{count}");
         // The new one may have more files than a digest of its own could hold.
-        assert_eq!(told(&old, &old).1, Vec::<String>::new());
+        assert_eq!(explained(&old, &old).1, Vec::<String>::new());
     }
     let mut old = many(0);
     for i in 0..40 {
@@ -355,7 +355,7 @@ fn the_digest_fits_a_tag_and_coarsens_with_many_files() {
     assert!(old.digest().contains(";w;") && old.digest().len() <= digest::MAX);
     let mut new = old.clone();
     new.files.remove("f1");
-    assert_eq!(told(&old, &new).1, ["the definition changed"]);
+    assert_eq!(explained(&old, &new).1, ["the definition changed"]);
 }
 
 #[test]
@@ -368,7 +368,7 @@ fn a_tag_of_another_version_is_no_reason_to_fail() {
         let old = OldInputs::of(Some("{}"), Some(tag)).unwrap();
         assert_eq!(
             explain(&old, &new),
-            ["what the older image was made of is not known: its tag cannot be read"],
+            ["the inputs of the older image are unknown: its tag cannot be parsed"],
             "{tag}"
         );
     }
@@ -378,9 +378,9 @@ fn a_tag_of_another_version_is_no_reason_to_fail() {
 #[test]
 fn paths_are_spelt_without_loss() {
     use std::ffi::OsStr;
-    let spelt = |bytes: &[u8]| spelt(Path::new(OsStr::from_bytes(bytes)));
-    assert_eq!(spelt("é/a b".as_bytes()), "é/a b");
-    assert_eq!((spelt(b"a\xff"), spelt(b"a\\xff")), ("a\\xff".into(), "a\\\\xff".into()));
+    let escape = |bytes: &[u8]| escape_path(Path::new(OsStr::from_bytes(bytes)));
+    assert_eq!(escape("é/a b".as_bytes()), "é/a b");
+    assert_eq!((escape(b"a\xff"), escape(b"a\\xff")), ("a\\xff".into(), "a\\\\xff".into()));
 }
 
 #[test]
@@ -388,10 +388,10 @@ fn a_definition_that_moved_under_its_parent_keeps_its_warnings() {
     let (top, image) = web(&[]);
     write(top.path(), "web/.git/HEAD", "ref");
     let inputs = inputs(&image);
-    assert!(inputs.warnings()[0].contains(".git is inside"), "{:?}", inputs.warnings());
+    assert!(inputs.warnings()[0].contains(".git is in the definition"), "{:?}", inputs.warnings());
     assert!(!inputs.to_json().contains("inside"));
     let from = [From::Image(BaseRef::Id(base().id)), From::Parent(PathBuf::from("../base"))];
-    // What `from` became counts by the base's id, so a parent that was baked anew makes a new image.
+    // `from` counts by the base's id, so a rebuilt parent makes a new image.
     let prints: Vec<_> = from
         .into_iter()
         .map(|from| self::inputs(&Definition { from, ..image.clone() }).fingerprint())
@@ -404,7 +404,7 @@ fn a_change_while_baking_is_found() {
     let (top, image) = web(&[("setup.sh", "#!/bin/sh\n")]);
     let inputs = inputs(&image);
     inputs.ensure_unchanged(&image).unwrap();
-    // What an editor or a CI system leaves beside image.toml does not count.
+    // Files that an editor or a CI system leaves next to image.toml do not count.
     write(top.path(), "web/.ami_id.json", "{}");
     inputs.ensure_unchanged(&image).unwrap();
     write(top.path(), "web/setup.sh", "#!/bin/sh\nfalse\n");

@@ -1,40 +1,42 @@
-//! Where two documents differ, in words.
+//! Describes where two JSON documents differ.
 
 use serde_json::Value;
 
-/// The first place where two documents differ: `plan.steps[0].why is "b", and was "a"`.
+/// The first place where two documents differ: `plan.steps[0].why is "b"; it was "a"`.
 pub fn difference(before: &Value, after: &Value) -> Option<String> {
-    differ(before, after, String::new())
+    find_difference(before, after, String::new())
 }
 
-fn differ(before: &Value, after: &Value, at: String) -> Option<String> {
+fn find_difference(before: &Value, after: &Value, at: String) -> Option<String> {
     let place = if at.is_empty() { "it" } else { at.trim_start_matches('.') };
     match (before, after) {
         (Value::Object(before), Value::Object(after)) => {
-            let gone = before.iter().find(|(key, _)| !after.contains_key(*key));
-            if let Some((key, value)) = gone {
-                return Some(format!("{place} has no `{key}`, and had {}", short(value)));
+            let removed = before.iter().find(|(key, _)| !after.contains_key(*key));
+            if let Some((key, value)) = removed {
+                return Some(format!("{place} has no `{key}`; it was {}", abbreviate(value)));
             }
             after.iter().find_map(|(key, value)| match before.get(key) {
-                None => Some(format!("{place} has `{key}`: {}, and had none", short(value))),
-                Some(old) => differ(old, value, format!("{at}.{key}")),
+                None => Some(format!("{place} has a new `{key}`: {}", abbreviate(value))),
+                Some(old) => find_difference(old, value, format!("{at}.{key}")),
             })
         }
         (Value::Array(before), Value::Array(after)) => {
             let pairs = before.iter().zip(after).enumerate();
-            pairs.into_iter().find_map(|(i, (old, new))| differ(old, new, format!("{at}[{i}]"))).or_else(
-                || {
+            pairs
+                .into_iter()
+                .find_map(|(i, (old, new))| find_difference(old, new, format!("{at}[{i}]")))
+                .or_else(|| {
                     let (was, is) = (before.len(), after.len());
-                    (was != is).then(|| format!("{place} has {is} elements, and had {was}"))
-                },
-            )
+                    (was != is).then(|| format!("{place} has {is} elements; it had {was}"))
+                })
         }
-        _ => (before != after).then(|| format!("{place} is {}, and was {}", short(after), short(before))),
+        _ => (before != after)
+            .then(|| format!("{place} is {}; it was {}", abbreviate(after), abbreviate(before))),
     }
 }
 
-/// A value, as long as a line can be.
-fn short(value: &Value) -> String {
+/// A value as JSON, cut off to fit on a line.
+fn abbreviate(value: &Value) -> String {
     const MAX: usize = 80;
     let text = value.to_string();
     match text.char_indices().nth(MAX) {

@@ -1,13 +1,13 @@
-//! Jobs that ask for more than packages by name: the plan is another one, or there is a refusal.
+//! Tests jobs that ask for more than packages by name: either the plan differs, or the plugin refuses.
 
-use super::{Rule, Suite, Tried, named};
+use super::{Rule, Suite, TestResult, named};
 use crate::{Conffiles, Job, Package, Phase, Plan, Repository, Upgrade};
 
-/// A package that most distributions have; nothing depends on that.
+/// A package that most distributions have; the tests do not depend on it.
 const NAME: &str = "tree";
 const FILE: &str = "/run/oven/packages/1-site_1.0_all";
 
-pub fn run(suite: &mut Suite, empty: &Job) -> Tried<()> {
+pub fn run(suite: &mut Suite, empty: &Job) -> TestResult<()> {
     suite.plan("(nothing to install)", empty)?;
     let one = Job { packages: vec![named(NAME)], ..empty.clone() };
     let plan = match suite.plan("(one package)", &one)? {
@@ -20,20 +20,20 @@ pub fn run(suite: &mut Suite, empty: &Job) -> Tried<()> {
     };
     if !installs(&plan, NAME) {
         suite.fault(Rule::Plans, format!("one package: no step installs `{NAME}`"));
-    } else if !proves(&plan, NAME) {
+    } else if !verifies(&plan, NAME) {
         let how = "name it in `expect.packages` (with a fact `packages`), or in a verify step";
         suite.fault(
             Rule::Plans,
-            format!("one package: nothing proves afterwards that `{NAME}` is there: {how}"),
+            format!("one package: nothing verifies afterwards that `{NAME}` is installed: {how}"),
         );
     }
-    // An image that lacks what the plugin looked for gets a plan or a refusal like any other.
+    // An image without the files that the plugin looked for also gets a plan or a refusal.
     let lacking = one.present.keys().map(|path| (path.clone(), false)).collect();
-    suite.plan("(an image without what it looked for)", &Job { present: lacking, ..one.clone() })?;
-    more(suite, &one, &plan)
+    suite.plan("(an image without the files of `look_for`)", &Job { present: lacking, ..one.clone() })?;
+    test_requests(suite, &one, &plan)
 }
 
-fn more(suite: &mut Suite, one: &Job, plan: &Plan) -> Tried<()> {
+fn test_requests(suite: &mut Suite, one: &Job, plan: &Plan) -> TestResult<()> {
     let package = |package: Package| Job { packages: vec![named(NAME), package], ..one.clone() };
     let upgrade = |upgrade: Upgrade| Job { upgrade, ..one.clone() };
     let pinned = Package::Named { name: NAME.into(), version: Some("2.1.*".into()) };
@@ -53,7 +53,7 @@ fn more(suite: &mut Suite, one: &Job, plan: &Plan) -> Tried<()> {
         components: vec!["main".into()],
         keep: true,
     };
-    let asks = [
+    let requests = [
         ("a second package", package(named("nano"))),
         ("a version", Job { packages: vec![pinned], ..one.clone() }),
         ("a group", package(Package::Group { name: "oven-check".into() })),
@@ -66,12 +66,12 @@ fn more(suite: &mut Suite, one: &Job, plan: &Plan) -> Tried<()> {
         ("an answer to debconf", Job { debconf: vec!["tree tree/x boolean true".into()], ..one.clone() }),
     ];
     let mut upgrades = Vec::new();
-    for (what, job) in &asks {
+    for (what, job) in &requests {
         let Some(Ok(other)) = suite.plan(&format!("({what})"), job)? else { continue };
         if other == *plan {
             suite.fault(
                 Rule::Heeds,
-                format!("{what}: the plan is the one without it; refuse what is not served"),
+                format!("{what}: the plan is the same without it; refuse what the plugin does not support"),
             );
             continue;
         }
@@ -91,14 +91,14 @@ fn more(suite: &mut Suite, one: &Job, plan: &Plan) -> Tried<()> {
     if let [all, security] = &upgrades[..]
         && all == security
     {
-        suite.fault(Rule::Heeds, "an upgrade for security alone is an upgrade of everything");
+        suite.fault(Rule::Heeds, "the plan for security upgrades is the plan for all upgrades");
     }
     let tool = Job { tools: vec!["oven-check".into()], ..one.clone() };
     if let Some(Err(refused)) = suite.plan("(a tool for the bake)", &tool)? {
-        let what = "a tool for the bake is refused, and so is a definition whose packages bring it";
+        let what = "a tool for the bake is refused, even for definitions whose packages contain it";
         suite.fault(Rule::Heeds, format!("{what}: leave `tools` out of the plan ({refused})"));
     }
-    // These may change nothing; but they have to be understood.
+    // These may leave the plan unchanged, but the plugin has to accept them.
     for (what, job) in [
         ("recommended packages", Job { recommends: true, ..one.clone() }),
         ("packages' configuration files", Job { conffiles: Conffiles::Replace, ..one.clone() }),
@@ -112,7 +112,7 @@ fn more(suite: &mut Suite, one: &Job, plan: &Plan) -> Tried<()> {
     Ok(())
 }
 
-/// Whether a step that changes the image names it, or a file that such a step reads may.
+/// Whether a step that changes the image names `word`, or might read a file that does.
 fn installs(plan: &Plan, word: &str) -> bool {
     let changes = |phase| phase == Phase::Upgrade || phase == Phase::Install;
     let mut steps = plan.steps.iter().filter(|step| changes(step.phase));
@@ -121,7 +121,7 @@ fn installs(plan: &Plan, word: &str) -> bool {
         || steps.next().is_some() && files()
 }
 
-fn proves(plan: &Plan, name: &str) -> bool {
+fn verifies(plan: &Plan, name: &str) -> bool {
     let mut verify = plan.steps.iter().filter(|step| step.phase == Phase::Verify);
     plan.expect.packages.iter().any(|wanted| wanted.name == name)
         || verify.any(|step| step.argv.iter().any(|argument| argument.contains(name)))

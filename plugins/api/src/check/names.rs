@@ -1,6 +1,6 @@
-//! Names that a shell, or an option parser, would take for something else.
+//! Tests names that a shell or an option parser would misread.
 
-use super::{Rule, Suite, Tried, named};
+use super::{Rule, Suite, TestResult, named};
 use crate::{Job, Package, Plan};
 
 const NAMES: [&str; 10] =
@@ -12,46 +12,52 @@ const SHELLS: [&str; 14] = [
     "xargs", "zsh",
 ];
 
-pub fn run(suite: &mut Suite, empty: &Job) -> Tried<()> {
+pub fn run(suite: &mut Suite, empty: &Job) -> TestResult<()> {
     for name in NAMES {
-        try_one(suite, empty, name, named(name), name)?;
+        test_package(suite, empty, name, named(name), name)?;
     }
     for version in VERSIONS {
         let package = Package::Named { name: "tree".into(), version: Some(version.into()) };
-        try_one(suite, empty, &format!("tree={version}"), package, version)?;
+        test_package(suite, empty, &format!("tree={version}"), package, version)?;
     }
     Ok(())
 }
 
-fn try_one(suite: &mut Suite, empty: &Job, spelt: &str, package: Package, word: &str) -> Tried<()> {
+fn test_package(
+    suite: &mut Suite,
+    empty: &Job,
+    spelling: &str,
+    package: Package,
+    word: &str,
+) -> TestResult<()> {
     let job = Job { packages: vec![package], ..empty.clone() };
-    let Some(Ok(plan)) = suite.plan(&format!("(a package {spelt:?})"), &job)? else { return Ok(()) };
-    if let Some(fault) = taken_for_else(&plan, word) {
-        suite.fault(Rule::Names, format!("a package {spelt:?}: {fault}; refuse what is no name"));
+    let Some(Ok(plan)) = suite.plan(&format!("(a package {spelling:?})"), &job)? else { return Ok(()) };
+    if let Some(fault) = find_misuse(&plan, word) {
+        suite.fault(Rule::Names, format!("a package {spelling:?}: {fault}; refuse invalid names"));
     }
     Ok(())
 }
 
-fn taken_for_else(plan: &Plan, word: &str) -> Option<String> {
+fn find_misuse(plan: &Plan, word: &str) -> Option<String> {
     if word.is_empty() {
-        return Some("there is a plan for it".into());
+        return Some("there is a plan for an empty name".into());
     }
     let script = plan.shims.iter().chain(&plan.files).find(|file| {
         file.content.contains(word) && (file.mode & 0o111 != 0 || file.content.starts_with("#!"))
     });
     if let Some(script) = script {
-        return Some(format!("it is in the script {}", script.path));
+        return Some(format!("it becomes part of the script {}", script.path));
     }
     let commands = plan.steps.iter().flat_map(|step| [&step.argv, &step.before_retry]);
     commands.chain(plan.facts.values()).find_map(|argv| {
         let program = argv.first()?.rsplit('/').next()?;
-        let place = argv.iter().position(|argument| argument.contains(word))?;
-        let argument = &argv[place];
+        let position = argv.iter().position(|argument| argument.contains(word))?;
+        let argument = &argv[position];
         if SHELLS.contains(&program) && argument != word {
-            return Some(format!("it is in a script for {program}: {argument:?}"));
+            return Some(format!("it becomes part of a script for {program}: {argument:?}"));
         }
-        let ended = argv[..place].iter().any(|argument| argument == "--");
-        (argument.starts_with('-') && argument == word && !ended)
-            .then(|| format!("{program} would take it for an option; put `--` before names"))
+        let options_ended = argv[..position].iter().any(|argument| argument == "--");
+        (argument.starts_with('-') && argument == word && !options_ended)
+            .then(|| format!("{program} would read it as an option; put `--` before names"))
     })
 }

@@ -1,7 +1,6 @@
-//! The os-release files that a plugin is shown: their fields as the distributions write them, as far as plugins read
-//! them.
+//! The os-release files of which the suite asks a plugin, with the fields that plugins read.
 
-/// By name: each `ID` stands for its kin.
+/// The known distributions, by name. Each `ID` represents its relatives.
 pub fn known() -> Vec<(String, &'static str)> {
     KNOWN
         .iter()
@@ -37,13 +36,13 @@ const KNOWN: [&str; 19] = [
     "ID=photon\nVERSION_ID=5.0\nPRETTY_NAME=\"VMware Photon OS/Linux\"\n",
 ];
 
-/// Systems that nobody knows.
+/// Systems that no plugin supports.
 pub fn unknown() -> [(&'static str, &'static str); 3] {
     [
         ("an empty os-release", ""),
-        ("an ID that nobody has", "ID=oven-check\nVERSION_ID=1\n"),
+        ("an unknown ID", "ID=oven-check\nVERSION_ID=1\n"),
         (
-            "an ID that nobody has, and many names in its texts",
+            "an unknown ID, and many names in its texts",
             "ID=oven-check\nID_LIKE=\"oven-one oven-two\"\n\
              NAME=\"Not debian, ubuntu, fedora, rhel, suse, arch, alpine or void\"\n",
         ),

@@ -1,10 +1,10 @@
-//! The suite itself: a plugin that is as it should be passes, and one with a fault of each kind fails by its rule.
+//! Tests the suite itself: a correct plugin passes, and each kind of fault breaks its rule alone.
 
 use super::*;
 use crate::{Expect, Phase, Shim, Step, Wanted};
 use std::cell::Cell;
 
-/// What a plugin does wrong.
+/// What is wrong with the plugin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
     None,
@@ -124,7 +124,7 @@ fn found(fault: Fault) -> Findings {
 }
 
 #[test]
-fn a_plugin_as_it_should_be_passes() {
+fn a_correct_plugin_passes() {
     let findings = found(Fault::None);
     assert!(findings.is_fine() && !findings.incomplete, "{findings}");
 }
@@ -132,16 +132,16 @@ fn a_plugin_as_it_should_be_passes() {
 #[test]
 fn each_fault_breaks_its_rule_and_no_other() {
     for (fault, rule, words) in [
-        (Fault::Everything, Rule::Unknown, "an ID that nobody has"),
+        (Fault::Everything, Rule::Unknown, "an unknown ID"),
         (Fault::Nothing, Rule::Plans, "claims none"),
         (Fault::Counts, Rule::Deterministic, "plan.steps[0].why"),
         (Fault::Relative, Rule::Sound, "\"bin/pkg\" is not absolute"),
-        (Fault::Network, Rule::Sound, "install with the network"),
+        (Fault::Network, Rule::Sound, "step of phase install has `network`"),
         (Fault::Back, Rule::Sound, "phases never go back"),
         (Fault::Ignores, Rule::Heeds, "a group"),
-        (Fault::Script, Rule::Names, "in a script for sh"),
+        (Fault::Script, Rule::Names, "part of a script for sh"),
         (Fault::Option, Rule::Names, "`--` before names"),
-        (Fault::Unproven, Rule::Plans, "nothing proves"),
+        (Fault::Unproven, Rule::Plans, "nothing verifies"),
         (Fault::Toolless, Rule::Heeds, "a tool for the bake is refused"),
     ] {
         let findings = found(fault);
@@ -150,21 +150,24 @@ fn each_fault_breaks_its_rule_and_no_other() {
     }
 }
 
-/// Answers with texts of its own.
-struct Says<F>(F);
-impl<F: Fn(&str, &str) -> Result<String, String>> Speaker for Says<F> {
+/// A plugin whose answers come from a closure.
+struct Answering<F>(F);
+impl<F: Fn(&str, &str) -> Result<String, String>> Speaker for Answering<F> {
     fn ask(&self, verb: &str, request: &str) -> Result<String, String> {
         (self.0)(verb, request)
     }
 }
 
 #[test]
-fn texts_that_are_no_answer() {
-    let garbage = check_speaker(&Says(|_: &str, _: &str| Ok("hello\n".into())), &[]);
-    assert!(garbage.of(Rule::Answers).any(|fault| fault.contains("not what the contract says")), "{garbage}");
+fn invalid_answers_are_reported() {
+    let garbage = check_speaker(&Answering(|_: &str, _: &str| Ok("hello\n".into())), &[]);
+    assert!(
+        garbage.of(Rule::Answers).any(|fault| fault.contains("does not follow the contract")),
+        "{garbage}"
+    );
 
     let calls = Cell::new(0);
-    let dead = Says(|_: &str, _: &str| {
+    let dead = Answering(|_: &str, _: &str| {
         calls.set(calls.get() + 1);
         Err("it took longer than 10 s".to_owned())
     });
@@ -174,9 +177,9 @@ fn texts_that_are_no_answer() {
 }
 
 #[test]
-fn one_who_passes_over_what_it_does_not_know_is_told() {
+fn a_plugin_that_ignores_unknown_fields_is_reported() {
     let good = Pkg(Fault::None, Cell::new(0));
-    let lenient = Says(|verb: &str, request: &str| {
+    let lenient = Answering(|verb: &str, request: &str| {
         let mut request: Value = serde_json::from_str(request).unwrap();
         request["api"] = json!(1);
         let known = ["api", "os_release", "job"];
@@ -202,12 +205,12 @@ fn golden_plans() {
     };
     let case = |answer| Case { name: "jq".into(), job: job.clone(), answer };
     let findings = check(&good, &[case(None)]);
-    assert!(findings.to_string().contains("jq: no plan is written down yet"), "{findings}");
-    let kept = answers(&InProcess(&good), &[case(None)]).unwrap().remove(0);
-    let findings = check(&good, &[case(Some(kept.clone()))]);
+    assert!(findings.to_string().contains("jq: no plan is stored yet"), "{findings}");
+    let stored = answers(&InProcess(&good), &[case(None)]).unwrap().remove(0);
+    let findings = check(&good, &[case(Some(stored.clone()))]);
     assert!(findings.is_fine(), "{findings}");
-    let mut other = kept.unwrap();
+    let mut other = stored.unwrap();
     other.steps[0].argv[3] = "jk".into();
     let findings = check(&good, &[case(Some(Ok(other)))]);
-    assert!(findings.to_string().contains("plan.steps[0].argv[3] is \"jq\", and was \"jk\""), "{findings}");
+    assert!(findings.to_string().contains("plan.steps[0].argv[3] is \"jq\"; it was \"jk\""), "{findings}");
 }

@@ -1,7 +1,7 @@
 use super::*;
 use crate::{Expect, Holds, Question, Wanted};
 
-fn fine() -> Step {
+fn valid_step() -> Step {
     Step {
         phase: Phase::Install,
         why: "installing 1 package".into(),
@@ -17,7 +17,7 @@ fn fine() -> Step {
 }
 
 fn faults(change: impl FnOnce(&mut Plan)) -> String {
-    let mut plan = Plan { steps: vec![fine()], ..Plan::default() };
+    let mut plan = Plan { steps: vec![valid_step()], ..Plan::default() };
     change(&mut plan);
     faults_of_plan(&plan, &Job::default()).join("\n")
 }
@@ -27,34 +27,34 @@ fn step_faults(change: impl FnOnce(&mut Step)) -> String {
 }
 
 #[test]
-fn a_plan_as_it_should_be() {
+fn a_valid_plan_has_no_faults() {
     assert_eq!(faults(|_| ()), "");
     let fetch = |step: &mut Step| (step.phase, step.network) = (Phase::Fetch, true);
     assert_eq!(step_faults(fetch), "");
     let job = Job { network: true, ..Job::default() };
-    let plan = Plan { steps: vec![Step { network: true, ..fine() }], ..Plan::default() };
+    let plan = Plan { steps: vec![Step { network: true, ..valid_step() }], ..Plan::default() };
     assert_eq!(faults_of_plan(&plan, &job), Vec::<String>::new());
 }
 
 #[test]
 fn steps() {
-    assert!(step_faults(|s| s.why = "a\nb".into()).contains("steps[0]: why is not one line"));
+    assert!(step_faults(|s| s.why = "a\nb".into()).contains("steps[0]: why has control characters"));
     assert!(step_faults(|s| s.why.clear()).contains("why is empty"));
-    assert!(step_faults(|s| s.argv.clear()).contains("no program"));
+    assert!(step_faults(|s| s.argv.clear()).contains("names no program"));
     assert!(step_faults(|s| s.argv[0] = "pkg add tree".into()).contains("no shell"));
     assert!(step_faults(|s| s.argv[0] = "../bin/pkg".into()).contains("not absolute"));
     assert!(step_faults(|s| s.argv[1] = "a\0b".into()).contains("zero byte"));
-    assert!(step_faults(|s| _ = s.env.insert("A=B".into(), "x".into())).contains("variable"));
+    assert!(step_faults(|s| _ = s.env.insert("A=B".into(), "x".into())).contains("variable name"));
     assert!(step_faults(|s| s.timeout = 0).contains("timeout"));
     assert!(step_faults(|s| s.timeout = 1_000_000).contains("timeout"));
     assert!(step_faults(|s| s.retries = 1000).contains("retries"));
-    assert!(step_faults(|s| s.once = true).contains("for fetch steps, and this is install"));
-    assert!(step_faults(|s| s.also_good = vec![102, 0]).contains("0 always is"));
+    assert!(step_faults(|s| s.once = true).contains("for fetch steps, and this step has phase install"));
+    assert!(step_faults(|s| s.also_good = vec![102, 0]).contains("leave out 0"));
     assert!(step_faults(|s| s.before_retry = vec!["true".into()]).contains("would never run"));
     assert!(step_faults(|s| s.network = true).contains("does not say `network`"));
     assert!(step_faults(|s| (s.phase, s.network) = (Phase::Clean, true)).contains("only fetch steps"));
     assert!(step_faults(|s| s.phase = Phase::Fetch).contains("has to be true"));
-    let back = faults(|plan| plan.steps.push(Step { phase: Phase::Prepare, ..fine() }));
+    let back = faults(|plan| plan.steps.push(Step { phase: Phase::Prepare, ..valid_step() }));
     assert!(back.contains("steps[1]: prepare after install"), "{back}");
 }
 
@@ -71,28 +71,28 @@ fn caches_are_directories_of_downloads() {
         ("/etc/pkg", "is not below /var/cache, /var/lib"),
         ("/var/cache", "is not below"),
         ("/var/cacheable", "is not below"),
-        ("/var/cache/../../etc", "is not plain"),
+        ("/var/cache/../../etc", "is not normalized"),
         ("var/cache/pkg", "is not absolute"),
-        ("/var/lib/dpkg", "holds what is installed"),
+        ("/var/lib/dpkg", "is the package manager's database"),
     ] {
         assert!(of(&[path]).contains(why), "{path}: {}", of(&[path]));
     }
-    assert!(of(&["/var/cache/pkg", "/var/cache/pkg/files"]).contains("one is inside of the other"));
-    assert!(of(&["/var/cache/pkg", "/var/cache/pkg"]).contains("one is inside of the other"));
+    assert!(of(&["/var/cache/pkg", "/var/cache/pkg/files"]).contains("one contains the other"));
+    assert!(of(&["/var/cache/pkg", "/var/cache/pkg"]).contains("one contains the other"));
     assert_eq!(of(&["/var/cache/pkg", "/var/cache/pkg2"]), "");
     let shim = Shim { path: "/var/cache/pkg/x".into(), content: String::new(), mode: 0o644 };
     let covered = faults(|plan| {
         plan.caches = vec![cache("/var/cache/pkg")];
         plan.shims.push(shim);
     });
-    assert!(covered.contains("/var/cache/pkg and /var/cache/pkg/x: one is inside"), "{covered}");
+    assert!(covered.contains("/var/cache/pkg and /var/cache/pkg/x: one contains"), "{covered}");
     let sources = |sources: &[&str]| {
         let sources = sources.iter().map(|s| (*s).to_owned()).collect();
         faults(|plan| plan.caches = vec![Cache { sources, ..cache("/var/cache/pkg") }])
     };
-    assert!(sources(&[]).contains("there are no sources"));
+    assert!(sources(&[]).contains("it needs sources"));
     assert!(sources(&["etc/pkg"]).contains("is not absolute"));
-    assert!(of(&["/var/cache/a"; 17]).contains("17 of them; 16 are allowed"));
+    assert!(of(&["/var/cache/a"; 17]).contains("17 entries; at most 16 are allowed"));
 }
 
 #[test]
@@ -127,33 +127,33 @@ fn files_facts_and_troubles() {
         faults(|plan| plan.files = vec![file])
     };
     assert!(one(|file| file.path = "/usr/lib".into()).contains("is not below /etc"));
-    assert!(one(|file| file.mode = 0o666).contains("0o755 is the most"));
+    assert!(one(|file| file.mode = 0o666).contains("the highest is 0o755"));
     assert!(one(|file| file.content = "x".repeat(MAX_CONTENT + 1)).contains("4 MiB"));
     for name in ["", "../x", "a b", ".x", "inputs.json"] {
         assert!(faults(|plan| _ = plan.facts.insert(name.into(), vec!["true".into()])).contains("facts"));
     }
     let wanted = Wanted { name: "tree".into(), architecture: None, version: None };
     let expect = Expect { packages: vec![wanted], ..Expect::default() };
-    assert!(faults(|plan| plan.expect = expect).contains("no fact `packages`"));
+    assert!(faults(|plan| plan.expect = expect).contains("the fact `packages`, which is missing"));
     let trouble = |output: &str, means: &str| {
         let (output, means) = (output.to_owned(), means.to_owned());
         faults(|plan| plan.troubles = vec![Trouble { output, means, hint: None, package: None }])
     };
     assert_eq!(trouble("E: no *", "no {1}"), "");
-    assert!(trouble("E: no *", "no {2}").contains("{2} stands for nothing"));
-    assert!(trouble("*", "no").contains("fits every line"));
+    assert!(trouble("E: no *", "no {2}").contains("{2} has no `*`"));
+    assert!(trouble("*", "no").contains("matches every line"));
     assert!(trouble("E", "").contains("means is empty"));
     let note = Trouble { output: "N: *".into(), means: "{2}".into(), hint: None, package: None };
-    assert!(faults(|plan| plan.notes = vec![note]).contains("notes[0]: {2} stands for nothing"));
+    assert!(faults(|plan| plan.notes = vec![note]).contains("notes[0]: {2} has no `*`"));
 }
 
 #[test]
 fn tools_for_a_bake_alone() {
     let job = Job { tools: vec!["ansible-playbook".into()], ..Job::default() };
     let good = || Tools {
-        steps: vec![fine()],
+        steps: vec![valid_step()],
         unneeded: Question { argv: vec!["pkg".into()], env: BTreeMap::new(), output: "*".into() },
-        remove: vec![Step { argv: ["pkg", "delete", "{name}"].map(str::to_owned).into(), ..fine() }],
+        remove: vec![Step { argv: ["pkg", "delete", "{name}"].map(str::to_owned).into(), ..valid_step() }],
     };
     let of = |job: &Job, change: &dyn Fn(&mut Tools)| {
         let mut tools = good();
@@ -163,19 +163,20 @@ fn tools_for_a_bake_alone() {
     };
     assert_eq!(of(&job, &|_| ()), "");
     assert!(of(&Job::default(), &|_| ()).contains("the job asks for none"));
-    assert!(of(&job, &|tools| tools.steps.clear()).contains("tools.steps: nothing installs them"));
-    assert!(of(&job, &|tools| tools.remove.clear()).contains("tools.remove: they would stay"));
+    assert!(of(&job, &|tools| tools.steps.clear()).contains("tools.steps: it is empty"));
+    assert!(of(&job, &|tools| tools.remove.clear()).contains("tools.remove: it is empty"));
     assert!(of(&job, &|tools| tools.steps[0].why.clear()).contains("tools.steps[0]: why is empty"));
     assert!(of(&job, &|tools| tools.steps[0].phase = Phase::Verify).contains("neither fetch nor install"));
     assert!(
-        of(&job, &|tools| tools.remove[0].argv = vec!["pkg".into()]).contains("no argument has `{name}`")
+        of(&job, &|tools| tools.remove[0].argv = vec!["pkg".into()])
+            .contains("no argument contains `{name}`")
     );
-    assert!(of(&job, &|tools| tools.unneeded.argv.clear()).contains("tools.unneeded: there is no program"));
-    assert!(of(&job, &|tools| tools.unneeded.output = "none".into()).contains("no `*`"));
+    assert!(of(&job, &|tools| tools.unneeded.argv.clear()).contains("tools.unneeded: it names no program"));
+    assert!(of(&job, &|tools| tools.unneeded.output = "none".into()).contains("needs a `*`"));
     let variable = |tools: &mut Tools| _ = tools.unneeded.env.insert("1".into(), String::new());
     assert!(of(&job, &variable).contains("tools.unneeded: env"));
     let networked = Job { network: true, ..job.clone() };
-    assert!(of(&networked, &|tools| tools.remove[0].network = true).contains("nothing is downloaded"));
+    assert!(of(&networked, &|tools| tools.remove[0].network = true).contains("needs no network"));
     let plan = Plan { tools: Some(good()), ..Plan::default() };
-    assert!(faults_of_plan(&plan, &job).join("\n").contains("tools: there is no fact `packages`"));
+    assert!(faults_of_plan(&plan, &job).join("\n").contains("tools: the fact `packages` is missing"));
 }

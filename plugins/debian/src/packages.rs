@@ -1,21 +1,21 @@
-//! The packages that a definition asks for, as apt's arguments and as what is expected afterwards.
+//! The packages that a definition requests for: as apt's arguments, and as packages to expect afterwards.
 
 use oven_distro::{Job, Package, Refused, Wanted};
 
 #[derive(Debug, Default)]
-pub struct Asks {
+pub struct PackageRequests {
     pub arguments: Vec<String>,
     pub wanted: Vec<Wanted>,
 }
 
-impl Asks {
-    pub fn of(job: &Job) -> Result<Self, Refused> {
-        let mut asks = Self::default();
+impl PackageRequests {
+    pub fn from_job(job: &Job) -> Result<Self, Refused> {
+        let mut requests = Self::default();
         for package in &job.packages {
             let (argument, wanted) = match package {
-                Package::Named { name, version } => named(name, version.as_deref())?,
+                Package::Named { name, version } => parse_name(name, version.as_deref())?,
                 Package::Group { name } => {
-                    let why = "a group is for dnf and zypper: name Debian's packages, or a metapackage";
+                    let why = "groups are for dnf and zypper: list Debian packages, or a metapackage";
                     return Err(Refused(format!("packages: `@{name}`: {why}")));
                 }
                 Package::File { path, name, version, architecture } => {
@@ -25,50 +25,52 @@ impl Asks {
                 }
             };
             let same = |w: &&Wanted| w.name == wanted.name && w.architecture == wanted.architecture;
-            match asks.wanted.iter().find(same) {
+            match requests.wanted.iter().find(same) {
                 Some(earlier) if earlier.version == wanted.version => continue,
                 Some(_) => {
-                    return Err(Refused(format!("packages: `{}` is asked for in two versions", wanted.name)));
+                    return Err(Refused(format!("packages: `{}` is listed in two versions", wanted.name)));
                 }
                 None => {}
             }
-            asks.arguments.push(argument);
-            asks.wanted.push(wanted);
+            requests.arguments.push(argument);
+            requests.wanted.push(wanted);
         }
-        Ok(asks)
+        Ok(requests)
     }
 }
 
-fn named(spelt: &str, version: Option<&str>) -> Result<(String, Wanted), Refused> {
-    let refuse = |why: &str| Err(Refused(format!("packages: `{spelt}`: {why}")));
-    let (name, architecture) = match spelt.split_once(':') {
+fn parse_name(spelling: &str, version: Option<&str>) -> Result<(String, Wanted), Refused> {
+    let refuse = |why: &str| Err(Refused(format!("packages: `{spelling}`: {why}")));
+    let (name, architecture) = match spelling.split_once(':') {
         Some((name, architecture)) => (name, Some(architecture)),
-        None => (spelt, None),
+        None => (spelling, None),
     };
-    // apt would take these for something else than a name: a file, a suite, a removal, a task, a pattern.
-    if spelt.contains('/') {
-        return refuse("a suite cannot be chosen by name; pin a version, such as `NAME=*~bpo12*`");
+    // apt would not read these as a name, but as a file, suite, removal, task or pattern.
+    if spelling.contains('/') {
+        return refuse(
+            "a suite cannot be given with the name; pin a version instead, such as `NAME=*~bpo12*`",
+        );
     }
     if name.ends_with('-') {
-        return refuse("a trailing `-` would remove the package; do that in a script");
+        return refuse("a trailing `-` would remove the package; remove it in a script instead");
     }
     let plain = |text: &str, also: &str| {
         text.starts_with(|c: char| c.is_ascii_alphanumeric())
             && text.chars().all(|c| c.is_ascii_alphanumeric() || also.contains(c))
     };
     if !plain(name, "+.-") || !architecture.is_none_or(|a| plain(a, "-")) {
-        return refuse("not the name of a package");
+        return refuse("it is not the name of a package");
     }
     if let Some(version) = version
         && (version.is_empty() || !version.chars().all(|c| c.is_ascii_alphanumeric() || ".+~:-*".contains(c)))
     {
-        return refuse(&format!("`{version}` is not a version, and not one with `*`"));
+        return refuse(&format!("`{version}` is neither a version nor a pattern with `*`"));
     }
     let argument = match version {
-        Some(version) => format!("{spelt}={version}"),
-        None => spelt.to_owned(),
+        Some(version) => format!("{spelling}={version}"),
+        None => spelling.to_owned(),
     };
-    // apt's own words for "whatever fits".
+    // apt's own names for "any architecture that fits".
     let architecture = architecture.filter(|a| !["any", "native"].contains(a)).map(str::to_owned);
     Ok((argument, Wanted { name: name.to_owned(), architecture, version: version.map(str::to_owned) }))
 }
@@ -76,15 +78,17 @@ fn named(spelt: &str, version: Option<&str>) -> Result<(String, Wanted), Refused
 fn check_file(job: &Job, path: &str, architecture: &str) -> Result<(), Refused> {
     let file = path.rsplit('/').next().unwrap_or(path);
     if !file.ends_with(".deb") {
-        return Err(Refused(format!("packages: `{file}`: this image takes Debian packages (.deb)")));
+        return Err(Refused(format!("packages: `{file}`: this image needs Debian packages (.deb)")));
     }
-    let images = match job.architecture.as_str() {
+    let image_architecture = match job.architecture.as_str() {
         "x86_64" => "amd64",
         other => other,
     };
-    // Other foreign architectures may have been added to the image: apt knows.
-    if ["amd64", "arm64"].contains(&architecture) && architecture != images {
-        return Err(Refused(format!("packages: `{file}` is for {architecture}, and the image is {images}")));
+    // Foreign architectures may have been added to the image: apt checks these.
+    if ["amd64", "arm64"].contains(&architecture) && architecture != image_architecture {
+        return Err(Refused(format!(
+            "packages: `{file}` is for {architecture}, but the image is {image_architecture}"
+        )));
     }
     Ok(())
 }
@@ -93,26 +97,26 @@ fn check_file(job: &Job, path: &str, architecture: &str) -> Result<(), Refused> 
 mod tests {
     use super::*;
 
-    fn ask(name: &str, version: Option<&str>) -> Result<Asks, String> {
+    fn ask(name: &str, version: Option<&str>) -> Result<PackageRequests, String> {
         let package = Package::Named { name: name.into(), version: version.map(str::to_owned) };
-        Asks::of(&Job { packages: vec![package], ..Job::default() }).map_err(|r| r.0)
+        PackageRequests::from_job(&Job { packages: vec![package], ..Job::default() }).map_err(|r| r.0)
     }
 
     #[test]
     fn names_versions_and_architectures() {
         assert_eq!(ask("g++", None).unwrap().arguments, ["g++"]);
         assert_eq!(ask("redis-server", Some("5:7.0.*")).unwrap().arguments, ["redis-server=5:7.0.*"]);
-        let asks = ask("libc6:i386", None).unwrap();
-        assert_eq!(asks.arguments, ["libc6:i386"]);
+        let requests = ask("libc6:i386", None).unwrap();
+        assert_eq!(requests.arguments, ["libc6:i386"]);
         assert_eq!(
-            (asks.wanted[0].name.as_str(), asks.wanted[0].architecture.as_deref()),
+            (requests.wanted[0].name.as_str(), requests.wanted[0].architecture.as_deref()),
             ("libc6", Some("i386"))
         );
         assert_eq!(ask("hello:native", None).unwrap().wanted[0].architecture, None);
     }
 
     #[test]
-    fn what_apt_would_take_for_something_else_is_refused() {
+    fn names_that_apt_would_misread_are_refused() {
         for name in [
             "",
             "-y",
@@ -135,15 +139,15 @@ mod tests {
     }
 
     #[test]
-    fn the_same_twice_is_once_and_two_versions_are_refused() {
+    fn duplicates_are_merged_and_two_versions_are_refused() {
         let named = |version: &str| Package::Named { name: "jq".into(), version: Some(version.into()) };
-        let of = |packages| Asks::of(&Job { packages, ..Job::default() });
+        let of = |packages| PackageRequests::from_job(&Job { packages, ..Job::default() });
         assert_eq!(of(vec![named("1.6*"), named("1.6*")]).unwrap().arguments, ["jq=1.6*"]);
         assert!(of(vec![named("1.6*"), named("1.7*")]).unwrap_err().0.contains("`jq`"));
     }
 
     #[test]
-    fn a_file_has_to_fit_the_image() {
+    fn a_file_for_another_architecture_or_distribution_is_refused() {
         let file = |path: &str, architecture: &str| Package::File {
             path: path.into(),
             name: "site".into(),
@@ -151,7 +155,11 @@ mod tests {
             architecture: architecture.into(),
         };
         let of = |package| {
-            Asks::of(&Job { architecture: "x86_64".into(), packages: vec![package], ..Job::default() })
+            PackageRequests::from_job(&Job {
+                architecture: "x86_64".into(),
+                packages: vec![package],
+                ..Job::default()
+            })
         };
         assert!(of(file("/run/oven/packages/0-site.deb", "all")).is_ok());
         assert!(of(file("/run/oven/packages/0-site.deb", "amd64")).is_ok());

@@ -1,149 +1,154 @@
-//! The packages that a definition asks for, as arguments and as what is expected afterwards.
+//! The packages that a definition requests for: as arguments, and as packages to expect afterwards.
 
 use crate::{architecture, trouble};
 use oven_distro::{Job, Package, Refused, Trouble, Wanted};
 
-/// Architectures of rpm that a name may end in: `glibc.i686`.
+/// Architectures of rpm that may follow a name: `glibc.i686`.
 const ARCHITECTURES: [&str; 7] = ["aarch64", "armv7hl", "i386", "i586", "i686", "noarch", "x86_64"];
 
-/// How a package manager wants to be asked.
+/// How a package manager spells packages, and the messages about those that it does not find.
 #[derive(Clone, Copy)]
 pub struct Spelling {
     /// A package by name, architecture and version.
     pub named: fn(&str, Option<&str>, Option<&str>) -> String,
     pub group: fn(&str) -> String,
-    /// What it says when it finds nothing, with `{}` for the argument.
+    /// Its messages if it does not find a package, with `{}` for the argument.
     pub missing: &'static [&'static str],
     /// The same for a group, with `{}` for its name.
     pub missing_group: &'static [&'static str],
 }
 
 #[derive(Debug, Default)]
-pub struct Asks {
+pub struct PackageRequests {
     pub arguments: Vec<String>,
     pub wanted: Vec<Wanted>,
-    /// What it means when the package manager does not find them.
+    /// What the package manager's messages mean if it does not find them.
     pub troubles: Vec<Trouble>,
-    /// One of them is a file.
+    /// Whether one of them is a file.
     pub files: bool,
 }
 
-impl Asks {
-    pub fn of(job: &Job, spelling: &Spelling) -> Result<Self, Refused> {
-        let mut asks = Self::default();
+impl PackageRequests {
+    pub fn from_job(job: &Job, spelling: &Spelling) -> Result<Self, Refused> {
+        let mut requests = Self::default();
         for package in &job.packages {
             let (argument, wanted) = match package {
-                Package::Named { name, version } => named(name, version.as_deref(), spelling)?,
+                Package::Named { name, version } => parse_name(name, version.as_deref(), spelling)?,
                 Package::Group { name } => {
-                    let argument = group(name, spelling)?;
-                    if !asks.arguments.contains(&argument) {
-                        asks.miss(name, None, name, spelling.missing_group);
-                        asks.arguments.push(argument);
+                    let argument = spell_group(name, spelling)?;
+                    if !requests.arguments.contains(&argument) {
+                        requests.add_not_found(name, None, name, spelling.missing_group);
+                        requests.arguments.push(argument);
                     }
                     continue;
                 }
                 Package::File { path, name, version, architecture } => {
                     check_file(job, path, architecture)?;
-                    asks.files = true;
+                    requests.files = true;
                     let (name, version) = (name.clone(), Some(version.clone()));
                     (path.clone(), Wanted { name, architecture: Some(architecture.clone()), version })
                 }
             };
             let same = |w: &&Wanted| w.name == wanted.name && w.architecture == wanted.architecture;
-            match asks.wanted.iter().find(same) {
+            match requests.wanted.iter().find(same) {
                 Some(earlier) if earlier.version == wanted.version => continue,
                 Some(_) => {
-                    return Err(Refused(format!("packages: `{}` is asked for in two versions", wanted.name)));
+                    return Err(Refused(format!("packages: `{}` is listed in two versions", wanted.name)));
                 }
                 None => {}
             }
             if let Package::Named { name, version: Some(version) } = package {
-                asks.miss(name, Some(version), &argument, spelling.missing);
+                requests.add_not_found(name, Some(version), &argument, spelling.missing);
             }
-            asks.arguments.push(argument);
-            asks.wanted.push(wanted);
+            requests.arguments.push(argument);
+            requests.wanted.push(wanted);
         }
-        Ok(asks)
+        Ok(requests)
     }
 
-    /// A version, or a group, that no repository has: in the words of the definition, not of the argument.
-    fn miss(&mut self, name: &str, version: Option<&str>, said: &str, missing: &[&str]) {
+    /// Adds the trouble that no repository has a version or a group, in the words of the definition and not of the
+    /// argument.
+    fn add_not_found(&mut self, name: &str, version: Option<&str>, argument: &str, missing: &[&str]) {
         let (means, hint) = match version {
             Some(version) => (
                 format!("no repository of the image has version `{version}` of `{name}`"),
-                "`*` stands for anything; an epoch, such as the `1:` of `1:9.2`, is part of a version.",
+                "`*` stands for any text; an epoch, such as the `1:` of `1:9.2`, is part of a version.",
             ),
             None => (
                 format!("no repository of the image has the group `{name}`"),
-                "Check its spelling: it is a group's id, not its title.",
+                "Check its spelling: use the group's id, not its title.",
             ),
         };
-        let at = version.map_or_else(|| format!("@{name}"), |_| name.to_owned());
-        let rows = missing.iter().map(|row| trouble(&row.replace("{}", said), &means, Some(hint), Some(&at)));
+        let package = version.map_or_else(|| format!("@{name}"), |_| name.to_owned());
+        let rows = missing
+            .iter()
+            .map(|row| trouble(&row.replace("{}", argument), &means, Some(hint), Some(&package)));
         self.troubles.extend(rows);
     }
 }
 
-fn named(spelt: &str, version: Option<&str>, spelling: &Spelling) -> Result<(String, Wanted), Refused> {
-    let refuse = |why: &str| Err(Refused(format!("packages: `{spelt}`: {why}")));
-    // As Debian's are spelt, `glibc:i686`, or as rpm's are.
-    let (name, architecture) = match spelt.split_once(':').or_else(|| spelt.rsplit_once('.')) {
+fn parse_name(given: &str, version: Option<&str>, spelling: &Spelling) -> Result<(String, Wanted), Refused> {
+    let refuse = |why: &str| Err(Refused(format!("packages: `{given}`: {why}")));
+    // Either Debian's form, `glibc:i686`, or rpm's, `glibc.i686`.
+    let (name, architecture) = match given.split_once(':').or_else(|| given.rsplit_once('.')) {
         Some((name, architecture)) if ARCHITECTURES.contains(&architecture) => (name, Some(architecture)),
-        Some((_, architecture)) if spelt.contains(':') => {
+        Some((_, architecture)) if given.contains(':') => {
             return refuse(&format!("`{architecture}` is not an architecture of rpm"));
         }
-        _ => (spelt, None),
+        _ => (given, None),
     };
     let plain = |text: &str, also: &str| {
         text.starts_with(|c: char| c.is_ascii_alphanumeric())
             && text.chars().all(|c| c.is_ascii_alphanumeric() || also.contains(c))
     };
     if !plain(name, "+.-_") {
-        return refuse("not the name of a package");
+        return refuse("it is not the name of a package");
     }
     if let Some(version) = version
         && (!version.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '*')
             || !version.chars().all(|c| c.is_ascii_alphanumeric() || ".+~^_:-*".contains(c)))
     {
-        return refuse(&format!("`{version}` is not a version, and not one with `*`"));
+        return refuse(&format!("`{version}` is neither a version nor a pattern with `*`"));
     }
     let argument = (spelling.named)(name, architecture, version);
     let wanted = Wanted {
         name: name.to_owned(),
         architecture: architecture.map(str::to_owned),
-        version: version.map(pattern),
+        version: version.map(version_pattern),
     };
     Ok((argument, wanted))
 }
 
-/// A version without a release is of any release. Neither has a `-` in it.
-fn pattern(version: &str) -> String {
+/// The pattern of a version. A version without a release matches every release: neither part contains a `-`.
+fn version_pattern(version: &str) -> String {
     if version.contains('-') || version.ends_with('*') { version.to_owned() } else { format!("{version}-*") }
 }
 
-fn group(name: &str, spelling: &Spelling) -> Result<String, Refused> {
+fn spell_group(name: &str, spelling: &Spelling) -> Result<String, Refused> {
     let bare = name.strip_prefix('^').unwrap_or(name);
     let allowed = |c: char| c.is_ascii_alphanumeric() || " +-._:()".contains(c);
     if !bare.starts_with(|c: char| c.is_ascii_alphanumeric()) || !bare.chars().all(allowed) {
-        return Err(Refused(format!("packages: `@{name}`: not the name of a group")));
+        return Err(Refused(format!("packages: `@{name}`: it is not the name of a group")));
     }
     Ok((spelling.group)(name))
 }
 
-fn check_file(job: &Job, path: &str, of_file: &str) -> Result<(), Refused> {
+fn check_file(job: &Job, path: &str, file_architecture: &str) -> Result<(), Refused> {
     let file = path.rsplit('/').next().unwrap_or(path);
     if !file.ends_with(".rpm") {
-        return Err(Refused(format!("packages: `{file}`: this image takes rpm packages (.rpm)")));
+        return Err(Refused(format!("packages: `{file}`: this image needs rpm packages (.rpm)")));
     }
-    let images = architecture(job);
-    let fits = match of_file {
+    let image_architecture = architecture(job);
+    let fits = match file_architecture {
         "noarch" => true,
-        "i386" | "i486" | "i586" | "i686" => images == "x86_64",
-        // `x86_64_v2` and the like: rpm knows what the machine is capable of.
-        other => other == images || other.starts_with(&format!("{images}_v")),
+        "i386" | "i486" | "i586" | "i686" => image_architecture == "x86_64",
+        // `x86_64_v2` and so on: rpm knows what the machine supports.
+        other => other == image_architecture || other.starts_with(&format!("{image_architecture}_v")),
     };
     if !fits {
-        return Err(Refused(format!("packages: `{file}` is for {of_file}, and the image is {images}")));
+        return Err(Refused(format!(
+            "packages: `{file}` is for {file_architecture}, but the image is {image_architecture}"
+        )));
     }
     Ok(())
 }
@@ -159,25 +164,25 @@ mod tests {
         missing_group: &["no group {}"],
     };
 
-    fn of(packages: Vec<Package>) -> Result<Asks, String> {
+    fn of(packages: Vec<Package>) -> Result<PackageRequests, String> {
         let job = Job { architecture: "x86_64".into(), packages, ..Job::default() };
-        Asks::of(&job, &SPELLING).map_err(|refused| refused.0)
+        PackageRequests::from_job(&job, &SPELLING).map_err(|refused| refused.0)
     }
 
-    fn ask(name: &str, version: Option<&str>) -> Result<Asks, String> {
+    fn ask(name: &str, version: Option<&str>) -> Result<PackageRequests, String> {
         of(vec![Package::Named { name: name.into(), version: version.map(str::to_owned) }])
     }
 
     #[test]
     fn names_versions_and_architectures() {
-        for (spelt, name, architecture) in [
+        for (given, name, architecture) in [
             ("glibc", "glibc", None),
             ("glibc:i686", "glibc", Some("i686")),
             ("glibc.i686", "glibc", Some("i686")),
             ("python3.11", "python3.11", None),
             ("java-17-openjdk_x", "java-17-openjdk_x", None),
         ] {
-            let wanted = ask(spelt, None).unwrap().wanted.remove(0);
+            let wanted = ask(given, None).unwrap().wanted.remove(0);
             assert_eq!((wanted.name.as_str(), wanted.architecture.as_deref()), (name, architecture));
         }
         for (version, pattern) in [
@@ -192,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_name_is_refused() {
+    fn invalid_names_are_refused() {
         for name in ["", "-y", "@web", "a b", "a*", "ä", "x:", "x:arm64", "/usr/bin/x", "(a or b)", "a,b"] {
             let refused = ask(name, None).unwrap_err();
             assert!(refused.contains(&format!("`{name}`")), "{refused}");
@@ -206,24 +211,24 @@ mod tests {
     }
 
     #[test]
-    fn the_same_twice_is_once_and_two_versions_are_refused() {
+    fn duplicates_are_merged_and_two_versions_are_refused() {
         let named = |version: &str| Package::Named { name: "jq".into(), version: Some(version.into()) };
         let group = || Package::Group { name: "^web server".into() };
-        let asks = of(vec![named("1.6"), group(), named("1.6"), group()]).unwrap();
-        assert_eq!(asks.arguments, ["jq None Some(\"1.6\")", "@^web server"]);
+        let requests = of(vec![named("1.6"), group(), named("1.6"), group()]).unwrap();
+        assert_eq!(requests.arguments, ["jq None Some(\"1.6\")", "@^web server"]);
         assert!(of(vec![named("1.6"), named("1.7")]).unwrap_err().contains("`jq`"));
     }
 
     #[test]
-    fn what_is_not_found_is_told_in_the_definitions_words() {
-        let asks = ask("jq", Some("9.*")).unwrap();
-        assert_eq!(asks.troubles[0].output, "none for jq None Some(\"9.*\")");
-        assert_eq!(asks.troubles[0].means, "no repository of the image has version `9.*` of `jq`");
-        assert_eq!(asks.troubles[0].package.as_deref(), Some("jq"));
+    fn a_missing_package_is_reported_in_the_definitions_words() {
+        let requests = ask("jq", Some("9.*")).unwrap();
+        assert_eq!(requests.troubles[0].output, "none for jq None Some(\"9.*\")");
+        assert_eq!(requests.troubles[0].means, "no repository of the image has version `9.*` of `jq`");
+        assert_eq!(requests.troubles[0].package.as_deref(), Some("jq"));
     }
 
     #[test]
-    fn a_file_has_to_fit_the_image() {
+    fn a_file_for_another_architecture_or_distribution_is_refused() {
         let file = |path: &str, architecture: &str| Package::File {
             path: path.into(),
             name: "site".into(),
@@ -234,7 +239,7 @@ mod tests {
             assert!(of(vec![file("/run/oven/packages/0-site.rpm", architecture)]).unwrap().files);
         }
         let refused = of(vec![file("/run/oven/packages/0-site.rpm", "aarch64")]).unwrap_err();
-        assert_eq!(refused, "packages: `0-site.rpm` is for aarch64, and the image is x86_64");
+        assert_eq!(refused, "packages: `0-site.rpm` is for aarch64, but the image is x86_64");
         assert!(of(vec![file("/run/oven/packages/0-site.deb", "all")]).unwrap_err().contains("0-site.deb"));
     }
 }
