@@ -20,6 +20,7 @@ pub mod error;
 pub mod fingerprint;
 mod id_file;
 pub mod import;
+pub mod key_table;
 pub mod machine;
 pub mod order;
 pub mod owner;
