@@ -1,5 +1,6 @@
 //! What the user sees of a run: lines for people, or a stream of JSON events; and a log file that holds everything.
 
+pub mod events;
 mod log;
 mod screen;
 
@@ -291,6 +292,7 @@ impl Report {
         if !self.0.subject.is_empty() {
             event["image"] = json!(self.0.subject);
         }
+        event["format"] = json!(events::FORMAT);
         event["at_ms"] = json!(self.0.origin.elapsed().as_millis() as u64);
         // A reader that went away (EPIPE) is no reason to leave a bake half-done.
         _ = writeln!(std::io::stdout().lock(), "{event}");

@@ -1,6 +1,7 @@
 //! Ctrl-C, SIGTERM and a closed terminal: the first asks for a clean end, the second ends at once.
 
 use crate::error::Kind;
+use crate::report::events::FORMAT;
 use crate::report::{Report, Style};
 use anyhow::{Context, Result};
 use serde_json::json;
@@ -57,7 +58,7 @@ pub fn signals(report: &Report) -> Result<watch::Receiver<bool>> {
         let code = Kind::Interrupted as u8;
         if style == Style::Json {
             let error = json!({"kind": Kind::Interrupted.name(), "message": "stopped at once"});
-            let result = json!({"event": "result", "exit_code": code, "error": error});
+            let result = json!({"event": "result", "format": FORMAT, "exit_code": code, "error": error});
             _ = writeln!(std::io::stdout().lock(), "{result}");
         }
         std::process::exit(code.into());

@@ -9,6 +9,7 @@ mod import;
 mod plan;
 mod plugin;
 mod policy;
+pub mod results;
 mod shell;
 mod sweep;
 
