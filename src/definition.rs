@@ -83,8 +83,14 @@ pub struct File {
     pub template: bool,
 }
 
+impl Default for From {
+    fn default() -> Self {
+        Self::Parent(PathBuf::new())
+    }
+}
+
 /// A definition, read and checked.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Definition {
     /// As the user spelt it.
     pub dir: PathBuf,

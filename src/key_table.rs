@@ -71,6 +71,8 @@ pub struct TextRule {
 #[derive(Debug)]
 pub struct ArrayRule {
     pub element: ValueType,
+    /// What the first element is, besides.
+    pub first: Option<&'static ValueType>,
     pub least: usize,
     /// No element may be there twice.
     pub unique: bool,

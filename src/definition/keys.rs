@@ -21,7 +21,8 @@ const LINE: &str = r"^[^\x00-\x1f\x7f-\x9f]*$";
 const FILLED: &str = r"^[^\x00-\x1f\x7f-\x9f]+$";
 /// What an environment, and an argument, can hold.
 const NO_NUL: ValueType = text(r"^[^\x00]*$");
-const ARGUMENTS: ValueType = ValueType::Array(&ArrayRule { element: NO_NUL, least: 0, unique: false });
+const ARGUMENTS: ValueType =
+    ValueType::Array(&ArrayRule { element: NO_NUL, first: None, least: 0, unique: false });
 /// A path that is relative to the definition's directory.
 const RELATIVE: &str = r"^[^/\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$";
 /// A file that counts in the checksum: no directory, and not hidden.
@@ -131,7 +132,12 @@ pub static IMAGE_TOML: Section = Section {
         },
         TomlKey {
             name: "inputs",
-            value: ValueType::Array(&ArrayRule { element: text(RELATIVE), least: 0, unique: true }),
+            value: ValueType::Array(&ArrayRule {
+                element: text(RELATIVE),
+                first: None,
+                least: 0,
+                unique: true,
+            }),
             expected: "an array of directories, such as [\"../common\"]",
             doc: "Further directories whose files count as the definition's own: `[[file]]` and scripts may name \
                   files in them, and a change in them makes a new image. Paths are relative to the definition's \
@@ -353,6 +359,7 @@ static CLEAN: Section = Section {
                 never: r"/\.{1,2}(/|$)",
                 ..ANY_TEXT
             }),
+            first: None,
             least: 0,
             unique: false,
         }),

@@ -31,6 +31,7 @@ pub(super) const PACKAGES: TomlKey = TomlKey {
             }),
             ValueType::Table(&BY_URL),
         ]),
+        first: None,
         least: 0,
         unique: true,
     }),
@@ -168,6 +169,7 @@ static REPOSITORIES: Section = Section {
             name: "components",
             value: ValueType::Array(&ArrayRule {
                 element: text("^[A-Za-z0-9][A-Za-z0-9_./+-]*$"),
+                first: None,
                 least: 0,
                 unique: false,
             }),
@@ -193,6 +195,7 @@ pub(super) const HOLD: TomlKey = TomlKey {
     name: "hold",
     value: ValueType::Array(&ArrayRule {
         element: text(concat!("^", package!(), "$")),
+        first: None,
         least: 0,
         unique: true,
     }),
@@ -214,6 +217,7 @@ pub(super) const DEBCONF: TomlKey = TomlKey {
             never: r"\\$",
             ..ANY_TEXT
         }),
+        first: None,
         least: 0,
         unique: false,
     }),

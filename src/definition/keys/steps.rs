@@ -4,6 +4,7 @@ use super::{ARGUMENTS, FREE_VARIABLE, NO_NUL, SOURCE, VARIABLE};
 use crate::definition::run::{DEFAULT_TIMEOUT, MAX_RETRIES, MAX_TIMEOUT};
 use crate::key_table::{
     ArrayRule, DefaultValue, KEY, KeyRule, Literal, NO, Section, TextRule, TomlKey, UserTable, ValueType,
+    text,
 };
 
 pub(super) const RUN_KEY: TomlKey = TomlKey {
@@ -126,9 +127,11 @@ const SCRIPT: TomlKey = TomlKey {
     ..KEY
 };
 
+const PROGRAM: ValueType = text(r"^[^\x00]+$");
+
 const COMMAND: TomlKey = TomlKey {
     name: "command",
-    value: ValueType::Array(&ArrayRule { element: NO_NUL, least: 1, unique: false }),
+    value: ValueType::Array(&ArrayRule { element: NO_NUL, first: Some(&PROGRAM), least: 1, unique: false }),
     expected: "an array of a program and its arguments, such as [\"systemctl\", \"enable\", \"x\"]",
     doc: "A program of the image and its arguments, in place of `script`. No shell is involved.",
     example: "command = [\"systemctl\", \"enable\", \"nginx\"]",
@@ -167,7 +170,12 @@ static TEST_ENV: UserTable = UserTable { header: "[test.env]", ..ENV };
 
 const SECRETS: TomlKey = TomlKey {
     name: "secrets",
-    value: ValueType::Array(&ArrayRule { element: ValueType::Text(FREE_VARIABLE), least: 0, unique: true }),
+    value: ValueType::Array(&ArrayRule {
+        element: ValueType::Text(FREE_VARIABLE),
+        first: None,
+        least: 0,
+        unique: true,
+    }),
     expected: "an array of names of environment variables, such as [\"TOKEN\"]",
     doc: "Names of environment variables that oven passes on from its own environment, such as a token. A missing one \
           is an error before any work.\n\nThe value is in the environment of this script and nowhere else: it does not \
