@@ -170,7 +170,8 @@ pub static IMAGE_TOML: Section = Section {
             doc: "Variables and their default values, which are all texts. Scripts find them in their environment \
                   under these names, templates fill them in, and playbooks know them. `--var NAME=VALUE` overrides a \
                   value for one bake.\n\nThe values count in the fingerprint, so another value makes another image. A \
-                  name that the programs of a step give a meaning of their own is rejected.",
+                  name that the programs of a step give a meaning of their own is rejected; the `env` of a single \
+                  `[[run]]` may set it.",
             example: "[vars]\nversion = \"1.4\"",
             ..KEY
         },

@@ -25,7 +25,7 @@ pub(super) const ANSIBLE_KEY: TomlKey = TomlKey {
     doc: "An Ansible playbook that runs inside the image with `connection: local`, in its place among the `[[run]]`. \
           Roles and `collections/` beside the playbook are found.\n\nIf the image has no Ansible, the distro's plugin \
           installs `ansible-core` for the bake (with apt, dnf and dnf 5), and after the last playbook oven removes what \
-          was installed for it. Elsewhere add Ansible to `packages`. Services cannot be started in an image: write \
+          was installed for it, unless something that was installed meanwhile needs it. Elsewhere add Ansible to `packages`. Services cannot be started in an image: write \
           `enabled: true` without `state: started`.",
     example: "[[ansible]]\nplaybook = \"site.yml\"\nvars = { workers = 4 }",
     ..KEY
@@ -178,9 +178,9 @@ const SECRETS: TomlKey = TomlKey {
     }),
     expected: "an array of names of environment variables, such as [\"TOKEN\"]",
     doc: "Names of environment variables that oven passes on from its own environment, such as a token. A missing one \
-          is an error before any work.\n\nThe value is in the environment of this script and nowhere else: it does not \
-          count in the fingerprint, is replaced by `***` in output and logs, and the bake fails if the finished image \
-          contains it.",
+          is an error before any work.\n\nThe value is in the environment of this script and nowhere else. In output, \
+          logs and JSON `***` stands in its place, and the bake fails if it finds the value in the finished image. The \
+          name counts in the fingerprint; the value does not, so a new value makes no new image.",
     example: "secrets = [\"REPOSITORY_TOKEN\"]",
     ..KEY
 };
@@ -189,7 +189,7 @@ const NETWORK: TomlKey = TomlKey {
     name: "network",
     value: ValueType::Boolean,
     default: NO,
-    doc: "Whether it has the network.",
+    doc: "Whether it has the network. It is the builder's network, local services included.",
     example: "network = true",
     ..KEY
 };
