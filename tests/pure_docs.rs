@@ -184,6 +184,87 @@ fn docs_every_mistake_is_one_for_the_parser() {
     }
 }
 
+/// Files that the samples name, beside `web/image.toml`.
+fn tree() -> tempfile::TempDir {
+    let key = "-----BEGIN PGP PUBLIC KEY BLOCK-----\n\nmQ==\n-----END PGP PUBLIC KEY BLOCK-----\n";
+    let top = tempfile::tempdir().unwrap();
+    let files = [
+        ("web/files/nginx.conf", "events {}\n"),
+        ("web/setup.sh", "#!/bin/sh\n"),
+        ("web/site.yml", "- hosts: all\n"),
+        ("web/web.bats", "@test x { true; }\n"),
+        ("web/good.conf", "port {{ port }}\n"),
+        ("web/keys/good.asc", key),
+        ("base/image.toml", "from = \"ami-01234567\"\n"),
+        ("common/tool", "#!/bin/sh\n"),
+    ];
+    for (path, text) in files {
+        let path = top.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+    top
+}
+
+/// A small generator of our own, so that a failure can be repeated.
+fn next(state: &mut u64) -> usize {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    (*state >> 16) as usize
+}
+
+/// Where the characters of texts are.
+fn in_quotes(text: &[char]) -> impl Iterator<Item = usize> {
+    let mut inside = false;
+    let places = text.iter().enumerate().filter_map(move |(at, c)| {
+        if *c == '"' {
+            inside = !inside;
+            return None;
+        }
+        inside.then_some(at)
+    });
+    places
+}
+
+/// The schema is never stricter than the parser: each sample is changed at random, and what the parser still accepts the
+/// schema has to accept.
+#[test]
+fn docs_schema_accepts_whatever_the_parser_accepts() {
+    let (top, schema) = (tree(), Validator::new(&schemas::image_toml()));
+    let web = top.path().join("web");
+    let pieces = [
+        "", "a", "Z", "1", " ", "-", "_", ".", "/", "=", "*", "@", ":", "~", "+", ",", "é", "../", "\\t",
+        "?", "(", "^",
+    ];
+    let (mut state, mut accepted) = (0x9e37_79b9_7f4a_7c15, 0);
+    for file in toml_files("tests/data/definitions") {
+        let sample = std::fs::read_to_string(&file).unwrap().replace("\"./site.deb\", ", "");
+        for round in 0..400 {
+            let mut text: Vec<char> = sample.chars().collect();
+            let places: Vec<usize> = in_quotes(&text).collect();
+            if round > 0 {
+                let at = places[next(&mut state) % places.len()];
+                let cut = next(&mut state) % 2;
+                let piece = pieces[next(&mut state) % pieces.len()];
+                text.splice(at..at + cut, piece.chars());
+            }
+            let text: String = text.into_iter().collect();
+            _ = std::fs::remove_file(web.join("image.toml"));
+            std::fs::write(web.join("image.toml"), &text).unwrap();
+            match oven::definition::Definition::load(&web) {
+                Ok(_) => {
+                    accepted += 1;
+                    let value: Value = toml::from_str(&text).unwrap();
+                    assert_eq!(schema.validate(&value), Ok(()), "{text}");
+                }
+                Err(error) => assert!(round > 0, "{}: {error:#}", file.display()),
+            }
+        }
+    }
+    assert!(accepted > 500, "{accepted} were accepted: the changes are no test");
+}
+
 #[test]
 fn docs_streams_are_what_the_schema_says() {
     let schema = Validator::new(&schemas::events());
