@@ -168,11 +168,8 @@ impl Section {
 
     /// The keys of which exactly one has to be there.
     pub fn one_of(&self) -> &'static [&'static str] {
-        let rules = self.rules.iter();
-        rules
-            .filter_map(|rule| if let KeyRule::OneOf(keys) = rule { Some(*keys) } else { None })
-            .next()
-            .unwrap_or(&[])
+        let keys = |rule: &KeyRule| if let KeyRule::OneOf(keys) = rule { Some(*keys) } else { None };
+        self.rules.iter().find_map(keys).unwrap_or(&[])
     }
 }
 

@@ -217,14 +217,13 @@ fn next(state: &mut u64) -> usize {
 /// Where the characters of texts are.
 fn in_quotes(text: &[char]) -> impl Iterator<Item = usize> {
     let mut inside = false;
-    let places = text.iter().enumerate().filter_map(move |(at, c)| {
+    text.iter().enumerate().filter_map(move |(at, c)| {
         if *c == '"' {
             inside = !inside;
             return None;
         }
         inside.then_some(at)
-    });
-    places
+    })
 }
 
 /// The schema is never stricter than the parser: each sample is changed at random, and what the parser still accepts the

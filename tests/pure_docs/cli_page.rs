@@ -72,7 +72,7 @@ fn cell(text: &str) -> String {
 }
 
 fn arguments<'a>(text: &mut String, args: impl Iterator<Item = &'a Arg>) {
-    rows(text, "argument", args.map(|arg| (format!("`{}`", arg), arg)).collect());
+    rows(text, "argument", args.map(|arg| (format!("`{arg}`"), arg)).collect());
 }
 
 fn options<'a>(text: &mut String, args: impl Iterator<Item = &'a Arg>) {
