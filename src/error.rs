@@ -69,7 +69,7 @@ impl Kind {
     }
 
     /// One word, for `--json`.
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Usage => "usage",
             Self::Definition => "definition",

@@ -7,30 +7,83 @@
 //! The modules below are the floor plan, from the ground up: each imports only from those above it in this list, and
 //! `tests/pure/layers.rs` holds them to it.
 
-pub mod bake; // THE STORY; batches and imports
+// Kinds of failure: exit codes and hints.
+pub mod error;
+
+// Small things about text that people read.
+pub mod text;
+
+// Names of what a cloud holds; the block.
+pub mod ids;
+
+// An opened block device.
+pub mod device;
+
+// Values, masked and searched for.
+pub mod secrets;
+
+// A Chrome trace of the run.
+pub mod trace;
+
+// The kernel, wrapped once.
+pub mod sys;
+
+// Partition tables, file systems, packages: from bytes.
+pub mod formats;
+
+// The files of an image.
+pub mod image;
+
+// Whose a resource is.
+pub mod owner;
+
+// Debts to the cloud, and when they are paid.
+pub mod undo;
+
+// What the user sees of a run.
+pub mod report;
+
+// Oven.toml, TOML, templates.
+pub mod config;
+
+// Traits, and the clouds that implement them.
+pub mod cloud;
+
+// Image.toml and the files beside it.
+pub mod definition;
+
+// Checksum and fingerprint.
+pub mod identity;
+
+// Snapshots, block by block.
+pub mod transfer;
+
+// One contained step.
+pub mod sandbox;
+
+// Where a bake gets its disk.
+pub mod disk;
+
+// A mounted root, and the proof of its release.
+pub mod mount;
+
+// Packages, files and scripts in a root.
+pub mod provision;
+
+// Cleaned, checked, bootable.
+pub mod seal;
+
+// Plugins, and which one an image is for.
+pub mod distros;
+
+// Whether this machine can bake.
+pub mod doctor;
+
+// Wiring: settings become clouds, disks, distros.
+pub mod site;
+
+// THE STORY; batches and imports.
+pub mod bake;
+
+// The command line.
 pub mod cli;
-pub mod cloud; // traits, and the clouds that implement them
-pub mod config; // oven.toml, TOML, templates
-pub mod definition; // image.toml and the files beside it
-pub mod device; // an opened block device
-pub mod disk; // where a bake gets its disk
-pub mod distros; // plugins, and which one an image is for
-pub mod doctor; // whether this machine can bake
-pub mod error; // Kinds of failure: exit codes and hints
-pub mod formats; // partition tables, file systems, packages: from bytes
-pub mod identity; // checksum and fingerprint
-pub mod ids; // names of what a cloud holds; the block
-pub mod image; // the files of an image
-pub mod mount; // a mounted root, and the proof of its release
-pub mod owner; // whose a resource is
-pub mod provision; // packages, files and scripts in a root
-pub mod report; // what the user sees of a run
-pub mod sandbox; // one contained step
-pub mod seal; // cleaned, checked, bootable
-pub mod secrets; // values, masked and searched for
-pub mod site; // wiring: settings become clouds, disks, distros
-pub mod sys; // the kernel, wrapped once
-pub mod text; // small things about text that people read
-pub mod trace; // a Chrome trace of the run
-pub mod transfer; // snapshots, block by block
-pub mod undo; // debts to the cloud, and when they are paid // the command line

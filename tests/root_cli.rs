@@ -187,10 +187,16 @@ fn wait_for_process(arguments: &[&str]) {
     }
 }
 
-/// The last object of a JSON stream; every line has to be one.
+/// The last object of a JSON stream; every line has to be one that the schema knows.
 fn result(stream: &str) -> Value {
     let objects = stream.lines().map(|line| serde_json::from_str(line).expect(line));
     let mut objects: Vec<Value> = objects.collect();
+    let (mut schemas, schema) =
+        (boon::Schemas::new(), concat!(env!("CARGO_MANIFEST_DIR"), "/schema/events.schema.json"));
+    let schema = boon::Compiler::new().compile(schema, &mut schemas).expect("a schema");
+    for object in &objects {
+        schemas.validate(object, schema).unwrap_or_else(|error| panic!("{object}: {error:#}"));
+    }
     let last = objects.pop().expect("a result");
     assert_eq!(last["event"], "result", "{stream}");
     last

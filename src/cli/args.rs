@@ -7,8 +7,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Bakes Amazon Machine Images natively: a base image's disk, packages installed in a contained chroot, a snapshot,
-/// an AMI. The same definition on the same base is baked once; asked again, oven answers with the image that exists.
+/// oven bakes Amazon Machine Images without booting an instance. It takes a copy of a base image's disk, installs
+/// packages and runs scripts in a contained chroot on it, makes a snapshot, and registers that as an AMI. It bakes the
+/// same definition on the same base only once: if the image exists, oven prints its id.
 #[derive(Debug, Parser)]
 #[command(name = "oven", version, max_term_width = 80, propagate_version = true, after_help = EXIT_CODES)]
 pub struct Cli {
@@ -18,14 +19,21 @@ pub struct Cli {
     pub verb: Verb,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 baked or already baked, 2 usage, 3 definition, 4 not found,\n\
-    5 a step failed, 6 cloud, 7 baked but something left behind, 8 this machine\n\
-    lacks something (see `oven doctor`), 130 interrupted.";
+const EXIT_CODES: &str = "Exit codes:
+    0  success: the image is baked, or was already baked
+    2  the command line is wrong
+    3  a definition or a setting is wrong
+    4  a base image, an image or a run was not found
+    5  a step in the image failed
+    6  the cloud refused or failed
+    7  baked, but some leftovers could not be removed
+    8  this machine lacks something: `oven doctor` says what
+  130  interrupted";
 
 /// Flags that every verb takes, before it or after it.
 #[derive(Debug, Clone, Args)]
 pub struct Global {
-    /// The cloud to bake in: `aws`, or `local`, a region that is a directory
+    /// Where to bake: `aws`, or `local` for a region in a directory [default: local]
     #[arg(
         long,
         global = true,
@@ -35,7 +43,7 @@ pub struct Global {
         help_heading = "Global options"
     )]
     pub cloud: Option<String>,
-    /// The region's name
+    /// The name of the region [default in AWS: the builder's own]
     #[arg(
         long,
         global = true,
@@ -45,16 +53,17 @@ pub struct Global {
         help_heading = "Global options"
     )]
     pub region: Option<String>,
-    /// The directory that the local region is [default: /var/lib/oven/region]
+    /// The directory of the local region [default: /var/lib/oven/region]
     #[arg(long, global = true, value_name = "DIR", env = "OVEN_REGION_DIR", hide_env_values = true, value_hint = ValueHint::DirPath, help_heading = "Global options")]
     pub region_dir: Option<PathBuf>,
-    /// The builder's instance id, where its metadata cannot be asked
+    /// The builder's instance id, where its metadata service cannot be asked
     #[arg(long, global = true, value_name = "ID", env = "OVEN_INSTANCE_ID", help_heading = "Global options")]
     pub instance_id: Option<String>,
-    /// The builder's availability zone, likewise
+    /// The builder's availability zone, where its metadata service cannot be asked
     #[arg(long, global = true, value_name = "ZONE", env = "OVEN_ZONE", help_heading = "Global options")]
     pub zone: Option<String>,
-    /// How a bake gets its disk: `attached`, a volume, or `direct`, block by block
+    /// How a bake gets its disk: `attached` makes a volume and attaches it, `direct` reads and sends single blocks [default:
+    /// attached]
     #[arg(
         long,
         global = true,
@@ -64,19 +73,19 @@ pub struct Global {
         help_heading = "Global options"
     )]
     pub disks: Option<String>,
-    /// A distro plugin to use beside those that `oven plugin list` lists
+    /// Use this distro plugin, too; may be given several times
     #[arg(long, global = true, value_name = "PATH", value_hint = ValueHint::FilePath, help_heading = "Global options")]
     pub plugin: Vec<PathBuf>,
-    /// Write a Chrome trace of the run into this file: open it in ui.perfetto.dev
+    /// Write a Chrome trace of the run to this file, for ui.perfetto.dev
     #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Global options")]
     pub trace: Option<PathBuf>,
-    /// A stream of JSON events on standard output, a result object last
+    /// Print a stream of JSON events on standard output; the last one is the result
     #[arg(long, global = true, help_heading = "Global options")]
     pub json: bool,
-    /// Show the output of steps
+    /// Show the output of each step
     #[arg(short, long, global = true, help_heading = "Global options")]
     pub verbose: bool,
-    /// Show warnings and errors only
+    /// Show only warnings and errors
     #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "Global options")]
     pub quiet: bool,
 }
@@ -96,46 +105,48 @@ impl Global {
     }
 }
 
-/// What nobody finds out by reading the list of options.
+/// Examples and remarks for the end of a help text.
 mod examples {
     pub const BAKE: &str = "Examples:
-  oven bake web                     the AMI's id on standard output
-  oven bake base web db -j 3        parents first, the others side by side
+  oven bake web                     print the AMI's id on standard output
+  oven bake base web db -j 3        bake parents first, others concurrently
   oven bake --keep-on-failure web   then: oven shell RUN, oven sweep --kept";
     pub const PLAN: &str = "Examples:
-  oven plan web                                    hit or miss
-  oven plan --os-release debian.txt web            what would be run in a Debian
+  oven plan web                                    already baked, or why not
+  oven plan --os-release debian.txt web            the steps in such an image
   oven plan --os-release void.txt --plugin void.py web";
     pub const CHECK: &str = "Golden plans are pairs of files in NAME.golden beside NAME.py: CASE.request.json,\n\
-        which `oven plan --request` writes, and CASE.answer.json, which --bless writes.";
+        which `oven plan --request` prints, and CASE.answer.json, which --bless writes.";
     pub const NEW: &str = "Examples:
-  oven plugin new void                             void.py and void.golden/
-  oven plugin new void --lang sh                   void.sh, which needs jq";
+  oven plugin new void              write void.py and void.golden/
+  oven plugin new void --lang sh    write void.sh, which needs jq";
     pub const IMPORT: &str = "Examples:
-  scripts/make-base debian-12.raw   in oven's own sources
   oven import debian-12.raw --name debian-12-base
-  qemu-img convert -O raw debian-12.qcow2 debian-12.raw";
+
+oven's sources have a script that makes such an image of Debian:
+scripts/make-base debian-12.raw. An image in another format is converted first:
+qemu-img convert -O raw debian-12.qcow2 debian-12.raw";
     pub const EXPORT: &str = "Examples:
   oven export ami-0123456789abcdef0 disk.raw
   qemu-img convert -O qcow2 disk.raw disk.qcow2
 
-Every block is verified. The file is there once it is whole, and sparse.";
+Every block is verified. The file is sparse, and appears when it is complete.";
     pub const SHELL: &str = "Examples:
   oven shell ami-0123456789abcdef0
   oven shell --network 1f2e3d4c -- apt-get update
 
-Its exit code is the shell's. What a shell in an image changes is thrown away;
-on the disk of a run it stays, until `oven sweep --kept` removes the disk.";
-    pub const SWEEP: &str = "Runs whose process is at work are never touched. Disks that --keep-on-failure\n\
-        kept stay without --kept.";
+The exit code is the shell's. Changes to an image are thrown away. Changes to
+the disk of a run stay until `oven sweep --kept` removes that disk.";
+    pub const SWEEP: &str = "Runs that are still at work are never touched. Disks that --keep-on-failure\n\
+        kept are removed only with --kept.";
     pub const POLICY: &str = "Examples:
   oven policy > oven.json
   aws iam put-role-policy --role-name builder --policy-name oven \\
       --policy-document file://oven.json
 
-What is made has to carry a run's tag, and only what carries one is changed or
-removed. With --disks the policy is for bakes that get their disks so, and else
-for all. It takes neither credentials nor the network.";
+By this policy oven has to tag whatever it creates, and may change or remove
+only what carries its tag. With --disks the policy covers only bakes of that
+kind, otherwise both kinds. The command needs no credentials and no network.";
     pub const COMPLETIONS: &str = "Examples:
   oven completions bash > /etc/bash_completion.d/oven
   oven completions zsh > /usr/local/share/zsh/site-functions/_oven
@@ -144,13 +155,13 @@ for all. It takes neither credentials nor the network.";
 
 #[derive(Debug, Subcommand)]
 pub enum Verb {
-    /// Bake definitions, parents first; what is baked already is only looked up
+    /// Bake definitions, parents first; an image that exists is not baked again
     #[command(after_help = examples::BAKE)]
     Bake(Bake),
-    /// Say whether a bake would be a hit or a miss, and why; or print a plugin's plan
+    /// Show whether a bake would find its image or make one, and why; or print the plan of a plugin
     #[command(after_help = examples::PLAN)]
     Plan(Plan),
-    /// List distro plugins, try one, or begin a new one
+    /// List distro plugins, check one, or start a new one
     #[command(subcommand)]
     Plugin(Plugin),
     /// Print the ami_config_checksum of definitions or directories
@@ -158,46 +169,49 @@ pub enum Verb {
     /// List images, show one, or remove some
     #[command(subcommand)]
     Images(Images),
-    /// Make a base image of a raw disk image
+    /// Make a base image from a raw disk image
     #[command(after_help = examples::IMPORT)]
     Import(Import),
-    /// Write the disk of an image, or a snapshot, to a raw disk image
+    /// Write the disk of an image or a snapshot to a raw disk image
     #[command(after_help = examples::EXPORT)]
     Export(Export),
-    /// Open a contained shell in a copy of an image, or on the disk that a failed run kept
+    /// Open a contained shell in a copy of an image, or on the disk of a failed run
     #[command(after_help = examples::SHELL)]
     Shell(Shell),
-    /// Remove what runs left behind whose process is gone
+    /// Remove the leftovers of runs whose process has ended
     #[command(after_help = examples::SWEEP)]
     Sweep(Sweep),
-    /// Try what a bake needs, and say all that this machine lacks
+    /// Check what a bake needs, and list everything that this machine lacks
     Doctor,
-    /// Print the least IAM policy for a builder's role in AWS
+    /// Print the minimal IAM policy for the role of a builder in AWS
     #[command(after_help = examples::POLICY)]
     Policy(Policy),
-    /// Print a shell's completions
+    /// Print completions for a shell
     #[command(after_help = examples::COMPLETIONS)]
-    Completions { shell: clap_complete::Shell },
+    Completions {
+        /// The shell to print them for
+        shell: clap_complete::Shell,
+    },
 }
 
 #[derive(Debug, Args)]
 pub struct Bake {
-    /// Definitions: directories with an image.toml
+    /// Definitions: each is a directory with an image.toml
     #[arg(required = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub definitions: Vec<PathBuf>,
     #[command(flatten)]
     pub vars: Vars,
     #[command(flatten)]
     pub options: BakeFlags,
-    /// How many independent images are baked at a time
+    /// How many independent images to bake at a time
     #[arg(short, long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub jobs: u16,
 }
 
-/// Values for what definitions leave open.
+/// Values for the variables of definitions.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Vars {
-    /// Give a variable of `[vars]` this value, in each definition that declares it
+    /// Set a variable of `[vars]` in each definition that declares it; may be given several times
     #[arg(long = "var", value_name = "NAME=VALUE", value_parser = given, conflicts_with = "compat")]
     vars: Vec<(String, String)>,
 }
@@ -209,22 +223,22 @@ impl Vars {
     }
 }
 
-/// How a bake treats what exists already, and what it does with a failure.
+/// How a bake treats images that exist already, and failures.
 #[derive(Debug, Clone, Default, Args)]
 pub struct BakeFlags {
-    /// Bake even if the image exists; the new one gets a name of its own
+    /// Bake even if the image exists; the new image gets a name of its own
     #[arg(long)]
     pub force: bool,
-    /// Deregister a failed or incomplete image of ours that holds the name
+    /// Deregister a failed or incomplete image of oven's that has the name
     #[arg(long)]
     pub replace_failed: bool,
-    /// Take an image with the same ami_config_checksum as a hit, whatever its base
+    /// Accept an existing image with the same ami_config_checksum, whatever its base is
     #[arg(long, value_enum, value_name = "TOOL")]
     pub compat: Option<Compat>,
     /// If a step fails, keep the disk for `oven shell RUN`
     #[arg(long)]
     pub keep_on_failure: bool,
-    /// Read the finished snapshot back, and compare it with what was sent (with --disks direct)
+    /// Read the finished snapshot back and compare it with what was sent; needs --disks direct
     #[arg(long)]
     pub verify: bool,
 }
@@ -252,12 +266,12 @@ impl From<Compat> for options::Compat {
 
 #[derive(Debug, Args)]
 pub struct Plan {
-    /// Definitions: directories with an image.toml
+    /// Definitions: each is a directory with an image.toml
     #[arg(required_unless_present = "os_release", value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub definitions: Vec<PathBuf>,
     #[command(flatten)]
     pub vars: Vars,
-    /// Take an image with the same ami_config_checksum as a hit, whatever its base
+    /// Accept an existing image with the same ami_config_checksum, whatever its base is
     #[arg(long, value_enum, value_name = "TOOL")]
     pub compat: Option<Compat>,
     #[command(flatten)]
@@ -266,53 +280,53 @@ pub struct Plan {
 
 #[derive(Debug, Default, Args)]
 pub struct OnPaper {
-    /// Print the plan for an image with this os-release file; needs neither root nor cloud
+    /// Print the plugin's plan for an image with this os-release file; needs neither root nor a cloud
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub os_release: Option<PathBuf>,
-    /// A path that this image has [default: all that the plugin looks for]
+    /// A path that exists in that image; may be given several times [default: all that the plugin looks for]
     #[arg(long, value_name = "PATH", requires = "os_release")]
     pub has: Vec<String>,
-    /// A text file of this image, and what it says: `/etc/x.conf=FILE`
+    /// A text file of that image and a file with its content, such as `/etc/x.conf=x.conf`
     #[arg(long, value_name = "PATH=FILE", requires = "os_release", value_parser = text_file)]
     pub text: Vec<(String, PathBuf)>,
-    /// x86_64 or arm64 [default: this machine's]
+    /// The architecture: x86_64 or arm64 [default: this machine's]
     #[arg(long, value_name = "ARCH", requires = "os_release")]
     pub arch: Option<String>,
-    /// Print what the plugin is asked, not what it answers
+    /// Print the request to the plugin instead of its answer
     #[arg(long, requires = "os_release")]
     pub request: bool,
 }
 
 #[derive(Debug, Subcommand)]
 pub enum Plugin {
-    /// List plugins: where each came from, what it claims
+    /// List plugins, where each comes from, and which systems it claims
     List,
-    /// Try all that a plugin has to hold to; needs no root
+    /// Check that a plugin conforms to the contract; needs no root
     #[command(after_help = examples::CHECK)]
     Check(PluginCheck),
-    /// Write a working plugin, to be changed into yours, with its tests
+    /// Write the skeleton of a plugin, which works, and its tests
     #[command(after_help = examples::NEW)]
     New(PluginNew),
 }
 
 #[derive(Debug, Args)]
 pub struct PluginCheck {
-    /// An executable, or the name of a plugin of `oven plugin list`
+    /// An executable, or the name of a plugin that `oven plugin list` lists
     #[arg(value_name = "PATH|NAME", value_hint = ValueHint::FilePath)]
     pub what: PathBuf,
-    /// The directory of its golden plans [default: NAME.golden beside it]
+    /// The directory of its golden plans [default: NAME.golden beside the plugin]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub golden: Option<PathBuf>,
-    /// Write the golden answers anew: look at what changed
+    /// Write the golden answers again; review what changed
     #[arg(long)]
     pub bless: bool,
 }
 
 #[derive(Debug, Args)]
 pub struct PluginNew {
-    /// Its name, and the ID in the os-release of its system
+    /// The name of the plugin, which is also the ID in its system's os-release
     pub name: String,
-    /// What it is written in
+    /// The language of the plugin
     #[arg(long, value_enum, default_value_t = Lang::Python)]
     pub lang: Lang,
 }
@@ -325,7 +339,7 @@ pub enum Lang {
 
 #[derive(Debug, Args)]
 pub struct Policy {
-    /// The ARN of a KMS key that disks are encrypted with; may be given several times
+    /// The ARN of a KMS key that encrypts disks; may be given several times
     #[arg(long = "kms-key", value_name = "ARN", value_parser = key_arn)]
     pub kms_keys: Vec<String>,
 }
@@ -353,7 +367,7 @@ fn key_arn(text: &str) -> Result<String, String> {
 
 #[derive(Debug, Args)]
 pub struct Checksum {
-    /// One definition (its inputs included), or exactly these directories
+    /// One definition, whose `inputs` are included; or several directories, taken as they are
     #[arg(required = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub directories: Vec<PathBuf>,
 }
@@ -362,16 +376,18 @@ pub struct Checksum {
 pub enum Images {
     /// List images, oldest first
     List {
-        /// Only this family (a definition's `name`), or the image of this name
+        /// Only images of this family (the `name` in image.toml), or the image of this name
         name: Option<String>,
     },
     /// Show an image, its tags and its packages
     Show {
+        /// The image's id
         #[arg(value_name = "AMI")]
         id: String,
     },
-    /// Remove images and their snapshots (local region)
+    /// Remove images and their snapshots, in a local region
     Remove {
+        /// The images' ids
         #[arg(required = true, value_name = "AMI")]
         ids: Vec<String>,
     },
@@ -379,61 +395,61 @@ pub enum Images {
 
 #[derive(Debug, Args)]
 pub struct Import {
-    /// A raw disk image: a file or a block device
+    /// The raw disk image: a file or a block device
     #[arg(value_name = "RAW", value_hint = ValueHint::FilePath)]
     pub raw: PathBuf,
     /// The name of the image to register
     #[arg(long)]
     pub name: String,
-    /// x86_64 or arm64 [default: this machine's]
+    /// The architecture: x86_64 or arm64 [default: this machine's]
     #[arg(long, value_name = "ARCH")]
     pub arch: Option<String>,
-    /// How it boots, in AWS [default: its own, legacy-bios for x86_64 and uefi for arm64]
+    /// How its instances boot in AWS [default: legacy-bios for x86_64, uefi for arm64]
     #[arg(long, value_name = "MODE", value_parser = ["legacy-bios", "uefi", "uefi-preferred"])]
     pub boot_mode: Option<String>,
-    /// Read the snapshot back, and compare it with the raw disk image
+    /// Read the snapshot back and compare it with the raw disk image
     #[arg(long)]
     pub verify: bool,
 }
 
 #[derive(Debug, Args)]
 pub struct Export {
-    /// An image's id (ami-…), or a snapshot's (snap-…)
+    /// The id of an image (ami-…) or of a snapshot (snap-…)
     #[arg(value_name = "IMAGE|SNAPSHOT")]
     pub what: String,
     /// The file to write
     #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub file: PathBuf,
-    /// Replace the file if it is there
+    /// Replace the file if it exists
     #[arg(long)]
     pub force: bool,
 }
 
 #[derive(Debug, Args)]
 pub struct Shell {
-    /// An image's id (ami-…), or a run that --keep-on-failure kept
+    /// The id of an image (ami-…), or of a run whose disk --keep-on-failure kept
     #[arg(value_name = "IMAGE|RUN")]
     pub what: String,
-    /// Give the shell the network
+    /// Give the shell access to the network
     #[arg(long)]
     pub network: bool,
-    /// A command instead of a shell
+    /// A command to run instead of a shell
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<String>,
 }
 
 #[derive(Debug, Args)]
 pub struct Sweep {
-    /// Only say what would be removed
+    /// Only list what would be removed
     #[arg(long)]
     pub dry_run: bool,
-    /// Only this run, even if its process is not known to be gone
+    /// Only this run, even if its process may not have ended
     #[arg(long, value_name = "RUN")]
     pub run: Option<String>,
-    /// Also what other hosts left longer ago than this: `6h`, `2days`
+    /// Also the leftovers of other hosts that are older than this, such as `6h` or `2days`
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub older_than: Option<Duration>,
-    /// Also the disks that --keep-on-failure kept
+    /// Also remove disks that --keep-on-failure kept
     #[arg(long)]
     pub kept: bool,
 }

@@ -10,11 +10,13 @@ mod import;
 mod plan;
 mod plugin;
 mod policy;
+pub mod results;
 mod shell;
 mod sweep;
 
 use crate::error;
 use crate::error::{Kind, SUCCESS};
+use crate::report::events::FORMAT;
 use crate::report::{Level, Report, Style};
 use crate::site::Site;
 use crate::sys::private_tmpfs;
@@ -131,7 +133,7 @@ pub fn stop_at_signals(report: &Report) -> Result<watch::Receiver<bool>> {
             if style == Style::Json {
                 let error = json!({"kind": Kind::Interrupted.name(), "message": "stopped at once"});
                 let code = Kind::Interrupted as u8;
-                let result = json!({"event": "result", "exit_code": code, "error": error});
+                let result = json!({"event": "result", "format": FORMAT, "exit_code": code, "error": error});
                 _ = writeln!(std::io::stdout().lock(), "{result}");
             }
         }

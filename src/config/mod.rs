@@ -1,5 +1,6 @@
 //! Settings of a project, and how TOML and templates are read.
 
+pub mod key_table;
 pub mod overrides;
 pub mod project;
 pub mod template;

@@ -2,11 +2,11 @@
 //!
 //! Reading goes on after a mistake, so that one run tells them all.
 
+use crate::config::key_table::{DefaultValue, Literal, Section, TomlKey, UserTable, ValueType};
 use crate::error::Kind;
 use anyhow::Result;
 use std::cell::RefCell;
 use std::io::Read;
-use std::ops::RangeInclusive;
 use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -20,16 +20,18 @@ const MAX_MISTAKES: usize = 20;
 pub(crate) struct Document {
     /// Where each line ends.
     ends: Vec<usize>,
-    /// The keys at the top.
-    known: &'static [&'static str],
+    /// What its top may say.
+    top: &'static Section,
     mistakes: RefCell<Vec<(usize, String)>>,
 }
 
 /// A table whose keys are all known.
 pub(crate) struct Table<'d, 't> {
     document: &'d Document,
-    /// As a header spells it: `[disk]`; empty at the top.
-    header: &'static str,
+    /// What it may say.
+    section: &'static Section,
+    /// If its keys are the user's own.
+    user: Option<&'static UserTable>,
     entries: &'d DeTable<'t>,
     pub line: usize,
 }
@@ -84,20 +86,20 @@ pub(crate) fn kind_of(metadata: &std::fs::Metadata) -> &'static str {
     }
 }
 
-/// Reads a whole document. `known` are the keys of its top.
+/// Reads a whole document, by the table of keys of its top.
 pub(crate) fn read<'t, T>(
     file: &Path,
     text: &'t str,
-    known: &'static [&'static str],
+    top: &'static Section,
     read: impl FnOnce(&Table<'_, 't>) -> T,
 ) -> Result<T> {
     let ends = text.match_indices('\n').map(|(at, _)| at).collect();
-    let document = Document { ends, known, mistakes: RefCell::default() };
+    let document = Document { ends, top, mistakes: RefCell::default() };
     let parsed = DeTable::parse(text).map_err(|e| {
         let line = e.span().map_or(1, |span| document.line(span.start));
         Kind::Definition.error(format!("{}:{line}: {}", file.display(), syntax(text, line, e.message())))
     })?;
-    let top = document.table("", parsed.get_ref(), known, 1);
+    let top = document.table(top, parsed.get_ref(), 1);
     let value = read(&top);
     let mut mistakes = document.mistakes.take();
     if mistakes.is_empty() {
@@ -168,24 +170,29 @@ impl Document {
         self.ends.partition_point(|end| *end < offset) + 1
     }
 
+    /// A table, whose unknown and missing keys are noted.
     fn table<'d, 't>(
         &'d self,
-        header: &'static str,
+        section: &'static Section,
         entries: &'d DeTable<'t>,
-        known: &'static [&'static str],
         line: usize,
     ) -> Table<'d, 't> {
-        let table = Table { document: self, header, entries, line };
-        for (key, _) in entries.iter().filter(|(key, _)| !known.contains(&&**key.get_ref())) {
+        let table = Table { document: self, section, user: None, entries, line };
+        for (key, _) in entries.iter().filter(|(key, _)| section.key(key.get_ref()).is_none()) {
             let name = key.get_ref();
             // TOML's own trap: whatever follows a header belongs to it.
-            let advice = if !header.is_empty() && self.known.contains(&&**name) {
+            let advice = if !section.header.is_empty() && self.top.key(name).is_some() {
                 "it belongs above the first header of the file".into()
             } else {
-                nearest(name, known)
+                nearest(name, &section.names())
             };
             let line = self.line(key.span().start);
             table.mistake(line, format!("unknown key `{}`{}: {advice}", name.escape_debug(), table.of()));
+        }
+        for key in section.keys.iter().filter(|key| !entries.contains_key(key.name)) {
+            if let Some(what) = key.required {
+                table.missing(key.name, what);
+            }
         }
         table
     }
@@ -230,15 +237,23 @@ impl<'d, 't> Table<'d, 't> {
 
     /// ` of [disk]`; nothing at the top.
     fn of(&self) -> String {
-        if self.header.is_empty() { String::new() } else { format!(" of {}", self.header) }
+        let header = self.user.map_or(self.section.header, |table| table.header);
+        if header.is_empty() { String::new() } else { format!(" of {header}") }
     }
 
-    /// A mistake if the key is not there.
-    pub fn required<T>(&self, key: &str, value: Option<T>, what: &str) -> Option<T> {
-        if value.is_none() && !self.entries.contains_key(key) {
-            self.mistake(self.line, format!("`{key}`{} is missing: {what}", self.of()));
-        }
-        value
+    /// Notes that a key is not there. (Of those that always have to be there, the parser notes it by itself.)
+    pub fn missing(&self, key: &str, what: impl std::fmt::Display) {
+        self.mistake(self.line, format!("`{key}`{} is missing: {what}", self.of()));
+    }
+
+    /// What the table of keys says about a key.
+    pub fn key(&self, name: &str) -> &'static TomlKey {
+        self.section.key(name).expect("what is read is in the table of keys")
+    }
+
+    /// The keys of which exactly one has to be there.
+    pub fn one_of(&self) -> &'static [&'static str] {
+        self.section.one_of()
     }
 
     pub fn has(&self, key: &str) -> bool {
@@ -254,6 +269,16 @@ impl<'d, 't> Table<'d, 't> {
         At { value: value.get_ref(), line: self.document.line(value.span().start) }
     }
 
+    /// The value of a key is of the wrong type.
+    pub fn mistyped<T>(&self, key: &str, at: &At<&DeValue>) -> Option<T> {
+        self.wrong_type(key, at, &self.key(key).expected())
+    }
+
+    /// The value of a key is of the right type, and still not what it should be.
+    pub fn unexpected<T>(&self, key: &str, at: &At<&str>) -> Option<T> {
+        self.wrong(key, at.line, format_args!("is {:?}: it should be {}", at.value, self.key(key).expected()))
+    }
+
     /// Of the wrong type: `expected` says what it should be, with an example.
     pub fn wrong_type<T>(&self, key: &str, at: &At<&DeValue>, expected: &str) -> Option<T> {
         let is = match at.value {
@@ -264,106 +289,93 @@ impl<'d, 't> Table<'d, 't> {
         self.wrong(key, at.line, format_args!("is {is}: it should be {expected}"))
     }
 
-    pub fn string(&self, key: &str, expected: &str) -> Option<At<&'d str>> {
+    pub fn string(&self, key: &str) -> Option<At<&'d str>> {
         let at = self.value(key)?;
         match at.value {
             DeValue::String(text) => Some(At { value: text, line: at.line }),
-            _ => self.wrong_type(key, &at, expected),
+            _ => self.mistyped(key, &at),
+        }
+    }
+
+    /// One of the words that the key may be.
+    pub fn word(&self, key: &str) -> Option<At<&'static str>> {
+        let at = self.string(key)?;
+        match self.key(key).value.words().iter().find(|word| **word == at.value) {
+            Some(word) => Some(At { value: word, line: at.line }),
+            None => self.unexpected(key, &at),
         }
     }
 
     pub fn boolean(&self, key: &str) -> Option<bool> {
         let at = self.value(key)?;
-        at.value.as_bool().or_else(|| self.wrong_type(key, &at, "`true` or `false`"))
+        at.value.as_bool().or_else(|| self.mistyped(key, &at))
     }
 
-    pub fn integer(&self, key: &str, range: RangeInclusive<u64>, unit: &str) -> Option<u64> {
-        let (low, high) = (range.start(), range.end());
+    /// The same, or the key's default.
+    pub fn flag(&self, key: &str) -> bool {
+        let default = matches!(self.key(key).default, DefaultValue::Is(Literal::Boolean(true)));
+        self.boolean(key).unwrap_or(default)
+    }
+
+    /// A number within the bounds of the key.
+    pub fn integer(&self, key: &str) -> Option<u64> {
         let at = self.value(key)?;
-        let DeValue::Integer(integer) = at.value else {
-            return self.wrong_type(key, &at, &format!("a number of {unit}, such as {}", low + 7));
-        };
+        let ValueType::Integer { least, most, unit } = &self.key(key).value else { return None };
+        let DeValue::Integer(integer) = at.value else { return self.mistyped(key, &at) };
         let number = i128::from_str_radix(integer.as_str(), integer.radix()).ok();
-        number.and_then(|n| u64::try_from(n).ok()).filter(|n| range.contains(n)).or_else(|| {
-            self.wrong(key, at.line, format_args!("is {integer}: it should be {low} to {high} {unit}"))
+        number.and_then(|n| u64::try_from(n).ok()).filter(|n| (least..=most).contains(&n)).or_else(|| {
+            self.wrong(key, at.line, format_args!("is {integer}: it should be {least} to {most} {unit}"))
         })
     }
 
-    /// An array of strings; each has its line.
-    pub fn strings(&self, key: &str, expected: &str) -> Vec<At<&'d str>> {
+    /// The same, or the key's default.
+    pub fn number(&self, key: &str) -> u64 {
+        let default = if let DefaultValue::Is(Literal::Integer(n)) = self.key(key).default { n } else { 0 };
+        self.integer(key).unwrap_or(default)
+    }
+
+    /// The elements of an array; the key's `[[tables]]`, too.
+    fn array(&self, key: &str) -> Vec<At<&'d DeValue<'t>>> {
         let Some(at) = self.value(key) else { return Vec::new() };
-        let Some(array) = at.value.as_array() else {
-            return self.wrong_type(key, &at, expected).unwrap_or_default();
-        };
-        let strings = array.iter().filter_map(|element| {
-            let at = self.at(element);
-            match at.value {
-                DeValue::String(text) => Some(At { value: &**text, line: at.line }),
-                _ => self.wrong_type(key, &at, expected),
-            }
+        match at.value.as_array() {
+            Some(array) => array.iter().map(|element| self.at(element)).collect(),
+            None => self.mistyped(key, &at).unwrap_or_default(),
+        }
+    }
+
+    /// An array of strings; each has its line.
+    pub fn strings(&self, key: &str) -> Vec<At<&'d str>> {
+        let strings = self.array(key).into_iter().filter_map(|at| match at.value {
+            DeValue::String(text) => Some(At { value: &**text, line: at.line }),
+            _ => self.mistyped(key, &at),
         });
         strings.collect()
     }
 
-    /// An array of strings and inline tables. `header`: what a message calls such a table; `known`: its keys.
-    pub fn elements(
-        &self,
-        key: &str,
-        expected: &str,
-        header: &'static str,
-        known: &'static [&'static str],
-    ) -> Vec<Element<'d, 't>> {
-        let Some(at) = self.value(key) else { return Vec::new() };
-        let Some(array) = at.value.as_array() else {
-            return self.wrong_type(key, &at, expected).unwrap_or_default();
-        };
-        let elements = array.iter().filter_map(|element| {
-            let at = self.at(element);
-            match at.value {
-                DeValue::String(text) => Some(Element::Text(At { value: &**text, line: at.line })),
-                DeValue::Table(entries) => {
-                    Some(Element::Table(self.document.table(header, entries, known, at.line)))
-                }
-                _ => self.wrong_type(key, &at, expected),
-            }
+    /// An array of strings and inline tables.
+    pub fn elements(&self, key: &str) -> Vec<Element<'d, 't>> {
+        let elements = self.array(key).into_iter().filter_map(|at| match at.value {
+            DeValue::String(text) => Some(Element::Text(At { value: &**text, line: at.line })),
+            _ => self.section_of(key, &at).map(Element::Table),
         });
         elements.collect()
     }
 
     /// `[key]`, or an inline table.
-    pub fn table(
-        &self,
-        key: &str,
-        header: &'static str,
-        known: &'static [&'static str],
-    ) -> Option<Table<'d, 't>> {
-        let at = self.value(key)?;
-        match at.value {
-            DeValue::Table(entries) => Some(self.document.table(header, entries, known, at.line)),
-            _ => self.wrong_type(key, &at, &format!("a table: {header}")),
-        }
+    pub fn table(&self, key: &str) -> Option<Table<'d, 't>> {
+        self.section_of(key, &self.value(key)?)
     }
 
     /// `[[key]]`, as often as it is written.
-    pub fn tables(
-        &self,
-        key: &str,
-        header: &'static str,
-        known: &'static [&'static str],
-    ) -> Vec<Table<'d, 't>> {
-        let Some(at) = self.value(key) else { return Vec::new() };
-        let expected = format!("one or more tables, each under a header {header}");
-        let Some(array) = at.value.as_array() else {
-            return self.wrong_type(key, &at, &expected).unwrap_or_default();
-        };
-        let tables = array.iter().filter_map(|element| {
-            let at = self.at(element);
-            match at.value {
-                DeValue::Table(entries) => Some(self.document.table(header, entries, known, at.line)),
-                _ => self.wrong_type(key, &at, &expected),
-            }
-        });
-        tables.collect()
+    pub fn tables(&self, key: &str) -> Vec<Table<'d, 't>> {
+        self.array(key).iter().filter_map(|at| self.section_of(key, at)).collect()
+    }
+
+    fn section_of(&self, key: &str, at: &At<&'d DeValue<'t>>) -> Option<Table<'d, 't>> {
+        match (at.value, self.key(key).value.section()) {
+            (DeValue::Table(entries), Some(section)) => Some(self.document.table(section, entries, at.line)),
+            _ => self.mistyped(key, at),
+        }
     }
 
     /// Every entry, for a table whose keys are the user's own: key, line of the key, value.
@@ -374,13 +386,13 @@ impl<'d, 't> Table<'d, 't> {
     }
 
     /// A table with the user's own keys.
-    pub fn free_table(&self, key: &str, header: &'static str) -> Option<Table<'d, 't>> {
+    pub fn user_table(&self, key: &str) -> Option<Table<'d, 't>> {
         let at = self.value(key)?;
-        match at.value {
-            DeValue::Table(entries) => {
-                Some(Table { document: self.document, header, entries, line: at.line })
+        match (at.value, self.key(key).value.user_table()) {
+            (DeValue::Table(entries), user @ Some(_)) => {
+                Some(Table { document: self.document, section: self.section, user, entries, line: at.line })
             }
-            _ => self.wrong_type(key, &at, &format!("a table: {header}")),
+            _ => self.mistyped(key, &at),
         }
     }
 }

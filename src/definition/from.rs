@@ -1,5 +1,6 @@
 //! `from`: what a definition stands on.
 
+use super::keys::SPELLINGS;
 use super::{FILE, From, validate};
 use crate::cloud::BaseRef;
 use crate::config::toml_reader::Table;
@@ -7,24 +8,18 @@ use crate::ids::ImageId;
 use std::path::Path;
 use toml::de::DeValue;
 
-const SPELLINGS: &str = "\"ami-…\" (an image), \"../base\" (another definition), { name = \"debian-12-*\", owner = \
-                         \"136693071363\" }, { tag = { role = \"base\" } } or { ssm = \"/aws/service/…\" } (the \
-                         newest that matches)";
-/// Each says which image; one of them is written.
-const WAYS: [&str; 4] = ["id", "name", "ssm", "tag"];
-const KEYS: &[&str] = &["deprecated", "id", "name", "owner", "ssm", "tag"];
 /// What EC2 knows as an owner besides a 12-digit account.
 const OWNERS: [&str; 4] = ["self", "amazon", "aws-marketplace", "aws-backup-vault"];
 
 pub fn read(top: &Table, dir: &Path) -> Option<From> {
-    let at = top.required("from", top.value("from"), &format!("write {SPELLINGS}"))?;
+    let at = top.value("from")?;
     match at.value {
         DeValue::String(text) => top.check("from", at.line, string(text, dir)),
         DeValue::Table(_) => {
-            let table = top.table("from", "`from`", KEYS)?;
+            let table = top.table("from")?;
             Some(From::Image(image(&table)?))
         }
-        _ => top.wrong_type("from", &at, SPELLINGS),
+        _ => top.mistyped("from", &at),
     }
 }
 
@@ -52,32 +47,32 @@ fn id(text: &str) -> Result<ImageId, String> {
 }
 
 fn image(table: &Table) -> Option<BaseRef> {
-    let mut ways = WAYS.into_iter().filter(|way| table.has(way));
+    let mut ways = table.one_of().iter().filter(|way| table.has(way));
     let Some(way) = ways.next() else {
         table.mistake(table.line, "`name` of `from` is missing: write it, or `id`, `ssm` or `tag`");
         return None;
     };
-    let owned = matches!(way, "name" | "tag");
-    let other = ways.next().or_else(|| Some("owner").filter(|key| !owned && table.has(key)));
+    let owned = matches!(*way, "name" | "tag");
+    let other = ways.next().or_else(|| Some(&"owner").filter(|key| !owned && table.has(key)));
     if let Some(other) = other {
         let line = table.value(other).map_or(table.line, |at| at.line);
         return table.wrong(other, line, format!("does not go with `{way}`: leave one of them out"));
     }
     let owner = if table.has("owner") {
-        let at = table.string("owner", "an account's 12 digits in quotes, or \"self\"");
+        let at = table.string("owner");
         // What is wrong with it is noted; the rest is still looked at.
         at.and_then(|at| table.check("owner", at.line, account(at.value)))
     } else {
         None
     };
-    let deprecated = table.boolean("deprecated").unwrap_or_default();
-    let base = match way {
+    let deprecated = table.flag("deprecated");
+    let base = match *way {
         "id" => {
-            let at = table.string("id", "an image's id, such as \"ami-0123456789abcdef0\"")?;
+            let at = table.string("id")?;
             BaseRef::Id(table.check("id", at.line, id(at.value))?)
         }
         "ssm" => {
-            let at = table.string("ssm", "a parameter's name, such as \"/aws/service/…\"")?;
+            let at = table.string("ssm")?;
             BaseRef::Ssm(table.check("ssm", at.line, parameter(at.value))?)
         }
         "tag" => {
@@ -85,7 +80,7 @@ fn image(table: &Table) -> Option<BaseRef> {
             BaseRef::Tag { key, value, owner }
         }
         _ => {
-            let at = table.string("name", "an image's name, which may have `*` and `?`")?;
+            let at = table.string("name")?;
             BaseRef::Name { name: table.check("name", at.line, pattern(at.value))?, owner }
         }
     };
@@ -94,7 +89,6 @@ fn image(table: &Table) -> Option<BaseRef> {
 
 /// `tag = { role = "base" }`: as in `[tags]`. A tag's key may have any of the characters that could separate it.
 fn tag(from: &Table) -> Option<(String, String)> {
-    let expected = "a table of one tag, such as { role = \"base\" }";
     let at = from.value("tag")?;
     if let DeValue::String(text) = at.value {
         let spelt = text.split_once('=').map_or((&**text, "…"), |(key, value)| (key.trim(), value.trim()));
@@ -103,9 +97,9 @@ fn tag(from: &Table) -> Option<(String, String)> {
         return from.wrong("tag", at.line, what);
     }
     if !at.value.is_table() {
-        return from.wrong_type("tag", &at, expected);
+        return from.mistyped("tag", &at);
     }
-    let table = from.free_table("tag", "`tag` of `from`")?;
+    let table = from.user_table("tag")?;
     let mut entries = table.entries();
     match (entries.next(), entries.next()) {
         (Some((key, value)), None) => {
@@ -117,6 +111,7 @@ fn tag(from: &Table) -> Option<(String, String)> {
         }
         (first, _) => {
             let count = if first.is_some() { "several tags" } else { "no tag" };
+            let expected = from.key("tag").expected();
             from.wrong("tag", at.line, format!("has {count}: it should be {expected}"))
         }
     }

@@ -3,6 +3,7 @@
 mod attributes;
 mod from;
 pub mod graph;
+pub mod keys;
 mod packages;
 mod paths;
 mod repositories;
@@ -29,10 +30,6 @@ pub use vars::{Given, Vars, given};
 
 /// The file that makes a directory a definition.
 pub const FILE: &str = "image.toml";
-/// Seconds that a script may take if it does not say.
-const DEFAULT_TIMEOUT: u64 = 3600;
-/// A week: a larger number is a slip of units.
-const MAX_TIMEOUT: u64 = 7 * 24 * 3600;
 
 /// What a definition stands on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,8 +85,14 @@ pub struct File {
     pub template: bool,
 }
 
+impl Default for From {
+    fn default() -> Self {
+        Self::Parent(PathBuf::new())
+    }
+}
+
 /// A definition, read and checked.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Definition {
     /// As the user spelt it.
     pub dir: PathBuf,
@@ -143,33 +146,6 @@ pub enum Selinux {
     Autorelabel,
 }
 
-const KEYS: &[&str] = &[
-    "ansible",
-    "clean",
-    "conffiles",
-    "debconf",
-    "description",
-    "disk",
-    "distro",
-    "file",
-    "from",
-    "hold",
-    "image",
-    "imds",
-    "inputs",
-    "name",
-    "network",
-    "packages",
-    "recommends",
-    "repository",
-    "run",
-    "selinux",
-    "tags",
-    "test",
-    "upgrade",
-    "vars",
-];
-
 impl Definition {
     /// Reads and checks `dir`'s image.toml and that what it names is there. A failure tells every mistake, each with
     /// file, line and key.
@@ -183,7 +159,8 @@ impl Definition {
         let file = dir.join(FILE);
         let text = toml_reader::read_text(&file)?;
         // Every `None` in here noted a mistake, and then this value is not used.
-        let read = toml_reader::read(&file, &text, KEYS, |top| Self::read(dir, &real, top, given))?;
+        let read =
+            toml_reader::read(&file, &text, &keys::IMAGE_TOML, |top| Self::read(dir, &real, top, given))?;
         read.ok_or_else(|| Kind::Definition.error(format!("{}: cannot be understood", file.display())))
     }
 
@@ -220,11 +197,11 @@ impl Definition {
             inputs,
             distro: read_distro(top),
             upgrade: read_upgrade(top).unwrap_or_default(),
-            recommends: top.boolean("recommends").unwrap_or_default(),
+            recommends: top.flag("recommends"),
             conffiles: read_conffiles(top).unwrap_or_default(),
             selinux: read_selinux(top).unwrap_or_default(),
-            network: top.boolean("network").unwrap_or_default(),
-            imds: top.boolean("imds").unwrap_or_default(),
+            network: top.flag("network"),
+            imds: top.flag("imds"),
             keep: read_keep(top),
             name: name?,
             from: from?,
@@ -295,13 +272,9 @@ fn directory(dir: &Path) -> Result<PathBuf> {
 
 fn read_files(top: &Table, sources: &Sources, vars: &Vars) -> Vec<File> {
     let mut targets = BTreeMap::new();
-    let known = &["group", "mode", "owner", "source", "target", "template"];
-    let files = top.tables("file", "[[file]]", known).into_iter().filter_map(|table| {
-        let source = table.string("source", "a path, such as \"files/motd\"");
-        let target = table.string("target", "a path in the image, such as \"/etc/motd\"");
-        let source = table.required("source", source, "a file beside image.toml, such as \"files/motd\"");
-        let target = table.required("target", target, "a path in the image, such as \"/etc/motd\"");
-        let template = table.boolean("template").unwrap_or_default();
+    let files = top.tables("file").into_iter().filter_map(|table| {
+        let (source, target) = (table.string("source"), table.string("target"));
+        let template = table.flag("template");
         let source = source.and_then(|at| {
             let source = table.check("source", at.line, sources.file(at.value))?;
             let rendered = if template { template::check(&source.path, &vars.values()) } else { Ok(()) };
@@ -331,51 +304,36 @@ fn read_files(top: &Table, sources: &Sources, vars: &Vars) -> Vec<File> {
 }
 
 fn read_distro(top: &Table) -> Option<String> {
-    let expected = "a plugin's name, such as \"debian\"; `oven plugin list` lists them";
-    let at = top.string("distro", expected)?;
+    let at = top.string("distro")?;
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_".contains(c);
-    if at.value.is_empty() || !at.value.chars().all(plain) {
-        return top.wrong("distro", at.line, format!("is {:?}: it should be {expected}", at.value));
-    }
-    Some(at.value.to_owned())
+    let good = !at.value.is_empty() && at.value.chars().all(plain);
+    if good { Some(at.value.to_owned()) } else { top.unexpected("distro", &at) }
 }
 
 fn read_upgrade(top: &Table) -> Option<Upgrade> {
-    let expected = "`true` (everything), `false` or \"security\" (what is a fault of security)";
     let at = top.value("upgrade")?;
     match at.value {
         DeValue::Boolean(all) => Some(if *all { Upgrade::All } else { Upgrade::None }),
-        DeValue::String(text) if text == "security" => Some(Upgrade::Security),
-        DeValue::String(text) => {
-            top.wrong("upgrade", at.line, format!("is {text:?}: it should be {expected}"))
-        }
-        _ => top.wrong_type("upgrade", &at, expected),
+        DeValue::String(_) => top.word("upgrade").map(|_| Upgrade::Security),
+        _ => top.mistyped("upgrade", &at),
     }
 }
 
 fn read_conffiles(top: &Table) -> Option<Conffiles> {
-    let expected = "\"keep\" (the image's configuration files stay) or \"replace\" (the package's win)";
-    let at = top.string("conffiles", expected)?;
-    match at.value {
-        "keep" => Some(Conffiles::Keep),
-        "replace" => Some(Conffiles::Replace),
-        other => top.wrong("conffiles", at.line, format!("is {other:?}: it should be {expected}")),
-    }
+    let replace = top.word("conffiles")?.value == "replace";
+    Some(if replace { Conffiles::Replace } else { Conffiles::Keep })
 }
 
 fn read_selinux(top: &Table) -> Option<Selinux> {
-    let expected =
-        "\"label\" (files are labelled by the image's own policy) or \"autorelabel\" (by each instance)";
-    let at = top.string("selinux", expected)?;
-    match at.value {
-        "label" => Some(Selinux::Label),
-        "autorelabel" => Some(Selinux::Autorelabel),
-        other => top.wrong("selinux", at.line, format!("is {other:?}: it should be {expected}")),
-    }
+    let later = top.word("selinux")?.value == "autorelabel";
+    Some(if later { Selinux::Autorelabel } else { Selinux::Label })
 }
 
 fn read_keep(top: &Table) -> Vec<String> {
-    let Some(clean) = top.table("clean", "[clean]", &["keep"]) else { return Vec::new() };
-    let paths = clean.strings("keep", "an array of paths in the image, such as [\"/var/log/app\"]");
-    paths.into_iter().filter_map(|at| clean.check("keep", at.line, validate::image_path(at.value))).collect()
+    let Some(clean) = top.table("clean") else { return Vec::new() };
+    clean
+        .strings("keep")
+        .into_iter()
+        .filter_map(|at| clean.check("keep", at.line, validate::image_path(at.value)))
+        .collect()
 }

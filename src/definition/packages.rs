@@ -3,18 +3,13 @@
 use super::Ask;
 use super::paths::Sources;
 use crate::config::project::url;
-use crate::config::toml_reader::{At, Element, Table};
+use crate::config::toml_reader::{Element, Table};
 use crate::formats::package;
 use std::collections::BTreeMap;
 
-const EXPECTED: &str =
-    "an array of packages, such as [\"nginx-light\", \"redis-server=5:7.0.*\", \"./site.deb\"]";
-const BY_URL: &str = "a package by URL";
-
 pub fn read(top: &Table, sources: &Sources) -> Vec<Ask> {
     let mut lines = BTreeMap::new();
-    let elements = top.elements("packages", EXPECTED, BY_URL, &["sha256", "url"]);
-    let asks = elements.into_iter().filter_map(|element| {
+    let asks = top.elements("packages").into_iter().filter_map(|element| {
         let (ask, line) = match element {
             Element::Text(at) => (top.check("packages", at.line, ask(at.value, sources))?, at.line),
             Element::Table(table) => (by_url(&table)?, table.line),
@@ -39,21 +34,10 @@ pub fn read(top: &Table, sources: &Sources) -> Vec<Ask> {
 
 /// `{ url = "https://…", sha256 = "…" }`. Whatever answers at the address: only these bytes are installed.
 fn by_url(table: &Table) -> Option<Ask> {
-    let (address, digest) =
-        ("\"https://example.org/site.deb\"", "64 hexadecimal digits, as `sha256sum` prints them");
-    let url = table.string("url", address);
-    let url = table.required("url", url, &format!("where the package is, such as {address}"));
-    let sha256 = table.string("sha256", digest);
-    let sha256 = table.required("sha256", sha256, &format!("{digest}: only that very file is installed"));
-    let url = url.and_then(|at| table.check("url", at.line, package_url(at.value)));
-    let sha256 = sha256.and_then(|At { value, line }| {
-        let good = value.len() == 64 && value.bytes().all(|b| b.is_ascii_hexdigit());
-        let checked = if good {
-            Ok(value.to_ascii_lowercase())
-        } else {
-            Err(format!("is {value:?}: it should be {digest}"))
-        };
-        table.check("sha256", line, checked)
+    let url = table.string("url").and_then(|at| table.check("url", at.line, package_url(at.value)));
+    let sha256 = table.string("sha256").and_then(|at| {
+        let good = at.value.len() == 64 && at.value.bytes().all(|b| b.is_ascii_hexdigit());
+        if good { Some(at.value.to_ascii_lowercase()) } else { table.unexpected("sha256", &at) }
     });
     Some(Ask::Url { url: url?, sha256: sha256?, file: None })
 }
@@ -118,7 +102,7 @@ pub fn check_name(spelt: &str, name: &str) -> Result<(), String> {
     let (bare, architecture) = name.split_once(':').map_or((name, None), |(bare, arch)| (bare, Some(arch)));
     let allowed = |c: char| c.is_ascii_alphanumeric() || "+-._".contains(c);
     if spelt.is_empty() {
-        return Err(format!("has an empty string: it should be {EXPECTED}"));
+        return Err("has an empty string: it should be a package's name, such as \"nginx-light\"".into());
     }
     if name.is_empty() {
         return Err(format!("has {spelt:?}: a name goes before `=`"));

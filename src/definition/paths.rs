@@ -60,7 +60,7 @@ impl Sources {
         let (roots, project) = (vec![real.to_owned()], project.to_owned());
         let mut sources = Self { dir: dir.to_owned(), roots, project };
         let mut inputs = Vec::new();
-        for at in top.strings("inputs", "an array of directories, such as [\"../common\"]") {
+        for at in top.strings("inputs") {
             if let Some(root) = top.check("inputs", at.line, sources.input(at.value)) {
                 sources.roots.push(root);
                 inputs.push(at.value.to_owned());

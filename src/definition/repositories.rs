@@ -7,8 +7,7 @@ use oven_distro::Repository;
 use std::collections::BTreeMap;
 use std::io::Read;
 
-const KEYS: &[&str] = &["components", "keep", "key", "name", "signed", "suite", "url"];
-const MAX_NAME: usize = 64;
+pub(super) const MAX_NAME: usize = 64;
 /// A distribution's key with twenty years of signatures has some 100 KiB.
 const MAX_KEY: u64 = 1 << 20;
 const BEGIN: &str = "-----BEGIN PGP PUBLIC KEY BLOCK-----";
@@ -17,11 +16,11 @@ const ARMOUR: &str =
     "`gpg --show-keys FILE` tells what it is, `gpg --export --armor KEYID` writes one that is right";
 /// What debconf's questions are of.
 const TYPES: [&str; 8] = ["boolean", "error", "multiselect", "note", "password", "select", "string", "text"];
-const DEBCONF: &str = "an array of answers, such as [\"tzdata tzdata/Areas select Europe\"]";
+pub(super) const DEBCONF: &str = "an array of answers, such as [\"tzdata tzdata/Areas select Europe\"]";
 
 pub fn read(top: &Table, sources: &Sources) -> Vec<Repository> {
     let mut lines = BTreeMap::new();
-    let tables = top.tables("repository", "[[repository]]", KEYS).into_iter();
+    let tables = top.tables("repository").into_iter();
     let repositories = tables.filter_map(|table| {
         let repository = one(&table, sources)?;
         let line = table.value("name")?.line;
@@ -34,15 +33,10 @@ pub fn read(top: &Table, sources: &Sources) -> Vec<Repository> {
 }
 
 fn one(table: &Table, sources: &Sources) -> Option<Repository> {
-    let (name, url) = ("a name, such as \"docker\"", "its address, such as \"https://repo.example/debian\"");
-    let name = table.required("name", table.string("name", name), name);
-    let name = name.and_then(|at| table.check("name", at.line, file_name(at.value)));
-    let url = table.required("url", table.string("url", url), url);
-    let url = url.and_then(|at| table.check("url", at.line, package_url(at.value)));
-    let suite = table.string("suite", "a suite's name, such as \"bookworm\"");
-    let suite = suite.map(|at| table.check("suite", at.line, suite_name(at.value)));
-    let components = table.strings("components", "an array of components, such as [\"main\"]");
-    let components = components.into_iter().filter_map(|At { value, line }| {
+    let name = table.string("name").and_then(|at| table.check("name", at.line, file_name(at.value)));
+    let url = table.string("url").and_then(|at| table.check("url", at.line, package_url(at.value)));
+    let suite = table.string("suite").map(|at| table.check("suite", at.line, suite_name(at.value)));
+    let components = table.strings("components").into_iter().filter_map(|At { value, line }| {
         let good = word(value, "-_./+");
         let checked = if good {
             Ok(value.to_owned())
@@ -52,7 +46,7 @@ fn one(table: &Table, sources: &Sources) -> Option<Repository> {
         table.check("components", line, checked)
     });
     let components = components.collect();
-    let keep = if table.has("keep") { table.boolean("keep")? } else { true };
+    let keep = table.flag("keep");
     let key = key(table, sources);
     Some(Repository {
         name: name?,
@@ -67,8 +61,7 @@ fn one(table: &Table, sources: &Sources) -> Option<Repository> {
 /// `key`, or `signed = false`: nobody gets a repository without signatures by forgetting something.
 fn key(table: &Table, sources: &Sources) -> Option<Option<String>> {
     let signed = if table.has("signed") { table.boolean("signed")? } else { true };
-    let expected = "a file with its OpenPGP key, such as \"keys/docker.asc\"";
-    match table.string("key", expected) {
+    match table.string("key") {
         Some(at) if !signed => {
             table.wrong("signed", at.line, "is `false`, but there is a `key`: leave one out")
         }
@@ -78,10 +71,15 @@ fn key(table: &Table, sources: &Sources) -> Option<Option<String>> {
         }
         None if !signed && !table.has("key") => Some(None),
         None => {
-            let what = format!(
-                "{expected}; without signatures (`signed = false`) whoever is between can put anything into the image"
-            );
-            table.required("key", None, &what)
+            // What it is is wrong, and was noted; or it is missing.
+            if !table.has("key") {
+                let what = format!(
+                    "{}; without signatures (`signed = false`) whoever is between can put anything into the image",
+                    table.key("key").expected()
+                );
+                table.missing("key", what);
+            }
+            None
         }
     }
 }
@@ -160,7 +158,7 @@ fn word(text: &str, also: &str) -> bool {
 
 pub fn hold(top: &Table) -> Vec<String> {
     let mut lines = BTreeMap::new();
-    let names = top.strings("hold", "an array of packages, such as [\"postgresql-15\"]").into_iter();
+    let names = top.strings("hold").into_iter();
     let names = names.filter_map(|At { value, line }| {
         if value.contains('=') {
             let what = format!("has {value:?}: it names packages; a version is pinned in `packages`");
@@ -178,7 +176,7 @@ pub fn hold(top: &Table) -> Vec<String> {
 }
 
 pub fn debconf(top: &Table) -> Vec<String> {
-    let answers = top.strings("debconf", DEBCONF).into_iter();
+    let answers = top.strings("debconf").into_iter();
     answers.filter_map(|at| top.check("debconf", at.line, answer(at.value))).collect()
 }
 

@@ -2,14 +2,17 @@
 
 use super::paths::Sources;
 use super::vars::{Vars, free_name, plain, variable_name};
-use super::{DEFAULT_TIMEOUT, MAX_TIMEOUT};
 use crate::config::toml_reader::{At, Table};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use toml::de::DeValue;
 
-/// More is no hope any more.
-const MAX_RETRIES: u64 = 20;
+/// Seconds that a script may take if it does not say.
+pub(super) const DEFAULT_TIMEOUT: u64 = 3600;
+/// A week: a larger number is a slip of units.
+pub(super) const MAX_TIMEOUT: u64 = 7 * 24 * 3600;
+/// Upper bound for `retries`.
+pub(super) const MAX_RETRIES: u64 = 20;
 
 /// Under which header it stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,43 +70,6 @@ impl Kind {
             Self::Test => "test",
         }
     }
-
-    fn header(self) -> &'static str {
-        match self {
-            Self::Run => "[[run]]",
-            Self::Ansible => "[[ansible]]",
-            Self::Test => "[[test]]",
-        }
-    }
-
-    fn env_header(self) -> &'static str {
-        match self {
-            Self::Run => "[run.env]",
-            Self::Ansible => "[ansible.env]",
-            Self::Test => "[test.env]",
-        }
-    }
-
-    fn keys(self) -> &'static [&'static str] {
-        match self {
-            Self::Run => &["args", "command", "env", "network", "retries", "script", "secrets", "timeout"],
-            Self::Ansible => {
-                &["args", "env", "network", "playbook", "retries", "secrets", "tags", "timeout", "vars"]
-            }
-            Self::Test => {
-                &["args", "bats", "command", "env", "network", "retries", "script", "secrets", "timeout"]
-            }
-        }
-    }
-
-    /// The keys that say what is started, of which there has to be one.
-    fn programs(self) -> &'static [&'static str] {
-        match self {
-            Self::Run => &["script", "command"],
-            Self::Ansible => &["playbook"],
-            Self::Test => &["script", "command", "bats"],
-        }
-    }
 }
 
 impl Script {
@@ -123,81 +89,77 @@ impl Script {
 
 /// All of a kind, in the order of the file.
 pub fn read(top: &Table, kind: Kind, sources: &Sources, vars: &Vars) -> Vec<Script> {
-    let tables = top.tables(kind.key(), kind.header(), kind.keys());
-    tables.iter().filter_map(|table| one(table, kind, sources, vars)).collect()
+    top.tables(kind.key()).iter().filter_map(|table| one(table, kind, sources, vars)).collect()
 }
 
 fn one(table: &Table, kind: Kind, sources: &Sources, vars: &Vars) -> Option<Script> {
     let program = program(table, kind, sources);
-    let args = strings(table, "args", "an array of texts, such as [\"--port\", \"80\"]");
+    let args = strings(table, "args");
     if !args.is_empty() && table.has("command") {
         let line = table.value("args").map_or(table.line, |at| at.line);
         table.wrong::<()>("args", line, "is for a script: a command has its arguments in `command`");
     }
-    let env = environment(table, kind);
+    let env = environment(table);
     let secrets = secrets(table, vars, &env);
-    let network = table.boolean("network").unwrap_or_default();
-    let retries = table.integer("retries", 0..=MAX_RETRIES, "times").unwrap_or_default();
-    let timeout = table.integer("timeout", 1..=MAX_TIMEOUT, "seconds").unwrap_or(DEFAULT_TIMEOUT);
-    let retries = u32::try_from(retries).unwrap_or_default();
+    let network = table.flag("network");
+    let timeout = table.number("timeout");
+    let retries = u32::try_from(table.number("retries")).unwrap_or_default();
     let (line, program) = (table.line, program?);
     Some(Script { kind, line, program, args, env, secrets, network, retries, timeout })
 }
 
 fn program(table: &Table, kind: Kind, sources: &Sources) -> Option<Program> {
-    let mut said = kind.programs().iter().filter(|key| table.has(key));
+    let mut said = table.one_of().iter().filter(|key| table.has(key));
     let key = match (said.next(), said.next()) {
         (Some(key), None) => *key,
         (Some(first), Some(second)) => {
             let line = table.value(second).map_or(table.line, |at| at.line);
             return table.wrong(second, line, format!("is one too many beside `{first}`: it runs one thing"));
         }
-        (None, _) if kind == Kind::Ansible => {
-            return table.required("playbook", None, "a file beside image.toml, such as \"site.yml\"");
-        }
+        (None, _) if kind == Kind::Ansible => "playbook",
         (None, _) => {
             let more = if kind == Kind::Test { ", `bats = \"x.bats\"`" } else { "" };
             let what = "a file beside image.toml, such as \"setup.sh\"";
             let or = format!("{what} (or a `command`, such as [\"systemctl\", \"enable\", \"x\"]{more})");
-            return table.required("script", None, &or);
+            table.missing("script", or);
+            return None;
         }
     };
-    let file = |example: &str| table.string(key, &format!("a path, such as \"{example}\""));
     let path = |at: At<&str>| table.check(key, at.line, sources.file(at.value)).map(|_| at.value.into());
     match key {
         "script" => {
-            let at = file("setup.sh")?;
+            let at = table.string(key)?;
             table.check(key, at.line, sources.script(at.value)).map(Program::Script)
         }
-        "bats" => file("tests/web.bats").and_then(path).map(Program::Bats),
+        "bats" => table.string(key).and_then(path).map(Program::Bats),
         "playbook" => {
-            let (at, vars) = (file("site.yml"), ansible_vars(table));
-            let tags = strings(table, "tags", "an array of a playbook's tags, such as [\"web\"]");
+            let (at, vars, tags) = (table.string(key), ansible_vars(table), strings(table, "tags"));
             Some(Program::Playbook(Playbook { path: at.and_then(path)?, vars: vars?, tags }))
         }
         _ => {
-            let expected =
-                "an array of a program and its arguments, such as [\"systemctl\", \"enable\", \"x\"]";
             let line = table.value(key)?.line;
-            let argv = strings(table, key, expected);
+            let argv = strings(table, key);
             match argv.first() {
                 Some(program) if !program.is_empty() => Some(Program::Command(argv)),
                 // What is no array was told already.
                 _ if table.value(key)?.value.as_array().is_none() => None,
-                _ => table.wrong(key, line, format!("names no program: it should be {expected}")),
+                _ => {
+                    let expected = table.key(key).expected();
+                    table.wrong(key, line, format!("names no program: it should be {expected}"))
+                }
             }
         }
     }
 }
 
-fn strings(table: &Table, key: &str, expected: &str) -> Vec<String> {
-    let all = table.strings(key, expected).into_iter();
+fn strings(table: &Table, key: &str) -> Vec<String> {
+    let all = table.strings(key).into_iter();
     all.filter_map(|at| table.check(key, at.line, plain(at.value)).map(|()| at.value.to_owned())).collect()
 }
 
-fn environment(table: &Table, kind: Kind) -> BTreeMap<String, String> {
+fn environment(table: &Table) -> BTreeMap<String, String> {
     let mut env = BTreeMap::new();
-    let Some(table) = table.free_table("env", kind.env_header()) else { return env };
+    let Some(table) = table.user_table("env") else { return env };
     for (name, value) in table.entries() {
         let shown = name.value.escape_debug().to_string();
         let free = variable_name(name.value).and_then(|()| match name.value.starts_with("OVEN_") {
@@ -218,7 +180,7 @@ fn environment(table: &Table, kind: Kind) -> BTreeMap<String, String> {
 
 fn secrets(table: &Table, vars: &Vars, env: &BTreeMap<String, String>) -> Vec<String> {
     let mut secrets: Vec<String> = Vec::new();
-    for at in table.strings("secrets", "an array of names of environment variables, such as [\"TOKEN\"]") {
+    for at in table.strings("secrets") {
         let name = at.value.to_owned();
         // What is no name may be a secret that somebody put here: it is not shown.
         let checked = match free_name(&name) {
@@ -242,7 +204,7 @@ fn secrets(table: &Table, vars: &Vars, env: &BTreeMap<String, String>) -> Vec<St
 
 fn ansible_vars(table: &Table) -> Option<BTreeMap<String, serde_json::Value>> {
     let mut vars = BTreeMap::new();
-    let Some(table) = table.value("vars").and_then(|_| table.free_table("vars", "[ansible.vars]")) else {
+    let Some(table) = table.value("vars").and_then(|_| table.user_table("vars")) else {
         return (!table.has("vars")).then_some(vars);
     };
     let mut good = true;

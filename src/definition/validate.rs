@@ -11,11 +11,11 @@ const NAME_CHARACTERS: &str = " ()[]./-'@_";
 /// EC2's 128, less `-` and the fingerprint's 12 digits, less `-` and the run's 8 that `--force` adds.
 pub const MAX_NAME: usize = 128 - 13 - 9;
 /// EC2's limit for an image's description.
-const MAX_DESCRIPTION: usize = 255;
+pub(super) const MAX_DESCRIPTION: usize = 255;
 /// EC2's limits for tags.
 const MAX_TAGS: usize = 50;
-const MAX_TAG_KEY: usize = 128;
-const MAX_TAG_VALUE: usize = 256;
+pub(super) const MAX_TAG_KEY: usize = 128;
+pub(super) const MAX_TAG_VALUE: usize = 256;
 /// The tags that oven itself may put on an image; the rest of EC2's 50 is the user's.
 const OUR_TAGS: [&str; 9] = [
     tag::CHECKSUM,
@@ -28,14 +28,15 @@ const OUR_TAGS: [&str; 9] = [
     tag::FORCED,
     tag::KEPT,
 ];
+/// How many tags are left for the user.
+pub(super) const MAX_USER_TAGS: usize = MAX_TAGS - OUR_TAGS.len();
 /// Directories that something else is mounted on when the image boots: a file there would never be seen.
 const COVERED: [&str; 4] = ["/dev", "/proc", "/run", "/sys"];
 
 /// The family: `name`, or the base name of the definition's real directory.
 pub fn name(top: &Table, real: &Path) -> Option<String> {
-    let expected = "a name, such as \"web\"";
     if top.has("name") {
-        let at = top.string("name", expected)?;
+        let at = top.string("name")?;
         return top.check("name", at.line, family(at.value));
     }
     let base = real.file_name().and_then(|name| name.to_str()).unwrap_or_default();
@@ -69,7 +70,7 @@ fn family(name: &str) -> Result<String, String> {
 }
 
 pub fn description(top: &Table) -> String {
-    let Some(at) = top.string("description", "a text") else { return String::new() };
+    let Some(at) = top.string("description") else { return String::new() };
     let count = at.value.chars().count();
     let checked = if count > MAX_DESCRIPTION {
         Err(format!("has {count} characters: {MAX_DESCRIPTION} are allowed"))
@@ -126,17 +127,16 @@ pub fn mode(table: &Table) -> Option<u32> {
             table.check("mode", at.line, mode)
         }
         // 644 would be 0o1204: a number is always a mistake, or looks like one.
-        _ => table.wrong_type("mode", &at, "octal digits in quotes, such as \"0644\""),
+        _ => table.mistyped("mode", &at),
     }
 }
 
 /// A user's or group's name or number; root if the key is not there.
 pub fn account(table: &Table, key: &str) -> Option<String> {
-    let expected = "a name or a number in quotes, such as \"www-data\" or \"33\"";
     if !table.has(key) {
         return Some("root".into());
     }
-    let at = table.string(key, expected)?;
+    let at = table.string(key)?;
     let name = at.value;
     let number = !name.is_empty() && name.bytes().all(|b| b.is_ascii_digit());
     // 4294967295 is (uid_t)-1, which means "leave as it is".
@@ -147,15 +147,13 @@ pub fn account(table: &Table, key: &str) -> Option<String> {
             && name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
             && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b))
     };
-    let checked =
-        if good { Ok(name.to_owned()) } else { Err(format!("is {name:?}: it should be {expected}")) };
-    table.check(key, at.line, checked)
+    if good { Some(name.to_owned()) } else { table.unexpected(key, &at) }
 }
 
 /// `[tags]`.
 pub fn tags(top: &Table) -> Tags {
     let mut tags = Tags::new();
-    let Some(table) = top.free_table("tags", "[tags]") else { return tags };
+    let Some(table) = top.user_table("tags") else { return tags };
     for (key, value) in table.entries() {
         let name = key.value;
         let checked = tag_key(name);
@@ -177,7 +175,7 @@ pub fn tags(top: &Table) -> Tags {
             tags.insert(name.to_owned(), text.to_string());
         }
     }
-    let (count, room) = (table.entries().count(), MAX_TAGS - OUR_TAGS.len());
+    let (count, room) = (table.entries().count(), MAX_USER_TAGS);
     if count > room {
         let ours = OUR_TAGS.len();
         table.mistake(

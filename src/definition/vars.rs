@@ -1,5 +1,6 @@
 //! `[vars]`: what scripts get in their environment and templates as names; and which names those may be.
 
+use crate::config::key_table::{ANY_TEXT, TextRule};
 use crate::config::toml_reader::Table;
 use std::collections::BTreeMap;
 use toml::de::DeValue;
@@ -19,7 +20,7 @@ pub struct Vars {
 impl Vars {
     pub(crate) fn read(top: &Table, given: &Given) -> Self {
         let mut declared = BTreeMap::new();
-        if let Some(table) = top.free_table("vars", "[vars]") {
+        if let Some(table) = top.user_table("vars") {
             for (name, value) in table.entries() {
                 let shown = name.value.escape_debug().to_string();
                 let good = table.check(&shown, name.line, free_name(name.value)).is_some();
@@ -66,8 +67,9 @@ pub(crate) fn variable_name(name: &str) -> Result<(), String> {
 }
 
 /// Names that mean something to the programs of a step: with a value of somebody's own they would work in another
-/// way, or not at all.
-const TAKEN: [&str; 22] = [
+/// way, or not at all. Those that end with `*` are the dynamic linker's, the locale's, the interpreters' and package
+/// managers' own; AWS's are the builder's credentials or would be taken for those; oven's are oven's.
+pub(super) const RESERVED: [&str; 32] = [
     "BASHOPTS",
     "BASH_ENV",
     "CDPATH",
@@ -90,17 +92,22 @@ const TAKEN: [&str; 22] = [
     "USER",
     "container",
     "debian_chroot",
+    "ANSIBLE_*",
+    "APT_*",
+    "AWS_*",
+    "BASH_FUNC*",
+    "DEBIAN_*",
+    "DPKG_*",
+    "LC_*",
+    "LD_*",
+    "OVEN_*",
+    "PYTHON*",
 ];
-/// The dynamic linker's, the locale's, the interpreters' and package managers' own; AWS's are the builder's
-/// credentials or would be taken for those; oven's are oven's.
-const TAKEN_PREFIXES: [&str; 10] =
-    ["ANSIBLE_", "APT_", "AWS_", "BASH_FUNC", "DEBIAN_", "DPKG_", "LC_", "LD_", "OVEN_", "PYTHON"];
 
 /// A name for what every script gets.
 pub(crate) fn free_name(name: &str) -> Result<(), String> {
     variable_name(name)?;
-    let taken = TAKEN.contains(&name) || TAKEN_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
-    if taken {
+    if (TextRule { reserved: &RESERVED, ..ANY_TEXT }).is_reserved(name) {
         return Err(
             "is a name that the programs of a step heed themselves: choose another (the `env` of one [[run]] may \
              set it)"

@@ -1,5 +1,6 @@
 //! The output of a run: lines for people or a stream of JSON events, and a log file that holds everything.
 
+pub mod events;
 mod log;
 mod screen;
 
@@ -297,6 +298,7 @@ impl Report {
         if !self.0.subject.is_empty() {
             event["image"] = json!(self.0.subject);
         }
+        event["format"] = json!(events::FORMAT);
         event["at_ms"] = json!(self.0.origin.elapsed().as_millis() as u64);
         // If the reader is gone (EPIPE), the bake continues.
         _ = writeln!(std::io::stdout().lock(), "{event}");

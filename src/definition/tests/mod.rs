@@ -10,58 +10,7 @@ use crate::formats::package::fixture;
 use crate::ids::ImageId;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
-const GOOD: &str = r#"name = "web"
-description = "A web server"
-from = "../base"
-packages = ["nginx-light", "redis-server=5:7.0.*", "./site.deb", "libc6:i386"]
-inputs = ["../common"]
-upgrade = true
-recommends = true
-conffiles = "replace"
-network = true
-imds = true
-
-[[file]]
-source = "files/nginx.conf"
-target = "/etc/nginx/nginx.conf"
-mode = "0640"
-owner = "www-data"
-group = "33"
-
-[[file]]
-source = "../common/tool"
-target = "/usr/local/bin/tool"
-
-[[run]]
-script = "setup.sh"
-network = true
-timeout = 60
-
-[[test]]
-script = "../common/tool"
-
-[disk]
-size_gib = 8
-type = "gp3"
-iops = 4000
-throughput = 250
-encrypted = true
-kms_key = "alias/images"
-
-[image]
-boot_mode = "uefi"
-ena = true
-sriov = "simple"
-tpm = "v2.0"
-imds = "optional"
-
-[tags]
-role = "web"
-"Team Name" = "größer"
-
-[clean]
-keep = ["/var/log/app/"]
-"#;
+const GOOD: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/definitions/whole.toml"));
 
 /// `web`, `base` and `common` in a directory of their own.
 fn tree() -> tempfile::TempDir {

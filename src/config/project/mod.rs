@@ -1,6 +1,8 @@
 //! A project's settings: `oven.toml` in the definition's directory or the nearest one above it. Flags override the
 //! environment (clap sees to that), and both override the file.
 
+pub mod keys;
+
 use super::overrides::Overrides;
 use crate::config::toml_reader;
 use crate::config::toml_reader::Table;
@@ -14,10 +16,7 @@ pub const FILE: &str = "oven.toml";
 const LOCAL: &str = "local";
 /// EC2.
 pub const AWS: &str = "aws";
-#[cfg(feature = "aws")]
-const CLOUDS: &[&str] = &[AWS, LOCAL];
-#[cfg(not(feature = "aws"))]
-const CLOUDS: &[&str] = &[LOCAL];
+const CLOUDS: &[&str] = if cfg!(feature = "aws") { &[AWS, LOCAL] } else { &[LOCAL] };
 /// How disks are got, by the words of the setting.
 const DISKS: &[(&str, Strategy)] = &[("attached", Strategy::Attached), ("direct", Strategy::Direct)];
 /// In GiB: what is in use of a dozen usual base images (1 to 2 GiB each), and room for the one that is being read. It
@@ -25,9 +24,6 @@ const DISKS: &[(&str, Strategy)] = &[("attached", Strategy::Attached), ("direct"
 const CACHE_GIB: u64 = 20;
 /// More than the largest volume of EBS is a slip of the finger.
 const CACHE_MOST: u64 = 64 << 10;
-const KEYS: &[&str] =
-    &["cache_gib", "cloud", "disks", "instance_id", "network", "region", "region_dir", "zone"];
-const NETWORK_KEYS: &[&str] = &["ca_file", "mirror", "no_proxy", "proxy"];
 
 /// Where a bake gets its disk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -116,25 +112,24 @@ impl Settings {
     /// Reads one oven.toml. A failure tells every mistake, each with file, line and key.
     pub fn load(file: &Path) -> Result<Self> {
         let text = toml_reader::read_text(file)?;
-        toml_reader::read(file, &text, KEYS, |top| Self::read(file, top))
+        toml_reader::read(file, &text, &keys::OVEN_TOML, |top| Self::read(file, top))
     }
 
     fn read(file: &Path, top: &Table) -> Self {
         let dir = file.parent().unwrap_or(Path::new("."));
-        let cloud = top.string("cloud", "a cloud's name: \"local\" or \"aws\"");
+        let cloud = top.string("cloud");
         let cloud = cloud.and_then(|at| top.check("cloud", at.line, known_cloud(at.value)));
-        let region = top.string("region", "a region's name, such as \"eu-central-1\"");
+        let region = top.string("region");
         let region = region.and_then(|at| top.check("region", at.line, region_name(at.value)));
-        let region_dir = top.string("region_dir", "a directory, such as \"../region\"");
+        let region_dir = top.string("region_dir");
         let region_dir = region_dir.and_then(|at| top.check("region_dir", at.line, path(dir, at.value)));
-        let instance_id = top.string("instance_id", "an instance's id, such as \"i-0123456789abcdef0\"");
+        let instance_id = top.string("instance_id");
         let instance_id = instance_id.and_then(|at| top.check("instance_id", at.line, instance(at.value)));
-        let zone = top.string("zone", "an availability zone, such as \"eu-central-1a\"");
+        let zone = top.string("zone");
         let zone = zone.and_then(|at| top.check("zone", at.line, zone_name(at.value)));
-        let disks = top.string("disks", "how disks are got: \"attached\" or \"direct\"");
+        let disks = top.string("disks");
         let disks = disks.and_then(|at| top.check("disks", at.line, strategy(at.value)));
-        let cache_gib = top.integer("cache_gib", 1..=CACHE_MOST, "GiB");
-        let network = top.table("network", "[network]", NETWORK_KEYS);
+        let network = top.table("network");
         Self {
             file: Some(file.to_owned()),
             cloud: cloud.unwrap_or_else(|| LOCAL.into()),
@@ -143,7 +138,7 @@ impl Settings {
             instance_id,
             zone,
             disks,
-            cache_gib: cache_gib.unwrap_or(CACHE_GIB),
+            cache_gib: top.number("cache_gib"),
             network: network.map(|table| network_settings(&table, dir)).unwrap_or_default(),
         }
     }
@@ -198,22 +193,19 @@ fn find(dir: &Path) -> Result<Option<PathBuf>> {
 }
 
 fn network_settings(table: &Table, dir: &Path) -> NetworkSettings {
-    let text = |key: &str, expected: &str, check: &dyn Fn(&str) -> Result<String, String>| {
-        let at = table.string(key, expected)?;
+    let text = |key: &str, check: &dyn Fn(&str) -> Result<String, String>| {
+        let at = table.string(key)?;
         table.check(key, at.line, check(at.value))
     };
-    let proxy = "a URL, such as \"http://proxy.example:3128\"";
-    let mirror = "a URL, such as \"https://deb.example/debian\"";
-    let ca_file = table.string("ca_file", "a file of certificates, such as \"ca.pem\"");
+    let address = |key: &str, schemes: &[&str]| {
+        let expected = table.key(key).expected();
+        text(key, &|value| url(value, schemes).map_err(|what| format!("{what}: it should be {expected}")))
+    };
     NetworkSettings {
-        proxy: text("proxy", proxy, &|value| {
-            url(value, &["http", "https", "socks5h"]).map_err(|what| format!("{what}: it should be {proxy}"))
-        }),
-        no_proxy: text("no_proxy", "hosts, such as \"localhost,.example\"", &hosts),
-        mirror: text("mirror", mirror, &|value| {
-            url(value, &["http", "https"]).map_err(|what| format!("{what}: it should be {mirror}"))
-        }),
-        ca_file: ca_file.and_then(|at| {
+        proxy: address("proxy", &["http", "https", "socks5h"]),
+        no_proxy: text("no_proxy", &hosts),
+        mirror: address("mirror", &["http", "https"]),
+        ca_file: table.string("ca_file").and_then(|at| {
             let file = path(dir, at.value).and_then(|file| match file.metadata() {
                 Ok(metadata) if metadata.is_file() => Ok(file),
                 Ok(metadata) => {

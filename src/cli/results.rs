@@ -1,0 +1,287 @@
+//! The results of verbs in the `--json` stream, as data: the reference page and the schema are generated from this table.
+//! Each result is built in the file of its verb.
+
+use crate::report::events::JsonType::{Anything, Boolean, Either, Integer, List, Map, Object, Text, Words};
+use crate::report::events::{EventField, EventSpec, JsonType, KINDS, TEXT_OR_NULL, always, sometimes};
+
+/// Fields of each result, besides those of every event.
+pub static COMMON: &[EventField] = &[
+    always("exit_code", Integer, "The exit code of oven."),
+    sometimes(
+        "error",
+        Object(&[
+            always("kind", KINDS, "The kind of failure, which also decides the exit code."),
+            always("message", Text, "What failed, and why."),
+            sometimes("hint", TEXT_OR_NULL, "What the user can do about it."),
+        ]),
+        "Why the verb failed. Then the fields of the verb are missing. Failures of single images of a bake are in \
+         `images`.",
+    ),
+];
+
+const TEXTS: JsonType = List(&Text);
+const IMAGE: &[EventField] = &[
+    always("id", Text, "The AMI's id."),
+    always("name", Text, "The AMI's name."),
+    always("state", Words(&["pending", "available", "failed"]), "Whether it can be used."),
+    always("architecture", Words(&["x86_64", "arm64"]), "The architecture."),
+    always("snapshot", Text, "The id of its root snapshot."),
+    always("size_gib", Integer, "The size of its root volume in GiB."),
+    always("created", Text, "When it was made, as RFC 3339 in UTC."),
+    always("description", Text, "Its description."),
+    always("tags", Map(&Text), "Its tags."),
+];
+const STALE_RUN: &[EventField] = &[
+    always("run", Text, "The id of the run."),
+    always("owner", Text, "The host and process that it belonged to."),
+    always("resources", TEXTS, "The ids of what it left: volumes, snapshots, directories."),
+    always("kept", Boolean, "Whether `--keep-on-failure` kept its disk."),
+];
+
+/// What verbs answer, if they do not fail as a whole.
+pub static RESULTS: &[EventSpec] = &[
+    EventSpec {
+        name: "oven bake",
+        doc: "An object for each image, parents first.",
+        fields: &[always(
+            "images",
+            List(&Object(&[
+                always("name", Text, "The definition's name."),
+                always("definition", Text, "The definition's directory."),
+                always(
+                    "asked",
+                    Boolean,
+                    "Whether it was named on the command line, and is not only a parent.",
+                ),
+                always(
+                    "outcome",
+                    Words(&["baked", "already-baked", "skipped", "failed"]),
+                    "What became of it. `skipped`: its parent failed.",
+                ),
+                always("run", TEXT_OR_NULL, "The id of the run; null if nothing was done."),
+                always("log", TEXT_OR_NULL, "The log file; null if nothing was done."),
+                always("kept", TEXTS, "What `--keep-on-failure` kept."),
+                always(
+                    "left_behind",
+                    List(&Object(&[
+                        always("what", Text, "What could not be removed."),
+                        always("why", Text, "Why it could not."),
+                        always("command", Text, "The command that removes it."),
+                    ])),
+                    "What the clean-up could not remove.",
+                ),
+                sometimes("ami_id", Text, "The AMI's id, if there is an image."),
+                sometimes("ami_name", Text, "The AMI's name."),
+                sometimes("snapshot_id", Text, "The id of its root snapshot."),
+                sometimes("kind", KINDS, "The kind of failure, if it failed."),
+                sometimes("error", Text, "What failed, and why."),
+                sometimes("hint", TEXT_OR_NULL, "What the user can do about it."),
+            ])),
+            "The images.",
+        )],
+    },
+    EventSpec {
+        name: "oven plan",
+        doc: "What a bake would do with each image, parents first.",
+        fields: &[always(
+            "images",
+            List(&Object(&[
+                always("name", Text, "The definition's name."),
+                always("definition", Text, "The definition's directory."),
+                always("hit", Boolean, "Whether the image exists already."),
+                always("ami_id", TEXT_OR_NULL, "The AMI's id, if it exists."),
+                always("why", TEXTS, "Why it would be baked."),
+                always("vars", Map(&Text), "Its variables."),
+                always("secrets", Map(&Boolean), "Its secrets, and whether the environment has each."),
+            ])),
+            "The images.",
+        )],
+    },
+    EventSpec {
+        name: "oven plan --os-release",
+        doc: "The plan of the distro plugin.",
+        fields: &[
+            always("plugin", Text, "The plugin's name."),
+            sometimes("plan", Anything, "What it answers: `plan` of plugins/api/schema/plan.answer.json."),
+            sometimes(
+                "request",
+                Anything,
+                "With `--request`, what it is asked: plugins/api/schema/plan.request.json.",
+            ),
+        ],
+    },
+    EventSpec {
+        name: "oven plugin list",
+        doc: "The distro plugins.",
+        fields: &[
+            always(
+                "plugins",
+                List(&Object(&[
+                    always("id", Text, "The plugin's name."),
+                    always("origin", Text, "Where it comes from."),
+                    always("sha256", TEXT_OR_NULL, "The digest of its executable; null if it is built in."),
+                    sometimes(
+                        "claims",
+                        Map(&TEXTS),
+                        "Widely known systems that it claims, as `exact` or as `family`.",
+                    ),
+                    sometimes("error", Text, "Why it did not answer."),
+                ])),
+                "The plugins that are used.",
+            ),
+            always(
+                "passed_over",
+                List(&Object(&[
+                    always("path", Text, "The file."),
+                    always("why", Text, "Why it is not used."),
+                ])),
+                "Files among the plugins that are not used.",
+            ),
+        ],
+    },
+    EventSpec {
+        name: "oven plugin check",
+        doc: "What the conformance suite found.",
+        fields: &[
+            always("plugin", Text, "The plugin, as it was named."),
+            always("conforms", Boolean, "Whether it has no faults."),
+            always(
+                "rules",
+                List(&Object(&[
+                    always("rule", Text, "The rule."),
+                    always("tried", Boolean, "Whether it could be tried."),
+                    always("faults", TEXTS, "What breaks it."),
+                ])),
+                "The rules.",
+            ),
+        ],
+    },
+    EventSpec {
+        name: "oven plugin new",
+        doc: "The new files.",
+        fields: &[always("files", TEXTS, "Their paths; the plugin's is the first.")],
+    },
+    EventSpec {
+        name: "oven checksum",
+        doc: "The checksum of a definition's files.",
+        fields: &[
+            always("ami_config_checksum", Text, "The checksum, a SHA-1 in hexadecimal."),
+            always(
+                "files",
+                List(&Object(&[
+                    always("path", Text, "The file's path."),
+                    always("sha1", Text, "The SHA-1 of the file."),
+                ])),
+                "The files that it covers, in their order.",
+            ),
+        ],
+    },
+    EventSpec {
+        name: "oven images list",
+        doc: "The images, oldest first.",
+        fields: &[always("images", List(&Object(IMAGE)), "The images.")],
+    },
+    EventSpec {
+        name: "oven images show",
+        doc: "One image: the fields of an image of `oven images list`, and its documents.",
+        fields: &[
+            always("id", Text, "The AMI's id."),
+            always("name", Text, "The AMI's name."),
+            always("state", Words(&["pending", "available", "failed"]), "Whether it can be used."),
+            always("architecture", Words(&["x86_64", "arm64"]), "The architecture."),
+            always("snapshot", Text, "The id of its root snapshot."),
+            always("size_gib", Integer, "The size of its root volume in GiB."),
+            always("created", Text, "When it was made, as RFC 3339 in UTC."),
+            always("description", Text, "Its description."),
+            always("tags", Map(&Text), "Its tags."),
+            always(
+                "documents",
+                Map(&Text),
+                "Texts that a bake stored with it, such as its list of packages.",
+            ),
+        ],
+    },
+    EventSpec {
+        name: "oven images remove",
+        doc: "The images that were removed.",
+        fields: &[always("removed", List(&Object(IMAGE)), "The images, as in `oven images list`.")],
+    },
+    EventSpec {
+        name: "oven import",
+        doc: "The base image that was made, or was there already.",
+        fields: &[
+            always("ami_id", Text, "The AMI's id."),
+            always("ami_name", Text, "The AMI's name."),
+            always("snapshot_id", Text, "The id of its root snapshot."),
+        ],
+    },
+    EventSpec {
+        name: "oven export",
+        doc: "The raw disk image that was written.",
+        fields: &[
+            always("snapshot_id", Text, "The id of the snapshot."),
+            always("file", Text, "The file's path."),
+            always("size_gib", Integer, "The size of the disk in GiB."),
+            always("blocks", Integer, "How many blocks of 512 KiB the snapshot holds."),
+            always("bytes_on_disk", Integer, "How much room the file takes, without its holes."),
+        ],
+    },
+    EventSpec { name: "oven shell", doc: "Nothing but the exit code, which is the shell's.", fields: &[] },
+    EventSpec {
+        name: "oven sweep",
+        doc: "What was removed, or with `--dry-run` would be.",
+        fields: &[
+            always("dry_run", Boolean, "Whether it was only looked at."),
+            always("swept", List(&Object(STALE_RUN)), "Runs whose leftovers were removed."),
+            always("failed", Integer, "Of how many runs the leftovers could not be removed."),
+            always("kept", List(&Object(STALE_RUN)), "Runs whose disks stay, as `--kept` was not given."),
+        ],
+    },
+    EventSpec {
+        name: "oven doctor",
+        doc: "What this machine has and lacks.",
+        fields: &[
+            always("fit", Boolean, "Whether it can bake."),
+            always(
+                "checks",
+                List(&Object(&[
+                    always("what", Text, "What was checked."),
+                    always(
+                        "verdict",
+                        Words(&["ok", "note", "lacks"]),
+                        "`note`: a bake can do without it. `lacks`: a bake needs it.",
+                    ),
+                    sometimes("note", Text, "With `note`: what is not as it should be."),
+                    sometimes("why", Text, "With `lacks`: what is missing."),
+                    sometimes("fix", Text, "With `lacks`: what to do about it."),
+                ])),
+                "The checks.",
+            ),
+            sometimes(
+                "permissions",
+                List(&Object(&[
+                    always("action", Text, "The action, such as `ec2:CreateVolume`."),
+                    always(
+                        "verdict",
+                        Either(&[
+                            Words(&["granted", "missing"]),
+                            Object(&[always("unknown", Text, "Why it could not be judged.")]),
+                        ]),
+                        "Whether the role may do it.",
+                    ),
+                ])),
+                "In AWS: the permissions of the role.",
+            ),
+        ],
+    },
+    EventSpec {
+        name: "oven policy",
+        doc: "The IAM policy.",
+        fields: &[always("policy", Anything, "The policy document.")],
+    },
+    EventSpec {
+        name: "oven completions",
+        doc: "The completions of a shell.",
+        fields: &[always("script", Text, "The script to load.")],
+    },
+];

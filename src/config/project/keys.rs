@@ -1,0 +1,156 @@
+//! What an oven.toml may say: the parser works from this table, and the reference page and the schema are generated
+//! from it.
+
+use super::{CACHE_GIB, CACHE_MOST};
+use crate::config::key_table::{
+    ANY_TEXT, DefaultValue, KEY, Literal, Section, TextRule, TomlKey, ValueType, text,
+};
+
+const PATH: ValueType = text(r"^[^\x00]+$");
+
+/// A host and a path of a URL.
+macro_rules! host {
+    () => {
+        r"[!#%&()*+,.0-9=?A-Z\[\]_a-z~-][!#%&()*+,.0-9:=?A-Z\[\]_a-z~-]*(/[!#%&()*+,./0-9:=?@A-Z\[\]_a-z~-]*)?$"
+    };
+}
+/// Name and password.
+macro_rules! user {
+    () => {
+        r"([!#%&()*+,.0-9:=?@A-Z\[\]_a-z~-]*@)?"
+    };
+}
+
+/// The whole file.
+pub static OVEN_TOML: Section = Section {
+    header: "",
+    keys: &[
+        TomlKey {
+            name: "cloud",
+            value: ValueType::Words(&["local", "aws"]),
+            expected: "a cloud's name: \"local\" or \"aws\"",
+            default: DefaultValue::Is(Literal::Text("local")),
+            doc: "Where images are baked. `\"aws\"` is EC2: oven runs on an instance there. `\"local\"` is a local \
+                  region: a directory, with loop devices as volumes. The flag is `--cloud`, the environment variable \
+                  `OVEN_CLOUD`.",
+            example: "cloud = \"aws\"",
+            ..KEY
+        },
+        TomlKey {
+            name: "region_dir",
+            value: PATH,
+            expected: "a directory, such as \"../region\"",
+            default: DefaultValue::Said("`/var/lib/oven/region`"),
+            doc: "The directory of the local region. It is relative to the directory of oven.toml, and may not be \
+                  inside a definition. The flag is `--region-dir`, the environment variable `OVEN_REGION_DIR`.",
+            example: "region_dir = \"/srv/oven\"",
+            ..KEY
+        },
+        TomlKey {
+            name: "region",
+            value: ValueType::Text(TextRule { pattern: "^[A-Za-z0-9][A-Za-z0-9-]*$", most: 64, ..ANY_TEXT }),
+            expected: "a region's name, such as \"eu-central-1\"",
+            default: DefaultValue::Said("the builder's own region"),
+            doc: "The AWS region. The flag is `--region`, the environment variable `OVEN_REGION`.",
+            example: "region = \"eu-central-1\"",
+            ..KEY
+        },
+        TomlKey {
+            name: "instance_id",
+            value: text("^i-([0-9a-f]{8}|[0-9a-f]{17})$"),
+            expected: "an instance's id, such as \"i-0123456789abcdef0\"",
+            default: DefaultValue::Said("what the metadata service says"),
+            doc: "The id of the builder's instance, where its metadata service cannot be asked. The flag is \
+                  `--instance-id`, the environment variable `OVEN_INSTANCE_ID`.",
+            example: "instance_id = \"i-0123456789abcdef0\"",
+            ..KEY
+        },
+        TomlKey {
+            name: "zone",
+            value: ValueType::Text(TextRule {
+                pattern: "^[a-z0-9-]*-[a-z0-9-]*[a-z]$",
+                most: 64,
+                ..ANY_TEXT
+            }),
+            expected: "an availability zone, such as \"eu-central-1a\"",
+            default: DefaultValue::Said("what the metadata service says"),
+            doc: "The availability zone of the builder's instance, where its metadata service cannot be asked. The \
+                  flag is `--zone`, the environment variable `OVEN_ZONE`.",
+            example: "zone = \"eu-central-1a\"",
+            ..KEY
+        },
+        TomlKey {
+            name: "disks",
+            value: ValueType::Words(&["attached", "direct"]),
+            expected: "how disks are got: \"attached\" or \"direct\"",
+            default: DefaultValue::Is(Literal::Text("attached")),
+            doc: "How a bake gets its disk. `\"attached\"` makes a volume from the base's snapshot and attaches it. \
+                  `\"direct\"` attaches nothing: it reads the base's blocks when they are first used, keeps what is \
+                  written on this machine, and sends the blocks that differ as a child of the base's snapshot. It \
+                  needs FUSE and loop devices. The image and its fingerprint are the same either way. The flag is \
+                  `--disks`, the environment variable `OVEN_DISKS`.",
+            example: "disks = \"direct\"",
+            ..KEY
+        },
+        TomlKey {
+            name: "cache_gib",
+            value: ValueType::Integer { least: 1, most: CACHE_MOST, unit: "GiB" },
+            default: DefaultValue::Is(Literal::Integer(CACHE_GIB)),
+            doc: "How large the cache of base images' blocks may become with `disks = \"direct\"`, in GiB. Beyond it, \
+                  and where less than one GiB of that disk is free, the blocks go that were not used for the longest \
+                  time. The cache is `blocks/` in the region's directory (in AWS: in `/var/lib/oven`).",
+            example: "cache_gib = 40",
+            ..KEY
+        },
+        TomlKey {
+            name: "network",
+            value: ValueType::Table(&NETWORK),
+            doc: "How downloads reach the network. Nothing of it stays in the image, and scripts do not get it.",
+            example: "[network]\nproxy = \"http://proxy.example:3128\"",
+            ..KEY
+        },
+    ],
+    rules: &[],
+};
+
+static NETWORK: Section = Section {
+    header: "[network]",
+    keys: &[
+        TomlKey {
+            name: "proxy",
+            value: text(concat!("^(https?|socks5h)://", user!(), host!())),
+            expected: "a URL, such as \"http://proxy.example:3128\"",
+            doc: "The URL of a proxy, by `http`, `https` or `socks5h`. A password in it is not shown in messages.",
+            example: "proxy = \"http://proxy.example:3128\"",
+            ..KEY
+        },
+        TomlKey {
+            name: "no_proxy",
+            value: text(r"^\s*([A-Za-z0-9.:*/\[\]_-]*\s*(,\s*|$))*$"),
+            expected: "hosts, such as \"localhost,.example\"",
+            doc: "Hosts that are reached without the proxy, separated by commas. `.example` stands for all hosts \
+                  below `example`.",
+            example: "no_proxy = \"localhost,.example\"",
+            ..KEY
+        },
+        TomlKey {
+            name: "mirror",
+            value: text(concat!("^https?://", user!(), host!())),
+            expected: "a URL, such as \"https://deb.example/debian\"",
+            doc: "The URL of a mirror that replaces the image's own archive while packages are downloaded. zypper does \
+                  not support it.",
+            example: "mirror = \"http://mirror.example/debian\"",
+            ..KEY
+        },
+        TomlKey {
+            name: "ca_file",
+            value: PATH,
+            expected: "a file of certificates, such as \"ca.pem\"",
+            doc: "A file on this machine with certificates in PEM that are trusted besides the image's own. It is \
+                  relative to the directory of oven.toml. zypper does not support it.",
+            example: "ca_file = \"/etc/ssl/certs/corporate.pem\"",
+            ..KEY
+        },
+    ],
+    rules: &[],
+};

@@ -1,0 +1,164 @@
+//! `[disk]` and `[image]`.
+
+use crate::config::key_table::Condition::{Absent, Is, Present, Within};
+use crate::config::key_table::{
+    ANY_TEXT, DefaultValue, KEY, KeyRule, Literal, Section, TextRule, TomlKey, ValueType,
+};
+use crate::definition::attributes::{BOOT_MODES, MAX_GIB, UEFI};
+
+const FROM_BASE: DefaultValue = DefaultValue::Said("the base image's");
+
+pub(super) const DISK_KEY: TomlKey = TomlKey {
+    name: "disk",
+    value: ValueType::Table(&DISK),
+    doc: "The disk: both the volume that is baked on, and the root volume that instances of the image get. Whatever is \
+          not set is inherited from the base image.",
+    example: "[disk]\nsize_gib = 8\ntype = \"gp3\"",
+    ..KEY
+};
+
+pub(super) const IMAGE_KEY: TomlKey = TomlKey {
+    name: "image",
+    value: ValueType::Table(&IMAGE),
+    doc: "Attributes with which the image is registered. Whatever is not set is inherited from the base image. \
+          Attributes that contradict each other are rejected before anything is created.",
+    example: "[image]\nboot_mode = \"uefi\"\nimds = \"v2.0\"",
+    ..KEY
+};
+
+/// Types that an instance can boot from.
+pub(in crate::definition) const VOLUME_TYPES: &[&str] = &["gp2", "gp3", "io1", "io2", "standard"];
+
+pub(in crate::definition) static DISK: Section = Section {
+    header: "[disk]",
+    keys: &[
+        TomlKey {
+            name: "size_gib",
+            value: ValueType::Integer { least: 1, most: MAX_GIB, unit: "GiB" },
+            default: FROM_BASE,
+            doc: "The size in GiB. If the disk is larger than the base's, partition and file system grow with it. It \
+                  cannot be smaller.",
+            example: "size_gib = 8",
+            ..KEY
+        },
+        TomlKey {
+            name: "type",
+            value: ValueType::Words(VOLUME_TYPES),
+            expected: "a type of volume, such as \"gp3\"",
+            default: DefaultValue::Said("the base image's; the volume that is baked on is then a gp3"),
+            doc: "The type of EBS volume. `sc1` and `st1` are rejected, because no instance boots from them.",
+            example: "type = \"gp3\"",
+            ..KEY
+        },
+        TomlKey {
+            name: "iops",
+            value: ValueType::Integer { least: 1, most: u32::MAX as u64, unit: "IOPS" },
+            default: FROM_BASE,
+            doc: "The provisioned IOPS: 3000 to 80000 with gp3, 100 to 64000 with io1, 100 to 256000 with io2. io1 and \
+                  io2 need it; gp2 and standard have none.",
+            example: "iops = 4000",
+            ..KEY
+        },
+        TomlKey {
+            name: "throughput",
+            value: ValueType::Integer { least: 1, most: u32::MAX as u64, unit: "MiB/s" },
+            default: FROM_BASE,
+            doc: "The provisioned throughput in MiB/s, of a gp3 alone: 125 to 2000.",
+            example: "throughput = 250",
+            ..KEY
+        },
+        TomlKey {
+            name: "encrypted",
+            value: ValueType::Boolean,
+            default: FROM_BASE,
+            doc: "Whether the disk, and so the snapshot, is encrypted.",
+            example: "encrypted = true",
+            ..KEY
+        },
+        TomlKey {
+            name: "kms_key",
+            value: ValueType::Text(TextRule {
+                pattern: "^((alias/|arn:|mrk-)[A-Za-z0-9_/:-]*|[0-9A-Fa-f-]{36})$",
+                most: 2048,
+                ..ANY_TEXT
+            }),
+            expected: "a KMS key's id, ARN or alias, such as \"alias/images\"",
+            default: DefaultValue::Said("the account's default key for EBS"),
+            doc: "The KMS key that encrypts the disk: its id, ARN or alias. It needs `encrypted = true` beside it, and \
+                  `oven policy --kms-key ARN` prints the permissions for it.",
+            example: "encrypted = true\nkms_key = \"alias/images\"",
+            ..KEY
+        },
+    ],
+    // What may be provisioned for each type (Amazon EBS user guide, volume types). How much of it a size allows is left
+    // to EC2, which says so before anything is baked.
+    rules: &[
+        KeyRule::Needs("kms_key", "encrypted", Literal::Boolean(true)),
+        KeyRule::When("type", Literal::Text("gp2"), &[Absent("iops"), Absent("throughput")]),
+        KeyRule::When(
+            "type",
+            Literal::Text("gp3"),
+            &[Within("iops", 3000, 80_000), Within("throughput", 125, 2000)],
+        ),
+        // Without IOPS, EC2 makes neither an io1 nor an io2.
+        KeyRule::When(
+            "type",
+            Literal::Text("io1"),
+            &[Within("iops", 100, 64_000), Absent("throughput"), Present("iops")],
+        ),
+        KeyRule::When(
+            "type",
+            Literal::Text("io2"),
+            &[Within("iops", 100, 256_000), Absent("throughput"), Present("iops")],
+        ),
+        KeyRule::When("type", Literal::Text("standard"), &[Absent("iops"), Absent("throughput")]),
+    ],
+};
+
+static IMAGE: Section = Section {
+    header: "[image]",
+    keys: &[
+        TomlKey {
+            name: "boot_mode",
+            value: ValueType::Words(&BOOT_MODES),
+            default: FROM_BASE,
+            doc: "How instances boot. arm64 boots by `\"uefi\"` alone.",
+            example: "boot_mode = \"uefi\"",
+            ..KEY
+        },
+        TomlKey {
+            name: "ena",
+            value: ValueType::Boolean,
+            default: FROM_BASE,
+            doc: "Whether the image supports the Elastic Network Adapter.",
+            example: "ena = true",
+            ..KEY
+        },
+        TomlKey {
+            name: "sriov",
+            value: ValueType::Words(&["simple", "none"]),
+            default: FROM_BASE,
+            doc: "Whether the image supports the older enhanced networking, by the Intel 82599 (`\"simple\"`).",
+            example: "sriov = \"simple\"",
+            ..KEY
+        },
+        TomlKey {
+            name: "tpm",
+            value: ValueType::Words(&["v2.0", "none"]),
+            default: FROM_BASE,
+            doc: "Whether instances have a NitroTPM. It needs the boot mode `\"uefi\"`.",
+            example: "boot_mode = \"uefi\"\ntpm = \"v2.0\"",
+            ..KEY
+        },
+        TomlKey {
+            name: "imds",
+            value: ValueType::Words(&["v2.0", "optional"]),
+            default: FROM_BASE,
+            doc: "Which versions of the metadata service instances of the image have: `\"v2.0\"` is IMDSv2 alone, \
+                  `\"optional\"` is both.",
+            example: "imds = \"v2.0\"",
+            ..KEY
+        },
+    ],
+    rules: &[KeyRule::When("tpm", Literal::Text("v2.0"), &[Is("boot_mode", Literal::Text(UEFI))])],
+};

@@ -1,0 +1,373 @@
+//! What an image.toml may say: the parser works from this table, and the reference page and the schema are generated
+//! from it. A new key is added here, and to the reader beside.
+
+mod attributes;
+mod packages;
+mod steps;
+
+pub(super) use attributes::{DISK, VOLUME_TYPES};
+
+use super::validate::{MAX_DESCRIPTION, MAX_NAME, MAX_TAG_KEY, MAX_TAG_VALUE, MAX_USER_TAGS};
+use super::vars::RESERVED;
+use crate::cloud::tag;
+use crate::config::key_table::{
+    ANY_TEXT, ArrayRule, DefaultValue, KEY, KeyRule, Literal, NO, Section, TextRule, TomlKey, UserTable,
+    ValueType, text,
+};
+
+/// One line: no control characters.
+const LINE: &str = r"^[^\x00-\x1f\x7f-\x9f]*$";
+/// The same, and not empty.
+const FILLED: &str = r"^[^\x00-\x1f\x7f-\x9f]+$";
+/// What an environment, and an argument, can hold.
+const NO_NUL: ValueType = text(r"^[^\x00]*$");
+const ARGUMENTS: ValueType =
+    ValueType::Array(&ArrayRule { element: NO_NUL, first: None, least: 0, unique: false });
+/// A path that is relative to the definition's directory.
+const RELATIVE: &str = r"^[^/\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$";
+/// A file that counts in the checksum: no directory, and not hidden.
+const SOURCE: ValueType =
+    ValueType::Text(TextRule { pattern: RELATIVE, never: r"/$|(^|/)\.[^/]*$", ..ANY_TEXT });
+const IMAGE_PATH: &str = r"^(/[^/\x00-\x1f\x7f-\x9f]+)+$";
+const ACCOUNT: ValueType = ValueType::Text(TextRule {
+    pattern: "^([0-9]{1,10}|[A-Za-z_][A-Za-z0-9_.-]*)$",
+    never: "^4294967295$",
+    most: 32,
+    ..ANY_TEXT
+});
+const VARIABLE: TextRule = TextRule { pattern: "^[A-Za-z_][A-Za-z0-9_]*$", ..ANY_TEXT };
+/// A variable that every step gets.
+const FREE_VARIABLE: TextRule = TextRule { reserved: &RESERVED, ..VARIABLE };
+
+macro_rules! spellings {
+    () => {
+        "\"ami-…\" (an image), \"../base\" (another definition), { name = \"debian-12-*\", owner = \
+         \"136693071363\" }, { tag = { role = \"base\" } } or { ssm = \"/aws/service/…\" } (the newest that matches)"
+    };
+}
+/// What `from` may be.
+pub(super) const SPELLINGS: &str = spellings!();
+
+/// The whole file.
+pub static IMAGE_TOML: Section = Section {
+    header: "",
+    keys: &[
+        TomlKey {
+            name: "name",
+            value: ValueType::Text(TextRule {
+                pattern: r"^[A-Za-z0-9()\[\]./'@_-]([A-Za-z0-9 ()\[\]./'@_-]*[A-Za-z0-9()\[\]./'@_-])?$",
+                most: MAX_NAME,
+                ..ANY_TEXT
+            }),
+            expected: "a name, such as \"web\"",
+            default: DefaultValue::Said("the name of the definition's directory"),
+            doc: "The family of images that this definition makes. Each AMI is named `<name>-<12 digits of the \
+                  fingerprint>`.\n\nSet it where the directory's name may differ from checkout to checkout, as in CI: \
+                  another name is another family. It has at most 106 characters: ASCII letters, digits, spaces and \
+                  ``()[]./-'@_``.",
+            example: "name = \"web\"",
+            ..KEY
+        },
+        TomlKey {
+            name: "description",
+            value: ValueType::Text(TextRule { pattern: LINE, most: MAX_DESCRIPTION, ..ANY_TEXT }),
+            expected: "a text",
+            default: DefaultValue::Is(Literal::Text("")),
+            doc: "The description of the AMI. It is one line of at most 255 characters.",
+            example: "description = \"nginx with our site\"",
+            ..KEY
+        },
+        TomlKey {
+            name: "from",
+            value: ValueType::Either(&[
+                text(r"^(ami-([0-9a-f]{8}|[0-9a-f]{17})|\.|\.\.|.*/.*)$"),
+                ValueType::Table(&FROM),
+            ]),
+            expected: SPELLINGS,
+            required: Some(concat!("write ", spellings!())),
+            doc: "The base image.\n\nA text is an AMI's id (`\"ami-…\"`), or the directory of the definition whose \
+                  image is the base (`\"../base\"`). `oven bake` bakes that parent first, and bakes this image again \
+                  when the parent's image changed.\n\nA table searches for an image by `id`, `name`, `tag` or `ssm`: \
+                  exactly one of them. If several images match, the newest one is the base.",
+            example: "from = { name = \"debian-12-*\", owner = \"self\" }",
+            ..KEY
+        },
+        packages::PACKAGES,
+        packages::UPGRADE,
+        packages::RECOMMENDS,
+        packages::REPOSITORY,
+        packages::HOLD,
+        packages::DEBCONF,
+        packages::DISTRO,
+        packages::CONFFILES,
+        TomlKey {
+            name: "selinux",
+            value: ValueType::Words(&["label", "autorelabel"]),
+            expected: "\"label\" (files are labelled by the image's own policy) or \"autorelabel\" (by each instance)",
+            default: DefaultValue::Is(Literal::Text("label")),
+            doc: "How new files get their SELinux labels, where the image has SELinux switched on. With `\"label\"` \
+                  oven writes the labels that the image's own policy gives them. With `\"autorelabel\"` each instance \
+                  labels all files when it first boots, and then boots once more.",
+            example: "selinux = \"autorelabel\"",
+            ..KEY
+        },
+        TomlKey {
+            name: "network",
+            value: ValueType::Boolean,
+            default: NO,
+            doc: "Whether the scripts of packages have the network while packages are installed. By default only \
+                  downloads have it. A `[[run]]` has a key `network` of its own.",
+            example: "network = true",
+            ..KEY
+        },
+        TomlKey {
+            name: "imds",
+            value: ValueType::Boolean,
+            default: NO,
+            doc: "Whether steps that have the network reach the builder's metadata service, and so the credentials of \
+                  the builder's role. By default their packets to it are dropped. (`imds` of `[image]` is about \
+                  instances of the image.)",
+            example: "imds = true",
+            ..KEY
+        },
+        TomlKey {
+            name: "inputs",
+            value: ValueType::Array(&ArrayRule {
+                element: text(RELATIVE),
+                first: None,
+                least: 0,
+                unique: true,
+            }),
+            expected: "an array of directories, such as [\"../common\"]",
+            doc: "Further directories whose files count as the definition's own: `[[file]]` and scripts may name \
+                  files in them, and a change in them makes a new image. Paths are relative to the definition's \
+                  directory.\n\nThese directories, and whatever a symbolic link in the definition leads to, have to \
+                  lie inside the project. The project is the nearest directory upwards with a `.git` or an \
+                  `oven.toml`, or else the definition's parent directory.",
+            example: "inputs = [\"../common\"]",
+            ..KEY
+        },
+        TomlKey {
+            name: "file",
+            value: ValueType::Tables(&FILE),
+            doc: "A file that is copied into the image after the packages are installed. Each file has a \
+                  `[[file]]` of its own.",
+            example: "[[file]]\nsource = \"files/nginx.conf\"\ntarget = \"/etc/nginx/nginx.conf\"\nmode = \"0644\"",
+            ..KEY
+        },
+        steps::RUN_KEY,
+        steps::ANSIBLE_KEY,
+        steps::TEST_KEY,
+        TomlKey {
+            name: "vars",
+            value: ValueType::Map(&UserTable {
+                header: "[vars]",
+                names: FREE_VARIABLE,
+                values: NO_NUL,
+                least: 0,
+                most: 0,
+            }),
+            doc: "Variables and their default values, which are all texts. Scripts find them in their environment \
+                  under these names, templates fill them in, and playbooks know them. `--var NAME=VALUE` overrides a \
+                  value for one bake.\n\nThe values count in the fingerprint, so another value makes another image. A \
+                  name that the programs of a step give a meaning of their own is rejected; the `env` of a single \
+                  `[[run]]` may set it.",
+            example: "[vars]\nversion = \"1.4\"",
+            ..KEY
+        },
+        attributes::DISK_KEY,
+        attributes::IMAGE_KEY,
+        TomlKey {
+            name: "tags",
+            value: ValueType::Map(&UserTable {
+                header: "[tags]",
+                names: TextRule {
+                    pattern: FILLED,
+                    never: "^[Aa][Ww][Ss]:",
+                    reserved: &["oven:*", tag::CHECKSUM],
+                    most: MAX_TAG_KEY,
+                },
+                values: ValueType::Text(TextRule { pattern: LINE, most: MAX_TAG_VALUE, ..ANY_TEXT }),
+                least: 0,
+                most: MAX_USER_TAGS,
+            }),
+            doc: "Tags of the image and of its snapshot. There may be 41, because oven needs 9 of EC2's 50. A key has \
+                  at most 128 characters and a value at most 256; keys that begin with `aws:` or `oven:` are taken.",
+            example: "[tags]\nrole = \"web\"",
+            ..KEY
+        },
+        TomlKey {
+            name: "clean",
+            value: ValueType::Table(&CLEAN),
+            doc: "What the clean-up at the end of a bake does.",
+            example: "[clean]\nkeep = [\"/var/log/app\"]",
+            ..KEY
+        },
+    ],
+    rules: &[],
+};
+
+static FROM: Section = Section {
+    header: "`from`",
+    keys: &[
+        TomlKey {
+            name: "id",
+            value: text("^ami-([0-9a-f]{8}|[0-9a-f]{17})$"),
+            expected: "an image's id, such as \"ami-0123456789abcdef0\"",
+            doc: "The id of the base image. It is the same as `from = \"ami-…\"`, and leaves room for `deprecated`.",
+            example: "from = { id = \"ami-0123456789abcdef0\", deprecated = true }",
+            ..KEY
+        },
+        TomlKey {
+            name: "name",
+            value: ValueType::Text(TextRule {
+                pattern: r"^[A-Za-z0-9 ()\[\]./'@_*?-]+$",
+                never: "^ *$",
+                most: 128,
+                ..ANY_TEXT
+            }),
+            expected: "an image's name, which may have `*` and `?`",
+            doc: "The name of the base image. `*` stands for any characters and `?` for one.",
+            example: "from = { name = \"debian-12-amd64-*\", owner = \"136693071363\" }",
+            ..KEY
+        },
+        TomlKey {
+            name: "tag",
+            value: ValueType::Map(&UserTable {
+                header: "`tag` of `from`",
+                names: TextRule { pattern: FILLED, most: MAX_TAG_KEY, ..ANY_TEXT },
+                values: ValueType::Text(TextRule {
+                    pattern: r"^[^*?\\\x00-\x1f\x7f-\x9f]*$",
+                    most: MAX_TAG_VALUE,
+                    ..ANY_TEXT
+                }),
+                least: 1,
+                most: 1,
+            }),
+            expected: "a table of one tag, such as { role = \"base\" }",
+            doc: "One tag that the base image carries. Its value is written out in full, without `*` or `?`.",
+            example: "from = { tag = { role = \"base\" }, owner = \"self\" }",
+            ..KEY
+        },
+        TomlKey {
+            name: "ssm",
+            value: ValueType::Text(TextRule { pattern: "^[A-Za-z0-9/_.:-]+$", most: 2048, ..ANY_TEXT }),
+            expected: "a parameter's name, such as \"/aws/service/…\"",
+            doc: "The name of a parameter in the Systems Manager's parameter store that holds the id of the base \
+                  image. Distributions publish their newest images so.",
+            example: "from = { ssm = \"/aws/service/debian/release/12/latest/amd64\" }",
+            ..KEY
+        },
+        TomlKey {
+            name: "owner",
+            value: text("^([0-9]{12}|self|amazon|aws-marketplace|aws-backup-vault)$"),
+            expected: "an account's 12 digits in quotes, or \"self\"",
+            default: DefaultValue::Said("your own account"),
+            doc: "Who owns the base image: the 12 digits of an account, `\"self\"`, `\"amazon\"`, \
+                  `\"aws-marketplace\"` or `\"aws-backup-vault\"`. It goes with `name` and `tag`. In AWS a `name` \
+                  needs it, because anybody may publish an image under any name.",
+            example: "from = { name = \"al2023-ami-2023.*-x86_64\", owner = \"amazon\" }",
+            ..KEY
+        },
+        TomlKey {
+            name: "deprecated",
+            value: ValueType::Boolean,
+            default: NO,
+            doc: "Whether the base may be an image that its owner deprecated.",
+            example: "from = { id = \"ami-0123456789abcdef0\", deprecated = true }",
+            ..KEY
+        },
+    ],
+    rules: &[KeyRule::OneOf(&["id", "name", "ssm", "tag"]), KeyRule::Excludes("owner", &["id", "ssm"])],
+};
+
+static FILE: Section = Section {
+    header: "[[file]]",
+    keys: &[
+        TomlKey {
+            name: "source",
+            value: SOURCE,
+            expected: "a path, such as \"files/motd\"",
+            required: Some("a file beside image.toml, such as \"files/motd\""),
+            doc: "The file to copy. The path is relative to the definition's directory, and leads into it or into one \
+                  of `inputs`. A file whose name begins with a dot is rejected, because it does not count in the \
+                  checksum.",
+            example: "source = \"files/nginx.conf\"",
+            ..KEY
+        },
+        TomlKey {
+            name: "target",
+            value: ValueType::Text(TextRule {
+                pattern: IMAGE_PATH,
+                never: r"/\.{1,2}(/|$)|^/(dev|proc|run|sys)(/|$)",
+                ..ANY_TEXT
+            }),
+            expected: "a path in the image, such as \"/etc/motd\"",
+            required: Some("a path in the image, such as \"/etc/motd\""),
+            doc: "Where the file goes: an absolute path in the image, with the file's name. Missing directories are \
+                  made. It may not be below `/dev`, `/proc`, `/run` or `/sys`, where something else is mounted when \
+                  the image runs.",
+            example: "target = \"/etc/nginx/nginx.conf\"",
+            ..KEY
+        },
+        TomlKey {
+            name: "mode",
+            value: text("^[0-7]{3,4}$"),
+            expected: "octal digits in quotes, such as \"0644\"",
+            default: DefaultValue::Said("`\"0755\"` if the source is executable, else `\"0644\"`"),
+            doc: "The permissions of the file: three or four octal digits in quotes.",
+            example: "mode = \"0640\"",
+            ..KEY
+        },
+        TomlKey {
+            name: "owner",
+            value: ACCOUNT,
+            expected: "a name or a number in quotes, such as \"www-data\" or \"33\"",
+            default: DefaultValue::Is(Literal::Text("root")),
+            doc: "The user that owns the file: a name that the image knows, or a number, in quotes.",
+            example: "owner = \"www-data\"",
+            ..KEY
+        },
+        TomlKey {
+            name: "group",
+            value: ACCOUNT,
+            expected: "a name or a number in quotes, such as \"www-data\" or \"33\"",
+            default: DefaultValue::Is(Literal::Text("root")),
+            doc: "The group of the file: a name that the image knows, or a number, in quotes.",
+            example: "group = \"33\"",
+            ..KEY
+        },
+        TomlKey {
+            name: "template",
+            value: ValueType::Boolean,
+            default: NO,
+            doc: "Whether the file is a template: `{{ name }}` in it is replaced by the value of a variable of \
+                  `[vars]`, as in Jinja. An unknown name is an error that names the line.",
+            example: "template = true",
+            ..KEY
+        },
+    ],
+    rules: &[],
+};
+
+static CLEAN: Section = Section {
+    header: "[clean]",
+    keys: &[TomlKey {
+        name: "keep",
+        value: ValueType::Array(&ArrayRule {
+            element: ValueType::Text(TextRule {
+                pattern: r"^(/[^/\x00-\x1f\x7f-\x9f]+)+/?$",
+                never: r"/\.{1,2}(/|$)",
+                ..ANY_TEXT
+            }),
+            first: None,
+            least: 0,
+            unique: false,
+        }),
+        expected: "an array of paths in the image, such as [\"/var/log/app\"]",
+        doc: "Paths in the image that the clean-up leaves alone, and that the lint accepts.",
+        example: "keep = [\"/var/log/app\"]",
+        ..KEY
+    }],
+    rules: &[],
+};

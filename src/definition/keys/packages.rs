@@ -1,0 +1,252 @@
+//! Packages, and where they come from.
+
+use super::SOURCE;
+use crate::config::key_table::{
+    ANY_TEXT, ArrayRule, DefaultValue, KEY, KeyRule, Literal, NO, Section, TextRule, TomlKey, ValueType, text,
+};
+
+macro_rules! package {
+    () => {
+        "[A-Za-z0-9]([A-Za-z0-9+._-]*[A-Za-z0-9+._])?(:[a-z0-9][a-z0-9-]*)?"
+    };
+}
+
+const URL: ValueType = text(
+    r"^https?://[!#%&()*+,.0-9=?A-Z\[\]_a-z~-][!#%&()*+,.0-9:=?A-Z\[\]_a-z~-]*(/[!#%&()*+,./0-9:=?@A-Z\[\]_a-z~-]*)?$",
+);
+
+pub(super) const PACKAGES: TomlKey = TomlKey {
+    name: "packages",
+    value: ValueType::Array(&ArrayRule {
+        element: ValueType::Either(&[
+            ValueType::Text(TextRule {
+                // A file, a group, or a name with or without a version.
+                pattern: concat!(
+                    r"^(\.\.?/.*|[^/]+/.*\.(deb|rpm)|@\^?[A-Za-z0-9]([A-Za-z0-9+._:() -]*[A-Za-z0-9+._:()-])?|",
+                    package!(),
+                    "(=[A-Za-z0-9*][A-Za-z0-9.+~:^_*-]*)?)$"
+                ),
+                never: r"://|^[^/@]*\.(deb|rpm)$",
+                ..ANY_TEXT
+            }),
+            ValueType::Table(&BY_URL),
+        ]),
+        first: None,
+        least: 0,
+        unique: true,
+    }),
+    expected: "an array of packages, such as [\"nginx-light\", \"redis-server=5:7.0.*\", \"./site.deb\"]",
+    doc: "The packages to install, with everything that they depend on. Each is one of these:\n\n\
+          - `\"name\"`, or `\"name:arch\"` for another architecture\n\
+          - `\"name=version\"`; an epoch is part of the version, and `*` stands for any characters\n\
+          - `\"@group\"`, with dnf and zypper\n\
+          - `\"./x.deb\"` or `\"./x.rpm\"`, a package file in the definition\n\
+          - `{ url = \"https://…\", sha256 = \"…\" }`, a package file that oven downloads\n\n\
+          Whether what was asked for is installed is checked afterwards.",
+    example: "packages = [\"nginx-light\", \"redis-server=5:7.0.*\", \"./site_1.0_all.deb\"]",
+    ..KEY
+};
+
+static BY_URL: Section = Section {
+    header: "a package by URL",
+    keys: &[
+        TomlKey {
+            name: "url",
+            value: URL,
+            expected: "\"https://example.org/site.deb\"",
+            required: Some("where the package is, such as \"https://example.org/site.deb\""),
+            doc: "Where the package file is, by `http` or `https`. It is downloaded before the bake, through `proxy` \
+                  and with `ca_file` of the `[network]` of oven.toml. The file stays in `downloads` of the region's \
+                  directory (in AWS: `/var/lib/oven/downloads`), which may be emptied at any time. The URL may not \
+                  hold a password, because it is written to logs.",
+            example: "packages = [{ url = \"https://example.org/site.deb\", sha256 = \
+                      \"0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef\" }]",
+            ..KEY
+        },
+        TomlKey {
+            name: "sha256",
+            value: text("^[0-9A-Fa-f]{64}$"),
+            expected: "64 hexadecimal digits, as `sha256sum` prints them",
+            required: Some(
+                "64 hexadecimal digits, as `sha256sum` prints them: only that very file is installed",
+            ),
+            doc: "The SHA-256 digest of the file. A file with another digest is not installed.",
+            example: "packages = [{ url = \"https://example.org/site.deb\", sha256 = \
+                      \"0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef\" }]",
+            ..KEY
+        },
+    ],
+    rules: &[],
+};
+
+pub(super) const UPGRADE: TomlKey = TomlKey {
+    name: "upgrade",
+    value: ValueType::Either(&[ValueType::Boolean, ValueType::Words(&["security"])]),
+    expected: "`true` (everything), `false` or \"security\" (what is a fault of security)",
+    default: NO,
+    doc: "Whether installed packages are upgraded first. `true` upgrades all of them. `\"security\"` upgrades only to \
+          versions of the security suites.",
+    example: "upgrade = \"security\"",
+    ..KEY
+};
+
+pub(super) const RECOMMENDS: TomlKey = TomlKey {
+    name: "recommends",
+    value: ValueType::Boolean,
+    default: NO,
+    doc: "Whether recommended packages are installed, too.",
+    example: "recommends = true",
+    ..KEY
+};
+
+pub(super) const REPOSITORY: TomlKey = TomlKey {
+    name: "repository",
+    value: ValueType::Tables(&REPOSITORIES),
+    doc: "A source of packages besides the image's own. Each has a `[[repository]]` of its own.",
+    example: "[[repository]]\nname = \"docker\"\nurl = \"https://download.docker.com/linux/debian\"\n\
+              key = \"keys/docker.asc\"\nsuite = \"bookworm\"\ncomponents = [\"stable\"]",
+    ..KEY
+};
+
+static REPOSITORIES: Section = Section {
+    header: "[[repository]]",
+    keys: &[
+        TomlKey {
+            name: "name",
+            value: ValueType::Text(TextRule {
+                pattern: "^[A-Za-z0-9][A-Za-z0-9._-]*$",
+                most: crate::definition::repositories::MAX_NAME,
+                ..ANY_TEXT
+            }),
+            expected: "a name, such as \"docker\"",
+            required: Some("a name, such as \"docker\""),
+            doc: "The name of the repository, and of the file in the image that lists it.",
+            example: "name = \"docker\"",
+            ..KEY
+        },
+        TomlKey {
+            name: "url",
+            value: URL,
+            expected: "its address, such as \"https://repo.example/debian\"",
+            required: Some("its address, such as \"https://repo.example/debian\""),
+            doc: "The address of the repository, by `http` or `https`. It is written out: an address that an instance \
+                  completes when it runs (`REGION`, `$awsregion`) does not work in a bake.",
+            example: "url = \"https://download.docker.com/linux/debian\"",
+            ..KEY
+        },
+        TomlKey {
+            name: "key",
+            value: SOURCE,
+            expected: "a file with its OpenPGP key, such as \"keys/docker.asc\"",
+            default: DefaultValue::None,
+            doc: "A file in the definition: the OpenPGP key that signs the repository, ASCII-armoured. It has to be \
+                  there, unless `signed = false`.",
+            example: "key = \"keys/docker.asc\"",
+            ..KEY
+        },
+        TomlKey {
+            name: "signed",
+            value: ValueType::Boolean,
+            default: DefaultValue::Is(Literal::Boolean(true)),
+            doc: "Whether the repository is signed. `false` accepts packages without any signature, and then there is \
+                  no `key`.",
+            example: "signed = false",
+            ..KEY
+        },
+        TomlKey {
+            name: "suite",
+            value: ValueType::Text(TextRule {
+                pattern: "^[A-Za-z0-9_.+~-][A-Za-z0-9_./+~-]*$",
+                never: r"(^|/)\.\.(/|$)",
+                ..ANY_TEXT
+            }),
+            expected: "a suite's name, such as \"bookworm\"",
+            doc: "The suite, with apt. A flat repository has none.",
+            example: "suite = \"bookworm\"",
+            ..KEY
+        },
+        TomlKey {
+            name: "components",
+            value: ValueType::Array(&ArrayRule {
+                element: text("^[A-Za-z0-9][A-Za-z0-9_./+-]*$"),
+                first: None,
+                least: 0,
+                unique: false,
+            }),
+            expected: "an array of components, such as [\"main\"]",
+            doc: "The components of the suite, with apt. A flat repository has none.",
+            example: "components = [\"main\", \"contrib\"]",
+            ..KEY
+        },
+        TomlKey {
+            name: "keep",
+            value: ValueType::Boolean,
+            default: DefaultValue::Is(Literal::Boolean(true)),
+            doc: "Whether the repository stays in the image. With `false` only this bake uses it. (An OpenPGP key that \
+                  rpm imported stays in either case, and the bake says so.)",
+            example: "keep = false",
+            ..KEY
+        },
+    ],
+    rules: &[KeyRule::Unless("key", "signed", Literal::Boolean(false))],
+};
+
+pub(super) const HOLD: TomlKey = TomlKey {
+    name: "hold",
+    value: ValueType::Array(&ArrayRule {
+        element: text(concat!("^", package!(), "$")),
+        first: None,
+        least: 0,
+        unique: true,
+    }),
+    expected: "an array of packages, such as [\"postgresql-15\"]",
+    doc: "Packages that no upgrade changes: neither an upgrade in this bake, nor one on an instance of the image. With \
+          dnf 4 and yum it needs the versionlock plugin.",
+    example: "hold = [\"postgresql-15\"]",
+    ..KEY
+};
+
+pub(super) const DEBCONF: TomlKey = TomlKey {
+    name: "debconf",
+    value: ValueType::Array(&ArrayRule {
+        element: ValueType::Text(TextRule {
+            pattern: concat!(
+                r"^\s*[A-Za-z0-9][A-Za-z0-9+.:-]*[ \t]\s*[^ \t]+[ \t]\s*",
+                r"(boolean|error|multiselect|note|password|select|string|text)([ \t][^\x00-\x08\x0a-\x1f\x7f-\x9f]*)?$"
+            ),
+            never: r"\\$",
+            ..ANY_TEXT
+        }),
+        first: None,
+        least: 0,
+        unique: false,
+    }),
+    expected: crate::definition::repositories::DEBCONF,
+    doc: "Answers to the questions that Debian's packages ask when they are installed. Each is one line: package, \
+          question, type and value, as `debconf-set-selections` reads it.",
+    example: "debconf = [\"tzdata tzdata/Areas select Europe\"]",
+    ..KEY
+};
+
+pub(super) const DISTRO: TomlKey = TomlKey {
+    name: "distro",
+    value: text("^[a-z0-9_-]+$"),
+    expected: "a plugin's name, such as \"debian\"; `oven plugin list` lists them",
+    default: DefaultValue::Said("the plugin that claims the base image"),
+    doc: "The distro plugin for this image, where several claim it. If the plugin is not one of the built-in ones, it \
+          counts in the fingerprint.",
+    example: "distro = \"debian\"",
+    ..KEY
+};
+
+pub(super) const CONFFILES: TomlKey = TomlKey {
+    name: "conffiles",
+    value: ValueType::Words(&["keep", "replace"]),
+    expected: "\"keep\" (the image's configuration files stay) or \"replace\" (the package's win)",
+    default: DefaultValue::Is(Literal::Text("keep")),
+    doc: "Which version of a configuration file wins where both the image and a package changed it: `\"keep\"` keeps \
+          the image's, `\"replace\"` takes the package's. An rpm package decides that itself, and the bake says what \
+          became of the file.",
+    example: "conffiles = \"replace\"",
+    ..KEY
+};

@@ -1,0 +1,147 @@
+//! The objects of the `--json` stream, as data: the reference page and the schema are generated from this table. Events
+//! are built in [`super::Report`]; the fields of results are in `cli/results.rs`.
+
+use crate::error::Kind;
+
+/// The version of the stream: each object says it. It changes when a field goes away or gets another meaning; new
+/// fields and events may come without a new version.
+pub const FORMAT: u64 = 1;
+
+/// An event of the stream, or a result of a verb.
+#[derive(Debug)]
+pub struct EventSpec {
+    /// What its field `event` says; of a result, the verb.
+    pub name: &'static str,
+    pub doc: &'static str,
+    pub fields: &'static [EventField],
+}
+
+#[derive(Debug)]
+pub struct EventField {
+    pub name: &'static str,
+    pub value: JsonType,
+    /// It is always there.
+    pub always: bool,
+    pub doc: &'static str,
+}
+
+/// What the value of a field may be.
+#[derive(Debug)]
+pub enum JsonType {
+    Text,
+    /// One of these texts.
+    Words(&'static [&'static str]),
+    Integer,
+    Boolean,
+    List(&'static JsonType),
+    /// An object with any names; each value is of this type.
+    Map(&'static JsonType),
+    Object(&'static [EventField]),
+    OrNull(&'static JsonType),
+    Either(&'static [JsonType]),
+    Anything,
+}
+
+pub const fn always(name: &'static str, value: JsonType, doc: &'static str) -> EventField {
+    EventField { name, value, always: true, doc }
+}
+
+pub const fn sometimes(name: &'static str, value: JsonType, doc: &'static str) -> EventField {
+    EventField { name, value, always: false, doc }
+}
+
+/// The words for kinds of failure.
+pub const KINDS: JsonType = JsonType::Words(&[
+    Kind::Usage.name(),
+    Kind::Definition.name(),
+    Kind::NotFound.name(),
+    Kind::Step.name(),
+    Kind::Cloud.name(),
+    Kind::LeftBehind.name(),
+    Kind::Machine.name(),
+    Kind::Interrupted.name(),
+]);
+pub const TEXT_OR_NULL: JsonType = JsonType::OrNull(&JsonType::Text);
+
+/// Fields of each event, besides `event` and `format`.
+pub static COMMON: &[EventField] = &[
+    always(
+        "at_ms",
+        JsonType::Integer,
+        "Milliseconds since the start of oven. It is missing from the result of a run that a second signal stopped at \
+         once.",
+    ),
+    sometimes("image", JsonType::Text, "The name of the definition that the event is about."),
+];
+
+/// All events but the result, which comes last.
+pub static EVENTS: &[EventSpec] = &[
+    EventSpec {
+        name: "step",
+        doc: "A step begins.",
+        fields: &[
+            always(
+                "phase",
+                JsonType::Text,
+                "The phase, in one word; `times` adds up the times of each phase.",
+            ),
+            always("what", JsonType::Text, "What the step does."),
+        ],
+    },
+    EventSpec {
+        name: "progress",
+        doc: "How far the step has come. There are at most a few of them in a second.",
+        fields: &[
+            always("phase", JsonType::Text, "The phase of the step."),
+            always("bytes", JsonType::Integer, "Bytes that are done."),
+            always("of", JsonType::OrNull(&JsonType::Integer), "Bytes in all; null if that is not known."),
+        ],
+    },
+    EventSpec {
+        name: "output",
+        doc: "A line of the output of a step.",
+        fields: &[always("line", JsonType::Text, "The line, without control characters and secrets.")],
+    },
+    EventSpec {
+        name: "done",
+        doc: "A step is done. A step that failed has no such event.",
+        fields: &[
+            always("phase", JsonType::Text, "The phase of the step."),
+            always("what", JsonType::Text, "What the step did."),
+            always("ms", JsonType::Integer, "How many milliseconds it took."),
+        ],
+    },
+    EventSpec {
+        name: "note",
+        doc: "Something that the user should know, and need not act upon.",
+        fields: &[always("message", JsonType::Text, "The message.")],
+    },
+    EventSpec {
+        name: "detail",
+        doc: "A message that people see only with `--verbose`.",
+        fields: &[always("message", JsonType::Text, "The message.")],
+    },
+    EventSpec {
+        name: "warning",
+        doc: "Something that the user should act upon, though the work goes on.",
+        fields: &[always("message", JsonType::Text, "The message.")],
+    },
+    EventSpec {
+        name: "error",
+        doc: "A failure. The result repeats it.",
+        fields: &[
+            always("kind", KINDS, "The kind of failure, which also decides the exit code."),
+            always("message", JsonType::Text, "What failed, and why."),
+            always("hint", TEXT_OR_NULL, "What the user can do about it."),
+            always("log", TEXT_OR_NULL, "The log file of the run."),
+        ],
+    },
+    EventSpec {
+        name: "times",
+        doc: "How long the phases of a bake took.",
+        fields: &[
+            always("phases_ms", JsonType::Map(&JsonType::Integer), "Milliseconds of each phase."),
+            always("total_ms", JsonType::Integer, "Milliseconds in all."),
+        ],
+    },
+];
