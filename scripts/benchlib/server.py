@@ -1,4 +1,4 @@
-"""The EC2-shaped server of tests/ec2, at once or as slow as AWS."""
+"""The EC2-shaped server of tools/ec2-server, at once or as slow as AWS."""
 import json
 import pathlib
 import shutil
