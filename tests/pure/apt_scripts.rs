@@ -4,7 +4,6 @@ use oven_debian::Debian;
 use oven_distro::{Distro, Job, OsRelease, Package};
 use oven_testing::programs::write_program;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use tempfile::TempDir;

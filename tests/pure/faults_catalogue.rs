@@ -65,7 +65,7 @@ fn it_names_tests_that_are_there_and_all_that_have_a_row() {
     assert!(named.len() > 100, "{}", named.len());
     for (ring, there) in &rings {
         for test in there.iter().filter(|test| has_a_row(test)) {
-            if !named.contains(&(ring, test.clone())) {
+            if !named.contains(&(*ring, test.clone())) {
                 wrong.push(format!("{ring} {test} is not in tests/FAULTS.md"));
             }
         }

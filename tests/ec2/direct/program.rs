@@ -8,7 +8,6 @@ use oven_testing::ec2_world::{Ended, HANGS};
 use oven_testing::programs::write_program;
 use serde_json::Value;
 use std::collections::BTreeSet;
-use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 /// The plugin of the small base's system: a step that writes a file.

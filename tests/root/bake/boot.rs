@@ -109,7 +109,7 @@ fn an_initramfs_for_one_machine_fails_the_bake_and_a_generic_one_does_not() {
     let name = before.list("/boot").into_iter().find(|name| name.starts_with("initrd.img-")).unwrap();
     let (out, err) = lab.0.expect(0, &["--verbose", "bake", "generic"]);
     assert!(err.contains(&format!("/boot/{name}: nvme is built in, ena is in it")), "{err}");
-    let size = |disk: &Disk| disk.size(&format!("/boot/{name}"));
+    let size = |disk: &ImageReader| disk.size(&format!("/boot/{name}"));
     let (old, new) = (size(&before), size(&ImageReader::of(&lab.0, out.trim())));
     assert!(new > old / 2 && new < old * 2, "the base's has {old} bytes, this one {new}");
 }

@@ -1,6 +1,6 @@
 //! What a step cannot do to this machine.
 
-use super::{HELPER, NONE, marker, mounted, processes, run, with_program};
+use super::{HELPER, Loop, NONE, marker, mounted, processes, run, with_program};
 use oven::root::step::{ExitStatus, Node};
 use oven_testing::BusyboxImage;
 use std::fs;

@@ -3,7 +3,6 @@
 use super::{HELPER, output};
 use oven_testing::BusyboxImage;
 use oven_testing::ring;
-use std::os::linux::fs::MetadataExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 

@@ -1,7 +1,7 @@
 //! How a step ends: by itself, by a signal, by its time or with oven; and that nothing of it lives on.
 
 use super::{
-    HELPER, MINUTE, NONE, block_on, marker, marker_of, mounted, output, processes, run, shim, try_run,
+    HELPER, Loop, MINUTE, NONE, block_on, marker, marker_of, mounted, output, processes, run, shim, try_run,
 };
 use oven::root::step::{self, Exit, ExitStatus, Spec};
 use oven_testing::BusyboxImage;
