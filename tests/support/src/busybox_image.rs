@@ -24,7 +24,7 @@ pub struct BusyboxImage {
 }
 
 impl BusyboxImage {
-    #[expect(clippy::new_without_default, reason = "it makes files")]
+    #[allow(clippy::new_without_default, reason = "it makes files")]
     pub fn new() -> Self {
         assert!(rustix::process::geteuid().is_root(), "these tests need root");
         let ring = ring::shared();

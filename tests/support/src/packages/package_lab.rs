@@ -74,6 +74,7 @@ impl Deref for PackageLab {
 }
 
 impl PackageLab {
+    #[allow(clippy::new_without_default, reason = "it makes files and mounts")]
     pub fn new() -> Self {
         Self::on("rw")
     }
