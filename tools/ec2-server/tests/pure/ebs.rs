@@ -172,7 +172,7 @@ fn a_token_is_of_one_block_and_for_a_time() {
         ground.ebs("GET", &format!("/snapshots/{id}/blocks/0"), "", b"").error(),
         "ValidationException INVALID_PARAMETER_VALUE"
     );
-    pause(4000);
+    eventually("the token is too old", || ground.get(&id, 0, &listed[0].1).status != 200);
     assert_eq!(ground.get(&id, 0, &listed[0].1).error(), refused);
     assert_eq!(ground.get(&id, 0, &ground.listed(&id)[0].1).status, 200);
 }
@@ -205,7 +205,7 @@ fn lists_have_pages() {
     assert_eq!(with("AAAA").error(), "ValidationException INVALID_PAGE_TOKEN");
     let elsewhere = ground.blocks(&ground.snapshot, &format!("?pageToken={}", escaped(token)));
     assert_eq!(elsewhere.error(), "ValidationException INVALID_PAGE_TOKEN");
-    pause(4000);
+    eventually("the token is too old", || with(token).status != 200);
     assert_eq!(with(token).error(), "ValidationException INVALID_PAGE_TOKEN");
     for wrong in ["?maxResults=99", "?maxResults=10001", "?startingBlockIndex=-1", "?other=1"] {
         let refused = ground.blocks(&id, wrong).error();
@@ -252,7 +252,7 @@ fn a_snapshot_that_nobody_goes_on_with_is_given_up() {
         pause(1100);
         assert_eq!(ground.put(&id, 0, &block(1)).status, 201);
     }
-    pause(3100);
+    eventually("given up", || ground.snapshot_state(&id) == "error");
     let invalid = "ValidationException INVALID_SNAPSHOT_ID";
     assert_eq!(ground.put(&id, 0, &block(1)).error(), invalid);
     assert_eq!(ground.complete(&id, &[&block(1)]).error(), invalid);
@@ -415,10 +415,9 @@ fn too_much_is_refused() {
     let refused = |reply: ebs::Reply| reply.error().starts_with("RequestThrottledException RESOURCE");
     let told = [path(&one), path(&one), path(&one), path(&other)].map(refused);
     assert_eq!(told, [false, false, true, false]);
-    pause(4200);
-    assert!(!refused(path(&one)));
+    eventually("a call more", || !refused(path(&one)));
     ground.good("DeleteSnapshot", &[("SnapshotId", &one)]);
-    ground.start(json!({"VolumeSize": 1}));
+    eventually("a snapshot more", || ground.start_with(json!({"VolumeSize": 1})).status == 201);
 }
 
 #[test]

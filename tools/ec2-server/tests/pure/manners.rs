@@ -501,14 +501,11 @@ fn snapshots_have_a_rate_and_quotas() {
     let take = || ground.call("CreateSnapshot", &[("VolumeId", &volume)]).get("Code").unwrap_or_default();
     assert_eq!(take(), "");
     assert_eq!(take(), "SnapshotCreationPerVolumeRateExceeded");
-    pause(1100);
-    assert_eq!(take(), "");
-    pause(1100);
+    eventually("a second one", || take() == "");
     assert_eq!(take(), "ConcurrentSnapshotLimitExceeded");
     ground.server.with_world(|w| w.snapshots.values_mut().for_each(|s| s.common.ready_at = 0));
-    assert_eq!(take(), "");
-    pause(1100);
-    assert_eq!(take(), "SnapshotLimitExceeded");
+    eventually("a third one", || take() == "");
+    eventually("one too many", || take() == "SnapshotLimitExceeded");
     let params = [("AvailabilityZone", "us-east-1a"), ("SnapshotId", ground.snapshot.as_str())];
     assert_eq!(ground.refused("CreateVolume", &params), "VolumeLimitExceeded");
 }
