@@ -17,7 +17,7 @@ use std::process::Command;
 const PLAIN: Wish =
     Wish { force: false, replace_failed: false, compat: None, keep_on_failure: false, verify: false };
 
-struct Fixture {
+struct PreflightFixture {
     dir: tempfile::TempDir,
     site: Site,
     image: Definition,
@@ -25,7 +25,7 @@ struct Fixture {
     inputs: Inputs,
 }
 
-impl Fixture {
+impl PreflightFixture {
     async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (raw, web) = (dir.path().join("raw"), dir.path().join("web"));
@@ -92,7 +92,7 @@ impl Fixture {
 
 #[tokio::test]
 async fn both_tags_and_the_newest_decide() {
-    let f = Fixture::new().await;
+    let f = PreflightFixture::new().await;
     assert_eq!(f.find(&PLAIN).await, Ok(None));
     assert!(f.plan().0.contains("no image of the family `web` exists yet"));
     let first = f.register(&PLAIN, "").await;
@@ -125,7 +125,7 @@ async fn both_tags_and_the_newest_decide() {
 #[tokio::test]
 async fn a_failed_or_incomplete_image_is_refused_before_any_work_and_replaced_if_asked() {
     for without in ["", tag::FINGERPRINT, tag::CHECKSUM] {
-        let f = Fixture::new().await;
+        let f = PreflightFixture::new().await;
         let image = f.register(&PLAIN, without).await;
         if without.is_empty() {
             f.site.region.as_ref().unwrap().fail(&image.id, "broken").await.unwrap();
@@ -143,7 +143,7 @@ async fn a_failed_or_incomplete_image_is_refused_before_any_work_and_replaced_if
 
 #[tokio::test]
 async fn a_failed_image_of_another_name_is_no_reason() {
-    let f = Fixture::new().await;
+    let f = PreflightFixture::new().await;
     let forced = f.register(&Wish { force: true, ..PLAIN }, "").await;
     f.site.region.as_ref().unwrap().fail(&forced.id, "broken").await.unwrap();
     assert_eq!(f.find(&PLAIN).await, Ok(None));
@@ -152,7 +152,7 @@ async fn a_failed_image_of_another_name_is_no_reason() {
 
 #[tokio::test]
 async fn a_git_directory_inside_is_warned_about() {
-    let f = Fixture::new().await;
+    let f = PreflightFixture::new().await;
     assert!(!f.plan().1.contains(".git"));
     std::fs::create_dir(f.dir.path().join("web/.git")).unwrap();
     std::fs::write(f.dir.path().join("web/.git/HEAD"), "x").unwrap();
@@ -162,7 +162,7 @@ async fn a_git_directory_inside_is_warned_about() {
 
 #[tokio::test]
 async fn a_disk_that_would_shrink_is_the_definitions_mistake() {
-    let f = Fixture::new().await;
+    let f = PreflightFixture::new().await;
     let (base, run) = (Base { size_gib: 2, ..f.base.clone() }, RunId::new());
     let spec = DiskSpec { size_gib: Some(1), ..DiskSpec::default() };
     let error = f.site.disks.checkout(&base, &spec, &run, &Undo::default()).await.err().unwrap();

@@ -14,23 +14,23 @@ use std::time::{Duration, Instant};
 const STOP: Duration = Duration::from_secs(15);
 
 /// Where a bake is held.
-struct Place {
+struct DirectPlace {
     fault: Fault,
     what: String,
 }
 
 /// Each call to EBS of a happy bake, and those around it, before and after; a sample of them.
-fn places(most: usize) -> Vec<Place> {
+fn places(most: usize) -> Vec<DirectPlace> {
     let world = Ec2World::tiny(ServerOptions::default());
     heals(&world, "happy");
-    let mut places: Vec<Place> = Vec::new();
+    let mut places: Vec<DirectPlace> = Vec::new();
     let mut counts = std::collections::BTreeMap::<String, u32>::new();
     for call in world.server.calls().iter().filter(|call| !call.dry_run) {
         let nth = counts.entry(call.action.clone()).or_default();
         *nth += 1;
         for hang in [What::HangBefore, What::HangAfter] {
             let what = format!("{hang:?} in {} {nth}", call.action);
-            places.push(Place { fault: Fault::new(&call.action, *nth, hang), what });
+            places.push(DirectPlace { fault: Fault::new(&call.action, *nth, hang), what });
         }
     }
     let mut dice = Dice(seeds(1, 0, 1)[0]);
@@ -45,7 +45,7 @@ fn places(most: usize) -> Vec<Place> {
 }
 
 /// A bake that is held there. `None`: it was not.
-fn held(world: &Ec2World, place: &Place) -> Option<Run> {
+fn held(world: &Ec2World, place: &DirectPlace) -> Option<Run> {
     // Whatever is held stays so until the bake is stopped.
     world.server.set(|options| options.faults = vec![place.fault.clone()]);
     let mut run = world.start(world.bake_blocks("image"));

@@ -7,27 +7,11 @@ use super::fixture::{Ec2Fixture, MILLI, options};
 use oven::cloud::RunId;
 use oven::error::Kind;
 use oven_ec2_server::{Fault, ServerOptions, Turn, What};
+use oven_testing::Dice;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::rc::Rc;
-
-/// A small generator, so that a seed tells a plan.
-pub struct Dice(pub u64);
-
-impl Dice {
-    pub fn roll(&mut self, sides: usize) -> usize {
-        // Seeds are small numbers that follow each other: mixed well (splitmix64), or their plans would, too.
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        ((mixed ^ (mixed >> 31)) >> 33) as usize % sides
-    }
-
-    fn of<T: Clone>(&mut self, all: &[T]) -> T {
-        all[self.roll(all.len())].clone()
-    }
-}
 
 /// The seeds to run: `fixed`, and so many fresh ones; or all of `full`.
 fn seeds(fixed: u64, fresh: u64, full: u64) -> Vec<u64> {
@@ -98,16 +82,16 @@ fn what(dice: &mut Dice, action: &str) -> What {
         _ => &[],
     };
     match dice.roll(8) {
-        0 if !turns.is_empty() => What::Turns(dice.of(turns)),
-        1 if !codes.is_empty() => What::Error(dice.of(codes).into()),
-        _ => dice.of(&passing),
+        0 if !turns.is_empty() => What::Turns(dice.of(turns).clone()),
+        1 if !codes.is_empty() => What::Error((*dice.of(codes)).into()),
+        _ => dice.of(&passing).clone(),
     }
 }
 
 /// Up to five faults, and delays of all kinds.
 fn plan(dice: &mut Dice, seed: u64) -> ServerOptions {
     let faults = (0..1 + dice.roll(5)).map(|_| {
-        let action = dice.of(&ACTIONS);
+        let action = *dice.of(&ACTIONS);
         let what = what(dice, action);
         // Many calls come once in a bake: most faults befall the first.
         let nth = if dice.roll(3) > 0 { 1 } else { 1 + dice.roll(4) as u32 };

@@ -218,7 +218,7 @@ async fn r3_9_a_storm() {
     happy.bake().await.0.result.unwrap();
     let most = happy.calls().len() * 2;
     let (happy, storm) = (happy, |seed: u64| async move {
-        let mut dice = super::many::Dice(seed);
+        let mut dice = oven_testing::Dice(seed);
         let faults: Vec<Fault> = (1..200)
             .filter(|_| dice.roll(10) < 3)
             .map(|nth| error("*", nth, "RequestLimitExceeded"))

@@ -13,9 +13,9 @@ fn base() -> PathBuf {
 }
 
 /// Definitions on the base, one for each script; baked together, for the base is large.
-struct Lab(LocalWorld);
+struct BootLab(LocalWorld);
 
-impl Lab {
+impl BootLab {
     fn new(scripts: &[(&str, &str)]) -> Self {
         let world = LocalWorld::empty();
         world.expect(0, &["import", base().to_str().unwrap(), "--name", "base"]);
@@ -53,7 +53,7 @@ impl Lab {
 #[test]
 fn names_of_other_disks_fail_the_bake_with_file_and_line() {
     let uuid = ImageReader::in_file(&base()).uuid();
-    let lab = Lab::new(&[
+    let lab = BootLab::new(&[
         ("grub", "sed -i 's,root=UUID=[^ ]*,root=/dev/loop0p1,' /boot/grub/grub.cfg"),
         ("fstab", "sed -i 's,^UUID=[^ ]* / ,UUID=01234567-89ab-cdef-0123-456789abcdef / ,' /etc/fstab"),
         ("cmdline", "mkdir -p /etc/kernel; echo root=/dev/nvme1n1p1 ro > /etc/kernel/cmdline"),
@@ -73,7 +73,7 @@ fn names_of_other_disks_fail_the_bake_with_file_and_line() {
 
 #[test]
 fn the_disks_own_names_and_unlike_texts_pass() {
-    let lab = Lab::new(&[(
+    let lab = BootLab::new(&[(
         "good",
         "printf '# /dev/sda1\\nLABEL=own-root / ext4 rw,discard 0 1\\n/dev/xvdb /mnt auto nofail 0 2\\n' > /etc/fstab\n\
          sed -i 's,root=UUID=[^ ]*,root=LABEL=own-root,' /boot/grub/grub.cfg",
@@ -101,7 +101,7 @@ fn an_initramfs_for_one_machine_fails_the_bake_and_a_generic_one_does_not() {
          mkinitramfs -o /boot/initrd.img-9.9-planted 9.9-planted >&2"
     );
     let generic = format!("{version}update-initramfs -u -k $version >&2");
-    let lab = Lab::new(&[("list", &planted), ("generic", &generic), ("gone", "rm /boot/initrd.img-*")]);
+    let lab = BootLab::new(&[("list", &planted), ("generic", &generic), ("gone", "rm /boot/initrd.img-*")]);
     let err = lab.fails("list", &["/boot/initrd.img-9.9-planted: it has no nvme driver"]);
     assert!(!err.contains("ena driver"), "it is a module of the root file system: {err}");
     lab.fails("gone", &["/boot/vmlinuz-", "this kernel has no initramfs"]);
@@ -117,7 +117,7 @@ fn an_initramfs_for_one_machine_fails_the_bake_and_a_generic_one_does_not() {
 /// A package whose script has an initramfs made, as a kernel's does, on a base that is set up for one machine's drivers.
 #[test]
 fn packages_get_a_generic_initramfs_whatever_the_base_is_set_to() {
-    let lab = Lab::new(&[]);
+    let lab = BootLab::new(&[]);
     let policy = lab.0.path("driver-policy");
     std::fs::write(&policy, "MODULES=list\n").unwrap();
     let set = format!("write {} /etc/initramfs-tools/conf.d/driver-policy", policy.display());
