@@ -1,4 +1,4 @@
-"""The EC2-shaped server of tests/ec2, which answers at once or as slowly as AWS."""
+"""The EC2-shaped server of tools/ec2-server, which answers at once or as slowly as AWS."""
 import json
 import pathlib
 import shutil

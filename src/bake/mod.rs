@@ -12,9 +12,9 @@ mod lock;
 mod mount;
 pub mod options;
 pub mod preflight;
-mod provision;
+pub mod provision;
 mod register;
-mod seal;
+pub mod seal;
 pub mod secrets;
 pub mod target;
 

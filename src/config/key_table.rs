@@ -1,5 +1,5 @@
 //! Tables of keys: what a TOML file may say, as data. The parser works from them ([`crate::config::toml_reader`]), and the reference
-//! pages and the JSON Schemas are generated from them (`tests/pure_docs.rs`).
+//! pages and the JSON Schemas are generated from them (`tests/pure/docs`).
 
 use std::borrow::Cow;
 use std::fmt;

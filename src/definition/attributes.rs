@@ -1,21 +1,14 @@
 //! `[disk]` and `[image]`: what is registered beside the root disk's content. What is wrong whatever the base is, is told
 //! here, with its line; the rest when the base is known.
 
+use super::keys::UEFI;
 use super::keys::{DISK, VOLUME_TYPES};
 use crate::cloud::VolumeKind;
 use crate::config::key_table::{Condition, KeyRule, Literal, ValueType};
 use crate::config::toml_reader::{At, Table, listed, nearest};
 
-/// EBS's largest volume.
-pub(super) const MAX_GIB: u64 = 65536;
-/// Where neither the definition nor the base names a type. EC2's own default is gp2: slower, and dearer.
-pub const DEFAULT_TYPE: &str = "gp3";
 /// Types that exist, but not for root volumes.
 const NOT_BOOTABLE: [&str; 2] = ["sc1", "st1"];
-
-/// What a TPM needs (EC2 user guide, NitroTPM), and the only one of arm64.
-pub const UEFI: &str = "uefi";
-pub(super) const BOOT_MODES: [&str; 3] = ["legacy-bios", UEFI, "uefi-preferred"];
 
 /// `[image]`, where it is not to be the base's. `Some(None)`: without it, even if the base has it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use super::diagnose;
 use super::packages;
 use super::packages::Installed;
 use super::plan_steps;
-use super::scripts::{ANSIBLE, has};
+use super::programs::{ANSIBLE, has};
 use crate::definition::{FILE, Script};
 use crate::error::Kind;
 use anyhow::{Context, Result};

@@ -3,7 +3,7 @@
 use super::context::{Place, Work};
 use super::diagnose::{Listener, Meaning};
 use super::network;
-use super::package_cache::{Access, Downloads, no_room};
+use super::package_cache::{Access, CacheRequest, CacheUse, Downloads, no_room};
 use super::space;
 use super::space::Space;
 use crate::definition::Ask;
@@ -77,7 +77,7 @@ pub struct Runner<'a> {
     /// For steps that fetch.
     network_env: BTreeMap<String, String>,
     certificates: Option<Shim>,
-    pub downloads: Downloads,
+    pub downloads: Downloads<'a>,
 }
 
 /// The path at which steps see a package file of the definition: the `index`th of `packages`.
@@ -151,7 +151,14 @@ impl<'a> Runner<'a> {
         }
         let certificates = network::certificates(work.network, place.inside)?;
         let network_env = network::environment(work.network, certificates.is_some());
-        let (fenced, downloads) = (OnceCell::new(), Downloads::default());
+        let downloads = Downloads::new(CacheRequest {
+            cache: work.kept,
+            plan: work.plan,
+            image: place.inside,
+            certificates: certificates.clone(),
+            report: work.report,
+        });
+        let fenced = OnceCell::new();
         Ok(Self { place: *place, work: *work, packages, fenced, network_env, certificates, downloads })
     }
 
@@ -256,6 +263,7 @@ impl<'a> Runner<'a> {
             env.extend(self.network_env.clone());
             shims.extend(self.certificates.clone());
         }
+        let wanted = CacheUse { trusted: call.trusted, fetches: call.fetches, access: call.caches };
         let spec = Spec {
             root: self.place.root.to_owned(),
             argv: call.argv.clone(),
@@ -266,7 +274,7 @@ impl<'a> Runner<'a> {
             resolv_conf: None,
             shims,
             binds: call.binds.clone(),
-            caches: self.downloads.for_call(self, call).await?,
+            caches: self.downloads.mounts(wanted).await?,
             nodes: self.place.nodes.to_vec(),
             throwaway: call.throwaway,
             interactive: false,
@@ -287,11 +295,6 @@ impl<'a> Runner<'a> {
             let hint = hint.map(|hint| format!(" ({})", hint.trim_end_matches('.'))).unwrap_or_default();
             self.work.report.note(format!("{means}{hint}"));
         }
-    }
-
-    /// The certificates that fetch steps see.
-    pub fn certificates(&self) -> Option<&Shim> {
-        self.certificates.as_ref()
     }
 
     fn fenced(&self) -> bool {

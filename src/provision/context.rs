@@ -1,6 +1,6 @@
 //! What the parts of a provisioning share: the image, and what is to be done in it.
 
-use super::package_cache::Kept;
+use super::package_cache::store::Kept;
 use super::space;
 use crate::config::project::NetworkSettings;
 use crate::definition::Definition;

@@ -10,6 +10,7 @@ pub mod package_cache;
 pub mod packages;
 mod plan_files;
 pub mod plan_steps;
+pub mod programs;
 pub mod script_mounts;
 pub mod scripts;
 pub mod shell;

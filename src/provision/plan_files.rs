@@ -5,7 +5,7 @@ use super::context::Work;
 use crate::definition::validate;
 use crate::error::Kind;
 use crate::image::tree::Inside;
-use crate::sandbox::shims::unnoticed;
+use crate::sandbox::paths::unnoticed;
 use crate::text::count;
 use anyhow::{Context, Result};
 use oven_distro::{FILE_PLACES, Shim};

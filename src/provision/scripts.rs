@@ -2,6 +2,7 @@
 
 use super::ansible::Tools;
 use super::command::{Call, Key, Runner};
+use super::programs::{ANSIBLE, has};
 use super::script_mounts;
 use super::script_mounts::Seen;
 use crate::definition::{Definition, FILE, Playbook, Program, Script, ScriptKind};
@@ -12,29 +13,11 @@ use oven_distro::Shim;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// The program that runs playbooks.
-pub const ANSIBLE: &str = "ansible-playbook";
 const BATS: &str = "bats";
-/// Where a step searches for programs ([`super::step::Spec`]).
-const PATH: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+
 /// The file with Ansible's variables, and the directory for what Ansible writes: steps have a `/run` of their own.
 const VARIABLES: &str = "/run/oven/ansible.json";
 const ANSIBLE_HOME: &str = "/run/ansible";
-
-/// Whether a step finds a program by its name at this path.
-pub fn finds(path: &str, program: &str) -> bool {
-    path.rsplit_once('/').is_some_and(|(dir, name)| PATH.contains(&dir) && name == program)
-}
-
-/// Whether a step finds a program in the image.
-pub fn has(inside: &Inside, program: &str) -> Result<bool> {
-    for dir in PATH {
-        if inside.exists(&format!("{dir}/{program}"))? {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
 
 /// The programs that the definition's provisioners need: a plugin is asked for those that the image lacks.
 pub fn tools(image: &Definition) -> Vec<String> {

@@ -1,9 +1,11 @@
 //! The mount tree of a step, and how a process enters it.
 
+use super::mountpoints::Placeholders;
+use super::paths::resolve;
+use super::shims::Shims;
 use super::spec::Spec;
 use super::{dev, masks};
 use crate::error::Kind;
-use crate::sandbox::shims::{Placeholders, Shims, resolve};
 use crate::sandbox::spec::CacheMount;
 use crate::sys::fds::open_directory;
 use crate::sys::mount::api;

@@ -5,7 +5,7 @@
 //! stays: a package may ship a `/usr/sbin/policy-rc.d`, alternatives may lead there (they replace only links), and a
 //! script may write and remove one. A file with a bind mount on it can be neither replaced nor removed.
 
-use super::shims::{Place, holds, resolve, unnoticed, write_new};
+use super::paths::{Place, holds, resolve, unnoticed, write_new};
 use crate::sandbox::RESOLV_CONF;
 use crate::sandbox::spec::Spec;
 use anyhow::{Context, Result};

@@ -3,9 +3,9 @@
 //! If the image has such a file, the step's file is bound over it, so that nothing is written into the image. If it has
 //! none, there is nothing to bind over: then one is created (`placeholders`).
 
+use super::paths::{Place, RUN, holds, resolve, unnoticed, write_new};
 use super::spec::Bind;
 use crate::error::Kind;
-pub(crate) use crate::sandbox::mountpoints::Placeholders;
 use crate::sys::fds::open_within;
 use crate::sys::mount::api::{READ_ONLY, attach, copy, restrict};
 use anyhow::{Context, Result, bail};
@@ -19,113 +19,6 @@ use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
 use std::time::SystemTime;
-
-/// The kernel gives up at this number, too.
-const MAX_LINKS: usize = 40;
-/// It is mounted for each step, so a target below it is created there.
-const RUN: &str = "run";
-
-/// The end of a path inside an image.
-pub(crate) struct Place {
-    /// The deepest directory that exists.
-    pub dir: OwnedFd,
-    /// The names of the directories down to `dir`, without links.
-    pub real: Vec<OsString>,
-    /// What follows below `dir`: nothing if the path is a directory; only the last name if its directory exists.
-    pub rest: Vec<OsString>,
-    /// The metadata of the last name, if it exists and is not a directory.
-    pub found: Option<Stat>,
-}
-
-impl Place {
-    pub(crate) fn in_run(&self) -> bool {
-        self.real.iter().chain(&self.rest).next().is_some_and(|first| first == RUN)
-    }
-
-    fn is_file(&self, content: &[u8], mode: u32) -> Result<bool> {
-        let same_mode = |stat: &Stat| stat.st_mode & 0o777 == mode & 0o777;
-        Ok(self.found.as_ref().is_some_and(same_mode) && holds(self.dir.as_fd(), &self.rest[0], content)?)
-    }
-}
-
-/// Follows a path inside `root`, one name at a time, as the kernel would if `root` were `/`. `follow`: also a link
-/// that is the last name.
-pub(crate) fn resolve(root: BorrowedFd<'_>, path: &Path, follow: bool) -> Result<Place> {
-    let mut dirs: Vec<(OwnedFd, OsString)> = Vec::new();
-    let mut queue = names(path);
-    let mut links = 0;
-    while let Some(name) = queue.pop_front() {
-        if name == ".." {
-            dirs.pop();
-            continue;
-        }
-        let dir = dirs.last().map_or(root, |(dir, _)| dir.as_fd());
-        let stat = match rustix::fs::statat(dir, &*name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => stat,
-            Err(Errno::NOENT) => {
-                if queue.iter().any(|name| name == "..") {
-                    bail!("{} leads out of a directory that does not exist", path.display());
-                }
-                return place(root, dirs, std::iter::once(name).chain(queue).collect(), None);
-            }
-            Err(error) => return Err(error).with_context(|| format!("resolving {}", path.display())),
-        };
-        match FileType::from_raw_mode(stat.st_mode) {
-            FileType::Symlink if follow || !queue.is_empty() => {
-                links += 1;
-                if links > MAX_LINKS {
-                    bail!("{} has a loop of links", path.display());
-                }
-                let target = rustix::fs::readlinkat(dir, &*name, Vec::new())
-                    .with_context(|| format!("reading a link of {}", path.display()))?;
-                let target = Path::new(OsStr::from_bytes(target.as_bytes()));
-                if target.is_absolute() {
-                    dirs.clear();
-                }
-                let mut rest = names(target);
-                rest.append(&mut queue);
-                queue = rest;
-            }
-            FileType::Directory => {
-                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let next = rustix::fs::openat(dir, &*name, flags, Mode::empty())
-                    .with_context(|| format!("opening a directory of {}", path.display()))?;
-                dirs.push((next, name));
-            }
-            _ if queue.is_empty() => return place(root, dirs, vec![name], Some(stat)),
-            _ => bail!("{} leads through {name:?}, which is not a directory", path.display()),
-        }
-    }
-    place(root, dirs, Vec::new(), None)
-}
-
-fn place(
-    root: BorrowedFd<'_>,
-    dirs: Vec<(OwnedFd, OsString)>,
-    rest: Vec<OsString>,
-    found: Option<Stat>,
-) -> Result<Place> {
-    let mut real = Vec::new();
-    let mut dir = None;
-    for (fd, name) in dirs {
-        dir = Some(fd);
-        real.push(name);
-    }
-    let dir = match dir {
-        Some(dir) => dir,
-        None => root.try_clone_to_owned().context("copying a descriptor")?,
-    };
-    Ok(Place { dir, real, rest, found })
-}
-
-fn names(path: &Path) -> VecDeque<OsString> {
-    let name = |part| match part {
-        Component::Normal(name) => Some(name.to_owned()),
-        Component::ParentDir => Some(OsString::from("..")),
-        _ => None,
-    };
-    path.components().filter_map(name).collect()
-}
 
 /// Places files in a step's view of an image; used in the step's mount namespace, after `/run` is mounted.
 pub(crate) struct Shims<'a> {
@@ -204,19 +97,6 @@ impl Shims<'_> {
     }
 }
 
-/// Does something in a directory, and restores the directory's times afterwards: what is created for a step and removed
-/// with it is no change, and package managers check such times.
-pub(crate) fn unnoticed<T>(dir: &OwnedFd, act: impl FnOnce() -> Result<T>) -> Result<T> {
-    let stat = rustix::fs::fstat(dir)?;
-    let result = act()?;
-    let time = |tv_sec, tv_nsec: u64| Timespec { tv_sec, tv_nsec: tv_nsec as _ };
-    let last_access = time(stat.st_atime, stat.st_atime_nsec as u64);
-    let last_modification = time(stat.st_mtime, stat.st_mtime_nsec as u64);
-    // The descriptor may be an `O_PATH` one.
-    rustix::fs::utimensat(dir, ".", &Timestamps { last_access, last_modification }, AtFlags::empty())?;
-    Ok(result)
-}
-
 fn open_last(place: &Place) -> Result<OwnedFd> {
     let name = place.rest.first().context("a path without a name")?;
     if place.rest.len() > 1 || place.found.is_none() {
@@ -255,38 +135,4 @@ fn make_parents(dir: &OwnedFd, names: &[OsString]) -> Result<OwnedFd> {
         dir = rustix::fs::openat(&dir, name.as_os_str(), flags, Mode::empty())?;
     }
     Ok(dir)
-}
-
-pub(crate) fn write_new(dir: BorrowedFd<'_>, name: &OsStr, content: &[u8], mode: u32) -> Result<OwnedFd> {
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let mut file = File::from(rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o600))?);
-    let written = file.write_all(content);
-    if written.is_err() {
-        _ = rustix::fs::unlinkat(dir, name, AtFlags::empty()); // the disk is full
-    }
-    written?;
-    rustix::fs::fchmod(&file, Mode::from_raw_mode(mode & 0o777))?;
-    // The same time in every step: package managers take what they derived from a file for outdated if the file is
-    // newer.
-    file.set_modified(SystemTime::UNIX_EPOCH)?;
-    Ok(file.into())
-}
-
-/// Whether a name is a regular file with this content.
-pub(crate) fn holds(dir: BorrowedFd<'_>, name: &OsStr, content: &[u8]) -> Result<bool> {
-    let is_like_it = |stat: &Stat| {
-        FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_size == content.len() as i64
-    };
-    match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Err(Errno::NOENT) => return Ok(false),
-        stat if !is_like_it(&stat?) => return Ok(false),
-        _ => {}
-    }
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let mut file = File::from(rustix::fs::openat(dir, name, flags, Mode::empty())?);
-    let mut found = Vec::new();
-    Ok(is_like_it(&rustix::fs::fstat(&file)?) && {
-        (&mut file).take(content.len() as u64 + 1).read_to_end(&mut found)?;
-        found == content
-    })
 }

@@ -3,6 +3,7 @@
 
 use super::first_boot;
 use super::rules;
+use super::rules::remove;
 use super::rules::{expand, is_directory, is_kept, kind};
 use crate::image::tree::Inside;
 use crate::image::walk::Go;
@@ -28,17 +29,6 @@ pub fn clean(inside: &Inside, keep: &[String]) -> Result<Vec<String>> {
     notes.extend(first_boot::host_keys(inside, keep).context("removing SSH host keys")?);
     notes.extend(first_boot::snakeoil(inside, keep).context("removing the snakeoil key")?);
     Ok(notes)
-}
-
-/// Removes what a pattern names, except directories.
-pub fn remove(inside: &Inside, pattern: &str, keep: &[String]) -> Result<bool> {
-    let mut any = false;
-    for (path, kind) in expand(inside, pattern)? {
-        if kind != FileType::Directory && !is_kept(keep, &path) {
-            any |= inside.remove(&path)?;
-        }
-    }
-    Ok(any)
 }
 
 /// Empties logs, so that their owner and mode stay, and removes rotated ones.

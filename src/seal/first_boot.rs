@@ -1,8 +1,8 @@
 //! Keys that every instance has to make for itself. They are removed, and if nothing makes new ones at the first boot,
 //! a unit that does is added.
 
-use super::clean::remove;
 use super::rules;
+use super::rules::remove;
 use super::rules::{expand, is_kept, kind, text};
 use crate::image::tree::Inside;
 use anyhow::{Context, Result};

@@ -151,6 +151,17 @@ pub fn text(inside: &Inside, path: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
+/// Removes what a pattern names, except directories.
+pub fn remove(inside: &Inside, pattern: &str, keep: &[String]) -> Result<bool> {
+    let mut any = false;
+    for (path, kind) in expand(inside, pattern)? {
+        if kind != FileType::Directory && !is_kept(keep, &path) {
+            any |= inside.remove(&path)?;
+        }
+    }
+    Ok(any)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

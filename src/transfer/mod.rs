@@ -4,6 +4,6 @@ pub mod download;
 #[cfg(test)]
 pub mod fake;
 pub mod raw;
-pub(crate) mod readers;
+pub mod readers;
 pub mod together;
 pub mod upload;

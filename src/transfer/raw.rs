@@ -2,7 +2,7 @@
 //! detected.
 
 use super::readers;
-use super::upload::Source;
+use super::readers::Source;
 use crate::error::Kind;
 use crate::ids::digest_of;
 use crate::ids::{BLOCK, Digest};

@@ -1,8 +1,8 @@
 //! Threads that read and hash a source's blocks, with a limit on the blocks in memory.
 
-use super::upload::Source;
 use crate::ids::Digest;
 use anyhow::{Context as _, Result, anyhow};
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -10,6 +10,21 @@ use std::task::{Context, Poll};
 use std::thread;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
+
+/// What is to be uploaded. Several threads read it concurrently, not the runtime's.
+pub trait Source: Send + Sync + 'static {
+    /// The indexes of blocks that may have to be uploaded, ascending.
+    fn indexes(&self) -> Vec<u32>;
+
+    /// A complete block with its digest; `None` if it is not to be uploaded.
+    fn block(&self, index: u32) -> Result<Option<(Arc<[u8]>, Digest)>>;
+
+    /// Fails if the source differs from what was uploaded. Called after the last block, before the snapshot is sealed.
+    /// If nobody else can write to the source, there is nothing to check.
+    fn ensure_unchanged(&self, _sent: &BTreeMap<u32, Digest>) -> Result<()> {
+        Ok(())
+    }
+}
 
 /// One thread waits for the disk while another one hashes; more than four hash faster than EBS direct accepts blocks.
 const MAX_READERS: usize = 4;

@@ -4,6 +4,7 @@ use crate::config::project::NetworkSettings;
 use crate::definition::{Ask, Definition};
 use crate::ids::Architecture;
 use crate::image::tree::Inside;
+use crate::provision::programs;
 use crate::provision::scripts;
 use crate::provision::{CA_FILE, package_path};
 use anyhow::Result;
@@ -62,7 +63,7 @@ pub fn look(job: &mut Job, claims: &Claims, inside: &Inside) -> Result<()> {
         }
     }
     for tool in std::mem::take(&mut job.tools) {
-        if !scripts::has(inside, &tool)? {
+        if !programs::has(inside, &tool)? {
             job.tools.push(tool);
         }
     }

@@ -13,6 +13,7 @@ use crate::definition::graph::Order;
 use crate::distros::{Known, Registry};
 use crate::error::{Kind, SUCCESS};
 use crate::ids::Architecture;
+use crate::provision::programs;
 use crate::provision::scripts;
 use crate::report::{Ink, Report};
 use crate::site;
@@ -167,7 +168,7 @@ pub fn plan(global: &Global, args: &args::Plan, report: &Report) -> Result<End> 
     let (known, claims) = registry.detect(&os_release, named)?;
     tell_how(known, report);
     let tools = image.as_ref().map(scripts::tools).unwrap_or_default();
-    let is_tool = |path: &String| tools.iter().any(|tool| scripts::finds(path, tool));
+    let is_tool = |path: &String| tools.iter().any(|tool| programs::finds(path, tool));
     let unasked = paper.has.iter().find(|path| !claims.look_for.contains(path) && !is_tool(path));
     if let Some(path) = unasked {
         report.warn(format!("the plugin {} does not look for {path}", known.id));
@@ -185,7 +186,7 @@ pub fn plan(global: &Global, args: &args::Plan, report: &Report) -> Result<End> 
         }
         None => Job { os_release, architecture: architecture.to_string(), ..Job::default() },
     };
-    job.tools.retain(|tool| !paper.has.iter().any(|path| scripts::finds(path, tool)));
+    job.tools.retain(|tool| !paper.has.iter().any(|path| programs::finds(path, tool)));
     let has = |path: &String| paper.has.is_empty() || paper.has.contains(path);
     job.present = claims.look_for.iter().map(|path| (path.clone(), has(path))).collect();
     for (path, file) in &paper.text {

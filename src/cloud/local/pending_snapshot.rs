@@ -4,6 +4,7 @@
 //! failed if no block was put for too long, or if the machine was rebooted (what was put was not synced).
 
 use super::records::{PUT, SnapshotRecord, Store, now};
+use super::records::{Sealed, Written};
 use crate::cloud::block_api::Expired;
 use crate::cloud::ec2_rules::{absent, refused};
 use crate::ids::SnapshotId;
@@ -28,25 +29,6 @@ const ENTRY_BYTES: usize = 64;
 /// A block whose write was interrupted, because the process was killed: its data are undefined.
 const STATE_BEGUN: u8 = 1;
 const STATE_DONE: u8 = 2;
-
-/// What the record of such a snapshot contains.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Written {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub parent: Option<SnapshotId>,
-    /// Milliseconds without a block after which the snapshot has failed.
-    pub patience: u64,
-    pub boot: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sealed: Option<Sealed>,
-}
-
-/// The values that the snapshot was completed with.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Sealed {
-    pub count: u32,
-    pub checksum: Digest,
-}
 
 /// A snapshot's state, as on EC2: `pending`, `completed`, `error`.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,11 +1,10 @@
 //! The files of a region: a small JSON record for each resource, its data next to it, and one lock for all changes.
 
-use super::pending_snapshot::Written;
 use super::private_dir;
 use crate::cloud::ec2_rules::{absent, is_id};
 use crate::cloud::{ImageState, Tags};
 use crate::error::Kind;
-use crate::ids::{Architecture, ImageId, SnapshotId, VolumeId};
+use crate::ids::{Architecture, Digest, ImageId, SnapshotId, VolumeId};
 use crate::sys::poll::{Policy, Probe, until};
 use crate::sys::tasks;
 use crate::sys::temp_file;
@@ -22,6 +21,25 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// What the record of such a snapshot contains.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Written {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<SnapshotId>,
+    /// Milliseconds without a block after which the snapshot has failed.
+    pub patience: u64,
+    pub boot: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed: Option<Sealed>,
+}
+
+/// The values that the snapshot was completed with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sealed {
+    pub count: u32,
+    pub checksum: Digest,
+}
 
 /// Raised when records change so that an older oven would misread them.
 const FORMAT: u32 = 1;

@@ -4,7 +4,17 @@ use crate::config::key_table::Condition::{Absent, Is, Present, Within};
 use crate::config::key_table::{
     ANY_TEXT, DefaultValue, KEY, KeyRule, Literal, Section, TextRule, TomlKey, ValueType,
 };
-use crate::definition::attributes::{BOOT_MODES, MAX_GIB, UEFI};
+
+/// EBS's largest volume.
+pub(crate) const MAX_GIB: u64 = 65536;
+
+/// What a TPM needs (EC2 user guide, NitroTPM), and the only one of arm64.
+pub const UEFI: &str = "uefi";
+
+pub(crate) const BOOT_MODES: [&str; 3] = ["legacy-bios", UEFI, "uefi-preferred"];
+
+/// Where neither the definition nor the base names a type. EC2's own default is gp2: slower, and dearer.
+pub const DEFAULT_TYPE: &str = "gp3";
 
 const FROM_BASE: DefaultValue = DefaultValue::Said("the base image's");
 
@@ -27,9 +37,9 @@ pub(super) const IMAGE_KEY: TomlKey = TomlKey {
 };
 
 /// Types that an instance can boot from.
-pub(in crate::definition) const VOLUME_TYPES: &[&str] = &["gp2", "gp3", "io1", "io2", "standard"];
+pub(crate) const VOLUME_TYPES: &[&str] = &["gp2", "gp3", "io1", "io2", "standard"];
 
-pub(in crate::definition) static DISK: Section = Section {
+pub(crate) static DISK: Section = Section {
     header: "[disk]",
     keys: &[
         TomlKey {

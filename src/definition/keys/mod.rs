@@ -5,7 +5,8 @@ mod attributes;
 mod packages;
 mod steps;
 
-pub(super) use attributes::{DISK, VOLUME_TYPES};
+pub use attributes::{DEFAULT_TYPE, UEFI};
+pub(crate) use attributes::{DISK, VOLUME_TYPES};
 
 use super::validate::{MAX_DESCRIPTION, MAX_NAME, MAX_TAG_KEY, MAX_TAG_VALUE, MAX_USER_TAGS};
 use super::vars::RESERVED;

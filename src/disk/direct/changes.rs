@@ -4,7 +4,7 @@ use super::backing::Lower;
 use super::fault::{ensure_kept, full};
 use crate::ids::digest_of;
 use crate::ids::{BLOCK, Digest};
-use crate::transfer::upload::Source;
+use crate::transfer::readers::Source;
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 use std::fs::File;

@@ -9,11 +9,10 @@
 pub(crate) mod key;
 pub(crate) mod manifest;
 mod session;
-mod store;
+pub mod store;
 #[cfg(test)]
 mod tests;
 
-use super::command::{Call, Runner};
 use crate::error::{Failure, Kind};
 use crate::image::tree::Inside;
 use crate::image::walk::Go;
@@ -23,14 +22,14 @@ use crate::sys::fds::open_directory;
 use crate::sys::mount::api::overlay;
 use anyhow::{Context, Result};
 use manifest::{Entry, Tree};
-use oven_distro::{Cache, Phase};
+use oven_distro::{Cache, Phase, Plan, Shim};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::FileType;
 use session::{Layers, Working};
 use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-pub use store::Store;
+pub use store::{Kept, Store};
 use tokio::task::JoinHandle;
 
 /// The package cache's directory, below a site's state directory.
@@ -57,17 +56,29 @@ pub enum Access {
     Write,
 }
 
-/// The package cache, and the base image whose part of it a bake uses.
-#[derive(Debug, Clone)]
-pub struct Kept {
-    pub store: Store,
-    /// The base image. Its own programs run in fetch steps, so no other base trusts what they downloaded.
-    pub base: String,
+/// What a bake's caches depend on.
+pub struct CacheRequest<'a> {
+    /// `None`: nothing is cached.
+    pub cache: Option<&'a Kept>,
+    pub plan: &'a Plan,
+    pub image: &'a Inside,
+    /// Certificates that fetch steps see.
+    pub certificates: Option<Shim>,
+    pub report: &'a Report,
+}
+
+/// What a command wants of the caches.
+#[derive(Debug, Clone, Copy)]
+pub struct CacheUse {
+    /// No package's code runs in it, and no script.
+    pub trusted: bool,
+    pub fetches: bool,
+    pub access: Access,
 }
 
 /// The caches of one bake, opened when the first step needs them.
-#[derive(Default)]
-pub struct Downloads {
+pub struct Downloads<'a> {
+    request: CacheRequest<'a>,
     caches: RefCell<Option<OpenCaches>>,
     /// Opened in the background, while earlier steps run.
     opening: RefCell<Option<Result<Option<Opening>>>>,
@@ -77,34 +88,40 @@ pub struct Downloads {
     distrusted: Cell<bool>,
 }
 
-impl Downloads {
+impl<'a> Downloads<'a> {
     /// Begins to open the caches in the background if a step of the plan will need them. Meanwhile steps may run, and
     /// files of the plan may be placed.
-    pub fn look_ahead(&self, runner: &Runner<'_>) {
-        let fetches = runner.work.plan.steps.iter().any(|step| step.phase == Phase::Fetch);
-        if let Some(cache) = runner.work.kept.filter(|_| fetches) {
-            *self.opening.borrow_mut() = Some(Opening::begin(cache, runner));
+    pub fn new(request: CacheRequest<'a>) -> Self {
+        let fetches = request.plan.steps.iter().any(|step| step.phase == Phase::Fetch);
+        let opening = request.cache.filter(|_| fetches).map(|cache| Opening::begin(cache, &request));
+        Self {
+            request,
+            caches: RefCell::default(),
+            opening: RefCell::new(opening),
+            tried_to_open: Cell::default(),
+            distrusted: Cell::default(),
         }
     }
 
     /// The mounts of a command. Before the first command that is not trusted, what was fetched is published.
-    pub async fn for_call(&self, runner: &Runner<'_>, call: &Call<'_>) -> Result<Vec<CacheMount>> {
-        if !call.trusted {
-            self.settle(runner.work.report).await;
+    pub async fn mounts(&self, wanted: CacheUse) -> Result<Vec<CacheMount>> {
+        let report = self.request.report;
+        if !wanted.trusted {
+            self.settle(report).await;
         }
-        let Some(cache) = &runner.work.kept else { return Ok(Vec::new()) };
-        if call.fetches && !self.tried_to_open.replace(true) {
-            let opening = self.opening.take().unwrap_or_else(|| Opening::begin(cache, runner));
-            *self.caches.borrow_mut() = match OpenCaches::open(opening, runner.work.report).await {
+        let Some(cache) = self.request.cache else { return Ok(Vec::new()) };
+        if wanted.fetches && !self.tried_to_open.replace(true) {
+            let opening = self.opening.take().unwrap_or_else(|| Opening::begin(cache, &self.request));
+            *self.caches.borrow_mut() = match OpenCaches::open(opening, report).await {
                 Ok(caches) => caches,
                 Err(error) => {
                     let dir = cache.store.dir().display();
-                    runner.work.report.warn(format!("the package cache in {dir} is not used: {error:#}"));
+                    report.warn(format!("the package cache in {dir} is not used: {error:#}"));
                     None
                 }
             };
         }
-        Ok(self.caches.borrow().as_ref().map_or_else(Vec::new, |caches| caches.mounts(call.caches)))
+        Ok(self.caches.borrow().as_ref().map_or_else(Vec::new, |caches| caches.mounts(wanted.access)))
     }
 
     /// The package cache's directory, once the caches are open.
@@ -164,8 +181,8 @@ struct Opening {
 
 impl Opening {
     /// `None` if the plan has no caches, the image has none of their directories, or the disk is almost full.
-    fn begin(cache: &Kept, runner: &Runner<'_>) -> Result<Option<Self>> {
-        let (report, plan, inside) = (runner.work.report, runner.work.plan, runner.place.inside);
+    fn begin(cache: &Kept, request: &CacheRequest<'_>) -> Result<Option<Self>> {
+        let (report, plan, inside) = (request.report, request.plan, request.image);
         let (mut caches, mut seeds) = (Vec::new(), Vec::new());
         for planned in &plan.caches {
             match read_seed(inside, &planned.path)? {
@@ -186,11 +203,11 @@ impl Opening {
             report.warn(format!("less than 2 GiB are free in {}: packages are not cached", dir.display()));
             return Ok(None);
         }
-        let key = key::of(&cache.base, &caches, plan, runner.certificates(), inside)?;
+        let key = key::of(&cache.base, &caches, plan, request.certificates.as_ref(), inside)?;
         let (store, of_plan) = (cache.store.clone(), caches.clone());
         let working = tokio::task::spawn_blocking(move || {
             let overlays = supports_overlays(&store);
-            store.open(&key, &of_plan, seeds, overlays)
+            Working::open(&store, &key, &of_plan, seeds, overlays)
         });
         Ok(Some(Self { dir, caches, working }))
     }

@@ -3,8 +3,11 @@
 use super::manifest;
 use super::manifest::{Changes, Entry, Tree};
 use super::store::{Generation, Index, Store, bytes, remove};
+use super::store::{LOCK, lock_file};
 use anyhow::{Context, Result, bail};
 use nix::fcntl::Flock;
+use nix::fcntl::FlockArg;
+use oven_distro::Cache;
 use oven_distro::Holds;
 use rustix::fs::{CWD, FileType, Mode};
 use std::collections::{BTreeMap, BTreeSet};
@@ -46,17 +49,26 @@ pub struct Working {
 }
 
 impl Working {
-    #[allow(clippy::too_many_arguments, reason = "only the store calls it")]
-    pub(crate) fn new(
-        store: Store,
-        key: PathBuf,
-        holds: Vec<Holds>,
-        dir: PathBuf,
-        lock: Flock<File>,
-        base: Option<Generation>,
+    /// Opens a bake's own caches, with what earlier bakes with the same `key` (letters and digits) downloaded. A new
+    /// cache begins with the directories of `seeds`. `overlays`: this machine can overlay directories; otherwise
+    /// everything is copied.
+    pub fn open(
+        store: &Store,
+        key: &str,
+        caches: &[Cache],
         seeds: Vec<Tree>,
         overlays: bool,
     ) -> Result<Self> {
+        let key = store.dir().join(key);
+        let store_lock = store.lock()?;
+        store.sweep();
+        fs::create_dir_all(&key).with_context(|| format!("making {}", key.display()))?;
+        let dir = store.work(&store_lock)?.keep();
+        let lock = lock_file(&dir.join(LOCK), FlockArg::LockExclusive)?;
+        let base = Generation::newest(&key, caches.len())?;
+        drop(store_lock);
+        let holds: Vec<_> = caches.iter().map(|cache| cache.holds).collect();
+        let store = store.clone();
         let (mut trees, mut damaged, mut found) = (Vec::new(), Vec::new(), (0, 0));
         for (cache, holds) in holds.iter().enumerate() {
             let (tree, bad) = match &base {

@@ -7,7 +7,6 @@
 
 use super::manifest;
 use super::manifest::{Entry, Tree};
-use super::session::Working;
 use crate::image::tree::Inside;
 use anyhow::{Context, Result};
 use nix::fcntl::{Flock, FlockArg};
@@ -21,7 +20,15 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use tempfile::TempDir;
 
-const LOCK: &str = "lock";
+/// The package cache, and the base image whose part of it a bake uses.
+#[derive(Debug, Clone)]
+pub struct Kept {
+    pub store: Store,
+    /// The base image. Its own programs run in fetch steps, so no other base trusts what they downloaded.
+    pub base: String,
+}
+
+pub const LOCK: &str = "lock";
 const INDEX: &str = "index";
 /// Prefix of a bake's working directory.
 const WORK: &str = "b-";
@@ -72,22 +79,6 @@ impl Store {
         self.limit
     }
 
-    /// Opens a bake's own caches, with what earlier bakes with the same `key` (letters and digits) downloaded. A new
-    /// cache begins with the directories of `seeds`. `overlays`: this machine can overlay directories; otherwise
-    /// everything is copied.
-    pub fn open(&self, key: &str, caches: &[Cache], seeds: Vec<Tree>, overlays: bool) -> Result<Working> {
-        let key = self.dir.join(key);
-        let store_lock = self.lock()?;
-        self.sweep();
-        fs::create_dir_all(&key).with_context(|| format!("making {}", key.display()))?;
-        let dir = self.work(&store_lock)?.keep();
-        let lock = lock_file(&dir.join(LOCK), FlockArg::LockExclusive)?;
-        let base = Generation::newest(&key, caches.len())?;
-        drop(store_lock);
-        let holds = caches.iter().map(|cache| cache.holds).collect();
-        Working::new(self.clone(), key, holds, dir, lock, base, seeds, overlays)
-    }
-
     /// Creates a working directory. Once the store is unlocked, another bake removes it unless it has a lock of its
     /// own.
     pub fn work(&self, _store_lock: &Flock<File>) -> Result<TempDir> {
@@ -105,7 +96,7 @@ impl Store {
 
     /// Removes the working directories of killed bakes. What cannot be removed stays until the next time. The store is
     /// locked, so a directory without a lock of its own belongs to a killed bake.
-    fn sweep(&self) {
+    pub fn sweep(&self) {
         for (_, path) in children(&self.dir).filter(|(name, _)| name.starts_with(WORK)) {
             let lock = path.join(LOCK);
             let absent = |error: io::Error| error.kind() == io::ErrorKind::NotFound;
@@ -234,7 +225,7 @@ fn children(dir: &Path) -> impl Iterator<Item = (String, PathBuf)> {
 
 /// Locks a file until the value is dropped. Closing the file would not do: a step that is started at that moment has a
 /// copy of the descriptor, which goes on holding the lock.
-fn lock_file(path: &Path, how: FlockArg) -> Result<Flock<File>> {
+pub fn lock_file(path: &Path, how: FlockArg) -> Result<Flock<File>> {
     let locking = || format!("locking {}", path.display());
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = rustix::fs::openat(CWD, path, flags, Mode::RUSR | Mode::WUSR).with_context(locking)?;

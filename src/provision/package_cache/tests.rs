@@ -29,9 +29,8 @@ impl Lab {
         let directory = |mode| Entry::Directory { mode, uid: id, gid };
         let seed = || Tree::from([(String::new(), directory(0o755)), ("partial".into(), directory(0o700))]);
         let caches = [cache(Holds::Indexes), cache(Holds::Packages)];
-        Store::new(&self.dir.path().join("store"), self.limit)
-            .open(key, &caches, vec![seed(), seed()], self.overlays)
-            .unwrap()
+        let store = Store::new(&self.dir.path().join("store"), self.limit);
+        Working::open(&store, key, &caches, vec![seed(), seed()], self.overlays).unwrap()
     }
 
     /// What a bake sees, computed without an overlay mount.

@@ -7,6 +7,7 @@ use crate::cloud::block_api::{Blocks, Expired, NewSnapshot};
 use crate::ids::{BLOCK, Digest};
 use crate::ids::{RunId, SnapshotId};
 use crate::trace::Track;
+use crate::transfer::readers::Source;
 use crate::transfer::readers::{Block, Feed};
 use crate::transfer::together::together;
 use crate::undo;
@@ -22,21 +23,6 @@ use std::task::Context as Task;
 /// Blocks in memory at a time, which are being read, queued, or being sent: 24 MiB. EBS direct accepts fewer than 1000
 /// puts a second for one snapshot, so that more would help only if a put takes longer than 48 ms.
 pub const IN_MEMORY: usize = 48;
-
-/// What is to be uploaded. Several threads read it concurrently, not the runtime's.
-pub trait Source: Send + Sync + 'static {
-    /// The indexes of blocks that may have to be uploaded, ascending.
-    fn indexes(&self) -> Vec<u32>;
-
-    /// A complete block with its digest; `None` if it is not to be uploaded.
-    fn block(&self, index: u32) -> Result<Option<(Arc<[u8]>, Digest)>>;
-
-    /// Fails if the source differs from what was uploaded. Called after the last block, before the snapshot is sealed.
-    /// If nobody else can write to the source, there is nothing to check.
-    fn ensure_unchanged(&self, _sent: &BTreeMap<u32, Digest>) -> Result<()> {
-        Ok(())
-    }
-}
 
 /// A complete snapshot, and the blocks that were uploaded to it.
 #[derive(Debug, Clone, PartialEq, Eq)]

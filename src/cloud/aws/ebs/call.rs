@@ -1,8 +1,8 @@
 //! One call of EBS direct: it is sent, its error is classified as EC2's are, and it is retried where that is right. The
 //! SDK itself does not retry.
 
-use super::list::Tokens;
 use super::rate_limit::{Limiter, MOST};
+use super::tokens::Tokens;
 use super::workers::{Lane, Lanes};
 use crate::cloud::aws::ec2::Pace;
 use crate::cloud::aws::ec2::client::call::{Refused, jitter};

@@ -1,6 +1,7 @@
 //! Lists which blocks a snapshot has, and the tokens that are needed to read them.
 
 use super::call::{Shared, Snapshot};
+use super::tokens::{WINDOW, Window, remember};
 use super::workers::Lane;
 use crate::cloud::aws::ec2::client::call::Refused;
 use crate::cloud::aws::ec2::client::errors::{Class, LIST_SNAPSHOT_BLOCKS};
@@ -17,48 +18,6 @@ const PAGE_SIZE: i32 = 10_000;
 /// After this many pages in a row without a new block, or with an expired token, the server is considered broken.
 const MAX_EMPTY_PAGES: u32 = 1000;
 const MAX_RELISTS: u32 = 5;
-/// Tokens are listed and discarded in groups of this many blocks: 8 GiB of the disk, one page or two.
-const WINDOW: u32 = 1 << 14;
-/// This many groups are cached: at most 48 MiB, whatever the snapshot's size.
-const WINDOWS: usize = 24;
-/// A token that was listed this recently is valid, whatever this machine's clock says.
-const FRESH: Duration = Duration::from_secs(60);
-
-/// A cache of the tokens of a snapshot's blocks: the windows that were listed last.
-#[derive(Default)]
-pub struct Tokens(Mutex<Vec<Window>>);
-
-struct Window {
-    /// The first index is this times [`WINDOW`].
-    number: u32,
-    /// Sorted by index.
-    tokens: Vec<(u32, Box<str>)>,
-    listed: Instant,
-    expires: Option<SystemTime>,
-}
-
-impl Window {
-    fn new(number: u32) -> Self {
-        Self { number, tokens: Vec::new(), listed: Instant::now(), expires: None }
-    }
-
-    fn is_valid(&self) -> bool {
-        self.listed.elapsed() < FRESH || self.expires.is_none_or(|expires| SystemTime::now() < expires)
-    }
-
-    fn token(&self, index: u32) -> Option<&str> {
-        let found = self.tokens.binary_search_by_key(&index, |(index, _)| *index).ok()?;
-        Some(&self.tokens[found].1)
-    }
-}
-
-fn remember(windows: &mut Vec<Window>, window: Window) {
-    windows.retain(|known| known.number != window.number);
-    if windows.len() >= WINDOWS {
-        windows.remove(0);
-    }
-    windows.push(window);
-}
 
 struct Page {
     size_gib: u64,

@@ -13,6 +13,7 @@ mod rate_limit;
 mod read;
 #[cfg(test)]
 mod tests;
+mod tokens;
 mod workers;
 mod write;
 

@@ -11,8 +11,9 @@ mod write;
 use crate::sys::tasks;
 pub use copies::Copies;
 
-use super::pending_snapshot::{Put, Sealed, SnapshotState, Written, boot, invalid};
+use super::pending_snapshot::{Put, SnapshotState, boot, invalid};
 use super::records::{Locked, NEVER, PARENT, PUT, SnapshotRecord, Store, created_after, remove_if_there};
+use super::records::{Sealed, Written};
 use super::volumes::with_run;
 use super::{Region, new_id};
 use crate::cloud::VolumeKind;

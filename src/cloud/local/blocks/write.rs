@@ -1,7 +1,8 @@
 //! Puts blocks into a pending snapshot, and completes it.
 
 use crate::cloud::ec2_rules::absent;
-use crate::cloud::local::pending_snapshot::{Entry, Put, Sealed, blocks_of, invalid};
+use crate::cloud::local::pending_snapshot::{Entry, Put, blocks_of, invalid};
+use crate::cloud::local::records::Sealed;
 use crate::cloud::local::records::{PARENT, SnapshotRecord, Store};
 use crate::ids::SnapshotId;
 use crate::ids::{BLOCK, Digest};

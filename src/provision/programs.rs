@@ -1,0 +1,25 @@
+//! Programs that the definition's provisioners need in the image.
+
+use crate::image::tree::Inside;
+use anyhow::Result;
+
+/// The program that runs playbooks.
+pub const ANSIBLE: &str = "ansible-playbook";
+
+/// Where a step searches for programs ([`super::step::Spec`]).
+const PATH: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+
+/// Whether a step finds a program by its name at this path.
+pub fn finds(path: &str, program: &str) -> bool {
+    path.rsplit_once('/').is_some_and(|(dir, name)| PATH.contains(&dir) && name == program)
+}
+
+/// Whether a step finds a program in the image.
+pub fn has(inside: &Inside, program: &str) -> Result<bool> {
+    for dir in PATH {
+        if inside.exists(&format!("{dir}/{program}"))? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}

@@ -1,0 +1,15 @@
+//! The pure ring: needs neither root nor devices. `cargo test --test pure`; tests/README.md tells what the rings are.
+
+mod apt_scripts;
+mod cli;
+mod docs;
+#[cfg(feature = "aws")]
+mod ebs;
+#[cfg(feature = "aws")]
+mod ec2;
+mod export;
+mod faults_catalogue;
+mod layers;
+mod plugins;
+mod preflight;
+mod region;

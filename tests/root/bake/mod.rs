@@ -1,0 +1,9 @@
+//! Whole bakes on a local region.
+
+mod boot;
+mod faults;
+mod secrets;
+mod security;
+mod story;
+mod trace;
+mod verify;

@@ -1,0 +1,6 @@
+//! Disks that are served by their blocks, on a local region.
+
+mod calls;
+mod faults;
+mod program;
+mod rows;

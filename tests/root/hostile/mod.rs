@@ -1,0 +1,13 @@
+//! Packages whose scripts misbehave, baked by `oven` itself: each has the right outcome, nothing is left, and nothing
+//! of the host has changed. Needs root, `OVEN_TEST_TINY` and `OVEN_TEST_BASE`; what a test downloads it says.
+
+mod host;
+mod lab;
+
+mod daemons;
+mod escapes;
+mod kept;
+mod network;
+mod planted;
+mod real;
+mod space;

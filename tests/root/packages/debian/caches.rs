@@ -1,0 +1,373 @@
+//! What is downloaded once is kept on this machine, and nobody but a fetch step adds to it.
+
+use super::super::archive::{Archive, Key, SILENCE, sha256};
+use super::{MAIN, lab, never_again, package, repository};
+use oven::provision::package_cache::{LIMIT, Store};
+use oven_testing::programs::own_test;
+use oven_testing::{PackageLab, pause};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+const INDEX: &str = "dists/stable/main/binary";
+
+/// A definition that asks for packages of one repository, and an image as new.
+fn define(lab: &PackageLab, archive: &Archive, key: &Key, packages: &str, more: &str) {
+    let repository = repository(lab, archive, "tools", key, MAIN);
+    lab.define(&format!("packages = [{packages}]\n{repository}{more}"));
+    lab.renew();
+    fs::write(lab.image("etc/apt/sources.list"), "").unwrap();
+}
+
+/// What was answered for the last bake, without what is of no interest: which architecture it was.
+fn answered(archive: &Archive) -> Vec<String> {
+    let short = |path: String| match path.split_once(INDEX) {
+        Some((before, _)) => format!("{before}Packages"),
+        None => path,
+    };
+    let mut paths: Vec<_> = archive.answered().into_iter().map(short).collect();
+    paths.retain(|path| !path.starts_with("404 ")); // other forms of an index
+    paths.sort();
+    paths.dedup();
+    paths
+}
+
+/// Files below a directory: name and content's digest.
+fn files(dir: &Path) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).into_iter().flatten() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_dir() {
+            found.extend(files(&entry.path()));
+        } else if let Ok(content) = fs::read(entry.path()) {
+            found.push((entry.file_name().into_string().unwrap(), sha256(&content)));
+        }
+    }
+    found.sort();
+    found
+}
+
+/// The file of this name that is kept.
+fn kept(lab: &PackageLab, name: &str) -> PathBuf {
+    let found = Command::new("find").arg(lab.store.dir()).args(["-name", name]).output().unwrap();
+    PathBuf::from(String::from_utf8(found.stdout).unwrap().trim_end())
+}
+
+fn nothing_is_in_the_image(lab: &PackageLab) {
+    for dir in ["var/lib/apt/lists", "var/cache/apt"] {
+        assert_eq!(files(&lab.image(dir)), [], "{dir}");
+    }
+}
+
+#[test]
+fn a_rebake_downloads_nothing_twice_and_sees_what_is_new_at_once() {
+    let (lab, archive, key) = (lab(), Archive::new(), Key::new());
+    let mut pool = vec![package(&lab, &archive, "tool", "1.0", &[])];
+    archive.publish("stable", "", &pool, Some(&key));
+    let bake = |version: &str| {
+        define(&lab, &archive, &key, "\"tool\"", "");
+        let baked = lab.bake();
+        let log = baked.log.clone();
+        assert!(baked.facts()["packages"].contains(&format!("tool\t{version}")));
+        nothing_is_in_the_image(&lab);
+        log
+    };
+    bake("1.0");
+    let all = ["200 Packages", "200 dists/stable/InRelease", "200 pool/tool_1.0_all.deb"];
+    assert_eq!(answered(&archive), all);
+    let log = bake("1.0");
+    assert_eq!(answered(&archive), ["304 dists/stable/InRelease"], "{log}");
+    assert!(log.contains("downloading 1 package and dependencies: it was done before"), "{log}");
+
+    pool.push(package(&lab, &archive, "tool", "2.0", &[]));
+    archive.publish("stable", "", &pool, Some(&key));
+    bake("2.0");
+    let new = ["200 Packages", "200 dists/stable/InRelease", "200 pool/tool_2.0_all.deb"];
+    assert_eq!(answered(&archive), new);
+
+    // A bit flips: in a package, and then in an index.
+    let flip = |file: &Path| {
+        let (mut bytes, modified) =
+            (fs::read(file).unwrap(), fs::metadata(file).unwrap().modified().unwrap());
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(file, bytes).unwrap();
+        fs::File::options().write(true).open(file).unwrap().set_modified(modified).unwrap();
+    };
+    flip(&kept(&lab, "tool_2.0_all.deb"));
+    let log = bake("2.0");
+    assert!(log.contains("1 files in ") && log.contains("are damaged and are not used"), "{log}");
+    assert_eq!(answered(&archive), ["200 pool/tool_2.0_all.deb", "304 dists/stable/InRelease"]);
+    flip(&kept(&lab, "*_Packages"));
+    let log = bake("2.0");
+    assert!(log.contains("are damaged and are not used"), "{log}");
+    assert_eq!(answered(&archive), ["200 Packages", "200 dists/stable/InRelease"]);
+    assert_eq!(kept(&lab, "b-*"), Path::new(""), "nothing is left of what bakes worked in");
+}
+
+#[test]
+fn what_package_code_and_scripts_write_is_not_kept() {
+    let (lab, archive, key) = (lab(), Archive::new(), Key::new());
+    let postinst = "#!/bin/sh\n\
+        ls /var/cache/apt/archives > /seen\n\
+        for dir in /var/cache/apt/archives /var/lib/apt/lists; do\n\
+        for file in $dir/*; do echo evil >> $file; rm -f $file; chmod 777 $file; done\n\
+        echo evil > $dir/evil.deb; ln -s /etc/passwd $dir/evil-link; mkdir $dir/evil\n\
+        mount -o remount,rw $dir; umount $dir; echo evil > $dir/evil2.deb\n\
+        done 2> /tried\n";
+    let pool = [
+        package(&lab, &archive, "tool", "1.0", &[("DEBIAN/postinst", postinst)]),
+        package(&lab, &archive, "other", "1.0", &[]),
+    ];
+    archive.publish("stable", "", &pool, Some(&key));
+    let script = "ls /var/lib/apt/lists > /listed\napt-get -q update\napt-get -qy install other\n\
+        echo evil > /var/cache/apt/archives/script.deb\nrm -rf /var/lib/apt/lists/*";
+    lab.script("work.sh", script);
+    let test = "test ! -e /var/cache/apt/archives/test.deb\necho evil > /var/cache/apt/archives/test.deb";
+    lab.script("test.sh", test);
+    let more = "[[run]]\nscript = \"work.sh\"\nnetwork = true\n\
+        [[test]]\nscript = \"test.sh\"\n[[test]]\nscript = \"test.sh\"\n";
+    define(&lab, &archive, &key, "\"tool\"", more);
+    let baked = lab.bake();
+    assert!(!baked.log.contains("Read-only") && !baked.log.contains("W: "), "{}", baked.log);
+    baked.facts();
+    let tried = lab.read("tried");
+    assert!(tried.contains("mount: ") && tried.contains("umount: "), "{tried}");
+    assert!(lab.read("seen").contains("tool_1.0_all.deb"), "it sees what it was made of");
+    assert!(lab.read("listed").contains("_InRelease"), "a script finds the index");
+    assert!(lab.image("var/lib/dpkg/info/other.list").exists(), "and may add to it");
+    nothing_is_in_the_image(&lab);
+    let names: Vec<_> = files(lab.store.dir()).into_iter().map(|(name, _)| name).collect();
+    for evil in ["evil.deb", "evil2.deb", "evil-link", "script.deb", "test.deb", "other_1.0_all.deb"] {
+        assert!(!names.iter().any(|name| name == evil), "{evil} is kept: {names:?}");
+    }
+    let package = fs::read(archive.path(&pool[0])).unwrap();
+    assert_eq!(sha256(&fs::read(kept(&lab, "tool_1.0_all.deb")).unwrap()), sha256(&package));
+
+    let before = files(lab.store.dir());
+    answered(&archive);
+    define(&lab, &archive, &key, "\"tool\"", "");
+    let baked = lab.bake();
+    assert!(!baked.log.contains("are damaged and are not used"), "{}", baked.log);
+    baked.facts();
+    assert_eq!(answered(&archive), ["304 dists/stable/InRelease"]);
+    assert_eq!(files(lab.store.dir()), before);
+}
+
+#[test]
+fn other_keys_other_sources_and_another_base_have_caches_of_their_own() {
+    let (mut lab, archive, key, other) = (lab(), Archive::new(), Key::new(), Key::new());
+    let pool = [package(&lab, &archive, "tool", "1.0", &[])];
+    archive.publish("stable", "", &pool, Some(&key));
+    archive.publish("testing", "", &pool, Some(&key));
+    define(&lab, &archive, &key, "\"tool\"", "");
+    lab.bake().facts();
+    answered(&archive);
+    let all = ["200 Packages", "200 dists/stable/InRelease", "200 pool/tool_1.0_all.deb"];
+
+    // Another key does not vouch for what this one signed, whatever is kept.
+    define(&lab, &archive, &other, "\"tool\"", "");
+    let (_, text) = lab.bake_with(never_again).failure();
+    assert!(text.contains("signed by a key that is not configured"), "{text}");
+    answered(&archive);
+
+    let repository = repository(&lab, &archive, "tools", &key, MAIN).replace("stable", "testing");
+    lab.renew();
+    fs::write(lab.image("etc/apt/sources.list"), "").unwrap();
+    lab.define(&format!("packages = [\"tool\"]\n{repository}"));
+    lab.bake().facts();
+    assert!(answered(&archive).contains(&all[2].to_owned()), "other sources");
+
+    lab.base = "snap-2".into();
+    define(&lab, &archive, &key, "\"tool\"", "");
+    lab.bake().facts();
+    assert_eq!(answered(&archive), all, "another base");
+    lab.base = "snap-1".into();
+    define(&lab, &archive, &key, "\"tool\"", "");
+    lab.bake().facts();
+    assert_eq!(answered(&archive), ["304 dists/stable/InRelease"], "the first one's is still there");
+}
+
+#[test]
+fn what_was_decompressed_ahead_is_what_is_installed() {
+    let (lab, archive, key) = (lab(), Archive::new(), Key::new());
+    let text = "what a package holds\n".repeat(8 << 10);
+    let pool = [package(&lab, &archive, "large", "1:1.0", &[("usr/share/large/text", &text)])];
+    archive.publish("stable", "", &pool, Some(&key));
+    for _ in 0..2 {
+        define(&lab, &archive, &key, "\"large\"", "");
+        lab.bake().facts();
+        assert_eq!(lab.read("usr/share/large/text"), text);
+        nothing_is_in_the_image(&lab);
+    }
+    assert_eq!(answered(&archive).iter().filter(|path| path.contains("large")).count(), 1);
+    let tar = kept(&lab, "large*.tar");
+    assert!(tar.exists(), "{}", tar.display());
+    // Who spoils it spoils nothing: its digest is another.
+    let spoilt = fs::read(&tar)
+        .unwrap()
+        .iter()
+        .map(|byte| if *byte == b'h' { b'H' } else { *byte })
+        .collect::<Vec<_>>();
+    fs::write(&tar, spoilt).unwrap();
+    define(&lab, &archive, &key, "\"large\"", "");
+    let baked = lab.bake();
+    assert!(baked.log.contains("are damaged and are not used"), "{}", baked.log);
+    baked.facts();
+    assert_eq!(lab.read("usr/share/large/text"), text);
+}
+
+/// What is about a package comes from there, too; and another file of the same name is another package.
+#[test]
+fn what_was_unpacked_ahead_is_of_the_file_that_is_installed() {
+    let (lab, archive, key) = (lab(), Archive::new(), Key::new());
+    let bake = |text: &str| {
+        let script = format!("#!/bin/sh\necho {text} > /from-script\n");
+        let conffiles = "/etc/tool.conf\n";
+        let files = [
+            ("usr/share/tool/text", text),
+            ("etc/tool.conf", text),
+            ("DEBIAN/postinst", script.as_str()),
+            ("DEBIAN/conffiles", conffiles),
+        ];
+        let pool = [package(&lab, &archive, "tool", "1.0", &files)];
+        archive.publish("stable", "", &pool, Some(&key));
+        for again in [false, true] {
+            define(&lab, &archive, &key, "\"tool\"", "");
+            lab.bake().facts();
+            assert_eq!(lab.read("usr/share/tool/text"), text);
+            assert_eq!(lab.read("etc/tool.conf"), text);
+            assert_eq!(lab.read("from-script").trim_end(), text);
+            assert_eq!(lab.read("var/lib/dpkg/info/tool.conffiles"), conffiles);
+            assert_eq!(lab.read("var/lib/dpkg/info/tool.postinst"), script);
+            let mode =
+                fs::metadata(lab.image("var/lib/dpkg/info/tool.postinst")).unwrap().permissions().mode();
+            assert_eq!(mode & 0o7777, 0o755);
+            assert!(!lab.image("var/lib/dpkg/tmp.ci").exists(), "again: {again}");
+            nothing_is_in_the_image(&lab);
+        }
+        let made = kept(&lab, "tool*.control");
+        assert!(fs::read_to_string(made.join("postinst")).unwrap().contains(text), "{}", made.display());
+    };
+    bake("one");
+    // apt downloads it anew because its size is another.
+    bake(&"another".repeat(4 << 10));
+}
+
+/// apt itself takes a kept file for the one that it wants by its name and its size.
+#[test]
+fn a_file_is_used_for_as_long_as_an_index_has_it() {
+    let (lab, archive, key) = (lab(), Archive::new(), Key::new());
+    let tool = |text: &str| {
+        let file = package(&lab, &archive, "tool", "1.0", &[("usr/share/tool/text", text)]);
+        let content = fs::read(archive.path(&file)).unwrap();
+        (content.len(), sha256(&content))
+    };
+    let of_that_size = |size: usize, texts: std::ops::Range<u32>| {
+        let texts = texts.map(|text| text.to_string());
+        texts.map(|text| (tool(&text), text)).find(|((len, _), _)| *len == size).expect("one of that size")
+    };
+    let pool = [
+        "pool/tool_1.0_all.deb".to_owned(),
+        package(&lab, &archive, "other", "1:1.0", &[]), // apt calls its file something else
+    ];
+    let bake = |packages: &str, more: &str, text: &str| {
+        define(&lab, &archive, &key, packages, more);
+        let baked = lab.bake();
+        let log = baked.log.clone();
+        baked.facts();
+        assert_eq!(lab.read("usr/share/tool/text"), text, "{log}");
+        nothing_is_in_the_image(&lab);
+        log
+    };
+    let (size, first) = tool("100");
+    archive.publish("stable", "", &pool, Some(&key));
+    bake("\"tool\", \"other\"", "", "100");
+    answered(&archive);
+
+    let ((_, second), text) = of_that_size(size, 200..999);
+    archive.publish("stable", "", &pool, Some(&key));
+    bake("\"tool\", \"other\"", "", &text);
+    let new = ["200 Packages", "200 dists/stable/InRelease", "200 pool/tool_1.0_all.deb"];
+    assert_eq!(answered(&archive), new);
+    let is_kept = |digest: &str| files(lab.store.dir()).iter().any(|(_, kept)| kept == digest);
+    assert!(is_kept(&second) && !is_kept(&first), "the new one is kept, and the old one is gone");
+    let log = bake("\"tool\", \"other\"", "", &text);
+    assert_eq!(answered(&archive), ["304 dists/stable/InRelease"], "{log}");
+
+    // Scripts find what is kept as well, also where a definition has no packages.
+    let (_, text) = of_that_size(size, 1000..1999);
+    archive.publish("stable", "", &pool, Some(&key));
+    lab.script("work.sh", "apt-get -qy install tool other");
+    bake("", "[[run]]\nscript = \"work.sh\"\nnetwork = true\n", &text);
+    assert_eq!(answered(&archive), new);
+    assert!(!is_kept(&second));
+}
+
+#[test]
+fn two_at_once_and_the_next_has_what_both_downloaded() {
+    let (first, archive, key) = (lab(), Archive::new(), Key::new());
+    let pool = ["one", "two"].map(|name| package(&first, &archive, name, "1.0", &[]));
+    archive.publish("stable", "", &pool, Some(&key));
+    std::thread::scope(|scope| {
+        let (archive, key, store) = (&archive, &key, &first.store);
+        for package in ["\"one\"", "\"two\""] {
+            scope.spawn(move || {
+                let mut lab = lab();
+                lab.store = store.clone();
+                define(&lab, archive, key, package, "");
+                lab.bake().facts();
+                nothing_is_in_the_image(&lab);
+            });
+        }
+    });
+    answered(&archive);
+    define(&first, &archive, &key, "\"one\", \"two\"", "");
+    first.bake().facts();
+    assert_eq!(answered(&archive), ["304 dists/stable/InRelease"]);
+}
+
+/// A bake that ends while it downloads: this test as a process of its own, which is killed.
+#[test]
+fn a_bake_that_is_killed_while_it_downloads_leaves_what_was_kept() {
+    if let Some(told) = std::env::var_os("OVEN_TEST_KILLED") {
+        let told = PathBuf::from(told);
+        let mut lab = lab();
+        lab.store = Store::new(&told.join("state/packages"), LIMIT);
+        for name in ["image.toml", "keys/tools.asc"] {
+            fs::copy(told.join("web").join(name), lab.path("web").join(name)).unwrap();
+        }
+        lab.bake().facts();
+        unreachable!("it is killed");
+    }
+    let (lab, archive, key) = (lab(), Archive::new(), Key::new());
+    let pool = ["one", "two"].map(|name| package(&lab, &archive, name, "1.0", &[]));
+    archive.publish("stable", "", &pool, Some(&key));
+    define(&lab, &archive, &key, "\"one\"", "");
+    lab.bake().facts();
+    answered(&archive);
+    define(&lab, &archive, &key, "\"one\", \"two\"", "");
+    archive.fail(&pool[1], SILENCE, 1);
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(own_test(module_path!(), "a_bake_that_is_killed_while_it_downloads_leaves_what_was_kept"))
+        .env("OVEN_TEST_KILLED", lab.path(""))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let begun = Instant::now();
+    while !archive.asked().contains(&pool[1]) {
+        assert!(begun.elapsed() < Duration::from_secs(60), "it does not come to the second package");
+        assert!(child.try_wait().unwrap().is_none(), "it ended before");
+        pause(Duration::from_millis(20));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_ne!(kept(&lab, "b-*"), Path::new(""), "what it worked in is left");
+    answered(&archive);
+    lab.bake().facts();
+    assert_eq!(answered(&archive), ["200 pool/two_1.0_all.deb", "304 dists/stable/InRelease"]);
+    assert_eq!(kept(&lab, "b-*"), Path::new(""));
+}

@@ -1,0 +1,118 @@
+//! What is in a baked image, read without mounting it.
+
+use crate::{LocalWorld, stderr};
+use std::path::Path;
+use std::process::Command;
+
+/// An image's root file system, read without mounting it.
+pub struct ImageReader(String);
+
+impl ImageReader {
+    /// Of the image in this world's region.
+    pub fn of(world: &LocalWorld, ami: &str) -> Self {
+        let (out, _) = world.expect(0, &["--json", "images", "show", ami]);
+        let object: serde_json::Value = serde_json::from_str(out.trim()).unwrap();
+        let snapshot = object["snapshot"].as_str().unwrap();
+        Self::in_file(&world.region().join("snapshots").join(format!("{snapshot}.img")))
+    }
+
+    pub fn in_file(raw: &Path) -> Self {
+        let table = Command::new("sfdisk").arg("--json").arg(raw).output().unwrap();
+        let table: serde_json::Value = serde_json::from_slice(&table.stdout).unwrap();
+        let partitions = table["partitiontable"]["partitions"].as_array().unwrap();
+        let root = partitions.iter().max_by_key(|p| p["size"].as_u64()).unwrap();
+        Self(format!("{}?offset={}", raw.display(), root["start"].as_u64().unwrap() * 512))
+    }
+
+    pub fn debugfs(&self, request: &str) -> (String, String) {
+        let output = Command::new("debugfs").args(["-R", request, &self.0]).output().unwrap();
+        (String::from_utf8_lossy(&output.stdout).into_owned(), stderr(&output))
+    }
+
+    /// A request that changes a file system which is not mounted.
+    pub fn change(&self, request: &str) {
+        let output = Command::new("debugfs").args(["-w", "-R", request, &self.0]).output().unwrap();
+        // It says its version, and whatever goes wrong.
+        let said = stderr(&output);
+        assert!(output.status.success() && said.lines().count() <= 1, "{request}: {said}");
+    }
+
+    /// `None`: there is no such file.
+    pub fn read(&self, path: &str) -> Option<String> {
+        let (out, err) = self.debugfs(&format!("cat {path}"));
+        (!err.contains("File not found")).then_some(out)
+    }
+
+    pub fn list(&self, path: &str) -> Vec<String> {
+        let (out, _) = self.debugfs(&format!("ls -p {path}"));
+        let names = out.lines().filter_map(|line| line.split('/').nth(5));
+        names.filter(|name| !matches!(*name, "" | "." | "..")).map(str::to_owned).collect()
+    }
+
+    /// A line of `stat`: what follows `label`, up to a blank.
+    fn stat(&self, path: &str, label: &str) -> Option<String> {
+        let (out, err) = self.debugfs(&format!("stat {path}"));
+        assert!(err.lines().count() <= 1 || err.contains("File not found"), "{path}: {err}");
+        let rest = out.split_once(label)?.1.trim_start();
+        Some(rest.split_whitespace().next().unwrap_or_default().to_owned())
+    }
+
+    /// `regular`, `directory`, `symlink`, …; `None`: there is nothing.
+    pub fn kind(&self, path: &str) -> Option<String> {
+        self.stat(path, "Type:")
+    }
+
+    /// Permission bits in octal, with setuid and its like.
+    pub fn mode(&self, path: &str) -> Option<String> {
+        self.stat(path, "Mode:")
+    }
+
+    /// How many files' content has this text: looked for in the raw disk, so also in what was removed but not discarded.
+    pub fn grep(&self, text: &str) -> usize {
+        let raw = self.0.split('?').next().unwrap_or_default();
+        let output = Command::new("grep").args(["-aoc", text, raw]).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).trim().parse().unwrap()
+    }
+
+    /// In bytes.
+    pub fn size(&self, path: &str) -> u64 {
+        self.stat(path, "Size:").and_then(|size| size.parse().ok()).unwrap_or_default()
+    }
+
+    /// The file system's.
+    pub fn uuid(&self) -> String {
+        let (out, _) = self.debugfs("show_super_stats -h");
+        let line = out.lines().find_map(|line| line.strip_prefix("Filesystem UUID:"));
+        line.expect(&out).trim().to_owned()
+    }
+
+    /// Where a symlink leads.
+    pub fn link(&self, path: &str) -> Option<String> {
+        if self.kind(path)? != "symlink" {
+            return None;
+        }
+        match self.stat(path, "Fast link dest:") {
+            Some(short) => Some(short.trim_matches('"').to_owned()),
+            None => self.read(path),
+        }
+    }
+
+    pub fn fsck(&self) -> (bool, String) {
+        let output = Command::new("e2fsck").args(["-fn", &self.0]).output().unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// What `dpkg --audit` says of the image's own database.
+    pub fn audit(&self) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        for file in ["status", "available", "diversions", "statoverride"] {
+            let content = self.read(&format!("/var/lib/dpkg/{file}")).unwrap_or_default();
+            std::fs::write(dir.path().join(file), content).unwrap();
+        }
+        for sub in ["info", "updates", "triggers"] {
+            self.debugfs(&format!("rdump /var/lib/dpkg/{sub} {}", dir.path().display()));
+        }
+        let output = Command::new("dpkg").arg("--admindir").arg(dir.path()).arg("--audit").output().unwrap();
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), stderr(&output))
+    }
+}

@@ -1,0 +1,64 @@
+//! Small systems with real package managers, and the packages for them.
+
+pub mod mirror;
+pub mod overlay;
+pub mod package_lab;
+pub mod rpm_lab;
+pub mod rpm_packages;
+
+use anyhow::Error;
+use oven::bake::{provision, seal};
+use oven::provision::command::Runner;
+use oven::provision::context::{Place, Work};
+use std::collections::BTreeMap;
+
+/// How a bake in a lab ended.
+pub struct LabBake {
+    pub result: Result<BTreeMap<String, String>, Error>,
+    /// The log: every line, warning and note.
+    pub log: String,
+}
+
+impl LabBake {
+    #[track_caller]
+    pub fn facts(self) -> BTreeMap<String, String> {
+        match self.result {
+            Ok(facts) => facts,
+            Err(error) => panic!("{error:#}\n{}", self.log),
+        }
+    }
+
+    /// The failure, as one text with its hint; and the exit code.
+    #[track_caller]
+    pub fn failure(&self) -> (u8, String) {
+        match &self.result {
+            Ok(_) => panic!("the bake succeeded:\n{}", self.log),
+            Err(error) => {
+                let hint = oven::error::hint_of(error).unwrap_or_default();
+                (oven::error::Kind::of(error) as u8, format!("{error:#}\n{hint}"))
+            }
+        }
+    }
+
+    /// Fails unless the bake failed with this code, and said all of these.
+    #[track_caller]
+    pub fn fails(&self, code: u8, words: &[&str]) {
+        let (found, text) = self.failure();
+        assert_eq!(found, code, "{text}");
+        for word in words {
+            assert!(text.contains(word), "{word:?} is not in: {text}");
+        }
+    }
+}
+
+/// What a bake does with a mounted root: it provisions and seals it. Answers with the plan's facts.
+pub async fn provision_and_seal(
+    place: &Place<'_>,
+    work: &Work<'_>,
+) -> Result<BTreeMap<String, String>, Error> {
+    let runner = Runner::new(place, work).map_err(|error| work.explain(error))?;
+    let mut baseline = seal::baseline(&runner)?;
+    let facts = provision::packages_and_scripts(&runner, &mut baseline).await?;
+    seal::image(&runner, baseline).await?;
+    Ok(facts)
+}

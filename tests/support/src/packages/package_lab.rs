@@ -1,0 +1,212 @@
+//! What these tests stand on: a small Debian, made once, and an image over it that is thrown away after each test.
+
+use super::overlay::Overlay;
+use super::{LabBake, provision_and_seal};
+use crate::programs::{kept_dir, oven};
+use oven::bake::target;
+use oven::bake::{download, secrets};
+use oven::config::project::NetworkSettings;
+use oven::definition::{Definition, Given};
+use oven::ids::Architecture;
+
+use oven::image::tree::Inside;
+use oven::provision::context::Place;
+use oven::provision::context::{Guard, Work};
+use oven::provision::package_cache;
+use oven::provision::package_cache::{Kept, Store};
+use oven::report::{Level, Report, Style};
+
+use oven::secrets::Secrets;
+use oven_debian::Debian;
+use oven_distro::{Distro, OsRelease, Plan};
+use std::collections::BTreeMap;
+use std::fs;
+use std::ops::Deref;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Mutex;
+
+const SUITE: &str = "bookworm";
+
+/// The base, made by mmdebstrap and kept beside the build.
+fn base() -> PathBuf {
+    static MAKING: Mutex<()> = Mutex::new(());
+    let _turn = MAKING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let dir = kept_dir().join(format!("provision-{SUITE}"));
+    if !dir.exists() {
+        let part = dir.with_extension("part");
+        _ = Command::new("rm").args(["-rf", "--one-file-system"]).arg(&part).status();
+        let made = Command::new("unshare")
+            .args(["--mount", "--mount-proc", "--pid", "--fork", "--kill-child", "mmdebstrap", "--quiet"])
+            .args(["--mode=root", "--format=directory", "--variant=apt", SUITE])
+            .arg(&part)
+            .status()
+            .expect("these tests need unshare and mmdebstrap: run scripts/setup");
+        assert!(made.success(), "mmdebstrap failed: is there a network?");
+        // mmdebstrap takes this machine's; an image has its own.
+        fs::write(part.join("etc/resolv.conf"), RESOLV_CONF).unwrap();
+        fs::rename(&part, &dir).unwrap();
+    }
+    dir
+}
+
+pub const RESOLV_CONF: &str = "nameserver 192.0.2.53\n";
+
+/// An image over the base, a definition, and files of this machine that must not change.
+pub struct PackageLab {
+    overlay: Overlay,
+    pub network: NetworkSettings,
+    /// As `--var` says.
+    pub given: Given,
+    /// What the image's base is called.
+    pub base: String,
+    /// Where downloads are kept.
+    pub store: Store,
+    /// What secrets are taken from.
+    pub environment: BTreeMap<String, String>,
+}
+
+/// Paths in the lab and in its image.
+impl Deref for PackageLab {
+    type Target = Overlay;
+
+    fn deref(&self) -> &Overlay {
+        &self.overlay
+    }
+}
+
+impl PackageLab {
+    #[allow(clippy::new_without_default, reason = "it makes files and mounts")]
+    pub fn new() -> Self {
+        Self::on("rw")
+    }
+
+    /// `options`: of the file system that the image's changes go to.
+    pub fn on(options: &str) -> Self {
+        let overlay = Overlay::new(base(), options, "");
+        fs::create_dir(overlay.path("host")).unwrap();
+        fs::write(overlay.path("host/canary"), "host").unwrap();
+        let store = Store::new(&overlay.path("state").join(package_cache::DIR), package_cache::LIMIT);
+        Self {
+            overlay,
+            network: NetworkSettings::default(),
+            given: Given::new(),
+            base: "snap-1".into(),
+            store,
+            environment: BTreeMap::new(),
+        }
+    }
+
+    /// Writes image.toml, after what every definition has.
+    pub fn define(&self, toml: &str) {
+        let text = format!("name = \"web\"\nfrom = \"ami-0123456789abcdef0\"\n{toml}");
+        fs::write(self.path("web/image.toml"), text).unwrap();
+    }
+
+    /// A script of the definition.
+    pub fn script(&self, name: &str, text: &str) {
+        fs::write(self.path("web").join(name), format!("#!/bin/sh -e\n{text}\n")).unwrap();
+    }
+
+    /// Builds a package file beside image.toml: `NAME.deb`. `control`: more fields; `files`: path and content, in
+    /// which those below `DEBIAN` are the package's scripts.
+    pub fn package(&self, name: &str, version: &str, control: &str, files: &[(&str, &str)]) {
+        let dir = self.path("package");
+        let _ = Command::new("rm").args(["-rf", "--one-file-system"]).arg(&dir).status();
+        let fields = format!(
+            "Package: {name}\nVersion: {version}\nArchitecture: all\nMaintainer: Test <test@example.org>\n\
+             Description: a test\n{control}"
+        );
+        for (path, content) in files.iter().chain([&("DEBIAN/control", fields.as_str())]) {
+            let path = dir.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, content).unwrap();
+            let is_script = content.starts_with("#!");
+            fs::set_permissions(&path, fs::Permissions::from_mode(if is_script { 0o755 } else { 0o644 }))
+                .unwrap();
+        }
+        let built = Command::new("dpkg-deb")
+            .args(["--root-owner-group", "-Znone", "-b"])
+            .arg(&dir)
+            .arg(self.path(&format!("web/{name}.deb")))
+            .output()
+            .unwrap();
+        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    }
+
+    pub fn bake(&self) -> LabBake {
+        self.bake_with(|_| ())
+    }
+
+    /// Loads the definition, plans, lets `change` change the plan, and executes.
+    pub fn bake_with(&self, change: impl FnOnce(&mut Plan)) -> LabBake {
+        let image = Definition::load_with(&self.path("web"), &self.given).unwrap();
+        let secrets =
+            secrets::from_environment(&image, |name| self.environment.get(name).map(Into::into)).unwrap();
+        let inside = Inside::open_dir(&self.path("image")).unwrap();
+        let report = Report::new(Style::Silent, Level::Verbose);
+        let log = self.path("log");
+        report.hide(&secrets);
+        report.log_to(&log, "a test");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let downloads = self.path("state").join(download::DIR);
+        let image =
+            match runtime.block_on(download::fetch_packages(&image, &downloads, &self.network, &report)) {
+                Ok(image) => image,
+                Err(error) => return LabBake { result: Err(error), log: fs::read_to_string(log).unwrap() },
+            };
+        let os_release = inside.read("/etc/os-release").unwrap().unwrap();
+        let os_release = OsRelease::parse(&String::from_utf8(os_release).unwrap());
+        let mut job = target::job::wishes(&image, os_release, Architecture::HOST, &self.network);
+        let claims = Debian.claims(&job.os_release);
+        target::job::look(&mut job, &claims, &inside).unwrap();
+        let mut plan = match Debian.plan(&job) {
+            Ok(plan) => plan,
+            Err(refused) => {
+                return LabBake { result: Err(oven::distros::refused(refused)), log: String::new() };
+            }
+        };
+        change(&mut plan);
+        let place = Place { root: &self.path("image"), inside: &inside, nodes: &[], unmounted: &[] };
+        let kept = Kept { store: self.store.clone(), base: self.base.clone() };
+        let work = Work {
+            image: &image,
+            plan: &plan,
+            network: &self.network,
+            secrets: &secrets,
+            guard: Guard::Wanted,
+            helper: &oven(),
+            kept: Some(&kept),
+            report: &report,
+        };
+        let result = runtime.block_on(provision_and_seal(&place, &work));
+        // A log begins with the first step: what fails before that leaves none.
+        let begun = result.is_ok() || !report.phases().is_empty();
+        let log = if begun || log.exists() { fs::read_to_string(log).unwrap() } else { String::new() };
+        let baked = LabBake { result, log };
+        self.ensure_nothing_stays();
+        baked
+    }
+
+    /// After every bake, good or bad.
+    fn ensure_nothing_stays(&self) {
+        assert_eq!(fs::read_to_string(self.path("host/canary")).unwrap(), "host", "a file of this machine");
+        assert!(!self.image("usr/sbin/policy-rc.d").exists(), "policy-rc.d stays");
+        for dir in ["run", "proc", "sys", "dev"] {
+            let left: Vec<_> =
+                fs::read_dir(self.image(dir)).unwrap().map(|e| e.unwrap().file_name()).collect();
+            let before: Vec<_> = fs::read_dir(self.overlay.base().join(dir))
+                .unwrap()
+                .map(|e| e.unwrap().file_name())
+                .collect();
+            assert_eq!(left.len(), before.len(), "/{dir} holds {left:?}");
+        }
+        self.assert_nothing_is_mounted();
+        let root = self.path("image");
+        for process in fs::read_dir("/proc").unwrap().flatten() {
+            let its = fs::read_link(process.path().join("root"));
+            assert!(its.is_err() || !its.unwrap().starts_with(&root), "{:?} stays", process.file_name());
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! What these tests stand on: a small root file system that has dnf, zypper and rpm, made once, and an image over it
+//! that is thrown away after each test.
+//!
+//! It is Debian's: the programs are real, and so are transactions, scriptlets, keys and downloads. What is not: the
+//! distribution (its `os-release` says another name), the packages (see `rpm_packages.rs`), and `platform`, which tells rpm
+//! that Debian's shell is there.
+
+use super::mirror::Mirror;
+use super::overlay::Overlay;
+use super::rpm_packages::{self, run};
+use super::{LabBake, provision_and_seal};
+use crate::programs::{kept_dir, oven};
+use oven::bake::target;
+use oven::config::project::NetworkSettings;
+use oven::definition::Definition;
+use oven::distros;
+use oven::ids::Architecture;
+
+use oven::image::tree::Inside;
+use oven::provision::context::Place;
+use oven::provision::context::{Guard, Work};
+use oven::provision::package_cache;
+use oven::provision::package_cache::{Kept, Store};
+use oven::report::{Level, Report, Style};
+
+use oven::secrets::Secrets;
+use oven_distro::{Distro, OsRelease, Plan};
+use std::fs;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+
+const SUITE: &str = "bookworm";
+const FILE_CONTEXTS: &str = "/etc/selinux/default/contexts/files/file_contexts";
+/// Of what is made of it below: raised whenever that changes.
+const BASE: u32 = 1;
+const INCLUDED: &str = "dnf,policycoreutils,rpm,selinux-policy-default,zypper";
+
+/// The base, made by mmdebstrap and kept beside the build.
+pub fn base() -> PathBuf {
+    static MAKING: Mutex<()> = Mutex::new(());
+    let packages = rpm_packages::built();
+    let _turn = MAKING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let dir = kept_dir().join(format!("rpm-{SUITE}-{BASE}"));
+    if dir.exists() {
+        return dir;
+    }
+    let part = dir.with_extension("part");
+    _ = Command::new("rm").args(["-rf", "--one-file-system"]).arg(&part).status();
+    run(Command::new("unshare")
+        .args(["--mount", "--mount-proc", "--pid", "--fork", "--kill-child", "mmdebstrap", "--quiet"])
+        .args(["--mode=root", "--format=directory", "--variant=apt", &format!("--include={INCLUDED}"), SUITE])
+        .arg(&part));
+    let write = |path: &str, text: &str| {
+        fs::create_dir_all(part.join(path).parent().unwrap()).unwrap();
+        fs::write(part.join(path), text).unwrap();
+    };
+    write("etc/resolv.conf", "nameserver 192.0.2.53\n");
+    // Debian's rpm keeps its database in the user's home, other distributions' in the system.
+    write("etc/rpm/macros", "%_dbpath /var/lib/rpm\n");
+    write("etc/selinux/config", "SELINUX=disabled\nSELINUXTYPE=default\n");
+    for dir in ["etc/yum.repos.d", "etc/zypp/repos.d"] {
+        fs::create_dir_all(part.join(dir)).unwrap();
+    }
+    // It is apt's, which has no part in these tests.
+    for dir in ["var/lib/apt/lists", "var/cache/apt"] {
+        run(Command::new("find").arg(part.join(dir)).args(["-type", "f", "-delete"]));
+    }
+    fs::copy(packages.join("plain/platform-9-1.noarch.rpm"), part.join("tmp/platform.rpm")).unwrap();
+    run(Command::new("chroot").arg(&part).args(["rpm", "--force-debian", "-i", "/tmp/platform.rpm"]));
+    fs::remove_file(part.join("tmp/platform.rpm")).unwrap();
+    // As images come that enforce SELinux.
+    run(Command::new("unshare")
+        .args(["--mount", "--pid", "--fork", &format!("--mount-proc={}/proc", part.display()), "chroot"])
+        .arg(&part)
+        .args(["setfiles", "-m", "-e", "/proc", "-e", "/dev", FILE_CONTEXTS, "/"]));
+    fs::rename(&part, &dir).unwrap();
+    dir
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum System {
+    Dnf,
+    Zypper,
+}
+pub use System::{Dnf, Zypper};
+
+impl System {
+    pub fn os_release(self) -> &'static str {
+        match self {
+            Dnf => "ID=\"rocky\"\nID_LIKE=\"rhel centos fedora\"\nVERSION_ID=\"9.4\"\n",
+            Zypper => "ID=\"opensuse-leap\"\nID_LIKE=\"suse opensuse\"\nVERSION_ID=\"15.6\"\n",
+        }
+    }
+
+    fn plugin(self) -> Box<dyn Distro> {
+        match self {
+            Dnf => Box::new(oven_redhat::RedHat),
+            Zypper => Box::new(oven_suse::Suse),
+        }
+    }
+
+    pub fn repositories(self) -> &'static str {
+        match self {
+            Dnf => "etc/yum.repos.d",
+            Zypper => "etc/zypp/repos.d",
+        }
+    }
+}
+
+/// An image over the base, a definition, and a mirror of the packages.
+pub struct RpmLab {
+    overlay: Overlay,
+    pub system: System,
+    pub mirror: Mirror,
+}
+
+/// Paths in the lab and in its image.
+impl Deref for RpmLab {
+    type Target = Overlay;
+
+    fn deref(&self) -> &Overlay {
+        &self.overlay
+    }
+}
+
+impl RpmLab {
+    /// An image whose own repository is the one without signatures.
+    pub fn new(system: System) -> Self {
+        let lab = Self::without_repository(system, "rw");
+        lab.write_repository();
+        lab
+    }
+
+    fn write_repository(&self) {
+        let own = format!("[own]\nname=own\nbaseurl={}plain/\ngpgcheck=0\n", self.mirror.address);
+        self.write(&format!("{}/own.repo", self.system.repositories()), &own);
+    }
+
+    /// `options`: of the file system that the image's changes go to.
+    pub fn without_repository(system: System, options: &str) -> Self {
+        // xino: all files are of one device, as on a disk; setfiles does not go to another.
+        let overlay = Overlay::new(base(), options, ",xino=on");
+        let lab = Self { overlay, system, mirror: Mirror::of(rpm_packages::built()) };
+        lab.write_system();
+        lab
+    }
+
+    /// What of the system is not in the base.
+    fn write_system(&self) {
+        self.write("usr/lib/os-release", self.system.os_release());
+        // Of their packages' own; Debian's zypper makes its when it is missing.
+        for dir in ["var/cache/dnf", "var/cache/zypp"] {
+            fs::create_dir_all(self.image(dir)).unwrap();
+        }
+    }
+
+    /// The image as [`RpmLab::new`] made it.
+    pub fn renew(&self) {
+        self.overlay.renew();
+        self.write_system();
+        self.write_repository();
+    }
+
+    pub fn write(&self, path: &str, text: &str) {
+        fs::write(self.image(path), text).unwrap();
+    }
+
+    /// Writes image.toml, after what every definition has, with the packages' files and keys beside it.
+    pub fn define(&self, toml: &str) {
+        let text = format!("name = \"web\"\nfrom = \"ami-0123456789abcdef0\"\n{toml}");
+        fs::write(self.path("web/image.toml"), text).unwrap();
+        for key in ["right.asc", "wrong.asc"] {
+            fs::copy(rpm_packages::built().join(key), self.path("web").join(key)).unwrap();
+        }
+    }
+
+    /// A repository of the definition's own.
+    pub fn repository(&self, key: &str, keep: bool) -> String {
+        let address = &self.mirror.address;
+        format!(
+            "[[repository]]\nname = \"more\"\nurl = \"{address}signed/\"\nkey = \"{key}\"\nkeep = {keep}\n"
+        )
+    }
+
+    /// Puts a package's file beside image.toml.
+    pub fn bring(&self, file: &Path) {
+        fs::copy(file, self.path("web").join(file.file_name().unwrap())).unwrap();
+    }
+
+    /// Puts a package's file where the image sees it, installs it as the base did, and removes the file.
+    pub fn base_has(&self, file: &Path) {
+        fs::copy(file, self.image("tmp/x.rpm")).unwrap();
+        run(Command::new("chroot").arg(self.image("")).args(["rpm", "--force-debian", "-i", "/tmp/x.rpm"]));
+        fs::remove_file(self.image("tmp/x.rpm")).unwrap();
+    }
+
+    /// The SELinux label of an object of the image.
+    pub fn label_of(&self, path: &str) -> Option<String> {
+        let mut label = vec![0; 4096];
+        let length = rustix::fs::lgetxattr(self.image(path), "security.selinux", &mut label).ok()?;
+        Some(String::from_utf8_lossy(&label[..length]).trim_end_matches('\0').to_owned())
+    }
+
+    pub fn label(&self, path: &str, label: &str) {
+        let flags = rustix::fs::XattrFlags::empty();
+        rustix::fs::lsetxattr(self.image(path), "security.selinux", label.as_bytes(), flags).unwrap();
+    }
+
+    pub fn plan(&self) -> Result<Plan, anyhow::Error> {
+        let image = Definition::load(&self.path("web"))?;
+        let inside = Inside::open_dir(&self.path("image"))?;
+        let os_release = OsRelease::parse(&self.read("usr/lib/os-release"));
+        let distro = self.system.plugin();
+        let mut job =
+            target::job::wishes(&image, os_release, Architecture::HOST, &NetworkSettings::default());
+        let claims = distro.claims(&job.os_release);
+        target::job::look(&mut job, &claims, &inside)?;
+        distro.plan(&job).map_err(distros::refused)
+    }
+
+    /// Loads the definition, plans, and executes.
+    pub fn bake(&self) -> LabBake {
+        let plan = match self.plan() {
+            Ok(plan) => plan,
+            Err(error) => return LabBake { result: Err(error), log: String::new() },
+        };
+        let image = Definition::load(&self.path("web")).unwrap();
+        let inside = Inside::open_dir(&self.path("image")).unwrap();
+        let report = Report::new(Style::Silent, Level::Verbose);
+        let log = self.path("log");
+        report.log_to(&log, "a test");
+        let place = Place { root: &self.path("image"), inside: &inside, nodes: &[], unmounted: &[] };
+        let store = Store::new(&self.path("state").join(package_cache::DIR), package_cache::LIMIT);
+        let kept = Kept { store, base: "snap-1".into() };
+        let work = Work {
+            image: &image,
+            plan: &plan,
+            network: &NetworkSettings::default(),
+            secrets: &Secrets::default(),
+            guard: Guard::Wanted,
+            helper: &oven(),
+            kept: Some(&kept),
+            report: &report,
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let result = runtime.block_on(provision_and_seal(&place, &work));
+        // A log begins with the first step: what fails before that leaves none.
+        let begun = result.is_ok() || !report.phases().is_empty();
+        let log = if begun || log.exists() { fs::read_to_string(log).unwrap() } else { String::new() };
+        self.assert_nothing_is_mounted();
+        LabBake { result, log }
+    }
+}
