@@ -28,11 +28,19 @@ pub struct Given {
 }
 
 const FLAGS: &str = "--instance-id and --zone";
-/// It is answered by the host that the instance runs on, within milliseconds; a container's bridge adds as little.
-const CONNECT: Duration = Duration::from_secs(1);
-const READ: Duration = Duration::from_secs(2);
-/// With retries: it does answer 5xx now and then.
-const WHOLE: Duration = Duration::from_secs(8);
+/// How long a connection may take. It is not retried: elsewhere than on EC2 many a router drops what is sent to this
+/// address, and that should be an error soon. The kernel sends its first packet again after one second, so one may be
+/// lost.
+const CONNECT: Duration = Duration::from_secs(2);
+/// How long one answer is waited for. On a builder with nothing else to do it takes milliseconds.
+const READ: Duration = Duration::from_secs(5);
+/// How many answers in a row may fail to arrive before oven gives up. A busy builder answers late, and a late answer is
+/// as good as an early one; a hop limit that is too low swallows every answer, and that becomes an error after
+/// `LOST_ANSWERS * READ`, half a minute.
+const LOST_ANSWERS: u32 = 6;
+/// How long one request may take with the one for its token. Both are retried on a 5xx, which the service answers now
+/// and then.
+const WHOLE: Duration = Duration::from_secs(20);
 
 /// The instance that this process runs on.
 ///
@@ -79,7 +87,14 @@ fn checked(text: String, fits: fn(&str) -> bool, flag: &str, what: &str) -> Resu
 }
 
 async fn read(imds: &Client, path: &str, fits: fn(&str) -> bool, what: &str) -> Result<String> {
-    let text: String = imds.get(path).await.map_err(|error| explained(&error, path))?.into();
+    let mut lost = 0;
+    let text: String = loop {
+        match imds.get(path).await {
+            Ok(answer) => break answer.into(),
+            Err(error) if is_silence(&error) && lost + 1 < LOST_ANSWERS => lost += 1,
+            Err(error) => return Err(explained(&error, path)),
+        }
+    };
     // Something else may answer at that address: a proxy's page of apology, say.
     if fits(&text) {
         return Ok(text);
@@ -88,6 +103,23 @@ async fn read(imds: &Client, path: &str, fits: fn(&str) -> bool, what: &str) -> 
     let text = format!("the metadata service answers {begin:?} to {path}, which is not {what}");
     let hint = format!("If something else answers in its place, give {FLAGS}.");
     Err(Kind::Machine.failure(text).hint(hint).into())
+}
+
+/// Whether the service took the request and its answer did not arrive in time. Whatever it answers, and a connection
+/// that is refused, is no silence.
+fn is_silence(error: &ImdsError) -> bool {
+    causes(error).iter().any(|cause| cause.contains("read timeout"))
+}
+
+/// An error's text, and those of its causes.
+fn causes(error: &ImdsError) -> Vec<String> {
+    let mut causes = vec![error.to_string()];
+    let mut cause: Option<&(dyn Error + 'static)> = error.source();
+    while let Some(deeper) = cause {
+        causes.push(deeper.to_string());
+        cause = deeper.source();
+    }
+    causes
 }
 
 /// Why the metadata service does not answer, as far as its silence tells.
@@ -99,13 +131,9 @@ fn explained(error: &ImdsError, path: &str) -> anyhow::Error {
         );
         return Kind::Machine.failure(text).hint(hint).into();
     }
-    let mut causes = vec![error.to_string()];
-    let mut cause: Option<&(dyn Error + 'static)> = error.source();
-    while let Some(deeper) = cause {
-        causes.push(deeper.to_string());
-        cause = deeper.source();
-    }
+    let causes = causes(error);
     let said = |words: &str| causes.iter().any(|cause| cause.contains(words));
+    let lacks_token = matches!(error, ImdsError::FailedToLoadToken(_));
     let (text, hint) = if said("request forbidden") {
         (
             "the metadata service is turned off for this instance (it answers 403)".to_owned(),
@@ -113,10 +141,12 @@ fn explained(error: &ImdsError, path: &str) -> anyhow::Error {
                 "Turn it on (aws ec2 modify-instance-metadata-options --http-endpoint enabled), or give {FLAGS}."
             ),
         )
-    } else if said("read timeout") {
+    } else if is_silence(error) && lacks_token {
         // Its answer to the request for a token has a TTL of its own, the hop limit; a bridge takes one away.
         (
-            "the metadata service takes the request for a token, and its answer does not arrive".to_owned(),
+            format!(
+                "the metadata service takes the request for a token, and its answer does not arrive ({LOST_ANSWERS} tries)"
+            ),
             format!(
                 "In a container: raise the hop limit (aws ec2 modify-instance-metadata-options \
                  --http-put-response-hop-limit 2), use the host's network, or give {FLAGS}."
