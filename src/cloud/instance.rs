@@ -38,8 +38,8 @@ const READ: Duration = Duration::from_secs(5);
 /// as good as an early one; a hop limit that is too low swallows every answer, and that becomes an error after
 /// `LOST_ANSWERS * READ`, half a minute.
 const LOST_ANSWERS: u32 = 6;
-/// How long one request may take with the one for its token. Both are retried on a 5xx, which the service answers now
-/// and then.
+/// How long one request may take, with the one for its token. A 5xx, which the service answers now and then, is retried
+/// within it.
 const WHOLE: Duration = Duration::from_secs(20);
 
 /// The instance that this process runs on.
@@ -47,7 +47,8 @@ const WHOLE: Duration = Duration::from_secs(20);
 /// Fails with [`Kind::Machine`] where the metadata service does not tell, and says why it might not; with
 /// [`Kind::Usage`] if what was given is no id or no zone, or contradicts itself.
 pub async fn who_am_i(given: Given) -> Result<Instance> {
-    let imds = Client::builder().connect_timeout(CONNECT).read_timeout(READ).operation_timeout(WHOLE).build();
+    let imds = Client::builder().connect_timeout(CONNECT).read_timeout(READ);
+    let imds = imds.operation_attempt_timeout(WHOLE).operation_timeout(WHOLE).build();
     let region = ["AWS_REGION", "AWS_DEFAULT_REGION"].into_iter().find_map(|name| {
         let value = std::env::var(name).ok().filter(|value| !value.is_empty())?;
         Some((value, name))
@@ -108,7 +109,8 @@ async fn read(imds: &Client, path: &str, fits: fn(&str) -> bool, what: &str) -> 
 /// Whether the service took the request and its answer did not arrive in time. Whatever it answers, and a connection
 /// that is refused, is no silence.
 fn is_silence(error: &ImdsError) -> bool {
-    causes(error).iter().any(|cause| cause.contains("read timeout"))
+    let silent = |cause: &String| cause.contains("read timeout") || cause.contains("request has timed out");
+    causes(error).iter().any(silent)
 }
 
 /// An error's text, and those of its causes.

@@ -16,8 +16,8 @@ enum Manner {
     Status(u16),
     /// Takes the request for a token and never answers.
     Silent,
-    /// As `GOOD`, but so many requests get no answer, from the first one on.
-    Late(u32),
+    /// As `GOOD`, but the first so many requests of this method get no answer.
+    Late(u32, &'static str),
 }
 
 struct Service {
@@ -53,11 +53,14 @@ async fn service(manner: Manner) -> Service {
             let request = String::from_utf8(request).unwrap().to_lowercase();
             let before = count.fetch_add(1, Ordering::Relaxed);
             let manner = match manner {
-                Manner::Late(lost) if before >= lost => GOOD,
+                // The token comes first, and is asked for once.
+                Manner::Late(lost, "get") if (1..=lost).contains(&before) => Manner::Silent,
+                Manner::Late(lost, "put") if before < lost => Manner::Silent,
+                Manner::Late(..) => GOOD,
                 manner => manner,
             };
             let (status, body) = match manner {
-                Manner::Silent | Manner::Late(_) => {
+                Manner::Silent | Manner::Late(..) => {
                     silent.push(stream);
                     continue;
                 }
@@ -184,8 +187,8 @@ async fn zones_that_cannot_bake_are_refused() {
 /// A busy builder answers late.
 #[tokio::test]
 async fn lost_answers_are_asked_for_again() {
-    for lost in [1, LOST_ANSWERS - 1] {
-        let service = service(Manner::Late(lost)).await;
+    for (lost, method) in [(1, "put"), (LOST_ANSWERS - 1, "put"), (1, "get"), (LOST_ANSWERS - 1, "get")] {
+        let service = service(Manner::Late(lost, method)).await;
         let me = who(Given::default(), None, &client(&service.endpoint)).await.unwrap();
         assert_eq!(me, instance(ID, "eu-central-1b", "eu-central-1"));
         // The token, the id and the zone.
