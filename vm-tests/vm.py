@@ -358,8 +358,9 @@ class Vm:
         block, device = f"b-{volume}", f"d-{volume}"
         storage = {"driver": "file", "filename": str(file), "cache": {"no-flush": True}}
         self.qmp.run("blockdev-add", driver="raw", **{"node-name": block}, file=storage)
+        # With its slot: without one QEMU 7.2 takes a second device for a port, and no guest sees it.
         self.qmp.run("device_add", driver="nvme", id=device, drive=block, serial=volume.replace("-", ""),
-                     bus=f"rp{port}", **properties)
+                     bus=f"rp{port}", addr="0", **properties)
         self.volumes[volume] = (block, device)
 
     def start_unplug(self, volume):

@@ -43,3 +43,56 @@ pub fn from_environment(
     let hint = "Pass secrets in oven's environment: `NAME=… oven bake …`; sudo only passes variables on with --preserve-env.";
     Err(Kind::Definition.failure(wrong.join("\n")).hint(hint).into())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cloud::Base;
+    use crate::config::project::Settings;
+    use crate::identity::fingerprint::Inputs;
+    use crate::ids::{Architecture, ImageId, SnapshotId};
+
+    /// What a secret's value is, the fingerprint cannot know: it never sees one.
+    #[test]
+    fn a_secrets_value_does_not_count() {
+        let top = tempfile::tempdir().unwrap();
+        let write = |_: &std::path::Path, path: &str, text: &str| {
+            let path = top.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        write(top.path(), "web/a.sh", "#!/bin/sh\n");
+        let inputs = |image: &Definition| {
+            let base = Base {
+                id: ImageId("ami-1".into()),
+                name: "base".into(),
+                snapshot: SnapshotId("snap-1".into()),
+                architecture: Architecture::HOST,
+                size_gib: 1,
+                root_device: "/dev/xvda".into(),
+                attributes: Default::default(),
+            };
+            Inputs::of(image, &base, &Settings::default()).unwrap()
+        };
+        let toml = "from = \"ami-0123456789abcdef0\"\n[[run]]\nscript = \"a.sh\"\nsecrets = [\"TOKEN\"]\n";
+        write(top.path(), "web/image.toml", toml);
+        let image = Definition::load(&top.path().join("web")).unwrap();
+        let before = inputs(&image);
+        for value in ["hunter2-one", "hunter2-two"] {
+            let secrets = from_environment(&image, |_| Some(value.into())).unwrap();
+            assert_eq!(secrets.environment(&image.runs[0].secrets)["TOKEN"], value);
+            let now = inputs(&image);
+            assert_eq!(now, before);
+            assert!(!now.to_json().contains("hunter2") && !now.digest().contains("hunter2"));
+        }
+        let error = from_environment(&image, |_| None).unwrap_err();
+        assert_eq!(Kind::of(&error), Kind::Definition);
+        let text = error.to_string();
+        assert!(
+            text.ends_with(
+                "image.toml:2: `secrets` of [[run]] names TOKEN, which is not set in oven's environment"
+            ),
+            "{text}"
+        );
+    }
+}

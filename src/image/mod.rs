@@ -4,7 +4,5 @@ pub mod label;
 pub mod os_release;
 #[cfg(test)]
 pub(crate) mod test;
-#[cfg(test)]
-mod tests;
 pub mod tree;
 pub mod walk;

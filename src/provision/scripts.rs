@@ -7,7 +7,6 @@ use super::script_mounts;
 use super::script_mounts::Seen;
 use crate::definition::{Definition, FILE, Playbook, Program, Script, ScriptKind};
 use crate::error::Kind;
-use crate::image::tree::Inside;
 use anyhow::Result;
 use oven_distro::Shim;
 use std::collections::BTreeMap;

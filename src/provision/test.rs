@@ -3,7 +3,6 @@
 use crate::cloud::BaseRef;
 use crate::definition::{Definition, From};
 use crate::ids::ImageId;
-use oven_distro::Conffiles;
 use std::path::{Path, PathBuf};
 
 pub fn definition(dir: &Path, change: impl FnOnce(&mut Definition)) -> Definition {

@@ -30,7 +30,6 @@ use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::thread::UnshareFlags;
-use serde::{Deserialize, Serialize};
 use spawn::{Running, Terminal};
 use spec::{Exit, ExitStatus, Spec};
 use std::collections::BTreeMap;

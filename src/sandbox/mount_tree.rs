@@ -202,15 +202,3 @@ impl CacheMount {
         Ok(mount)
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn mount_points_are_unescaped() {
-        let table = b"36 35 98:0 /mnt1 /mnt\\0402/a\\134b rw - ext3 /dev/root rw\n22 27 0:21 / /proc rw - proc proc rw\n";
-        let points = mount_points(table).collect::<Vec<_>>();
-        assert_eq!(points, [PathBuf::from("/mnt 2/a\\b"), PathBuf::from("/proc")]);
-    }
-}

@@ -1,9 +1,5 @@
 //! Paths inside an image, followed name by name, and small files made there without a trace in directories' times.
 
-use super::spec::Bind;
-use crate::error::Kind;
-use crate::sys::fds::open_within;
-use crate::sys::mount::api::{READ_ONLY, attach, copy, restrict};
 use anyhow::{Context, Result, bail};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, Timespec, Timestamps};

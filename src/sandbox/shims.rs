@@ -3,22 +3,16 @@
 //! If the image has such a file, the step's file is bound over it, so that nothing is written into the image. If it has
 //! none, there is nothing to bind over: then one is created (`placeholders`).
 
-use super::paths::{Place, RUN, holds, resolve, unnoticed, write_new};
+use super::paths::{Place, resolve, write_new};
 use super::spec::Bind;
 use crate::error::Kind;
 use crate::sys::fds::open_within;
 use crate::sys::mount::api::{READ_ONLY, attach, copy, restrict};
 use anyhow::{Context, Result, bail};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, Timespec, Timestamps};
-use rustix::io::Errno;
-use std::collections::VecDeque;
+use rustix::fs::{FileType, Mode, OFlags, Stat};
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
-use std::io::{Read, Write};
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Component, Path};
-use std::time::SystemTime;
+use std::path::Path;
 
 /// Places files in a step's view of an image; used in the step's mount namespace, after `/run` is mounted.
 pub(crate) struct Shims<'a> {

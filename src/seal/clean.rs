@@ -4,7 +4,7 @@
 use super::first_boot;
 use super::rules;
 use super::rules::remove;
-use super::rules::{expand, is_directory, is_kept, kind};
+use super::rules::{is_directory, is_kept, kind};
 use crate::image::tree::Inside;
 use crate::image::walk::Go;
 use anyhow::{Context, Result};

@@ -36,3 +36,19 @@ fn errno_of(error: &anyhow::Error) -> Option<Errno> {
             .or_else(|| Errno::from_io_error(cause.downcast_ref::<std::io::Error>()?))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_space_says_where_and_how_much() {
+        let error = no_space(Path::new("/"), 5 << 20);
+        let text = format!("{error:#}");
+        assert!(
+            text.starts_with("no space left in /: 5 MiB are needed, ") && text.ends_with(" is free"),
+            "{text}"
+        );
+        assert_eq!(Kind::of(&error), Kind::Machine);
+    }
+}

@@ -91,4 +91,18 @@ mod tests {
         assert!(done.load(Ordering::SeqCst));
         drop(go);
     }
+
+    #[tokio::test]
+    async fn dropping_the_future_stops_the_work() {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let work = run(move |cancelled| {
+            while cancelled.check().is_ok() {
+                std::thread::yield_now();
+            }
+            sender.send(()).unwrap();
+            Ok(())
+        });
+        assert!(tokio::time::timeout(std::time::Duration::from_millis(20), work).await.is_err());
+        receiver.recv_timeout(std::time::Duration::from_secs(10)).expect("the work was not cancelled");
+    }
 }

@@ -115,3 +115,31 @@ pub fn write_beside(path: &Path, content: &[u8], durable: bool) -> Result<()> {
         }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::FileExt;
+
+    #[test]
+    fn files_get_their_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        let temp = Temp::new(dir.path()).unwrap();
+        temp.file().write_all_at(b"one", 0).unwrap();
+        temp.link(&path).unwrap();
+        assert!(Temp::new(dir.path()).unwrap().link(&path).is_err(), "the name is taken");
+        let temp = Temp::named(dir.path()).unwrap();
+        assert!(temp.link(&path).is_err(), "the name is taken");
+        let temp = Temp::named(dir.path()).unwrap();
+        temp.file().write_all_at(b"two", 0).unwrap();
+        temp.replace(&path).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"two");
+        drop(Temp::named(dir.path()).unwrap());
+        std::fs::create_dir(dir.path().join("y")).unwrap();
+        for temp in [Temp::new(dir.path()), Temp::named(dir.path())] {
+            assert!(temp.unwrap().replace(&dir.path().join("y")).is_err(), "that is a directory");
+        }
+        assert_eq!(dir.path().read_dir().unwrap().count(), 2, "x and y");
+    }
+}

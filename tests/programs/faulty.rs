@@ -6,6 +6,7 @@ use oven::cloud::block_api::{Blocks, Contents, NewSnapshot, Parent, Reader};
 use oven::cloud::*;
 use oven::device::Device;
 use oven::ids::Digest;
+use oven::ids::{ImageId, RunId, SnapshotId, VolumeId};
 use oven::undo::Undo;
 use std::cell::Cell;
 use std::collections::BTreeMap;

@@ -4,7 +4,7 @@
 //! failed if no block was put for too long, or if the machine was rebooted (what was put was not synced).
 
 use super::records::{PUT, SnapshotRecord, Store, now};
-use super::records::{Sealed, Written};
+use super::records::Written;
 use crate::cloud::block_api::Expired;
 use crate::cloud::ec2_rules::{absent, refused};
 use crate::ids::SnapshotId;
@@ -14,7 +14,6 @@ use anyhow::{Context, Result};
 use nix::fcntl::{FcntlArg, fcntl};
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::ErrorKind;

@@ -467,6 +467,7 @@ mod tests {
             instance_id: Some(String::new()),
             zone: Some(String::new()),
             disks: Some(String::new()),
+            ..Overrides::default()
         };
         assert_eq!(file.clone().merge(&empty).unwrap(), file);
         let flags = Overrides {

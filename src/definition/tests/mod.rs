@@ -451,7 +451,7 @@ fn a_later_failure_finds_its_line() {
 fn directories_are_spelt_without_a_slash_at_the_end() {
     let cases = [("web", "web"), ("web//", "web"), (".", "."), ("/", "/"), ("//", "/"), ("./web/", "./web")];
     for (dir, spelt) in cases {
-        let directories = source::directories(Path::new(dir), &["../common".into()]);
+        let directories = paths::directories(Path::new(dir), &["../common".into()]);
         assert_eq!(directories[0].as_os_str(), spelt);
         assert_eq!(directories[1].as_os_str(), format!("{}/../common", spelt.trim_end_matches('/')).as_str());
     }

@@ -35,7 +35,7 @@ fn nothing_leads_out_of_the_project() {
     std::fs::create_dir(top.path().join("web/.git")).unwrap();
     let error = load(top.path(), toml).unwrap_err();
     assert!(error.contains("out of the project DIR/web ("), "{error}");
-    assert_eq!(source::project(&real.join("a/b/c")), real.join("a/b"));
+    assert_eq!(paths::project(&real.join("a/b/c")), real.join("a/b"));
     std::fs::write(top.path().join("oven.toml"), "").unwrap();
-    assert_eq!(source::project(&real.join("a/b/c")), real);
+    assert_eq!(paths::project(&real.join("a/b/c")), real);
 }

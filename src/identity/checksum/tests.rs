@@ -21,7 +21,7 @@ fn error(top: &Path, directory: &str) -> String {
 #[test]
 fn the_published_vectors_match() {
     let vectors: serde_json::Value =
-        serde_json::from_str(include_str!("../../tests/checksum-vectors.json")).unwrap();
+        serde_json::from_str(include_str!("../../../tests/checksum-vectors.json")).unwrap();
     let cases = vectors["cases"].as_array().unwrap();
     assert_eq!(cases.len(), 3);
     for case in cases {

@@ -129,32 +129,6 @@ fn provisioners_and_variables_count() {
     assert_ne!(plain.digest(), moved.digest());
 }
 
-/// What a secret's value is, the fingerprint cannot know: it never sees one.
-#[test]
-fn a_secrets_value_does_not_count() {
-    let (top, _) = web(&[("a.sh", "#!/bin/sh\n")]);
-    let toml = "from = \"ami-0123456789abcdef0\"\n[[run]]\nscript = \"a.sh\"\nsecrets = [\"TOKEN\"]\n";
-    write(top.path(), "web/image.toml", toml);
-    let image = Definition::load(&top.path().join("web")).unwrap();
-    let before = inputs(&image);
-    for value in ["hunter2-one", "hunter2-two"] {
-        let secrets = crate::secrets::Secrets::from(&image, |_| Some(value.into())).unwrap();
-        assert_eq!(secrets.environment(&image.runs[0].secrets)["TOKEN"], value);
-        let now = inputs(&image);
-        assert_eq!(now, before);
-        assert!(!now.to_json().contains("hunter2") && !now.digest().contains("hunter2"));
-    }
-    let error = crate::secrets::Secrets::from(&image, |_| None).unwrap_err();
-    assert_eq!(Kind::of(&error), Kind::Definition);
-    let text = error.to_string();
-    assert!(
-        text.ends_with(
-            "image.toml:2: `secrets` of [[run]] names TOKEN, which is not set in oven's environment"
-        ),
-        "{text}"
-    );
-}
-
 /// A family has its directory's name if the definition sets none; then no file contains the name.
 #[test]
 fn of_two_families_with_equal_files_each_has_its_own_images() {

@@ -10,7 +10,6 @@ use super::manifest::{Entry, Tree};
 use crate::image::tree::Inside;
 use anyhow::{Context, Result};
 use nix::fcntl::{Flock, FlockArg};
-use oven_distro::Cache;
 use rustix::fs::{CWD, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};

@@ -3,6 +3,7 @@ use crate::cloud::Tags;
 use crate::error::Kind;
 use crate::ids::RunId;
 use crate::ids::digest_of;
+use crate::transfer::download::{download, verify};
 use crate::transfer::fake::Fake;
 use crate::transfer::raw::Raw;
 use std::cell::RefCell;

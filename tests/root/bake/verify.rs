@@ -1,6 +1,6 @@
 //! `oven bake --verify`, and what becomes of what was baked: out by `oven export`, and in again.
 
-use oven::sys::{loop_device, sparse_copy};
+use oven::sys::{loop_device, sparse_copy, tasks};
 use oven::transfer::raw::Raw;
 use oven::transfer::readers::Source;
 use oven::transfer::upload::digests;
@@ -67,7 +67,7 @@ async fn a_device_is_read_again_before_what_was_sent_counts() {
     let world = small();
     let base = std::env::var_os("OVEN_TEST_TINY").unwrap();
     let dir = world.dir.path().to_owned();
-    let copied = sparse_copy::blocking(move |stop| {
+    let copied = tasks::run(move |stop| {
         let base = File::open(base)?;
         sparse_copy::copy(&base, sparse_copy::length(&base)?, &dir, stop)
     });

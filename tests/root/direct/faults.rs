@@ -6,6 +6,7 @@ use nix::unistd::Pid;
 use oven::cloud::block_api::Blocks;
 use oven::cloud::local::Region;
 use oven::disk::direct::block_cache::Cache;
+use oven::ids::SnapshotId;
 use oven_testing::{LocalWorld, full, pause, stderr, until};
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -4,6 +4,7 @@
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use oven::cloud::local::Region;
+use oven::ids::{BLOCK, SnapshotId};
 use oven_testing::{ImageReader, LocalWorld, stderr, until};
 use std::collections::BTreeSet;
 use std::fs::{self, File};

@@ -9,9 +9,7 @@ use crate::cloud::block_api::{Contents, Indexes};
 use crate::error::Kind;
 use crate::ids::BLOCK;
 use anyhow::{Result, bail};
-use std::time::{Duration, SystemTime};
-use tokio::sync::Mutex;
-use tokio::time::Instant;
+use std::time::SystemTime;
 
 /// Blocks of a page: listing a page takes as long as reading many blocks.
 const PAGE_SIZE: i32 = 10_000;

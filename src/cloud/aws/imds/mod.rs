@@ -31,22 +31,25 @@ pub struct Given {
 }
 
 const FLAGS: &str = "--instance-id and --zone";
-/// The host of the instance answers within milliseconds; a container's bridge adds as little.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-const READ_TIMEOUT: Duration = Duration::from_secs(2);
-/// Includes retries: the service answers 5xx now and then.
-const OPERATION_TIMEOUT: Duration = Duration::from_secs(8);
+/// How long a connection may take. It is not retried: outside EC2 many routers drop packets to this
+/// address, and that should fail soon. The kernel repeats its first packet after one second, so one may be lost.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long oven waits for one answer. On an idle builder it takes milliseconds.
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
+/// How many answers in a row may fail to arrive before oven gives up. A busy builder answers late; if the hop limit is
+/// too low, no answer ever arrives, and oven fails after `LOST_ANSWERS * READ_TIMEOUT`, half a minute.
+const LOST_ANSWERS: u32 = 6;
+/// How long one request may take, with the one for its token. A 5xx, which the service answers now and then, is retried
+/// within it.
+const OPERATION_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The instance that this process runs on.
 ///
 /// Fails with [`Kind::Machine`] if the metadata service does not answer, with possible reasons, and with
 /// [`Kind::Usage`] if a given value is malformed or contradicts another one.
 pub async fn who_am_i(given: Given) -> Result<Instance> {
-    let imds = Client::builder()
-        .connect_timeout(CONNECT_TIMEOUT)
-        .read_timeout(READ_TIMEOUT)
-        .operation_timeout(OPERATION_TIMEOUT)
-        .build();
+    let imds = Client::builder().connect_timeout(CONNECT_TIMEOUT).read_timeout(READ_TIMEOUT);
+    let imds = imds.operation_attempt_timeout(OPERATION_TIMEOUT).operation_timeout(OPERATION_TIMEOUT).build();
     let region = ["AWS_REGION", "AWS_DEFAULT_REGION"].into_iter().find_map(|name| {
         let value = std::env::var(name).ok().filter(|value| !value.is_empty())?;
         Some((value, name))
@@ -89,7 +92,14 @@ fn parse_flag(text: String, is_valid: fn(&str) -> bool, flag: &str, what: &str) 
 }
 
 async fn query(imds: &Client, path: &str, is_valid: fn(&str) -> bool, what: &str) -> Result<String> {
-    let text: String = imds.get(path).await.map_err(|error| explain(&error, path))?.into();
+    let mut lost = 0;
+    let text: String = loop {
+        match imds.get(path).await {
+            Ok(answer) => break answer.into(),
+            Err(error) if is_silence(&error) && lost + 1 < LOST_ANSWERS => lost += 1,
+            Err(error) => return Err(explain(&error, path)),
+        }
+    };
     // Something else may answer at that address, such as a proxy with an error page.
     if is_valid(&text) {
         return Ok(text);
@@ -98,6 +108,24 @@ async fn query(imds: &Client, path: &str, is_valid: fn(&str) -> bool, what: &str
     let text = format!("the metadata service answered {begin:?} to {path}, which is not {what}");
     let hint = format!("If something else answers at its address, pass {FLAGS}.");
     Err(Kind::Machine.failure(text).hint(hint).into())
+}
+
+/// Whether the service accepted the request and its answer did not arrive in time. An answer of any kind, or a refused
+/// connection, is final.
+fn is_silence(error: &ImdsError) -> bool {
+    let silent = |cause: &String| cause.contains("read timeout") || cause.contains("request has timed out");
+    causes(error).iter().any(silent)
+}
+
+/// An error's text, and those of its causes.
+fn causes(error: &ImdsError) -> Vec<String> {
+    let mut causes = vec![error.to_string()];
+    let mut cause: Option<&(dyn Error + 'static)> = error.source();
+    while let Some(deeper) = cause {
+        causes.push(deeper.to_string());
+        cause = deeper.source();
+    }
+    causes
 }
 
 /// The reason why the metadata service does not answer, as far as the error shows it.
@@ -109,13 +137,9 @@ fn explain(error: &ImdsError, path: &str) -> anyhow::Error {
         );
         return Kind::Machine.failure(text).hint(hint).into();
     }
-    let mut causes = vec![error.to_string()];
-    let mut cause: Option<&(dyn Error + 'static)> = error.source();
-    while let Some(deeper) = cause {
-        causes.push(deeper.to_string());
-        cause = deeper.source();
-    }
+    let causes = causes(error);
     let has_cause = |words: &str| causes.iter().any(|cause| cause.contains(words));
+    let lacks_token = matches!(error, ImdsError::FailedToLoadToken(_));
     let (text, hint) = if has_cause("request forbidden") {
         (
             "the metadata service is turned off for this instance (it answers 403)".to_owned(),
@@ -123,10 +147,12 @@ fn explain(error: &ImdsError, path: &str) -> anyhow::Error {
                 "Turn it on (aws ec2 modify-instance-metadata-options --http-endpoint enabled), or pass {FLAGS}."
             ),
         )
-    } else if has_cause("read timeout") {
-        // Its answer to the request for a token has its own TTL, the hop limit; a bridge decrements it.
+    } else if is_silence(error) && lacks_token {
+        // Its answer to the request for a token has a TTL of its own, the hop limit; a bridge takes one away.
         (
-            "the metadata service accepts the request for a token, but its answer does not arrive".to_owned(),
+            format!(
+                "the metadata service accepts the request for a token, but its answer does not arrive ({LOST_ANSWERS} tries)"
+            ),
             format!(
                 "In a container: raise the hop limit (aws ec2 modify-instance-metadata-options \
                  --http-put-response-hop-limit 2), use the host's network, or pass {FLAGS}."

@@ -1,4 +1,6 @@
 use super::*;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -14,10 +16,14 @@ enum Manner {
     Status(u16),
     /// Accepts the request for a token and never answers.
     Silent,
+    /// As `GOOD`, but the first so many requests of this method get no answer.
+    Late(u32, &'static str),
 }
 
 struct Service {
     endpoint: String,
+    /// How many requests it took.
+    requests: Arc<AtomicU32>,
     task: JoinHandle<()>,
 }
 
@@ -30,6 +36,8 @@ impl Drop for Service {
 async fn service(manner: Manner) -> Service {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let requests = Arc::new(AtomicU32::new(0));
+    let count = requests.clone();
     let task = tokio::spawn(async move {
         let mut silent = Vec::new();
         loop {
@@ -43,8 +51,16 @@ async fn service(manner: Manner) -> Service {
                 request.push(byte[0]);
             }
             let request = String::from_utf8(request).unwrap().to_lowercase();
+            let before = count.fetch_add(1, Ordering::Relaxed);
+            let manner = match manner {
+                // The token comes first, and is asked for once.
+                Manner::Late(lost, "get") if (1..=lost).contains(&before) => Manner::Silent,
+                Manner::Late(lost, "put") if before < lost => Manner::Silent,
+                Manner::Late(..) => GOOD,
+                manner => manner,
+            };
             let (status, body) = match manner {
-                Manner::Silent => {
+                Manner::Silent | Manner::Late(..) => {
                     silent.push(stream);
                     continue;
                 }
@@ -69,7 +85,7 @@ async fn service(manner: Manner) -> Service {
             _ = stream.write_all(answer.as_bytes()).await;
         }
     });
-    Service { endpoint, task }
+    Service { endpoint, requests, task }
 }
 
 fn client(endpoint: &str) -> Client {
@@ -165,6 +181,29 @@ async fn unsupported_zones_are_rejected() {
     for zone in zones {
         let error = ask(GOOD, given(ID, zone, ""), None).await.unwrap_err();
         assert_eq!(error.to_string(), format!("{zone} is not an availability zone of a region"));
+    }
+}
+
+/// A busy builder answers late.
+#[tokio::test]
+async fn lost_answers_are_asked_for_again() {
+    for (lost, method) in [(1, "put"), (LOST_ANSWERS - 1, "put"), (1, "get"), (LOST_ANSWERS - 1, "get")] {
+        let service = service(Manner::Late(lost, method)).await;
+        let me = who(Given::default(), None, &client(&service.endpoint)).await.unwrap();
+        assert_eq!(me, instance(ID, "eu-central-1b", "eu-central-1"));
+        // The token, the id and the zone.
+        assert_eq!(service.requests.load(Ordering::Relaxed), lost + 3);
+    }
+}
+
+#[tokio::test]
+async fn only_silence_is_waited_out() {
+    for (manner, tries) in
+        [(Manner::Silent, LOST_ANSWERS), (Manner::Status(403), 1), (Manner::Status(400), 1)]
+    {
+        let service = service(manner).await;
+        who(Given::default(), None, &client(&service.endpoint)).await.unwrap_err();
+        assert_eq!(service.requests.load(Ordering::Relaxed), tries);
     }
 }
 

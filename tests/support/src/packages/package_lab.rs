@@ -16,7 +16,6 @@ use oven::provision::package_cache;
 use oven::provision::package_cache::{Kept, Store};
 use oven::report::{Level, Report, Style};
 
-use oven::secrets::Secrets;
 use oven_debian::Debian;
 use oven_distro::{Distro, OsRelease, Plan};
 use std::collections::BTreeMap;

@@ -1,6 +1,6 @@
 //! A correct server's behaviour.
 
-use super::{Answer, Kept, Request, World, answer, refusal};
+use super::{Answer, Request, StoredSnapshot, World, answer, refusal};
 use crate::ids::BLOCK;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;

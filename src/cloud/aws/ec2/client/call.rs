@@ -259,8 +259,11 @@ impl Ec2 {
                     pause += pace.rate;
                     pace.paced
                 }
-                // Credentials that never worked will not be replaced by good ones.
-                Class::Expired if tries < 3 && self.has_answered() => {
+                // Credentials that never were there will not come. An instance's come from its metadata service, for
+                // which the SDK waits one second, and does not retry: a busy machine's answer takes longer.
+                Class::Expired
+                    if tries < 3 && (self.has_answered() || self.0.options.instance_id.is_some()) =>
+                {
                     self.renew();
                     pace.throttled
                 }

@@ -12,6 +12,7 @@ use crate::cloud::{Attributes, ImageState, Verdict, VolumeKind};
 use crate::error::hint_of;
 use crate::ids::Architecture;
 use crate::undo::{Debt, Due};
+use aws_config::credential_process::CredentialProcessProvider;
 use std::sync::{Arc, Mutex};
 
 const VOLUME: &str = "vol-0123456789abcdef0";
@@ -233,6 +234,22 @@ async fn expired_credentials_are_renewed() {
     assert_eq!(count(&calls, "DescribeImages"), 2);
 }
 
+/// The metadata service of a busy instance hands keys out too late for the SDK.
+#[tokio::test]
+async fn late_credentials_are_asked_for_again() {
+    let dir = dir();
+    let (ec2, calls) = ec2(dir.path(), |_, _| ok("<imagesSet/>")).await;
+    let asked = dir.path().join("asked");
+    let keys = r#"{"Version": 1, "AccessKeyId": "A", "SecretAccessKey": "b"}"#;
+    let late = format!("echo >> {0}; [ $(wc -l < {0}) -gt 2 ] && echo '{keys}'", asked.display());
+    let config =
+        ec2.0.config.borrow().to_builder().credentials_provider(CredentialProcessProvider::new(late));
+    ec2.0.config.replace(config.build());
+    ec2.renew();
+    ec2.images(None).await.unwrap();
+    assert_eq!((std::fs::read(asked).unwrap().len(), count(&calls, "DescribeImages")), (3, 1));
+}
+
 #[tokio::test]
 async fn permissions_are_checked_once_a_day() {
     let dir = tempfile::tempdir().unwrap();
@@ -333,7 +350,7 @@ async fn permissions_of_bakes_that_attach_nothing() {
 #[test]
 fn the_policy_permits_every_action() {
     let policy = iam_policy::actions(Ways::Both);
-    let mut sent: Vec<String> = class::ACTIONS.iter().map(|action| action.permission()).collect();
+    let mut sent: Vec<String> = client::errors::ACTIONS.iter().map(|action| action.permission()).collect();
     sent.sort();
     assert_eq!(policy, sent);
 }

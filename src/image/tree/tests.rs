@@ -1,4 +1,5 @@
-use super::tree::*;
+use super::*;
+use crate::image::walk::Go;
 use rustix::fs::{CWD, mknodat};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -104,7 +105,7 @@ fn no_hostile_tree_reaches_the_host() {
         ("walk", |i, p| {
             drop(i.walk(p, &mut |path, _| {
                 assert!(!path.contains("secret"));
-                Ok(tree::Go::On)
+                Ok(Go::On)
             }))
         }),
     ];
@@ -215,6 +216,6 @@ fn a_tree_without_end_is_an_error() {
     fs::create_dir_all(ground.at(&deep)).unwrap();
     let error = ground.inside.remove_tree_content("/d", &|_| false).unwrap_err();
     assert!(format!("{error:#}").contains("nested deeper than 200"), "{error:#}");
-    let error = ground.inside.walk("/d", &mut |_, _| Ok(tree::Go::On)).unwrap_err();
+    let error = ground.inside.walk("/d", &mut |_, _| Ok(Go::On)).unwrap_err();
     assert!(error.to_string().contains("nested deeper than 200"));
 }

@@ -3,6 +3,9 @@
 //! The kernel resolves every path inside the tree (`openat2`, `RESOLVE_IN_ROOT`): an absolute symlink starts at the
 //! tree's own root, `..` ends there, and magic links are refused. No path of the host is ever built from strings.
 
+#[cfg(test)]
+mod tests;
+
 use anyhow::{Context, Result, bail};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Uid};
 use rustix::io::Errno;
