@@ -8,6 +8,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// In seconds, of one file. A bake of the examples takes about 20.
 const TIME_LIMIT: u32 = 900;
@@ -88,7 +89,7 @@ fn check_info(info: &str) -> Result<(), String> {
 }
 
 /// The runnable blocks as one script, in which each line has the number that it has in the page.
-fn script(blocks: &[&Block]) -> String {
+fn script(blocks: &[Block]) -> String {
     // No block's body begins before line 2.
     let mut lines = vec![r#"trap 'echo "line $LINENO failed: $BASH_COMMAND" >&2' ERR"#.to_owned()];
     for block in blocks {
@@ -99,7 +100,7 @@ fn script(blocks: &[&Block]) -> String {
 }
 
 /// Runs one page's blocks. Fails with what they wrote.
-fn run(page: &Path, blocks: &[&Block]) -> Result<(), String> {
+fn run(page: &Path, blocks: &[Block]) -> Result<(), String> {
     let base = std::env::var_os("OVEN_TEST_BASE").expect("OVEN_TEST_BASE is not set: run scripts/test root");
     let dir = tempfile::Builder::new().prefix("oven-docs.").tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
@@ -199,15 +200,27 @@ fn check_link(page: &Path, target: &str) -> Result<(), String> {
 
 #[test]
 fn every_runnable_block_of_the_documentation_runs() {
-    let (mut found, mut failures) = (0, Vec::new());
+    let mut found = 0;
+    let mut runnable = Vec::new();
     for page in pages() {
-        let blocks = parse(&read(&page)).unwrap_or_else(|error| panic!("{}:{error}", page.display())).0;
-        let runnable: Vec<&Block> = blocks.iter().filter(|block| block.info == RUNNABLE).collect();
-        found += runnable.len();
-        if !runnable.is_empty() {
-            failures.extend(run(&page, &runnable).err());
+        let mut blocks = parse(&read(&page)).unwrap_or_else(|error| panic!("{}:{error}", page.display())).0;
+        blocks.retain(|block| block.info == RUNNABLE);
+        found += blocks.len();
+        if !blocks.is_empty() {
+            runnable.push((page, blocks));
         }
     }
+    // Much of a bake is waiting for the mirror: as many pages at a time as there are cores.
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let next = || runnable.get(next.fetch_add(1, Relaxed));
+        std::iter::from_fn(next).filter_map(|(page, blocks)| run(page, blocks).err()).collect::<Vec<_>>()
+    };
+    let failures: Vec<String> = std::thread::scope(|scope| {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let workers: Vec<_> = (0..cores).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect()
+    });
     assert!(found > 0, "no page has a block that is marked {RUNNABLE:?}");
     assert!(failures.is_empty(), "{}", failures.join("\n\n"));
 }
@@ -255,7 +268,7 @@ fn blocks_keep_their_line_numbers_in_the_script() {
     let (blocks, prose) = parse(text).unwrap();
     assert_eq!(blocks.len(), 3);
     assert_eq!(prose, [(1, "# A"), (2, ""), (6, "- b")]);
-    let runnable: Vec<&Block> = blocks.iter().filter(|block| block.info == RUNNABLE).collect();
+    let runnable: Vec<Block> = blocks.into_iter().filter(|block| block.info == RUNNABLE).collect();
     let script = script(&runnable);
     let lines: Vec<&str> = script.lines().collect();
     assert_eq!((lines[3], lines[7], lines[8], lines.len()), ("one", "two <<END", "  three", 9));
