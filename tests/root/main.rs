@@ -5,6 +5,7 @@ mod bake;
 mod cli;
 mod direct;
 mod disk;
+mod docs;
 mod hostile;
 mod packages;
 mod plugin;
