@@ -53,7 +53,7 @@ impl Drop for Trim {
 
 /// A block device node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Node {
+pub struct DeviceNode {
     /// In `/dev`: `loop0p1`.
     pub name: String,
     pub rdev: u64,

@@ -23,7 +23,7 @@ pub struct Owner {
 
 /// Whether an owner has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Gone {
+pub enum OwnerEnded {
     Yes,
     No,
     /// It is on another host, or in a namespace that cannot be inspected.
@@ -62,25 +62,25 @@ impl Owner {
     }
 
     /// Whether this owner has ended, as seen from `here`, a running process.
-    pub fn is_gone_from(&self, here: &Owner, proc: &Path) -> Gone {
+    pub fn is_gone_from(&self, here: &Owner, proc: &Path) -> OwnerEnded {
         let known = |owner: &Owner| owner.host != UNKNOWN && owner.boot != UNKNOWN && owner.started != 0;
         if self.host != here.host || !known(self) || !known(here) {
-            return Gone::Unknown;
+            return OwnerEnded::Unknown;
         }
         if self.boot != here.boot {
-            return Gone::Yes;
+            return OwnerEnded::Yes;
         }
         match read_process(proc, self.pid) {
-            Ok(None) => Gone::Yes,
+            Ok(None) => OwnerEnded::Yes,
             // A zombie has released its resources.
-            Ok(Some(found)) if found.started != self.started || found.has_ended => Gone::Yes,
-            Ok(Some(_)) => Gone::No,
-            Err(_) => Gone::Unknown,
+            Ok(Some(found)) if found.started != self.started || found.has_ended => OwnerEnded::Yes,
+            Ok(Some(_)) => OwnerEnded::No,
+            Err(_) => OwnerEnded::Unknown,
         }
     }
 
     /// Whether this owner has ended, as seen from this process.
-    pub fn is_gone(&self) -> Gone {
+    pub fn is_gone(&self) -> OwnerEnded {
         self.is_gone_from(&Self::this(), Path::new("/proc"))
     }
 }
@@ -93,18 +93,18 @@ impl fmt::Display for Owner {
 
 /// The error for a text that is not an owner.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NoOwner(String);
-impl fmt::Display for NoOwner {
+pub struct ParseOwnerError(String);
+impl fmt::Display for ParseOwnerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?} is not an owner (HOST/BOOT/PID/START)", self.0)
     }
 }
-impl std::error::Error for NoOwner {}
+impl std::error::Error for ParseOwnerError {}
 
 impl FromStr for Owner {
-    type Err = NoOwner;
-    fn from_str(text: &str) -> Result<Self, NoOwner> {
-        let invalid = || NoOwner(text.to_owned());
+    type Err = ParseOwnerError;
+    fn from_str(text: &str) -> Result<Self, ParseOwnerError> {
+        let invalid = || ParseOwnerError(text.to_owned());
         let parts: Vec<&str> = text.split('/').collect();
         let [host, boot, pid, started] = parts[..] else { return Err(invalid()) };
         if host.is_empty() || boot.is_empty() {
@@ -186,20 +186,20 @@ mod tests {
     fn this_process_has_not_ended_and_parses_back() {
         let this = Owner::this();
         assert_eq!(this.to_string().parse::<Owner>().unwrap(), this);
-        assert_eq!(this.is_gone(), Gone::No);
-        assert_eq!(Owner { started: this.started + 1, ..this.clone() }.is_gone(), Gone::Yes);
-        assert_eq!(Owner { boot: "other".into(), ..this.clone() }.is_gone(), Gone::Yes);
-        assert_eq!(Owner { host: "other".into(), ..this }.is_gone(), Gone::Unknown);
+        assert_eq!(this.is_gone(), OwnerEnded::No);
+        assert_eq!(Owner { started: this.started + 1, ..this.clone() }.is_gone(), OwnerEnded::Yes);
+        assert_eq!(Owner { boot: "other".into(), ..this.clone() }.is_gone(), OwnerEnded::Yes);
+        assert_eq!(Owner { host: "other".into(), ..this }.is_gone(), OwnerEnded::Unknown);
     }
 
     #[test]
     fn a_killed_child_has_ended() {
         let mut child = std::process::Command::new("/bin/sleep").arg("1000").spawn().unwrap();
         let owner = Owner::of(&host_id(Path::new("/")), child.id(), Path::new("/proc"));
-        assert_eq!(owner.is_gone(), Gone::No);
+        assert_eq!(owner.is_gone(), OwnerEnded::No);
         child.kill().unwrap();
         child.wait().unwrap();
-        assert_eq!(owner.is_gone(), Gone::Yes);
+        assert_eq!(owner.is_gone(), OwnerEnded::Yes);
     }
 
     #[test]
@@ -207,25 +207,25 @@ mod tests {
         let nothing = tempfile::tempdir().unwrap();
         let blind = Owner::of(UNKNOWN, 7, nothing.path());
         assert_eq!(blind.to_string(), "unknown/unknown/7/0");
-        assert_eq!(blind.is_gone_from(&blind, nothing.path()), Gone::Unknown);
+        assert_eq!(blind.is_gone_from(&blind, nothing.path()), OwnerEnded::Unknown);
         let this = Owner::this();
-        assert_eq!(Owner { started: 0, ..this.clone() }.is_gone(), Gone::Unknown);
-        assert_eq!(Owner { boot: UNKNOWN.into(), ..this }.is_gone(), Gone::Unknown);
+        assert_eq!(Owner { started: 0, ..this.clone() }.is_gone(), OwnerEnded::Unknown);
+        assert_eq!(Owner { boot: UNKNOWN.into(), ..this }.is_gone(), OwnerEnded::Unknown);
     }
 
     #[test]
     fn stat_files_with_parentheses_and_zombies() {
         let here = owner(1, 1);
         let gone = |stat: &str| owner(7, 99).is_gone_from(&here, fake_proc(7, stat).path());
-        assert_eq!(gone(&stat("a) R (b", "S", 99)), Gone::No);
-        assert_eq!(gone(&stat("x", "S", 98)), Gone::Yes);
-        assert_eq!(gone(&stat("x", "Z", 99)), Gone::Yes);
+        assert_eq!(gone(&stat("a) R (b", "S", 99)), OwnerEnded::No);
+        assert_eq!(gone(&stat("x", "S", 98)), OwnerEnded::Yes);
+        assert_eq!(gone(&stat("x", "Z", 99)), OwnerEnded::Yes);
         for garbage in
             ["", ")", "7 (x", "7 (x) S 1", "\u{fffd}", "7 (x) S 1 7 7 0 -1 4 1 2 3 4 5 6 7 8 2 0 1 0 -5"]
         {
-            assert_eq!(gone(garbage), Gone::Unknown, "{garbage:?}");
+            assert_eq!(gone(garbage), OwnerEnded::Unknown, "{garbage:?}");
         }
-        assert_eq!(owner(8, 99).is_gone_from(&here, fake_proc(7, "").path()), Gone::Yes);
+        assert_eq!(owner(8, 99).is_gone_from(&here, fake_proc(7, "").path()), OwnerEnded::Yes);
     }
 
     #[test]

@@ -5,13 +5,13 @@ use super::{Bake, Outcome};
 use crate::bake::ami_id_file;
 use crate::cloud::{BaseRef, Image};
 use crate::config::overrides::Overrides;
-use crate::definition::graph::Order;
+use crate::definition::graph::BakeOrder;
 use crate::definition::{Definition, From};
 use crate::error::Kind;
 use crate::ids::{ImageId, RunId};
 use crate::report::Report;
 use crate::site::Site;
-use crate::undo::Left;
+use crate::undo::Leftover;
 use anyhow::{Error, Result, bail};
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -26,7 +26,7 @@ pub struct BatchItem {
     pub asked: bool,
     pub run: RunId,
     pub status: Status,
-    pub left: Vec<Left>,
+    pub left: Vec<Leftover>,
     pub kept: Vec<String>,
     /// The log file, if there was any work.
     pub log: Option<PathBuf>,
@@ -72,7 +72,7 @@ pub struct Batch {
     pub site: Site,
     /// For the settings of each definition's own oven.toml.
     pub overrides: Overrides,
-    pub order: Order,
+    pub order: BakeOrder,
     /// `force` concerns the definitions that the user named, not their parents.
     pub options: BakeOptions,
     /// How many bake at the same time.

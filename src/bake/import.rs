@@ -14,7 +14,7 @@ use crate::ids::{Architecture, ImageId, RunId, SnapshotId};
 use crate::site::Site;
 use crate::sys::tasks;
 use crate::transfer::raw;
-use crate::transfer::raw::Raw;
+use crate::transfer::raw::RawDisk;
 use crate::transfer::upload;
 use crate::undo;
 use crate::undo::{Debt, Due, Ended, Undo};
@@ -27,7 +27,7 @@ use std::sync::Arc;
 
 /// An import that the user requested.
 #[derive(Debug, Clone)]
-pub struct Wanted {
+pub struct ImportRequest {
     pub raw: PathBuf,
     pub name: String,
     pub architecture: Architecture,
@@ -39,16 +39,20 @@ pub struct Wanted {
 
 /// The image of the disk, and whether it is new.
 #[derive(Debug)]
-pub struct Imported {
+pub struct ImportOutcome {
     pub image: Image,
     pub new: bool,
 }
 
 /// Imports a raw disk. If the same disk was imported under the same name before, answers with that image.
-pub async fn import(site: &Site, wanted: &Wanted, stop: impl Future<Output = ()>) -> Ended<Imported> {
+pub async fn import(
+    site: &Site,
+    wanted: &ImportRequest,
+    stop: impl Future<Output = ()>,
+) -> Ended<ImportOutcome> {
     let run = RunId::new();
     undo::scope(site.undo_policy(false), stop, async |undo| {
-        let Wanted { name, .. } = wanted;
+        let ImportRequest { name, .. } = wanted;
         check_image_name(name).map_err(|error| Kind::Usage.error(format!("--name: {error:#}")))?;
         check_boot_mode(wanted)?;
         let file = Region::open_raw(&wanted.raw)?;
@@ -67,7 +71,7 @@ pub async fn import(site: &Site, wanted: &Wanted, stop: impl Future<Output = ()>
     .await
 }
 
-fn check_boot_mode(wanted: &Wanted) -> Result<()> {
+fn check_boot_mode(wanted: &ImportRequest) -> Result<()> {
     match &wanted.boot_mode {
         Some(mode) if wanted.architecture == Architecture::Arm64 && mode != UEFI => {
             let text = format!("--boot-mode: an arm64 image only boots by {UEFI}, not by {mode}");
@@ -90,11 +94,11 @@ fn with_name_hint(site: &Site, error: anyhow::Error, holder: &ImageId) -> anyhow
 /// Copies the disk into a local region.
 async fn import_locally(
     site: &Site,
-    wanted: &Wanted,
+    wanted: &ImportRequest,
     file: File,
     new: bool,
     undo: &Undo,
-) -> Result<Imported> {
+) -> Result<ImportOutcome> {
     let step = site.report.step("import", format!("importing {}", wanted.raw.display()));
     let image = site.import(&wanted.raw, &wanted.name, wanted.architecture).await?;
     if new {
@@ -112,7 +116,7 @@ async fn import_locally(
         verify_snapshot(site, &image.snapshot, &digests).await?;
         undo.forgive_on_failure();
     }
-    Ok(Imported { image, new })
+    Ok(ImportOutcome { image, new })
 }
 
 /// The clean-up of a new image, in case its verification fails.
@@ -127,13 +131,13 @@ fn image_debt(site: &Site, image: &Image) -> Debt {
     }
 }
 
-fn reading_context(wanted: &Wanted) -> String {
+fn reading_context(wanted: &ImportRequest) -> String {
     format!("reading {}", wanted.raw.display())
 }
 
-async fn open_source(wanted: &Wanted, file: File) -> Result<Arc<Raw>> {
+async fn open_source(wanted: &ImportRequest, file: File) -> Result<Arc<RawDisk>> {
     let name = wanted.raw.clone();
-    Ok(Arc::new(tasks::run(move |_| Raw::new(file, &name)).await?))
+    Ok(Arc::new(tasks::run(move |_| RawDisk::new(file, &name)).await?))
 }
 
 async fn verify_snapshot(site: &Site, snapshot: &SnapshotId, digests: &BTreeMap<u32, Digest>) -> Result<()> {
@@ -148,13 +152,13 @@ async fn verify_snapshot(site: &Site, snapshot: &SnapshotId, digests: &BTreeMap<
 /// Uploads the disk block by block to the cloud.
 async fn import_to_cloud(
     site: &Site,
-    wanted: &Wanted,
+    wanted: &ImportRequest,
     file: File,
     holder: Option<&Image>,
     run: &RunId,
     undo: &Rc<Undo>,
-) -> Result<Imported> {
-    let Wanted { name, architecture, .. } = wanted;
+) -> Result<ImportOutcome> {
+    let ImportRequest { name, architecture, .. } = wanted;
     let source = open_source(wanted, file).await?;
     if let Some(holder) = holder {
         let step = site.report.step("import", reading_context(wanted));
@@ -164,7 +168,7 @@ async fn import_to_cloud(
         if wanted.verify {
             verify_snapshot(site, &image.snapshot, &digests).await?;
         }
-        return Ok(Imported { image, new: false });
+        return Ok(ImportOutcome { image, new: false });
     }
     ensure_free(site, name).await?;
     let spec = NewSnapshot {
@@ -198,17 +202,17 @@ async fn import_to_cloud(
     };
     let image = register::snapshot_as(site, &sent.snapshot, &image, undo).await?;
     // Another process may have registered the image first.
-    Ok(Imported { new: image.made_by(run), image })
+    Ok(ImportOutcome { new: image.made_by(run), image })
 }
 
 /// Attributes that every type of instance in EC2 needs, and that cost nothing more.
-fn attributes(wanted: &Wanted) -> Attributes {
+fn attributes(wanted: &ImportRequest) -> Attributes {
     let root_volume = VolumeKind { volume_type: Some(DEFAULT_TYPE.to_owned()), ..VolumeKind::default() };
     Attributes { boot_mode: wanted.boot_mode.clone(), ena: Some(true), root_volume, ..Attributes::default() }
 }
 
 /// The image that has the name, if it is an import of this very disk. Errors: [`Kind::Cloud`].
-async fn existing_import(site: &Site, wanted: &Wanted, holder: &Image, digest: &str) -> Result<Image> {
+async fn existing_import(site: &Site, wanted: &ImportRequest, holder: &Image, digest: &str) -> Result<Image> {
     let id = &holder.id;
     let is_same_disk = holder.tags.get(tag::SOURCE).is_some_and(|source| source == digest);
     if !is_same_disk || holder.architecture != wanted.architecture {

@@ -4,9 +4,9 @@ use super::Bake;
 use super::target::{self, Target};
 use crate::definition::Definition;
 use crate::mount::Root;
-use crate::provision::command::Runner;
-use crate::provision::context::{Place, Work};
-use crate::provision::package_cache::{self, Kept, Store};
+use crate::provision::command::CommandRunner;
+use crate::provision::context::{MountedImage, ProvisionContext};
+use crate::provision::package_cache::{self, CacheStore, PackageCache};
 use crate::seal::Baseline;
 use crate::secrets::Secrets;
 use anyhow::{Context, Result};
@@ -19,7 +19,7 @@ pub struct Provisioning {
     image: Definition,
     plan: Plan,
     secrets: Secrets,
-    cache: Kept,
+    cache: PackageCache,
 }
 
 /// Asks the distro's plugin for a plan. Fails where the image's programs cannot run here.
@@ -34,15 +34,26 @@ pub fn plan(
     let plan = distro.plan(&job)?;
     let dir = bake.site.state.join(package_cache::DIR);
     let dir = std::path::absolute(&dir).with_context(|| format!("looking for {}", dir.display()))?;
-    let cache = Kept { store: Store::new(&dir, package_cache::LIMIT), base: target.base.snapshot.0.clone() };
+    let cache = PackageCache {
+        store: CacheStore::new(&dir, package_cache::LIMIT),
+        base: target.base.snapshot.0.clone(),
+    };
     Ok(Provisioning { image, plan, secrets, cache })
 }
 
 /// What runs commands in the image.
-pub fn runner<'a>(bake: &'a Bake<'_>, job: &'a Provisioning, root: &'a Root<'_>) -> Result<Runner<'a>> {
-    let place =
-        Place { root: root.path(), inside: root.inside(), nodes: root.nodes(), unmounted: root.unmounted() };
-    let work = Work {
+pub fn runner<'a>(
+    bake: &'a Bake<'_>,
+    job: &'a Provisioning,
+    root: &'a Root<'_>,
+) -> Result<CommandRunner<'a>> {
+    let place = MountedImage {
+        root: root.path(),
+        inside: root.inside(),
+        nodes: root.nodes(),
+        unmounted: root.unmounted(),
+    };
+    let work = ProvisionContext {
         image: &job.image,
         plan: &job.plan,
         network: &bake.site.settings.network,
@@ -52,13 +63,13 @@ pub fn runner<'a>(bake: &'a Bake<'_>, job: &'a Provisioning, root: &'a Root<'_>)
         kept: Some(&job.cache),
         report: &bake.site.report,
     };
-    Runner::new(&place, &work).map_err(|error| work.explain(error))
+    CommandRunner::new(&place, &work).map_err(|error| work.explain(error))
 }
 
 /// Runs the plan, places the definition's files and runs its scripts and tests. `baseline` learns where the packages
 /// end: what scripts change after that is meant. Answers with the plan's facts, `packages` among them.
 pub async fn packages_and_scripts(
-    runner: &Runner<'_>,
+    runner: &CommandRunner<'_>,
     baseline: &mut Baseline,
 ) -> Result<BTreeMap<String, String>> {
     let provisioned = async {

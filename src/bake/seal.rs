@@ -1,15 +1,15 @@
 //! Step 4, its end: the provisioned root becomes an image.
 
-use crate::provision::command::Runner;
+use crate::provision::command::CommandRunner;
 use crate::seal::{self, Baseline};
 use anyhow::Result;
 
 /// Notes what the image is before anything is changed in it.
-pub fn baseline(runner: &Runner<'_>) -> Result<Baseline> {
+pub fn baseline(runner: &CommandRunner<'_>) -> Result<Baseline> {
     Baseline::take(runner).map_err(|error| runner.work.explain(error))
 }
 
 /// Cleans and checks the image.
-pub async fn image(runner: &Runner<'_>, baseline: Baseline) -> Result<()> {
+pub async fn image(runner: &CommandRunner<'_>, baseline: Baseline) -> Result<()> {
     seal::image(runner, baseline).await.map_err(|error| runner.work.explain(error))
 }

@@ -7,9 +7,9 @@ use crate::cli::args;
 use crate::cli::args::Global;
 use crate::config::project::Strategy;
 use crate::definition;
-use crate::definition::graph::Order;
+use crate::definition::graph::BakeOrder;
 use crate::error::{Kind, SUCCESS, hint_of};
-use crate::report::{Ink, Report};
+use crate::report::{Report, TextStyle};
 use crate::site::{Site, Use, refuse_inside};
 use crate::sys::signals;
 use crate::text::printable;
@@ -27,7 +27,7 @@ pub async fn run(
     stop: watch::Receiver<bool>,
 ) -> Result<End> {
     let found = async {
-        let order = Order::with(&args.definitions, &args.vars.given())?;
+        let order = BakeOrder::with(&args.definitions, &args.vars.given())?;
         if let Some(trace) = &global.trace {
             let refused = refuse_inside("trace", trace, "Write it elsewhere: --trace FILE.", &order.images);
             // Begun already, and a file of the definition like any other.
@@ -80,13 +80,13 @@ fn summarise(all: &[BatchItem], report: &Report) {
     let width = all.iter().map(|baked| baked.name.chars().count()).max().unwrap_or_default();
     for baked in all {
         let (word, ink, rest) = match &baked.status {
-            Status::Baked(image) => ("baked", Ink::Green, image.id.0.clone()),
-            Status::Found(image) => ("already baked", Ink::Green, image.id.0.clone()),
-            Status::Skipped(error) => ("skipped", Ink::Yellow, first_line(error)),
+            Status::Baked(image) => ("baked", TextStyle::Green, image.id.0.clone()),
+            Status::Found(image) => ("already baked", TextStyle::Green, image.id.0.clone()),
+            Status::Skipped(error) => ("skipped", TextStyle::Yellow, first_line(error)),
             Status::Failed(error) if Kind::of(error) == Kind::Interrupted => {
-                ("interrupted", Ink::Yellow, String::new())
+                ("interrupted", TextStyle::Yellow, String::new())
             }
-            Status::Failed(error) => ("failed", Ink::Red, first_line(error)),
+            Status::Failed(error) => ("failed", TextStyle::Red, first_line(error)),
         };
         let word = screen.paint(ink, &format!("{word:<13}"));
         screen.print(format!("  {:<width$}  {word}  {rest}", baked.name).trim_end());
@@ -141,10 +141,10 @@ fn object(baked: &BatchItem) -> Value {
 mod tests {
     use super::*;
     use crate::ids::RunId;
-    use crate::undo::Left;
+    use crate::undo::Leftover;
 
     fn baked(failed: Option<Kind>, left: bool) -> BatchItem {
-        let behind = Left { what: "a volume".into(), command: "oven sweep".into(), why: "busy".into() };
+        let behind = Leftover { what: "a volume".into(), command: "oven sweep".into(), why: "busy".into() };
         let image = crate::cloud::Image {
             id: crate::ids::ImageId("ami-1".into()),
             name: "web".into(),

@@ -2,7 +2,7 @@
 
 use super::{End, answer};
 use crate::cli::args::Global;
-use crate::cloud::{Permission, Verdict};
+use crate::cloud::{Permission, PermissionVerdict};
 use crate::config::project::Strategy;
 use crate::doctor::checks;
 use crate::doctor::checks::Check;
@@ -88,9 +88,9 @@ fn judged(permissions: &[Permission]) -> Vec<Check> {
     let (mut granted, mut missing, mut unknown) = (Vec::new(), Vec::new(), BTreeMap::<_, Vec<&str>>::new());
     for Permission { action, verdict } in permissions {
         match verdict {
-            Verdict::Granted => granted.push(action.as_str()),
-            Verdict::Missing => missing.push(action.as_str()),
-            Verdict::Unknown(why) => unknown.entry(why).or_default().push(action),
+            PermissionVerdict::Granted => granted.push(action.as_str()),
+            PermissionVerdict::Missing => missing.push(action.as_str()),
+            PermissionVerdict::Unknown(why) => unknown.entry(why).or_default().push(action),
         }
     }
     let mut checks = Vec::new();
@@ -115,12 +115,12 @@ mod tests {
     #[test]
     fn all_that_is_missing_is_told_at_once_and_what_is_not_known() {
         let of = |action: &str, verdict| Permission { action: action.to_owned(), verdict };
-        let why = || Verdict::Unknown("no such thing".to_owned());
+        let why = || PermissionVerdict::Unknown("no such thing".to_owned());
         let told = judged(&[
-            of("ec2:A", Verdict::Granted),
-            of("ec2:B", Verdict::Missing),
+            of("ec2:A", PermissionVerdict::Granted),
+            of("ec2:B", PermissionVerdict::Missing),
             of("ec2:C", why()),
-            of("ec2:D", Verdict::Missing),
+            of("ec2:D", PermissionVerdict::Missing),
             of("ec2:E", why()),
         ]);
         let lines: Vec<String> = told.iter().map(ToString::to_string).collect();

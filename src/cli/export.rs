@@ -9,7 +9,7 @@ use crate::ids::{ImageId, SnapshotId};
 use crate::report::Report;
 use crate::site::{Site, Use};
 use crate::sys::signals;
-use crate::sys::temp_file::Temp;
+use crate::sys::temp_file::TempFile;
 use anyhow::{Context, Result};
 use serde_json::json;
 use std::fs::{self, Permissions};
@@ -76,7 +76,7 @@ async fn export(site: &Site, snapshot: &SnapshotId, dir: &Path, args: &args::Exp
     let name = args.file.display();
     let context = || format!("exporting {snapshot} to {name}");
     let step = site.report.step("export", context());
-    let temp = Temp::new(dir)?;
+    let temp = TempFile::new(dir)?;
     let tell = |done, all| step.progress(done, Some(all));
     let contents = crate::transfer::download::download_telling(&*site.blocks, snapshot, temp.file(), &tell)
         .await

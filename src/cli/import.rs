@@ -2,13 +2,13 @@
 
 use super::{End, answer};
 use crate::bake::batch::NOTHING_LEFT;
-use crate::bake::import::{Imported, Wanted, import};
+use crate::bake::import::{ImportOutcome, ImportRequest, import};
 use crate::cli::args;
 use crate::cli::args::Global;
 use crate::cloud::local::Region;
 use crate::error::Kind;
 use crate::formats::partition;
-use crate::formats::partition::{ReadAt, Scheme};
+use crate::formats::partition::{ReadAt, TableScheme};
 use crate::formats::superblock;
 use crate::ids::Architecture;
 use crate::report::Report;
@@ -43,10 +43,10 @@ pub async fn run(
     ensure_disk(&args.raw)?;
     let args::Import { raw, name, boot_mode, verify, .. } = args;
     let (raw, name, boot_mode) = (raw.clone(), name.clone(), boot_mode.clone());
-    let wanted = Wanted { raw, name, architecture, boot_mode, verify: *verify };
+    let wanted = ImportRequest { raw, name, architecture, boot_mode, verify: *verify };
     let ended = import(&site, &wanted, async move { _ = stop.wait_for(|stop| *stop).await }).await;
     let left = super::left(&site, &ended.left);
-    let Imported { image, new } = match ended.result {
+    let ImportOutcome { image, new } = match ended.result {
         Ok(imported) => imported,
         // It was told when it happened.
         Err(error) => {
@@ -86,7 +86,7 @@ fn ensure_disk(path: &Path) -> Result<()> {
     let size = sparse_copy::length(&file)?;
     let raw = Raw { file, size };
     // A table that cannot be used is refused by the bake, with its reasons.
-    let no_table = partition::read(&raw, SECTOR).is_ok_and(|table| table.scheme == Scheme::None);
+    let no_table = partition::read(&raw, SECTOR).is_ok_and(|table| table.scheme == TableScheme::None);
     if no_table && superblock::probe(&raw, 0, size).is_none() {
         let message =
             format!("{} is no disk: it has neither a partition table nor a file system", path.display());

@@ -22,7 +22,7 @@ use crate::site::Site;
 use crate::sys::private_tmpfs;
 use crate::sys::signals::{self, Signal};
 use crate::trace::Trace;
-use crate::undo::Left;
+use crate::undo::Leftover;
 use anyhow::{Error, Result};
 use args::{Cli, Global, Verb};
 use clap::{CommandFactory, Parser};
@@ -141,10 +141,10 @@ pub fn stop_at_signals(report: &Report) -> Result<watch::Receiver<bool>> {
 }
 
 /// Tells what could not be removed, and whether there is something.
-fn left(site: &Site, left: &[Left]) -> bool {
+fn left(site: &Site, left: &[Leftover]) -> bool {
     for left in left {
         let command = site.spelt(&left.command);
-        site.report.warn(Left { command, ..left.clone() }.to_string());
+        site.report.warn(Leftover { command, ..left.clone() }.to_string());
     }
     !left.is_empty()
 }

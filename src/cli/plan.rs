@@ -6,10 +6,10 @@ use crate::bake::{preflight, target};
 use crate::cli::args;
 use crate::cli::args::Global;
 use crate::cloud::{BaseRef, Image, tag};
-use crate::definition::graph::Order;
+use crate::definition::graph::BakeOrder;
 use crate::definition::{Definition, From};
 use crate::identity::fingerprint;
-use crate::identity::fingerprint::OldInputs;
+use crate::identity::fingerprint::PreviousInputs;
 use crate::ids::ImageId;
 use crate::report::Report;
 use crate::site::{Site, Use};
@@ -25,7 +25,7 @@ struct Verdict {
 }
 
 pub async fn run(global: &Global, args: &args::Plan, report: &Report) -> Result<End> {
-    let order = Order::with(&args.definitions, &args.vars.given())?;
+    let order = BakeOrder::with(&args.definitions, &args.vars.given())?;
     let site = Site::of(&global.overrides(), &order.images, report.clone(), Use::Looks).await?;
     let compat = args.compat.map(Into::into);
     let mut objects = Vec::new();
@@ -101,7 +101,7 @@ async fn judge(site: &Site, image: &Definition, from: &BaseRef, compat: Option<C
     let (newest, documents) = site.cloud.image(&newest.id).await?;
     let mut why = vec![format!("compared with {}, the newest image of the family:", newest.id)];
     let tag = newest.tags.get(tag::INPUTS).map(String::as_str);
-    match OldInputs::of(documents.get("inputs.json").map(String::as_str), tag) {
+    match PreviousInputs::of(documents.get("inputs.json").map(String::as_str), tag) {
         Some(old) => {
             let mut lines = fingerprint::explain(&old, &inputs);
             if lines.is_empty() {

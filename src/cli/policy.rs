@@ -4,7 +4,7 @@ use super::{End, answer};
 use crate::cli::args;
 use crate::cli::args::Global;
 use crate::cloud::iam_policy;
-use crate::cloud::iam_policy::Ways;
+use crate::cloud::iam_policy::DiskAccess;
 use crate::config::overrides::Overrides;
 use crate::config::project::{Settings, Strategy};
 use anyhow::Result;
@@ -14,9 +14,9 @@ use serde_json::json;
 pub fn run(global: &Global, args: &args::Policy) -> Result<End> {
     let asked = Overrides { disks: global.disks.clone(), ..Overrides::default() };
     let ways = match Settings::default().merge(&asked)?.disks {
-        None => Ways::Both,
-        Some(Strategy::Attached) => Ways::Attached,
-        Some(Strategy::Direct) => Ways::Direct,
+        None => DiskAccess::Both,
+        Some(Strategy::Attached) => DiskAccess::Attached,
+        Some(Strategy::Direct) => DiskAccess::Direct,
     };
     let policy = iam_policy::policy(ways, global.region.as_deref(), &args.kms_keys);
     if !global.json {

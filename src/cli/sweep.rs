@@ -7,7 +7,7 @@ use crate::cloud::StaleRun;
 use crate::disk::direct::preserved_disk;
 use crate::error::{Kind, SUCCESS};
 use crate::ids::RunId;
-use crate::owner::{Gone, Owner};
+use crate::owner::{Owner, OwnerEnded};
 use crate::report::Report;
 use crate::sandbox::egress;
 use crate::site::{Site, Use};
@@ -94,7 +94,7 @@ async fn named(site: &Site, mut stale: Vec<StaleRun>, wanted: &str) -> Result<Ve
 
 fn owner(run: &StaleRun) -> String {
     match run.owner.parse::<Owner>() {
-        Ok(owner) if owner.is_gone() == Gone::Yes => format!("process {}, which is gone", owner.pid),
+        Ok(owner) if owner.is_gone() == OwnerEnded::Yes => format!("process {}, which is gone", owner.pid),
         Ok(owner) => format!("process {} of host {}", owner.pid, owner.host),
         Err(_) => "of an unknown process".to_owned(),
     }

@@ -8,14 +8,14 @@ use async_trait::async_trait;
 use std::sync::Arc;
 
 /// A compact set of block indexes: a snapshot of 16 TiB has 33 million.
-pub type Indexes = roaring::RoaringBitmap;
+pub type BlockIndexes = roaring::RoaringBitmap;
 
 /// What a snapshot contains.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Contents {
+pub struct SnapshotContents {
     pub size_gib: u64,
     /// Blocks that were ever written. All others are zeros and cannot be read.
-    pub blocks: Indexes,
+    pub blocks: BlockIndexes,
 }
 
 /// Describes a snapshot to be written.
@@ -37,17 +37,17 @@ pub struct NewSnapshot {
 
 /// The cloud discarded a pending snapshot because nothing was written to it for too long, or somebody deleted it.
 #[derive(Debug)]
-pub struct Expired(pub SnapshotId);
-impl std::fmt::Display for Expired {
+pub struct SnapshotExpired(pub SnapshotId);
+impl std::fmt::Display for SnapshotExpired {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "the pending snapshot {} expired, or was deleted, before it was complete", self.0)
     }
 }
-impl std::error::Error for Expired {}
+impl std::error::Error for SnapshotExpired {}
 
 /// How a base snapshot can serve as the parent of a new one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Parent {
+pub enum ParentUse {
     /// It can be the parent itself.
     Itself,
     /// This account cannot read its blocks (it is public and belongs to another account): it has to be copied into the
@@ -59,22 +59,22 @@ pub enum Parent {
 }
 
 /// Reads a snapshot's blocks. It blocks the calling thread, and many threads use it concurrently.
-pub trait Reader: Send + Sync {
-    /// Reads a block of [`Contents::blocks`], verifies it against the digest that came with it, and returns both. An
+pub trait SnapshotReader: Send + Sync {
+    /// Reads a block of [`SnapshotContents::blocks`], verifies it against the digest that came with it, and returns both. An
     /// error names the block and the snapshot.
     fn read(&self, index: u32) -> Result<(Vec<u8>, Digest)>;
 }
 
 /// Block-level operations on snapshots. Errors name the snapshot and the block.
 #[async_trait(?Send)]
-pub trait Blocks {
-    async fn contents(&self, snapshot: &SnapshotId) -> Result<Contents>;
+pub trait BlockApi {
+    async fn contents(&self, snapshot: &SnapshotId) -> Result<SnapshotContents>;
 
-    /// A reader for the blocks of a snapshot whose [`Blocks::contents`] were listed.
-    async fn reader(&self, snapshot: &SnapshotId) -> Result<Arc<dyn Reader>>;
+    /// A reader for the blocks of a snapshot whose [`BlockApi::contents`] were listed.
+    async fn reader(&self, snapshot: &SnapshotId) -> Result<Arc<dyn SnapshotReader>>;
 
     /// How this snapshot can be the parent of one that is encrypted as `kind` asks (`None`: as its parent is).
-    async fn parent(&self, snapshot: &SnapshotId, kind: &VolumeKind) -> Result<Parent>;
+    async fn parent(&self, snapshot: &SnapshotId, kind: &VolumeKind) -> Result<ParentUse>;
 
     /// A copy of a snapshot in this account. It is created once: later callers get the same copy, also while it is
     /// pending. It is a result and not scratch: it has no tag of a run, and no sweep removes it. `tell` is called
@@ -89,7 +89,7 @@ pub trait Blocks {
     async fn put(&self, snapshot: &SnapshotId, index: u32, data: Arc<[u8]>, digest: Digest) -> Result<()>;
 
     /// Seals a snapshot: `count` blocks were put, and `checksum` is the SHA256 of their digests in the order of their
-    /// indexes. Returns when the snapshot is complete. Fails with [`Expired`] in its chain if too much time passed
+    /// indexes. Returns when the snapshot is complete. Fails with [`SnapshotExpired`] in its chain if too much time passed
     /// between the blocks: then they have to be written again, to another snapshot.
     async fn complete(&self, snapshot: &SnapshotId, count: u32, checksum: Digest) -> Result<()>;
 

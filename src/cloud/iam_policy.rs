@@ -9,7 +9,7 @@ const READ_ACTIONS: &[&str] =
 
 /// How the bakes of a role access their disks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ways {
+pub enum DiskAccess {
     /// By volumes that are attached.
     Attached,
     /// By EBS direct.
@@ -19,7 +19,7 @@ pub enum Ways {
 
 /// The policy. New resources must have the tag of a run, and only resources with that tag may be changed or deleted.
 /// `region` is any region of the partition; `kms_keys` are the ARNs of the keys that volumes are encrypted with.
-pub fn policy(ways: Ways, region: Option<&str>, kms_keys: &[String]) -> Value {
+pub fn policy(ways: DiskAccess, region: Option<&str>, kms_keys: &[String]) -> Value {
     let partition = partition(region.unwrap_or_default());
     // ARNs of images and snapshots have no account.
     let ec2_of = |kind: &str| format!("arn:{partition}:ec2:*::{kind}/");
@@ -32,7 +32,7 @@ pub fn policy(ways: Ways, region: Option<&str>, kms_keys: &[String]) -> Value {
         statement["Condition"] = condition.clone();
         statement
     };
-    let (attached, direct) = (ways != Ways::Direct, ways != Ways::Attached);
+    let (attached, direct) = (ways != DiskAccess::Direct, ways != DiskAccess::Attached);
     let request_has_tag = |key: &str| json!({ "StringLike": { format!("aws:RequestTag/{key}"): "*" } });
     let mut changeable = vec![ec2("snapshot"), ec2("image")];
     if attached {
@@ -136,7 +136,7 @@ pub fn text(policy: &Value) -> String {
 }
 
 /// Every action that the policy permits.
-pub fn actions(ways: Ways) -> Vec<String> {
+pub fn actions(ways: DiskAccess) -> Vec<String> {
     let policy = policy(ways, None, &[]);
     let statements = policy["Statement"].as_array().into_iter().flatten();
     let actions = statements.flat_map(|statement| statement["Action"].as_array().into_iter().flatten());
@@ -150,7 +150,7 @@ pub fn actions(ways: Ways) -> Vec<String> {
 mod tests {
     use super::*;
 
-    const ALL_WAYS: [Ways; 3] = [Ways::Attached, Ways::Direct, Ways::Both];
+    const ALL_WAYS: [DiskAccess; 3] = [DiskAccess::Attached, DiskAccess::Direct, DiskAccess::Both];
     /// Statements without a condition: none of them permits changes to existing resources.
     const UNCONDITIONAL: &[&str] = &[
         "Look",
@@ -176,7 +176,7 @@ mod tests {
             assert!(!text(&policy).contains("kms:"));
         }
         let key = "arn:aws:kms:eu-central-1:123456789012:key/k";
-        let with_key = super::policy(Ways::Both, None, &[key.to_owned()]);
+        let with_key = super::policy(DiskAccess::Both, None, &[key.to_owned()]);
         let of_keys =
             with_key["Statement"].as_array().unwrap().iter().filter(|s| s["Resource"] == json!([key]));
         assert_eq!(of_keys.count(), 2);
@@ -185,28 +185,28 @@ mod tests {
 
     #[test]
     fn arns_have_the_regions_partition() {
-        let of = |region| text(&policy(Ways::Both, Some(region), &[]));
+        let of = |region| text(&policy(DiskAccess::Both, Some(region), &[]));
         assert!(of("cn-north-1").contains("arn:aws-cn:ec2:") && !of("cn-north-1").contains("arn:aws:"));
         assert!(of("us-gov-east-1").contains("arn:aws-us-gov:ssm:"));
-        assert_eq!(of("eu-central-1"), text(&policy(Ways::Both, None, &[])));
+        assert_eq!(of("eu-central-1"), text(&policy(DiskAccess::Both, None, &[])));
     }
 
     /// A managed policy may have 6144 characters without blanks, and an inline policy 10240 (IAM quotas).
     #[test]
     fn it_fits_into_a_managed_policy() {
-        assert!(policy(Ways::Both, None, &[]).to_string().len() < 6144);
+        assert!(policy(DiskAccess::Both, None, &[]).to_string().len() < 6144);
     }
 
     #[test]
     fn actions_have_no_wildcards() {
-        assert!(actions(Ways::Both).iter().all(|action| !action.contains('*')));
+        assert!(actions(DiskAccess::Both).iter().all(|action| !action.contains('*')));
     }
 
     #[test]
     fn each_way_has_only_its_own_actions() {
         let of = |ways| actions(ways).into_iter().collect::<std::collections::BTreeSet<_>>();
-        let (attached, direct) = (of(Ways::Attached), of(Ways::Direct));
-        assert_eq!(&attached | &direct, of(Ways::Both));
+        let (attached, direct) = (of(DiskAccess::Attached), of(DiskAccess::Direct));
+        assert_eq!(&attached | &direct, of(DiskAccess::Both));
         assert!(!attached.iter().any(|action| action.starts_with("ebs:")));
         let volumes = ["AttachVolume", "CreateVolume", "CreateSnapshot", "DetachVolume", "DeleteVolume"];
         assert!(volumes.iter().all(|name| !direct.contains(&format!("ec2:{name}"))));

@@ -156,12 +156,12 @@ pub struct VolumeKind {
 pub struct Permission {
     /// `ec2:CreateVolume`.
     pub action: String,
-    pub verdict: Verdict,
+    pub verdict: PermissionVerdict,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Verdict {
+pub enum PermissionVerdict {
     Granted,
     Missing,
     /// It could not be checked, with the reason.
@@ -202,7 +202,7 @@ impl Image {
 
 /// The key under which a finished bake is looked up. All of it has to match.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Key {
+pub struct BakeKey {
     /// `ami_config_checksum`.
     pub checksum: String,
     /// `oven:fingerprint`; `None` with `--compat gumgum`, which compares only the checksum.
@@ -246,7 +246,7 @@ pub trait Cloud {
 
     /// The newest available image of this account that matches the key. A `pending` one belongs to another bake that is
     /// running: it is waited for.
-    async fn find(&self, key: &Key) -> Result<Option<Image>>;
+    async fn find(&self, key: &BakeKey) -> Result<Option<Image>>;
 
     /// Registers the snapshot, waits until the image is available, and verifies it. The name is the compare-and-set: if
     /// it is taken by another builder's image with the same fingerprint, that image is returned, and the debt for our

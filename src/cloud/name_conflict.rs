@@ -6,7 +6,7 @@ use anyhow::Error;
 
 /// What to do about the image that has the name.
 #[derive(Debug)]
-pub enum Verdict {
+pub enum ConflictResolution {
     /// It is the image that we would have registered: use it.
     Adopt,
     /// It will be that image once it is available: wait for it.
@@ -17,7 +17,7 @@ pub enum Verdict {
 
 /// Decides about the image that has the name of `spec`. An AMI's name is the only compare-and-set that EC2 offers, so
 /// no other name is ever invented.
-pub fn judge(holder: &Image, spec: &ImageSpec) -> Verdict {
+pub fn judge(holder: &Image, spec: &ImageSpec) -> ConflictResolution {
     let (id, name) = (&holder.id, &spec.name);
     let same = |key: &str| holder.tags.get(key).is_some_and(|theirs| spec.tags.get(key) == Some(theirs));
     let ours = holder.tags.contains_key(tag::RUN);
@@ -35,10 +35,10 @@ pub fn judge(holder: &Image, spec: &ImageSpec) -> Verdict {
                 "See `oven images show {id}`. Remove it (oven images remove {id}; in AWS: aws ec2 deregister-image \
                  --image-id {id}), or {rename}."
             );
-            return Verdict::Refuse(Kind::Cloud.failure(text).hint(hint).into());
+            return ConflictResolution::Refuse(Kind::Cloud.failure(text).hint(hint).into());
         }
-        ImageState::Pending => return Verdict::Wait,
-        ImageState::Available => return Verdict::Adopt,
+        ImageState::Pending => return ConflictResolution::Wait,
+        ImageState::Available => return ConflictResolution::Adopt,
     };
     let text = format!("the name {name} is used by {id}, which is {broken}");
     let hint = if imported {
@@ -48,7 +48,7 @@ pub fn judge(holder: &Image, spec: &ImageSpec) -> Verdict {
     } else {
         format!("oven did not create it: deregister {id} yourself.")
     };
-    Verdict::Refuse(Kind::Cloud.failure(text).hint(hint).into())
+    ConflictResolution::Refuse(Kind::Cloud.failure(text).hint(hint).into())
 }
 
 /// Whether the image has the tags that identify what it was made from.
@@ -103,9 +103,9 @@ mod tests {
             documents: Default::default(),
         };
         let text = match judge(&image, &spec) {
-            Verdict::Adopt => "adopt".into(),
-            Verdict::Wait => "wait".into(),
-            Verdict::Refuse(error) => format!("{error} | {}", hint_of(&error).unwrap()),
+            ConflictResolution::Adopt => "adopt".into(),
+            ConflictResolution::Wait => "wait".into(),
+            ConflictResolution::Refuse(error) => format!("{error} | {}", hint_of(&error).unwrap()),
         };
         (text, is_replaceable(&image))
     }

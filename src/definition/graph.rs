@@ -9,7 +9,7 @@ use std::path::{Component, Path, PathBuf};
 
 /// Definitions, in an order in which they can be baked.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Order {
+pub struct BakeOrder {
     /// Parents come before their children.
     pub images: Vec<Definition>,
     /// For each image, the index of its parent in `images`; `None` if it is based on an image of the cloud.
@@ -18,7 +18,7 @@ pub struct Order {
     pub named: Vec<bool>,
 }
 
-impl Order {
+impl BakeOrder {
     /// Loads these definitions and their parents. One directory spelled in several ways is one definition. Errors:
     /// [`Kind::Definition`] with files and keys, if two have the same name or definitions form a cycle.
     pub fn of(directories: &[impl AsRef<Path>]) -> Result<Self> {
@@ -109,7 +109,7 @@ impl Loader {
     }
 
     /// Sorts: parents first, otherwise in the order in which they were named.
-    fn into_order(self) -> Result<Order> {
+    fn into_order(self) -> Result<BakeOrder> {
         let mut sequence: Vec<usize> = Vec::new();
         // The position of each image in `sequence`.
         let mut positions = vec![None; self.images.len()];
@@ -130,7 +130,7 @@ impl Loader {
             }
         }
         let mut images: Vec<_> = self.images.into_iter().map(Some).collect();
-        Ok(Order {
+        Ok(BakeOrder {
             parent: sequence
                 .iter()
                 .map(|index| self.parent[*index].and_then(|parent| positions[parent]))
@@ -193,16 +193,16 @@ mod tests {
         top
     }
 
-    fn order(top: &Path, named: &[&str]) -> Result<Order, (String, String)> {
+    fn order(top: &Path, named: &[&str]) -> Result<BakeOrder, (String, String)> {
         let directories: Vec<_> = named.iter().map(|dir| top.join(dir)).collect();
-        Order::of(&directories).map_err(|e| {
+        BakeOrder::of(&directories).map_err(|e| {
             assert_eq!(Kind::of(&e), Kind::Definition, "{e:#}");
             (format!("{e:#}").replace(top.to_str().unwrap(), "DIR"), hint_of(&e).unwrap_or_default())
         })
     }
 
     /// Spelling, parent and whether it was named, of each.
-    fn shape(top: &Path, order: &Order) -> Vec<(String, Option<usize>, bool)> {
+    fn shape(top: &Path, order: &BakeOrder) -> Vec<(String, Option<usize>, bool)> {
         let relative = |image: &Definition| image.dir.strip_prefix(top).unwrap().to_str().unwrap().to_owned();
         let images = order.images.iter().zip(&order.parent).zip(&order.named);
         images.map(|((image, parent), named)| (relative(image), *parent, *named)).collect()

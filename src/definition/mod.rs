@@ -52,7 +52,7 @@ pub enum Ask {
     },
     File {
         source: PathBuf,
-        package: crate::formats::package::Package,
+        package: crate::formats::package::PackageFile,
     },
     /// A package file that is downloaded before the image is planned ([`crate::bake::download`]).
     Url {
@@ -67,7 +67,7 @@ pub enum Ask {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Downloaded {
     pub source: PathBuf,
-    pub package: crate::formats::package::Package,
+    pub package: crate::formats::package::PackageFile,
 }
 
 /// `[[file]]`: placed after the packages are installed.

@@ -1,7 +1,7 @@
 //! Attached disks (strategy (a)): a volume is created from the base's snapshot and attached, and a snapshot is taken of
 //! it.
 
-use super::{Disk, DiskSpec, Disks, owned};
+use super::{Disk, DiskSpec, DiskStrategy, owned};
 use crate::cloud::{Base, Tags, VolumeSpec, Volumes};
 use crate::device::Device;
 use crate::error::Kind;
@@ -14,11 +14,11 @@ use std::fs::File;
 use std::rc::Rc;
 
 /// Checks out disks as volumes.
-pub struct Attached<V: Volumes> {
+pub struct AttachedDisks<V: Volumes> {
     volumes: Rc<V>,
 }
 
-impl<V: Volumes + 'static> Attached<V> {
+impl<V: Volumes + 'static> AttachedDisks<V> {
     pub fn new(volumes: Rc<V>) -> Self {
         Self { volumes }
     }
@@ -68,7 +68,7 @@ fn snapshots_debt<V: Volumes + 'static>(volumes: &Rc<V>, run: &RunId) -> Debt {
 }
 
 #[async_trait(?Send)]
-impl<V: Volumes + 'static> Disks for Attached<V> {
+impl<V: Volumes + 'static> DiskStrategy for AttachedDisks<V> {
     async fn checkout(
         &self,
         base: &Base,

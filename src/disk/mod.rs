@@ -51,7 +51,7 @@ pub fn owned(tags: &Tags, run: &RunId) -> Tags {
 
 /// A strategy to get a writable copy of a base image's disk.
 #[async_trait(?Send)]
-pub trait Disks {
+pub trait DiskStrategy {
     /// Queries the cloud for what the run's checkout needs to know. Creates nothing and reports nothing.
     async fn look(&self, _base: &Base, _spec: &DiskSpec, _run: &RunId) -> Result<()> {
         Ok(())

@@ -1,7 +1,7 @@
 //! Selects the strategy for disks; leftovers are found whichever strategy a run used.
 
 use super::direct::preserved_disk;
-use super::{Disk, DiskSpec, Disks};
+use super::{Disk, DiskSpec, DiskStrategy};
 use crate::cloud::Base;
 use crate::config::project::Strategy;
 use crate::ids::RunId;
@@ -11,16 +11,16 @@ use async_trait::async_trait;
 use std::path::PathBuf;
 use std::rc::Rc;
 
-pub struct Chosen {
+pub struct SelectedDisks {
     pub strategy: Strategy,
-    pub attached: Rc<dyn Disks>,
-    pub direct: Rc<dyn Disks>,
+    pub attached: Rc<dyn DiskStrategy>,
+    pub direct: Rc<dyn DiskStrategy>,
     /// The state directory of this machine.
     pub state: PathBuf,
 }
 
 #[async_trait(?Send)]
-impl Disks for Chosen {
+impl DiskStrategy for SelectedDisks {
     async fn look(&self, base: &Base, spec: &DiskSpec, run: &RunId) -> Result<()> {
         match self.strategy {
             Strategy::Attached => self.attached.look(base, spec, run).await,

@@ -1,7 +1,7 @@
 //! A plugin that is an executable: it is run in a sandbox, and its answers are validated.
 
 use super::sandboxed_plugin;
-use super::sandboxed_plugin::{Ended, Told};
+use super::sandboxed_plugin::{PluginCall, PluginExit};
 use crate::error::Kind;
 use crate::text::printable;
 use anyhow::{Context, Result};
@@ -32,7 +32,7 @@ const STDERR_LINES_SHOWN: usize = 10;
 const MESSAGE_MAX: u64 = 1 << 20;
 
 /// A plugin that is an executable. Its file is read into memory once, so what was checked is what runs.
-pub struct Exec {
+pub struct ExecutablePlugin {
     /// The path from which it was read.
     pub path: PathBuf,
     program: Vec<u8>,
@@ -50,7 +50,7 @@ struct PluginOutput {
     words: String,
 }
 
-impl Exec {
+impl ExecutablePlugin {
     pub fn new(path: &Path, program: Vec<u8>, helper: &Path) -> Self {
         let (path, helper, uncontained) = (path.to_owned(), helper.to_owned(), Cell::new(None));
         Self { path, program, helper, timeout: TIMEOUT, uncontained }
@@ -100,7 +100,7 @@ impl Exec {
 
     fn ask_plugin(&self, verb: &str, request: &str) -> Result<PluginOutput> {
         let (ended, answer, words) = self.run(verb, request).with_context(|| self.describe(verb))?;
-        if let Ended::Uncontained(why) = &ended {
+        if let PluginExit::Uncontained(why) = &ended {
             let failure = Kind::Machine
                 .failure(format!("{}: its sandbox cannot be set up: {why}", self.describe(verb)));
             return Err(failure.hint("`oven doctor` lists what this machine lacks.").into());
@@ -127,11 +127,11 @@ impl Exec {
 
     /// Runs the plugin in a sandbox, or without one for a user other than root to whom the kernel allows no
     /// namespaces.
-    fn run(&self, verb: &str, request: &str) -> Result<(Ended, Vec<u8>, Vec<u8>)> {
+    fn run(&self, verb: &str, request: &str) -> Result<(PluginExit, Vec<u8>, Vec<u8>)> {
         let root = rustix::process::geteuid().is_root();
         if self.uncontained.get().is_none() {
             let output = self.run_helper(verb, request, true)?;
-            if root || !matches!(output.0, Ended::Uncontained(_)) {
+            if root || !matches!(output.0, PluginExit::Uncontained(_)) {
                 return Ok(output);
             }
             self.uncontained.set(Some("the kernel does not allow namespaces to this user"));
@@ -139,7 +139,12 @@ impl Exec {
         self.run_helper(verb, request, false)
     }
 
-    fn run_helper(&self, verb: &str, request: &str, contained: bool) -> Result<(Ended, Vec<u8>, Vec<u8>)> {
+    fn run_helper(
+        &self,
+        verb: &str,
+        request: &str,
+        contained: bool,
+    ) -> Result<(PluginExit, Vec<u8>, Vec<u8>)> {
         let (control, theirs) = UnixStream::pair().context("creating a socket to the plugin's helper")?;
         let started = Command::new(&self.helper)
             .arg(sandboxed_plugin::VERB)
@@ -150,7 +155,7 @@ impl Exec {
             .spawn();
         let mut helper = Helper(started.with_context(|| format!("starting {}", self.helper.display()))?);
         let path = std::path::absolute(&self.path).context("finding the plugin's absolute path")?;
-        let message = Told { path, verb: verb.to_owned(), contained, timeout: self.timeout };
+        let message = PluginCall { path, verb: verb.to_owned(), contained, timeout: self.timeout };
         let message = serde_json::to_vec(&message)?;
         for message in [&message[..], if contained { &self.program } else { &[] }, request.as_bytes()] {
             sandboxed_plugin::send(&control, message).context("writing to the plugin's helper")?;
@@ -166,7 +171,7 @@ impl Exec {
                 [stdout.as_ref().map(AsFd::as_fd), stderr.as_ref().map(AsFd::as_fd)].into_iter().collect();
             let mut polled: Vec<_> = fds.iter().flatten().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
             match poll(&mut polled, Some(&span)) {
-                Ok(0) => return Ok((Ended::TimedOut, answer, words)),
+                Ok(0) => return Ok((PluginExit::TimedOut, answer, words)),
                 Err(rustix::io::Errno::INTR) => continue,
                 result => _ = result.context("waiting for the plugin")?,
             }
@@ -180,7 +185,7 @@ impl Exec {
                     len => answer.extend(&buffer[..len]),
                 }
                 if answer.len() > ANSWER_MAX {
-                    return Ok((Ended::Exited { code: 0, left: Vec::new() }, answer, words));
+                    return Ok((PluginExit::Exited { code: 0, left: Vec::new() }, answer, words));
                 }
             }
             if let Some(fd) = &stderr
@@ -212,11 +217,11 @@ impl Exec {
 }
 
 /// The conformance suite runs a plugin as a bake does, but output on standard error is a fault, too.
-impl Speaker for &Exec {
+impl Speaker for &ExecutablePlugin {
     fn ask(&self, verb: &str, request: &str) -> Result<String, String> {
         let (ended, answer, words) = self.run(verb, request).map_err(|error| format!("{error:#}"))?;
         let words = stderr_summary(&words);
-        if let Ended::Uncontained(why) = &ended {
+        if let PluginExit::Uncontained(why) = &ended {
             return Err(format!("its sandbox cannot be set up: {why}"));
         }
         if let Some(wrong) = find_fault(&ended, self.timeout, answer.len()) {
@@ -230,20 +235,22 @@ impl Speaker for &Exec {
 }
 
 /// Why a plugin's output is not an answer.
-fn find_fault(ended: &Ended, timeout: Duration, len: usize) -> Option<String> {
+fn find_fault(ended: &PluginExit, timeout: Duration, len: usize) -> Option<String> {
     if len > ANSWER_MAX {
         return Some(format!("it answered with more than {} MiB and was killed", ANSWER_MAX >> 20));
     }
     match ended {
-        Ended::Exited { code: 0, left } if left.is_empty() => None,
-        Ended::Exited { code: 0, left } => Some(format!("it left processes running: {}", left.join(", "))),
-        Ended::Exited { code, .. } => Some(format!("it ended with exit status {code}")),
-        Ended::Signaled { number } => {
+        PluginExit::Exited { code: 0, left } if left.is_empty() => None,
+        PluginExit::Exited { code: 0, left } => {
+            Some(format!("it left processes running: {}", left.join(", ")))
+        }
+        PluginExit::Exited { code, .. } => Some(format!("it ended with exit status {code}")),
+        PluginExit::Signaled { number } => {
             let name = nix::sys::signal::Signal::try_from(*number).map(|signal| signal.to_string());
             Some(format!("it was killed by {}", name.unwrap_or_else(|_| format!("signal {number}"))))
         }
-        Ended::TimedOut => Some(format!("it took longer than {} s and was killed", timeout.as_secs())),
-        Ended::Uncontained(why) | Ended::Failed(why) => Some(why.clone()),
+        PluginExit::TimedOut => Some(format!("it took longer than {} s and was killed", timeout.as_secs())),
+        PluginExit::Uncontained(why) | PluginExit::Failed(why) => Some(why.clone()),
     }
 }
 

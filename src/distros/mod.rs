@@ -8,7 +8,7 @@ mod tests;
 
 use crate::error::Kind;
 use anyhow::{Context, Result};
-use executable::Exec;
+use executable::ExecutablePlugin;
 use oven_distro::check::{InProcess, Speaker};
 use oven_distro::{Claim, Claims, Distro, Job, OsRelease, Plan, Refused};
 use std::fmt;
@@ -37,7 +37,7 @@ impl fmt::Display for Origin {
 }
 
 /// A plugin, whatever its origin.
-pub struct Known {
+pub struct KnownPlugin {
     pub id: String,
     pub origin: Origin,
     plugin: Plugin,
@@ -45,10 +45,10 @@ pub struct Known {
 
 enum Plugin {
     BuiltIn(Box<dyn Distro>),
-    Program(Box<Exec>),
+    Program(Box<ExecutablePlugin>),
 }
 
-impl Known {
+impl KnownPlugin {
     /// Errors: `Machine` if the plugin does not answer as the contract requires.
     pub fn claims(&self, os: &OsRelease) -> Result<Claims> {
         match &self.plugin {
@@ -98,15 +98,15 @@ pub fn refused(refused: Refused) -> anyhow::Error {
 
 /// All known plugins.
 #[derive(Default)]
-pub struct Registry {
-    known: Vec<Known>,
+pub struct PluginRegistry {
+    known: Vec<KnownPlugin>,
     /// Rejected files of the directories, and why.
     refused: Vec<(PathBuf, String)>,
 }
 
-impl Registry {
+impl PluginRegistry {
     pub fn built_in(distros: Vec<Box<dyn Distro>>) -> Self {
-        let known = distros.into_iter().map(|distro| Known {
+        let known = distros.into_iter().map(|distro| KnownPlugin {
             id: distro.id().to_owned(),
             origin: Origin::BuiltIn,
             plugin: Plugin::BuiltIn(distro),
@@ -120,7 +120,11 @@ impl Registry {
         for file in search_path::look(directories) {
             let id = search_path::name(&file.path);
             let added = file.program.and_then(|program| {
-                self.add(Origin::Installed(file.path.clone()), &id?, Exec::new(&file.path, program, helper))
+                self.add(
+                    Origin::Installed(file.path.clone()),
+                    &id?,
+                    ExecutablePlugin::new(&file.path, program, helper),
+                )
             });
             if let Err(why) = added {
                 self.refused.push((file.path, why));
@@ -134,13 +138,13 @@ impl Registry {
         let program = search_path::named(path)?;
         let add = search_path::name(path).and_then(|id| {
             self.known.retain(|known| known.id != id || !matches!(known.origin, Origin::Installed(_)));
-            self.add(Origin::Given(path.to_owned()), &id, Exec::new(path, program, helper))
+            self.add(Origin::Given(path.to_owned()), &id, ExecutablePlugin::new(path, program, helper))
         });
         add.map_err(|why| Kind::Usage.failure(format!("the plugin {} {why}", path.display())))?;
         Ok(self)
     }
 
-    fn add(&mut self, origin: Origin, id: &str, program: Exec) -> Result<(), String> {
+    fn add(&mut self, origin: Origin, id: &str, program: ExecutablePlugin) -> Result<(), String> {
         match self.known.iter().find(|known| known.id == id) {
             Some(other) if other.origin == Origin::BuiltIn => {
                 Err(format!("has the name of a built-in plugin, `{id}`: choose another one"))
@@ -148,7 +152,7 @@ impl Registry {
             Some(other) => Err(format!("is hidden by {}, which has the same name", other.origin)),
             None => {
                 let plugin = Plugin::Program(Box::new(program));
-                self.known.push(Known { id: id.to_owned(), origin, plugin });
+                self.known.push(KnownPlugin { id: id.to_owned(), origin, plugin });
                 Ok(())
             }
         }
@@ -159,7 +163,7 @@ impl Registry {
         Self::default().give(path, helper)
     }
 
-    pub fn known(&self) -> &[Known] {
+    pub fn known(&self) -> &[KnownPlugin] {
         &self.known
     }
 
@@ -168,7 +172,7 @@ impl Registry {
     }
 
     /// The plugin that a definition names. `place`: the file and key that name it.
-    pub fn named(&self, id: &str, place: &str) -> Result<&Known> {
+    pub fn named(&self, id: &str, place: &str) -> Result<&KnownPlugin> {
         self.known.iter().find(|known| known.id == id).ok_or_else(|| {
             Kind::Definition
                 .failure(format!("{place}: there is no plugin {id:?}"))
@@ -179,7 +183,7 @@ impl Registry {
 
     /// Finds the plugin that the definition names, or the one with the best claim on the image, and its claims.
     /// Errors: `Definition`, with names, if no plugin or several claim it; `Machine` if a plugin does not answer.
-    pub fn detect(&self, os: &OsRelease, named: Option<(&str, &str)>) -> Result<(&Known, Claims)> {
+    pub fn detect(&self, os: &OsRelease, named: Option<(&str, &str)>) -> Result<(&KnownPlugin, Claims)> {
         if let Some((id, place)) = named {
             let known = self.named(id, place)?;
             let claims = known.claims(os)?;

@@ -46,7 +46,7 @@ const DEVICES: [(&str, u32, u32); 5] =
 
 /// The first message to the helper. The program and the request follow.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Told {
+pub struct PluginCall {
     /// The plugin's file. In the sandbox only its name is used, otherwise the file itself.
     pub path: PathBuf,
     pub verb: String,
@@ -57,7 +57,7 @@ pub struct Told {
 
 /// How a plugin ended.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Ended {
+pub enum PluginExit {
     Exited {
         code: i32,
         left: Vec<String>,
@@ -113,11 +113,11 @@ fn serve() -> Result<ExitCode> {
     die_with_parent()?;
     rustix::process::setsid().context("leaving oven's session")?;
     const MAX: u64 = 256 << 20;
-    let call: Told = serde_json::from_slice(&receive(&control, MAX)?)?;
+    let call: PluginCall = serde_json::from_slice(&receive(&control, MAX)?)?;
     let (program, request) = (receive(&control, MAX)?, receive(&control, MAX)?);
     let namespaces = if call.contained { enter_namespaces() } else { Ok(()) };
     if let Err(error) = namespaces {
-        return send_result(&control, &Ended::Uncontained(format!("{error:#}")));
+        return send_result(&control, &PluginExit::Uncontained(format!("{error:#}")));
     }
     // The first process of a new PID namespace is a child of the process that created the namespace.
     match fork().context("starting the plugin's reaper")? {
@@ -128,14 +128,16 @@ fn serve() -> Result<ExitCode> {
         }
         None => {
             let ended = run_reaper(&control, &call, &program, &request);
-            let code =
-                send_result(&control, &ended.unwrap_or_else(|error| Ended::Failed(format!("{error:#}"))));
+            let code = send_result(
+                &control,
+                &ended.unwrap_or_else(|error| PluginExit::Failed(format!("{error:#}"))),
+            );
             std::process::exit(i32::from(code.is_err()))
         }
     }
 }
 
-fn send_result(control: &UnixStream, ended: &Ended) -> Result<ExitCode> {
+fn send_result(control: &UnixStream, ended: &PluginExit) -> Result<ExitCode> {
     send(control, &serde_json::to_vec(ended)?).context("writing to oven")?;
     Ok(ExitCode::SUCCESS)
 }
@@ -183,7 +185,7 @@ fn enter_namespaces() -> Result<()> {
 }
 
 /// Runs process 1 of the plugin's namespaces, or the plugin's parent if there are none.
-fn run_reaper(control: &UnixStream, call: &Told, program: &[u8], request: &[u8]) -> Result<Ended> {
+fn run_reaper(control: &UnixStream, call: &PluginCall, program: &[u8], request: &[u8]) -> Result<PluginExit> {
     die_with_parent()?;
     let mut path = call.path.clone();
     if call.contained {
@@ -191,7 +193,7 @@ fn run_reaper(control: &UnixStream, call: &Told, program: &[u8], request: &[u8])
         let root = is_root();
         match set_up_view(root, &call.path, program) {
             Ok(at) => path = at,
-            Err(error) => return Ok(Ended::Uncontained(format!("{error:#}"))),
+            Err(error) => return Ok(PluginExit::Uncontained(format!("{error:#}"))),
         }
         capabilities::reduce_to(if root { capabilities::BECOMING } else { capabilities::NONE })?;
         if root {
@@ -207,7 +209,7 @@ fn run_reaper(control: &UnixStream, call: &Told, program: &[u8], request: &[u8])
     }
     let hidden = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable);
     hidden.context("hiding the reaper")?;
-    seccomp::Filter::new(true).install()?;
+    seccomp::SyscallFilter::new(true).install()?;
     let limit = |resource, most| {
         setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })
             .context("limiting the plugin")
@@ -265,7 +267,7 @@ fn become_nobody() -> nix::Result<()> {
     nix::unistd::setresuid(uid, uid, uid)
 }
 
-fn run(control: &UnixStream, call: &Told, path: &Path, request: &[u8]) -> Result<Ended> {
+fn run(control: &UnixStream, call: &PluginCall, path: &Path, request: &[u8]) -> Result<PluginExit> {
     let deadline = Instant::now() + call.timeout;
     let started = Command::new(path)
         .arg(&call.verb)
@@ -297,7 +299,7 @@ fn run(control: &UnixStream, call: &Told, path: &Path, request: &[u8]) -> Result
         // oven wrote nothing more: it ended, or has received enough.
         if !fds[1].revents().is_empty() || Instant::now() >= deadline {
             end_all(call.contained);
-            return Ok(Ended::TimedOut);
+            return Ok(PluginExit::TimedOut);
         }
     }
     let status = main.wait().context("waiting for the plugin")?;
@@ -305,8 +307,8 @@ fn run(control: &UnixStream, call: &Told, path: &Path, request: &[u8]) -> Result
     end_all(call.contained);
     use std::os::unix::process::ExitStatusExt;
     Ok(match status.signal() {
-        Some(number) => Ended::Signaled { number },
-        None => Ended::Exited { code: status.code().unwrap_or(-1), left },
+        Some(number) => PluginExit::Signaled { number },
+        None => PluginExit::Exited { code: status.code().unwrap_or(-1), left },
     })
 }
 

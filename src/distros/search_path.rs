@@ -14,7 +14,7 @@ const MAX: u64 = 64 << 20;
 
 /// A file of one of the directories.
 #[derive(Debug)]
-pub struct Found {
+pub struct PluginFile {
     pub path: PathBuf,
     /// Its content, or why it is rejected.
     pub program: Result<Vec<u8>, String>,
@@ -34,14 +34,14 @@ pub fn name(path: &Path) -> Result<String, String> {
 }
 
 /// The files of these directories, in the directories' order and sorted by name. Hidden files are ignored.
-pub fn look(directories: &[PathBuf]) -> Vec<Found> {
+pub fn look(directories: &[PathBuf]) -> Vec<PluginFile> {
     let mut found = Vec::new();
     for directory in directories {
         let entries = match std::fs::read_dir(directory) {
             Ok(entries) => entries,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
             Err(error) => {
-                found.push(Found {
+                found.push(PluginFile {
                     path: directory.clone(),
                     program: Err(format!("cannot be read: {error}")),
                 });
@@ -58,7 +58,7 @@ pub fn look(directories: &[PathBuf]) -> Vec<Found> {
                 Some(why) => Err(why.clone()),
                 None => read_trusted(&path),
             };
-            found.push(Found { path, program });
+            found.push(PluginFile { path, program });
         }
     }
     found

@@ -18,8 +18,8 @@ impl Distro for Fake {
     }
 }
 
-fn registry(known: &[Fake]) -> Registry {
-    Registry::built_in(known.iter().map(|f| Box::new(Fake(f.0, f.1, f.2)) as Box<dyn Distro>).collect())
+fn registry(known: &[Fake]) -> PluginRegistry {
+    PluginRegistry::built_in(known.iter().map(|f| Box::new(Fake(f.0, f.1, f.2)) as Box<dyn Distro>).collect())
 }
 
 fn who(known: &[Fake], os: &str, named: Option<&str>) -> String {
@@ -72,7 +72,7 @@ fn a_refusal_is_the_definitions() {
 
 #[test]
 fn names_are_unique() {
-    let exec = |path: &str| Exec::new(Path::new(path), Vec::new(), Path::new("oven"));
+    let exec = |path: &str| ExecutablePlugin::new(Path::new(path), Vec::new(), Path::new("oven"));
     let installed = |path: &str| Origin::Installed(path.into());
     let mut all = registry(&[Fake("debian", "debian", "-")]);
     let taken = all.add(installed("/etc/debian.sh"), "debian", exec("/etc/debian.sh")).unwrap_err();

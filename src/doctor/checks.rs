@@ -3,7 +3,7 @@
 use crate::disk::direct::server;
 use crate::error;
 use crate::error::Kind;
-use crate::sandbox::egress::Fence;
+use crate::sandbox::egress::EgressFence;
 use crate::sys::space::free_space;
 use anyhow::Result;
 use rustix::thread::CapabilitySet;
@@ -152,7 +152,7 @@ pub fn egress(required: bool) -> Option<Check> {
     if !nix::unistd::geteuid().is_root() {
         return None;
     }
-    let fence = Fence::make();
+    let fence = EgressFence::make();
     if required {
         return Some(Check::tried(
             WHAT,

@@ -2,18 +2,18 @@
 //! hardened kernel forbids.
 
 use super::checks::Check;
-use crate::cloud::block_api::{Contents, Reader};
-use crate::disk::direct::backing::Lower;
-use crate::disk::direct::block_cache::Cache;
+use crate::cloud::block_api::{SnapshotContents, SnapshotReader};
+use crate::disk::direct::backing::BackingStore;
+use crate::disk::direct::block_cache::BlockCache;
 use crate::disk::direct::block_map;
-use crate::disk::direct::preserved_disk::Written;
+use crate::disk::direct::preserved_disk::WrittenFiles;
 use crate::disk::direct::server;
-use crate::disk::direct::server::Export;
+use crate::disk::direct::server::DiskServer;
 use crate::ids::SnapshotId;
 use crate::ids::{BLOCK, Digest};
-use crate::provision::context::Guard;
+use crate::provision::context::EgressGuard;
 use crate::sandbox;
-use crate::sandbox::spec::{ExitStatus, Spec};
+use crate::sandbox::spec::{ExitStatus, StepSpec};
 use crate::sys::loop_device;
 use crate::sys::private_tmpfs;
 use anyhow::{Context, Result, bail};
@@ -40,7 +40,7 @@ pub struct Probe<'a> {
     pub in_region: bool,
     /// Disks are served by this program.
     pub direct: bool,
-    pub egress: Guard,
+    pub egress: EgressGuard,
 }
 
 /// Attaches an empty disk in a local region, and runs contained steps in an empty image. Nothing of it stays; the
@@ -76,22 +76,29 @@ async fn attach_disk(region: &Path) -> Result<()> {
 /// Serves and attaches an empty direct disk, without a base.
 async fn serve_disk(probe: &Probe<'_>) -> Result<()> {
     let dir = tempfile::tempdir_in(probe.state).context("creating a directory")?;
-    let (id, nothing) = (SnapshotId("doctor".to_owned()), Contents { size_gib: 1, blocks: [].into() });
-    let lower = Lower::new(&id, &nothing, Arc::new(EmptyBase), Cache::new(dir.path(), 0).of(&id)?);
-    let written = Written::new(dir.path())?;
+    let (id, nothing) =
+        (SnapshotId("doctor".to_owned()), SnapshotContents { size_gib: 1, blocks: [].into() });
+    let lower =
+        BackingStore::new(&id, &nothing, Arc::new(EmptyBase), BlockCache::new(dir.path(), 0).of(&id)?);
+    let written = WrittenFiles::new(dir.path())?;
     written.upper().set_len(DISK).context("creating a file")?;
     block_map::begin(written.marks(), (DISK / BLOCK as u64) as u32, &nothing)?;
     let (helper, name) = (probe.helper, "oven-doctor");
-    let spec =
-        server::Spec { helper, name, upper: written.upper(), marks: written.marks(), place: dir.path() };
-    let export = Export::start(&spec, &Arc::new(lower))?;
+    let spec = server::DiskServerSpec {
+        helper,
+        name,
+        upper: written.upper(),
+        marks: written.marks(),
+        place: dir.path(),
+    };
+    let export = DiskServer::start(&spec, &Arc::new(lower))?;
     let device = loop_device::attach(&export.file, "doctor")?;
     loop_device::release(device).await
 }
 
 /// A base without blocks.
 struct EmptyBase;
-impl Reader for EmptyBase {
+impl SnapshotReader for EmptyBase {
     fn read(&self, index: u32) -> Result<(Vec<u8>, Digest)> {
         bail!("there is no block {index}")
     }
@@ -110,13 +117,13 @@ fn create_empty_image() -> Result<PathBuf> {
 }
 
 async fn run_step(probe: &Probe<'_>, root: &Path, network: bool, throwaway: bool) -> Result<()> {
-    let spec = Spec {
+    let spec = StepSpec {
         root: root.to_owned(),
         argv: vec![PROGRAM.to_owned()],
         env: BTreeMap::new(),
         cwd: "/".to_owned(),
         network,
-        fenced: network && probe.egress == Guard::Required,
+        fenced: network && probe.egress == EgressGuard::Required,
         resolv_conf: None,
         shims: Vec::new(),
         binds: Vec::new(),

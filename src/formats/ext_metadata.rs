@@ -2,7 +2,7 @@
 //! is a hint for what to prefetch: what cannot be parsed is skipped.
 
 use crate::formats::partition;
-use crate::formats::partition::{ReadAt, Scheme};
+use crate::formats::partition::{ReadAt, TableScheme};
 use crate::ids::BLOCK;
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -19,7 +19,7 @@ pub fn blocks(disk: &(impl ReadAt + ?Sized)) -> BTreeSet<u32> {
     let mut found = BTreeSet::from([0]);
     let Ok(table) = partition::read(disk, 512) else { return found };
     let mut starts: Vec<u64> = table.partitions.iter().map(|partition| partition.start).collect();
-    if table.scheme == Scheme::None {
+    if table.scheme == TableScheme::None {
         starts.push(0);
     }
     for start in starts {

@@ -8,10 +8,10 @@ const PLANNED_MAX: usize = 64;
 
 /// A line of fstab(5), unescaped.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub struct FstabEntry {
     /// Counted from 1.
     pub line: usize,
-    pub spec: Spec,
+    pub spec: FstabSource,
     /// Absolute and normalized: no `.`, no empty component; `/` for the root.
     pub target: String,
     pub kind: String,
@@ -20,7 +20,7 @@ pub struct Entry {
 
 /// What a line mounts.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Spec {
+pub enum FstabSource {
     Uuid(String),
     Label(String),
     PartUuid(String),
@@ -31,7 +31,7 @@ pub enum Spec {
     Other(String),
 }
 
-impl Spec {
+impl FstabSource {
     pub(crate) fn parse(text: &str) -> Self {
         let by = |name: &str| {
             text.strip_prefix("/dev/disk/by-").and_then(|t| t.strip_prefix(name)?.strip_prefix('/'))
@@ -54,7 +54,7 @@ impl Spec {
     }
 
     /// Whether this partition is meant. A device's name on another machine never matches.
-    pub fn names(&self, ids: &Ids<'_>) -> bool {
+    pub fn names(&self, ids: &PartitionIds<'_>) -> bool {
         match self {
             Self::Uuid(id) => !id.is_empty() && id.eq_ignore_ascii_case(ids.uuid),
             Self::PartUuid(id) => !id.is_empty() && id.eq_ignore_ascii_case(ids.partuuid),
@@ -64,7 +64,7 @@ impl Spec {
         }
     }
 }
-impl std::fmt::Display for Spec {
+impl std::fmt::Display for FstabSource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Uuid(id) => write!(f, "UUID={id}"),
@@ -78,7 +78,7 @@ impl std::fmt::Display for Spec {
 
 /// The identifiers of a partition.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Ids<'a> {
+pub struct PartitionIds<'a> {
     pub uuid: &'a str,
     pub label: &'a str,
     pub partuuid: &'a str,
@@ -87,14 +87,14 @@ pub struct Ids<'a> {
 
 /// A mount below the root.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Planned {
+pub struct PlannedMount {
     pub target: String,
-    pub what: What,
+    pub what: MountSource,
 }
 
 /// What is mounted.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum What {
+pub enum MountSource {
     /// The partition with this index.
     Partition(usize),
     /// A directory of the image, absolute. `true`: with the mounts below it.
@@ -102,7 +102,7 @@ pub enum What {
 }
 
 /// All entries. Fields after the sixth are ignored, and lines with fewer than three are no entries.
-pub fn parse(text: &str) -> Vec<Entry> {
+pub fn parse(text: &str) -> Vec<FstabEntry> {
     let entry = |(index, line): (usize, &str)| {
         let mut fields = line.split_ascii_whitespace();
         let (spec, target, kind) = (fields.next()?, fields.next()?, fields.next()?);
@@ -111,9 +111,9 @@ pub fn parse(text: &str) -> Vec<Entry> {
         }
         let options = fields.next().unwrap_or("defaults").split(',').map(str::to_owned).collect();
         let target = target_of(&unescape(target))?;
-        Some(Entry {
+        Some(FstabEntry {
             line: index + 1,
-            spec: Spec::parse(&unescape(spec)),
+            spec: FstabSource::parse(&unescape(spec)),
             target,
             kind: kind.to_owned(),
             options,
@@ -124,7 +124,11 @@ pub fn parse(text: &str) -> Vec<Entry> {
 
 /// The mounts below the root, parents first. Network shares, file systems in memory and `noauto` entries are skipped. A
 /// line that names another disk is an error unless it is `nofail`.
-pub fn plan(entries: &[Entry], root: usize, partitions: &[Ids<'_>]) -> Result<Vec<Planned>> {
+pub fn plan(
+    entries: &[FstabEntry],
+    root: usize,
+    partitions: &[PartitionIds<'_>],
+) -> Result<Vec<PlannedMount>> {
     let mut planned = Vec::new();
     for entry in entries.iter().filter(|entry| entry.target != "/") {
         let has = |option: &str| entry.options.iter().any(|o| o == option);
@@ -139,15 +143,17 @@ pub fn plan(entries: &[Entry], root: usize, partitions: &[Ids<'_>]) -> Result<Ve
             failure.hint("Bake on an image whose file systems are all on its root disk, or add the option nofail to the line.")
         };
         let what = match &entry.spec {
-            Spec::Other(from) if has("bind") || has("rbind") => {
+            FstabSource::Other(from) if has("bind") || has("rbind") => {
                 let from = target_of(from).ok_or_else(|| invalid("its source is not a path"))?;
-                What::Bind(from, has("rbind"))
+                MountSource::Bind(from, has("rbind"))
             }
-            Spec::Other(_) => continue,
+            FstabSource::Other(_) => continue,
             // Discs and floppies belong to a machine, not to an image.
-            Spec::Device(_) if matches!(entry.kind.as_str(), "iso9660" | "udf" | "udf,iso9660") => continue,
-            Spec::Device(_) if has("nofail") => continue,
-            Spec::Device(_) => {
+            FstabSource::Device(_) if matches!(entry.kind.as_str(), "iso9660" | "udf" | "udf,iso9660") => {
+                continue;
+            }
+            FstabSource::Device(_) if has("nofail") => continue,
+            FstabSource::Device(_) => {
                 return Err(invalid(
                     "this name depends on the machine; only /dev/disk/by-uuid, by-label, \
                                    by-partuuid and by-partlabel name a partition",
@@ -160,7 +166,7 @@ pub fn plan(entries: &[Entry], root: usize, partitions: &[Ids<'_>]) -> Result<Ve
                     (Some(one), None) if one == root => {
                         return Err(invalid("that is the root itself").into());
                     }
-                    (Some(one), None) => What::Partition(one),
+                    (Some(one), None) => MountSource::Partition(one),
                     (Some(_), Some(_)) => {
                         return Err(invalid("several partitions of the disk match").into());
                     }
@@ -175,20 +181,20 @@ pub fn plan(entries: &[Entry], root: usize, partitions: &[Ids<'_>]) -> Result<Ve
         if planned.len() == PLANNED_MAX {
             return Err(invalid("there are too many lines before it").into());
         }
-        planned.push(Planned { target: entry.target.clone(), what });
+        planned.push(PlannedMount { target: entry.target.clone(), what });
     }
     // Parents first. Of several lines with one target, the last one is mounted on top, as at boot. Binds come after
     // what they may show.
-    planned.sort_by_key(|p| (matches!(p.what, What::Bind(..)), depth(&p.target)));
+    planned.sort_by_key(|p| (matches!(p.what, MountSource::Bind(..)), depth(&p.target)));
     Ok(planned)
 }
 
 /// Whether the fstab's own line for `/` names this partition. `None` if there is no such line, or it has a device's
 /// name.
-pub fn names_root(entries: &[Entry], ids: &Ids<'_>) -> Option<bool> {
+pub fn names_root(entries: &[FstabEntry], ids: &PartitionIds<'_>) -> Option<bool> {
     let root = entries.iter().find(|entry| entry.target == "/")?;
     match root.spec {
-        Spec::Device(_) | Spec::Other(_) => None,
+        FstabSource::Device(_) | FstabSource::Other(_) => None,
         _ => Some(root.spec.names(ids)),
     }
 }
@@ -251,14 +257,14 @@ pub(crate) fn unhex(text: &str) -> String {
 mod tests {
     use super::*;
 
-    const DISK: [Ids<'static>; 4] = [
-        Ids { uuid: "root-id", label: "cloudimg-rootfs", partuuid: "p-1", partlabel: "" },
-        Ids { uuid: "ABCD-0123", label: "UEFI", partuuid: "p-15", partlabel: "EFI System" },
-        Ids { uuid: "boot-id", label: "BOOT", partuuid: "p-16", partlabel: "" },
-        Ids { uuid: "var-id", label: "same", partuuid: "p-2", partlabel: "" },
+    const DISK: [PartitionIds<'static>; 4] = [
+        PartitionIds { uuid: "root-id", label: "cloudimg-rootfs", partuuid: "p-1", partlabel: "" },
+        PartitionIds { uuid: "ABCD-0123", label: "UEFI", partuuid: "p-15", partlabel: "EFI System" },
+        PartitionIds { uuid: "boot-id", label: "BOOT", partuuid: "p-16", partlabel: "" },
+        PartitionIds { uuid: "var-id", label: "same", partuuid: "p-2", partlabel: "" },
     ];
 
-    fn planned(text: &str) -> Vec<(String, What)> {
+    fn planned(text: &str) -> Vec<(String, MountSource)> {
         plan(&parse(text), 0, &DISK).unwrap().into_iter().map(|p| (p.target, p.what)).collect()
     }
     fn refused(text: &str) -> String {
@@ -272,7 +278,10 @@ mod tests {
              LABEL=cloudimg-rootfs / ext4 discard 0 1\nUUID=none none swap sw 0 0\ntmpfs /tmp tmpfs\n\
              proc /proc proc defaults\nhost:/x /mnt/nfs nfs _netdev\n//host/y /mnt/y cifs\nshort /line\n",
         );
-        assert_eq!(found, [("/boot".into(), What::Partition(2)), ("/boot/efi".into(), What::Partition(1))]);
+        assert_eq!(
+            found,
+            [("/boot".into(), MountSource::Partition(2)), ("/boot/efi".into(), MountSource::Partition(1))]
+        );
     }
 
     #[test]
@@ -290,7 +299,7 @@ mod tests {
         ] {
             assert_eq!(
                 planned(&format!("{spec} /boot//./efi/ vfat x")),
-                [("/boot/efi".into(), What::Partition(1))],
+                [("/boot/efi".into(), MountSource::Partition(1))],
                 "{spec}"
             );
         }
@@ -338,7 +347,7 @@ mod tests {
         let found = planned("/var/srv /srv none bind\nUUID=boot-id /var/log ext4\nUUID=var-id /var ext4");
         let targets: Vec<_> = found.iter().map(|(target, _)| target.as_str()).collect();
         assert_eq!(targets, ["/var", "/var/log", "/srv"]);
-        assert_eq!(found[2].1, What::Bind("/var/srv".into(), false));
+        assert_eq!(found[2].1, MountSource::Bind("/var/srv".into(), false));
     }
 
     #[test]
@@ -346,6 +355,6 @@ mod tests {
         assert_eq!(names_root(&parse("UUID=ROOT-ID / ext4"), &DISK[0]), Some(true));
         assert_eq!(names_root(&parse("UUID=other / ext4"), &DISK[0]), Some(false));
         assert_eq!(names_root(&parse("/dev/sda1 / ext4"), &DISK[0]), None);
-        assert_eq!(names_root(&parse("UUID= / ext4"), &Ids::default()), Some(false));
+        assert_eq!(names_root(&parse("UUID= / ext4"), &PartitionIds::default()), Some(false));
     }
 }

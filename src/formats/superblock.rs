@@ -5,7 +5,7 @@ use std::fmt;
 
 /// What was recognized. Only some of these can be a root; error messages name the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Type {
+pub enum FileSystemType {
     Ext2,
     Ext3,
     Ext4,
@@ -19,7 +19,7 @@ pub enum Type {
     Other(&'static str),
 }
 
-impl Type {
+impl FileSystemType {
     /// The kernel's name for a file system; for other content, its common name.
     pub fn name(self) -> &'static str {
         match self {
@@ -37,7 +37,7 @@ impl Type {
         }
     }
 }
-impl fmt::Display for Type {
+impl fmt::Display for FileSystemType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
@@ -45,7 +45,7 @@ impl fmt::Display for Type {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileSystem {
-    pub kind: Type,
+    pub kind: FileSystemType,
     /// As `/dev/disk/by-uuid` spells it; empty if there is none.
     pub uuid: String,
     /// Without control characters; empty if there is none.
@@ -62,7 +62,7 @@ pub struct FileSystem {
 }
 
 impl FileSystem {
-    fn of(kind: Type) -> Self {
+    fn of(kind: FileSystemType) -> Self {
         let (uuid, label) = (String::new(), String::new());
         Self { kind, uuid, label, block_size: 0, blocks: 0, dirty: false, errors: 0, inode_percent: 0 }
     }
@@ -114,12 +114,12 @@ fn ext(w: &Window<'_, impl ReadAt + ?Sized>) -> Option<FileSystem> {
     let sb = w.get(1024, 1024).filter(|sb| le16(sb, 56) == 0xef53)?;
     let (compat, incompat, ro_compat) = (le32(&sb, 92), le32(&sb, 96), le32(&sb, 100));
     let kind = match () {
-        () if incompat & 0x8 != 0 => return Some(FileSystem::of(Type::Other("an ext4 journal"))),
+        () if incompat & 0x8 != 0 => return Some(FileSystem::of(FileSystemType::Other("an ext4 journal"))),
         // Features that ext3 does not have: all but filetype, recover and meta_bg; sparse_super, large_file and
         // btree_dir.
-        () if incompat & !0x16 != 0 || ro_compat & !0x7 != 0 => Type::Ext4,
-        () if compat & 0x4 != 0 => Type::Ext3,
-        () => Type::Ext2,
+        () if incompat & !0x16 != 0 || ro_compat & !0x7 != 0 => FileSystemType::Ext4,
+        () if compat & 0x4 != 0 => FileSystemType::Ext3,
+        () => FileSystemType::Ext2,
     };
     let high = if incompat & 0x80 != 0 { u64::from(le32(&sb, 336)) << 32 } else { 0 };
     let log = le32(&sb, 24);
@@ -143,7 +143,7 @@ fn xfs(w: &Window<'_, impl ReadAt + ?Sized>) -> Option<FileSystem> {
         block_size: be64(0) & 0xffff_ffff,
         blocks: be64(8),
         inode_percent: u32::from(sb[127]),
-        ..FileSystem::of(Type::Xfs)
+        ..FileSystem::of(FileSystemType::Xfs)
     })
 }
 
@@ -164,13 +164,17 @@ fn vfat(w: &Window<'_, impl ReadAt + ?Sized>) -> Option<FileSystem> {
     Some(FileSystem {
         uuid: format!("{:04X}-{:04X}", id >> 16, id & 0xffff),
         label: if label == "NO NAME" { String::new() } else { label },
-        ..FileSystem::of(Type::Vfat)
+        ..FileSystem::of(FileSystemType::Vfat)
     })
 }
 
 fn btrfs(w: &Window<'_, impl ReadAt + ?Sized>) -> Option<FileSystem> {
     let sb = w.get(0x10000, 1024).filter(|sb| &sb[64..72] == b"_BHRfS_M")?;
-    Some(FileSystem { uuid: uuid(&sb[32..48]), label: text(&sb[299..555]), ..FileSystem::of(Type::Btrfs) })
+    Some(FileSystem {
+        uuid: uuid(&sb[32..48]),
+        label: text(&sb[299..555]),
+        ..FileSystem::of(FileSystemType::Btrfs)
+    })
 }
 
 fn swap(w: &Window<'_, impl ReadAt + ?Sized>) -> Option<FileSystem> {
@@ -180,17 +184,21 @@ fn swap(w: &Window<'_, impl ReadAt + ?Sized>) -> Option<FileSystem> {
         sign.is_some_and(|sign| &sign == b"SWAPSPACE2" || &sign == b"SWAP-SPACE")
     });
     let head = w.get(1024, 64).filter(|_| found)?;
-    Some(FileSystem { uuid: uuid(&head[12..28]), label: text(&head[28..44]), ..FileSystem::of(Type::Swap) })
+    Some(FileSystem {
+        uuid: uuid(&head[12..28]),
+        label: text(&head[28..44]),
+        ..FileSystem::of(FileSystemType::Swap)
+    })
 }
 
 fn lvm(w: &Window<'_, impl ReadAt + ?Sized>) -> Option<FileSystem> {
     let labelled = |at: &u64| w.has(*at, b"LABELONE") && w.has(*at + 24, b"LVM2 001");
-    [0, 512, 1024, 1536].iter().any(labelled).then(|| FileSystem::of(Type::Lvm))
+    [0, 512, 1024, 1536].iter().any(labelled).then(|| FileSystem::of(FileSystemType::Lvm))
 }
 
 fn luks(w: &Window<'_, impl ReadAt + ?Sized>) -> Option<FileSystem> {
     let head = w.get(0, 208).filter(|head| &head[..6] == b"LUKS\xba\xbe")?;
-    Some(FileSystem { uuid: text(&head[168..208]), ..FileSystem::of(Type::Luks) })
+    Some(FileSystem { uuid: text(&head[168..208]), ..FileSystem::of(FileSystemType::Luks) })
 }
 
 fn raid(w: &Window<'_, impl ReadAt + ?Sized>) -> Option<FileSystem> {
@@ -199,7 +207,7 @@ fn raid(w: &Window<'_, impl ReadAt + ?Sized>) -> Option<FileSystem> {
     let end = w.size.checked_sub(8192).map(|end| end & !4095);
     let magic = 0xa92b_4efc_u32.to_le_bytes();
     let places = [Some(0), Some(4096), end, old];
-    places.into_iter().flatten().any(|at| w.has(at, &magic)).then(|| FileSystem::of(Type::Raid))
+    places.into_iter().flatten().any(|at| w.has(at, &magic)).then(|| FileSystem::of(FileSystemType::Raid))
 }
 
 fn others(w: &Window<'_, impl ReadAt + ?Sized>) -> Option<FileSystem> {
@@ -215,7 +223,7 @@ fn others(w: &Window<'_, impl ReadAt + ?Sized>) -> Option<FileSystem> {
         (0x20000, &[0x0c, 0xb1, 0xba, 0], "ZFS"),
     ];
     let found = known.into_iter().find(|(at, magic, _)| w.has(*at, magic));
-    found.map(|(_, _, name)| FileSystem::of(Type::Other(name)))
+    found.map(|(_, _, name)| FileSystem::of(FileSystemType::Other(name)))
 }
 
 /// Sixteen bytes as `/dev/disk/by-uuid` spells them; empty for zeros.
@@ -246,7 +254,7 @@ mod tests {
         }
         disk
     }
-    fn kind(disk: &[u8]) -> Option<Type> {
+    fn kind(disk: &[u8]) -> Option<FileSystemType> {
         probe(disk, 0, disk.len() as u64).map(|fs| fs.kind)
     }
 
@@ -255,22 +263,22 @@ mod tests {
         let magic = 0xa92b_4efc_u32.to_le_bytes();
         let size = 1 << 20;
         for (want, pieces) in [
-            (Type::Ext2, vec![(1080, &[0x53, 0xef][..])]),
-            (Type::Ext3, vec![(1080, &[0x53, 0xef][..]), (1024 + 92, &[4])]),
-            (Type::Ext4, vec![(1080, &[0x53, 0xef][..]), (1024 + 92, &[4]), (1024 + 96, &[0x40])]),
-            (Type::Other("an ext4 journal"), vec![(1080, &[0x53, 0xef][..]), (1024 + 96, &[8])]),
-            (Type::Xfs, vec![(0, b"XFSB")]),
-            (Type::Btrfs, vec![(0x10040, b"_BHRfS_M")]),
-            (Type::Swap, vec![(4086, b"SWAPSPACE2")]),
-            (Type::Swap, vec![(65526, b"SWAPSPACE2")]),
-            (Type::Lvm, vec![(512, b"LABELONE"), (536, b"LVM2 001")]),
-            (Type::Luks, vec![(0, b"LUKS\xba\xbe")]),
-            (Type::Raid, vec![(4096, &magic)]),
-            (Type::Raid, vec![(0, &magic)]),
-            (Type::Raid, vec![(size - 8192, &magic), (1080, &[0x53, 0xef])]),
-            (Type::Raid, vec![(size - 65536, &magic)]),
-            (Type::Other("squashfs"), vec![(0, b"hsqs")]),
-            (Type::Other("NTFS"), vec![(3, b"NTFS    "), (510, &[0x55, 0xaa])]),
+            (FileSystemType::Ext2, vec![(1080, &[0x53, 0xef][..])]),
+            (FileSystemType::Ext3, vec![(1080, &[0x53, 0xef][..]), (1024 + 92, &[4])]),
+            (FileSystemType::Ext4, vec![(1080, &[0x53, 0xef][..]), (1024 + 92, &[4]), (1024 + 96, &[0x40])]),
+            (FileSystemType::Other("an ext4 journal"), vec![(1080, &[0x53, 0xef][..]), (1024 + 96, &[8])]),
+            (FileSystemType::Xfs, vec![(0, b"XFSB")]),
+            (FileSystemType::Btrfs, vec![(0x10040, b"_BHRfS_M")]),
+            (FileSystemType::Swap, vec![(4086, b"SWAPSPACE2")]),
+            (FileSystemType::Swap, vec![(65526, b"SWAPSPACE2")]),
+            (FileSystemType::Lvm, vec![(512, b"LABELONE"), (536, b"LVM2 001")]),
+            (FileSystemType::Luks, vec![(0, b"LUKS\xba\xbe")]),
+            (FileSystemType::Raid, vec![(4096, &magic)]),
+            (FileSystemType::Raid, vec![(0, &magic)]),
+            (FileSystemType::Raid, vec![(size - 8192, &magic), (1080, &[0x53, 0xef])]),
+            (FileSystemType::Raid, vec![(size - 65536, &magic)]),
+            (FileSystemType::Other("squashfs"), vec![(0, b"hsqs")]),
+            (FileSystemType::Other("NTFS"), vec![(3, b"NTFS    "), (510, &[0x55, 0xaa])]),
         ] {
             let disk = with(size, &pieces);
             assert_eq!(kind(&disk), Some(want));
@@ -289,7 +297,10 @@ mod tests {
         let mut pieces = head.to_vec();
         pieces.extend([(67, &[0x78, 0x56, 0x34, 0x12][..]), (71, b"UEFI       "), (82, b"FAT32   ")]);
         let fs = probe(&with(4096, &pieces)[..], 0, 4096).unwrap();
-        assert_eq!((fs.kind, fs.uuid.as_str(), fs.label.as_str()), (Type::Vfat, "1234-5678", "UEFI"));
+        assert_eq!(
+            (fs.kind, fs.uuid.as_str(), fs.label.as_str()),
+            (FileSystemType::Vfat, "1234-5678", "UEFI")
+        );
         let mut pieces = head.to_vec();
         pieces.extend([(39, &[1, 0, 0xff, 0xee][..]), (43, b"NO NAME    "), (54, b"FAT16   ")]);
         let fs = probe(&with(4096, &pieces)[..], 0, 4096).unwrap();

@@ -1,6 +1,6 @@
 //! SELinux labels: extended attributes of the objects themselves.
 
-use super::tree::Inside;
+use super::tree::ImageTree;
 use anyhow::{Context, Result};
 use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::fs::{OFlags, XattrFlags};
@@ -11,7 +11,7 @@ const ATTRIBUTE: &str = "security.selinux";
 /// The kernel's own limit is a page.
 const MAX: usize = 4096;
 
-impl Inside {
+impl ImageTree {
     /// Labels an object itself; a symlink is not followed. `false`: it does not exist.
     pub fn set_label(&self, path: &str, label: &str) -> Result<bool> {
         let doing = || format!("labelling {path} in the image");

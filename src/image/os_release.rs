@@ -1,6 +1,6 @@
 //! What an image is: its os-release, and the architecture of its programs.
 
-use super::tree::Inside;
+use super::tree::ImageTree;
 use crate::error::Kind;
 use crate::ids::Architecture;
 use anyhow::{Context, Result};
@@ -9,7 +9,7 @@ use oven_distro::OsRelease;
 /// Where os-release(5) looks for it, in this order.
 const OS_RELEASE: [&str; 2] = ["/etc/os-release", "/usr/lib/os-release"];
 
-pub fn os_release(inside: &Inside) -> Result<OsRelease> {
+pub fn os_release(inside: &ImageTree) -> Result<OsRelease> {
     for path in OS_RELEASE {
         if let Some(content) = inside.read(path).context("reading the image's os-release")? {
             return Ok(OsRelease::parse(&String::from_utf8_lossy(&content)));
@@ -20,7 +20,7 @@ pub fn os_release(inside: &Inside) -> Result<OsRelease> {
 }
 
 /// The architecture of `/bin/sh`, which every step needs.
-pub fn architecture(inside: &Inside) -> Result<Architecture> {
+pub fn architecture(inside: &ImageTree) -> Result<Architecture> {
     let head = inside.read_start("/bin/sh", 20).context("reading the image's /bin/sh")?.ok_or_else(|| {
         let failure = Kind::Definition.failure("the image has no /bin/sh");
         failure
@@ -71,7 +71,7 @@ mod tests {
             std::fs::write(dir.path().join("usr/bin").join(shell), program(class, machine)).unwrap();
             // Absolute, as alternatives are: resolved inside the image.
             symlink(format!("/usr/bin/{shell}"), dir.path().join("bin/sh")).unwrap();
-            let found = architecture(&Inside::open_dir(dir.path()).unwrap());
+            let found = architecture(&ImageTree::open_dir(dir.path()).unwrap());
             match want {
                 Ok(want) => assert_eq!(found.unwrap(), want),
                 Err(why) => assert!(format!("{:#}", found.unwrap_err()).contains(why)),
@@ -82,7 +82,7 @@ mod tests {
     #[test]
     fn a_missing_shell_a_script_and_a_truncated_program() {
         let dir = tempfile::tempdir().unwrap();
-        let inside = Inside::open_dir(dir.path()).unwrap();
+        let inside = ImageTree::open_dir(dir.path()).unwrap();
         assert_eq!(architecture(&inside).unwrap_err().to_string(), "the image has no /bin/sh");
         std::fs::create_dir(dir.path().join("bin")).unwrap();
         for (content, why) in
@@ -97,7 +97,7 @@ mod tests {
     #[test]
     fn os_release_through_its_usual_link() {
         let dir = tempfile::tempdir().unwrap();
-        let inside = Inside::open_dir(dir.path()).unwrap();
+        let inside = ImageTree::open_dir(dir.path()).unwrap();
         assert!(os_release(&inside).unwrap_err().to_string().contains("neither"));
         std::fs::create_dir_all(dir.path().join("usr/lib")).unwrap();
         std::fs::create_dir_all(dir.path().join("etc")).unwrap();

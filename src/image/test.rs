@@ -1,6 +1,6 @@
 //! Shared by the tests of this module: a directory tree that stands for an image, and a definition without a file.
 
-use super::tree::Inside;
+use super::tree::ImageTree;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
@@ -17,8 +17,8 @@ impl Tree {
         self.0.path().join("root").join(path)
     }
 
-    pub fn inside(&self) -> Inside {
-        Inside::open_dir(&self.path("")).unwrap()
+    pub fn inside(&self) -> ImageTree {
+        ImageTree::open_dir(&self.path("")).unwrap()
     }
 
     fn parent(&self, path: &str) -> PathBuf {

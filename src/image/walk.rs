@@ -1,6 +1,6 @@
 //! Walks and empties directories of a tree that is not trusted, by descriptors and without following links.
 
-use super::tree::{Inside, absent, names, open_in, os_string};
+use super::tree::{ImageTree, absent, names, open_in, os_string};
 use anyhow::{Context, Result, bail};
 use rustix::fs::{AtFlags, FileType, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
@@ -12,19 +12,19 @@ const DEPTH_MAX: usize = 200;
 
 /// Whether a walk enters an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Go {
+pub enum Walk {
     /// It does if the object is a directory.
     On,
     /// It does not.
     Past,
 }
 
-impl Inside {
+impl ImageTree {
     /// Visits everything below a directory: each directory before its content, names in order. Symlinks are visited but
     /// not followed (`path` itself may lead through some), and what is mounted below is not entered. The visitor gets
     /// each object's path, which begins with `path` as it was given, and the object's own metadata. If nothing is at
     /// `path`, nothing is visited.
-    pub fn walk(&self, path: &str, visit: &mut dyn FnMut(&str, &Stat) -> Result<Go>) -> Result<()> {
+    pub fn walk(&self, path: &str, visit: &mut dyn FnMut(&str, &Stat) -> Result<Walk>) -> Result<()> {
         let doing = || format!("reading the directory {path} in the image");
         let Some(top) = absent(self.open(path, OFlags::RDONLY | OFlags::DIRECTORY)).with_context(doing)?
         else {
@@ -70,7 +70,7 @@ fn walk(
     dir: &OwnedFd,
     path: &str,
     depth: usize,
-    visit: &mut dyn FnMut(&str, &Stat) -> Result<Go>,
+    visit: &mut dyn FnMut(&str, &Stat) -> Result<Walk>,
 ) -> Result<()> {
     let depth = deeper(path, depth)?;
     let mut found = names(dir).with_context(|| format!("listing {path}"))?;
@@ -82,7 +82,7 @@ fn walk(
             stat => stat.with_context(|| format!("examining {below}"))?,
         };
         let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-        if visit(&below, &stat)? == Go::On && is_dir {
+        if visit(&below, &stat)? == Walk::On && is_dir {
             let inner = descend(dir, &name).with_context(|| format!("opening {below}"))?;
             if let Some(inner) = inner {
                 walk(&inner, &below, depth, visit)?;

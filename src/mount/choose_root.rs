@@ -1,26 +1,26 @@
 //! Chooses the partition that is "/": the disk says which one it is, and oven never guesses.
 
-use super::partitions::Part;
+use super::partitions::DiskPart;
 use crate::error::Kind;
 use crate::formats::fstab;
-use crate::formats::fstab::Entry;
+use crate::formats::fstab::FstabEntry;
 use crate::formats::partition;
-use crate::formats::superblock::Type;
+use crate::formats::superblock::FileSystemType;
 use crate::ids::Architecture;
-use crate::image::tree::Inside;
+use crate::image::tree::ImageTree;
 use anyhow::{Context, Result};
 
 /// The content of a file system that may be the root, as far as it decides the choice.
 #[derive(Debug, Clone, Default)]
-pub struct Look {
+pub struct CandidateContent {
     /// Whether it has an fstab or an os-release.
     pub system: bool,
-    pub fstab: Vec<Entry>,
+    pub fstab: Vec<FstabEntry>,
 }
 
 /// The choice as far as it can be made before anything is mounted.
 #[derive(Debug, PartialEq, Eq)]
-pub enum First {
+pub enum RootChoice {
     Chosen(usize),
     /// These have to be mounted and examined.
     Candidates(Vec<usize>),
@@ -34,35 +34,43 @@ fn root_type(architecture: Architecture) -> &'static str {
     }
 }
 
-pub fn kind(part: &Part) -> Option<Type> {
+pub fn kind(part: &DiskPart) -> Option<FileSystemType> {
     part.fs.as_ref().map(|fs| fs.kind)
 }
 
-fn is_mountable(part: &Part) -> bool {
-    matches!(kind(part), Some(Type::Ext4 | Type::Xfs))
+fn is_mountable(part: &DiskPart) -> bool {
+    matches!(kind(part), Some(FileSystemType::Ext4 | FileSystemType::Xfs))
 }
 
 /// Whether a partition may hold a root that oven cannot mount.
-fn may_hold_unsupported_root(part: &Part) -> bool {
+fn may_hold_unsupported_root(part: &DiskPart) -> bool {
     matches!(
         kind(part),
-        Some(Type::Btrfs | Type::Lvm | Type::Luks | Type::Raid | Type::Ext2 | Type::Ext3 | Type::Other(_))
+        Some(
+            FileSystemType::Btrfs
+                | FileSystemType::Lvm
+                | FileSystemType::Luks
+                | FileSystemType::Raid
+                | FileSystemType::Ext2
+                | FileSystemType::Ext3
+                | FileSystemType::Other(_)
+        )
     )
 }
 
 /// Decides by the partition table and the superblocks, as far as they suffice.
 ///
 /// Errors: no partition can be the root, or it is one that oven does not mount.
-pub fn first(parts: &[Part]) -> Result<First> {
+pub fn first(parts: &[DiskPart]) -> Result<RootChoice> {
     let root_type = root_type(Architecture::HOST);
-    let has_root_type = |part: &Part| {
+    let has_root_type = |part: &DiskPart| {
         let kind = part.partition.as_ref().map(|p| &p.kind);
-        matches!(kind, Some(partition::Type::Gpt(guid)) if guid == root_type)
+        matches!(kind, Some(partition::PartitionType::Gpt(guid)) if guid == root_type)
     };
     let mut discoverable = (0..parts.len()).filter(|&index| has_root_type(&parts[index]));
     if let (Some(one), None) = (discoverable.next(), discoverable.next()) {
         return if is_mountable(&parts[one]) {
-            Ok(First::Chosen(one))
+            Ok(RootChoice::Chosen(one))
         } else {
             Err(unsupported_root(parts, &[one]))
         };
@@ -73,14 +81,14 @@ pub fn first(parts: &[Part]) -> Result<First> {
     match (&candidates[..], &foreign[..]) {
         ([], []) => Err(no_single_root("the disk has no ext4 or xfs file system", parts)),
         ([], _) => Err(unsupported_root(parts, &foreign)),
-        ([one], []) => Ok(First::Chosen(*one)),
-        _ => Ok(First::Candidates(candidates)),
+        ([one], []) => Ok(RootChoice::Chosen(*one)),
+        _ => Ok(RootChoice::Candidates(candidates)),
     }
 }
 
 /// Decides by the content of the candidates. Errors: none of them is the root, or several may be.
-pub fn second(parts: &[Part], looks: &[(usize, Look)]) -> Result<usize> {
-    let root_of = |look: &Look| -> Option<usize> {
+pub fn second(parts: &[DiskPart], looks: &[(usize, CandidateContent)]) -> Result<usize> {
+    let root_of = |look: &CandidateContent| -> Option<usize> {
         let mut named = (0..parts.len())
             .filter(|&index| fstab::names_root(&look.fstab, &parts[index].ids()) == Some(true));
         let one = named.next();
@@ -113,29 +121,31 @@ pub fn second(parts: &[Part], looks: &[(usize, Look)]) -> Result<usize> {
 }
 
 /// Reads what [`second`] needs from a file system that is mounted read-only.
-pub fn look(inside: &Inside) -> Result<Look> {
+pub fn look(inside: &ImageTree) -> Result<CandidateContent> {
     let fstab = inside.read("/etc/fstab").context("reading /etc/fstab of a possible root")?;
     let released = inside.exists("/etc/os-release")? || inside.exists("/usr/lib/os-release")?;
     let entries =
         fstab.as_deref().map(|text| fstab::parse(&String::from_utf8_lossy(text))).unwrap_or_default();
-    Ok(Look { system: released || fstab.is_some(), fstab: entries })
+    Ok(CandidateContent { system: released || fstab.is_some(), fstab: entries })
 }
 
-fn describe_all(parts: &[Part]) -> String {
-    parts.iter().map(Part::describe).collect::<Vec<_>>().join(", ")
+fn describe_all(parts: &[DiskPart]) -> String {
+    parts.iter().map(DiskPart::describe).collect::<Vec<_>>().join(", ")
 }
 
-fn no_single_root(why: &str, parts: &[Part]) -> anyhow::Error {
+fn no_single_root(why: &str, parts: &[DiskPart]) -> anyhow::Error {
     let failure = Kind::Definition.failure(format!("{why}: {}", describe_all(parts)));
     let hint =
         "Bake on an image with one root partition, or give its root the type of a root partition in the GPT.";
     failure.hint(hint).into()
 }
 
-fn unsupported_root(parts: &[Part], which: &[usize]) -> anyhow::Error {
+fn unsupported_root(parts: &[DiskPart], which: &[usize]) -> anyhow::Error {
     let found: Vec<_> = which.iter().map(|&index| parts[index].describe()).collect();
-    let name =
-        which.iter().find_map(|&index| kind(&parts[index])).map_or("an unknown file system", Type::name);
+    let name = which
+        .iter()
+        .find_map(|&index| kind(&parts[index]))
+        .map_or("an unknown file system", FileSystemType::name);
     let what = format!("the disk's root is on {name}, which oven cannot mount: {}", found.join(", "));
     Kind::Definition
         .failure(what)
@@ -149,7 +159,7 @@ mod tests {
     use crate::formats::partition::Partition;
     use crate::formats::superblock;
 
-    fn part(number: u32, magic: &[(usize, &[u8])], guid: &str) -> Part {
+    fn part(number: u32, magic: &[(usize, &[u8])], guid: &str) -> DiskPart {
         let mut disk = vec![0; 1 << 17];
         for (at, bytes) in magic {
             disk[*at..at + bytes.len()].copy_from_slice(bytes);
@@ -159,30 +169,30 @@ mod tests {
             number,
             start: 1 << 20,
             size: 1 << 30,
-            kind: partition::Type::Gpt(guid.into()),
+            kind: partition::PartitionType::Gpt(guid.into()),
             partuuid: format!("part-{number}"),
             name: String::new(),
         };
         let node = std::fs::File::open("/dev/null").unwrap().into();
         let fs = superblock::probe(&disk[..], 0, disk.len() as u64);
-        Part { partition: Some(partition), fs, name: format!("x{number}"), rdev: 0, size: 1 << 30, node }
+        DiskPart { partition: Some(partition), fs, name: format!("x{number}"), rdev: 0, size: 1 << 30, node }
     }
-    fn ext4(number: u32, guid: &str) -> Part {
+    fn ext4(number: u32, guid: &str) -> DiskPart {
         part(number, &[(1080, &[0x53, 0xef]), (1024 + 96, &[0x40])], guid)
     }
-    fn btrfs(number: u32, guid: &str) -> Part {
+    fn btrfs(number: u32, guid: &str) -> DiskPart {
         part(number, &[(0x10040, b"_BHRfS_M")], guid)
     }
-    fn system(fstab: &str) -> Look {
-        Look { system: true, fstab: fstab::parse(fstab) }
+    fn system(fstab: &str) -> CandidateContent {
+        CandidateContent { system: true, fstab: fstab::parse(fstab) }
     }
 
     #[test]
     fn the_types_of_a_table_decide_if_one_is_a_root() {
         let root = root_type(Architecture::HOST);
-        assert_eq!(first(&[ext4(1, ""), ext4(2, root)]).unwrap(), First::Chosen(1));
-        assert_eq!(first(&[ext4(1, root), ext4(2, root)]).unwrap(), First::Candidates(vec![0, 1]));
-        assert_eq!(first(&[ext4(1, ""), part(2, &[], "")]).unwrap(), First::Chosen(0));
+        assert_eq!(first(&[ext4(1, ""), ext4(2, root)]).unwrap(), RootChoice::Chosen(1));
+        assert_eq!(first(&[ext4(1, root), ext4(2, root)]).unwrap(), RootChoice::Candidates(vec![0, 1]));
+        assert_eq!(first(&[ext4(1, ""), part(2, &[], "")]).unwrap(), RootChoice::Chosen(0));
         let error = first(&[ext4(1, ""), btrfs(2, root)]).unwrap_err().to_string();
         assert!(error.contains("on btrfs, which oven cannot mount: partition 2 (btrfs, 1.0 GiB)"), "{error}");
     }
@@ -193,8 +203,10 @@ mod tests {
         assert!(first(&[lvm()]).unwrap_err().to_string().contains("on LVM"));
         // A /boot next to it is not the root.
         let parts = [ext4(1, ""), lvm()];
-        assert_eq!(first(&parts).unwrap(), First::Candidates(vec![0]));
-        assert!(second(&parts, &[(0, Look::default())]).unwrap_err().to_string().contains("on LVM"));
+        assert_eq!(first(&parts).unwrap(), RootChoice::Candidates(vec![0]));
+        assert!(
+            second(&parts, &[(0, CandidateContent::default())]).unwrap_err().to_string().contains("on LVM")
+        );
         assert!(first(&[part(1, &[], "")]).unwrap_err().to_string().contains("no ext4 or xfs"));
     }
 
@@ -202,10 +214,13 @@ mod tests {
     fn fstab_says_which_of_two_systems_is_the_root() {
         let parts = [ext4(1, ""), ext4(2, "")];
         let own = |n: u32| system(&format!("PARTUUID=part-{n} / ext4"));
-        assert_eq!(second(&parts, &[(0, own(1)), (1, Look::default())]).unwrap(), 0);
+        assert_eq!(second(&parts, &[(0, own(1)), (1, CandidateContent::default())]).unwrap(), 0);
         assert_eq!(second(&parts, &[(0, own(2)), (1, own(2))]).unwrap(), 1);
         assert_eq!(second(&parts, &[(0, system("")), (1, own(2))]).unwrap(), 1);
-        assert_eq!(second(&parts, &[(0, system("UUID=elsewhere / xfs")), (1, Look::default())]).unwrap(), 0);
+        assert_eq!(
+            second(&parts, &[(0, system("UUID=elsewhere / xfs")), (1, CandidateContent::default())]).unwrap(),
+            0
+        );
         let error = second(&parts, &[(0, own(1)), (1, own(2))]).unwrap_err();
         let text = error.to_string();
         assert!(

@@ -23,7 +23,7 @@ const PAUSES: [u64; 24] = [
 
 /// What to mount.
 #[derive(Debug)]
-pub struct Wanted {
+pub struct MountRequest {
     /// The private tmpfs with the nodes ([`crate::mount::partitions`]).
     pub tmpfs: OwnedFd,
     /// The kernel's name of the device.
@@ -37,22 +37,22 @@ pub struct Wanted {
 
 /// This kernel has no such file system.
 #[derive(Debug)]
-pub struct Unknown;
-impl std::fmt::Display for Unknown {
+pub struct UnknownFileSystem;
+impl std::fmt::Display for UnknownFileSystem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("this kernel has no such file system")
     }
 }
-impl std::error::Error for Unknown {}
+impl std::error::Error for UnknownFileSystem {}
 
 /// Creates a mount that is attached nowhere, and verifies that it is of the right device. It disappears with the
 /// descriptor. To be called on a thread of its own: the thread's root directory becomes the tmpfs, so that the source
 /// in mount tables is `/dev/NAME`, as `grub-probe` and `df` need it, and yet it can only be our own node.
-pub fn create(wanted: &Wanted) -> Result<OwnedFd> {
+pub fn create(wanted: &MountRequest) -> Result<OwnedFd> {
     let doing = || format!("mounting /dev/{} as {}", wanted.name, wanted.kind);
     // Before the root directory changes: the kernel may have to load a module.
     if let Err(Errno::NODEV) = fsopen(wanted.kind, FsOpenFlags::FSOPEN_CLOEXEC) {
-        return Err(anyhow::Error::new(Unknown).context(doing()));
+        return Err(anyhow::Error::new(UnknownFileSystem).context(doing()));
     }
     enter(&wanted.tmpfs).context("entering the private tmpfs")?;
     // A child that is being started has copies of our descriptors for a moment, also of those that were just closed.
@@ -74,7 +74,7 @@ pub fn create(wanted: &Wanted) -> Result<OwnedFd> {
 }
 
 /// Creates a file system, not mounted yet. `said`: the kernel's messages about a failure.
-fn superblock(wanted: &Wanted, said: &mut String) -> rustix::io::Result<OwnedFd> {
+fn superblock(wanted: &MountRequest, said: &mut String) -> rustix::io::Result<OwnedFd> {
     let fs = fsopen(wanted.kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(&fs, "source", format!("/dev/{}", wanted.name))?;
     for (key, value) in options(wanted) {
@@ -99,7 +99,7 @@ fn superblock(wanted: &Wanted, said: &mut String) -> rustix::io::Result<OwnedFd>
     made.map(|()| fs)
 }
 
-fn options(wanted: &Wanted) -> &'static [(&'static str, &'static str)] {
+fn options(wanted: &MountRequest) -> &'static [(&'static str, &'static str)] {
     match (wanted.kind, wanted.read_only) {
         // A copy of a disk has the UUID of the disk, which may be mounted, too.
         ("xfs", false) => &[("nouuid", "")],
@@ -115,7 +115,7 @@ fn options(wanted: &Wanted) -> &'static [(&'static str, &'static str)] {
     }
 }
 
-fn refused(error: Errno, said: &str, wanted: &Wanted) -> anyhow::Error {
+fn refused(error: Errno, said: &str, wanted: &MountRequest) -> anyhow::Error {
     match error {
         Errno::BUSY => {
             Kind::Machine.error(format!("{} is in use{said}{}", wanted.name, busy::clause(&[wanted.rdev])))

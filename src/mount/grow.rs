@@ -2,16 +2,16 @@
 
 use super::create::DIR;
 use super::partitions;
-use super::partitions::{Bytes, Nodes, Part};
+use super::partitions::{DeviceBytes, DiskNodes, DiskPart};
 use crate::device::Device;
 use crate::error::Kind;
-use crate::formats::partition::gpt::Write;
-use crate::formats::partition::{Scheme, gpt, mbr};
+use crate::formats::partition::gpt::DiskWrite;
+use crate::formats::partition::{TableScheme, gpt, mbr};
 use crate::formats::superblock;
-use crate::formats::superblock::{FileSystem, Type};
+use crate::formats::superblock::{FileSystem, FileSystemType};
 use crate::sys::block_ioctls;
-use crate::sys::block_ioctls::Change;
-use crate::sys::seccomp::Filter;
+use crate::sys::block_ioctls::PartitionChange;
+use crate::sys::seccomp::SyscallFilter;
 use crate::sys::tasks;
 use crate::sys::{capabilities, landlock};
 use anyhow::{Context, Result};
@@ -52,16 +52,16 @@ async fn lock(device: &Device) -> Result<Locked<'_>> {
 
 /// Grows the root partition to the end of the disk, in the table and in the kernel, if the disk is larger than the
 /// table says. Returns whether the root's device may be larger than before; without a table it always may.
-pub async fn partition(device: &Device, nodes: &mut Nodes, root: usize) -> Result<bool> {
+pub async fn partition(device: &Device, nodes: &mut DiskNodes, root: usize) -> Result<bool> {
     let Some(old) = nodes.parts[root].partition.clone() else { return Ok(true) };
     let number = old.number;
     let doing = || format!("growing partition {number} of {}", device.path.display());
     let locked = lock(device).await?;
-    let bytes = Bytes { fd: device.node.as_fd(), size: nodes.size };
+    let bytes = DeviceBytes { fd: device.node.as_fd(), size: nodes.size };
     let growth = match nodes.table.scheme {
-        Scheme::Gpt => gpt::grow(&bytes, nodes.sector, number),
-        Scheme::Mbr => mbr::grow(&bytes, nodes.sector, number),
-        Scheme::None => return Ok(true),
+        TableScheme::Gpt => gpt::grow(&bytes, nodes.sector, number),
+        TableScheme::Mbr => mbr::grow(&bytes, nodes.sector, number),
+        TableScheme::None => return Ok(true),
     };
     let growth = growth.map_err(|why| {
         let failure = Kind::Definition.failure(format!("the disk cannot be larger than its base's: {why}"));
@@ -70,7 +70,7 @@ pub async fn partition(device: &Device, nodes: &mut Nodes, root: usize) -> Resul
     let Some(growth) = growth else { return Ok(false) };
     let node = device.node.try_clone().context("duplicating the disk's descriptor")?;
     tasks::run_to_end(move || write(&node, &growth.writes)).await.with_context(doing)?;
-    block_ioctls::partition(device.node.as_fd(), Change::Resize, number, old.start, growth.size)
+    block_ioctls::partition(device.node.as_fd(), PartitionChange::Resize, number, old.start, growth.size)
         .with_context(doing)?;
     drop(locked);
 
@@ -86,8 +86,8 @@ pub async fn partition(device: &Device, nodes: &mut Nodes, root: usize) -> Resul
     Ok(true)
 }
 
-fn write(node: &OwnedFd, writes: &[Write]) -> Result<()> {
-    for Write { offset, bytes } in writes {
+fn write(node: &OwnedFd, writes: &[DiskWrite]) -> Result<()> {
+    for DiskWrite { offset, bytes } in writes {
         let (mut offset, mut rest) = (*offset, &bytes[..]);
         while !rest.is_empty() {
             let written = rustix::io::pwrite(node, rest, offset).context("writing the partition table")?;
@@ -100,7 +100,7 @@ fn write(node: &OwnedFd, writes: &[Write]) -> Result<()> {
 
 /// Grows a mounted file system to the size of its device. Returns its sizes before and after in bytes; `None` if it was
 /// as large already.
-pub async fn file_system(mount: &OwnedFd, part: &Part) -> Result<Option<(u64, u64)>> {
+pub async fn file_system(mount: &OwnedFd, part: &DiskPart) -> Result<Option<(u64, u64)>> {
     let Some(fs) = growable(part) else { return Ok(None) };
     let doing = format!("growing the {} on {}", fs.kind, part.name);
     let (kind, blocks, percent) = (fs.kind, part.size / fs.block_size, fs.inode_percent);
@@ -110,7 +110,7 @@ pub async fn file_system(mount: &OwnedFd, part: &Part) -> Result<Option<(u64, u6
         let total = |dir: &OwnedFd| rustix::fs::fstatfs(dir).map(|s| s.f_blocks * s.f_bsize as u64);
         let before = total(&dir)?;
         match kind {
-            Type::Xfs => block_ioctls::xfs_grow(dir.as_fd(), blocks, percent)?,
+            FileSystemType::Xfs => block_ioctls::xfs_grow(dir.as_fd(), blocks, percent)?,
             _ => block_ioctls::ext4_resize(dir.as_fd(), blocks)?,
         }
         let after = total(&dir)?;
@@ -126,14 +126,14 @@ pub async fn file_system(mount: &OwnedFd, part: &Part) -> Result<Option<(u64, u6
 }
 
 /// The file system of a partition, if it is worth growing.
-fn growable(part: &Part) -> Option<&FileSystem> {
+fn growable(part: &DiskPart) -> Option<&FileSystem> {
     part.fs.as_ref().filter(|fs| fs.block_size > 0 && fs.size() + SLACK <= part.size)
 }
 
 /// ext4 grows while it is mounted, but only with CAP_SYS_RESOURCE. Containers and hardened machines take that away;
 /// then e2fsprogs grows it before it is mounted. Returns the sizes before and after, or `None` if nothing was done.
-pub async fn before_mount(part: &mut Part) -> Result<Option<(u64, u64)>> {
-    let Some(fs) = growable(part).filter(|fs| fs.kind == Type::Ext4) else { return Ok(None) };
+pub async fn before_mount(part: &mut DiskPart) -> Result<Option<(u64, u64)>> {
+    let Some(fs) = growable(part).filter(|fs| fs.kind == FileSystemType::Ext4) else { return Ok(None) };
     let effective =
         rustix::thread::capabilities(None).context("asking for this process's capabilities")?.effective;
     if effective.contains(CapabilitySet::SYS_RESOURCE) {
@@ -156,7 +156,7 @@ pub async fn before_mount(part: &mut Part) -> Result<Option<(u64, u64)>> {
     }
     checked.with_context(|| doing.clone())?;
     run_tool("resize2fs", &[&path], &part.node, &[0]).await.with_context(|| doing.clone())?;
-    let bytes = Bytes { fd: part.node.as_fd(), size: part.size };
+    let bytes = DeviceBytes { fd: part.node.as_fd(), size: part.size };
     part.fs = superblock::probe(&bytes, 0, part.size);
     match growable(part) {
         None => Ok(Some((before, part.fs.as_ref().map_or(0, FileSystem::size)))),
@@ -176,7 +176,7 @@ pub async fn before_mount(part: &mut Part) -> Result<Option<(u64, u64)>> {
 #[allow(unsafe_code)]
 async fn run_tool(name: &str, arguments: &[&str], device: &OwnedFd, good: &[i32]) -> Result<()> {
     let mut command = tokio::process::Command::new(name);
-    let (device, mut filter) = (device.as_raw_fd(), Filter::new(true));
+    let (device, mut filter) = (device.as_raw_fd(), SyscallFilter::new(true));
     let contain = move || -> std::io::Result<()> {
         // SAFETY: the child has a copy of the descriptor, which its parent keeps open until the child has ended.
         let device = unsafe { BorrowedFd::borrow_raw(device) };

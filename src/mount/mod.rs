@@ -10,24 +10,24 @@ mod unmountable;
 
 use crate::device::Device;
 use crate::error::Kind;
-use crate::formats::fstab::{Planned, What};
-use crate::formats::superblock::Type;
+use crate::formats::fstab::{MountSource, PlannedMount};
+use crate::formats::superblock::FileSystemType;
 use crate::ids::Architecture;
-use crate::image::tree::Inside;
+use crate::image::tree::ImageTree;
 use crate::report::Report;
 use crate::sys::tasks::run_to_end;
 use anyhow::{Context, Result};
-use create::{Unknown, Wanted};
-use mounts::Mounts;
+use create::{MountRequest, UnknownFileSystem};
+use mounts::ImageMounts;
 use oven_distro::OsRelease;
-use partitions::{Nodes, Part};
+use partitions::{DiskNodes, DiskPart};
 use rustix::fs::OFlags;
 use rustix::mount::{OpenTreeFlags, open_tree};
 use std::fs::DirBuilder;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use unmountable::Unmounted;
+use unmountable::UnmountableDir;
 
 /// How a root is mounted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -59,11 +59,11 @@ pub struct MountOptions {
 /// ```
 pub struct Root<'d> {
     // Dropped before the mounts: an open descriptor keeps a mount busy.
-    inside: Inside,
-    mounts: Mounts,
-    disk: Nodes,
-    steps: Vec<crate::device::Node>,
-    unmounted: Vec<Unmounted>,
+    inside: ImageTree,
+    mounts: ImageMounts,
+    disk: DiskNodes,
+    steps: Vec<crate::device::DeviceNode>,
+    unmounted: Vec<UnmountableDir>,
     targets: Vec<PathBuf>,
     report: Report,
     device: &'d Device,
@@ -91,7 +91,7 @@ impl<'d> Root<'d> {
         tell_of_state(&disk.parts[root], report);
         let mut sizes = if grown { grow::before_mount(&mut disk.parts[root]).await? } else { None };
 
-        let mut mounts = Mounts::new(scratch, report)?;
+        let mut mounts = ImageMounts::new(scratch, report)?;
         let part = &disk.parts[root];
         report.detail(format!("the root is {} {}", part.name, part.describe()));
         let mount = make(&disk, part, false).await.context("mounting the root")?;
@@ -105,7 +105,7 @@ impl<'d> Root<'d> {
                 partitions::size(to)
             ));
         }
-        let inside = Inside::new(mount.try_clone().context("duplicating the root's descriptor")?);
+        let inside = ImageTree::new(mount.try_clone().context("duplicating the root's descriptor")?);
         mounts.attach_root(mount, part)?;
         let mut found = Root {
             inside,
@@ -124,17 +124,17 @@ impl<'d> Root<'d> {
     /// Mounts what the image's fstab mounts from this disk.
     async fn mount_rest(&mut self, root: usize) -> Result<()> {
         let Some(text) = self.inside.read("/etc/fstab")? else { return Ok(()) };
-        let ids: Vec<_> = self.disk.parts.iter().map(Part::ids).collect();
+        let ids: Vec<_> = self.disk.parts.iter().map(DiskPart::ids).collect();
         let plan = crate::formats::fstab::plan(
             &crate::formats::fstab::parse(&String::from_utf8_lossy(&text)),
             root,
             &ids,
         )?;
-        for Planned { target, what } in plan {
+        for PlannedMount { target, what } in plan {
             let doing = || format!("mounting {target} of the image's fstab");
             match what {
-                What::Partition(index) => self.mount_part(&target, index).await.with_context(doing)?,
-                What::Bind(from, recursive) => {
+                MountSource::Partition(index) => self.mount_part(&target, index).await.with_context(doing)?,
+                MountSource::Bind(from, recursive) => {
                     self.mount_bind(&target, &from, recursive).with_context(doing)?
                 }
             }
@@ -154,12 +154,12 @@ impl<'d> Root<'d> {
             return self.mounts.attach(mount.context("mounting it twice")?, &point, target, None);
         }
         let mount = match make(&self.disk, part, false).await {
-            Err(error) if error.is::<Unknown>() => {
-                let kind = choose_root::kind(part).map_or("", Type::name);
+            Err(error) if error.is::<UnknownFileSystem>() => {
+                let kind = choose_root::kind(part).map_or("", FileSystemType::name);
                 self.report.note(format!(
                     "this kernel has no {kind}: {target} stays as it is, and no step may change it"
                 ));
-                self.unmounted.push(Unmounted::new(&self.inside, target, kind)?);
+                self.unmounted.push(UnmountableDir::new(&self.inside, target, kind)?);
                 self.targets.push(target.into());
                 return Ok(());
             }
@@ -200,7 +200,7 @@ impl<'d> Root<'d> {
     }
 
     /// Safe access to the image's files.
-    pub fn inside(&self) -> &Inside {
+    pub fn inside(&self) -> &ImageTree {
         &self.inside
     }
 
@@ -215,7 +215,7 @@ impl<'d> Root<'d> {
     }
 
     /// The disk, its partitions, and their links for the private `/dev` of a step.
-    pub fn nodes(&self) -> &[crate::device::Node] {
+    pub fn nodes(&self) -> &[crate::device::DeviceNode] {
         &self.steps
     }
 
@@ -237,49 +237,51 @@ impl<'d> Root<'d> {
 }
 
 /// Chooses the partition that is "/".
-async fn choose(disk: &Nodes) -> Result<usize> {
+async fn choose(disk: &DiskNodes) -> Result<usize> {
     let candidates = match choose_root::first(&disk.parts).context("finding the root partition")? {
-        choose_root::First::Chosen(one) => return Ok(one),
-        choose_root::First::Candidates(candidates) => candidates,
+        choose_root::RootChoice::Chosen(one) => return Ok(one),
+        choose_root::RootChoice::Candidates(candidates) => candidates,
     };
     let mut looks = Vec::new();
     for index in candidates {
         let part = &disk.parts[index];
         let mount = make(disk, part, true).await.context("finding the root partition")?;
         let look =
-            choose_root::look(&Inside::new(mount)).with_context(|| format!("reading {}", part.name))?;
+            choose_root::look(&ImageTree::new(mount)).with_context(|| format!("reading {}", part.name))?;
         looks.push((index, look));
     }
     choose_root::second(&disk.parts, &looks).context("finding the root partition")
 }
 
 /// The kernel's driver for the file system of a partition; ext4's driver serves ext2 and ext3, too.
-fn kernel_type(part: &Part) -> Option<&'static str> {
+fn kernel_type(part: &DiskPart) -> Option<&'static str> {
     match choose_root::kind(part)? {
-        Type::Ext2 | Type::Ext3 | Type::Ext4 => Some("ext4"),
-        Type::Xfs => Some("xfs"),
-        Type::Vfat => Some("vfat"),
+        FileSystemType::Ext2 | FileSystemType::Ext3 | FileSystemType::Ext4 => Some("ext4"),
+        FileSystemType::Xfs => Some("xfs"),
+        FileSystemType::Vfat => Some("vfat"),
         _ => None,
     }
 }
 
 /// Mounts a partition; the mount is attached nowhere yet.
-async fn make(disk: &Nodes, part: &Part, read_only: bool) -> Result<OwnedFd> {
+async fn make(disk: &DiskNodes, part: &DiskPart, read_only: bool) -> Result<OwnedFd> {
     let kind = kernel_type(part).with_context(|| format!("{} cannot be mounted", part.describe()))?;
     let tmpfs = disk.tmpfs.try_clone().context("duplicating a descriptor")?;
-    let wanted = Wanted { tmpfs, name: part.name.clone(), rdev: part.rdev, kind, read_only };
-    run_to_end(move || create::create(&wanted)).await.map_err(|error| match (error.is::<Unknown>(), kind) {
-        // Only vfat may be missing.
-        (true, "ext4" | "xfs") => {
-            let failure = Kind::Machine.failure(format!("this kernel has no {kind}"));
-            failure.hint(format!("Load its module: `modprobe {kind}`.")).into()
+    let wanted = MountRequest { tmpfs, name: part.name.clone(), rdev: part.rdev, kind, read_only };
+    run_to_end(move || create::create(&wanted)).await.map_err(|error| {
+        match (error.is::<UnknownFileSystem>(), kind) {
+            // Only vfat may be missing.
+            (true, "ext4" | "xfs") => {
+                let failure = Kind::Machine.failure(format!("this kernel has no {kind}"));
+                failure.hint(format!("Load its module: `modprobe {kind}`.")).into()
+            }
+            _ => error,
         }
-        _ => error,
     })
 }
 
 /// Reports what the user should know of a file system that is about to be mounted.
-fn tell_of_state(part: &Part, report: &Report) {
+fn tell_of_state(part: &DiskPart, report: &Report) {
     let Some(fs) = &part.fs else { return };
     if fs.dirty {
         report.note(format!("{} was not unmounted cleanly: its journal is replayed", part.name));

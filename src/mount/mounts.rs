@@ -3,7 +3,7 @@
 use super::create;
 use super::create::DIR;
 use super::partitions;
-use super::partitions::{Bytes, Nodes, Part};
+use super::partitions::{DeviceBytes, DiskNodes, DiskPart};
 use super::{busy, choose_root, make_mount_point};
 use crate::device::Device;
 use crate::device::Trim;
@@ -11,7 +11,7 @@ use crate::error::Kind;
 use crate::formats::partition;
 use crate::formats::partition::Partition;
 use crate::formats::superblock;
-use crate::formats::superblock::Type;
+use crate::formats::superblock::FileSystemType;
 use crate::report::Report;
 use crate::sys::block_ioctls;
 use crate::sys::mount::table::{self, MountEntry};
@@ -30,7 +30,7 @@ const READ_ONLY: u64 = 1;
 const MOUNTS_MAX: usize = 256;
 
 /// A mount.
-pub struct Mounted {
+pub struct ImageMount {
     id: u64,
     /// On the mount; `None` before it is unmounted, because a descriptor would keep it busy.
     fd: Option<OwnedFd>,
@@ -43,15 +43,15 @@ pub struct Mounted {
 }
 
 /// All mounts below one mount point, oldest first. Dropping them unmounts everything, newest first.
-pub struct Mounts {
-    list: Vec<Mounted>,
+pub struct ImageMounts {
+    list: Vec<ImageMount>,
     point: PathBuf,
     report: Report,
     /// A mount stayed busy to the end of the waiting time.
     stuck: bool,
 }
 
-impl Mounts {
+impl ImageMounts {
     pub fn new(scratch: &Path, report: &Report) -> Result<Self> {
         let point = make_mount_point(scratch)?;
         Ok(Self { list: Vec::new(), point, report: report.clone(), stuck: false })
@@ -61,7 +61,7 @@ impl Mounts {
         &self.point
     }
 
-    pub fn attach_root(&mut self, mount: OwnedFd, part: &Part) -> Result<()> {
+    pub fn attach_root(&mut self, mount: OwnedFd, part: &DiskPart) -> Result<()> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let point = rustix::fs::openat(CWD, &self.point, flags, Mode::empty());
         let point = point.with_context(|| format!("opening {}", self.point.display()))?;
@@ -75,20 +75,24 @@ impl Mounts {
         mount: OwnedFd,
         point: &OwnedFd,
         target: &str,
-        part: Option<&Part>,
+        part: Option<&DiskPart>,
     ) -> Result<()> {
         let id = create::id(&mount)?;
         create::attach(&mount, point).with_context(|| format!("attaching the mount of {target}"))?;
         let device = part.map(|part| (part.name.clone(), part.rdev));
-        let is_ext =
-            part.is_some_and(|p| matches!(choose_root::kind(p), Some(Type::Ext2 | Type::Ext3 | Type::Ext4)));
+        let is_ext = part.is_some_and(|p| {
+            matches!(
+                choose_root::kind(p),
+                Some(FileSystemType::Ext2 | FileSystemType::Ext3 | FileSystemType::Ext4)
+            )
+        });
         let errors = part.filter(|_| is_ext).and_then(|part| errors_of(&part.name));
-        self.list.push(Mounted { id, fd: Some(mount), target: target.to_owned(), device, errors });
+        self.list.push(ImageMount { id, fd: Some(mount), target: target.to_owned(), device, errors });
         // A recursive bind mounts more, which would keep this one busy.
         let table = table::of_this_thread()?;
         for line in below(&table, id) {
             let target = format!("{target} ({})", line.path.display());
-            self.list.push(Mounted { id: line.id, fd: None, target, device: None, errors: None });
+            self.list.push(ImageMount { id: line.id, fd: None, target, device: None, errors: None });
         }
         if self.list.len() > MOUNTS_MAX {
             let failure = Kind::Definition.failure("its recursive binds create too many mounts");
@@ -101,7 +105,7 @@ impl Mounts {
 
     /// Another mount of a device that is already mounted, attached nowhere.
     pub fn again(&self, rdev: u64) -> Option<rustix::io::Result<OwnedFd>> {
-        let is = |mounted: &&Mounted| mounted.device.as_ref().is_some_and(|(_, of)| *of == rdev);
+        let is = |mounted: &&ImageMount| mounted.device.as_ref().is_some_and(|(_, of)| *of == rdev);
         let fd = self.list.iter().find(is)?.fd.as_ref()?;
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         Some(open_tree(fd, c"", flags | OpenTreeFlags::AT_EMPTY_PATH))
@@ -154,7 +158,7 @@ impl Mounts {
     }
 }
 
-impl Drop for Mounts {
+impl Drop for ImageMounts {
     fn drop(&mut self) {
         // All of them first: a descriptor may be on a mount below another.
         self.list.iter_mut().for_each(|mounted| mounted.fd = None);
@@ -173,7 +177,7 @@ impl Drop for Mounts {
     }
 }
 
-impl Mounted {
+impl ImageMount {
     fn check(&self) -> Result<()> {
         let Some(fd) = &self.fd else { return Ok(()) };
         let statistics = rustix::fs::fstatfs(fd).map_err(|error| match error {
@@ -220,7 +224,7 @@ fn errors_of(name: &str) -> Option<u64> {
 }
 
 /// Adds to a busy mount's error who uses it.
-fn held(error: anyhow::Error, target: &str, mounted: &Mounted) -> anyhow::Error {
+fn held(error: anyhow::Error, target: &str, mounted: &ImageMount) -> anyhow::Error {
     if !error.chain().any(|cause| cause.downcast_ref::<Errno>() == Some(&Errno::BUSY)) {
         return error;
     }
@@ -234,8 +238,8 @@ fn held(error: anyhow::Error, target: &str, mounted: &Mounted) -> anyhow::Error 
 
 /// Closes a root. `unchanged`: the result for the directories that could not be mounted.
 pub async fn close(
-    mut mounts: Mounts,
-    disk: &Nodes,
+    mut mounts: ImageMounts,
+    disk: &DiskNodes,
     device: &Device,
     report: &Report,
     unchanged: Result<()>,
@@ -257,7 +261,7 @@ pub async fn close(
 
 /// Opens each device that was mounted, and the whole disk, exclusively, and syncs it. A mount in any namespace, a loop
 /// device or swap would make that fail; a successful `umount` alone says nothing about the other namespaces.
-async fn prove(disk: &Nodes, used: &[(String, u64)]) -> Result<()> {
+async fn prove(disk: &DiskNodes, used: &[(String, u64)]) -> Result<()> {
     let mut devices = used.to_vec();
     let whole = (disk.name.clone(), disk.rdev);
     if !devices.contains(&whole) {
@@ -286,14 +290,14 @@ async fn prove(disk: &Nodes, used: &[(String, u64)]) -> Result<()> {
 
 /// Checks the partition table. Steps have the disk's nodes, because boot loaders are installed there; but the
 /// partitions that were mounted have to be in the table still.
-fn tabled(disk: &Nodes, device: &Device, used: &[(String, u64)]) -> Result<()> {
-    let now = partition::read(&Bytes { fd: device.node.as_fd(), size: disk.size }, disk.sector)?;
+fn tabled(disk: &DiskNodes, device: &Device, used: &[(String, u64)]) -> Result<()> {
+    let now = partition::read(&DeviceBytes { fd: device.node.as_fd(), size: disk.size }, disk.sector)?;
     let changed =
         |what: String| Kind::Step.failure(what).hint("Find the script that writes to the disk itself.");
     if let Some(warning) = now.warnings.iter().find(|warning| !disk.table.warnings.contains(warning)) {
         return Err(changed(format!("a step damaged it: {warning}")).into());
     }
-    let is_used = |part: &&Part| used.iter().any(|(name, _)| *name == part.name);
+    let is_used = |part: &&DiskPart| used.iter().any(|(name, _)| *name == part.name);
     for wanted in disk.parts.iter().filter(is_used).filter_map(|part| part.partition.as_ref()) {
         let place = |p: &Partition| (p.number, p.start, p.size);
         if !now.partitions.iter().any(|p| place(p) == place(wanted)) {
@@ -305,9 +309,9 @@ fn tabled(disk: &Nodes, device: &Device, used: &[(String, u64)]) -> Result<()> {
 }
 
 /// Checks the superblock of an unmounted ext file system for damage by the bake.
-fn sound(part: &Part) -> Result<()> {
+fn sound(part: &DiskPart) -> Result<()> {
     let Some(before) = &part.fs else { return Ok(()) };
-    let bytes = Bytes { fd: part.node.as_fd(), size: part.size };
+    let bytes = DeviceBytes { fd: part.node.as_fd(), size: part.size };
     let Some(after) = superblock::probe(&bytes, 0, part.size) else {
         return Err(damaged("its superblock is gone"));
     };

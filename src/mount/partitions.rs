@@ -7,13 +7,13 @@
 use crate::device::Device;
 use crate::device::link_name;
 use crate::error::Kind;
-use crate::formats::fstab::Ids;
+use crate::formats::fstab::PartitionIds;
 use crate::formats::partition;
-use crate::formats::partition::{Partition, ReadAt, Scheme, Table};
+use crate::formats::partition::{Partition, PartitionTable, ReadAt, TableScheme};
 use crate::formats::superblock;
 use crate::formats::superblock::FileSystem;
 use crate::sys::block_ioctls;
-use crate::sys::block_ioctls::Change;
+use crate::sys::block_ioctls::PartitionChange;
 use anyhow::{Context, Result};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -23,12 +23,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 /// A block device as bytes. The descriptor is borrowed from the owner of the disk.
-pub struct Bytes<'a> {
+pub struct DeviceBytes<'a> {
     pub fd: BorrowedFd<'a>,
     pub size: u64,
 }
 
-impl ReadAt for Bytes<'_> {
+impl ReadAt for DeviceBytes<'_> {
     fn size(&self) -> u64 {
         self.size
     }
@@ -55,7 +55,7 @@ impl ReadAt for Bytes<'_> {
 
 /// A partition, or the whole disk if there is no table: its content, and its device.
 #[derive(Debug)]
-pub struct Part {
+pub struct DiskPart {
     /// `None`: the whole disk.
     pub partition: Option<Partition>,
     pub fs: Option<FileSystem>,
@@ -68,11 +68,11 @@ pub struct Part {
     pub node: OwnedFd,
 }
 
-impl Part {
-    pub fn ids(&self) -> Ids<'_> {
+impl DiskPart {
+    pub fn ids(&self) -> PartitionIds<'_> {
         let fs = self.fs.as_ref();
         let partition = self.partition.as_ref();
-        Ids {
+        PartitionIds {
             uuid: fs.map_or("", |fs| &fs.uuid),
             label: fs.map_or("", |fs| &fs.label),
             partuuid: partition.map_or("", |p| &p.partuuid),
@@ -99,7 +99,7 @@ impl Part {
 
 /// The disk's table, its partitions and their nodes.
 #[derive(Debug)]
-pub struct Nodes {
+pub struct DiskNodes {
     /// A tmpfs that is attached nowhere, with `dev/NAME` for the disk and each partition.
     pub tmpfs: OwnedFd,
     /// The whole disk's kernel name.
@@ -108,12 +108,12 @@ pub struct Nodes {
     /// In bytes.
     pub size: u64,
     pub sector: u64,
-    pub table: Table,
-    pub parts: Vec<Part>,
+    pub table: PartitionTable,
+    pub parts: Vec<DiskPart>,
 }
 
 /// Reads the table, and makes a node for every partition in it.
-pub fn open(device: &Device) -> Result<Nodes> {
+pub fn open(device: &Device) -> Result<DiskNodes> {
     let disk = || format!("examining the disk {}", device.path.display());
     let stat = rustix::fs::fstat(&device.node).with_context(disk)?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::BlockDevice || stat.st_rdev != device.rdev {
@@ -122,7 +122,7 @@ pub fn open(device: &Device) -> Result<Nodes> {
     }
     let size = block_ioctls::size(device.node.as_fd()).with_context(disk)?;
     let sector = block_ioctls::sector(&device.node).with_context(disk)?;
-    let bytes = Bytes { fd: device.node.as_fd(), size };
+    let bytes = DeviceBytes { fd: device.node.as_fd(), size };
     let table = partition::read(&bytes, sector).with_context(disk)?;
     let tmpfs = tmpfs().context("making a private tmpfs for device nodes")?;
     let name = name_of(device.rdev)?;
@@ -137,14 +137,21 @@ pub fn open(device: &Device) -> Result<Nodes> {
         if real != partition.size {
             return Err(other(&name, partition));
         }
-        parts.push(Part { partition: Some(partition.clone()), fs, name, rdev, size: partition.size, node });
+        parts.push(DiskPart {
+            partition: Some(partition.clone()),
+            fs,
+            name,
+            rdev,
+            size: partition.size,
+            node,
+        });
     }
-    if table.scheme == Scheme::None {
+    if table.scheme == TableScheme::None {
         let fs = superblock::probe(&bytes, 0, size);
         let node = open_node(&tmpfs, &name, OFlags::RDONLY)?;
-        parts.push(Part { partition: None, fs, name: name.clone(), rdev: device.rdev, size, node });
+        parts.push(DiskPart { partition: None, fs, name: name.clone(), rdev: device.rdev, size, node });
     }
-    Ok(Nodes { tmpfs, name, rdev: device.rdev, size, sector, table, parts })
+    Ok(DiskNodes { tmpfs, name, rdev: device.rdev, size, sector, table, parts })
 }
 
 /// The kernel's name and number of a partition, which is added if the kernel has none with its number.
@@ -154,8 +161,13 @@ fn known(device: &Device, partition: &Partition) -> Result<(String, u64)> {
     if let Some(found) = lookup(device.rdev, partition)? {
         return Ok(found);
     }
-    let added =
-        block_ioctls::partition(device.node.as_fd(), Change::Add, number, partition.start, partition.size);
+    let added = block_ioctls::partition(
+        device.node.as_fd(),
+        PartitionChange::Add,
+        number,
+        partition.start,
+        partition.size,
+    );
     match added {
         // Someone else (udev, another reader) was faster: it has to be the same partition, which is checked below.
         Ok(()) | Err(Errno::BUSY) => {}
@@ -242,11 +254,11 @@ pub fn open_node(tmpfs: &OwnedFd, name: &str, flags: OFlags) -> Result<OwnedFd> 
 
 /// The nodes for the private `/dev` of a step. The root gets its links first; another partition with the same
 /// identifier gets no link for it.
-pub fn for_steps(nodes: &Nodes, root: usize) -> Vec<crate::device::Node> {
+pub fn for_steps(nodes: &DiskNodes, root: usize) -> Vec<crate::device::DeviceNode> {
     let mut taken = std::collections::HashSet::new();
     let mut order: Vec<usize> = (0..nodes.parts.len()).collect();
     order.sort_by_key(|&index| index != root);
-    let mut made: Vec<crate::device::Node> = Vec::new();
+    let mut made: Vec<crate::device::DeviceNode> = Vec::new();
     for part in order.into_iter().map(|index| &nodes.parts[index]) {
         let ids = part.ids();
         let kinds = [
@@ -258,10 +270,14 @@ pub fn for_steps(nodes: &Nodes, root: usize) -> Vec<crate::device::Node> {
         let named = kinds.into_iter().filter(|(_, id)| !id.is_empty());
         let mut links: Vec<_> = named.map(|(by, id)| format!("disk/by-{by}/{}", link_name(id))).collect();
         links.retain(|link| taken.insert(link.clone()));
-        made.push(crate::device::Node { name: part.name.clone(), rdev: part.rdev, links });
+        made.push(crate::device::DeviceNode { name: part.name.clone(), rdev: part.rdev, links });
     }
-    if nodes.table.scheme != Scheme::None {
-        made.push(crate::device::Node { name: nodes.name.clone(), rdev: nodes.rdev, links: Vec::new() });
+    if nodes.table.scheme != TableScheme::None {
+        made.push(crate::device::DeviceNode {
+            name: nodes.name.clone(),
+            rdev: nodes.rdev,
+            links: Vec::new(),
+        });
     }
     made.sort_by(|a, b| a.name.cmp(&b.name));
     made

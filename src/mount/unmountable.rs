@@ -2,8 +2,8 @@
 //! boot, so nothing in it may change.
 
 use crate::error::Kind;
-use crate::image::tree::Inside;
-use crate::image::walk::Go;
+use crate::image::tree::ImageTree;
+use crate::image::walk::Walk;
 use anyhow::{Context, Result};
 use rustix::fs::FileType;
 use std::collections::BTreeMap;
@@ -16,20 +16,20 @@ type State = (u32, u32, u32, i64, i64, i64);
 
 /// The directory, and its content before the steps.
 #[derive(Debug)]
-pub struct Unmounted {
+pub struct UnmountableDir {
     /// The mount point, as fstab spells it.
     target: String,
     kind: String,
     before: BTreeMap<String, State>,
 }
 
-impl Unmounted {
-    pub fn new(inside: &Inside, target: &str, kind: &str) -> Result<Self> {
+impl UnmountableDir {
+    pub fn new(inside: &ImageTree, target: &str, kind: &str) -> Result<Self> {
         Ok(Self { target: target.to_owned(), kind: kind.to_owned(), before: read_states(inside, target)? })
     }
 
     /// Fails if anything below the directory has changed.
-    pub fn check(&self, inside: &Inside) -> Result<()> {
+    pub fn check(&self, inside: &ImageTree) -> Result<()> {
         let now = read_states(inside, &self.target)?;
         let gone = self.before.keys().filter(|path| !now.contains_key(*path));
         let new =
@@ -50,7 +50,7 @@ impl Unmounted {
     }
 }
 
-fn read_states(inside: &Inside, target: &str) -> Result<BTreeMap<String, State>> {
+fn read_states(inside: &ImageTree, target: &str) -> Result<BTreeMap<String, State>> {
     let mut found = BTreeMap::new();
     let walked = inside.walk(target, &mut |path, stat| {
         let mut state =
@@ -60,7 +60,7 @@ fn read_states(inside: &Inside, target: &str) -> Result<BTreeMap<String, State>>
             (state.3, state.4, state.5) = (0, 0, 0);
         }
         found.insert(path.to_owned(), state);
-        Ok(Go::On)
+        Ok(Walk::On)
     });
     walked.with_context(|| format!("reading {target}"))?;
     Ok(found)
@@ -75,15 +75,15 @@ mod tests {
     fn every_change_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let at = |path: &str| dir.path().join(path);
-        let inside = Inside::open_dir(dir.path()).unwrap();
-        let absent = Unmounted::new(&inside, "/boot/efi", "vfat").unwrap();
+        let inside = ImageTree::open_dir(dir.path()).unwrap();
+        let absent = UnmountableDir::new(&inside, "/boot/efi", "vfat").unwrap();
         fs::create_dir_all(at("boot/efi/EFI")).unwrap();
         fs::write(at("boot/efi/old"), "1").unwrap();
         let error = absent.check(&inside).unwrap_err();
         assert!(error.to_string().contains("/boot/efi/EFI, /boot/efi/old"), "{error}");
         assert_eq!(Kind::of(&error), Kind::Machine);
 
-        let known = Unmounted::new(&inside, "/boot/efi", "vfat").unwrap();
+        let known = UnmountableDir::new(&inside, "/boot/efi", "vfat").unwrap();
         known.check(&inside).unwrap();
         fs::write(at("boot/efi/EFI/passing"), "").unwrap();
         fs::remove_file(at("boot/efi/EFI/passing")).unwrap();

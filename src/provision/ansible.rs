@@ -1,10 +1,10 @@
 //! Programs that are in the image only during this bake: the plan installs them, and they are removed with everything
 //! that came with them.
 
-use super::command::{Call, Runner};
+use super::command::{CommandRunner, ImageCommand};
 use super::diagnose;
 use super::packages;
-use super::packages::Installed;
+use super::packages::InstalledPackage;
 use super::plan_steps;
 use super::programs::{ANSIBLE, has};
 use crate::definition::{FILE, Script};
@@ -20,13 +20,13 @@ const NAMED_MAX: usize = 10;
 const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The packages that were installed for the bake, to be removed again.
-pub struct Tools {
-    installed: Vec<Installed>,
+pub struct BakeTools {
+    installed: Vec<InstalledPackage>,
 }
 
-impl Tools {
+impl BakeTools {
     /// Makes sure that playbooks can be run. `None`: the image itself has Ansible.
-    pub async fn install(runner: &Runner<'_>, script: &Script) -> Result<Option<Self>> {
+    pub async fn install(runner: &CommandRunner<'_>, script: &Script) -> Result<Option<Self>> {
         if has(runner.place.inside, ANSIBLE)? {
             return Ok(None);
         }
@@ -69,16 +69,16 @@ impl Tools {
 
     /// Removes the packages that came with Ansible and that nothing needs. What a script installed since, and its
     /// dependencies, stay.
-    pub async fn remove(self, runner: &Runner<'_>) -> Result<()> {
+    pub async fn remove(self, runner: &CommandRunner<'_>) -> Result<()> {
         let Some(tools) = &runner.work.plan.tools else { return Ok(()) };
         let before = list_packages(runner).await?;
-        let call = Call {
+        let call = ImageCommand {
             why: "listing the packages that nothing needs".to_owned(),
             name: tools.unneeded.argv.first().cloned().unwrap_or_default(),
             argv: tools.unneeded.argv.clone(),
             env: tools.unneeded.env.clone(),
             timeout: TIMEOUT,
-            ..Call::of_the_plan(runner)
+            ..ImageCommand::of_the_plan(runner)
         };
         let answer = runner.ask(&call).await?;
         let unneeded: BTreeSet<&str> = answer
@@ -130,7 +130,7 @@ impl Tools {
 
 /// The packages of the image. Errors: the plan does not say how to list them, so what came with a tool cannot be
 /// determined.
-async fn list_packages(runner: &Runner<'_>) -> Result<Vec<Installed>> {
+async fn list_packages(runner: &CommandRunner<'_>) -> Result<Vec<InstalledPackage>> {
     plan_steps::packages_of(runner).await?.ok_or_else(|| {
         let what =
             "the plan installs programs for the bake only, but does not say how to list the image's packages";
@@ -138,13 +138,13 @@ async fn list_packages(runner: &Runner<'_>) -> Result<Vec<Installed>> {
     })
 }
 
-fn is_same_package(one: &Installed, other: &Installed) -> bool {
+fn is_same_package(one: &InstalledPackage, other: &InstalledPackage) -> bool {
     one.name == other.name && one.architecture == other.architecture
 }
 
 /// The packages of `before` that are missing or changed.
-fn missing_or_changed(before: &[Installed], after: &[Installed]) -> Vec<String> {
-    let differs = |package: &&Installed| !after.contains(package);
+fn missing_or_changed(before: &[InstalledPackage], after: &[InstalledPackage]) -> Vec<String> {
+    let differs = |package: &&InstalledPackage| !after.contains(package);
     let missing_or_changed = before.iter().filter(differs);
     missing_or_changed
         .map(|was| match after.iter().find(|is| is_same_package(was, is)) {
@@ -155,8 +155,8 @@ fn missing_or_changed(before: &[Installed], after: &[Installed]) -> Vec<String> 
 }
 
 /// A command line with each argument that names a package repeated for every package.
-fn fill_in_packages(argv: &[String], packages: &[Installed]) -> Vec<String> {
-    let one = |argument: &str, package: &Installed| {
+fn fill_in_packages(argv: &[String], packages: &[InstalledPackage]) -> Vec<String> {
+    let one = |argument: &str, package: &InstalledPackage| {
         argument
             .replace("{name}", &package.name)
             .replace("{version}", &package.version)
@@ -183,7 +183,7 @@ mod tests {
     use super::*;
     use oven_distro::Expect;
 
-    fn installed(text: &str) -> Vec<Installed> {
+    fn installed(text: &str) -> Vec<InstalledPackage> {
         packages::parse(text, &Expect::default()).unwrap()
     }
 

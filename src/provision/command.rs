@@ -1,15 +1,15 @@
 //! Runs commands in an image: what they see, how often they are tried, and how their failures are explained.
 
-use super::context::{Place, Work};
-use super::diagnose::{Listener, Meaning};
+use super::context::{MountedImage, ProvisionContext};
+use super::diagnose::{Diagnoser, Diagnosis};
 use super::network;
-use super::package_cache::{Access, CacheRequest, CacheUse, Downloads, no_room};
+use super::package_cache::{CacheAccess, CacheRequest, CacheUse, DownloadCaches, no_room};
 use super::space;
-use super::space::Space;
+use super::space::DiskSpace;
 use crate::definition::Ask;
 use crate::error::{Failure, Kind};
 use crate::sandbox;
-use crate::sandbox::spec::{Bind, Exit, ExitStatus, Spec};
+use crate::sandbox::spec::{BindMount, ExitStatus, StepExit, StepSpec};
 use anyhow::{Context, Result};
 use oven_distro::{Shim, Trouble};
 use std::cell::OnceCell;
@@ -26,7 +26,7 @@ const BEFORE_RETRY_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 const ANSWER_MAX: usize = 16 << 20;
 
 /// A command, and what it may do.
-pub struct Call<'a> {
+pub struct ImageCommand<'a> {
     pub phase: String,
     /// A gerund with its object.
     pub why: String,
@@ -40,9 +40,9 @@ pub struct Call<'a> {
     pub fetches: bool,
     /// No package's code and no script of the definition runs in it, so that what it downloads may be cached.
     pub trusted: bool,
-    pub caches: Access,
+    pub caches: CacheAccess,
     pub shims: Vec<Shim>,
-    pub binds: Vec<Bind>,
+    pub binds: Vec<BindMount>,
     pub throwaway: bool,
     pub retries: u32,
     /// A command that runs before each retry, without network; nothing if empty.
@@ -56,11 +56,11 @@ pub struct Call<'a> {
     /// Exit codes other than 0 that are no failure.
     pub also_good: Vec<u8>,
     /// The table of image.toml that asks for it.
-    pub key: Option<Key>,
+    pub key: Option<DefinitionTable>,
 }
 
 /// A table of image.toml.
-pub struct Key {
+pub struct DefinitionTable {
     /// `run`, `ansible` or `test`.
     pub table: &'static str,
     /// The user's name for what it runs.
@@ -68,16 +68,16 @@ pub struct Key {
     pub line: usize,
 }
 
-pub struct Runner<'a> {
-    pub place: Place<'a>,
-    pub work: Work<'a>,
-    packages: Vec<Bind>,
+pub struct CommandRunner<'a> {
+    pub place: MountedImage<'a>,
+    pub work: ProvisionContext<'a>,
+    packages: Vec<BindMount>,
     /// Whether steps with the network are fenced; determined when the first one comes.
     fenced: OnceCell<bool>,
     /// For steps that fetch.
     network_env: BTreeMap<String, String>,
     certificates: Option<Shim>,
-    pub downloads: Downloads<'a>,
+    pub downloads: DownloadCaches<'a>,
 }
 
 /// The path at which steps see a package file of the definition: the `index`th of `packages`.
@@ -91,9 +91,9 @@ pub fn package_path(index: usize, source: &Path) -> String {
     format!("{PACKAGES}/{index}-{name}")
 }
 
-impl<'a> Call<'a> {
+impl<'a> ImageCommand<'a> {
     /// The defaults for a command of the plan.
-    pub fn of_the_plan(runner: &Runner<'a>) -> Self {
+    pub fn of_the_plan(runner: &CommandRunner<'a>) -> Self {
         Self {
             phase: String::new(),
             why: String::new(),
@@ -104,7 +104,7 @@ impl<'a> Call<'a> {
             network: false,
             fetches: false,
             trusted: false,
-            caches: Access::Read,
+            caches: CacheAccess::Read,
             shims: runner.work.plan.shims.clone(),
             binds: runner.packages.clone(),
             throwaway: false,
@@ -125,19 +125,19 @@ impl<'a> Call<'a> {
     }
 
     /// The defaults for a script of the definition.
-    pub fn of_a_script(runner: &Runner<'a>) -> Self {
+    pub fn of_a_script(runner: &CommandRunner<'a>) -> Self {
         Self {
             shims: runner.shims_of_scripts(),
             binds: Vec::new(),
-            caches: Access::Write,
+            caches: CacheAccess::Write,
             troubles: &[],
             ..Self::of_the_plan(runner)
         }
     }
 }
 
-impl<'a> Runner<'a> {
-    pub fn new(place: &Place<'a>, work: &Work<'a>) -> Result<Self> {
+impl<'a> CommandRunner<'a> {
+    pub fn new(place: &MountedImage<'a>, work: &ProvisionContext<'a>) -> Result<Self> {
         let mut packages = Vec::new();
         for (index, ask) in work.image.packages.iter().enumerate() {
             let (source, within) = match ask {
@@ -147,11 +147,11 @@ impl<'a> Runner<'a> {
             };
             let absolute = std::path::absolute(source);
             let absolute = absolute.with_context(|| format!("resolving {}", source.display()))?;
-            packages.push(Bind { source: absolute, target: package_path(index, source), within });
+            packages.push(BindMount { source: absolute, target: package_path(index, source), within });
         }
         let certificates = network::certificates(work.network, place.inside)?;
         let network_env = network::environment(work.network, certificates.is_some());
-        let downloads = Downloads::new(CacheRequest {
+        let downloads = DownloadCaches::new(CacheRequest {
             cache: work.kept,
             plan: work.plan,
             image: place.inside,
@@ -175,13 +175,13 @@ impl<'a> Runner<'a> {
     }
 
     /// Runs a command until it succeeds or its retries are used up, with a progress line for it.
-    pub async fn run(&self, call: &Call<'_>) -> Result<()> {
+    pub async fn run(&self, call: &ImageCommand<'_>) -> Result<()> {
         let report = self.work.report;
         let step = report.step(&call.phase, call.why.clone());
         let mut pause = PAUSE;
         for attempt in 0.. {
-            let (mut listener, mut failures) = (Listener::new(call.troubles), Listener::new(call.failures));
-            let mut notes = Listener::new(call.notes);
+            let (mut listener, mut failures) = (Diagnoser::new(call.troubles), Diagnoser::new(call.failures));
+            let mut notes = Diagnoser::new(call.notes);
             let mut on_line = |line: &str| {
                 report.output(line);
                 listener.line(line);
@@ -216,10 +216,10 @@ impl<'a> Runner<'a> {
     }
 
     /// Runs what a step wants done before a retry. A failure of it is a warning: the step itself decides.
-    async fn before_retry(&self, call: &Call<'_>) -> Result<()> {
+    async fn before_retry(&self, call: &ImageCommand<'_>) -> Result<()> {
         let Some(program) = call.before_retry.first() else { return Ok(()) };
         let report = self.work.report;
-        let before = Call {
+        let before = ImageCommand {
             why: format!("cleaning up before a retry: {program}"),
             name: program.clone(),
             argv: call.before_retry.clone(),
@@ -227,7 +227,7 @@ impl<'a> Runner<'a> {
             trusted: call.trusted,
             caches: call.caches,
             timeout: BEFORE_RETRY_TIMEOUT,
-            ..Call::of_the_plan(self)
+            ..ImageCommand::of_the_plan(self)
         };
         report.detail(before.why.clone());
         let exit = self.once(&before, &mut |line| report.output(line)).await;
@@ -239,8 +239,8 @@ impl<'a> Runner<'a> {
     }
 
     /// Runs a command and returns its output.
-    pub async fn ask(&self, call: &Call<'_>) -> Result<String> {
-        let mut listener = Listener::new(call.troubles);
+    pub async fn ask(&self, call: &ImageCommand<'_>) -> Result<String> {
+        let mut listener = Diagnoser::new(call.troubles);
         let mut answer = String::new();
         let mut on_line = |line: &str| {
             listener.line(line);
@@ -257,14 +257,14 @@ impl<'a> Runner<'a> {
         Ok(answer)
     }
 
-    async fn once(&self, call: &Call<'_>, on_line: &mut dyn FnMut(&str)) -> Result<Exit> {
+    async fn once(&self, call: &ImageCommand<'_>, on_line: &mut dyn FnMut(&str)) -> Result<StepExit> {
         let (mut env, mut shims) = (call.env.clone(), call.shims.clone());
         if call.fetches {
             env.extend(self.network_env.clone());
             shims.extend(self.certificates.clone());
         }
         let wanted = CacheUse { trusted: call.trusted, fetches: call.fetches, access: call.caches };
-        let spec = Spec {
+        let spec = StepSpec {
             root: self.place.root.to_owned(),
             argv: call.argv.clone(),
             env,
@@ -283,15 +283,15 @@ impl<'a> Runner<'a> {
         let run = sandbox::run_with(self.work.helper, &spec, self.work.secrets, call.timeout, on_line);
         let exit = tokio::select! {
             exit = run => exit?,
-            full = self.downloads.full(call.caches == Access::Write) => return Err(full),
+            full = self.downloads.full(call.caches == CacheAccess::Write) => return Err(full),
         };
         span.tell("status", exit.status.to_string());
         Ok(exit)
     }
 
     /// Reports the lines of a step that its user should know.
-    fn tell(&self, notes: &Listener) {
-        for Meaning { means, hint, .. } in notes.all() {
+    fn tell(&self, notes: &Diagnoser) {
+        for Diagnosis { means, hint, .. } in notes.all() {
             let hint = hint.map(|hint| format!(" ({})", hint.trim_end_matches('.'))).unwrap_or_default();
             self.work.report.note(format!("{means}{hint}"));
         }
@@ -302,7 +302,7 @@ impl<'a> Runner<'a> {
         *self.fenced.get_or_init(|| !work.image.imds && work.guard.fences(work.report))
     }
 
-    fn tell_of_daemons(&self, call: &Call<'_>, exit: &Exit) {
+    fn tell_of_daemons(&self, call: &ImageCommand<'_>, exit: &StepExit) {
         if exit.left.is_empty() {
             return;
         }
@@ -313,10 +313,10 @@ impl<'a> Runner<'a> {
 
     fn failure(
         &self,
-        call: &Call<'_>,
+        call: &ImageCommand<'_>,
         status: ExitStatus,
-        heard: &Listener,
-        meaning: Option<Meaning>,
+        heard: &Diagnoser,
+        meaning: Option<Diagnosis>,
     ) -> Failure {
         let image = self.work.image;
         let tail = heard.tail();
@@ -327,16 +327,16 @@ impl<'a> Runner<'a> {
             status => format!("{}: {status}", call.name),
         };
         if let Some(dir) = self.downloads.dir().filter(|_| call.fetches && heard.no_space)
-            && Space::of(self.place.root).is_ok_and(|space| !space.is_full())
+            && DiskSpace::of(self.place.root).is_ok_and(|space| !space.is_full())
         {
             return no_room(&dir);
         }
-        let full = heard.no_space || Space::of(self.place.root).is_ok_and(|space| space.is_full());
+        let full = heard.no_space || DiskSpace::of(self.place.root).is_ok_and(|space| space.is_full());
         if full {
             let what = format!("{} failed: the image's disk is full ({how}){tail}", call.why);
             return Kind::Step.failure(what).hint(space::LARGER);
         }
-        if let Some(Meaning { means, hint, package }) = meaning {
+        if let Some(Diagnosis { means, hint, package }) = meaning {
             let failure = match package {
                 Some(package) => {
                     let value = Some(package.as_str()).filter(|package| !package.is_empty());
@@ -355,7 +355,7 @@ impl<'a> Runner<'a> {
             };
         }
         let place = match &call.key {
-            Some(Key { table, name, line }) => {
+            Some(DefinitionTable { table, name, line }) => {
                 let file = image.dir.join(crate::definition::FILE);
                 format!("{}:{line}: the [[{table}]] {name} failed: ", file.display())
             }
@@ -364,21 +364,21 @@ impl<'a> Runner<'a> {
         let failure = Kind::Step.failure(format!("{place}{how}{tail}"));
         match &call.key {
             _ if status == ExitStatus::TimedOut => match &call.key {
-                Some(Key { table, .. }) => failure.hint(format!("Increase `timeout` of the [[{table}]], which is in seconds.")),
+                Some(DefinitionTable { table, .. }) => failure.hint(format!("Increase `timeout` of the [[{table}]], which is in seconds.")),
                 None => failure.hint("A package's script may wait for an answer, but there is nobody to give one."),
             },
             _ if heard.metadata && call.network && self.fenced() => failure.hint(
                 "No step reaches the builder's metadata service, which gives out the builder's credentials. If these steps may \
                  have them, set `imds = true` at the top of image.toml.",
             ),
-            Some(Key { table, .. }) if heard.no_network && !call.network => failure.hint(format!(
+            Some(DefinitionTable { table, .. }) if heard.no_network && !call.network => failure.hint(format!(
                 "It has no network. If it needs one, set `network = true` in its [[{table}]]."
             )),
             None if heard.no_network && !call.network => failure.hint(
                 "Packages are installed without the network. If a package's script has to download something, set \
                  `network = true` at the top of image.toml.",
             ),
-            Some(Key { table: "test", .. }) => failure.hint("No image is made if a test fails."),
+            Some(DefinitionTable { table: "test", .. }) => failure.hint("No image is made if a test fails."),
             _ => failure,
         }
     }

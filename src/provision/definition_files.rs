@@ -3,7 +3,7 @@
 use crate::config::template;
 use crate::definition::{Definition, File};
 use crate::error::Kind;
-use crate::image::tree::Inside;
+use crate::image::tree::ImageTree;
 use crate::sys::fds::open_within;
 use anyhow::{Context, Result};
 use rustix::fs::{FileType, OFlags};
@@ -12,7 +12,11 @@ use rustix::fs::{FileType, OFlags};
 const HOMES_MAX: usize = 10_000;
 
 /// Places every `[[file]]`. `unmounted`: directories of the image whose file system this kernel cannot mount.
-pub fn place(inside: &Inside, image: &Definition, unmounted: &[impl AsRef<std::path::Path>]) -> Result<()> {
+pub fn place(
+    inside: &ImageTree,
+    image: &Definition,
+    unmounted: &[impl AsRef<std::path::Path>],
+) -> Result<()> {
     let accounts = Accounts::read(inside)?;
     for file in &image.files {
         place_one(inside, image, file, unmounted, &accounts)
@@ -22,7 +26,7 @@ pub fn place(inside: &Inside, image: &Definition, unmounted: &[impl AsRef<std::p
 }
 
 fn place_one(
-    inside: &Inside,
+    inside: &ImageTree,
     image: &Definition,
     file: &File,
     unmounted: &[impl AsRef<std::path::Path>],
@@ -67,7 +71,7 @@ fn place_one(
     inside.write_from(target, &mut source, file.mode, uid, gid)
 }
 
-fn kind(inside: &Inside, path: &str) -> Result<Option<FileType>> {
+fn kind(inside: &ImageTree, path: &str) -> Result<Option<FileType>> {
     Ok(inside.metadata(path)?.map(|stat| FileType::from_raw_mode(stat.st_mode)))
 }
 
@@ -78,7 +82,7 @@ pub struct Accounts {
 }
 
 impl Accounts {
-    pub fn read(inside: &Inside) -> Result<Self> {
+    pub fn read(inside: &ImageTree) -> Result<Self> {
         let text = |path| -> Result<String> {
             Ok(inside
                 .read(path)?
@@ -146,11 +150,11 @@ mod tests {
         rustix::process::getuid().as_raw().to_string()
     }
 
-    fn tree() -> (tempfile::TempDir, Inside, PathBuf) {
+    fn tree() -> (tempfile::TempDir, ImageTree, PathBuf) {
         let temp = tempfile::tempdir().unwrap();
         let root = temp.path().join("root");
         std::fs::create_dir_all(root.join("etc/motd.d")).unwrap();
-        let inside = Inside::open_dir(&root).unwrap();
+        let inside = ImageTree::open_dir(&root).unwrap();
         (temp, inside, root)
     }
 

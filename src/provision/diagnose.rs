@@ -27,7 +27,7 @@ const NO_NETWORK: [&str; 8] = [
 const METADATA: [&str; 4] = ["169.254.169.254", "169.254.170.2", "fd00:ec2::254", "ec2 metadata"];
 
 /// The output of a step so far.
-pub struct Listener<'a> {
+pub struct Diagnoser<'a> {
     troubles: &'a [Trouble],
     tail: VecDeque<String>,
     /// The index of the trouble, and what its `*` stood for.
@@ -42,14 +42,14 @@ pub struct Listener<'a> {
 
 /// What was wrong with a step, as its plugin explains it.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Meaning {
+pub struct Diagnosis {
     pub means: String,
     pub hint: Option<String>,
     /// The package that the definition should not ask for; `None` if that is not certain.
     pub package: Option<String>,
 }
 
-impl<'a> Listener<'a> {
+impl<'a> Diagnoser<'a> {
     pub fn new(troubles: &'a [Trouble]) -> Self {
         let (tail, matched) = (VecDeque::new(), Vec::new());
         Self { troubles, tail, matched, no_space: false, no_network: false, metadata: false, lines: 0 }
@@ -81,7 +81,7 @@ impl<'a> Listener<'a> {
     }
 
     /// The explanation of the first trouble in the plugin's list that matched, for all of its matches.
-    pub fn meaning(&self) -> Option<Meaning> {
+    pub fn meaning(&self) -> Option<Diagnosis> {
         let index = self.matched.iter().map(|(index, _)| *index).min()?;
         let trouble = &self.troubles[index];
         let mut captures = self.matched.iter().filter(|(i, _)| *i == index).map(|(_, found)| found);
@@ -93,15 +93,19 @@ impl<'a> Listener<'a> {
         }
         let hint = trouble.hint.as_ref().map(|hint| fill(hint, first));
         let package = trouble.package.as_ref().map(|package| fill(package, first));
-        Some(Meaning { means, hint, package })
+        Some(Diagnosis { means, hint, package })
     }
 
     /// The explanations of all matches, in the order of the output.
-    pub fn all(&self) -> impl Iterator<Item = Meaning> {
+    pub fn all(&self) -> impl Iterator<Item = Diagnosis> {
         self.matched.iter().map(|(index, found)| {
             let Trouble { means, hint, package, .. } = &self.troubles[*index];
             let fill = |text: &String| fill(text, found);
-            Meaning { means: fill(means), hint: hint.as_ref().map(fill), package: package.as_ref().map(fill) }
+            Diagnosis {
+                means: fill(means),
+                hint: hint.as_ref().map(fill),
+                package: package.as_ref().map(fill),
+            }
         })
     }
 
@@ -175,7 +179,7 @@ mod tests {
     #[test]
     fn the_first_trouble_is_explained_with_each_of_its_matches_once() {
         let troubles = [trouble("E: Unable to locate package *", "no package `{1}`"), trouble("E: *", "{1}")];
-        let mut listener = Listener::new(&troubles);
+        let mut listener = Diagnoser::new(&troubles);
         for line in
             ["Reading…", "E: general", "E: Unable to locate package a", "E: Unable to locate package b"]
         {
@@ -185,20 +189,20 @@ mod tests {
         let meaning = listener.meaning().unwrap();
         assert_eq!(meaning.means, "no package `a`; no package `b`");
         assert_eq!((meaning.hint.as_deref(), meaning.package.as_deref()), (Some("See a."), Some("a")));
-        assert_eq!(Listener::new(&troubles).meaning(), None);
+        assert_eq!(Diagnoser::new(&troubles).meaning(), None);
     }
 
     #[test]
     fn all_matches_are_explained_in_their_order() {
         let troubles = [trouble("*two *", "second {2}"), trouble("one *", "first {1}")];
-        let mut listener = Listener::new(&troubles);
+        let mut listener = Diagnoser::new(&troubles);
         ["one a", "x two b", "one a", "nothing"].iter().for_each(|line| listener.line(line));
         assert_eq!(listener.all().map(|meaning| meaning.means).collect::<Vec<_>>(), ["first a", "second b"]);
     }
 
     #[test]
     fn the_last_lines_have_no_control_characters() {
-        let mut listener = Listener::new(&[]);
+        let mut listener = Diagnoser::new(&[]);
         (0..100).for_each(|n| listener.line(&format!("\x1b[31mline {n}\r")));
         listener.line("");
         listener.line(&"x".repeat(9999));
@@ -210,7 +214,7 @@ mod tests {
 
     #[test]
     fn a_full_disk_and_a_missing_network_are_recognized() {
-        let mut listener = Listener::new(&[]);
+        let mut listener = Diagnoser::new(&[]);
         listener.line("cp: error writing 'x': No space left on device");
         assert!(listener.no_space && !listener.no_network);
         listener.line("curl: (6) Could not resolve host: example.org");

@@ -20,10 +20,10 @@ pub(crate) mod test;
 
 use crate::text::count;
 use anyhow::Result;
-use command::Runner;
+use command::CommandRunner;
 pub use command::package_path;
 pub use network::CA_FILE;
-use packages::Installed;
+use packages::InstalledPackage;
 use plan_steps::{held, packages_of, run_step};
 use std::collections::BTreeMap;
 
@@ -35,7 +35,7 @@ const BASE: &str = "packages of the base image are not installed correctly";
 ///
 /// Errors: `Step` where a step fails or the image's packages are not as they should be; `Definition` where the
 /// definition asks for what cannot be.
-pub async fn packages(runner: &Runner<'_>) -> Result<Option<Vec<Installed>>> {
+pub async fn packages(runner: &CommandRunner<'_>) -> Result<Option<Vec<InstalledPackage>>> {
     let (place, work) = (&runner.place, &runner.work);
     let changes = plan_steps::provisioning(work.plan).next().is_some();
     let base = if changes { packages_of(runner).await? } else { None };
@@ -60,7 +60,7 @@ pub async fn packages(runner: &Runner<'_>) -> Result<Option<Vec<Installed>>> {
 }
 
 /// Places the definition's files, runs its scripts and then its tests.
-pub async fn files_and_scripts(runner: &Runner<'_>) -> Result<()> {
+pub async fn files_and_scripts(runner: &CommandRunner<'_>) -> Result<()> {
     let (place, work) = (&runner.place, &runner.work);
     if !work.image.files.is_empty() {
         let step = work.report.step("files", format!("placing {}", count(work.image.files.len(), "file")));
@@ -73,8 +73,8 @@ pub async fn files_and_scripts(runner: &Runner<'_>) -> Result<()> {
 
 /// The plan's facts of the finished image. `installed` are its packages, if no script can have changed them.
 pub async fn facts(
-    runner: &Runner<'_>,
-    mut installed: Option<Vec<Installed>>,
+    runner: &CommandRunner<'_>,
+    mut installed: Option<Vec<InstalledPackage>>,
 ) -> Result<BTreeMap<String, String>> {
     let work = &runner.work;
     if installed.is_none() || !work.image.runs.is_empty() {

@@ -3,7 +3,7 @@
 
 use crate::config::project::NetworkSettings;
 use crate::error::Kind;
-use crate::image::tree::Inside;
+use crate::image::tree::ImageTree;
 use anyhow::Result;
 use oven_distro::Shim;
 use std::collections::BTreeMap;
@@ -62,7 +62,7 @@ fn certificate_blocks(text: &str) -> String {
 /// The file with all certificates to trust, if oven.toml adds some.
 ///
 /// Errors: `ca_file` cannot be read, or has no certificate.
-pub fn certificates(settings: &NetworkSettings, inside: &Inside) -> Result<Option<Shim>> {
+pub fn certificates(settings: &NetworkSettings, inside: &ImageTree) -> Result<Option<Shim>> {
     let Some(path) = &settings.ca_file else { return Ok(None) };
     let invalid =
         |what: String| Kind::Definition.error(format!("oven.toml: `ca_file` {} {what}", path.display()));

@@ -1,6 +1,6 @@
 //! The list of an image's packages, and the checks on it.
 
-use super::context::Work;
+use super::context::ProvisionContext;
 use super::diagnose::capture;
 use crate::error::Kind;
 use anyhow::Result;
@@ -18,7 +18,7 @@ const NAMED_MAX: usize = 10;
 
 /// A package of an image, as the fact lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Installed {
+pub struct InstalledPackage {
     pub name: String,
     pub version: String,
     pub architecture: String,
@@ -27,7 +27,7 @@ pub struct Installed {
 }
 
 /// Parses the fact's lines, without packages that are not installed.
-pub fn parse(output: &str, expect: &Expect) -> Result<Vec<Installed>> {
+pub fn parse(output: &str, expect: &Expect) -> Result<Vec<InstalledPackage>> {
     if output.lines().nth(PACKAGES_MAX).is_some() {
         return Err(Kind::Step.error(format!("the image reports more than {PACKAGES_MAX} packages")));
     }
@@ -38,14 +38,14 @@ pub fn parse(output: &str, expect: &Expect) -> Result<Vec<Installed>> {
         // `libssl3 (= 3.0.1), libcrypto3`
         let provides =
             next().split(',').filter_map(|p| p.split_whitespace().next().map(str::to_owned)).collect();
-        Installed { name, version, architecture, state, provides }
+        InstalledPackage { name, version, architecture, state, provides }
     };
     let lines = output.lines().filter(|line| !line.trim().is_empty());
     Ok(lines.map(package_of).filter(|package| !expect.absent.contains(&package.state)).collect())
 }
 
 /// The list that is stored with the image: name, version and architecture, sorted.
-pub fn document(packages: &[Installed]) -> String {
+pub fn document(packages: &[InstalledPackage]) -> String {
     let mut lines: Vec<_> =
         packages.iter().map(|p| format!("{}\t{}\t{}\n", p.name, p.version, p.architecture)).collect();
     lines.sort_unstable();
@@ -53,7 +53,7 @@ pub fn document(packages: &[Installed]) -> String {
 }
 
 /// Fails if a package is in a wrong state. `where_`: whose packages they are.
-pub fn ensure_sound(packages: &[Installed], expect: &Expect, where_: &str) -> Result<()> {
+pub fn ensure_sound(packages: &[InstalledPackage], expect: &Expect, where_: &str) -> Result<()> {
     if expect.sound.is_empty() {
         return Ok(());
     }
@@ -66,7 +66,11 @@ pub fn ensure_sound(packages: &[Installed], expect: &Expect, where_: &str) -> Re
 }
 
 /// Reports the base's held packages, which no upgrade changes, and fails if another version of one is asked for.
-pub fn ensure_free(held: &[String], packages: &[Installed], work: &Work<'_>) -> Result<()> {
+pub fn ensure_free(
+    held: &[String],
+    packages: &[InstalledPackage],
+    work: &ProvisionContext<'_>,
+) -> Result<()> {
     if held.is_empty() {
         return Ok(());
     }
@@ -93,7 +97,7 @@ pub fn ensure_free(held: &[String], packages: &[Installed], work: &Work<'_>) -> 
 }
 
 /// Fails if a package that was asked for is missing or has another version.
-pub fn ensure_there(packages: &[Installed], expect: &Expect) -> Result<()> {
+pub fn ensure_there(packages: &[InstalledPackage], expect: &Expect) -> Result<()> {
     let missing: Vec<_> = expect.packages.iter().filter_map(|wanted| lacks(packages, wanted)).collect();
     if missing.is_empty() {
         return Ok(());
@@ -102,9 +106,9 @@ pub fn ensure_there(packages: &[Installed], expect: &Expect) -> Result<()> {
         .error(format!("not everything that image.toml asks for is installed: {}", join_names(&missing))))
 }
 
-fn lacks(packages: &[Installed], wanted: &Wanted) -> Option<String> {
+fn lacks(packages: &[InstalledPackage], wanted: &Wanted) -> Option<String> {
     let spelt = |version: &str| format!("`{}{version}`", wanted.name);
-    let fits = |p: &&Installed| {
+    let fits = |p: &&InstalledPackage| {
         let architecture = wanted.architecture.as_deref();
         // A package for all architectures fits any.
         architecture
@@ -128,8 +132,8 @@ fn matches_version(pattern: &str, version: &str) -> bool {
 }
 
 /// `12 packages installed, 3 changed, 1 removed`, or nothing.
-pub fn difference(before: &[Installed], after: &[Installed]) -> Option<String> {
-    let versions = |packages: &[Installed]| -> BTreeMap<(String, String), String> {
+pub fn difference(before: &[InstalledPackage], after: &[InstalledPackage]) -> Option<String> {
+    let versions = |packages: &[InstalledPackage]| -> BTreeMap<(String, String), String> {
         packages.iter().map(|p| ((p.name.clone(), p.architecture.clone()), p.version.clone())).collect()
     };
     let (before, after) = (versions(before), versions(after));

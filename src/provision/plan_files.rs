@@ -1,10 +1,10 @@
 //! Files that a plan adds to the image for good.
 
-use super::context::Place;
-use super::context::Work;
+use super::context::MountedImage;
+use super::context::ProvisionContext;
 use crate::definition::validate;
 use crate::error::Kind;
-use crate::image::tree::Inside;
+use crate::image::tree::ImageTree;
 use crate::sandbox::paths::unnoticed;
 use crate::text::count;
 use anyhow::{Context, Result};
@@ -20,7 +20,7 @@ const MAX_BYTES: usize = 4 << 20;
 ///
 /// # Errors
 /// [`Kind::Step`] if the plugin's plan is wrong, or the image.
-pub fn place(place: &Place<'_>, work: &Work<'_>) -> Result<()> {
+pub fn place(place: &MountedImage<'_>, work: &ProvisionContext<'_>) -> Result<()> {
     let files = &work.plan.files;
     if files.is_empty() {
         return Ok(());
@@ -37,7 +37,7 @@ pub fn place(place: &Place<'_>, work: &Work<'_>) -> Result<()> {
     Ok(())
 }
 
-fn write_file(inside: &Inside, file: &Shim, work: &Work<'_>) -> Result<()> {
+fn write_file(inside: &ImageTree, file: &Shim, work: &ProvisionContext<'_>) -> Result<()> {
     let found = inside.metadata(&file.path)?.map(|stat| FileType::from_raw_mode(stat.st_mode));
     match found {
         Some(FileType::Directory) => {

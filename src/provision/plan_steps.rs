@@ -1,9 +1,9 @@
 //! The steps and questions of a plan.
 
-use super::command::{Call, Runner};
+use super::command::{CommandRunner, ImageCommand};
 use super::diagnose::command;
-use super::package_cache::{Access, key};
-use super::packages::{self, Installed};
+use super::package_cache::{CacheAccess, key};
+use super::packages::{self, InstalledPackage};
 use anyhow::Result;
 use oven_distro::{Phase, Plan, Step};
 use std::collections::BTreeMap;
@@ -22,8 +22,8 @@ pub fn cleaning(plan: &Plan) -> impl Iterator<Item = &Step> {
     plan.steps.iter().filter(|step| step.phase == Phase::Clean)
 }
 
-pub async fn run_step(runner: &Runner<'_>, step: &Step) -> Result<()> {
-    let call = Call {
+pub async fn run_step(runner: &CommandRunner<'_>, step: &Step) -> Result<()> {
+    let call = ImageCommand {
         phase: phase(step.phase).to_owned(),
         why: step.why.clone(),
         name: command(step),
@@ -33,9 +33,9 @@ pub async fn run_step(runner: &Runner<'_>, step: &Step) -> Result<()> {
         fetches: step.phase == Phase::Fetch,
         trusted: matches!(step.phase, Phase::Prepare | Phase::Fetch),
         caches: match step.phase {
-            Phase::Fetch => Access::Write,
-            Phase::Prepare | Phase::Upgrade | Phase::Install | Phase::Verify => Access::Read,
-            Phase::Clean => Access::None,
+            Phase::Fetch => CacheAccess::Write,
+            Phase::Prepare | Phase::Upgrade | Phase::Install | Phase::Verify => CacheAccess::Read,
+            Phase::Clean => CacheAccess::None,
         },
         retries: step.retries,
         before_retry: step.before_retry.clone(),
@@ -43,7 +43,7 @@ pub async fn run_step(runner: &Runner<'_>, step: &Step) -> Result<()> {
         notes: &runner.work.plan.notes,
         also_good: step.also_good.clone(),
         timeout: Duration::from_secs(step.timeout),
-        ..Call::of_the_plan(runner)
+        ..ImageCommand::of_the_plan(runner)
     };
     if !step.once {
         return runner.run(&call).await;
@@ -76,22 +76,22 @@ fn phase(phase: Phase) -> &'static str {
 }
 
 /// The packages of the image; `None` if the plan has no such fact.
-pub async fn packages_of(runner: &Runner<'_>) -> Result<Option<Vec<Installed>>> {
+pub async fn packages_of(runner: &CommandRunner<'_>) -> Result<Option<Vec<InstalledPackage>>> {
     let Some(argv) = runner.work.plan.facts.get(packages::FACT) else { return Ok(None) };
     let output = ask(runner, packages::FACT, argv).await?;
     Ok(Some(packages::parse(&output, &runner.work.plan.expect)?))
 }
 
 /// The packages of the image that no upgrade changes.
-pub async fn held(runner: &Runner<'_>) -> Result<Vec<String>> {
+pub async fn held(runner: &CommandRunner<'_>) -> Result<Vec<String>> {
     let Some(argv) = runner.work.plan.facts.get(packages::HELD) else { return Ok(Vec::new()) };
     let output = ask(runner, packages::HELD, argv).await?;
     Ok(output.lines().map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect())
 }
 
 pub async fn facts(
-    runner: &Runner<'_>,
-    installed: Option<Vec<Installed>>,
+    runner: &CommandRunner<'_>,
+    installed: Option<Vec<InstalledPackage>>,
 ) -> Result<BTreeMap<String, String>> {
     let mut facts = BTreeMap::new();
     for (name, argv) in &runner.work.plan.facts {
@@ -104,16 +104,16 @@ pub async fn facts(
     Ok(facts)
 }
 
-async fn ask(runner: &Runner<'_>, name: &str, argv: &[String]) -> Result<String> {
-    let call = Call {
+async fn ask(runner: &CommandRunner<'_>, name: &str, argv: &[String]) -> Result<String> {
+    let call = ImageCommand {
         why: format!("reading the image's {name}"),
         name: argv.first().cloned().unwrap_or_default(),
         argv: argv.to_vec(),
         env: BTreeMap::from([("LC_ALL".to_owned(), "C.UTF-8".to_owned())]),
         trusted: true,
-        caches: Access::None,
+        caches: CacheAccess::None,
         timeout: FACT_TIMEOUT,
-        ..Call::of_the_plan(runner)
+        ..ImageCommand::of_the_plan(runner)
     };
     runner.ask(&call).await
 }

@@ -1,6 +1,6 @@
 //! Programs that the definition's provisioners need in the image.
 
-use crate::image::tree::Inside;
+use crate::image::tree::ImageTree;
 use anyhow::Result;
 
 /// The program that runs playbooks.
@@ -15,7 +15,7 @@ pub fn finds(path: &str, program: &str) -> bool {
 }
 
 /// Whether a step finds a program in the image.
-pub fn has(inside: &Inside, program: &str) -> Result<bool> {
+pub fn has(inside: &ImageTree, program: &str) -> Result<bool> {
     for dir in PATH {
         if inside.exists(&format!("{dir}/{program}"))? {
             return Ok(true);

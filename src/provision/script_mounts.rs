@@ -2,7 +2,7 @@
 
 use super::network::CA_FILE;
 use crate::definition::Definition;
-use crate::sandbox::spec::Bind;
+use crate::sandbox::spec::BindMount;
 use anyhow::{Context, Result, bail};
 use oven_distro::Shim;
 use std::collections::BTreeMap;
@@ -21,17 +21,17 @@ const HEAD: u64 = 256;
 
 /// The directories of a definition, as scripts see them.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Seen {
+pub struct ScriptMounts {
     /// The definition's own directory first, then its inputs.
-    pub binds: Vec<Bind>,
+    pub binds: Vec<BindMount>,
 }
 
 /// The directories of the definition for scripts, read-only. Each input is where it is on this machine relative to the
 /// definition, so that `../common/x` leads there.
-pub fn seen(image: &Definition, shims: &[Shim]) -> Result<Seen> {
+pub fn seen(image: &Definition, shims: &[Shim]) -> Result<ScriptMounts> {
     let within = || Some(image.project.clone());
     let mut binds =
-        vec![Bind { source: canonical(&image.dir)?, target: DEFINITION.to_owned(), within: within() }];
+        vec![BindMount { source: canonical(&image.dir)?, target: DEFINITION.to_owned(), within: within() }];
     for (index, input) in image.inputs.iter().enumerate() {
         let sibling = join(Path::new(DEFINITION), Path::new(input));
         let free = sibling.starts_with(OVEN)
@@ -42,14 +42,14 @@ pub fn seen(image: &Definition, shims: &[Shim]) -> Result<Seen> {
             Some(sibling) if free => sibling.to_owned(),
             _ => format!("{INPUTS}/{index}"),
         };
-        binds.push(Bind { source: canonical(&image.dir.join(input))?, target, within: within() });
+        binds.push(BindMount { source: canonical(&image.dir.join(input))?, target, within: within() });
     }
-    Ok(Seen { binds })
+    Ok(ScriptMounts { binds })
 }
 
 /// The command line of a script. It begins with the interpreter that the first line names, so that neither the script's
 /// mode nor this machine's mount options for its directory matter.
-pub fn command(image: &Definition, script: &Path, seen: &mut Seen) -> Result<Vec<String>> {
+pub fn command(image: &Definition, script: &Path, seen: &mut ScriptMounts) -> Result<Vec<String>> {
     let path = canonical(&image.dir.join(script))?;
     let mut start = Vec::new();
     let file = std::fs::File::open(&path).with_context(|| format!("opening {}", path.display()))?;
@@ -60,7 +60,7 @@ pub fn command(image: &Definition, script: &Path, seen: &mut Seen) -> Result<Vec
 }
 
 /// The path at which steps see a file of the definition.
-pub fn path(image: &Definition, script: &Path, seen: &mut Seen) -> Result<String> {
+pub fn path(image: &Definition, script: &Path, seen: &mut ScriptMounts) -> Result<String> {
     let path = canonical(&image.dir.join(script))?;
     let below =
         seen.binds.iter().find_map(|bind| Some((&bind.target, path.strip_prefix(&bind.source).ok()?)));
@@ -74,7 +74,7 @@ pub fn path(image: &Definition, script: &Path, seen: &mut Seen) -> Result<String
     };
     if below.is_none() {
         let within = Some(image.project.clone());
-        seen.binds.push(Bind { source: path, target: text.clone(), within });
+        seen.binds.push(BindMount { source: path, target: text.clone(), within });
     }
     Ok(text)
 }
@@ -100,7 +100,7 @@ fn interpreter(start: &[u8]) -> Vec<String> {
 }
 
 /// The environment variables of scripts, in addition to those of every step.
-pub fn environment(image: &Definition, kind: &str, seen: &Seen) -> BTreeMap<String, String> {
+pub fn environment(image: &Definition, kind: &str, seen: &ScriptMounts) -> BTreeMap<String, String> {
     let inputs: Vec<_> =
         seen.binds.iter().skip(1).take(image.inputs.len()).map(|b| b.target.as_str()).collect();
     [

@@ -1,10 +1,10 @@
 //! Runs the definition's own provisioners and tests: scripts, commands, bats files and Ansible playbooks.
 
-use super::ansible::Tools;
-use super::command::{Call, Key, Runner};
+use super::ansible::BakeTools;
+use super::command::{CommandRunner, DefinitionTable, ImageCommand};
 use super::programs::{ANSIBLE, has};
 use super::script_mounts;
-use super::script_mounts::Seen;
+use super::script_mounts::ScriptMounts;
 use crate::definition::{Definition, FILE, Playbook, Program, Script, ScriptKind};
 use crate::error::Kind;
 use anyhow::Result;
@@ -25,13 +25,13 @@ pub fn tools(image: &Definition) -> Vec<String> {
 }
 
 /// Runs every `[[run]]` and `[[ansible]]`, in their order.
-pub async fn run(runner: &Runner<'_>) -> Result<()> {
+pub async fn run(runner: &CommandRunner<'_>) -> Result<()> {
     let image = runner.work.image;
     let last = image.runs.iter().rposition(|script| script.playbook().is_some());
-    let mut tools: Option<Tools> = None;
+    let mut tools: Option<BakeTools> = None;
     for (index, script) in image.runs.iter().enumerate() {
         if script.playbook().is_some() && tools.is_none() {
-            tools = Tools::install(runner, script).await?;
+            tools = BakeTools::install(runner, script).await?;
         }
         run_script(runner, script).await?;
         // What comes after the last playbook, tests included, sees the image as it is going to be.
@@ -45,7 +45,7 @@ pub async fn run(runner: &Runner<'_>) -> Result<()> {
 }
 
 /// Runs every `[[test]]`. What tests write is discarded.
-pub async fn test(runner: &Runner<'_>) -> Result<()> {
+pub async fn test(runner: &CommandRunner<'_>) -> Result<()> {
     let image = runner.work.image;
     let bats = image.tests.iter().find(|test| matches!(test.program, Program::Bats(_)));
     if let Some(test) = bats
@@ -65,7 +65,7 @@ pub async fn test(runner: &Runner<'_>) -> Result<()> {
 }
 
 /// Runs a script in the definition's directory, which it sees read-only.
-async fn run_script(runner: &Runner<'_>, script: &Script) -> Result<()> {
+async fn run_script(runner: &CommandRunner<'_>, script: &Script) -> Result<()> {
     let image = runner.work.image;
     let mut shims = runner.shims_of_scripts();
     let mut seen = script_mounts::seen(image, &shims)?;
@@ -92,7 +92,7 @@ async fn run_script(runner: &Runner<'_>, script: &Script) -> Result<()> {
         ScriptKind::Run => format!("running {name}"),
         ScriptKind::Ansible => format!("running the playbook {name}"),
     };
-    let call = Call {
+    let call = ImageCommand {
         phase: kind.to_owned(),
         why,
         name: name.clone(),
@@ -105,8 +105,8 @@ async fn run_script(runner: &Runner<'_>, script: &Script) -> Result<()> {
         throwaway: script.kind == ScriptKind::Test,
         retries: script.retries,
         timeout: Duration::from_secs(script.timeout),
-        key: Some(Key { table: kind, name, line: script.line }),
-        ..Call::of_a_script(runner)
+        key: Some(DefinitionTable { table: kind, name, line: script.line }),
+        ..ImageCommand::of_a_script(runner)
     };
     runner.run(&call).await
 }
@@ -120,7 +120,7 @@ fn ansible_command(
     image: &Definition,
     playbook: &Playbook,
     args: &[String],
-    seen: &mut Seen,
+    seen: &mut ScriptMounts,
 ) -> Result<Vec<String>> {
     // The comma makes it a list of hosts instead of a file.
     let argv = [ANSIBLE, "--inventory", "localhost,", "--connection", "local", "--extra-vars"];

@@ -1,6 +1,6 @@
 //! A contained shell for a person.
 
-use super::context::Guard;
+use super::context::EgressGuard;
 use crate::mount::Root;
 use crate::report::Report;
 use anyhow::Result;
@@ -15,7 +15,7 @@ pub async fn shell(
     root: &Root<'_>,
     helper: &Path,
     shims: Vec<Shim>,
-    network: Option<Guard>,
+    network: Option<EgressGuard>,
     command: &[String],
     report: &Report,
 ) -> Result<u8> {
@@ -25,7 +25,7 @@ pub async fn shell(
         [] => vec!["/bin/sh".to_owned(), "-l".to_owned()],
         command => command.to_vec(),
     };
-    let spec = crate::sandbox::spec::Spec {
+    let spec = crate::sandbox::spec::StepSpec {
         root: root.path().to_owned(),
         argv,
         env: BTreeMap::new(),

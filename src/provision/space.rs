@@ -17,13 +17,13 @@ const EXT4_RESERVE: (u64, u64) = (50, 4096);
 
 /// Free and total blocks and files of a file system.
 #[derive(Debug, Clone, Copy)]
-pub struct Space {
+pub struct DiskSpace {
     blocks: (u64, u64),
     /// Zeros where inodes are created as needed.
     files: (u64, u64),
 }
 
-impl Space {
+impl DiskSpace {
     pub fn of(root: &Path) -> Result<Self> {
         let measure =
             || -> rustix::io::Result<_> { Ok((rustix::fs::statvfs(root)?, rustix::fs::statfs(root)?)) };
@@ -97,10 +97,10 @@ mod tests {
 
     #[test]
     fn full_is_the_last_thousandth() {
-        let space = |blocks, files| Space { blocks, files }.is_full();
+        let space = |blocks, files| DiskSpace { blocks, files }.is_full();
         assert!(!space((100, 1000), (0, 0)), "files made as needed are never short");
         assert!(space((0, 1000), (0, 0)) && space((5, 100_000), (9, 10)));
         assert!(space((500, 1000), (0, 65536)));
-        assert!(!Space::of(Path::new("/")).unwrap().is_full());
+        assert!(!DiskSpace::of(Path::new("/")).unwrap().is_full());
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 const MAX_LOGS: usize = 200;
 
 #[derive(Default)]
-pub enum Log {
+pub enum LogFile {
     #[default]
     None,
     /// Lines from before the first step.
@@ -23,7 +23,7 @@ pub enum Log {
     },
 }
 
-impl Log {
+impl LogFile {
     pub fn at(path: &Path, head: &str) -> Self {
         Self::Waiting { path: path.to_owned(), lines: vec![head.to_owned()] }
     }
@@ -94,7 +94,7 @@ mod tests {
     fn the_file_is_created_with_the_first_step() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("logs/1.log");
-        let mut log = Log::at(&path, "oven");
+        let mut log = LogFile::at(&path, "oven");
         log.line(Duration::ZERO, "note", "waiting");
         assert!(!path.exists() && log.path().is_none());
         log.begin().unwrap();

@@ -5,13 +5,13 @@ mod log;
 mod screen;
 
 use crate::text::printable;
-pub use screen::{Ink, Screen};
+pub use screen::{Screen, TextStyle};
 
 use crate::error;
 use crate::error::Kind;
 use crate::secrets::Secrets;
 use crate::trace::{Lane, Span, SpanId, Trace, Track};
-use log::Log;
+use log::LogFile;
 use serde_json::{Value, json};
 use std::cell::{Cell, RefCell};
 use std::io::Write;
@@ -60,7 +60,7 @@ struct Inner {
     /// Printed before each human line if several bakes run concurrently.
     prefix: String,
     screen: Screen,
-    log: RefCell<Log>,
+    log: RefCell<LogFile>,
     phases: RefCell<Vec<(String, Duration)>>,
     /// When the process began.
     origin: Instant,
@@ -92,7 +92,7 @@ pub struct Step {
 }
 
 /// The span of all of a report's work in the trace, until it is dropped.
-pub struct Whole {
+pub struct WorkSpan {
     report: Report,
     span: Span,
 }
@@ -156,10 +156,10 @@ impl Report {
     }
 
     /// Begins a span in the trace; everything from now on is part of it.
-    pub fn whole(&self, what: &str) -> Whole {
+    pub fn whole(&self, what: &str) -> WorkSpan {
         let span = self.0.track.span(Lane::Steps, what);
         self.0.current_span.set(span.id());
-        Whole { report: self.clone(), span }
+        WorkSpan { report: self.clone(), span }
     }
 
     /// Begins a span for a command of the running step.
@@ -195,7 +195,7 @@ impl Report {
         self.0.started.set(Instant::now());
         let time = humantime::format_rfc3339_seconds(SystemTime::now());
         let head = format!("oven {} at {time}: {about}", env!("CARGO_PKG_VERSION"));
-        *self.0.log.borrow_mut() = Log::at(path, &head);
+        *self.0.log.borrow_mut() = LogFile::at(path, &head);
     }
 
     /// The log file, if there is one.
@@ -279,7 +279,7 @@ impl Report {
         if !self.shows(Level::Quiet) || kind == Kind::Interrupted {
             return;
         }
-        let mut lines = format!("{} {text}", self.0.screen.paint(Ink::Red, "error:"));
+        let mut lines = format!("{} {text}", self.0.screen.paint(TextStyle::Red, "error:"));
         if let Some(hint) = hint {
             lines += &format!("\n  {hint}");
         }
@@ -339,7 +339,7 @@ impl Report {
         self.log(kind, &text);
         self.event(json!({"event": kind, "message": text}));
         if self.shows(level) {
-            let warning = self.0.screen.paint(Ink::Yellow, "warning:");
+            let warning = self.0.screen.paint(TextStyle::Yellow, "warning:");
             self.print(&if kind == "warning" { format!("  {warning} {text}") } else { format!("  {text}") });
         }
     }
@@ -393,7 +393,12 @@ impl Step {
         if report.shows(Level::Normal) {
             let line = if screen.is_terminal() {
                 let time = format!("{:.2} s", time.as_secs_f64());
-                format!("  {} {} {}", screen.paint(Ink::Green, "✓"), self.what, screen.paint(Ink::Dim, &time))
+                format!(
+                    "  {} {} {}",
+                    screen.paint(TextStyle::Green, "✓"),
+                    self.what,
+                    screen.paint(TextStyle::Dim, &time)
+                )
             } else {
                 format!("  {} ({:.2} s)", self.what, time.as_secs_f64())
             };
@@ -416,14 +421,14 @@ impl Drop for Step {
     }
 }
 
-impl Whole {
+impl WorkSpan {
     /// Records how the work ended, in one word.
     pub fn ended(mut self, how: &str) {
         self.span.tell("ended", how);
     }
 }
 
-impl Drop for Whole {
+impl Drop for WorkSpan {
     fn drop(&mut self) {
         self.report.0.current_span.take();
     }

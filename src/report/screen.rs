@@ -56,7 +56,7 @@ struct RunningStep {
 
 /// Colours and styles of words.
 #[derive(Debug, Clone, Copy)]
-pub enum Ink {
+pub enum TextStyle {
     Red,
     Yellow,
     Green,
@@ -82,12 +82,12 @@ impl Screen {
         matches!(self.0.kind, Kind::Terminal { .. })
     }
 
-    pub fn paint(&self, ink: Ink, text: &str) -> String {
+    pub fn paint(&self, ink: TextStyle, text: &str) -> String {
         let code = match ink {
-            Ink::Red => "1;31",
-            Ink::Yellow => "33",
-            Ink::Green => "32",
-            Ink::Dim => "2",
+            TextStyle::Red => "1;31",
+            TextStyle::Yellow => "33",
+            TextStyle::Green => "32",
+            TextStyle::Dim => "2",
         };
         match self.0.kind {
             Kind::Terminal { color: true } => format!("\x1b[{code}m{text}\x1b[0m"),
@@ -156,7 +156,7 @@ impl Screen {
         if !self.is_terminal() {
             return;
         }
-        let line = line(&state.running, Instant::now(), width(), |text| self.paint(Ink::Dim, text));
+        let line = line(&state.running, Instant::now(), width(), |text| self.paint(TextStyle::Dim, text));
         if line != state.drawn {
             let erase = self.erase(state);
             // Without line wrap, so that there is one line to erase, however wide its characters are.

@@ -1,7 +1,7 @@
 //! A step's own `/dev`: a few harmless nodes, terminals of its own, and the image's own disk.
 
-use super::spec::Spec;
-use crate::device::Node;
+use super::spec::StepSpec;
+use crate::device::DeviceNode;
 use crate::sys::mount::api::{PLAIN, api_directory, attach, fresh};
 use anyhow::{Context, Result, bail};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -26,7 +26,7 @@ const DISK: u32 = 6;
 const SIZE: &str = "4m";
 
 /// Mounts the step's `/dev`, and returns the mount.
-pub fn mount(root: BorrowedFd<'_>, spec: &Spec) -> Result<OwnedFd> {
+pub fn mount(root: BorrowedFd<'_>, spec: &StepSpec) -> Result<OwnedFd> {
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     let dev = fresh("tmpfs", &[("mode", "0755"), ("size", SIZE)], attributes)?;
     for (name, major, minor) in NODES {
@@ -53,7 +53,7 @@ pub fn mount(root: BorrowedFd<'_>, spec: &Spec) -> Result<OwnedFd> {
     Ok(dev)
 }
 
-fn disk_node(dev: BorrowedFd<'_>, node: &Node) -> Result<()> {
+fn disk_node(dev: BorrowedFd<'_>, node: &DeviceNode) -> Result<()> {
     let (dir, name, _) = parent(dev, &node.name)?;
     let mode = Mode::from_raw_mode(0o660);
     rustix::fs::mknodat(&dir, &name, FileType::BlockDevice, mode, node.rdev)?;

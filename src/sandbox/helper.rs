@@ -3,12 +3,12 @@
 //! It is process 1 of a new PID namespace from its first instruction, and oven's direct child. So whatever ends it ends
 //! the step as a whole, and after oven has reaped it nothing of the step is left.
 
-use super::protocol::Message;
-use super::spec::Spec;
+use super::protocol::HelperMessage;
+use super::spec::StepSpec;
 use super::{egress, init, mount_tree};
 use crate::error::Kind;
 use crate::sys::fds::close_from;
-use crate::sys::seccomp::Filter;
+use crate::sys::seccomp::SyscallFilter;
 use crate::sys::{capabilities, landlock};
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -38,7 +38,7 @@ pub fn main() -> ExitCode {
         eprintln!("oven: {} is only for oven itself", super::VERB);
         return ExitCode::from(Kind::Usage as u8);
     };
-    let ended = serve(spec, &control).unwrap_or_else(|error| Message::failed(&error));
+    let ended = serve(spec, &control).unwrap_or_else(|error| HelperMessage::failed(&error));
     match ended.send(&control) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE, // oven is gone
@@ -64,7 +64,7 @@ fn take_descriptors() -> Option<(File, OwnedFd)> {
     Some((spec, control))
 }
 
-fn serve(mut spec: File, control: &OwnedFd) -> Result<Message> {
+fn serve(mut spec: File, control: &OwnedFd) -> Result<HelperMessage> {
     close_from(CONTROL + 1)?;
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("tying the step to oven")?;
     // If oven had died before that, its end of the socket would be closed. The socket is watched later, too.
@@ -75,7 +75,7 @@ fn serve(mut spec: File, control: &OwnedFd) -> Result<Message> {
     let mut text = Vec::new();
     spec.read_to_end(&mut text).context("reading the step's spec")?;
     drop(spec);
-    let spec: Spec = serde_json::from_slice(&text).context("reading the step's spec")?;
+    let spec: StepSpec = serde_json::from_slice(&text).context("reading the step's spec")?;
     rustix::process::umask(Mode::empty());
     if spec.interactive {
         // Stays in the terminal's session, in a group of its own.
@@ -101,14 +101,14 @@ fn serve(mut spec: File, control: &OwnedFd) -> Result<Message> {
     }
     // Even root in the step cannot reach this process's memory, descriptors and program.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("hiding the reaper")?;
-    let mut filter = Filter::new(spec.interactive);
+    let mut filter = SyscallFilter::new(spec.interactive);
     let (status, left) = init::run(&spec, &mut filter, control.as_fd())?;
-    Ok(Message::Ended { status, left })
+    Ok(HelperMessage::Ended { status, left })
 }
 
 /// Creates the step's namespaces, except the PID namespace, which exists already.
 #[allow(unsafe_code)]
-fn create_namespaces(spec: &Spec) -> Result<()> {
+fn create_namespaces(spec: &StepSpec) -> Result<()> {
     let mut flags = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
     if !spec.network {
         flags |= UnshareFlags::NEWNET;

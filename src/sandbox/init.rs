@@ -2,9 +2,9 @@
 //! program.
 
 use super::protocol::TERMINATE;
-use super::spec::{ExitStatus, Spec};
+use super::spec::{ExitStatus, StepSpec};
 use crate::sys::fds::close_from;
-use crate::sys::seccomp::Filter;
+use crate::sys::seccomp::SyscallFilter;
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{BorrowedFd, FromRawFd, OwnedFd};
@@ -29,7 +29,11 @@ const NOT_FOUND: i32 = 127;
 const NOT_EXECUTABLE: i32 = 126;
 
 /// Runs the step's program to its end.
-pub fn run(spec: &Spec, filter: &mut Filter, control: BorrowedFd<'_>) -> Result<(ExitStatus, Vec<String>)> {
+pub fn run(
+    spec: &StepSpec,
+    filter: &mut SyscallFilter,
+    control: BorrowedFd<'_>,
+) -> Result<(ExitStatus, Vec<String>)> {
     let children = child_signals().context("watching for ended processes")?;
     let main = start(spec, filter).context("starting the step's program")?;
     let status = loop {
@@ -136,7 +140,7 @@ fn list_processes() -> Result<BTreeMap<u32, String>> {
 
 /// Forks and executes the step's program.
 #[allow(unsafe_code)]
-fn start(spec: &Spec, filter: &mut Filter) -> Result<Pid> {
+fn start(spec: &StepSpec, filter: &mut SyscallFilter) -> Result<Pid> {
     // SAFETY: this process has one thread, so the child may do whatever it could.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error().into()),
@@ -164,7 +168,7 @@ impl From<anyhow::Error> for NotStarted {
 }
 
 /// Becomes the step's program.
-fn execute(spec: &Spec, filter: &mut Filter) -> Result<Infallible, NotStarted> {
+fn execute(spec: &StepSpec, filter: &mut SyscallFilter) -> Result<Infallible, NotStarted> {
     if spec.interactive {
         rustix::process::setpgid(None, None).context("making a process group")?;
         let standard_input = rustix::stdio::stdin();

@@ -21,17 +21,17 @@ pub mod spec;
 use crate::error::Kind;
 use crate::secrets::Secrets;
 use anyhow::{Context, Result};
-use egress::Fence;
+use egress::EgressFence;
 pub(crate) use mount_tree::RESOLV_CONF;
 use mountpoints::Placeholders;
-use output::Lines;
-use protocol::Message;
+use output::OutputLines;
+use protocol::HelperMessage;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::thread::UnshareFlags;
-use spawn::{Running, Terminal};
-use spec::{Exit, ExitStatus, Spec};
+use spawn::{StepProcess, TerminalState};
+use spec::{ExitStatus, StepExit, StepSpec};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
@@ -47,7 +47,7 @@ const GRACE: Duration = Duration::from_secs(10);
 /// A pipe's capacity: the most that one read returns.
 const CHUNK: usize = 64 << 10;
 
-impl Spec {
+impl StepSpec {
     /// The command's whole environment. It has nothing of oven's own environment, such as credentials.
     fn environment(&self) -> BTreeMap<String, String> {
         let defaults = [
@@ -95,26 +95,26 @@ pub fn private_mounts() -> Result<()> {
 /// fails is not an error.
 pub async fn run(
     helper: &Path,
-    spec: &Spec,
+    spec: &StepSpec,
     timeout: Duration,
     on_line: &mut dyn FnMut(&str),
-) -> Result<Exit> {
+) -> Result<StepExit> {
     run_with(helper, spec, &Secrets::default(), timeout, on_line).await
 }
 
 /// Like [`run`]; all `secrets` are masked in the lines.
 pub async fn run_with(
     helper: &Path,
-    spec: &Spec,
+    spec: &StepSpec,
     secrets: &Secrets,
     timeout: Duration,
     on_line: &mut dyn FnMut(&str),
-) -> Result<Exit> {
+) -> Result<StepExit> {
     // Dropped in the reverse order: processes, then the terminal, then what was created for them in the image and on
     // this machine.
-    let fence = if spec.network && spec.fenced { Some(Fence::make()?) } else { None };
+    let fence = if spec.network && spec.fenced { Some(EgressFence::make()?) } else { None };
     let placeholders = placeholders(spec).context("preparing the image for a step")?;
-    let terminal = if spec.interactive { Terminal::note() } else { None };
+    let terminal = if spec.interactive { TerminalState::note() } else { None };
     let exit = supervise(helper, spec, fence.as_ref(), secrets, timeout, on_line).await;
     drop(terminal);
     drop(fence);
@@ -127,7 +127,7 @@ pub async fn run_with(
     Ok(exit)
 }
 
-fn placeholders(spec: &Spec) -> Result<Option<Placeholders>> {
+fn placeholders(spec: &StepSpec) -> Result<Option<Placeholders>> {
     if spec.throwaway {
         return Ok(None); // they are created in the overlay
     }
@@ -139,21 +139,21 @@ fn placeholders(spec: &Spec) -> Result<Option<Placeholders>> {
 
 async fn supervise(
     helper: &Path,
-    spec: &Spec,
-    fence: Option<&Fence>,
+    spec: &StepSpec,
+    fence: Option<&EgressFence>,
     secrets: &Secrets,
     timeout: Duration,
     on_line: &mut dyn FnMut(&str),
-) -> Result<Exit> {
+) -> Result<StepExit> {
     let mut running = match std::env::var("TERM") {
         Ok(term) if spec.interactive && !spec.env.contains_key("TERM") => {
             let mut spec = spec.clone();
             spec.env.insert("TERM".into(), term);
-            Running::start(helper, &spec, fence)?
+            StepProcess::start(helper, &spec, fence)?
         }
-        _ => Running::start(helper, spec, fence)?,
+        _ => StepProcess::start(helper, spec, fence)?,
     };
-    let mut lines = Lines::without(secrets);
+    let mut lines = OutputLines::without(secrets);
     let mut output = match running.output.take() {
         Some(output) => Some(watch(output)?),
         None => None,
@@ -195,17 +195,19 @@ async fn supervise(
     }
     lines.finish(on_line);
     let signal = running.reap()?;
-    let told = Message::receive(&running.control)?;
+    let told = HelperMessage::receive(&running.control)?;
     match (timed_out, told, signal) {
-        (_, Some(Message::Failed { kind, message, hint }), _) => {
-            Err(Message::failure(kind, &message, hint)).context("starting a contained step")
+        (_, Some(HelperMessage::Failed { kind, message, hint }), _) => {
+            Err(HelperMessage::failure(kind, &message, hint)).context("starting a contained step")
         }
         (true, told, _) => {
-            let left = if let Some(Message::Ended { left, .. }) = told { left } else { Vec::new() };
-            Ok(Exit { status: ExitStatus::TimedOut, left })
+            let left = if let Some(HelperMessage::Ended { left, .. }) = told { left } else { Vec::new() };
+            Ok(StepExit { status: ExitStatus::TimedOut, left })
         }
-        (false, Some(Message::Ended { status, left }), _) => Ok(Exit { status, left }),
-        (false, None, Some(signal)) => Ok(Exit { status: ExitStatus::Signaled(signal), left: Vec::new() }),
+        (false, Some(HelperMessage::Ended { status, left }), _) => Ok(StepExit { status, left }),
+        (false, None, Some(signal)) => {
+            Ok(StepExit { status: ExitStatus::Signaled(signal), left: Vec::new() })
+        }
         (false, None, None) => {
             Err(Kind::Step.error(format!("the step's helper {} ended without a message", helper.display())))
         }

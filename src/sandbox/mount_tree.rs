@@ -2,8 +2,8 @@
 
 use super::mountpoints::Placeholders;
 use super::paths::resolve;
-use super::shims::Shims;
-use super::spec::Spec;
+use super::shims::ShimMounter;
+use super::spec::StepSpec;
 use super::{dev, masks};
 use crate::error::Kind;
 use crate::sandbox::spec::CacheMount;
@@ -23,7 +23,7 @@ pub(crate) const RESOLV_CONF: &str = "/etc/resolv.conf";
 const FIRST_CACHE_INDEX: usize = 1000;
 
 /// Mounts everything that the step sees, and makes it the root of this process, which has a mount namespace of its own.
-pub fn enter(spec: &Spec) -> Result<()> {
+pub fn enter(spec: &StepSpec) -> Result<()> {
     // Mounts are propagated neither to other namespaces nor from them.
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .context("making the mounts private")?;
@@ -35,7 +35,7 @@ pub fn enter(spec: &Spec) -> Result<()> {
     }
     let dev = dev::mount(root.as_fd(), spec)?;
     mount_run(root.as_fd())?;
-    let mut shims = Shims { root: root.as_fd(), scratch: scratch.as_fd(), count: 0 };
+    let mut shims = ShimMounter { root: root.as_fd(), scratch: scratch.as_fd(), count: 0 };
     for (index, cache) in spec.caches.iter().enumerate() {
         let throwaway = spec.throwaway || !cache.writable;
         mount_cache(cache, root.as_fd(), throwaway.then_some((scratch.as_fd(), index)))
@@ -82,7 +82,7 @@ fn mount_cache(
 }
 
 /// The content of `/etc/resolv.conf` in a step with the network.
-fn resolv_conf(spec: &Spec) -> Result<Option<Vec<u8>>> {
+fn resolv_conf(spec: &StepSpec) -> Result<Option<Vec<u8>>> {
     if !spec.network {
         return Ok(None);
     }
@@ -98,7 +98,7 @@ fn resolv_conf(spec: &Spec) -> Result<Option<Vec<u8>>> {
 
 /// Mounts the image's root, with what is mounted in it, in a file system for files of this step that the image cannot
 /// reach. Returns the root and that file system.
-fn root(spec: &Spec) -> Result<(OwnedFd, OwnedFd)> {
+fn root(spec: &StepSpec) -> Result<(OwnedFd, OwnedFd)> {
     let place = open(&spec.root)?;
     let lower = if spec.throwaway { lower(&spec.root)? } else { Vec::new() };
     let tree = if spec.throwaway { None } else { Some(copy(&place, "", true)?) };

@@ -5,9 +5,9 @@
 //! stays: a package may ship a `/usr/sbin/policy-rc.d`, alternatives may lead there (they replace only links), and a
 //! script may write and remove one. A file with a bind mount on it can be neither replaced nor removed.
 
-use super::paths::{Place, holds, resolve, unnoticed, write_new};
+use super::paths::{ResolvedPath, holds, resolve, unnoticed, write_new};
 use crate::sandbox::RESOLV_CONF;
-use crate::sandbox::spec::Spec;
+use crate::sandbox::spec::StepSpec;
 use anyhow::{Context, Result};
 use oven_distro::Shim;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -43,7 +43,7 @@ enum PlaceholderKind {
 
 impl Placeholders {
     /// Creates what the step will see or mount on, as far as the image lacks it.
-    pub fn make(root: BorrowedFd<'_>, spec: &Spec) -> Result<Self> {
+    pub fn make(root: BorrowedFd<'_>, spec: &StepSpec) -> Result<Self> {
         let mut made = Self(Vec::new());
         for name in API_DIRECTORIES {
             let place = resolve(root, Path::new(name), false)?;
@@ -70,7 +70,7 @@ impl Placeholders {
         self.remove_all()
     }
 
-    fn directories(&mut self, place: &Place, names: &[OsString]) -> Result<OwnedFd> {
+    fn directories(&mut self, place: &ResolvedPath, names: &[OsString]) -> Result<OwnedFd> {
         let mut dir = place.dir.try_clone()?;
         for name in names {
             rustix::fs::mkdirat(&dir, &**name, Mode::from_raw_mode(0o755))?;
@@ -81,7 +81,7 @@ impl Placeholders {
         Ok(dir)
     }
 
-    fn file(&mut self, place: &Place, shim: Option<&Shim>) -> Result<()> {
+    fn file(&mut self, place: &ResolvedPath, shim: Option<&Shim>) -> Result<()> {
         let (name, parents) = place.rest.split_last().context("a path without a name")?;
         let dir = self.directories(place, parents)?;
         let Some(shim) = shim else {

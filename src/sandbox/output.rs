@@ -8,13 +8,13 @@ const LINE_MAX: usize = 16 << 10;
 const OUTPUT_MAX: usize = 64 << 20;
 
 /// Splits bytes into lines, without control characters and without secrets.
-pub struct Lines {
+pub struct OutputLines {
     rest: Vec<u8>,
     budget: usize,
     secrets: Secrets,
 }
 
-impl Lines {
+impl OutputLines {
     pub fn without(secrets: &Secrets) -> Self {
         Self { rest: Vec::new(), budget: OUTPUT_MAX, secrets: secrets.clone() }
     }
@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     fn lines(pieces: &[&[u8]]) -> Vec<String> {
-        let (mut lines, mut seen) = (Lines::without(&Secrets::default()), Vec::new());
+        let (mut lines, mut seen) = (OutputLines::without(&Secrets::default()), Vec::new());
         for piece in pieces {
             lines.add(piece, &mut |line| seen.push(line.to_owned()));
         }
@@ -124,7 +124,7 @@ mod tests {
         let secrets = Secrets::of_test(&[("TOKEN", "hunter2-hunter2"), ("KEY", "first line\nsecond line")]);
         for before in LINE_MAX - 40..LINE_MAX + 40 {
             let text = format!("{}hunter2-hunter2{}", "x".repeat(before), "y".repeat(LINE_MAX));
-            let (mut lines, mut seen) = (Lines::without(&secrets), String::new());
+            let (mut lines, mut seen) = (OutputLines::without(&secrets), String::new());
             // In pieces, as from a pipe.
             for piece in text.as_bytes().chunks(1000) {
                 lines.add(piece, &mut |line| seen.push_str(line));
@@ -134,7 +134,7 @@ mod tests {
             assert!(!seen.contains("hunter"), "{before}");
         }
         let mut seen = Vec::new();
-        let mut lines = Lines::without(&secrets);
+        let mut lines = OutputLines::without(&secrets);
         lines.add(b"a first line\nsecond line b\nhun\x1bter2-hunter2\n", &mut |line| {
             seen.push(line.to_owned())
         });
@@ -143,7 +143,7 @@ mod tests {
 
     #[test]
     fn a_flood_is_cut_once() {
-        let (mut lines, mut bytes, mut last) = (Lines::without(&Secrets::default()), 0, String::new());
+        let (mut lines, mut bytes, mut last) = (OutputLines::without(&Secrets::default()), 0, String::new());
         let flood = [b'y', b'\n'].repeat(1 << 20);
         for _ in 0..40 {
             lines.add(&flood, &mut |line| {

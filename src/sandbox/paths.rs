@@ -19,7 +19,7 @@ const MAX_LINKS: usize = 40;
 pub(crate) const RUN: &str = "run";
 
 /// The end of a path inside an image.
-pub(crate) struct Place {
+pub(crate) struct ResolvedPath {
     /// The deepest directory that exists.
     pub dir: OwnedFd,
     /// The names of the directories down to `dir`, without links.
@@ -30,7 +30,7 @@ pub(crate) struct Place {
     pub found: Option<Stat>,
 }
 
-impl Place {
+impl ResolvedPath {
     pub(crate) fn in_run(&self) -> bool {
         self.real.iter().chain(&self.rest).next().is_some_and(|first| first == RUN)
     }
@@ -43,7 +43,7 @@ impl Place {
 
 /// Follows a path inside `root`, one name at a time, as the kernel would if `root` were `/`. `follow`: also a link
 /// that is the last name.
-pub(crate) fn resolve(root: BorrowedFd<'_>, path: &Path, follow: bool) -> Result<Place> {
+pub(crate) fn resolve(root: BorrowedFd<'_>, path: &Path, follow: bool) -> Result<ResolvedPath> {
     let mut dirs: Vec<(OwnedFd, OsString)> = Vec::new();
     let mut queue = names(path);
     let mut links = 0;
@@ -97,7 +97,7 @@ fn place(
     dirs: Vec<(OwnedFd, OsString)>,
     rest: Vec<OsString>,
     found: Option<Stat>,
-) -> Result<Place> {
+) -> Result<ResolvedPath> {
     let mut real = Vec::new();
     let mut dir = None;
     for (fd, name) in dirs {
@@ -108,7 +108,7 @@ fn place(
         Some(dir) => dir,
         None => root.try_clone_to_owned().context("copying a descriptor")?,
     };
-    Ok(Place { dir, real, rest, found })
+    Ok(ResolvedPath { dir, real, rest, found })
 }
 
 fn names(path: &Path) -> VecDeque<OsString> {

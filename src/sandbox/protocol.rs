@@ -14,19 +14,19 @@ pub const TERMINATE: &[u8] = b"terminate";
 
 /// From the helper.
 #[derive(Debug, Serialize, Deserialize)]
-pub enum Message {
+pub enum HelperMessage {
     /// The step could not be started.
     Failed { kind: u8, message: String, hint: Option<String> },
     /// The step's program ended before these other processes.
     Ended { status: ExitStatus, left: Vec<String> },
 }
 
-impl Message {
+impl HelperMessage {
     pub fn failed(error: &anyhow::Error) -> Self {
         Self::Failed { kind: Kind::of(error) as u8, message: format!("{error:#}"), hint: hint_of(error) }
     }
 
-    /// The failure of a [`Message::Failed`]. A kind that the helper does not use becomes `Step`.
+    /// The failure of a [`HelperMessage::Failed`]. A kind that the helper does not use becomes `Step`.
     pub fn failure(kind: u8, message: &str, hint: Option<String>) -> Failure {
         let kind = if kind == Kind::Machine as u8 { Kind::Machine } else { Kind::Step };
         let failure = kind.failure(message);

@@ -3,8 +3,8 @@
 //! If the image has such a file, the step's file is bound over it, so that nothing is written into the image. If it has
 //! none, there is nothing to bind over: then one is created (`placeholders`).
 
-use super::paths::{Place, resolve, write_new};
-use super::spec::Bind;
+use super::paths::{ResolvedPath, resolve, write_new};
+use super::spec::BindMount;
 use crate::error::Kind;
 use crate::sys::fds::open_within;
 use crate::sys::mount::api::{READ_ONLY, attach, copy, restrict};
@@ -15,14 +15,14 @@ use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
 /// Places files in a step's view of an image; used in the step's mount namespace, after `/run` is mounted.
-pub(crate) struct Shims<'a> {
+pub(crate) struct ShimMounter<'a> {
     pub root: BorrowedFd<'a>,
     /// A file system of this step, mounted where the image cannot reach it.
     pub scratch: BorrowedFd<'a>,
     pub count: usize,
 }
 
-impl Shims<'_> {
+impl ShimMounter<'_> {
     /// Places a file at `path`: in the step's own `/run` if the path leads there (a link may), otherwise bound over the
     /// last name itself, so that a link and its target stay as they are.
     pub fn put(&mut self, path: &str, content: &[u8], mode: u32) -> Result<()> {
@@ -57,7 +57,7 @@ impl Shims<'_> {
     }
 
     /// Binds a file or directory of this machine, read-only.
-    pub fn bind(&self, bind: &Bind) -> Result<()> {
+    pub fn bind(&self, bind: &BindMount) -> Result<()> {
         let opened = open_within(&bind.source, bind.within.as_deref(), OFlags::PATH)?;
         let source =
             copy(&opened, "", false).with_context(|| format!("opening {}", bind.source.display()))?;
@@ -91,7 +91,7 @@ impl Shims<'_> {
     }
 }
 
-fn open_last(place: &Place) -> Result<OwnedFd> {
+fn open_last(place: &ResolvedPath) -> Result<OwnedFd> {
     let name = place.rest.first().context("a path without a name")?;
     if place.rest.len() > 1 || place.found.is_none() {
         bail!("the image has no {name:?} there");
@@ -101,7 +101,7 @@ fn open_last(place: &Place) -> Result<OwnedFd> {
 }
 
 /// Creates a mount point in the step's own `/run`.
-fn make_in_run(place: &Place, directory: bool) -> Result<OwnedFd> {
+fn make_in_run(place: &ResolvedPath, directory: bool) -> Result<OwnedFd> {
     let (last, parents) = place.rest.split_last().context("a path without a name")?;
     let dir = make_parents(&place.dir, parents)?;
     if directory {
@@ -113,7 +113,7 @@ fn make_in_run(place: &Place, directory: bool) -> Result<OwnedFd> {
     Ok(rustix::fs::openat(&dir, last.as_os_str(), flags, Mode::empty())?)
 }
 
-fn write_in_run(place: &Place, content: &[u8], mode: u32) -> Result<()> {
+fn write_in_run(place: &ResolvedPath, content: &[u8], mode: u32) -> Result<()> {
     let Some((last, parents)) = place.rest.split_last() else { bail!("it is a directory") };
     if place.found.is_some() {
         bail!("it exists already");

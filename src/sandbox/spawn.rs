@@ -1,9 +1,9 @@
 //! Starts and ends a step's helper, on oven's side.
 
-use super::egress::Fence;
+use super::egress::EgressFence;
 use super::helper::{CONTROL, SPEC};
 use super::protocol::TERMINATE;
-use super::spec::Spec;
+use super::spec::StepSpec;
 use crate::error::Kind;
 use crate::sys::mount::api::{READ_ONLY, copy, restrict};
 use anyhow::{Context, Result};
@@ -27,7 +27,7 @@ const STACK: usize = 64 << 10;
 const CLONE_INTO_CGROUP: u64 = 1 << 33;
 
 /// A step's tree of processes. Dropping it kills them all and waits until they are gone.
-pub struct Running {
+pub struct StepProcess {
     /// Process 1 of the step. It becomes readable when all of the step is dead.
     pub process: OwnedFd,
     pub control: OwnedFd,
@@ -36,9 +36,9 @@ pub struct Running {
     reaped: bool,
 }
 
-impl Running {
+impl StepProcess {
     /// Starts `helper` for `spec`, in the fence's cgroup. The helper dies with the calling thread.
-    pub fn start(helper: &Path, spec: &Spec, fence: Option<&Fence>) -> Result<Self> {
+    pub fn start(helper: &Path, spec: &StepSpec, fence: Option<&EgressFence>) -> Result<Self> {
         let program = open_read_only(helper).with_context(|| format!("opening {}", helper.display()))?;
         // Its number may be one of those that the helper's descriptors get.
         let program = duplicate(&program)?;
@@ -57,7 +57,7 @@ impl Running {
         };
         let [stdin, stdout, stderr] = standard;
         let inherited = [stdin?, stdout?, stderr?, duplicate(&spec_file)?, duplicate(&theirs)?];
-        let cgroup = fence.map(Fence::cgroup);
+        let cgroup = fence.map(EgressFence::cgroup);
         let process = spawn(&program, &inherited, cgroup).map_err(|error| {
             Kind::Machine
                 .failure(format!("cannot start a contained process ({error})"))
@@ -101,7 +101,7 @@ impl Running {
     }
 }
 
-impl Drop for Running {
+impl Drop for StepProcess {
     fn drop(&mut self) {
         if self.reaped {
             return;
@@ -130,7 +130,7 @@ fn open_read_only(program: &Path) -> Result<OwnedFd> {
     Ok(file)
 }
 
-fn write_spec(spec: &Spec) -> Result<OwnedFd> {
+fn write_spec(spec: &StepSpec) -> Result<OwnedFd> {
     let fd = rustix::fs::memfd_create("step", MemfdFlags::CLOEXEC)?;
     let mut file = std::fs::File::from(fd);
     file.write_all(&serde_json::to_vec(spec)?)?;
@@ -232,12 +232,12 @@ fn spawn(program: &OwnedFd, inherited: &[OwnedFd; 5], cgroup: Option<BorrowedFd<
 }
 
 /// The terminal's state before a step uses it.
-pub struct Terminal {
+pub struct TerminalState {
     group: rustix::process::Pid,
     modes: rustix::termios::Termios,
 }
 
-impl Terminal {
+impl TerminalState {
     /// Records the state of standard input's terminal, if it is one.
     pub fn note() -> Option<Self> {
         let stdin = rustix::stdio::stdin();
@@ -246,7 +246,7 @@ impl Terminal {
     }
 }
 
-impl Drop for Terminal {
+impl Drop for TerminalState {
     #[allow(unsafe_code)]
     fn drop(&mut self) {
         let stdin = rustix::stdio::stdin();

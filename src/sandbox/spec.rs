@@ -1,6 +1,6 @@
 //! What a step is given, and how it ended.
 
-use crate::device::Node;
+use crate::device::DeviceNode;
 use oven_distro::Shim;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 /// The specification of a step, which the helper gets as JSON.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Spec {
+pub struct StepSpec {
     /// Where the image's root is mounted, in the private mount namespace of this process.
     pub root: PathBuf,
     pub argv: Vec<String>,
@@ -28,12 +28,12 @@ pub struct Spec {
     /// Files that exist only while the step runs.
     pub shims: Vec<Shim>,
     /// Files and directories of this machine that the step sees read-only.
-    pub binds: Vec<Bind>,
+    pub binds: Vec<BindMount>,
     /// Cached packages, mounted over the image's own directories.
     #[serde(default)]
     pub caches: Vec<CacheMount>,
     /// The disk's own nodes, for the step's private `/dev`.
-    pub nodes: Vec<Node>,
+    pub nodes: Vec<DeviceNode>,
     /// What the step writes is discarded.
     pub throwaway: bool,
     /// It has a terminal for a person (`oven shell`); otherwise standard input is `/dev/null`.
@@ -42,7 +42,7 @@ pub struct Spec {
 
 /// Something of this machine that a step sees read-only.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Bind {
+pub struct BindMount {
     pub source: PathBuf,
     /// Absolute, in the image. Below `/run` it is created; elsewhere it has to exist, and links are followed inside the
     /// image.
@@ -55,7 +55,7 @@ pub struct Bind {
 
 /// How a step ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Exit {
+pub struct StepExit {
     pub status: ExitStatus,
     /// Names of processes that the command left running. They were killed.
     pub left: Vec<String>,

@@ -5,13 +5,13 @@ use super::first_boot;
 use super::rules;
 use super::rules::remove;
 use super::rules::{is_directory, is_kept, kind};
-use crate::image::tree::Inside;
-use crate::image::walk::Go;
+use crate::image::tree::ImageTree;
+use crate::image::walk::Walk;
 use anyhow::{Context, Result};
 use rustix::fs::FileType;
 
 /// Cleans the image, except for what `keep` names. Returns notes for the user.
-pub fn clean(inside: &Inside, keep: &[String]) -> Result<Vec<String>> {
+pub fn clean(inside: &ImageTree, keep: &[String]) -> Result<Vec<String>> {
     let mut notes = Vec::new();
     for (pattern, _) in rules::FILES {
         remove(inside, pattern, keep)?;
@@ -32,18 +32,18 @@ pub fn clean(inside: &Inside, keep: &[String]) -> Result<Vec<String>> {
 }
 
 /// Empties logs, so that their owner and mode stay, and removes rotated ones.
-fn clean_logs(inside: &Inside, keep: &[String]) -> Result<()> {
+fn clean_logs(inside: &ImageTree, keep: &[String]) -> Result<()> {
     if !is_directory(inside, rules::LOGS)? {
         return Ok(());
     }
     let (mut empty, mut remove) = (Vec::new(), Vec::new());
     inside.walk(rules::LOGS, &mut |path, stat| {
         if is_kept(keep, path) {
-            return Ok(Go::Past);
+            return Ok(Walk::Past);
         }
         let name = path.rsplit('/').next().unwrap_or(path);
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Ok(Go::On);
+            return Ok(Walk::On);
         }
         // A log with several names may be the content of another file: emptying it would empty that file.
         if rules::is_rotated(name) || stat.st_nlink > 1 {
@@ -51,7 +51,7 @@ fn clean_logs(inside: &Inside, keep: &[String]) -> Result<()> {
         } else if stat.st_size > 0 {
             empty.push(path.to_owned());
         }
-        Ok(Go::On)
+        Ok(Walk::On)
     })?;
     for path in remove {
         inside.remove(&path)?;
@@ -64,7 +64,7 @@ fn clean_logs(inside: &Inside, keep: &[String]) -> Result<()> {
 
 /// Writes an empty file, so that each instance generates its own id. Not `uninitialized`, which would also make systemd
 /// apply presets and could enable again what a definition disabled; and the file is not removed, which means the same.
-fn empty_machine_id(inside: &Inside, keep: &[String]) -> Result<()> {
+fn empty_machine_id(inside: &ImageTree, keep: &[String]) -> Result<()> {
     let path = rules::MACHINE_ID;
     let exists = match kind(inside, path)? {
         Some(FileType::Directory) => return Ok(()),

@@ -4,7 +4,7 @@
 use super::rules;
 use super::rules::remove;
 use super::rules::{expand, is_kept, kind, text};
-use crate::image::tree::Inside;
+use crate::image::tree::ImageTree;
 use anyhow::{Context, Result};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -60,13 +60,13 @@ ExecStart=/usr/sbin/make-ssl-cert generate-default-snakeoil --force-overwrite
 WantedBy=basic.target
 ";
 
-pub fn has_systemd(inside: &Inside) -> Result<bool> {
+pub fn has_systemd(inside: &ImageTree) -> Result<bool> {
     Ok(inside.exists("/usr/lib/systemd/systemd")? || inside.exists("/lib/systemd/systemd")?)
 }
 
 /// Removes SSH host keys if something makes new ones at boot, and adds a unit for that if necessary. Returns a note
 /// about the unit.
-pub fn host_keys(inside: &Inside, keep: &[String]) -> Result<Option<String>> {
+pub fn host_keys(inside: &ImageTree, keep: &[String]) -> Result<Option<String>> {
     let keys = expand(inside, rules::HOST_KEYS)?;
     if keys.iter().any(|(path, _)| is_kept(keep, path)) {
         return Ok(None);
@@ -87,7 +87,7 @@ pub fn host_keys(inside: &Inside, keep: &[String]) -> Result<Option<String>> {
 
 /// Removes the key that Debian's ssl-cert makes when it is installed, which mail and database servers use, and adds a
 /// unit that makes a new one. Returns a note about the unit.
-pub fn snakeoil(inside: &Inside, keep: &[String]) -> Result<Option<String>> {
+pub fn snakeoil(inside: &ImageTree, keep: &[String]) -> Result<Option<String>> {
     if kind(inside, rules::SNAKEOIL)?.is_none() || is_kept(keep, rules::SNAKEOIL) {
         return Ok(None);
     }
@@ -103,7 +103,7 @@ pub fn snakeoil(inside: &Inside, keep: &[String]) -> Result<Option<String>> {
 }
 
 /// Whether something makes SSH host keys at boot.
-fn makes_host_keys(inside: &Inside) -> Result<bool> {
+fn makes_host_keys(inside: &ImageTree) -> Result<bool> {
     if cloud_init_makes_them(inside)? {
         return Ok(true);
     }
@@ -129,7 +129,7 @@ fn runs_ssh_keygen(text: &str) -> bool {
     })
 }
 
-fn cloud_init_makes_them(inside: &Inside) -> Result<bool> {
+fn cloud_init_makes_them(inside: &ImageTree) -> Result<bool> {
     let mut generator = false;
     for dir in ["/usr/lib", "/lib"] {
         generator |= inside.exists(&format!("{dir}/systemd/system-generators/cloud-init-generator"))?;
@@ -142,13 +142,13 @@ fn cloud_init_makes_them(inside: &Inside) -> Result<bool> {
     Ok(generator && !disabled && ssh && inside.exists("/usr/bin/cloud-init")?)
 }
 
-fn is_masked(inside: &Inside, unit: &str) -> Result<bool> {
+fn is_masked(inside: &ImageTree, unit: &str) -> Result<bool> {
     let link = inside.read_link(&format!("{}/{unit}", UNITS[0]))?;
     Ok(link.is_some_and(|target| target == "/dev/null"))
 }
 
 /// The units that another unit wants or requires.
-fn enabled_units(inside: &Inside) -> Result<Vec<String>> {
+fn enabled_units(inside: &ImageTree) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for dir in UNITS {
         for kind in ["wants", "requires"] {
@@ -169,7 +169,7 @@ fn enabled_units(inside: &Inside) -> Result<Vec<String>> {
 }
 
 /// The text of a unit and of its drop-ins; for an instance, also that of its template.
-fn unit_text(inside: &Inside, name: &str) -> Result<String> {
+fn unit_text(inside: &ImageTree, name: &str) -> Result<String> {
     let template =
         name.split_once('@').and_then(|(stem, rest)| Some(format!("{stem}@.{}", rest.rsplit_once('.')?.1)));
     let mut all = String::new();
@@ -185,7 +185,7 @@ fn unit_text(inside: &Inside, name: &str) -> Result<String> {
 }
 
 /// Adds a unit and enables it, as `systemctl enable` does.
-fn add_unit(inside: &Inside, name: &str, content: &str, wanted_by: &str) -> Result<()> {
+fn add_unit(inside: &ImageTree, name: &str, content: &str, wanted_by: &str) -> Result<()> {
     let path = format!("{}/{name}", UNITS[0]);
     inside.write(&path, content.as_bytes(), 0o644, 0, 0)?;
     let wants = format!("{}/{wanted_by}.wants", UNITS[0]);
@@ -201,7 +201,7 @@ fn add_unit(inside: &Inside, name: &str, content: &str, wanted_by: &str) -> Resu
 }
 
 /// The private host keys that are still in the image, for the lint.
-pub fn host_keys_left(inside: &Inside) -> Result<Vec<String>> {
+pub fn host_keys_left(inside: &ImageTree) -> Result<Vec<String>> {
     let keys = expand(inside, rules::HOST_KEYS)?;
     Ok(keys.into_iter().filter(|(_, kind)| *kind == FileType::RegularFile).map(|(path, _)| path).collect())
 }

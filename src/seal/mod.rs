@@ -8,9 +8,9 @@ pub mod rules;
 pub mod secret_scan;
 pub mod selinux;
 
-use crate::provision::command::Runner;
+use crate::provision::command::CommandRunner;
 use crate::provision::plan_steps;
-use crate::provision::space::Space;
+use crate::provision::space::DiskSpace;
 use anyhow::{Context, Result};
 use std::time::SystemTime;
 
@@ -18,26 +18,26 @@ use std::time::SystemTime;
 /// boot loader compare with.
 pub struct Baseline {
     begun: SystemTime,
-    space: Space,
-    since: secret_scan::Since,
-    lint: lint::Before,
-    boot: bootable::Before,
+    space: DiskSpace,
+    since: secret_scan::BakeStart,
+    lint: lint::LintBaseline,
+    boot: bootable::BootBaseline,
 }
 
 impl Baseline {
-    pub fn take(runner: &Runner<'_>) -> Result<Self> {
+    pub fn take(runner: &CommandRunner<'_>) -> Result<Self> {
         let (place, work) = (&runner.place, &runner.work);
         Ok(Self {
             begun: SystemTime::now(),
-            space: Space::of(place.root)?,
-            since: secret_scan::Since::now(),
-            lint: lint::Before::of(place.inside, work)?,
-            boot: bootable::Before::of(place.inside)?,
+            space: DiskSpace::of(place.root)?,
+            since: secret_scan::BakeStart::now(),
+            lint: lint::LintBaseline::of(place.inside, work)?,
+            boot: bootable::BootBaseline::of(place.inside)?,
         })
     }
 
     /// To be called when the packages are installed: what a definition's own script changes after that is meant.
-    pub fn note_packages(&mut self, runner: &Runner<'_>) -> Result<()> {
+    pub fn note_packages(&mut self, runner: &CommandRunner<'_>) -> Result<()> {
         self.lint.packages_are_done(runner.place.inside)
     }
 }
@@ -46,7 +46,7 @@ impl Baseline {
 /// is left in it that only the bake needed, that no secret is in it, and that its disk has room left.
 ///
 /// Errors: `Step` where the image is not as it should be.
-pub async fn image(runner: &Runner<'_>, baseline: Baseline) -> Result<()> {
+pub async fn image(runner: &CommandRunner<'_>, baseline: Baseline) -> Result<()> {
     let (place, work) = (&runner.place, &runner.work);
     for step in plan_steps::cleaning(work.plan) {
         plan_steps::run_step(runner, step).await?;

@@ -1,7 +1,7 @@
 //! The clean-up rules: where machine-specific data is, and what it is. [`super::clean`] removes it, [`super::lint`]
 //! searches for it.
 
-use crate::image::tree::Inside;
+use crate::image::tree::ImageTree;
 use crate::provision::definition_files::Accounts;
 use crate::provision::diagnose::capture;
 use anyhow::Result;
@@ -73,7 +73,7 @@ pub fn is_kept(keep: &[String], path: &str) -> bool {
 
 /// The type of an object, if it exists: of the object itself, and only if no directory on the way to it is a symlink. A
 /// directory behind a symlink is not cleaned: the symlink may lead to `/`.
-pub fn kind(inside: &Inside, path: &str) -> Result<Option<FileType>> {
+pub fn kind(inside: &ImageTree, path: &str) -> Result<Option<FileType>> {
     let parents = path.match_indices('/').map(|(at, _)| &path[..at]).skip(1);
     for parent in parents {
         if own_kind(inside, parent)? != Some(FileType::Directory) {
@@ -83,16 +83,16 @@ pub fn kind(inside: &Inside, path: &str) -> Result<Option<FileType>> {
     own_kind(inside, path)
 }
 
-fn own_kind(inside: &Inside, path: &str) -> Result<Option<FileType>> {
+fn own_kind(inside: &ImageTree, path: &str) -> Result<Option<FileType>> {
     Ok(inside.metadata(path)?.map(|stat| FileType::from_raw_mode(stat.st_mode)))
 }
 
-pub fn is_directory(inside: &Inside, path: &str) -> Result<bool> {
+pub fn is_directory(inside: &ImageTree, path: &str) -> Result<bool> {
     Ok(kind(inside, path)? == Some(FileType::Directory))
 }
 
 /// The paths that a pattern names, each with its type.
-pub fn expand(inside: &Inside, pattern: &str) -> Result<Vec<(String, FileType)>> {
+pub fn expand(inside: &ImageTree, pattern: &str) -> Result<Vec<(String, FileType)>> {
     let mut found = vec![String::new()];
     for part in pattern.split('/').filter(|part| !part.is_empty()) {
         let mut next = Vec::new();
@@ -116,7 +116,7 @@ pub fn expand(inside: &Inside, pattern: &str) -> Result<Vec<(String, FileType)>>
 }
 
 /// Histories in the homes of all accounts and below /home: everything that has such a name, except directories.
-pub fn histories(inside: &Inside) -> Result<Vec<String>> {
+pub fn histories(inside: &ImageTree) -> Result<Vec<String>> {
     let mut homes = Accounts::read(inside)?.homes();
     homes.push("/root".to_owned());
     homes.extend(expand(inside, "/home/*")?.into_iter().map(|(path, _)| path));
@@ -146,13 +146,13 @@ pub fn is_rotated(name: &str) -> bool {
 }
 
 /// The text of a file; empty if it does not exist or is not a file.
-pub fn text(inside: &Inside, path: &str) -> String {
+pub fn text(inside: &ImageTree, path: &str) -> String {
     let bytes = inside.read(path).ok().flatten().unwrap_or_default();
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// Removes what a pattern names, except directories.
-pub fn remove(inside: &Inside, pattern: &str, keep: &[String]) -> Result<bool> {
+pub fn remove(inside: &ImageTree, pattern: &str, keep: &[String]) -> Result<bool> {
     let mut any = false;
     for (path, kind) in expand(inside, pattern)? {
         if kind != FileType::Directory && !is_kept(keep, &path) {

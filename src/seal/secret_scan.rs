@@ -7,8 +7,8 @@
 //! cannot discard them.
 
 use crate::error::Kind;
-use crate::image::tree::Inside;
-use crate::image::walk::Go;
+use crate::image::tree::ImageTree;
+use crate::image::walk::Walk;
 use crate::secrets::Secrets;
 use anyhow::{Context, Result};
 use rustix::fs::FileType;
@@ -24,9 +24,9 @@ const NAMED_MAX: usize = 20;
 
 /// When a bake began, in seconds since 1970.
 #[derive(Debug, Clone, Copy)]
-pub struct Since(i64);
+pub struct BakeStart(i64);
 
-impl Since {
+impl BakeStart {
     pub fn now() -> Self {
         let now = (SystemTime::now() - MARGIN).duration_since(UNIX_EPOCH).unwrap_or_default();
         Self(i64::try_from(now.as_secs()).unwrap_or_default())
@@ -34,7 +34,7 @@ impl Since {
 }
 
 /// Fails with the paths in the image that contain a secret, and the secrets' names.
-pub fn ensure_none(inside: &Inside, secrets: &Secrets, since: Since) -> Result<()> {
+pub fn ensure_none(inside: &ImageTree, secrets: &Secrets, since: BakeStart) -> Result<()> {
     if secrets.is_empty() {
         return Ok(());
     }
@@ -50,7 +50,7 @@ pub fn ensure_none(inside: &Inside, secrets: &Secrets, since: Since) -> Result<(
             }
             #[allow(clippy::unnecessary_cast, reason = "its type is the machine's")]
             if (stat.st_ctime as i64) < since.0 {
-                return Ok(Go::On);
+                return Ok(Walk::On);
             }
             let name = path.rsplit('/').next().unwrap_or_default();
             let secret = match kind {
@@ -64,7 +64,7 @@ pub fn ensure_none(inside: &Inside, secrets: &Secrets, since: Since) -> Result<(
                 _ => None,
             };
             found.extend(secret.map(|name| (path.to_owned(), name.to_owned())));
-            Ok(Go::On)
+            Ok(Walk::On)
         })?;
     }
     if found.is_empty() {
@@ -86,7 +86,7 @@ pub fn ensure_none(inside: &Inside, secrets: &Secrets, since: Since) -> Result<(
         .into())
 }
 
-fn find_in_file<'s>(inside: &Inside, path: &str, secrets: &'s Secrets) -> Result<Option<&'s str>> {
+fn find_in_file<'s>(inside: &ImageTree, path: &str, secrets: &'s Secrets) -> Result<Option<&'s str>> {
     let Some(mut file) = inside.open_file(path)? else { return Ok(None) };
     let overlap = secrets.longest_sought().saturating_sub(1);
     let mut buffer = vec![0; CHUNK + overlap];
@@ -115,7 +115,7 @@ mod tests {
         Secrets::of_test(&[("TOKEN", "hunter2-hunter2")])
     }
 
-    fn search(tree: &Tree, since: Since) -> Result<(), String> {
+    fn search(tree: &Tree, since: BakeStart) -> Result<(), String> {
         ensure_none(&tree.inside(), &secrets(), since).map_err(|error| format!("{error:#}"))
     }
 
@@ -124,13 +124,13 @@ mod tests {
         let tree = Tree::new();
         tree.file("etc/fine", "hunter2");
         tree.fifo("run/fifo");
-        assert_eq!(search(&tree, Since::now()), Ok(()));
+        assert_eq!(search(&tree, BakeStart::now()), Ok(()));
         tree.file("etc/conf", "token = hunter2-hunter2\n");
         // printf user:hunter2-hunter2 | base64
         tree.file("root/.netrc", "Basic dXNlcjpodW50ZXIyLWh1bnRlcjI=\n");
         tree.file("srv/hunter2-hunter2.txt", "");
         tree.link("/x?token=hunter2-hunter2", "srv/link");
-        let error = search(&tree, Since::now()).unwrap_err();
+        let error = search(&tree, BakeStart::now()).unwrap_err();
         for path in ["/etc/conf", "/root/.netrc", "/srv/hunter2-hunter2.txt", "/srv/link"] {
             assert!(error.contains(&format!("{path}: holds the secret TOKEN")), "{path}: {error}");
         }
@@ -142,7 +142,7 @@ mod tests {
         for at in CHUNK - 20..CHUNK + 40 {
             let tree = Tree::new();
             tree.file("big", &format!("{}hunter2-hunter2{}", "x".repeat(at), "y".repeat(CHUNK)));
-            assert!(search(&tree, Since::now()).is_err(), "{at}");
+            assert!(search(&tree, BakeStart::now()).is_err(), "{at}");
         }
     }
 
@@ -150,8 +150,8 @@ mod tests {
     fn files_of_the_base_are_not_searched() {
         let tree = Tree::new();
         tree.file("etc/conf", "hunter2-hunter2");
-        let later = Since(Since::now().0 + 3600);
+        let later = BakeStart(BakeStart::now().0 + 3600);
         assert_eq!(search(&tree, later), Ok(()));
-        assert!(ensure_none(&tree.inside(), &Secrets::default(), Since(0)).is_ok());
+        assert!(ensure_none(&tree.inside(), &Secrets::default(), BakeStart(0)).is_ok());
     }
 }

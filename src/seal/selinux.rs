@@ -7,8 +7,8 @@
 use super::rules::text;
 use crate::definition::Selinux;
 use crate::error::Kind;
-use crate::image::tree::Inside;
-use crate::provision::command::{Call, Runner};
+use crate::image::tree::ImageTree;
+use crate::provision::command::{CommandRunner, ImageCommand};
 use crate::sys::mount::table;
 use anyhow::{Context, Result};
 use std::path::Path;
@@ -49,7 +49,12 @@ struct Policy {
 ///
 /// # Errors
 /// `Step` if the image's own setfiles fails, or if a file does not get the label that setfiles asks for.
-pub async fn label(runner: &Runner<'_>, inside: &Inside, mode: Selinux, begun: SystemTime) -> Result<()> {
+pub async fn label(
+    runner: &CommandRunner<'_>,
+    inside: &ImageTree,
+    mode: Selinux,
+    begun: SystemTime,
+) -> Result<()> {
     let Some(policy) = read_policy(inside)? else { return Ok(()) };
     let report = runner.work.report;
     if mode == Selinux::Autorelabel {
@@ -88,8 +93,8 @@ pub async fn label(runner: &Runner<'_>, inside: &Inside, mode: Selinux, begun: S
 
 /// Checks some of the files, and some that an instance cannot do without, with setfiles.
 async fn verify(
-    runner: &Runner<'_>,
-    inside: &Inside,
+    runner: &CommandRunner<'_>,
+    inside: &ImageTree,
     setfiles: &str,
     policy: &Policy,
     labelled: &[String],
@@ -120,7 +125,7 @@ async fn verify(
     }
 }
 
-fn read_policy(inside: &Inside) -> Result<Option<Policy>> {
+fn read_policy(inside: &ImageTree) -> Result<Option<Policy>> {
     let (mode, kind) = settings(&text(inside, CONFIG));
     let contexts = format!("/etc/selinux/{kind}/contexts/files/file_contexts");
     if !["enforcing", "permissive"].contains(&mode.as_str())
@@ -165,7 +170,7 @@ fn file_systems(root: &Path) -> Result<Vec<String>> {
     Ok(found)
 }
 
-fn find_setfiles(inside: &Inside) -> Result<Option<&'static str>> {
+fn find_setfiles(inside: &ImageTree) -> Result<Option<&'static str>> {
     for path in SETFILES {
         if inside.exists(path)? {
             return Ok(Some(path));
@@ -175,7 +180,12 @@ fn find_setfiles(inside: &Inside) -> Result<Option<&'static str>> {
 }
 
 /// `-n` changes nothing. `-m` includes files although the kernel reports no mount with support for labels.
-fn setfiles_command<'a>(runner: &Runner<'a>, setfiles: &str, policy: &Policy, paths: &[String]) -> Call<'a> {
+fn setfiles_command<'a>(
+    runner: &CommandRunner<'a>,
+    setfiles: &str,
+    policy: &Policy,
+    paths: &[String],
+) -> ImageCommand<'a> {
     let mut argv: Vec<String> = [setfiles, "-n", "-v", "-m"].map(str::to_owned).to_vec();
     let mut add = |option: &str, value: &str| argv.extend([option.to_owned(), value.to_owned()]);
     EXCLUDED.iter().for_each(|path| add("-e", path));
@@ -184,7 +194,7 @@ fn setfiles_command<'a>(runner: &Runner<'a>, setfiles: &str, policy: &Policy, pa
     }
     argv.push(policy.contexts.clone());
     argv.extend(paths.iter().cloned());
-    Call {
+    ImageCommand {
         why: "listing the SELinux labels of the image's files".to_owned(),
         name: "setfiles".to_owned(),
         argv,
@@ -192,7 +202,7 @@ fn setfiles_command<'a>(runner: &Runner<'a>, setfiles: &str, policy: &Policy, pa
         // What a plan mounts over files is not part of the image.
         shims: Vec::new(),
         binds: Vec::new(),
-        ..Call::of_the_plan(runner)
+        ..ImageCommand::of_the_plan(runner)
     }
 }
 

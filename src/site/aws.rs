@@ -4,9 +4,9 @@ use super::{Findings, Site, Use};
 use crate::cloud::aws::ebs::Ebs;
 use crate::cloud::aws::{ec2, imds, nvme};
 use crate::config::project::{Settings, Strategy};
-use crate::disk::attached_disk::Attached;
-use crate::disk::direct::Direct;
-use crate::disk::strategy::Chosen;
+use crate::disk::attached_disk::AttachedDisks;
+use crate::disk::direct::DirectDisks;
+use crate::disk::strategy::SelectedDisks;
 use crate::error::Kind;
 use crate::ids::VolumeId;
 use crate::report::Report;
@@ -54,7 +54,7 @@ pub async fn examine(settings: Settings, report: Report) -> (Findings, Result<Si
 
 async fn who_am_i(settings: &Settings) -> Result<imds::Instance> {
     let Settings { instance_id, zone, region, .. } = settings.clone();
-    let given = imds::Given { instance_id, zone, region };
+    let given = imds::InstanceOverrides { instance_id, zone, region };
     imds::who_am_i(given).await.context("asking which instance this is")
 }
 
@@ -71,13 +71,13 @@ async fn connect(settings: Settings, report: Report, instance: Option<imds::Inst
     let (instance_id, zone, at) =
         instance.map(|i| (Some(i.id), Some(i.zone), Some(i.region))).unwrap_or_default();
     let state = PathBuf::from(STATE_DIR);
-    let mut cloud = ec2::Ec2::connect(ec2::Options {
+    let mut cloud = ec2::Ec2::connect(ec2::Ec2Options {
         region: settings.region.clone().or(at),
         instance_id,
         zone,
         documents: state.join("aws"),
         devices: Rc::new(move |volume: &VolumeId| nvme::find(Path::new(SYS), Path::new(DEV), volume)),
-        pace: ec2::Pace::default(),
+        pace: ec2::Timeouts::default(),
     })
     .await?;
     let strategy = settings.disks();
@@ -85,10 +85,10 @@ async fn connect(settings: Settings, report: Report, instance: Option<imds::Inst
         cloud = cloud.without_volumes();
     }
     let blocks = Rc::new(Ebs::new(cloud.clone()));
-    let direct = Direct::new(blocks.clone(), &state, settings.cache_gib, &super::helper()?, &report);
-    let disks = Rc::new(Chosen {
+    let direct = DirectDisks::new(blocks.clone(), &state, settings.cache_gib, &super::helper()?, &report);
+    let disks = Rc::new(SelectedDisks {
         strategy,
-        attached: Rc::new(Attached::new(Rc::new(cloud.clone()))),
+        attached: Rc::new(AttachedDisks::new(Rc::new(cloud.clone()))),
         direct: Rc::new(direct),
         state: state.clone(),
     });

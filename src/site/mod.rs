@@ -3,25 +3,25 @@
 #[cfg(feature = "aws")]
 mod aws;
 
-use crate::cloud::block_api::Blocks;
+use crate::cloud::block_api::BlockApi;
 use crate::cloud::local::Region;
 use crate::cloud::{Cloud, Image, StaleRun, Tags};
 use crate::config::overrides::Overrides;
 use crate::config::project::{AWS, Settings, Strategy};
 use crate::definition::Definition;
-use crate::disk::Disks;
-use crate::disk::attached_disk::Attached;
-use crate::disk::direct::Direct;
+use crate::disk::DiskStrategy;
+use crate::disk::attached_disk::AttachedDisks;
+use crate::disk::direct::DirectDisks;
 use crate::disk::direct::preserved_disk;
-use crate::disk::strategy::Chosen;
+use crate::disk::strategy::SelectedDisks;
 use crate::distros;
-use crate::distros::Registry;
+use crate::distros::PluginRegistry;
 use crate::doctor::checks;
 use crate::error::Kind;
 use crate::ids::{Architecture, ImageId, RunId, SnapshotId};
-use crate::provision::context::Guard;
+use crate::provision::context::EgressGuard;
 use crate::report::Report;
-use crate::undo::Policy;
+use crate::undo::UndoPolicy;
 use anyhow::{Context, Result};
 use oven_distro::Distro;
 use std::path::{Path, PathBuf};
@@ -38,8 +38,8 @@ const FULL: u64 = 64 << 20;
 #[derive(Clone)]
 pub struct Site {
     pub cloud: Rc<dyn Cloud>,
-    pub disks: Rc<dyn Disks>,
-    pub distros: Rc<Registry>,
+    pub disks: Rc<dyn DiskStrategy>,
+    pub distros: Rc<PluginRegistry>,
     /// The program that steps are run by: this one, re-executed.
     pub helper: PathBuf,
     /// For mount points: private to this process where `main` made it so.
@@ -51,7 +51,7 @@ pub struct Site {
     /// The local region, where the cloud is one: images are imported into it, and removed from it.
     pub region: Option<Region>,
     /// The cloud's snapshots by their blocks: sent and read without a volume.
-    pub blocks: Rc<dyn Blocks>,
+    pub blocks: Rc<dyn BlockApi>,
 }
 
 /// What was looked at, and what is wrong with it.
@@ -84,10 +84,10 @@ impl Site {
         let state = settings.region_dir.clone().unwrap_or_else(|| REGION_DIR.into());
         let region = Region::open(&state)?;
         let shared = Rc::new(region.clone());
-        let direct = Direct::new(shared.clone(), &state, settings.cache_gib, &helper()?, &report);
-        let disks = Rc::new(Chosen {
+        let direct = DirectDisks::new(shared.clone(), &state, settings.cache_gib, &helper()?, &report);
+        let disks = Rc::new(SelectedDisks {
             strategy: settings.disks(),
-            attached: Rc::new(Attached::new(shared)),
+            attached: Rc::new(AttachedDisks::new(shared)),
             direct: Rc::new(direct),
             state: state.clone(),
         });
@@ -97,8 +97,8 @@ impl Site {
 
     fn with(
         cloud: Rc<dyn Cloud>,
-        disks: Rc<dyn Disks>,
-        blocks: Rc<dyn Blocks>,
+        disks: Rc<dyn DiskStrategy>,
+        blocks: Rc<dyn BlockApi>,
         state: PathBuf,
         settings: Settings,
         report: Report,
@@ -242,9 +242,9 @@ impl Site {
         Ok(dir)
     }
 
-    pub fn undo_policy(&self, keep_on_failure: bool) -> Policy {
+    pub fn undo_policy(&self, keep_on_failure: bool) -> UndoPolicy {
         let (failed, paying, state) = (self.report.clone(), self.report.clone(), self.state.clone());
-        Policy {
+        UndoPolicy {
             keep_on_failure,
             on_failure: Box::new(move |error| {
                 failed.failure(error);
@@ -264,8 +264,8 @@ impl Site {
     }
 
     /// What keeps steps from the builder's credentials.
-    pub fn egress_guard(&self) -> Guard {
-        if self.settings.cloud == AWS { Guard::Required } else { Guard::Wanted }
+    pub fn egress_guard(&self) -> EgressGuard {
+        if self.settings.cloud == AWS { EgressGuard::Required } else { EgressGuard::Wanted }
     }
 }
 
@@ -275,9 +275,9 @@ pub fn helper() -> Result<PathBuf> {
 }
 
 /// All plugins: those that are built in, those of the directories, and these of the command line.
-pub fn plugins(given: &[PathBuf], helper: &Path) -> Result<Registry> {
+pub fn plugins(given: &[PathBuf], helper: &Path) -> Result<PluginRegistry> {
     let directories: Vec<_> = distros::DIRECTORIES.iter().map(PathBuf::from).collect();
-    let installed = Registry::built_in(built_in()).look(&directories, helper);
+    let installed = PluginRegistry::built_in(built_in()).look(&directories, helper);
     given.iter().try_fold(installed, |registry, path| registry.give(path, helper))
 }
 

@@ -48,7 +48,7 @@ pub struct FsGrow {
 
 /// What to do with a partition in the kernel's table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Change {
+pub enum PartitionChange {
     Add = 1,
     Resize = 3,
 }
@@ -66,7 +66,7 @@ pub fn size(device: BorrowedFd<'_>) -> Result<u64, Errno> {
 #[allow(unsafe_code)]
 pub fn partition(
     disk: BorrowedFd<'_>,
-    change: Change,
+    change: PartitionChange,
     number: u32,
     start: u64,
     length: u64,

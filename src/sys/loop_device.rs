@@ -2,7 +2,7 @@
 
 use crate::device::Device;
 use crate::error::Kind;
-use crate::sys::poll::{Policy, Probe, until};
+use crate::sys::poll::{PollPolicy, Probe, until};
 use anyhow::{Context, Result};
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
 use std::fs::File;
@@ -33,7 +33,7 @@ const LOOP_MAJOR: u32 = 7;
 /// How often to try again when another process takes a free device first.
 const MAX_TRIES: u32 = 256;
 /// How long to wait after the last descriptor is closed; another program's probe of the device may delay it.
-const RELEASE: Policy = Policy::local(Duration::from_secs(5));
+const RELEASE: PollPolicy = PollPolicy::local(Duration::from_secs(5));
 
 #[repr(C)]
 #[derive(Clone, Copy)]

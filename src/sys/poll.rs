@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 /// How often to poll, and for how long.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Policy {
+pub struct PollPolicy {
     /// The pause from the first poll to the second. The time that a poll takes counts as part of the pause, up to half
     /// of it.
     pub first: Duration,
@@ -21,7 +21,7 @@ pub struct Policy {
     pub deadline: Duration,
 }
 
-impl Policy {
+impl PollPolicy {
     /// For waits on this machine, which usually take milliseconds.
     pub const fn local(deadline: Duration) -> Self {
         let (first, longest) = (Duration::from_millis(1), Duration::from_millis(50));
@@ -41,7 +41,7 @@ pub enum Probe<T> {
 /// once. After the deadline it fails with an error that names `what` (after "waiting for") and the last state.
 pub async fn until<T>(
     what: &str,
-    policy: &Policy,
+    policy: &PollPolicy,
     mut probe: impl AsyncFnMut() -> Result<Probe<T>>,
 ) -> Result<T> {
     let start = Instant::now();
@@ -83,7 +83,7 @@ mod tests {
     use super::*;
     use std::cell::Cell;
 
-    const POLICY: Policy = Policy {
+    const POLICY: PollPolicy = PollPolicy {
         first: Duration::from_secs(1),
         share: 1.0,
         longest: Duration::from_secs(4),

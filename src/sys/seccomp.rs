@@ -136,9 +136,9 @@ const ARCH_AT: u32 = 4;
 const ARGUMENTS_AT: u32 = 16;
 
 /// A filter, ready for the kernel.
-pub struct Filter(Vec<sock_filter>);
+pub struct SyscallFilter(Vec<sock_filter>);
 
-impl Filter {
+impl SyscallFilter {
     /// `sync`: whether syncs are real.
     pub fn new(sync: bool) -> Self {
         let mut filter = Self(Vec::new());
@@ -241,7 +241,7 @@ mod tests {
     use super::*;
 
     /// Runs the filter as the kernel does.
-    fn judge(filter: &Filter, arch: u32, number: c_long, arguments: [u64; 3]) -> u32 {
+    fn judge(filter: &SyscallFilter, arch: u32, number: c_long, arguments: [u64; 3]) -> u32 {
         let mut data = [0_u8; 64];
         data[0..4].copy_from_slice(&(number as u32).to_le_bytes());
         data[4..8].copy_from_slice(&arch.to_le_bytes());
@@ -276,7 +276,7 @@ mod tests {
 
     #[test]
     fn what_packages_do_is_allowed() {
-        let filter = Filter::new(false);
+        let filter = SyscallFilter::new(false);
         for number in
             [libc::SYS_openat, libc::SYS_execve, libc::SYS_chroot, libc::SYS_setuid, libc::SYS_renameat2]
         {
@@ -294,7 +294,7 @@ mod tests {
 
     #[test]
     fn what_escapes_do_is_refused() {
-        let filter = Filter::new(true);
+        let filter = SyscallFilter::new(true);
         for number in REFUSED {
             assert_eq!(judge(&filter, ARCH, *number, [0; 3]), errno(EPERM), "{number}");
         }
@@ -335,7 +335,7 @@ mod tests {
 
     #[test]
     fn other_architectures_and_later_calls_are_absent() {
-        let filter = Filter::new(true);
+        let filter = SyscallFilter::new(true);
         assert_eq!(judge(&filter, 0x4000_0003, 5, [0; 3]), errno(ENOSYS)); // i386
         assert_eq!(judge(&filter, ARCH, 467, [0; 3]), errno(ENOSYS)); // open_tree_attr
         #[cfg(target_arch = "x86_64")]
@@ -345,8 +345,8 @@ mod tests {
     #[test]
     fn syncs_are_real_only_where_asked() {
         for number in SYNCS {
-            assert_eq!(judge(&Filter::new(false), ARCH, *number, [0; 3]), errno(0));
-            assert_eq!(judge(&Filter::new(true), ARCH, *number, [0; 3]), ALLOW);
+            assert_eq!(judge(&SyscallFilter::new(false), ARCH, *number, [0; 3]), errno(0));
+            assert_eq!(judge(&SyscallFilter::new(true), ARCH, *number, [0; 3]), ALLOW);
         }
     }
 }

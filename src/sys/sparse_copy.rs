@@ -3,7 +3,7 @@
 
 use super::space::{free_space, full, no_space};
 use super::tasks::Cancelled;
-use super::temp_file::Temp;
+use super::temp_file::TempFile;
 use anyhow::{Context, Result};
 use rustix::fs::{OFlags, SeekFrom};
 use rustix::io::Errno;
@@ -31,8 +31,8 @@ pub fn length(file: &File) -> Result<u64> {
 
 /// Copies `source` into a nameless file in `dir` of `size` bytes (at least the source's length): bytes after the source
 /// are zeros, and zeros are holes. The data may not be on the disk yet: call `fdatasync`.
-pub fn copy(source: &File, size: u64, dir: &Path, cancelled: &Cancelled) -> Result<Temp> {
-    let target = Temp::new(dir)?;
+pub fn copy(source: &File, size: u64, dir: &Path, cancelled: &Cancelled) -> Result<TempFile> {
+    let target = TempFile::new(dir)?;
     let full = |error| full(error, dir, allocated(source));
     if !reflink(source, target.file()) {
         ensure_room(source, dir)?;

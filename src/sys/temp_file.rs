@@ -16,13 +16,13 @@ pub const TEMP_PREFIX: &str = ".copy-";
 
 /// A file that vanishes unless it is given a name, also if this process is killed.
 #[derive(Debug)]
-pub struct Temp {
+pub struct TempFile {
     file: File,
     /// The name, on a file system without O_TMPFILE; a lock shows that the file is still being written.
     name: Option<PathBuf>,
 }
 
-impl Temp {
+impl TempFile {
     /// Creates the file in the directory where it will get its name.
     pub fn new(dir: &Path) -> Result<Self> {
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
@@ -86,7 +86,7 @@ impl Temp {
     }
 }
 
-impl Drop for Temp {
+impl Drop for TempFile {
     fn drop(&mut self) {
         if let Some(name) = &self.name {
             _ = std::fs::remove_file(name);
@@ -125,19 +125,19 @@ mod tests {
     fn files_get_their_names() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x");
-        let temp = Temp::new(dir.path()).unwrap();
+        let temp = TempFile::new(dir.path()).unwrap();
         temp.file().write_all_at(b"one", 0).unwrap();
         temp.link(&path).unwrap();
-        assert!(Temp::new(dir.path()).unwrap().link(&path).is_err(), "the name is taken");
-        let temp = Temp::named(dir.path()).unwrap();
+        assert!(TempFile::new(dir.path()).unwrap().link(&path).is_err(), "the name is taken");
+        let temp = TempFile::named(dir.path()).unwrap();
         assert!(temp.link(&path).is_err(), "the name is taken");
-        let temp = Temp::named(dir.path()).unwrap();
+        let temp = TempFile::named(dir.path()).unwrap();
         temp.file().write_all_at(b"two", 0).unwrap();
         temp.replace(&path).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"two");
-        drop(Temp::named(dir.path()).unwrap());
+        drop(TempFile::named(dir.path()).unwrap());
         std::fs::create_dir(dir.path().join("y")).unwrap();
-        for temp in [Temp::new(dir.path()), Temp::named(dir.path())] {
+        for temp in [TempFile::new(dir.path()), TempFile::named(dir.path())] {
             assert!(temp.unwrap().replace(&dir.path().join("y")).is_err(), "that is a directory");
         }
         assert_eq!(dir.path().read_dir().unwrap().count(), 2, "x and y");

@@ -25,7 +25,7 @@ struct OpenSpan {
 }
 
 /// A span that has ended.
-pub struct Ended {
+pub struct EndedSpan {
     pub pid: u32,
     pub tid: u32,
     pub name: String,
@@ -63,7 +63,7 @@ impl Lanes {
     }
 
     /// Ends a span and the spans inside of it. Empty if it has ended already.
-    pub fn end(&mut self, id: u64, args: Map<String, Value>) -> Vec<Ended> {
+    pub fn end(&mut self, id: u64, args: Map<String, Value>) -> Vec<EndedSpan> {
         let place = |one: &LaneSpans| one.open.iter().position(|open| open.id == id);
         let found = self.lanes.iter().enumerate().find_map(|(index, one)| Some((index, place(one)?)));
         let Some((index, at)) = found else { return Vec::new() };
@@ -72,17 +72,17 @@ impl Lanes {
         let mut args = Some(args);
         let ended = one.open.drain(at..).map(|OpenSpan { id: of, name, began }| {
             let args = if of == id { args.take().unwrap_or_default() } else { unfinished() };
-            Ended { pid, tid, name, began, args }
+            EndedSpan { pid, tid, name, began, args }
         });
         ended.collect()
     }
 
     /// Ends all open spans.
-    pub fn end_all(&mut self) -> Vec<Ended> {
+    pub fn end_all(&mut self) -> Vec<EndedSpan> {
         let mut all = Vec::new();
         for one in &mut self.lanes {
             let (pid, tid) = (one.pid, one.tid);
-            all.extend(one.open.drain(..).map(|OpenSpan { name, began, .. }| Ended {
+            all.extend(one.open.drain(..).map(|OpenSpan { name, began, .. }| EndedSpan {
                 pid,
                 tid,
                 name,

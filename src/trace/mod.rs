@@ -13,7 +13,7 @@ use crate::error::Kind;
 use crate::secrets::Secrets;
 use crate::text::printable;
 use anyhow::{Context, Result};
-use lanes::{Ended, Lanes};
+use lanes::{EndedSpan, Lanes};
 use serde_json::{Map, Value, json};
 use std::fs::File;
 use std::future::Future;
@@ -201,8 +201,8 @@ impl State {
         }
     }
 
-    fn span(&mut self, ended: Ended, now: Duration) {
-        let Ended { pid, tid, name, began, args } = ended;
+    fn span(&mut self, ended: EndedSpan, now: Duration) {
+        let EndedSpan { pid, tid, name, began, args } = ended;
         let event = json!({
             "ph": "X", "pid": pid, "tid": tid, "name": self.short(&name, NAME_MAX),
             "ts": micros(began), "dur": micros(now) - micros(began), "args": args,

@@ -1,7 +1,7 @@
 //! Reads snapshots: compares them with what was uploaded, or writes them to a file.
 
 use super::readers::{beside_until_dropped, each_of};
-use crate::cloud::block_api::{Blocks, Contents, Reader};
+use crate::cloud::block_api::{BlockApi, SnapshotContents, SnapshotReader};
 use crate::error::Kind;
 use crate::ids::SnapshotId;
 use crate::ids::digest_of;
@@ -44,7 +44,7 @@ async fn for_each<T: Send + Sync + 'static>(
     .await
 }
 
-fn read(reader: &dyn Reader, snapshot: &SnapshotId, index: u32) -> Result<(Vec<u8>, Digest)> {
+fn read(reader: &dyn SnapshotReader, snapshot: &SnapshotId, index: u32) -> Result<(Vec<u8>, Digest)> {
     let (data, digest) = reader.read(index)?;
     if data.len() != BLOCK {
         let text = format!("block {index} of {snapshot} has {} bytes instead of {BLOCK}", data.len());
@@ -64,7 +64,7 @@ enum Expected {
 /// Reads a snapshot back. Fails, with the block and the snapshot, if a block differs from what was uploaded or, for
 /// other blocks, from the parent's.
 pub async fn verify(
-    blocks: &dyn Blocks,
+    blocks: &dyn BlockApi,
     snapshot: &SnapshotId,
     sent: &BTreeMap<u32, Digest>,
     parent: Option<&SnapshotId>,
@@ -110,17 +110,17 @@ pub async fn verify(
 
 /// Writes a snapshot to a file, whose content is replaced, and which is sparse where the snapshot has zeros. Each block
 /// is verified against its digest.
-pub async fn download(blocks: &dyn Blocks, snapshot: &SnapshotId, into: &File) -> Result<Contents> {
+pub async fn download(blocks: &dyn BlockApi, snapshot: &SnapshotId, into: &File) -> Result<SnapshotContents> {
     download_telling(blocks, snapshot, into, &|_, _| ()).await
 }
 
 /// Like [`download`]; `on_progress` is called regularly with the number of bytes read and the total.
 pub async fn download_telling(
-    blocks: &dyn Blocks,
+    blocks: &dyn BlockApi,
     snapshot: &SnapshotId,
     into: &File,
     on_progress: &dyn Fn(u64, u64),
-) -> Result<Contents> {
+) -> Result<SnapshotContents> {
     let contents = blocks.contents(snapshot).await?;
     let reader = blocks.reader(snapshot).await?;
     let size = contents.size_gib << 30;

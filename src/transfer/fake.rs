@@ -1,7 +1,9 @@
 //! Snapshots in memory with EBS direct's rules, for tests.
 
 use crate::cloud::VolumeKind;
-use crate::cloud::block_api::{Blocks, Contents, Expired, NewSnapshot, Parent, Reader};
+use crate::cloud::block_api::{
+    BlockApi, NewSnapshot, ParentUse, SnapshotContents, SnapshotExpired, SnapshotReader,
+};
 use crate::ids::digest_of;
 use crate::ids::{BLOCK, Digest};
 use crate::ids::{RunId, SnapshotId};
@@ -88,20 +90,20 @@ impl Drop for Under {
 }
 
 #[async_trait(?Send)]
-impl Blocks for Fake {
-    async fn contents(&self, snapshot: &SnapshotId) -> Result<Contents> {
+impl BlockApi for Fake {
+    async fn contents(&self, snapshot: &SnapshotId) -> Result<SnapshotContents> {
         let state = self.state();
         let Some(found) = state.snapshots.get(snapshot) else { bail!("{snapshot} does not exist") };
         ensure!(found.complete, "{snapshot} is not complete");
-        Ok(Contents { size_gib: found.size_gib, blocks: found.blocks.keys().copied().collect() })
+        Ok(SnapshotContents { size_gib: found.size_gib, blocks: found.blocks.keys().copied().collect() })
     }
 
-    async fn reader(&self, snapshot: &SnapshotId) -> Result<Arc<dyn Reader>> {
+    async fn reader(&self, snapshot: &SnapshotId) -> Result<Arc<dyn SnapshotReader>> {
         Ok(Arc::new(Blocked { fake: self.clone(), snapshot: snapshot.clone() }))
     }
 
-    async fn parent(&self, _: &SnapshotId, _: &VolumeKind) -> Result<Parent> {
-        Ok(Parent::Itself)
+    async fn parent(&self, _: &SnapshotId, _: &VolumeKind) -> Result<ParentUse> {
+        Ok(ParentUse::Itself)
     }
 
     async fn copied(&self, snapshot: &SnapshotId, _: &VolumeKind, _: &dyn Fn()) -> Result<SnapshotId> {
@@ -146,7 +148,7 @@ impl Blocks for Fake {
         let Some(found) = state.snapshots.get_mut(snapshot) else { bail!("{snapshot} does not exist") };
         found.expired |= expires;
         if found.expired {
-            return Err(Expired(snapshot.clone()).into());
+            return Err(SnapshotExpired(snapshot.clone()).into());
         }
         ensure!(!found.complete, "{snapshot} is not pending");
         ensure!(data.len() == BLOCK, "a block has {} bytes", data.len());
@@ -174,7 +176,7 @@ impl Blocks for Fake {
             .or((found.blocks.len() as u32 != count).then_some("the count is wrong"))
             .or((Digest::from(linear.finalize()) != checksum).then_some("the checksum is wrong"));
         let result = match wrong {
-            _ if found.expired => Err(Expired(snapshot.clone()).into()),
+            _ if found.expired => Err(SnapshotExpired(snapshot.clone()).into()),
             Some(wrong) => Err(anyhow::anyhow!("{snapshot}: {wrong}")),
             None => {
                 if let Some(parent) = &found.parent {
@@ -201,7 +203,7 @@ struct Blocked {
     snapshot: SnapshotId,
 }
 
-impl Reader for Blocked {
+impl SnapshotReader for Blocked {
     #[allow(clippy::disallowed_methods)] // readers block their threads, which are not the runtime's
     fn read(&self, index: u32) -> Result<(Vec<u8>, Digest)> {
         let delay = {

@@ -2,7 +2,7 @@
 //! detected.
 
 use super::readers;
-use super::readers::Source;
+use super::readers::BlockSource;
 use crate::error::Kind;
 use crate::ids::digest_of;
 use crate::ids::{BLOCK, Digest};
@@ -30,7 +30,7 @@ static ZEROS: [u8; BLOCK] = [0; BLOCK];
 
 /// A raw disk: a file or a block device.
 #[derive(Debug)]
-pub struct Raw {
+pub struct RawDisk {
     file: File,
     /// For messages.
     name: PathBuf,
@@ -50,7 +50,7 @@ struct Stamp {
     changed: (i64, i64),
 }
 
-impl Raw {
+impl RawDisk {
     /// Waits for a moment if the file was changed just now: not to be called on the runtime's thread.
     #[allow(clippy::disallowed_methods)]
     pub fn new(file: File, name: &Path) -> Result<Self> {
@@ -114,7 +114,7 @@ fn data_ranges(file: &File, length: u64) -> Result<Vec<Range<u32>>> {
     Ok(ranges)
 }
 
-impl Source for Raw {
+impl BlockSource for RawDisk {
     fn indexes(&self) -> Vec<u32> {
         self.ranges.iter().cloned().flatten().collect()
     }
@@ -170,8 +170,8 @@ mod tests {
     use super::*;
     use crate::transfer::upload::digests;
 
-    fn raw(file: &File) -> Raw {
-        Raw::new(file.try_clone().unwrap(), Path::new("disk.raw")).unwrap()
+    fn raw(file: &File) -> RawDisk {
+        RawDisk::new(file.try_clone().unwrap(), Path::new("disk.raw")).unwrap()
     }
 
     #[test]

@@ -12,7 +12,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 
 /// What is to be uploaded. Several threads read it concurrently, not the runtime's.
-pub trait Source: Send + Sync + 'static {
+pub trait BlockSource: Send + Sync + 'static {
     /// The indexes of blocks that may have to be uploaded, ascending.
     fn indexes(&self) -> Vec<u32>;
 
@@ -30,7 +30,7 @@ pub trait Source: Send + Sync + 'static {
 const MAX_READERS: usize = 4;
 
 /// A block that was read, and the room that it takes up.
-pub struct Block {
+pub struct ReadBlock {
     pub index: u32,
     pub data: Arc<[u8]>,
     pub digest: Digest,
@@ -38,8 +38,8 @@ pub struct Block {
 }
 
 /// A stream of blocks. Dropping it stops the threads.
-pub struct Feed {
-    blocks: UnboundedReceiver<Result<Block>>,
+pub struct BlockFeed {
+    blocks: UnboundedReceiver<Result<ReadBlock>>,
     gate: Arc<Gate>,
 }
 
@@ -86,14 +86,14 @@ impl Drop for Room {
     }
 }
 
-impl Drop for Feed {
+impl Drop for BlockFeed {
     fn drop(&mut self) {
         self.gate.close();
     }
 }
 
-impl Feed {
-    pub fn start(source: Arc<dyn Source>, room: usize) -> Result<Self> {
+impl BlockFeed {
+    pub fn start(source: Arc<dyn BlockSource>, room: usize) -> Result<Self> {
         let gate =
             Arc::new(Gate { state: Mutex::new(State { free: room, closed: false }), freed: Condvar::new() });
         let (sender, blocks) = unbounded_channel();
@@ -102,7 +102,7 @@ impl Feed {
         Ok(feed)
     }
 
-    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Block>>> {
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<ReadBlock>>> {
         self.blocks.poll_recv(cx)
     }
 }
@@ -113,13 +113,13 @@ pub fn readers() -> usize {
 }
 
 /// Lists the source's blocks and reads them with several threads.
-fn read_all(source: &Arc<dyn Source>, gate: &Arc<Gate>, sender: &UnboundedSender<Result<Block>>) {
+fn read_all(source: &Arc<dyn BlockSource>, gate: &Arc<Gate>, sender: &UnboundedSender<Result<ReadBlock>>) {
     let read = |indexes: &[u32], next: &AtomicUsize| {
         while let Some(room) = gate.take() {
             let Some(&index) = indexes.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
             let read = source.block(index).with_context(|| format!("reading block {index}"))?;
             let Some((data, digest)) = read else { continue };
-            if sender.send(Ok(Block { index, data, digest, room })).is_err() {
+            if sender.send(Ok(ReadBlock { index, data, digest, room })).is_err() {
                 break;
             }
         }

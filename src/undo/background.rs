@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Waker};
 
 /// The background work of a story.
 #[derive(Default)]
-pub struct Early {
+pub struct BackgroundWork {
     under_way: RefCell<Vec<(DebtId, Payment)>>,
     work: RefCell<Vec<Weak<dyn PollWork>>>,
     /// Whether scratch may be preserved when the story fails: then it must exist until the story ends.
@@ -19,7 +19,7 @@ pub struct Early {
 }
 
 /// A handle to work in the background, and its result. Dropping it before the result cancels the work.
-pub struct Meanwhile<T>(Rc<Work<T>>);
+pub struct Background<T>(Rc<Work<T>>);
 
 struct Work<T>(RefCell<WorkState<T>>);
 
@@ -48,7 +48,7 @@ impl<T> PollWork for Work<T> {
     }
 }
 
-impl<T> Future for Meanwhile<T> {
+impl<T> Future for Background<T> {
     type Output = Result<T>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<T>> {
@@ -66,11 +66,11 @@ impl<T> Future for Meanwhile<T> {
 impl Undo {
     /// Starts work in the background, whose result the story uses later. If the work fails, the story fails at once: it
     /// could not continue without the result.
-    pub fn meanwhile<T: 'static>(&self, work: impl Future<Output = Result<T>> + 'static) -> Meanwhile<T> {
+    pub fn meanwhile<T: 'static>(&self, work: impl Future<Output = Result<T>> + 'static) -> Background<T> {
         let work = Rc::new(Work(RefCell::new(WorkState::Running(Box::pin(work), None))));
         let goes: Weak<Work<T>> = Rc::downgrade(&work);
         self.early.work.borrow_mut().push(goes);
-        Meanwhile(work)
+        Background(work)
     }
 
     /// Pays a debt in the background. It remains owed until that succeeds: if it fails or is interrupted, the debt is
@@ -127,7 +127,7 @@ impl Undo {
 #[cfg(test)]
 mod tests {
     use crate::error::Kind;
-    use crate::undo::{Debt, Due, Ended, Payment, Policy, Undo, scope};
+    use crate::undo::{Debt, Due, Ended, Payment, Undo, UndoPolicy, scope};
     use anyhow::Result;
     use std::cell::RefCell;
     use std::future::{Future, pending, ready};
@@ -156,7 +156,8 @@ mod tests {
         story: (Duration, fn() -> Result<u8>),
     ) -> (Ended<u8>, Vec<String>) {
         let events = Events::default();
-        let policy = Policy { keep_on_failure, on_failure: Box::new(|_| ()), on_payment: Box::new(|_| ()) };
+        let policy =
+            UndoPolicy { keep_on_failure, on_failure: Box::new(|_| ()), on_payment: Box::new(|_| ()) };
         let ended = scope(policy, stop, async |undo: Rc<Undo>| {
             let (paid, kept, tried) = (events.clone(), events.clone(), events.clone());
             let pay = move || -> Payment {
@@ -265,7 +266,7 @@ mod tests {
         let events = Rc::new(RefCell::new(Vec::new()));
         let (of_work, begun) = (events.clone(), tokio::time::Instant::now());
         let policy =
-            Policy { keep_on_failure: false, on_failure: Box::new(|_| ()), on_payment: Box::new(|_| ()) };
+            UndoPolicy { keep_on_failure: false, on_failure: Box::new(|_| ()), on_payment: Box::new(|_| ()) };
         let ended = scope(policy, pending(), async |undo: Rc<Undo>| {
             let answer = undo.meanwhile(async move {
                 of_work.borrow_mut().push("begun");
@@ -300,8 +301,8 @@ mod tests {
         assert_eq!((events, took.as_secs()), (vec!["begun"], 1));
     }
 
-    fn policy() -> Policy {
-        Policy { keep_on_failure: false, on_failure: Box::new(|_| ()), on_payment: Box::new(|_| ()) }
+    fn policy() -> UndoPolicy {
+        UndoPolicy { keep_on_failure: false, on_failure: Box::new(|_| ()), on_payment: Box::new(|_| ()) }
     }
 
     /// Polls a future only when its own waker was woken, as sets of futures do.

@@ -6,7 +6,7 @@
 mod background;
 
 use crate::ids::RunId;
-pub use background::Meanwhile;
+pub use background::Background;
 
 use crate::error::Kind;
 use anyhow::{Error, Result};
@@ -61,18 +61,18 @@ pub struct Undo {
     next: Cell<usize>,
     causes: RefCell<Vec<Cause>>,
     stops: RefCell<Vec<Box<dyn Fn()>>>,
-    early: background::Early,
+    early: background::BackgroundWork,
 }
 
 /// Something that could not be removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Left {
+pub struct Leftover {
     pub what: String,
     pub command: String,
     /// Why it could not be removed.
     pub why: String,
 }
-impl fmt::Display for Left {
+impl fmt::Display for Leftover {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "left behind: {} ({}); remove it with: {}", self.what, self.why, self.command)
     }
@@ -82,7 +82,7 @@ impl fmt::Display for Left {
 #[derive(Debug)]
 pub struct Ended<T> {
     pub result: Result<T>,
-    pub left: Vec<Left>,
+    pub left: Vec<Leftover>,
     /// What was preserved because the user asked for it.
     pub kept: Vec<String>,
 }
@@ -131,7 +131,7 @@ impl Undo {
 }
 
 /// How a scope handles a failure.
-pub struct Policy {
+pub struct UndoPolicy {
     /// Whether scratch that can be preserved is preserved when the story fails (not when it is interrupted).
     pub keep_on_failure: bool,
     /// Called with the error before anything is removed, so that the cause is printed first.
@@ -143,7 +143,7 @@ pub struct Policy {
 /// Runs a story until it ends or `stop` does. Then the story is dropped (children are killed, file systems unmounted,
 /// loop devices closed) and its debts are paid, newest first.
 pub async fn scope<T>(
-    policy: Policy,
+    policy: UndoPolicy,
     stop: impl Future<Output = ()>,
     story: impl AsyncFnOnce(Rc<Undo>) -> Result<T>,
 ) -> Ended<T> {
@@ -217,7 +217,7 @@ pub async fn scope<T>(
             Ok(Err(error)) => format!("{error:#}"),
             Err(_) => "not released in time".to_owned(),
         };
-        ended.left.push(Left { what: debt.what, command: debt.command, why });
+        ended.left.push(Leftover { what: debt.what, command: debt.command, why });
     }
     ended
 }
@@ -236,8 +236,8 @@ mod tests {
     use super::*;
     use std::future::{pending, ready};
 
-    fn policy() -> Policy {
-        Policy { keep_on_failure: false, on_failure: Box::new(|_| ()), on_payment: Box::new(|_| ()) }
+    fn policy() -> UndoPolicy {
+        UndoPolicy { keep_on_failure: false, on_failure: Box::new(|_| ()), on_payment: Box::new(|_| ()) }
     }
 
     fn debt(due: Due, name: &str, paid: &Rc<RefCell<Vec<String>>>, outcome: fn() -> Result<()>) -> Debt {
@@ -322,7 +322,7 @@ mod tests {
         let events = Rc::new(RefCell::new(Vec::new()));
         let record = |what: &str| events.borrow_mut().push(what.to_owned());
         let (failed, paying) = (events.clone(), events.clone());
-        let policy = Policy {
+        let policy = UndoPolicy {
             keep_on_failure: true,
             on_failure: Box::new(move |error| failed.borrow_mut().push(error.to_string())),
             on_payment: Box::new(move |what| paying.borrow_mut().push(format!("({what})"))),

@@ -4,7 +4,7 @@
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use oven::cloud::iam_policy::{Ways, policy};
+use oven::cloud::iam_policy::{DiskAccess, policy};
 use oven::cloud::tag;
 use oven::ids::Architecture;
 use oven_ec2_server::{Call, Direct, Fault, Server, ServerOptions, What};
@@ -27,7 +27,7 @@ struct ImportFixture {
 
 impl ImportFixture {
     fn new(options: ServerOptions) -> Self {
-        let options = ServerOptions { policy: Some(policy(Ways::Direct, None, &[])), ..options };
+        let options = ServerOptions { policy: Some(policy(DiskAccess::Direct, None, &[])), ..options };
         // In memory, where there is a place for it: nothing has to survive a crash.
         let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         let server = Server::start(&dir.path().join("region"), options).unwrap();

@@ -4,17 +4,17 @@
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_sdk_ec2::Client;
 use aws_sdk_ec2::config::{Credentials, SharedCredentialsProvider};
-use oven::cloud::aws::ec2::{Ec2, Options, Pace};
-use oven::cloud::iam_policy::{Ways, policy};
+use oven::cloud::aws::ec2::{Ec2, Ec2Options, Timeouts};
+use oven::cloud::iam_policy::{DiskAccess, policy};
 use oven::cloud::{
-    Base, BaseRef, Cloud, Image, ImageSpec, Tags, Verdict, VolumeKind, VolumeSpec, Volumes, tag,
+    Base, BaseRef, Cloud, Image, ImageSpec, PermissionVerdict, Tags, VolumeKind, VolumeSpec, Volumes, tag,
 };
 use oven::device::Device;
-use oven::disk::attached_disk::Attached;
-use oven::disk::{DiskSpec, Disks};
+use oven::disk::attached_disk::AttachedDisks;
+use oven::disk::{DiskSpec, DiskStrategy};
 use oven::error::{Kind, hint_of};
 use oven::ids::{Architecture, RunId, VolumeId};
-use oven::undo::{Policy, scope};
+use oven::undo::{UndoPolicy, scope};
 use oven_ec2_server::{Fault, Server, ServerOptions, Turn, What};
 use oven_testing::ring;
 use serde_json::Value;
@@ -72,14 +72,14 @@ impl PolicyFixture {
                 trimming: None,
             }))
         };
-        let fast = Pace::default().faster(100, 2000 * MILLI);
-        let options = Options {
+        let fast = Timeouts::default().faster(100, 2000 * MILLI);
+        let options = Ec2Options {
             region: None,
             instance_id: Some(instance.into()),
             zone: Some("us-east-1a".into()),
             documents: self.dir.path().join("documents"),
             devices: Rc::new(devices),
-            pace: Pace { unreachable: 5000 * MILLI, attached: 1500 * MILLI, ..fast },
+            pace: Timeouts { unreachable: 5000 * MILLI, attached: 1500 * MILLI, ..fast },
         };
         Ec2::with_shared(shared(&self.server.endpoint()), options)
     }
@@ -95,7 +95,7 @@ impl PolicyFixture {
     /// Removes whatever is there of any run, but for a good image.
     async fn clear(&self) {
         self.ec2().replace_failed("web-2").await.unwrap();
-        let disks = Attached::new(Rc::new(self.ec2()));
+        let disks = AttachedDisks::new(Rc::new(self.ec2()));
         let made = self.server.ledger().made();
         for entry in made.volumes.iter().chain(&made.snapshots) {
             if let Some(run) = entry.tags.get(tag::RUN) {
@@ -115,8 +115,8 @@ fn shared(endpoint: &str) -> SdkConfig {
         .build()
 }
 
-fn rules(keep_on_failure: bool) -> Policy {
-    Policy { keep_on_failure, on_failure: Box::new(|_| ()), on_payment: Box::new(|_| ()) }
+fn rules(keep_on_failure: bool) -> UndoPolicy {
+    UndoPolicy { keep_on_failure, on_failure: Box::new(|_| ()), on_payment: Box::new(|_| ()) }
 }
 
 fn of_run(run: &RunId) -> Tags {
@@ -141,7 +141,7 @@ fn spec(base: &Base, name: &str, run: &RunId) -> ImageSpec {
 
 /// A bake of a base that a parameter names, and nothing left of it but its image.
 async fn baked(ec2: &Ec2, name: &str) -> anyhow::Result<Image> {
-    let (run, disks) = (RunId::new(), Attached::new(Rc::new(ec2.clone())));
+    let (run, disks) = (RunId::new(), AttachedDisks::new(Rc::new(ec2.clone())));
     let ended = scope(rules(false), std::future::pending(), async |undo| {
         let base = ec2.base(&BaseRef::Ssm(PARAMETER.into())).await?;
         ec2.ensure_permitted(&base).await?;
@@ -155,7 +155,7 @@ async fn baked(ec2: &Ec2, name: &str) -> anyhow::Result<Image> {
     ended.result
 }
 
-fn left(left: &[oven::undo::Left]) -> anyhow::Result<()> {
+fn left(left: &[oven::undo::Leftover]) -> anyhow::Result<()> {
     // What could not be removed is told with the reason, which is what a missing permission looks like here.
     match left {
         [] => Ok(()),
@@ -165,7 +165,7 @@ fn left(left: &[oven::undo::Left]) -> anyhow::Result<()> {
 
 /// A bake that fails keeps its disk; a shell has it again, and sweep removes it.
 async fn kept(ec2: &Ec2) -> anyhow::Result<()> {
-    let (run, disks) = (RunId::new(), Attached::new(Rc::new(ec2.clone())));
+    let (run, disks) = (RunId::new(), AttachedDisks::new(Rc::new(ec2.clone())));
     let ended = scope(rules(true), std::future::pending(), async |undo| {
         let base = ec2.base(&BaseRef::Ssm(PARAMETER.into())).await?;
         let disk = DiskSpec { tags: of_run(&run), ..DiskSpec::default() };
@@ -200,7 +200,7 @@ async fn swept(fixture: &PolicyFixture, ec2: &Ec2) -> anyhow::Result<()> {
     gone.snapshot(&volume, &run, &of_run(&run)).await?;
     let stale = ec2.stale_runs(None).await?;
     anyhow::ensure!(stale.len() == 1 && stale[0].run == run && stale[0].resources.len() == 2, "{stale:?}");
-    Attached::new(Rc::new(ec2.clone())).forget(&run).await
+    AttachedDisks::new(Rc::new(ec2.clone())).forget(&run).await
 }
 
 /// All that oven does in the cloud: a bake, one whose image fails in the end, a disk that is kept, a sweep.
@@ -227,15 +227,15 @@ fn fault() -> Vec<Fault> {
 
 #[tokio::test]
 async fn all_that_oven_does_is_permitted() {
-    let fixture = PolicyFixture::new("all", policy(Ways::Attached, None, &[]), fault());
+    let fixture = PolicyFixture::new("all", policy(DiskAccess::Attached, None, &[]), fault());
     everything(&fixture).await.unwrap();
     let all = fixture.ec2().permissions().await.unwrap();
-    assert!(all.iter().all(|permission| permission.verdict != Verdict::Missing), "{all:#?}");
+    assert!(all.iter().all(|permission| permission.verdict != PermissionVerdict::Missing), "{all:#?}");
     let calls = fixture.server.calls();
     let refused = calls.iter().filter(|call| !call.dry_run && call.answer == "UnauthorizedOperation");
     assert_eq!(refused.count(), 0);
     // The list is not longer than what is done, either.
-    for action in oven::cloud::iam_policy::actions(Ways::Attached) {
+    for action in oven::cloud::iam_policy::actions(DiskAccess::Attached) {
         let name = action.split(':').nth(1).unwrap();
         // Tags are set in the calls that make something, and a disk is marked as kept.
         assert!(calls.iter().any(|call| call.action == name && !call.dry_run), "{action} is never called");
@@ -244,7 +244,7 @@ async fn all_that_oven_does_is_permitted() {
 
 /// The policy without an action, in this statement or (`None`) in all.
 fn without(action: &str, statement: Option<usize>) -> Value {
-    let mut policy = policy(Ways::Attached, None, &[]);
+    let mut policy = policy(DiskAccess::Attached, None, &[]);
     for (i, of) in policy["Statement"].as_array_mut().unwrap().iter_mut().enumerate() {
         if statement.is_none_or(|wanted| wanted == i) {
             of["Action"].as_array_mut().unwrap().retain(|other| other != action);
@@ -255,7 +255,7 @@ fn without(action: &str, statement: Option<usize>) -> Value {
 
 #[tokio::test]
 async fn without_any_one_action_something_fails_and_says_which() {
-    let full = policy(Ways::Attached, None, &[]);
+    let full = policy(DiskAccess::Attached, None, &[]);
     let mut tried = 0;
     for (i, statement) in full["Statement"].as_array().unwrap().iter().enumerate() {
         for action in statement["Action"].as_array().unwrap() {
@@ -298,21 +298,21 @@ async fn without_any_one_action_something_fails_and_says_which() {
 
 #[tokio::test]
 async fn what_is_missing_is_told_or_that_it_could_not_be_judged() {
-    for action in oven::cloud::iam_policy::actions(Ways::Attached) {
+    for action in oven::cloud::iam_policy::actions(DiskAccess::Attached) {
         let fixture = PolicyFixture::new("doctor", without(&action, None), Vec::new());
         let all = fixture.ec2().permissions().await.unwrap();
         let verdict = &all.iter().find(|permission| permission.action == action).expect(&action).verdict;
-        assert_ne!(*verdict, Verdict::Granted, "{action}");
+        assert_ne!(*verdict, PermissionVerdict::Granted, "{action}");
         let open = ["ec2:Describe", "ec2:CreateVolume", "ec2:RegisterImage", "ssm:"];
         let plain = open.iter().any(|open| action.starts_with(open));
         assert_eq!(
-            *verdict == Verdict::Missing,
+            *verdict == PermissionVerdict::Missing,
             plain || action == "ec2:ModifyInstanceAttribute",
             "{action}: {verdict:?}"
         );
-        let others = all
-            .iter()
-            .filter(|permission| permission.verdict == Verdict::Missing && permission.action != action);
+        let others = all.iter().filter(|permission| {
+            permission.verdict == PermissionVerdict::Missing && permission.action != action
+        });
         // Who may not set tags may make nothing with tags.
         let led: Vec<&str> = others.map(|permission| permission.action.as_str()).collect();
         let expected: &[&str] =
@@ -325,7 +325,7 @@ async fn what_is_missing_is_told_or_that_it_could_not_be_judged() {
 #[tokio::test]
 async fn what_is_not_ours_is_out_of_reach() {
     use aws_sdk_ec2::types::{Tag, VolumeType};
-    let fixture = PolicyFixture::new("theirs", policy(Ways::Attached, None, &[]), Vec::new());
+    let fixture = PolicyFixture::new("theirs", policy(DiskAccess::Attached, None, &[]), Vec::new());
     let (ec2, client) = (fixture.ec2(), fixture.client());
     let image = baked(&ec2, "web-1").await.unwrap();
     let run = RunId::new();

@@ -131,7 +131,7 @@ fn doctor_looks_at_everything_and_changes_nothing() {
     let json = object(&world.expect(8, &["--json", "doctor"]));
     let told = json["permissions"].as_array().unwrap().iter();
     let told: BTreeSet<&str> = told.map(|permission| permission["action"].as_str().unwrap()).collect();
-    let all = oven::cloud::iam_policy::actions(oven::cloud::iam_policy::Ways::Attached);
+    let all = oven::cloud::iam_policy::actions(oven::cloud::iam_policy::DiskAccess::Attached);
     assert_eq!(told, all.iter().map(String::as_str).collect());
     assert_eq!(json["fit"], false);
     let machine =

@@ -19,12 +19,12 @@ use oven::cli::stop_at_signals;
 use oven::cloud::local::Region;
 use oven::config::overrides::Overrides;
 use oven::config::project::Settings;
-use oven::definition::graph::Order;
-use oven::disk::Disks;
-use oven::disk::attached_disk::Attached;
-use oven::disk::direct::Direct;
+use oven::definition::graph::BakeOrder;
+use oven::disk::DiskStrategy;
+use oven::disk::attached_disk::AttachedDisks;
+use oven::disk::direct::DirectDisks;
 use oven::disk::direct::server;
-use oven::distros::Registry;
+use oven::distros::PluginRegistry;
 use oven::error::Kind;
 use oven::report::{Level, Report, Style};
 use oven::sandbox;
@@ -67,14 +67,14 @@ async fn run(args: &[String]) -> Result<u8> {
     let settings = Settings::for_definition(&dir)?.merge(&overrides)?;
     let (report, helper) = (Report::new(Style::Human, Level::Normal), std::env::current_exe()?);
     let state = std::env::var_os("OVEN_TEST_STATE").map_or(region_dir, PathBuf::from);
-    let disks: Rc<dyn Disks> = match direct {
-        Some(_) => Rc::new(Direct::new(faulty.clone(), &state, settings.cache_gib, &helper, &report)),
-        None => Rc::new(Attached::new(faulty.clone())),
+    let disks: Rc<dyn DiskStrategy> = match direct {
+        Some(_) => Rc::new(DirectDisks::new(faulty.clone(), &state, settings.cache_gib, &helper, &report)),
+        None => Rc::new(AttachedDisks::new(faulty.clone())),
     };
     let site = Site {
         cloud: faulty.clone(),
         disks,
-        distros: Rc::new(Registry::built_in(vec![Box::new(nothing::Nothing)])),
+        distros: Rc::new(PluginRegistry::built_in(vec![Box::new(nothing::Nothing)])),
         helper,
         scratch: private_tmpfs::DIR.into(),
         state,
@@ -85,7 +85,7 @@ async fn run(args: &[String]) -> Result<u8> {
     };
     let force = std::env::var_os("OVEN_TEST_FORCE").is_some();
     let stop = stop_at_signals(&site.report)?;
-    let order = Order::of(&[dir])?;
+    let order = BakeOrder::of(&[dir])?;
     let batch =
         Batch { site, overrides, order, options: BakeOptions { force, ..BakeOptions::default() }, jobs: 2 };
     let all = bake_all(batch, stop).await;

@@ -14,17 +14,17 @@ use oven::bake::batch::{Batch, BatchItem, bake_all};
 use oven::bake::options::BakeOptions;
 use oven::cli::stop_at_signals;
 use oven::cloud::aws::ebs::Ebs;
-use oven::cloud::aws::ec2::{Ec2, Options, Pace};
+use oven::cloud::aws::ec2::{Ec2, Ec2Options, Timeouts};
 use oven::cloud::aws::imds;
 use oven::config::overrides::Overrides;
 use oven::config::project::{AWS, Settings};
-use oven::definition::graph::Order;
+use oven::definition::graph::BakeOrder;
 use oven::device::Device;
-use oven::disk::Disks;
-use oven::disk::attached_disk::Attached;
-use oven::disk::direct::Direct;
+use oven::disk::DiskStrategy;
+use oven::disk::attached_disk::AttachedDisks;
+use oven::disk::direct::DirectDisks;
 use oven::disk::direct::server;
-use oven::distros::Registry;
+use oven::distros::PluginRegistry;
 use oven::error::Kind;
 use oven::ids::VolumeId;
 use oven::report::{Level, Report, Style};
@@ -61,14 +61,14 @@ fn main() -> ExitCode {
 
 /// Fifty times as fast as for EC2; a single call may take as long as a busy machine needs, and what never ends is
 /// given up after some of those.
-fn pace() -> Pace {
+fn pace() -> Timeouts {
     if std::env::var_os("OVEN_TEST_SLOW").is_some() {
-        return Pace::default();
+        return Timeouts::default();
     }
     let call = std::env::var("OVEN_TEST_CALL").ok().and_then(|seconds| seconds.parse().ok());
-    let fast = Pace::default().faster(50, call.map_or(Duration::from_secs(2), Duration::from_secs));
+    let fast = Timeouts::default().faster(50, call.map_or(Duration::from_secs(2), Duration::from_secs));
     let some = Duration::from_secs(8);
-    Pace { snapshot: some, image: some, unreachable: some, ..fast }
+    Timeouts { snapshot: some, image: some, unreachable: some, ..fast }
 }
 
 /// The loop device that the server made of a volume.
@@ -103,13 +103,13 @@ async fn run(dir: &Path) -> Result<u8> {
     let here = match direct {
         true => None,
         false => {
-            let asked = signals::or(&stop, imds::who_am_i(imds::Given::default())).await;
+            let asked = signals::or(&stop, imds::who_am_i(imds::InstanceOverrides::default())).await;
             Some(asked.context("asking which instance this is")?)
         }
     };
     let (region, instance_id, zone) =
         here.map(|here| (Some(here.region), Some(here.id), Some(here.zone))).unwrap_or_default();
-    let cloud = Ec2::connect(Options {
+    let cloud = Ec2::connect(Ec2Options {
         region,
         instance_id,
         zone,
@@ -123,15 +123,15 @@ async fn run(dir: &Path) -> Result<u8> {
     let helper = std::env::current_exe()?;
     let cloud = if direct { cloud.without_volumes() } else { cloud };
     let blocks = Rc::new(Ebs::new(cloud.clone()));
-    let disks: Rc<dyn Disks> = match direct {
-        true => Rc::new(Direct::new(blocks.clone(), &state, settings.cache_gib, &helper, &report)),
-        false => Rc::new(Attached::new(Rc::new(cloud.clone()))),
+    let disks: Rc<dyn DiskStrategy> = match direct {
+        true => Rc::new(DirectDisks::new(blocks.clone(), &state, settings.cache_gib, &helper, &report)),
+        false => Rc::new(AttachedDisks::new(Rc::new(cloud.clone()))),
     };
     let site = Site {
         cloud: Rc::new(cloud),
         blocks,
         disks,
-        distros: Rc::new(Registry::built_in(vec![Box::new(nothing::Nothing), Box::new(Debian)])),
+        distros: Rc::new(PluginRegistry::built_in(vec![Box::new(nothing::Nothing), Box::new(Debian)])),
         helper,
         scratch: private_tmpfs::DIR.into(),
         state,
@@ -139,7 +139,7 @@ async fn run(dir: &Path) -> Result<u8> {
         report: report.clone(),
         region: None,
     };
-    let order = Order::of(&[dir])?;
+    let order = BakeOrder::of(&[dir])?;
     let batch = Batch { site, overrides, order, options: BakeOptions::default(), jobs: 1 };
     let all = bake_all(batch, stop).await;
     report.end_trace();

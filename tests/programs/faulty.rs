@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 use async_trait::async_trait;
-use oven::cloud::block_api::{Blocks, Contents, NewSnapshot, Parent, Reader};
+use oven::cloud::block_api::{BlockApi, NewSnapshot, ParentUse, SnapshotContents, SnapshotReader};
 use oven::cloud::*;
 use oven::device::Device;
 use oven::ids::Digest;
@@ -121,7 +121,7 @@ fn kill() -> Result<()> {
 
 /// The same of blocks that are read.
 struct FaultyReader {
-    inner: Arc<dyn Reader>,
+    inner: Arc<dyn SnapshotReader>,
     faults: Vec<Fault>,
     /// From the nth on: `fail:3`, `hang:3`.
     reading: Option<String>,
@@ -151,7 +151,7 @@ fn forever() -> ! {
     }
 }
 
-impl Reader for FaultyReader {
+impl SnapshotReader for FaultyReader {
     fn read(&self, index: u32) -> Result<(Vec<u8>, Digest)> {
         let number = self.reads.fetch_add(1, Ordering::Relaxed) + 1;
         if let Some((what, from)) = self.reading.as_deref().and_then(|fault| fault.split_once(':'))
@@ -172,7 +172,7 @@ impl<T: Cloud> Cloud for Faulty<T> {
     async fn base(&self, from: &BaseRef) -> Result<Base> {
         self.around("base", self.inner.base(from)).await
     }
-    async fn find(&self, key: &Key) -> Result<Option<Image>> {
+    async fn find(&self, key: &BakeKey) -> Result<Option<Image>> {
         self.around("find", self.inner.find(key)).await
     }
     async fn register(&self, snapshot: &SnapshotId, spec: &ImageSpec, undo: &Undo) -> Result<Image> {
@@ -218,18 +218,18 @@ impl<T: Volumes> Volumes for Faulty<T> {
 }
 
 #[async_trait(?Send)]
-impl<T: Blocks> Blocks for Faulty<T> {
-    async fn contents(&self, snapshot: &SnapshotId) -> Result<Contents> {
+impl<T: BlockApi> BlockApi for Faulty<T> {
+    async fn contents(&self, snapshot: &SnapshotId) -> Result<SnapshotContents> {
         self.around("contents", self.inner.contents(snapshot)).await
     }
-    async fn reader(&self, snapshot: &SnapshotId) -> Result<Arc<dyn Reader>> {
+    async fn reader(&self, snapshot: &SnapshotId) -> Result<Arc<dyn SnapshotReader>> {
         let inner = self.around("reader", self.inner.reader(snapshot)).await?;
         let (faults, reading, reads) = (self.faults.clone(), self.reading.clone(), self.reads.clone());
         Ok(Arc::new(FaultyReader { inner, faults, reading, reads }))
     }
-    async fn parent(&self, snapshot: &SnapshotId, kind: &VolumeKind) -> Result<Parent> {
+    async fn parent(&self, snapshot: &SnapshotId, kind: &VolumeKind) -> Result<ParentUse> {
         let parent = self.around("parent", self.inner.parent(snapshot, kind)).await?;
-        Ok(if self.whole { Parent::Whole { why: "the test says so".to_owned() } } else { parent })
+        Ok(if self.whole { ParentUse::Whole { why: "the test says so".to_owned() } } else { parent })
     }
     async fn copied(&self, snapshot: &SnapshotId, kind: &VolumeKind, tell: &dyn Fn()) -> Result<SnapshotId> {
         self.around("copied", self.inner.copied(snapshot, kind, tell)).await
@@ -244,6 +244,6 @@ impl<T: Blocks> Blocks for Faulty<T> {
         self.around("complete", self.inner.complete(snapshot, count, checksum)).await
     }
     async fn ensure_no_snapshots(&self, run: &RunId) -> Result<()> {
-        self.around("ensure_no_snapshots", Blocks::ensure_no_snapshots(&self.inner, run)).await
+        self.around("ensure_no_snapshots", BlockApi::ensure_no_snapshots(&self.inner, run)).await
     }
 }

@@ -1,6 +1,6 @@
 //! A local region that several processes use, and in which they are killed.
 
-use oven::cloud::block_api::{Blocks, NewSnapshot, Parent};
+use oven::cloud::block_api::{BlockApi, NewSnapshot, ParentUse};
 use oven::cloud::local::Region;
 use oven::cloud::{Cloud, ImageSpec, Tags, VolumeSpec, Volumes, tag};
 use oven::ids::digest_of;
@@ -61,7 +61,7 @@ async fn bake(dir: &Path, name: &str) {
 async fn bake_blocks(dir: &Path) {
     let region = Region::open(dir).unwrap();
     let base = region.images(None).await.unwrap().remove(0).snapshot;
-    assert_eq!(region.parent(&base, &Default::default()).await.unwrap(), Parent::Itself);
+    assert_eq!(region.parent(&base, &Default::default()).await.unwrap(), ParentUse::Itself);
     let run = RunId::new();
     let spec = NewSnapshot {
         parent: Some(base),

@@ -99,7 +99,7 @@ pub async fn fetch_packages(
 }
 
 /// A file that was downloaded earlier, if its digest still matches.
-fn cached(path: &Path, sha256: &str) -> Option<package::Package> {
+fn cached(path: &Path, sha256: &str) -> Option<package::PackageFile> {
     package::open(path).ok().filter(|package| package.sha256 == *sha256)
 }
 
@@ -121,7 +121,7 @@ async fn download(
     sha256: &str,
     path: &Path,
     report: &Report,
-) -> Result<package::Package> {
+) -> Result<package::PackageFile> {
     let dir = path.parent().context("a file without a directory")?;
     let definition_error =
         |what: String| Kind::Definition.failure(format!("{}: {what}", image.place("packages", Some(url))));

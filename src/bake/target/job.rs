@@ -3,7 +3,7 @@
 use crate::config::project::NetworkSettings;
 use crate::definition::{Ask, Definition};
 use crate::ids::Architecture;
-use crate::image::tree::Inside;
+use crate::image::tree::ImageTree;
 use crate::provision::programs;
 use crate::provision::scripts;
 use crate::provision::{CA_FILE, package_path};
@@ -53,7 +53,7 @@ pub fn wishes(
 }
 
 /// Adds what the plugin wants to know of the image, and asks for no tool that is there.
-pub fn look(job: &mut Job, claims: &Claims, inside: &Inside) -> Result<()> {
+pub fn look(job: &mut Job, claims: &Claims, inside: &ImageTree) -> Result<()> {
     for path in &claims.look_for {
         job.present.insert(path.clone(), inside.exists(path)?);
     }

@@ -5,11 +5,11 @@ pub mod job;
 
 use super::Bake;
 use crate::bake::options::{BakeOptions, Compat};
-use crate::cloud::{Attributes, Base, BaseRef, Image, ImageSpec, Key, Tags, VolumeKind, tag};
+use crate::cloud::{Attributes, BakeKey, Base, BaseRef, Image, ImageSpec, Tags, VolumeKind, tag};
 use crate::config::project::Settings;
 use crate::definition::{DEFAULT_TYPE, Definition};
 use crate::disk::DiskSpec;
-use crate::distros::Known;
+use crate::distros::KnownPlugin;
 use crate::error::Kind;
 use crate::identity::fingerprint::Inputs;
 use crate::ids::{Architecture, RunId};
@@ -93,8 +93,8 @@ pub fn inputs(site: &Site, image: &Definition, base: &Base) -> Result<Inputs> {
     Ok(inputs)
 }
 
-pub fn key(inputs: &Inputs, compat: Option<Compat>) -> Key {
-    Key {
+pub fn key(inputs: &Inputs, compat: Option<Compat>) -> BakeKey {
+    BakeKey {
         checksum: inputs.checksum().to_owned(),
         fingerprint: compat.is_none().then(|| inputs.fingerprint()),
         architecture: inputs.architecture(),
@@ -136,7 +136,7 @@ pub fn named(image: &Definition) -> Option<(&str, String)> {
 }
 
 /// The plugin for an image, and what it claims.
-pub fn distro<'a>(site: &'a Site, image: &Definition, os: &OsRelease) -> Result<(&'a Known, Claims)> {
+pub fn distro<'a>(site: &'a Site, image: &Definition, os: &OsRelease) -> Result<(&'a KnownPlugin, Claims)> {
     let named = named(image);
     let (known, claims) = site.distros.detect(os, named.as_ref().map(|(id, place)| (*id, place.as_str())))?;
     if let (None, Some(_)) = (&named, known.digest()) {

@@ -9,13 +9,13 @@ use crate::cli::args;
 use crate::cli::args::Global;
 use crate::config::project::Settings;
 use crate::definition::Ask;
-use crate::definition::graph::Order;
-use crate::distros::{Known, Registry};
+use crate::definition::graph::BakeOrder;
+use crate::distros::{KnownPlugin, PluginRegistry};
 use crate::error::{Kind, SUCCESS};
 use crate::ids::Architecture;
 use crate::provision::programs;
 use crate::provision::scripts;
-use crate::report::{Ink, Report};
+use crate::report::{Report, TextStyle};
 use crate::site;
 use anyhow::{Context, Result};
 use oven_distro::check::{self, Rule};
@@ -75,7 +75,7 @@ fn list(global: &Global, report: &Report) -> Result<End> {
 }
 
 /// What a plugin claims of the systems that are widely known.
-fn claims_of(known: &Known) -> Result<Vec<(&'static str, Vec<String>)>> {
+fn claims_of(known: &KnownPlugin) -> Result<Vec<(&'static str, Vec<String>)>> {
     let mut claims = vec![("exact", Vec::new()), ("family", Vec::new())];
     for (name, os) in check::systems() {
         match known.claims(&os)?.claim {
@@ -88,7 +88,7 @@ fn claims_of(known: &Known) -> Result<Vec<(&'static str, Vec<String>)>> {
     Ok(claims)
 }
 
-fn tell_how(known: &Known, report: &Report) {
+fn tell_how(known: &KnownPlugin, report: &Report) {
     if let Some(why) = known.uncontained() {
         report.note(format!("{} ran as you, with all your rights: {why}", known.id));
     }
@@ -101,7 +101,7 @@ fn try_all(global: &Global, args: &args::PluginCheck, report: &Report) -> Result
     let known = match all.known().iter().find(|known| known.id == spelt) {
         Some(known) if !args.what.exists() => known,
         _ => {
-            alone = Registry::alone(&args.what, &helper)?;
+            alone = PluginRegistry::alone(&args.what, &helper)?;
             &alone.known()[0]
         }
     };
@@ -121,9 +121,9 @@ fn try_all(global: &Global, args: &args::PluginCheck, report: &Report) -> Result
         }
         if !global.json {
             let word = match (broken.is_empty(), tried) {
-                (true, true) => report.screen().paint(Ink::Green, "ok     "),
+                (true, true) => report.screen().paint(TextStyle::Green, "ok     "),
                 (true, false) => "untried".to_owned(),
-                _ => report.screen().paint(Ink::Red, "FAILED "),
+                _ => report.screen().paint(TextStyle::Red, "FAILED "),
             };
             answer(format!("{word} {rule}"));
             broken
@@ -159,7 +159,7 @@ pub fn plan(global: &Global, args: &args::Plan, report: &Report) -> Result<End> 
     let image = match &args.definitions[..] {
         [] => None,
         // With those it stands on: a variable may be theirs alone.
-        [_] => Order::with(&args.definitions, &args.vars.given())?.images.pop(),
+        [_] => BakeOrder::with(&args.definitions, &args.vars.given())?.images.pop(),
         _ => return Err(Kind::Usage.error("a plan on paper is for one definition")),
     };
     let registry = site::plugins(&global.plugin, &site::helper()?)?;

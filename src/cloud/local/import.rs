@@ -1,6 +1,8 @@
 //! Imports a raw disk image as a base image of the region.
 
-use super::records::{ImageRecord, Locked, SnapshotRecord, Source, Stamp, created_after, sync_dir};
+use super::records::{
+    FileStamp, ImageRecord, ImportSource, LockedRegion, SnapshotRecord, created_after, sync_dir,
+};
 use super::{Region, Registered, register};
 use crate::cloud::ec2_rules::{check_image_name, check_tags, new_id, refused};
 use crate::cloud::{Image, ImageState, ROOT_DEVICE, Tags};
@@ -59,7 +61,7 @@ impl Region {
             }
         };
         if let Some(holder) = holder {
-            let source = Source { digest: digest.await?, stamp };
+            let source = ImportSource { digest: digest.await?, stamp };
             let image = self.reuse_if_same(holder, &source, name, architecture).await?;
             if tags.iter().any(|(key, value)| image.tags.get(key) != Some(value)) {
                 report.note(format!("{} exists already; its tags are not changed", image.id));
@@ -77,7 +79,7 @@ impl Region {
         });
         // Concurrently: one is limited by the processor, the other one by the disk.
         let (digest, data) = tokio::try_join!(digest, async { data.await.with_context(context) })?;
-        let source = Source { digest, stamp };
+        let source = ImportSource { digest, stamp };
         let after = stamp_of(&file)?;
         if (after.modified, after.length) != (before.modified, before.length) {
             return Err(Kind::Usage.error(format!("{} was changed while it was read", raw.display())));
@@ -107,7 +109,7 @@ impl Region {
             source: Some(source.clone()),
         };
         // Snapshot and image are created together, so that a failure leaves nothing to clean up.
-        let import = move |region: &Locked| {
+        let import = move |region: &LockedRegion| {
             data.link(&region.data::<SnapshotRecord>(&snapshot.id.0))?;
             sync_dir(&region.dir_of::<SnapshotRecord>())?;
             region.write(&snapshot, true)?;
@@ -133,7 +135,7 @@ impl Region {
     async fn reuse_if_same(
         &self,
         holder: ImageRecord,
-        source: &Source,
+        source: &ImportSource,
         name: &str,
         architecture: Architecture,
     ) -> Result<Image> {
@@ -152,7 +154,7 @@ impl Region {
         // The file is a copy, or its times changed: remember it as well.
         if source.stamp.is_some() && holder.source.as_ref() != Some(source) {
             let record = ImageRecord { source: Some(source.clone()), ..holder.clone() };
-            let update = move |region: &Locked| {
+            let update = move |region: &LockedRegion| {
                 // Not if it was deregistered in the meantime.
                 if region.find::<ImageRecord>(&record.id.0)?.is_some() {
                     region.write(&record, false)
@@ -214,10 +216,10 @@ fn other_format(head: &[u8], tail: &[u8]) -> Option<(&'static str, &'static str)
     .find_map(|(is, format, command)| is.then_some((format, command)))
 }
 
-fn stamp_of(file: &File) -> Result<Stamp> {
+fn stamp_of(file: &File) -> Result<FileStamp> {
     let metadata = file.metadata()?;
     let nanos = |seconds: i64, nanos: i64| i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
-    Ok(Stamp {
+    Ok(FileStamp {
         device: metadata.dev(),
         inode: metadata.ino(),
         length: metadata.len(),
@@ -227,7 +229,7 @@ fn stamp_of(file: &File) -> Result<Stamp> {
 }
 
 /// Whether the next change of the file will be visible in its times: not if it was changed just now.
-fn is_settled(stamp: &Stamp) -> bool {
+fn is_settled(stamp: &FileStamp) -> bool {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as i128);
     now - stamp.changed > TIME_RESOLUTION
 }

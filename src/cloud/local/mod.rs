@@ -26,16 +26,16 @@ mod volumes;
 
 pub use pending_snapshot::SnapshotState;
 
-use super::name_conflict::{Verdict, judge};
-use super::{Attributes, Base, BaseRef, Cloud, Image, ImageSpec, ImageState, Key, StaleRun, tag};
+use super::name_conflict::{ConflictResolution, judge};
+use super::{Attributes, BakeKey, Base, BaseRef, Cloud, Image, ImageSpec, ImageState, StaleRun, tag};
 use crate::cloud::ec2_rules::{check_description, check_image_name, check_tags, new_id, refused};
 use crate::error::{Failure, Kind};
 use crate::ids::{ImageId, RunId, SnapshotId};
-use crate::sys::poll::{Policy, Probe, until};
+use crate::sys::poll::{PollPolicy, Probe, until};
 use crate::undo::Undo;
 use anyhow::{Context, Result};
 use async_trait::async_trait;
-use records::{ImageRecord, Locked, SnapshotRecord, Store, created_after, now};
+use records::{ImageRecord, LockedRegion, RegionStore, SnapshotRecord, created_after, now};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
@@ -43,7 +43,7 @@ use std::time::Duration;
 
 /// Pending resources become ready by themselves: this is long enough for every delay that a test may set, and short
 /// enough to notice a clock that was set back.
-const PENDING: Policy = Policy::local(Duration::from_secs(120));
+const PENDING: PollPolicy = PollPolicy::local(Duration::from_secs(120));
 
 /// The same time that is requested of EBS: a bake starts its snapshot before its steps.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(6 * 60 * 60);
@@ -54,7 +54,7 @@ pub struct Region(Rc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    store: Store,
+    store: RegionStore,
     /// How long new resources are pending.
     delay: Duration,
     /// How long a pending snapshot may go without a block before it expires.
@@ -73,7 +73,7 @@ impl Region {
     /// Opens the region in a directory, or creates one. Fails with [`Kind::Machine`] if that is not permitted.
     pub fn open(dir: &Path) -> Result<Self> {
         Ok(Self(Rc::new(Inner {
-            store: Store::open(dir)?,
+            store: RegionStore::open(dir)?,
             delay: Duration::ZERO,
             patience: WRITE_TIMEOUT,
             copies: Rc::default(),
@@ -96,7 +96,7 @@ impl Region {
         self.0.store.dir()
     }
 
-    fn store(&self) -> &Store {
+    fn store(&self) -> &RegionStore {
         &self.0.store
     }
 
@@ -119,7 +119,7 @@ impl Region {
     /// Deletes every snapshot of the run that no image uses, pending ones too.
     pub async fn ensure_no_snapshots(&self, run: &RunId) -> Result<()> {
         let run = run.clone();
-        let delete = move |region: &Locked| {
+        let delete = move |region: &LockedRegion| {
             for snapshot in region.tagged::<SnapshotRecord>(tag::RUN, &run.0)? {
                 match delete_snapshot(region, &snapshot.id) {
                     // The snapshot is a result, not a leftover.
@@ -137,7 +137,7 @@ impl Region {
     /// Makes an image fail, as EC2 may do: for tests.
     pub async fn fail(&self, id: &ImageId, why: &str) -> Result<()> {
         let (id, why) = (id.clone(), why.to_owned());
-        let fail = move |region: &Locked| {
+        let fail = move |region: &LockedRegion| {
             let image: ImageRecord = region.get(&id.0)?;
             region.write(&ImageRecord { failed: Some(why), ..image }, true)
         };
@@ -185,13 +185,13 @@ impl Region {
         let mut holder = self.describe(holder);
         loop {
             match judge(&holder, spec) {
-                Verdict::Adopt => return Ok(Some(holder)),
-                Verdict::Refuse(error) => {
+                ConflictResolution::Adopt => return Ok(Some(holder)),
+                ConflictResolution::Refuse(error) => {
                     let id = &holder.id;
                     let text = format!("AMI name {} is already in use by AMI {id}", spec.name);
                     return Err(error.context(format!("InvalidAMIName.Duplicate: {text}")));
                 }
-                Verdict::Wait => match self.settled(&holder.id).await? {
+                ConflictResolution::Wait => match self.settled(&holder.id).await? {
                     Some(image) => holder = self.describe(image),
                     None => return Ok(None),
                 },
@@ -222,7 +222,11 @@ enum Registered {
     Taken(Box<ImageRecord>),
 }
 
-fn register(region: &Locked, image: ImageRecord, documents: &BTreeMap<String, String>) -> Result<Registered> {
+fn register(
+    region: &LockedRegion,
+    image: ImageRecord,
+    documents: &BTreeMap<String, String>,
+) -> Result<Registered> {
     let images: Vec<ImageRecord> = region.list()?;
     let snapshot: SnapshotRecord = region.get(&image.snapshot.0)?;
     region.ensure_completed(&snapshot)?;
@@ -246,7 +250,7 @@ fn register(region: &Locked, image: ImageRecord, documents: &BTreeMap<String, St
     Ok(Registered::New(id))
 }
 
-fn delete_snapshot(region: &Locked, id: &SnapshotId) -> Result<()> {
+fn delete_snapshot(region: &LockedRegion, id: &SnapshotId) -> Result<()> {
     region.get::<SnapshotRecord>(&id.0)?;
     if let Some(image) = region.list::<ImageRecord>()?.into_iter().find(|image| image.snapshot == *id) {
         return Err(refused(
@@ -296,7 +300,7 @@ impl Cloud for Region {
         Ok(Base { id, name, snapshot, architecture, size_gib, root_device, attributes })
     }
 
-    async fn find(&self, key: &Key) -> Result<Option<Image>> {
+    async fn find(&self, key: &BakeKey) -> Result<Option<Image>> {
         let mut images: Vec<ImageRecord> = self.store().tagged(tag::CHECKSUM, &key.checksum)?;
         images.retain(|image| {
             let fits = |print| image.tags.get(tag::FINGERPRINT) == Some(print);
@@ -370,7 +374,7 @@ impl Cloud for Region {
                 format!("{id}, which has the name {name}, is not a failed image of oven: it is not replaced");
             return Err(Kind::Cloud.error(text));
         }
-        let replace = move |region: &Locked| {
+        let replace = move |region: &LockedRegion| {
             // Another process may have done it in the meantime.
             let Some(image) = region.find::<ImageRecord>(&holder.id.0)? else { return Ok(()) };
             region.deregister(&image.id)?;

@@ -3,9 +3,9 @@
 //! As everywhere in a region, the state follows from facts: the snapshot is complete once its record says so; it has
 //! failed if no block was put for too long, or if the machine was rebooted (what was put was not synced).
 
-use super::records::{PUT, SnapshotRecord, Store, now};
-use super::records::Written;
-use crate::cloud::block_api::Expired;
+use super::records::PendingWrites;
+use super::records::{PUT, RegionStore, SnapshotRecord, now};
+use crate::cloud::block_api::SnapshotExpired;
 use crate::cloud::ec2_rules::{absent, refused};
 use crate::ids::SnapshotId;
 use crate::ids::{BLOCK, Digest};
@@ -44,7 +44,7 @@ pub fn boot() -> &'static str {
     BOOT.get_or_init(|| Owner::this().boot)
 }
 
-impl Store {
+impl RegionStore {
     pub fn snapshot_state(&self, record: &SnapshotRecord) -> SnapshotState {
         let Some(written) = record.written.as_ref().filter(|written| written.sealed.is_none()) else {
             return if now() < record.ready_at { SnapshotState::Pending } else { SnapshotState::Completed };
@@ -86,7 +86,7 @@ impl Store {
     }
 
     /// The record of a snapshot that is written by its blocks; fails if it is in the error state.
-    pub fn writable(&self, id: &SnapshotId) -> Result<(SnapshotRecord, Written)> {
+    pub fn writable(&self, id: &SnapshotId) -> Result<(SnapshotRecord, PendingWrites)> {
         let record = self.by_blocks(id)?;
         let Some(written) = record.written.clone() else {
             let text = format!("The snapshot '{id}' was not started to be written by its blocks.");
@@ -95,7 +95,8 @@ impl Store {
         match self.snapshot_state(&record) {
             SnapshotState::Error(why) => {
                 let text = format!("The snapshot '{id}' is in the error state: {why}.");
-                Err(anyhow::Error::new(Expired(id.clone())).context(invalid("INVALID_SNAPSHOT_ID", text)))
+                Err(anyhow::Error::new(SnapshotExpired(id.clone()))
+                    .context(invalid("INVALID_SNAPSHOT_ID", text)))
             }
             _ => Ok((record, written)),
         }
@@ -108,17 +109,17 @@ pub fn invalid(reason: &str, text: impl std::fmt::Display) -> anyhow::Error {
 }
 
 /// The states of a snapshot's blocks, in a sparse file.
-pub struct Put(File);
+pub struct PutBlocks(File);
 
 /// The state of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Entry {
+pub enum BlockEntry {
     Never,
     Begun,
     Done(Digest),
 }
 
-impl Put {
+impl PutBlocks {
     pub fn create(path: &Path, size_gib: u64) -> Result<()> {
         let mut options = File::options();
         let file = options.write(true).create_new(true).mode(0o600).open(path);
@@ -127,7 +128,7 @@ impl Put {
     }
 
     /// Opens the file; each use opens it again, since its locks belong to the open file. `None`: it does not exist.
-    pub fn open(store: &Store, id: &SnapshotId) -> Result<Option<Self>> {
+    pub fn open(store: &RegionStore, id: &SnapshotId) -> Result<Option<Self>> {
         let path = store.part::<SnapshotRecord>(&id.0, PUT);
         match File::options().read(true).write(true).custom_flags(libc::O_NOFOLLOW).open(&path) {
             Ok(file) => Ok(Some(Self(file))),
@@ -166,14 +167,14 @@ impl Put {
     }
 
     /// The entries of a range of blocks.
-    pub fn entries(&self, blocks: Range<u32>) -> std::io::Result<Vec<Entry>> {
+    pub fn entries(&self, blocks: Range<u32>) -> std::io::Result<Vec<BlockEntry>> {
         let mut bytes = vec![0; blocks.len() * ENTRY_BYTES];
         self.0.read_exact_at(&mut bytes, u64::from(blocks.start) * ENTRY_BYTES as u64)?;
         Ok(bytes.chunks(ENTRY_BYTES).map(parse_entry).collect())
     }
 
     /// All entries except those of blocks that were never put.
-    pub fn all(&self) -> Result<BTreeMap<u32, Entry>> {
+    pub fn all(&self) -> Result<BTreeMap<u32, BlockEntry>> {
         let (mut found, mut at) = (BTreeMap::new(), 0);
         loop {
             let from = match rustix::fs::seek(&self.0, SeekFrom::Data(at)) {
@@ -184,14 +185,14 @@ impl Put {
             at = rustix::fs::seek(&self.0, SeekFrom::Hole(from))?.next_multiple_of(ENTRY_BYTES as u64);
             let blocks = (from / ENTRY_BYTES as u64) as u32..(at / ENTRY_BYTES as u64) as u32;
             let entries = self.entries(blocks.clone()).context("reading which blocks were put")?;
-            found.extend(blocks.zip(entries).filter(|(_, entry)| *entry != Entry::Never));
+            found.extend(blocks.zip(entries).filter(|(_, entry)| *entry != BlockEntry::Never));
         }
     }
 
     /// The digests of the blocks that were put, in the order of their indexes.
     pub fn digests(&self) -> Result<BTreeMap<u32, Digest>> {
         let done =
-            |(index, entry)| if let Entry::Done(digest) = entry { Some((index, digest)) } else { None };
+            |(index, entry)| if let BlockEntry::Done(digest) = entry { Some((index, digest)) } else { None };
         Ok(self.all()?.into_iter().filter_map(done).collect())
     }
 
@@ -200,15 +201,15 @@ impl Put {
     }
 }
 
-fn parse_entry(bytes: &[u8]) -> Entry {
+fn parse_entry(bytes: &[u8]) -> BlockEntry {
     match bytes[0] {
-        0 => Entry::Never,
+        0 => BlockEntry::Never,
         STATE_DONE => {
             let mut digest = Digest::default();
             digest.copy_from_slice(&bytes[1..33]);
-            Entry::Done(digest)
+            BlockEntry::Done(digest)
         }
-        _ => Entry::Begun,
+        _ => BlockEntry::Begun,
     }
 }
 

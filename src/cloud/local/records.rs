@@ -5,7 +5,7 @@ use crate::cloud::ec2_rules::{absent, is_id};
 use crate::cloud::{ImageState, Tags};
 use crate::error::Kind;
 use crate::ids::{Architecture, Digest, ImageId, SnapshotId, VolumeId};
-use crate::sys::poll::{Policy, Probe, until};
+use crate::sys::poll::{PollPolicy, Probe, until};
 use crate::sys::tasks;
 use crate::sys::temp_file;
 use anyhow::{Context, Result};
@@ -24,19 +24,19 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// What the record of such a snapshot contains.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Written {
+pub struct PendingWrites {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<SnapshotId>,
     /// Milliseconds without a block after which the snapshot has failed.
     pub patience: u64,
     pub boot: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sealed: Option<Sealed>,
+    pub sealed: Option<Completion>,
 }
 
 /// The values that the snapshot was completed with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Sealed {
+pub struct Completion {
     pub count: u32,
     pub checksum: Digest,
 }
@@ -44,10 +44,10 @@ pub struct Sealed {
 /// Raised when records change so that an older oven would misread them.
 const FORMAT: u32 = 1;
 /// Sections under the lock take milliseconds; a wait of a minute means that a process was stopped within one.
-const LOCK_WAIT: Policy = Policy::local(Duration::from_secs(60));
+const LOCK_WAIT: PollPolicy = PollPolicy::local(Duration::from_secs(60));
 
 /// A resource that has a record.
-pub trait Record: Serialize + DeserializeOwned + Send + 'static {
+pub trait RegionRecord: Serialize + DeserializeOwned + Send + 'static {
     /// Its directory in the region.
     const DIR: &'static str;
     /// The prefix of its ids.
@@ -78,21 +78,21 @@ pub struct ImageRecord {
     pub failed: Option<String>,
     /// Set by an import.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub source: Option<Source>,
+    pub source: Option<ImportSource>,
 }
 
 /// The raw disk that an image was imported from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Source {
+pub struct ImportSource {
     /// [`copy::digest`] of the content.
     pub digest: String,
     /// The file's metadata: as long as they are the same, its content is the same.
-    pub stamp: Option<Stamp>,
+    pub stamp: Option<FileStamp>,
 }
 
 /// The metadata of a file that change with its content.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Stamp {
+pub struct FileStamp {
     pub device: u64,
     pub inode: u64,
     pub length: u64,
@@ -116,7 +116,7 @@ pub struct SnapshotRecord {
     pub ready_at: u64,
     /// Set if the snapshot is written by its blocks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub written: Option<Written>,
+    pub written: Option<PendingWrites>,
 }
 
 /// Later than any time.
@@ -134,7 +134,7 @@ pub struct VolumeRecord {
 
 macro_rules! record {
     ($record:ty, $dir:literal, $prefix:literal, $invalid:literal) => {
-        impl Record for $record {
+        impl RegionRecord for $record {
             const DIR: &'static str = $dir;
             const PREFIX: &'static str = $prefix;
             const INVALID: &'static str = $invalid;
@@ -156,7 +156,7 @@ record!(VolumeRecord, "volumes", "vol", "InvalidVolume");
 
 /// The extension of a disk's data.
 const IMG: &str = "img";
-/// Lists which blocks of a snapshot were put ([`Written`]).
+/// Lists which blocks of a snapshot were put ([`PendingWrites`]).
 pub const PUT: &str = "put";
 /// A hard link to the parent's data until a snapshot is complete, because the parent may be deleted.
 pub const PARENT: &str = "parent";
@@ -169,25 +169,25 @@ const DOCUMENTS: &str = "documents";
 const LOGS: &str = "logs";
 const LOCKS: &str = "locks";
 
-/// A region's directory, for reading. Changes need [`Locked`].
+/// A region's directory, for reading. Changes need [`LockedRegion`].
 #[derive(Debug, Clone)]
-pub struct Store {
+pub struct RegionStore {
     dir: Arc<Path>,
 }
 
 /// A region under its lock.
-pub struct Locked {
-    store: Store,
+pub struct LockedRegion {
+    store: RegionStore,
     _lock: File,
 }
-impl Deref for Locked {
-    type Target = Store;
-    fn deref(&self) -> &Store {
+impl Deref for LockedRegion {
+    type Target = RegionStore;
+    fn deref(&self) -> &RegionStore {
         &self.store
     }
 }
 
-impl Store {
+impl RegionStore {
     /// Opens a region, or creates one.
     pub fn open(dir: &Path) -> Result<Self> {
         let make = || -> Result<Self> {
@@ -241,21 +241,21 @@ impl Store {
     }
 
     /// The directory for resources of a kind.
-    pub fn dir_of<R: Record>(&self) -> PathBuf {
+    pub fn dir_of<R: RegionRecord>(&self) -> PathBuf {
         self.dir.join(R::DIR)
     }
 
     /// The path of a resource's data.
-    pub fn data<R: Record>(&self, id: &str) -> PathBuf {
+    pub fn data<R: RegionRecord>(&self, id: &str) -> PathBuf {
         self.part::<R>(id, IMG)
     }
 
     /// The path of a file of a resource, by its extension.
-    pub fn part<R: Record>(&self, id: &str, ending: &str) -> PathBuf {
+    pub fn part<R: RegionRecord>(&self, id: &str, ending: &str) -> PathBuf {
         self.dir_of::<R>().join(format!("{id}.{ending}"))
     }
 
-    fn record<R: Record>(&self, id: &str) -> PathBuf {
+    fn record<R: RegionRecord>(&self, id: &str) -> PathBuf {
         self.dir_of::<R>().join(format!("{id}.json"))
     }
 
@@ -264,7 +264,7 @@ impl Store {
     }
 
     /// A record, if there is one.
-    pub fn find<R: Record>(&self, id: &str) -> Result<Option<R>> {
+    pub fn find<R: RegionRecord>(&self, id: &str) -> Result<Option<R>> {
         // Ids come from users, and become paths here.
         if !is_id(R::PREFIX, id) {
             return Err(absent(&format!("{}.Malformed", R::INVALID), format!("Invalid id: {id:?}")));
@@ -279,7 +279,7 @@ impl Store {
     }
 
     /// A record; fails if it does not exist.
-    pub fn get<R: Record>(&self, id: &str) -> Result<R> {
+    pub fn get<R: RegionRecord>(&self, id: &str) -> Result<R> {
         self.find(id)?.ok_or_else(|| {
             let text = format!("'{id}' does not exist in the local region {}", self.dir.display());
             absent(&format!("{}.NotFound", R::INVALID), text)
@@ -287,7 +287,7 @@ impl Store {
     }
 
     /// All resources of a kind, oldest first.
-    pub fn list<R: Record>(&self) -> Result<Vec<R>> {
+    pub fn list<R: RegionRecord>(&self) -> Result<Vec<R>> {
         let dir = self.dir_of::<R>();
         let mut records = Vec::new();
         for entry in fs::read_dir(&dir).with_context(|| format!("listing {}", dir.display()))? {
@@ -303,7 +303,7 @@ impl Store {
     }
 
     /// Resources of a kind that have a tag with this value, oldest first.
-    pub fn tagged<R: Record>(&self, key: &str, value: &str) -> Result<Vec<R>> {
+    pub fn tagged<R: RegionRecord>(&self, key: &str, value: &str) -> Result<Vec<R>> {
         let mut records = self.list::<R>()?;
         records.retain(|r| r.tags().get(key).is_some_and(|found| found == value));
         Ok(records)
@@ -339,13 +339,13 @@ impl Store {
     /// waits for the lock, nothing happens; later, `work` is completed under the lock, before any cleaning up.
     pub async fn locked<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Locked) -> Result<T> + Send + 'static,
+        work: impl FnOnce(&LockedRegion) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let locked = self.lock().await?;
         tasks::run(move |_| work(&locked)).await
     }
 
-    async fn lock(&self) -> Result<Locked> {
+    async fn lock(&self) -> Result<LockedRegion> {
         let path = self.dir.join("lock");
         // It is opened each time: the lock belongs to the open file, so that tasks of one process exclude each other.
         let mut options = File::options();
@@ -361,13 +361,13 @@ impl Store {
             }
         })
         .await?;
-        Ok(Locked { store: self.clone(), _lock: file })
+        Ok(LockedRegion { store: self.clone(), _lock: file })
     }
 }
 
-impl Locked {
+impl LockedRegion {
     /// Writes a record to a temporary file and renames it. With `durable` it is synced when this returns.
-    pub fn write<R: Record>(&self, record: &R, durable: bool) -> Result<()> {
+    pub fn write<R: RegionRecord>(&self, record: &R, durable: bool) -> Result<()> {
         temp_file::write_beside(
             &self.record::<R>(record.id()),
             &serde_json::to_vec_pretty(record)?,
@@ -377,7 +377,7 @@ impl Locked {
     }
 
     /// Removes data and record. The record goes last: while it exists, the removal can be tried again.
-    pub fn remove<R: Record>(&self, id: &str) -> Result<()> {
+    pub fn remove<R: RegionRecord>(&self, id: &str) -> Result<()> {
         for part in EXTENSIONS {
             remove_if_there(&self.part::<R>(id, part))?;
         }
@@ -473,7 +473,7 @@ pub fn now() -> u64 {
 
 /// The creation time of a new resource: later than that of all others, so that "the newest" is unique whatever the
 /// clock did.
-pub fn created_after<R: Record>(others: &[R]) -> String {
+pub fn created_after<R: RegionRecord>(others: &[R]) -> String {
     let newest = others.iter().filter_map(|r| millis(r.created())).max();
     let time = newest.map_or_else(now, |newest| now().max(newest + 1));
     humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(time)).to_string()

@@ -2,11 +2,11 @@
 
 use super::Region;
 use super::records::{
-    ImageRecord, PARENT, Record, SnapshotRecord, VolumeRecord, millis, now, remove_if_there,
+    ImageRecord, PARENT, RegionRecord, SnapshotRecord, VolumeRecord, millis, now, remove_if_there,
 };
 use crate::cloud::{StaleRun, tag};
 use crate::ids::RunId;
-use crate::owner::{Gone, Owner};
+use crate::owner::{Owner, OwnerEnded};
 use anyhow::Result;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -21,7 +21,7 @@ struct RunResources {
 }
 
 impl RunResources {
-    fn add(&mut self, record: &impl Record) {
+    fn add(&mut self, record: &impl RegionRecord) {
         let tags = record.tags();
         if let Some(owner) = tags.get(tag::OWNER) {
             self.owner.clone_from(owner);
@@ -33,10 +33,10 @@ impl RunResources {
     }
 
     fn is_stale(&self, older_than: Option<Duration>) -> bool {
-        match self.owner.parse::<Owner>().map_or(Gone::Unknown, |owner| owner.is_gone()) {
-            Gone::Yes => true,
-            Gone::No => false,
-            Gone::Unknown => {
+        match self.owner.parse::<Owner>().map_or(OwnerEnded::Unknown, |owner| owner.is_gone()) {
+            OwnerEnded::Yes => true,
+            OwnerEnded::No => false,
+            OwnerEnded::Unknown => {
                 older_than.is_some_and(|age| u128::from(now().saturating_sub(self.newest)) > age.as_millis())
             }
         }

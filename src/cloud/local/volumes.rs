@@ -1,12 +1,12 @@
 //! The volumes of a region: sparse files that are attached as loop devices.
 
-use super::records::{SnapshotRecord, Store, VolumeRecord, created_after, now, sync_dir};
+use super::records::{RegionStore, SnapshotRecord, VolumeRecord, created_after, now, sync_dir};
 use super::{PENDING, Region};
 use crate::cloud::ec2_rules::{check_tags, new_id, refused};
 use crate::cloud::{Tags, VolumeSpec, Volumes, tag};
 use crate::device::Device;
 use crate::ids::{RunId, SnapshotId, VolumeId};
-use crate::sys::poll::{Policy, Probe, until};
+use crate::sys::poll::{PollPolicy, Probe, until};
 use crate::sys::tasks;
 use crate::sys::temp_file;
 use crate::sys::{loop_device, sparse_copy};
@@ -20,13 +20,13 @@ use std::time::Duration;
 
 /// A loop device closes its file with its own last descriptor, which another program's probe may hold for some
 /// milliseconds.
-const BUSY_WAIT: Policy = Policy::local(Duration::from_secs(1));
+const BUSY_WAIT: PollPolicy = PollPolicy::local(Duration::from_secs(1));
 /// Enough for a mount namespace that ends with its processes, or a disk that has to write first. It is shorter than the
 /// wait that a user who pressed Ctrl-C is promised.
-const RELEASE_WAIT: Policy = Policy::local(Duration::from_secs(5));
+const RELEASE_WAIT: PollPolicy = PollPolicy::local(Duration::from_secs(5));
 
 /// Locks a volume's file: then it is not attached, and cannot be. `None`: it is attached.
-fn lock(store: &Store, id: &VolumeId) -> Result<Option<File>> {
+fn lock(store: &RegionStore, id: &VolumeId) -> Result<Option<File>> {
     let path = store.data::<VolumeRecord>(&id.0);
     let file = match File::options().read(true).write(true).open(&path) {
         Ok(file) => file,
@@ -39,14 +39,14 @@ fn lock(store: &Store, id: &VolumeId) -> Result<Option<File>> {
     }
 }
 
-fn in_use_error(store: &Store, id: &VolumeId) -> anyhow::Error {
+fn in_use_error(store: &RegionStore, id: &VolumeId) -> anyhow::Error {
     let holder = loop_device::holder(&store.data::<VolumeRecord>(&id.0));
     let holder = holder.map_or_else(|| "another process".to_owned(), |name| format!("/dev/{name}"));
     refused("VolumeInUse", format!("{id} is currently attached to {holder}"))
 }
 
 /// Deletes a volume. Returns false if it is attached.
-fn delete_if_detached(region: &super::Locked, id: &VolumeId) -> Result<bool> {
+fn delete_if_detached(region: &super::LockedRegion, id: &VolumeId) -> Result<bool> {
     let gone = !region.data::<VolumeRecord>(&id.0).exists();
     // The descriptor outlives the lock: closing the last descriptor of a file frees its blocks, which takes time.
     let file = if gone { None } else { lock(region, id)? };
@@ -61,7 +61,7 @@ impl Region {
     /// Deletes a volume; fails if it is attached.
     pub async fn delete_volume(&self, id: &VolumeId) -> Result<()> {
         let wanted = id.clone();
-        let delete = move |region: &super::Locked| {
+        let delete = move |region: &super::LockedRegion| {
             region.get::<VolumeRecord>(&wanted.0)?;
             delete_if_detached(region, &wanted)
         };
@@ -121,7 +121,7 @@ impl Region {
             let open = || File::open(&path).with_context(|| format!("opening {}", path.display()));
             let data = match free {
                 // Linking fails on a file system without hard links.
-                Some(file) => match temp_file::Temp::linked(file, &path, &dir) {
+                Some(file) => match temp_file::TempFile::linked(file, &path, &dir) {
                     Ok(shared) => shared,
                     Err(_) => sparse_copy::copy(&open()?, size_gib << 30, &dir, stop)?,
                 },
@@ -131,7 +131,7 @@ impl Region {
             Ok(data)
         })
         .await?;
-        let commit = move |region: &super::Locked| {
+        let commit = move |region: &super::LockedRegion| {
             // Fails if the volume was deleted in the meantime.
             region.get::<VolumeRecord>(record.volume.as_ref().map_or("", |v| &v.0))?;
             data.link(&target)?;
@@ -220,7 +220,7 @@ impl Volumes for Region {
             ready_at: self.ready_at(),
         };
         let id = record.id.clone();
-        let create = move |region: &super::Locked| {
+        let create = move |region: &super::LockedRegion| {
             data.link(&region.data::<VolumeRecord>(&record.id.0))?;
             // The volume is scratch: it need not survive a power failure.
             region.write(&record, false)
@@ -245,7 +245,7 @@ impl Volumes for Region {
 
     async fn keep(&self, run: &RunId) -> Result<Vec<VolumeId>> {
         let run = run.clone();
-        let keep = move |region: &super::Locked| {
+        let keep = move |region: &super::LockedRegion| {
             let mut ids = Vec::new();
             for mut volume in region.tagged::<VolumeRecord>(tag::RUN, &run.0)? {
                 volume.tags.insert(tag::KEPT.to_owned(), "true".to_owned());
@@ -267,7 +267,7 @@ impl Volumes for Region {
         let mut first = None;
         // The lock is taken even if there is nothing: a volume may just be being created under the lock.
         let run = run.clone();
-        let list = move |region: &super::Locked| region.tagged::<VolumeRecord>(tag::RUN, &run.0);
+        let list = move |region: &super::LockedRegion| region.tagged::<VolumeRecord>(tag::RUN, &run.0);
         for volume in self.store().locked(list).await? {
             let id = volume.id;
             let deleted = until(&format!("the volume {id}"), &RELEASE_WAIT, async || {

@@ -1,7 +1,7 @@
 //! The block map: a byte for each block of a disk, in a file that the disk's server writes, and the uploader reads. It
 //! is kept as long as the written blocks.
 
-use crate::cloud::block_api::Contents;
+use crate::cloud::block_api::SnapshotContents;
 use crate::device::Trimming;
 use anyhow::{Context, Result};
 use std::fs::File;
@@ -21,13 +21,13 @@ pub const WRITTEN_BASE: u8 = 3;
 
 /// The block map in the process that writes it.
 #[derive(Debug)]
-pub struct Marks {
+pub struct BlockMap {
     file: File,
     bytes: Box<[AtomicU8]>,
 }
 
 /// Writes the map of a disk of this many blocks, none of them written. One more byte follows the map: see [`Trimming`].
-pub fn begin(file: &File, blocks: u32, base: &Contents) -> Result<()> {
+pub fn begin(file: &File, blocks: u32, base: &SnapshotContents) -> Result<()> {
     let mut bytes = vec![ZEROS; blocks as usize + 1];
     for index in &base.blocks {
         let mark = bytes[..blocks as usize].get_mut(index as usize);
@@ -53,7 +53,7 @@ fn read(file: &File) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-impl Marks {
+impl BlockMap {
     pub fn open(file: File) -> Result<Self> {
         let bytes = read(&file)?.into_iter().map(AtomicU8::new).collect();
         Ok(Self { file, bytes })
@@ -121,8 +121,8 @@ mod tests {
     #[test]
     fn both_processes_see_the_same_map() {
         let file = tempfile::tempfile().unwrap();
-        begin(&file, 6, &Contents { size_gib: 1, blocks: [1, 3].into() }).unwrap();
-        let marks = Marks::open(file.try_clone().unwrap()).unwrap();
+        begin(&file, 6, &SnapshotContents { size_gib: 1, blocks: [1, 3].into() }).unwrap();
+        let marks = BlockMap::open(file.try_clone().unwrap()).unwrap();
         assert_eq!((0..marks.blocks()).map(|i| marks.get(i)).collect::<Vec<_>>(), [0, 1, 0, 1, 0, 0]);
         assert_eq!(written(&file).unwrap(), []);
         marks.set(3, WRITTEN_BASE).unwrap();
@@ -132,14 +132,14 @@ mod tests {
         assert!(marks.is_trimming().unwrap());
         drop(trim);
         assert!(!marks.is_trimming().unwrap());
-        assert_eq!(Marks::open(file).unwrap().get(3), WRITTEN_BASE);
+        assert_eq!(BlockMap::open(file).unwrap().get(3), WRITTEN_BASE);
     }
 
     #[test]
     fn a_base_larger_than_the_disk_and_an_invalid_file_are_rejected() {
         let file = tempfile::tempfile().unwrap();
-        assert!(begin(&file, 3, &Contents { size_gib: 1, blocks: [3].into() }).is_err());
-        assert!(Marks::open(file.try_clone().unwrap()).is_err(), "the file is empty");
+        assert!(begin(&file, 3, &SnapshotContents { size_gib: 1, blocks: [3].into() }).is_err());
+        assert!(BlockMap::open(file.try_clone().unwrap()).is_err(), "the file is empty");
         file.write_all_at(b"text", 0).unwrap();
         assert!(written(&file).is_err());
     }

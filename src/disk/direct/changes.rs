@@ -1,10 +1,10 @@
 //! Selects what is uploaded of a disk: the blocks that differ from the base's.
 
-use super::backing::Lower;
+use super::backing::BackingStore;
 use super::fault::{ensure_kept, full};
 use crate::ids::digest_of;
 use crate::ids::{BLOCK, Digest};
-use crate::transfer::readers::Source;
+use crate::transfer::readers::BlockSource;
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -12,8 +12,8 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 /// The blocks of a disk to upload.
-pub struct Changes {
-    lower: Arc<Lower>,
+pub struct ChangedBlocks {
+    lower: Arc<BackingStore>,
     upper: File,
     /// By index: whether the base has the block, too.
     written: BTreeMap<u32, bool>,
@@ -21,14 +21,14 @@ pub struct Changes {
     child: bool,
 }
 
-impl Changes {
+impl ChangedBlocks {
     /// `written` comes from the block map. `child`: the snapshot below is the parent; otherwise all blocks are uploaded.
-    pub fn new(lower: Arc<Lower>, upper: File, written: Vec<(u32, bool)>, child: bool) -> Self {
+    pub fn new(lower: Arc<BackingStore>, upper: File, written: Vec<(u32, bool)>, child: bool) -> Self {
         Self { lower, upper, written: written.into_iter().collect(), child }
     }
 }
 
-impl Source for Changes {
+impl BlockSource for ChangedBlocks {
     fn indexes(&self) -> Vec<u32> {
         let mut all: Vec<u32> = self.written.keys().copied().collect();
         if !self.child {
@@ -73,13 +73,13 @@ fn unless_zeros(data: &[u8], digest: Digest) -> Option<(Arc<[u8]>, Digest)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cloud::block_api::{Contents, Reader};
-    use crate::disk::direct::block_cache::Cache;
+    use crate::cloud::block_api::{SnapshotContents, SnapshotReader};
+    use crate::disk::direct::block_cache::BlockCache;
     use crate::ids::SnapshotId;
 
     /// Block n is filled with the byte n.
     struct Base;
-    impl Reader for Base {
+    impl SnapshotReader for Base {
         fn read(&self, index: u32) -> Result<(Vec<u8>, Digest)> {
             let data = vec![index as u8; BLOCK];
             let digest = digest_of(&data);
@@ -90,15 +90,15 @@ mod tests {
     /// On a base with the blocks 1, 3 and 5: which blocks are uploaded, and with which byte.
     fn uploaded(child: bool, written: &[(u32, u8)]) -> Vec<(u32, u8)> {
         let (dir, id) = (tempfile::tempdir().unwrap(), SnapshotId("snap-1".into()));
-        let contents = Contents { size_gib: 1, blocks: [1, 3, 5].into() };
-        let cached = Cache::new(dir.path(), u64::MAX).of(&id).unwrap();
-        let lower = Arc::new(Lower::new(&id, &contents, Arc::new(Base), cached));
+        let contents = SnapshotContents { size_gib: 1, blocks: [1, 3, 5].into() };
+        let cached = BlockCache::new(dir.path(), u64::MAX).of(&id).unwrap();
+        let lower = Arc::new(BackingStore::new(&id, &contents, Arc::new(Base), cached));
         let upper = tempfile::tempfile().unwrap();
         for (index, byte) in written {
             upper.write_all_at(&vec![*byte; BLOCK], u64::from(*index) * BLOCK as u64).unwrap();
         }
         let marks = written.iter().map(|(index, _)| (*index, contents.blocks.contains(*index)));
-        let changes = Changes::new(lower, upper, marks.collect(), child);
+        let changes = ChangedBlocks::new(lower, upper, marks.collect(), child);
         let blocks = changes.indexes().into_iter().filter_map(|index| {
             let (data, digest) = changes.block(index).unwrap()?;
             assert!(data.iter().all(|byte| *byte == data[0]) && digest == digest_of(&data));

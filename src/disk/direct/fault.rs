@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex};
 
 /// The first error, which is the cause of later ones. It is cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub struct Trouble(Arc<Mutex<Option<anyhow::Error>>>);
+pub struct FirstFault(Arc<Mutex<Option<anyhow::Error>>>);
 
-impl Trouble {
+impl FirstFault {
     pub fn add(&self, error: anyhow::Error) {
         lock(&self.0).get_or_insert(error);
     }

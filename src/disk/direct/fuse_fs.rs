@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 /// The disk that is served. Several threads call it concurrently.
-pub trait Content: Send + Sync + 'static {
+pub trait DiskContent: Send + Sync + 'static {
     /// The size in bytes, which does not change.
     fn size(&self) -> u64;
     fn read(&self, at: u64, buffer: &mut [u8]) -> io::Result<()>;
@@ -37,7 +37,7 @@ const MAX_REQUEST: u32 = 1 << 20;
 const MAX_BACKGROUND: u16 = 128;
 
 struct DiskFs {
-    content: Arc<dyn Content>,
+    content: Arc<dyn DiskContent>,
     name: OsString,
 }
 
@@ -180,7 +180,7 @@ impl Filesystem for DiskFs {
 }
 
 /// Serves a disk as a file of this name until the mount of `fuse` ends, or the process does.
-pub fn run(content: Arc<dyn Content>, name: &str, fuse: OwnedFd) -> io::Result<()> {
+pub fn run(content: Arc<dyn DiskContent>, name: &str, fuse: OwnedFd) -> io::Result<()> {
     let mut config = Config::default();
     config.n_threads = Some(THREADS);
     // Access to the mount was set when it was created; the loop device's requests come from the kernel.

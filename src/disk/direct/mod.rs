@@ -12,8 +12,8 @@ pub mod prefetch;
 pub mod preserved_disk;
 pub mod server;
 
-use super::{Disk, DiskSpec, Disks, owned};
-use crate::cloud::block_api::{Blocks, Contents, NewSnapshot, Parent};
+use super::{Disk, DiskSpec, DiskStrategy, owned};
+use crate::cloud::block_api::{BlockApi, NewSnapshot, ParentUse, SnapshotContents};
 use crate::cloud::{Base, tag};
 use crate::device::Device;
 use crate::error::Kind;
@@ -24,16 +24,16 @@ use crate::report::Report;
 use crate::sys::loop_device;
 use crate::transfer::upload;
 use crate::undo;
-use crate::undo::{Debt, Due, Meanwhile, Undo};
+use crate::undo::{Background, Debt, Due, Undo};
 use anyhow::{Context, Result};
 use async_trait::async_trait;
-use backing::Lower;
-use block_cache::Cache;
+use backing::BackingStore;
+use block_cache::BlockCache;
 use block_map::TrimmingByte;
-use changes::Changes;
-use fault::{Trouble, full};
-use preserved_disk::{Kept, Record, Written};
-use server::Export;
+use changes::ChangedBlocks;
+use fault::{FirstFault, full};
+use preserved_disk::{DiskRecord, PreservedDisk, WrittenFiles};
+use server::DiskServer;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs::File;
@@ -51,27 +51,27 @@ const PUT_PRICE: f64 = 0.006;
 const BLOCKS_PER_GIB: u64 = (1 << 30) / BLOCK as u64;
 
 /// Checks out disks that this machine serves, block by block.
-pub struct Direct<B: Blocks> {
+pub struct DirectDisks<B: BlockApi> {
     blocks: Rc<B>,
     state: PathBuf,
-    cache: Cache,
+    cache: BlockCache,
     helper: PathBuf,
     report: Report,
     /// How the base can be a parent, for runs that have called `look` and not yet checked out.
-    parent_uses: RefCell<HashMap<RunId, Parent>>,
+    parent_uses: RefCell<HashMap<RunId, ParentUse>>,
 }
 
 /// A snapshot whose blocks are below those that are written.
 struct BaseSnapshot {
-    contents: Contents,
-    lower: Arc<Lower>,
+    contents: SnapshotContents,
+    lower: Arc<BackingStore>,
 }
 
-impl<B: Blocks + 'static> Direct<B> {
+impl<B: BlockApi + 'static> DirectDisks<B> {
     /// `state` is this machine's directory, for the cache and for what is written. `helper` is this program.
     pub fn new(blocks: Rc<B>, state: &Path, cache_gib: u64, helper: &Path, report: &Report) -> Self {
         let state = std::path::absolute(state).unwrap_or_else(|_| state.to_owned());
-        let cache = Cache::new(&state.join(BLOCKS), cache_gib << 30);
+        let cache = BlockCache::new(&state.join(BLOCKS), cache_gib << 30);
         let parent_uses = RefCell::default();
         Self { blocks, state, cache, helper: helper.to_owned(), report: report.clone(), parent_uses }
     }
@@ -87,11 +87,11 @@ impl<B: Blocks + 'static> Direct<B> {
             }
         };
         let reader = self.blocks.reader(snapshot).await?;
-        let lower = Arc::new(Lower::new(snapshot, &contents, reader, cached));
+        let lower = Arc::new(BackingStore::new(snapshot, &contents, reader, cached));
         Ok(BaseSnapshot { contents, lower })
     }
 
-    async fn query_parent(&self, base: &Base, spec: &DiskSpec) -> Result<Parent> {
+    async fn query_parent(&self, base: &Base, spec: &DiskSpec) -> Result<ParentUse> {
         let parent = self.blocks.parent(&base.snapshot, &spec.kind).await;
         parent.with_context(|| format!("checking whether {} can be a parent", base.snapshot))
     }
@@ -105,8 +105,8 @@ impl<B: Blocks + 'static> Direct<B> {
             None => self.query_parent(base, spec).await?,
         };
         match parent {
-            Parent::Itself => Ok((snapshot.clone(), true)),
-            Parent::Copy { why } => {
+            ParentUse::Itself => Ok((snapshot.clone(), true)),
+            ParentUse::Copy { why } => {
                 let dollars = base.size_gib as f64 * GIB_MONTH_PRICE;
                 let tell = || {
                     self.report.note(format!(
@@ -117,7 +117,7 @@ impl<B: Blocks + 'static> Direct<B> {
                 };
                 Ok((self.blocks.copied(snapshot, &spec.kind, &tell).await?, true))
             }
-            Parent::Whole { why } => {
+            ParentUse::Whole { why } => {
                 let blocks = base.size_gib * BLOCKS_PER_GIB;
                 let dollars = base.size_gib as f64 * GIB_MONTH_PRICE;
                 self.report.note(format!(
@@ -132,17 +132,23 @@ impl<B: Blocks + 'static> Direct<B> {
     }
 
     /// Serves a disk that consists of the snapshot below and what is written.
-    fn disk(&self, run: &RunId, below: BaseSnapshot, files: Files, record: Record) -> Result<DirectDisk<B>> {
+    fn disk(
+        &self,
+        run: &RunId,
+        below: BaseSnapshot,
+        files: Files,
+        record: DiskRecord,
+    ) -> Result<DirectDisk<B>> {
         let BaseSnapshot { lower, .. } = below;
         let (name, place) = (format!("oven-{run}"), preserved_disk::place(&self.state));
-        let spec = server::Spec {
+        let spec = server::DiskServerSpec {
             helper: &self.helper,
             name: &name,
             upper: files.upper(),
             marks: files.marks(),
             place: &place,
         };
-        let export = Export::start(&spec, &lower)?;
+        let export = DiskServer::start(&spec, &lower)?;
         let device = loop_device::attach(&export.file, &name).context("attaching the disk")?;
         let marks = files.marks().try_clone().context("duplicating a descriptor")?;
         let device = Device { trimming: Some(TrimmingByte::of(marks)), ..device };
@@ -162,7 +168,7 @@ impl<B: Blocks + 'static> Direct<B> {
     }
 
     /// The undo debt for what is written: it is deleted, or preserved.
-    fn disk_debt(&self, run: &RunId, record: &Record, slot: &WrittenSlot) -> Debt {
+    fn disk_debt(&self, run: &RunId, record: &DiskRecord, slot: &WrittenSlot) -> Debt {
         let (state, of, pay) = (self.state.clone(), run.clone(), slot.clone());
         let (keep, record) = (slot.clone(), record.clone());
         let (place, run) = (state.clone(), run.clone());
@@ -186,12 +192,12 @@ impl<B: Blocks + 'static> Direct<B> {
 }
 
 /// What is written, shared with the debt that may preserve it once the disk is gone.
-type WrittenSlot = Rc<RefCell<Option<Rc<Written>>>>;
+type WrittenSlot = Rc<RefCell<Option<Rc<WrittenFiles>>>>;
 
 /// The files of what is written: new ones, or those that an earlier bake preserved.
 enum Files {
-    New(Rc<Written>),
-    Kept(Kept),
+    New(Rc<WrittenFiles>),
+    Kept(PreservedDisk),
 }
 
 impl Files {
@@ -210,16 +216,16 @@ impl Files {
     }
 }
 
-struct DirectDisk<B: Blocks> {
+struct DirectDisk<B: BlockApi> {
     // Dropped first: data in memory are written then, which needs the server.
     device: Option<Device>,
-    export: Option<Export>,
-    lower: Arc<Lower>,
+    export: Option<DiskServer>,
+    lower: Arc<BackingStore>,
     files: Files,
-    record: Record,
+    record: DiskRecord,
     run: RunId,
     blocks: Rc<B>,
-    cache: Cache,
+    cache: BlockCache,
     report: Report,
     /// Whether the uploaded blocks are read back.
     verify: bool,
@@ -228,11 +234,11 @@ struct DirectDisk<B: Blocks> {
 }
 
 /// A snapshot that is being started.
-type Started = Meanwhile<SnapshotId>;
+type Started = Background<SnapshotId>;
 
 /// Describes the snapshot that a disk becomes.
-fn new_snapshot(record: &Record, run: &RunId) -> NewSnapshot {
-    let Record { snapshot, child, size_gib, tags, encrypted, kms_key, .. } = record;
+fn new_snapshot(record: &DiskRecord, run: &RunId) -> NewSnapshot {
+    let DiskRecord { snapshot, child, size_gib, tags, encrypted, kms_key, .. } = record;
     NewSnapshot {
         parent: child.then(|| snapshot.clone()),
         size_gib: *size_gib,
@@ -246,13 +252,13 @@ fn new_snapshot(record: &Record, run: &RunId) -> NewSnapshot {
 }
 
 /// Starts a snapshot in the background, with an undo debt for it.
-fn start<B: Blocks + 'static>(blocks: &Rc<B>, spec: NewSnapshot, undo: &Undo) -> Started {
+fn start<B: BlockApi + 'static>(blocks: &Rc<B>, spec: NewSnapshot, undo: &Undo) -> Started {
     undo.owe(upload::debt(blocks.clone(), &spec.run));
     let blocks = blocks.clone();
     undo.meanwhile(async move { blocks.start(&spec).await })
 }
 
-impl<B: Blocks> Drop for DirectDisk<B> {
+impl<B: BlockApi> Drop for DirectDisk<B> {
     fn drop(&mut self) {
         if let Some(device) = self.device.take() {
             // The disk may be preserved. An error here was reported where it occurred first.
@@ -264,7 +270,7 @@ impl<B: Blocks> Drop for DirectDisk<B> {
 }
 
 #[async_trait(?Send)]
-impl<B: Blocks + 'static> Disks for Direct<B> {
+impl<B: BlockApi + 'static> DiskStrategy for DirectDisks<B> {
     async fn look(&self, base: &Base, spec: &DiskSpec, run: &RunId) -> Result<()> {
         let parent = self.query_parent(base, spec).await?;
         self.parent_uses.borrow_mut().insert(run.clone(), parent);
@@ -282,7 +288,7 @@ impl<B: Blocks + 'static> Disks for Direct<B> {
         let (snapshot, child) = self.parent(base, spec, run).await?;
         let below = self.open_base(&snapshot).await?;
         let (kind, trouble) = (&spec.kind, below.lower.trouble().clone());
-        let record = Record {
+        let record = DiskRecord {
             snapshot,
             child,
             size_gib,
@@ -325,12 +331,12 @@ impl<B: Blocks + 'static> Disks for Direct<B> {
     }
 }
 
-impl<B: Blocks + 'static> Direct<B> {
-    fn create_files(&self, size_gib: u64, base: &Contents) -> Result<Written> {
+impl<B: BlockApi + 'static> DirectDisks<B> {
+    fn create_files(&self, size_gib: u64, base: &SnapshotContents) -> Result<WrittenFiles> {
         let doing = || format!("creating a disk in {}", self.state.display());
         let blocks = size_gib.checked_mul(BLOCKS_PER_GIB).and_then(|blocks| u32::try_from(blocks).ok());
         let blocks = blocks.with_context(|| format!("a disk of {size_gib} GiB is larger than EBS allows"))?;
-        let written = Written::new(&self.state).with_context(doing)?;
+        let written = WrittenFiles::new(&self.state).with_context(doing)?;
         written.upper().set_len(size_gib << 30).map_err(|error| full(error, &doing()))?;
         block_map::begin(written.marks(), blocks, base).with_context(doing)?;
         Ok(written)
@@ -338,7 +344,7 @@ impl<B: Blocks + 'static> Direct<B> {
 }
 
 /// Returns the first fault of the disk instead of the result, if there is one: it is the real cause.
-fn explain<T>(result: Result<T>, trouble: &Trouble) -> Result<T> {
+fn explain<T>(result: Result<T>, trouble: &FirstFault) -> Result<T> {
     match (trouble.take(), result) {
         (None, result) => result,
         (Some(cause), Ok(_)) => Err(cause.context("the disk failed while it was in use")),
@@ -347,7 +353,7 @@ fn explain<T>(result: Result<T>, trouble: &Trouble) -> Result<T> {
 }
 
 #[async_trait(?Send)]
-impl<B: Blocks + 'static> Disk for DirectDisk<B> {
+impl<B: BlockApi + 'static> Disk for DirectDisk<B> {
     fn device(&self) -> &Device {
         // The device exists until the disk is committed or dropped.
         self.device.as_ref().expect("a disk in use has a device")
@@ -371,7 +377,7 @@ impl<B: Blocks + 'static> Disk for DirectDisk<B> {
         let written = block_map::written(self.files.marks())?;
         let written_count = written.len();
         let upper = self.files.upper().try_clone().context("duplicating a descriptor")?;
-        let changes = Changes::new(self.lower.clone(), upper, written, self.record.child);
+        let changes = ChangedBlocks::new(self.lower.clone(), upper, written, self.record.child);
         let spec = new_snapshot(&self.record, &self.run);
         let started = self.started.take().unwrap_or_else(|| start(&self.blocks, spec.clone(), undo));
         let sent =

@@ -1,6 +1,6 @@
 //! Prefetches blocks of a base snapshot.
 
-use super::backing::Lower;
+use super::backing::BackingStore;
 use crate::formats::ext_metadata;
 use crate::formats::partition::ReadAt;
 use crate::ids::BLOCK;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 /// Starts to prefetch: first the blocks that the last bake of this family used, in its order, and then the file
 /// system's metadata, which every use needs. Runs on another thread, since the metadata have to be read to be found.
-pub fn begin(lower: &Arc<Lower>, used: Vec<u32>) {
+pub fn begin(lower: &Arc<BackingStore>, used: Vec<u32>) {
     lower.ahead(used);
     let lower = lower.clone();
     // If the thread does not start, blocks are read when they are needed.
@@ -20,7 +20,7 @@ pub fn begin(lower: &Arc<Lower>, used: Vec<u32>) {
 }
 
 /// Reads the base as a sequence of bytes.
-struct BaseReader<'a>(&'a Lower);
+struct BaseReader<'a>(&'a BackingStore);
 
 impl ReadAt for BaseReader<'_> {
     fn size(&self) -> u64 {

@@ -9,9 +9,9 @@
 use crate::cloud::{StaleRun, Tags};
 use crate::error::Kind;
 use crate::ids::{RunId, SnapshotId};
-use crate::owner::{Gone, Owner};
+use crate::owner::{Owner, OwnerEnded};
 use crate::sys::temp_file;
-use crate::sys::temp_file::Temp;
+use crate::sys::temp_file::TempFile;
 use anyhow::{Context, Result};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
@@ -30,7 +30,7 @@ const GRACE: Duration = Duration::from_secs(60);
 
 /// What describes a disk besides its written blocks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Record {
+pub struct DiskRecord {
     /// The snapshot that has the blocks that were not written.
     pub snapshot: SnapshotId,
     /// Whether this snapshot is the parent of the new one.
@@ -45,9 +45,9 @@ pub struct Record {
 
 /// What is written to a disk. It has no name unless it is preserved, and is deleted when the value is dropped.
 #[derive(Debug)]
-pub struct Written {
-    upper: Temp,
-    marks: Temp,
+pub struct WrittenFiles {
+    upper: TempFile,
+    marks: TempFile,
 }
 
 /// The directory of preserved disks in this machine's state directory.
@@ -60,12 +60,12 @@ fn create_dir(dir: &Path) -> Result<()> {
     made.with_context(|| format!("creating {}", dir.display()))
 }
 
-impl Written {
+impl WrittenFiles {
     /// Creates empty files.
     pub fn new(state: &Path) -> Result<Self> {
         let dir = place(state);
         create_dir(&dir)?;
-        Ok(Self { upper: Temp::new(&dir)?, marks: Temp::new(&dir)? })
+        Ok(Self { upper: TempFile::new(&dir)?, marks: TempFile::new(&dir)? })
     }
 
     pub fn upper(&self) -> &File {
@@ -77,7 +77,7 @@ impl Written {
     }
 
     /// Preserves the files: gives them their names.
-    pub fn keep(self, state: &Path, run: &RunId, record: &Record) -> Result<()> {
+    pub fn keep(self, state: &Path, run: &RunId, record: &DiskRecord) -> Result<()> {
         let dir = place(state).join(&run.0);
         create_dir(&dir)?;
         self.upper.link(&dir.join(UPPER))?;
@@ -88,8 +88,8 @@ impl Written {
 
 /// A preserved disk that is open. As long as `upper` is open, nobody else can open it.
 #[derive(Debug)]
-pub struct Kept {
-    pub record: Record,
+pub struct PreservedDisk {
+    pub record: DiskRecord,
     pub upper: File,
     pub marks: File,
 }
@@ -99,7 +99,7 @@ fn in_use_error(run: &RunId) -> anyhow::Error {
     failure.hint("End the `oven shell` that uses it.").into()
 }
 
-fn read_record(dir: &Path) -> Result<Option<Record>> {
+fn read_record(dir: &Path) -> Result<Option<DiskRecord>> {
     let path = dir.join(RECORD);
     let context = || format!("reading {}", path.display());
     match fs::read(&path) {
@@ -114,7 +114,7 @@ fn read_record(dir: &Path) -> Result<Option<Record>> {
 }
 
 /// Opens the preserved disk of a run. `None`: this machine has none of that run.
-pub fn open(state: &Path, run: &RunId) -> Result<Option<Kept>> {
+pub fn open(state: &Path, run: &RunId) -> Result<Option<PreservedDisk>> {
     let dir = place(state).join(&run.0);
     let Some(record) = read_record(&dir)? else { return Ok(None) };
     let open = |name: &str| {
@@ -125,7 +125,7 @@ pub fn open(state: &Path, run: &RunId) -> Result<Option<Kept>> {
     if rustix::fs::flock(&upper, FlockOperation::NonBlockingLockExclusive).is_err() {
         return Err(in_use_error(run));
     }
-    Ok(Some(Kept { record, upper, marks }))
+    Ok(Some(PreservedDisk { record, upper, marks }))
 }
 
 /// Runs that preserved a disk here, and whose process has ended.
@@ -154,8 +154,8 @@ pub fn runs(state: &Path) -> Result<Vec<StaleRun>> {
         if matches!(record, Ok(None)) && !age.is_ok_and(|age| age.is_ok_and(|age| age > GRACE)) {
             continue;
         }
-        let gone = owner.parse::<Owner>().map_or(Gone::Unknown, |owner| owner.is_gone());
-        if gone != Gone::No {
+        let gone = owner.parse::<Owner>().map_or(OwnerEnded::Unknown, |owner| owner.is_gone());
+        if gone != OwnerEnded::No {
             let resources = vec![format!("the disk in {}", entry.path().display())];
             runs.push(StaleRun { run: RunId(name), owner, resources, kept: !matches!(record, Ok(None)) });
         }
@@ -209,8 +209,8 @@ mod tests {
     use super::*;
     use std::os::unix::fs::FileExt;
 
-    fn record(owner: &Owner) -> Record {
-        Record {
+    fn record(owner: &Owner) -> DiskRecord {
+        DiskRecord {
             snapshot: SnapshotId("snap-1".into()),
             child: true,
             size_gib: 1,
@@ -227,7 +227,7 @@ mod tests {
         let (state, run) = (state.path(), RunId::new());
         assert!(runs(state).unwrap().is_empty() && open(state, &run).unwrap().is_none());
         let gone = Owner { started: Owner::this().started + 1, ..Owner::this() };
-        let written = Written::new(state).unwrap();
+        let written = WrittenFiles::new(state).unwrap();
         written.upper().write_all_at(b"text", 0).unwrap();
         written.keep(state, &run, &record(&gone)).unwrap();
         let found = runs(state).unwrap();
@@ -252,7 +252,7 @@ mod tests {
         let gone = Owner { started: Owner::this().started + 1, ..Owner::this() };
         let (whole, damaged) = (RunId::new(), RunId::new());
         for run in [&whole, &damaged] {
-            Written::new(state).unwrap().keep(state, run, &record(&gone)).unwrap();
+            WrittenFiles::new(state).unwrap().keep(state, run, &record(&gone)).unwrap();
         }
         fs::write(place(state).join(&damaged.0).join(RECORD), "{").unwrap();
         let found = runs(state).unwrap();
@@ -268,7 +268,7 @@ mod tests {
     fn the_disk_of_a_running_bake_is_no_leftover_but_one_without_a_record_is() {
         let state = tempfile::tempdir().unwrap();
         let state = state.path();
-        Written::new(state).unwrap().keep(state, &RunId::new(), &record(&Owner::this())).unwrap();
+        WrittenFiles::new(state).unwrap().keep(state, &RunId::new(), &record(&Owner::this())).unwrap();
         assert!(runs(state).unwrap().is_empty());
         let half = RunId::new();
         fs::create_dir(place(state).join(&half.0)).unwrap();
@@ -280,7 +280,7 @@ mod tests {
         // Its process was killed while it wrote the record.
         fs::write(place(state).join(&half.0).join(format!("{}1", temp_file::TEMP_PREFIX)), "{").unwrap();
         forget(state, &half).unwrap();
-        drop(Written::new(state).unwrap());
+        drop(WrittenFiles::new(state).unwrap());
         tidy(state).unwrap();
         assert_eq!(place(state).read_dir().unwrap().count(), 1);
     }

@@ -7,10 +7,10 @@
 //! server has none of this process's mounts.
 
 use super::backing;
-use super::backing::{FAILED, Lower};
-use super::block_map::Marks;
+use super::backing::{BackingStore, FAILED};
+use super::block_map::BlockMap;
 use super::fuse_fs;
-use super::overlay::{Below, Overlay, lock};
+use super::overlay::{BaseBlocks, Overlay, lock};
 use crate::error::Kind;
 use crate::ids::BLOCK;
 use crate::sys::capabilities;
@@ -61,13 +61,13 @@ const GRACE: Duration = Duration::from_secs(2);
 const FILE_COUNT: usize = 4;
 
 /// A disk that is being served. Dropping it stops the server: whoever has the file open gets I/O errors.
-pub struct Export {
+pub struct DiskServer {
     /// Open for reading and writing, without the page cache.
     pub file: File,
     server: Server,
 }
 
-impl Drop for Export {
+impl Drop for DiskServer {
     fn drop(&mut self) {
         // This comes before the file is closed: that may end the mount, and with it the server.
         self.server.expect_end();
@@ -75,7 +75,7 @@ impl Drop for Export {
 }
 
 /// Describes the disk to serve.
-pub struct Spec<'a> {
+pub struct DiskServerSpec<'a> {
     /// This program.
     pub helper: &'a Path,
     /// The name of the file, which is visible in the loop device's status.
@@ -87,8 +87,8 @@ pub struct Spec<'a> {
     pub place: &'a Path,
 }
 
-impl Export {
-    pub fn start(spec: &Spec, lower: &Arc<Lower>) -> Result<Self> {
+impl DiskServer {
+    pub fn start(spec: &DiskServerSpec, lower: &Arc<BackingStore>) -> Result<Self> {
         let context = || format!("serving the disk {}", spec.name);
         let fuse = open_fuse()?;
         let mount = mount(&fuse).with_context(context)?;
@@ -119,11 +119,11 @@ struct Server {
     ending: Arc<AtomicBool>,
     /// Waits for the process to end.
     watch: Option<JoinHandle<()>>,
-    lower: Arc<Lower>,
+    lower: Arc<BackingStore>,
 }
 
 impl Server {
-    fn start(helper: &Path, name: &str, lower: &Arc<Lower>) -> Result<(Self, Arc<OwnedFd>)> {
+    fn start(helper: &Path, name: &str, lower: &Arc<BackingStore>) -> Result<(Self, Arc<OwnedFd>)> {
         let (flags, kind) = (SocketFlags::CLOEXEC, SocketType::SEQPACKET);
         let (control, theirs) = rustix::net::socketpair(AddressFamily::UNIX, kind, flags, None)?;
         let mut command = Command::new(helper);
@@ -332,7 +332,7 @@ fn child() -> Result<()> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("tying it to oven")?;
     let (name, [fuse, upper, marks, data]) = receive_files(&control).context("receiving the disk's files")?;
     let base = Arc::new(RequestedBlocks::new(control, data.into()));
-    let overlay = Overlay::new(base.clone(), upper.into(), Marks::open(marks.into())?);
+    let overlay = Overlay::new(base.clone(), upper.into(), BlockMap::open(marks.into())?);
     let server = std::thread::Builder::new().name("fuse".to_owned());
     server.spawn(move || {
         // The end of the mount ends the process.
@@ -428,7 +428,7 @@ impl RequestedBlocks {
     }
 }
 
-impl Below for Arc<RequestedBlocks> {
+impl BaseBlocks for Arc<RequestedBlocks> {
     fn read(&self, index: u32, at: usize, buffer: &mut [u8]) -> io::Result<()> {
         self.ready(index)?;
         self.data.read_exact_at(buffer, u64::from(index) * BLOCK as u64 + at as u64)

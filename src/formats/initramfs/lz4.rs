@@ -8,14 +8,14 @@ const PACKED_MAX: u32 = (BLOCK_MAX + BLOCK_MAX / 255 + 16) as u32;
 const MAGIC: u32 = 0x184c_2102;
 
 /// Unpacks a legacy frame. It reads to the source's end, or to the first word that cannot be a block's length.
-pub struct Legacy<R> {
+pub struct Lz4LegacyReader<R> {
     source: R,
     block: Vec<u8>,
     at: usize,
     ended: bool,
 }
 
-impl<R: Read> Legacy<R> {
+impl<R: Read> Lz4LegacyReader<R> {
     pub fn new(source: R) -> Self {
         Self { source, block: Vec::new(), at: 0, ended: false }
     }
@@ -46,7 +46,7 @@ impl<R: Read> Legacy<R> {
     }
 }
 
-impl<R: Read> Read for Legacy<R> {
+impl<R: Read> Read for Lz4LegacyReader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while self.at == self.block.len() {
             if !self.next_block()? {

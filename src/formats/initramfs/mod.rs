@@ -20,7 +20,7 @@ const MEMORY_MAX: u64 = 256 << 20;
 
 /// Calls `see` with each name, without a leading `/` or `./`, until it breaks.
 ///
-/// Errors: [`Unknown`] if the compression is not supported; otherwise the file is damaged.
+/// Errors: [`UnknownFormat`] if the compression is not supported; otherwise the file is damaged.
 pub fn names(file: impl Read, see: &mut dyn FnMut(&[u8]) -> ControlFlow<()>) -> Result<()> {
     let mut remaining = UNPACKED_MAX;
     let mut found = false;
@@ -35,13 +35,13 @@ pub fn names(file: impl Read, see: &mut dyn FnMut(&[u8]) -> ControlFlow<()>) -> 
 
 /// A format that is not supported.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unknown(pub &'static str);
-impl std::fmt::Display for Unknown {
+pub struct UnknownFormat(pub &'static str);
+impl std::fmt::Display for UnknownFormat {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}, which oven cannot read", self.0)
     }
 }
-impl std::error::Error for Unknown {}
+impl std::error::Error for UnknownFormat {}
 
 /// A reader with lookahead.
 struct Source<R> {
@@ -127,7 +127,7 @@ fn list_archives(
         ensure!(depth < DEPTH_MAX, "the unpacked data is not an archive");
         match list_compressed(&start, source, remaining, see) {
             // A signature, or a configuration (bootconfig): the kernel uses what it has unpacked so far.
-            Err(error) if number > 0 && error.is::<Unknown>() => break,
+            Err(error) if number > 0 && error.is::<UnknownFormat>() => break,
             other => {
                 if other?.is_break() {
                     return Ok(Break(()));
@@ -157,13 +157,14 @@ fn list_compressed<R: Read>(
         }
         [0x28, 0xb5, 0x2f, 0xfd, ..] => {
             let window = crate::formats::package::ensure_window(source.peek(18)?);
-            window.map_err(|_| Unknown("compressed by zstd with a window that takes too much memory"))?;
+            window
+                .map_err(|_| UnknownFormat("compressed by zstd with a window that takes too much memory"))?;
             Box::new(ruzstd::decoding::StreamingDecoder::new(source)?)
         }
-        [0x02, 0x21, 0x4c, 0x18, ..] => Box::new(lz4::Legacy::new(source)),
-        [b'B', b'Z', b'h', ..] => return Err(Unknown("compressed by bzip2").into()),
-        [0x89, b'L', b'Z', b'O', ..] => return Err(Unknown("compressed by lzop").into()),
-        _ => return Err(Unknown("neither an archive nor compressed by anything known").into()),
+        [0x02, 0x21, 0x4c, 0x18, ..] => Box::new(lz4::Lz4LegacyReader::new(source)),
+        [b'B', b'Z', b'h', ..] => return Err(UnknownFormat("compressed by bzip2").into()),
+        [0x89, b'L', b'Z', b'O', ..] => return Err(UnknownFormat("compressed by lzop").into()),
+        _ => return Err(UnknownFormat("neither an archive nor compressed by anything known").into()),
     };
     let limit = *remaining;
     list_archives(&mut Source::new(inner.take(limit)), 1, remaining, see)

@@ -28,7 +28,7 @@ const AR_HEADER: usize = 60;
 
 /// The metadata of a package file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Package {
+pub struct PackageFile {
     pub name: String,
     pub version: String,
     /// In the package's spelling: `amd64`, `all`, `x86_64`, `noarch`.
@@ -38,7 +38,7 @@ pub struct Package {
 }
 
 /// Reads a `.deb` or an `.rpm`. The error says what is wrong with the file, without its name.
-pub fn open(path: &Path) -> Result<Package> {
+pub fn open(path: &Path) -> Result<PackageFile> {
     let mut file = File::open(path).context("opening it")?;
     let mut magic = [0u8; 16];
     let length = read_full(&mut file, &mut magic)?;
@@ -48,7 +48,7 @@ pub fn open(path: &Path) -> Result<Package> {
             rpm::read_header(&mut file).context("it is not a complete rpm package")?;
         file.seek(SeekFrom::Start(0)).context("reading it")?;
         let sha256 = sha256(file).context("reading it")?;
-        return Ok(Package { name, version, architecture, sha256 });
+        return Ok(PackageFile { name, version, architecture, sha256 });
     }
     if magic.starts_with(b"version https://") {
         bail!("it is a Git LFS pointer instead of the package: run `git lfs pull`");
@@ -57,7 +57,7 @@ pub fn open(path: &Path) -> Result<Package> {
     let control = read_control(&mut file).context("it is not a complete Debian package")?;
     file.seek(SeekFrom::Start(0)).context("reading it")?;
     let sha256 = sha256(file).context("reading it")?;
-    Ok(Package {
+    Ok(PackageFile {
         name: field(&control, "Package", is_valid_name)?,
         version: field(&control, "Version", is_valid_version)?,
         architecture: field(&control, "Architecture", is_valid_architecture)?,
@@ -269,7 +269,7 @@ mod tests {
 
     const CONTROL: &str = "Package: hello\nVersion: 2:2.10-3+b1~x\nArchitecture: amd64\nDescription: greets\n more\n\nPackage: other\n";
 
-    fn open_bytes(bytes: &[u8]) -> Result<Package, String> {
+    fn open_bytes(bytes: &[u8]) -> Result<PackageFile, String> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), bytes).unwrap();
         open(file.path()).map_err(|e| format!("{e:#}"))

@@ -1,6 +1,6 @@
 //! The GUID partition table (UEFI specification, chapter 5.3): reading and growing it.
 
-use super::{Damaged, Partition, ReadAt, Scheme, Table, Type, le32, le64};
+use super::{DamagedTable, Partition, PartitionTable, PartitionType, ReadAt, TableScheme, le32, le64};
 
 const SIGNATURE: &[u8; 8] = b"EFI PART";
 /// The length of the fields of a header. The specification allows more fields after them.
@@ -21,7 +21,7 @@ struct Header {
 }
 
 /// Reads the primary copy, or the backup with a warning.
-pub fn read(disk: &(impl ReadAt + ?Sized), sector: u64) -> Result<Table, Damaged> {
+pub fn read(disk: &(impl ReadAt + ?Sized), sector: u64) -> Result<PartitionTable, DamagedTable> {
     let why = match primary(disk, sector) {
         Ok(table) => return Ok(table),
         Err(why) => why,
@@ -33,18 +33,18 @@ pub fn read(disk: &(impl ReadAt + ?Sized), sector: u64) -> Result<Table, Damaged
             Ok(table)
         }
         Err(backup) => {
-            Err(Damaged(format!("both copies of the GPT are damaged: {why}; the backup: {backup}")))
+            Err(DamagedTable(format!("both copies of the GPT are damaged: {why}; the backup: {backup}")))
         }
     }
 }
 
 /// Reads the primary copy only.
-pub fn primary(disk: &(impl ReadAt + ?Sized), sector: u64) -> Result<Table, Damaged> {
+pub fn primary(disk: &(impl ReadAt + ?Sized), sector: u64) -> Result<PartitionTable, DamagedTable> {
     table(&header(disk, sector, 1)?, sector)
 }
 
-fn header(disk: &(impl ReadAt + ?Sized), sector: u64, lba: u64) -> Result<Header, Damaged> {
-    let damaged = |what: &str| Err(Damaged(what.to_owned()));
+fn header(disk: &(impl ReadAt + ?Sized), sector: u64, lba: u64) -> Result<Header, DamagedTable> {
+    let damaged = |what: &str| Err(DamagedTable(what.to_owned()));
     let sectors = disk.size() / sector;
     let offset = lba.checked_mul(sector).filter(|_| lba > 0 && lba < sectors);
     let Some(Ok(raw)) = offset.map(|offset| disk.bytes(offset, sector as usize)) else {
@@ -79,7 +79,7 @@ fn header(disk: &(impl ReadAt + ?Sized), sector: u64, lba: u64) -> Result<Header
     Ok(Header { raw, alternate, first_usable, last_usable, entries_lba, entry_size, entries })
 }
 
-fn table(header: &Header, sector: u64) -> Result<Table, Damaged> {
+fn table(header: &Header, sector: u64) -> Result<PartitionTable, DamagedTable> {
     let mut partitions = Vec::new();
     for (index, entry) in header.entries.chunks_exact(header.entry_size).enumerate() {
         if entry[..16] == [0; 16] {
@@ -88,28 +88,32 @@ fn table(header: &Header, sector: u64) -> Result<Table, Damaged> {
         let number = index as u32 + 1;
         let (first, last) = (le64(entry, 32), le64(entry, 40));
         if first < header.first_usable || last < first || last > header.last_usable {
-            return Err(Damaged(format!("partition {number} is outside of the table's usable space")));
+            return Err(DamagedTable(format!("partition {number} is outside of the table's usable space")));
         }
         // Below last_usable, which is below the number of sectors: no overflow.
         partitions.push(Partition {
             number,
             start: first * sector,
             size: (last - first + 1) * sector,
-            kind: Type::Gpt(guid(&entry[..16])),
+            kind: PartitionType::Gpt(guid(&entry[..16])),
             partuuid: guid(&entry[16..32]),
             name: name(&entry[56..128]),
         });
     }
-    Ok(Table { scheme: Scheme::Gpt, partitions, warnings: Vec::new() })
+    Ok(PartitionTable { scheme: TableScheme::Gpt, partitions, warnings: Vec::new() })
 }
 
 /// The writes, in this order, that extend a partition to the end of a disk which is larger than its table says: the new
 /// backup, then the primary, the protective MBR, and zeros over the old backup. `None` if it cannot become larger.
-pub fn grow(disk: &(impl ReadAt + ?Sized), sector: u64, number: u32) -> Result<Option<Growth>, Damaged> {
+pub fn grow(
+    disk: &(impl ReadAt + ?Sized),
+    sector: u64,
+    number: u32,
+) -> Result<Option<PartitionGrowth>, DamagedTable> {
     let old = header(disk, sector, 1)?;
     let partitions = table(&old, sector)?.partitions;
     let root = partitions.iter().find(|p| p.number == number);
-    let root = root.ok_or_else(|| Damaged(format!("there is no partition {number}")))?;
+    let root = root.ok_or_else(|| DamagedTable(format!("there is no partition {number}")))?;
     let last = disk.size() / sector - 1;
     let array = (old.entries.len() as u64).div_ceil(sector);
     // It ends at a multiple of a MiB, as every partitioning tool aligns.
@@ -119,7 +123,10 @@ pub fn grow(disk: &(impl ReadAt + ?Sized), sector: u64, number: u32) -> Result<O
         return Ok(None);
     }
     if let Some(next) = partitions.iter().find(|p| p.start >= root.end()) {
-        return Err(Damaged(format!("partition {number} cannot grow: partition {} follows it", next.number)));
+        return Err(DamagedTable(format!(
+            "partition {number} cannot grow: partition {} follows it",
+            next.number
+        )));
     }
 
     let mut entries = old.entries.clone();
@@ -138,33 +145,33 @@ pub fn grow(disk: &(impl ReadAt + ?Sized), sector: u64, number: u32) -> Result<O
         raw
     };
     let mut writes = vec![
-        Write { offset: (last - array) * sector, bytes: entries.clone() },
-        Write { offset: last * sector, bytes: header_sector(last, 1, last - array) },
-        Write { offset: old.entries_lba * sector, bytes: entries.clone() },
-        Write { offset: sector, bytes: header_sector(1, last, old.entries_lba) },
+        DiskWrite { offset: (last - array) * sector, bytes: entries.clone() },
+        DiskWrite { offset: last * sector, bytes: header_sector(last, 1, last - array) },
+        DiskWrite { offset: old.entries_lba * sector, bytes: entries.clone() },
+        DiskWrite { offset: sector, bytes: header_sector(1, last, old.entries_lba) },
     ];
-    let protective = disk.bytes(446, 64).map_err(|e| Damaged(e.to_string()))?;
+    let protective = disk.bytes(446, 64).map_err(|e| DamagedTable(e.to_string()))?;
     if let Some(index) = protective.chunks_exact(16).position(|entry| entry[4] == 0xee) {
         let covered = u32::try_from(last).unwrap_or(u32::MAX).to_le_bytes();
-        writes.push(Write { offset: 446 + 16 * index as u64 + 12, bytes: covered.into() });
+        writes.push(DiskWrite { offset: 446 + 16 * index as u64 + 12, bytes: covered.into() });
     }
     // A header that is no longer at a disk's end confuses tools that search for one.
     if old.alternate > 1 && old.alternate < last - array && header(disk, sector, old.alternate).is_ok() {
-        writes.push(Write { offset: old.alternate * sector, bytes: vec![0; sector as usize] });
+        writes.push(DiskWrite { offset: old.alternate * sector, bytes: vec![0; sector as usize] });
     }
-    Ok(Some(Growth { writes, size: end * sector - root.start }))
+    Ok(Some(PartitionGrowth { writes, size: end * sector - root.start }))
 }
 
 /// A larger partition, and the writes that make it so.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Growth {
-    pub writes: Vec<Write>,
+pub struct PartitionGrowth {
+    pub writes: Vec<DiskWrite>,
     /// The partition's new size in bytes.
     pub size: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Write {
+pub struct DiskWrite {
     pub offset: u64,
     pub bytes: Vec<u8>,
 }
@@ -252,7 +259,7 @@ pub(crate) mod tests {
     fn partitions_of_both_sector_sizes() {
         for sector in [512, 4096] {
             let table = read_table(&disk(sector, 400)[..], sector).unwrap();
-            assert_eq!((table.scheme, table.warnings.len()), (Scheme::Gpt, 0));
+            assert_eq!((table.scheme, table.warnings.len()), (TableScheme::Gpt, 0));
             let [root, efi] = &table.partitions[..] else { panic!("{table:?}") };
             assert_eq!((root.number, root.start, root.size), (1, 200 * sector, 100 * sector));
             assert_eq!(
@@ -301,7 +308,7 @@ pub(crate) mod tests {
             disk.resize(8 << 20, 0);
             let growth = grow(&disk[..], sector, 1).unwrap().unwrap();
             assert!(grow(&disk[..], sector, 15).unwrap_err().0.contains("partition 1 follows it"));
-            for Write { offset, bytes } in &growth.writes {
+            for DiskWrite { offset, bytes } in &growth.writes {
                 disk[*offset as usize..*offset as usize + bytes.len()].copy_from_slice(bytes);
             }
             let after = read_table(&disk[..], sector).unwrap();

@@ -1,13 +1,13 @@
 //! The PC's master boot record: four primary partitions, and a chain of logical ones.
 
-use super::gpt::{Growth, Write};
-use super::{Damaged, Partition, ReadAt, Type, le16, le32};
+use super::gpt::{DiskWrite, PartitionGrowth};
+use super::{DamagedTable, Partition, PartitionType, ReadAt, le16, le32};
 
 /// A longer chain of logical partitions is a loop, or nonsense.
 const LOGICAL_MAX: u32 = 60;
 
 /// What a boot sector contains.
-pub enum Found {
+pub enum MbrContent {
     Nothing,
     /// The protective entry of a GPT.
     Protective,
@@ -41,10 +41,10 @@ fn entries(boot: &[u8]) -> Option<[Entry; 4]> {
     }))
 }
 
-pub fn read(disk: &(impl ReadAt + ?Sized), sector: u64, boot: &[u8]) -> Result<Found, Damaged> {
-    let Some(primary) = entries(boot) else { return Ok(Found::Nothing) };
+pub fn read(disk: &(impl ReadAt + ?Sized), sector: u64, boot: &[u8]) -> Result<MbrContent, DamagedTable> {
+    let Some(primary) = entries(boot) else { return Ok(MbrContent::Nothing) };
     if primary.iter().any(|entry| entry.kind == 0xee) {
-        return Ok(Found::Protective);
+        return Ok(MbrContent::Protective);
     }
     let id = le32(boot, 440);
     let partition = |number: u32, kind: u8, start: u64, count: u64| Partition {
@@ -52,7 +52,7 @@ pub fn read(disk: &(impl ReadAt + ?Sized), sector: u64, boot: &[u8]) -> Result<F
         // Sums of 32-bit numbers times 4096: no overflow.
         start: start * sector,
         size: count * sector,
-        kind: Type::Mbr(kind),
+        kind: PartitionType::Mbr(kind),
         partuuid: format!("{id:08x}-{number:02x}"),
         name: String::new(),
     };
@@ -63,13 +63,16 @@ pub fn read(disk: &(impl ReadAt + ?Sized), sector: u64, boot: &[u8]) -> Result<F
                 found.push(partition(number, kind, start, count));
             })?;
         } else if entry.start == 0 {
-            return Err(Damaged(format!("partition {} begins at the partition table itself", index + 1)));
+            return Err(DamagedTable(format!(
+                "partition {} begins at the partition table itself",
+                index + 1
+            )));
         } else {
             found.push(partition(index as u32 + 1, entry.kind, entry.start, entry.count));
         }
     }
     found.sort_by_key(|p| p.number);
-    Ok(if found.is_empty() { Found::Nothing } else { Found::Table(found) })
+    Ok(if found.is_empty() { MbrContent::Nothing } else { MbrContent::Table(found) })
 }
 
 /// Reads the logical partitions. Each has a boot record of its own, which says where the next one is.
@@ -78,18 +81,18 @@ fn read_logical(
     sector: u64,
     extended: &Entry,
     mut found: impl FnMut(u32, u8, u64, u64),
-) -> Result<(), Damaged> {
+) -> Result<(), DamagedTable> {
     let mut at = extended.start;
     let mut number = 5;
     loop {
         let boot = disk.bytes(at * sector, 512);
-        let boot = boot.map_err(|_| Damaged("the extended partition exceeds the disk".into()))?;
+        let boot = boot.map_err(|_| DamagedTable("the extended partition exceeds the disk".into()))?;
         // An empty extended partition may hold anything.
         let Some([own, next, ..]) = entries(&boot) else { return Ok(()) };
         if own.kind != 0 && !own.is_extended() {
             let (start, end) = (at + own.start, extended.start + extended.count);
             if own.start == 0 || start + own.count > end {
-                return Err(Damaged(format!("partition {number} exceeds the extended partition")));
+                return Err(DamagedTable(format!("partition {number} exceeds the extended partition")));
             }
             found(number, own.kind, start, own.count);
             number += 1;
@@ -100,28 +103,37 @@ fn read_logical(
         let onward = extended.start + next.start;
         // Tools write the chain in ascending order; going back would make a loop.
         if onward <= at || number > LOGICAL_MAX {
-            return Err(Damaged("the chain of logical partitions has no end".into()));
+            return Err(DamagedTable("the chain of logical partitions has no end".into()));
         }
         at = onward;
     }
 }
 
 /// The write that extends a primary partition to the end of the disk; `None` if it cannot become larger.
-pub fn grow(disk: &(impl ReadAt + ?Sized), sector: u64, number: u32) -> Result<Option<Growth>, Damaged> {
-    let boot = disk.bytes(0, 512).map_err(|e| Damaged(e.to_string()))?;
-    let primary = entries(&boot).ok_or_else(|| Damaged("there is no MBR".into()))?;
+pub fn grow(
+    disk: &(impl ReadAt + ?Sized),
+    sector: u64,
+    number: u32,
+) -> Result<Option<PartitionGrowth>, DamagedTable> {
+    let boot = disk.bytes(0, 512).map_err(|e| DamagedTable(e.to_string()))?;
+    let primary = entries(&boot).ok_or_else(|| DamagedTable("there is no MBR".into()))?;
     let align = (1 << 20) / sector;
     let limit = disk.size() / sector / align * align;
     if primary.iter().any(|entry| entry.kind != 0 && entry.start + entry.count >= limit) {
         return Ok(None);
     }
     if number > 4 {
-        return Err(Damaged(format!("partition {number} is a logical partition, which oven does not grow")));
+        return Err(DamagedTable(format!(
+            "partition {number} is a logical partition, which oven does not grow"
+        )));
     }
     let root = &primary[number as usize - 1];
     let end = root.start + root.count;
     if let Some(next) = primary.iter().position(|other| other.kind != 0 && other.start >= end) {
-        return Err(Damaged(format!("partition {number} cannot grow: partition {} follows it", next + 1)));
+        return Err(DamagedTable(format!(
+            "partition {number} cannot grow: partition {} follows it",
+            next + 1
+        )));
     }
     // The number of sectors has 32 bits.
     let limit = limit.min((root.start + u64::from(u32::MAX)) / align * align);
@@ -130,14 +142,14 @@ pub fn grow(disk: &(impl ReadAt + ?Sized), sector: u64, number: u32) -> Result<O
     }
     let count = limit - root.start;
     let bytes = (count as u32).to_le_bytes().into();
-    let write = Write { offset: 446 + 16 * (u64::from(number) - 1) + 12, bytes };
-    Ok(Some(Growth { writes: vec![write], size: count * sector }))
+    let write = DiskWrite { offset: 446 + 16 * (u64::from(number) - 1) + 12, bytes };
+    Ok(Some(PartitionGrowth { writes: vec![write], size: count * sector }))
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::formats::partition::{Scheme, read as read_table};
+    use crate::formats::partition::{TableScheme, read as read_table};
 
     fn put(disk: &mut [u8], at: usize, index: usize, kind: u8, start: u32, count: u32) {
         let e = at + 446 + 16 * index;
@@ -164,12 +176,12 @@ pub(crate) mod tests {
     fn primary_and_logical() {
         for sector in [512, 4096] {
             let table = read_table(&disk(sector, 400)[..], sector).unwrap();
-            assert_eq!(table.scheme, Scheme::Mbr);
+            assert_eq!(table.scheme, TableScheme::Mbr);
             let seen: Vec<_> =
                 table.partitions.iter().map(|p| (p.number, p.start / sector, p.size / sector)).collect();
             assert_eq!(seen, [(2, 10, 50), (5, 110, 50), (6, 210, 50)]);
             assert_eq!(table.partitions[1].partuuid, "0badcafe-05");
-            assert_eq!(table.partitions[2].kind, Type::Mbr(0x82));
+            assert_eq!(table.partitions[2].kind, PartitionType::Mbr(0x82));
         }
     }
 
@@ -193,7 +205,7 @@ pub(crate) mod tests {
         assert!(format!("{:#}", read_table(&long[..], 512).unwrap_err()).contains("ends beyond the disk"));
         let mut code = disk(512, 400);
         code[446] = 0xeb;
-        assert_eq!(read_table(&code[..], 512).unwrap().scheme, Scheme::None);
+        assert_eq!(read_table(&code[..], 512).unwrap().scheme, TableScheme::None);
     }
 
     #[test]
@@ -204,7 +216,7 @@ pub(crate) mod tests {
         assert!(grow(&small[..], 512, 5).unwrap_err().0.contains("logical"));
         small[446 + 32..446 + 48].fill(0);
         let growth = grow(&small[..], 512, 2).unwrap().unwrap();
-        let Write { offset, bytes } = &growth.writes[0];
+        let DiskWrite { offset, bytes } = &growth.writes[0];
         small[*offset as usize..*offset as usize + 4].copy_from_slice(bytes);
         let table = read_table(&small[..], 512).unwrap();
         assert_eq!((table.partitions[0].size, table.partitions[0].end()), (growth.size, 4 << 20));

@@ -39,7 +39,7 @@ impl ReadAt for [u8] {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Scheme {
+pub enum TableScheme {
     /// The whole disk may be a file system.
     None,
     Gpt,
@@ -48,7 +48,7 @@ pub enum Scheme {
 
 /// What a partition is for, according to its table.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Type {
+pub enum PartitionType {
     /// A GUID, in lower case.
     Gpt(String),
     Mbr(u8),
@@ -62,7 +62,7 @@ pub struct Partition {
     pub start: u64,
     /// In bytes.
     pub size: u64,
-    pub kind: Type,
+    pub kind: PartitionType,
     /// As `/dev/disk/by-partuuid` spells it.
     pub partuuid: String,
     /// The GPT's name; empty if there is none.
@@ -77,8 +77,8 @@ impl Partition {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Table {
-    pub scheme: Scheme,
+pub struct PartitionTable {
+    pub scheme: TableScheme,
     /// By number. No partition overlaps another or exceeds the disk.
     pub partitions: Vec<Partition>,
     /// Warnings for the user.
@@ -87,27 +87,29 @@ pub struct Table {
 
 /// Why a table was rejected.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Damaged(pub String);
-impl fmt::Display for Damaged {
+pub struct DamagedTable(pub String);
+impl fmt::Display for DamagedTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
 /// Reads the table of a disk with logical sectors of `sector` bytes (512 or 4096).
-pub fn read(disk: &(impl ReadAt + ?Sized), sector: u64) -> Result<Table> {
+pub fn read(disk: &(impl ReadAt + ?Sized), sector: u64) -> Result<PartitionTable> {
     if !matches!(sector, 512 | 4096) {
         return Err(Kind::Machine
             .error(format!("the disk has sectors of {sector} bytes; oven supports 512 and 4096")));
     }
-    let no_table = Table { scheme: Scheme::None, partitions: Vec::new(), warnings: Vec::new() };
+    let no_table = PartitionTable { scheme: TableScheme::None, partitions: Vec::new(), warnings: Vec::new() };
     let Ok(boot) = disk.bytes(0, sector as usize) else { return Ok(no_table) };
     let table = match mbr::read(disk, sector, &boot) {
-        Ok(mbr::Found::Protective) => {
+        Ok(mbr::MbrContent::Protective) => {
             gpt::read(disk, sector).map_err(|why| damaged_gpt(disk, sector, &why))?
         }
-        Ok(mbr::Found::Table(partitions)) => Table { scheme: Scheme::Mbr, partitions, ..no_table },
-        Ok(mbr::Found::Nothing) => match gpt::primary(disk, sector) {
+        Ok(mbr::MbrContent::Table(partitions)) => {
+            PartitionTable { scheme: TableScheme::Mbr, partitions, ..no_table }
+        }
+        Ok(mbr::MbrContent::Nothing) => match gpt::primary(disk, sector) {
             // The first sector was overwritten; firmware and other systems would not find the partitions.
             Ok(mut table) => {
                 table.warnings.push("the disk has a GPT, but no protective MBR".into());
@@ -123,16 +125,16 @@ pub fn read(disk: &(impl ReadAt + ?Sized), sector: u64) -> Result<Table> {
     Ok(table)
 }
 
-fn damaged_table(why: &Damaged) -> anyhow::Error {
+fn damaged_table(why: &DamagedTable) -> anyhow::Error {
     let failure = Kind::Definition.failure(format!("the disk's partition table cannot be used: {why}"));
     failure.hint("Repair the base image, or bake on another one.").into()
 }
 
 /// An image that was made for the other sector size has its GPT elsewhere: the message says so instead of "damaged".
-fn damaged_gpt(disk: &(impl ReadAt + ?Sized), sector: u64, why: &Damaged) -> anyhow::Error {
+fn damaged_gpt(disk: &(impl ReadAt + ?Sized), sector: u64, why: &DamagedTable) -> anyhow::Error {
     let other = if sector == 512 { 4096 } else { 512 };
     if gpt::primary(disk, other).is_ok() {
-        return damaged_table(&Damaged(format!(
+        return damaged_table(&DamagedTable(format!(
             "it was made for sectors of {other} bytes, but the disk has {sector}"
         )));
     }
@@ -140,17 +142,20 @@ fn damaged_gpt(disk: &(impl ReadAt + ?Sized), sector: u64, why: &Damaged) -> any
 }
 
 /// Checks that no partition exceeds the disk or overlaps another.
-fn check(partitions: &[Partition], disk: u64) -> Result<(), Damaged> {
+fn check(partitions: &[Partition], disk: u64) -> Result<(), DamagedTable> {
     let mut sorted: Vec<_> = partitions.iter().collect();
     sorted.sort_by_key(|p| p.start);
     for p in &sorted {
         if p.start.checked_add(p.size).is_none_or(|end| end > disk) {
-            return Err(Damaged(format!("partition {} ends beyond the disk", p.number)));
+            return Err(DamagedTable(format!("partition {} ends beyond the disk", p.number)));
         }
     }
     for pair in sorted.windows(2) {
         if pair[0].end() > pair[1].start {
-            return Err(Damaged(format!("partitions {} and {} overlap", pair[0].number, pair[1].number)));
+            return Err(DamagedTable(format!(
+                "partitions {} and {} overlap",
+                pair[0].number, pair[1].number
+            )));
         }
     }
     Ok(())
@@ -233,7 +238,7 @@ pub(crate) mod tests {
             check_invariants(&disk, 512);
             check_invariants(&disk, 4096);
         }
-        assert_eq!(read(&[0u8; 100_000][..], 512).unwrap().scheme, Scheme::None);
+        assert_eq!(read(&[0u8; 100_000][..], 512).unwrap().scheme, TableScheme::None);
     }
 
     #[test]
@@ -251,7 +256,7 @@ pub(crate) mod tests {
         let mut disk = gpt::tests::disk(512, 400);
         disk[..512].fill(0);
         let table = read(&disk[..], 512).unwrap();
-        assert_eq!((table.scheme, table.partitions.len()), (Scheme::Gpt, 2));
+        assert_eq!((table.scheme, table.partitions.len()), (TableScheme::Gpt, 2));
         assert!(table.warnings[0].contains("protective MBR"));
     }
 }

@@ -42,7 +42,7 @@ pub struct Checksum {
 
 /// A file that the checksum covers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Counted {
+pub(crate) struct CountedFile {
     /// The path as given: the directory as the caller spelled it, and the path from there.
     pub path: PathBuf,
     pub sha1: String,
@@ -54,9 +54,9 @@ pub(crate) struct Counted {
 
 /// The files of directories, as the checksum covers them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Tree {
+pub(crate) struct DefinitionTree {
     /// Sorted by the bytes of their paths.
-    pub files: Vec<Counted>,
+    pub files: Vec<CountedFile>,
     /// Symbolic links to directories and their texts, sorted. The checksum ignores them.
     pub directory_links: Vec<(PathBuf, PathBuf)>,
     pub warnings: Vec<String>,
@@ -65,7 +65,7 @@ pub(crate) struct Tree {
 /// `ami_config_checksum` of these directories, as one list of files. Errors: [`Kind::Definition`], with the file that
 /// cannot be part of it.
 pub fn config_checksum(directories: &[impl AsRef<Path>]) -> Result<Checksum> {
-    let tree = Tree::read(directories)?;
+    let tree = DefinitionTree::read(directories)?;
     let hex = tree.checksum();
     let files = tree.files.into_iter().map(|file| (file.path.into_os_string(), file.sha1)).collect();
     Ok(Checksum { hex, files, warnings: tree.warnings })
@@ -84,7 +84,7 @@ fn unreadable(path: &Path, error: std::io::Error) -> anyhow::Error {
     definition_error(path, format_args!("cannot be read: {error}"))
 }
 
-impl Tree {
+impl DefinitionTree {
     pub fn read(directories: &[impl AsRef<Path>]) -> Result<Self> {
         let mut tree = Self::default();
         for directory in directories {
@@ -170,7 +170,7 @@ impl Tree {
     }
 
     fn add_file(&mut self, path: PathBuf, link: Option<PathBuf>) {
-        self.files.push(Counted { path, sha1: String::new(), executable: false, link });
+        self.files.push(CountedFile { path, sha1: String::new(), executable: false, link });
     }
 
     /// Reads the files' metadata and content, on all cores. Large files go first, so that none is left for the end.

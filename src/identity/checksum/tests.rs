@@ -33,7 +33,7 @@ fn the_published_vectors_match() {
         }
         if files.is_empty() {
             assert_eq!(error(top.path(), ""), "DIR/: there are no files that count");
-            assert_eq!(Tree::default().checksum(), case["checksum"]);
+            assert_eq!(DefinitionTree::default().checksum(), case["checksum"]);
             continue;
         }
         let answer = config_checksum(&[top.path()]).unwrap();
@@ -161,7 +161,7 @@ fn links_and_modes_are_seen_for_the_fingerprint() {
     mode("d/text", 0o655);
     symlink("run", top.path().join("d/link")).unwrap();
     symlink("sub", top.path().join("d/to-sub")).unwrap();
-    let tree = Tree::read(&[top.path().join("d")]).unwrap();
+    let tree = DefinitionTree::read(&[top.path().join("d")]).unwrap();
     let seen: Vec<_> = tree.files.iter().map(|file| (file.executable, file.link.as_deref())).collect();
     assert_eq!(seen, [(true, Some(Path::new("run"))), (true, None), (false, None), (false, None)]);
     assert_eq!(tree.directory_links, [(top.path().join("d/to-sub"), "sub".into())]);

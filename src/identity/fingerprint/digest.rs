@@ -35,7 +35,7 @@ const DEPTHS: [Depth; 5] =
 
 /// A parsed digest.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Read {
+pub struct ParsedDigest {
     pub format: String,
     pub architecture: String,
     pub base: String,
@@ -120,12 +120,12 @@ pub fn write(inputs: &Inputs) -> String {
 }
 
 /// Parses a digest; `None` if this version does not know its form.
-pub fn read(digest: &str) -> Option<Read> {
+pub fn read(digest: &str) -> Option<ParsedDigest> {
     let fields: [&str; 7] = digest.split(';').collect::<Vec<_>>().try_into().ok()?;
     let [version, format, architecture, base, snapshot, letter, entries] = fields;
     let depth = DEPTHS.into_iter().find(|depth| depth.letter().to_string() == letter)?;
     let is_valid = entries.is_ascii() && entries.len().is_multiple_of(ENTRY);
-    (version == "v1" && is_valid).then(|| Read {
+    (version == "v1" && is_valid).then(|| ParsedDigest {
         format: format.into(),
         architecture: architecture.into(),
         base: base.into(),

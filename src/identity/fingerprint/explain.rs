@@ -10,14 +10,14 @@ const VALUE_MAX: usize = 60;
 
 /// What is known about an older image's inputs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum OldInputs {
+pub enum PreviousInputs {
     /// The JSON that is stored with the image.
     Full(Box<Inputs>),
     /// Only its tag, as another machine baked it.
     Digest(String),
 }
 
-impl OldInputs {
+impl PreviousInputs {
     /// The most detailed source: the stored JSON if it can be parsed, otherwise the tag.
     pub fn of(json: Option<&str>, tag: Option<&str>) -> Option<Self> {
         let full =
@@ -27,10 +27,10 @@ impl OldInputs {
 }
 
 /// The differences, one on each line: `files/nginx.conf changed`. Empty if none is found.
-pub fn explain(old: &OldInputs, new: &Inputs) -> Vec<String> {
+pub fn explain(old: &PreviousInputs, new: &Inputs) -> Vec<String> {
     match old {
-        OldInputs::Full(old) => full(old, new),
-        OldInputs::Digest(old) => match digest::read(old) {
+        PreviousInputs::Full(old) => full(old, new),
+        PreviousInputs::Digest(old) => match digest::read(old) {
             Some(old) => compare_with_digest(&old, new),
             None => vec!["the inputs of the older image are unknown: its tag cannot be parsed".into()],
         },
@@ -111,7 +111,7 @@ fn compare_files(path: &str, was: &InputFile, is: &InputFile) -> Vec<String> {
     lines
 }
 
-fn compare_with_digest(old: &digest::Read, new: &Inputs) -> Vec<String> {
+fn compare_with_digest(old: &digest::ParsedDigest, new: &Inputs) -> Vec<String> {
     let mut lines = Vec::new();
     compare_common(
         &mut lines,

@@ -6,14 +6,14 @@ mod tests;
 mod digest;
 mod explain;
 
-pub use explain::{OldInputs, explain};
+pub use explain::{PreviousInputs, explain};
 
 use crate::cloud::Base;
 use crate::config::project::Settings;
 use crate::definition;
 use crate::definition::Definition;
 use crate::error::Kind;
-use crate::identity::checksum::{Tree, hex};
+use crate::identity::checksum::{DefinitionTree, hex};
 use crate::ids::{Architecture, ImageId, SnapshotId};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -164,9 +164,9 @@ impl Inputs {
 }
 
 /// Reads a definition's files, and describes each.
-fn read_files(image: &Definition) -> Result<(Tree, BTreeMap<String, InputFile>)> {
+fn read_files(image: &Definition) -> Result<(DefinitionTree, BTreeMap<String, InputFile>)> {
     let directories = image.directories();
-    let tree = Tree::read(&directories)?;
+    let tree = DefinitionTree::read(&directories)?;
     let relative = |path: &Path| escape_path(path.strip_prefix(&directories[0]).unwrap_or(path));
     let links = tree.directory_links.iter().map(|(path, link)| {
         (relative(path), InputFile { executable: false, link: Some(escape_path(link)), sha1: None })

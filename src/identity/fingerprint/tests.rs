@@ -38,9 +38,9 @@ fn inputs(image: &Definition) -> Inputs {
 
 /// The explanations from the stored JSON, and from the tag.
 fn explained(old: &Inputs, new: &Inputs) -> (Vec<String>, Vec<String>) {
-    let json = OldInputs::of(Some(&old.to_json()), Some("garbage")).unwrap();
-    let tag = OldInputs::of(None, Some(&old.digest())).unwrap();
-    assert!(matches!((&json, &tag), (OldInputs::Full(_), OldInputs::Digest(_))));
+    let json = PreviousInputs::of(Some(&old.to_json()), Some("garbage")).unwrap();
+    let tag = PreviousInputs::of(None, Some(&old.digest())).unwrap();
+    assert!(matches!((&json, &tag), (PreviousInputs::Full(_), PreviousInputs::Digest(_))));
     (explain(&json, new), explain(&tag, new))
 }
 
@@ -151,7 +151,7 @@ fn inputs_without_a_family_are_read() {
     let inputs = inputs(&image);
     let json = inputs.to_json().replace(r#","name":"web""#, "");
     assert!(!json.contains("web"));
-    assert_eq!(explain(&OldInputs::of(Some(&json), None).unwrap(), &inputs), Vec::<String>::new());
+    assert_eq!(explain(&PreviousInputs::of(Some(&json), None).unwrap(), &inputs), Vec::<String>::new());
 }
 
 #[test]
@@ -339,14 +339,14 @@ fn a_tag_of_another_version_is_no_reason_to_fail() {
     let digest = new.digest();
     for tag in ["", "v2;1;x", ";;;;;;", "v1;;;;;f;abc", "v1;1;x86_64;a;s;f;éééé", &digest[..digest.len() - 1]]
     {
-        let old = OldInputs::of(Some("{}"), Some(tag)).unwrap();
+        let old = PreviousInputs::of(Some("{}"), Some(tag)).unwrap();
         assert_eq!(
             explain(&old, &new),
             ["the inputs of the older image are unknown: its tag cannot be parsed"],
             "{tag}"
         );
     }
-    assert_eq!(OldInputs::of(Some("not json"), None), None);
+    assert_eq!(PreviousInputs::of(Some("not json"), None), None);
 }
 
 #[test]
@@ -440,7 +440,8 @@ fn a_plugin_that_is_named_counts() {
     assert_ne!(one.fingerprint(), two.fingerprint());
     assert_ne!(one.fingerprint(), without.fingerprint());
     assert_eq!(one.checksum(), without.checksum(), "the compatible key is of the definition's files alone");
-    for old in [OldInputs::of(Some(&one.to_json()), None), OldInputs::of(None, Some(&one.digest()))] {
+    for old in [PreviousInputs::of(Some(&one.to_json()), None), PreviousInputs::of(None, Some(&one.digest()))]
+    {
         assert_eq!(explain(&old.clone().unwrap(), &two), ["the plugin void changed"]);
         assert_eq!(explain(&old.unwrap(), &one), Vec::<String>::new());
     }

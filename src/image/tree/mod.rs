@@ -23,11 +23,11 @@ const RETRIES: u32 = 32;
 
 /// A directory tree. Paths are absolute in it; a leading `/` may be left out.
 #[derive(Debug)]
-pub struct Inside {
+pub struct ImageTree {
     dir: OwnedFd,
 }
 
-impl Inside {
+impl ImageTree {
     /// `dir`: any descriptor of a directory, `O_PATH` too.
     pub fn new(dir: OwnedFd) -> Self {
         Self { dir }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::image::walk::Go;
+use crate::image::walk::Walk;
 use rustix::fs::{CWD, mknodat};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -10,7 +10,7 @@ use std::path::PathBuf;
 /// Beside the tree: what must never change, and what must never be read.
 struct Ground {
     dir: tempfile::TempDir,
-    inside: Inside,
+    inside: ImageTree,
 }
 
 impl Ground {
@@ -23,7 +23,7 @@ impl Ground {
         }
         fs::write(dir.path().join("canary/secret"), "host").unwrap();
         fs::write(dir.path().join("canary/sub/file"), "host").unwrap();
-        let inside = Inside::open_dir(&dir.path().join("tree")).unwrap();
+        let inside = ImageTree::open_dir(&dir.path().join("tree")).unwrap();
         Self { dir, inside }
     }
     fn at(&self, path: &str) -> PathBuf {
@@ -87,7 +87,7 @@ const HOSTILE: &[(&str, Plant)] = &[
 #[test]
 fn no_hostile_tree_reaches_the_host() {
     // Each operation on each plant, as the object itself and as a parent.
-    type Operation = (&'static str, fn(&Inside, &str));
+    type Operation = (&'static str, fn(&ImageTree, &str));
     let operations: &[Operation] = &[
         ("read", |i, p| assert_ne!(i.read(p).ok().flatten().as_deref(), Some(&b"host"[..]))),
         ("exists", |i, p| drop(i.exists(p))),
@@ -105,7 +105,7 @@ fn no_hostile_tree_reaches_the_host() {
         ("walk", |i, p| {
             drop(i.walk(p, &mut |path, _| {
                 assert!(!path.contains("secret"));
-                Ok(Go::On)
+                Ok(Walk::On)
             }))
         }),
     ];
@@ -216,6 +216,6 @@ fn a_tree_without_end_is_an_error() {
     fs::create_dir_all(ground.at(&deep)).unwrap();
     let error = ground.inside.remove_tree_content("/d", &|_| false).unwrap_err();
     assert!(format!("{error:#}").contains("nested deeper than 200"), "{error:#}");
-    let error = ground.inside.walk("/d", &mut |_, _| Ok(Go::On)).unwrap_err();
+    let error = ground.inside.walk("/d", &mut |_, _| Ok(Walk::On)).unwrap_err();
     assert!(error.to_string().contains("nested deeper than 200"));
 }

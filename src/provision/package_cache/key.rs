@@ -2,9 +2,9 @@
 
 use crate::definition::Ask;
 use crate::identity::checksum::hex;
-use crate::image::tree::Inside;
-use crate::image::walk::Go;
-use crate::provision::context::Work;
+use crate::image::tree::ImageTree;
+use crate::image::walk::Walk;
+use crate::provision::context::ProvisionContext;
 use anyhow::Result;
 use oven_distro::{Cache, Expect, Phase, Plan, Shim, Step};
 use rustix::fs::FileType;
@@ -27,7 +27,7 @@ pub fn of(
     caches: &[Cache],
     plan: &Plan,
     certificates: Option<&Shim>,
-    inside: &Inside,
+    inside: &ImageTree,
 ) -> Result<String> {
     let mut contents = Sources::new();
     for source in caches.iter().flat_map(|cache| &cache.sources) {
@@ -46,7 +46,7 @@ pub fn of(
 /// The key of a step: with it, a bake finds that the step was done before. It covers the step itself, the files that it
 /// sees, what was done to the image before it, and which package files there are. It does not cover later steps: a bake
 /// of other packages skips a step in which no package is named.
-pub fn of_step(work: &Work<'_>, step: &Step) -> Result<String> {
+pub fn of_step(work: &ProvisionContext<'_>, step: &Step) -> Result<String> {
     let digest_of = |ask: &Ask| match ask {
         Ask::File { package, .. } => Some(package.sha256.clone()),
         Ask::Url { sha256, .. } => Some(sha256.clone()),
@@ -62,7 +62,7 @@ pub fn of_step(work: &Work<'_>, step: &Step) -> Result<String> {
 
 /// Adds a path of the image with all below it. A symlink counts with its target's path and, if that is a file, the
 /// content of the file.
-fn add_source(path: &str, inside: &Inside, contents: &mut Sources) -> Result<()> {
+fn add_source(path: &str, inside: &ImageTree, contents: &mut Sources) -> Result<()> {
     if inside.directory(path)?.is_none() {
         if let Some(content) = file_digest(path, inside)? {
             contents.insert(path.to_owned(), content);
@@ -72,7 +72,7 @@ fn add_source(path: &str, inside: &Inside, contents: &mut Sources) -> Result<()>
     let mut found = Vec::new();
     inside.walk(path, &mut |path, stat| {
         found.push((path.to_owned(), FileType::from_raw_mode(stat.st_mode)));
-        Ok(Go::On)
+        Ok(Walk::On)
     })?;
     for (path, kind) in found {
         let what = match kind {
@@ -92,7 +92,7 @@ fn add_source(path: &str, inside: &Inside, contents: &mut Sources) -> Result<()>
     Ok(())
 }
 
-fn file_digest(path: &str, inside: &Inside) -> Result<Option<String>> {
+fn file_digest(path: &str, inside: &ImageTree) -> Result<Option<String>> {
     Ok(inside.read(path)?.map(|content| digest(&content)))
 }
 

@@ -20,7 +20,7 @@ const OPAQUE: &str = "trusted.overlay.opaque";
 
 /// An object. Objects of other kinds, and names that are not UTF-8, are not cached.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Entry {
+pub enum CacheEntry {
     Directory {
         mode: u32,
         uid: u32,
@@ -39,16 +39,16 @@ pub enum Entry {
 }
 
 /// Paths below a directory, each parent before its children. The directory itself has the empty path.
-pub type Tree = BTreeMap<String, Entry>;
+pub type CacheTree = BTreeMap<String, CacheEntry>;
 
 /// What was written over an older tree, as an overlay's upper directory has it.
 #[derive(Debug, Default)]
-pub struct Changes {
+pub struct CacheChanges {
     /// Paths that hide the older tree's objects at and below them; objects in `tree` may replace these.
     pub gone: Vec<String>,
     /// Directories whose older content is hidden.
     pub emptied: Vec<String>,
-    pub tree: Tree,
+    pub tree: CacheTree,
 }
 
 /// Whether a path is the directory or below it.
@@ -56,14 +56,14 @@ fn is_within(path: &str, dir: &str) -> bool {
     dir.is_empty() || path.strip_prefix(dir).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-impl Changes {
+impl CacheChanges {
     /// Reads an overlay's upper directory, or any other directory.
     pub fn read(dir: &Path) -> Result<Self> {
         let mut changes = Self::default();
         let mut files = Vec::new();
         scan(dir, "", 0, &mut changes, &mut files)?;
         for (path, digest) in digests(dir, files)? {
-            if let Some(Entry::File { digest: recorded, .. }) = changes.tree.get_mut(&path) {
+            if let Some(CacheEntry::File { digest: recorded, .. }) = changes.tree.get_mut(&path) {
                 *recorded = digest;
             }
         }
@@ -71,12 +71,12 @@ impl Changes {
     }
 
     /// The older tree with these changes.
-    pub fn over(&self, older: &Tree) -> Tree {
+    pub fn over(&self, older: &CacheTree) -> CacheTree {
         let hidden = |path: &str| {
             self.gone.iter().any(|gone| is_within(path, gone))
                 || self.emptied.iter().any(|dir| path != dir && is_within(path, dir))
         };
-        let mut tree: Tree = older
+        let mut tree: CacheTree = older
             .iter()
             .filter(|(path, _)| !hidden(path))
             .map(|(path, entry)| (path.clone(), entry.clone()))
@@ -86,7 +86,13 @@ impl Changes {
     }
 }
 
-fn scan(dir: &Path, path: &str, depth: usize, changes: &mut Changes, files: &mut Vec<String>) -> Result<()> {
+fn scan(
+    dir: &Path,
+    path: &str,
+    depth: usize,
+    changes: &mut CacheChanges,
+    files: &mut Vec<String>,
+) -> Result<()> {
     if depth == DEPTH_MAX {
         bail!("{} is nested deeper than {DEPTH_MAX} directories", dir.display());
     }
@@ -122,18 +128,18 @@ fn is_opaque(dir: &Path) -> bool {
 }
 
 /// `None` for what is not cached. A file's digest is added later.
-fn read_entry(path: &Path, metadata: &Metadata) -> Result<Option<Entry>> {
+fn read_entry(path: &Path, metadata: &Metadata) -> Result<Option<CacheEntry>> {
     let (mode, uid, gid) = (metadata.mode() & 0o7777, metadata.uid(), metadata.gid());
     Ok(if metadata.is_dir() {
-        Some(Entry::Directory { mode, uid, gid })
+        Some(CacheEntry::Directory { mode, uid, gid })
     } else if metadata.is_symlink() {
         let target = fs::read_link(path).with_context(|| format!("reading {}", path.display()))?;
-        target.into_os_string().into_string().ok().map(Entry::Link)
+        target.into_os_string().into_string().ok().map(CacheEntry::Link)
     } else if metadata.is_file() {
         let size = metadata.size();
         // Lock files are touched by each run; that is no change.
         let modified = if size == 0 { (0, 0) } else { (metadata.mtime(), metadata.mtime_nsec()) };
-        Some(Entry::File { mode, uid, gid, size, modified, digest: String::new() })
+        Some(CacheEntry::File { mode, uid, gid, size, modified, digest: String::new() })
     } else {
         None
     })
@@ -141,13 +147,13 @@ fn read_entry(path: &Path, metadata: &Metadata) -> Result<Option<Entry>> {
 
 /// The paths below `dir` that differ from the tree: absent, changed or new. With them, whether one of them is, or
 /// should be, a directory.
-pub fn differences(dir: &Path, tree: &Tree) -> Result<(Vec<String>, bool)> {
-    let found = Changes::read(dir)?;
+pub fn differences(dir: &Path, tree: &CacheTree) -> Result<(Vec<String>, bool)> {
+    let found = CacheChanges::read(dir)?;
     let paths: BTreeSet<_> = tree.keys().chain(found.tree.keys()).chain(&found.gone).collect();
     let differ = |path: &&String| !tree.contains_key(*path) || tree.get(*path) != found.tree.get(*path);
     let paths: Vec<_> = paths.into_iter().filter(differ).cloned().collect();
     let is_directory = |path: &String| {
-        [tree, &found.tree].iter().any(|t| matches!(t.get(path), Some(Entry::Directory { .. })))
+        [tree, &found.tree].iter().any(|t| matches!(t.get(path), Some(CacheEntry::Directory { .. })))
     };
     let directories = paths.iter().any(is_directory) || !found.emptied.is_empty();
     Ok((paths, directories))
@@ -202,18 +208,18 @@ pub fn open(path: &Path) -> Result<File> {
 }
 
 /// Creates `to` with all objects of a tree. `put` creates a file: it gets the path below `to`, and where the file goes.
-pub fn make(to: &Path, tree: &Tree, put: &dyn Fn(&str, &Path) -> Result<()>) -> Result<()> {
+pub fn make(to: &Path, tree: &CacheTree, put: &dyn Fn(&str, &Path) -> Result<()>) -> Result<()> {
     for (path, entry) in tree {
         let at = if path.is_empty() { PathBuf::from(to) } else { to.join(path) };
         let making = || format!("making {}", at.display());
         match entry {
-            Entry::Directory { mode, uid, gid } => {
+            CacheEntry::Directory { mode, uid, gid } => {
                 fs::create_dir(&at).with_context(making)?;
                 std::os::unix::fs::chown(&at, Some(*uid), Some(*gid)).with_context(making)?;
                 rustix::fs::chmod(&at, Mode::from_raw_mode(*mode)).with_context(making)?;
             }
-            Entry::File { .. } => put(path, &at).with_context(making)?,
-            Entry::Link(target) => std::os::unix::fs::symlink(target, &at).with_context(making)?,
+            CacheEntry::File { .. } => put(path, &at).with_context(making)?,
+            CacheEntry::Link(target) => std::os::unix::fs::symlink(target, &at).with_context(making)?,
         }
     }
     Ok(())

@@ -14,22 +14,22 @@ pub mod store;
 mod tests;
 
 use crate::error::{Failure, Kind};
-use crate::image::tree::Inside;
-use crate::image::walk::Go;
+use crate::image::tree::ImageTree;
+use crate::image::walk::Walk;
 use crate::report::Report;
 use crate::sandbox::spec::CacheMount;
 use crate::sys::fds::open_directory;
 use crate::sys::mount::api::overlay;
 use anyhow::{Context, Result};
-use manifest::{Entry, Tree};
+use manifest::{CacheEntry, CacheTree};
 use oven_distro::{Cache, Phase, Plan, Shim};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::FileType;
-use session::{Layers, Working};
+use session::{CacheLayers, CacheSession};
 use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-pub use store::{Kept, Store};
+pub use store::{CacheStore, PackageCache};
 use tokio::task::JoinHandle;
 
 /// The package cache's directory, below a site's state directory.
@@ -47,7 +47,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How a step may use the caches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Access {
+pub enum CacheAccess {
     /// The step sees the image's own directories.
     None,
     /// The step sees the caches; what it writes is discarded.
@@ -59,9 +59,9 @@ pub enum Access {
 /// What a bake's caches depend on.
 pub struct CacheRequest<'a> {
     /// `None`: nothing is cached.
-    pub cache: Option<&'a Kept>,
+    pub cache: Option<&'a PackageCache>,
     pub plan: &'a Plan,
-    pub image: &'a Inside,
+    pub image: &'a ImageTree,
     /// Certificates that fetch steps see.
     pub certificates: Option<Shim>,
     pub report: &'a Report,
@@ -73,11 +73,11 @@ pub struct CacheUse {
     /// No package's code runs in it, and no script.
     pub trusted: bool,
     pub fetches: bool,
-    pub access: Access,
+    pub access: CacheAccess,
 }
 
 /// The caches of one bake, opened when the first step needs them.
-pub struct Downloads<'a> {
+pub struct DownloadCaches<'a> {
     request: CacheRequest<'a>,
     caches: RefCell<Option<OpenCaches>>,
     /// Opened in the background, while earlier steps run.
@@ -88,7 +88,7 @@ pub struct Downloads<'a> {
     distrusted: Cell<bool>,
 }
 
-impl<'a> Downloads<'a> {
+impl<'a> DownloadCaches<'a> {
     /// Begins to open the caches in the background if a step of the plan will need them. Meanwhile steps may run, and
     /// files of the plan may be placed.
     pub fn new(request: CacheRequest<'a>) -> Self {
@@ -169,19 +169,19 @@ impl<'a> Downloads<'a> {
 struct OpenCaches {
     dir: PathBuf,
     caches: Vec<Cache>,
-    working: Working,
+    working: CacheSession,
 }
 
 /// The caches that a thread is opening.
 struct Opening {
     dir: PathBuf,
     caches: Vec<Cache>,
-    working: JoinHandle<Result<Working>>,
+    working: JoinHandle<Result<CacheSession>>,
 }
 
 impl Opening {
     /// `None` if the plan has no caches, the image has none of their directories, or the disk is almost full.
-    fn begin(cache: &Kept, request: &CacheRequest<'_>) -> Result<Option<Self>> {
+    fn begin(cache: &PackageCache, request: &CacheRequest<'_>) -> Result<Option<Self>> {
         let (report, plan, inside) = (request.report, request.plan, request.image);
         let (mut caches, mut seeds) = (Vec::new(), Vec::new());
         for planned in &plan.caches {
@@ -207,7 +207,7 @@ impl Opening {
         let (store, of_plan) = (cache.store.clone(), caches.clone());
         let working = tokio::task::spawn_blocking(move || {
             let overlays = supports_overlays(&store);
-            Working::open(&store, &key, &of_plan, seeds, overlays)
+            CacheSession::open(&store, &key, &of_plan, seeds, overlays)
         });
         Ok(Some(Self { dir, caches, working }))
     }
@@ -229,14 +229,14 @@ impl OpenCaches {
         Ok(Some(Self { dir, caches, working }))
     }
 
-    fn mounts(&self, access: Access) -> Vec<CacheMount> {
-        let mount = |(cache, layers): (&Cache, &Layers)| {
-            let Layers { lower, upper, work } = layers.clone();
-            let writable = access == Access::Write;
+    fn mounts(&self, access: CacheAccess) -> Vec<CacheMount> {
+        let mount = |(cache, layers): (&Cache, &CacheLayers)| {
+            let CacheLayers { lower, upper, work } = layers.clone();
+            let writable = access == CacheAccess::Write;
             CacheMount { target: cache.path.clone(), lower, upper, work, writable }
         };
         match access {
-            Access::None => Vec::new(),
+            CacheAccess::None => Vec::new(),
             _ => self.caches.iter().zip(self.working.layers()).map(mount).collect(),
         }
     }
@@ -269,27 +269,27 @@ pub(crate) fn no_room(dir: &Path) -> Failure {
 
 /// The directories that an empty cache begins with: those of the image, owners and modes included. `None` if the image
 /// has no such directory.
-fn read_seed(inside: &Inside, path: &str) -> Result<Option<Tree>> {
-    let directory = |stat: &rustix::fs::Stat| Entry::Directory {
+fn read_seed(inside: &ImageTree, path: &str) -> Result<Option<CacheTree>> {
+    let directory = |stat: &rustix::fs::Stat| CacheEntry::Directory {
         mode: stat.st_mode & 0o7777,
         uid: stat.st_uid,
         gid: stat.st_gid,
     };
     let Some(top) = inside.directory(path)? else { return Ok(None) };
-    let mut tree = Tree::from([(String::new(), directory(&top))]);
+    let mut tree = CacheTree::from([(String::new(), directory(&top))]);
     inside.walk(path, &mut |found, stat| {
         if FileType::from_raw_mode(stat.st_mode) == FileType::Directory
             && let Some(below) = found.strip_prefix(path)
         {
             tree.insert(below.trim_start_matches('/').to_owned(), directory(stat));
         }
-        Ok(Go::On)
+        Ok(Walk::On)
     })?;
     Ok(Some(tree))
 }
 
 /// Whether directories of the store can be the layers of an overlay. In a container their file system may not allow it.
-fn supports_overlays(store: &Store) -> bool {
+fn supports_overlays(store: &CacheStore) -> bool {
     let try_overlay = || -> Result<()> {
         let lock = store.lock()?;
         let temp = store.work(&lock)?;

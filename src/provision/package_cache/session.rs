@@ -1,8 +1,8 @@
 //! A bake's own caches: its changes over what earlier bakes downloaded.
 
 use super::manifest;
-use super::manifest::{Changes, Entry, Tree};
-use super::store::{Generation, Index, Store, bytes, remove};
+use super::manifest::{CacheChanges, CacheEntry, CacheTree};
+use super::store::{CacheGeneration, CacheStore, Index, bytes, remove};
 use super::store::{LOCK, lock_file};
 use anyhow::{Context, Result, bail};
 use nix::fcntl::Flock;
@@ -20,7 +20,7 @@ const DONE_MAX: usize = 1000;
 
 /// Where steps find a cache: `upper` over `lower`, or `upper` alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Layers {
+pub struct CacheLayers {
     pub lower: Option<PathBuf>,
     pub upper: PathBuf,
     pub work: PathBuf,
@@ -28,16 +28,16 @@ pub struct Layers {
 
 /// A bake's own caches. What was not published is removed with this value.
 #[derive(Debug)]
-pub struct Working {
-    store: Store,
+pub struct CacheSession {
+    store: CacheStore,
     key: PathBuf,
     holds: Vec<Holds>,
-    seeds: Vec<Tree>,
+    seeds: Vec<CacheTree>,
     overlays: bool,
-    base: Option<Generation>,
+    base: Option<CacheGeneration>,
     /// The valid part of the base, for each cache.
-    trees: Vec<Tree>,
-    layers: Vec<Layers>,
+    trees: Vec<CacheTree>,
+    layers: Vec<CacheLayers>,
     /// How often the layers were laid out: each time in new directories.
     layouts: u32,
     /// Steps of this bake that can be skipped from now on.
@@ -48,15 +48,15 @@ pub struct Working {
     _lock: Flock<File>,
 }
 
-impl Working {
+impl CacheSession {
     /// Opens a bake's own caches, with what earlier bakes with the same `key` (letters and digits) downloaded. A new
     /// cache begins with the directories of `seeds`. `overlays`: this machine can overlay directories; otherwise
     /// everything is copied.
     pub fn open(
-        store: &Store,
+        store: &CacheStore,
         key: &str,
         caches: &[Cache],
-        seeds: Vec<Tree>,
+        seeds: Vec<CacheTree>,
         overlays: bool,
     ) -> Result<Self> {
         let key = store.dir().join(key);
@@ -65,7 +65,7 @@ impl Working {
         fs::create_dir_all(&key).with_context(|| format!("making {}", key.display()))?;
         let dir = store.work(&store_lock)?.keep();
         let lock = lock_file(&dir.join(LOCK), FlockArg::LockExclusive)?;
-        let base = Generation::newest(&key, caches.len())?;
+        let base = CacheGeneration::newest(&key, caches.len())?;
         drop(store_lock);
         let holds: Vec<_> = caches.iter().map(|cache| cache.holds).collect();
         let store = store.clone();
@@ -73,7 +73,7 @@ impl Working {
         for (cache, holds) in holds.iter().enumerate() {
             let (tree, bad) = match &base {
                 Some(base) => verify_tree(&base.tree(cache), &base.index.trees[cache], *holds)?,
-                None => (Tree::new(), Vec::new()),
+                None => (CacheTree::new(), Vec::new()),
             };
             found = (found.0 + bytes(&tree), found.1 + bad.len());
             trees.push(tree);
@@ -100,7 +100,7 @@ impl Working {
     }
 
     /// In the order of the plan's caches.
-    pub fn layers(&self) -> &[Layers] {
+    pub fn layers(&self) -> &[CacheLayers] {
         &self.layers
     }
 
@@ -117,26 +117,26 @@ impl Working {
         Ok(())
     }
 
-    fn create_layers(&self, cache: usize, tree: &Tree, damaged: &[String]) -> Result<Layers> {
+    fn create_layers(&self, cache: usize, tree: &CacheTree, damaged: &[String]) -> Result<CacheLayers> {
         let new_dir = |what: &str| self.dir.join(format!("{what}-{cache}-{}", self.layouts));
         let (upper, work) = (new_dir("upper"), new_dir("work"));
         let Some((base, top)) = self.base.as_ref().zip(tree.get("")) else {
             manifest::make(&upper, &self.seeds[cache], &|_, _| bail!("a new cache has no files"))?;
-            return Ok(Layers { lower: None, upper, work });
+            return Ok(CacheLayers { lower: None, upper, work });
         };
         let lower = base.tree(cache);
         if self.overlays {
             fs::create_dir(&work).with_context(|| format!("making {}", work.display()))?;
-            let top = Tree::from([(String::new(), top.clone())]);
+            let top = CacheTree::from([(String::new(), top.clone())]);
             manifest::make(&upper, &top, &|_, _| bail!("a directory has no files"))?;
             if damaged.iter().try_for_each(|path| hide_file(&upper, path, tree)).is_ok() {
-                return Ok(Layers { lower: Some(lower), upper, work });
+                return Ok(CacheLayers { lower: Some(lower), upper, work });
             }
             // Where device nodes cannot be made, the files are copied.
             remove(&upper)?;
         }
         manifest::make(&upper, tree, &|path, to| copy(&lower.join(path), to, &tree[path]))?;
-        Ok(Layers { lower: None, upper, work })
+        Ok(CacheLayers { lower: None, upper, work })
     }
 
     /// Whether a step can be skipped: it was done before, and nothing has changed since.
@@ -145,7 +145,7 @@ impl Working {
             return Ok(false);
         };
         for (cache, layers) in self.layers.iter().enumerate() {
-            let changes = Changes::read(&layers.upper)?;
+            let changes = CacheChanges::read(&layers.upper)?;
             let tree = match layers.lower {
                 Some(_) => changes.over(&self.trees[cache]),
                 None => changes.tree,
@@ -167,7 +167,7 @@ impl Working {
     pub fn publish(&mut self) -> Result<u64> {
         let mut mine = Vec::new();
         for (cache, layers) in self.layers.iter().enumerate() {
-            let changes = Changes::read(&layers.upper)?;
+            let changes = CacheChanges::read(&layers.upper)?;
             let tree = match layers.lower {
                 Some(_) => changes.over(&self.trees[cache]),
                 None => changes.tree.clone(),
@@ -175,7 +175,7 @@ impl Working {
             mine.push((changes, tree));
         }
         let store_lock = self.store.lock()?;
-        let newest = Generation::newest(&self.key, self.holds.len())?;
+        let newest = CacheGeneration::newest(&self.key, self.holds.len())?;
         let theirs = |cache: usize| newest.as_ref().map(|newest| &newest.index.trees[cache]);
         let base_is_newest = match (&newest, &self.base) {
             (Some(newest), Some(base)) => newest.is(base),
@@ -198,7 +198,7 @@ impl Working {
             true => BTreeSet::new(),
             false => self.steps_done(&trees, mine.iter().map(|(_, tree)| tree), newest.as_ref()),
         };
-        let is_new = |cache: usize, tree: &Tree| theirs(cache) != Some(tree);
+        let is_new = |cache: usize, tree: &CacheTree| theirs(cache) != Some(tree);
         let steps_unchanged = newest.as_ref().is_some_and(|newest| newest.index.done == done);
         // A file that replaces a damaged one has the same entry, so the trees do not differ.
         let replaces_damaged = base_is_newest && self.found.1 > 0;
@@ -224,7 +224,7 @@ impl Working {
             Ok(fs::hard_link(&from, to)?)
         };
         let index = Index::new(trees.clone(), since, done);
-        let published = Generation::publish(&self.key, index, &put)?;
+        let published = CacheGeneration::publish(&self.key, index, &put)?;
         // They are released: the trim below may remove them.
         drop((self.base.replace(published), newest));
         self.trees = trees;
@@ -240,11 +240,11 @@ impl Working {
     /// whose packages are all among the published ones.
     fn steps_done<'a>(
         &self,
-        trees: &[Tree],
-        mine: impl Iterator<Item = &'a Tree>,
-        newest: Option<&Generation>,
+        trees: &[CacheTree],
+        mine: impl Iterator<Item = &'a CacheTree>,
+        newest: Option<&CacheGeneration>,
     ) -> BTreeSet<String> {
-        let holds = |cache: usize, of: &Tree| match self.holds[cache] {
+        let holds = |cache: usize, of: &CacheTree| match self.holds[cache] {
             Holds::Indexes => trees[cache] == *of,
             // Another bake's file of that name serves as well.
             Holds::Packages => of.keys().all(|path| trees[cache].contains_key(path)),
@@ -263,11 +263,15 @@ impl Working {
     }
 
     /// When each file was downloaded. The oldest packages are dropped while there is more than the store may hold.
-    fn download_times(&self, trees: &mut [Tree], newest: Option<&Generation>) -> Vec<BTreeMap<String, u64>> {
+    fn download_times(
+        &self,
+        trees: &mut [CacheTree],
+        newest: Option<&CacheGeneration>,
+    ) -> Vec<BTreeMap<String, u64>> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
         let now = u64::try_from(now).unwrap_or(0);
         let download_time = |cache: usize, path: &String| {
-            let of = |generation: &Generation| generation.index.since[cache].get(path).copied();
+            let of = |generation: &CacheGeneration| generation.index.since[cache].get(path).copied();
             newest.and_then(of).or_else(|| self.base.as_ref().and_then(of)).unwrap_or(now)
         };
         let mut total: u64 = trees.iter().map(bytes).sum();
@@ -276,7 +280,7 @@ impl Working {
             trees.iter().enumerate().filter(|(cache, _)| self.holds[*cache] == Holds::Packages)
         {
             for (path, entry) in tree {
-                if let Entry::File { size, .. } = entry {
+                if let CacheEntry::File { size, .. } = entry {
                     ages.push((download_time(cache, path), cache, path.clone(), *size));
                 }
             }
@@ -289,7 +293,7 @@ impl Working {
             trees[cache].remove(&path);
             total -= size;
         }
-        let file = |entry: &Entry| matches!(entry, Entry::File { .. });
+        let file = |entry: &CacheEntry| matches!(entry, CacheEntry::File { .. });
         trees
             .iter()
             .enumerate()
@@ -301,7 +305,7 @@ impl Working {
     }
 }
 
-impl Drop for Working {
+impl Drop for CacheSession {
     fn drop(&mut self) {
         // If this fails, the next bake removes the directory.
         _ = remove(&self.dir);
@@ -309,12 +313,12 @@ impl Drop for Working {
 }
 
 /// The valid part of a cached tree, and the paths that are damaged.
-fn verify_tree(dir: &Path, tree: &Tree, holds: Holds) -> Result<(Tree, Vec<String>)> {
+fn verify_tree(dir: &Path, tree: &CacheTree, holds: Holds) -> Result<(CacheTree, Vec<String>)> {
     let Ok((damaged, directories)) = manifest::differences(dir, tree) else {
-        return Ok((Tree::new(), vec![String::new()])); // it cannot be read
+        return Ok((CacheTree::new(), vec![String::new()])); // it cannot be read
     };
     if directories || !damaged.is_empty() && holds == Holds::Indexes {
-        return Ok((Tree::new(), damaged));
+        return Ok((CacheTree::new(), damaged));
     }
     let mut tree = tree.clone();
     tree.retain(|path, _| !damaged.contains(path));
@@ -322,10 +326,10 @@ fn verify_tree(dir: &Path, tree: &Tree, holds: Holds) -> Result<(Tree, Vec<Strin
 }
 
 /// Hides a file of the lower directory. To an overlay, a device node with the number 0 means that the file is removed.
-fn hide_file(upper: &Path, path: &str, tree: &Tree) -> Result<()> {
+fn hide_file(upper: &Path, path: &str, tree: &CacheTree) -> Result<()> {
     let parents: Vec<_> = path.match_indices('/').map(|(end, _)| &path[..end]).collect();
     for parent in parents.into_iter().filter(|parent| !upper.join(parent).exists()) {
-        let of = |entry: &Entry| Tree::from([(String::new(), entry.clone())]);
+        let of = |entry: &CacheEntry| CacheTree::from([(String::new(), entry.clone())]);
         let one = tree.get(parent).map(of).context("a file without a directory")?;
         manifest::make(&upper.join(parent), &one, &|_, _| bail!("a directory has no files"))?;
     }
@@ -334,8 +338,8 @@ fn hide_file(upper: &Path, path: &str, tree: &Tree) -> Result<()> {
 }
 
 /// Copies a cached file with its owner, mode and time.
-fn copy(from: &Path, to: &Path, entry: &Entry) -> Result<()> {
-    let Entry::File { mode, uid, gid, modified, .. } = entry else { bail!("it is not a file") };
+fn copy(from: &Path, to: &Path, entry: &CacheEntry) -> Result<()> {
+    let CacheEntry::File { mode, uid, gid, modified, .. } = entry else { bail!("it is not a file") };
     let mut file = File::options().write(true).create_new(true).open(to)?;
     std::io::copy(&mut manifest::open(from)?, &mut file)?;
     std::os::unix::fs::fchown(&file, Some(*uid), Some(*gid))?;
@@ -347,7 +351,7 @@ fn copy(from: &Path, to: &Path, entry: &Entry) -> Result<()> {
 
 /// Merges what two bakes that began with `base` downloaded. An index is taken from one of them; packages are taken from
 /// both.
-fn merge(base: &Tree, mine: &Tree, theirs: &Tree, holds: Holds) -> Tree {
+fn merge(base: &CacheTree, mine: &CacheTree, theirs: &CacheTree, holds: Holds) -> CacheTree {
     if mine == base {
         return theirs.clone();
     }
@@ -355,7 +359,7 @@ fn merge(base: &Tree, mine: &Tree, theirs: &Tree, holds: Holds) -> Tree {
         return mine.clone();
     }
     let gone: BTreeSet<_> = base.keys().filter(|path| !mine.contains_key(*path)).collect();
-    let mut all: Tree = theirs.clone();
+    let mut all: CacheTree = theirs.clone();
     all.retain(|path, _| !gone.contains(path));
     let changed = mine.iter().filter(|(path, entry)| base.get(*path) != Some(entry));
     all.extend(changed.map(|(path, entry)| (path.clone(), entry.clone())));
@@ -363,7 +367,7 @@ fn merge(base: &Tree, mine: &Tree, theirs: &Tree, holds: Holds) -> Tree {
     let there = all.clone();
     all.retain(|path, _| {
         path.match_indices('/')
-            .all(|(end, _)| matches!(there.get(&path[..end]), Some(Entry::Directory { .. })))
+            .all(|(end, _)| matches!(there.get(&path[..end]), Some(CacheEntry::Directory { .. })))
     });
     all
 }

@@ -6,8 +6,8 @@
 //! killed on the way leaves the last generation as it is.
 
 use super::manifest;
-use super::manifest::{Entry, Tree};
-use crate::image::tree::Inside;
+use super::manifest::{CacheEntry, CacheTree};
+use crate::image::tree::ImageTree;
 use anyhow::{Context, Result};
 use nix::fcntl::{Flock, FlockArg};
 use rustix::fs::{CWD, Mode, OFlags};
@@ -21,8 +21,8 @@ use tempfile::TempDir;
 
 /// The package cache, and the base image whose part of it a bake uses.
 #[derive(Debug, Clone)]
-pub struct Kept {
-    pub store: Store,
+pub struct PackageCache {
+    pub store: CacheStore,
     /// The base image. Its own programs run in fetch steps, so no other base trusts what they downloaded.
     pub base: String,
 }
@@ -38,7 +38,7 @@ const FORMAT: u32 = 1;
 
 /// The store: a directory that only root may enter, and its limit.
 #[derive(Debug, Clone)]
-pub struct Store {
+pub struct CacheStore {
     dir: PathBuf,
     /// In bytes. What is in use is never removed, so the store may be larger.
     limit: u64,
@@ -49,7 +49,7 @@ pub struct Store {
 pub struct Index {
     format: u32,
     /// In the order of the plan's caches.
-    pub trees: Vec<Tree>,
+    pub trees: Vec<CacheTree>,
     /// When each file was downloaded, in milliseconds since the epoch; in the same order.
     pub since: Vec<BTreeMap<String, u64>>,
     /// The steps that can be skipped as long as the trees are these.
@@ -58,13 +58,13 @@ pub struct Index {
 
 /// A generation that is in use: it is not removed while this value lives.
 #[derive(Debug)]
-pub struct Generation {
+pub struct CacheGeneration {
     pub dir: PathBuf,
     pub index: Index,
     _lock: Flock<File>,
 }
 
-impl Store {
+impl CacheStore {
     /// `limit`: in bytes.
     pub fn new(dir: &Path, limit: u64) -> Self {
         Self { dir: dir.to_owned(), limit }
@@ -142,7 +142,7 @@ impl Store {
 }
 
 impl Index {
-    pub fn new(trees: Vec<Tree>, since: Vec<BTreeMap<String, u64>>, done: BTreeSet<String>) -> Self {
+    pub fn new(trees: Vec<CacheTree>, since: Vec<BTreeMap<String, u64>>, done: BTreeSet<String>) -> Self {
         Self { format: FORMAT, trees, since, done }
     }
 
@@ -153,7 +153,7 @@ impl Index {
     }
 }
 
-impl Generation {
+impl CacheGeneration {
     /// The newest generation of a key, if it can be read. The store is locked, so nobody removes it meanwhile.
     pub fn newest(key: &Path, caches: usize) -> Result<Option<Self>> {
         let Some(number) = generation_numbers(key).pop() else { return Ok(None) };
@@ -200,13 +200,13 @@ impl Generation {
 
 /// Removes a directory with its content. Links are not followed, and mounted file systems are not entered.
 pub fn remove(dir: &Path) -> Result<()> {
-    Inside::open_dir(dir)?.remove_tree_content("/", &|_| false)?;
+    ImageTree::open_dir(dir)?.remove_tree_content("/", &|_| false)?;
     fs::remove_dir(dir).with_context(|| format!("removing {}", dir.display()))
 }
 
 /// The size of all files of a tree.
-pub fn bytes(tree: &Tree) -> u64 {
-    let size = |entry: &Entry| if let Entry::File { size, .. } = entry { *size } else { 0 };
+pub fn bytes(tree: &CacheTree) -> u64 {
+    let size = |entry: &CacheEntry| if let CacheEntry::File { size, .. } = entry { *size } else { 0 };
     tree.values().map(size).sum()
 }
 
@@ -243,10 +243,10 @@ mod tests {
     #[test]
     fn a_copy_of_a_descriptor_holds_no_lock() {
         let dir = tempfile::tempdir().unwrap();
-        let (store, key) = (Store::new(dir.path(), u64::MAX), dir.path().join("k"));
+        let (store, key) = (CacheStore::new(dir.path(), u64::MAX), dir.path().join("k"));
         fs::create_dir(&key).unwrap();
         let publish =
-            || Generation::publish(&key, Index::new(vec![], vec![], BTreeSet::new()), &|_, _, _| Ok(()));
+            || CacheGeneration::publish(&key, Index::new(vec![], vec![], BTreeSet::new()), &|_, _, _| Ok(()));
         let first = publish().unwrap();
         let _copy = first._lock.try_clone().unwrap();
         let second = publish().unwrap();

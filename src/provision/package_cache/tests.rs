@@ -1,6 +1,6 @@
-use super::manifest::{Entry, Tree};
-use super::session::Working;
-use super::store::Store;
+use super::manifest::{CacheEntry, CacheTree};
+use super::session::CacheSession;
+use super::store::CacheStore;
 use super::*;
 use oven_distro::Holds;
 use std::fs;
@@ -22,19 +22,20 @@ impl Lab {
         vec![lab(false), lab(true)]
     }
 
-    fn open(&self, key: &str) -> Working {
+    fn open(&self, key: &str) -> CacheSession {
         let cache = |holds| Cache { path: "/var/cache/x".into(), holds, sources: vec!["/etc/x".into()] };
         let id = rustix::process::geteuid().as_raw();
         let gid = rustix::process::getegid().as_raw();
-        let directory = |mode| Entry::Directory { mode, uid: id, gid };
-        let seed = || Tree::from([(String::new(), directory(0o755)), ("partial".into(), directory(0o700))]);
+        let directory = |mode| CacheEntry::Directory { mode, uid: id, gid };
+        let seed =
+            || CacheTree::from([(String::new(), directory(0o755)), ("partial".into(), directory(0o700))]);
         let caches = [cache(Holds::Indexes), cache(Holds::Packages)];
-        let store = Store::new(&self.dir.path().join("store"), self.limit);
-        Working::open(&store, key, &caches, vec![seed(), seed()], self.overlays).unwrap()
+        let store = CacheStore::new(&self.dir.path().join("store"), self.limit);
+        CacheSession::open(&store, key, &caches, vec![seed(), seed()], self.overlays).unwrap()
     }
 
     /// What a bake sees, computed without an overlay mount.
-    fn sees(&self, working: &Working, cache: usize) -> Vec<(String, String)> {
+    fn sees(&self, working: &CacheSession, cache: usize) -> Vec<(String, String)> {
         let layers = &working.layers()[cache];
         let mut seen: std::collections::BTreeMap<String, String> = Default::default();
         for dir in layers.lower.iter().chain([&layers.upper]) {
@@ -75,7 +76,7 @@ fn walk(dir: &Path) -> Vec<String> {
     found
 }
 
-fn write(working: &Working, cache: usize, name: &str, content: &str) {
+fn write(working: &CacheSession, cache: usize, name: &str, content: &str) {
     fs::write(working.layers()[cache].upper.join(name), content).unwrap();
 }
 

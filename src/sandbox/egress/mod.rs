@@ -15,7 +15,7 @@ use crate::error::{Failure, Kind};
 use crate::sys::mount::table;
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{SigSet, SigmaskHow};
-use program::Program;
+use program::BpfProgram;
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, Dir, FlockOperation, Mode, OFlags, flock};
 use rustix::io::Errno;
@@ -35,14 +35,14 @@ const ATTEMPTS: u32 = 16;
 const REMOVALS: u32 = 10;
 
 /// A cgroup that reaches no credentials. Dropping it removes it: all of its processes have to have ended.
-pub struct Fence {
+pub struct EgressFence {
     parent: OwnedFd,
     name: String,
     /// Locked.
     dir: OwnedFd,
 }
 
-impl Fence {
+impl EgressFence {
     /// Creates one below the cgroup of this process, so that oven's limits apply to its steps, too.
     ///
     /// # Errors
@@ -82,7 +82,7 @@ impl Fence {
     }
 }
 
-impl Drop for Fence {
+impl Drop for EgressFence {
     #[allow(clippy::disallowed_methods, reason = "a Drop cannot await, and it is for milliseconds")]
     fn drop(&mut self) {
         let mut pause = Duration::from_millis(1);
@@ -221,7 +221,7 @@ struct Attach {
 /// Loads a program and attaches it to a cgroup for the cgroup's lifetime. It is not attached exclusively, so the
 /// filters of the cgroups above apply, too.
 #[allow(unsafe_code)]
-fn attach(program: &Program, cgroup: BorrowedFd<'_>) -> Result<()> {
+fn attach(program: &BpfProgram, cgroup: BorrowedFd<'_>) -> Result<()> {
     const PROG_LOAD: libc::c_int = 5;
     const PROG_ATTACH: libc::c_int = 8;
     const ALLOW_MULTI: u32 = 2;

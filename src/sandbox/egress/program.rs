@@ -23,7 +23,7 @@ const V6_ENDS: [[u8; 4]; 2] = [
 /// The kernel's `struct bpf_insn`. On both architectures the target's number is the low half of `registers`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
-pub struct Instruction {
+pub struct BpfInstruction {
     code: u8,
     registers: u8,
     offset: i16,
@@ -31,13 +31,13 @@ pub struct Instruction {
 }
 
 /// A program, and where it is attached: numbers of linux/bpf.h.
-pub struct Program {
+pub struct BpfProgram {
     pub name: &'static str,
     /// `BPF_PROG_TYPE_…`
     pub kind: u32,
     /// `BPF_CGROUP_…`
     pub attach: u32,
-    pub code: Vec<Instruction>,
+    pub code: Vec<BpfInstruction>,
 }
 
 const TYPE_SKB: u32 = 8;
@@ -49,10 +49,10 @@ const SENDMSG4: u32 = 14;
 const SENDMSG6: u32 = 15;
 
 /// All programs of a cgroup.
-pub fn all() -> [Program; 5] {
-    let of = |name, attach, code| Program { name, kind: TYPE_ADDRESS, attach, code };
+pub fn all() -> [BpfProgram; 5] {
+    let of = |name, attach, code| BpfProgram { name, kind: TYPE_ADDRESS, attach, code };
     [
-        Program { name: "packets", kind: TYPE_SKB, attach: EGRESS, code: packets() },
+        BpfProgram { name: "packets", kind: TYPE_SKB, attach: EGRESS, code: packets() },
         of("connections", CONNECT4, addresses(|code| code.refuse_v4(ARGUMENT, USER_IP4))),
         of("connections over IPv6", CONNECT6, addresses(|code| code.refuse_v6(ARGUMENT, USER_IP6))),
         of("datagrams", SENDMSG4, addresses(|code| code.refuse_v4(ARGUMENT, USER_IP4))),
@@ -98,7 +98,7 @@ const VERSION_6: i32 = 0x60;
 /// The next header of IPv6 that has the same effect. No header that a step may add comes before it.
 const ROUTING_HEADER: i32 = 43;
 
-fn packets() -> Vec<Instruction> {
+fn packets() -> Vec<BpfInstruction> {
     let mut code = Code::default();
     code.push(MOVE, CONTEXT, ARGUMENT, 0, 0);
     code.load_header(V4_LENGTH);
@@ -116,7 +116,7 @@ fn packets() -> Vec<Instruction> {
     code.finish()
 }
 
-fn addresses(body: impl FnOnce(&mut Code)) -> Vec<Instruction> {
+fn addresses(body: impl FnOnce(&mut Code)) -> Vec<BpfInstruction> {
     let mut code = Code::default();
     body(&mut code);
     code.finish()
@@ -125,14 +125,14 @@ fn addresses(body: impl FnOnce(&mut Code)) -> Vec<Instruction> {
 /// A program that is being built.
 #[derive(Default)]
 struct Code {
-    instructions: Vec<Instruction>,
+    instructions: Vec<BpfInstruction>,
     /// Jumps to the end, where the program refuses.
     refusals: Vec<usize>,
 }
 
 impl Code {
     fn push(&mut self, code: u8, to: u8, from: u8, offset: i16, immediate: i32) {
-        self.instructions.push(Instruction { code, registers: from << 4 | to, offset, immediate });
+        self.instructions.push(BpfInstruction { code, registers: from << 4 | to, offset, immediate });
     }
 
     fn load(&mut self, width: u8, to: u8, from: u8, offset: i16) {
@@ -192,7 +192,7 @@ impl Code {
         self.push(EXIT, 0, 0, 0, 0);
     }
 
-    fn finish(mut self) -> Vec<Instruction> {
+    fn finish(mut self) -> Vec<BpfInstruction> {
         self.allow();
         for jump in std::mem::take(&mut self.refusals) {
             self.land(jump);
@@ -209,7 +209,7 @@ mod tests {
     use std::net::{Ipv4Addr, Ipv6Addr};
 
     /// Runs a program as the kernel does; `memory` is the packet, or the argument that r1 points to.
-    fn allowed(code: &[Instruction], memory: &[u8]) -> bool {
+    fn allowed(code: &[BpfInstruction], memory: &[u8]) -> bool {
         const FRAME_AT: u64 = 1 << 40;
         let mut stack = [0xaa_u8; 64];
         let (mut registers, mut at) = ([0_u64; 11], 0);

@@ -3,10 +3,10 @@
 //! A device's kernel name is the builder's (`/dev/loop0p1`), or depends on the machine (`/dev/sda1`: no image knows
 //! which disk an instance calls so, if any). A UUID or a label has to be one of the image's own disk.
 
-use crate::device::Node;
+use crate::device::DeviceNode;
 use crate::device::link_name;
 use crate::formats::fstab;
-use crate::formats::fstab::Spec;
+use crate::formats::fstab::FstabSource;
 use std::collections::BTreeSet;
 
 /// Prefixes of the kernel's names of disks. The rest of such a name depends on the machine.
@@ -16,7 +16,7 @@ const HARDWARE: [&str; 4] = ["disk/by-diskseq/", "disk/by-id/", "disk/by-path/",
 
 /// How a text is parsed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum BootTextKind {
     /// Commands of GRUB, a shell's variables, a kernel's command line, or keys and values: `root=` means the same in all.
     Words,
     Fstab,
@@ -24,15 +24,15 @@ pub enum Kind {
 
 /// The names of the image's own disk, and of the builder's device for it.
 #[derive(Debug, Clone, Default)]
-pub struct Own {
+pub struct DiskNames {
     /// `disk/by-uuid/…`, in lower case where case does not matter.
     links: BTreeSet<String>,
     /// `loop0`, `loop0p1`.
     devices: BTreeSet<String>,
 }
 
-impl Own {
-    pub fn of(nodes: &[Node]) -> Self {
+impl DiskNames {
+    pub fn of(nodes: &[DeviceNode]) -> Self {
         Self {
             links: nodes.iter().flat_map(|node| &node.links).map(|link| fold_case(link)).collect(),
             devices: nodes.iter().map(|node| node.name.clone()).collect(),
@@ -63,24 +63,24 @@ fn fold_case(link: &str) -> String {
 
 /// A name that no instance can rely on.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finding {
+pub struct BootFinding {
     /// Counted from 1.
     pub line: usize,
     pub what: String,
 }
 
 /// All names in a text that no instance can rely on.
-pub fn lint(kind: Kind, text: &str, own: &Own) -> Vec<Finding> {
-    let mut found: Vec<Finding> = Vec::new();
+pub fn lint(kind: BootTextKind, text: &str, own: &DiskNames) -> Vec<BootFinding> {
+    let mut found: Vec<BootFinding> = Vec::new();
     for (index, line) in text.lines().enumerate() {
         let line_number = index + 1;
         let problems = match kind {
             _ if line.trim_start().starts_with('#') => Vec::new(),
-            Kind::Fstab => check_fstab_line(line, own).into_iter().collect(),
-            Kind::Words => check_words(line, own),
+            BootTextKind::Fstab => check_fstab_line(line, own).into_iter().collect(),
+            BootTextKind::Words => check_words(line, own),
         };
         for what in problems {
-            let finding = Finding { line: line_number, what };
+            let finding = BootFinding { line: line_number, what };
             if !found.contains(&finding) {
                 found.push(finding);
             }
@@ -89,20 +89,20 @@ pub fn lint(kind: Kind, text: &str, own: &Own) -> Vec<Finding> {
     found
 }
 
-fn check_fstab_line(line: &str, own: &Own) -> Option<String> {
+fn check_fstab_line(line: &str, own: &DiskNames) -> Option<String> {
     let mut fields = line.split_ascii_whitespace();
     let (spec, _, _) = (fields.next()?, fields.next()?, fields.next()?);
     let options: Vec<_> = fields.next().unwrap_or("").split(',').collect();
     // It may be absent, so it may name another disk: one of the instance, for example.
     let may_lack = ["nofail", "noauto"].iter().any(|option| options.contains(option));
-    match Spec::parse(&fstab::unescape(spec)) {
-        Spec::Device(path) => check_device(&path, own, may_lack),
+    match FstabSource::parse(&fstab::unescape(spec)) {
+        FstabSource::Device(path) => check_device(&path, own, may_lack),
         spec if may_lack => check_builder_device(&spec.to_string(), own),
         spec => check_id(&spec, &spec.to_string(), own),
     }
 }
 
-fn check_words(line: &str, own: &Own) -> Vec<String> {
+fn check_words(line: &str, own: &DiskNames) -> Vec<String> {
     let words: Vec<_> = line
         .split(|c: char| c.is_whitespace() || "\"'`;".contains(c))
         .filter(|word| !word.is_empty())
@@ -125,7 +125,7 @@ fn check_words(line: &str, own: &Own) -> Vec<String> {
                 && before.ends_with(['=', ':'])
             {
                 let value = word[before.len()..].split(['/', ',']).next().unwrap_or_default();
-                found.extend(check_id(&Spec::parse(value), word, own));
+                found.extend(check_id(&FstabSource::parse(value), word, own));
             }
         }
     }
@@ -137,7 +137,7 @@ fn in_word(word: &str, path: &str, what: String) -> String {
 }
 
 /// GRUB's `search --fs-uuid … ID` and `search.fs_uuid ID VARIABLE`, which say where its files are.
-fn check_grub_search(words: &[&str], own: &Own) -> Option<String> {
+fn check_grub_search(words: &[&str], own: &DiskNames) -> Option<String> {
     let has = |long: &str, short: &str| words.iter().any(|word| *word == long || *word == short);
     let (tag, id) = match *words.first()? {
         "search.fs_uuid" => ("UUID", *words.get(1)?),
@@ -146,17 +146,17 @@ fn check_grub_search(words: &[&str], own: &Own) -> Option<String> {
         "search" if has("--label", "-l") => ("LABEL", *words.last()?),
         _ => return None,
     };
-    check_id(&Spec::parse(&format!("{tag}={id}")), &format!("{} {id}", words[0]), own)
+    check_id(&FstabSource::parse(&format!("{tag}={id}")), &format!("{} {id}", words[0]), own)
 }
 
 /// `text`: the name as it is written.
-fn check_id(spec: &Spec, text: &str, own: &Own) -> Option<String> {
+fn check_id(spec: &FstabSource, text: &str, own: &DiskNames) -> Option<String> {
     let (by, id) = match spec {
-        Spec::Uuid(id) => ("uuid", id),
-        Spec::PartUuid(id) => ("partuuid", id),
-        Spec::Label(name) => ("label", name),
-        Spec::PartLabel(name) => ("partlabel", name),
-        Spec::Device(_) | Spec::Other(_) => return None,
+        FstabSource::Uuid(id) => ("uuid", id),
+        FstabSource::PartUuid(id) => ("partuuid", id),
+        FstabSource::Label(name) => ("label", name),
+        FstabSource::PartLabel(name) => ("partlabel", name),
+        FstabSource::Device(_) | FstabSource::Other(_) => return None,
     };
     // A variable is expanded at boot.
     if id.is_empty() || id.contains('$') || own.has(by, id) {
@@ -165,14 +165,14 @@ fn check_id(spec: &Spec, text: &str, own: &Own) -> Option<String> {
     Some(format!("`{text}` does not name the image's own disk"))
 }
 
-fn check_builder_device(text: &str, own: &Own) -> Option<String> {
+fn check_builder_device(text: &str, own: &DiskNames) -> Option<String> {
     let name = text.strip_prefix("/dev/")?;
     let is_own = own.devices.contains(name);
     is_own.then(|| format!("`{text}` is the builder's name for the image's disk"))
 }
 
 /// `path` begins with `/dev/`.
-fn check_device(path: &str, own: &Own, may_lack: bool) -> Option<String> {
+fn check_device(path: &str, own: &DiskNames, may_lack: bool) -> Option<String> {
     let name = path.strip_prefix("/dev/")?;
     if let Some(what) = check_builder_device(path, own) {
         return Some(what);
@@ -190,7 +190,7 @@ fn check_device(path: &str, own: &Own, may_lack: bool) -> Option<String> {
         return Some(format!("`{path}` names a piece of hardware, which differs from instance to instance"));
     }
     if name.starts_with("disk/by-") {
-        return check_id(&Spec::parse(path), path, own);
+        return check_id(&FstabSource::parse(path), path, own);
     }
     let kernels = KERNEL_NAMES.iter().chain(&["xvd"]).any(|prefix| {
         let rest = name.strip_prefix(prefix);
@@ -209,20 +209,20 @@ fn check_device(path: &str, own: &Own, may_lack: bool) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn own() -> Own {
-        let node = |name: &str, links: &[&str]| Node {
+    fn own() -> DiskNames {
+        let node = |name: &str, links: &[&str]| DeviceNode {
             name: name.into(),
             rdev: 0,
             links: links.iter().map(|link| format!("disk/by-{link}")).collect(),
         };
-        Own::of(&[
+        DiskNames::of(&[
             node("nvme1n1", &[]),
             node("nvme1n1p1", &["uuid/6b1f-root", "partuuid/aa-01", "label/cloudimg-rootfs"]),
             node("nvme1n1p15", &["uuid/ABCD-0123", "label/UEFI", r"partlabel/EFI\x20System"]),
         ])
     }
 
-    fn lines(kind: Kind, text: &str) -> Vec<(usize, String)> {
+    fn lines(kind: BootTextKind, text: &str) -> Vec<(usize, String)> {
         lint(kind, text, &own()).into_iter().map(|f| (f.line, f.what)).collect()
     }
 
@@ -253,19 +253,19 @@ menuentry 'Debian GNU/Linux' --class debian $menuentry_id_option 'gnulinux-simpl
 
     #[test]
     fn a_grub_cfg_by_its_own_uuid_is_good() {
-        assert_eq!(lines(Kind::Words, DEBIAN), []);
+        assert_eq!(lines(BootTextKind::Words, DEBIAN), []);
     }
 
     #[test]
     fn a_builders_device_in_a_grub_cfg_is_found_with_its_line() {
         let planted = DEBIAN.replace("root=UUID=6b1f-root", "root=/dev/loop0p1");
-        let found = lines(Kind::Words, &planted);
+        let found = lines(BootTextKind::Words, &planted);
         assert_eq!(found.len(), 1);
         assert!(found[0].0 == 20 && found[0].1.contains("`root=/dev/loop0p1` is a loop device"), "{found:?}");
-        let found = lines(Kind::Words, &DEBIAN.replace("root=UUID=6b1f-root", "root=/dev/nvme1n1p1"));
+        let found = lines(BootTextKind::Words, &DEBIAN.replace("root=UUID=6b1f-root", "root=/dev/nvme1n1p1"));
         assert!(found[0].1.contains("the builder's name for"), "{found:?}");
         let other = DEBIAN.replace("--set=root 6b1f-root", "--set=root 9999-other");
-        let found = lines(Kind::Words, &other);
+        let found = lines(BootTextKind::Words, &other);
         assert!(found[0].0 == 17 && found[0].1.contains("`search 9999-other`"), "{found:?}");
     }
 
@@ -287,7 +287,7 @@ menuentry 'Debian GNU/Linux' --class debian $menuentry_id_option 'gnulinux-simpl
             "set root=(hd0,gpt1)",
             "root=/dev/ram0 blkdev=/srv/dev/sdax",
         ] {
-            assert_eq!(lines(Kind::Words, good), [], "{good}");
+            assert_eq!(lines(BootTextKind::Words, good), [], "{good}");
         }
         for (bad, word) in [
             ("options root=UUID=beef ro", "`root=UUID=beef`"),
@@ -303,7 +303,7 @@ menuentry 'Debian GNU/Linux' --class debian $menuentry_id_option 'gnulinux-simpl
             ("linux /vmlinuz boot=/dev/nvme0n1p2,x", "/dev/nvme0n1p2"),
             ("root=/dev/dm-0", "/dev/dm-0"),
         ] {
-            let found = lines(Kind::Words, bad);
+            let found = lines(BootTextKind::Words, bad);
             assert!(found.len() == 1 && found[0].1.contains(word), "{bad}: {found:?}");
         }
     }
@@ -314,7 +314,7 @@ menuentry 'Debian GNU/Linux' --class debian $menuentry_id_option 'gnulinux-simpl
                     /dev/xvdb /mnt auto defaults,nofail,comment=cloudconfig 0 2\nUUID=beef /data xfs nofail\n\
                     PARTLABEL=EFI\\040System /x vfat\ntmpfs /tmp tmpfs\nhost:/x /nfs nfs _netdev\n\
                     /swapfile none swap sw\n/dev/mapper/vg-x /x ext4\n/dev/sr0 /media/c udf noauto\nshort\n";
-        assert_eq!(lines(Kind::Fstab, good), []);
+        assert_eq!(lines(BootTextKind::Fstab, good), []);
         for (bad, word) in [
             ("UUID=beef / ext4 defaults", "`UUID=beef` does not name the image's own disk"),
             ("UUID=beef none swap sw", "UUID=beef"),
@@ -323,7 +323,7 @@ menuentry 'Debian GNU/Linux' --class debian $menuentry_id_option 'gnulinux-simpl
             ("/dev/nvme1n1p1 / ext4 nofail", "the builder's name"),
             ("/dev/disk/by-label/other / ext4", "LABEL=other"),
         ] {
-            let found = lines(Kind::Fstab, &format!("#\n{bad}\n"));
+            let found = lines(BootTextKind::Fstab, &format!("#\n{bad}\n"));
             assert!(found.len() == 1 && found[0].0 == 2 && found[0].1.contains(word), "{bad}: {found:?}");
         }
     }

@@ -1,6 +1,6 @@
 //! The kernels of an image, and what each needs to find its disk.
 
-use crate::image::tree::Inside;
+use crate::image::tree::ImageTree;
 use crate::seal::rules;
 use anyhow::{Context, Result};
 use rustix::fs::{FileType, OFlags};
@@ -42,12 +42,12 @@ pub struct Kernel {
 
 /// The drivers of an instance's disk and network.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Drivers {
+pub struct DriverSet {
     pub nvme: bool,
     pub ena: bool,
 }
 
-impl Drivers {
+impl DriverSet {
     /// Records the driver that a file's name stands for. Breaks when no driver is missing.
     pub fn see(&mut self, name: &[u8]) -> ControlFlow<()> {
         let file = name.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
@@ -64,7 +64,7 @@ fn is_module(file: &[u8], name: &[u8]) -> bool {
 }
 
 /// `None`: there is no such file. Links are followed inside the image.
-pub fn stamp(inside: &Inside, path: &str) -> Result<Option<Stamp>> {
+pub fn stamp(inside: &ImageTree, path: &str) -> Result<Option<Stamp>> {
     let doing = || format!("reading the metadata of {path} in the image");
     let found = match inside.open(path, OFlags::PATH) {
         Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
@@ -80,7 +80,7 @@ pub fn stamp(inside: &Inside, path: &str) -> Result<Option<Stamp>> {
 }
 
 /// All kernels by version. A kernel that is in several places counts as the one in /boot.
-pub fn all(inside: &Inside) -> Result<BTreeMap<String, Kernel>> {
+pub fn all(inside: &ImageTree) -> Result<BTreeMap<String, Kernel>> {
     let mut kernels = BTreeMap::new();
     for pattern in IMAGES {
         let (before, after) = pattern.split_once('*').unwrap_or_default();
@@ -104,7 +104,7 @@ fn is_version(text: &str) -> bool {
     !text.is_empty() && !backups.iter().any(|end| text.ends_with(end))
 }
 
-fn find_initramfs(inside: &Inside, version: &str) -> Result<Option<(String, Stamp)>> {
+fn find_initramfs(inside: &ImageTree, version: &str) -> Result<Option<(String, Stamp)>> {
     let mut paths: Vec<_> = INITRAMFS.iter().map(|pattern| pattern.replace('*', version)).collect();
     for top in ENTRIES {
         for (dir, kind) in rules::expand(inside, &format!("{top}/*"))? {
@@ -122,8 +122,8 @@ fn find_initramfs(inside: &Inside, version: &str) -> Result<Option<(String, Stam
 }
 
 /// The drivers that a kernel has without any module, by its list of built-in modules or its configuration.
-pub fn built_in(inside: &Inside, version: &str) -> Result<Drivers> {
-    let mut drivers = Drivers::default();
+pub fn built_in(inside: &ImageTree, version: &str) -> Result<DriverSet> {
+    let mut drivers = DriverSet::default();
     for file in read_lines(inside, &format!("/lib/modules/{version}/modules.builtin"))? {
         _ = drivers.see(file.as_bytes());
     }
@@ -137,7 +137,7 @@ pub fn built_in(inside: &Inside, version: &str) -> Result<Drivers> {
 }
 
 /// Whether the root file system has a module, where modprobe finds it.
-pub fn has_module(inside: &Inside, version: &str, name: &str) -> Result<bool> {
+pub fn has_module(inside: &ImageTree, version: &str, name: &str) -> Result<bool> {
     let is_entry = |line: &String| {
         let path = line.split(':').next().unwrap_or_default();
         is_module(path.rsplit('/').next().unwrap_or_default().as_bytes(), name.as_bytes())
@@ -145,7 +145,7 @@ pub fn has_module(inside: &Inside, version: &str, name: &str) -> Result<bool> {
     Ok(read_lines(inside, &format!("/lib/modules/{version}/modules.dep"))?.iter().any(is_entry))
 }
 
-fn read_lines(inside: &Inside, path: &str) -> Result<Vec<String>> {
+fn read_lines(inside: &ImageTree, path: &str) -> Result<Vec<String>> {
     let text = if stamp(inside, path)?.is_some() { inside.read(path)? } else { None };
     Ok(String::from_utf8_lossy(&text.unwrap_or_default())
         .lines()
@@ -213,16 +213,16 @@ mod tests {
         tree.file("boot/config-2", "# CONFIG_X is not set\nCONFIG_BLK_DEV_NVME=m\nCONFIG_ENA_ETHERNET=y\n");
         tree.link("usr/lib", "lib");
         let inside = tree.inside();
-        assert_eq!(built_in(&inside, "1").unwrap(), Drivers { nvme: true, ena: false });
-        assert_eq!(built_in(&inside, "2").unwrap(), Drivers { nvme: false, ena: true });
-        assert_eq!(built_in(&inside, "3").unwrap(), Drivers::default());
+        assert_eq!(built_in(&inside, "1").unwrap(), DriverSet { nvme: true, ena: false });
+        assert_eq!(built_in(&inside, "2").unwrap(), DriverSet { nvme: false, ena: true });
+        assert_eq!(built_in(&inside, "3").unwrap(), DriverSet::default());
         assert!(has_module(&inside, "1", "ena").unwrap());
         assert!(!has_module(&inside, "1", "gve").unwrap() && !has_module(&inside, "2", "ena").unwrap());
-        let mut drivers = Drivers::default();
+        let mut drivers = DriverSet::default();
         for name in ["lib/nvme-core.ko", "lib/arena.ko", "etc/nvme", "nvme.ko.d", "lib/nvme-fabrics.ko.xz"] {
             assert!(drivers.see(name.as_bytes()).is_continue());
         }
-        assert_eq!(drivers, Drivers::default());
+        assert_eq!(drivers, DriverSet::default());
         assert!(drivers.see(b"usr/lib/modules/6/kernel/nvme.ko.zst").is_continue());
         assert!(drivers.see(b"ena.ko").is_break());
     }

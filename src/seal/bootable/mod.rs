@@ -12,49 +12,49 @@ mod tests;
 
 use super::rules;
 use crate::error::Kind;
-use crate::image::tree::Inside;
-use crate::provision::context::Place;
+use crate::image::tree::ImageTree;
+use crate::provision::context::MountedImage;
 use crate::report::Report;
 use crate::sys::tasks::run_to_end;
 use anyhow::{Context, Result};
-use device_names::Own;
-use kernels::{Drivers, Kernel};
+use device_names::DiskNames;
+use kernels::{DriverSet, Kernel};
 use rustix::fs::FileType;
 use std::collections::BTreeMap;
 
 /// The texts that are read when a machine boots: a pattern of paths, and how they are parsed.
-const TEXTS: [(&str, device_names::Kind); 19] = [
-    ("/etc/fstab", device_names::Kind::Fstab),
-    ("/etc/default/grub", device_names::Kind::Words),
-    ("/etc/default/grub.d/*.cfg", device_names::Kind::Words),
-    ("/etc/kernel/cmdline", device_names::Kind::Words),
-    ("/etc/kernel/cmdline.d/*.conf", device_names::Kind::Words),
-    ("/usr/lib/kernel/cmdline", device_names::Kind::Words),
-    ("/boot/grub/grub.cfg", device_names::Kind::Words),
-    ("/boot/grub/grubenv", device_names::Kind::Words),
-    ("/boot/grub/menu.lst", device_names::Kind::Words),
-    ("/boot/grub/grub.conf", device_names::Kind::Words),
-    ("/boot/grub2/grub.cfg", device_names::Kind::Words),
-    ("/boot/grub2/grubenv", device_names::Kind::Words),
-    ("/boot/efi/EFI/*/grub.cfg", device_names::Kind::Words),
-    ("/boot/loader/entries/*.conf", device_names::Kind::Words),
-    ("/boot/efi/loader/entries/*.conf", device_names::Kind::Words),
-    ("/efi/loader/entries/*.conf", device_names::Kind::Words),
-    ("/boot/extlinux/*.conf", device_names::Kind::Words),
-    ("/boot/extlinux.conf", device_names::Kind::Words),
-    ("/boot/syslinux/*.cfg", device_names::Kind::Words),
+const TEXTS: [(&str, device_names::BootTextKind); 19] = [
+    ("/etc/fstab", device_names::BootTextKind::Fstab),
+    ("/etc/default/grub", device_names::BootTextKind::Words),
+    ("/etc/default/grub.d/*.cfg", device_names::BootTextKind::Words),
+    ("/etc/kernel/cmdline", device_names::BootTextKind::Words),
+    ("/etc/kernel/cmdline.d/*.conf", device_names::BootTextKind::Words),
+    ("/usr/lib/kernel/cmdline", device_names::BootTextKind::Words),
+    ("/boot/grub/grub.cfg", device_names::BootTextKind::Words),
+    ("/boot/grub/grubenv", device_names::BootTextKind::Words),
+    ("/boot/grub/menu.lst", device_names::BootTextKind::Words),
+    ("/boot/grub/grub.conf", device_names::BootTextKind::Words),
+    ("/boot/grub2/grub.cfg", device_names::BootTextKind::Words),
+    ("/boot/grub2/grubenv", device_names::BootTextKind::Words),
+    ("/boot/efi/EFI/*/grub.cfg", device_names::BootTextKind::Words),
+    ("/boot/loader/entries/*.conf", device_names::BootTextKind::Words),
+    ("/boot/efi/loader/entries/*.conf", device_names::BootTextKind::Words),
+    ("/efi/loader/entries/*.conf", device_names::BootTextKind::Words),
+    ("/boot/extlinux/*.conf", device_names::BootTextKind::Words),
+    ("/boot/extlinux.conf", device_names::BootTextKind::Words),
+    ("/boot/syslinux/*.cfg", device_names::BootTextKind::Words),
 ];
 /// How many findings an error message names at most.
 const NAMED_MAX: usize = 20;
 
 /// What a machine boots from, as the base has it.
-pub struct Before {
+pub struct BootBaseline {
     texts: BTreeMap<String, Vec<u8>>,
     kernels: BTreeMap<String, Kernel>,
 }
 
-impl Before {
-    pub fn of(inside: &Inside) -> Result<Self> {
+impl BootBaseline {
+    pub fn of(inside: &ImageTree) -> Result<Self> {
         let doing = "reading what the base boots from";
         let texts = texts(inside).context(doing)?.into_iter().map(|(path, _, text)| (path, text)).collect();
         Ok(Self { texts, kernels: kernels::all(inside).context(doing)? })
@@ -62,8 +62,8 @@ impl Before {
 }
 
 /// Fails with everything that would keep an instance from booting, each with its file and line.
-pub async fn lint(place: &Place<'_>, before: &Before, report: &Report) -> Result<()> {
-    let own = Own::of(place.nodes);
+pub async fn lint(place: &MountedImage<'_>, before: &BootBaseline, report: &Report) -> Result<()> {
+    let own = DiskNames::of(place.nodes);
     let mut found = Vec::new();
     for (path, kind, text) in texts(place.inside)? {
         if before.texts.get(&path) != Some(&text) {
@@ -88,7 +88,7 @@ pub async fn lint(place: &Place<'_>, before: &Before, report: &Report) -> Result
 
 /// What would keep a kernel from its disk or its network.
 async fn check_kernel(
-    inside: &Inside,
+    inside: &ImageTree,
     version: &str,
     kernel: &Kernel,
     had_initramfs: bool,
@@ -109,9 +109,9 @@ async fn check_kernel(
                 log_drivers(path, built_in, drivers, report);
                 drivers
             }
-            Err(error) if error.is::<crate::formats::initramfs::Unknown>() => {
+            Err(error) if error.is::<crate::formats::initramfs::UnknownFormat>() => {
                 report.warn(format!("{path}: it is {error}, so it is unknown whether nvme is in it"));
-                Drivers { nvme: true, ..built_in }
+                DriverSet { nvme: true, ..built_in }
             }
             Err(error) => return Ok(vec![format!("{path}: {error:#}")]),
         },
@@ -134,7 +134,7 @@ async fn check_kernel(
 }
 
 /// The drivers of a kernel with its initramfs. The inner error: the initramfs cannot be read.
-async fn read_drivers(inside: &Inside, path: &str, built_in: Drivers) -> Result<Result<Drivers>> {
+async fn read_drivers(inside: &ImageTree, path: &str, built_in: DriverSet) -> Result<Result<DriverSet>> {
     let file = inside.open_file(path)?.with_context(|| format!("opening {path} in the image"))?;
     let read = move || {
         let mut drivers = built_in;
@@ -143,7 +143,7 @@ async fn read_drivers(inside: &Inside, path: &str, built_in: Drivers) -> Result<
     Ok(run_to_end(read).await)
 }
 
-fn log_drivers(path: &str, built_in: Drivers, found: Drivers, report: &Report) {
+fn log_drivers(path: &str, built_in: DriverSet, found: DriverSet, report: &Report) {
     let place = |built_in, found| match (built_in, found) {
         (true, _) => "is built in",
         (false, true) => "is in it",
@@ -154,7 +154,7 @@ fn log_drivers(path: &str, built_in: Drivers, found: Drivers, report: &Report) {
 }
 
 /// All texts, with their content.
-fn texts(inside: &Inside) -> Result<Vec<(String, device_names::Kind, Vec<u8>)>> {
+fn texts(inside: &ImageTree) -> Result<Vec<(String, device_names::BootTextKind, Vec<u8>)>> {
     let mut all = Vec::new();
     for (pattern, kind) in TEXTS {
         for (path, file_type) in rules::expand(inside, pattern)? {
@@ -167,11 +167,11 @@ fn texts(inside: &Inside) -> Result<Vec<(String, device_names::Kind, Vec<u8>)>> 
     Ok(all)
 }
 
-fn is_file(inside: &Inside, path: &str) -> Result<bool> {
+fn is_file(inside: &ImageTree, path: &str) -> Result<bool> {
     Ok(kernels::stamp(inside, path)?.is_some())
 }
 
-fn fail_if_any(found: &[String], own: &Own) -> Result<()> {
+fn fail_if_any(found: &[String], own: &DiskNames) -> Result<()> {
     if found.is_empty() {
         return Ok(());
     }

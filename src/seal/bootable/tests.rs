@@ -1,5 +1,5 @@
 use super::*;
-use crate::device::Node;
+use crate::device::DeviceNode;
 use crate::error::hint_of;
 use crate::formats::initramfs::tests::{cpio, gzip};
 use crate::image::test::Tree;
@@ -26,7 +26,7 @@ fn archive(files: &[&str]) -> Vec<u8> {
 }
 
 /// A kernel with its initramfs; `modules` are those of the root file system.
-fn install(inside: &Inside, version: &str, initramfs: Option<&[u8]>, modules: &str) {
+fn install(inside: &ImageTree, version: &str, initramfs: Option<&[u8]>, modules: &str) {
     inside.write(&format!("/boot/vmlinuz-{version}"), b"a kernel", 0o644, 0, 0).unwrap();
     inside.write(&format!("/lib/modules/{version}/modules.dep"), modules.as_bytes(), 0o644, 0, 0).unwrap();
     if let Some(content) = initramfs {
@@ -35,12 +35,12 @@ fn install(inside: &Inside, version: &str, initramfs: Option<&[u8]>, modules: &s
 }
 
 /// What the lint finds after `change` (empty if nothing), and the warnings.
-async fn changed(tree: &Tree, change: impl FnOnce(&Inside)) -> (String, String) {
+async fn changed(tree: &Tree, change: impl FnOnce(&ImageTree)) -> (String, String) {
     let inside = tree.inside();
     let links = vec!["disk/by-uuid/root-id".to_owned()];
-    let nodes = [Node { name: "loop0p1".into(), rdev: 0, links }];
-    let place = Place { root: Path::new("/"), inside: &inside, nodes: &nodes, unmounted: &[] };
-    let before = Before::of(&inside).unwrap();
+    let nodes = [DeviceNode { name: "loop0p1".into(), rdev: 0, links }];
+    let place = MountedImage { root: Path::new("/"), inside: &inside, nodes: &nodes, unmounted: &[] };
+    let before = BootBaseline::of(&inside).unwrap();
     change(&inside);
     let report = Report::silent();
     let dir = tempfile::tempdir().unwrap();
@@ -56,7 +56,7 @@ async fn changed(tree: &Tree, change: impl FnOnce(&Inside)) -> (String, String) 
     (found, std::fs::read_to_string(dir.path().join("log")).unwrap_or_default())
 }
 
-fn write<'a>(path: &'a str, content: &'a str) -> impl FnOnce(&Inside) + 'a {
+fn write<'a>(path: &'a str, content: &'a str) -> impl FnOnce(&ImageTree) + 'a {
     move |inside| inside.write(path, content.as_bytes(), 0o644, 0, 0).unwrap()
 }
 
@@ -99,7 +99,7 @@ async fn changed_texts_are_checked_as_a_whole() {
 #[tokio::test]
 async fn a_kernel_needs_its_drivers() {
     let kernel = |files: &'static [&'static str], modules: &'static str| {
-        move |inside: &Inside| install(inside, "2", Some(&archive(files)), modules)
+        move |inside: &ImageTree| install(inside, "2", Some(&archive(files)), modules)
     };
     assert_eq!(changed(&base(), kernel(&MODULES, "")).await.0, "");
     // The network comes later: a module of the root file system will do.
@@ -123,10 +123,10 @@ async fn a_kernel_needs_its_drivers() {
 
 #[tokio::test]
 async fn a_kernel_needs_an_initramfs_where_the_bases_had_one() {
-    let bare = |inside: &Inside| install(inside, "2", None, "kernel/ena.ko:\n");
+    let bare = |inside: &ImageTree| install(inside, "2", None, "kernel/ena.ko:\n");
     let (found, _) = changed(&base(), bare).await;
     assert!(found.contains("/boot/vmlinuz-2: this kernel has no initramfs"), "{found}");
-    let gone = |inside: &Inside| assert!(inside.remove("/boot/initrd.img-1").unwrap());
+    let gone = |inside: &ImageTree| assert!(inside.remove("/boot/initrd.img-1").unwrap());
     assert!(changed(&base(), gone).await.0.contains("/boot/vmlinuz-1: this kernel has no initramfs"));
     // Without one in the base, the kernel has to mount the root alone.
     let (found, _) = changed(&Tree::new(), bare).await;
@@ -135,7 +135,7 @@ async fn a_kernel_needs_an_initramfs_where_the_bases_had_one() {
     tree.file("boot/config-2", "CONFIG_BLK_DEV_NVME=y\n");
     assert_eq!(changed(&tree, bare).await.0, "");
     // A kernel may be removed together with its initramfs.
-    let both = |inside: &Inside| {
+    let both = |inside: &ImageTree| {
         assert!(inside.remove("/boot/initrd.img-1").unwrap() && inside.remove("/boot/vmlinuz-1").unwrap());
     };
     assert_eq!(changed(&base(), both).await.0, "");
@@ -144,7 +144,7 @@ async fn a_kernel_needs_an_initramfs_where_the_bases_had_one() {
 #[tokio::test]
 async fn an_unreadable_initramfs_is_a_warning_and_a_damaged_one_an_error() {
     let kernel = |content: &'static [u8]| {
-        move |inside: &Inside| install(inside, "2", Some(content), "kernel/ena.ko:\n")
+        move |inside: &ImageTree| install(inside, "2", Some(content), "kernel/ena.ko:\n")
     };
     let (found, log) = changed(&base(), kernel(b"BZh91AY&SY")).await;
     assert_eq!(found, "");

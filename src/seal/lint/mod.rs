@@ -9,9 +9,9 @@ use super::first_boot;
 use super::rules;
 use super::rules::{is_directory, is_kept, kind, text};
 use crate::error::Kind;
-use crate::image::tree::Inside;
-use crate::image::walk::Go;
-use crate::provision::context::Work;
+use crate::image::tree::ImageTree;
+use crate::image::walk::Walk;
+use crate::provision::context::ProvisionContext;
 use anyhow::Result;
 use rustix::fs::FileType;
 use std::collections::BTreeSet;
@@ -35,7 +35,7 @@ const SETTINGS: [&str; 8] = [
 ];
 
 /// The image before the bake: what the base has is not reported.
-pub struct Before {
+pub struct LintBaseline {
     resolv_conf: Resolv,
     /// Set once the packages are installed: later changes by the definition's own scripts are intended.
     has_builders_resolv_conf: bool,
@@ -55,7 +55,7 @@ enum Resolv {
 }
 
 impl Resolv {
-    fn of(inside: &Inside) -> Result<Self> {
+    fn of(inside: &ImageTree) -> Result<Self> {
         Ok(match kind(inside, RESOLV_CONF)? {
             Some(FileType::RegularFile) => Self::File(inside.read(RESOLV_CONF)?.unwrap_or_default()),
             Some(_) => Self::Link,
@@ -71,8 +71,8 @@ struct Finding {
     what: String,
 }
 
-impl Before {
-    pub fn of(inside: &Inside, work: &Work<'_>) -> Result<Self> {
+impl LintBaseline {
+    pub fn of(inside: &ImageTree, work: &ProvisionContext<'_>) -> Result<Self> {
         let own = work.plan.shims.iter().filter(|shim| text(inside, &shim.path) == shim.content);
         Ok(Self {
             resolv_conf: Resolv::of(inside)?,
@@ -85,11 +85,11 @@ impl Before {
 
     /// Called when the packages are installed. A package may have replaced `/etc/resolv.conf`, as systemd-resolved
     /// does, but it must not have copied this machine's.
-    pub fn packages_are_done(&mut self, inside: &Inside) -> Result<()> {
+    pub fn packages_are_done(&mut self, inside: &ImageTree) -> Result<()> {
         self.compare(inside, &std::fs::read_to_string(RESOLV_CONF).unwrap_or_default())
     }
 
-    fn compare(&mut self, inside: &Inside, builders: &str) -> Result<()> {
+    fn compare(&mut self, inside: &ImageTree, builders: &str) -> Result<()> {
         let now = Resolv::of(inside)?;
         if now == self.resolv_conf {
             return Ok(());
@@ -121,7 +121,7 @@ fn servers(resolv_conf: &str) -> impl Iterator<Item = &str> {
 }
 
 /// Fails with the list of all findings.
-pub fn lint(inside: &Inside, work: &Work<'_>, before: &Before) -> Result<()> {
+pub fn lint(inside: &ImageTree, work: &ProvisionContext<'_>, before: &LintBaseline) -> Result<()> {
     let mut found = machine_data(inside)?;
     found.extend(bake_leftovers(inside, work, before)?);
     found.retain(|finding| !is_kept(&work.image.keep, &finding.path));
@@ -143,7 +143,7 @@ pub fn lint(inside: &Inside, work: &Work<'_>, before: &Before) -> Result<()> {
 }
 
 /// Data that belongs to one machine.
-fn machine_data(inside: &Inside) -> Result<Vec<Finding>> {
+fn machine_data(inside: &ImageTree) -> Result<Vec<Finding>> {
     let mut found = Vec::new();
     let mut add =
         |path: &str, what: &str| found.push(Finding { path: path.to_owned(), what: what.to_owned() });
@@ -180,7 +180,7 @@ fn machine_data(inside: &Inside) -> Result<Vec<Finding>> {
                 if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
                     add(path, what);
                 }
-                Ok(Go::On)
+                Ok(Walk::On)
             })?;
         }
     }
@@ -193,7 +193,7 @@ fn machine_data(inside: &Inside) -> Result<Vec<Finding>> {
             {
                 add(path, "a log");
             }
-            Ok(Go::On)
+            Ok(Walk::On)
         })?;
     }
     found.sort_by(|a, b| a.path.cmp(&b.path));
@@ -202,7 +202,7 @@ fn machine_data(inside: &Inside) -> Result<Vec<Finding>> {
 }
 
 /// The component of a path that is a symlink to an existing directory with content.
-fn leads_elsewhere(inside: &Inside, path: &str) -> Result<Option<String>> {
+fn leads_elsewhere(inside: &ImageTree, path: &str) -> Result<Option<String>> {
     let ends = path.match_indices('/').map(|(at, _)| at).skip(1).chain([path.len()]);
     for end in ends {
         let so_far = &path[..end];
@@ -216,7 +216,11 @@ fn leads_elsewhere(inside: &Inside, path: &str) -> Result<Option<String>> {
 }
 
 /// What only the bake needed.
-fn bake_leftovers(inside: &Inside, work: &Work<'_>, before: &Before) -> Result<Vec<Finding>> {
+fn bake_leftovers(
+    inside: &ImageTree,
+    work: &ProvisionContext<'_>,
+    before: &LintBaseline,
+) -> Result<Vec<Finding>> {
     let mut found = Vec::new();
     let mut add =
         |path: &str, what: &str| found.push(Finding { path: path.to_owned(), what: what.to_owned() });
@@ -245,13 +249,13 @@ fn bake_leftovers(inside: &Inside, work: &Work<'_>, before: &Before) -> Result<V
 }
 
 /// Texts that must not be in the image's settings.
-fn needles(work: &Work<'_>) -> Vec<String> {
+fn needles(work: &ProvisionContext<'_>) -> Vec<String> {
     let network = work.network;
     let all = [&network.proxy, &network.mirror].into_iter().flatten();
     all.map(|text| text.trim_end_matches('/').to_owned()).filter(|text| !text.is_empty()).collect()
 }
 
-fn settings(inside: &Inside, needles: &[String]) -> Result<Vec<String>> {
+fn settings(inside: &ImageTree, needles: &[String]) -> Result<Vec<String>> {
     let mut found = Vec::new();
     if needles.is_empty() {
         return Ok(found);

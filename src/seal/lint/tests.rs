@@ -34,14 +34,14 @@ impl Bench {
         }
     }
 
-    fn work(&self) -> Work<'_> {
-        Work {
+    fn work(&self) -> ProvisionContext<'_> {
+        ProvisionContext {
             kept: None,
             image: &self.image,
             plan: &self.plan,
             network: &self.network,
             secrets: &self.secrets,
-            guard: crate::provision::context::Guard::Wanted,
+            guard: crate::provision::context::EgressGuard::Wanted,
             helper: Path::new("/nowhere"),
             report: &self.report,
         }
@@ -50,7 +50,7 @@ impl Bench {
     /// The lint's error for a tree that `change` changes after its state was recorded.
     fn lint(&self, tree: &Tree, change: impl FnOnce(&Tree)) -> Result<(), String> {
         let inside = tree.inside();
-        let before = Before::of(&inside, &self.work()).unwrap();
+        let before = LintBaseline::of(&inside, &self.work()).unwrap();
         change(tree);
         super::lint(&inside, &self.work(), &before).map_err(|error| {
             assert_eq!(Kind::of(&error), Kind::Step);
@@ -185,7 +185,7 @@ fn this_machines_name_servers_do_not_stay() {
             tree.file("etc/resolv.conf", base);
         }
         let inside = tree.inside();
-        let mut before = Before::of(&inside, &bench.work()).unwrap();
+        let mut before = LintBaseline::of(&inside, &bench.work()).unwrap();
         change(&tree);
         before.compare(&inside, BUILDERS).unwrap();
         super::lint(&inside, &bench.work(), &before).is_ok()

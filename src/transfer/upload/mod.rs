@@ -3,12 +3,12 @@
 #[cfg(test)]
 mod tests;
 
-use crate::cloud::block_api::{Blocks, Expired, NewSnapshot};
+use crate::cloud::block_api::{BlockApi, NewSnapshot, SnapshotExpired};
 use crate::ids::{BLOCK, Digest};
 use crate::ids::{RunId, SnapshotId};
 use crate::trace::Track;
-use crate::transfer::readers::Source;
-use crate::transfer::readers::{Block, Feed};
+use crate::transfer::readers::BlockSource;
+use crate::transfer::readers::{BlockFeed, ReadBlock};
 use crate::transfer::together::together;
 use crate::undo;
 use crate::undo::{Debt, Due};
@@ -26,7 +26,7 @@ pub const IN_MEMORY: usize = 48;
 
 /// A complete snapshot, and the blocks that were uploaded to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sent {
+pub struct UploadedSnapshot {
     pub snapshot: SnapshotId,
     pub blocks: BTreeMap<u32, Digest>,
 }
@@ -35,24 +35,24 @@ pub struct Sent {
 /// uploaded so far. If the cloud discards the snapshot because it took too long, it is deleted and uploaded once more.
 /// The debt for the snapshots of `spec.run` has to be registered before. Dropping the future stops the reading threads.
 pub async fn upload(
-    blocks: &dyn Blocks,
+    blocks: &dyn BlockApi,
     spec: &NewSnapshot,
-    source: Arc<dyn Source>,
+    source: Arc<dyn BlockSource>,
     on_progress: &dyn Fn(u64),
-) -> Result<Sent> {
+) -> Result<UploadedSnapshot> {
     upload_started(blocks, spec, blocks.start(spec), source, on_progress).await
 }
 
 /// Like [`upload`], for a snapshot that is being started: `started` returns its id.
 pub async fn upload_started(
-    blocks: &dyn Blocks,
+    blocks: &dyn BlockApi,
     spec: &NewSnapshot,
     started: impl Future<Output = Result<SnapshotId>>,
-    source: Arc<dyn Source>,
+    source: Arc<dyn BlockSource>,
     on_progress: &dyn Fn(u64),
-) -> Result<Sent> {
+) -> Result<UploadedSnapshot> {
     let error = match try_upload(blocks, started, source.clone(), on_progress).await {
-        Err(error) if error.chain().any(|cause| cause.is::<Expired>()) => error,
+        Err(error) if error.chain().any(|cause| cause.is::<SnapshotExpired>()) => error,
         result => return result,
     };
     // It is removed now and not by the debt, which is forgiven once the other snapshot is an image.
@@ -67,11 +67,11 @@ pub async fn upload_started(
 }
 
 /// The digests of a source's blocks, without uploading them.
-pub async fn digests(source: Arc<dyn Source>) -> Result<BTreeMap<u32, Digest>> {
-    let mut feed = Feed::start(source.clone(), IN_MEMORY)?;
+pub async fn digests(source: Arc<dyn BlockSource>) -> Result<BTreeMap<u32, Digest>> {
+    let mut feed = BlockFeed::start(source.clone(), IN_MEMORY)?;
     let mut all = Vec::new();
     while let Some(block) = poll_fn(|cx| feed.poll_next(cx)).await {
-        let Block { index, digest, .. } = block?;
+        let ReadBlock { index, digest, .. } = block?;
         all.push((index, digest));
     }
     ensure_unchanged_source(source, all).await
@@ -79,7 +79,7 @@ pub async fn digests(source: Arc<dyn Source>) -> Result<BTreeMap<u32, Digest>> {
 
 /// The digests in order, after checking that the source is unchanged.
 async fn ensure_unchanged_source(
-    source: Arc<dyn Source>,
+    source: Arc<dyn BlockSource>,
     all: Vec<(u32, Digest)>,
 ) -> Result<BTreeMap<u32, Digest>> {
     crate::transfer::readers::beside(move || {
@@ -91,11 +91,11 @@ async fn ensure_unchanged_source(
 }
 
 async fn try_upload(
-    blocks: &dyn Blocks,
+    blocks: &dyn BlockApi,
     started: impl Future<Output = Result<SnapshotId>>,
-    source: Arc<dyn Source>,
+    source: Arc<dyn BlockSource>,
     on_progress: &dyn Fn(u64),
-) -> Result<Sent> {
+) -> Result<UploadedSnapshot> {
     let snapshot = started.await?;
     let sent = put_all(blocks, &snapshot, source.clone(), on_progress).await?;
     let sent = ensure_unchanged_source(source, sent).await?;
@@ -103,22 +103,22 @@ async fn try_upload(
     sent.values().for_each(|digest| linear.update(digest));
     let count = u32::try_from(sent.len()).context("counting blocks")?;
     blocks.complete(&snapshot, count, linear.finalize().into()).await?;
-    Ok(Sent { snapshot, blocks: sent })
+    Ok(UploadedSnapshot { snapshot, blocks: sent })
 }
 
 async fn put_all(
-    blocks: &dyn Blocks,
+    blocks: &dyn BlockApi,
     snapshot: &SnapshotId,
-    source: Arc<dyn Source>,
+    source: Arc<dyn BlockSource>,
     on_progress: &dyn Fn(u64),
 ) -> Result<Vec<(u32, Digest)>> {
-    let put = |block: Block| async move {
-        let Block { index, data, digest, room } = block;
+    let put = |block: ReadBlock| async move {
+        let ReadBlock { index, data, digest, room } = block;
         let put = blocks.put(snapshot, index, data, digest).await;
         drop(room);
         put.map(|()| (index, digest))
     };
-    let mut feed = Feed::start(source, IN_MEMORY)?;
+    let mut feed = BlockFeed::start(source, IN_MEMORY)?;
     let (mut sent, counter) = (Vec::new(), Track::here().counter("blocks sent"));
     let next = |cx: &mut Task<'_>| feed.poll_next(cx);
     let done = |put: (u32, Digest)| {
@@ -131,7 +131,7 @@ async fn put_all(
 }
 
 /// The debt to register before a snapshot is started: the run leaves no snapshot.
-pub fn debt(blocks: Rc<dyn Blocks>, run: &RunId) -> Debt {
+pub fn debt(blocks: Rc<dyn BlockApi>, run: &RunId) -> Debt {
     let of = run.clone();
     Debt {
         due: Due::OnFailure,

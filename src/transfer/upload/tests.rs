@@ -5,7 +5,7 @@ use crate::ids::RunId;
 use crate::ids::digest_of;
 use crate::transfer::download::{download, verify};
 use crate::transfer::fake::Fake;
-use crate::transfer::raw::Raw;
+use crate::transfer::raw::RawDisk;
 use std::cell::RefCell;
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -58,7 +58,7 @@ impl Numbers {
     }
 }
 
-impl Source for Numbers {
+impl BlockSource for Numbers {
     fn indexes(&self) -> Vec<u32> {
         (0..self.count).collect()
     }
@@ -90,7 +90,7 @@ impl Source for Numbers {
     }
 }
 
-async fn send(fake: &Fake, source: &Arc<Numbers>) -> Result<Sent> {
+async fn send(fake: &Fake, source: &Arc<Numbers>) -> Result<UploadedSnapshot> {
     upload(fake, &spec(None), source.clone(), &|_| ()).await
 }
 
@@ -189,7 +189,7 @@ async fn an_expired_snapshot_is_deleted_and_uploaded_again() {
     let (fake, source) = (Fake::default(), Arc::new(Numbers::of(20)));
     fake.state().expiring = 9;
     let error = send(&fake, &source).await.unwrap_err();
-    assert!(error.chain().any(|cause| cause.is::<Expired>()), "{error:#}");
+    assert!(error.chain().any(|cause| cause.is::<SnapshotExpired>()), "{error:#}");
     assert_eq!(fake.state().started, 2);
 }
 
@@ -255,8 +255,8 @@ async fn the_snapshot_is_compared_with_what_was_uploaded_and_the_parent() {
     assert_eq!(alone.to_string(), "block 0 of snap-child differs from zeros, although it was never written");
 }
 
-fn raw(file: &File) -> Arc<Raw> {
-    Arc::new(Raw::new(file.try_clone().unwrap(), Path::new("disk.raw")).unwrap())
+fn raw(file: &File) -> Arc<RawDisk> {
+    Arc::new(RawDisk::new(file.try_clone().unwrap(), Path::new("disk.raw")).unwrap())
 }
 
 #[tokio::test]

@@ -4,15 +4,15 @@ use anyhow::Result;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_sdk_ec2::config::{Credentials, SharedCredentialsProvider};
 use oven::cloud::aws::ebs::Ebs;
-use oven::cloud::aws::ec2::{Ec2, Options, Pace};
-use oven::cloud::block_api::{Blocks, NewSnapshot, Parent};
+use oven::cloud::aws::ec2::{Ec2, Ec2Options, Timeouts};
+use oven::cloud::block_api::{BlockApi, NewSnapshot, ParentUse};
 use oven::cloud::{Base, BaseRef, Cloud, ImageSpec, VolumeKind, tag};
 use oven::ids::{Architecture, ImageId, RunId, SnapshotId};
 use oven::ids::{BLOCK, Digest};
 use oven::transfer::download::{download, verify};
-use oven::transfer::readers::Source;
+use oven::transfer::readers::BlockSource;
 use oven::transfer::upload::upload;
-use oven::undo::Policy;
+use oven::undo::UndoPolicy;
 use oven_ec2_server::world::World;
 use oven_ec2_server::{Direct, Entry, Server, ServerOptions};
 use oven_testing::ring;
@@ -115,14 +115,14 @@ pub fn shared(server: &Server) -> SdkConfig {
 
 /// On no instance.
 pub fn ec2(server: &Server, documents: PathBuf) -> Ec2 {
-    let fast = Pace::default().faster(100, 5000 * MILLI);
-    let options = Options {
+    let fast = Timeouts::default().faster(100, 5000 * MILLI);
+    let options = Ec2Options {
         region: None,
         instance_id: None,
         zone: None,
         documents,
         devices: Rc::new(|_| panic!("nothing is attached")),
-        pace: Pace { unreachable: 5000 * MILLI, ..fast },
+        pace: Timeouts { unreachable: 5000 * MILLI, ..fast },
     };
     Ec2::with_shared(shared(server), options).without_volumes()
 }
@@ -136,7 +136,7 @@ impl Given {
     }
 }
 
-impl Source for Given {
+impl BlockSource for Given {
     fn indexes(&self) -> Vec<u32> {
         self.0.keys().copied().collect()
     }
@@ -170,8 +170,8 @@ pub fn none() -> VolumeKind {
 /// What a bake does: it looks, reads all, writes a child, and reads that one back. The child's id.
 pub async fn rebake(fixture: &EbsFixture, ebs: &Ebs, run: &RunId) -> Result<SnapshotId> {
     let base = match ebs.parent(&fixture.base.snapshot, &none()).await? {
-        Parent::Itself => fixture.base.snapshot.clone(),
-        Parent::Copy { .. } => ebs.copied(&fixture.base.snapshot, &none(), &|| ()).await?,
+        ParentUse::Itself => fixture.base.snapshot.clone(),
+        ParentUse::Copy { .. } => ebs.copied(&fixture.base.snapshot, &none(), &|| ()).await?,
         other => panic!("{other:?}"),
     };
     let contents = ebs.contents(&base).await?;
@@ -238,6 +238,6 @@ pub fn image(fixture: &EbsFixture, run: &RunId) -> ImageSpec {
     }
 }
 
-pub fn rules() -> Policy {
-    Policy { keep_on_failure: false, on_failure: Box::new(|_| ()), on_payment: Box::new(|_| ()) }
+pub fn rules() -> UndoPolicy {
+    UndoPolicy { keep_on_failure: false, on_failure: Box::new(|_| ()), on_payment: Box::new(|_| ()) }
 }

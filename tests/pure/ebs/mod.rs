@@ -7,8 +7,8 @@ use fixture::{
     CHANGES, EbsFixture, Given, MILLI, are_expired, block, image, is_the_child, none, rebake, rules, shared,
     spec, wait_until,
 };
-use oven::cloud::block_api::{Blocks, Expired, Parent};
-use oven::cloud::iam_policy::{Ways, policy};
+use oven::cloud::block_api::{BlockApi, ParentUse, SnapshotExpired};
+use oven::cloud::iam_policy::{DiskAccess, policy};
 use oven::cloud::{Cloud, Tags, VolumeKind, tag};
 use oven::error::hint_of;
 use oven::ids::BLOCK;
@@ -24,7 +24,8 @@ use std::time::{Duration, Instant};
 /// With the least role that such bakes need, and on no instance.
 #[tokio::test]
 async fn a_child_is_written_and_registered_with_the_least_role() {
-    let options = ServerOptions { policy: Some(policy(Ways::Direct, None, &[])), ..ServerOptions::default() };
+    let options =
+        ServerOptions { policy: Some(policy(DiskAccess::Direct, None, &[])), ..ServerOptions::default() };
     let fixture = EbsFixture::new("child", options).await;
     let (ebs, ec2, run) = (fixture.ebs(), fixture.ec2(), RunId::new());
     let ended = scope(rules(), std::future::pending(), async |undo| {
@@ -63,7 +64,7 @@ async fn a_child_is_written_and_registered_with_the_least_role() {
 #[tokio::test]
 async fn a_public_base_is_copied_once() {
     let options = ServerOptions {
-        policy: Some(policy(Ways::Direct, None, &[])),
+        policy: Some(policy(DiskAccess::Direct, None, &[])),
         delays: Delays { copying: 300 * MILLI, ..Delays::default() },
         ..ServerOptions::default()
     };
@@ -71,7 +72,7 @@ async fn a_public_base_is_copied_once() {
     fixture.given_away(|snapshot| snapshot.public = true);
     // Two processes at once.
     let (one, other) = (fixture.ebs(), fixture.ebs());
-    assert!(matches!(one.parent(&fixture.base.snapshot, &none()).await.unwrap(), Parent::Copy { .. }));
+    assert!(matches!(one.parent(&fixture.base.snapshot, &none()).await.unwrap(), ParentUse::Copy { .. }));
     let kind = none();
     let (first, second) = tokio::join!(
         one.copied(&fixture.base.snapshot, &kind, &|| ()),
@@ -101,7 +102,7 @@ async fn a_base_whose_key_may_not_be_used_is_told_with_what_is_missing() {
         (snapshot.encrypted, snapshot.key) = (true, Some(key.to_owned()));
     });
     let ebs = fixture.ebs();
-    assert_eq!(ebs.parent(id, &none()).await.unwrap(), Parent::Itself);
+    assert_eq!(ebs.parent(id, &none()).await.unwrap(), ParentUse::Itself);
     let error = ebs.contents(id).await.unwrap_err();
     assert!(hint_of(&error).is_some_and(|hint| hint.contains("kms:Decrypt")), "{error:#}");
     assert_eq!(fixture.count("ListSnapshotBlocks"), 1);
@@ -116,9 +117,9 @@ async fn a_base_whose_key_may_not_be_used_is_told_with_what_is_missing() {
         options.keys.insert(other.to_owned());
     });
     let kind = VolumeKind { encrypted: Some(true), kms_key: Some(other.to_owned()), ..none() };
-    assert!(matches!(ebs.parent(id, &kind).await.unwrap(), Parent::Copy { .. }));
+    assert!(matches!(ebs.parent(id, &kind).await.unwrap(), ParentUse::Copy { .. }));
     let copy = ebs.copied(id, &kind, &|| ()).await.unwrap();
-    assert_eq!(ebs.parent(&copy, &kind).await.unwrap(), Parent::Itself);
+    assert_eq!(ebs.parent(&copy, &kind).await.unwrap(), ParentUse::Itself);
     fixture.server.with_world(|world| assert_eq!(world.snapshots[&copy.0].key.as_deref(), Some(other)));
 }
 
@@ -127,7 +128,7 @@ async fn a_base_whose_key_may_not_be_used_is_told_with_what_is_missing() {
 async fn a_base_in_an_account_that_encrypts_is_copied() {
     let fixture = EbsFixture::with("encrypts", Direct { encrypts: true, ..Direct::default() }).await;
     let ebs = fixture.ebs();
-    assert!(matches!(ebs.parent(&fixture.base.snapshot, &none()).await.unwrap(), Parent::Copy { .. }));
+    assert!(matches!(ebs.parent(&fixture.base.snapshot, &none()).await.unwrap(), ParentUse::Copy { .. }));
     let child = rebake(&fixture, &ebs, &RunId::new()).await.unwrap();
     fixture.server.with_world(|world| assert!(world.snapshots[&child.0].encrypted));
 }
@@ -224,9 +225,9 @@ async fn a_snapshot_that_is_given_up_is_written_once_more() {
         || fixture.server.ledger().snapshots.into_iter().find(|entry| entry.id == id.0).unwrap().state;
     wait_until("the snapshot is given up", || state() == "error").await;
     let error = ebs.put(&id, 1, data, digest).await.unwrap_err();
-    assert!(error.chain().any(|cause| cause.is::<Expired>()), "{error:#}");
+    assert!(error.chain().any(|cause| cause.is::<SnapshotExpired>()), "{error:#}");
     let error = ebs.complete(&id, 1, Sha256::digest(digest).into()).await.unwrap_err();
-    assert!(error.chain().any(|cause| cause.is::<Expired>()), "{error:#}");
+    assert!(error.chain().any(|cause| cause.is::<SnapshotExpired>()), "{error:#}");
     assert_eq!(fixture.made().len(), 0);
 }
 
@@ -256,7 +257,8 @@ async fn a_pending_snapshot_of_a_dead_run_is_swept() {
 /// A role for bakes by blocks does nothing to what oven did not start.
 #[tokio::test]
 async fn what_is_not_ours_stays_as_it_is() {
-    let options = ServerOptions { policy: Some(policy(Ways::Direct, None, &[])), ..ServerOptions::default() };
+    let options =
+        ServerOptions { policy: Some(policy(DiskAccess::Direct, None, &[])), ..ServerOptions::default() };
     let fixture = EbsFixture::new("theirs", options).await;
     let client = aws_sdk_ebs::Client::new(&shared(&fixture.server));
     let start = client.start_snapshot().volume_size(1).send().await;
@@ -264,7 +266,7 @@ async fn what_is_not_ours_stays_as_it_is() {
     // Somebody's pending snapshot.
     fixture.server.set(|options| options.policy = None);
     let theirs = client.start_snapshot().volume_size(1).send().await.unwrap().snapshot_id.unwrap();
-    fixture.server.set(|options| options.policy = Some(policy(Ways::Direct, None, &[])));
+    fixture.server.set(|options| options.policy = Some(policy(DiskAccess::Direct, None, &[])));
     let ebs = fixture.ebs();
     let id = SnapshotId(theirs);
     let put = ebs.put(&id, 0, block(1), Sha256::digest(block(1)).into()).await.unwrap_err();

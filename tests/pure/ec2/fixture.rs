@@ -1,12 +1,12 @@
 //! A server with a base image, strangers' things that nobody may touch, and the cloud's part of a bake on it.
 
-use oven::cloud::aws::ec2::{Ec2, Options, Pace};
-use oven::cloud::{Base, BaseRef, Cloud, Image, ImageSpec, Key, Tags, tag};
+use oven::cloud::aws::ec2::{Ec2, Ec2Options, Timeouts};
+use oven::cloud::{BakeKey, Base, BaseRef, Cloud, Image, ImageSpec, Tags, tag};
 use oven::device::Device;
-use oven::disk::attached_disk::Attached;
-use oven::disk::{DiskSpec, Disks};
+use oven::disk::attached_disk::AttachedDisks;
+use oven::disk::{DiskSpec, DiskStrategy};
 use oven::ids::{Architecture, ImageId, RunId, SnapshotId, VolumeId};
-use oven::undo::{Ended, Policy, Undo, scope};
+use oven::undo::{Ended, Undo, UndoPolicy, scope};
 use oven_ec2_server::world::{Common, Snapshot, Volume, World};
 use oven_ec2_server::{Builder, Entry, Fault, Ledger, Server, ServerOptions, What};
 use oven_testing::ring;
@@ -84,12 +84,12 @@ impl Ec2Fixture {
         self.ec2_with(|_| ())
     }
 
-    pub fn ec2_with(&self, change: impl FnOnce(&mut Options)) -> Ec2 {
+    pub fn ec2_with(&self, change: impl FnOnce(&mut Ec2Options)) -> Ec2 {
         Ec2::with_config(config(&self.server.endpoint()), self.options(change))
     }
 
-    pub fn options(&self, change: impl FnOnce(&mut Options)) -> Options {
-        let mut options = Options {
+    pub fn options(&self, change: impl FnOnce(&mut Ec2Options)) -> Ec2Options {
+        let mut options = Ec2Options {
             region: None,
             instance_id: Some(INSTANCE.into()),
             zone: Some("us-east-1a".into()),
@@ -128,7 +128,7 @@ impl Ec2Fixture {
 
     /// The cloud's part of a bake.
     pub async fn bake_until(&self, ec2: &Ec2, run: &RunId, stop: impl Future<Output = ()>) -> Ended<Image> {
-        let disks = Attached::new(Rc::new(ec2.clone()));
+        let disks = AttachedDisks::new(Rc::new(ec2.clone()));
         let bake = scope(policy(), stop, async |undo| {
             let base = ec2.base(&self.base).await?;
             ec2.ensure_permitted(&base).await?;
@@ -249,8 +249,8 @@ fn seeded(server: &Server) -> Vec<Entry> {
     ledger.volumes.into_iter().chain(ledger.snapshots).filter(|entry| entry.seeded).collect()
 }
 
-pub fn policy() -> Policy {
-    Policy { keep_on_failure: false, on_failure: Box::new(|_| ()), on_payment: Box::new(|_| ()) }
+pub fn policy() -> UndoPolicy {
+    UndoPolicy { keep_on_failure: false, on_failure: Box::new(|_| ()), on_payment: Box::new(|_| ()) }
 }
 
 fn tags(pairs: &[(&str, &str)]) -> Tags {
@@ -279,21 +279,21 @@ pub fn image_spec(base: &Base, run: &RunId) -> ImageSpec {
     }
 }
 
-pub fn key() -> Key {
-    Key { checksum: "c".into(), fingerprint: Some("f".into()), architecture: Architecture::HOST }
+pub fn key() -> BakeKey {
+    BakeKey { checksum: "c".into(), fingerprint: Some("f".into()), architecture: Architecture::HOST }
 }
 
 /// A hundred times as fast as for EC2; what waits for one call waits long enough for a busy machine.
-pub fn pace() -> Pace {
+pub fn pace() -> Timeouts {
     faster(4000 * MILLI)
 }
 
 /// `call`: how long a call may take; some are never answered.
-fn faster(call: Duration) -> Pace {
-    let fast = Pace::default().faster(100, call);
+fn faster(call: Duration) -> Timeouts {
+    let fast = Timeouts::default().faster(100, call);
     // What ends a bake where a busy machine is slow, and that hardly any test waits for.
     let (released, lost) = (8000 * MILLI, 30_000 * MILLI);
-    Pace { released, unreachable: lost, outage: lost, attached: 1500 * MILLI, ..fast }
+    Timeouts { released, unreachable: lost, outage: lost, attached: 1500 * MILLI, ..fast }
 }
 
 pub fn config(endpoint: &str) -> aws_sdk_ec2::Config {

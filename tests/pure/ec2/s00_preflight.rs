@@ -18,7 +18,7 @@ fn untouched(fixture: &Ec2Fixture, what: &str) {
 /// Row 0.3: the instance is not there, not running, or in another zone or region than was said.
 #[tokio::test]
 async fn r0_3_the_wrong_instance() {
-    type Change = fn(&mut oven::cloud::aws::ec2::Options);
+    type Change = fn(&mut oven::cloud::aws::ec2::Ec2Options);
     let cases: [(&str, Change, &[&str]); 4] = [
         (
             "another",

@@ -4,7 +4,7 @@ use super::case::{End, all, case, error, is_of, prove, says};
 use super::fixture::{Ec2Fixture, config, options};
 use aws_config::imds::credentials::ImdsCredentialsProvider;
 use oven::cloud::aws::ec2::Ec2;
-use oven::cloud::{Cloud, Verdict};
+use oven::cloud::{Cloud, PermissionVerdict};
 use oven::error::Kind;
 use oven::ids::RunId;
 
@@ -49,20 +49,26 @@ async fn r0_4_all_that_is_missing_is_listed() {
         for action in PLAIN {
             match verdict(action) {
                 // It was looked at what is asked for, after the permission was.
-                Verdict::Unknown(why) if ["ModifyInstanceAttribute", "RegisterImage"].contains(&action) => {
+                PermissionVerdict::Unknown(why)
+                    if ["ModifyInstanceAttribute", "RegisterImage"].contains(&action) =>
+                {
                     assert!(!denied && why.contains("does not exist"), "{action}: {why}");
                 }
                 told => {
-                    assert_eq!(told, if denied { Verdict::Missing } else { Verdict::Granted }, "{action}")
+                    assert_eq!(
+                        told,
+                        if denied { PermissionVerdict::Missing } else { PermissionVerdict::Granted },
+                        "{action}"
+                    )
                 }
             }
         }
         for action in OF_TAGS {
             match verdict(action) {
-                Verdict::Unknown(why) => {
+                PermissionVerdict::Unknown(why) => {
                     assert_eq!(denied, why.contains("UnauthorizedOperation"), "{action}: {why}")
                 }
-                told => assert!(!denied && told == Verdict::Granted, "{action}: {told:?}"),
+                told => assert!(!denied && told == PermissionVerdict::Granted, "{action}: {told:?}"),
             }
         }
         assert!(fixture.server.calls().iter().all(|call| call.dry_run), "nothing was really asked for");
@@ -117,7 +123,8 @@ async fn r0_4_what_is_missing_in_the_middle() {
 #[tokio::test]
 async fn t21_the_least_policy_is_enough() {
     let mut least = options(vec![error("CreateSnapshot", 1, "SnapshotLimitExceeded")]);
-    least.policy = Some(oven::cloud::iam_policy::policy(oven::cloud::iam_policy::Ways::Attached, None, &[]));
+    least.policy =
+        Some(oven::cloud::iam_policy::policy(oven::cloud::iam_policy::DiskAccess::Attached, None, &[]));
     let fixture = Ec2Fixture::new(least);
     let (ended, _) = fixture.bake().await;
     says(&ended.result.unwrap_err(), &["SnapshotLimitExceeded"], "policy");
@@ -132,7 +139,7 @@ async fn t21_the_least_policy_is_enough() {
         .await
         .unwrap()
         .into_iter()
-        .filter(|p| p.verdict == Verdict::Missing)
+        .filter(|p| p.verdict == PermissionVerdict::Missing)
         .map(|p| p.action)
         .collect();
     assert_eq!(missing, Vec::<String>::new());

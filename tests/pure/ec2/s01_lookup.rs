@@ -2,7 +2,7 @@
 
 use super::case::says;
 use super::fixture::{Ec2Fixture, key, options, policy};
-use oven::cloud::{Cloud, ImageState, Key, VolumeKind, VolumeSpec, Volumes};
+use oven::cloud::{BakeKey, Cloud, ImageState, VolumeKind, VolumeSpec, Volumes};
 use oven::ids::RunId;
 use oven::undo::scope;
 use oven_ec2_server::Turn;
@@ -21,7 +21,7 @@ async fn baked() -> (Ec2Fixture, oven::cloud::Image) {
 async fn r1_1_available() {
     let (fixture, image) = baked().await;
     assert_eq!(fixture.ec2().find(&key()).await.unwrap(), Some(image.clone()));
-    let compat = Key { fingerprint: None, ..key() };
+    let compat = BakeKey { fingerprint: None, ..key() };
     assert_eq!(fixture.ec2().find(&compat).await.unwrap().map(|found| found.id), Some(image.id.clone()));
     assert_eq!(fixture.calls(), ["DescribeImages", "DescribeImages"]);
     fixture.holds_one(&image, "1.1");
@@ -95,11 +95,11 @@ async fn r1_3_nothing_else_is_replaced() {
 async fn r1_3_every_part_of_the_key_counts() {
     let (fixture, _) = baked().await;
     for other in [
-        Key { checksum: "d".into(), ..key() },
-        Key { fingerprint: Some("g".into()), ..key() },
+        BakeKey { checksum: "d".into(), ..key() },
+        BakeKey { fingerprint: Some("g".into()), ..key() },
         // What EC2's filters take for a pattern.
-        Key { fingerprint: Some("*".into()), ..key() },
-        Key { checksum: "?".into(), ..key() },
+        BakeKey { fingerprint: Some("*".into()), ..key() },
+        BakeKey { checksum: "?".into(), ..key() },
     ] {
         assert_eq!(fixture.ec2().find(&other).await.unwrap(), None, "{other:?}");
     }

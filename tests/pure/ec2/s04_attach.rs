@@ -2,7 +2,7 @@
 
 use super::case::{End, case, error, is_of, lost_after, lost_before, prove, says};
 use super::fixture::{Ec2Fixture, INSTANCE, MILLI, OTHER_INSTANCE, options, pace};
-use oven::cloud::aws::ec2::Pace;
+use oven::cloud::aws::ec2::Timeouts;
 use oven::cloud::{Cloud, VolumeKind, VolumeSpec, Volumes};
 use oven::error::Kind;
 use oven::ids::{RunId, VolumeId};
@@ -141,7 +141,7 @@ async fn r4_4_no_device() {
         };
         let ec2 = fixture.ec2_with(|o| {
             o.devices = Rc::new(shown);
-            o.pace = Pace { device: deadline, ..pace() };
+            o.pace = Timeouts { device: deadline, ..pace() };
         });
         let ended = fixture.bake_by(&ec2, &RunId::new()).await;
         assert_eq!(ended.left, []);

@@ -4,11 +4,11 @@
 use super::case::{End, all, case, error, lost_after, lost_before, prove};
 use super::fixture::{Ec2Fixture, MILLI, disk_spec, image_spec, options, policy};
 use oven::cloud::Cloud;
-use oven::disk::Disks;
-use oven::disk::attached_disk::Attached;
+use oven::disk::DiskStrategy;
+use oven::disk::attached_disk::AttachedDisks;
 use oven::ids::RunId;
 
-use oven::undo::{Policy, scope};
+use oven::undo::{UndoPolicy, scope};
 use oven_ec2_server::{Fault, ServerOptions, Turn, What};
 use std::future::pending;
 use std::rc::Rc;
@@ -153,8 +153,8 @@ async fn what_may_be_kept_is_not_deleted_beside() {
         slow(&mut slowly);
         let fixture = Ec2Fixture::new(slowly);
         let (ec2, run) = (fixture.ec2(), RunId::new());
-        let disks = Attached::new(Rc::new(ec2.clone()));
-        let keeping = Policy { keep_on_failure: true, ..policy() };
+        let disks = AttachedDisks::new(Rc::new(ec2.clone()));
+        let keeping = UndoPolicy { keep_on_failure: true, ..policy() };
         let ended = scope(keeping, pending(), async |undo| {
             let base = ec2.base(&fixture.base).await?;
             let disk = disks.checkout(&base, &disk_spec(), &run, &undo).await?;

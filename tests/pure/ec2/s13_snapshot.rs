@@ -2,7 +2,7 @@
 
 use super::case::{End, all, case, error, lost_after, lost_before, prove, says};
 use super::fixture::{Ec2Fixture, MILLI, options, pace};
-use oven::cloud::aws::ec2::Pace;
+use oven::cloud::aws::ec2::Timeouts;
 use oven::ids::RunId;
 use oven_ec2_server::world::now;
 use oven_ec2_server::{Fault, ServerOptions, Turn, What};
@@ -48,7 +48,7 @@ async fn r13_1_twins() {
         let mut lagging = options(vec![create(1, what.clone())]);
         lagging.visibility_lag = 800 * MILLI;
         let fixture = Ec2Fixture::new(lagging);
-        let ec2 = fixture.ec2_with(|o| o.pace = Pace { lost: 100 * MILLI, ..pace() });
+        let ec2 = fixture.ec2_with(|o| o.pace = Timeouts { lost: 100 * MILLI, ..pace() });
         let ended = fixture.bake_by(&ec2, &RunId::new()).await;
         assert_eq!(ended.left, []);
         let image = ended.result.unwrap();
@@ -104,7 +104,7 @@ async fn r13_4_not_to_be_seen_yet() {
     ])
     .await;
     let fixture = Ec2Fixture::with(&[create(1, What::Turns(Turn::Vanishes))]);
-    let ec2 = fixture.ec2_with(|o| o.pace = Pace { visible: 300 * MILLI, ..pace() });
+    let ec2 = fixture.ec2_with(|o| o.pace = Timeouts { visible: 300 * MILLI, ..pace() });
     let ended = fixture.bake_by(&ec2, &RunId::new()).await;
     says(&ended.result.unwrap_err(), &["no longer visible", "snap-"], "13.4");
     assert_eq!(ended.left, []);
@@ -119,7 +119,7 @@ async fn r13_4_a_stale_look_late() {
     slow.delays.snapshot = Duration::from_secs(3600);
     let fixture = Ec2Fixture::new(slow);
     // Long past when the look is made.
-    let ec2 = fixture.ec2_with(|o| o.pace = Pace { visible: 1500 * MILLI, ..pace() });
+    let ec2 = fixture.ec2_with(|o| o.pace = Timeouts { visible: 1500 * MILLI, ..pace() });
     let run = RunId::new();
     let ready = async {
         while fixture.count("DescribeSnapshots") < STALE + 2 {
@@ -163,7 +163,7 @@ async fn r13_5_in_error() {
 #[tokio::test]
 async fn r13_6_stuck() {
     let fixture = Ec2Fixture::with(&[create(1, What::Turns(Turn::Stuck))]);
-    let short = Pace { snapshot: 400 * MILLI, snapshot_gib: 10 * MILLI, ..pace() };
+    let short = Timeouts { snapshot: 400 * MILLI, snapshot_gib: 10 * MILLI, ..pace() };
     let ec2 = fixture.ec2_with(|o| o.pace = short);
     let begun = Instant::now();
     let ended = fixture.bake_by(&ec2, &RunId::new()).await;
@@ -196,8 +196,8 @@ async fn r13_7_a_busy_volume() {
     fixture.server.with_world(|world| {
         world.volumes.values_mut().filter(|v| !v.common.seeded).for_each(|v| v.attachment = None)
     });
-    let disks = oven::disk::attached_disk::Attached::new(std::rc::Rc::new(fixture.ec2()));
-    oven::disk::Disks::forget(&disks, &run).await.unwrap();
+    let disks = oven::disk::attached_disk::AttachedDisks::new(std::rc::Rc::new(fixture.ec2()));
+    oven::disk::DiskStrategy::forget(&disks, &run).await.unwrap();
     fixture.holds_one(&image, "13.7");
 }
 

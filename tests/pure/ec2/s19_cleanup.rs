@@ -3,8 +3,8 @@
 use super::case::{End, case, error, lost_after, lost_before, prove, says};
 use super::fixture::{Ec2Fixture, options};
 use oven::cloud::{Cloud, VolumeKind, VolumeSpec, Volumes, tag};
-use oven::disk::Disks;
-use oven::disk::attached_disk::Attached;
+use oven::disk::DiskStrategy;
+use oven::disk::attached_disk::AttachedDisks;
 use oven::ids::RunId;
 
 use oven_ec2_server::{Fault, Turn, What};
@@ -66,7 +66,7 @@ async fn r19_1_left_behind() {
         assert_eq!(rest[0].tags.get(tag::RUN), Some(&run.0), "{what}");
         fixture.is_clean(&what);
         fixture.server.set(|o| o.faults.clear());
-        Attached::new(Rc::new(fixture.ec2())).forget(&run).await.unwrap();
+        AttachedDisks::new(Rc::new(fixture.ec2())).forget(&run).await.unwrap();
         match ended.result {
             Ok(image) => fixture.holds_one(&image, &what),
             Err(_) => fixture.holds_nothing(&what),
@@ -106,7 +106,7 @@ async fn r19_1_one_of_several() {
 async fn r19_2_what_is_not_ours_stays() {
     let fixture = Ec2Fixture::new(options(Vec::new()));
     let image = fixture.bake().await.0.result.unwrap();
-    let disks = Attached::new(Rc::new(fixture.ec2()));
+    let disks = AttachedDisks::new(Rc::new(fixture.ec2()));
     for run in ["*", "?", "of-somebody-els*", "of-somebody-els?", "", "\\"] {
         disks.forget(&RunId(run.into())).await.unwrap();
     }
@@ -138,7 +138,7 @@ async fn r19_2_a_tag_that_changed() {
     fixture.server.with_world(|world| {
         world.volumes.get_mut(&id).unwrap().common.tags.insert(tag::RUN.into(), "another".into());
     });
-    Attached::new(Rc::new(fixture.ec2())).forget(&run).await.unwrap();
+    AttachedDisks::new(Rc::new(fixture.ec2())).forget(&run).await.unwrap();
     assert_eq!((fixture.made().volumes.len(), fixture.count("DeleteVolume")), (1, 0));
 }
 

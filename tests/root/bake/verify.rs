@@ -1,8 +1,8 @@
 //! `oven bake --verify`, and what becomes of what was baked: out by `oven export`, and in again.
 
 use oven::sys::{loop_device, sparse_copy, tasks};
-use oven::transfer::raw::Raw;
-use oven::transfer::readers::Source;
+use oven::transfer::raw::RawDisk;
+use oven::transfer::readers::BlockSource;
 use oven::transfer::upload::digests;
 use oven_testing::LocalWorld;
 use std::fs::File;
@@ -78,7 +78,7 @@ async fn a_device_is_read_again_before_what_was_sent_counts() {
     let (ami, err) = world.expect(0, &["import", path, "--name", "small", "--verify"]);
     assert!(there.starts_with(ami.trim()) && err.contains("is that disk already"), "{err}");
 
-    let raw = Arc::new(Raw::new(File::open(path).unwrap(), &device.path).unwrap());
+    let raw = Arc::new(RawDisk::new(File::open(path).unwrap(), &device.path).unwrap());
     let sent = digests(raw.clone()).await.unwrap();
     raw.ensure_unchanged(&sent).unwrap();
     let node = File::from(device.node.try_clone().unwrap());

@@ -3,9 +3,9 @@
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use oven::cloud::block_api::Blocks;
+use oven::cloud::block_api::BlockApi;
 use oven::cloud::local::Region;
-use oven::disk::direct::block_cache::Cache;
+use oven::disk::direct::block_cache::BlockCache;
 use oven::ids::SnapshotId;
 use oven_testing::{LocalWorld, full, pause, stderr, until};
 use std::fs;
@@ -58,7 +58,7 @@ fn blocks_of_the_base(world: &LocalWorld) -> (usize, usize) {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let region = Region::open(&world.region()).unwrap();
     let blocks = runtime.block_on(region.contents(&snapshot)).unwrap().blocks;
-    let cached = Cache::new(&dir, u64::MAX).of(&snapshot).unwrap();
+    let cached = BlockCache::new(&dir, u64::MAX).of(&snapshot).unwrap();
     let kept = blocks.iter().filter(|index| cached.verified(*index).is_some()).count();
     (kept, blocks.len() as usize - kept)
 }

@@ -4,8 +4,8 @@ use nix::sched::{CloneFlags, unshare};
 use oven::cloud::local::Region;
 use oven::cloud::{BaseRef, Cloud, Image, ImageSpec, Tags, VolumeSpec, Volumes, tag};
 use oven::device::Device;
-use oven::disk::attached_disk::Attached;
-use oven::disk::{DiskSpec, Disks};
+use oven::disk::attached_disk::AttachedDisks;
+use oven::disk::{DiskSpec, DiskStrategy};
 use oven::error::Kind;
 use oven::ids::{Architecture, RunId, VolumeId};
 use oven::report::Report;
@@ -150,7 +150,7 @@ async fn attached_is_what_the_kernel_says() {
 async fn a_disk_becomes_a_snapshot_and_an_image() {
     let w = world().await;
     let (run, undo) = (RunId::new(), Undo::default());
-    let disks = Attached::new(Rc::new(w.region.clone()));
+    let disks = AttachedDisks::new(Rc::new(w.region.clone()));
     let base = w.region.base(&BaseRef::Id(w.base.id.clone())).await.unwrap();
     let small = DiskSpec { size_gib: Some(0), ..DiskSpec::default() };
     refuses(disks.checkout(&base, &small, &run, &undo).await, Kind::Definition, "size_gib = 0");
@@ -309,7 +309,7 @@ async fn killed_with_a_volume_attached() {
         // The child: a bake that gets as far as a second disk, and hangs.
         let region = Region::open(Path::new(&dir)).unwrap();
         let base = region.base(&BaseRef::Name { name: "base-*".into(), owner: None }).await.unwrap();
-        let (disks, run, undo) = (Attached::new(Rc::new(region)), RunId::new(), Undo::default());
+        let (disks, run, undo) = (AttachedDisks::new(Rc::new(region)), RunId::new(), Undo::default());
         let first = disks.checkout(&base, &DiskSpec::default(), &run, &undo).await.unwrap();
         first.commit(&undo, &|_| ()).await.unwrap();
         let second = disks.checkout(&base, &DiskSpec::default(), &run, &undo).await.unwrap();
@@ -336,7 +336,7 @@ async fn killed_with_a_volume_attached() {
     let stale = w.region.stale_runs(None).await.unwrap();
     assert_eq!((stale.len(), &stale[0].run, stale[0].kept), (1, &run, false));
     assert_eq!(stale[0].resources.len(), 3, "two volumes and a snapshot: {stale:?}");
-    let disks = Attached::new(Rc::new(w.region.clone()));
+    let disks = AttachedDisks::new(Rc::new(w.region.clone()));
     disks.forget(&run).await.unwrap();
     assert!(w.region.stale_runs(None).await.unwrap().is_empty());
     assert_eq!((w.files("volumes"), w.files("snapshots"), w.files("images")), (0, 2, 1));

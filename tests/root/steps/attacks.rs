@@ -1,7 +1,7 @@
 //! What a step cannot do to this machine.
 
 use super::{HELPER, Loop, NONE, marker, mounted, processes, run, with_program};
-use oven::device::Node;
+use oven::device::DeviceNode;
 use oven::sandbox::spec::ExitStatus;
 use oven_testing::BusyboxImage;
 use std::fs;
@@ -69,7 +69,7 @@ fn attacks_are_refused() {
     for (network, throwaway) in [(false, false), (true, false), (false, true)] {
         let mut spec = image.spec(&argv);
         (spec.network, spec.throwaway) = (network, throwaway);
-        spec.nodes = vec![Node { name: "image".into(), rdev: disk, links: vec![] }];
+        spec.nodes = vec![DeviceNode { name: "image".into(), rdev: disk, links: vec![] }];
         let (exit, lines) = run(&spec);
         let mut allowed = lines.clone();
         allowed.retain(|line| {

@@ -5,8 +5,8 @@ use super::{HELPER, MINUTE, with_program};
 use oven::error::{Kind, hint_of};
 use oven::sandbox;
 use oven::sandbox::egress;
-use oven::sandbox::egress::Fence;
-use oven::sandbox::spec::{ExitStatus, Spec};
+use oven::sandbox::egress::EgressFence;
+use oven::sandbox::spec::{ExitStatus, StepSpec};
 use oven_testing::busybox_image::spec_in;
 use oven_testing::programs::own_test;
 use oven_testing::{BusyboxImage, ring};
@@ -33,8 +33,8 @@ fn image() -> BusyboxImage {
 }
 
 /// A step with the network.
-fn spec(root: &Path, argv: &[&str], fenced: bool) -> Spec {
-    Spec { network: true, fenced, resolv_conf: Some(String::new()), ..spec_in(root, argv) }
+fn spec(root: &Path, argv: &[&str], fenced: bool) -> StepSpec {
+    StepSpec { network: true, fenced, resolv_conf: Some(String::new()), ..spec_in(root, argv) }
 }
 
 /// Ends the step that runs [`UP`].
@@ -42,14 +42,14 @@ fn let_go(image: &BusyboxImage) {
     fs::write(image.path("tmp/go"), "").unwrap();
 }
 
-fn try_run(spec: &Spec, on_line: &mut dyn FnMut(&str)) -> anyhow::Result<ExitStatus> {
+fn try_run(spec: &StepSpec, on_line: &mut dyn FnMut(&str)) -> anyhow::Result<ExitStatus> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let exit = runtime.block_on(sandbox::run(Path::new(HELPER), spec, MINUTE, on_line))?;
     Ok(exit.status)
 }
 
 /// The output of a step that succeeds.
-fn output(spec: &Spec) -> Vec<String> {
+fn output(spec: &StepSpec) -> Vec<String> {
     let mut lines = Vec::new();
     let status = try_run(spec, &mut |line| lines.push(line.to_owned())).unwrap_or_else(|e| panic!("{e:#}"));
     assert_eq!(status, ExitStatus::Exited(0), "{lines:#?}");
@@ -182,7 +182,7 @@ fn without_the_network_there_is_no_way_at_all() {
         for fenced in [false, true] {
             let mut argv = vec!["probe", "80"];
             argv.extend(CREDENTIALS);
-            let spec = Spec { network: false, ..spec(image.root(), &argv, fenced) };
+            let spec = StepSpec { network: false, ..spec(image.root(), &argv, fenced) };
             let lines = output(&spec);
             assert!(lines.len() > 70 && !lines.iter().any(|line| line.ends_with("reached")), "{lines:#?}");
         }
@@ -225,7 +225,7 @@ fn cgroup_of(marker: &str) -> PathBuf {
 }
 
 /// A name for the environment of one test's steps.
-fn marker(spec: &mut Spec, test: &str) -> String {
+fn marker(spec: &mut StepSpec, test: &str) -> String {
     let value = format!("{test}-{}", std::process::id());
     spec.env.insert("OVEN_EGRESS_MARKER".into(), value.clone());
     format!("OVEN_EGRESS_MARKER={value}")
@@ -349,9 +349,9 @@ fn what_others_hold_is_left_alone() {
     let (left, other) = (own_cgroup().join("oven-step-0000"), own_cgroup().join("oven-other-0000"));
     fs::create_dir(&other).unwrap();
     fs::create_dir(&left).unwrap();
-    let (first, second) = (Fence::make().unwrap(), Fence::make().unwrap());
+    let (first, second) = (EgressFence::make().unwrap(), EgressFence::make().unwrap());
     egress::sweep().unwrap();
-    let alive = |fence: &Fence| rustix::fs::fstat(fence.cgroup()).is_ok_and(|stat| stat.st_nlink > 0);
+    let alive = |fence: &EgressFence| rustix::fs::fstat(fence.cgroup()).is_ok_and(|stat| stat.st_nlink > 0);
     assert!(alive(&first) && alive(&second));
     assert!(!left.exists() && other.exists());
     fs::remove_dir(&other).unwrap();
@@ -389,7 +389,7 @@ fn where_it_cannot_be_kept_a_fenced_step_is_refused() {
         assert!(text.contains("no cgroup v2 file system is mounted"), "{text}");
         assert!(hint_of(&error).unwrap().contains("`imds = true`"));
         output(&spec(image.root(), &["sh", "-c", "true"], false));
-        output(&Spec { network: false, ..spec(image.root(), &["sh", "-c", "true"], true) });
+        output(&StepSpec { network: false, ..spec(image.root(), &["sh", "-c", "true"], true) });
     });
 }
 
@@ -400,7 +400,7 @@ fn a_fence_costs_little() {
     let mut times: Vec<_> = (0..10)
         .map(|_| {
             let began = Instant::now();
-            drop(Fence::make().unwrap());
+            drop(EgressFence::make().unwrap());
             began.elapsed()
         })
         .collect();
@@ -433,7 +433,7 @@ fn a_signal_in_the_middle_spoils_no_fence() {
                 std::thread::sleep(Duration::from_micros(20));
             }
         });
-        let fences: Vec<_> = (0..100).map(|_| Fence::make().map(drop)).collect();
+        let fences: Vec<_> = (0..100).map(|_| EgressFence::make().map(drop)).collect();
         made.store(true, Ordering::Relaxed);
         let failed: Vec<_> = fences.into_iter().filter_map(Result::err).collect();
         assert!(failed.is_empty(), "{} of 100: {:#}", failed.len(), failed[0]);

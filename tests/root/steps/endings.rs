@@ -4,7 +4,7 @@ use super::{
     HELPER, Loop, MINUTE, NONE, block_on, marker, marker_of, mounted, output, processes, run, shim, try_run,
 };
 use oven::sandbox;
-use oven::sandbox::spec::{Exit, ExitStatus, Spec};
+use oven::sandbox::spec::{ExitStatus, StepExit, StepSpec};
 use oven_testing::BusyboxImage;
 use oven_testing::busybox_image::spec_in;
 use oven_testing::programs::{own_test, write_program};
@@ -87,7 +87,7 @@ fn what_ends_a_moment_later_is_no_daemon() {
 
 /// A step that says `up` and takes too long: how it ended, its output, and how long that took once its time was over. It
 /// gets more time if it was ended before it said so.
-fn timed_out(spec: &Spec, millis: u64) -> (Exit, Vec<String>, Duration) {
+fn timed_out(spec: &StepSpec, millis: u64) -> (StepExit, Vec<String>, Duration) {
     let mut timeout = Duration::from_millis(millis);
     loop {
         let started = Instant::now();

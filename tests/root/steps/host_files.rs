@@ -2,7 +2,7 @@
 
 use super::{HELPER, MINUTE, block_on, output, shim, try_run};
 use oven::sandbox;
-use oven::sandbox::spec::{Bind, ExitStatus};
+use oven::sandbox::spec::{BindMount, ExitStatus};
 use oven_testing::BusyboxImage;
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -146,7 +146,7 @@ fn hosts_files_are_bound_read_only() {
         "cat /run/oven/debs/a.deb /etc/ca.pem; (echo x > /run/oven/debs/a.deb) 2>/dev/null || echo refused; \
          touch /run/oven/debs/new 2>/dev/null || echo refused; (echo x > /etc/ca.pem) 2>/dev/null || echo refused",
     );
-    let bind = |source: &str, target: &str| Bind {
+    let bind = |source: &str, target: &str| BindMount {
         source: host.path().join(source),
         target: target.into(),
         within: None,
@@ -177,7 +177,7 @@ fn a_bind_that_was_exchanged_is_refused() {
     fs::write(host.path().join("secrets/key"), "secret").unwrap();
     let mut spec = image.shell("ls /run/oven/definition");
     let (source, target) = (project.join("web"), "/run/oven/definition".to_owned());
-    spec.binds = vec![Bind { source, target, within: Some(project.clone()) }];
+    spec.binds = vec![BindMount { source, target, within: Some(project.clone()) }];
     assert!(output(&spec).is_empty());
     fs::rename(project.join("web"), project.join("away")).unwrap();
     symlink("../secrets", project.join("web")).unwrap();

@@ -9,7 +9,7 @@ mod terminal;
 mod view;
 
 use oven::sandbox;
-use oven::sandbox::spec::{Exit, ExitStatus, Spec};
+use oven::sandbox::spec::{ExitStatus, StepExit, StepSpec};
 use oven_distro::Shim;
 use oven_testing::{BusyboxImage, ring};
 use std::fs;
@@ -41,21 +41,21 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
 }
 
-fn try_run(spec: &Spec, timeout: Duration) -> anyhow::Result<(Exit, Vec<String>)> {
+fn try_run(spec: &StepSpec, timeout: Duration) -> anyhow::Result<(StepExit, Vec<String>)> {
     let mut lines = Vec::new();
     let exit =
         block_on(sandbox::run(Path::new(HELPER), spec, timeout, &mut |line| lines.push(line.to_owned())))?;
     Ok((exit, lines))
 }
 
-fn run(spec: &Spec) -> (Exit, Vec<String>) {
+fn run(spec: &StepSpec) -> (StepExit, Vec<String>) {
     try_run(spec, MINUTE).unwrap_or_else(|error| panic!("{error:#}"))
 }
 
 /// The output of a step that succeeds and leaves nothing.
-fn output(spec: &Spec) -> Vec<String> {
+fn output(spec: &StepSpec) -> Vec<String> {
     let (exit, lines) = run(spec);
-    assert_eq!(exit, Exit { status: ExitStatus::Exited(0), left: Vec::new() }, "{lines:#?}");
+    assert_eq!(exit, StepExit { status: ExitStatus::Exited(0), left: Vec::new() }, "{lines:#?}");
     lines
 }
 

@@ -1,7 +1,7 @@
 //! What a step sees: a clean machine, the network or none, a resolv.conf, the disk's nodes, and what is mounted below the root.
 
 use super::{MINUTE, output, shim, try_run};
-use oven::device::Node;
+use oven::device::DeviceNode;
 use oven::error::Kind;
 use oven::sandbox;
 use oven_testing::BusyboxImage;
@@ -126,8 +126,8 @@ fn a_disks_nodes_are_the_images_own() {
     let image = BusyboxImage::new();
     let mut spec = image.shell("stat -c '%F %a %g %t,%T' /dev/loop7p1; readlink /dev/disk/by-uuid/1-2; ls /dev/disk/by-uuid /dev/disk/by-label/");
     spec.nodes = vec![
-        Node { name: "loop7".into(), rdev: rustix::fs::makedev(7, 112), links: vec![] },
-        Node {
+        DeviceNode { name: "loop7".into(), rdev: rustix::fs::makedev(7, 112), links: vec![] },
+        DeviceNode {
             name: "loop7p1".into(),
             rdev: rustix::fs::makedev(259, 3),
             links: vec!["disk/by-uuid/1-2".into(), "disk/by-label/a b".into()],

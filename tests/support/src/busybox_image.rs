@@ -2,7 +2,7 @@
 
 use crate::programs::copy_program;
 use crate::ring;
-use oven::sandbox::spec::Spec;
+use oven::sandbox::spec::StepSpec;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::linux::fs::MetadataExt;
@@ -61,11 +61,11 @@ impl BusyboxImage {
     }
 
     /// A step in this image, without a network.
-    pub fn spec(&self, argv: &[&str]) -> Spec {
+    pub fn spec(&self, argv: &[&str]) -> StepSpec {
         spec_in(self.root(), argv)
     }
 
-    pub fn shell(&self, script: &str) -> Spec {
+    pub fn shell(&self, script: &str) -> StepSpec {
         self.spec(&["sh", "-c", script])
     }
 
@@ -96,8 +96,8 @@ impl BusyboxImage {
 }
 
 /// A step in a root that somebody else made.
-pub fn spec_in(root: &Path, argv: &[&str]) -> Spec {
-    Spec {
+pub fn spec_in(root: &Path, argv: &[&str]) -> StepSpec {
+    StepSpec {
         root: root.to_owned(),
         argv: argv.iter().map(|argument| (*argument).to_owned()).collect(),
         env: BTreeMap::new(),

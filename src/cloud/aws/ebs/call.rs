@@ -1,12 +1,12 @@
 //! One call of EBS direct: it is sent, its error is classified as EC2's are, and it is retried where that is right. The
 //! SDK itself does not retry.
 
-use super::rate_limit::{Limiter, MOST};
-use super::tokens::Tokens;
-use super::workers::{Lane, Lanes};
-use crate::cloud::aws::ec2::Pace;
-use crate::cloud::aws::ec2::client::call::{Refused, jitter};
-use crate::cloud::aws::ec2::client::errors::{Action, Class};
+use super::rate_limit::{MOST, RateLimiter};
+use super::tokens::BlockTokens;
+use super::workers::{Worker, Workers};
+use crate::cloud::aws::ec2::Timeouts;
+use crate::cloud::aws::ec2::client::call::{ApiError, jitter};
+use crate::cloud::aws::ec2::client::errors::{Action, ErrorClass};
 use crate::ids::SnapshotId;
 use crate::trace;
 use crate::trace::Track;
@@ -34,30 +34,30 @@ const SLOW_READ: Duration = Duration::from_millis(50);
 const _: () = assert!(MOST + MAX_PUTS <= 1000 && MOST + READS <= 1000);
 
 /// State that all threads share.
-pub struct Shared {
-    pub lanes: Lanes,
-    pub pace: Pace,
+pub struct EbsState {
+    pub lanes: Workers,
+    pub pace: Timeouts,
     pub gets: Semaphore,
     /// The number of slow reads, up to the limit.
     slow_reads: AtomicUsize,
     pub puts: Semaphore,
     /// Whether EBS ever answered: an endpoint that never did is probably wrong.
     answered: AtomicBool,
-    snapshots: Mutex<HashMap<SnapshotId, Arc<Snapshot>>>,
+    snapshots: Mutex<HashMap<SnapshotId, Arc<KnownSnapshot>>>,
 }
 
 /// What this process knows of a snapshot.
-pub struct Snapshot {
+pub struct KnownSnapshot {
     pub id: SnapshotId,
-    pub tokens: Tokens,
-    pub gets: Limiter,
-    pub puts: Limiter,
+    pub tokens: BlockTokens,
+    pub gets: RateLimiter,
+    pub puts: RateLimiter,
     /// When this process created it, if it did: for some time it may not be visible everywhere.
     born: Option<Instant>,
 }
 
-impl Shared {
-    pub fn new(lanes: Lanes, pace: Pace) -> Self {
+impl EbsState {
+    pub fn new(lanes: Workers, pace: Timeouts) -> Self {
         Self {
             lanes,
             pace,
@@ -81,16 +81,16 @@ impl Shared {
         }
     }
 
-    fn entry(&self, id: &SnapshotId, born: Option<Instant>) -> Arc<Snapshot> {
+    fn entry(&self, id: &SnapshotId, born: Option<Instant>) -> Arc<KnownSnapshot> {
         let mut snapshots = self.snapshots.lock().unwrap_or_else(PoisonError::into_inner);
         let new = || {
-            let (gets, puts) = (Limiter::until_refused(), Limiter::default());
-            Arc::new(Snapshot { id: id.clone(), tokens: Tokens::default(), gets, puts, born })
+            let (gets, puts) = (RateLimiter::until_refused(), RateLimiter::default());
+            Arc::new(KnownSnapshot { id: id.clone(), tokens: BlockTokens::default(), gets, puts, born })
         };
         snapshots.entry(id.clone()).or_insert_with(new).clone()
     }
 
-    pub fn snapshot(&self, id: &SnapshotId) -> Arc<Snapshot> {
+    pub fn snapshot(&self, id: &SnapshotId) -> Arc<KnownSnapshot> {
         self.entry(id, None)
     }
 
@@ -102,14 +102,14 @@ impl Shared {
     /// Sends a call and retries it as the error's class demands. `limiter` sets the rate of these calls.
     pub async fn repeat<T, F>(
         &self,
-        lane: &Lane,
+        lane: &Worker,
         action: &'static Action,
-        snapshot: &Snapshot,
-        limiter: Option<&Limiter>,
+        snapshot: &KnownSnapshot,
+        limiter: Option<&RateLimiter>,
         mut send: impl FnMut(Client) -> F,
-    ) -> Result<T, Refused>
+    ) -> Result<T, ApiError>
     where
-        F: Future<Output = Result<T, Refused>>,
+        F: Future<Output = Result<T, ApiError>>,
     {
         let (start, pace) = (Instant::now(), &self.pace);
         let mut tries = 0u32;
@@ -136,18 +136,18 @@ impl Shared {
             let answered = self.answered.load(Ordering::Relaxed);
             let mut pause = jitter(pace.backoff.saturating_mul(1 << tries.min(16)).min(pace.backoff_longest));
             let patience = match refused.class {
-                Class::Throttled | Class::Paced => {
+                ErrorClass::Throttled | ErrorClass::Paced => {
                     limiter.inspect(|limiter| limiter.refused());
                     pace.throttled
                 }
                 // Credentials that never worked will not be replaced by good ones.
-                Class::Expired if tries < 3 && answered => {
+                ErrorClass::Expired if tries < 3 && answered => {
                     lane.renew();
                     pace.throttled
                 }
-                Class::Lost if action.twice && answered => pace.outage,
-                Class::Lost if action.twice => pace.unreachable,
-                Class::NotYet if snapshot.born.is_some_and(|born| born.elapsed() < pace.visible) => {
+                ErrorClass::Lost if action.twice && answered => pace.outage,
+                ErrorClass::Lost if action.twice => pace.unreachable,
+                ErrorClass::NotYet if snapshot.born.is_some_and(|born| born.elapsed() < pace.visible) => {
                     pause = pause.min(pace.longest).max(pace.look);
                     pace.visible
                 }
@@ -172,7 +172,7 @@ mod tests {
     #[tokio::test]
     async fn slow_reads_raise_the_concurrency_up_to_its_limit() {
         let config = || async { Config::builder().behavior_version(BehaviorVersion::v2026_01_12()).build() };
-        let shared = Shared::new(Lanes::start(config).await.unwrap(), Pace::default());
+        let shared = EbsState::new(Workers::start(config).await.unwrap(), Timeouts::default());
         let permits_after = |reads: usize, time: Duration| {
             (0..reads).for_each(|_| shared.took(time));
             shared.gets.available_permits()

@@ -1,11 +1,11 @@
 //! Lists which blocks a snapshot has, and the tokens that are needed to read them.
 
-use super::call::{Shared, Snapshot};
+use super::call::{EbsState, KnownSnapshot};
 use super::tokens::{WINDOW, Window, remember};
-use super::workers::Lane;
-use crate::cloud::aws::ec2::client::call::Refused;
-use crate::cloud::aws::ec2::client::errors::{Class, LIST_SNAPSHOT_BLOCKS};
-use crate::cloud::block_api::{Contents, Indexes};
+use super::workers::Worker;
+use crate::cloud::aws::ec2::client::call::ApiError;
+use crate::cloud::aws::ec2::client::errors::{ErrorClass, LIST_SNAPSHOT_BLOCKS};
+use crate::cloud::block_api::{BlockIndexes, SnapshotContents};
 use crate::error::Kind;
 use crate::ids::BLOCK;
 use anyhow::{Result, bail};
@@ -24,24 +24,24 @@ struct Page {
     next: Option<String>,
 }
 
-impl Shared {
+impl EbsState {
     async fn page(
         &self,
-        lane: &Lane,
-        snapshot: &Snapshot,
+        lane: &Worker,
+        snapshot: &KnownSnapshot,
         from: u32,
         token: Option<String>,
-    ) -> Result<Page, Refused> {
+    ) -> Result<Page, ApiError> {
         let (action, what) = (&LIST_SNAPSHOT_BLOCKS, snapshot.id.to_string());
         let from = token.is_none().then(|| i32::try_from(from).unwrap_or(i32::MAX));
         let answer = self
             .repeat(lane, action, snapshot, None, |client| {
                 let call = client.list_snapshot_blocks().snapshot_id(&what).max_results(PAGE_SIZE);
                 let sent = call.set_starting_block_index(from).set_next_token(token.clone()).send();
-                async { sent.await.map_err(|error| Refused::of(action, &what, error)) }
+                async { sent.await.map_err(|error| ApiError::of(action, &what, error)) }
             })
             .await?;
-        let wrong = |text: String| Refused::broken(action, &what, text, Class::Terminal);
+        let wrong = |text: String| ApiError::broken(action, &what, text, ErrorClass::Terminal);
         if let Some(size) = answer.block_size.filter(|size| *size != BLOCK as i32) {
             return Err(wrong(format!("blocks of {size} bytes: {BLOCK} are known")));
         }
@@ -62,8 +62,8 @@ impl Shared {
     /// Lists all pages from a block on, as long as `each` returns true. Returns the volume's size in GiB.
     async fn pages(
         &self,
-        lane: &Lane,
-        snapshot: &Snapshot,
+        lane: &Worker,
+        snapshot: &KnownSnapshot,
         from: u32,
         mut each: impl FnMut(u32, Box<str>, Option<SystemTime>) -> bool,
     ) -> Result<u64> {
@@ -104,9 +104,9 @@ impl Shared {
     }
 
     /// Lists all blocks of a snapshot. An empty page may be followed by others.
-    pub async fn contents(&self, lane: &Lane, snapshot: &Snapshot) -> Result<Contents> {
+    pub async fn contents(&self, lane: &Worker, snapshot: &KnownSnapshot) -> Result<SnapshotContents> {
         let mut windows = snapshot.tokens.0.lock().await;
-        let (mut blocks, mut window) = (Indexes::new(), Window::new(0));
+        let (mut blocks, mut window) = (BlockIndexes::new(), Window::new(0));
         let size_gib = self
             .pages(lane, snapshot, 0, |index, token, expires| {
                 blocks.insert(index);
@@ -120,14 +120,14 @@ impl Shared {
             })
             .await?;
         remember(&mut windows, window);
-        Ok(Contents { size_gib, blocks })
+        Ok(SnapshotContents { size_gib, blocks })
     }
 
     /// The token to read a block by. `refused` is a token that EBS no longer accepts.
     pub async fn token(
         &self,
-        lane: &Lane,
-        snapshot: &Snapshot,
+        lane: &Worker,
+        snapshot: &KnownSnapshot,
         index: u32,
         refused: Option<&str>,
     ) -> Result<Box<str>> {
@@ -155,7 +155,7 @@ impl Shared {
 }
 
 /// Whether the error says that the page's token has expired.
-fn is_page_token_error(refused: &Refused) -> bool {
+fn is_page_token_error(refused: &ApiError) -> bool {
     refused.is("ValidationException")
         && (refused.reason.as_deref() == Some("INVALID_PAGE_TOKEN")
             || refused.message.to_ascii_lowercase().contains("token"))

@@ -19,7 +19,7 @@ mod write;
 
 use super::ec2::{APP, Ec2, timeouts};
 use crate::cloud::VolumeKind;
-use crate::cloud::block_api::{Blocks, Contents, NewSnapshot, Parent, Reader};
+use crate::cloud::block_api::{BlockApi, NewSnapshot, ParentUse, SnapshotContents, SnapshotReader};
 use crate::ids::Digest;
 use crate::ids::{RunId, SnapshotId};
 use anyhow::{Context, Result};
@@ -28,7 +28,7 @@ use aws_config::{AppName, BehaviorVersion, Region};
 use aws_sdk_ebs::config::{Config, retry::RetryConfig};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use call::Shared;
+use call::EbsState;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -40,8 +40,8 @@ pub struct Ebs {
     ec2: Ec2,
     load_config: LoadConfig,
     /// The threads start with the first call: bakes that attach volumes need none.
-    shared: Rc<OnceCell<Arc<Shared>>>,
-    starts: Rc<write::Starts>,
+    shared: Rc<OnceCell<Arc<EbsState>>>,
+    starts: Rc<write::SnapshotStarts>,
 }
 
 /// Makes the configuration, on the thread that uses it.
@@ -81,10 +81,10 @@ impl Ebs {
         Self { ec2, load_config, shared: Rc::default(), starts: Rc::default() }
     }
 
-    async fn shared(&self) -> Result<Arc<Shared>> {
+    async fn shared(&self) -> Result<Arc<EbsState>> {
         let start = async || {
-            let lanes = workers::Lanes::start(|| (self.load_config)()).await?;
-            Ok(Arc::new(Shared::new(lanes, *self.ec2.pace())))
+            let lanes = workers::Workers::start(|| (self.load_config)()).await?;
+            Ok(Arc::new(EbsState::new(lanes, *self.ec2.pace())))
         };
         self.shared.get_or_try_init(start).await.cloned()
     }
@@ -99,21 +99,21 @@ fn base64_of(digest: &Digest) -> String {
 }
 
 #[async_trait(?Send)]
-impl Blocks for Ebs {
-    async fn contents(&self, snapshot: &SnapshotId) -> Result<Contents> {
+impl BlockApi for Ebs {
+    async fn contents(&self, snapshot: &SnapshotId) -> Result<SnapshotContents> {
         let shared = self.shared().await?;
         let (known, again) = (shared.snapshot(snapshot), shared.clone());
         let listed = shared.lanes.run(|lane| async move { again.contents(&lane, &known).await });
         listed.await.with_context(|| format!("listing the blocks of {snapshot}"))
     }
 
-    async fn reader(&self, snapshot: &SnapshotId) -> Result<Arc<dyn Reader>> {
+    async fn reader(&self, snapshot: &SnapshotId) -> Result<Arc<dyn SnapshotReader>> {
         let shared = self.shared().await?;
         let snapshot = shared.snapshot(snapshot);
         Ok(Arc::new(read::BlockReader { shared, snapshot }))
     }
 
-    async fn parent(&self, snapshot: &SnapshotId, kind: &VolumeKind) -> Result<Parent> {
+    async fn parent(&self, snapshot: &SnapshotId, kind: &VolumeKind) -> Result<ParentUse> {
         self.ec2.parent_of(snapshot, kind).await.with_context(|| format!("inspecting {snapshot}"))
     }
 

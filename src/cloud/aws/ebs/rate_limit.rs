@@ -23,7 +23,7 @@ const REFUSAL_WINDOW: Duration = Duration::from_secs(1);
 
 /// Additive increase, multiplicative decrease: bakes that share an account's limit converge to equal shares.
 #[derive(Debug)]
-pub struct Limiter {
+pub struct RateLimiter {
     /// The caller whose turn is next holds this while it waits.
     line: tokio::sync::Mutex<()>,
     state: Mutex<State>,
@@ -40,7 +40,7 @@ struct State {
     last_refusal: Option<Instant>,
 }
 
-impl Default for Limiter {
+impl Default for RateLimiter {
     fn default() -> Self {
         Self::new(false)
     }
@@ -74,7 +74,7 @@ impl State {
     }
 }
 
-impl Limiter {
+impl RateLimiter {
     fn new(unlimited: bool) -> Self {
         let state = State { rate: MOST as f64, unlimited, turns: VecDeque::new(), last_refusal: None };
         Self { line: tokio::sync::Mutex::default(), state: Mutex::new(state) }
@@ -143,7 +143,7 @@ mod tests {
     }
 
     /// Takes this many turns concurrently and returns when each was taken.
-    async fn take_turns(limiter: &Limiter, n: usize) -> Vec<Instant> {
+    async fn take_turns(limiter: &RateLimiter, n: usize) -> Vec<Instant> {
         let turns = RefCell::new(Vec::new());
         let one = || async {
             limiter.turn().await;
@@ -167,7 +167,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn reads_are_not_limited_until_one_is_refused() {
-        let limiter = Limiter::until_refused();
+        let limiter = RateLimiter::until_refused();
         let begun = Instant::now();
         take_turns(&limiter, 5 * MOST).await;
         assert_eq!(begun.elapsed(), Duration::ZERO);
@@ -178,7 +178,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_seconds_turns_are_taken_at_once_and_no_second_has_more() {
-        let limiter = Limiter::default();
+        let limiter = RateLimiter::default();
         let begun = Instant::now();
         let mut all = take_turns(&limiter, MOST).await;
         assert_eq!(begun.elapsed(), Duration::ZERO);
@@ -197,7 +197,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn no_second_has_more_at_random_times() {
         for _ in 0..20 {
-            let (limiter, mut all) = (Limiter::default(), Vec::new());
+            let (limiter, mut all) = (RateLimiter::default(), Vec::new());
             for _ in 0..40 {
                 all.extend(take_turns(&limiter, random(400) as usize).await);
                 sleep(random(300) as u32 * MS).await;
@@ -210,7 +210,7 @@ mod tests {
     async fn after_a_refusal_the_rate_is_half_and_even() {
         let (half, few) = (MOST / 2, MOST / 2 / PARTS);
         for pause in [0, 300, 999, 5000] {
-            let limiter = Limiter::default();
+            let limiter = RateLimiter::default();
             let mut all = take_turns(&limiter, MOST).await;
             let begun = Instant::now();
             sleep(pause * MS).await;
@@ -230,7 +230,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_refusal_slows_waiting_callers_down() {
-        let limiter = Limiter::default();
+        let limiter = RateLimiter::default();
         take_turns(&limiter, MOST).await;
         let begun = Instant::now();
         let refusal = async {
@@ -244,7 +244,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_dropped_caller_takes_no_turn() {
-        let limiter = Limiter::default();
+        let limiter = RateLimiter::default();
         take_turns(&limiter, MOST).await;
         for _ in 0..5 * MOST {
             let mut given_up = pin!(limiter.turn());
@@ -260,7 +260,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn refusals_and_successes_let_no_second_have_more() {
         for _ in 0..20 {
-            let (limiter, mut all) = (Limiter::default(), Vec::new());
+            let (limiter, mut all) = (RateLimiter::default(), Vec::new());
             for _ in 0..60 {
                 let turns = take_turns(&limiter, random(200) as usize).await;
                 turns.iter().for_each(|_| limiter.succeeded());
@@ -276,7 +276,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn refusals_halve_the_rate_and_successes_raise_it_again() {
-        let (limiter, limit) = (Limiter::default(), MOST as f64);
+        let (limiter, limit) = (RateLimiter::default(), MOST as f64);
         for _ in 0..64 {
             limiter.refused();
         }

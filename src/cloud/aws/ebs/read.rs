@@ -1,11 +1,11 @@
 //! Reads and verifies blocks.
 
-use super::call::{Shared, Snapshot};
+use super::call::{EbsState, KnownSnapshot};
 use super::digest_of;
-use super::workers::Lane;
-use crate::cloud::aws::ec2::client::call::Refused;
-use crate::cloud::aws::ec2::client::errors::{Class, GET_SNAPSHOT_BLOCK};
-use crate::cloud::block_api::Reader;
+use super::workers::Worker;
+use crate::cloud::aws::ec2::client::call::ApiError;
+use crate::cloud::aws::ec2::client::errors::{ErrorClass, GET_SNAPSHOT_BLOCK};
+use crate::cloud::block_api::SnapshotReader;
 use crate::error::Kind;
 use crate::ids::{BLOCK, Digest};
 use anyhow::{Context, Result};
@@ -20,11 +20,11 @@ const REREADS: u32 = 3;
 const MAX_TOKENS: u32 = 3;
 
 pub struct BlockReader {
-    pub shared: Arc<Shared>,
-    pub snapshot: Arc<Snapshot>,
+    pub shared: Arc<EbsState>,
+    pub snapshot: Arc<KnownSnapshot>,
 }
 
-impl Reader for BlockReader {
+impl SnapshotReader for BlockReader {
     fn read(&self, index: u32) -> Result<(Vec<u8>, Digest)> {
         let context = || format!("reading block {index} of {}", self.snapshot.id);
         for _ in 0..=REREADS {
@@ -42,8 +42,8 @@ impl Reader for BlockReader {
     }
 }
 
-impl Shared {
-    async fn get(&self, lane: &Lane, snapshot: &Snapshot, index: u32) -> Result<(Vec<u8>, Digest)> {
+impl EbsState {
+    async fn get(&self, lane: &Worker, snapshot: &KnownSnapshot, index: u32) -> Result<(Vec<u8>, Digest)> {
         let _permit = self.gets.acquire().await.context("waiting for a permit to read")?;
         let what = format!("{}, block {index}", snapshot.id);
         let (mut refused_token, mut tokens) = (None::<Box<str>>, 0);
@@ -73,14 +73,14 @@ impl Shared {
 
 async fn fetch_block(
     client: &Client,
-    snapshot: &Snapshot,
+    snapshot: &KnownSnapshot,
     index: u32,
     token: &str,
     what: &str,
-) -> Result<(Vec<u8>, Digest), Refused> {
+) -> Result<(Vec<u8>, Digest), ApiError> {
     let call = client.get_snapshot_block().snapshot_id(&snapshot.id.0).block_token(token);
     let sent = call.block_index(i32::try_from(index).unwrap_or(i32::MAX)).send().await;
-    let mut answer = sent.map_err(|error| Refused::of(&GET_SNAPSHOT_BLOCK, what, error))?;
+    let mut answer = sent.map_err(|error| ApiError::of(&GET_SNAPSHOT_BLOCK, what, error))?;
     let mut data = Vec::with_capacity(BLOCK);
     while let Some(part) = answer.block_data.next().await {
         let part =
@@ -95,12 +95,12 @@ async fn fetch_block(
     Ok((data, digest))
 }
 
-fn lost_answer(what: &str, message: String) -> Refused {
-    Refused::broken(&GET_SNAPSHOT_BLOCK, what, message, Class::Lost)
+fn lost_answer(what: &str, message: String) -> ApiError {
+    ApiError::broken(&GET_SNAPSHOT_BLOCK, what, message, ErrorClass::Lost)
 }
 
 /// Whether the error says that the block's token has expired.
-fn is_block_token_error(refused: &Refused) -> bool {
+fn is_block_token_error(refused: &ApiError) -> bool {
     refused.is("ValidationException")
         && (refused.reason.as_deref() == Some("INVALID_BLOCK_TOKEN")
             || refused.message.to_ascii_lowercase().contains("token"))

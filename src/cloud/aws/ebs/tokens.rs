@@ -15,7 +15,7 @@ const FRESH: Duration = Duration::from_secs(60);
 
 /// A cache of the tokens of a snapshot's blocks: the windows that were listed last.
 #[derive(Default)]
-pub struct Tokens(pub Mutex<Vec<Window>>);
+pub struct BlockTokens(pub Mutex<Vec<Window>>);
 
 pub struct Window {
     /// The first index is this times [`WINDOW`].

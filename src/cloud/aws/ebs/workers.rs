@@ -15,12 +15,12 @@ use tokio::task::JoinHandle;
 /// One thread encrypts and copies about 400 MB a second; 900 blocks are 470 MB.
 const THREADS: usize = 2;
 
-pub struct Lanes {
-    all: Vec<Arc<Lane>>,
+pub struct Workers {
+    all: Vec<Arc<Worker>>,
     next: AtomicUsize,
 }
 
-pub struct Lane {
+pub struct Worker {
     handle: Handle,
     config: Mutex<Config>,
     client: Mutex<Client>,
@@ -32,7 +32,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Lanes {
+impl Workers {
     /// Starts the threads. `load` runs on each of them: what it makes is used by no other.
     pub async fn start<F>(load: impl Fn() -> F) -> Result<Self>
     where
@@ -43,19 +43,19 @@ impl Lanes {
             let (handle, end) = start_thread()?;
             let config = handle.spawn(load()).await.context("loading the configuration of EBS direct")?;
             let client = Mutex::new(Client::from_conf(config.clone()));
-            all.push(Arc::new(Lane { handle, config: Mutex::new(config), client, _end: end }));
+            all.push(Arc::new(Worker { handle, config: Mutex::new(config), client, _end: end }));
         }
         Ok(Self { all, next: AtomicUsize::new(0) })
     }
 
     /// The next thread, in turn.
-    pub fn next(&self) -> Arc<Lane> {
+    pub fn next(&self) -> Arc<Worker> {
         self.all[self.next.fetch_add(1, Ordering::Relaxed) % self.all.len()].clone()
     }
 
     /// Runs a future on one of the threads and gives it that thread's client. It is aborted when the returned future is
     /// dropped.
-    pub async fn run<T, F>(&self, work: impl FnOnce(Arc<Lane>) -> F) -> T
+    pub async fn run<T, F>(&self, work: impl FnOnce(Arc<Worker>) -> F) -> T
     where
         T: Send + 'static,
         F: Future<Output = T> + Send + 'static,
@@ -70,7 +70,7 @@ impl Lanes {
     }
 
     /// Like [`Self::run`], but blocks the calling thread, which must not be one of these.
-    pub fn block<T, F>(&self, work: impl FnOnce(Arc<Lane>) -> F) -> Result<T>
+    pub fn block<T, F>(&self, work: impl FnOnce(Arc<Worker>) -> F) -> Result<T>
     where
         T: Send + 'static,
         F: Future<Output = T> + Send + 'static,
@@ -86,7 +86,7 @@ impl Lanes {
     }
 }
 
-impl Lane {
+impl Worker {
     pub fn handle(&self) -> Handle {
         self.handle.clone()
     }

@@ -1,12 +1,14 @@
 //! Starts, fills and seals snapshots.
 
-use super::call::Shared;
+use super::call::EbsState;
 use super::{Ebs, base64_of, digest_of};
-use crate::cloud::aws::ec2::client::call::Refused;
-use crate::cloud::aws::ec2::client::errors::{COMPLETE_SNAPSHOT, Class, PUT_SNAPSHOT_BLOCK, START_SNAPSHOT};
+use crate::cloud::aws::ec2::client::call::ApiError;
+use crate::cloud::aws::ec2::client::errors::{
+    COMPLETE_SNAPSHOT, ErrorClass, PUT_SNAPSHOT_BLOCK, START_SNAPSHOT,
+};
 use crate::cloud::aws::ec2::images::convert;
 use crate::cloud::aws::ec2::volumes::token;
-use crate::cloud::block_api::{Expired, NewSnapshot};
+use crate::cloud::block_api::{NewSnapshot, SnapshotExpired};
 use crate::error::Kind;
 use crate::ids::{BLOCK, Digest};
 use crate::ids::{RunId, SnapshotId};
@@ -36,7 +38,7 @@ const SECONDS_PER_GIB: u64 = 54;
 
 /// What is known about calls of StartSnapshot.
 #[derive(Default)]
-pub struct Starts {
+pub struct SnapshotStarts {
     /// Attempts by run: each has its own token.
     attempts: RefCell<HashMap<RunId, u32>>,
     /// Calls that may have started a snapshot, by token: sent again, they answer with that snapshot.
@@ -45,7 +47,7 @@ pub struct Starts {
     expired: RefCell<HashMap<SnapshotId, Rc<OnceCell<bool>>>>,
 }
 
-impl Starts {
+impl SnapshotStarts {
     fn token(&self, run: &RunId) -> String {
         let mut attempts = self.attempts.borrow_mut();
         let attempt = attempts.entry(run.clone()).or_default();
@@ -122,7 +124,7 @@ impl Ebs {
                                 run.snapshots.extend(snapshot.snapshot_id.clone());
                                 unresolved.remove(&token);
                             }
-                            Err(refused) if refused.class == Class::Lost => {
+                            Err(refused) if refused.class == ErrorClass::Lost => {
                                 unresolved.insert(token, (of, again));
                             }
                             Err(_) => {}
@@ -163,7 +165,7 @@ impl Ebs {
             let sent = self.ec2.repeat(&START_SNAPSHOT, &what, async || {
                 let request = request.clone();
                 let answer = shared.lanes.run(|lane| send(request, lane.client())).await;
-                answer.map_err(|error| Refused::of(&START_SNAPSHOT, &what, error))
+                answer.map_err(|error| ApiError::of(&START_SNAPSHOT, &what, error))
             });
             match sent.await {
                 Ok(started) => {
@@ -172,7 +174,12 @@ impl Ebs {
                     self.ec2.made().of(run, |run| run.snapshots.insert(id));
                 }
                 // The outcome is still unknown.
-                Err(refused) if matches!(refused.class, Class::Lost | Class::Throttled | Class::Expired) => {
+                Err(refused)
+                    if matches!(
+                        refused.class,
+                        ErrorClass::Lost | ErrorClass::Throttled | ErrorClass::Expired
+                    ) =>
+                {
                     return Err(refused.into());
                 }
                 // It was refused: then the first call was refused too, or its snapshot is found by its tag.
@@ -208,11 +215,11 @@ impl Ebs {
                 let what = &what;
                 async move {
                     let put = call.send().await;
-                    let put = put.map_err(|error| Refused::of(&PUT_SNAPSHOT_BLOCK, what, error))?;
+                    let put = put.map_err(|error| ApiError::of(&PUT_SNAPSHOT_BLOCK, what, error))?;
                     match put.checksum.as_deref().and_then(digest_of) {
                         Some(other) if other != digest => {
                             let text = "EBS returned another checksum".to_owned();
-                            Err(Refused::broken(&PUT_SNAPSHOT_BLOCK, what, text, Class::Lost))
+                            Err(ApiError::broken(&PUT_SNAPSHOT_BLOCK, what, text, ErrorClass::Lost))
                         }
                         _ => Ok(()),
                     }
@@ -223,7 +230,7 @@ impl Ebs {
         match sent.await {
             Ok(()) => Ok(()),
             Err(refused) if is_final(&refused) && self.has_expired(id).await? => {
-                Err(Error::new(Expired(id.clone())).context(refused.to_string()))
+                Err(Error::new(SnapshotExpired(id.clone())).context(refused.to_string()))
             }
             Err(refused) => Err(refused.into()),
         }
@@ -249,7 +256,7 @@ impl Ebs {
                 Err(refused) => refused,
             };
             let known = !lost || is_block_mismatch(&refused);
-            if refused.class != Class::Lost && known {
+            if refused.class != ErrorClass::Lost && known {
                 if is_final(&refused) {
                     return Err(self.discard(id, refused.into()).await);
                 }
@@ -259,7 +266,7 @@ impl Ebs {
                 Some(SnapshotState::Completed) => return Ok(()),
                 Some(SnapshotState::Error) => return Err(self.discard(id, refused.into()).await),
                 // The snapshot was sealed by a call whose answer was lost: EBS refuses the second one.
-                _ if refused.class != Class::Lost => break,
+                _ if refused.class != ErrorClass::Lost => break,
                 _ if begun.elapsed() >= self.ec2.pace().outage => return Err(refused.into()),
                 _ => lost = true,
             }
@@ -276,7 +283,7 @@ impl Ebs {
         id: &SnapshotId,
         count: u32,
         checksum: Digest,
-    ) -> Result<Result<(), Refused>> {
+    ) -> Result<Result<(), ApiError>> {
         let shared = self.shared().await?;
         let (again, id) = (shared.clone(), id.clone());
         let count = convert::number(count);
@@ -288,12 +295,12 @@ impl Ebs {
     async fn discard(&self, id: &SnapshotId, error: Error) -> Error {
         let expired = self.ec2.snapshot_state(id).await.is_ok_and(is_discarded);
         let error = match expired {
-            true => Error::new(Expired(id.clone())).context(format!("{error:#}")),
+            true => Error::new(SnapshotExpired(id.clone())).context(format!("{error:#}")),
             false => error,
         };
         // The debt removes it in any case; a failure to delete it does not hide the first error.
         match self.ec2.send_delete(id).await {
-            Err(refused) if refused.class != Class::Done => {
+            Err(refused) if refused.class != ErrorClass::Done => {
                 error.context(format!("{id} is still there ({refused})"))
             }
             _ => error,
@@ -302,12 +309,12 @@ impl Ebs {
 }
 
 async fn complete(
-    shared: &Shared,
-    lane: Arc<super::workers::Lane>,
+    shared: &EbsState,
+    lane: Arc<super::workers::Worker>,
     id: &SnapshotId,
     count: i32,
     checksum: Digest,
-) -> Result<(), Refused> {
+) -> Result<(), ApiError> {
     let snapshot = shared.snapshot(id);
     let sent = shared.repeat(&lane, &COMPLETE_SNAPSHOT, &snapshot, None, |client| {
         let call = client
@@ -317,7 +324,7 @@ async fn complete(
             .checksum(base64_of(&checksum))
             .checksum_algorithm(ChecksumAlgorithm::ChecksumAlgorithmSha256)
             .checksum_aggregation_method(ChecksumAggregationMethod::ChecksumAggregationLinear);
-        async { call.send().await.map_err(|error| Refused::of(&COMPLETE_SNAPSHOT, &id.0, error)) }
+        async { call.send().await.map_err(|error| ApiError::of(&COMPLETE_SNAPSHOT, &id.0, error)) }
     });
     sent.await.map(drop)
 }
@@ -328,12 +335,12 @@ fn is_discarded(state: Option<SnapshotState>) -> bool {
 }
 
 /// Whether a retry would be refused again.
-fn is_final(refused: &Refused) -> bool {
-    matches!(refused.class, Class::Terminal | Class::NotYet)
+fn is_final(refused: &ApiError) -> bool {
+    matches!(refused.class, ErrorClass::Terminal | ErrorClass::NotYet)
 }
 
 /// Whether the error says that the blocks differ from the given count or checksum.
-fn is_block_mismatch(refused: &Refused) -> bool {
+fn is_block_mismatch(refused: &ApiError) -> bool {
     let message = refused.message.to_ascii_lowercase();
     ["checksum", "count"].iter().any(|word| message.contains(word))
 }

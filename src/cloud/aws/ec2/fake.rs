@@ -1,6 +1,6 @@
 //! An HTTP server with scripted answers on 127.0.0.1, for tests of how oven handles them.
 
-use super::{Ec2, Options, Pace};
+use super::{Ec2, Ec2Options, Timeouts};
 use crate::device::Device;
 use crate::ids::VolumeId;
 use aws_sdk_ec2::config::{BehaviorVersion, Config, Credentials, Region};
@@ -91,7 +91,7 @@ pub async fn connected(
 ) -> (Ec2, Calls) {
     let (endpoint, calls) = server(handler).await;
     let loader = aws_config::defaults(BehaviorVersion::v2026_01_12()).endpoint_url(endpoint);
-    let options = Options { region: Some("eu-test-1".to_owned()), ..options(dir) };
+    let options = Ec2Options { region: Some("eu-test-1".to_owned()), ..options(dir) };
     let ec2 = Ec2::load(loader.credentials_provider(credentials()), options).await;
     (ec2.unwrap(), calls)
 }
@@ -114,7 +114,7 @@ async fn server(handler: impl FnMut(&Request, usize) -> Reply + Send + 'static) 
 }
 
 /// A device appears the second time that it is looked for.
-fn options(dir: &Path) -> Options {
+fn options(dir: &Path) -> Ec2Options {
     let looks = Cell::new(0);
     let devices = move |volume: &VolumeId| {
         looks.set(looks.get() + 1);
@@ -127,15 +127,15 @@ fn options(dir: &Path) -> Options {
         };
         Ok((looks.get() > 1).then_some(device))
     };
-    let fast = Pace::default().faster(200, Duration::from_secs(1));
-    Options {
+    let fast = Timeouts::default().faster(200, Duration::from_secs(1));
+    Ec2Options {
         region: None,
         instance_id: Some(INSTANCE.to_owned()),
         zone: Some("eu-test-1a".to_owned()),
         documents: dir.to_owned(),
         devices: Rc::new(devices),
         // If the first call is lost, the second has to come in time, however busy the machine is.
-        pace: Pace { unreachable: Duration::from_secs(3), ..fast },
+        pace: Timeouts { unreachable: Duration::from_secs(3), ..fast },
     }
 }
 

@@ -14,10 +14,10 @@ pub mod snapshots;
 mod tests;
 pub(crate) mod volumes;
 
-pub use client::timeouts::Pace;
+pub use client::timeouts::Timeouts;
 
 use crate::cloud::{
-    Base, BaseRef, Cloud, Image, ImageSpec, Key, Permission, StaleRun, Tags, VolumeSpec, Volumes, tag,
+    BakeKey, Base, BaseRef, Cloud, Image, ImageSpec, Permission, StaleRun, Tags, VolumeSpec, Volumes, tag,
 };
 use crate::device::Device;
 use crate::error::Kind;
@@ -38,11 +38,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// Finds an attached volume on this machine; `None`: it is not there yet.
-pub type Devices = Rc<dyn Fn(&VolumeId) -> Result<Option<Device>>>;
+pub type FindDevice = Rc<dyn Fn(&VolumeId) -> Result<Option<Device>>>;
 
 /// The options of [`Ec2`].
 #[derive(Clone)]
-pub struct Options {
+pub struct Ec2Options {
     /// `None`: as `aws-config` finds it, from environment, profile or IMDS.
     pub region: Option<String>,
     /// This instance. Without it nothing can be attached, but images can be looked up and swept.
@@ -51,8 +51,8 @@ pub struct Options {
     pub zone: Option<String>,
     /// A directory on the builder for documents by image id, and for permissions that were granted.
     pub documents: PathBuf,
-    pub devices: Devices,
-    pub pace: Pace,
+    pub devices: FindDevice,
+    pub pace: Timeouts,
 }
 
 /// EC2 in one region, as seen from one instance. It is cheap to clone.
@@ -64,18 +64,18 @@ struct Inner {
     client: RefCell<Client>,
     /// For SSM; `None` in tests that need none.
     shared: Option<SdkConfig>,
-    options: Options,
+    options: Ec2Options,
     /// Whether EC2 ever answered: an endpoint that never did is probably wrong.
     answered: Cell<bool>,
     /// When this process created each id, and whether EC2 has shown it since.
     born: RefCell<HashMap<String, (Instant, bool)>>,
-    made: client::in_flight::Made,
-    names: RefCell<volumes::device_names::Names>,
+    made: client::in_flight::InFlight,
+    names: RefCell<volumes::device_names::DeviceNames>,
     /// Whether bakes attach no volumes here.
     direct: Cell<bool>,
     /// Held while a snapshot is copied.
     copying: tokio::sync::Mutex<()>,
-    wire: client::connection::Wire,
+    wire: client::connection::TrafficObserver,
 }
 
 /// Part of the user agent, so that CloudTrail shows who called.
@@ -84,11 +84,11 @@ pub(crate) const APP: &str = "oven";
 impl Ec2 {
     /// Takes region, credentials and endpoint as AWS's tools do: from environment, profiles, assumed roles, web
     /// identity, containers, IMDS. Sends nothing to EC2 yet.
-    pub async fn connect(options: Options) -> Result<Self> {
+    pub async fn connect(options: Ec2Options) -> Result<Self> {
         Self::load(aws_config::defaults(BehaviorVersion::v2026_01_12()), options).await
     }
 
-    async fn load(loader: ConfigLoader, options: Options) -> Result<Self> {
+    async fn load(loader: ConfigLoader, options: Ec2Options) -> Result<Self> {
         let app = AppName::new(APP).expect("letters only");
         let mut loader = loader.app_name(app).timeout_config(timeouts(&options.pace));
         if let Some(region) = &options.region {
@@ -103,17 +103,17 @@ impl Ec2 {
     }
 
     /// Uses a given configuration, also for SSM and credentials: for tests.
-    pub fn with_shared(shared: SdkConfig, options: Options) -> Self {
+    pub fn with_shared(shared: SdkConfig, options: Ec2Options) -> Self {
         Self::new(Config::new(&shared), Some(shared), options)
     }
 
     /// Uses a given configuration for EC2 alone: for tests. Timeouts and retries are set by oven in any case.
-    pub fn with_config(config: Config, options: Options) -> Self {
+    pub fn with_config(config: Config, options: Ec2Options) -> Self {
         Self::new(config, None, options)
     }
 
-    fn new(config: Config, shared: Option<SdkConfig>, options: Options) -> Self {
-        let wire = client::connection::Wire::default();
+    fn new(config: Config, shared: Option<SdkConfig>, options: Ec2Options) -> Self {
+        let wire = client::connection::TrafficObserver::default();
         // There is one layer that retries: the SDK's own would send CreateSnapshot three times.
         let config = config
             .to_builder()
@@ -128,7 +128,7 @@ impl Ec2 {
             options,
             answered: Cell::new(false),
             born: RefCell::default(),
-            made: client::in_flight::Made::default(),
+            made: client::in_flight::InFlight::default(),
             names: RefCell::default(),
             direct: Cell::new(false),
             copying: tokio::sync::Mutex::default(),
@@ -142,7 +142,7 @@ impl Ec2 {
         self
     }
 
-    pub(crate) fn made(&self) -> &client::in_flight::Made {
+    pub(crate) fn made(&self) -> &client::in_flight::InFlight {
         &self.0.made
     }
 
@@ -177,7 +177,7 @@ impl Ec2 {
         self.0.config.replace(config);
     }
 
-    pub(crate) fn pace(&self) -> &Pace {
+    pub(crate) fn pace(&self) -> &Timeouts {
         &self.0.options.pace
     }
 
@@ -254,7 +254,7 @@ impl Ec2 {
     }
 }
 
-pub(crate) fn timeouts(pace: &Pace) -> TimeoutConfig {
+pub(crate) fn timeouts(pace: &Timeouts) -> TimeoutConfig {
     TimeoutConfig::builder()
         .connect_timeout(pace.connect)
         .read_timeout(pace.read)
@@ -274,7 +274,7 @@ impl Cloud for Ec2 {
         self.find_base(from).await
     }
 
-    async fn find(&self, key: &Key) -> Result<Option<Image>> {
+    async fn find(&self, key: &BakeKey) -> Result<Option<Image>> {
         self.find_baked(key).await
     }
 

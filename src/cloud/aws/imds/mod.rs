@@ -23,7 +23,7 @@ pub struct Instance {
 
 /// The values from the command line, which take precedence. With both id and zone, the metadata service is not queried.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Given {
+pub struct InstanceOverrides {
     pub instance_id: Option<String>,
     pub zone: Option<String>,
     /// The region to work in. It has to be the instance's own: a volume cannot be attached across regions.
@@ -47,7 +47,7 @@ const OPERATION_TIMEOUT: Duration = Duration::from_secs(20);
 ///
 /// Fails with [`Kind::Machine`] if the metadata service does not answer, with possible reasons, and with
 /// [`Kind::Usage`] if a given value is malformed or contradicts another one.
-pub async fn who_am_i(given: Given) -> Result<Instance> {
+pub async fn who_am_i(given: InstanceOverrides) -> Result<Instance> {
     let imds = Client::builder().connect_timeout(CONNECT_TIMEOUT).read_timeout(READ_TIMEOUT);
     let imds = imds.operation_attempt_timeout(OPERATION_TIMEOUT).operation_timeout(OPERATION_TIMEOUT).build();
     let region = ["AWS_REGION", "AWS_DEFAULT_REGION"].into_iter().find_map(|name| {
@@ -58,7 +58,11 @@ pub async fn who_am_i(given: Given) -> Result<Instance> {
 }
 
 /// `environment` is the region from the environment and the name of its variable.
-async fn who(given: Given, environment: Option<(String, &str)>, imds: &Client) -> Result<Instance> {
+async fn who(
+    given: InstanceOverrides,
+    environment: Option<(String, &str)>,
+    imds: &Client,
+) -> Result<Instance> {
     let id = match given.instance_id {
         Some(id) => {
             parse_flag(id, is_instance, "--instance-id", "an instance id such as i-0123456789abcdef0")?

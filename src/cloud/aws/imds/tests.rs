@@ -100,12 +100,16 @@ fn client(endpoint: &str) -> Client {
         .build()
 }
 
-fn given(id: &str, zone: &str, region: &str) -> Given {
+fn given(id: &str, zone: &str, region: &str) -> InstanceOverrides {
     let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-    Given { instance_id: some(id), zone: some(zone), region: some(region) }
+    InstanceOverrides { instance_id: some(id), zone: some(zone), region: some(region) }
 }
 
-async fn ask(manner: Manner, given: Given, environment: Option<(String, &str)>) -> Result<Instance> {
+async fn ask(
+    manner: Manner,
+    given: InstanceOverrides,
+    environment: Option<(String, &str)>,
+) -> Result<Instance> {
     let service = service(manner).await;
     who(given, environment, &client(&service.endpoint)).await
 }
@@ -118,10 +122,10 @@ const GOOD: Manner = Manner::Good { id: ID, zone: "eu-central-1b" };
 
 #[tokio::test]
 async fn the_metadata_service_is_queried() {
-    let me = ask(GOOD, Given::default(), None).await.unwrap();
+    let me = ask(GOOD, InstanceOverrides::default(), None).await.unwrap();
     assert_eq!(me, instance(ID, "eu-central-1b", "eu-central-1"));
     let gov = Manner::Good { id: "i-01234567", zone: "us-gov-west-1a" };
-    let me = ask(gov, Given::default(), None).await.unwrap();
+    let me = ask(gov, InstanceOverrides::default(), None).await.unwrap();
     assert_eq!(me, instance("i-01234567", "us-gov-west-1a", "us-gov-west-1"));
 }
 
@@ -141,7 +145,7 @@ async fn another_region_is_rejected() {
     let environment = || Some(("us-east-1".to_owned(), "AWS_REGION"));
     for (given, environment, by) in [
         (given("", "", "us-east-1"), None, "--region or oven.toml"),
-        (Given::default(), environment(), "AWS_REGION"),
+        (InstanceOverrides::default(), environment(), "AWS_REGION"),
         (given("", "", "us-east-1"), environment(), "--region or oven.toml"),
     ] {
         let error = ask(GOOD, given, environment).await.unwrap_err();
@@ -189,7 +193,7 @@ async fn unsupported_zones_are_rejected() {
 async fn lost_answers_are_asked_for_again() {
     for (lost, method) in [(1, "put"), (LOST_ANSWERS - 1, "put"), (1, "get"), (LOST_ANSWERS - 1, "get")] {
         let service = service(Manner::Late(lost, method)).await;
-        let me = who(Given::default(), None, &client(&service.endpoint)).await.unwrap();
+        let me = who(InstanceOverrides::default(), None, &client(&service.endpoint)).await.unwrap();
         assert_eq!(me, instance(ID, "eu-central-1b", "eu-central-1"));
         // The token, the id and the zone.
         assert_eq!(service.requests.load(Ordering::Relaxed), lost + 3);
@@ -202,7 +206,7 @@ async fn only_silence_is_waited_out() {
         [(Manner::Silent, LOST_ANSWERS), (Manner::Status(403), 1), (Manner::Status(400), 1)]
     {
         let service = service(manner).await;
-        who(Given::default(), None, &client(&service.endpoint)).await.unwrap_err();
+        who(InstanceOverrides::default(), None, &client(&service.endpoint)).await.unwrap_err();
         assert_eq!(service.requests.load(Ordering::Relaxed), tries);
     }
 }
@@ -210,21 +214,22 @@ async fn only_silence_is_waited_out() {
 #[tokio::test]
 async fn each_failure_is_explained() {
     let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let refused = who(Given::default(), None, &client(&format!("http://{closed}"))).await.unwrap_err();
+    let refused =
+        who(InstanceOverrides::default(), None, &client(&format!("http://{closed}"))).await.unwrap_err();
     let cases = [
         (refused, "the metadata service cannot be reached: ", "AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE=IPv6"),
         (
-            ask(Manner::Status(403), Given::default(), None).await.unwrap_err(),
+            ask(Manner::Status(403), InstanceOverrides::default(), None).await.unwrap_err(),
             "the metadata service is turned off",
             "--http-endpoint enabled",
         ),
         (
-            ask(Manner::Silent, Given::default(), None).await.unwrap_err(),
+            ask(Manner::Silent, InstanceOverrides::default(), None).await.unwrap_err(),
             "the metadata service accepts the request for a token, but its answer does not arrive",
             "--http-put-response-hop-limit 2",
         ),
         (
-            ask(Manner::Good { id: "<html>sorry</html>", zone: "" }, Given::default(), None)
+            ask(Manner::Good { id: "<html>sorry</html>", zone: "" }, InstanceOverrides::default(), None)
                 .await
                 .unwrap_err(),
             "the metadata service answered \"<html>sorry</html>\" to /latest/meta-data/instance-id",

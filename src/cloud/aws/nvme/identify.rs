@@ -4,7 +4,7 @@ use std::io::{Error, Result};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// The data that the command returns (NVM Express Base Specification, figure "Identify Controller Data Structure").
-pub type Page = [u8; 4096];
+pub type IdentifyPage = [u8; 4096];
 
 /// `NVME_IOCTL_ADMIN_CMD` of <linux/nvme_ioctl.h>.
 const ADMIN_COMMAND: u64 = 0xC048_4E41;
@@ -38,12 +38,12 @@ const _: () = assert!(size_of::<Command>() == 72);
 /// Sends the command to an open disk. Fails with ENOTTY if it is not an NVMe disk, and with EPERM without the
 /// permission.
 #[allow(unsafe_code)]
-pub fn controller(node: BorrowedFd<'_>) -> Result<Box<Page>> {
-    let mut page = Box::new([0; size_of::<Page>()]);
+pub fn controller(node: BorrowedFd<'_>) -> Result<Box<IdentifyPage>> {
+    let mut page = Box::new([0; size_of::<IdentifyPage>()]);
     let mut command = Command {
         opcode: IDENTIFY,
         address: page.as_mut_ptr() as u64,
-        length: size_of::<Page>() as u32,
+        length: size_of::<IdentifyPage>() as u32,
         words_10_15: [CONTROLLER, 0, 0, 0, 0, 0],
         timeout_ms: TIMEOUT_MS,
         ..Command::default()
@@ -69,7 +69,7 @@ pub struct Identity<'a> {
 }
 
 impl<'a> Identity<'a> {
-    pub fn of(page: &'a Page) -> Self {
+    pub fn of(page: &'a IdentifyPage) -> Self {
         Self {
             vendor: u16::from_le_bytes([page[0], page[1]]),
             serial: unpadded(&page[4..24]),

@@ -13,7 +13,7 @@ use crate::device::Device;
 use crate::error::Kind;
 use crate::ids::VolumeId;
 use anyhow::{Context, Result};
-use identify::{Identity, Page};
+use identify::{IdentifyPage, Identity};
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -51,7 +51,7 @@ trait Kernel {
     /// Opens a nameless node of that block device.
     fn node(&self, number: u64) -> io::Result<OwnedFd>;
     /// The disk's answer to Identify Controller.
-    fn identify(&self, node: BorrowedFd<'_>) -> io::Result<Box<Page>>;
+    fn identify(&self, node: BorrowedFd<'_>) -> io::Result<Box<IdentifyPage>>;
 }
 
 struct Linux;
@@ -67,7 +67,7 @@ impl Kernel for Linux {
         crate::sys::loop_device::nameless_node(FileType::BlockDevice, number)
     }
 
-    fn identify(&self, node: BorrowedFd<'_>) -> io::Result<Box<Page>> {
+    fn identify(&self, node: BorrowedFd<'_>) -> io::Result<Box<IdentifyPage>> {
         identify::controller(node)
     }
 }

@@ -29,7 +29,7 @@ impl Kernel for Files {
         let _ = number;
         Err(io::Error::from_raw_os_error(libc::EPERM))
     }
-    fn identify(&self, node: BorrowedFd<'_>) -> io::Result<Box<Page>> {
+    fn identify(&self, node: BorrowedFd<'_>) -> io::Result<Box<IdentifyPage>> {
         let content = fs::read(format!("/proc/self/fd/{}", node.as_raw_fd()))?;
         let start = content.iter().position(|b| *b == b'\n').unwrap() + 1;
         if let Some(errno) = content[start..].strip_prefix(b"errno ") {
@@ -39,7 +39,7 @@ impl Kernel for Files {
     }
 }
 
-fn page(vendor: u16, serial: &[u8], model: &str) -> Page {
+fn page(vendor: u16, serial: &[u8], model: &str) -> IdentifyPage {
     let mut page = [0; 4096];
     page[..2].copy_from_slice(&vendor.to_le_bytes());
     page[4..64].fill(b' ');

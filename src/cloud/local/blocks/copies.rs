@@ -1,10 +1,10 @@
 //! Copies of parents' data, which become the data of their children.
 
-use crate::cloud::local::records::{SnapshotRecord, Store};
+use crate::cloud::local::records::{RegionStore, SnapshotRecord};
 use crate::ids::SnapshotId;
 use crate::sys::sparse_copy;
 use crate::sys::tasks;
-use crate::sys::temp_file::Temp;
+use crate::sys::temp_file::TempFile;
 use anyhow::{Context, Result};
 use std::fs::File;
 use tokio::sync::Semaphore;
@@ -25,7 +25,7 @@ impl Default for Copies {
 
 impl Copies {
     /// A copy of a complete snapshot's data. It has no name: if it is dropped, it vanishes.
-    pub async fn of(&self, store: &Store, parent: &SnapshotId) -> Result<Temp> {
+    pub async fn of(&self, store: &RegionStore, parent: &SnapshotId) -> Result<TempFile> {
         let _permit = self.0.acquire().await.context("waiting for a permit to copy")?;
         let (dir, path) = (store.dir_of::<SnapshotRecord>(), store.data::<SnapshotRecord>(&parent.0));
         tasks::run(move |stop| {

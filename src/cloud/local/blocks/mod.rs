@@ -11,22 +11,24 @@ mod write;
 use crate::sys::tasks;
 pub use copies::Copies;
 
-use super::pending_snapshot::{Put, SnapshotState, boot, invalid};
-use super::records::{Locked, NEVER, PARENT, PUT, SnapshotRecord, Store, created_after, remove_if_there};
-use super::records::{Sealed, Written};
+use super::pending_snapshot::{PutBlocks, SnapshotState, boot, invalid};
+use super::records::{Completion, PendingWrites};
+use super::records::{
+    LockedRegion, NEVER, PARENT, PUT, RegionStore, SnapshotRecord, created_after, remove_if_there,
+};
 use super::volumes::with_run;
 use super::{Region, new_id};
 use crate::cloud::VolumeKind;
-use crate::cloud::block_api::{Blocks, Contents, NewSnapshot, Parent, Reader};
+use crate::cloud::block_api::{BlockApi, NewSnapshot, ParentUse, SnapshotContents, SnapshotReader};
 use crate::cloud::ec2_rules::{absent, check_description};
 use crate::ids::Digest;
 use crate::ids::{RunId, SnapshotId};
 use crate::sys::sparse_copy;
 use crate::sys::tasks::Cancelled;
-use crate::sys::temp_file::Temp;
+use crate::sys::temp_file::TempFile;
 use anyhow::{Context, Result};
 use async_trait::async_trait;
-use read::Whole;
+use read::OpenSnapshot;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
@@ -37,7 +39,7 @@ use write::{make_ready, put};
 const MAX_GIB: u64 = 16384;
 
 /// Fails unless a child of this size can be started from the snapshot.
-fn ensure_parent(store: &Store, id: &SnapshotId, size_gib: u64) -> Result<()> {
+fn ensure_parent(store: &RegionStore, id: &SnapshotId, size_gib: u64) -> Result<()> {
     let missing = || {
         let text = format!("The parent snapshot '{id}' does not exist.");
         absent("ResourceNotFoundException: DEPENDENCY_RESOURCE_NOT_FOUND", text)
@@ -53,7 +55,12 @@ fn ensure_parent(store: &Store, id: &SnapshotId, size_gib: u64) -> Result<()> {
 
 /// Creates the files of a pending snapshot, and then its record. `copy` is a copy of the parent's data, if there is
 /// one.
-fn start(region: &Locked, record: SnapshotRecord, written: Written, copy: Option<Temp>) -> Result<()> {
+fn start(
+    region: &LockedRegion,
+    record: SnapshotRecord,
+    written: PendingWrites,
+    copy: Option<TempFile>,
+) -> Result<()> {
     if let Some(parent) = &written.parent {
         // The parent may have been deleted during the copy.
         ensure_parent(region, parent, record.size_gib)?;
@@ -74,7 +81,7 @@ fn start(region: &Locked, record: SnapshotRecord, written: Written, copy: Option
                 .open(&data)
                 .with_context(|| format!("creating {}", data.display()))?,
         };
-        Put::create(&region.part::<SnapshotRecord>(&id.0, PUT), record.size_gib)?;
+        PutBlocks::create(&region.part::<SnapshotRecord>(&id.0, PUT), record.size_gib)?;
         if let Some(parent) = &written.parent {
             let path = region.data::<SnapshotRecord>(&parent.0);
             let name = region.part::<SnapshotRecord>(&id.0, PARENT);
@@ -103,30 +110,30 @@ impl Region {
     /// completed with. Empty for a snapshot that was not written by its blocks.
     pub fn put_blocks(&self, id: &SnapshotId) -> Result<BTreeMap<u32, Digest>> {
         self.store().by_blocks(id)?;
-        Put::open(self.store(), id)?.map_or_else(|| Ok(BTreeMap::new()), |put| put.digests())
+        PutBlocks::open(self.store(), id)?.map_or_else(|| Ok(BTreeMap::new()), |put| put.digests())
     }
 }
 
 #[async_trait(?Send)]
-impl Blocks for Region {
-    async fn contents(&self, snapshot: &SnapshotId) -> Result<Contents> {
+impl BlockApi for Region {
+    async fn contents(&self, snapshot: &SnapshotId) -> Result<SnapshotContents> {
         let (store, id) = (self.store().clone(), snapshot.clone());
         let read = tasks::run(move |stop| {
-            let (whole, size_gib) = Whole::open(&store, &id)?;
-            Ok(Contents { size_gib, blocks: whole.contents(stop)? })
+            let (whole, size_gib) = OpenSnapshot::open(&store, &id)?;
+            Ok(SnapshotContents { size_gib, blocks: whole.contents(stop)? })
         });
         read.await.with_context(|| format!("listing the blocks of {snapshot}"))
     }
 
-    async fn reader(&self, snapshot: &SnapshotId) -> Result<Arc<dyn Reader>> {
-        Ok(Arc::new(Whole::open(self.store(), snapshot)?.0))
+    async fn reader(&self, snapshot: &SnapshotId) -> Result<Arc<dyn SnapshotReader>> {
+        Ok(Arc::new(OpenSnapshot::open(self.store(), snapshot)?.0))
     }
 
     /// All snapshots of a region have the same owner, and none is encrypted: a child is always possible.
-    async fn parent(&self, snapshot: &SnapshotId, _: &VolumeKind) -> Result<Parent> {
+    async fn parent(&self, snapshot: &SnapshotId, _: &VolumeKind) -> Result<ParentUse> {
         let record = self.store().by_blocks(snapshot)?;
         self.store().ensure_completed(&record)?;
-        Ok(Parent::Itself)
+        Ok(ParentUse::Itself)
     }
 
     /// The snapshot is in this account already.
@@ -160,7 +167,7 @@ impl Blocks for Region {
             ready_at: NEVER,
             written: None,
         };
-        let written = Written {
+        let written = PendingWrites {
             parent: spec.parent.clone(),
             patience: self.0.patience.as_millis() as u64,
             boot: boot().to_owned(),
@@ -178,7 +185,7 @@ impl Blocks for Region {
             }
             None => None,
         };
-        let start = move |region: &Locked| start(region, record, written, copy);
+        let start = move |region: &LockedRegion| start(region, record, written, copy);
         self.store().locked(start).await.context("starting a snapshot")?;
         Ok(id)
     }
@@ -190,14 +197,14 @@ impl Blocks for Region {
     }
 
     async fn complete(&self, snapshot: &SnapshotId, count: u32, checksum: Digest) -> Result<()> {
-        let (store, id, sealed) = (self.store().clone(), snapshot.clone(), Sealed { count, checksum });
+        let (store, id, sealed) = (self.store().clone(), snapshot.clone(), Completion { count, checksum });
         let ready = tasks::run(move |_| make_ready(&store, &id, sealed));
         let context = || format!("completing {snapshot}");
         let Some(ready) = ready.await.with_context(context)? else {
             return self.completed(snapshot).await.map(drop);
         };
         let (id, ready_at) = (snapshot.clone(), self.ready_at());
-        let complete = move |region: &Locked| {
+        let complete = move |region: &LockedRegion| {
             // Fails if the snapshot was deleted in the meantime.
             let mut record = region.by_blocks(&id)?;
             if let Some(written) = &mut record.written {

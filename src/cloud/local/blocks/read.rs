@@ -1,9 +1,9 @@
 //! Reads the blocks of a complete snapshot.
 
-use crate::cloud::block_api::{Indexes, Reader};
+use crate::cloud::block_api::{BlockIndexes, SnapshotReader};
 use crate::cloud::ec2_rules::refused;
-use crate::cloud::local::pending_snapshot::{Put, blocks_of, invalid};
-use crate::cloud::local::records::{SnapshotRecord, Store};
+use crate::cloud::local::pending_snapshot::{PutBlocks, blocks_of, invalid};
+use crate::cloud::local::records::{RegionStore, SnapshotRecord};
 use crate::ids::SnapshotId;
 use crate::ids::{BLOCK, Digest};
 use crate::sys::sparse_copy;
@@ -17,20 +17,20 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 /// A complete snapshot that is open for reading.
-pub struct Whole {
-    store: Store,
+pub struct OpenSnapshot {
+    store: RegionStore,
     id: SnapshotId,
     data: File,
     blocks: u64,
     put: BTreeMap<u32, Digest>,
 }
 
-impl Whole {
+impl OpenSnapshot {
     /// Opens a snapshot; also returns its size in GiB.
-    pub fn open(store: &Store, id: &SnapshotId) -> Result<(Self, u64)> {
+    pub fn open(store: &RegionStore, id: &SnapshotId) -> Result<(Self, u64)> {
         let record = store.by_blocks(id)?;
         store.ensure_completed(&record).map_err(|e| invalid("INVALID_SNAPSHOT_ID", e))?;
-        let put = Put::open(store, id)?.map_or_else(|| Ok(BTreeMap::new()), |put| put.digests())?;
+        let put = PutBlocks::open(store, id)?.map_or_else(|| Ok(BTreeMap::new()), |put| put.digests())?;
         let path = store.data::<SnapshotRecord>(&id.0);
         let data = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
         let blocks = blocks_of(record.size_gib);
@@ -38,8 +38,8 @@ impl Whole {
     }
 
     /// The blocks that have data other than zeros, or were put as zeros.
-    pub fn contents(&self, stop: &Cancelled) -> Result<Indexes> {
-        let mut found: Indexes = self.put.keys().copied().collect();
+    pub fn contents(&self, stop: &Cancelled) -> Result<BlockIndexes> {
+        let mut found: BlockIndexes = self.put.keys().copied().collect();
         sparse_copy::blocks(&self.data, stop, &mut |at, data| {
             let end = (at + data.len() as u64).div_ceil(BLOCK as u64);
             found.insert_range((at / BLOCK as u64) as u32..end as u32);
@@ -61,7 +61,7 @@ impl Whole {
     }
 }
 
-impl Reader for Whole {
+impl SnapshotReader for OpenSnapshot {
     fn read(&self, index: u32) -> Result<(Vec<u8>, Digest)> {
         self.store.by_blocks(&self.id)?;
         let id = &self.id;

@@ -1,9 +1,9 @@
 //! Puts blocks into a pending snapshot, and completes it.
 
 use crate::cloud::ec2_rules::absent;
-use crate::cloud::local::pending_snapshot::{Entry, Put, blocks_of, invalid};
-use crate::cloud::local::records::Sealed;
-use crate::cloud::local::records::{PARENT, SnapshotRecord, Store};
+use crate::cloud::local::pending_snapshot::{BlockEntry, PutBlocks, blocks_of, invalid};
+use crate::cloud::local::records::Completion;
+use crate::cloud::local::records::{PARENT, RegionStore, SnapshotRecord};
 use crate::ids::SnapshotId;
 use crate::ids::{BLOCK, Digest};
 use crate::sys::space;
@@ -16,13 +16,13 @@ use std::num::NonZeroU64;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 
 /// The parent's data of a pending snapshot.
-fn open_parent(store: &Store, id: &SnapshotId) -> Result<File> {
+fn open_parent(store: &RegionStore, id: &SnapshotId) -> Result<File> {
     let path = store.part::<SnapshotRecord>(&id.0, PARENT);
     File::open(&path).with_context(|| format!("opening {}", path.display()))
 }
 
 /// The data of a pending snapshot.
-fn open_data(store: &Store, id: &SnapshotId) -> Result<File> {
+fn open_data(store: &RegionStore, id: &SnapshotId) -> Result<File> {
     let path = store.data::<SnapshotRecord>(&id.0);
     let mut options = File::options();
     options.read(true).write(true).custom_flags(libc::O_NOFOLLOW);
@@ -37,13 +37,17 @@ pub fn linear<'a>(digests: impl IntoIterator<Item = &'a Digest>) -> Digest {
 }
 
 /// A snapshot that is ready to be marked as complete. No block can be put as long as this value exists.
-pub struct Ready {
-    _lock: Put,
-    pub sealed: Sealed,
+pub struct VerifiedSnapshot {
+    _lock: PutBlocks,
+    pub sealed: Completion,
 }
 
 /// Verifies what was put, restores interrupted blocks and syncs the data. `None`: the snapshot is complete already.
-pub fn make_ready(store: &Store, id: &SnapshotId, sealed: Sealed) -> Result<Option<Ready>> {
+pub fn make_ready(
+    store: &RegionStore,
+    id: &SnapshotId,
+    sealed: Completion,
+) -> Result<Option<VerifiedSnapshot>> {
     store.by_blocks(id)?;
     let put = open_put(store, id)?.turn(0..u32::MAX)?;
     let (_, written) = store.writable(id)?;
@@ -70,16 +74,16 @@ pub fn make_ready(store: &Store, id: &SnapshotId, sealed: Sealed) -> Result<Opti
     }
     let target = open_data(store, id)?;
     for (index, entry) in put.all()? {
-        if entry == Entry::Begun {
+        if entry == BlockEntry::Begun {
             restore(store, id, &target, written.parent.is_some(), index)?;
         }
     }
     target.sync_data().and_then(|()| put.sync()).context("writing the snapshot to the disk")?;
-    Ok(Some(Ready { _lock: put, sealed }))
+    Ok(Some(VerifiedSnapshot { _lock: put, sealed }))
 }
 
 /// Restores a block to the parent's data after an interrupted write.
-fn restore(store: &Store, id: &SnapshotId, target: &File, parent: bool, index: u32) -> Result<()> {
+fn restore(store: &RegionStore, id: &SnapshotId, target: &File, parent: bool, index: u32) -> Result<()> {
     let at = u64::from(index) * BLOCK as u64;
     rustix::fs::fallocate(target, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, at, BLOCK as u64)
         .with_context(|| format!("undoing block {index}"))?;
@@ -94,8 +98,8 @@ fn restore(store: &Store, id: &SnapshotId, target: &File, parent: bool, index: u
     Ok(())
 }
 
-fn open_put(store: &Store, id: &SnapshotId) -> Result<Put> {
-    match Put::open(store, id)? {
+fn open_put(store: &RegionStore, id: &SnapshotId) -> Result<PutBlocks> {
+    match PutBlocks::open(store, id)? {
         Some(put) => Ok(put),
         None => {
             // It was never pending, or has been deleted: this returns the right error.
@@ -105,7 +109,7 @@ fn open_put(store: &Store, id: &SnapshotId) -> Result<Put> {
     }
 }
 
-pub fn put(store: &Store, id: &SnapshotId, index: u32, block: &[u8], digest: &Digest) -> Result<()> {
+pub fn put(store: &RegionStore, id: &SnapshotId, index: u32, block: &[u8], digest: &Digest) -> Result<()> {
     let file = open_put(store, id)?.turn(index..index.saturating_add(1))?;
     if block.len() != BLOCK {
         return Err(invalid(

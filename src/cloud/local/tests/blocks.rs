@@ -1,8 +1,8 @@
 //! Snapshots that are written by their blocks.
 
 use super::*;
-use crate::cloud::block_api::{Blocks, Expired, NewSnapshot, Parent};
-use crate::cloud::local::pending_snapshot::{Put, SnapshotState};
+use crate::cloud::block_api::{BlockApi, NewSnapshot, ParentUse, SnapshotExpired};
+use crate::cloud::local::pending_snapshot::{PutBlocks, SnapshotState};
 use crate::ids::digest_of;
 use crate::ids::{BLOCK, Digest};
 use crate::sys::temp_file;
@@ -64,7 +64,7 @@ async fn a_child_has_its_parents_data_and_what_was_put() {
     let (base, run) = (f.import("base-1").await, RunId::new());
     let of_base = f.region.contents(&base.snapshot).await.unwrap();
     assert_eq!((of_base.size_gib, of_base.blocks), (1, [BASE_BLOCK].into()));
-    assert_eq!(f.region.parent(&base.snapshot, &Default::default()).await.unwrap(), Parent::Itself);
+    assert_eq!(f.region.parent(&base.snapshot, &Default::default()).await.unwrap(), ParentUse::Itself);
 
     let id = f.region.start(&NewSnapshot { size_gib: 2, ..new(Some(&base.snapshot), &run) }).await.unwrap();
     assert_eq!(f.region.snapshot_state(&id).unwrap(), SnapshotState::Pending);
@@ -224,7 +224,7 @@ async fn incomplete_snapshots_cannot_be_used_and_are_swept() {
     let late = f.region.put(&expired, 0, block(1).0, digest).await.unwrap_err();
     let completed = f.region.complete(&expired, 1, linear(&[digest])).await.unwrap_err();
     for error in [late, completed] {
-        assert!(error.chain().any(|cause| cause.is::<Expired>()), "{error:#}");
+        assert!(error.chain().any(|cause| cause.is::<SnapshotExpired>()), "{error:#}");
         assert_eq!(Kind::of(&error), Kind::Cloud, "{error:#}");
     }
     let state = f.region.snapshot_state(&expired).unwrap();
@@ -264,7 +264,7 @@ async fn blocks_from_before_a_reboot_are_not_trusted() {
     let text = std::fs::read_to_string(&record).unwrap();
     std::fs::write(&record, text.replace(&Owner::this().boot, "another")).unwrap();
     let error = f.region.complete(&id, 1, linear(&[digest])).await.unwrap_err();
-    assert!(error.chain().any(|cause| cause.is::<Expired>()), "{error:#}");
+    assert!(error.chain().any(|cause| cause.is::<SnapshotExpired>()), "{error:#}");
     is_of_no_use(&f, &base, &id, "error").await;
 }
 
@@ -275,7 +275,7 @@ async fn another_process_continues_and_a_torn_block_is_restored() {
     let id = f.region.start(&new(Some(&base.snapshot), &run)).await.unwrap();
     let digest = f.put(&id, 4, 1).await;
     // The process is killed during two puts: over a block of the parent, and over none.
-    let put = Put::open(f.region.store(), &id).unwrap().unwrap();
+    let put = PutBlocks::open(f.region.store(), &id).unwrap().unwrap();
     for index in [BASE_BLOCK, 6] {
         put.begin(index).unwrap();
         f.data(&id.0).write_all_at(&[5; 1000], u64::from(index) * BLOCK as u64).unwrap();

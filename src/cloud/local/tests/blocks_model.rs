@@ -2,7 +2,7 @@
 
 use super::blocks::{age, block, linear, new};
 use super::*;
-use crate::cloud::block_api::{Blocks, Indexes, NewSnapshot};
+use crate::cloud::block_api::{BlockApi, BlockIndexes, NewSnapshot};
 use crate::cloud::local::pending_snapshot::SnapshotState;
 use crate::ids::{BLOCK, Digest};
 use std::collections::BTreeSet;
@@ -217,7 +217,7 @@ impl Run {
         }
         let holds = model.holds();
         let contents = region.contents(id).await.unwrap();
-        let blocks: Indexes = holds.keys().chain(model.put.keys()).copied().collect();
+        let blocks: BlockIndexes = holds.keys().chain(model.put.keys()).copied().collect();
         assert_eq!((contents.size_gib, &contents.blocks), (model.size_gib, &blocks));
         let (reader, data) = (region.reader(id).await.unwrap(), self.f.data(&id.0));
         assert_eq!(data.metadata().unwrap().len(), model.size_gib << 30);

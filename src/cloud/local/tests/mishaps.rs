@@ -50,7 +50,7 @@ async fn an_image_that_lost_a_tag_is_rejected() {
     let (web, undo) = (spec("web-f", "f"), Undo::default());
     let lose_it = async {
         f.appears().await;
-        let lose = |region: &Locked| {
+        let lose = |region: &LockedRegion| {
             let mut image = region.tagged::<ImageRecord>(tag::NAME, "web")?.remove(0);
             image.tags.remove(tag::FINGERPRINT);
             region.write(&image, false)

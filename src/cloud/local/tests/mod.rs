@@ -99,8 +99,12 @@ fn spec(name: &str, print: &str) -> ImageSpec {
     }
 }
 
-fn key(print: Option<&str>) -> Key {
-    Key { checksum: "c".into(), fingerprint: print.map(str::to_owned), architecture: Architecture::X86_64 }
+fn key(print: Option<&str>) -> BakeKey {
+    BakeKey {
+        checksum: "c".into(),
+        fingerprint: print.map(str::to_owned),
+        architecture: Architecture::X86_64,
+    }
 }
 
 fn byte(file: &File, at: u64) -> u8 {
@@ -136,7 +140,7 @@ async fn an_imported_image_is_baked_on_and_found_again() {
     assert_eq!(f.region.find(&key(Some("f"))).await.unwrap(), Some(image.clone()));
     assert_eq!(f.region.find(&key(None)).await.unwrap(), Some(image.clone()));
     assert_eq!(f.region.find(&key(Some("g"))).await.unwrap(), None);
-    let other = Key { architecture: Architecture::Arm64, ..key(None) };
+    let other = BakeKey { architecture: Architecture::Arm64, ..key(None) };
     assert_eq!(f.region.find(&other).await.unwrap(), None);
     let (shown, documents) = f.region.image(&image.id).await.unwrap();
     assert_eq!((shown, documents["packages"].as_str()), (image.clone(), "a\t1\tall\n"));
@@ -307,7 +311,7 @@ async fn the_loser_adopts_and_pays_for_its_snapshot() {
         let run = RunId::new();
         let snapshot = f.snapshot(&base, &run).await;
         let (region, owed) = (f.region.clone(), run.clone());
-        let policy = undo::Policy {
+        let policy = undo::UndoPolicy {
             keep_on_failure: false,
             on_failure: Box::new(|_| ()),
             on_payment: Box::new(|_| ()),

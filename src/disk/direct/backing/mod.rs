@@ -6,10 +6,10 @@
 #[cfg(test)]
 mod tests;
 
-use super::block_cache::{Cached, Made, ROOM};
-use super::fault::Trouble;
+use super::block_cache::{BlockOrigin, CachedSnapshot, ROOM};
+use super::fault::FirstFault;
 use super::overlay::lock;
-use crate::cloud::block_api::{Contents, Indexes, Reader};
+use crate::cloud::block_api::{BlockIndexes, SnapshotContents, SnapshotReader};
 use crate::ids::SnapshotId;
 use crate::ids::digest_of;
 use crate::ids::{BLOCK, Digest};
@@ -30,11 +30,11 @@ const PREFETCHERS: usize = 8;
 const READ_AHEAD: u32 = 4;
 
 /// A message of the disk's server, or the answer to it: the index of a block, and 0 or an errno.
-pub type Word = (u32, i32);
+pub type BlockMessage = (u32, i32);
 /// Instead of an index: a write could not be stored.
 pub const FAILED: u32 = u32::MAX;
 
-pub fn send(to: &OwnedFd, (index, errno): Word) -> rustix::io::Result<()> {
+pub fn send(to: &OwnedFd, (index, errno): BlockMessage) -> rustix::io::Result<()> {
     let mut bytes = [0; 8];
     bytes[..4].copy_from_slice(&index.to_le_bytes());
     bytes[4..].copy_from_slice(&errno.to_le_bytes());
@@ -42,7 +42,7 @@ pub fn send(to: &OwnedFd, (index, errno): Word) -> rustix::io::Result<()> {
 }
 
 /// Receives a message. `None`: the other side has closed the socket.
-pub fn receive(from: &OwnedFd) -> Option<Word> {
+pub fn receive(from: &OwnedFd) -> Option<BlockMessage> {
     let mut bytes = [0; 8];
     loop {
         match rustix::net::recv(from, &mut bytes[..], RecvFlags::empty()) {
@@ -56,17 +56,17 @@ pub fn receive(from: &OwnedFd) -> Option<Word> {
 }
 
 /// The blocks of a base snapshot.
-pub struct Lower {
+pub struct BackingStore {
     snapshot: SnapshotId,
-    blocks: Indexes,
-    reader: Arc<dyn Reader>,
-    cached: Cached,
+    blocks: BlockIndexes,
+    reader: Arc<dyn SnapshotReader>,
+    cached: CachedSnapshot,
     /// The blocks in the order of their first use: the next bake of the family will need them, too.
     used: Mutex<(Vec<u32>, HashSet<u32>)>,
     prefetch_queue: Mutex<PrefetchQueue>,
     queue_changed: Condvar,
     /// Why a block could not be read: the file system above only gets an I/O error.
-    trouble: Trouble,
+    trouble: FirstFault,
     /// The directory of the files that are written, for messages.
     place: OnceLock<PathBuf>,
     fetched: Counter,
@@ -85,7 +85,7 @@ struct Requests {
 }
 
 impl Requests {
-    /// Answers a request, once: its read may end after [`Lower::stop`]. Without a socket there is nothing to answer.
+    /// Answers a request, once: its read may end after [`BackingStore::stop`]. Without a socket there is nothing to answer.
     fn answer(&mut self, index: u32, errno: i32) {
         if let (true, Some(socket)) = (self.blocks.remove(&index), &self.socket) {
             _ = send(socket, (index, errno));
@@ -100,8 +100,13 @@ struct PrefetchQueue {
     is_closed: bool,
 }
 
-impl Lower {
-    pub fn new(snapshot: &SnapshotId, contents: &Contents, reader: Arc<dyn Reader>, cached: Cached) -> Self {
+impl BackingStore {
+    pub fn new(
+        snapshot: &SnapshotId,
+        contents: &SnapshotContents,
+        reader: Arc<dyn SnapshotReader>,
+        cached: CachedSnapshot,
+    ) -> Self {
         Self {
             snapshot: snapshot.clone(),
             blocks: contents.blocks.clone(),
@@ -110,7 +115,7 @@ impl Lower {
             used: Mutex::default(),
             prefetch_queue: Mutex::default(),
             queue_changed: Condvar::new(),
-            trouble: Trouble::default(),
+            trouble: FirstFault::default(),
             place: OnceLock::new(),
             fetched: Track::here().counter("blocks fetched"),
             found: Track::here().counter("blocks found in the cache"),
@@ -119,15 +124,15 @@ impl Lower {
         }
     }
 
-    pub fn cached(&self) -> &Cached {
+    pub fn cached(&self) -> &CachedSnapshot {
         &self.cached
     }
 
-    pub fn blocks(&self) -> &Indexes {
+    pub fn blocks(&self) -> &BlockIndexes {
         &self.blocks
     }
 
-    pub fn trouble(&self) -> &Trouble {
+    pub fn trouble(&self) -> &FirstFault {
         &self.trouble
     }
 
@@ -148,9 +153,9 @@ impl Lower {
         };
         let (digest, made) = self.cached.make_ready(index, read, keeping).with_context(context)?;
         match made {
-            Made::Before => {}
-            Made::Found => self.found.add(1),
-            Made::Read => self.fetched.add(1),
+            BlockOrigin::Before => {}
+            BlockOrigin::Found => self.found.add(1),
+            BlockOrigin::Read => self.fetched.add(1),
         }
         Ok(digest)
     }

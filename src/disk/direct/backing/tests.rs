@@ -1,5 +1,5 @@
 use super::*;
-use crate::disk::direct::block_cache::Cache;
+use crate::disk::direct::block_cache::BlockCache;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -11,7 +11,7 @@ struct Base {
     reads: AtomicU32,
     fails: bool,
 }
-impl Reader for Base {
+impl SnapshotReader for Base {
     fn read(&self, index: u32) -> Result<(Vec<u8>, Digest)> {
         self.reads.fetch_add(1, Ordering::SeqCst);
         anyhow::ensure!(!self.fails, "the network is away");
@@ -22,19 +22,19 @@ impl Reader for Base {
 }
 
 /// For a process by itself.
-fn lower(dir: &Path, base: &Arc<Base>) -> Arc<Lower> {
-    lower_of(&Cache::new(dir, u64::MAX), base)
+fn lower(dir: &Path, base: &Arc<Base>) -> Arc<BackingStore> {
+    lower_of(&BlockCache::new(dir, u64::MAX), base)
 }
 
-fn lower_of(cache: &Cache, base: &Arc<Base>) -> Arc<Lower> {
+fn lower_of(cache: &BlockCache, base: &Arc<Base>) -> Arc<BackingStore> {
     let snapshot = SnapshotId("snap-1".into());
-    let contents = Contents { size_gib: 1, blocks: [1, 2, 3, 4, 5, 6, 9, 100].into() };
+    let contents = SnapshotContents { size_gib: 1, blocks: [1, 2, 3, 4, 5, 6, 9, 100].into() };
     let cached = cache.of(&snapshot).unwrap();
-    Arc::new(Lower::new(&snapshot, &contents, base.clone(), cached))
+    Arc::new(BackingStore::new(&snapshot, &contents, base.clone(), cached))
 }
 
 /// Requests blocks as the disk's server does.
-fn ask(lower: &Arc<Lower>, words: &[Word]) -> Vec<Word> {
+fn ask(lower: &Arc<BackingStore>, words: &[BlockMessage]) -> Vec<BlockMessage> {
     let (flags, kind) = (SocketFlags::CLOEXEC, SocketType::SEQPACKET);
     let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, kind, flags, None).unwrap();
     lower.answer(&Arc::new(theirs), Path::new("/place")).unwrap();
@@ -94,7 +94,7 @@ fn a_bit_that_flipped_in_the_cache_is_not_served() {
 fn bakes_of_one_process_read_and_verify_a_block_once() {
     use std::os::unix::fs::FileExt;
     let (dir, base) = (tempfile::tempdir().unwrap(), Arc::new(Base::default()));
-    let cache = Cache::new(dir.path(), u64::MAX);
+    let cache = BlockCache::new(dir.path(), u64::MAX);
     let reads = || base.reads.load(Ordering::SeqCst);
     let bakes: Vec<_> = (0..8).map(|_| lower_of(&cache, &base)).collect();
     std::thread::scope(|scope| bakes.iter().for_each(|bake| _ = scope.spawn(|| bake.fetch(5).unwrap())));
@@ -176,7 +176,7 @@ fn an_error_of_reading_or_storing_is_reported_once() {
 
 /// A base that does not answer.
 struct Silent;
-impl Reader for Silent {
+impl SnapshotReader for Silent {
     fn read(&self, _: u32) -> Result<(Vec<u8>, Digest)> {
         loop {
             std::thread::park();
@@ -187,9 +187,9 @@ impl Reader for Silent {
 #[test]
 fn a_stop_answers_all_requests() {
     let (dir, snapshot) = (tempfile::tempdir().unwrap(), SnapshotId("snap-1".into()));
-    let contents = Contents { size_gib: 1, blocks: [1, 2].into() };
-    let cached = Cache::new(dir.path(), u64::MAX).of(&snapshot).unwrap();
-    let lower = Arc::new(Lower::new(&snapshot, &contents, Arc::new(Silent), cached));
+    let contents = SnapshotContents { size_gib: 1, blocks: [1, 2].into() };
+    let cached = BlockCache::new(dir.path(), u64::MAX).of(&snapshot).unwrap();
+    let lower = Arc::new(BackingStore::new(&snapshot, &contents, Arc::new(Silent), cached));
     let stopped = lower.clone();
     let waits = move || !lock(&stopped.requests).blocks.is_empty();
     let stopper = {

@@ -11,7 +11,7 @@ mod tests;
 
 use super::fault::full;
 use super::overlay::lock;
-use crate::cloud::block_api::{Contents, Indexes};
+use crate::cloud::block_api::{BlockIndexes, SnapshotContents};
 use crate::error::{Kind, hint_of};
 use crate::ids::SnapshotId;
 use crate::ids::{BLOCK, Digest, digest_of};
@@ -59,7 +59,7 @@ type SharedStates = Arc<Mutex<HashMap<(u64, u64), Weak<SharedState>>>>;
 
 /// The block cache: a directory with a size limit.
 #[derive(Debug, Clone)]
-pub struct Cache {
+pub struct BlockCache {
     shared_states: SharedStates,
     dir: PathBuf,
     /// In bytes. Snapshots in use are never evicted, so the cache may be larger.
@@ -70,7 +70,7 @@ pub struct Cache {
 
 /// The cached blocks of one snapshot. They are not evicted as long as this value exists.
 #[derive(Debug)]
-pub struct Cached {
+pub struct CachedSnapshot {
     // Dropped first: once the lock is released, the data may be evicted, and no other bake may join in.
     shared_state: Arc<SharedState>,
     dir: PathBuf,
@@ -87,7 +87,7 @@ fn used_file(family: &str) -> String {
     format!("{USED_PREFIX}{digits}")
 }
 
-impl Cache {
+impl BlockCache {
     pub fn new(dir: &Path, limit: u64) -> Self {
         Self {
             shared_states: SharedStates::default(),
@@ -112,7 +112,7 @@ impl Cache {
     }
 
     /// Opens the cache of a snapshot. Makes room first by evicting the least recently used snapshots.
-    pub fn of(&self, snapshot: &SnapshotId) -> Result<Cached> {
+    pub fn of(&self, snapshot: &SnapshotId) -> Result<CachedSnapshot> {
         let dir = self.dir.join(&snapshot.0);
         let context = || format!("opening the cache of blocks in {}", dir.display());
         let failed = |error| cache_error(error, &context());
@@ -136,7 +136,7 @@ impl Cache {
             digests.set_modified(SystemTime::now()).map_err(failed)?;
             let shared_state = self.shared_state(&data).map_err(failed)?;
             self.trim()?;
-            return Ok(Cached { shared_state, dir, data, digests });
+            return Ok(CachedSnapshot { shared_state, dir, data, digests });
         }
         Err(Kind::Machine.error(format!("{}: other processes evict it repeatedly", context())))
     }
@@ -209,7 +209,7 @@ fn none_if_missing<T>(result: io::Result<T>) -> io::Result<Option<T>> {
 
 /// How a block became ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Made {
+pub enum BlockOrigin {
     /// It was ready before.
     Before,
     /// It was found in the cache.
@@ -231,7 +231,7 @@ fn cache_error(error: io::Error, doing: &str) -> anyhow::Error {
     }
 }
 
-impl Cached {
+impl CachedSnapshot {
     /// The directory, for messages.
     pub fn dir(&self) -> &Path {
         &self.dir
@@ -243,15 +243,15 @@ impl Cached {
     }
 
     /// The blocks that the snapshot has, if that is cached.
-    pub fn contents(&self) -> Option<Contents> {
+    pub fn contents(&self) -> Option<SnapshotContents> {
         let bytes = self.read_with_digest(CONTENTS)?;
         let (size, blocks) = bytes.split_first_chunk()?;
-        let blocks = Indexes::deserialize_from(blocks).ok()?;
-        Some(Contents { size_gib: u64::from_le_bytes(*size), blocks })
+        let blocks = BlockIndexes::deserialize_from(blocks).ok()?;
+        Some(SnapshotContents { size_gib: u64::from_le_bytes(*size), blocks })
     }
 
     /// Caches the blocks that the snapshot has: a snapshot never changes.
-    pub fn keep_contents(&self, contents: &Contents) -> Result<()> {
+    pub fn keep_contents(&self, contents: &SnapshotContents) -> Result<()> {
         let mut bytes = contents.size_gib.to_le_bytes().to_vec();
         contents.blocks.serialize_into(&mut bytes).context("serializing the block indexes")?;
         self.write_with_digest(CONTENTS, bytes)
@@ -315,20 +315,20 @@ impl Cached {
         index: u32,
         read: impl FnOnce() -> Result<(Vec<u8>, Digest)>,
         keeping: impl FnOnce(io::Error) -> anyhow::Error,
-    ) -> Result<(Digest, Made)> {
+    ) -> Result<(Digest, BlockOrigin)> {
         if let Some(digest) = self.ready(index) {
-            return Ok((digest, Made::Before));
+            return Ok((digest, BlockOrigin::Before));
         }
         let _turn = lock(&self.shared_state.locks[index as usize % LOCKS]);
         if let Some(digest) = self.ready(index) {
-            return Ok((digest, Made::Before));
+            return Ok((digest, BlockOrigin::Before));
         }
         let made = match self.verified(index) {
-            Some(digest) => (digest, Made::Found),
+            Some(digest) => (digest, BlockOrigin::Found),
             None => {
                 let (data, digest) = read()?;
                 self.put(index, &data, &digest).map_err(keeping)?;
-                (digest, Made::Read)
+                (digest, BlockOrigin::Read)
             }
         };
         lock(&self.shared_state.ready).insert(index, made.0);
@@ -347,7 +347,7 @@ impl Cached {
     pub fn ensure_kept(&self) -> Result<()> {
         let result = super::fault::ensure_kept(&self.data);
         if result.is_err() {
-            // Another `Cached` does not get errors from before it was opened.
+            // Another `CachedSnapshot` does not get errors from before it was opened.
             lock(&self.shared_state.ready).clear();
         }
         result.map_err(|error| cache_error(error, &format!("caching blocks in {}", self.dir.display())))

@@ -7,7 +7,7 @@ fn snapshot(n: u32) -> SnapshotId {
 #[test]
 fn blocks_are_cached_and_changed_ones_are_not_used() {
     let dir = tempfile::tempdir().unwrap();
-    let cache = Cache::new(dir.path(), u64::MAX);
+    let cache = BlockCache::new(dir.path(), u64::MAX);
     let data = vec![7; BLOCK];
     cache.of(&snapshot(1)).unwrap().put(3, &data, &digest_of(&data)).unwrap();
     let cached = cache.of(&snapshot(1)).unwrap();
@@ -27,10 +27,10 @@ fn blocks_are_cached_and_changed_ones_are_not_used() {
 #[test]
 fn indexes_and_used_blocks_are_cached_and_damaged_files_ignored() {
     let dir = tempfile::tempdir().unwrap();
-    let cache = Cache::new(dir.path(), u64::MAX);
+    let cache = BlockCache::new(dir.path(), u64::MAX);
     let cached = cache.of(&snapshot(1)).unwrap();
     assert_eq!((cached.contents(), cached.used("web")), (None, vec![]));
-    let contents = Contents { size_gib: 8, blocks: [0, 7, 16383].into() };
+    let contents = SnapshotContents { size_gib: 8, blocks: [0, 7, 16383].into() };
     cached.keep_contents(&contents).unwrap();
     cached.keep_used("../web", &[7, 0]).unwrap();
     assert_eq!(cache.of(&snapshot(1)).unwrap().contents(), Some(contents));
@@ -45,7 +45,7 @@ fn indexes_and_used_blocks_are_cached_and_damaged_files_ignored() {
         fs::write(&path, &bytes).unwrap();
     }
     // A snapshot of 16 TiB, completely written.
-    let all = Contents { size_gib: 16 << 10, blocks: (0..1 << 25).collect() };
+    let all = SnapshotContents { size_gib: 16 << 10, blocks: (0..1 << 25).collect() };
     cached.keep_contents(&all).unwrap();
     assert!(cached.dir.join(CONTENTS).metadata().unwrap().len() < 8 << 20);
     assert_eq!(cached.contents(), Some(all));
@@ -58,7 +58,7 @@ fn the_least_recently_used_is_evicted_and_snapshots_in_use_are_not() {
     let dir = tempfile::tempdir().unwrap();
     let data = vec![7; BLOCK];
     // There is room for two and a half.
-    let cache = Cache::new(dir.path(), BLOCK as u64 * 5 / 2);
+    let cache = BlockCache::new(dir.path(), BLOCK as u64 * 5 / 2);
     let there = || {
         let names = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
         let mut names: Vec<_> =
@@ -69,7 +69,7 @@ fn the_least_recently_used_is_evicted_and_snapshots_in_use_are_not() {
     let used = |n: u32, ago: u64| {
         let cached = cache.of(&snapshot(n)).unwrap();
         cached.put(0, &data, &digest_of(&data)).unwrap();
-        cached.keep_contents(&Contents { size_gib: 1, blocks: [0].into() }).unwrap();
+        cached.keep_contents(&SnapshotContents { size_gib: 1, blocks: [0].into() }).unwrap();
         cached.digests.set_modified(SystemTime::now() - std::time::Duration::from_secs(ago)).unwrap();
         cached
     };
@@ -90,8 +90,8 @@ fn the_least_recently_used_is_evicted_and_snapshots_in_use_are_not() {
 fn on_a_full_disk_unused_snapshots_are_evicted() {
     let dir = tempfile::tempdir().unwrap();
     let data = vec![7; BLOCK];
-    let mut cache = Cache::new(dir.path(), u64::MAX);
-    let put = |cache: &Cache, n| {
+    let mut cache = BlockCache::new(dir.path(), u64::MAX);
+    let put = |cache: &BlockCache, n| {
         let cached = cache.of(&snapshot(n)).unwrap();
         cached.put(0, &data, &digest_of(&data)).unwrap();
         cached
@@ -114,7 +114,7 @@ fn on_a_full_disk_unused_snapshots_are_evicted() {
 #[test]
 fn concurrent_eviction_and_opening_do_not_interfere() {
     let dir = tempfile::tempdir().unwrap();
-    let cache = Cache::new(dir.path(), 0);
+    let cache = BlockCache::new(dir.path(), 0);
     let data = vec![7; BLOCK];
     std::thread::scope(|scope| {
         for n in 0..4 {
@@ -137,9 +137,9 @@ fn concurrent_eviction_and_opening_do_not_interfere() {
 fn leftovers_of_an_interrupted_eviction_are_counted() {
     let dir = tempfile::tempdir().unwrap();
     let data = vec![7; BLOCK];
-    let cached = Cache::new(dir.path(), u64::MAX).of(&snapshot(1)).unwrap();
+    let cached = BlockCache::new(dir.path(), u64::MAX).of(&snapshot(1)).unwrap();
     cached.put(0, &data, &digest_of(&data)).unwrap();
-    cached.keep_contents(&Contents { size_gib: 1, blocks: [0].into() }).unwrap();
+    cached.keep_contents(&SnapshotContents { size_gib: 1, blocks: [0].into() }).unwrap();
     let place = cached.dir.clone();
     drop(cached);
     // The files that were to be removed are there as long as the lock's file is.
@@ -156,7 +156,7 @@ fn leftovers_of_an_interrupted_eviction_are_counted() {
 #[test]
 fn an_unusable_cache_is_a_machine_failure_with_a_hint() {
     let dir = tempfile::tempdir().unwrap();
-    let cache = Cache::new(dir.path(), u64::MAX);
+    let cache = BlockCache::new(dir.path(), u64::MAX);
     let place = dir.path().join(snapshot(1).0);
     fs::create_dir_all(place.join(DATA)).unwrap();
     let ensure_told = |error: anyhow::Error| {
@@ -169,7 +169,7 @@ fn an_unusable_cache_is_a_machine_failure_with_a_hint() {
     fs::remove_dir(place.join(DATA)).unwrap();
     let cached = cache.of(&snapshot(1)).unwrap();
     fs::create_dir(place.join(CONTENTS)).unwrap();
-    let contents = Contents { size_gib: 1, blocks: [0].into() };
+    let contents = SnapshotContents { size_gib: 1, blocks: [0].into() };
     assert_eq!(cached.contents(), None);
     ensure_told(cached.keep_contents(&contents).unwrap_err());
 }

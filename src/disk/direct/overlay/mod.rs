@@ -7,8 +7,8 @@
 #[cfg(test)]
 mod tests;
 
-use super::block_map::{BASE, Marks, WRITTEN, WRITTEN_BASE, ZEROS};
-use super::fuse_fs::Content;
+use super::block_map::{BASE, BlockMap, WRITTEN, WRITTEN_BASE, ZEROS};
+use super::fuse_fs::DiskContent;
 use crate::ids::BLOCK;
 use rustix::fs::FallocateFlags;
 use std::fs::File;
@@ -20,7 +20,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 const LOCKS: usize = 64;
 
 /// The blocks of a base.
-pub trait Below: Send + Sync + 'static {
+pub trait BaseBlocks: Send + Sync + 'static {
     /// Reads bytes of one of the base's blocks, wherever it is.
     fn read(&self, index: u32, at: usize, buffer: &mut [u8]) -> io::Result<()>;
     /// Reports that a write could not be stored: the file system above only gets an I/O error.
@@ -33,7 +33,7 @@ pub struct Overlay<B> {
     below: B,
     /// A sparse file that contains every block that is marked as written, completely.
     upper: File,
-    marks: Marks,
+    marks: BlockMap,
     locks: [Mutex<()>; LOCKS],
 }
 
@@ -45,9 +45,9 @@ fn offset_of(index: u32, within: usize) -> u64 {
     u64::from(index) * BLOCK as u64 + within as u64
 }
 
-impl<B: Below> Overlay<B> {
+impl<B: BaseBlocks> Overlay<B> {
     /// `upper` is a sparse file as large as the disk that `marks` belongs to.
-    pub fn new(below: B, upper: File, marks: Marks) -> Self {
+    pub fn new(below: B, upper: File, marks: BlockMap) -> Self {
         let size = offset_of(marks.blocks(), 0);
         Self { size, below, upper, marks, locks: std::array::from_fn(|_| Mutex::default()) }
     }
@@ -130,7 +130,7 @@ impl<B: Below> Overlay<B> {
     }
 }
 
-impl<B: Below> Content for Overlay<B> {
+impl<B: BaseBlocks> DiskContent for Overlay<B> {
     fn size(&self) -> u64 {
         self.size
     }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::cloud::block_api::Contents;
+use crate::cloud::block_api::SnapshotContents;
 use crate::device::Trim;
 use crate::disk::direct::block_map;
 use crate::disk::direct::block_map::TrimmingByte;
@@ -12,7 +12,7 @@ struct Base {
     fails: bool,
     failed: Mutex<Vec<Option<i32>>>,
 }
-impl Below for std::sync::Arc<Base> {
+impl BaseBlocks for std::sync::Arc<Base> {
     fn read(&self, index: u32, _: usize, buffer: &mut [u8]) -> io::Result<()> {
         self.reads.fetch_add(1, Ordering::SeqCst);
         if self.fails {
@@ -44,11 +44,11 @@ impl Ground {
     fn of(base: Base) -> Self {
         let (upper, marks) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
         upper.set_len(offset_of(BLOCKS, 0)).unwrap();
-        let contents = Contents { size_gib: 1, blocks: [1, 3, 5].into() };
+        let contents = SnapshotContents { size_gib: 1, blocks: [1, 3, 5].into() };
         block_map::begin(&marks, BLOCKS, &contents).unwrap();
         let base = std::sync::Arc::new(base);
         let clone = |file: &File| file.try_clone().unwrap();
-        let overlay = Overlay::new(base.clone(), clone(&upper), Marks::open(clone(&marks)).unwrap());
+        let overlay = Overlay::new(base.clone(), clone(&upper), BlockMap::open(clone(&marks)).unwrap());
         Self { base, overlay, upper, marks }
     }
 

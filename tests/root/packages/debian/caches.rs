@@ -2,7 +2,7 @@
 
 use super::super::archive::{Archive, Key, SILENCE, sha256};
 use super::{MAIN, lab, never_again, package, repository};
-use oven::provision::package_cache::{LIMIT, Store};
+use oven::provision::package_cache::{CacheStore, LIMIT};
 use oven_testing::programs::own_test;
 use oven_testing::{PackageLab, pause};
 use std::fs;
@@ -335,7 +335,7 @@ fn a_bake_that_is_killed_while_it_downloads_leaves_what_was_kept() {
     if let Some(told) = std::env::var_os("OVEN_TEST_KILLED") {
         let told = PathBuf::from(told);
         let mut lab = lab();
-        lab.store = Store::new(&told.join("state/packages"), LIMIT);
+        lab.store = CacheStore::new(&told.join("state/packages"), LIMIT);
         for name in ["image.toml", "keys/tools.asc"] {
             fs::copy(told.join("web").join(name), lab.path("web").join(name)).unwrap();
         }

@@ -1,7 +1,7 @@
 //! What the cache of a machine that bakes by EBS direct holds of a base, and what is read of it again.
 
 use crate::Ec2World;
-use oven::disk::direct::block_cache::{Cache, Cached};
+use oven::disk::direct::block_cache::{BlockCache, CachedSnapshot};
 use oven::ids::SnapshotId;
 use std::collections::BTreeSet;
 
@@ -19,8 +19,8 @@ fn snapshot(world: &Ec2World, image: &str) -> SnapshotId {
 }
 
 /// What this machine's cache knows of an image's snapshot.
-fn cached(world: &Ec2World, image: &str) -> Cached {
-    let cache = Cache::new(&world.local.path("state/blocks"), u64::MAX);
+fn cached(world: &Ec2World, image: &str) -> CachedSnapshot {
+    let cache = BlockCache::new(&world.local.path("state/blocks"), u64::MAX);
     cache.of(&snapshot(world, image)).unwrap()
 }
 

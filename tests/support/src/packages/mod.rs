@@ -8,8 +8,8 @@ pub mod rpm_packages;
 
 use anyhow::Error;
 use oven::bake::{provision, seal};
-use oven::provision::command::Runner;
-use oven::provision::context::{Place, Work};
+use oven::provision::command::CommandRunner;
+use oven::provision::context::{MountedImage, ProvisionContext};
 use std::collections::BTreeMap;
 
 /// How a bake in a lab ended.
@@ -53,10 +53,10 @@ impl LabBake {
 
 /// What a bake does with a mounted root: it provisions and seals it. Answers with the plan's facts.
 pub async fn provision_and_seal(
-    place: &Place<'_>,
-    work: &Work<'_>,
+    place: &MountedImage<'_>,
+    work: &ProvisionContext<'_>,
 ) -> Result<BTreeMap<String, String>, Error> {
-    let runner = Runner::new(place, work).map_err(|error| work.explain(error))?;
+    let runner = CommandRunner::new(place, work).map_err(|error| work.explain(error))?;
     let mut baseline = seal::baseline(&runner)?;
     let facts = provision::packages_and_scripts(&runner, &mut baseline).await?;
     seal::image(&runner, baseline).await?;

@@ -2,7 +2,7 @@
 
 use crate::disk::unmount::unmount;
 use crate::ring;
-use oven::image::tree::Inside;
+use oven::image::tree::ImageTree;
 use oven::sandbox::private_mounts;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -55,7 +55,7 @@ impl Overlay {
     pub fn renew(&self) {
         unmount(&self.path("image"));
         for dir in ["upper", "work"] {
-            Inside::open_dir(&self.path("changes")).unwrap().remove_tree_content(dir, &|_| false).unwrap();
+            ImageTree::open_dir(&self.path("changes")).unwrap().remove_tree_content(dir, &|_| false).unwrap();
         }
         self.mount_image();
     }

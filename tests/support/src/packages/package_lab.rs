@@ -9,11 +9,11 @@ use oven::config::project::NetworkSettings;
 use oven::definition::{Definition, Given};
 use oven::ids::Architecture;
 
-use oven::image::tree::Inside;
-use oven::provision::context::Place;
-use oven::provision::context::{Guard, Work};
+use oven::image::tree::ImageTree;
+use oven::provision::context::MountedImage;
+use oven::provision::context::{EgressGuard, ProvisionContext};
 use oven::provision::package_cache;
-use oven::provision::package_cache::{Kept, Store};
+use oven::provision::package_cache::{CacheStore, PackageCache};
 use oven::report::{Level, Report, Style};
 
 use oven_debian::Debian;
@@ -61,7 +61,7 @@ pub struct PackageLab {
     /// What the image's base is called.
     pub base: String,
     /// Where downloads are kept.
-    pub store: Store,
+    pub store: CacheStore,
     /// What secrets are taken from.
     pub environment: BTreeMap<String, String>,
 }
@@ -86,7 +86,7 @@ impl PackageLab {
         let overlay = Overlay::new(base(), options, "");
         fs::create_dir(overlay.path("host")).unwrap();
         fs::write(overlay.path("host/canary"), "host").unwrap();
-        let store = Store::new(&overlay.path("state").join(package_cache::DIR), package_cache::LIMIT);
+        let store = CacheStore::new(&overlay.path("state").join(package_cache::DIR), package_cache::LIMIT);
         Self {
             overlay,
             network: NetworkSettings::default(),
@@ -143,7 +143,7 @@ impl PackageLab {
         let image = Definition::load_with(&self.path("web"), &self.given).unwrap();
         let secrets =
             secrets::from_environment(&image, |name| self.environment.get(name).map(Into::into)).unwrap();
-        let inside = Inside::open_dir(&self.path("image")).unwrap();
+        let inside = ImageTree::open_dir(&self.path("image")).unwrap();
         let report = Report::new(Style::Silent, Level::Verbose);
         let log = self.path("log");
         report.hide(&secrets);
@@ -167,14 +167,14 @@ impl PackageLab {
             }
         };
         change(&mut plan);
-        let place = Place { root: &self.path("image"), inside: &inside, nodes: &[], unmounted: &[] };
-        let kept = Kept { store: self.store.clone(), base: self.base.clone() };
-        let work = Work {
+        let place = MountedImage { root: &self.path("image"), inside: &inside, nodes: &[], unmounted: &[] };
+        let kept = PackageCache { store: self.store.clone(), base: self.base.clone() };
+        let work = ProvisionContext {
             image: &image,
             plan: &plan,
             network: &self.network,
             secrets: &secrets,
-            guard: Guard::Wanted,
+            guard: EgressGuard::Wanted,
             helper: &oven(),
             kept: Some(&kept),
             report: &report,

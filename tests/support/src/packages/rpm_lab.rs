@@ -16,11 +16,11 @@ use oven::definition::Definition;
 use oven::distros;
 use oven::ids::Architecture;
 
-use oven::image::tree::Inside;
-use oven::provision::context::Place;
-use oven::provision::context::{Guard, Work};
+use oven::image::tree::ImageTree;
+use oven::provision::context::MountedImage;
+use oven::provision::context::{EgressGuard, ProvisionContext};
 use oven::provision::package_cache;
-use oven::provision::package_cache::{Kept, Store};
+use oven::provision::package_cache::{CacheStore, PackageCache};
 use oven::report::{Level, Report, Style};
 
 use oven::secrets::Secrets;
@@ -210,7 +210,7 @@ impl RpmLab {
 
     pub fn plan(&self) -> Result<Plan, anyhow::Error> {
         let image = Definition::load(&self.path("web"))?;
-        let inside = Inside::open_dir(&self.path("image"))?;
+        let inside = ImageTree::open_dir(&self.path("image"))?;
         let os_release = OsRelease::parse(&self.read("usr/lib/os-release"));
         let distro = self.system.plugin();
         let mut job =
@@ -227,19 +227,19 @@ impl RpmLab {
             Err(error) => return LabBake { result: Err(error), log: String::new() },
         };
         let image = Definition::load(&self.path("web")).unwrap();
-        let inside = Inside::open_dir(&self.path("image")).unwrap();
+        let inside = ImageTree::open_dir(&self.path("image")).unwrap();
         let report = Report::new(Style::Silent, Level::Verbose);
         let log = self.path("log");
         report.log_to(&log, "a test");
-        let place = Place { root: &self.path("image"), inside: &inside, nodes: &[], unmounted: &[] };
-        let store = Store::new(&self.path("state").join(package_cache::DIR), package_cache::LIMIT);
-        let kept = Kept { store, base: "snap-1".into() };
-        let work = Work {
+        let place = MountedImage { root: &self.path("image"), inside: &inside, nodes: &[], unmounted: &[] };
+        let store = CacheStore::new(&self.path("state").join(package_cache::DIR), package_cache::LIMIT);
+        let kept = PackageCache { store, base: "snap-1".into() };
+        let work = ProvisionContext {
             image: &image,
             plan: &plan,
             network: &NetworkSettings::default(),
             secrets: &Secrets::default(),
-            guard: Guard::Wanted,
+            guard: EgressGuard::Wanted,
             helper: &oven(),
             kept: Some(&kept),
             report: &report,

@@ -7,7 +7,7 @@ use super::{
 use crate::actions::Ctx;
 use crate::refusal::Result;
 use crate::world::now;
-use oven::cloud::block_api::Blocks as _;
+use oven::cloud::block_api::BlockApi as _;
 use oven::ids::{BLOCK, Digest};
 use std::sync::Arc;
 

@@ -4,19 +4,19 @@ use super::of_region;
 use crate::actions::Ctx;
 use crate::refusal::Result;
 use oven::cloud::block_api;
-use oven::cloud::block_api::{Blocks as _, Reader};
+use oven::cloud::block_api::{BlockApi as _, SnapshotReader};
 use oven::ids::SnapshotId;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-type Indexes = Rc<block_api::Indexes>;
+type Indexes = Rc<block_api::BlockIndexes>;
 
 #[derive(Default)]
 pub struct Known {
     blocks: RefCell<BTreeMap<String, Indexes>>,
-    readers: RefCell<BTreeMap<String, Arc<dyn Reader>>>,
+    readers: RefCell<BTreeMap<String, Arc<dyn SnapshotReader>>>,
     /// Between two snapshots.
     changed: RefCell<BTreeMap<(String, String), Indexes>>,
 }
@@ -39,7 +39,7 @@ pub async fn blocks(ctx: &Ctx, id: &SnapshotId) -> Result<Indexes> {
     Ok(found)
 }
 
-pub async fn reader(ctx: &Ctx, id: &SnapshotId) -> Result<Arc<dyn Reader>> {
+pub async fn reader(ctx: &Ctx, id: &SnapshotId) -> Result<Arc<dyn SnapshotReader>> {
     if let Some(known) = ctx.known.readers.borrow().get(&id.0) {
         return Ok(known.clone());
     }

@@ -6,7 +6,7 @@ use crate::actions::Ctx;
 use crate::options::Direct;
 use crate::refusal::Result;
 use crate::world::{Time, World, now};
-use oven::cloud::block_api::Indexes;
+use oven::cloud::block_api::BlockIndexes;
 use oven::ids::BLOCK;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -40,7 +40,7 @@ impl Page {
     }
 
     /// The blocks on this page, and the token of the next one.
-    fn cut(&self, all: &Indexes, direct: &Direct) -> (Vec<u32>, Option<String>) {
+    fn cut(&self, all: &BlockIndexes, direct: &Direct) -> (Vec<u32>, Option<String>) {
         let empty = direct.empty_pages > 0 && self.number.is_multiple_of(direct.empty_pages + 1);
         let most = if empty { 0 } else { self.most };
         let mut rest = all.range(self.start..);

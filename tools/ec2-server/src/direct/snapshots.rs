@@ -9,7 +9,7 @@ use crate::iam::{Target, permitted};
 use crate::refusal::{Refusal, Result, refuse};
 use crate::state::State;
 use crate::world::{NEVER, Snapshot, Tags, Time, Token, Written, now};
-use oven::cloud::block_api::{Blocks as _, NewSnapshot};
+use oven::cloud::block_api::{BlockApi as _, NewSnapshot};
 use oven::ids::{BLOCK, Digest};
 use oven::ids::{RunId, SnapshotId};
 use serde_json::{Value, json};

@@ -4,7 +4,7 @@ mod wire;
 mod world;
 
 use super::Ebs;
-use crate::cloud::aws::ec2::{Ec2, Options, Pace};
+use crate::cloud::aws::ec2::{Ec2, Ec2Options, Timeouts};
 use crate::ids::BLOCK;
 use crate::ids::SnapshotId;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
@@ -145,15 +145,15 @@ pub async fn ebs(dir: &Path, script: impl FnMut(&Request, usize) -> Reply + Send
         .endpoint_url(endpoint)
         .credentials_provider(SharedCredentialsProvider::new(keys))
         .build();
-    let fast = Pace::default().faster(200, Duration::from_secs(2));
-    let options = Options {
+    let fast = Timeouts::default().faster(200, Duration::from_secs(2));
+    let options = Ec2Options {
         region: None,
         instance_id: None,
         zone: None,
         documents: dir.to_owned(),
         devices: Rc::new(|_| Ok(None)),
         // If the first call is lost, the second has to come in time, however busy the machine is.
-        pace: Pace { unreachable: Duration::from_secs(3), ..fast },
+        pace: Timeouts { unreachable: Duration::from_secs(3), ..fast },
     };
     let ec2 = Ec2::with_shared(shared.clone(), options);
     (Ebs::with_config(ec2, aws_sdk_ebs::config::Config::new(&shared)), fake)

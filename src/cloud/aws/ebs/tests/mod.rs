@@ -5,7 +5,7 @@ mod writing;
 
 use super::fake::{Fake, Reply, ebs, refuse};
 use super::*;
-use crate::cloud::block_api::{Expired, Indexes};
+use crate::cloud::block_api::{BlockIndexes, SnapshotExpired};
 use crate::cloud::{Tags, tag};
 use crate::error::Kind;
 use crate::ids::BLOCK;
@@ -42,7 +42,7 @@ async fn reads(ebs: &Ebs, id: &SnapshotId, blocks: &[(u32, u8)]) {
     }
 }
 
-fn indexes(blocks: &[(u32, u8)]) -> Indexes {
+fn indexes(blocks: &[(u32, u8)]) -> BlockIndexes {
     blocks.iter().map(|(index, _)| *index).collect()
 }
 
@@ -54,7 +54,7 @@ async fn contents_are_listed_in_pages_some_of_them_empty() {
         let base = fake.add(BASE, &APART, "self");
         fake.with(|world| (world.page, world.empty) = (page, empty));
         let contents = ebs.contents(&base).await.unwrap();
-        assert_eq!(contents, Contents { size_gib: 8, blocks: indexes(&APART) });
+        assert_eq!(contents, SnapshotContents { size_gib: 8, blocks: indexes(&APART) });
         let listed = fake.count("ListSnapshotBlocks");
         reads(&ebs, &base, &APART).await;
         // The tokens were cached.

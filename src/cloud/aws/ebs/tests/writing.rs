@@ -31,7 +31,7 @@ async fn whole(ebs: &Ebs) -> Result<SnapshotId> {
 }
 
 fn is_expired(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<Expired>().is_some()
+    error.downcast_ref::<SnapshotExpired>().is_some()
 }
 
 #[tokio::test]

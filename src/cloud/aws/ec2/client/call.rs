@@ -2,7 +2,7 @@
 //! does not retry.
 
 use super::connection::{ahead, clock_is_off};
-use super::errors::{Action, Class, class_of, hint_of};
+use super::errors::{Action, ErrorClass, class_of, hint_of};
 use crate::cloud::aws::ec2::Ec2;
 use crate::error::Kind;
 use crate::trace::{Lane, Track};
@@ -18,17 +18,17 @@ use tokio::time::{Instant, sleep};
 
 /// An error of a call.
 #[derive(Debug, Clone)]
-pub struct Refused {
+pub struct ApiError {
     pub action: &'static str,
-    pub class: Class,
+    pub class: ErrorClass,
     /// For how long it was retried.
     tried: Duration,
-    answer: Box<Answer>,
+    answer: Box<ApiErrorDetails>,
 }
 
 /// What EC2 answered, or what happened instead of an answer.
 #[derive(Debug, Clone)]
-pub struct Answer {
+pub struct ApiErrorDetails {
     /// What the call was about: ids, names.
     what: String,
     pub code: Option<String>,
@@ -40,14 +40,14 @@ pub struct Answer {
     /// By how many seconds EC2's clock is ahead of ours.
     ahead: Option<i64>,
 }
-impl Deref for Refused {
-    type Target = Answer;
-    fn deref(&self) -> &Answer {
+impl Deref for ApiError {
+    type Target = ApiErrorDetails;
+    fn deref(&self) -> &ApiErrorDetails {
         &self.answer
     }
 }
 
-impl Refused {
+impl ApiError {
     pub fn of<E>(action: &Action, what: &str, error: SdkError<E>) -> Self
     where
         E: ProvideErrorMetadata + std::error::Error + 'static,
@@ -75,23 +75,25 @@ impl Refused {
         let reason = error.raw_response().and_then(|answer| reason(answer.body().bytes()?));
         let class = match &error {
             // Only without any answer: EC2's own errors mention credentials and identities, too.
-            _ if status.is_none() && has_no_credentials(&error) => Class::Expired,
+            _ if status.is_none() && has_no_credentials(&error) => ErrorClass::Expired,
             // Not sent: a parameter is wrong.
-            SdkError::ConstructionFailure(_) => Class::Terminal,
-            SdkError::DispatchFailure(failure) if failure.is_user() => Class::Terminal,
+            SdkError::ConstructionFailure(_) => ErrorClass::Terminal,
+            SdkError::DispatchFailure(failure) if failure.is_user() => ErrorClass::Terminal,
             _ => {
                 let full_message = reason.as_ref().map(|reason| format!("{message} {reason}"));
                 class_of(action.name, code.as_deref(), full_message.as_ref().unwrap_or(&message), status)
             }
         };
-        let answer = Box::new(Answer { what: what.to_owned(), code, message, reason, request, ahead });
+        let answer =
+            Box::new(ApiErrorDetails { what: what.to_owned(), code, message, reason, request, ahead });
         Self { action: action.name, class, tried: Duration::ZERO, answer }
     }
 
     /// An error of an answer that began well and was incomplete or invalid.
-    pub fn broken(action: &Action, what: &str, message: String, class: Class) -> Self {
+    pub fn broken(action: &Action, what: &str, message: String, class: ErrorClass) -> Self {
         let (what, request) = (what.to_owned(), None);
-        let answer = Box::new(Answer { what, code: None, message, reason: None, request, ahead: None });
+        let answer =
+            Box::new(ApiErrorDetails { what, code: None, message, reason: None, request, ahead: None });
         Self { action: action.name, class, tried: Duration::ZERO, answer }
     }
 
@@ -111,11 +113,11 @@ impl Refused {
 
     fn hint(&self) -> Option<String> {
         let Some(code) = &self.code else {
-            if self.class == Class::Expired {
+            if self.class == ErrorClass::Expired {
                 let hint = "Give the instance a role, or set AWS_PROFILE or AWS_ACCESS_KEY_ID: see `aws sts get-caller-identity`.";
                 return Some(hint.to_owned());
             }
-            return (self.class == Class::Lost)
+            return (self.class == ErrorClass::Lost)
                 .then(|| "Check the network, and the endpoint (--region, AWS_ENDPOINT_URL).".to_owned());
         };
         let clock = matches!(code.as_str(), "RequestExpired" | "AuthFailure" | "SignatureDoesNotMatch");
@@ -168,7 +170,7 @@ fn has_no_credentials<E: std::error::Error + 'static>(error: &SdkError<E>) -> bo
     false
 }
 
-impl fmt::Display for Refused {
+impl fmt::Display for ApiError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.action)?;
         if !self.what.is_empty() {
@@ -192,8 +194,8 @@ impl fmt::Display for Refused {
     }
 }
 
-impl From<Refused> for Error {
-    fn from(refused: Refused) -> Self {
+impl From<ApiError> for Error {
+    fn from(refused: ApiError) -> Self {
         let failure = Kind::Cloud.failure(&refused);
         match refused.hint() {
             Some(hint) => failure.hint(hint).into(),
@@ -218,13 +220,13 @@ impl Ec2 {
         action: &'static Action,
         what: &str,
         mut send: impl FnMut(&Client) -> F,
-    ) -> Result<T, Refused>
+    ) -> Result<T, ApiError>
     where
         F: Future<Output = Result<T, SdkError<E>>>,
         E: ProvideErrorMetadata + std::error::Error + 'static,
     {
         self.repeat(action, what, async || {
-            send(&self.client()).await.map_err(|e| Refused::of(action, what, e))
+            send(&self.client()).await.map_err(|e| ApiError::of(action, what, e))
         })
         .await
     }
@@ -234,8 +236,8 @@ impl Ec2 {
         &self,
         action: &'static Action,
         what: &str,
-        mut send: impl AsyncFnMut() -> Result<T, Refused>,
-    ) -> Result<T, Refused> {
+        mut send: impl AsyncFnMut() -> Result<T, ApiError>,
+    ) -> Result<T, ApiError> {
         let (start, pace) = (Instant::now(), self.pace());
         let mut tries = 0u32;
         let mut span = Track::here().span(Lane::Ec2, action.name);
@@ -254,28 +256,28 @@ impl Ec2 {
             span.tell("refused", refused.code.as_deref().unwrap_or("no answer"));
             let mut pause = jitter(pace.backoff.saturating_mul(1 << tries.min(16)).min(pace.backoff_longest));
             let patience = match refused.class {
-                Class::Throttled => pace.throttled,
-                Class::Paced => {
+                ErrorClass::Throttled => pace.throttled,
+                ErrorClass::Paced => {
                     pause += pace.rate;
                     pace.paced
                 }
                 // Credentials that never were there will not come. An instance's come from its metadata service, for
                 // which the SDK waits one second, and does not retry: a busy machine's answer takes longer.
-                Class::Expired
+                ErrorClass::Expired
                     if tries < 3 && (self.has_answered() || self.0.options.instance_id.is_some()) =>
                 {
                     self.renew();
                     pace.throttled
                 }
-                Class::Lost if action.twice && self.has_answered() => pace.outage,
-                Class::Lost if action.twice => pace.unreachable,
+                ErrorClass::Lost if action.twice && self.has_answered() => pace.outage,
+                ErrorClass::Lost if action.twice => pace.unreachable,
                 // A dry run names nothing: then there is nothing to wait for.
-                Class::NotYet if !what.is_empty() && (refused.is_state_error() || self.is_new(what)) => {
+                ErrorClass::NotYet if !what.is_empty() && (refused.is_state_error() || self.is_new(what)) => {
                     pause = pause.min(pace.longest).max(pace.look);
                     pace.visible
                 }
                 _ => {
-                    return Err(Refused {
+                    return Err(ApiError {
                         tried: if tries > 0 { start.elapsed() } else { Duration::ZERO },
                         ..refused
                     });
@@ -284,7 +286,7 @@ impl Ec2 {
             tries += 1;
             span.tell("tries", tries + 1);
             if start.elapsed() + pause > patience {
-                return Err(Refused { tried: start.elapsed(), ..refused });
+                return Err(ApiError { tried: start.elapsed(), ..refused });
             }
             sleep(pause).await;
         }
@@ -292,9 +294,9 @@ impl Ec2 {
 }
 
 /// Treats "it is so already" as success, for a call that brings about a state.
-pub fn done<T>(result: Result<T, Refused>) -> Result<(), Refused> {
+pub fn done<T>(result: Result<T, ApiError>) -> Result<(), ApiError> {
     match result {
-        Err(refused) if refused.class != Class::Done => Err(refused),
+        Err(refused) if refused.class != ErrorClass::Done => Err(refused),
         _ => Ok(()),
     }
 }

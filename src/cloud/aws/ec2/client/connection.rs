@@ -22,7 +22,7 @@ const MAX_CLOCK_SKEW: u64 = 240;
 
 /// Records from the traffic the access key id of each signed request, and the date of each answer.
 #[derive(Debug, Clone, Default)]
-pub struct Wire(Arc<Mutex<Observed>>);
+pub struct TrafficObserver(Arc<Mutex<Observed>>);
 
 #[derive(Debug, Default)]
 struct Observed {
@@ -31,7 +31,7 @@ struct Observed {
     ahead: Option<i64>,
 }
 
-impl Wire {
+impl TrafficObserver {
     fn observed(&self) -> MutexGuard<'_, Observed> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -41,7 +41,7 @@ impl Wire {
     }
 }
 
-impl Intercept for Wire {
+impl Intercept for TrafficObserver {
     fn name(&self) -> &'static str {
         "oven::Wire"
     }

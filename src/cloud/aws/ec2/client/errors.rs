@@ -2,7 +2,7 @@
 
 /// How to handle a call that did not succeed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Class {
+pub enum ErrorClass {
     /// It did nothing because there were too many calls: retry later.
     Throttled,
     /// It did nothing, and a retry succeeds only after some seconds: retry after [`Pace::rate`](super::Pace::rate).
@@ -79,53 +79,53 @@ actions! {
 const ANY: &str = "*";
 
 /// Action, error code (`*` ends a prefix), a part of the message, class. The first row that matches decides; without a
-/// row, the class is [`Class::Terminal`].
-const TABLE: &[(&str, &str, &str, Class)] = &[
+/// row, the class is [`ErrorClass::Terminal`].
+const TABLE: &[(&str, &str, &str, ErrorClass)] = &[
     // EC2 throttles each API by its own token bucket (EC2 API throttling).
-    (ANY, "RequestLimitExceeded", "", Class::Throttled),
-    (ANY, "EC2ThrottledException", "", Class::Throttled),
-    (ANY, "Throttling*", "", Class::Throttled),
-    (ANY, "RequestThrottled*", "", Class::Throttled),
-    (ANY, "TooManyRequestsException", "", Class::Throttled),
-    (ANY, "SlowDown", "", Class::Throttled),
-    (ANY, "ConcurrentLimitExceededException", "", Class::Throttled),
+    (ANY, "RequestLimitExceeded", "", ErrorClass::Throttled),
+    (ANY, "EC2ThrottledException", "", ErrorClass::Throttled),
+    (ANY, "Throttling*", "", ErrorClass::Throttled),
+    (ANY, "RequestThrottled*", "", ErrorClass::Throttled),
+    (ANY, "TooManyRequestsException", "", ErrorClass::Throttled),
+    (ANY, "SlowDown", "", ErrorClass::Throttled),
+    (ANY, "ConcurrentLimitExceededException", "", ErrorClass::Throttled),
     // The limits are one snapshot of a volume every 15 s, and five of them pending.
-    ("CreateSnapshot", "SnapshotCreationPerVolumeRateExceeded", "", Class::Paced),
-    ("CreateSnapshot", "ConcurrentSnapshotLimitExceeded", "", Class::Paced),
-    (ANY, "ExpiredToken*", "", Class::Expired),
+    ("CreateSnapshot", "SnapshotCreationPerVolumeRateExceeded", "", ErrorClass::Paced),
+    ("CreateSnapshot", "ConcurrentSnapshotLimitExceeded", "", ErrorClass::Paced),
+    (ANY, "ExpiredToken*", "", ErrorClass::Expired),
     // These are sent with the status 500 or 503.
-    (ANY, "InternalError", "", Class::Lost),
-    (ANY, "InternalFailure", "", Class::Lost),
-    (ANY, "InternalServerError", "", Class::Lost),
-    (ANY, "ServiceUnavailable*", "", Class::Lost),
-    (ANY, "Unavailable", "", Class::Lost),
-    (ANY, "RequestTimeout*", "", Class::Lost),
-    (ANY, "InternalServerException", "", Class::Lost),
+    (ANY, "InternalError", "", ErrorClass::Lost),
+    (ANY, "InternalFailure", "", ErrorClass::Lost),
+    (ANY, "InternalServerError", "", ErrorClass::Lost),
+    (ANY, "ServiceUnavailable*", "", ErrorClass::Lost),
+    (ANY, "Unavailable", "", ErrorClass::Lost),
+    (ANY, "RequestTimeout*", "", ErrorClass::Lost),
+    (ANY, "InternalServerException", "", ErrorClass::Lost),
     // EBS direct: the data did not arrive completely, or an earlier call, whose answer was lost, is still being
     // processed. Any other ValidationException is final (error retries for EBS direct APIs).
-    (ANY, "ValidationException", "failed to read block data", Class::Lost),
-    ("PutSnapshotBlock", "ValidationException", "write_request_timeout", Class::Lost),
-    ("PutSnapshotBlock", "ValidationException", "conflicting_block_update", Class::Lost),
+    (ANY, "ValidationException", "failed to read block data", ErrorClass::Lost),
+    ("PutSnapshotBlock", "ValidationException", "write_request_timeout", ErrorClass::Lost),
+    ("PutSnapshotBlock", "ValidationException", "conflicting_block_update", ErrorClass::Lost),
     // The limit is 20 concurrent copies of snapshots in each region.
-    ("CopySnapshot", "ResourceLimitExceeded", "", Class::Throttled),
+    ("CopySnapshot", "ResourceLimitExceeded", "", ErrorClass::Throttled),
     // It is gone, as it should be.
-    ("DeleteVolume", "InvalidVolume.NotFound", "", Class::Done),
-    ("DetachVolume", "InvalidVolume.NotFound", "", Class::Done),
-    ("DetachVolume", "InvalidAttachment.NotFound", "", Class::Done),
-    ("DetachVolume", "IncorrectState", "", Class::Done),
-    ("DeleteSnapshot", "InvalidSnapshot.NotFound", "", Class::Done),
-    ("DeregisterImage", "InvalidAMIID.NotFound", "", Class::Done),
-    ("DeregisterImage", "InvalidAMIID.Unavailable", "", Class::Done),
+    ("DeleteVolume", "InvalidVolume.NotFound", "", ErrorClass::Done),
+    ("DetachVolume", "InvalidVolume.NotFound", "", ErrorClass::Done),
+    ("DetachVolume", "InvalidAttachment.NotFound", "", ErrorClass::Done),
+    ("DetachVolume", "IncorrectState", "", ErrorClass::Done),
+    ("DeleteSnapshot", "InvalidSnapshot.NotFound", "", ErrorClass::Done),
+    ("DeregisterImage", "InvalidAMIID.NotFound", "", ErrorClass::Done),
+    ("DeregisterImage", "InvalidAMIID.Unavailable", "", ErrorClass::Done),
     // New ids are not visible everywhere at once, and new resources are not ready at once.
-    (ANY, "InvalidVolume.NotFound", "", Class::NotYet),
-    (ANY, "InvalidSnapshot.NotFound", "", Class::NotYet),
-    (ANY, "InvalidAMIID.NotFound", "", Class::NotYet),
-    ("CreateTags", "InvalidID", "", Class::NotYet),
-    (ANY, "ResourceNotFoundException", "snapshot", Class::NotYet),
+    (ANY, "InvalidVolume.NotFound", "", ErrorClass::NotYet),
+    (ANY, "InvalidSnapshot.NotFound", "", ErrorClass::NotYet),
+    (ANY, "InvalidAMIID.NotFound", "", ErrorClass::NotYet),
+    ("CreateTags", "InvalidID", "", ErrorClass::NotYet),
+    (ANY, "ResourceNotFoundException", "snapshot", ErrorClass::NotYet),
     // The instance's view of its volumes is updated after the volume's own.
-    ("ModifyInstanceAttribute", "InvalidInstanceAttributeValue", "mapped", Class::NotYet),
-    (ANY, "IncorrectState", "pending", Class::NotYet),
-    (ANY, "IncorrectState", "creating", Class::NotYet),
+    ("ModifyInstanceAttribute", "InvalidInstanceAttributeValue", "mapped", ErrorClass::NotYet),
+    (ANY, "IncorrectState", "pending", ErrorClass::NotYet),
+    (ANY, "IncorrectState", "creating", ErrorClass::NotYet),
 ];
 
 /// Whether a code matches a pattern of the tables.
@@ -137,7 +137,7 @@ fn matches_pattern(pattern: &str, code: &str) -> bool {
 }
 
 /// The class of an error. `status` is the HTTP status, if there was an answer at all.
-pub fn class_of(action: &str, code: Option<&str>, message: &str, status: Option<u16>) -> Class {
+pub fn class_of(action: &str, code: Option<&str>, message: &str, status: Option<u16>) -> ErrorClass {
     let message = message.to_ascii_lowercase();
     let row = |code: &str| {
         let known = TABLE.iter().find(|(of, pattern, part, _)| {
@@ -147,13 +147,13 @@ pub fn class_of(action: &str, code: Option<&str>, message: &str, status: Option<
     };
     match (code, status) {
         (Some(code), status) => row(code).unwrap_or(match status {
-            Some(500..) => Class::Lost,
-            _ => Class::Terminal,
+            Some(500..) => ErrorClass::Lost,
+            _ => ErrorClass::Terminal,
         }),
-        (None, Some(429)) => Class::Throttled,
+        (None, Some(429)) => ErrorClass::Throttled,
         // An answer without a code: a proxy's 502, or half of a 200.
-        (None, Some(400..500)) => Class::Terminal,
-        (None, _) => Class::Lost,
+        (None, Some(400..500)) => ErrorClass::Terminal,
+        (None, _) => ErrorClass::Lost,
     }
 }
 
@@ -246,7 +246,7 @@ mod tests {
     /// Every row of the fault matrix's table.
     #[test]
     fn classes() {
-        use Class::*;
+        use ErrorClass::*;
         for (action, code, message, status, class) in [
             ("DescribeImages", "RequestLimitExceeded", "", 503, Throttled),
             ("CreateVolume", "EC2ThrottledException", "", 400, Throttled),

@@ -1,7 +1,7 @@
 //! What this process created, by run. A call that creates something is completed even if the bake is cancelled during
 //! it: then the undo debts know what to remove, and need not guess.
 
-use super::call::Refused;
+use super::call::ApiError;
 use super::errors::Action;
 use crate::cloud::aws::ec2::Ec2;
 use crate::ids::{RunId, SnapshotId, VolumeId};
@@ -14,7 +14,7 @@ use tokio::sync::{Notify, oneshot};
 
 /// What a run created.
 #[derive(Default)]
-pub struct Run {
+pub struct RunCalls {
     calls_under_way: usize,
     pub volumes: BTreeSet<String>,
     /// The request for each volume: sent again, its token shows whether the volume still exists.
@@ -30,17 +30,17 @@ pub struct Run {
 }
 
 #[derive(Clone, Default)]
-pub struct Made(Arc<Shared>);
+pub struct InFlight(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
-    runs: Mutex<HashMap<RunId, Run>>,
+    runs: Mutex<HashMap<RunId, RunCalls>>,
     call_ended: Notify,
 }
 
-impl Made {
+impl InFlight {
     /// Reads or changes what is known about a run.
-    pub fn of<T>(&self, run: &RunId, with: impl FnOnce(&mut Run) -> T) -> T {
+    pub fn of<T>(&self, run: &RunId, with: impl FnOnce(&mut RunCalls) -> T) -> T {
         let mut runs = self.0.runs.lock().unwrap_or_else(PoisonError::into_inner);
         with(runs.entry(run.clone()).or_default())
     }
@@ -76,8 +76,8 @@ impl Ec2 {
         action: &'static Action,
         what: &str,
         request: impl Future<Output = Result<T, SdkError<E>>> + Send + 'static,
-        landed: impl FnOnce(&mut Run, &Result<T, Refused>) + Send + 'static,
-    ) -> Result<T, Refused>
+        landed: impl FnOnce(&mut RunCalls, &Result<T, ApiError>) + Send + 'static,
+    ) -> Result<T, ApiError>
     where
         T: Send + 'static,
         E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
@@ -86,7 +86,7 @@ impl Ec2 {
         let (made, run, what) = (self.0.made.clone(), run.clone(), what.to_owned());
         made.of(&run, |run| run.calls_under_way += 1);
         tokio::spawn(async move {
-            let result = request.await.map_err(|error| Refused::of(action, &what, error));
+            let result = request.await.map_err(|error| ApiError::of(action, &what, error));
             made.of(&run, |run| {
                 run.calls_under_way -= 1;
                 landed(run, &result);

@@ -1,11 +1,11 @@
 //! Checks the role's permissions with DryRun: EC2 checks the permission and does nothing.
 
-use super::call::Refused;
+use super::call::ApiError;
 use super::errors;
-use super::errors::{Action, Class};
+use super::errors::{Action, ErrorClass};
 use crate::cloud::aws::ec2::Ec2;
 use crate::cloud::aws::ec2::images::convert::{filter, tagged};
-use crate::cloud::{Base, Permission, Tags, Verdict, tag};
+use crate::cloud::{Base, Permission, PermissionVerdict, Tags, tag};
 use crate::error::Kind;
 use crate::ids::SnapshotId;
 use anyhow::{Context, Result};
@@ -43,7 +43,7 @@ impl Ec2 {
         checked.push(self.check_register_image(snapshot).await);
         let missing: Vec<&str> = checked
             .iter()
-            .filter(|permission| permission.verdict == Verdict::Missing)
+            .filter(|permission| permission.verdict == PermissionVerdict::Missing)
             .map(|permission| permission.action.as_str())
             .collect();
         if !missing.is_empty() {
@@ -53,7 +53,7 @@ impl Ec2 {
             return Err(Kind::Cloud.failure(text).hint(hint).into());
         }
         // Unknown permissions are left to the bake, whose calls report them.
-        if checked.iter().all(|permission| permission.verdict == Verdict::Granted) {
+        if checked.iter().all(|permission| permission.verdict == PermissionVerdict::Granted) {
             // If it is not cached, the check is repeated.
             _ = self.write_cache();
         }
@@ -96,17 +96,17 @@ impl Ec2 {
     {
         let send = async || {
             send(&self.client()).await.map_err(|error| {
-                let mut refused = Refused::of(action, "", error);
+                let mut refused = ApiError::of(action, "", error);
                 // Something that does not exist now never will.
-                if refused.class == Class::NotYet {
-                    refused.class = Class::Terminal;
+                if refused.class == ErrorClass::NotYet {
+                    refused.class = ErrorClass::Terminal;
                 }
                 refused
             })
         };
         let verdict = match self.repeat(action, "", send).await {
             // It should have answered DryRunOperation.
-            Ok(_) => Verdict::Unknown("the server does not know DryRun".to_owned()),
+            Ok(_) => PermissionVerdict::Unknown("the server does not know DryRun".to_owned()),
             Err(refused) => verdict(&refused, tagged),
         };
         Permission { action: action.permission(), verdict }
@@ -254,7 +254,8 @@ impl Ec2 {
             .await,
         ];
         all.extend(errors::EBS.iter().map(|action| {
-            let verdict = Verdict::Unknown("EBS direct has no DryRun: only a bake shows it".to_owned());
+            let verdict =
+                PermissionVerdict::Unknown("EBS direct has no DryRun: only a bake shows it".to_owned());
             Permission { action: action.permission(), verdict }
         }));
         all
@@ -263,14 +264,14 @@ impl Ec2 {
     /// SSM has no DryRun: it is asked for a parameter that does not exist.
     async fn check_get_parameter(&self) -> Permission {
         let verdict = match self.ssm() {
-            None => Verdict::Unknown("SSM is not configured".to_owned()),
+            None => PermissionVerdict::Unknown("SSM is not configured".to_owned()),
             Some(client) => {
                 let send = async || {
                     let sent = client.get_parameter().name(PARAMETER).send().await;
-                    sent.map_err(|error| Refused::of(&errors::GET_PARAMETER, PARAMETER, error))
+                    sent.map_err(|error| ApiError::of(&errors::GET_PARAMETER, PARAMETER, error))
                 };
                 match self.repeat(&errors::GET_PARAMETER, PARAMETER, send).await {
-                    Ok(_) => Verdict::Granted,
+                    Ok(_) => PermissionVerdict::Granted,
                     Err(refused) => verdict(&refused, false),
                 }
             }
@@ -279,16 +280,16 @@ impl Ec2 {
     }
 }
 
-fn verdict(refused: &Refused, tagged: bool) -> Verdict {
+fn verdict(refused: &ApiError, tagged: bool) -> PermissionVerdict {
     let code = refused.code.as_deref().unwrap_or_default();
-    let unknown = |why: String| Verdict::Unknown(why);
+    let unknown = |why: String| PermissionVerdict::Unknown(why);
     match code {
-        "DryRunOperation" | "ParameterNotFound" => Verdict::Granted,
+        "DryRunOperation" | "ParameterNotFound" => PermissionVerdict::Granted,
         "UnauthorizedOperation" | "AccessDenied" | "AccessDeniedException" if tagged => {
             let why = "refused for a resource that does not exist; a policy limited to resources with oven's tags does that, too";
             unknown(format!("{code}, {why}"))
         }
-        "UnauthorizedOperation" | "AccessDenied" | "AccessDeniedException" => Verdict::Missing,
+        "UnauthorizedOperation" | "AccessDenied" | "AccessDeniedException" => PermissionVerdict::Missing,
         // EC2 checks the permission first, for most actions.
         _ if code.ends_with(".NotFound") || code == "InvalidInstanceAttributeValue" => unknown(
             "EC2 answered that the resource does not exist, which says nothing about the permission".into(),

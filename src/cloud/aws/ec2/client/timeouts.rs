@@ -1,11 +1,11 @@
 //! How long oven waits for EC2, with the reasons.
 
-use crate::sys::poll::Policy;
+use crate::sys::poll::PollPolicy;
 use std::time::Duration;
 
 /// Pauses, deadlines and timeouts. The defaults are for EC2; tests divide all of them.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Pace {
+pub struct Timeouts {
     /// The pause before the first poll after a change: nothing is ready sooner. The pause after it is half as long.
     pub look: Duration,
     /// The longest pause between two polls: on average, half of it is waited in vain. A describe costs a token of the
@@ -58,7 +58,7 @@ const fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
 }
 
-impl Default for Pace {
+impl Default for Timeouts {
     fn default() -> Self {
         Self {
             look: Duration::from_millis(500),
@@ -87,7 +87,7 @@ impl Default for Pace {
     }
 }
 
-impl Pace {
+impl Timeouts {
     /// The same values divided by `times`; timeouts of single calls remain at least `call`.
     pub fn faster(self, times: u32, call: Duration) -> Self {
         let Self { connect, read, attempt, operation, .. } = self;
@@ -121,13 +121,13 @@ impl Pace {
     /// Frequent polls, for something that the bake does nothing but wait for. The result is noticed a quarter of a
     /// second late at most, or a twentieth of the wait, and every two seconds in a long one: sixty polls for half a
     /// minute.
-    pub(crate) fn closely(&self, deadline: Duration) -> Policy {
-        Policy { first: self.look / 2, share: 0.05, longest: self.longest, deadline }
+    pub(crate) fn closely(&self, deadline: Duration) -> PollPolicy {
+        PollPolicy { first: self.look / 2, share: 0.05, longest: self.longest, deadline }
     }
 
     /// Polls until a deadline, for something that need not be known at once.
-    pub(crate) fn until(&self, deadline: Duration) -> Policy {
-        Policy { first: self.look, share: 0.5, longest: self.longest, deadline }
+    pub(crate) fn until(&self, deadline: Duration) -> PollPolicy {
+        PollPolicy { first: self.look, share: 0.5, longest: self.longest, deadline }
     }
 
     pub(crate) fn snapshot_of(&self, size_gib: u64) -> Duration {
@@ -142,15 +142,15 @@ mod tests {
 
     #[test]
     fn a_large_snapshot_gets_more_time() {
-        let pace = Pace::default();
+        let pace = Timeouts::default();
         assert_eq!(pace.snapshot_of(8), secs(3600));
         assert_eq!(pace.snapshot_of(100), secs(12_000));
     }
 
     #[test]
     fn releases_time_out_before_the_undo_debts_do() {
-        assert!(Pace::default().released < secs(300));
-        let fast = Pace::default().faster(100, secs(2));
+        assert!(Timeouts::default().released < secs(300));
+        let fast = Timeouts::default().faster(100, secs(2));
         assert_eq!((fast.look, fast.operation), (Duration::from_millis(5), secs(2)));
     }
 }

@@ -3,7 +3,7 @@
 use super::convert;
 use super::convert::{filter, tag_filter};
 use crate::cloud::aws::ec2::Ec2;
-use crate::cloud::aws::ec2::client::call::Refused;
+use crate::cloud::aws::ec2::client::call::ApiError;
 use crate::cloud::aws::ec2::client::errors::{DESCRIBE_IMAGES, GET_PARAMETER};
 use crate::cloud::ec2_rules::is_id;
 use crate::cloud::{Attributes, Base, BaseRef, ImageState, Mapping};
@@ -98,7 +98,7 @@ impl Ec2 {
         &self,
         what: &str,
         build: impl Fn(DescribeImagesFluentBuilder) -> DescribeImagesFluentBuilder,
-    ) -> Result<Vec<types::Image>, Refused> {
+    ) -> Result<Vec<types::Image>, ApiError> {
         self.describe_images(&DESCRIBE_IMAGES, what, build).await
     }
 
@@ -146,7 +146,7 @@ impl Ec2 {
         let send = async || {
             let client = self.ssm().expect("it is configured");
             let sent = client.get_parameter().name(name).send().await;
-            sent.map_err(|error| Refused::of(&GET_PARAMETER, name, error))
+            sent.map_err(|error| ApiError::of(&GET_PARAMETER, name, error))
         };
         let answer = match self.repeat(&GET_PARAMETER, name, send).await {
             Ok(answer) => answer,

@@ -10,12 +10,12 @@ use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
 /// Documents that are written before their image has an id. Dropping the draft deletes them.
-pub struct Draft {
+pub struct DocumentDraft {
     file: NamedTempFile,
     dir: PathBuf,
 }
 
-impl Draft {
+impl DocumentDraft {
     /// Writes the documents before the image is registered, so that a full disk is reported while nothing has to be
     /// undone.
     pub fn write(dir: &Path, run: &RunId, documents: &BTreeMap<String, String>) -> Result<Option<Self>> {
@@ -71,11 +71,11 @@ mod tests {
         let dir = dir.path().join("documents");
         let (run, id) = (RunId::new(), ImageId("ami-0123456789abcdef0".into()));
         let documents = BTreeMap::from([("packages".to_owned(), "nginx 1".to_owned())]);
-        assert!(Draft::write(&dir, &run, &BTreeMap::new()).unwrap().is_none());
-        drop(Draft::write(&dir, &run, &documents).unwrap().unwrap());
+        assert!(DocumentDraft::write(&dir, &run, &BTreeMap::new()).unwrap().is_none());
+        drop(DocumentDraft::write(&dir, &run, &documents).unwrap().unwrap());
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
         assert_eq!(read(&dir, &id).unwrap(), BTreeMap::new());
-        Draft::write(&dir, &run, &documents).unwrap().unwrap().keep(&id).unwrap();
+        DocumentDraft::write(&dir, &run, &documents).unwrap().unwrap().keep(&id).unwrap();
         assert_eq!(read(&dir, &id).unwrap(), documents);
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
     }

@@ -7,11 +7,11 @@ pub mod register;
 pub mod verify;
 
 use super::Ec2;
-use super::client::call::{Refused, done};
+use super::client::call::{ApiError, done};
 use super::client::errors::{Action, DELETE_SNAPSHOT, DEREGISTER_IMAGE, DESCRIBE_IMAGES, DESCRIBE_SNAPSHOTS};
 use crate::cloud::ec2_rules::is_id;
 use crate::cloud::name_conflict::is_replaceable;
-use crate::cloud::{Image, ImageState, Key, tag};
+use crate::cloud::{BakeKey, Image, ImageState, tag};
 use crate::error::Kind;
 use crate::ids::{ImageId, SnapshotId};
 use crate::sys::poll::{Probe, until};
@@ -35,7 +35,7 @@ impl Ec2 {
         action: &'static Action,
         what: &str,
         build: impl Fn(DescribeImagesFluentBuilder) -> DescribeImagesFluentBuilder,
-    ) -> Result<Vec<types::Image>, Refused> {
+    ) -> Result<Vec<types::Image>, ApiError> {
         let (mut all, mut token) = (Vec::new(), None::<String>);
         loop {
             let send = |client: &aws_sdk_ec2::Client| {
@@ -55,7 +55,7 @@ impl Ec2 {
         &self,
         what: &str,
         filters: &[types::Filter],
-    ) -> Result<Vec<types::Image>, Refused> {
+    ) -> Result<Vec<types::Image>, ApiError> {
         self.describe_images(&DESCRIBE_IMAGES, what, |call| {
             call.owners("self").set_filters(Some(filters.to_vec()))
         })
@@ -63,13 +63,13 @@ impl Ec2 {
     }
 
     /// One image by its id; `None` if EC2 does not know it, or not yet.
-    pub(crate) async fn look_at(&self, id: &ImageId) -> Result<Option<types::Image>, Refused> {
+    pub(crate) async fn look_at(&self, id: &ImageId) -> Result<Option<types::Image>, ApiError> {
         // A filter is used because an unknown id is then no error that would be retried.
         let found = self.own_images(&id.0, &[filter("image-id", [id.0.as_str()])]).await?;
         Ok(found.into_iter().next())
     }
 
-    pub(crate) async fn find_baked(&self, key: &Key) -> Result<Option<Image>> {
+    pub(crate) async fn find_baked(&self, key: &BakeKey) -> Result<Option<Image>> {
         let mut filters = vec![
             tag_filter(tag::CHECKSUM, &key.checksum),
             filter("architecture", [key.architecture.as_str()]),
@@ -148,7 +148,7 @@ impl Ec2 {
     }
 
     /// The image of this account that has a name.
-    pub(crate) async fn named(&self, name: &str) -> Result<Option<types::Image>, Refused> {
+    pub(crate) async fn named(&self, name: &str) -> Result<Option<types::Image>, ApiError> {
         let mut exact = String::new();
         for c in name.chars() {
             if matches!(c, '*' | '?' | '\\') {

@@ -3,14 +3,14 @@
 
 use super::convert;
 use super::convert::{filter, to_tags};
-use super::documents::Draft;
+use super::documents::DocumentDraft;
 use super::of;
 use super::verify::{differences, mappings, missing_tags, other_billing};
 use crate::cloud::aws::ec2::Ec2;
-use crate::cloud::aws::ec2::client::call::Refused;
-use crate::cloud::aws::ec2::client::errors::{CREATE_TAGS, Class, DESCRIBE_IMAGES, REGISTER_IMAGE};
+use crate::cloud::aws::ec2::client::call::ApiError;
+use crate::cloud::aws::ec2::client::errors::{CREATE_TAGS, DESCRIBE_IMAGES, ErrorClass, REGISTER_IMAGE};
 use crate::cloud::ec2_rules::{check_description, check_image_name, is_id};
-use crate::cloud::name_conflict::{Verdict, judge};
+use crate::cloud::name_conflict::{ConflictResolution, judge};
 use crate::cloud::{Image, ImageSpec, ImageState, Tags, image_attributes, tag};
 use crate::error::{Kind, hint_of};
 use crate::ids::{ImageId, SnapshotId};
@@ -33,7 +33,7 @@ enum Registration {
     New(ImageId),
     Taken(ImageId),
     /// The answer was lost, and no image has the name.
-    Unknown(Refused),
+    Unknown(ApiError),
 }
 
 impl Ec2 {
@@ -47,7 +47,7 @@ impl Ec2 {
         check_description(&spec.description)?;
         image_attributes::check(&spec.attributes, spec.architecture)?;
         let tags = self.owned(&spec.tags, &spec.run)?;
-        let draft = Draft::write(&self.0.options.documents, &spec.run, &spec.documents)?;
+        let draft = DocumentDraft::write(&self.0.options.documents, &spec.run, &spec.documents)?;
         let mut lost = None;
         for _ in 0..MAX_ATTEMPTS {
             let holder = match self.send_register(snapshot, spec, &tags).await? {
@@ -118,7 +118,7 @@ impl Ec2 {
                     None => Err(Error::from(refused).context("the image that has the name is not visible")),
                 }
             }
-            Err(refused) if refused.class == Class::Lost => {
+            Err(refused) if refused.class == ErrorClass::Lost => {
                 // A second call is safe after this: EC2 would refuse the name.
                 let end = Instant::now() + self.pace().look * 8;
                 loop {
@@ -146,7 +146,7 @@ impl Ec2 {
     }
 
     /// The image that has the name, by the id in EC2's message or by its name. It may be too new to be visible.
-    async fn holder(&self, refused: &Refused, spec: &ImageSpec) -> Result<Option<types::Image>> {
+    async fn holder(&self, refused: &ApiError, spec: &ImageSpec) -> Result<Option<types::Image>> {
         let id = refused
             .message
             .split(|c: char| !c.is_ascii_alphanumeric() && c != '-')
@@ -183,17 +183,17 @@ impl Ec2 {
                     .into());
             };
             match judge(&image, spec) {
-                Verdict::Adopt => return Ok(Some(image)),
+                ConflictResolution::Adopt => return Ok(Some(image)),
                 // Its tags may not be visible yet: another builder registered it just now.
-                Verdict::Refuse(_) if refusals < POLLS => {
+                ConflictResolution::Refuse(_) if refusals < POLLS => {
                     refusals += 1;
                     holder = self.settled(id).await?;
                 }
-                Verdict::Refuse(error) => {
+                ConflictResolution::Refuse(error) => {
                     let text = format!("AMI name {} is already in use by AMI {id}", spec.name);
                     return Err(error.context(format!("InvalidAMIName.Duplicate: {text}")));
                 }
-                Verdict::Wait => holder = self.settled(id).await?,
+                ConflictResolution::Wait => holder = self.settled(id).await?,
             }
         }
     }

@@ -6,8 +6,8 @@ pub mod snapshot_parent;
 pub mod sweep;
 
 use super::Ec2;
-use super::client::call::{Refused, done};
-use super::client::errors::{CREATE_SNAPSHOT, Class, DELETE_SNAPSHOT, DESCRIBE_SNAPSHOTS};
+use super::client::call::{ApiError, done};
+use super::client::errors::{CREATE_SNAPSHOT, DELETE_SNAPSHOT, DESCRIBE_SNAPSHOTS, ErrorClass};
 use super::images::PAGE;
 use super::images::convert;
 use super::images::convert::{filter, tag_filter};
@@ -27,7 +27,7 @@ impl Ec2 {
         &self,
         what: &str,
         filters: &[types::Filter],
-    ) -> Result<Vec<types::Snapshot>, Refused> {
+    ) -> Result<Vec<types::Snapshot>, ApiError> {
         let (mut all, mut token) = (Vec::new(), None::<String>);
         loop {
             let send = |client: &aws_sdk_ec2::Client| {
@@ -100,14 +100,14 @@ impl Ec2 {
                         run.snapshots.extend(snapshot.snapshot_id.clone());
                         run.doubtful_snapshot = None;
                     }
-                    Err(refused) if refused.class == Class::Lost => run.doubtful_snapshot = Some(of),
+                    Err(refused) if refused.class == ErrorClass::Lost => run.doubtful_snapshot = Some(of),
                     Err(_) => {}
                 })
                 .await
             });
             let id = match sent.await {
                 Ok(answer) => Some(convert::id("snap", answer.snapshot_id.as_deref())?),
-                Err(refused) if refused.class == Class::Lost => {
+                Err(refused) if refused.class == ErrorClass::Lost => {
                     let found = self.lost_snapshot(volume, run).await?;
                     if found.is_none() && std::mem::replace(&mut may_have_twin, true) {
                         return Err(
@@ -164,7 +164,7 @@ impl Ec2 {
         Ok(())
     }
 
-    pub(crate) async fn send_delete(&self, id: &SnapshotId) -> Result<(), Refused> {
+    pub(crate) async fn send_delete(&self, id: &SnapshotId) -> Result<(), ApiError> {
         self.call(&DELETE_SNAPSHOT, &id.0, |client| client.delete_snapshot().snapshot_id(&id.0).send())
             .await?;
         self.0.made.snapshot_deleted(id);
@@ -172,7 +172,7 @@ impl Ec2 {
     }
 
     /// Deletes a snapshot that this run knows.
-    async fn delete_snapshot(&self, id: &SnapshotId, run: &RunId) -> Result<(), Refused> {
+    async fn delete_snapshot(&self, id: &SnapshotId, run: &RunId) -> Result<(), ApiError> {
         done(self.send_delete(id).await)?;
         self.0.made.of(run, |run| {
             run.snapshots.remove(&id.0);

@@ -1,7 +1,7 @@
 //! Removes what a run created: detaches and deletes it, and looks for what a call with a lost answer may have created.
 
 use crate::cloud::aws::ec2::Ec2;
-use crate::cloud::aws::ec2::client::errors::{CREATE_VOLUME, Class, DELETE_VOLUME};
+use crate::cloud::aws::ec2::client::errors::{CREATE_VOLUME, DELETE_VOLUME, ErrorClass};
 use crate::cloud::aws::ec2::images::convert;
 use crate::cloud::aws::ec2::images::convert::{filter, from_tags, tag_filter};
 use crate::cloud::aws::ec2::volumes::{LOOKS, attachment, send, state_of};
@@ -58,9 +58,11 @@ impl Ec2 {
                 });
                 Ok(())
             }
-            Err(refused) if refused.class == Class::Lost => Err(refused.into()),
+            Err(refused) if refused.class == ErrorClass::Lost => Err(refused.into()),
             // The outcome is still unknown.
-            Err(refused) if matches!(refused.class, Class::Throttled | Class::Expired) => Err(refused.into()),
+            Err(refused) if matches!(refused.class, ErrorClass::Throttled | ErrorClass::Expired) => {
+                Err(refused.into())
+            }
             // It was refused: then the first call was refused too, or its volume is gone or is found by its tag.
             Err(_) => {
                 self.0.made.of(run, |run| run.doubtful_volume = None);
@@ -146,10 +148,10 @@ impl Ec2 {
             self.call(&DELETE_VOLUME, &id.0, |client| client.delete_volume().volume_id(&id.0).send()).await;
         match sent {
             Ok(_) => Ok(Probe::Ready(())),
-            Err(refused) if refused.class == Class::Done && !*known && self.is_unseen(&id.0) => {
+            Err(refused) if refused.class == ErrorClass::Done && !*known && self.is_unseen(&id.0) => {
                 Ok(Probe::NotYet("not visible".to_owned()))
             }
-            Err(refused) if refused.class == Class::Done => Ok(Probe::Ready(())),
+            Err(refused) if refused.class == ErrorClass::Done => Ok(Probe::Ready(())),
             // The last description was stale: it is attached, or still being created.
             Err(refused) if refused.is("VolumeInUse") || refused.is("IncorrectState") => {
                 *known = true;
@@ -195,10 +197,10 @@ impl Ec2 {
         until(&format!("the release of {id}"), &policy, async || {
             match self.send_delete(id).await {
                 Ok(()) => Ok(Probe::Ready(())),
-                Err(refused) if refused.class == Class::Done && self.is_unseen(&id.0) => {
+                Err(refused) if refused.class == ErrorClass::Done && self.is_unseen(&id.0) => {
                     Ok(Probe::NotYet("not visible".to_owned()))
                 }
-                Err(refused) if refused.class == Class::Done => Ok(Probe::Ready(())),
+                Err(refused) if refused.class == ErrorClass::Done => Ok(Probe::Ready(())),
                 Err(refused) if refused.is("InvalidSnapshot.InUse") => {
                     let used = filter("block-device-mapping.snapshot-id", [id.0.as_str()]);
                     let images = self.own_images(&id.0, &[used]).await?;

@@ -2,8 +2,8 @@
 //! copy is found by a tag that names the source.
 
 use crate::cloud::aws::ec2::Ec2;
-use crate::cloud::aws::ec2::client::call::{Refused, done};
-use crate::cloud::aws::ec2::client::errors::{COPY_SNAPSHOT, Class};
+use crate::cloud::aws::ec2::client::call::{ApiError, done};
+use crate::cloud::aws::ec2::client::errors::{COPY_SNAPSHOT, ErrorClass};
 use crate::cloud::aws::ec2::images::convert;
 use crate::cloud::aws::ec2::images::convert::{tag_filter, tagged};
 use crate::cloud::{Tags, VolumeKind, tag};
@@ -75,7 +75,7 @@ impl Ec2 {
     }
 
     /// The copies that are or may become usable, oldest first.
-    async fn copies(&self, name: &str) -> Result<Vec<Snapshot>, Refused> {
+    async fn copies(&self, name: &str) -> Result<Vec<Snapshot>, ApiError> {
         let mut copies = self.snapshots(name, &[tag_filter(tag::COPY, name)]).await?;
         copies.retain(|copy| {
             matches!(copy.state, None | Some(SnapshotState::Pending | SnapshotState::Completed))
@@ -105,7 +105,7 @@ impl Ec2 {
             });
             match sent.await {
                 Ok(copy) => return convert::id("snap", copy.snapshot_id.as_deref()).map(SnapshotId),
-                Err(refused) if refused.class == Class::Lost => {
+                Err(refused) if refused.class == ErrorClass::Lost => {
                     if let Some(id) = self.find_lost_copy(name).await? {
                         return Ok(id);
                     }

@@ -2,10 +2,10 @@
 
 use crate::cloud::VolumeKind;
 use crate::cloud::aws::ec2::Ec2;
-use crate::cloud::aws::ec2::client::call::Refused;
-use crate::cloud::aws::ec2::client::errors::{Class, DESCRIBE_SNAPSHOTS, GET_EBS_ENCRYPTION_BY_DEFAULT};
+use crate::cloud::aws::ec2::client::call::ApiError;
+use crate::cloud::aws::ec2::client::errors::{DESCRIBE_SNAPSHOTS, ErrorClass, GET_EBS_ENCRYPTION_BY_DEFAULT};
 use crate::cloud::aws::ec2::images::convert::filter;
-use crate::cloud::block_api::Parent;
+use crate::cloud::block_api::ParentUse;
 use crate::error::Kind;
 use crate::ids::SnapshotId;
 use anyhow::Result;
@@ -17,13 +17,17 @@ const SHARED_WITH_US: &str = "self";
 
 impl Ec2 {
     /// The state of a snapshot of this account; `None` if EC2 does not show it.
-    pub(crate) async fn snapshot_state(&self, id: &SnapshotId) -> Result<Option<SnapshotState>, Refused> {
+    pub(crate) async fn snapshot_state(&self, id: &SnapshotId) -> Result<Option<SnapshotState>, ApiError> {
         let found = self.snapshots(&id.0, &[filter("snapshot-id", [id.0.as_str()])]).await?;
         Ok(found.into_iter().next().and_then(|snapshot| snapshot.state))
     }
 
     /// A snapshot of another account that is shared in this way.
-    async fn shared_snapshot(&self, id: &SnapshotId, with: &str) -> Result<Option<types::Snapshot>, Refused> {
+    async fn shared_snapshot(
+        &self,
+        id: &SnapshotId,
+        with: &str,
+    ) -> Result<Option<types::Snapshot>, ApiError> {
         let wanted = filter("snapshot-id", [id.0.as_str()]);
         let sent = self.call(&DESCRIBE_SNAPSHOTS, &id.0, |client| {
             client.describe_snapshots().restorable_by_user_ids(with).filters(wanted.clone()).send()
@@ -31,7 +35,7 @@ impl Ec2 {
         Ok(sent.await?.snapshots.unwrap_or_default().into_iter().next())
     }
 
-    pub(crate) async fn parent_of(&self, id: &SnapshotId, kind: &VolumeKind) -> Result<Parent> {
+    pub(crate) async fn parent_of(&self, id: &SnapshotId, kind: &VolumeKind) -> Result<ParentUse> {
         // Concurrently: the second answer counts only if the snapshot is ours and not encrypted, which is the usual
         // case.
         let wanted = [filter("snapshot-id", [id.0.as_str()])];
@@ -54,37 +58,37 @@ impl Ec2 {
         let (is_encrypted, key) = (ours.encrypted == Some(true), ours.kms_key_id.as_deref());
         Ok(match kind {
             VolumeKind { encrypted: Some(false), .. } if is_encrypted => {
-                Parent::Whole { why: "it is encrypted, and the image must not be".to_owned() }
+                ParentUse::Whole { why: "it is encrypted, and the image must not be".to_owned() }
             }
             VolumeKind { kms_key: Some(wanted), .. }
                 if !(is_encrypted && key.is_some_and(|key| same_key(key, wanted))) =>
             {
                 let is =
                     key.map_or_else(|| "not encrypted".to_owned(), |key| format!("encrypted with {key}"));
-                Parent::Copy { why: format!("it is {is}, and the image must be encrypted with {wanted}") }
+                ParentUse::Copy { why: format!("it is {is}, and the image must be encrypted with {wanted}") }
             }
             VolumeKind { encrypted: Some(true), .. } if !is_encrypted => {
-                Parent::Copy { why: "it is not encrypted, and the image must be".to_owned() }
+                ParentUse::Copy { why: "it is not encrypted, and the image must be".to_owned() }
             }
             _ if !is_encrypted && by_default? => {
                 let why =
                     "it is not encrypted, and this account encrypts by default: EBS rejects it as a parent";
-                Parent::Copy { why: why.to_owned() }
+                ParentUse::Copy { why: why.to_owned() }
             }
-            _ => Parent::Itself,
+            _ => ParentUse::Itself,
         })
     }
 
     /// For a snapshot of another account. Permission to read it does not include permission to create children of it.
-    async fn shared_parent(&self, id: &SnapshotId) -> Result<Parent> {
+    async fn shared_parent(&self, id: &SnapshotId) -> Result<ParentUse> {
         if let Some(public) = self.shared_snapshot(id, SHARED_WITH_ALL).await? {
             let owner = public.owner_id.unwrap_or_else(|| "another account".to_owned());
             let why = format!("it is public and owned by {owner}: EBS direct cannot read it");
-            return Ok(Parent::Copy { why });
+            return Ok(ParentUse::Copy { why });
         }
         if let Some(private) = self.shared_snapshot(id, SHARED_WITH_US).await? {
             let owner = private.owner_id.unwrap_or_else(|| "another account".to_owned());
-            return Ok(Parent::Copy {
+            return Ok(ParentUse::Copy {
                 why: format!("it is owned by {owner}: a child has to be in the same account"),
             });
         }
@@ -95,12 +99,12 @@ impl Ec2 {
 
     /// Whether this account encrypts every new volume and snapshot. Without permission to ask, a later call fails
     /// instead.
-    async fn encrypts_by_default(&self) -> Result<bool, Refused> {
+    async fn encrypts_by_default(&self) -> Result<bool, ApiError> {
         let sent =
             self.call(&GET_EBS_ENCRYPTION_BY_DEFAULT, "", |c| c.get_ebs_encryption_by_default().send()).await;
         match sent {
             Ok(answer) => Ok(answer.ebs_encryption_by_default == Some(true)),
-            Err(refused) if refused.class == Class::Terminal => Ok(false),
+            Err(refused) if refused.class == ErrorClass::Terminal => Ok(false),
             Err(refused) => Err(refused),
         }
     }

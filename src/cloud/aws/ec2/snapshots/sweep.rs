@@ -7,7 +7,7 @@ use crate::cloud::aws::ec2::images::convert;
 use crate::cloud::aws::ec2::images::convert::{filter, from_tags};
 use crate::cloud::{StaleRun, Tags, tag};
 use crate::ids::RunId;
-use crate::owner::{Gone, Owner};
+use crate::owner::{Owner, OwnerEnded};
 use anyhow::Result;
 use aws_sdk_ec2::types::{InstanceStateName, VolumeState};
 use std::collections::{BTreeMap, BTreeSet};
@@ -88,13 +88,16 @@ impl Ec2 {
             let seen = owner
                 .iter()
                 .flat_map(|owner| here.iter().map(|here| owner.is_gone_from(here, Path::new("/proc"))));
-            let gone = seen.into_iter().find(|gone| *gone != Gone::Unknown).unwrap_or(Gone::Unknown);
+            let gone =
+                seen.into_iter().find(|gone| *gone != OwnerEnded::Unknown).unwrap_or(OwnerEnded::Unknown);
             let instance_is_gone =
                 owner.as_ref().and_then(instance_of).is_some_and(|instance| terminated.contains(instance));
             match gone {
-                Gone::Yes => true,
-                Gone::No => false,
-                Gone::Unknown => instance_is_gone || older_than.is_some_and(|age| found.is_older_than(age)),
+                OwnerEnded::Yes => true,
+                OwnerEnded::No => false,
+                OwnerEnded::Unknown => {
+                    instance_is_gone || older_than.is_some_and(|age| found.is_older_than(age))
+                }
             }
         });
         let to_stale_run = |(run, found): (String, RunResources)| StaleRun {

@@ -7,8 +7,8 @@ mod volumes;
 use super::fake::{Calls, INSTANCE, Reply, Request, connected, ec2, ok, refuse};
 use super::*;
 use crate::cloud::iam_policy;
-use crate::cloud::iam_policy::Ways;
-use crate::cloud::{Attributes, ImageState, Verdict, VolumeKind};
+use crate::cloud::iam_policy::DiskAccess;
+use crate::cloud::{Attributes, ImageState, PermissionVerdict, VolumeKind};
 use crate::error::hint_of;
 use crate::ids::Architecture;
 use crate::undo::{Debt, Due};
@@ -185,7 +185,8 @@ fn manners(request: &Request, state: &mut (&'static str, &'static str)) -> Reply
 async fn a_finished_image_is_found_with_one_call() {
     let dir = dir();
     let (ec2, calls) = ec2(dir.path(), |_, _| ok(ours("available"))).await;
-    let key = Key { checksum: "c".into(), fingerprint: Some("f".into()), architecture: Architecture::X86_64 };
+    let key =
+        BakeKey { checksum: "c".into(), fingerprint: Some("f".into()), architecture: Architecture::X86_64 };
     assert_eq!(ec2.find(&key).await.unwrap().unwrap().id.0, IMAGE);
     assert_eq!(calls.names(), ["DescribeImages"]);
     let sent = &calls.all()[0];
@@ -193,7 +194,7 @@ async fn a_finished_image_is_found_with_one_call() {
     assert_eq!(sent.filter(&format!("tag:{}", tag::FINGERPRINT)), Some("f"));
     assert_eq!(sent.get("Owner.1"), "self");
     // An answer that ignores the filters is not trusted.
-    let other = Key { fingerprint: Some("g".into()), ..key };
+    let other = BakeKey { fingerprint: Some("g".into()), ..key };
     assert_eq!(ec2.find(&other).await.unwrap(), None);
 }
 
@@ -201,7 +202,7 @@ async fn a_finished_image_is_found_with_one_call() {
 async fn pending_images_are_waited_for() {
     let dir = dir();
     let (ec2, _) = ec2(dir.path(), |_, nth| ok(ours(if nth < 3 { "pending" } else { "available" }))).await;
-    let key = Key { checksum: "c".into(), fingerprint: None, architecture: Architecture::X86_64 };
+    let key = BakeKey { checksum: "c".into(), fingerprint: None, architecture: Architecture::X86_64 };
     assert_eq!(ec2.find(&key).await.unwrap().unwrap().state, ImageState::Available);
 }
 
@@ -290,10 +291,10 @@ async fn permissions_are_checked_once_a_day() {
     assert_eq!(error.to_string(), "the role lacks permissions: ec2:RegisterImage");
     assert_eq!(Kind::of(&error), Kind::Cloud);
     let all = refused.permissions().await.unwrap();
-    assert_eq!(all.len(), iam_policy::actions(Ways::Attached).len());
+    assert_eq!(all.len(), iam_policy::actions(DiskAccess::Attached).len());
     let missing: Vec<&str> = all
         .iter()
-        .filter(|p| p.verdict == crate::cloud::Verdict::Missing)
+        .filter(|p| p.verdict == crate::cloud::PermissionVerdict::Missing)
         .map(|p| p.action.as_str())
         .collect();
     assert_eq!(missing, ["ec2:RegisterImage"]);
@@ -314,10 +315,10 @@ async fn each_permission_is_checked_with_one_call() {
     })
     .await;
     let all = ec2.permissions().await.unwrap();
-    let known = |p: &&Permission| p.verdict == crate::cloud::Verdict::Granted;
+    let known = |p: &&Permission| p.verdict == crate::cloud::PermissionVerdict::Granted;
     // SSM is not configured.
     assert_eq!(all.len() - all.iter().filter(known).count(), 5, "{all:?}");
-    assert_eq!(calls.all().len(), iam_policy::actions(Ways::Attached).len() - 1);
+    assert_eq!(calls.all().len(), iam_policy::actions(DiskAccess::Attached).len() - 1);
 }
 
 /// For bakes that attach nothing, neither the permissions for volumes nor the instance are checked.
@@ -337,19 +338,20 @@ async fn permissions_of_bakes_that_attach_nothing() {
     let all = ec2.permissions().await.unwrap();
     let mut told: Vec<&str> = all.iter().map(|permission| permission.action.as_str()).collect();
     told.sort();
-    assert_eq!(told, iam_policy::actions(Ways::Direct));
-    let of = |verdict: &dyn Fn(&Verdict) -> bool| -> Vec<&str> {
+    assert_eq!(told, iam_policy::actions(DiskAccess::Direct));
+    let of = |verdict: &dyn Fn(&PermissionVerdict) -> bool| -> Vec<&str> {
         all.iter().filter(|p| verdict(&p.verdict)).map(|p| p.action.as_str()).collect()
     };
-    assert_eq!(of(&|verdict| *verdict == Verdict::Missing), ["ec2:CopySnapshot"]);
-    let unknown = of(&|verdict| matches!(verdict, Verdict::Unknown(why) if why.contains("no DryRun")));
+    assert_eq!(of(&|verdict| *verdict == PermissionVerdict::Missing), ["ec2:CopySnapshot"]);
+    let unknown =
+        of(&|verdict| matches!(verdict, PermissionVerdict::Unknown(why) if why.contains("no DryRun")));
     assert!(unknown.len() == 5 && unknown.iter().all(|action| action.starts_with("ebs:")), "{unknown:?}");
     assert!(calls.all().iter().all(|call| call.get("DryRun") == "true"));
 }
 
 #[test]
 fn the_policy_permits_every_action() {
-    let policy = iam_policy::actions(Ways::Both);
+    let policy = iam_policy::actions(DiskAccess::Both);
     let mut sent: Vec<String> = client::errors::ACTIONS.iter().map(|action| action.permission()).collect();
     sent.sort();
     assert_eq!(policy, sent);
@@ -440,7 +442,7 @@ async fn a_base_in_an_ssm_parameter() {
         assert!(error.to_string().contains(text), "{error:#}");
         if text.contains("parameter") {
             let all = ec2.permissions().await.unwrap();
-            assert_eq!(all.last().unwrap().verdict, crate::cloud::Verdict::Granted);
+            assert_eq!(all.last().unwrap().verdict, crate::cloud::PermissionVerdict::Granted);
         }
     }
 }

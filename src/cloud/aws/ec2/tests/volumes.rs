@@ -259,7 +259,7 @@ async fn a_full_instance_is_reported() {
 async fn operations_that_need_an_instance_say_so() {
     let dir = dir();
     let (ec2, calls) = ec2(dir.path(), |_, _| ok("")).await;
-    let options = Options { instance_id: None, zone: None, ..ec2.0.options.clone() };
+    let options = Ec2Options { instance_id: None, zone: None, ..ec2.0.options.clone() };
     let nowhere = Ec2::with_config(ec2.0.config.borrow().clone(), options);
     for error in [nowhere.create(&spec()).await.unwrap_err(), nowhere.attach(&volume_id()).await.unwrap_err()]
     {

@@ -2,17 +2,17 @@
 
 use super::{Attachment, attachment, state_of};
 use crate::cloud::aws::ec2::Ec2;
-use crate::cloud::aws::ec2::client::call::Refused;
+use crate::cloud::aws::ec2::client::call::ApiError;
 use crate::cloud::aws::ec2::client::call::done;
 use crate::cloud::aws::ec2::client::errors::{
-    ATTACH_VOLUME, Class, DETACH_VOLUME, MODIFY_INSTANCE_ATTRIBUTE,
+    ATTACH_VOLUME, DETACH_VOLUME, ErrorClass, MODIFY_INSTANCE_ATTRIBUTE,
 };
 use crate::cloud::aws::ec2::images::convert::filter;
 use crate::cloud::aws::nvme;
 use crate::device::Device;
 use crate::error::Kind;
 use crate::ids::VolumeId;
-use crate::sys::poll::{Policy, Probe, until};
+use crate::sys::poll::{PollPolicy, Probe, until};
 use anyhow::{Context, Result};
 use aws_sdk_ec2::types::{self, VolumeAttachmentState, VolumeState};
 use std::collections::BTreeSet;
@@ -147,7 +147,7 @@ impl Ec2 {
                     self.0.names.borrow_mut().forget_taken();
                 }
                 name = next.ok_or_else(|| no_name_error(instance))?;
-            } else if refused.class == Class::Lost || refused.is("VolumeInUse") {
+            } else if refused.class == ErrorClass::Lost || refused.is("VolumeInUse") {
                 match self.find_attachment(volume).await? {
                     Some((to, device)) if to == instance => return Ok(device),
                     Some((to, device)) => {
@@ -156,8 +156,8 @@ impl Ec2 {
                     }
                     // Several polls show no attachment: the call did nothing. It is safe to send it again: EC2 refuses
                     // it for a volume that is attached after all, and the attachment is looked up again.
-                    None if refused.class == Class::Lost && lost < 3 => lost += 1,
-                    None if refused.class != Class::Lost && !retried_in_use => retried_in_use = true,
+                    None if refused.class == ErrorClass::Lost && lost < 3 => lost += 1,
+                    None if refused.class != ErrorClass::Lost && !retried_in_use => retried_in_use = true,
                     None => return Err(refused.into()),
                 }
             } else if refused.is("AttachmentLimitExceeded") {
@@ -190,7 +190,7 @@ impl Ec2 {
         let deadline = Instant::now() + self.pace().device;
         // The kernel is polled and not EC2: that costs nothing.
         let look = self.pace().look;
-        let policy = Policy { first: look / 10, longest: look, ..self.pace().until(self.pace().device) };
+        let policy = PollPolicy { first: look / 10, longest: look, ..self.pace().until(self.pace().device) };
         until(&format!("the device of {volume}"), &policy, async || {
             Ok(match (self.0.options.devices)(volume)? {
                 Some(device) => Probe::Ready(Ok(device)),
@@ -232,7 +232,7 @@ impl Ec2 {
         Ok(())
     }
 
-    pub(crate) async fn detach(&self, volume: &VolumeId) -> Result<(), Refused> {
+    pub(crate) async fn detach(&self, volume: &VolumeId) -> Result<(), ApiError> {
         done(
             self.call(&DETACH_VOLUME, &volume.0, |client| client.detach_volume().volume_id(&volume.0).send())
                 .await,

@@ -1,7 +1,7 @@
 //! Checks that the builder is the given instance, before anything is created.
 
 use crate::cloud::aws::ec2::Ec2;
-use crate::cloud::aws::ec2::client::errors::{Class, DESCRIBE_INSTANCES};
+use crate::cloud::aws::ec2::client::errors::{DESCRIBE_INSTANCES, ErrorClass};
 use crate::cloud::aws::ec2::images::convert::filter;
 use crate::error::Kind;
 use anyhow::Result;
@@ -20,7 +20,7 @@ impl Ec2 {
         let found = match sent.await {
             Ok(found) => found,
             // Without this permission, the calls that create something report a wrong instance.
-            Err(refused) if refused.class == Class::Terminal && refused.is("UnauthorizedOperation") => {
+            Err(refused) if refused.class == ErrorClass::Terminal && refused.is("UnauthorizedOperation") => {
                 return Ok(());
             }
             Err(refused) => return Err(refused.into()),

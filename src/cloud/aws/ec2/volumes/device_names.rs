@@ -6,7 +6,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// What this process knows about device names.
 #[derive(Debug, Default)]
-pub struct Names {
+pub struct DeviceNames {
     /// EC2 said that these are in use: they are not tried.
     taken: BTreeSet<String>,
     /// Used by this process before, oldest first. A name that was just freed may leave the next volume `attaching` for
@@ -26,7 +26,7 @@ fn all_names() -> impl Iterator<Item = String> {
     recommended.chain(allowed)
 }
 
-impl Names {
+impl DeviceNames {
     /// The names to try for a volume, best first: unused ones, then those used longest ago. The first one depends on
     /// the volume, so that bakes in other processes seldom try the same.
     pub fn for_volume(&self, volume: &str, in_use: &BTreeSet<String>) -> Vec<String> {
@@ -73,7 +73,7 @@ mod tests {
 
     #[test]
     fn unused_names_come_first_and_freed_ones_last() {
-        let mut names = Names::default();
+        let mut names = DeviceNames::default();
         let free = BTreeSet::new();
         let first = names.for_volume("vol-1", &free);
         assert_eq!(first.len(), 63);
@@ -91,7 +91,7 @@ mod tests {
 
     #[test]
     fn volumes_start_at_different_names() {
-        let names = Names::default();
+        let names = DeviceNames::default();
         let begins: BTreeSet<String> =
             (0..64).map(|i| names.for_volume(&format!("vol-{i}"), &BTreeSet::new())[0].clone()).collect();
         assert!(begins.len() > 20, "{begins:?}");

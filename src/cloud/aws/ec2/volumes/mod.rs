@@ -5,8 +5,8 @@ pub mod builder_check;
 pub mod device_names;
 
 use super::Ec2;
-use super::client::call::Refused;
-use super::client::errors::{CREATE_TAGS, CREATE_VOLUME, Class, DESCRIBE_VOLUMES, KMS};
+use super::client::call::ApiError;
+use super::client::errors::{CREATE_TAGS, CREATE_VOLUME, DESCRIBE_VOLUMES, ErrorClass, KMS};
 use super::images::PAGE;
 use super::images::convert;
 use super::images::convert::{filter, tag_filter};
@@ -74,7 +74,7 @@ impl Ec2 {
         &self,
         what: &str,
         filters: &[types::Filter],
-    ) -> Result<Vec<types::Volume>, Refused> {
+    ) -> Result<Vec<types::Volume>, ApiError> {
         let (mut all, mut token) = (Vec::new(), None::<String>);
         loop {
             let send = |client: &aws_sdk_ec2::Client| {
@@ -92,7 +92,7 @@ impl Ec2 {
     }
 
     /// One volume; `None` if EC2 does not show it. A filter is used because an unknown id is then no error.
-    pub(crate) async fn volume(&self, id: &VolumeId) -> Result<Option<types::Volume>, Refused> {
+    pub(crate) async fn volume(&self, id: &VolumeId) -> Result<Option<types::Volume>, ApiError> {
         Ok(self.volumes(&id.0, &[filter("volume-id", [id.0.as_str()])]).await?.into_iter().next())
     }
 
@@ -128,7 +128,9 @@ impl Ec2 {
                             run.requests.extend(volume.volume_id.clone().zip(Some(again)));
                             run.doubtful_volume = None;
                         }
-                        Err(refused) if refused.class == Class::Lost => run.doubtful_volume = Some(again),
+                        Err(refused) if refused.class == ErrorClass::Lost => {
+                            run.doubtful_volume = Some(again)
+                        }
                         Err(_) => {}
                     }
                 })
