@@ -14,8 +14,8 @@ fn main() -> ExitCode {
     if args.get(1).is_some_and(|verb| verb == sandboxed_plugin::VERB) {
         return sandboxed_plugin::helper_main();
     }
-    if args.get(1).is_some_and(|verb| verb == server::VERB) {
+    if args.get(1).is_some_and(|verb| verb == server::SERVER_VERB) {
         return server::helper_main();
     }
-    ExitCode::from(signals::beside(move || cli::run(args)))
+    ExitCode::from(signals::run_in_second_thread(move || cli::run(args)))
 }

@@ -62,7 +62,7 @@ impl Owner {
     }
 
     /// Whether this owner has ended, as seen from `here`, a running process.
-    pub fn is_gone_from(&self, here: &Owner, proc: &Path) -> OwnerEnded {
+    pub fn has_ended_seen_from(&self, here: &Owner, proc: &Path) -> OwnerEnded {
         let known = |owner: &Owner| owner.host != UNKNOWN && owner.boot != UNKNOWN && owner.started != 0;
         if self.host != here.host || !known(self) || !known(here) {
             return OwnerEnded::Unknown;
@@ -81,7 +81,7 @@ impl Owner {
 
     /// Whether this owner has ended, as seen from this process.
     pub fn is_gone(&self) -> OwnerEnded {
-        self.is_gone_from(&Self::this(), Path::new("/proc"))
+        self.has_ended_seen_from(&Self::this(), Path::new("/proc"))
     }
 }
 
@@ -207,7 +207,7 @@ mod tests {
         let nothing = tempfile::tempdir().unwrap();
         let blind = Owner::of(UNKNOWN, 7, nothing.path());
         assert_eq!(blind.to_string(), "unknown/unknown/7/0");
-        assert_eq!(blind.is_gone_from(&blind, nothing.path()), OwnerEnded::Unknown);
+        assert_eq!(blind.has_ended_seen_from(&blind, nothing.path()), OwnerEnded::Unknown);
         let this = Owner::this();
         assert_eq!(Owner { started: 0, ..this.clone() }.is_gone(), OwnerEnded::Unknown);
         assert_eq!(Owner { boot: UNKNOWN.into(), ..this }.is_gone(), OwnerEnded::Unknown);
@@ -216,7 +216,7 @@ mod tests {
     #[test]
     fn stat_files_with_parentheses_and_zombies() {
         let here = owner(1, 1);
-        let gone = |stat: &str| owner(7, 99).is_gone_from(&here, fake_proc(7, stat).path());
+        let gone = |stat: &str| owner(7, 99).has_ended_seen_from(&here, fake_proc(7, stat).path());
         assert_eq!(gone(&stat("a) R (b", "S", 99)), OwnerEnded::No);
         assert_eq!(gone(&stat("x", "S", 98)), OwnerEnded::Yes);
         assert_eq!(gone(&stat("x", "Z", 99)), OwnerEnded::Yes);
@@ -225,7 +225,7 @@ mod tests {
         {
             assert_eq!(gone(garbage), OwnerEnded::Unknown, "{garbage:?}");
         }
-        assert_eq!(owner(8, 99).is_gone_from(&here, fake_proc(7, "").path()), OwnerEnded::Yes);
+        assert_eq!(owner(8, 99).has_ended_seen_from(&here, fake_proc(7, "").path()), OwnerEnded::Yes);
     }
 
     #[test]

@@ -5,6 +5,6 @@ pub fn count(number: usize, what: &str) -> String {
 }
 
 /// Removes control characters, which could control a terminal.
-pub fn printable(text: &str) -> String {
+pub fn without_control_characters(text: &str) -> String {
     text.chars().filter(|c| !c.is_control() || matches!(c, '\t' | '\n')).collect()
 }

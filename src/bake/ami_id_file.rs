@@ -13,7 +13,7 @@ const NAME: &str = ".ami_id.json";
 
 /// Writes the id of the definition's image. Without an id it removes the file, so that after a failed bake nobody
 /// takes an older image for the new one. A failure is only a warning, as the image itself is fine.
-pub fn keep(dir: &Path, id: Option<&ImageId>, report: &Report) {
+pub fn update(dir: &Path, id: Option<&ImageId>, report: &Report) {
     let result = match id {
         Some(id) => write(dir, id),
         None => remove(dir),
@@ -61,10 +61,10 @@ mod tests {
     fn the_file_names_the_image_or_does_not_exist() {
         let dir = tempfile::tempdir().unwrap();
         let (id, report) = (ImageId("ami-1".into()), Report::silent());
-        keep(dir.path(), None, &report);
-        keep(dir.path(), Some(&id), &report);
+        update(dir.path(), None, &report);
+        update(dir.path(), Some(&id), &report);
         assert_eq!(std::fs::read_to_string(dir.path().join(NAME)).unwrap(), "{\"ami_id\": \"ami-1\"}\n");
-        keep(dir.path(), None, &report);
+        update(dir.path(), None, &report);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

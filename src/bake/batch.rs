@@ -108,7 +108,7 @@ pub async fn bake_all(batch: Batch, stop: watch::Receiver<bool>) -> Vec<BatchIte
                 Err(error) => item.status = Status::Skipped(error),
             }
             item.log = report.log_path();
-            ami_id_file::keep(&item.dir, item.image().map(|image| &image.id), &report);
+            ami_id_file::update(&item.dir, item.image().map(|image| &image.id), &report);
             report_result(&item, &report, column.is_some());
             _ = sender.send(Some(item.image().map(|image| image.id.clone())));
             item
@@ -185,7 +185,7 @@ async fn bake_item(
 }
 
 /// The message after an interruption without leftovers.
-pub const NOTHING_LEFT: &str = "interrupted; nothing was left behind";
+pub const INTERRUPTED_CLEANLY: &str = "interrupted; nothing was left behind";
 
 /// Reports the end of a bake. For several bakes the summary has more detail. A failure was reported before the
 /// clean-up.
@@ -201,7 +201,7 @@ fn report_result(item: &BatchItem, report: &Report, several: bool) {
         }
         Status::Skipped(error) => report.warn(format!("skipped: {error}")),
         Status::Failed(error) if Kind::of(error) == Kind::Interrupted && item.left.is_empty() && !several => {
-            report.note(NOTHING_LEFT);
+            report.note(INTERRUPTED_CLEANLY);
         }
         Status::Failed(_) => {}
     }

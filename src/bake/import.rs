@@ -7,7 +7,7 @@ use crate::cloud::ec2_rules::check_image_name;
 use crate::cloud::local::Region;
 use crate::cloud::{Attributes, BaseRef, Image, ImageSpec, ImageState, ROOT_DEVICE, Tags, VolumeKind, tag};
 use crate::definition::{DEFAULT_TYPE, UEFI};
-use crate::disk::owned;
+use crate::disk::with_owner_tags;
 use crate::error::Kind;
 use crate::ids::Digest;
 use crate::ids::{Architecture, ImageId, RunId, SnapshotId};
@@ -176,11 +176,11 @@ async fn import_to_cloud(
         size_gib: source.size_gib(),
         description: format!("oven import of {name}"),
         run: run.clone(),
-        tags: owned(&Tags::new(), run),
+        tags: with_owner_tags(&Tags::new(), run),
         encrypted: false,
         kms_key: None,
     };
-    undo.owe(upload::debt(site.blocks.clone(), run));
+    undo.owe(upload::snapshot_debt(site.blocks.clone(), run));
     let step = site.report.step("import", format!("uploading {}", wanted.raw.display()));
     let sent =
         upload::upload(&*site.blocks, &spec, source.clone(), &|bytes| step.progress(bytes, None)).await;
@@ -202,7 +202,7 @@ async fn import_to_cloud(
     };
     let image = register::snapshot_as(site, &sent.snapshot, &image, undo).await?;
     // Another process may have registered the image first.
-    Ok(ImportOutcome { new: image.made_by(run), image })
+    Ok(ImportOutcome { new: image.was_created_by(run), image })
 }
 
 /// Attributes that every type of instance in EC2 needs, and that cost nothing more.

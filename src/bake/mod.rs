@@ -56,7 +56,7 @@ pub async fn bake(bake: &Bake<'_>, stop: impl Future<Output = ()>) -> Ended<Outc
         }
         preflight::check(bake, &target).await?;
         let secrets = secrets::collect(bake)?;
-        let packages = download::packages(bake).await?;
+        let packages = download::download_packages(bake).await?;
         let disk = checkout::disk(bake, &target, &undo).await?; //                             2. check out
         let root = mount::root(bake, disk.device()).await?; //                                 3. mount: borrows the disk
         let job = provision::plan(bake, &target, (packages, secrets), &root)?; //              4. provision
@@ -76,7 +76,7 @@ pub async fn bake(bake: &Bake<'_>, stop: impl Future<Output = ()>) -> Ended<Outc
 impl Outcome {
     /// Whose image it is tells whether this run made it.
     fn of(image: Image, run: &RunId) -> Self {
-        if image.made_by(run) { Self::Baked(image) } else { Self::AlreadyBaked(image) }
+        if image.was_created_by(run) { Self::Baked(image) } else { Self::AlreadyBaked(image) }
     }
 
     pub fn image(&self) -> &Image {

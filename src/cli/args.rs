@@ -14,7 +14,7 @@ use std::time::Duration;
 #[command(name = "oven", version, max_term_width = 80, propagate_version = true, after_help = EXIT_CODES)]
 pub struct Cli {
     #[command(flatten)]
-    pub global: Global,
+    pub global: GlobalArgs,
     #[command(subcommand)]
     pub verb: Verb,
 }
@@ -32,7 +32,7 @@ const EXIT_CODES: &str = "Exit codes:
 
 /// Flags that every verb takes, before it or after it.
 #[derive(Debug, Clone, Args)]
-pub struct Global {
+pub struct GlobalArgs {
     /// Where to bake: `aws`, or `local` for a region in a directory [default: local]
     #[arg(
         long,
@@ -90,7 +90,7 @@ pub struct Global {
     pub quiet: bool,
 }
 
-impl Global {
+impl GlobalArgs {
     /// What these flags and their environment variables say instead of oven.toml.
     pub fn overrides(&self) -> Overrides {
         Overrides {
@@ -157,35 +157,35 @@ kind, otherwise both kinds. The command needs no credentials and no network.";
 pub enum Verb {
     /// Bake definitions, parents first; an image that exists is not baked again
     #[command(after_help = examples::BAKE)]
-    Bake(Bake),
+    Bake(BakeArgs),
     /// Show whether a bake would find its image or make one, and why; or print the plan of a plugin
     #[command(after_help = examples::PLAN)]
-    Plan(Plan),
+    Plan(PlanArgs),
     /// List distro plugins, check one, or start a new one
     #[command(subcommand)]
-    Plugin(Plugin),
+    Plugin(PluginVerb),
     /// Print the ami_config_checksum of definitions or directories
-    Checksum(Checksum),
+    Checksum(ChecksumArgs),
     /// List images, show one, or remove some
     #[command(subcommand)]
-    Images(Images),
+    Images(ImagesVerb),
     /// Make a base image from a raw disk image
     #[command(after_help = examples::IMPORT)]
-    Import(Import),
+    Import(ImportArgs),
     /// Write the disk of an image or a snapshot to a raw disk image
     #[command(after_help = examples::EXPORT)]
-    Export(Export),
+    Export(ExportArgs),
     /// Open a contained shell in a copy of an image, or on the disk of a failed run
     #[command(after_help = examples::SHELL)]
-    Shell(Shell),
+    Shell(ShellArgs),
     /// Remove the leftovers of runs whose process has ended
     #[command(after_help = examples::SWEEP)]
-    Sweep(Sweep),
+    Sweep(SweepArgs),
     /// Check what a bake needs, and list everything that this machine lacks
     Doctor,
     /// Print the minimal IAM policy for the role of a builder in AWS
     #[command(after_help = examples::POLICY)]
-    Policy(Policy),
+    Policy(PolicyArgs),
     /// Print completions for a shell
     #[command(after_help = examples::COMPLETIONS)]
     Completions {
@@ -195,12 +195,12 @@ pub enum Verb {
 }
 
 #[derive(Debug, Args)]
-pub struct Bake {
+pub struct BakeArgs {
     /// Definitions: each is a directory with an image.toml
     #[arg(required = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub definitions: Vec<PathBuf>,
     #[command(flatten)]
-    pub vars: Vars,
+    pub vars: VarArgs,
     #[command(flatten)]
     pub options: BakeFlags,
     /// How many independent images to bake at a time
@@ -210,13 +210,13 @@ pub struct Bake {
 
 /// Values for the variables of definitions.
 #[derive(Debug, Clone, Default, Args)]
-pub struct Vars {
+pub struct VarArgs {
     /// Set a variable of `[vars]` in each definition that declares it; may be given several times
     #[arg(long = "var", value_name = "NAME=VALUE", value_parser = given, conflicts_with = "compat")]
     vars: Vec<(String, String)>,
 }
 
-impl Vars {
+impl VarArgs {
     /// Of one that is given twice, the last.
     pub fn given(&self) -> Given {
         self.vars.iter().cloned().collect()
@@ -234,7 +234,7 @@ pub struct BakeFlags {
     pub replace_failed: bool,
     /// Accept an existing image with the same ami_config_checksum, whatever its base is
     #[arg(long, value_enum, value_name = "TOOL")]
-    pub compat: Option<Compat>,
+    pub compat: Option<CompatTool>,
     /// If a step fails, keep the disk for `oven shell RUN`
     #[arg(long)]
     pub keep_on_failure: bool,
@@ -251,35 +251,35 @@ impl From<&BakeFlags> for BakeOptions {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Compat {
+pub enum CompatTool {
     // AMI Bakery, which compares its checksum alone.
     Gumgum,
 }
 
-impl From<Compat> for options::Compat {
-    fn from(compat: Compat) -> Self {
+impl From<CompatTool> for options::Compat {
+    fn from(compat: CompatTool) -> Self {
         match compat {
-            Compat::Gumgum => Self::Gumgum,
+            CompatTool::Gumgum => Self::Gumgum,
         }
     }
 }
 
 #[derive(Debug, Args)]
-pub struct Plan {
+pub struct PlanArgs {
     /// Definitions: each is a directory with an image.toml
     #[arg(required_unless_present = "os_release", value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub definitions: Vec<PathBuf>,
     #[command(flatten)]
-    pub vars: Vars,
+    pub vars: VarArgs,
     /// Accept an existing image with the same ami_config_checksum, whatever its base is
     #[arg(long, value_enum, value_name = "TOOL")]
-    pub compat: Option<Compat>,
+    pub compat: Option<CompatTool>,
     #[command(flatten)]
-    pub on_paper: OnPaper,
+    pub on_paper: PaperPlanArgs,
 }
 
 #[derive(Debug, Default, Args)]
-pub struct OnPaper {
+pub struct PaperPlanArgs {
     /// Print the plugin's plan for an image with this os-release file; needs neither root nor a cloud
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub os_release: Option<PathBuf>,
@@ -298,19 +298,19 @@ pub struct OnPaper {
 }
 
 #[derive(Debug, Subcommand)]
-pub enum Plugin {
+pub enum PluginVerb {
     /// List plugins, where each comes from, and which systems it claims
     List,
     /// Check that a plugin conforms to the contract; needs no root
     #[command(after_help = examples::CHECK)]
-    Check(PluginCheck),
+    Check(PluginCheckArgs),
     /// Write the skeleton of a plugin, which works, and its tests
     #[command(after_help = examples::NEW)]
-    New(PluginNew),
+    New(PluginNewArgs),
 }
 
 #[derive(Debug, Args)]
-pub struct PluginCheck {
+pub struct PluginCheckArgs {
     /// An executable, or the name of a plugin that `oven plugin list` lists
     #[arg(value_name = "PATH|NAME", value_hint = ValueHint::FilePath)]
     pub what: PathBuf,
@@ -323,7 +323,7 @@ pub struct PluginCheck {
 }
 
 #[derive(Debug, Args)]
-pub struct PluginNew {
+pub struct PluginNewArgs {
     /// The name of the plugin, which is also the ID in its system's os-release
     pub name: String,
     /// The language of the plugin
@@ -338,7 +338,7 @@ pub enum Lang {
 }
 
 #[derive(Debug, Args)]
-pub struct Policy {
+pub struct PolicyArgs {
     /// The ARN of a KMS key that encrypts disks; may be given several times
     #[arg(long = "kms-key", value_name = "ARN", value_parser = key_arn)]
     pub kms_keys: Vec<String>,
@@ -366,14 +366,14 @@ fn key_arn(text: &str) -> Result<String, String> {
 }
 
 #[derive(Debug, Args)]
-pub struct Checksum {
+pub struct ChecksumArgs {
     /// One definition, whose `inputs` are included; or several directories, taken as they are
     #[arg(required = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub directories: Vec<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
-pub enum Images {
+pub enum ImagesVerb {
     /// List images, oldest first
     List {
         /// Only images of this family (the `name` in image.toml), or the image of this name
@@ -394,7 +394,7 @@ pub enum Images {
 }
 
 #[derive(Debug, Args)]
-pub struct Import {
+pub struct ImportArgs {
     /// The raw disk image: a file or a block device
     #[arg(value_name = "RAW", value_hint = ValueHint::FilePath)]
     pub raw: PathBuf,
@@ -413,7 +413,7 @@ pub struct Import {
 }
 
 #[derive(Debug, Args)]
-pub struct Export {
+pub struct ExportArgs {
     /// The id of an image (ami-…) or of a snapshot (snap-…)
     #[arg(value_name = "IMAGE|SNAPSHOT")]
     pub what: String,
@@ -426,7 +426,7 @@ pub struct Export {
 }
 
 #[derive(Debug, Args)]
-pub struct Shell {
+pub struct ShellArgs {
     /// The id of an image (ami-…), or of a run whose disk --keep-on-failure kept
     #[arg(value_name = "IMAGE|RUN")]
     pub what: String,
@@ -439,7 +439,7 @@ pub struct Shell {
 }
 
 #[derive(Debug, Args)]
-pub struct Sweep {
+pub struct SweepArgs {
     /// Only list what would be removed
     #[arg(long)]
     pub dry_run: bool,

@@ -4,7 +4,7 @@ use super::{End, answer};
 use crate::bake::ami_id_file;
 use crate::bake::batch::{Batch, BatchItem, Status, bake_all};
 use crate::cli::args;
-use crate::cli::args::Global;
+use crate::cli::args::GlobalArgs;
 use crate::config::project::Strategy;
 use crate::definition;
 use crate::definition::graph::BakeOrder;
@@ -12,7 +12,7 @@ use crate::error::{Kind, SUCCESS, hint_of};
 use crate::report::{Report, TextStyle};
 use crate::site::{Site, Use, refuse_inside};
 use crate::sys::signals;
-use crate::text::printable;
+use crate::text::without_control_characters;
 use anyhow::Result;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -21,8 +21,8 @@ use tokio::sync::watch;
 const REASON_MAX: usize = 200;
 
 pub async fn run(
-    global: &Global,
-    args: &args::Bake,
+    global: &GlobalArgs,
+    args: &args::BakeArgs,
     report: &Report,
     stop: watch::Receiver<bool>,
 ) -> Result<End> {
@@ -36,10 +36,10 @@ pub async fn run(
         Ok((Site::of(&global.overrides(), &order.images, report.clone(), Use::Builds).await?, order))
     };
     // It may take the metadata service seconds not to answer.
-    let order: Result<_> = signals::or(&stop, found).await;
+    let order: Result<_> = signals::run_until_stopped(&stop, found).await;
     let (site, order) = order.inspect_err(|_| {
         let definitions = args.definitions.iter().filter(|dir| dir.join(definition::FILE).exists());
-        definitions.for_each(|dir| ami_id_file::keep(dir, None, report));
+        definitions.for_each(|dir| ami_id_file::update(dir, None, report));
     })?;
     if args.options.verify && site.settings.disks() == Strategy::Attached {
         let text = "--verify compares a snapshot with what was sent, and of an attached disk nothing is sent from here";
@@ -94,7 +94,7 @@ fn summarise(all: &[BatchItem], report: &Report) {
 }
 
 fn first_line(error: &anyhow::Error) -> String {
-    let text = printable(&format!("{error:#}"));
+    let text = without_control_characters(&format!("{error:#}"));
     text.lines().next().unwrap_or_default().chars().take(REASON_MAX).collect()
 }
 

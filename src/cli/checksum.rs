@@ -2,14 +2,14 @@
 
 use super::{End, answer};
 use crate::cli::args;
-use crate::cli::args::Global;
+use crate::cli::args::GlobalArgs;
 use crate::definition::Definition;
 use crate::identity::checksum::config_checksum;
 use crate::report::Report;
 use anyhow::Result;
 use serde_json::json;
 
-pub fn run(global: &Global, args: &args::Checksum, report: &Report) -> Result<End> {
+pub fn run(global: &GlobalArgs, args: &args::ChecksumArgs, report: &Report) -> Result<End> {
     let directories = match args.directories.as_slice() {
         // One definition: its inputs count. A directory that is none is taken as it is, as GumGum's tool does.
         [dir] if dir.join("image.toml").exists() => Definition::load(dir)?.directories(),
@@ -29,5 +29,5 @@ pub fn run(global: &Global, args: &args::Checksum, report: &Report) -> Result<En
     }
     let files =
         checksum.files.iter().map(|(path, sha1)| json!({"path": path.to_string_lossy(), "sha1": sha1}));
-    Ok(End::well(json!({"ami_config_checksum": checksum.hex, "files": files.collect::<Vec<_>>()})))
+    Ok(End::success(json!({"ami_config_checksum": checksum.hex, "files": files.collect::<Vec<_>>()})))
 }

@@ -1,7 +1,7 @@
 //! `oven doctor`.
 
 use super::{End, answer};
-use crate::cli::args::Global;
+use crate::cli::args::GlobalArgs;
 use crate::cloud::{Permission, PermissionVerdict};
 use crate::config::project::Strategy;
 use crate::doctor::checks;
@@ -15,15 +15,15 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-pub async fn run(global: &Global, report: &Report) -> Result<End> {
+pub async fn run(global: &GlobalArgs, report: &Report) -> Result<End> {
     let overrides = global.overrides();
     let (in_a_directory, needs) = (Site::is_in_a_directory(&overrides), Site::needs(&overrides, None));
     let (findings, site) = Site::examine(&overrides, report).await;
     let mut checks = checks::checks(needs);
-    checks.push(checks::growing());
-    checks.extend(checks::egress(!in_a_directory));
+    checks.push(checks::disk_growth());
+    checks.extend(checks::credential_blocking(!in_a_directory));
     match &site {
-        Ok(site) if !in_a_directory => checks.push(checks::state(&site.state)),
+        Ok(site) if !in_a_directory => checks.push(checks::state_directory(&site.state)),
         Ok(site) => checks.push(checks::region(&site.state)),
         Err(_) => checks.push(Check::tried("region", &site, "Give another --region-dir.")),
     }
@@ -42,7 +42,7 @@ pub async fn run(global: &Global, report: &Report) -> Result<End> {
     if !in_a_directory {
         checks.extend(findings.iter().map(check));
         // Of volumes.
-        checks.extend(checks::patience(Path::new("/sys")).filter(|_| !needs.fuse));
+        checks.extend(checks::nvme_timeout(Path::new("/sys")).filter(|_| !needs.fuse));
         if let Ok(site) = &site {
             checks.extend(cloud(site, &mut permissions).await?);
         }

@@ -2,7 +2,7 @@
 
 use super::End;
 use crate::cli::args;
-use crate::cli::args::Global;
+use crate::cli::args::GlobalArgs;
 use crate::cloud::ec2_rules::is_id;
 use crate::error::Kind;
 use crate::ids::{ImageId, SnapshotId};
@@ -19,14 +19,14 @@ use std::path::{Path, PathBuf};
 use tokio::sync::watch;
 
 pub async fn run(
-    global: &Global,
-    args: &args::Export,
+    global: &GlobalArgs,
+    args: &args::ExportArgs,
     report: &Report,
     stop: watch::Receiver<bool>,
 ) -> Result<End> {
     let dir = ensure_free(&args.file, args.force)?;
     // Nothing is left of it: the file has no name before it is whole.
-    signals::or(&stop, async {
+    signals::run_until_stopped(&stop, async {
         let site = Site::of(&global.overrides(), &[], report.clone(), Use::Looks).await?;
         let snapshot = snapshot(&site, &args.what).await?;
         export(&site, &snapshot, &dir, args).await
@@ -72,15 +72,16 @@ async fn snapshot(site: &Site, what: &str) -> Result<SnapshotId> {
     Ok(site.cloud.image(&ImageId(what.to_owned())).await?.0.snapshot)
 }
 
-async fn export(site: &Site, snapshot: &SnapshotId, dir: &Path, args: &args::Export) -> Result<End> {
+async fn export(site: &Site, snapshot: &SnapshotId, dir: &Path, args: &args::ExportArgs) -> Result<End> {
     let name = args.file.display();
     let context = || format!("exporting {snapshot} to {name}");
     let step = site.report.step("export", context());
     let temp = TempFile::new(dir)?;
     let tell = |done, all| step.progress(done, Some(all));
-    let contents = crate::transfer::download::download_telling(&*site.blocks, snapshot, temp.file(), &tell)
-        .await
-        .with_context(context)?;
+    let contents =
+        crate::transfer::download::download_with_progress(&*site.blocks, snapshot, temp.file(), &tell)
+            .await
+            .with_context(context)?;
     // On its way to the disk, as what cp, curl and qemu-img write: who needs it there at once says `sync`.
     temp.file().set_permissions(Permissions::from_mode(0o666 & !umask())).with_context(context)?;
     let metadata = temp.file().metadata().with_context(context)?;
@@ -90,7 +91,7 @@ async fn export(site: &Site, snapshot: &SnapshotId, dir: &Path, args: &args::Exp
         temp.link(&args.file).map_err(|error| if args.file.exists() { taken(&args.file) } else { error })?;
     }
     step.done();
-    Ok(End::well(json!({
+    Ok(End::success(json!({
         "snapshot_id": snapshot, "file": args.file, "size_gib": contents.size_gib,
         "blocks": contents.blocks.len(), "bytes_on_disk": metadata.blocks() * 512,
     })))

@@ -2,7 +2,7 @@
 
 use super::{End, answer};
 use crate::cli::args;
-use crate::cli::args::Global;
+use crate::cli::args::GlobalArgs;
 use crate::cloud::{Image, tag};
 use crate::ids::ImageId;
 use crate::report::Report;
@@ -10,16 +10,16 @@ use crate::site::{Site, Use};
 use anyhow::Result;
 use serde_json::json;
 
-pub async fn run(global: &Global, args: &args::Images, report: &Report) -> Result<End> {
+pub async fn run(global: &GlobalArgs, args: &args::ImagesVerb, report: &Report) -> Result<End> {
     let site = Site::of(&global.overrides(), &[], report.clone(), Use::Looks).await?;
     match args {
-        args::Images::List { name } => list(global, &site, name.as_deref()).await,
-        args::Images::Show { id } => show(global, &site, &ImageId(id.clone())).await,
-        args::Images::Remove { ids } => remove(global, &site, ids).await,
+        args::ImagesVerb::List { name } => list(global, &site, name.as_deref()).await,
+        args::ImagesVerb::Show { id } => show(global, &site, &ImageId(id.clone())).await,
+        args::ImagesVerb::Remove { ids } => remove(global, &site, ids).await,
     }
 }
 
-async fn list(global: &Global, site: &Site, name: Option<&str>) -> Result<End> {
+async fn list(global: &GlobalArgs, site: &Site, name: Option<&str>) -> Result<End> {
     let mut images = site.cloud.images(None).await?;
     let none = images.is_empty();
     if let Some(name) = name {
@@ -38,7 +38,7 @@ async fn list(global: &Global, site: &Site, name: Option<&str>) -> Result<End> {
             answer(line(image));
         }
     }
-    Ok(End::well(json!({"images": images})))
+    Ok(End::success(json!({"images": images})))
 }
 
 fn line(image: &Image) -> String {
@@ -53,14 +53,14 @@ fn line(image: &Image) -> String {
     )
 }
 
-async fn show(global: &Global, site: &Site, id: &ImageId) -> Result<End> {
+async fn show(global: &GlobalArgs, site: &Site, id: &ImageId) -> Result<End> {
     let (image, documents) = site.cloud.image(id).await?;
     let mut result = serde_json::to_value(&image)?;
     if !global.json {
         print(&image, documents.get("packages"));
     }
     result["documents"] = json!(documents);
-    Ok(End::well(result))
+    Ok(End::success(result))
 }
 
 fn print(image: &Image, packages: Option<&String>) {
@@ -81,7 +81,7 @@ fn print(image: &Image, packages: Option<&String>) {
 }
 
 /// All or none of them, if one does not exist.
-async fn remove(global: &Global, site: &Site, ids: &[String]) -> Result<End> {
+async fn remove(global: &GlobalArgs, site: &Site, ids: &[String]) -> Result<End> {
     let mut images = Vec::new();
     for id in ids {
         images.push(site.cloud.image(&ImageId(id.clone())).await?.0);
@@ -92,5 +92,5 @@ async fn remove(global: &Global, site: &Site, ids: &[String]) -> Result<End> {
             answer(format!("removed {id} ({name}) and {snapshot}"));
         }
     }
-    Ok(End::well(json!({"removed": images})))
+    Ok(End::success(json!({"removed": images})))
 }

@@ -1,10 +1,10 @@
 //! `oven import`.
 
 use super::{End, answer};
-use crate::bake::batch::NOTHING_LEFT;
+use crate::bake::batch::INTERRUPTED_CLEANLY;
 use crate::bake::import::{ImportOutcome, ImportRequest, import};
 use crate::cli::args;
-use crate::cli::args::Global;
+use crate::cli::args::GlobalArgs;
 use crate::cloud::local::Region;
 use crate::error::Kind;
 use crate::formats::partition;
@@ -25,8 +25,8 @@ use tokio::sync::watch;
 const SECTOR: u64 = 512;
 
 pub async fn run(
-    global: &Global,
-    args: &args::Import,
+    global: &GlobalArgs,
+    args: &args::ImportArgs,
     report: &Report,
     mut stop: watch::Receiver<bool>,
 ) -> Result<End> {
@@ -41,7 +41,7 @@ pub async fn run(
     };
     let site = Site::of(&global.overrides(), &[], report.clone(), Use::Looks).await?;
     ensure_disk(&args.raw)?;
-    let args::Import { raw, name, boot_mode, verify, .. } = args;
+    let args::ImportArgs { raw, name, boot_mode, verify, .. } = args;
     let (raw, name, boot_mode) = (raw.clone(), name.clone(), boot_mode.clone());
     let wanted = ImportRequest { raw, name, architecture, boot_mode, verify: *verify };
     let ended = import(&site, &wanted, async move { _ = stop.wait_for(|stop| *stop).await }).await;
@@ -51,9 +51,9 @@ pub async fn run(
         // It was told when it happened.
         Err(error) => {
             if Kind::of(&error) == Kind::Interrupted && !left {
-                report.note(NOTHING_LEFT);
+                report.note(INTERRUPTED_CLEANLY);
             }
-            return Ok(End::badly(&error));
+            return Ok(End::failure(&error));
         }
     };
     if !new {
@@ -63,7 +63,7 @@ pub async fn run(
         answer(&image.id);
     }
     let result = json!({"ami_id": image.id, "ami_name": image.name, "snapshot_id": image.snapshot});
-    Ok(if left { End { code: Kind::LeftBehind as u8, result } } else { End::well(result) })
+    Ok(if left { End { code: Kind::LeftBehind as u8, result } } else { End::success(result) })
 }
 
 struct Raw {

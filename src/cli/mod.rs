@@ -24,7 +24,7 @@ use crate::sys::signals::{self, Signal};
 use crate::trace::Trace;
 use crate::undo::Leftover;
 use anyhow::{Error, Result};
-use args::{Cli, Global, Verb};
+use args::{Cli, GlobalArgs, Verb};
 use clap::{CommandFactory, Parser};
 use serde_json::{Value, json};
 use std::ffi::OsString;
@@ -40,11 +40,11 @@ struct End {
 }
 
 impl End {
-    fn well(result: Value) -> Self {
+    fn success(result: Value) -> Self {
         Self { code: SUCCESS, result }
     }
 
-    fn badly(error: &Error) -> Self {
+    fn failure(error: &Error) -> Self {
         let (kind, hint) = (Kind::of(error), error::hint_of(error));
         let told = json!({"kind": kind.name(), "message": format!("{error:#}"), "hint": hint});
         Self { code: kind as u8, result: json!({"error": told}) }
@@ -72,7 +72,7 @@ pub fn run(args: Vec<OsString>) -> u8 {
     report.end_trace();
     let end = result.unwrap_or_else(|error| {
         report.failure(&error);
-        End::badly(&error)
+        End::failure(&error)
     });
     end.tell(&report)
 }
@@ -84,7 +84,7 @@ fn usage(args: &[OsString], error: &clap::Error) -> u8 {
         let text = error.render().to_string();
         let line = text.lines().next().unwrap_or_default();
         let error = Kind::Usage.error(line.strip_prefix("error: ").unwrap_or(line));
-        End::badly(&error).tell(&Report::new(Style::Json, Level::Quiet));
+        End::failure(&error).tell(&Report::new(Style::Json, Level::Quiet));
     }
     u8::try_from(error.exit_code()).unwrap_or(Kind::Usage as u8)
 }
@@ -96,9 +96,9 @@ fn prepare(cli: &Cli) -> Result<()> {
         Verb::Shell(_) => None,
         _ => return Ok(()),
     };
-    crate::doctor::checks::ensure_fit(Site::needs(&cli.global.overrides(), definition))?;
+    crate::doctor::checks::ensure_ready(Site::needs(&cli.global.overrides(), definition))?;
     crate::sandbox::private_mounts()?;
-    private_tmpfs::make()
+    private_tmpfs::mount()
 }
 
 async fn dispatch(cli: &Cli, report: &Report) -> Result<End> {
@@ -124,7 +124,7 @@ async fn dispatch(cli: &Cli, report: &Report) -> Result<End> {
 /// Turns true when the process is asked to end; the user hears of each signal.
 pub fn stop_at_signals(report: &Report) -> Result<watch::Receiver<bool>> {
     let (screen, style) = (report.screen().clone(), report.style());
-    signals::signals(move |signal| match signal {
+    signals::listen(move |signal| match signal {
         Signal::First(why) => {
             screen.print(&format!("{why}: stopping and cleaning up (repeat to stop at once)"))
         }
@@ -149,18 +149,18 @@ fn left(site: &Site, left: &[Leftover]) -> bool {
     !left.is_empty()
 }
 
-fn completions(global: &Global, shell: clap_complete::Shell) -> End {
+fn completions(global: &GlobalArgs, shell: clap_complete::Shell) -> End {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "oven", &mut script);
     let script = String::from_utf8_lossy(&script).into_owned();
     if !global.json {
         answer(script.trim_end());
     }
-    End::well(json!({"script": script}))
+    End::success(json!({"script": script}))
 }
 
 /// And whether the trace, if one is wanted, could be begun.
-fn report(global: &Global) -> (Report, Result<()>) {
+fn report(global: &GlobalArgs) -> (Report, Result<()>) {
     let style = if global.json { Style::Json } else { Style::Human };
     let level = match (global.quiet, global.verbose) {
         (true, _) => Level::Quiet,

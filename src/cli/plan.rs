@@ -4,7 +4,7 @@ use super::{End, answer};
 use crate::bake::options::Compat;
 use crate::bake::{preflight, target};
 use crate::cli::args;
-use crate::cli::args::Global;
+use crate::cli::args::GlobalArgs;
 use crate::cloud::{BaseRef, Image, tag};
 use crate::definition::graph::BakeOrder;
 use crate::definition::{Definition, From};
@@ -24,7 +24,7 @@ struct Verdict {
     why: Vec<String>,
 }
 
-pub async fn run(global: &Global, args: &args::Plan, report: &Report) -> Result<End> {
+pub async fn run(global: &GlobalArgs, args: &args::PlanArgs, report: &Report) -> Result<End> {
     let order = BakeOrder::with(&args.definitions, &args.vars.given())?;
     let site = Site::of(&global.overrides(), &order.images, report.clone(), Use::Looks).await?;
     let compat = args.compat.map(Into::into);
@@ -52,7 +52,7 @@ pub async fn run(global: &Global, args: &args::Plan, report: &Report) -> Result<
         }
         hits.push(verdict.hit.map(|hit| hit.id));
     }
-    Ok(End::well(json!({"images": objects})))
+    Ok(End::success(json!({"images": objects})))
 }
 
 fn print(image: &Definition, verdict: &Verdict) {

@@ -2,7 +2,7 @@
 
 use super::{End, answer};
 use crate::cli::args;
-use crate::cli::args::Global;
+use crate::cli::args::GlobalArgs;
 use crate::cloud::iam_policy;
 use crate::cloud::iam_policy::DiskAccess;
 use crate::config::overrides::Overrides;
@@ -11,7 +11,7 @@ use anyhow::Result;
 use serde_json::json;
 
 /// `--disks` says what for; without it, for all.
-pub fn run(global: &Global, args: &args::Policy) -> Result<End> {
+pub fn run(global: &GlobalArgs, args: &args::PolicyArgs) -> Result<End> {
     let asked = Overrides { disks: global.disks.clone(), ..Overrides::default() };
     let ways = match Settings::default().merge(&asked)?.disks {
         None => DiskAccess::Both,
@@ -22,5 +22,5 @@ pub fn run(global: &Global, args: &args::Policy) -> Result<End> {
     if !global.json {
         answer(iam_policy::text(&policy));
     }
-    Ok(End::well(json!({"policy": policy})))
+    Ok(End::success(json!({"policy": policy})))
 }

@@ -2,7 +2,7 @@
 
 use super::End;
 use crate::cli::args;
-use crate::cli::args::Global;
+use crate::cli::args::GlobalArgs;
 use crate::cloud::BaseRef;
 use crate::disk::{Disk, DiskSpec};
 use crate::error::Kind;
@@ -21,12 +21,14 @@ use std::rc::Rc;
 use tokio::sync::watch;
 
 pub async fn run(
-    global: &Global,
-    args: &args::Shell,
+    global: &GlobalArgs,
+    args: &args::ShellArgs,
     report: &Report,
     mut stop: watch::Receiver<bool>,
 ) -> Result<End> {
-    let site = signals::or(&stop, Site::of(&global.overrides(), &[], report.clone(), Use::Builds)).await?;
+    let site =
+        signals::run_until_stopped(&stop, Site::of(&global.overrides(), &[], report.clone(), Use::Builds))
+            .await?;
     let run = RunId::new();
     let policy = site.undo_policy(false);
     let stopped = async move { _ = stop.wait_for(|stop| *stop).await };
@@ -42,7 +44,7 @@ pub async fn run(
     Ok(match ended.result {
         Ok(code) => End { code, result: json!({}) },
         // It was told when it happened.
-        Err(error) => End::badly(&error),
+        Err(error) => End::failure(&error),
     })
 }
 
@@ -71,7 +73,7 @@ async fn open(site: &Site, what: &str, run: &RunId, undo: &Rc<Undo>) -> Result<B
 }
 
 /// The shell, with the shims that the image's own distro wants; the exit code is the shell's.
-async fn inside(site: &Site, root: &Root<'_>, args: &args::Shell) -> Result<u8> {
+async fn inside(site: &Site, root: &Root<'_>, args: &args::ShellArgs) -> Result<u8> {
     let os_release = root.os_release()?;
     let shims = match site.distros.detect(&os_release, None) {
         Ok((distro, _)) => {

@@ -2,7 +2,7 @@
 
 use super::{End, answer};
 use crate::cli::args;
-use crate::cli::args::Global;
+use crate::cli::args::GlobalArgs;
 use crate::cloud::StaleRun;
 use crate::disk::direct::preserved_disk;
 use crate::error::{Kind, SUCCESS};
@@ -15,13 +15,13 @@ use anyhow::{Context, Result};
 use serde_json::json;
 use std::time::Duration;
 
-pub async fn run(global: &Global, args: &args::Sweep, report: &Report) -> Result<End> {
+pub async fn run(global: &GlobalArgs, args: &args::SweepArgs, report: &Report) -> Result<End> {
     let site = Site::of(&global.overrides(), &[], report.clone(), Use::Sweeps).await?;
     if !args.dry_run {
         // Empty directories, of no run: nothing to tell, and nothing to fail for where there is no cgroup v2.
         _ = egress::sweep();
     }
-    _ = preserved_disk::tidy(&site.state);
+    _ = preserved_disk::remove_orphans(&site.state);
     let mut stale = site.stale_runs(args.older_than).await?;
     if let Some(wanted) = &args.run {
         stale = named(&site, stale, wanted).await?;

@@ -6,12 +6,12 @@ use anyhow::{Error, Result};
 use std::fmt;
 
 /// An error in EC2's form: the code comes first.
-pub fn refused(code: &str, text: impl fmt::Display) -> Error {
+pub fn ec2_error(code: &str, text: impl fmt::Display) -> Error {
     Kind::Cloud.error(format!("{code}: {text}"))
 }
 
 /// An error for something that does not exist.
-pub fn absent(code: &str, text: impl fmt::Display) -> Error {
+pub fn not_found_error(code: &str, text: impl fmt::Display) -> Error {
     Kind::NotFound.error(format!("{code}: {text}"))
 }
 
@@ -27,14 +27,14 @@ pub fn check_image_name(name: &str) -> Result<()> {
     };
     let rule = "AMI names must be between 3 and 128 characters long, and may contain letters, numbers, '(', ')', \
                 '[', ']', ' ', '.', '/', '-', ''', '@' and '_'";
-    Err(refused("InvalidAMIName.Malformed", format!("{name:?} is not a valid AMI name: {problem}. {rule}")))
+    Err(ec2_error("InvalidAMIName.Malformed", format!("{name:?} is not a valid AMI name: {problem}. {rule}")))
 }
 
 /// An AMI's description: at most 255 characters.
 pub fn check_description(text: &str) -> Result<()> {
     match text.chars().count() {
         0..=255 => Ok(()),
-        n => Err(refused(
+        n => Err(ec2_error(
             "InvalidParameterValue",
             format!("the description has {n} characters; at most 255 are allowed"),
         )),
@@ -44,7 +44,7 @@ pub fn check_description(text: &str) -> Result<()> {
 /// At most 50 tags; keys of 1 to 128 characters, not beginning with `aws:`; values of at most 256.
 pub fn check_tags(tags: &Tags) -> Result<()> {
     if tags.len() > 50 {
-        return Err(refused(
+        return Err(ec2_error(
             "TagLimitExceeded",
             format!("there are {} tags; at most 50 are allowed", tags.len()),
         ));
@@ -60,7 +60,7 @@ pub fn check_tags(tags: &Tags) -> Result<()> {
         } else {
             continue;
         };
-        return Err(refused("InvalidParameterValue", problem));
+        return Err(ec2_error("InvalidParameterValue", problem));
     }
     Ok(())
 }
@@ -78,7 +78,7 @@ pub fn new_id(prefix: &str) -> String {
 }
 
 /// Whether a name matches an EC2 filter: `*` matches any text, `?` any character, and `\` escapes the next one.
-pub fn matches(pattern: &str, name: &str) -> bool {
+pub fn matches_filter(pattern: &str, name: &str) -> bool {
     let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
     let (mut p, mut n) = (0, 0);
     // Where to continue after the last `*` has matched one more character: linear in practice, and never exponential.
@@ -179,10 +179,10 @@ mod tests {
             ("a*", "a", true),
             ("?", "é", true),
         ] {
-            assert_eq!(matches(pattern, name), expected, "{pattern} {name}");
+            assert_eq!(matches_filter(pattern, name), expected, "{pattern} {name}");
         }
         let start = std::time::Instant::now();
-        assert!(!matches(&"*a".repeat(60), &"a".repeat(59)));
+        assert!(!matches_filter(&"*a".repeat(60), &"a".repeat(59)));
         assert!(start.elapsed().as_secs() < 5);
     }
 }

@@ -18,7 +18,7 @@ const TYPES: &[(&str, bool, bool)] = &[
 ];
 
 /// Whether volumes of this type accept IOPS, and a throughput. Both are true for an unknown or unset type.
-pub fn takes(volume_type: Option<&str>) -> (bool, bool) {
+pub fn accepted_performance(volume_type: Option<&str>) -> (bool, bool) {
     let known = TYPES.iter().find(|(name, ..)| Some(*name) == volume_type);
     known.map_or((true, true), |(_, iops, throughput)| (*iops, *throughput))
 }
@@ -55,19 +55,19 @@ pub fn check(attributes: &Attributes, architecture: Architecture) -> Result<()> 
             "Set boot_mode = \"uefi\" if the image can boot that way, or use a base with a TPM.",
         );
     }
-    check_kind(&attributes.root_volume, "the root volume")?;
+    check_volume_kind(&attributes.root_volume, "the root volume")?;
     let mut devices = BTreeSet::new();
     for mapping in &attributes.mappings {
         if !devices.insert(&mapping.device) {
             return reject(format!("{} is mapped twice", mapping.device), "Map each device once.");
         }
-        check_kind(&mapping.kind, &mapping.device)?;
+        check_volume_kind(&mapping.kind, &mapping.device)?;
     }
     Ok(())
 }
 
 /// Checks a volume's type, IOPS, throughput and key. `what` names the volume in errors.
-pub fn check_kind(kind: &VolumeKind, what: &str) -> Result<()> {
+pub fn check_volume_kind(kind: &VolumeKind, what: &str) -> Result<()> {
     let reject = |text: String| Err(Kind::Definition.error(format!("{what}: {text}")));
     let volume_type = kind.volume_type.as_deref();
     if let Some(name) = volume_type {
@@ -184,7 +184,7 @@ mod tests {
             (keyed(None), "needs encrypted"),
             (keyed(Some(false)), "needs encrypted"),
         ] {
-            let text = check_kind(&kind, "it").err().map(|e| e.to_string()).unwrap_or_default();
+            let text = check_volume_kind(&kind, "it").err().map(|e| e.to_string()).unwrap_or_default();
             assert!(text.contains(wrong) && text.is_empty() == wrong.is_empty(), "{kind:?}: {text}");
         }
     }

@@ -195,7 +195,7 @@ pub struct Image {
 
 impl Image {
     /// Whether this run created it.
-    pub fn made_by(&self, run: &RunId) -> bool {
+    pub fn was_created_by(&self, run: &RunId) -> bool {
         self.tags.get(tag::RUN) == Some(&run.0)
     }
 }

@@ -17,7 +17,7 @@ pub enum ConflictResolution {
 
 /// Decides about the image that has the name of `spec`. An AMI's name is the only compare-and-set that EC2 offers, so
 /// no other name is ever invented.
-pub fn judge(holder: &Image, spec: &ImageSpec) -> ConflictResolution {
+pub fn resolve_conflict(holder: &Image, spec: &ImageSpec) -> ConflictResolution {
     let (id, name) = (&holder.id, &spec.name);
     let same = |key: &str| holder.tags.get(key).is_some_and(|theirs| spec.tags.get(key) == Some(theirs));
     let ours = holder.tags.contains_key(tag::RUN);
@@ -102,7 +102,7 @@ mod tests {
             run: RunId("s".into()),
             documents: Default::default(),
         };
-        let text = match judge(&image, &spec) {
+        let text = match resolve_conflict(&image, &spec) {
             ConflictResolution::Adopt => "adopt".into(),
             ConflictResolution::Wait => "wait".into(),
             ConflictResolution::Refuse(error) => format!("{error} | {}", hint_of(&error).unwrap()),

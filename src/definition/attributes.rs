@@ -12,7 +12,7 @@ const NOT_BOOTABLE: [&str; 2] = ["sc1", "st1"];
 
 /// `[image]`, where it is not to be the base's. `Some(None)`: without it, even if the base has it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Registered {
+pub struct RegistrationSettings {
     /// `legacy-bios`, `uefi` or `uefi-preferred`.
     pub boot_mode: Option<String>,
     pub ena: Option<bool>,
@@ -114,8 +114,8 @@ fn key(name: &str) -> Result<String, String> {
     }
 }
 
-pub fn image(top: &Table) -> Registered {
-    let Some(image) = top.table("image") else { return Registered::default() };
+pub fn image(top: &Table) -> RegistrationSettings {
+    let Some(image) = top.table("image") else { return RegistrationSettings::default() };
     let boot_mode = image.word("boot_mode");
     let without =
         |at: At<&str>| Some(at.value).filter(|word| !["none", "optional"].contains(word)).map(str::to_owned);
@@ -130,7 +130,7 @@ pub fn image(top: &Table) -> Registered {
         );
         image.wrong::<()>("tpm", tpm.line, what);
     }
-    Registered {
+    RegistrationSettings {
         boot_mode: boot_mode.map(|at| at.value.to_owned()),
         ena: image.boolean("ena"),
         sriov: image.word("sriov").map(without),

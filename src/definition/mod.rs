@@ -19,11 +19,11 @@ use crate::config::toml_reader;
 use crate::config::toml_reader::Table;
 use crate::error::Kind;
 use anyhow::Result;
-pub use attributes::{Registered, misfits};
+pub use attributes::{RegistrationSettings, misfits};
 pub use keys::{DEFAULT_TYPE, UEFI};
 use oven_distro::{Conffiles, Repository, Upgrade};
 use paths::Sources;
-pub use scripts::{Kind as ScriptKind, Playbook, Program, Script};
+pub use scripts::{Playbook, Program, Script, ScriptKind};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use toml::de::DeValue;
@@ -119,7 +119,7 @@ pub struct Definition {
     /// `[disk]`: the kind of volume, where it is not the base's. Of the builder's own, too.
     pub volume: VolumeKind,
     /// `[image]`
-    pub registered: Registered,
+    pub registered: RegistrationSettings,
     pub tags: Tags,
     /// As spelt in image.toml: relative to `dir`.
     pub inputs: Vec<String>,

@@ -63,7 +63,7 @@ fn ask(spelt: &str, sources: &Sources) -> Result<Ask, String> {
         || spelt.contains('/') && (spelt.ends_with(".deb") || spelt.ends_with(".rpm"));
     if file {
         let source = sources.file(spelt)?.path;
-        let package = package::open(&source).map_err(|e| format!("names {spelt:?}: {e:#}"))?;
+        let package = package::read(&source).map_err(|e| format!("names {spelt:?}: {e:#}"))?;
         return Ok(Ask::File { source, package });
     }
     if let Some(name) = spelt.strip_prefix('@') {

@@ -16,7 +16,7 @@ pub(super) const MAX_RETRIES: u64 = 20;
 
 /// Under which header it stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum ScriptKind {
     Run,
     Ansible,
     /// What it writes is thrown away.
@@ -47,7 +47,7 @@ pub struct Playbook {
 /// `[[run]]`, `[[ansible]]` or `[[test]]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Script {
-    pub kind: Kind,
+    pub kind: ScriptKind,
     /// Of its header, in image.toml.
     pub line: usize,
     pub program: Program,
@@ -62,7 +62,7 @@ pub struct Script {
     pub timeout: u64,
 }
 
-impl Kind {
+impl ScriptKind {
     pub fn key(self) -> &'static str {
         match self {
             Self::Run => "run",
@@ -88,11 +88,11 @@ impl Script {
 }
 
 /// All of a kind, in the order of the file.
-pub fn read(top: &Table, kind: Kind, sources: &Sources, vars: &Vars) -> Vec<Script> {
+pub fn read(top: &Table, kind: ScriptKind, sources: &Sources, vars: &Vars) -> Vec<Script> {
     top.tables(kind.key()).iter().filter_map(|table| one(table, kind, sources, vars)).collect()
 }
 
-fn one(table: &Table, kind: Kind, sources: &Sources, vars: &Vars) -> Option<Script> {
+fn one(table: &Table, kind: ScriptKind, sources: &Sources, vars: &Vars) -> Option<Script> {
     let program = program(table, kind, sources);
     let args = strings(table, "args");
     if !args.is_empty() && table.has("command") {
@@ -108,7 +108,7 @@ fn one(table: &Table, kind: Kind, sources: &Sources, vars: &Vars) -> Option<Scri
     Some(Script { kind, line, program, args, env, secrets, network, retries, timeout })
 }
 
-fn program(table: &Table, kind: Kind, sources: &Sources) -> Option<Program> {
+fn program(table: &Table, kind: ScriptKind, sources: &Sources) -> Option<Program> {
     let mut said = table.one_of().iter().filter(|key| table.has(key));
     let key = match (said.next(), said.next()) {
         (Some(key), None) => *key,
@@ -116,9 +116,9 @@ fn program(table: &Table, kind: Kind, sources: &Sources) -> Option<Program> {
             let line = table.value(second).map_or(table.line, |at| at.line);
             return table.wrong(second, line, format!("is one too many beside `{first}`: it runs one thing"));
         }
-        (None, _) if kind == Kind::Ansible => "playbook",
+        (None, _) if kind == ScriptKind::Ansible => "playbook",
         (None, _) => {
-            let more = if kind == Kind::Test { ", `bats = \"x.bats\"`" } else { "" };
+            let more = if kind == ScriptKind::Test { ", `bats = \"x.bats\"`" } else { "" };
             let what = "a file beside image.toml, such as \"setup.sh\"";
             let or = format!("{what} (or a `command`, such as [\"systemctl\", \"enable\", \"x\"]{more})");
             table.missing("script", or);

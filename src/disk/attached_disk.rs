@@ -1,7 +1,7 @@
 //! Attached disks (strategy (a)): a volume is created from the base's snapshot and attached, and a snapshot is taken of
 //! it.
 
-use super::{Disk, DiskSpec, DiskStrategy, owned};
+use super::{Disk, DiskSpec, DiskStrategy, with_owner_tags};
 use crate::cloud::{Base, Tags, VolumeSpec, Volumes};
 use crate::device::Device;
 use crate::error::Kind;
@@ -76,8 +76,8 @@ impl<V: Volumes + 'static> DiskStrategy for AttachedDisks<V> {
         run: &RunId,
         undo: &Undo,
     ) -> Result<Box<dyn Disk>> {
-        let size_gib = spec.size_on(base)?;
-        let tags = owned(&spec.tags, run);
+        let size_gib = spec.size_gib_on(base)?;
+        let tags = with_owner_tags(&spec.tags, run);
         let debt = undo.owe(volumes_debt(&self.volumes, run));
         let spec = VolumeSpec {
             snapshot: base.snapshot.clone(),
@@ -100,7 +100,7 @@ impl<V: Volumes + 'static> DiskStrategy for AttachedDisks<V> {
                 .hint("With --keep-on-failure, a bake that fails preserves its volume.")
         })?;
         let device = self.volumes.attach(&volume).await?;
-        Ok(self.disk(run, volume, device, owned(&Tags::new(), run), None))
+        Ok(self.disk(run, volume, device, with_owner_tags(&Tags::new(), run), None))
     }
 
     async fn forget(&self, run: &RunId) -> Result<()> {

@@ -25,12 +25,12 @@ pub struct DiskSpec {
     /// Whether the snapshot is read back and compared. Only for snapshots that are uploaded from here.
     pub verify: bool,
     /// Whether the disk will be committed: then its snapshot may be started early.
-    pub lasts: bool,
+    pub will_commit: bool,
 }
 
 impl DiskSpec {
     /// The size of a disk on this base in GiB; fails if it is smaller than the base.
-    pub fn size_on(&self, base: &Base) -> Result<u64> {
+    pub fn size_gib_on(&self, base: &Base) -> Result<u64> {
         let size_gib = self.size_gib.unwrap_or(base.size_gib);
         if size_gib < base.size_gib {
             let text =
@@ -42,7 +42,7 @@ impl DiskSpec {
 }
 
 /// Adds the tags that say who owns a resource, so that it can be swept.
-pub fn owned(tags: &Tags, run: &RunId) -> Tags {
+pub fn with_owner_tags(tags: &Tags, run: &RunId) -> Tags {
     let mut tags = tags.clone();
     tags.entry(tag::RUN.to_owned()).or_insert_with(|| run.0.clone());
     tags.entry(tag::OWNER.to_owned()).or_insert_with(|| Owner::this().to_string());

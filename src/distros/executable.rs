@@ -3,7 +3,7 @@
 use super::sandboxed_plugin;
 use super::sandboxed_plugin::{PluginCall, PluginExit};
 use crate::error::Kind;
-use crate::text::printable;
+use crate::text::without_control_characters;
 use anyhow::{Context, Result};
 use oven_distro::check::Speaker;
 use oven_distro::wire::{ClaimsAnswer, ClaimsRequest, PlanAnswer, PlanRequest};
@@ -95,7 +95,7 @@ impl ExecutablePlugin {
         if more > 0 {
             shown += &format!("; and {more} more");
         }
-        Err(self.failure(verb, &format!("its answer is invalid: {}", printable(&shown)), ""))
+        Err(self.failure(verb, &format!("its answer is invalid: {}", without_control_characters(&shown)), ""))
     }
 
     fn ask_plugin(&self, verb: &str, request: &str) -> Result<PluginOutput> {
@@ -119,7 +119,8 @@ impl ExecutablePlugin {
     }
 
     fn failure(&self, verb: &str, wrong: &str, words: &str) -> anyhow::Error {
-        let message = format!("{}: {}{}", self.describe(verb), printable(wrong), stderr_suffix(words));
+        let message =
+            format!("{}: {}{}", self.describe(verb), without_control_characters(wrong), stderr_suffix(words));
         let hint =
             format!("`oven plugin check {}` tests the plugin against the contract.", self.path.display());
         Kind::Machine.failure(message).hint(hint).into()
@@ -225,7 +226,7 @@ impl Speaker for &ExecutablePlugin {
             return Err(format!("its sandbox cannot be set up: {why}"));
         }
         if let Some(wrong) = find_fault(&ended, self.timeout, answer.len()) {
-            return Err(format!("{}{}", printable(&wrong), stderr_suffix(&words)));
+            return Err(format!("{}{}", without_control_characters(&wrong), stderr_suffix(&words)));
         }
         if !words.is_empty() {
             return Err(format!("it answers, and writes to standard error{}", stderr_suffix(&words)));
@@ -261,7 +262,7 @@ fn stderr_summary(words: &[u8]) -> String {
     let from = lines.len().saturating_sub(STDERR_LINES_SHOWN);
     lines[from..]
         .iter()
-        .map(|line| printable(&line.chars().take(400).collect::<String>()))
+        .map(|line| without_control_characters(&line.chars().take(400).collect::<String>()))
         .collect::<Vec<_>>()
         .join("\n")
 }

@@ -14,13 +14,13 @@ use oven_distro::{Claim, Claims, Distro, Job, OsRelease, Plan, Refused};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-pub use search_path::DIRECTORIES;
+pub use search_path::PLUGIN_DIRECTORIES;
 
 /// Where a plugin came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
     BuiltIn,
-    /// From one of the [`DIRECTORIES`].
+    /// From one of the [`PLUGIN_DIRECTORIES`].
     Installed(PathBuf),
     /// From the command line.
     Given(PathBuf),
@@ -117,8 +117,8 @@ impl PluginRegistry {
     /// Adds the plugins of the directories, earlier ones first: a later one of the same name is hidden. A file that is
     /// not trusted is listed as refused, and never run.
     pub fn look(mut self, directories: &[PathBuf], helper: &Path) -> Self {
-        for file in search_path::look(directories) {
-            let id = search_path::name(&file.path);
+        for file in search_path::find_plugins(directories) {
+            let id = search_path::plugin_name(&file.path);
             let added = file.program.and_then(|program| {
                 self.add(
                     Origin::Installed(file.path.clone()),
@@ -135,8 +135,8 @@ impl PluginRegistry {
 
     /// Adds a plugin of the command line, which hides an installed one of the same name.
     pub fn give(mut self, path: &Path, helper: &Path) -> Result<Self> {
-        let program = search_path::named(path)?;
-        let add = search_path::name(path).and_then(|id| {
+        let program = search_path::read_given(path)?;
+        let add = search_path::plugin_name(path).and_then(|id| {
             self.known.retain(|known| known.id != id || !matches!(known.origin, Origin::Installed(_)));
             self.add(Origin::Given(path.to_owned()), &id, ExecutablePlugin::new(path, program, helper))
         });

@@ -231,11 +231,11 @@ fn set_up_view(root: bool, name: &Path, program: &[u8]) -> Result<PathBuf> {
     };
     let read_only = MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NOSUID;
     api::restrict(open("/")?, read_only, true).context("making the view of this machine read-only")?;
-    let proc = api::fresh("proc", &[], api::READ_ONLY | MountAttrFlags::MOUNT_ATTR_NOEXEC)?;
+    let proc = api::new_file_system("proc", &[], api::READ_ONLY | MountAttrFlags::MOUNT_ATTR_NOEXEC)?;
     api::attach(proc, open("/proc")?).context("mounting /proc")?;
     if root {
         let no_exec = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-        let dev = api::fresh("tmpfs", &[("mode", "0755"), ("size", "64k")], no_exec)?;
+        let dev = api::new_file_system("tmpfs", &[("mode", "0755"), ("size", "64k")], no_exec)?;
         for (node, major, minor) in DEVICES {
             let mode = Mode::from_raw_mode(0o666);
             rustix::fs::mknodat(&dev, node, FileType::CharacterDevice, mode, makedev(major, minor))
@@ -245,9 +245,9 @@ fn set_up_view(root: bool, name: &Path, program: &[u8]) -> Result<PathBuf> {
         rustix::fs::symlinkat("/proc/self/fd", &dev, "fd")?;
         api::attach(dev, open("/dev")?).context("mounting /dev")?;
     }
-    let tmp = api::fresh("tmpfs", &[("mode", "1777"), ("size", TMP_SIZE)], api::PLAIN)?;
+    let tmp = api::new_file_system("tmpfs", &[("mode", "1777"), ("size", TMP_SIZE)], api::PLAIN)?;
     api::attach(tmp, open("/tmp")?).context("mounting /tmp")?;
-    let run = api::fresh("tmpfs", &[("mode", "0755"), ("size", "256m")], api::PLAIN)?;
+    let run = api::new_file_system("tmpfs", &[("mode", "0755"), ("size", "256m")], api::PLAIN)?;
     api::attach(&run, open("/run")?).context("mounting /run")?;
     std::fs::create_dir(PLUGIN_DIR).context("creating a directory for the plugin")?;
     let path = Path::new(PLUGIN_DIR).join(name.file_name().context("a plugin without a name")?);

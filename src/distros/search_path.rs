@@ -8,7 +8,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// The directories of plugins: the administrator's, which takes precedence, and the one for packages.
-pub const DIRECTORIES: [&str; 2] = ["/etc/oven/distros.d", "/usr/lib/oven/distros.d"];
+pub const PLUGIN_DIRECTORIES: [&str; 2] = ["/etc/oven/distros.d", "/usr/lib/oven/distros.d"];
 /// Bytes. A larger file is not a plugin.
 const MAX: u64 = 64 << 20;
 
@@ -21,7 +21,7 @@ pub struct PluginFile {
 }
 
 /// The name of a plugin: the name of its file without the ending.
-pub fn name(path: &Path) -> Result<String, String> {
+pub fn plugin_name(path: &Path) -> Result<String, String> {
     let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_".contains(c);
     if stem.is_empty() || !stem.chars().all(plain) {
@@ -34,7 +34,7 @@ pub fn name(path: &Path) -> Result<String, String> {
 }
 
 /// The files of these directories, in the directories' order and sorted by name. Hidden files are ignored.
-pub fn look(directories: &[PathBuf]) -> Vec<PluginFile> {
+pub fn find_plugins(directories: &[PathBuf]) -> Vec<PluginFile> {
     let mut found = Vec::new();
     for directory in directories {
         let entries = match std::fs::read_dir(directory) {
@@ -93,7 +93,7 @@ fn ownership_fault(metadata: &Metadata) -> Option<String> {
 
 /// Reads a file that only root can have put there.
 fn read_trusted(path: &Path) -> Result<Vec<u8>, String> {
-    name(path)?;
+    plugin_name(path)?;
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
     let file = File::options().read(true).custom_flags(flags).open(path).map_err(|error| {
         match error.raw_os_error() {
@@ -124,9 +124,9 @@ fn read_content(file: File, metadata: &Metadata) -> Result<Vec<u8>, String> {
 }
 
 /// Reads a plugin of the command line, which any user may choose. Errors: [`Kind::Usage`].
-pub fn named(path: &Path) -> Result<Vec<u8>> {
+pub fn read_given(path: &Path) -> Result<Vec<u8>> {
     let open = || -> Result<Vec<u8>, String> {
-        name(path)?;
+        plugin_name(path)?;
         let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
         let file = file.map_err(|error| format!("cannot be read: {error}"))?;
         let metadata = file.metadata().map_err(|error| format!("cannot be read: {error}"))?;
@@ -150,10 +150,10 @@ mod tests {
 
     #[test]
     fn names() {
-        assert_eq!(name(Path::new("/x/void.py")).as_deref(), Ok("void"));
-        assert_eq!(name(Path::new("arch-linux")).as_deref(), Ok("arch-linux"));
+        assert_eq!(plugin_name(Path::new("/x/void.py")).as_deref(), Ok("void"));
+        assert_eq!(plugin_name(Path::new("arch-linux")).as_deref(), Ok("arch-linux"));
         for bad in ["Void.sh", "void.sh.bak", "a b", "void~", "ä.sh"] {
-            assert!(name(Path::new(bad)).unwrap_err().contains(bad), "{bad}");
+            assert!(plugin_name(Path::new(bad)).unwrap_err().contains(bad), "{bad}");
         }
     }
 
@@ -165,14 +165,14 @@ mod tests {
         fs::create_dir(dir.path().join("directory")).unwrap();
         nix::unistd::mkfifo(&dir.path().join("fifo"), nix::sys::stat::Mode::from_bits_truncate(0o755))
             .unwrap();
-        assert_eq!(named(&dir.path().join("void.sh")).unwrap(), b"#!/bin/sh\n");
+        assert_eq!(read_given(&dir.path().join("void.sh")).unwrap(), b"#!/bin/sh\n");
         for (file, why) in [
             ("plain.sh", "not executable"),
             ("directory", "not a file"),
             ("fifo", "not a file"),
             ("no", "No such"),
         ] {
-            let error = named(&dir.path().join(file)).unwrap_err();
+            let error = read_given(&dir.path().join(file)).unwrap_err();
             assert!(format!("{error:#}").contains(why), "{error:#}");
             assert_eq!(Kind::of(&error), Kind::Usage);
         }
@@ -191,7 +191,7 @@ mod tests {
         put(&own, ".hidden", 0o755);
         std::os::unix::fs::symlink("good.sh", own.join("link.sh")).unwrap();
         let reasons = |dirs: &[PathBuf]| -> Vec<(String, String)> {
-            look(dirs)
+            find_plugins(dirs)
                 .into_iter()
                 .map(|found| {
                     let name = found.path.file_name().unwrap().to_string_lossy().into_owned();

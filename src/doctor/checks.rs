@@ -78,7 +78,7 @@ impl fmt::Display for Check {
 }
 
 /// Errors: [`Kind::Machine`], with everything that is missing.
-pub fn ensure_fit(needs: Needs) -> Result<()> {
+pub fn ensure_ready(needs: Needs) -> Result<()> {
     let lacks: Vec<_> =
         checks(needs).into_iter().filter(Check::lacks).map(|check| format!("\n  {check}")).collect();
     if lacks.is_empty() {
@@ -147,7 +147,7 @@ pub fn checks(needs: Needs) -> Vec<Check> {
 
 /// Whether oven can block access from steps with the network to the builder's credentials. It is tried, as root.
 /// `required`: without it no step gets the network.
-pub fn egress(required: bool) -> Option<Check> {
+pub fn credential_blocking(required: bool) -> Option<Check> {
     const WHAT: &str = "cgroup v2 and BPF";
     if !nix::unistd::geteuid().is_root() {
         return None;
@@ -165,7 +165,7 @@ pub fn egress(required: bool) -> Option<Check> {
 }
 
 /// Whether the kernel waits long enough for a slow EBS volume. `sys` is `/sys`.
-pub fn patience(sys: &Path) -> Option<Check> {
+pub fn nvme_timeout(sys: &Path) -> Option<Check> {
     let text = std::fs::read_to_string(sys.join("module/nvme_core/parameters/io_timeout")).ok()?;
     let seconds: u64 = text.trim().parse().ok()?;
     let note = format!(
@@ -177,7 +177,7 @@ pub fn patience(sys: &Path) -> Option<Check> {
 }
 
 /// Whether logs and locks can be written. A missing directory will be created.
-pub fn state(dir: &Path) -> Check {
+pub fn state_directory(dir: &Path) -> Check {
     let what = format!("directory {}", dir.display());
     let existing = dir.ancestors().find(|dir| dir.exists()).unwrap_or(dir);
     if let Err(errno) = nix::unistd::access(existing, nix::unistd::AccessFlags::W_OK) {
@@ -205,7 +205,7 @@ fn fuse(required: bool) -> Option<Check> {
     if !nix::unistd::geteuid().is_root() {
         return None;
     }
-    let tried = server::available();
+    let tried = server::check_available();
     if required {
         return Some(Check::tried(WHAT, &tried, ""));
     }
@@ -242,7 +242,7 @@ fn capabilities(held: CapabilitySet) -> Check {
 
 /// Whether disks can be grown. Without CAP_SYS_RESOURCE the kernel cannot grow a mounted ext4; then e2fsprogs grow it
 /// before it is mounted.
-pub fn growing() -> Check {
+pub fn disk_growth() -> Check {
     let is_capable = held_capabilities().contains(CapabilitySet::SYS_RESOURCE);
     let tools = ["e2fsck", "resize2fs"];
     let is_installed = |tool: &&str| {

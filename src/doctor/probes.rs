@@ -82,7 +82,7 @@ async fn serve_disk(probe: &Probe<'_>) -> Result<()> {
         BackingStore::new(&id, &nothing, Arc::new(EmptyBase), BlockCache::new(dir.path(), 0).of(&id)?);
     let written = WrittenFiles::new(dir.path())?;
     written.upper().set_len(DISK).context("creating a file")?;
-    block_map::begin(written.marks(), (DISK / BLOCK as u64) as u32, &nothing)?;
+    block_map::create(written.marks(), (DISK / BLOCK as u64) as u32, &nothing)?;
     let (helper, name) = (probe.helper, "oven-doctor");
     let spec = server::DiskServerSpec {
         helper,
@@ -107,7 +107,7 @@ impl SnapshotReader for EmptyBase {
 /// Creates a root directory with the directories that every image has.
 fn create_empty_image() -> Result<PathBuf> {
     sandbox::private_mounts()?;
-    private_tmpfs::make()?;
+    private_tmpfs::mount()?;
     let root = Path::new(private_tmpfs::DIR).join("doctor");
     for dir in ["dev", "etc", "proc", "run", "sys", "tmp"] {
         std::fs::create_dir_all(root.join(dir))

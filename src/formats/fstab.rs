@@ -191,7 +191,7 @@ pub fn plan(
 
 /// Whether the fstab's own line for `/` names this partition. `None` if there is no such line, or it has a device's
 /// name.
-pub fn names_root(entries: &[FstabEntry], ids: &PartitionIds<'_>) -> Option<bool> {
+pub fn is_root_by_fstab(entries: &[FstabEntry], ids: &PartitionIds<'_>) -> Option<bool> {
     let root = entries.iter().find(|entry| entry.target == "/")?;
     match root.spec {
         FstabSource::Device(_) | FstabSource::Other(_) => None,
@@ -352,9 +352,9 @@ mod tests {
 
     #[test]
     fn the_roots_own_line() {
-        assert_eq!(names_root(&parse("UUID=ROOT-ID / ext4"), &DISK[0]), Some(true));
-        assert_eq!(names_root(&parse("UUID=other / ext4"), &DISK[0]), Some(false));
-        assert_eq!(names_root(&parse("/dev/sda1 / ext4"), &DISK[0]), None);
-        assert_eq!(names_root(&parse("UUID= / ext4"), &PartitionIds::default()), Some(false));
+        assert_eq!(is_root_by_fstab(&parse("UUID=ROOT-ID / ext4"), &DISK[0]), Some(true));
+        assert_eq!(is_root_by_fstab(&parse("UUID=other / ext4"), &DISK[0]), Some(false));
+        assert_eq!(is_root_by_fstab(&parse("/dev/sda1 / ext4"), &DISK[0]), None);
+        assert_eq!(is_root_by_fstab(&parse("UUID= / ext4"), &PartitionIds::default()), Some(false));
     }
 }

@@ -10,7 +10,7 @@ const MAX: usize = 8;
 
 /// Describes what uses one of these devices, or files on them: mounts of other namespaces, descriptors, working and
 /// root directories, and what is stacked on the device. Best effort: processes come and go.
-pub fn of(devices: &[u64]) -> Vec<String> {
+pub fn find_holders(devices: &[u64]) -> Vec<String> {
     let mut found = stacked(devices);
     let own = std::fs::read_link("/proc/thread-self/ns/mnt").ok();
     let mut namespaces: HashSet<_> = own.into_iter().collect();
@@ -37,8 +37,8 @@ pub fn of(devices: &[u64]) -> Vec<String> {
 }
 
 /// The same as the end of a sentence: `: …`, or that nothing was found.
-pub fn clause(devices: &[u64]) -> String {
-    let found = of(devices);
+pub fn holders_clause(devices: &[u64]) -> String {
+    let found = find_holders(devices);
     if found.is_empty() {
         "; no process was found that uses it".into()
     } else {

@@ -34,18 +34,18 @@ fn root_type(architecture: Architecture) -> &'static str {
     }
 }
 
-pub fn kind(part: &DiskPart) -> Option<FileSystemType> {
+pub fn file_system_type(part: &DiskPart) -> Option<FileSystemType> {
     part.fs.as_ref().map(|fs| fs.kind)
 }
 
 fn is_mountable(part: &DiskPart) -> bool {
-    matches!(kind(part), Some(FileSystemType::Ext4 | FileSystemType::Xfs))
+    matches!(file_system_type(part), Some(FileSystemType::Ext4 | FileSystemType::Xfs))
 }
 
 /// Whether a partition may hold a root that oven cannot mount.
 fn may_hold_unsupported_root(part: &DiskPart) -> bool {
     matches!(
-        kind(part),
+        file_system_type(part),
         Some(
             FileSystemType::Btrfs
                 | FileSystemType::Lvm
@@ -61,7 +61,7 @@ fn may_hold_unsupported_root(part: &DiskPart) -> bool {
 /// Decides by the partition table and the superblocks, as far as they suffice.
 ///
 /// Errors: no partition can be the root, or it is one that oven does not mount.
-pub fn first(parts: &[DiskPart]) -> Result<RootChoice> {
+pub fn choose_by_table(parts: &[DiskPart]) -> Result<RootChoice> {
     let root_type = root_type(Architecture::HOST);
     let has_root_type = |part: &DiskPart| {
         let kind = part.partition.as_ref().map(|p| &p.kind);
@@ -87,10 +87,10 @@ pub fn first(parts: &[DiskPart]) -> Result<RootChoice> {
 }
 
 /// Decides by the content of the candidates. Errors: none of them is the root, or several may be.
-pub fn second(parts: &[DiskPart], looks: &[(usize, CandidateContent)]) -> Result<usize> {
+pub fn choose_by_content(parts: &[DiskPart], looks: &[(usize, CandidateContent)]) -> Result<usize> {
     let root_of = |look: &CandidateContent| -> Option<usize> {
         let mut named = (0..parts.len())
-            .filter(|&index| fstab::names_root(&look.fstab, &parts[index].ids()) == Some(true));
+            .filter(|&index| fstab::is_root_by_fstab(&look.fstab, &parts[index].ids()) == Some(true));
         let one = named.next();
         one.filter(|_| named.next().is_none())
     };
@@ -120,8 +120,8 @@ pub fn second(parts: &[DiskPart], looks: &[(usize, CandidateContent)]) -> Result
     Err(no_single_root("several partitions of the disk may be its root", parts))
 }
 
-/// Reads what [`second`] needs from a file system that is mounted read-only.
-pub fn look(inside: &ImageTree) -> Result<CandidateContent> {
+/// Reads what [`choose_by_content`] needs from a file system that is mounted read-only.
+pub fn examine(inside: &ImageTree) -> Result<CandidateContent> {
     let fstab = inside.read("/etc/fstab").context("reading /etc/fstab of a possible root")?;
     let released = inside.exists("/etc/os-release")? || inside.exists("/usr/lib/os-release")?;
     let entries =
@@ -144,7 +144,7 @@ fn unsupported_root(parts: &[DiskPart], which: &[usize]) -> anyhow::Error {
     let found: Vec<_> = which.iter().map(|&index| parts[index].describe()).collect();
     let name = which
         .iter()
-        .find_map(|&index| kind(&parts[index]))
+        .find_map(|&index| file_system_type(&parts[index]))
         .map_or("an unknown file system", FileSystemType::name);
     let what = format!("the disk's root is on {name}, which oven cannot mount: {}", found.join(", "));
     Kind::Definition
@@ -190,38 +190,48 @@ mod tests {
     #[test]
     fn the_types_of_a_table_decide_if_one_is_a_root() {
         let root = root_type(Architecture::HOST);
-        assert_eq!(first(&[ext4(1, ""), ext4(2, root)]).unwrap(), RootChoice::Chosen(1));
-        assert_eq!(first(&[ext4(1, root), ext4(2, root)]).unwrap(), RootChoice::Candidates(vec![0, 1]));
-        assert_eq!(first(&[ext4(1, ""), part(2, &[], "")]).unwrap(), RootChoice::Chosen(0));
-        let error = first(&[ext4(1, ""), btrfs(2, root)]).unwrap_err().to_string();
+        assert_eq!(choose_by_table(&[ext4(1, ""), ext4(2, root)]).unwrap(), RootChoice::Chosen(1));
+        assert_eq!(
+            choose_by_table(&[ext4(1, root), ext4(2, root)]).unwrap(),
+            RootChoice::Candidates(vec![0, 1])
+        );
+        assert_eq!(choose_by_table(&[ext4(1, ""), part(2, &[], "")]).unwrap(), RootChoice::Chosen(0));
+        let error = choose_by_table(&[ext4(1, ""), btrfs(2, root)]).unwrap_err().to_string();
         assert!(error.contains("on btrfs, which oven cannot mount: partition 2 (btrfs, 1.0 GiB)"), "{error}");
     }
 
     #[test]
     fn what_cannot_be_mounted_is_named() {
         let lvm = || part(2, &[(512, b"LABELONE"), (536, b"LVM2 001")], "");
-        assert!(first(&[lvm()]).unwrap_err().to_string().contains("on LVM"));
+        assert!(choose_by_table(&[lvm()]).unwrap_err().to_string().contains("on LVM"));
         // A /boot next to it is not the root.
         let parts = [ext4(1, ""), lvm()];
-        assert_eq!(first(&parts).unwrap(), RootChoice::Candidates(vec![0]));
+        assert_eq!(choose_by_table(&parts).unwrap(), RootChoice::Candidates(vec![0]));
         assert!(
-            second(&parts, &[(0, CandidateContent::default())]).unwrap_err().to_string().contains("on LVM")
+            choose_by_content(&parts, &[(0, CandidateContent::default())])
+                .unwrap_err()
+                .to_string()
+                .contains("on LVM")
         );
-        assert!(first(&[part(1, &[], "")]).unwrap_err().to_string().contains("no ext4 or xfs"));
+        assert!(choose_by_table(&[part(1, &[], "")]).unwrap_err().to_string().contains("no ext4 or xfs"));
     }
 
     #[test]
     fn fstab_says_which_of_two_systems_is_the_root() {
         let parts = [ext4(1, ""), ext4(2, "")];
         let own = |n: u32| system(&format!("PARTUUID=part-{n} / ext4"));
-        assert_eq!(second(&parts, &[(0, own(1)), (1, CandidateContent::default())]).unwrap(), 0);
-        assert_eq!(second(&parts, &[(0, own(2)), (1, own(2))]).unwrap(), 1);
-        assert_eq!(second(&parts, &[(0, system("")), (1, own(2))]).unwrap(), 1);
+        assert_eq!(choose_by_content(&parts, &[(0, own(1)), (1, CandidateContent::default())]).unwrap(), 0);
+        assert_eq!(choose_by_content(&parts, &[(0, own(2)), (1, own(2))]).unwrap(), 1);
+        assert_eq!(choose_by_content(&parts, &[(0, system("")), (1, own(2))]).unwrap(), 1);
         assert_eq!(
-            second(&parts, &[(0, system("UUID=elsewhere / xfs")), (1, CandidateContent::default())]).unwrap(),
+            choose_by_content(
+                &parts,
+                &[(0, system("UUID=elsewhere / xfs")), (1, CandidateContent::default())]
+            )
+            .unwrap(),
             0
         );
-        let error = second(&parts, &[(0, own(1)), (1, own(2))]).unwrap_err();
+        let error = choose_by_content(&parts, &[(0, own(1)), (1, own(2))]).unwrap_err();
         let text = error.to_string();
         assert!(
             text.contains("several partitions") && text.contains("partition 1 (ext4, 1.0 GiB, UUID 01"),
@@ -229,7 +239,7 @@ mod tests {
         );
         assert!(text.contains("partition 2"), "{text}");
         assert_eq!(Kind::of(&error), Kind::Definition);
-        assert!(second(&parts, &[(0, own(2)), (1, own(1))]).is_err());
-        assert!(second(&parts, &[(0, system("")), (1, system(""))]).is_err());
+        assert!(choose_by_content(&parts, &[(0, own(2)), (1, own(1))]).is_err());
+        assert!(choose_by_content(&parts, &[(0, system("")), (1, system(""))]).is_err());
     }
 }

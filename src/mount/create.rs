@@ -48,7 +48,7 @@ impl std::error::Error for UnknownFileSystem {}
 /// Creates a mount that is attached nowhere, and verifies that it is of the right device. It disappears with the
 /// descriptor. To be called on a thread of its own: the thread's root directory becomes the tmpfs, so that the source
 /// in mount tables is `/dev/NAME`, as `grub-probe` and `df` need it, and yet it can only be our own node.
-pub fn create(wanted: &MountRequest) -> Result<OwnedFd> {
+pub fn create_mount(wanted: &MountRequest) -> Result<OwnedFd> {
     let doing = || format!("mounting /dev/{} as {}", wanted.name, wanted.kind);
     // Before the root directory changes: the kernel may have to load a module.
     if let Err(Errno::NODEV) = fsopen(wanted.kind, FsOpenFlags::FSOPEN_CLOEXEC) {
@@ -57,7 +57,7 @@ pub fn create(wanted: &MountRequest) -> Result<OwnedFd> {
     enter(&wanted.tmpfs).context("entering the private tmpfs")?;
     // A child that is being started has copies of our descriptors for a moment, also of those that were just closed.
     let mut said = String::new();
-    let fs = patiently(|| superblock(wanted, &mut said));
+    let fs = retry_while_busy(|| superblock(wanted, &mut said));
     let fs = fs.map_err(|error| refused(error, &said, wanted)).with_context(doing)?;
     let mut attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
     // Reading a file must not change the disk.
@@ -117,9 +117,11 @@ fn options(wanted: &MountRequest) -> &'static [(&'static str, &'static str)] {
 
 fn refused(error: Errno, said: &str, wanted: &MountRequest) -> anyhow::Error {
     match error {
-        Errno::BUSY => {
-            Kind::Machine.error(format!("{} is in use{said}{}", wanted.name, busy::clause(&[wanted.rdev])))
-        }
+        Errno::BUSY => Kind::Machine.error(format!(
+            "{} is in use{said}{}",
+            wanted.name,
+            busy::holders_clause(&[wanted.rdev])
+        )),
         Errno::INVAL | Errno::UCLEAN | Errno::IO | Errno::BADMSG => {
             let what = format!(
                 "the {} on {} is damaged, or too new for this kernel ({error}{said})",
@@ -145,7 +147,7 @@ pub fn attach(mount: &OwnedFd, target: &OwnedFd) -> rustix::io::Result<()> {
 }
 
 /// The id in mount tables of the mount that a descriptor is on.
-pub fn id(fd: impl AsFd) -> Result<u64> {
+pub fn mount_id(fd: impl AsFd) -> Result<u64> {
     let found = rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)
         .context("reading a mount's id")?;
     if found.stx_mask & StatxFlags::MNT_ID.bits() == 0 {
@@ -158,8 +160,8 @@ pub fn id(fd: impl AsFd) -> Result<u64> {
 }
 
 /// Fails if what is attached in this directory would be seen by other namespaces.
-pub fn is_private(dir: &OwnedFd) -> Result<()> {
-    let id = id(dir)?;
+pub fn ensure_private(dir: &OwnedFd) -> Result<()> {
+    let id = mount_id(dir)?;
     match table::of_this_thread()?.iter().find(|line| line.id == id) {
         Some(line) if !line.shared => Ok(()),
         Some(line) => {
@@ -188,7 +190,7 @@ pub fn unmount(id: u64, patient: bool) -> Result<()> {
 }
 
 /// Retries while the result is EBUSY, as long as [`unmount`] does.
-pub fn patiently<T>(mut attempt: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
+pub fn retry_while_busy<T>(mut attempt: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
     for &ms in &PAUSES {
         match attempt() {
             Err(Errno::BUSY) => pause(ms),

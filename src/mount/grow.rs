@@ -52,7 +52,7 @@ async fn lock(device: &Device) -> Result<Locked<'_>> {
 
 /// Grows the root partition to the end of the disk, in the table and in the kernel, if the disk is larger than the
 /// table says. Returns whether the root's device may be larger than before; without a table it always may.
-pub async fn partition(device: &Device, nodes: &mut DiskNodes, root: usize) -> Result<bool> {
+pub async fn grow_partition(device: &Device, nodes: &mut DiskNodes, root: usize) -> Result<bool> {
     let Some(old) = nodes.parts[root].partition.clone() else { return Ok(true) };
     let number = old.number;
     let doing = || format!("growing partition {number} of {}", device.path.display());
@@ -70,12 +70,18 @@ pub async fn partition(device: &Device, nodes: &mut DiskNodes, root: usize) -> R
     let Some(growth) = growth else { return Ok(false) };
     let node = device.node.try_clone().context("duplicating the disk's descriptor")?;
     tasks::run_to_end(move || write(&node, &growth.writes)).await.with_context(doing)?;
-    block_ioctls::partition(device.node.as_fd(), PartitionChange::Resize, number, old.start, growth.size)
-        .with_context(doing)?;
+    block_ioctls::update_partition(
+        device.node.as_fd(),
+        PartitionChange::Resize,
+        number,
+        old.start,
+        growth.size,
+    )
+    .with_context(doing)?;
     drop(locked);
 
     let part = &mut nodes.parts[root];
-    let real = block_ioctls::size(part.node.as_fd()).with_context(doing)?;
+    let real = block_ioctls::device_size(part.node.as_fd()).with_context(doing)?;
     if real != growth.size {
         let what = format!("its size is {real} bytes in the kernel, but {} in the table", growth.size);
         return Err(Kind::Machine.error(what)).with_context(doing);
@@ -100,7 +106,7 @@ fn write(node: &OwnedFd, writes: &[DiskWrite]) -> Result<()> {
 
 /// Grows a mounted file system to the size of its device. Returns its sizes before and after in bytes; `None` if it was
 /// as large already.
-pub async fn file_system(mount: &OwnedFd, part: &DiskPart) -> Result<Option<(u64, u64)>> {
+pub async fn grow_file_system(mount: &OwnedFd, part: &DiskPart) -> Result<Option<(u64, u64)>> {
     let Some(fs) = growable(part) else { return Ok(None) };
     let doing = format!("growing the {} on {}", fs.kind, part.name);
     let (kind, blocks, percent) = (fs.kind, part.size / fs.block_size, fs.inode_percent);
@@ -116,7 +122,7 @@ pub async fn file_system(mount: &OwnedFd, part: &DiskPart) -> Result<Option<(u64
         let after = total(&dir)?;
         // Inode tables take their share: 1.6 % by default, more where somebody wanted many inodes.
         if after.saturating_sub(before) < expected / 2 {
-            let sizes = (partitions::size(before), partitions::size(after));
+            let sizes = (partitions::human_size(before), partitions::human_size(after));
             return Err(Kind::Machine.error(format!("its size was {}, and is {} now", sizes.0, sizes.1)));
         }
         Ok(Some((before, after)))
@@ -132,7 +138,7 @@ fn growable(part: &DiskPart) -> Option<&FileSystem> {
 
 /// ext4 grows while it is mounted, but only with CAP_SYS_RESOURCE. Containers and hardened machines take that away;
 /// then e2fsprogs grows it before it is mounted. Returns the sizes before and after, or `None` if nothing was done.
-pub async fn before_mount(part: &mut DiskPart) -> Result<Option<(u64, u64)>> {
+pub async fn grow_unmounted(part: &mut DiskPart) -> Result<Option<(u64, u64)>> {
     let Some(fs) = growable(part).filter(|fs| fs.kind == FileSystemType::Ext4) else { return Ok(None) };
     let effective =
         rustix::thread::capabilities(None).context("asking for this process's capabilities")?.effective;
@@ -163,8 +169,8 @@ pub async fn before_mount(part: &mut DiskPart) -> Result<Option<(u64, u64)>> {
         Some(fs) => {
             let what = format!(
                 "its size was {}, and is {} now",
-                partitions::size(before),
-                partitions::size(fs.size())
+                partitions::human_size(before),
+                partitions::human_size(fs.size())
             );
             Err(Kind::Machine.error(what)).context(doing)
         }
@@ -186,7 +192,7 @@ async fn run_tool(name: &str, arguments: &[&str], device: &OwnedFd, good: &[i32]
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
         let failed = |_| std::io::Error::from(std::io::ErrorKind::PermissionDenied);
         capabilities::reduce_to(CapabilitySet::empty()).map_err(failed)?;
-        landlock::write_to_nothing_but(device);
+        landlock::restrict_writes_to(device);
         filter.install().map_err(failed)
     };
     // SAFETY: between fork and exec the child makes only system calls. It allocates memory only for an error's text,

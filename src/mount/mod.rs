@@ -84,25 +84,25 @@ impl<'d> Root<'d> {
         let node = device.node.try_clone().context("duplicating the disk's descriptor")?;
         let (path, serial) = (device.path.clone(), device.serial.clone());
         let again = Device { node, path, rdev: device.rdev, serial, trimming: None };
-        let mut disk = run_to_end(move || partitions::open(&again)).await?;
+        let mut disk = run_to_end(move || partitions::open_disk(&again)).await?;
         disk.table.warnings.iter().for_each(|warning| report.warn(warning));
         let root = choose(&disk).await?;
-        let grown = options.grow && grow::partition(device, &mut disk, root).await?;
+        let grown = options.grow && grow::grow_partition(device, &mut disk, root).await?;
         tell_of_state(&disk.parts[root], report);
-        let mut sizes = if grown { grow::before_mount(&mut disk.parts[root]).await? } else { None };
+        let mut sizes = if grown { grow::grow_unmounted(&mut disk.parts[root]).await? } else { None };
 
         let mut mounts = ImageMounts::new(scratch, report)?;
         let part = &disk.parts[root];
         report.detail(format!("the root is {} {}", part.name, part.describe()));
         let mount = make(&disk, part, false).await.context("mounting the root")?;
         if grown && sizes.is_none() {
-            sizes = grow::file_system(&mount, part).await?;
+            sizes = grow::grow_file_system(&mount, part).await?;
         }
         if let Some((from, to)) = sizes {
             report.note(format!(
                 "grew the root file system from {} to {}",
-                partitions::size(from),
-                partitions::size(to)
+                partitions::human_size(from),
+                partitions::human_size(to)
             ));
         }
         let inside = ImageTree::new(mount.try_clone().context("duplicating the root's descriptor")?);
@@ -110,7 +110,7 @@ impl<'d> Root<'d> {
         let mut found = Root {
             inside,
             mounts,
-            steps: partitions::for_steps(&disk, root),
+            steps: partitions::step_nodes(&disk, root),
             disk,
             unmounted: Vec::new(),
             targets: Vec::new(),
@@ -155,7 +155,7 @@ impl<'d> Root<'d> {
         }
         let mount = match make(&self.disk, part, false).await {
             Err(error) if error.is::<UnknownFileSystem>() => {
-                let kind = choose_root::kind(part).map_or("", FileSystemType::name);
+                let kind = choose_root::file_system_type(part).map_or("", FileSystemType::name);
                 self.report.note(format!(
                     "this kernel has no {kind}: {target} stays as it is, and no step may change it"
                 ));
@@ -238,7 +238,7 @@ impl<'d> Root<'d> {
 
 /// Chooses the partition that is "/".
 async fn choose(disk: &DiskNodes) -> Result<usize> {
-    let candidates = match choose_root::first(&disk.parts).context("finding the root partition")? {
+    let candidates = match choose_root::choose_by_table(&disk.parts).context("finding the root partition")? {
         choose_root::RootChoice::Chosen(one) => return Ok(one),
         choose_root::RootChoice::Candidates(candidates) => candidates,
     };
@@ -247,15 +247,15 @@ async fn choose(disk: &DiskNodes) -> Result<usize> {
         let part = &disk.parts[index];
         let mount = make(disk, part, true).await.context("finding the root partition")?;
         let look =
-            choose_root::look(&ImageTree::new(mount)).with_context(|| format!("reading {}", part.name))?;
+            choose_root::examine(&ImageTree::new(mount)).with_context(|| format!("reading {}", part.name))?;
         looks.push((index, look));
     }
-    choose_root::second(&disk.parts, &looks).context("finding the root partition")
+    choose_root::choose_by_content(&disk.parts, &looks).context("finding the root partition")
 }
 
 /// The kernel's driver for the file system of a partition; ext4's driver serves ext2 and ext3, too.
 fn kernel_type(part: &DiskPart) -> Option<&'static str> {
-    match choose_root::kind(part)? {
+    match choose_root::file_system_type(part)? {
         FileSystemType::Ext2 | FileSystemType::Ext3 | FileSystemType::Ext4 => Some("ext4"),
         FileSystemType::Xfs => Some("xfs"),
         FileSystemType::Vfat => Some("vfat"),
@@ -268,7 +268,7 @@ async fn make(disk: &DiskNodes, part: &DiskPart, read_only: bool) -> Result<Owne
     let kind = kernel_type(part).with_context(|| format!("{} cannot be mounted", part.describe()))?;
     let tmpfs = disk.tmpfs.try_clone().context("duplicating a descriptor")?;
     let wanted = MountRequest { tmpfs, name: part.name.clone(), rdev: part.rdev, kind, read_only };
-    run_to_end(move || create::create(&wanted)).await.map_err(|error| {
+    run_to_end(move || create::create_mount(&wanted)).await.map_err(|error| {
         match (error.is::<UnknownFileSystem>(), kind) {
             // Only vfat may be missing.
             (true, "ext4" | "xfs") => {

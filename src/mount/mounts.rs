@@ -65,7 +65,7 @@ impl ImageMounts {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let point = rustix::fs::openat(CWD, &self.point, flags, Mode::empty());
         let point = point.with_context(|| format!("opening {}", self.point.display()))?;
-        create::is_private(&point)?;
+        create::ensure_private(&point)?;
         self.attach(mount, &point, "/", Some(part))
     }
 
@@ -77,12 +77,12 @@ impl ImageMounts {
         target: &str,
         part: Option<&DiskPart>,
     ) -> Result<()> {
-        let id = create::id(&mount)?;
+        let id = create::mount_id(&mount)?;
         create::attach(&mount, point).with_context(|| format!("attaching the mount of {target}"))?;
         let device = part.map(|part| (part.name.clone(), part.rdev));
         let is_ext = part.is_some_and(|p| {
             matches!(
-                choose_root::kind(p),
+                choose_root::file_system_type(p),
                 Some(FileSystemType::Ext2 | FileSystemType::Ext3 | FileSystemType::Ext4)
             )
         });
@@ -128,7 +128,9 @@ impl ImageMounts {
                 Ok::<_, anyhow::Error>(block_ioctls::trim(dir.as_fd()))
             });
             match trimmed.await? {
-                Ok(bytes) => self.report.detail(format!("discarded {} on {device}", partitions::size(bytes))),
+                Ok(bytes) => {
+                    self.report.detail(format!("discarded {} on {device}", partitions::human_size(bytes)))
+                }
                 // Many devices cannot discard; the snapshot is larger then, and just as correct.
                 Err(error) => self.report.detail(format!("did not discard free space on {device}: {error}")),
             }
@@ -233,7 +235,7 @@ fn held(error: anyhow::Error, target: &str, mounted: &ImageMount) -> anyhow::Err
     let below: Vec<_> = below.iter().filter(|line| line.parent == mounted.id).collect();
     let below: String =
         below.iter().map(|line| format!("; {} is mounted in it", line.path.display())).collect();
-    Kind::Machine.error(format!("{target} of the image is busy{}{below}", busy::clause(&devices)))
+    Kind::Machine.error(format!("{target} of the image is busy{}{below}", busy::holders_clause(&devices)))
 }
 
 /// Closes a root. `unchanged`: the result for the directories that could not be mounted.
@@ -273,10 +275,10 @@ async fn prove(disk: &DiskNodes, used: &[(String, u64)]) -> Result<()> {
         for (name, _) in devices {
             let flags = OFlags::RDWR | OFlags::EXCL | OFlags::CLOEXEC;
             let open = || rustix::fs::openat(&tmpfs, format!("dev/{name}"), flags, Mode::empty());
-            let node = create::patiently(open).map_err(|error| match error {
+            let node = create::retry_while_busy(open).map_err(|error| match error {
                 Errno::BUSY => {
-                    let failure =
-                        Kind::Machine.failure(format!("{name} is still in use{}", busy::clause(&all)));
+                    let failure = Kind::Machine
+                        .failure(format!("{name} is still in use{}", busy::holders_clause(&all)));
                     failure.hint("No snapshot was taken. End that process, and bake again.").into()
                 }
                 error => anyhow::Error::new(error).context(format!("opening {name}")),

@@ -1,7 +1,7 @@
 //! A disk's partitions as the kernel knows them, and private device nodes for them.
 //!
 //! Not every kernel reads partition tables, and udev may be absent, late, or have links to another disk. So the table
-//! is read here ([`super::partition`]), partitions that the kernel lacks are added with BLKPG, device numbers come from
+//! is read here ([`super::update_partition`]), partitions that the kernel lacks are added with BLKPG, device numbers come from
 //! sysfs, and the nodes are in a tmpfs that is attached nowhere and disappears with its last descriptor.
 
 use crate::device::Device;
@@ -85,7 +85,7 @@ impl DiskPart {
         let whose =
             self.partition.as_ref().map_or("the whole disk".into(), |p| format!("partition {}", p.number));
         let what = self.fs.as_ref().map_or("unknown content", |fs| fs.kind.name());
-        let mut text = format!("{whose} ({what}, {}", size(self.size));
+        let mut text = format!("{whose} ({what}, {}", human_size(self.size));
         let ids = self.ids();
         if !ids.uuid.is_empty() {
             text += &format!(", UUID {}", ids.uuid);
@@ -113,15 +113,15 @@ pub struct DiskNodes {
 }
 
 /// Reads the table, and makes a node for every partition in it.
-pub fn open(device: &Device) -> Result<DiskNodes> {
+pub fn open_disk(device: &Device) -> Result<DiskNodes> {
     let disk = || format!("examining the disk {}", device.path.display());
     let stat = rustix::fs::fstat(&device.node).with_context(disk)?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::BlockDevice || stat.st_rdev != device.rdev {
         let what = format!("{} is no longer the device that was verified", device.path.display());
         return Err(Kind::Machine.error(what));
     }
-    let size = block_ioctls::size(device.node.as_fd()).with_context(disk)?;
-    let sector = block_ioctls::sector(&device.node).with_context(disk)?;
+    let size = block_ioctls::device_size(device.node.as_fd()).with_context(disk)?;
+    let sector = block_ioctls::sector_size(&device.node).with_context(disk)?;
     let bytes = DeviceBytes { fd: device.node.as_fd(), size };
     let table = partition::read(&bytes, sector).with_context(disk)?;
     let tmpfs = tmpfs().context("making a private tmpfs for device nodes")?;
@@ -133,7 +133,7 @@ pub fn open(device: &Device) -> Result<DiskNodes> {
         let (name, rdev) = known(device, partition)?;
         let fs = superblock::probe(&bytes, partition.start, partition.size);
         let node = node(&tmpfs, &name, rdev)?;
-        let real = block_ioctls::size(node.as_fd()).with_context(|| format!("examining {name}"))?;
+        let real = block_ioctls::device_size(node.as_fd()).with_context(|| format!("examining {name}"))?;
         if real != partition.size {
             return Err(other(&name, partition));
         }
@@ -161,7 +161,7 @@ fn known(device: &Device, partition: &Partition) -> Result<(String, u64)> {
     if let Some(found) = lookup(device.rdev, partition)? {
         return Ok(found);
     }
-    let added = block_ioctls::partition(
+    let added = block_ioctls::update_partition(
         device.node.as_fd(),
         PartitionChange::Add,
         number,
@@ -254,7 +254,7 @@ pub fn open_node(tmpfs: &OwnedFd, name: &str, flags: OFlags) -> Result<OwnedFd> 
 
 /// The nodes for the private `/dev` of a step. The root gets its links first; another partition with the same
 /// identifier gets no link for it.
-pub fn for_steps(nodes: &DiskNodes, root: usize) -> Vec<crate::device::DeviceNode> {
+pub fn step_nodes(nodes: &DiskNodes, root: usize) -> Vec<crate::device::DeviceNode> {
     let mut taken = std::collections::HashSet::new();
     let mut order: Vec<usize> = (0..nodes.parts.len()).collect();
     order.sort_by_key(|&index| index != root);
@@ -284,7 +284,7 @@ pub fn for_steps(nodes: &DiskNodes, root: usize) -> Vec<crate::device::DeviceNod
 }
 
 /// A size in a readable form.
-pub fn size(bytes: u64) -> String {
+pub fn human_size(bytes: u64) -> String {
     match bytes {
         0..0x4000_0000 => format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20)),
         _ => format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30)),
@@ -306,7 +306,7 @@ mod tests {
 
     #[test]
     fn sizes_for_people() {
-        assert_eq!(size(3 << 30), "3.0 GiB");
-        assert_eq!(size(124 << 20), "124.0 MiB");
+        assert_eq!(human_size(3 << 30), "3.0 GiB");
+        assert_eq!(human_size(124 << 20), "124.0 MiB");
     }
 }

@@ -6,7 +6,7 @@ use super::diagnose;
 use super::packages;
 use super::packages::InstalledPackage;
 use super::plan_steps;
-use super::programs::{ANSIBLE, has};
+use super::programs::{ANSIBLE, has_program};
 use crate::definition::{FILE, Script};
 use crate::error::Kind;
 use anyhow::{Context, Result};
@@ -27,7 +27,7 @@ pub struct BakeTools {
 impl BakeTools {
     /// Makes sure that playbooks can be run. `None`: the image itself has Ansible.
     pub async fn install(runner: &CommandRunner<'_>, script: &Script) -> Result<Option<Self>> {
-        if has(runner.place.inside, ANSIBLE)? {
+        if has_program(runner.place.inside, ANSIBLE)? {
             return Ok(None);
         }
         let place = format!("{}:{}", runner.work.image.dir.join(FILE).display(), script.line);
@@ -44,7 +44,7 @@ impl BakeTools {
         }
         let after = list_packages(runner).await?;
         packages::ensure_sound(&after, &runner.work.plan.expect, "packages are not installed correctly")?;
-        if !has(runner.place.inside, ANSIBLE)? {
+        if !has_program(runner.place.inside, ANSIBLE)? {
             return Err(
                 Kind::Step.error(format!("{ANSIBLE} was installed, but it is not in the image's PATH"))
             );
@@ -78,7 +78,7 @@ impl BakeTools {
             argv: tools.unneeded.argv.clone(),
             env: tools.unneeded.env.clone(),
             timeout: TIMEOUT,
-            ..ImageCommand::of_the_plan(runner)
+            ..ImageCommand::plan_defaults(runner)
         };
         let answer = runner.ask(&call).await?;
         let unneeded: BTreeSet<&str> = answer

@@ -3,7 +3,7 @@
 use super::context::{MountedImage, ProvisionContext};
 use super::diagnose::{Diagnoser, Diagnosis};
 use super::network;
-use super::package_cache::{CacheAccess, CacheRequest, CacheUse, DownloadCaches, no_room};
+use super::package_cache::{CacheAccess, CacheRequest, CacheUse, DownloadCaches, no_space_failure};
 use super::space;
 use super::space::DiskSpace;
 use crate::definition::Ask;
@@ -93,7 +93,7 @@ pub fn package_path(index: usize, source: &Path) -> String {
 
 impl<'a> ImageCommand<'a> {
     /// The defaults for a command of the plan.
-    pub fn of_the_plan(runner: &CommandRunner<'a>) -> Self {
+    pub fn plan_defaults(runner: &CommandRunner<'a>) -> Self {
         Self {
             phase: String::new(),
             why: String::new(),
@@ -125,13 +125,13 @@ impl<'a> ImageCommand<'a> {
     }
 
     /// The defaults for a script of the definition.
-    pub fn of_a_script(runner: &CommandRunner<'a>) -> Self {
+    pub fn script_defaults(runner: &CommandRunner<'a>) -> Self {
         Self {
-            shims: runner.shims_of_scripts(),
+            shims: runner.script_shims(),
             binds: Vec::new(),
             caches: CacheAccess::Write,
             troubles: &[],
-            ..Self::of_the_plan(runner)
+            ..Self::plan_defaults(runner)
         }
     }
 }
@@ -169,7 +169,7 @@ impl<'a> CommandRunner<'a> {
 
     /// The shims that the definition's scripts see. Scripts may want to change the image's real configuration in
     /// `/etc`.
-    pub fn shims_of_scripts(&self) -> Vec<Shim> {
+    pub fn script_shims(&self) -> Vec<Shim> {
         let shims = self.work.plan.shims.iter();
         shims.filter(|shim| !Path::new(&shim.path).starts_with("/etc")).cloned().collect()
     }
@@ -227,7 +227,7 @@ impl<'a> CommandRunner<'a> {
             trusted: call.trusted,
             caches: call.caches,
             timeout: BEFORE_RETRY_TIMEOUT,
-            ..ImageCommand::of_the_plan(self)
+            ..ImageCommand::plan_defaults(self)
         };
         report.detail(before.why.clone());
         let exit = self.once(&before, &mut |line| report.output(line)).await;
@@ -329,12 +329,12 @@ impl<'a> CommandRunner<'a> {
         if let Some(dir) = self.downloads.dir().filter(|_| call.fetches && heard.no_space)
             && DiskSpace::of(self.place.root).is_ok_and(|space| !space.is_full())
         {
-            return no_room(&dir);
+            return no_space_failure(&dir);
         }
         let full = heard.no_space || DiskSpace::of(self.place.root).is_ok_and(|space| space.is_full());
         if full {
             let what = format!("{} failed: the image's disk is full ({how}){tail}", call.why);
-            return Kind::Step.failure(what).hint(space::LARGER);
+            return Kind::Step.failure(what).hint(space::LARGER_DISK_HINT);
         }
         if let Some(Diagnosis { means, hint, package }) = meaning {
             let failure = match package {

@@ -46,7 +46,7 @@ pub struct ProvisionContext<'a> {
 impl ProvisionContext<'_> {
     /// A failure as its user should see it: without secrets, and with the reason where the image's disk is full.
     pub fn explain(&self, error: Error) -> Error {
-        self.secrets.mask_error(Kind::Step.unless_known(space::explain(error)))
+        self.secrets.mask_error(Kind::Step.unless_known(space::explain_full_disk(error)))
     }
 }
 

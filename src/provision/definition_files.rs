@@ -12,7 +12,7 @@ use rustix::fs::{FileType, OFlags};
 const HOMES_MAX: usize = 10_000;
 
 /// Places every `[[file]]`. `unmounted`: directories of the image whose file system this kernel cannot mount.
-pub fn place(
+pub fn place_files(
     inside: &ImageTree,
     image: &Definition,
     unmounted: &[impl AsRef<std::path::Path>],
@@ -163,7 +163,7 @@ mod tests {
         let (temp, inside, root) = tree();
         let unmounted: [&Path; 0] = [];
         for target in ["/etc/motd", "/srv/new/motd"] {
-            place(&inside, &image(temp.path(), target, &me()), &unmounted).unwrap();
+            place_files(&inside, &image(temp.path(), target, &me()), &unmounted).unwrap();
             let placed = root.join(&target[1..]);
             assert_eq!(std::fs::read_to_string(&placed).unwrap(), "hello\n");
             assert_eq!(placed.metadata().unwrap().permissions().mode() & 0o7777, 0o640);
@@ -179,10 +179,10 @@ mod tests {
         symlink(temp.path(), root.join("out")).unwrap();
         symlink("etc", root.join("in")).unwrap();
         let unmounted: [&Path; 0] = [];
-        place(&inside, &image(temp.path(), "/etc/motd", &me()), &unmounted).unwrap();
+        place_files(&inside, &image(temp.path(), "/etc/motd", &me()), &unmounted).unwrap();
         assert!(root.join("etc/motd").symlink_metadata().unwrap().is_file(), "the link was replaced");
-        _ = place(&inside, &image(temp.path(), "/out/canary", &me()), &unmounted);
-        place(&inside, &image(temp.path(), "/in/issue", &me()), &unmounted).unwrap();
+        _ = place_files(&inside, &image(temp.path(), "/out/canary", &me()), &unmounted);
+        place_files(&inside, &image(temp.path(), "/in/issue", &me()), &unmounted).unwrap();
         assert!(root.join("etc/issue").exists());
         assert_eq!(std::fs::read_to_string(&canary).unwrap(), "host");
     }
@@ -196,7 +196,7 @@ mod tests {
             ("/boot/efi/motd", "0", "cannot mount"),
             ("/etc/motd", "nobody-here", "no owner `nobody-here`"),
         ] {
-            let error = place(&inside, &image(temp.path(), target, owner), &unmounted).unwrap_err();
+            let error = place_files(&inside, &image(temp.path(), target, owner), &unmounted).unwrap_err();
             assert_eq!(Kind::of(&error), Kind::Definition);
             let text = format!("{error:#}");
             assert!(text.contains(word) && text.contains("image.toml"), "{text}");

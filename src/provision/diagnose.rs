@@ -116,7 +116,7 @@ impl<'a> Diagnoser<'a> {
 }
 
 /// The step as a user would type it: the program without its path, and the first arguments.
-pub fn command(step: &Step) -> String {
+pub fn command_name(step: &Step) -> String {
     let mut words = step.argv.iter().map(String::as_str);
     let program = words.next().unwrap_or_default();
     let program = program.rsplit('/').next().unwrap_or(program);

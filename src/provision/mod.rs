@@ -43,15 +43,15 @@ pub async fn packages(runner: &CommandRunner<'_>) -> Result<Option<Vec<Installed
         packages::ensure_sound(base, &work.plan.expect, BASE)?;
     }
     let held = if changes { held(runner).await? } else { Vec::new() };
-    packages::ensure_free(&held, base.as_deref().unwrap_or_default(), work)?;
-    plan_files::place(place, work)?;
+    packages::ensure_not_held(&held, base.as_deref().unwrap_or_default(), work)?;
+    plan_files::place_plan_files(place, work)?;
     for step in plan_steps::provisioning(work.plan) {
         run_step(runner, step).await?;
     }
     let installed = if changes { packages_of(runner).await? } else { None };
     if let Some(installed) = &installed {
         packages::ensure_sound(installed, &work.plan.expect, "packages are not installed correctly")?;
-        packages::ensure_there(installed, &work.plan.expect)?;
+        packages::ensure_installed(installed, &work.plan.expect)?;
         if let Some(what) = packages::difference(base.as_deref().unwrap_or_default(), installed) {
             work.report.note(what);
         }
@@ -64,7 +64,7 @@ pub async fn files_and_scripts(runner: &CommandRunner<'_>) -> Result<()> {
     let (place, work) = (&runner.place, &runner.work);
     if !work.image.files.is_empty() {
         let step = work.report.step("files", format!("placing {}", count(work.image.files.len(), "file")));
-        definition_files::place(place.inside, work.image, place.unmounted)?;
+        definition_files::place_files(place.inside, work.image, place.unmounted)?;
         step.done();
     }
     scripts::run(runner).await?;

@@ -66,7 +66,7 @@ pub fn ensure_sound(packages: &[InstalledPackage], expect: &Expect, where_: &str
 }
 
 /// Reports the base's held packages, which no upgrade changes, and fails if another version of one is asked for.
-pub fn ensure_free(
+pub fn ensure_not_held(
     held: &[String],
     packages: &[InstalledPackage],
     work: &ProvisionContext<'_>,
@@ -97,7 +97,7 @@ pub fn ensure_free(
 }
 
 /// Fails if a package that was asked for is missing or has another version.
-pub fn ensure_there(packages: &[InstalledPackage], expect: &Expect) -> Result<()> {
+pub fn ensure_installed(packages: &[InstalledPackage], expect: &Expect) -> Result<()> {
     let missing: Vec<_> = expect.packages.iter().filter_map(|wanted| lacks(packages, wanted)).collect();
     if missing.is_empty() {
         return Ok(());
@@ -177,7 +177,7 @@ mod tests {
     fn what_is_there_and_what_is_not() {
         let there = |asked: &[(&str, Option<&str>, Option<&str>)]| {
             let expect = expect(asked);
-            ensure_there(&parse(OUTPUT, &expect).unwrap(), &expect).map_err(|e| format!("{e:#}"))
+            ensure_installed(&parse(OUTPUT, &expect).unwrap(), &expect).map_err(|e| format!("{e:#}"))
         };
         assert!(
             there(&[("redis-server", None, Some("5:7.0.*")), ("awk", None, None), ("thing", None, None)])

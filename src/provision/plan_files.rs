@@ -5,7 +5,7 @@ use super::context::ProvisionContext;
 use crate::definition::validate;
 use crate::error::Kind;
 use crate::image::tree::ImageTree;
-use crate::sandbox::paths::unnoticed;
+use crate::sandbox::paths::keep_directory_times;
 use crate::text::count;
 use anyhow::{Context, Result};
 use oven_distro::{FILE_PLACES, Shim};
@@ -20,7 +20,7 @@ const MAX_BYTES: usize = 4 << 20;
 ///
 /// # Errors
 /// [`Kind::Step`] if the plugin's plan is wrong, or the image.
-pub fn place(place: &MountedImage<'_>, work: &ProvisionContext<'_>) -> Result<()> {
+pub fn place_plan_files(place: &MountedImage<'_>, work: &ProvisionContext<'_>) -> Result<()> {
     let files = &work.plan.files;
     if files.is_empty() {
         return Ok(());
@@ -58,7 +58,7 @@ fn write_file(inside: &ImageTree, file: &Shim, work: &ProvisionContext<'_>) -> R
     // Writing the same file again does not outdate what an earlier bake cached.
     let parent = Path::new(&file.path).parent().and_then(Path::to_str).unwrap_or_default();
     match inside.open(parent, OFlags::PATH | OFlags::DIRECTORY) {
-        Ok(dir) => unnoticed(&dir, write),
+        Ok(dir) => keep_directory_times(&dir, write),
         Err(_) => write(), // it is created by the write
     }
 }

@@ -1,7 +1,7 @@
 //! The steps and questions of a plan.
 
 use super::command::{CommandRunner, ImageCommand};
-use super::diagnose::command;
+use super::diagnose::command_name;
 use super::package_cache::{CacheAccess, key};
 use super::packages::{self, InstalledPackage};
 use anyhow::Result;
@@ -26,7 +26,7 @@ pub async fn run_step(runner: &CommandRunner<'_>, step: &Step) -> Result<()> {
     let call = ImageCommand {
         phase: phase(step.phase).to_owned(),
         why: step.why.clone(),
-        name: command(step),
+        name: command_name(step),
         argv: step.argv.clone(),
         env: step.env.clone(),
         network: step.network,
@@ -43,12 +43,12 @@ pub async fn run_step(runner: &CommandRunner<'_>, step: &Step) -> Result<()> {
         notes: &runner.work.plan.notes,
         also_good: step.also_good.clone(),
         timeout: Duration::from_secs(step.timeout),
-        ..ImageCommand::of_the_plan(runner)
+        ..ImageCommand::plan_defaults(runner)
     };
     if !step.once {
         return runner.run(&call).await;
     }
-    let name = key::of_step(&runner.work, step)?;
+    let name = key::step_key(&runner.work, step)?;
     if runner.downloads.is_done(&name) {
         runner
             .work
@@ -113,7 +113,7 @@ async fn ask(runner: &CommandRunner<'_>, name: &str, argv: &[String]) -> Result<
         trusted: true,
         caches: CacheAccess::None,
         timeout: FACT_TIMEOUT,
-        ..ImageCommand::of_the_plan(runner)
+        ..ImageCommand::plan_defaults(runner)
     };
     runner.ask(&call).await
 }

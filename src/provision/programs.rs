@@ -10,12 +10,12 @@ pub const ANSIBLE: &str = "ansible-playbook";
 const PATH: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
 /// Whether a step finds a program by its name at this path.
-pub fn finds(path: &str, program: &str) -> bool {
+pub fn is_program_path(path: &str, program: &str) -> bool {
     path.rsplit_once('/').is_some_and(|(dir, name)| PATH.contains(&dir) && name == program)
 }
 
 /// Whether a step finds a program in the image.
-pub fn has(inside: &ImageTree, program: &str) -> Result<bool> {
+pub fn has_program(inside: &ImageTree, program: &str) -> Result<bool> {
     for dir in PATH {
         if inside.exists(&format!("{dir}/{program}"))? {
             return Ok(true);

@@ -10,7 +10,7 @@ use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
 /// Where scripts see the definition's directory; it is their working directory.
-pub const DEFINITION: &str = "/run/oven/definition";
+pub const DEFINITION_DIR: &str = "/run/oven/definition";
 const OVEN: &str = "/run/oven";
 /// Where scripts see an input, if its path in image.toml would lead elsewhere.
 const INPUTS: &str = "/run/oven/inputs";
@@ -28,12 +28,15 @@ pub struct ScriptMounts {
 
 /// The directories of the definition for scripts, read-only. Each input is where it is on this machine relative to the
 /// definition, so that `../common/x` leads there.
-pub fn seen(image: &Definition, shims: &[Shim]) -> Result<ScriptMounts> {
+pub fn script_mounts(image: &Definition, shims: &[Shim]) -> Result<ScriptMounts> {
     let within = || Some(image.project.clone());
-    let mut binds =
-        vec![BindMount { source: canonical(&image.dir)?, target: DEFINITION.to_owned(), within: within() }];
+    let mut binds = vec![BindMount {
+        source: canonical(&image.dir)?,
+        target: DEFINITION_DIR.to_owned(),
+        within: within(),
+    }];
     for (index, input) in image.inputs.iter().enumerate() {
-        let sibling = join(Path::new(DEFINITION), Path::new(input));
+        let sibling = join(Path::new(DEFINITION_DIR), Path::new(input));
         let free = sibling.starts_with(OVEN)
             && !binds.iter().any(|bind| overlap(Path::new(&bind.target), &sibling))
             && !shims.iter().any(|shim| overlap(Path::new(&shim.path), &sibling))
@@ -49,18 +52,18 @@ pub fn seen(image: &Definition, shims: &[Shim]) -> Result<ScriptMounts> {
 
 /// The command line of a script. It begins with the interpreter that the first line names, so that neither the script's
 /// mode nor this machine's mount options for its directory matter.
-pub fn command(image: &Definition, script: &Path, seen: &mut ScriptMounts) -> Result<Vec<String>> {
+pub fn script_command(image: &Definition, script: &Path, seen: &mut ScriptMounts) -> Result<Vec<String>> {
     let path = canonical(&image.dir.join(script))?;
     let mut start = Vec::new();
     let file = std::fs::File::open(&path).with_context(|| format!("opening {}", path.display()))?;
     file.take(HEAD).read_to_end(&mut start).with_context(|| format!("reading {}", path.display()))?;
     let mut argv = interpreter(&start);
-    argv.push(self::path(image, script, seen)?);
+    argv.push(self::script_path(image, script, seen)?);
     Ok(argv)
 }
 
 /// The path at which steps see a file of the definition.
-pub fn path(image: &Definition, script: &Path, seen: &mut ScriptMounts) -> Result<String> {
+pub fn script_path(image: &Definition, script: &Path, seen: &mut ScriptMounts) -> Result<String> {
     let path = canonical(&image.dir.join(script))?;
     let below =
         seen.binds.iter().find_map(|bind| Some((&bind.target, path.strip_prefix(&bind.source).ok()?)));
@@ -109,7 +112,7 @@ pub fn environment(image: &Definition, kind: &str, seen: &ScriptMounts) -> BTree
         // `run` or `test`.
         ("OVEN_PHASE", kind),
         // The definition's directory, which is the working directory.
-        ("OVEN_DEFINITION", DEFINITION),
+        ("OVEN_DEFINITION", DEFINITION_DIR),
         // Its inputs, in their order, separated by colons.
         ("OVEN_INPUTS", &inputs.join(":")),
     ]
@@ -161,9 +164,9 @@ mod tests {
     #[test]
     fn inputs_are_beside_the_definition_unless_that_is_taken() {
         let (temp, image) = project();
-        let seen = seen(&image, &[shim()]).unwrap();
+        let seen = script_mounts(&image, &[shim()]).unwrap();
         let targets: Vec<_> = seen.binds.iter().map(|bind| bind.target.as_str()).collect();
-        assert_eq!(targets, [DEFINITION, "/run/oven/common", "/run/oven/inputs/1", "/run/oven/inputs/2"]);
+        assert_eq!(targets, [DEFINITION_DIR, "/run/oven/common", "/run/oven/inputs/1", "/run/oven/inputs/2"]);
         assert_eq!(seen.binds[1].source, temp.path().canonicalize().unwrap().join("common"));
         let environment = environment(&image, "test", &seen);
         assert_eq!(environment["OVEN_INPUTS"], "/run/oven/common:/run/oven/inputs/1:/run/oven/inputs/2");
@@ -174,8 +177,8 @@ mod tests {
     fn a_script_is_found_in_the_definition_in_an_input_and_by_a_link() {
         let (_temp, mut image) = project();
         image.inputs.truncate(1);
-        let mut seen = seen(&image, &[]).unwrap();
-        let mut of = |script: &str| command(&image, Path::new(script), &mut seen).unwrap().join(" ");
+        let mut seen = script_mounts(&image, &[]).unwrap();
+        let mut of = |script: &str| script_command(&image, Path::new(script), &mut seen).unwrap().join(" ");
         assert_eq!(of("setup.sh"), "/bin/sh -e /run/oven/definition/setup.sh");
         assert_eq!(of("../common/deep/x.sh"), "/bin/sh -e /run/oven/common/deep/x.sh");
         assert_eq!(of("linked.sh"), "/bin/sh -e /run/oven/linked/linked.sh");

@@ -2,7 +2,7 @@
 
 use super::ansible::BakeTools;
 use super::command::{CommandRunner, DefinitionTable, ImageCommand};
-use super::programs::{ANSIBLE, has};
+use super::programs::{ANSIBLE, has_program};
 use super::script_mounts;
 use super::script_mounts::ScriptMounts;
 use crate::definition::{Definition, FILE, Playbook, Program, Script, ScriptKind};
@@ -50,7 +50,7 @@ pub async fn test(runner: &CommandRunner<'_>) -> Result<()> {
     let bats = image.tests.iter().find(|test| matches!(test.program, Program::Bats(_)));
     if let Some(test) = bats
         && !test.env.contains_key("PATH")
-        && !has(runner.place.inside, BATS)?
+        && !has_program(runner.place.inside, BATS)?
     {
         let place = format!("{}:{}", image.dir.join(FILE).display(), test.line);
         return Err(Kind::Definition
@@ -67,15 +67,15 @@ pub async fn test(runner: &CommandRunner<'_>) -> Result<()> {
 /// Runs a script in the definition's directory, which it sees read-only.
 async fn run_script(runner: &CommandRunner<'_>, script: &Script) -> Result<()> {
     let image = runner.work.image;
-    let mut shims = runner.shims_of_scripts();
-    let mut seen = script_mounts::seen(image, &shims)?;
+    let mut shims = runner.script_shims();
+    let mut seen = script_mounts::script_mounts(image, &shims)?;
     let (kind, name) = (script.kind.key(), script.name());
     let mut env = image.vars.values();
     let argv = match &script.program {
-        Program::Script(path) => append(script_mounts::command(image, path, &mut seen)?, &script.args),
+        Program::Script(path) => append(script_mounts::script_command(image, path, &mut seen)?, &script.args),
         Program::Command(argv) => argv.clone(),
         Program::Bats(path) => {
-            let file = script_mounts::path(image, path, &mut seen)?;
+            let file = script_mounts::script_path(image, path, &mut seen)?;
             append(append(vec![BATS.to_owned()], &script.args), &[file])
         }
         Program::Playbook(playbook) => {
@@ -98,7 +98,7 @@ async fn run_script(runner: &CommandRunner<'_>, script: &Script) -> Result<()> {
         name: name.clone(),
         argv,
         env,
-        cwd: script_mounts::DEFINITION.to_owned(),
+        cwd: script_mounts::DEFINITION_DIR.to_owned(),
         network: script.network,
         shims,
         binds: seen.binds,
@@ -106,7 +106,7 @@ async fn run_script(runner: &CommandRunner<'_>, script: &Script) -> Result<()> {
         retries: script.retries,
         timeout: Duration::from_secs(script.timeout),
         key: Some(DefinitionTable { table: kind, name, line: script.line }),
-        ..ImageCommand::of_a_script(runner)
+        ..ImageCommand::script_defaults(runner)
     };
     runner.run(&call).await
 }
@@ -128,7 +128,7 @@ fn ansible_command(
     if !playbook.tags.is_empty() {
         argv.extend(["--tags".to_owned(), playbook.tags.join(",")]);
     }
-    let file = script_mounts::path(image, &playbook.path, seen)?;
+    let file = script_mounts::script_path(image, &playbook.path, seen)?;
     Ok(append(append(argv, args), &[file]))
 }
 

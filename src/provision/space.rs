@@ -6,7 +6,7 @@ use rustix::io::Errno;
 use std::path::Path;
 
 /// The hint for a full disk.
-pub const LARGER: &str = "Give it a larger one: `size_gib` of `[disk]` in image.toml.";
+pub const LARGER_DISK_HINT: &str = "Give it a larger one: `size_gib` of `[disk]` in image.toml.";
 
 /// A disk with less than this share free is full: something may have failed to write, and may have hidden its failure.
 const MIN_FREE_SHARE: u64 = 1024;
@@ -42,7 +42,7 @@ impl DiskSpace {
     }
 
     /// Fails if the disk became full since this was measured.
-    pub fn ensure_left(&self, root: &Path) -> Result<()> {
+    pub fn ensure_not_full(&self, root: &Path) -> Result<()> {
         let now = Self::of(root)?;
         if self.is_full() || !now.is_full() {
             return Ok(());
@@ -53,20 +53,20 @@ impl DiskSpace {
             .failure(format!(
                 "no {what} is left on the image's disk, so a step may not have written all that it should"
             ))
-            .hint(LARGER)
+            .hint(LARGER_DISK_HINT)
             .into())
     }
 }
 
 /// Turns a failure of oven's own writing into the image into an explanation if the disk is full or broken.
-pub fn explain(error: Error) -> Error {
+pub fn explain_full_disk(error: Error) -> Error {
     let errno = error.chain().find_map(|cause| {
         let io = cause.downcast_ref::<std::io::Error>().and_then(Errno::from_io_error);
         io.or_else(|| cause.downcast_ref().copied())
     });
     match errno {
         Some(Errno::NOSPC | Errno::DQUOT) => {
-            Kind::Step.failure(format!("the image's disk is full: {error:#}")).hint(LARGER).into()
+            Kind::Step.failure(format!("the image's disk is full: {error:#}")).hint(LARGER_DISK_HINT).into()
         }
         // The kernel answers this after it found damage, which a script caused by writing to the disk itself, or the
         // disk.
@@ -87,12 +87,15 @@ mod tests {
     fn a_full_disk_is_explained_whoever_says_it() {
         let io = Error::from(std::io::Error::from_raw_os_error(libc::ENOSPC)).context("writing /x");
         for error in [io, Error::from(Errno::NOSPC).context("writing /x")] {
-            let error = explain(error);
+            let error = explain_full_disk(error);
             assert!(error.to_string().starts_with("the image's disk is full: writing /x: "), "{error}");
-            assert_eq!((Kind::of(&error), hint_of(&error).as_deref()), (Kind::Step, Some(LARGER)));
+            assert_eq!((Kind::of(&error), hint_of(&error).as_deref()), (Kind::Step, Some(LARGER_DISK_HINT)));
         }
-        assert!(explain(Errno::ROFS.into()).to_string().contains("became read-only"));
-        assert_eq!(explain(Error::from(Errno::ACCESS).context("writing /x")).to_string(), "writing /x");
+        assert!(explain_full_disk(Errno::ROFS.into()).to_string().contains("became read-only"));
+        assert_eq!(
+            explain_full_disk(Error::from(Errno::ACCESS).context("writing /x")).to_string(),
+            "writing /x"
+        );
     }
 
     #[test]

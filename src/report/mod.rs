@@ -4,7 +4,7 @@ pub mod events;
 mod log;
 mod screen;
 
-use crate::text::printable;
+use crate::text::without_control_characters;
 pub use screen::{Screen, TextStyle};
 
 use crate::error;
@@ -186,7 +186,7 @@ impl Report {
 
     /// The text without control characters and secrets.
     fn sanitize(&self, text: &str) -> String {
-        self.0.secrets.borrow().mask(&printable(text)).into_owned()
+        self.0.secrets.borrow().mask(&without_control_characters(text)).into_owned()
     }
 
     /// Begins the work of this report. From its first step on, everything is written to a log file. `about`: the first

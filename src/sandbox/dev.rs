@@ -2,7 +2,7 @@
 
 use super::spec::StepSpec;
 use crate::device::DeviceNode;
-use crate::sys::mount::api::{PLAIN, api_directory, attach, fresh};
+use crate::sys::mount::api::{PLAIN, api_directory, attach, new_file_system};
 use anyhow::{Context, Result, bail};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid, makedev};
@@ -26,9 +26,9 @@ const DISK: u32 = 6;
 const SIZE: &str = "4m";
 
 /// Mounts the step's `/dev`, and returns the mount.
-pub fn mount(root: BorrowedFd<'_>, spec: &StepSpec) -> Result<OwnedFd> {
+pub fn mount_dev(root: BorrowedFd<'_>, spec: &StepSpec) -> Result<OwnedFd> {
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let dev = fresh("tmpfs", &[("mode", "0755"), ("size", SIZE)], attributes)?;
+    let dev = new_file_system("tmpfs", &[("mode", "0755"), ("size", SIZE)], attributes)?;
     for (name, major, minor) in NODES {
         let mode = Mode::from_raw_mode(0o666);
         rustix::fs::mknodat(&dev, name, FileType::CharacterDevice, mode, makedev(major, minor))
@@ -46,9 +46,9 @@ pub fn mount(root: BorrowedFd<'_>, spec: &StepSpec) -> Result<OwnedFd> {
     attach(&dev, api_directory(root, "dev")?).context("mounting /dev")?;
     let options = [("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")]; // group tty of every distribution
     let no_exec = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    attach(fresh("devpts", &options, no_exec)?, api_directory(dev.as_fd(), "pts")?)
+    attach(new_file_system("devpts", &options, no_exec)?, api_directory(dev.as_fd(), "pts")?)
         .context("mounting /dev/pts")?;
-    attach(fresh("tmpfs", &[("mode", "1777")], PLAIN)?, api_directory(dev.as_fd(), "shm")?)
+    attach(new_file_system("tmpfs", &[("mode", "1777")], PLAIN)?, api_directory(dev.as_fd(), "shm")?)
         .context("mounting /dev/shm")?;
     Ok(dev)
 }

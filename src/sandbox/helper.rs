@@ -85,10 +85,10 @@ fn serve(mut spec: File, control: &OwnedFd) -> Result<HelperMessage> {
     }
     create_namespaces(&spec)?;
     if spec.network && spec.fenced {
-        egress::prove()?;
+        egress::verify_filter()?;
     }
     let limited = limit_processes();
-    mount_tree::enter(&spec)?;
+    mount_tree::enter_mount_tree(&spec)?;
     rustix::process::chdir(&*spec.cwd)
         .with_context(|| format!("entering the step's directory {}", spec.cwd))?;
     limited?;

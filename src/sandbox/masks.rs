@@ -1,6 +1,8 @@
 //! `/proc` and `/sys` of a step, with covers on everything that would reach the host.
 
-use crate::sys::mount::api::{PLAIN, READ_ONLY, api_directory, attach, copy, fresh, plain, restrict};
+use crate::sys::mount::api::{
+    PLAIN, READ_ONLY, api_directory, attach, clone_mount, new_file_system, open_plain, restrict,
+};
 use anyhow::{Context, Result};
 use rustix::fd::{AsFd, BorrowedFd};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
@@ -29,8 +31,8 @@ const MASKED_IN_SYS: [&str; 3] = ["firmware", "devices/virtual/powercap", "kerne
 
 /// Mounts a `/proc` of the step's own processes. Everything else in it belongs to the host: all directories and all
 /// writable files are read-only, whatever this kernel has.
-pub fn proc(root: BorrowedFd<'_>, dev: BorrowedFd<'_>) -> Result<()> {
-    let proc = fresh("proc", &[], PLAIN | MountAttrFlags::MOUNT_ATTR_NOEXEC)?;
+pub fn mount_proc(root: BorrowedFd<'_>, dev: BorrowedFd<'_>) -> Result<()> {
+    let proc = new_file_system("proc", &[], PLAIN | MountAttrFlags::MOUNT_ATTR_NOEXEC)?;
     attach(&proc, api_directory(root, "proc")?).context("mounting /proc")?;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let listing = rustix::fs::openat(&proc, ".", flags, Mode::empty()).context("opening /proc")?;
@@ -63,8 +65,8 @@ pub fn proc(root: BorrowedFd<'_>, dev: BorrowedFd<'_>) -> Result<()> {
 
 /// Mounts a `/sys`, read-only, of the step's own network namespace. It is a new mount, so nothing that the host has
 /// mounted below its own (control groups, EFI variables, tracing) is in it.
-pub fn sys(root: BorrowedFd<'_>, dev: BorrowedFd<'_>) -> Result<()> {
-    let sys = fresh("sysfs", &[], READ_ONLY | MountAttrFlags::MOUNT_ATTR_NOEXEC)?;
+pub fn mount_sys(root: BorrowedFd<'_>, dev: BorrowedFd<'_>) -> Result<()> {
+    let sys = new_file_system("sysfs", &[], READ_ONLY | MountAttrFlags::MOUNT_ATTR_NOEXEC)?;
     attach(&sys, api_directory(root, "sys")?).context("mounting /sys")?;
     for name in MASKED_IN_SYS {
         match mask(sys.as_fd(), name, true, dev) {
@@ -77,18 +79,18 @@ pub fn sys(root: BorrowedFd<'_>, dev: BorrowedFd<'_>) -> Result<()> {
 
 /// Makes an entry read-only, by a bind mount on itself.
 fn freeze(dir: BorrowedFd<'_>, name: &str) -> io::Result<()> {
-    let cover = copy(dir, name, false)?;
+    let cover = clone_mount(dir, name, false)?;
     restrict(&cover, READ_ONLY | MountAttrFlags::MOUNT_ATTR_NOEXEC, false)?;
-    attach(cover, plain(dir, name)?)
+    attach(cover, open_plain(dir, name)?)
 }
 
 /// Hides an entry behind an empty directory or `/dev/null`.
 fn mask(dir: BorrowedFd<'_>, name: &str, directory: bool, dev: BorrowedFd<'_>) -> io::Result<()> {
-    let on = plain(dir, name)?;
+    let on = open_plain(dir, name)?;
     if directory {
-        let empty =
-            fresh("tmpfs", &[("mode", "0555"), ("nr_inodes", "2")], READ_ONLY).map_err(io::Error::other)?;
+        let empty = new_file_system("tmpfs", &[("mode", "0555"), ("nr_inodes", "2")], READ_ONLY)
+            .map_err(io::Error::other)?;
         return attach(empty, on);
     }
-    attach(copy(dev, "null", false)?, on)
+    attach(clone_mount(dev, "null", false)?, on)
 }

@@ -9,7 +9,9 @@ use crate::error::Kind;
 use crate::sandbox::spec::CacheMount;
 use crate::sys::fds::open_directory;
 use crate::sys::mount::api;
-use crate::sys::mount::api::{PLAIN, READ_ONLY, api_directory, attach, copy, fresh, plain, restrict};
+use crate::sys::mount::api::{
+    PLAIN, READ_ONLY, api_directory, attach, clone_mount, new_file_system, open_plain, restrict,
+};
 use crate::sys::mount::table;
 use anyhow::{Context, Result};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -23,7 +25,7 @@ pub(crate) const RESOLV_CONF: &str = "/etc/resolv.conf";
 const FIRST_CACHE_INDEX: usize = 1000;
 
 /// Mounts everything that the step sees, and makes it the root of this process, which has a mount namespace of its own.
-pub fn enter(spec: &StepSpec) -> Result<()> {
+pub fn enter_mount_tree(spec: &StepSpec) -> Result<()> {
     // Mounts are propagated neither to other namespaces nor from them.
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .context("making the mounts private")?;
@@ -33,7 +35,7 @@ pub fn enter(spec: &StepSpec) -> Result<()> {
     if spec.throwaway {
         Placeholders::make(root.as_fd(), spec)?.forget();
     }
-    let dev = dev::mount(root.as_fd(), spec)?;
+    let dev = dev::mount_dev(root.as_fd(), spec)?;
     mount_run(root.as_fd())?;
     let mut shims = ShimMounter { root: root.as_fd(), scratch: scratch.as_fd(), count: 0 };
     for (index, cache) in spec.caches.iter().enumerate() {
@@ -53,8 +55,8 @@ pub fn enter(spec: &StepSpec) -> Result<()> {
         shims.put(RESOLV_CONF, &content, 0o644).with_context(|| format!("binding {RESOLV_CONF}"))?;
     }
     // After the shims, so that none of them is resolved through a link into these.
-    masks::proc(root.as_fd(), dev.as_fd())?;
-    masks::sys(root.as_fd(), dev.as_fd())?;
+    masks::mount_proc(root.as_fd(), dev.as_fd())?;
+    masks::mount_sys(root.as_fd(), dev.as_fd())?;
     pivot(root.as_fd())
 }
 
@@ -101,22 +103,22 @@ fn resolv_conf(spec: &StepSpec) -> Result<Option<Vec<u8>>> {
 fn root(spec: &StepSpec) -> Result<(OwnedFd, OwnedFd)> {
     let place = open(&spec.root)?;
     let lower = if spec.throwaway { lower(&spec.root)? } else { Vec::new() };
-    let tree = if spec.throwaway { None } else { Some(copy(&place, "", true)?) };
-    let scratch = fresh("tmpfs", &[("mode", "0700")], PLAIN)?;
+    let tree = if spec.throwaway { None } else { Some(clone_mount(&place, "", true)?) };
+    let scratch = new_file_system("tmpfs", &[("mode", "0700")], PLAIN)?;
     attach(&scratch, &place)?;
     rustix::fs::mkdirat(&scratch, "root", Mode::from_raw_mode(0o755))?;
     let root = match tree {
         Some(tree) => {
             restrict(&tree, PLAIN, true)?;
-            attach(&tree, plain(&scratch, "root")?)?;
+            attach(&tree, open_plain(&scratch, "root")?)?;
             tree
         }
         None => {
             let root = overlay(scratch.as_fd(), 0, place.as_fd())?;
-            attach(&root, plain(&scratch, "root")?)?;
+            attach(&root, open_plain(&scratch, "root")?)?;
             for (index, (path, mount)) in lower.iter().enumerate() {
                 let covered = throwaway(scratch.as_fd(), index + 1, mount.as_fd())
-                    .and_then(|cover| Ok(attach(cover, plain(&root, path)?)?));
+                    .and_then(|cover| Ok(attach(cover, open_plain(&root, path)?)?));
                 covered.with_context(|| format!("mounting the step's /{path}"))?;
             }
             root
@@ -149,7 +151,7 @@ fn throwaway(scratch: BorrowedFd<'_>, index: usize, lower: BorrowedFd<'_>) -> Re
     if let Ok(overlay) = overlay(scratch, index, lower) {
         return Ok(overlay);
     }
-    let read_only = copy(lower, "", false)?;
+    let read_only = clone_mount(lower, "", false)?;
     restrict(&read_only, READ_ONLY, false)?;
     Ok(read_only)
 }
@@ -163,12 +165,12 @@ fn overlay(scratch: BorrowedFd<'_>, index: usize, lower: BorrowedFd<'_>) -> Resu
     let at = |fd: BorrowedFd<'_>| format!("/proc/self/fd/{}", fd.as_raw_fd());
     let (lower, scratch) = (at(lower), at(scratch));
     let (upper, work) = (format!("{scratch}/{upper}"), format!("{scratch}/{work}"));
-    fresh("overlay", &[("lowerdir", &lower), ("upperdir", &upper), ("workdir", &work)], PLAIN)
+    new_file_system("overlay", &[("lowerdir", &lower), ("upperdir", &upper), ("workdir", &work)], PLAIN)
 }
 
 /// An empty `/run`: it has no socket of this machine, and no package takes the image for a running system.
 fn mount_run(root: BorrowedFd<'_>) -> Result<()> {
-    let run = fresh("tmpfs", &[("mode", "0755")], PLAIN)?;
+    let run = new_file_system("tmpfs", &[("mode", "0755")], PLAIN)?;
     rustix::fs::mkdirat(&run, "lock", Mode::from_raw_mode(0o1777)).context("making /run/lock")?;
     attach(run, api_directory(root, "run")?).context("mounting /run")
 }
@@ -196,7 +198,9 @@ impl CacheMount {
                 upper.as_fd(),
                 open_directory(&self.work)?.as_fd(),
             )?,
-            None => copy(&upper, "", false).with_context(|| format!("binding {}", self.upper.display()))?,
+            None => {
+                clone_mount(&upper, "", false).with_context(|| format!("binding {}", self.upper.display()))?
+            }
         };
         restrict(&mount, if self.writable { PLAIN } else { READ_ONLY }, false)?;
         Ok(mount)

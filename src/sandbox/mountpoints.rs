@@ -5,7 +5,7 @@
 //! stays: a package may ship a `/usr/sbin/policy-rc.d`, alternatives may lead there (they replace only links), and a
 //! script may write and remove one. A file with a bind mount on it can be neither replaced nor removed.
 
-use super::paths::{ResolvedPath, holds, resolve, unnoticed, write_new};
+use super::paths::{ResolvedPath, has_content, keep_directory_times, resolve, write_new};
 use crate::sandbox::RESOLV_CONF;
 use crate::sandbox::spec::StepSpec;
 use anyhow::{Context, Result};
@@ -92,7 +92,7 @@ impl Placeholders {
         let mut bytes = [0; 8];
         rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())?;
         let hidden = OsString::from(format!(".oven-{:016x}", u64::from_ne_bytes(bytes)));
-        unnoticed(&dir, || {
+        keep_directory_times(&dir, || {
             write_new(dir.as_fd(), &hidden, shim.content.as_bytes(), shim.mode)?;
             Ok(rustix::fs::symlinkat(&*hidden, &dir, &**name)?)
         })?;
@@ -134,7 +134,7 @@ impl Placeholder {
             }
             PlaceholderKind::Directory | PlaceholderKind::Empty => Ok(()),
             PlaceholderKind::Shim(hidden, content) => {
-                unnoticed(&self.dir, || self.remove_shim(hidden, content))
+                keep_directory_times(&self.dir, || self.remove_shim(hidden, content))
             }
         }
     }
@@ -176,7 +176,7 @@ impl Placeholder {
     }
 
     fn holds(&self, name: &OsStr, content: &[u8]) -> Result<bool> {
-        holds(self.dir.as_fd(), name, content)
+        has_content(self.dir.as_fd(), name, content)
     }
 
     /// The symlinks in its directory.

@@ -37,7 +37,8 @@ impl ResolvedPath {
 
     pub(crate) fn is_file(&self, content: &[u8], mode: u32) -> Result<bool> {
         let same_mode = |stat: &Stat| stat.st_mode & 0o777 == mode & 0o777;
-        Ok(self.found.as_ref().is_some_and(same_mode) && holds(self.dir.as_fd(), &self.rest[0], content)?)
+        Ok(self.found.as_ref().is_some_and(same_mode)
+            && has_content(self.dir.as_fd(), &self.rest[0], content)?)
     }
 }
 
@@ -122,7 +123,7 @@ fn names(path: &Path) -> VecDeque<OsString> {
 
 /// Does something in a directory, and restores the directory's times afterwards: what is created for a step and removed
 /// with it is no change, and package managers check such times.
-pub(crate) fn unnoticed<T>(dir: &OwnedFd, act: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(crate) fn keep_directory_times<T>(dir: &OwnedFd, act: impl FnOnce() -> Result<T>) -> Result<T> {
     let stat = rustix::fs::fstat(dir)?;
     let result = act()?;
     let time = |tv_sec, tv_nsec: u64| Timespec { tv_sec, tv_nsec: tv_nsec as _ };
@@ -149,7 +150,7 @@ pub(crate) fn write_new(dir: BorrowedFd<'_>, name: &OsStr, content: &[u8], mode:
 }
 
 /// Whether a name is a regular file with this content.
-pub(crate) fn holds(dir: BorrowedFd<'_>, name: &OsStr, content: &[u8]) -> Result<bool> {
+pub(crate) fn has_content(dir: BorrowedFd<'_>, name: &OsStr, content: &[u8]) -> Result<bool> {
     let is_like_it = |stat: &Stat| {
         FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_size == content.len() as i64
     };

@@ -7,7 +7,7 @@ use super::paths::{ResolvedPath, resolve, write_new};
 use super::spec::BindMount;
 use crate::error::Kind;
 use crate::sys::fds::open_within;
-use crate::sys::mount::api::{READ_ONLY, attach, copy, restrict};
+use crate::sys::mount::api::{READ_ONLY, attach, clone_mount, restrict};
 use anyhow::{Context, Result, bail};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{FileType, Mode, OFlags, Stat};
@@ -50,7 +50,7 @@ impl ShimMounter<'_> {
         self.count += 1;
         let name = format!("shim{}", self.count);
         write_new(self.scratch, OsStr::new(&name), content, mode)?;
-        let cover = copy(self.scratch, &name, false)?;
+        let cover = clone_mount(self.scratch, &name, false)?;
         restrict(&cover, READ_ONLY, false)?;
         attach(cover, open_last(&place)?)?;
         Ok(())
@@ -60,7 +60,7 @@ impl ShimMounter<'_> {
     pub fn bind(&self, bind: &BindMount) -> Result<()> {
         let opened = open_within(&bind.source, bind.within.as_deref(), OFlags::PATH)?;
         let source =
-            copy(&opened, "", false).with_context(|| format!("opening {}", bind.source.display()))?;
+            clone_mount(&opened, "", false).with_context(|| format!("opening {}", bind.source.display()))?;
         restrict(&source, READ_ONLY, false)?;
         let stat = rustix::fs::fstat(&source)?;
         let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;

@@ -5,7 +5,7 @@ use super::helper::{CONTROL, SPEC};
 use super::protocol::TERMINATE;
 use super::spec::StepSpec;
 use crate::error::Kind;
-use crate::sys::mount::api::{READ_ONLY, copy, restrict};
+use crate::sys::mount::api::{READ_ONLY, clone_mount, restrict};
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -125,7 +125,7 @@ fn open_read_only(program: &Path) -> Result<OwnedFd> {
             .hint("oven needs root with all its capabilities, and Linux 5.12 or later.")
             .into()
     };
-    let file = copy(CWD, program, false).map_err(kernel)?;
+    let file = clone_mount(CWD, program, false).map_err(kernel)?;
     restrict(&file, READ_ONLY, false).map_err(kernel)?;
     Ok(file)
 }

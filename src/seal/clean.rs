@@ -3,8 +3,8 @@
 
 use super::first_boot;
 use super::rules;
-use super::rules::remove;
-use super::rules::{is_directory, is_kept, kind};
+use super::rules::remove_matching;
+use super::rules::{is_directory, is_excluded, kind_of};
 use crate::image::tree::ImageTree;
 use crate::image::walk::Walk;
 use anyhow::{Context, Result};
@@ -14,20 +14,20 @@ use rustix::fs::FileType;
 pub fn clean(inside: &ImageTree, keep: &[String]) -> Result<Vec<String>> {
     let mut notes = Vec::new();
     for (pattern, _) in rules::FILES {
-        remove(inside, pattern, keep)?;
+        remove_matching(inside, pattern, keep)?;
     }
     for path in rules::histories(inside)? {
-        remove(inside, &path, keep)?;
+        remove_matching(inside, &path, keep)?;
     }
     for (path, _) in rules::DIRECTORIES {
-        if is_directory(inside, path)? && !is_kept(keep, path) {
-            inside.remove_tree_content(path, &|below| is_kept(keep, below))?;
+        if is_directory(inside, path)? && !is_excluded(keep, path) {
+            inside.remove_tree_content(path, &|below| is_excluded(keep, below))?;
         }
     }
     clean_logs(inside, keep).context("emptying logs")?;
     empty_machine_id(inside, keep).context("emptying the machine id")?;
-    notes.extend(first_boot::host_keys(inside, keep).context("removing SSH host keys")?);
-    notes.extend(first_boot::snakeoil(inside, keep).context("removing the snakeoil key")?);
+    notes.extend(first_boot::replace_host_keys(inside, keep).context("removing SSH host keys")?);
+    notes.extend(first_boot::replace_snakeoil_key(inside, keep).context("removing the snakeoil key")?);
     Ok(notes)
 }
 
@@ -38,7 +38,7 @@ fn clean_logs(inside: &ImageTree, keep: &[String]) -> Result<()> {
     }
     let (mut empty, mut remove) = (Vec::new(), Vec::new());
     inside.walk(rules::LOGS, &mut |path, stat| {
-        if is_kept(keep, path) {
+        if is_excluded(keep, path) {
             return Ok(Walk::Past);
         }
         let name = path.rsplit('/').next().unwrap_or(path);
@@ -66,11 +66,13 @@ fn clean_logs(inside: &ImageTree, keep: &[String]) -> Result<()> {
 /// apply presets and could enable again what a definition disabled; and the file is not removed, which means the same.
 fn empty_machine_id(inside: &ImageTree, keep: &[String]) -> Result<()> {
     let path = rules::MACHINE_ID;
-    let exists = match kind(inside, path)? {
+    let exists = match kind_of(inside, path)? {
         Some(FileType::Directory) => return Ok(()),
         found => found.is_some(),
     };
-    if is_kept(keep, path) || !is_directory(inside, "/etc")? || !(exists || first_boot::has_systemd(inside)?)
+    if is_excluded(keep, path)
+        || !is_directory(inside, "/etc")?
+        || !(exists || first_boot::has_systemd(inside)?)
     {
         return Ok(());
     }

@@ -2,8 +2,8 @@
 //! a unit that does is added.
 
 use super::rules;
-use super::rules::remove;
-use super::rules::{expand, is_kept, kind, text};
+use super::rules::remove_matching;
+use super::rules::{expand, is_excluded, kind_of, read_text};
 use crate::image::tree::ImageTree;
 use anyhow::{Context, Result};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
@@ -66,9 +66,9 @@ pub fn has_systemd(inside: &ImageTree) -> Result<bool> {
 
 /// Removes SSH host keys if something makes new ones at boot, and adds a unit for that if necessary. Returns a note
 /// about the unit.
-pub fn host_keys(inside: &ImageTree, keep: &[String]) -> Result<Option<String>> {
+pub fn replace_host_keys(inside: &ImageTree, keep: &[String]) -> Result<Option<String>> {
     let keys = expand(inside, rules::HOST_KEYS)?;
-    if keys.iter().any(|(path, _)| is_kept(keep, path)) {
+    if keys.iter().any(|(path, _)| is_excluded(keep, path)) {
         return Ok(None);
     }
     let mut note = None;
@@ -80,23 +80,23 @@ pub fn host_keys(inside: &ImageTree, keep: &[String]) -> Result<Option<String>> 
         add_unit(inside, SSH_UNIT, SSH_CONTENT, "multi-user.target")?;
         note = Some(format!("added {SSH_UNIT}, which makes SSH host keys when an instance first boots"));
     }
-    remove(inside, rules::HOST_KEYS, keep)?;
-    remove(inside, "/etc/ssh/ssh_host_*_key.pub", keep)?;
+    remove_matching(inside, rules::HOST_KEYS, keep)?;
+    remove_matching(inside, "/etc/ssh/ssh_host_*_key.pub", keep)?;
     Ok(note)
 }
 
 /// Removes the key that Debian's ssl-cert makes when it is installed, which mail and database servers use, and adds a
 /// unit that makes a new one. Returns a note about the unit.
-pub fn snakeoil(inside: &ImageTree, keep: &[String]) -> Result<Option<String>> {
-    if kind(inside, rules::SNAKEOIL)?.is_none() || is_kept(keep, rules::SNAKEOIL) {
+pub fn replace_snakeoil_key(inside: &ImageTree, keep: &[String]) -> Result<Option<String>> {
+    if kind_of(inside, rules::SNAKEOIL)?.is_none() || is_excluded(keep, rules::SNAKEOIL) {
         return Ok(None);
     }
     if !has_systemd(inside)? || !inside.exists("/usr/sbin/make-ssl-cert")? {
         return Ok(None);
     }
     add_unit(inside, SNAKEOIL_UNIT, SNAKEOIL_CONTENT, "basic.target")?;
-    remove(inside, rules::SNAKEOIL, keep)?;
-    remove(inside, "/etc/ssl/certs/ssl-cert-snakeoil.pem", keep)?;
+    remove_matching(inside, rules::SNAKEOIL, keep)?;
+    remove_matching(inside, "/etc/ssl/certs/ssl-cert-snakeoil.pem", keep)?;
     Ok(Some(format!(
         "added {SNAKEOIL_UNIT}, which makes the snakeoil certificate when an instance first boots"
     )))
@@ -118,7 +118,7 @@ fn makes_host_keys(inside: &ImageTree) -> Result<bool> {
     }
     let mut scripts = expand(inside, "/etc/rc*.d/S*")?;
     scripts.extend(expand(inside, "/etc/rc.local")?);
-    Ok(scripts.iter().any(|(path, _)| runs_ssh_keygen(&text(inside, path))))
+    Ok(scripts.iter().any(|(path, _)| runs_ssh_keygen(&read_text(inside, path))))
 }
 
 /// Whether a line that is not a comment runs `ssh-keygen -A`.
@@ -137,7 +137,7 @@ fn cloud_init_makes_them(inside: &ImageTree) -> Result<bool> {
     let disabled = inside.exists("/etc/cloud/cloud-init.disabled")?
         || is_masked(inside, "cloud-init.target")?
         || is_masked(inside, "cloud-init.service")?;
-    let modules = text(inside, "/etc/cloud/cloud.cfg");
+    let modules = read_text(inside, "/etc/cloud/cloud.cfg");
     let ssh = modules.lines().any(|line| matches!(line.trim(), "- ssh" | "- \"ssh\"" | "- 'ssh'"));
     Ok(generator && !disabled && ssh && inside.exists("/usr/bin/cloud-init")?)
 }
@@ -175,9 +175,9 @@ fn unit_text(inside: &ImageTree, name: &str) -> Result<String> {
     let mut all = String::new();
     for name in std::iter::once(name).chain(template.as_deref()) {
         for dir in UNITS {
-            all += &text(inside, &format!("{dir}/{name}"));
+            all += &read_text(inside, &format!("{dir}/{name}"));
             for (path, _) in expand(inside, &format!("{dir}/{name}.d/*.conf"))? {
-                all += &text(inside, &path);
+                all += &read_text(inside, &path);
             }
         }
     }
@@ -201,7 +201,7 @@ fn add_unit(inside: &ImageTree, name: &str, content: &str, wanted_by: &str) -> R
 }
 
 /// The private host keys that are still in the image, for the lint.
-pub fn host_keys_left(inside: &ImageTree) -> Result<Vec<String>> {
+pub fn remaining_host_keys(inside: &ImageTree) -> Result<Vec<String>> {
     let keys = expand(inside, rules::HOST_KEYS)?;
     Ok(keys.into_iter().filter(|(_, kind)| *kind == FileType::RegularFile).map(|(path, _)| path).collect())
 }
@@ -224,7 +224,7 @@ mod tests {
     }
 
     fn run(tree: &Tree, keep: &[&str]) -> Option<String> {
-        host_keys(&tree.inside(), &keep.iter().map(|k| (*k).to_owned()).collect::<Vec<_>>()).unwrap()
+        replace_host_keys(&tree.inside(), &keep.iter().map(|k| (*k).to_owned()).collect::<Vec<_>>()).unwrap()
     }
 
     const LINK: &str = "etc/systemd/system/multi-user.target.wants/oven-ssh-keys.service";
@@ -306,13 +306,13 @@ mod tests {
         tree.file("etc/ssl/private/ssl-cert-snakeoil.key", "PRIVATE");
         tree.file("etc/ssl/certs/ssl-cert-snakeoil.pem", "cert");
         let keep = [rules::SNAKEOIL.to_owned()];
-        assert_eq!(snakeoil(&tree.inside(), &keep).unwrap(), None);
-        assert!(snakeoil(&tree.inside(), &[]).unwrap().is_some());
+        assert_eq!(replace_snakeoil_key(&tree.inside(), &keep).unwrap(), None);
+        assert!(replace_snakeoil_key(&tree.inside(), &[]).unwrap().is_some());
         assert!(
             !tree.has("etc/ssl/private/ssl-cert-snakeoil.key")
                 && !tree.has("etc/ssl/certs/ssl-cert-snakeoil.pem")
         );
         assert!(tree.link_of("etc/systemd/system/basic.target.wants/oven-snakeoil.service").is_some());
-        assert_eq!(snakeoil(&tree.inside(), &[]).unwrap(), None);
+        assert_eq!(replace_snakeoil_key(&tree.inside(), &[]).unwrap(), None);
     }
 }

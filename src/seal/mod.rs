@@ -38,7 +38,7 @@ impl Baseline {
 
     /// To be called when the packages are installed: what a definition's own script changes after that is meant.
     pub fn note_packages(&mut self, runner: &CommandRunner<'_>) -> Result<()> {
-        self.lint.packages_are_done(runner.place.inside)
+        self.lint.record_resolv_conf(runner.place.inside)
     }
 }
 
@@ -51,14 +51,14 @@ pub async fn image(runner: &CommandRunner<'_>, baseline: Baseline) -> Result<()>
     for step in plan_steps::cleaning(work.plan) {
         plan_steps::run_step(runner, step).await?;
     }
-    bootable::lint(place, &baseline.boot, work.report).await?;
+    bootable::check_bootable(place, &baseline.boot, work.report).await?;
     let step = work.report.step("clean", "cleaning (machine-id, host keys, logs)");
     for note in clean::clean(place.inside, &work.image.keep).context("cleaning the image")? {
         work.report.note(note);
     }
     lint::lint(place.inside, work, &baseline.lint)?;
-    secret_scan::ensure_none(place.inside, work.secrets, baseline.since)?;
+    secret_scan::ensure_no_secrets(place.inside, work.secrets, baseline.since)?;
     step.done();
     selinux::label(runner, place.inside, work.image.selinux, baseline.begun).await?;
-    baseline.space.ensure_left(place.root)
+    baseline.space.ensure_not_full(place.root)
 }

@@ -63,7 +63,7 @@ pub const SNAKEOIL: &str = "/etc/ssl/private/ssl-cert-snakeoil.key";
 const HISTORIES: [&str; 4] = [".*history", ".lesshst", ".viminfo", ".wget-hsts"];
 
 /// Whether `[clean] keep` names a path, or a directory above it.
-pub fn is_kept(keep: &[String], path: &str) -> bool {
+pub fn is_excluded(keep: &[String], path: &str) -> bool {
     keep.iter().any(|entry| {
         let mut entry = entry.trim_end_matches('/').split('/');
         let mut path = path.split('/');
@@ -73,7 +73,7 @@ pub fn is_kept(keep: &[String], path: &str) -> bool {
 
 /// The type of an object, if it exists: of the object itself, and only if no directory on the way to it is a symlink. A
 /// directory behind a symlink is not cleaned: the symlink may lead to `/`.
-pub fn kind(inside: &ImageTree, path: &str) -> Result<Option<FileType>> {
+pub fn kind_of(inside: &ImageTree, path: &str) -> Result<Option<FileType>> {
     let parents = path.match_indices('/').map(|(at, _)| &path[..at]).skip(1);
     for parent in parents {
         if own_kind(inside, parent)? != Some(FileType::Directory) {
@@ -88,7 +88,7 @@ fn own_kind(inside: &ImageTree, path: &str) -> Result<Option<FileType>> {
 }
 
 pub fn is_directory(inside: &ImageTree, path: &str) -> Result<bool> {
-    Ok(kind(inside, path)? == Some(FileType::Directory))
+    Ok(kind_of(inside, path)? == Some(FileType::Directory))
 }
 
 /// The paths that a pattern names, each with its type.
@@ -108,7 +108,7 @@ pub fn expand(inside: &ImageTree, pattern: &str) -> Result<Vec<(String, FileType
     }
     let mut all = Vec::new();
     for path in found {
-        if let Some(kind) = kind(inside, &path)? {
+        if let Some(kind) = kind_of(inside, &path)? {
             all.push((path, kind));
         }
     }
@@ -146,16 +146,16 @@ pub fn is_rotated(name: &str) -> bool {
 }
 
 /// The text of a file; empty if it does not exist or is not a file.
-pub fn text(inside: &ImageTree, path: &str) -> String {
+pub fn read_text(inside: &ImageTree, path: &str) -> String {
     let bytes = inside.read(path).ok().flatten().unwrap_or_default();
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// Removes what a pattern names, except directories.
-pub fn remove(inside: &ImageTree, pattern: &str, keep: &[String]) -> Result<bool> {
+pub fn remove_matching(inside: &ImageTree, pattern: &str, keep: &[String]) -> Result<bool> {
     let mut any = false;
     for (path, kind) in expand(inside, pattern)? {
-        if kind != FileType::Directory && !is_kept(keep, &path) {
+        if kind != FileType::Directory && !is_excluded(keep, &path) {
             any |= inside.remove(&path)?;
         }
     }
@@ -170,12 +170,12 @@ mod tests {
     fn keep_covers_paths_and_patterns() {
         let keep = ["/var/log/app/".to_owned(), "/etc/ssh/ssh_host_*_key".to_owned()];
         for path in ["/var/log/app", "/var/log/app/x/y", "/etc/ssh/ssh_host_rsa_key"] {
-            assert!(is_kept(&keep, path), "{path}");
+            assert!(is_excluded(&keep, path), "{path}");
         }
         for path in ["/var/log", "/var/log/apparmor", "/etc/ssh/ssh_host_rsa_key.pub", "/"] {
-            assert!(!is_kept(&keep, path), "{path}");
+            assert!(!is_excluded(&keep, path), "{path}");
         }
-        assert!(!is_kept(&[], "/"));
+        assert!(!is_excluded(&[], "/"));
     }
 
     #[test]

@@ -34,7 +34,7 @@ impl BakeStart {
 }
 
 /// Fails with the paths in the image that contain a secret, and the secrets' names.
-pub fn ensure_none(inside: &ImageTree, secrets: &Secrets, since: BakeStart) -> Result<()> {
+pub fn ensure_no_secrets(inside: &ImageTree, secrets: &Secrets, since: BakeStart) -> Result<()> {
     if secrets.is_empty() {
         return Ok(());
     }
@@ -116,7 +116,7 @@ mod tests {
     }
 
     fn search(tree: &Tree, since: BakeStart) -> Result<(), String> {
-        ensure_none(&tree.inside(), &secrets(), since).map_err(|error| format!("{error:#}"))
+        ensure_no_secrets(&tree.inside(), &secrets(), since).map_err(|error| format!("{error:#}"))
     }
 
     #[test]
@@ -152,6 +152,6 @@ mod tests {
         tree.file("etc/conf", "hunter2-hunter2");
         let later = BakeStart(BakeStart::now().0 + 3600);
         assert_eq!(search(&tree, later), Ok(()));
-        assert!(ensure_none(&tree.inside(), &Secrets::default(), BakeStart(0)).is_ok());
+        assert!(ensure_no_secrets(&tree.inside(), &Secrets::default(), BakeStart(0)).is_ok());
     }
 }

@@ -4,7 +4,7 @@
 //! So the image's own `setfiles`, in a contained step, only prints which label each file should have, and oven writes
 //! it into the file's attributes, through descriptors inside the image. Afterwards a sample is checked.
 
-use super::rules::text;
+use super::rules::read_text;
 use crate::definition::Selinux;
 use crate::error::Kind;
 use crate::image::tree::ImageTree;
@@ -126,7 +126,7 @@ async fn verify(
 }
 
 fn read_policy(inside: &ImageTree) -> Result<Option<Policy>> {
-    let (mode, kind) = settings(&text(inside, CONFIG));
+    let (mode, kind) = settings(&read_text(inside, CONFIG));
     let contexts = format!("/etc/selinux/{kind}/contexts/files/file_contexts");
     if !["enforcing", "permissive"].contains(&mode.as_str())
         || kind.contains('/')
@@ -202,7 +202,7 @@ fn setfiles_command<'a>(
         // What a plan mounts over files is not part of the image.
         shims: Vec::new(),
         binds: Vec::new(),
-        ..ImageCommand::of_the_plan(runner)
+        ..ImageCommand::plan_defaults(runner)
     }
 }
 

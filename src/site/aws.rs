@@ -55,7 +55,7 @@ pub async fn examine(settings: Settings, report: Report) -> (Findings, Result<Si
 async fn who_am_i(settings: &Settings) -> Result<imds::Instance> {
     let Settings { instance_id, zone, region, .. } = settings.clone();
     let given = imds::InstanceOverrides { instance_id, zone, region };
-    imds::who_am_i(given).await.context("asking which instance this is")
+    imds::identify_instance(given).await.context("asking which instance this is")
 }
 
 fn has_nvme() -> Result<()> {

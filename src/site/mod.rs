@@ -212,7 +212,7 @@ impl Site {
     /// Runs that left something behind, in the cloud or on this machine, and whose owner is gone.
     pub async fn stale_runs(&self, older_than: Option<Duration>) -> Result<Vec<StaleRun>> {
         let mut stale = self.cloud.stale_runs(older_than).await?;
-        for here in preserved_disk::runs(&self.state)? {
+        for here in preserved_disk::list_runs(&self.state)? {
             match stale.iter_mut().find(|run| run.run == here.run) {
                 Some(run) => {
                     run.resources.extend(here.resources);
@@ -276,7 +276,7 @@ pub fn helper() -> Result<PathBuf> {
 
 /// All plugins: those that are built in, those of the directories, and these of the command line.
 pub fn plugins(given: &[PathBuf], helper: &Path) -> Result<PluginRegistry> {
-    let directories: Vec<_> = distros::DIRECTORIES.iter().map(PathBuf::from).collect();
+    let directories: Vec<_> = distros::PLUGIN_DIRECTORIES.iter().map(PathBuf::from).collect();
     let installed = PluginRegistry::built_in(built_in()).look(&directories, helper);
     given.iter().try_fold(installed, |registry, path| registry.give(path, helper))
 }

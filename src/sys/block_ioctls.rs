@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 mod raw {
     #![allow(unsafe_code, clippy::undocumented_unsafe_blocks)]
     use super::{FsGrow, PartitionRequest, TrimRange};
-    nix::ioctl_read!(size, 0x12, 114, u64);
-    nix::ioctl_write_ptr_bad!(partition, 0x1269, PartitionRequest);
+    nix::ioctl_read!(device_size, 0x12, 114, u64);
+    nix::ioctl_write_ptr_bad!(update_partition, 0x1269, PartitionRequest);
     nix::ioctl_readwrite!(trim, b'X', 121, TrimRange);
     nix::ioctl_write_ptr!(ext4_resize, b'f', 16, u64);
     nix::ioctl_write_ptr!(xfs_grow, b'X', 110, FsGrow);
@@ -55,16 +55,16 @@ pub enum PartitionChange {
 
 /// A block device's size in bytes.
 #[allow(unsafe_code)]
-pub fn size(device: BorrowedFd<'_>) -> Result<u64, Errno> {
+pub fn device_size(device: BorrowedFd<'_>) -> Result<u64, Errno> {
     let mut bytes = 0;
     // SAFETY: BLKGETSIZE64 writes 8 bytes to a live u64.
-    errno(unsafe { raw::size(device.as_raw_fd(), &raw mut bytes) })?;
+    errno(unsafe { raw::device_size(device.as_raw_fd(), &raw mut bytes) })?;
     Ok(bytes)
 }
 
 /// Announces a partition to the kernel; `start` and `length` are in bytes. Nothing is written to the disk.
 #[allow(unsafe_code)]
-pub fn partition(
+pub fn update_partition(
     disk: BorrowedFd<'_>,
     change: PartitionChange,
     number: u32,
@@ -77,7 +77,7 @@ pub fn partition(
     let length = std::mem::size_of::<PartitionData>() as i32;
     let argument = PartitionRequest { op: change as i32, flags: 0, length, data: &raw const data };
     // SAFETY: BLKPG reads both structs, which outlive the call and have the layout of the kernel's.
-    errno(unsafe { raw::partition(disk.as_raw_fd(), &raw const argument) })
+    errno(unsafe { raw::update_partition(disk.as_raw_fd(), &raw const argument) })
 }
 
 /// Discards the free space of the file system that holds this open directory. Returns how many bytes.
@@ -105,7 +105,7 @@ pub fn xfs_grow(dir: BorrowedFd<'_>, blocks: u64, inode_percent: u32) -> Result<
 }
 
 /// The logical sector size in bytes.
-pub fn sector(device: impl AsFd) -> Result<u64, Errno> {
+pub fn sector_size(device: impl AsFd) -> Result<u64, Errno> {
     rustix::fs::ioctl_blksszget(device).map(u64::from)
 }
 

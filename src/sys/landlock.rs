@@ -43,7 +43,7 @@ pub fn version() -> libc::c_long {
 /// From now on this process and its children can write only to this open file, and cannot create or remove anything;
 /// needs no_new_privs. Nothing changes where the kernel has no Landlock. Allocates nothing.
 #[allow(unsafe_code)]
-pub fn write_to_nothing_but(file: BorrowedFd<'_>) {
+pub fn restrict_writes_to(file: BorrowedFd<'_>) {
     // SAFETY: the structures live through the calls, with their sizes; a returned descriptor is new.
     unsafe {
         let files = WRITE_FILE | CHANGE | if version() >= 3 { TRUNCATE } else { 0 };

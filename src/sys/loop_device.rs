@@ -2,7 +2,7 @@
 
 use crate::device::Device;
 use crate::error::Kind;
-use crate::sys::poll::{PollPolicy, Probe, until};
+use crate::sys::poll::{PollAnswer, PollPolicy, poll_until};
 use anyhow::{Context, Result};
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
 use std::fs::File;
@@ -217,15 +217,19 @@ pub async fn release(device: Device) -> Result<()> {
     let Device { node, path, rdev, .. } = device;
     let bound = binding_of(rdev);
     drop(node);
-    until(&format!("the release of {}", path.display()), &RELEASE, async || {
+    poll_until(&format!("the release of {}", path.display()), &RELEASE, async || {
         let released = bound.is_none() || binding_of(rdev) != bound;
-        Ok(if released { Probe::Ready(()) } else { Probe::NotYet("in use by another process".to_owned()) })
+        Ok(if released {
+            PollAnswer::Ready(())
+        } else {
+            PollAnswer::NotYet("in use by another process".to_owned())
+        })
     })
     .await
 }
 
 /// The name of the loop device that a file is attached to, for messages.
-pub fn holder(file: &Path) -> Option<String> {
+pub fn device_of(file: &Path) -> Option<String> {
     let wanted = file.as_os_str().as_encoded_bytes();
     std::fs::read_dir("/sys/block").ok()?.flatten().find_map(|entry| {
         let backing = std::fs::read(entry.path().join("loop/backing_file")).ok()?;

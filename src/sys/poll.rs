@@ -31,18 +31,18 @@ impl PollPolicy {
 
 /// The result of a poll.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Probe<T> {
+pub enum PollAnswer<T> {
     Ready(T),
     /// Not ready, with the current state as text that can follow "it is", such as `pending`.
     NotYet(String),
 }
 
-/// Polls until `probe` returns [`Probe::Ready`]; the first poll is made at once. An error of `probe` is returned at
+/// Polls until `probe` returns [`PollAnswer::Ready`]; the first poll is made at once. An error of `probe` is returned at
 /// once. After the deadline it fails with an error that names `what` (after "waiting for") and the last state.
-pub async fn until<T>(
+pub async fn poll_until<T>(
     what: &str,
     policy: &PollPolicy,
-    mut probe: impl AsyncFnMut() -> Result<Probe<T>>,
+    mut probe: impl AsyncFnMut() -> Result<PollAnswer<T>>,
 ) -> Result<T> {
     let start = Instant::now();
     let end = start + policy.deadline;
@@ -52,14 +52,14 @@ pub async fn until<T>(
         let begun = Instant::now();
         let last = begun >= end;
         match probe().await? {
-            Probe::Ready(value) => return Ok(value),
-            Probe::NotYet(state) if last => {
+            PollAnswer::Ready(value) => return Ok(value),
+            PollAnswer::NotYet(state) if last => {
                 let time = humantime::format_duration(policy.deadline);
                 return Err(
                     Kind::Cloud.error(format!("waiting for {what}: after {time} it is still {state}"))
                 );
             }
-            Probe::NotYet(_) => {}
+            PollAnswer::NotYet(_) => {}
         }
         let pause = (begun - start).mul_f64(policy.share).max(policy.first).min(policy.longest);
         // A cloud that is slow to answer is polled less often.
@@ -68,7 +68,7 @@ pub async fn until<T>(
 }
 
 /// Waits for `awaited` and runs `other` concurrently; `other` is dropped unfinished when `awaited` is ready.
-pub async fn beside<T>(awaited: impl Future<Output = T>, other: impl Future<Output = ()>) -> T {
+pub async fn wait_with_background<T>(awaited: impl Future<Output = T>, other: impl Future<Output = ()>) -> T {
     let (mut awaited, other) = (std::pin::pin!(awaited), std::pin::pin!(other));
     tokio::select! {
         biased;
@@ -92,10 +92,10 @@ mod tests {
 
     async fn ready_after(seconds: u64) -> (Result<u64>, Vec<u64>) {
         let (start, times) = (Instant::now(), std::cell::RefCell::new(Vec::new()));
-        let result = until("it", &POLICY, async || {
+        let result = poll_until("it", &POLICY, async || {
             let now = start.elapsed().as_secs();
             times.borrow_mut().push(now);
-            Ok(if now >= seconds { Probe::Ready(now) } else { Probe::NotYet("pending".into()) })
+            Ok(if now >= seconds { PollAnswer::Ready(now) } else { PollAnswer::NotYet("pending".into()) })
         })
         .await;
         (result, times.into_inner())
@@ -116,11 +116,11 @@ mod tests {
     async fn a_polls_time_is_part_of_the_pause() {
         for (takes, expected) in [(100, [0, 1000, 2000]), (500, [0, 1000, 2000]), (1500, [0, 2000, 4500])] {
             let (start, times) = (Instant::now(), std::cell::RefCell::new(Vec::new()));
-            let result = until("it", &POLICY, async || {
+            let result = poll_until("it", &POLICY, async || {
                 times.borrow_mut().push(start.elapsed().as_millis());
                 tokio::time::sleep(Duration::from_millis(takes)).await;
                 let many = times.borrow().len();
-                Ok(if many == 3 { Probe::Ready(()) } else { Probe::NotYet("pending".into()) })
+                Ok(if many == 3 { PollAnswer::Ready(()) } else { PollAnswer::NotYet("pending".into()) })
             });
             result.await.unwrap();
             assert_eq!(times.into_inner(), expected);
@@ -132,7 +132,7 @@ mod tests {
         let (start, seconds) = (Instant::now(), |n| tokio::time::sleep(Duration::from_secs(n)));
         for (awaited, other, is_over) in [(2, 1, true), (1, 5, false)] {
             let over = Cell::new(false);
-            let result = beside(
+            let result = wait_with_background(
                 async {
                     seconds(awaited).await;
                     awaited
@@ -150,7 +150,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_error_of_the_probe_is_returned_at_once() {
         let probes = Cell::new(0);
-        let result: Result<()> = until("it", &POLICY, async || {
+        let result: Result<()> = poll_until("it", &POLICY, async || {
             probes.set(probes.get() + 1);
             anyhow::bail!("no")
         })

@@ -10,7 +10,7 @@ use sys_mount::{Mount, MountFlags};
 pub const DIR: &str = "/run/oven";
 
 /// Mounts it. Called once, after the mount namespace was made private. Errors: [`Kind::Machine`].
-pub fn make() -> Result<()> {
+pub fn mount() -> Result<()> {
     std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)

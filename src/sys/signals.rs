@@ -12,7 +12,7 @@ use tokio::sync::watch;
 static STOP_REQUESTED: AtomicBool = AtomicBool::new(false);
 
 /// Whether a signal asked this process to end.
-pub fn is_asked() -> bool {
+pub fn is_stop_requested() -> bool {
     STOP_REQUESTED.load(Ordering::Relaxed)
 }
 
@@ -30,7 +30,7 @@ const STACK: usize = 8 << 20;
 
 /// Does all the work in a second thread, for which the first one waits. A signal to a process goes to its first
 /// thread, even if that one waits in the kernel for a disk and cannot take the signal: then it would be lost.
-pub fn beside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+pub fn run_in_second_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     let thread = std::thread::Builder::new().name("oven".to_owned()).stack_size(STACK);
     let thread = thread.spawn(work).expect("a process can have two threads");
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -39,7 +39,7 @@ pub fn beside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T
 /// Listens for signals. The answer turns true at the first one. The second one may end the process at once, as local
 /// resources end with the process. Listening is done in a separate thread, so it also works while the runtime's thread
 /// is busy.
-pub fn signals(on_signal: impl Fn(Signal) + Send + 'static) -> Result<watch::Receiver<bool>> {
+pub fn listen(on_signal: impl Fn(Signal) + Send + 'static) -> Result<watch::Receiver<bool>> {
     let (sender, receiver) = watch::channel(false);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     let entered = runtime.enter();
@@ -69,7 +69,10 @@ pub fn signals(on_signal: impl Fn(Signal) + Send + 'static) -> Result<watch::Rec
 }
 
 /// Runs work that has nothing to clean up, and drops it at the first signal. Errors: [`Kind::Interrupted`].
-pub async fn or<T>(stop: &watch::Receiver<bool>, work: impl Future<Output = Result<T>>) -> Result<T> {
+pub async fn run_until_stopped<T>(
+    stop: &watch::Receiver<bool>,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
     let mut stop = stop.clone();
     tokio::select! {
         biased;
@@ -86,12 +89,12 @@ mod tests {
     #[tokio::test]
     async fn work_ends_by_itself_or_at_a_signal() {
         let (sender, stop) = watch::channel(false);
-        assert_eq!(or(&stop, async { Ok(7) }).await.unwrap(), 7);
-        let hanging = or(&stop, std::future::pending::<Result<()>>());
+        assert_eq!(run_until_stopped(&stop, async { Ok(7) }).await.unwrap(), 7);
+        let hanging = run_until_stopped(&stop, std::future::pending::<Result<()>>());
         let (ended, _) = tokio::join!(hanging, async { sender.send(true) });
         assert_eq!(Kind::of(&ended.unwrap_err()), Kind::Interrupted);
         drop(sender);
         let (_, nobody) = watch::channel(false);
-        assert_eq!(or(&nobody, async { Ok(7) }).await.unwrap(), 7);
+        assert_eq!(run_until_stopped(&nobody, async { Ok(7) }).await.unwrap(), 7);
     }
 }

@@ -11,7 +11,7 @@ pub fn free_space(dir: &Path) -> Option<u64> {
 }
 
 /// Converts an error of writing `needed` bytes in `dir`.
-pub fn full(error: anyhow::Error, dir: &Path, needed: u64) -> anyhow::Error {
+pub fn write_error(error: anyhow::Error, dir: &Path, needed: u64) -> anyhow::Error {
     match errno_of(&error) {
         Some(Errno::NOSPC | Errno::DQUOT) => no_space(dir, needed),
         _ => error.context(format!("writing in {}", dir.display())),

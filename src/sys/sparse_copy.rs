@@ -1,7 +1,7 @@
 //! Copies disks into files: by reflinks if the file system supports them, and as sparse copies otherwise. A copy has no
 //! name until it is complete.
 
-use super::space::{free_space, full, no_space};
+use super::space::{free_space, no_space, write_error};
 use super::tasks::Cancelled;
 use super::temp_file::TempFile;
 use anyhow::{Context, Result};
@@ -33,7 +33,7 @@ pub fn length(file: &File) -> Result<u64> {
 /// are zeros, and zeros are holes. The data may not be on the disk yet: call `fdatasync`.
 pub fn copy(source: &File, size: u64, dir: &Path, cancelled: &Cancelled) -> Result<TempFile> {
     let target = TempFile::new(dir)?;
-    let full = |error| full(error, dir, allocated(source));
+    let full = |error| write_error(error, dir, allocated_bytes(source));
     if !reflink(source, target.file()) {
         ensure_room(source, dir)?;
         copy_data(source, target.file(), cancelled).map_err(full)?;
@@ -61,7 +61,7 @@ fn ensure_room(source: &File, dir: &Path) -> Result<()> {
 /// the first flush, with twice the memory, and 0.8 s for the copy when that memory had to be freed first.
 fn copy_data(source: &File, target: &File, cancelled: &Cancelled) -> Result<()> {
     let mut writer = Writer { target, direct: set_direct_io(target, true) };
-    let result = blocks(source, cancelled, &mut |offset, data| writer.write(offset, data));
+    let result = nonzero_blocks(source, cancelled, &mut |offset, data| writer.write(offset, data));
     set_direct_io(target, false);
     result
 }
@@ -105,7 +105,7 @@ fn set_direct_io(file: &File, on: bool) -> bool {
 /// where holes are, nor on zeros at the end.
 pub fn digest(source: &File, cancelled: &Cancelled) -> Result<String> {
     let mut hash = Sha256::new();
-    blocks(source, cancelled, &mut |offset, data| {
+    nonzero_blocks(source, cancelled, &mut |offset, data| {
         for (block, n) in data.chunks(BLOCK).zip(0u64..) {
             hash.update((offset + n * BLOCK as u64).to_le_bytes());
             hash.update(block);
@@ -119,7 +119,7 @@ pub fn digest(source: &File, cancelled: &Cancelled) -> Result<String> {
 
 /// Calls `take` for runs of non-zero blocks, in order, with the offset (a multiple of a block) and the data. The memory
 /// is aligned to 4096 bytes, and its length is a multiple of that (padded with zeros at the source's end).
-pub fn blocks(
+pub fn nonzero_blocks(
     source: &File,
     cancelled: &Cancelled,
     take: &mut dyn FnMut(u64, &[u8]) -> Result<()>,
@@ -141,7 +141,7 @@ pub fn blocks(
             source.read_exact_at(&mut buffer[..want], at).context("reading")?;
             let filled = want.next_multiple_of(ALIGN);
             buffer[want..filled].fill(0);
-            not_zero(&buffer[..filled], &mut |n, data| take(at + n as u64, data))?;
+            nonzero_runs(&buffer[..filled], &mut |n, data| take(at + n as u64, data))?;
             at += want as u64;
         }
         // The end of the source may not be a multiple of a block.
@@ -151,7 +151,7 @@ pub fn blocks(
 }
 
 /// Calls `take` for runs of non-zero blocks.
-pub(crate) fn not_zero(data: &[u8], take: &mut dyn FnMut(usize, &[u8]) -> Result<()>) -> Result<()> {
+pub(crate) fn nonzero_runs(data: &[u8], take: &mut dyn FnMut(usize, &[u8]) -> Result<()>) -> Result<()> {
     let mut run = 0..0;
     for start in (0..data.len()).step_by(BLOCK) {
         let end = (start + BLOCK).min(data.len());
@@ -186,11 +186,11 @@ pub(crate) fn data_after(source: BorrowedFd<'_>, at: u64, end: u64) -> Result<Op
 fn space_needed(source: &File) -> Result<u64> {
     let metadata = source.metadata()?;
     // Most of a device may be zeros, which is known only after reading it.
-    Ok(if metadata.file_type().is_block_device() { 0 } else { allocated(source) })
+    Ok(if metadata.file_type().is_block_device() { 0 } else { allocated_bytes(source) })
 }
 
 /// The space that a file's data take on their disk, in bytes.
-pub fn allocated(source: &File) -> u64 {
+pub fn allocated_bytes(source: &File) -> u64 {
     source.metadata().map_or(0, |m| if m.is_file() { m.blocks() * 512 } else { length(source).unwrap_or(0) })
 }
 

@@ -96,7 +96,7 @@ impl Drop for TempFile {
 
 /// Writes a small file to a temporary name and renames it, so that concurrent writers do not interfere. With `durable`
 /// it is synced; to survive a power failure, the directory has to be synced, too.
-pub fn write_beside(path: &Path, content: &[u8], durable: bool) -> Result<()> {
+pub fn write_atomically(path: &Path, content: &[u8], durable: bool) -> Result<()> {
     let dir = path.parent().unwrap_or(Path::new("."));
     let temporary = dir.join(format!("{TEMP_PREFIX}{}", RunId::new()));
     let write = || -> std::io::Result<()> {

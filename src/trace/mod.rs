@@ -11,7 +11,7 @@ mod tests;
 
 use crate::error::Kind;
 use crate::secrets::Secrets;
-use crate::text::printable;
+use crate::text::without_control_characters;
 use anyhow::{Context, Result};
 use lanes::{EndedSpan, Lanes};
 use serde_json::{Map, Value, json};
@@ -212,7 +212,7 @@ impl State {
 
     /// Masks secrets before it cuts the text off: half of a secret would not be found.
     fn short(&self, text: &str, max: usize) -> String {
-        let text = printable(text);
+        let text = without_control_characters(text);
         let masked = self.secrets.mask(&text);
         match masked.char_indices().nth(max) {
             Some((at, _)) => format!("{}…", &masked[..at]),

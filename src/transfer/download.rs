@@ -1,12 +1,12 @@
 //! Reads snapshots: compares them with what was uploaded, or writes them to a file.
 
-use super::readers::{beside_until_dropped, each_of};
+use super::readers::{run_in_threads, run_until_dropped};
 use crate::cloud::block_api::{BlockApi, SnapshotContents, SnapshotReader};
 use crate::error::Kind;
 use crate::ids::SnapshotId;
 use crate::ids::digest_of;
 use crate::ids::{BLOCK, Digest};
-use crate::sys::sparse_copy::not_zero;
+use crate::sys::sparse_copy::nonzero_runs;
 use crate::trace::Track;
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
@@ -30,9 +30,9 @@ async fn for_each<T: Send + Sync + 'static>(
     work: impl Fn(&T) -> Result<()> + Send + Sync + 'static,
 ) -> Result<()> {
     let counter = Track::here().counter("blocks read");
-    beside_until_dropped(move |dropped| {
+    run_until_dropped(move |dropped| {
         let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
-        each_of(READERS.min(all.len()), || {
+        run_in_threads(READERS.min(all.len()), || {
             while !dropped.load(Ordering::Relaxed) && !failed.load(Ordering::Relaxed) {
                 let Some(one) = all.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
                 work(one).inspect_err(|_| failed.store(true, Ordering::Relaxed))?;
@@ -111,11 +111,11 @@ pub async fn verify(
 /// Writes a snapshot to a file, whose content is replaced, and which is sparse where the snapshot has zeros. Each block
 /// is verified against its digest.
 pub async fn download(blocks: &dyn BlockApi, snapshot: &SnapshotId, into: &File) -> Result<SnapshotContents> {
-    download_telling(blocks, snapshot, into, &|_, _| ()).await
+    download_with_progress(blocks, snapshot, into, &|_, _| ()).await
 }
 
 /// Like [`download`]; `on_progress` is called regularly with the number of bytes read and the total.
-pub async fn download_telling(
+pub async fn download_with_progress(
     blocks: &dyn BlockApi,
     snapshot: &SnapshotId,
     into: &File,
@@ -139,7 +139,7 @@ pub async fn download_telling(
     let reading = for_each(all, move |index| {
         let (data, _) = read(&*reader, &snapshot, *index)?;
         let start = u64::from(*index) * BLOCK as u64;
-        not_zero(&data, &mut |at, data| file.write_all_at(data, start + at as u64).map_err(write_error))
+        nonzero_runs(&data, &mut |at, data| file.write_all_at(data, start + at as u64).map_err(write_error))
             .with_context(|| format!("writing block {index} of {snapshot} to the file"))?;
         count.fetch_add(1, Ordering::Relaxed);
         Ok(())

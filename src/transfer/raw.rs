@@ -143,7 +143,7 @@ impl BlockSource for RawDisk {
             return if after.as_ref() == Some(before) { Ok(()) } else { Err(self.changed_error()) };
         }
         let (indexes, next) = (self.indexes(), AtomicUsize::new(0));
-        readers::each_of(readers::readers(), || {
+        readers::run_in_threads(readers::reader_count(), || {
             while let Some(index) = indexes.get(next.fetch_add(1, Ordering::Relaxed)) {
                 let now = self.block(*index)?.map(|(_, digest)| digest);
                 if now.as_ref() != sent.get(index) {

@@ -108,7 +108,7 @@ impl BlockFeed {
 }
 
 /// The number of threads that read a local source.
-pub fn readers() -> usize {
+pub fn reader_count() -> usize {
     thread::available_parallelism().map_or(2, |n| n.get().clamp(2, MAX_READERS))
 }
 
@@ -135,13 +135,13 @@ fn read_all(source: &Arc<dyn BlockSource>, gate: &Arc<Gate>, sender: &UnboundedS
     };
     let all = || {
         let (indexes, next) = (source.indexes(), AtomicUsize::new(0));
-        each_of(readers(), || report_error(catch_panic(|| read(&indexes, &next))))
+        run_in_threads(reader_count(), || report_error(catch_panic(|| read(&indexes, &next))))
     };
     _ = report_error(catch_panic(all));
 }
 
 /// Runs the same work in several threads; returns the first error.
-pub fn each_of(threads: usize, work: impl Fn() -> Result<()> + Sync) -> Result<()> {
+pub fn run_in_threads(threads: usize, work: impl Fn() -> Result<()> + Sync) -> Result<()> {
     thread::scope(|scope| {
         let all: Vec<_> = (0..threads)
             // If a thread does not start, the work only takes longer.
@@ -169,14 +169,16 @@ fn spawn(work: impl FnOnce() + Send + 'static) -> Result<()> {
 }
 
 /// Runs work in a thread. Dropping the future does not stop it.
-pub async fn beside<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+pub async fn run_in_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
     let (sender, receiver) = oneshot::channel();
     spawn(move || _ = sender.send(catch_panic(work)))?;
     receiver.await.context("waiting for a thread")?
 }
 
-/// Like [`beside`], for work that checks now and then whether the future was dropped.
-pub async fn beside_until_dropped<T: Send + 'static>(
+/// Like [`run_in_thread`], for work that checks now and then whether the future was dropped.
+pub async fn run_until_dropped<T: Send + 'static>(
     work: impl FnOnce(&AtomicBool) -> Result<T> + Send + 'static,
 ) -> Result<T> {
     struct OnDrop(Arc<AtomicBool>);
@@ -187,5 +189,5 @@ pub async fn beside_until_dropped<T: Send + 'static>(
     }
     let stop = Arc::new(AtomicBool::new(false));
     let _guard = OnDrop(stop.clone());
-    beside(move || work(&stop)).await
+    run_in_thread(move || work(&stop)).await
 }

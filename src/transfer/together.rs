@@ -26,7 +26,7 @@ impl Wake for Signal {
 
 /// Runs work that arrives in pieces, until all is done or a piece fails. `next` returns the next piece and limits the
 /// number of concurrent ones; `done` gets each result.
-pub async fn together<I, O, F: Future<Output = Result<O>>>(
+pub async fn process_concurrently<I, O, F: Future<Output = Result<O>>>(
     mut next: impl FnMut(&mut Context<'_>) -> Poll<Option<Result<I>>>,
     mut work: impl FnMut(I) -> F,
     mut done: impl FnMut(O),

@@ -107,7 +107,7 @@ impl Undo {
 
     /// Registers a function that is called when the story is interrupted, before it is dropped: it has to end whatever
     /// the story waits for in the kernel.
-    pub fn when_stopped(&self, end: impl Fn() + 'static) {
+    pub fn on_stop(&self, end: impl Fn() + 'static) {
         self.stops.borrow_mut().push(Box::new(end));
     }
 
@@ -125,7 +125,7 @@ impl Undo {
 
     /// Makes debts that are due only on failure due in any case: the story will succeed with another builder's image,
     /// and our own snapshot is useless.
-    pub fn due_now(&self) {
+    pub fn make_all_due(&self) {
         self.debts.borrow_mut().iter_mut().for_each(|(_, debt)| debt.due = Due::Scratch);
     }
 }
@@ -280,7 +280,7 @@ mod tests {
         let (ended, paid) = run(pending(), async |undo, paid| {
             undo.owe(debt(Due::Scratch, "volume", &paid, || Ok(())));
             undo.owe(debt(Due::OnFailure, "snapshot", &paid, || Ok(())));
-            undo.due_now();
+            undo.make_all_due();
             undo.owe(debt(Due::OnFailure, "later", &paid, || Ok(())));
             Ok(1)
         })
@@ -439,7 +439,7 @@ mod tests {
         let (ended, paid) = run(stop, async |undo, paid| {
             undo.owe(debt(Due::Scratch, "volume", &paid, || Ok(())));
             let events = paid.clone();
-            undo.when_stopped(move || events.borrow_mut().push("stopped".into()));
+            undo.on_stop(move || events.borrow_mut().push("stopped".into()));
             let _mounted = Mounted(paid);
             _ = sender.send(());
             pending::<()>().await;

@@ -40,11 +40,11 @@ fn main() -> ExitCode {
     if args.first().is_some_and(|verb| verb == sandbox::VERB) {
         return sandbox::helper_main();
     }
-    if args.first().is_some_and(|verb| verb == server::VERB) {
+    if args.first().is_some_and(|verb| verb == server::SERVER_VERB) {
         return server::helper_main();
     }
-    ExitCode::from(signals::beside(move || {
-        sandbox::private_mounts().and_then(|()| private_tmpfs::make()).expect("root");
+    ExitCode::from(signals::run_in_second_thread(move || {
+        sandbox::private_mounts().and_then(|()| private_tmpfs::mount()).expect("root");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(run(&args)).unwrap_or_else(|error| {
             eprintln!("error: {error:#}");
@@ -58,7 +58,7 @@ async fn run(args: &[String]) -> Result<u8> {
     let faults = args[2..].iter().map(|fault| fault.parse::<Fault>()).collect::<Result<_>>()?;
     let mut region = Region::open(&region_dir)?;
     if let Ok(patience) = std::env::var("OVEN_TEST_PATIENCE") {
-        region = region.with_patience(Duration::from_millis(patience.parse()?));
+        region = region.with_write_timeout(Duration::from_millis(patience.parse()?));
     }
     let direct = std::env::var("OVEN_TEST_DIRECT").ok();
     let faulty = Faulty::new(region.clone(), faults).whole(direct.as_deref() == Some("whole"));

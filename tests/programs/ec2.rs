@@ -46,11 +46,11 @@ fn main() -> ExitCode {
     if args.first().is_some_and(|verb| verb == sandbox::VERB) {
         return sandbox::helper_main();
     }
-    if args.first().is_some_and(|verb| verb == server::VERB) {
+    if args.first().is_some_and(|verb| verb == server::SERVER_VERB) {
         return server::helper_main();
     }
-    ExitCode::from(signals::beside(move || {
-        sandbox::private_mounts().and_then(|()| private_tmpfs::make()).expect("root");
+    ExitCode::from(signals::run_in_second_thread(move || {
+        sandbox::private_mounts().and_then(|()| private_tmpfs::mount()).expect("root");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(run(Path::new(&args[0]))).unwrap_or_else(|error| {
             eprintln!("error: {error:#}");
@@ -103,7 +103,11 @@ async fn run(dir: &Path) -> Result<u8> {
     let here = match direct {
         true => None,
         false => {
-            let asked = signals::or(&stop, imds::who_am_i(imds::InstanceOverrides::default())).await;
+            let asked = signals::run_until_stopped(
+                &stop,
+                imds::identify_instance(imds::InstanceOverrides::default()),
+            )
+            .await;
             Some(asked.context("asking which instance this is")?)
         }
     };

@@ -55,7 +55,7 @@ enum DownloadError {
 }
 
 /// The definition of a bake, with its packages by URL downloaded.
-pub async fn packages(bake: &Bake<'_>) -> Result<Definition> {
+pub async fn download_packages(bake: &Bake<'_>) -> Result<Definition> {
     let site = bake.site;
     let dir = site.state.join(DIR);
     let dir = std::path::absolute(&dir).with_context(|| format!("looking for {}", dir.display()))?;
@@ -100,7 +100,7 @@ pub async fn fetch_packages(
 
 /// A file that was downloaded earlier, if its digest still matches.
 fn cached(path: &Path, sha256: &str) -> Option<package::PackageFile> {
-    package::open(path).ok().filter(|package| package.sha256 == *sha256)
+    package::read(path).ok().filter(|package| package.sha256 == *sha256)
 }
 
 /// A file name whose ending tells a plugin and its package manager the kind of package.
@@ -142,7 +142,7 @@ async fn download(
             }
             Ok(_) => {
                 let package =
-                    package::open(part.path()).map_err(|e| definition_error(format!("{url}: {e:#}")))?;
+                    package::read(part.path()).map_err(|e| definition_error(format!("{url}: {e:#}")))?;
                 part.as_file().sync_all().with_context(|| format!("writing {}", path.display()))?;
                 part.persist(path).with_context(|| format!("renaming it to {}", path.display()))?;
                 return Ok(package);

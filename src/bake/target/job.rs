@@ -63,7 +63,7 @@ pub fn look(job: &mut Job, claims: &Claims, inside: &ImageTree) -> Result<()> {
         }
     }
     for tool in std::mem::take(&mut job.tools) {
-        if !programs::has(inside, &tool)? {
+        if !programs::has_program(inside, &tool)? {
             job.tools.push(tool);
         }
     }

@@ -119,7 +119,7 @@ pub fn disk_spec(image: &Definition, base: &Base, run: &RunId) -> DiskSpec {
     let inherited = inherited.filter(|_| iops.is_some() || throughput.is_some());
     let volume_type = volume_type.clone().or(inherited).unwrap_or_else(|| DEFAULT_TYPE.to_owned());
     let kind = VolumeKind { volume_type: Some(volume_type), ..image.volume.clone() };
-    DiskSpec { size_gib: image.size_gib, kind, tags, verify: false, lasts: true }
+    DiskSpec { size_gib: image.size_gib, kind, tags, verify: false, will_commit: true }
 }
 
 /// Tags of everything that a run makes.

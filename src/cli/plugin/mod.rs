@@ -6,7 +6,7 @@ mod skeleton;
 use super::{End, answer};
 use crate::bake::target;
 use crate::cli::args;
-use crate::cli::args::Global;
+use crate::cli::args::GlobalArgs;
 use crate::config::project::Settings;
 use crate::definition::Ask;
 use crate::definition::graph::BakeOrder;
@@ -24,22 +24,22 @@ use oven_distro::{Claim, Job, OsRelease};
 use serde_json::{Value, json};
 use std::path::Path;
 
-pub fn run(global: &Global, args: &args::Plugin, report: &Report) -> Result<End> {
+pub fn run(global: &GlobalArgs, args: &args::PluginVerb, report: &Report) -> Result<End> {
     match args {
-        args::Plugin::List => list(global, report),
-        args::Plugin::Check(args) => try_all(global, args, report),
-        args::Plugin::New(args) => {
+        args::PluginVerb::List => list(global, report),
+        args::PluginVerb::Check(args) => try_all(global, args, report),
+        args::PluginVerb::New(args) => {
             let made = skeleton::write(Path::new("."), args)?;
             if !global.json {
                 made.iter().for_each(|path| answer(path.display()));
             }
             report.note(format!("oven plugin check {}", made[0].display()));
-            Ok(End::well(json!({"files": made})))
+            Ok(End::success(json!({"files": made})))
         }
     }
 }
 
-fn list(global: &Global, report: &Report) -> Result<End> {
+fn list(global: &GlobalArgs, report: &Report) -> Result<End> {
     let registry = site::plugins(&global.plugin, &site::helper()?)?;
     let mut objects = Vec::new();
     for known in registry.known() {
@@ -71,7 +71,7 @@ fn list(global: &Global, report: &Report) -> Result<End> {
         let lines = registry.refused().iter();
         lines.for_each(|(path, why)| answer(format!("{} is passed over: it {why}", path.display())));
     }
-    Ok(End::well(json!({"plugins": objects, "passed_over": passed_over})))
+    Ok(End::success(json!({"plugins": objects, "passed_over": passed_over})))
 }
 
 /// What a plugin claims of the systems that are widely known.
@@ -94,7 +94,7 @@ fn tell_how(known: &KnownPlugin, report: &Report) {
     }
 }
 
-fn try_all(global: &Global, args: &args::PluginCheck, report: &Report) -> Result<End> {
+fn try_all(global: &GlobalArgs, args: &args::PluginCheckArgs, report: &Report) -> Result<End> {
     let helper = site::helper()?;
     let (all, spelt) = (site::plugins(&global.plugin, &helper)?, args.what.display().to_string());
     let alone;
@@ -114,7 +114,7 @@ fn try_all(global: &Global, args: &args::PluginCheck, report: &Report) -> Result
     let findings = check::check_speaker(&*known.speaker(), &cases);
     let (mut rules, mut faults) = (Vec::new(), 0);
     for rule in Rule::ALL {
-        let broken: Vec<_> = findings.of(rule).map(crate::text::printable).collect();
+        let broken: Vec<_> = findings.of(rule).map(crate::text::without_control_characters).collect();
         let tried = !findings.incomplete || !broken.is_empty();
         if rule == Rule::Golden && cases.is_empty() {
             continue;
@@ -147,7 +147,7 @@ fn try_all(global: &Global, args: &args::PluginCheck, report: &Report) -> Result
 }
 
 /// A plugin's plan for an image that is told on the command line.
-pub fn plan(global: &Global, args: &args::Plan, report: &Report) -> Result<End> {
+pub fn plan(global: &GlobalArgs, args: &args::PlanArgs, report: &Report) -> Result<End> {
     let paper = &args.on_paper;
     let file = paper.os_release.as_deref().unwrap_or(Path::new("/etc/os-release"));
     let read = |file: &Path| {
@@ -168,7 +168,7 @@ pub fn plan(global: &Global, args: &args::Plan, report: &Report) -> Result<End> 
     let (known, claims) = registry.detect(&os_release, named)?;
     tell_how(known, report);
     let tools = image.as_ref().map(scripts::tools).unwrap_or_default();
-    let is_tool = |path: &String| tools.iter().any(|tool| programs::finds(path, tool));
+    let is_tool = |path: &String| tools.iter().any(|tool| programs::is_program_path(path, tool));
     let unasked = paper.has.iter().find(|path| !claims.look_for.contains(path) && !is_tool(path));
     if let Some(path) = unasked {
         report.warn(format!("the plugin {} does not look for {path}", known.id));
@@ -186,7 +186,7 @@ pub fn plan(global: &Global, args: &args::Plan, report: &Report) -> Result<End> 
         }
         None => Job { os_release, architecture: architecture.to_string(), ..Job::default() },
     };
-    job.tools.retain(|tool| !paper.has.iter().any(|path| programs::finds(path, tool)));
+    job.tools.retain(|tool| !paper.has.iter().any(|path| programs::is_program_path(path, tool)));
     let has = |path: &String| paper.has.is_empty() || paper.has.contains(path);
     job.present = claims.look_for.iter().map(|path| (path.clone(), has(path))).collect();
     for (path, file) in &paper.text {
@@ -201,10 +201,10 @@ pub fn plan(global: &Global, args: &args::Plan, report: &Report) -> Result<End> 
     if !global.json {
         answer(format!("{value:#}"));
     }
-    Ok(End::well(json!({"plugin": known.id, key: value})))
+    Ok(End::success(json!({"plugin": known.id, key: value})))
 }
 
-fn architecture(paper: &args::OnPaper) -> Result<Architecture> {
+fn architecture(paper: &args::PaperPlanArgs) -> Result<Architecture> {
     let known = [Architecture::X86_64, Architecture::Arm64];
     let Some(arch) = &paper.arch else { return Ok(Architecture::HOST) };
     known.into_iter().find(|known| known.as_str() == arch).ok_or_else(|| {

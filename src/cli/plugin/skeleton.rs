@@ -1,6 +1,6 @@
 //! A plugin to begin with: it works, for a package manager that nobody has.
 
-use crate::cli::args::{Lang, PluginNew};
+use crate::cli::args::{Lang, PluginNewArgs};
 use crate::error::Kind;
 use anyhow::{Context, Result};
 use oven_distro::wire::PlanRequest;
@@ -13,7 +13,7 @@ const PYTHON: &str = include_str!("skeleton.py");
 const SH: &str = include_str!("skeleton.sh");
 
 /// Writes it into a directory, and nothing over what is there. Answers with the paths; the plugin's is the first.
-pub fn write(dir: &Path, args: &PluginNew) -> Result<Vec<PathBuf>> {
+pub fn write(dir: &Path, args: &PluginNewArgs) -> Result<Vec<PathBuf>> {
     let name = &args.name;
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_".contains(c);
     if !name.starts_with(|c: char| c.is_ascii_lowercase()) || !name.chars().all(plain) {

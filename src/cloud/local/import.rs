@@ -4,7 +4,7 @@ use super::records::{
     FileStamp, ImageRecord, ImportSource, LockedRegion, SnapshotRecord, created_after, sync_dir,
 };
 use super::{Region, Registered, register};
-use crate::cloud::ec2_rules::{check_image_name, check_tags, new_id, refused};
+use crate::cloud::ec2_rules::{check_image_name, check_tags, ec2_error, new_id};
 use crate::cloud::{Image, ImageState, ROOT_DEVICE, Tags};
 use crate::error::Kind;
 use crate::ids::{Architecture, ImageId, SnapshotId};
@@ -140,8 +140,9 @@ impl Region {
         architecture: Architecture,
     ) -> Result<Image> {
         let id = holder.id.clone();
-        let duplicate =
-            || refused("InvalidAMIName.Duplicate", format!("AMI name {name} is already in use by AMI {id}"));
+        let duplicate = || {
+            ec2_error("InvalidAMIName.Duplicate", format!("AMI name {name} is already in use by AMI {id}"))
+        };
         if holder.source.as_ref().is_none_or(|theirs| theirs.digest != source.digest)
             || holder.architecture != architecture
         {

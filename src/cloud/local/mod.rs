@@ -26,12 +26,12 @@ mod volumes;
 
 pub use pending_snapshot::SnapshotState;
 
-use super::name_conflict::{ConflictResolution, judge};
+use super::name_conflict::{ConflictResolution, resolve_conflict};
 use super::{Attributes, BakeKey, Base, BaseRef, Cloud, Image, ImageSpec, ImageState, StaleRun, tag};
-use crate::cloud::ec2_rules::{check_description, check_image_name, check_tags, new_id, refused};
+use crate::cloud::ec2_rules::{check_description, check_image_name, check_tags, ec2_error, new_id};
 use crate::error::{Failure, Kind};
 use crate::ids::{ImageId, RunId, SnapshotId};
-use crate::sys::poll::{PollPolicy, Probe, until};
+use crate::sys::poll::{PollAnswer, PollPolicy, poll_until};
 use crate::undo::Undo;
 use anyhow::{Context, Result};
 use async_trait::async_trait;
@@ -43,7 +43,7 @@ use std::time::Duration;
 
 /// Pending resources become ready by themselves: this is long enough for every delay that a test may set, and short
 /// enough to notice a clock that was set back.
-const PENDING: PollPolicy = PollPolicy::local(Duration::from_secs(120));
+const PENDING_POLL: PollPolicy = PollPolicy::local(Duration::from_secs(120));
 
 /// The same time that is requested of EBS: a bake starts its snapshot before its steps.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(6 * 60 * 60);
@@ -87,7 +87,7 @@ impl Region {
 
     /// The same region with snapshots that become `error` if no block was put for `patience`, as with the `Timeout` of
     /// EBS's StartSnapshot.
-    pub fn with_patience(&self, patience: Duration) -> Self {
+    pub fn with_write_timeout(&self, patience: Duration) -> Self {
         Self(Rc::new(Inner { patience, ..self.0.clone_inner() }))
     }
 
@@ -153,12 +153,12 @@ impl Region {
 
     /// Waits until an image is no longer pending. `None`: it was deregistered in the meantime.
     async fn settled(&self, id: &ImageId) -> Result<Option<ImageRecord>> {
-        until(&format!("the image {id}"), &PENDING, async || {
+        poll_until(&format!("the image {id}"), &PENDING_POLL, async || {
             Ok(match self.store().find::<ImageRecord>(&id.0)? {
                 Some(image) if self.store().state(&image) == ImageState::Pending => {
-                    Probe::NotYet("pending".to_owned())
+                    PollAnswer::NotYet("pending".to_owned())
                 }
-                image => Probe::Ready(image),
+                image => PollAnswer::Ready(image),
             })
         })
         .await
@@ -184,7 +184,7 @@ impl Region {
     async fn adopt(&self, holder: ImageRecord, spec: &ImageSpec) -> Result<Option<Image>> {
         let mut holder = self.describe(holder);
         loop {
-            match judge(&holder, spec) {
+            match resolve_conflict(&holder, spec) {
                 ConflictResolution::Adopt => return Ok(Some(holder)),
                 ConflictResolution::Refuse(error) => {
                     let id = &holder.id;
@@ -235,7 +235,7 @@ fn register(
             "volume of {} GiB is smaller than snapshot {}, of {}",
             image.size_gib, snapshot.id, snapshot.size_gib
         );
-        return Err(refused("InvalidBlockDeviceMapping", text));
+        return Err(ec2_error("InvalidBlockDeviceMapping", text));
     }
     let created = created_after(&images);
     // A name is taken from registration until deregistration, whatever the state of the image.
@@ -253,7 +253,7 @@ fn register(
 fn delete_snapshot(region: &LockedRegion, id: &SnapshotId) -> Result<()> {
     region.get::<SnapshotRecord>(&id.0)?;
     if let Some(image) = region.list::<ImageRecord>()?.into_iter().find(|image| image.snapshot == *id) {
-        return Err(refused(
+        return Err(ec2_error(
             "InvalidSnapshot.InUse",
             format!("The snapshot {id} is currently in use by {}", image.id),
         ));
@@ -344,7 +344,7 @@ impl Cloud for Region {
                         // It is our own, from a call whose answer was lost.
                         undo.forgive_on_failure();
                     } else {
-                        undo.due_now();
+                        undo.make_all_due();
                     }
                     return Ok(image);
                 }
@@ -393,7 +393,7 @@ impl Cloud for Region {
 impl Region {
     async fn named(&self, pattern: &str) -> Result<Option<ImageRecord>> {
         let mut images: Vec<ImageRecord> = self.store().list()?;
-        images.retain(|image| crate::cloud::ec2_rules::matches(pattern, &image.name));
+        images.retain(|image| crate::cloud::ec2_rules::matches_filter(pattern, &image.name));
         self.newest(images).await
     }
 

@@ -6,7 +6,7 @@
 use super::records::PendingWrites;
 use super::records::{PUT, RegionStore, SnapshotRecord, now};
 use crate::cloud::block_api::SnapshotExpired;
-use crate::cloud::ec2_rules::{absent, refused};
+use crate::cloud::ec2_rules::{ec2_error, not_found_error};
 use crate::ids::SnapshotId;
 use crate::ids::{BLOCK, Digest};
 use crate::owner::Owner;
@@ -39,7 +39,7 @@ pub enum SnapshotState {
 }
 
 /// The id of the machine's current boot.
-pub fn boot() -> &'static str {
+pub fn boot_id() -> &'static str {
     static BOOT: OnceLock<String> = OnceLock::new();
     BOOT.get_or_init(|| Owner::this().boot)
 }
@@ -49,7 +49,7 @@ impl RegionStore {
         let Some(written) = record.written.as_ref().filter(|written| written.sealed.is_none()) else {
             return if now() < record.ready_at { SnapshotState::Pending } else { SnapshotState::Completed };
         };
-        if written.boot != boot() {
+        if written.boot != boot_id() {
             return SnapshotState::Error("the machine was rebooted before it was complete".into());
         }
         let last = self.part::<SnapshotRecord>(&record.id.0, PUT).metadata().and_then(|m| m.modified());
@@ -69,10 +69,10 @@ impl RegionStore {
         match self.snapshot_state(record) {
             SnapshotState::Completed => Ok(()),
             SnapshotState::Pending => {
-                Err(refused("IncorrectState", format!("{id} is in invalid state - pending")))
+                Err(ec2_error("IncorrectState", format!("{id} is in invalid state - pending")))
             }
             SnapshotState::Error(why) => {
-                Err(refused("IncorrectState", format!("{id} is in invalid state - error ({why})")))
+                Err(ec2_error("IncorrectState", format!("{id} is in invalid state - error ({why})")))
             }
         }
     }
@@ -81,7 +81,7 @@ impl RegionStore {
     pub fn by_blocks(&self, id: &SnapshotId) -> Result<SnapshotRecord> {
         self.find(&id.0)?.ok_or_else(|| {
             let text = format!("The snapshot '{id}' does not exist.");
-            absent("ResourceNotFoundException", text)
+            not_found_error("ResourceNotFoundException", text)
         })
     }
 
@@ -105,7 +105,7 @@ impl RegionStore {
 
 /// An error of EBS direct.
 pub fn invalid(reason: &str, text: impl std::fmt::Display) -> anyhow::Error {
-    refused(&format!("ValidationException: {reason}"), text)
+    ec2_error(&format!("ValidationException: {reason}"), text)
 }
 
 /// The states of a snapshot's blocks, in a sparse file.

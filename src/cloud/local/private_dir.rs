@@ -12,14 +12,14 @@ use std::path::Path;
 const OTHERS_WRITE: u32 = 0o002;
 
 /// Creates the region's directory if it is missing, and checks its owner and mode.
-pub fn make(dir: &Path) -> Result<()> {
+pub fn create_region_dir(dir: &Path) -> Result<()> {
     create(dir)?;
     // The path may be a symbolic link of the user's own.
     check_owner_and_mode(dir, &fs::metadata(dir)?)
 }
 
 /// Creates a private directory of the region, and checks that it is one.
-pub fn make_part(dir: &Path) -> Result<()> {
+pub fn create_subdirectory(dir: &Path) -> Result<()> {
     create(dir)?;
     let found = fs::symlink_metadata(dir)?;
     if !found.is_dir() {

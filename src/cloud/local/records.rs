@@ -1,11 +1,11 @@
 //! The files of a region: a small JSON record for each resource, its data next to it, and one lock for all changes.
 
 use super::private_dir;
-use crate::cloud::ec2_rules::{absent, is_id};
+use crate::cloud::ec2_rules::{is_id, not_found_error};
 use crate::cloud::{ImageState, Tags};
 use crate::error::Kind;
 use crate::ids::{Architecture, Digest, ImageId, SnapshotId, VolumeId};
-use crate::sys::poll::{PollPolicy, Probe, until};
+use crate::sys::poll::{PollAnswer, PollPolicy, poll_until};
 use crate::sys::tasks;
 use crate::sys::temp_file;
 use anyhow::{Context, Result};
@@ -191,10 +191,10 @@ impl RegionStore {
     /// Opens a region, or creates one.
     pub fn open(dir: &Path) -> Result<Self> {
         let make = || -> Result<Self> {
-            private_dir::make(dir)?;
+            private_dir::create_region_dir(dir)?;
             let store = Self { dir: fs::canonicalize(dir)?.into() };
             for part in [ImageRecord::DIR, SnapshotRecord::DIR, VolumeRecord::DIR, DOCUMENTS, LOGS, LOCKS] {
-                private_dir::make_part(&store.dir.join(part))?;
+                private_dir::create_subdirectory(&store.dir.join(part))?;
             }
             store.check_format()?;
             Ok(store)
@@ -222,7 +222,11 @@ impl RegionStore {
         let path = self.dir.join("region.json");
         let Some(text) = read_if_exists(&path)? else {
             // Two processes that start at once write the same.
-            return temp_file::write_beside(&path, &serde_json::to_vec(&Format { format: FORMAT })?, false);
+            return temp_file::write_atomically(
+                &path,
+                &serde_json::to_vec(&Format { format: FORMAT })?,
+                false,
+            );
         };
         let found: Format =
             serde_json::from_slice(&text).with_context(|| format!("reading {}", path.display()))?;
@@ -267,7 +271,7 @@ impl RegionStore {
     pub fn find<R: RegionRecord>(&self, id: &str) -> Result<Option<R>> {
         // Ids come from users, and become paths here.
         if !is_id(R::PREFIX, id) {
-            return Err(absent(&format!("{}.Malformed", R::INVALID), format!("Invalid id: {id:?}")));
+            return Err(not_found_error(&format!("{}.Malformed", R::INVALID), format!("Invalid id: {id:?}")));
         }
         let path = self.record::<R>(id);
         let Some(text) = read_if_exists(&path)? else { return Ok(None) };
@@ -282,7 +286,7 @@ impl RegionStore {
     pub fn get<R: RegionRecord>(&self, id: &str) -> Result<R> {
         self.find(id)?.ok_or_else(|| {
             let text = format!("'{id}' does not exist in the local region {}", self.dir.display());
-            absent(&format!("{}.NotFound", R::INVALID), text)
+            not_found_error(&format!("{}.NotFound", R::INVALID), text)
         })
     }
 
@@ -353,10 +357,12 @@ impl RegionStore {
         options.create(true).truncate(false).write(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
         let file = options.open(&path).with_context(|| format!("opening {}", path.display()))?;
         let what = format!("the lock of the local region ({})", path.display());
-        until(&what, &LOCK_WAIT, async || {
+        poll_until(&what, &LOCK_WAIT, async || {
             match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => Ok(Probe::Ready(())),
-                Err(Errno::WOULDBLOCK | Errno::INTR) => Ok(Probe::NotYet("held by another process".into())),
+                Ok(()) => Ok(PollAnswer::Ready(())),
+                Err(Errno::WOULDBLOCK | Errno::INTR) => {
+                    Ok(PollAnswer::NotYet("held by another process".into()))
+                }
                 Err(e) => Err(e).with_context(|| format!("locking {}", path.display())),
             }
         })
@@ -368,7 +374,7 @@ impl RegionStore {
 impl LockedRegion {
     /// Writes a record to a temporary file and renames it. With `durable` it is synced when this returns.
     pub fn write<R: RegionRecord>(&self, record: &R, durable: bool) -> Result<()> {
-        temp_file::write_beside(
+        temp_file::write_atomically(
             &self.record::<R>(record.id()),
             &serde_json::to_vec_pretty(record)?,
             durable,
@@ -385,7 +391,7 @@ impl LockedRegion {
     }
 
     pub fn write_documents(&self, id: &ImageId, documents: &BTreeMap<String, String>) -> Result<()> {
-        temp_file::write_beside(&self.documents_of(id), &serde_json::to_vec_pretty(documents)?, true)?;
+        temp_file::write_atomically(&self.documents_of(id), &serde_json::to_vec_pretty(documents)?, true)?;
         sync_dir(&self.dir.join(DOCUMENTS))
     }
 

@@ -1,12 +1,12 @@
 //! The volumes of a region: sparse files that are attached as loop devices.
 
 use super::records::{RegionStore, SnapshotRecord, VolumeRecord, created_after, now, sync_dir};
-use super::{PENDING, Region};
-use crate::cloud::ec2_rules::{check_tags, new_id, refused};
+use super::{PENDING_POLL, Region};
+use crate::cloud::ec2_rules::{check_tags, ec2_error, new_id};
 use crate::cloud::{Tags, VolumeSpec, Volumes, tag};
 use crate::device::Device;
 use crate::ids::{RunId, SnapshotId, VolumeId};
-use crate::sys::poll::{PollPolicy, Probe, until};
+use crate::sys::poll::{PollAnswer, PollPolicy, poll_until};
 use crate::sys::tasks;
 use crate::sys::temp_file;
 use crate::sys::{loop_device, sparse_copy};
@@ -40,9 +40,9 @@ fn lock(store: &RegionStore, id: &VolumeId) -> Result<Option<File>> {
 }
 
 fn in_use_error(store: &RegionStore, id: &VolumeId) -> anyhow::Error {
-    let holder = loop_device::holder(&store.data::<VolumeRecord>(&id.0));
+    let holder = loop_device::device_of(&store.data::<VolumeRecord>(&id.0));
     let holder = holder.map_or_else(|| "another process".to_owned(), |name| format!("/dev/{name}"));
-    refused("VolumeInUse", format!("{id} is currently attached to {holder}"))
+    ec2_error("VolumeInUse", format!("{id} is currently attached to {holder}"))
 }
 
 /// Deletes a volume. Returns false if it is attached.
@@ -72,7 +72,7 @@ impl Region {
     /// file is open.
     pub async fn hold(&self, volume: &VolumeId) -> Result<File> {
         self.wait_until_available(volume).await?;
-        let Some(file) = self.lock_soon(volume).await? else {
+        let Some(file) = self.lock_when_free(volume).await? else {
             return Err(in_use_error(self.store(), volume));
         };
         if file.metadata()?.nlink() == 0 {
@@ -83,11 +83,11 @@ impl Region {
     }
 
     /// Locks a volume's file, if it is free or becomes free soon.
-    pub(crate) async fn lock_soon(&self, id: &VolumeId) -> Result<Option<File>> {
+    pub(crate) async fn lock_when_free(&self, id: &VolumeId) -> Result<Option<File>> {
         let start = tokio::time::Instant::now();
-        until(&format!("the volume {id}"), &BUSY_WAIT, async || match lock(self.store(), id)? {
-            None if start.elapsed() < BUSY_WAIT.deadline => Ok(Probe::NotYet("attached".to_owned())),
-            file => Ok(Probe::Ready(file)),
+        poll_until(&format!("the volume {id}"), &BUSY_WAIT, async || match lock(self.store(), id)? {
+            None if start.elapsed() < BUSY_WAIT.deadline => Ok(PollAnswer::NotYet("attached".to_owned())),
+            file => Ok(PollAnswer::Ready(file)),
         })
         .await
     }
@@ -100,7 +100,7 @@ impl Region {
         tags: &Tags,
         free: Option<File>,
     ) -> Result<SnapshotId> {
-        let tags = with_run(tags, run)?;
+        let tags = with_run_tag(tags, run)?;
         let path = self.store().data::<VolumeRecord>(&volume.0);
         let id = SnapshotId(new_id("snap"));
         let target = self.store().data::<SnapshotRecord>(&id.0);
@@ -167,27 +167,27 @@ impl Region {
     }
 
     pub(crate) async fn completed(&self, id: &SnapshotId) -> Result<SnapshotId> {
-        until(&format!("the snapshot {id}"), &PENDING, async || {
+        poll_until(&format!("the snapshot {id}"), &PENDING_POLL, async || {
             let pending = now() < self.store().get::<SnapshotRecord>(&id.0)?.ready_at;
-            Ok(if pending { Probe::NotYet("pending".to_owned()) } else { Probe::Ready(id.clone()) })
+            Ok(if pending { PollAnswer::NotYet("pending".to_owned()) } else { PollAnswer::Ready(id.clone()) })
         })
         .await
     }
 
     async fn wait_until_available(&self, id: &VolumeId) -> Result<VolumeRecord> {
-        until(&format!("the volume {id}"), &PENDING, async || {
+        poll_until(&format!("the volume {id}"), &PENDING_POLL, async || {
             let volume: VolumeRecord = self.store().get(&id.0)?;
             Ok(if now() < volume.ready_at {
-                Probe::NotYet("creating".to_owned())
+                PollAnswer::NotYet("creating".to_owned())
             } else {
-                Probe::Ready(volume)
+                PollAnswer::Ready(volume)
             })
         })
         .await
     }
 }
 
-pub(crate) fn with_run(tags: &Tags, run: &RunId) -> Result<Tags> {
+pub(crate) fn with_run_tag(tags: &Tags, run: &RunId) -> Result<Tags> {
     let mut tags = tags.clone();
     tags.insert(tag::RUN.to_owned(), run.0.clone());
     check_tags(&tags)?;
@@ -197,7 +197,7 @@ pub(crate) fn with_run(tags: &Tags, run: &RunId) -> Result<Tags> {
 #[async_trait(?Send)]
 impl Volumes for Region {
     async fn create(&self, spec: &VolumeSpec) -> Result<VolumeId> {
-        let tags = with_run(&spec.tags, &spec.run)?;
+        let tags = with_run_tag(&spec.tags, &spec.run)?;
         let snapshot: SnapshotRecord = self.store().get(&spec.snapshot.0)?;
         self.store().ensure_completed(&snapshot)?;
         if spec.size_gib < snapshot.size_gib || spec.size_gib > 16384 {
@@ -205,7 +205,7 @@ impl Volumes for Region {
                 "the volume has {} GiB; the snapshot {} has {} GiB, and at most 16384 GiB are allowed",
                 spec.size_gib, snapshot.id, snapshot.size_gib
             );
-            return Err(refused("InvalidParameterValue", text));
+            return Err(ec2_error("InvalidParameterValue", text));
         }
         let path = self.store().data::<SnapshotRecord>(&snapshot.id.0);
         let source = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
@@ -239,7 +239,7 @@ impl Volumes for Region {
 
     async fn snapshot(&self, volume: &VolumeId, run: &RunId, tags: &Tags) -> Result<SnapshotId> {
         let record = self.wait_until_available(volume).await?;
-        let free = self.lock_soon(volume).await?;
+        let free = self.lock_when_free(volume).await?;
         self.snapshot_of(record, run, tags, free).await
     }
 
@@ -270,10 +270,10 @@ impl Volumes for Region {
         let list = move |region: &super::LockedRegion| region.tagged::<VolumeRecord>(tag::RUN, &run.0);
         for volume in self.store().locked(list).await? {
             let id = volume.id;
-            let deleted = until(&format!("the volume {id}"), &RELEASE_WAIT, async || {
+            let deleted = poll_until(&format!("the volume {id}"), &RELEASE_WAIT, async || {
                 let wanted = id.clone();
                 let deleted = self.store().locked(move |region| delete_if_detached(region, &wanted)).await?;
-                Ok(if deleted { Probe::Ready(()) } else { Probe::NotYet("attached".to_owned()) })
+                Ok(if deleted { PollAnswer::Ready(()) } else { PollAnswer::NotYet("attached".to_owned()) })
             })
             .await;
             if let Err(error) = deleted {

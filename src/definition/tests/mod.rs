@@ -104,7 +104,7 @@ fn a_whole_definition_is_read() {
         kms_key: text("alias/images"),
     };
     assert_eq!(web.volume, volume);
-    let registered = Registered {
+    let registered = RegistrationSettings {
         boot_mode: text("uefi"),
         ena: Some(true),
         sriov: Some(text("simple")),

@@ -27,7 +27,7 @@ pub struct BlockMap {
 }
 
 /// Writes the map of a disk of this many blocks, none of them written. One more byte follows the map: see [`Trimming`].
-pub fn begin(file: &File, blocks: u32, base: &SnapshotContents) -> Result<()> {
+pub fn create(file: &File, blocks: u32, base: &SnapshotContents) -> Result<()> {
     let mut bytes = vec![ZEROS; blocks as usize + 1];
     for index in &base.blocks {
         let mark = bytes[..blocks as usize].get_mut(index as usize);
@@ -37,7 +37,7 @@ pub fn begin(file: &File, blocks: u32, base: &SnapshotContents) -> Result<()> {
 }
 
 /// The blocks that were written, ascending, and whether the base has them.
-pub fn written(file: &File) -> Result<Vec<(u32, bool)>> {
+pub fn written_blocks(file: &File) -> Result<Vec<(u32, bool)>> {
     let bytes = read(file)?;
     let marks = bytes.iter().zip(0..);
     Ok(marks.filter(|(mark, _)| **mark >= WRITTEN).map(|(mark, at)| (at, *mark == WRITTEN_BASE)).collect())
@@ -121,13 +121,13 @@ mod tests {
     #[test]
     fn both_processes_see_the_same_map() {
         let file = tempfile::tempfile().unwrap();
-        begin(&file, 6, &SnapshotContents { size_gib: 1, blocks: [1, 3].into() }).unwrap();
+        create(&file, 6, &SnapshotContents { size_gib: 1, blocks: [1, 3].into() }).unwrap();
         let marks = BlockMap::open(file.try_clone().unwrap()).unwrap();
         assert_eq!((0..marks.blocks()).map(|i| marks.get(i)).collect::<Vec<_>>(), [0, 1, 0, 1, 0, 0]);
-        assert_eq!(written(&file).unwrap(), []);
+        assert_eq!(written_blocks(&file).unwrap(), []);
         marks.set(3, WRITTEN_BASE).unwrap();
         marks.set(5, WRITTEN).unwrap();
-        assert_eq!(written(&file).unwrap(), [(3, true), (5, false)]);
+        assert_eq!(written_blocks(&file).unwrap(), [(3, true), (5, false)]);
         let trim = Trim::begin(TrimmingByte::of(file.try_clone().unwrap())).unwrap();
         assert!(marks.is_trimming().unwrap());
         drop(trim);
@@ -138,9 +138,9 @@ mod tests {
     #[test]
     fn a_base_larger_than_the_disk_and_an_invalid_file_are_rejected() {
         let file = tempfile::tempfile().unwrap();
-        assert!(begin(&file, 3, &SnapshotContents { size_gib: 1, blocks: [3].into() }).is_err());
+        assert!(create(&file, 3, &SnapshotContents { size_gib: 1, blocks: [3].into() }).is_err());
         assert!(BlockMap::open(file.try_clone().unwrap()).is_err(), "the file is empty");
         file.write_all_at(b"text", 0).unwrap();
-        assert!(written(&file).is_err());
+        assert!(written_blocks(&file).is_err());
     }
 }

@@ -1,7 +1,7 @@
 //! Selects what is uploaded of a disk: the blocks that differ from the base's.
 
 use super::backing::BackingStore;
-use super::fault::{ensure_kept, full};
+use super::fault::{disk_error, ensure_written};
 use crate::ids::digest_of;
 use crate::ids::{BLOCK, Digest};
 use crate::transfer::readers::BlockSource;
@@ -59,8 +59,8 @@ impl BlockSource for ChangedBlocks {
     /// Nothing else writes to these files; but written data may have been lost, and then the data that were read are
     /// wrong.
     fn ensure_unchanged(&self, _: &BTreeMap<u32, Digest>) -> Result<()> {
-        ensure_kept(&self.upper)
-            .map_err(|error| full(error, "storing the disk's changes on this machine"))?;
+        ensure_written(&self.upper)
+            .map_err(|error| disk_error(error, "storing the disk's changes on this machine"))?;
         self.lower.cached().ensure_kept()
     }
 }

@@ -23,7 +23,7 @@ impl FirstFault {
 }
 
 /// An error of this machine's own disk. `doing` is a gerund that names the place.
-pub fn full(error: io::Error, doing: &str) -> anyhow::Error {
+pub fn disk_error(error: io::Error, doing: &str) -> anyhow::Error {
     let hint = match error.raw_os_error() {
         Some(libc::ENOSPC | libc::EDQUOT) => "Free space there. The bake was discarded.",
         _ => "The kernel's log (dmesg) may say more.",
@@ -34,7 +34,7 @@ pub fn full(error: io::Error, doing: &str) -> anyhow::Error {
 /// Fails if something that was written to this open file did not reach its disk: reads may return other data now. It
 /// waits for nothing.
 #[allow(unsafe_code)]
-pub fn ensure_kept(file: &File) -> io::Result<()> {
+pub fn ensure_written(file: &File) -> io::Result<()> {
     let end = file.metadata()?.len().try_into().unwrap_or(i64::MAX - 1);
     // The range is beyond the end: the error is reported for the whole file.
     // SAFETY: the call takes only numbers, and the descriptor is open.

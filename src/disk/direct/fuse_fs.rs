@@ -180,7 +180,7 @@ impl Filesystem for DiskFs {
 }
 
 /// Serves a disk as a file of this name until the mount of `fuse` ends, or the process does.
-pub fn run(content: Arc<dyn DiskContent>, name: &str, fuse: OwnedFd) -> io::Result<()> {
+pub fn serve_mount(content: Arc<dyn DiskContent>, name: &str, fuse: OwnedFd) -> io::Result<()> {
     let mut config = Config::default();
     config.n_threads = Some(THREADS);
     // Access to the mount was set when it was created; the loop device's requests come from the kernel.

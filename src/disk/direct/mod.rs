@@ -12,7 +12,7 @@ pub mod prefetch;
 pub mod preserved_disk;
 pub mod server;
 
-use super::{Disk, DiskSpec, DiskStrategy, owned};
+use super::{Disk, DiskSpec, DiskStrategy, with_owner_tags};
 use crate::cloud::block_api::{BlockApi, NewSnapshot, ParentUse, SnapshotContents};
 use crate::cloud::{Base, tag};
 use crate::device::Device;
@@ -31,7 +31,7 @@ use backing::BackingStore;
 use block_cache::BlockCache;
 use block_map::TrimmingByte;
 use changes::ChangedBlocks;
-use fault::{FirstFault, full};
+use fault::{FirstFault, disk_error};
 use preserved_disk::{DiskRecord, PreservedDisk, WrittenFiles};
 use server::DiskServer;
 use std::cell::RefCell;
@@ -82,7 +82,7 @@ impl<B: BlockApi + 'static> DirectDisks<B> {
             Some(contents) => contents,
             None => {
                 let contents = self.blocks.contents(snapshot).await?;
-                cached.keep_contents(&contents)?;
+                cached.store_contents(&contents)?;
                 contents
             }
         };
@@ -140,7 +140,7 @@ impl<B: BlockApi + 'static> DirectDisks<B> {
         record: DiskRecord,
     ) -> Result<DirectDisk<B>> {
         let BaseSnapshot { lower, .. } = below;
-        let (name, place) = (format!("oven-{run}"), preserved_disk::place(&self.state));
+        let (name, place) = (format!("oven-{run}"), preserved_disk::preserved_dir(&self.state));
         let spec = server::DiskServerSpec {
             helper: &self.helper,
             name: &name,
@@ -178,7 +178,7 @@ impl<B: BlockApi + 'static> DirectDisks<B> {
             command: undo::sweep_command(&run),
             pay: Box::new(move || {
                 drop(pay.take());
-                Box::pin(async move { preserved_disk::forget(&place, &run) })
+                Box::pin(async move { preserved_disk::remove(&place, &run) })
             }),
             keep: Some(Box::new(move || {
                 Box::pin(async move {
@@ -253,7 +253,7 @@ fn new_snapshot(record: &DiskRecord, run: &RunId) -> NewSnapshot {
 
 /// Starts a snapshot in the background, with an undo debt for it.
 fn start<B: BlockApi + 'static>(blocks: &Rc<B>, spec: NewSnapshot, undo: &Undo) -> Started {
-    undo.owe(upload::debt(blocks.clone(), &spec.run));
+    undo.owe(upload::snapshot_debt(blocks.clone(), &spec.run));
     let blocks = blocks.clone();
     undo.meanwhile(async move { blocks.start(&spec).await })
 }
@@ -284,7 +284,7 @@ impl<B: BlockApi + 'static> DiskStrategy for DirectDisks<B> {
         run: &RunId,
         undo: &Undo,
     ) -> Result<Box<dyn Disk>> {
-        let size_gib = spec.size_on(base)?;
+        let size_gib = spec.size_gib_on(base)?;
         let (snapshot, child) = self.parent(base, spec, run).await?;
         let below = self.open_base(&snapshot).await?;
         let (kind, trouble) = (&spec.kind, below.lower.trouble().clone());
@@ -293,7 +293,7 @@ impl<B: BlockApi + 'static> DiskStrategy for DirectDisks<B> {
             child,
             size_gib,
             owner: Owner::this().to_string(),
-            tags: owned(&spec.tags, run),
+            tags: with_owner_tags(&spec.tags, run),
             encrypted: kind.encrypted == Some(true),
             kms_key: kind.kms_key.clone(),
         };
@@ -302,11 +302,11 @@ impl<B: BlockApi + 'static> DiskStrategy for DirectDisks<B> {
         undo.owe(self.disk_debt(run, &record, &slot));
         undo.explain(move || trouble.take());
         let lower = below.lower.clone();
-        undo.when_stopped(move || lower.stop());
+        undo.on_stop(move || lower.stop());
         // Starting it takes time, and nothing waits for it here.
-        let started = spec.lasts.then(|| start(&self.blocks, new_snapshot(&record, run), undo));
+        let started = spec.will_commit.then(|| start(&self.blocks, new_snapshot(&record, run), undo));
         let family = spec.tags.get(tag::NAME).map(String::as_str).unwrap_or_default();
-        prefetch::begin(&below.lower, below.lower.cached().used(family));
+        prefetch::start_prefetching(&below.lower, below.lower.cached().used(family));
         let mut disk = self.disk(run, below, Files::New(written), record)?;
         disk.verify = spec.verify;
         disk.started = started;
@@ -326,7 +326,7 @@ impl<B: BlockApi + 'static> DiskStrategy for DirectDisks<B> {
     async fn forget(&self, run: &RunId) -> Result<()> {
         // Both are tried: a failure to remove one does not keep the other from being removed.
         let (disk, snapshots) =
-            (preserved_disk::forget(&self.state, run), self.blocks.ensure_no_snapshots(run).await);
+            (preserved_disk::remove(&self.state, run), self.blocks.ensure_no_snapshots(run).await);
         disk.and(snapshots).with_context(|| format!("removing the leftovers of run {run}"))
     }
 }
@@ -337,8 +337,8 @@ impl<B: BlockApi + 'static> DirectDisks<B> {
         let blocks = size_gib.checked_mul(BLOCKS_PER_GIB).and_then(|blocks| u32::try_from(blocks).ok());
         let blocks = blocks.with_context(|| format!("a disk of {size_gib} GiB is larger than EBS allows"))?;
         let written = WrittenFiles::new(&self.state).with_context(doing)?;
-        written.upper().set_len(size_gib << 30).map_err(|error| full(error, &doing()))?;
-        block_map::begin(written.marks(), blocks, base).with_context(doing)?;
+        written.upper().set_len(size_gib << 30).map_err(|error| disk_error(error, &doing()))?;
+        block_map::create(written.marks(), blocks, base).with_context(doing)?;
         Ok(written)
     }
 }
@@ -372,9 +372,9 @@ impl<B: BlockApi + 'static> Disk for DirectDisk<B> {
         explain(synced, self.lower.trouble())?;
         if let Some(family) = self.record.tags.get(tag::NAME) {
             // Without it, the next bake is only slower.
-            _ = self.lower.cached().keep_used(family, &self.lower.used());
+            _ = self.lower.cached().store_used(family, &self.lower.used());
         }
-        let written = block_map::written(self.files.marks())?;
+        let written = block_map::written_blocks(self.files.marks())?;
         let written_count = written.len();
         let upper = self.files.upper().try_clone().context("duplicating a descriptor")?;
         let changes = ChangedBlocks::new(self.lower.clone(), upper, written, self.record.child);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 /// Starts to prefetch: first the blocks that the last bake of this family used, in its order, and then the file
 /// system's metadata, which every use needs. Runs on another thread, since the metadata have to be read to be found.
-pub fn begin(lower: &Arc<BackingStore>, used: Vec<u32>) {
+pub fn start_prefetching(lower: &Arc<BackingStore>, used: Vec<u32>) {
     lower.ahead(used);
     let lower = lower.clone();
     // If the thread does not start, blocks are read when they are needed.

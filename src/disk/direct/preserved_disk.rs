@@ -51,7 +51,7 @@ pub struct WrittenFiles {
 }
 
 /// The directory of preserved disks in this machine's state directory.
-pub fn place(state: &Path) -> PathBuf {
+pub fn preserved_dir(state: &Path) -> PathBuf {
     state.join(DIR)
 }
 
@@ -63,7 +63,7 @@ fn create_dir(dir: &Path) -> Result<()> {
 impl WrittenFiles {
     /// Creates empty files.
     pub fn new(state: &Path) -> Result<Self> {
-        let dir = place(state);
+        let dir = preserved_dir(state);
         create_dir(&dir)?;
         Ok(Self { upper: TempFile::new(&dir)?, marks: TempFile::new(&dir)? })
     }
@@ -78,11 +78,11 @@ impl WrittenFiles {
 
     /// Preserves the files: gives them their names.
     pub fn keep(self, state: &Path, run: &RunId, record: &DiskRecord) -> Result<()> {
-        let dir = place(state).join(&run.0);
+        let dir = preserved_dir(state).join(&run.0);
         create_dir(&dir)?;
         self.upper.link(&dir.join(UPPER))?;
         self.marks.link(&dir.join(MARKS))?;
-        temp_file::write_beside(&dir.join(RECORD), &serde_json::to_vec_pretty(record)?, true)
+        temp_file::write_atomically(&dir.join(RECORD), &serde_json::to_vec_pretty(record)?, true)
     }
 }
 
@@ -115,7 +115,7 @@ fn read_record(dir: &Path) -> Result<Option<DiskRecord>> {
 
 /// Opens the preserved disk of a run. `None`: this machine has none of that run.
 pub fn open(state: &Path, run: &RunId) -> Result<Option<PreservedDisk>> {
-    let dir = place(state).join(&run.0);
+    let dir = preserved_dir(state).join(&run.0);
     let Some(record) = read_record(&dir)? else { return Ok(None) };
     let open = |name: &str| {
         let file = File::options().read(true).write(true).open(dir.join(name));
@@ -129,8 +129,8 @@ pub fn open(state: &Path, run: &RunId) -> Result<Option<PreservedDisk>> {
 }
 
 /// Runs that preserved a disk here, and whose process has ended.
-pub fn runs(state: &Path) -> Result<Vec<StaleRun>> {
-    let dir = place(state);
+pub fn list_runs(state: &Path) -> Result<Vec<StaleRun>> {
+    let dir = preserved_dir(state);
     let entries = match fs::read_dir(&dir) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.with_context(|| format!("listing {}", dir.display()))?,
@@ -164,8 +164,8 @@ pub fn runs(state: &Path) -> Result<Vec<StaleRun>> {
 }
 
 /// Removes the preserved disk of a run, if there is one.
-pub fn forget(state: &Path, run: &RunId) -> Result<()> {
-    let dir = place(state).join(&run.0);
+pub fn remove(state: &Path, run: &RunId) -> Result<()> {
+    let dir = preserved_dir(state).join(&run.0);
     if !dir.exists() {
         return Ok(());
     }
@@ -191,8 +191,8 @@ pub fn forget(state: &Path, run: &RunId) -> Result<()> {
 
 /// Removes temporary files that no process writes any more: on a file system without O_TMPFILE, a killed bake leaves
 /// them.
-pub fn tidy(state: &Path) -> Result<()> {
-    let Ok(entries) = fs::read_dir(place(state)) else { return Ok(()) };
+pub fn remove_orphans(state: &Path) -> Result<()> {
+    let Ok(entries) = fs::read_dir(preserved_dir(state)) else { return Ok(()) };
     for entry in entries.flatten() {
         let path = entry.path();
         let is_temporary = entry.file_name().to_string_lossy().starts_with(temp_file::TEMP_PREFIX);
@@ -225,12 +225,12 @@ mod tests {
     fn a_preserved_disk_can_be_opened_once_and_removed() {
         let state = tempfile::tempdir().unwrap();
         let (state, run) = (state.path(), RunId::new());
-        assert!(runs(state).unwrap().is_empty() && open(state, &run).unwrap().is_none());
+        assert!(list_runs(state).unwrap().is_empty() && open(state, &run).unwrap().is_none());
         let gone = Owner { started: Owner::this().started + 1, ..Owner::this() };
         let written = WrittenFiles::new(state).unwrap();
         written.upper().write_all_at(b"text", 0).unwrap();
         written.keep(state, &run, &record(&gone)).unwrap();
-        let found = runs(state).unwrap();
+        let found = list_runs(state).unwrap();
         assert_eq!((found.len(), &found[0].run, found[0].kept), (1, &run, true));
         let kept = open(state, &run).unwrap().unwrap();
         assert_eq!(kept.record, record(&gone));
@@ -238,11 +238,11 @@ mod tests {
         kept.upper.read_exact_at(&mut text, 0).unwrap();
         assert_eq!(&text, b"text");
         assert!(open(state, &run).unwrap_err().to_string().contains("is in use"));
-        assert!(forget(state, &run).is_err());
+        assert!(remove(state, &run).is_err());
         drop(kept);
-        forget(state, &run).unwrap();
-        forget(state, &run).unwrap();
-        assert_eq!(place(state).read_dir().unwrap().count(), 0);
+        remove(state, &run).unwrap();
+        remove(state, &run).unwrap();
+        assert_eq!(preserved_dir(state).read_dir().unwrap().count(), 0);
     }
 
     #[test]
@@ -254,14 +254,14 @@ mod tests {
         for run in [&whole, &damaged] {
             WrittenFiles::new(state).unwrap().keep(state, run, &record(&gone)).unwrap();
         }
-        fs::write(place(state).join(&damaged.0).join(RECORD), "{").unwrap();
-        let found = runs(state).unwrap();
+        fs::write(preserved_dir(state).join(&damaged.0).join(RECORD), "{").unwrap();
+        let found = list_runs(state).unwrap();
         assert_eq!(found.len(), 2, "{found:?}");
         assert!(found.iter().all(|run| run.kept), "{found:?}");
         let error = open(state, &damaged).unwrap_err();
         assert_eq!(crate::error::Kind::of(&error), Kind::Machine, "{error:#}");
-        forget(state, &damaged).unwrap();
-        assert_eq!(runs(state).unwrap().len(), 1);
+        remove(state, &damaged).unwrap();
+        assert_eq!(list_runs(state).unwrap().len(), 1);
     }
 
     #[test]
@@ -269,19 +269,20 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let state = state.path();
         WrittenFiles::new(state).unwrap().keep(state, &RunId::new(), &record(&Owner::this())).unwrap();
-        assert!(runs(state).unwrap().is_empty());
+        assert!(list_runs(state).unwrap().is_empty());
         let half = RunId::new();
-        fs::create_dir(place(state).join(&half.0)).unwrap();
-        assert!(runs(state).unwrap().is_empty(), "its record may be written in a moment");
-        let dir = File::open(place(state).join(&half.0)).unwrap();
+        fs::create_dir(preserved_dir(state).join(&half.0)).unwrap();
+        assert!(list_runs(state).unwrap().is_empty(), "its record may be written in a moment");
+        let dir = File::open(preserved_dir(state).join(&half.0)).unwrap();
         dir.set_modified(std::time::SystemTime::now() - 2 * GRACE).unwrap();
-        let found = runs(state).unwrap();
+        let found = list_runs(state).unwrap();
         assert_eq!((found.len(), found[0].kept), (1, false));
         // Its process was killed while it wrote the record.
-        fs::write(place(state).join(&half.0).join(format!("{}1", temp_file::TEMP_PREFIX)), "{").unwrap();
-        forget(state, &half).unwrap();
+        fs::write(preserved_dir(state).join(&half.0).join(format!("{}1", temp_file::TEMP_PREFIX)), "{")
+            .unwrap();
+        remove(state, &half).unwrap();
         drop(WrittenFiles::new(state).unwrap());
-        tidy(state).unwrap();
-        assert_eq!(place(state).read_dir().unwrap().count(), 1);
+        remove_orphans(state).unwrap();
+        assert_eq!(preserved_dir(state).read_dir().unwrap().count(), 1);
     }
 }

@@ -7,7 +7,7 @@
 //! server has none of this process's mounts.
 
 use super::backing;
-use super::backing::{BackingStore, FAILED};
+use super::backing::{BackingStore, WRITE_FAILED};
 use super::block_map::BlockMap;
 use super::fuse_fs;
 use super::overlay::{BaseBlocks, Overlay, lock};
@@ -44,7 +44,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// The hidden verb that makes this program the server of a disk.
-pub const VERB: &str = "__disk";
+pub const SERVER_VERB: &str = "__disk";
 /// The character device 10:229 of the kernel's list of devices.
 const FUSE: (u32, u32) = (10, 229);
 /// The longest name of a disk.
@@ -129,7 +129,7 @@ impl Server {
         let mut command = Command::new(helper);
         // The process inherits only the socket: no environment, which may contain credentials. The name is shown in
         // process lists.
-        command.arg0("oven").arg(VERB).arg(name).env_clear().current_dir("/");
+        command.arg0("oven").arg(SERVER_VERB).arg(name).env_clear().current_dir("/");
         command.stdin(Stdio::from(theirs)).stdout(Stdio::null());
         let (ending, trouble) = (Arc::new(AtomicBool::new(false)), lower.trouble().clone());
         let (send, started) = mpsc::channel();
@@ -215,7 +215,7 @@ fn wait_or_kill(child: &mut Child, ending: &AtomicBool) -> io::Result<Option<Exi
         if let Some(status) = child.try_wait()? {
             return Ok(Some(status));
         }
-        if signals::is_asked() && asked.get_or_insert_with(Instant::now).elapsed() > GRACE {
+        if signals::is_stop_requested() && asked.get_or_insert_with(Instant::now).elapsed() > GRACE {
             ending.store(true, Ordering::SeqCst);
             // It may be stopped itself (SIGSTOP), and would not handle another signal.
             child.kill()?;
@@ -247,7 +247,7 @@ fn open_fuse() -> Result<OwnedFd> {
 }
 
 /// Checks whether disks can be served here, by trying it.
-pub fn available() -> Result<()> {
+pub fn check_available() -> Result<()> {
     mount(&open_fuse()?).map(drop)
 }
 
@@ -315,7 +315,8 @@ pub fn helper_main() -> ExitCode {
 fn child() -> Result<()> {
     crate::sys::fds::close_from(3)?;
     let stdin = rustix::stdio::stdin();
-    rustix::net::sockopt::socket_type(stdin).with_context(|| format!("{VERB} is only for oven itself"))?;
+    rustix::net::sockopt::socket_type(stdin)
+        .with_context(|| format!("{SERVER_VERB} is only for oven itself"))?;
     let control = rustix::io::fcntl_dupfd_cloexec(stdin, 3)?;
     let null = rustix::fs::openat(CWD, "/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     rustix::stdio::dup2_stdin(&null)?;
@@ -336,7 +337,7 @@ fn child() -> Result<()> {
     let server = std::thread::Builder::new().name("fuse".to_owned());
     server.spawn(move || {
         // The end of the mount ends the process.
-        let code = fuse_fs::run(Arc::new(overlay), &name, fuse).map_or(Kind::Machine as i32, |()| 0);
+        let code = fuse_fs::serve_mount(Arc::new(overlay), &name, fuse).map_or(Kind::Machine as i32, |()| 0);
         std::process::exit(code)
     })?;
     base.listen();
@@ -363,7 +364,7 @@ fn leave_mounts() -> Result<()> {
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }?;
     // This comes first, so that unmounting here does not unmount elsewhere.
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
-    let empty = api::fresh("tmpfs", &[("size", "4k"), ("mode", "0555")], api::READ_ONLY)?;
+    let empty = api::new_file_system("tmpfs", &[("size", "4k"), ("mode", "0555")], api::READ_ONLY)?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     api::attach(&empty, rustix::fs::openat(CWD, "/proc", flags, Mode::empty())?)?;
     rustix::process::fchdir(&empty)?;
@@ -435,6 +436,6 @@ impl BaseBlocks for Arc<RequestedBlocks> {
     }
 
     fn failed(&self, error: &io::Error) {
-        _ = backing::send(&self.control, (FAILED, error.raw_os_error().unwrap_or(libc::EIO)));
+        _ = backing::send(&self.control, (WRITE_FAILED, error.raw_os_error().unwrap_or(libc::EIO)));
     }
 }

@@ -21,7 +21,7 @@ const MEMORY_MAX: u64 = 256 << 20;
 /// Calls `see` with each name, without a leading `/` or `./`, until it breaks.
 ///
 /// Errors: [`UnknownFormat`] if the compression is not supported; otherwise the file is damaged.
-pub fn names(file: impl Read, see: &mut dyn FnMut(&[u8]) -> ControlFlow<()>) -> Result<()> {
+pub fn list_files(file: impl Read, see: &mut dyn FnMut(&[u8]) -> ControlFlow<()>) -> Result<()> {
     let mut remaining = UNPACKED_MAX;
     let mut found = false;
     let mut see = |name: &[u8]| {
@@ -241,7 +241,7 @@ pub(crate) mod tests {
 
     fn listed(bytes: &[u8]) -> Result<Vec<String>> {
         let mut all = Vec::new();
-        names(bytes, &mut |name| {
+        list_files(bytes, &mut |name| {
             all.push(String::from_utf8_lossy(name).into_owned());
             Continue(())
         })?;
@@ -302,7 +302,7 @@ pub(crate) mod tests {
     fn listing_ends_when_the_callback_breaks() {
         let mut seen = 0;
         let broken = [&gzip(&modules())[..], b"garbage"].concat();
-        names(&broken[..], &mut |_| {
+        list_files(&broken[..], &mut |_| {
             seen += 1;
             if seen == 2 { Break(()) } else { Continue(()) }
         })

@@ -38,7 +38,7 @@ pub struct PackageFile {
 }
 
 /// Reads a `.deb` or an `.rpm`. The error says what is wrong with the file, without its name.
-pub fn open(path: &Path) -> Result<PackageFile> {
+pub fn read(path: &Path) -> Result<PackageFile> {
     let mut file = File::open(path).context("opening it")?;
     let mut magic = [0u8; 16];
     let length = read_full(&mut file, &mut magic)?;
@@ -272,7 +272,7 @@ mod tests {
     fn open_bytes(bytes: &[u8]) -> Result<PackageFile, String> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), bytes).unwrap();
-        open(file.path()).map_err(|e| format!("{e:#}"))
+        read(file.path()).map_err(|e| format!("{e:#}"))
     }
 
     #[test]

@@ -77,7 +77,7 @@ impl Depth {
 }
 
 /// The entry of each group of files, by the group's name: hash of the name, hash of the content.
-pub fn groups(inputs: &Inputs, depth: Depth) -> BTreeMap<String, (String, String)> {
+pub fn entries_by_group(inputs: &Inputs, depth: Depth) -> BTreeMap<String, (String, String)> {
     let mut groups: BTreeMap<String, Sha1> = BTreeMap::new();
     for (path, InputFile { executable, link, sha1 }) in &inputs.files {
         let hasher = groups.entry(depth.file_group(path)).or_default();
@@ -110,7 +110,7 @@ pub fn write(inputs: &Inputs) -> String {
         if depth == Depth::Files && files.len() + vars.len() > max_entries {
             continue;
         }
-        let groups = groups(inputs, depth);
+        let groups = entries_by_group(inputs, depth);
         if groups.len() <= max_entries {
             let entries: String = groups.values().flat_map(|(path, content)| [&**path, content]).collect();
             return format!("{fixed}{};{entries}", depth.letter());
@@ -120,7 +120,7 @@ pub fn write(inputs: &Inputs) -> String {
 }
 
 /// Parses a digest; `None` if this version does not know its form.
-pub fn read(digest: &str) -> Option<ParsedDigest> {
+pub fn parse(digest: &str) -> Option<ParsedDigest> {
     let fields: [&str; 7] = digest.split(';').collect::<Vec<_>>().try_into().ok()?;
     let [version, format, architecture, base, snapshot, letter, entries] = fields;
     let depth = DEPTHS.into_iter().find(|depth| depth.letter().to_string() == letter)?;

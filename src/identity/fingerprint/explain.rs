@@ -29,8 +29,8 @@ impl PreviousInputs {
 /// The differences, one on each line: `files/nginx.conf changed`. Empty if none is found.
 pub fn explain(old: &PreviousInputs, new: &Inputs) -> Vec<String> {
     match old {
-        PreviousInputs::Full(old) => full(old, new),
-        PreviousInputs::Digest(old) => match digest::read(old) {
+        PreviousInputs::Full(old) => compare(old, new),
+        PreviousInputs::Digest(old) => match digest::parse(old) {
             Some(old) => compare_with_digest(&old, new),
             None => vec!["the inputs of the older image are unknown: its tag cannot be parsed".into()],
         },
@@ -53,7 +53,7 @@ fn compare_common(lines: &mut Vec<String>, old: [&str; 4], new: [&str; 4]) {
     }
 }
 
-pub(crate) fn full(old: &Inputs, new: &Inputs) -> Vec<String> {
+pub(crate) fn compare(old: &Inputs, new: &Inputs) -> Vec<String> {
     let mut lines = Vec::new();
     let formats = [old.format.to_string(), new.format.to_string()];
     let of = |inputs: &'_ Inputs| (inputs.base.id.0.clone(), inputs.base.snapshot.0.clone());
@@ -118,7 +118,7 @@ fn compare_with_digest(old: &digest::ParsedDigest, new: &Inputs) -> Vec<String> 
         [&old.base, &old.snapshot, &old.architecture, &old.format],
         [&new.base.id.0, &new.base.snapshot.0, new.architecture.as_str(), &new.format.to_string()],
     );
-    let groups = digest::groups(new, old.depth);
+    let groups = digest::entries_by_group(new, old.depth);
     let mut seen = BTreeSet::new();
     for (name, (path, content)) in &groups {
         seen.insert(path);

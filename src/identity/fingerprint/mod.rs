@@ -115,7 +115,7 @@ impl Inputs {
         let (tree, mut files) = read_files(image)?;
         files.extend(self.plugin.iter().filter_map(|key| Some((key.clone(), self.files.get(key)?.clone()))));
         let now = Self { checksum: tree.checksum(), files, ..self.clone() };
-        let mut differences = explain::full(self, &now);
+        let mut differences = explain::compare(self, &now);
         // image.toml was parsed before the files were read, so the checksum may cover a newer version than the one
         // that was baked.
         if differences.is_empty() && Definition::load_with(&image.dir, &image.vars.given)? != *image {

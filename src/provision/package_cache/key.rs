@@ -22,7 +22,7 @@ type Sources = BTreeMap<String, String>;
 
 /// The key of the caches: letters and digits. It covers the sources as steps see them: the image's files with the
 /// plan's over them, whether these are placed already or not.
-pub fn of(
+pub fn cache_key(
     base: &str,
     caches: &[Cache],
     plan: &Plan,
@@ -46,7 +46,7 @@ pub fn of(
 /// The key of a step: with it, a bake finds that the step was done before. It covers the step itself, the files that it
 /// sees, what was done to the image before it, and which package files there are. It does not cover later steps: a bake
 /// of other packages skips a step in which no package is named.
-pub fn of_step(work: &ProvisionContext<'_>, step: &Step) -> Result<String> {
+pub fn step_key(work: &ProvisionContext<'_>, step: &Step) -> Result<String> {
     let digest_of = |ask: &Ask| match ask {
         Ask::File { package, .. } => Some(package.sha256.clone()),
         Ask::Url { sha256, .. } => Some(sha256.clone()),

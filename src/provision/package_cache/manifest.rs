@@ -208,7 +208,7 @@ pub fn open(path: &Path) -> Result<File> {
 }
 
 /// Creates `to` with all objects of a tree. `put` creates a file: it gets the path below `to`, and where the file goes.
-pub fn make(to: &Path, tree: &CacheTree, put: &dyn Fn(&str, &Path) -> Result<()>) -> Result<()> {
+pub fn create_tree(to: &Path, tree: &CacheTree, put: &dyn Fn(&str, &Path) -> Result<()>) -> Result<()> {
     for (path, entry) in tree {
         let at = if path.is_empty() { PathBuf::from(to) } else { to.join(path) };
         let making = || format!("making {}", at.display());

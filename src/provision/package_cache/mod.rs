@@ -136,7 +136,7 @@ impl<'a> DownloadCaches<'a> {
         while crate::sys::space::free_space(&dir).is_none_or(|free| free >= MIN_FREE) {
             tokio::time::sleep(POLL_INTERVAL).await;
         }
-        no_room(&dir).into()
+        no_space_failure(&dir).into()
     }
 
     /// Whether a fetch step can be skipped. `step` identifies it among the steps of all plans.
@@ -203,7 +203,7 @@ impl Opening {
             report.warn(format!("less than 2 GiB are free in {}: packages are not cached", dir.display()));
             return Ok(None);
         }
-        let key = key::of(&cache.base, &caches, plan, request.certificates.as_ref(), inside)?;
+        let key = key::cache_key(&cache.base, &caches, plan, request.certificates.as_ref(), inside)?;
         let (store, of_plan) = (cache.store.clone(), caches.clone());
         let working = tokio::task::spawn_blocking(move || {
             let overlays = supports_overlays(&store);
@@ -260,7 +260,7 @@ impl OpenCaches {
 }
 
 /// The failure when there is no space for downloads.
-pub(crate) fn no_room(dir: &Path) -> Failure {
+pub(crate) fn no_space_failure(dir: &Path) -> Failure {
     let what = format!("no space is left in {} for downloads", dir.display());
     Kind::Machine
         .failure(what)

@@ -2,7 +2,7 @@
 
 use super::manifest;
 use super::manifest::{CacheChanges, CacheEntry, CacheTree};
-use super::store::{CacheGeneration, CacheStore, Index, bytes, remove};
+use super::store::{CacheGeneration, CacheStore, Index, remove, total_bytes};
 use super::store::{LOCK, lock_file};
 use anyhow::{Context, Result, bail};
 use nix::fcntl::Flock;
@@ -75,7 +75,7 @@ impl CacheSession {
                 Some(base) => verify_tree(&base.tree(cache), &base.index.trees[cache], *holds)?,
                 None => (CacheTree::new(), Vec::new()),
             };
-            found = (found.0 + bytes(&tree), found.1 + bad.len());
+            found = (found.0 + total_bytes(&tree), found.1 + bad.len());
             trees.push(tree);
             damaged.push(bad);
         }
@@ -121,21 +121,21 @@ impl CacheSession {
         let new_dir = |what: &str| self.dir.join(format!("{what}-{cache}-{}", self.layouts));
         let (upper, work) = (new_dir("upper"), new_dir("work"));
         let Some((base, top)) = self.base.as_ref().zip(tree.get("")) else {
-            manifest::make(&upper, &self.seeds[cache], &|_, _| bail!("a new cache has no files"))?;
+            manifest::create_tree(&upper, &self.seeds[cache], &|_, _| bail!("a new cache has no files"))?;
             return Ok(CacheLayers { lower: None, upper, work });
         };
         let lower = base.tree(cache);
         if self.overlays {
             fs::create_dir(&work).with_context(|| format!("making {}", work.display()))?;
             let top = CacheTree::from([(String::new(), top.clone())]);
-            manifest::make(&upper, &top, &|_, _| bail!("a directory has no files"))?;
+            manifest::create_tree(&upper, &top, &|_, _| bail!("a directory has no files"))?;
             if damaged.iter().try_for_each(|path| hide_file(&upper, path, tree)).is_ok() {
                 return Ok(CacheLayers { lower: Some(lower), upper, work });
             }
             // Where device nodes cannot be made, the files are copied.
             remove(&upper)?;
         }
-        manifest::make(&upper, tree, &|path, to| copy(&lower.join(path), to, &tree[path]))?;
+        manifest::create_tree(&upper, tree, &|path, to| copy(&lower.join(path), to, &tree[path]))?;
         Ok(CacheLayers { lower: None, upper, work })
     }
 
@@ -208,8 +208,8 @@ impl CacheSession {
         {
             return Ok(0);
         }
-        let before: u64 = (0..trees.len()).filter_map(theirs).map(bytes).sum();
-        let after: u64 = trees.iter().map(bytes).sum();
+        let before: u64 = (0..trees.len()).filter_map(theirs).map(total_bytes).sum();
+        let after: u64 = trees.iter().map(total_bytes).sum();
         let put = |cache: usize, path: &str, to: &Path| {
             let entry = &trees[cache][path];
             let from = if mine[cache].0.tree.get(path) == Some(entry) {
@@ -274,7 +274,7 @@ impl CacheSession {
             let of = |generation: &CacheGeneration| generation.index.since[cache].get(path).copied();
             newest.and_then(of).or_else(|| self.base.as_ref().and_then(of)).unwrap_or(now)
         };
-        let mut total: u64 = trees.iter().map(bytes).sum();
+        let mut total: u64 = trees.iter().map(total_bytes).sum();
         let mut ages = Vec::new();
         for (cache, tree) in
             trees.iter().enumerate().filter(|(cache, _)| self.holds[*cache] == Holds::Packages)
@@ -331,7 +331,7 @@ fn hide_file(upper: &Path, path: &str, tree: &CacheTree) -> Result<()> {
     for parent in parents.into_iter().filter(|parent| !upper.join(parent).exists()) {
         let of = |entry: &CacheEntry| CacheTree::from([(String::new(), entry.clone())]);
         let one = tree.get(parent).map(of).context("a file without a directory")?;
-        manifest::make(&upper.join(parent), &one, &|_, _| bail!("a directory has no files"))?;
+        manifest::create_tree(&upper.join(parent), &one, &|_, _| bail!("a directory has no files"))?;
     }
     rustix::fs::mknodat(CWD, upper.join(path), FileType::CharacterDevice, Mode::empty(), 0)?;
     Ok(())

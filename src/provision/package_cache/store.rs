@@ -126,7 +126,7 @@ impl CacheStore {
             }
             let Some(newest) = newest.map(|number| key.join(number.to_string())) else { continue };
             let used = fs::metadata(newest.join(INDEX)).and_then(|metadata| metadata.modified());
-            let bytes = Index::read(&newest).map_or(0, |index| index.trees.iter().map(bytes).sum());
+            let bytes = Index::read(&newest).map_or(0, |index| index.trees.iter().map(total_bytes).sum());
             total += bytes;
             keys.push((used.unwrap_or(SystemTime::UNIX_EPOCH), bytes, key, newest));
         }
@@ -179,7 +179,7 @@ impl CacheGeneration {
         let part = part.with_context(|| format!("making a directory in {}", key.display()))?.keep();
         for (cache, tree) in index.trees.iter().enumerate() {
             let put = |path: &str, to: &Path| put(cache, path, to);
-            manifest::make(&part.join(cache.to_string()), tree, &put)?;
+            manifest::create_tree(&part.join(cache.to_string()), tree, &put)?;
         }
         let writing = || format!("writing an index in {}", key.display());
         let lock = lock_file(&part.join(INDEX), FlockArg::LockShared)?;
@@ -205,7 +205,7 @@ pub fn remove(dir: &Path) -> Result<()> {
 }
 
 /// The size of all files of a tree.
-pub fn bytes(tree: &CacheTree) -> u64 {
+pub fn total_bytes(tree: &CacheTree) -> u64 {
     let size = |entry: &CacheEntry| if let CacheEntry::File { size, .. } = entry { *size } else { 0 };
     tree.values().map(size).sum()
 }

@@ -122,7 +122,7 @@ fn remove_unlocked(parent: BorrowedFd<'_>) {
 /// Checks that the filter works. The helper calls it in the step's cgroup, before anything of the image runs. The
 /// filter does not work on a kernel whose sockets do not know their cgroup (before 5.15, with the controllers net_cls
 /// or net_prio of version 1).
-pub fn prove() -> Result<()> {
+pub fn verify_filter() -> Result<()> {
     let v6 = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
     let addresses = program::V4.map(|bytes| IpAddr::from(Ipv4Addr::from(bytes)));
     for address in addresses.into_iter().chain([v6.into()]) {

@@ -64,7 +64,7 @@ fn is_module(file: &[u8], name: &[u8]) -> bool {
 }
 
 /// `None`: there is no such file. Links are followed inside the image.
-pub fn stamp(inside: &ImageTree, path: &str) -> Result<Option<Stamp>> {
+pub fn file_stamp(inside: &ImageTree, path: &str) -> Result<Option<Stamp>> {
     let doing = || format!("reading the metadata of {path} in the image");
     let found = match inside.open(path, OFlags::PATH) {
         Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
@@ -80,7 +80,7 @@ pub fn stamp(inside: &ImageTree, path: &str) -> Result<Option<Stamp>> {
 }
 
 /// All kernels by version. A kernel that is in several places counts as the one in /boot.
-pub fn all(inside: &ImageTree) -> Result<BTreeMap<String, Kernel>> {
+pub fn find_kernels(inside: &ImageTree) -> Result<BTreeMap<String, Kernel>> {
     let mut kernels = BTreeMap::new();
     for pattern in IMAGES {
         let (before, after) = pattern.split_once('*').unwrap_or_default();
@@ -90,7 +90,7 @@ pub fn all(inside: &ImageTree) -> Result<BTreeMap<String, Kernel>> {
             if kernels.contains_key(version) {
                 continue;
             }
-            let Some(image) = stamp(inside, &path)? else { continue };
+            let Some(image) = file_stamp(inside, &path)? else { continue };
             let initramfs = find_initramfs(inside, version)?;
             kernels.insert(version.to_owned(), Kernel { image: (path.clone(), image), initramfs });
         }
@@ -114,15 +114,15 @@ fn find_initramfs(inside: &ImageTree, version: &str) -> Result<Option<(String, S
         }
     }
     for path in paths {
-        if let Some(stamp) = stamp(inside, &path)? {
-            return Ok(Some((path, stamp)));
+        if let Some(file_stamp) = file_stamp(inside, &path)? {
+            return Ok(Some((path, file_stamp)));
         }
     }
     Ok(None)
 }
 
 /// The drivers that a kernel has without any module, by its list of built-in modules or its configuration.
-pub fn built_in(inside: &ImageTree, version: &str) -> Result<DriverSet> {
+pub fn built_in_drivers(inside: &ImageTree, version: &str) -> Result<DriverSet> {
     let mut drivers = DriverSet::default();
     for file in read_lines(inside, &format!("/lib/modules/{version}/modules.builtin"))? {
         _ = drivers.see(file.as_bytes());
@@ -146,7 +146,7 @@ pub fn has_module(inside: &ImageTree, version: &str, name: &str) -> Result<bool>
 }
 
 fn read_lines(inside: &ImageTree, path: &str) -> Result<Vec<String>> {
-    let text = if stamp(inside, path)?.is_some() { inside.read(path)? } else { None };
+    let text = if file_stamp(inside, path)?.is_some() { inside.read(path)? } else { None };
     Ok(String::from_utf8_lossy(&text.unwrap_or_default())
         .lines()
         .map(|line| line.trim().to_owned())
@@ -179,7 +179,7 @@ mod tests {
         }
         tree.link("vmlinuz-4.19-none", "boot/vmlinuz-4.19-link");
         tree.link("gone", "boot/vmlinuz-dangling");
-        let kernels = all(&tree.inside()).unwrap();
+        let kernels = find_kernels(&tree.inside()).unwrap();
         let found: Vec<_> = kernels
             .iter()
             .map(|(version, kernel)| {
@@ -213,9 +213,9 @@ mod tests {
         tree.file("boot/config-2", "# CONFIG_X is not set\nCONFIG_BLK_DEV_NVME=m\nCONFIG_ENA_ETHERNET=y\n");
         tree.link("usr/lib", "lib");
         let inside = tree.inside();
-        assert_eq!(built_in(&inside, "1").unwrap(), DriverSet { nvme: true, ena: false });
-        assert_eq!(built_in(&inside, "2").unwrap(), DriverSet { nvme: false, ena: true });
-        assert_eq!(built_in(&inside, "3").unwrap(), DriverSet::default());
+        assert_eq!(built_in_drivers(&inside, "1").unwrap(), DriverSet { nvme: true, ena: false });
+        assert_eq!(built_in_drivers(&inside, "2").unwrap(), DriverSet { nvme: false, ena: true });
+        assert_eq!(built_in_drivers(&inside, "3").unwrap(), DriverSet::default());
         assert!(has_module(&inside, "1", "ena").unwrap());
         assert!(!has_module(&inside, "1", "gve").unwrap() && !has_module(&inside, "2", "ena").unwrap());
         let mut drivers = DriverSet::default();

@@ -1,7 +1,7 @@
 //! Checks that an instance can boot with what a bake changed of kernels and boot loader.
 //!
 //! Only what changed is checked, but that as a whole: a base that is unusual and boots is not rejected. Texts have to
-//! name the image's own disk ([`names`]). A kernel that is new, or whose initramfs is, has to find its root disk by
+//! name the image's own disk ([`list_files`]). A kernel that is new, or whose initramfs is, has to find its root disk by
 //! itself: nvme is built in or in the initramfs. ena is needed only after the root is mounted, so it may also be a
 //! module of the root file system.
 
@@ -57,12 +57,12 @@ impl BootBaseline {
     pub fn of(inside: &ImageTree) -> Result<Self> {
         let doing = "reading what the base boots from";
         let texts = texts(inside).context(doing)?.into_iter().map(|(path, _, text)| (path, text)).collect();
-        Ok(Self { texts, kernels: kernels::all(inside).context(doing)? })
+        Ok(Self { texts, kernels: kernels::find_kernels(inside).context(doing)? })
     }
 }
 
 /// Fails with everything that would keep an instance from booting, each with its file and line.
-pub async fn lint(place: &MountedImage<'_>, before: &BootBaseline, report: &Report) -> Result<()> {
+pub async fn check_bootable(place: &MountedImage<'_>, before: &BootBaseline, report: &Report) -> Result<()> {
     let own = DiskNames::of(place.nodes);
     let mut found = Vec::new();
     for (path, kind, text) in texts(place.inside)? {
@@ -74,7 +74,7 @@ pub async fn lint(place: &MountedImage<'_>, before: &BootBaseline, report: &Repo
             );
         }
     }
-    let after = kernels::all(place.inside)?;
+    let after = kernels::find_kernels(place.inside)?;
     let had_initramfs = before.kernels.values().any(|kernel| kernel.initramfs.is_some());
     for (version, kernel) in
         after.iter().filter(|(version, kernel)| before.kernels.get(*version) != Some(kernel))
@@ -95,7 +95,7 @@ async fn check_kernel(
     report: &Report,
 ) -> Result<Vec<String>> {
     let (image, mut found) = (&kernel.image.0, Vec::new());
-    let built_in = kernels::built_in(inside, version)?;
+    let built_in = kernels::built_in_drivers(inside, version)?;
     let drivers = match &kernel.initramfs {
         None if had_initramfs => {
             return Ok(vec![format!(
@@ -138,7 +138,7 @@ async fn read_drivers(inside: &ImageTree, path: &str, built_in: DriverSet) -> Re
     let file = inside.open_file(path)?.with_context(|| format!("opening {path} in the image"))?;
     let read = move || {
         let mut drivers = built_in;
-        crate::formats::initramfs::names(file, &mut |name| drivers.see(name)).map(|()| drivers)
+        crate::formats::initramfs::list_files(file, &mut |name| drivers.see(name)).map(|()| drivers)
     };
     Ok(run_to_end(read).await)
 }
@@ -168,7 +168,7 @@ fn texts(inside: &ImageTree) -> Result<Vec<(String, device_names::BootTextKind, 
 }
 
 fn is_file(inside: &ImageTree, path: &str) -> Result<bool> {
-    Ok(kernels::stamp(inside, path)?.is_some())
+    Ok(kernels::file_stamp(inside, path)?.is_some())
 }
 
 fn fail_if_any(found: &[String], own: &DiskNames) -> Result<()> {

@@ -45,7 +45,7 @@ async fn changed(tree: &Tree, change: impl FnOnce(&ImageTree)) -> (String, Strin
     let report = Report::silent();
     let dir = tempfile::tempdir().unwrap();
     report.log_to(&dir.path().join("log"), "a test");
-    let found = match lint(&place, &before, &report).await {
+    let found = match check_bootable(&place, &before, &report).await {
         Ok(()) => String::new(),
         Err(error) => {
             assert_eq!(Kind::of(&error), Kind::Step);

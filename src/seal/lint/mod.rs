@@ -7,7 +7,7 @@ mod tests;
 
 use super::first_boot;
 use super::rules;
-use super::rules::{is_directory, is_kept, kind, text};
+use super::rules::{is_directory, is_excluded, kind_of, read_text};
 use crate::error::Kind;
 use crate::image::tree::ImageTree;
 use crate::image::walk::Walk;
@@ -56,7 +56,7 @@ enum Resolv {
 
 impl Resolv {
     fn of(inside: &ImageTree) -> Result<Self> {
-        Ok(match kind(inside, RESOLV_CONF)? {
+        Ok(match kind_of(inside, RESOLV_CONF)? {
             Some(FileType::RegularFile) => Self::File(inside.read(RESOLV_CONF)?.unwrap_or_default()),
             Some(_) => Self::Link,
             None => Self::Nothing,
@@ -73,7 +73,7 @@ struct Finding {
 
 impl LintBaseline {
     pub fn of(inside: &ImageTree, work: &ProvisionContext<'_>) -> Result<Self> {
-        let own = work.plan.shims.iter().filter(|shim| text(inside, &shim.path) == shim.content);
+        let own = work.plan.shims.iter().filter(|shim| read_text(inside, &shim.path) == shim.content);
         Ok(Self {
             resolv_conf: Resolv::of(inside)?,
             has_builders_resolv_conf: false,
@@ -85,7 +85,7 @@ impl LintBaseline {
 
     /// Called when the packages are installed. A package may have replaced `/etc/resolv.conf`, as systemd-resolved
     /// does, but it must not have copied this machine's.
-    pub fn packages_are_done(&mut self, inside: &ImageTree) -> Result<()> {
+    pub fn record_resolv_conf(&mut self, inside: &ImageTree) -> Result<()> {
         self.compare(inside, &std::fs::read_to_string(RESOLV_CONF).unwrap_or_default())
     }
 
@@ -124,7 +124,7 @@ fn servers(resolv_conf: &str) -> impl Iterator<Item = &str> {
 pub fn lint(inside: &ImageTree, work: &ProvisionContext<'_>, before: &LintBaseline) -> Result<()> {
     let mut found = machine_data(inside)?;
     found.extend(bake_leftovers(inside, work, before)?);
-    found.retain(|finding| !is_kept(&work.image.keep, &finding.path));
+    found.retain(|finding| !is_excluded(&work.image.keep, &finding.path));
     let Some(first) = found.first() else { return Ok(()) };
     let hint = format!(
         "Remove it in a script. If every instance should have it, accept it in image.toml: [clean] keep = [\"{}\"].",
@@ -160,10 +160,10 @@ fn machine_data(inside: &ImageTree) -> Result<Vec<Finding>> {
             }
         }
     }
-    for path in first_boot::host_keys_left(inside)? {
+    for path in first_boot::remaining_host_keys(inside)? {
         add(&path, "a private SSH host key, and nothing creates new ones at the first boot");
     }
-    if kind(inside, rules::SNAKEOIL)?.is_some() {
+    if kind_of(inside, rules::SNAKEOIL)?.is_some() {
         add(rules::SNAKEOIL, "a private key, and nothing creates a new one at the first boot");
     }
     for path in rules::histories(inside)? {
@@ -225,7 +225,7 @@ fn bake_leftovers(
     let mut add =
         |path: &str, what: &str| found.push(Finding { path: path.to_owned(), what: what.to_owned() });
     for shim in &work.plan.shims {
-        if !before.own_shims.contains(&shim.path) && text(inside, &shim.path) == shim.content {
+        if !before.own_shims.contains(&shim.path) && read_text(inside, &shim.path) == shim.content {
             add(&shim.path, "a file that should exist only during the bake");
         }
     }
@@ -263,7 +263,7 @@ fn settings(inside: &ImageTree, needles: &[String]) -> Result<Vec<String>> {
     for pattern in SETTINGS {
         for (path, kind) in rules::expand(inside, pattern)? {
             if kind == FileType::RegularFile
-                && needles.iter().any(|needle| text(inside, &path).contains(needle))
+                && needles.iter().any(|needle| read_text(inside, &path).contains(needle))
             {
                 found.push(path);
             }

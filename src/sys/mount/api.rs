@@ -15,7 +15,7 @@ pub const PLAIN: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID.union(MountA
 pub const READ_ONLY: MountAttrFlags = PLAIN.union(MountAttrFlags::MOUNT_ATTR_RDONLY);
 
 /// A new file system that is attached nowhere yet.
-pub fn fresh(kind: &str, options: &[(&str, &str)], attributes: MountAttrFlags) -> Result<OwnedFd> {
+pub fn new_file_system(kind: &str, options: &[(&str, &str)], attributes: MountAttrFlags) -> Result<OwnedFd> {
     let mount = || -> io::Result<OwnedFd> {
         let fs = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
         fsconfig_set_string(&fs, "source", kind)?;
@@ -35,11 +35,11 @@ pub fn overlay(lower: BorrowedFd<'_>, upper: BorrowedFd<'_>, work: BorrowedFd<'_
     let [lower, upper, work] = [lower, upper, work].map(|fd| format!("/proc/self/fd/{}", fd.as_raw_fd()));
     // Without an index: the next step may begin before the kernel has released the directories of the last one.
     let options = [("lowerdir", &*lower), ("upperdir", &upper), ("workdir", &work), ("index", "off")];
-    fresh("overlay", &options, PLAIN)
+    new_file_system("overlay", &options, PLAIN)
 }
 
 /// A copy of the mount that `path` lies in, with `path` as its root; it is attached nowhere yet.
-pub fn copy(at: impl AsFd, path: impl AsRef<Path>, recursive: bool) -> io::Result<OwnedFd> {
+pub fn clone_mount(at: impl AsFd, path: impl AsRef<Path>, recursive: bool) -> io::Result<OwnedFd> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     if recursive {
         flags |= OpenTreeFlags::AT_RECURSIVE;
@@ -84,7 +84,7 @@ pub fn attach(mount: impl AsFd, on: impl AsFd) -> io::Result<()> {
 }
 
 /// Opens `path` below `dir` without following a symbolic link anywhere.
-pub fn plain(dir: impl AsFd, path: &str) -> io::Result<OwnedFd> {
+pub fn open_plain(dir: impl AsFd, path: &str) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
     Ok(rustix::fs::openat2(dir, path, flags, Mode::empty(), resolve)?)

@@ -9,7 +9,7 @@ use crate::ids::{RunId, SnapshotId};
 use crate::trace::Track;
 use crate::transfer::readers::BlockSource;
 use crate::transfer::readers::{BlockFeed, ReadBlock};
-use crate::transfer::together::together;
+use crate::transfer::together::process_concurrently;
 use crate::undo;
 use crate::undo::{Debt, Due};
 use anyhow::{Context, Result};
@@ -22,7 +22,7 @@ use std::task::Context as Task;
 
 /// Blocks in memory at a time, which are being read, queued, or being sent: 24 MiB. EBS direct accepts fewer than 1000
 /// puts a second for one snapshot, so that more would help only if a put takes longer than 48 ms.
-pub const IN_MEMORY: usize = 48;
+pub const MAX_BLOCKS_IN_MEMORY: usize = 48;
 
 /// A complete snapshot, and the blocks that were uploaded to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,7 +68,7 @@ pub async fn upload_started(
 
 /// The digests of a source's blocks, without uploading them.
 pub async fn digests(source: Arc<dyn BlockSource>) -> Result<BTreeMap<u32, Digest>> {
-    let mut feed = BlockFeed::start(source.clone(), IN_MEMORY)?;
+    let mut feed = BlockFeed::start(source.clone(), MAX_BLOCKS_IN_MEMORY)?;
     let mut all = Vec::new();
     while let Some(block) = poll_fn(|cx| feed.poll_next(cx)).await {
         let ReadBlock { index, digest, .. } = block?;
@@ -82,7 +82,7 @@ async fn ensure_unchanged_source(
     source: Arc<dyn BlockSource>,
     all: Vec<(u32, Digest)>,
 ) -> Result<BTreeMap<u32, Digest>> {
-    crate::transfer::readers::beside(move || {
+    crate::transfer::readers::run_in_thread(move || {
         let all = all.into_iter().collect();
         source.ensure_unchanged(&all)?;
         Ok(all)
@@ -118,7 +118,7 @@ async fn put_all(
         drop(room);
         put.map(|()| (index, digest))
     };
-    let mut feed = BlockFeed::start(source, IN_MEMORY)?;
+    let mut feed = BlockFeed::start(source, MAX_BLOCKS_IN_MEMORY)?;
     let (mut sent, counter) = (Vec::new(), Track::here().counter("blocks sent"));
     let next = |cx: &mut Task<'_>| feed.poll_next(cx);
     let done = |put: (u32, Digest)| {
@@ -126,12 +126,12 @@ async fn put_all(
         counter.add(1);
         on_progress(sent.len() as u64 * BLOCK as u64);
     };
-    together(next, put, done).await?;
+    process_concurrently(next, put, done).await?;
     Ok(sent)
 }
 
 /// The debt to register before a snapshot is started: the run leaves no snapshot.
-pub fn debt(blocks: Rc<dyn BlockApi>, run: &RunId) -> Debt {
+pub fn snapshot_debt(blocks: Rc<dyn BlockApi>, run: &RunId) -> Debt {
     let of = run.clone();
     Debt {
         due: Due::OnFailure,

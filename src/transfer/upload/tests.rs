@@ -121,9 +121,9 @@ async fn all_blocks_are_uploaded_concurrently_in_little_memory() {
     assert_eq!(sent.blocks, expected);
     let state = fake.state();
     assert!(state.snapshots[&sent.snapshot].complete && state.snapshots.len() == 1);
-    assert!((9..=IN_MEMORY).contains(&state.most), "{} puts at a time", state.most);
+    assert!((9..=MAX_BLOCKS_IN_MEMORY).contains(&state.most), "{} puts at a time", state.most);
     let alive = source.alive.lock().unwrap().1;
-    assert!(alive <= IN_MEMORY, "{alive} blocks in memory");
+    assert!(alive <= MAX_BLOCKS_IN_MEMORY, "{alive} blocks in memory");
     assert!(time < delay * 600, "{time:?}: one after another it takes {:?}", delay * 600);
     assert_eq!(*told.borrow(), (1..=600).map(|n| n * BLOCK as u64).collect::<Vec<_>>());
     drop(state);

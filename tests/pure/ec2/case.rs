@@ -76,7 +76,7 @@ impl Case {
         }
         match (ended.result, self.end) {
             (Ok(image), End::Baked) => {
-                assert!(image.made_by(&run), "{what}");
+                assert!(image.was_created_by(&run), "{what}");
                 fixture.holds_one(&image, &what);
             }
             (Err(error), End::Fails(texts)) => {

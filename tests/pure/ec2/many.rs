@@ -164,7 +164,7 @@ async fn drawn(seed: u64, ends: Rc<RefCell<BTreeMap<&'static str, u32>>>) {
     left(&ended);
     match ended.result {
         Ok(image) => {
-            assert!(image.made_by(&run), "{what}");
+            assert!(image.was_created_by(&run), "{what}");
             ended_as("baked");
             return fixture.holds_one(&image, &what);
         }
@@ -232,7 +232,7 @@ async fn two(seed: u64) {
     };
     let (first, second) = (of(first), of(second));
     assert_eq!(first.id, second.id, "{what}");
-    assert!(first.made_by(&a) || first.made_by(&b), "{what}");
+    assert!(first.was_created_by(&a) || first.was_created_by(&b), "{what}");
     fixture.holds_one(&first, &what);
     assert_eq!(fixture.ever().2, 1, "{what}: no image but this one, ever");
 }

@@ -149,7 +149,7 @@ async fn r1_7_the_loser_cleans_up() {
     assert_eq!((&first.left, &second.left), (&vec![], &vec![]));
     let (first, second) = (first.result.unwrap(), second.result.unwrap());
     assert_eq!(first.id, second.id);
-    assert!(first.made_by(&a) != first.made_by(&b));
+    assert!(first.was_created_by(&a) != first.was_created_by(&b));
     fixture.holds_one(&first, "1.7");
     assert_eq!(fixture.ever(), (2, 2, 1));
 }

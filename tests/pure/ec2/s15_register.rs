@@ -82,7 +82,7 @@ async fn r15_2_the_winner_is_adopted() {
             let (ended, run) = fixture.bake().await;
             assert_eq!(ended.left, []);
             let image = ended.result.unwrap();
-            assert_eq!((image.id.0.as_str(), image.made_by(&run)), (id.as_str(), false));
+            assert_eq!((image.id.0.as_str(), image.was_created_by(&run)), (id.as_str(), false));
             let made = fixture.made();
             assert_eq!((made.volumes.len(), made.snapshots.len(), made.images.len()), (0, 0, 1));
             assert_eq!(fixture.sent("RegisterImage", "Name"), ["web-1"]);
@@ -150,7 +150,7 @@ async fn r15_2_the_holder_gives_up() {
     let (ended, run) = fixture.bake().await;
     assert_eq!(ended.left, []);
     let image = ended.result.unwrap();
-    assert!(image.made_by(&run));
+    assert!(image.was_created_by(&run));
     fixture.holds_one(&image, "15.2");
 }
 

@@ -48,7 +48,7 @@ async fn r19_1_left_behind() {
         let fixture = Ec2Fixture::with(&faults);
         let (ended, run) = fixture.bake().await;
         match &ended.result {
-            Ok(image) => assert!(!fails && image.made_by(&run), "{what}"),
+            Ok(image) => assert!(!fails && image.was_created_by(&run), "{what}"),
             Err(error) => {
                 assert!(fails, "{what}: {error:#}");
                 says(error, &["RegisterImage", "InvalidParameterValue"], &what);

@@ -170,7 +170,9 @@ fn server_of(child: &Child) -> Option<Pid> {
     let mut pids = children.iter().flat_map(|pids| pids.split_whitespace());
     let serves = |pid: &&str| {
         let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        command.split(|byte| *byte == 0).any(|word| word == oven::disk::direct::server::VERB.as_bytes())
+        command
+            .split(|byte| *byte == 0)
+            .any(|word| word == oven::disk::direct::server::SERVER_VERB.as_bytes())
     };
     pids.find(serves).map(|pid| Pid::from_raw(pid.parse().unwrap()))
 }

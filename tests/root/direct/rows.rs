@@ -341,7 +341,7 @@ fn memory_stays_small_however_much_there_is() {
     let names: Vec<_> = seen.values().map(|(name, kib)| format!("{name}: {} MiB", kib >> 10)).collect();
     let sum = seen.values().map(|(_, kib)| kib).sum::<u64>() >> 10;
     println!("{mib} MiB read and written in {:?}: {sum} MiB in all ({})", begun.elapsed(), names.join(", "));
-    assert!(seen.values().any(|(name, _)| name == oven::disk::direct::server::VERB), "{names:?}");
+    assert!(seen.values().any(|(name, _)| name == oven::disk::direct::server::SERVER_VERB), "{names:?}");
     assert!(sum < most, "{sum} MiB: {names:?}");
     let (id, _) = snapshot(&world, &baked);
     let put = Region::open(&world.region()).unwrap().put_blocks(&SnapshotId(id)).unwrap();

@@ -1,6 +1,6 @@
 //! A disk of this machine that takes what is written, and loses it later.
 
-use oven::disk::direct::fault::ensure_kept;
+use oven::disk::direct::fault::ensure_written;
 use oven_testing::ring;
 use rustix::mount::{MountPropagationFlags, mount_change};
 use std::fs::File;
@@ -39,13 +39,13 @@ fn what_was_written_and_lost_is_noticed_by_whoever_wrote_it() {
         let (mut lost, mut kept) = (open("lost"), open("kept"));
         kept.write_all(b"text").unwrap();
         kept.sync_all().unwrap();
-        ensure_kept(&lost).unwrap();
+        ensure_written(&lost).unwrap();
         lost.write_all(&vec![7; 64 << 20]).unwrap();
         // The kernel does so by itself, sooner or later; and who asks first is not the only one to be told.
         open("lost").sync_all().unwrap_err();
-        let error = ensure_kept(&lost).unwrap_err();
+        let error = ensure_written(&lost).unwrap_err();
         assert!(matches!(error.raw_os_error(), Some(libc::EIO | libc::ENOSPC)), "{error}");
-        ensure_kept(&kept).unwrap();
+        ensure_written(&kept).unwrap();
         let mut text = String::new();
         open("kept").read_to_string(&mut text).unwrap();
         assert_eq!(text, "text");

@@ -159,7 +159,7 @@ async fn a_disk_becomes_a_snapshot_and_an_image() {
         kind: Default::default(),
         tags: [("role".to_owned(), "web".to_owned())].into(),
         verify: false,
-        lasts: true,
+        will_commit: true,
     };
     let disk = disks.checkout(&base, &larger, &run, &undo).await.unwrap();
     assert_eq!(byte(disk.device(), (2 << 30) - 1), 0);

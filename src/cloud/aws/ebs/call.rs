@@ -1,7 +1,7 @@
 //! One call of EBS direct: it is sent, its error is classified as EC2's are, and it is retried where that is right. The
 //! SDK itself does not retry.
 
-use super::rate_limit::{MOST, RateLimiter};
+use super::rate_limit::{MAX_PER_SECOND, RateLimiter};
 use super::tokens::BlockTokens;
 use super::workers::{Worker, Workers};
 use crate::cloud::aws::ec2::Timeouts;
@@ -24,14 +24,14 @@ use tokio::time::{Instant, sleep};
 const MAX_PUTS: usize = 64;
 /// Concurrent reads if EBS is slow: at 100 ms each, the figure of AWS's guide, that is EBS's limit for one second.
 /// Measured with 950 blocks of 60 to 140 ms: 1.47 s and 86 MiB; with 64 reads, 1.90 s and 64 MiB.
-pub const READS: usize = 96;
+pub const MAX_READS: usize = 96;
 /// Concurrent reads as long as EBS answers at once. Measured with 950 blocks on two cores, shared with the server: 0.6
 /// s, as with 64 from the start, in 66 MiB instead of up to 98.
 const INITIAL_READS: usize = 24;
 /// A read that takes longer waits for EBS and not for this machine: then more are sent concurrently.
 const SLOW_READ: Duration = Duration::from_millis(50);
 /// EBS's limit for calls of one kind for one snapshot: calls under way when a second begins arrive in that second, too.
-const _: () = assert!(MOST + MAX_PUTS <= 1000 && MOST + READS <= 1000);
+const _: () = assert!(MAX_PER_SECOND + MAX_PUTS <= 1000 && MAX_PER_SECOND + MAX_READS <= 1000);
 
 /// State that all threads share.
 pub struct EbsState {
@@ -72,7 +72,7 @@ impl EbsState {
     /// Records how long a read took. The first reads had to connect and do not count; each slow one after them allows
     /// one more concurrent read.
     pub fn took(&self, time: Duration) {
-        let increment = |slow_reads: usize| (slow_reads < READS).then_some(slow_reads + 1);
+        let increment = |slow_reads: usize| (slow_reads < MAX_READS).then_some(slow_reads + 1);
         if time > SLOW_READ
             && let Ok(INITIAL_READS..) =
                 self.slow_reads.fetch_update(Ordering::Relaxed, Ordering::Relaxed, increment)
@@ -84,7 +84,7 @@ impl EbsState {
     fn entry(&self, id: &SnapshotId, born: Option<Instant>) -> Arc<KnownSnapshot> {
         let mut snapshots = self.snapshots.lock().unwrap_or_else(PoisonError::into_inner);
         let new = || {
-            let (gets, puts) = (RateLimiter::until_refused(), RateLimiter::default());
+            let (gets, puts) = (RateLimiter::unlimited_until_refused(), RateLimiter::default());
             Arc::new(KnownSnapshot { id: id.clone(), tokens: BlockTokens::default(), gets, puts, born })
         };
         snapshots.entry(id.clone()).or_insert_with(new).clone()
@@ -180,6 +180,6 @@ mod tests {
         assert_eq!(permits_after(1000, SLOW_READ), INITIAL_READS);
         assert_eq!(permits_after(INITIAL_READS, SLOW_READ * 2), INITIAL_READS, "the first reads connect");
         assert_eq!(permits_after(10, SLOW_READ * 2), INITIAL_READS + 10);
-        assert_eq!(permits_after(1000, SLOW_READ * 2), READS);
+        assert_eq!(permits_after(1000, SLOW_READ * 2), MAX_READS);
     }
 }

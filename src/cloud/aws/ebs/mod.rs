@@ -17,7 +17,7 @@ mod tokens;
 mod workers;
 mod write;
 
-use super::ec2::{APP, Ec2, timeouts};
+use super::ec2::{APP_NAME, Ec2, sdk_timeouts};
 use crate::cloud::VolumeKind;
 use crate::cloud::block_api::{BlockApi, NewSnapshot, ParentUse, SnapshotContents, SnapshotReader};
 use crate::ids::Digest;
@@ -53,9 +53,9 @@ impl Ebs {
         let (region, pace) = (ec2.region(), *ec2.pace());
         Self::with_loader(ec2, move || {
             let loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
-                .app_name(AppName::new(APP).expect("letters only"))
+                .app_name(AppName::new(APP_NAME).expect("letters only"))
                 .region(Region::new(region.clone()))
-                .timeout_config(timeouts(&pace));
+                .timeout_config(sdk_timeouts(&pace));
             async move { Config::new(&loader.load().await) }
         })
     }
@@ -74,7 +74,7 @@ impl Ebs {
             let config = load_config();
             let with_timeouts = async move {
                 let config = config.await.to_builder().retry_config(RetryConfig::disabled());
-                config.timeout_config(timeouts(&pace)).build()
+                config.timeout_config(sdk_timeouts(&pace)).build()
             };
             Box::pin(with_timeouts) as Pin<Box<dyn Future<Output = Config> + Send>>
         });
@@ -119,7 +119,7 @@ impl BlockApi for Ebs {
 
     async fn copied(&self, snapshot: &SnapshotId, kind: &VolumeKind, tell: &dyn Fn()) -> Result<SnapshotId> {
         self.ec2
-            .copy_of(snapshot, kind, tell)
+            .ensure_copy(snapshot, kind, tell)
             .await
             .with_context(|| format!("copying {snapshot} into this account"))
     }

@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep_until};
 /// quotas). It counts calls as they arrive: those sent in that second, and those under way when it began, of which
 /// there are no more than [`super::call::READS`]. Within this budget calls are sent without pauses: spaced evenly, 700
 /// blocks took 0.8 s where EBS takes them at once.
-pub const MOST: usize = 900;
+pub const MAX_PER_SECOND: usize = 900;
 const SECOND: Duration = Duration::from_secs(1);
 /// After a refusal, calls are spaced evenly: this fraction of a second has at most its share of them. Timers are
 /// accurate to a millisecond.
@@ -58,7 +58,7 @@ impl State {
         // The rate is positive and below a thousand.
         let limit = self.rate as usize;
         let mut free = self.turn_back(limit).filter(|_| !self.unlimited).map(|turn| turn + SECOND);
-        if limit < MOST {
+        if limit < MAX_PER_SECOND {
             let few = (limit / PARTS).max(1);
             let part = SECOND.mul_f64(few as f64 / limit as f64);
             free = free.max(self.turn_back(few).map(|turn| turn + part));
@@ -67,7 +67,7 @@ impl State {
             return Err(free);
         }
         self.turns.push_back(now);
-        if self.turns.len() > MOST {
+        if self.turns.len() > MAX_PER_SECOND {
             self.turns.pop_front();
         }
         Ok(())
@@ -76,13 +76,14 @@ impl State {
 
 impl RateLimiter {
     fn new(unlimited: bool) -> Self {
-        let state = State { rate: MOST as f64, unlimited, turns: VecDeque::new(), last_refusal: None };
+        let state =
+            State { rate: MAX_PER_SECOND as f64, unlimited, turns: VecDeque::new(), last_refusal: None };
         Self { line: tokio::sync::Mutex::default(), state: Mutex::new(state) }
     }
 
     /// For reads: a refused read costs nothing but itself, and the account's limit for reads differs from the limit for
     /// writes to a snapshot. Reads are not limited until one is refused.
-    pub fn until_refused() -> Self {
+    pub fn unlimited_until_refused() -> Self {
         Self::new(true)
     }
 
@@ -103,7 +104,7 @@ impl RateLimiter {
 
     pub fn succeeded(&self) {
         let mut state = self.state();
-        state.rate = (state.rate + RATE_STEP / state.rate).min(MOST as f64);
+        state.rate = (state.rate + RATE_STEP / state.rate).min(MAX_PER_SECOND as f64);
     }
 
     /// Records that EBS refused a call because there were too many.
@@ -167,30 +168,30 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn reads_are_not_limited_until_one_is_refused() {
-        let limiter = RateLimiter::until_refused();
+        let limiter = RateLimiter::unlimited_until_refused();
         let begun = Instant::now();
-        take_turns(&limiter, 5 * MOST).await;
+        take_turns(&limiter, 5 * MAX_PER_SECOND).await;
         assert_eq!(begun.elapsed(), Duration::ZERO);
         limiter.refused();
-        assert_eq!(limiter.rate(), MOST as f64 / 2.0);
-        assert_at_most(MOST / 2, SECOND, &take_turns(&limiter, 2 * MOST).await);
+        assert_eq!(limiter.rate(), MAX_PER_SECOND as f64 / 2.0);
+        assert_at_most(MAX_PER_SECOND / 2, SECOND, &take_turns(&limiter, 2 * MAX_PER_SECOND).await);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_seconds_turns_are_taken_at_once_and_no_second_has_more() {
         let limiter = RateLimiter::default();
         let begun = Instant::now();
-        let mut all = take_turns(&limiter, MOST).await;
+        let mut all = take_turns(&limiter, MAX_PER_SECOND).await;
         assert_eq!(begun.elapsed(), Duration::ZERO);
-        all.extend(take_turns(&limiter, 2 * MOST).await);
+        all.extend(take_turns(&limiter, 2 * MAX_PER_SECOND).await);
         // It is no faster, and hardly slower.
         assert!((2 * SECOND..2 * SECOND + 10 * MS).contains(&begun.elapsed()), "{:?}", begun.elapsed());
         // After a pause, too, one second's turns are available and no more.
         for pause in [500, 999, 1000, 60_000] {
             sleep(pause * MS).await;
-            all.extend(take_turns(&limiter, MOST + MOST / 2).await);
+            all.extend(take_turns(&limiter, MAX_PER_SECOND + MAX_PER_SECOND / 2).await);
         }
-        assert_at_most(MOST, SECOND, &all);
+        assert_at_most(MAX_PER_SECOND, SECOND, &all);
     }
 
     /// Bursts of random sizes at random times, for some seconds.
@@ -202,16 +203,16 @@ mod tests {
                 all.extend(take_turns(&limiter, random(400) as usize).await);
                 sleep(random(300) as u32 * MS).await;
             }
-            assert_at_most(MOST, SECOND, &all);
+            assert_at_most(MAX_PER_SECOND, SECOND, &all);
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn after_a_refusal_the_rate_is_half_and_even() {
-        let (half, few) = (MOST / 2, MOST / 2 / PARTS);
+        let (half, few) = (MAX_PER_SECOND / 2, MAX_PER_SECOND / 2 / PARTS);
         for pause in [0, 300, 999, 5000] {
             let limiter = RateLimiter::default();
-            let mut all = take_turns(&limiter, MOST).await;
+            let mut all = take_turns(&limiter, MAX_PER_SECOND).await;
             let begun = Instant::now();
             sleep(pause * MS).await;
             limiter.refused();
@@ -224,35 +225,35 @@ mod tests {
             let took = after[3 * half - 1] - after[0];
             assert!((2900 * MS..3300 * MS).contains(&took), "{took:?}");
             all.extend(after);
-            assert_at_most(MOST, SECOND, &all);
+            assert_at_most(MAX_PER_SECOND, SECOND, &all);
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_refusal_slows_waiting_callers_down() {
         let limiter = RateLimiter::default();
-        take_turns(&limiter, MOST).await;
+        take_turns(&limiter, MAX_PER_SECOND).await;
         let begun = Instant::now();
         let refusal = async {
             sleep(500 * MS).await;
             limiter.refused();
         };
-        let (waited, ()) = tokio::join!(take_turns(&limiter, MOST), refusal);
-        assert_at_most(MOST / 2, SECOND, &waited);
+        let (waited, ()) = tokio::join!(take_turns(&limiter, MAX_PER_SECOND), refusal);
+        assert_at_most(MAX_PER_SECOND / 2, SECOND, &waited);
         assert!(begun.elapsed() >= 2900 * MS, "{:?}", begun.elapsed());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_dropped_caller_takes_no_turn() {
         let limiter = RateLimiter::default();
-        take_turns(&limiter, MOST).await;
-        for _ in 0..5 * MOST {
+        take_turns(&limiter, MAX_PER_SECOND).await;
+        for _ in 0..5 * MAX_PER_SECOND {
             let mut given_up = pin!(limiter.turn());
             let polled = poll_fn(|cx| Poll::Ready(given_up.as_mut().poll(cx).is_pending())).await;
             assert!(polled);
         }
         let begun = Instant::now();
-        take_turns(&limiter, MOST).await;
+        take_turns(&limiter, MAX_PER_SECOND).await;
         assert!(begun.elapsed() < SECOND + 10 * MS, "{:?}", begun.elapsed());
     }
 
@@ -270,13 +271,13 @@ mod tests {
                 }
                 sleep(random(100) as u32 * MS).await;
             }
-            assert_at_most(MOST, SECOND, &all);
+            assert_at_most(MAX_PER_SECOND, SECOND, &all);
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn refusals_halve_the_rate_and_successes_raise_it_again() {
-        let (limiter, limit) = (RateLimiter::default(), MOST as f64);
+        let (limiter, limit) = (RateLimiter::default(), MAX_PER_SECOND as f64);
         for _ in 0..64 {
             limiter.refused();
         }
@@ -303,7 +304,7 @@ mod tests {
         assert!((30..60).contains(&took), "{took} s");
         sleep(SECOND).await;
         let begun = Instant::now();
-        take_turns(&limiter, MOST).await;
+        take_turns(&limiter, MAX_PER_SECOND).await;
         assert_eq!(begun.elapsed(), Duration::ZERO);
     }
 }

@@ -7,7 +7,7 @@ use crate::cloud::aws::ec2::client::errors::{
     COMPLETE_SNAPSHOT, ErrorClass, PUT_SNAPSHOT_BLOCK, START_SNAPSHOT,
 };
 use crate::cloud::aws::ec2::images::convert;
-use crate::cloud::aws::ec2::volumes::token;
+use crate::cloud::aws::ec2::volumes::client_token;
 use crate::cloud::block_api::{NewSnapshot, SnapshotExpired};
 use crate::error::Kind;
 use crate::ids::{BLOCK, Digest};
@@ -52,7 +52,7 @@ impl SnapshotStarts {
         let mut attempts = self.attempts.borrow_mut();
         let attempt = attempts.entry(run.clone()).or_default();
         *attempt += 1;
-        token(run, "direct", *attempt)
+        client_token(run, "direct", *attempt)
     }
 
     fn with_unresolved<T>(
@@ -66,7 +66,7 @@ impl SnapshotStarts {
 /// [`MIN_TIMEOUT`], plus twice the time to write the whole disk, in minutes.
 fn timeout_minutes(size_gib: u64) -> i32 {
     let minutes = size_gib.saturating_mul(2 * SECONDS_PER_GIB) / 60;
-    convert::number(minutes.saturating_add(MIN_TIMEOUT).min(MAX_TIMEOUT))
+    convert::to_i32(minutes.saturating_add(MIN_TIMEOUT).min(MAX_TIMEOUT))
 }
 
 /// EBS accepts 1 to 255 characters.
@@ -117,7 +117,7 @@ impl Ebs {
                 let task = lane.handle().spawn(send(sent, client));
                 let answer = async { task.await.expect("the thread lives as long as the program's Ebs") };
                 self.ec2
-                    .fly(&spec.run, &START_SNAPSHOT, &what, answer, move |run, result| {
+                    .send_in_background(&spec.run, &START_SNAPSHOT, &what, answer, move |run, result| {
                         let mut unresolved = unresolved.lock().unwrap_or_else(PoisonError::into_inner);
                         match result {
                             Ok(snapshot) => {
@@ -208,7 +208,7 @@ impl Ebs {
                     .put_snapshot_block()
                     .snapshot_id(&snapshot.id.0)
                     .block_index(i32::try_from(index).unwrap_or(i32::MAX))
-                    .data_length(convert::number(data.len()))
+                    .data_length(convert::to_i32(data.len()))
                     .checksum_algorithm(ChecksumAlgorithm::ChecksumAlgorithmSha256)
                     .checksum(&checksum)
                     .block_data(ByteStream::from(data.clone()));
@@ -286,7 +286,7 @@ impl Ebs {
     ) -> Result<Result<(), ApiError>> {
         let shared = self.shared().await?;
         let (again, id) = (shared.clone(), id.clone());
-        let count = convert::number(count);
+        let count = convert::to_i32(count);
         let send = |lane| async move { complete(&again, lane, &id, count, checksum).await };
         Ok(shared.lanes.run(send).await)
     }

@@ -79,7 +79,7 @@ struct Inner {
 }
 
 /// Part of the user agent, so that CloudTrail shows who called.
-pub(crate) const APP: &str = "oven";
+pub(crate) const APP_NAME: &str = "oven";
 
 impl Ec2 {
     /// Takes region, credentials and endpoint as AWS's tools do: from environment, profiles, assumed roles, web
@@ -89,8 +89,8 @@ impl Ec2 {
     }
 
     async fn load(loader: ConfigLoader, options: Ec2Options) -> Result<Self> {
-        let app = AppName::new(APP).expect("letters only");
-        let mut loader = loader.app_name(app).timeout_config(timeouts(&options.pace));
+        let app = AppName::new(APP_NAME).expect("letters only");
+        let mut loader = loader.app_name(app).timeout_config(sdk_timeouts(&options.pace));
         if let Some(region) = &options.region {
             loader = loader.region(Region::new(region.clone()));
         }
@@ -118,7 +118,7 @@ impl Ec2 {
         let config = config
             .to_builder()
             .retry_config(RetryConfig::disabled())
-            .timeout_config(timeouts(&options.pace))
+            .timeout_config(sdk_timeouts(&options.pace))
             .interceptor(wire.clone())
             .build();
         Self(Rc::new(Inner {
@@ -249,12 +249,12 @@ impl Ec2 {
     }
 
     /// Waits before the first poll: nothing on EC2 is ready at once.
-    async fn look_soon(&self) {
+    async fn wait_before_first_poll(&self) {
         tokio::time::sleep(self.pace().look).await;
     }
 }
 
-pub(crate) fn timeouts(pace: &Timeouts) -> TimeoutConfig {
+pub(crate) fn sdk_timeouts(pace: &Timeouts) -> TimeoutConfig {
     TimeoutConfig::builder()
         .connect_timeout(pace.connect)
         .read_timeout(pace.read)
@@ -283,11 +283,11 @@ impl Cloud for Ec2 {
     }
 
     async fn images(&self, family: Option<&str>) -> Result<Vec<Image>> {
-        self.our_images(family).await
+        self.find_own_images(family).await
     }
 
     async fn image(&self, id: &ImageId) -> Result<(Image, BTreeMap<String, String>)> {
-        Ok((self.our_image(id).await?, self.documents(id)?))
+        Ok((self.find_own_image(id).await?, self.documents(id)?))
     }
 
     async fn replace_failed(&self, name: &str) -> Result<Option<ImageId>> {
@@ -300,17 +300,17 @@ impl Cloud for Ec2 {
 
     async fn ensure_permitted(&self, base: &Base) -> Result<()> {
         if !self.0.direct.get() {
-            self.ensure_here().await?;
+            self.ensure_builder().await?;
         }
         self.ensure_essentials(base).await
     }
 
     async fn connection(&self) -> Vec<(String, Result<()>)> {
-        self.judge_connection().await
+        self.run_connection_checks().await
     }
 
     async fn permissions(&self) -> Result<Vec<Permission>> {
-        self.judge_permissions().await
+        self.run_permission_checks().await
     }
 }
 
@@ -329,11 +329,11 @@ impl Volumes for Ec2 {
     }
 
     async fn keep(&self, run: &RunId) -> Result<Vec<VolumeId>> {
-        self.keep_volumes(run).await
+        self.tag_and_detach_volumes(run).await
     }
 
     async fn kept(&self, run: &RunId) -> Result<Option<VolumeId>> {
-        self.kept_volume(run).await
+        self.find_preserved_volume(run).await
     }
 
     async fn ensure_no_volumes(&self, run: &RunId) -> Result<()> {

@@ -47,7 +47,7 @@ const OPERATION_TIMEOUT: Duration = Duration::from_secs(20);
 ///
 /// Fails with [`Kind::Machine`] if the metadata service does not answer, with possible reasons, and with
 /// [`Kind::Usage`] if a given value is malformed or contradicts another one.
-pub async fn who_am_i(given: InstanceOverrides) -> Result<Instance> {
+pub async fn identify_instance(given: InstanceOverrides) -> Result<Instance> {
     let imds = Client::builder().connect_timeout(CONNECT_TIMEOUT).read_timeout(READ_TIMEOUT);
     let imds = imds.operation_attempt_timeout(OPERATION_TIMEOUT).operation_timeout(OPERATION_TIMEOUT).build();
     let region = ["AWS_REGION", "AWS_DEFAULT_REGION"].into_iter().find_map(|name| {

@@ -38,7 +38,7 @@ const _: () = assert!(size_of::<Command>() == 72);
 /// Sends the command to an open disk. Fails with ENOTTY if it is not an NVMe disk, and with EPERM without the
 /// permission.
 #[allow(unsafe_code)]
-pub fn controller(node: BorrowedFd<'_>) -> Result<Box<IdentifyPage>> {
+pub fn identify_controller(node: BorrowedFd<'_>) -> Result<Box<IdentifyPage>> {
     let mut page = Box::new([0; size_of::<IdentifyPage>()]);
     let mut command = Command {
         opcode: IDENTIFY,

@@ -68,7 +68,7 @@ impl Kernel for Linux {
     }
 
     fn identify(&self, node: BorrowedFd<'_>) -> io::Result<Box<IdentifyPage>> {
-        identify::controller(node)
+        identify::identify_controller(node)
     }
 }
 
@@ -90,7 +90,7 @@ fn find_by(kernel: &impl Kernel, sys: &Path, dev: &Path, volume: &VolumeId) -> R
     let Some(node) = open(kernel, &path, disk)? else { return Ok(None) };
     let page = match kernel.identify(node.as_fd()) {
         Ok(page) => page,
-        Err(error) if gone(&error) => return Ok(None),
+        Err(error) if is_removed(&error) => return Ok(None),
         Err(error) => {
             let hint = match error.raw_os_error() {
                 Some(libc::EPERM | libc::EACCES) => {
@@ -145,9 +145,9 @@ fn open(kernel: &impl Kernel, path: &Path, disk: &Namespace) -> Result<Option<Ow
             let text = format!(
                 "{} is device {}, but the kernel's {} is {}",
                 path.display(),
-                spelt(number),
+                device_number_text(number),
                 disk.name,
-                spelt(disk.number)
+                device_number_text(disk.number)
             );
             return Err(device_error(text, "It is a stale node of a disk that was removed: delete it."));
         }
@@ -159,7 +159,7 @@ fn open(kernel: &impl Kernel, path: &Path, disk: &Namespace) -> Result<Option<Ow
     let same = format!("/proc/self/fd/{}", found.as_raw_fd());
     match rustix::fs::open(same, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(io::Error::from) {
         Ok(node) => Ok(Some(node)),
-        Err(error) if gone(&error) => Ok(None),
+        Err(error) if is_removed(&error) => Ok(None),
         Err(error) => Err(error).with_context(context),
     }
 }
@@ -167,7 +167,7 @@ fn open(kernel: &impl Kernel, path: &Path, disk: &Namespace) -> Result<Option<Ow
 fn open_nameless_node(kernel: &impl Kernel, path: &Path, disk: &Namespace) -> Result<Option<OwnedFd>> {
     match kernel.node(disk.number) {
         Ok(node) => Ok(Some(node)),
-        Err(error) if gone(&error) => Ok(None),
+        Err(error) if is_removed(&error) => Ok(None),
         Err(error) => {
             let text = format!("{} does not exist, and creating a node failed: {error}", path.display());
             Err(device_error(text, "Run oven as root; a container needs the host's /dev (-v /dev:/dev)."))
@@ -197,11 +197,11 @@ fn text(bytes: &[u8]) -> std::borrow::Cow<'_, str> {
     String::from_utf8_lossy(bytes)
 }
 
-fn spelt(number: u64) -> String {
+fn device_number_text(number: u64) -> String {
     format!("{}:{}", rustix::fs::major(number), rustix::fs::minor(number))
 }
 
 /// Whether the kernel reports that the disk was just removed.
-fn gone(error: &io::Error) -> bool {
+fn is_removed(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::ENXIO))
 }

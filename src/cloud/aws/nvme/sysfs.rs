@@ -1,7 +1,7 @@
 //! Reads the kernel's list of NVMe disks.
 
 use super::identify::unpadded;
-use super::{gone, spelt, text};
+use super::{device_number_text, is_removed, text};
 use anyhow::{Context, Result};
 use std::fmt;
 use std::path::Path;
@@ -39,7 +39,8 @@ impl fmt::Display for Namespace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let states: Vec<_> = self.controllers.iter().map(|c| text(&c.state)).collect();
         let states = if states.is_empty() { "without a controller".into() } else { states.join(", ") };
-        let (number, serial, model) = (spelt(self.number), text(&self.serial), text(&self.model));
+        let (number, serial, model) =
+            (device_number_text(self.number), text(&self.serial), text(&self.model));
         write!(f, "{} ({number}): serial {serial:?}, model {model:?}, {states}", self.name)
     }
 }
@@ -105,7 +106,7 @@ fn controllers(device: &Path) -> Result<Vec<Controller>> {
     let context = || format!("reading {}", device.display());
     let entries = match std::fs::read_dir(device) {
         Ok(entries) => entries,
-        Err(error) if gone(&error) => return Ok(Vec::new()),
+        Err(error) if is_removed(&error) => return Ok(Vec::new()),
         Err(error) => return Err(error).with_context(context),
     };
     let mut found = Vec::new();
@@ -138,7 +139,7 @@ fn device_number(text: &[u8]) -> Option<u64> {
 fn attribute(path: &Path) -> Result<Option<Vec<u8>>> {
     match std::fs::read(path) {
         Ok(text) => Ok(Some(unpadded(text.strip_suffix(b"\n").unwrap_or(&text)).to_vec())),
-        Err(error) if gone(&error) => Ok(None),
+        Err(error) if is_removed(&error) => Ok(None),
         Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
     }
 }

@@ -11,16 +11,16 @@ mod write;
 use crate::sys::tasks;
 pub use copies::Copies;
 
-use super::pending_snapshot::{PutBlocks, SnapshotState, boot, invalid};
+use super::pending_snapshot::{PutBlocks, SnapshotState, boot_id, invalid};
 use super::records::{Completion, PendingWrites};
 use super::records::{
     LockedRegion, NEVER, PARENT, PUT, RegionStore, SnapshotRecord, created_after, remove_if_there,
 };
-use super::volumes::with_run;
+use super::volumes::with_run_tag;
 use super::{Region, new_id};
 use crate::cloud::VolumeKind;
 use crate::cloud::block_api::{BlockApi, NewSnapshot, ParentUse, SnapshotContents, SnapshotReader};
-use crate::cloud::ec2_rules::{absent, check_description};
+use crate::cloud::ec2_rules::{check_description, not_found_error};
 use crate::ids::Digest;
 use crate::ids::{RunId, SnapshotId};
 use crate::sys::sparse_copy;
@@ -42,7 +42,7 @@ const MAX_GIB: u64 = 16384;
 fn ensure_parent(store: &RegionStore, id: &SnapshotId, size_gib: u64) -> Result<()> {
     let missing = || {
         let text = format!("The parent snapshot '{id}' does not exist.");
-        absent("ResourceNotFoundException: DEPENDENCY_RESOURCE_NOT_FOUND", text)
+        not_found_error("ResourceNotFoundException: DEPENDENCY_RESOURCE_NOT_FOUND", text)
     };
     let parent: SnapshotRecord = store.find(&id.0)?.ok_or_else(missing)?;
     store.ensure_completed(&parent).map_err(|e| invalid("INVALID_DEPENDENCY_REQUEST", e))?;
@@ -163,14 +163,14 @@ impl BlockApi for Region {
             volume: None,
             created: created_after::<SnapshotRecord>(&[]),
             description: spec.description.clone(),
-            tags: with_run(&spec.tags, &spec.run)?,
+            tags: with_run_tag(&spec.tags, &spec.run)?,
             ready_at: NEVER,
             written: None,
         };
         let written = PendingWrites {
             parent: spec.parent.clone(),
             patience: self.0.patience.as_millis() as u64,
-            boot: boot().to_owned(),
+            boot: boot_id().to_owned(),
             sealed: None,
         };
         let copy = match &spec.parent {

@@ -1,7 +1,7 @@
 //! Reads the blocks of a complete snapshot.
 
 use crate::cloud::block_api::{BlockIndexes, SnapshotReader};
-use crate::cloud::ec2_rules::refused;
+use crate::cloud::ec2_rules::ec2_error;
 use crate::cloud::local::pending_snapshot::{PutBlocks, blocks_of, invalid};
 use crate::cloud::local::records::{RegionStore, SnapshotRecord};
 use crate::ids::SnapshotId;
@@ -40,7 +40,7 @@ impl OpenSnapshot {
     /// The blocks that have data other than zeros, or were put as zeros.
     pub fn contents(&self, stop: &Cancelled) -> Result<BlockIndexes> {
         let mut found: BlockIndexes = self.put.keys().copied().collect();
-        sparse_copy::blocks(&self.data, stop, &mut |at, data| {
+        sparse_copy::nonzero_blocks(&self.data, stop, &mut |at, data| {
             let end = (at + data.len() as u64).div_ceil(BLOCK as u64);
             found.insert_range((at / BLOCK as u64) as u32..end as u32);
             Ok(())
@@ -73,7 +73,7 @@ impl SnapshotReader for OpenSnapshot {
         read.with_context(|| format!("reading block {index} of {id}"))?;
         let digest = Digest::from(Sha256::digest(&block));
         if self.put.get(&index).is_some_and(|put| *put != digest) {
-            return Err(refused(
+            return Err(ec2_error(
                 "InternalServerException",
                 format!("block {index} of {id} differs from what was put"),
             ));

@@ -1,6 +1,6 @@
 //! Puts blocks into a pending snapshot, and completes it.
 
-use crate::cloud::ec2_rules::absent;
+use crate::cloud::ec2_rules::not_found_error;
 use crate::cloud::local::pending_snapshot::{BlockEntry, PutBlocks, blocks_of, invalid};
 use crate::cloud::local::records::Completion;
 use crate::cloud::local::records::{PARENT, RegionStore, SnapshotRecord};
@@ -104,7 +104,7 @@ fn open_put(store: &RegionStore, id: &SnapshotId) -> Result<PutBlocks> {
         None => {
             // It was never pending, or has been deleted: this returns the right error.
             store.writable(id)?;
-            Err(absent("ResourceNotFoundException", format!("The snapshot '{id}' does not exist.")))
+            Err(not_found_error("ResourceNotFoundException", format!("The snapshot '{id}' does not exist.")))
         }
     }
 }
@@ -142,5 +142,5 @@ pub fn put(store: &RegionStore, id: &SnapshotId, index: u32, block: &[u8], diges
         file.done(index, digest)
     };
     let dir = store.dir_of::<SnapshotRecord>();
-    write().map_err(|e| space::full(e.into(), &dir, BLOCK as u64))
+    write().map_err(|e| space::write_error(e.into(), &dir, BLOCK as u64))
 }

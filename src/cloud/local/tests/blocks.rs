@@ -241,7 +241,7 @@ async fn incomplete_snapshots_cannot_be_used_and_are_swept() {
 async fn each_block_restarts_the_timeout() {
     let f = Fixture::new();
     let minutes = |n: u64| Duration::from_secs(n * 60);
-    let short = f.region.with_patience(minutes(10));
+    let short = f.region.with_write_timeout(minutes(10));
     let id = short.start(&new(None, &RunId::new())).await.unwrap();
     for _ in 0..3 {
         age(&f.region, &id, minutes(9));

@@ -249,9 +249,9 @@ async fn a_free_volume_shares_its_file_with_the_snapshot() {
     let snapshot = f.region.snapshot(&volume, &run, &Tags::new()).await.unwrap();
     assert_eq!(f.data(&volume.0).metadata().unwrap().ino(), f.data(&snapshot.0).metadata().unwrap().ino());
     // Before it can be written to, it gets its own file.
-    let shared = f.region.lock_soon(&volume).await.unwrap().unwrap();
+    let shared = f.region.lock_when_free(&volume).await.unwrap().unwrap();
     let own = f.region.own_file(&volume, shared).await.unwrap();
-    assert!(f.region.lock_soon(&volume).await.unwrap().is_none(), "still locked");
+    assert!(f.region.lock_when_free(&volume).await.unwrap().is_none(), "still locked");
     own.write_all_at(&[1], 1 << 20).unwrap();
     assert_eq!((byte(&f.data(&snapshot.0), 1 << 20), byte(&f.data(&volume.0), 1 << 20)), (7, 1));
     assert_eq!(f.files("volumes"), 2);

@@ -6,7 +6,7 @@
 #[cfg(test)]
 mod tests;
 
-use super::block_cache::{BlockOrigin, CachedSnapshot, ROOM};
+use super::block_cache::{BlockOrigin, CachedSnapshot, RESERVED_SPACE};
 use super::fault::FirstFault;
 use super::overlay::lock;
 use crate::cloud::block_api::{BlockIndexes, SnapshotContents, SnapshotReader};
@@ -32,7 +32,7 @@ const READ_AHEAD: u32 = 4;
 /// A message of the disk's server, or the answer to it: the index of a block, and 0 or an errno.
 pub type BlockMessage = (u32, i32);
 /// Instead of an index: a write could not be stored.
-pub const FAILED: u32 = u32::MAX;
+pub const WRITE_FAILED: u32 = u32::MAX;
 
 pub fn send(to: &OwnedFd, (index, errno): BlockMessage) -> rustix::io::Result<()> {
     let mut bytes = [0; 8];
@@ -149,7 +149,7 @@ impl BackingStore {
             Ok((data, digest))
         };
         let keeping = |error| {
-            super::fault::full(error, &format!("caching the block in {}", self.cached.dir().display()))
+            super::fault::disk_error(error, &format!("caching the block in {}", self.cached.dir().display()))
         };
         let (digest, made) = self.cached.make_ready(index, read, keeping).with_context(context)?;
         match made {
@@ -210,7 +210,7 @@ impl BackingStore {
             let (lower, socket) = (self.clone(), socket.clone());
             std::thread::Builder::new().name("blocks".to_owned()).spawn(move || {
                 while let Some((index, errno)) = receive(&socket) {
-                    if index == FAILED {
+                    if index == WRITE_FAILED {
                         lower.trouble.add(lower.store_error(errno));
                     } else if lower.add_request(index) {
                         lower.answer_request(index, lower.use_block(index));
@@ -260,7 +260,7 @@ impl BackingStore {
     fn store_error(&self, errno: i32) -> anyhow::Error {
         let error = std::io::Error::from_raw_os_error(errno);
         let place = self.place.get().map_or_else(String::new, |place| format!(" in {}", place.display()));
-        super::fault::full(error, &format!("storing the disk's changes{place}"))
+        super::fault::disk_error(error, &format!("storing the disk's changes{place}"))
     }
 
     /// Puts blocks at the front of the queue.
@@ -299,7 +299,8 @@ impl BackingStore {
     /// Whether there is space to prefetch a block: it must not take space that a bake needs.
     fn has_room_for(&self, index: u32) -> bool {
         // A cached block already has its space.
-        self.cached.digest(index).is_some() || (self.free)(self.cached.dir()).is_none_or(|free| free >= ROOM)
+        self.cached.digest(index).is_some()
+            || (self.free)(self.cached.dir()).is_none_or(|free| free >= RESERVED_SPACE)
     }
 
     /// Stops prefetching.

@@ -39,7 +39,7 @@ fn ask(lower: &Arc<BackingStore>, words: &[BlockMessage]) -> Vec<BlockMessage> {
     let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, kind, flags, None).unwrap();
     lower.answer(&Arc::new(theirs), Path::new("/place")).unwrap();
     words.iter().for_each(|word| send(&ours, *word).unwrap());
-    let answers = words.iter().filter(|(index, _)| *index != FAILED);
+    let answers = words.iter().filter(|(index, _)| *index != WRITE_FAILED);
     let mut answers: Vec<_> = answers.map(|_| receive(&ours).unwrap()).collect();
     answers.sort();
     answers
@@ -147,7 +147,7 @@ fn prefetching_leaves_space_for_what_a_bake_writes() {
     let (dir, base) = (tempfile::tempdir().unwrap(), Arc::new(Base::default()));
     lower(dir.path(), &base).fetch(5).unwrap();
     let mut lower = lower(dir.path(), &base);
-    Arc::get_mut(&mut lower).unwrap().free = |_| Some(ROOM - 1);
+    Arc::get_mut(&mut lower).unwrap().free = |_| Some(RESERVED_SPACE - 1);
     assert_eq!(ask(&lower, &[(2, 0)]), [(2, 0)], "requested blocks are read");
     lower.ahead([9, 5]);
     soon("cached blocks need no more space", || lower.cached().ready(5).is_some());
@@ -164,7 +164,7 @@ fn an_error_of_reading_or_storing_is_reported_once() {
     let told = format!("{:#}", lower.trouble().take().unwrap());
     assert_eq!(told, "reading block 100 of snap-1: the network is away");
     assert!(lower.trouble().take().is_none());
-    assert_eq!(ask(&lower, &[(FAILED, libc::ENOSPC)]), []);
+    assert_eq!(ask(&lower, &[(WRITE_FAILED, libc::ENOSPC)]), []);
     let told = Mutex::default();
     soon("it is reported", || {
         *lock(&told) = lower.trouble().take().map(|error| format!("{error:#}"));

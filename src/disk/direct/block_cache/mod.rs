@@ -9,7 +9,7 @@
 #[cfg(test)]
 mod tests;
 
-use super::fault::full;
+use super::fault::disk_error;
 use super::overlay::lock;
 use crate::cloud::block_api::{BlockIndexes, SnapshotContents};
 use crate::error::{Kind, hint_of};
@@ -38,7 +38,7 @@ const ABSENT: Digest = [0; 32];
 /// How often to try again when another process evicts a snapshot while it is being opened.
 const MAX_TRIES: u32 = 64;
 /// Bytes of the disk that prefetched and cached blocks leave free: bakes write to the same disk.
-pub const ROOM: u64 = 1 << 30;
+pub const RESERVED_SPACE: u64 = 1 << 30;
 /// The hint for a cache that cannot be used.
 const REMOVE_HINT: &str = "The cache only saves downloads: you can remove it while no bake runs.";
 
@@ -153,7 +153,7 @@ impl BlockCache {
         }
         all.sort();
         let mut used_bytes: u64 = all.iter().map(|(_, bytes, _)| bytes).sum();
-        let lacking = (self.free)(&self.dir).map_or(0, |free| ROOM.saturating_sub(free));
+        let lacking = (self.free)(&self.dir).map_or(0, |free| RESERVED_SPACE.saturating_sub(free));
         let limit = self.limit.min(used_bytes.saturating_sub(lacking));
         for (_, bytes, path) in all {
             if used_bytes <= limit {
@@ -226,7 +226,7 @@ fn open(path: &Path) -> io::Result<File> {
 /// The error for an unusable cache. `doing` is a gerund that names the place.
 fn cache_error(error: io::Error, doing: &str) -> anyhow::Error {
     match error.raw_os_error() {
-        Some(libc::ENOSPC | libc::EDQUOT) => full(error, doing),
+        Some(libc::ENOSPC | libc::EDQUOT) => disk_error(error, doing),
         _ => anyhow::Error::from(Kind::Machine.failure(&error).hint(REMOVE_HINT)).context(doing.to_owned()),
     }
 }
@@ -251,7 +251,7 @@ impl CachedSnapshot {
     }
 
     /// Caches the blocks that the snapshot has: a snapshot never changes.
-    pub fn keep_contents(&self, contents: &SnapshotContents) -> Result<()> {
+    pub fn store_contents(&self, contents: &SnapshotContents) -> Result<()> {
         let mut bytes = contents.size_gib.to_le_bytes().to_vec();
         contents.blocks.serialize_into(&mut bytes).context("serializing the block indexes")?;
         self.write_with_digest(CONTENTS, bytes)
@@ -263,7 +263,7 @@ impl CachedSnapshot {
         bytes.as_chunks().0.iter().copied().map(u32::from_le_bytes).collect()
     }
 
-    pub fn keep_used(&self, family: &str, blocks: &[u32]) -> Result<()> {
+    pub fn store_used(&self, family: &str, blocks: &[u32]) -> Result<()> {
         self.write_with_digest(
             &used_file(family),
             blocks.iter().copied().flat_map(u32::to_le_bytes).collect(),
@@ -273,7 +273,7 @@ impl CachedSnapshot {
     fn write_with_digest(&self, name: &str, mut bytes: Vec<u8>) -> Result<()> {
         let digest = digest_of(&bytes);
         bytes.extend(digest);
-        let written = temp_file::write_beside(&self.dir.join(name), &bytes, false);
+        let written = temp_file::write_atomically(&self.dir.join(name), &bytes, false);
         written.map_err(|error| match hint_of(&error).is_some() {
             true => error,
             false => Kind::Machine.failure(format!("{error:#}")).hint(REMOVE_HINT).into(),
@@ -345,7 +345,7 @@ impl CachedSnapshot {
 
     /// Fails if a block that was put since this value was created was lost on its way to the disk.
     pub fn ensure_kept(&self) -> Result<()> {
-        let result = super::fault::ensure_kept(&self.data);
+        let result = super::fault::ensure_written(&self.data);
         if result.is_err() {
             // Another `CachedSnapshot` does not get errors from before it was opened.
             lock(&self.shared_state.ready).clear();

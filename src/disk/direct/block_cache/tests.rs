@@ -31,8 +31,8 @@ fn indexes_and_used_blocks_are_cached_and_damaged_files_ignored() {
     let cached = cache.of(&snapshot(1)).unwrap();
     assert_eq!((cached.contents(), cached.used("web")), (None, vec![]));
     let contents = SnapshotContents { size_gib: 8, blocks: [0, 7, 16383].into() };
-    cached.keep_contents(&contents).unwrap();
-    cached.keep_used("../web", &[7, 0]).unwrap();
+    cached.store_contents(&contents).unwrap();
+    cached.store_used("../web", &[7, 0]).unwrap();
     assert_eq!(cache.of(&snapshot(1)).unwrap().contents(), Some(contents));
     assert_eq!((cached.used("../web"), cached.used("web")), (vec![7, 0], vec![]));
     for at in [0, 5, 20] {
@@ -46,7 +46,7 @@ fn indexes_and_used_blocks_are_cached_and_damaged_files_ignored() {
     }
     // A snapshot of 16 TiB, completely written.
     let all = SnapshotContents { size_gib: 16 << 10, blocks: (0..1 << 25).collect() };
-    cached.keep_contents(&all).unwrap();
+    cached.store_contents(&all).unwrap();
     assert!(cached.dir.join(CONTENTS).metadata().unwrap().len() < 8 << 20);
     assert_eq!(cached.contents(), Some(all));
     cached.data.write_all_at(b"x", 0).unwrap();
@@ -69,7 +69,7 @@ fn the_least_recently_used_is_evicted_and_snapshots_in_use_are_not() {
     let used = |n: u32, ago: u64| {
         let cached = cache.of(&snapshot(n)).unwrap();
         cached.put(0, &data, &digest_of(&data)).unwrap();
-        cached.keep_contents(&SnapshotContents { size_gib: 1, blocks: [0].into() }).unwrap();
+        cached.store_contents(&SnapshotContents { size_gib: 1, blocks: [0].into() }).unwrap();
         cached.digests.set_modified(SystemTime::now() - std::time::Duration::from_secs(ago)).unwrap();
         cached
     };
@@ -102,7 +102,7 @@ fn on_a_full_disk_unused_snapshots_are_evicted() {
     cache.trim().unwrap();
     assert_eq!(there(), 2);
     // The disk lacks as much as one of them takes.
-    cache.free = |_| Some(ROOM - BLOCK as u64);
+    cache.free = |_| Some(RESERVED_SPACE - BLOCK as u64);
     cache.trim().unwrap();
     assert_eq!((there(), in_use.verified(0)), (1, Some(digest_of(&data))));
     drop(in_use);
@@ -139,7 +139,7 @@ fn leftovers_of_an_interrupted_eviction_are_counted() {
     let data = vec![7; BLOCK];
     let cached = BlockCache::new(dir.path(), u64::MAX).of(&snapshot(1)).unwrap();
     cached.put(0, &data, &digest_of(&data)).unwrap();
-    cached.keep_contents(&SnapshotContents { size_gib: 1, blocks: [0].into() }).unwrap();
+    cached.store_contents(&SnapshotContents { size_gib: 1, blocks: [0].into() }).unwrap();
     let place = cached.dir.clone();
     drop(cached);
     // The files that were to be removed are there as long as the lock's file is.
@@ -171,5 +171,5 @@ fn an_unusable_cache_is_a_machine_failure_with_a_hint() {
     fs::create_dir(place.join(CONTENTS)).unwrap();
     let contents = SnapshotContents { size_gib: 1, blocks: [0].into() };
     assert_eq!(cached.contents(), None);
-    ensure_told(cached.keep_contents(&contents).unwrap_err());
+    ensure_told(cached.store_contents(&contents).unwrap_err());
 }

@@ -45,7 +45,7 @@ impl Ground {
         let (upper, marks) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
         upper.set_len(offset_of(BLOCKS, 0)).unwrap();
         let contents = SnapshotContents { size_gib: 1, blocks: [1, 3, 5].into() };
-        block_map::begin(&marks, BLOCKS, &contents).unwrap();
+        block_map::create(&marks, BLOCKS, &contents).unwrap();
         let base = std::sync::Arc::new(base);
         let clone = |file: &File| file.try_clone().unwrap();
         let overlay = Overlay::new(base.clone(), clone(&upper), BlockMap::open(clone(&marks)).unwrap());
@@ -57,7 +57,7 @@ impl Ground {
     }
 
     fn written(&self) -> Vec<u32> {
-        block_map::written(&self.marks).unwrap().into_iter().map(|(index, _)| index).collect()
+        block_map::written_blocks(&self.marks).unwrap().into_iter().map(|(index, _)| index).collect()
     }
 
     fn all(&self) -> Vec<u8> {
@@ -111,7 +111,7 @@ fn partial_writes_copy_the_block_and_whole_ones_do_not() {
     expected[3 * BLOCK..][..BLOCK].fill(0);
     expected[5 * BLOCK + 10..][..10].fill(0);
     assert!(ground.all() == expected && ground.sent() == expected);
-    assert_eq!(block_map::written(&ground.marks).unwrap(), [(2, false), (3, true), (5, true)]);
+    assert_eq!(block_map::written_blocks(&ground.marks).unwrap(), [(2, false), (3, true), (5, true)]);
 }
 
 #[test]

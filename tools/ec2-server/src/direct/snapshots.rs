@@ -143,7 +143,7 @@ pub async fn start(ctx: &Rc<Ctx>, ask: Ask) -> Result<Told> {
         kms_key: None,
     };
     // It is given up here, and there only if this server is gone.
-    let region = ctx.region.with_patience(timeout + Duration::from_secs(3600));
+    let region = ctx.region.with_write_timeout(timeout + Duration::from_secs(3600));
     let id = region.start(&spec).await.map_err(of_region)?.0;
     let told = {
         let mut state = ctx.state();

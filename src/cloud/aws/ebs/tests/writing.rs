@@ -1,7 +1,7 @@
 //! Snapshots are written correctly, whatever answer is lost.
 
 use super::*;
-use crate::cloud::aws::ec2::volumes::token;
+use crate::cloud::aws::ec2::volumes::client_token;
 use std::sync::Arc;
 
 fn spec(parent: Option<&str>) -> NewSnapshot {
@@ -47,7 +47,7 @@ async fn a_child_is_started_filled_and_sealed() {
     assert!(stored.tags.contains_key(tag::OWNER));
     let request = fake.of("StartSnapshot")[0].json();
     assert_eq!(request["ParentSnapshotId"], BASE);
-    assert_eq!(request["ClientToken"], token(&run(), "direct", 1));
+    assert_eq!(request["ClientToken"], client_token(&run(), "direct", 1));
     assert_eq!((request["Timeout"].as_u64(), request.get("Encrypted")), (Some(374), None));
     // A second start of the same run makes another snapshot.
     let other = ebs.start(&spec(None)).await.unwrap();

@@ -1,8 +1,8 @@
 //! One call of EC2's API: it is sent, its error is classified, and it is retried where that is right. The SDK itself
 //! does not retry.
 
-use super::connection::{ahead, clock_is_off};
-use super::errors::{Action, ErrorClass, class_of, hint_of};
+use super::connection::{clock_offset, clock_problem};
+use super::errors::{Action, ErrorClass, classify, hint_for_code};
 use crate::cloud::aws::ec2::Ec2;
 use crate::error::Kind;
 use crate::trace::{Lane, Track};
@@ -53,7 +53,8 @@ impl ApiError {
         E: ProvideErrorMetadata + std::error::Error + 'static,
     {
         let status = error.raw_response().map(|answer| answer.status().as_u16());
-        let ahead = error.raw_response().and_then(|answer| answer.headers().get("date")).and_then(ahead);
+        let ahead =
+            error.raw_response().and_then(|answer| answer.headers().get("date")).and_then(clock_offset);
         let meta = error.as_service_error().map(|error| error.meta());
         let code = meta.and_then(|meta| meta.code()).map(str::to_owned);
         // A proxy's answer, or an empty one, may still have EC2's header; the Query API sends the id in the body.
@@ -81,7 +82,7 @@ impl ApiError {
             SdkError::DispatchFailure(failure) if failure.is_user() => ErrorClass::Terminal,
             _ => {
                 let full_message = reason.as_ref().map(|reason| format!("{message} {reason}"));
-                class_of(action.name, code.as_deref(), full_message.as_ref().unwrap_or(&message), status)
+                classify(action.name, code.as_deref(), full_message.as_ref().unwrap_or(&message), status)
             }
         };
         let answer =
@@ -121,11 +122,11 @@ impl ApiError {
                 .then(|| "Check the network, and the endpoint (--region, AWS_ENDPOINT_URL).".to_owned());
         };
         let clock = matches!(code.as_str(), "RequestExpired" | "AuthFailure" | "SignatureDoesNotMatch");
-        match self.ahead.filter(|_| clock).and_then(clock_is_off) {
+        match self.ahead.filter(|_| clock).and_then(clock_problem) {
             Some((text, hint)) => Some(format!("Perhaps {text}. {hint}")),
             None => {
                 let full_message = format!("{} {}", self.message, self.reason.as_deref().unwrap_or_default());
-                hint_of(code, &full_message).map(str::to_owned)
+                hint_for_code(code, &full_message).map(str::to_owned)
             }
         }
     }
@@ -294,7 +295,7 @@ impl Ec2 {
 }
 
 /// Treats "it is so already" as success, for a call that brings about a state.
-pub fn done<T>(result: Result<T, ApiError>) -> Result<(), ApiError> {
+pub fn ok_if_already_done<T>(result: Result<T, ApiError>) -> Result<(), ApiError> {
     match result {
         Err(refused) if refused.class != ErrorClass::Done => Err(refused),
         _ => Ok(()),

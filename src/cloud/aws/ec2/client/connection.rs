@@ -64,7 +64,7 @@ impl Intercept for TrafficObserver {
         _: &RuntimeComponents,
         _: &mut ConfigBag,
     ) -> Result<(), BoxError> {
-        if let Some(ahead) = context.response().headers().get("date").and_then(ahead) {
+        if let Some(ahead) = context.response().headers().get("date").and_then(clock_offset) {
             self.observed().ahead = Some(ahead);
         }
         Ok(())
@@ -72,14 +72,14 @@ impl Intercept for TrafficObserver {
 }
 
 /// By how many seconds an HTTP date is ahead of this machine's clock.
-pub fn ahead(date: &str) -> Option<i64> {
+pub fn clock_offset(date: &str) -> Option<i64> {
     let date = DateTime::from_str(date, DateTimeFormat::HttpDate).ok()?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
     Some(date.secs() - i64::try_from(now.as_secs()).ok()?)
 }
 
 /// What is wrong with this machine's clock and what to do about it; `None` if it is accurate enough.
-pub fn clock_is_off(ahead: i64) -> Option<(String, &'static str)> {
+pub fn clock_problem(ahead: i64) -> Option<(String, &'static str)> {
     let off = humantime::format_duration(Duration::from_secs(ahead.unsigned_abs()));
     let word = if ahead > 0 { "behind" } else { "ahead of" };
     let text = format!("this machine's clock is {off} {word} AWS's");
@@ -89,7 +89,7 @@ pub fn clock_is_off(ahead: i64) -> Option<(String, &'static str)> {
 
 impl Ec2 {
     /// The checks run one after the other: each is meaningful only if the one before succeeded.
-    pub(crate) async fn judge_connection(&self) -> Vec<(String, Result<()>)> {
+    pub(crate) async fn run_connection_checks(&self) -> Vec<(String, Result<()>)> {
         let mut found = Vec::new();
         if let Some(shared) = &self.0.shared {
             let fetched = match shared.credentials_provider() {
@@ -122,7 +122,7 @@ impl Ec2 {
         found.push((format!("EC2 in {}", self.region()), answered));
         let ahead = self.0.wire.observed().ahead;
         if let Some(ahead) = ahead {
-            let clock = match clock_is_off(ahead) {
+            let clock = match clock_problem(ahead) {
                 Some((text, hint)) => Err(Kind::Machine.failure(text).hint(hint).into()),
                 None => Ok(()),
             };

@@ -28,14 +28,14 @@ pub struct Action {
 }
 
 /// The actions of EBS direct.
-pub const EBS: &[&Action] =
+pub const EBS_ACTIONS: &[&Action] =
     &[&LIST_SNAPSHOT_BLOCKS, &GET_SNAPSHOT_BLOCK, &START_SNAPSHOT, &PUT_SNAPSHOT_BLOCK, &COMPLETE_SNAPSHOT];
 
 impl Action {
     /// The action's name in a policy.
     pub fn permission(&self) -> String {
         let service = match self {
-            _ if EBS.contains(&self) => "ebs",
+            _ if EBS_ACTIONS.contains(&self) => "ebs",
             _ if *self == GET_PARAMETER => "ssm",
             _ => "ec2",
         };
@@ -137,7 +137,7 @@ fn matches_pattern(pattern: &str, code: &str) -> bool {
 }
 
 /// The class of an error. `status` is the HTTP status, if there was an answer at all.
-pub fn class_of(action: &str, code: Option<&str>, message: &str, status: Option<u16>) -> ErrorClass {
+pub fn classify(action: &str, code: Option<&str>, message: &str, status: Option<u16>) -> ErrorClass {
     let message = message.to_ascii_lowercase();
     let row = |code: &str| {
         let known = TABLE.iter().find(|(of, pattern, part, _)| {
@@ -159,8 +159,8 @@ pub fn class_of(action: &str, code: Option<&str>, message: &str, status: Option<
 
 /// Error code (`*` ends a prefix), a part of the message in lower case, what the user can do.
 const HINTS: &[(&str, &str, &str)] = &[
-    ("*", "kms", KMS),
-    ("AccessDenied*", "dependency_access_denied", KMS),
+    ("*", "kms", KMS_HINT),
+    ("AccessDenied*", "dependency_access_denied", KMS_HINT),
     ("UnauthorizedOperation", "", PERMIT_HINT),
     ("AccessDenied*", "", PERMIT_HINT),
     (
@@ -228,12 +228,12 @@ const HINTS: &[(&str, &str, &str)] = &[
 const PERMIT_HINT: &str =
     "Permit it: `oven policy` prints the minimal policy, and `oven doctor` lists all missing permissions.";
 /// The permissions that a volume needs if it is encrypted with a customer-managed key.
-pub const KMS: &str = "Permit the role to use the KMS key: kms:DescribeKey, kms:CreateGrant, kms:Decrypt, \
+pub const KMS_HINT: &str = "Permit the role to use the KMS key: kms:DescribeKey, kms:CreateGrant, kms:Decrypt, \
                        kms:GenerateDataKeyWithoutPlaintext and kms:ReEncrypt* (`oven policy` has them).";
 
-pub fn hint_of(code: &str, message: &str) -> Option<&'static str> {
+pub fn hint_for_code(code: &str, message: &str) -> Option<&'static str> {
     let message = message.to_ascii_lowercase();
-    let kms = code.to_ascii_lowercase().contains("kms").then_some(KMS);
+    let kms = code.to_ascii_lowercase().contains("kms").then_some(KMS_HINT);
     let known =
         HINTS.iter().find(|(pattern, part, _)| matches_pattern(pattern, code) && message.contains(part));
     kms.or(known.map(|(.., hint)| *hint))
@@ -312,7 +312,7 @@ mod tests {
             ("GetSnapshotBlock", "AccessDeniedException", "", 403, Terminal),
         ] {
             assert_eq!(
-                class_of(action, Some(code), message, Some(status)),
+                classify(action, Some(code), message, Some(status)),
                 class,
                 "{action} {code} {message}"
             );
@@ -325,7 +325,7 @@ mod tests {
             (Some(429), Throttled),
             (Some(404), Terminal),
         ] {
-            assert_eq!(class_of("CreateSnapshot", None, "", status), class, "{status:?}");
+            assert_eq!(classify("CreateSnapshot", None, "", status), class, "{status:?}");
         }
     }
 
@@ -342,7 +342,7 @@ mod tests {
     #[test]
     fn hints() {
         let hint_contains =
-            |code, message, part| hint_of(code, message).is_some_and(|hint| hint.contains(part));
+            |code, message, part| hint_for_code(code, message).is_some_and(|hint| hint.contains(part));
         assert!(hint_contains("UnauthorizedOperation", "", "oven policy"));
         assert!(hint_contains("InvalidParameterValue", "The KMS key is disabled", "kms:CreateGrant"));
         assert!(hint_contains("KMSKeyNotAccessibleFault", "", "kms:CreateGrant"));
@@ -351,6 +351,6 @@ mod tests {
         assert!(hint_contains("VolumeLimitExceeded", "", "quota"));
         assert!(hint_contains("InvalidSnapshot.NotFound", "", "copy-image"));
         assert!(hint_contains("RequestExpired", "", "clock"));
-        assert_eq!(hint_of("InvalidParameterValue", "no"), None);
+        assert_eq!(hint_for_code("InvalidParameterValue", "no"), None);
     }
 }

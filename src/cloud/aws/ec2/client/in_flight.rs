@@ -70,7 +70,7 @@ impl InFlight {
 impl Ec2 {
     /// Sends one request that creates something. It is completed even if this future is dropped; `landed` gets the
     /// result in any case.
-    pub(crate) async fn fly<T, E>(
+    pub(crate) async fn send_in_background<T, E>(
         &self,
         run: &RunId,
         action: &'static Action,

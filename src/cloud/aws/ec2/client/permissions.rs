@@ -4,7 +4,7 @@ use super::call::ApiError;
 use super::errors;
 use super::errors::{Action, ErrorClass};
 use crate::cloud::aws::ec2::Ec2;
-use crate::cloud::aws::ec2::images::convert::{filter, tagged};
+use crate::cloud::aws::ec2::images::convert::{filter, tag_specification};
 use crate::cloud::{Base, Permission, PermissionVerdict, Tags, tag};
 use crate::error::Kind;
 use crate::ids::SnapshotId;
@@ -82,7 +82,7 @@ impl Ec2 {
         fs::write(&path, "").with_context(context)
     }
 
-    /// One DryRun. `tagged`: the minimal policy permits the action only for resources with oven's tags, so a refusal
+    /// One DryRun. `tag_specification`: the minimal policy permits the action only for resources with oven's tags, so a refusal
     /// may be about the resource, which does not exist.
     async fn dry_run<T, E, F>(
         &self,
@@ -124,7 +124,7 @@ impl Ec2 {
             let call = client.create_volume().dry_run(true).set_availability_zone(zone.clone());
             let call = call.set_snapshot_id(of.clone()).set_size(size);
             call.volume_type(types::VolumeType::Gp3)
-                .tag_specifications(tagged(ResourceType::Volume, &Self::tags()))
+                .tag_specifications(tag_specification(ResourceType::Volume, &Self::tags()))
                 .send()
         })
         .await
@@ -142,13 +142,13 @@ impl Ec2 {
                 .root_device_name("/dev/xvda");
             let call = call.architecture(types::ArchitectureValues::X8664).virtualization_type("hvm");
             let call = call.block_device_mappings(root.clone());
-            call.tag_specifications(tagged(ResourceType::Image, &Self::tags())).send()
+            call.tag_specifications(tag_specification(ResourceType::Image, &Self::tags())).send()
         })
         .await
     }
 
     /// The permissions for the way in which bakes get their disks here.
-    pub(crate) async fn judge_permissions(&self) -> Result<Vec<Permission>> {
+    pub(crate) async fn run_permission_checks(&self) -> Result<Vec<Permission>> {
         let mut all = self.judge_describes().await;
         if self.0.direct.get() {
             all.extend(self.judge_direct().await);
@@ -233,7 +233,7 @@ impl Ec2 {
             .await,
             self.dry_run(&errors::CREATE_SNAPSHOT, true, |c| {
                 let call = c.create_snapshot().dry_run(true).volume_id(VOLUME);
-                call.tag_specifications(tagged(ResourceType::Snapshot, &Self::tags())).send()
+                call.tag_specifications(tag_specification(ResourceType::Snapshot, &Self::tags())).send()
             })
             .await,
         ]
@@ -249,11 +249,11 @@ impl Ec2 {
             self.dry_run(&errors::COPY_SNAPSHOT, false, |c| {
                 let call = c.copy_snapshot().dry_run(true).source_snapshot_id(SNAPSHOT);
                 let call = call.source_region(self.region());
-                call.tag_specifications(tagged(ResourceType::Snapshot, &copied)).send()
+                call.tag_specifications(tag_specification(ResourceType::Snapshot, &copied)).send()
             })
             .await,
         ];
-        all.extend(errors::EBS.iter().map(|action| {
+        all.extend(errors::EBS_ACTIONS.iter().map(|action| {
             let verdict =
                 PermissionVerdict::Unknown("EBS direct has no DryRun: only a bake shows it".to_owned());
             Permission { action: action.permission(), verdict }

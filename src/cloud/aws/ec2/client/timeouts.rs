@@ -121,7 +121,7 @@ impl Timeouts {
     /// Frequent polls, for something that the bake does nothing but wait for. The result is noticed a quarter of a
     /// second late at most, or a twentieth of the wait, and every two seconds in a long one: sixty polls for half a
     /// minute.
-    pub(crate) fn closely(&self, deadline: Duration) -> PollPolicy {
+    pub(crate) fn frequent_polls(&self, deadline: Duration) -> PollPolicy {
         PollPolicy { first: self.look / 2, share: 0.05, longest: self.longest, deadline }
     }
 

@@ -9,7 +9,7 @@ use crate::cloud::ec2_rules::is_id;
 use crate::cloud::{Attributes, Base, BaseRef, ImageState, Mapping};
 use crate::error::{Failure, Kind};
 use crate::ids::{Architecture, ImageId, SnapshotId};
-use crate::sys::poll::{Probe, until};
+use crate::sys::poll::{PollAnswer, poll_until};
 use anyhow::{Context, Error, Result};
 use aws_sdk_ec2::operation::describe_images::builders::DescribeImagesFluentBuilder;
 use aws_sdk_ec2::types;
@@ -175,12 +175,12 @@ impl Ec2 {
             return Ok(image);
         }
         let id = convert::id("ami", image.image_id.as_deref())?;
-        self.look_soon().await;
-        until(&format!("the base image {id}"), &self.pace().until(self.pace().image), async || {
+        self.wait_before_first_poll().await;
+        poll_until(&format!("the base image {id}"), &self.pace().until(self.pace().image), async || {
             let image = self.find_by_id(from, &id).await?;
             Ok(match convert::state(&image) {
-                ImageState::Pending => Probe::NotYet(convert::state_text(&image)),
-                _ => Probe::Ready(image),
+                ImageState::Pending => PollAnswer::NotYet(convert::state_text(&image)),
+                _ => PollAnswer::Ready(image),
             })
         })
         .await
@@ -261,7 +261,7 @@ fn check_base(
         let why = format!("it has several mappings for its root device {root_device:?}");
         return reject(&why, "Use another base image.");
     }
-    let Some(root) = convert::root(image) else {
+    let Some(root) = convert::root_mapping(image) else {
         let why = format!("it has no mapping for its root device {root_device:?}");
         return reject(&why, "Use another base image.");
     };
@@ -294,7 +294,7 @@ fn attributes(image: &types::Image, root: &types::EbsBlockDevice, root_device: &
         sriov: image.sriov_net_support.clone().filter(|sriov| !sriov.is_empty()),
         tpm: image.tpm_support.as_ref().map(|tpm| tpm.as_str().to_owned()),
         imds: image.imds_support.as_ref().map(|imds| imds.as_str().to_owned()),
-        root_volume: convert::kind(root),
+        root_volume: convert::volume_kind(root),
         mappings: others.filter_map(mapping).collect(),
         billing: image.platform_details.clone().zip(image.usage_operation.clone()),
     }
@@ -309,7 +309,7 @@ fn mapping(mapping: &types::BlockDeviceMapping) -> Option<Mapping> {
             virtual_name: None,
             snapshot: ebs.snapshot_id.clone().map(SnapshotId),
             size_gib: ebs.volume_size.and_then(|size| u64::try_from(size).ok()),
-            kind: convert::kind(ebs),
+            kind: convert::volume_kind(ebs),
             delete_on_termination: ebs.delete_on_termination,
         });
     }

@@ -35,7 +35,7 @@ pub fn from_tags(tags: &[types::Tag]) -> Tags {
     tags.iter().map(pair).collect()
 }
 
-pub fn tagged(kind: types::ResourceType, tags: &Tags) -> types::TagSpecification {
+pub fn tag_specification(kind: types::ResourceType, tags: &Tags) -> types::TagSpecification {
     types::TagSpecification::builder().resource_type(kind).set_tags(Some(to_tags(tags))).build()
 }
 
@@ -77,7 +77,7 @@ pub fn state_text(image: &types::Image) -> String {
 }
 
 /// The mapping of the root device.
-pub fn root(image: &types::Image) -> Option<&types::EbsBlockDevice> {
+pub fn root_mapping(image: &types::Image) -> Option<&types::EbsBlockDevice> {
     let root = image.root_device_name.as_deref()?;
     let mapping =
         image.block_device_mappings().iter().find(|mapping| mapping.device_name.as_deref() == Some(root));
@@ -86,7 +86,7 @@ pub fn root(image: &types::Image) -> Option<&types::EbsBlockDevice> {
 
 /// Converts an image of oven; `None` for one that oven cannot have made (of another architecture).
 pub fn image(image: &types::Image) -> Option<Image> {
-    let root = root(image);
+    let root = root_mapping(image);
     let snapshot = root.and_then(|root| id("snap", root.snapshot_id.as_deref()).ok());
     let size = root.and_then(|root| root.volume_size);
     Some(Image {
@@ -103,10 +103,10 @@ pub fn image(image: &types::Image) -> Option<Image> {
     })
 }
 
-pub fn kind(ebs: &types::EbsBlockDevice) -> VolumeKind {
+pub fn volume_kind(ebs: &types::EbsBlockDevice) -> VolumeKind {
     let volume_type = ebs.volume_type.as_ref().map(|kind| kind.as_str().to_owned());
     // EC2 also reports the baseline of gp2, but does not accept it as a parameter.
-    let (iops, throughput) = image_attributes::takes(volume_type.as_deref());
+    let (iops, throughput) = image_attributes::accepted_performance(volume_type.as_deref());
     VolumeKind {
         iops: ebs.iops.filter(|_| iops).and_then(|iops| u32::try_from(iops).ok()),
         throughput: ebs.throughput.filter(|_| throughput).and_then(|mibs| u32::try_from(mibs).ok()),
@@ -117,7 +117,7 @@ pub fn kind(ebs: &types::EbsBlockDevice) -> VolumeKind {
 }
 
 /// A number for the API, at most `i32::MAX`.
-pub fn number(n: impl TryInto<i32>) -> i32 {
+pub fn to_i32(n: impl TryInto<i32>) -> i32 {
     n.try_into().unwrap_or(i32::MAX)
 }
 
@@ -130,7 +130,7 @@ mod tests {
         let converted = |kind: &str| {
             let ebs =
                 types::EbsBlockDevice::builder().volume_type(kind.into()).iops(100).throughput(125).build();
-            let kind = super::kind(&ebs);
+            let kind = super::volume_kind(&ebs);
             (kind.iops, kind.throughput)
         };
         assert_eq!(converted("gp2"), (None, None));

@@ -7,14 +7,14 @@ pub mod register;
 pub mod verify;
 
 use super::Ec2;
-use super::client::call::{ApiError, done};
+use super::client::call::{ApiError, ok_if_already_done};
 use super::client::errors::{Action, DELETE_SNAPSHOT, DEREGISTER_IMAGE, DESCRIBE_IMAGES, DESCRIBE_SNAPSHOTS};
 use crate::cloud::ec2_rules::is_id;
 use crate::cloud::name_conflict::is_replaceable;
 use crate::cloud::{BakeKey, Image, ImageState, tag};
 use crate::error::Kind;
 use crate::ids::{ImageId, SnapshotId};
-use crate::sys::poll::{Probe, until};
+use crate::sys::poll::{PollAnswer, poll_until};
 use anyhow::{Context, Result};
 use aws_sdk_ec2::operation::describe_images::builders::DescribeImagesFluentBuilder;
 use aws_sdk_ec2::types;
@@ -63,7 +63,7 @@ impl Ec2 {
     }
 
     /// One image by its id; `None` if EC2 does not know it, or not yet.
-    pub(crate) async fn look_at(&self, id: &ImageId) -> Result<Option<types::Image>, ApiError> {
+    pub(crate) async fn describe_image(&self, id: &ImageId) -> Result<Option<types::Image>, ApiError> {
         // A filter is used because an unknown id is then no error that would be retried.
         let found = self.own_images(&id.0, &[filter("image-id", [id.0.as_str()])]).await?;
         Ok(found.into_iter().next())
@@ -105,28 +105,28 @@ impl Ec2 {
 
     /// Waits until another builder's image is no longer pending. `None`: it was deregistered in the meantime.
     pub(crate) async fn settled(&self, id: &ImageId) -> Result<Option<types::Image>> {
-        self.look_soon().await;
+        self.wait_before_first_poll().await;
         let mut absent = 0;
-        until(&format!("the image {id}"), &self.pace().until(self.pace().image), async || {
-            let Some(image) = self.look_at(id).await? else {
+        poll_until(&format!("the image {id}"), &self.pace().until(self.pace().image), async || {
+            let Some(image) = self.describe_image(id).await? else {
                 // One stale answer is no proof.
                 absent += 1;
                 return Ok(if absent < 3 {
-                    Probe::NotYet("not visible".to_owned())
+                    PollAnswer::NotYet("not visible".to_owned())
                 } else {
-                    Probe::Ready(None)
+                    PollAnswer::Ready(None)
                 });
             };
             absent = 0;
             Ok(match convert::state(&image) {
-                ImageState::Pending => Probe::NotYet(convert::state_text(&image)),
-                _ => Probe::Ready(Some(image)),
+                ImageState::Pending => PollAnswer::NotYet(convert::state_text(&image)),
+                _ => PollAnswer::Ready(Some(image)),
             })
         })
         .await
     }
 
-    pub(crate) async fn our_images(&self, family: Option<&str>) -> Result<Vec<Image>> {
+    pub(crate) async fn find_own_images(&self, family: Option<&str>) -> Result<Vec<Image>> {
         let wanted = match family {
             Some(family) => tag_filter(tag::NAME, family),
             None => filter("tag-key", [tag::RUN]),
@@ -139,12 +139,12 @@ impl Ec2 {
         Ok(images)
     }
 
-    pub(crate) async fn our_image(&self, id: &ImageId) -> Result<Image> {
+    pub(crate) async fn find_own_image(&self, id: &ImageId) -> Result<Image> {
         let missing = || Kind::NotFound.error(format!("this account has no image {id} in {}", self.region()));
         if !is_id("ami", &id.0) {
             return Err(missing());
         }
-        self.look_at(id).await?.as_ref().and_then(of).ok_or_else(missing)
+        self.describe_image(id).await?.as_ref().and_then(of).ok_or_else(missing)
     }
 
     /// The image of this account that has a name.
@@ -163,7 +163,7 @@ impl Ec2 {
     pub(crate) async fn deregister(&self, id: &ImageId) -> Result<()> {
         let sent =
             self.call(&DEREGISTER_IMAGE, &id.0, |client| client.deregister_image().image_id(&id.0).send());
-        done(sent.await)?;
+        ok_if_already_done(sent.await)?;
         Ok(())
     }
 
@@ -196,7 +196,7 @@ impl Ec2 {
         }
         let end = tokio::time::Instant::now() + RELEASE_WINDOW.min(self.pace().lost);
         loop {
-            match done(
+            match ok_if_already_done(
                 self.call(&DELETE_SNAPSHOT, id, |client| client.delete_snapshot().snapshot_id(id).send())
                     .await,
             ) {
@@ -205,7 +205,7 @@ impl Ec2 {
                     if tokio::time::Instant::now() >= end {
                         return Ok(());
                     }
-                    self.look_soon().await;
+                    self.wait_before_first_poll().await;
                 }
                 result => return Ok(result?),
             }

@@ -5,16 +5,16 @@ use super::convert;
 use super::convert::{filter, to_tags};
 use super::documents::DocumentDraft;
 use super::of;
-use super::verify::{differences, mappings, missing_tags, other_billing};
+use super::verify::{billing_difference, differences, mappings, missing_tags};
 use crate::cloud::aws::ec2::Ec2;
 use crate::cloud::aws::ec2::client::call::ApiError;
 use crate::cloud::aws::ec2::client::errors::{CREATE_TAGS, DESCRIBE_IMAGES, ErrorClass, REGISTER_IMAGE};
 use crate::cloud::ec2_rules::{check_description, check_image_name, is_id};
-use crate::cloud::name_conflict::{ConflictResolution, judge};
+use crate::cloud::name_conflict::{ConflictResolution, resolve_conflict};
 use crate::cloud::{Image, ImageSpec, ImageState, Tags, image_attributes, tag};
 use crate::error::{Kind, hint_of};
 use crate::ids::{ImageId, SnapshotId};
-use crate::sys::poll::{Probe, until};
+use crate::sys::poll::{PollAnswer, poll_until};
 use crate::undo::Undo;
 use anyhow::{Context, Error, Result};
 use aws_sdk_ec2::types::{self, ResourceType};
@@ -66,7 +66,7 @@ impl Ec2 {
                 Registration::Taken(id) => id,
             };
             if let Some(image) = self.adopt(&holder, spec).await? {
-                undo.due_now();
+                undo.make_all_due();
                 return Ok(image);
             }
         }
@@ -103,8 +103,8 @@ impl Ec2 {
                 .set_tpm_support(wish.tpm.as_deref().map(types::TpmSupportValues::from))
                 .set_imds_support(wish.imds.as_deref().map(types::ImdsSupportValues::from))
                 // The snapshot has its tags since it was created: here EC2 accepts only the image's.
-                .tag_specifications(convert::tagged(ResourceType::Image, tags));
-            self.fly(&spec.run, &REGISTER_IMAGE, &what, request.send(), |_, _| ()).await
+                .tag_specifications(convert::tag_specification(ResourceType::Image, tags));
+            self.send_in_background(&spec.run, &REGISTER_IMAGE, &what, request.send(), |_, _| ()).await
         });
         match sent.await {
             Ok(answer) => {
@@ -122,7 +122,7 @@ impl Ec2 {
                 // A second call is safe after this: EC2 would refuse the name.
                 let end = Instant::now() + self.pace().look * 8;
                 loop {
-                    self.look_soon().await;
+                    self.wait_before_first_poll().await;
                     if let Some(holder) = self.named(&spec.name).await? {
                         return Ok(self.classify_holder(holder, snapshot));
                     }
@@ -138,7 +138,9 @@ impl Ec2 {
     /// Our own image, from a call whose answer was lost, is recognized by its root: nobody else has our snapshot.
     fn classify_holder(&self, holder: types::Image, snapshot: &SnapshotId) -> Registration {
         let id = ImageId(holder.image_id.clone().unwrap_or_default());
-        if convert::root(&holder).and_then(|root| root.snapshot_id.as_deref()) == Some(snapshot.0.as_str()) {
+        if convert::root_mapping(&holder).and_then(|root| root.snapshot_id.as_deref())
+            == Some(snapshot.0.as_str())
+        {
             self.born(&id.0);
             return Registration::New(id);
         }
@@ -155,7 +157,7 @@ impl Ec2 {
         let end = Instant::now() + self.pace().visible;
         loop {
             let found = match &id {
-                Some(id) => self.look_at(id).await?,
+                Some(id) => self.describe_image(id).await?,
                 None => self.named(&spec.name).await?,
             };
             if found.is_some() || Instant::now() >= end {
@@ -167,7 +169,7 @@ impl Ec2 {
 
     /// Adopts the image that has the wanted name, or says why not. `None`: it disappeared while we waited for it.
     async fn adopt(&self, id: &ImageId, spec: &ImageSpec) -> Result<Option<Image>> {
-        let mut holder = self.look_at(id).await?;
+        let mut holder = self.describe_image(id).await?;
         // EC2 has just named it: one stale answer is no proof that it is gone.
         if holder.is_none() {
             holder = self.settled(id).await?;
@@ -182,7 +184,7 @@ impl Ec2 {
                     .hint(hint)
                     .into());
             };
-            match judge(&image, spec) {
+            match resolve_conflict(&image, spec) {
                 ConflictResolution::Adopt => return Ok(Some(image)),
                 // Its tags may not be visible yet: another builder registered it just now.
                 ConflictResolution::Refuse(_) if refusals < POLLS => {
@@ -210,7 +212,7 @@ impl Ec2 {
             Err(why) => why,
             Ok(image) => {
                 let mut all = differences(&image, spec, snapshot);
-                all.extend(other_billing(&image, spec));
+                all.extend(billing_difference(&image, spec));
                 if all.is_empty() {
                     return of(&image)
                         .ok_or_else(|| Kind::Cloud.error(format!("EC2 describes {id} without its root")));
@@ -243,7 +245,7 @@ impl Ec2 {
     async fn wait_until_available(&self, id: &ImageId, tags: &Tags) -> Result<Result<types::Image, String>> {
         let (mut is_first, mut repairs, mut seen) = (true, 0, Instant::now());
         // The first poll is made at once: registering copies nothing.
-        until(&format!("the image {id}"), &self.pace().closely(self.pace().image), async || {
+        poll_until(&format!("the image {id}"), &self.pace().frequent_polls(self.pace().image), async || {
             let mut confirmed = Vec::new();
             loop {
                 // Polls are concurrent, except for a single first one if the image was not available before.
@@ -252,15 +254,18 @@ impl Ec2 {
                 for polled in self.poll_concurrently(id, polls).await? {
                     let Some(image) = polled else {
                         if seen.elapsed() >= self.pace().visible {
-                            return Ok(Probe::Ready(Err("it is not visible".to_owned())));
+                            return Ok(PollAnswer::Ready(Err("it is not visible".to_owned())));
                         }
-                        return Ok(Probe::NotYet("not visible".to_owned()));
+                        return Ok(PollAnswer::NotYet("not visible".to_owned()));
                     };
                     seen = Instant::now();
                     match convert::state(&image) {
-                        ImageState::Pending => return Ok(Probe::NotYet(convert::state_text(&image))),
+                        ImageState::Pending => return Ok(PollAnswer::NotYet(convert::state_text(&image))),
                         ImageState::Failed => {
-                            return Ok(Probe::Ready(Err(format!("it is {}", convert::state_text(&image)))));
+                            return Ok(PollAnswer::Ready(Err(format!(
+                                "it is {}",
+                                convert::state_text(&image)
+                            ))));
                         }
                         ImageState::Available => {}
                     }
@@ -268,20 +273,23 @@ impl Ec2 {
                     if !missing.is_empty() {
                         if repairs == MAX_TAG_REPAIRS {
                             let keys: Vec<&str> = missing.keys().map(String::as_str).collect();
-                            return Ok(Probe::Ready(Err(format!("it lacks the tags {}", keys.join(", ")))));
+                            return Ok(PollAnswer::Ready(Err(format!(
+                                "it lacks the tags {}",
+                                keys.join(", ")
+                            ))));
                         }
                         repairs += 1;
                         if let Err(refused) = self.tag(id, &missing).await {
-                            return Ok(Probe::Ready(Err(format!("it lacks its tags: {refused:#}"))));
+                            return Ok(PollAnswer::Ready(Err(format!("it lacks its tags: {refused:#}"))));
                         }
-                        return Ok(Probe::NotYet("without its tags".to_owned()));
+                        return Ok(PollAnswer::NotYet("without its tags".to_owned()));
                     }
                     confirmed.push(image);
                 }
                 if confirmed.len() == POLLS
                     && let Some(image) = confirmed.pop()
                 {
-                    return Ok(Probe::Ready(Ok(image)));
+                    return Ok(PollAnswer::Ready(Ok(image)));
                 }
             }
         })

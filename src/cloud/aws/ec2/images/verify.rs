@@ -9,8 +9,8 @@ use aws_sdk_ec2::types;
 /// IOPS and throughput are sent only for the types that accept them: a base's mapping shows them for others, too.
 fn performance(kind: &crate::cloud::VolumeKind) -> (Option<i32>, Option<i32>) {
     let of = |types: &[&str]| kind.volume_type.as_deref().is_some_and(|kind| types.contains(&kind));
-    let iops = kind.iops.filter(|_| of(&["gp3", "io1", "io2"])).map(convert::number);
-    (iops, kind.throughput.filter(|_| of(&["gp3"])).map(convert::number))
+    let iops = kind.iops.filter(|_| of(&["gp3", "io1", "io2"])).map(convert::to_i32);
+    (iops, kind.throughput.filter(|_| of(&["gp3"])).map(convert::to_i32))
 }
 
 fn ebs(kind: &crate::cloud::VolumeKind) -> types::builders::EbsBlockDeviceBuilder {
@@ -25,7 +25,7 @@ fn ebs(kind: &crate::cloud::VolumeKind) -> types::builders::EbsBlockDeviceBuilde
 pub fn mappings(spec: &ImageSpec, snapshot: &SnapshotId) -> Vec<types::BlockDeviceMapping> {
     let root = ebs(&spec.attributes.root_volume)
         .snapshot_id(&snapshot.0)
-        .volume_size(convert::number(spec.size_gib))
+        .volume_size(convert::to_i32(spec.size_gib))
         .delete_on_termination(true);
     let root = types::BlockDeviceMapping::builder().device_name(&spec.root_device).ebs(root.build()).build();
     std::iter::once(root).chain(spec.attributes.mappings.iter().map(other_mapping)).collect()
@@ -38,7 +38,7 @@ fn other_mapping(mapping: &Mapping) -> types::BlockDeviceMapping {
     }
     let mut ebs = ebs(&mapping.kind)
         .set_snapshot_id(mapping.snapshot.as_ref().map(|snapshot| snapshot.0.clone()))
-        .set_volume_size(mapping.size_gib.map(convert::number))
+        .set_volume_size(mapping.size_gib.map(convert::to_i32))
         .set_delete_on_termination(mapping.delete_on_termination);
     // A snapshot is already encrypted or not, and EC2 rejects the parameters.
     if mapping.snapshot.is_none() {
@@ -109,7 +109,7 @@ pub fn differences(image: &types::Image, spec: &ImageSpec, snapshot: &SnapshotId
 }
 
 /// How instances of the image are billed, if that differs from the base: a licence was lost, or one was added.
-pub fn other_billing(image: &types::Image, spec: &ImageSpec) -> Option<String> {
+pub fn billing_difference(image: &types::Image, spec: &ImageSpec) -> Option<String> {
     let (details, usage) = spec.attributes.billing.as_ref()?;
     let found = (image.platform_details.as_deref(), image.usage_operation.as_deref());
     let same = found == (Some(details), Some(usage));
@@ -253,13 +253,13 @@ mod tests {
         let rhel = |spec: &mut ImageSpec| {
             spec.attributes.billing = Some(("Red Hat Enterprise Linux".into(), "RunInstances:0010".into()));
         };
-        assert_eq!(other_billing(&registered().build(), &spec()), None);
+        assert_eq!(billing_difference(&registered().build(), &spec()), None);
         let mut red = spec();
         rhel(&mut red);
-        assert!(other_billing(&registered().build(), &red).unwrap().contains("RunInstances:0010"));
+        assert!(billing_difference(&registered().build(), &red).unwrap().contains("RunInstances:0010"));
         let silent = registered().set_platform_details(None).set_usage_operation(None).build();
-        assert_eq!(other_billing(&silent, &spec()), None);
-        assert!(other_billing(&silent, &red).is_some());
+        assert_eq!(billing_difference(&silent, &spec()), None);
+        assert!(billing_difference(&silent, &red).is_some());
         assert!(missing_tags(&registered().build(), &spec().tags).is_empty());
         assert_eq!(missing_tags(&registered().set_tags(None).build(), &spec().tags), spec().tags);
     }

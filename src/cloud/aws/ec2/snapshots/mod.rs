@@ -6,7 +6,7 @@ pub mod snapshot_parent;
 pub mod sweep;
 
 use super::Ec2;
-use super::client::call::{ApiError, done};
+use super::client::call::{ApiError, ok_if_already_done};
 use super::client::errors::{CREATE_SNAPSHOT, DELETE_SNAPSHOT, DESCRIBE_SNAPSHOTS, ErrorClass};
 use super::images::PAGE;
 use super::images::convert;
@@ -14,7 +14,7 @@ use super::images::convert::{filter, tag_filter};
 use crate::cloud::{Tags, tag};
 use crate::error::Kind;
 use crate::ids::{RunId, SnapshotId, VolumeId};
-use crate::sys::poll::{Probe, beside, until};
+use crate::sys::poll::{PollAnswer, poll_until, wait_with_background};
 use anyhow::Result;
 use aws_sdk_ec2::types::{self, ResourceType, SnapshotState};
 use tokio::time::{Instant, sleep};
@@ -59,7 +59,7 @@ impl Ec2 {
             // deleted: a snapshot that fails is replaced). A failure to detach is ignored: an undo debt detaches it
             // again.
             let detached = async { _ = self.detach(volume).await };
-            let result = beside(self.completed(&id), detached).await?;
+            let result = wait_with_background(self.completed(&id), detached).await?;
             if may_have_twin {
                 self.delete_twins(volume, run, &id).await?;
             }
@@ -93,22 +93,24 @@ impl Ec2 {
                     .create_snapshot()
                     .volume_id(&volume.0)
                     .description(format!("oven {run}"))
-                    .tag_specifications(convert::tagged(ResourceType::Snapshot, tags));
+                    .tag_specifications(convert::tag_specification(ResourceType::Snapshot, tags));
                 let of = volume.clone();
-                self.fly(run, &CREATE_SNAPSHOT, &what, request.send(), |run, result| match result {
-                    Ok(snapshot) => {
-                        run.snapshots.extend(snapshot.snapshot_id.clone());
-                        run.doubtful_snapshot = None;
+                self.send_in_background(run, &CREATE_SNAPSHOT, &what, request.send(), |run, result| {
+                    match result {
+                        Ok(snapshot) => {
+                            run.snapshots.extend(snapshot.snapshot_id.clone());
+                            run.doubtful_snapshot = None;
+                        }
+                        Err(refused) if refused.class == ErrorClass::Lost => run.doubtful_snapshot = Some(of),
+                        Err(_) => {}
                     }
-                    Err(refused) if refused.class == ErrorClass::Lost => run.doubtful_snapshot = Some(of),
-                    Err(_) => {}
                 })
                 .await
             });
             let id = match sent.await {
                 Ok(answer) => Some(convert::id("snap", answer.snapshot_id.as_deref())?),
                 Err(refused) if refused.class == ErrorClass::Lost => {
-                    let found = self.lost_snapshot(volume, run).await?;
+                    let found = self.find_lost_snapshot(volume, run).await?;
                     if found.is_none() && std::mem::replace(&mut may_have_twin, true) {
                         return Err(
                             anyhow::Error::from(refused).context("sent twice, and no snapshot is visible")
@@ -131,7 +133,7 @@ impl Ec2 {
     }
 
     /// The snapshot of a call whose answer was lost: the volume's oldest unknown snapshot that has the run's tag.
-    pub(crate) async fn lost_snapshot(&self, volume: &VolumeId, run: &RunId) -> Result<Option<String>> {
+    pub(crate) async fn find_lost_snapshot(&self, volume: &VolumeId, run: &RunId) -> Result<Option<String>> {
         let filters = [filter("volume-id", [volume.0.as_str()]), tag_filter(tag::RUN, &run.0)];
         let known = self.0.made.of(run, |run| &run.snapshots | &run.deleted);
         let (end, mut polls) = (Instant::now() + self.pace().lost, 0);
@@ -173,7 +175,7 @@ impl Ec2 {
 
     /// Deletes a snapshot that this run knows.
     async fn delete_snapshot(&self, id: &SnapshotId, run: &RunId) -> Result<(), ApiError> {
-        done(self.send_delete(id).await)?;
+        ok_if_already_done(self.send_delete(id).await)?;
         self.0.made.of(run, |run| {
             run.snapshots.remove(&id.0);
             run.deleted.insert(id.0.clone());
@@ -183,14 +185,14 @@ impl Ec2 {
 
     /// Waits until a snapshot is complete. `Ok(Err(…))`: it failed, and another one may succeed.
     pub(crate) async fn completed(&self, id: &SnapshotId) -> Result<Result<()>> {
-        self.look_soon().await;
+        self.wait_before_first_poll().await;
         let begun = Instant::now();
         let mut last_seen = begun;
         // The first poll shows the volume's size, which decides how long this may take.
         let mut deadline = self.pace().snapshot;
-        until(
+        poll_until(
             &format!("the snapshot {id}"),
-            &self.pace().closely(self.pace().snapshot_of(u64::MAX)),
+            &self.pace().frequent_polls(self.pace().snapshot_of(u64::MAX)),
             async || {
                 let found = self.snapshots(&id.0, &[filter("snapshot-id", [id.0.as_str()])]).await?;
                 let Some(snapshot) = found.first() else {
@@ -198,7 +200,7 @@ impl Ec2 {
                     if last_seen.elapsed() >= self.pace().visible {
                         return Err(Kind::Cloud.error(format!("the snapshot {id} is no longer visible")));
                     }
-                    return Ok(Probe::NotYet("not visible".to_owned()));
+                    return Ok(PollAnswer::NotYet("not visible".to_owned()));
                 };
                 last_seen = Instant::now();
                 if let Some(size) = snapshot.volume_size.and_then(|size| u64::try_from(size).ok()) {
@@ -206,10 +208,10 @@ impl Ec2 {
                 }
                 let state = snapshot.state.as_ref().map_or("in no state", SnapshotState::as_str);
                 match snapshot.state {
-                    Some(SnapshotState::Completed) => Ok(Probe::Ready(Ok(()))),
+                    Some(SnapshotState::Completed) => Ok(PollAnswer::Ready(Ok(()))),
                     Some(SnapshotState::Error | SnapshotState::Recoverable | SnapshotState::Recovering) => {
                         let why = snapshot.state_message.as_deref().unwrap_or("EC2 gives no reason");
-                        Ok(Probe::Ready(Err(
+                        Ok(PollAnswer::Ready(Err(
                             Kind::Cloud.error(format!("the snapshot {id} is in the state {state}: {why}"))
                         )))
                     }
@@ -222,7 +224,7 @@ impl Ec2 {
                         );
                         Err(Kind::Cloud.error(text))
                     }
-                    _ => Ok(Probe::NotYet(state.to_owned())),
+                    _ => Ok(PollAnswer::NotYet(state.to_owned())),
                 }
             },
         )

@@ -4,11 +4,11 @@ use crate::cloud::aws::ec2::Ec2;
 use crate::cloud::aws::ec2::client::errors::{CREATE_VOLUME, DELETE_VOLUME, ErrorClass};
 use crate::cloud::aws::ec2::images::convert;
 use crate::cloud::aws::ec2::images::convert::{filter, from_tags, tag_filter};
-use crate::cloud::aws::ec2::volumes::{LOOKS, attachment, send, state_of};
+use crate::cloud::aws::ec2::volumes::{ABSENT_POLLS, current_attachment, send_create_volume, state_text};
 use crate::cloud::tag;
 use crate::error::Kind;
 use crate::ids::{RunId, SnapshotId, VolumeId};
-use crate::sys::poll::{Probe, until};
+use crate::sys::poll::{PollAnswer, poll_until};
 use anyhow::{Context, Result};
 use aws_sdk_ec2::types::{self, VolumeAttachmentState, VolumeState};
 use std::collections::BTreeMap;
@@ -18,7 +18,7 @@ const DETACH_EVERY: u32 = 4;
 /// Deletion of a volume that is still being created is tried every so many polls.
 const DELETE_EVERY: u32 = 4;
 /// A volume is gone if it was not visible for this many times [`Pace::look`](super::Pace) and its token was used up.
-const ABSENT_POLLS: u32 = 8;
+const GONE_POLLS: u32 = 8;
 
 impl Ec2 {
     pub(crate) async fn remove_volumes(&self, run: &RunId) -> Result<()> {
@@ -48,7 +48,10 @@ impl Ec2 {
     async fn resolve_volume(&self, run: &RunId) -> Result<()> {
         let Some(request) = self.0.made.of(run, |run| run.doubtful_volume.clone()) else { return Ok(()) };
         let what = format!("to find out what was created for run {run}");
-        match self.call(&CREATE_VOLUME, &what, |client| send(request.clone(), client.clone())).await {
+        match self
+            .call(&CREATE_VOLUME, &what, |client| send_create_volume(request.clone(), client.clone()))
+            .await
+        {
             Ok(volume) => {
                 let id = convert::id("vol", volume.volume_id.as_deref())?;
                 self.born(&id);
@@ -85,7 +88,7 @@ impl Ec2 {
         let mut known = described.is_some();
         let request = self.0.made.of(run, |run| run.requests.get(&id.0).cloned());
         let (mut polls, mut absent) = (0, 0);
-        until(&format!("the release of {id}"), &self.pace().until(self.pace().released), async || {
+        poll_until(&format!("the release of {id}"), &self.pace().until(self.pace().released), async || {
             let found = match described.take() {
                 Some(volume) => Some(volume),
                 None => self.volume(id).await?,
@@ -96,12 +99,12 @@ impl Ec2 {
                 absent += 1;
                 // Or EC2 removed it because it may not use its key: then its token is used up. So is that of a volume
                 // that failed, which may not be visible yet.
-                let old = self.age(&id.0).is_none_or(|age| age >= self.pace().look * ABSENT_POLLS);
-                let asked = matches!(tried, Probe::NotYet(_)) && absent % LOOKS == 0 && old;
+                let old = self.age(&id.0).is_none_or(|age| age >= self.pace().look * GONE_POLLS);
+                let asked = matches!(tried, PollAnswer::NotYet(_)) && absent % ABSENT_POLLS == 0 && old;
                 if let Some(request) = request.as_ref().filter(|_| asked)
-                    && self.is_burned(run, request).await?
+                    && self.is_token_used_up(run, request).await?
                 {
-                    return Ok(Probe::Ready(()));
+                    return Ok(PollAnswer::Ready(()));
                 }
                 return Ok(tried);
             };
@@ -110,8 +113,8 @@ impl Ec2 {
             if !is_ours && from_tags(volume.tags()).get(tag::RUN) != Some(&run.0) {
                 return Err(Kind::Cloud.error(format!("{id} lacks the tag of run {run}: it is not deleted")));
             }
-            match (&volume.state, attachment(&volume)) {
-                (Some(VolumeState::Deleting | VolumeState::Deleted), _) => Ok(Probe::Ready(())),
+            match (&volume.state, current_attachment(&volume)) {
+                (Some(VolumeState::Deleting | VolumeState::Deleted), _) => Ok(PollAnswer::Ready(())),
                 (_, Some(a)) => {
                     // Detaching is repeated now and then: EC2 may have answered with an earlier state.
                     let under_way =
@@ -120,7 +123,7 @@ impl Ec2 {
                         self.detach(id).await?;
                     }
                     polls += 1;
-                    Ok(Probe::NotYet(match a.state {
+                    Ok(PollAnswer::NotYet(match a.state {
                         VolumeAttachmentState::Busy => "busy: something still uses it".to_owned(),
                         state => state.as_str().to_owned(),
                     }))
@@ -130,10 +133,12 @@ impl Ec2 {
                     let creating = *state == Some(VolumeState::Creating);
                     polls += 1;
                     if creating && polls % DELETE_EVERY != 0 {
-                        return Ok(Probe::NotYet(state_of(&volume).to_owned()));
+                        return Ok(PollAnswer::NotYet(state_text(&volume).to_owned()));
                     }
                     match self.try_delete(id, &mut known).await? {
-                        Probe::NotYet(_) if creating => Ok(Probe::NotYet(state_of(&volume).to_owned())),
+                        PollAnswer::NotYet(_) if creating => {
+                            Ok(PollAnswer::NotYet(state_text(&volume).to_owned()))
+                        }
                         tried => Ok(tried),
                     }
                 }
@@ -143,20 +148,20 @@ impl Ec2 {
     }
 
     /// Sets `known` if EC2 knows the volume.
-    async fn try_delete(&self, id: &VolumeId, known: &mut bool) -> Result<Probe<()>> {
+    async fn try_delete(&self, id: &VolumeId, known: &mut bool) -> Result<PollAnswer<()>> {
         let sent =
             self.call(&DELETE_VOLUME, &id.0, |client| client.delete_volume().volume_id(&id.0).send()).await;
         match sent {
-            Ok(_) => Ok(Probe::Ready(())),
+            Ok(_) => Ok(PollAnswer::Ready(())),
             Err(refused) if refused.class == ErrorClass::Done && !*known && self.is_unseen(&id.0) => {
-                Ok(Probe::NotYet("not visible".to_owned()))
+                Ok(PollAnswer::NotYet("not visible".to_owned()))
             }
-            Err(refused) if refused.class == ErrorClass::Done => Ok(Probe::Ready(())),
+            Err(refused) if refused.class == ErrorClass::Done => Ok(PollAnswer::Ready(())),
             // The last description was stale: it is attached, or still being created.
             Err(refused) if refused.is("VolumeInUse") || refused.is("IncorrectState") => {
                 *known = true;
                 let state = if refused.is("VolumeInUse") { "in use" } else { "not ready to be deleted" };
-                Ok(Probe::NotYet(state.to_owned()))
+                Ok(PollAnswer::NotYet(state.to_owned()))
             }
             Err(refused) => Err(refused.into()),
         }
@@ -165,7 +170,7 @@ impl Ec2 {
     pub(crate) async fn remove_snapshots(&self, run: &RunId) -> Result<()> {
         self.0.made.settled(run).await;
         if let Some(volume) = self.0.made.of(run, |run| run.doubtful_snapshot.clone()) {
-            let found = self.lost_snapshot(&volume, run).await?;
+            let found = self.find_lost_snapshot(&volume, run).await?;
             self.0.made.of(run, |run| {
                 run.snapshots.extend(found);
                 run.doubtful_snapshot = None;
@@ -194,21 +199,21 @@ impl Ec2 {
     /// Deletes a snapshot, unless an image uses it: then it is a result of a bake.
     async fn remove_snapshot(&self, id: &SnapshotId) -> Result<()> {
         let policy = self.pace().until(self.pace().released);
-        until(&format!("the release of {id}"), &policy, async || {
+        poll_until(&format!("the release of {id}"), &policy, async || {
             match self.send_delete(id).await {
-                Ok(()) => Ok(Probe::Ready(())),
+                Ok(()) => Ok(PollAnswer::Ready(())),
                 Err(refused) if refused.class == ErrorClass::Done && self.is_unseen(&id.0) => {
-                    Ok(Probe::NotYet("not visible".to_owned()))
+                    Ok(PollAnswer::NotYet("not visible".to_owned()))
                 }
-                Err(refused) if refused.class == ErrorClass::Done => Ok(Probe::Ready(())),
+                Err(refused) if refused.class == ErrorClass::Done => Ok(PollAnswer::Ready(())),
                 Err(refused) if refused.is("InvalidSnapshot.InUse") => {
                     let used = filter("block-device-mapping.snapshot-id", [id.0.as_str()]);
                     let images = self.own_images(&id.0, &[used]).await?;
-                    Ok(if images.iter().any(holds) {
-                        Probe::Ready(())
+                    Ok(if images.iter().any(is_registered) {
+                        PollAnswer::Ready(())
                     } else {
                         // Its image was deregistered or registered just now.
-                        Probe::NotYet("in use".to_owned())
+                        PollAnswer::NotYet("in use".to_owned())
                     })
                 }
                 Err(refused) => Err(refused.into()),
@@ -219,6 +224,6 @@ impl Ec2 {
 }
 
 /// Whether an image is still registered.
-pub fn holds(image: &types::Image) -> bool {
+pub fn is_registered(image: &types::Image) -> bool {
     image.state != Some(types::ImageState::Deregistered)
 }

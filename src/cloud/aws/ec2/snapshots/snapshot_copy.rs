@@ -2,13 +2,13 @@
 //! copy is found by a tag that names the source.
 
 use crate::cloud::aws::ec2::Ec2;
-use crate::cloud::aws::ec2::client::call::{ApiError, done};
+use crate::cloud::aws::ec2::client::call::{ApiError, ok_if_already_done};
 use crate::cloud::aws::ec2::client::errors::{COPY_SNAPSHOT, ErrorClass};
 use crate::cloud::aws::ec2::images::convert;
-use crate::cloud::aws::ec2::images::convert::{tag_filter, tagged};
+use crate::cloud::aws::ec2::images::convert::{tag_filter, tag_specification};
 use crate::cloud::{Tags, VolumeKind, tag};
 use crate::ids::SnapshotId;
-use crate::sys::poll::{Probe, until};
+use crate::sys::poll::{PollAnswer, poll_until};
 use anyhow::Result;
 use aws_sdk_ec2::types::{ResourceType, Snapshot, SnapshotState};
 use tokio::time::{Instant, sleep};
@@ -27,7 +27,7 @@ fn copy_name(of: &SnapshotId, kind: &VolumeKind) -> String {
 
 impl Ec2 {
     /// `tell` is called once, before a copy is created or waited for.
-    pub(crate) async fn copy_of(
+    pub(crate) async fn ensure_copy(
         &self,
         of: &SnapshotId,
         kind: &VolumeKind,
@@ -53,7 +53,7 @@ impl Ec2 {
                     // Another builder's copy may be older.
                     let id = self.wait_for_oldest(&name, &created).await?;
                     if id != created {
-                        done(self.send_delete(&created).await)?;
+                        ok_if_already_done(self.send_delete(&created).await)?;
                     }
                     id
                 }
@@ -64,7 +64,7 @@ impl Ec2 {
                     return Ok(id);
                 }
                 Err(error) => {
-                    if let Err(refused) = done(self.send_delete(&id).await) {
+                    if let Err(refused) = ok_if_already_done(self.send_delete(&id).await) {
                         return Err(error.context(format!("{id} failed, and was not deleted ({refused})")));
                     }
                     failed = Some(error);
@@ -100,7 +100,7 @@ impl Ec2 {
                 let call = call.description(format!("oven: a copy of {of}"));
                 let call = call.set_encrypted(kind.encrypted.filter(|encrypted| *encrypted));
                 call.set_kms_key_id(kind.kms_key.clone())
-                    .tag_specifications(tagged(ResourceType::Snapshot, &tags))
+                    .tag_specifications(tag_specification(ResourceType::Snapshot, &tags))
                     .send()
             });
             match sent.await {
@@ -137,18 +137,18 @@ impl Ec2 {
     /// Waits until EC2 shows the copy that was created: then it also shows those before it. Returns the oldest.
     async fn wait_for_oldest(&self, name: &str, created: &SnapshotId) -> Result<SnapshotId> {
         let policy = self.pace().until(self.pace().visible);
-        until(&format!("the copy {created}"), &policy, async || {
+        poll_until(&format!("the copy {created}"), &policy, async || {
             let copies = self.copies(name).await?;
             if !copies.iter().any(|copy| copy.snapshot_id.as_deref() == Some(&created.0)) {
                 let state = self.snapshot_state(created).await?;
                 // It failed at once: whoever waits for it reports that.
                 return Ok(match state {
-                    Some(SnapshotState::Error) => Probe::Ready(created.clone()),
-                    _ => Probe::NotYet("not visible".to_owned()),
+                    Some(SnapshotState::Error) => PollAnswer::Ready(created.clone()),
+                    _ => PollAnswer::NotYet("not visible".to_owned()),
                 });
             }
             let oldest = convert::id("snap", copies[0].snapshot_id.as_deref())?;
-            Ok(Probe::Ready(SnapshotId(oldest)))
+            Ok(PollAnswer::Ready(SnapshotId(oldest)))
         })
         .await
     }

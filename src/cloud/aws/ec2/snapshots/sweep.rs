@@ -1,6 +1,6 @@
 //! Finds leftovers of killed runs by their tags.
 
-use super::release::holds;
+use super::release::is_registered;
 use crate::cloud::aws::ec2::Ec2;
 use crate::cloud::aws::ec2::client::errors::DESCRIBE_INSTANCES;
 use crate::cloud::aws::ec2::images::convert;
@@ -85,9 +85,9 @@ impl Ec2 {
         let here = [self.owner(), Owner::this()];
         let stale = runs.into_iter().filter(|(_, found)| {
             let owner = found.owner.parse::<Owner>().ok();
-            let seen = owner
-                .iter()
-                .flat_map(|owner| here.iter().map(|here| owner.is_gone_from(here, Path::new("/proc"))));
+            let seen = owner.iter().flat_map(|owner| {
+                here.iter().map(|here| owner.has_ended_seen_from(here, Path::new("/proc")))
+            });
             let gone =
                 seen.into_iter().find(|gone| *gone != OwnerEnded::Unknown).unwrap_or(OwnerEnded::Unknown);
             let instance_is_gone =
@@ -114,8 +114,10 @@ impl Ec2 {
         let mut used_by_images = BTreeSet::new();
         for chunk in snapshots.chunks(MAX_FILTER_VALUES) {
             let images = self.own_images("", &[filter("block-device-mapping.snapshot-id", chunk)]).await?;
-            let mappings =
-                images.iter().filter(|image| holds(image)).flat_map(|image| image.block_device_mappings());
+            let mappings = images
+                .iter()
+                .filter(|image| is_registered(image))
+                .flat_map(|image| image.block_device_mappings());
             used_by_images.extend(mappings.filter_map(|mapping| mapping.ebs.as_ref()?.snapshot_id.clone()));
         }
         Ok(used_by_images)

@@ -73,7 +73,7 @@ async fn another_builders_image_of_the_same_bake_is_adopted() {
     };
     let (adopted, calls, clean) = registering(duplicate, describe).await;
     let adopted = adopted.unwrap();
-    assert_eq!((adopted.id.0.as_str(), adopted.made_by(&run())), (OTHER_IMAGE, false));
+    assert_eq!((adopted.id.0.as_str(), adopted.was_created_by(&run())), (OTHER_IMAGE, false));
     assert_eq!(count(&calls, "RegisterImage"), 1);
     assert!(clean, "our documents are gone");
     // Another definition's image is refused, and no other name is tried.

@@ -1,9 +1,9 @@
 //! Attaches volumes. EC2 needs a device name; the kernel says which device it became.
 
-use super::{Attachment, attachment, state_of};
+use super::{Attachment, current_attachment, state_text};
 use crate::cloud::aws::ec2::Ec2;
 use crate::cloud::aws::ec2::client::call::ApiError;
-use crate::cloud::aws::ec2::client::call::done;
+use crate::cloud::aws::ec2::client::call::ok_if_already_done;
 use crate::cloud::aws::ec2::client::errors::{
     ATTACH_VOLUME, DETACH_VOLUME, ErrorClass, MODIFY_INSTANCE_ATTRIBUTE,
 };
@@ -12,7 +12,7 @@ use crate::cloud::aws::nvme;
 use crate::device::Device;
 use crate::error::Kind;
 use crate::ids::VolumeId;
-use crate::sys::poll::{PollPolicy, Probe, until};
+use crate::sys::poll::{PollAnswer, PollPolicy, poll_until};
 use anyhow::{Context, Result};
 use aws_sdk_ec2::types::{self, VolumeAttachmentState, VolumeState};
 use std::collections::BTreeSet;
@@ -43,24 +43,24 @@ impl Ec2 {
         };
         let deadline = Instant::now() + self.pace().attached;
         let (what, policy) =
-            (format!("the attachment of {volume}"), self.pace().closely(self.pace().attached));
-        let attached = until(&what, &policy, async || {
+            (format!("the attachment of {volume}"), self.pace().frequent_polls(self.pace().attached));
+        let attached = poll_until(&what, &policy, async || {
             let Some(found) = self.volume(volume).await? else {
-                return Ok(Probe::NotYet("not visible".to_owned()));
+                return Ok(PollAnswer::NotYet("not visible".to_owned()));
             };
-            Ok(match attachment(&found) {
-                Some(a) if a.instance != instance => Probe::Ready(Err(in_use_error(volume, &a))),
-                Some(a) if a.state == VolumeAttachmentState::Attached => Probe::Ready(Ok(())),
-                Some(a) if Instant::now() >= deadline => Probe::Ready(Err(stuck(volume, &a))),
-                Some(a) => Probe::NotYet(a.state.as_str().to_owned()),
+            Ok(match current_attachment(&found) {
+                Some(a) if a.instance != instance => PollAnswer::Ready(Err(in_use_error(volume, &a))),
+                Some(a) if a.state == VolumeAttachmentState::Attached => PollAnswer::Ready(Ok(())),
+                Some(a) if Instant::now() >= deadline => PollAnswer::Ready(Err(stuck(volume, &a))),
+                Some(a) => PollAnswer::NotYet(a.state.as_str().to_owned()),
                 None if Instant::now() >= deadline => {
                     let text = format!(
                         "{volume} is {} again, although EC2 had begun to attach it",
-                        state_of(&found)
+                        state_text(&found)
                     );
-                    Probe::Ready(Err(Kind::Cloud.error(text)))
+                    PollAnswer::Ready(Err(Kind::Cloud.error(text)))
                 }
-                None => Probe::NotYet(state_of(&found).to_owned()),
+                None => PollAnswer::NotYet(state_text(&found).to_owned()),
             })
         });
         if let Err(stuck) = attached.await? {
@@ -82,7 +82,7 @@ impl Ec2 {
         let Some(found) = self.volume(volume).await? else {
             return Err(Kind::NotFound.error(format!("EC2 does not know the volume {volume}")));
         };
-        match attachment(&found) {
+        match current_attachment(&found) {
             Some(a) if a.instance != instance => Err(in_use_error(volume, &a)),
             Some(a)
                 if matches!(a.state, VolumeAttachmentState::Attached | VolumeAttachmentState::Attaching) =>
@@ -104,7 +104,7 @@ impl Ec2 {
 
     /// Looks up the device names in use while a volume is being created. If that fails, it is repeated when they are
     /// needed.
-    pub(crate) async fn look_for_names(&self, volume: &VolumeId) {
+    pub(crate) async fn look_up_names(&self, volume: &VolumeId) {
         if let Ok(instance) = self.instance()
             && let Ok(names) = self.names_in_use(instance).await
         {
@@ -132,7 +132,7 @@ impl Ec2 {
             self.0.names.borrow_mut().is_used(&name);
             let refused = match self.call(&ATTACH_VOLUME, &what, send).await {
                 Ok(_) => {
-                    self.look_soon().await;
+                    self.wait_before_first_poll().await;
                     return Ok(name);
                 }
                 Err(refused) => refused,
@@ -141,7 +141,7 @@ impl Ec2 {
             if refused.is("InvalidParameterValue")
                 && (text.contains("already in use") || text.contains("unixdevice"))
             {
-                self.0.names.borrow_mut().is_taken(&name);
+                self.0.names.borrow_mut().mark_taken(&name);
                 let next = names.next();
                 if next.is_none() {
                     self.0.names.borrow_mut().forget_taken();
@@ -173,9 +173,9 @@ impl Ec2 {
     async fn find_attachment(&self, volume: &VolumeId) -> Result<Option<(String, String)>> {
         let end = Instant::now() + self.pace().look * 4;
         loop {
-            self.look_soon().await;
+            self.wait_before_first_poll().await;
             if let Some(found) = self.volume(volume).await?
-                && let Some(a) = attachment(&found)
+                && let Some(a) = current_attachment(&found)
             {
                 return Ok(Some((a.instance.to_owned(), a.device.to_owned())));
             }
@@ -191,9 +191,9 @@ impl Ec2 {
         // The kernel is polled and not EC2: that costs nothing.
         let look = self.pace().look;
         let policy = PollPolicy { first: look / 10, longest: look, ..self.pace().until(self.pace().device) };
-        until(&format!("the device of {volume}"), &policy, async || {
+        poll_until(&format!("the device of {volume}"), &policy, async || {
             Ok(match (self.0.options.devices)(volume)? {
-                Some(device) => Probe::Ready(Ok(device)),
+                Some(device) => PollAnswer::Ready(Ok(device)),
                 None if Instant::now() >= deadline => {
                     let time = humantime::format_duration(self.pace().device);
                     let shown = match nvme::list(Path::new("/sys")) {
@@ -206,9 +206,9 @@ impl Ec2 {
                          {shown}"
                     );
                     let hint = "Check that --instance-id is the instance it was attached to, and run `oven doctor`.";
-                    Probe::Ready(Err(Kind::Cloud.failure(text).hint(hint).into()))
+                    PollAnswer::Ready(Err(Kind::Cloud.failure(text).hint(hint).into()))
                 }
-                None => Probe::NotYet("not visible".to_owned()),
+                None => PollAnswer::NotYet("not visible".to_owned()),
             })
         })
         .await
@@ -233,7 +233,7 @@ impl Ec2 {
     }
 
     pub(crate) async fn detach(&self, volume: &VolumeId) -> Result<(), ApiError> {
-        done(
+        ok_if_already_done(
             self.call(&DETACH_VOLUME, &volume.0, |client| client.detach_volume().volume_id(&volume.0).send())
                 .await,
         )
@@ -241,18 +241,22 @@ impl Ec2 {
 
     async fn detach_and_wait(&self, volume: &VolumeId) -> Result<()> {
         self.detach(volume).await?;
-        self.look_soon().await;
-        until(&format!("the release of {volume}"), &self.pace().until(self.pace().attached), async || {
-            Ok(match self.volume(volume).await? {
-                Some(found) if found.state == Some(VolumeState::Available) => Probe::Ready(()),
-                Some(found) => {
-                    let state = attachment(&found)
-                        .map_or(state_of(&found).to_owned(), |a| a.state.as_str().to_owned());
-                    Probe::NotYet(state)
-                }
-                None => Probe::NotYet("not visible".to_owned()),
-            })
-        })
+        self.wait_before_first_poll().await;
+        poll_until(
+            &format!("the release of {volume}"),
+            &self.pace().until(self.pace().attached),
+            async || {
+                Ok(match self.volume(volume).await? {
+                    Some(found) if found.state == Some(VolumeState::Available) => PollAnswer::Ready(()),
+                    Some(found) => {
+                        let state = current_attachment(&found)
+                            .map_or(state_text(&found).to_owned(), |a| a.state.as_str().to_owned());
+                        PollAnswer::NotYet(state)
+                    }
+                    None => PollAnswer::NotYet("not visible".to_owned()),
+                })
+            },
+        )
         .await
     }
 }

@@ -10,7 +10,7 @@ use aws_sdk_ec2::types::{Instance, InstanceStateName};
 impl Ec2 {
     /// A volume is created in the instance's zone, and can be attached only there. Id and zone may come from the
     /// command line, and may be wrong.
-    pub(crate) async fn ensure_here(&self) -> Result<()> {
+    pub(crate) async fn ensure_builder(&self) -> Result<()> {
         let (id, zone) = (self.instance()?, self.zone()?);
         let what = format!("the builder {id}");
         let wanted = filter("instance-id", [id]);

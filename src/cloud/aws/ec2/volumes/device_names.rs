@@ -40,7 +40,7 @@ impl DeviceNames {
     }
 
     /// Records that EC2 says that a name is in use.
-    pub fn is_taken(&mut self, name: &str) {
+    pub fn mark_taken(&mut self, name: &str) {
         self.taken.insert(name.to_owned());
     }
 
@@ -81,7 +81,7 @@ mod tests {
         names.is_used(&first[1]);
         let second = names.for_volume("vol-1", &free);
         assert_eq!(second[61..], first[..2]);
-        names.is_taken(&first[5]);
+        names.mark_taken(&first[5]);
         let third = names.for_volume("vol-2", &[first[4].clone()].into());
         assert!(!third.contains(&first[5]) && !third.contains(&first[4]));
         assert_eq!(third.len(), 61);

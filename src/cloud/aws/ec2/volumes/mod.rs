@@ -6,15 +6,15 @@ pub mod device_names;
 
 use super::Ec2;
 use super::client::call::ApiError;
-use super::client::errors::{CREATE_TAGS, CREATE_VOLUME, DESCRIBE_VOLUMES, ErrorClass, KMS};
+use super::client::errors::{CREATE_TAGS, CREATE_VOLUME, DESCRIBE_VOLUMES, ErrorClass, KMS_HINT};
 use super::images::PAGE;
 use super::images::convert;
 use super::images::convert::{filter, tag_filter};
-use crate::cloud::image_attributes::check_kind;
+use crate::cloud::image_attributes::check_volume_kind;
 use crate::cloud::{VolumeSpec, tag};
 use crate::error::Kind;
 use crate::ids::{RunId, VolumeId};
-use crate::sys::poll::{Probe, beside, until};
+use crate::sys::poll::{PollAnswer, poll_until, wait_with_background};
 use anyhow::{Context, Result};
 use aws_sdk_ec2::Client;
 use aws_sdk_ec2::error::SdkError;
@@ -27,19 +27,19 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// After this many polls in a row that do not show a new volume, EC2 is asked what became of it.
-pub const LOOKS: u32 = 3;
+pub const ABSENT_POLLS: u32 = 3;
 /// The largest volume of EC2 in GiB (io2; other types end at 16 TiB, and EC2 says so).
 const MAX_GIB: u64 = 65536;
 
 /// A token by which EC2 recognizes a repeated call. It is derived from the run and not from the fingerprint, or two
 /// builders would get the same volume. 64 characters are allowed.
-pub fn token(run: &RunId, step: &str, attempt: u32) -> String {
+pub fn client_token(run: &RunId, step: &str, attempt: u32) -> String {
     let digest = Sha256::digest(format!("{run}/{step}/{attempt}"));
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Sends a request that is stored to be sent again.
-pub async fn send(
+pub async fn send_create_volume(
     request: CreateVolumeInputBuilder,
     client: Client,
 ) -> Result<CreateVolumeOutput, SdkError<CreateVolumeError>> {
@@ -54,7 +54,7 @@ pub struct Attachment<'a> {
 }
 
 /// The current attachment of a volume.
-pub fn attachment(volume: &types::Volume) -> Option<Attachment<'_>> {
+pub fn current_attachment(volume: &types::Volume) -> Option<Attachment<'_>> {
     let live = |a: &&types::VolumeAttachment| a.state != Some(VolumeAttachmentState::Detached);
     let found = volume.attachments().iter().find(live)?;
     Some(Attachment {
@@ -64,7 +64,7 @@ pub fn attachment(volume: &types::Volume) -> Option<Attachment<'_>> {
     })
 }
 
-pub fn state_of(volume: &types::Volume) -> &str {
+pub fn state_text(volume: &types::Volume) -> &str {
     volume.state.as_ref().map_or("in no state", VolumeState::as_str)
 }
 
@@ -98,7 +98,7 @@ impl Ec2 {
 
     pub(crate) async fn create_volume(&self, spec: &VolumeSpec) -> Result<VolumeId> {
         let tags = self.owned(&spec.tags, &spec.run)?;
-        check_kind(&spec.kind, "[disk]")?;
+        check_volume_kind(&spec.kind, "[disk]")?;
         if spec.size_gib > MAX_GIB {
             let text =
                 format!("a volume of {} GiB is too large: the maximum is {MAX_GIB} GiB", spec.size_gib);
@@ -111,18 +111,22 @@ impl Ec2 {
             let request = CreateVolumeInput::builder()
                 .snapshot_id(&spec.snapshot.0)
                 .availability_zone(zone)
-                .size(convert::number(spec.size_gib))
+                .size(convert::to_i32(spec.size_gib))
                 .set_volume_type(kind.volume_type.as_deref().map(types::VolumeType::from))
-                .set_iops(kind.iops.map(convert::number))
-                .set_throughput(kind.throughput.map(convert::number))
+                .set_iops(kind.iops.map(convert::to_i32))
+                .set_throughput(kind.throughput.map(convert::to_i32))
                 .set_encrypted(kind.encrypted.filter(|encrypted| *encrypted))
                 .set_kms_key_id(kind.kms_key.clone())
-                .tag_specifications(convert::tagged(ResourceType::Volume, &tags))
-                .client_token(token(&spec.run, "volume", attempt));
+                .tag_specifications(convert::tag_specification(ResourceType::Volume, &tags))
+                .client_token(client_token(&spec.run, "volume", attempt));
             let sent = self.repeat(&CREATE_VOLUME, &what, async || {
                 let (again, client) = (request.clone(), self.client());
-                self.fly(&spec.run, &CREATE_VOLUME, &what, send(request.clone(), client), |run, result| {
-                    match result {
+                self.send_in_background(
+                    &spec.run,
+                    &CREATE_VOLUME,
+                    &what,
+                    send_create_volume(request.clone(), client),
+                    |run, result| match result {
                         Ok(volume) => {
                             run.volumes.extend(volume.volume_id.clone());
                             run.requests.extend(volume.volume_id.clone().zip(Some(again)));
@@ -132,8 +136,8 @@ impl Ec2 {
                             run.doubtful_volume = Some(again)
                         }
                         Err(_) => {}
-                    }
-                })
+                    },
+                )
                 .await
             });
             match sent.await {
@@ -185,49 +189,62 @@ impl Ec2 {
     ) -> Result<()> {
         let hint = || {
             if spec.kind.encrypted == Some(true) || spec.kind.kms_key.is_some() {
-                KMS.to_owned()
+                KMS_HINT.to_owned()
             } else {
-                format!("If {} is encrypted, or the account encrypts by default: {KMS}", spec.snapshot)
+                format!("If {} is encrypted, or the account encrypts by default: {KMS_HINT}", spec.snapshot)
             }
         };
         let mut absent = 0;
         let created = async {
-            self.look_soon().await;
-            until(&format!("the volume {id}"), &self.pace().closely(self.pace().created), async || {
-                let Some(volume) = self.volume(id).await? else {
-                    absent += 1;
-                    // EC2 removes a volume whose key it may not use, and its token is then used up: that distinguishes
-                    // a volume that vanished from one that is not visible yet.
-                    if absent % LOOKS == 0 && self.is_burned(&spec.run, &request).await? {
-                        // The debt for it remains: the token of one that failed, and is not visible yet, is used up,
-                        // too.
-                        let text = format!("the volume {id} vanished while it was being created");
-                        return Err(Kind::Cloud.failure(text).hint(hint()).into());
+            self.wait_before_first_poll().await;
+            poll_until(
+                &format!("the volume {id}"),
+                &self.pace().frequent_polls(self.pace().created),
+                async || {
+                    let Some(volume) = self.volume(id).await? else {
+                        absent += 1;
+                        // EC2 removes a volume whose key it may not use, and its token is then used up: that distinguishes
+                        // a volume that vanished from one that is not visible yet.
+                        if absent % ABSENT_POLLS == 0 && self.is_token_used_up(&spec.run, &request).await? {
+                            // The debt for it remains: the token of one that failed, and is not visible yet, is used up,
+                            // too.
+                            let text = format!("the volume {id} vanished while it was being created");
+                            return Err(Kind::Cloud.failure(text).hint(hint()).into());
+                        }
+                        return Ok(PollAnswer::NotYet("not visible".to_owned()));
+                    };
+                    absent = 0;
+                    match volume.state {
+                        Some(VolumeState::Available | VolumeState::InUse) => Ok(PollAnswer::Ready(())),
+                        Some(VolumeState::Error | VolumeState::Deleting | VolumeState::Deleted) => {
+                            let text = format!(
+                                "EC2 could not create the volume {id}: it is {}",
+                                state_text(&volume)
+                            );
+                            Err(Kind::Cloud.failure(text).hint(hint()).into())
+                        }
+                        _ => Ok(PollAnswer::NotYet(state_text(&volume).to_owned())),
                     }
-                    return Ok(Probe::NotYet("not visible".to_owned()));
-                };
-                absent = 0;
-                match volume.state {
-                    Some(VolumeState::Available | VolumeState::InUse) => Ok(Probe::Ready(())),
-                    Some(VolumeState::Error | VolumeState::Deleting | VolumeState::Deleted) => {
-                        let text =
-                            format!("EC2 could not create the volume {id}: it is {}", state_of(&volume));
-                        Err(Kind::Cloud.failure(text).hint(hint()).into())
-                    }
-                    _ => Ok(Probe::NotYet(state_of(&volume).to_owned())),
-                }
-            })
+                },
+            )
             .await
         };
-        beside(created, self.look_for_names(id))
+        wait_with_background(created, self.look_up_names(id))
             .await
             .with_context(|| format!("creating the volume {id} of {}", spec.snapshot))
     }
 
     /// Whether the volume of a request no longer exists; found out by sending the request again.
-    pub(crate) async fn is_burned(&self, run: &RunId, request: &CreateVolumeInputBuilder) -> Result<bool> {
+    pub(crate) async fn is_token_used_up(
+        &self,
+        run: &RunId,
+        request: &CreateVolumeInputBuilder,
+    ) -> Result<bool> {
         let what = format!("to find out what became of the volume of run {run}");
-        match self.call(&CREATE_VOLUME, &what, |client| send(request.clone(), client.clone())).await {
+        match self
+            .call(&CREATE_VOLUME, &what, |client| send_create_volume(request.clone(), client.clone()))
+            .await
+        {
             Ok(again) => {
                 let id = convert::id("vol", again.volume_id.as_deref())?;
                 self.0.made.of(run, |run| run.volumes.insert(id));
@@ -237,7 +254,7 @@ impl Ec2 {
         }
     }
 
-    pub(crate) async fn keep_volumes(&self, run: &RunId) -> Result<Vec<VolumeId>> {
+    pub(crate) async fn tag_and_detach_volumes(&self, run: &RunId) -> Result<Vec<VolumeId>> {
         self.0.made.settled(run).await;
         let mut ids: BTreeSet<String> = self.0.made.of(run, |run| run.volumes.clone());
         for volume in self.volumes(&run.0, &[tag_filter(tag::RUN, &run.0)]).await? {
@@ -261,7 +278,7 @@ impl Ec2 {
         Ok(ids)
     }
 
-    pub(crate) async fn kept_volume(&self, run: &RunId) -> Result<Option<VolumeId>> {
+    pub(crate) async fn find_preserved_volume(&self, run: &RunId) -> Result<Option<VolumeId>> {
         let filters = [tag_filter(tag::RUN, &run.0), filter("tag-key", [tag::KEPT])];
         let mut found = self.volumes(&run.0, &filters).await?;
         found.retain(|volume| matches!(volume.state, Some(VolumeState::Available | VolumeState::InUse)));
@@ -277,11 +294,15 @@ mod tests {
     #[test]
     fn tokens_depend_on_run_step_and_attempt() {
         let (a, b) = (RunId("a".into()), RunId("b".into()));
-        assert_eq!(token(&a, "volume", 1).len(), 64);
-        assert_eq!(token(&a, "volume", 1), token(&a, "volume", 1));
-        let all: BTreeSet<String> =
-            [token(&a, "volume", 1), token(&a, "volume", 2), token(&b, "volume", 1), token(&a, "image", 1)]
-                .into();
+        assert_eq!(client_token(&a, "volume", 1).len(), 64);
+        assert_eq!(client_token(&a, "volume", 1), client_token(&a, "volume", 1));
+        let all: BTreeSet<String> = [
+            client_token(&a, "volume", 1),
+            client_token(&a, "volume", 2),
+            client_token(&b, "volume", 1),
+            client_token(&a, "image", 1),
+        ]
+        .into();
         assert_eq!(all.len(), 4);
     }
 }
