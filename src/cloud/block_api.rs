@@ -49,13 +49,13 @@ impl std::error::Error for SnapshotExpired {}
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ParentUse {
     /// It can be the parent itself.
-    Itself,
+    UseAsParent,
     /// This account cannot read its blocks (it is public and belongs to another account): it has to be copied into the
     /// account first, once.
-    Copy { why: String },
+    CopyFirst { why: String },
     /// Its blocks can be read, but a child could not have the requested properties (encryption with another key). The
     /// new snapshot gets no parent, and every block is uploaded.
-    Whole { why: String },
+    FullUpload { why: String },
 }
 
 /// Reads a snapshot's blocks. It blocks the calling thread, and many threads use it concurrently.

@@ -77,7 +77,7 @@ async fn connect(settings: Settings, report: Report, instance: Option<imds::Inst
         zone,
         documents: state.join("aws"),
         devices: Rc::new(move |volume: &VolumeId| nvme::find(Path::new(SYS), Path::new(DEV), volume)),
-        pace: ec2::Timeouts::default(),
+        timeouts: ec2::Timeouts::default(),
     })
     .await?;
     let strategy = settings.disks();

@@ -103,7 +103,7 @@ impl BlockApi for Fake {
     }
 
     async fn parent(&self, _: &SnapshotId, _: &VolumeKind) -> Result<ParentUse> {
-        Ok(ParentUse::Itself)
+        Ok(ParentUse::UseAsParent)
     }
 
     async fn copied(&self, snapshot: &SnapshotId, _: &VolumeKind, _: &dyn Fn()) -> Result<SnapshotId> {

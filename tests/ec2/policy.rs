@@ -79,7 +79,7 @@ impl PolicyFixture {
             zone: Some("us-east-1a".into()),
             documents: self.dir.path().join("documents"),
             devices: Rc::new(devices),
-            pace: Timeouts { unreachable: 5000 * MILLI, attached: 1500 * MILLI, ..fast },
+            timeouts: Timeouts { unreachable: 5000 * MILLI, attached: 1500 * MILLI, ..fast },
         };
         Ec2::with_shared(shared(&self.server.endpoint()), options)
     }

@@ -61,7 +61,7 @@ fn main() -> ExitCode {
 
 /// Fifty times as fast as for EC2; a single call may take as long as a busy machine needs, and what never ends is
 /// given up after some of those.
-fn pace() -> Timeouts {
+fn timeouts() -> Timeouts {
     if std::env::var_os("OVEN_TEST_SLOW").is_some() {
         return Timeouts::default();
     }
@@ -119,7 +119,7 @@ async fn run(dir: &Path) -> Result<u8> {
         zone,
         documents: state.join("aws"),
         devices: Rc::new(move |volume| device(&server, volume)),
-        pace: pace(),
+        timeouts: timeouts(),
     })
     .await?;
     let overrides = Overrides { cloud: Some(AWS.into()), ..Overrides::default() };

@@ -229,7 +229,7 @@ impl<T: BlockApi> BlockApi for Faulty<T> {
     }
     async fn parent(&self, snapshot: &SnapshotId, kind: &VolumeKind) -> Result<ParentUse> {
         let parent = self.around("parent", self.inner.parent(snapshot, kind)).await?;
-        Ok(if self.whole { ParentUse::Whole { why: "the test says so".to_owned() } } else { parent })
+        Ok(if self.whole { ParentUse::FullUpload { why: "the test says so".to_owned() } } else { parent })
     }
     async fn copied(&self, snapshot: &SnapshotId, kind: &VolumeKind, tell: &dyn Fn()) -> Result<SnapshotId> {
         self.around("copied", self.inner.copied(snapshot, kind, tell)).await

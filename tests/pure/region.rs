@@ -61,7 +61,7 @@ async fn bake(dir: &Path, name: &str) {
 async fn bake_blocks(dir: &Path) {
     let region = Region::open(dir).unwrap();
     let base = region.images(None).await.unwrap().remove(0).snapshot;
-    assert_eq!(region.parent(&base, &Default::default()).await.unwrap(), ParentUse::Itself);
+    assert_eq!(region.parent(&base, &Default::default()).await.unwrap(), ParentUse::UseAsParent);
     let run = RunId::new();
     let spec = NewSnapshot {
         parent: Some(base),

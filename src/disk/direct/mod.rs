@@ -105,8 +105,8 @@ impl<B: BlockApi + 'static> DirectDisks<B> {
             None => self.query_parent(base, spec).await?,
         };
         match parent {
-            ParentUse::Itself => Ok((snapshot.clone(), true)),
-            ParentUse::Copy { why } => {
+            ParentUse::UseAsParent => Ok((snapshot.clone(), true)),
+            ParentUse::CopyFirst { why } => {
                 let dollars = base.size_gib as f64 * GIB_MONTH_PRICE;
                 let tell = || {
                     self.report.note(format!(
@@ -117,7 +117,7 @@ impl<B: BlockApi + 'static> DirectDisks<B> {
                 };
                 Ok((self.blocks.copied(snapshot, &spec.kind, &tell).await?, true))
             }
-            ParentUse::Whole { why } => {
+            ParentUse::FullUpload { why } => {
                 let blocks = base.size_gib * BLOCKS_PER_GIB;
                 let dollars = base.size_gib as f64 * GIB_MONTH_PRICE;
                 self.report.note(format!(

@@ -122,7 +122,7 @@ pub fn ec2(server: &Server, documents: PathBuf) -> Ec2 {
         zone: None,
         documents,
         devices: Rc::new(|_| panic!("nothing is attached")),
-        pace: Timeouts { unreachable: 5000 * MILLI, ..fast },
+        timeouts: Timeouts { unreachable: 5000 * MILLI, ..fast },
     };
     Ec2::with_shared(shared(server), options).without_volumes()
 }
@@ -170,8 +170,8 @@ pub fn none() -> VolumeKind {
 /// What a bake does: it looks, reads all, writes a child, and reads that one back. The child's id.
 pub async fn rebake(fixture: &EbsFixture, ebs: &Ebs, run: &RunId) -> Result<SnapshotId> {
     let base = match ebs.parent(&fixture.base.snapshot, &none()).await? {
-        ParentUse::Itself => fixture.base.snapshot.clone(),
-        ParentUse::Copy { .. } => ebs.copied(&fixture.base.snapshot, &none(), &|| ()).await?,
+        ParentUse::UseAsParent => fixture.base.snapshot.clone(),
+        ParentUse::CopyFirst { .. } => ebs.copied(&fixture.base.snapshot, &none(), &|| ()).await?,
         other => panic!("{other:?}"),
     };
     let contents = ebs.contents(&base).await?;

@@ -72,7 +72,10 @@ async fn a_public_base_is_copied_once() {
     fixture.given_away(|snapshot| snapshot.public = true);
     // Two processes at once.
     let (one, other) = (fixture.ebs(), fixture.ebs());
-    assert!(matches!(one.parent(&fixture.base.snapshot, &none()).await.unwrap(), ParentUse::Copy { .. }));
+    assert!(matches!(
+        one.parent(&fixture.base.snapshot, &none()).await.unwrap(),
+        ParentUse::CopyFirst { .. }
+    ));
     let kind = none();
     let (first, second) = tokio::join!(
         one.copied(&fixture.base.snapshot, &kind, &|| ()),
@@ -102,7 +105,7 @@ async fn a_base_whose_key_may_not_be_used_is_told_with_what_is_missing() {
         (snapshot.encrypted, snapshot.key) = (true, Some(key.to_owned()));
     });
     let ebs = fixture.ebs();
-    assert_eq!(ebs.parent(id, &none()).await.unwrap(), ParentUse::Itself);
+    assert_eq!(ebs.parent(id, &none()).await.unwrap(), ParentUse::UseAsParent);
     let error = ebs.contents(id).await.unwrap_err();
     assert!(hint_of(&error).is_some_and(|hint| hint.contains("kms:Decrypt")), "{error:#}");
     assert_eq!(fixture.count("ListSnapshotBlocks"), 1);
@@ -117,9 +120,9 @@ async fn a_base_whose_key_may_not_be_used_is_told_with_what_is_missing() {
         options.keys.insert(other.to_owned());
     });
     let kind = VolumeKind { encrypted: Some(true), kms_key: Some(other.to_owned()), ..none() };
-    assert!(matches!(ebs.parent(id, &kind).await.unwrap(), ParentUse::Copy { .. }));
+    assert!(matches!(ebs.parent(id, &kind).await.unwrap(), ParentUse::CopyFirst { .. }));
     let copy = ebs.copied(id, &kind, &|| ()).await.unwrap();
-    assert_eq!(ebs.parent(&copy, &kind).await.unwrap(), ParentUse::Itself);
+    assert_eq!(ebs.parent(&copy, &kind).await.unwrap(), ParentUse::UseAsParent);
     fixture.server.with_world(|world| assert_eq!(world.snapshots[&copy.0].key.as_deref(), Some(other)));
 }
 
@@ -128,7 +131,10 @@ async fn a_base_whose_key_may_not_be_used_is_told_with_what_is_missing() {
 async fn a_base_in_an_account_that_encrypts_is_copied() {
     let fixture = EbsFixture::with("encrypts", Direct { encrypts: true, ..Direct::default() }).await;
     let ebs = fixture.ebs();
-    assert!(matches!(ebs.parent(&fixture.base.snapshot, &none()).await.unwrap(), ParentUse::Copy { .. }));
+    assert!(matches!(
+        ebs.parent(&fixture.base.snapshot, &none()).await.unwrap(),
+        ParentUse::CopyFirst { .. }
+    ));
     let child = rebake(&fixture, &ebs, &RunId::new()).await.unwrap();
     fixture.server.with_world(|world| assert!(world.snapshots[&child.0].encrypted));
 }

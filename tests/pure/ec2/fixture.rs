@@ -18,7 +18,7 @@ pub const MILLI: Duration = Duration::from_millis(1);
 pub const INSTANCE: &str = "i-0123456789abcdef0";
 /// Another instance of the account, in the same zone.
 pub const OTHER_INSTANCE: &str = "i-0aaaaaaaaaaaaaaaa";
-/// Longer than any deadline of [`pace`], on a busy machine too: whoever takes longer hangs.
+/// Longer than any deadline of [`timeouts`], on a busy machine too: whoever takes longer hangs.
 const HANG: Duration = Duration::from_secs(120);
 
 pub struct Ec2Fixture {
@@ -95,7 +95,7 @@ impl Ec2Fixture {
             zone: Some("us-east-1a".into()),
             documents: self.dir.path().join("documents"),
             devices: Rc::new(self.devices()),
-            pace: if self.hangs { faster(2000 * MILLI) } else { pace() },
+            timeouts: if self.hangs { faster(2000 * MILLI) } else { timeouts() },
         };
         change(&mut options);
         options
@@ -284,7 +284,7 @@ pub fn key() -> BakeKey {
 }
 
 /// A hundred times as fast as for EC2; what waits for one call waits long enough for a busy machine.
-pub fn pace() -> Timeouts {
+pub fn timeouts() -> Timeouts {
     faster(4000 * MILLI)
 }
 

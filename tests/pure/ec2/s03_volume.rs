@@ -1,7 +1,7 @@
 //! S3: the volume is created once, or not at all.
 
 use super::case::{Case, End, case, error, lost_after, lost_before, prove};
-use super::fixture::{Ec2Fixture, MILLI, options, pace};
+use super::fixture::{Ec2Fixture, MILLI, options, timeouts};
 use oven::cloud::aws::ec2::Timeouts;
 use oven::ids::RunId;
 use oven_ec2_server::world::{Snapshot, now};
@@ -157,7 +157,8 @@ async fn r3_6_failed_and_not_to_be_seen_yet() {
     lagging.visibility_lag = 200 * MILLI;
     let fixture = Ec2Fixture::new(lagging);
     // The third look comes after 100 ms.
-    let ec2 = fixture.ec2_with(|o| o.pace = Timeouts { look: 50 * MILLI, longest: 50 * MILLI, ..pace() });
+    let ec2 = fixture
+        .ec2_with(|o| o.timeouts = Timeouts { first_poll: 50 * MILLI, max_poll: 50 * MILLI, ..timeouts() });
     let ended = fixture.bake_by(&ec2, &RunId::new()).await;
     super::case::says(&ended.result.unwrap_err(), &["kms:CreateGrant"], "3.6");
     assert_eq!(ended.left, []);
@@ -186,7 +187,7 @@ async fn r3_6_a_key_that_may_not_be_used() {
 #[tokio::test]
 async fn r3_7_stuck_creating() {
     let fixture = Ec2Fixture::with(&[Fault::new("CreateVolume", 1, What::Turns(Turn::Stuck))]);
-    let ec2 = fixture.ec2_with(|o| o.pace = Timeouts { created: 300 * MILLI, ..pace() });
+    let ec2 = fixture.ec2_with(|o| o.timeouts = Timeouts { created: 300 * MILLI, ..timeouts() });
     let begun = Instant::now();
     let ended = fixture.bake_by(&ec2, &RunId::new()).await;
     super::case::says(&ended.result.unwrap_err(), &["still creating", "300ms"], "3.7");

@@ -1,7 +1,7 @@
 //! S4 and S5: attached once, here, under a name that is free, and found on this machine.
 
 use super::case::{End, case, error, is_of, lost_after, lost_before, prove, says};
-use super::fixture::{Ec2Fixture, INSTANCE, MILLI, OTHER_INSTANCE, options, pace};
+use super::fixture::{Ec2Fixture, INSTANCE, MILLI, OTHER_INSTANCE, options, timeouts};
 use oven::cloud::aws::ec2::Timeouts;
 use oven::cloud::{Cloud, VolumeKind, VolumeSpec, Volumes};
 use oven::error::Kind;
@@ -141,7 +141,7 @@ async fn r4_4_no_device() {
         };
         let ec2 = fixture.ec2_with(|o| {
             o.devices = Rc::new(shown);
-            o.pace = Timeouts { device: deadline, ..pace() };
+            o.timeouts = Timeouts { device: deadline, ..timeouts() };
         });
         let ended = fixture.bake_by(&ec2, &RunId::new()).await;
         assert_eq!(ended.left, []);

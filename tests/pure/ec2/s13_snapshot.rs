@@ -1,7 +1,7 @@
 //! S13 and S14: one snapshot of what was written, and waited for.
 
 use super::case::{End, all, case, error, lost_after, lost_before, prove, says};
-use super::fixture::{Ec2Fixture, MILLI, options, pace};
+use super::fixture::{Ec2Fixture, MILLI, options, timeouts};
 use oven::cloud::aws::ec2::Timeouts;
 use oven::ids::RunId;
 use oven_ec2_server::world::now;
@@ -48,7 +48,8 @@ async fn r13_1_twins() {
         let mut lagging = options(vec![create(1, what.clone())]);
         lagging.visibility_lag = 800 * MILLI;
         let fixture = Ec2Fixture::new(lagging);
-        let ec2 = fixture.ec2_with(|o| o.pace = Timeouts { lost: 100 * MILLI, ..pace() });
+        let ec2 =
+            fixture.ec2_with(|o| o.timeouts = Timeouts { lost_answer_window: 100 * MILLI, ..timeouts() });
         let ended = fixture.bake_by(&ec2, &RunId::new()).await;
         assert_eq!(ended.left, []);
         let image = ended.result.unwrap();
@@ -77,7 +78,7 @@ async fn r13_2_too_soon() {
     let fixture = Ec2Fixture::with(&[error("CreateSnapshot", 1, code)]);
     let begun = Instant::now();
     fixture.bake().await.0.result.unwrap();
-    assert!(begun.elapsed() >= pace().rate, "not before EC2 would take it");
+    assert!(begun.elapsed() >= timeouts().rate, "not before EC2 would take it");
 }
 
 /// Row 13.3: the first is waited out, the second is a quota.
@@ -104,7 +105,7 @@ async fn r13_4_not_to_be_seen_yet() {
     ])
     .await;
     let fixture = Ec2Fixture::with(&[create(1, What::Turns(Turn::Vanishes))]);
-    let ec2 = fixture.ec2_with(|o| o.pace = Timeouts { visible: 300 * MILLI, ..pace() });
+    let ec2 = fixture.ec2_with(|o| o.timeouts = Timeouts { visible: 300 * MILLI, ..timeouts() });
     let ended = fixture.bake_by(&ec2, &RunId::new()).await;
     says(&ended.result.unwrap_err(), &["no longer visible", "snap-"], "13.4");
     assert_eq!(ended.left, []);
@@ -119,7 +120,7 @@ async fn r13_4_a_stale_look_late() {
     slow.delays.snapshot = Duration::from_secs(3600);
     let fixture = Ec2Fixture::new(slow);
     // Long past when the look is made.
-    let ec2 = fixture.ec2_with(|o| o.pace = Timeouts { visible: 1500 * MILLI, ..pace() });
+    let ec2 = fixture.ec2_with(|o| o.timeouts = Timeouts { visible: 1500 * MILLI, ..timeouts() });
     let run = RunId::new();
     let ready = async {
         while fixture.count("DescribeSnapshots") < STALE + 2 {
@@ -163,8 +164,8 @@ async fn r13_5_in_error() {
 #[tokio::test]
 async fn r13_6_stuck() {
     let fixture = Ec2Fixture::with(&[create(1, What::Turns(Turn::Stuck))]);
-    let short = Timeouts { snapshot: 400 * MILLI, snapshot_gib: 10 * MILLI, ..pace() };
-    let ec2 = fixture.ec2_with(|o| o.pace = short);
+    let short = Timeouts { snapshot: 400 * MILLI, snapshot_gib: 10 * MILLI, ..timeouts() };
+    let ec2 = fixture.ec2_with(|o| o.timeouts = short);
     let begun = Instant::now();
     let ended = fixture.bake_by(&ec2, &RunId::new()).await;
     says(&ended.result.unwrap_err(), &["snap-", "400ms", "pending", "%"], "13.6");

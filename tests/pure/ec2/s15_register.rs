@@ -1,7 +1,7 @@
 //! S15: registered once, under one name.
 
 use super::case::{End, case, error, lost_after, lost_before, prove, says};
-use super::fixture::{Ec2Fixture, MILLI, options, pace};
+use super::fixture::{Ec2Fixture, MILLI, options, timeouts};
 use oven::cloud::aws::ec2::Timeouts;
 use oven::cloud::{Cloud, tag};
 use oven::error::Kind;
@@ -165,7 +165,7 @@ async fn r15_3_not_to_be_seen_yet() {
     .await;
     // For longer than EC2 says, it is not there: somebody deregistered it.
     let fixture = Ec2Fixture::with(&[register(1, What::Turns(Turn::Vanishes))]);
-    let ec2 = fixture.ec2_with(|o| o.pace = Timeouts { visible: 300 * MILLI, ..pace() });
+    let ec2 = fixture.ec2_with(|o| o.timeouts = Timeouts { visible: 300 * MILLI, ..timeouts() });
     let begun = std::time::Instant::now();
     let ended = fixture.bake_by(&ec2, &RunId::new()).await;
     says(&ended.result.unwrap_err(), &["ami-", "not visible"], "15.3");

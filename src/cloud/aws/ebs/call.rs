@@ -36,7 +36,7 @@ const _: () = assert!(MAX_PER_SECOND + MAX_PUTS <= 1000 && MAX_PER_SECOND + MAX_
 /// State that all threads share.
 pub struct EbsState {
     pub lanes: Workers,
-    pub pace: Timeouts,
+    pub timeouts: Timeouts,
     pub gets: Semaphore,
     /// The number of slow reads, up to the limit.
     slow_reads: AtomicUsize,
@@ -57,10 +57,10 @@ pub struct KnownSnapshot {
 }
 
 impl EbsState {
-    pub fn new(lanes: Workers, pace: Timeouts) -> Self {
+    pub fn new(lanes: Workers, timeouts: Timeouts) -> Self {
         Self {
             lanes,
-            pace,
+            timeouts,
             gets: Semaphore::new(INITIAL_READS),
             slow_reads: AtomicUsize::new(0),
             puts: Semaphore::new(MAX_PUTS),
@@ -111,7 +111,7 @@ impl EbsState {
     where
         F: Future<Output = Result<T, ApiError>>,
     {
-        let (start, pace) = (Instant::now(), &self.pace);
+        let (start, timeouts) = (Instant::now(), &self.timeouts);
         let mut tries = 0u32;
         // Calls for blocks are not traced here: there are thousands, and their callers count them.
         let track = if limiter.is_some() { Track::default() } else { Track::here() };
@@ -134,22 +134,23 @@ impl EbsState {
             }
             span.tell("refused", refused.code.as_deref().unwrap_or("no answer"));
             let answered = self.answered.load(Ordering::Relaxed);
-            let mut pause = jitter(pace.backoff.saturating_mul(1 << tries.min(16)).min(pace.backoff_longest));
+            let mut pause =
+                jitter(timeouts.backoff.saturating_mul(1 << tries.min(16)).min(timeouts.backoff_longest));
             let patience = match refused.class {
                 ErrorClass::Throttled | ErrorClass::Paced => {
                     limiter.inspect(|limiter| limiter.refused());
-                    pace.throttled
+                    timeouts.throttled
                 }
                 // Credentials that never worked will not be replaced by good ones.
                 ErrorClass::Expired if tries < 3 && answered => {
                     lane.renew();
-                    pace.throttled
+                    timeouts.throttled
                 }
-                ErrorClass::Lost if action.twice && answered => pace.outage,
-                ErrorClass::Lost if action.twice => pace.unreachable,
-                ErrorClass::NotYet if snapshot.born.is_some_and(|born| born.elapsed() < pace.visible) => {
-                    pause = pause.min(pace.longest).max(pace.look);
-                    pace.visible
+                ErrorClass::Lost if action.twice && answered => timeouts.outage,
+                ErrorClass::Lost if action.twice => timeouts.unreachable,
+                ErrorClass::NotYet if snapshot.born.is_some_and(|born| born.elapsed() < timeouts.visible) => {
+                    pause = pause.min(timeouts.max_poll).max(timeouts.first_poll);
+                    timeouts.visible
                 }
                 _ if tries > 0 => return Err(refused.tried(start.elapsed())),
                 _ => return Err(refused),

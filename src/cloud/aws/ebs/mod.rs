@@ -50,12 +50,12 @@ type LoadConfig = Rc<dyn Fn() -> Pin<Box<dyn Future<Output = Config> + Send>>>;
 impl Ebs {
     /// Uses the credentials and the endpoint that `ec2` uses. Sends nothing to EBS yet.
     pub fn new(ec2: Ec2) -> Self {
-        let (region, pace) = (ec2.region(), *ec2.pace());
+        let (region, timeouts) = (ec2.region(), *ec2.timeouts());
         Self::with_loader(ec2, move || {
             let loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
                 .app_name(AppName::new(APP_NAME).expect("letters only"))
                 .region(Region::new(region.clone()))
-                .timeout_config(sdk_timeouts(&pace));
+                .timeout_config(sdk_timeouts(&timeouts));
             async move { Config::new(&loader.load().await) }
         })
     }
@@ -69,12 +69,12 @@ impl Ebs {
     where
         F: Future<Output = Config> + Send + 'static,
     {
-        let pace = *ec2.pace();
+        let timeouts = *ec2.timeouts();
         let load_config = Rc::new(move || {
             let config = load_config();
             let with_timeouts = async move {
                 let config = config.await.to_builder().retry_config(RetryConfig::disabled());
-                config.timeout_config(sdk_timeouts(&pace)).build()
+                config.timeout_config(sdk_timeouts(&timeouts)).build()
             };
             Box::pin(with_timeouts) as Pin<Box<dyn Future<Output = Config> + Send>>
         });
@@ -84,7 +84,7 @@ impl Ebs {
     async fn shared(&self) -> Result<Arc<EbsState>> {
         let start = async || {
             let lanes = workers::Workers::start(|| (self.load_config)()).await?;
-            Ok(Arc::new(EbsState::new(lanes, *self.ec2.pace())))
+            Ok(Arc::new(EbsState::new(lanes, *self.ec2.timeouts())))
         };
         self.shared.get_or_try_init(start).await.cloned()
     }

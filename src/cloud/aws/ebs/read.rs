@@ -50,11 +50,12 @@ impl EbsState {
         loop {
             let token = self.token(lane, snapshot, index, refused_token.as_deref()).await?;
             let got = self.repeat(lane, &GET_SNAPSHOT_BLOCK, snapshot, Some(&snapshot.gets), |client| {
-                let (what, token, pace) = (&what, &token, &self.pace);
+                let (what, token, timeouts) = (&what, &token, &self.timeouts);
                 async move {
                     // The SDK's own timeout ends where the data begin.
                     let begun = Instant::now();
-                    match timeout(pace.attempt, fetch_block(&client, snapshot, index, token, what)).await {
+                    match timeout(timeouts.attempt, fetch_block(&client, snapshot, index, token, what)).await
+                    {
                         Ok(got) => got.inspect(|_| self.took(begun.elapsed())),
                         Err(_) => Err(lost_answer(what, "the block did not arrive in time".to_owned())),
                     }

@@ -267,10 +267,10 @@ impl Ebs {
                 Some(SnapshotState::Error) => return Err(self.discard(id, refused.into()).await),
                 // The snapshot was sealed by a call whose answer was lost: EBS refuses the second one.
                 _ if refused.class != ErrorClass::Lost => break,
-                _ if begun.elapsed() >= self.ec2.pace().outage => return Err(refused.into()),
+                _ if begun.elapsed() >= self.ec2.timeouts().outage => return Err(refused.into()),
                 _ => lost = true,
             }
-            sleep(self.ec2.pace().look).await;
+            sleep(self.ec2.timeouts().first_poll).await;
         }
         match self.ec2.completed(id).await? {
             Ok(()) => Ok(()),

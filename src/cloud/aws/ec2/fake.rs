@@ -135,7 +135,7 @@ fn options(dir: &Path) -> Ec2Options {
         documents: dir.to_owned(),
         devices: Rc::new(devices),
         // If the first call is lost, the second has to come in time, however busy the machine is.
-        pace: Timeouts { unreachable: Duration::from_secs(3), ..fast },
+        timeouts: Timeouts { unreachable: Duration::from_secs(3), ..fast },
     }
 }
 

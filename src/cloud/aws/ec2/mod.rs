@@ -52,7 +52,7 @@ pub struct Ec2Options {
     /// A directory on the builder for documents by image id, and for permissions that were granted.
     pub documents: PathBuf,
     pub devices: FindDevice,
-    pub pace: Timeouts,
+    pub timeouts: Timeouts,
 }
 
 /// EC2 in one region, as seen from one instance. It is cheap to clone.
@@ -90,7 +90,7 @@ impl Ec2 {
 
     async fn load(loader: ConfigLoader, options: Ec2Options) -> Result<Self> {
         let app = AppName::new(APP_NAME).expect("letters only");
-        let mut loader = loader.app_name(app).timeout_config(sdk_timeouts(&options.pace));
+        let mut loader = loader.app_name(app).timeout_config(sdk_timeouts(&options.timeouts));
         if let Some(region) = &options.region {
             loader = loader.region(Region::new(region.clone()));
         }
@@ -118,7 +118,7 @@ impl Ec2 {
         let config = config
             .to_builder()
             .retry_config(RetryConfig::disabled())
-            .timeout_config(sdk_timeouts(&options.pace))
+            .timeout_config(sdk_timeouts(&options.timeouts))
             .interceptor(wire.clone())
             .build();
         Self(Rc::new(Inner {
@@ -177,8 +177,8 @@ impl Ec2 {
         self.0.config.replace(config);
     }
 
-    pub(crate) fn pace(&self) -> &Timeouts {
-        &self.0.options.pace
+    pub(crate) fn timeouts(&self) -> &Timeouts {
+        &self.0.options.timeouts
     }
 
     fn answered(&self) {
@@ -207,7 +207,7 @@ impl Ec2 {
     /// Whether this process created the id so recently that EC2 may not know it everywhere, and it was never shown:
     /// "not found" does not prove that it does not exist.
     fn is_unseen(&self, id: &str) -> bool {
-        let visible = self.pace().visible;
+        let visible = self.timeouts().visible;
         self.0.born.borrow().get(id).is_some_and(|(born, seen)| !seen && born.elapsed() < visible)
     }
 
@@ -218,7 +218,7 @@ impl Ec2 {
 
     /// Whether a text names something that was created so recently that EC2 may not show it everywhere yet.
     fn is_new(&self, what: &str) -> bool {
-        let visible = self.pace().visible;
+        let visible = self.timeouts().visible;
         self.0
             .born
             .borrow()
@@ -250,16 +250,16 @@ impl Ec2 {
 
     /// Waits before the first poll: nothing on EC2 is ready at once.
     async fn wait_before_first_poll(&self) {
-        tokio::time::sleep(self.pace().look).await;
+        tokio::time::sleep(self.timeouts().first_poll).await;
     }
 }
 
-pub(crate) fn sdk_timeouts(pace: &Timeouts) -> TimeoutConfig {
+pub(crate) fn sdk_timeouts(timeouts: &Timeouts) -> TimeoutConfig {
     TimeoutConfig::builder()
-        .connect_timeout(pace.connect)
-        .read_timeout(pace.read)
-        .operation_attempt_timeout(pace.attempt)
-        .operation_timeout(pace.operation)
+        .connect_timeout(timeouts.connect)
+        .read_timeout(timeouts.read)
+        .operation_attempt_timeout(timeouts.attempt)
+        .operation_timeout(timeouts.operation)
         .build()
 }
 

@@ -133,7 +133,7 @@ impl BlockApi for Region {
     async fn parent(&self, snapshot: &SnapshotId, _: &VolumeKind) -> Result<ParentUse> {
         let record = self.store().by_blocks(snapshot)?;
         self.store().ensure_completed(&record)?;
-        Ok(ParentUse::Itself)
+        Ok(ParentUse::UseAsParent)
     }
 
     /// The snapshot is in this account already.

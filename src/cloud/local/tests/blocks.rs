@@ -64,7 +64,7 @@ async fn a_child_has_its_parents_data_and_what_was_put() {
     let (base, run) = (f.import("base-1").await, RunId::new());
     let of_base = f.region.contents(&base.snapshot).await.unwrap();
     assert_eq!((of_base.size_gib, of_base.blocks), (1, [BASE_BLOCK].into()));
-    assert_eq!(f.region.parent(&base.snapshot, &Default::default()).await.unwrap(), ParentUse::Itself);
+    assert_eq!(f.region.parent(&base.snapshot, &Default::default()).await.unwrap(), ParentUse::UseAsParent);
 
     let id = f.region.start(&NewSnapshot { size_gib: 2, ..new(Some(&base.snapshot), &run) }).await.unwrap();
     assert_eq!(f.region.snapshot_state(&id).unwrap(), SnapshotState::Pending);

@@ -153,7 +153,7 @@ pub async fn ebs(dir: &Path, script: impl FnMut(&Request, usize) -> Reply + Send
         documents: dir.to_owned(),
         devices: Rc::new(|_| Ok(None)),
         // If the first call is lost, the second has to come in time, however busy the machine is.
-        pace: Timeouts { unreachable: Duration::from_secs(3), ..fast },
+        timeouts: Timeouts { unreachable: Duration::from_secs(3), ..fast },
     };
     let ec2 = Ec2::with_shared(shared.clone(), options);
     (Ebs::with_config(ec2, aws_sdk_ebs::config::Config::new(&shared)), fake)

@@ -17,9 +17,9 @@ async fn a_base_is_a_parent_or_copied_or_uploaded() {
     let parent_of_base = async |has: Option<&str>, kind: VolumeKind| {
         fake.with(|world| world.snapshots.get_mut(BASE).unwrap().key = has.map(str::to_owned));
         match ebs.parent(&base, &kind).await.unwrap() {
-            ParentUse::Itself => "itself".to_owned(),
-            ParentUse::Copy { why } => format!("copy: {why}"),
-            ParentUse::Whole { why } => format!("whole: {why}"),
+            ParentUse::UseAsParent => "itself".to_owned(),
+            ParentUse::CopyFirst { why } => format!("copy: {why}"),
+            ParentUse::FullUpload { why } => format!("whole: {why}"),
         }
     };
     assert_eq!(parent_of_base(None, kind(None, None)).await, "itself");
@@ -54,7 +54,7 @@ async fn a_snapshot_of_others_is_copied_and_one_that_is_not_shared_is_not_found(
     {
         let base = fake.add(BASE, &APART, owner);
         match ebs.parent(&base, &kind(None, None)).await.unwrap() {
-            ParentUse::Copy { why } => assert!(why.starts_with(part), "{why}"),
+            ParentUse::CopyFirst { why } => assert!(why.starts_with(part), "{why}"),
             other => panic!("{owner}: {other:?}"),
         }
     }

@@ -239,7 +239,7 @@ impl Ec2 {
         what: &str,
         mut send: impl AsyncFnMut() -> Result<T, ApiError>,
     ) -> Result<T, ApiError> {
-        let (start, pace) = (Instant::now(), self.pace());
+        let (start, timeouts) = (Instant::now(), self.timeouts());
         let mut tries = 0u32;
         let mut span = Track::here().span(Lane::Ec2, action.name);
         span.tell("what", what);
@@ -255,12 +255,13 @@ impl Ec2 {
                 self.answered();
             }
             span.tell("refused", refused.code.as_deref().unwrap_or("no answer"));
-            let mut pause = jitter(pace.backoff.saturating_mul(1 << tries.min(16)).min(pace.backoff_longest));
+            let mut pause =
+                jitter(timeouts.backoff.saturating_mul(1 << tries.min(16)).min(timeouts.backoff_longest));
             let patience = match refused.class {
-                ErrorClass::Throttled => pace.throttled,
+                ErrorClass::Throttled => timeouts.throttled,
                 ErrorClass::Paced => {
-                    pause += pace.rate;
-                    pace.paced
+                    pause += timeouts.rate;
+                    timeouts.paced
                 }
                 // Credentials that never were there will not come. An instance's come from its metadata service, for
                 // which the SDK waits one second, and does not retry: a busy machine's answer takes longer.
@@ -268,14 +269,14 @@ impl Ec2 {
                     if tries < 3 && (self.has_answered() || self.0.options.instance_id.is_some()) =>
                 {
                     self.renew();
-                    pace.throttled
+                    timeouts.throttled
                 }
-                ErrorClass::Lost if action.twice && self.has_answered() => pace.outage,
-                ErrorClass::Lost if action.twice => pace.unreachable,
+                ErrorClass::Lost if action.twice && self.has_answered() => timeouts.outage,
+                ErrorClass::Lost if action.twice => timeouts.unreachable,
                 // A dry run names nothing: then there is nothing to wait for.
                 ErrorClass::NotYet if !what.is_empty() && (refused.is_state_error() || self.is_new(what)) => {
-                    pause = pause.min(pace.longest).max(pace.look);
-                    pace.visible
+                    pause = pause.min(timeouts.max_poll).max(timeouts.first_poll);
+                    timeouts.visible
                 }
                 _ => {
                     return Err(ApiError {

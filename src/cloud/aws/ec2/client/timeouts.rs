@@ -7,11 +7,11 @@ use std::time::Duration;
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Timeouts {
     /// The pause before the first poll after a change: nothing is ready sooner. The pause after it is half as long.
-    pub look: Duration,
+    pub first_poll: Duration,
     /// The longest pause between two polls: on average, half of it is waited in vain. A describe costs a token of the
     /// account's bucket, which refills with 20 a second: forty bakes may wait for a long time at once. (In the first
     /// seconds, when polls are frequent, the bucket allows eight bakes: it has 100 tokens.)
-    pub longest: Duration,
+    pub max_poll: Duration,
     /// A volume leaves `creating` within seconds, or never.
     pub created: Duration,
     /// A volume that is `attaching` for longer is stuck and remains so.
@@ -29,7 +29,7 @@ pub struct Timeouts {
     /// How long a new id may be invisible (EC2's guide to eventual consistency: up to five minutes).
     pub visible: Duration,
     /// After a lost answer: how long to look for what the call may have created before it is assumed not to exist.
-    pub lost: Duration,
+    pub lost_answer_window: Duration,
     /// Between snapshots of one volume: EC2 takes one every 15 s.
     pub rate: Duration,
     /// How long calls are retried for that reason.
@@ -61,8 +61,8 @@ const fn secs(n: u64) -> Duration {
 impl Default for Timeouts {
     fn default() -> Self {
         Self {
-            look: Duration::from_millis(500),
-            longest: secs(2),
+            first_poll: Duration::from_millis(500),
+            max_poll: secs(2),
             created: secs(300),
             attached: secs(90),
             device: secs(60),
@@ -71,7 +71,7 @@ impl Default for Timeouts {
             snapshot_gib: secs(120),
             image: secs(1800),
             visible: secs(300),
-            lost: secs(60),
+            lost_answer_window: secs(60),
             rate: secs(15),
             paced: secs(600),
             backoff: secs(1),
@@ -93,8 +93,8 @@ impl Timeouts {
         let Self { connect, read, attempt, operation, .. } = self;
         let timeout = |of: Duration| (of / times).max(call);
         Self {
-            look: self.look / times,
-            longest: self.longest / times,
+            first_poll: self.first_poll / times,
+            max_poll: self.max_poll / times,
             created: self.created / times,
             attached: self.attached / times,
             device: self.device / times,
@@ -103,7 +103,7 @@ impl Timeouts {
             snapshot_gib: self.snapshot_gib / times,
             image: self.image / times,
             visible: self.visible / times,
-            lost: self.lost / times,
+            lost_answer_window: self.lost_answer_window / times,
             rate: self.rate / times,
             paced: self.paced / times,
             backoff: self.backoff / times,
@@ -122,12 +122,12 @@ impl Timeouts {
     /// second late at most, or a twentieth of the wait, and every two seconds in a long one: sixty polls for half a
     /// minute.
     pub(crate) fn frequent_polls(&self, deadline: Duration) -> PollPolicy {
-        PollPolicy { first: self.look / 2, share: 0.05, longest: self.longest, deadline }
+        PollPolicy { first: self.first_poll / 2, share: 0.05, longest: self.max_poll, deadline }
     }
 
     /// Polls until a deadline, for something that need not be known at once.
     pub(crate) fn until(&self, deadline: Duration) -> PollPolicy {
-        PollPolicy { first: self.look, share: 0.5, longest: self.longest, deadline }
+        PollPolicy { first: self.first_poll, share: 0.5, longest: self.max_poll, deadline }
     }
 
     pub(crate) fn snapshot_of(&self, size_gib: u64) -> Duration {
@@ -142,15 +142,15 @@ mod tests {
 
     #[test]
     fn a_large_snapshot_gets_more_time() {
-        let pace = Timeouts::default();
-        assert_eq!(pace.snapshot_of(8), secs(3600));
-        assert_eq!(pace.snapshot_of(100), secs(12_000));
+        let timeouts = Timeouts::default();
+        assert_eq!(timeouts.snapshot_of(8), secs(3600));
+        assert_eq!(timeouts.snapshot_of(100), secs(12_000));
     }
 
     #[test]
     fn releases_time_out_before_the_undo_debts_do() {
         assert!(Timeouts::default().released < secs(300));
         let fast = Timeouts::default().faster(100, secs(2));
-        assert_eq!((fast.look, fast.operation), (Duration::from_millis(5), secs(2)));
+        assert_eq!((fast.first_poll, fast.operation), (Duration::from_millis(5), secs(2)));
     }
 }

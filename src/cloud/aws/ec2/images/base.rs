@@ -176,13 +176,17 @@ impl Ec2 {
         }
         let id = convert::id("ami", image.image_id.as_deref())?;
         self.wait_before_first_poll().await;
-        poll_until(&format!("the base image {id}"), &self.pace().until(self.pace().image), async || {
-            let image = self.find_by_id(from, &id).await?;
-            Ok(match convert::state(&image) {
-                ImageState::Pending => PollAnswer::NotYet(convert::state_text(&image)),
-                _ => PollAnswer::Ready(image),
-            })
-        })
+        poll_until(
+            &format!("the base image {id}"),
+            &self.timeouts().until(self.timeouts().image),
+            async || {
+                let image = self.find_by_id(from, &id).await?;
+                Ok(match convert::state(&image) {
+                    ImageState::Pending => PollAnswer::NotYet(convert::state_text(&image)),
+                    _ => PollAnswer::Ready(image),
+                })
+            },
+        )
         .await
     }
 }

@@ -107,7 +107,7 @@ impl Ec2 {
     pub(crate) async fn settled(&self, id: &ImageId) -> Result<Option<types::Image>> {
         self.wait_before_first_poll().await;
         let mut absent = 0;
-        poll_until(&format!("the image {id}"), &self.pace().until(self.pace().image), async || {
+        poll_until(&format!("the image {id}"), &self.timeouts().until(self.timeouts().image), async || {
             let Some(image) = self.describe_image(id).await? else {
                 // One stale answer is no proof.
                 absent += 1;
@@ -194,7 +194,7 @@ impl Ec2 {
         if described.await?.snapshots().is_empty() {
             return Ok(());
         }
-        let end = tokio::time::Instant::now() + RELEASE_WINDOW.min(self.pace().lost);
+        let end = tokio::time::Instant::now() + RELEASE_WINDOW.min(self.timeouts().lost_answer_window);
         loop {
             match ok_if_already_done(
                 self.call(&DELETE_SNAPSHOT, id, |client| client.delete_snapshot().snapshot_id(id).send())

@@ -120,7 +120,7 @@ impl Ec2 {
             }
             Err(refused) if refused.class == ErrorClass::Lost => {
                 // A second call is safe after this: EC2 would refuse the name.
-                let end = Instant::now() + self.pace().look * 8;
+                let end = Instant::now() + self.timeouts().first_poll * 8;
                 loop {
                     self.wait_before_first_poll().await;
                     if let Some(holder) = self.named(&spec.name).await? {
@@ -154,7 +154,7 @@ impl Ec2 {
             .split(|c: char| !c.is_ascii_alphanumeric() && c != '-')
             .find(|word| is_id("ami", word));
         let id = id.map(|id| ImageId(id.to_owned()));
-        let end = Instant::now() + self.pace().visible;
+        let end = Instant::now() + self.timeouts().visible;
         loop {
             let found = match &id {
                 Some(id) => self.describe_image(id).await?,
@@ -163,7 +163,7 @@ impl Ec2 {
             if found.is_some() || Instant::now() >= end {
                 return Ok(found);
             }
-            tokio::time::sleep(self.pace().longest.min(self.pace().look * 4)).await;
+            tokio::time::sleep(self.timeouts().max_poll.min(self.timeouts().first_poll * 4)).await;
         }
     }
 
@@ -245,54 +245,60 @@ impl Ec2 {
     async fn wait_until_available(&self, id: &ImageId, tags: &Tags) -> Result<Result<types::Image, String>> {
         let (mut is_first, mut repairs, mut seen) = (true, 0, Instant::now());
         // The first poll is made at once: registering copies nothing.
-        poll_until(&format!("the image {id}"), &self.pace().frequent_polls(self.pace().image), async || {
-            let mut confirmed = Vec::new();
-            loop {
-                // Polls are concurrent, except for a single first one if the image was not available before.
-                let polls = if confirmed.is_empty() && !is_first { 1 } else { POLLS - confirmed.len() };
-                is_first = false;
-                for polled in self.poll_concurrently(id, polls).await? {
-                    let Some(image) = polled else {
-                        if seen.elapsed() >= self.pace().visible {
-                            return Ok(PollAnswer::Ready(Err("it is not visible".to_owned())));
+        poll_until(
+            &format!("the image {id}"),
+            &self.timeouts().frequent_polls(self.timeouts().image),
+            async || {
+                let mut confirmed = Vec::new();
+                loop {
+                    // Polls are concurrent, except for a single first one if the image was not available before.
+                    let polls = if confirmed.is_empty() && !is_first { 1 } else { POLLS - confirmed.len() };
+                    is_first = false;
+                    for polled in self.poll_concurrently(id, polls).await? {
+                        let Some(image) = polled else {
+                            if seen.elapsed() >= self.timeouts().visible {
+                                return Ok(PollAnswer::Ready(Err("it is not visible".to_owned())));
+                            }
+                            return Ok(PollAnswer::NotYet("not visible".to_owned()));
+                        };
+                        seen = Instant::now();
+                        match convert::state(&image) {
+                            ImageState::Pending => {
+                                return Ok(PollAnswer::NotYet(convert::state_text(&image)));
+                            }
+                            ImageState::Failed => {
+                                return Ok(PollAnswer::Ready(Err(format!(
+                                    "it is {}",
+                                    convert::state_text(&image)
+                                ))));
+                            }
+                            ImageState::Available => {}
                         }
-                        return Ok(PollAnswer::NotYet("not visible".to_owned()));
-                    };
-                    seen = Instant::now();
-                    match convert::state(&image) {
-                        ImageState::Pending => return Ok(PollAnswer::NotYet(convert::state_text(&image))),
-                        ImageState::Failed => {
-                            return Ok(PollAnswer::Ready(Err(format!(
-                                "it is {}",
-                                convert::state_text(&image)
-                            ))));
+                        let missing = missing_tags(&image, tags);
+                        if !missing.is_empty() {
+                            if repairs == MAX_TAG_REPAIRS {
+                                let keys: Vec<&str> = missing.keys().map(String::as_str).collect();
+                                return Ok(PollAnswer::Ready(Err(format!(
+                                    "it lacks the tags {}",
+                                    keys.join(", ")
+                                ))));
+                            }
+                            repairs += 1;
+                            if let Err(refused) = self.tag(id, &missing).await {
+                                return Ok(PollAnswer::Ready(Err(format!("it lacks its tags: {refused:#}"))));
+                            }
+                            return Ok(PollAnswer::NotYet("without its tags".to_owned()));
                         }
-                        ImageState::Available => {}
+                        confirmed.push(image);
                     }
-                    let missing = missing_tags(&image, tags);
-                    if !missing.is_empty() {
-                        if repairs == MAX_TAG_REPAIRS {
-                            let keys: Vec<&str> = missing.keys().map(String::as_str).collect();
-                            return Ok(PollAnswer::Ready(Err(format!(
-                                "it lacks the tags {}",
-                                keys.join(", ")
-                            ))));
-                        }
-                        repairs += 1;
-                        if let Err(refused) = self.tag(id, &missing).await {
-                            return Ok(PollAnswer::Ready(Err(format!("it lacks its tags: {refused:#}"))));
-                        }
-                        return Ok(PollAnswer::NotYet("without its tags".to_owned()));
+                    if confirmed.len() == POLLS
+                        && let Some(image) = confirmed.pop()
+                    {
+                        return Ok(PollAnswer::Ready(Ok(image)));
                     }
-                    confirmed.push(image);
                 }
-                if confirmed.len() == POLLS
-                    && let Some(image) = confirmed.pop()
-                {
-                    return Ok(PollAnswer::Ready(Ok(image)));
-                }
-            }
-        })
+            },
+        )
         .await
     }
 

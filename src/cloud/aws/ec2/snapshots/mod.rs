@@ -136,7 +136,7 @@ impl Ec2 {
     pub(crate) async fn find_lost_snapshot(&self, volume: &VolumeId, run: &RunId) -> Result<Option<String>> {
         let filters = [filter("volume-id", [volume.0.as_str()]), tag_filter(tag::RUN, &run.0)];
         let known = self.0.made.of(run, |run| &run.snapshots | &run.deleted);
-        let (end, mut polls) = (Instant::now() + self.pace().lost, 0);
+        let (end, mut polls) = (Instant::now() + self.timeouts().lost_answer_window, 0);
         loop {
             let mut found = self.snapshots(&format!("of {volume}"), &filters).await?;
             found.retain(|snapshot| snapshot.snapshot_id.as_ref().is_some_and(|id| !known.contains(id)));
@@ -149,7 +149,7 @@ impl Ec2 {
             if polls >= MIN_POLLS && Instant::now() >= end {
                 return Ok(None);
             }
-            let pause = (self.pace().lost / 8).max(self.pace().look);
+            let pause = (self.timeouts().lost_answer_window / 8).max(self.timeouts().first_poll);
             sleep(pause).await;
         }
     }
@@ -189,22 +189,22 @@ impl Ec2 {
         let begun = Instant::now();
         let mut last_seen = begun;
         // The first poll shows the volume's size, which decides how long this may take.
-        let mut deadline = self.pace().snapshot;
+        let mut deadline = self.timeouts().snapshot;
         poll_until(
             &format!("the snapshot {id}"),
-            &self.pace().frequent_polls(self.pace().snapshot_of(u64::MAX)),
+            &self.timeouts().frequent_polls(self.timeouts().snapshot_of(u64::MAX)),
             async || {
                 let found = self.snapshots(&id.0, &[filter("snapshot-id", [id.0.as_str()])]).await?;
                 let Some(snapshot) = found.first() else {
                     // A single answer without it may be stale.
-                    if last_seen.elapsed() >= self.pace().visible {
+                    if last_seen.elapsed() >= self.timeouts().visible {
                         return Err(Kind::Cloud.error(format!("the snapshot {id} is no longer visible")));
                     }
                     return Ok(PollAnswer::NotYet("not visible".to_owned()));
                 };
                 last_seen = Instant::now();
                 if let Some(size) = snapshot.volume_size.and_then(|size| u64::try_from(size).ok()) {
-                    deadline = self.pace().snapshot_of(size);
+                    deadline = self.timeouts().snapshot_of(size);
                 }
                 let state = snapshot.state.as_ref().map_or("in no state", SnapshotState::as_str);
                 match snapshot.state {

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 const DETACH_EVERY: u32 = 4;
 /// Deletion of a volume that is still being created is tried every so many polls.
 const DELETE_EVERY: u32 = 4;
-/// A volume is gone if it was not visible for this many times [`Pace::look`](super::Pace) and its token was used up.
+/// A volume is gone if it was not visible for this many times [`Timeouts::first_poll`](super::Timeouts) and its token was used up.
 const GONE_POLLS: u32 = 8;
 
 impl Ec2 {
@@ -88,62 +88,69 @@ impl Ec2 {
         let mut known = described.is_some();
         let request = self.0.made.of(run, |run| run.requests.get(&id.0).cloned());
         let (mut polls, mut absent) = (0, 0);
-        poll_until(&format!("the release of {id}"), &self.pace().until(self.pace().released), async || {
-            let found = match described.take() {
-                Some(volume) => Some(volume),
-                None => self.volume(id).await?,
-            };
-            let Some(volume) = found else {
-                // It is gone, or so new that it is not visible yet, or the answer is stale: DeleteVolume decides.
-                let tried = self.try_delete(id, &mut known).await?;
-                absent += 1;
-                // Or EC2 removed it because it may not use its key: then its token is used up. So is that of a volume
-                // that failed, which may not be visible yet.
-                let old = self.age(&id.0).is_none_or(|age| age >= self.pace().look * GONE_POLLS);
-                let asked = matches!(tried, PollAnswer::NotYet(_)) && absent % ABSENT_POLLS == 0 && old;
-                if let Some(request) = request.as_ref().filter(|_| asked)
-                    && self.is_token_used_up(run, request).await?
-                {
-                    return Ok(PollAnswer::Ready(()));
-                }
-                return Ok(tried);
-            };
-            known = true;
-            // A volume that this process created is ours, even if its tags are not visible yet.
-            if !is_ours && from_tags(volume.tags()).get(tag::RUN) != Some(&run.0) {
-                return Err(Kind::Cloud.error(format!("{id} lacks the tag of run {run}: it is not deleted")));
-            }
-            match (&volume.state, current_attachment(&volume)) {
-                (Some(VolumeState::Deleting | VolumeState::Deleted), _) => Ok(PollAnswer::Ready(())),
-                (_, Some(a)) => {
-                    // Detaching is repeated now and then: EC2 may have answered with an earlier state.
-                    let under_way =
-                        matches!(a.state, VolumeAttachmentState::Detaching | VolumeAttachmentState::Busy);
-                    if !under_way && polls % DETACH_EVERY == 0 {
-                        self.detach(id).await?;
+        poll_until(
+            &format!("the release of {id}"),
+            &self.timeouts().until(self.timeouts().released),
+            async || {
+                let found = match described.take() {
+                    Some(volume) => Some(volume),
+                    None => self.volume(id).await?,
+                };
+                let Some(volume) = found else {
+                    // It is gone, or so new that it is not visible yet, or the answer is stale: DeleteVolume decides.
+                    let tried = self.try_delete(id, &mut known).await?;
+                    absent += 1;
+                    // Or EC2 removed it because it may not use its key: then its token is used up. So is that of a volume
+                    // that failed, which may not be visible yet.
+                    let old =
+                        self.age(&id.0).is_none_or(|age| age >= self.timeouts().first_poll * GONE_POLLS);
+                    let asked = matches!(tried, PollAnswer::NotYet(_)) && absent % ABSENT_POLLS == 0 && old;
+                    if let Some(request) = request.as_ref().filter(|_| asked)
+                        && self.is_token_used_up(run, request).await?
+                    {
+                        return Ok(PollAnswer::Ready(()));
                     }
-                    polls += 1;
-                    Ok(PollAnswer::NotYet(match a.state {
-                        VolumeAttachmentState::Busy => "busy: something still uses it".to_owned(),
-                        state => state.as_str().to_owned(),
-                    }))
+                    return Ok(tried);
+                };
+                known = true;
+                // A volume that this process created is ours, even if its tags are not visible yet.
+                if !is_ours && from_tags(volume.tags()).get(tag::RUN) != Some(&run.0) {
+                    return Err(
+                        Kind::Cloud.error(format!("{id} lacks the tag of run {run}: it is not deleted"))
+                    );
                 }
-                // EC2 refuses to delete it until it is created; it does delete one that never will be.
-                (state, None) => {
-                    let creating = *state == Some(VolumeState::Creating);
-                    polls += 1;
-                    if creating && polls % DELETE_EVERY != 0 {
-                        return Ok(PollAnswer::NotYet(state_text(&volume).to_owned()));
-                    }
-                    match self.try_delete(id, &mut known).await? {
-                        PollAnswer::NotYet(_) if creating => {
-                            Ok(PollAnswer::NotYet(state_text(&volume).to_owned()))
+                match (&volume.state, current_attachment(&volume)) {
+                    (Some(VolumeState::Deleting | VolumeState::Deleted), _) => Ok(PollAnswer::Ready(())),
+                    (_, Some(a)) => {
+                        // Detaching is repeated now and then: EC2 may have answered with an earlier state.
+                        let under_way =
+                            matches!(a.state, VolumeAttachmentState::Detaching | VolumeAttachmentState::Busy);
+                        if !under_way && polls % DETACH_EVERY == 0 {
+                            self.detach(id).await?;
                         }
-                        tried => Ok(tried),
+                        polls += 1;
+                        Ok(PollAnswer::NotYet(match a.state {
+                            VolumeAttachmentState::Busy => "busy: something still uses it".to_owned(),
+                            state => state.as_str().to_owned(),
+                        }))
+                    }
+                    // EC2 refuses to delete it until it is created; it does delete one that never will be.
+                    (state, None) => {
+                        let creating = *state == Some(VolumeState::Creating);
+                        polls += 1;
+                        if creating && polls % DELETE_EVERY != 0 {
+                            return Ok(PollAnswer::NotYet(state_text(&volume).to_owned()));
+                        }
+                        match self.try_delete(id, &mut known).await? {
+                            PollAnswer::NotYet(_) if creating => {
+                                Ok(PollAnswer::NotYet(state_text(&volume).to_owned()))
+                            }
+                            tried => Ok(tried),
+                        }
                     }
                 }
-            }
-        })
+            },
+        )
         .await
     }
 
@@ -198,7 +205,7 @@ impl Ec2 {
 
     /// Deletes a snapshot, unless an image uses it: then it is a result of a bake.
     async fn remove_snapshot(&self, id: &SnapshotId) -> Result<()> {
-        let policy = self.pace().until(self.pace().released);
+        let policy = self.timeouts().until(self.timeouts().released);
         poll_until(&format!("the release of {id}"), &policy, async || {
             match self.send_delete(id).await {
                 Ok(()) => Ok(PollAnswer::Ready(())),

@@ -121,7 +121,7 @@ impl Ec2 {
     }
 
     async fn find_lost_copy(&self, name: &str) -> Result<Option<SnapshotId>> {
-        let (end, mut polls) = (Instant::now() + self.pace().lost, 0);
+        let (end, mut polls) = (Instant::now() + self.timeouts().lost_answer_window, 0);
         loop {
             if let Some(id) = self.oldest_copy(name).await? {
                 return Ok(Some(id));
@@ -130,13 +130,13 @@ impl Ec2 {
             if polls >= MIN_POLLS && Instant::now() >= end {
                 return Ok(None);
             }
-            sleep((self.pace().lost / 8).max(self.pace().look)).await;
+            sleep((self.timeouts().lost_answer_window / 8).max(self.timeouts().first_poll)).await;
         }
     }
 
     /// Waits until EC2 shows the copy that was created: then it also shows those before it. Returns the oldest.
     async fn wait_for_oldest(&self, name: &str, created: &SnapshotId) -> Result<SnapshotId> {
-        let policy = self.pace().until(self.pace().visible);
+        let policy = self.timeouts().until(self.timeouts().visible);
         poll_until(&format!("the copy {created}"), &policy, async || {
             let copies = self.copies(name).await?;
             if !copies.iter().any(|copy| copy.snapshot_id.as_deref() == Some(&created.0)) {

@@ -58,24 +58,26 @@ impl Ec2 {
         let (is_encrypted, key) = (ours.encrypted == Some(true), ours.kms_key_id.as_deref());
         Ok(match kind {
             VolumeKind { encrypted: Some(false), .. } if is_encrypted => {
-                ParentUse::Whole { why: "it is encrypted, and the image must not be".to_owned() }
+                ParentUse::FullUpload { why: "it is encrypted, and the image must not be".to_owned() }
             }
             VolumeKind { kms_key: Some(wanted), .. }
                 if !(is_encrypted && key.is_some_and(|key| same_key(key, wanted))) =>
             {
                 let is =
                     key.map_or_else(|| "not encrypted".to_owned(), |key| format!("encrypted with {key}"));
-                ParentUse::Copy { why: format!("it is {is}, and the image must be encrypted with {wanted}") }
+                ParentUse::CopyFirst {
+                    why: format!("it is {is}, and the image must be encrypted with {wanted}"),
+                }
             }
             VolumeKind { encrypted: Some(true), .. } if !is_encrypted => {
-                ParentUse::Copy { why: "it is not encrypted, and the image must be".to_owned() }
+                ParentUse::CopyFirst { why: "it is not encrypted, and the image must be".to_owned() }
             }
             _ if !is_encrypted && by_default? => {
                 let why =
                     "it is not encrypted, and this account encrypts by default: EBS rejects it as a parent";
-                ParentUse::Copy { why: why.to_owned() }
+                ParentUse::CopyFirst { why: why.to_owned() }
             }
-            _ => ParentUse::Itself,
+            _ => ParentUse::UseAsParent,
         })
     }
 
@@ -84,11 +86,11 @@ impl Ec2 {
         if let Some(public) = self.shared_snapshot(id, SHARED_WITH_ALL).await? {
             let owner = public.owner_id.unwrap_or_else(|| "another account".to_owned());
             let why = format!("it is public and owned by {owner}: EBS direct cannot read it");
-            return Ok(ParentUse::Copy { why });
+            return Ok(ParentUse::CopyFirst { why });
         }
         if let Some(private) = self.shared_snapshot(id, SHARED_WITH_US).await? {
             let owner = private.owner_id.unwrap_or_else(|| "another account".to_owned());
-            return Ok(ParentUse::Copy {
+            return Ok(ParentUse::CopyFirst {
                 why: format!("it is owned by {owner}: a child has to be in the same account"),
             });
         }

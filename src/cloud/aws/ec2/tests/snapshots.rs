@@ -82,7 +82,7 @@ async fn snapshots_of_one_volume_are_paced() {
     let begun = Instant::now();
     ec2.snapshot(&volume_id(), &run(), &Tags::new()).await.unwrap();
     assert_eq!(count(&calls, "CreateSnapshot"), 3);
-    assert!(begun.elapsed() >= ec2.pace().rate * 2);
+    assert!(begun.elapsed() >= ec2.timeouts().rate * 2);
     let dir = tempfile::tempdir().unwrap();
     let (ec2, calls) =
         snapshotting(dir.path(), |_| (false, refuse("SnapshotLimitExceeded", "no")), ["completed"; 2]).await;

@@ -41,9 +41,9 @@ impl Ec2 {
             Some(name) => name,
             None => self.send_attach(volume, instance).await?,
         };
-        let deadline = Instant::now() + self.pace().attached;
+        let deadline = Instant::now() + self.timeouts().attached;
         let (what, policy) =
-            (format!("the attachment of {volume}"), self.pace().frequent_polls(self.pace().attached));
+            (format!("the attachment of {volume}"), self.timeouts().frequent_polls(self.timeouts().attached));
         let attached = poll_until(&what, &policy, async || {
             let Some(found) = self.volume(volume).await? else {
                 return Ok(PollAnswer::NotYet("not visible".to_owned()));
@@ -171,7 +171,7 @@ impl Ec2 {
 
     /// Polls DescribeVolumes, which is authoritative, several times for an attachment.
     async fn find_attachment(&self, volume: &VolumeId) -> Result<Option<(String, String)>> {
-        let end = Instant::now() + self.pace().look * 4;
+        let end = Instant::now() + self.timeouts().first_poll * 4;
         loop {
             self.wait_before_first_poll().await;
             if let Some(found) = self.volume(volume).await?
@@ -187,15 +187,16 @@ impl Ec2 {
 
     /// Waits until this machine shows the volume. `Ok(Err(…))`: it does not.
     async fn device(&self, volume: &VolumeId, name: &str) -> Result<Result<Device>> {
-        let deadline = Instant::now() + self.pace().device;
+        let deadline = Instant::now() + self.timeouts().device;
         // The kernel is polled and not EC2: that costs nothing.
-        let look = self.pace().look;
-        let policy = PollPolicy { first: look / 10, longest: look, ..self.pace().until(self.pace().device) };
+        let look = self.timeouts().first_poll;
+        let policy =
+            PollPolicy { first: look / 10, longest: look, ..self.timeouts().until(self.timeouts().device) };
         poll_until(&format!("the device of {volume}"), &policy, async || {
             Ok(match (self.0.options.devices)(volume)? {
                 Some(device) => PollAnswer::Ready(Ok(device)),
                 None if Instant::now() >= deadline => {
-                    let time = humantime::format_duration(self.pace().device);
+                    let time = humantime::format_duration(self.timeouts().device);
                     let shown = match nvme::list(Path::new("/sys")) {
                         Ok(disks) if disks.is_empty() => "it has no NVMe disk at all".to_owned(),
                         Ok(disks) => format!("its NVMe disks are {}", disks.join("; ")),
@@ -244,7 +245,7 @@ impl Ec2 {
         self.wait_before_first_poll().await;
         poll_until(
             &format!("the release of {volume}"),
-            &self.pace().until(self.pace().attached),
+            &self.timeouts().until(self.timeouts().attached),
             async || {
                 Ok(match self.volume(volume).await? {
                     Some(found) if found.state == Some(VolumeState::Available) => PollAnswer::Ready(()),

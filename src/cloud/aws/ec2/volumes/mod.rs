@@ -167,7 +167,7 @@ impl Ec2 {
     /// The volume of a call whose answer was lost. It may not be visible at once.
     async fn find_lost_volume(&self, run: &RunId) -> Result<Option<String>> {
         let lost = self.0.made.of(run, |run| run.doubtful_volume.is_some());
-        let end = Instant::now() + if lost { self.pace().lost } else { Duration::ZERO };
+        let end = Instant::now() + if lost { self.timeouts().lost_answer_window } else { Duration::ZERO };
         loop {
             let found = self.volumes(&run.0, &[tag_filter(tag::RUN, &run.0)]).await?;
             if let Some(volume) = found.first() {
@@ -176,7 +176,8 @@ impl Ec2 {
             if Instant::now() >= end {
                 return Ok(None);
             }
-            tokio::time::sleep((self.pace().lost / 8).max(self.pace().look)).await;
+            tokio::time::sleep((self.timeouts().lost_answer_window / 8).max(self.timeouts().first_poll))
+                .await;
         }
     }
 
@@ -199,7 +200,7 @@ impl Ec2 {
             self.wait_before_first_poll().await;
             poll_until(
                 &format!("the volume {id}"),
-                &self.pace().frequent_polls(self.pace().created),
+                &self.timeouts().frequent_polls(self.timeouts().created),
                 async || {
                     let Some(volume) = self.volume(id).await? else {
                         absent += 1;
