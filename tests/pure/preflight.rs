@@ -167,7 +167,7 @@ async fn a_git_directory_inside_is_warned_about() {
     std::fs::create_dir(f.dir.path().join("web/.git")).unwrap();
     std::fs::write(f.dir.path().join("web/.git/HEAD"), "x").unwrap();
     let (_, told) = f.plan();
-    assert!(told.contains("web/.git is inside"), "{told}");
+    assert!(told.contains("web/.git is in the definition"), "{told}");
 }
 
 #[tokio::test]

@@ -59,7 +59,7 @@ pub trait Distro {
 #[serde(deny_unknown_fields)]
 pub struct Job {
     pub os_release: OsRelease,
-    /// `x86_64` or `arm64`, in EC2's spelling.
+    /// `x86_64` or `arm64`, as the image is registered.
     pub architecture: String,
     /// For each path of [`Claims::look_for`]: whether the image has it.
     #[serde(default)]
