@@ -8,3 +8,28 @@ pub fn count(number: usize, what: &str) -> String {
 pub fn without_control_characters(text: &str) -> String {
     text.chars().filter(|c| !c.is_control() || matches!(c, '\t' | '\n')).collect()
 }
+
+/// What each `*` of a pattern stands for in a text. The pattern matches the whole text, and each `*` as little as
+/// possible.
+pub fn match_wildcards<'t>(pattern: &str, text: &'t str) -> Option<Vec<&'t str>> {
+    let mut pieces = pattern.split('*');
+    let mut rest = text.strip_prefix(pieces.next()?)?;
+    let pieces: Vec<_> = pieces.collect();
+    let Some((last, middle)) = pieces.split_last() else { return rest.is_empty().then(Vec::new) };
+    let mut found = Vec::new();
+    for piece in middle {
+        let (before, after) = rest.split_once(piece)?;
+        found.push(before);
+        rest = after;
+    }
+    found.push(rest.strip_suffix(last)?);
+    Some(found)
+}
+
+/// A size in a readable form.
+pub fn human_size(bytes: u64) -> String {
+    match bytes {
+        0..0x4000_0000 => format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20)),
+        _ => format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30)),
+    }
+}

@@ -1,5 +1,5 @@
-//! The story of one image, in six steps. The compiler guards their order: each takes what only the one before it gives,
-//! and a mounted [`Root`](crate::mount::Root) borrows its disk, so that committing it before the release does not
+//! The story of one image, in six steps. The compiler guards the order of the disk: a mounted
+//! [`Root`](crate::mount::Root) borrows it, and committing consumes it, so that committing before the release does not
 //! compile.
 
 pub mod ami_id_file;
@@ -59,8 +59,8 @@ pub async fn bake(bake: &Bake<'_>, stop: impl Future<Output = ()>) -> Ended<Outc
         let packages = download::download_packages(bake).await?;
         let disk = checkout::disk(bake, &target, &undo).await?; //                             2. check out
         let root = mount::root(bake, disk.device()).await?; //                                 3. mount: borrows the disk
-        let job = provision::plan(bake, &target, (packages, secrets), &root)?; //              4. provision
-        let runner = provision::runner(bake, &job, &root)?;
+        let work = provision::plan(bake, &target, (packages, secrets), &root)?; //             4. provision
+        let runner = provision::runner(bake, &work, &root)?;
         let mut baseline = seal::baseline(&runner)?;
         let facts = provision::packages_and_scripts(&runner, &mut baseline).await?;
         seal::image(&runner, baseline).await?; //                                                 clean and lint

@@ -10,7 +10,7 @@ use crate::provision::package_cache::{self, CacheStore, PackageCache};
 use crate::seal::Baseline;
 use crate::secrets::Secrets;
 use anyhow::{Context, Result};
-use oven_distro::{Distro, Plan};
+use oven_distro::Plan;
 use std::collections::BTreeMap;
 
 /// What is to be done in the image.

@@ -8,7 +8,7 @@ use crate::disk::{Disk, DiskSpec};
 use crate::error::Kind;
 use crate::ids::{ImageId, RunId};
 use crate::mount::{MountOptions, Root};
-use crate::provision;
+use crate::provision::shell::{ShellRequest, shell};
 use crate::report::Report;
 use crate::site::{Site, Use};
 use crate::sys::signals;
@@ -84,7 +84,7 @@ async fn inside(site: &Site, root: &Root<'_>, args: &args::ShellArgs) -> Result<
         Err(_) => Vec::new(),
     };
     let network = args.network.then(|| site.egress_guard());
-    provision::shell::shell(root, &site.helper, shims, network, &args.command, &site.report)
+    shell(root, ShellRequest { helper: &site.helper, shims, network, command: &args.command }, &site.report)
         .await
         .context("running the shell")
 }

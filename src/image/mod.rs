@@ -1,5 +1,6 @@
 //! The files of an image: a directory tree that is not trusted.
 
+pub mod accounts;
 pub mod label;
 pub mod os_release;
 #[cfg(test)]

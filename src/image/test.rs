@@ -1,4 +1,4 @@
-//! Shared by the tests of this module: a directory tree that stands for an image, and a definition without a file.
+//! A directory tree that stands for an image, for tests.
 
 use super::tree::ImageTree;
 use std::os::unix::fs::{PermissionsExt, symlink};

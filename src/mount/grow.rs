@@ -1,7 +1,6 @@
 //! Grows the root partition and its file system if the disk is larger than its partition table says.
 
 use super::create::DIR;
-use super::partitions;
 use super::partitions::{DeviceBytes, DiskNodes, DiskPart};
 use crate::device::Device;
 use crate::error::Kind;
@@ -14,6 +13,7 @@ use crate::sys::block_ioctls::PartitionChange;
 use crate::sys::seccomp::SyscallFilter;
 use crate::sys::tasks;
 use crate::sys::{capabilities, landlock};
+use crate::text::human_size;
 use anyhow::{Context, Result};
 use rustix::fs::{FlockOperation, Mode};
 use rustix::io::Errno;
@@ -122,7 +122,7 @@ pub async fn grow_file_system(mount: &OwnedFd, part: &DiskPart) -> Result<Option
         let after = total(&dir)?;
         // Inode tables take their share: 1.6 % by default, more where somebody wanted many inodes.
         if after.saturating_sub(before) < expected / 2 {
-            let sizes = (partitions::human_size(before), partitions::human_size(after));
+            let sizes = (human_size(before), human_size(after));
             return Err(Kind::Machine.error(format!("its size was {}, and is {} now", sizes.0, sizes.1)));
         }
         Ok(Some((before, after)))
@@ -167,11 +167,7 @@ pub async fn grow_unmounted(part: &mut DiskPart) -> Result<Option<(u64, u64)>> {
     match growable(part) {
         None => Ok(Some((before, part.fs.as_ref().map_or(0, FileSystem::size)))),
         Some(fs) => {
-            let what = format!(
-                "its size was {}, and is {} now",
-                partitions::human_size(before),
-                partitions::human_size(fs.size())
-            );
+            let what = format!("its size was {}, and is {} now", human_size(before), human_size(fs.size()));
             Err(Kind::Machine.error(what)).context(doing)
         }
     }

@@ -6,6 +6,7 @@ mod create;
 mod grow;
 mod mounts;
 mod partitions;
+mod release;
 mod unmountable;
 
 use crate::device::Device;
@@ -16,6 +17,7 @@ use crate::ids::Architecture;
 use crate::image::tree::ImageTree;
 use crate::report::Report;
 use crate::sys::tasks::run_to_end;
+use crate::text::human_size;
 use anyhow::{Context, Result};
 use create::{MountRequest, UnknownFileSystem};
 use mounts::ImageMounts;
@@ -41,7 +43,7 @@ pub struct MountOptions {
 /// disk cannot be committed. [`Root::close`] proves that the disk is released; dropping it only unmounts.
 ///
 /// ```no_run
-/// # use oven::{disk::Disk, report::Report, root::{MountOptions, Root}, undo::Undo};
+/// # use oven::{disk::Disk, report::Report, mount::{MountOptions, Root}, undo::Undo};
 /// # async fn story(disk: Box<dyn Disk>, options: &MountOptions, report: &Report, undo: &Undo) -> anyhow::Result<()> {
 /// let root = Root::mount(disk.device(), "/run/oven/1".as_ref(), options, report).await?;
 /// root.close().await?;
@@ -50,7 +52,7 @@ pub struct MountOptions {
 /// ```
 /// In the other order it does not compile (E0505):
 /// ```compile_fail
-/// # use oven::{disk::Disk, report::Report, root::{MountOptions, Root}, undo::Undo};
+/// # use oven::{disk::Disk, report::Report, mount::{MountOptions, Root}, undo::Undo};
 /// # async fn story(disk: Box<dyn Disk>, options: &MountOptions, report: &Report, undo: &Undo) -> anyhow::Result<()> {
 /// let root = Root::mount(disk.device(), "/run/oven/1".as_ref(), options, report).await?;
 /// disk.commit(undo, &|_| ()).await?;
@@ -99,11 +101,7 @@ impl<'d> Root<'d> {
             sizes = grow::grow_file_system(&mount, part).await?;
         }
         if let Some((from, to)) = sizes {
-            report.note(format!(
-                "grew the root file system from {} to {}",
-                partitions::human_size(from),
-                partitions::human_size(to)
-            ));
+            report.note(format!("grew the root file system from {} to {}", human_size(from), human_size(to)));
         }
         let inside = ImageTree::new(mount.try_clone().context("duplicating the root's descriptor")?);
         mounts.attach_root(mount, part)?;
@@ -232,7 +230,7 @@ impl<'d> Root<'d> {
         let Self { inside, mounts, disk, unmounted, report, device, .. } = self;
         let unchanged = unmounted.iter().try_for_each(|one| one.check(&inside));
         drop(inside);
-        mounts::close(mounts, &disk, device, &report, unchanged).await
+        release::close(mounts, &disk, device, &report, unchanged).await
     }
 }
 

@@ -2,20 +2,17 @@
 
 use super::create;
 use super::create::DIR;
-use super::partitions;
-use super::partitions::{DeviceBytes, DiskNodes, DiskPart};
+use super::partitions::DiskPart;
 use super::{busy, choose_root, make_mount_point};
 use crate::device::Device;
 use crate::device::Trim;
 use crate::error::Kind;
-use crate::formats::partition;
-use crate::formats::partition::Partition;
-use crate::formats::superblock;
 use crate::formats::superblock::FileSystemType;
 use crate::report::Report;
 use crate::sys::block_ioctls;
 use crate::sys::mount::table::{self, MountEntry};
 use crate::sys::tasks;
+use crate::text::human_size;
 use anyhow::{Context, Result};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
@@ -37,14 +34,14 @@ pub struct ImageMount {
     /// Its directory in the image.
     target: String,
     /// The device, if it is not a bind.
-    device: Option<(String, u64)>,
+    pub(crate) device: Option<(String, u64)>,
     /// ext: the number of recorded errors when it was mounted.
     errors: Option<u64>,
 }
 
 /// All mounts below one mount point, oldest first. Dropping them unmounts everything, newest first.
 pub struct ImageMounts {
-    list: Vec<ImageMount>,
+    pub(crate) list: Vec<ImageMount>,
     point: PathBuf,
     report: Report,
     /// A mount stayed busy to the end of the waiting time.
@@ -112,7 +109,7 @@ impl ImageMounts {
     }
 
     /// Checks all file systems, writes them out, and discards their free space.
-    async fn settle(&self, disk: &Device) -> Result<()> {
+    pub(crate) async fn check_and_sync(&self, disk: &Device) -> Result<()> {
         for mounted in &self.list {
             let (Some((device, _)), Some(fd)) = (&mounted.device, &mounted.fd) else { continue };
             let target = mounted.target.clone();
@@ -128,9 +125,7 @@ impl ImageMounts {
                 Ok::<_, anyhow::Error>(block_ioctls::trim(dir.as_fd()))
             });
             match trimmed.await? {
-                Ok(bytes) => {
-                    self.report.detail(format!("discarded {} on {device}", partitions::human_size(bytes)))
-                }
+                Ok(bytes) => self.report.detail(format!("discarded {} on {device}", human_size(bytes))),
                 // Many devices cannot discard; the snapshot is larger then, and just as correct.
                 Err(error) => self.report.detail(format!("did not discard free space on {device}: {error}")),
             }
@@ -141,7 +136,7 @@ impl ImageMounts {
     }
 
     /// Unmounts everything, newest first.
-    async fn unmount(&mut self) -> Result<()> {
+    pub(crate) async fn unmount(&mut self) -> Result<()> {
         while let Some(last) = self.list.last_mut() {
             last.fd = None;
             let (id, target) = (last.id, last.target.clone());
@@ -213,7 +208,7 @@ fn below(table: &[MountEntry], id: u64) -> Vec<&MountEntry> {
     found
 }
 
-fn damaged(what: &str) -> anyhow::Error {
+pub(crate) fn damaged(what: &str) -> anyhow::Error {
     let hint =
         "The base image's file system or this machine's storage is damaged: see the kernel's log (dmesg).";
     Kind::Machine.failure(what).hint(hint).into()
@@ -236,89 +231,4 @@ fn held(error: anyhow::Error, target: &str, mounted: &ImageMount) -> anyhow::Err
     let below: String =
         below.iter().map(|line| format!("; {} is mounted in it", line.path.display())).collect();
     Kind::Machine.error(format!("{target} of the image is busy{}{below}", busy::holders_clause(&devices)))
-}
-
-/// Closes a root. `unchanged`: the result for the directories that could not be mounted.
-pub async fn close(
-    mut mounts: ImageMounts,
-    disk: &DiskNodes,
-    device: &Device,
-    report: &Report,
-    unchanged: Result<()>,
-) -> Result<()> {
-    let path = device.path.display();
-    unchanged.context("checking the directories that could not be mounted")?;
-    mounts.settle(device).await?;
-    let used: Vec<_> = mounts.list.iter().filter_map(|m| m.device.clone()).collect();
-    mounts.unmount().await.with_context(|| format!("releasing {path}"))?;
-    prove(disk, &used).await.with_context(|| format!("proving that {path} is released"))?;
-    for part in disk.parts.iter().filter(|part| used.iter().any(|(name, _)| *name == part.name)) {
-        sound(part).with_context(|| format!("checking {} after it was unmounted", part.name))?;
-    }
-    tabled(disk, device, &used).with_context(|| format!("checking the partition table of {path}"))?;
-    drop(mounts);
-    report.detail(format!("{path} is released"));
-    Ok(())
-}
-
-/// Opens each device that was mounted, and the whole disk, exclusively, and syncs it. A mount in any namespace, a loop
-/// device or swap would make that fail; a successful `umount` alone says nothing about the other namespaces.
-async fn prove(disk: &DiskNodes, used: &[(String, u64)]) -> Result<()> {
-    let mut devices = used.to_vec();
-    let whole = (disk.name.clone(), disk.rdev);
-    if !devices.contains(&whole) {
-        devices.push(whole);
-    }
-    let tmpfs = disk.tmpfs.try_clone().context("duplicating a descriptor")?;
-    let all: Vec<_> = used.iter().map(|(_, rdev)| *rdev).chain([disk.rdev]).collect();
-    tasks::run_to_end(move || {
-        for (name, _) in devices {
-            let flags = OFlags::RDWR | OFlags::EXCL | OFlags::CLOEXEC;
-            let open = || rustix::fs::openat(&tmpfs, format!("dev/{name}"), flags, Mode::empty());
-            let node = create::retry_while_busy(open).map_err(|error| match error {
-                Errno::BUSY => {
-                    let failure = Kind::Machine
-                        .failure(format!("{name} is still in use{}", busy::holders_clause(&all)));
-                    failure.hint("No snapshot was taken. End that process, and bake again.").into()
-                }
-                error => anyhow::Error::new(error).context(format!("opening {name}")),
-            })?;
-            rustix::fs::fsync(&node).with_context(|| format!("syncing {name}"))?;
-        }
-        Ok(())
-    })
-    .await
-}
-
-/// Checks the partition table. Steps have the disk's nodes, because boot loaders are installed there; but the
-/// partitions that were mounted have to be in the table still.
-fn tabled(disk: &DiskNodes, device: &Device, used: &[(String, u64)]) -> Result<()> {
-    let now = partition::read(&DeviceBytes { fd: device.node.as_fd(), size: disk.size }, disk.sector)?;
-    let changed =
-        |what: String| Kind::Step.failure(what).hint("Find the script that writes to the disk itself.");
-    if let Some(warning) = now.warnings.iter().find(|warning| !disk.table.warnings.contains(warning)) {
-        return Err(changed(format!("a step damaged it: {warning}")).into());
-    }
-    let is_used = |part: &&DiskPart| used.iter().any(|(name, _)| *name == part.name);
-    for wanted in disk.parts.iter().filter(is_used).filter_map(|part| part.partition.as_ref()) {
-        let place = |p: &Partition| (p.number, p.start, p.size);
-        if !now.partitions.iter().any(|p| place(p) == place(wanted)) {
-            let what = format!("a step changed it: partition {} is no longer where it was", wanted.number);
-            return Err(changed(what).into());
-        }
-    }
-    Ok(())
-}
-
-/// Checks the superblock of an unmounted ext file system for damage by the bake.
-fn sound(part: &DiskPart) -> Result<()> {
-    let Some(before) = &part.fs else { return Ok(()) };
-    let bytes = DeviceBytes { fd: part.node.as_fd(), size: part.size };
-    let Some(after) = superblock::probe(&bytes, 0, part.size) else {
-        return Err(damaged("its superblock is gone"));
-    };
-    if after.kind != before.kind || after.errors > before.errors || after.dirty {
-        return Err(damaged("its superblock has new errors on record"));
-    }
-    Ok(())
 }

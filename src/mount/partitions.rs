@@ -1,7 +1,7 @@
 //! A disk's partitions as the kernel knows them, and private device nodes for them.
 //!
 //! Not every kernel reads partition tables, and udev may be absent, late, or have links to another disk. So the table
-//! is read here ([`super::update_partition`]), partitions that the kernel lacks are added with BLKPG, device numbers come from
+//! is read here ([`crate::sys::block_ioctls::update_partition`]), partitions that the kernel lacks are added with BLKPG, device numbers come from
 //! sysfs, and the nodes are in a tmpfs that is attached nowhere and disappears with its last descriptor.
 
 use crate::device::Device;
@@ -14,6 +14,7 @@ use crate::formats::superblock;
 use crate::formats::superblock::FileSystem;
 use crate::sys::block_ioctls;
 use crate::sys::block_ioctls::PartitionChange;
+use crate::text::human_size;
 use anyhow::{Context, Result};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -281,14 +282,6 @@ pub fn step_nodes(nodes: &DiskNodes, root: usize) -> Vec<crate::device::DeviceNo
     }
     made.sort_by(|a, b| a.name.cmp(&b.name));
     made
-}
-
-/// A size in a readable form.
-pub fn human_size(bytes: u64) -> String {
-    match bytes {
-        0..0x4000_0000 => format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20)),
-        _ => format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30)),
-    }
 }
 
 #[cfg(test)]

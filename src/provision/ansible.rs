@@ -2,13 +2,13 @@
 //! that came with them.
 
 use super::command::{CommandRunner, ImageCommand};
-use super::diagnose;
 use super::packages;
 use super::packages::InstalledPackage;
 use super::plan_steps;
 use super::programs::{ANSIBLE, has_program};
 use crate::definition::{FILE, Script};
 use crate::error::Kind;
+use crate::text::match_wildcards;
 use anyhow::{Context, Result};
 use oven_distro::Step;
 use std::collections::BTreeSet;
@@ -83,7 +83,7 @@ impl BakeTools {
         let answer = runner.ask(&call).await?;
         let unneeded: BTreeSet<&str> = answer
             .lines()
-            .filter_map(|line| diagnose::capture(&tools.unneeded.output, line)?.first().copied())
+            .filter_map(|line| match_wildcards(&tools.unneeded.output, line)?.first().copied())
             .map(|name| name.split_once(':').map_or(name, |(name, _)| name))
             .collect();
         let (removable, needed): (Vec<_>, Vec<_>) =

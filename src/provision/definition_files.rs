@@ -3,13 +3,11 @@
 use crate::config::template;
 use crate::definition::{Definition, File};
 use crate::error::Kind;
+use crate::image::accounts::Accounts;
 use crate::image::tree::ImageTree;
 use crate::sys::fds::open_within;
 use anyhow::{Context, Result};
 use rustix::fs::{FileType, OFlags};
-
-/// Upper bound for home directories: examining one takes some 50 us, and oven cannot be stopped meanwhile.
-const HOMES_MAX: usize = 10_000;
 
 /// Places every `[[file]]`. `unmounted`: directories of the image whose file system this kernel cannot mount.
 pub fn place_files(
@@ -75,58 +73,10 @@ fn kind(inside: &ImageTree, path: &str) -> Result<Option<FileType>> {
     Ok(inside.metadata(path)?.map(|stat| FileType::from_raw_mode(stat.st_mode)))
 }
 
-/// The image's accounts, from its own /etc/passwd and /etc/group. This machine's accounts are different.
-pub struct Accounts {
-    passwd: String,
-    group: String,
-}
-
-impl Accounts {
-    pub fn read(inside: &ImageTree) -> Result<Self> {
-        let text = |path| -> Result<String> {
-            Ok(inside
-                .read(path)?
-                .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-                .unwrap_or_default())
-        };
-        Ok(Self { passwd: text("/etc/passwd")?, group: text("/etc/group")? })
-    }
-
-    /// `root` is known without the file.
-    pub fn user(&self, name: &str) -> Option<u32> {
-        id(&self.passwd, name)
-    }
-
-    pub fn group(&self, name: &str) -> Option<u32> {
-        id(&self.group, name)
-    }
-
-    /// The home directories of all accounts, each once, up to a limit.
-    pub fn homes(&self) -> Vec<String> {
-        let fields = self.passwd.lines().filter_map(|line| line.split(':').nth(5));
-        let mut homes: Vec<_> = fields.filter(|home| home.starts_with('/')).map(str::to_owned).collect();
-        homes.sort_unstable();
-        homes.dedup();
-        homes.truncate(HOMES_MAX);
-        homes
-    }
-}
-
-/// The third field of the line that begins with `name`; a number stands for itself.
-fn id(table: &str, name: &str) -> Option<u32> {
-    if let Ok(number) = name.parse() {
-        return Some(number);
-    }
-    let line = table.lines().find(|line| line.split(':').next() == Some(name));
-    match line.and_then(|line| line.split(':').nth(2)?.parse().ok()) {
-        None if name == "root" => Some(0),
-        found => found,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::accounts::HOMES_MAX;
     use std::os::unix::fs::{PermissionsExt, symlink};
     use std::path::{Path, PathBuf};
 

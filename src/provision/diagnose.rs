@@ -1,5 +1,6 @@
 //! Reads a step's output: its last lines, and what they mean.
 
+use crate::text::match_wildcards;
 use oven_distro::{Step, Trouble};
 use std::collections::VecDeque;
 
@@ -64,7 +65,7 @@ impl<'a> Diagnoser<'a> {
         self.no_network |= NO_NETWORK.iter().any(|words| lower.contains(words));
         self.metadata |= METADATA.iter().any(|words| lower.contains(words));
         for (index, trouble) in self.troubles.iter().enumerate() {
-            if let Some(found) = capture(&trouble.output, line) {
+            if let Some(found) = match_wildcards(&trouble.output, line) {
                 let found: Vec<_> = found.into_iter().map(str::to_owned).collect();
                 if self.matched.len() < 100 && !self.matched.contains(&(index, found.clone())) {
                     self.matched.push((index, found));
@@ -126,23 +127,6 @@ pub fn command_name(step: &Step) -> String {
         .join(" ")
 }
 
-/// What each `*` of a pattern stands for in a text. The pattern matches the whole text, and each `*` as little as
-/// possible.
-pub fn capture<'t>(pattern: &str, text: &'t str) -> Option<Vec<&'t str>> {
-    let mut pieces = pattern.split('*');
-    let mut rest = text.strip_prefix(pieces.next()?)?;
-    let pieces: Vec<_> = pieces.collect();
-    let Some((last, middle)) = pieces.split_last() else { return rest.is_empty().then(Vec::new) };
-    let mut found = Vec::new();
-    for piece in middle {
-        let (before, after) = rest.split_once(piece)?;
-        found.push(before);
-        rest = after;
-    }
-    found.push(rest.strip_suffix(last)?);
-    Some(found)
-}
-
 fn fill(text: &str, found: &[String]) -> String {
     let mut text = text.to_owned();
     for (index, value) in found.iter().enumerate() {
@@ -157,14 +141,14 @@ mod tests {
 
     #[test]
     fn patterns() {
-        assert_eq!(capture("a", "a"), Some(vec![]));
-        assert_eq!(capture("a", "ab"), None);
-        assert_eq!(capture("E: * '*' was", "E: Version '1.*' was"), Some(vec!["Version", "1.*"]));
-        assert_eq!(capture("5:7.0.*", "5:7.0.15-1"), Some(vec!["15-1"]));
-        assert_eq!(capture("*-1", "7.0-1-1"), Some(vec!["7.0-1"]));
-        assert_eq!(capture("a*a", "a"), None, "the same letter does not count twice");
-        assert_eq!(capture("*", ""), Some(vec![""]));
-        assert_eq!(capture("*b*", "aaa"), None);
+        assert_eq!(match_wildcards("a", "a"), Some(vec![]));
+        assert_eq!(match_wildcards("a", "ab"), None);
+        assert_eq!(match_wildcards("E: * '*' was", "E: Version '1.*' was"), Some(vec!["Version", "1.*"]));
+        assert_eq!(match_wildcards("5:7.0.*", "5:7.0.15-1"), Some(vec!["15-1"]));
+        assert_eq!(match_wildcards("*-1", "7.0-1-1"), Some(vec!["7.0-1"]));
+        assert_eq!(match_wildcards("a*a", "a"), None, "the same letter does not count twice");
+        assert_eq!(match_wildcards("*", ""), Some(vec![""]));
+        assert_eq!(match_wildcards("*b*", "aaa"), None);
     }
 
     fn trouble(output: &str, means: &str) -> Trouble {

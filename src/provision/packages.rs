@@ -1,8 +1,8 @@
 //! The list of an image's packages, and the checks on it.
 
 use super::context::ProvisionContext;
-use super::diagnose::capture;
 use crate::error::Kind;
+use crate::text::match_wildcards;
 use anyhow::Result;
 use oven_distro::{Expect, Wanted};
 use std::collections::BTreeMap;
@@ -128,7 +128,7 @@ fn lacks(packages: &[InstalledPackage], wanted: &Wanted) -> Option<String> {
 
 /// Matches as apt does: without regard to case.
 fn matches_version(pattern: &str, version: &str) -> bool {
-    capture(&pattern.to_ascii_lowercase(), &version.to_ascii_lowercase()).is_some()
+    match_wildcards(&pattern.to_ascii_lowercase(), &version.to_ascii_lowercase()).is_some()
 }
 
 /// `12 packages installed, 3 changed, 1 removed`, or nothing.

@@ -6,7 +6,7 @@ use anyhow::Result;
 /// The program that runs playbooks.
 pub const ANSIBLE: &str = "ansible-playbook";
 
-/// Where a step searches for programs ([`super::step::Spec`]).
+/// Where a step searches for programs ([`crate::sandbox::spec::StepSpec`]).
 const PATH: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
 /// Whether a step finds a program by its name at this path.

@@ -9,16 +9,21 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
+/// What runs in a contained shell, and how.
+pub struct ShellRequest<'a> {
+    /// The path of this program.
+    pub helper: &'a Path,
+    pub shims: Vec<Shim>,
+    /// Whether it has the network, and how that is guarded.
+    pub network: Option<EgressGuard>,
+    /// A command instead of the shell.
+    pub command: &'a [String],
+}
+
 /// Runs a contained shell, or a command instead of it, on the terminal of this process. Returns its exit code.
 /// `network`: whether it has the network, and how that is guarded.
-pub async fn shell(
-    root: &Root<'_>,
-    helper: &Path,
-    shims: Vec<Shim>,
-    network: Option<EgressGuard>,
-    command: &[String],
-    report: &Report,
-) -> Result<u8> {
+pub async fn shell(root: &Root<'_>, request: ShellRequest<'_>, report: &Report) -> Result<u8> {
+    let ShellRequest { helper, shims, network, command } = request;
     let bash = root.inside().exists("/bin/bash")?;
     let argv = match command {
         [] if bash => vec!["/bin/bash".to_owned(), "--login".to_owned()],

@@ -1,9 +1,9 @@
 //! The clean-up rules: where machine-specific data is, and what it is. [`super::clean`] removes it, [`super::lint`]
 //! searches for it.
 
+use crate::image::accounts::Accounts;
 use crate::image::tree::ImageTree;
-use crate::provision::definition_files::Accounts;
-use crate::provision::diagnose::capture;
+use crate::text::match_wildcards;
 use anyhow::Result;
 use rustix::fs::FileType;
 
@@ -67,7 +67,7 @@ pub fn is_excluded(keep: &[String], path: &str) -> bool {
     keep.iter().any(|entry| {
         let mut entry = entry.trim_end_matches('/').split('/');
         let mut path = path.split('/');
-        entry.all(|pattern| path.next().is_some_and(|name| capture(pattern, name).is_some()))
+        entry.all(|pattern| path.next().is_some_and(|name| match_wildcards(pattern, name).is_some()))
     })
 }
 
@@ -101,7 +101,9 @@ pub fn expand(inside: &ImageTree, pattern: &str) -> Result<Vec<(String, FileType
                 next.push(format!("{dir}/{part}"));
             } else if is_directory(inside, &dir)? {
                 let names = inside.list(&dir)?.into_iter().filter_map(|name| name.into_string().ok());
-                next.extend(names.filter(|n| capture(part, n).is_some()).map(|n| format!("{dir}/{n}")));
+                next.extend(
+                    names.filter(|n| match_wildcards(part, n).is_some()).map(|n| format!("{dir}/{n}")),
+                );
             }
         }
         found = next;

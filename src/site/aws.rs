@@ -1,6 +1,6 @@
 //! EC2, as settings and this instance mean it.
 
-use super::{Findings, Site, Use};
+use super::{Clouds, Findings, Site, Use};
 use crate::cloud::aws::ebs::Ebs;
 use crate::cloud::aws::{ec2, imds, nvme};
 use crate::config::project::{Settings, Strategy};
@@ -92,5 +92,6 @@ async fn connect(settings: Settings, report: Report, instance: Option<imds::Inst
         direct: Rc::new(direct),
         state: state.clone(),
     });
-    Site::with(Rc::new(cloud), disks, blocks, state, settings, report, None)
+    let clouds = Clouds { cloud: Rc::new(cloud), disks, blocks, region: None };
+    Site::with(clouds, state, settings, report)
 }

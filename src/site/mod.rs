@@ -68,6 +68,14 @@ pub enum Use {
     Looks,
 }
 
+/// What a cloud is for a site.
+struct Clouds {
+    cloud: Rc<dyn Cloud>,
+    disks: Rc<dyn DiskStrategy>,
+    blocks: Rc<dyn BlockApi>,
+    region: Option<Region>,
+}
+
 impl Site {
     /// The site that `settings` describe.
     pub async fn new(settings: Settings, report: Report, used: Use) -> Result<Self> {
@@ -92,19 +100,13 @@ impl Site {
             state: state.clone(),
         });
         let cloud = Rc::new(region.clone());
-        Self::with(cloud.clone(), disks, cloud, state, settings, report, Some(region))
+        let clouds = Clouds { cloud: cloud.clone(), disks, blocks: cloud, region: Some(region) };
+        Self::with(clouds, state, settings, report)
     }
 
-    fn with(
-        cloud: Rc<dyn Cloud>,
-        disks: Rc<dyn DiskStrategy>,
-        blocks: Rc<dyn BlockApi>,
-        state: PathBuf,
-        settings: Settings,
-        report: Report,
-        region: Option<Region>,
-    ) -> Result<Self> {
+    fn with(clouds: Clouds, state: PathBuf, settings: Settings, report: Report) -> Result<Self> {
         let helper = helper()?;
+        let Clouds { cloud, disks, blocks, region } = clouds;
         Ok(Self {
             cloud,
             disks,

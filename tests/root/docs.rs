@@ -53,8 +53,11 @@ fn read(page: &Path) -> String {
     fs::read_to_string(repository().join(page)).unwrap()
 }
 
+/// Blocks, and lines with their numbers.
+type Page<'a> = (Vec<Block>, Vec<(usize, &'a str)>);
+
 /// The fenced blocks of a page, and its other lines with their numbers. Fails for a fence that is not closed.
-fn parse(text: &str) -> Result<(Vec<Block>, Vec<(usize, &str)>), String> {
+fn parse(text: &str) -> Result<Page<'_>, String> {
     let (mut blocks, mut prose) = (Vec::new(), Vec::new());
     let mut open: Option<(Block, String, usize)> = None;
     for (line, content) in (1..).zip(text.lines()) {

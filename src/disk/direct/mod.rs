@@ -265,7 +265,7 @@ impl<B: BlockApi> Drop for DirectDisk<B> {
             _ = rustix::fs::fsync(&device.node);
         }
         self.export = None;
-        self.lower.end();
+        self.lower.stop_prefetching();
     }
 }
 

@@ -10,12 +10,12 @@ use std::sync::Arc;
 /// Starts to prefetch: first the blocks that the last bake of this family used, in its order, and then the file
 /// system's metadata, which every use needs. Runs on another thread, since the metadata have to be read to be found.
 pub fn start_prefetching(lower: &Arc<BackingStore>, used: Vec<u32>) {
-    lower.ahead(used);
+    lower.queue_prefetch(used);
     let lower = lower.clone();
     // If the thread does not start, blocks are read when they are needed.
     _ = std::thread::Builder::new().name("metadata".to_owned()).spawn(move || {
         let blocks = ext_metadata::blocks(&BaseReader(&lower));
-        lower.ahead(blocks);
+        lower.queue_prefetch(blocks);
     });
 }
 

@@ -98,7 +98,7 @@ impl DiskServer {
         send_files(&control, spec.name, &files).with_context(context)?;
         // With this descriptor open, the mount would outlive the server.
         drop(fuse);
-        lower.answer(&control, spec.place).with_context(context)?;
+        lower.start_threads(&control, spec.place).with_context(context)?;
         let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::DIRECT;
         match rustix::fs::openat(&mount, spec.name, flags, Mode::empty()) {
             Ok(file) => Ok(Self { file: file.into(), server }),
@@ -196,7 +196,7 @@ impl Drop for Server {
         _ = rustix::process::pidfd_send_signal(&self.process, END_SIGNAL);
         // This ends the thread that answers its requests.
         _ = rustix::net::shutdown(&*self.control, Shutdown::Both);
-        self.lower.end();
+        self.lower.stop_prefetching();
         if let Some(watch) = self.watch.take() {
             _ = watch.join();
         }

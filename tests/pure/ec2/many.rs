@@ -83,7 +83,7 @@ fn what(dice: &mut Dice, action: &str) -> What {
         _ => &[],
     };
     match dice.roll(8) {
-        0 if !turns.is_empty() => What::Turns(dice.of(turns).clone()),
+        0 if !turns.is_empty() => What::Turns(*dice.of(turns)),
         1 if !codes.is_empty() => What::Error((*dice.of(codes)).into()),
         _ => dice.of(&passing).clone(),
     }

@@ -151,7 +151,7 @@ impl Archive {
         let head = format!(
             "Suite: {suite}\nCodename: {suite}\nArchitectures: {architecture}\nComponents: main\n{fields}"
         );
-        self.write(&dists, &index, &head, pool, "", key);
+        self.write((&dists, ""), &index, &head, pool, key);
     }
 
     /// The same for a flat repository, which says nothing of itself, in a directory of its own.
@@ -165,10 +165,17 @@ impl Archive {
                 name
             })
             .collect();
-        self.write(&self.path(dir), "Packages", "", &own, dir, key);
+        self.write((&self.path(dir), dir), "Packages", "", &own, key);
     }
 
-    fn write(&self, dir: &Path, index: &str, head: &str, files: &[String], below: &str, key: Option<&Key>) {
+    fn write(
+        &self,
+        (dir, below): (&Path, &str),
+        index: &str,
+        head: &str,
+        files: &[String],
+        key: Option<&Key>,
+    ) {
         let packages: String = files.iter().map(|file| stanza(&self.path(below).join(file), file)).collect();
         let path = dir.join(index);
         fs::create_dir_all(path.parent().unwrap()).unwrap();

@@ -101,13 +101,13 @@ fn each_fails_with_the_reason() {
         (
             "forgets",
             Fault::Jq("del(.name) !=", "del(.name, .version) !="),
-            "nothing that a job asks for",
+            "it ignores nothing that a job asks for",
             "a version",
         ),
         (
             "toolless",
             Fault::Jq(".packages, .tools,", ".packages,"),
-            "nothing that a job asks for",
+            "it ignores nothing that a job asks for",
             "a tool for the bake is refused",
         ),
         (

@@ -156,7 +156,7 @@ fn hosts_files_are_bound_read_only() {
     assert_eq!(image.listing(), before);
     assert_eq!(fs::read(host.path().join("debs/a.deb")).unwrap(), b"A");
     for (bind, said) in [
-        (bind("debs", "/etc/ca.pem"), "is a directory, the image's /etc/ca.pem a file"),
+        (bind("debs", "/etc/ca.pem"), "is a directory, but the image's /etc/ca.pem is a file"),
         (bind("none", "/run/x"), "No such file"),
         (bind("ca.pem", "/etc/none"), "the image has no /etc/none"),
     ] {

@@ -1,9 +1,9 @@
 //! EBS direct: block-level access to snapshots, with AWS's SDK. No type of the SDK leaves this module. [`Ec2`] answers
 //! the questions about snapshots that go to EC2.
 //!
-//! Requests are sent from separate threads (`lanes`), since readers block theirs. One layer retries (`call`), with
+//! Requests are sent from separate threads (`workers`), since readers block theirs. One layer retries (`call`), with
 //! EC2's table of error classes. All calls but CompleteSnapshot may be sent twice: StartSnapshot has a token, and a
-//! second put of a block overwrites the first. The rate is limited and adapts (`limiter`).
+//! second put of a block overwrites the first. The rate is limited and adapts (`rate_limit`).
 
 mod call;
 #[cfg(test)]

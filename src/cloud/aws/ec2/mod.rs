@@ -1,8 +1,8 @@
 //! EC2: implements [`Cloud`] and [`Volumes`] with AWS's SDK. No type of the SDK leaves this module.
 //!
-//! One layer retries calls (`call`), with one table of error classes (`class`). A call without a client token is sent
+//! One layer retries calls (`client/call.rs`), with one table of error classes (`client/errors.rs`). A call without a client token is sent
 //! once, and its outcome is looked up: `CreateSnapshot` by volume and run, `RegisterImage` by name, `AttachVolume` by
-//! the volume's state. A call that changes something continues when the bake is cancelled during it (`made`), so that
+//! the volume's state. A call that changes something continues when the bake is cancelled during it (`client/in_flight.rs`), so that
 //! the undo debts know what to remove.
 
 pub mod client;

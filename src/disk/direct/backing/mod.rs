@@ -203,7 +203,7 @@ impl BackingStore {
     }
 
     /// Starts to answer the disk's server, until the socket is closed. `place` is the directory of the written files.
-    pub fn answer(self: &Arc<Self>, socket: &Arc<OwnedFd>, place: &Path) -> std::io::Result<()> {
+    pub fn start_threads(self: &Arc<Self>, socket: &Arc<OwnedFd>, place: &Path) -> std::io::Result<()> {
         _ = self.place.set(place.to_owned());
         lock(&self.requests).socket = Some(socket.clone());
         for _ in 0..READERS {
@@ -254,7 +254,7 @@ impl BackingStore {
         let blocks: Vec<u32> = requests.blocks.iter().copied().collect();
         blocks.into_iter().for_each(|index| requests.answer(index, libc::EIO));
         drop(requests);
-        self.end();
+        self.stop_prefetching();
     }
 
     fn store_error(&self, errno: i32) -> anyhow::Error {
@@ -271,7 +271,7 @@ impl BackingStore {
     }
 
     /// Prefetches blocks in this order, after those already in the queue.
-    pub fn ahead(&self, blocks: impl IntoIterator<Item = u32>) {
+    pub fn queue_prefetch(&self, blocks: impl IntoIterator<Item = u32>) {
         let mut prefetch_queue = lock(&self.prefetch_queue);
         prefetch_queue.blocks.extend(blocks.into_iter().filter(|index| self.blocks.contains(*index)));
         self.queue_changed.notify_all();
@@ -304,7 +304,7 @@ impl BackingStore {
     }
 
     /// Stops prefetching.
-    pub fn end(&self) {
+    pub fn stop_prefetching(&self) {
         lock(&self.prefetch_queue).is_closed = true;
         self.queue_changed.notify_all();
     }

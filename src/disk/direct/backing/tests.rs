@@ -37,7 +37,7 @@ fn lower_of(cache: &BlockCache, base: &Arc<Base>) -> Arc<BackingStore> {
 fn ask(lower: &Arc<BackingStore>, words: &[BlockMessage]) -> Vec<BlockMessage> {
     let (flags, kind) = (SocketFlags::CLOEXEC, SocketType::SEQPACKET);
     let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, kind, flags, None).unwrap();
-    lower.answer(&Arc::new(theirs), Path::new("/place")).unwrap();
+    lower.start_threads(&Arc::new(theirs), Path::new("/place")).unwrap();
     words.iter().for_each(|word| send(&ours, *word).unwrap());
     let answers = words.iter().filter(|(index, _)| *index != WRITE_FAILED);
     let mut answers: Vec<_> = answers.map(|_| receive(&ours).unwrap()).collect();
@@ -135,10 +135,10 @@ fn used_blocks_are_recorded_in_order_and_following_ones_prefetched() {
     assert_eq!(ask(&lower, &[(2, 0)]), [(2, 0)]);
     assert_eq!(lower.used(), [2, 100]);
     soon("3 to 6 are prefetched", || base.reads.load(Ordering::SeqCst) == 6);
-    lower.ahead([9, 8, 2]);
+    lower.queue_prefetch([9, 8, 2]);
     soon("9 is read; there is no 8", || base.reads.load(Ordering::SeqCst) == 7);
     assert_eq!(lower.used(), [2, 100], "prefetched blocks do not count as used");
-    lower.end();
+    lower.stop_prefetching();
     assert!(lower.trouble().take().is_none());
 }
 
@@ -149,17 +149,17 @@ fn prefetching_leaves_space_for_what_a_bake_writes() {
     let mut lower = lower(dir.path(), &base);
     Arc::get_mut(&mut lower).unwrap().free = |_| Some(RESERVED_SPACE - 1);
     assert_eq!(ask(&lower, &[(2, 0)]), [(2, 0)], "requested blocks are read");
-    lower.ahead([9, 5]);
+    lower.queue_prefetch([9, 5]);
     soon("cached blocks need no more space", || lower.cached().ready(5).is_some());
     assert_eq!(base.reads.load(Ordering::SeqCst), 2, "5 and 2, and nothing is prefetched");
-    lower.end();
+    lower.stop_prefetching();
 }
 
 #[test]
 fn an_error_of_reading_or_storing_is_reported_once() {
     let (dir, base) = (tempfile::tempdir().unwrap(), Arc::new(Base { fails: true, ..Base::default() }));
     let lower = lower(dir.path(), &base);
-    lower.ahead([9]);
+    lower.queue_prefetch([9]);
     assert_eq!(ask(&lower, &[(100, 0)]), [(100, libc::EIO)]);
     let told = format!("{:#}", lower.trouble().take().unwrap());
     assert_eq!(told, "reading block 100 of snap-1: the network is away");

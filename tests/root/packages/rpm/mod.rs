@@ -144,7 +144,7 @@ fn a_package_for_another_architecture_is_told() {
         lab.bring(&file("foreign", "1.0", foreign()));
         let name = format!("foreign-1.0-1.{}.rpm", foreign());
         lab.define(&format!("packages = [\"./{name}\"]\n"));
-        lab.bake().fails(DEFINITION, &[&name, &format!("is for {}, and the image is", foreign())]);
+        lab.bake().fails(DEFINITION, &[&name, &format!("is for {}, but the image is", foreign())]);
     }
 }
 

@@ -501,10 +501,10 @@ fn snapshots_have_a_rate_and_quotas() {
     let take = || ground.call("CreateSnapshot", &[("VolumeId", &volume)]).get("Code").unwrap_or_default();
     assert_eq!(take(), "");
     assert_eq!(take(), "SnapshotCreationPerVolumeRateExceeded");
-    eventually("a second one", || take() == "");
+    eventually("a second one", || take().is_empty());
     assert_eq!(take(), "ConcurrentSnapshotLimitExceeded");
     ground.server.with_world(|w| w.snapshots.values_mut().for_each(|s| s.common.ready_at = 0));
-    eventually("a third one", || take() == "");
+    eventually("a third one", || take().is_empty());
     eventually("one too many", || take() == "SnapshotLimitExceeded");
     let params = [("AvailabilityZone", "us-east-1a"), ("SnapshotId", ground.snapshot.as_str())];
     assert_eq!(ground.refused("CreateVolume", &params), "VolumeLimitExceeded");

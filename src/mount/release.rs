@@ -1,0 +1,103 @@
+//! The end of a root: its file systems are checked, synced and unmounted, and the release of the disk is proved.
+
+use super::create;
+use super::mounts::{ImageMounts, damaged};
+use super::partitions::{DeviceBytes, DiskNodes, DiskPart};
+use super::busy;
+use crate::device::Device;
+use crate::error::Kind;
+use crate::formats::partition;
+use crate::formats::partition::Partition;
+use crate::formats::superblock;
+use crate::report::Report;
+use crate::sys::tasks;
+use anyhow::{Context, Result};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use std::os::fd::AsFd;
+
+/// Closes a root. `unchanged`: the result for the directories that could not be mounted.
+pub async fn close(
+    mut mounts: ImageMounts,
+    disk: &DiskNodes,
+    device: &Device,
+    report: &Report,
+    unchanged: Result<()>,
+) -> Result<()> {
+    let path = device.path.display();
+    unchanged.context("checking the directories that could not be mounted")?;
+    mounts.check_and_sync(device).await?;
+    let used: Vec<_> = mounts.list.iter().filter_map(|m| m.device.clone()).collect();
+    mounts.unmount().await.with_context(|| format!("releasing {path}"))?;
+    prove_released(disk, &used).await.with_context(|| format!("proving that {path} is released"))?;
+    for part in disk.parts.iter().filter(|part| used.iter().any(|(name, _)| *name == part.name)) {
+        check_superblock(part).with_context(|| format!("checking {} after it was unmounted", part.name))?;
+    }
+    check_partition_table(disk, device, &used)
+        .with_context(|| format!("checking the partition table of {path}"))?;
+    drop(mounts);
+    report.detail(format!("{path} is released"));
+    Ok(())
+}
+
+/// Opens each device that was mounted, and the whole disk, exclusively, and syncs it. A mount in any namespace, a loop
+/// device or swap would make that fail; a successful `umount` alone says nothing about the other namespaces.
+async fn prove_released(disk: &DiskNodes, used: &[(String, u64)]) -> Result<()> {
+    let mut devices = used.to_vec();
+    let whole = (disk.name.clone(), disk.rdev);
+    if !devices.contains(&whole) {
+        devices.push(whole);
+    }
+    let tmpfs = disk.tmpfs.try_clone().context("duplicating a descriptor")?;
+    let all: Vec<_> = used.iter().map(|(_, rdev)| *rdev).chain([disk.rdev]).collect();
+    tasks::run_to_end(move || {
+        for (name, _) in devices {
+            let flags = OFlags::RDWR | OFlags::EXCL | OFlags::CLOEXEC;
+            let open = || rustix::fs::openat(&tmpfs, format!("dev/{name}"), flags, Mode::empty());
+            let node = create::retry_while_busy(open).map_err(|error| match error {
+                Errno::BUSY => {
+                    let failure = Kind::Machine
+                        .failure(format!("{name} is still in use{}", busy::holders_clause(&all)));
+                    failure.hint("No snapshot was taken. End that process, and bake again.").into()
+                }
+                error => anyhow::Error::new(error).context(format!("opening {name}")),
+            })?;
+            rustix::fs::fsync(&node).with_context(|| format!("syncing {name}"))?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// Checks the partition table. Steps have the disk's nodes, because boot loaders are installed there; but the
+/// partitions that were mounted have to be in the table still.
+fn check_partition_table(disk: &DiskNodes, device: &Device, used: &[(String, u64)]) -> Result<()> {
+    let now = partition::read(&DeviceBytes { fd: device.node.as_fd(), size: disk.size }, disk.sector)?;
+    let changed =
+        |what: String| Kind::Step.failure(what).hint("Find the script that writes to the disk itself.");
+    if let Some(warning) = now.warnings.iter().find(|warning| !disk.table.warnings.contains(warning)) {
+        return Err(changed(format!("a step damaged it: {warning}")).into());
+    }
+    let is_used = |part: &&DiskPart| used.iter().any(|(name, _)| *name == part.name);
+    for wanted in disk.parts.iter().filter(is_used).filter_map(|part| part.partition.as_ref()) {
+        let place = |p: &Partition| (p.number, p.start, p.size);
+        if !now.partitions.iter().any(|p| place(p) == place(wanted)) {
+            let what = format!("a step changed it: partition {} is no longer where it was", wanted.number);
+            return Err(changed(what).into());
+        }
+    }
+    Ok(())
+}
+
+/// Checks the superblock of an unmounted ext file system for damage by the bake.
+fn check_superblock(part: &DiskPart) -> Result<()> {
+    let Some(before) = &part.fs else { return Ok(()) };
+    let bytes = DeviceBytes { fd: part.node.as_fd(), size: part.size };
+    let Some(after) = superblock::probe(&bytes, 0, part.size) else {
+        return Err(damaged("its superblock is gone"));
+    };
+    if after.kind != before.kind || after.errors > before.errors || after.dirty {
+        return Err(damaged("its superblock has new errors on record"));
+    }
+    Ok(())
+}
