@@ -18,7 +18,7 @@ NEUTRAL = {"recommends", "conffiles", "mirror", "ca_file", "tools"}
 
 
 class Refused(Exception):
-    """What the definition asks for is not served: its author is told why."""
+    """The definition asks for something that is not supported. The message says why."""
 
 
 def claims(request):
