@@ -147,7 +147,7 @@ pub(crate) fn line_of(text: &str, key: &str, pick: &dyn Fn(&str) -> bool) -> Opt
     let below = || top.values().find_map(|value| value.get_ref().as_table()?.get_key_value(first));
     let (mut name, mut value) = top.get_key_value(first).or_else(below)?;
     for key in names {
-        // Where the table lacks it, its own line is told.
+        // If the table lacks the key, the line is the table's own.
         match value.get_ref().as_table().and_then(|table| table.get_key_value(key)) {
             Some(found) => (name, value) = found,
             None => break,

@@ -1,5 +1,5 @@
-//! `[disk]` and `[image]`: what is registered beside the root disk's content. What is wrong whatever the base is, is told
-//! here, with its line; the rest when the base is known.
+//! `[disk]` and `[image]`: the attributes of the registered image. Mistakes that do not depend on the base are reported
+//! here, with their lines; the others when the base is known.
 
 use super::keys::UEFI;
 use super::keys::{DISK, VOLUME_TYPES};

@@ -225,7 +225,7 @@ impl Definition {
 
     /// `examples/web/image.toml:4: `packages``, for a mistake that only shows later: no such base, no such package.
     /// `value` picks an element of an array: a package's name. `[disk]`'s `iops` is spelt `disk.iops`. Without the file,
-    /// or the key, no line is told.
+    /// or the key, there is no line.
     pub fn place(&self, key: &str, value: Option<&str>) -> String {
         let file = self.dir.join(FILE);
         let picks = |element: &str| {

@@ -35,7 +35,7 @@ pub enum Program {
     Playbook(Playbook),
 }
 
-/// What Ansible is told.
+/// A playbook, and how Ansible runs it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Playbook {
     pub path: PathBuf,

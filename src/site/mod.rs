@@ -175,7 +175,7 @@ impl Site {
         }
     }
 
-    /// What disks need here. Where the settings are wrong, that is told later.
+    /// What disks need here. Mistakes in the settings are reported later.
     pub fn needs(overrides: &Overrides, definition: Option<&PathBuf>) -> checks::Needs {
         let here = PathBuf::from(".");
         let settings = Self::settings(overrides, definition.unwrap_or(&here)).unwrap_or_default();
@@ -183,7 +183,7 @@ impl Site {
         checks::Needs { loops: fuse || settings.cloud != AWS, fuse }
     }
 
-    /// Whether the cloud is a directory. Where the settings are wrong, that is told later.
+    /// Whether the cloud is a directory. Mistakes in the settings are reported later.
     pub fn is_in_a_directory(overrides: &Overrides) -> bool {
         Self::settings(overrides, Path::new(".")).map_or(true, |settings| settings.cloud != AWS)
     }

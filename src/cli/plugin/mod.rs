@@ -146,7 +146,7 @@ fn try_all(global: &GlobalArgs, args: &args::PluginCheckArgs, report: &Report) -
     Ok(End { code, result: json!({"plugin": spelt, "conforms": faults == 0, "rules": rules}) })
 }
 
-/// A plugin's plan for an image that is told on the command line.
+/// A plugin's plan for an image that the command line describes.
 pub fn plan(global: &GlobalArgs, args: &args::PlanArgs, report: &Report) -> Result<End> {
     let paper = &args.on_paper;
     let file = paper.os_release.as_deref().unwrap_or(Path::new("/etc/os-release"));

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""oven's plugin for @NAME@. Standard input has a request, standard output gets the answer: JSON, both.
+"""oven's plugin for @NAME@. It reads a request from standard input and writes the answer to standard output, both as JSON.
 
-It decides and does nothing: it runs as nobody, without a network, and what it is not told it does not know.
-`oven plugin check @NAME@.py` says what is missing; oven's plugins/README.md is the guide.
+It only plans and does nothing itself: it runs as user nobody, without a network, and sees only the request.
+`oven plugin check @NAME@.py` says what is missing. The guide is docs/plugins.md of oven.
 """
 
 import json
@@ -11,27 +11,27 @@ import sys
 
 API = 1
 PKG = "/usr/bin/pkg"  # the package manager
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]*\Z")  # what is no name is refused: no option, no script
-# The parts of a job that this plugin heeds, or may pass over. Another one is refused, not forgotten.
-HEEDED = {"os_release", "architecture", "present", "texts", "packages", "network"}
-NEUTRAL = {"recommends", "conffiles", "mirror", "ca_file", "tools"}
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]*\Z")  # anything else is refused, such as an option or a script
+# The fields of a job that this plugin supports, and those that it may ignore. Others are refused, not ignored.
+SUPPORTED = {"os_release", "architecture", "present", "texts", "packages", "network"}
+IGNORED = {"recommends", "conffiles", "mirror", "ca_file", "tools"}
 
 
 class Refused(Exception):
-    """What the definition asks for is not served: its author is told why."""
+    """The plugin does not support the definition; the message is for its author."""
 
 
 def claims(request):
-    only(request, {"api", "os_release"}, "the request")
+    refuse_unknown(request, {"api", "os_release"}, "the request")
     os = request["os_release"]
     claim = "exact" if os.get("ID") == "@NAME@" else "family" if "@NAME@" in os.get("ID_LIKE", "").split() else "no"
     return {"claim": claim, "look_for": [PKG]}  # the job will say which of these the image has
 
 
 def plan(request):
-    only(request, {"api", "job"}, "the request")
+    refuse_unknown(request, {"api", "job"}, "the request")
     job = request["job"]
-    only(job, HEEDED | NEUTRAL | {"upgrade"}, "the job")
+    refuse_unknown(job, SUPPORTED | IGNORED | {"upgrade"}, "the job")
     if job.get("upgrade", "none") != "none":
         raise Refused("upgrade: this plugin does not upgrade yet")
     names = [name_of(package) for package in job.get("packages", [])]
@@ -47,17 +47,17 @@ def plan(request):
     return {
         "plan": {
             "steps": [
-                # With the network, and no package's code.
+                # With the network, and without package code.
                 step("fetch", "refreshing the package index", "update", network=True, retries=2, timeout=900),
                 step("fetch", f"downloading {count}", "fetch", "--", *names, network=True, retries=2),
-                # With packages' code, and no network, unless the definition gives it.
+                # With package code, and without the network, unless the definition asks for it.
                 step("install", f"installing {count}", "install", "--", *names, network=job.get("network", False)),
-                step("clean", "removing what was downloaded", "clean", timeout=300),
+                step("clean", "removing downloaded packages", "clean", timeout=300),
             ],
-            # Lines of name, version and architecture, separated by tabs; then oven sees that all are there.
+            # Lines of name, version and architecture, separated by tabs: oven checks that all are installed.
             "facts": {"packages": [PKG, "list"]},
             "expect": {"packages": [{"name": name} for name in names]},
-            # What a line of output means to whoever wrote the definition.
+            # What a line of output means to the definition's author.
             "troubles": [{"output": "*no such package: *", "means": "there is no package `{2}`", "package": "{2}"}],
         }
     }
@@ -65,8 +65,8 @@ def plan(request):
 
 def name_of(package):
     if package.get("kind") != "named":
-        raise Refused(f"packages: a {package.get('kind')} is not served yet, only names are")
-    only(package, {"kind", "name", "version"}, "a package")
+        raise Refused(f"packages: a {package.get('kind')} is not supported yet: list names")
+    refuse_unknown(package, {"kind", "name", "version"}, "a package")
     if not NAME.match(package["name"]):
         raise Refused(f"packages: {package['name']!r} is not the name of a package")
     if package.get("version") is not None:
@@ -74,10 +74,10 @@ def name_of(package):
     return package["name"]
 
 
-def only(table, known, what):
+def refuse_unknown(table, known, what):
     unknown = sorted(set(table) - known)
     if unknown:
-        raise Refused(f"{what} has `{unknown[0]}`, which this plugin does not serve")
+        raise Refused(f"{what} has `{unknown[0]}`, which this plugin does not support")
 
 
 def main():
@@ -87,7 +87,7 @@ def main():
     request = json.load(sys.stdin)
     try:
         if request.get("api") != API:
-            raise Refused(f"the request is of version {request.get('api')} of the contract, and this is {API}")
+            raise Refused(f"the request has version {request.get('api')} of the contract; this plugin supports version {API}")
         answer = verbs[sys.argv[1]](request)
     except Refused as refused:
         answer = {"refused": str(refused)}

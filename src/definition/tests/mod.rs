@@ -147,7 +147,7 @@ fn the_name_is_that_of_the_real_directory() {
     assert!(error.ends_with("set `name`"), "{error}");
 }
 
-/// What is written into image.toml, and what is told, behind `DIR/web/image.toml:` and with `from` given.
+/// The content of image.toml, and the message, without `DIR/web/image.toml:` and with `from` given.
 #[test]
 fn each_mistake_names_line_and_key_and_what_to_do() {
     let top = tree();

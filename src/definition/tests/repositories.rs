@@ -210,6 +210,6 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
         let error = load(top.path(), &format!("from = \"ami-0123456789abcdef0\"\n{toml}\n")).unwrap_err();
         let first = error.lines().next().unwrap();
         assert!(first.starts_with(&format!("DIR/web/image.toml:{expected}")), "{toml}\ngives {error}");
-        assert!(!error.contains("secret"), "a password is told: {error}");
+        assert!(!error.contains("secret"), "the message has a password: {error}");
     }
 }
