@@ -1,9 +1,9 @@
 //! The end of a root: its file systems are checked, synced and unmounted, and the release of the disk is proved.
 
+use super::busy;
 use super::create;
 use super::mounts::{ImageMounts, damaged};
 use super::partitions::{DeviceBytes, DiskNodes, DiskPart};
-use super::busy;
 use crate::device::Device;
 use crate::error::Kind;
 use crate::formats::partition;

@@ -120,7 +120,9 @@ fn a_disk_becomes_an_image_once_and_comes_back() {
     let import = ["import", "disk.raw", "--name", "base", "--boot-mode", "uefi-preferred"];
     let (ami, err) = fixture.expect(0, &[&import[..], &["--verify"]].concat());
     assert!(
-        err.contains("sending disk.raw") && err.contains("back") && err.contains("registering base"),
+        err.contains("uploading disk.raw")
+            && err.contains("verifying snap-")
+            && err.contains("registering base"),
         "{err}"
     );
     assert_eq!(fixture.left(), (vec!["completed".to_owned()], 1));

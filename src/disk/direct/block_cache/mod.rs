@@ -19,7 +19,6 @@ use crate::sys::temp_file;
 use anyhow::{Context, Result};
 use nix::fcntl::{Flock, FlockArg};
 use rustix::fs::{Mode, OFlags};
-use sha2::Digest as _;
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
