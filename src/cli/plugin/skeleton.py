@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""oven's plugin for @NAME@. Standard input has a request, standard output gets the answer: JSON, both.
+"""oven's plugin for @NAME@. It reads a request from standard input and writes the answer to standard output, in JSON.
 
-It decides and does nothing: it runs as nobody, without a network, and what it is not told it does not know.
+It only decides: it runs as nobody, without a network, and knows nothing but the request.
 `oven plugin check @NAME@.py` says what is missing; oven's plugins/README.md is the guide.
 """
 
@@ -11,14 +11,14 @@ import sys
 
 API = 1
 PKG = "/usr/bin/pkg"  # the package manager
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]*\Z")  # what is no name is refused: no option, no script
-# The parts of a job that this plugin heeds, or may pass over. Another one is refused, not forgotten.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]*\Z")  # anything else is refused, such as an option
+# The parts of a job that this plugin uses, and those that it may ignore. Any other part is refused.
 HEEDED = {"os_release", "architecture", "present", "texts", "packages", "network"}
 NEUTRAL = {"recommends", "conffiles", "mirror", "ca_file", "tools"}
 
 
 class Refused(Exception):
-    """What the definition asks for is not served: its author is told why."""
+    """This plugin does not support the definition. Its author sees the message."""
 
 
 def claims(request):
@@ -47,17 +47,17 @@ def plan(request):
     return {
         "plan": {
             "steps": [
-                # With the network, and no package's code.
+                # These have the network, and run no package's code.
                 step("fetch", "refreshing the package index", "update", network=True, retries=2, timeout=900),
                 step("fetch", f"downloading {count}", "fetch", "--", *names, network=True, retries=2),
-                # With packages' code, and no network, unless the definition gives it.
+                # This runs packages' code, without the network unless the definition allows it.
                 step("install", f"installing {count}", "install", "--", *names, network=job.get("network", False)),
                 step("clean", "removing what was downloaded", "clean", timeout=300),
             ],
-            # Lines of name, version and architecture, separated by tabs; then oven sees that all are there.
+            # Lines of name, version and architecture, separated by tabs: oven checks that all are installed.
             "facts": {"packages": [PKG, "list"]},
             "expect": {"packages": [{"name": name} for name in names]},
-            # What a line of output means to whoever wrote the definition.
+            # What a line of output means for the author of the definition.
             "troubles": [{"output": "*no such package: *", "means": "there is no package `{2}`", "package": "{2}"}],
         }
     }
@@ -65,19 +65,19 @@ def plan(request):
 
 def name_of(package):
     if package.get("kind") != "named":
-        raise Refused(f"packages: a {package.get('kind')} is not served yet, only names are")
+        raise Refused(f"packages: a {package.get('kind')} is not supported yet, only names are")
     only(package, {"kind", "name", "version"}, "a package")
     if not NAME.match(package["name"]):
         raise Refused(f"packages: {package['name']!r} is not the name of a package")
     if package.get("version") is not None:
-        raise Refused(f"packages: {package['name']}: a version cannot be chosen")
+        raise Refused(f"packages: {package['name']}: a version cannot be pinned")
     return package["name"]
 
 
 def only(table, known, what):
     unknown = sorted(set(table) - known)
     if unknown:
-        raise Refused(f"{what} has `{unknown[0]}`, which this plugin does not serve")
+        raise Refused(f"{what} has `{unknown[0]}`, which this plugin does not support")
 
 
 def main():
@@ -87,7 +87,7 @@ def main():
     request = json.load(sys.stdin)
     try:
         if request.get("api") != API:
-            raise Refused(f"the request is of version {request.get('api')} of the contract, and this is {API}")
+            raise Refused(f"the request is of version {request.get('api')} of the contract, but this plugin has {API}")
         answer = verbs[sys.argv[1]](request)
     except Refused as refused:
         answer = {"refused": str(refused)}
