@@ -45,8 +45,8 @@ pub enum Outcome {
     AlreadyBaked(Image),
 }
 
-/// Bakes a definition, unless that was done already. Local resources are released when the story ends or is stopped;
-/// after that, its resources in the cloud are removed. [`Ended::left`] lists the leftovers.
+/// Bakes a definition, unless its image exists already. When the bake ends or is stopped, its local resources are
+/// released first, and then its temporary resources in the cloud are removed. [`Ended::left`] lists the leftovers.
 pub async fn bake(bake: &Bake<'_>, stop: impl Future<Output = ()>) -> Ended<Outcome> {
     undo::scope(bake.site.undo_policy(bake.options.keep_on_failure), stop, async |undo| {
         let target = target::resolve(bake).await?; //                                          1. resolve
