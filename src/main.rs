@@ -1,4 +1,4 @@
-//! The program: the re-executed helper of a step, of a plugin or of a disk, or a verb of the command line.
+//! The program. It runs a verb of the command line, or, re-executed by oven, the helper of a step, a plugin or a disk.
 
 use oven::disk::direct::server;
 use oven::distros::sandboxed_plugin;

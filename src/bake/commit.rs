@@ -7,7 +7,7 @@ use crate::undo::Undo;
 use anyhow::{Context, Result};
 use std::rc::Rc;
 
-/// Consumes the disk, which nobody can have mounted then.
+/// Takes the snapshot. It consumes the disk, so that nothing can still have it mounted.
 pub async fn snapshot(bake: &Bake<'_>, disk: Box<dyn Disk>, undo: &Rc<Undo>) -> Result<SnapshotId> {
     let step = bake.site.report.step("snapshot", "taking the snapshot");
     let on_progress = |bytes| step.progress(bytes, None);

@@ -20,7 +20,7 @@ pub struct BakeLock {
     _lock: Flock<File>,
 }
 
-/// Waits until no other bake of this fingerprint is at work on this host. The lock is advisory (flock(2)).
+/// Waits until no other bake of this fingerprint runs on this host. The lock is advisory (flock(2)).
 pub async fn acquire(bake: &Bake<'_>, target: &Target) -> Result<BakeLock> {
     let path = bake.site.state.join("locks").join(target.inputs.fingerprint());
     let mut reported = false;

@@ -1,6 +1,6 @@
-//! The story of one image, in six steps. The compiler guards the order of the disk: a mounted
-//! [`Root`](crate::mount::Root) borrows it, and committing consumes it, so that committing before the release does not
-//! compile.
+//! The story of one image, in six steps. The compiler guards their order: each takes a value that only the one before
+//! it returns, and a mounted [`Root`](crate::mount::Root) borrows its disk, so that committing it before the release
+//! does not compile.
 
 pub mod ami_id_file;
 pub mod batch;
@@ -31,13 +31,13 @@ use std::future::Future;
 pub struct Bake<'a> {
     pub site: &'a Site,
     pub image: &'a Definition,
-    /// The base image: of a definition that stands on another one, that one's image.
+    /// The base image. For a definition that is based on another one, the image of that one.
     pub from: &'a BaseRef,
     pub options: &'a BakeOptions,
     pub run: &'a RunId,
 }
 
-/// How a bake ended well.
+/// The result of a successful bake.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     Baked(Image),
@@ -45,8 +45,8 @@ pub enum Outcome {
     AlreadyBaked(Image),
 }
 
-/// Bakes a definition, unless that was done already. Local resources are released when the story ends or is stopped;
-/// after that, what the cloud holds for it is removed. What could not be removed is in [`Ended::left`].
+/// Bakes a definition, unless its image exists already. When the bake ends or is stopped, its local resources are
+/// released first, and then its temporary resources in the cloud are removed. [`Ended::left`] lists the leftovers.
 pub async fn bake(bake: &Bake<'_>, stop: impl Future<Output = ()>) -> Ended<Outcome> {
     undo::scope(bake.site.undo_policy(bake.options.keep_on_failure), stop, async |undo| {
         let target = target::resolve(bake).await?; //                                          1. resolve
@@ -74,7 +74,7 @@ pub async fn bake(bake: &Bake<'_>, stop: impl Future<Output = ()>) -> Ended<Outc
 }
 
 impl Outcome {
-    /// Whose image it is tells whether this run made it.
+    /// The image's tags say whether this run created it.
     fn of(image: Image, run: &RunId) -> Self {
         if image.was_created_by(run) { Self::Baked(image) } else { Self::AlreadyBaked(image) }
     }

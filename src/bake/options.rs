@@ -1,23 +1,23 @@
-//! What a bake is asked for.
+//! Options of a bake.
 
 /// How a bake treats what exists already, and what it does with a failure.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BakeOptions {
-    /// Bakes even if the image exists; the new one gets a name of its own.
+    /// Bakes even if the image exists; the new image gets a unique name.
     pub force: bool,
-    /// Deregisters a failed or incomplete image of ours that holds the name.
+    /// Deregisters a failed or incomplete image of oven's that has the name.
     pub replace_failed: bool,
-    /// Whose rule decides what a hit is; `None`: oven's own.
+    /// The tool whose rule decides whether the image exists; `None`: oven's own rule.
     pub compat: Option<Compat>,
     /// Keeps the disk if a step fails, for `oven shell RUN`.
     pub keep_on_failure: bool,
-    /// Reads the finished snapshot back and compares it with what was sent. Only where it is sent from here.
+    /// Reads the finished snapshot back and compares it with the sent blocks. Only for disks whose blocks oven sends.
     pub verify: bool,
 }
 
 /// A tool whose images count as hits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compat {
-    /// AMI Bakery, which compares its checksum alone.
+    /// AMI Bakery, which only compares its checksum.
     Gumgum,
 }

@@ -1,4 +1,4 @@
-//! What would make a bake fail at its end, found before it begins.
+//! Checks before a bake for faults that would otherwise make it fail at its end.
 
 use super::Bake;
 use super::target::{self, Target};
@@ -8,26 +8,26 @@ use crate::error::Kind;
 use crate::site::Site;
 use anyhow::{Context, Result};
 
-/// Refuses, before any work, what cannot end well: the name is held by a failed or incomplete image (that one is removed
-/// if the user wishes so), the role may not do it, or the base's disk cannot be had.
+/// Rejects a bake that cannot succeed before anything is created: a failed or incomplete image has the name (with
+/// `--replace-failed` it is deregistered instead), the role lacks permissions, or the base's disk is unavailable.
 pub async fn check(bake: &Bake<'_>, target: &Target) -> Result<()> {
     let (site, base) = (bake.site, &target.base);
     let spec = target::disk_spec(bake.image, base, bake.run);
-    // Each waits for the cloud.
+    // Each of these waits for the cloud, so they run concurrently.
     let (free, permitted, disk) = tokio::join!(
         ensure_name_is_free(bake, target),
         site.cloud.ensure_permitted(base),
         site.disks.look(base, &spec, bake.run),
     );
     free?;
-    permitted.context("asking what the role may do")?;
+    permitted.context("checking the role's permissions")?;
     disk
 }
 
 async fn ensure_name_is_free(bake: &Bake<'_>, target: &Target) -> Result<()> {
     let (site, options) = (bake.site, bake.options);
     if options.force {
-        // Its name is the run's alone.
+        // No other run uses its name.
         return Ok(());
     }
     let name = target::name(bake.image, &target.inputs, None);
@@ -46,9 +46,9 @@ async fn ensure_name_is_free(bake: &Bake<'_>, target: &Target) -> Result<()> {
     }
 }
 
-/// The failed or incomplete image that holds a name.
+/// The failed or incomplete image that has a name.
 pub async fn name_holder(site: &Site, name: &str) -> Result<Option<Image>> {
-    // Of all images: an incomplete one may lack the family's tag.
+    // This searches all images: an incomplete one may lack the family's tag.
     let holder = site.cloud.images(None).await?.into_iter().find(|holder| holder.name == name);
     Ok(holder.filter(is_replaceable))
 }

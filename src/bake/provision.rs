@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use oven_distro::Plan;
 use std::collections::BTreeMap;
 
-/// What is to be done in the image.
+/// The work to do in the image.
 pub struct Provisioning {
     /// The definition, with its packages by URL downloaded.
     image: Definition,
@@ -22,7 +22,7 @@ pub struct Provisioning {
     cache: PackageCache,
 }
 
-/// Asks the distro's plugin for a plan. Fails where the image's programs cannot run here.
+/// Asks the distro's plugin for a plan. Fails if the image's programs cannot run here.
 pub fn plan(
     bake: &Bake<'_>,
     target: &Target,
@@ -41,7 +41,7 @@ pub fn plan(
     Ok(Provisioning { image, plan, secrets, cache })
 }
 
-/// What runs commands in the image.
+/// Makes the runner of commands in the image.
 pub fn runner<'a>(
     bake: &'a Bake<'_>,
     job: &'a Provisioning,
@@ -66,8 +66,8 @@ pub fn runner<'a>(
     CommandRunner::new(&place, &work).map_err(|error| work.explain(error))
 }
 
-/// Runs the plan, places the definition's files and runs its scripts and tests. `baseline` learns where the packages
-/// end: what scripts change after that is meant. Answers with the plan's facts, `packages` among them.
+/// Runs the plan, places the definition's files and runs its scripts and tests. `baseline` notes the state after the
+/// packages: what scripts change later is intended. Answers with the plan's facts, `packages` among them.
 pub async fn packages_and_scripts(
     runner: &CommandRunner<'_>,
     baseline: &mut Baseline,

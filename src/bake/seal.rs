@@ -1,10 +1,10 @@
-//! Step 4, its end: the provisioned root becomes an image.
+//! The end of step 4: the provisioned root becomes an image.
 
 use crate::provision::command::CommandRunner;
 use crate::seal::{self, Baseline};
 use anyhow::Result;
 
-/// Notes what the image is before anything is changed in it.
+/// Records the state of the image before anything is changed in it.
 pub fn baseline(runner: &CommandRunner<'_>) -> Result<Baseline> {
     Baseline::take(runner).map_err(|error| runner.work.explain(error))
 }

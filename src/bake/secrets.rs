@@ -15,7 +15,7 @@ pub fn collect(bake: &Bake<'_>) -> Result<Secrets> {
     Ok(secrets)
 }
 
-/// A failure tells every name that is missing, and where it is asked for.
+/// Reads the secrets of all scripts. An error lists every name with a missing or unusable value, and its file and line.
 pub fn from_environment(
     image: &Definition,
     environment: impl Fn(&str) -> Option<OsString>,
@@ -40,7 +40,7 @@ pub fn from_environment(
     if wrong.is_empty() {
         return Ok(Secrets::new(values));
     }
-    let hint = "Pass secrets in oven's environment: `NAME=… oven bake …`; sudo only passes variables on with --preserve-env.";
+    let hint = "Pass secrets in oven's environment: `NAME=… oven bake …`; sudo passes variables only with --preserve-env.";
     Err(Kind::Definition.failure(wrong.join("\n")).hint(hint).into())
 }
 
@@ -52,7 +52,7 @@ mod tests {
     use crate::identity::fingerprint::Inputs;
     use crate::ids::{Architecture, ImageId, SnapshotId};
 
-    /// What a secret's value is, the fingerprint cannot know: it never sees one.
+    /// The fingerprint never sees the value of a secret.
     #[test]
     fn a_secrets_value_does_not_count() {
         let top = tempfile::tempdir().unwrap();

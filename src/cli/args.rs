@@ -252,7 +252,7 @@ impl From<&BakeFlags> for BakeOptions {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum CompatTool {
-    // AMI Bakery, which compares its checksum alone.
+    // AMI Bakery, which only compares its checksum.
     Gumgum,
 }
 

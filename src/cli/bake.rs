@@ -17,7 +17,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-/// Of the summary's column that says why.
+/// Characters of the summary's column with the reason.
 const REASON_MAX: usize = 200;
 
 pub async fn run(
@@ -30,19 +30,19 @@ pub async fn run(
         let order = BakeOrder::with(&args.definitions, &args.vars.given())?;
         if let Some(trace) = &global.trace {
             let refused = refuse_inside("trace", trace, "Write it elsewhere: --trace FILE.", &order.images);
-            // Begun already, and a file of the definition like any other.
+            // It was created already, and would count as a file of the definition.
             refused.inspect_err(|_| _ = std::fs::remove_file(trace))?;
         }
         Ok((Site::of(&global.overrides(), &order.images, report.clone(), Use::Builds).await?, order))
     };
-    // It may take the metadata service seconds not to answer.
+    // This may take seconds if there is no metadata service.
     let order: Result<_> = signals::run_until_stopped(&stop, found).await;
     let (site, order) = order.inspect_err(|_| {
         let definitions = args.definitions.iter().filter(|dir| dir.join(definition::FILE).exists());
         definitions.for_each(|dir| ami_id_file::update(dir, None, report));
     })?;
     if args.options.verify && site.settings.disks() == Strategy::Attached {
-        let text = "--verify compares a snapshot with what was sent, and of an attached disk nothing is sent from here";
+        let text = "--verify compares a snapshot with the blocks that oven sent, and it sends none of an attached disk";
         return Err(Kind::Usage.failure(text).hint("Bake with --disks direct.").into());
     }
     let batch = Batch {
@@ -62,7 +62,7 @@ pub async fn run(
     Ok(End { code: exit_code(&all), result: json!({"images": all.iter().map(object).collect::<Vec<_>>()}) })
 }
 
-/// The ids of the images that were asked for: alone if it is one, with their names if they are several.
+/// Prints the ids of the requested images, with their names if there are several.
 fn print_ids(all: &[BatchItem]) {
     let asked = all.iter().filter(|baked| baked.asked).count();
     for baked in all.iter().filter(|baked| baked.asked) {
@@ -74,7 +74,7 @@ fn print_ids(all: &[BatchItem]) {
     }
 }
 
-/// A line for each of several images.
+/// Prints a line for each of several images.
 fn summarise(all: &[BatchItem], report: &Report) {
     let screen = report.screen();
     let width = all.iter().map(|baked| baked.name.chars().count()).max().unwrap_or_default();
@@ -98,7 +98,7 @@ fn first_line(error: &anyhow::Error) -> String {
     text.lines().next().unwrap_or_default().chars().take(REASON_MAX).collect()
 }
 
-/// The first failure decides; a parent that failed comes before its children. But who interrupts several knows best.
+/// The exit code of the first failure; a failed parent comes before its children. An interruption takes precedence.
 fn exit_code(all: &[BatchItem]) -> u8 {
     let kinds = || all.iter().filter_map(BatchItem::error).map(Kind::of);
     let left = all.iter().any(|baked| !baked.left.is_empty());

@@ -11,7 +11,7 @@ use serde_json::json;
 
 pub fn run(global: &GlobalArgs, args: &args::ChecksumArgs, report: &Report) -> Result<End> {
     let directories = match args.directories.as_slice() {
-        // One definition: its inputs count. A directory that is none is taken as it is, as GumGum's tool does.
+        // The inputs of a single definition count, too. Any other directory is taken as it is, as GumGum's tool does.
         [dir] if dir.join("image.toml").exists() => Definition::load(dir)?.directories(),
         directories => directories.to_vec(),
     };

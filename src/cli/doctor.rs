@@ -27,7 +27,7 @@ pub async fn run(global: &GlobalArgs, report: &Report) -> Result<End> {
         Ok(site) => checks.push(checks::region(&site.state)),
         Err(_) => checks.push(Check::tried("region", &site, "Give another --region-dir.")),
     }
-    // What lacks something would fail for that reason, which is said.
+    // If something is lacking, probes would only fail for that reason, which is reported.
     if let (Ok(site), false) = (&site, checks.iter().any(Check::lacks)) {
         let probe = Probe {
             helper: &site.helper,
@@ -41,7 +41,7 @@ pub async fn run(global: &GlobalArgs, report: &Report) -> Result<End> {
     let mut permissions = Vec::new();
     if !in_a_directory {
         checks.extend(findings.iter().map(check));
-        // Of volumes.
+        // This concerns volumes.
         checks.extend(checks::nvme_timeout(Path::new("/sys")).filter(|_| !needs.fuse));
         if let Ok(site) = &site {
             checks.extend(cloud(site, &mut permissions).await?);
@@ -66,16 +66,16 @@ pub async fn run(global: &GlobalArgs, report: &Report) -> Result<End> {
     Ok(End { code, result })
 }
 
-fn check((what, told): &(String, Result<()>)) -> Check {
-    Check::tried(what, told, "")
+fn check((what, result): &(String, Result<()>)) -> Check {
+    Check::tried(what, result, "")
 }
 
-/// The way to the cloud, and if there is one, what the role may do at its end.
+/// Checks the connection to the cloud and, if it works, the role's permissions.
 async fn cloud(site: &Site, permissions: &mut Vec<Permission>) -> Result<Vec<Check>> {
-    let way: Findings = site.cloud.connection().await;
-    let mut checks: Vec<Check> = way.iter().map(check).collect();
+    let connection: Findings = site.cloud.connection().await;
+    let mut checks: Vec<Check> = connection.iter().map(check).collect();
     if checks.iter().any(Check::lacks) {
-        checks.push(Check::note("permissions", false, "they are not asked for without a way to EC2"));
+        checks.push(Check::note("permissions", false, "they are not checked without a connection to EC2"));
     } else {
         *permissions = site.cloud.permissions().await?;
         checks.extend(judged(permissions));
@@ -83,7 +83,7 @@ async fn cloud(site: &Site, permissions: &mut Vec<Permission>) -> Result<Vec<Che
     Ok(checks)
 }
 
-/// In few lines: what is granted, all that is missing, and what could not be judged for the same reason.
+/// Few lines: what is granted, all that is missing, and, for each reason, what could not be judged.
 fn judged(permissions: &[Permission]) -> Vec<Check> {
     let (mut granted, mut missing, mut unknown) = (Vec::new(), Vec::new(), BTreeMap::<_, Vec<&str>>::new());
     for Permission { action, verdict } in permissions {
@@ -98,7 +98,7 @@ fn judged(permissions: &[Permission]) -> Vec<Check> {
         checks.push(Check::new(&format!("permitted: {}", granted.join(", ")), true, "", ""));
     }
     if !missing.is_empty() {
-        let why = format!("the role may not {}", missing.join(", "));
+        let why = format!("the role lacks {}", missing.join(", "));
         checks.push(Check::new("permissions", false, why, "`oven policy` prints the least policy."));
     }
     let unjudged = |(why, actions): (&String, Vec<&str>)| {
@@ -113,25 +113,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_that_is_missing_is_told_at_once_and_what_is_not_known() {
-        let of = |action: &str, verdict| Permission { action: action.to_owned(), verdict };
+    fn all_missing_and_unknown_permissions_are_reported_at_once() {
+        let permission = |action: &str, verdict| Permission { action: action.to_owned(), verdict };
         let why = || PermissionVerdict::Unknown("no such thing".to_owned());
-        let told = judged(&[
-            of("ec2:A", PermissionVerdict::Granted),
-            of("ec2:B", PermissionVerdict::Missing),
-            of("ec2:C", why()),
-            of("ec2:D", PermissionVerdict::Missing),
-            of("ec2:E", why()),
+        let checks = judged(&[
+            permission("ec2:A", PermissionVerdict::Granted),
+            permission("ec2:B", PermissionVerdict::Missing),
+            permission("ec2:C", why()),
+            permission("ec2:D", PermissionVerdict::Missing),
+            permission("ec2:E", why()),
         ]);
-        let lines: Vec<String> = told.iter().map(ToString::to_string).collect();
+        let lines: Vec<String> = checks.iter().map(ToString::to_string).collect();
         assert_eq!(
             lines,
             [
                 "ok     permitted: ec2:A",
-                "lacks  permissions: the role may not ec2:B, ec2:D. `oven policy` prints the least policy.",
+                "lacks  permissions: the role lacks ec2:B, ec2:D. `oven policy` prints the least policy.",
                 "note   perhaps permitted: ec2:C, ec2:E: no such thing",
             ]
         );
-        assert_eq!(told.iter().filter(|check| check.lacks()).count(), 1);
+        assert_eq!(checks.iter().filter(|check| check.lacks()).count(), 1);
     }
 }

@@ -25,7 +25,7 @@ pub async fn run(
     stop: watch::Receiver<bool>,
 ) -> Result<End> {
     let dir = ensure_free(&args.file, args.force)?;
-    // Nothing is left of it: the file has no name before it is whole.
+    // A stop leaves nothing behind: the file has no name before it is complete.
     signals::run_until_stopped(&stop, async {
         let site = Site::of(&global.overrides(), &[], report.clone(), Use::Looks).await?;
         let snapshot = snapshot(&site, &args.what).await?;
@@ -34,7 +34,7 @@ pub async fn run(
     .await
 }
 
-/// Before anything is read. Answers with the directory.
+/// Checks the file to write before anything is read. Answers with its directory.
 fn ensure_free(file: &Path, force: bool) -> Result<PathBuf> {
     let name = file.display();
     let dir = match file.parent() {
@@ -42,13 +42,13 @@ fn ensure_free(file: &Path, force: bool) -> Result<PathBuf> {
         _ => Path::new("."),
     };
     if !dir.is_dir() {
-        return Err(Kind::Usage.error(format!("{} is no directory", dir.display())));
+        return Err(Kind::Usage.error(format!("{} is not a directory", dir.display())));
     }
     match fs::symlink_metadata(file) {
         Err(error) if error.kind() == ErrorKind::NotFound && file.file_name().is_some() => {}
-        Err(error) => return Err(error).with_context(|| format!("looking at {name}")),
+        Err(error) => return Err(error).with_context(|| format!("examining {name}")),
         Ok(metadata) if !metadata.is_file() => {
-            return Err(Kind::Usage.error(format!("{name} is there, and is no file")));
+            return Err(Kind::Usage.error(format!("{name} exists, but is not a regular file")));
         }
         Ok(_) if !force => return Err(taken(file)),
         Ok(_) => {}
@@ -57,7 +57,7 @@ fn ensure_free(file: &Path, force: bool) -> Result<PathBuf> {
 }
 
 fn taken(file: &Path) -> anyhow::Error {
-    let text = format!("{} is there already", file.display());
+    let text = format!("{} exists already", file.display());
     Kind::Usage.failure(text).hint("Give --force to replace it.").into()
 }
 
@@ -67,7 +67,7 @@ async fn snapshot(site: &Site, what: &str) -> Result<SnapshotId> {
     }
     if !is_id("ami", what) {
         let text = format!("{what} is neither an image's id nor a snapshot's");
-        return Err(Kind::Usage.failure(text).hint("`oven images list` tells those of images.").into());
+        return Err(Kind::Usage.failure(text).hint("`oven images list` prints the ids of images.").into());
     }
     Ok(site.cloud.image(&ImageId(what.to_owned())).await?.0.snapshot)
 }
@@ -77,12 +77,12 @@ async fn export(site: &Site, snapshot: &SnapshotId, dir: &Path, args: &args::Exp
     let context = || format!("exporting {snapshot} to {name}");
     let step = site.report.step("export", context());
     let temp = TempFile::new(dir)?;
-    let tell = |done, all| step.progress(done, Some(all));
+    let on_progress = |done, all| step.progress(done, Some(all));
     let contents =
-        crate::transfer::download::download_with_progress(&*site.blocks, snapshot, temp.file(), &tell)
+        crate::transfer::download::download_with_progress(&*site.blocks, snapshot, temp.file(), &on_progress)
             .await
             .with_context(context)?;
-    // On its way to the disk, as what cp, curl and qemu-img write: who needs it there at once says `sync`.
+    // As with cp, curl and qemu-img, the data may not be on the disk yet; `sync` waits for that.
     temp.file().set_permissions(Permissions::from_mode(0o666 & !umask())).with_context(context)?;
     let metadata = temp.file().metadata().with_context(context)?;
     if args.force {
@@ -97,7 +97,7 @@ async fn export(site: &Site, snapshot: &SnapshotId, dir: &Path, args: &args::Exp
     })))
 }
 
-/// What this process takes from the modes of files that it makes.
+/// The permission bits that this process removes from the files that it creates.
 fn umask() -> u32 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("Umask:"));

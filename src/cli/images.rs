@@ -80,7 +80,7 @@ fn print(image: &Image, packages: Option<&String>) {
     }
 }
 
-/// All or none of them, if one does not exist.
+/// Removes images; none of them if one does not exist.
 async fn remove(global: &GlobalArgs, site: &Site, ids: &[String]) -> Result<End> {
     let mut images = Vec::new();
     for id in ids {

@@ -21,7 +21,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use tokio::sync::watch;
 
-/// What the partition tables of images count in.
+/// The unit of images' partition tables, in bytes.
 const SECTOR: u64 = 512;
 
 pub async fn run(
@@ -48,7 +48,7 @@ pub async fn run(
     let left = super::left(&site, &ended.left);
     let ImportOutcome { image, new } = match ended.result {
         Ok(imported) => imported,
-        // It was told when it happened.
+        // It was reported when it happened.
         Err(error) => {
             if Kind::of(&error) == Kind::Interrupted && !left {
                 report.note(INTERRUPTED_CLEANLY);
@@ -57,7 +57,7 @@ pub async fn run(
         }
     };
     if !new {
-        report.note(format!("{} is that disk already", image.id));
+        report.note(format!("{} already has that disk", image.id));
     }
     if !global.json {
         answer(&image.id);
@@ -80,16 +80,16 @@ impl ReadAt for Raw {
     }
 }
 
-/// Refuses what is no disk, before it is copied.
+/// Rejects a file that is not a disk before it is copied.
 fn ensure_disk(path: &Path) -> Result<()> {
     let file = Region::open_raw(path)?;
     let size = sparse_copy::length(&file)?;
     let raw = Raw { file, size };
-    // A table that cannot be used is refused by the bake, with its reasons.
+    // The bake rejects a table that cannot be used, with its reasons.
     let no_table = partition::read(&raw, SECTOR).is_ok_and(|table| table.scheme == TableScheme::None);
     if no_table && superblock::probe(&raw, 0, size).is_none() {
         let message =
-            format!("{} is no disk: it has neither a partition table nor a file system", path.display());
+            format!("{} is not a disk: it has neither a partition table nor a file system", path.display());
         return Err(Kind::Usage.failure(message).hint("Import the raw image of a whole disk.").into());
     }
     Ok(())

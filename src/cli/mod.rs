@@ -1,4 +1,4 @@
-//! What each verb of the command line does.
+//! The verbs of the command line.
 
 pub mod args;
 mod bake;
@@ -46,11 +46,11 @@ impl End {
 
     fn failure(error: &Error) -> Self {
         let (kind, hint) = (Kind::of(error), error::hint_of(error));
-        let told = json!({"kind": kind.name(), "message": format!("{error:#}"), "hint": hint});
-        Self { code: kind as u8, result: json!({"error": told}) }
+        let object = json!({"kind": kind.name(), "message": format!("{error:#}"), "hint": hint});
+        Self { code: kind as u8, result: json!({"error": object}) }
     }
 
-    fn tell(mut self, report: &Report) -> u8 {
+    fn report(mut self, report: &Report) -> u8 {
         self.result["event"] = json!("result");
         self.result["exit_code"] = json!(self.code);
         report.event(self.result);
@@ -58,7 +58,7 @@ impl End {
     }
 }
 
-/// Runs a verb and answers with the exit code. Failures are told here, once.
+/// Runs a verb and answers with the exit code. Failures are reported here, once.
 pub fn run(args: Vec<OsString>) -> u8 {
     let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
@@ -74,22 +74,22 @@ pub fn run(args: Vec<OsString>) -> u8 {
         report.failure(&error);
         End::failure(&error)
     });
-    end.tell(&report)
+    end.report(&report)
 }
 
-/// Help that was asked for, or a command line that cannot be understood: whoever asked for JSON gets it even so.
+/// Prints the requested help, or the error of an invalid command line: with `--json` as JSON, too.
 fn usage(args: &[OsString], error: &clap::Error) -> u8 {
     _ = error.print();
     if error.use_stderr() && args.iter().any(|arg| arg == "--json") {
         let text = error.render().to_string();
         let line = text.lines().next().unwrap_or_default();
         let error = Kind::Usage.error(line.strip_prefix("error: ").unwrap_or(line));
-        End::failure(&error).tell(&Report::new(Style::Json, Level::Quiet));
+        End::failure(&error).report(&Report::new(Style::Json, Level::Quiet));
     }
     u8::try_from(error.exit_code()).unwrap_or(Kind::Usage as u8)
 }
 
-/// What has to happen before the runtime exists: namespaces belong to threads.
+/// Work that has to be done before the runtime exists, because namespaces belong to threads.
 fn prepare(cli: &Cli) -> Result<()> {
     let definition = match &cli.verb {
         Verb::Bake(args) => args.definitions.first(),
@@ -103,7 +103,7 @@ fn prepare(cli: &Cli) -> Result<()> {
 
 async fn dispatch(cli: &Cli, report: &Report) -> Result<End> {
     let global = &cli.global;
-    // The others have nothing to clean up: a signal ends them as it ends every program.
+    // Verbs without `stop_at_signals` have nothing to clean up: a signal ends them as it ends every program.
     match &cli.verb {
         Verb::Bake(args) => bake::run(global, args, report, stop_at_signals(report)?).await,
         Verb::Plan(args) if args.on_paper.os_release.is_some() => plugin::plan(global, args, report),
@@ -121,7 +121,7 @@ async fn dispatch(cli: &Cli, report: &Report) -> Result<End> {
     }
 }
 
-/// Turns true when the process is asked to end; the user hears of each signal.
+/// A receiver that turns true when a signal asks the process to end. Each signal is reported to the user.
 pub fn stop_at_signals(report: &Report) -> Result<watch::Receiver<bool>> {
     let (screen, style) = (report.screen().clone(), report.style());
     signals::listen(move |signal| match signal {
@@ -140,7 +140,7 @@ pub fn stop_at_signals(report: &Report) -> Result<watch::Receiver<bool>> {
     })
 }
 
-/// Tells what could not be removed, and whether there is something.
+/// Warns of leftovers that could not be removed. Answers whether there are any.
 fn left(site: &Site, left: &[Leftover]) -> bool {
     for left in left {
         let command = site.spelt(&left.command);
@@ -159,7 +159,7 @@ fn completions(global: &GlobalArgs, shell: clap_complete::Shell) -> End {
     End::success(json!({"script": script}))
 }
 
-/// And whether the trace, if one is wanted, could be begun.
+/// Makes the report that the flags describe. The second result says whether a requested trace could be created.
 fn report(global: &GlobalArgs) -> (Report, Result<()>) {
     let style = if global.json { Style::Json } else { Style::Human };
     let level = match (global.quiet, global.verbose) {
@@ -173,7 +173,7 @@ fn report(global: &GlobalArgs) -> (Report, Result<()>) {
     }
 }
 
-/// A line of a verb's answer. A reader that went away is no failure; a full disk is worth a word.
+/// Prints a line of a verb's answer. A closed pipe is not an error; anything else, such as a full disk, is a warning.
 fn answer(line: impl Display) {
     if let Err(error) = writeln!(std::io::stdout().lock(), "{line}")
         && error.kind() != ErrorKind::BrokenPipe

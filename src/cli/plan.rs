@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 /// What a bake would do with one definition.
 struct Verdict {
     hit: Option<Image>,
-    /// Why it is a miss.
+    /// Why there is no such image yet.
     why: Vec<String>,
 }
 
@@ -64,8 +64,8 @@ fn print(image: &Definition, verdict: &Verdict) {
         answer(format!("  {why}"));
     }
     for (name, value) in image.vars.values() {
-        let whence = if image.vars.given.contains_key(&name) { "--var" } else { "[vars]" };
-        answer(format!("  with {name} = {value:?} ({whence})"));
+        let source = if image.vars.given.contains_key(&name) { "--var" } else { "[vars]" };
+        answer(format!("  with {name} = {value:?} ({source})"));
     }
     for (name, there) in secrets(image) {
         let there = if there { "in the environment" } else { "not in the environment: a bake needs it" };
@@ -73,7 +73,7 @@ fn print(image: &Definition, verdict: &Verdict) {
     }
 }
 
-/// The names of the secrets that a bake needs, and whether they are there.
+/// The names of the secrets that a bake needs, and whether they are set.
 fn secrets(image: &Definition) -> BTreeMap<String, bool> {
     let names = image.runs.iter().chain(&image.tests).flat_map(|script| &script.secrets);
     names.map(|name| (name.clone(), std::env::var_os(name).is_some())).collect()
@@ -88,8 +88,10 @@ async fn judge(site: &Site, image: &Definition, from: &BaseRef, compat: Option<C
     }
     let name = target::name(image, &inputs, None);
     if let Some(holder) = preflight::name_holder(site, &name).await? {
-        let why =
-            format!("{} failed or is incomplete, and holds the name {name}: --replace-failed", holder.id);
+        let why = format!(
+            "{} is a failed or incomplete image with the name {name}: bake with --replace-failed",
+            holder.id
+        );
         return Ok(Verdict { hit: None, why: vec![why] });
     }
     let Some(newest) = site.cloud.images(Some(&image.name)).await?.pop() else {
@@ -109,10 +111,10 @@ async fn judge(site: &Site, image: &Definition, from: &BaseRef, compat: Option<C
             }
             why.extend(lines.into_iter().map(|line| format!("  {line}")));
         }
-        None => why.push("  what it was made of is not known: oven did not bake it".into()),
+        None => why.push("  its inputs are unknown: oven did not bake it".into()),
     }
     if image.name_is_default {
-        why.push("the family is the directory's name: set `name` in image.toml, so that a checkout elsewhere keeps it".into());
+        why.push("the family is the directory's name: set `name` in image.toml to make it the same in every checkout".into());
     }
     Ok(Verdict { hit: None, why })
 }

@@ -10,15 +10,15 @@ use crate::config::project::{Settings, Strategy};
 use anyhow::Result;
 use serde_json::json;
 
-/// `--disks` says what for; without it, for all.
+/// Prints the policy for the disks that `--disks` names; without it, for all kinds of disks.
 pub fn run(global: &GlobalArgs, args: &args::PolicyArgs) -> Result<End> {
     let asked = Overrides { disks: global.disks.clone(), ..Overrides::default() };
-    let ways = match Settings::default().merge(&asked)?.disks {
+    let disks = match Settings::default().merge(&asked)?.disks {
         None => DiskAccess::Both,
         Some(Strategy::Attached) => DiskAccess::Attached,
         Some(Strategy::Direct) => DiskAccess::Direct,
     };
-    let policy = iam_policy::policy(ways, global.region.as_deref(), &args.kms_keys);
+    let policy = iam_policy::policy(disks, global.region.as_deref(), &args.kms_keys);
     if !global.json {
         answer(iam_policy::text(&policy));
     }

@@ -35,7 +35,7 @@ pub async fn run(
     let ended = undo::scope(policy, stopped, async |undo| {
         let disk = open(&site, &args.what, &run, &undo).await?;
         let root = Root::mount(disk.device(), &site.scratch(&run)?, &MountOptions::default(), report).await?;
-        let code = inside(&site, &root, args).await?;
+        let code = run_shell(&site, &root, args).await?;
         root.close().await?;
         Ok(code)
     })
@@ -43,7 +43,7 @@ pub async fn run(
     super::left(&site, &ended.left);
     Ok(match ended.result {
         Ok(code) => End { code, result: json!({}) },
-        // It was told when it happened.
+        // It was reported when it happened.
         Err(error) => End::failure(&error),
     })
 }
@@ -59,7 +59,7 @@ async fn open(site: &Site, what: &str, run: &RunId, undo: &Rc<Undo>) -> Result<B
     let mut kept = stale.into_iter().filter(|run| run.kept && run.run.0.starts_with(what));
     match (kept.next(), kept.next()) {
         (Some(one), None) => {
-            site.report.note(format!("the disk that run {} kept: what you change stays", one.run.short()));
+            site.report.note(format!("the disk that run {} kept: your changes to it stay", one.run.short()));
             site.disks.reopen(&one.run).await
         }
         (None, _) => Err(Kind::NotFound
@@ -72,15 +72,15 @@ async fn open(site: &Site, what: &str, run: &RunId, undo: &Rc<Undo>) -> Result<B
     }
 }
 
-/// The shell, with the shims that the image's own distro wants; the exit code is the shell's.
-async fn inside(site: &Site, root: &Root<'_>, args: &args::ShellArgs) -> Result<u8> {
+/// Runs the shell with the shims of the image's distro. Answers with the shell's exit code.
+async fn run_shell(site: &Site, root: &Root<'_>, args: &args::ShellArgs) -> Result<u8> {
     let os_release = root.os_release()?;
     let shims = match site.distros.detect(&os_release, None) {
         Ok((distro, _)) => {
             let job = Job { os_release, architecture: root.architecture()?.to_string(), ..Job::default() };
             distro.plan(&job).map(|plan| plan.shims).unwrap_or_default()
         }
-        // A shell is also for an image that no plugin knows.
+        // A shell also works in an image that no plugin knows.
         Err(_) => Vec::new(),
     };
     let network = args.network.then(|| site.egress_guard());

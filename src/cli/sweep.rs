@@ -18,7 +18,7 @@ use std::time::Duration;
 pub async fn run(global: &GlobalArgs, args: &args::SweepArgs, report: &Report) -> Result<End> {
     let site = Site::of(&global.overrides(), &[], report.clone(), Use::Sweeps).await?;
     if !args.dry_run {
-        // Empty directories, of no run: nothing to tell, and nothing to fail for where there is no cgroup v2.
+        // Empty directories of no run. They are not reported, and without cgroup v2 there are none.
         _ = egress::sweep();
     }
     _ = preserved_disk::remove_orphans(&site.state);
@@ -30,8 +30,8 @@ pub async fn run(global: &GlobalArgs, args: &args::SweepArgs, report: &Report) -
     let verb = if args.dry_run { "would remove" } else { "removed" };
     let (mut failed, mut swept) = (0, Vec::new());
     for run in stale {
-        // Somebody may have a shell on it.
-        let what = || format!("removing what run {} left", run.run.short());
+        // The removal may have to wait: somebody may have a shell on the disk.
+        let what = || format!("removing the leftovers of run {}", run.run.short());
         let _step = (!args.dry_run).then(|| report.step("sweep", what()));
         if !args.dry_run
             && let Err(error) = remove(&site, &run.run).await
@@ -48,21 +48,21 @@ pub async fn run(global: &GlobalArgs, args: &args::SweepArgs, report: &Report) -
     }
     for run in &kept {
         report.note(format!(
-            "run {} keeps {} (--keep-on-failure): --kept removes that, too",
+            "run {} kept {} (--keep-on-failure): `oven sweep --kept` removes it, too",
             run.run.short(),
             run.resources.join(", ")
         ));
     }
     if swept.is_empty() && failed == 0 && kept.is_empty() {
-        report.note("nothing to sweep: no run whose process is gone left anything");
+        report.note("nothing to sweep: no run that has ended has leftovers");
     }
     let code = if failed == 0 { SUCCESS } else { Kind::LeftBehind as u8 };
     let result = json!({"swept": swept, "dry_run": args.dry_run, "failed": failed, "kept": kept});
     Ok(End { code, result })
 }
 
-/// The one run that is meant. A run of another host may be at work still: it has to be named in full. A run that is
-/// known to be at work is never among them.
+/// The run that `wanted` names. A run of another host may still be active, so it has to be named in full. A run that is
+/// known to be active is never the answer.
 async fn named(site: &Site, mut stale: Vec<StaleRun>, wanted: &str) -> Result<Vec<StaleRun>> {
     stale.retain(|run| run.run.0.starts_with(wanted));
     match stale.len() {
@@ -78,13 +78,14 @@ async fn named(site: &Site, mut stale: Vec<StaleRun>, wanted: &str) -> Result<Ve
     if unsure.iter().any(|run| run.run.0 == wanted) {
         return Ok(unsure);
     }
-    let message = format!("nothing to remove of run {wanted}: it left nothing, or is still at work");
+    let message = format!("nothing to remove of run {wanted}: it has no leftovers, or is still active");
     let failure = Kind::NotFound.failure(message);
     Err(match &unsure[..] {
-        [] => failure
-            .hint("`oven sweep --dry-run` lists what can be removed; end a process that is at work first."),
+        [] => {
+            failure.hint("`oven sweep --dry-run` lists what can be removed; an active run has to end first.")
+        }
         [run, ..] => failure.hint(format!(
-            "Run {} is of {}, and may be at work. If it is not, give all of its digits.",
+            "Run {} belongs to {}, and may still be active. If it is not, give all of its digits.",
             run.run,
             owner(run)
         )),
@@ -94,9 +95,9 @@ async fn named(site: &Site, mut stale: Vec<StaleRun>, wanted: &str) -> Result<Ve
 
 fn owner(run: &StaleRun) -> String {
     match run.owner.parse::<Owner>() {
-        Ok(owner) if owner.is_gone() == OwnerEnded::Yes => format!("process {}, which is gone", owner.pid),
+        Ok(owner) if owner.is_gone() == OwnerEnded::Yes => format!("process {}, which has ended", owner.pid),
         Ok(owner) => format!("process {} of host {}", owner.pid, owner.host),
-        Err(_) => "of an unknown process".to_owned(),
+        Err(_) => "an unknown process".to_owned(),
     }
 }
 

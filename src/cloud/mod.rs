@@ -42,7 +42,7 @@ pub mod tag {
     pub const FORCED: &str = "oven:forced";
     /// On a copy of a snapshot: the source's id, and the key that the copy is encrypted with.
     pub const COPY: &str = "oven:copy-of";
-    /// On an imported image: identifies its disk ([`crate::disk::raw::digest`]).
+    /// On an imported image: identifies its disk, by a digest of its blocks (`transfer/raw.rs`).
     pub const SOURCE: &str = "oven:source";
     /// On a volume that `--keep-on-failure` preserved.
     pub const KEPT: &str = "oven:kept";

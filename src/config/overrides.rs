@@ -1,8 +1,8 @@
-//! What the command line or the environment says instead of a project's settings.
+//! Settings of the command line or the environment, which override a project's.
 
 use std::path::PathBuf;
 
-/// What the command line or the environment says instead. An empty text says nothing.
+/// Settings of the command line or the environment. An empty text overrides nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Overrides {
     pub cloud: Option<String>,
@@ -12,6 +12,6 @@ pub struct Overrides {
     pub instance_id: Option<String>,
     pub zone: Option<String>,
     pub disks: Option<String>,
-    /// Executables that are plugins, beside those that are installed.
+    /// Executables of plugins, in addition to the installed ones.
     pub plugins: Vec<PathBuf>,
 }

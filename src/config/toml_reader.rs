@@ -1,6 +1,7 @@
-//! A TOML file, read by hand: serde says what it expected, people want to know where, which key, and what to do.
+//! Reads TOML files without serde. Serde's errors say what it expected; people want to know where, which key, and what
+//! to do.
 //!
-//! Reading goes on after a mistake, so that one run tells them all.
+//! Reading goes on after a mistake, so that one run reports them all.
 
 use crate::config::key_table::{DefaultValue, Literal, Section, TomlKey, UserTable, ValueType};
 use crate::error::Kind;
@@ -16,11 +17,11 @@ const MAX_BYTES: u64 = 1 << 20;
 /// More mistakes than this are only counted.
 const MAX_MISTAKES: usize = 20;
 
-/// A file under examination, and what was found wrong in it.
+/// A file that is being read, and the mistakes found in it.
 pub(crate) struct Document {
-    /// Where each line ends.
+    /// The offset of each line's end.
     ends: Vec<usize>,
-    /// What its top may say.
+    /// The keys that its top level may have.
     top: &'static Section,
     mistakes: RefCell<Vec<(usize, String)>>,
 }
@@ -28,15 +29,15 @@ pub(crate) struct Document {
 /// A table whose keys are all known.
 pub(crate) struct Table<'d, 't> {
     document: &'d Document,
-    /// What it may say.
+    /// The keys that it may have.
     section: &'static Section,
-    /// If its keys are the user's own.
+    /// Set if its keys are the user's own.
     user: Option<&'static UserTable>,
     entries: &'d DeTable<'t>,
     pub line: usize,
 }
 
-/// What an array of strings and tables holds.
+/// An element of an array of strings and tables.
 pub(crate) enum Element<'d, 't> {
     Text(At<&'d str>),
     Table(Table<'d, 't>),
@@ -63,7 +64,7 @@ pub(crate) fn read_text(file: &Path) -> Result<String> {
     let mut bytes = Vec::new();
     opened.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(|e| wrong(format!("cannot be read: {e}")))?;
     if bytes.len() as u64 > MAX_BYTES {
-        return Err(wrong("is larger than 1 MiB: that is no file of settings".into()));
+        return Err(wrong("is larger than 1 MiB, the limit for a file of settings".into()));
     }
     String::from_utf8(bytes).map_err(|e| {
         let good = &e.as_bytes()[..e.utf8_error().valid_up_to()];
@@ -72,7 +73,7 @@ pub(crate) fn read_text(file: &Path) -> Result<String> {
     })
 }
 
-/// What something is, with its article: `a directory`.
+/// The kind of a file, with its article: `a directory`.
 pub(crate) fn kind_of(metadata: &std::fs::Metadata) -> &'static str {
     use std::os::unix::fs::FileTypeExt;
     let kind = metadata.file_type();
@@ -86,7 +87,8 @@ pub(crate) fn kind_of(metadata: &std::fs::Metadata) -> &'static str {
     }
 }
 
-/// Reads a whole document, by the table of keys of its top.
+/// Reads a whole document. `top`: the keys of its top level. Errors: [`Kind::Definition`], with every mistake's file,
+/// line and key.
 pub(crate) fn read<'t, T>(
     file: &Path,
     text: &'t str,
@@ -118,7 +120,7 @@ pub(crate) fn read<'t, T>(
     Err(Kind::Definition.error(lines.join("\n")))
 }
 
-/// A mistake of syntax: the parser knows neither the key nor what people commonly get wrong.
+/// Describes a mistake of syntax. The parser names neither the key nor what people commonly get wrong.
 fn syntax(text: &str, line: usize, message: &str) -> String {
     let content = text.lines().nth(line - 1).unwrap_or_default().trim();
     let Some((key, value)) = content.split_once('=') else {
@@ -138,8 +140,8 @@ fn syntax(text: &str, line: usize, message: &str) -> String {
     format!("`{}`: {message}{advice}", key.escape_debug())
 }
 
-/// The line of a key at the top, or of a table's (`disk.iops`, or `iops` alone), or of what in its array `pick` accepts:
-/// a string, or a table that holds such a string.
+/// The line of a key at the top or in a table (`disk.iops`, or only `iops`). If its value is an array, the line of the
+/// element that `pick` accepts: a string, or a table that holds such a string.
 pub(crate) fn line_of(text: &str, key: &str, pick: &dyn Fn(&str) -> bool) -> Option<usize> {
     let parsed = DeTable::parse(text).ok()?;
     let (top, mut names) = (parsed.get_ref(), key.split('.'));
@@ -147,7 +149,7 @@ pub(crate) fn line_of(text: &str, key: &str, pick: &dyn Fn(&str) -> bool) -> Opt
     let below = || top.values().find_map(|value| value.get_ref().as_table()?.get_key_value(first));
     let (mut name, mut value) = top.get_key_value(first).or_else(below)?;
     for key in names {
-        // If the table lacks the key, the line is the table's own.
+        // If the table lacks the key, the answer is the table's line.
         match value.get_ref().as_table().and_then(|table| table.get_key_value(key)) {
             Some(found) => (name, value) = found,
             None => break,
@@ -170,7 +172,7 @@ impl Document {
         self.ends.partition_point(|end| *end < offset) + 1
     }
 
-    /// A table, whose unknown and missing keys are noted.
+    /// Makes a table, and notes its unknown and missing keys.
     fn table<'d, 't>(
         &'d self,
         section: &'static Section,
@@ -187,7 +189,10 @@ impl Document {
                 nearest(name, &section.names())
             };
             let line = self.line(key.span().start);
-            table.mistake(line, format!("unknown key `{}`{}: {advice}", name.escape_debug(), table.of()));
+            table.mistake(
+                line,
+                format!("unknown key `{}`{}: {advice}", name.escape_debug(), table.header_suffix()),
+            );
         }
         for key in section.keys.iter().filter(|key| !entries.contains_key(key.name)) {
             if let Some(what) = key.required {
@@ -198,14 +203,15 @@ impl Document {
     }
 }
 
-/// What an unknown key may have meant.
+/// The known word that an unknown one probably means, or all known words.
 pub(crate) fn nearest(name: &str, known: &[&str]) -> String {
-    /// Below it, the resemblance is chance: then all the keys are told.
+    /// Below this, a resemblance is chance: all known words are listed.
     const ALIKE: f64 = 0.8;
     let alike = |key: &&&str| strsim::jaro_winkler(name, key);
     match known.iter().max_by(|a, b| alike(a).total_cmp(&alike(b))) {
         Some(key) if alike(&key) >= ALIKE => format!("did you mean `{key}`?"),
-        _ => format!("known are {}", listed(known)),
+        _ if known.len() == 1 => format!("only {} is known", listed(known)),
+        _ => format!("expected one of {}", listed(known)),
     }
 }
 
@@ -224,34 +230,34 @@ impl<'d, 't> Table<'d, 't> {
         self.document.mistakes.borrow_mut().push((line, what.into()));
     }
 
-    /// The same for the value of a key; answers `None`, so that it ends a reading function.
+    /// The same for the value of a key. Answers with `None`, so that a caller can return it.
     pub fn wrong<T>(&self, key: &str, line: usize, what: impl std::fmt::Display) -> Option<T> {
-        self.mistake(line, format!("`{key}`{} {what}", self.of()));
+        self.mistake(line, format!("`{key}`{} {what}", self.header_suffix()));
         None
     }
 
-    /// Takes what a check answered, or notes what it found wrong.
+    /// Answers with a check's value, or notes the mistake that it found.
     pub fn check<T>(&self, key: &str, line: usize, checked: Result<T, String>) -> Option<T> {
         checked.map_or_else(|what| self.wrong(key, line, what), Some)
     }
 
     /// ` of [disk]`; nothing at the top.
-    fn of(&self) -> String {
+    fn header_suffix(&self) -> String {
         let header = self.user.map_or(self.section.header, |table| table.header);
         if header.is_empty() { String::new() } else { format!(" of {header}") }
     }
 
-    /// Notes that a key is not there. (Of those that always have to be there, the parser notes it by itself.)
+    /// Notes that a key is missing. (Required keys are noted without this call.)
     pub fn missing(&self, key: &str, what: impl std::fmt::Display) {
-        self.mistake(self.line, format!("`{key}`{} is missing: {what}", self.of()));
+        self.mistake(self.line, format!("`{key}`{} is missing: {what}", self.header_suffix()));
     }
 
-    /// What the table of keys says about a key.
+    /// The rules of a key.
     pub fn key(&self, name: &str) -> &'static TomlKey {
-        self.section.key(name).expect("what is read is in the table of keys")
+        self.section.key(name).expect("each key that is read is in the table of keys")
     }
 
-    /// The keys of which exactly one has to be there.
+    /// The keys of which exactly one has to be given.
     pub fn one_of(&self) -> &'static [&'static str] {
         self.section.one_of()
     }
@@ -269,17 +275,17 @@ impl<'d, 't> Table<'d, 't> {
         At { value: value.get_ref(), line: self.document.line(value.span().start) }
     }
 
-    /// The value of a key is of the wrong type.
+    /// Notes that the value of a key is of the wrong type.
     pub fn mistyped<T>(&self, key: &str, at: &At<&DeValue>) -> Option<T> {
         self.wrong_type(key, at, &self.key(key).expected())
     }
 
-    /// The value of a key is of the right type, and still not what it should be.
+    /// Notes that the value of a key is of the right type, but not allowed.
     pub fn unexpected<T>(&self, key: &str, at: &At<&str>) -> Option<T> {
         self.wrong(key, at.line, format_args!("is {:?}: it should be {}", at.value, self.key(key).expected()))
     }
 
-    /// Of the wrong type: `expected` says what it should be, with an example.
+    /// Notes a value of the wrong type. `expected` says what it should be, with an example.
     pub fn wrong_type<T>(&self, key: &str, at: &At<&DeValue>, expected: &str) -> Option<T> {
         let is = match at.value {
             DeValue::Array(_) => "an array".into(),
@@ -297,7 +303,7 @@ impl<'d, 't> Table<'d, 't> {
         }
     }
 
-    /// One of the words that the key may be.
+    /// One of the words that the key allows.
     pub fn word(&self, key: &str) -> Option<At<&'static str>> {
         let at = self.string(key)?;
         match self.key(key).value.words().iter().find(|word| **word == at.value) {
@@ -334,7 +340,7 @@ impl<'d, 't> Table<'d, 't> {
         self.integer(key).unwrap_or(default)
     }
 
-    /// The elements of an array; the key's `[[tables]]`, too.
+    /// The elements of an array, or of the key's `[[tables]]`.
     fn array(&self, key: &str) -> Vec<At<&'d DeValue<'t>>> {
         let Some(at) = self.value(key) else { return Vec::new() };
         match at.value.as_array() {

@@ -1,5 +1,5 @@
-//! `[disk]` and `[image]`: the attributes of the registered image. Mistakes that do not depend on the base are reported
-//! here, with their lines; the others when the base is known.
+//! `[disk]` and `[image]`: the attributes that an image is registered with. Mistakes that do not depend on the base are
+//! found here, with their lines; the others when the base is known.
 
 use super::keys::UEFI;
 use super::keys::{DISK, VOLUME_TYPES};
@@ -10,7 +10,7 @@ use crate::config::toml_reader::{At, Table, listed, nearest};
 /// Types that exist, but not for root volumes.
 const NOT_BOOTABLE: [&str; 2] = ["sc1", "st1"];
 
-/// `[image]`, where it is not to be the base's. `Some(None)`: without it, even if the base has it.
+/// `[image]`: attributes that replace the base's. `Some(None)` drops one that the base has.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RegistrationSettings {
     /// `legacy-bios`, `uefi` or `uefi-preferred`.
@@ -33,8 +33,8 @@ pub fn disk(top: &Table) -> (Option<u64>, VolumeKind) {
     let encrypted = disk.boolean("encrypted");
     let kms_key = disk.string("kms_key").and_then(|at| match encrypted {
         Some(true) => disk.check("kms_key", at.line, key(at.value)),
-        None if disk.has("encrypted") => None, // it is wrong itself
-        _ => disk.wrong("kms_key", at.line, "needs `encrypted = true` beside it"),
+        None if disk.has("encrypted") => None, // a mistake in `encrypted` is noted already
+        _ => disk.wrong("kms_key", at.line, "only works with `encrypted = true`"),
     });
     let (iops, throughput) = (number("iops"), number("throughput"));
     let kind = VolumeKind { volume_type, iops, throughput, encrypted, kms_key };
@@ -47,7 +47,7 @@ pub fn disk(top: &Table) -> (Option<u64>, VolumeKind) {
     (disk.integer("size_gib"), kind)
 }
 
-/// Keys of `[disk]` that do not fit the type, and why. Without a type nothing is said.
+/// The keys of `[disk]` that do not fit the type, and why; none if there is no type.
 pub fn misfits(kind: &VolumeKind) -> Vec<(&'static str, String)> {
     let Some(volume_type) = kind.volume_type.as_deref() else { return Vec::new() };
     let given = |key: &str| match key {
@@ -67,7 +67,7 @@ pub fn misfits(kind: &VolumeKind) -> Vec<(&'static str, String)> {
                 conditions.iter().any(|c| matches!(c, Condition::Within(..)) && c.key() == key)
             };
             let others: Vec<_> = volume_rules().filter(|(_, c)| takes(c)).map(|(name, _)| name).collect();
-            Some((key, format!("does not go with the type {volume_type}: only with {}", listed(&others))))
+            Some((key, format!("is not supported by the type {volume_type}, only by {}", listed(&others))))
         }
         (Condition::Present(_), key, None) => Some((key, format!("the type {volume_type} needs it"))),
         _ => None,
@@ -75,7 +75,7 @@ pub fn misfits(kind: &VolumeKind) -> Vec<(&'static str, String)> {
     misfits.collect()
 }
 
-/// What each type of volume demands of the other keys.
+/// The conditions that each type of volume sets for the other keys.
 fn volume_rules() -> impl Iterator<Item = (&'static str, &'static [Condition])> {
     DISK.rules.iter().filter_map(|rule| match rule {
         KeyRule::When("type", Literal::Text(name), conditions) => Some((*name, *conditions)),
@@ -94,13 +94,13 @@ fn known_type(name: &str) -> Result<String, String> {
     if VOLUME_TYPES.contains(&name) {
         Ok(name.to_owned())
     } else if NOT_BOOTABLE.contains(&name) {
-        Err(format!("is {name:?}, which no instance boots from: it should be \"gp3\", say"))
+        Err(format!("is {name:?}, from which no instance boots: use \"gp3\", for example"))
     } else {
         Err(format!("is {name:?}, which is no type of volume: {}", nearest(name, VOLUME_TYPES)))
     }
 }
 
-/// A key's id, its ARN, or an alias.
+/// Checks a KMS key: its id, its ARN, or an alias.
 fn key(name: &str) -> Result<String, String> {
     let good = |c: char| c.is_ascii_alphanumeric() || "-_/:".contains(c);
     let spelt = name.starts_with("alias/")

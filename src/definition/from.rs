@@ -1,4 +1,4 @@
-//! `from`: what a definition stands on.
+//! `from`: the base of a definition.
 
 use super::keys::SPELLINGS;
 use super::{FILE, From, validate};
@@ -8,7 +8,7 @@ use crate::ids::ImageId;
 use std::path::Path;
 use toml::de::DeValue;
 
-/// What EC2 knows as an owner besides a 12-digit account.
+/// Owners that EC2 accepts besides a 12-digit account.
 const OWNERS: [&str; 4] = ["self", "amazon", "aws-marketplace", "aws-backup-vault"];
 
 pub fn read(top: &Table, dir: &Path) -> Option<From> {
@@ -56,11 +56,11 @@ fn image(table: &Table) -> Option<BaseRef> {
     let other = ways.next().or_else(|| Some(&"owner").filter(|key| !owned && table.has(key)));
     if let Some(other) = other {
         let line = table.value(other).map_or(table.line, |at| at.line);
-        return table.wrong(other, line, format!("does not go with `{way}`: leave one of them out"));
+        return table.wrong(other, line, format!("cannot be combined with `{way}`: leave one of them out"));
     }
     let owner = if table.has("owner") {
         let at = table.string("owner");
-        // What is wrong with it is noted; the rest is still looked at.
+        // A wrong owner is noted; the other keys are still checked.
         at.and_then(|at| table.check("owner", at.line, account(at.value)))
     } else {
         None
@@ -87,7 +87,7 @@ fn image(table: &Table) -> Option<BaseRef> {
     Some(if deprecated { BaseRef::Deprecated(Box::new(base)) } else { base })
 }
 
-/// `tag = { role = "base" }`: as in `[tags]`. A tag's key may have any of the characters that could separate it.
+/// Reads `tag = { role = "base" }`. It is a table, as in `[tags]`, because a tag's key may contain any separator.
 fn tag(from: &Table) -> Option<(String, String)> {
     let at = from.value("tag")?;
     if let DeValue::String(text) = at.value {

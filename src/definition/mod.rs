@@ -1,4 +1,4 @@
-//! An image's directory: `image.toml`, and the files beside it.
+//! A definition: a directory with `image.toml` and the files that it names.
 
 mod attributes;
 mod from;
@@ -32,7 +32,7 @@ pub use vars::{Given, Vars, given};
 /// The file that makes a directory a definition.
 pub const FILE: &str = "image.toml";
 
-/// What a definition stands on.
+/// The base of a definition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum From {
     Image(BaseRef),
@@ -40,7 +40,7 @@ pub enum From {
     Parent(PathBuf),
 }
 
-/// A package that is asked for.
+/// A package that a definition requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ask {
     Named {
@@ -101,7 +101,7 @@ pub struct Definition {
     pub project: PathBuf,
     /// The family.
     pub name: String,
-    /// It is the directory's name, for want of another.
+    /// Whether `name` is the directory's name, because image.toml sets none.
     pub name_is_default: bool,
     pub description: String,
     pub from: From,
@@ -116,7 +116,7 @@ pub struct Definition {
     pub tests: Vec<Script>,
     pub vars: Vars,
     pub size_gib: Option<u64>,
-    /// `[disk]`: the kind of volume, where it is not the base's. Of the builder's own, too.
+    /// `[disk]`: the kind of volume, if it differs from the base's. The builder's disk is of this kind, too.
     pub volume: VolumeKind,
     /// `[image]`
     pub registered: RegistrationSettings,
@@ -128,10 +128,10 @@ pub struct Definition {
     pub upgrade: Upgrade,
     pub recommends: bool,
     pub conffiles: Conffiles,
-    /// How files get their SELinux labels, where the image switches SELinux on.
+    /// How files get their SELinux labels if the image enables SELinux.
     pub selinux: Selinux,
     pub network: bool,
-    /// Steps with the network reach the metadata service of the builder, and so its credentials.
+    /// Whether steps with the network can reach the builder's metadata service, and so its credentials.
     pub imds: bool,
     /// `[clean] keep`: paths that the clean-up leaves alone and the lint accepts.
     pub keep: Vec<String>,
@@ -140,16 +140,16 @@ pub struct Definition {
 /// How files get their SELinux labels.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Selinux {
-    /// Now, by the image's own policy.
+    /// During the bake, by the image's own policy.
     #[default]
     Label,
-    /// By each instance, when it first boots.
+    /// Each instance labels them when it first boots.
     Autorelabel,
 }
 
 impl Definition {
-    /// Reads and checks `dir`'s image.toml and that what it names is there. A failure tells every mistake, each with
-    /// file, line and key.
+    /// Reads `dir`'s image.toml, and checks it and that the files that it names exist. An error lists every mistake,
+    /// each with file, line and key.
     pub fn load(dir: &Path) -> Result<Self> {
         Self::load_with(dir, &Given::new())
     }
@@ -159,7 +159,7 @@ impl Definition {
         let real = directory(dir)?;
         let file = dir.join(FILE);
         let text = toml_reader::read_text(&file)?;
-        // Every `None` in here noted a mistake, and then this value is not used.
+        // Each `None` in here has noted a mistake; then the definition is not used.
         let read =
             toml_reader::read(&file, &text, &keys::IMAGE_TOML, |top| Self::read(dir, &real, top, given))?;
         read.ok_or_else(|| Kind::Definition.error(format!("{}: cannot be understood", file.display())))
@@ -210,12 +210,12 @@ impl Definition {
         Some(definition)
     }
 
-    /// What the checksum is taken over: the definition's directory, and `DIR/` + each input as spelt.
+    /// The directories that the checksum covers: the definition's own, and `DIR/` + each input as spelt.
     pub fn directories(&self) -> Vec<PathBuf> {
         paths::directories(&self.dir, &self.inputs)
     }
 
-    /// Where image.toml speaks of a package: in `packages`, or in `hold`.
+    /// The place in image.toml that names a package: in `packages` or in `hold`.
     pub fn place_of_package(&self, name: Option<&str>) -> String {
         let held = name.is_some_and(|name| self.hold.iter().any(|held| held == name));
         let asked = |ask: &Ask| matches!(ask, Ask::Named { name: asked, .. } if Some(asked.as_str()) == name);
@@ -224,8 +224,8 @@ impl Definition {
     }
 
     /// `examples/web/image.toml:4: `packages``, for a mistake that only shows later: no such base, no such package.
-    /// `value` picks an element of an array: a package's name. `[disk]`'s `iops` is spelt `disk.iops`. Without the file,
-    /// or the key, there is no line.
+    /// `value` picks an element of an array: a package's name. `[disk]`'s `iops` is spelt `disk.iops`. The line
+    /// is left out if the file or the key is missing.
     pub fn place(&self, key: &str, value: Option<&str>) -> String {
         let file = self.dir.join(FILE);
         let picks = |element: &str| {
@@ -251,7 +251,7 @@ fn directory(dir: &Path) -> Result<PathBuf> {
     let shown = dir.display();
     let real = std::fs::canonicalize(dir).map_err(|e| match e.kind() {
         std::io::ErrorKind::NotFound => Kind::Definition
-            .failure(format!("{shown}: there is no such directory"))
+            .failure(format!("{shown}: directory not found"))
             .hint(format!("A definition is a directory with an {FILE}.")),
         _ => Kind::Definition.failure(format!("{shown}: cannot be read: {e}")),
     })?;
@@ -264,8 +264,10 @@ fn directory(dir: &Path) -> Result<PathBuf> {
     }
     if std::fs::symlink_metadata(real.join(FILE)).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
         return Err(Kind::Definition
-            .failure(format!("{}: there is no such file", dir.join(FILE).display()))
-            .hint(format!("A definition is a directory with an {FILE}; the least is `from = \"ami-…\"`."))
+            .failure(format!("{}: file not found", dir.join(FILE).display()))
+            .hint(format!(
+                "A definition is a directory with an {FILE}, which needs at least `from = \"ami-…\"`."
+            ))
             .into());
     }
     Ok(real)
@@ -285,7 +287,9 @@ fn read_files(top: &Table, sources: &Sources, vars: &Vars) -> Vec<File> {
             let target = table.check("target", at.line, validate::target(at.value))?;
             match targets.insert(target.clone(), at.line) {
                 None => Some(target),
-                Some(first) => table.wrong("target", at.line, format!("is that of line {first}, too")),
+                Some(first) => {
+                    table.wrong("target", at.line, format!("is the same as on line {first}: leave one out"))
+                }
             }
         });
         let mode = if table.has("mode") { Some(validate::mode(&table)) } else { None };

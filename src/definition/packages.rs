@@ -1,4 +1,4 @@
-//! `packages`: names, pins, groups, and package files, of this machine and by URL.
+//! `packages`: names, pins, groups, and package files, on this machine or by URL.
 
 use super::Ask;
 use super::paths::Sources;
@@ -32,7 +32,7 @@ pub fn read(top: &Table, sources: &Sources) -> Vec<Ask> {
     asks.collect()
 }
 
-/// `{ url = "https://…", sha256 = "…" }`. Whatever answers at the address: only these bytes are installed.
+/// Reads `{ url = "https://…", sha256 = "…" }`. Only a file with this digest is ever installed.
 fn by_url(table: &Table) -> Option<Ask> {
     let url = table.string("url").and_then(|at| table.check("url", at.line, package_url(at.value)));
     let sha256 = table.string("sha256").and_then(|at| {
@@ -42,13 +42,13 @@ fn by_url(table: &Table) -> Option<Ask> {
     Some(Ask::Url { url: url?, sha256: sha256?, file: None })
 }
 
-/// An address without a user's name and password: it is written down, in image.toml and in logs.
+/// Checks an address. It must not hold a user's name or password, because it appears in image.toml and in logs.
 pub fn package_url(text: &str) -> Result<String, String> {
     let good = url(text, &["http", "https"])?;
     let host = good.split("://").nth(1).and_then(|rest| rest.split('/').next());
     match host {
         Some(host) if host.contains('@') => {
-            Err("holds a user's name or password: these would be told to everybody".into())
+            Err("holds a user's name or password, which would appear in logs: leave it out".into())
         }
         _ => Ok(good),
     }
@@ -71,7 +71,7 @@ fn ask(spelt: &str, sources: &Sources) -> Result<Ask, String> {
         return Ok(Ask::Group { name: name.into() });
     }
     if spelt.ends_with(".deb") || spelt.ends_with(".rpm") {
-        return Err(format!("has {spelt:?}: a package file beside image.toml is spelt \"./{spelt}\""));
+        return Err(format!("has {spelt:?}: a package file next to image.toml is spelt \"./{spelt}\""));
     }
     let (name, version) = match spelt.split_once('=') {
         Some((name, version)) => (name, Some(version)),
@@ -84,7 +84,7 @@ fn ask(spelt: &str, sources: &Sources) -> Result<Ask, String> {
     Ok(Ask::Named { name: name.into(), version: version.map(Into::into) })
 }
 
-/// A group of dnf's may be told by its title, which has spaces; its environments begin with `^`.
+/// Checks a group's name. For dnf it may be a title, which has spaces; dnf's environments begin with `^`.
 fn check_group(spelt: &str, name: &str) -> Result<(), String> {
     let rest = name.strip_prefix('^').unwrap_or(name);
     let allowed = |c: char| c.is_ascii_alphanumeric() || "+-._:() ".contains(c);
@@ -92,7 +92,7 @@ fn check_group(spelt: &str, name: &str) -> Result<(), String> {
         return Err(format!("has {spelt:?}: a group's name cannot have the character {bad:?}"));
     }
     if !rest.starts_with(|c: char| c.is_ascii_alphanumeric()) || rest.ends_with(' ') {
-        return Err(format!("has {spelt:?}: behind `@` goes a group's name, such as \"@development-tools\""));
+        return Err(format!("has {spelt:?}: a group's name goes after `@`, such as \"@development-tools\""));
     }
     Ok(())
 }
@@ -109,7 +109,7 @@ pub fn check_name(spelt: &str, name: &str) -> Result<(), String> {
     }
     if name.starts_with('-') {
         return Err(format!(
-            "has {spelt:?}: a package's name does not begin with `-`, options are not taken"
+            "has {spelt:?}: a package's name does not begin with `-`: options are not accepted"
         ));
     }
     if name.contains(|c: char| c.is_whitespace() || c == ',') {
@@ -129,7 +129,9 @@ pub fn check_name(spelt: &str, name: &str) -> Result<(), String> {
     }
     // apt reads `name-` as "remove name".
     if bare.ends_with('-') {
-        return Err(format!("has {spelt:?}: a package's name does not end with `-`, oven removes none"));
+        return Err(format!(
+            "has {spelt:?}: a package's name does not end with `-`: oven does not remove packages"
+        ));
     }
     let good = |arch: &str| {
         arch.starts_with(|c: char| c.is_ascii_alphanumeric())
@@ -137,7 +139,7 @@ pub fn check_name(spelt: &str, name: &str) -> Result<(), String> {
     };
     match architecture {
         Some(arch) if !good(arch) => {
-            Err(format!("has {spelt:?}: after `:` goes an architecture, such as \"libc6:i386\""))
+            Err(format!("has {spelt:?}: an architecture goes after `:`, such as \"libc6:i386\""))
         }
         _ => Ok(()),
     }
@@ -146,7 +148,7 @@ pub fn check_name(spelt: &str, name: &str) -> Result<(), String> {
 fn check_version(spelt: &str, version: &str) -> Result<(), String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || ".+-~:^_*".contains(c);
     if version.is_empty() {
-        return Err(format!("has {spelt:?}: a version goes behind `=`, such as \"1.2.3\" or \"1.2.*\""));
+        return Err(format!("has {spelt:?}: a version goes after `=`, such as \"1.2.3\" or \"1.2.*\""));
     }
     if let Some(bad) = version.chars().find(|c| !allowed(*c)) {
         return Err(format!("has {spelt:?}: a version cannot have the character {bad:?}"));

@@ -1,5 +1,5 @@
-//! Files that a definition names: they are inside the directories that its checksum covers, or they are refused.
-//! Otherwise such a file could change and the image would still count as baked.
+//! Files that a definition names. A file outside the directories that the checksum covers is rejected: it could change,
+//! and the image would still count as baked.
 
 use super::FILE;
 use crate::config::toml_reader::{Table, kind_of};
@@ -16,7 +16,7 @@ pub struct Sources {
     project: PathBuf,
 }
 
-/// A file that counts in the checksum.
+/// A file that the checksum covers.
 #[derive(Debug)]
 pub struct Source {
     /// The definition's directory, as the user spelt it, and the file's path, as image.toml spells it.
@@ -39,10 +39,10 @@ pub fn directories(dir: &Path, inputs: &[String]) -> Vec<PathBuf> {
     std::iter::once(dir).chain(inputs).collect()
 }
 
-/// The directory out of which nothing of a definition may lead: `inputs` and symbolic links name files of whoever runs
-/// oven, who may be root, and a definition comes from somebody else. It is where git's repository or an oven.toml is,
-/// the nearest from the definition upwards; without either the directory that the definition lies in. `real`: the
-/// definition's canonical path.
+/// The project: the directory that `inputs` and symbolic links of a definition must not leave. Oven may run as root,
+/// and a definition may come from somebody else, who must not reach every file. The project is the nearest directory,
+/// from the definition upwards, with a git repository or an oven.toml; without either it is the definition's parent.
+/// `real`: the definition's canonical path.
 pub fn project(real: &Path) -> PathBuf {
     let git = |dir: &Path| dir.join(".git").is_dir();
     let mut above = real.ancestors().skip(1);
@@ -55,7 +55,7 @@ pub fn project(real: &Path) -> PathBuf {
 }
 
 impl Sources {
-    /// Reads `inputs`, and checks that each is a directory of its own. `project`: what [`project`] answers.
+    /// Reads `inputs`, and checks that each is a separate directory. `project`: the result of [`project`].
     pub fn read(dir: &Path, real: &Path, project: &Path, top: &Table) -> (Self, Vec<String>) {
         let (roots, project) = (vec![real.to_owned()], project.to_owned());
         let mut sources = Self { dir: dir.to_owned(), roots, project };
@@ -93,12 +93,12 @@ impl Sources {
         }
         let project = self.project.display();
         Err(format!(
-            "leads to {}, out of the project {project} (that is where .git or oven.toml is, or the definition's parent)",
+            "leads to {}, out of the project {project} (the directory with .git or oven.toml, or the definition's parent)",
             real.display()
         ))
     }
 
-    /// A regular file that counts in the checksum.
+    /// Checks that a file is a regular one that the checksum covers.
     pub fn file(&self, spelt: &str) -> Result<Source, String> {
         relative(spelt)?;
         let path = self.dir.join(spelt);
@@ -110,8 +110,8 @@ impl Sources {
         let real = std::fs::canonicalize(parent).map_err(|e| missing(spelt, &path, &e))?;
         if !self.roots.iter().any(|root| real.starts_with(root)) {
             return Err(format!(
-                "is {spelt:?}, which is outside of the definition: list its directory in `inputs`, so that it \
-                 counts in the checksum"
+                "is {spelt:?}, which is outside of the definition: list its directory in `inputs`, so that \
+                 the checksum covers it"
             ));
         }
         let metadata = std::fs::metadata(&path).map_err(|e| missing(spelt, &path, &e))?;
@@ -122,14 +122,14 @@ impl Sources {
         self.ensure_in_project(&real).map_err(|out| format!("is {spelt:?}, which {out}"))?;
         if name.as_bytes().starts_with(b".") {
             return Err(format!(
-                "is {spelt:?}: the checksum passes over files whose name begins with a dot, so it could change \
-                 unseen; rename it"
+                "is {spelt:?}: the checksum ignores files whose names begin with a dot, so nobody would see \
+                 a change; rename it"
             ));
         }
         Ok(Source { path, executable: is_executable(&metadata) })
     }
 
-    /// A script: a file that the kernel can start.
+    /// Checks that a file is a script or program that the kernel can start.
     pub fn script(&self, spelt: &str) -> Result<PathBuf, String> {
         let source = self.file(spelt)?;
         let mut start = Vec::new();
@@ -143,7 +143,7 @@ impl Sources {
             Err(format!("is {spelt:?}, whose first line names no interpreter: begin it with `#!/bin/sh`"))
         } else if first.ends_with(b"\r") {
             Err(format!(
-                "is {spelt:?}, whose lines end as on Windows (CR LF): `sed -i 's/\\r$//'` makes them right"
+                "is {spelt:?}, whose lines end as on Windows (CR LF): convert them with `sed -i 's/\\r$//'`"
             ))
         } else {
             Ok(spelt.into())

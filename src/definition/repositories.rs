@@ -13,8 +13,8 @@ const MAX_KEY: u64 = 1 << 20;
 const BEGIN: &str = "-----BEGIN PGP PUBLIC KEY BLOCK-----";
 const END: &str = "-----END PGP PUBLIC KEY BLOCK-----";
 const ARMOUR: &str =
-    "`gpg --show-keys FILE` tells what it is, `gpg --export --armor KEYID` writes one that is right";
-/// What debconf's questions are of.
+    "`gpg --show-keys FILE` shows what it holds, `gpg --export --armor KEYID` writes a correct one";
+/// The types of debconf's questions.
 const TYPES: [&str; 8] = ["boolean", "error", "multiselect", "note", "password", "select", "string", "text"];
 pub(super) const DEBCONF: &str = "an array of answers, such as [\"tzdata tzdata/Areas select Europe\"]";
 
@@ -26,7 +26,9 @@ pub fn read(top: &Table, sources: &Sources) -> Vec<Repository> {
         let line = table.value("name")?.line;
         match lines.insert(repository.name.to_ascii_lowercase(), line) {
             None => Some(repository),
-            Some(first) => table.wrong("name", line, format!("is that of line {first}, too")),
+            Some(first) => {
+                table.wrong("name", line, format!("is the same as on line {first}: choose another"))
+            }
         }
     });
     repositories.collect()
@@ -58,7 +60,7 @@ fn one(table: &Table, sources: &Sources) -> Option<Repository> {
     })
 }
 
-/// `key`, or `signed = false`: nobody gets a repository without signatures by forgetting something.
+/// Reads `key`, or `signed = false`. A forgotten key is an error, so that nobody uses unsigned packages by mistake.
 fn key(table: &Table, sources: &Sources) -> Option<Option<String>> {
     let signed = if table.has("signed") { table.boolean("signed")? } else { true };
     match table.string("key") {
@@ -71,10 +73,10 @@ fn key(table: &Table, sources: &Sources) -> Option<Option<String>> {
         }
         None if !signed && !table.has("key") => Some(None),
         None => {
-            // What it is is wrong, and was noted; or it is missing.
+            // A key of the wrong type is noted already; a missing one is noted here.
             if !table.has("key") {
                 let what = format!(
-                    "{}; without signatures (`signed = false`) whoever is between can put anything into the image",
+                    "{}; without signatures (`signed = false`) anybody on the network can put anything into the image",
                     table.key("key").expected()
                 );
                 table.missing("key", what);
@@ -84,7 +86,7 @@ fn key(table: &Table, sources: &Sources) -> Option<Option<String>> {
     }
 }
 
-/// The blocks of an armoured key, without what stands around them.
+/// The blocks of an armoured key, without the text around them.
 fn armoured(spelt: &str, path: &std::path::Path) -> Result<String, String> {
     let unread =
         |error: std::io::Error| format!("names {spelt:?}, but {} cannot be read: {error}", path.display());
@@ -92,11 +94,11 @@ fn armoured(spelt: &str, path: &std::path::Path) -> Result<String, String> {
     let file = std::fs::File::open(path).map_err(unread)?;
     file.take(MAX_KEY + 1).read_to_end(&mut bytes).map_err(unread)?;
     if bytes.len() as u64 > MAX_KEY {
-        return Err(format!("is {spelt:?}, which is larger than 1 MiB: that is no key"));
+        return Err(format!("is {spelt:?}, which is larger than 1 MiB: a key is smaller"));
     }
     let text = String::from_utf8_lossy(&bytes);
     if text.contains("PGP PRIVATE KEY BLOCK") {
-        return Err(format!("is {spelt:?}, a private key: whoever has it can sign; give the public one"));
+        return Err(format!("is {spelt:?}, a private key, with which anybody can sign: give the public key"));
     }
     // 0x99, or 0xc6: a packet that holds a public key.
     if matches!(bytes.first(), Some(0x98..=0x9a | 0xc6)) {
@@ -118,7 +120,7 @@ fn armoured(spelt: &str, path: &std::path::Path) -> Result<String, String> {
         }
         if line == END && inside {
             if !blank {
-                return Err(format!("is {spelt:?}, whose key has no empty line behind its head: {ARMOUR}"));
+                return Err(format!("is {spelt:?}, whose key has no empty line after its header: {ARMOUR}"));
             }
             inside = false;
         }
@@ -132,7 +134,7 @@ fn armoured(spelt: &str, path: &std::path::Path) -> Result<String, String> {
     Ok(blocks)
 }
 
-/// It becomes a file's name, and dnf's section.
+/// Checks a repository's name. It becomes the name of a file, and of a section of dnf's settings.
 fn file_name(name: &str) -> Result<String, String> {
     if word(name, "-_.") && name.len() <= MAX_NAME {
         return Ok(name.to_owned());
@@ -148,7 +150,7 @@ fn suite_name(suite: &str) -> Result<String, String> {
     if !suite.is_empty() && plain && suite.chars().all(good) {
         return Ok(suite.to_owned());
     }
-    Err(format!("is {suite:?}, which is no suite's name, such as \"bookworm\""))
+    Err(format!("is {suite:?}: it should be a suite's name, such as \"bookworm\""))
 }
 
 fn word(text: &str, also: &str) -> bool {
@@ -161,7 +163,7 @@ pub fn hold(top: &Table) -> Vec<String> {
     let names = top.strings("hold").into_iter();
     let names = names.filter_map(|At { value, line }| {
         if value.contains('=') {
-            let what = format!("has {value:?}: it names packages; a version is pinned in `packages`");
+            let what = format!("has {value:?}: it takes names only; pin a version in `packages`");
             return top.wrong("hold", line, what);
         }
         top.check("hold", line, check_name(value, value))?;
@@ -180,9 +182,9 @@ pub fn debconf(top: &Table) -> Vec<String> {
     answers.filter_map(|at| top.check("debconf", at.line, answer(at.value))).collect()
 }
 
-/// The value is not told in a message: it may be a password.
+/// Checks an answer for debconf. A message never shows its value, which may be a password.
 fn answer(text: &str) -> Result<String, String> {
-    // As debconf-set-selections reads it: what follows one space behind the type is the value.
+    // As in debconf-set-selections, the value begins one space after the type.
     let mut rest = text;
     let mut next = || {
         let (word, behind) = rest.trim_start().split_once([' ', '\t']).unwrap_or((rest.trim_start(), ""));
@@ -191,20 +193,20 @@ fn answer(text: &str) -> Result<String, String> {
     };
     let (package, question, kind) = (next(), next(), next());
     let value = rest;
-    let told = format!("{package} {question}");
+    let shown = format!("{package} {question}");
     if question.is_empty() || kind.is_empty() {
-        return Err(format!("has {told:?}: it should be {DEBCONF}: package, question, type and value"));
+        return Err(format!("has {shown:?}: it should be {DEBCONF}: package, question, type and value"));
     }
     if !word(package, "+-.:") {
-        return Err(format!("has {told:?}: it begins with a package's name"));
+        return Err(format!("has {shown:?}: it should begin with a package's name"));
     }
     if !TYPES.contains(&kind) {
         let known = crate::config::toml_reader::listed(&TYPES);
-        return Err(format!("has {told:?} of the type {kind:?}: types are {known}"));
+        return Err(format!("has {shown:?} of the type {kind:?}: types are {known}"));
     }
     if text.chars().any(|c| c.is_control() && c != '\t') || value.ends_with('\\') {
         return Err(format!(
-            "has {told:?}, whose value has a line break, or a `\\` at its end: it is one line"
+            "has {shown:?}, whose value has a line break, or a `\\` at its end: it has to be one line"
         ));
     }
     Ok(format!("{package} {question} {kind} {value}"))

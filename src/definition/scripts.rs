@@ -1,4 +1,4 @@
-//! `[[run]]`, `[[ansible]]` and `[[test]]`: what is run in the image.
+//! `[[run]]`, `[[ansible]]` and `[[test]]`: programs that run in the image.
 
 use super::paths::Sources;
 use super::vars::{Vars, free_name, plain, variable_name};
@@ -7,24 +7,24 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use toml::de::DeValue;
 
-/// Seconds that a script may take if it does not say.
+/// Default for `timeout`, in seconds.
 pub(super) const DEFAULT_TIMEOUT: u64 = 3600;
-/// A week: a larger number is a slip of units.
+/// Upper bound for `timeout`, in seconds: a week. A larger number is probably meant in another unit.
 pub(super) const MAX_TIMEOUT: u64 = 7 * 24 * 3600;
 /// Upper bound for `retries`.
 pub(super) const MAX_RETRIES: u64 = 20;
 
-/// Under which header it stands.
+/// The header of a script in image.toml.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ScriptKind {
     Run,
     Ansible,
-    /// What it writes is thrown away.
+    /// Its changes to the image are discarded.
     Test,
 }
 
-/// What is started. Paths are relative to the definition's directory: inside it, or (then they begin with `..`) inside
-/// one of its inputs.
+/// The program to start. Paths are relative to the definition's directory: inside it, or (if they begin with `..`)
+/// inside one of its inputs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Program {
     Script(PathBuf),
@@ -35,7 +35,7 @@ pub enum Program {
     Playbook(Playbook),
 }
 
-/// A playbook, and how Ansible runs it.
+/// A playbook, and its arguments for Ansible.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Playbook {
     pub path: PathBuf,
@@ -48,15 +48,15 @@ pub struct Playbook {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Script {
     pub kind: ScriptKind,
-    /// Of its header, in image.toml.
+    /// The line of its header in image.toml.
     pub line: usize,
     pub program: Program,
     pub args: Vec<String>,
     pub env: BTreeMap<String, String>,
-    /// Names of what it gets from the environment of oven.
+    /// Names of the variables that it gets from oven's environment.
     pub secrets: Vec<String>,
     pub network: bool,
-    /// How often it is tried again after it failed.
+    /// How often it is retried after a failure.
     pub retries: u32,
     /// Seconds; default 3600.
     pub timeout: u64,
@@ -73,7 +73,7 @@ impl ScriptKind {
 }
 
 impl Script {
-    /// What its user calls it.
+    /// The name that its user knows.
     pub fn name(&self) -> String {
         match &self.program {
             Program::Script(path) | Program::Bats(path) => path.display().to_string(),
@@ -87,7 +87,7 @@ impl Script {
     }
 }
 
-/// All of a kind, in the order of the file.
+/// All scripts of a kind, in the order of the file.
 pub fn read(top: &Table, kind: ScriptKind, sources: &Sources, vars: &Vars) -> Vec<Script> {
     top.tables(kind.key()).iter().filter_map(|table| one(table, kind, sources, vars)).collect()
 }
@@ -109,19 +109,24 @@ fn one(table: &Table, kind: ScriptKind, sources: &Sources, vars: &Vars) -> Optio
 }
 
 fn program(table: &Table, kind: ScriptKind, sources: &Sources) -> Option<Program> {
-    let mut said = table.one_of().iter().filter(|key| table.has(key));
-    let key = match (said.next(), said.next()) {
+    let mut keys = table.one_of().iter().filter(|key| table.has(key));
+    let key = match (keys.next(), keys.next()) {
         (Some(key), None) => *key,
         (Some(first), Some(second)) => {
             let line = table.value(second).map_or(table.line, |at| at.line);
-            return table.wrong(second, line, format!("is one too many beside `{first}`: it runs one thing"));
+            return table.wrong(
+                second,
+                line,
+                format!("cannot be combined with `{first}`: leave one of them out"),
+            );
         }
         (None, _) if kind == ScriptKind::Ansible => "playbook",
         (None, _) => {
             let more = if kind == ScriptKind::Test { ", `bats = \"x.bats\"`" } else { "" };
-            let what = "a file beside image.toml, such as \"setup.sh\"";
-            let or = format!("{what} (or a `command`, such as [\"systemctl\", \"enable\", \"x\"]{more})");
-            table.missing("script", or);
+            let file = "a file next to image.toml, such as \"setup.sh\"";
+            let expected =
+                format!("{file} (or a `command`, such as [\"systemctl\", \"enable\", \"x\"]{more})");
+            table.missing("script", expected);
             return None;
         }
     };
@@ -141,7 +146,7 @@ fn program(table: &Table, kind: ScriptKind, sources: &Sources) -> Option<Program
             let argv = strings(table, key);
             match argv.first() {
                 Some(program) if !program.is_empty() => Some(Program::Command(argv)),
-                // What is no array was told already.
+                // A value that is not an array is noted already.
                 _ if table.value(key)?.value.as_array().is_none() => None,
                 _ => {
                     let expected = table.key(key).expected();
@@ -182,15 +187,15 @@ fn secrets(table: &Table, vars: &Vars, env: &BTreeMap<String, String>) -> Vec<St
     let mut secrets: Vec<String> = Vec::new();
     for at in table.strings("secrets") {
         let name = at.value.to_owned();
-        // What is no name may be a secret that somebody put here: it is not shown.
+        // Text that is not a name is not shown: somebody may have put a secret here.
         let checked = match free_name(&name) {
             Err(_) if variable_name(&name).is_err() => {
-                Err("has what is no name of a variable: names alone stand here, never values".into())
+                Err("has an element that is not a variable's name: list names here, never values".into())
             }
             Err(what) => Err(format!("has {name}, which {what}")),
             Ok(()) if secrets.contains(&name) => Err(format!("has {name} twice: leave one out")),
             Ok(()) if vars.declared.contains_key(&name) => {
-                Err(format!("has {name}, which [vars] declares: what is said there is no secret"))
+                Err(format!("has {name}, which [vars] declares: its values are not secret, so leave one out"))
             }
             Ok(()) if env.contains_key(&name) => Err(format!("has {name}, which `env` sets: leave one out")),
             Ok(()) => Ok(()),
@@ -213,13 +218,15 @@ fn ansible_vars(table: &Table) -> Option<BTreeMap<String, serde_json::Value>> {
         good &= table.check(&shown, name.line, variable_name(name.value)).is_some();
         match json(value.value) {
             Some(json) => _ = vars.insert(name.value.to_owned(), json),
-            None => good &= table.wrong::<()>(&shown, value.line, "is no number that JSON has").is_some(),
+            None => {
+                good &= table.wrong::<()>(&shown, value.line, "is a number that JSON does not have").is_some()
+            }
         }
     }
     good.then_some(vars)
 }
 
-/// A value of TOML as one of JSON: a date becomes a text. `None` for `inf`, `nan` and what is larger than 64 bits.
+/// Converts a TOML value to JSON; a date becomes a text. `None` for `inf`, `nan` and integers of more than 64 bits.
 fn json(value: &DeValue<'_>) -> Option<serde_json::Value> {
     use serde_json::Value;
     Some(match value {

@@ -1,12 +1,11 @@
-//! What names, paths, modes and tags may be. A check answers what is wrong as the rest of a sentence that begins with
-//! the key.
+//! Checks of names, paths, modes and tags. An error is the rest of a sentence that begins with the key.
 
 use crate::cloud::{Tags, tag};
 use crate::config::toml_reader::Table;
 use std::path::Path;
 use toml::de::DeValue;
 
-/// What EC2 allows in an image's name besides ASCII letters and digits.
+/// Characters that EC2 allows in an image's name besides ASCII letters and digits.
 const NAME_CHARACTERS: &str = " ()[]./-'@_";
 /// EC2's 128, less `-` and the fingerprint's 12 digits, less `-` and the run's 8 that `--force` adds.
 pub const MAX_NAME: usize = 128 - 13 - 9;
@@ -17,7 +16,7 @@ const MAX_TAGS: usize = 50;
 pub(super) const MAX_TAG_KEY: usize = 128;
 pub(super) const MAX_TAG_VALUE: usize = 256;
 /// The tags that oven itself may put on an image; the rest of EC2's 50 is the user's.
-const OUR_TAGS: [&str; 9] = [
+const OVEN_TAGS: [&str; 9] = [
     tag::CHECKSUM,
     tag::FINGERPRINT,
     tag::INPUTS,
@@ -29,7 +28,7 @@ const OUR_TAGS: [&str; 9] = [
     tag::KEPT,
 ];
 /// How many tags are left for the user.
-pub(super) const MAX_USER_TAGS: usize = MAX_TAGS - OUR_TAGS.len();
+pub(super) const MAX_USER_TAGS: usize = MAX_TAGS - OVEN_TAGS.len();
 /// Directories that something else is mounted on when the image boots: a file there would never be seen.
 const COVERED: [&str; 4] = ["/dev", "/proc", "/run", "/sys"];
 
@@ -49,11 +48,11 @@ pub fn name(top: &Table, real: &Path) -> Option<String> {
     )
 }
 
-/// Checks a family's name: images are called after it.
+/// Checks a family's name, with which the names of its images begin.
 fn family(name: &str) -> Result<String, String> {
     let allowed = |c: &char| c.is_ascii_alphanumeric() || NAME_CHARACTERS.contains(*c);
     match name {
-        "" => Err("is empty: images are called after it".into()),
+        "" => Err("is empty: the names of images begin with it".into()),
         _ if !name.chars().all(|c| allowed(&c)) => {
             let bad = name.chars().find(|c| !allowed(c)).unwrap_or_default();
             Err(format!(
@@ -62,7 +61,7 @@ fn family(name: &str) -> Result<String, String> {
         }
         _ if name.trim() != name => Err("begins or ends with a space".into()),
         _ if name.len() > MAX_NAME => Err(format!(
-            "has {} characters: {MAX_NAME} are left of an image name's 128 for oven's own suffix",
+            "has {} characters: {MAX_NAME} are allowed, as oven's suffix needs the rest of an image name's 128",
             name.len()
         )),
         _ => Ok(name.to_owned()),
@@ -75,14 +74,14 @@ pub fn description(top: &Table) -> String {
     let checked = if count > MAX_DESCRIPTION {
         Err(format!("has {count} characters: {MAX_DESCRIPTION} are allowed"))
     } else if at.value.chars().any(char::is_control) {
-        Err("has a control character, perhaps a line break: it is one line".into())
+        Err("has a control character, perhaps a line break: it has to be one line".into())
     } else {
         Ok(at.value.to_owned())
     };
     top.check("description", at.line, checked).unwrap_or_default()
 }
 
-/// An absolute path in the image, spelt plainly.
+/// Checks that a path in the image is absolute, without `.`, `..` and empty parts.
 pub fn image_path(path: &str) -> Result<String, String> {
     if !path.starts_with('/') {
         return Err(format!("is {path:?}: a path in the image begins with `/`"));
@@ -102,19 +101,19 @@ pub fn image_path(path: &str) -> Result<String, String> {
     }
 }
 
-/// Where a file is placed.
+/// Checks the path at which a file is placed.
 pub fn target(path: &str) -> Result<String, String> {
     let target = image_path(path)?;
     if path.ends_with('/') {
         return Err(format!("is {path:?}: add the file's name, a target is not a directory"));
     }
     match COVERED.iter().find(|dir| Path::new(&target).starts_with(dir)) {
-        Some(dir) => Err(format!("is below {dir}: what is stored there is hidden once the image runs")),
+        Some(dir) => Err(format!("is below {dir}: files there are hidden once the image runs")),
         None => Ok(target),
     }
 }
 
-/// `"0644"`.
+/// Permission bits, such as `"0644"`.
 pub fn mode(table: &Table) -> Option<u32> {
     let at = table.value("mode")?;
     match at.value {
@@ -131,7 +130,7 @@ pub fn mode(table: &Table) -> Option<u32> {
     }
 }
 
-/// A user's or group's name or number; root if the key is not there.
+/// A user's or group's name or number; root if the key is missing.
 pub fn account(table: &Table, key: &str) -> Option<String> {
     if !table.has(key) {
         return Some("root".into());
@@ -177,16 +176,19 @@ pub fn tags(top: &Table) -> Tags {
     }
     let (count, room) = (table.entries().count(), MAX_USER_TAGS);
     if count > room {
-        let ours = OUR_TAGS.len();
+        let needed = OVEN_TAGS.len();
         table.mistake(
             table.line,
-            format!("[tags] has {count} tags: {room} are allowed, as oven needs {ours} of EC2's {MAX_TAGS}"),
+            format!(
+                "[tags] has {count} tags: {room} are allowed, as oven needs {needed} of EC2's {MAX_TAGS}"
+            ),
         );
     }
     tags
 }
 
-/// A tag that a base image is found by: any, oven's own, too. `*` and `?` would match anything, as EC2's filters do.
+/// Checks a tag by which a base image is searched; oven's own are allowed. `*` and `?` are rejected: in EC2's filters
+/// they match anything.
 pub fn searched_tag(key: &str, value: &str) -> Result<(), String> {
     let (keys, values) = (key.chars().count(), value.chars().count());
     if key.is_empty() {
@@ -196,7 +198,7 @@ pub fn searched_tag(key: &str, value: &str) -> Result<(), String> {
     } else if key.chars().chain(value.chars()).any(char::is_control) {
         Err("has a control character".into())
     } else if value.contains(['*', '?', '\\']) {
-        Err(format!("is {value:?}: the whole value is written out, without `*`, `?` or `\\`"))
+        Err(format!("is {value:?}: write the whole value, without `*`, `?` or `\\`"))
     } else {
         Ok(())
     }
@@ -212,7 +214,7 @@ fn tag_key(key: &str) -> Result<(), String> {
         Err("has a control character".into())
     } else if key.to_lowercase().starts_with("aws:") {
         Err("begins with `aws:`: such tags are Amazon's own".into())
-    } else if key.starts_with("oven:") || OUR_TAGS.contains(&key) {
+    } else if key.starts_with("oven:") || OVEN_TAGS.contains(&key) {
         Err("is a tag that oven sets itself: choose another key".into())
     } else {
         Ok(())

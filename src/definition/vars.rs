@@ -1,19 +1,19 @@
-//! `[vars]`: what scripts get in their environment and templates as names; and which names those may be.
+//! `[vars]`: variables for the environment of scripts and for templates, and the rules for their names.
 
 use crate::config::key_table::{ANY_TEXT, TextRule};
 use crate::config::toml_reader::Table;
 use std::collections::BTreeMap;
 use toml::de::DeValue;
 
-/// What the command line says: `--var NAME=VALUE`.
+/// Values of the command line: `--var NAME=VALUE`.
 pub type Given = BTreeMap<String, String>;
 
 /// A definition's variables.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Vars {
-    /// As `[vars]` says.
+    /// The defaults in `[vars]`.
     pub declared: BTreeMap<String, String>,
-    /// Those of them that the command line says otherwise.
+    /// The command line's values, for some of them.
     pub given: Given,
 }
 
@@ -37,7 +37,7 @@ impl Vars {
         Self { given: given.map(|(name, value)| (name.clone(), value.clone())).collect(), declared }
     }
 
-    /// What holds.
+    /// The values that apply: the command line's, or else the defaults.
     pub fn values(&self) -> BTreeMap<String, String> {
         let mut values = self.declared.clone();
         values.extend(self.given.clone());
@@ -49,14 +49,14 @@ impl Vars {
     }
 }
 
-/// `NAME=VALUE` of the command line.
+/// Parses `NAME=VALUE` of the command line.
 pub fn given(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("NAME=VALUE is expected")?;
     variable_name(name).map_err(|what| format!("the name {what}"))?;
     Ok((name.to_owned(), value.to_owned()))
 }
 
-/// What every shell can read.
+/// Checks that every shell can use a name.
 pub(crate) fn variable_name(name: &str) -> Result<(), String> {
     let good = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
@@ -66,9 +66,9 @@ pub(crate) fn variable_name(name: &str) -> Result<(), String> {
     Err(format!("is {name:?}: a variable's name has ASCII letters, digits and `_`, and begins with no digit"))
 }
 
-/// Names that mean something to the programs of a step: with a value of somebody's own they would work in another
-/// way, or not at all. Those that end with `*` are the dynamic linker's, the locale's, the interpreters' and package
-/// managers' own; AWS's are the builder's credentials or would be taken for those; oven's are oven's.
+/// Names that mean something to the programs of a step: with a user's value these would behave differently, or fail.
+/// Those that end with `*` belong to the dynamic linker, the locale, the interpreters and the package managers; AWS's
+/// are the builder's credentials or would be taken for those; `OVEN_*` is oven's own.
 pub(super) const RESERVED: [&str; 32] = [
     "BASHOPTS",
     "BASH_ENV",
@@ -104,12 +104,12 @@ pub(super) const RESERVED: [&str; 32] = [
     "PYTHON*",
 ];
 
-/// A name for what every script gets.
+/// Checks the name of a variable that every script gets.
 pub(crate) fn free_name(name: &str) -> Result<(), String> {
     variable_name(name)?;
     if (TextRule { reserved: &RESERVED, ..ANY_TEXT }).is_reserved(name) {
         return Err(
-            "is a name that the programs of a step heed themselves: choose another (the `env` of one [[run]] may \
+            "is a reserved name, which programs of a step interpret: choose another (the `env` of one [[run]] may \
              set it)"
                 .into(),
         );
@@ -117,7 +117,7 @@ pub(crate) fn free_name(name: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// What an environment, and an argument, can hold.
+/// Checks that a value can stand in an environment and in an argument.
 pub(crate) fn plain(value: &str) -> Result<(), String> {
     if value.contains('\0') { Err("has a NUL character".into()) } else { Ok(()) }
 }
@@ -135,7 +135,7 @@ mod tests {
             assert!(variable_name(name).is_err(), "{name}");
         }
         for name in ["PATH", "LD_PRELOAD", "AWS_SECRET_ACCESS_KEY", "OVEN_NAME", "BASH_ENV", "PYTHONPATH"] {
-            assert!(free_name(name).unwrap_err().contains("heed"), "{name}");
+            assert!(free_name(name).unwrap_err().contains("reserved"), "{name}");
         }
     }
 

@@ -1,4 +1,4 @@
-//! EC2, as settings and this instance mean it.
+//! A site in EC2, made from settings and, for some verbs, this instance.
 
 use super::{Clouds, Findings, Site, Use};
 use crate::cloud::aws::ebs::Ebs;
@@ -22,40 +22,40 @@ const DEV: &str = "/dev";
 pub async fn site(settings: Settings, report: Report, used: Use) -> Result<Site> {
     let direct = settings.disks() == Strategy::Direct;
     let instance = match used {
-        // Anywhere: there may be no metadata service.
+        // This works on any machine, even without a metadata service.
         Use::Builds if direct => None,
         Use::Builds => {
             has_nvme()?;
-            Some(who_am_i(&settings).await?)
+            Some(identify_this_instance(&settings).await?)
         }
-        Use::Sweeps => who_am_i(&settings).await.ok(),
+        Use::Sweeps => identify_this_instance(&settings).await.ok(),
         Use::Looks => None,
     };
     connect(settings, report, instance).await
 }
 
-/// Everything is looked at, whatever is found.
+/// Checks everything, whatever fails.
 pub async fn examine(settings: Settings, report: Report) -> (Findings, Result<Site>) {
     if settings.disks() == Strategy::Direct {
         return (Vec::new(), connect(settings, report, None).await);
     }
-    let instance = who_am_i(&settings).await;
+    let instance = identify_this_instance(&settings).await;
     let what = match &instance {
         Ok(found) => format!("instance {} in {}", found.id, found.zone),
         Err(_) => "instance".to_owned(),
     };
-    let (told, instance) = match instance {
+    let (result, instance) = match instance {
         Ok(found) => (Ok(()), Some(found)),
         Err(error) => (Err(error), None),
     };
-    let findings = vec![(what, told), ("NVMe".to_owned(), has_nvme())];
+    let findings = vec![(what, result), ("NVMe".to_owned(), has_nvme())];
     (findings, connect(settings, report, instance).await)
 }
 
-async fn who_am_i(settings: &Settings) -> Result<imds::Instance> {
+async fn identify_this_instance(settings: &Settings) -> Result<imds::Instance> {
     let Settings { instance_id, zone, region, .. } = settings.clone();
     let given = imds::InstanceOverrides { instance_id, zone, region };
-    imds::identify_instance(given).await.context("asking which instance this is")
+    imds::identify_instance(given).await.context("identifying this instance")
 }
 
 fn has_nvme() -> Result<()> {

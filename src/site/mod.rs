@@ -1,4 +1,4 @@
-//! Where a bake takes place: settings become a cloud, disks and distros here, and nowhere else.
+//! The site of a bake. Only this module turns settings into a cloud, disks and distros.
 
 #[cfg(feature = "aws")]
 mod aws;
@@ -28,10 +28,10 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
-/// Where the local region is unless something else is said: the system's state directory (file-hierarchy(7)).
+/// The default directory of the local region, in the system's state directory (file-hierarchy(7)).
 const REGION_DIR: &str = "/var/lib/oven/region";
 
-/// With less than this a volume cannot grow.
+/// In bytes: with less free space than this a volume cannot grow.
 const FULL: u64 = 64 << 20;
 
 /// All that a bake needs to know of its surroundings. Cheap to clone.
@@ -40,31 +40,31 @@ pub struct Site {
     pub cloud: Rc<dyn Cloud>,
     pub disks: Rc<dyn DiskStrategy>,
     pub distros: Rc<PluginRegistry>,
-    /// The program that steps are run by: this one, re-executed.
+    /// The program that runs steps: this one, re-executed.
     pub helper: PathBuf,
-    /// For mount points: private to this process where `main` made it so.
+    /// For mount points. It is private to this process if the verb mounted it so.
     pub scratch: PathBuf,
     /// For logs and locks.
     pub state: PathBuf,
     pub settings: Rc<Settings>,
     pub report: Report,
-    /// The local region, where the cloud is one: images are imported into it, and removed from it.
+    /// The local region, if the cloud is one: images are imported into it, and removed from it.
     pub region: Option<Region>,
-    /// The cloud's snapshots by their blocks: sent and read without a volume.
+    /// The blocks of the cloud's snapshots, sent and read without a volume.
     pub blocks: Rc<dyn BlockApi>,
 }
 
-/// What was looked at, and what is wrong with it.
+/// What was checked, and what is wrong with it.
 pub type Findings = Vec<(String, Result<()>)>;
 
 /// What a verb does with the cloud.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Use {
-    /// Bakes. Where volumes are attached, this has to be a builder instance, in AWS.
+    /// It bakes. In AWS, this machine has to be a builder instance if volumes are attached.
     Builds,
-    /// Has to tell whose processes are this machine's, if it is an instance at all.
+    /// It sweeps. If this machine is an instance, its own processes have to be recognised.
     Sweeps,
-    /// Only asks.
+    /// It works on any machine.
     Looks,
 }
 
@@ -166,7 +166,7 @@ impl Site {
         Ok(site)
     }
 
-    /// What there is to look at before there is a site, or without one; and the site as far as it goes.
+    /// Findings about what a site needs, and the site itself if it can be made.
     pub async fn examine(overrides: &Overrides, report: &Report) -> (Findings, Result<Self>) {
         match Self::settings(overrides, Path::new(".")) {
             #[cfg(feature = "aws")]
@@ -175,7 +175,7 @@ impl Site {
         }
     }
 
-    /// What disks need here. Mistakes in the settings are reported later.
+    /// The needs of disks on this machine. Wrong settings are reported later.
     pub fn needs(overrides: &Overrides, definition: Option<&PathBuf>) -> checks::Needs {
         let here = PathBuf::from(".");
         let settings = Self::settings(overrides, definition.unwrap_or(&here)).unwrap_or_default();
@@ -183,7 +183,7 @@ impl Site {
         checks::Needs { loops: fuse || settings.cloud != AWS, fuse }
     }
 
-    /// Whether the cloud is a directory. Mistakes in the settings are reported later.
+    /// Whether the cloud is a directory. Wrong settings are reported later.
     pub fn is_in_a_directory(overrides: &Overrides) -> bool {
         Self::settings(overrides, Path::new(".")).map_or(true, |settings| settings.cloud != AWS)
     }
@@ -192,12 +192,12 @@ impl Site {
         Settings::for_definition(dir)?.merge(overrides)
     }
 
-    /// The same site for one of several definitions: its own settings, its own lines.
+    /// The same site for one of several definitions, with its own settings and report.
     pub fn for_image(&self, overrides: &Overrides, image: &Definition, report: Report) -> Result<Self> {
         Ok(Self { settings: Rc::new(Self::settings(overrides, &image.dir)?), report, ..self.clone() })
     }
 
-    /// Into a local region, which copies it faster than it could be sent.
+    /// Imports a raw disk into a local region, which copies it: that is faster than sending its blocks.
     pub async fn import(&self, raw: &Path, name: &str, architecture: Architecture) -> Result<Image> {
         self.local("import")?.import(raw, name, architecture, &Tags::new(), &self.report).await
     }
@@ -208,10 +208,10 @@ impl Site {
         region.deregister(image).await.with_context(|| format!("deregistering {image}"))?;
         let used = self.cloud.images(None).await?.iter().any(|other| other.snapshot == *snapshot);
         if used { Ok(()) } else { region.delete_snapshot(snapshot).await }
-            .with_context(|| format!("deleting {snapshot}, which was that of {image}"))
+            .with_context(|| format!("deleting {snapshot}, the snapshot of {image}"))
     }
 
-    /// Runs that left something behind, in the cloud or on this machine, and whose owner is gone.
+    /// Runs with leftovers, in the cloud or on this machine, whose owner has ended.
     pub async fn stale_runs(&self, older_than: Option<Duration>) -> Result<Vec<StaleRun>> {
         let mut stale = self.cloud.stale_runs(older_than).await?;
         for here in preserved_disk::list_runs(&self.state)? {
@@ -228,8 +228,8 @@ impl Site {
 
     fn local(&self, verb: &str) -> Result<&Region> {
         self.region.as_ref().ok_or_else(|| {
-            let failure = Kind::Usage.failure(format!("`oven {verb}` is for a local region"));
-            failure.hint("In AWS, use its own tools.").into()
+            let failure = Kind::Usage.failure(format!("`oven {verb}` only works with a local region"));
+            failure.hint("In AWS, use AWS's own tools.").into()
         })
     }
 
@@ -240,7 +240,7 @@ impl Site {
     /// An empty directory for a run's mount points.
     pub fn scratch(&self, run: &RunId) -> Result<PathBuf> {
         let dir = self.scratch.join(run.short());
-        std::fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+        std::fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
         Ok(dir)
     }
 
@@ -250,7 +250,7 @@ impl Site {
             keep_on_failure,
             on_failure: Box::new(move |error| {
                 failed.failure(error);
-                // A disk that cannot grow any more fails in ways that do not name the reason.
+                // A disk that cannot grow any further causes errors that do not name the reason.
                 if let Some(free) = crate::sys::space::free_space(&state).filter(|free| *free < FULL) {
                     let dir = state.display();
                     failed.warn(format!("only {} MiB are free in {dir}: that may be the reason", free >> 20));
@@ -260,12 +260,12 @@ impl Site {
         }
     }
 
-    /// A command of ours as it has to be typed to meet this region.
+    /// A command of oven's, with the flags that it needs to find this region.
     pub fn spelt(&self, command: &str) -> String {
         spelt(&self.settings, &self.state, command)
     }
 
-    /// What keeps steps from the builder's credentials.
+    /// The guard that keeps steps from the builder's credentials.
     pub fn egress_guard(&self) -> EgressGuard {
         if self.settings.cloud == AWS { EgressGuard::Required } else { EgressGuard::Wanted }
     }
@@ -276,7 +276,7 @@ pub fn helper() -> Result<PathBuf> {
     std::env::current_exe().context("looking for this program")
 }
 
-/// All plugins: those that are built in, those of the directories, and these of the command line.
+/// All plugins: the built-in ones, those in the plugin directories, and `given` of the command line.
 pub fn plugins(given: &[PathBuf], helper: &Path) -> Result<PluginRegistry> {
     let directories: Vec<_> = distros::PLUGIN_DIRECTORIES.iter().map(PathBuf::from).collect();
     let installed = PluginRegistry::built_in(built_in()).look(&directories, helper);
@@ -287,7 +287,7 @@ fn built_in() -> Vec<Box<dyn Distro>> {
     vec![Box::new(oven_debian::Debian), Box::new(oven_redhat::RedHat), Box::new(oven_suse::Suse)]
 }
 
-/// `oven …` with the flags that say where, whatever told it here: elsewhere there may be no such variable or oven.toml.
+/// `oven …` with the flags that select this site: elsewhere the variable or oven.toml that selects it may be missing.
 fn spelt(settings: &Settings, state: &Path, command: &str) -> String {
     let Some(rest) = command.strip_prefix("oven ") else { return command.to_owned() };
     let mut flags = Vec::new();
@@ -312,10 +312,10 @@ fn spelt(settings: &Settings, state: &Path, command: &str) -> String {
     format!("oven {flags}{rest}")
 }
 
-/// Every file of a definition counts: one that each bake changes would make each bake a new one.
+/// Rejects a path inside a definition. Its files all count, so one that each bake changes would make each image new.
 pub fn refuse_inside(what: &str, path: &Path, hint: &str, definitions: &[Definition]) -> Result<()> {
     let absolute = std::path::absolute(path).with_context(|| format!("looking for {}", path.display()))?;
-    // It may not be there yet.
+    // It may not exist yet.
     let real = absolute.ancestors().find_map(|dir| dir.canonicalize().ok()).unwrap_or_default();
     for dir in definitions.iter().flat_map(Definition::directories) {
         if dir.canonicalize().is_ok_and(|dir| real.starts_with(dir)) {
@@ -333,21 +333,21 @@ mod tests {
 
     #[test]
     fn a_command_says_where() {
-        let told = |settings: &Settings| spelt(settings, Path::new("/var/x y"), "oven sweep --run 1f");
+        let typed = |settings: &Settings| spelt(settings, Path::new("/var/x y"), "oven sweep --run 1f");
         let local = Settings::default();
-        assert_eq!(told(&local), "oven sweep --run 1f");
+        assert_eq!(typed(&local), "oven sweep --run 1f");
         let elsewhere = Settings { region_dir: Some("x y".into()), ..local.clone() };
-        assert_eq!(told(&elsewhere), "oven --region-dir '/var/x y' sweep --run 1f");
+        assert_eq!(typed(&elsewhere), "oven --region-dir '/var/x y' sweep --run 1f");
         let aws = Settings { cloud: AWS.into(), ..elsewhere };
-        assert_eq!(told(&aws), "oven --cloud aws sweep --run 1f");
+        assert_eq!(typed(&aws), "oven --cloud aws sweep --run 1f");
         let (id, zone) = (Some("i-0123456789abcdef0".into()), Some("eu-west-1a".into()));
         let given = Settings { region: Some("eu-west-1".into()), instance_id: id, zone, ..aws };
         assert_eq!(
-            told(&given),
+            typed(&given),
             "oven --cloud aws --region eu-west-1 --instance-id i-0123456789abcdef0 --zone eu-west-1a sweep --run 1f"
         );
         let direct = Settings { disks: Some(Strategy::Direct), ..local };
-        assert_eq!(told(&direct), "oven --disks direct sweep --run 1f");
+        assert_eq!(typed(&direct), "oven --disks direct sweep --run 1f");
         assert_eq!(spelt(&given, Path::new("/"), "rm x"), "rm x");
     }
 }

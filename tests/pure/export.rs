@@ -114,16 +114,16 @@ fn what_was_imported_is_exported_again_sparse_and_whole() {
 
     // A second one, and what is in the way.
     let (_, err) = place.expect(2, &["export", &snapshot, "out.raw"]);
-    assert!(err.contains("out.raw is there already") && err.contains("--force"), "{err}");
+    assert!(err.contains("out.raw exists already") && err.contains("--force"), "{err}");
     fs::write(&out, "mine").unwrap();
     place.expect(0, &["export", "--force", &snapshot, "out.raw"]);
     assert_same(&raw, &out);
     fs::create_dir(place.path("dir")).unwrap();
     std::os::unix::fs::symlink("elsewhere", place.path("link")).unwrap();
     for (code, what, file, words) in [
-        (2, snapshot.as_str(), "dir", "is no file"),
-        (2, &snapshot, "link", "is no file"),
-        (2, &snapshot, "gone/out.raw", "gone is no directory"),
+        (2, snapshot.as_str(), "dir", "is not a regular file"),
+        (2, &snapshot, "link", "is not a regular file"),
+        (2, &snapshot, "gone/out.raw", "gone is not a directory"),
         (2, "base", "new.raw", "neither an image's id nor a snapshot's"),
         (4, "ami-0123456789abcdef0", "new.raw", "ami-0123456789abcdef0"),
         (4, "snap-0123456789abcdef0", "new.raw", "snap-0123456789abcdef0"),

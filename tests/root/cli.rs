@@ -318,7 +318,7 @@ fn a_run_at_work_is_not_swept() {
     let run = record["tags"]["oven:run"].as_str().unwrap();
     for args in [&["sweep", "--run", run][..], &["sweep", "--kept", "--run", &run[..8]]] {
         let (_, err) = world.expect(4, args);
-        assert!(err.contains("still at work"), "{err}");
+        assert!(err.contains("still active"), "{err}");
     }
     let (out, err) = world.expect(0, &["sweep", "--older-than", "0s"]);
     assert!(out.is_empty() && err.contains("nothing to sweep"), "{out}{err}");

@@ -103,7 +103,7 @@ fn cached(path: &Path, sha256: &str) -> Option<package::PackageFile> {
     package::read(path).ok().filter(|package| package.sha256 == *sha256)
 }
 
-/// A file name whose ending tells a plugin and its package manager the kind of package.
+/// A file name whose ending shows a plugin and its package manager the kind of package.
 fn file_name(url: &str) -> String {
     let path = url.split(['?', '#']).next().unwrap_or_default();
     let name = path.rsplit('/').next().unwrap_or_default();

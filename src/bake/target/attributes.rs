@@ -1,4 +1,4 @@
-//! What an image is registered with: the base's, and what `[disk]` and `[image]` say instead.
+//! The attributes that an image is registered with: the base's, overridden by `[disk]` and `[image]`.
 
 use crate::cloud::{Attributes, Base, VolumeKind};
 use crate::definition::{DEFAULT_TYPE, Definition, UEFI, misfits};
@@ -6,20 +6,21 @@ use crate::error::Kind;
 use crate::ids::Architecture;
 use anyhow::Result;
 
-/// Merges them, and refuses what EC2 would refuse when everything is baked, or what would not boot.
+/// Merges them, and rejects what EC2 would only reject after the bake, or what would not boot.
 ///
 /// # Errors
 /// [`Kind::Definition`], with every mistake's file, line and key.
 pub fn attributes(image: &Definition, base: &Base) -> Result<Attributes> {
-    let (said, inherited) = (&image.registered, &base.attributes);
-    let chosen =
-        |said: &Option<Option<String>>, own: &Option<String>| said.clone().unwrap_or_else(|| own.clone());
+    let (explicit, inherited) = (&image.registered, &base.attributes);
+    let merge = |explicit: &Option<Option<String>>, own: &Option<String>| {
+        explicit.clone().unwrap_or_else(|| own.clone())
+    };
     let merged = Attributes {
-        boot_mode: said.boot_mode.clone().or_else(|| inherited.boot_mode.clone()),
-        ena: said.ena.or(inherited.ena),
-        sriov: chosen(&said.sriov, &inherited.sriov),
-        tpm: chosen(&said.tpm, &inherited.tpm),
-        imds: chosen(&said.imds, &inherited.imds),
+        boot_mode: explicit.boot_mode.clone().or_else(|| inherited.boot_mode.clone()),
+        ena: explicit.ena.or(inherited.ena),
+        sriov: merge(&explicit.sriov, &inherited.sriov),
+        tpm: merge(&explicit.tpm, &inherited.tpm),
+        imds: merge(&explicit.imds, &inherited.imds),
         root_volume: volume(&image.volume, &inherited.root_volume),
         mappings: inherited.mappings.clone(),
         billing: inherited.billing.clone(),
@@ -29,40 +30,40 @@ pub fn attributes(image: &Definition, base: &Base) -> Result<Attributes> {
 
     let arm64 = base.architecture == Architecture::Arm64;
     let firmware = merged.boot_mode.as_deref().unwrap_or(if arm64 { UEFI } else { "legacy-bios" });
-    if let Some(mode) = said.boot_mode.as_deref().filter(|mode| arm64 && *mode != UEFI) {
+    if let Some(mode) = explicit.boot_mode.as_deref().filter(|mode| arm64 && *mode != UEFI) {
         wrong(
             "image.boot_mode",
-            format!("is {mode:?}, but {} is an arm64 image: these boot by \"uefi\" alone", base.id),
+            format!("is {mode:?}, but {} is an arm64 image: such images only boot by \"uefi\"", base.id),
         );
     }
-    match (&merged.tpm, &said.tpm) {
-        (Some(_), Some(Some(_))) if firmware != UEFI && said.boot_mode.is_none() => {
+    match (&merged.tpm, &explicit.tpm) {
+        (Some(_), Some(Some(_))) if firmware != UEFI && explicit.boot_mode.is_none() => {
             let what = format!(
-                "needs the boot mode \"uefi\", but {} boots by {firmware:?}: if its disk can boot by UEFI, say \
-                 `boot_mode = \"uefi\"` beside it",
+                "needs the boot mode \"uefi\", but {} boots by {firmware:?}: if its disk can boot by UEFI, add \
+                 `boot_mode = \"uefi\"`",
                 base.id
             );
             wrong("image.tpm", what);
         }
-        (Some(_), None) if firmware != UEFI && said.boot_mode.is_some() => {
+        (Some(_), None) if firmware != UEFI && explicit.boot_mode.is_some() => {
             let what = format!(
-                "is {firmware:?}, but {} has a TPM, which needs \"uefi\": say `tpm = \"none\"` beside it",
+                "is {firmware:?}, but {} has a TPM, which needs \"uefi\": add `tpm = \"none\"`",
                 base.id
             );
             wrong("image.boot_mode", what);
         }
         _ => {}
     }
-    // The explicit ones alone: what the base has was accepted once.
+    // Only explicit values are checked: EC2 accepted the base's own.
     let VolumeKind { iops, throughput, .. } = image.volume;
-    let asked = VolumeKind { iops, throughput, ..merged.root_volume.clone() };
-    for (key, what) in misfits(&asked) {
+    let checked = VolumeKind { iops, throughput, ..merged.root_volume.clone() };
+    for (key, what) in misfits(&checked) {
         if (key == "iops" && iops.is_some()) || key == "throughput" {
             wrong(&format!("disk.{key}"), what);
         }
     }
     if image.volume.encrypted == Some(false) && inherited.root_volume.encrypted == Some(true) {
-        let what = format!("is false, but {} is encrypted, and so is every volume made of it", base.id);
+        let what = format!("is false, but {} is encrypted, and so is every volume created from it", base.id);
         wrong("disk.encrypted", what);
     }
     if mistakes.is_empty() {
@@ -71,18 +72,18 @@ pub fn attributes(image: &Definition, base: &Base) -> Result<Attributes> {
     Err(Kind::Definition.error(mistakes.join("\n")))
 }
 
-/// What is said wins. IOPS and throughput of a type mean nothing for another one.
-fn volume(said: &VolumeKind, inherited: &VolumeKind) -> VolumeKind {
-    let provisioned = said.iops.is_some() || said.throughput.is_some();
-    let named = said.volume_type.clone().or_else(|| inherited.volume_type.clone());
-    let same = said.volume_type.is_none() || said.volume_type == inherited.volume_type;
+/// Merges kinds of volume: explicit values win. The base's IOPS and throughput only count if the type is the base's.
+fn volume(explicit: &VolumeKind, inherited: &VolumeKind) -> VolumeKind {
+    let provisioned = explicit.iops.is_some() || explicit.throughput.is_some();
+    let named = explicit.volume_type.clone().or_else(|| inherited.volume_type.clone());
+    let same = explicit.volume_type.is_none() || explicit.volume_type == inherited.volume_type;
     let inherited_of = |value: Option<u32>| value.filter(|_| same);
     VolumeKind {
         volume_type: named.or_else(|| provisioned.then(|| DEFAULT_TYPE.to_owned())),
-        iops: said.iops.or_else(|| inherited_of(inherited.iops)),
-        throughput: said.throughput.or_else(|| inherited_of(inherited.throughput)),
-        encrypted: said.encrypted.or(inherited.encrypted),
-        kms_key: said.kms_key.clone().or_else(|| inherited.kms_key.clone()),
+        iops: explicit.iops.or_else(|| inherited_of(inherited.iops)),
+        throughput: explicit.throughput.or_else(|| inherited_of(inherited.throughput)),
+        encrypted: explicit.encrypted.or(inherited.encrypted),
+        kms_key: explicit.kms_key.clone().or_else(|| inherited.kms_key.clone()),
     }
 }
 
@@ -142,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_said_is_the_bases() {
+    fn missing_keys_are_inherited_from_the_base() {
         for attributes in [Attributes::default(), whole()] {
             for architecture in [Architecture::X86_64, Architecture::Arm64] {
                 assert_eq!(merge("", &base(architecture, attributes.clone())), Ok(attributes.clone()));
@@ -151,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said_wins() {
+    fn explicit_keys_win() {
         let base = base(Architecture::X86_64, whole());
         let said = "[image]\nboot_mode = \"uefi-preferred\"\nena = false\nsriov = \"none\"\ntpm = \"none\"\nimds = \"optional\"\n\
                     [disk]\nkms_key = \"alias/ours\"\nencrypted = true\niops = 5000\n";
@@ -178,13 +179,13 @@ mod tests {
         assert_eq!((merged.boot_mode, merged.tpm, merged.imds), (text("uefi"), text("v2.0"), text("v2.0")));
         let volume = merge("[disk]\nthroughput = 300", &plain).unwrap().root_volume;
         assert_eq!((volume.volume_type, volume.throughput), (text("gp3"), Some(300)));
-        // arm64 boots by UEFI whether it is said or not.
+        // arm64 boots by UEFI whether the definition says so or not.
         let arm = base(Architecture::Arm64, Attributes::default());
         assert_eq!(merge("[image]\ntpm = \"v2.0\"", &arm).unwrap().tpm, text("v2.0"));
     }
 
     #[test]
-    fn what_does_not_go_together_is_refused_with_its_line() {
+    fn conflicts_are_rejected_with_their_line() {
         let plain = |architecture| base(architecture, Attributes::default());
         let (x86, arm) = (plain(Architecture::X86_64), plain(Architecture::Arm64));
         let full = base(Architecture::X86_64, whole());
@@ -218,7 +219,7 @@ mod tests {
             (
                 "[disk]\niops = 3000",
                 &gp2,
-                "3: `iops` of [disk] does not go with the type gp2: only with `gp3`, `io1` and `io2`",
+                "3: `iops` of [disk] is not supported by the type gp2, only by `gp3`, `io1` and `io2`",
             ),
             (
                 "disk.throughput = 2001",

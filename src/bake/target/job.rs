@@ -1,4 +1,4 @@
-//! What a definition wants of an image, as a plugin is asked for it.
+//! Translates a definition into the job that a plugin has to plan.
 
 use crate::config::project::NetworkSettings;
 use crate::definition::{Ask, Definition};
@@ -10,8 +10,8 @@ use crate::provision::{CA_FILE, package_path};
 use anyhow::Result;
 use oven_distro::{Claims, Job, OsRelease, Package};
 
-/// A definition's job, on an image that is not looked at: it has none of the tools. Package files by URL have to be
-/// there ([`crate::bake::download::packages`]): those that are not are left out.
+/// A definition's job for an unknown image, which is assumed to have none of the tools. Package files by URL are left
+/// out if they are not downloaded yet ([`crate::bake::download::download_packages`]).
 pub fn wishes(
     image: &Definition,
     os_release: OsRelease,
@@ -52,7 +52,7 @@ pub fn wishes(
     }
 }
 
-/// Adds what the plugin wants to know of the image, and asks for no tool that is there.
+/// Adds what the plugin wants to know of the image, and drops the tools that the image has.
 pub fn look(job: &mut Job, claims: &Claims, inside: &ImageTree) -> Result<()> {
     for path in &claims.look_for {
         job.present.insert(path.clone(), inside.exists(path)?);

@@ -1,4 +1,4 @@
-//! From a definition to what the cloud, the disk and the distro are asked for.
+//! Translates a definition into requests to the cloud, the disk and the distro.
 
 mod attributes;
 pub mod job;
@@ -20,7 +20,7 @@ pub use attributes::attributes;
 use oven_distro::{Claims, Job, OsRelease};
 use std::collections::BTreeMap;
 
-/// What a bake is about: its base, what the image is registered with, and all that goes into it.
+/// The target of a bake: its base, the attributes of the image, and all that goes into the image.
 #[derive(Debug, Clone)]
 pub struct Target {
     pub base: Base,
@@ -48,7 +48,7 @@ pub async fn existing(bake: &Bake<'_>, target: &Target) -> Result<Option<Image>>
     find(bake.site, &target.inputs, bake.options).await
 }
 
-/// The base image of a definition. Fails where it is larger than the definition's disk.
+/// The base image of a definition. Fails if it is larger than the definition's disk.
 pub async fn base(site: &Site, image: &Definition, from: &BaseRef) -> Result<Base> {
     let base = site.cloud.base(from).await.with_context(|| image.place("from", None))?;
     match image.size_gib {
@@ -58,7 +58,7 @@ pub async fn base(site: &Site, image: &Definition, from: &BaseRef) -> Result<Bas
                 "{place} is {size}, less than the {} GiB of {} ({})",
                 base.size_gib, base.id, base.name
             );
-            Err(Kind::Definition.failure(message).hint("A disk can grow, and not shrink.").into())
+            Err(Kind::Definition.failure(message).hint("A disk can grow, but not shrink.").into())
         }
         _ => Ok(base),
     }
@@ -77,7 +77,7 @@ pub fn name(image: &Definition, inputs: &Inputs, run: Option<&RunId>) -> String 
     }
 }
 
-/// What goes into the image; warns of what the user may not have meant.
+/// All that goes into the image. Warns of inputs that the user may not have intended.
 pub fn inputs(site: &Site, image: &Definition, base: &Base) -> Result<Inputs> {
     let mut inputs = Inputs::of(image, base, &site.settings)?;
     if let Some((id, place)) = named(image).as_ref()
@@ -88,7 +88,7 @@ pub fn inputs(site: &Site, image: &Definition, base: &Base) -> Result<Inputs> {
     inputs.warnings().iter().for_each(|warning| site.report.warn(warning));
     for repository in image.repositories.iter().filter(|repository| repository.key.is_none()) {
         let (place, name) = (image.place("repository", Some(&repository.name)), &repository.name);
-        site.report.warn(format!("{place}: nobody signs `{name}`: what its server sends is installed"));
+        site.report.warn(format!("{place}: `{name}` is not signed: whatever its server sends is installed"));
     }
     Ok(inputs)
 }
@@ -109,12 +109,12 @@ pub async fn find(site: &Site, inputs: &Inputs, options: &BakeOptions) -> Result
     site.cloud.find(&key(inputs, options.compat)).await.context("looking for the finished image")
 }
 
-/// The volume that is baked on. What is not said of its kind is the fastest for nothing, not the base's.
+/// The volume on which the image is baked. Its type defaults to the fastest without an extra charge, not to the base's.
 pub fn disk_spec(image: &Definition, base: &Base, run: &RunId) -> DiskSpec {
-    // Whose it is, the strategy and the cloud say.
+    // The strategy and the cloud add the tags that name the owner.
     let tags = run_tags(image, run);
     let VolumeKind { volume_type, iops, throughput, .. } = &image.volume;
-    // But what is provisioned is so for a type: the image's.
+    // But IOPS and throughput are provisioned for a type: the image's.
     let inherited = base.attributes.root_volume.volume_type.clone();
     let inherited = inherited.filter(|_| iops.is_some() || throughput.is_some());
     let volume_type = volume_type.clone().or(inherited).unwrap_or_else(|| DEFAULT_TYPE.to_owned());
@@ -122,7 +122,7 @@ pub fn disk_spec(image: &Definition, base: &Base, run: &RunId) -> DiskSpec {
     DiskSpec { size_gib: image.size_gib, kind, tags, verify: false, will_commit: true }
 }
 
-/// Tags of everything that a run makes.
+/// Tags of everything that a run creates.
 fn run_tags(image: &Definition, run: &RunId) -> Tags {
     let mut tags = image.tags.clone();
     tags.insert(tag::NAME.to_owned(), image.name.clone());
@@ -130,26 +130,26 @@ fn run_tags(image: &Definition, run: &RunId) -> Tags {
     tags
 }
 
-/// The plugin that a definition names, and where it does.
+/// The plugin that a definition names, and the place in image.toml.
 pub fn named(image: &Definition) -> Option<(&str, String)> {
     image.distro.as_deref().map(|id| (id, image.place("distro", None)))
 }
 
-/// The plugin for an image, and what it claims.
+/// The plugin for an image, and its claims.
 pub fn distro<'a>(site: &'a Site, image: &Definition, os: &OsRelease) -> Result<(&'a KnownPlugin, Claims)> {
     let named = named(image);
     let (known, claims) = site.distros.detect(os, named.as_ref().map(|(id, place)| (*id, place.as_str())))?;
     if let (None, Some(_)) = (&named, known.digest()) {
         let (id, origin) = (&known.id, &known.origin);
         site.report.note(format!(
-            "the plugin {id} ({origin}) plans; with distro = {id:?} in image.toml a change of it makes a new image"
+            "the plugin {id} ({origin}) plans this image; set distro = {id:?} to bake a new image when it changes"
         ));
     }
     Ok((known, claims))
 }
 
-/// What the distro is asked to plan. Fails where the image's programs are for another machine than its base was
-/// registered for, or than this one.
+/// The job that the distro has to plan. Fails if the image's programs are for another architecture than its base is
+/// registered for, or than this machine's.
 pub fn job(
     image: &Definition,
     base: &Base,
@@ -167,19 +167,19 @@ pub fn job(
 fn fits(base: &Base, programs: Architecture) -> Result<()> {
     let (id, registered) = (&base.id, base.architecture);
     if programs != registered {
-        let text = format!("{id} is registered as {registered}, and its programs are for {programs}");
+        let text = format!("{id} is registered as {registered}, but its programs are for {programs}");
         let hint = format!("Import it under another name, with --arch {programs}, and bake on that.");
         return Err(Kind::Definition.failure(text).hint(hint).into());
     }
     if !programs.runs_here() {
         let text =
             format!("the programs of {id} are for {programs}, and this machine is {}", Architecture::HOST);
-        return Err(Kind::Machine.failure(text).hint("Bake it on a machine of that kind.").into());
+        return Err(Kind::Machine.failure(text).hint("Bake it on a machine of that architecture.").into());
     }
     Ok(())
 }
 
-/// What is registered. `facts` become documents of the image.
+/// The image to register. `facts` become documents of the image.
 pub fn image_spec(bake: &Bake<'_>, target: Target, facts: BTreeMap<String, String>) -> ImageSpec {
     let Target { base, attributes, inputs } = target;
     let Bake { image, run, options, .. } = bake;

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 const REQUEST: &str = ".request.json";
 const ANSWER: &str = ".answer.json";
 
-/// The cases of a directory, by name. `asked`: the user names it, so it has to be there.
+/// The cases of a directory, by name. `asked`: the user names it, so it has to exist.
 pub fn read(dir: &Path, asked: bool) -> Result<Vec<Case>> {
     let entries = match std::fs::read_dir(dir) {
         Ok(entries) => entries,
@@ -35,7 +35,7 @@ pub fn read(dir: &Path, asked: bool) -> Result<Vec<Case>> {
     cases.collect()
 }
 
-/// Writes the answers that are others now. Answers with their paths.
+/// Writes the answers that have changed. The result has their paths.
 pub fn bless(dir: &Path, cases: &mut [Case], speaker: &dyn Speaker) -> Result<Vec<PathBuf>> {
     let now = check::answers(speaker, cases).map_err(|why| Kind::Definition.failure(why))?;
     let mut written = Vec::new();

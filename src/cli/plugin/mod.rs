@@ -27,7 +27,7 @@ use std::path::Path;
 pub fn run(global: &GlobalArgs, args: &args::PluginVerb, report: &Report) -> Result<End> {
     match args {
         args::PluginVerb::List => list(global, report),
-        args::PluginVerb::Check(args) => try_all(global, args, report),
+        args::PluginVerb::Check(args) => check_all(global, args, report),
         args::PluginVerb::New(args) => {
             let made = skeleton::write(Path::new("."), args)?;
             if !global.json {
@@ -53,7 +53,7 @@ fn list(global: &GlobalArgs, report: &Report) -> Result<End> {
                 Err(error) => answer(format!("  {error:#}")),
             }
         }
-        tell_how(known, report);
+        report_containment(known, report);
         let mut object =
             json!({"id": known.id, "origin": known.origin.to_string(), "sha256": known.digest()});
         match claims {
@@ -69,12 +69,12 @@ fn list(global: &GlobalArgs, report: &Report) -> Result<End> {
     let passed_over: Vec<_> = passed_over.map(|(path, why)| json!({"path": path, "why": why})).collect();
     if !global.json {
         let lines = registry.refused().iter();
-        lines.for_each(|(path, why)| answer(format!("{} is passed over: it {why}", path.display())));
+        lines.for_each(|(path, why)| answer(format!("{} is not used: it {why}", path.display())));
     }
     Ok(End::success(json!({"plugins": objects, "passed_over": passed_over})))
 }
 
-/// What a plugin claims of the systems that are widely known.
+/// The claims of a plugin about widely known systems.
 fn claims_of(known: &KnownPlugin) -> Result<Vec<(&'static str, Vec<String>)>> {
     let mut claims = vec![("exact", Vec::new()), ("family", Vec::new())];
     for (name, os) in check::systems() {
@@ -88,13 +88,13 @@ fn claims_of(known: &KnownPlugin) -> Result<Vec<(&'static str, Vec<String>)>> {
     Ok(claims)
 }
 
-fn tell_how(known: &KnownPlugin, report: &Report) {
+fn report_containment(known: &KnownPlugin, report: &Report) {
     if let Some(why) = known.uncontained() {
         report.note(format!("{} ran as you, with all your rights: {why}", known.id));
     }
 }
 
-fn try_all(global: &GlobalArgs, args: &args::PluginCheckArgs, report: &Report) -> Result<End> {
+fn check_all(global: &GlobalArgs, args: &args::PluginCheckArgs, report: &Report) -> Result<End> {
     let helper = site::helper()?;
     let (all, spelt) = (site::plugins(&global.plugin, &helper)?, args.what.display().to_string());
     let alone;
@@ -133,7 +133,7 @@ fn try_all(global: &GlobalArgs, args: &args::PluginCheckArgs, report: &Report) -
         faults += broken.len();
         rules.push(json!({"rule": rule.to_string(), "tried": tried, "faults": broken}));
     }
-    tell_how(known, report);
+    report_containment(known, report);
     if !global.json {
         let word = if faults == 1 { "fault" } else { "faults" };
         match (faults, cases.len()) {
@@ -153,20 +153,20 @@ pub fn plan(global: &GlobalArgs, args: &args::PlanArgs, report: &Report) -> Resu
     let read = |file: &Path| {
         std::fs::read_to_string(file)
             .map_err(|error| Kind::Usage.failure(format!("{}: cannot be read: {error}", file.display())))
-            .context("reading what the image is like")
+            .context("reading the description of the image")
     };
     let os_release = OsRelease::parse(&read(file)?);
     let image = match &args.definitions[..] {
         [] => None,
-        // With those it stands on: a variable may be theirs alone.
+        // Its parents are loaded, too: a variable may only be declared there.
         [_] => BakeOrder::with(&args.definitions, &args.vars.given())?.images.pop(),
-        _ => return Err(Kind::Usage.error("a plan on paper is for one definition")),
+        _ => return Err(Kind::Usage.error("`oven plan --os-release` takes one definition")),
     };
     let registry = site::plugins(&global.plugin, &site::helper()?)?;
     let named = image.as_ref().and_then(target::named);
     let named = named.as_ref().map(|(id, place)| (*id, place.as_str()));
     let (known, claims) = registry.detect(&os_release, named)?;
-    tell_how(known, report);
+    report_containment(known, report);
     let tools = image.as_ref().map(scripts::tools).unwrap_or_default();
     let is_tool = |path: &String| tools.iter().any(|tool| programs::is_program_path(path, tool));
     let unasked = paper.has.iter().find(|path| !claims.look_for.contains(path) && !is_tool(path));
@@ -178,7 +178,7 @@ pub fn plan(global: &GlobalArgs, args: &args::PlanArgs, report: &Report) -> Resu
         Some(image) => {
             for ask in &image.packages {
                 if let Ask::Url { url, file: None, .. } = ask {
-                    report.warn(format!("{url} is left out: a plan on paper downloads nothing"));
+                    report.warn(format!("{url} is left out: `oven plan --os-release` downloads nothing"));
                 }
             }
             let network = Settings::for_definition(&image.dir)?.network;
@@ -209,6 +209,6 @@ fn architecture(paper: &args::PaperPlanArgs) -> Result<Architecture> {
     let Some(arch) = &paper.arch else { return Ok(Architecture::HOST) };
     known.into_iter().find(|known| known.as_str() == arch).ok_or_else(|| {
         let known = known.map(Architecture::as_str).join(" or ");
-        Kind::Usage.error(format!("--arch {arch}: it is {known}"))
+        Kind::Usage.error(format!("--arch {arch}: it should be {known}"))
     })
 }

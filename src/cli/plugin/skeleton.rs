@@ -1,4 +1,4 @@
-//! A plugin to begin with: it works, for a package manager that nobody has.
+//! `oven plugin new`: writes a plugin that works, for an imaginary package manager.
 
 use crate::cli::args::{Lang, PluginNewArgs};
 use crate::error::Kind;
@@ -12,14 +12,14 @@ use std::path::{Path, PathBuf};
 const PYTHON: &str = include_str!("skeleton.py");
 const SH: &str = include_str!("skeleton.sh");
 
-/// Writes it into a directory, and nothing over what is there. Answers with the paths; the plugin's is the first.
+/// Writes it into a directory, without overwriting anything. Answers with the paths; the plugin's is the first.
 pub fn write(dir: &Path, args: &PluginNewArgs) -> Result<Vec<PathBuf>> {
     let name = &args.name;
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_".contains(c);
     if !name.starts_with(|c: char| c.is_ascii_lowercase()) || !name.chars().all(plain) {
-        let failure = Kind::Usage.failure(format!("{name:?} is no plugin's name"));
+        let failure = Kind::Usage.failure(format!("{name:?} is not a plugin's name"));
         return Err(failure
-            .hint("Small letters, digits, `-` and `_`, such as the ID of its os-release.")
+            .hint("Use small letters, digits, `-` and `_`, such as the ID of its os-release.")
             .into());
     }
     let (template, ending) = match args.lang {
@@ -34,9 +34,9 @@ pub fn write(dir: &Path, args: &PluginNewArgs) -> Result<Vec<PathBuf>> {
     }
     let taken = files.iter().map(|(path, ..)| path).chain([&golden]).find(|path| path.exists());
     if let Some(path) = taken {
-        return Err(Kind::Usage.error(format!("{} is there already", path.display())));
+        return Err(Kind::Usage.error(format!("{} exists already", path.display())));
     }
-    std::fs::create_dir(&golden).with_context(|| format!("making {}", golden.display()))?;
+    std::fs::create_dir(&golden).with_context(|| format!("creating {}", golden.display()))?;
     for (path, text, mode) in &files {
         let file = std::fs::File::options().write(true).create_new(true).mode(*mode).open(path);
         file.and_then(|mut file| file.write_all(text.as_bytes()))

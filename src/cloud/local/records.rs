@@ -84,7 +84,7 @@ pub struct ImageRecord {
 /// The raw disk that an image was imported from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImportSource {
-    /// [`copy::digest`] of the content.
+    /// [`crate::sys::sparse_copy::digest`] of the content.
     pub digest: String,
     /// The file's metadata: as long as they are the same, its content is the same.
     pub stamp: Option<FileStamp>,

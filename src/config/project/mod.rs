@@ -17,12 +17,12 @@ const LOCAL: &str = "local";
 /// EC2.
 pub const AWS: &str = "aws";
 const CLOUDS: &[&str] = if cfg!(feature = "aws") { &[AWS, LOCAL] } else { &[LOCAL] };
-/// How disks are got, by the words of the setting.
+/// Ways to get a disk, by the words of the setting.
 const DISKS: &[(&str, Strategy)] = &[("attached", Strategy::Attached), ("direct", Strategy::Direct)];
-/// In GiB: what is in use of a dozen usual base images (1 to 2 GiB each), and room for the one that is being read. It
-/// is little beside the disk of a builder.
+/// In GiB: the used blocks of a dozen usual base images (1 to 2 GiB each), and room for the one that is being read. A
+/// builder's disk is much larger.
 const CACHE_GIB: u64 = 20;
-/// More than the largest volume of EBS is a slip of the finger.
+/// In GiB: the size of EBS's largest volume. A larger number is a typing error.
 const CACHE_MOST: u64 = 64 << 10;
 
 /// Where a bake gets its disk.
@@ -31,7 +31,7 @@ pub enum Strategy {
     /// A volume, attached to this machine.
     #[default]
     Attached,
-    /// The base's blocks, read and sent back by themselves: nothing is attached.
+    /// The base's blocks, read and sent through the cloud's block API: nothing is attached.
     Direct,
 }
 
@@ -44,7 +44,7 @@ impl Strategy {
     }
 }
 
-/// What fetch steps are told of the network. None of it stays in the image.
+/// Network settings for fetch steps. None of them stays in the image.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NetworkSettings {
     /// `http://proxy.example:3128`.
@@ -57,22 +57,22 @@ pub struct NetworkSettings {
     pub mirror: Option<String>,
 }
 
-/// What holds for every image of a project.
+/// Settings for every image of a project.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// The oven.toml that was read.
     pub file: Option<PathBuf>,
-    /// Where images are baked; a known one.
+    /// The cloud where images are baked: one of `CLOUDS`.
     pub cloud: String,
     pub region: Option<String>,
-    /// The directory that the local region is, relative to the working directory.
+    /// The directory of the local region, relative to the working directory.
     pub region_dir: Option<PathBuf>,
-    /// The builder, and the availability zone that it is in, where the metadata service cannot be asked.
+    /// The builder's id and its availability zone, for when the metadata service cannot be asked.
     pub instance_id: Option<String>,
     pub zone: Option<String>,
-    /// As it was asked for: see [`Settings::disks`].
+    /// As set; [`Settings::disks`] applies the default.
     pub disks: Option<Strategy>,
-    /// What the cache of base images' blocks may hold.
+    /// Upper bound for the cache of base images' blocks.
     pub cache_gib: u64,
     pub network: NetworkSettings,
 }
@@ -100,8 +100,8 @@ impl Settings {
         self.disks.unwrap_or_default()
     }
 
-    /// The settings for a definition, or for what is done in a directory: its oven.toml or the nearest above; defaults
-    /// without one.
+    /// The settings for a definition, or for a command in a directory: its oven.toml or the nearest one above, or else
+    /// the defaults.
     pub fn for_definition(dir: &Path) -> Result<Self> {
         match find(dir)? {
             Some(file) => Self::load(&file),
@@ -109,7 +109,7 @@ impl Settings {
         }
     }
 
-    /// Reads one oven.toml. A failure tells every mistake, each with file, line and key.
+    /// Reads one oven.toml. An error lists every mistake, each with file, line and key.
     pub fn load(file: &Path) -> Result<Self> {
         let text = toml_reader::read_text(file)?;
         toml_reader::read(file, &text, &keys::OVEN_TOML, |top| Self::read(file, top))
@@ -143,23 +143,23 @@ impl Settings {
         }
     }
 
-    /// These settings, where the command line and the environment say nothing else.
+    /// These settings, overridden by the command line and the environment.
     pub fn merge(mut self, overrides: &Overrides) -> Result<Self> {
         let usage = |flag: &str, what: String| Kind::Usage.error(format!("`{flag}` {what}"));
-        let said = |value: &Option<String>| value.clone().filter(|text| !text.is_empty());
-        if let Some(cloud) = said(&overrides.cloud) {
+        let non_empty = |value: &Option<String>| value.clone().filter(|text| !text.is_empty());
+        if let Some(cloud) = non_empty(&overrides.cloud) {
             self.cloud = known_cloud(&cloud).map_err(|what| usage("--cloud", what))?;
         }
-        if let Some(region) = said(&overrides.region) {
+        if let Some(region) = non_empty(&overrides.region) {
             self.region = Some(region_name(&region).map_err(|what| usage("--region", what))?);
         }
-        if let Some(id) = said(&overrides.instance_id) {
+        if let Some(id) = non_empty(&overrides.instance_id) {
             self.instance_id = Some(instance(&id).map_err(|what| usage("--instance-id", what))?);
         }
-        if let Some(zone) = said(&overrides.zone) {
+        if let Some(zone) = non_empty(&overrides.zone) {
             self.zone = Some(zone_name(&zone).map_err(|what| usage("--zone", what))?);
         }
-        if let Some(disks) = said(&overrides.disks) {
+        if let Some(disks) = non_empty(&overrides.disks) {
             self.disks = Some(strategy(&disks).map_err(|what| usage("--disks", what))?);
         }
         if let Some(dir) = overrides.region_dir.clone().filter(|dir| !dir.as_os_str().is_empty()) {
@@ -186,7 +186,7 @@ fn find(dir: &Path) -> Result<Option<PathBuf>> {
     if !trusted.contains(&Some(owned)) {
         return Err(Kind::Definition
             .failure(format!("{}: belongs to user {owned}, who is neither you nor root", file.display()))
-            .hint("Settings of a stranger are not used: remove the file, or take it over with chown.")
+            .hint("oven does not use other users' settings: remove the file, or take it over with chown.")
             .into());
     }
     Ok(Some(file))
@@ -379,9 +379,9 @@ mod tests {
             (
                 "cloud = \"azure\"",
                 if cfg!(feature = "aws") {
-                    "1: `cloud` is \"azure\", which this oven does not know: known are `aws` and `local`"
+                    "1: `cloud` is \"azure\", which this oven does not know: expected one of `aws` and `local`"
                 } else {
-                    "1: `cloud` is \"azure\", which this oven does not know: known are `local`"
+                    "1: `cloud` is \"azure\", which this oven does not know: only `local` is known"
                 },
             ),
             ("instance_id = \"web\"", "1: `instance_id` is \"web\": an instance's id is `i-` and 17 digits"),
@@ -395,7 +395,7 @@ mod tests {
                 "disks = \"direkt\"",
                 "1: `disks` is \"direkt\", which is no way to get a disk: did you mean `direct`?",
             ),
-            ("disks = \"nbd\"", "which is no way to get a disk: known are `attached` and `direct`"),
+            ("disks = \"nbd\"", "which is no way to get a disk: expected one of `attached` and `direct`"),
             ("disks = true", "1: `disks` is a boolean: it should be how disks are got"),
             ("cache_gib = 0", "1: `cache_gib` is 0: it should be 1 to 65536 GiB"),
             ("cache_gib = \"3\"", "1: `cache_gib` is a string"),

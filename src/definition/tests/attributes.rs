@@ -10,7 +10,7 @@ fn each_mistake_names_line_and_key() {
             "[disk]\ntype = \"gp4\"",
             "3: `type` of [disk] is \"gp4\", which is no type of volume: did you mean `gp",
         ),
-        ("[disk]\ntype = \"st1\"", "3: `type` of [disk] is \"st1\", which no instance boots from"),
+        ("[disk]\ntype = \"st1\"", "3: `type` of [disk] is \"st1\", from which no instance boots"),
         ("[disk]\ntype = 3", "3: `type` of [disk] is an integer: it should be a type of volume"),
         ("[disk]\niops = 0", "3: `iops` of [disk] is 0: it should be 1 to"),
         (
@@ -24,21 +24,21 @@ fn each_mistake_names_line_and_key() {
         ("[disk]\ntype = \"io2\"", "2: `iops` of [disk] is missing: the type io2 needs it"),
         (
             "[disk]\ntype = \"gp2\"\niops = 3000",
-            "4: `iops` of [disk] does not go with the type gp2: only with `gp3`, `io1` and `io2`",
+            "4: `iops` of [disk] is not supported by the type gp2, only by `gp3`, `io1` and `io2`",
         ),
         (
             "[disk]\ntype = \"io2\"\niops = 3000\nthroughput = 125",
-            "5: `throughput` of [disk] does not go with the type io2: only with `gp3`",
+            "5: `throughput` of [disk] is not supported by the type io2, only by `gp3`",
         ),
         (
             "[disk]\ntype = \"gp3\"\nthroughput = 2001",
             "4: `throughput` of [disk] is 2001: the type gp3 takes 125 to 2000 MiB/s",
         ),
         ("[disk]\nencrypted = \"yes\"\nkms_key = \"a\"", "3: `encrypted` of [disk] is a string"),
-        ("[disk]\nkms_key = \"alias/a\"", "3: `kms_key` of [disk] needs `encrypted = true` beside it"),
+        ("[disk]\nkms_key = \"alias/a\"", "3: `kms_key` of [disk] only works with `encrypted = true`"),
         (
             "[disk]\nencrypted = false\nkms_key = \"alias/a\"",
-            "4: `kms_key` of [disk] needs `encrypted = true` beside it",
+            "4: `kms_key` of [disk] only works with `encrypted = true`",
         ),
         (
             "[disk]\nencrypted = true\nkms_key = \"images\"",

@@ -42,7 +42,7 @@ fn what_it_stands_on_has_these_spellings() {
 }
 
 #[test]
-fn mistakes_of_from_tell_what_it_can_be() {
+fn mistakes_of_from_show_what_it_can_be() {
     let top = tree();
     let cases: &[(&str, &str)] = &[
         ("", "1: `from` is missing: write \"ami-…\" (an image), \"../base\""),
@@ -62,9 +62,12 @@ fn mistakes_of_from_tell_what_it_can_be() {
             "1: `owner` of `from` is an integer: it should be an account's 12 digits in quotes",
         ),
         ("from = { name = \"a\", owner = \"me\" }", "1: `owner` of `from` is \"me\""),
-        ("from = { name = \"a\", ssm = \"/b\" }", "1: `ssm` of `from` does not go with `name`"),
-        ("from = { ssm = \"/b\", owner = \"self\" }", "1: `owner` of `from` does not go with `ssm`"),
-        ("from = { id = \"ami-01234567\", owner = \"self\" }", "1: `owner` of `from` does not go with `id`"),
+        ("from = { name = \"a\", ssm = \"/b\" }", "1: `ssm` of `from` cannot be combined with `name`"),
+        ("from = { ssm = \"/b\", owner = \"self\" }", "1: `owner` of `from` cannot be combined with `ssm`"),
+        (
+            "from = { id = \"ami-01234567\", owner = \"self\" }",
+            "1: `owner` of `from` cannot be combined with `id`",
+        ),
         ("from = { id = \"ami-1\" }", "1: `id` of `from` is \"ami-1\": an image's id is `ami-`"),
         ("[from]\nid = \"web\"", "2: `id` of `from` is \"web\": an image's id is `ami-`"),
         (
@@ -83,10 +86,7 @@ fn mistakes_of_from_tell_what_it_can_be() {
             "from = { tag = { a = 1 } }",
             "1: `a` of `tag` of `from` is an integer: it should be a text in quotes",
         ),
-        (
-            "from = { tag = { a = \"b*\" } }",
-            "1: `a` of `tag` of `from` is \"b*\": the whole value is written out",
-        ),
+        ("from = { tag = { a = \"b*\" } }", "1: `a` of `tag` of `from` is \"b*\": write the whole value"),
         ("from = { tag = { \"\" = \"b\" } }", "1: `` of `tag` of `from` is empty: a tag has a key"),
         ("from = { tag = { a = \"b\" }, owner = \"me\" }", "1: `owner` of `from` is \"me\""),
         ("from = { ssm = \"a b\" }", "1: `ssm` of `from` is \"a b\""),

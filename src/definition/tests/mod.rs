@@ -147,14 +147,14 @@ fn the_name_is_that_of_the_real_directory() {
     assert!(error.ends_with("set `name`"), "{error}");
 }
 
-/// The content of image.toml, and the message, without `DIR/web/image.toml:` and with `from` given.
+/// Text of image.toml (below `from`), and the error after `DIR/web/image.toml:`.
 #[test]
 fn each_mistake_names_line_and_key_and_what_to_do() {
     let top = tree();
     let long = "x".repeat(107);
     let cases: &[(&str, &str)] = &[
         ("packges = []", "2: unknown key `packges`: did you mean `packages`?"),
-        ("zzz = 1", "2: unknown key `zzz`: known are `ansible`, `clean`, `conffiles`,"),
+        ("zzz = 1", "2: unknown key `zzz`: expected one of `ansible`, `clean`, `conffiles`,"),
         ("[disk]\nsize = 8", "3: unknown key `size` of [disk]: did you mean `size_gib`?"),
         (
             "[[run]]\nscript = \"setup.sh\"\nupgrade = true",
@@ -176,7 +176,7 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
         ),
         ("packages = [\"-y\"]", "2: `packages` has \"-y\": a package's name does not begin with `-`"),
         ("packages = [\"a-\"]", "2: `packages` has \"a-\": a package's name does not end with `-`"),
-        ("packages = [\"a=\"]", "2: `packages` has \"a=\": a version goes behind `=`"),
+        ("packages = [\"a=\"]", "2: `packages` has \"a=\": a version goes after `=`"),
         ("packages = [\"=1\"]", "2: `packages` has \"=1\": a name goes before `=`"),
         ("packages = [\"a=1 2\"]", "2: `packages` has \"a=1 2\": a version cannot have the character ' '"),
         ("packages = [\"a=1/2\"]", "2: `packages` has \"a=1/2\": a version cannot have the character '/'"),
@@ -184,11 +184,11 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
         ("packages = [\"a==1\"]", "2: `packages` has \"a==1\": a version is pinned as"),
         ("packages = [\"a>=1\"]", "2: `packages` has \"a>=1\": a version is pinned as"),
         ("packages = [\"a/bookworm\"]", "2: `packages` has \"a/bookworm\": a name has no `/`"),
-        ("packages = [\"a:\"]", "2: `packages` has \"a:\": after `:` goes an architecture"),
+        ("packages = [\"a:\"]", "2: `packages` has \"a:\": an architecture goes after `:`"),
         ("packages = [\"a\", \"a=1\"]", "2: `packages` asks for a twice (first on line 2)"),
         (
             "packages = [\"site.deb\"]",
-            "2: `packages` has \"site.deb\": a package file beside image.toml is spelt \"./site.deb\"",
+            "2: `packages` has \"site.deb\": a package file next to image.toml is spelt \"./site.deb\"",
         ),
         (
             "packages = [\"./gone.deb\"]",
@@ -208,7 +208,7 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
         ("name = \"\"", "2: `name` is empty"),
         ("name = \"a:b\"", "2: `name` has the character ':'"),
         ("name = \" a\"", "2: `name` begins or ends with a space"),
-        (&format!("name = \"{long}\""), "2: `name` has 107 characters: 106 are left"),
+        (&format!("name = \"{long}\""), "2: `name` has 107 characters: 106 are allowed"),
         ("description = \"a\\nb\"", "2: `description` has a control character"),
         (
             "upgrade = \"yes\"",
@@ -265,7 +265,7 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
         ),
         (
             "[[file]]\nsource = \".env\"\ntarget = \"/a\"",
-            "3: `source` of [[file]] is \".env\": the checksum passes over",
+            "3: `source` of [[file]] is \".env\": the checksum ignores",
         ),
         ("[[file]]\nsource = \"\"\ntarget = \"/a\"", "3: `source` of [[file]] is empty"),
         (
@@ -308,7 +308,7 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
         ),
         (
             "[[file]]\nsource = \"setup.sh\"\ntarget = \"/a\"\n[[file]]\nsource = \"setup.sh\"\ntarget = \"/a\"",
-            "7: `target` of [[file]] is that of line 4, too",
+            "7: `target` of [[file]] is the same as on line 4",
         ),
         (
             "[[run]]\nscript = \"../setup.sh\"",
@@ -420,8 +420,8 @@ fn a_directory_that_is_no_definition_is_refused() {
             hint_of(&error).unwrap_or_default(),
         )
     };
-    assert_eq!(error("gone").0, "DIR/gone: there is no such directory");
-    assert_eq!(error("empty").0, "DIR/empty/image.toml: there is no such file");
+    assert_eq!(error("gone").0, "DIR/gone: directory not found");
+    assert_eq!(error("empty").0, "DIR/empty/image.toml: file not found");
     let (message, hint) = error("web/image.toml");
     assert_eq!(message, "DIR/web/image.toml is a file: a definition is a directory");
     assert!(hint.ends_with("/web"), "{hint}");

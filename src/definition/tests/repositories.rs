@@ -88,7 +88,7 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
     let cases = [
         ("upgrade = 1".into(), "2: `upgrade` is an integer: it should be `true`"),
         ("repositry = []".into(), "2: unknown key `repositry`: did you mean `repository`?"),
-        ("packages = [\"@\"]".into(), "2: `packages` has \"@\": behind `@` goes a group's name"),
+        ("packages = [\"@\"]".into(), "2: `packages` has \"@\": a group's name goes after `@`"),
         (
             "packages = [\"@a;b\"]".into(),
             "2: `packages` has \"@a;b\": a group's name cannot have the character ';'",
@@ -130,7 +130,7 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
             "3: `packages` asks for https://x.example/a.deb twice (first on line 2)",
         ),
         ("hold = \"jq\"".into(), "2: `hold` is a string: it should be an array of packages"),
-        ("hold = [\"jq=1\"]".into(), "2: `hold` has \"jq=1\": it names packages"),
+        ("hold = [\"jq=1\"]".into(), "2: `hold` has \"jq=1\": it takes names only"),
         ("hold = [\"-y\"]".into(), "2: `hold` has \"-y\": a package's name does not begin with `-`"),
         ("hold = [\"jq\",\n\"jq\"]".into(), "3: `hold` has jq twice (first on line 2)"),
         ("debconf = [\"tzdata\"]".into(), "2: `debconf` has \"tzdata \": it should be an array of answers"),
@@ -148,7 +148,7 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
         ),
         (
             "debconf = [\"# b/c string x\"]".into(),
-            "2: `debconf` has \"# b/c\": it begins with a package's name",
+            "2: `debconf` has \"# b/c\": it should begin with a package's name",
         ),
         (
             "[repository]\nname = \"a\"".into(),
@@ -179,11 +179,11 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
         (key("huge.asc"), "5: `key` of [[repository]] is \"keys/huge.asc\", which is larger than 1 MiB"),
         (
             with("signed = false\nsuite = \"a b\""),
-            "6: `suite` of [[repository]] is \"a b\", which is no suite's name",
+            "6: `suite` of [[repository]] is \"a b\": it should be a suite's name",
         ),
         (
             with("signed = false\nsuite = \"../x\""),
-            "6: `suite` of [[repository]] is \"../x\", which is no suite's name",
+            "6: `suite` of [[repository]] is \"../x\": it should be a suite's name",
         ),
         (
             with("signed = false\ncomponents = [\"a b\"]"),
@@ -195,7 +195,7 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
         ),
         (
             with(&format!("signed = false\n{start}signed = false")),
-            "7: `name` of [[repository]] is that of line 3, too",
+            "7: `name` of [[repository]] is the same as on line 3",
         ),
         (
             "[[repository]]\nname = \"a/b\"\nurl = \"https://x\"\nsigned = false".into(),

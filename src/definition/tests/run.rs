@@ -4,7 +4,7 @@ use super::*;
 
 const BASE: &str = "from = \"ami-0123456789abcdef0\"\n";
 
-/// A tree with a playbook, tests and templates beside image.toml.
+/// A tree with a playbook, tests and templates next to image.toml.
 fn top() -> tempfile::TempDir {
     let top = tree();
     let write = |path: &str, text: &str| std::fs::write(top.path().join("web").join(path), text).unwrap();
@@ -82,11 +82,11 @@ fn each_mistake_has_its_place() {
     for (toml, expected) in [
         (
             "[[run]]\nscript = \"setup.sh\"\ncommand = [\"x\"]",
-            "4: `command` of [[run]] is one too many beside `script`",
+            "4: `command` of [[run]] cannot be combined with `script`",
         ),
         (
             "[[run]]\ntimeout = 5",
-            "2: `script` of [[run]] is missing: a file beside image.toml, such as \"setup.sh\" (or a `command`",
+            "2: `script` of [[run]] is missing: a file next to image.toml, such as \"setup.sh\" (or a `command`",
         ),
         ("[[run]]\nbats = \"web.bats\"", "3: unknown key `bats` of [[run]]"),
         (
@@ -124,7 +124,7 @@ fn each_mistake_has_its_place() {
         ),
         (
             "[[run]]\nscript = \"setup.sh\"\nsecrets = [\"AWS_SECRET_ACCESS_KEY\"]",
-            "4: `secrets` of [[run]] has AWS_SECRET_ACCESS_KEY, which is a name that the programs",
+            "4: `secrets` of [[run]] has AWS_SECRET_ACCESS_KEY, which is a reserved name",
         ),
         ("[[run]]\nscript = \"setup.sh\"\nsecrets = [\"A\", \"A\"]", "4: `secrets` of [[run]] has A twice"),
         (
@@ -150,7 +150,7 @@ fn each_mistake_has_its_place() {
         ),
         (
             "[[ansible]]\nplaybook = \"site.yml\"\nvars = { x = inf }",
-            "4: `x` of [ansible.vars] is no number that JSON has",
+            "4: `x` of [ansible.vars] is a number that JSON does not have",
         ),
         (
             "[[ansible]]\nplaybook = \"site.yml\"\nvars = { \"a-b\" = 1 }",
@@ -161,7 +161,10 @@ fn each_mistake_has_its_place() {
             "3: `bats` of [[test]] is \"../outside/script\", which is outside",
         ),
         ("[vars]\nport = 80", "3: `port` of [vars] is an integer: it should be a text in quotes"),
-        ("[vars]\nPATH = \"x\"", "3: `PATH` of [vars] is a name that the programs of a step heed"),
+        (
+            "[vars]\nPATH = \"x\"",
+            "3: `PATH` of [vars] is a reserved name, which programs of a step interpret",
+        ),
         ("[vars]\n\"a b\" = \"x\"", "3: `a b` of [vars] is \"a b\": a variable's name has"),
         ("vars = 1", "2: `vars` is an integer: it should be a table: [vars]"),
         (
@@ -176,9 +179,12 @@ fn each_mistake_has_its_place() {
         let error = load(top.path(), &format!("{BASE}{toml}\n")).unwrap_err();
         assert!(error.contains(&format!("DIR/web/image.toml:{expected}")), "{toml}\n{error}");
     }
-    // A value that was put where a name belongs is not told.
+    // A value in the place of a name is not shown.
     let toml = format!("{BASE}[[run]]\nscript = \"setup.sh\"\nsecrets = [\"hunter2!\"]\n");
     let error = load(top.path(), &toml).unwrap_err();
-    assert!(error.contains("image.toml:4: `secrets` of [[run]] has what is no name"), "{error}");
+    assert!(
+        error.contains("image.toml:4: `secrets` of [[run]] has an element that is not a variable's name"),
+        "{error}"
+    );
     assert!(!error.contains("hunter2"), "{error}");
 }

@@ -158,7 +158,7 @@ fn a_plugin_that_a_definition_names_counts() {
     };
     world.write("image/image.toml", &format!("distro = \"tiny\"\n{toml}"));
     let (first, err) = bake(&world);
-    assert!(!err.contains("a change of it makes a new image"), "{err}");
+    assert!(!err.contains("to bake a new image when it changes"), "{err}");
     assert_eq!(bake(&world).0, first);
     plugin(&world, "tiny.sh", &format!("{text}# another\n"));
     let (out, _) = world.expect(0, &["--plugin", path, "plan", "image"]);
@@ -280,7 +280,7 @@ fn authors_need_no_root() {
         let (code, text) = author(&["plugin", "check", file]);
         assert!(code == Some(0) && text.contains("conforms; golden plans: 2"), "{text}");
         let (code, text) = author(&["plugin", "new", name, "--lang", lang]);
-        assert!(code == Some(2) && text.contains("is there already"), "{text}");
+        assert!(code == Some(2) && text.contains("exists already"), "{text}");
     }
     fs::write(world.path("own/os"), "ID=one\n").unwrap();
     let (code, text) = author(&["plan", "--os-release", "os", "--plugin", "one.py", "--request"]);

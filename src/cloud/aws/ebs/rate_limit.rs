@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep_until};
 
 /// Calls of one kind for one snapshot in any period of one second. EBS accepts 1000, which cannot be raised (EBS
 /// quotas). It counts calls as they arrive: those sent in that second, and those under way when it began, of which
-/// there are no more than [`super::call::READS`]. Within this budget calls are sent without pauses: spaced evenly, 700
+/// there are no more than [`MAX_READS`](super::call::MAX_READS). Within this budget calls are sent without pauses: spaced evenly, 700
 /// blocks took 0.8 s where EBS takes them at once.
 pub const MAX_PER_SECOND: usize = 900;
 const SECOND: Duration = Duration::from_secs(1);

@@ -5,7 +5,7 @@
 pub enum ErrorClass {
     /// It did nothing because there were too many calls: retry later.
     Throttled,
-    /// It did nothing, and a retry succeeds only after some seconds: retry after [`Pace::rate`](super::Pace::rate).
+    /// It did nothing, and a retry succeeds only after some seconds: retry after [`Pace::rate`](super::timeouts::Timeouts::rate).
     Paced,
     /// It did nothing: the credentials were too old, or could not be fetched. Load new ones.
     Expired,

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 const DETACH_EVERY: u32 = 4;
 /// Deletion of a volume that is still being created is tried every so many polls.
 const DELETE_EVERY: u32 = 4;
-/// A volume is gone if it was not visible for this many times [`Timeouts::first_poll`](super::Timeouts) and its token was used up.
+/// A volume is gone if it was not visible for this many times [`Timeouts::first_poll`](crate::cloud::aws::ec2::Timeouts) and its token was used up.
 const GONE_POLLS: u32 = 8;
 
 impl Ec2 {
