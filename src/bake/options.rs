@@ -1,23 +1,24 @@
-//! What a bake is asked for.
+//! The options of a bake.
 
-/// How a bake treats what exists already, and what it does with a failure.
+/// How a bake handles existing images and failures.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BakeOptions {
-    /// Bakes even if the image exists; the new one gets a name of its own.
+    /// Bakes even if the image exists. The name of the new image also contains the run's id, so that the names differ.
     pub force: bool,
-    /// Deregisters a failed or incomplete image of ours that holds the name.
+    /// If a failed or incomplete image that oven created has the name, deregisters it.
     pub replace_failed: bool,
-    /// Whose rule decides what a hit is; `None`: oven's own.
+    /// The tool whose rule decides whether an existing image is accepted. `None` means oven's rule.
     pub compat: Option<Compat>,
-    /// Keeps the disk if a step fails, for `oven shell RUN`.
+    /// Preserves the disk if a step fails. `oven shell RUN` opens it.
     pub keep_on_failure: bool,
-    /// Reads the finished snapshot back and compares it with what was sent. Only where it is sent from here.
+    /// Reads the finished snapshot back and compares it with the blocks that oven sent. Needs direct disks, because
+    /// with attached disks oven sends no blocks.
     pub verify: bool,
 }
 
-/// A tool whose images count as hits.
+/// A tool whose existing images are accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compat {
-    /// AMI Bakery, which compares its checksum alone.
+    /// GumGum's AMI Bakery. It compares only the tag `ami_config_checksum`.
     Gumgum,
 }

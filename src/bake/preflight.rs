@@ -1,4 +1,4 @@
-//! What would make a bake fail at its end, found before it begins.
+//! Checks before a bake for problems that would otherwise make it fail at its end.
 
 use super::Bake;
 use super::target::{self, Target};
@@ -8,12 +8,12 @@ use crate::error::Kind;
 use crate::site::Site;
 use anyhow::{Context, Result};
 
-/// Refuses, before any work, what cannot end well: the name is held by a failed or incomplete image (that one is removed
-/// if the user wishes so), the role may not do it, or the base's disk cannot be had.
+/// Fails if a failed or incomplete image has the wanted name, if the role lacks a permission, or if the disk of the
+/// base image is not accessible. If the user gave --replace-failed, the image with the name is deregistered instead.
 pub async fn check(bake: &Bake<'_>, target: &Target) -> Result<()> {
     let (site, base) = (bake.site, &target.base);
     let spec = target::disk_spec(bake.image, base, bake.run);
-    // Each waits for the cloud.
+    // These calls run concurrently, because each waits for the cloud.
     let (free, permitted, disk) = tokio::join!(
         ensure_name_is_free(bake, target),
         site.cloud.ensure_permitted(base),
@@ -27,7 +27,7 @@ pub async fn check(bake: &Bake<'_>, target: &Target) -> Result<()> {
 async fn ensure_name_is_free(bake: &Bake<'_>, target: &Target) -> Result<()> {
     let (site, options) = (bake.site, bake.options);
     if options.force {
-        // Its name is the run's alone.
+        // The name contains the run's id, so no other image has it.
         return Ok(());
     }
     let name = target::name(bake.image, &target.inputs, None);
@@ -46,9 +46,9 @@ async fn ensure_name_is_free(bake: &Bake<'_>, target: &Target) -> Result<()> {
     }
 }
 
-/// The failed or incomplete image that holds a name.
+/// Returns the failed or incomplete image that has this name.
 pub async fn name_holder(site: &Site, name: &str) -> Result<Option<Image>> {
-    // Of all images: an incomplete one may lack the family's tag.
+    // Searches all images, because an incomplete one may lack the tag with the definition's name.
     let holder = site.cloud.images(None).await?.into_iter().find(|holder| holder.name == name);
     Ok(holder.filter(is_replaceable))
 }

@@ -1,4 +1,4 @@
-//! `[[run]]`, `[[ansible]]` and `[[test]]`: what is run in the image.
+//! Reads `[[run]]`, `[[ansible]]` and `[[test]]`: the programs to run in the image.
 
 use super::paths::Sources;
 use super::vars::{Vars, free_name, plain, variable_name};
@@ -7,58 +7,58 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use toml::de::DeValue;
 
-/// Seconds that a script may take if it does not say.
+/// The default time limit of a script, in seconds.
 pub(super) const DEFAULT_TIMEOUT: u64 = 3600;
-/// A week: a larger number is a slip of units.
+/// A week. A larger number is probably a mistake in the unit.
 pub(super) const MAX_TIMEOUT: u64 = 7 * 24 * 3600;
-/// Upper bound for `retries`.
+/// The maximum of `retries`.
 pub(super) const MAX_RETRIES: u64 = 20;
 
-/// Under which header it stands.
+/// The kind of the table that declares a script.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ScriptKind {
     Run,
     Ansible,
-    /// What it writes is thrown away.
+    /// Its changes to the image are discarded.
     Test,
 }
 
-/// What is started. Paths are relative to the definition's directory: inside it, or (then they begin with `..`) inside
-/// one of its inputs.
+/// The program to start. Paths are relative to the definition's directory. A path into one of its inputs begins with
+/// `..`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Program {
     Script(PathBuf),
-    /// A program of the image and its arguments.
+    /// A program in the image, and its arguments.
     Command(Vec<String>),
-    /// A file of bats' tests.
+    /// A file with bats tests.
     Bats(PathBuf),
     Playbook(Playbook),
 }
 
-/// A playbook, and how Ansible runs it.
+/// A playbook, and its options for Ansible.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Playbook {
     pub path: PathBuf,
-    /// By name; JSON values.
+    /// JSON values, by their names.
     pub vars: BTreeMap<String, serde_json::Value>,
     pub tags: Vec<String>,
 }
 
-/// `[[run]]`, `[[ansible]]` or `[[test]]`.
+/// A table `[[run]]`, `[[ansible]]` or `[[test]]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Script {
     pub kind: ScriptKind,
-    /// Of its header, in image.toml.
+    /// The line of the table's header in image.toml.
     pub line: usize,
     pub program: Program,
     pub args: Vec<String>,
     pub env: BTreeMap<String, String>,
-    /// Names of what it gets from the environment of oven.
+    /// The names of the secrets that it gets from oven's environment.
     pub secrets: Vec<String>,
     pub network: bool,
-    /// How often it is tried again after it failed.
+    /// The maximum number of retries after a failure.
     pub retries: u32,
-    /// Seconds; default 3600.
+    /// The time limit in seconds. The default is 3600.
     pub timeout: u64,
 }
 
@@ -73,7 +73,7 @@ impl ScriptKind {
 }
 
 impl Script {
-    /// What its user calls it.
+    /// The name that the user gave it: a path or a program.
     pub fn name(&self) -> String {
         match &self.program {
             Program::Script(path) | Program::Bats(path) => path.display().to_string(),
@@ -87,7 +87,7 @@ impl Script {
     }
 }
 
-/// All of a kind, in the order of the file.
+/// Reads all scripts of one kind, in the order of the file.
 pub fn read(top: &Table, kind: ScriptKind, sources: &Sources, vars: &Vars) -> Vec<Script> {
     top.tables(kind.key()).iter().filter_map(|table| one(table, kind, sources, vars)).collect()
 }
@@ -141,7 +141,7 @@ fn program(table: &Table, kind: ScriptKind, sources: &Sources) -> Option<Program
             let argv = strings(table, key);
             match argv.first() {
                 Some(program) if !program.is_empty() => Some(Program::Command(argv)),
-                // What is no array was told already.
+                // If the value is not an array, this was reported already.
                 _ if table.value(key)?.value.as_array().is_none() => None,
                 _ => {
                     let expected = table.key(key).expected();
@@ -182,7 +182,7 @@ fn secrets(table: &Table, vars: &Vars, env: &BTreeMap<String, String>) -> Vec<St
     let mut secrets: Vec<String> = Vec::new();
     for at in table.strings("secrets") {
         let name = at.value.to_owned();
-        // What is no name may be a secret that somebody put here: it is not shown.
+        // A text that is not a name is not shown. Somebody may have written the secret itself here.
         let checked = match free_name(&name) {
             Err(_) if variable_name(&name).is_err() => {
                 Err("has what is no name of a variable: names alone stand here, never values".into())
@@ -219,7 +219,8 @@ fn ansible_vars(table: &Table) -> Option<BTreeMap<String, serde_json::Value>> {
     good.then_some(vars)
 }
 
-/// A value of TOML as one of JSON: a date becomes a text. `None` for `inf`, `nan` and what is larger than 64 bits.
+/// Converts a TOML value to JSON. A date becomes a string. Returns `None` for `inf`, `nan` and integers that need more
+/// than 64 bits.
 fn json(value: &DeValue<'_>) -> Option<serde_json::Value> {
     use serde_json::Value;
     Some(match value {
