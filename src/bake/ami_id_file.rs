@@ -1,4 +1,4 @@
-//! `.ami_id.json` in a definition's directory: GumGum's CI users read the image's id there.
+//! Writes `.ami_id.json` into a definition's directory. GumGum's CI users read the image's id from this file.
 
 use crate::ids::ImageId;
 use crate::report::Report;
@@ -8,11 +8,11 @@ use std::io::{ErrorKind, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-/// Hidden, so that it is not part of the checksum.
+/// The name begins with a dot, so the checksum ignores the file.
 const NAME: &str = ".ami_id.json";
 
-/// Writes the id of the definition's image. Without an id it removes the file, so that after a failed bake nobody
-/// takes an older image for the new one. A failure is only a warning, as the image itself is fine.
+/// Writes the id of the definition's image. If there is no id, it removes the file. Otherwise somebody could mistake an
+/// older image for the result of a failed bake. An error is only a warning, because it does not affect the image.
 pub fn update(dir: &Path, id: Option<&ImageId>, report: &Report) {
     let result = match id {
         Some(id) => write(dir, id),
@@ -23,12 +23,12 @@ pub fn update(dir: &Path, id: Option<&ImageId>, report: &Report) {
     }
 }
 
-/// Writes a temporary file and renames it, so that a reader never sees a part of it.
+/// Writes a temporary file and renames it, so that no reader sees an incomplete file.
 fn write(dir: &Path, id: &ImageId) -> Result<()> {
     let path = dir.join(NAME);
-    // Exactly as GumGum's tool formats it: somebody may read it without a JSON parser.
+    // The same bytes as GumGum's tool writes, because somebody may read the file without a JSON parser.
     let content = format!("{{\"ami_id\": {}}}\n", json!(id));
-    // Reads only a regular file of the same size: a FIFO of that name would block forever.
+    // Reads only a regular file of the same size. Reading a FIFO with this name would block forever.
     let is_candidate = path.symlink_metadata().is_ok_and(|m| m.is_file() && m.len() == content.len() as u64);
     if is_candidate && std::fs::read_to_string(&path).is_ok_and(|old| old == content) {
         return Ok(());

@@ -1,4 +1,4 @@
-//! Several bakes: parents before children, independent ones concurrently.
+//! Bakes several definitions. A parent is baked before its children; independent definitions are baked concurrently.
 
 use super::options::BakeOptions;
 use super::{Bake, Outcome};
@@ -22,22 +22,22 @@ use tokio::sync::{Semaphore, watch};
 pub struct BatchItem {
     pub name: String,
     pub dir: PathBuf,
-    /// Whether the user named it; other definitions are only parents of these.
+    /// Whether the user named the definition. The others are in the batch because a named one needs them as parents.
     pub asked: bool,
     pub run: RunId,
     pub status: Status,
     pub left: Vec<Leftover>,
     pub kept: Vec<String>,
-    /// The log file, if there was any work.
+    /// The log file, if the bake wrote one.
     pub log: Option<PathBuf>,
 }
 
 #[derive(Debug)]
 pub enum Status {
     Baked(Image),
-    /// The image existed already, or another builder was faster.
+    /// The image existed already, or another builder registered it first.
     Found(Image),
-    /// Not baked, as its parent has no image.
+    /// The definition was not baked, because its parent has no image.
     Skipped(Error),
     Failed(Error),
 }
@@ -64,18 +64,19 @@ impl BatchItem {
     }
 }
 
-/// What children wait for: `None` until the parent's bake has ended, then its image's id, if it has an image.
+/// Children wait for this value. It is `None` until the parent's bake has ended. Then it has the id of the parent's
+/// image, or `Some(None)` if the parent has no image.
 type Parent = watch::Receiver<Option<Option<ImageId>>>;
 
-/// Definitions to bake, and how.
+/// Definitions to bake, and the options for baking them.
 pub struct Batch {
     pub site: Site,
-    /// For the settings of each definition's own oven.toml.
+    /// Flags and environment variables. They override the settings in the oven.toml of each definition.
     pub overrides: Overrides,
     pub order: BakeOrder,
-    /// `force` concerns the definitions that the user named, not their parents.
+    /// `force` applies only to the definitions that the user named, not to their parents.
     pub options: BakeOptions,
-    /// How many bake at the same time.
+    /// The maximum number of concurrent bakes.
     pub jobs: usize,
 }
 
@@ -122,7 +123,7 @@ pub async fn bake_all(batch: Batch, stop: watch::Receiver<bool>) -> Vec<BatchIte
     all
 }
 
-/// The base image of a definition, once its parent has an image.
+/// Returns the base image of a definition. If it has a parent, waits for the parent's image.
 async fn parent_image(image: &Definition, parent: Option<(String, Parent)>) -> Result<BaseRef> {
     let (name, mut parent) = match (&image.from, parent) {
         (From::Image(from), _) => return Ok(from.clone()),
@@ -139,7 +140,7 @@ fn interrupted(error: Error) -> Error {
     Kind::Interrupted.error(format!("interrupted: {error}"))
 }
 
-/// Bakes one definition of a batch when it is its turn, with a log of its own.
+/// Bakes one definition of a batch when a slot is free. Each bake has a separate log.
 async fn bake_item(
     batch: &Batch,
     item: &mut BatchItem,
@@ -184,11 +185,11 @@ async fn bake_item(
     };
 }
 
-/// The message after an interruption without leftovers.
+/// The message if a bake was interrupted and everything was removed.
 pub const INTERRUPTED_CLEANLY: &str = "interrupted; nothing was left behind";
 
-/// Reports the end of a bake. For several bakes the summary has more detail. A failure was reported before the
-/// clean-up.
+/// Reports the end of a bake. If there are several bakes, the summary has the details. Failures are not reported here,
+/// because they were reported before the clean-up.
 fn report_result(item: &BatchItem, report: &Report, several: bool) {
     match &item.status {
         Status::Baked(image) => {

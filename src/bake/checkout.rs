@@ -1,4 +1,4 @@
-//! Step 2: a writable disk with the base's content.
+//! Step 2: creates a writable disk with the content of the base image.
 
 use super::Bake;
 use super::target::{self, Target};
@@ -7,7 +7,7 @@ use crate::undo::Undo;
 use anyhow::Result;
 use std::rc::Rc;
 
-/// Creates the disk; its resources are owed to `undo`.
+/// Creates the disk, and registers the clean-up of its resources in `undo`.
 pub async fn disk(bake: &Bake<'_>, target: &Target, undo: &Rc<Undo>) -> Result<Box<dyn Disk>> {
     let base = &target.base;
     let step = bake.site.report.step("checkout", format!("checking out the disk of {}", base.id));

@@ -1,4 +1,4 @@
-//! Step 5: the disk becomes a snapshot.
+//! Step 5: takes a snapshot of the disk.
 
 use super::Bake;
 use crate::disk::Disk;
@@ -7,7 +7,7 @@ use crate::undo::Undo;
 use anyhow::{Context, Result};
 use std::rc::Rc;
 
-/// Takes the snapshot. It consumes the disk, so that nothing can still have it mounted.
+/// Takes the snapshot. It consumes the disk, and this compiles only if no [`Root`](crate::mount::Root) borrows it.
 pub async fn snapshot(bake: &Bake<'_>, disk: Box<dyn Disk>, undo: &Rc<Undo>) -> Result<SnapshotId> {
     let step = bake.site.report.step("snapshot", "taking the snapshot");
     let on_progress = |bytes| step.progress(bytes, None);

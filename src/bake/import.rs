@@ -1,5 +1,5 @@
-//! Imports a raw disk: its blocks are uploaded, and the snapshot is registered as a base image. A local region copies
-//! the disk instead, which is faster and has the same result.
+//! Imports a raw disk: uploads its blocks to a snapshot, and registers the snapshot as a base image. A local region
+//! copies the disk instead, because that is faster and has the same result.
 
 use super::register;
 use crate::cloud::block_api::NewSnapshot;
@@ -25,26 +25,26 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
-/// An import that the user requested.
+/// The arguments of an import.
 #[derive(Debug, Clone)]
 pub struct ImportRequest {
     pub raw: PathBuf,
     pub name: String,
     pub architecture: Architecture,
-    /// `None`: the cloud's default. A local region has no boot modes.
+    /// `None` means the cloud's default. A local region has no boot modes.
     pub boot_mode: Option<String>,
-    /// Whether to read the snapshot back and compare it.
+    /// Whether to read the snapshot back and compare it with the raw disk.
     pub verify: bool,
 }
 
-/// The image of the disk, and whether it is new.
+/// The image of the disk, and whether this import created it.
 #[derive(Debug)]
 pub struct ImportOutcome {
     pub image: Image,
     pub new: bool,
 }
 
-/// Imports a raw disk. If the same disk was imported under the same name before, answers with that image.
+/// Imports a raw disk. If the same disk was imported under the same name before, returns that image.
 pub async fn import(
     site: &Site,
     wanted: &ImportRequest,
@@ -81,7 +81,7 @@ fn check_boot_mode(wanted: &ImportRequest) -> Result<()> {
     }
 }
 
-/// Adds what to do about a name that another image has.
+/// Adds a hint to the error: what the user can do if another image has the name.
 fn with_name_hint(site: &Site, error: anyhow::Error, holder: &ImageId) -> anyhow::Error {
     let remove = match &site.region {
         Some(_) => site.spelt(&format!("oven images remove {holder}")),
@@ -119,7 +119,7 @@ async fn import_locally(
     Ok(ImportOutcome { image, new })
 }
 
-/// The clean-up of a new image, in case its verification fails.
+/// The clean-up of a new image, which is executed if its verification fails.
 fn image_debt(site: &Site, image: &Image) -> Debt {
     let (site, id, snapshot) = (site.clone(), image.id.clone(), image.snapshot.clone());
     Debt {
@@ -201,17 +201,17 @@ async fn import_to_cloud(
         documents: Default::default(),
     };
     let image = register::snapshot_as(site, &sent.snapshot, &image, undo).await?;
-    // Another process may have registered the image first.
+    // Another process may have registered the image before this one.
     Ok(ImportOutcome { new: image.was_created_by(run), image })
 }
 
-/// Attributes that every type of instance in EC2 needs, and that cost nothing more.
+/// The attributes of an imported image: those that all EC2 instance types need. None of them costs extra.
 fn attributes(wanted: &ImportRequest) -> Attributes {
     let root_volume = VolumeKind { volume_type: Some(DEFAULT_TYPE.to_owned()), ..VolumeKind::default() };
     Attributes { boot_mode: wanted.boot_mode.clone(), ena: Some(true), root_volume, ..Attributes::default() }
 }
 
-/// The image that has the name, if it is an import of this very disk. Errors: [`Kind::Cloud`].
+/// Returns the image with this name if it was imported from the same disk. Errors: [`Kind::Cloud`].
 async fn existing_import(site: &Site, wanted: &ImportRequest, holder: &Image, digest: &str) -> Result<Image> {
     let id = &holder.id;
     let is_same_disk = holder.tags.get(tag::SOURCE).is_some_and(|source| source == digest);
@@ -219,7 +219,7 @@ async fn existing_import(site: &Site, wanted: &ImportRequest, holder: &Image, di
         return Err(Kind::Cloud.error(format!("the name {} is taken by {id}", wanted.name)));
     }
     if holder.state == ImageState::Pending {
-        // This call waits for the image. Whether something can be baked on it does not matter here.
+        // This call waits for the image. Its error is ignored, because the image need not be usable as a base here.
         _ = site.cloud.base(&BaseRef::Id(id.clone())).await;
     }
     let (image, _) = site.cloud.image(id).await?;
@@ -230,9 +230,9 @@ async fn existing_import(site: &Site, wanted: &ImportRequest, holder: &Image, di
     Ok(image)
 }
 
-/// Fails before the upload if an image that oven did not create has the name. Errors: [`Kind::Cloud`].
+/// Fails if an image that oven did not create has the name. Called before the upload. Errors: [`Kind::Cloud`].
 async fn ensure_free(site: &Site, name: &str) -> Result<()> {
-    // Names are patterns here, but image names cannot contain a pattern's special characters.
+    // This field takes a pattern. An image name is a safe pattern, because it cannot contain wildcards.
     let named = BaseRef::Name { name: name.to_owned(), owner: Some("self".to_owned()) };
     match site.cloud.base(&BaseRef::Deprecated(named.into())).await {
         Ok(base) => {
@@ -240,7 +240,7 @@ async fn ensure_free(site: &Site, name: &str) -> Result<()> {
             Err(with_name_hint(site, error, &base.id))
         }
         Err(error) if Kind::of(&error) == Kind::NotFound => Ok(()),
-        // There is an image, whatever is wrong with it.
+        // The image exists, but cannot be used as a base.
         Err(error) if Kind::of(&error) == Kind::Definition => {
             let text = format!("the name {name} is taken: {error:#}");
             Err(Kind::Cloud.failure(text).hint("Choose another --name.").into())

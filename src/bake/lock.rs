@@ -1,4 +1,4 @@
-//! Locks a fingerprint on this host: a second bake of it waits, and then finds the image of the first one.
+//! Locks a fingerprint on this host. A second bake of the same fingerprint waits, and then finds the first one's image.
 
 use super::Bake;
 use super::target::Target;
@@ -10,17 +10,17 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Often enough that the wait is not noticed, and seldom enough to cost nothing.
+/// The interval is so short that users do not notice it, and so long that polling needs almost no CPU time.
 const POLL: Duration = Duration::from_millis(100);
 
-/// The lock on a fingerprint while it is baked. The kernel releases it when the process ends, however it ends.
+/// The lock on a fingerprint during its bake. The kernel releases it when the process ends, even if it is killed.
 #[derive(Debug)]
 pub struct BakeLock {
     path: PathBuf,
     _lock: Flock<File>,
 }
 
-/// Waits until no other bake of this fingerprint runs on this host. The lock is advisory (flock(2)).
+/// Waits until no other bake of this fingerprint is running on this host. The lock is advisory (flock(2)).
 pub async fn acquire(bake: &Bake<'_>, target: &Target) -> Result<BakeLock> {
     let path = bake.site.state.join("locks").join(target.inputs.fingerprint());
     let mut reported = false;
@@ -41,10 +41,10 @@ fn try_acquire(path: &Path) -> Result<Option<BakeLock>> {
     let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(lock) => lock,
         Err((_, Errno::EWOULDBLOCK | Errno::EINTR)) => return Ok(None),
-        // Any other error ends the wait: on a file system without locks it would never end.
+        // Any other error is returned. On a file system without locks, for example, waiting would never end.
         Err((_, errno)) => return Err(errno.into()),
     };
-    // The holder removes the file when it is done, and a lock on a removed file excludes nobody.
+    // If the inodes differ, the previous holder has removed the file. A lock on a removed file excludes nobody.
     let is_current = std::fs::metadata(path).is_ok_and(|m| m.ino() == lock.metadata().map_or(0, |l| l.ino()));
     Ok(is_current.then(|| BakeLock { path: path.to_owned(), _lock: lock }))
 }

@@ -1,6 +1,5 @@
-//! The story of one image, in six steps. The compiler guards their order: each takes a value that only the one before
-//! it returns, and a mounted [`Root`](crate::mount::Root) borrows its disk, so that committing it before the release
-//! does not compile.
+//! Bakes one image in six steps. The compiler enforces that the disk is unmounted before it is committed: a mounted
+//! [`Root`](crate::mount::Root) borrows the disk, and committing consumes it.
 
 pub mod ami_id_file;
 pub mod batch;
@@ -26,12 +25,12 @@ use crate::undo::{self, Ended};
 use options::BakeOptions;
 use std::future::Future;
 
-/// One bake: which definition, on which base, where and how.
+/// The inputs of one bake: its definition, base image, site and options.
 #[derive(Clone, Copy)]
 pub struct Bake<'a> {
     pub site: &'a Site,
     pub image: &'a Definition,
-    /// The base image. For a definition that is based on another one, the image of that one.
+    /// The base image. If the definition is based on another definition, this is the other one's image.
     pub from: &'a BaseRef,
     pub options: &'a BakeOptions,
     pub run: &'a RunId,
@@ -41,12 +40,12 @@ pub struct Bake<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     Baked(Image),
-    /// The image of this fingerprint existed, or another builder was first.
+    /// An image with this fingerprint existed already, or another builder registered it first.
     AlreadyBaked(Image),
 }
 
 /// Bakes a definition, unless its image exists already. When the bake ends or is stopped, its local resources are
-/// released first, and then its temporary resources in the cloud are removed. [`Ended::left`] lists the leftovers.
+/// released first, and then its cloud resources are removed. [`Ended::left`] lists those that could not be removed.
 pub async fn bake(bake: &Bake<'_>, stop: impl Future<Output = ()>) -> Ended<Outcome> {
     undo::scope(bake.site.undo_policy(bake.options.keep_on_failure), stop, async |undo| {
         let target = target::resolve(bake).await?; //                                          1. resolve
@@ -65,7 +64,7 @@ pub async fn bake(bake: &Bake<'_>, stop: impl Future<Output = ()>) -> Ended<Outc
         let facts = provision::packages_and_scripts(&runner, &mut baseline).await?;
         seal::image(&runner, baseline).await?; //                                                 clean and lint
         drop(runner);
-        mount::release(bake, root).await?; //                                                     proven released
+        mount::release(bake, root).await?; //                                                     verified as free
         target.ensure_unchanged(bake)?;
         let snapshot = commit::snapshot(bake, disk, &undo).await?; //                          5. commit
         register::image(bake, target, facts, (&snapshot, &undo)).await //                      6. register
@@ -74,7 +73,7 @@ pub async fn bake(bake: &Bake<'_>, stop: impl Future<Output = ()>) -> Ended<Outc
 }
 
 impl Outcome {
-    /// The image's tags say whether this run created it.
+    /// The image has the id of the run that created it. This shows whether this run baked it.
     fn of(image: Image, run: &RunId) -> Self {
         if image.was_created_by(run) { Self::Baked(image) } else { Self::AlreadyBaked(image) }
     }

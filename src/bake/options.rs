@@ -1,23 +1,24 @@
-//! Options of a bake.
+//! The options of a bake.
 
-/// How a bake treats what exists already, and what it does with a failure.
+/// How a bake handles existing images and failures.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BakeOptions {
-    /// Bakes even if the image exists; the new image gets a unique name.
+    /// Bakes even if the image exists. The name of the new image also contains the run's id, so that the names differ.
     pub force: bool,
-    /// Deregisters a failed or incomplete image of oven's that has the name.
+    /// If a failed or incomplete image that oven created has the name, deregisters it.
     pub replace_failed: bool,
-    /// The tool whose rule decides whether the image exists; `None`: oven's own rule.
+    /// The tool whose rule decides whether an existing image is accepted. `None` means oven's rule.
     pub compat: Option<Compat>,
-    /// Keeps the disk if a step fails, for `oven shell RUN`.
+    /// Preserves the disk if a step fails. `oven shell RUN` opens it.
     pub keep_on_failure: bool,
-    /// Reads the finished snapshot back and compares it with the sent blocks. Only for disks whose blocks oven sends.
+    /// Reads the finished snapshot back and compares it with the blocks that oven sent. Needs direct disks, because
+    /// with attached disks oven sends no blocks.
     pub verify: bool,
 }
 
-/// A tool whose images count as hits.
+/// A tool whose existing images are accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compat {
-    /// AMI Bakery, which only compares its checksum.
+    /// GumGum's AMI Bakery. It compares only the tag `ami_config_checksum`.
     Gumgum,
 }

@@ -1,4 +1,4 @@
-//! Checks before a bake for faults that would otherwise make it fail at its end.
+//! Checks before a bake for problems that would otherwise make it fail at its end.
 
 use super::Bake;
 use super::target::{self, Target};
@@ -8,12 +8,12 @@ use crate::error::Kind;
 use crate::site::Site;
 use anyhow::{Context, Result};
 
-/// Rejects a bake that cannot succeed before anything is created: a failed or incomplete image has the name (with
-/// `--replace-failed` it is deregistered instead), the role lacks permissions, or the base's disk is unavailable.
+/// Fails if a failed or incomplete image has the wanted name, if the role lacks a permission, or if the disk of the
+/// base image is not accessible. If the user gave --replace-failed, the image with the name is deregistered instead.
 pub async fn check(bake: &Bake<'_>, target: &Target) -> Result<()> {
     let (site, base) = (bake.site, &target.base);
     let spec = target::disk_spec(bake.image, base, bake.run);
-    // Each of these waits for the cloud, so they run concurrently.
+    // These calls run concurrently, because each waits for the cloud.
     let (free, permitted, disk) = tokio::join!(
         ensure_name_is_free(bake, target),
         site.cloud.ensure_permitted(base),
@@ -27,7 +27,7 @@ pub async fn check(bake: &Bake<'_>, target: &Target) -> Result<()> {
 async fn ensure_name_is_free(bake: &Bake<'_>, target: &Target) -> Result<()> {
     let (site, options) = (bake.site, bake.options);
     if options.force {
-        // No other run uses its name.
+        // The name contains the run's id, so no other image has it.
         return Ok(());
     }
     let name = target::name(bake.image, &target.inputs, None);
@@ -46,9 +46,9 @@ async fn ensure_name_is_free(bake: &Bake<'_>, target: &Target) -> Result<()> {
     }
 }
 
-/// The failed or incomplete image that has a name.
+/// Returns the failed or incomplete image that has this name.
 pub async fn name_holder(site: &Site, name: &str) -> Result<Option<Image>> {
-    // This searches all images: an incomplete one may lack the family's tag.
+    // Searches all images, because an incomplete one may lack the tag with the definition's name.
     let holder = site.cloud.images(None).await?.into_iter().find(|holder| holder.name == name);
     Ok(holder.filter(is_replaceable))
 }

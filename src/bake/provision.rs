@@ -1,4 +1,4 @@
-//! Step 4: packages, files and scripts.
+//! Step 4: installs packages, places files and runs scripts.
 
 use super::Bake;
 use super::target::{self, Target};
@@ -15,14 +15,14 @@ use std::collections::BTreeMap;
 
 /// The work to do in the image.
 pub struct Provisioning {
-    /// The definition, with its packages by URL downloaded.
+    /// The definition. Its packages that have a URL are downloaded.
     image: Definition,
     plan: Plan,
     secrets: Secrets,
     cache: PackageCache,
 }
 
-/// Asks the distro's plugin for a plan. Fails if the image's programs cannot run here.
+/// Requests a plan from the distribution's plugin. Fails if the image's programs cannot run on this machine.
 pub fn plan(
     bake: &Bake<'_>,
     target: &Target,
@@ -41,7 +41,7 @@ pub fn plan(
     Ok(Provisioning { image, plan, secrets, cache })
 }
 
-/// Makes the runner of commands in the image.
+/// Creates the runner for commands in the image.
 pub fn runner<'a>(
     bake: &'a Bake<'_>,
     job: &'a Provisioning,
@@ -66,8 +66,9 @@ pub fn runner<'a>(
     CommandRunner::new(&place, &work).map_err(|error| work.explain(error))
 }
 
-/// Runs the plan, places the definition's files and runs its scripts and tests. `baseline` notes the state after the
-/// packages: what scripts change later is intended. Answers with the plan's facts, `packages` among them.
+/// Runs the plan, places the definition's files and runs its scripts and tests. `baseline` records the state after the
+/// packages are installed, because later changes by scripts are intended. Returns the plan's facts, including
+/// `packages`.
 pub async fn packages_and_scripts(
     runner: &CommandRunner<'_>,
     baseline: &mut Baseline,

@@ -1,4 +1,4 @@
-//! Step 6: the snapshot becomes an image.
+//! Step 6: registers the snapshot as an image.
 
 use super::target::{self, Target};
 use super::{Bake, Outcome};
@@ -9,7 +9,7 @@ use crate::undo::Undo;
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 
-/// Registers the image of a bake. Another builder may have been faster: then the answer is its image.
+/// Registers the image of a bake. If another builder registered it first, returns that builder's image.
 pub async fn image(
     bake: &Bake<'_>,
     target: Target,
@@ -20,7 +20,7 @@ pub async fn image(
     Ok(Outcome::of(snapshot_as(bake.site, snapshot, &spec, undo).await?, bake.run))
 }
 
-/// Registers a snapshot, with its progress line.
+/// Registers a snapshot, and shows a progress line.
 pub async fn snapshot_as(site: &Site, snapshot: &SnapshotId, spec: &ImageSpec, undo: &Undo) -> Result<Image> {
     let step = site.report.step("register", format!("registering {}", spec.name));
     let registered = site.cloud.register(snapshot, spec, undo).await;

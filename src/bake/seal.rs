@@ -1,4 +1,4 @@
-//! The end of step 4: the provisioned root becomes an image.
+//! The end of step 4: cleans and checks the provisioned root file system.
 
 use crate::provision::command::CommandRunner;
 use crate::seal::{self, Baseline};
@@ -9,7 +9,7 @@ pub fn baseline(runner: &CommandRunner<'_>) -> Result<Baseline> {
     Baseline::take(runner).map_err(|error| runner.work.explain(error))
 }
 
-/// Cleans and checks the image.
+/// Cleans the image, then checks it.
 pub async fn image(runner: &CommandRunner<'_>, baseline: Baseline) -> Result<()> {
     seal::image(runner, baseline).await.map_err(|error| runner.work.explain(error))
 }

@@ -1,4 +1,4 @@
-//! The secrets that a definition's scripts name, collected from oven's environment.
+//! Collects the secrets that a definition's scripts name. Their values are in oven's environment.
 
 use super::Bake;
 use crate::definition::{Definition, FILE};
@@ -8,14 +8,14 @@ use anyhow::Result;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 
-/// Collects them, and masks them in everything that is reported from now on.
+/// Collects the secrets, and masks their values in all later reports.
 pub fn collect(bake: &Bake<'_>) -> Result<Secrets> {
     let secrets = from_environment(bake.image, |name| std::env::var_os(name))?;
     bake.site.report.hide(&secrets);
     Ok(secrets)
 }
 
-/// Reads the secrets of all scripts. An error lists every name with a missing or unusable value, and its file and line.
+/// The error lists every missing name, with the place in image.toml that names it.
 pub fn from_environment(
     image: &Definition,
     environment: impl Fn(&str) -> Option<OsString>,
@@ -52,7 +52,7 @@ mod tests {
     use crate::identity::fingerprint::Inputs;
     use crate::ids::{Architecture, ImageId, SnapshotId};
 
-    /// The fingerprint never sees the value of a secret.
+    /// The fingerprint does not depend on the values of secrets, because it is computed without them.
     #[test]
     fn a_secrets_value_does_not_count() {
         let top = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! The command line: types only.
+//! The types of the command line.
 
 use crate::bake::options::{self, BakeOptions};
 use crate::config::overrides::Overrides;
@@ -7,9 +7,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// oven bakes Amazon Machine Images without booting an instance. It takes a copy of a base image's disk, installs
-/// packages and runs scripts in a contained chroot on it, makes a snapshot, and registers that as an AMI. It bakes the
-/// same definition on the same base only once: if the image exists, oven prints its id.
+/// oven bakes Amazon Machine Images without booting an instance. It copies the disk of a base image, installs packages
+/// and runs scripts in a sandbox on the copy, takes a snapshot, and registers the snapshot as an AMI. It bakes the same
+/// definition on the same base only once. If the image exists, oven prints its id.
 #[derive(Debug, Parser)]
 #[command(name = "oven", version, max_term_width = 80, propagate_version = true, after_help = EXIT_CODES)]
 pub struct Cli {
@@ -25,15 +25,15 @@ const EXIT_CODES: &str = "Exit codes:
     3  a definition or a setting is wrong
     4  a base image, an image or a run was not found
     5  a step in the image failed
-    6  the cloud refused or failed
-    7  baked, but some leftovers could not be removed
-    8  this machine lacks something: `oven doctor` says what
+    6  the cloud refused a request or failed
+    7  the image is baked, but some leftovers could not be removed
+    8  this machine lacks something; `oven doctor` lists what
   130  interrupted";
 
-/// Flags that every verb takes, before it or after it.
+/// Flags of every verb. They may precede or follow it.
 #[derive(Debug, Clone, Args)]
 pub struct GlobalArgs {
-    /// Where to bake: `aws`, or `local` for a region in a directory [default: local]
+    /// The cloud to bake in: `aws`, or `local` for a local region, which is a directory [default: local]
     #[arg(
         long,
         global = true,
@@ -43,7 +43,7 @@ pub struct GlobalArgs {
         help_heading = "Global options"
     )]
     pub cloud: Option<String>,
-    /// The name of the region [default in AWS: the builder's own]
+    /// The name of the region [default in AWS: the builder's region]
     #[arg(
         long,
         global = true,
@@ -56,14 +56,14 @@ pub struct GlobalArgs {
     /// The directory of the local region [default: /var/lib/oven/region]
     #[arg(long, global = true, value_name = "DIR", env = "OVEN_REGION_DIR", hide_env_values = true, value_hint = ValueHint::DirPath, help_heading = "Global options")]
     pub region_dir: Option<PathBuf>,
-    /// The builder's instance id, where its metadata service cannot be asked
+    /// The builder's instance id, needed if its metadata service is not reachable
     #[arg(long, global = true, value_name = "ID", env = "OVEN_INSTANCE_ID", help_heading = "Global options")]
     pub instance_id: Option<String>,
-    /// The builder's availability zone, where its metadata service cannot be asked
+    /// The builder's availability zone, needed if its metadata service is not reachable
     #[arg(long, global = true, value_name = "ZONE", env = "OVEN_ZONE", help_heading = "Global options")]
     pub zone: Option<String>,
-    /// How a bake gets its disk: `attached` makes a volume and attaches it, `direct` reads and sends single blocks [default:
-    /// attached]
+    /// How a bake accesses its disk: `attached` creates a volume and attaches it, `direct` reads and sends single blocks
+    /// [default: attached]
     #[arg(
         long,
         global = true,
@@ -73,13 +73,13 @@ pub struct GlobalArgs {
         help_heading = "Global options"
     )]
     pub disks: Option<String>,
-    /// Use this distro plugin, too; may be given several times
+    /// Also use this distro plugin. May be repeated
     #[arg(long, global = true, value_name = "PATH", value_hint = ValueHint::FilePath, help_heading = "Global options")]
     pub plugin: Vec<PathBuf>,
-    /// Write a Chrome trace of the run to this file, for ui.perfetto.dev
+    /// Write a Chrome trace of the run to this file. Open it with ui.perfetto.dev
     #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Global options")]
     pub trace: Option<PathBuf>,
-    /// Print a stream of JSON events on standard output; the last one is the result
+    /// Print a stream of JSON events on standard output. The last event is the result
     #[arg(long, global = true, help_heading = "Global options")]
     pub json: bool,
     /// Show the output of each step
@@ -91,7 +91,7 @@ pub struct GlobalArgs {
 }
 
 impl GlobalArgs {
-    /// What these flags and their environment variables say instead of oven.toml.
+    /// The values of these flags and their environment variables, which override oven.toml.
     pub fn overrides(&self) -> Overrides {
         Overrides {
             cloud: self.cloud.clone(),
@@ -105,48 +105,49 @@ impl GlobalArgs {
     }
 }
 
-/// Examples and remarks for the end of a help text.
+/// The examples and remarks at the end of the help texts.
 mod examples {
     pub const BAKE: &str = "Examples:
   oven bake web                     print the AMI's id on standard output
   oven bake base web db -j 3        bake parents first, others concurrently
   oven bake --keep-on-failure web   then: oven shell RUN, oven sweep --kept";
     pub const PLAN: &str = "Examples:
-  oven plan web                                    already baked, or why not
-  oven plan --os-release debian.txt web            the steps in such an image
+  oven plan web                                    already baked? if not, why?
+  oven plan --os-release debian.txt web            the steps for that system
   oven plan --os-release void.txt --plugin void.py web";
-    pub const CHECK: &str = "Golden plans are pairs of files in NAME.golden beside NAME.py: CASE.request.json,\n\
-        which `oven plan --request` prints, and CASE.answer.json, which --bless writes.";
+    pub const CHECK: &str = "A golden plan is a pair of files in NAME.golden: CASE.request.json, which\n\
+        `oven plan --request` prints, and CASE.answer.json, which --bless writes.";
     pub const NEW: &str = "Examples:
   oven plugin new void              write void.py and void.golden/
   oven plugin new void --lang sh    write void.sh, which needs jq";
     pub const IMPORT: &str = "Examples:
   oven import debian-12.raw --name debian-12-base
 
-oven's sources have a script that makes such an image of Debian:
-scripts/make-base debian-12.raw. An image in another format is converted first:
+To make such a Debian image, run this script in oven's sources:
+scripts/make-base debian-12.raw. Convert an image in another format before:
 qemu-img convert -O raw debian-12.qcow2 debian-12.raw";
     pub const EXPORT: &str = "Examples:
   oven export ami-0123456789abcdef0 disk.raw
   qemu-img convert -O qcow2 disk.raw disk.qcow2
 
-Every block is verified. The file is sparse, and appears when it is complete.";
+oven verifies every block. The file is sparse. It appears only when complete.";
     pub const SHELL: &str = "Examples:
   oven shell ami-0123456789abcdef0
   oven shell --network 1f2e3d4c -- apt-get update
 
-The exit code is the shell's. Changes to an image are thrown away. Changes to
-the disk of a run stay until `oven sweep --kept` removes that disk.";
-    pub const SWEEP: &str = "Runs that are still at work are never touched. Disks that --keep-on-failure\n\
-        kept are removed only with --kept.";
+The exit code is that of the shell. Changes to an image are discarded. Changes
+to the disk of a run are preserved until `oven sweep --kept` removes the disk.";
+    pub const SWEEP: &str = "oven never removes anything of a run that it knows to be running. It removes\n\
+        disks that --keep-on-failure preserved only with --kept.";
     pub const POLICY: &str = "Examples:
   oven policy > oven.json
   aws iam put-role-policy --role-name builder --policy-name oven \\
       --policy-document file://oven.json
 
-By this policy oven has to tag whatever it creates, and may change or remove
-only what carries its tag. With --disks the policy covers only bakes of that
-kind, otherwise both kinds. The command needs no credentials and no network.";
+The policy permits oven to create only resources with oven's tag, and to change
+or remove only those. With --disks the policy covers only bakes with that kind
+of disks, otherwise both kinds. The command needs neither credentials nor a
+network.";
     pub const COMPLETIONS: &str = "Examples:
   oven completions bash > /etc/bash_completion.d/oven
   oven completions zsh > /usr/local/share/zsh/site-functions/_oven
@@ -155,10 +156,11 @@ kind, otherwise both kinds. The command needs no credentials and no network.";
 
 #[derive(Debug, Subcommand)]
 pub enum Verb {
-    /// Bake definitions, parents first; an image that exists is not baked again
+    /// Bake definitions, parents first. If the image of a definition exists, it is not baked again
     #[command(after_help = examples::BAKE)]
     Bake(BakeArgs),
-    /// Show whether a bake would find its image or make one, and why; or print the plan of a plugin
+    /// Show whether the image of a definition exists, or why a bake would make a new one. With --os-release, print the
+    /// plugin's plan instead
     #[command(after_help = examples::PLAN)]
     Plan(PlanArgs),
     /// List distro plugins, check one, or start a new one
@@ -172,16 +174,16 @@ pub enum Verb {
     /// Make a base image from a raw disk image
     #[command(after_help = examples::IMPORT)]
     Import(ImportArgs),
-    /// Write the disk of an image or a snapshot to a raw disk image
+    /// Write the disk of an image or a snapshot to a file, as a raw disk image
     #[command(after_help = examples::EXPORT)]
     Export(ExportArgs),
-    /// Open a contained shell in a copy of an image, or on the disk of a failed run
+    /// Open a sandboxed shell in a copy of an image, or on the disk of a failed run
     #[command(after_help = examples::SHELL)]
     Shell(ShellArgs),
-    /// Remove the leftovers of runs whose process has ended
+    /// Remove the leftovers of runs whose oven process no longer exists
     #[command(after_help = examples::SWEEP)]
     Sweep(SweepArgs),
-    /// Check what a bake needs, and list everything that this machine lacks
+    /// Check whether this machine can bake, and list everything that it lacks
     Doctor,
     /// Print the minimal IAM policy for the role of a builder in AWS
     #[command(after_help = examples::POLICY)]
@@ -189,7 +191,7 @@ pub enum Verb {
     /// Print completions for a shell
     #[command(after_help = examples::COMPLETIONS)]
     Completions {
-        /// The shell to print them for
+        /// The shell whose completions are printed
         shell: clap_complete::Shell,
     },
 }
@@ -203,7 +205,7 @@ pub struct BakeArgs {
     pub vars: VarArgs,
     #[command(flatten)]
     pub options: BakeFlags,
-    /// How many independent images to bake at a time
+    /// The maximum number of images to bake concurrently
     #[arg(short, long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub jobs: u16,
 }
@@ -211,34 +213,35 @@ pub struct BakeArgs {
 /// Values for the variables of definitions.
 #[derive(Debug, Clone, Default, Args)]
 pub struct VarArgs {
-    /// Set a variable of `[vars]` in each definition that declares it; may be given several times
+    /// Set a variable in each definition that declares it in `[vars]`. May be repeated
     #[arg(long = "var", value_name = "NAME=VALUE", value_parser = given, conflicts_with = "compat")]
     vars: Vec<(String, String)>,
 }
 
 impl VarArgs {
-    /// Of one that is given twice, the last.
+    /// The values by name. If a variable is given twice, the last value counts.
     pub fn given(&self) -> Given {
         self.vars.iter().cloned().collect()
     }
 }
 
-/// How a bake treats images that exist already, and failures.
+/// How a bake handles existing images and failures.
 #[derive(Debug, Clone, Default, Args)]
 pub struct BakeFlags {
-    /// Bake even if the image exists; the new image gets a name of its own
+    /// Bake even if the image exists. The name of the new image also contains the run's id
     #[arg(long)]
     pub force: bool,
-    /// Deregister a failed or incomplete image of oven's that has the name
+    /// If a failed or incomplete image that oven created has the same name, deregister it
     #[arg(long)]
     pub replace_failed: bool,
-    /// Accept an existing image with the same ami_config_checksum, whatever its base is
+    /// Compatibility with GumGum's AMI Bakery: accept an existing image that has the same ami_config_checksum tag, even
+    /// if its base differs
     #[arg(long, value_enum, value_name = "TOOL")]
     pub compat: Option<CompatTool>,
-    /// If a step fails, keep the disk for `oven shell RUN`
+    /// If a step fails, do not delete the disk. Inspect it with `oven shell RUN`
     #[arg(long)]
     pub keep_on_failure: bool,
-    /// Read the finished snapshot back and compare it with what was sent; needs --disks direct
+    /// Read the finished snapshot back and compare it with the blocks that oven sent. Needs --disks direct
     #[arg(long)]
     pub verify: bool,
 }
@@ -252,7 +255,7 @@ impl From<&BakeFlags> for BakeOptions {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum CompatTool {
-    // AMI Bakery, which only compares its checksum.
+    // GumGum's AMI Bakery. It compares only the tag ami_config_checksum.
     Gumgum,
 }
 
@@ -271,7 +274,8 @@ pub struct PlanArgs {
     pub definitions: Vec<PathBuf>,
     #[command(flatten)]
     pub vars: VarArgs,
-    /// Accept an existing image with the same ami_config_checksum, whatever its base is
+    /// Compatibility with GumGum's AMI Bakery: accept an existing image that has the same ami_config_checksum tag, even
+    /// if its base differs
     #[arg(long, value_enum, value_name = "TOOL")]
     pub compat: Option<CompatTool>,
     #[command(flatten)]
@@ -280,31 +284,32 @@ pub struct PlanArgs {
 
 #[derive(Debug, Default, Args)]
 pub struct PaperPlanArgs {
-    /// Print the plugin's plan for an image with this os-release file; needs neither root nor a cloud
+    /// Print the plugin's plan for an image with this os-release file. Needs neither root nor a cloud
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub os_release: Option<PathBuf>,
-    /// A path that exists in that image; may be given several times [default: all that the plugin looks for]
+    /// With --os-release: assume that this path exists in the image. May be repeated [default: all paths that the
+    /// plugin looks for]
     #[arg(long, value_name = "PATH", requires = "os_release")]
     pub has: Vec<String>,
-    /// A text file of that image and a file with its content, such as `/etc/x.conf=x.conf`
+    /// With --os-release: a text file in the image, and a local file with its content, such as `/etc/x.conf=x.conf`
     #[arg(long, value_name = "PATH=FILE", requires = "os_release", value_parser = text_file)]
     pub text: Vec<(String, PathBuf)>,
     /// The architecture: x86_64 or arm64 [default: this machine's]
     #[arg(long, value_name = "ARCH", requires = "os_release")]
     pub arch: Option<String>,
-    /// Print the request to the plugin instead of its answer
+    /// With --os-release: print the request to the plugin, not the plan
     #[arg(long, requires = "os_release")]
     pub request: bool,
 }
 
 #[derive(Debug, Subcommand)]
 pub enum PluginVerb {
-    /// List plugins, where each comes from, and which systems it claims
+    /// List plugins with their origins and the systems that they claim
     List,
-    /// Check that a plugin conforms to the contract; needs no root
+    /// Check that a plugin conforms to the contract. Does not need root
     #[command(after_help = examples::CHECK)]
     Check(PluginCheckArgs),
-    /// Write the skeleton of a plugin, which works, and its tests
+    /// Write a working skeleton of a plugin, and its tests
     #[command(after_help = examples::NEW)]
     New(PluginNewArgs),
 }
@@ -314,17 +319,17 @@ pub struct PluginCheckArgs {
     /// An executable, or the name of a plugin that `oven plugin list` lists
     #[arg(value_name = "PATH|NAME", value_hint = ValueHint::FilePath)]
     pub what: PathBuf,
-    /// The directory of its golden plans [default: NAME.golden beside the plugin]
+    /// The directory of the plugin's golden plans [default: NAME.golden in the directory of the plugin]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub golden: Option<PathBuf>,
-    /// Write the golden answers again; review what changed
+    /// Overwrite the golden answers with the plugin's current answers. Review the changes
     #[arg(long)]
     pub bless: bool,
 }
 
 #[derive(Debug, Args)]
 pub struct PluginNewArgs {
-    /// The name of the plugin, which is also the ID in its system's os-release
+    /// The name of the plugin. It is also the ID in the os-release file of its distribution
     pub name: String,
     /// The language of the plugin
     #[arg(long, value_enum, default_value_t = Lang::Python)]
@@ -339,12 +344,12 @@ pub enum Lang {
 
 #[derive(Debug, Args)]
 pub struct PolicyArgs {
-    /// The ARN of a KMS key that encrypts disks; may be given several times
+    /// The ARN of a KMS key that encrypts disks. May be repeated
     #[arg(long = "kms-key", value_name = "ARN", value_parser = key_arn)]
     pub kms_keys: Vec<String>,
 }
 
-/// A policy's resource is a key, never its alias.
+/// Accepts only the ARN of a key, because a resource in a policy cannot be an alias.
 fn key_arn(text: &str) -> Result<String, String> {
     let parts: Vec<&str> = text.splitn(6, ':').collect();
     match parts[..] {
@@ -367,7 +372,7 @@ fn key_arn(text: &str) -> Result<String, String> {
 
 #[derive(Debug, Args)]
 pub struct ChecksumArgs {
-    /// One definition, whose `inputs` are included; or several directories, taken as they are
+    /// One definition, including its `inputs`, or several directories without any `inputs`
     #[arg(required = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub directories: Vec<PathBuf>,
 }
@@ -376,7 +381,7 @@ pub struct ChecksumArgs {
 pub enum ImagesVerb {
     /// List images, oldest first
     List {
-        /// Only images of this family (the `name` in image.toml), or the image of this name
+        /// Only images of the definitions with this `name` in image.toml, or the image with this AMI name
         name: Option<String>,
     },
     /// Show an image, its tags and its packages
@@ -385,7 +390,7 @@ pub enum ImagesVerb {
         #[arg(value_name = "AMI")]
         id: String,
     },
-    /// Remove images and their snapshots, in a local region
+    /// Remove images and their snapshots. Only for local regions
     Remove {
         /// The images' ids
         #[arg(required = true, value_name = "AMI")]
@@ -404,7 +409,7 @@ pub struct ImportArgs {
     /// The architecture: x86_64 or arm64 [default: this machine's]
     #[arg(long, value_name = "ARCH")]
     pub arch: Option<String>,
-    /// How its instances boot in AWS [default: legacy-bios for x86_64, uefi for arm64]
+    /// The boot mode of its instances in AWS [default: legacy-bios for x86_64, uefi for arm64]
     #[arg(long, value_name = "MODE", value_parser = ["legacy-bios", "uefi", "uefi-preferred"])]
     pub boot_mode: Option<String>,
     /// Read the snapshot back and compare it with the raw disk image
@@ -427,29 +432,30 @@ pub struct ExportArgs {
 
 #[derive(Debug, Args)]
 pub struct ShellArgs {
-    /// The id of an image (ami-…), or of a run whose disk --keep-on-failure kept
+    /// The id of an image (ami-…), or of a run whose disk --keep-on-failure preserved
     #[arg(value_name = "IMAGE|RUN")]
     pub what: String,
     /// Give the shell access to the network
     #[arg(long)]
     pub network: bool,
-    /// A command to run instead of a shell
+    /// The command to run instead of a shell
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<String>,
 }
 
 #[derive(Debug, Args)]
 pub struct SweepArgs {
-    /// Only list what would be removed
+    /// Only list the leftovers, and remove nothing
     #[arg(long)]
     pub dry_run: bool,
-    /// Only this run, even if its process may not have ended
+    /// Only this run. It is removed even if oven cannot determine whether its process still runs, for example on
+    /// another host
     #[arg(long, value_name = "RUN")]
     pub run: Option<String>,
-    /// Also the leftovers of other hosts that are older than this, such as `6h` or `2days`
+    /// Also remove leftovers of other hosts if they are older than this, such as `6h` or `2days`
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub older_than: Option<Duration>,
-    /// Also remove disks that --keep-on-failure kept
+    /// Also remove disks that --keep-on-failure preserved
     #[arg(long)]
     pub kept: bool,
 }

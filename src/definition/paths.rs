@@ -1,5 +1,5 @@
-//! Files that a definition names. A file outside the directories that the checksum covers is rejected: it could change,
-//! and the image would still count as baked.
+//! Checks the files that a definition names. A file outside the directories that the checksum covers is refused.
+//! Otherwise it could change, and the existing image would still be accepted.
 
 use super::FILE;
 use crate::config::toml_reader::{Table, kind_of};
@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-/// The directories of a definition, resolved.
+/// The canonical paths of a definition's directories.
 pub struct Sources {
     dir: PathBuf,
     roots: Vec<PathBuf>,
@@ -19,18 +19,18 @@ pub struct Sources {
 /// A file that the checksum covers.
 #[derive(Debug)]
 pub struct Source {
-    /// The definition's directory, as the user spelt it, and the file's path, as image.toml spells it.
+    /// The definition's directory as the user wrote it, joined with the file's path as image.toml has it.
     pub path: PathBuf,
     pub executable: bool,
 }
 
-/// Whether a file is executable, as git sees it: the owner's bit.
+/// Whether a file is executable. Like git, this checks only the owner's permission bit.
 pub fn is_executable(metadata: &Metadata) -> bool {
     metadata.permissions().mode() & 0o100 != 0
 }
 
-/// `dir`, and `dir/` + each input as spelt. A trailing slash of `dir` is dropped, so that it cannot change how the
-/// files of different inputs sort.
+/// Returns `dir`, and `dir/` plus each input as image.toml has it. Trailing slashes of `dir` are removed, so that they
+/// cannot change the order of the files.
 pub fn directories(dir: &Path, inputs: &[String]) -> Vec<PathBuf> {
     let bytes = dir.as_os_str().as_bytes();
     let end = bytes.iter().rposition(|b| *b != b'/').map_or(bytes.len().min(1), |last| last + 1);
@@ -39,10 +39,10 @@ pub fn directories(dir: &Path, inputs: &[String]) -> Vec<PathBuf> {
     std::iter::once(dir).chain(inputs).collect()
 }
 
-/// The project: the directory that `inputs` and symbolic links of a definition must not leave. Oven may run as root,
-/// and a definition may come from somebody else, who must not reach every file. The project is the nearest directory,
-/// from the definition upwards, with a git repository or an oven.toml; without either it is the definition's parent.
-/// `real`: the definition's canonical path.
+/// Returns the project directory. `inputs` and symbolic links of a definition must not lead out of it, because somebody
+/// else may have written the definition, and the user who runs oven may be root. It is the nearest directory, from the
+/// definition upwards, that has a git repository or an oven.toml. If there is none, it is the definition's parent
+/// directory. `real` is the definition's canonical path.
 pub fn project(real: &Path) -> PathBuf {
     let git = |dir: &Path| dir.join(".git").is_dir();
     let mut above = real.ancestors().skip(1);
@@ -55,7 +55,7 @@ pub fn project(real: &Path) -> PathBuf {
 }
 
 impl Sources {
-    /// Reads `inputs`, and checks that each is a separate directory. `project`: the result of [`project`].
+    /// Reads `inputs`, and checks that each is a different directory. `project` is the return value of [`project`].
     pub fn read(dir: &Path, real: &Path, project: &Path, top: &Table) -> (Self, Vec<String>) {
         let (roots, project) = (vec![real.to_owned()], project.to_owned());
         let mut sources = Self { dir: dir.to_owned(), roots, project };
@@ -98,7 +98,7 @@ impl Sources {
         ))
     }
 
-    /// Checks that a file is a regular one that the checksum covers.
+    /// Checks that this is a regular file that the checksum covers.
     pub fn file(&self, spelt: &str) -> Result<Source, String> {
         relative(spelt)?;
         let path = self.dir.join(spelt);
@@ -129,12 +129,12 @@ impl Sources {
         Ok(Source { path, executable: is_executable(&metadata) })
     }
 
-    /// Checks that a file is a script or program that the kernel can start.
+    /// Checks that this is a script that the kernel can start.
     pub fn script(&self, spelt: &str) -> Result<PathBuf, String> {
         let source = self.file(spelt)?;
         let mut start = Vec::new();
         let file = std::fs::File::open(&source.path).map_err(|e| missing(spelt, &source.path, &e))?;
-        // The kernel reads 256 bytes to find out what a program is.
+        // Like the kernel, reads 256 bytes to determine the kind of a program.
         file.take(256).read_to_end(&mut start).map_err(|e| missing(spelt, &source.path, &e))?;
         let first = start.split(|b| *b == b'\n').next().unwrap_or_default();
         if start.starts_with(b"\x7fELF") {

@@ -1,4 +1,4 @@
-//! `[[run]]`, `[[ansible]]` and `[[test]]`: programs that run in the image.
+//! Reads `[[run]]`, `[[ansible]]` and `[[test]]`: the programs to run in the image.
 
 use super::paths::Sources;
 use super::vars::{Vars, free_name, plain, variable_name};
@@ -7,14 +7,14 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use toml::de::DeValue;
 
-/// Default for `timeout`, in seconds.
+/// The default time limit of a script, in seconds.
 pub(super) const DEFAULT_TIMEOUT: u64 = 3600;
-/// Upper bound for `timeout`, in seconds: a week. A larger number is probably meant in another unit.
+/// A week. A larger number is probably a mistake in the unit.
 pub(super) const MAX_TIMEOUT: u64 = 7 * 24 * 3600;
-/// Upper bound for `retries`.
+/// The maximum of `retries`.
 pub(super) const MAX_RETRIES: u64 = 20;
 
-/// The header of a script in image.toml.
+/// The kind of the table that declares a script.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ScriptKind {
     Run,
@@ -23,42 +23,42 @@ pub enum ScriptKind {
     Test,
 }
 
-/// The program to start. Paths are relative to the definition's directory: inside it, or (if they begin with `..`)
-/// inside one of its inputs.
+/// The program to start. Paths are relative to the definition's directory. A path into one of its inputs begins with
+/// `..`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Program {
     Script(PathBuf),
-    /// A program of the image and its arguments.
+    /// A program in the image, and its arguments.
     Command(Vec<String>),
-    /// A file of bats' tests.
+    /// A file with bats tests.
     Bats(PathBuf),
     Playbook(Playbook),
 }
 
-/// A playbook, and its arguments for Ansible.
+/// A playbook, and its options for Ansible.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Playbook {
     pub path: PathBuf,
-    /// By name; JSON values.
+    /// JSON values, by their names.
     pub vars: BTreeMap<String, serde_json::Value>,
     pub tags: Vec<String>,
 }
 
-/// `[[run]]`, `[[ansible]]` or `[[test]]`.
+/// A table `[[run]]`, `[[ansible]]` or `[[test]]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Script {
     pub kind: ScriptKind,
-    /// The line of its header in image.toml.
+    /// The line of the table's header in image.toml.
     pub line: usize,
     pub program: Program,
     pub args: Vec<String>,
     pub env: BTreeMap<String, String>,
-    /// Names of the variables that it gets from oven's environment.
+    /// The names of the secrets that it gets from oven's environment.
     pub secrets: Vec<String>,
     pub network: bool,
-    /// How often it is retried after a failure.
+    /// The maximum number of retries after a failure.
     pub retries: u32,
-    /// Seconds; default 3600.
+    /// The time limit in seconds. The default is 3600.
     pub timeout: u64,
 }
 
@@ -73,7 +73,7 @@ impl ScriptKind {
 }
 
 impl Script {
-    /// The name that its user knows.
+    /// The name that the user gave it: a path or a program.
     pub fn name(&self) -> String {
         match &self.program {
             Program::Script(path) | Program::Bats(path) => path.display().to_string(),
@@ -87,7 +87,7 @@ impl Script {
     }
 }
 
-/// All scripts of a kind, in the order of the file.
+/// Reads all scripts of one kind, in the order of the file.
 pub fn read(top: &Table, kind: ScriptKind, sources: &Sources, vars: &Vars) -> Vec<Script> {
     top.tables(kind.key()).iter().filter_map(|table| one(table, kind, sources, vars)).collect()
 }
@@ -146,7 +146,7 @@ fn program(table: &Table, kind: ScriptKind, sources: &Sources) -> Option<Program
             let argv = strings(table, key);
             match argv.first() {
                 Some(program) if !program.is_empty() => Some(Program::Command(argv)),
-                // A value that is not an array is noted already.
+                // If the value is not an array, this was reported already.
                 _ if table.value(key)?.value.as_array().is_none() => None,
                 _ => {
                     let expected = table.key(key).expected();
@@ -187,7 +187,7 @@ fn secrets(table: &Table, vars: &Vars, env: &BTreeMap<String, String>) -> Vec<St
     let mut secrets: Vec<String> = Vec::new();
     for at in table.strings("secrets") {
         let name = at.value.to_owned();
-        // Text that is not a name is not shown: somebody may have put a secret here.
+        // A text that is not a name is not shown. Somebody may have written the secret itself here.
         let checked = match free_name(&name) {
             Err(_) if variable_name(&name).is_err() => {
                 Err("has an element that is not a variable's name: list names here, never values".into())
@@ -226,7 +226,8 @@ fn ansible_vars(table: &Table) -> Option<BTreeMap<String, serde_json::Value>> {
     good.then_some(vars)
 }
 
-/// Converts a TOML value to JSON; a date becomes a text. `None` for `inf`, `nan` and integers of more than 64 bits.
+/// Converts a TOML value to JSON. A date becomes a string. Returns `None` for `inf`, `nan` and integers that need more
+/// than 64 bits.
 fn json(value: &DeValue<'_>) -> Option<serde_json::Value> {
     use serde_json::Value;
     Some(match value {

@@ -1,4 +1,4 @@
-//! Runs commands in an image: what they see, how often they are tried, and how their failures are explained.
+//! Runs commands in an image. Decides which files they see and how often they are retried, and explains their failures.
 
 use super::context::{MountedImage, ProvisionContext};
 use super::diagnose::{Diagnoser, Diagnosis};
@@ -18,52 +18,52 @@ use std::path::Path;
 use std::time::Duration;
 
 const PACKAGES: &str = "/run/oven/packages";
-/// The pause before the first retry; each later one is twice as long.
+/// The pause before the first retry. Each later pause is twice as long as the one before.
 const PAUSE: Duration = Duration::from_secs(2);
-/// Upper bound for the command before a retry: dropping a cache takes seconds.
+/// The time limit for the command before a retry. Such a command deletes a cache, which takes seconds.
 const BEFORE_RETRY_TIMEOUT: Duration = Duration::from_secs(5 * 60);
-/// Upper bound for a command's output that is read as an answer; no fact is longer.
+/// The maximum size of a command's output that oven reads as a value. No fact is larger.
 const ANSWER_MAX: usize = 16 << 20;
 
-/// A command, and what it may do.
+/// A command, and its permissions.
 pub struct ImageCommand<'a> {
     pub phase: String,
-    /// A gerund with its object.
+    /// The purpose, as a gerund with its object, such as `installing nginx`.
     pub why: String,
-    /// Its name for the user.
+    /// The name of the command in messages to the user.
     pub name: String,
     pub argv: Vec<String>,
     pub env: BTreeMap<String, String>,
     pub cwd: String,
     pub network: bool,
-    /// It downloads packages and runs none of their code: only such commands get the settings of `[network]`.
+    /// Whether it downloads packages without running their code. Only such commands get the settings of `[network]`.
     pub fetches: bool,
-    /// No package's code and no script of the definition runs in it, so that what it downloads may be cached.
+    /// Whether it runs neither code of packages nor scripts of the definition. Only then may its downloads be cached.
     pub trusted: bool,
     pub caches: CacheAccess,
     pub shims: Vec<Shim>,
     pub binds: Vec<BindMount>,
     pub throwaway: bool,
     pub retries: u32,
-    /// A command that runs before each retry, without network; nothing if empty.
+    /// A command that runs before each retry, without network. If it is empty, nothing runs.
     pub before_retry: Vec<String>,
     pub timeout: Duration,
     pub troubles: &'a [Trouble],
-    /// Lines that are a failure even if the command succeeds.
+    /// Output lines that count as a failure even if the command succeeds.
     pub failures: &'a [Trouble],
-    /// Lines that are reported, and are no failure.
+    /// Output lines that are reported to the user and do not count as a failure.
     pub notes: &'a [Trouble],
-    /// Exit codes other than 0 that are no failure.
+    /// Exit codes other than 0 that do not count as a failure.
     pub also_good: Vec<u8>,
-    /// The table of image.toml that asks for it.
+    /// The table in image.toml that requests the command.
     pub key: Option<DefinitionTable>,
 }
 
-/// A table of image.toml.
+/// A table in image.toml.
 pub struct DefinitionTable {
     /// `run`, `ansible` or `test`.
     pub table: &'static str,
-    /// The user's name for what it runs.
+    /// The script, program or playbook that it runs, as the user named it.
     pub name: String,
     pub line: usize,
 }
@@ -72,18 +72,18 @@ pub struct CommandRunner<'a> {
     pub place: MountedImage<'a>,
     pub work: ProvisionContext<'a>,
     packages: Vec<BindMount>,
-    /// Whether steps with the network are fenced; determined when the first one comes.
+    /// Whether steps with network access are fenced off from the metadata service. Determined at the first such step.
     fenced: OnceCell<bool>,
-    /// For steps that fetch.
+    /// The environment of commands that download packages.
     network_env: BTreeMap<String, String>,
     certificates: Option<Shim>,
     pub downloads: DownloadCaches<'a>,
 }
 
-/// The path at which steps see a package file of the definition: the `index`th of `packages`.
+/// The path in the image of a package file of the definition. `index` is its position in `packages`.
 pub fn package_path(index: usize, source: &Path) -> String {
     let name = source.file_name().unwrap_or_default().to_string_lossy();
-    // apt takes an argument with a `/` for a file; nothing else in the name may have a meaning for it.
+    // apt treats an argument with a `/` as a file. Other characters that are special for apt are replaced.
     let name: String = name
         .chars()
         .map(|c| if c.is_ascii_alphanumeric() || "._+~-".contains(c) { c } else { '_' })
@@ -92,7 +92,7 @@ pub fn package_path(index: usize, source: &Path) -> String {
 }
 
 impl<'a> ImageCommand<'a> {
-    /// The defaults for a command of the plan.
+    /// The defaults for a command in the plan.
     pub fn plan_defaults(runner: &CommandRunner<'a>) -> Self {
         Self {
             phase: String::new(),
@@ -124,7 +124,7 @@ impl<'a> ImageCommand<'a> {
         status.success() || matches!(status, ExitStatus::Exited(code) if also(code))
     }
 
-    /// The defaults for a script of the definition.
+    /// The defaults for a script in the definition.
     pub fn script_defaults(runner: &CommandRunner<'a>) -> Self {
         Self {
             shims: runner.script_shims(),
@@ -162,19 +162,19 @@ impl<'a> CommandRunner<'a> {
         Ok(Self { place: *place, work: *work, packages, fenced, network_env, certificates, downloads })
     }
 
-    /// Where the image is mounted.
+    /// The mount point of the image.
     pub fn root(&self) -> &Path {
         self.place.root
     }
 
-    /// The shims that the definition's scripts see. Scripts may want to change the image's real configuration in
-    /// `/etc`.
+    /// The shims that the definition's scripts see. Shims in `/etc` are omitted, because scripts may want to change the
+    /// image's real configuration.
     pub fn script_shims(&self) -> Vec<Shim> {
         let shims = self.work.plan.shims.iter();
         shims.filter(|shim| !Path::new(&shim.path).starts_with("/etc")).cloned().collect()
     }
 
-    /// Runs a command until it succeeds or its retries are used up, with a progress line for it.
+    /// Runs a command until it succeeds or has no retries left. Shows a progress line.
     pub async fn run(&self, call: &ImageCommand<'_>) -> Result<()> {
         let report = self.work.report;
         let step = report.step(&call.phase, call.why.clone());
@@ -202,7 +202,7 @@ impl<'a> CommandRunner<'a> {
                 || meaning.as_ref().is_some_and(|meaning| meaning.package.is_some());
             if attempt == call.retries || hopeless {
                 if call.trusted {
-                    self.downloads.settle(report).await; // complete downloads are good
+                    self.downloads.settle(report).await; // complete downloads can be used again
                 }
                 return Err(self.failure(call, exit.status, &listener, meaning).into());
             }
@@ -215,7 +215,8 @@ impl<'a> CommandRunner<'a> {
         Ok(())
     }
 
-    /// Runs what a step wants done before a retry. A failure of it is a warning: the step itself decides.
+    /// Runs the command that a step requests before a retry. Its failure is only a warning, because the retry of the
+    /// step decides the result.
     async fn before_retry(&self, call: &ImageCommand<'_>) -> Result<()> {
         let Some(program) = call.before_retry.first() else { return Ok(()) };
         let report = self.work.report;
@@ -238,7 +239,7 @@ impl<'a> CommandRunner<'a> {
         Ok(())
     }
 
-    /// Runs a command and returns its output.
+    /// Runs a command, and returns its output.
     pub async fn ask(&self, call: &ImageCommand<'_>) -> Result<String> {
         let mut listener = Diagnoser::new(call.troubles);
         let mut answer = String::new();
@@ -289,7 +290,7 @@ impl<'a> CommandRunner<'a> {
         Ok(exit)
     }
 
-    /// Reports the lines of a step that its user should know.
+    /// Reports the output lines of a step that the user should know.
     fn tell(&self, notes: &Diagnoser) {
         for Diagnosis { means, hint, .. } in notes.all() {
             let hint = hint.map(|hint| format!(" ({})", hint.trim_end_matches('.'))).unwrap_or_default();
@@ -307,7 +308,7 @@ impl<'a> CommandRunner<'a> {
             return;
         }
         let text = format!("{}: {} were still running and were killed", call.why, exit.left.join(", "));
-        // A test starts what it tests.
+        // This is normal for a test, because it starts the services that it tests.
         if call.throwaway { self.work.report.detail(text) } else { self.work.report.warn(text) }
     }
 

@@ -1,5 +1,5 @@
-//! Runs work in the background of the story, for slow calls to the cloud: debts that can be paid early because the
-//! story no longer needs their objects, and work whose result the story uses later.
+//! Runs slow calls to the cloud in the background of a story ([`super`] defines the terms). These are clean-up actions
+//! whose resources the story no longer needs, and work whose result the story uses later.
 
 use super::{DebtId, Payment, Undo};
 use anyhow::Result;
@@ -9,28 +9,28 @@ use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
 
-/// The background work of a story.
+/// The background work of one story.
 #[derive(Default)]
 pub struct BackgroundWork {
     under_way: RefCell<Vec<(DebtId, Payment)>>,
     work: RefCell<Vec<Weak<dyn PollWork>>>,
-    /// Whether scratch may be preserved when the story fails: then it must exist until the story ends.
+    /// Whether resources may be preserved if the story fails. Then they must exist until the story ends.
     pub may_keep: Cell<bool>,
 }
 
-/// A handle to work in the background, and its result. Dropping it before the result cancels the work.
+/// A handle to background work, which resolves to its result. Dropping the handle cancels work that is not complete.
 pub struct Background<T>(Rc<Work<T>>);
 
 struct Work<T>(RefCell<WorkState<T>>);
 
 enum WorkState<T> {
-    /// The work, and who waits for it.
+    /// The work, and the waker of the task that waits for it.
     Running(Pin<Box<dyn Future<Output = Result<T>>>>, Option<Waker>),
     Done(Option<T>),
 }
 
 trait PollWork {
-    /// Polls the work. Fails if the work does.
+    /// Polls the work. Fails if the work fails.
     fn poll_work(&self, cx: &mut Context<'_>) -> Result<()>;
 }
 
@@ -64,8 +64,8 @@ impl<T> Future for Background<T> {
 }
 
 impl Undo {
-    /// Starts work in the background, whose result the story uses later. If the work fails, the story fails at once: it
-    /// could not continue without the result.
+    /// Starts work in the background. The story uses its result later. If the work fails, the story fails immediately,
+    /// because it could not continue without the result.
     pub fn meanwhile<T: 'static>(&self, work: impl Future<Output = Result<T>> + 'static) -> Background<T> {
         let work = Rc::new(Work(RefCell::new(WorkState::Running(Box::pin(work), None))));
         let goes: Weak<Work<T>> = Rc::downgrade(&work);
@@ -73,9 +73,9 @@ impl Undo {
         Background(work)
     }
 
-    /// Pays a debt in the background. It remains owed until that succeeds: if it fails or is interrupted, the debt is
-    /// paid at the end as if nothing had been tried. If the user may want to preserve the object, it is paid only at
-    /// the end.
+    /// Starts a clean-up action in the background. If it fails or is interrupted, the action is executed again when the
+    /// story ends, because it remains registered until it succeeds. If the user may want to preserve the resource, the
+    /// action is not started early.
     pub fn pay_early(&self, id: DebtId, payment: Payment) {
         let owed = self.debts.borrow();
         let Some((_, debt)) = owed.iter().find(|(owed, _)| *owed == id) else { return };
@@ -84,7 +84,7 @@ impl Undo {
         }
     }
 
-    /// Runs the story, and in its background the work that was started and the debts that are paid early.
+    /// Runs the story. Polls background work and early clean-up actions whenever the story waits.
     pub(crate) async fn beside<T>(&self, mut story: Pin<&mut impl Future<Output = Result<T>>>) -> Result<T> {
         std::future::poll_fn(|cx| {
             let told = story.as_mut().poll(cx);
@@ -105,18 +105,18 @@ impl Undo {
     }
 
     fn poll_payments(&self, cx: &mut Context<'_>) {
-        // The payments are taken out first, so that nothing is borrowed while they are polled.
+        // Removes the payments from the list first, so that the list is not borrowed while they are polled.
         for (id, mut payment) in self.early.under_way.take() {
             match payment.as_mut().poll(cx) {
                 Poll::Ready(Ok(())) => self.forgive(id),
-                // It remains owed: an error is reported if paying at the end fails, too.
+                // The debt remains registered. An error is reported only if the clean-up at the end also fails.
                 Poll::Ready(Err(_)) => {}
                 Poll::Pending => self.early.under_way.borrow_mut().push((id, payment)),
             }
         }
     }
 
-    /// The rest of a payment that was started early.
+    /// Returns the future of a clean-up action that was started early and is not complete.
     pub(crate) fn begun(&self, id: DebtId) -> Option<Payment> {
         let mut under_way = self.early.under_way.borrow_mut();
         let place = under_way.iter().position(|(begun, _)| *begun == id)?;
@@ -147,8 +147,8 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// A story with a volume whose early payment takes a time and has a result; then the story continues for a time and
-    /// ends. Returns the events, too.
+    /// Runs a story that removes its volume early. `early` is the duration and the result of this clean-up. `story` is
+    /// the time for which the story then continues, and its result. Returns the events, too.
     async fn run_story(
         keep_on_failure: bool,
         stop: impl Future<Output = ()>,
@@ -227,7 +227,7 @@ mod tests {
         let (ended, events) = run_story(false, pending(), (2 * SECOND, || Ok(())), (SECOND, fails)).await;
         assert!(ended.result.is_err() && ended.left.is_empty());
         assert_eq!(events, ["begun", "registered", "over"]);
-        // An interrupted story does not wait for a call that may hang: the debt is paid again.
+        // An interrupted story does not wait for a call that may hang. It starts the clean-up again.
         let hangs = (1000 * SECOND, (|| Ok(())) as fn() -> Result<()>);
         let (ended, events) = run_story(false, sleep(SECOND), hangs, (5 * SECOND, || Ok(1))).await;
         assert_eq!(Kind::of(&ended.result.unwrap_err()), Kind::Interrupted);
@@ -257,8 +257,8 @@ mod tests {
         assert_eq!(events, ["registered", "paid"]);
     }
 
-    /// A story that starts work of this duration, and uses its result after `takes`, or fails. Returns the work's
-    /// events.
+    /// Runs a story that starts work of this duration. After `takes` the story uses the work's result; if `takes` is
+    /// `None`, it fails. Returns the events of the work.
     async fn run_with_work(
         work: Duration,
         takes: Option<Duration>,
@@ -305,7 +305,7 @@ mod tests {
         UndoPolicy { keep_on_failure: false, on_failure: Box::new(|_| ()), on_payment: Box::new(|_| ()) }
     }
 
-    /// Polls a future only when its own waker was woken, as sets of futures do.
+    /// Polls a future only if its waker was woken. Types such as `FuturesUnordered` do the same.
     struct PolledWhenWoken<F>(Pin<Box<F>>, Arc<Woken>);
 
     #[derive(Default)]

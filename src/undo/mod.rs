@@ -1,7 +1,12 @@
-//! Debts to the cloud: registered before a call, and paid when the story ends.
+//! Clean-up of cloud resources. These terms are used in the code:
 //!
-//! A debt says "ensure that it is absent, by the run's tag". So it can be owed before anything exists, and paying it is
-//! right whether the call took effect or not. Local resources (mounts, loop devices, children) end with their values.
+//! - A *story* is the function that [`scope`] runs, for example one bake.
+//! - A *debt* is a clean-up action. It is *owed*, that is registered, before the call that creates the resource. It is
+//!   *paid*, that is executed, when the story ends. To *forgive* a debt is to cancel it.
+//!
+//! A clean-up action finds its resources by the run's tag, and ensures that none exists. So it can be registered before
+//! the resource exists, and it is correct even if the call had no effect. Local resources (mounts, loop devices, child
+//! processes) need no debts: dropping their values releases them.
 
 mod background;
 
@@ -19,42 +24,42 @@ use std::task::Poll;
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
-/// How long paying may take after an interrupt: a user who pressed Ctrl-C waits at most 10 s.
+/// The time limit for the clean-up after an interrupt. A user who pressed Ctrl-C should wait at most 10 s.
 const STOPPED_TIME_LIMIT: Duration = Duration::from_secs(8);
-/// How long paying may take otherwise: EC2 detaches and deletes a volume within a few minutes, or not at all.
+/// The time limit for the clean-up otherwise. EC2 detaches and deletes a volume within a few minutes, or never.
 const TIME_LIMIT: Duration = Duration::from_secs(300);
 
-/// When a debt is due.
+/// When a clean-up action must be executed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Due {
-    /// In any case: volumes.
+    /// Always, for example for volumes.
     Scratch,
-    /// Unless the story succeeds: the snapshot.
+    /// Only if the story fails, for example for the snapshot.
     OnFailure,
 }
 
 type Cause = Box<dyn Fn() -> Option<Error>>;
-/// A future that pays a debt.
+/// A future that executes a clean-up action.
 pub type Payment = Pin<Box<dyn Future<Output = Result<()>>>>;
 
-/// Something that must not exist in the end.
+/// A clean-up action for a resource.
 pub struct Debt {
     pub due: Due,
-    /// What has to be removed, such as `the volumes of run 1f2e…`.
+    /// The resource to remove, such as `the volumes of run 1f2e…`.
     pub what: String,
-    /// The command to remove it by hand.
+    /// The command that removes the resource by hand.
     pub command: String,
-    /// Ensures that it is absent. May be called if it never existed.
+    /// Ensures that the resource does not exist. May also be called if it never existed.
     pub pay: Box<dyn FnOnce() -> Payment>,
-    /// Called instead of `pay` after a failure if the user wants to inspect it: marks it as preserved.
+    /// Marks the resource as preserved. Called instead of `pay` after a failure, if the user wants to inspect it.
     pub keep: Option<Box<dyn FnOnce() -> Payment>>,
 }
 
-/// Identifies a debt.
+/// Identifies a clean-up action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DebtId(usize);
 
-/// The debts of one story.
+/// The registered clean-up actions of one story.
 #[derive(Default)]
 pub struct Undo {
     debts: RefCell<Vec<(DebtId, Debt)>>,
@@ -64,12 +69,12 @@ pub struct Undo {
     early: background::BackgroundWork,
 }
 
-/// Something that could not be removed.
+/// A resource that could not be removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Leftover {
     pub what: String,
     pub command: String,
-    /// Why it could not be removed.
+    /// The reason why it could not be removed.
     pub why: String,
 }
 impl fmt::Display for Leftover {
@@ -78,12 +83,12 @@ impl fmt::Display for Leftover {
     }
 }
 
-/// How a story ended, and what could not be removed after it.
+/// The result of a story, and the outcome of its clean-up.
 #[derive(Debug)]
 pub struct Ended<T> {
     pub result: Result<T>,
     pub left: Vec<Leftover>,
-    /// What was preserved because the user asked for it.
+    /// Resources that were preserved because the user requested it.
     pub kept: Vec<String>,
 }
 
@@ -94,19 +99,19 @@ impl Undo {
         id
     }
 
-    /// Cancels a debt, because its object became a result.
+    /// Cancels a clean-up action, because its resource became a result.
     pub fn forgive(&self, id: DebtId) {
         self.debts.borrow_mut().retain(|(owed, _)| *owed != id);
     }
 
-    /// Registers a function that is called when the story fails, and returns the real cause if it knows one. (A file
-    /// system reports an I/O error, but not why the disk had it.)
+    /// Registers a function that is called when the story fails. It returns the real cause if it knows one. For
+    /// example, a file system reports an I/O error, but not the reason for it in the disk.
     pub fn explain(&self, cause: impl Fn() -> Option<Error> + 'static) {
         self.causes.borrow_mut().push(Box::new(cause));
     }
 
-    /// Registers a function that is called when the story is interrupted, before it is dropped: it has to end whatever
-    /// the story waits for in the kernel.
+    /// Registers a function that is called when the story is interrupted, before it is dropped. If the story waits in a
+    /// system call, the function must end that wait.
     pub fn on_stop(&self, end: impl Fn() + 'static) {
         self.stops.borrow_mut().push(Box::new(end));
     }
@@ -118,30 +123,30 @@ impl Undo {
         }
     }
 
-    /// Forgives every debt that is due only on failure, because the image is registered.
+    /// Cancels all clean-up actions for failures, because the image is registered.
     pub fn forgive_on_failure(&self) {
         self.debts.borrow_mut().retain(|(_, debt)| debt.due == Due::Scratch);
     }
 
-    /// Makes debts that are due only on failure due in any case: the story will succeed with another builder's image,
-    /// and our own snapshot is useless.
+    /// Makes [`scope`] execute the clean-up actions for failures even if the story succeeds. Called if the story will
+    /// return another builder's image, because then this run's snapshot is useless.
     pub fn make_all_due(&self) {
         self.debts.borrow_mut().iter_mut().for_each(|(_, debt)| debt.due = Due::Scratch);
     }
 }
 
-/// How a scope handles a failure.
+/// How [`scope`] handles failures and reports the clean-up.
 pub struct UndoPolicy {
-    /// Whether scratch that can be preserved is preserved when the story fails (not when it is interrupted).
+    /// Whether resources that have a `keep` function are preserved if the story fails. An interrupt does not count.
     pub keep_on_failure: bool,
-    /// Called with the error before anything is removed, so that the cause is printed first.
+    /// Called with the error before the clean-up, so that the error is printed first.
     pub on_failure: Box<dyn Fn(&Error)>,
-    /// Called for each debt that is being paid.
+    /// Called before each clean-up action.
     pub on_payment: Box<dyn Fn(&str)>,
 }
 
-/// Runs a story until it ends or `stop` does. Then the story is dropped (children are killed, file systems unmounted,
-/// loop devices closed) and its debts are paid, newest first.
+/// Runs a story until it ends or `stop` completes. Then drops the story, which kills child processes, unmounts file
+/// systems and closes loop devices. After that, executes the clean-up actions, newest first.
 pub async fn scope<T>(
     policy: UndoPolicy,
     stop: impl Future<Output = ()>,
@@ -162,7 +167,7 @@ pub async fn scope<T>(
             result = undo.beside(story) => result.map_err(|error| undo.explain_cause(error)),
         }
     };
-    // The story may have failed because the stop ended what it waited for in the kernel.
+    // The story may have failed because the stop ended a wait in a system call.
     let result = match result {
         Err(error) if !stopped && is_ready(&mut stop).await => {
             stopped = true;
@@ -176,7 +181,7 @@ pub async fn scope<T>(
     let mut ended = Ended { result, left: Vec::new(), kept: Vec::new() };
     let mut deadline = Instant::now() + if stopped { STOPPED_TIME_LIMIT } else { TIME_LIMIT };
     loop {
-        // The debt is taken out first, so that nothing is borrowed while it is paid.
+        // Removes the debt from the list first, so that the list is not borrowed during the clean-up.
         let Some((id, debt)) = undo.debts.borrow_mut().pop() else { break };
         let failed = ended.result.is_err();
         if debt.due == Due::OnFailure && !failed {
@@ -194,7 +199,8 @@ pub async fn scope<T>(
             }
             (None, _) => (debt.pay)(),
         };
-        // A payment that is stuck must not use the time of the others.
+        // Each action has only its share of the remaining time, so that one that hangs does not use up the others'
+        // time.
         let share = |until: Instant| {
             let now = Instant::now();
             now + until.saturating_duration_since(now) / (undo.debts.borrow().len() as u32 + 1)
@@ -316,8 +322,8 @@ mod tests {
         assert_eq!(ended.left[0].to_string(), "left behind: stuck (busy); remove it with: rm stuck");
     }
 
-    /// Runs a story whose volume can be preserved; `stopped` interrupts it before it ends with `result`. Returns the
-    /// events, too.
+    /// Runs a story whose volume can be preserved. If `stopped`, the story is interrupted, otherwise it returns
+    /// `result`. Returns the events, too.
     async fn run_with_keep(stopped: bool, result: fn() -> Result<u8>) -> (Ended<u8>, Vec<String>) {
         let events = Rc::new(RefCell::new(Vec::new()));
         let record = |what: &str| events.borrow_mut().push(what.to_owned());
@@ -400,7 +406,7 @@ mod tests {
             let seen = flag.clone();
             let stop =
                 std::future::poll_fn(move |_| if seen.get() { Poll::Ready(()) } else { Poll::Pending });
-            // The stop is requested while the story runs.
+            // Requests the stop during the story.
             let ended = scope(policy(), stop, async |_| {
                 flag.set(asked);
                 Err::<(), _>(Kind::Step.error("I/O error"))

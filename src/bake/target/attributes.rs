@@ -1,4 +1,4 @@
-//! The attributes that an image is registered with: the base's, overridden by `[disk]` and `[image]`.
+//! The attributes that an image is registered with: the base's, unless `[disk]` or `[image]` overrides them.
 
 use crate::cloud::{Attributes, Base, VolumeKind};
 use crate::definition::{DEFAULT_TYPE, Definition, UEFI, misfits};
@@ -6,10 +6,10 @@ use crate::error::Kind;
 use crate::ids::Architecture;
 use anyhow::Result;
 
-/// Merges them, and rejects what EC2 would only reject after the bake, or what would not boot.
+/// Merges the attributes. Refuses combinations that EC2 would refuse at registration, and images that would not boot.
 ///
 /// # Errors
-/// [`Kind::Definition`], with every mistake's file, line and key.
+/// [`Kind::Definition`], with the file, line and key of every mistake.
 pub fn attributes(image: &Definition, base: &Base) -> Result<Attributes> {
     let (explicit, inherited) = (&image.registered, &base.attributes);
     let merge = |explicit: &Option<Option<String>>, own: &Option<String>| {
@@ -54,7 +54,7 @@ pub fn attributes(image: &Definition, base: &Base) -> Result<Attributes> {
         }
         _ => {}
     }
-    // Only explicit values are checked: EC2 accepted the base's own.
+    // Checks only the explicit values, because EC2 has already accepted the base's.
     let VolumeKind { iops, throughput, .. } = image.volume;
     let checked = VolumeKind { iops, throughput, ..merged.root_volume.clone() };
     for (key, what) in misfits(&checked) {
@@ -72,7 +72,8 @@ pub fn attributes(image: &Definition, base: &Base) -> Result<Attributes> {
     Err(Kind::Definition.error(mistakes.join("\n")))
 }
 
-/// Merges kinds of volume: explicit values win. The base's IOPS and throughput only count if the type is the base's.
+/// The definition's values override the base's. If the definition sets another volume type, the base's IOPS and
+/// throughput are dropped, because they were chosen for the base's type.
 fn volume(explicit: &VolumeKind, inherited: &VolumeKind) -> VolumeKind {
     let provisioned = explicit.iops.is_some() || explicit.throughput.is_some();
     let named = explicit.volume_type.clone().or_else(|| inherited.volume_type.clone());
@@ -109,7 +110,7 @@ mod tests {
         Some(text.to_owned())
     }
 
-    /// Everything that a base may have.
+    /// A base image that has every attribute.
     fn whole() -> Attributes {
         Attributes {
             boot_mode: text("uefi"),
@@ -179,7 +180,7 @@ mod tests {
         assert_eq!((merged.boot_mode, merged.tpm, merged.imds), (text("uefi"), text("v2.0"), text("v2.0")));
         let volume = merge("[disk]\nthroughput = 300", &plain).unwrap().root_volume;
         assert_eq!((volume.volume_type, volume.throughput), (text("gp3"), Some(300)));
-        // arm64 boots by UEFI whether the definition says so or not.
+        // arm64 always boots by UEFI, even if `boot_mode` is not set.
         let arm = base(Architecture::Arm64, Attributes::default());
         assert_eq!(merge("[image]\ntpm = \"v2.0\"", &arm).unwrap().tpm, text("v2.0"));
     }

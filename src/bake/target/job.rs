@@ -1,4 +1,4 @@
-//! Translates a definition into the job that a plugin has to plan.
+//! Creates the job of a plugin: the request for a plan, made from a definition.
 
 use crate::config::project::NetworkSettings;
 use crate::definition::{Ask, Definition};
@@ -10,8 +10,8 @@ use crate::provision::{CA_FILE, package_path};
 use anyhow::Result;
 use oven_distro::{Claims, Job, OsRelease, Package};
 
-/// A definition's job for an unknown image, which is assumed to have none of the tools. Package files by URL are left
-/// out if they are not downloaded yet ([`crate::bake::download::download_packages`]).
+/// Creates a definition's job without reading the image, and assumes that the image has none of the tools. Package
+/// files with a URL must be downloaded before ([`crate::bake::download::packages`]); the job omits those that are not.
 pub fn wishes(
     image: &Definition,
     os_release: OsRelease,
@@ -52,7 +52,7 @@ pub fn wishes(
     }
 }
 
-/// Adds what the plugin wants to know of the image, and drops the tools that the image has.
+/// Adds the facts about the image that the plugin requested, and removes tools that the image has already.
 pub fn look(job: &mut Job, claims: &Claims, inside: &ImageTree) -> Result<()> {
     for path in &claims.look_for {
         job.present.insert(path.clone(), inside.exists(path)?);

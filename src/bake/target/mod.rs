@@ -1,4 +1,4 @@
-//! Translates a definition into requests to the cloud, the disk and the distro.
+//! Derives from a definition the requests to the cloud, to the disk and to the distribution's plugin.
 
 mod attributes;
 pub mod job;
@@ -20,7 +20,7 @@ pub use attributes::attributes;
 use oven_distro::{Claims, Job, OsRelease};
 use std::collections::BTreeMap;
 
-/// The target of a bake: its base, the attributes of the image, and all that goes into the image.
+/// The target of a bake: its base image, the attributes of the new image, and all inputs that can change it.
 #[derive(Debug, Clone)]
 pub struct Target {
     pub base: Base,
@@ -29,13 +29,13 @@ pub struct Target {
 }
 
 impl Target {
-    /// Fails if the definition is no longer the one that was read when the bake began.
+    /// Fails if the definition has changed since the bake read it.
     pub fn ensure_unchanged(&self, bake: &Bake<'_>) -> Result<()> {
         self.inputs.ensure_unchanged(bake.image).context("reading the definition again")
     }
 }
 
-/// Looks the base up, and reads all that goes into the image.
+/// Finds the base image, and reads all inputs of the new image.
 pub async fn resolve(bake: &Bake<'_>) -> Result<Target> {
     let base = base(bake.site, bake.image, bake.from).await?;
     let attributes = attributes(bake.image, &base)?;
@@ -43,12 +43,12 @@ pub async fn resolve(bake: &Bake<'_>) -> Result<Target> {
     Ok(Target { base, attributes, inputs })
 }
 
-/// The image that the bake would make, if it exists.
+/// Returns the image that the bake would make, if it exists already.
 pub async fn existing(bake: &Bake<'_>, target: &Target) -> Result<Option<Image>> {
     find(bake.site, &target.inputs, bake.options).await
 }
 
-/// The base image of a definition. Fails if it is larger than the definition's disk.
+/// Returns the base image of a definition. Fails if it is larger than the definition's disk.
 pub async fn base(site: &Site, image: &Definition, from: &BaseRef) -> Result<Base> {
     let base = site.cloud.base(from).await.with_context(|| image.place("from", None))?;
     match image.size_gib {
@@ -64,10 +64,12 @@ pub async fn base(site: &Site, image: &Definition, from: &BaseRef) -> Result<Bas
     }
 }
 
-/// How many digits of the fingerprint an AMI's name carries: 48 bits, which no family's images exhaust.
+/// The number of hexadecimal digits of the fingerprint in an AMI's name. These 48 bits are enough, because a definition
+/// never has so many images that two of them would have the same digits.
 const NAME_DIGITS: usize = 12;
 
-/// The name of an image: the fingerprint in it makes the name the compare-and-set of a bake.
+/// The name of an image. It contains the fingerprint, and image names are unique. So two builders cannot register the
+/// same bake twice.
 pub fn name(image: &Definition, inputs: &Inputs, run: Option<&RunId>) -> String {
     let fingerprint = inputs.fingerprint();
     let digits = &fingerprint[..NAME_DIGITS];
@@ -77,7 +79,7 @@ pub fn name(image: &Definition, inputs: &Inputs, run: Option<&RunId>) -> String 
     }
 }
 
-/// All that goes into the image. Warns of inputs that the user may not have intended.
+/// Collects all inputs of the image, and warns of inputs that are probably mistakes.
 pub fn inputs(site: &Site, image: &Definition, base: &Base) -> Result<Inputs> {
     let mut inputs = Inputs::of(image, base, &site.settings)?;
     if let Some((id, place)) = named(image).as_ref()
@@ -101,7 +103,7 @@ pub fn key(inputs: &Inputs, compat: Option<Compat>) -> BakeKey {
     }
 }
 
-/// The image that a bake would make, if it exists.
+/// Returns the image that a bake would make, if it exists already.
 pub async fn find(site: &Site, inputs: &Inputs, options: &BakeOptions) -> Result<Option<Image>> {
     if options.force {
         return Ok(None);
@@ -109,12 +111,13 @@ pub async fn find(site: &Site, inputs: &Inputs, options: &BakeOptions) -> Result
     site.cloud.find(&key(inputs, options.compat)).await.context("looking for the finished image")
 }
 
-/// The volume on which the image is baked. Its type defaults to the fastest without an extra charge, not to the base's.
+/// The disk of a bake. If the definition does not set the volume type, the disk has the fastest type that costs nothing
+/// extra, not the base's type.
 pub fn disk_spec(image: &Definition, base: &Base, run: &RunId) -> DiskSpec {
-    // The strategy and the cloud add the tags that name the owner.
+    // The disk strategy and the cloud add the tags that mark the owner.
     let tags = run_tags(image, run);
     let VolumeKind { volume_type, iops, throughput, .. } = &image.volume;
-    // But IOPS and throughput are provisioned for a type: the image's.
+    // Exception: IOPS and throughput are valid only for a volume type. If one is set, the image's type is used.
     let inherited = base.attributes.root_volume.volume_type.clone();
     let inherited = inherited.filter(|_| iops.is_some() || throughput.is_some());
     let volume_type = volume_type.clone().or(inherited).unwrap_or_else(|| DEFAULT_TYPE.to_owned());
@@ -122,7 +125,7 @@ pub fn disk_spec(image: &Definition, base: &Base, run: &RunId) -> DiskSpec {
     DiskSpec { size_gib: image.size_gib, kind, tags, verify: false, will_commit: true }
 }
 
-/// Tags of everything that a run creates.
+/// The tags of all resources that a run creates.
 fn run_tags(image: &Definition, run: &RunId) -> Tags {
     let mut tags = image.tags.clone();
     tags.insert(tag::NAME.to_owned(), image.name.clone());
@@ -130,12 +133,12 @@ fn run_tags(image: &Definition, run: &RunId) -> Tags {
     tags
 }
 
-/// The plugin that a definition names, and the place in image.toml.
+/// Returns the plugin that a definition names, and the place in image.toml that names it.
 pub fn named(image: &Definition) -> Option<(&str, String)> {
     image.distro.as_deref().map(|id| (id, image.place("distro", None)))
 }
 
-/// The plugin for an image, and its claims.
+/// Returns the plugin for an image, and the plugin's claims.
 pub fn distro<'a>(site: &'a Site, image: &Definition, os: &OsRelease) -> Result<(&'a KnownPlugin, Claims)> {
     let named = named(image);
     let (known, claims) = site.distros.detect(os, named.as_ref().map(|(id, place)| (*id, place.as_str())))?;
@@ -148,8 +151,8 @@ pub fn distro<'a>(site: &'a Site, image: &Definition, os: &OsRelease) -> Result<
     Ok((known, claims))
 }
 
-/// The job that the distro has to plan. Fails if the image's programs are for another architecture than its base is
-/// registered for, or than this machine's.
+/// Creates the job for the distribution's plugin. Fails if the image's programs are for another architecture than the
+/// base was registered with, or cannot run on this machine.
 pub fn job(
     image: &Definition,
     base: &Base,
@@ -179,7 +182,7 @@ fn fits(base: &Base, programs: Architecture) -> Result<()> {
     Ok(())
 }
 
-/// The image to register. `facts` become documents of the image.
+/// The specification of the image to register. `facts` become documents of the image.
 pub fn image_spec(bake: &Bake<'_>, target: Target, facts: BTreeMap<String, String>) -> ImageSpec {
     let Target { base, attributes, inputs } = target;
     let Bake { image, run, options, .. } = bake;

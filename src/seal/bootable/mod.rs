@@ -1,7 +1,7 @@
 //! Checks that an instance can boot with what a bake changed of kernels and boot loader.
 //!
 //! Only what changed is checked, but that as a whole: a base that is unusual and boots is not rejected. Texts have to
-//! name the image's own disk ([`device_names`]). A kernel that is new, or whose initramfs is, has to find its root disk by
+//! name the image's own disk (`device_names.rs`). A kernel that is new, or whose initramfs is, has to find its root disk by
 //! itself: nvme is built in or in the initramfs. ena is needed only after the root is mounted, so it may also be a
 //! module of the root file system.
 

@@ -1,5 +1,5 @@
-//! Checks that an image has no machine-specific data, and nothing that only the bake needed. It does not rely on
-//! [`super::clean`], which should have removed such data. It reports only what is certain, because a finding fails the
+//! Checks that an image has no machine-specific data and no leftovers of the bake. [`super::clean`] should have removed
+//! both, but these checks do not rely on it. They report only findings that are certain, because any finding fails the
 //! bake.
 
 #[cfg(test)]
@@ -17,12 +17,12 @@ use rustix::fs::FileType;
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// How many paths an error message names at most.
+/// The maximum number of paths in an error message.
 const NAMED_MAX: usize = 20;
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 const RUN: &str = "/run/oven";
 
-/// Where somebody would have written a proxy or a mirror to: files, and directories of files.
+/// Files in which a proxy or a mirror may be configured. `*` means every file in a directory.
 const SETTINGS: [&str; 8] = [
     "/etc/apt/apt.conf",
     "/etc/apt/apt.conf.d/*",
@@ -34,19 +34,19 @@ const SETTINGS: [&str; 8] = [
     "/etc/yum.repos.d/*",
 ];
 
-/// The image before the bake: what the base has is not reported.
+/// The state of the image before the bake. Findings that the base image already has are not reported.
 pub struct LintBaseline {
     resolv_conf: Resolv,
-    /// Set once the packages are installed: later changes by the definition's own scripts are intended.
+    /// Set after the packages are installed, because later changes by the definition's scripts are intended.
     has_builders_resolv_conf: bool,
-    /// Paths at which the image itself has a shim's content, byte for byte.
+    /// Paths of shims for which the base image already has a file with exactly the same content.
     own_shims: BTreeSet<String>,
-    /// Files that already name the proxy or the mirror.
+    /// Files of the base image that already name the proxy or the mirror.
     settings: BTreeSet<String>,
     had_run: bool,
 }
 
-/// What `/etc/resolv.conf` is.
+/// The kind of `/etc/resolv.conf`, and its content.
 #[derive(Debug, PartialEq, Eq)]
 enum Resolv {
     Nothing,
@@ -64,7 +64,7 @@ impl Resolv {
     }
 }
 
-/// Something that must not be in the image.
+/// A path that must not be in the image, and the reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Finding {
     path: String,
@@ -83,8 +83,8 @@ impl LintBaseline {
         })
     }
 
-    /// Called when the packages are installed. A package may have replaced `/etc/resolv.conf`, as systemd-resolved
-    /// does, but it must not have copied this machine's.
+    /// Called after the packages are installed. A package may replace `/etc/resolv.conf`, as systemd-resolved does. But
+    /// it must not copy the name servers of this machine into it.
     pub fn record_resolv_conf(&mut self, inside: &ImageTree) -> Result<()> {
         self.compare(inside, &std::fs::read_to_string(RESOLV_CONF).unwrap_or_default())
     }
@@ -107,7 +107,7 @@ impl LintBaseline {
     }
 }
 
-/// The name servers of a resolv.conf that belong to one machine: not those on the loopback.
+/// Returns the name servers in a resolv.conf, except loopback addresses, which are the same on every machine.
 fn servers(resolv_conf: &str) -> impl Iterator<Item = &str> {
     let server = |line: &'_ str| {
         let mut words = line.split_whitespace();
@@ -120,7 +120,7 @@ fn servers(resolv_conf: &str) -> impl Iterator<Item = &str> {
         .filter(|address| !address.starts_with("127.") && *address != "::1")
 }
 
-/// Fails with the list of all findings.
+/// Checks the image. The error lists all findings.
 pub fn lint(inside: &ImageTree, work: &ProvisionContext<'_>, before: &LintBaseline) -> Result<()> {
     let mut found = machine_data(inside)?;
     found.extend(bake_leftovers(inside, work, before)?);
@@ -142,7 +142,7 @@ pub fn lint(inside: &ImageTree, work: &ProvisionContext<'_>, before: &LintBaseli
         .into())
 }
 
-/// Data that belongs to one machine.
+/// Finds data that is specific to one machine.
 fn machine_data(inside: &ImageTree) -> Result<Vec<Finding>> {
     let mut found = Vec::new();
     let mut add =
@@ -201,7 +201,7 @@ fn machine_data(inside: &ImageTree) -> Result<Vec<Finding>> {
     Ok(found)
 }
 
-/// The component of a path that is a symlink to an existing directory with content.
+/// If a component of the path is a symlink and the directory at the path has content, returns that component.
 fn leads_elsewhere(inside: &ImageTree, path: &str) -> Result<Option<String>> {
     let ends = path.match_indices('/').map(|(at, _)| at).skip(1).chain([path.len()]);
     for end in ends {
@@ -215,7 +215,7 @@ fn leads_elsewhere(inside: &ImageTree, path: &str) -> Result<Option<String>> {
     Ok(None)
 }
 
-/// What only the bake needed.
+/// Finds files that only the bake needed.
 fn bake_leftovers(
     inside: &ImageTree,
     work: &ProvisionContext<'_>,
@@ -232,7 +232,7 @@ fn bake_leftovers(
     if !before.had_run && inside.exists(RUN)? {
         add(RUN, "a directory that should exist only during the bake");
     }
-    // A file that the definition itself places is intended.
+    // Files that the definition places are intended.
     let placed = |path: &str| {
         let targets = work.image.files.iter().map(|file| file.target.as_str());
         targets.into_iter().any(|target| Path::new(path).starts_with(target.trim_end_matches('/')))
@@ -248,7 +248,7 @@ fn bake_leftovers(
     Ok(found)
 }
 
-/// Texts that must not be in the image's settings.
+/// The URLs of the proxy and the mirror, which the image's settings must not contain.
 fn needles(work: &ProvisionContext<'_>) -> Vec<String> {
     let network = work.network;
     let all = [&network.proxy, &network.mirror].into_iter().flatten();

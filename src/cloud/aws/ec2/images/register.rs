@@ -1,5 +1,5 @@
-//! Registers images. The name is the compare-and-set: the call is sent once, and after a lost answer the name is looked
-//! up.
+//! Registers images. Image names are unique, so they prevent double registration. The request is sent once. If the
+//! response is lost, oven searches for the name to learn whether the request took effect.
 
 use super::convert;
 use super::convert::{filter, to_tags};
@@ -20,19 +20,20 @@ use anyhow::{Context, Error, Result};
 use aws_sdk_ec2::types::{self, ResourceType};
 use tokio::time::Instant;
 
-/// An image counts as available when this many polls in a row, or concurrently, found it so, each by its own
-/// connections: then other endpoints of EC2 know it, too.
+/// An image counts as available when this many polls, consecutive or concurrent, found it available. Each poll uses
+/// separate connections. So it is likely that the other endpoints of EC2 know the image, too.
 const POLLS: usize = 3;
-/// How often lost tags are set again.
+/// How many times oven sets missing tags again.
 const MAX_TAG_REPAIRS: u32 = 3;
-/// Other builders may take the name and free it again; this many times are enough.
+/// The maximum number of attempts. Another attempt is needed if another builder took the name and freed it again, or if
+/// a request took no effect.
 const MAX_ATTEMPTS: u32 = 5;
 
 /// The outcome of an attempt to register.
 enum Registration {
     New(ImageId),
     Taken(ImageId),
-    /// The answer was lost, and no image has the name.
+    /// The response was lost, and no image has the name.
     Unknown(ApiError),
 }
 
@@ -92,7 +93,7 @@ impl Ec2 {
                 .register_image()
                 .name(&spec.name)
                 .set_description(Some(spec.description.clone()).filter(|text| !text.is_empty()))
-                // EC2's defaults are i386 and paravirtual.
+                // Set explicitly, because EC2's defaults are i386 and paravirtual.
                 .architecture(types::ArchitectureValues::from(spec.architecture.as_str()))
                 .virtualization_type("hvm")
                 .root_device_name(&spec.root_device)
@@ -102,7 +103,7 @@ impl Ec2 {
                 .set_sriov_net_support(wish.sriov.clone())
                 .set_tpm_support(wish.tpm.as_deref().map(types::TpmSupportValues::from))
                 .set_imds_support(wish.imds.as_deref().map(types::ImdsSupportValues::from))
-                // The snapshot has its tags since it was created: here EC2 accepts only the image's.
+                // EC2 accepts only tags of the image here. The snapshot was tagged when it was created.
                 .tag_specifications(convert::tag_specification(ResourceType::Image, tags));
             self.send_in_background(&spec.run, &REGISTER_IMAGE, &what, request.send(), |_, _| ()).await
         });
@@ -119,7 +120,8 @@ impl Ec2 {
                 }
             }
             Err(refused) if refused.class == ErrorClass::Lost => {
-                // A second call is safe after this: EC2 would refuse the name.
+                // Searches for the name. A second request is safe after that: if the first one takes effect late, EC2
+                // refuses the second one because of the name.
                 let end = Instant::now() + self.timeouts().first_poll * 8;
                 loop {
                     self.wait_before_first_poll().await;
@@ -135,7 +137,8 @@ impl Ec2 {
         }
     }
 
-    /// Our own image, from a call whose answer was lost, is recognized by its root: nobody else has our snapshot.
+    /// Determines whether this run registered the image that has the name, by a request whose response was lost. If the
+    /// root volume has this run's snapshot, it did, because no other run uses that snapshot.
     fn classify_holder(&self, holder: types::Image, snapshot: &SnapshotId) -> Registration {
         let id = ImageId(holder.image_id.clone().unwrap_or_default());
         if convert::root_mapping(&holder).and_then(|root| root.snapshot_id.as_deref())
@@ -147,7 +150,8 @@ impl Ec2 {
         Registration::Taken(id)
     }
 
-    /// The image that has the name, by the id in EC2's message or by its name. It may be too new to be visible.
+    /// Finds the image that has the name, by the id in EC2's message or by its name. Waits, because a new image may not
+    /// be visible yet.
     async fn holder(&self, refused: &ApiError, spec: &ImageSpec) -> Result<Option<types::Image>> {
         let id = refused
             .message
@@ -167,10 +171,12 @@ impl Ec2 {
         }
     }
 
-    /// Adopts the image that has the wanted name, or says why not. `None`: it disappeared while we waited for it.
+    /// Returns the existing image that has the wanted name, or an error if it cannot be used. Returns `None` if the
+    /// image disappeared during the wait.
     async fn adopt(&self, id: &ImageId, spec: &ImageSpec) -> Result<Option<Image>> {
         let mut holder = self.describe_image(id).await?;
-        // EC2 has just named it: one stale answer is no proof that it is gone.
+        // EC2 has just reported this id. A single response without it may be stale, so this does not prove that the
+        // image no longer exists.
         if holder.is_none() {
             holder = self.settled(id).await?;
         }
@@ -186,7 +192,8 @@ impl Ec2 {
             };
             match resolve_conflict(&image, spec) {
                 ConflictResolution::Adopt => return Ok(Some(image)),
-                // Its tags may not be visible yet: another builder registered it just now.
+                // Tries again, because another builder may have just registered the image, and its tags may not be
+                // visible yet.
                 ConflictResolution::Refuse(_) if refusals < POLLS => {
                     refusals += 1;
                     holder = self.settled(id).await?;
@@ -200,7 +207,8 @@ impl Ec2 {
         }
     }
 
-    /// Waits for our own image and verifies it. One that differs from the specification is deregistered.
+    /// Waits for the image that this run registered, and verifies it. If it differs from the specification, deregisters
+    /// it.
     async fn read_back(
         &self,
         id: &ImageId,
@@ -220,11 +228,11 @@ impl Ec2 {
                 format!("it differs from the specification: {}", all.join("; "))
             }
         };
-        // The image is useless: without it, the name is free again and the snapshot can be deleted.
+        // Deregisters the unusable image, so that its name is free again and its snapshot can be deleted.
         let Err(error) = self.deregister(id).await else {
             return Err(Kind::Cloud.error(format!("{id} was deregistered again, because {problem}")));
         };
-        // At least no bake may use it as a result.
+        // The image still exists. Changes its tags, so that no bake accepts it as its result.
         let mut invalid = Tags::new();
         for key in
             [tag::FINGERPRINT, tag::CHECKSUM, tag::SOURCE].iter().filter(|key| tags.contains_key(**key))
@@ -241,17 +249,19 @@ impl Ec2 {
         Err(Kind::Cloud.failure(text).hint(hint).into())
     }
 
-    /// The image once it is available with all its tags, or why it never will be.
+    /// Waits until the image is available and has all its tags. The inner error is the reason why this will never
+    /// happen.
     async fn wait_until_available(&self, id: &ImageId, tags: &Tags) -> Result<Result<types::Image, String>> {
         let (mut is_first, mut repairs, mut seen) = (true, 0, Instant::now());
-        // The first poll is made at once: registering copies nothing.
+        // The first poll is made immediately, because registering copies no data.
         poll_until(
             &format!("the image {id}"),
             &self.timeouts().frequent_polls(self.timeouts().image),
             async || {
                 let mut confirmed = Vec::new();
                 loop {
-                    // Polls are concurrent, except for a single first one if the image was not available before.
+                    // The polls are concurrent. Exception: after a poll that found the image unavailable, a single poll
+                    // is made first.
                     let polls = if confirmed.is_empty() && !is_first { 1 } else { POLLS - confirmed.len() };
                     is_first = false;
                     for polled in self.poll_concurrently(id, polls).await? {
@@ -302,7 +312,7 @@ impl Ec2 {
         .await
     }
 
-    /// Polls concurrently.
+    /// Polls the image `times` times concurrently.
     async fn poll_concurrently(&self, id: &ImageId, times: usize) -> Result<Vec<Option<types::Image>>> {
         if times == 0 {
             return Ok(Vec::new());
@@ -313,10 +323,10 @@ impl Ec2 {
         Ok(polls)
     }
 
-    /// Polls with a separate client.
+    /// Polls the image with a new client, that is with new connections.
     async fn poll_with_new_client(&self, id: &ImageId) -> Result<Option<types::Image>> {
         let wanted = filter("image-id", [id.0.as_str()]);
-        // A new client for each try: credentials may have been renewed.
+        // Uses a new client for each attempt, because the credentials may have been renewed.
         let sent = self.call(&DESCRIBE_IMAGES, &id.0, |_| {
             self.new_client().describe_images().owners("self").filters(wanted.clone()).send()
         });
