@@ -1,5 +1,5 @@
-//! Attached disks (strategy (a)): a volume is created from the base's snapshot and attached, and a snapshot is taken of
-//! it.
+//! Attached disks (strategy (a)): oven creates a volume from the base's snapshot, attaches it, and makes a snapshot of
+//! the volume.
 
 use super::{Disk, DiskSpec, DiskStrategy, with_owner_tags};
 use crate::cloud::{Base, Tags, VolumeSpec, Volumes};
@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use std::fs::File;
 use std::rc::Rc;
 
-/// Checks out disks as volumes.
+/// Creates disks as volumes.
 pub struct AttachedDisks<V: Volumes> {
     volumes: Rc<V>,
 }
@@ -41,7 +41,7 @@ struct AttachedDisk<V: Volumes> {
     volume: VolumeId,
     device: Device,
     tags: Tags,
-    /// The undo debt for the volume.
+    /// The clean-up action that removes the volume.
     debt: Option<DebtId>,
 }
 
@@ -104,7 +104,7 @@ impl<V: Volumes + 'static> DiskStrategy for AttachedDisks<V> {
     }
 
     async fn forget(&self, run: &RunId) -> Result<()> {
-        // Both are tried: a failure to remove one does not keep the other from being removed.
+        // Removes both even if one removal fails.
         let volumes = self.volumes.ensure_no_volumes(run).await;
         let snapshots = self.volumes.ensure_no_snapshots(run).await;
         volumes.and(snapshots).with_context(|| format!("removing the leftovers of run {run}"))
@@ -120,18 +120,18 @@ impl<V: Volumes + 'static> Disk for AttachedDisk<V> {
     async fn commit(self: Box<Self>, undo: &Undo, _: &dyn Fn(u64)) -> Result<SnapshotId> {
         let Self { volumes, run, volume, device, tags, debt } = *self;
         let path = device.path.clone();
-        // Some write errors are reported only by a sync: such a disk must not become an image.
+        // The kernel reports some write errors only at a sync. A disk with such an error must not become an image.
         let node = File::from(device.node.try_clone().context("duplicating a descriptor")?);
         crate::sys::tasks::run(move |_| Ok(node.sync_all()?))
             .await
             .with_context(|| format!("writing {} ({volume}) to the disk", path.display()))?;
         undo.owe(snapshots_debt(&volumes, &run));
-        // The device is released first: a region need not copy a volume that nobody can write to any more, and on EC2
+        // The device is released first. Then nobody can write to the volume, so a region need not copy it; and on EC2
         // an open device would delay detaching.
         drop(device);
         let snapshot = volumes.snapshot(&volume, &run, &tags).await;
         let snapshot = snapshot.with_context(|| format!("taking a snapshot of {volume}"))?;
-        // The snapshot is complete: the volume is no longer needed.
+        // The snapshot is complete, so the volume is no longer needed.
         if let (Some(debt), Some(removal)) = (debt, volumes.removal(&run)) {
             undo.pay_early(debt, removal);
         }

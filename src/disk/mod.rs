@@ -1,4 +1,4 @@
-//! Gives a bake its disk, and makes a snapshot of the disk.
+//! Creates the disk of a bake, and makes a snapshot of it.
 
 pub mod attached_disk;
 pub mod direct;
@@ -13,23 +13,23 @@ use crate::undo::Undo;
 use anyhow::Result;
 use async_trait::async_trait;
 
-/// The disk that a definition asks for.
+/// The disk that a definition requests.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DiskSpec {
-    /// `None`: the base's size.
+    /// `None` means the size of the base.
     pub size_gib: Option<u64>,
-    /// The kind of the volume, or of the snapshot's encryption.
+    /// The type of the volume, or the encryption of the snapshot.
     pub kind: VolumeKind,
-    /// For the volume and the snapshot.
+    /// The tags of the volume and the snapshot.
     pub tags: Tags,
-    /// Whether the snapshot is read back and compared. Only for snapshots that are uploaded from here.
+    /// Whether the snapshot is read back and compared. This applies only to snapshots that oven uploads.
     pub verify: bool,
-    /// Whether the disk will be committed: then its snapshot may be started early.
+    /// Whether the disk will be committed. If so, its snapshot may be started early.
     pub will_commit: bool,
 }
 
 impl DiskSpec {
-    /// The size of a disk on this base in GiB; fails if it is smaller than the base.
+    /// Returns the size in GiB of a disk with this base. Fails if it is smaller than the base.
     pub fn size_gib_on(&self, base: &Base) -> Result<u64> {
         let size_gib = self.size_gib.unwrap_or(base.size_gib);
         if size_gib < base.size_gib {
@@ -41,7 +41,7 @@ impl DiskSpec {
     }
 }
 
-/// Adds the tags that say who owns a resource, so that it can be swept.
+/// Adds the tags that name the owner of a resource, so that `oven sweep` can remove it.
 pub fn with_owner_tags(tags: &Tags, run: &RunId) -> Tags {
     let mut tags = tags.clone();
     tags.entry(tag::RUN.to_owned()).or_insert_with(|| run.0.clone());
@@ -49,23 +49,23 @@ pub fn with_owner_tags(tags: &Tags, run: &RunId) -> Tags {
     tags
 }
 
-/// A strategy to get a writable copy of a base image's disk.
+/// A method to get a writable copy of a base image's disk.
 #[async_trait(?Send)]
 pub trait DiskStrategy {
-    /// Queries the cloud for what the run's checkout needs to know. Creates nothing and reports nothing.
+    /// Queries the cloud for the facts that the run's checkout needs. Creates nothing and reports nothing.
     async fn look(&self, _base: &Base, _spec: &DiskSpec, _run: &RunId) -> Result<()> {
         Ok(())
     }
 
-    /// Creates a copy of the base's root disk. Debts for it, and for a snapshot that is started here, are registered
-    /// first.
+    /// Creates a copy of the base's root disk. Before that, registers the clean-up actions for it and for a snapshot
+    /// that is started early.
     async fn checkout(&self, base: &Base, spec: &DiskSpec, run: &RunId, undo: &Undo)
     -> Result<Box<dyn Disk>>;
 
-    /// Opens the disk that a run preserved (`--keep-on-failure`). Fails with `NotFound` if there is none.
+    /// Opens the disk that a run preserved (`--keep-on-failure`). Fails with `NotFound` if there is no such disk.
     async fn reopen(&self, run: &RunId) -> Result<Box<dyn Disk>>;
 
-    /// Removes all leftovers of a run, except snapshots that images use.
+    /// Removes everything that a run created, except snapshots that images use.
     async fn forget(&self, run: &RunId) -> Result<()>;
 }
 
@@ -74,7 +74,7 @@ pub trait DiskStrategy {
 pub trait Disk {
     fn device(&self) -> &Device;
 
-    /// Makes the snapshot and returns when it is complete; registers a debt for it first. `on_progress` gets the number
-    /// of bytes uploaded so far, if this process uploads them.
+    /// Makes the snapshot and returns when it is complete. Registers a clean-up action for it first. `on_progress` gets
+    /// the number of bytes uploaded so far, if this process uploads them.
     async fn commit(self: Box<Self>, undo: &Undo, on_progress: &dyn Fn(u64)) -> Result<SnapshotId>;
 }

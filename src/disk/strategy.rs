@@ -1,4 +1,4 @@
-//! Selects the strategy for disks; leftovers are found whichever strategy a run used.
+//! Selects the strategy for disks. Leftovers of a run are found whichever strategy the run used.
 
 use super::direct::preserved_disk;
 use super::{Disk, DiskSpec, DiskStrategy};
@@ -41,14 +41,14 @@ impl DiskStrategy for SelectedDisks {
         }
     }
 
-    /// Finds the disk with either strategy.
+    /// Looks for the disk with both strategies.
     async fn reopen(&self, run: &RunId) -> Result<Box<dyn Disk>> {
         let is_direct = preserved_disk::open(&self.state, run)?.is_some();
         if is_direct { self.direct.reopen(run).await } else { self.attached.reopen(run).await }
     }
 
     async fn forget(&self, run: &RunId) -> Result<()> {
-        // Both are tried: a failure to remove one does not keep the other from being removed.
+        // Removes both even if one removal fails.
         let (attached, direct) = (self.attached.forget(run).await, self.direct.forget(run).await);
         attached.and(direct)
     }

@@ -1,15 +1,15 @@
-//! Finds who still uses a device, for the message when the device was not released.
+//! Finds the users of a device, for the error message if the device was not released.
 
 use crate::sys::mount::table;
 use rustix::fs::{AtFlags, CWD, FileType};
 use std::collections::HashSet;
 use std::path::Path;
 
-/// How many holders are named at most.
+/// The maximum number of holders that a message names.
 const MAX: usize = 8;
 
-/// Describes what uses one of these devices, or files on them: mounts of other namespaces, descriptors, working and
-/// root directories, and what is stacked on the device. Best effort: processes come and go.
+/// Describes the users of these devices or of files on them: mounts of other namespaces, descriptors, working and root
+/// directories, and devices stacked on them. The list may be incomplete, because processes start and end meanwhile.
 pub fn find_holders(devices: &[u64]) -> Vec<String> {
     let mut found = stacked(devices);
     let own = std::fs::read_link("/proc/thread-self/ns/mnt").ok();
@@ -36,7 +36,7 @@ pub fn find_holders(devices: &[u64]) -> Vec<String> {
     found
 }
 
-/// The same as the end of a sentence: `: …`, or that nothing was found.
+/// Returns the users as the end of a sentence: `: …`, or a note that none was found.
 pub fn holders_clause(devices: &[u64]) -> String {
     let found = find_holders(devices);
     if found.is_empty() {
@@ -46,7 +46,8 @@ pub fn holders_clause(devices: &[u64]) -> String {
     }
 }
 
-/// What a process has open on the devices. oven's own descriptors of the device itself are not reported.
+/// Describes a file that a process has open on the devices. oven's own descriptors of the device itself are not
+/// reported.
 fn open_file(process: u32, devices: &[u64]) -> Option<String> {
     let dir = format!("/proc/{process}");
     let ours = process == std::process::id();
@@ -54,7 +55,7 @@ fn open_file(process: u32, devices: &[u64]) -> Option<String> {
     let mut places = ["cwd", "root", "exe"].map(str::to_owned).into_iter().chain(descriptors);
     places.find_map(|place| {
         let path = format!("{dir}/{place}");
-        // The object may be on a dead network share: no synchronisation.
+        // The object may be on a network share that does not respond, so no synchronisation is requested.
         let flags = AtFlags::STATX_DONT_SYNC;
         let stat = rustix::fs::statx(CWD, &*path, flags, rustix::fs::StatxFlags::TYPE).ok()?;
         let on = devices.contains(&rustix::fs::makedev(stat.stx_dev_major, stat.stx_dev_minor));
@@ -66,7 +67,7 @@ fn open_file(process: u32, devices: &[u64]) -> Option<String> {
     })
 }
 
-/// Device-mapper and MD on the devices, and swap.
+/// Returns device-mapper and MD devices on the devices, and swap.
 fn stacked(devices: &[u64]) -> Vec<String> {
     let mut found = Vec::new();
     for &rdev in devices {
@@ -83,7 +84,7 @@ fn stacked(devices: &[u64]) -> Vec<String> {
     found
 }
 
-/// Entries of a directory that are numbers.
+/// Returns the entries of a directory whose names are numbers.
 fn numbered(dir: impl AsRef<Path>) -> Vec<u32> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()

@@ -1,4 +1,4 @@
-//! Chooses the partition that is "/": the disk says which one it is, and oven never guesses.
+//! Chooses the partition that is "/". The content of the disk decides; oven never guesses.
 
 use super::partitions::DiskPart;
 use crate::error::Kind;
@@ -10,7 +10,7 @@ use crate::ids::Architecture;
 use crate::image::tree::ImageTree;
 use anyhow::{Context, Result};
 
-/// The content of a file system that may be the root, as far as it decides the choice.
+/// The facts about a file system that decide whether it is the root.
 #[derive(Debug, Clone, Default)]
 pub struct CandidateContent {
     /// Whether it has an fstab or an os-release.
@@ -18,15 +18,15 @@ pub struct CandidateContent {
     pub fstab: Vec<FstabEntry>,
 }
 
-/// The choice as far as it can be made before anything is mounted.
+/// The result of a choice that mounts nothing.
 #[derive(Debug, PartialEq, Eq)]
 pub enum RootChoice {
     Chosen(usize),
-    /// These have to be mounted and examined.
+    /// The choice needs the content of these partitions, so they have to be mounted and examined.
     Candidates(Vec<usize>),
 }
 
-/// The type of a root partition for an architecture (UAPI.2, discoverable partitions).
+/// Returns the type of a root partition for an architecture (UAPI.2, discoverable partitions).
 fn root_type(architecture: Architecture) -> &'static str {
     match architecture {
         Architecture::X86_64 => "4f68bce3-e8cd-4db1-96e7-fbcaf984b709",
@@ -42,7 +42,7 @@ fn is_mountable(part: &DiskPart) -> bool {
     matches!(file_system_type(part), Some(FileSystemType::Ext4 | FileSystemType::Xfs))
 }
 
-/// Whether a partition may hold a root that oven cannot mount.
+/// Returns whether a partition may hold a root that oven cannot mount.
 fn may_hold_unsupported_root(part: &DiskPart) -> bool {
     matches!(
         file_system_type(part),
@@ -58,9 +58,9 @@ fn may_hold_unsupported_root(part: &DiskPart) -> bool {
     )
 }
 
-/// Decides by the partition table and the superblocks, as far as they suffice.
+/// Chooses by the partition table and the superblocks, if they suffice.
 ///
-/// Errors: no partition can be the root, or it is one that oven does not mount.
+/// Errors: no partition can be the root, or the root is one that oven cannot mount.
 pub fn choose_by_table(parts: &[DiskPart]) -> Result<RootChoice> {
     let root_type = root_type(Architecture::HOST);
     let has_root_type = |part: &DiskPart| {
@@ -86,7 +86,7 @@ pub fn choose_by_table(parts: &[DiskPart]) -> Result<RootChoice> {
     }
 }
 
-/// Decides by the content of the candidates. Errors: none of them is the root, or several may be.
+/// Chooses by the content of the candidates. Errors: none of them is the root, or several may be.
 pub fn choose_by_content(parts: &[DiskPart], looks: &[(usize, CandidateContent)]) -> Result<usize> {
     let root_of = |look: &CandidateContent| -> Option<usize> {
         let mut named = (0..parts.len())
@@ -120,7 +120,7 @@ pub fn choose_by_content(parts: &[DiskPart], looks: &[(usize, CandidateContent)]
     Err(no_single_root("several partitions of the disk may be its root", parts))
 }
 
-/// Reads what [`choose_by_content`] needs from a file system that is mounted read-only.
+/// Reads the facts for [`choose_by_content`] from a file system that is mounted read-only.
 pub fn examine(inside: &ImageTree) -> Result<CandidateContent> {
     let fstab = inside.read("/etc/fstab").context("reading /etc/fstab of a possible root")?;
     let released = inside.exists("/etc/os-release")? || inside.exists("/usr/lib/os-release")?;
@@ -204,7 +204,7 @@ mod tests {
     fn what_cannot_be_mounted_is_named() {
         let lvm = || part(2, &[(512, b"LABELONE"), (536, b"LVM2 001")], "");
         assert!(choose_by_table(&[lvm()]).unwrap_err().to_string().contains("on LVM"));
-        // A /boot next to it is not the root.
+        // The ext4 partition is a /boot, which cannot be the root.
         let parts = [ext4(1, ""), lvm()];
         assert_eq!(choose_by_table(&parts).unwrap(), RootChoice::Candidates(vec![0]));
         assert!(

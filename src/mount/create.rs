@@ -1,4 +1,4 @@
-//! Mounts by descriptor: a mount is created, verified, and only then attached; it is unmounted by its id.
+//! Mounts through descriptors: a mount is created, verified, and only then attached. It is unmounted by its id.
 
 use super::busy;
 use crate::error::Kind;
@@ -14,28 +14,28 @@ use rustix::mount::{
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-/// The pauses, in milliseconds, between attempts while something is busy: a killed process releases it a moment later.
-/// They are 2 s in all.
+/// The pauses, in milliseconds, between attempts while a device or mount is busy: a killed process needs a moment to
+/// release it. Their sum is 2 s.
 const PAUSES: [u64; 24] = [
     5, 10, 25, 60, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100, 100,
     100, 100,
 ];
 
-/// What to mount.
+/// Describes a mount to create.
 #[derive(Debug)]
 pub struct MountRequest {
-    /// The private tmpfs with the nodes ([`crate::mount::partitions`]).
+    /// The private tmpfs with the device nodes ([`crate::mount::partitions`]).
     pub tmpfs: OwnedFd,
     /// The kernel's name of the device.
     pub name: String,
     pub rdev: u64,
-    /// The file system, never guessed by the kernel.
+    /// The type of the file system. The kernel never guesses it.
     pub kind: &'static str,
-    /// Only for reading: the journal is left alone.
+    /// Mounts read-only and does not replay the journal.
     pub read_only: bool,
 }
 
-/// This kernel has no such file system.
+/// The error if this kernel lacks the file system.
 #[derive(Debug)]
 pub struct UnknownFileSystem;
 impl std::fmt::Display for UnknownFileSystem {
@@ -45,22 +45,24 @@ impl std::fmt::Display for UnknownFileSystem {
 }
 impl std::error::Error for UnknownFileSystem {}
 
-/// Creates a mount that is attached nowhere, and verifies that it is of the right device. It disappears with the
-/// descriptor. To be called on a thread of its own: the thread's root directory becomes the tmpfs, so that the source
-/// in mount tables is `/dev/NAME`, as `grub-probe` and `df` need it, and yet it can only be our own node.
+/// Creates a mount that is not attached anywhere, and verifies that it is of the right device. It disappears when its
+/// descriptor is closed. Call this on a separate thread, because it makes the tmpfs the thread's root directory. Then
+/// the source in mount tables is `/dev/NAME`, as `grub-probe` and `df` need it, and the path can only lead to oven's
+/// own node.
 pub fn create_mount(wanted: &MountRequest) -> Result<OwnedFd> {
     let doing = || format!("mounting /dev/{} as {}", wanted.name, wanted.kind);
-    // Before the root directory changes: the kernel may have to load a module.
+    // This precedes the change of the root directory, because the kernel may have to load a module.
     if let Err(Errno::NODEV) = fsopen(wanted.kind, FsOpenFlags::FSOPEN_CLOEXEC) {
         return Err(anyhow::Error::new(UnknownFileSystem).context(doing()));
     }
     enter(&wanted.tmpfs).context("entering the private tmpfs")?;
-    // A child that is being started has copies of our descriptors for a moment, also of those that were just closed.
+    // A child that is being started has copies of our descriptors for a moment, even of those that were just closed. So
+    // the device may be busy for a moment.
     let mut said = String::new();
     let fs = retry_while_busy(|| superblock(wanted, &mut said));
     let fs = fs.map_err(|error| refused(error, &said, wanted)).with_context(doing)?;
     let mut attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
-    // Reading a file must not change the disk.
+    // Reading a file must not write an access time to the disk.
     attributes |= MountAttrFlags::MOUNT_ATTR_NOATIME;
     if wanted.read_only {
         attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
@@ -73,7 +75,7 @@ pub fn create_mount(wanted: &MountRequest) -> Result<OwnedFd> {
     Ok(mount)
 }
 
-/// Creates a file system, not mounted yet. `said`: the kernel's messages about a failure.
+/// Creates a file system that is not mounted yet. `said` gets the kernel's messages about a failure.
 fn superblock(wanted: &MountRequest, said: &mut String) -> rustix::io::Result<OwnedFd> {
     let fs = fsopen(wanted.kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(&fs, "source", format!("/dev/{}", wanted.name))?;
@@ -84,14 +86,15 @@ fn superblock(wanted: &MountRequest, said: &mut String) -> rustix::io::Result<Ow
         fsconfig_set_flag(&fs, "ro")?;
     }
     let made = match fsconfig_create_exclusive(&fs) {
-        // Before Linux 6.6. Then only the proof of release shows that somebody else has it mounted, too.
+        // Linux before 6.6 does not support this. Then only the proof of release shows whether another process has
+        // mounted the device, too.
         Err(Errno::OPNOTSUPP) => fsconfig_create(&fs),
         made => made,
     };
     if made.is_err() {
         let mut message = [0; 512];
         said.clear();
-        // The kernel has a few messages for the caller.
+        // Reads the kernel's messages for the caller.
         while let Ok(length @ 1..) = rustix::io::read(&fs, &mut message[..]) {
             *said += &format!("; {}", String::from_utf8_lossy(&message[..length]).trim());
         }
@@ -105,9 +108,10 @@ fn options(wanted: &MountRequest) -> &'static [(&'static str, &'static str)] {
         ("xfs", false) => &[("nouuid", "")],
         ("xfs", true) => &[("nouuid", ""), ("norecovery", "")],
         ("ext4" | "ext3" | "ext2", true) => &[("noload", "")],
-        // Damage ends the bake: later writes cannot be trusted. The device's cache is not flushed at each fsync: if
-        // this machine stops, the disk is discarded, and the proof of release ends with a flush. Nothing is zeroed in
-        // the background: an instance of the image does that, and it would race with the discarding.
+        // Damage ends the bake, because later writes cannot be trusted. The device's cache is not flushed at each
+        // fsync: if this machine stops, the disk is discarded, and the proof of release ends with a flush. Inode tables
+        // are not zeroed in the background: an instance of the image does that later, and here it would run
+        // concurrently with the discard of free space.
         ("ext4" | "ext3" | "ext2", false) => {
             &[("errors", "remount-ro"), ("nobarrier", ""), ("noinit_itable", "")]
         }
@@ -146,7 +150,7 @@ pub fn attach(mount: &OwnedFd, target: &OwnedFd) -> rustix::io::Result<()> {
     move_mount(mount, c"", target, c"", flags)
 }
 
-/// The id in mount tables of the mount that a descriptor is on.
+/// Returns the id in mount tables of the mount that a descriptor belongs to.
 pub fn mount_id(fd: impl AsFd) -> Result<u64> {
     let found = rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)
         .context("reading a mount's id")?;
@@ -159,7 +163,7 @@ pub fn mount_id(fd: impl AsFd) -> Result<u64> {
     Ok(found.stx_mnt_id)
 }
 
-/// Fails if what is attached in this directory would be seen by other namespaces.
+/// Fails if a mount in this directory would be visible in other namespaces.
 pub fn ensure_private(dir: &OwnedFd) -> Result<()> {
     let id = mount_id(dir)?;
     match table::of_this_thread()?.iter().find(|line| line.id == id) {
@@ -174,8 +178,8 @@ pub fn ensure_private(dir: &OwnedFd) -> Result<()> {
     }
 }
 
-/// Unmounts by id, wherever the mount is by now; never lazily. A mount that no longer exists is fine. If `patient`,
-/// waits up to 2 s while it is busy; then the error is EBUSY.
+/// Unmounts by id, even if the mount was moved; never lazily. It succeeds if the mount no longer exists. If `patient`,
+/// retries for up to 2 s while it is busy; after that the error is EBUSY.
 pub fn unmount(id: u64, patient: bool) -> Result<()> {
     let mut pauses = PAUSES[..if patient { PAUSES.len() } else { 0 }].iter();
     loop {
@@ -189,7 +193,7 @@ pub fn unmount(id: u64, patient: bool) -> Result<()> {
     }
 }
 
-/// Retries while the result is EBUSY, as long as [`unmount`] does.
+/// Retries while the result is EBUSY, with the same limit as [`unmount`].
 pub fn retry_while_busy<T>(mut attempt: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
     for &ms in &PAUSES {
         match attempt() {
@@ -205,7 +209,7 @@ fn pause(ms: u64) {
     std::thread::sleep(Duration::from_millis(ms));
 }
 
-/// The flags with which a directory is opened for requests to its file system.
+/// The flags to open a directory for ioctls to its file system.
 pub const DIR: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Grows the root partition and its file system if the disk is larger than its partition table says.
+//! Extends the root partition and its file system if the disk is larger than its partition table says.
 
 use super::create::DIR;
 use super::partitions::{DeviceBytes, DiskNodes, DiskPart};
@@ -22,15 +22,18 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::process::Stdio;
 use std::time::Duration;
 
-/// Less unused space than this is not worth growing into: alignment leaves some at the end.
+/// If less unused space than this follows the partition, it is not extended. Alignment leaves some space at the end of
+/// every disk.
 const SLACK: u64 = 1 << 20;
-/// udev locks a disk for moments; whoever locks it for longer is at work on it.
+/// The number of attempts to lock the disk. udev holds the lock only for moments. If it is held for longer, another
+/// program is changing the disk.
 const LOCK_TRIES: u32 = 100;
 
-/// How often e2fsck is started while the device is in use: as long as oven waits for anything else that is busy.
+/// How often e2fsck is started while the device is busy. The total time equals the time that oven waits for other busy
+/// devices.
 const CHECK_TRIES: u32 = 20;
 
-/// The whole disk, with the lock that udev and others respect.
+/// The whole disk, locked against udev and other programs that respect this lock.
 struct Locked<'a>(&'a OwnedFd);
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
@@ -50,8 +53,8 @@ async fn lock(device: &Device) -> Result<Locked<'_>> {
     Err(failure.hint("`lslocks` shows which one.").into())
 }
 
-/// Grows the root partition to the end of the disk, in the table and in the kernel, if the disk is larger than the
-/// table says. Returns whether the root's device may be larger than before; without a table it always may.
+/// Extends the root partition to the end of the disk, in the table and in the kernel, if the disk is larger than the
+/// table says. Returns whether the root's device may be larger than before. Without a table this is always true.
 pub async fn grow_partition(device: &Device, nodes: &mut DiskNodes, root: usize) -> Result<bool> {
     let Some(old) = nodes.parts[root].partition.clone() else { return Ok(true) };
     let number = old.number;
@@ -104,8 +107,8 @@ fn write(node: &OwnedFd, writes: &[DiskWrite]) -> Result<()> {
     rustix::fs::fsync(node).context("syncing the partition table")
 }
 
-/// Grows a mounted file system to the size of its device. Returns its sizes before and after in bytes; `None` if it was
-/// as large already.
+/// Extends a mounted file system to the size of its device. Returns its sizes before and after in bytes, or `None` if
+/// it had that size already.
 pub async fn grow_file_system(mount: &OwnedFd, part: &DiskPart) -> Result<Option<(u64, u64)>> {
     let Some(fs) = growable(part) else { return Ok(None) };
     let doing = format!("growing the {} on {}", fs.kind, part.name);
@@ -120,7 +123,8 @@ pub async fn grow_file_system(mount: &OwnedFd, part: &DiskPart) -> Result<Option
             _ => block_ioctls::ext4_resize(dir.as_fd(), blocks)?,
         }
         let after = total(&dir)?;
-        // Inode tables take their share: 1.6 % by default, more where somebody wanted many inodes.
+        // Inode tables use a part of the new space: 1.6 % by default, more if the file system was created with many
+        // inodes.
         if after.saturating_sub(before) < expected / 2 {
             let sizes = (human_size(before), human_size(after));
             return Err(Kind::Machine.error(format!("its size was {}, and is {} now", sizes.0, sizes.1)));
@@ -131,13 +135,14 @@ pub async fn grow_file_system(mount: &OwnedFd, part: &DiskPart) -> Result<Option
     .context(doing)
 }
 
-/// The file system of a partition, if it is worth growing.
+/// Returns the file system of a partition if enough space follows it to extend it.
 fn growable(part: &DiskPart) -> Option<&FileSystem> {
     part.fs.as_ref().filter(|fs| fs.block_size > 0 && fs.size() + SLACK <= part.size)
 }
 
-/// ext4 grows while it is mounted, but only with CAP_SYS_RESOURCE. Containers and hardened machines take that away;
-/// then e2fsprogs grows it before it is mounted. Returns the sizes before and after, or `None` if nothing was done.
+/// ext4 can be extended while it is mounted, but only with CAP_SYS_RESOURCE. Containers and hardened machines lack this
+/// capability. In that case e2fsprogs extends it before it is mounted. Returns the sizes before and after, or `None` if
+/// nothing was done.
 pub async fn grow_unmounted(part: &mut DiskPart) -> Result<Option<(u64, u64)>> {
     let Some(fs) = growable(part).filter(|fs| fs.kind == FileSystemType::Ext4) else { return Ok(None) };
     let effective =
@@ -146,10 +151,10 @@ pub async fn grow_unmounted(part: &mut DiskPart) -> Result<Option<(u64, u64)>> {
         return Ok(None);
     }
     let (before, doing) = (fs.size(), format!("growing the ext4 on {}", part.name));
-    // The descriptor of the verified device, which the tools inherit.
+    // The path leads to the descriptor of the verified device, which the tools inherit.
     let path = format!("/proc/self/fd/{}", part.node.as_raw_fd());
-    // resize2fs takes only a file system that was checked. Exit code 1: something small was repaired. A descriptor that
-    // was closed just now may still be open for a moment, in a child that is being started.
+    // resize2fs accepts only a file system that was checked. Exit code 1 means that a small error was repaired. A
+    // descriptor that was just closed may still be open for a moment in a child that is being started.
     let arguments = ["-f", "-p", &path];
     let check = || run_tool("e2fsck", &arguments, &part.node, &[0, 1]);
     let mut checked = check().await;
@@ -174,7 +179,7 @@ pub async fn grow_unmounted(part: &mut DiskPart) -> Result<Option<(u64, u64)>> {
 }
 
 /// Runs a program of this machine on a device, with an empty environment. The program parses the image's content, so it
-/// is trusted no more than a step: no capabilities, no network, and it can write only to the device.
+/// is isolated like a step: it has no capabilities and no network, and can write only to the device.
 #[allow(unsafe_code)]
 async fn run_tool(name: &str, arguments: &[&str], device: &OwnedFd, good: &[i32]) -> Result<()> {
     let mut command = tokio::process::Command::new(name);
@@ -183,7 +188,7 @@ async fn run_tool(name: &str, arguments: &[&str], device: &OwnedFd, good: &[i32]
         // SAFETY: the child has a copy of the descriptor, which its parent keeps open until the child has ended.
         let device = unsafe { BorrowedFd::borrow_raw(device) };
         rustix::io::fcntl_setfd(device, rustix::io::FdFlags::empty())?;
-        // SAFETY: nothing of the process's memory or descriptors is unshared.
+        // SAFETY: the flags unshare neither memory nor descriptors of this process.
         unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET | UnshareFlags::NEWIPC)? };
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
         let failed = |_| std::io::Error::from(std::io::ErrorKind::PermissionDenied);
@@ -191,8 +196,9 @@ async fn run_tool(name: &str, arguments: &[&str], device: &OwnedFd, good: &[i32]
         landlock::restrict_writes_to(device);
         filter.install().map_err(failed)
     };
-    // SAFETY: between fork and exec the child makes only system calls. It allocates memory only for an error's text,
-    // and then only threads that do blocking work could hold the allocator's lock: glibc lets a forked child allocate.
+    // SAFETY: between fork and exec the child makes only system calls. It allocates memory only for the text of an
+    // error. If another thread, which can only be one for blocking work, holds the allocator's lock then, that is safe
+    // too, because glibc lets a forked child allocate.
     unsafe { command.pre_exec(contain) };
     command
         .args(arguments)
@@ -220,7 +226,7 @@ async fn run_tool(name: &str, arguments: &[&str], device: &OwnedFd, good: &[i32]
 mod tests {
     use super::*;
 
-    /// What an image could do that takes control of its checker.
+    /// Does what an image could do after it took control of the program that checks it.
     #[tokio::test]
     async fn a_tool_can_write_only_to_the_device() {
         if !rustix::process::geteuid().is_root() {

@@ -1,4 +1,4 @@
-//! A mounted image, and what is done inside it.
+//! Mounts an image, and gives access to its files.
 
 mod busy;
 mod choose_root;
@@ -34,8 +34,8 @@ use unmountable::UnmountableDir;
 /// How a root is mounted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct MountOptions {
-    /// Whether the root grows to the end of the disk, if the disk is larger than its partition table says (or than the
-    /// file system, if there is no table). `false`: the new space is left alone.
+    /// Whether the root is extended to the end of the disk if the disk is larger than its partition table says (or,
+    /// without a table, than the file system). `false`: the new space stays unused.
     pub grow: bool,
 }
 
@@ -60,7 +60,7 @@ pub struct MountOptions {
 /// # Ok(()) }
 /// ```
 pub struct Root<'d> {
-    // Dropped before the mounts: an open descriptor keeps a mount busy.
+    // This field is dropped before the mounts, because an open descriptor would keep a mount busy.
     inside: ImageTree,
     mounts: ImageMounts,
     disk: DiskNodes,
@@ -72,11 +72,11 @@ pub struct Root<'d> {
 }
 
 impl<'d> Root<'d> {
-    /// Finds the root partition, grows it if that is asked for, and mounts it, and what its fstab mounts from the same
-    /// disk. `scratch` is an existing directory of this run, in which the mount point is created.
+    /// Finds the root partition, extends it if requested, mounts it, and mounts the other file systems of this disk
+    /// that its fstab lists. `scratch` is an existing directory of this run. The mount point is created in it.
     ///
-    /// Errors: `Definition` if the disk has no root that oven can identify and mount; `Machine` if this machine lacks
-    /// something, or if another process uses the disk.
+    /// Errors: `Definition` if the disk has no root that oven can identify and mount; `Machine` if this machine lacks a
+    /// feature, or if another process uses the disk.
     pub async fn mount(
         device: &'d Device,
         scratch: &Path,
@@ -119,7 +119,7 @@ impl<'d> Root<'d> {
         Ok(found)
     }
 
-    /// Mounts what the image's fstab mounts from this disk.
+    /// Mounts the other file systems of this disk that the image's fstab lists.
     async fn mount_rest(&mut self, root: usize) -> Result<()> {
         let Some(text) = self.inside.read("/etc/fstab")? else { return Ok(()) };
         let ids: Vec<_> = self.disk.parts.iter().map(DiskPart::ids).collect();
@@ -179,7 +179,8 @@ impl<'d> Root<'d> {
         self.mounts.attach(mount, &point, target, None)
     }
 
-    /// The directory to mount on, resolved inside the image. It is created if it is missing, as systemd does at boot.
+    /// Returns the directory to mount on, resolved inside the image. Creates it if it is missing, as systemd does at
+    /// boot.
     fn mount_point(&self, target: &str) -> Result<OwnedFd> {
         self.inside.create_dir_all(target, 0o755)?;
         let point = self.inside.open(target, OFlags::PATH | OFlags::DIRECTORY);
@@ -192,39 +193,39 @@ impl<'d> Root<'d> {
         Ok(point)
     }
 
-    /// The mount point, in this process's private mount namespace: only for the step helper.
+    /// Returns the mount point, a path in this process's private mount namespace. Only the step helper may use it.
     pub fn path(&self) -> &Path {
         self.mounts.path()
     }
 
-    /// Safe access to the image's files.
+    /// Returns safe access to the image's files.
     pub fn inside(&self) -> &ImageTree {
         &self.inside
     }
 
-    /// `/etc/os-release` or `/usr/lib/os-release`.
+    /// Reads `/etc/os-release` or `/usr/lib/os-release`.
     pub fn os_release(&self) -> Result<OsRelease> {
         crate::image::os_release::os_release(&self.inside)
     }
 
-    /// The architecture of the image's `/bin/sh`.
+    /// Returns the architecture of the image's `/bin/sh`.
     pub fn architecture(&self) -> Result<Architecture> {
         crate::image::os_release::architecture(&self.inside)
     }
 
-    /// The disk, its partitions, and their links for the private `/dev` of a step.
+    /// Returns the nodes of the disk and its partitions, and the links to them, for the private `/dev` of a step.
     pub fn nodes(&self) -> &[crate::device::DeviceNode] {
         &self.steps
     }
 
-    /// Directories, as fstab spells them, for file systems that this kernel cannot mount. No step may change them:
-    /// [`Root::close`] checks that.
+    /// Returns the directories, as fstab spells them, of file systems that this kernel cannot mount. No step may change
+    /// these directories; [`Root::close`] checks that.
     pub fn unmounted(&self) -> &[PathBuf] {
         &self.targets
     }
 
-    /// Unmounts everything, and proves that the disk is released: each partition that was mounted, and the whole disk,
-    /// are opened exclusively and synced. Fails if a file system was damaged, or if a step wrote to a directory whose
+    /// Unmounts everything, and proves that the disk is released: it opens the whole disk and each partition that was
+    /// mounted exclusively, and syncs them. Fails if a file system was damaged, or if a step wrote to a directory whose
     /// file system could not be mounted.
     pub async fn close(self) -> Result<()> {
         let Self { inside, mounts, disk, unmounted, report, device, .. } = self;
@@ -251,7 +252,7 @@ async fn choose(disk: &DiskNodes) -> Result<usize> {
     choose_root::choose_by_content(&disk.parts, &looks).context("finding the root partition")
 }
 
-/// The kernel's driver for the file system of a partition; ext4's driver serves ext2 and ext3, too.
+/// Returns the kernel's driver for the file system of a partition. The driver of ext4 also serves ext2 and ext3.
 fn kernel_type(part: &DiskPart) -> Option<&'static str> {
     match choose_root::file_system_type(part)? {
         FileSystemType::Ext2 | FileSystemType::Ext3 | FileSystemType::Ext4 => Some("ext4"),
@@ -261,14 +262,14 @@ fn kernel_type(part: &DiskPart) -> Option<&'static str> {
     }
 }
 
-/// Mounts a partition; the mount is attached nowhere yet.
+/// Creates the mount of a partition. It is not attached anywhere yet.
 async fn make(disk: &DiskNodes, part: &DiskPart, read_only: bool) -> Result<OwnedFd> {
     let kind = kernel_type(part).with_context(|| format!("{} cannot be mounted", part.describe()))?;
     let tmpfs = disk.tmpfs.try_clone().context("duplicating a descriptor")?;
     let wanted = MountRequest { tmpfs, name: part.name.clone(), rdev: part.rdev, kind, read_only };
     run_to_end(move || create::create_mount(&wanted)).await.map_err(|error| {
         match (error.is::<UnknownFileSystem>(), kind) {
-            // Only vfat may be missing.
+            // Every kernel must have ext4 and xfs; only vfat may be missing.
             (true, "ext4" | "xfs") => {
                 let failure = Kind::Machine.failure(format!("this kernel has no {kind}"));
                 failure.hint(format!("Load its module: `modprobe {kind}`.")).into()
@@ -278,7 +279,7 @@ async fn make(disk: &DiskNodes, part: &DiskPart, read_only: bool) -> Result<Owne
     })
 }
 
-/// Reports what the user should know of a file system that is about to be mounted.
+/// Reports facts that the user should know about a file system before it is mounted.
 fn tell_of_state(part: &DiskPart, report: &Report) {
     let Some(fs) = &part.fs else { return };
     if fs.dirty {
@@ -289,7 +290,7 @@ fn tell_of_state(part: &DiskPart, report: &Report) {
     }
 }
 
-/// Creates a directory for mounts, which nobody else may enter.
+/// Creates a directory for mounts. Other users cannot enter it.
 fn make_mount_point(scratch: &Path) -> Result<PathBuf> {
     let scratch = scratch.canonicalize().with_context(|| format!("resolving {}", scratch.display()))?;
     let path = scratch.join("root");

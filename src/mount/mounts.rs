@@ -1,4 +1,4 @@
-//! The mounts of a root, and how they end: checked, synced, unmounted, and with proof of release.
+//! The mounts of a root. At the end they are checked, synced and unmounted, and the release of the disk is proved.
 
 use super::create;
 use super::create::DIR;
@@ -23,19 +23,19 @@ use std::path::{Path, PathBuf};
 /// `ST_RDONLY` of statfs(2).
 const READ_ONLY: u64 = 1;
 
-/// No image has this many. Each recursive bind may double their number.
+/// The maximum number of mounts. No image has this many, but each recursive bind may double their number.
 const MOUNTS_MAX: usize = 256;
 
 /// A mount.
 pub struct ImageMount {
     id: u64,
-    /// On the mount; `None` before it is unmounted, because a descriptor would keep it busy.
+    /// A descriptor of the mount. It is `None` from just before the unmount on, because it would keep the mount busy.
     fd: Option<OwnedFd>,
-    /// Its directory in the image.
+    /// The directory in the image on which it is mounted.
     target: String,
-    /// The device, if it is not a bind.
+    /// The device; `None` for a bind mount.
     pub(crate) device: Option<(String, u64)>,
-    /// ext: the number of recorded errors when it was mounted.
+    /// For ext file systems: the number of recorded errors when it was mounted.
     errors: Option<u64>,
 }
 
@@ -44,7 +44,7 @@ pub struct ImageMounts {
     pub(crate) list: Vec<ImageMount>,
     point: PathBuf,
     report: Report,
-    /// A mount stayed busy to the end of the waiting time.
+    /// Whether a mount was still busy at the end of the waiting time.
     stuck: bool,
 }
 
@@ -85,7 +85,7 @@ impl ImageMounts {
         });
         let errors = part.filter(|_| is_ext).and_then(|part| errors_of(&part.name));
         self.list.push(ImageMount { id, fd: Some(mount), target: target.to_owned(), device, errors });
-        // A recursive bind mounts more, which would keep this one busy.
+        // A recursive bind would add mounts that keep this one busy.
         let table = table::of_this_thread()?;
         for line in below(&table, id) {
             let target = format!("{target} ({})", line.path.display());
@@ -100,7 +100,7 @@ impl ImageMounts {
         Ok(())
     }
 
-    /// Another mount of a device that is already mounted, attached nowhere.
+    /// Creates another mount of a device that is already mounted. It is not attached anywhere.
     pub fn again(&self, rdev: u64) -> Option<rustix::io::Result<OwnedFd>> {
         let is = |mounted: &&ImageMount| mounted.device.as_ref().is_some_and(|(_, of)| *of == rdev);
         let fd = self.list.iter().find(is)?.fd.as_ref()?;
@@ -108,7 +108,7 @@ impl ImageMounts {
         Some(open_tree(fd, c"", flags | OpenTreeFlags::AT_EMPTY_PATH))
     }
 
-    /// Checks all file systems, writes them out, and discards their free space.
+    /// Checks all file systems, syncs them, and discards their free space.
     pub(crate) async fn check_and_sync(&self, disk: &Device) -> Result<()> {
         for mounted in &self.list {
             let (Some((device, _)), Some(fd)) = (&mounted.device, &mounted.fd) else { continue };
@@ -119,17 +119,17 @@ impl ImageMounts {
             let trimming = disk.trimming.clone();
             let trimmed = tasks::run_to_end(move || {
                 rustix::fs::syncfs(&dir).with_context(|| format!("syncing the file system of {target}"))?;
-                // What was zeroed is on the disk by now, and no step runs any more.
+                // All zeroed ranges were synced, and no step is running.
                 let trim = trimming.map(Trim::begin).transpose();
                 let _trim = trim.context("preparing to discard free space")?;
                 Ok::<_, anyhow::Error>(block_ioctls::trim(dir.as_fd()))
             });
             match trimmed.await? {
                 Ok(bytes) => self.report.detail(format!("discarded {} on {device}", human_size(bytes))),
-                // Many devices cannot discard; the snapshot is larger then, and just as correct.
+                // Many devices cannot discard. The snapshot is then larger, but still correct.
                 Err(error) => self.report.detail(format!("did not discard free space on {device}: {error}")),
             }
-            // The writes may have revealed damage.
+            // The writes may have revealed damage, so the file system is checked again.
             mounted.check().with_context(|| format!("checking the file system on {device}"))?;
         }
         Ok(())
@@ -150,14 +150,14 @@ impl ImageMounts {
     }
 
     fn remove_point(&self) -> std::io::Result<()> {
-        // Never recursive: its content may be a disk.
+        // The removal is never recursive, because the directory may still have a disk mounted on it.
         std::fs::remove_dir(&self.point)
     }
 }
 
 impl Drop for ImageMounts {
     fn drop(&mut self) {
-        // All of them first: a descriptor may be on a mount below another.
+        // All descriptors are closed first, because a descriptor may belong to a mount below another one.
         self.list.iter_mut().for_each(|mounted| mounted.fd = None);
         while let Some(last) = self.list.pop() {
             if let Err(error) = create::unmount(last.id, !self.stuck) {
@@ -194,7 +194,7 @@ impl ImageMount {
     }
 }
 
-/// The mounts below a mount, at any depth, parents first.
+/// Returns the mounts below a mount, at any depth, parents first.
 fn below(table: &[MountEntry], id: u64) -> Vec<&MountEntry> {
     let mut found: Vec<&MountEntry> = Vec::new();
     let mut parents = vec![id];
@@ -214,13 +214,13 @@ pub(crate) fn damaged(what: &str) -> anyhow::Error {
     Kind::Machine.failure(what).hint(hint).into()
 }
 
-/// How many errors the kernel has recorded in a mounted ext file system.
+/// Returns the number of errors that the kernel has recorded in a mounted ext file system.
 fn errors_of(name: &str) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/sys/fs/ext4/{name}/errors_count")).ok()?;
     text.trim().parse().ok()
 }
 
-/// Adds to a busy mount's error who uses it.
+/// Adds the users of a busy mount to its error.
 fn held(error: anyhow::Error, target: &str, mounted: &ImageMount) -> anyhow::Error {
     if !error.chain().any(|cause| cause.downcast_ref::<Errno>() == Some(&Errno::BUSY)) {
         return error;

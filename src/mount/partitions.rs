@@ -1,8 +1,9 @@
-//! A disk's partitions as the kernel knows them, and private device nodes for them.
+//! Finds a disk's partitions in the kernel, and creates private device nodes for them.
 //!
-//! Not every kernel reads partition tables, and udev may be absent, late, or have links to another disk. So the table
-//! is read here ([`crate::sys::block_ioctls::update_partition`]), partitions that the kernel lacks are added with BLKPG, device numbers come from
-//! sysfs, and the nodes are in a tmpfs that is attached nowhere and disappears with its last descriptor.
+//! Not every kernel reads partition tables. udev may be absent or late, or its links may lead to another disk. So oven
+//! reads the table itself, adds partitions that the kernel lacks with BLKPG
+//! ([`crate::sys::block_ioctls::update_partition`]), and takes device numbers from sysfs. The nodes are in a tmpfs that
+//! is not attached anywhere and disappears when its last descriptor is closed.
 
 use crate::device::Device;
 use crate::device::link_name;
@@ -23,7 +24,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
-/// A block device as bytes. The descriptor is borrowed from the owner of the disk.
+/// A block device that is read as bytes. The descriptor is borrowed from the owner of the disk.
 pub struct DeviceBytes<'a> {
     pub fd: BorrowedFd<'a>,
     pub size: u64,
@@ -35,7 +36,7 @@ impl ReadAt for DeviceBytes<'_> {
     }
 
     fn read_at(&self, mut offset: u64, mut buffer: &mut [u8]) -> io::Result<()> {
-        // Checked first: devices return short reads, and a wrong table must not cause a wait for a retry.
+        // The range is checked first. Devices return short reads, and a wrong table must not cause retries.
         if offset.checked_add(buffer.len() as u64).is_none_or(|end| end > self.size) {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
@@ -54,18 +55,18 @@ impl ReadAt for DeviceBytes<'_> {
     }
 }
 
-/// A partition, or the whole disk if there is no table: its content, and its device.
+/// A partition with its content and its device; the whole disk if there is no table.
 #[derive(Debug)]
 pub struct DiskPart {
-    /// `None`: the whole disk.
+    /// `None` means the whole disk.
     pub partition: Option<Partition>,
     pub fs: Option<FileSystem>,
-    /// The kernel's name: `loop0p1`.
+    /// The kernel's name, such as `loop0p1`.
     pub name: String,
     pub rdev: u64,
-    /// In bytes.
+    /// The size in bytes.
     pub size: u64,
-    /// Open for reading, so that the number remains this partition's.
+    /// The node is open for reading. While it is open, its device number remains this partition's.
     pub node: OwnedFd,
 }
 
@@ -81,7 +82,7 @@ impl DiskPart {
         }
     }
 
-    /// For messages: `partition 1 (ext4, 3.0 GiB, UUID 1f…, label "root")`.
+    /// Describes the partition for messages: `partition 1 (ext4, 3.0 GiB, UUID 1f…, label "root")`.
     pub fn describe(&self) -> String {
         let whose =
             self.partition.as_ref().map_or("the whole disk".into(), |p| format!("partition {}", p.number));
@@ -101,19 +102,19 @@ impl DiskPart {
 /// The disk's table, its partitions and their nodes.
 #[derive(Debug)]
 pub struct DiskNodes {
-    /// A tmpfs that is attached nowhere, with `dev/NAME` for the disk and each partition.
+    /// A tmpfs that is not attached anywhere, with `dev/NAME` for the disk and each partition.
     pub tmpfs: OwnedFd,
     /// The whole disk's kernel name.
     pub name: String,
     pub rdev: u64,
-    /// In bytes.
+    /// The size in bytes.
     pub size: u64,
     pub sector: u64,
     pub table: PartitionTable,
     pub parts: Vec<DiskPart>,
 }
 
-/// Reads the table, and makes a node for every partition in it.
+/// Reads the table, and creates a node for every partition in it.
 pub fn open_disk(device: &Device) -> Result<DiskNodes> {
     let disk = || format!("examining the disk {}", device.path.display());
     let stat = rustix::fs::fstat(&device.node).with_context(disk)?;
@@ -155,7 +156,8 @@ pub fn open_disk(device: &Device) -> Result<DiskNodes> {
     Ok(DiskNodes { tmpfs, name, rdev: device.rdev, size, sector, table, parts })
 }
 
-/// The kernel's name and number of a partition, which is added if the kernel has none with its number.
+/// Returns the kernel's name and device number of a partition. Adds the partition if the kernel has none with its
+/// index.
 fn known(device: &Device, partition: &Partition) -> Result<(String, u64)> {
     let number = partition.number;
     let doing = || format!("adding partition {number} of {}", device.path.display());
@@ -170,7 +172,8 @@ fn known(device: &Device, partition: &Partition) -> Result<(String, u64)> {
         partition.size,
     );
     match added {
-        // Someone else (udev, another reader) was faster: it has to be the same partition, which is checked below.
+        // Another program (udev, another reader) added a partition first. The code below checks that it is the same
+        // one.
         Ok(()) | Err(Errno::BUSY) => {}
         Err(error) => return Err(error).with_context(doing),
     }
@@ -191,7 +194,7 @@ fn lookup(disk: u64, partition: &Partition) -> Result<Option<(String, u64)>> {
             continue;
         }
         let name = entry.file_name().to_string_lossy().into_owned();
-        // sysfs counts sectors of 512 bytes, whatever the disk's are.
+        // sysfs counts in sectors of 512 bytes, even if the disk's sectors are larger.
         let bytes = |file: &str| read(path.join(file))?.parse::<u64>().ok()?.checked_mul(512);
         if (bytes("start"), bytes("size")) != (Some(partition.start), Some(partition.size)) {
             return Err(other(&name, partition));
@@ -221,11 +224,11 @@ fn sysfs(rdev: u64) -> PathBuf {
     format!("/sys/dev/block/{}:{}", rustix::fs::major(rdev), rustix::fs::minor(rdev)).into()
 }
 
-/// The kernel's name of a block device.
+/// Returns the kernel's name of a block device.
 pub fn name_of(rdev: u64) -> Result<String> {
     let path = sysfs(rdev);
     let link = std::fs::read_link(&path).with_context(|| format!("reading {} in sysfs", path.display()))?;
-    // sysfs cannot have a slash in a name.
+    // A name in sysfs cannot contain a slash, so sysfs replaces it with `!`.
     Ok(link.file_name().unwrap_or_default().to_string_lossy().replace('!', "/"))
 }
 
@@ -253,8 +256,8 @@ pub fn open_node(tmpfs: &OwnedFd, name: &str, flags: OFlags) -> Result<OwnedFd> 
     node.with_context(|| format!("opening {name}"))
 }
 
-/// The nodes for the private `/dev` of a step. The root gets its links first; another partition with the same
-/// identifier gets no link for it.
+/// Returns the nodes for the private `/dev` of a step. The root gets its links first. If another partition has the same
+/// identifier, it gets no link with that identifier.
 pub fn step_nodes(nodes: &DiskNodes, root: usize) -> Vec<crate::device::DeviceNode> {
     let mut taken = std::collections::HashSet::new();
     let mut order: Vec<usize> = (0..nodes.parts.len()).collect();

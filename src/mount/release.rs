@@ -1,4 +1,4 @@
-//! The end of a root: its file systems are checked, synced and unmounted, and the release of the disk is proved.
+//! Closes a root: checks, syncs and unmounts its file systems, and proves that the disk is released.
 
 use super::busy;
 use super::create;
@@ -16,7 +16,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use std::os::fd::AsFd;
 
-/// Closes a root. `unchanged`: the result for the directories that could not be mounted.
+/// Closes a root. `unchanged` is the result of the check of the directories that could not be mounted.
 pub async fn close(
     mut mounts: ImageMounts,
     disk: &DiskNodes,
@@ -40,8 +40,9 @@ pub async fn close(
     Ok(())
 }
 
-/// Opens each device that was mounted, and the whole disk, exclusively, and syncs it. A mount in any namespace, a loop
-/// device or swap would make that fail; a successful `umount` alone says nothing about the other namespaces.
+/// Opens each device that was mounted, and the whole disk, exclusively, and syncs it. The open would fail if any
+/// namespace had a mount of the device, or a loop device or swap used it. A successful `umount` shows nothing about
+/// other namespaces.
 async fn prove_released(disk: &DiskNodes, used: &[(String, u64)]) -> Result<()> {
     let mut devices = used.to_vec();
     let whole = (disk.name.clone(), disk.rdev);
@@ -69,8 +70,8 @@ async fn prove_released(disk: &DiskNodes, used: &[(String, u64)]) -> Result<()> 
     .await
 }
 
-/// Checks the partition table. Steps have the disk's nodes, because boot loaders are installed there; but the
-/// partitions that were mounted have to be in the table still.
+/// Checks the partition table. Steps can write to the disk's nodes, because boot loaders are installed through them.
+/// But the table must still have the partitions that were mounted.
 fn check_partition_table(disk: &DiskNodes, device: &Device, used: &[(String, u64)]) -> Result<()> {
     let now = partition::read(&DeviceBytes { fd: device.node.as_fd(), size: disk.size }, disk.sector)?;
     let changed =
@@ -89,7 +90,7 @@ fn check_partition_table(disk: &DiskNodes, device: &Device, used: &[(String, u64
     Ok(())
 }
 
-/// Checks the superblock of an unmounted ext file system for damage by the bake.
+/// Checks whether the bake damaged an ext file system, by its superblock. The file system is unmounted.
 fn check_superblock(part: &DiskPart) -> Result<()> {
     let Some(before) = &part.fs else { return Ok(()) };
     let bytes = DeviceBytes { fd: part.node.as_fd(), size: part.size };

@@ -1,5 +1,5 @@
-//! A directory of the image for a file system that this kernel cannot mount. What a step wrote there would be hidden at
-//! boot, so nothing in it may change.
+//! A directory of the image whose file system this kernel cannot mount. Files that a step wrote to it would be hidden
+//! at boot, so nothing in it may change.
 
 use crate::error::Kind;
 use crate::image::tree::ImageTree;
@@ -8,10 +8,11 @@ use anyhow::{Context, Result};
 use rustix::fs::FileType;
 use std::collections::BTreeMap;
 
-/// How many paths an error message names.
+/// The maximum number of paths that an error message names.
 const NAMES_MAX: usize = 5;
 
-/// Identifies the state of an object: type and mode, owner, and for all but directories size and time of change.
+/// Identifies the state of an object: its type, mode and owner, and also size and time of change if it is not a
+/// directory.
 type State = (u32, u32, u32, i64, i64, i64);
 
 /// The directory, and its content before the steps.
@@ -55,7 +56,7 @@ fn read_states(inside: &ImageTree, target: &str) -> Result<BTreeMap<String, Stat
     let walked = inside.walk(target, &mut |path, stat| {
         let mut state =
             (stat.st_mode, stat.st_uid, stat.st_gid, stat.st_size, stat.st_mtime, stat.st_mtime_nsec as i64);
-        // A file that was created and removed again is no change.
+        // Creating a file and removing it again does not count as a change.
         if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
             (state.3, state.4, state.5) = (0, 0, 0);
         }

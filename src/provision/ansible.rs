@@ -1,5 +1,5 @@
-//! Programs that are in the image only during this bake: the plan installs them, and they are removed with everything
-//! that came with them.
+//! Programs that are in the image only during this bake. The plan installs them, and afterwards they are removed with
+//! all packages that were installed with them.
 
 use super::command::{CommandRunner, ImageCommand};
 use super::packages;
@@ -14,18 +14,18 @@ use oven_distro::Step;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-/// How many packages an error message names at most.
+/// The maximum number of packages that an error message names.
 const NAMED_MAX: usize = 10;
-/// Upper bound for the query for unneeded packages, which answers at once.
+/// The time limit for the query for unneeded packages, which takes only a moment.
 const TIMEOUT: Duration = Duration::from_secs(120);
 
-/// The packages that were installed for the bake, to be removed again.
+/// The packages that were installed only for the bake and are removed at its end.
 pub struct BakeTools {
     installed: Vec<InstalledPackage>,
 }
 
 impl BakeTools {
-    /// Makes sure that playbooks can be run. `None`: the image itself has Ansible.
+    /// Installs Ansible if it is missing. Returns `None` if the image itself has Ansible.
     pub async fn install(runner: &CommandRunner<'_>, script: &Script) -> Result<Option<Self>> {
         if has_program(runner.place.inside, ANSIBLE)? {
             return Ok(None);
@@ -67,8 +67,8 @@ impl BakeTools {
         Ok(Some(Self { installed }))
     }
 
-    /// Removes the packages that came with Ansible and that nothing needs. What a script installed since, and its
-    /// dependencies, stay.
+    /// Removes the packages that were installed with Ansible and that no other package needs. Packages that a script
+    /// installed since then remain, and so do their dependencies.
     pub async fn remove(self, runner: &CommandRunner<'_>) -> Result<()> {
         let Some(tools) = &runner.work.plan.tools else { return Ok(()) };
         let before = list_packages(runner).await?;
@@ -128,8 +128,8 @@ impl BakeTools {
     }
 }
 
-/// The packages of the image. Errors: the plan does not say how to list them, so what came with a tool cannot be
-/// determined.
+/// Returns the packages of the image. Errors: the plan has no fact that lists them, so the packages that were installed
+/// with a tool cannot be determined.
 async fn list_packages(runner: &CommandRunner<'_>) -> Result<Vec<InstalledPackage>> {
     plan_steps::packages_of(runner).await?.ok_or_else(|| {
         let what =
@@ -142,7 +142,7 @@ fn is_same_package(one: &InstalledPackage, other: &InstalledPackage) -> bool {
     one.name == other.name && one.architecture == other.architecture
 }
 
-/// The packages of `before` that are missing or changed.
+/// Returns the packages of `before` that are missing or changed.
 fn missing_or_changed(before: &[InstalledPackage], after: &[InstalledPackage]) -> Vec<String> {
     let differs = |package: &&InstalledPackage| !after.contains(package);
     let missing_or_changed = before.iter().filter(differs);
@@ -154,7 +154,7 @@ fn missing_or_changed(before: &[InstalledPackage], after: &[InstalledPackage]) -
         .collect()
 }
 
-/// A command line with each argument that names a package repeated for every package.
+/// Returns a command line in which each argument that names a package is repeated for every package.
 fn fill_in_packages(argv: &[String], packages: &[InstalledPackage]) -> Vec<String> {
     let one = |argument: &str, package: &InstalledPackage| {
         argument

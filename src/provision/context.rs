@@ -1,4 +1,4 @@
-//! What the parts of a provisioning share: the image, and what is to be done in it.
+//! The data that all parts of the provisioning share: the image, and the work to do in it.
 
 use super::package_cache::store::PackageCache;
 use super::space;
@@ -14,19 +14,19 @@ use anyhow::Error;
 use oven_distro::Plan;
 use std::path::{Path, PathBuf};
 
-/// Where an image is mounted.
+/// A mounted image.
 #[derive(Clone, Copy)]
 pub struct MountedImage<'a> {
-    /// A mount point.
+    /// The mount point of the image.
     pub root: &'a Path,
     pub inside: &'a ImageTree,
-    /// The disk's own nodes.
+    /// The nodes of the image's disk.
     pub nodes: &'a [DeviceNode],
     /// Directories whose file system this kernel cannot mount.
     pub unmounted: &'a [PathBuf],
 }
 
-/// What is to be done in an image, and with what.
+/// The work to do in an image, and the means for it.
 #[derive(Clone, Copy)]
 pub struct ProvisionContext<'a> {
     pub image: &'a Definition,
@@ -34,33 +34,35 @@ pub struct ProvisionContext<'a> {
     pub network: &'a NetworkSettings,
     /// The values of the definition's secrets.
     pub secrets: &'a Secrets,
-    /// Whether steps have to be fenced; with `imds = true` in the definition, none is.
+    /// Whether steps must be fenced. If the definition has `imds = true`, no step is fenced.
     pub guard: EgressGuard,
     /// The path of this program.
     pub helper: &'a Path,
-    /// The package cache; `None`: packages are cached in the image, during the bake.
+    /// The package cache. `None` means that packages are cached in the image during the bake.
     pub kept: Option<&'a PackageCache>,
     pub report: &'a Report,
 }
 
 impl ProvisionContext<'_> {
-    /// A failure as its user should see it: without secrets, and with the reason where the image's disk is full.
+    /// Converts a failure for its user: masks secrets, and adds the reason if the image's disk is full.
     pub fn explain(&self, error: Error) -> Error {
         self.secrets.mask_error(Kind::Step.unless_known(space::explain_full_disk(error)))
     }
 }
 
-/// Whether steps with the network are kept from the builder's credentials ([`crate::sandbox::egress`]).
+/// Whether steps with the network are prevented from reaching the builder's credentials ([`crate::sandbox::egress`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EgressGuard {
-    /// If this machine can. For a bake that needs no credentials: there may be none.
+    /// Steps are fenced if this machine supports it. This is for a bake that needs no credentials; the builder may have
+    /// none.
     Wanted,
-    /// Without a fence, such a step fails. For a builder in the cloud: its role may do what the bake does, and more.
+    /// Without a fence, a step with the network fails. This is for a builder in the cloud: its role may do everything
+    /// that the bake does, and more.
     Required,
 }
 
 impl EgressGuard {
-    /// Whether steps are fenced. If that is impossible and not required, the reason is logged once.
+    /// Returns whether steps are fenced. If that is impossible and not required, logs the reason once.
     pub(crate) fn fences(self, report: &Report) -> bool {
         if self == Self::Required {
             return true;

@@ -9,7 +9,7 @@ use crate::sys::fds::open_within;
 use anyhow::{Context, Result};
 use rustix::fs::{FileType, OFlags};
 
-/// Places every `[[file]]`. `unmounted`: directories of the image whose file system this kernel cannot mount.
+/// Places every `[[file]]`. `unmounted` are the directories of the image whose file system this kernel cannot mount.
 pub fn place_files(
     inside: &ImageTree,
     image: &Definition,
@@ -38,7 +38,7 @@ fn place_one(
         let why = format!("{target}: this kernel cannot mount the file system of {}", dir.as_ref().display());
         return Err(invalid("target", target, why).into());
     }
-    // A target that is itself a symlink is replaced, not followed: afterwards the file is at the path in image.toml.
+    // If the target is a symlink, it is replaced and not followed. So the file has exactly the path in image.toml.
     if kind(inside, target)? == Some(FileType::Directory) {
         let why = format!("{target} is a directory in the image");
         let hint = "Add the file's name: the target is the path of the file, not of a directory.";
@@ -95,7 +95,7 @@ mod tests {
         })
     }
 
-    /// This process's own ids, so that the test needs no root.
+    /// Returns this process's own ids, so that the test needs no root.
     fn me() -> String {
         rustix::process::getuid().as_raw().to_string()
     }

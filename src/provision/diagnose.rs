@@ -1,19 +1,19 @@
-//! Reads a step's output: its last lines, and what they mean.
+//! Reads a step's output, keeps its last lines, and explains known errors in it.
 
 use crate::text::match_wildcards;
 use oven_distro::{Step, Trouble};
 use std::collections::VecDeque;
 
-/// How many of a failed step's last lines an error message shows.
+/// The number of last lines of a failed step that an error message shows.
 const TAIL: usize = 20;
-/// Longer lines are cut off here.
+/// The maximum length of a line. The rest of a longer line is cut off.
 const LINE_MAX: usize = 400;
-/// How many matches of one kind an error message names at most.
+/// The maximum number of matches of one kind that an error message names.
 const MATCHES_MAX: usize = 5;
 
-/// What programs print when the disk is full (strerror of ENOSPC and EDQUOT).
+/// The messages of programs when the disk is full (strerror of ENOSPC and EDQUOT).
 const NO_SPACE: [&str; 2] = ["no space left on device", "disk quota exceeded"];
-/// What programs print when there is no network: the words of libc, curl, apt, git and node.
+/// The messages of programs when there is no network, from libc, curl, apt, git and node.
 const NO_NETWORK: [&str; 8] = [
     "temporary failure in name resolution",
     "temporary failure resolving",
@@ -31,22 +31,22 @@ const METADATA: [&str; 4] = ["169.254.169.254", "169.254.170.2", "fd00:ec2::254"
 pub struct Diagnoser<'a> {
     troubles: &'a [Trouble],
     tail: VecDeque<String>,
-    /// The index of the trouble, and what its `*` stood for.
+    /// The index of the trouble, and the texts that its `*` matched.
     matched: Vec<(usize, Vec<String>)>,
     pub no_space: bool,
     pub no_network: bool,
-    /// The step tried to reach the builder's metadata service.
+    /// Whether the step tried to reach the builder's metadata service.
     pub metadata: bool,
-    /// How many lines there were.
+    /// The number of lines so far.
     pub lines: u64,
 }
 
-/// What was wrong with a step, as its plugin explains it.
+/// The error of a step, as its plugin explains it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Diagnosis {
     pub means: String,
     pub hint: Option<String>,
-    /// The package that the definition should not ask for; `None` if that is not certain.
+    /// The package that the definition should not list; `None` if that is not certain.
     pub package: Option<String>,
 }
 
@@ -81,7 +81,7 @@ impl<'a> Diagnoser<'a> {
         self.tail.push_back(line.to_owned());
     }
 
-    /// The explanation of the first trouble in the plugin's list that matched, for all of its matches.
+    /// Returns the explanation of the first trouble in the plugin's list that matched, for all of its matches.
     pub fn meaning(&self) -> Option<Diagnosis> {
         let index = self.matched.iter().map(|(index, _)| *index).min()?;
         let trouble = &self.troubles[index];
@@ -97,7 +97,7 @@ impl<'a> Diagnoser<'a> {
         Some(Diagnosis { means, hint, package })
     }
 
-    /// The explanations of all matches, in the order of the output.
+    /// Returns the explanations of all matches, in the order of the output.
     pub fn all(&self) -> impl Iterator<Item = Diagnosis> {
         self.matched.iter().map(|(index, found)| {
             let Trouble { means, hint, package, .. } = &self.troubles[*index];
@@ -110,13 +110,13 @@ impl<'a> Diagnoser<'a> {
         })
     }
 
-    /// The last lines, each indented, to follow the first line of an error message.
+    /// Returns the last lines, each indented, to follow the first line of an error message.
     pub fn tail(&self) -> String {
         self.tail.iter().map(|line| format!("\n    | {line}")).collect()
     }
 }
 
-/// The step as a user would type it: the program without its path, and the first arguments.
+/// Returns the step as a user would type it: the program without its path, and the first arguments.
 pub fn command_name(step: &Step) -> String {
     let mut words = step.argv.iter().map(String::as_str);
     let program = words.next().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Runs a plan, and what the definition adds to it, in a mounted image.
+//! Runs a plan in a mounted image, and the files, scripts and tests that the definition adds to it.
 
 pub mod ansible;
 pub mod command;
@@ -30,11 +30,11 @@ use std::collections::BTreeMap;
 /// The message for broken packages of the base.
 const BASE: &str = "packages of the base image are not installed correctly";
 
-/// Runs the plan's steps but for those that clean. Answers with the packages that the image has then; `None` if the
-/// plan changes nothing, or cannot tell.
+/// Runs the plan's steps, except those that clean. Returns the packages of the image after them, or `None` if the plan
+/// changes nothing or has no fact that lists packages.
 ///
-/// Errors: `Step` where a step fails or the image's packages are not as they should be; `Definition` where the
-/// definition asks for what cannot be.
+/// Errors: `Step` if a step fails or the image's packages are not in the expected state; `Definition` if the definition
+/// requests something impossible.
 pub async fn packages(runner: &CommandRunner<'_>) -> Result<Option<Vec<InstalledPackage>>> {
     let (place, work) = (&runner.place, &runner.work);
     let changes = plan_steps::provisioning(work.plan).next().is_some();
@@ -59,7 +59,7 @@ pub async fn packages(runner: &CommandRunner<'_>) -> Result<Option<Vec<Installed
     Ok(installed)
 }
 
-/// Places the definition's files, runs its scripts and then its tests.
+/// Places the definition's files, runs its scripts, and then runs its tests.
 pub async fn files_and_scripts(runner: &CommandRunner<'_>) -> Result<()> {
     let (place, work) = (&runner.place, &runner.work);
     if !work.image.files.is_empty() {
@@ -71,7 +71,7 @@ pub async fn files_and_scripts(runner: &CommandRunner<'_>) -> Result<()> {
     scripts::test(runner).await
 }
 
-/// The plan's facts of the finished image. `installed` are its packages, if no script can have changed them.
+/// Returns the plan's facts of the finished image. `installed` are its packages, if no script can have changed them.
 pub async fn facts(
     runner: &CommandRunner<'_>,
     mut installed: Option<Vec<InstalledPackage>>,

@@ -1,5 +1,5 @@
-//! The network settings of fetch steps: `[network]` of oven.toml. Fetch steps run no code of packages, and other steps
-//! see none of these settings, so nothing of them can stay in the image.
+//! The network settings of fetch steps: `[network]` of oven.toml. Fetch steps run no package code, and other steps do
+//! not see these settings, so none of them can remain in the image.
 
 use crate::config::project::NetworkSettings;
 use crate::error::Kind;
@@ -9,23 +9,24 @@ use oven_distro::Shim;
 use std::collections::BTreeMap;
 use std::io::Read;
 
-/// The path in a fetch step of the certificates to trust: the image's own and those of `ca_file`.
+/// The path of the trusted certificates in a fetch step. They are the image's own and those of `ca_file`.
 pub const CA_FILE: &str = "/run/oven/ca.pem";
 
-/// Upper bound for `ca_file`; distributions' own bundles are below 1 MiB.
+/// The maximum size of `ca_file`. Distributions' own bundles are below 1 MiB.
 const CA_FILE_MAX: u64 = 16 << 20;
 
-/// Where distributions keep the certificates that they trust.
+/// The files in which distributions store the certificates that they trust.
 const BUNDLES: [&str; 3] =
     ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
 
-/// Each program reads its own variable.
+/// The variables that name the certificates' file. Each program reads its own one.
 const CA_VARIABLES: [&str; 2] = [
     "SSL_CERT_FILE",  // OpenSSL
     "CURL_CA_BUNDLE", // curl
 ];
 
-/// The environment variables of a fetch step: the proxies, each in lower and upper case, and the certificates' path.
+/// Returns the environment variables of a fetch step: the proxies, each in lower and upper case, and the certificates'
+/// path.
 pub fn environment(settings: &NetworkSettings, certificates: bool) -> BTreeMap<String, String> {
     let mut environment = BTreeMap::new();
     let mut set_in_both_cases = |name: &str, value: &Option<String>| {
@@ -43,8 +44,9 @@ pub fn environment(settings: &NetworkSettings, certificates: bool) -> BTreeMap<S
     environment
 }
 
-/// The certificates of a file, without anything else that it holds: private keys, or the secrets of another file that
-/// somebody named in oven.toml. oven reads the file as root, and the image sees the result.
+/// Returns only the certificates of a file. Other content is removed: private keys, or secrets of a different file that
+/// somebody named in oven.toml. This is needed because oven reads the file as root, and programs of the image see the
+/// result.
 fn certificate_blocks(text: &str) -> String {
     let mut found = String::new();
     let mut in_certificate = false;
@@ -59,7 +61,7 @@ fn certificate_blocks(text: &str) -> String {
     found
 }
 
-/// The file with all certificates to trust, if oven.toml adds some.
+/// Returns the file with all trusted certificates, if oven.toml adds some.
 ///
 /// Errors: `ca_file` cannot be read, or has no certificate.
 pub fn certificates(settings: &NetworkSettings, inside: &ImageTree) -> Result<Option<Shim>> {

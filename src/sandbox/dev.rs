@@ -1,4 +1,4 @@
-//! A step's own `/dev`: a few harmless nodes, terminals of its own, and the image's own disk.
+//! A step's private `/dev`: a few harmless nodes, private terminals, and the image's disk.
 
 use super::spec::StepSpec;
 use crate::device::DeviceNode;
@@ -22,7 +22,7 @@ const LINKS: [(&str, &str); 5] = [
 ];
 /// The group `disk` in every distribution.
 const DISK: u32 = 6;
-/// It holds only nodes and links, so that a stray `dd of=/dev/…` fills little memory.
+/// The size limit. The file system holds only nodes and links, so a stray `dd of=/dev/…` fills little memory.
 const SIZE: &str = "4m";
 
 /// Mounts the step's `/dev`, and returns the mount.
@@ -70,8 +70,8 @@ fn disk_node(dev: BorrowedFd<'_>, node: &DeviceNode) -> Result<()> {
     Ok(())
 }
 
-/// The directory of `path` below `/dev`, created if necessary, the last name, and the depth. Labels come from the
-/// image, so a name with `..` is an error.
+/// Returns the directory of `path` below `/dev`, created if necessary, the last name, and the depth. Labels come from
+/// the image, so a name with `..` is an error.
 fn parent(dev: BorrowedFd<'_>, path: &str) -> Result<(OwnedFd, String, usize)> {
     let names = Path::new(path).components().map(|part| match part {
         Component::Normal(name) => Ok(name.to_string_lossy().into_owned()),

@@ -1,7 +1,8 @@
-//! `oven __step`: the first process of a step. It creates the step's namespaces, starts the step's program, and reaps.
+//! `oven __step`, the first process of a step. It creates the step's namespaces, starts the step's program, and reaps
+//! its processes.
 //!
-//! It is process 1 of a new PID namespace from its first instruction, and oven's direct child. So whatever ends it ends
-//! the step as a whole, and after oven has reaped it nothing of the step is left.
+//! It is process 1 of a new PID namespace from its first instruction, and a direct child of oven. So when it ends, for
+//! any reason, the kernel kills all processes of the step, and after oven has reaped it, none of them exists.
 
 use super::protocol::HelperMessage;
 use super::spec::StepSpec;
@@ -20,17 +21,18 @@ use std::fs::File;
 use std::io::Read;
 use std::process::ExitCode;
 
-/// Descriptors that the helper gets in addition to the standard three: the spec, and a socket to oven.
+/// The descriptors of the helper after the standard three: the spec, and a socket to oven.
 pub const SPEC: i32 = 3;
 pub const CONTROL: i32 = 4;
 
-/// The host name in a step. It is in every `/etc/hosts`, and packages that write the host name into a configuration
-/// file write nothing of the builder's.
+/// The host name in a step. Every `/etc/hosts` has it, and packages that write the host name into a configuration file
+/// do not write the builder's.
 const HOST_NAME: &str = "localhost";
-/// How many processes and threads a step may have at a time: a fork bomb fails before the builder does.
+/// The maximum number of processes and threads of a step. It makes a fork bomb fail before the builder runs out of
+/// processes.
 const MAX_PROCESSES: &str = "4096";
-/// Since this version of Linux `pid_max` belongs to a PID namespace. Before, it belongs to the machine, and oven must
-/// not set it.
+/// Since this version of Linux, `pid_max` belongs to a PID namespace. In earlier versions it belongs to the machine, so
+/// oven must not set it.
 const PID_MAX_IS_NAMESPACED: (u32, u32) = (6, 14);
 
 pub fn main() -> ExitCode {
@@ -45,13 +47,14 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// The two descriptors, if this process was started by oven. Nothing else is inherited.
+/// Returns the two descriptors if oven started this process. The process inherits no others.
 #[allow(unsafe_code)]
 fn take_descriptors() -> Option<(File, OwnedFd)> {
     if std::process::id() != 1 {
         return None;
     }
-    // SAFETY: both are open, checked here, and nothing else in this process owns them: it has just begun.
+    // SAFETY: both descriptors are open, which is checked above, and nothing else owns them, because the process has
+    // just started.
     let (spec, control) = unsafe {
         if libc::fcntl(SPEC, libc::F_SETFD, libc::FD_CLOEXEC) < 0
             || libc::fcntl(CONTROL, libc::F_SETFD, libc::FD_CLOEXEC) < 0
@@ -67,7 +70,7 @@ fn take_descriptors() -> Option<(File, OwnedFd)> {
 fn serve(mut spec: File, control: &OwnedFd) -> Result<HelperMessage> {
     close_from(CONTROL + 1)?;
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("tying the step to oven")?;
-    // If oven had died before that, its end of the socket would be closed. The socket is watched later, too.
+    // If oven died before that call, its end of the socket is closed. The socket is watched later, too.
     let mut hung_up = [PollFd::new(control, PollFlags::empty())];
     poll(&mut hung_up, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).context("checking that oven is running")?;
     anyhow::ensure!(!hung_up[0].revents().contains(PollFlags::HUP), "oven is gone");
@@ -78,7 +81,7 @@ fn serve(mut spec: File, control: &OwnedFd) -> Result<HelperMessage> {
     let spec: StepSpec = serde_json::from_slice(&text).context("reading the step's spec")?;
     rustix::process::umask(Mode::empty());
     if spec.interactive {
-        // Stays in the terminal's session, in a group of its own.
+        // The process remains in the terminal's session, in a separate process group.
         rustix::process::setpgid(None, None).context("leaving oven's process group")?;
     } else {
         rustix::process::setsid().context("leaving oven's session")?;
@@ -99,7 +102,7 @@ fn serve(mut spec: File, control: &OwnedFd) -> Result<HelperMessage> {
     if spec.network {
         landlock::hide_abstract_sockets();
     }
-    // Even root in the step cannot reach this process's memory, descriptors and program.
+    // After this, even root in the step cannot access this process's memory, descriptors and program.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("hiding the reaper")?;
     let mut filter = SyscallFilter::new(spec.interactive);
     let (status, left) = init::run(&spec, &mut filter, control.as_fd())?;
@@ -120,7 +123,7 @@ fn create_namespaces(spec: &StepSpec) -> Result<()> {
             .failure(format!("the kernel does not create namespaces ({error})"))
             .hint("oven needs root with all its capabilities; `oven doctor` shows what is missing.")
     })?;
-    // It hides only a name, and not every kernel has it.
+    // This namespace hides only a name, and not every kernel supports it, so a failure is ignored.
     // SAFETY: as above.
     let _ = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWCGROUP) };
     nix::unistd::sethostname(HOST_NAME).context("naming the step's machine")?;
@@ -134,21 +137,21 @@ fn create_namespaces(spec: &StepSpec) -> Result<()> {
 fn raise_loopback() -> Result<()> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
     let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
-    // SAFETY: an `ifreq` is plain data, for which zeros are a value.
+    // SAFETY: an `ifreq` is plain data, for which all zeros are a valid value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
         *to = *from as libc::c_char;
     }
     request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
-    // SAFETY: the request takes an `ifreq`, which lives through the call.
+    // SAFETY: the request takes an `ifreq`, which lives until the call returns.
     if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) } < 0 {
         return Err(std::io::Error::last_os_error().into());
     }
     Ok(())
 }
 
-/// Limits how many processes this PID namespace may hold, if the limit is its own. The old `/proc` serves for it: the
-/// limit belongs to the namespace of the process that writes.
+/// Limits the number of processes of this PID namespace, if the kernel has a limit for each namespace. The host's
+/// `/proc` can be used: the kernel sets the limit of the writing process's namespace.
 fn limit_processes() -> Result<()> {
     let release = rustix::system::uname();
     let release = release.release().to_string_lossy();
@@ -159,7 +162,7 @@ fn limit_processes() -> Result<()> {
     std::fs::write("/proc/sys/kernel/pid_max", MAX_PROCESSES).context("limiting the step's processes")
 }
 
-/// Gives the step key rings of its own. A kernel without key rings has nothing to hide.
+/// Creates private key rings for the step. A kernel without key rings has nothing to hide.
 #[allow(unsafe_code)]
 fn forget_keys() {
     const JOIN_SESSION_KEYRING: libc::c_int = 1;
@@ -167,8 +170,8 @@ fn forget_keys() {
     unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, std::ptr::null::<u8>()) };
 }
 
-/// Forbids core dumps and sets the usual number of descriptors: programs that close all possible ones are slow with
-/// more.
+/// Forbids core dumps and sets the usual limit of descriptors. With a higher limit, programs that close all possible
+/// descriptors are slow.
 fn set_limits() -> Result<()> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     const SOFT: u64 = 1024; // what systemd gives

@@ -1,5 +1,5 @@
-//! Process 1 of a step: it starts the step's program, reaps all processes of the step, and names those that outlive the
-//! program.
+//! Process 1 of a step. It starts the step's program, reaps all processes of the step, and reports the names of those
+//! that outlive the program.
 
 use super::protocol::TERMINATE;
 use super::spec::{ExitStatus, StepSpec};
@@ -18,17 +18,18 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// A process that ends within this time after the program is no daemon: it is the rest of a pipeline, for example.
+/// A process that ends within this time after the program is not a daemon. It may be the rest of a pipeline, for
+/// example.
 const GRACE: Duration = Duration::from_millis(100);
-/// How many names are reported at most.
+/// The maximum number of reported names.
 const MAX_NAMES: usize = 32;
-/// When memory runs out, the kernel kills the step before the builder's own processes.
+/// The OOM score. When memory runs out, the kernel kills the step before the builder's other processes.
 const OOM_SCORE: &str = "800";
 /// Exit codes as shells use them.
 const NOT_FOUND: i32 = 127;
 const NOT_EXECUTABLE: i32 = 126;
 
-/// Runs the step's program to its end.
+/// Runs the step's program until it ends.
 pub fn run(
     spec: &StepSpec,
     filter: &mut SyscallFilter,
@@ -60,7 +61,7 @@ pub fn run(
     Ok((status, remaining(&children)?))
 }
 
-/// Becomes readable when a child ended.
+/// Returns a descriptor that becomes readable when a child has ended.
 #[allow(unsafe_code)]
 fn child_signals() -> io::Result<OwnedFd> {
     // SAFETY: the set is initialised by sigemptyset before it is used, and lives through each call.
@@ -79,7 +80,7 @@ fn drain(signals: &OwnedFd) {
     while rustix::io::read(signals, &mut buffer).is_ok_and(|len| len > 0) {}
 }
 
-/// Reaps all children that ended. Returns the status of `main` if it is among them.
+/// Reaps all children that have ended. Returns the status of `main` if it is among them.
 fn reap(main: Pid) -> Result<Option<ExitStatus>> {
     let mut ended = None;
     loop {
@@ -97,7 +98,8 @@ fn reap(main: Pid) -> Result<Option<ExitStatus>> {
     }
 }
 
-/// The names of processes that outlive the program by more than a moment. They die with this process.
+/// Returns the names of processes that outlive the program by more than a moment. The kernel kills them when this
+/// process ends.
 fn remaining(children: &OwnedFd) -> Result<Vec<String>> {
     let deadline = Instant::now() + GRACE;
     loop {
@@ -108,8 +110,8 @@ fn remaining(children: &OwnedFd) -> Result<Vec<String>> {
         if left.is_empty() || now >= deadline {
             return Ok(left.into_values().take(MAX_NAMES).collect());
         }
-        // Orphans become children of this process, so that each end wakes it; a grandchild's end may not, hence the
-        // short wait.
+        // Orphans become children of this process, so their end wakes it. The end of a grandchild may not wake it, so
+        // the wait is short.
         let pause = (deadline - now).min(Duration::from_millis(10));
         let pause = Timespec { tv_sec: 0, tv_nsec: pause.as_nanos() as i64 };
         match poll(&mut [PollFd::new(children, PollFlags::IN)], Some(&pause)) {
@@ -119,13 +121,13 @@ fn remaining(children: &OwnedFd) -> Result<Vec<String>> {
     }
 }
 
-/// All processes of the namespace but this one.
+/// Returns all processes of the namespace except this one.
 fn list_processes() -> Result<BTreeMap<u32, String>> {
     let mut list_processes = BTreeMap::new();
     for entry in std::fs::read_dir("/proc").context("listing the step's processes")? {
         let name = entry.context("listing the step's processes")?.file_name();
         let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
-        // `pid (comm) state …`; the name may hold blanks and parentheses itself.
+        // The format is `pid (comm) state …`. The name may itself contain blanks and parentheses.
         let Ok(stat) = std::fs::read(format!("/proc/{pid}/stat")) else { continue };
         let stat = String::from_utf8_lossy(&stat);
         let (Some(open), Some(close)) = (stat.find('('), stat.rfind(')')) else { continue };
@@ -141,7 +143,7 @@ fn list_processes() -> Result<BTreeMap<u32, String>> {
 /// Forks and executes the step's program.
 #[allow(unsafe_code)]
 fn start(spec: &StepSpec, filter: &mut SyscallFilter) -> Result<Pid> {
-    // SAFETY: this process has one thread, so the child may do whatever it could.
+    // SAFETY: this process has one thread, so the child may do everything that the parent may do.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error().into()),
         0 => {
@@ -152,14 +154,14 @@ fn start(spec: &StepSpec, filter: &mut SyscallFilter) -> Result<Pid> {
                     failure.1
                 }
             };
-            // SAFETY: ends this process alone; nothing has to be unwound in the copy of its parent.
+            // SAFETY: ends only this process. It is a copy of its parent, in which nothing has to be unwound.
             unsafe { libc::_exit(code) }
         }
         child => Pid::from_raw(child).context("a process without a number"),
     }
 }
 
-/// Why the program was not started, and the exit code for that.
+/// The reason why the program was not started, and the exit code for it.
 struct NotStarted(anyhow::Error, i32);
 impl From<anyhow::Error> for NotStarted {
     fn from(error: anyhow::Error) -> Self {
@@ -167,13 +169,13 @@ impl From<anyhow::Error> for NotStarted {
     }
 }
 
-/// Becomes the step's program.
+/// Replaces this process with the step's program.
 fn execute(spec: &StepSpec, filter: &mut SyscallFilter) -> Result<Infallible, NotStarted> {
     if spec.interactive {
         rustix::process::setpgid(None, None).context("making a process group")?;
         let standard_input = rustix::stdio::stdin();
         if rustix::termios::isatty(standard_input) {
-            // The signal is still ignored and blocked; otherwise it would stop a background process.
+            // SIGTTOU is still ignored and blocked. Otherwise it would stop this background process.
             rustix::termios::tcsetpgrp(standard_input, rustix::process::getpid())
                 .context("taking the terminal")?;
         }
@@ -183,7 +185,7 @@ fn execute(spec: &StepSpec, filter: &mut SyscallFilter) -> Result<Infallible, No
             .context("opening /dev/null")?;
         rustix::stdio::dup2_stdin(&null).context("setting standard input")?;
     }
-    // Best effort: a kernel may not allow to set it.
+    // A failure is ignored, because some kernels do not permit this.
     let _ = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE);
     rustix::process::umask(Mode::from_raw_mode(0o022));
     let environment = spec.environment();
@@ -200,7 +202,7 @@ fn c_strings(texts: impl Iterator<Item = String>) -> Result<Vec<CString>> {
     texts.map(|text| CString::new(text).context("an argument with a zero byte")).collect()
 }
 
-/// The paths at which the program may be.
+/// Returns the paths at which the program may be.
 fn candidates(argv: &[String], path: &str) -> Result<Vec<CString>> {
     let program = argv.first().context("a step without a program")?;
     let paths: Vec<PathBuf> = if program.contains('/') {
@@ -214,7 +216,8 @@ fn candidates(argv: &[String], path: &str) -> Result<Vec<CString>> {
 /// Makes sure that no signal is blocked or ignored.
 #[allow(unsafe_code)]
 fn default_signals() {
-    // SAFETY: the set is initialised before use; SIG_DFL is right for every signal, and setting it fails at worst.
+    // SAFETY: the set is initialised before use. SIG_DFL is valid for every signal; if setting it fails, nothing
+    // happens.
     unsafe {
         for signal in 1..=libc::SIGRTMAX() {
             libc::signal(signal, libc::SIG_DFL);

@@ -1,4 +1,4 @@
-//! `/proc` and `/sys` of a step, with covers on everything that would reach the host.
+//! Mounts `/proc` and `/sys` for a step, and covers every entry through which the host could be reached.
 
 use crate::sys::mount::api::{
     PLAIN, READ_ONLY, api_directory, attach, clone_mount, new_file_system, open_plain, restrict,
@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
 use std::io;
 
-/// Not even readable: the host's memory, keys, hardware and kernel log.
+/// Entries that a step cannot even read: the host's memory, keys, hardware and kernel log.
 const MASKED_IN_PROC: [&str; 13] = [
     "acpi",
     "kcore",
@@ -26,11 +26,11 @@ const MASKED_IN_PROC: [&str; 13] = [
     "timer_stats",
     "vmcore",
 ];
-/// The same in `/sys`. Without `firmware` a boot loader's scripts do not see how the builder was started.
+/// The same for `/sys`. Without `firmware`, a boot loader's scripts do not see how the builder was booted.
 const MASKED_IN_SYS: [&str; 3] = ["firmware", "devices/virtual/powercap", "kernel/debug"];
 
-/// Mounts a `/proc` of the step's own processes. Everything else in it belongs to the host: all directories and all
-/// writable files are read-only, whatever this kernel has.
+/// Mounts a `/proc` that shows the step's processes. All other entries belong to the host, so all directories and
+/// writable files among them are made read-only, whatever entries this kernel has.
 pub fn mount_proc(root: BorrowedFd<'_>, dev: BorrowedFd<'_>) -> Result<()> {
     let proc = new_file_system("proc", &[], PLAIN | MountAttrFlags::MOUNT_ATTR_NOEXEC)?;
     attach(&proc, api_directory(root, "proc")?).context("mounting /proc")?;
@@ -63,8 +63,8 @@ pub fn mount_proc(root: BorrowedFd<'_>, dev: BorrowedFd<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Mounts a `/sys`, read-only, of the step's own network namespace. It is a new mount, so nothing that the host has
-/// mounted below its own (control groups, EFI variables, tracing) is in it.
+/// Mounts a read-only `/sys` for the step's network namespace. The mount is new, so it has none of the mounts below the
+/// host's `/sys` (control groups, EFI variables, tracing).
 pub fn mount_sys(root: BorrowedFd<'_>, dev: BorrowedFd<'_>) -> Result<()> {
     let sys = new_file_system("sysfs", &[], READ_ONLY | MountAttrFlags::MOUNT_ATTR_NOEXEC)?;
     attach(&sys, api_directory(root, "sys")?).context("mounting /sys")?;
@@ -77,14 +77,14 @@ pub fn mount_sys(root: BorrowedFd<'_>, dev: BorrowedFd<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Makes an entry read-only, by a bind mount on itself.
+/// Makes an entry read-only with a bind mount on itself.
 fn freeze(dir: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     let cover = clone_mount(dir, name, false)?;
     restrict(&cover, READ_ONLY | MountAttrFlags::MOUNT_ATTR_NOEXEC, false)?;
     attach(cover, open_plain(dir, name)?)
 }
 
-/// Hides an entry behind an empty directory or `/dev/null`.
+/// Hides an entry under an empty directory or `/dev/null`.
 fn mask(dir: BorrowedFd<'_>, name: &str, directory: bool, dev: BorrowedFd<'_>) -> io::Result<()> {
     let on = open_plain(dir, name)?;
     if directory {

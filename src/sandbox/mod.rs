@@ -1,8 +1,8 @@
-//! Runs one command in a mounted root, contained: a process tree that ends as a whole.
+//! Runs one command, isolated, in a mounted root. All its processes are killed when it ends.
 //!
 //! oven starts itself as `oven __step` ([`helper_main`]), as process 1 of a new PID namespace. That process creates the
-//! other namespaces and everything that the step sees, enters it, gives up its rights, starts the command and reaps.
-//! When the command ends, everything that it started ends; the same happens when oven ends.
+//! other namespaces and the step's mount tree, enters it, drops its privileges, starts the command, and reaps
+//! processes. When the command or oven ends, all processes of the step are killed.
 
 mod dev;
 pub mod egress;
@@ -42,20 +42,22 @@ use tokio::time::{Instant, sleep_until};
 
 /// The hidden verb that makes this program the helper.
 pub const VERB: &str = "__step";
-/// The time between SIGTERM and SIGKILL, for a step that took too long.
+/// The time between SIGTERM and SIGKILL for a step that exceeded its time limit.
 const GRACE: Duration = Duration::from_secs(10);
-/// A pipe's capacity: the most that one read returns.
+/// The capacity of a pipe, which is the most that one read returns.
 const CHUNK: usize = 64 << 10;
 
 impl StepSpec {
-    /// The command's whole environment. It has nothing of oven's own environment, such as credentials.
+    /// Returns the command's complete environment. It has no variables of oven's own environment, because they may
+    /// contain credentials.
     fn environment(&self) -> BTreeMap<String, String> {
         let defaults = [
             ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
             ("HOME", "/root"),
             ("LANG", "C.UTF-8"),
             ("TERM", "dumb"),
-            // systemd's tools do what works without a running system, and do not search for one.
+            // With this variable, systemd's tools do only the work that needs no running system, and do not search for
+            // one.
             ("SYSTEMD_OFFLINE", "1"),
             ("container", "oven"),
         ];
@@ -66,16 +68,16 @@ impl StepSpec {
     }
 }
 
-/// Runs `oven __step`. Called first in `main`: the process has one thread, and is process 1 of its namespace.
+/// Runs `oven __step`. `main` calls it first: the process has one thread then, and is process 1 of its namespace.
 pub fn helper_main() -> ExitCode {
     helper::main()
 }
 
-/// Gives this process mounts of its own: later mounts are invisible to other processes, and disappear with this
-/// process, however it ends. Called before there is a second thread, since namespaces belong to threads.
+/// Moves this process into a private mount namespace. Its later mounts are invisible to other processes, and the kernel
+/// removes them when the process ends. Call this before a second thread exists, since namespaces belong to threads.
 #[allow(unsafe_code)]
 pub fn private_mounts() -> Result<()> {
-    // SAFETY: nothing of this process's memory or descriptors is unshared.
+    // SAFETY: the flag unshares neither memory nor descriptors of this process.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.map_err(|error| {
         Kind::Machine
             .failure(format!("this process cannot have mounts of its own ({error})"))
@@ -85,13 +87,13 @@ pub fn private_mounts() -> Result<()> {
         .context("making the mounts private")
 }
 
-/// Runs a step. `helper`: this program's path. Each line of the step's output goes to `on_line`, without control
-/// characters. Dropping the future kills all of the step and waits until it is gone.
+/// Runs a step. `helper` is the path of this program. Each line of the step's output goes to `on_line`, without control
+/// characters. Dropping the future kills all processes of the step and waits until they have ended.
 ///
-/// To be called from a thread that lives on: the step dies with it.
+/// Call this from a thread that outlives the step, because the step is killed when the thread ends.
 ///
 /// # Errors
-/// [`Kind::Step`] if the image cannot be entered, [`Kind::Machine`] if this machine does not allow it. A command that
+/// [`Kind::Step`] if the image cannot be entered, [`Kind::Machine`] if this machine does not permit it. A command that
 /// fails is not an error.
 pub async fn run(
     helper: &Path,
@@ -102,7 +104,7 @@ pub async fn run(
     run_with(helper, spec, &Secrets::default(), timeout, on_line).await
 }
 
-/// Like [`run`]; all `secrets` are masked in the lines.
+/// Like [`run`], but masks all `secrets` in the lines.
 pub async fn run_with(
     helper: &Path,
     spec: &StepSpec,
@@ -110,8 +112,8 @@ pub async fn run_with(
     timeout: Duration,
     on_line: &mut dyn FnMut(&str),
 ) -> Result<StepExit> {
-    // Dropped in the reverse order: processes, then the terminal, then what was created for them in the image and on
-    // this machine.
+    // These are dropped in reverse order: the processes, then the terminal, then the files that were created for them
+    // in the image and on this machine.
     let fence = if spec.network && spec.fenced { Some(EgressFence::make()?) } else { None };
     let placeholders = placeholders(spec).context("preparing the image for a step")?;
     let terminal = if spec.interactive { TerminalState::note() } else { None };
@@ -120,7 +122,8 @@ pub async fn run_with(
     drop(fence);
     let removed = placeholders.map_or(Ok(()), Placeholders::remove);
     let exit = exit?;
-    // A step that failed makes no image; its own failure (a full disk, for example) says more than its consequences.
+    // A failed step does not become an image. Its own failure (a full disk, for example) explains more than later
+    // failures.
     if exit.status.success() {
         removed.context("clearing the image after a step")?;
     }
@@ -175,7 +178,7 @@ async fn supervise(
                 () = sleep_until(deadline) => {
                     if timed_out {
                         running.kill();
-                        // The kernel ends it when it can.
+                        // The step is already being killed. The kernel ends it when it can.
                         deadline += Duration::from_secs(3600);
                     } else {
                         timed_out = true;
@@ -186,7 +189,7 @@ async fn supervise(
             }
         }
     };
-    // All of the step is dead: the rest of its output is in the pipe.
+    // All processes of the step have ended, so the rest of the output is in the pipe.
     if let Some(output) = output {
         let mut buffer = vec![0; CHUNK];
         while let Ok(len @ 1..) = rustix::io::read(output.get_ref(), &mut buffer) {
@@ -214,7 +217,7 @@ async fn supervise(
     }
 }
 
-/// Reads some of the step's output; 0 at its end. Waits for ever if there is no output.
+/// Reads a part of the step's output; returns 0 at its end. Waits for ever if there is no output.
 async fn read(output: Option<&AsyncFd<OwnedFd>>, buffer: &mut [u8]) -> Result<usize> {
     let Some(output) = output else { return std::future::pending().await };
     let read = output.async_io(Interest::READABLE, |fd| Ok(rustix::io::read(fd, &mut *buffer)?));
@@ -223,7 +226,7 @@ async fn read(output: Option<&AsyncFd<OwnedFd>>, buffer: &mut [u8]) -> Result<us
 
 #[allow(unsafe_code)]
 fn watch(fd: OwnedFd) -> Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an `OwnedFd` is the same open descriptor as long as it lives, and it cannot be exchanged inside the
+    // SAFETY: an `OwnedFd` keeps the same descriptor open as long as it lives, and it cannot be exchanged inside the
     // `AsyncFd`.
     unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.context("watching a step")
 }

@@ -21,10 +21,10 @@ use std::path::Path;
 
 pub(crate) const RESOLV_CONF: &str = "/etc/resolv.conf";
 
-/// The first index of directories for what steps write to caches: those of the image's mounts come before.
+/// The first index of the directories for writes to caches. The smaller indexes are for the image's mounts.
 const FIRST_CACHE_INDEX: usize = 1000;
 
-/// Mounts everything that the step sees, and makes it the root of this process, which has a mount namespace of its own.
+/// Mounts the step's complete file tree, and makes it the root of this process, which has a private mount namespace.
 pub fn enter_mount_tree(spec: &StepSpec) -> Result<()> {
     // Mounts are propagated neither to other namespaces nor from them.
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
@@ -54,20 +54,20 @@ pub fn enter_mount_tree(spec: &StepSpec) -> Result<()> {
     if let Some(content) = resolv_conf {
         shims.put(RESOLV_CONF, &content, 0o644).with_context(|| format!("binding {RESOLV_CONF}"))?;
     }
-    // After the shims, so that none of them is resolved through a link into these.
+    // These follow the shims. Otherwise a shim's path could lead through a link into `/proc` or `/sys`.
     masks::mount_proc(root.as_fd(), dev.as_fd())?;
     masks::mount_sys(root.as_fd(), dev.as_fd())?;
     pivot(root.as_fd())
 }
 
-/// Mounts a cache over the image's directory. `throwaway`: what is written there is discarded with the step. Package
-/// managers write locks and the like even where they only read.
+/// Mounts a cache over the image's directory. `throwaway`: writes to it are discarded with the step. Package managers
+/// write locks and similar files even if they only read.
 fn mount_cache(
     cache: &CacheMount,
     root: BorrowedFd<'_>,
     throwaway: Option<(BorrowedFd<'_>, usize)>,
 ) -> Result<()> {
-    // A package may have replaced the directory with something else: then steps see that.
+    // A package may have replaced the directory with another object. Then steps see that object.
     let open = || {
         let place = resolve(root, Path::new(&cache.target), true).ok();
         place.filter(|place| place.rest.is_empty()).map(|place| place.dir)
@@ -75,7 +75,7 @@ fn mount_cache(
     let Some(on) = open() else { return Ok(()) };
     attach(cache.make()?, on)?;
     if let Some((scratch, index)) = throwaway {
-        // The directory of that name is the cache now.
+        // The directory with this name is now the cache.
         let mounted = open().context("it no longer exists")?;
         let covered = self::throwaway(scratch, FIRST_CACHE_INDEX + index, mounted.as_fd())?;
         attach(covered, open().context("it no longer exists")?)?;
@@ -83,7 +83,7 @@ fn mount_cache(
     Ok(())
 }
 
-/// The content of `/etc/resolv.conf` in a step with the network.
+/// Returns the content of `/etc/resolv.conf` in a step with the network.
 fn resolv_conf(spec: &StepSpec) -> Result<Option<Vec<u8>>> {
     if !spec.network {
         return Ok(None);
@@ -98,8 +98,8 @@ fn resolv_conf(spec: &StepSpec) -> Result<Option<Vec<u8>>> {
     }
 }
 
-/// Mounts the image's root, with what is mounted in it, in a file system for files of this step that the image cannot
-/// reach. Returns the root and that file system.
+/// Mounts the image's root, with the mounts below it, inside a file system for this step's files, which the image
+/// cannot access. Returns the root and that file system.
 fn root(spec: &StepSpec) -> Result<(OwnedFd, OwnedFd)> {
     let place = open(&spec.root)?;
     let lower = if spec.throwaway { lower(&spec.root)? } else { Vec::new() };
@@ -132,7 +132,7 @@ fn open(path: &Path) -> Result<OwnedFd> {
     Ok(rustix::fs::openat(CWD, path, flags, Mode::empty())?)
 }
 
-/// What is mounted below the image's root, from the top down: the relative path and the mount.
+/// Returns the mounts below the image's root, from the top down, each with its relative path.
 fn lower(root: &Path) -> Result<Vec<(String, OwnedFd)>> {
     let root = root.canonicalize()?;
     let mut found: Vec<(String, OwnedFd)> = Vec::new();
@@ -145,8 +145,8 @@ fn lower(root: &Path) -> Result<Vec<(String, OwnedFd)>> {
     Ok(found)
 }
 
-/// A file system over `lower` whose changes are discarded with the step; read-only if it cannot be part of an overlay
-/// (vfat).
+/// Creates a file system over `lower` whose changes are discarded with the step. It is read-only if `lower` cannot be
+/// part of an overlay (vfat).
 fn throwaway(scratch: BorrowedFd<'_>, index: usize, lower: BorrowedFd<'_>) -> Result<OwnedFd> {
     if let Ok(overlay) = overlay(scratch, index, lower) {
         return Ok(overlay);
@@ -168,7 +168,7 @@ fn overlay(scratch: BorrowedFd<'_>, index: usize, lower: BorrowedFd<'_>) -> Resu
     new_file_system("overlay", &[("lowerdir", &lower), ("upperdir", &upper), ("workdir", &work)], PLAIN)
 }
 
-/// An empty `/run`: it has no socket of this machine, and no package takes the image for a running system.
+/// Mounts an empty `/run`. It has no socket of this machine, and packages see that the image is not a running system.
 fn mount_run(root: BorrowedFd<'_>) -> Result<()> {
     let run = new_file_system("tmpfs", &[("mode", "0755")], PLAIN)?;
     rustix::fs::mkdirat(&run, "lock", Mode::from_raw_mode(0o1777)).context("making /run/lock")?;
@@ -176,7 +176,7 @@ fn mount_run(root: BorrowedFd<'_>) -> Result<()> {
 }
 
 /// Makes `root` the root of this process and detaches the old one. The detaching is lazy, but only within this
-/// namespace, where nothing else uses it.
+/// namespace, in which nothing else uses the old root.
 fn pivot(root: BorrowedFd<'_>) -> Result<()> {
     rustix::process::fchdir(root).context("entering the step's root")?;
     rustix::process::pivot_root(".", ".").map_err(|error| {
@@ -189,7 +189,7 @@ fn pivot(root: BorrowedFd<'_>) -> Result<()> {
 }
 
 impl CacheMount {
-    /// Mounted nowhere yet; the helper makes it for its step.
+    /// Creates the mount. It is not attached anywhere yet; the helper calls this for its step.
     pub(crate) fn make(&self) -> Result<OwnedFd> {
         let upper = open_directory(&self.upper)?;
         let mount = match &self.lower {

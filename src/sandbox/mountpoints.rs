@@ -1,9 +1,9 @@
-//! Creates what a step needs and the image lacks before the step, and removes it afterwards, with the directories
-//! created for it. If the machine fails in between, nothing is lost: the disk is discarded.
+//! Before a step, creates the files and directories that the step needs and the image lacks. After the step, removes
+//! them with the directories that were created for them. If the machine fails in between, the disk is discarded anyway.
 //!
-//! A shim's file has another name, and a symlink leads to it, so that the step may put a file of its own there, which
-//! stays: a package may ship a `/usr/sbin/policy-rc.d`, alternatives may lead there (they replace only links), and a
-//! script may write and remove one. A file with a bind mount on it can be neither replaced nor removed.
+//! A shim's file has another name, and a symlink leads to it. So the step may replace the link with its own file, which
+//! then remains: a package may ship a `/usr/sbin/policy-rc.d`, alternatives may link to it (they replace only links),
+//! and a script may write and remove one. A file with a bind mount on it can be neither replaced nor removed.
 
 use super::paths::{ResolvedPath, has_content, keep_directory_times, resolve, write_new};
 use crate::sandbox::RESOLV_CONF;
@@ -17,11 +17,11 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-/// The directories directly below the root on which a step mounts its own.
+/// The directories directly below the root over which a step mounts new file systems.
 const API_DIRECTORIES: [&str; 4] = ["dev", "proc", "run", "sys"];
 
-/// What was created in an image for a step. Dropping it removes everything, too, and prints failures on standard error;
-/// [`Placeholders::remove`] returns them.
+/// The objects that were created in an image for a step. Dropping this removes them, too, but only prints failures on
+/// standard error; [`Placeholders::remove`] returns them.
 pub(crate) struct Placeholders(Vec<Placeholder>);
 
 struct Placeholder {
@@ -32,17 +32,17 @@ struct Placeholder {
     what: PlaceholderKind,
 }
 
-/// What a placeholder is.
+/// The kind of a placeholder.
 enum PlaceholderKind {
     Directory,
     /// An empty file, for a bind mount.
     Empty,
-    /// A link to a shim with this name in the same directory, and the shim's content.
+    /// A link to a shim with this name in the same directory, with the shim's content.
     Shim(OsString, Vec<u8>),
 }
 
 impl Placeholders {
-    /// Creates what the step will see or mount on, as far as the image lacks it.
+    /// Creates the files and mount points of the step that the image lacks.
     pub fn make(root: BorrowedFd<'_>, spec: &StepSpec) -> Result<Self> {
         let mut made = Self(Vec::new());
         for name in API_DIRECTORIES {
@@ -61,7 +61,7 @@ impl Placeholders {
         Ok(made)
     }
 
-    /// Leaves everything in place: in an overlay, which is discarded as a whole.
+    /// Does not remove anything, because the image is an overlay that is discarded as a whole.
     pub fn forget(mut self) {
         self.0.clear();
     }
@@ -100,7 +100,7 @@ impl Placeholders {
         Ok(())
     }
 
-    /// Records what was created, and returns its directory.
+    /// Records an object that was created, and returns its directory.
     fn record(&mut self, dir: OwnedFd, name: &OsStr, what: PlaceholderKind) -> Result<&OwnedFd> {
         let stat = rustix::fs::statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
         let (name, device, inode) = (name.to_owned(), stat.st_dev, stat.st_ino);
@@ -120,7 +120,7 @@ impl Placeholders {
 }
 
 impl Placeholder {
-    /// Removes it if it is unchanged: a step may have put something else there, or something into it.
+    /// Removes the object if it is unchanged. A step may have replaced it or put files into it.
     fn remove(&self) -> Result<()> {
         match &self.what {
             PlaceholderKind::Directory if self.is_unchanged(&self.name)? => {
@@ -140,9 +140,9 @@ impl Placeholder {
     }
 
     fn remove_shim(&self, hidden: &OsStr, content: &[u8]) -> Result<()> {
-        // The step wrote to it through the link, so the step wants it to be there.
+        // The step wrote to the shim through the link, so it wants to have the file.
         let is_written = self.leads_to(&self.name, hidden)? && !self.holds(hidden, content)?;
-        // Under any name: `dpkg-divert` renames what has a diverted name.
+        // The link may have another name by now: `dpkg-divert` renames files with a diverted name.
         for name in std::iter::once(self.name.clone()).chain(self.links()?) {
             if self.leads_to(&name, hidden)? {
                 rustix::fs::unlinkat(&self.dir, &*name, AtFlags::empty())?;
@@ -159,7 +159,7 @@ impl Placeholder {
         }
     }
 
-    /// Whether the object with this name is the one that was created.
+    /// Returns whether the object with this name is the one that was created.
     fn is_unchanged(&self, name: &OsStr) -> Result<bool> {
         match rustix::fs::statat(&self.dir, name, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => Ok(false),
@@ -167,7 +167,7 @@ impl Placeholder {
         }
     }
 
-    /// Whether a link leads to `target`. A new link may have an old one's inode, so its text decides.
+    /// Returns whether a link leads to `target`. A new link may reuse the inode of an old one, so its text is compared.
     fn leads_to(&self, name: &OsStr, target: &OsStr) -> Result<bool> {
         match rustix::fs::readlinkat(&self.dir, name, Vec::new()) {
             Err(Errno::NOENT | Errno::INVAL) => Ok(false),
@@ -179,7 +179,7 @@ impl Placeholder {
         has_content(self.dir.as_fd(), name, content)
     }
 
-    /// The symlinks in its directory.
+    /// Returns the symlinks in its directory.
     fn links(&self) -> Result<Vec<OsString>> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let mut names = Vec::new();

@@ -2,9 +2,9 @@
 
 use crate::secrets::Secrets;
 
-/// A longer line is split.
+/// The maximum length of a line. A longer line is split.
 const LINE_MAX: usize = 16 << 10;
-/// More output is discarded: it is a log, not a transfer.
+/// The maximum output. More is discarded, because output is for a log and not for data.
 const OUTPUT_MAX: usize = 64 << 20;
 
 /// Splits bytes into lines, without control characters and without secrets.
@@ -30,7 +30,7 @@ impl OutputLines {
                 self.flush(on_line);
             } else {
                 self.rest.push(*byte);
-                // A secret that begins before the cut has to be in the buffer as a whole.
+                // A secret that begins before the cut must be in the buffer completely.
                 if self.rest.len() >= LINE_MAX + self.secrets.longest() {
                     self.flush_long(on_line);
                 }
@@ -44,14 +44,14 @@ impl OutputLines {
         }
     }
 
-    /// Passes on the last line, if it has no end.
+    /// Passes on the last line if it does not end with a newline.
     pub fn finish(&mut self, on_line: &mut dyn FnMut(&str)) {
         if !self.rest.is_empty() {
             self.flush(on_line);
         }
     }
 
-    /// Cuts a long line before a character that is incomplete.
+    /// Cuts a long line. The cut is never inside a character.
     fn flush_long(&mut self, on_line: &mut dyn FnMut(&str)) {
         let start = (1..=3).find(|back| self.rest[LINE_MAX - back] >= 0xc0);
         let whole = match start {
@@ -74,7 +74,7 @@ impl OutputLines {
 
     fn flush(&mut self, on_line: &mut dyn FnMut(&str)) {
         let text = String::from_utf8_lossy(&self.rest);
-        // A carriage return restarts the line: only what a terminal would show in the end is used.
+        // A carriage return restarts the line. Only the text that a terminal would finally show is used.
         let text = text.trim_end_matches('\r');
         let text = text.rsplit('\r').next().unwrap_or_default();
         if text.chars().any(|c| c.is_control() && c != '\t') {
@@ -125,7 +125,7 @@ mod tests {
         for before in LINE_MAX - 40..LINE_MAX + 40 {
             let text = format!("{}hunter2-hunter2{}", "x".repeat(before), "y".repeat(LINE_MAX));
             let (mut lines, mut seen) = (OutputLines::without(&secrets), String::new());
-            // In pieces, as from a pipe.
+            // The text arrives in pieces, as from a pipe.
             for piece in text.as_bytes().chunks(1000) {
                 lines.add(piece, &mut |line| seen.push_str(line));
             }

@@ -1,4 +1,5 @@
-//! Paths inside an image, followed name by name, and small files made there without a trace in directories' times.
+//! Resolves paths inside an image name by name, and creates small files without changing the times of their
+//! directories.
 
 use anyhow::{Context, Result, bail};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,19 +13,20 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
 use std::time::SystemTime;
 
-/// The kernel gives up at this number, too.
+/// The maximum number of links in a path. The kernel has the same limit.
 const MAX_LINKS: usize = 40;
 
-/// It is mounted for each step, so a target below it is created there.
+/// `/run` is mounted for each step, so a target below it is created in that mount.
 pub(crate) const RUN: &str = "run";
 
-/// The end of a path inside an image.
+/// The result of resolving a path inside an image.
 pub(crate) struct ResolvedPath {
     /// The deepest directory that exists.
     pub dir: OwnedFd,
-    /// The names of the directories down to `dir`, without links.
+    /// The names of the directories from the root to `dir`, without links.
     pub real: Vec<OsString>,
-    /// What follows below `dir`: nothing if the path is a directory; only the last name if its directory exists.
+    /// The names after `dir`. It is empty if the path is a directory, and has only the last name if that name's
+    /// directory exists.
     pub rest: Vec<OsString>,
     /// The metadata of the last name, if it exists and is not a directory.
     pub found: Option<Stat>,
@@ -42,8 +44,8 @@ impl ResolvedPath {
     }
 }
 
-/// Follows a path inside `root`, one name at a time, as the kernel would if `root` were `/`. `follow`: also a link
-/// that is the last name.
+/// Resolves a path inside `root`, one name at a time, as the kernel would if `root` were `/`. With `follow`, a link
+/// that is the last name is followed, too.
 pub(crate) fn resolve(root: BorrowedFd<'_>, path: &Path, follow: bool) -> Result<ResolvedPath> {
     let mut dirs: Vec<(OwnedFd, OsString)> = Vec::new();
     let mut queue = names(path);
@@ -121,8 +123,8 @@ fn names(path: &Path) -> VecDeque<OsString> {
     path.components().filter_map(name).collect()
 }
 
-/// Does something in a directory, and restores the directory's times afterwards: what is created for a step and removed
-/// with it is no change, and package managers check such times.
+/// Calls `act` in a directory, and restores the directory's times afterwards. An object that is created for a step and
+/// removed with it does not count as a change, and package managers check such times.
 pub(crate) fn keep_directory_times<T>(dir: &OwnedFd, act: impl FnOnce() -> Result<T>) -> Result<T> {
     let stat = rustix::fs::fstat(dir)?;
     let result = act()?;
@@ -143,13 +145,13 @@ pub(crate) fn write_new(dir: BorrowedFd<'_>, name: &OsStr, content: &[u8], mode:
     }
     written?;
     rustix::fs::fchmod(&file, Mode::from_raw_mode(mode & 0o777))?;
-    // The same time in every step: package managers take what they derived from a file for outdated if the file is
-    // newer.
+    // The file gets the same time in every step. If a file is newer than data derived from it, package managers
+    // consider these outdated.
     file.set_modified(SystemTime::UNIX_EPOCH)?;
     Ok(file.into())
 }
 
-/// Whether a name is a regular file with this content.
+/// Returns whether a name is a regular file with this content.
 pub(crate) fn has_content(dir: BorrowedFd<'_>, name: &OsStr, content: &[u8]) -> Result<bool> {
     let is_like_it = |stat: &Stat| {
         FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_size == content.len() as i64

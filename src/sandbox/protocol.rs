@@ -7,17 +7,17 @@ use rustix::fd::AsFd;
 use rustix::net::{RecvFlags, SendFlags};
 use serde::{Deserialize, Serialize};
 
-/// The largest datagram: it has an error's text, or the names of processes that a step left.
+/// The largest datagram. It contains an error's text, or the names of processes that outlived the step's program.
 const MAX: usize = 64 << 10;
-/// From oven: end the step's program.
+/// From oven: terminates the step's program.
 pub const TERMINATE: &[u8] = b"terminate";
 
-/// From the helper.
+/// Messages from the helper.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum HelperMessage {
     /// The step could not be started.
     Failed { kind: u8, message: String, hint: Option<String> },
-    /// The step's program ended before these other processes.
+    /// The step's program ended, while these other processes were still running.
     Ended { status: ExitStatus, left: Vec<String> },
 }
 
@@ -26,7 +26,7 @@ impl HelperMessage {
         Self::Failed { kind: Kind::of(error) as u8, message: format!("{error:#}"), hint: hint_of(error) }
     }
 
-    /// The failure of a [`HelperMessage::Failed`]. A kind that the helper does not use becomes `Step`.
+    /// Returns the failure for a [`HelperMessage::Failed`]. A kind that the helper does not use becomes `Step`.
     pub fn failure(kind: u8, message: &str, hint: Option<String>) -> Failure {
         let kind = if kind == Kind::Machine as u8 { Kind::Machine } else { Kind::Step };
         let failure = kind.failure(message);
@@ -43,7 +43,7 @@ impl HelperMessage {
         Ok(())
     }
 
-    /// `None`: there is no message, now or for ever.
+    /// Receives a message. Returns `None` if there is none, either at the moment or because the socket is closed.
     pub fn receive(from: impl AsFd) -> Result<Option<Self>> {
         let mut buffer = vec![0; MAX];
         let len = match rustix::net::recv(from, buffer.as_mut_slice(), RecvFlags::DONTWAIT) {

@@ -1,7 +1,7 @@
 //! Files that exist only while steps run.
 //!
-//! If the image has such a file, the step's file is bound over it, so that nothing is written into the image. If it has
-//! none, there is nothing to bind over: then one is created (`placeholders`).
+//! If the image has a file with that path, the step's file is bound over it, so that nothing is written into the image.
+//! If it does not, there is nothing to bind over, so a placeholder is created (`placeholders`).
 
 use super::paths::{ResolvedPath, resolve, write_new};
 use super::spec::BindMount;
@@ -17,14 +17,14 @@ use std::path::Path;
 /// Places files in a step's view of an image; used in the step's mount namespace, after `/run` is mounted.
 pub(crate) struct ShimMounter<'a> {
     pub root: BorrowedFd<'a>,
-    /// A file system of this step, mounted where the image cannot reach it.
+    /// A file system of this step that the image cannot access.
     pub scratch: BorrowedFd<'a>,
     pub count: usize,
 }
 
 impl ShimMounter<'_> {
-    /// Places a file at `path`: in the step's own `/run` if the path leads there (a link may), otherwise bound over the
-    /// last name itself, so that a link and its target stay as they are.
+    /// Places a file at `path`. If the path leads to the step's own `/run` (possibly through a link), it is created in
+    /// it. Otherwise it is bound over the last name itself, so that a link and its target do not change.
     pub fn put(&mut self, path: &str, content: &[u8], mode: u32) -> Result<()> {
         let place = resolve(self.root, Path::new(path), false)?;
         if place.in_run() {
@@ -42,7 +42,7 @@ impl ShimMounter<'_> {
                 Ok(target) if target.in_run() && !target.rest.is_empty() => {
                     return write_in_run(&target, content, mode);
                 }
-                // Created for this step, or the same as that.
+                // The file was created for this step, or has the same content and mode.
                 Ok(target) if target.is_file(content, mode)? => return Ok(()),
                 _ => {} // wherever it leads, the link itself is covered
             }

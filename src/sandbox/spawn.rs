@@ -17,30 +17,31 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// A killed process that has not ended after this time hangs in the kernel, on a disk that does not answer.
+/// The time to wait for a killed process to end. A process that takes longer hangs in the kernel, on a disk that does
+/// not respond.
 const DEATH_TIMEOUT: Duration = Duration::from_secs(8);
-/// Descriptors are duplicated to numbers from here on, before they get the numbers that the helper expects.
+/// Descriptors are first duplicated to numbers from this one on, and then get the numbers that the helper expects.
 const OUT_OF_THE_WAY: RawFd = 16;
-/// Bytes of a child's stack until it executes: it makes two calls with a few arguments each.
+/// The size in bytes of a child's stack until it executes. The child makes only two calls with a few arguments each.
 const STACK: usize = 64 << 10;
-/// linux/sched.h; Linux 5.7.
+/// The flag of linux/sched.h, since Linux 5.7.
 const CLONE_INTO_CGROUP: u64 = 1 << 33;
 
-/// A step's tree of processes. Dropping it kills them all and waits until they are gone.
+/// The processes of a step. Dropping it kills all of them and waits until they have ended.
 pub struct StepProcess {
-    /// Process 1 of the step. It becomes readable when all of the step is dead.
+    /// Process 1 of the step. It becomes readable when all processes of the step have ended.
     pub process: OwnedFd,
     pub control: OwnedFd,
-    /// Standard output and error of the step, unless it has the terminal.
+    /// Standard output and error of the step; `None` if the step has the terminal.
     pub output: Option<OwnedFd>,
     reaped: bool,
 }
 
 impl StepProcess {
-    /// Starts `helper` for `spec`, in the fence's cgroup. The helper dies with the calling thread.
+    /// Starts `helper` for `spec`, in the fence's cgroup. The helper is killed when the calling thread ends.
     pub fn start(helper: &Path, spec: &StepSpec, fence: Option<&EgressFence>) -> Result<Self> {
         let program = open_read_only(helper).with_context(|| format!("opening {}", helper.display()))?;
-        // Its number may be one of those that the helper's descriptors get.
+        // The program's descriptor may have one of the numbers that the helper expects.
         let program = duplicate(&program)?;
         let spec_file = write_spec(spec).context("passing the spec to the step's helper")?;
         let (control, theirs) =
@@ -66,18 +67,18 @@ impl StepProcess {
         Ok(Self { process, control, output, reaped: false })
     }
 
-    /// Asks the step's program to end. It may have ended already.
+    /// Requests the end of the step's program, which may have ended already.
     pub fn terminate(&self) {
         let _ = rustix::net::send(&self.control, TERMINATE, SendFlags::NOSIGNAL);
     }
 
-    /// Kills all of the step.
+    /// Kills all processes of the step.
     pub fn kill(&self) {
         let _ = rustix::process::pidfd_send_signal(&self.process, Signal::KILL);
     }
 
-    /// Waits until all of the step is gone, and returns the signal that ended it, if one did. Fails after some seconds
-    /// if the kernel cannot end it.
+    /// Waits until all processes of the step have ended, and returns the signal that ended process 1, if one did. Fails
+    /// after some seconds if the kernel cannot end it.
     pub fn reap(&mut self) -> Result<Option<i32>> {
         let deadline = Instant::now() + DEATH_TIMEOUT;
         loop {
@@ -113,8 +114,8 @@ impl Drop for StepProcess {
     }
 }
 
-/// Opens the program on a read-only mount of its own: a step can reach the file of its processes through
-/// `/proc/self/exe`, and must not be able to write to it.
+/// Opens the program on a separate read-only mount. A step can open the file of its processes through `/proc/self/exe`,
+/// and must not be able to write to it.
 fn open_read_only(program: &Path) -> Result<OwnedFd> {
     let kernel = |error: io::Error| {
         if error.kind() == io::ErrorKind::NotFound {
@@ -144,23 +145,24 @@ fn duplicate(fd: &impl AsFd) -> Result<OwnedFd> {
 
 #[allow(unsafe_code)]
 fn borrowed(fd: RawFd) -> BorrowedFd<'static> {
-    // SAFETY: the standard descriptors are open as long as the process runs: its runtime sees to that.
+    // SAFETY: Rust's runtime keeps the standard descriptors open as long as the process runs.
     unsafe { BorrowedFd::borrow_raw(fd) }
 }
 
-/// What the child needs, in memory that it may share with its parent.
+/// The data that the child needs, in memory that it may share with its parent.
 struct Child {
     program: RawFd,
     inherited: [RawFd; 5],
     arguments: [*const libc::c_char; 3],
 }
 
-/// Becomes the helper, with its descriptors as 0, 1, … and an empty environment. Returns an exit code if that fails. It
-/// is called in a new process that may share the memory of its parent, so it makes only system calls.
+/// Executes the helper, with its descriptors as 0, 1, … and an empty environment. Returns an exit code if that fails.
+/// It runs in a new process that may share the memory of its parent, so it makes only system calls.
 #[allow(unsafe_code)]
 extern "C" fn become_helper(child: *mut libc::c_void) -> libc::c_int {
     let environment = [std::ptr::null::<libc::c_char>()];
-    // SAFETY: only `spawn` calls it, with a `Child` that lives until then and has open descriptors and C strings.
+    // SAFETY: only `spawn` calls this, with a `Child` that lives until the child executes or ends, and that has open
+    // descriptors and C strings.
     unsafe {
         let child = &*child.cast::<Child>();
         for (to, from) in child.inherited.iter().enumerate() {
@@ -179,7 +181,7 @@ extern "C" fn become_helper(child: *mut libc::c_void) -> libc::c_int {
 }
 
 /// Starts `program` as process 1 of a new PID namespace, with `inherited` as descriptors 0, 1, … and an empty
-/// environment. Returns its pidfd. With `cgroup`, no part of it ever runs outside of that cgroup.
+/// environment. Returns its pidfd. With `cgroup`, the process is in that cgroup from its start.
 #[allow(unsafe_code)]
 fn spawn(program: &OwnedFd, inherited: &[OwnedFd; 5], cgroup: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
     const _: () = assert!(SPEC == 3 && CONTROL == 4);
@@ -191,11 +193,12 @@ fn spawn(program: &OwnedFd, inherited: &[OwnedFd; 5], cgroup: Option<BorrowedFd<
     };
     let child: *mut libc::c_void = (&raw mut child).cast();
     let mut pidfd: RawFd = -1;
-    // SAFETY: until it executes or ends, the child makes only system calls, with pointers to what was made before: it
-    // needs no lock or allocation of a thread that it does not have. No signal handler of this process runs in it,
-    // since all signals are blocked; they are unblocked below. The kernel writes `pidfd` when the call succeeds, and it
-    // is nobody else's. If the child shares memory, it has a stack of its own, and this thread continues when the child
-    // has left the memory (CLONE_VFORK); otherwise it has a copy of everything.
+    // SAFETY: until it executes or ends, the child makes only system calls, with pointers to data that were created
+    // before. So it needs no lock or allocation of a thread that it does not have. No signal handler of this process
+    // runs in it, because all signals are blocked; they are unblocked below. The kernel writes `pidfd` when the call
+    // succeeds, and the descriptor has no other owner. If the child shares memory, it has a separate stack, and this
+    // thread continues only when the child no longer uses the memory (CLONE_VFORK). Otherwise the child has a copy of
+    // everything.
     unsafe {
         let mut all = std::mem::zeroed::<libc::sigset_t>();
         let mut before = std::mem::zeroed::<libc::sigset_t>();
@@ -203,8 +206,8 @@ fn spawn(program: &OwnedFd, inherited: &[OwnedFd; 5], cgroup: Option<BorrowedFd<
         libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
         let flags = libc::CLONE_NEWPID | libc::CLONE_PIDFD;
         let pid = match cgroup {
-            // The older call, which every container allows. The memory is not copied: with several bakes in one process
-            // there is much of it, and each bake has many steps.
+            // This is the older call, which every container permits. The memory is shared and not copied, because
+            // several bakes in one process use much memory, and each bake has many steps.
             None => {
                 let flags = flags | libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
                 let mut stack = vec![0_u128; STACK / size_of::<u128>()];
@@ -231,14 +234,14 @@ fn spawn(program: &OwnedFd, inherited: &[OwnedFd; 5], cgroup: Option<BorrowedFd<
     }
 }
 
-/// The terminal's state before a step uses it.
+/// The state of the terminal before a step uses it.
 pub struct TerminalState {
     group: rustix::process::Pid,
     modes: rustix::termios::Termios,
 }
 
 impl TerminalState {
-    /// Records the state of standard input's terminal, if it is one.
+    /// Records the state of standard input's terminal. Returns `None` if standard input is not a terminal.
     pub fn note() -> Option<Self> {
         let stdin = rustix::stdio::stdin();
         let modes = rustix::termios::tcgetattr(stdin).ok()?;
@@ -250,8 +253,8 @@ impl Drop for TerminalState {
     #[allow(unsafe_code)]
     fn drop(&mut self) {
         let stdin = rustix::stdio::stdin();
-        // This process is in the background now; taking the terminal back must not stop it.
-        // SAFETY: the set is initialised before use, and lives through each call.
+        // This process is in the background now. Taking the terminal back must not stop it.
+        // SAFETY: the set is initialised before use, and lives until each call returns.
         unsafe {
             let mut set = std::mem::zeroed::<libc::sigset_t>();
             let mut before = std::mem::zeroed::<libc::sigset_t>();
@@ -259,8 +262,8 @@ impl Drop for TerminalState {
             libc::sigaddset(&raw mut set, libc::SIGTTOU);
             libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, &raw mut before);
             let _ = rustix::termios::tcsetpgrp(stdin, self.group);
-            // Output that a step stopped is resumed, not waited for. Unread input is discarded: a terminal answers
-            // queries of a program, and the shell that follows would take an answer for its user's input.
+            // Output that a step stopped is resumed, because nothing may wait for it. Unread input is discarded: a
+            // terminal replies to queries of a program, and the next shell would take a reply for input of its user.
             let _ = rustix::termios::tcflow(stdin, rustix::termios::Action::OOn);
             let _ = rustix::termios::tcsetattr(stdin, rustix::termios::OptionalActions::Now, &self.modes);
             let _ = rustix::termios::tcflush(stdin, rustix::termios::QueueSelector::IFlush);

@@ -1,4 +1,4 @@
-//! What a step is given, and how it ended.
+//! The specification of a step, and the result of a step.
 
 use crate::device::DeviceNode;
 use oven_distro::Shim;
@@ -10,45 +10,47 @@ use std::path::PathBuf;
 /// The specification of a step, which the helper gets as JSON.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct StepSpec {
-    /// Where the image's root is mounted, in the private mount namespace of this process.
+    /// The mount point of the image's root, in the private mount namespace of this process.
     pub root: PathBuf,
     pub argv: Vec<String>,
-    /// The whole environment except for what the containment itself sets.
+    /// The complete environment, except for the variables that the sandbox itself sets.
     pub env: BTreeMap<String, String>,
-    /// A directory in the image.
+    /// The working directory, a path in the image.
     pub cwd: String,
-    /// Without it the step has a network namespace of its own, with nothing but `lo`.
+    /// Whether the step has the network. Otherwise it has a private network namespace with only `lo`.
     pub network: bool,
-    /// With the network: the step cannot reach the builder's credentials ([`super::egress`]), or it fails.
+    /// Used with the network: if true, the step fails unless it can be kept from reaching the builder's credentials
+    /// ([`super::egress`]).
     #[serde(default)]
     pub fenced: bool,
-    /// With the network: the content of `/etc/resolv.conf`. `None`: this machine's.
+    /// Used with the network: the content of `/etc/resolv.conf`. `None` means this machine's.
     #[serde(default)]
     pub resolv_conf: Option<String>,
     /// Files that exist only while the step runs.
     pub shims: Vec<Shim>,
     /// Files and directories of this machine that the step sees read-only.
     pub binds: Vec<BindMount>,
-    /// Cached packages, mounted over the image's own directories.
+    /// Cached packages, mounted over the image's directories.
     #[serde(default)]
     pub caches: Vec<CacheMount>,
-    /// The disk's own nodes, for the step's private `/dev`.
+    /// The nodes of the image's disk, for the step's private `/dev`.
     pub nodes: Vec<DeviceNode>,
-    /// What the step writes is discarded.
+    /// Whether the step's writes are discarded.
     pub throwaway: bool,
-    /// It has a terminal for a person (`oven shell`); otherwise standard input is `/dev/null`.
+    /// Whether the step has the terminal, for a person (`oven shell`). Otherwise standard input is `/dev/null`.
     pub interactive: bool,
 }
 
-/// Something of this machine that a step sees read-only.
+/// A file or directory of this machine that a step sees read-only.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BindMount {
     pub source: PathBuf,
-    /// Absolute, in the image. Below `/run` it is created; elsewhere it has to exist, and links are followed inside the
-    /// image.
+    /// An absolute path in the image. Below `/run` it is created. Elsewhere it must exist, and links are followed
+    /// inside the image.
     pub target: String,
-    /// The canonical path of a directory that has to contain the source when it is bound, wherever links lead by then:
-    /// the owner of a definition may exchange its directories, and oven follows links as root.
+    /// The canonical path of a directory. When the source is bound, it must be inside this directory, even if links
+    /// have changed by then. The reason: the owner of a definition may exchange its directories, and oven follows links
+    /// as root.
     #[serde(default)]
     pub within: Option<PathBuf>,
 }
@@ -57,16 +59,16 @@ pub struct BindMount {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StepExit {
     pub status: ExitStatus,
-    /// Names of processes that the command left running. They were killed.
+    /// The names of processes that were still running when the command ended. They were killed.
     pub left: Vec<String>,
 }
 
 /// How a step's command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ExitStatus {
-    /// By itself. 127: the image has no such program; 126: it cannot be executed.
+    /// It exited. 127: the image has no such program; 126: the program cannot be executed.
     Exited(i32),
-    /// By this signal.
+    /// This signal killed it.
     Signaled(i32),
     /// It exceeded its time limit.
     TimedOut,
@@ -91,16 +93,16 @@ impl fmt::Display for ExitStatus {
     }
 }
 
-/// A cache as it is mounted for a step.
+/// A cache to mount for a step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CacheMount {
-    /// Its directory in the image.
+    /// The directory in the image over which it is mounted.
     pub target: String,
-    /// The lower directory, if there is one: it is shared by all bakes.
+    /// The lower directory, if there is one. All bakes share it.
     pub lower: Option<PathBuf>,
-    /// This bake's own directory, over the lower one.
+    /// This bake's private directory, over the lower one.
     pub upper: PathBuf,
     pub work: PathBuf,
-    /// Otherwise nothing is written to `upper`: what the step writes is discarded with the step.
+    /// Whether writes go to `upper`. Otherwise they are discarded with the step.
     pub writable: bool,
 }

@@ -1,4 +1,4 @@
-//! The ioctls of block devices and file systems that have no wrapper elsewhere.
+//! The ioctls of block devices and file systems for which no crate has a wrapper.
 
 use rustix::io::Errno;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -46,14 +46,14 @@ pub struct FsGrow {
     inode_percent: u32,
 }
 
-/// What to do with a partition in the kernel's table.
+/// A change of one partition in the kernel's table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PartitionChange {
     Add = 1,
     Resize = 3,
 }
 
-/// A block device's size in bytes.
+/// Returns a block device's size in bytes.
 #[allow(unsafe_code)]
 pub fn device_size(device: BorrowedFd<'_>) -> Result<u64, Errno> {
     let mut bytes = 0;
@@ -62,7 +62,7 @@ pub fn device_size(device: BorrowedFd<'_>) -> Result<u64, Errno> {
     Ok(bytes)
 }
 
-/// Announces a partition to the kernel; `start` and `length` are in bytes. Nothing is written to the disk.
+/// Adds a partition to the kernel's table. `start` and `length` are in bytes. Nothing is written to the disk.
 #[allow(unsafe_code)]
 pub fn update_partition(
     disk: BorrowedFd<'_>,
@@ -80,7 +80,7 @@ pub fn update_partition(
     errno(unsafe { raw::update_partition(disk.as_raw_fd(), &raw const argument) })
 }
 
-/// Discards the free space of the file system that holds this open directory. Returns how many bytes.
+/// Discards the free space of the file system of this open directory. Returns the number of discarded bytes.
 #[allow(unsafe_code)]
 pub fn trim(dir: BorrowedFd<'_>) -> Result<u64, Errno> {
     let mut range = TrimRange { start: 0, length: u64::MAX, minimum: 0 };
@@ -89,14 +89,14 @@ pub fn trim(dir: BorrowedFd<'_>) -> Result<u64, Errno> {
     Ok(range.length)
 }
 
-/// Grows a mounted ext4 to this many blocks.
+/// Extends a mounted ext4 to this number of blocks.
 #[allow(unsafe_code)]
 pub fn ext4_resize(dir: BorrowedFd<'_>, blocks: u64) -> Result<(), Errno> {
     // SAFETY: EXT4_IOC_RESIZE_FS reads one u64, which outlives the call.
     errno(unsafe { raw::ext4_resize(dir.as_raw_fd(), &raw const blocks) })
 }
 
-/// Grows a mounted XFS to this many blocks.
+/// Extends a mounted XFS to this number of blocks.
 #[allow(unsafe_code)]
 pub fn xfs_grow(dir: BorrowedFd<'_>, blocks: u64, inode_percent: u32) -> Result<(), Errno> {
     let argument = FsGrow { blocks, inode_percent };
@@ -104,7 +104,7 @@ pub fn xfs_grow(dir: BorrowedFd<'_>, blocks: u64, inode_percent: u32) -> Result<
     errno(unsafe { raw::xfs_grow(dir.as_raw_fd(), &raw const argument) })
 }
 
-/// The logical sector size in bytes.
+/// Returns the logical sector size in bytes.
 pub fn sector_size(device: impl AsFd) -> Result<u64, Errno> {
     rustix::fs::ioctl_blksszget(device).map(u64::from)
 }

@@ -4,8 +4,9 @@ use anyhow::{Context, Result};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use std::io;
 
-/// What package managers and their scripts need: owners and modes, becoming another user, chroot, low ports.
-/// Excluded: `SYS_ADMIN` (removes covers), `MKNOD` (the host's disks), `NET_*`, `SYS_PTRACE`, `DAC_READ_SEARCH`.
+/// The capabilities that package managers and their scripts need: to set owners and modes, become another user, chroot,
+/// and use low ports. Excluded are `SYS_ADMIN` (could unmount the covers of `/proc`), `MKNOD` (could access the host's
+/// disks), `NET_*`, `SYS_PTRACE` and `DAC_READ_SEARCH`.
 pub const ALLOWED: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::FOWNER)
@@ -19,7 +20,7 @@ pub const ALLOWED: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::NET_BIND_SERVICE)
     .union(CapabilitySet::AUDIT_WRITE);
 
-/// What a process needs to become another user and to give up its other capabilities.
+/// The capabilities that a process needs to become another user and to give up its other capabilities.
 pub const BECOMING: CapabilitySet = CapabilitySet::SETGID.union(CapabilitySet::SETUID);
 pub const NONE: CapabilitySet = CapabilitySet::empty();
 
@@ -28,7 +29,7 @@ pub fn reduce() -> Result<()> {
     reduce_to(ALLOWED)
 }
 
-/// Reduces them to `allowed`.
+/// Reduces the capabilities of this process and its children to `allowed`, permanently.
 pub fn reduce_to(allowed: CapabilitySet) -> Result<()> {
     for capability in 0..64 {
         if allowed.bits() & (1 << capability) == 0 && !drop_from_bounding_set(capability)? {
@@ -43,7 +44,7 @@ pub fn reduce_to(allowed: CapabilitySet) -> Result<()> {
     rustix::thread::set_no_new_privs(true).context("setting no_new_privs")
 }
 
-/// Returns whether this kernel has such a capability.
+/// Returns false if this kernel does not have the capability.
 #[allow(unsafe_code)]
 fn drop_from_bounding_set(capability: libc::c_ulong) -> Result<bool> {
     // SAFETY: this prctl takes only numbers.

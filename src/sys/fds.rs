@@ -8,7 +8,7 @@ use std::path::Path;
 
 #[allow(unsafe_code)]
 pub(crate) fn close_from(first: i32) -> Result<()> {
-    // SAFETY: no descriptor from `first` on has an owner in this process.
+    // SAFETY: in this process nothing owns a descriptor from `first` on.
     let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
     if result < 0 {
         return Err(std::io::Error::last_os_error()).context("closing inherited descriptors");
@@ -16,8 +16,8 @@ pub(crate) fn close_from(first: i32) -> Result<()> {
     Ok(())
 }
 
-/// Opens something of this machine that has to be in the directory `within`, whose path is canonical. The opened object
-/// is checked, not the path: nobody can exchange it afterwards.
+/// Opens an object of this machine that must be in the directory `within`, whose path is canonical. The check is made
+/// on the opened object and not on the path, so nobody can exchange it afterwards.
 pub(crate) fn open_within(path: &Path, within: Option<&Path>, flags: OFlags) -> Result<OwnedFd> {
     let opening = || format!("opening {}", path.display());
     let fd = rustix::fs::openat(CWD, path, flags | OFlags::CLOEXEC, Mode::empty());
@@ -34,7 +34,7 @@ pub(crate) fn open_within(path: &Path, within: Option<&Path>, flags: OFlags) -> 
     Ok(fd)
 }
 
-/// A directory, opened to mount on it or below it: a link in its place is refused.
+/// Opens a directory, to mount on it or below it. Fails if the path is a link.
 pub fn open_directory(path: &Path) -> Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let opened = rustix::fs::openat(CWD, path, flags, Mode::empty());

@@ -1,4 +1,4 @@
-//! What the kernel offers, wrapped once: files, mounts, loop devices, signals, threads.
+//! Wrappers for features of the kernel: files, mounts, loop devices, signals, threads.
 
 pub mod block_ioctls;
 pub(crate) mod capabilities;

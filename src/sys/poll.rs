@@ -7,22 +7,22 @@ use std::future::Future;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How often to poll, and for how long.
+/// The pauses between polls, and the time limit.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PollPolicy {
-    /// The pause from the first poll to the second. The time that a poll takes counts as part of the pause, up to half
+    /// The pause between the first and the second poll. The duration of a poll counts as part of the pause, up to half
     /// of it.
     pub first: Duration,
-    /// Later pauses are this fraction of the time waited so far, but not shorter than the first.
+    /// Each later pause is this fraction of the time waited so far, but at least `first`.
     pub share: f64,
     /// The longest pause.
     pub longest: Duration,
-    /// Waiting fails after this time. The last poll is made at the deadline.
+    /// The time limit. The last poll is made at the deadline; after it, waiting fails.
     pub deadline: Duration,
 }
 
 impl PollPolicy {
-    /// For waits on this machine, which usually take milliseconds.
+    /// Returns the policy for waits on this machine, which usually take milliseconds.
     pub const fn local(deadline: Duration) -> Self {
         let (first, longest) = (Duration::from_millis(1), Duration::from_millis(50));
         Self { first, share: 0.5, longest, deadline }
@@ -33,12 +33,13 @@ impl PollPolicy {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PollAnswer<T> {
     Ready(T),
-    /// Not ready, with the current state as text that can follow "it is", such as `pending`.
+    /// Not ready. The text is the current state, such as `pending`, and can follow "it is".
     NotYet(String),
 }
 
-/// Polls until `probe` returns [`PollAnswer::Ready`]; the first poll is made at once. An error of `probe` is returned at
-/// once. After the deadline it fails with an error that names `what` (after "waiting for") and the last state.
+/// Polls until `probe` returns [`PollAnswer::Ready`]. The first poll is made immediately, and an error of `probe` is
+/// returned immediately. After the deadline it fails with an error that contains `what` (after "waiting for") and the
+/// last state.
 pub async fn poll_until<T>(
     what: &str,
     policy: &PollPolicy,
@@ -48,7 +49,7 @@ pub async fn poll_until<T>(
     let end = start + policy.deadline;
     let _span = Track::here().span(Lane::Waits, what);
     loop {
-        // The time is taken before the poll, so that a last poll is made after the end.
+        // The start time is taken before the poll, so that a last poll is made after the deadline.
         let begun = Instant::now();
         let last = begun >= end;
         match probe().await? {
@@ -62,7 +63,7 @@ pub async fn poll_until<T>(
             PollAnswer::NotYet(_) => {}
         }
         let pause = (begun - start).mul_f64(policy.share).max(policy.first).min(policy.longest);
-        // A cloud that is slow to answer is polled less often.
+        // A cloud that responds slowly is polled less often.
         tokio::time::sleep_until((begun + pause).max(Instant::now() + pause / 2).min(end)).await;
     }
 }

@@ -1,15 +1,15 @@
-//! A private file system for mount points and device nodes, visible to this process alone.
+//! A private file system for mount points and device nodes. Only this process can see it.
 
 use crate::error::Kind;
 use anyhow::{Context, Result};
 use std::os::unix::fs::DirBuilderExt;
 use sys_mount::{Mount, MountFlags};
 
-/// An empty directory on the host. This process mounts a tmpfs over it in its own mount namespace, so nothing of a run
-/// is left there however it ends.
+/// An empty directory on the host. This process mounts a tmpfs over it in its private mount namespace, so the host's
+/// directory remains empty even if the process is killed.
 pub const DIR: &str = "/run/oven";
 
-/// Mounts it. Called once, after the mount namespace was made private. Errors: [`Kind::Machine`].
+/// Mounts the file system. Call this once, after the mount namespace was made private. Errors: [`Kind::Machine`].
 pub fn mount() -> Result<()> {
     std::fs::DirBuilder::new()
         .recursive(true)

@@ -1,9 +1,10 @@
-//! The filter of a step's system calls: a deny-list in addition to the capabilities, and no syncs.
+//! The filter of a step's system calls. It is a deny-list in addition to the capabilities, and it turns syncs into
+//! no-ops.
 //!
-//! Calls that only a container escape needs fail with EPERM; calls that programs probe for and can do without fail with
-//! ENOSYS. Programs of another architecture (i386 on x86_64, x32) get ENOSYS for everything, because their numbers mean
-//! other calls. So a package whose script *runs* an i386 program cannot be installed, while one that only contains such
-//! a program can.
+//! Calls that are useful only to escape from a container fail with EPERM. Calls that programs try first and do not
+//! depend on fail with ENOSYS. For programs of another architecture (i386 on x86_64, x32), all calls fail with ENOSYS,
+//! because their numbers mean other calls. So a package can be installed if it only contains an i386 program, but not
+//! if its script *runs* one.
 
 use anyhow::{Context, Result};
 use libc::{EAFNOSUPPORT, ENOSYS, EPERM, c_long, sock_filter};
@@ -16,14 +17,15 @@ const ARCH: u32 = 0xc000_00b7; // AUDIT_ARCH_AARCH64
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 compile_error!("oven knows the system calls of x86_64 and aarch64 only");
 
-/// The newest call that was reviewed: setxattrat and its relatives (Linux 6.13). Later calls fail as on an older
-/// kernel.
+/// The newest call that was reviewed: setxattrat and its relatives (Linux 6.13). Later calls fail as they do on an
+/// older kernel.
 const LAST_KNOWN: u32 = 466;
-/// Where the numbers of x32 begin, a second ABI under the same architecture.
+/// The first number of x32, a second ABI with the same architecture value.
 #[cfg(target_arch = "x86_64")]
 const X32: u32 = 0x4000_0000;
 
-/// Any of these in `clone` or `unshare` is refused: a new user namespace gives all capabilities over itself.
+/// `clone` and `unshare` with any of these flags are refused, because a process has all capabilities in a new user
+/// namespace.
 const NAMESPACES: i32 = libc::CLONE_NEWUSER
     | libc::CLONE_NEWNS
     | libc::CLONE_NEWPID
@@ -31,10 +33,10 @@ const NAMESPACES: i32 = libc::CLONE_NEWUSER
     | libc::CLONE_NEWIPC
     | libc::CLONE_NEWUTS
     | libc::CLONE_NEWCGROUP;
-/// `CLONE_NEWTIME`; in `clone` this bit belongs to the exit signal.
+/// The flag `CLONE_NEWTIME` of `unshare`. In `clone` this bit belongs to the exit signal.
 const NEWTIME: i32 = 0x80;
 
-/// Refused whatever the arguments are.
+/// Calls that are refused whatever their arguments are.
 const REFUSED: &[c_long] = &[
     // mounts and other namespaces
     libc::SYS_mount,
@@ -83,7 +85,7 @@ const REFUSED: &[c_long] = &[
     libc::SYS_keyctl,
     libc::SYS_add_key,
     libc::SYS_request_key,
-    // other processes' memory: nothing in an installation debugs, and exploits do
+    // access to other processes' memory: installations need no debugger, but exploits do
     libc::SYS_ptrace,
     libc::SYS_process_vm_readv,
     libc::SYS_process_vm_writev,
@@ -96,7 +98,7 @@ const REFUSED: &[c_long] = &[
     libc::SYS_lookup_dcookie,
 ];
 
-/// These fail as if this kernel did not have them: programs have another way.
+/// Calls that fail as if this kernel did not have them. Programs have an alternative for each.
 const ABSENT: &[c_long] = &[
     libc::SYS_clone3, // its flags lie in memory, which a filter cannot read; libc falls back to clone
     libc::SYS_io_uring_setup,
@@ -104,22 +106,22 @@ const ABSENT: &[c_long] = &[
     libc::SYS_io_uring_register,
 ];
 
-/// These succeed at once without an effect: one real sync is made when the root is closed. `msync` is real: it costs
-/// only where it is used, and flushes mappings for other readers.
+/// Calls that succeed immediately and do nothing. One real sync is made when the root is closed. `msync` is not among
+/// them: few programs use it, and it flushes mappings for other readers.
 const SYNCS: &[c_long] =
     &[libc::SYS_fsync, libc::SYS_fdatasync, libc::SYS_sync, libc::SYS_syncfs, libc::SYS_sync_file_range];
 
-/// Puts characters into the terminal's input, as if the user had typed them.
+/// The request that puts characters into the terminal's input, as if the user had typed them.
 const TIOCSTI: u32 = 0x5412;
-/// Does the same through the virtual console's selection.
+/// A request that can do the same through the virtual console's selection.
 const TIOCLINUX: u32 = 0x541c;
-/// Gives a terminal another line discipline, which loads a kernel module that nobody uses.
+/// The request that sets another line discipline of a terminal. It would load a kernel module that no step needs.
 const TIOCSETD: u32 = 0x5423;
-/// All requests to loop devices are `0x4C..` (linux/loop.h). A process that may write to such a disk could set its
-/// file's offset, or keep it bound when all users are gone.
+/// All requests to loop devices are `0x4C..` (linux/loop.h). If the image's disk is a loop device, a step that may
+/// write to it could otherwise change its file's offset, or keep it bound after all users have closed it.
 const LOOP: u32 = 0x4c00;
-/// The allowed families of sockets. A socket of another family would load its module, whatever the rights; and AF_VSOCK
-/// reaches the hypervisor, whatever the network namespace is.
+/// The allowed socket families. A socket of another family would make the kernel load a module, whatever the process's
+/// rights; and AF_VSOCK would reach the hypervisor, whatever the network namespace.
 const FAMILIES: [i32; 4] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
 
 const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
@@ -130,16 +132,16 @@ const JUMP_ABOVE: u16 = (libc::BPF_JMP | libc::BPF_JGT | libc::BPF_K) as u16;
 const JUMP_FROM: u16 = (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16;
 const JUMP_SET: u16 = (libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K) as u16;
 const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
-/// Offsets in `struct seccomp_data`; an argument's low half comes first on both architectures.
+/// Offsets in `struct seccomp_data`. The low half of an argument comes first on both architectures.
 const NUMBER_AT: u32 = 0;
 const ARCH_AT: u32 = 4;
 const ARGUMENTS_AT: u32 = 16;
 
-/// A filter, ready for the kernel.
+/// A compiled filter.
 pub struct SyscallFilter(Vec<sock_filter>);
 
 impl SyscallFilter {
-    /// `sync`: whether syncs are real.
+    /// Builds the filter. `sync`: whether syncs have an effect.
     pub fn new(sync: bool) -> Self {
         let mut filter = Self(Vec::new());
         filter.load(ARCH_AT);
@@ -191,7 +193,7 @@ impl SyscallFilter {
     pub fn install(&mut self) -> Result<()> {
         let len = u16::try_from(self.0.len()).context("the filter is too long")?;
         let program = libc::sock_fprog { len, filter: self.0.as_mut_ptr() };
-        // SAFETY: `program` points to `len` instructions, and both live through the call, which copies them.
+        // SAFETY: `program` points to `len` instructions. Both live until the call returns, and the call copies them.
         let result =
             unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) };
         if result < 0 {
@@ -200,7 +202,7 @@ impl SyscallFilter {
         Ok(())
     }
 
-    /// Refuses device nodes, by the type in the mode of `mknod`.
+    /// Refuses `mknod` of device nodes, by the type in its mode.
     fn refuse_devices(block: &mut Self) {
         block.push(AND, 0, 0, libc::S_IFMT);
         block.when(JUMP_EQUAL, libc::S_IFCHR, EPERM);
@@ -224,7 +226,7 @@ impl SyscallFilter {
         self.push(jump, 1, 0, value);
         self.answer(libc::SECCOMP_RET_ERRNO | errno as u32);
     }
-    /// Decides a call by one argument; what the block does not refuse is allowed.
+    /// Filters a call by one argument. If the block does not refuse the call, it is allowed.
     fn argument(&mut self, number: c_long, index: u32, judge: impl FnOnce(&mut Self)) {
         let mut block = Self(Vec::new());
         block.load(ARGUMENTS_AT + 8 * index);
@@ -287,7 +289,7 @@ mod tests {
         assert_eq!(judge(&filter, ARCH, libc::SYS_unshare, [libc::CLONE_FS as u64, 0, 0]), ALLOW);
         assert_eq!(judge(&filter, ARCH, libc::SYS_mknodat, [0, 0, u64::from(libc::S_IFIFO | 0o644)]), ALLOW);
         assert_eq!(judge(&filter, ARCH, libc::SYS_ioctl, [0, 0x5401, 0]), ALLOW);
-        // BLKGETSIZE64: the disk's own nodes may be read.
+        // BLKGETSIZE64 is allowed, because steps may read the nodes of the image's disk.
         assert_eq!(judge(&filter, ARCH, libc::SYS_ioctl, [0, 0x8008_1272, 0]), ALLOW);
         assert_eq!(judge(&filter, ARCH, libc::SYS_socket, [libc::AF_UNIX as u64, 0, 0]), ALLOW);
     }
@@ -320,7 +322,7 @@ mod tests {
                 errno(EPERM)
             );
         }
-        // The kernel uses only the low half of a request, and so does the filter.
+        // Both the kernel and the filter use only the low half of a request.
         for request in [0x5412, 0x1_0000_5412, 0x541c, 0x5423, 0x4c00, 0x4c04, 0x4c0a, 0x4c82] {
             assert_eq!(judge(&filter, ARCH, libc::SYS_ioctl, [0, request, 0]), errno(EPERM));
         }

@@ -1,4 +1,5 @@
-//! Ctrl-C, SIGTERM and a closed terminal: the first signal requests a clean end, the second ends the process at once.
+//! Handles Ctrl-C, SIGTERM and a closed terminal. The first signal requests a clean end, and the second one ends the
+//! process immediately.
 
 use crate::error::Kind;
 use anyhow::{Context, Result};
@@ -7,38 +8,38 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-/// Whether this process was asked to end: for threads that cannot wait for the runtime, as the runtime may wait for
-/// them.
+/// Whether this process was asked to end. It is for threads that cannot wait for the runtime, because the runtime may
+/// be waiting for them.
 static STOP_REQUESTED: AtomicBool = AtomicBool::new(false);
 
-/// Whether a signal asked this process to end.
+/// Returns whether a signal asked this process to end.
 pub fn is_stop_requested() -> bool {
     STOP_REQUESTED.load(Ordering::Relaxed)
 }
 
-/// A signal that asks the process to end, with its reason in words: `interrupted`.
+/// A signal that asks the process to end. The text is the reason, such as `interrupted`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signal {
-    /// The process cleans up and ends.
+    /// The first signal: the process cleans up and ends.
     First(&'static str),
-    /// The process ends at once.
+    /// The second signal: the process ends immediately.
     Second(&'static str),
 }
 
-/// Bytes: the usual stack of a process's first thread.
+/// The stack size in bytes: the usual one of a process's first thread.
 const STACK: usize = 8 << 20;
 
-/// Does all the work in a second thread, for which the first one waits. A signal to a process goes to its first
-/// thread, even if that one waits in the kernel for a disk and cannot take the signal: then it would be lost.
+/// Runs `work` in a second thread while the first one waits. The kernel sends a process's signal to its first thread,
+/// even if that thread is waiting in the kernel for a disk and cannot handle it. Then the signal would be lost.
 pub fn run_in_second_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     let thread = std::thread::Builder::new().name("oven".to_owned()).stack_size(STACK);
     let thread = thread.spawn(work).expect("a process can have two threads");
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-/// Listens for signals. The answer turns true at the first one. The second one may end the process at once, as local
-/// resources end with the process. Listening is done in a separate thread, so it also works while the runtime's thread
-/// is busy.
+/// Listens for signals. The value in the receiver becomes true at the first one. The second one may end the process
+/// immediately, because the kernel removes local resources when the process ends. A separate thread listens, so that
+/// signals are handled while the runtime's thread is busy.
 pub fn listen(on_signal: impl Fn(Signal) + Send + 'static) -> Result<watch::Receiver<bool>> {
     let (sender, receiver) = watch::channel(false);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
@@ -68,7 +69,7 @@ pub fn listen(on_signal: impl Fn(Signal) + Send + 'static) -> Result<watch::Rece
     Ok(receiver)
 }
 
-/// Runs work that has nothing to clean up, and drops it at the first signal. Errors: [`Kind::Interrupted`].
+/// Runs work that needs no clean-up, and drops it at the first signal. Errors: [`Kind::Interrupted`].
 pub async fn run_until_stopped<T>(
     stop: &watch::Receiver<bool>,
     work: impl Future<Output = Result<T>>,
@@ -76,7 +77,7 @@ pub async fn run_until_stopped<T>(
     let mut stop = stop.clone();
     tokio::select! {
         biased;
-        // An error means that the listener is gone, so no signal can arrive.
+        // An error means that the listening thread has ended, so no signal can arrive.
         Ok(_) = stop.wait_for(|stop| *stop) => Err(Kind::Interrupted.error("interrupted")),
         result = work => result,
     }

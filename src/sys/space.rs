@@ -1,11 +1,11 @@
-//! How much room is left in a file system.
+//! Measures the free space of a file system.
 
 use crate::error::Kind;
 use nix::sys::statvfs::statvfs;
 use rustix::io::Errno;
 use std::path::Path;
 
-/// In bytes.
+/// Returns the free space in bytes.
 pub fn free_space(dir: &Path) -> Option<u64> {
     statvfs(dir).ok().map(|s| s.blocks_available() * s.fragment_size())
 }

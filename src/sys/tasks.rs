@@ -1,4 +1,4 @@
-//! Runs work that blocks in the kernel on a thread of its own, as everything else shares one thread.
+//! Runs work that blocks in the kernel on a separate thread, because everything else shares one thread.
 
 use crate::error::Kind;
 use anyhow::Result;
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use tokio::sync::oneshot;
 
-/// Joins its thread when it is dropped, so that cancelled work has ended before things are cleaned up.
+/// Joins its thread when it is dropped, so that cancelled work has ended before the clean-up begins.
 struct JoinOnDrop(Option<JoinHandle<()>>);
 
 impl JoinOnDrop {
@@ -21,8 +21,8 @@ impl Drop for JoinOnDrop {
     }
 }
 
-/// Runs `work` on a thread of its own, in the namespaces of this one. Dropping the future waits until the work is done:
-/// a mount or a sync cannot be cancelled half-way.
+/// Runs `work` on a separate thread, in the namespaces of the calling thread. Dropping the future waits until the work
+/// is done, because a mount or a sync cannot be cancelled half-way.
 pub async fn run_to_end<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     let (send, receive) = oneshot::channel();
     let thread = std::thread::spawn(move || _ = send.send(work()));
@@ -36,7 +36,7 @@ pub async fn run_to_end<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'st
     }
 }
 
-/// Whether work was cancelled because nobody waits for it any more.
+/// Whether work was cancelled because nothing waits for it any more.
 #[derive(Debug, Clone, Default)]
 pub struct Cancelled(Arc<AtomicBool>);
 

@@ -1,4 +1,4 @@
-//! Files that have no name until they are whole.
+//! Files that get a name only when they are complete.
 
 use super::space::no_space;
 use crate::ids::RunId;
@@ -14,21 +14,21 @@ use std::path::{Path, PathBuf};
 /// The prefix of named temporary files, for file systems without O_TMPFILE.
 pub const TEMP_PREFIX: &str = ".copy-";
 
-/// A file that vanishes unless it is given a name, also if this process is killed.
+/// A file that is removed unless it gets a name, even if this process is killed.
 #[derive(Debug)]
 pub struct TempFile {
     file: File,
-    /// The name, on a file system without O_TMPFILE; a lock shows that the file is still being written.
+    /// The temporary name, on a file system without O_TMPFILE. A lock on the file shows that it is still being written.
     name: Option<PathBuf>,
 }
 
 impl TempFile {
-    /// Creates the file in the directory where it will get its name.
+    /// Creates the file in the directory in which it will get its name.
     pub fn new(dir: &Path) -> Result<Self> {
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         match rustix::fs::open(dir, flags, Mode::from_raw_mode(0o600)) {
             Ok(fd) => Ok(Self { file: fd.into(), name: None }),
-            // EISDIR: the kernel or file system does not know the flag.
+            // EISDIR means that the kernel or file system does not know the flag.
             Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => Self::named(dir),
             Err(e) => Err(e).with_context(|| format!("creating a temporary file in {}", dir.display())),
         }
@@ -48,7 +48,7 @@ impl TempFile {
         Ok(Self { file, name: Some(name) })
     }
 
-    /// Makes another name for an existing file. `file` has it open and locked.
+    /// Creates a second name for an existing file. `file` has it open and locked.
     pub fn linked(file: File, path: &Path, dir: &Path) -> std::io::Result<Self> {
         let name = dir.join(format!("{TEMP_PREFIX}{}", RunId::new()));
         std::fs::hard_link(path, &name)?;
@@ -59,12 +59,12 @@ impl TempFile {
         &self.file
     }
 
-    /// Gives the file its name, which must be free.
+    /// Gives the file its name. Fails if the name exists.
     pub fn link(mut self, path: &Path) -> Result<()> {
         let context = || format!("naming {}", path.display());
         if let Some(name) = self.name.take() {
             let renamed = match rustix::fs::renameat_with(CWD, &name, CWD, path, RenameFlags::NOREPLACE) {
-                // This file system does not support NOREPLACE. Names are random, so it is only a safeguard.
+                // This file system does not support NOREPLACE. Names are random, so this check is only a safeguard.
                 Err(Errno::INVAL) if !path.exists() => rustix::fs::rename(&name, path),
                 result => result,
             };
@@ -74,12 +74,12 @@ impl TempFile {
         rustix::fs::linkat(CWD, nameless.as_str(), CWD, path, AtFlags::SYMLINK_FOLLOW).with_context(context)
     }
 
-    /// Gives the file the name of an existing file, and so replaces that file.
+    /// Gives the file the name of an existing file, which it replaces.
     pub fn replace(self, path: &Path) -> Result<()> {
         let (dir, name) = (path.parent().unwrap_or(Path::new(".")), RunId::new());
         let temporary = dir.join(format!("{TEMP_PREFIX}{name}"));
         self.link(&temporary)?;
-        // On failure it would remain there under the temporary name.
+        // If the rename fails, the file would remain under its temporary name, so it is removed.
         let replaced =
             std::fs::rename(&temporary, path).inspect_err(|_| _ = std::fs::remove_file(&temporary));
         replaced.with_context(|| format!("replacing {}", path.display()))
@@ -94,8 +94,8 @@ impl Drop for TempFile {
     }
 }
 
-/// Writes a small file to a temporary name and renames it, so that concurrent writers do not interfere. With `durable`
-/// it is synced; to survive a power failure, the directory has to be synced, too.
+/// Writes a small file under a temporary name and renames it, so that concurrent writers do not interfere. With
+/// `durable` the file is synced. To survive a power failure, the directory must be synced, too.
 pub fn write_atomically(path: &Path, content: &[u8], durable: bool) -> Result<()> {
     let dir = path.parent().unwrap_or(Path::new("."));
     let temporary = dir.join(format!("{TEMP_PREFIX}{}", RunId::new()));

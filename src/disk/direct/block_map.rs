@@ -1,5 +1,5 @@
-//! The block map: a byte for each block of a disk, in a file that the disk's server writes, and the uploader reads. It
-//! is kept as long as the written blocks.
+//! The block map: a file with one byte for each block of a disk. The disk's server writes it, and the uploader reads
+//! it. It is preserved together with the written blocks.
 
 use crate::cloud::block_api::SnapshotContents;
 use crate::device::Trimming;
@@ -10,23 +10,24 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-/// The base has no such block, and nothing was written: zeros.
+/// The base does not have the block, and nothing was written: it reads as zeros.
 pub const ZEROS: u8 = 0;
 /// The base has the block, and nothing was written.
 pub const BASE: u8 = 1;
-/// The block was written; the base does not have it.
+/// The block was written, and the base does not have it.
 pub const WRITTEN: u8 = 2;
-/// The block was written; the base has it, too.
+/// The block was written, and the base has it, too.
 pub const WRITTEN_BASE: u8 = 3;
 
-/// The block map in the process that writes it.
+/// The block map, in the process that writes it.
 #[derive(Debug)]
 pub struct BlockMap {
     file: File,
     bytes: Box<[AtomicU8]>,
 }
 
-/// Writes the map of a disk of this many blocks, none of them written. One more byte follows the map: see [`Trimming`].
+/// Writes the map of a disk with this many blocks, all of them unwritten. One more byte follows the marks: see
+/// [`Trimming`].
 pub fn create(file: &File, blocks: u32, base: &SnapshotContents) -> Result<()> {
     let mut bytes = vec![ZEROS; blocks as usize + 1];
     for index in &base.blocks {
@@ -36,7 +37,7 @@ pub fn create(file: &File, blocks: u32, base: &SnapshotContents) -> Result<()> {
     file.write_all_at(&bytes, 0).context("writing the block map")
 }
 
-/// The blocks that were written, ascending, and whether the base has them.
+/// Returns the written blocks in ascending order, each with whether the base has it.
 pub fn written_blocks(file: &File) -> Result<Vec<(u32, bool)>> {
     let bytes = read(file)?;
     let marks = bytes.iter().zip(0..);
@@ -71,14 +72,14 @@ impl BlockMap {
         self.get(index) >= WRITTEN
     }
 
-    /// Updates the file first, so that a written block is never taken for the base's.
+    /// The file is updated first. Otherwise a written block could be mistaken for a block of the base.
     pub fn set(&self, index: u32, mark: u8) -> io::Result<()> {
         self.file.write_all_at(&[mark], index.into())?;
         self.bytes[index as usize].store(mark, Ordering::Release);
         Ok(())
     }
 
-    /// Whether discarded ranges are unused space of a file system at the moment.
+    /// Returns whether a trim is in progress. During a trim, discarded ranges are unused space of a file system.
     pub fn is_trimming(&self) -> io::Result<bool> {
         let mut byte = [0];
         self.file.read_exact_at(&mut byte, self.bytes.len() as u64)?;
@@ -86,7 +87,7 @@ impl BlockMap {
     }
 }
 
-/// The byte behind the marks.
+/// The byte after the marks.
 #[derive(Debug)]
 pub struct TrimmingByte(File);
 
@@ -102,7 +103,7 @@ impl Trimming for TrimmingByte {
         set(&self.0, 1)
     }
 
-    /// A byte that was written a moment ago takes no room.
+    /// Writing this byte takes no more space, because it was already written.
     fn end(&self) -> io::Result<()> {
         set(&self.0, 0)
     }

@@ -1,4 +1,4 @@
-//! Selects what is uploaded of a disk: the blocks that differ from the base's.
+//! Selects the blocks of a disk to upload: those that differ from the base's.
 
 use super::backing::BackingStore;
 use super::fault::{disk_error, ensure_written};
@@ -15,14 +15,15 @@ use std::sync::Arc;
 pub struct ChangedBlocks {
     lower: Arc<BackingStore>,
     upper: File,
-    /// By index: whether the base has the block, too.
+    /// The written blocks by index, each with whether the base has it.
     written: BTreeMap<u32, bool>,
     /// Whether the new snapshot has a parent.
     child: bool,
 }
 
 impl ChangedBlocks {
-    /// `written` comes from the block map. `child`: the snapshot below is the parent; otherwise all blocks are uploaded.
+    /// `written` comes from the block map. If `child` is true, the base snapshot is the parent of the new one;
+    /// otherwise all blocks are uploaded.
     pub fn new(lower: Arc<BackingStore>, upper: File, written: Vec<(u32, bool)>, child: bool) -> Self {
         Self { lower, upper, written: written.into_iter().collect(), child }
     }
@@ -52,12 +53,12 @@ impl BlockSource for ChangedBlocks {
         if !self.child || !on_base {
             return Ok(unless_zeros(&data, digest));
         }
-        // Zeros are uploaded if the base has something else there.
+        // A block of zeros is uploaded if the base's block is different.
         Ok((self.lower.fetch(index)? != digest).then(|| (data.into(), digest)))
     }
 
-    /// Nothing else writes to these files; but written data may have been lost, and then the data that were read are
-    /// wrong.
+    /// Nothing else writes to these files. But a write may have failed after it was reported as done; then the data
+    /// that were read are wrong.
     fn ensure_unchanged(&self, _: &BTreeMap<u32, Digest>) -> Result<()> {
         ensure_written(&self.upper)
             .map_err(|error| disk_error(error, "storing the disk's changes on this machine"))?;
@@ -65,7 +66,7 @@ impl BlockSource for ChangedBlocks {
     }
 }
 
-/// `None` for zeros: blocks that are not uploaded are zeros if the parent does not have them.
+/// Returns `None` for zeros. A block that is not uploaded reads as zeros if the parent does not have it.
 fn unless_zeros(data: &[u8], digest: Digest) -> Option<(Arc<[u8]>, Digest)> {
     data.iter().any(|byte| *byte != 0).then(|| (data.into(), digest))
 }
@@ -77,7 +78,7 @@ mod tests {
     use crate::disk::direct::block_cache::BlockCache;
     use crate::ids::SnapshotId;
 
-    /// Block n is filled with the byte n.
+    /// A base whose block n is filled with the byte n.
     struct Base;
     impl SnapshotReader for Base {
         fn read(&self, index: u32) -> Result<(Vec<u8>, Digest)> {
@@ -87,7 +88,7 @@ mod tests {
         }
     }
 
-    /// On a base with the blocks 1, 3 and 5: which blocks are uploaded, and with which byte.
+    /// Returns the uploaded blocks, each with its byte, for a base with the blocks 1, 3 and 5.
     fn uploaded(child: bool, written: &[(u32, u8)]) -> Vec<(u32, u8)> {
         let (dir, id) = (tempfile::tempdir().unwrap(), SnapshotId("snap-1".into()));
         let contents = SnapshotContents { size_gib: 1, blocks: [1, 3, 5].into() };
@@ -109,7 +110,7 @@ mod tests {
 
     #[test]
     fn a_child_gets_differing_blocks_and_zeros_over_data() {
-        // In order: unchanged; zeros over data; other data; zeros over zeros; a new block.
+        // In this order: an unchanged block, zeros over data, other data, zeros over zeros, and a new block.
         let written = [(1, 1), (3, 0), (5, 9), (6, 0), (7, 8)];
         assert_eq!(uploaded(true, &written), [(3, 0), (5, 9), (7, 8)]);
     }

@@ -1,4 +1,4 @@
-//! Remembers the first error of a disk: the file system on it only sees that I/O failed.
+//! Remembers the first error of a disk. The file system on the disk only gets an I/O error, without the reason.
 
 use super::overlay::lock;
 use crate::error::Kind;
@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex};
 
-/// The first error, which is the cause of later ones. It is cheap to clone.
+/// The first error. It is the cause of later ones. Cloning is cheap.
 #[derive(Debug, Clone, Default)]
 pub struct FirstFault(Arc<Mutex<Option<anyhow::Error>>>);
 
@@ -16,13 +16,13 @@ impl FirstFault {
         lock(&self.0).get_or_insert(error);
     }
 
-    /// Takes the error: it is reported once.
+    /// Takes the error out, so that it is reported only once.
     pub fn take(&self) -> Option<anyhow::Error> {
         lock(&self.0).take()
     }
 }
 
-/// An error of this machine's own disk. `doing` is a gerund that names the place.
+/// Returns an error of this machine's own disk. `doing` is a gerund with the path, such as "writing …".
 pub fn disk_error(error: io::Error, doing: &str) -> anyhow::Error {
     let hint = match error.raw_os_error() {
         Some(libc::ENOSPC | libc::EDQUOT) => "Free space there. The bake was discarded.",
@@ -31,12 +31,12 @@ pub fn disk_error(error: io::Error, doing: &str) -> anyhow::Error {
     anyhow::Error::from(Kind::Machine.failure(&error).hint(hint)).context(doing.to_owned())
 }
 
-/// Fails if something that was written to this open file did not reach its disk: reads may return other data now. It
-/// waits for nothing.
+/// Fails if data that were written to this open file did not reach the disk: reads may return other data then. Does not
+/// wait.
 #[allow(unsafe_code)]
 pub fn ensure_written(file: &File) -> io::Result<()> {
     let end = file.metadata()?.len().try_into().unwrap_or(i64::MAX - 1);
-    // The range is beyond the end: the error is reported for the whole file.
+    // The range is beyond the end of the file, so nothing is waited for, but the errors of the whole file are reported.
     // SAFETY: the call takes only numbers, and the descriptor is open.
     let status =
         unsafe { libc::sync_file_range(file.as_raw_fd(), end, 1, libc::SYNC_FILE_RANGE_WAIT_BEFORE) };

@@ -1,7 +1,7 @@
 //! Serves a disk as the only file of a FUSE mount.
 //!
-//! The file is opened with direct I/O on both sides, so that its content is not in the page cache twice. apt is as fast
-//! on it as on a file (measured: `apt-get install` of three packages takes 3.7 s on both).
+//! Both the kernel and this process open the file with direct I/O, so that the page cache does not hold its content
+//! twice. apt is as fast on it as on a file (measured: `apt-get install` of three packages takes 3.7 s on both).
 
 use fuser::{
     Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
@@ -14,26 +14,28 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-/// The disk that is served. Several threads call it concurrently.
+/// The disk to serve. Several threads call it concurrently.
 pub trait DiskContent: Send + Sync + 'static {
-    /// The size in bytes, which does not change.
+    /// Returns the size in bytes, which does not change.
     fn size(&self) -> u64;
     fn read(&self, at: u64, buffer: &mut [u8]) -> io::Result<()>;
     fn write(&self, at: u64, data: &[u8]) -> io::Result<()>;
-    /// Makes these bytes zeros.
+    /// Overwrites these bytes with zeros.
     fn zero(&self, at: u64, length: u64) -> io::Result<()>;
-    /// Makes what was written survive a power failure.
+    /// Writes all data to the disk, so that they survive a power failure.
     fn sync(&self) -> io::Result<()>;
 }
 
 const FILE: INodeNo = INodeNo(2);
-/// How long the kernel may cache attributes: only the process that has the file open changes it.
+/// How long the kernel may cache attributes. They never change, because only the process with the open file can change
+/// them.
 const ATTRIBUTE_TTL: Duration = Duration::from_secs(1 << 30);
-/// Requests that are served concurrently: one may wait for the network while others are served from the disk.
+/// The number of requests that are served concurrently. One request may wait for the network while others read from the
+/// disk.
 const THREADS: usize = 16;
-/// The largest request in bytes: what a loop device sends for a large write.
+/// The largest request in bytes. A loop device sends requests of this size for a large write.
 const MAX_REQUEST: u32 = 1 << 20;
-/// Requests that the kernel sends before it waits for answers: a loop device's queue has a depth of 128.
+/// The number of requests that the kernel sends before it waits for replies. A loop device's queue has a depth of 128.
 const MAX_BACKGROUND: u16 = 128;
 
 struct DiskFs {
@@ -63,7 +65,7 @@ impl DiskFs {
         }
     }
 
-    /// Whether a range is within the disk.
+    /// Returns whether a range is within the disk.
     fn is_within_disk(&self, at: u64, length: u64) -> bool {
         at.checked_add(length).is_some_and(|end| end <= self.content.size())
     }
@@ -75,7 +77,8 @@ fn to_fuse_errno(error: &io::Error) -> Errno {
 
 impl Filesystem for DiskFs {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // Allows concurrent reads and writes of the file: the loop device never sends two for the same place.
+        // Allows concurrent reads and writes of the file. The loop device never sends two concurrent requests for the
+        // same range.
         _ = config.add_capabilities(InitFlags::FUSE_PARALLEL_DIROPS | InitFlags::FUSE_ASYNC_DIO);
         _ = config.set_max_write(MAX_REQUEST);
         _ = config.set_max_background(MAX_BACKGROUND);
@@ -179,11 +182,11 @@ impl Filesystem for DiskFs {
     }
 }
 
-/// Serves a disk as a file of this name until the mount of `fuse` ends, or the process does.
+/// Serves a disk as a file of this name until the mount of `fuse` or the process ends.
 pub fn serve_mount(content: Arc<dyn DiskContent>, name: &str, fuse: OwnedFd) -> io::Result<()> {
     let mut config = Config::default();
     config.n_threads = Some(THREADS);
-    // Access to the mount was set when it was created; the loop device's requests come from the kernel.
+    // Access to the mount was restricted when it was created. Requests of the loop device come from the kernel.
     let session = Session::from_fd(DiskFs { content, name: name.into() }, fuse, SessionACL::All, config)?;
     session.run()
 }

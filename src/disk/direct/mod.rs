@@ -1,5 +1,5 @@
-//! Direct disks (strategy (b)): the base's blocks are read from its snapshot, and changed blocks are uploaded. Nothing
-//! is attached.
+//! Direct disks (strategy (b)): blocks of the base are read from its snapshot, and changed blocks are uploaded. No
+//! volume is attached.
 
 pub mod backing;
 pub mod block_cache;
@@ -47,28 +47,29 @@ const BLOCKS: &str = "blocks";
 /// blocks written.
 const GIB_MONTH_PRICE: f64 = 0.05;
 const PUT_PRICE: f64 = 0.006;
-/// Blocks of a GiB.
+/// The number of blocks in a GiB.
 const BLOCKS_PER_GIB: u64 = (1 << 30) / BLOCK as u64;
 
-/// Checks out disks that this machine serves, block by block.
+/// Creates disks that this machine serves block by block.
 pub struct DirectDisks<B: BlockApi> {
     blocks: Rc<B>,
     state: PathBuf,
     cache: BlockCache,
     helper: PathBuf,
     report: Report,
-    /// How the base can be a parent, for runs that have called `look` and not yet checked out.
+    /// For each run that called `look` but not yet `checkout`: how the base can be a parent.
     parent_uses: RefCell<HashMap<RunId, ParentUse>>,
 }
 
-/// A snapshot whose blocks are below those that are written.
+/// The base snapshot of a disk: blocks that the run did not overwrite are read from it.
 struct BaseSnapshot {
     contents: SnapshotContents,
     lower: Arc<BackingStore>,
 }
 
 impl<B: BlockApi + 'static> DirectDisks<B> {
-    /// `state` is this machine's directory, for the cache and for what is written. `helper` is this program.
+    /// `state` is this machine's state directory, for the cache and for written blocks. `helper` is the path of this
+    /// program.
     pub fn new(blocks: Rc<B>, state: &Path, cache_gib: u64, helper: &Path, report: &Report) -> Self {
         let state = std::path::absolute(state).unwrap_or_else(|_| state.to_owned());
         let cache = BlockCache::new(&state.join(BLOCKS), cache_gib << 30);
@@ -96,7 +97,8 @@ impl<B: BlockApi + 'static> DirectDisks<B> {
         parent.with_context(|| format!("checking whether {} can be a parent", base.snapshot))
     }
 
-    /// The snapshot to read, and whether it is the parent of the new one. Reports in advance what takes time or money.
+    /// Returns the snapshot to read, and whether it is the parent of the new one. Reports in advance if this takes time
+    /// or money.
     async fn parent(&self, base: &Base, spec: &DiskSpec, run: &RunId) -> Result<(SnapshotId, bool)> {
         let snapshot = &base.snapshot;
         let looked_up = self.parent_uses.borrow_mut().remove(run);
@@ -131,7 +133,7 @@ impl<B: BlockApi + 'static> DirectDisks<B> {
         }
     }
 
-    /// Serves a disk that consists of the snapshot below and what is written.
+    /// Serves a disk that consists of the base snapshot and the written blocks.
     fn disk(
         &self,
         run: &RunId,
@@ -167,7 +169,7 @@ impl<B: BlockApi + 'static> DirectDisks<B> {
         })
     }
 
-    /// The undo debt for what is written: it is deleted, or preserved.
+    /// The clean-up action for the written files: it deletes or preserves them.
     fn disk_debt(&self, run: &RunId, record: &DiskRecord, slot: &WrittenSlot) -> Debt {
         let (state, of, pay) = (self.state.clone(), run.clone(), slot.clone());
         let (keep, record) = (slot.clone(), record.clone());
@@ -191,10 +193,10 @@ impl<B: BlockApi + 'static> DirectDisks<B> {
     }
 }
 
-/// What is written, shared with the debt that may preserve it once the disk is gone.
+/// The written files. The disk shares them with the clean-up action, which may preserve them after the disk is dropped.
 type WrittenSlot = Rc<RefCell<Option<Rc<WrittenFiles>>>>;
 
-/// The files of what is written: new ones, or those that an earlier bake preserved.
+/// The written files: new ones, or those that an earlier bake preserved.
 enum Files {
     New(Rc<WrittenFiles>),
     Kept(PreservedDisk),
@@ -217,7 +219,7 @@ impl Files {
 }
 
 struct DirectDisk<B: BlockApi> {
-    // Dropped first: data in memory are written then, which needs the server.
+    // This field is dropped first. The kernel then writes data that are still in memory, which needs the server.
     device: Option<Device>,
     export: Option<DiskServer>,
     lower: Arc<BackingStore>,
@@ -229,14 +231,14 @@ struct DirectDisk<B: BlockApi> {
     report: Report,
     /// Whether the uploaded blocks are read back.
     verify: bool,
-    /// The disk's snapshot, which is started while the disk is in use.
+    /// The disk's snapshot. It is started while the disk is in use.
     started: Option<Started>,
 }
 
 /// A snapshot that is being started.
 type Started = Background<SnapshotId>;
 
-/// Describes the snapshot that a disk becomes.
+/// Describes the snapshot to create from a disk.
 fn new_snapshot(record: &DiskRecord, run: &RunId) -> NewSnapshot {
     let DiskRecord { snapshot, child, size_gib, tags, encrypted, kms_key, .. } = record;
     NewSnapshot {
@@ -245,13 +247,13 @@ fn new_snapshot(record: &DiskRecord, run: &RunId) -> NewSnapshot {
         description: format!("oven run {run}"),
         run: run.clone(),
         tags: tags.clone(),
-        // A child is encrypted as its parent is.
+        // A child snapshot has the encryption of its parent.
         encrypted: *encrypted && !child,
         kms_key: kms_key.clone().filter(|_| *encrypted && !child),
     }
 }
 
-/// Starts a snapshot in the background, with an undo debt for it.
+/// Starts a snapshot in the background, and registers a clean-up action for it.
 fn start<B: BlockApi + 'static>(blocks: &Rc<B>, spec: NewSnapshot, undo: &Undo) -> Started {
     undo.owe(upload::snapshot_debt(blocks.clone(), &spec.run));
     let blocks = blocks.clone();
@@ -261,7 +263,8 @@ fn start<B: BlockApi + 'static>(blocks: &Rc<B>, spec: NewSnapshot, undo: &Undo) 
 impl<B: BlockApi> Drop for DirectDisk<B> {
     fn drop(&mut self) {
         if let Some(device) = self.device.take() {
-            // The disk may be preserved. An error here was reported where it occurred first.
+            // Syncs, because the disk may be preserved. An error is ignored here: it was already reported by the failed
+            // operation.
             _ = rustix::fs::fsync(&device.node);
         }
         self.export = None;
@@ -303,7 +306,7 @@ impl<B: BlockApi + 'static> DiskStrategy for DirectDisks<B> {
         undo.explain(move || trouble.take());
         let lower = below.lower.clone();
         undo.on_stop(move || lower.stop());
-        // Starting it takes time, and nothing waits for it here.
+        // Starting a snapshot takes time, so it runs in the background.
         let started = spec.will_commit.then(|| start(&self.blocks, new_snapshot(&record, run), undo));
         let family = spec.tags.get(tag::NAME).map(String::as_str).unwrap_or_default();
         prefetch::start_prefetching(&below.lower, below.lower.cached().used(family));
@@ -324,7 +327,7 @@ impl<B: BlockApi + 'static> DiskStrategy for DirectDisks<B> {
     }
 
     async fn forget(&self, run: &RunId) -> Result<()> {
-        // Both are tried: a failure to remove one does not keep the other from being removed.
+        // Removes both even if one removal fails.
         let (disk, snapshots) =
             (preserved_disk::remove(&self.state, run), self.blocks.ensure_no_snapshots(run).await);
         disk.and(snapshots).with_context(|| format!("removing the leftovers of run {run}"))
@@ -343,7 +346,7 @@ impl<B: BlockApi + 'static> DirectDisks<B> {
     }
 }
 
-/// Returns the first fault of the disk instead of the result, if there is one: it is the real cause.
+/// Returns the first fault of the disk, if there is one, instead of the result. That fault is the real cause.
 fn explain<T>(result: Result<T>, trouble: &FirstFault) -> Result<T> {
     match (trouble.take(), result) {
         (None, result) => result,
@@ -362,16 +365,16 @@ impl<B: BlockApi + 'static> Disk for DirectDisk<B> {
     async fn commit(mut self: Box<Self>, undo: &Undo, on_progress: &dyn Fn(u64)) -> Result<SnapshotId> {
         let device = self.device.take().context("a disk can be committed only once")?;
         let path = device.path.clone();
-        // Some write errors are reported only by a sync: such a disk must not become an image.
+        // The kernel reports some write errors only at a sync. A disk with such an error must not become an image.
         let node = File::from(device.node.try_clone().context("duplicating a descriptor")?);
         let synced = crate::sys::tasks::run(move |_| Ok(node.sync_all()?)).await;
         let synced = synced.with_context(|| format!("writing {} to the disk", path.display()));
         drop(device);
-        // From now on nothing is written, even if somebody still has the device open.
+        // After this nobody can write to the disk, even through a device that is still open.
         self.export = None;
         explain(synced, self.lower.trouble())?;
         if let Some(family) = self.record.tags.get(tag::NAME) {
-            // Without it, the next bake is only slower.
+            // If this fails, the next bake is only slower.
             _ = self.lower.cached().store_used(family, &self.lower.used());
         }
         let written = block_map::written_blocks(self.files.marks())?;
@@ -396,7 +399,7 @@ impl<B: BlockApi + 'static> Disk for DirectDisk<B> {
             .await?;
             step.done();
         }
-        // Other snapshots are evicted if this one took their room.
+        // Other snapshots are evicted if this one exceeded the limit.
         _ = self.cache.trim();
         Ok(sent.snapshot)
     }

@@ -7,12 +7,12 @@ use crate::ids::BLOCK;
 use std::io;
 use std::sync::Arc;
 
-/// Starts to prefetch: first the blocks that the last bake of this family used, in its order, and then the file
-/// system's metadata, which every use needs. Runs on another thread, since the metadata have to be read to be found.
+/// Starts to prefetch: first the blocks that the last bake of this family used, in their order, and then the file
+/// system's metadata, which every bake needs. A separate thread finds the metadata, because it has to read them.
 pub fn start_prefetching(lower: &Arc<BackingStore>, used: Vec<u32>) {
     lower.queue_prefetch(used);
     let lower = lower.clone();
-    // If the thread does not start, blocks are read when they are needed.
+    // If the thread cannot be started, blocks are read when they are needed.
     _ = std::thread::Builder::new().name("metadata".to_owned()).spawn(move || {
         let blocks = ext_metadata::blocks(&BaseReader(&lower));
         lower.queue_prefetch(blocks);

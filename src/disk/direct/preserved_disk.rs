@@ -28,29 +28,29 @@ const RECORD: &str = "disk.json";
 /// After this time, a process that was preserving a disk has finished or was killed.
 const GRACE: Duration = Duration::from_secs(60);
 
-/// What describes a disk besides its written blocks.
+/// The description of a disk, without its written blocks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskRecord {
-    /// The snapshot that has the blocks that were not written.
+    /// The snapshot that has the unwritten blocks.
     pub snapshot: SnapshotId,
     /// Whether this snapshot is the parent of the new one.
     pub child: bool,
     pub size_gib: u64,
-    /// [`Owner`] of the run.
+    /// The [`Owner`] of the run.
     pub owner: String,
     pub tags: Tags,
     pub encrypted: bool,
     pub kms_key: Option<String>,
 }
 
-/// What is written to a disk. It has no name unless it is preserved, and is deleted when the value is dropped.
+/// The written files of a disk. They have no name unless they are preserved, and are deleted when the value is dropped.
 #[derive(Debug)]
 pub struct WrittenFiles {
     upper: TempFile,
     marks: TempFile,
 }
 
-/// The directory of preserved disks in this machine's state directory.
+/// Returns the directory of preserved disks in this machine's state directory.
 pub fn preserved_dir(state: &Path) -> PathBuf {
     state.join(DIR)
 }
@@ -76,7 +76,7 @@ impl WrittenFiles {
         self.marks.file()
     }
 
-    /// Preserves the files: gives them their names.
+    /// Preserves the files by giving them names.
     pub fn keep(self, state: &Path, run: &RunId, record: &DiskRecord) -> Result<()> {
         let dir = preserved_dir(state).join(&run.0);
         create_dir(&dir)?;
@@ -86,7 +86,7 @@ impl WrittenFiles {
     }
 }
 
-/// A preserved disk that is open. As long as `upper` is open, nobody else can open it.
+/// A preserved disk that is open. While `upper` is open, nobody else can open the disk.
 #[derive(Debug)]
 pub struct PreservedDisk {
     pub record: DiskRecord,
@@ -113,7 +113,7 @@ fn read_record(dir: &Path) -> Result<Option<DiskRecord>> {
     }
 }
 
-/// Opens the preserved disk of a run. `None`: this machine has none of that run.
+/// Opens the preserved disk of a run. Returns `None` if this machine has no preserved disk of that run.
 pub fn open(state: &Path, run: &RunId) -> Result<Option<PreservedDisk>> {
     let dir = preserved_dir(state).join(&run.0);
     let Some(record) = read_record(&dir)? else { return Ok(None) };
@@ -128,7 +128,7 @@ pub fn open(state: &Path, run: &RunId) -> Result<Option<PreservedDisk>> {
     Ok(Some(PreservedDisk { record, upper, marks }))
 }
 
-/// Runs that preserved a disk here, and whose process has ended.
+/// Returns the runs that preserved a disk on this machine and whose process has ended.
 pub fn list_runs(state: &Path) -> Result<Vec<StaleRun>> {
     let dir = preserved_dir(state);
     let entries = match fs::read_dir(&dir) {
@@ -142,14 +142,14 @@ pub fn list_runs(state: &Path) -> Result<Vec<StaleRun>> {
         if name.len() != 32 || !name.bytes().all(|b| b.is_ascii_hexdigit()) {
             continue;
         }
-        // Without a record, its process was killed while it preserved the disk.
+        // A directory without a record belongs to a process that was killed while it preserved the disk.
         let record = read_record(&entry.path());
         let owner = match &record {
             Ok(Some(record)) => record.owner.clone(),
-            // A record that cannot be read does not hide the others.
+            // An unreadable record does not prevent listing the others.
             Ok(None) | Err(_) => String::new(),
         };
-        // The record is written a moment after the directory was created.
+        // The record is written shortly after the directory is created, so a new directory may not have one yet.
         let age = entry.metadata().and_then(|metadata| metadata.modified()).map(|made| made.elapsed());
         if matches!(record, Ok(None)) && !age.is_ok_and(|age| age.is_ok_and(|age| age > GRACE)) {
             continue;
@@ -175,8 +175,8 @@ pub fn remove(state: &Path, run: &RunId) -> Result<()> {
     {
         return Err(in_use_error(run)).with_context(context);
     }
-    // The record goes last: while it exists, the removal can be tried again. The directory may also have temporary
-    // files that were being written.
+    // The record is removed last, because the removal can be repeated while it exists. The directory may also have
+    // temporary files of an unfinished write.
     for entry in fs::read_dir(&dir).with_context(context)? {
         let path = entry.with_context(context)?.path();
         if path != dir.join(RECORD) {
@@ -189,8 +189,8 @@ pub fn remove(state: &Path, run: &RunId) -> Result<()> {
     }
 }
 
-/// Removes temporary files that no process writes any more: on a file system without O_TMPFILE, a killed bake leaves
-/// them.
+/// Removes temporary files that no process is writing. On a file system without O_TMPFILE, a killed bake does not
+/// remove them.
 pub fn remove_orphans(state: &Path) -> Result<()> {
     let Ok(entries) = fs::read_dir(preserved_dir(state)) else { return Ok(()) };
     for entry in entries.flatten() {
@@ -277,7 +277,7 @@ mod tests {
         dir.set_modified(std::time::SystemTime::now() - 2 * GRACE).unwrap();
         let found = list_runs(state).unwrap();
         assert_eq!((found.len(), found[0].kept), (1, false));
-        // Its process was killed while it wrote the record.
+        // The process of this run was killed while it wrote the record.
         fs::write(preserved_dir(state).join(&half.0).join(format!("{}1", temp_file::TEMP_PREFIX)), "{")
             .unwrap();
         remove(state, &half).unwrap();

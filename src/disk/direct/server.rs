@@ -1,10 +1,10 @@
-//! Serves a disk as a file through FUSE, in a separate process: unwritten blocks come from the base, and writes go to
+//! Serves a disk as a file through FUSE, in a separate process. Unwritten blocks come from the base, and writes go to
 //! local files.
 //!
-//! A separate process is needed because a thread of this process may wait in the kernel for the mounted disk when the
-//! process is killed: then no other thread of it is left to serve that disk. The server ends with the thread that
-//! started it, which never touches the disk: whatever waits gets an I/O error then, and this process can end. The
-//! server has none of this process's mounts.
+//! A separate process is needed because of kills: when oven is killed, one of its threads may be waiting in the kernel
+//! for the mounted disk, and no other thread of oven could serve the disk any more. The server ends when the thread
+//! that started it ends. That thread never uses the disk. When the server ends, every waiting thread gets an I/O error,
+//! so oven can end. The server has none of oven's mounts.
 
 use super::backing;
 use super::backing::{BackingStore, WRITE_FAILED};
@@ -45,22 +45,23 @@ use std::time::{Duration, Instant};
 
 /// The hidden verb that makes this program the server of a disk.
 pub const SERVER_VERB: &str = "__disk";
-/// The character device 10:229 of the kernel's list of devices.
+/// The major and minor number of `/dev/fuse`, a character device, from the kernel's list of devices.
 const FUSE: (u32, u32) = (10, 229);
-/// The longest name of a disk.
+/// The maximum length of a disk's name.
 const NAME_MAX: usize = 255;
-/// The signal that ends the server when it is no longer needed. The kernel (out of memory) and the end of oven send
-/// another one.
+/// The signal with which oven ends the server when it is no longer needed. The kernel sends another signal if memory
+/// runs out or oven ends.
 const END_SIGNAL: Signal = Signal::TERM;
 /// How often to check whether oven was asked to stop.
 const STOP_POLL: Duration = Duration::from_millis(250);
-/// For how long after a stop a disk is still served: longer than it takes to unmount a disk that is discarded, and less
-/// than the ten seconds within which an interrupted bake pays its debts.
+/// How long a disk is still served after a stop. This is longer than it takes to unmount a disk that is discarded, and
+/// shorter than the ten seconds in which an interrupted bake runs its clean-up actions.
 const GRACE: Duration = Duration::from_secs(2);
-/// The FUSE descriptor, the file for writes, the block map, and the cache's blocks.
+/// The number of files that the server gets: the FUSE descriptor, the file for writes, the block map, and the cache's
+/// blocks.
 const FILE_COUNT: usize = 4;
 
-/// A disk that is being served. Dropping it stops the server: whoever has the file open gets I/O errors.
+/// A disk that is being served. Dropping it stops the server. Processes with the file open get I/O errors then.
 pub struct DiskServer {
     /// Open for reading and writing, without the page cache.
     pub file: File,
@@ -69,18 +70,18 @@ pub struct DiskServer {
 
 impl Drop for DiskServer {
     fn drop(&mut self) {
-        // This comes before the file is closed: that may end the mount, and with it the server.
+        // This precedes closing the file, because the close may end the mount and therefore the server.
         self.server.expect_end();
     }
 }
 
 /// Describes the disk to serve.
 pub struct DiskServerSpec<'a> {
-    /// This program.
+    /// The path of this program.
     pub helper: &'a Path,
-    /// The name of the file, which is visible in the loop device's status.
+    /// The name of the file. It is visible in the loop device's status.
     pub name: &'a str,
-    /// A sparse file as large as the disk.
+    /// A sparse file of the disk's size.
     pub upper: &'a File,
     pub marks: &'a File,
     /// The directory of these files, for messages.
@@ -96,14 +97,14 @@ impl DiskServer {
         let data = lower.cached().reading().with_context(context)?;
         let files = [fuse.as_fd(), spec.upper.as_fd(), spec.marks.as_fd(), data.as_fd()];
         send_files(&control, spec.name, &files).with_context(context)?;
-        // With this descriptor open, the mount would outlive the server.
+        // While this descriptor is open, the mount would outlive the server.
         drop(fuse);
         lower.start_threads(&control, spec.place).with_context(context)?;
         let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::DIRECT;
         match rustix::fs::openat(&mount, spec.name, flags, Mode::empty()) {
             Ok(file) => Ok(Self { file: file.into(), server }),
             Err(error) => {
-                // The reason why the server ended is a better error than the missing file.
+                // If the server has ended, the reason for that is a better error than the missing file.
                 server.wait_for_end(Duration::from_secs(1));
                 drop(server);
                 Err(lower.trouble().take().unwrap_or_else(|| error.into())).with_context(context)
@@ -117,7 +118,7 @@ struct Server {
     control: Arc<OwnedFd>,
     process: OwnedFd,
     ending: Arc<AtomicBool>,
-    /// Waits for the process to end.
+    /// The thread that waits for the process to end.
     watch: Option<JoinHandle<()>>,
     lower: Arc<BackingStore>,
 }
@@ -127,14 +128,14 @@ impl Server {
         let (flags, kind) = (SocketFlags::CLOEXEC, SocketType::SEQPACKET);
         let (control, theirs) = rustix::net::socketpair(AddressFamily::UNIX, kind, flags, None)?;
         let mut command = Command::new(helper);
-        // The process inherits only the socket: no environment, which may contain credentials. The name is shown in
-        // process lists.
+        // The process inherits only the socket. It gets no environment variables, because they may contain credentials.
+        // The name is shown in process lists.
         command.arg0("oven").arg(SERVER_VERB).arg(name).env_clear().current_dir("/");
         command.stdin(Stdio::from(theirs)).stdout(Stdio::null());
         let (ending, trouble) = (Arc::new(AtomicBool::new(false)), lower.trouble().clone());
         let (send, started) = mpsc::channel();
         let is_ending = ending.clone();
-        // The process ends with this thread, which does nothing but wait for it, so that it can always be killed.
+        // The process ends when this thread ends. This thread only waits for the process, so it can always be killed.
         let watch = std::thread::Builder::new().name("disk".to_owned()).spawn(move || {
             let spawned = command.spawn();
             // Closes this process's copy of the server's end of the socket.
@@ -150,7 +151,7 @@ impl Server {
             if opened.is_err() {
                 _ = child.kill();
             }
-            // This has to be done before anybody uses the disk. If it fails, there is no disk.
+            // The server must have opened its files before the disk is used. If that fails, there is no disk.
             let opened = opened.map_err(anyhow::Error::from).and_then(|process| {
                 detach_thread().inspect_err(|_| _ = child.kill())?;
                 Ok(process)
@@ -159,7 +160,7 @@ impl Server {
             let ended = wait_or_kill(&mut child, &is_ending);
             // The server exits successfully when nobody has the file open any more.
             let is_expected = |status: &ExitStatus| {
-                // Others may have killed it a moment before: a user of the disk notices that sooner.
+                // Another process may just have killed it with SIGKILL. Then a user of the disk gets the error first.
                 let killed = status.signal() == Some(Signal::KILL.as_raw());
                 status.success() || is_ending.load(Ordering::SeqCst) && !killed
             };
@@ -182,7 +183,7 @@ impl Server {
         self.ending.store(true, Ordering::SeqCst);
     }
 
-    /// Waits until the server has ended, up to `patience`.
+    /// Waits until the server has ended, for at most `patience`. Returns whether it has ended.
     fn wait_for_end(&self, patience: Duration) -> bool {
         let patience =
             Timespec { tv_sec: patience.as_secs() as i64, tv_nsec: patience.subsec_nanos().into() };
@@ -194,7 +195,7 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.expect_end();
         _ = rustix::process::pidfd_send_signal(&self.process, END_SIGNAL);
-        // This ends the thread that answers its requests.
+        // This ends the thread that serves its requests.
         _ = rustix::net::shutdown(&*self.control, Shutdown::Both);
         self.lower.stop_prefetching();
         if let Some(watch) = self.watch.take() {
@@ -203,21 +204,21 @@ impl Drop for Server {
     }
 }
 
-/// Waits for the process. Once oven was asked to stop, its main thread may be waiting for a block that never comes:
-/// then this thread kills the process after a while, and returns `None`.
+/// Waits for the process to end. If oven was asked to stop, its main thread may be waiting for a block that never
+/// arrives. Then this thread kills the process after a while and returns `None`.
 fn wait_or_kill(child: &mut Child, ending: &AtomicBool) -> io::Result<Option<ExitStatus>> {
     let process = rustix::process::pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
     let interval = Timespec { tv_sec: 0, tv_nsec: STOP_POLL.as_nanos() as i64 };
     let mut asked = None;
     loop {
-        // It may be interrupted: then it polls again.
+        // A signal may interrupt this; the loop then polls again.
         _ = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&interval));
         if let Some(status) = child.try_wait()? {
             return Ok(Some(status));
         }
         if signals::is_stop_requested() && asked.get_or_insert_with(Instant::now).elapsed() > GRACE {
             ending.store(true, Ordering::SeqCst);
-            // It may be stopped itself (SIGSTOP), and would not handle another signal.
+            // The process may be stopped (SIGSTOP). Then it handles no signal but SIGKILL.
             child.kill()?;
             child.wait()?;
             return Ok(None);
@@ -246,12 +247,12 @@ fn open_fuse() -> Result<OwnedFd> {
     })
 }
 
-/// Checks whether disks can be served here, by trying it.
+/// Checks whether disks can be served on this machine, by serving one.
 pub fn check_available() -> Result<()> {
     mount(&open_fuse()?).map(drop)
 }
 
-/// Creates a detached mount, which ends with its last descriptor.
+/// Creates a detached mount. It ends when its last descriptor is closed.
 fn mount(fuse: &OwnedFd) -> Result<OwnedFd> {
     let make = || -> rustix::io::Result<OwnedFd> {
         let mounting = rustix::mount::fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC)?;
@@ -301,7 +302,7 @@ fn receive_files(from: &OwnedFd) -> Result<(String, [OwnedFd; FILE_COUNT])> {
     Ok((name, files))
 }
 
-/// The main function of `oven __disk`. It runs first in `main`, while the process has one thread.
+/// The main function of `oven __disk`. `main` calls it first, while the process has only one thread.
 pub fn helper_main() -> ExitCode {
     match child() {
         Ok(()) => ExitCode::SUCCESS,
@@ -320,23 +321,24 @@ fn child() -> Result<()> {
     let control = rustix::io::fcntl_dupfd_cloexec(stdin, 3)?;
     let null = rustix::fs::openat(CWD, "/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     rustix::stdio::dup2_stdin(&null)?;
-    // Ctrl-C at the terminal is handled by oven: the disk is needed as long as anything is mounted.
+    // Leaves the terminal's session, so that Ctrl-C reaches only oven. The disk is needed as long as anything on it is
+    // mounted.
     rustix::process::setsid().context("leaving oven's session")?;
     leave_mounts().context("leaving oven's mounts")?;
     set_io_flusher();
-    // All that the process needs is open, or comes through the socket.
+    // The process has opened everything that it needs, or receives it through the socket.
     capabilities::reduce_to(capabilities::NONE)?;
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("disabling core dumps")?;
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })
         .context("disabling core dumps")?;
-    // If oven had died before this call, its end of the socket would be closed, which is noticed below.
+    // If oven died before this call, its end of the socket is closed. The check below notices that.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("tying it to oven")?;
     let (name, [fuse, upper, marks, data]) = receive_files(&control).context("receiving the disk's files")?;
     let base = Arc::new(RequestedBlocks::new(control, data.into()));
     let overlay = Overlay::new(base.clone(), upper.into(), BlockMap::open(marks.into())?);
     let server = std::thread::Builder::new().name("fuse".to_owned());
     server.spawn(move || {
-        // The end of the mount ends the process.
+        // The process ends when the mount ends.
         let code = fuse_fs::serve_mount(Arc::new(overlay), &name, fuse).map_or(Kind::Machine as i32, |()| 0);
         std::process::exit(code)
     })?;
@@ -344,25 +346,26 @@ fn child() -> Result<()> {
     Ok(())
 }
 
-/// Makes this thread give up the process's files and mounts. When everything is killed, the last thread that has them
-/// closes and unmounts them, and may wait for the disk while it does. If that were the thread whose end ends the
-/// server, both would wait for ever.
+/// Gives this thread a separate, empty set of files and mounts. If all processes are killed, the last thread that has
+/// oven's files and mounts closes and unmounts them, and may wait for the disk meanwhile. If that were the thread whose
+/// end ends the server, both would wait for ever.
 #[allow(unsafe_code)]
 fn detach_thread() -> Result<()> {
-    // SAFETY: from here on, the descriptors of this thread are copies that nothing in it owns: those it opened before
-    // belong to the process, and it opens others only after the copies are closed.
+    // SAFETY: from here on, this thread's descriptors are copies that no value in it owns. Values from before own
+    // descriptors of the process, and the thread opens others only after the copies are closed.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FILES) }.context("leaving oven's files")?;
     leave_mounts().context("leaving oven's mounts")?;
     crate::sys::fds::close_from(3)
 }
 
-/// Moves to an empty root in a new mount namespace. In oven's namespace, this process could be the last one when all
-/// are killed: then its own end would unmount the disk, and wait for an answer that only it could give.
+/// Moves to an empty root in a new mount namespace. If the server stayed in oven's namespace and all processes were
+/// killed, it could be the last one in it. Then its end would unmount the disk and wait for a reply that only it could
+/// send.
 #[allow(unsafe_code)]
 fn leave_mounts() -> Result<()> {
     // SAFETY: neither memory nor descriptors of this process are unshared.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }?;
-    // This comes first, so that unmounting here does not unmount elsewhere.
+    // The mounts become private first, so that unmounting in this namespace does not unmount in others.
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     let empty = api::new_file_system("tmpfs", &[("size", "4k"), ("mode", "0555")], api::READ_ONLY)?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -377,19 +380,19 @@ fn leave_mounts() -> Result<()> {
 /// `<linux/prctl.h>`.
 const PR_SET_IO_FLUSHER: libc::c_int = 57;
 
-/// Tells the kernel not to wait for this disk when this process needs memory. It takes CAP_SYS_RESOURCE, and is only an
-/// improvement when memory is short.
+/// Tells the kernel not to wait for this disk when this process needs memory. This needs CAP_SYS_RESOURCE. Without it
+/// the server works, but is less robust when memory is short.
 #[allow(unsafe_code)]
 fn set_io_flusher() {
     // SAFETY: this prctl takes only numbers.
     unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) };
 }
 
-/// The base's blocks in the server: it requests them from oven, which puts them into the cache's file.
+/// The base's blocks, in the server. It requests them from oven, which writes them to the cache's file.
 struct RequestedBlocks {
     control: OwnedFd,
     data: File,
-    /// `None`: requested; 0: ready; otherwise the error number.
+    /// The state of each requested block. `None`: no reply yet; 0: ready; otherwise the error number.
     answers: Mutex<HashMap<u32, Option<i32>>>,
     changed: Condvar,
 }
@@ -399,7 +402,7 @@ impl RequestedBlocks {
         Self { control, data, answers: Mutex::default(), changed: Condvar::new() }
     }
 
-    /// Receives answers until oven has ended.
+    /// Receives replies until oven has ended.
     fn listen(&self) {
         while let Some((index, errno)) = backing::receive(&self.control) {
             lock(&self.answers).insert(index, Some(errno));
@@ -419,8 +422,8 @@ impl RequestedBlocks {
                 None => {
                     answers.insert(index, None);
                     drop(answers);
-                    // Oven always reads its requests: a full socket would otherwise block the thread that receives the
-                    // answers.
+                    // Oven always reads the requests. Otherwise a full socket would block here, and the thread that
+                    // receives the replies with it.
                     backing::send(&self.control, (index, 0))?;
                     answers = lock(&self.answers);
                 }

@@ -12,16 +12,16 @@ use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Raised when the key, or what is cached under it, changes its meaning.
+/// The version of the format. It is raised when the meaning of the key or of the cached data changes.
 const FORMAT: &str = "1";
-/// Digits of a key: enough that no two keys are equal.
+/// The number of digits of a key. It is large enough that no two keys are equal.
 const DIGITS: usize = 40;
 
-/// Paths of the sources, each with the digest of its content.
+/// The paths of the sources, each with the digest of its content.
 type Sources = BTreeMap<String, String>;
 
-/// The key of the caches: letters and digits. It covers the sources as steps see them: the image's files with the
-/// plan's over them, whether these are placed already or not.
+/// Returns the key of the caches, made of letters and digits. It covers the sources as steps see them: the image's
+/// files with the plan's files over them, whether the plan's files are already placed or not.
 pub fn cache_key(
     base: &str,
     caches: &[Cache],
@@ -43,9 +43,9 @@ pub fn cache_key(
     Ok(digest(text.as_bytes())[..DIGITS].to_owned())
 }
 
-/// The key of a step: with it, a bake finds that the step was done before. It covers the step itself, the files that it
-/// sees, what was done to the image before it, and which package files there are. It does not cover later steps: a bake
-/// of other packages skips a step in which no package is named.
+/// Returns the key of a step, with which a later bake finds that the step was already done. It covers the step itself,
+/// the files that it sees, the earlier changes of the image, and the names of the package files. It does not cover
+/// later steps, so a bake of other packages can skip a step that names no package.
 pub fn step_key(work: &ProvisionContext<'_>, step: &Step) -> Result<String> {
     let digest_of = |ask: &Ask| match ask {
         Ask::File { package, .. } => Some(package.sha256.clone()),
@@ -60,8 +60,8 @@ pub fn step_key(work: &ProvisionContext<'_>, step: &Step) -> Result<String> {
     Ok(digest(text.as_bytes())[..DIGITS].to_owned())
 }
 
-/// Adds a path of the image with all below it. A symlink counts with its target's path and, if that is a file, the
-/// content of the file.
+/// Adds a path of the image with everything below it. For a symlink, adds its target's path and, if the target is a
+/// file, its content.
 fn add_source(path: &str, inside: &ImageTree, contents: &mut Sources) -> Result<()> {
     if inside.directory(path)?.is_none() {
         if let Some(content) = file_digest(path, inside)? {

@@ -1,4 +1,4 @@
-//! The content of a cache's directory: each object by its path, with the digests of files.
+//! The content of a cache's directory: all objects by path, and the digests of files.
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::{CWD, Mode, OFlags};
@@ -9,16 +9,16 @@ use std::io::Read;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-/// Bytes that are read at a time.
+/// The size of one read in bytes.
 const BUFFER_BYTES: usize = 256 << 10;
-/// Package managers nest four or five directories.
+/// The maximum depth. Package managers nest four or five directories.
 const DEPTH_MAX: usize = 32;
-/// More threads than this do not read faster: the disk is the limit.
+/// The maximum number of threads. More do not read faster, because the disk is the limit.
 const MAX_THREADS: usize = 4;
-/// The attribute of an overlay's upper directory that hides the lower directory's content.
+/// The attribute of a directory in an overlay's upper layer that hides the lower directory's content.
 const OPAQUE: &str = "trusted.overlay.opaque";
 
-/// An object. Objects of other kinds, and names that are not UTF-8, are not cached.
+/// An object in a cache. Objects of other types, and those with names that are not UTF-8, are not cached.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CacheEntry {
     Directory {
@@ -31,27 +31,28 @@ pub enum CacheEntry {
         uid: u32,
         gid: u32,
         size: u64,
-        /// Seconds and nanoseconds: package managers compare them..
+        /// The time of change, in seconds and nanoseconds. Package managers compare it.
         modified: (i64, i64),
         digest: String,
     },
     Link(String),
 }
 
-/// Paths below a directory, each parent before its children. The directory itself has the empty path.
+/// The objects below a directory by path, each parent before its children. The directory itself has the empty path.
 pub type CacheTree = BTreeMap<String, CacheEntry>;
 
-/// What was written over an older tree, as an overlay's upper directory has it.
+/// The changes to an older tree, as an overlay's upper directory contains them.
 #[derive(Debug, Default)]
 pub struct CacheChanges {
-    /// Paths that hide the older tree's objects at and below them; objects in `tree` may replace these.
+    /// Paths that were removed: the older tree's objects at and below them are hidden. Objects in `tree` may replace
+    /// them.
     pub gone: Vec<String>,
     /// Directories whose older content is hidden.
     pub emptied: Vec<String>,
     pub tree: CacheTree,
 }
 
-/// Whether a path is the directory or below it.
+/// Returns whether a path is the directory or below it.
 fn is_within(path: &str, dir: &str) -> bool {
     dir.is_empty() || path.strip_prefix(dir).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
@@ -70,7 +71,7 @@ impl CacheChanges {
         Ok(changes)
     }
 
-    /// The older tree with these changes.
+    /// Returns the older tree with these changes.
     pub fn over(&self, older: &CacheTree) -> CacheTree {
         let hidden = |path: &str| {
             self.gone.iter().any(|gone| is_within(path, gone))
@@ -127,7 +128,7 @@ fn is_opaque(dir: &Path) -> bool {
     rustix::fs::lgetxattr(dir, OPAQUE, &mut [0_u8; 1][..]).is_ok_and(|len| len == 1)
 }
 
-/// `None` for what is not cached. A file's digest is added later.
+/// Returns `None` for an object that is not cached. A file's digest is added later.
 fn read_entry(path: &Path, metadata: &Metadata) -> Result<Option<CacheEntry>> {
     let (mode, uid, gid) = (metadata.mode() & 0o7777, metadata.uid(), metadata.gid());
     Ok(if metadata.is_dir() {
@@ -137,7 +138,7 @@ fn read_entry(path: &Path, metadata: &Metadata) -> Result<Option<CacheEntry>> {
         target.into_os_string().into_string().ok().map(CacheEntry::Link)
     } else if metadata.is_file() {
         let size = metadata.size();
-        // Lock files are touched by each run; that is no change.
+        // Every run touches lock files. That does not count as a change.
         let modified = if size == 0 { (0, 0) } else { (metadata.mtime(), metadata.mtime_nsec()) };
         Some(CacheEntry::File { mode, uid, gid, size, modified, digest: String::new() })
     } else {
@@ -145,8 +146,8 @@ fn read_entry(path: &Path, metadata: &Metadata) -> Result<Option<CacheEntry>> {
     })
 }
 
-/// The paths below `dir` that differ from the tree: absent, changed or new. With them, whether one of them is, or
-/// should be, a directory.
+/// Returns the paths below `dir` that differ from the tree, that is, absent, changed and new ones. Also returns whether
+/// one of them is, or should be, a directory.
 pub fn differences(dir: &Path, tree: &CacheTree) -> Result<(Vec<String>, bool)> {
     let found = CacheChanges::read(dir)?;
     let paths: BTreeSet<_> = tree.keys().chain(found.tree.keys()).chain(&found.gone).collect();
@@ -159,7 +160,7 @@ pub fn differences(dir: &Path, tree: &CacheTree) -> Result<(Vec<String>, bool)> 
     Ok((paths, directories))
 }
 
-/// The digests of files, largest first, on several threads.
+/// Computes the digests of files on several threads, the largest first.
 fn digests(dir: &Path, files: Vec<String>) -> Result<Vec<(String, String)>> {
     let mut sized: Vec<(u64, String)> = Vec::with_capacity(files.len());
     for path in files {
@@ -199,7 +200,7 @@ fn digest(path: &Path, buffer: &mut [u8]) -> Result<String> {
     }
 }
 
-/// Opens a regular file: not through a symlink, and without waiting for a FIFO.
+/// Opens a regular file. Does not follow a symlink, and does not wait for a FIFO.
 pub fn open(path: &Path) -> Result<File> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = File::from(rustix::fs::openat(CWD, path, flags, Mode::empty())?);
@@ -207,7 +208,8 @@ pub fn open(path: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// Creates `to` with all objects of a tree. `put` creates a file: it gets the path below `to`, and where the file goes.
+/// Creates `to` with all objects of a tree. `put` creates a file: it gets the path below `to`, and the path of the file
+/// to create.
 pub fn create_tree(to: &Path, tree: &CacheTree, put: &dyn Fn(&str, &Path) -> Result<()>) -> Result<()> {
     for (path, entry) in tree {
         let at = if path.is_empty() { PathBuf::from(to) } else { to.join(path) };

@@ -1,10 +1,10 @@
-//! The package cache: what package managers download stays on this machine for later bakes.
+//! The package cache: downloads of package managers are stored on this machine for later bakes.
 //!
-//! A plan names its caches. Fetch steps, which run no code of packages, see what earlier bakes of the same base and the
-//! same sources downloaded; each file is verified by its recorded digest. Only fetch steps write there. Before code of
-//! a package can run, the caches are published for the next bake, and later steps cannot change what was published.
-//! Scripts of the definition may use the caches as their own: what they write, and what is fetched after them, is
-//! discarded when the bake ends.
+//! A plan names its caches. Fetch steps run no package code. They see the downloads of earlier bakes with the same base
+//! and the same sources; each file is verified by its recorded digest. Only fetch steps write to the caches that are
+//! published. Before package code can run, the caches are published for the next bake, and later steps cannot change
+//! published files. Scripts of the definition may write to the caches, too. Later steps of this bake see their writes
+//! and the downloads after them, but both are discarded when the bake ends.
 
 pub(crate) mod key;
 pub(crate) mod manifest;
@@ -34,43 +34,44 @@ use tokio::task::JoinHandle;
 
 /// The package cache's directory, below a site's state directory.
 pub const DIR: &str = "packages";
-/// Limit of the package cache in bytes. It holds four bases with a server's usual set each: a gigabyte for forty
-/// packages with their dependencies, indexes and decompressed files. A bake reads and verifies all files of its base,
-/// at some gigabytes a second.
+/// The limit of the package cache in bytes. It has room for four bases with the usual packages of a server each: a
+/// gigabyte for forty packages with their dependencies, indexes and decompressed files. A bake reads and verifies all
+/// files of its base, at some gigabytes a second.
 pub const LIMIT: u64 = 4 << 30;
 
-/// Downloads leave this many bytes of this machine's disk free, so that the builder keeps working whatever an image's
-/// package manager does.
+/// The number of bytes that downloads leave free on this machine's disk, so that the builder continues to work whatever
+/// an image's package manager does.
 const MIN_FREE: u64 = 1 << 30;
-/// How often the free space is checked.
+/// The interval between checks of the free space.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How a step may use the caches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CacheAccess {
-    /// The step sees the image's own directories.
+    /// The step sees the image's own directories instead of the caches.
     None,
-    /// The step sees the caches; what it writes is discarded.
+    /// The step sees the caches, but its writes are discarded when it ends.
     Read,
-    /// The step sees the caches, and what it writes stays.
+    /// The step sees the caches, and later steps of this bake see its writes. They are discarded when the bake ends,
+    /// except downloads that are made before untrusted code runs: these are published.
     Write,
 }
 
-/// What a bake's caches depend on.
+/// The facts that select a bake's caches.
 pub struct CacheRequest<'a> {
-    /// `None`: nothing is cached.
+    /// The package cache; `None` means that nothing is cached.
     pub cache: Option<&'a PackageCache>,
     pub plan: &'a Plan,
     pub image: &'a ImageTree,
-    /// Certificates that fetch steps see.
+    /// The certificates that fetch steps see.
     pub certificates: Option<Shim>,
     pub report: &'a Report,
 }
 
-/// What a command wants of the caches.
+/// The access to the caches that a command requests.
 #[derive(Debug, Clone, Copy)]
 pub struct CacheUse {
-    /// No package's code runs in it, and no script.
+    /// Whether the command runs neither package code nor a script.
     pub trusted: bool,
     pub fetches: bool,
     pub access: CacheAccess,
@@ -80,16 +81,16 @@ pub struct CacheUse {
 pub struct DownloadCaches<'a> {
     request: CacheRequest<'a>,
     caches: RefCell<Option<OpenCaches>>,
-    /// Opened in the background, while earlier steps run.
+    /// The caches, which a thread opens in the background while earlier steps run.
     opening: RefCell<Option<Result<Option<Opening>>>>,
-    /// The caches were opened, or could not be opened.
+    /// Whether opening the caches was tried, successfully or not.
     tried_to_open: Cell<bool>,
-    /// Code of packages or a script may have run: what is fetched from now on is for this bake only.
+    /// Set once package code or a script may have run. Later downloads are then not published.
     distrusted: Cell<bool>,
 }
 
 impl<'a> DownloadCaches<'a> {
-    /// Begins to open the caches in the background if a step of the plan will need them. Meanwhile steps may run, and
+    /// Starts to open the caches in the background if a step of the plan will need them. Meanwhile steps may run, and
     /// files of the plan may be placed.
     pub fn new(request: CacheRequest<'a>) -> Self {
         let fetches = request.plan.steps.iter().any(|step| step.phase == Phase::Fetch);
@@ -103,7 +104,7 @@ impl<'a> DownloadCaches<'a> {
         }
     }
 
-    /// The mounts of a command. Before the first command that is not trusted, what was fetched is published.
+    /// Returns the cache mounts of a command. Before the first untrusted command, publishes the downloads.
     pub async fn mounts(&self, wanted: CacheUse) -> Result<Vec<CacheMount>> {
         let report = self.request.report;
         if !wanted.trusted {
@@ -124,13 +125,13 @@ impl<'a> DownloadCaches<'a> {
         Ok(self.caches.borrow().as_ref().map_or_else(Vec::new, |caches| caches.mounts(wanted.access)))
     }
 
-    /// The package cache's directory, once the caches are open.
+    /// Returns the package cache's directory if the caches are open.
     pub fn dir(&self) -> Option<PathBuf> {
         self.caches.borrow().as_ref().map(|caches| caches.dir.clone())
     }
 
-    /// Waits until a step that downloads has to end because the disk is almost full, and returns that failure. Waits
-    /// for ever if the step does not write to the caches.
+    /// Waits until the disk is almost full, so that a step that downloads must end, and returns the failure for that.
+    /// Waits for ever if the step does not write to the caches.
     pub async fn full(&self, writes: bool) -> anyhow::Error {
         let Some(dir) = self.dir().filter(|_| writes) else { return std::future::pending().await };
         while crate::sys::space::free_space(&dir).is_none_or(|free| free >= MIN_FREE) {
@@ -139,7 +140,7 @@ impl<'a> DownloadCaches<'a> {
         no_space_failure(&dir).into()
     }
 
-    /// Whether a fetch step can be skipped. `step` identifies it among the steps of all plans.
+    /// Returns whether a fetch step can be skipped. `step` identifies it among the steps of all plans.
     pub fn is_done(&self, step: &str) -> bool {
         let caches = self.caches.borrow();
         !self.distrusted.get()
@@ -153,7 +154,7 @@ impl<'a> DownloadCaches<'a> {
         }
     }
 
-    /// Publishes what fetch steps downloaded, unless other code may have written there.
+    /// Publishes the downloads of fetch steps, unless untrusted code may have written to the caches.
     pub async fn settle(&self, report: &Report) {
         if self.distrusted.replace(true) {
             return;
@@ -180,7 +181,8 @@ struct Opening {
 }
 
 impl Opening {
-    /// `None` if the plan has no caches, the image has none of their directories, or the disk is almost full.
+    /// Begins to open the caches. Returns `None` if the plan has no caches, the image has none of their directories, or
+    /// the disk is almost full.
     fn begin(cache: &PackageCache, request: &CacheRequest<'_>) -> Result<Option<Self>> {
         let (report, plan, inside) = (request.report, request.plan, request.image);
         let (mut caches, mut seeds) = (Vec::new(), Vec::new());
@@ -214,7 +216,7 @@ impl Opening {
 }
 
 impl OpenCaches {
-    /// `None` as for [`Opening::begin`].
+    /// Returns `None` in the same cases as [`Opening::begin`].
     async fn open(opening: Result<Option<Opening>>, report: &Report) -> Result<Option<Self>> {
         let Some(Opening { dir, caches, working }) = opening? else { return Ok(None) };
         let step = report.step("cache", "verifying cached packages");
@@ -241,7 +243,8 @@ impl OpenCaches {
         }
     }
 
-    /// `None` if the caches are lost on the way; then steps see the image's own directories.
+    /// Publishes the downloads. Returns `None` if the caches are lost meanwhile; steps then see the image's own
+    /// directories.
     async fn publish(self, report: &Report) -> Option<Self> {
         let step = report.step("cache", "caching packages");
         let Self { dir, caches, mut working } = self;
@@ -259,7 +262,7 @@ impl OpenCaches {
     }
 }
 
-/// The failure when there is no space for downloads.
+/// Returns the failure for a disk without space for downloads.
 pub(crate) fn no_space_failure(dir: &Path) -> Failure {
     let what = format!("no space is left in {} for downloads", dir.display());
     Kind::Machine
@@ -267,8 +270,8 @@ pub(crate) fn no_space_failure(dir: &Path) -> Failure {
         .hint("Free space on its disk. The directory itself may be emptied while no bake runs.")
 }
 
-/// The directories that an empty cache begins with: those of the image, owners and modes included. `None` if the image
-/// has no such directory.
+/// Returns the directories with which an empty cache begins: those of the image, with their owners and modes. Returns
+/// `None` if the image has no such directory.
 fn read_seed(inside: &ImageTree, path: &str) -> Result<Option<CacheTree>> {
     let directory = |stat: &rustix::fs::Stat| CacheEntry::Directory {
         mode: stat.st_mode & 0o7777,
@@ -288,7 +291,8 @@ fn read_seed(inside: &ImageTree, path: &str) -> Result<Option<CacheTree>> {
     Ok(Some(tree))
 }
 
-/// Whether directories of the store can be the layers of an overlay. In a container their file system may not allow it.
+/// Returns whether directories of the store can be the layers of an overlay. In a container their file system may not
+/// support that.
 fn supports_overlays(store: &CacheStore) -> bool {
     let try_overlay = || -> Result<()> {
         let lock = store.lock()?;

@@ -1,4 +1,4 @@
-//! A bake's own caches: its changes over what earlier bakes downloaded.
+//! A bake's private caches: its changes over the downloads of earlier bakes.
 
 use super::manifest;
 use super::manifest::{CacheChanges, CacheEntry, CacheTree};
@@ -15,10 +15,10 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// How many steps are recorded at most. Definitions that share a base are fewer, and each has two or three such steps.
+/// The maximum number of recorded steps. Fewer definitions share a base, and each has two or three such steps.
 const DONE_MAX: usize = 1000;
 
-/// Where steps find a cache: `upper` over `lower`, or `upper` alone.
+/// The directories of a cache for steps: `upper` over `lower`, or `upper` alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheLayers {
     pub lower: Option<PathBuf>,
@@ -26,7 +26,7 @@ pub struct CacheLayers {
     pub work: PathBuf,
 }
 
-/// A bake's own caches. What was not published is removed with this value.
+/// A bake's private caches. Downloads that were not published are removed when this value is dropped.
 #[derive(Debug)]
 pub struct CacheSession {
     store: CacheStore,
@@ -38,20 +38,20 @@ pub struct CacheSession {
     /// The valid part of the base, for each cache.
     trees: Vec<CacheTree>,
     layers: Vec<CacheLayers>,
-    /// How often the layers were laid out: each time in new directories.
+    /// The number of times that the layers were created. Each time they are in new directories.
     layouts: u32,
-    /// Steps of this bake that can be skipped from now on.
+    /// The steps of this bake that later bakes can skip.
     done: BTreeSet<String>,
-    /// How many cached bytes were found, and how many damaged objects.
+    /// The number of cached bytes that were found, and the number of damaged objects.
     pub found: (u64, usize),
     dir: PathBuf,
     _lock: Flock<File>,
 }
 
 impl CacheSession {
-    /// Opens a bake's own caches, with what earlier bakes with the same `key` (letters and digits) downloaded. A new
-    /// cache begins with the directories of `seeds`. `overlays`: this machine can overlay directories; otherwise
-    /// everything is copied.
+    /// Opens a bake's private caches, with the downloads of earlier bakes with the same `key` (letters and digits). A
+    /// new cache begins with the directories of `seeds`. `overlays`: whether this machine can overlay directories; if
+    /// not, everything is copied.
     pub fn open(
         store: &CacheStore,
         key: &str,
@@ -99,12 +99,12 @@ impl CacheSession {
         Ok(working)
     }
 
-    /// In the order of the plan's caches.
+    /// Returns the layers in the order of the plan's caches.
     pub fn layers(&self) -> &[CacheLayers] {
         &self.layers
     }
 
-    /// Creates new directories for steps, in which damaged files are hidden.
+    /// Creates new directories for steps, with damaged files hidden.
     fn lay_out(&mut self, damaged: &[Vec<String>]) -> Result<()> {
         self.layouts += 1;
         let layers: Result<_> = self
@@ -132,14 +132,14 @@ impl CacheSession {
             if damaged.iter().try_for_each(|path| hide_file(&upper, path, tree)).is_ok() {
                 return Ok(CacheLayers { lower: Some(lower), upper, work });
             }
-            // Where device nodes cannot be made, the files are copied.
+            // This machine cannot create device nodes here, so the files are copied.
             remove(&upper)?;
         }
         manifest::create_tree(&upper, tree, &|path, to| copy(&lower.join(path), to, &tree[path]))?;
         Ok(CacheLayers { lower: None, upper, work })
     }
 
-    /// Whether a step can be skipped: it was done before, and nothing has changed since.
+    /// Returns whether a step can be skipped because it was done before and nothing has changed since.
     pub fn is_done(&self, step: &str) -> Result<bool> {
         let Some(base) = self.base.as_ref().filter(|base| base.index.done.contains(step)) else {
             return Ok(false);
@@ -157,13 +157,13 @@ impl CacheSession {
         Ok(true)
     }
 
-    /// Records that a step was done. It can be skipped as long as nothing changes.
+    /// Records that a step was done. It can be skipped until something changes.
     pub fn note_done(&mut self, step: String) {
         self.done.insert(step);
     }
 
-    /// Publishes the present content, merged with what others published meanwhile, and continues with that: what steps
-    /// do from now on stays in this bake. Returns how many bytes were added.
+    /// Publishes the present content, merged with the content that others published meanwhile, and continues with the
+    /// result. Later writes of steps stay in this bake. Returns the number of added bytes.
     pub fn publish(&mut self) -> Result<u64> {
         let mut mine = Vec::new();
         for (cache, layers) in self.layers.iter().enumerate() {
@@ -191,7 +191,7 @@ impl CacheSession {
         }
         let since = self.download_times(&mut trees, newest.as_ref());
         let indexes = |cache: usize| self.holds[cache] == Holds::Indexes;
-        // Packages that came with another index were never checked against this one.
+        // Packages that were downloaded with another index were never checked against this one.
         let index_differs = !base_is_newest
             && (0..mine.len()).any(|cache| indexes(cache) && theirs(cache) != Some(&mine[cache].1));
         let done = match index_differs {
@@ -200,7 +200,7 @@ impl CacheSession {
         };
         let is_new = |cache: usize, tree: &CacheTree| theirs(cache) != Some(tree);
         let steps_unchanged = newest.as_ref().is_some_and(|newest| newest.index.done == done);
-        // A file that replaces a damaged one has the same entry, so the trees do not differ.
+        // A file that replaces a damaged one has the same entry, so a comparison of the trees does not show it.
         let replaces_damaged = base_is_newest && self.found.1 > 0;
         if !replaces_damaged
             && steps_unchanged
@@ -225,7 +225,7 @@ impl CacheSession {
         };
         let index = Index::new(trees.clone(), since, done);
         let published = CacheGeneration::publish(&self.key, index, &put)?;
-        // They are released: the trim below may remove them.
+        // These generations are released, so that the trim below may remove them.
         drop((self.base.replace(published), newest));
         self.trees = trees;
         self.found.1 = 0;
@@ -236,8 +236,8 @@ impl CacheSession {
         Ok(after.saturating_sub(before))
     }
 
-    /// The steps that can be skipped with what is being published: those of a bake whose indexes are published, and
-    /// whose packages are all among the published ones.
+    /// Returns the steps that can be skipped with the content that is being published. These are the steps of a bake
+    /// whose indexes are published and whose packages are all among the published ones.
     fn steps_done<'a>(
         &self,
         trees: &[CacheTree],
@@ -246,7 +246,7 @@ impl CacheSession {
     ) -> BTreeSet<String> {
         let holds = |cache: usize, of: &CacheTree| match self.holds[cache] {
             Holds::Indexes => trees[cache] == *of,
-            // Another bake's file of that name serves as well.
+            // A file of that name from another bake can be used as well.
             Holds::Packages => of.keys().all(|path| trees[cache].contains_key(path)),
         };
         let mut done = BTreeSet::new();
@@ -262,7 +262,7 @@ impl CacheSession {
         done
     }
 
-    /// When each file was downloaded. The oldest packages are dropped while there is more than the store may hold.
+    /// Returns the download time of each file. While the store is above its limit, the oldest packages are dropped.
     fn download_times(
         &self,
         trees: &mut [CacheTree],
@@ -312,7 +312,7 @@ impl Drop for CacheSession {
     }
 }
 
-/// The valid part of a cached tree, and the paths that are damaged.
+/// Returns the valid part of a cached tree, and the paths that are damaged.
 fn verify_tree(dir: &Path, tree: &CacheTree, holds: Holds) -> Result<(CacheTree, Vec<String>)> {
     let Ok((damaged, directories)) = manifest::differences(dir, tree) else {
         return Ok((CacheTree::new(), vec![String::new()])); // it cannot be read
@@ -325,7 +325,7 @@ fn verify_tree(dir: &Path, tree: &CacheTree, holds: Holds) -> Result<(CacheTree,
     Ok((tree, damaged))
 }
 
-/// Hides a file of the lower directory. To an overlay, a device node with the number 0 means that the file is removed.
+/// Hides a file of the lower directory. In an overlay, a device node with the number 0 marks a file as removed.
 fn hide_file(upper: &Path, path: &str, tree: &CacheTree) -> Result<()> {
     let parents: Vec<_> = path.match_indices('/').map(|(end, _)| &path[..end]).collect();
     for parent in parents.into_iter().filter(|parent| !upper.join(parent).exists()) {
@@ -337,7 +337,7 @@ fn hide_file(upper: &Path, path: &str, tree: &CacheTree) -> Result<()> {
     Ok(())
 }
 
-/// Copies a cached file with its owner, mode and time.
+/// Copies a cached file, with its owner, mode and time.
 fn copy(from: &Path, to: &Path, entry: &CacheEntry) -> Result<()> {
     let CacheEntry::File { mode, uid, gid, modified, .. } = entry else { bail!("it is not a file") };
     let mut file = File::options().write(true).create_new(true).open(to)?;
@@ -349,8 +349,8 @@ fn copy(from: &Path, to: &Path, entry: &CacheEntry) -> Result<()> {
     Ok(())
 }
 
-/// Merges what two bakes that began with `base` downloaded. An index is taken from one of them; packages are taken from
-/// both.
+/// Merges the downloads of two bakes that began with `base`. An index is taken from one of them; packages are taken
+/// from both.
 fn merge(base: &CacheTree, mine: &CacheTree, theirs: &CacheTree, holds: Holds) -> CacheTree {
     if mine == base {
         return theirs.clone();
@@ -363,7 +363,7 @@ fn merge(base: &CacheTree, mine: &CacheTree, theirs: &CacheTree, holds: Holds) -
     all.retain(|path, _| !gone.contains(path));
     let changed = mine.iter().filter(|(path, entry)| base.get(*path) != Some(entry));
     all.extend(changed.map(|(path, entry)| (path.clone(), entry.clone())));
-    // Nothing stays without its directory.
+    // An object whose directory is missing is dropped.
     let there = all.clone();
     all.retain(|path, _| {
         path.match_indices('/')

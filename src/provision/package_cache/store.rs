@@ -1,9 +1,9 @@
 //! The store of the package cache.
 //!
-//! Below the store's directory each key has a directory of its own with generations: `N/index`, which has each file's
-//! digest, and `N/0`, `N/1` and so on, a directory for each cache of the plan. A generation never changes. A bake works
-//! in a directory of its own (`working`), and what it downloads is published as the next generation. A bake that is
-//! killed on the way leaves the last generation as it is.
+//! The store's directory has a subdirectory for each key, with the generations of that key. `N/index` has the digest of
+//! each file of generation N. `N/0`, `N/1` and so on are the directories of the plan's caches. A generation never
+//! changes. A bake works in a private directory (`working`), and its downloads are published as the next generation. If
+//! a bake is killed meanwhile, the last generation is unchanged.
 
 use super::manifest;
 use super::manifest::{CacheEntry, CacheTree};
@@ -19,11 +19,11 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use tempfile::TempDir;
 
-/// The package cache, and the base image whose part of it a bake uses.
+/// The package cache, and the base image whose part of the cache a bake uses.
 #[derive(Debug, Clone)]
 pub struct PackageCache {
     pub store: CacheStore,
-    /// The base image. Its own programs run in fetch steps, so no other base trusts what they downloaded.
+    /// The base image. Its own programs run in fetch steps, so other bases do not trust their downloads.
     pub base: String,
 }
 
@@ -36,27 +36,27 @@ const PART: &str = "part-";
 /// Format of an index. An index of another format is ignored.
 const FORMAT: u32 = 1;
 
-/// The store: a directory that only root may enter, and its limit.
+/// The store: a directory that only root may enter, with a size limit.
 #[derive(Debug, Clone)]
 pub struct CacheStore {
     dir: PathBuf,
-    /// In bytes. What is in use is never removed, so the store may be larger.
+    /// The limit in bytes. Generations in use are never removed, so the store may be larger.
     limit: u64,
 }
 
-/// What a generation contains.
+/// The content of a generation.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Index {
     format: u32,
-    /// In the order of the plan's caches.
+    /// The trees, in the order of the plan's caches.
     pub trees: Vec<CacheTree>,
-    /// When each file was downloaded, in milliseconds since the epoch; in the same order.
+    /// The download time of each file, in milliseconds since the epoch, in the same order.
     pub since: Vec<BTreeMap<String, u64>>,
-    /// The steps that can be skipped as long as the trees are these.
+    /// The steps that can be skipped as long as the trees do not change.
     pub done: BTreeSet<String>,
 }
 
-/// A generation that is in use: it is not removed while this value lives.
+/// A generation that is in use. It is not removed while this value exists.
 #[derive(Debug)]
 pub struct CacheGeneration {
     pub dir: PathBuf,
@@ -65,7 +65,7 @@ pub struct CacheGeneration {
 }
 
 impl CacheStore {
-    /// `limit`: in bytes.
+    /// `limit` is in bytes.
     pub fn new(dir: &Path, limit: u64) -> Self {
         Self { dir: dir.to_owned(), limit }
     }
@@ -78,14 +78,14 @@ impl CacheStore {
         self.limit
     }
 
-    /// Creates a working directory. Once the store is unlocked, another bake removes it unless it has a lock of its
-    /// own.
+    /// Creates a working directory and locks it. Without this lock, another bake would remove it when the store is
+    /// unlocked.
     pub fn work(&self, _store_lock: &Flock<File>) -> Result<TempDir> {
         let dir = tempfile::Builder::new().prefix(WORK).tempdir_in(&self.dir);
         dir.with_context(|| format!("making a directory in {}", self.dir.display()))
     }
 
-    /// Locks the store. This lock is taken for moments: to read the store, and to publish.
+    /// Locks the store. The lock is held only for moments, to read the store and to publish.
     pub fn lock(&self) -> Result<Flock<File>> {
         fs::create_dir_all(&self.dir).with_context(|| format!("making {}", self.dir.display()))?;
         rustix::fs::chmod(&self.dir, Mode::RWXU)
@@ -93,8 +93,8 @@ impl CacheStore {
         lock_file(&self.dir.join(LOCK), FlockArg::LockExclusive)
     }
 
-    /// Removes the working directories of killed bakes. What cannot be removed stays until the next time. The store is
-    /// locked, so a directory without a lock of its own belongs to a killed bake.
+    /// Removes the working directories of killed bakes. A directory that cannot be removed remains until the next
+    /// sweep. Call this with the store locked: then a directory without a lock belongs to a killed bake.
     pub fn sweep(&self) {
         for (_, path) in children(&self.dir).filter(|(name, _)| name.starts_with(WORK)) {
             let lock = path.join(LOCK);
@@ -105,7 +105,8 @@ impl CacheStore {
         }
     }
 
-    /// Removes old generations, and then the least recently used keys until the limit is met. The store is locked.
+    /// Removes old generations, and then the least recently used keys until the store is below its limit. Call this
+    /// with the store locked.
     pub fn trim(&self) {
         let (mut keys, mut total) = (Vec::new(), 0);
         for (name, key) in children(&self.dir) {
@@ -154,7 +155,8 @@ impl Index {
 }
 
 impl CacheGeneration {
-    /// The newest generation of a key, if it can be read. The store is locked, so nobody removes it meanwhile.
+    /// Returns the newest generation of a key if it can be read. Call this with the store locked, so that nobody
+    /// removes it meanwhile.
     pub fn newest(key: &Path, caches: usize) -> Result<Option<Self>> {
         let Some(number) = generation_numbers(key).pop() else { return Ok(None) };
         let dir = key.join(number.to_string());
@@ -170,8 +172,8 @@ impl CacheGeneration {
         self.dir == other.dir
     }
 
-    /// Publishes a new generation. `put` creates a file: it gets the cache, the path in it, and where the file goes.
-    /// The store is locked.
+    /// Publishes a new generation. `put` creates a file: it gets the cache, the path in the cache, and the path of the
+    /// file to create. Call this with the store locked.
     pub fn publish(key: &Path, index: Index, put: &dyn Fn(usize, &str, &Path) -> Result<()>) -> Result<Self> {
         let number = generation_numbers(key).pop().unwrap_or(0) + 1;
         // If this fails, the next trim removes the directory.
@@ -192,7 +194,7 @@ impl CacheGeneration {
         Ok(Self { dir, index, _lock: lock })
     }
 
-    /// The directory with the files of a cache.
+    /// Returns the directory with the files of a cache.
     pub fn tree(&self, cache: usize) -> PathBuf {
         self.dir.join(cache.to_string())
     }
@@ -204,13 +206,13 @@ pub fn remove(dir: &Path) -> Result<()> {
     fs::remove_dir(dir).with_context(|| format!("removing {}", dir.display()))
 }
 
-/// The size of all files of a tree.
+/// Returns the size of all files of a tree.
 pub fn total_bytes(tree: &CacheTree) -> u64 {
     let size = |entry: &CacheEntry| if let CacheEntry::File { size, .. } = entry { *size } else { 0 };
     tree.values().map(size).sum()
 }
 
-/// The numbers of a key's generations, the newest last.
+/// Returns the numbers of a key's generations, the newest last.
 fn generation_numbers(key: &Path) -> Vec<u64> {
     let mut generation_numbers: Vec<u64> = children(key).filter_map(|(name, _)| name.parse().ok()).collect();
     generation_numbers.sort_unstable();
@@ -222,8 +224,8 @@ fn children(dir: &Path) -> impl Iterator<Item = (String, PathBuf)> {
     entries.filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.path())))
 }
 
-/// Locks a file until the value is dropped. Closing the file would not do: a step that is started at that moment has a
-/// copy of the descriptor, which goes on holding the lock.
+/// Locks a file until the value is dropped. The value unlocks explicitly, because closing the file is not enough: a
+/// step that is being started may have a copy of the descriptor, which would keep the lock.
 pub fn lock_file(path: &Path, how: FlockArg) -> Result<Flock<File>> {
     let locking = || format!("locking {}", path.display());
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -231,7 +233,7 @@ pub fn lock_file(path: &Path, how: FlockArg) -> Result<Flock<File>> {
     Flock::lock(File::from(file), how).map_err(|(_, errno)| errno).with_context(locking)
 }
 
-/// The lock of a file that nobody else has locked.
+/// Locks a file if nobody else has locked it.
 fn try_lock(path: &Path) -> Option<Flock<File>> {
     Flock::lock(manifest::open(path).ok()?, FlockArg::LockExclusiveNonblock).ok()
 }

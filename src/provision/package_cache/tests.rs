@@ -34,7 +34,7 @@ impl Lab {
         CacheSession::open(&store, key, &caches, vec![seed(), seed()], self.overlays).unwrap()
     }
 
-    /// What a bake sees, computed without an overlay mount.
+    /// Returns the content that a bake sees, computed without an overlay mount.
     fn sees(&self, working: &CacheSession, cache: usize) -> Vec<(String, String)> {
         let layers = &working.layers()[cache];
         let mut seen: std::collections::BTreeMap<String, String> = Default::default();
@@ -60,7 +60,7 @@ impl Lab {
     }
 }
 
-/// Paths of everything but directories, sorted.
+/// Returns the paths of all objects except directories, sorted.
 fn walk(dir: &Path) -> Vec<String> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).unwrap() {
@@ -142,7 +142,7 @@ fn a_bit_that_flipped_is_not_served() {
                     if spoil == "tree.deb" { pair("nginx.deb", "nginx") } else { pair("tree.deb", "tree") };
                 assert_eq!(archives, [other]);
             }
-            // Downloaded again, it has the same entry.
+            // A new download of the same file has the same entry.
             let cache = if spoil == "InRelease" { LISTS } else { ARCHIVES };
             let content = ["signed", "tree", "nginx"].into_iter().find(|c| c.len() as u64 == before).unwrap();
             let to = second.layers()[cache].upper.join(spoil);
@@ -204,7 +204,7 @@ fn concurrent_bakes_are_merged_and_do_not_see_each_other() {
 #[test]
 fn steps_are_done_where_all_packages_came_with_one_index() {
     for lab in Lab::all() {
-        // Both find the same, or the second one an index that is new.
+        // In the first case both bakes find the same index; in the second case the other bake finds a new one.
         for (key, theirs, done) in [("same", "1", true), ("new", "2", false)] {
             let mut first = lab.open(key);
             write(&first, LISTS, "InRelease", "1");
@@ -240,13 +240,13 @@ fn a_killed_bake_leaves_the_last_generation_as_it_is() {
         let killed = lab.open("k");
         write(&killed, ARCHIVES, "half.deb", "ha");
         fs::create_dir_all(lab.dir.path().join("store/k/part-x/1")).unwrap();
-        // A killed process loses its locks; its working directory stays.
+        // A killed process loses its locks, but its working directory remains.
         let left = killed.layers()[ARCHIVES].upper.parent().unwrap().to_owned();
         let copy = lab.dir.path().join("copy");
         assert!(std::process::Command::new("cp").arg("-a").args([&left, &copy]).status().unwrap().success());
         drop(killed);
         fs::rename(&copy, &left).unwrap();
-        // Killed before it had a lock.
+        // A bake that was killed before it locked its directory.
         let early = left.with_file_name("b-early");
         fs::create_dir_all(early.join("lower")).unwrap();
         let mut next = lab.open("k");
@@ -290,7 +290,7 @@ fn the_least_recently_used_key_is_removed_unless_it_is_in_use() {
         );
         drop(used);
         age(&lab, "a", 300);
-        // A single key may exceed the limit: the oldest packages are removed.
+        // A single key exceeds the limit here, so its oldest packages are removed.
         lab.limit = 15;
         let mut more = lab.open("c");
         write(&more, ARCHIVES, "b.deb", "0123456789");

@@ -1,13 +1,14 @@
-//! Keeps a step with the network from the builder's credentials.
+//! Prevents steps with the network from reading the builder's credentials.
 //!
-//! A step with the network shares the builder's, where the metadata service gives the role's credentials to anyone who
-//! asks. So such a step runs in a cgroup of its own, whose sockets cannot reach these addresses (`program.rs`). Its
-//! first process is created in the cgroup, a socket belongs for good to the cgroup in which it was created, and a step
-//! sees no cgroup file system through which it could leave.
+//! A step with the network uses the builder's network, in which the metadata service returns the role's credentials to
+//! every process. So such a step runs in a private cgroup, whose sockets cannot reach the service's addresses
+//! (`program.rs`). The step's first process is created in the cgroup. A socket belongs permanently to the cgroup in
+//! which it was created. A step sees no cgroup file system through which it could leave its cgroup.
 //!
-//! A cgroup is a directory. It is the only thing of a step that outlives a SIGKILL of oven, and then it is empty. The
-//! process that creates it locks it, and the next step of any oven on this machine, or `oven sweep`, removes those that
-//! nobody has locked. The programs belong to the directory, not to a descriptor, so they work as long as the step runs.
+//! A cgroup is a directory. It is the only part of a step that remains after a SIGKILL of oven, and it is empty then.
+//! The process that creates it locks it. The next step of any oven on this machine, or `oven sweep`, removes the
+//! unlocked ones. The programs belong to the directory, not to a descriptor, so they are effective as long as the step
+//! runs.
 
 mod program;
 
@@ -27,23 +28,25 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// The beginning of the cgroups' names; 16 hexadecimal digits follow.
+/// The prefix of the cgroups' names. 16 hexadecimal digits follow.
 const PREFIX: &str = "oven-step-";
-/// A cgroup may be removed between its creation and its locking, by a process that sweeps at that moment.
+/// The number of attempts. A process that sweeps may remove a cgroup between its creation and its locking.
 const ATTEMPTS: u32 = 16;
-/// The kernel counts a dead process for a moment longer. Doubled from a millisecond, the pauses are a second in all.
+/// The number of attempts to remove a cgroup. The kernel counts a dead process for a moment longer. The pauses begin
+/// with a millisecond and double; their sum is a second.
 const REMOVALS: u32 = 10;
 
-/// A cgroup that reaches no credentials. Dropping it removes it: all of its processes have to have ended.
+/// A cgroup from which no credentials can be reached. Dropping it removes it, so all of its processes must have ended
+/// before.
 pub struct EgressFence {
     parent: OwnedFd,
     name: String,
-    /// Locked.
+    /// The open directory, which is locked.
     dir: OwnedFd,
 }
 
 impl EgressFence {
-    /// Creates one below the cgroup of this process, so that oven's limits apply to its steps, too.
+    /// Creates a fence below the cgroup of this process, so that oven's limits apply to its steps, too.
     ///
     /// # Errors
     /// [`Kind::Machine`] if there is no writable cgroup v2 or no BPF.
@@ -67,7 +70,7 @@ impl EgressFence {
             rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())?;
             let name = format!("{PREFIX}{:016x}", u64::from_ne_bytes(bytes));
             rustix::fs::mkdirat(&parent, &*name, Mode::from_raw_mode(0o755)).context("making a cgroup")?;
-            // It is gone already: another process took it for a leftover.
+            // Another process took the cgroup for a leftover and removed it.
             let Ok(dir) = open(&parent, Path::new(&name)) else { continue };
             if lock(&dir) && exists(&parent, &name, &dir) {
                 return Ok(Self { parent, name, dir });
@@ -76,7 +79,7 @@ impl EgressFence {
         bail!("another process removes each new cgroup");
     }
 
-    /// For `CLONE_INTO_CGROUP`.
+    /// Returns the descriptor for `CLONE_INTO_CGROUP`.
     pub fn cgroup(&self) -> BorrowedFd<'_> {
         self.dir.as_fd()
     }
@@ -97,7 +100,7 @@ impl Drop for EgressFence {
     }
 }
 
-/// Removes the cgroups of ovens that were killed.
+/// Removes the cgroups of oven processes that were killed.
 pub fn sweep() -> Result<()> {
     let dir = own_cgroup()?;
     remove_unlocked(open(CWD, &dir).with_context(|| format!("opening {}", dir.display()))?.as_fd());
@@ -113,15 +116,15 @@ fn remove_unlocked(parent: BorrowedFd<'_>) {
         }
         let Ok(dir) = open(parent, Path::new(OsStr::from_bytes(name.to_bytes()))) else { continue };
         if lock(&dir) {
-            // It fails, as it should, while a process is in it.
+            // This fails while a process is in the cgroup, as intended.
             _ = rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR);
         }
     }
 }
 
-/// Checks that the filter works. The helper calls it in the step's cgroup, before anything of the image runs. The
-/// filter does not work on a kernel whose sockets do not know their cgroup (before 5.15, with the controllers net_cls
-/// or net_prio of version 1).
+/// Checks that the filter is effective. The helper calls it in the step's cgroup, before any program of the image runs.
+/// The filter has no effect on a kernel whose sockets do not know their cgroup (before 5.15, with the controllers
+/// net_cls or net_prio of version 1).
 pub fn verify_filter() -> Result<()> {
     let v6 = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
     let addresses = program::V4.map(|bytes| IpAddr::from(Ipv4Addr::from(bytes)));
@@ -132,7 +135,7 @@ pub fn verify_filter() -> Result<()> {
             Err(Errno::AFNOSUPPORT) => continue, // a kernel without IPv6
             socket => socket.context("making a socket")?,
         };
-        // The discard port. The packet is refused before a route is looked up.
+        // Port 9 is the discard port. The packet is refused before a route is looked up.
         let sent = rustix::net::sendto(&socket, &[], SendFlags::DONTWAIT, &SocketAddr::new(address, 9));
         if sent != Err(Errno::PERM) {
             return Err(unprotected(&format!("the filter does not refuse {address}")).into());
@@ -141,7 +144,7 @@ pub fn verify_filter() -> Result<()> {
     Ok(())
 }
 
-/// The failure where the credentials cannot be protected.
+/// Returns the failure for a machine that cannot protect the credentials.
 fn unprotected(why: &str) -> Failure {
     Kind::Machine
         .failure(format!("a step with the network cannot be kept from the builder's credentials here: {why}"))
@@ -151,14 +154,15 @@ fn unprotected(why: &str) -> Failure {
         )
 }
 
-/// The directory of this thread's cgroup: mount namespaces belong to threads.
+/// Returns the directory of this thread's cgroup. The thread's mount table is used, because mount namespaces belong to
+/// threads.
 fn own_cgroup() -> Result<PathBuf> {
     let read = |path: &str| std::fs::read(path).with_context(|| format!("reading {path}"));
     let (groups, mounts) = (read("/proc/thread-self/cgroup")?, read("/proc/thread-self/mountinfo")?);
     directory(&groups, &mounts)
 }
 
-/// The same from the content of these files. Of several mounts, the first one that shows the cgroup counts.
+/// Returns that directory from the content of these files. If several mounts show the cgroup, the first one is used.
 fn directory(groups: &[u8], mounts: &[u8]) -> Result<PathBuf> {
     let mut lines = groups.split(|byte| *byte == b'\n');
     let own = lines.find_map(|line| line.strip_prefix(b"0::")).context("this machine has no cgroup v2")?;
@@ -166,7 +170,7 @@ fn directory(groups: &[u8], mounts: &[u8]) -> Result<PathBuf> {
     let mut mounted = false;
     for entry in table::parse(mounts).iter().filter(|entry| entry.kind == "cgroup2") {
         mounted = true;
-        // In a container without a cgroup namespace, a part of the tree is mounted.
+        // In a container without a cgroup namespace, only a part of the tree is mounted.
         if let Ok(below) = own.strip_prefix(&entry.root) {
             return Ok(entry.path.join(below));
         }
@@ -184,7 +188,7 @@ fn lock(dir: &OwnedFd) -> bool {
     flock(dir, FlockOperation::NonBlockingLockExclusive).is_ok()
 }
 
-/// Whether `name` is still this directory.
+/// Returns whether `name` still leads to this directory.
 fn exists(parent: &OwnedFd, name: &str, dir: &OwnedFd) -> bool {
     let there = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW);
     let same = |stat: rustix::fs::Stat| rustix::fs::fstat(dir).is_ok_and(|own| own.st_ino == stat.st_ino);
@@ -209,7 +213,7 @@ struct Load {
     expected_attach: u32,
 }
 
-/// The part that attaches one.
+/// The part of `union bpf_attr` that attaches a program.
 #[repr(C)]
 struct Attach {
     target: i32,
@@ -218,8 +222,8 @@ struct Attach {
     flags: u32,
 }
 
-/// Loads a program and attaches it to a cgroup for the cgroup's lifetime. It is not attached exclusively, so the
-/// filters of the cgroups above apply, too.
+/// Loads a program and attaches it to a cgroup for the cgroup's lifetime. The attachment is not exclusive, so the
+/// filters of the parent cgroups apply, too.
 #[allow(unsafe_code)]
 fn attach(program: &BpfProgram, cgroup: BorrowedFd<'_>) -> Result<()> {
     const PROG_LOAD: libc::c_int = 5;
@@ -233,10 +237,10 @@ fn attach(program: &BpfProgram, cgroup: BorrowedFd<'_>) -> Result<()> {
         expected_attach: program.attach,
         ..Load::default()
     };
-    // A signal while the kernel verifies the program would make the kernel give up (EAGAIN, from `bpf_check`).
+    // A signal while the kernel verifies the program would make the call fail (EAGAIN, from `bpf_check`).
     let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK).context("blocking signals")?;
-    // SAFETY: `load` has the size that is passed, and points to `count` instructions and a terminated text; all of them
-    // live through the call, which copies them. A returned descriptor is new, and nobody else's.
+    // SAFETY: `load` has the size that is passed, and points to `count` instructions and a terminated text. All of them
+    // live until the call returns, and the call copies them. A returned descriptor is new and has no other owner.
     let loaded = unsafe {
         match libc::syscall(libc::SYS_bpf, PROG_LOAD, &raw const load, size_of::<Load>()) {
             fd if fd < 0 => Err(io::Error::last_os_error()),
@@ -251,7 +255,7 @@ fn attach(program: &BpfProgram, cgroup: BorrowedFd<'_>) -> Result<()> {
         kind: program.attach,
         flags: ALLOW_MULTI,
     };
-    // SAFETY: `attach` has the size that is passed, and lives through the call.
+    // SAFETY: `attach` has the size that is passed, and lives until the call returns.
     let attached =
         unsafe { libc::syscall(libc::SYS_bpf, PROG_ATTACH, &raw const attach, size_of::<Attach>()) };
     if attached < 0 { Err(io::Error::last_os_error().into()) } else { Ok(()) }

@@ -1,26 +1,26 @@
 //! The programs of the filter, instruction by instruction. The kernel runs them for each packet, and for each address
-//! that a socket of the cgroup is connected to or sends to.
+//! that a socket of the cgroup connects or sends to.
 //!
-//! The packet filter is the one that protects: whatever the protocol and the socket, the packet has the address in its
-//! header. The filters of addresses see an address before the host's own packet filter may rewrite it (the ECS agent
-//! redirects 169.254.170.2 to a port of the loopback), and they return EPERM at once, where a `connect` whose packets
-//! are dropped waits for minutes.
+//! The packet filter is the one that protects, because every packet has the address in its header, whatever the
+//! protocol and the socket. The address filters have two other purposes. They see an address before the host's packet
+//! filter can rewrite it (the ECS agent redirects 169.254.170.2 to a port of the loopback). And they return EPERM
+//! immediately, while a `connect` whose packets are dropped waits for minutes.
 
-/// Refused addresses of IPv4.
+/// The refused IPv4 addresses.
 pub const V4: [[u8; 4]; 3] = [
     [169, 254, 169, 254], // the metadata of an instance, with its role's credentials
     [169, 254, 170, 2],   // the credentials of an ECS task
     [169, 254, 170, 23],  // the credentials of an EKS pod
 ];
-/// Refused addresses of IPv6: this prefix with one of these last four bytes. An address that ends in one of [`V4`] is
-/// refused, too: it may be mapped, translated by NAT64, or embedded in another way.
+/// The refused IPv6 addresses: this prefix with one of these last four bytes. An address that ends with one of [`V4`]
+/// is refused, too, because it may be mapped, translated by NAT64, or embedded in another way.
 const V6_PREFIX: [u8; 4] = [0xfd, 0x00, 0x0e, 0xc2];
 const V6_ENDS: [[u8; 4]; 2] = [
     [0, 0, 0x02, 0x54], // fd00:ec2::254, metadata
     [0, 0, 0, 0x23],    // fd00:ec2::23, the credentials of an EKS pod
 ];
 
-/// The kernel's `struct bpf_insn`. On both architectures the target's number is the low half of `registers`.
+/// The kernel's `struct bpf_insn`. On both architectures the low half of `registers` is the number of the target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub struct BpfInstruction {
@@ -30,7 +30,7 @@ pub struct BpfInstruction {
     immediate: i32,
 }
 
-/// A program, and where it is attached: numbers of linux/bpf.h.
+/// A program, and the hook that it is attached to, as numbers of linux/bpf.h.
 pub struct BpfProgram {
     pub name: &'static str,
     /// `BPF_PROG_TYPE_…`
@@ -60,7 +60,7 @@ pub fn all() -> [BpfProgram; 5] {
     ]
 }
 
-// Registers: the result, a program's argument (a call takes r1 to r4), one that calls preserve, the frame.
+// The registers: the result, a program's argument (a call takes r1 to r4), one that calls preserve, and the frame.
 const R0: u8 = 0;
 const ARGUMENT: u8 = 1;
 const CONTEXT: u8 = 6;
@@ -72,7 +72,8 @@ const MOVE: u8 = 0xbf; // BPF_ALU64 | BPF_MOV | BPF_X
 const SET: u8 = 0xb7; // BPF_ALU64 | BPF_MOV | BPF_K
 const ADD: u8 = 0x07; // BPF_ALU64 | BPF_ADD | BPF_K
 const AND: u8 = 0x54; // BPF_ALU | BPF_AND | BPF_K
-// On 32 bits: the immediate of a 64-bit comparison is sign-extended, and an address that begins above 127 is negative.
+// These jumps compare 32 bits. A 64-bit comparison would sign-extend the immediate, and an address whose first byte is
+// above 127 would be negative.
 const IF_EQUAL: u8 = 0x16; // BPF_JMP32 | BPF_JEQ | BPF_K
 const UNLESS_EQUAL: u8 = 0x56; // BPF_JMP32 | BPF_JNE | BPF_K
 const CALL: u8 = 0x85; // BPF_JMP | BPF_CALL
@@ -80,7 +81,7 @@ const EXIT: u8 = 0x95; // BPF_JMP | BPF_EXIT
 
 /// `bpf_skb_load_bytes(skb, offset, to, length)`: 0 if the packet has these bytes. Offset 0 is the network header.
 const SKB_LOAD_BYTES: i32 = 26;
-/// Offsets in `struct bpf_sock_addr`; the addresses are as on the wire.
+/// Offsets in `struct bpf_sock_addr`. The addresses are in network byte order.
 const USER_IP4: i16 = 4;
 const USER_IP6: i16 = 8;
 /// Offsets in the headers of IPv4 and IPv6.
@@ -89,13 +90,15 @@ const V6_NEXT: i16 = 6;
 const V6_TO: i16 = 24;
 const V4_LENGTH: i32 = 20;
 const V6_LENGTH: i32 = 40;
-/// Where a header is copied to, below the frame's end.
+/// The offset from the frame's end to which a header is copied.
 const HEADER: i16 = -40;
-/// Version 4, and a header without options: with them a packet may be routed to another address than its header's.
+/// The first byte of an IPv4 header without options. With options, a packet may be routed to another address than its
+/// header's.
 const V4_PLAIN: i32 = 0x45;
 const VERSION: i32 = 0xf0;
 const VERSION_6: i32 = 0x60;
-/// The next header of IPv6 that has the same effect. No header that a step may add comes before it.
+/// The next-header value of the IPv6 routing header, which could route a packet elsewhere, too. No header that a step
+/// may add precedes it.
 const ROUTING_HEADER: i32 = 43;
 
 fn packets() -> Vec<BpfInstruction> {
@@ -126,7 +129,7 @@ fn addresses(body: impl FnOnce(&mut Code)) -> Vec<BpfInstruction> {
 #[derive(Default)]
 struct Code {
     instructions: Vec<BpfInstruction>,
-    /// Jumps to the end, where the program refuses.
+    /// The jumps to the refusal at the end of the program.
     refusals: Vec<usize>,
 }
 
@@ -139,7 +142,7 @@ impl Code {
         self.push(width, to, from, offset, 0);
     }
 
-    /// Jumps depending on the low half of r0, to where [`Self::land`] is called.
+    /// Adds a conditional jump on the low half of r0. [`Self::land`] sets its target.
     fn jump(&mut self, condition: u8, value: i32) -> usize {
         self.push(condition, R0, 0, 0, value);
         self.instructions.len() - 1
@@ -155,7 +158,7 @@ impl Code {
         self.refusals.push(jump);
     }
 
-    /// Copies the beginning of the packet to the frame. Anything shorter is not a packet of a step.
+    /// Copies the beginning of the packet to the frame. A step sends no shorter packet.
     fn load_header(&mut self, length: i32) {
         self.push(MOVE, 1, CONTEXT, 0, 0);
         self.push(SET, 2, 0, 0, 0);
@@ -208,7 +211,7 @@ mod tests {
     use super::*;
     use std::net::{Ipv4Addr, Ipv6Addr};
 
-    /// Runs a program as the kernel does; `memory` is the packet, or the argument that r1 points to.
+    /// Runs a program as the kernel does. `memory` is the packet, or the argument that r1 points to.
     fn allowed(code: &[BpfInstruction], memory: &[u8]) -> bool {
         const FRAME_AT: u64 = 1 << 40;
         let mut stack = [0xaa_u8; 64];

@@ -1,4 +1,5 @@
-//! The kernel's mount API by descriptors: no path is used that somebody could exchange.
+//! The kernel's mount API, used with descriptors. A path could be exchanged between its check and its use; a descriptor
+//! cannot.
 
 use anyhow::{Context, Result};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -10,11 +11,12 @@ use rustix::mount::{
 use std::io;
 use std::path::Path;
 
-/// While steps run, no file of an image may give rights or be a device.
+/// The attributes of an image's mounts while steps run: no file may be a device or give rights by its set-user-ID or
+/// set-group-ID bit.
 pub const PLAIN: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID.union(MountAttrFlags::MOUNT_ATTR_NODEV);
 pub const READ_ONLY: MountAttrFlags = PLAIN.union(MountAttrFlags::MOUNT_ATTR_RDONLY);
 
-/// A new file system that is attached nowhere yet.
+/// Creates a file system that is not attached anywhere yet.
 pub fn new_file_system(kind: &str, options: &[(&str, &str)], attributes: MountAttrFlags) -> Result<OwnedFd> {
     let mount = || -> io::Result<OwnedFd> {
         let fs = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
@@ -28,17 +30,17 @@ pub fn new_file_system(kind: &str, options: &[(&str, &str)], attributes: MountAt
     mount().with_context(|| format!("making a {kind} file system"))
 }
 
-/// One directory over another, attached nowhere yet: what is written goes to `upper`. `work` is for the kernel, on the
-/// file system of `upper`.
+/// Creates an overlay of one directory over another, not attached anywhere yet. Writes go to `upper`. `work` is for the
+/// kernel, and is on the file system of `upper`.
 pub fn overlay(lower: BorrowedFd<'_>, upper: BorrowedFd<'_>, work: BorrowedFd<'_>) -> Result<OwnedFd> {
-    // Not by their names, which may contain a `:` or a comma.
+    // The directories are not given by their names, because these may contain a `:` or a comma.
     let [lower, upper, work] = [lower, upper, work].map(|fd| format!("/proc/self/fd/{}", fd.as_raw_fd()));
-    // Without an index: the next step may begin before the kernel has released the directories of the last one.
+    // Without an index, the next step may begin before the kernel has released the directories of the previous one.
     let options = [("lowerdir", &*lower), ("upperdir", &upper), ("workdir", &work), ("index", "off")];
     new_file_system("overlay", &options, PLAIN)
 }
 
-/// A copy of the mount that `path` lies in, with `path` as its root; it is attached nowhere yet.
+/// Copies the mount that contains `path`, with `path` as the root of the copy. The copy is not attached anywhere yet.
 pub fn clone_mount(at: impl AsFd, path: impl AsRef<Path>, recursive: bool) -> io::Result<OwnedFd> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     if recursive {
@@ -50,7 +52,8 @@ pub fn clone_mount(at: impl AsFd, path: impl AsRef<Path>, recursive: bool) -> io
     Ok(open_tree(at, path.as_ref(), flags)?)
 }
 
-/// Adds attributes to a mount, or to all of a tree, and makes it private: mounts are not propagated to it or from it.
+/// Adds attributes to a mount, or to all mounts of a tree, and makes them private: mounts are propagated neither to
+/// them nor from them.
 #[allow(unsafe_code)]
 pub fn restrict(mount: impl AsFd, attributes: MountAttrFlags, recursive: bool) -> io::Result<()> {
     #[repr(C)]
@@ -63,7 +66,7 @@ pub fn restrict(mount: impl AsFd, attributes: MountAttrFlags, recursive: bool) -
     let attr =
         MountAttr { set: attributes.bits().into(), clear: 0, propagation: libc::MS_PRIVATE, userns: 0 };
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
-    // SAFETY: the path and `attr` live through the call, and the size is that of `attr`.
+    // SAFETY: the path and `attr` live until the call returns, and the size is that of `attr`.
     let result = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
@@ -77,21 +80,21 @@ pub fn restrict(mount: impl AsFd, attributes: MountAttrFlags, recursive: bool) -
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Attaches `mount` on top of `on`: a directory, a file, or a symbolic link itself.
+/// Attaches `mount` on top of `on`, which is a directory, a file, or a symbolic link itself.
 pub fn attach(mount: impl AsFd, on: impl AsFd) -> io::Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     Ok(move_mount(mount, "", on, "", flags)?)
 }
 
-/// Opens `path` below `dir` without following a symbolic link anywhere.
+/// Opens `path` below `dir` without following any symbolic link.
 pub fn open_plain(dir: impl AsFd, path: &str) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
     Ok(rustix::fs::openat2(dir, path, flags, Mode::empty(), resolve)?)
 }
 
-/// Opens a directory directly below the root as a mount point. A link or a file there is an error that names it,
-/// because the mount would land elsewhere.
+/// Opens a directory directly below the root as a mount point. If it is a link or a file, returns an error with its
+/// name, because the mount would be attached elsewhere.
 pub fn api_directory(root: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
     let open = || -> io::Result<OwnedFd> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::DIRECTORY | OFlags::CLOEXEC;

@@ -1,4 +1,4 @@
-//! The kernel's mount tables, as `/proc/…/mountinfo` spells them (proc_pid_mountinfo(5)).
+//! The kernel's mount tables in the format of `/proc/…/mountinfo` (proc_pid_mountinfo(5)).
 
 use anyhow::{Context, Result};
 use std::path::PathBuf;
@@ -9,16 +9,16 @@ pub struct MountEntry {
     pub id: u64,
     pub parent: u64,
     pub rdev: u64,
-    /// From this process's root directory.
+    /// The mount point, relative to this process's root directory.
     pub path: PathBuf,
     pub shared: bool,
-    /// The directory of the file system that is mounted.
+    /// The directory of the file system that is the root of the mount.
     pub root: PathBuf,
-    /// The file system's type: `ext4`.
+    /// The type of the file system, such as `ext4`.
     pub kind: String,
 }
 
-/// Parses a mount table like `/proc/…/mountinfo`; lines that cannot be parsed are skipped.
+/// Parses a mount table in the format of `/proc/…/mountinfo`. Skips lines that it cannot parse.
 pub fn parse(text: &[u8]) -> Vec<MountEntry> {
     let line = |line: &[u8]| {
         let fields: Vec<_> = line.split(|&b| b == b' ').collect();
@@ -41,12 +41,12 @@ pub fn parse(text: &[u8]) -> Vec<MountEntry> {
     text.split(|&b| b == b'\n').filter_map(line).collect()
 }
 
-/// The mount table of this thread: threads may be in different namespaces.
+/// Returns the mount table of this thread. Other threads may be in other namespaces.
 pub fn of_this_thread() -> Result<Vec<MountEntry>> {
     Ok(parse(&std::fs::read("/proc/thread-self/mountinfo").context("reading the mount table")?))
 }
 
-/// Decodes a path of a mount table, in which blanks and some other characters are octal.
+/// Decodes a path of a mount table, in which blanks and some other characters are written in octal.
 fn unescape(path: &[u8]) -> PathBuf {
     use std::os::unix::ffi::OsStringExt;
     let mut out = Vec::new();

@@ -1,7 +1,7 @@
-//! The blocks of a base snapshot: reads them when they are first used, and prefetches others.
+//! Provides the blocks of a base snapshot: reads each block when it is first used, and prefetches others.
 //!
-//! A block is ready once it is in the cache's file and was verified against its digest. The server of the disk requests
-//! blocks over a socket, and reads the file itself.
+//! A block is ready once it is in the cache's file and matches its digest. The server of the disk requests blocks over
+//! a socket, and then reads them from the file itself.
 
 #[cfg(test)]
 mod tests;
@@ -21,17 +21,17 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 
-/// Concurrent reads of blocks that are waited for: as many as requests are served concurrently.
+/// The number of threads that read requested blocks. It equals the number of requests that are served concurrently.
 const READERS: usize = 16;
-/// Concurrent prefetches: the first byte of a block takes about 20 ms, and 8 reads of 512 KiB keep a network of 1
-/// Gbit/s busy.
+/// The number of concurrent prefetches. The first byte of a block takes about 20 ms, so 8 reads of 512 KiB keep a
+/// network of 1 Gbit/s busy.
 const PREFETCHERS: usize = 8;
-/// When a block had to be read, this many following ones are prefetched: files are mostly contiguous.
+/// The number of following blocks to prefetch after a block had to be read. Files are mostly contiguous.
 const READ_AHEAD: u32 = 4;
 
-/// A message of the disk's server, or the answer to it: the index of a block, and 0 or an errno.
+/// A request of the disk's server, or the reply to it: the index of a block, and 0 or an errno.
 pub type BlockMessage = (u32, i32);
-/// Instead of an index: a write could not be stored.
+/// Sent instead of an index: a write could not be stored.
 pub const WRITE_FAILED: u32 = u32::MAX;
 
 pub fn send(to: &OwnedFd, (index, errno): BlockMessage) -> rustix::io::Result<()> {
@@ -41,7 +41,7 @@ pub fn send(to: &OwnedFd, (index, errno): BlockMessage) -> rustix::io::Result<()
     rustix::net::send(to, &bytes, SendFlags::NOSIGNAL).map(drop)
 }
 
-/// Receives a message. `None`: the other side has closed the socket.
+/// Receives a message. Returns `None` if the other side has closed the socket.
 pub fn receive(from: &OwnedFd) -> Option<BlockMessage> {
     let mut bytes = [0; 8];
     loop {
@@ -61,17 +61,17 @@ pub struct BackingStore {
     blocks: BlockIndexes,
     reader: Arc<dyn SnapshotReader>,
     cached: CachedSnapshot,
-    /// The blocks in the order of their first use: the next bake of the family will need them, too.
+    /// The blocks in the order of their first use. The next bake of the family will probably need them, too.
     used: Mutex<(Vec<u32>, HashSet<u32>)>,
     prefetch_queue: Mutex<PrefetchQueue>,
     queue_changed: Condvar,
-    /// Why a block could not be read: the file system above only gets an I/O error.
+    /// The reason why a block could not be read. The file system on the disk only gets an I/O error.
     trouble: FirstFault,
-    /// The directory of the files that are written, for messages.
+    /// The directory of the written files, for messages.
     place: OnceLock<PathBuf>,
     fetched: Counter,
     found: Counter,
-    /// Requests of the disk's server that are not answered yet.
+    /// Requests of the disk's server that have no reply yet.
     requests: Mutex<Requests>,
     /// Returns the free bytes of a directory's file system.
     free: fn(&Path) -> Option<u64>,
@@ -85,7 +85,8 @@ struct Requests {
 }
 
 impl Requests {
-    /// Answers a request, once: its read may end after [`BackingStore::stop`]. Without a socket there is nothing to answer.
+    /// Sends the reply to a request, at most once: [`BackingStore::stop`] may have replied already while the read was
+    /// still running. Without a socket it does nothing.
     fn answer(&mut self, index: u32, errno: i32) {
         if let (true, Some(socket)) = (self.blocks.remove(&index), &self.socket) {
             _ = send(socket, (index, errno));
@@ -136,8 +137,8 @@ impl BackingStore {
         &self.trouble
     }
 
-    /// Makes a block of the base ready: from the cache if its block is valid, and from the cloud otherwise. Returns its
-    /// digest.
+    /// Makes a block of the base ready. Takes it from the cache if the cached block is valid, and from the cloud
+    /// otherwise. Returns its digest.
     pub fn fetch(&self, index: u32) -> Result<Digest> {
         let context = || format!("reading block {index} of {}", self.snapshot);
         if !self.blocks.contains(index) {
@@ -160,14 +161,14 @@ impl BackingStore {
         Ok(digest)
     }
 
-    /// The bytes of a block, and its digest.
+    /// Returns the bytes of a block and its digest.
     pub fn block(&self, index: u32) -> Result<(Vec<u8>, Digest)> {
         let digest = self.fetch(index)?;
         let mut data = vec![0; BLOCK];
         self.cached
             .read(index, 0, &mut data)
             .with_context(|| format!("reading block {index} of the cache"))?;
-        // It was verified when it was made ready; what is uploaded is verified again.
+        // The block was verified when it became ready. It is verified again because it will be uploaded.
         if digest_of(&data) != digest {
             self.cached.spoilt(index);
             anyhow::bail!("block {index} of the cache of {} changed", self.snapshot);
@@ -175,7 +176,7 @@ impl BackingStore {
         Ok((data, digest))
     }
 
-    /// Records that a block is used, prefetches the following ones, and reads it. Returns 0 or an errno.
+    /// Records that a block is used, prefetches the following blocks, and reads the block. Returns 0 or an errno.
     fn use_block(&self, index: u32) -> i32 {
         let is_missing = self.cached.ready(index).is_none();
         {
@@ -197,12 +198,13 @@ impl BackingStore {
         }
     }
 
-    /// The used blocks, in the order of their first use.
+    /// Returns the used blocks in the order of their first use.
     pub fn used(&self) -> Vec<u32> {
         lock(&self.used).0.clone()
     }
 
-    /// Starts to answer the disk's server, until the socket is closed. `place` is the directory of the written files.
+    /// Starts the threads that serve the requests of the disk's server until the socket is closed. `place` is the
+    /// directory of the written files.
     pub fn start_threads(self: &Arc<Self>, socket: &Arc<OwnedFd>, place: &Path) -> std::io::Result<()> {
         _ = self.place.set(place.to_owned());
         lock(&self.requests).socket = Some(socket.clone());
@@ -224,7 +226,8 @@ impl BackingStore {
             prefetch.spawn(move || {
                 while let Some(index) = lower.next_prefetch() {
                     if lower.has_room_for(index) {
-                        // If it fails, whoever needs the block tries again and gets the error.
+                        // A failure is ignored here. If the block is needed later, it is read again and the error is
+                        // returned then.
                         _ = lower.fetch(index);
                     }
                 }
@@ -233,7 +236,7 @@ impl BackingStore {
         Ok(())
     }
 
-    /// Records a request. Returns false if the bake was stopped: then it is answered with an error at once.
+    /// Records a request. If the bake was stopped, replies with an error immediately and returns false.
     fn add_request(&self, index: u32) -> bool {
         let mut requests = lock(&self.requests);
         requests.blocks.insert(index);
@@ -247,7 +250,7 @@ impl BackingStore {
         lock(&self.requests).answer(index, errno);
     }
 
-    /// Answers all requests with an error, now and in future, even if their reads are still under way.
+    /// Replies to all requests with an error, now and in future, even if their reads are still running.
     pub fn stop(&self) {
         let mut requests = lock(&self.requests);
         requests.stopped = true;
@@ -270,7 +273,7 @@ impl BackingStore {
         self.queue_changed.notify_all();
     }
 
-    /// Prefetches blocks in this order, after those already in the queue.
+    /// Adds blocks to the end of the prefetch queue, in this order.
     pub fn queue_prefetch(&self, blocks: impl IntoIterator<Item = u32>) {
         let mut prefetch_queue = lock(&self.prefetch_queue);
         prefetch_queue.blocks.extend(blocks.into_iter().filter(|index| self.blocks.contains(*index)));
@@ -296,9 +299,9 @@ impl BackingStore {
         }
     }
 
-    /// Whether there is space to prefetch a block: it must not take space that a bake needs.
+    /// Returns whether there is space to prefetch a block. A prefetched block must not take space that a bake needs.
     fn has_room_for(&self, index: u32) -> bool {
-        // A cached block already has its space.
+        // A cached block takes no more space.
         self.cached.digest(index).is_some()
             || (self.free)(self.cached.dir()).is_none_or(|free| free >= RESERVED_SPACE)
     }

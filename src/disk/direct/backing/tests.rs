@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-/// A base whose block n is filled with n; counts the reads.
+/// A base whose block n is filled with the byte n. It counts the reads.
 #[derive(Default)]
 struct Base {
     reads: AtomicU32,
@@ -21,7 +21,7 @@ impl SnapshotReader for Base {
     }
 }
 
-/// For a process by itself.
+/// Creates a backing store that shares no state with others, as in another process.
 fn lower(dir: &Path, base: &Arc<Base>) -> Arc<BackingStore> {
     lower_of(&BlockCache::new(dir, u64::MAX), base)
 }
@@ -85,7 +85,7 @@ fn a_bit_that_flipped_in_the_cache_is_not_served() {
     let next = lower(dir.path(), &base);
     assert_eq!(next.block(3).unwrap().0, vec![3; BLOCK]);
     assert_eq!(base.reads.load(Ordering::SeqCst), 2);
-    // It changed after it was verified: it is not uploaded.
+    // The block changed after it was verified, so it is not uploaded.
     data.write_all_at(&[2], 3 * BLOCK as u64 + 1234).unwrap();
     assert!(next.block(3).unwrap_err().to_string().contains("changed"));
 }
@@ -101,7 +101,7 @@ fn bakes_of_one_process_read_and_verify_a_block_once() {
     assert_eq!(reads(), 1);
     let next = lower_of(&cache, &base);
     assert!(next.cached().ready(5).is_some() && next.cached().ready(6).is_none());
-    // What one of them uploads is verified again.
+    // The block is verified again when one of them uploads it.
     let data = dir.path().join("snap-1/data");
     let flip = || {
         let data = std::fs::File::options().write(true).open(&data).unwrap();
@@ -112,12 +112,12 @@ fn bakes_of_one_process_read_and_verify_a_block_once() {
     let another = lower_of(&cache, &base);
     assert_eq!((another.block(5).unwrap().0, reads()), (vec![5; BLOCK], 2), "it is read again");
     flip();
-    // A bake that starts after all of them have ended verifies the block.
+    // All these bakes have ended, so a bake that starts now verifies the block again.
     drop((bakes, next, another));
     let later = lower_of(&cache, &base);
     assert!(later.cached().ready(5).is_none());
     assert_eq!((later.block(5).unwrap().0, reads()), (vec![5; BLOCK], 3));
-    // So does one that finds another file of that name.
+    // A bake that finds another file of that name verifies the block, too.
     std::fs::rename(&data, dir.path().join("away")).unwrap();
     std::fs::copy(dir.path().join("away"), &data).unwrap();
     flip();
@@ -174,7 +174,7 @@ fn an_error_of_reading_or_storing_is_reported_once() {
     assert!(told.starts_with("storing the disk's changes in /place: No space left"), "{told}");
 }
 
-/// A base that does not answer.
+/// A base whose reads never end.
 struct Silent;
 impl SnapshotReader for Silent {
     fn read(&self, _: u32) -> Result<(Vec<u8>, Digest)> {

@@ -1,10 +1,11 @@
 //! The block cache: blocks of base snapshots that this machine has read.
 //!
-//! Each snapshot has a directory with `data`, a sparse file with every block at its place, and `digests`, 32 bytes for
-//! each block, zeros for absent ones. A block is used only after it was verified against its digest; a block that does
-//! not match counts as absent. Concurrent bakes share the files: all of them write the same bytes. The directory also
-//! has `indexes`, the blocks that the snapshot has, and `used-…`, the blocks that the last bake of a family used, in
-//! order; both end with a digest, too.
+//! Each snapshot has a directory with two files: `data`, a sparse file with every block at its offset, and `digests`,
+//! with 32 bytes for each block (zeros for absent blocks). A block is used only after it was verified against its
+//! digest. A block that does not match counts as absent. Concurrent bakes share the files, because all of them write
+//! the same bytes. The directory also has `indexes`, the list of the blocks that the snapshot has, and `used-…`, the
+//! list of the blocks that the last bake of a family used, in order. Each of these two files ends with a digest of its
+//! content.
 
 #[cfg(test)]
 mod tests;
@@ -30,30 +31,31 @@ use std::time::SystemTime;
 
 const DATA: &str = "data";
 const DIGESTS: &str = "digests";
-/// Earlier versions used `contents`, with four bytes for each block.
+/// Earlier versions used a file `contents`, with four bytes for each block.
 const CONTENTS: &str = "indexes";
 const USED_PREFIX: &str = "used-";
 const ABSENT: Digest = [0; 32];
 /// How often to try again when another process evicts a snapshot while it is being opened.
 const MAX_TRIES: u32 = 64;
-/// Bytes of the disk that prefetched and cached blocks leave free: bakes write to the same disk.
+/// The number of bytes that prefetched and cached blocks leave free on the disk, because bakes write to the same disk.
 pub const RESERVED_SPACE: u64 = 1 << 30;
-/// The hint for a cache that cannot be used.
+/// The hint for a cache that is unusable.
 const REMOVE_HINT: &str = "The cache only saves downloads: you can remove it while no bake runs.";
 
-/// The number of locks for blocks: while a block is read, another block of the same lock is seldom needed.
+/// The number of locks for blocks. A block shares its lock with other blocks, but these are seldom needed while it is
+/// read.
 const LOCKS: usize = 64;
 
-/// What this process knows of a snapshot's blocks, shared by its concurrent bakes.
+/// The state of a snapshot's blocks in this process. Its concurrent bakes share it.
 #[derive(Debug)]
 struct SharedState {
-    /// Blocks that were verified, with their digests.
+    /// The verified blocks, with their digests.
     ready: Mutex<HashMap<u32, Digest>>,
-    /// Held while a block is being made ready.
+    /// A block's lock is held while the block is being made ready.
     locks: [Mutex<()>; LOCKS],
 }
 
-/// Keyed by the data file's device and inode: a new file of the same name starts empty.
+/// The key is the data file's device and inode, so a new file of the same name starts with no verified blocks.
 type SharedStates = Arc<Mutex<HashMap<(u64, u64), Weak<SharedState>>>>;
 
 /// The block cache: a directory with a size limit.
@@ -61,25 +63,27 @@ type SharedStates = Arc<Mutex<HashMap<(u64, u64), Weak<SharedState>>>>;
 pub struct BlockCache {
     shared_states: SharedStates,
     dir: PathBuf,
-    /// In bytes. Snapshots in use are never evicted, so the cache may be larger.
+    /// The limit in bytes. Snapshots in use are never evicted, so the cache may be larger.
     limit: u64,
     /// Returns the free bytes of a directory's file system.
     free: fn(&Path) -> Option<u64>,
 }
 
-/// The cached blocks of one snapshot. They are not evicted as long as this value exists.
+/// The cached blocks of one snapshot. They are not evicted while this value exists.
 #[derive(Debug)]
 pub struct CachedSnapshot {
-    // Dropped first: once the lock is released, the data may be evicted, and no other bake may join in.
+    // This field is dropped before the lock is released. After the release the data may be evicted, so no other bake
+    // may use this state.
     shared_state: Arc<SharedState>,
     dir: PathBuf,
     data: File,
-    /// Unlocked when this is dropped, even if a copy of the descriptor exists: a step that is being started has one for
-    /// a moment.
+    /// Unlocked when this is dropped, even if a copy of the descriptor exists. (A step that is being started has a copy
+    /// for a moment.)
     digests: Flock<File>,
 }
 
-/// The name of the file of a family, whose own name may be any text.
+/// Returns the file name for a family. A family may have any characters in its name, so the file name is derived from
+/// it.
 fn used_file(family: &str) -> String {
     let digest = digest_of(family.as_bytes());
     let digits: String = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
@@ -115,11 +119,11 @@ impl BlockCache {
         let dir = self.dir.join(&snapshot.0);
         let context = || format!("opening the cache of blocks in {}", dir.display());
         let failed = |error| cache_error(error, &context());
-        // Other processes may evict the directory meanwhile.
+        // Another process may evict the directory before it is locked, so this is tried again.
         for _ in 0..MAX_TRIES {
             let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);
             match made {
-                // The directory existed a moment ago, or exists again.
+                // The directory was just removed, or just created, by another process.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists && !is_not_directory(&dir) => {
                     continue;
                 }
@@ -140,7 +144,8 @@ impl BlockCache {
         Err(Kind::Machine.error(format!("{}: other processes evict it repeatedly", context())))
     }
 
-    /// Evicts snapshots, the least recently used first, until the limit is met and bakes have room.
+    /// Evicts snapshots, the least recently used first, until the cache is below its limit and the disk has enough free
+    /// space for bakes.
     pub fn trim(&self) -> Result<()> {
         let failed = |error| cache_error(error, &format!("making room in {}", self.dir.display()));
         let mut all = Vec::new();
@@ -166,8 +171,8 @@ impl BlockCache {
     }
 }
 
-/// Removes a snapshot's directory; `remove` removes a file of it. Returns false if the snapshot is in use or being
-/// evicted by another process.
+/// Removes a snapshot's directory. `remove` removes one file of it. Returns false if the snapshot is in use or another
+/// process is evicting it.
 fn evict(dir: &Path, remove: &dyn Fn(&Path) -> io::Result<()>) -> io::Result<bool> {
     let lock = dir.join(DIGESTS);
     let Ok(digests) = File::open(&lock) else { return Ok(false) };
@@ -175,7 +180,8 @@ fn evict(dir: &Path, remove: &dyn Fn(&Path) -> io::Result<()>) -> io::Result<boo
     if !has_name(&digests, &lock) {
         return Ok(false);
     }
-    // The lock's file goes last: until then nobody can create it again, and leftovers of a killed process are counted.
+    // The lock's file is removed last. Until then nobody can create it again, and files that a killed process did not
+    // remove are still counted.
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
         if path != lock {
@@ -183,18 +189,18 @@ fn evict(dir: &Path, remove: &dyn Fn(&Path) -> io::Result<()>) -> io::Result<boo
         }
     }
     remove(&lock)?;
-    // Another process may have started to use the directory: then it is not removed.
+    // Another process may have started to use the directory. Then it is not empty, and this fails.
     _ = fs::remove_dir(dir);
     Ok(true)
 }
 
-/// Whether an open file still has this name.
+/// Returns whether the path still leads to this open file.
 fn has_name(file: &File, path: &Path) -> bool {
     let there = fs::metadata(path).and_then(|there| Ok((there, file.metadata()?)));
     there.is_ok_and(|(there, open)| (open.dev(), open.ino()) == (there.dev(), there.ino()))
 }
 
-/// Whether this path is something else than a directory.
+/// Returns whether this path exists and is not a directory.
 fn is_not_directory(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|there| !there.is_dir())
 }
@@ -209,11 +215,11 @@ fn none_if_missing<T>(result: io::Result<T>) -> io::Result<Option<T>> {
 /// How a block became ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BlockOrigin {
-    /// It was ready before.
+    /// The block was ready before.
     Before,
-    /// It was found in the cache.
+    /// The block was in the cache.
     Found,
-    /// It was read from the snapshot.
+    /// The block was read from the snapshot.
     Read,
 }
 
@@ -222,7 +228,7 @@ fn open(path: &Path) -> io::Result<File> {
     Ok(File::from(rustix::fs::open(path, flags, Mode::from_raw_mode(0o600))?))
 }
 
-/// The error for an unusable cache. `doing` is a gerund that names the place.
+/// Returns the error for an unusable cache. `doing` is a gerund with the path, such as "reading …".
 fn cache_error(error: io::Error, doing: &str) -> anyhow::Error {
     match error.raw_os_error() {
         Some(libc::ENOSPC | libc::EDQUOT) => disk_error(error, doing),
@@ -231,7 +237,7 @@ fn cache_error(error: io::Error, doing: &str) -> anyhow::Error {
 }
 
 impl CachedSnapshot {
-    /// The directory, for messages.
+    /// Returns the directory, for messages.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
@@ -241,7 +247,7 @@ impl CachedSnapshot {
         File::open(format!("/proc/self/fd/{}", self.data.as_raw_fd()))
     }
 
-    /// The blocks that the snapshot has, if that is cached.
+    /// Returns the list of the snapshot's blocks if it is cached.
     pub fn contents(&self) -> Option<SnapshotContents> {
         let bytes = self.read_with_digest(CONTENTS)?;
         let (size, blocks) = bytes.split_first_chunk()?;
@@ -249,14 +255,14 @@ impl CachedSnapshot {
         Some(SnapshotContents { size_gib: u64::from_le_bytes(*size), blocks })
     }
 
-    /// Caches the blocks that the snapshot has: a snapshot never changes.
+    /// Caches the list of the snapshot's blocks. A snapshot never changes.
     pub fn store_contents(&self, contents: &SnapshotContents) -> Result<()> {
         let mut bytes = contents.size_gib.to_le_bytes().to_vec();
         contents.blocks.serialize_into(&mut bytes).context("serializing the block indexes")?;
         self.write_with_digest(CONTENTS, bytes)
     }
 
-    /// The blocks that the last bake of a family used, in order; empty if there was none.
+    /// Returns the blocks that the last bake of a family used, in order. The list is empty if there was no such bake.
     pub fn used(&self, family: &str) -> Vec<u32> {
         let bytes = self.read_with_digest(&used_file(family)).unwrap_or_default();
         bytes.as_chunks().0.iter().copied().map(u32::from_le_bytes).collect()
@@ -279,7 +285,7 @@ impl CachedSnapshot {
         })
     }
 
-    /// The content of a file of the directory, if its digest matches.
+    /// Returns the content of a file of the directory if it matches its digest.
     fn read_with_digest(&self, name: &str) -> Option<Vec<u8>> {
         let mut bytes = fs::read(self.dir.join(name)).ok()?;
         let (content, digest) = bytes.split_last_chunk::<32>()?;
@@ -290,25 +296,27 @@ impl CachedSnapshot {
         })
     }
 
-    /// The digest of a cached block; the block is not verified.
+    /// Returns the recorded digest of a cached block. Does not verify the block.
     pub fn digest(&self, index: u32) -> Option<Digest> {
         let mut digest = ABSENT;
         self.digests.read_exact_at(&mut digest, u64::from(index) * 32).ok()?;
         (digest != ABSENT).then_some(digest)
     }
 
-    /// The digest of a ready block: one that was put or verified since this process began to use the snapshot.
+    /// Returns the digest of a ready block, that is, a block that was put or verified since this process began to use
+    /// the snapshot.
     pub fn ready(&self, index: u32) -> Option<Digest> {
         lock(&self.shared_state.ready).get(&index).copied()
     }
 
-    /// Marks a block as not ready because it changed since it was verified.
+    /// Marks a block as not ready because it changed after it was verified.
     pub fn spoilt(&self, index: u32) {
         lock(&self.shared_state.ready).remove(&index);
     }
 
-    /// Makes a block ready if it is not: from the cache if the cached block is valid, or by `read`. Concurrent calls
-    /// for the same block wait. `keeping` converts the error if the block cannot be written to the cache.
+    /// Makes a block ready if it is not. Takes it from the cache if the cached block is valid, and from `read`
+    /// otherwise. Concurrent calls for the same block wait. `keeping` converts the error if the block cannot be written
+    /// to the cache.
     pub fn make_ready(
         &self,
         index: u32,
@@ -334,7 +342,7 @@ impl CachedSnapshot {
         Ok(made)
     }
 
-    /// The digest of a cached block, if the block matches it.
+    /// Returns the digest of a cached block if the block matches it.
     pub fn verified(&self, index: u32) -> Option<Digest> {
         let digest = self.digest(index)?;
         let mut data = vec![0; BLOCK];
@@ -342,11 +350,11 @@ impl CachedSnapshot {
         (digest_of(&data) == digest).then_some(digest)
     }
 
-    /// Fails if a block that was put since this value was created was lost on its way to the disk.
+    /// Fails if a block that was put since this value was created was lost before it was on the disk.
     pub fn ensure_kept(&self) -> Result<()> {
         let result = super::fault::ensure_written(&self.data);
         if result.is_err() {
-            // Another `CachedSnapshot` does not get errors from before it was opened.
+            // The kernel does not report earlier errors to a `CachedSnapshot` that is opened later.
             lock(&self.shared_state.ready).clear();
         }
         result.map_err(|error| cache_error(error, &format!("caching blocks in {}", self.dir.display())))

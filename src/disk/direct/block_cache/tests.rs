@@ -57,7 +57,7 @@ fn indexes_and_used_blocks_are_cached_and_damaged_files_ignored() {
 fn the_least_recently_used_is_evicted_and_snapshots_in_use_are_not() {
     let dir = tempfile::tempdir().unwrap();
     let data = vec![7; BLOCK];
-    // There is room for two and a half.
+    // The cache has room for two and a half blocks.
     let cache = BlockCache::new(dir.path(), BLOCK as u64 * 5 / 2);
     let there = || {
         let names = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
@@ -101,7 +101,7 @@ fn on_a_full_disk_unused_snapshots_are_evicted() {
     let in_use = put(&cache, 2);
     cache.trim().unwrap();
     assert_eq!(there(), 2);
-    // The disk lacks as much as one of them takes.
+    // The free space is one block too small.
     cache.free = |_| Some(RESERVED_SPACE - BLOCK as u64);
     cache.trim().unwrap();
     assert_eq!((there(), in_use.verified(0)), (1, Some(digest_of(&data))));
@@ -142,7 +142,7 @@ fn leftovers_of_an_interrupted_eviction_are_counted() {
     cached.store_contents(&SnapshotContents { size_gib: 1, blocks: [0].into() }).unwrap();
     let place = cached.dir.clone();
     drop(cached);
-    // The files that were to be removed are there as long as the lock's file is.
+    // All files to remove exist as long as the lock's file exists.
     let removed = std::cell::RefCell::new(Vec::new());
     let evicted = evict(&place, &|path| {
         assert!(place.join(DIGESTS).exists(), "{} would be nobody's", path.display());

@@ -1,8 +1,8 @@
-//! A disk that consists of a base's blocks and of those written over them, so that the changed blocks are known
+//! A disk that consists of a base's blocks and of written blocks over them, so that the changed blocks are known
 //! exactly.
 //!
-//! A base's block is made ready when it is first used. Writes go to a separate file, together with the rest of their
-//! block, so that every block is entirely the base's or entirely in that file.
+//! A base's block is made ready when it is first used. A write goes to a separate file, together with the rest of its
+//! block. So every block is either completely the base's or completely in that file.
 
 #[cfg(test)]
 mod tests;
@@ -16,22 +16,23 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// The number of locks for blocks: while a block is read, another block of the same lock is seldom needed.
+/// The number of locks for blocks. A block shares its lock with other blocks, but these are seldom needed while it is
+/// read.
 const LOCKS: usize = 64;
 
 /// The blocks of a base.
 pub trait BaseBlocks: Send + Sync + 'static {
-    /// Reads bytes of one of the base's blocks, wherever it is.
+    /// Reads bytes of one of the base's blocks, either from the cache or from the cloud.
     fn read(&self, index: u32, at: usize, buffer: &mut [u8]) -> io::Result<()>;
-    /// Reports that a write could not be stored: the file system above only gets an I/O error.
+    /// Reports that a write could not be stored. The file system on the disk only gets an I/O error.
     fn failed(&self, error: &io::Error);
 }
 
-/// A base's blocks, and the written blocks above them.
+/// A base's blocks and the written blocks over them.
 pub struct Overlay<B> {
     size: u64,
     below: B,
-    /// A sparse file that contains every block that is marked as written, completely.
+    /// A sparse file that has the complete content of every block that is marked as written.
     upper: File,
     marks: BlockMap,
     locks: [Mutex<()>; LOCKS],
@@ -46,14 +47,14 @@ fn offset_of(index: u32, within: usize) -> u64 {
 }
 
 impl<B: BaseBlocks> Overlay<B> {
-    /// `upper` is a sparse file as large as the disk that `marks` belongs to.
+    /// `upper` is a sparse file of the disk's size. `marks` is the block map of that disk.
     pub fn new(below: B, upper: File, marks: BlockMap) -> Self {
         let size = offset_of(marks.blocks(), 0);
         Self { size, below, upper, marks, locks: std::array::from_fn(|_| Mutex::default()) }
     }
 
-    /// Calls `each` for every block that a range touches: the block's index, the offset in it, and the part of the
-    /// range.
+    /// Calls `each` for every block that overlaps a range. It gets the block's index, the offset in the block, and the
+    /// part of the range.
     fn pieces(
         &self,
         at: u64,
@@ -92,11 +93,13 @@ impl<B: BaseBlocks> Overlay<B> {
         punched.map_err(io::Error::from).inspect_err(|error| self.below.failed(error))
     }
 
-    /// Copies a block to the upper file unless it is there, and calls `change`. With `whole`, all of it is overwritten,
-    /// so that its content need not be copied; it is marked as written only afterwards, so that nobody sees half of it.
+    /// Copies a block to the upper file unless it is already in it, and calls `change`. If `whole` is true, `change`
+    /// overwrites the complete block, so the old content is not copied. Such a block is marked as written only
+    /// afterwards, so that nobody reads a half-written block.
     fn change(&self, index: u32, whole: bool, change: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         if self.marks.is_written(index) {
-            // It stays written, except for a trim, and a file system does not write to space that it gives up.
+            // Only a trim can make the block unwritten again, and a file system does not write to space that it is
+            // discarding.
             return change();
         }
         let _guard = self.lock_block(index);
@@ -114,8 +117,8 @@ impl<B: BaseBlocks> Overlay<B> {
         self.mark(index, mark)
     }
 
-    /// Handles discarded space of a file system: a base's block is not changed, and a written block that is discarded
-    /// entirely becomes the base's again. Nobody reads it before it is written.
+    /// Handles discarded space of a file system. A base's block does not change. A written block that is discarded
+    /// completely becomes the base's again. The file system does not read the space before it writes to it again.
     fn discard(&self, index: u32, within: usize, length: usize) -> io::Result<()> {
         let _guard = self.lock_block(index);
         let below = match self.marks.get(index) {
@@ -167,7 +170,7 @@ impl<B: BaseBlocks> DiskContent for Overlay<B> {
     }
 
     fn sync(&self) -> io::Result<()> {
-        // These files end with the bake: what has to last is uploaded.
+        // These files are deleted when the bake ends, so they need no sync. Blocks that must last are uploaded.
         Ok(())
     }
 }

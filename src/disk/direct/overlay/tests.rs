@@ -5,7 +5,7 @@ use crate::disk::direct::block_map;
 use crate::disk::direct::block_map::TrimmingByte;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// A base whose block n is filled with n; counts the reads.
+/// A base whose block n is filled with the byte n. It counts the reads.
 #[derive(Default)]
 struct Base {
     reads: AtomicU32,
@@ -36,7 +36,7 @@ struct Ground {
 }
 
 impl Ground {
-    /// The base has the blocks 1, 3 and 5 of six; the disk has two more.
+    /// The base has the blocks 1, 3 and 5 of its six. The disk has two more blocks.
     fn new() -> Self {
         Self::of(Base::default())
     }
@@ -66,7 +66,7 @@ impl Ground {
         all
     }
 
-    /// The base with the written blocks over it.
+    /// Returns the content of the disk: the base with the written blocks over it.
     fn sent(&self) -> Vec<u8> {
         let mut all = plain();
         for index in self.written() {
@@ -122,7 +122,7 @@ fn zeroed_ranges_read_as_zeros() {
     expected[BLOCK + 10..3 * BLOCK + 10].fill(0);
     assert!(ground.all() == expected && ground.sent() == expected);
     assert_eq!(ground.written(), [1, 3], "2 is zeros already");
-    // It is zeroed as a whole, and nobody had to read it.
+    // The block is zeroed completely, so nothing is read.
     let ground = Ground::new();
     ground.overlay.zero(at(5), at(1)).unwrap();
     assert_eq!((ground.reads(), ground.written()), (0, vec![5]));
@@ -147,7 +147,7 @@ fn trimming_keeps_the_bases_blocks_and_frees_whole_written_ones() {
     expected[5 * BLOCK + 512..][..BLOCK - 512].fill(8);
     assert!(ground.all() == expected && ground.sent() == expected);
     assert_eq!(std::os::unix::fs::MetadataExt::blocks(&ground.upper.metadata().unwrap()) / 8, 128);
-    // A freed block is as it was at first: a write copies the base's, and zeroing makes it zeros.
+    // A discarded block is again as it was at first: a write copies the base's content, and zeroing makes it zeros.
     ground.overlay.write(at(3) + 1, &[9]).unwrap();
     ground.overlay.zero(at(1), at(1)).unwrap();
     expected[3 * BLOCK + 1] = 9;
