@@ -11,7 +11,7 @@ use anyhow::Result;
 use oven_distro::{Claims, Job, OsRelease, Package};
 
 /// Creates a definition's job without reading the image, and assumes that the image has none of the tools. Package
-/// files with a URL must be downloaded before ([`crate::bake::download::packages`]); the job omits those that are not.
+/// files with a URL must be downloaded before ([`super::super::download`]); the job omits those that are not.
 pub fn wishes(
     image: &Definition,
     os_release: OsRelease,
