@@ -354,7 +354,7 @@ impl CachedSnapshot {
     pub fn ensure_kept(&self) -> Result<()> {
         let result = super::fault::ensure_written(&self.data);
         if result.is_err() {
-            // The kernel does not report earlier errors to a `CachedSnapshot` that is opened later.
+            // All blocks become unready, because the kernel does not report this error to a later `CachedSnapshot`.
             lock(&self.shared_state.ready).clear();
         }
         result.map_err(|error| cache_error(error, &format!("caching blocks in {}", self.dir.display())))
