@@ -1,6 +1,6 @@
 //! A baker for the fault tests: the real story on a local region, with a fault at one cloud call.
 //!
-//! usage: oven-test-bake REGION_DIR DEFINITION [FAULT]...
+//! usage: oven-test-bake REGION_DIR DEFINITION \[FAULT\]...
 //!
 //! Prints `calls N` and `reads N`, `image AMI` of the definition and `parent AMI` of those it stands on; ends as
 //! `oven bake` would. In the environment: `OVEN_TEST_FORCE` bakes with --force, `OVEN_TEST_STATE` is another directory

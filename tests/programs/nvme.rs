@@ -1,6 +1,6 @@
 //! Discovery for the VM tests: finds volumes in this machine as a bake does, and says what it got.
 //!
-//! usage: oven-test-nvme [VOLUME]...
+//! usage: oven-test-nvme \[VOLUME\]...
 //!
 //! Without volumes, it reads them from standard input, a line of them at a time. For each line of input one line of
 //! answers, a word for each volume: `vol-1=nvme2n1/259:3/vol-1`, the last being the text that the disk begins with, read
