@@ -164,7 +164,7 @@ mod tests {
         for (at, bytes) in magic {
             disk[*at..at + bytes.len()].copy_from_slice(bytes);
         }
-        disk[1024 + 104] = number as u8; // a UUID of its own, where it is ext
+        disk[1024 + 104] = number as u8; // a different UUID, if it is ext
         let partition = Partition {
             number,
             start: 1 << 20,

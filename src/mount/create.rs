@@ -204,7 +204,7 @@ pub fn retry_while_busy<T>(mut attempt: impl FnMut() -> rustix::io::Result<T>) -
     attempt()
 }
 
-#[allow(clippy::disallowed_methods)] // on a thread of its own, or in a Drop, which cannot await
+#[allow(clippy::disallowed_methods)] // on a separate thread, or in a Drop, which cannot await
 fn pause(ms: u64) {
     std::thread::sleep(Duration::from_millis(ms));
 }

@@ -44,7 +44,7 @@ pub struct MountOptions {
 ///
 /// ```no_run
 /// # use oven::{disk::Disk, report::Report, mount::{MountOptions, Root}, undo::Undo};
-/// # async fn story(disk: Box<dyn Disk>, options: &MountOptions, report: &Report, undo: &Undo) -> anyhow::Result<()> {
+/// # async fn bake(disk: Box<dyn Disk>, options: &MountOptions, report: &Report, undo: &Undo) -> anyhow::Result<()> {
 /// let root = Root::mount(disk.device(), "/run/oven/1".as_ref(), options, report).await?;
 /// root.close().await?;
 /// disk.commit(undo, &|_| ()).await?;
@@ -53,7 +53,7 @@ pub struct MountOptions {
 /// In the other order it does not compile (E0505):
 /// ```compile_fail
 /// # use oven::{disk::Disk, report::Report, mount::{MountOptions, Root}, undo::Undo};
-/// # async fn story(disk: Box<dyn Disk>, options: &MountOptions, report: &Report, undo: &Undo) -> anyhow::Result<()> {
+/// # async fn bake(disk: Box<dyn Disk>, options: &MountOptions, report: &Report, undo: &Undo) -> anyhow::Result<()> {
 /// let root = Root::mount(disk.device(), "/run/oven/1".as_ref(), options, report).await?;
 /// disk.commit(undo, &|_| ()).await?;
 /// root.close().await?;

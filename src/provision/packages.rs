@@ -1,4 +1,4 @@
-//! The list of an image's packages, and the checks on it.
+//! Lists an image's packages, and checks them.
 
 use super::context::ProvisionContext;
 use crate::error::Kind;
@@ -7,16 +7,17 @@ use anyhow::Result;
 use oven_distro::{Expect, Wanted};
 use std::collections::BTreeMap;
 
-/// The fact that lists packages.
+/// The fact that lists the installed packages.
 pub const FACT: &str = "packages";
-/// The fact that names the packages that no upgrade changes.
+/// The fact that lists the held packages, which no upgrade changes.
 pub const HELD: &str = "held";
-/// All of Debian has fewer packages: an image that reports more wants to fill this machine's memory.
+/// The maximum number of packages. All of Debian has fewer; an image that reports more could fill this machine's
+/// memory.
 const PACKAGES_MAX: usize = 100_000;
-/// How many packages an error message names at most.
+/// The maximum number of packages that an error message names.
 const NAMED_MAX: usize = 10;
 
-/// A package of an image, as the fact lists it.
+/// An installed package, as the fact lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InstalledPackage {
     pub name: String,
@@ -26,7 +27,7 @@ pub struct InstalledPackage {
     provides: Vec<String>,
 }
 
-/// Parses the fact's lines, without packages that are not installed.
+/// Parses the fact's lines. Skips packages that are not installed.
 pub fn parse(output: &str, expect: &Expect) -> Result<Vec<InstalledPackage>> {
     if output.lines().nth(PACKAGES_MAX).is_some() {
         return Err(Kind::Step.error(format!("the image reports more than {PACKAGES_MAX} packages")));
@@ -35,7 +36,7 @@ pub fn parse(output: &str, expect: &Expect) -> Result<Vec<InstalledPackage>> {
         let mut columns = line.split('\t');
         let mut next = || columns.next().unwrap_or_default().trim().to_owned();
         let (name, version, architecture, state) = (next(), next(), next(), next());
-        // `libssl3 (= 3.0.1), libcrypto3`
+        // An example of the field: `libssl3 (= 3.0.1), libcrypto3`.
         let provides =
             next().split(',').filter_map(|p| p.split_whitespace().next().map(str::to_owned)).collect();
         InstalledPackage { name, version, architecture, state, provides }
@@ -44,7 +45,7 @@ pub fn parse(output: &str, expect: &Expect) -> Result<Vec<InstalledPackage>> {
     Ok(lines.map(package_of).filter(|package| !expect.absent.contains(&package.state)).collect())
 }
 
-/// The list that is stored with the image: name, version and architecture, sorted.
+/// Returns the list that is stored with the image: name, version and architecture, sorted.
 pub fn document(packages: &[InstalledPackage]) -> String {
     let mut lines: Vec<_> =
         packages.iter().map(|p| format!("{}\t{}\t{}\n", p.name, p.version, p.architecture)).collect();
@@ -52,7 +53,7 @@ pub fn document(packages: &[InstalledPackage]) -> String {
     lines.concat()
 }
 
-/// Fails if a package is in a wrong state. `where_`: whose packages they are.
+/// Fails if a package is in a wrong state. `where_` names the owner of the packages, for the message.
 pub fn ensure_sound(packages: &[InstalledPackage], expect: &Expect, where_: &str) -> Result<()> {
     if expect.sound.is_empty() {
         return Ok(());
@@ -65,7 +66,7 @@ pub fn ensure_sound(packages: &[InstalledPackage], expect: &Expect, where_: &str
     Err(Kind::Step.error(format!("{where_}: {}", join_names(&broken))))
 }
 
-/// Reports the base's held packages, which no upgrade changes, and fails if another version of one is asked for.
+/// Reports the base's held packages, which no upgrade changes. Fails if the definition requests another version of one.
 pub fn ensure_not_held(
     held: &[String],
     packages: &[InstalledPackage],
@@ -77,7 +78,7 @@ pub fn ensure_not_held(
     work.report.note(format!("held in the base image, so not upgraded: {}", join_names(held)));
     for wanted in &work.plan.expect.packages {
         let Some(version) = &wanted.version else { continue };
-        // dpkg adds the architecture to some.
+        // dpkg adds the architecture to some names.
         let is_held = held.iter().any(|held| held.split(':').next() == Some(&wanted.name));
         let Some(has) = packages.iter().find(|package| package.name == wanted.name).filter(|_| is_held)
         else {
@@ -96,7 +97,7 @@ pub fn ensure_not_held(
     Ok(())
 }
 
-/// Fails if a package that was asked for is missing or has another version.
+/// Fails if a requested package is missing or has another version.
 pub fn ensure_installed(packages: &[InstalledPackage], expect: &Expect) -> Result<()> {
     let missing: Vec<_> = expect.packages.iter().filter_map(|wanted| lacks(packages, wanted)).collect();
     if missing.is_empty() {
@@ -110,7 +111,7 @@ fn lacks(packages: &[InstalledPackage], wanted: &Wanted) -> Option<String> {
     let spelt = |version: &str| format!("`{}{version}`", wanted.name);
     let fits = |p: &&InstalledPackage| {
         let architecture = wanted.architecture.as_deref();
-        // A package for all architectures fits any.
+        // A package for all architectures matches any architecture.
         architecture
             .is_none_or(|a| a == p.architecture || ["all", "noarch"].contains(&p.architecture.as_str()))
     };
@@ -126,12 +127,12 @@ fn lacks(packages: &[InstalledPackage], wanted: &Wanted) -> Option<String> {
     Some(format!("{}{have}", spelt(&format!("={version}"))))
 }
 
-/// Matches as apt does: without regard to case.
+/// Matches like apt, ignoring case.
 fn matches_version(pattern: &str, version: &str) -> bool {
     match_wildcards(&pattern.to_ascii_lowercase(), &version.to_ascii_lowercase()).is_some()
 }
 
-/// `12 packages installed, 3 changed, 1 removed`, or nothing.
+/// Returns text such as `12 packages installed, 3 changed, 1 removed`, or `None` if nothing changed.
 pub fn difference(before: &[InstalledPackage], after: &[InstalledPackage]) -> Option<String> {
     let versions = |packages: &[InstalledPackage]| -> BTreeMap<(String, String), String> {
         packages.iter().map(|p| ((p.name.clone(), p.architecture.clone()), p.version.clone())).collect()

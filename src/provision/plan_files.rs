@@ -1,4 +1,4 @@
-//! Files that a plan adds to the image for good.
+//! Places a plan's files in the image permanently.
 
 use super::context::MountedImage;
 use super::context::ProvisionContext;
@@ -12,14 +12,13 @@ use oven_distro::{FILE_PLACES, Shim};
 use rustix::fs::{FileType, OFlags};
 use std::path::Path;
 
-/// Keys and lists of repositories are smaller; what is larger is not configuration.
+/// The maximum size of a file. Keys and lists of repositories are smaller; a larger file is not configuration.
 const MAX_BYTES: usize = 4 << 20;
 
-/// Places every file of the plan, owned by root. A file that the image has with another content is replaced, with a
-/// warning.
+/// Places every file of the plan, owned by root. If the image has the file with other content, replaces it and warns.
 ///
 /// # Errors
-/// [`Kind::Step`] if the plugin's plan is wrong, or the image.
+/// [`Kind::Step`] if the plugin's plan or the image is wrong.
 pub fn place_plan_files(place: &MountedImage<'_>, work: &ProvisionContext<'_>) -> Result<()> {
     let files = &work.plan.files;
     if files.is_empty() {
@@ -55,7 +54,8 @@ fn write_file(inside: &ImageTree, file: &Shim, work: &ProvisionContext<'_>) -> R
     }
     work.report.detail(format!("{} ({:04o})", file.path, file.mode));
     let write = || inside.write(&file.path, file.content.as_bytes(), file.mode, 0, 0);
-    // Writing the same file again does not outdate what an earlier bake cached.
+    // Writing the same file again must not make an earlier bake's cached data look outdated, so the times of its
+    // directory are preserved.
     let parent = Path::new(&file.path).parent().and_then(Path::to_str).unwrap_or_default();
     match inside.open(parent, OFlags::PATH | OFlags::DIRECTORY) {
         Ok(dir) => keep_directory_times(&dir, write),
@@ -63,7 +63,7 @@ fn write_file(inside: &ImageTree, file: &Shim, work: &ProvisionContext<'_>) -> R
     }
 }
 
-/// What is wrong with a file's path, as the end of a sentence.
+/// Returns the error in a file's path, as the end of a sentence.
 fn check(file: &Shim, unmounted: &[impl AsRef<Path>]) -> Result<(), String> {
     let normalized = validate::target(&file.path)?;
     if normalized != file.path || !FILE_PLACES.iter().any(|dir| Path::new(&normalized).starts_with(dir)) {

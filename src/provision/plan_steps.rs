@@ -1,4 +1,4 @@
-//! The steps and questions of a plan.
+//! Runs the steps of a plan, and queries its facts.
 
 use super::command::{CommandRunner, ImageCommand};
 use super::diagnose::command_name;
@@ -9,15 +9,15 @@ use oven_distro::{Phase, Plan, Step};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// Upper bound for a fact, which is answered at once.
+/// The time limit for a fact, which takes only a moment.
 const FACT_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// The steps of a plan that change the image.
+/// Returns the steps of a plan that change the image.
 pub fn provisioning(plan: &Plan) -> impl Iterator<Item = &Step> {
     plan.steps.iter().filter(|step| step.phase != Phase::Clean)
 }
 
-/// The steps of a plan that clean the image.
+/// Returns the steps of a plan that clean the image.
 pub fn cleaning(plan: &Plan) -> impl Iterator<Item = &Step> {
     plan.steps.iter().filter(|step| step.phase == Phase::Clean)
 }
@@ -54,7 +54,7 @@ pub async fn run_step(runner: &CommandRunner<'_>, step: &Step) -> Result<()> {
             .work
             .report
             .detail(format!("{}: skipped, because it was done before and nothing has changed", step.why));
-        // As if it had run: the next bake finds it done.
+        // The step is recorded as if it had run, so the next bake can skip it, too.
         runner.downloads.note_done(name);
         return Ok(());
     }
@@ -63,7 +63,7 @@ pub async fn run_step(runner: &CommandRunner<'_>, step: &Step) -> Result<()> {
     Ok(())
 }
 
-/// The phase's name in the table of times.
+/// Returns the phase's name for the table of times.
 fn phase(phase: Phase) -> &'static str {
     match phase {
         Phase::Prepare => "prepare",
@@ -75,14 +75,14 @@ fn phase(phase: Phase) -> &'static str {
     }
 }
 
-/// The packages of the image; `None` if the plan has no such fact.
+/// Returns the packages of the image, or `None` if the plan has no such fact.
 pub async fn packages_of(runner: &CommandRunner<'_>) -> Result<Option<Vec<InstalledPackage>>> {
     let Some(argv) = runner.work.plan.facts.get(packages::FACT) else { return Ok(None) };
     let output = ask(runner, packages::FACT, argv).await?;
     Ok(Some(packages::parse(&output, &runner.work.plan.expect)?))
 }
 
-/// The packages of the image that no upgrade changes.
+/// Returns the packages of the image that no upgrade changes.
 pub async fn held(runner: &CommandRunner<'_>) -> Result<Vec<String>> {
     let Some(argv) = runner.work.plan.facts.get(packages::HELD) else { return Ok(Vec::new()) };
     let output = ask(runner, packages::HELD, argv).await?;

@@ -1,4 +1,4 @@
-//! Programs that the definition's provisioners need in the image.
+//! Finds programs of the image that the definition's provisioners need.
 
 use crate::image::tree::ImageTree;
 use anyhow::Result;
@@ -6,15 +6,15 @@ use anyhow::Result;
 /// The program that runs playbooks.
 pub const ANSIBLE: &str = "ansible-playbook";
 
-/// Where a step searches for programs ([`crate::sandbox::spec::StepSpec`]).
+/// The directories in which a step searches for programs ([`crate::sandbox::spec::StepSpec`]).
 const PATH: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
-/// Whether a step finds a program by its name at this path.
+/// Returns whether a step finds a program by its name at this path.
 pub fn is_program_path(path: &str, program: &str) -> bool {
     path.rsplit_once('/').is_some_and(|(dir, name)| PATH.contains(&dir) && name == program)
 }
 
-/// Whether a step finds a program in the image.
+/// Returns whether a step finds a program in the image.
 pub fn has_program(inside: &ImageTree, program: &str) -> Result<bool> {
     for dir in PATH {
         if inside.exists(&format!("{dir}/{program}"))? {

@@ -1,4 +1,4 @@
-//! The definition's scripts: where steps see them, and how they are started.
+//! Mounts the definition's scripts for steps, and builds the command lines that start them.
 
 use super::network::CA_FILE;
 use crate::definition::Definition;
@@ -9,25 +9,25 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
-/// Where scripts see the definition's directory; it is their working directory.
+/// The path at which scripts see the definition's directory. It is their working directory.
 pub const DEFINITION_DIR: &str = "/run/oven/definition";
 const OVEN: &str = "/run/oven";
-/// Where scripts see an input, if its path in image.toml would lead elsewhere.
+/// The directory for inputs whose path in image.toml would lead to another place in a step.
 const INPUTS: &str = "/run/oven/inputs";
-/// Where scripts see a file that is a link to somewhere else.
+/// The directory for files of the definition that are links to files outside of it.
 const LINKED: &str = "/run/oven/linked";
-/// The kernel reads this many bytes of a program.
+/// The number of bytes of a program that the kernel reads to find its interpreter.
 const HEAD: u64 = 256;
 
 /// The directories of a definition, as scripts see them.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ScriptMounts {
-    /// The definition's own directory first, then its inputs.
+    /// The definition's own directory, followed by its inputs.
     pub binds: Vec<BindMount>,
 }
 
-/// The directories of the definition for scripts, read-only. Each input is where it is on this machine relative to the
-/// definition, so that `../common/x` leads there.
+/// Returns the read-only mounts of the definition's directories for scripts. Each input has the same path relative to
+/// the definition as on this machine, so that `../common/x` leads to it.
 pub fn script_mounts(image: &Definition, shims: &[Shim]) -> Result<ScriptMounts> {
     let within = || Some(image.project.clone());
     let mut binds = vec![BindMount {
@@ -50,8 +50,8 @@ pub fn script_mounts(image: &Definition, shims: &[Shim]) -> Result<ScriptMounts>
     Ok(ScriptMounts { binds })
 }
 
-/// The command line of a script. It begins with the interpreter that the first line names, so that neither the script's
-/// mode nor this machine's mount options for its directory matter.
+/// Returns the command line of a script. It begins with the interpreter that the script's first line names. So the
+/// script's mode and the mount options of its directory on this machine do not matter.
 pub fn script_command(image: &Definition, script: &Path, seen: &mut ScriptMounts) -> Result<Vec<String>> {
     let path = canonical(&image.dir.join(script))?;
     let mut start = Vec::new();
@@ -62,14 +62,14 @@ pub fn script_command(image: &Definition, script: &Path, seen: &mut ScriptMounts
     Ok(argv)
 }
 
-/// The path at which steps see a file of the definition.
+/// Returns the path at which steps see a file of the definition.
 pub fn script_path(image: &Definition, script: &Path, seen: &mut ScriptMounts) -> Result<String> {
     let path = canonical(&image.dir.join(script))?;
     let below =
         seen.binds.iter().find_map(|bind| Some((&bind.target, path.strip_prefix(&bind.source).ok()?)));
     let target = match below {
         Some((target, rest)) => Path::new(target).join(rest),
-        // A link that leads out of the definition: its target counts in the checksum, and is mounted by itself.
+        // A link that leads out of the definition. Its target is part of the checksum, and is mounted separately.
         None => Path::new(LINKED).join(script.file_name().unwrap_or_default()),
     };
     let Some(text) = target.to_str().map(str::to_owned) else {
@@ -86,7 +86,7 @@ fn canonical(path: &Path) -> Result<PathBuf> {
     std::fs::canonicalize(path).with_context(|| format!("resolving {}", path.display()))
 }
 
-/// The words before a script's path; none for an ELF program.
+/// Returns the words before a script's path; none for an ELF program.
 fn interpreter(start: &[u8]) -> Vec<String> {
     if start.starts_with(b"\x7fELF") {
         return Vec::new();
@@ -94,7 +94,7 @@ fn interpreter(start: &[u8]) -> Vec<String> {
     let first = start.split(|byte| *byte == b'\n').next().unwrap_or_default();
     let Some(line) = first.strip_prefix(b"#!") else { return vec!["/bin/sh".to_owned()] };
     let line = String::from_utf8_lossy(line);
-    // As the kernel does: the rest of the line is one argument.
+    // Splits the line as the kernel does: the rest of it is one argument.
     let (program, argument) = match line.trim().split_once([' ', '\t']) {
         Some((program, argument)) => (program, argument.trim()),
         None => (line.trim(), ""),
@@ -102,7 +102,7 @@ fn interpreter(start: &[u8]) -> Vec<String> {
     [program, argument].iter().filter(|word| !word.is_empty()).map(|word| (*word).to_owned()).collect()
 }
 
-/// The environment variables of scripts, in addition to those of every step.
+/// Returns the environment variables of scripts, in addition to those of every step.
 pub fn environment(image: &Definition, kind: &str, seen: &ScriptMounts) -> BTreeMap<String, String> {
     let inputs: Vec<_> =
         seen.binds.iter().skip(1).take(image.inputs.len()).map(|b| b.target.as_str()).collect();
@@ -113,14 +113,14 @@ pub fn environment(image: &Definition, kind: &str, seen: &ScriptMounts) -> BTree
         ("OVEN_PHASE", kind),
         // The definition's directory, which is the working directory.
         ("OVEN_DEFINITION", DEFINITION_DIR),
-        // Its inputs, in their order, separated by colons.
+        // The definition's inputs in their order, separated by colons.
         ("OVEN_INPUTS", &inputs.join(":")),
     ]
     .map(|(name, value)| (name.to_owned(), value.to_owned()))
     .into()
 }
 
-/// Joins paths as texts: `..` removes a name.
+/// Joins paths as texts, without following links: `..` removes a name.
 fn join(base: &Path, path: &Path) -> PathBuf {
     let mut joined = base.to_owned();
     for part in path.components() {

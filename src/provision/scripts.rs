@@ -14,11 +14,13 @@ use std::time::Duration;
 
 const BATS: &str = "bats";
 
-/// The file with Ansible's variables, and the directory for what Ansible writes: steps have a `/run` of their own.
+/// The path of the file with Ansible's variables. Ansible also writes to a directory below `/run`. Both disappear after
+/// the step, because steps have a private `/run`.
 const VARIABLES: &str = "/run/oven/ansible.json";
 const ANSIBLE_HOME: &str = "/run/ansible";
 
-/// The programs that the definition's provisioners need: a plugin is asked for those that the image lacks.
+/// Returns the programs that the definition's provisioners need. oven asks a plugin to install those that the image
+/// lacks.
 pub fn tools(image: &Definition) -> Vec<String> {
     let playbooks = image.runs.iter().any(|script| script.playbook().is_some());
     playbooks.then(|| ANSIBLE.to_owned()).into_iter().collect()
@@ -34,7 +36,8 @@ pub async fn run(runner: &CommandRunner<'_>) -> Result<()> {
             tools = BakeTools::install(runner, script).await?;
         }
         run_script(runner, script).await?;
-        // What comes after the last playbook, tests included, sees the image as it is going to be.
+        // After the last playbook, all provisioners and tests see the image without the bake's tools, as it will be at
+        // the end.
         if last == Some(index)
             && let Some(tools) = tools.take()
         {
@@ -44,7 +47,7 @@ pub async fn run(runner: &CommandRunner<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Runs every `[[test]]`. What tests write is discarded.
+/// Runs every `[[test]]`. Writes of tests are discarded.
 pub async fn test(runner: &CommandRunner<'_>) -> Result<()> {
     let image = runner.work.image;
     let bats = image.tests.iter().find(|test| matches!(test.program, Program::Bats(_)));
@@ -64,7 +67,7 @@ pub async fn test(runner: &CommandRunner<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Runs a script in the definition's directory, which it sees read-only.
+/// Runs a script. Its working directory is the definition's directory, which it sees read-only.
 async fn run_script(runner: &CommandRunner<'_>, script: &Script) -> Result<()> {
     let image = runner.work.image;
     let mut shims = runner.script_shims();
@@ -122,7 +125,7 @@ fn ansible_command(
     args: &[String],
     seen: &mut ScriptMounts,
 ) -> Result<Vec<String>> {
-    // The comma makes it a list of hosts instead of a file.
+    // Because of the comma, Ansible reads this as a list of hosts and not as a file name.
     let argv = [ANSIBLE, "--inventory", "localhost,", "--connection", "local", "--extra-vars"];
     let mut argv = append(argv.map(str::to_owned).to_vec(), &[format!("@{VARIABLES}")]);
     if !playbook.tags.is_empty() {
@@ -132,14 +135,14 @@ fn ansible_command(
     Ok(append(append(argv, args), &[file]))
 }
 
-/// The definition's variables, and the playbook's own, which win.
+/// Returns the file with the definition's variables and the playbook's own variables. The playbook's take precedence.
 fn variables_file(image: &Definition, playbook: &Playbook) -> Shim {
     let vars = image.vars.values().into_iter().map(|(name, value)| (name, value.into()));
     let vars: serde_json::Map<String, serde_json::Value> = vars.chain(playbook.vars.clone()).collect();
     Shim { path: VARIABLES.to_owned(), content: serde_json::Value::Object(vars).to_string(), mode: 0o600 }
 }
 
-/// Keeps Ansible's caches, its temporary files and the compiled code of its modules out of the image.
+/// Returns variables with which Ansible writes its caches, temporary files and compiled modules outside of the image.
 fn ansible_environment() -> BTreeMap<String, String> {
     let temporary = format!("{ANSIBLE_HOME}/tmp");
     [
@@ -149,7 +152,7 @@ fn ansible_environment() -> BTreeMap<String, String> {
         ("ANSIBLE_RETRY_FILES_ENABLED", "False"),
         ("ANSIBLE_NOCOLOR", "1"),
         ("ANSIBLE_NOCOWS", "1"),
-        // The image's Python, without a warning that another one may be installed later.
+        // With this value, Ansible uses the image's Python, and does not warn that another one may be installed later.
         ("ANSIBLE_PYTHON_INTERPRETER", "auto_silent"),
         ("PYTHONDONTWRITEBYTECODE", "1"),
     ]

@@ -1,4 +1,4 @@
-//! A contained shell for a person.
+//! Runs an isolated shell for a person.
 
 use super::context::EgressGuard;
 use crate::mount::Root;
@@ -9,19 +9,18 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-/// What runs in a contained shell, and how.
+/// The options of an isolated shell.
 pub struct ShellRequest<'a> {
     /// The path of this program.
     pub helper: &'a Path,
     pub shims: Vec<Shim>,
-    /// Whether it has the network, and how that is guarded.
+    /// `None` without the network; otherwise how the builder's credentials are protected.
     pub network: Option<EgressGuard>,
-    /// A command instead of the shell.
+    /// A command to run instead of the shell.
     pub command: &'a [String],
 }
 
-/// Runs a contained shell, or a command instead of it, on the terminal of this process. Returns its exit code.
-/// `network`: whether it has the network, and how that is guarded.
+/// Runs an isolated shell, or a command instead of it, on the terminal of this process. Returns its exit code.
 pub async fn shell(root: &Root<'_>, request: ShellRequest<'_>, report: &Report) -> Result<u8> {
     let ShellRequest { helper, shims, network, command } = request;
     let bash = root.inside().exists("/bin/bash")?;
@@ -48,11 +47,11 @@ pub async fn shell(root: &Root<'_>, request: ShellRequest<'_>, report: &Report) 
     let exit = crate::sandbox::run(helper, &spec, SHELL_TIMEOUT, &mut |_| ()).await?;
     Ok(match exit.status {
         crate::sandbox::spec::ExitStatus::Exited(code) => u8::try_from(code).unwrap_or(u8::MAX),
-        // As shells report it.
+        // Shells report a signal with the same exit code.
         crate::sandbox::spec::ExitStatus::Signaled(signal) => u8::try_from(128 + signal).unwrap_or(u8::MAX),
         crate::sandbox::spec::ExitStatus::TimedOut => u8::MAX,
     })
 }
 
-/// A person may leave a shell open over the weekend; a year is practically unlimited.
+/// The time limit of a shell. A person may leave it open over the weekend; a year is practically unlimited.
 const SHELL_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);

@@ -1,4 +1,4 @@
-//! The free space on the image's disk.
+//! Checks the free space on the image's disk.
 
 use crate::error::Kind;
 use anyhow::{Context, Error, Result};
@@ -8,18 +8,19 @@ use std::path::Path;
 /// The hint for a full disk.
 pub const LARGER_DISK_HINT: &str = "Give it a larger one: `size_gib` of `[disk]` in image.toml.";
 
-/// A disk with less than this share free is full: something may have failed to write, and may have hidden its failure.
+/// If less than one part in this number is free, the disk counts as full: a write may have failed without an error
+/// message.
 const MIN_FREE_SHARE: u64 = 1024;
 
-/// What ext4 reserves, although it counts as free: a fiftieth, but at most this many blocks
+/// The share of blocks that ext4 reserves although they count as free: a fiftieth, but at most this number of blocks
 /// (ext4_calculate_resv_clusters).
 const EXT4_RESERVE: (u64, u64) = (50, 4096);
 
-/// Free and total blocks and files of a file system.
+/// The free and the total number of blocks and of files of a file system.
 #[derive(Debug, Clone, Copy)]
 pub struct DiskSpace {
     blocks: (u64, u64),
-    /// Zeros where inodes are created as needed.
+    /// Zeros if the file system creates inodes as needed.
     files: (u64, u64),
 }
 
@@ -41,7 +42,7 @@ impl DiskSpace {
         low(self.blocks) || low(self.files)
     }
 
-    /// Fails if the disk became full since this was measured.
+    /// Fails if the disk became full after this was measured.
     pub fn ensure_not_full(&self, root: &Path) -> Result<()> {
         let now = Self::of(root)?;
         if self.is_full() || !now.is_full() {
@@ -58,7 +59,7 @@ impl DiskSpace {
     }
 }
 
-/// Turns a failure of oven's own writing into the image into an explanation if the disk is full or broken.
+/// Explains a failure of oven's own writes to the image if the disk is full or broken.
 pub fn explain_full_disk(error: Error) -> Error {
     let errno = error.chain().find_map(|cause| {
         let io = cause.downcast_ref::<std::io::Error>().and_then(Errno::from_io_error);
@@ -68,8 +69,8 @@ pub fn explain_full_disk(error: Error) -> Error {
         Some(Errno::NOSPC | Errno::DQUOT) => {
             Kind::Step.failure(format!("the image's disk is full: {error:#}")).hint(LARGER_DISK_HINT).into()
         }
-        // The kernel answers this after it found damage, which a script caused by writing to the disk itself, or the
-        // disk.
+        // The kernel returns this after it found damage. Either a script wrote to the disk itself, or the disk is
+        // broken.
         Some(Errno::ROFS) => Kind::Step
             .failure(format!("the image's file system became read-only: {error:#}"))
             .hint("It is damaged: the kernel's log (dmesg) says where.")

@@ -1,4 +1,4 @@
-//! A definition without a file, for tests.
+//! A definition that was not read from a file, for tests.
 
 use crate::cloud::BaseRef;
 use crate::definition::{Definition, From};

@@ -43,7 +43,7 @@ pub fn main() -> ExitCode {
     let ended = serve(spec, &control).unwrap_or_else(|error| HelperMessage::failed(&error));
     match ended.send(&control) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(_) => ExitCode::FAILURE, // oven is gone
+        Err(_) => ExitCode::FAILURE, // oven has ended
     }
 }
 

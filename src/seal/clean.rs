@@ -1,5 +1,5 @@
-//! Removes machine-specific data from an image. Everything is done through descriptors of the image's own directories,
-//! and no link is followed: a planted `/var/log -> /` is left alone, and the lint reports it.
+//! Removes machine-specific data from an image. All changes are made through descriptors of the image's own
+//! directories, and no link is followed: a planted `/var/log -> /` is not cleaned, and the lint reports it.
 
 use super::first_boot;
 use super::rules;
@@ -10,7 +10,7 @@ use crate::image::walk::Walk;
 use anyhow::{Context, Result};
 use rustix::fs::FileType;
 
-/// Cleans the image, except for what `keep` names. Returns notes for the user.
+/// Cleans the image, except for the paths in `keep`. Returns notes for the user.
 pub fn clean(inside: &ImageTree, keep: &[String]) -> Result<Vec<String>> {
     let mut notes = Vec::new();
     for (pattern, _) in rules::FILES {
@@ -31,7 +31,7 @@ pub fn clean(inside: &ImageTree, keep: &[String]) -> Result<Vec<String>> {
     Ok(notes)
 }
 
-/// Empties logs, so that their owner and mode stay, and removes rotated ones.
+/// Empties current logs, so that their owner and mode do not change, and removes rotated logs.
 fn clean_logs(inside: &ImageTree, keep: &[String]) -> Result<()> {
     if !is_directory(inside, rules::LOGS)? {
         return Ok(());
@@ -45,7 +45,7 @@ fn clean_logs(inside: &ImageTree, keep: &[String]) -> Result<()> {
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Ok(Walk::On);
         }
-        // A log with several names may be the content of another file: emptying it would empty that file.
+        // If a log has several names, it may also be another file, which emptying would destroy. So it is removed.
         if rules::is_rotated(name) || stat.st_nlink > 1 {
             remove.push(path.to_owned());
         } else if stat.st_size > 0 {
@@ -62,8 +62,8 @@ fn clean_logs(inside: &ImageTree, keep: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Writes an empty file, so that each instance generates its own id. Not `uninitialized`, which would also make systemd
-/// apply presets and could enable again what a definition disabled; and the file is not removed, which means the same.
+/// Writes an empty file, so that each instance generates its own id. The text `uninitialized` would also make systemd
+/// apply presets, which could enable units that the definition disabled. Removing the file would have the same effect.
 fn empty_machine_id(inside: &ImageTree, keep: &[String]) -> Result<()> {
     let path = rules::MACHINE_ID;
     let exists = match kind_of(inside, path)? {
@@ -76,7 +76,7 @@ fn empty_machine_id(inside: &ImageTree, keep: &[String]) -> Result<()> {
     {
         return Ok(());
     }
-    // It is replaced, because it may be a symlink or have several names.
+    // The file is replaced, because it may be a symlink or have several names.
     inside.write(path, b"", 0o444, 0, 0)
 }
 
@@ -181,7 +181,7 @@ mod tests {
         assert_eq!(tree.read("var/log/syslog").as_deref(), Some(""));
     }
 
-    /// Every path that is cleaned, planted as a symlink to this machine's files or to the image's own.
+    /// Plants a symlink at every path that is cleaned. The links lead to this machine's files or to the image's own.
     #[test]
     fn planted_symlinks_are_not_followed() {
         let dirs = [

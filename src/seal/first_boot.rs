@@ -1,5 +1,5 @@
-//! Keys that every instance has to make for itself. They are removed, and if nothing makes new ones at the first boot,
-//! a unit that does is added.
+//! Handles keys that every instance must generate for itself. They are removed. If nothing generates new ones at the
+//! first boot, a unit that does is added.
 
 use super::rules;
 use super::rules::remove_matching;
@@ -9,12 +9,12 @@ use anyhow::{Context, Result};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-/// Where systemd searches for units, the administrator's first.
+/// The directories in which systemd searches for units, the administrator's first.
 const UNITS: [&str; 3] = ["/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"];
 
 const SSH_UNIT: &str = "oven-ssh-keys.service";
-/// It runs before the socket, too, because an image may start sshd through one. It runs before basic.target, so default
-/// dependencies, which order a unit after that, would make a cycle.
+/// The unit also runs before the socket, because an image may start sshd through one. That is before basic.target, so
+/// default dependencies, which order a unit after that target, would create a cycle.
 const SSH_CONTENT: &str = "\
 # Added by oven: SSH host keys are not cloned, each instance makes its own.
 [Unit]
@@ -39,7 +39,7 @@ WantedBy=multi-user.target
 ";
 
 const SNAKEOIL_UNIT: &str = "oven-snakeoil.service";
-/// It runs before everything that services are ordered after.
+/// The unit runs before the targets after which services are ordered.
 const SNAKEOIL_CONTENT: &str = "\
 # Added by oven: private keys are not cloned, each instance makes its own.
 [Unit]
@@ -64,8 +64,8 @@ pub fn has_systemd(inside: &ImageTree) -> Result<bool> {
     Ok(inside.exists("/usr/lib/systemd/systemd")? || inside.exists("/lib/systemd/systemd")?)
 }
 
-/// Removes SSH host keys if something makes new ones at boot, and adds a unit for that if necessary. Returns a note
-/// about the unit.
+/// Removes SSH host keys if a unit generates new ones at boot, and adds such a unit if necessary. Returns a note about
+/// the added unit.
 pub fn replace_host_keys(inside: &ImageTree, keep: &[String]) -> Result<Option<String>> {
     let keys = expand(inside, rules::HOST_KEYS)?;
     if keys.iter().any(|(path, _)| is_excluded(keep, path)) {
@@ -74,7 +74,7 @@ pub fn replace_host_keys(inside: &ImageTree, keep: &[String]) -> Result<Option<S
     let mut note = None;
     if inside.exists("/usr/sbin/sshd")? && !makes_host_keys(inside)? {
         if !has_systemd(inside)? || !inside.exists("/usr/bin/ssh-keygen")? {
-            // Without keys sshd would not start. The lint reports them.
+            // Without keys sshd would not start, so they remain. The lint reports them.
             return Ok(None);
         }
         add_unit(inside, SSH_UNIT, SSH_CONTENT, "multi-user.target")?;
@@ -85,8 +85,8 @@ pub fn replace_host_keys(inside: &ImageTree, keep: &[String]) -> Result<Option<S
     Ok(note)
 }
 
-/// Removes the key that Debian's ssl-cert makes when it is installed, which mail and database servers use, and adds a
-/// unit that makes a new one. Returns a note about the unit.
+/// Removes the key that Debian's ssl-cert generates when it is installed (mail and database servers use it), and adds a
+/// unit that generates a new one. Returns a note about the unit.
 pub fn replace_snakeoil_key(inside: &ImageTree, keep: &[String]) -> Result<Option<String>> {
     if kind_of(inside, rules::SNAKEOIL)?.is_none() || is_excluded(keep, rules::SNAKEOIL) {
         return Ok(None);
@@ -102,14 +102,14 @@ pub fn replace_snakeoil_key(inside: &ImageTree, keep: &[String]) -> Result<Optio
     )))
 }
 
-/// Whether something makes SSH host keys at boot.
+/// Returns whether a unit generates SSH host keys at boot.
 fn makes_host_keys(inside: &ImageTree) -> Result<bool> {
     if cloud_init_makes_them(inside)? {
         return Ok(true);
     }
     if has_systemd(inside)? {
         for name in enabled_units(inside)? {
-            // sshd-keygen.target is the unit of Fedora and its relatives.
+            // sshd-keygen.target is the unit of Fedora and related distributions.
             if name.starts_with("sshd-keygen") || runs_ssh_keygen(&unit_text(inside, &name)?) {
                 return Ok(true);
             }
@@ -121,7 +121,7 @@ fn makes_host_keys(inside: &ImageTree) -> Result<bool> {
     Ok(scripts.iter().any(|(path, _)| runs_ssh_keygen(&read_text(inside, path))))
 }
 
-/// Whether a line that is not a comment runs `ssh-keygen -A`.
+/// Returns whether a line that is not a comment runs `ssh-keygen -A`.
 fn runs_ssh_keygen(text: &str) -> bool {
     text.lines().map(str::trim_start).filter(|line| !line.starts_with(['#', ';'])).any(|line| {
         let mut words = line.split_whitespace();
@@ -147,7 +147,7 @@ fn is_masked(inside: &ImageTree, unit: &str) -> Result<bool> {
     Ok(link.is_some_and(|target| target == "/dev/null"))
 }
 
-/// The units that another unit wants or requires.
+/// Returns the units that another unit wants or requires.
 fn enabled_units(inside: &ImageTree) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for dir in UNITS {
@@ -168,7 +168,7 @@ fn enabled_units(inside: &ImageTree) -> Result<Vec<String>> {
     Ok(all)
 }
 
-/// The text of a unit and of its drop-ins; for an instance, also that of its template.
+/// Returns the text of a unit and of its drop-ins, and for an instance of a template also the template's text.
 fn unit_text(inside: &ImageTree, name: &str) -> Result<String> {
     let template =
         name.split_once('@').and_then(|(stem, rest)| Some(format!("{stem}@.{}", rest.rsplit_once('.')?.1)));
@@ -200,7 +200,7 @@ fn add_unit(inside: &ImageTree, name: &str, content: &str, wanted_by: &str) -> R
     }
 }
 
-/// The private host keys that are still in the image, for the lint.
+/// Returns the private host keys that are still in the image, for the lint.
 pub fn remaining_host_keys(inside: &ImageTree) -> Result<Vec<String>> {
     let keys = expand(inside, rules::HOST_KEYS)?;
     Ok(keys.into_iter().filter(|(_, kind)| *kind == FileType::RegularFile).map(|(path, _)| path).collect())

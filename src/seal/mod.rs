@@ -1,4 +1,4 @@
-//! What turns a provisioned root into an image: it is cleaned, checked and made bootable.
+//! Turns a provisioned root into an image: cleans it, and checks that it is clean and boots.
 
 pub mod bootable;
 pub mod clean;
@@ -14,8 +14,8 @@ use crate::provision::space::DiskSpace;
 use anyhow::{Context, Result};
 use std::time::SystemTime;
 
-/// What an image is before a bake changes anything in it: what the lint, the search for secrets and the look at the
-/// boot loader compare with.
+/// The state of the image before the bake. The lint, the search for secrets and the boot check compare the result with
+/// it.
 pub struct Baseline {
     begun: SystemTime,
     space: DiskSpace,
@@ -36,16 +36,17 @@ impl Baseline {
         })
     }
 
-    /// To be called when the packages are installed: what a definition's own script changes after that is meant.
+    /// Call this after the packages are installed. Later changes are made by the definition's own scripts, and are
+    /// therefore intended.
     pub fn note_packages(&mut self, runner: &CommandRunner<'_>) -> Result<()> {
         self.lint.record_resolv_conf(runner.place.inside)
     }
 }
 
-/// Runs the plan's steps that clean, removes machine-specific data, and checks the image: that it boots, that nothing
-/// is left in it that only the bake needed, that no secret is in it, and that its disk has room left.
+/// Runs the plan's steps that clean, removes machine-specific data, and checks the image: it must boot, contain no data
+/// that only the bake needed, contain no secret, and have free space on its disk.
 ///
-/// Errors: `Step` where the image is not as it should be.
+/// Errors: `Step` if a check fails.
 pub async fn image(runner: &CommandRunner<'_>, baseline: Baseline) -> Result<()> {
     let (place, work) = (&runner.place, &runner.work);
     for step in plan_steps::cleaning(work.plan) {

@@ -1,5 +1,5 @@
-//! The clean-up rules: where machine-specific data is, and what it is. [`super::clean`] removes it, [`super::lint`]
-//! searches for it.
+//! The clean-up rules: the paths of machine-specific data, and a description of each. [`super::clean`] removes the
+//! data, [`super::lint`] searches for them.
 
 use crate::image::accounts::Accounts;
 use crate::image::tree::ImageTree;
@@ -7,7 +7,7 @@ use crate::text::match_wildcards;
 use anyhow::Result;
 use rustix::fs::FileType;
 
-/// Files that are removed. `*` stands for anything within one name.
+/// Files that are removed. `*` matches any characters within one name.
 pub const FILES: &[(&str, &str)] = &[
     ("/var/lib/dbus/machine-id", "a machine id"),
     ("/var/lib/systemd/random-seed", "a random seed"),
@@ -26,17 +26,17 @@ pub const FILES: &[(&str, &str)] = &[
     ("/var/lib/NetworkManager/*.lease", "a lease of an address"),
     ("/var/lib/NetworkManager/secret_key", "a machine's secret for addresses"),
     ("/var/lib/NetworkManager/timestamps", "a machine's past connections"),
-    // A symlink to the instance's directory. If it is a directory, it is emptied (below).
+    // This is a symlink to the instance's directory. If it is a directory, it is emptied instead (see below).
     ("/var/lib/cloud/instance", "the state of an instance"),
 ];
 
-/// Directories that are emptied. They stay, with their owner and mode.
+/// Directories that are emptied. The directories themselves remain, with their owner and mode.
 pub const DIRECTORIES: &[(&str, &str)] = &[
     ("/tmp", "a temporary file"),
     ("/var/tmp", "a temporary file"),
     ("/root/.cache", "a cache"),
-    // cloud-init's seed and scripts stay: they belong to the image. Nothing is created here: on Amazon Linux 2023,
-    // `instance` as a directory breaks cloud-init.
+    // cloud-init's seed and scripts are not removed, because they belong to the image. No directory is created either:
+    // on Amazon Linux 2023, `instance` as a directory breaks cloud-init.
     ("/var/lib/cloud/data", "the state of an instance"),
     ("/var/lib/cloud/instance", "the state of an instance"),
     ("/var/lib/cloud/instances", "the state of an instance"),
@@ -46,7 +46,7 @@ pub const DIRECTORIES: &[(&str, &str)] = &[
     ("/var/log/journal", "a journal"),
 ];
 
-/// Caches of package managers: a distro's plan removes them, and the lint checks that.
+/// Caches of package managers. A distribution's plan removes them, and the lint checks that.
 pub const CACHES: &[(&str, &str)] = &[
     ("/var/lib/apt/lists", "a package index"),
     ("/var/cache/apt", "a package or an index"),
@@ -59,10 +59,10 @@ pub const MACHINE_ID: &str = "/etc/machine-id";
 pub const HOST_KEYS: &str = "/etc/ssh/ssh_host_*_key";
 pub const SNAKEOIL: &str = "/etc/ssl/private/ssl-cert-snakeoil.key";
 
-/// Histories of shells and clients, in a home directory.
+/// Histories of shells and clients in a home directory.
 const HISTORIES: [&str; 4] = [".*history", ".lesshst", ".viminfo", ".wget-hsts"];
 
-/// Whether `[clean] keep` names a path, or a directory above it.
+/// Returns whether `[clean] keep` contains a path, or a directory above it.
 pub fn is_excluded(keep: &[String], path: &str) -> bool {
     keep.iter().any(|entry| {
         let mut entry = entry.trim_end_matches('/').split('/');
@@ -71,8 +71,8 @@ pub fn is_excluded(keep: &[String], path: &str) -> bool {
     })
 }
 
-/// The type of an object, if it exists: of the object itself, and only if no directory on the way to it is a symlink. A
-/// directory behind a symlink is not cleaned: the symlink may lead to `/`.
+/// Returns the type of the object itself, if it exists and no directory in its path is a symlink. Directories reached
+/// through a symlink are not cleaned, because the symlink may lead to `/`.
 pub fn kind_of(inside: &ImageTree, path: &str) -> Result<Option<FileType>> {
     let parents = path.match_indices('/').map(|(at, _)| &path[..at]).skip(1);
     for parent in parents {
@@ -91,7 +91,7 @@ pub fn is_directory(inside: &ImageTree, path: &str) -> Result<bool> {
     Ok(kind_of(inside, path)? == Some(FileType::Directory))
 }
 
-/// The paths that a pattern names, each with its type.
+/// Returns the paths that match a pattern, each with its type.
 pub fn expand(inside: &ImageTree, pattern: &str) -> Result<Vec<(String, FileType)>> {
     let mut found = vec![String::new()];
     for part in pattern.split('/').filter(|part| !part.is_empty()) {
@@ -117,7 +117,8 @@ pub fn expand(inside: &ImageTree, pattern: &str) -> Result<Vec<(String, FileType
     Ok(all)
 }
 
-/// Histories in the homes of all accounts and below /home: everything that has such a name, except directories.
+/// Returns the histories in the homes of all accounts and below /home: all objects with such a name, except
+/// directories.
 pub fn histories(inside: &ImageTree) -> Result<Vec<String>> {
     let mut homes = Accounts::read(inside)?.homes();
     homes.push("/root".to_owned());
@@ -138,7 +139,7 @@ pub fn histories(inside: &ImageTree) -> Result<Vec<String>> {
     Ok(all)
 }
 
-/// Whether a log was rotated. A rotated log is removed, while a current one is emptied.
+/// Returns whether a log was rotated. A rotated log is removed, while a current one is emptied.
 pub fn is_rotated(name: &str) -> bool {
     let compressed = [".gz", ".xz", ".bz2", ".zst", ".old"].iter().any(|end| name.ends_with(end));
     let number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
@@ -147,13 +148,13 @@ pub fn is_rotated(name: &str) -> bool {
         || name.rsplit_once('-').is_some_and(|(_, end)| number(end) && end.len() == 8)
 }
 
-/// The text of a file; empty if it does not exist or is not a file.
+/// Returns the text of a file, or an empty text if it does not exist or is not a regular file.
 pub fn read_text(inside: &ImageTree, path: &str) -> String {
     let bytes = inside.read(path).ok().flatten().unwrap_or_default();
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Removes what a pattern names, except directories.
+/// Removes the objects that match a pattern, except directories.
 pub fn remove_matching(inside: &ImageTree, pattern: &str, keep: &[String]) -> Result<bool> {
     let mut any = false;
     for (path, kind) in expand(inside, pattern)? {

@@ -1,10 +1,10 @@
-//! Searches what a bake changed in the image for the bake's secrets.
+//! Searches the bake's changes in the image for the bake's secrets.
 //!
-//! All files that were written, linked or changed since the bake began are read, and their names and the targets of
-//! symlinks are searched as well. A secret is found as it is, and in the forms in which programs write it according to
-//! [`crate::secrets`]. A secret is not found if it was compressed, encrypted or cut into pieces, in extended
-//! attributes, or if it was written and deleted again: its blocks are free, but keep their content on a disk that
-//! cannot discard them.
+//! It reads all files that were written, linked or changed after the bake began, and also searches their names and the
+//! targets of symlinks. It finds a secret in plain form, and in the encoded forms that [`crate::secrets`] lists. It
+//! does not find a secret that was compressed, encrypted or cut into pieces, or that is in extended attributes. It also
+//! does not find a secret that was written and deleted again: its blocks are free, but keep their content on a disk
+//! that cannot discard them.
 
 use crate::error::Kind;
 use crate::image::tree::ImageTree;
@@ -15,14 +15,14 @@ use rustix::fs::FileType;
 use std::io::Read;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// The clock may be set back during a bake: what changed this long before the bake is read as well.
+/// The clock may be set back during a bake. So files that changed up to this long before the bake are read as well.
 const MARGIN: Duration = Duration::from_secs(10 * 60);
-/// How many bytes of a file are read at a time.
+/// The number of bytes of a file that are read at a time.
 const CHUNK: usize = 1 << 20;
-/// How many paths an error message names at most.
+/// The maximum number of paths that an error message names.
 const NAMED_MAX: usize = 20;
 
-/// When a bake began, in seconds since 1970.
+/// The time at which a bake began, in seconds since 1970.
 #[derive(Debug, Clone, Copy)]
 pub struct BakeStart(i64);
 
@@ -33,13 +33,13 @@ impl BakeStart {
     }
 }
 
-/// Fails with the paths in the image that contain a secret, and the secrets' names.
+/// Fails if a secret is in the image. The error contains the paths, and the names of the secrets.
 pub fn ensure_no_secrets(inside: &ImageTree, secrets: &Secrets, since: BakeStart) -> Result<()> {
     if secrets.is_empty() {
         return Ok(());
     }
     let mut found: Vec<(String, String)> = Vec::new();
-    // A walk does not enter other file systems.
+    // One walk does not enter other file systems, so each gets its own.
     let mut trees = vec!["/".to_owned()];
     while let Some(tree) = trees.pop() {
         let device = rustix::fs::fstat(inside.open(&tree, rustix::fs::OFlags::PATH)?)?.st_dev;
@@ -126,7 +126,7 @@ mod tests {
         tree.fifo("run/fifo");
         assert_eq!(search(&tree, BakeStart::now()), Ok(()));
         tree.file("etc/conf", "token = hunter2-hunter2\n");
-        // printf user:hunter2-hunter2 | base64
+        // The text is the output of: printf user:hunter2-hunter2 | base64
         tree.file("root/.netrc", "Basic dXNlcjpodW50ZXIyLWh1bnRlcjI=\n");
         tree.file("srv/hunter2-hunter2.txt", "");
         tree.link("/x?token=hunter2-hunter2", "srv/link");

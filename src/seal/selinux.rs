@@ -1,8 +1,9 @@
-//! Labels what a bake created for SELinux, by the image's own policy.
+//! Sets the SELinux labels of files that a bake created, by the image's own policy.
 //!
-//! A step may not set labels: that needs `CAP_SYS_ADMIN`, and restorecon does nothing where the kernel has no SELinux.
-//! So the image's own `setfiles`, in a contained step, only prints which label each file should have, and oven writes
-//! it into the file's attributes, through descriptors inside the image. Afterwards a sample is checked.
+//! A step may not set labels, because that needs `CAP_SYS_ADMIN`; and restorecon does nothing if the kernel has no
+//! SELinux. So the image's own `setfiles`, in an isolated step, only prints the label that each file should have. oven
+//! then writes the label to the file's attributes, through descriptors inside the image. Afterwards a sample is
+//! checked.
 
 use super::rules::read_text;
 use crate::definition::Selinux;
@@ -17,38 +18,38 @@ use std::time::{Duration, SystemTime};
 const CONFIG: &str = "/etc/selinux/config";
 const AUTORELABEL: &str = "/.autorelabel";
 const SETFILES: [&str; 2] = ["/usr/sbin/setfiles", "/sbin/setfiles"];
-/// What is mounted for a step, and is not part of the image.
+/// Directories that are mounted for a step and are not part of the image.
 const EXCLUDED: [&str; 4] = ["/dev", "/proc", "/run", "/sys"];
 /// File systems that store labels; vfat does not.
 const LABELLED: [&str; 4] = ["ext2", "ext3", "ext4", "xfs"];
-/// How many labelled files are checked again, together with some that an image cannot do without.
+/// The number of labelled files that are checked again, in addition to some files that every image needs.
 const SAMPLE: usize = 64;
 const VITAL: [&str; 4] = ["/etc/passwd", "/etc/shadow", "/usr/lib/os-release", "/usr/bin/sh"];
-/// Upper bound for setfiles: a million files take seconds.
+/// The time limit for setfiles. A million files take seconds.
 const TIMEOUT: Duration = Duration::from_secs(15 * 60);
 const AUTORELABEL_HINT: &str = "Set `selinux = \"autorelabel\"` in image.toml: each instance then labels its files at \
     its first boot, and reboots.";
 
-/// A line of setfiles: the label that a file should have.
+/// A line of output of setfiles: the label that a file should have.
 #[derive(Debug, PartialEq, Eq)]
 struct Relabel<'a> {
     path: &'a str,
-    /// It has no label, as far as the kernel can tell.
+    /// Whether the file has no label that the kernel can read.
     unlabelled: bool,
     label: &'a str,
 }
 
-/// The policy of an image that enables SELinux.
+/// The policy of an image with SELinux enabled.
 struct Policy {
     contexts: String,
-    /// The compiled policy, by which labels are checked.
+    /// The compiled policy, with which labels are checked.
     binary: Option<String>,
 }
 
-/// Labels what was created or changed since `begun`, and what has no label.
+/// Labels the files that were created or changed since `begun`, and the files without a label.
 ///
 /// # Errors
-/// `Step` if the image's own setfiles fails, or if a file does not get the label that setfiles asks for.
+/// `Step` if the image's own setfiles fails, or if a file does not get the label that setfiles prints.
 pub async fn label(
     runner: &CommandRunner<'_>,
     inside: &ImageTree,
@@ -75,7 +76,7 @@ pub async fn label(
     let relabels: Vec<_> = output.lines().filter_map(parse).collect();
     let mut labelled = Vec::new();
     for relabel in &relabels {
-        // A label that the base's owner set on purpose stays.
+        // A label that the base's owner set on purpose is not changed.
         if (relabel.unlabelled || inside.changed_since(relabel.path, begun)?)
             && inside.set_label(relabel.path, relabel.label)?
         {
@@ -91,7 +92,7 @@ pub async fn label(
     Ok(())
 }
 
-/// Checks some of the files, and some that an instance cannot do without, with setfiles.
+/// Checks some of the files, and some that every instance needs, with setfiles.
 async fn verify(
     runner: &CommandRunner<'_>,
     inside: &ImageTree,
@@ -115,7 +116,7 @@ async fn verify(
         }
     }
     let output = runner.ask(&setfiles_command(runner, setfiles, policy, &sample)).await?;
-    // The base's owner may have labelled one of the others differently.
+    // The base's owner may have given one of the other files a different label.
     let relabels = output.lines().filter_map(parse);
     match relabels.into_iter().find(|relabel| labelled.iter().any(|path| path == relabel.path)) {
         Some(relabel) => {
@@ -143,7 +144,7 @@ fn read_policy(inside: &ImageTree) -> Result<Option<Policy>> {
     Ok(Some(Policy { contexts, binary }))
 }
 
-/// `SELINUX` and `SELINUXTYPE`, as libselinux reads them.
+/// Returns `SELINUX` and `SELINUXTYPE`, as libselinux reads them.
 fn settings(config: &str) -> (String, String) {
     let value = |key: &str| {
         let of = |line: &str| line.trim().strip_prefix(key)?.strip_prefix('=').map(|v| v.trim().to_owned());
@@ -153,7 +154,8 @@ fn settings(config: &str) -> (String, String) {
     (mode, value("SELINUXTYPE").unwrap_or_else(|| "targeted".to_owned()))
 }
 
-/// The image's own file system, and those mounted in it that store labels: setfiles does not go from one to another.
+/// Returns the image's own file system, and those mounted in it that store labels. setfiles does not go from one to
+/// another.
 fn file_systems(root: &Path) -> Result<Vec<String>> {
     let mut found = vec!["/".to_owned()];
     let root = root.canonicalize().context("resolving the image's mount point")?;
@@ -179,7 +181,7 @@ fn find_setfiles(inside: &ImageTree) -> Result<Option<&'static str>> {
     Ok(None)
 }
 
-/// `-n` changes nothing. `-m` includes files although the kernel reports no mount with support for labels.
+/// `-n` changes nothing. `-m` includes files even if the kernel reports no mount with support for labels.
 fn setfiles_command<'a>(
     runner: &CommandRunner<'a>,
     setfiles: &str,
@@ -199,14 +201,14 @@ fn setfiles_command<'a>(
         name: "setfiles".to_owned(),
         argv,
         timeout: TIMEOUT,
-        // What a plan mounts over files is not part of the image.
+        // Files that a plan mounts over the image's files are not part of the image.
         shims: Vec::new(),
         binds: Vec::new(),
         ..ImageCommand::plan_defaults(runner)
     }
 }
 
-/// `Would relabel /etc/passwd from (null) to system_u:object_r:etc_t:s0`
+/// An example of a line: `Would relabel /etc/passwd from (null) to system_u:object_r:etc_t:s0`
 fn parse(line: &str) -> Option<Relabel<'_>> {
     let (rest, label) = line.strip_prefix("Would relabel ")?.rsplit_once(" to ")?;
     let (path, old) = rest.rsplit_once(" from ")?;

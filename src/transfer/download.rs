@@ -1,4 +1,4 @@
-//! Reads snapshots: compares them with what was uploaded, or writes them to a file.
+//! Reads snapshots, and compares them with the uploaded data or writes them to a file.
 
 use super::readers::{run_in_threads, run_until_dropped};
 use crate::cloud::block_api::{BlockApi, SnapshotContents, SnapshotReader};
@@ -17,14 +17,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// Concurrent reads, each with a block in memory once it is answered: as many as the cloud's own limit, which they wait
-/// for.
+/// The number of concurrent reads. Each has a block in memory after its response arrived. The number equals the cloud's
+/// own limit, for which the reads wait.
 const READERS: usize = 96;
 
 /// The interval of progress reports.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Calls `work` for each item from several threads, until one call fails.
+/// Calls `work` for each item on several threads, until one call fails.
 async fn for_each<T: Send + Sync + 'static>(
     all: Vec<T>,
     work: impl Fn(&T) -> Result<()> + Send + Sync + 'static,
@@ -57,12 +57,12 @@ fn read(reader: &dyn SnapshotReader, snapshot: &SnapshotId, index: u32) -> Resul
 enum Expected {
     Uploaded(Digest),
     FromParent,
-    /// The block exists, and nobody wrote it.
+    /// The block exists, and was not written.
     Zeros,
 }
 
-/// Reads a snapshot back. Fails, with the block and the snapshot, if a block differs from what was uploaded or, for
-/// other blocks, from the parent's.
+/// Reads a snapshot back. Fails if a block differs from the uploaded one or, for other blocks, from the parent's. The
+/// error names the block and the snapshot.
 pub async fn verify(
     blocks: &dyn BlockApi,
     snapshot: &SnapshotId,
@@ -108,13 +108,13 @@ pub async fn verify(
     .await
 }
 
-/// Writes a snapshot to a file, whose content is replaced, and which is sparse where the snapshot has zeros. Each block
-/// is verified against its digest.
+/// Writes a snapshot to a file and replaces its content. The file is sparse: zeros of the snapshot become holes. Each
+/// block is verified against its digest.
 pub async fn download(blocks: &dyn BlockApi, snapshot: &SnapshotId, into: &File) -> Result<SnapshotContents> {
     download_with_progress(blocks, snapshot, into, &|_, _| ()).await
 }
 
-/// Like [`download`]; `on_progress` is called regularly with the number of bytes read and the total.
+/// Like [`download`], but calls `on_progress` regularly with the number of bytes read and the total.
 pub async fn download_with_progress(
     blocks: &dyn BlockApi,
     snapshot: &SnapshotId,
@@ -128,7 +128,7 @@ pub async fn download_with_progress(
         let text = format!("{snapshot} has blocks beyond its {} GiB", contents.size_gib);
         return Err(Kind::Cloud.error(text));
     }
-    // An empty file is not truncated: ext4 would write all of it to the disk when it is closed.
+    // An empty file is not truncated, because ext4 writes a truncated file completely to the disk when it is closed.
     let is_empty = into.metadata().context("inspecting the file")?.len() == 0;
     let emptied = if is_empty { Ok(()) } else { into.set_len(0) };
     emptied.and_then(|()| into.set_len(size)).context("setting the size of the file")?;

@@ -1,4 +1,4 @@
-//! Snapshots in memory with EBS direct's rules, for tests.
+//! Snapshots in memory that follow EBS direct's rules, for tests.
 
 use crate::cloud::VolumeKind;
 use crate::cloud::block_api::{
@@ -24,18 +24,18 @@ pub struct State {
     pub started: u32,
     /// The duration of each put and each read.
     pub delay: Duration,
-    /// Concurrent puts, and their maximum.
+    /// The present number of concurrent puts, and its maximum.
     pub now: usize,
     pub most: usize,
-    /// Concurrent reads, likewise.
+    /// The same for concurrent reads.
     pub reads: usize,
     pub most_reads: usize,
-    /// Puts of this block are refused.
+    /// Puts of this block fail.
     pub refused: Option<u32>,
-    /// This many snapshots expire: when they are completed, or when this block is put.
+    /// The number of snapshots that expire: when they are completed, or when this block is put.
     pub expiring: u32,
     pub expiring_at: Option<u32>,
-    /// Data are discarded once they were checked.
+    /// Whether data are discarded after they were checked.
     pub forgetful: bool,
 }
 
@@ -44,7 +44,7 @@ pub struct Snapshot {
     pub size_gib: u64,
     pub complete: bool,
     pub expired: bool,
-    /// What was put; once the snapshot is complete, with the parent's blocks.
+    /// The blocks that were put. After the snapshot is complete, the parent's blocks are added.
     pub blocks: BTreeMap<u32, (Arc<[u8]>, Digest)>,
     parent: Option<SnapshotId>,
 }
@@ -54,7 +54,7 @@ impl Fake {
         self.0.lock().unwrap()
     }
 
-    /// A complete snapshot with these blocks.
+    /// Adds a complete snapshot with these blocks.
     pub fn with(&self, name: &str, size_gib: u64, blocks: &[(u32, &[u8])]) -> SnapshotId {
         let blocks =
             blocks.iter().map(|(index, data)| (*index, (Arc::from(*data), digest_of(data)))).collect();
@@ -71,7 +71,7 @@ impl Fake {
         id
     }
 
-    /// Changes a byte of a block as only a broken disk does.
+    /// Changes a byte of a block, as only a broken disk does.
     pub fn corrupt(&self, snapshot: &SnapshotId, index: u32) {
         let mut state = self.state();
         let (data, digest) = state.snapshots.get_mut(snapshot).unwrap().blocks.get_mut(&index).unwrap();
@@ -81,7 +81,7 @@ impl Fake {
     }
 }
 
-/// Counts concurrent calls, also if the future is dropped.
+/// Counts concurrent calls, and is correct even if the future is dropped.
 struct Under(Fake);
 impl Drop for Under {
     fn drop(&mut self) {

@@ -1,4 +1,4 @@
-//! Snapshots to and from the cloud, block by block.
+//! Transfers snapshots to and from the cloud, block by block.
 
 pub mod download;
 #[cfg(test)]

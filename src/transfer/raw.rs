@@ -1,4 +1,4 @@
-//! Reads a raw disk image block by block: holes are not read, zeros are not uploaded, and concurrent changes are
+//! Reads a raw disk image block by block. Holes are not read, zeros are not uploaded, and concurrent changes are
 //! detected.
 
 use super::readers;
@@ -21,9 +21,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// The resolution of file times: a change so soon before a check may be followed by another one with the same time.
+/// The resolution of file times. If a change is more recent than this, a later change may have the same time.
 const TIME_RESOLUTION: Duration = Duration::from_millis(100);
-/// How often to wait for a file that keeps changing. If it still changes, that is detected later.
+/// The number of waits for a file that keeps changing. If it still changes after them, that is detected later.
 const MAX_WAITS: u32 = 3;
 
 static ZEROS: [u8; BLOCK] = [0; BLOCK];
@@ -32,16 +32,16 @@ static ZEROS: [u8; BLOCK] = [0; BLOCK];
 #[derive(Debug)]
 pub struct RawDisk {
     file: File,
-    /// For messages.
+    /// The name, for messages.
     name: PathBuf,
     length: u64,
     /// Ranges of blocks with data.
     ranges: Vec<Range<u32>>,
-    /// `None` for a block device, whose times say nothing about its content.
+    /// The file's metadata. `None` for a block device, whose times do not show changes of its content.
     stamp: Option<Stamp>,
 }
 
-/// Metadata that change with a file's content.
+/// The metadata that change with a file's content.
 #[derive(Debug, PartialEq, Eq)]
 struct Stamp {
     place: (u64, u64),
@@ -51,7 +51,7 @@ struct Stamp {
 }
 
 impl RawDisk {
-    /// Waits for a moment if the file was changed just now: not to be called on the runtime's thread.
+    /// Waits for a moment if the file was changed very recently, so do not call this on the runtime's thread.
     #[allow(clippy::disallowed_methods)]
     pub fn new(file: File, name: &Path) -> Result<Self> {
         let context = || format!("inspecting {}", name.display());
@@ -68,7 +68,7 @@ impl RawDisk {
         Ok(Self { file, name: name.to_owned(), length, ranges, stamp })
     }
 
-    /// The size of a disk that can hold it.
+    /// Returns the size of a disk that can hold the image.
     pub fn size_gib(&self) -> u64 {
         self.length.div_ceil(1 << 30)
     }
@@ -91,14 +91,14 @@ fn stamp(file: &File) -> Result<Option<Stamp>> {
     }))
 }
 
-/// Whether the next change will be visible in the file's times.
+/// Returns whether the next change will be visible in the file's times.
 fn is_settled(stamp: &Stamp) -> bool {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let changed = Duration::new(stamp.changed.0.max(0) as u64, stamp.changed.1 as u32);
     now.checked_sub(changed).is_some_and(|age| age > TIME_RESOLUTION)
 }
 
-/// Ranges of blocks that have data, as far as the file system knows.
+/// Returns the ranges of blocks with data, as far as the file system knows.
 fn data_ranges(file: &File, length: u64) -> Result<Vec<Range<u32>>> {
     let size = BLOCK as u64;
     let last = u32::try_from(length.div_ceil(size)).context("counting the disk's blocks")?;
@@ -106,7 +106,7 @@ fn data_ranges(file: &File, length: u64) -> Result<Vec<Range<u32>>> {
     while next < last
         && let Some((from, to)) = data_after(file.as_fd(), u64::from(next) * size, length)?
     {
-        // `last` fits into 32 bits, and these are not larger.
+        // `last` fits into 32 bits, and these values are not larger.
         let (from, to) = ((from / size) as u32, (to.div_ceil(size) as u32).min(last));
         ranges.push(from.max(next)..to);
         next = to;
@@ -122,7 +122,7 @@ impl BlockSource for RawDisk {
     fn block(&self, index: u32) -> Result<Option<(Arc<[u8]>, Digest)>> {
         let start = u64::from(index) * BLOCK as u64;
         let want = self.length.saturating_sub(start).min(BLOCK as u64) as usize;
-        // A vector that is converted would be in memory twice.
+        // Reading into a vector and converting it would need the memory twice.
         let mut data: Arc<[u8]> = Arc::from(&ZEROS[..]);
         let buffer = Arc::get_mut(&mut data).expect("the new Arc has one owner");
         self.file.read_exact_at(&mut buffer[..want], start).map_err(|e| match e.kind() {
@@ -136,7 +136,7 @@ impl BlockSource for RawDisk {
         Ok(Some((data, digest)))
     }
 
-    /// Checks a file by its times; a device has none and is read again.
+    /// Checks a file by its times. A device has none, so it is read again.
     fn ensure_unchanged(&self, sent: &BTreeMap<u32, Digest>) -> Result<()> {
         if let Some(before) = &self.stamp {
             let after = stamp(&self.file)?;
@@ -155,7 +155,8 @@ impl BlockSource for RawDisk {
     }
 }
 
-/// Identifies a disk's content: the SHA256 over the index and digest of each non-zero block, in hex.
+/// Returns a value that identifies a disk's content: the SHA256 over the index and digest of each non-zero block, in
+/// hex.
 pub fn digest(blocks: &BTreeMap<u32, Digest>) -> String {
     let mut all = Sha256::new();
     for (index, digest) in blocks {

@@ -11,25 +11,26 @@ use std::thread;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 
-/// What is to be uploaded. Several threads read it concurrently, not the runtime's.
+/// The source of an upload. Several threads read it concurrently; the runtime's thread is not one of them.
 pub trait BlockSource: Send + Sync + 'static {
-    /// The indexes of blocks that may have to be uploaded, ascending.
+    /// Returns the indexes of blocks that may have to be uploaded, ascending.
     fn indexes(&self) -> Vec<u32>;
 
-    /// A complete block with its digest; `None` if it is not to be uploaded.
+    /// Returns a complete block with its digest, or `None` if it is not to be uploaded.
     fn block(&self, index: u32) -> Result<Option<(Arc<[u8]>, Digest)>>;
 
-    /// Fails if the source differs from what was uploaded. Called after the last block, before the snapshot is sealed.
-    /// If nobody else can write to the source, there is nothing to check.
+    /// Fails if the source differs from the uploaded data. It is called after the last block and before the snapshot is
+    /// sealed. If nobody else can write to the source, it has nothing to check.
     fn ensure_unchanged(&self, _sent: &BTreeMap<u32, Digest>) -> Result<()> {
         Ok(())
     }
 }
 
-/// One thread waits for the disk while another one hashes; more than four hash faster than EBS direct accepts blocks.
+/// The maximum number of threads. While one thread waits for the disk, another one hashes. More than four hash faster
+/// than EBS direct accepts blocks.
 const MAX_READERS: usize = 4;
 
-/// A block that was read, and the room that it takes up.
+/// A block that was read, and its room in memory.
 pub struct ReadBlock {
     pub index: u32,
     pub data: Arc<[u8]>,
@@ -54,7 +55,7 @@ struct State {
     closed: bool,
 }
 
-/// Room for one block, freed on drop.
+/// Room for one block. It is freed on drop.
 pub struct Room(Arc<Gate>);
 
 impl Gate {
@@ -67,7 +68,7 @@ impl Gate {
         self.freed.notify_all();
     }
 
-    /// Waits for room. `None`: the feed was dropped.
+    /// Waits for room. Returns `None` if the feed was dropped.
     fn take(self: &Arc<Self>) -> Option<Room> {
         let full = |state: &mut State| state.free == 0 && !state.closed;
         let mut state = self.freed.wait_while(self.lock(), full).unwrap_or_else(PoisonError::into_inner);
@@ -107,12 +108,12 @@ impl BlockFeed {
     }
 }
 
-/// The number of threads that read a local source.
+/// Returns the number of threads that read a local source.
 pub fn reader_count() -> usize {
     thread::available_parallelism().map_or(2, |n| n.get().clamp(2, MAX_READERS))
 }
 
-/// Lists the source's blocks and reads them with several threads.
+/// Lists the source's blocks and reads them on several threads.
 fn read_all(source: &Arc<dyn BlockSource>, gate: &Arc<Gate>, sender: &UnboundedSender<Result<ReadBlock>>) {
     let read = |indexes: &[u32], next: &AtomicUsize| {
         while let Some(room) = gate.take() {
@@ -127,7 +128,7 @@ fn read_all(source: &Arc<dyn BlockSource>, gate: &Arc<Gate>, sender: &UnboundedS
     };
     let report_error = |result: Result<()>| {
         if let Err(error) = result {
-            // The gate is closed first: whoever receives the error may wait for the other threads.
+            // The gate is closed first, because the receiver of the error may wait for the other threads.
             gate.close();
             _ = sender.send(Err(error));
         }
@@ -140,11 +141,11 @@ fn read_all(source: &Arc<dyn BlockSource>, gate: &Arc<Gate>, sender: &UnboundedS
     _ = report_error(catch_panic(all));
 }
 
-/// Runs the same work in several threads; returns the first error.
+/// Runs the same work on several threads. Returns the first error.
 pub fn run_in_threads(threads: usize, work: impl Fn() -> Result<()> + Sync) -> Result<()> {
     thread::scope(|scope| {
         let all: Vec<_> = (0..threads)
-            // If a thread does not start, the work only takes longer.
+            // If a thread cannot be started, the work only takes longer.
             .filter_map(|_| thread::Builder::new().name("oven-blocks".into()).spawn_scoped(scope, &work).ok())
             .collect();
         if all.is_empty() {
@@ -156,19 +157,20 @@ pub fn run_in_threads(threads: usize, work: impl Fn() -> Result<()> + Sync) -> R
     })
 }
 
-/// Turns a panic into an error, so that it is not mistaken for the end of the blocks.
+/// Converts a panic to an error. Otherwise it would be mistaken for the end of the blocks.
 fn catch_panic<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work))
         .unwrap_or_else(|_| Err(anyhow!("a thread that reads blocks panicked")))
 }
 
-/// Starts a thread that is never joined: when the process ends it may still wait for a disk or the network.
+/// Starts a thread that is never joined, because it may still be waiting for a disk or the network when the process
+/// ends.
 fn spawn(work: impl FnOnce() + Send + 'static) -> Result<()> {
     thread::Builder::new().name("oven-blocks".into()).spawn(work).context("starting a thread")?;
     Ok(())
 }
 
-/// Runs work in a thread. Dropping the future does not stop it.
+/// Runs work on a thread. Dropping the future does not stop the work.
 pub async fn run_in_thread<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
@@ -177,7 +179,7 @@ pub async fn run_in_thread<T: Send + 'static>(
     receiver.await.context("waiting for a thread")?
 }
 
-/// Like [`run_in_thread`], for work that checks now and then whether the future was dropped.
+/// Like [`run_in_thread`], for work that checks regularly whether the future was dropped.
 pub async fn run_until_dropped<T: Send + 'static>(
     work: impl FnOnce(&AtomicBool) -> Result<T> + Send + 'static,
 ) -> Result<T> {

@@ -1,4 +1,4 @@
-//! Runs many futures concurrently, each polled only when it was woken.
+//! Runs many futures concurrently. Each is polled only after it was woken.
 
 use anyhow::Result;
 use std::future::poll_fn;
@@ -24,8 +24,8 @@ impl Wake for Signal {
     }
 }
 
-/// Runs work that arrives in pieces, until all is done or a piece fails. `next` returns the next piece and limits the
-/// number of concurrent ones; `done` gets each result.
+/// Runs pieces of work as they arrive, until all are done or one fails. `next` returns the next piece and limits the
+/// number of concurrent ones. `done` gets each result.
 pub async fn process_concurrently<I, O, F: Future<Output = Result<O>>>(
     mut next: impl FnMut(&mut Context<'_>) -> Poll<Option<Result<I>>>,
     mut work: impl FnMut(I) -> F,
@@ -65,7 +65,7 @@ impl<O, F: Future<Output = Result<O>>> Slot<F> {
     }
 
     fn poll(&mut self, cx: &Context<'_>) -> Poll<Result<O>> {
-        // The waker is set before the signal is checked: a wake-up from now on wakes this task.
+        // The waker is set before the signal is checked, so that every wake-up after the check wakes this task.
         self.signal.task.lock().unwrap_or_else(PoisonError::into_inner).clone_from(cx.waker());
         if !self.signal.woken.swap(false, Ordering::AcqRel) {
             return Poll::Pending;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! DIR/region.json                     the format of the directory
-//! DIR/lock                            locked (flock) while something changes
+//! DIR/lock                            locked (flock) during a change
 //! DIR/images/ami-….json               records; written to a temporary file and renamed
 //! DIR/documents/ami-….json            documents of an image
 //! DIR/snapshots/snap-….{json,img}     a record, and the data as a sparse file
@@ -10,9 +10,9 @@
 //! DIR/volumes/vol-….{json,img}        a record and the data; the file is locked while the volume is attached
 //! ```
 //!
-//! The state of a resource follows from facts that a killed process cannot leave wrong. A resource is pending until a
-//! time in its record; a volume is attached while a loop device has its file open, and the lock with it; data without a
-//! record are garbage, which is swept.
+//! The state of a resource is derived from facts that remain correct even if a process is killed. A resource is pending
+//! until a time in its record. A volume is attached while a loop device has its file open, which also holds the lock.
+//! Data without a record are garbage, and a sweep removes them.
 
 mod blocks;
 mod import;
@@ -41,25 +41,25 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// Pending resources become ready by themselves: this is long enough for every delay that a test may set, and short
-/// enough to notice a clock that was set back.
+/// The limit for waiting. Pending resources become ready by themselves. The time is longer than every delay that a test
+/// may set, and short enough to notice a clock that was set back.
 const PENDING_POLL: PollPolicy = PollPolicy::local(Duration::from_secs(120));
 
-/// The same time that is requested of EBS: a bake starts its snapshot before its steps.
+/// The same time is requested of EBS. It is long, because a bake starts its snapshot before its steps.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(6 * 60 * 60);
 
-/// A directory that acts as a cloud. It is cheap to clone, and several processes may use one at once.
+/// A directory that acts as a cloud. Cloning is cheap, and several processes may use one directory concurrently.
 #[derive(Debug, Clone)]
 pub struct Region(Rc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
     store: RegionStore,
-    /// How long new resources are pending.
+    /// The time for which new resources are pending.
     delay: Duration,
-    /// How long a pending snapshot may go without a block before it expires.
+    /// The time after which a pending snapshot without a new block expires.
     patience: Duration,
-    /// Limits the copies for snapshots that are started.
+    /// Limits the concurrent copies for snapshots that are being started.
     copies: Rc<blocks::Copies>,
 }
 
@@ -70,7 +70,8 @@ impl Inner {
 }
 
 impl Region {
-    /// Opens the region in a directory, or creates one. Fails with [`Kind::Machine`] if that is not permitted.
+    /// Opens the region in a directory, or creates one. Fails with [`Kind::Machine`] if the directory's permissions do
+    /// not allow that.
     pub fn open(dir: &Path) -> Result<Self> {
         Ok(Self(Rc::new(Inner {
             store: RegionStore::open(dir)?,
@@ -80,18 +81,18 @@ impl Region {
         })))
     }
 
-    /// The same region with new resources `pending` for `delay`, as on EC2: for tests.
+    /// Returns the same region, but with new resources that are `pending` for `delay`, as on EC2. For tests.
     pub fn with_delays(&self, delay: Duration) -> Self {
         Self(Rc::new(Inner { delay, ..self.0.clone_inner() }))
     }
 
-    /// The same region with snapshots that become `error` if no block was put for `patience`, as with the `Timeout` of
-    /// EBS's StartSnapshot.
+    /// Returns the same region, but with snapshots that become `error` if no block was put for `patience`, as with the
+    /// `Timeout` of EBS's StartSnapshot.
     pub fn with_write_timeout(&self, patience: Duration) -> Self {
         Self(Rc::new(Inner { patience, ..self.0.clone_inner() }))
     }
 
-    /// The directory as an absolute path.
+    /// Returns the directory as an absolute path.
     pub fn dir(&self) -> &Path {
         self.0.store.dir()
     }
@@ -110,13 +111,13 @@ impl Region {
         self.store().locked(move |region| region.deregister(&id)).await
     }
 
-    /// Deletes a snapshot, also a pending one; fails if an image uses it.
+    /// Deletes a snapshot, even a pending one. Fails if an image uses it.
     pub async fn delete_snapshot(&self, id: &SnapshotId) -> Result<()> {
         let id = id.clone();
         self.store().locked(move |region| delete_snapshot(region, &id)).await
     }
 
-    /// Deletes every snapshot of the run that no image uses, pending ones too.
+    /// Deletes every snapshot of the run that no image uses, including pending ones.
     pub async fn ensure_no_snapshots(&self, run: &RunId) -> Result<()> {
         let run = run.clone();
         let delete = move |region: &LockedRegion| {
@@ -134,7 +135,7 @@ impl Region {
         self.store().locked(delete).await
     }
 
-    /// Makes an image fail, as EC2 may do: for tests.
+    /// Makes an image fail, as EC2 may do. For tests.
     pub async fn fail(&self, id: &ImageId, why: &str) -> Result<()> {
         let (id, why) = (id.clone(), why.to_owned());
         let fail = move |region: &LockedRegion| {
@@ -151,7 +152,7 @@ impl Region {
         Image { id, name, state, architecture, snapshot, size_gib, created, description, tags }
     }
 
-    /// Waits until an image is no longer pending. `None`: it was deregistered in the meantime.
+    /// Waits until an image is no longer pending. Returns `None` if it was deregistered meanwhile.
     async fn settled(&self, id: &ImageId) -> Result<Option<ImageRecord>> {
         poll_until(&format!("the image {id}"), &PENDING_POLL, async || {
             Ok(match self.store().find::<ImageRecord>(&id.0)? {
@@ -164,7 +165,8 @@ impl Region {
         .await
     }
 
-    /// The newest available image among `candidates`; if all are pending, the newest of them that becomes available.
+    /// Returns the newest available image among `candidates`. If all are pending, returns the newest of those that
+    /// become available.
     async fn newest(&self, mut candidates: Vec<ImageRecord>) -> Result<Option<ImageRecord>> {
         let of = |state| move |image: &&ImageRecord| self.store().state(image) == state;
         if let Some(image) = candidates.iter().rfind(of(ImageState::Available)) {
@@ -180,7 +182,8 @@ impl Region {
         Ok(None)
     }
 
-    /// Adopts the image that has the wanted name, or says why not. `None`: it disappeared while we waited for it.
+    /// Adopts the image with the requested name, or fails with the reason why not. Returns `None` if the image
+    /// disappeared while this waited for it.
     async fn adopt(&self, holder: ImageRecord, spec: &ImageSpec) -> Result<Option<Image>> {
         let mut holder = self.describe(holder);
         loop {
@@ -199,12 +202,13 @@ impl Region {
         }
     }
 
-    /// Waits for our own image and verifies it.
+    /// Waits for the image that this process registered, and verifies it.
     async fn read_back(&self, id: &ImageId, spec: &ImageSpec) -> Result<Image> {
         let gone = || Kind::Cloud.error(format!("the image {id} was deregistered while it was pending"));
         let record = self.settled(id).await?.ok_or_else(gone)?;
         if let Some(why) = self.store().why_failed(&record) {
-            // The image is useless: without it, the name is free again and the snapshot can be deleted.
+            // The failed image is useless. After it is deregistered, its name can be used again and the snapshot can be
+            // deleted.
             self.deregister(id).await.with_context(|| format!("deregistering {id}, which failed ({why})"))?;
             return Err(Kind::Cloud.error(format!("the image {id} failed: {why}")));
         }
@@ -216,7 +220,7 @@ impl Region {
     }
 }
 
-/// The outcome of an attempt to register.
+/// The result of an attempt to register.
 enum Registered {
     New(ImageId),
     Taken(Box<ImageRecord>),
@@ -315,7 +319,7 @@ impl Cloud for Region {
         let mut tags = spec.tags.clone();
         tags.insert(tag::RUN.to_owned(), spec.run.0.clone());
         check_tags(&tags)?;
-        // An image that is to be adopted may be deregistered while we wait for it; then the name is free.
+        // While this waits for an image to adopt, the image may be deregistered. Then the name can be used.
         loop {
             let record = ImageRecord {
                 id: ImageId(new_id("ami")),
@@ -341,7 +345,7 @@ impl Cloud for Region {
                 Registered::Taken(holder) => {
                     let Some(image) = self.adopt(*holder, spec).await? else { continue };
                     if image.snapshot == *snapshot {
-                        // It is our own, from a call whose answer was lost.
+                        // This process registered the image in a call whose response was lost.
                         undo.forgive_on_failure();
                     } else {
                         undo.make_all_due();
@@ -375,7 +379,7 @@ impl Cloud for Region {
             return Err(Kind::Cloud.error(text));
         }
         let replace = move |region: &LockedRegion| {
-            // Another process may have done it in the meantime.
+            // Another process may have done this meanwhile.
             let Some(image) = region.find::<ImageRecord>(&holder.id.0)? else { return Ok(()) };
             region.deregister(&image.id)?;
             let used = region.list::<ImageRecord>()?.iter().any(|other| other.snapshot == image.snapshot);
@@ -401,7 +405,7 @@ impl Region {
         self.newest(self.store().tagged(key, value)?).await
     }
 
-    /// The error for a base that was not found; names the image with the most similar name, if there is one.
+    /// Returns the error for a base that was not found. It names the image with the most similar name, if there is one.
     fn no_such_base(&self, from: &BaseRef, missing: impl Fn(&str) -> Failure) -> Result<Failure> {
         let images: Vec<ImageRecord> = self.store().list()?;
         let import = "Import a raw disk image under that name: oven import RAW --name NAME.";

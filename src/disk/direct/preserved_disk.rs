@@ -1,9 +1,9 @@
-//! Disks that `--keep-on-failure` preserved: their written blocks, in a directory of this machine for each run.
+//! Disks that `--keep-on-failure` preserved. Each run has a directory on this machine with its written blocks.
 //!
 //! ```text
-//! STATE/kept/RUN/upper        the written blocks, each at its place
+//! STATE/kept/RUN/upper        the written blocks, each at its offset
 //! STATE/kept/RUN/marks        the block map: which blocks were written
-//! STATE/kept/RUN/disk.json    everything else about the disk; written last: without it the disk does not exist
+//! STATE/kept/RUN/disk.json    the other data of the disk; written last, because without it the disk does not exist
 //! ```
 
 use crate::cloud::{StaleRun, Tags};

@@ -44,7 +44,7 @@ pub fn cache_key(
 }
 
 /// Returns the key of a step, with which a later bake finds that the step was already done. It covers the step itself,
-/// the files that it sees, the earlier changes of the image, and the names of the package files. It does not cover
+/// the files that it sees, the earlier changes of the image, and the set of cached package files. It does not cover
 /// later steps, so a bake of other packages can skip a step that names no package.
 pub fn step_key(work: &ProvisionContext<'_>, step: &Step) -> Result<String> {
     let digest_of = |ask: &Ask| match ask {

@@ -78,8 +78,8 @@ impl CacheStore {
         self.limit
     }
 
-    /// Creates a working directory and locks it. Without this lock, another bake would remove it when the store is
-    /// unlocked.
+    /// Creates a working directory. The caller must lock it before the store is unlocked; otherwise another bake may
+    /// remove it.
     pub fn work(&self, _store_lock: &Flock<File>) -> Result<TempDir> {
         let dir = tempfile::Builder::new().prefix(WORK).tempdir_in(&self.dir);
         dir.with_context(|| format!("making a directory in {}", self.dir.display()))

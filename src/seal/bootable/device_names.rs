@@ -1,7 +1,8 @@
-//! The names of disks in the texts that a machine boots from. Pure.
+//! Checks the names of disks in the texts that a machine reads at boot. This module reads no files.
 //!
-//! A device's kernel name is the builder's (`/dev/loop0p1`), or depends on the machine (`/dev/sda1`: no image knows
-//! which disk an instance calls so, if any). A UUID or a label has to be one of the image's own disk.
+//! A device's kernel name is either the builder's (`/dev/loop0p1`) or depends on the machine (`/dev/sda1`: an image
+//! cannot know which disk of an instance has this name, if any has). A UUID or a label must be one of the image's own
+//! disk.
 
 use crate::device::DeviceNode;
 use crate::device::link_name;
@@ -9,25 +10,26 @@ use crate::formats::fstab;
 use crate::formats::fstab::FstabSource;
 use std::collections::BTreeSet;
 
-/// Prefixes of the kernel's names of disks. The rest of such a name depends on the machine.
+/// The prefixes of the kernel's names of disks. The rest of such a name depends on the machine.
 const KERNEL_NAMES: [&str; 9] = ["dm-", "hd", "loop", "md", "mmcblk", "nbd", "nvme", "sd", "vd"];
-/// Links of udev that name a piece of hardware.
+/// Links of udev that identify a piece of hardware.
 const HARDWARE: [&str; 4] = ["disk/by-diskseq/", "disk/by-id/", "disk/by-path/", "disk/by-loop-"];
 
-/// How a text is parsed.
+/// The format of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BootTextKind {
-    /// Commands of GRUB, a shell's variables, a kernel's command line, or keys and values: `root=` means the same in all.
+    /// Commands of GRUB, variables of a shell, a kernel's command line, or keys and values. `root=` has the same
+    /// meaning in all of them.
     Words,
     Fstab,
 }
 
-/// The names of the image's own disk, and of the builder's device for it.
+/// The names of the image's own disk, and the names of the builder's device for it.
 #[derive(Debug, Clone, Default)]
 pub struct DiskNames {
-    /// `disk/by-uuid/…`, in lower case where case does not matter.
+    /// Links such as `disk/by-uuid/…`, in lower case if case does not matter.
     links: BTreeSet<String>,
-    /// `loop0`, `loop0p1`.
+    /// Devices such as `loop0` and `loop0p1`.
     devices: BTreeSet<String>,
 }
 
@@ -40,11 +42,11 @@ impl DiskNames {
     }
 
     fn has(&self, by: &str, id: &str) -> bool {
-        // A kernel's command line spells blanks as udev does.
+        // A kernel's command line encodes blanks as udev does.
         self.links.contains(&fold_case(&format!("disk/by-{by}/{}", link_name(&fstab::unhex(id)))))
     }
 
-    /// For a hint: `UUID=1f…`, and labels.
+    /// Returns the names for a hint: `UUID=1f…`, and labels.
     pub fn names(&self) -> Vec<String> {
         let name = |by: &str, tag: &str| {
             let prefix = format!("disk/by-{by}/");
@@ -55,21 +57,21 @@ impl DiskNames {
     }
 }
 
-/// UUIDs are the same in upper and lower case; labels are not.
+/// Folds the case of UUIDs, which are the same in upper and lower case. Labels are not changed.
 fn fold_case(link: &str) -> String {
     let folds = ["disk/by-uuid/", "disk/by-partuuid/"].iter().any(|by| link.starts_with(by));
     if folds { link.to_ascii_lowercase() } else { link.to_owned() }
 }
 
-/// A name that no instance can rely on.
+/// A name that does not identify the disk on every instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BootFinding {
-    /// Counted from 1.
+    /// The line number, counted from 1.
     pub line: usize,
     pub what: String,
 }
 
-/// All names in a text that no instance can rely on.
+/// Returns all names in a text that do not identify the disk on every instance.
 pub fn lint(kind: BootTextKind, text: &str, own: &DiskNames) -> Vec<BootFinding> {
     let mut found: Vec<BootFinding> = Vec::new();
     for (index, line) in text.lines().enumerate() {
@@ -93,7 +95,7 @@ fn check_fstab_line(line: &str, own: &DiskNames) -> Option<String> {
     let mut fields = line.split_ascii_whitespace();
     let (spec, _, _) = (fields.next()?, fields.next()?, fields.next()?);
     let options: Vec<_> = fields.next().unwrap_or("").split(',').collect();
-    // It may be absent, so it may name another disk: one of the instance, for example.
+    // A file system that may be absent may be on another disk, such as one of the instance.
     let may_lack = ["nofail", "noauto"].iter().any(|option| options.contains(option));
     match FstabSource::parse(&fstab::unescape(spec)) {
         FstabSource::Device(path) => check_device(&path, own, may_lack),
@@ -110,7 +112,7 @@ fn check_words(line: &str, own: &DiskNames) -> Vec<String> {
     let mut found: Vec<String> = check_grub_search(&words, own).into_iter().collect();
     for word in &words {
         for at in word.match_indices("/dev/").map(|(at, _)| at) {
-            // `UUID=…/dev/` is not the path of a device; a path follows `=`, `:` or a bracket.
+            // `UUID=…/dev/` does not contain the path of a device. A path follows `=`, `:` or a bracket.
             let begins = at == 0 || !word.as_bytes()[at - 1].is_ascii_alphanumeric();
             let end = word[at..].find([',', ':', ')', '(', '|', '}']).map_or(word.len(), |end| at + end);
             if begins {
@@ -119,7 +121,7 @@ fn check_words(line: &str, own: &DiskNames) -> Vec<String> {
                 );
             }
         }
-        // `root=UUID=…`, `kernelopts=root=LABEL=…`, `resume=UUID=…`
+        // Examples are `root=UUID=…`, `kernelopts=root=LABEL=…` and `resume=UUID=…`.
         for tag in ["UUID=", "LABEL=", "PARTUUID=", "PARTLABEL="] {
             if let Some((before, _)) = word.split_once(tag)
                 && before.ends_with(['=', ':'])
@@ -136,7 +138,8 @@ fn in_word(word: &str, path: &str, what: String) -> String {
     if word == path { what } else { what.replacen(path, word, 1) }
 }
 
-/// GRUB's `search --fs-uuid … ID` and `search.fs_uuid ID VARIABLE`, which say where its files are.
+/// Checks GRUB's commands that find the file system with its files: `search --fs-uuid … ID` and `search.fs_uuid ID
+/// VARIABLE`.
 fn check_grub_search(words: &[&str], own: &DiskNames) -> Option<String> {
     let has = |long: &str, short: &str| words.iter().any(|word| *word == long || *word == short);
     let (tag, id) = match *words.first()? {
@@ -149,7 +152,7 @@ fn check_grub_search(words: &[&str], own: &DiskNames) -> Option<String> {
     check_id(&FstabSource::parse(&format!("{tag}={id}")), &format!("{} {id}", words[0]), own)
 }
 
-/// `text`: the name as it is written.
+/// `text` is the name as it is written.
 fn check_id(spec: &FstabSource, text: &str, own: &DiskNames) -> Option<String> {
     let (by, id) = match spec {
         FstabSource::Uuid(id) => ("uuid", id),
@@ -158,7 +161,7 @@ fn check_id(spec: &FstabSource, text: &str, own: &DiskNames) -> Option<String> {
         FstabSource::PartLabel(name) => ("partlabel", name),
         FstabSource::Device(_) | FstabSource::Other(_) => return None,
     };
-    // A variable is expanded at boot.
+    // A variable is expanded at boot, so it cannot be checked.
     if id.is_empty() || id.contains('$') || own.has(by, id) {
         return None;
     }
@@ -177,7 +180,7 @@ fn check_device(path: &str, own: &DiskNames, may_lack: bool) -> Option<String> {
     if let Some(what) = check_builder_device(path, own) {
         return Some(what);
     }
-    // Loop devices are made by whoever uses them; no instance has one as its disk.
+    // Loop devices are created by the program that uses them. No instance has one as its disk.
     if let Some(number) = name.strip_prefix("loop")
         && number.starts_with(|c: char| c.is_ascii_digit())
     {
@@ -199,7 +202,8 @@ fn check_device(path: &str, own: &DiskNames, may_lack: bool) -> Option<String> {
             _ => rest.starts_with(|c: char| c.is_ascii_digit()),
         })
     });
-    // Software RAID and device mapper number what they find; /dev/md/ and /dev/mapper/ have stable names.
+    // The kernel numbers software RAID and device-mapper devices in the order in which it finds them. /dev/md/ and
+    // /dev/mapper/ have stable names.
     kernels.then(|| {
         format!("`{path}` depends on the machine: an instance may have another disk or none of that name")
     })
@@ -226,7 +230,7 @@ mod tests {
         lint(kind, text, &own()).into_iter().map(|f| (f.line, f.what)).collect()
     }
 
-    /// As update-grub writes it on Debian 12.
+    /// A file as update-grub writes it on Debian 12.
     const DEBIAN: &str = r#"#
 # DO NOT EDIT THIS FILE: root=/dev/sda1
 ### BEGIN /etc/grub.d/00_header ###

@@ -1,4 +1,4 @@
-//! The kernels of an image, and what each needs to find its disk.
+//! Finds the kernels of an image, and the drivers with which each finds its disk.
 
 use crate::image::tree::ImageTree;
 use crate::seal::rules;
@@ -8,10 +8,10 @@ use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
-/// Where kernels are; `*` is the version.
+/// The paths of kernels. `*` is the version.
 const IMAGES: [&str; 4] =
     ["/boot/vmlinuz-*", "/boot/vmlinux-*", "/boot/Image-*", "/usr/lib/modules/*/vmlinuz"];
-/// Where their initramfs is: Debian's, dracut's, SUSE's, and those of kernel-install.
+/// The paths of their initramfs: Debian's, dracut's, SUSE's, and those of kernel-install.
 const INITRAMFS: [&str; 8] = [
     "/boot/initrd.img-*",
     "/boot/initramfs-*.img",
@@ -22,10 +22,11 @@ const INITRAMFS: [&str; 8] = [
     "/usr/lib/modules/*/initrd",
     "/lib/modules/*/initrd",
 ];
-/// kernel-install's directories. Each has a directory for each token, which is a machine's id or a distribution's name.
+/// The directories of kernel-install. Each has a subdirectory for each token, which is a machine's id or a
+/// distribution's name.
 const ENTRIES: [&str; 3] = ["/boot", "/boot/efi", "/efi"];
 
-/// Identifies a file's content: a change makes another file, or writes it anew.
+/// Identifies a file's content. It differs after the file is replaced or written again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stamp {
     inode: u64,
@@ -48,7 +49,7 @@ pub struct DriverSet {
 }
 
 impl DriverSet {
-    /// Records the driver that a file's name stands for. Breaks when no driver is missing.
+    /// Records the driver with this file name. Breaks when no driver is missing.
     pub fn see(&mut self, name: &[u8]) -> ControlFlow<()> {
         let file = name.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
         self.nvme |= is_module(file, b"nvme");
@@ -57,13 +58,13 @@ impl DriverSet {
     }
 }
 
-/// `nvme.ko`, or compressed.
+/// Returns whether a file is this module: `nvme.ko`, possibly compressed.
 fn is_module(file: &[u8], name: &[u8]) -> bool {
     let end = file.strip_prefix(name);
     end.is_some_and(|end| matches!(end, b".ko" | b".ko.xz" | b".ko.zst" | b".ko.gz"))
 }
 
-/// `None`: there is no such file. Links are followed inside the image.
+/// Returns `None` if the file does not exist. Links are followed inside the image.
 pub fn file_stamp(inside: &ImageTree, path: &str) -> Result<Option<Stamp>> {
     let doing = || format!("reading the metadata of {path} in the image");
     let found = match inside.open(path, OFlags::PATH) {
@@ -79,7 +80,7 @@ pub fn file_stamp(inside: &ImageTree, path: &str) -> Result<Option<Stamp>> {
     }))
 }
 
-/// All kernels by version. A kernel that is in several places counts as the one in /boot.
+/// Returns all kernels by version. If a kernel has several paths, the one in /boot is used.
 pub fn find_kernels(inside: &ImageTree) -> Result<BTreeMap<String, Kernel>> {
     let mut kernels = BTreeMap::new();
     for pattern in IMAGES {
@@ -98,7 +99,7 @@ pub fn find_kernels(inside: &ImageTree) -> Result<BTreeMap<String, Kernel>> {
     Ok(kernels)
 }
 
-/// Whether it is a version. The names of backups that package managers make are not.
+/// Returns whether the text is a version. The names of package managers' backups are not.
 fn is_version(text: &str) -> bool {
     let backups = [".old", ".bak", ".dpkg-bak", ".dpkg-new", ".dpkg-tmp", ".rpmsave", ".rpmnew", ".hmac"];
     !text.is_empty() && !backups.iter().any(|end| text.ends_with(end))
@@ -121,7 +122,7 @@ fn find_initramfs(inside: &ImageTree, version: &str) -> Result<Option<(String, S
     Ok(None)
 }
 
-/// The drivers that a kernel has without any module, by its list of built-in modules or its configuration.
+/// Returns the drivers that are built into a kernel, according to its list of built-in modules or its configuration.
 pub fn built_in_drivers(inside: &ImageTree, version: &str) -> Result<DriverSet> {
     let mut drivers = DriverSet::default();
     for file in read_lines(inside, &format!("/lib/modules/{version}/modules.builtin"))? {
@@ -136,7 +137,7 @@ pub fn built_in_drivers(inside: &ImageTree, version: &str) -> Result<DriverSet> 
     Ok(drivers)
 }
 
-/// Whether the root file system has a module, where modprobe finds it.
+/// Returns whether the root file system has a module in a directory that modprobe searches.
 pub fn has_module(inside: &ImageTree, version: &str, name: &str) -> Result<bool> {
     let is_entry = |line: &String| {
         let path = line.split(':').next().unwrap_or_default();

@@ -1,9 +1,9 @@
-//! Checks that an instance can boot with what a bake changed of kernels and boot loader.
+//! Checks that an instance can boot after a bake changed kernels or boot loader files.
 //!
-//! Only what changed is checked, but that as a whole: a base that is unusual and boots is not rejected. Texts have to
-//! name the image's own disk (`device_names.rs`). A kernel that is new, or whose initramfs is, has to find its root disk by
-//! itself: nvme is built in or in the initramfs. ena is needed only after the root is mounted, so it may also be a
-//! module of the root file system.
+//! Only changed files are checked, but each of them completely. So an unusual base that boots is not rejected. Texts
+//! must name the image's own disk (`device_names.rs`). A kernel that is new, or whose initramfs is new, must find its root
+//! disk by itself: nvme must be built in or in the initramfs. ena is needed only after the root is mounted, so it may
+//! also be a module of the root file system.
 
 mod device_names;
 mod kernels;
@@ -22,7 +22,7 @@ use kernels::{DriverSet, Kernel};
 use rustix::fs::FileType;
 use std::collections::BTreeMap;
 
-/// The texts that are read when a machine boots: a pattern of paths, and how they are parsed.
+/// The texts that are read when a machine boots: a pattern of paths, and the format.
 const TEXTS: [(&str, device_names::BootTextKind); 19] = [
     ("/etc/fstab", device_names::BootTextKind::Fstab),
     ("/etc/default/grub", device_names::BootTextKind::Words),
@@ -44,10 +44,10 @@ const TEXTS: [(&str, device_names::BootTextKind); 19] = [
     ("/boot/extlinux.conf", device_names::BootTextKind::Words),
     ("/boot/syslinux/*.cfg", device_names::BootTextKind::Words),
 ];
-/// How many findings an error message names at most.
+/// The maximum number of findings that an error message names.
 const NAMED_MAX: usize = 20;
 
-/// What a machine boots from, as the base has it.
+/// The base's boot files, before the bake.
 pub struct BootBaseline {
     texts: BTreeMap<String, Vec<u8>>,
     kernels: BTreeMap<String, Kernel>,
@@ -61,7 +61,7 @@ impl BootBaseline {
     }
 }
 
-/// Fails with everything that would keep an instance from booting, each with its file and line.
+/// Fails with all findings that would prevent an instance from booting, each with its file and line.
 pub async fn check_bootable(place: &MountedImage<'_>, before: &BootBaseline, report: &Report) -> Result<()> {
     let own = DiskNames::of(place.nodes);
     let mut found = Vec::new();
@@ -86,7 +86,7 @@ pub async fn check_bootable(place: &MountedImage<'_>, before: &BootBaseline, rep
     fail_if_any(&found, &own)
 }
 
-/// What would keep a kernel from its disk or its network.
+/// Returns the reasons why a kernel would not find its disk or its network.
 async fn check_kernel(
     inside: &ImageTree,
     version: &str,
@@ -102,7 +102,7 @@ async fn check_kernel(
                 "{image}: this kernel has no initramfs, but the base's kernels have one"
             )]);
         }
-        // Then the kernel mounts its root without help.
+        // Without an initramfs, the kernel mounts its root by itself.
         None => built_in,
         Some((path, _)) => match read_drivers(inside, path, built_in).await? {
             Ok(drivers) => {
@@ -124,8 +124,8 @@ async fn check_kernel(
             None => format!("{image}: it has no nvme driver built in, and no initramfs"),
         });
     }
-    // The network starts after the root is mounted, so a module of the root file system will do unless the root is on
-    // the network.
+    // The network starts after the root is mounted. So a module of the root file system is enough, unless the root is
+    // on the network.
     if !drivers.ena && !kernels::has_module(inside, version, "ena")? {
         let what = "has no ena driver: it is not built in, not in the initramfs and not among the modules";
         found.push(format!("{image}: the kernel {version} {what}"));
@@ -133,7 +133,8 @@ async fn check_kernel(
     Ok(found)
 }
 
-/// The drivers of a kernel with its initramfs. The inner error: the initramfs cannot be read.
+/// Returns the drivers of a kernel together with its initramfs. The inner error means that the initramfs cannot be
+/// read.
 async fn read_drivers(inside: &ImageTree, path: &str, built_in: DriverSet) -> Result<Result<DriverSet>> {
     let file = inside.open_file(path)?.with_context(|| format!("opening {path} in the image"))?;
     let read = move || {
@@ -153,12 +154,12 @@ fn log_drivers(path: &str, built_in: DriverSet, found: DriverSet, report: &Repor
     report.detail(format!("{path}: nvme {nvme}, ena {ena}"));
 }
 
-/// All texts, with their content.
+/// Returns all texts with their content.
 fn texts(inside: &ImageTree) -> Result<Vec<(String, device_names::BootTextKind, Vec<u8>)>> {
     let mut all = Vec::new();
     for (pattern, kind) in TEXTS {
         for (path, file_type) in rules::expand(inside, pattern)? {
-            // A link leads to another of these files, or into /etc: what it leads to counts.
+            // A link leads to another of these files, or into /etc. The content of its target is checked.
             if matches!(file_type, FileType::RegularFile | FileType::Symlink) && is_file(inside, &path)? {
                 all.push((path.clone(), kind, inside.read(&path)?.unwrap_or_default()));
             }

@@ -9,7 +9,7 @@ const GRUB: &str = "/boot/grub/grub.cfg";
 const GOOD: &str = "menuentry 'x' {\n\tlinux /boot/vmlinuz-2 root=UUID=root-id ro\n}\n";
 const MODULES: [&str; 2] = ["lib/modules/2/kernel/nvme.ko", "lib/modules/2/kernel/ena.ko"];
 
-/// A base with one kernel, whose texts and initramfs the lint would reject if a bake had made them.
+/// A base with one kernel. The check would reject its texts and initramfs if a bake had created them.
 fn base() -> Tree {
     let tree = Tree::new();
     tree.file("boot/vmlinuz-1", "kernel");
@@ -25,7 +25,7 @@ fn archive(files: &[&str]) -> Vec<u8> {
     gzip(&cpio(&files))
 }
 
-/// A kernel with its initramfs; `modules` are those of the root file system.
+/// Adds a kernel with its initramfs. `modules` are those of the root file system.
 fn install(inside: &ImageTree, version: &str, initramfs: Option<&[u8]>, modules: &str) {
     inside.write(&format!("/boot/vmlinuz-{version}"), b"a kernel", 0o644, 0, 0).unwrap();
     inside.write(&format!("/lib/modules/{version}/modules.dep"), modules.as_bytes(), 0o644, 0, 0).unwrap();
@@ -34,7 +34,7 @@ fn install(inside: &ImageTree, version: &str, initramfs: Option<&[u8]>, modules:
     }
 }
 
-/// What the lint finds after `change` (empty if nothing), and the warnings.
+/// Returns the findings after `change` (empty if there are none), and the warnings.
 async fn changed(tree: &Tree, change: impl FnOnce(&ImageTree)) -> (String, String) {
     let inside = tree.inside();
     let links = vec!["disk/by-uuid/root-id".to_owned()];
@@ -63,7 +63,7 @@ fn write<'a>(path: &'a str, content: &'a str) -> impl FnOnce(&ImageTree) + 'a {
 #[tokio::test]
 async fn texts_of_the_base_are_not_checked() {
     assert_eq!(changed(&base(), |_| ()).await.0, "");
-    // Nor is what was rewritten with the same content, nor what boots nothing.
+    // A file that was rewritten with the same content is not checked, and neither is one that is not read at boot.
     assert_eq!(changed(&base(), write("/etc/fstab", "/dev/sda1 / ext4 defaults 0 1\n")).await.0, "");
     assert_eq!(changed(&base(), write("/etc/notes", "root=/dev/loop0p1\n")).await.0, "");
     assert_eq!(changed(&base(), write(GRUB, GOOD)).await.0, "");
@@ -102,7 +102,7 @@ async fn a_kernel_needs_its_drivers() {
         move |inside: &ImageTree| install(inside, "2", Some(&archive(files)), modules)
     };
     assert_eq!(changed(&base(), kernel(&MODULES, "")).await.0, "");
-    // The network comes later: a module of the root file system will do.
+    // The network starts later, so a module of the root file system is enough.
     assert_eq!(changed(&base(), kernel(&MODULES[..1], "kernel/drivers/net/ena.ko.xz:\n")).await.0, "");
     let (found, _) = changed(&base(), kernel(&MODULES[..1], "")).await;
     assert!(
@@ -114,7 +114,7 @@ async fn a_kernel_needs_its_drivers() {
             .await;
     assert!(found.contains("/boot/initrd.img-2: it has no nvme driver"), "{found}");
     assert!(!found.contains("ena driver"), "{found}");
-    // Built in.
+    // The driver is built in.
     let tree = base();
     tree.file("lib/modules/2/modules.builtin", "kernel/drivers/nvme/host/nvme.ko\n");
     tree.file("boot/config-2", "CONFIG_ENA_ETHERNET=y\n");
@@ -128,7 +128,7 @@ async fn a_kernel_needs_an_initramfs_where_the_bases_had_one() {
     assert!(found.contains("/boot/vmlinuz-2: this kernel has no initramfs"), "{found}");
     let gone = |inside: &ImageTree| assert!(inside.remove("/boot/initrd.img-1").unwrap());
     assert!(changed(&base(), gone).await.0.contains("/boot/vmlinuz-1: this kernel has no initramfs"));
-    // Without one in the base, the kernel has to mount the root alone.
+    // If the base has no initramfs, the kernel must mount the root by itself.
     let (found, _) = changed(&Tree::new(), bare).await;
     assert!(found.contains("/boot/vmlinuz-2: it has no nvme driver built in, and no initramfs"), "{found}");
     let tree = Tree::new();

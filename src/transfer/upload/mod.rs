@@ -1,4 +1,4 @@
-//! Uploads snapshots block by block, reads them back, and downloads them: concurrently, in little memory.
+//! Uploads snapshots block by block, concurrently and with little memory.
 
 #[cfg(test)]
 mod tests;
@@ -20,8 +20,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Context as Task;
 
-/// Blocks in memory at a time, which are being read, queued, or being sent: 24 MiB. EBS direct accepts fewer than 1000
-/// puts a second for one snapshot, so that more would help only if a put takes longer than 48 ms.
+/// The maximum number of blocks in memory, which are being read, queued or being sent: 24 MiB. EBS direct accepts fewer
+/// than 1000 puts a second for one snapshot, so more blocks would help only if a put took longer than 48 ms.
 pub const MAX_BLOCKS_IN_MEMORY: usize = 48;
 
 /// A complete snapshot, and the blocks that were uploaded to it.
@@ -32,8 +32,9 @@ pub struct UploadedSnapshot {
 }
 
 /// Uploads a source as a snapshot and returns when the snapshot is complete. `on_progress` gets the number of bytes
-/// uploaded so far. If the cloud discards the snapshot because it took too long, it is deleted and uploaded once more.
-/// The debt for the snapshots of `spec.run` has to be registered before. Dropping the future stops the reading threads.
+/// uploaded so far. If the cloud discards the snapshot because it took too long, it is deleted, and the source is
+/// uploaded once more. Register the clean-up action for the snapshots of `spec.run` before. Dropping the future stops
+/// the reading threads.
 pub async fn upload(
     blocks: &dyn BlockApi,
     spec: &NewSnapshot,
@@ -43,7 +44,7 @@ pub async fn upload(
     upload_started(blocks, spec, blocks.start(spec), source, on_progress).await
 }
 
-/// Like [`upload`], for a snapshot that is being started: `started` returns its id.
+/// Like [`upload`], for a snapshot that is being started. `started` returns its id.
 pub async fn upload_started(
     blocks: &dyn BlockApi,
     spec: &NewSnapshot,
@@ -55,7 +56,8 @@ pub async fn upload_started(
         Err(error) if error.chain().any(|cause| cause.is::<SnapshotExpired>()) => error,
         result => return result,
     };
-    // It is removed now and not by the debt, which is forgiven once the other snapshot is an image.
+    // The expired snapshot is removed now. The clean-up action would not remove it, because it is cancelled when the
+    // second snapshot becomes an image.
     let cleaned = blocks.ensure_no_snapshots(&spec.run).await;
     cleaned.with_context(|| {
         format!("removing the snapshot before another attempt, after this error: {error:#}")
@@ -66,7 +68,7 @@ pub async fn upload_started(
         .with_context(|| format!("uploading all blocks again, after this error: {error:#}"))
 }
 
-/// The digests of a source's blocks, without uploading them.
+/// Returns the digests of a source's blocks without uploading them.
 pub async fn digests(source: Arc<dyn BlockSource>) -> Result<BTreeMap<u32, Digest>> {
     let mut feed = BlockFeed::start(source.clone(), MAX_BLOCKS_IN_MEMORY)?;
     let mut all = Vec::new();
@@ -77,7 +79,7 @@ pub async fn digests(source: Arc<dyn BlockSource>) -> Result<BTreeMap<u32, Diges
     ensure_unchanged_source(source, all).await
 }
 
-/// The digests in order, after checking that the source is unchanged.
+/// Returns the digests in order, after checking that the source is unchanged.
 async fn ensure_unchanged_source(
     source: Arc<dyn BlockSource>,
     all: Vec<(u32, Digest)>,
@@ -130,7 +132,7 @@ async fn put_all(
     Ok(sent)
 }
 
-/// The debt to register before a snapshot is started: the run leaves no snapshot.
+/// Returns the clean-up action that removes all snapshots of the run. Register it before a snapshot is started.
 pub fn snapshot_debt(blocks: Rc<dyn BlockApi>, run: &RunId) -> Debt {
     let of = run.clone();
     Debt {

@@ -30,13 +30,13 @@ fn filled(byte: u8) -> Vec<u8> {
     vec![byte; BLOCK]
 }
 
-/// Blocks that contain their index; every seventh is not to be uploaded. Counts how many are in memory.
+/// Blocks that contain their index. Every seventh one is not to be uploaded. Counts the blocks in memory.
 #[derive(Default)]
 struct Numbers {
     count: u32,
     read: AtomicU32,
     alive: Mutex<(Vec<Weak<[u8]>>, usize)>,
-    /// Reading this one fails, or panics.
+    /// Reading this block fails or panics.
     broken: Option<u32>,
     panics: bool,
     changed: bool,
@@ -94,7 +94,7 @@ async fn send(fake: &Fake, source: &Arc<Numbers>) -> Result<UploadedSnapshot> {
     upload(fake, &spec(None), source.clone(), &|_| ()).await
 }
 
-/// Waits until no thread has the source any more.
+/// Waits until no thread uses the source any more.
 fn ensure_free(source: &Arc<Numbers>) {
     let end = Instant::now() + Duration::from_secs(30);
     while Arc::strong_count(source) > 1 {
@@ -106,7 +106,7 @@ fn ensure_free(source: &Arc<Numbers>) {
 #[tokio::test]
 async fn all_blocks_are_uploaded_concurrently_in_little_memory() {
     let (fake, source) = (Fake::default(), Arc::new(Numbers::of(700)));
-    // Longer than it takes to read and to hash some dozen blocks, also on a busy machine.
+    // The delay is longer than it takes to read and hash some dozen blocks, even on a busy machine.
     let delay = Duration::from_millis(150);
     (fake.state().delay, fake.state().forgetful) = (delay, true);
     let told = RefCell::new(Vec::new());
@@ -138,7 +138,8 @@ async fn an_empty_source_becomes_a_snapshot_too() {
     verify(&fake, &sent.snapshot, &sent.blocks, None).await.unwrap();
 }
 
-/// Returns the error after an upload failed; checks how many blocks were read, and that the debt leaves nothing.
+/// Returns the error of a failing upload. Checks how many blocks were read, and that the clean-up action removes all
+/// snapshots.
 async fn failing(change: impl FnOnce(&Fake, &mut Numbers)) -> String {
     let (fake, mut source) = (Fake::default(), Numbers::of(3000));
     fake.state().forgetful = true;
@@ -151,7 +152,7 @@ async fn failing(change: impl FnOnce(&Fake, &mut Numbers)) -> String {
     fake.ensure_no_snapshots(&RunId("the run".into())).await.unwrap();
     assert!(fake.state().snapshots.is_empty());
     let read = source.read.load(Ordering::SeqCst);
-    // A source that changed meanwhile was read completely.
+    // If the source changed meanwhile, it was read completely.
     assert!(source.changed || read < 1000, "{read} blocks were read");
     format!("{error:#}")
 }
@@ -266,7 +267,7 @@ async fn upload_and_download_give_the_same_sparse_file() {
     for index in [0u32, 3, 4, 500, 1023] {
         file.write_all_at(&Numbers::content(index), u64::from(index) * BLOCK as u64).unwrap();
     }
-    // A file system's block in the middle of a hole.
+    // Writes one block of a file system in the middle of a hole.
     file.write_all_at(&[7; 4096], 100 * BLOCK as u64 + 8192).unwrap();
     let fake = Fake::default();
     let sent = upload(&fake, &spec(None), raw(&file), &|_| ()).await.unwrap();
@@ -288,12 +289,12 @@ async fn a_download_reads_concurrently_and_ends_at_the_first_error() {
     let data = filled(1);
     let all: Vec<(u32, &[u8])> = (0..640).map(|index| (index, &data[..])).collect();
     let snapshot = fake.with("snap-1", 1, &all);
-    // Long enough that also a busy machine starts many reads in that time.
+    // The delay is long enough that even a busy machine starts many reads in that time.
     fake.state().delay = Duration::from_millis(150);
     download(&fake, &snapshot, &file).await.unwrap();
     let most = fake.state().most_reads;
     assert!((16..=96).contains(&most), "{most} reads at a time");
-    // The answer is damaged in transit, together with its digest.
+    // The response is damaged in transit, together with its digest.
     fake.state().snapshots.get_mut(&snapshot).unwrap().blocks.get_mut(&5).unwrap().1 = [0; 32];
     let error = download(&fake, &snapshot, &file).await.unwrap_err();
     let text = "reading block 5 of snap-1: it does not match its checksum";

@@ -1,4 +1,4 @@
-//! Finds out on which EC2 instance oven runs, by IMDSv2 or from the command line.
+//! Identifies the EC2 instance on which oven runs, through IMDSv2 or from the command line.
 
 #[cfg(test)]
 mod tests;
@@ -10,7 +10,7 @@ use aws_config::imds::client::error::ImdsError;
 use std::error::Error;
 use std::time::Duration;
 
-/// The instance that volumes are attached to.
+/// The instance to which volumes are attached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Instance {
     /// `i-` and 17 hexadecimal digits.
@@ -26,26 +26,26 @@ pub struct Instance {
 pub struct InstanceOverrides {
     pub instance_id: Option<String>,
     pub zone: Option<String>,
-    /// The region to work in. It has to be the instance's own: a volume cannot be attached across regions.
+    /// The region to work in. It must be the instance's own, because a volume cannot be attached across regions.
     pub region: Option<String>,
 }
 
 const FLAGS: &str = "--instance-id and --zone";
-/// How long a connection may take. It is not retried: outside EC2 many routers drop packets to this
-/// address, and that should fail soon. The kernel repeats its first packet after one second, so one may be lost.
+/// The time limit of a connection. It is not retried: outside EC2 many routers drop packets to this address, and oven
+/// should fail soon then. The kernel repeats its first packet after one second, so one packet may be lost.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long oven waits for one answer. On an idle builder it takes milliseconds.
+/// The time limit of one response. On an idle builder it takes milliseconds.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
-/// How many answers in a row may fail to arrive before oven gives up. A busy builder answers late; if the hop limit is
-/// too low, no answer ever arrives, and oven fails after `LOST_ANSWERS * READ_TIMEOUT`, half a minute.
+/// The number of responses in a row that may be lost before oven gives up. A busy builder responds late. If the hop
+/// limit is too low, no response ever arrives, and oven fails after `LOST_ANSWERS * READ_TIMEOUT`, half a minute.
 const LOST_ANSWERS: u32 = 6;
-/// How long one request may take, with the one for its token. A 5xx, which the service answers now and then, is retried
-/// within it.
+/// The time limit of one request, including the one for its token. The service sometimes returns a 5xx, which is
+/// retried within this time.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The instance that this process runs on.
+/// Returns the instance on which this process runs.
 ///
-/// Fails with [`Kind::Machine`] if the metadata service does not answer, with possible reasons, and with
+/// Fails with [`Kind::Machine`], and with possible reasons, if the metadata service does not respond. Fails with
 /// [`Kind::Usage`] if a given value is malformed or contradicts another one.
 pub async fn identify_instance(given: InstanceOverrides) -> Result<Instance> {
     let imds = Client::builder().connect_timeout(CONNECT_TIMEOUT).read_timeout(READ_TIMEOUT);
@@ -57,7 +57,7 @@ pub async fn identify_instance(given: InstanceOverrides) -> Result<Instance> {
     who(given, region, &imds).await
 }
 
-/// `environment` is the region from the environment and the name of its variable.
+/// `environment` is the region from the environment, with the name of its variable.
 async fn who(
     given: InstanceOverrides,
     environment: Option<(String, &str)>,
@@ -104,7 +104,7 @@ async fn query(imds: &Client, path: &str, is_valid: fn(&str) -> bool, what: &str
             Err(error) => return Err(explain(&error, path)),
         }
     };
-    // Something else may answer at that address, such as a proxy with an error page.
+    // Another server may respond at that address, such as a proxy with an error page.
     if is_valid(&text) {
         return Ok(text);
     }
@@ -114,14 +114,14 @@ async fn query(imds: &Client, path: &str, is_valid: fn(&str) -> bool, what: &str
     Err(Kind::Machine.failure(text).hint(hint).into())
 }
 
-/// Whether the service accepted the request and its answer did not arrive in time. An answer of any kind, or a refused
-/// connection, is final.
+/// Returns whether the service accepted the request, but its response did not arrive in time. A response of any kind,
+/// or a refused connection, is not retried.
 fn is_silence(error: &ImdsError) -> bool {
     let silent = |cause: &String| cause.contains("read timeout") || cause.contains("request has timed out");
     causes(error).iter().any(silent)
 }
 
-/// An error's text, and those of its causes.
+/// Returns the text of an error and of its causes.
 fn causes(error: &ImdsError) -> Vec<String> {
     let mut causes = vec![error.to_string()];
     let mut cause: Option<&(dyn Error + 'static)> = error.source();
@@ -132,7 +132,7 @@ fn causes(error: &ImdsError) -> Vec<String> {
     causes
 }
 
-/// The reason why the metadata service does not answer, as far as the error shows it.
+/// Returns the reason why the metadata service does not respond, as far as the error shows it.
 fn explain(error: &ImdsError, path: &str) -> anyhow::Error {
     if let ImdsError::ErrorResponse(answer) = error {
         let text = format!("the metadata service answered {} to {path}", answer.response().status().as_u16());
@@ -152,7 +152,8 @@ fn explain(error: &ImdsError, path: &str) -> anyhow::Error {
             ),
         )
     } else if is_silence(error) && lacks_token {
-        // Its answer to the request for a token has a TTL of its own, the hop limit; a bridge takes one away.
+        // The response to the request for a token is sent with a limited TTL, the hop limit. A bridge reduces it by
+        // one.
         (
             format!(
                 "the metadata service accepts the request for a token, but its answer does not arrive ({LOST_ANSWERS} tries)"
@@ -185,13 +186,13 @@ fn is_instance(id: &str) -> bool {
     })
 }
 
-/// Whether this can be the name of a zone of any kind.
+/// Returns whether this can be the name of a zone of any type.
 fn is_zone_name(zone: &str) -> bool {
     zone.contains('-') && zone.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'z' | b'-'))
 }
 
-/// The region of a zone: `eu-central-1` for `eu-central-1a`. Local and Wavelength zones have no snapshots of their own,
-/// and lack the volume types that a bake needs.
+/// Returns the region of a zone: `eu-central-1` for `eu-central-1a`. Local and Wavelength zones are rejected, because
+/// they store no snapshots and lack the volume types that a bake needs.
 fn region_of(zone: &str) -> Result<&str> {
     let region = zone.strip_suffix(|c: char| c.is_ascii_lowercase()).unwrap_or_default();
     let (place, number) = region.rsplit_once('-').unwrap_or_default();
