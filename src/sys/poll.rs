@@ -19,13 +19,20 @@ pub struct PollPolicy {
     pub longest: Duration,
     /// The time limit. The last poll is made at the deadline; after it, waiting fails.
     pub deadline: Duration,
+    /// The kind of that failure: whoever is waited for is at fault.
+    pub failure: Kind,
 }
 
 impl PollPolicy {
     /// Returns the policy for waits on this machine, which usually take milliseconds.
     pub const fn local(deadline: Duration) -> Self {
         let (first, longest) = (Duration::from_millis(1), Duration::from_millis(50));
-        Self { first, share: 0.5, longest, deadline }
+        Self { first, share: 0.5, longest, deadline, failure: Kind::Machine }
+    }
+
+    /// Returns the same policy for a resource of a local region, which fails as a cloud's does.
+    pub const fn of_region(self) -> Self {
+        Self { failure: Kind::Cloud, ..self }
     }
 }
 
@@ -56,9 +63,9 @@ pub async fn poll_until<T>(
             PollAnswer::Ready(value) => return Ok(value),
             PollAnswer::NotYet(state) if last => {
                 let time = humantime::format_duration(policy.deadline);
-                return Err(
-                    Kind::Cloud.error(format!("waiting for {what}: after {time} it is still {state}"))
-                );
+                return Err(policy
+                    .failure
+                    .error(format!("waiting for {what}: after {time} it is still {state}")));
             }
             PollAnswer::NotYet(_) => {}
         }
@@ -89,7 +96,20 @@ mod tests {
         share: 1.0,
         longest: Duration::from_secs(4),
         deadline: Duration::from_secs(10),
+        failure: Kind::Cloud,
     };
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_fails_with_the_kind_of_its_policy() {
+        let never = async || Ok(PollAnswer::<()>::NotYet("busy".into()));
+        let local = PollPolicy::local(Duration::from_secs(1));
+        for (policy, kind) in
+            [(local, Kind::Machine), (local.of_region(), Kind::Cloud), (POLICY, Kind::Cloud)]
+        {
+            let error = poll_until("it", &policy, never).await.unwrap_err();
+            assert_eq!(Kind::of(&error), kind, "{error:#}");
+        }
+    }
 
     async fn ready_after(seconds: u64) -> (Result<u64>, Vec<u64>) {
         let (start, times) = (Instant::now(), std::cell::RefCell::new(Vec::new()));

@@ -43,7 +43,7 @@ use std::time::Duration;
 
 /// The limit for waiting. Pending resources become ready by themselves. The time is longer than every delay that a test
 /// may set, and short enough to notice a clock that was set back.
-const PENDING_POLL: PollPolicy = PollPolicy::local(Duration::from_secs(120));
+const PENDING_POLL: PollPolicy = PollPolicy::local(Duration::from_secs(120)).of_region();
 
 /// The same time is requested of EBS. It is long, because a bake starts its snapshot before its steps.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(6 * 60 * 60);

@@ -20,10 +20,10 @@ use std::time::Duration;
 
 /// A loop device closes its file with its own last descriptor, which another program's probe may hold for some
 /// milliseconds.
-const BUSY_WAIT: PollPolicy = PollPolicy::local(Duration::from_secs(1));
+const BUSY_WAIT: PollPolicy = PollPolicy::local(Duration::from_secs(1)).of_region();
 /// Enough for a mount namespace that ends with its processes, or a disk that has to write first. It is shorter than the
 /// wait that a user who pressed Ctrl-C is promised.
-const RELEASE_WAIT: PollPolicy = PollPolicy::local(Duration::from_secs(5));
+const RELEASE_WAIT: PollPolicy = PollPolicy::local(Duration::from_secs(5)).of_region();
 
 /// Locks a volume's file: then it is not attached, and cannot be. `None`: it is attached.
 fn lock(store: &RegionStore, id: &VolumeId) -> Result<Option<File>> {

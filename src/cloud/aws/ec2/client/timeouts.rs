@@ -1,5 +1,6 @@
 //! How long oven waits for EC2, with the reasons.
 
+use crate::error::Kind;
 use crate::sys::poll::PollPolicy;
 use std::time::Duration;
 
@@ -122,12 +123,24 @@ impl Timeouts {
     /// second late at most, or a twentieth of the wait, and every two seconds in a long one: sixty polls for half a
     /// minute.
     pub(crate) fn frequent_polls(&self, deadline: Duration) -> PollPolicy {
-        PollPolicy { first: self.first_poll / 2, share: 0.05, longest: self.max_poll, deadline }
+        PollPolicy {
+            first: self.first_poll / 2,
+            share: 0.05,
+            longest: self.max_poll,
+            deadline,
+            failure: Kind::Cloud,
+        }
     }
 
     /// Polls until a deadline, for something that need not be known at once.
     pub(crate) fn until(&self, deadline: Duration) -> PollPolicy {
-        PollPolicy { first: self.first_poll, share: 0.5, longest: self.max_poll, deadline }
+        PollPolicy {
+            first: self.first_poll,
+            share: 0.5,
+            longest: self.max_poll,
+            deadline,
+            failure: Kind::Cloud,
+        }
     }
 
     pub(crate) fn snapshot_of(&self, size_gib: u64) -> Duration {
