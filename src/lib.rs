@@ -43,13 +43,13 @@ pub mod undo;
 // What the user sees of a run.
 pub mod report;
 
-// Oven.toml, TOML, templates.
+// The settings of oven.toml; TOML, templates.
 pub mod config;
 
 // Traits, and the clouds that implement them.
 pub mod cloud;
 
-// Image.toml and the files beside it.
+// A definition: image.toml and the files next to it.
 pub mod definition;
 
 // Checksum and fingerprint.

@@ -145,8 +145,8 @@ fn is_same_package(one: &InstalledPackage, other: &InstalledPackage) -> bool {
 /// Returns the packages of `before` that are missing or changed.
 fn missing_or_changed(before: &[InstalledPackage], after: &[InstalledPackage]) -> Vec<String> {
     let differs = |package: &&InstalledPackage| !after.contains(package);
-    let missing_or_changed = before.iter().filter(differs);
-    missing_or_changed
+    let changed = before.iter().filter(differs);
+    changed
         .map(|was| match after.iter().find(|is| is_same_package(was, is)) {
             Some(is) => format!("`{}` ({} -> {})", was.name, was.version, is.version),
             None => format!("`{}` is gone", was.name),

@@ -123,7 +123,7 @@ fn remaining(children: &OwnedFd) -> Result<Vec<String>> {
 
 /// Returns all processes of the namespace except this one.
 fn list_processes() -> Result<BTreeMap<u32, String>> {
-    let mut list_processes = BTreeMap::new();
+    let mut processes = BTreeMap::new();
     for entry in std::fs::read_dir("/proc").context("listing the step's processes")? {
         let name = entry.context("listing the step's processes")?.file_name();
         let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
@@ -134,10 +134,10 @@ fn list_processes() -> Result<BTreeMap<u32, String>> {
         let dead = stat.get(close + 2..).is_some_and(|state| state.starts_with(['Z', 'X']));
         if pid != 1 && !dead {
             let comm = stat.get(open + 1..close).unwrap_or_default();
-            list_processes.insert(pid, comm.chars().filter(|c| !c.is_control()).collect());
+            processes.insert(pid, comm.chars().filter(|c| !c.is_control()).collect());
         }
     }
-    Ok(list_processes)
+    Ok(processes)
 }
 
 /// Forks and executes the step's program.

@@ -1,7 +1,7 @@
 //! Files that exist only while steps run.
 //!
 //! If the image has a file with that path, the step's file is bound over it, so that nothing is written into the image.
-//! If it does not, there is nothing to bind over, so a placeholder is created (`placeholders`).
+//! If it does not, there is nothing to bind over, so a placeholder is created (`mountpoints`).
 
 use super::paths::{ResolvedPath, resolve, write_new};
 use super::spec::BindMount;

@@ -2,7 +2,7 @@
 //!
 //! The store's directory has a subdirectory for each key, with the generations of that key. `N/index` has the digest of
 //! each file of generation N. `N/0`, `N/1` and so on are the directories of the plan's caches. A generation never
-//! changes. A bake works in a private directory (`working`), and its downloads are published as the next generation. If
+//! changes. A bake works in a private directory (`session`), and its downloads are published as the next generation. If
 //! a bake is killed meanwhile, the last generation is unchanged.
 
 use super::manifest;
@@ -214,9 +214,9 @@ pub fn total_bytes(tree: &CacheTree) -> u64 {
 
 /// Returns the numbers of a key's generations, the newest last.
 fn generation_numbers(key: &Path) -> Vec<u64> {
-    let mut generation_numbers: Vec<u64> = children(key).filter_map(|(name, _)| name.parse().ok()).collect();
-    generation_numbers.sort_unstable();
-    generation_numbers
+    let mut numbers: Vec<u64> = children(key).filter_map(|(name, _)| name.parse().ok()).collect();
+    numbers.sort_unstable();
+    numbers
 }
 
 fn children(dir: &Path) -> impl Iterator<Item = (String, PathBuf)> {

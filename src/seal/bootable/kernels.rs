@@ -115,8 +115,8 @@ fn find_initramfs(inside: &ImageTree, version: &str) -> Result<Option<(String, S
         }
     }
     for path in paths {
-        if let Some(file_stamp) = file_stamp(inside, &path)? {
-            return Ok(Some((path, file_stamp)));
+        if let Some(stamp) = file_stamp(inside, &path)? {
+            return Ok(Some((path, stamp)));
         }
     }
     Ok(None)
