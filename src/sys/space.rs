@@ -7,7 +7,7 @@ use std::path::Path;
 
 /// Returns the free space in bytes.
 pub fn free_space(dir: &Path) -> Option<u64> {
-    statvfs(dir).ok().map(|s| s.blocks_available() * s.fragment_size())
+    statvfs(dir).ok().map(|s| s.blocks_available().saturating_mul(s.fragment_size()))
 }
 
 /// Converts an error of writing `needed` bytes in `dir`.

@@ -67,6 +67,7 @@ fn unescape(path: &[u8]) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
 
     #[test]
     fn a_mount_table() {
@@ -75,6 +76,12 @@ mod tests {
         assert_eq!((lines.len(), lines[0].id, lines[0].parent, lines[0].shared), (2, 36, 35, true));
         assert_eq!(lines[0].path, PathBuf::from("/mnt a"));
         assert_eq!((lines[1].rdev, lines[1].shared), (rustix::fs::makedev(7, 1), false));
+        assert_eq!((lines[0].root.as_path(), lines[0].kind.as_str()), (Path::new("/"), "ext4"));
+        assert_eq!((lines[1].root.as_path(), lines[1].kind.as_str()), (Path::new("/m"), "tmpfs"));
+        let escaped = b"36 35 98:0 /mnt\\0401 /mnt\\0402/a\\134b rw - ext3 /dev/root rw\n";
+        let lines = parse(escaped);
+        assert_eq!(lines[0].path, PathBuf::from("/mnt 2/a\\b"), "blanks and backslashes are octal");
+        assert_eq!((lines[0].root.as_path(), lines[0].kind.as_str()), (Path::new("/mnt 1"), "ext3"));
         assert!(of_this_thread().unwrap().len() > 1);
     }
 }

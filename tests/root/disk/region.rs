@@ -137,7 +137,7 @@ async fn attached_is_what_the_kernel_says() {
     let held = node(&device);
     let started = Instant::now();
     // Somebody else's descriptor keeps it bound, and releasing says so.
-    refuses(loop_device::release(device).await, Kind::Cloud, "release of /dev/loop");
+    refuses(loop_device::release(device).await, Kind::Machine, "release of /dev/loop");
     // The product gives up after five seconds.
     assert!(started.elapsed() < Duration::from_secs(20));
     drop(held);

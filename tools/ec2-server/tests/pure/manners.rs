@@ -501,11 +501,25 @@ fn snapshots_have_a_rate_and_quotas() {
     let take = || ground.call("CreateSnapshot", &[("VolumeId", &volume)]).get("Code").unwrap_or_default();
     assert_eq!(take(), "");
     assert_eq!(take(), "SnapshotCreationPerVolumeRateExceeded");
-    eventually("a second one", || take().is_empty());
+    // Refused for its rate until then, and for nothing else.
+    let accepted = || match take().as_str() {
+        "" => true,
+        code => {
+            assert_eq!(code, "SnapshotCreationPerVolumeRateExceeded");
+            false
+        }
+    };
+    eventually("a second one", accepted);
     assert_eq!(take(), "ConcurrentSnapshotLimitExceeded");
     ground.server.with_world(|w| w.snapshots.values_mut().for_each(|s| s.common.ready_at = 0));
-    eventually("a third one", || take().is_empty());
-    eventually("one too many", || take() == "SnapshotLimitExceeded");
+    eventually("a third one", accepted);
+    eventually("one too many", || match take().as_str() {
+        "SnapshotLimitExceeded" => true,
+        code => {
+            assert_eq!(code, "SnapshotCreationPerVolumeRateExceeded");
+            false
+        }
+    });
     let params = [("AvailabilityZone", "us-east-1a"), ("SnapshotId", ground.snapshot.as_str())];
     assert_eq!(ground.refused("CreateVolume", &params), "VolumeLimitExceeded");
 }
