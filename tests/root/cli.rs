@@ -351,8 +351,8 @@ fn a_shell_on_a_terminal() {
 fn what_is_no_disk_is_not_imported_and_what_was_is_removed() {
     let world = LocalWorld::tiny();
     for (name, content, word) in [
-        ("text", &b"not a disk\n"[..], "no disk"),
-        ("zeros", &[0; 1 << 20], "no disk"),
+        ("text", &b"not a disk\n"[..], "is not a disk"),
+        ("zeros", &[0; 1 << 20], "is not a disk"),
         ("packed", b"\x1f\x8b\x08\0", "gzip -dc"),
         ("empty", b"", "empty"),
     ] {

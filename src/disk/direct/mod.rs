@@ -389,7 +389,7 @@ impl<B: BlockApi + 'static> Disk for DirectDisk<B> {
         self.report
             .detail(format!("uploaded {} of {written_count} written blocks ({mib} MiB)", sent.blocks.len()));
         if self.verify {
-            let step = self.report.step("verify", format!("reading {} back", sent.snapshot));
+            let step = self.report.step("verify", format!("verifying {}", sent.snapshot));
             crate::transfer::download::verify(
                 &*self.blocks,
                 &sent.snapshot,

@@ -34,7 +34,7 @@ fn a_bake_is_read_back_where_it_was_sent_and_comes_out_whole() {
     assert!(out.is_empty() && err.contains("--verify") && err.contains("--disks direct"), "{err}");
     let (ami, err) = world.expect(0, &["--disks", "direct", "bake", "--verify", "web"]);
     let snapshot = snapshot_of(&world, &ami);
-    assert!(err.contains(&format!("reading {snapshot} back")), "{err}");
+    assert!(err.contains(&format!("verifying {snapshot}")), "{err}");
     world.assert_no_traces("after the bake");
 
     // All of it: the base's blocks, and those that were sent.
