@@ -10,6 +10,7 @@ pub mod import;
 mod lock;
 mod mount;
 pub mod options;
+mod outcome;
 pub mod preflight;
 pub mod provision;
 mod register;
@@ -17,12 +18,13 @@ pub mod seal;
 pub mod secrets;
 pub mod target;
 
-use crate::cloud::{BaseRef, Image};
+use crate::cloud::BaseRef;
 use crate::definition::Definition;
 use crate::ids::RunId;
 use crate::site::Site;
 use crate::undo::{self, Ended};
 use options::BakeOptions;
+pub use outcome::Outcome;
 use std::future::Future;
 
 /// The inputs of one bake: its definition, base image, site and options.
@@ -34,14 +36,6 @@ pub struct Bake<'a> {
     pub from: &'a BaseRef,
     pub options: &'a BakeOptions,
     pub run: &'a RunId,
-}
-
-/// The result of a successful bake.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
-    Baked(Image),
-    /// An image with this fingerprint existed already, or another builder registered it first.
-    AlreadyBaked(Image),
 }
 
 /// Bakes a definition, unless its image exists already. When the bake ends or is stopped, its local resources are
@@ -70,17 +64,4 @@ pub async fn bake(bake: &Bake<'_>, stop: impl Future<Output = ()>) -> Ended<Outc
         register::image(bake, target, facts, (&snapshot, &undo)).await //                      6. register
     })
     .await
-}
-
-impl Outcome {
-    /// The image has the id of the run that created it. This shows whether this run baked it.
-    fn of(image: Image, run: &RunId) -> Self {
-        if image.was_created_by(run) { Self::Baked(image) } else { Self::AlreadyBaked(image) }
-    }
-
-    pub fn image(&self) -> &Image {
-        match self {
-            Self::Baked(image) | Self::AlreadyBaked(image) => image,
-        }
-    }
 }
