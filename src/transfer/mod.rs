@@ -5,5 +5,4 @@ pub mod download;
 pub mod fake;
 pub mod raw;
 pub mod readers;
-pub mod together;
 pub mod upload;

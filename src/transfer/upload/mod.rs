@@ -9,16 +9,16 @@ use crate::ids::{RunId, SnapshotId};
 use crate::trace::Track;
 use crate::transfer::readers::BlockSource;
 use crate::transfer::readers::{BlockFeed, ReadBlock};
-use crate::transfer::together::process_concurrently;
 use crate::undo;
 use crate::undo::{Debt, Due};
 use anyhow::{Context, Result};
+use futures_util::stream::{self, TryStreamExt};
 use sha2::{Digest as _, Sha256};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Context as Task;
 
 /// The maximum number of blocks in memory, which are being read, queued or being sent: 24 MiB. EBS direct accepts fewer
 /// than 1000 puts a second for one snapshot, so more blocks would help only if a put took longer than 48 ms.
@@ -114,22 +114,20 @@ async fn put_all(
     source: Arc<dyn BlockSource>,
     on_progress: &dyn Fn(u64),
 ) -> Result<Vec<(u32, Digest)>> {
-    let put = |block: ReadBlock| async move {
-        let ReadBlock { index, data, digest, room } = block;
-        let put = blocks.put(snapshot, index, data, digest).await;
-        drop(room);
-        put.map(|()| (index, digest))
-    };
     let mut feed = BlockFeed::start(source, MAX_BLOCKS_IN_MEMORY)?;
-    let (mut sent, counter) = (Vec::new(), Track::here().counter("blocks sent"));
-    let next = |cx: &mut Task<'_>| feed.poll_next(cx);
-    let done = |put: (u32, Digest)| {
-        sent.push(put);
+    let (sent, counter) = (RefCell::new(Vec::new()), Track::here().counter("blocks sent"));
+    let put = async |block: ReadBlock| {
+        let ReadBlock { index, data, digest, room } = block;
+        blocks.put(snapshot, index, data, digest).await?;
+        drop(room);
+        sent.borrow_mut().push((index, digest));
         counter.add(1);
-        on_progress(sent.len() as u64 * BLOCK as u64);
+        on_progress(sent.borrow().len() as u64 * BLOCK as u64);
+        Ok(())
     };
-    process_concurrently(next, put, done).await?;
-    Ok(sent)
+    // No limit here: the feed has one, in blocks.
+    stream::poll_fn(|cx| feed.poll_next(cx)).try_for_each_concurrent(None, put).await?;
+    Ok(sent.into_inner())
 }
 
 /// Returns the clean-up action that removes all snapshots of the run. Register it before a snapshot is started.
