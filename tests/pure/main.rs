@@ -13,3 +13,4 @@ mod layers;
 mod plugins;
 mod preflight;
 mod region;
+mod rust_source;
