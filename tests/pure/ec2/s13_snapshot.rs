@@ -136,6 +136,18 @@ async fn r13_4_a_stale_look_late() {
     assert!(fixture.count("DescribeSnapshots") > STALE);
 }
 
+/// Row 9.9: sixty lost calls with the pauses between them are about ten minutes on EC2.
+#[tokio::test]
+async fn r9_9_the_network_fails_while_it_waits() {
+    let lost = |times| Fault::new("DescribeSnapshots", 1, What::DropBefore).times(times);
+    prove([case("9.9", &[lost(60)], End::Baked)]).await;
+    // A network that does not come back ends the bake.
+    let fixture = Ec2Fixture::with(&[lost(9999)]);
+    let ec2 = fixture.ec2_with(|o| o.timeouts = Timeouts { outage: 300 * MILLI, ..timeouts() });
+    let ended = fixture.bake_by(&ec2, &RunId::new()).await;
+    says(&ended.result.unwrap_err(), &["DescribeSnapshots", "tried for"], "9.9");
+}
+
 /// Row 13.5: deleted, and one new one; then it is an end.
 #[tokio::test]
 async fn r13_5_in_error() {

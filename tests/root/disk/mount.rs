@@ -92,6 +92,55 @@ fn sectors_of_4096_bytes() {
     round_trip(&disk, "1", "ext4");
 }
 
+/// A builder often runs an image that is the base of the next one: their disks have the same UUIDs.
+#[test]
+fn two_disks_with_the_same_uuids_are_mounted_at_the_same_time() {
+    for kind in ["ext4", "xfs"] {
+        let mut disk = LoopDisk::new(400, 512);
+        disk.table(&format!("label: gpt\nstart=2048, type={ROOT}\n"));
+        match kind {
+            "xfs" => disk.xfs("1", &FAKE_ROOT("")),
+            _ => disk.ext4("1", &FAKE_ROOT(""), &[]),
+        }
+        let twin = disk.twin();
+        alone(async |scratch| {
+            let (device, other) = (disk.device(), twin.device());
+            let place = tempfile::tempdir().unwrap();
+            let first = Root::mount(&device, place.path(), &PLAIN, &Report::silent()).await.unwrap();
+            let second = Root::mount(&other, scratch, &PLAIN, &Report::silent()).await.unwrap();
+            first.inside().write("/etc/made", b"first", 0o644, 0, 0).unwrap();
+            second.inside().write("/etc/made", b"second", 0o644, 0, 0).unwrap();
+            second.close().await.unwrap();
+            first.close().await.unwrap();
+        });
+        disk.detach();
+        twin.detach();
+        assert_eq!((disk.cat("1", "etc/made"), twin.cat("1", "etc/made")), ("first".into(), "second".into()));
+    }
+}
+
+/// As on a kernel that reads the table late, or never.
+#[test]
+fn partitions_that_the_kernel_lacks_are_added() {
+    let mut disk = LoopDisk::new(48, 512);
+    disk.table("label: gpt\nstart=2048, type=L\n");
+    disk.ext4("1", &FAKE_ROOT(""), &[]);
+    alone(async |scratch| {
+        let device = disk.device();
+        let name = device.path.file_name().unwrap().to_str().unwrap();
+        let partition = Path::new("/sys/block").join(name).join(format!("{name}p1"));
+        if partition.exists() {
+            run("partx", &["--delete", device.path.to_str().unwrap()]);
+        }
+        assert!(!partition.exists());
+        let root = Root::mount(&device, scratch, &PLAIN, &Report::silent()).await.unwrap();
+        assert!(partition.exists());
+        assert_eq!(root.os_release().unwrap().id(), "test");
+        root.close().await.unwrap();
+    });
+    disk.detach();
+}
+
 /// Each line doubles what is mounted below /var.
 fn recursive_binds(lines: usize) -> LoopDisk {
     let mut disk = LoopDisk::new(16, 512);

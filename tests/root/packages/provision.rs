@@ -271,6 +271,22 @@ fn a_changed_configuration_file_stays_or_is_replaced() {
     assert_eq!(conffile("conffiles = \"replace\"\n"), "two\n");
 }
 
+/// A lock of dpkg or apt belongs to a process. A file that the base has of it locks nothing.
+#[test]
+fn lock_files_of_the_base_do_not_stop_an_installation() {
+    let lab = PackageLab::new();
+    for dir in ["var/lib/dpkg", "var/lib/apt/lists", "var/cache/apt/archives"] {
+        fs::create_dir_all(lab.image(dir)).unwrap();
+        for lock in ["lock", "lock-frontend"] {
+            fs::write(lab.image(dir).join(lock), "4711\n").unwrap();
+        }
+    }
+    lab.package("site", "1.0", "", &[("usr/share/site/file", "x\n")]);
+    lab.define("packages = [\"./site.deb\"]\n");
+    lab.bake().facts();
+    assert_eq!(lab.read("usr/share/site/file"), "x\n");
+}
+
 #[test]
 fn a_half_configured_base_is_refused() {
     let (lab, baked) = with_postinst("exit 1");
@@ -303,6 +319,23 @@ fn files_runs_and_tests() {
         (std::os::linux::fs::MetadataExt::st_uid(&motd), std::os::linux::fs::MetadataExt::st_gid(&motd)),
         (5, 8)
     );
+}
+
+/// It runs while the test runs; what the test prints about it is in the log.
+#[test]
+fn a_test_starts_the_service_that_it_needs() {
+    let lab = PackageLab::new();
+    lab.script(
+        "serve.sh",
+        "cd /tmp\nmkfifo ask answer\nsh -c 'read word < ask; echo \"served $word\" > answer; exec sleep 1000' &\n\
+         echo tree > ask\nread words < answer\necho \"it $words\"\ntest \"$words\" = \"served tree\"",
+    );
+    lab.define("[[test]]\nscript = \"serve.sh\"\n");
+    let baked = lab.bake();
+    assert!(baked.log.contains("it served tree"), "{}", baked.log);
+    assert!(!baked.log.contains("warning"), "{}", baked.log);
+    baked.facts();
+    assert!(!lab.image("tmp/ask").exists(), "a test changes nothing");
 }
 
 #[test]
