@@ -2,6 +2,7 @@
 //! [`Distro`] in Rust are tested alike.
 
 mod difference;
+mod golden;
 mod heeds;
 mod names;
 mod samples;
@@ -11,6 +12,7 @@ use crate::{
     Claim, Claims, Distro, Job, OsRelease, Package, Plan, Refused, faults_of_claims, faults_of_plan,
 };
 pub use difference::difference;
+pub use golden::without_defaults;
 use serde_json::{Value, json};
 use std::fmt;
 

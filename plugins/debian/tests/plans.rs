@@ -1,6 +1,7 @@
 //! Golden plans: a change of a plan has to be reviewed. `OVEN_BLESS=1` rewrites them.
 
 use oven_debian::Debian;
+use oven_distro::check::without_defaults;
 use oven_distro::{
     Claim, Conffiles, Distro, FILE_PLACES, Job, OsRelease, Package, Phase, Plan, Repository, Step, Upgrade,
 };
@@ -33,7 +34,7 @@ fn file() -> Package {
 fn golden(name: &str, job: &Job) {
     let plan = Debian.plan(job).unwrap();
     check_plan(&plan);
-    let text = format!("{:#}\n", serde_json::to_value(&plan).unwrap());
+    let text = format!("{:#}\n", without_defaults(&plan));
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(format!("{name}.json"));
     if std::env::var_os("OVEN_BLESS").is_some() {
         std::fs::write(&path, &text).unwrap();

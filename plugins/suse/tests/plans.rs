@@ -1,5 +1,6 @@
 //! Golden plans: a change of a plan has to be reviewed. `OVEN_BLESS=1` rewrites them.
 
+use oven_distro::check::without_defaults;
 use oven_distro::{Claim, Conffiles, Distro, Job, OsRelease, Package, Phase, Plan, Repository, Upgrade};
 use oven_suse::Suse;
 use std::path::Path;
@@ -28,7 +29,7 @@ fn repository(name: &str, key: Option<&str>, keep: bool) -> Repository {
 fn golden(name: &str, job: &Job) {
     let plan = Suse.plan(job).unwrap();
     check_plan(&plan);
-    let text = format!("{:#}\n", serde_json::to_value(&plan).unwrap());
+    let text = format!("{:#}\n", without_defaults(&plan));
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(format!("{name}.json"));
     if std::env::var_os("OVEN_BLESS").is_some() {
         std::fs::write(&path, &text).unwrap();

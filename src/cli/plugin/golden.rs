@@ -40,15 +40,14 @@ pub fn bless(dir: &Path, cases: &mut [Case], speaker: &dyn Speaker) -> Result<Ve
     let now = check::answers(speaker, cases).map_err(|why| Kind::Definition.failure(why))?;
     let mut written = Vec::new();
     for (case, answer) in cases.iter_mut().zip(now) {
-        let answer = Some(answer);
-        if case.answer == answer {
+        if case.answer.as_ref() == Some(&answer) {
             continue;
         }
-        case.answer = answer;
         let path = dir.join(format!("{}{ANSWER}", case.name));
-        let text = case.answer.clone().map(PlanAnswer::new).map(serde_json::to_value).transpose()?;
-        std::fs::write(&path, format!("{:#}\n", text.unwrap_or_default()))
+        let stored = check::without_defaults(&PlanAnswer::new(answer.clone()));
+        std::fs::write(&path, format!("{stored:#}\n"))
             .with_context(|| format!("writing {}", path.display()))?;
+        case.answer = Some(answer);
         written.push(path);
     }
     Ok(written)

@@ -214,3 +214,33 @@ fn golden_plans() {
     let findings = check(&good, &[case(Some(Ok(other)))]);
     assert!(findings.to_string().contains("plan.steps[0].argv[3] is \"jq\"; it was \"jk\""), "{findings}");
 }
+
+#[test]
+fn golden_plans_have_no_fields_with_defaults() {
+    let step = |retries| Step {
+        phase: Phase::Install,
+        why: String::new(),
+        argv: vec!["pkg".into()],
+        env: [("A/B~C".into(), String::new())].into(),
+        retries,
+        before_retry: Vec::new(),
+        network: retries > 0,
+        also_good: Vec::new(),
+        once: false,
+        timeout: 0,
+    };
+    let expect = Expect { sound: vec!["ii".into()], ..Expect::default() };
+    let plan = Plan { steps: vec![step(0), step(1)], expect, ..Plan::default() };
+    let stored = without_defaults(&PlanAnswer::new(Ok(plan.clone())));
+    let json = json!({"api": wire::API, "plan": {
+        "expect": {"sound": ["ii"]},
+        "steps": [
+            {"phase": "install", "why": "", "argv": ["pkg"], "env": {"A/B~C": ""}, "timeout": 0},
+            {"phase": "install", "why": "", "argv": ["pkg"], "env": {"A/B~C": ""}, "timeout": 0, "retries": 1, "network": true},
+        ],
+    }});
+    assert_eq!(stored, json);
+    assert_eq!(PlanAnswer::read(&stored.to_string()), Ok(Ok(plan)));
+    let empty = PlanAnswer::new(Ok(Plan::default()));
+    assert_eq!(without_defaults(&empty), json!({"api": wire::API, "plan": {}}));
+}
