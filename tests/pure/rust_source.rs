@@ -81,6 +81,51 @@ pub fn rust_files(dir: &Path) -> Vec<PathBuf> {
     found
 }
 
+/// The string literals, as the program has them.
+pub fn string_literals(text: &str) -> Vec<String> {
+    let bytes = text.as_bytes();
+    let (mut found, mut at) = (Vec::new(), 0);
+    while at < bytes.len() {
+        let end = literal_end(bytes, at).unwrap_or(at).max(at + 1);
+        let literal = &bytes[at..end];
+        if literal.len() > 2 && literal[0] == b'"' {
+            found.push(unescaped(&text[at + 1..end - 1]));
+        } else if literal.len() > 2 && literal[0] == b'r' {
+            let hashes = literal[1..].iter().take_while(|byte| **byte == b'#').count();
+            found.push(text[at + hashes + 2..end - hashes - 1].to_owned());
+        }
+        at = end;
+    }
+    found
+}
+
+/// Escapes as Rust has them; those of numbers stay as they are.
+fn unescaped(text: &str) -> String {
+    let (mut out, mut rest) = (String::new(), text);
+    while let Some((before, after)) = rest.split_once('\\') {
+        out.push_str(before);
+        let mut chars = after.chars();
+        match chars.next() {
+            // The line goes on at its next word.
+            Some('\n') => {
+                rest = after.trim_start();
+                continue;
+            }
+            Some('n') => out.push('\n'),
+            Some('t') => out.push('\t'),
+            Some('r') => out.push('\r'),
+            Some('0') => out.push('\0'),
+            Some(quoted @ ('"' | '\'' | '\\')) => out.push(quoted),
+            other => {
+                out.push('\\');
+                out.extend(other);
+            }
+        }
+        rest = chars.as_str();
+    }
+    out + rest
+}
+
 /// Comments, strings and characters become blanks; lines stay.
 pub fn without_comments_and_literals(text: &str) -> String {
     let bytes = text.as_bytes();

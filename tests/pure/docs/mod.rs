@@ -7,6 +7,7 @@
 
 mod cli_page;
 mod event_pages;
+mod inline_texts;
 mod key_pages;
 mod schemas;
 mod validator;
@@ -179,9 +180,10 @@ fn docs_every_mistake_is_one_for_the_parser() {
     }
 }
 
-/// Files that the samples name, beside `web/image.toml`.
+const PGP_KEY: &str = "-----BEGIN PGP PUBLIC KEY BLOCK-----\n\nmQ==\n-----END PGP PUBLIC KEY BLOCK-----\n";
+
+/// Files that the samples name, next to `web/image.toml`.
 fn tree() -> tempfile::TempDir {
-    let key = "-----BEGIN PGP PUBLIC KEY BLOCK-----\n\nmQ==\n-----END PGP PUBLIC KEY BLOCK-----\n";
     let top = tempfile::tempdir().unwrap();
     let files = [
         ("web/files/nginx.conf", "events {}\n"),
@@ -189,7 +191,7 @@ fn tree() -> tempfile::TempDir {
         ("web/site.yml", "- hosts: all\n"),
         ("web/web.bats", "@test x { true; }\n"),
         ("web/good.conf", "port {{ port }}\n"),
-        ("web/keys/good.asc", key),
+        ("web/keys/good.asc", PGP_KEY),
         ("base/image.toml", "from = \"ami-01234567\"\n"),
         ("common/tool", "#!/bin/sh\n"),
     ];
@@ -257,6 +259,26 @@ fn docs_schema_accepts_whatever_the_parser_accepts() {
         }
     }
     assert!(accepted > 500, "{accepted} were accepted: the changes are no test");
+}
+
+/// The texts are those of the tests of all rings. Which of them are mistakes, the parser says.
+#[test]
+fn docs_schema_accepts_the_definitions_in_the_tests() {
+    let schema = Validator::new(&schemas::image_toml());
+    let mut accepted = 0;
+    for text in inline_texts::definitions(&root().join("tests")) {
+        let top = tempfile::tempdir().unwrap();
+        let web = top.path().join("web");
+        std::fs::create_dir(&web).unwrap();
+        let value: Value = toml::from_str(&text).unwrap();
+        inline_texts::make_files(&web, &value);
+        std::fs::write(web.join("image.toml"), &text).unwrap();
+        if oven::definition::Definition::load(&web).is_ok() {
+            accepted += 1;
+            assert_eq!(schema.validate(&value), Ok(()), "{text}");
+        }
+    }
+    assert!(accepted > 100, "{accepted} definitions were found");
 }
 
 #[test]
