@@ -1,7 +1,8 @@
 //! tests/FAULTS.md lists each fault with the tests that show what oven does about it. These tests check that the page
 //! and the tests agree, and that each file of tests belongs to a program.
 
-use crate::rust_source::{module_files, rust_files, tests};
+use crate::layers::rust_files;
+use crate::rust_source::{module_files, tests};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -4,7 +4,6 @@
 //! in them that begin with `crate::` or `super::` or with a module of their own. Test code inside of `src` is held to
 //! the floors, too; only cycles are looked for without it.
 
-use crate::rust_source::{inline_modules, rust_files, without_comments_and_literals};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -249,6 +248,116 @@ impl Sources {
     }
 }
 
+pub fn rust_files(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut dirs = vec![dir.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                dirs.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Comments, strings and characters become blanks; lines stay.
+pub fn without_comments_and_literals(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let mut out = bytes.to_vec();
+    let mut at = 0;
+    while at < bytes.len() {
+        let end = literal_end(bytes, at).unwrap_or(at);
+        if end > at {
+            out[at..end].iter_mut().filter(|byte| **byte != b'\n').for_each(|byte| *byte = b' ');
+            at = end;
+        } else {
+            at += 1;
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+/// Where the comment or literal that begins here ends; `None` if none does.
+pub fn literal_end(bytes: &[u8], at: usize) -> Option<usize> {
+    let rest = &bytes[at..];
+    let find = |needle: &[u8], from: usize| {
+        let found = bytes[from..].windows(needle.len()).position(|window| window == needle);
+        found.map_or(bytes.len(), |found| from + found + needle.len())
+    };
+    if rest.starts_with(b"//") {
+        return Some(bytes[at..].iter().position(|byte| *byte == b'\n').map_or(bytes.len(), |end| at + end));
+    }
+    if rest.starts_with(b"/*") {
+        return Some(find(b"*/", at + 2));
+    }
+    let word_before = at > 0 && (bytes[at - 1].is_ascii_alphanumeric() || bytes[at - 1] == b'_');
+    if !word_before && (rest.starts_with(b"r\"") || rest.starts_with(b"r#") || rest.starts_with(b"br")) {
+        let letters = if rest[0] == b'b' { 2 } else { 1 };
+        let hashes = rest[letters..].iter().take_while(|byte| **byte == b'#').count();
+        if rest.get(letters + hashes) == Some(&b'"') {
+            let end = [b"\"".as_slice(), &vec![b'#'; hashes]].concat();
+            return Some(find(&end, at + letters + hashes + 1));
+        }
+    }
+    if rest[0] == b'"' {
+        let mut end = at + 1;
+        while end < bytes.len() && bytes[end] != b'"' {
+            end += if bytes[end] == b'\\' { 2 } else { 1 };
+        }
+        return Some((end + 1).min(bytes.len()));
+    }
+    if rest[0] == b'\'' {
+        // A lifetime has no second quote.
+        let text = std::str::from_utf8(rest).ok()?;
+        let mut chars = text.char_indices().skip(1);
+        let (_, first) = chars.next()?;
+        if first == '\\' {
+            let close = text[2..].char_indices().skip(1).find(|(_, c)| *c == '\'')?;
+            return Some(at + 2 + close.0 + 1);
+        }
+        let (close, quote) = chars.next()?;
+        return (quote == '\'').then_some(at + close + 1);
+    }
+    None
+}
+
+struct Block {
+    name: String,
+    start: usize,
+    end: usize,
+}
+
+/// `mod name { … }`
+fn inline_modules(code: &str) -> Vec<Block> {
+    let mut found = Vec::new();
+    for (at, _) in code.match_indices("mod ") {
+        let word_before = code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_');
+        let rest = &code[at + 4..];
+        let name: String = rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+        let after = rest[name.len()..].trim_start();
+        if word_before || name.is_empty() || !after.starts_with('{') {
+            continue;
+        }
+        let start = code.len() - after.len();
+        let mut depth = 0;
+        let end = code[start..].char_indices().find_map(|(offset, c)| {
+            depth += match c {
+                '{' => 1,
+                '}' => -1,
+                _ => 0,
+            };
+            (depth == 0).then_some(start + offset)
+        });
+        found.push(Block { name, start, end: end.unwrap_or(code.len()) });
+    }
+    found
+}
+
 /// Each leaf of each `use` declaration, with the declaration's offset.
 fn use_trees(code: &str) -> Vec<(usize, Vec<String>)> {
     let mut found = Vec::new();
@@ -340,4 +449,10 @@ fn find_cycle(graph: &BTreeMap<ModulePath, BTreeMap<ModulePath, usize>>) -> Opti
     }
     let mut done = BTreeSet::new();
     graph.keys().find_map(|module| visit(graph, module, &mut Vec::new(), &mut done))
+}
+
+/// The inline modules around an offset, the outermost first.
+pub fn modules_around(code: &str, at: usize) -> Vec<String> {
+    let around = inline_modules(code).into_iter().filter(|block| block.start < at && at < block.end);
+    around.map(|block| block.name).collect()
 }

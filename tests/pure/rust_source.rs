@@ -1,5 +1,6 @@
 //! Rust sources, read as text: which files belong to a crate, and which parts of them are code.
 
+use crate::layers::{literal_end, modules_around, without_comments_and_literals};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -38,14 +39,13 @@ struct Declaration {
 
 fn declarations(text: &str) -> Vec<Declaration> {
     let code = without_comments_and_literals(text);
-    let blocks = inline_modules(&code);
     let declared = module_items(&code).filter(|(.., after)| after.starts_with(';'));
     declared
         .map(|(at, name, _)| {
             // Its attributes are between the item before it and itself.
             let start = code[..at].rfind([';', '{', '}']).map_or(0, |end| end + 1);
             let path = text[start..at].split_once("#[path = \"").and_then(|(_, rest)| rest.split_once('"'));
-            let names = around(&blocks, at).chain([name]).map(str::to_owned).collect();
+            let names = modules_around(&code, at).into_iter().chain([name.to_owned()]).collect();
             Declaration { names, path: path.map(|(path, _)| path.to_owned()) }
         })
         .collect()
@@ -54,31 +54,12 @@ fn declarations(text: &str) -> Vec<Declaration> {
 /// The functions with `#[test]` or `#[tokio::test]`, with the inline modules around them: `tests::a_test`.
 pub fn tests(text: &str) -> Vec<String> {
     let code = without_comments_and_literals(text);
-    let blocks = inline_modules(&code);
     let marks = ["#[test]", "#[tokio::test"].into_iter().flat_map(|mark| code.match_indices(mark));
     let names = marks.filter_map(|(at, _)| {
         let name = code[at..].split_once("fn ")?.1.split(['(', '<']).next()?;
-        Some(around(&blocks, at).chain([name]).collect::<Vec<_>>().join("::"))
+        Some(modules_around(&code, at).into_iter().chain([name.to_owned()]).collect::<Vec<_>>().join("::"))
     });
     names.collect()
-}
-
-/// All `.rs` files below a directory, sorted.
-pub fn rust_files(dir: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    let mut dirs = vec![dir.to_owned()];
-    while let Some(dir) = dirs.pop() {
-        for entry in fs::read_dir(dir).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                dirs.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                found.push(path);
-            }
-        }
-    }
-    found.sort();
-    found
 }
 
 /// The string literals, as the program has them.
@@ -124,99 +105,6 @@ fn unescaped(text: &str) -> String {
         rest = chars.as_str();
     }
     out + rest
-}
-
-/// Comments, strings and characters become blanks; lines stay.
-pub fn without_comments_and_literals(text: &str) -> String {
-    let bytes = text.as_bytes();
-    let mut out = bytes.to_vec();
-    let mut at = 0;
-    while at < bytes.len() {
-        let end = literal_end(bytes, at).unwrap_or(at);
-        if end > at {
-            out[at..end].iter_mut().filter(|byte| **byte != b'\n').for_each(|byte| *byte = b' ');
-            at = end;
-        } else {
-            at += 1;
-        }
-    }
-    String::from_utf8_lossy(&out).into_owned()
-}
-
-/// Where the comment or literal that begins here ends; `None` if none does.
-fn literal_end(bytes: &[u8], at: usize) -> Option<usize> {
-    let rest = &bytes[at..];
-    let find = |needle: &[u8], from: usize| {
-        let found = bytes[from..].windows(needle.len()).position(|window| window == needle);
-        found.map_or(bytes.len(), |found| from + found + needle.len())
-    };
-    if rest.starts_with(b"//") {
-        return Some(bytes[at..].iter().position(|byte| *byte == b'\n').map_or(bytes.len(), |end| at + end));
-    }
-    if rest.starts_with(b"/*") {
-        return Some(find(b"*/", at + 2));
-    }
-    let word_before = at > 0 && (bytes[at - 1].is_ascii_alphanumeric() || bytes[at - 1] == b'_');
-    if !word_before && (rest.starts_with(b"r\"") || rest.starts_with(b"r#") || rest.starts_with(b"br")) {
-        let letters = if rest[0] == b'b' { 2 } else { 1 };
-        let hashes = rest[letters..].iter().take_while(|byte| **byte == b'#').count();
-        if rest.get(letters + hashes) == Some(&b'"') {
-            let end = [b"\"".as_slice(), &vec![b'#'; hashes]].concat();
-            return Some(find(&end, at + letters + hashes + 1));
-        }
-    }
-    if rest[0] == b'"' {
-        let mut end = at + 1;
-        while end < bytes.len() && bytes[end] != b'"' {
-            end += if bytes[end] == b'\\' { 2 } else { 1 };
-        }
-        return Some((end + 1).min(bytes.len()));
-    }
-    if rest[0] == b'\'' {
-        // A lifetime has no second quote.
-        let text = std::str::from_utf8(rest).ok()?;
-        let mut chars = text.char_indices().skip(1);
-        let (_, first) = chars.next()?;
-        if first == '\\' {
-            let close = text[2..].char_indices().skip(1).find(|(_, c)| *c == '\'')?;
-            return Some(at + 2 + close.0 + 1);
-        }
-        let (close, quote) = chars.next()?;
-        return (quote == '\'').then_some(at + close + 1);
-    }
-    None
-}
-
-/// A module with a body.
-pub struct Block {
-    pub name: String,
-    pub start: usize,
-    pub end: usize,
-}
-
-/// `mod name { … }`
-pub fn inline_modules(code: &str) -> Vec<Block> {
-    let mut found = Vec::new();
-    for (_, name, after) in module_items(code).filter(|(.., after)| after.starts_with('{')) {
-        let start = code.len() - after.len();
-        let mut depth = 0;
-        let end = code[start..].char_indices().find_map(|(offset, c)| {
-            depth += match c {
-                '{' => 1,
-                '}' => -1,
-                _ => 0,
-            };
-            (depth == 0).then_some(start + offset)
-        });
-        found.push(Block { name: name.to_owned(), start, end: end.unwrap_or(code.len()) });
-    }
-    found
-}
-
-/// The names of the inline modules around an offset, the outermost first.
-fn around(blocks: &[Block], at: usize) -> impl Iterator<Item = &str> {
-    let around = blocks.iter().filter(move |block| block.start < at && at < block.end);
-    around.map(|block| block.name.as_str())
 }
 
 /// Each `mod name`: its offset, its name, and what follows.

@@ -1,6 +1,7 @@
 //! Definitions that tests have as texts in their sources.
 
-use crate::rust_source::{rust_files, string_literals};
+use crate::layers::rust_files;
+use crate::rust_source::string_literals;
 use oven::definition::keys::IMAGE_TOML;
 use serde_json::Value;
 use std::collections::BTreeSet;
