@@ -2,7 +2,7 @@
 
 use crate::bake::options::{self, BakeOptions};
 use crate::config::overrides::Overrides;
-use crate::definition::{Given, given};
+use crate::definition::{GivenVars, given};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -220,7 +220,7 @@ pub struct VarArgs {
 
 impl VarArgs {
     /// The values by name. If a variable is given twice, the last value counts.
-    pub fn given(&self) -> Given {
+    pub fn given(&self) -> GivenVars {
         self.vars.iter().cloned().collect()
     }
 }

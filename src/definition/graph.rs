@@ -1,7 +1,7 @@
 //! Definitions that are based on each other: all that a bake needs, parents first.
 
 use crate::config::toml_reader::nearest;
-use crate::definition::{Definition, From, Given};
+use crate::definition::{Definition, From, GivenVars};
 use crate::error::Kind;
 use anyhow::{Context, Result};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -22,12 +22,12 @@ impl BakeOrder {
     /// Loads these definitions and their parents. One directory spelled in several ways is one definition. Errors:
     /// [`Kind::Definition`] with files and keys, if two have the same name or definitions form a cycle.
     pub fn of(directories: &[impl AsRef<Path>]) -> Result<Self> {
-        Self::with(directories, &Given::new())
+        Self::with(directories, &GivenVars::new())
     }
 
     /// The same, with values for variables. Each value is for all definitions that declare the variable, and at least
     /// one has to.
-    pub fn with(directories: &[impl AsRef<Path>], given: &Given) -> Result<Self> {
+    pub fn with(directories: &[impl AsRef<Path>], given: &GivenVars) -> Result<Self> {
         let mut loader = Loader { given: given.clone(), ..Loader::default() };
         for directory in directories {
             loader.load(directory.as_ref(), true)?;
@@ -57,7 +57,7 @@ impl BakeOrder {
 
 #[derive(Default)]
 struct Loader {
-    given: Given,
+    given: GivenVars,
     /// Indexes of `images` by real path.
     known: HashMap<PathBuf, usize>,
     images: Vec<Definition>,

@@ -27,7 +27,7 @@ pub use scripts::{Playbook, Program, Script, ScriptKind};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use toml::de::DeValue;
-pub use vars::{Given, Vars, given};
+pub use vars::{GivenVars, Vars, given};
 
 /// The file that makes a directory a definition.
 pub const FILE: &str = "image.toml";
@@ -59,13 +59,13 @@ pub enum Ask {
         url: String,
         /// Lower-case hexadecimal.
         sha256: String,
-        file: Option<Downloaded>,
+        file: Option<DownloadedFile>,
     },
 }
 
 /// A package file that was downloaded, on this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Downloaded {
+pub struct DownloadedFile {
     pub source: PathBuf,
     pub package: crate::formats::package::PackageFile,
 }
@@ -151,11 +151,11 @@ impl Definition {
     /// Reads `dir`'s image.toml, and checks it and that the files that it names exist. An error lists every mistake,
     /// each with file, line and key.
     pub fn load(dir: &Path) -> Result<Self> {
-        Self::load_with(dir, &Given::new())
+        Self::load_with(dir, &GivenVars::new())
     }
 
     /// The same, with values for those of its variables that are `given`.
-    pub fn load_with(dir: &Path, given: &Given) -> Result<Self> {
+    pub fn load_with(dir: &Path, given: &GivenVars) -> Result<Self> {
         let real = directory(dir)?;
         let file = dir.join(FILE);
         let text = toml_reader::read_text(&file)?;
@@ -165,7 +165,7 @@ impl Definition {
         read.ok_or_else(|| Kind::Definition.error(format!("{}: cannot be understood", file.display())))
     }
 
-    fn read(dir: &Path, real: &Path, top: &Table, given: &Given) -> Option<Self> {
+    fn read(dir: &Path, real: &Path, top: &Table, given: &GivenVars) -> Option<Self> {
         let project = paths::project(real);
         let (sources, inputs) = Sources::read(dir, real, &project, top);
         let vars = Vars::read(top, given);

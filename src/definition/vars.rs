@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use toml::de::DeValue;
 
 /// Values of the command line: `--var NAME=VALUE`.
-pub type Given = BTreeMap<String, String>;
+pub type GivenVars = BTreeMap<String, String>;
 
 /// A definition's variables.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -14,11 +14,11 @@ pub struct Vars {
     /// The defaults in `[vars]`.
     pub declared: BTreeMap<String, String>,
     /// The command line's values, for some of them.
-    pub given: Given,
+    pub given: GivenVars,
 }
 
 impl Vars {
-    pub(crate) fn read(top: &Table, given: &Given) -> Self {
+    pub(crate) fn read(top: &Table, given: &GivenVars) -> Self {
         let mut declared = BTreeMap::new();
         if let Some(table) = top.user_table("vars") {
             for (name, value) in table.entries() {

@@ -38,9 +38,9 @@ pub async fn run_to_end<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'st
 
 /// Whether work was cancelled because nothing waits for it any more.
 #[derive(Debug, Clone, Default)]
-pub struct Cancelled(Arc<AtomicBool>);
+pub struct CancelFlag(Arc<AtomicBool>);
 
-impl Cancelled {
+impl CancelFlag {
     /// Cancels the work.
     pub fn cancel(&self) {
         self.0.store(true, Ordering::Relaxed);
@@ -54,15 +54,15 @@ impl Cancelled {
 
 /// Runs long work on another thread. Dropping the future cancels it.
 pub async fn run<T: Send + 'static>(
-    work: impl FnOnce(&Cancelled) -> Result<T> + Send + 'static,
+    work: impl FnOnce(&CancelFlag) -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    struct OnDrop(Cancelled);
+    struct OnDrop(CancelFlag);
     impl Drop for OnDrop {
         fn drop(&mut self) {
             self.0.cancel();
         }
     }
-    let cancelled = Cancelled::default();
+    let cancelled = CancelFlag::default();
     let _guard = OnDrop(cancelled.clone());
     match tokio::task::spawn_blocking(move || work(&cancelled)).await {
         Ok(result) => result,

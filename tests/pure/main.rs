@@ -10,6 +10,7 @@ mod ec2;
 mod export;
 mod faults_catalogue;
 mod layers;
+mod names;
 mod plugins;
 mod preflight;
 mod region;

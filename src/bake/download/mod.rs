@@ -7,7 +7,7 @@ mod tests;
 
 use super::Bake;
 use crate::config::project::NetworkSettings;
-use crate::definition::{Ask, Definition, Downloaded};
+use crate::definition::{Ask, Definition, DownloadedFile};
 use crate::error::{Failure, Kind};
 use crate::formats::package;
 use crate::identity::checksum::hex;
@@ -82,7 +82,7 @@ pub async fn fetch_packages(
         let path = dir.join(&*sha256).join(file_name(url));
         if let Some(package) = cached(&path, sha256) {
             report.detail(format!("{url} was downloaded before"));
-            *file = Some(Downloaded { source: path, package });
+            *file = Some(DownloadedFile { source: path, package });
             continue;
         }
         if agent.is_none() {
@@ -91,7 +91,7 @@ pub async fn fetch_packages(
         let step = report.step("download", format!("downloading {url}"));
         let downloaded =
             download(&image, agent.as_ref().context("no agent")?, url, sha256, &path, report).await;
-        *file = Some(Downloaded { source: path, package: downloaded? });
+        *file = Some(DownloadedFile { source: path, package: downloaded? });
         step.done();
     }
     image.packages = packages;

@@ -70,7 +70,7 @@ fn a_variable_is_what_the_command_line_says() {
     let web = load(top.path(), &toml).unwrap();
     assert!(web.files[0].template);
     assert_eq!(web.vars.values(), [("name", ""), ("port", "80")].map(|(n, v)| (n.into(), v.into())).into());
-    let given: Given = [("port", "8080"), ("other", "1")].map(|(n, v)| (n.into(), v.into())).into();
+    let given: GivenVars = [("port", "8080"), ("other", "1")].map(|(n, v)| (n.into(), v.into())).into();
     let web = Definition::load_with(&top.path().join("web"), &given).unwrap();
     assert_eq!(web.vars.values()["port"], "8080");
     assert_eq!(web.vars.given.len(), 1, "what it does not declare is another definition's");

@@ -4,10 +4,10 @@
 use oven::ids::BLOCK;
 use oven_ec2_server::{Call, Fault, ServerOptions, What};
 use oven_testing::direct::bake::expected;
+use oven_testing::direct::base_cache::{assert_read_once, contents, kept, read};
 use oven_testing::direct::by_blocks::{
     assert_recovers, assert_whole, bake, calls, count, data, error, faulty, heals, with,
 };
-use oven_testing::direct::cached::{assert_read_once, contents, kept, read};
 use oven_testing::disk::tree::tree;
 use oven_testing::ec2_world::{HANGS, MILLI, Run};
 use oven_testing::local_world::tiny_base;

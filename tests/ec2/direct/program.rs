@@ -3,7 +3,7 @@
 
 use oven_ec2_server::ServerOptions;
 use oven_testing::Ec2World;
-use oven_testing::direct::cached::{assert_read_once, kept};
+use oven_testing::direct::base_cache::{assert_read_once, kept};
 use oven_testing::ec2_world::{Ended, HANGS};
 use oven_testing::programs::write_program;
 use serde_json::Value;

@@ -128,15 +128,15 @@ pub fn ec2(server: &Server, documents: PathBuf) -> Ec2 {
 }
 
 /// Blocks that are all known.
-pub struct Given(BTreeMap<u32, Arc<[u8]>>);
+pub struct GivenBlocks(BTreeMap<u32, Arc<[u8]>>);
 
-impl Given {
+impl GivenBlocks {
     pub fn new(blocks: &[(u32, u8)]) -> Arc<Self> {
         Arc::new(Self(blocks.iter().map(|(index, byte)| (*index, block(*byte))).collect()))
     }
 }
 
-impl BlockSource for Given {
+impl BlockSource for GivenBlocks {
     fn indexes(&self) -> Vec<u32> {
         self.0.keys().copied().collect()
     }
@@ -176,7 +176,7 @@ pub async fn rebake(fixture: &EbsFixture, ebs: &Ebs, run: &RunId) -> Result<Snap
     };
     let contents = ebs.contents(&base).await?;
     assert_eq!((contents.size_gib, contents.blocks.len()), (fixture.base.size_gib, 3));
-    let sent = upload(ebs, &spec(fixture, Some(&base), run), Given::new(&CHANGES), &|_| ()).await?;
+    let sent = upload(ebs, &spec(fixture, Some(&base), run), GivenBlocks::new(&CHANGES), &|_| ()).await?;
     verify(ebs, &sent.snapshot, &sent.blocks, Some(&base)).await?;
     Ok(sent.snapshot)
 }

@@ -1,6 +1,6 @@
 //! Disks of this machine: how they are found, attached, mounted and released, and what they lose.
 
-mod lost;
+mod lost_writes;
 mod mount;
 mod nvme;
 mod region;

@@ -6,8 +6,8 @@ mod lab;
 
 mod daemons;
 mod escapes;
-mod kept;
 mod network;
-mod planted;
+mod package_files;
+mod planted_files;
 mod real;
 mod space;

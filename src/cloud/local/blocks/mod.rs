@@ -24,7 +24,7 @@ use crate::cloud::ec2_rules::{check_description, not_found_error};
 use crate::ids::Digest;
 use crate::ids::{RunId, SnapshotId};
 use crate::sys::sparse_copy;
-use crate::sys::tasks::Cancelled;
+use crate::sys::tasks::CancelFlag;
 use crate::sys::temp_file::TempFile;
 use anyhow::{Context, Result};
 use async_trait::async_trait;
@@ -89,7 +89,7 @@ fn start(
             if std::fs::hard_link(&path, &name).is_err() {
                 let source = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
                 let dir = region.dir_of::<SnapshotRecord>();
-                sparse_copy::copy(&source, record.size_gib << 30, &dir, &Cancelled::default())?
+                sparse_copy::copy(&source, record.size_gib << 30, &dir, &CancelFlag::default())?
                     .link(&name)?;
             }
         }

@@ -7,7 +7,7 @@ use crate::cloud::local::records::{RegionStore, SnapshotRecord};
 use crate::ids::SnapshotId;
 use crate::ids::{BLOCK, Digest};
 use crate::sys::sparse_copy;
-use crate::sys::tasks::Cancelled;
+use crate::sys::tasks::CancelFlag;
 use anyhow::{Context, Result};
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
@@ -38,7 +38,7 @@ impl OpenSnapshot {
     }
 
     /// The blocks that have data other than zeros, or were put as zeros.
-    pub fn contents(&self, stop: &Cancelled) -> Result<BlockIndexes> {
+    pub fn contents(&self, stop: &CancelFlag) -> Result<BlockIndexes> {
         let mut found: BlockIndexes = self.put.keys().copied().collect();
         sparse_copy::nonzero_blocks(&self.data, stop, &mut |at, data| {
             let end = (at + data.len() as u64).div_ceil(BLOCK as u64);

@@ -3,8 +3,8 @@
 //! mirror of Debian the first time.
 
 mod caches;
-mod executing;
 mod fonts;
+mod plan_execution;
 
 use super::archive::{Archive, Key, sha256};
 use oven_distro::Plan;

@@ -2,7 +2,7 @@
 //! on this machine. `oven_testing::packages::rpm_lab` tells what is not real. dnf 5, yum and microdnf cannot be run here: their plans
 //! are compared with golden ones (plugins/redhat/tests). Needs root, and what scripts/setup installs.
 
-mod alike;
+mod same_definition;
 mod tools;
 
 use oven_testing::packages::rpm_lab::{Dnf, Zypper};

@@ -6,7 +6,7 @@ use crate::programs::{kept_dir, oven};
 use oven::bake::target;
 use oven::bake::{download, secrets};
 use oven::config::project::NetworkSettings;
-use oven::definition::{Definition, Given};
+use oven::definition::{Definition, GivenVars};
 use oven::ids::Architecture;
 
 use oven::image::tree::ImageTree;
@@ -57,7 +57,7 @@ pub struct PackageLab {
     overlay: Overlay,
     pub network: NetworkSettings,
     /// As `--var` says.
-    pub given: Given,
+    pub given: GivenVars,
     /// What the image's base is called.
     pub base: String,
     /// Where downloads are kept.
@@ -90,7 +90,7 @@ impl PackageLab {
         Self {
             overlay,
             network: NetworkSettings::default(),
-            given: Given::new(),
+            given: GivenVars::new(),
             base: "snap-1".into(),
             store,
             environment: BTreeMap::new(),

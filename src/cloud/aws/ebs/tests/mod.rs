@@ -1,7 +1,7 @@
 //! How oven handles EBS direct's answers, above all the bad ones.
 
 mod copies;
-mod writing;
+mod snapshot_writes;
 
 use super::fake::{Fake, Reply, ebs, refuse};
 use super::*;
