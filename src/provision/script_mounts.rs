@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn inputs_are_beside_the_definition_unless_that_is_taken() {
+    fn inputs_are_next_to_the_definition_unless_the_name_is_taken() {
         let (temp, image) = project();
         let seen = script_mounts(&image, &[shim()]).unwrap();
         let targets: Vec<_> = seen.binds.iter().map(|bind| bind.target.as_str()).collect();

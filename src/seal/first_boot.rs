@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_stay_where_nothing_can_make_them_and_where_they_are_kept() {
+    fn keys_stay_if_nothing_can_make_them_or_keep_names_them() {
         let tree = server();
         tree.remove("usr/lib/systemd/systemd");
         assert_eq!(run(&tree, &[]), None);

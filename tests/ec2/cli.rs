@@ -228,7 +228,7 @@ fn bases_as_a_plan_finds_them() {
 }
 
 #[test]
-fn a_sweep_by_name_needs_the_whole_name_for_what_may_be_at_work() {
+fn a_sweep_by_name_needs_the_whole_name_of_a_run_that_may_be_active() {
     let world = Ec2World::tiny(ServerOptions::default());
     world.plant_foreign(true);
     let before = world.foreign();

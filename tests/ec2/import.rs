@@ -159,7 +159,7 @@ fn a_disk_becomes_an_image_once_and_comes_back() {
 }
 
 #[test]
-fn a_name_of_somebody_elses_image_is_told_before_anything_is_sent() {
+fn a_name_of_another_image_is_rejected_before_anything_is_uploaded() {
     let fixture = ImportFixture::new(ServerOptions::default());
     fixture.raw("disk.raw", 1 << 30, [1]);
     let foreign = fixture.server.import(&fixture.path("disk.raw"), "theirs", Architecture::HOST).unwrap();

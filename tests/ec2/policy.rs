@@ -297,7 +297,7 @@ async fn without_any_one_action_something_fails_and_says_which() {
 }
 
 #[tokio::test]
-async fn what_is_missing_is_told_or_that_it_could_not_be_judged() {
+async fn missing_and_unknown_permissions_are_reported() {
     for action in oven::cloud::iam_policy::actions(DiskAccess::Attached) {
         let fixture = PolicyFixture::new("doctor", without(&action, None), Vec::new());
         let all = fixture.ec2().permissions().await.unwrap();

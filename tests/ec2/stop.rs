@@ -120,7 +120,7 @@ fn sigterm_at_any_time_leaves_nothing() {
 const LONG: Duration = Duration::from_secs(25);
 
 #[test]
-fn what_the_cloud_has_not_released_is_told_and_swept() {
+fn unreleased_resources_are_reported_and_swept() {
     let (creating, attaching, detaching) = ("CreateVolume", "AttachVolume", "DetachVolume");
     let cases = [
         (creating, true),
@@ -178,7 +178,7 @@ fn what_the_cloud_has_not_released_is_told_and_swept() {
 
 /// With the waits that EC2 needs: a call that does not answer is waited for longer than a user waits.
 #[test]
-fn what_is_not_known_after_ten_seconds_is_told_and_swept() {
+fn unknown_results_after_ten_seconds_are_reported_and_swept() {
     let actions =
         ["CreateVolume", "AttachVolume", "CreateSnapshot", "RegisterImage", "DetachVolume", "DeleteVolume"];
     each(&actions, |action| {
@@ -208,7 +208,7 @@ fn what_is_not_known_after_ten_seconds_is_told_and_swept() {
 }
 
 #[test]
-fn a_volume_that_something_still_uses_is_told_and_swept_later() {
+fn a_volume_in_use_is_reported_and_swept_later() {
     let world = Ec2World::tiny(ServerOptions::default());
     world.server.set(|options| options.faults = vec![Fault::new("DescribeVolumes", 3, What::HangBefore)]);
     let mut run = world.start(world.bake_on(HERE));

@@ -140,7 +140,7 @@ fn doctor_looks_at_everything_and_changes_nothing() {
 }
 
 #[test]
-fn doctor_tells_all_that_is_missing_at_once() {
+fn doctor_reports_all_missing_permissions_in_one_line() {
     let denied = ["CreateVolume", "DescribeSnapshots", "RegisterImage"].map(str::to_owned).into();
     let world = Ec2World::tiny(ServerOptions { denied, ..ServerOptions::default() });
     let ended = world.expect(8, &["-q", "doctor"]);
@@ -150,7 +150,7 @@ fn doctor_tells_all_that_is_missing_at_once() {
 }
 
 #[test]
-fn doctor_tells_why_there_is_no_way_to_ec2() {
+fn doctor_reports_why_ec2_is_unreachable() {
     let world = Ec2World::tiny(ServerOptions::default());
     let none = Ec2World::tiny(ServerOptions { role: None, ..ServerOptions::default() });
     let late = Ec2World::tiny(ServerOptions { clock_ahead: 900, ..ServerOptions::default() });

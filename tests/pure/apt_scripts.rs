@@ -127,7 +127,7 @@ fn what_is_not_good_or_unusual_is_for_the_image_s_own() {
 }
 
 #[test]
-fn who_is_held_is_told_as_apt_mark_tells_it() {
+fn held_packages_are_listed_as_by_apt_mark() {
     let of = |name: &str, status: &str, architecture: &str| {
         format!(
             "Package: {name}\nStatus: {status}\nPriority: optional\n{architecture}Description: x\n Status: hold is no field\n\n"

@@ -180,7 +180,7 @@ fn ctrl_c_and_a_closed_terminal_clean_up() {
 }
 
 #[test]
-fn a_stop_of_several_is_told_once() {
+fn a_stop_of_several_bakes_is_reported_once() {
     let world = world("echo begun; sleep 100");
     define(&world, "other", "echo begun; sleep 100");
     define(&world, "third", "echo begun; sleep 100");
@@ -293,7 +293,7 @@ fn a_hit_leaves_no_log_and_a_failure_no_id() {
 }
 
 #[test]
-fn one_that_fails_keeps_no_other_from_being_baked() {
+fn a_failed_bake_does_not_stop_the_others() {
     let world = world("exit 0");
     define(&world, "broken", "exit 3");
     world.write("child/image.toml", "from = \"../broken\"\n");
@@ -307,7 +307,7 @@ fn one_that_fails_keeps_no_other_from_being_baked() {
 }
 
 #[test]
-fn a_run_at_work_is_not_swept() {
+fn an_active_run_is_not_swept() {
     let (world, gate) = (world("true"), Gate::new());
     gate.define(&world, "image", "at work");
     let mut child =

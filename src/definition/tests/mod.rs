@@ -386,7 +386,7 @@ fn mistakes_of_syntax_name_the_key_too() {
 }
 
 #[test]
-fn all_mistakes_are_told_at_once_in_the_order_of_lines() {
+fn all_mistakes_are_in_one_error_in_the_order_of_lines() {
     let top = tree();
     let error = load(top.path(), "upgrade = 1\nfrom = \"x\"\n[disk]\nsize_gib = 0\n").unwrap_err();
     let lines: Vec<_> = error.lines().map(|line| line.split('`').next().unwrap()).collect();

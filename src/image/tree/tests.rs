@@ -162,7 +162,7 @@ fn what_is_no_file_is_refused_at_once() {
 }
 
 #[test]
-fn modes_parents_and_nothing_left_beside() {
+fn modes_parents_and_no_temporary_files() {
     let ground = Ground::new();
     let inside = &ground.inside;
     let old = rustix::process::umask(Mode::from_raw_mode(0o077));
@@ -185,7 +185,7 @@ fn modes_parents_and_nothing_left_beside() {
 }
 
 #[test]
-fn emptying_keeps_what_it_should() {
+fn emptying_leaves_what_the_caller_excludes() {
     let ground = Ground::new();
     for path in ["var/log/apt", "var/log/journal/id", "var/log/keep/deep", "var/log/empty"] {
         fs::create_dir_all(ground.at(path)).unwrap();

@@ -160,7 +160,7 @@ fn d1_a_public_base_is_copied_once_and_that_is_said_before() {
 }
 
 #[test]
-fn d1_a_base_whose_key_may_not_be_used_is_told_by_its_key() {
+fn d1_an_unusable_key_of_the_base_is_named() {
     let key = "arn:aws:kms:us-east-1:123456789012:key/11111111-2222-3333-4444-555555555555";
     let world = Ec2World::tiny(ServerOptions::default());
     let set = |key: Option<&str>| {
@@ -198,7 +198,7 @@ fn d2_tokens_that_expire_are_asked_for_again() {
 }
 
 #[test]
-fn d3_a_flipped_bit_is_read_again_and_then_told() {
+fn d3_a_flipped_bit_is_read_again_and_then_reported() {
     heals(&faulty(vec![Fault::new("GetSnapshotBlock", 1, What::Flipped).times(2)]), "twice");
     let world = faulty(vec![Fault::new("GetSnapshotBlock", 1, What::Flipped).times(10_000)]);
     fails(&world, &["block "], "always");
@@ -257,7 +257,7 @@ fn d7_a_lost_completion_is_looked_up_and_a_refused_one_is_the_end() {
 }
 
 #[test]
-fn d8_a_snapshot_that_expired_is_sent_once_more() {
+fn d8_an_expired_snapshot_is_uploaded_again() {
     // One block hangs for longer than a pending snapshot lives without a call, and nobody else is as slow.
     let world = with(|options| {
         options.direct.timeout = 3000 * MILLI;
@@ -278,7 +278,7 @@ fn d8_a_snapshot_that_expired_is_sent_once_more() {
 
 /// Somebody deletes it while the bake is at work.
 #[test]
-fn d8_a_snapshot_that_is_swept_under_a_bake_is_sent_once_more() {
+fn d8_a_snapshot_that_is_swept_during_a_bake_is_uploaded_again() {
     let world = with(|options| _ = options.latencies.insert("PutSnapshotBlock".into(), (300, 500)));
     let mut run = world.start(world.bake_blocks("image"));
     world.until_called(&mut run, "swept", |call| call.action == "StartSnapshot");

@@ -96,7 +96,7 @@ async fn a_public_base_is_copied_once() {
 
 /// D1: encrypted with a key that we may not use.
 #[tokio::test]
-async fn a_base_whose_key_may_not_be_used_is_told_with_what_is_missing() {
+async fn an_unusable_key_of_the_base_is_named_with_the_missing_permission() {
     let fixture = EbsFixture::plain("key").await;
     let key = "arn:aws:kms:us-east-1:123456789012:key/0123abcd";
     let id = &fixture.base.snapshot;
@@ -212,7 +212,7 @@ async fn a_flipped_bit() {
 
 /// D8: given up while blocks are sent, and after they were sealed: written once more, and one is left.
 #[tokio::test]
-async fn a_snapshot_that_is_given_up_is_written_once_more() {
+async fn an_expired_snapshot_is_written_again() {
     let faults = vec![Fault::new("StartSnapshot", 1, What::Turns(Turn::Failed))];
     let sealed = ServerOptions { faults, ..ServerOptions::default() };
     let fixture = EbsFixture::new("failed", sealed).await;

@@ -84,7 +84,7 @@ async fn r13_5_a_failed_snapshot_is_replaced_though_the_volume_was_detached() {
 
 /// Row 13.7: what goes wrong with the detach or the delete beside a wait is made good in the end.
 #[tokio::test]
-async fn r13_7_what_fails_beside_is_done_in_the_end() {
+async fn r13_7_what_fails_in_the_background_is_done_at_the_end() {
     let mut cases = Vec::new();
     for action in ["DetachVolume", "DeleteVolume"] {
         for what in lost_before().into_iter().chain(lost_after()) {
@@ -102,7 +102,7 @@ async fn r13_7_what_fails_beside_is_done_in_the_end() {
 
 /// Row 19.1: the bake fails while its volume is removed: nothing is left, and it was removed once.
 #[tokio::test]
-async fn r19_1_a_bake_that_fails_beside() {
+async fn r19_1_a_bake_that_fails_during_background_work() {
     let refused = error("RegisterImage", 1, "InvalidParameterValue");
     prove([case("19.1", &[refused], End::Fails(&["InvalidParameterValue"]))
         .set(slow)
@@ -112,7 +112,7 @@ async fn r19_1_a_bake_that_fails_beside() {
 
 /// Row 20.1: stopped while it is detached or deleted.
 #[tokio::test]
-async fn r20_1_stopped_beside() {
+async fn r20_1_stopped_during_background_work() {
     let mut cases = Vec::new();
     for action in ["DetachVolume", "DeleteVolume"] {
         for what in [What::HangBefore, What::HangAfter, What::Late(50), What::DropAfter] {
@@ -146,7 +146,7 @@ async fn r20_1_stopped_beside() {
 
 /// A disk that is to be kept for a look is there as long as the bake may fail.
 #[tokio::test]
-async fn what_may_be_kept_is_not_deleted_beside() {
+async fn a_disk_that_may_be_preserved_is_not_deleted_in_the_background() {
     for fails in [true, false] {
         let faults = fails.then(|| error("RegisterImage", 1, "InvalidParameterValue"));
         let mut slowly = options(faults.into_iter().collect());

@@ -32,7 +32,7 @@ fn told(output: &Output) -> String {
 const SECRET: &str = "[[run]]\nscript = \"s.sh\"\nsecrets = [\"TOKEN\"]\n";
 
 #[test]
-fn a_secret_is_told_nowhere_and_a_new_one_is_no_new_image() {
+fn a_secret_is_printed_nowhere_and_a_new_one_makes_no_new_image() {
     let world = world(
         SECRET,
         "set -x\necho \"token: $TOKEN\"\necho \"{\\\"a\\\": \\\"$TOKEN\\\"}\" >&2\necho done > /etc/done",

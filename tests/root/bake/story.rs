@@ -176,7 +176,7 @@ fn a_failing_script_and_a_failing_test_make_no_image() {
 }
 
 #[test]
-fn a_kept_disk_opens_in_a_shell_and_is_swept() {
+fn a_preserved_disk_opens_in_a_shell_and_is_swept() {
     let world = small();
     world.write("a/image.toml", "from = { name = \"small\" }\n[[run]]\nscript = \"s.sh\"\n");
     world.write("a/s.sh", "#!/bin/sh\necho evidence > /root/evidence\nexit 1\n");
@@ -204,7 +204,7 @@ fn a_shell_in_an_image_changes_nothing() {
 }
 
 #[test]
-fn mistakes_that_only_the_image_can_tell() {
+fn mistakes_that_only_the_image_shows() {
     let world = small();
     for (packages, words) in
         [("\"no-such-package\"", ["no-such-package", "image.toml"]), ("\"tree=0.0.1*\"", ["tree", "0.0.1"])]

@@ -155,7 +155,7 @@ fn sigkill_at_any_time() {
 }
 
 #[test]
-fn a_block_that_cannot_be_read_is_told_by_its_cause() {
+fn an_unreadable_block_is_reported_with_its_cause() {
     let reads = number(&happy(), "reads");
     for from in [1, reads / 2, reads] {
         let (world, reader) = (LocalWorld::tiny(), format!("fail:{from}"));

@@ -152,7 +152,7 @@ fn several_at_once_share_the_cache_and_do_not_mix() {
 }
 
 #[test]
-fn a_disk_is_kept_opened_again_and_swept() {
+fn a_disk_is_preserved_opened_again_and_swept() {
     let world = small();
     world.write("a/image.toml", "from = { name = \"small\" }\n[[run]]\nscript = \"s.sh\"\n");
     world.write("a/s.sh", "#!/bin/sh\necho evidence > /root/evidence\nexit 1\n");
@@ -280,7 +280,7 @@ fn a_stop_at_the_terminal_and_a_kill_leave_nothing() {
 }
 
 #[test]
-fn a_full_disk_of_this_machine_is_told_and_leaves_nothing() {
+fn a_full_disk_of_this_machine_is_reported_and_leaves_nothing() {
     let world = small();
     world.write("a/image.toml", "from = { name = \"small\" }\n[[run]]\nscript = \"s.sh\"\n");
     world.write("a/s.sh", "#!/bin/sh\ndd if=/dev/urandom of=/root/blob bs=1M count=300 conv=fsync\n");

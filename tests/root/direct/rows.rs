@@ -81,7 +81,7 @@ fn d8_a_bake_may_take_longer_than_the_cloud_waits_for_a_block() {
 }
 
 #[test]
-fn d9_a_full_disk_of_this_machine_is_told_and_leaves_nothing() {
+fn d9_a_full_disk_of_this_machine_is_reported_and_leaves_nothing() {
     // Full with the cache; with what is written; and in the middle of either.
     for kib in [1024, 2600, 5200] {
         let (world, what) = (LocalWorld::tiny(), format!("{kib} KiB"));
@@ -196,7 +196,7 @@ fn a_cache_that_is_damaged_serves_nothing_wrong() {
 }
 
 #[test]
-fn what_is_damaged_while_a_bake_is_at_work_is_not_served() {
+fn blocks_that_are_damaged_during_a_bake_are_not_served() {
     let text = "something\n".repeat(200_000);
     let world = LocalWorld::of("tiny", SYSTEM, &[("root/data", &text)]);
     // Warm; nobody reads the file in this bake, nor ahead of need in the next.

@@ -240,7 +240,7 @@ fn a_line_for_another_disk_is_refused() {
 }
 
 #[test]
-fn two_candidates_are_told_apart_by_fstab_or_refused() {
+fn fstab_decides_between_two_candidates_or_they_are_refused() {
     let table = "label: gpt\n1: start=2048, size=65536, type=L\n2: start=67584, size=65536, type=L\n";
     let mut disk = LoopDisk::new(80, 512);
     disk.table(table);
@@ -363,7 +363,7 @@ fn a_root_that_is_not_last_does_not_grow() {
 }
 
 #[test]
-fn a_copy_in_another_mount_namespace_keeps_it_from_closing() {
+fn a_copy_in_another_mount_namespace_prevents_closing() {
     let mut disk = LoopDisk::new(48, 512);
     disk.table("label: gpt\nstart=2048, type=L\n");
     disk.ext4("1", &FAKE_ROOT(""), &[]);

@@ -7,7 +7,7 @@ const FILL: &str = "n=0\nfor size in 256M 16M 1M 64K 4K; do\n\
     while fallocate -l $size /opt/fill.$((n+=1)) 2> /dev/null; do :; done\ndone\n";
 
 #[test]
-fn a_full_disk_is_told_and_what_to_do() {
+fn a_full_disk_is_reported_with_a_remedy() {
     let lab = HostileLab::new();
     lab.world.write("image/f", &"x".repeat(8 << 20));
     lab.world.write("image/fill.sh", &format!("#!/bin/sh\n{FILL}echo x > /opt/x\n"));

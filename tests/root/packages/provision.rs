@@ -199,7 +199,7 @@ fn a_script_that_hangs_is_killed() {
 }
 
 #[test]
-fn a_script_that_needs_the_network_is_told_how_to_get_it() {
+fn a_script_that_needs_the_network_gets_a_hint() {
     let (_ground, baked) = with_postinst(
         "perl -MSocket -e 'gethostbyname(\"deb.debian.org\") or die \"Could not resolve host\\n\"'",
     );
@@ -228,7 +228,7 @@ fn logs_that_are_hidden_behind_a_link_fail_the_lint() {
 }
 
 #[test]
-fn a_full_disk_is_told() {
+fn a_full_disk_is_reported() {
     let lab = PackageLab::on("size=160m");
     let [(path, script)] = postinst("dd if=/dev/zero of=/big bs=1M 2>&1");
     lab.package("hostile", "1.0", "", &[(path, &script)]);

@@ -42,7 +42,7 @@ fn arguments_environment_and_variables() {
 }
 
 #[test]
-fn a_command_that_is_not_there_is_told() {
+fn a_missing_command_is_reported() {
     let lab = PackageLab::new();
     lab.define("[[run]]\ncommand = [\"no-such-program\", \"x\"]\n");
     let (code, text) = lab.bake().failure();
@@ -241,7 +241,7 @@ fn a_playbook_is_run_with_what_the_definition_says() {
 }
 
 #[test]
-fn a_plugin_that_does_not_bring_ansible_is_told() {
+fn a_plugin_that_does_not_bring_ansible_is_named() {
     let lab = PackageLab::new();
     fs::write(lab.path("web/site.yml"), "- hosts: all\n").unwrap();
     lab.define("[[ansible]]\nplaybook = \"site.yml\"\n");

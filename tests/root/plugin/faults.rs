@@ -249,7 +249,7 @@ fn a_bake_believes_nothing_that_the_check_refuses() {
 
 /// What a plugin sees, told by one that refuses with it.
 #[test]
-fn it_is_nobody_and_keeps_nothing() {
+fn it_runs_as_nobody_and_stores_nothing() {
     let world = LocalWorld::empty();
     let spy = r#"#!/bin/sh
 if [ "$1" = claims ]; then echo '{"api":1,"claim":"exact"}'; exit; fi

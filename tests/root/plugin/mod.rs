@@ -233,7 +233,7 @@ fn a_distro_in_rust_is_an_executable_too() {
 }
 
 #[test]
-fn list_tells_where_each_came_from_and_what_it_claims() {
+fn list_shows_where_each_came_from_and_what_it_claims() {
     let world = LocalWorld::empty();
     let path = example("void.py");
     let (out, _) = world.expect(0, &["--plugin", &path, "plugin", "list"]);

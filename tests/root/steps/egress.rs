@@ -371,7 +371,7 @@ fn what_others_hold_is_left_alone() {
 }
 
 #[test]
-fn where_it_cannot_be_kept_a_fenced_step_is_refused() {
+fn a_fenced_step_is_refused_if_it_cannot_be_fenced() {
     let image = image();
     unshared(nix::sched::CloneFlags::CLONE_NEWNS, || {
         use nix::mount::{MntFlags, MsFlags, mount, umount2};

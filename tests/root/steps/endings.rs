@@ -17,7 +17,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 #[test]
-fn exit_codes_and_signals_are_told() {
+fn exit_codes_and_signals_are_reported() {
     let image = BusyboxImage::new();
     let status = |argv: &[&str]| run(&image.spec(argv));
     assert_eq!(status(&["true"]).0.status, ExitStatus::Exited(0));

@@ -100,7 +100,7 @@ impl Drop for Unchangeable {
 /// A shim that cannot be removed fails a step that went well, for its image would have it. Of one that failed there is
 /// no image, and its own failure is what is told.
 #[test]
-fn what_cannot_be_removed_after_a_failed_step_is_not_told_instead_of_it() {
+fn the_failure_of_a_step_is_reported_rather_than_that_of_its_cleanup() {
     let image = BusyboxImage::new();
     for code in [0, 3] {
         let mut spec =

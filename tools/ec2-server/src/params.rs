@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_told() {
+    fn each_error_has_its_code() {
         let code = |result: Result<()>| result.unwrap_err().code;
         assert_eq!(code(params("A=1").required("B").map(drop)), "MissingParameter");
         assert_eq!(code(params("B=").required("B").map(drop)), "MissingParameter");

@@ -108,7 +108,7 @@ fn a_rebake_downloads_nothing_twice_and_sees_what_is_new_at_once() {
 }
 
 #[test]
-fn what_package_code_and_scripts_write_is_not_kept() {
+fn files_of_package_code_and_scripts_are_not_cached() {
     let (lab, archive, key) = (lab(), Archive::new(), Key::new());
     let postinst = "#!/bin/sh\n\
         ls /var/cache/apt/archives > /seen\n\
@@ -191,7 +191,7 @@ fn other_keys_other_sources_and_another_base_have_caches_of_their_own() {
 }
 
 #[test]
-fn what_was_decompressed_ahead_is_what_is_installed() {
+fn decompressed_packages_in_the_cache_are_verified() {
     let (lab, archive, key) = (lab(), Archive::new(), Key::new());
     let text = "what a package holds\n".repeat(8 << 10);
     let pool = [package(&lab, &archive, "large", "1:1.0", &[("usr/share/large/text", &text)])];
@@ -221,7 +221,7 @@ fn what_was_decompressed_ahead_is_what_is_installed() {
 
 /// What is about a package comes from there, too; and another file of the same name is another package.
 #[test]
-fn what_was_unpacked_ahead_is_of_the_file_that_is_installed() {
+fn unpacked_control_files_belong_to_the_installed_file() {
     let (lab, archive, key) = (lab(), Archive::new(), Key::new());
     let bake = |text: &str| {
         let script = format!("#!/bin/sh\necho {text} > /from-script\n");
@@ -331,7 +331,7 @@ fn two_at_once_and_the_next_has_what_both_downloaded() {
 
 /// A bake that ends while it downloads: this test as a process of its own, which is killed.
 #[test]
-fn a_bake_that_is_killed_while_it_downloads_leaves_what_was_kept() {
+fn a_bake_that_is_killed_during_downloads_leaves_the_cache_intact() {
     if let Some(told) = std::env::var_os("OVEN_TEST_KILLED") {
         let told = PathBuf::from(told);
         let mut lab = lab();
@@ -351,7 +351,7 @@ fn a_bake_that_is_killed_while_it_downloads_leaves_what_was_kept() {
     define(&lab, &archive, &key, "\"one\", \"two\"", "");
     archive.fail(&pool[1], SILENCE, 1);
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(own_test(module_path!(), "a_bake_that_is_killed_while_it_downloads_leaves_what_was_kept"))
+        .args(own_test(module_path!(), "a_bake_that_is_killed_during_downloads_leaves_the_cache_intact"))
         .env("OVEN_TEST_KILLED", lab.path(""))
         .stdout(Stdio::null())
         .stderr(Stdio::null())

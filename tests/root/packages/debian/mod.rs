@@ -73,7 +73,7 @@ fn one_package(change: impl FnOnce(&Archive, &Key, &[String]) -> Option<Key>, mo
 }
 
 #[test]
-fn a_repository_is_kept_or_leaves_nothing() {
+fn a_repository_stays_or_leaves_nothing() {
     let (lab, archive, flat, key, other) = (lab(), Archive::new(), Archive::new(), Key::new(), Key::new());
     let one = package(&lab, &archive, "one", "1.0", &[]);
     let two = package(&lab, &flat, "two", "1.0", &[]);
@@ -101,7 +101,7 @@ fn listing(lab: &PackageLab, dir: &str) -> Vec<String> {
 }
 
 #[test]
-fn another_key_a_changed_index_and_no_signature_are_told_apart() {
+fn another_key_a_changed_index_and_no_signature_are_distinguished() {
     let (code, text) = one_package(|_, _, _| Some(Key::new()), MAIN).failure();
     assert_eq!(code, STEP);
     assert!(

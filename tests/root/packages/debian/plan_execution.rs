@@ -47,7 +47,7 @@ fn a_line_of_a_step_that_ended_well_may_be_a_failure() {
 }
 
 #[test]
-fn an_exit_code_may_be_good_and_a_line_worth_telling() {
+fn exit_codes_may_mean_success_and_lines_may_be_notes() {
     let lab = lab();
     lab.define("");
     let planned = |code: &'static str| {

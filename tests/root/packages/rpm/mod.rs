@@ -118,7 +118,7 @@ fn what_no_repository_has_is_the_definitions_mistake() {
 }
 
 #[test]
-fn a_pattern_is_held_to() {
+fn a_version_has_to_match_its_pattern() {
     let lab = RpmLab::new(Dnf);
     lab.define("packages = [\"lib=1.0*\", \"epochal=3:2.*\"]\n");
     let facts = lab.bake().facts();
@@ -134,7 +134,7 @@ fn a_pattern_is_held_to() {
 }
 
 #[test]
-fn a_package_for_another_architecture_is_told() {
+fn a_package_for_another_architecture_is_refused() {
     for system in [Dnf, Zypper] {
         let lab = RpmLab::new(system);
         lab.define("packages = [\"foreign\"]\n");
@@ -149,7 +149,7 @@ fn a_package_for_another_architecture_is_told() {
 }
 
 #[test]
-fn a_wrong_key_is_told_and_the_right_one_is_trusted() {
+fn a_wrong_key_is_reported_and_the_right_one_is_trusted() {
     for system in [Dnf, Zypper] {
         let lab = RpmLab::without_repository(system, "rw");
         lab.define(&format!("packages = [\"lib\"]\n{}", lab.repository("wrong.asc", true)));
@@ -212,7 +212,7 @@ fn a_mirror_that_answers_404_then_200_is_asked_again() {
 }
 
 #[test]
-fn an_address_that_only_an_instance_completes_is_told() {
+fn an_address_that_only_an_instance_completes_is_reported() {
     let lab = RpmLab::without_repository(Dnf, "rw");
     let own = format!("[own]\nname=own\nbaseurl={}REGION/plain/\ngpgcheck=0\n", lab.mirror.address);
     lab.write("etc/yum.repos.d/own.repo", &own);
@@ -271,7 +271,7 @@ fn a_locked_package_stays_and_a_named_version_may_be_older() {
 }
 
 #[test]
-fn a_full_disk_is_told() {
+fn a_full_disk_is_reported() {
     for system in [Dnf, Zypper] {
         let lab = RpmLab::without_repository(system, "size=100m");
         let own = format!("[own]\nname=own\nbaseurl={}plain/\ngpgcheck=0\n", lab.mirror.address);

@@ -60,7 +60,7 @@ fn what_was_there_before_stays_as_it_was() {
 }
 
 #[test]
-fn where_it_cannot_be_had_image_toml_is_told() {
+fn an_unavailable_tool_is_reported_with_its_line_of_image_toml() {
     let lab = RpmLab::without_repository(Dnf, "rw");
     fs::write(lab.path("web/site.yml"), "true\n").unwrap();
     lab.define(PLAYBOOK);

@@ -71,7 +71,7 @@ fn a_call_takes_effect_if_nobody_waits_for_it() {
 }
 
 #[test]
-fn a_stale_read_tells_how_it_was() {
+fn a_stale_read_has_the_state_before_the_last_change() {
     let ground = with(&[
         ("DescribeVolumes", 2, What::Stale),
         ("DescribeVolumes", 3, What::Stale),
