@@ -143,7 +143,7 @@ fn a_happy_bake_and_a_hit_make_few_calls() {
         "a bake: {calls} calls in {:?}; a hit in {:?} at best, {:?} mostly",
         baked.took, times[0], times[5]
     );
-    // The server answers at once. The best of them, and beside what a program takes here that does nothing: a busy
+    // The server answers at once. The best of them, compared with what a program takes here that does nothing: a busy
     // machine is no fault of the hit's.
     let nothing = (0..10).map(|_| world.start(world.plain(&["--version"])).end(HANGS, "nothing").took).min();
     let nothing = nothing.unwrap();

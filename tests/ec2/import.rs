@@ -60,7 +60,7 @@ impl ImportFixture {
         let Output { status, stdout, stderr } = self.command(args).output().unwrap();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let (out, err) = (text(&stdout), text(&stderr));
-        assert_eq!(status.code(), Some(code), "oven {args:?}\n{out}\n{err}\n{}", self.told());
+        assert_eq!(status.code(), Some(code), "oven {args:?}\n{out}\n{err}\n{}", self.calls_text());
         (out.trim().to_owned(), err)
     }
 
@@ -88,7 +88,7 @@ impl ImportFixture {
         self.server.calls().into_iter().filter(|call| call.action == action).collect()
     }
 
-    fn told(&self) -> String {
+    fn calls_text(&self) -> String {
         let calls = self.server.calls();
         calls.iter().map(|call| format!("{} {}\n", call.action, call.answer)).collect()
     }
@@ -106,7 +106,7 @@ impl ImportFixture {
     fn wait_for(&self, action: &str, count: usize, child: &mut Child) {
         let end = Instant::now() + Duration::from_secs(60);
         while self.calls(action).len() < count {
-            assert!(Instant::now() < end && child.try_wait().unwrap().is_none(), "{}", self.told());
+            assert!(Instant::now() < end && child.try_wait().unwrap().is_none(), "{}", self.calls_text());
             sleep(MILLI);
         }
     }
@@ -149,7 +149,7 @@ fn a_disk_becomes_an_image_once_and_comes_back() {
         err.contains(&ami) && err.contains("another --name") && err.contains("deregister-image"),
         "{err}"
     );
-    assert!(fixture.calls("StartSnapshot").is_empty(), "{}", fixture.told());
+    assert!(fixture.calls("StartSnapshot").is_empty(), "{}", fixture.calls_text());
 
     // Small, so that it can be compared by reading it.
     let (small, _) = fixture.expect(0, &["import", "other.raw", "--name", "small"]);
@@ -178,7 +178,7 @@ fn one_that_expires_is_sent_again_and_leaves_nothing() {
     let fixture = ImportFixture::new(ServerOptions { direct, faults, ..ServerOptions::default() });
     fixture.raw("disk.raw", 1 << 30, [1, 2, 3]);
     fixture.expect(0, &["import", "disk.raw", "--name", "base", "--verify"]);
-    assert_eq!(fixture.calls("StartSnapshot").len(), 2, "{}", fixture.told());
+    assert_eq!(fixture.calls("StartSnapshot").len(), 2, "{}", fixture.calls_text());
     assert_eq!(fixture.left(), (vec!["completed".to_owned()], 1));
 }
 
@@ -196,7 +196,11 @@ fn what_fails_for_good_leaves_nothing() {
         let fixture = ImportFixture::with(std::slice::from_ref(&fault));
         fixture.raw("disk.raw", 1 << 30, 1..40);
         let (_, err) = fixture.expect(6, &["import", "disk.raw", "--name", "base", "--verify"]);
-        assert!(err.contains(words) && !err.contains("left behind"), "{fault:?}: {err}{}", fixture.told());
+        assert!(
+            err.contains(words) && !err.contains("left behind"),
+            "{fault:?}: {err}{}",
+            fixture.calls_text()
+        );
         assert_eq!(fixture.left(), (vec![], 0), "{fault:?}");
     }
 }

@@ -156,15 +156,15 @@ async fn baked(ec2: &Ec2, name: &str) -> anyhow::Result<Image> {
 }
 
 fn left(left: &[oven::undo::Leftover]) -> anyhow::Result<()> {
-    // What could not be removed is told with the reason, which is what a missing permission looks like here.
+    // What could not be removed is reported with the reason, which is what a missing permission looks like here.
     match left {
         [] => Ok(()),
         [one, ..] => Err(Kind::LeftBehind.error(one)),
     }
 }
 
-/// A bake that fails keeps its disk; a shell has it again, and sweep removes it.
-async fn kept(ec2: &Ec2) -> anyhow::Result<()> {
+/// A bake that fails preserves its disk; a shell opens it, and sweep removes it.
+async fn preserve_disk(ec2: &Ec2) -> anyhow::Result<()> {
     let (run, disks) = (RunId::new(), AttachedDisks::new(Rc::new(ec2.clone())));
     let ended = scope(rules(true), std::future::pending(), async |undo| {
         let base = ec2.base(&BaseRef::Ssm(PARAMETER.into())).await?;
@@ -203,11 +203,11 @@ async fn swept(fixture: &PolicyFixture, ec2: &Ec2) -> anyhow::Result<()> {
     AttachedDisks::new(Rc::new(ec2.clone())).forget(&run).await
 }
 
-/// All that oven does in the cloud: a bake, one whose image fails in the end, a disk that is kept, a sweep.
+/// All that oven does in the cloud: a bake, one whose image fails in the end, a disk that is preserved, a sweep.
 async fn everything(fixture: &PolicyFixture) -> anyhow::Result<()> {
     let ec2 = fixture.ec2();
     let image = baked(&ec2, "web-1").await?;
-    kept(&ec2).await?;
+    preserve_disk(&ec2).await?;
     match baked(&ec2, "web-2").await {
         Ok(_) => anyhow::bail!("its image should have failed"),
         Err(error) if format!("{error:#}").contains("was deregistered again") => {}
@@ -237,7 +237,7 @@ async fn all_that_oven_does_is_permitted() {
     // The list is not longer than what is done, either.
     for action in oven::cloud::iam_policy::actions(DiskAccess::Attached) {
         let name = action.split(':').nth(1).unwrap();
-        // Tags are set in the calls that make something, and a disk is marked as kept.
+        // Tags are set in the calls that make something, and a disk is marked as preserved.
         assert!(calls.iter().any(|call| call.action == name && !call.dry_run), "{action} is never called");
     }
 }

@@ -36,7 +36,7 @@ struct Place {
 /// Each call that changes something, before and after its effect, and of the others some.
 fn places(calls: &[Call]) -> Vec<Place> {
     let mut dice = Dice(seeds(1, 0, 1)[0]);
-    // By action: what a bake does beside each other comes in no certain order. Dry runs are counted apart.
+    // By action: what a bake does concurrently comes in no certain order. Dry runs are counted apart.
     let (mut places, mut count) = (Vec::new(), BTreeMap::new());
     for call in calls {
         let nth = count.entry((call.action.clone(), call.dry_run)).or_insert(0);
@@ -165,7 +165,7 @@ fn unreleased_resources_are_reported_and_swept() {
         }
         let [left] = ended.left()[..] else { panic!("{}", told()) };
         assert_eq!(world.made().volumes.len(), 1, "{}", told());
-        // The very command that was told.
+        // The very command that was printed.
         let command = left.split("remove it with: oven ").nth(1).unwrap_or_else(|| panic!("{}", told()));
         let args: Vec<&str> = command.split(' ').collect();
         let swept = world.start(world.plain(&args)).end(HANGS, &what);

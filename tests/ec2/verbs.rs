@@ -184,7 +184,7 @@ fn doctor_reports_why_ec2_is_unreachable() {
     ] {
         let told = lacks(&ended);
         assert!(words.iter().all(|words| told.iter().any(|line| line.contains(words))), "{what}: {told:?}");
-        // What is wrong with the one keeps nobody from looking at the others.
+        // One failed check does not stop the others.
         assert!(told.iter().any(|line| line.contains("no NVMe disks")), "{what}: {told:?}");
         assert!(!told.iter().any(|line| line.contains("the role lacks")), "{what}: {told:?}");
     }

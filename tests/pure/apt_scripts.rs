@@ -27,7 +27,7 @@ fn script_of_the_plan() -> String {
 
 const SIGNED: [&str; 7] = ["--quiet", "--readonly", "verify", "--status-fd", "3", "signature", "signed"];
 
-/// What apt hears on descriptor 3, and whether it is good. `gpgv` tells which keys it was given.
+/// What apt hears on descriptor 3, and whether it is good. `gpgv` prints which keys it was given.
 fn heard(dir: &Path, gpgv: &str, arguments: &[&str]) -> (String, bool) {
     let program = |name: &str, text: &str| {
         let path = dir.join(name);

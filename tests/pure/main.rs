@@ -1,4 +1,4 @@
-//! The pure ring: needs neither root nor devices. `cargo test --test pure`; tests/README.md tells what the rings are.
+//! The pure ring: needs neither root nor devices. `cargo test --test pure`; tests/README.md describes the rings.
 
 mod apt_scripts;
 mod cli;

@@ -144,7 +144,7 @@ fn of_two_families_with_equal_files_each_has_its_own_images() {
     assert_eq!(web.fingerprint(), same.fingerprint());
 }
 
-/// What older images keep can still be compared with.
+/// Digests of older images can still be compared.
 #[test]
 fn inputs_without_a_family_are_read() {
     let (_top, image) = web(&[("x", "1")]);
@@ -207,7 +207,7 @@ fn what_can_change_an_image_changes_the_fingerprint_and_is_explained() {
             &["link is now executable", "run is now executable"],
             &["link changed", "run changed"],
         ),
-        // git keeps no more than the executable bit, so a checkout elsewhere may differ in this.
+        // git stores no more than the executable bit, so a checkout elsewhere may differ in this.
         (
             "other bits",
             |dir| std::fs::set_permissions(dir.join("run"), Permissions::from_mode(0o600)).unwrap(),

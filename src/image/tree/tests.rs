@@ -7,7 +7,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::PathBuf;
 
-/// Beside the tree: what must never change, and what must never be read.
+/// Outside of the tree: what must never change, and what must never be read.
 struct Ground {
     dir: tempfile::TempDir,
     inside: ImageTree,

@@ -4,7 +4,7 @@
 use oven::ids::BLOCK;
 use oven_ec2_server::{Call, Fault, ServerOptions, What};
 use oven_testing::direct::bake::expected;
-use oven_testing::direct::base_cache::{assert_read_once, contents, kept, read};
+use oven_testing::direct::base_cache::{assert_read_once, cached_blocks, contents, read};
 use oven_testing::direct::by_blocks::{
     assert_recovers, assert_whole, bake, calls, count, data, error, faulty, heals, with,
 };
@@ -69,9 +69,9 @@ fn only_blocks_that_changed_are_sent_and_no_volume_is_asked_for() {
     assert_eq!(volumes.count(), 0, "{}", calls(&world));
     // The next one finds in the cache what was read before, and sends nothing but its own.
     let first = read(&world);
-    let kept = kept(&world, &base);
-    // What is read ahead of need may be under way as a bake ends: it is read, and not kept. What was sent was held
-    // against the base's first, and so was read.
+    let kept = cached_blocks(&world, &base);
+    // A prefetch may be under way as a bake ends: the block is read, and not cached. What was sent was
+    // compared with the base's blocks first, and so was read.
     let needed: BTreeSet<u32> = changed.intersection(&contents(&world, &base)).copied().collect();
     assert!(!needed.is_empty() && needed.is_subset(&kept), "{needed:?} {kept:?}\n{}", calls(&world));
     assert!(kept.is_subset(&first), "{kept:?} {first:?}");
@@ -135,7 +135,7 @@ fn d1_a_public_base_is_copied_once_and_that_is_said_before() {
     let mut run = world.start(world.bake_blocks("image"));
     // Said before it happens.
     world.until_called(&mut run, "copy", |call| call.action == "CopySnapshot" && !call.dry_run);
-    let told = run.told();
+    let told = run.printed();
     assert!(told.contains("into this account, once") && told.contains("GiB"), "{told}");
     let ended = run.end(HANGS, "copied");
     let told = || format!("{:?}\n{}\n{}", ended.code(), ended.err, calls(&world));

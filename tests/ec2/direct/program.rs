@@ -3,7 +3,7 @@
 
 use oven_ec2_server::ServerOptions;
 use oven_testing::Ec2World;
-use oven_testing::direct::base_cache::{assert_read_once, kept};
+use oven_testing::direct::base_cache::{assert_read_once, cached_blocks};
 use oven_testing::ec2_world::{Ended, HANGS};
 use oven_testing::programs::write_program;
 use serde_json::Value;
@@ -30,7 +30,7 @@ fn policy() -> Value {
 
 /// `oven --cloud aws --disks direct`, where nobody answers for an instance.
 fn direct(world: &Ec2World, args: &[&str]) -> Ended {
-    // What it keeps is the test's own.
+    // Its state is the test's own.
     let state = world.local.path("state");
     std::fs::create_dir_all(&state).unwrap();
     let script = "mkdir -p /var/lib/oven && mount --bind \"$0\" /var/lib/oven && exec \"$@\"";
@@ -83,9 +83,9 @@ fn bakes_on_no_instance_and_without_a_right_to_attach() {
     world.assert_one(first.out.trim(), "the first");
     let (read, written) = (count(&world, "GetSnapshotBlock"), count(&world, "PutSnapshotBlock"));
     assert!(read > 0 && written > 0, "{read} {written}");
-    // Once more, with a warm cache: nothing is listed or read that was before. (What is read ahead of need, and was under
-    // way as the first bake ended, may be.)
-    let kept = kept(&world, &base);
+    // Again, with a warm cache: nothing is listed or read that was before. (A prefetch that was
+    // under way as the first bake ended may be repeated.)
+    let kept = cached_blocks(&world, &base);
     assert!(!kept.is_empty());
     world.server.forget_calls();
     world.local.write("image/told", "two");

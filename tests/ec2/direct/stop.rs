@@ -52,9 +52,9 @@ fn held(world: &Ec2World, place: &DirectPlace) -> Option<Run> {
     let begun = Instant::now();
     while !world.server.calls().iter().any(|call| call.answer.contains("Hang")) {
         if run.is_over() {
-            // What is read ahead of need, or beside something else, nobody waits for.
+            // Nobody waits for prefetches and other background work.
             let looks = ["Get", "List", "Describe"].iter().any(|word| place.fault.action.starts_with(word));
-            assert!(looks, "{}: it ended\n{}", place.what, run.told());
+            assert!(looks, "{}: it ended\n{}", place.what, run.printed());
             return None;
         }
         assert!(begun.elapsed() < HANGS, "{}: the call never came", place.what);

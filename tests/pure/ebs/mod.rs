@@ -177,7 +177,7 @@ async fn a_throttled_service_gets_all_of_it() {
     assert!(refused > 0 && fixture.made().len() == 1, "{refused}");
 }
 
-/// D4 and D7, once more with a server that acts, and with every call of a kind lost once.
+/// D4 and D7 again, with a server that acts, and with every call of a kind lost once.
 #[tokio::test]
 async fn lost_answers_and_lost_calls() {
     for action in
@@ -210,7 +210,7 @@ async fn a_flipped_bit() {
     }
 }
 
-/// D8: given up while blocks are sent, and after they were sealed: written once more, and one is left.
+/// D8: given up while blocks are sent, and after they were sealed: written again, and one is left.
 #[tokio::test]
 async fn an_expired_snapshot_is_written_again() {
     let faults = vec![Fault::new("StartSnapshot", 1, What::Turns(Turn::Failed))];

@@ -17,7 +17,7 @@ pub fn lost_before() -> [What; 5] {
     ]
 }
 
-/// What is lost after it: it happened, and nobody was told.
+/// What is lost after it: it happened, and the answer is lost.
 pub fn lost_after() -> [What; 6] {
     [
         What::StatusAfter(500),

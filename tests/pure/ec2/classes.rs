@@ -142,7 +142,7 @@ async fn as_good_as_done() {
     let fails = End::Fails(&["InvalidParameterValue"]);
     let gone = |action: &'static str, code: &str| [failed.clone(), error(action, 1, code)];
     prove([
-        // Told before it is so: looked at again.
+        // The answer comes too early: polled again.
         case("done", &[error("DetachVolume", 1, "IncorrectState")], End::Baked),
         case("done", &[error("DetachVolume", 1, "InvalidAttachment.NotFound")], End::Baked),
         case("done", &[error("DetachVolume", 1, "InvalidVolume.NotFound")], End::Baked),
@@ -158,7 +158,7 @@ async fn as_good_as_done() {
     .await;
 }
 
-/// Refused, and not asked again: nothing is left, and the code, the request and where known what to do are told.
+/// Refused, and not asked again: nothing is left, and the error has the code, the request and, if known, a remedy.
 #[tokio::test]
 async fn terminal() {
     const ALL: [(&str, &[&str]); 14] = [

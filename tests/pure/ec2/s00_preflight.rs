@@ -40,7 +40,7 @@ async fn r0_3_the_wrong_instance() {
         says(&error, texts, what);
         untouched(&fixture, what);
     }
-    // Who may not ask is not kept from baking.
+    // A role that may not ask may still bake.
     let mut denied = options(Vec::new());
     denied.denied.insert("DescribeInstances".into());
     let fixture = Ec2Fixture::new(denied);

@@ -8,7 +8,7 @@ use oven::cloud::{Cloud, PermissionVerdict};
 use oven::error::Kind;
 use oven::ids::RunId;
 
-/// What `oven doctor` asks for; of the second kind a no cannot be told from one for want of our tags.
+/// What `oven doctor` asks for; of the second kind a refusal may only mean that our tags are missing.
 const PLAIN: [&str; 7] = [
     "DescribeImages",
     "DescribeVolumes",
@@ -145,7 +145,7 @@ async fn t21_the_least_policy_is_enough() {
     assert_eq!(missing, Vec::<String>::new());
 }
 
-/// Row 0.5: the clock is wrong by more than a signature allows: told at once, and by how much.
+/// Row 0.5: the clock is wrong by more than a signature allows: it is reported at the first call, and by how much.
 #[tokio::test]
 async fn r0_5_a_wrong_clock_is_named() {
     for (ahead, texts) in [(1200, ["behind AWS's", "20m"]), (-1200, ["ahead of AWS's", "timedatectl"])] {

@@ -75,7 +75,7 @@ fn of_the_base(snapshot: &&mut Snapshot) -> bool {
     snapshot.volume == "vol-ffffffff"
 }
 
-/// Row 3.4: a snapshot that is not there is told at once; one that we made may not show yet.
+/// Row 3.4: a missing snapshot is reported by the first answer; one that we made may not show yet.
 #[tokio::test]
 async fn r3_4_the_base_snapshot_is_not_there() {
     let fixture = Ec2Fixture::new(options(Vec::new()));
@@ -129,7 +129,7 @@ async fn r3_5_the_base_snapshot_is_pending() {
     }
 }
 
-/// Row 3.6: what failed or vanished is told in a poll or a few, with the hint at KMS.
+/// Row 3.6: what failed or vanished is reported within a few polls, with the hint at KMS.
 #[tokio::test]
 async fn r3_6_failed_or_vanished() {
     for (turn, text) in [(Turn::Failed, "it is error"), (Turn::Vanishes, "vanished")] {

@@ -13,7 +13,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// The builder's own devices, of which DescribeVolumes does not tell: all names but so many.
+/// The builder's own devices, which DescribeVolumes does not list: all names but so many.
 fn taken(fixture: &Ec2Fixture, but: usize) {
     let sd = ('f'..='p').map(|c| format!("/dev/sd{c}"));
     let xvd = ["b", "c"].into_iter().flat_map(|a| ('a'..='z').map(move |b| format!("/dev/xvd{a}{b}")));
@@ -81,7 +81,7 @@ async fn r4_2_lost() {
     prove(before.into_iter().chain(after)).await;
 }
 
-/// Row 4.2: attached to another instance meanwhile: told, and our volume goes.
+/// Row 4.2: attached to another instance meanwhile: it is reported, and our volume is deleted.
 #[tokio::test]
 async fn r4_2_attached_elsewhere() {
     let mut slow = options(Vec::new());
@@ -114,7 +114,7 @@ async fn r4_2_attached_elsewhere() {
     fixture.holds_nothing("4.2");
 }
 
-/// Row 4.3: detached, and attached once more under another name.
+/// Row 4.3: detached, and attached again under another name.
 #[tokio::test]
 async fn r4_3_stuck_attaching() {
     let stuck = |times| Fault::new("AttachVolume", 1, What::Turns(Turn::Stuck)).times(times);
@@ -129,7 +129,7 @@ async fn r4_3_stuck_attaching() {
     assert_ne!(names[0], names[1]);
 }
 
-/// Row 4.4: attached, EC2 says, and this machine shows nothing: once more, then an error that lists what there is.
+/// Row 4.4: attached, EC2 says, and this machine shows nothing: it retries, then an error that lists what there is.
 #[tokio::test]
 async fn r4_4_no_device() {
     for (absent, baked) in [(1, true), (9, false)] {
@@ -193,7 +193,7 @@ async fn volume(fixture: &Ec2Fixture, ec2: &oven::cloud::aws::ec2::Ec2, run: &Ru
     ec2.create(&spec).await.unwrap()
 }
 
-/// Row 4.6: told with what is attached, and once.
+/// Row 4.6: reported once, with what is attached.
 #[tokio::test]
 async fn r4_6_a_full_instance() {
     let full = &["AttachmentLimitExceeded", INSTANCE, "volumes attached", "--jobs", "(request "];
@@ -201,7 +201,7 @@ async fn r4_6_a_full_instance() {
         .await;
 }
 
-/// Row 4.7: the instance's view says in use, and the volume's own does not: its own counts, and once more.
+/// Row 4.7: the instance's view says in use, and the volume's own does not: its own counts, and it attaches again.
 #[tokio::test]
 async fn r4_7_views_that_differ() {
     let differ = |times| error("AttachVolume", 1, "VolumeInUse").times(times);

@@ -1,5 +1,6 @@
-//! S13 to S19: what is done beside the waiting. The volume is detached while its snapshot is pending, and deleted while
-//! the image is registered; whatever goes wrong with that, the bake is as good as if it had been done in the end.
+//! S13 to S19: what is done in the background of a wait. The volume is detached while its snapshot is pending, and
+//! deleted while the image is registered; whatever goes wrong with that, the bake is as good as if it had been done at
+//! the end.
 
 use super::case::{End, all, case, error, lost_after, lost_before, prove};
 use super::fixture::{Ec2Fixture, MILLI, disk_spec, image_spec, options, policy};
@@ -82,7 +83,7 @@ async fn r13_5_a_failed_snapshot_is_replaced_though_the_volume_was_detached() {
     .await;
 }
 
-/// Row 13.7: what goes wrong with the detach or the delete beside a wait is made good in the end.
+/// Row 13.7: what goes wrong with the detach or the delete in the background is made good at the end.
 #[tokio::test]
 async fn r13_7_what_fails_in_the_background_is_done_at_the_end() {
     let mut cases = Vec::new();
@@ -144,7 +145,7 @@ async fn r20_1_stopped_during_background_work() {
     all(cases).await;
 }
 
-/// A disk that is to be kept for a look is there as long as the bake may fail.
+/// A disk that may have to be preserved exists as long as the bake may fail.
 #[tokio::test]
 async fn a_disk_that_may_be_preserved_is_not_deleted_in_the_background() {
     for fails in [true, false] {

@@ -162,7 +162,7 @@ async fn r13_5_in_error() {
         case("13.5 again", &[failed(9)], End::Fails(&["is in the state error"]))
             .set(at_once)
             .count("CreateSnapshot", 2),
-        // Deleting the failed one is refused at first, and for ever: what it failed with is told, and nothing is left.
+        // Deleting the failed one is refused at first, and for ever: the cause is reported, and nothing is left.
         case(
             "13.5 stuck",
             &[failed(1), error("DeleteSnapshot", 1, "UnauthorizedOperation")],
@@ -172,7 +172,7 @@ async fn r13_5_in_error() {
     .await;
 }
 
-/// Row 13.6: a deadline, by size; the snapshot and how far it came are told.
+/// Row 13.6: a deadline, by size; the snapshot and its progress are reported.
 #[tokio::test]
 async fn r13_6_stuck() {
     let fixture = Ec2Fixture::with(&[create(1, What::Turns(Turn::Stuck))]);
@@ -187,7 +187,7 @@ async fn r13_6_stuck() {
     fixture.heals("13.6").await;
 }
 
-/// Row 13.7: the volume stays busy: the snapshot and its image stand, and the volume is told as left behind.
+/// Row 13.7: the volume stays busy: the snapshot and its image stand, and the volume is reported as a leftover.
 #[tokio::test]
 async fn r13_7_a_busy_volume() {
     let fixture = Ec2Fixture::with(&[Fault::new("DetachVolume", 1, What::Turns(Turn::Busy))]);
@@ -205,7 +205,7 @@ async fn r13_7_a_busy_volume() {
     assert_eq!(made.volumes[0].tags.get(oven::cloud::tag::RUN), Some(&run.0));
     assert!(left.contains(&made.volumes[0].id), "{left}");
     fixture.is_clean("13.7");
-    // What kept it lets go: sweeping removes it, and the image stays.
+    // What used it lets go: sweeping removes it, and the image stays.
     fixture.server.with_world(|world| {
         world.volumes.values_mut().filter(|v| !v.common.seeded).for_each(|v| v.attachment = None)
     });

@@ -25,7 +25,7 @@ async fn r15_1_lost() {
     prove(before.into_iter().chain(after)).await;
 }
 
-/// Row 15.1: lost, and invisible: the second call is told that the name is taken, by our own.
+/// Row 15.1: lost, and invisible: the answer to the second call is that the name is taken, by our own.
 #[tokio::test]
 async fn r15_1_lost_and_invisible() {
     // A call that hangs lasts longer than the lag.
@@ -191,7 +191,7 @@ async fn r15_4_failed() {
     .await;
 }
 
-/// Row 15.4: it cannot be deregistered either: the cause is told, and how to remove it.
+/// Row 15.4: it cannot be deregistered either: the error has the cause, and how to remove it.
 #[tokio::test]
 async fn r15_4_failed_and_stays() {
     let faults =

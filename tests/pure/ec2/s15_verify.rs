@@ -141,7 +141,7 @@ async fn r15_6_untagged() {
 async fn r15_8_flapping() {
     // The looks are the second DescribeImages and on.
     for at in [2, 3, 4] {
-        // The volume is removed beside: not now, or a stale answer would be one from before that.
+        // The volume is removed in the background: not now, or a stale answer would be one from before that.
         let beside = Fault::new("DescribeVolumes", 4, What::Late(500));
         let fixture = Ec2Fixture::with(&[Fault::new("DescribeImages", at, What::Stale), beside]);
         let image = fixture.bake().await.0.result.unwrap();

@@ -15,7 +15,7 @@ fn deletes() -> impl Iterator<Item = What> {
     lost_before().into_iter().chain(lost_after())
 }
 
-/// Row 19.1: lost answers do not keep anything from being removed.
+/// Row 19.1: everything is removed although answers are lost.
 #[tokio::test]
 async fn r19_1_lost() {
     let volumes = deletes().map(|what| case("19.1", &[Fault::new("DeleteVolume", 1, what)], End::Baked));
@@ -36,7 +36,7 @@ async fn r19_1_throttled() {
     prove([case("19.1", &faults, End::Fails(&["SnapshotLimitExceeded"]))]).await;
 }
 
-/// Row 19.1: what cannot be removed is told with its command, the first error stays the first, and `sweep` has it.
+/// Row 19.1: what cannot be removed is reported with its command, the first error stays the first, and `sweep` has it.
 #[tokio::test]
 async fn r19_1_left_behind() {
     for (action, fails) in
@@ -74,7 +74,7 @@ async fn r19_1_left_behind() {
     }
 }
 
-/// Row 19.1: one volume that is stuck keeps nobody from removing the others.
+/// Row 19.1: one volume that is stuck does not stop the removal of the others.
 #[tokio::test]
 async fn r19_1_one_of_several() {
     let fixture = Ec2Fixture::new(options(Vec::new()));
@@ -114,7 +114,7 @@ async fn r19_2_what_is_not_ours_stays() {
     let run = RunId(image.tags[tag::RUN].clone());
     disks.forget(&run).await.unwrap();
     fixture.holds_one(&image, "19.2");
-    // Results are no leftovers; a run of oven's on an instance that is no more is one, and only told.
+    // Results are no leftovers; a run of oven's on an instance that is no more is one, and is only reported.
     for older_than in [None, Some(Duration::ZERO)] {
         let stale = fixture.ec2().stale_runs(older_than).await.unwrap();
         assert_eq!(stale.iter().map(|stale| stale.run.0.as_str()).collect::<Vec<_>>(), ["of-somebody-else"]);
@@ -142,7 +142,7 @@ async fn r19_2_a_tag_that_changed() {
     assert_eq!((fixture.made().volumes.len(), fixture.count("DeleteVolume")), (1, 0));
 }
 
-/// Row 19.3: never by force, and the volume is told.
+/// Row 19.3: never by force, and the volume is reported.
 #[tokio::test]
 async fn r19_3_never_by_force() {
     let faults = [

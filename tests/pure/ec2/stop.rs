@@ -28,7 +28,7 @@ async fn anywhere() {
     all((0..40).map(|n| stopped(Vec::new(), 3 * n, 0))).await;
 }
 
-/// A volume that vanished just before nobody waits for it any more is not told as left behind.
+/// A volume that vanished just before nobody waits for it any more is not reported as a leftover.
 #[tokio::test]
 async fn while_the_volume_vanishes() {
     let vanishes = || vec![Fault::new("CreateVolume", 1, What::Turns(Turn::Vanishes))];

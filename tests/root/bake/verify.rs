@@ -61,7 +61,7 @@ fn a_bake_is_read_back_where_it_was_sent_and_comes_out_whole() {
     world.assert_no_traces("after all");
 }
 
-/// A device has no times that tell of a change: it is read again.
+/// A device has no times that show a change: it is read again.
 #[tokio::test]
 async fn a_device_is_read_again_before_what_was_sent_counts() {
     let world = small();

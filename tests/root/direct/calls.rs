@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 const STOP: Duration = Duration::from_secs(15);
 /// No bake of the tiny image takes longer, whatever goes wrong: beyond it hangs.
 const HANGS: Duration = Duration::from_secs(180);
-/// Blocks that a bake of the tiny image reads, more or less: some are read ahead of need.
+/// Blocks that a bake of the tiny image reads, more or less: some are prefetched.
 const READS: usize = 6;
 /// The base and the image.
 const IMAGES: usize = 2;
@@ -67,12 +67,12 @@ fn an_error_at_every_call() {
         let output = bake(&world, std::slice::from_ref(what));
         let (code, told) = (output.status.code(), stderr(&output));
         match code {
-            // A block that is read ahead of need is read again.
+            // A block that is prefetched is read again.
             Some(0) => {
                 let before = ended_before(&String::from_utf8_lossy(&output.stdout), what);
                 assert!(what.starts_with("read-") || before, "{what}: {told}");
             }
-            // A step may have been the first to see that a block is not to be had; the cause is told all the same.
+            // A step may have been the first to see that a block is unavailable; the cause is reported all the same.
             Some(5) => {
                 assert!(what.starts_with("read-") && told.contains("injected fault"), "{what}: {told}")
             }
@@ -90,7 +90,7 @@ fn sigkill_at_every_call() {
     each(&places("kill", 8), |what| {
         let world = LocalWorld::tiny();
         let output = bake(&world, std::slice::from_ref(what));
-        // One block more or less is read ahead of need.
+        // One block more or less is prefetched.
         let before = ended_before(&String::from_utf8_lossy(&output.stdout), what);
         let was = output.status.code().is_none() || what.starts_with("read-") || before;
         assert!(was, "{what}: {}", stderr(&output));

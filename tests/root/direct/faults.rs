@@ -83,7 +83,7 @@ fn happy() -> Output {
     assert_eq!(happy.status.code(), Some(0), "{}", stderr(&happy));
     assert_whole(&world, "happy");
     world.assert_no_traces("happy");
-    // Once more, with a cache: nothing is read that it has. (What was read ahead may not have come to its end.)
+    // Again, with a cache: nothing is read that it has. (A prefetch may not have come to its end.)
     let (kept, rest) = blocks_of_the_base(&world);
     let mut again = baker(&world, None, None);
     let again = again.env("OVEN_TEST_FORCE", "1").output().unwrap();

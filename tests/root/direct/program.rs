@@ -172,7 +172,7 @@ fn a_disk_is_preserved_opened_again_and_swept() {
     assert!(!world.files().iter().any(|f| f.starts_with("kept/")), "{:?}", world.files());
     world.expect(4, &["shell", &run, "--", "true"]);
 
-    // Not kept: nothing is.
+    // Without the flag nothing is preserved.
     direct(&world, 5, &["bake", "a"]);
     assert!(!world.files().iter().any(|f| f.starts_with("kept/")), "{:?}", world.files());
     let ami = base(&world);
@@ -237,7 +237,7 @@ fn the_one_who_serves_the_disk_is_killed() {
     let world = small();
     let bake = waiting(&world);
     let server = until("the one who serves", || server_of(bake.id()));
-    // It has no rights, and nothing of ours to tell.
+    // It has no rights, and none of our data.
     let status = fs::read_to_string(format!("/proc/{server}/status")).unwrap();
     for line in ["CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1"] {
         assert!(status.contains(line), "{line}: {status}");

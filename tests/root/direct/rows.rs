@@ -179,7 +179,7 @@ fn damage(path: &Path, dice: &mut Dice) -> String {
 fn a_cache_that_is_damaged_serves_nothing_wrong() {
     let world = LocalWorld::tiny();
     image(&bake(&world, &[]), "cold");
-    // What was to be read ahead may not be there yet when a bake ends.
+    // A prefetch may not have ended yet when a bake ends.
     let warm = (0..20).map(|_| again(&world)).find(|warm| line(warm, "reads") == Some("0"));
     assert!(warm.is_some(), "something is read each time");
     for seed in seeds(60, 4, 4) {
@@ -199,7 +199,7 @@ fn a_cache_that_is_damaged_serves_nothing_wrong() {
 fn blocks_that_are_damaged_during_a_bake_are_not_served() {
     let text = "something\n".repeat(200_000);
     let world = LocalWorld::of("tiny", SYSTEM, &[("root/data", &text)]);
-    // Warm; nobody reads the file in this bake, nor ahead of need in the next.
+    // Warm; nobody reads the file in this bake, nor prefetches it in the next.
     image(&bake(&world, &[]), "cold");
     let fill = command(&world, "whole", &[]).env("OVEN_TEST_FORCE", "1").output().unwrap();
     image(&fill, "all blocks are in the cache");

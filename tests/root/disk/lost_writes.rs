@@ -41,7 +41,7 @@ fn what_was_written_and_lost_is_noticed_by_whoever_wrote_it() {
         kept.sync_all().unwrap();
         ensure_written(&lost).unwrap();
         lost.write_all(&vec![7; 64 << 20]).unwrap();
-        // The kernel does so by itself, sooner or later; and who asks first is not the only one to be told.
+        // The kernel does so by itself, sooner or later; and who asks first is not the only one that gets the error.
         open("lost").sync_all().unwrap_err();
         let error = ensure_written(&lost).unwrap_err();
         assert!(matches!(error.raw_os_error(), Some(libc::EIO | libc::ENOSPC)), "{error}");

@@ -448,7 +448,7 @@ fn dropping_unmounts_everything() {
         drop(root);
         assert_eq!((disk.mounts(), fs::read_dir(scratch).unwrap().count()), (0, 0));
     });
-    // The partitions that were added do not keep the loop device.
+    // The partitions that were added do not hold the loop device.
     disk.detach();
     assert!(loops_of(&disk).is_empty());
 }

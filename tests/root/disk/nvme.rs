@@ -10,7 +10,7 @@ use rustix::fs::{CWD, FileType, Mode, major, makedev, minor, mknodat};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A tree in the likes of `/sys` that says of a loop device that it is the volume's disk, and a `/dev` beside it.
+/// A tree in the likes of `/sys` that says of a loop device that it is the volume's disk, and a `/dev` next to it.
 struct Lie {
     dir: tempfile::TempDir,
     device: Device,

@@ -140,7 +140,7 @@ fn a_fifo_in_the_place_of_a_file_blocks_nothing() {
             "/etc/machine-id /etc/resolv.conf /etc/fstab /root/.bash_history /var/log/apt/term.log /usr/sbin/policy-rc.d",
             0,
         ),
-        // Without accounts it cannot be told where histories are.
+        // Without accounts nobody knows where histories are.
         ("/etc/passwd", 5),
     ] {
         lab.world.write("image/look.sh", "#!/bin/sh\ncat /usr/sbin/policy-rc.d /etc/resolv.conf\n");

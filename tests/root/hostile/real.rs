@@ -83,7 +83,7 @@ fn what_manages_resolv_conf_is_installed() {
         assert_eq!(disk.link("/etc/resolv.conf").as_deref(), Some(link), "{package}");
         let (run, etc) = (disk.list("/run"), disk.list("/etc"));
         assert!(run.iter().all(|name| name == "lock"), "{package}: {run:?}");
-        // Each keeps a copy of the old one: that is the base's, not this machine's.
+        // Each has a copy of the old one: that is the base's, not this machine's.
         let copies = etc.iter().filter(|name| name.contains("resolv.conf") && *name != "resolv.conf");
         let copies = copies.map(|name| format!("/etc/{name}"));
         let kept = "/etc/resolvconf/resolv.conf.d";

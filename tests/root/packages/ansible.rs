@@ -11,7 +11,7 @@ use std::process::Command;
 
 const STEP: u8 = 5;
 
-/// A playbook with a role beside it, a template, and what every module needs.
+/// A playbook with a role next to it, a template, and what every module needs.
 fn playbook(lab: &PackageLab, more: &str) {
     let write = |path: &str, text: &str| {
         let path = lab.path("web").join(path);
@@ -40,7 +40,7 @@ fn playbook(lab: &PackageLab, more: &str) {
 const DEFINITION: &str = "[vars]\nport = \"80\"\nname = \"x\"\n[[ansible]]\nplaybook = \"site.yml\"\nsecrets = [\"TOKEN\"]\n\
      vars = { port = 81 }\n";
 
-/// Every file of the image, but for what packages' databases keep of the past.
+/// Every file of the image, but for what packages' databases store of the past.
 fn files(lab: &PackageLab) -> Vec<String> {
     let root = lab.image("");
     let found = Command::new("find").arg(&root).args(["-xdev", "-printf", "%P %y\n"]).output().unwrap();
@@ -93,7 +93,7 @@ fn the_real_ansible_comes_and_goes() {
     assert!(packages.contains("\npython3-six\t") && packages.contains("\npython3\t"), "{packages}");
     assert!(!packages.contains("ansible"), "{packages}");
 
-    // A playbook that fails is told by its task.
+    // A playbook that fails is reported with its task.
     playbook(&lab, "    - fail: {msg: on purpose}\n");
     lab.define(DEFINITION);
     let (code, text) = lab.bake().failure();
@@ -211,7 +211,7 @@ fn a_plugin_that_removes_too_much_or_too_little_is_found() {
     assert!(text.contains("`hostname` is gone"), "{text}");
 }
 
-/// Which apt keeps as symlinks.
+/// Which apt stores as symlinks.
 #[test]
 fn indexes_of_a_repository_in_the_image_go_and_a_link_to_a_directory_stays() {
     let lab = lab();

@@ -43,7 +43,7 @@ fn replaced(text: &str, good: &str, bad: &str) -> String {
     text.replace(good, bad)
 }
 
-/// The rules that it breaks, and what is told.
+/// The rules that it breaks, and the messages.
 fn faults(world: &LocalWorld, path: &str) -> Vec<(String, String)> {
     let golden = example("tiny.golden");
     let mut command = world.command(&["--json", "plugin", "check", "--golden", &golden, path]);
@@ -247,7 +247,7 @@ fn a_bake_believes_nothing_that_the_check_refuses() {
     world.assert_no_traces("bakes whose plugins are wrong");
 }
 
-/// What a plugin sees, told by one that refuses with it.
+/// What a plugin sees, as the reason with which it refuses.
 #[test]
 fn it_runs_as_nobody_and_stores_nothing() {
     let world = LocalWorld::empty();

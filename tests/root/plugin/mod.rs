@@ -1,7 +1,7 @@
 //! Plugins that are executables: what they may, what they cannot, and that they bake.
 //!
 //! Real: the containment, the conformance suite, the bakes on a local region. Not real: the systems. Their image is an
-//! 8 MiB disk with busybox, and its package manager is a script that keeps a list in a file.
+//! 8 MiB disk with busybox, and its package manager is a script that has its list in a file.
 
 mod faults;
 
@@ -13,7 +13,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Stands in for a package manager: `add` notes, `list` tells. It knows `hello` and `world`.
+/// Stands in for a package manager: `add` notes, `list` prints. It knows `hello` and `world`.
 const PKG: &str = r#"#!/bin/sh
 db=/var/lib/pkg
 case $1 in
@@ -198,7 +198,7 @@ fn a_tie_names_both_and_a_definition_picks() {
     assert!(err.contains("has the name of a built-in plugin"), "{err}");
 }
 
-/// The same plugin, in the program and beside it.
+/// The same plugin, in the program and next to it.
 #[test]
 fn a_distro_in_rust_is_an_executable_too() {
     let world = LocalWorld::empty();

@@ -1,4 +1,4 @@
-//! What keeps the builder's credentials from steps with the network, against servers that have the addresses of the
+//! What hides the builder's credentials from steps with the network, against servers that have the addresses of the
 //! metadata services, in a network namespace of each test's own. Needs root, cgroup v2 and BPF.
 
 use super::{HELPER, MINUTE, with_program};
@@ -138,7 +138,7 @@ fn no_way_leads_to_the_credentials() {
         let (image, servers) = (image(), Servers::start());
         let told = probe(&image, true, &CREDENTIALS);
         assert!(told.len() > 70, "{told:#?}");
-        // At once: a way that hung would be a step that waits for minutes. (The kernel does not tell of a ping over
+        // At once: a way that hung would be a step that waits for minutes. (The kernel does not report a ping over
         // IPv6 that it was dropped.)
         let good = |way: &str, what: &str| match what {
             // Steps have no packet sockets, with the fence or without (`seccomp.rs`).

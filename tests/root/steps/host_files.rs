@@ -98,7 +98,7 @@ impl Drop for Unchangeable {
 }
 
 /// A shim that cannot be removed fails a step that went well, for its image would have it. Of one that failed there is
-/// no image, and its own failure is what is told.
+/// no image, and its own failure is what is reported.
 #[test]
 fn the_failure_of_a_step_is_reported_rather_than_that_of_its_cleanup() {
     let image = BusyboxImage::new();

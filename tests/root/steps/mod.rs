@@ -28,7 +28,7 @@ fn with_program(source: &str, options: &[&str], name: &str) -> BusyboxImage {
     BusyboxImage::with_program(&source, options, name)
 }
 
-/// What tells a test's steps from those of others: for their environment.
+/// What distinguishes a test's steps from those of others: for their environment.
 fn marker(name: &str) -> String {
     marker_of(name, std::process::id())
 }

@@ -1,4 +1,4 @@
-/* Tries to reach a port of each address given, in every way that a step could think of, and tells which ways led
+/* Tries to reach a port of each address given, in every way that a step could think of, and prints which ways led
  * there: a line "WAY ADDRESS reached", or "WAY ADDRESS" and what the kernel said. A server that is reached answers. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -133,7 +133,7 @@ static int attempt(enum way way, union address *to, socklen_t length)
     return result;
 }
 
-/* Packets made by hand. The kernel answers a ping; that others could be sent is all that is told. */
+/* Packets made by hand. The kernel answers a ping; of others, only whether they could be sent is printed. */
 static void by_hand(const char *text)
 {
     union address to;

@@ -1,5 +1,5 @@
 //! A builder instance as the EC2 tests see it: a server of the test's own, whose volumes are loop devices here, and
-//! programs that know of AWS only what their environment tells.
+//! programs that know of AWS only what is in their environment.
 
 use crate::local_world::{LocalWorld, tiny_base};
 use crate::pause;
@@ -77,7 +77,7 @@ impl Run {
         self.child.try_wait().unwrap().is_some()
     }
 
-    pub fn told(&self) -> String {
+    pub fn printed(&self) -> String {
         std::fs::read_to_string(&self.err).unwrap()
     }
 
@@ -90,7 +90,7 @@ impl Run {
                 let (out, err) = (read(&self.out), read(&self.err));
                 return Ended { status, out, err, took: self.begun.elapsed() };
             }
-            assert!(waiting.elapsed() < within, "{what}: not over after {within:?}\n{}", self.told());
+            assert!(waiting.elapsed() < within, "{what}: not over after {within:?}\n{}", self.printed());
             pause(MILLI);
         }
     }
@@ -163,7 +163,7 @@ impl Ec2World {
         if self.call > 0 {
             command.env("OVEN_TEST_CALL", self.call.to_string());
         }
-        // Its directory is what tells its processes and mounts from those of other tests.
+        // Its directory distinguishes its processes and mounts from those of other tests.
         command.arg(self.local.path("image"));
         command
     }
@@ -271,7 +271,7 @@ impl Ec2World {
     pub fn until_called(&self, run: &mut Run, what: &str, is: impl Fn(&Call) -> bool) {
         let begun = Instant::now();
         while !self.server.calls().iter().any(&is) {
-            assert!(!run.is_over(), "{what}: it ended\n{}\n{}", run.told(), self.calls());
+            assert!(!run.is_over(), "{what}: it ended\n{}\n{}", run.printed(), self.calls());
             assert!(begun.elapsed() < HANGS, "{what}: the call never came\n{}", self.calls());
             pause(MILLI);
         }
@@ -324,7 +324,7 @@ impl Ec2World {
         assert!(answer.starts_with("HTTP/1.1 200 "), "{form}: {answer}");
     }
 
-    /// Bakes once more, undisturbed: one image, whatever was before.
+    /// Bakes again, undisturbed: one image, whatever was before.
     pub fn assert_bakes(&self, what: &str) {
         let before: Vec<String> = self.made().images.into_iter().map(|image| image.id).collect();
         let ended = self.bake(what);

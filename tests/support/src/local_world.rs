@@ -1,6 +1,6 @@
 //! A local region of the test's own, and what of it is left on the machine.
 
-use crate::programs::{kept_dir, oven};
+use crate::programs::{cache_dir, oven};
 use crate::{pause, ring};
 use std::collections::BTreeSet;
 use std::fs;
@@ -24,7 +24,7 @@ impl LocalWorld {
         world
     }
 
-    /// The same, of another system: its os-release, and scripts that its image has beside the shell.
+    /// The same, of another system: its os-release, and scripts that its image has besides the shell.
     pub fn of(name: &str, os_release: &str, scripts: &[(&str, &str)]) -> Self {
         let world = Self::empty();
         let raw = world.path("base.raw");
@@ -140,7 +140,7 @@ impl LocalWorld {
         }
     }
 
-    /// Files of the region, relative, without logs and what is kept of downloads; but what a bake worked in is no such
+    /// Files of the region, relative, without logs and cached downloads; but what a bake worked in is no such
     /// thing.
     pub fn files(&self) -> BTreeSet<String> {
         let mut files = BTreeSet::new();
@@ -167,11 +167,11 @@ pub fn stderr(output: &Output) -> String {
 
 /// An 8 MiB ext4 image with os-release `ID=nothing` and busybox; made once for all tests.
 pub fn tiny_base() -> PathBuf {
-    let path = kept_dir().join("tiny.raw");
+    let path = cache_dir().join("tiny.raw");
     if path.exists() {
         return path;
     }
-    let made = tempfile::tempdir_in(kept_dir()).unwrap();
+    let made = tempfile::tempdir_in(cache_dir()).unwrap();
     let made = made.path().with_extension("raw");
     make_base(&made, "ID=nothing\n", &[]);
     // Tests run side by side: whoever is last replaces what is the same.
@@ -180,7 +180,7 @@ pub fn tiny_base() -> PathBuf {
 }
 
 fn make_base(made: &Path, os_release: &str, scripts: &[(&str, &str)]) {
-    let tree = tempfile::tempdir_in(kept_dir()).unwrap();
+    let tree = tempfile::tempdir_in(cache_dir()).unwrap();
     for dir in ["bin", "etc", "usr/sbin", "var/log", "proc", "sys", "dev", "run", "tmp", "root"] {
         fs::create_dir_all(tree.path().join(dir)).unwrap();
     }

@@ -1,7 +1,7 @@
-//! Where the programs under test are, and what is made once and kept beside them.
+//! Where the programs under test are, and what is made once and cached next to them.
 //!
-//! Cargo tells both to a test by `env!`, and not to a library. They are found from the test's own program: the programs of
-//! a profile are in one directory, and the tests in `deps` below it.
+//! Cargo gives both to a test by `env!`, and not to a library. They are found from the test's own program: the
+//! programs of a profile are in one directory, and the tests in `deps` below it.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -35,8 +35,8 @@ pub fn test_ec2() -> PathBuf {
     program("oven-test-ec2")
 }
 
-/// What takes long to make is kept here: Cargo's `CARGO_TARGET_TMPDIR`.
-pub fn kept_dir() -> PathBuf {
+/// What takes long to make is cached here: Cargo's `CARGO_TARGET_TMPDIR`.
+pub fn cache_dir() -> PathBuf {
     let dir = PROFILE.parent().expect("target").join("tmp");
     std::fs::create_dir_all(&dir).unwrap();
     dir

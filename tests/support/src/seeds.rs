@@ -25,7 +25,7 @@ pub fn seeds(all: u64, fixed: u64, fresh: u64) -> Vec<u64> {
     (0..fixed).chain(new).collect()
 }
 
-/// Does it with each, several at a time: most of a bake is waiting. All are done, and all that failed are told.
+/// Does it with each, several at a time: most of a bake is waiting. All are done, and all that failed are printed.
 pub fn each<T: Sync>(all: &[T], test: impl Fn(&T) + Sync) {
     let _ring = ring::shared();
     let (next, failed) = (AtomicUsize::new(0), AtomicUsize::new(0));
@@ -51,7 +51,7 @@ pub fn pause(time: Duration) {
     std::thread::sleep(time);
 }
 
-/// A small generator, so that a seed tells a plan.
+/// A small generator, so that a seed determines a plan.
 pub struct Dice(pub u64);
 
 impl Dice {

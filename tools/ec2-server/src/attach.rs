@@ -90,7 +90,7 @@ fn set(ctx: &Ctx, id: &str, number: u64, change: impl FnOnce(&mut Option<Attachm
     });
 }
 
-/// Goes through with an attachment: at once if nothing is delayed, else beside the answers.
+/// Carries out an attachment: at once if nothing is delayed, else in the background.
 pub async fn attach(ctx: &Rc<Ctx>, id: &str, attachment: Attachment) -> Result<()> {
     if attachment.turn == Some(Turn::Stuck) {
         return Ok(());
@@ -138,7 +138,7 @@ pub async fn attach(ctx: &Rc<Ctx>, id: &str, attachment: Attachment) -> Result<(
     };
     if at_once {
         going_on.await.map_err(|error| {
-            // Not attached, then: a client that asks again is told the same.
+            // Not attached, then: a client that asks again gets the same answer.
             set(&ctx, &id, number, |a| *a = None);
             internal(error)
         })
@@ -156,14 +156,14 @@ fn is_attached(ctx: &Ctx, id: &str, number: u64) -> bool {
     is(ctx, id, number, Phase::Attaching) || is(ctx, id, number, Phase::Attached)
 }
 
-/// What tells a loop device's binding from the next one.
+/// What distinguishes a loop device's binding from the next one.
 fn binding(rdev: u64) -> Option<(String, String)> {
     let dir = format!("/sys/dev/block/{}:{}", rustix::fs::major(rdev), rustix::fs::minor(rdev));
     let file = std::fs::read_to_string(format!("{dir}/loop/backing_file")).ok()?;
     Some((file, std::fs::read_to_string(format!("{dir}/diskseq")).unwrap_or_default()))
 }
 
-/// Lets go of what holds a volume, and waits until nobody has it. `force`: the client may keep what it has open.
+/// Lets go of what holds a volume, and waits until nobody has it. `force`: the client may still have it open.
 async fn unplug(ctx: &Ctx, id: &str, force: bool) -> anyhow::Result<()> {
     _ = std::fs::remove_file(note(ctx, id));
     let held = ctx.held.borrow_mut().remove(id);
@@ -185,7 +185,7 @@ async fn unplug(ctx: &Ctx, id: &str, force: bool) -> anyhow::Result<()> {
     }
 }
 
-/// Ends an attachment: at once if it can be, else beside the answers.
+/// Ends an attachment: at once if it can be, else in the background.
 pub async fn detach(ctx: &Rc<Ctx>, id: &str, attachment: Attachment, force: bool) {
     let number = attachment.number;
     let mark_busy = move |ctx: &Ctx, id: &str| {

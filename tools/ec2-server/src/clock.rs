@@ -1,4 +1,4 @@
-//! The server's clock, which may go wrong beside this machine's: the date of answers, and the age of signatures.
+//! The server's clock, which may differ from this machine's: the date of answers, and the age of signatures.
 
 use crate::options::ServerOptions;
 use crate::world::now;

@@ -28,7 +28,7 @@ pub enum What {
     HangAfter,
     /// The answer comes so many milliseconds late.
     Late(u64),
-    /// The answer tells how things were before the last change.
+    /// The answer has the state before the last change.
     Stale,
     /// The answer of GetSnapshotBlock has a bit that is not the block's; its checksum is.
     Flipped,

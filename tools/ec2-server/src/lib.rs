@@ -177,7 +177,7 @@ impl Server {
         &self.dir
     }
 
-    /// Where [`AttachAs::Loop`] tells of an attached volume: `{"node": "/dev/loop7", "rdev": N, "device": "/dev/sdf"}`.
+    /// Where [`AttachAs::Loop`] describes an attached volume: `{"node": "/dev/loop7", "rdev": N, "device": "/dev/sdf"}`.
     pub fn attached(&self, volume: &str) -> PathBuf {
         self.dir.join("attached").join(format!("{volume}.json"))
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 pub enum AttachAs {
     /// Nothing: only the answers change.
     Nothing,
-    /// A loop device on this machine, told in `DIR/attached/VOLUME.json`. Needs root.
+    /// A loop device on this machine, described in `DIR/attached/VOLUME.json`. Needs root.
     Loop,
     /// An NVMe controller in the QEMU guest behind this QMP socket, on one of its ports `rp0`, `rp1`, …
     Qmp(PathBuf),
@@ -196,8 +196,8 @@ pub struct ServerOptions {
     /// Of the instances, and whose keys IMDS gives out. `None`: they have none.
     pub role: Option<String>,
     pub delays: Delays,
-    /// How long the answers of an action take, beside [`Delays::answer`]: from so many milliseconds to so many. The
-    /// longest pattern that fits decides: `PutSnapshotBlock`, `Describe*`, `*`.
+    /// How long the answers of an action take, in addition to [`Delays::answer`]: from so many milliseconds to so many.
+    /// The longest pattern that fits decides: `PutSnapshotBlock`, `Describe*`, `*`.
     pub latencies: BTreeMap<String, (u64, u64)>,
     pub direct: Direct,
     /// For so long a new id is not known to the calls after the one that made it.
@@ -262,7 +262,7 @@ impl Default for ServerOptions {
 /// Latencies and delays as they are on AWS, in round figures: what a bench without AWS is measured with. Where a figure
 /// is known that says more, the smaller one is here: a wait hides what a program does itself. Milliseconds.
 ///
-/// How long a snapshot is `pending` is what nobody can tell in general, and most of a bake. Here it is so long that the
+/// How long a snapshot is `pending` is what nobody can say in general, and most of a bake. Here it is so long that the
 /// reference measurement of oven's bars comes out: Debian's Packer 1.6.6 with its amazon-chroot builder, which installs
 /// one package, took 45.2 s at its own polling and 19.7 s at one second. With 5 s it took 48.0 s and 19.3 s here. By its
 /// looks, anything from 0 to 15 s is the same at its own polling, and anything from 5 to 6 s at one second: the middle of
@@ -275,7 +275,7 @@ impl Default for ServerOptions {
 /// | a volume is `creating` | 1500 | the median that the CSI driver measured in three regions (kubernetes-sigs/aws-ebs-csi-driver#2021) |
 /// | `attaching`, `detaching` | 2000 | of the averages of 3.7 s and 8.1 s in kubernetes/kubernetes#84181 a part is its polling |
 /// | until the kernel shows it | 1500 | the controller is there before the API says `attached` |
-/// | a snapshot of a volume is `pending` | 5500 | see above. Longer ones are told of, too: "15 seconds and up to 30" (platformsh/platformsh-docs#992), 43 s with its image (log in hashicorp/packer#4704) |
+/// | a snapshot of a volume is `pending` | 5500 | see above. Longer ones are reported, too: "15 seconds and up to 30" (platformsh/platformsh-docs#992), 43 s with its image (log in hashicorp/packer#4704) |
 /// | an image is `pending` | 0 | see above; registering copies nothing |
 /// | GetSnapshotBlock, PutSnapshotBlock | 60 to 140 | 100 is what AWS's guide reckons with ("Optimize performance for EBS direct APIs") |
 /// | ListSnapshotBlocks, ListChangedBlocks | 80 to 150 | as every call |

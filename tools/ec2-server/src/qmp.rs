@@ -116,7 +116,7 @@ impl Connection {
             }
             let device = json!({
                 "driver": "nvme", "id": format!("dev-{name}"), "drive": name, "serial": serial, "bus": format!("rp{port}"),
-                // A port has one slot. Not told which, QEMU 7.2 puts a second device of a port into another one, where
+                // A port has one slot. Without it, QEMU 7.2 puts a second device of a port into another one, where
                 // no guest looks for it, and answers that all is well. Newer ones refuse it.
                 "addr": "0",
             });

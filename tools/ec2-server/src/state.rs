@@ -1,4 +1,4 @@
-//! What the server keeps, and who may change it.
+//! The server's state, and who may change it.
 
 use crate::faults::{Buckets, Plan, Turn};
 use crate::options::ServerOptions;
@@ -60,7 +60,7 @@ impl State {
         Self { options, world, before, plan, buckets, calls, signed, at_work: 0, random, jitter: random | 1 }
     }
 
-    /// Changes the world; what it was is kept for stale reads.
+    /// Changes the world; what it was is stored for stale reads.
     pub fn change<T>(&mut self, change: impl FnOnce(&mut World) -> T) -> T {
         self.before = (self.world.clone(), now());
         change(&mut self.world)

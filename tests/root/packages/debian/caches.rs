@@ -1,4 +1,4 @@
-//! What is downloaded once is kept on this machine, and nobody but a fetch step adds to it.
+//! What is downloaded once is cached on this machine, and nobody but a fetch step adds to it.
 
 use super::super::archive::{Archive, Key, SILENCE, sha256};
 use super::{MAIN, lab, never_again, package, repository};
@@ -49,8 +49,8 @@ fn files(dir: &Path) -> Vec<(String, String)> {
     found
 }
 
-/// The file of this name that is kept.
-fn kept(lab: &PackageLab, name: &str) -> PathBuf {
+/// The cached file of this name.
+fn cached_file(lab: &PackageLab, name: &str) -> PathBuf {
     let found = Command::new("find").arg(lab.store.dir()).args(["-name", name]).output().unwrap();
     PathBuf::from(String::from_utf8(found.stdout).unwrap().trim_end())
 }
@@ -96,15 +96,15 @@ fn a_rebake_downloads_nothing_twice_and_sees_what_is_new_at_once() {
         fs::write(file, bytes).unwrap();
         fs::File::options().write(true).open(file).unwrap().set_modified(modified).unwrap();
     };
-    flip(&kept(&lab, "tool_2.0_all.deb"));
+    flip(&cached_file(&lab, "tool_2.0_all.deb"));
     let log = bake("2.0");
     assert!(log.contains("1 files in ") && log.contains("are damaged and are not used"), "{log}");
     assert_eq!(answered(&archive), ["200 pool/tool_2.0_all.deb", "304 dists/stable/InRelease"]);
-    flip(&kept(&lab, "*_Packages"));
+    flip(&cached_file(&lab, "*_Packages"));
     let log = bake("2.0");
     assert!(log.contains("are damaged and are not used"), "{log}");
     assert_eq!(answered(&archive), ["200 Packages", "200 dists/stable/InRelease"]);
-    assert_eq!(kept(&lab, "b-*"), Path::new(""), "nothing is left of what bakes worked in");
+    assert_eq!(cached_file(&lab, "b-*"), Path::new(""), "nothing is left of what bakes worked in");
 }
 
 #[test]
@@ -144,7 +144,7 @@ fn files_of_package_code_and_scripts_are_not_cached() {
         assert!(!names.iter().any(|name| name == evil), "{evil} is kept: {names:?}");
     }
     let package = fs::read(archive.path(&pool[0])).unwrap();
-    assert_eq!(sha256(&fs::read(kept(&lab, "tool_1.0_all.deb")).unwrap()), sha256(&package));
+    assert_eq!(sha256(&fs::read(cached_file(&lab, "tool_1.0_all.deb")).unwrap()), sha256(&package));
 
     let before = files(lab.store.dir());
     answered(&archive);
@@ -167,7 +167,7 @@ fn other_keys_other_sources_and_another_base_have_caches_of_their_own() {
     answered(&archive);
     let all = ["200 Packages", "200 dists/stable/InRelease", "200 pool/tool_1.0_all.deb"];
 
-    // Another key does not vouch for what this one signed, whatever is kept.
+    // Another key does not vouch for what this one signed, whatever is cached.
     define(&lab, &archive, &other, "\"tool\"", "");
     let (_, text) = lab.bake_with(never_again).failure();
     assert!(text.contains("signed by a key that is not configured"), "{text}");
@@ -203,7 +203,7 @@ fn decompressed_packages_in_the_cache_are_verified() {
         nothing_is_in_the_image(&lab);
     }
     assert_eq!(answered(&archive).iter().filter(|path| path.contains("large")).count(), 1);
-    let tar = kept(&lab, "large*.tar");
+    let tar = cached_file(&lab, "large*.tar");
     assert!(tar.exists(), "{}", tar.display());
     // Who spoils it spoils nothing: its digest is another.
     let spoilt = fs::read(&tar)
@@ -248,7 +248,7 @@ fn unpacked_control_files_belong_to_the_installed_file() {
             assert!(!lab.image("var/lib/dpkg/tmp.ci").exists(), "again: {again}");
             nothing_is_in_the_image(&lab);
         }
-        let made = kept(&lab, "tool*.control");
+        let made = cached_file(&lab, "tool*.control");
         assert!(fs::read_to_string(made.join("postinst")).unwrap().contains(text), "{}", made.display());
     };
     bake("one");
@@ -256,7 +256,7 @@ fn unpacked_control_files_belong_to_the_installed_file() {
     bake(&"another".repeat(4 << 10));
 }
 
-/// apt itself takes a kept file for the one that it wants by its name and its size.
+/// apt itself takes a cached file for the one that it wants by its name and its size.
 #[test]
 fn a_file_is_used_for_as_long_as_an_index_has_it() {
     let (lab, archive, key) = (lab(), Archive::new(), Key::new());
@@ -292,18 +292,18 @@ fn a_file_is_used_for_as_long_as_an_index_has_it() {
     bake("\"tool\", \"other\"", "", &text);
     let new = ["200 Packages", "200 dists/stable/InRelease", "200 pool/tool_1.0_all.deb"];
     assert_eq!(answered(&archive), new);
-    let is_kept = |digest: &str| files(lab.store.dir()).iter().any(|(_, kept)| kept == digest);
-    assert!(is_kept(&second) && !is_kept(&first), "the new one is kept, and the old one is gone");
+    let is_cached = |digest: &str| files(lab.store.dir()).iter().any(|(_, kept)| kept == digest);
+    assert!(is_cached(&second) && !is_cached(&first), "the new one is kept, and the old one is gone");
     let log = bake("\"tool\", \"other\"", "", &text);
     assert_eq!(answered(&archive), ["304 dists/stable/InRelease"], "{log}");
 
-    // Scripts find what is kept as well, also where a definition has no packages.
+    // Scripts find what is cached as well, also where a definition has no packages.
     let (_, text) = of_that_size(size, 1000..1999);
     archive.publish("stable", "", &pool, Some(&key));
     lab.script("work.sh", "apt-get -qy install tool other");
     bake("", "[[run]]\nscript = \"work.sh\"\nnetwork = true\n", &text);
     assert_eq!(answered(&archive), new);
-    assert!(!is_kept(&second));
+    assert!(!is_cached(&second));
 }
 
 #[test]
@@ -365,9 +365,9 @@ fn a_bake_that_is_killed_during_downloads_leaves_the_cache_intact() {
     }
     child.kill().unwrap();
     child.wait().unwrap();
-    assert_ne!(kept(&lab, "b-*"), Path::new(""), "what it worked in is left");
+    assert_ne!(cached_file(&lab, "b-*"), Path::new(""), "what it worked in is left");
     answered(&archive);
     lab.bake().facts();
     assert_eq!(answered(&archive), ["200 pool/two_1.0_all.deb", "304 dists/stable/InRelease"]);
-    assert_eq!(kept(&lab, "b-*"), Path::new(""));
+    assert_eq!(cached_file(&lab, "b-*"), Path::new(""));
 }

@@ -2,7 +2,7 @@
 
 use super::lab;
 
-/// Programs that tell how they were called.
+/// Programs that print how they were called.
 const CACHE: &str = "#!/bin/sh\necho \"cache $*\" >> /called\n[ \"$1\" != -r ]\n";
 const LIST: &str =
     "#!/bin/sh\necho \"list $HOME\" >> /called\necho made > /var/cache/fontconfig/1-le64.cache-8\n";

@@ -50,7 +50,7 @@ fn repository(lab: &PackageLab, archive: &Archive, name: &str, key: &Key, more: 
 
 const MAIN: &str = "suite = \"stable\"\ncomponents = [\"main\"]\n";
 
-/// Once more at most: each time costs seconds.
+/// One retry at most: each time costs seconds.
 fn hasty(plan: &mut Plan) {
     plan.steps.iter_mut().for_each(|step| step.retries = step.retries.min(1));
 }

@@ -1,5 +1,5 @@
-//! What a plan may hold beside steps: files that stay, lines that are failures, what is done before a step is tried again.
-//! The steps are the tests' own, added to the Debian plugin's plan of nothing.
+//! What a plan may have besides steps: files that stay, lines that are failures, what is done before a step
+//! is retried. The steps are the tests' own, added to the Debian plugin's plan of nothing.
 
 use super::{STEP, lab};
 use oven_distro::{Phase, Shim, Step, Trouble};

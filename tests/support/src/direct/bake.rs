@@ -63,7 +63,7 @@ pub fn assert_only(world: &LocalWorld, images: usize, what: &str) {
     assert!(odd.is_empty(), "{what}: {odd:?}");
 }
 
-/// What an undisturbed bake makes of the tiny base: whole bakes are held against it.
+/// What an undisturbed bake makes of the tiny base: whole bakes are compared with it.
 pub fn expected() -> &'static BTreeMap<String, String> {
     static TREE: OnceLock<BTreeMap<String, String>> = OnceLock::new();
     TREE.get_or_init(|| {

@@ -30,7 +30,7 @@ pub fn contents(world: &Ec2World, image: &str) -> BTreeSet<u32> {
 }
 
 /// Those that are in the cache, and are what they were.
-pub fn kept(world: &Ec2World, image: &str) -> BTreeSet<u32> {
+pub fn cached_blocks(world: &Ec2World, image: &str) -> BTreeSet<u32> {
     let cached = cached(world, image);
     contents(world, image).into_iter().filter(|index| cached.verified(*index).is_some()).collect()
 }

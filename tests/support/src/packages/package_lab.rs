@@ -2,7 +2,7 @@
 
 use super::overlay::Overlay;
 use super::{LabBake, provision_and_seal};
-use crate::programs::{kept_dir, oven};
+use crate::programs::{cache_dir, oven};
 use oven::bake::target;
 use oven::bake::{download, secrets};
 use oven::config::project::NetworkSettings;
@@ -28,11 +28,11 @@ use std::sync::Mutex;
 
 const SUITE: &str = "bookworm";
 
-/// The base, made by mmdebstrap and kept beside the build.
+/// The base, made by mmdebstrap and cached next to the build.
 fn base() -> PathBuf {
     static MAKING: Mutex<()> = Mutex::new(());
     let _turn = MAKING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let dir = kept_dir().join(format!("provision-{SUITE}"));
+    let dir = cache_dir().join(format!("provision-{SUITE}"));
     if !dir.exists() {
         let part = dir.with_extension("part");
         _ = Command::new("rm").args(["-rf", "--one-file-system"]).arg(&part).status();
@@ -60,7 +60,7 @@ pub struct PackageLab {
     pub given: GivenVars,
     /// What the image's base is called.
     pub base: String,
-    /// Where downloads are kept.
+    /// Where downloads are cached.
     pub store: CacheStore,
     /// What secrets are taken from.
     pub environment: BTreeMap<String, String>,
@@ -108,7 +108,7 @@ impl PackageLab {
         fs::write(self.path("web").join(name), format!("#!/bin/sh -e\n{text}\n")).unwrap();
     }
 
-    /// Builds a package file beside image.toml: `NAME.deb`. `control`: more fields; `files`: path and content, in
+    /// Builds a package file next to image.toml: `NAME.deb`. `control`: more fields; `files`: path and content, in
     /// which those below `DEBIAN` are the package's scripts.
     pub fn package(&self, name: &str, version: &str, control: &str, files: &[(&str, &str)]) {
         let dir = self.path("package");

@@ -2,14 +2,14 @@
 //! that is thrown away after each test.
 //!
 //! It is Debian's: the programs are real, and so are transactions, scriptlets, keys and downloads. What is not: the
-//! distribution (its `os-release` says another name), the packages (see `rpm_packages.rs`), and `platform`, which tells rpm
-//! that Debian's shell is there.
+//! distribution (its `os-release` says another name), the packages (see `rpm_packages.rs`), and `platform`, which makes
+//! rpm believe that Debian's shell is there.
 
 use super::mirror::Mirror;
 use super::overlay::Overlay;
 use super::rpm_packages::{self, run};
 use super::{LabBake, provision_and_seal};
-use crate::programs::{kept_dir, oven};
+use crate::programs::{cache_dir, oven};
 use oven::bake::target;
 use oven::config::project::NetworkSettings;
 use oven::definition::Definition;
@@ -37,12 +37,12 @@ const FILE_CONTEXTS: &str = "/etc/selinux/default/contexts/files/file_contexts";
 const BASE: u32 = 1;
 const INCLUDED: &str = "dnf,policycoreutils,rpm,selinux-policy-default,zypper";
 
-/// The base, made by mmdebstrap and kept beside the build.
+/// The base, made by mmdebstrap and cached next to the build.
 pub fn base() -> PathBuf {
     static MAKING: Mutex<()> = Mutex::new(());
     let packages = rpm_packages::built();
     let _turn = MAKING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let dir = kept_dir().join(format!("rpm-{SUITE}-{BASE}"));
+    let dir = cache_dir().join(format!("rpm-{SUITE}-{BASE}"));
     if dir.exists() {
         return dir;
     }
@@ -57,7 +57,7 @@ pub fn base() -> PathBuf {
         fs::write(part.join(path), text).unwrap();
     };
     write("etc/resolv.conf", "nameserver 192.0.2.53\n");
-    // Debian's rpm keeps its database in the user's home, other distributions' in the system.
+    // Debian's rpm has its database in the user's home, other distributions' in the system.
     write("etc/rpm/macros", "%_dbpath /var/lib/rpm\n");
     write("etc/selinux/config", "SELINUX=disabled\nSELINUXTYPE=default\n");
     for dir in ["etc/yum.repos.d", "etc/zypp/repos.d"] {
@@ -167,7 +167,7 @@ impl RpmLab {
         fs::write(self.image(path), text).unwrap();
     }
 
-    /// Writes image.toml, after what every definition has, with the packages' files and keys beside it.
+    /// Writes image.toml, after what every definition has, with the packages' files and keys next to it.
     pub fn define(&self, toml: &str) {
         let text = format!("name = \"web\"\nfrom = \"ami-0123456789abcdef0\"\n{toml}");
         fs::write(self.path("web/image.toml"), text).unwrap();
@@ -184,7 +184,7 @@ impl RpmLab {
         )
     }
 
-    /// Puts a package's file beside image.toml.
+    /// Puts a package's file next to image.toml.
     pub fn bring(&self, file: &Path) {
         fs::copy(file, self.path("web").join(file.file_name().unwrap())).unwrap();
     }

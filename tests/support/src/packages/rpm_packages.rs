@@ -1,13 +1,13 @@
 //! The packages of these tests, built by rpmbuild: each does one thing. They are made once, with a repository of them
 //! and one of signed ones.
 
-use crate::programs::kept_dir;
+use crate::programs::cache_dir;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 
-/// Name, version, architecture, and what its spec says beside that.
+/// Name, version, architecture, and what its spec says besides that.
 const PACKAGES: &[(&str, &str, &str, &str)] = &[
     // Stands for what Debian has by packages of its own: the shell that scripts need, and the release.
     (
@@ -70,7 +70,7 @@ pub fn built() -> PathBuf {
     let digest = PACKAGES.iter().flat_map(|(n, v, a, s)| [n, v, a, s]).flat_map(|text| text.bytes());
     let digest = digest
         .fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| (sum ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
-    let dir = kept_dir().join(format!("rpms-{digest:016x}"));
+    let dir = cache_dir().join(format!("rpms-{digest:016x}"));
     if dir.exists() {
         return dir;
     }

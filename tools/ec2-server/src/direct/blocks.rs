@@ -11,7 +11,7 @@ use oven::cloud::block_api::BlockApi as _;
 use oven::ids::{BLOCK, Digest};
 use std::sync::Arc;
 
-/// The headers that tell of a block.
+/// The headers that describe a block.
 fn of_block(digest: &Digest) -> Vec<(&'static str, String)> {
     vec![("x-amz-Checksum", encoded(digest)), ("x-amz-Checksum-Algorithm", "SHA256".to_owned())]
 }

@@ -273,7 +273,7 @@ pub async fn complete(ctx: &Rc<Ctx>, ask: Ask) -> Result<Told> {
         let same = sealed.is_some_and(|(blocks, is)| {
             *blocks == count && checksum.as_ref().is_none_or(|checksum| encoded(checksum) == *is)
         });
-        // Once more, while it is being completed.
+        // Again, while it is being completed.
         if same && snapshot.state(now()) == "pending" {
             return Ok(pending);
         }

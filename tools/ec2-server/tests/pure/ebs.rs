@@ -47,7 +47,7 @@ fn a_snapshot_is_written_and_read() {
     let put = ground.put(id, 5, &block(5));
     assert_eq!((put.status, put.header("x-amz-checksum-algorithm")), (201, "SHA256"));
     assert_eq!(put.header("x-amz-checksum"), base64(digest(&block(5))));
-    // Once more is the same; something else overwrites it.
+    // The same again changes nothing; something else overwrites it.
     assert_eq!(ground.put(id, 5, &block(5)).status, 201);
     assert_eq!(ground.put(id, 2047, &block(1)).status, 201);
     assert_eq!(ground.put(id, 2047, &block(2)).status, 201);
