@@ -47,16 +47,16 @@ fn overlapping_spans_are_on_different_lanes() {
     let (one, two) = (trace.track("one"), trace.track("two"));
     let root = one.span(Lane::Steps, "root");
     let first = one.within(root.id(), Lane::Steps, "first");
-    let beside = one.within(root.id(), Lane::Steps, "beside");
+    let concurrent = one.within(root.id(), Lane::Steps, "concurrent");
     let call = one.span(Lane::Ec2, "call");
     let other = one.span(Lane::Ec2, "other call");
     drop(call);
     let third = one.span(Lane::Ec2, "third call");
     let elsewhere = two.span(Lane::Steps, "elsewhere");
-    drop((first, beside, other, third, elsewhere, root));
+    drop((first, concurrent, other, third, elsewhere, root));
     let lane = |name: &str| spans(&dir).iter().find(|span| span.1 == name).map(|span| span.0).unwrap();
     assert_eq!(lane("root"), lane("first"));
-    assert_ne!(lane("first"), lane("beside"));
+    assert_ne!(lane("first"), lane("concurrent"));
     assert_eq!(lane("third call"), lane("call"), "a lane is used again");
     assert_ne!(lane("other call"), lane("call"));
     let tracks: std::collections::BTreeSet<_> =

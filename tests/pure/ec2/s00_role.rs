@@ -155,7 +155,7 @@ async fn r0_5_a_wrong_clock_is_named() {
         let (ended, _) = fixture.bake().await;
         let error = ended.result.unwrap_err();
         says(&error, &["RequestExpired", texts[0], "clock is"], "skew");
-        assert_eq!(fixture.server.calls().len(), 1, "told at once");
+        assert_eq!(fixture.server.calls().len(), 1, "reported after the first call");
         fixture.holds_nothing("skew");
     }
 }

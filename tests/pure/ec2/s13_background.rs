@@ -36,7 +36,7 @@ async fn the_volume_goes_while_the_bake_waits() {
     slowly.delays.detaching = 100 * MILLI;
     let fixture = Ec2Fixture::new(slowly);
     let (ended, _) = fixture.bake().await;
-    fixture.holds_one(&ended.result.unwrap(), "beside");
+    fixture.holds_one(&ended.result.unwrap(), "background");
     let calls = fixture.calls();
     let at = |action, last| place(&calls, action, last);
     // Not before the snapshot is begun, and not after it is complete.

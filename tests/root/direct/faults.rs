@@ -91,7 +91,7 @@ fn happy() -> Output {
     let (first, second) = (number(&happy, "reads"), number(&again, "reads"));
     assert!(
         kept > 0 && kept <= first && second <= rest,
-        "{first} and {second} were read, {kept} kept of {rest} more"
+        "{first} and {second} were read, {kept} cached and {rest} not"
     );
     happy
 }

@@ -40,7 +40,7 @@ pub fn each<T: Sync>(all: &[T], test: impl Fn(&T) + Sync) {
             });
         }
     });
-    assert_eq!(failed.into_inner(), 0, "of {} failed, as told above", all.len());
+    assert_eq!(failed.into_inner(), 0, "of {} failed, as printed above", all.len());
 }
 
 const WORKERS: usize = 3;

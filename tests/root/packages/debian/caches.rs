@@ -141,7 +141,7 @@ fn files_of_package_code_and_scripts_are_not_cached() {
     nothing_is_in_the_image(&lab);
     let names: Vec<_> = files(lab.store.dir()).into_iter().map(|(name, _)| name).collect();
     for evil in ["evil.deb", "evil2.deb", "evil-link", "script.deb", "test.deb", "other_1.0_all.deb"] {
-        assert!(!names.iter().any(|name| name == evil), "{evil} is kept: {names:?}");
+        assert!(!names.iter().any(|name| name == evil), "{evil} is cached: {names:?}");
     }
     let package = fs::read(archive.path(&pool[0])).unwrap();
     assert_eq!(sha256(&fs::read(cached_file(&lab, "tool_1.0_all.deb")).unwrap()), sha256(&package));
@@ -293,7 +293,7 @@ fn a_file_is_used_for_as_long_as_an_index_has_it() {
     let new = ["200 Packages", "200 dists/stable/InRelease", "200 pool/tool_1.0_all.deb"];
     assert_eq!(answered(&archive), new);
     let is_cached = |digest: &str| files(lab.store.dir()).iter().any(|(_, kept)| kept == digest);
-    assert!(is_cached(&second) && !is_cached(&first), "the new one is kept, and the old one is gone");
+    assert!(is_cached(&second) && !is_cached(&first), "the new one is cached, and the old one is gone");
     let log = bake("\"tool\", \"other\"", "", &text);
     assert_eq!(answered(&archive), ["304 dists/stable/InRelease"], "{log}");
 

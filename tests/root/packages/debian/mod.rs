@@ -292,7 +292,7 @@ fn a_package_by_url_is_the_very_file_or_none() {
     assert_eq!(lab.read("usr/share/remote"), "there\n");
     let asked = archive.asked().len();
     lab.bake().facts();
-    assert_eq!(archive.asked().len(), asked, "it is kept");
+    assert_eq!(archive.asked().len(), asked, "it is cached");
     let kept = lab.path(&format!("state/downloads/{digest}/remote_1.0_all.deb"));
     fs::write(&kept, "spoilt").unwrap();
     lab.bake().facts();

@@ -26,7 +26,7 @@ fn cached(world: &Ec2World, image: &str) -> CachedSnapshot {
 
 /// The blocks that the snapshot has.
 pub fn contents(world: &Ec2World, image: &str) -> BTreeSet<u32> {
-    cached(world, image).contents().expect("the list is kept").blocks.iter().collect()
+    cached(world, image).contents().expect("the list is cached").blocks.iter().collect()
 }
 
 /// Those that are in the cache, and are what they were.
