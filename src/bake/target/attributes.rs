@@ -220,12 +220,12 @@ mod tests {
             (
                 "[disk]\niops = 3000",
                 &gp2,
-                "3: `iops` of [disk] is not supported by the type gp2, only by `gp3`, `io1` and `io2`",
+                "3: `iops` of [disk] cannot be set for type gp2, only for `gp3`, `io1` and `io2`",
             ),
             (
                 "disk.throughput = 2001",
                 &full,
-                "2: `throughput` of [disk] is 2001: the type gp3 takes 125 to 2000 MiB/s",
+                "2: `throughput` of [disk] is 2001: it must be 125 to 2000 MiB/s for type gp3",
             ),
         ];
         for (toml, base, expected) in cases {
