@@ -31,6 +31,8 @@ pub use vars::{Given, Vars, given};
 
 /// The file that makes a directory a definition.
 pub const FILE: &str = "image.toml";
+/// The hint of an error for a directory that does not exist.
+pub(crate) const DIRECTORY_HINT: &str = "A definition is a directory with an image.toml.";
 
 /// The base of a definition.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -250,9 +252,9 @@ impl Definition {
 fn directory(dir: &Path) -> Result<PathBuf> {
     let shown = dir.display();
     let real = std::fs::canonicalize(dir).map_err(|e| match e.kind() {
-        std::io::ErrorKind::NotFound => Kind::Definition
-            .failure(format!("{shown}: directory not found"))
-            .hint(format!("A definition is a directory with an {FILE}.")),
+        std::io::ErrorKind::NotFound => {
+            Kind::Definition.failure(format!("{shown}: directory not found")).hint(DIRECTORY_HINT)
+        }
         _ => Kind::Definition.failure(format!("{shown}: cannot be read: {e}")),
     })?;
     if !real.is_dir() {
