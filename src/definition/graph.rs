@@ -85,7 +85,7 @@ impl Loader {
             let Some(other) = names.insert(&image.name, image) else { continue };
             let (first, second) = (other.place("name", None), image.place("name", None));
             return Err(Kind::Definition
-                .failure(format!("{first} and {second} are both {:?}", image.name))
+                .failure(format!("two definitions have the name {:?}: {first} and {second}", image.name))
                 .hint("Each definition needs a unique name, because its images are found by that name. Set `name` in \
                        one of them.")
                 .into());
@@ -275,7 +275,10 @@ mod tests {
     fn duplicate_names_are_refused() {
         let top = tree(&[("a/web", "from = \"AMI\""), ("b", "from = \"AMI\"\nname = \"web\"")]);
         let (error, hint) = order(top.path(), &["a/web", "b"]).unwrap_err();
-        assert_eq!(error, "DIR/a/web/image.toml: `name` and DIR/b/image.toml:2: `name` are both \"web\"");
+        assert_eq!(
+            error,
+            "two definitions have the name \"web\": DIR/a/web/image.toml: `name` and DIR/b/image.toml:2: `name`"
+        );
         assert!(hint.contains("Set `name`"), "{hint}");
     }
 

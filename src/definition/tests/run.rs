@@ -187,7 +187,7 @@ fn each_mistake_has_its_place() {
             "3: unknown key `scrpt` of [[test]]: did you mean `script`?",
         ),
         ("from = { nam = \"debian\" }\n".to_owned(), "1: unknown key `nam` of `from`: did you mean `name`?"),
-        (format!("{BASE}[[test]]\n"), "2: [[test]] needs one of: `script`, `command`, `bats`"),
+        (format!("{BASE}[[test]]\ntimeout = 5\n"), "2: [[test]] needs one of: `script`, `command`, `bats`"),
     ] {
         let error = load(top.path(), &toml).unwrap_err();
         assert_eq!(error.lines().count(), 1, "{toml}\n{error}");
