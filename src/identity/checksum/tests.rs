@@ -118,6 +118,8 @@ fn files_that_cannot_count_are_named() {
         assert_eq!(error(top.path(), directory), expected);
     }
     assert!(error(top.path(), "loop").starts_with("DIR/loop/link: cannot be read: "));
+    let missing = config_checksum(&[top.path().join("gone")]).unwrap_err();
+    assert_eq!(crate::error::hint_of(&missing).as_deref(), Some(DIRECTORY_HINT));
 }
 
 #[test]
