@@ -14,7 +14,7 @@ pub enum Kind {
     NotFound = 4,
     /// A step in the image failed.
     Step = 5,
-    /// The cloud refused or failed. Also the default for errors of unknown kind.
+    /// The cloud refused a request or failed. Also the default for errors of unknown kind.
     Cloud = 6,
     /// Baked, but leftovers could not be removed.
     LeftBehind = 7,

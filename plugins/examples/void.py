@@ -105,7 +105,7 @@ def package_of(package):
 
 def check_name(name, key):
     if not NAME.match(name):
-        raise Refused(f"{key}: {name!r} is not the name of a package")
+        raise Refused(f"{key}: {name!r} is not a valid package name")
     return name
 
 

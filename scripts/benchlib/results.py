@@ -6,7 +6,7 @@ from .machine import say
 
 
 def median(values):
-    return round(statistics.median(values), 3)
+    return round(statistics.median(values), 4)
 
 
 class Result:
@@ -16,8 +16,8 @@ class Result:
         self.name, self.about = name, about
         self.series, self.ratios, self.facts, self.bars = {}, {}, {}, []
 
-    def add(self, series, value):
-        self.series.setdefault(series, []).append(round(value, 3))
+    def add(self, series, value, digits=3):
+        self.series.setdefault(series, []).append(round(value, digits))
 
     def print_run(self, run, runs, names=None):
         """Prints the values of a run."""

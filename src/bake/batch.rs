@@ -175,7 +175,7 @@ async fn bake_item(
     for kept in &ended.kept {
         let inspect = site.spelt(&format!("oven shell {}", run.short()));
         let remove = site.spelt(&format!("oven sweep --kept --run {}", run.short()));
-        report.note(format!("kept {kept}\n    inspect it: {inspect}\n    remove it:  {remove}"));
+        report.note(format!("preserved {kept}\n    inspect it: {inspect}\n    remove it:  {remove}"));
     }
     (item.left, item.kept) = (ended.left, ended.kept);
     item.status = match ended.result {

@@ -74,7 +74,7 @@ pub async fn import(
 fn check_boot_mode(wanted: &ImportRequest) -> Result<()> {
     match &wanted.boot_mode {
         Some(mode) if wanted.architecture == Architecture::Arm64 && mode != UEFI => {
-            let text = format!("--boot-mode: an arm64 image only boots by {UEFI}, not by {mode}");
+            let text = format!("--boot-mode: an arm64 image can boot only with {UEFI}, not with {mode}");
             Err(Kind::Usage.error(text))
         }
         _ => Ok(()),
@@ -87,7 +87,9 @@ fn with_name_hint(site: &Site, error: anyhow::Error, holder: &ImageId) -> anyhow
         Some(_) => site.spelt(&format!("oven images remove {holder}")),
         None => format!("aws ec2 deregister-image --image-id {holder}"),
     };
-    let hint = format!("That image has another disk. Choose another --name, or remove that image: {remove}");
+    let hint = format!(
+        "The image with this name has another disk. Choose another --name, or remove that image: {remove}"
+    );
     Kind::Cloud.failure(format!("{error:#}")).hint(hint).into()
 }
 
@@ -144,7 +146,7 @@ async fn verify_snapshot(site: &Site, snapshot: &SnapshotId, digests: &BTreeMap<
     let step = site.report.step("verify", format!("verifying {snapshot}"));
     crate::transfer::download::verify(&*site.blocks, snapshot, digests, None)
         .await
-        .context("comparing it with the raw disk")?;
+        .context("comparing the snapshot with the raw disk")?;
     step.done();
     Ok(())
 }
@@ -216,7 +218,7 @@ async fn existing_import(site: &Site, wanted: &ImportRequest, holder: &Image, di
     let id = &holder.id;
     let is_same_disk = holder.tags.get(tag::SOURCE).is_some_and(|source| source == digest);
     if !is_same_disk || holder.architecture != wanted.architecture {
-        return Err(Kind::Cloud.error(format!("the name {} is taken by {id}", wanted.name)));
+        return Err(Kind::Cloud.error(format!("the name {} is already used by {id}", wanted.name)));
     }
     if holder.state == ImageState::Pending {
         // This call waits for the image. Its error is ignored, because the image need not be usable as a base here.
@@ -224,7 +226,7 @@ async fn existing_import(site: &Site, wanted: &ImportRequest, holder: &Image, di
     }
     let (image, _) = site.cloud.image(id).await?;
     if image.state != ImageState::Available {
-        let text = format!("the name {} is taken by {id}, which is {:?}", wanted.name, image.state);
+        let text = format!("the name {} is already used by {id}, which is {:?}", wanted.name, image.state);
         return Err(Kind::Cloud.error(text.to_lowercase()));
     }
     Ok(image)
@@ -236,13 +238,13 @@ async fn ensure_free(site: &Site, name: &str) -> Result<()> {
     let named = BaseRef::Name { name: name.to_owned(), owner: Some("self".to_owned()) };
     match site.cloud.base(&BaseRef::Deprecated(named.into())).await {
         Ok(base) => {
-            let error = Kind::Cloud.error(format!("the name {name} is taken by {}", base.id));
+            let error = Kind::Cloud.error(format!("the name {name} is already used by {}", base.id));
             Err(with_name_hint(site, error, &base.id))
         }
         Err(error) if Kind::of(&error) == Kind::NotFound => Ok(()),
         // The image exists, but cannot be used as a base.
         Err(error) if Kind::of(&error) == Kind::Definition => {
-            let text = format!("the name {name} is taken: {error:#}");
+            let text = format!("the name {name} is already used: {error:#}");
             Err(Kind::Cloud.failure(text).hint("Choose another --name.").into())
         }
         Err(error) => Err(error),

@@ -27,7 +27,7 @@ const EXIT_CODES: &str = "Exit codes:
     5  a step in the image failed
     6  the cloud refused a request or failed
     7  the image is baked, but some leftovers could not be removed
-    8  this machine lacks something; `oven doctor` lists what
+    8  this machine lacks something; `oven doctor` lists what is missing
   130  interrupted";
 
 /// Flags of every verb. They may precede or follow it.
@@ -363,8 +363,8 @@ fn key_arn(text: &str) -> Result<String, String> {
             Ok(text.to_owned())
         }
         _ => Err(
-            "give a key's ARN, such as arn:aws:kms:eu-central-1:123456789012:key/1234abcd-…; of an alias, \
-                  `aws kms describe-key --key-id ALIAS` tells it"
+            "give the ARN of a key, such as arn:aws:kms:eu-central-1:123456789012:key/1234abcd-…; `aws kms \
+             describe-key --key-id ALIAS` prints the ARN of the key of an alias"
                 .to_owned(),
         ),
     }

@@ -29,7 +29,12 @@ pub async fn run(
     let found = async {
         let order = BakeOrder::with(&args.definitions, &args.vars.given())?;
         if let Some(trace) = &global.trace {
-            let refused = refuse_inside("trace", trace, "Write it elsewhere: --trace FILE.", &order.images);
+            let refused = refuse_inside(
+                "trace",
+                trace,
+                "Write the trace to another directory: --trace FILE.",
+                &order.images,
+            );
             // It was created already, and would count as a file of the definition.
             refused.inspect_err(|_| _ = std::fs::remove_file(trace))?;
         }
@@ -42,8 +47,9 @@ pub async fn run(
         definitions.for_each(|dir| ami_id_file::update(dir, None, report));
     })?;
     if args.options.verify && site.settings.disks() == Strategy::Attached {
-        let text = "--verify compares a snapshot with the blocks that oven sent, and it sends none of an attached disk";
-        return Err(Kind::Usage.failure(text).hint("Bake with --disks direct.").into());
+        let text = "--verify works only with --disks direct, because oven sends no blocks of an attached disk that \
+                    it could compare";
+        return Err(Kind::Usage.error(text));
     }
     let batch = Batch {
         site,

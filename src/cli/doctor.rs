@@ -25,7 +25,7 @@ pub async fn run(global: &GlobalArgs, report: &Report) -> Result<End> {
     match &site {
         Ok(site) if !in_a_directory => checks.push(checks::state_directory(&site.state)),
         Ok(site) => checks.push(checks::region(&site.state)),
-        Err(_) => checks.push(Check::tried("region", &site, "Give another --region-dir.")),
+        Err(_) => checks.push(Check::tried("region", &site, "Choose another --region-dir.")),
     }
     // If something is lacking, probes would only fail for that reason, which is reported.
     if let (Ok(site), false) = (&site, checks.iter().any(Check::lacks)) {
@@ -128,7 +128,7 @@ mod tests {
             lines,
             [
                 "ok     permitted: ec2:A",
-                "lacks  permissions: the role lacks ec2:B, ec2:D. `oven policy` prints the least policy.",
+                "lacks  permissions: the role lacks ec2:B, ec2:D. `oven policy` prints the minimal policy.",
                 "note   perhaps permitted: ec2:C, ec2:E: no such thing",
             ]
         );

@@ -57,8 +57,8 @@ fn ensure_free(file: &Path, force: bool) -> Result<PathBuf> {
 }
 
 fn taken(file: &Path) -> anyhow::Error {
-    let text = format!("{} exists already", file.display());
-    Kind::Usage.failure(text).hint("Give --force to replace it.").into()
+    let text = format!("{} already exists", file.display());
+    Kind::Usage.failure(text).hint("Use --force to replace it.").into()
 }
 
 async fn snapshot(site: &Site, what: &str) -> Result<SnapshotId> {
@@ -66,7 +66,7 @@ async fn snapshot(site: &Site, what: &str) -> Result<SnapshotId> {
         return Ok(SnapshotId(what.to_owned()));
     }
     if !is_id("ami", what) {
-        let text = format!("{what} is neither an image's id nor a snapshot's");
+        let text = format!("{what} is not a valid id of an image (ami-…) or a snapshot (snap-…)");
         return Err(Kind::Usage.failure(text).hint("`oven images list` prints the ids of images.").into());
     }
     Ok(site.cloud.image(&ImageId(what.to_owned())).await?.0.snapshot)

@@ -28,10 +28,15 @@ async fn list(global: &GlobalArgs, site: &Site, name: Option<&str>) -> Result<En
     match name {
         _ if !images.is_empty() => {}
         Some(name) if !none => {
-            site.report.note(format!("no image is named {name}, and none is of a family of that name"));
+            site.report
+                .note(format!("no image has the name {name}, and no definition with this name has an image"));
         }
-        _ if site.region.is_none() => site.report.note("no images that oven baked: `oven bake` makes one"),
-        _ => site.report.note("no images: `oven import` makes a base image, `oven bake` the others"),
+        _ if site.region.is_none() => {
+            site.report.note("there are no images that oven baked: `oven bake` makes one")
+        }
+        _ => site.report.note(
+            "there are no images: `oven import` makes a base image, and `oven bake` bakes images on it",
+        ),
     }
     if !global.json {
         for image in &images {

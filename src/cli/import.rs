@@ -35,8 +35,8 @@ pub async fn run(
         Some("x86_64" | "amd64") => Architecture::X86_64,
         Some("arm64" | "aarch64") => Architecture::Arm64,
         Some(other) => {
-            let message = format!("--arch: unknown architecture `{other}`");
-            return Err(Kind::Usage.failure(message).hint("Give x86_64 or arm64.").into());
+            let message = format!("--arch must be x86_64 or arm64, not {other}");
+            return Err(Kind::Usage.error(message));
         }
     };
     let site = Site::of(&global.overrides(), &[], report.clone(), Use::Looks).await?;
@@ -57,7 +57,7 @@ pub async fn run(
         }
     };
     if !new {
-        report.note(format!("{} already has that disk", image.id));
+        report.note(format!("{} was already imported from this disk", image.id));
     }
     if !global.json {
         answer(&image.id);

@@ -126,12 +126,12 @@ pub fn stop_at_signals(report: &Report) -> Result<watch::Receiver<bool>> {
     let (screen, style) = (report.screen().clone(), report.style());
     signals::listen(move |signal| match signal {
         Signal::First(why) => {
-            screen.print(&format!("{why}: stopping and cleaning up (repeat to stop at once)"))
+            screen.print(&format!("{why}: stopping and cleaning up (repeat to stop immediately)"))
         }
         Signal::Second(why) => {
-            screen.print(&format!("{why}: stopped at once; `oven sweep` removes leftovers"));
+            screen.print(&format!("{why}: stopped immediately; `oven sweep` removes leftovers"));
             if style == Style::Json {
-                let error = json!({"kind": Kind::Interrupted.name(), "message": "stopped at once"});
+                let error = json!({"kind": Kind::Interrupted.name(), "message": "stopped immediately"});
                 let code = Kind::Interrupted as u8;
                 let result = json!({"event": "result", "format": FORMAT, "exit_code": code, "error": error});
                 _ = writeln!(std::io::stdout().lock(), "{result}");
@@ -178,6 +178,6 @@ fn answer(line: impl Display) {
     if let Err(error) = writeln!(std::io::stdout().lock(), "{line}")
         && error.kind() != ErrorKind::BrokenPipe
     {
-        _ = writeln!(std::io::stderr().lock(), "  warning: standard output cannot be written: {error}");
+        _ = writeln!(std::io::stderr().lock(), "  warning: cannot write to standard output: {error}");
     }
 }

@@ -68,7 +68,7 @@ fn print(image: &Definition, verdict: &Verdict) {
         answer(format!("  with {name} = {value:?} ({source})"));
     }
     for (name, there) in secrets(image) {
-        let there = if there { "in the environment" } else { "not in the environment: a bake needs it" };
+        let there = if there { "in the environment" } else { "not in the environment, but a bake needs it" };
         answer(format!("  with the secret {name} ({there})"));
     }
 }
@@ -97,24 +97,25 @@ async fn judge(site: &Site, image: &Definition, from: &BaseRef, compat: Option<C
     let Some(newest) = site.cloud.images(Some(&image.name)).await?.pop() else {
         return Ok(Verdict {
             hit: None,
-            why: vec![format!("no image of the family `{}` exists yet", image.name)],
+            why: vec![format!("no image of the definition `{}` exists yet", image.name)],
         });
     };
     let (newest, documents) = site.cloud.image(&newest.id).await?;
-    let mut why = vec![format!("compared with {}, the newest image of the family:", newest.id)];
+    let mut why = vec![format!("compared with {}, the newest image of this definition:", newest.id)];
     let tag = newest.tags.get(tag::INPUTS).map(String::as_str);
     match PreviousInputs::of(documents.get("inputs.json").map(String::as_str), tag) {
         Some(old) => {
             let mut lines = fingerprint::explain(&old, &inputs);
             if lines.is_empty() {
-                lines.push(format!("nothing differs, but it is {:?}", newest.state).to_lowercase());
+                lines.push(format!("nothing differs, but that image is {:?}", newest.state).to_lowercase());
             }
             why.extend(lines.into_iter().map(|line| format!("  {line}")));
         }
-        None => why.push("  its inputs are unknown: oven did not bake it".into()),
+        None => why.push("  its inputs are unknown, because oven did not bake it".into()),
     }
     if image.name_is_default {
-        why.push("the family is the directory's name: set `name` in image.toml to make it the same in every checkout".into());
+        why.push("image.toml has no `name`, so oven uses the directory's name. Set `name`, because the directory may \
+                  have another name in another checkout".into());
     }
     Ok(Verdict { hit: None, why })
 }

@@ -51,7 +51,7 @@ pub async fn run(
 async fn open(site: &Site, what: &str, run: &RunId, undo: &Rc<Undo>) -> Result<Box<dyn Disk>> {
     if what.starts_with("ami-") {
         let base = site.cloud.base(&BaseRef::Id(ImageId(what.to_owned()))).await?;
-        site.report.note(format!("a throw-away copy of {what}: nothing that you change is kept"));
+        site.report.note(format!("this is a copy of {what}: your changes are discarded"));
         let _step = site.report.step("checkout", format!("checking out the disk of {what}"));
         return site.disks.checkout(&base, &DiskSpec::default(), run, undo).await;
     }
@@ -59,12 +59,20 @@ async fn open(site: &Site, what: &str, run: &RunId, undo: &Rc<Undo>) -> Result<B
     let mut kept = stale.into_iter().filter(|run| run.kept && run.run.0.starts_with(what));
     match (kept.next(), kept.next()) {
         (Some(one), None) => {
-            site.report.note(format!("the disk that run {} kept: your changes to it stay", one.run.short()));
+            site.report.note(format!(
+                "this is the preserved disk of run {}: your changes to it stay",
+                one.run.short()
+            ));
             site.disks.reopen(&one.run).await
         }
         (None, _) => Err(Kind::NotFound
-            .failure(format!("{what} is no image's id, and no run of that name has ended and kept its disk"))
-            .hint("Give an image's id (`oven images list`), or a run that failed with --keep-on-failure.")
+            .failure(format!(
+                "{what} is neither the id of an image, nor the id of an ended run with a preserved disk"
+            ))
+            .hint(
+                "Give the id of an image (`oven images list` prints them), or of a run that failed with \
+                 --keep-on-failure.",
+            )
             .into()),
         (Some(_), Some(_)) => {
             Err(Kind::NotFound.error(format!("several runs begin with {what}: give more digits")))

@@ -48,13 +48,13 @@ pub async fn run(global: &GlobalArgs, args: &args::SweepArgs, report: &Report) -
     }
     for run in &kept {
         report.note(format!(
-            "run {} kept {} (--keep-on-failure): `oven sweep --kept` removes it, too",
+            "run {} preserved {} (--keep-on-failure): `oven sweep --kept` removes it, too",
             run.run.short(),
             run.resources.join(", ")
         ));
     }
     if swept.is_empty() && failed == 0 && kept.is_empty() {
-        report.note("nothing to sweep: no run that has ended has leftovers");
+        report.note("there are no leftovers of ended runs");
     }
     let code = if failed == 0 { SUCCESS } else { Kind::LeftBehind as u8 };
     let result = json!({"swept": swept, "dry_run": args.dry_run, "failed": failed, "kept": kept});
@@ -78,14 +78,14 @@ async fn named(site: &Site, mut stale: Vec<StaleRun>, wanted: &str) -> Result<Ve
     if unsure.iter().any(|run| run.run.0 == wanted) {
         return Ok(unsure);
     }
-    let message = format!("nothing to remove of run {wanted}: it has no leftovers, or is still active");
+    let message = format!("no leftovers of run {wanted} were found; it may still be active");
     let failure = Kind::NotFound.failure(message);
     Err(match &unsure[..] {
-        [] => {
-            failure.hint("`oven sweep --dry-run` lists what can be removed; an active run has to end first.")
-        }
+        [] => failure.hint(
+            "`oven sweep --dry-run` lists the leftovers that can be removed. A run that is active must end first.",
+        ),
         [run, ..] => failure.hint(format!(
-            "Run {} belongs to {}, and may still be active. If it is not, give all of its digits.",
+            "Run {} belongs to {}, and may still be active. If it has ended, give all digits of its id.",
             run.run,
             owner(run)
         )),

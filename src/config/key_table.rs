@@ -197,7 +197,7 @@ impl ValueType {
                 let quoted: Vec<_> = words.iter().map(|word| format!("{word:?}")).collect();
                 quoted.join(" or ").into()
             }
-            Self::Integer { least, unit, .. } => format!("a number of {unit}, such as {}", least + 7).into(),
+            Self::Integer { least, unit, .. } => format!("an integer ({unit}), such as {}", least + 7).into(),
             Self::Table(section) => format!("a table: {}", section.header).into(),
             Self::Map(table) => format!("a table: {}", table.header).into(),
             Self::Tables(section) => {

@@ -60,7 +60,7 @@ pub fn read(file: &mut impl Read, path: &Path) -> Result<String, String> {
     if bytes.len() as u64 > MAX_BYTES {
         return Err(format!("{shown}: is larger than 1 MiB, the limit of a template"));
     }
-    String::from_utf8(bytes).map_err(|_| format!("{shown}: is not UTF-8, which a template has to be"))
+    String::from_utf8(bytes).map_err(|_| format!("{shown}: is not valid UTF-8"))
 }
 
 /// Checks that a file can be rendered. The error is the rest of a sentence that begins with the file's key.

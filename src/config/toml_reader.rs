@@ -64,12 +64,12 @@ pub(crate) fn read_text(file: &Path) -> Result<String> {
     let mut bytes = Vec::new();
     opened.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(|e| wrong(format!("cannot be read: {e}")))?;
     if bytes.len() as u64 > MAX_BYTES {
-        return Err(wrong("is larger than 1 MiB, the limit for a file of settings".into()));
+        return Err(wrong("is larger than 1 MiB, the limit for this file".into()));
     }
     String::from_utf8(bytes).map_err(|e| {
         let good = &e.as_bytes()[..e.utf8_error().valid_up_to()];
         let line = good.iter().filter(|b| **b == b'\n').count() + 1;
-        Kind::Definition.error(format!("{}:{line}: not UTF-8", file.display()))
+        Kind::Definition.error(format!("{}:{line}: the line is not valid UTF-8", file.display()))
     })
 }
 
@@ -131,9 +131,9 @@ fn syntax(text: &str, line: usize, message: &str) -> String {
     let number = |c: char| c.is_ascii_digit() || "+-".contains(c);
     let advice = match value.chars().next() {
         // The value itself is not shown: it may be a secret.
-        Some('0') if message.contains("leading zero") => ": a mode is written in quotes, \"0644\"",
+        Some('0') if message.contains("leading zero") => ": write a mode in quotes, such as \"0644\"",
         Some(c) if !number(c) && !"\"'[{#".contains(c) && !["true", "false"].contains(&value) => {
-            ": a text is written in quotes"
+            ": write a string in quotes"
         }
         _ => "",
     };
@@ -186,7 +186,7 @@ impl Document {
             let advice = if !section.header.is_empty() && self.top.key(name).is_some() {
                 "it belongs above the first header of the file".into()
             } else {
-                nearest(name, &section.names())
+                did_you_mean(name, &section.names(), "keys")
             };
             let line = self.line(key.span().start);
             table.mistake(
@@ -203,15 +203,22 @@ impl Document {
     }
 }
 
-/// The known word that an unknown one probably means, or all known words.
-pub(crate) fn nearest(name: &str, known: &[&str]) -> String {
-    /// Below this, a resemblance is chance: all known words are listed.
+/// The known word that an unknown one probably means; `None` if there is no similar word.
+pub(crate) fn nearest<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
+    /// Words that are less similar than this are similar by chance.
     const ALIKE: f64 = 0.8;
-    let alike = |key: &&&str| strsim::jaro_winkler(name, key);
-    match known.iter().max_by(|a, b| alike(a).total_cmp(&alike(b))) {
-        Some(key) if alike(&key) >= ALIKE => format!("did you mean `{key}`?"),
-        _ if known.len() == 1 => format!("only {} is known", listed(known)),
-        _ => format!("expected one of {}", listed(known)),
+    let similarity = |word: &str| strsim::jaro_winkler(name, word);
+    let best = known.iter().copied().max_by(|a, b| similarity(a).total_cmp(&similarity(b)))?;
+    (similarity(best) >= ALIKE).then_some(best)
+}
+
+/// A question with the known word that is nearest to an unknown one, or all known words. `what`: what the words are, in
+/// the plural.
+pub(crate) fn did_you_mean(name: &str, known: &[&str], what: &str) -> String {
+    match nearest(name, known) {
+        Some(word) => format!("did you mean `{word}`?"),
+        None if known.len() == 1 => format!("only {} is valid", listed(known)),
+        None => format!("the valid {what} are {}", listed(known)),
     }
 }
 
@@ -230,13 +237,13 @@ impl<'d, 't> Table<'d, 't> {
         self.document.mistakes.borrow_mut().push((line, what.into()));
     }
 
-    /// The same for the value of a key. Answers with `None`, so that a caller can return it.
+    /// The same for the value of a key. Returns `None`, so that a caller can return it, too.
     pub fn wrong<T>(&self, key: &str, line: usize, what: impl std::fmt::Display) -> Option<T> {
         self.mistake(line, format!("`{key}`{} {what}", self.header_suffix()));
         None
     }
 
-    /// Answers with a check's value, or notes the mistake that it found.
+    /// Returns a check's value, or notes the mistake that it found.
     pub fn check<T>(&self, key: &str, line: usize, checked: Result<T, String>) -> Option<T> {
         checked.map_or_else(|what| self.wrong(key, line, what), Some)
     }
@@ -260,6 +267,14 @@ impl<'d, 't> Table<'d, 't> {
     /// The keys of which exactly one has to be given.
     pub fn one_of(&self) -> &'static [&'static str] {
         self.section.one_of()
+    }
+
+    /// Notes that none of the keys is set of which exactly one has to be. A table with an unknown key has a mistake
+    /// already: one of these keys was probably mistyped.
+    pub fn none_of(&self, what: &str) {
+        if self.entries.keys().all(|key| self.section.key(key.get_ref()).is_some()) {
+            self.mistake(self.line, what);
+        }
     }
 
     pub fn has(&self, key: &str) -> bool {

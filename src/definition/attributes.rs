@@ -5,7 +5,7 @@ use super::keys::UEFI;
 use super::keys::{DISK, VOLUME_TYPES};
 use crate::cloud::VolumeKind;
 use crate::config::key_table::{Condition, KeyRule, Literal, ValueType};
-use crate::config::toml_reader::{At, Table, listed, nearest};
+use crate::config::toml_reader::{At, Table, did_you_mean, listed};
 
 /// Types that exist, but not for root volumes.
 const NOT_BOOTABLE: [&str; 2] = ["sc1", "st1"];
@@ -34,7 +34,7 @@ pub fn disk(top: &Table) -> (Option<u64>, VolumeKind) {
     let kms_key = disk.string("kms_key").and_then(|at| match encrypted {
         Some(true) => disk.check("kms_key", at.line, key(at.value)),
         None if disk.has("encrypted") => None, // a mistake in `encrypted` is noted already
-        _ => disk.wrong("kms_key", at.line, "only works with `encrypted = true`"),
+        _ => disk.wrong("kms_key", at.line, "requires `encrypted = true`"),
     });
     let (iops, throughput) = (number("iops"), number("throughput"));
     let kind = VolumeKind { volume_type, iops, throughput, encrypted, kms_key };
@@ -60,16 +60,16 @@ pub fn misfits(kind: &VolumeKind) -> Vec<(&'static str, String)> {
     let misfits = rules.filter_map(|condition| match (condition, condition.key(), given(condition.key())) {
         (Condition::Within(_, low, high), key, Some(value)) if !(low..=high).contains(&&value) => {
             let unit = unit(key);
-            Some((key, format!("is {value}: the type {volume_type} takes {low} to {high} {unit}")))
+            Some((key, format!("is {value}: it must be {low} to {high} {unit} for type {volume_type}")))
         }
         (Condition::Absent(_), key, Some(_)) => {
             let takes = |conditions: &[Condition]| {
                 conditions.iter().any(|c| matches!(c, Condition::Within(..)) && c.key() == key)
             };
             let others: Vec<_> = volume_rules().filter(|(_, c)| takes(c)).map(|(name, _)| name).collect();
-            Some((key, format!("is not supported by the type {volume_type}, only by {}", listed(&others))))
+            Some((key, format!("cannot be set for type {volume_type}, only for {}", listed(&others))))
         }
-        (Condition::Present(_), key, None) => Some((key, format!("the type {volume_type} needs it"))),
+        (Condition::Present(_), key, None) => Some((key, format!("type {volume_type} requires it"))),
         _ => None,
     });
     misfits.collect()
@@ -94,9 +94,9 @@ fn known_type(name: &str) -> Result<String, String> {
     if VOLUME_TYPES.contains(&name) {
         Ok(name.to_owned())
     } else if NOT_BOOTABLE.contains(&name) {
-        Err(format!("is {name:?}, from which no instance boots: use \"gp3\", for example"))
+        Err(format!("is {name:?}: instances cannot boot from this volume type. Use for example \"gp3\""))
     } else {
-        Err(format!("is {name:?}, which is no type of volume: {}", nearest(name, VOLUME_TYPES)))
+        Err(format!("is {name:?}, which is not a volume type: {}", did_you_mean(name, VOLUME_TYPES, "types")))
     }
 }
 
@@ -125,7 +125,7 @@ pub fn image(top: &Table) -> RegistrationSettings {
         && mode.value != UEFI
     {
         let what = format!(
-            "is \"v2.0\", which needs the boot mode \"uefi\", not {:?} (line {})",
+            "is \"v2.0\", which requires `boot_mode = \"uefi\"`, but `boot_mode` is {:?} (line {})",
             mode.value, mode.line
         );
         image.wrong::<()>("tpm", tpm.line, what);

@@ -28,11 +28,15 @@ fn string(text: &str, dir: &Path) -> Result<From, String> {
         return id(text).map(|id| From::Image(BaseRef::Id(id)));
     }
     if !(text.contains('/') || matches!(text, "." | "..")) {
-        return Err(format!("is {text:?}, which is none of {SPELLINGS}"));
+        return Err(format!("is {text:?}. Allowed are: {SPELLINGS}"));
     }
     let parent = dir.join(text);
     if !parent.join(FILE).exists() {
-        let what = if parent.is_dir() { "has no image.toml" } else { "is no directory" };
+        let what = match parent.metadata() {
+            Ok(metadata) if metadata.is_dir() => "has no image.toml",
+            Ok(_) => "is not a directory",
+            Err(_) => "does not exist",
+        };
         return Err(format!("is {text:?}, but {} {what}", parent.display()));
     }
     Ok(From::Parent(parent))
@@ -42,21 +46,23 @@ fn id(text: &str) -> Result<ImageId, String> {
     let hex = |b: u8| matches!(b, b'0'..=b'9' | b'a'..=b'f');
     match text.strip_prefix("ami-") {
         Some(digits) if matches!(digits.len(), 8 | 17) && digits.bytes().all(hex) => Ok(ImageId(text.into())),
-        _ => Err(format!("is {text:?}: an image's id is `ami-` and 17 digits of 0-9a-f")),
+        _ => Err(format!("is {text:?}: an image's id is `ami-`, followed by 17 digits of 0-9a-f")),
     }
 }
 
 fn image(table: &Table) -> Option<BaseRef> {
     let mut ways = table.one_of().iter().filter(|way| table.has(way));
     let Some(way) = ways.next() else {
-        table.mistake(table.line, "`name` of `from` is missing: write it, or `id`, `ssm` or `tag`");
+        table.none_of("`from` needs one of `id`, `name`, `ssm` or `tag`");
         return None;
     };
-    let owned = matches!(*way, "name" | "tag");
-    let other = ways.next().or_else(|| Some(&"owner").filter(|key| !owned && table.has(key)));
-    if let Some(other) = other {
-        let line = table.value(other).map_or(table.line, |at| at.line);
-        return table.wrong(other, line, format!("cannot be combined with `{way}`: leave one of them out"));
+    let line_of = |key: &str| table.value(key).map_or(table.line, |at| at.line);
+    if let Some(other) = ways.next() {
+        table.mistake(line_of(other), format!("`from` has both `{way}` and `{other}`: remove one"));
+        return None;
+    }
+    if table.has("owner") && !matches!(*way, "name" | "tag") {
+        return table.wrong("owner", line_of("owner"), "works only with `name` or `tag`: remove it");
     }
     let owner = if table.has("owner") {
         let at = table.string("owner");
@@ -104,7 +110,7 @@ fn tag(from: &Table) -> Option<(String, String)> {
     match (entries.next(), entries.next()) {
         (Some((key, value)), None) => {
             let DeValue::String(text) = value.value else {
-                return table.wrong_type(key.value, &value, "a text in quotes, as every tag's value");
+                return table.wrong_type(key.value, &value, "a quoted string");
             };
             table.check(key.value, key.line, validate::searched_tag(key.value, text))?;
             Some((key.value.to_owned(), text.to_string()))
@@ -129,9 +135,9 @@ fn parameter(name: &str) -> Result<String, String> {
 fn pattern(name: &str) -> Result<String, String> {
     let good = |c: &char| c.is_ascii_alphanumeric() || " ()[]./-'@_*?".contains(*c);
     match name.chars().find(|c| !good(c)) {
-        Some(bad) => Err(format!("is {name:?}: no image's name has the character {bad:?}")),
+        Some(bad) => Err(format!("is {name:?}: an image's name cannot contain the character {bad:?}")),
         None if name.trim().is_empty() => Err("is empty: it should be an image's name".into()),
-        None if name.len() > 128 => Err("is longer than any image's name (128 characters)".into()),
+        None if name.len() > 128 => Err("is longer than 128 characters, the limit of an image's name".into()),
         None => Ok(name.into()),
     }
 }

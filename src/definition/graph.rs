@@ -1,6 +1,6 @@
 //! Definitions that are based on each other: all that a bake needs, parents first.
 
-use crate::config::toml_reader::nearest;
+use crate::config::toml_reader::{listed, nearest};
 use crate::definition::{Definition, From, GivenVars};
 use crate::error::Kind;
 use anyhow::{Context, Result};
@@ -42,7 +42,7 @@ impl BakeOrder {
                     Some(
                         loader
                             .load(&normalize(&directory), false)
-                            .with_context(|| format!("following {place}"))?,
+                            .with_context(|| format!("loading the parent definition ({place})"))?,
                     )
                 }
             };
@@ -85,8 +85,9 @@ impl Loader {
             let Some(other) = names.insert(&image.name, image) else { continue };
             let (first, second) = (other.place("name", None), image.place("name", None));
             return Err(Kind::Definition
-                .failure(format!("{first} and {second} are both {:?}", image.name))
-                .hint("Each definition needs a name of its own, by which its images are found: set `name` in one of them.")
+                .failure(format!("two definitions have the name {:?}: {first} and {second}", image.name))
+                .hint("Each definition needs a unique name, because its images are found by that name. Set `name` in \
+                       one of them.")
                 .into());
         }
         Ok(())
@@ -98,9 +99,12 @@ impl Loader {
             return Ok(());
         };
         let known: Vec<_> = declared().collect::<BTreeSet<_>>().into_iter().collect();
-        let hint = match known[..] {
-            [] => "Declare it, with its default, under [vars] of image.toml.".to_owned(),
-            _ => format!("{}.", nearest(name, &known)),
+        let hint = match nearest(name, &known) {
+            Some(similar) => format!("Did you mean `{similar}`?"),
+            None if known.is_empty() => {
+                "Declare the variable and its default value in [vars] of image.toml.".to_owned()
+            }
+            None => format!("The declared variables are {}.", listed(&known)),
         };
         Err(Kind::Usage
             .failure(format!("--var {name}: no definition declares this variable"))
@@ -143,12 +147,12 @@ impl Loader {
     fn cycle_error(&self, chain: &[usize]) -> anyhow::Error {
         let lines = chain.iter().enumerate().map(|(i, index)| {
             let parent = &self.images[chain[(i + 1) % chain.len()]];
-            format!("{} is {}", self.images[*index].place("from", None), parent.dir.display())
+            format!("{} names {}", self.images[*index].place("from", None), parent.dir.display())
         });
         let lines: Vec<_> = lines.collect();
         Kind::Definition
-            .failure(format!("definitions form a cycle:\n{}", lines.join("\n")))
-            .hint("One of them has to be based on an image: `from = \"ami-…\"`.")
+            .failure(format!("the definitions form a cycle:\n{}", lines.join("\n")))
+            .hint("Base one of them on an image: `from = \"ami-…\"`.")
             .into()
     }
 }
@@ -258,21 +262,24 @@ mod tests {
         let (error, hint) = order(top.path(), &["a"]).unwrap_err();
         assert_eq!(
             error,
-            "definitions form a cycle:\n\
-             DIR/b/image.toml:2: `from` is DIR/c\n\
-             DIR/c/image.toml:1: `from` is DIR/b"
+            "the definitions form a cycle:\n\
+             DIR/b/image.toml:2: `from` names DIR/c\n\
+             DIR/c/image.toml:1: `from` names DIR/b"
         );
-        assert!(hint.contains("has to be based on an image"), "{hint}");
+        assert!(hint.contains("Base one of them on an image"), "{hint}");
         let (error, _) = order(top.path(), &["self"]).unwrap_err();
-        assert!(error.ends_with("DIR/self/image.toml:1: `from` is DIR/self"), "{error}");
+        assert!(error.ends_with("DIR/self/image.toml:1: `from` names DIR/self"), "{error}");
     }
 
     #[test]
     fn duplicate_names_are_refused() {
         let top = tree(&[("a/web", "from = \"AMI\""), ("b", "from = \"AMI\"\nname = \"web\"")]);
         let (error, hint) = order(top.path(), &["a/web", "b"]).unwrap_err();
-        assert_eq!(error, "DIR/a/web/image.toml: `name` and DIR/b/image.toml:2: `name` are both \"web\"");
-        assert!(hint.contains("set `name`"), "{hint}");
+        assert_eq!(
+            error,
+            "two definitions have the name \"web\": DIR/a/web/image.toml: `name` and DIR/b/image.toml:2: `name`"
+        );
+        assert!(hint.contains("Set `name`"), "{hint}");
     }
 
     #[test]
@@ -280,7 +287,9 @@ mod tests {
         let top = tree(&[("base", "form = \"AMI\""), ("web", "from = \"../base\"")]);
         let (error, _) = order(top.path(), &["web"]).unwrap_err();
         assert!(
-            error.starts_with("following DIR/web/image.toml:1: `from`: DIR/base/image.toml:1: "),
+            error.starts_with(
+                "loading the parent definition (DIR/web/image.toml:1: `from`): DIR/base/image.toml:1: "
+            ),
             "{error}"
         );
     }

@@ -31,6 +31,8 @@ pub use vars::{GivenVars, Vars, given};
 
 /// The file that makes a directory a definition.
 pub const FILE: &str = "image.toml";
+/// The hint of an error for a directory that does not exist.
+pub(crate) const DIRECTORY_HINT: &str = "A definition is a directory with an image.toml.";
 
 /// The base of a definition.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -162,7 +164,7 @@ impl Definition {
         // Each `None` in here has noted a mistake; then the definition is not used.
         let read =
             toml_reader::read(&file, &text, &keys::IMAGE_TOML, |top| Self::read(dir, &real, top, given))?;
-        read.ok_or_else(|| Kind::Definition.error(format!("{}: cannot be understood", file.display())))
+        read.ok_or_else(|| Kind::Definition.error(format!("{} is not a valid definition", file.display())))
     }
 
     fn read(dir: &Path, real: &Path, top: &Table, given: &GivenVars) -> Option<Self> {
@@ -250,17 +252,17 @@ impl Definition {
 fn directory(dir: &Path) -> Result<PathBuf> {
     let shown = dir.display();
     let real = std::fs::canonicalize(dir).map_err(|e| match e.kind() {
-        std::io::ErrorKind::NotFound => Kind::Definition
-            .failure(format!("{shown}: directory not found"))
-            .hint(format!("A definition is a directory with an {FILE}.")),
+        std::io::ErrorKind::NotFound => {
+            Kind::Definition.failure(format!("{shown}: directory not found")).hint(DIRECTORY_HINT)
+        }
         _ => Kind::Definition.failure(format!("{shown}: cannot be read: {e}")),
     })?;
     if !real.is_dir() {
-        let failure = Kind::Definition.failure(format!("{shown} is a file: a definition is a directory"));
+        let failure = Kind::Definition.failure(format!("{shown} is a file, but a definition is a directory"));
         let parent = dir.parent().filter(|_| dir.file_name().is_some_and(|name| name == FILE));
         let Some(parent) = parent else { return Err(failure.into()) };
         let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-        return Err(failure.hint(format!("Name the directory that holds it: {}", parent.display())).into());
+        return Err(failure.hint(format!("Give the directory of that file: {}", parent.display())).into());
     }
     if std::fs::symlink_metadata(real.join(FILE)).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
         return Err(Kind::Definition
@@ -288,7 +290,7 @@ fn read_files(top: &Table, sources: &Sources, vars: &Vars) -> Vec<File> {
             match targets.insert(target.clone(), at.line) {
                 None => Some(target),
                 Some(first) => {
-                    table.wrong("target", at.line, format!("is the same as on line {first}: leave one out"))
+                    table.wrong("target", at.line, format!("is the same as on line {first}: remove one"))
                 }
             }
         });

@@ -22,11 +22,9 @@ pub fn read(top: &Table, sources: &Sources) -> Vec<Ask> {
         };
         match lines.insert(name.clone(), line) {
             None => Some(ask),
-            Some(first) => top.wrong(
-                "packages",
-                line,
-                format!("asks for {name} twice (first on line {first}): leave one out"),
-            ),
+            Some(first) => {
+                top.wrong("packages", line, format!("has {name} twice (first on line {first}): remove one"))
+            }
         }
     });
     asks.collect()
@@ -48,7 +46,7 @@ pub fn package_url(text: &str) -> Result<String, String> {
     let host = good.split("://").nth(1).and_then(|rest| rest.split('/').next());
     match host {
         Some(host) if host.contains('@') => {
-            Err("holds a user's name or password, which would appear in logs: leave it out".into())
+            Err("contains a user name or a password, which would appear in logs: remove it".into())
         }
         _ => Ok(good),
     }
@@ -56,7 +54,9 @@ pub fn package_url(text: &str) -> Result<String, String> {
 
 fn ask(spelt: &str, sources: &Sources) -> Result<Ask, String> {
     if spelt.contains("://") {
-        return Err(format!("has {spelt:?}: a package by URL is spelt {{ url = \"…\", sha256 = \"…\" }}"));
+        return Err(format!(
+            "has {spelt:?}: write a package from a URL as {{ url = \"…\", sha256 = \"…\" }}"
+        ));
     }
     let file = spelt.starts_with("./")
         || spelt.starts_with("../")
@@ -71,7 +71,9 @@ fn ask(spelt: &str, sources: &Sources) -> Result<Ask, String> {
         return Ok(Ask::Group { name: name.into() });
     }
     if spelt.ends_with(".deb") || spelt.ends_with(".rpm") {
-        return Err(format!("has {spelt:?}: a package file next to image.toml is spelt \"./{spelt}\""));
+        return Err(format!(
+            "has {spelt:?}: write a package file in the definition's directory as \"./{spelt}\""
+        ));
     }
     let (name, version) = match spelt.split_once('=') {
         Some((name, version)) => (name, Some(version)),
@@ -89,10 +91,10 @@ fn check_group(spelt: &str, name: &str) -> Result<(), String> {
     let rest = name.strip_prefix('^').unwrap_or(name);
     let allowed = |c: char| c.is_ascii_alphanumeric() || "+-._:() ".contains(c);
     if let Some(bad) = rest.chars().find(|c| !allowed(*c)) {
-        return Err(format!("has {spelt:?}: a group's name cannot have the character {bad:?}"));
+        return Err(format!("has {spelt:?}: a group name cannot contain the character {bad:?}"));
     }
     if !rest.starts_with(|c: char| c.is_ascii_alphanumeric()) || rest.ends_with(' ') {
-        return Err(format!("has {spelt:?}: a group's name goes after `@`, such as \"@development-tools\""));
+        return Err(format!("has {spelt:?}: write a group name after `@`, such as \"@development-tools\""));
     }
     Ok(())
 }
@@ -102,35 +104,37 @@ pub fn check_name(spelt: &str, name: &str) -> Result<(), String> {
     let (bare, architecture) = name.split_once(':').map_or((name, None), |(bare, arch)| (bare, Some(arch)));
     let allowed = |c: char| c.is_ascii_alphanumeric() || "+-._".contains(c);
     if spelt.is_empty() {
-        return Err("has an empty string: it should be a package's name, such as \"nginx-light\"".into());
+        return Err("has an empty string: write a package name, such as \"nginx-light\"".into());
     }
     if name.is_empty() {
-        return Err(format!("has {spelt:?}: a name goes before `=`"));
+        return Err(format!("has {spelt:?}: write a package name before `=`"));
     }
     if name.starts_with('-') {
         return Err(format!(
-            "has {spelt:?}: a package's name does not begin with `-`: options are not accepted"
+            "has {spelt:?}: a package name cannot begin with `-`, because options are not allowed"
         ));
     }
     if name.contains(|c: char| c.is_whitespace() || c == ',') {
-        return Err(format!("has {spelt:?}: each package is a string of its own, without spaces"));
+        return Err(format!("has {spelt:?}: write each package as a separate string, without spaces"));
     }
     if name.contains(['<', '>', '~', '!']) || spelt.contains("==") {
-        return Err(format!("has {spelt:?}: a version is pinned as \"name=1.2.3\" or \"name=1.2.*\""));
+        return Err(format!("has {spelt:?}: pin a version as \"name=1.2.3\" or \"name=1.2.*\""));
     }
     if name.contains('/') {
-        return Err(format!("has {spelt:?}: a name has no `/` (a package file is spelt \"./name.deb\")"));
+        return Err(format!(
+            "has {spelt:?}: a package name cannot contain `/` (write a package file as \"./name.deb\")"
+        ));
     }
     if let Some(bad) = bare.chars().find(|c| !allowed(*c)) {
-        return Err(format!("has {spelt:?}: a package's name cannot have the character {bad:?}"));
+        return Err(format!("has {spelt:?}: a package name cannot contain the character {bad:?}"));
     }
     if !bare.starts_with(|c: char| c.is_ascii_alphanumeric()) {
-        return Err(format!("has {spelt:?}: a package's name begins with a letter or digit"));
+        return Err(format!("has {spelt:?}: a package name must begin with a letter or a digit"));
     }
-    // apt reads `name-` as "remove name".
     if bare.ends_with('-') {
         return Err(format!(
-            "has {spelt:?}: a package's name does not end with `-`: oven does not remove packages"
+            "has {spelt:?}: a package name cannot end with `-`, because apt reads a trailing `-` as \"remove\"; oven \
+             cannot remove packages"
         ));
     }
     let good = |arch: &str| {
@@ -139,7 +143,7 @@ pub fn check_name(spelt: &str, name: &str) -> Result<(), String> {
     };
     match architecture {
         Some(arch) if !good(arch) => {
-            Err(format!("has {spelt:?}: an architecture goes after `:`, such as \"libc6:i386\""))
+            Err(format!("has {spelt:?}: write an architecture after `:`, such as \"libc6:i386\""))
         }
         _ => Ok(()),
     }
@@ -148,13 +152,13 @@ pub fn check_name(spelt: &str, name: &str) -> Result<(), String> {
 fn check_version(spelt: &str, version: &str) -> Result<(), String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || ".+-~:^_*".contains(c);
     if version.is_empty() {
-        return Err(format!("has {spelt:?}: a version goes after `=`, such as \"1.2.3\" or \"1.2.*\""));
+        return Err(format!("has {spelt:?}: write a version after `=`, such as \"1.2.3\" or \"1.2.*\""));
     }
     if let Some(bad) = version.chars().find(|c| !allowed(*c)) {
-        return Err(format!("has {spelt:?}: a version cannot have the character {bad:?}"));
+        return Err(format!("has {spelt:?}: a version cannot contain the character {bad:?}"));
     }
     if !version.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '*') {
-        return Err(format!("has {spelt:?}: a version begins with a letter or digit"));
+        return Err(format!("has {spelt:?}: a version must begin with a letter or a digit"));
     }
     Ok(())
 }

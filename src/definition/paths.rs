@@ -75,13 +75,16 @@ impl Sources {
         let real = std::fs::canonicalize(&path).map_err(|e| missing(spelt, &path, &e))?;
         let metadata = std::fs::metadata(&real).map_err(|e| missing(spelt, &path, &e))?;
         if !metadata.is_dir() {
-            return Err(format!("has {spelt:?}, which is {}: list its directory", kind_of(&metadata)));
+            return Err(format!(
+                "has {spelt:?}, which is {}: list its directory instead",
+                kind_of(&metadata)
+            ));
         }
         if real.starts_with(&self.roots[0]) {
-            return Err(format!("has {spelt:?}, which is part of the definition already: leave it out"));
+            return Err(format!("has {spelt:?}, which is already part of the definition: remove it"));
         }
         if self.roots.contains(&real) {
-            return Err(format!("has {spelt:?} twice: leave one out"));
+            return Err(format!("has {spelt:?} twice: remove one"));
         }
         self.ensure_in_project(&real).map_err(|out| format!("has {spelt:?}, which {out}"))?;
         Ok(real)
@@ -93,7 +96,8 @@ impl Sources {
         }
         let project = self.project.display();
         Err(format!(
-            "leads to {}, out of the project {project} (the directory with .git or oven.toml, or the definition's parent)",
+            "resolves to {}, outside the project {project} (the nearest directory with a .git directory or an \
+             oven.toml, or else the definition's parent directory)",
             real.display()
         ))
     }
@@ -104,26 +108,26 @@ impl Sources {
         let path = self.dir.join(spelt);
         let name = match path.file_name() {
             Some(name) if !spelt.ends_with('/') && !spelt.ends_with("/.") => name,
-            _ => return Err(format!("is {spelt:?}: a file is needed, not a directory")),
+            _ => return Err(format!("is {spelt:?}: it must be a file, not a directory")),
         };
         let parent = path.parent().unwrap_or(Path::new("."));
         let real = std::fs::canonicalize(parent).map_err(|e| missing(spelt, &path, &e))?;
         if !self.roots.iter().any(|root| real.starts_with(root)) {
             return Err(format!(
-                "is {spelt:?}, which is outside of the definition: list its directory in `inputs`, so that \
-                 the checksum covers it"
+                "is {spelt:?}, which is outside the definition: list its directory in `inputs`, so that the checksum \
+                 covers it"
             ));
         }
         let metadata = std::fs::metadata(&path).map_err(|e| missing(spelt, &path, &e))?;
         if !metadata.is_file() {
-            return Err(format!("is {spelt:?}, which is {}: a file is needed", kind_of(&metadata)));
+            return Err(format!("is {spelt:?}, which is {}: it must be a file", kind_of(&metadata)));
         }
         let real = std::fs::canonicalize(&path).map_err(|e| missing(spelt, &path, &e))?;
         self.ensure_in_project(&real).map_err(|out| format!("is {spelt:?}, which {out}"))?;
         if name.as_bytes().starts_with(b".") {
             return Err(format!(
-                "is {spelt:?}: the checksum ignores files whose names begin with a dot, so nobody would see \
-                 a change; rename it"
+                "is {spelt:?}: files whose names begin with a dot are not part of the checksum, so oven would not \
+                 notice a change; rename it"
             ));
         }
         Ok(Source { path, executable: is_executable(&metadata) })
@@ -140,10 +144,10 @@ impl Sources {
         if start.starts_with(b"\x7fELF") {
             Ok(spelt.into())
         } else if !start.starts_with(b"#!") {
-            Err(format!("is {spelt:?}, whose first line names no interpreter: begin it with `#!/bin/sh`"))
+            Err(format!("is {spelt:?}, which has no `#!` line: begin it with `#!/bin/sh`, for example"))
         } else if first.ends_with(b"\r") {
             Err(format!(
-                "is {spelt:?}, whose lines end as on Windows (CR LF): convert them with `sed -i 's/\\r$//'`"
+                "is {spelt:?}, which has Windows line endings (CR LF): convert them with `sed -i 's/\\r$//'`"
             ))
         } else {
             Ok(spelt.into())
@@ -153,11 +157,11 @@ impl Sources {
 
 fn relative(spelt: &str) -> Result<(), String> {
     if spelt.is_empty() {
-        Err("is empty: a path is needed".into())
+        Err("is empty: it must be a path".into())
     } else if spelt.starts_with('/') {
-        Err(format!("has {spelt:?}: paths are relative to the directory of {FILE}"))
+        Err(format!("has {spelt:?}: paths must be relative to the directory of {FILE}"))
     } else if spelt.chars().any(char::is_control) {
-        Err(format!("has {spelt:?}: a path has no control characters"))
+        Err(format!("has {spelt:?}: a path cannot contain control characters"))
     } else {
         Ok(())
     }
@@ -166,9 +170,9 @@ fn relative(spelt: &str) -> Result<(), String> {
 fn missing(spelt: &str, path: &Path, error: &std::io::Error) -> String {
     match error.kind() {
         ErrorKind::NotFound if std::fs::symlink_metadata(path).is_ok() => {
-            format!("names {spelt:?}, a symbolic link to nothing")
+            format!("names {spelt:?}, a symbolic link whose target does not exist")
         }
-        ErrorKind::NotFound => format!("names {spelt:?}, but there is no {}", path.display()),
+        ErrorKind::NotFound => format!("names {spelt:?}, but {} does not exist", path.display()),
         _ => format!("names {spelt:?}, but {} cannot be read: {error}", path.display()),
     }
 }

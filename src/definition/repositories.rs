@@ -13,7 +13,7 @@ const MAX_KEY: u64 = 1 << 20;
 const BEGIN: &str = "-----BEGIN PGP PUBLIC KEY BLOCK-----";
 const END: &str = "-----END PGP PUBLIC KEY BLOCK-----";
 const ARMOUR: &str =
-    "`gpg --show-keys FILE` shows what it holds, `gpg --export --armor KEYID` writes a correct one";
+    "check it with `gpg --show-keys FILE`, or write a new one with `gpg --export --armor KEYID`";
 /// The types of debconf's questions.
 const TYPES: [&str; 8] = ["boolean", "error", "multiselect", "note", "password", "select", "string", "text"];
 pub(super) const DEBCONF: &str = "an array of answers, such as [\"tzdata tzdata/Areas select Europe\"]";
@@ -43,7 +43,7 @@ fn one(table: &Table, sources: &Sources) -> Option<Repository> {
         let checked = if good {
             Ok(value.to_owned())
         } else {
-            Err(format!("has {value:?}, which is no component's name"))
+            Err(format!("has {value:?}, which is not a valid component name"))
         };
         table.check("components", line, checked)
     });
@@ -64,9 +64,7 @@ fn one(table: &Table, sources: &Sources) -> Option<Repository> {
 fn key(table: &Table, sources: &Sources) -> Option<Option<String>> {
     let signed = if table.has("signed") { table.boolean("signed")? } else { true };
     match table.string("key") {
-        Some(at) if !signed => {
-            table.wrong("signed", at.line, "is `false`, but there is a `key`: leave one out")
-        }
+        Some(at) if !signed => table.wrong("signed", at.line, "is `false`, but `key` is set: remove one"),
         Some(at) => {
             let source = table.check("key", at.line, sources.file(at.value))?;
             Some(Some(table.check("key", at.line, armoured(at.value, &source.path))?))
@@ -76,7 +74,8 @@ fn key(table: &Table, sources: &Sources) -> Option<Option<String>> {
             // A key of the wrong type is noted already; a missing one is noted here.
             if !table.has("key") {
                 let what = format!(
-                    "{}; without signatures (`signed = false`) anybody on the network can put anything into the image",
+                    "{}. With `signed = false` no signature is checked: anyone who can change the network traffic \
+                     can put anything into the image",
                     table.key("key").expected()
                 );
                 table.missing("key", what);
@@ -94,16 +93,18 @@ fn armoured(spelt: &str, path: &std::path::Path) -> Result<String, String> {
     let file = std::fs::File::open(path).map_err(unread)?;
     file.take(MAX_KEY + 1).read_to_end(&mut bytes).map_err(unread)?;
     if bytes.len() as u64 > MAX_KEY {
-        return Err(format!("is {spelt:?}, which is larger than 1 MiB: a key is smaller"));
+        return Err(format!("is {spelt:?}, which is larger than 1 MiB, the limit for a key"));
     }
     let text = String::from_utf8_lossy(&bytes);
     if text.contains("PGP PRIVATE KEY BLOCK") {
-        return Err(format!("is {spelt:?}, a private key, with which anybody can sign: give the public key"));
+        return Err(format!(
+            "is {spelt:?}, which is a private key: use the public key, because a private key must stay secret"
+        ));
     }
     // 0x99, or 0xc6: a packet that holds a public key.
     if matches!(bytes.first(), Some(0x98..=0x9a | 0xc6)) {
-        let how = "`gpg --no-default-keyring --keyring ./FILE --export --armor` turns it into text";
-        return Err(format!("is {spelt:?}, a key in binary form: it has to be ASCII-armoured; {how}"));
+        let how = "`gpg --no-default-keyring --keyring ./FILE --export --armor` converts it";
+        return Err(format!("is {spelt:?}, which is a binary key, but must be ASCII-armoured: {how}"));
     }
     let (mut blocks, mut inside, mut blank) = (String::new(), false, false);
     for line in text.lines().map(str::trim_end) {
@@ -126,10 +127,10 @@ fn armoured(spelt: &str, path: &std::path::Path) -> Result<String, String> {
         }
     }
     if blocks.is_empty() {
-        return Err(format!("is {spelt:?}, which holds no OpenPGP key in ASCII armour: {ARMOUR}"));
+        return Err(format!("is {spelt:?}, which contains no ASCII-armoured OpenPGP key: {ARMOUR}"));
     }
     if inside {
-        return Err(format!("is {spelt:?}, whose key was cut short: {ARMOUR}"));
+        return Err(format!("is {spelt:?}, whose key is incomplete: {ARMOUR}"));
     }
     Ok(blocks)
 }
@@ -140,7 +141,7 @@ fn file_name(name: &str) -> Result<String, String> {
         return Ok(name.to_owned());
     }
     Err(format!(
-        "is {name:?}: it should be up to {MAX_NAME} letters, digits, `-`, `_` and `.`, beginning with a letter or digit"
+        "is {name:?}: use at most {MAX_NAME} letters, digits, `-`, `_` and `.`, and begin with a letter or a digit"
     ))
 }
 
@@ -163,14 +164,14 @@ pub fn hold(top: &Table) -> Vec<String> {
     let names = top.strings("hold").into_iter();
     let names = names.filter_map(|At { value, line }| {
         if value.contains('=') {
-            let what = format!("has {value:?}: it takes names only; pin a version in `packages`");
+            let what = format!("has {value:?}: list only names here, and pin a version in `packages`");
             return top.wrong("hold", line, what);
         }
         top.check("hold", line, check_name(value, value))?;
         match lines.insert(value, line) {
             None => Some(value.to_owned()),
             Some(first) => {
-                top.wrong("hold", line, format!("has {value} twice (first on line {first}): leave one out"))
+                top.wrong("hold", line, format!("has {value} twice (first on line {first}): remove one"))
             }
         }
     });
@@ -195,18 +196,21 @@ fn answer(text: &str) -> Result<String, String> {
     let value = rest;
     let shown = format!("{package} {question}");
     if question.is_empty() || kind.is_empty() {
-        return Err(format!("has {shown:?}: it should be {DEBCONF}: package, question, type and value"));
+        return Err(format!(
+            "has {shown:?}: write a package, a question, a type and a value, such as \"tzdata tzdata/Areas select \
+             Europe\""
+        ));
     }
     if !word(package, "+-.:") {
-        return Err(format!("has {shown:?}: it should begin with a package's name"));
+        return Err(format!("has {shown:?}: it must begin with a package name"));
     }
     if !TYPES.contains(&kind) {
         let known = crate::config::toml_reader::listed(&TYPES);
-        return Err(format!("has {shown:?} of the type {kind:?}: types are {known}"));
+        return Err(format!("has {shown:?} with the type {kind:?}: the valid types are {known}"));
     }
     if text.chars().any(|c| c.is_control() && c != '\t') || value.ends_with('\\') {
         return Err(format!(
-            "has {shown:?}, whose value has a line break, or a `\\` at its end: it has to be one line"
+            "has {shown:?}, whose value has a control character or ends with `\\`: it must be one line"
         ));
     }
     Ok(format!("{package} {question} {kind} {value}"))

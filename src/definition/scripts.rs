@@ -97,7 +97,7 @@ fn one(table: &Table, kind: ScriptKind, sources: &Sources, vars: &Vars) -> Optio
     let args = strings(table, "args");
     if !args.is_empty() && table.has("command") {
         let line = table.value("args").map_or(table.line, |at| at.line);
-        table.wrong::<()>("args", line, "is for a script: a command has its arguments in `command`");
+        table.wrong::<()>("args", line, "cannot be used with `command`: put the arguments into `command`");
     }
     let env = environment(table);
     let secrets = secrets(table, vars, &env);
@@ -114,19 +114,14 @@ fn program(table: &Table, kind: ScriptKind, sources: &Sources) -> Option<Program
         (Some(key), None) => *key,
         (Some(first), Some(second)) => {
             let line = table.value(second).map_or(table.line, |at| at.line);
-            return table.wrong(
-                second,
-                line,
-                format!("cannot be combined with `{first}`: leave one of them out"),
-            );
+            let header = kind.key();
+            table.mistake(line, format!("[[{header}]] has both `{first}` and `{second}`: use only one"));
+            return None;
         }
         (None, _) if kind == ScriptKind::Ansible => "playbook",
         (None, _) => {
-            let more = if kind == ScriptKind::Test { ", `bats = \"x.bats\"`" } else { "" };
-            let file = "a file next to image.toml, such as \"setup.sh\"";
-            let expected =
-                format!("{file} (or a `command`, such as [\"systemctl\", \"enable\", \"x\"]{more})");
-            table.missing("script", expected);
+            let keys: Vec<_> = table.one_of().iter().map(|key| format!("`{key}`")).collect();
+            table.none_of(&format!("[[{}]] needs one of: {}", kind.key(), keys.join(", ")));
             return None;
         }
     };
@@ -168,12 +163,12 @@ fn environment(table: &Table) -> BTreeMap<String, String> {
     for (name, value) in table.entries() {
         let shown = name.value.escape_debug().to_string();
         let free = variable_name(name.value).and_then(|()| match name.value.starts_with("OVEN_") {
-            true => Err("is one of oven's own: choose another".into()),
+            true => Err("is reserved for oven: choose another name".into()),
             false => Ok(()),
         });
         let good = table.check(&shown, name.line, free).is_some();
         let DeValue::String(text) = value.value else {
-            table.wrong_type::<()>(&shown, &value, "a text in quotes, as all of an environment");
+            table.wrong_type::<()>(&shown, &value, "a quoted string");
             continue;
         };
         if table.check(&shown, value.line, plain(text)).is_some() && good {
@@ -190,14 +185,16 @@ fn secrets(table: &Table, vars: &Vars, env: &BTreeMap<String, String>) -> Vec<St
         // A text that is not a name is not shown. Somebody may have written the secret itself here.
         let checked = match free_name(&name) {
             Err(_) if variable_name(&name).is_err() => {
-                Err("has an element that is not a variable's name: list names here, never values".into())
+                Err("has an element that is not a valid variable name: list names, not values".into())
             }
             Err(what) => Err(format!("has {name}, which {what}")),
-            Ok(()) if secrets.contains(&name) => Err(format!("has {name} twice: leave one out")),
+            Ok(()) if secrets.contains(&name) => Err(format!("has {name} twice: remove one")),
             Ok(()) if vars.declared.contains_key(&name) => {
-                Err(format!("has {name}, which [vars] declares: its values are not secret, so leave one out"))
+                Err(format!("has {name}, which is also in [vars], whose values are not secret: remove one"))
             }
-            Ok(()) if env.contains_key(&name) => Err(format!("has {name}, which `env` sets: leave one out")),
+            Ok(()) if env.contains_key(&name) => {
+                Err(format!("has {name}, which is also in `env`: remove one"))
+            }
             Ok(()) => Ok(()),
         };
         if table.check("secrets", at.line, checked).is_some() {
@@ -219,7 +216,8 @@ fn ansible_vars(table: &Table) -> Option<BTreeMap<String, serde_json::Value>> {
         match json(value.value) {
             Some(json) => _ = vars.insert(name.value.to_owned(), json),
             None => {
-                good &= table.wrong::<()>(&shown, value.line, "is a number that JSON does not have").is_some()
+                good &=
+                    table.wrong::<()>(&shown, value.line, "is a number that JSON cannot represent").is_some()
             }
         }
     }

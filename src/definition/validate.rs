@@ -52,16 +52,18 @@ pub fn name(top: &Table, real: &Path) -> Option<String> {
 fn family(name: &str) -> Result<String, String> {
     let allowed = |c: &char| c.is_ascii_alphanumeric() || NAME_CHARACTERS.contains(*c);
     match name {
-        "" => Err("is empty: the names of images begin with it".into()),
+        "" => Err("is empty, but the names of images begin with it".into()),
         _ if !name.chars().all(|c| allowed(&c)) => {
             let bad = name.chars().find(|c| !allowed(c)).unwrap_or_default();
             Err(format!(
-                "has the character {bad:?}: an image's name may have ASCII letters, digits, spaces and ()[]./-'@_"
+                "has the character {bad:?}: an image's name can only have ASCII letters, digits, spaces and \
+                 ()[]./-'@_"
             ))
         }
         _ if name.trim() != name => Err("begins or ends with a space".into()),
         _ if name.len() > MAX_NAME => Err(format!(
-            "has {} characters: {MAX_NAME} are allowed, as oven's suffix needs the rest of an image name's 128",
+            "has {} characters, but at most {MAX_NAME} are allowed, because an image's name has at most 128 and oven \
+             adds a suffix",
             name.len()
         )),
         _ => Ok(name.to_owned()),
@@ -72,9 +74,9 @@ pub fn description(top: &Table) -> String {
     let Some(at) = top.string("description") else { return String::new() };
     let count = at.value.chars().count();
     let checked = if count > MAX_DESCRIPTION {
-        Err(format!("has {count} characters: {MAX_DESCRIPTION} are allowed"))
+        Err(format!("has {count} characters, but at most {MAX_DESCRIPTION} are allowed"))
     } else if at.value.chars().any(char::is_control) {
-        Err("has a control character, perhaps a line break: it has to be one line".into())
+        Err("has a control character, perhaps a line break: it must be one line".into())
     } else {
         Ok(at.value.to_owned())
     };
@@ -87,16 +89,16 @@ pub fn image_path(path: &str) -> Result<String, String> {
         return Err(format!("is {path:?}: a path in the image begins with `/`"));
     }
     if path.chars().any(char::is_control) {
-        return Err(format!("is {path:?}: a path has no control characters"));
+        return Err(format!("is {path:?}: a path cannot contain control characters"));
     }
     if path == "/" {
-        return Err("is the root of the image: name something in it".into());
+        return Err("is the root of the image: name a path below it".into());
     }
     // One trailing slash is a habit of people who mean a directory.
     let parts: Vec<&str> = path.strip_suffix('/').unwrap_or(path)[1..].split('/').collect();
     match parts.iter().find(|part| matches!(**part, "" | "." | "..")) {
-        Some(&"") => Err(format!("is {path:?}: write each `/` once")),
-        Some(dots) => Err(format!("is {path:?}: spell the path without `{dots}`")),
+        Some(&"") => Err(format!("is {path:?}: replace `//` with `/`")),
+        Some(dots) => Err(format!("is {path:?}: write the path without `{dots}`")),
         None => Ok(format!("/{}", parts.join("/"))),
     }
 }
@@ -105,10 +107,14 @@ pub fn image_path(path: &str) -> Result<String, String> {
 pub fn target(path: &str) -> Result<String, String> {
     let target = image_path(path)?;
     if path.ends_with('/') {
-        return Err(format!("is {path:?}: add the file's name, a target is not a directory"));
+        return Err(format!(
+            "is {path:?}: add the file's name, because a target is a file and not a directory"
+        ));
     }
     match COVERED.iter().find(|dir| Path::new(&target).starts_with(dir)) {
-        Some(dir) => Err(format!("is below {dir}: files there are hidden once the image runs")),
+        Some(dir) => Err(format!(
+            "is below {dir}: another file system is mounted there when an instance boots, and hides the file"
+        )),
         None => Ok(target),
     }
 }
@@ -158,7 +164,7 @@ pub fn tags(top: &Table) -> Tags {
         let checked = tag_key(name);
         let good = table.check(&name.escape_debug().to_string(), key.line, checked).is_some();
         let DeValue::String(text) = value.value else {
-            table.wrong_type::<()>(name, &value, "a text in quotes, as every tag's value");
+            table.wrong_type::<()>(name, &value, "a quoted string");
             continue;
         };
         let count = text.chars().count();
@@ -166,7 +172,7 @@ pub fn tags(top: &Table) -> Tags {
             table.wrong::<()>(
                 name,
                 value.line,
-                format!("has {count} characters: {MAX_TAG_VALUE} are allowed"),
+                format!("has {count} characters, but at most {MAX_TAG_VALUE} are allowed"),
             );
         } else if text.chars().any(char::is_control) {
             table.wrong::<()>(name, value.line, "has a control character, perhaps a line break");
@@ -180,7 +186,8 @@ pub fn tags(top: &Table) -> Tags {
         table.mistake(
             table.line,
             format!(
-                "[tags] has {count} tags: {room} are allowed, as oven needs {needed} of EC2's {MAX_TAGS}"
+                "[tags] has {count} tags, but at most {room} are allowed, because EC2 allows {MAX_TAGS} and oven \
+                 needs {needed} of them"
             ),
         );
     }
@@ -192,9 +199,11 @@ pub fn tags(top: &Table) -> Tags {
 pub fn searched_tag(key: &str, value: &str) -> Result<(), String> {
     let (keys, values) = (key.chars().count(), value.chars().count());
     if key.is_empty() {
-        Err("is empty: a tag has a key".into())
+        Err("is empty, but every tag needs a key".into())
     } else if keys > MAX_TAG_KEY || values > MAX_TAG_VALUE {
-        Err(format!("is no tag: a key has at most {MAX_TAG_KEY} characters, a value {MAX_TAG_VALUE}"))
+        Err(format!(
+            "is not a valid tag: a key has at most {MAX_TAG_KEY} characters, and a value at most {MAX_TAG_VALUE}"
+        ))
     } else if key.chars().chain(value.chars()).any(char::is_control) {
         Err("has a control character".into())
     } else if value.contains(['*', '?', '\\']) {
@@ -207,13 +216,13 @@ pub fn searched_tag(key: &str, value: &str) -> Result<(), String> {
 fn tag_key(key: &str) -> Result<(), String> {
     let count = key.chars().count();
     if key.is_empty() {
-        Err("is empty: a tag has a key".into())
+        Err("is empty, but every tag needs a key".into())
     } else if count > MAX_TAG_KEY {
-        Err(format!("has {count} characters: a tag's key has at most {MAX_TAG_KEY}"))
+        Err(format!("has {count} characters, but a tag's key has at most {MAX_TAG_KEY}"))
     } else if key.chars().any(char::is_control) {
         Err("has a control character".into())
     } else if key.to_lowercase().starts_with("aws:") {
-        Err("begins with `aws:`: such tags are Amazon's own".into())
+        Err("begins with `aws:`, which is reserved for AWS".into())
     } else if key.starts_with("oven:") || OVEN_TAGS.contains(&key) {
         Err("is a tag that oven sets itself: choose another key".into())
     } else {

@@ -25,7 +25,7 @@ impl Vars {
                 let shown = name.value.escape_debug().to_string();
                 let good = table.check(&shown, name.line, free_name(name.value)).is_some();
                 let DeValue::String(text) = value.value else {
-                    table.wrong_type::<()>(&shown, &value, "a text in quotes, as every variable's value");
+                    table.wrong_type::<()>(&shown, &value, "a quoted string");
                     continue;
                 };
                 if table.check(&shown, value.line, plain(text)).is_some() && good {
@@ -52,7 +52,7 @@ impl Vars {
 /// Parses `NAME=VALUE` of the command line.
 pub fn given(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("NAME=VALUE is expected")?;
-    variable_name(name).map_err(|what| format!("the name {what}"))?;
+    variable_name(name).map_err(|what| format!("{name:?} {what}"))?;
     Ok((name.to_owned(), value.to_owned()))
 }
 
@@ -63,7 +63,8 @@ pub(crate) fn variable_name(name: &str) -> Result<(), String> {
     if good {
         return Ok(());
     }
-    Err(format!("is {name:?}: a variable's name has ASCII letters, digits and `_`, and begins with no digit"))
+    Err("is not a valid variable name: use ASCII letters, digits and `_`, and do not begin with a digit"
+        .into())
 }
 
 /// Names that mean something to the programs of a step: with a user's value these would behave differently, or fail.
@@ -109,8 +110,8 @@ pub(crate) fn free_name(name: &str) -> Result<(), String> {
     variable_name(name)?;
     if (TextRule { reserved: &RESERVED, ..ANY_TEXT }).is_reserved(name) {
         return Err(
-            "is a reserved name, which programs of a step interpret: choose another (the `env` of one [[run]] may \
-             set it)"
+            "cannot be a variable, because it changes how programs behave; choose another name (the `env` of a \
+             single [[run]] may set it)"
                 .into(),
         );
     }
@@ -135,7 +136,7 @@ mod tests {
             assert!(variable_name(name).is_err(), "{name}");
         }
         for name in ["PATH", "LD_PRELOAD", "AWS_SECRET_ACCESS_KEY", "OVEN_NAME", "BASH_ENV", "PYTHONPATH"] {
-            assert!(free_name(name).unwrap_err().contains("reserved"), "{name}");
+            assert!(free_name(name).unwrap_err().contains("cannot be a variable"), "{name}");
         }
     }
 
@@ -144,6 +145,6 @@ mod tests {
         assert_eq!(given("a=b=c"), Ok(("a".into(), "b=c".into())));
         assert_eq!(given("a="), Ok(("a".into(), String::new())));
         assert_eq!(given("a"), Err("NAME=VALUE is expected".into()));
-        assert!(given("=x").unwrap_err().starts_with("the name is \"\""));
+        assert!(given("=x").unwrap_err().starts_with("\"\" is not a valid variable name"));
     }
 }

@@ -229,7 +229,7 @@ impl Speaker for &ExecutablePlugin {
             return Err(format!("{}{}", without_control_characters(&wrong), stderr_suffix(&words)));
         }
         if !words.is_empty() {
-            return Err(format!("it answers, and writes to standard error{}", stderr_suffix(&words)));
+            return Err(format!("it answered, but also wrote to standard error{}", stderr_suffix(&words)));
         }
         String::from_utf8(answer).map_err(|_| "the answer is not UTF-8".to_owned())
     }

@@ -147,7 +147,7 @@ impl PluginRegistry {
     fn add(&mut self, origin: Origin, id: &str, program: ExecutablePlugin) -> Result<(), String> {
         match self.known.iter().find(|known| known.id == id) {
             Some(other) if other.origin == Origin::BuiltIn => {
-                Err(format!("has the name of a built-in plugin, `{id}`: choose another one"))
+                Err(format!("has the name of the built-in plugin `{id}`: choose another name"))
             }
             Some(other) => Err(format!("is hidden by {}, which has the same name", other.origin)),
             None => {

@@ -111,7 +111,7 @@ fn serve() -> Result<ExitCode> {
     let null = rustix::fs::openat(CWD, "/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     rustix::stdio::dup2_stdin(&null)?;
     die_with_parent()?;
-    rustix::process::setsid().context("leaving oven's session")?;
+    rustix::process::setsid().context("starting a new session for the plugin")?;
     const MAX: u64 = 256 << 20;
     let call: PluginCall = serde_json::from_slice(&receive(&control, MAX)?)?;
     let (program, request) = (receive(&control, MAX)?, receive(&control, MAX)?);
@@ -120,7 +120,7 @@ fn serve() -> Result<ExitCode> {
         return send_result(&control, &PluginExit::Uncontained(format!("{error:#}")));
     }
     // The first process of a new PID namespace is a child of the process that created the namespace.
-    match fork().context("starting the plugin's reaper")? {
+    match fork().context("starting the plugin's parent process")? {
         Some(reaper) => {
             drop(control);
             _ = rustix::process::waitpid(Some(reaper), WaitOptions::empty());
@@ -143,7 +143,8 @@ fn send_result(control: &UnixStream, ended: &PluginExit) -> Result<ExitCode> {
 }
 
 fn die_with_parent() -> Result<()> {
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("tying the plugin to oven")
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .context("setting the signal that ends the plugin together with oven")
 }
 
 #[allow(unsafe_code)]
@@ -197,22 +198,22 @@ fn run_reaper(control: &UnixStream, call: &PluginCall, program: &[u8], request: 
         }
         capabilities::reduce_to(if root { capabilities::BECOMING } else { capabilities::NONE })?;
         if root {
-            become_nobody().context("becoming nobody")?;
+            become_nobody().context("changing to the user nobody")?;
             // The kernel resets this when a process changes its user.
             die_with_parent()?;
         }
     } else {
         anyhow::ensure!(!is_root(), "root never runs a plugin without a sandbox");
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
-            .context("becoming the plugin's reaper")?;
+            .context("becoming the parent of the plugin's orphaned processes")?;
         rustix::thread::set_no_new_privs(true).context("setting no_new_privs")?;
     }
     let hidden = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable);
-    hidden.context("hiding the reaper")?;
+    hidden.context("protecting the plugin's parent process")?;
     seccomp::SyscallFilter::new(true).install()?;
     let limit = |resource, most| {
         setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })
-            .context("limiting the plugin")
+            .context("setting the plugin's resource limits")
     };
     limit(Resource::Core, 0)?;
     limit(Resource::As, MAX_MEMORY)?;
@@ -250,7 +251,7 @@ fn set_up_view(root: bool, name: &Path, program: &[u8]) -> Result<PathBuf> {
     let run = api::new_file_system("tmpfs", &[("mode", "0755"), ("size", "256m")], api::PLAIN)?;
     api::attach(&run, open("/run")?).context("mounting /run")?;
     std::fs::create_dir(PLUGIN_DIR).context("creating a directory for the plugin")?;
-    let path = Path::new(PLUGIN_DIR).join(name.file_name().context("a plugin without a name")?);
+    let path = Path::new(PLUGIN_DIR).join(name.file_name().context("the plugin's path has no file name")?);
     std::fs::write(&path, program).context("copying the plugin")?;
     for path in [Path::new(PLUGIN_DIR), &path] {
         rustix::fs::chmod(path, Mode::from_raw_mode(0o555)).context("copying the plugin")?;

@@ -27,7 +27,7 @@ pub fn plugin_name(path: &Path) -> Result<String, String> {
     if stem.is_empty() || !stem.chars().all(plain) {
         let file = path.file_name().unwrap_or_default().to_string_lossy();
         return Err(format!(
-            "{file:?} is not a valid name of a plugin: use lower-case letters, digits, `-`, `_`, and an ending"
+            "has the invalid name {file:?}: use lower-case letters, digits, `-` and `_`, and an ending such as `.sh`"
         ));
     }
     Ok(stem.to_owned())
@@ -68,16 +68,16 @@ pub fn find_plugins(directories: &[PathBuf]) -> Vec<PluginFile> {
 fn directory_fault(directory: &Path) -> Option<String> {
     let real = match directory.canonicalize() {
         Ok(real) => real,
-        Err(error) => return Some(format!("{} cannot be read: {error}", directory.display())),
+        Err(error) => return Some(format!("is in {}, which cannot be read: {error}", directory.display())),
     };
     real.ancestors().find_map(|dir| match dir.symlink_metadata() {
         Ok(metadata) => {
             // In a sticky directory, others cannot rename root's files.
             let sticky = dir != real && metadata.mode() & 0o1000 != 0;
             let why = ownership_fault(&metadata).filter(|why| !(sticky && why.starts_with("is writable")));
-            why.map(|why| format!("its directory {} {why}", dir.display()))
+            why.map(|why| format!("is in the directory {}, which {why}", dir.display()))
         }
-        Err(error) => Some(format!("{} cannot be read: {error}", dir.display())),
+        Err(error) => Some(format!("is in {}, which cannot be read: {error}", dir.display())),
     })
 }
 
@@ -97,7 +97,7 @@ fn read_trusted(path: &Path) -> Result<Vec<u8>, String> {
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
     let file = File::options().read(true).custom_flags(flags).open(path).map_err(|error| {
         match error.raw_os_error() {
-            Some(libc::ELOOP) => "is a symbolic link: copy the file itself there".to_owned(),
+            Some(libc::ELOOP) => "is a symbolic link: replace it with a copy of the file".to_owned(),
             _ => format!("cannot be read: {error}"),
         }
     })?;
@@ -113,7 +113,7 @@ fn read_content(file: File, metadata: &Metadata) -> Result<Vec<u8>, String> {
         return Err("is not a file: a plugin is one executable file".into());
     }
     if metadata.mode() & 0o111 == 0 {
-        return Err("is not executable: `chmod +x` makes it a plugin".into());
+        return Err("is not executable: run `chmod +x` on it".into());
     }
     if metadata.len() > MAX {
         return Err(format!("is larger than {} MiB", MAX >> 20));
@@ -207,12 +207,12 @@ mod tests {
             return;
         }
         assert_eq!(found[1].1, "");
-        assert!(found[0].1.contains("not a valid name of a plugin"), "{found:?}");
+        assert!(found[0].1.contains("has the invalid name"), "{found:?}");
         assert!(found[2].1.contains("symbolic link"), "{found:?}");
         assert!(found[3].1.contains("writable by users other") && found[3].1.contains("0757"), "{found:?}");
 
         fs::set_permissions(&own, fs::Permissions::from_mode(0o775)).unwrap();
-        assert!(reasons(std::slice::from_ref(&own)).iter().all(|(_, why)| why.contains("its directory")));
+        assert!(reasons(std::slice::from_ref(&own)).iter().all(|(_, why)| why.contains("in the directory")));
         assert!(reasons(&[dir.path().join("none")]).is_empty());
     }
 }

@@ -16,7 +16,7 @@ pub fn os_release(inside: &ImageTree) -> Result<OsRelease> {
         }
     }
     let failure = Kind::Definition.failure("the image has neither /etc/os-release nor /usr/lib/os-release");
-    Err(failure.hint("Is the base image one of a Linux system?").into())
+    Err(failure.hint("Check that the base image contains a Linux system.").into())
 }
 
 /// The architecture of `/bin/sh`, which every step needs.

@@ -61,7 +61,7 @@ fn descend(dir: &OwnedFd, name: &CStr) -> rustix::io::Result<Option<OwnedFd>> {
 
 fn deeper(path: &str, depth: usize) -> Result<usize> {
     if depth == DEPTH_MAX {
-        bail!("{path} is nested deeper than {DEPTH_MAX} directories");
+        bail!("{path} is more than {DEPTH_MAX} directories deep");
     }
     Ok(depth + 1)
 }

@@ -68,8 +68,8 @@ pub static COMMON: &[EventField] = &[
     always(
         "at_ms",
         JsonType::Integer,
-        "Milliseconds since the start of oven. It is missing from the result of a run that a second signal stopped at \
-         once.",
+        "Milliseconds since the start of oven. It is missing from the result of a run that a second signal stopped \
+         immediately.",
     ),
     sometimes("image", JsonType::Text, "The name of the definition that the event is about."),
 ];
@@ -90,11 +90,11 @@ pub static EVENTS: &[EventSpec] = &[
     },
     EventSpec {
         name: "progress",
-        doc: "How far the step has come. There are at most a few of them in a second.",
+        doc: "The progress of the step. There are at most a few such events in a second.",
         fields: &[
             always("phase", JsonType::Text, "The phase of the step."),
             always("bytes", JsonType::Integer, "Bytes that are done."),
-            always("of", JsonType::OrNull(&JsonType::Integer), "Bytes in all; null if that is not known."),
+            always("of", JsonType::OrNull(&JsonType::Integer), "Bytes in total; null if this is not known."),
         ],
     },
     EventSpec {
@@ -113,7 +113,7 @@ pub static EVENTS: &[EventSpec] = &[
     },
     EventSpec {
         name: "note",
-        doc: "Something that the user should know, and need not act upon.",
+        doc: "Something that the user should know. No action is needed.",
         fields: &[always("message", JsonType::Text, "The message.")],
     },
     EventSpec {
@@ -123,7 +123,7 @@ pub static EVENTS: &[EventSpec] = &[
     },
     EventSpec {
         name: "warning",
-        doc: "Something that the user should act upon, though the work goes on.",
+        doc: "A problem that the user should look at. The work continues.",
         fields: &[always("message", JsonType::Text, "The message.")],
     },
     EventSpec {
@@ -141,7 +141,7 @@ pub static EVENTS: &[EventSpec] = &[
         doc: "How long the phases of a bake took.",
         fields: &[
             always("phases_ms", JsonType::Map(&JsonType::Integer), "Milliseconds of each phase."),
-            always("total_ms", JsonType::Integer, "Milliseconds in all."),
+            always("total_ms", JsonType::Integer, "Milliseconds in total."),
         ],
     },
 ];

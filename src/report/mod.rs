@@ -216,7 +216,7 @@ impl Report {
         let what = self.sanitize(&what.into());
         let begun = self.0.log.borrow_mut().begin();
         if let Err(error) = begun {
-            self.warn(format!("this run has no log file: {error}"));
+            self.warn(format!("the log file of this run cannot be created: {error}"));
         }
         self.log("step", &what);
         self.event(json!({"event": "step", "phase": phase, "what": what}));

@@ -62,8 +62,8 @@ fn has_nvme() -> Result<()> {
     if nvme::has_nvme(Path::new(SYS)) {
         return Ok(());
     }
-    let failure =
-        Kind::Machine.failure("this machine has no NVMe disks: oven finds a volume by its NVMe serial");
+    let failure = Kind::Machine
+        .failure("this machine has no NVMe disks, but oven finds a volume by its NVMe serial number");
     Err(failure.hint("Bake on an instance of the Nitro system.").into())
 }
 

@@ -145,16 +145,21 @@ impl Site {
             };
             if place(&other) != place(&first) {
                 let message = format!(
-                    "{} has another cloud, region or kind of disks than the definitions before it",
+                    "{} has other settings for cloud, region or disks than the definitions before it",
                     dir.display()
                 );
-                let hint = "Bake definitions of different regions one after another, or give --region-dir.";
+                let hint = "Bake these definitions with separate commands, or give --region-dir.";
                 return Err(Kind::Definition.failure(message).hint(hint).into());
             }
         }
         if first.cloud != AWS {
             let dir = first.region_dir.as_deref().unwrap_or(Path::new(REGION_DIR));
-            refuse_inside("region", dir, "Keep the region elsewhere: --region-dir DIR.", definitions)?;
+            refuse_inside(
+                "region",
+                dir,
+                "Choose another directory for the region: --region-dir DIR.",
+                definitions,
+            )?;
         }
         let mut site = Self::new(first, report, used).await?;
         if !overrides.plugins.is_empty() {
@@ -228,7 +233,7 @@ impl Site {
 
     fn local(&self, verb: &str) -> Result<&Region> {
         self.region.as_ref().ok_or_else(|| {
-            let failure = Kind::Usage.failure(format!("`oven {verb}` only works with a local region"));
+            let failure = Kind::Usage.failure(format!("`oven {verb}` works only with a local region"));
             failure.hint("In AWS, use AWS's own tools.").into()
         })
     }
@@ -253,7 +258,8 @@ impl Site {
                 // A disk that cannot grow any further causes errors that do not name the reason.
                 if let Some(free) = crate::sys::space::free_space(&state).filter(|free| *free < FULL) {
                     let dir = state.display();
-                    failed.warn(format!("only {} MiB are free in {dir}: that may be the reason", free >> 20));
+                    failed
+                        .warn(format!("only {} MiB are free in {dir}, which may be the reason", free >> 20));
                 }
             }),
             on_payment: Box::new(move |what| paying.detail(format!("(removing {what})"))),
@@ -273,7 +279,7 @@ impl Site {
 
 /// This program, which is its own helper.
 pub fn helper() -> Result<PathBuf> {
-    std::env::current_exe().context("looking for this program")
+    std::env::current_exe().context("finding the executable of oven")
 }
 
 /// All plugins: the built-in ones, those in the plugin directories, and `given` of the command line.
@@ -320,7 +326,10 @@ pub fn refuse_inside(what: &str, path: &Path, hint: &str, definitions: &[Definit
     for dir in definitions.iter().flat_map(Definition::directories) {
         if dir.canonicalize().is_ok_and(|dir| real.starts_with(dir)) {
             let (path, dir) = (path.display(), dir.display());
-            let message = format!("the {what} {path} is inside of {dir}, whose files all count");
+            let message = format!(
+                "the {what} {path} is inside the directory {dir}, and all files of that directory are part of the \
+                 definition"
+            );
             return Err(Kind::Definition.failure(message).hint(hint).into());
         }
     }

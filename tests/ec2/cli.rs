@@ -44,7 +44,11 @@ fn images_and_plans_of_what_is_baked() {
         none.err
     );
     let plan = world.expect(0, &["plan", "image"]);
-    assert_eq!(plan.out, "image: to be baked\n  no image of the family `image` exists yet\n", "{}", plan.err);
+    assert_eq!(
+        plan.out, "image: to be baked\n  no image of the definition `image` exists yet\n",
+        "{}",
+        plan.err
+    );
     let baked = world.bake("baked");
     let ami = baked.image().expect(&baked.err);
     world.server.forget_calls();
@@ -80,7 +84,11 @@ fn images_and_plans_of_what_is_baked() {
     refuses(&world.oven(&["images", "remove", ami]), 2, &["local region", "AWS"]);
     world.assert_one(ami, "looked at");
     let swept = world.expect(0, &["sweep"]);
-    assert!(swept.out.is_empty() && swept.err.contains("nothing to sweep"), "{}", swept.err);
+    assert!(
+        swept.out.is_empty() && swept.err.contains("there are no leftovers of ended runs"),
+        "{}",
+        swept.err
+    );
     world.assert_one(ami, "swept");
 }
 
@@ -233,7 +241,7 @@ fn a_sweep_by_name_needs_the_whole_name_of_a_run_that_may_be_active() {
     world.plant_foreign(true);
     let before = world.foreign();
     for run in ["0000000000000000000000000000aaaa", "bbbb"] {
-        refuses(&world.oven(&["sweep", "--run", run]), 4, &["nothing to remove of run"]);
+        refuses(&world.oven(&["sweep", "--run", run]), 4, &["no leftovers of run"]);
     }
     let would = world.expect(0, &["sweep", "--dry-run", "--older-than", "0s"]);
     // Of the living process here nothing, whatever is asked for.

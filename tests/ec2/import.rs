@@ -138,7 +138,7 @@ fn a_disk_becomes_an_image_once_and_comes_back() {
     // The same again: also a copy of it, and as another architecture it is another one.
     fixture.server.forget_calls();
     let (again, err) = fixture.expect(0, &import);
-    assert!(again == ami && err.contains("already has that disk"), "{again} {err}");
+    assert!(again == ami && err.contains("was already imported from this disk"), "{again} {err}");
     fs::rename(fixture.path("disk.raw"), fixture.path("moved.raw")).unwrap();
     assert_eq!(fixture.expect(0, &["import", "moved.raw", "--name", "base", "--verify"]).0, ami);
     let other = if Architecture::HOST == Architecture::Arm64 { "x86_64" } else { "arm64" };

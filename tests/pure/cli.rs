@@ -174,7 +174,7 @@ fn a_region_inside_of_a_definition_is_refused() {
     let dir = definition("from = { name = \"debian-12-*\" }\n");
     for region in ["web/region", "web", "web/../web/.region"] {
         let (_, err) = expect(dir.path(), 3, &["plan", "--region-dir", region, "web"]);
-        assert!(err.contains("is inside of web"), "{err}");
+        assert!(err.contains("is inside the directory web"), "{err}");
     }
     assert_eq!(std::fs::read_dir(dir.path().join("web")).unwrap().count(), 1, "nothing is made there");
 }

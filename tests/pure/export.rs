@@ -114,7 +114,7 @@ fn what_was_imported_is_exported_again_sparse_and_whole() {
 
     // A second one, and what is in the way.
     let (_, err) = place.expect(2, &["export", &snapshot, "out.raw"]);
-    assert!(err.contains("out.raw exists already") && err.contains("--force"), "{err}");
+    assert!(err.contains("out.raw already exists") && err.contains("--force"), "{err}");
     fs::write(&out, "mine").unwrap();
     place.expect(0, &["export", "--force", &snapshot, "out.raw"]);
     assert_same(&raw, &out);
@@ -124,7 +124,7 @@ fn what_was_imported_is_exported_again_sparse_and_whole() {
         (2, snapshot.as_str(), "dir", "is not a regular file"),
         (2, &snapshot, "link", "is not a regular file"),
         (2, &snapshot, "gone/out.raw", "gone is not a directory"),
-        (2, "base", "new.raw", "neither an image's id nor a snapshot's"),
+        (2, "base", "new.raw", "is not a valid id of an image (ami-…) or a snapshot (snap-…)"),
         (4, "ami-0123456789abcdef0", "new.raw", "ami-0123456789abcdef0"),
         (4, "snap-0123456789abcdef0", "new.raw", "snap-0123456789abcdef0"),
     ] {
@@ -182,7 +182,7 @@ fn flags_are_checked_before_anything_is_read() {
     place.expect(2, &[&import[..], &["--boot-mode", "bios"]].concat());
     let (_, err) =
         place.expect(2, &[&import[..], &["--arch", "arm64", "--boot-mode", "legacy-bios"]].concat());
-    assert!(err.contains("--boot-mode") && err.contains("only boots by uefi"), "{err}");
+    assert!(err.contains("--boot-mode") && err.contains("can boot only with uefi"), "{err}");
     assert_eq!(place.in_region("images"), 0);
     place.expect(0, &[&import[..], &["--boot-mode", "uefi"]].concat());
 }

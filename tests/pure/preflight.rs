@@ -102,7 +102,7 @@ impl PreflightFixture {
 async fn both_tags_and_the_newest_decide() {
     let f = PreflightFixture::new().await;
     assert_eq!(f.find(&PLAIN).await, Ok(None));
-    assert!(f.plan().0.contains("no image of the family `web` exists yet"));
+    assert!(f.plan().0.contains("no image of the definition `web` exists yet"));
     let first = f.register(&PLAIN, "").await;
     assert_eq!(f.find(&PLAIN).await, Ok(Some(first.id.clone())));
     assert!(f.plan().0.contains(&format!("already baked as {}", first.id)));
@@ -157,7 +157,7 @@ async fn a_failed_image_of_another_name_is_no_reason() {
     let forced = f.register(&BakeOptions { force: true, ..PLAIN }, "").await;
     f.site.region.as_ref().unwrap().fail(&forced.id, "broken").await.unwrap();
     assert_eq!(f.find(&PLAIN).await, Ok(None));
-    assert!(f.plan().0.contains("nothing differs, but it is failed"), "{}", f.plan().0);
+    assert!(f.plan().0.contains("nothing differs, but that image is failed"), "{}", f.plan().0);
 }
 
 #[tokio::test]

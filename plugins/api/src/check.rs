@@ -74,7 +74,7 @@ impl fmt::Display for Rule {
         f.write_str(match self {
             Self::Answers => "it answers every request in time, in the form that the contract defines",
             Self::Sound => {
-                "answers are valid: phases in order, paths inside the image, network for fetch steps alone"
+                "answers are valid: phases in order, paths inside the image, network only for fetch steps"
             }
             Self::Deterministic => "the same request gets the same answer",
             Self::Unknown => "it does not claim unknown systems",
@@ -355,7 +355,10 @@ impl Suite<'_> {
                 _ => PlanAnswer::read(&answer).is_ok_and(|answer| answer.is_err()),
             };
             if !refused {
-                self.fault(Rule::Strict, format!("{verb} with {about}: the plugin ignores it"));
+                self.fault(
+                    Rule::Strict,
+                    format!("{verb} with {about}: the plugin ignores it, but must refuse it"),
+                );
             }
         }
         Ok(())

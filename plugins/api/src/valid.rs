@@ -110,7 +110,7 @@ fn check_steps(key: &str, steps: &[Step], job: &Job, faults: &mut Vec<String>) {
 fn check_tools(tools: &Tools, plan: &Plan, job: &Job, faults: &mut Vec<String>) {
     let Tools { steps, unneeded, remove } = tools;
     if job.tools.is_empty() {
-        faults.push("tools: the job asks for none".into());
+        faults.push("tools: the job does not need any tools".into());
     }
     if !plan.facts.contains_key("packages") {
         faults.push("tools: the fact `packages` is missing, which shows what was installed".into());
@@ -155,8 +155,7 @@ fn check_variables(env: &BTreeMap<String, String>, fault: &mut dyn FnMut(String)
 
 fn check_step(step: &Step, job: &Job, faults: &mut Vec<String>) {
     if let Some(wrong) = line_fault(&step.why) {
-        faults
-            .push(format!("why {wrong}: it has to say what the step does, such as `installing 3 packages`"));
+        faults.push(format!("why {wrong}: it must say what the step does, such as `installing 3 packages`"));
     }
     check_command("argv", &step.argv, faults);
     if !step.before_retry.is_empty() {
@@ -168,19 +167,19 @@ fn check_step(step: &Step, job: &Job, faults: &mut Vec<String>) {
     check_variables(&step.env, &mut |what| faults.push(what));
     let phase = phase_name(step.phase);
     match (step.phase, step.network) {
-        (Phase::Fetch, false) => faults.push("`network` has to be true in a fetch step".into()),
+        (Phase::Fetch, false) => faults.push("`network` must be true in a fetch step".into()),
         (Phase::Fetch, true) | (_, false) => {}
         (Phase::Upgrade | Phase::Install, true) if job.network => {}
         (Phase::Upgrade | Phase::Install, true) => {
-            faults.push(format!("a step of phase {phase} has `network`, and the job does not say `network`"));
+            faults.push(format!("a step of phase {phase} has `network`, but the job does not say `network`"));
         }
         (_, true) => faults.push(format!("a step of phase {phase} has `network`: only fetch steps have it")),
     }
     if step.timeout == 0 || step.timeout > MAX_TIMEOUT {
-        faults.push(format!("timeout: {} seconds; allowed are 1 to {MAX_TIMEOUT}", step.timeout));
+        faults.push(format!("timeout: {} seconds; 1 to {MAX_TIMEOUT} are allowed", step.timeout));
     }
     if step.once && step.phase != Phase::Fetch {
-        faults.push(format!("once: it is for fetch steps, and this step has phase {phase}"));
+        faults.push(format!("once: it is only for fetch steps, but this step has phase {phase}"));
     }
     if step.also_good.contains(&0) {
         faults.push("also_good: leave out 0, which always means success".into());
@@ -217,7 +216,7 @@ fn check_files(key: &str, files: &[Shim], faults: &mut Vec<String>) {
         if let Some(wrong) = path_fault(path) {
             faults.push(format!("{key}: {wrong}"));
         } else if let Some(dir) = KERNEL_DIRS.iter().find(|dir| is_below(path, dir)) {
-            faults.push(format!("{key}: {path}: {dir} belongs to the kernel"));
+            faults.push(format!("{key}: {path}: {dir} is a file system of the kernel"));
         } else if RESERVED.iter().any(|dir| is_below(path, dir)) {
             faults.push(format!("{key}: {path} is reserved for oven"));
         } else if !seen.insert(path) {
@@ -249,7 +248,7 @@ fn check_caches(plan: &Plan, faults: &mut Vec<String>) {
             wrong(format!("{path} and {other}: one contains the other"));
         }
         if sources.is_empty() {
-            wrong(format!("{path}: it needs sources, which tell the caches of different images apart"));
+            wrong(format!("{path}: it needs sources, which distinguish the caches of different images"));
         }
         if sources.len() > MAX_PATHS {
             wrong(format!("{path}: {} sources; at most {MAX_PATHS} are allowed", sources.len()));

@@ -100,7 +100,7 @@ impl ClaimsAnswer {
         match (claim, refused) {
             (Some(claim), None) => Ok(Ok(Claims { claim, look_for, read })),
             (None, Some(refused)) if look_for.is_empty() && read.is_empty() => Ok(Err(refused)),
-            (None, Some(_)) => Err("has `refused`, and lists paths all the same".into()),
+            (None, Some(_)) => Err("has `refused`, but also lists paths".into()),
             (Some(_), Some(_)) => Err("has both `claim` and `refused`".into()),
             (None, None) => Err("has neither `claim` nor `refused`".into()),
         }
@@ -284,7 +284,7 @@ mod tests {
             (r#"{"api":7,"claim":"exact"}"#, "version 7"),
             (r#"{"api":1}"#, "neither"),
             (r#"{"api":1,"claim":"no","refused":"x"}"#, "both"),
-            (r#"{"api":1,"refused":"x","read":["/x"]}"#, "all the same"),
+            (r#"{"api":1,"refused":"x","read":["/x"]}"#, "also lists paths"),
             (r#"{"api":1,"claim":"exact","look-for":[]}"#, "`look-for`"),
             (r#"{"api":1,"claim":"perhaps"}"#, "`perhaps`"),
         ] {

@@ -8,7 +8,7 @@ pub fn check_names(job: &Job) -> Result<(), Refused> {
     for name in &job.hold {
         let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || "+.-:".contains(c));
         if !plain || !name.starts_with(|c: char| c.is_ascii_alphanumeric()) || name.ends_with('-') {
-            return Err(Refused(format!("hold: `{name}`: it is not the name of a package")));
+            return Err(Refused(format!("hold: `{name}` is not a valid package name")));
         }
     }
     Ok(())

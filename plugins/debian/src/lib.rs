@@ -79,7 +79,7 @@ impl Distro for Debian {
             (APT_GET, downloads || tools.is_some(), "packages cannot be installed"),
             (DPKG_QUERY, changes || tools.is_some(), "packages cannot be installed"),
             (APT_MARK, !job.hold.is_empty(), "packages cannot be held"),
-            (SET_SELECTIONS, !job.debconf.is_empty(), "`debconf` cannot be answered"),
+            (SET_SELECTIONS, !job.debconf.is_empty(), "answers to `debconf` cannot be stored"),
         ];
         if let Some((missing, _, what)) = needed.into_iter().find(|(path, needed, _)| *needed && !has(path)) {
             return Err(Refused(format!("{what}: the image has no {missing}")));

@@ -36,7 +36,7 @@ fn sources(job: &Job, mirror: &str, has: impl Fn(&str) -> bool) -> Result<String
         return refuse("the image's os-release has no VERSION_CODENAME");
     };
     if !codename.chars().all(|c| c.is_ascii_alphanumeric() || c == '-') {
-        return refuse("the image's VERSION_CODENAME is not the name of a release");
+        return refuse("the image's os-release has an invalid VERSION_CODENAME");
     }
     let signed = |keyring: &str| if has(keyring) { format!(" [signed-by={keyring}]") } else { String::new() };
     match os.id() {
@@ -51,12 +51,12 @@ fn sources(job: &Job, mirror: &str, has: impl Fn(&str) -> bool) -> Result<String
             let Some(version) = os.get("VERSION_ID").and_then(|v| v.split('.').next()?.parse::<u32>().ok())
             else {
                 return refuse(
-                    "it is supported for releases of Debian only, and the image is testing or unstable",
+                    "a mirror works only for releases of Debian, but the image is testing or unstable",
                 );
             };
             let Some(security) = security_archive(uri) else {
                 return refuse(&format!(
-                    "`{mirror}` has no path segment `debian` that could be replaced with `debian-security`"
+                    "`{mirror}` must have a path segment `debian`, which oven replaces with `debian-security`"
                 ));
             };
             let signed = signed(DEBIAN_KEYRING);

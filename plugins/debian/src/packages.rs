@@ -15,7 +15,7 @@ impl PackageRequests {
             let (argument, wanted) = match package {
                 Package::Named { name, version } => parse_name(name, version.as_deref())?,
                 Package::Group { name } => {
-                    let why = "groups are for dnf and zypper: list Debian packages, or a metapackage";
+                    let why = "groups exist only with dnf and zypper: list Debian packages or a metapackage";
                     return Err(Refused(format!("packages: `@{name}`: {why}")));
                 }
                 Package::File { path, name, version, architecture } => {
@@ -28,7 +28,7 @@ impl PackageRequests {
             match requests.wanted.iter().find(same) {
                 Some(earlier) if earlier.version == wanted.version => continue,
                 Some(_) => {
-                    return Err(Refused(format!("packages: `{}` is listed in two versions", wanted.name)));
+                    return Err(Refused(format!("packages: `{}` is listed with two versions", wanted.name)));
                 }
                 None => {}
             }
@@ -59,7 +59,7 @@ fn parse_name(spelling: &str, version: Option<&str>) -> Result<(String, Wanted),
             && text.chars().all(|c| c.is_ascii_alphanumeric() || also.contains(c))
     };
     if !plain(name, "+.-") || !architecture.is_none_or(|a| plain(a, "-")) {
-        return refuse("it is not the name of a package");
+        return refuse("this is not a valid package name");
     }
     if let Some(version) = version
         && (version.is_empty() || !version.chars().all(|c| c.is_ascii_alphanumeric() || ".+~:-*".contains(c)))

@@ -28,17 +28,17 @@ pub fn from_job(job: &Job) -> Result<Repositories, Refused> {
         let Repository { name, keep, .. } = repository;
         let refuse = |why: &str| Err(Refused(format!("[[repository]] `{name}`: {why}")));
         if RESERVED.contains(&name.to_ascii_lowercase().as_str()) {
-            return refuse("the distribution's own repository has this name: choose another one");
+            return refuse("the distribution's own repository has this name: choose another name");
         }
         // The values become lines of configuration files, and patterns of apt's messages.
         let plain = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_graphic() && c != '/');
         if !plain(name) || name.starts_with('.') {
-            return refuse("a name consists of letters, digits, `-`, `_` and `.`");
+            return refuse("a name can only have letters, digits, `-`, `_` and `.`");
         }
         if !repository.url.contains("://")
             || !repository.url.chars().all(|c| c.is_ascii_graphic() && c != '*')
         {
-            return refuse("`url` is not an address");
+            return refuse("`url` is not a valid address");
         }
         let suites = suites(repository)?;
         let keyrings = if *keep { KEYRINGS } else { TEMPORARY_KEYRINGS };
@@ -50,7 +50,7 @@ pub fn from_job(job: &Job) -> Result<Repositories, Refused> {
             })
             .collect();
         if repository.key.is_some() && keys.is_empty() {
-            return refuse("`key` holds no public key in ASCII armour");
+            return refuse("`key` contains no ASCII-armoured public key");
         }
         let signed = match keys.iter().map(|key| key.path.as_str()).collect::<Vec<_>>().join(" ") {
             paths if paths.is_empty() => "Trusted: yes\n".to_owned(),
@@ -84,7 +84,7 @@ fn suites(repository: &Repository) -> Result<String, Refused> {
     match suite.as_deref() {
         // apt's own rule: a path that ends with a slash has no components, and a suite needs some.
         None if components.is_empty() => Ok("Suites: ./\n".to_owned()),
-        None => refuse("it has `components` and no `suite`, such as \"bookworm\""),
+        None => refuse("`components` needs a `suite`, such as \"bookworm\""),
         Some(path) if path.ends_with('/') && components.is_empty() => Ok(format!("Suites: {path}\n")),
         Some(path) if path.ends_with('/') => {
             refuse(&format!("`{path}` is the path of a flat repository, which has no `components`"))
@@ -175,7 +175,7 @@ mod tests {
     #[test]
     fn invalid_repositories_are_refused_by_name() {
         for (suite, components, why) in [
-            (None, &["main"][..], "no `suite`"),
+            (None, &["main"][..], "needs a `suite`"),
             (Some("bookworm"), &[], "needs `components`"),
             (Some("bookworm/"), &["main"], "has no `components`"),
             (Some("a b"), &["main"], "is not a single word"),

@@ -58,7 +58,7 @@ impl Distro for RedHat {
         }
         let Some(manager) = manager.filter(|_| has(RPM)) else {
             return Err(Refused(
-                "packages cannot be installed: the image has no dnf, yum or microdnf, or no rpm".into(),
+                "packages cannot be installed: the image must have rpm, and dnf, yum or microdnf".into(),
             ));
         };
         let requests = PackageRequests::from_job(job, &manager.spelling())?;
@@ -92,12 +92,12 @@ const SOURCES: [&str; 7] = [
 fn refuse_unsupported(job: &Job) -> Result<(), Refused> {
     let refuse = |what: &str| Err(Refused(what.to_owned()));
     if !job.debconf.is_empty() {
-        return refuse("debconf: rpm packages ask no questions when they are installed");
+        return refuse("debconf: it works only with Debian packages");
     }
     if job.conffiles == Conffiles::Replace {
         return refuse(
-            "conffiles: an rpm package itself determines what happens to a changed configuration file; write your own \
-             with [[file]]",
+            "conffiles: `replace` is not supported, because an rpm package itself decides what happens to a changed \
+             configuration file; add the file with [[file]]",
         );
     }
     Ok(())
@@ -153,7 +153,7 @@ fn holds(job: &Job, manager: Manager, requests: &PackageRequests) -> Result<Vec<
     for (phase, after) in [(Phase::Prepare, false), (Phase::Install, true)] {
         let names: Vec<_> = job.hold.iter().filter(|name| is_requested(name) == after).cloned().collect();
         if let Some(bad) = names.iter().find(|name| !is_name(name)) {
-            return Err(Refused(format!("hold: `{bad}`: it is not the name of a package")));
+            return Err(Refused(format!("hold: `{bad}` is not a valid package name")));
         }
         if !names.is_empty() {
             let argv = manager.argv(&[

@@ -83,12 +83,14 @@ impl Manager {
         if self == Self::Microdnf {
             options.push("--best".to_owned());
             if job.packages.iter().any(|package| matches!(package, Package::Group { .. })) {
-                return Err(Refused("packages: microdnf does not support groups: list packages".to_owned()));
+                return Err(Refused(
+                    "packages: microdnf does not support groups; list packages instead".to_owned(),
+                ));
             }
         }
         match &job.ca_file {
             Some(_) if self == Self::Microdnf => {
-                let why = "ca_file: microdnf only uses the image's certificates: add them to the base image";
+                let why = "ca_file: microdnf uses only the image's certificates; add yours to the base image";
                 return Err(Refused(why.to_owned()));
             }
             Some(path) => options.push(format!("--setopt=sslcacert={path}")),
@@ -143,7 +145,7 @@ impl Manager {
             (Upgrade::Security, Self::Dnf5 | Self::Dnf) => words(["upgrade", "--security"]),
             (Upgrade::Security, Self::Yum) => words(["update", "--security"]),
             (Upgrade::Security, Self::Microdnf) => {
-                let why = "upgrade: microdnf cannot select security upgrades: install dnf in the base image";
+                let why = "upgrade: microdnf cannot select security upgrades; install dnf in the base image";
                 return Err(Refused(why.to_owned()));
             }
         };
@@ -162,13 +164,14 @@ impl Manager {
             Self::Yum => Some(VERSIONLOCK_YUM).filter(|path| !has(path)),
             Self::Microdnf => {
                 return Err(Refused(
-                    "hold: microdnf cannot hold packages: install dnf in the base image".to_owned(),
+                    "hold: microdnf cannot hold packages; install dnf in the base image".to_owned(),
                 ));
             }
         };
         match missing {
             Some(path) => Err(Refused(format!(
-                "hold: the image's {} needs its versionlock plugin, and {path} is missing: install it in the base image",
+                "hold: {} needs its versionlock plugin, but the image has no {path}; install the plugin in the base \
+                 image",
                 self.name()
             ))),
             None => Ok(words(["-y", "--disablerepo=*", "versionlock", "add"])),

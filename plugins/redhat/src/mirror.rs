@@ -34,7 +34,7 @@ pub fn options(job: &Job) -> Result<Vec<String>, Refused> {
         "almalinux" | "rocky" => ENTERPRISE,
         other => {
             return refuse(&format!(
-                "the layout of an archive of `{other}` is unknown: add [[repository]] entries instead"
+                "the layout of an archive of `{other}` is unknown; add [[repository]] entries instead"
             ));
         }
     };

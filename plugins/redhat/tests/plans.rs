@@ -160,7 +160,10 @@ fn unsupported_requests_are_refused_by_name() {
     let dnf = || job(ROCKY, &["/usr/bin/dnf"]);
     let micro = || job(ROCKY, &["/usr/bin/microdnf"]);
     let refused = |job: Job| RedHat.plan(&job).unwrap_err().0;
-    assert!(refused(Job { packages: vec![named("jq", None)], ..job(ROCKY, &[]) }).contains("no dnf"));
+    assert!(
+        refused(Job { packages: vec![named("jq", None)], ..job(ROCKY, &[]) })
+            .contains("dnf, yum or microdnf")
+    );
     assert!(refused(Job { debconf: vec!["a b c d".into()], ..dnf() }).starts_with("debconf: "));
     assert!(refused(Job { conffiles: Conffiles::Replace, ..dnf() }).starts_with("conffiles: "));
     assert!(refused(Job { hold: vec!["jq".into()], ..dnf() }).contains("/etc/dnf/plugins/versionlock.conf"));
@@ -168,5 +171,5 @@ fn unsupported_requests_are_refused_by_name() {
     assert!(refused(Job { upgrade: Upgrade::Security, ..micro() }).starts_with("upgrade: "));
     assert!(refused(Job { packages: vec![group("web")], ..micro() }).starts_with("packages: "));
     let suite = Repository { suite: Some("bookworm".into()), ..repository("x", None, true) };
-    assert!(refused(Job { repositories: vec![suite], ..dnf() }).starts_with("repositories: `x`"));
+    assert!(refused(Job { repositories: vec![suite], ..dnf() }).starts_with("[[repository]] `x`"));
 }

@@ -53,7 +53,7 @@ impl PackageRequests {
             match requests.wanted.iter().find(same) {
                 Some(earlier) if earlier.version == wanted.version => continue,
                 Some(_) => {
-                    return Err(Refused(format!("packages: `{}` is listed in two versions", wanted.name)));
+                    return Err(Refused(format!("packages: `{}` is listed with two versions", wanted.name)));
                 }
                 None => {}
             }
@@ -102,7 +102,7 @@ fn parse_name(given: &str, version: Option<&str>, spelling: &Spelling) -> Result
             && text.chars().all(|c| c.is_ascii_alphanumeric() || also.contains(c))
     };
     if !plain(name, "+.-_") {
-        return refuse("it is not the name of a package");
+        return refuse("this is not a valid package name");
     }
     if let Some(version) = version
         && (!version.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '*')
@@ -128,7 +128,7 @@ fn spell_group(name: &str, spelling: &Spelling) -> Result<String, Refused> {
     let bare = name.strip_prefix('^').unwrap_or(name);
     let allowed = |c: char| c.is_ascii_alphanumeric() || " +-._:()".contains(c);
     if !bare.starts_with(|c: char| c.is_ascii_alphanumeric()) || !bare.chars().all(allowed) {
-        return Err(Refused(format!("packages: `@{name}`: it is not the name of a group")));
+        return Err(Refused(format!("packages: `@{name}`: this is not a valid group name")));
     }
     Ok((spelling.group)(name))
 }

@@ -6,19 +6,17 @@ use oven_distro::{Refused, Repository};
 /// setting.
 pub fn check(repository: &Repository) -> Result<(), Refused> {
     let Repository { name, url, suite, components, .. } = repository;
-    let refuse = |why: &str| Err(Refused(format!("repositories: `{name}`: {why}")));
+    let refuse = |why: &str| Err(Refused(format!("[[repository]] `{name}`: {why}")));
     if !name.starts_with(|c: char| c.is_ascii_alphanumeric())
         || !name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
     {
-        return refuse("it is not the name of a repository");
+        return refuse("this is not a valid repository name");
     }
     if suite.is_some() || !components.is_empty() {
-        return refuse(
-            "suites and components are for Debian: a repository of rpm packages has only an address",
-        );
+        return refuse("`suite` and `components` are only for Debian: remove them");
     }
     if !url.contains("://") || url.contains(|c: char| c.is_whitespace() || c.is_control()) {
-        return refuse(&format!("`{url}` is not an address"));
+        return refuse(&format!("`{url}` is not a valid address"));
     }
     Ok(())
 }

@@ -86,21 +86,21 @@ const SOURCES: [&str; 2] = ["/etc/zypp", "/run/oven/keys"];
 fn refuse_unsupported(job: &Job) -> Result<(), Refused> {
     let refuse = |what: &str| Err(Refused(what.to_owned()));
     if !job.debconf.is_empty() {
-        return refuse("debconf: rpm packages ask no questions when they are installed");
+        return refuse("debconf: it works only with Debian packages");
     }
     if job.conffiles == Conffiles::Replace {
         return refuse(
-            "conffiles: an rpm package itself determines what happens to a changed configuration file; write your own \
-             with [[file]]",
+            "conffiles: `replace` is not supported, because an rpm package itself decides what happens to a changed \
+             configuration file; add the file with [[file]]",
         );
     }
     if job.mirror.is_some() {
         return refuse(
-            "mirror: the layout of SUSE's archives is unknown: add [[repository]] entries instead",
+            "mirror: the layout of SUSE's archives is unknown; add [[repository]] entries instead",
         );
     }
     if job.ca_file.is_some() {
-        return refuse("ca_file: zypper only uses the image's certificates: add them to the base image");
+        return refuse("ca_file: zypper uses only the image's certificates; add yours to the base image");
     }
     Ok(())
 }
@@ -192,7 +192,7 @@ fn holds(job: &Job, requests: &PackageRequests) -> Result<Vec<Step>, Refused> {
                 && name.chars().all(|c| c.is_ascii_alphanumeric() || "+.-_".contains(c))
         };
         if let Some(bad) = names.iter().find(|name| !plain(name)) {
-            return Err(Refused(format!("hold: `{bad}`: it is not the name of a package")));
+            return Err(Refused(format!("hold: `{bad}` is not a valid package name")));
         }
         if !names.is_empty() {
             let argv = zypper(&[&["addlock"], names.as_slice()].concat());

@@ -81,7 +81,7 @@ pub async fn fetch_packages(
         let Ask::Url { url, sha256, file } = ask else { continue };
         let path = dir.join(&*sha256).join(file_name(url));
         if let Some(package) = cached(&path, sha256) {
-            report.detail(format!("{url} was downloaded before"));
+            report.detail(format!("{url} is already downloaded"));
             *file = Some(DownloadedFile { source: path, package });
             continue;
         }
@@ -89,8 +89,8 @@ pub async fn fetch_packages(
             agent = Some(self::agent(network)?);
         }
         let step = report.step("download", format!("downloading {url}"));
-        let downloaded =
-            download(&image, agent.as_ref().context("no agent")?, url, sha256, &path, report).await;
+        let agent = agent.as_ref().context("no HTTP client")?;
+        let downloaded = download(&image, agent, url, sha256, &path, report).await;
         *file = Some(DownloadedFile { source: path, package: downloaded? });
         step.done();
     }
@@ -122,7 +122,7 @@ async fn download(
     path: &Path,
     report: &Report,
 ) -> Result<package::PackageFile> {
-    let dir = path.parent().context("a file without a directory")?;
+    let dir = path.parent().context("the file has no directory")?;
     let definition_error =
         |what: String| Kind::Definition.failure(format!("{}: {what}", image.place("packages", Some(url))));
     std::fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
@@ -134,17 +134,16 @@ async fn download(
         let part = part.with_context(|| format!("creating a file in {}", dir.display()))?;
         let error = match fetch(agent, url, part.reopen().context("reopening the temporary file")?).await? {
             Ok(found) if found != *sha256 => {
-                let what =
-                    format!("{url} has another file than expected: its sha256 is {found}, and not {sha256}");
+                let what = format!("{url} is not the expected file: its sha256 is {found}, not {sha256}");
                 return Err(definition_error(what)
-                    .hint("If it is the right version, set its sha256 in image.toml.")
+                    .hint("If it is the right file, set its sha256 in image.toml.")
                     .into());
             }
             Ok(_) => {
                 let package =
                     package::read(part.path()).map_err(|e| definition_error(format!("{url}: {e:#}")))?;
                 part.as_file().sync_all().with_context(|| format!("writing {}", path.display()))?;
-                part.persist(path).with_context(|| format!("renaming it to {}", path.display()))?;
+                part.persist(path).with_context(|| format!("renaming the download to {}", path.display()))?;
                 return Ok(package);
             }
             Err(error) => error,
@@ -259,7 +258,7 @@ fn classify(error: &ureq::Error) -> DownloadError {
         Error::Timeout(_) => DownloadError::Temporary(format!("no data arrived for {} s", TIMEOUT.as_secs())),
         Error::HostNotFound => DownloadError::Temporary("its host was not found".into()),
         Error::ConnectProxyFailed(why) => {
-            DownloadError::Temporary(format!("the proxy does not connect to it: {why}"))
+            DownloadError::Temporary(format!("the proxy cannot connect to it: {why}"))
         }
         Error::ConnectionFailed => DownloadError::Temporary("its host refuses connections".into()),
         other => {

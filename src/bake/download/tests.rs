@@ -72,7 +72,7 @@ fn only_a_file_with_the_digest_is_accepted() {
     let (kind, text) = done.unwrap_err();
     assert_eq!(kind, Kind::Definition);
     let other = hex(&Sha256::digest(b"abc"));
-    assert!(text.contains(&format!("its sha256 is {other}, and not {digest}")), "{text}");
+    assert!(text.contains(&format!("its sha256 is {other}, not {digest}")), "{text}");
     assert_eq!(left, [""; 0]);
     assert_eq!(server.join().unwrap().len(), 2);
 }

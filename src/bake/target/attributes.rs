@@ -33,13 +33,13 @@ pub fn attributes(image: &Definition, base: &Base) -> Result<Attributes> {
     if let Some(mode) = explicit.boot_mode.as_deref().filter(|mode| arm64 && *mode != UEFI) {
         wrong(
             "image.boot_mode",
-            format!("is {mode:?}, but {} is an arm64 image: such images only boot by \"uefi\"", base.id),
+            format!("is {mode:?}, but {} is an arm64 image, which can boot only with \"uefi\"", base.id),
         );
     }
     match (&merged.tpm, &explicit.tpm) {
         (Some(_), Some(Some(_))) if firmware != UEFI && explicit.boot_mode.is_none() => {
             let what = format!(
-                "needs the boot mode \"uefi\", but {} boots by {firmware:?}: if its disk can boot by UEFI, add \
+                "requires the boot mode \"uefi\", but {} has {firmware:?}. If its disk can boot with UEFI, add \
                  `boot_mode = \"uefi\"`",
                 base.id
             );
@@ -47,7 +47,7 @@ pub fn attributes(image: &Definition, base: &Base) -> Result<Attributes> {
         }
         (Some(_), None) if firmware != UEFI && explicit.boot_mode.is_some() => {
             let what = format!(
-                "is {firmware:?}, but {} has a TPM, which needs \"uefi\": add `tpm = \"none\"`",
+                "is {firmware:?}, but {} has a TPM, which requires \"uefi\": add `tpm = \"none\"`",
                 base.id
             );
             wrong("image.boot_mode", what);
@@ -199,7 +199,7 @@ mod tests {
             (
                 "[image]\ntpm = \"v2.0\"",
                 &x86,
-                "3: `tpm` of [image] needs the boot mode \"uefi\", but ami-0123456789abcdef0 boots by \"legacy-bios\"",
+                "3: `tpm` of [image] requires the boot mode \"uefi\", but ami-0123456789abcdef0 has \"legacy-bios\"",
             ),
             (
                 "[image]\nena = true\nboot_mode = \"legacy-bios\"",
@@ -220,12 +220,12 @@ mod tests {
             (
                 "[disk]\niops = 3000",
                 &gp2,
-                "3: `iops` of [disk] is not supported by the type gp2, only by `gp3`, `io1` and `io2`",
+                "3: `iops` of [disk] cannot be set for type gp2, only for `gp3`, `io1` and `io2`",
             ),
             (
                 "disk.throughput = 2001",
                 &full,
-                "2: `throughput` of [disk] is 2001: the type gp3 takes 125 to 2000 MiB/s",
+                "2: `throughput` of [disk] is 2001: it must be 125 to 2000 MiB/s for type gp3",
             ),
         ];
         for (toml, base, expected) in cases {

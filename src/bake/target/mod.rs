@@ -90,7 +90,9 @@ pub fn inputs(site: &Site, image: &Definition, base: &Base) -> Result<Inputs> {
     inputs.warnings().iter().for_each(|warning| site.report.warn(warning));
     for repository in image.repositories.iter().filter(|repository| repository.key.is_none()) {
         let (place, name) = (image.place("repository", Some(&repository.name)), &repository.name);
-        site.report.warn(format!("{place}: `{name}` is not signed: whatever its server sends is installed"));
+        site.report.warn(format!(
+            "{place}: the repository `{name}` is not signed, so oven installs whatever its server sends"
+        ));
     }
     Ok(inputs)
 }
@@ -108,7 +110,7 @@ pub async fn find(site: &Site, inputs: &Inputs, options: &BakeOptions) -> Result
     if options.force {
         return Ok(None);
     }
-    site.cloud.find(&key(inputs, options.compat)).await.context("looking for the finished image")
+    site.cloud.find(&key(inputs, options.compat)).await.context("looking for an existing image")
 }
 
 /// The disk of a bake. If the definition does not set the volume type, the disk has the fastest type that costs nothing
@@ -145,7 +147,8 @@ pub fn distro<'a>(site: &'a Site, image: &Definition, os: &OsRelease) -> Result<
     if let (None, Some(_)) = (&named, known.digest()) {
         let (id, origin) = (&known.id, &known.origin);
         site.report.note(format!(
-            "the plugin {id} ({origin}) plans this image; set distro = {id:?} to bake a new image when it changes"
+            "the plugin {id} ({origin}) plans this image. To bake a new image when the plugin changes, set distro = \
+             {id:?}"
         ));
     }
     Ok((known, claims))
@@ -171,12 +174,14 @@ fn fits(base: &Base, programs: Architecture) -> Result<()> {
     let (id, registered) = (&base.id, base.architecture);
     if programs != registered {
         let text = format!("{id} is registered as {registered}, but its programs are for {programs}");
-        let hint = format!("Import it under another name, with --arch {programs}, and bake on that.");
+        let hint = format!(
+            "Import the disk again under another name with --arch {programs}, and bake on that image."
+        );
         return Err(Kind::Definition.failure(text).hint(hint).into());
     }
     if !programs.runs_here() {
         let text =
-            format!("the programs of {id} are for {programs}, and this machine is {}", Architecture::HOST);
+            format!("the programs of {id} are for {programs}, but this machine is {}", Architecture::HOST);
         return Err(Kind::Machine.failure(text).hint("Bake it on a machine of that architecture.").into());
     }
     Ok(())

@@ -10,14 +10,14 @@ use crate::cli::args::GlobalArgs;
 use crate::config::project::Settings;
 use crate::definition::Ask;
 use crate::definition::graph::BakeOrder;
-use crate::distros::{KnownPlugin, PluginRegistry};
+use crate::distros::{KnownPlugin, Origin, PluginRegistry};
 use crate::error::{Kind, SUCCESS};
 use crate::ids::Architecture;
 use crate::provision::programs;
 use crate::provision::scripts;
 use crate::report::{Report, TextStyle};
 use crate::site;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use oven_distro::check::{self, Rule};
 use oven_distro::wire::PlanRequest;
 use oven_distro::{Claim, Job, OsRelease};
@@ -90,7 +90,8 @@ fn claims_of(known: &KnownPlugin) -> Result<Vec<(&'static str, Vec<String>)>> {
 
 fn report_containment(known: &KnownPlugin, report: &Report) {
     if let Some(why) = known.uncontained() {
-        report.note(format!("{} ran as you, with all your rights: {why}", known.id));
+        report
+            .note(format!("the plugin {} ran without a sandbox, with all your permissions: {why}", known.id));
     }
 }
 
@@ -150,17 +151,16 @@ fn check_all(global: &GlobalArgs, args: &args::PluginCheckArgs, report: &Report)
 pub fn plan(global: &GlobalArgs, args: &args::PlanArgs, report: &Report) -> Result<End> {
     let paper = &args.on_paper;
     let file = paper.os_release.as_deref().unwrap_or(Path::new("/etc/os-release"));
-    let read = |file: &Path| {
+    let read = |what: &str, file: &Path| {
         std::fs::read_to_string(file)
-            .map_err(|error| Kind::Usage.failure(format!("{}: cannot be read: {error}", file.display())))
-            .context("reading the description of the image")
+            .map_err(|error| Kind::Usage.error(format!("cannot read {what} {}: {error}", file.display())))
     };
-    let os_release = OsRelease::parse(&read(file)?);
+    let os_release = OsRelease::parse(&read("the os-release file", file)?);
     let image = match &args.definitions[..] {
         [] => None,
         // Its parents are loaded, too: a variable may only be declared there.
         [_] => BakeOrder::with(&args.definitions, &args.vars.given())?.images.pop(),
-        _ => return Err(Kind::Usage.error("`oven plan --os-release` takes one definition")),
+        _ => return Err(Kind::Usage.error("`oven plan --os-release` takes only one definition")),
     };
     let registry = site::plugins(&global.plugin, &site::helper()?)?;
     let named = image.as_ref().and_then(target::named);
@@ -171,14 +171,16 @@ pub fn plan(global: &GlobalArgs, args: &args::PlanArgs, report: &Report) -> Resu
     let is_tool = |path: &String| tools.iter().any(|tool| programs::is_program_path(path, tool));
     let unasked = paper.has.iter().find(|path| !claims.look_for.contains(path) && !is_tool(path));
     if let Some(path) = unasked {
-        report.warn(format!("the plugin {} does not look for {path}", known.id));
+        report.warn(format!("--has {path}: the plugin {} does not look for this path", known.id));
     }
     let architecture = architecture(paper)?;
     let mut job = match &image {
         Some(image) => {
             for ask in &image.packages {
                 if let Ask::Url { url, file: None, .. } = ask {
-                    report.warn(format!("{url} is left out: `oven plan --os-release` downloads nothing"));
+                    report.warn(format!(
+                        "the plan does not include {url}, because `oven plan --os-release` downloads nothing"
+                    ));
                 }
             }
             let network = Settings::for_definition(&image.dir)?.network;
@@ -190,14 +192,17 @@ pub fn plan(global: &GlobalArgs, args: &args::PlanArgs, report: &Report) -> Resu
     let has = |path: &String| paper.has.is_empty() || paper.has.contains(path);
     job.present = claims.look_for.iter().map(|path| (path.clone(), has(path))).collect();
     for (path, file) in &paper.text {
-        job.texts.insert(path.clone(), read(file)?);
+        job.texts.insert(path.clone(), read("the text file", file)?);
     }
     let (key, value): (_, Value) = if paper.request {
         ("request", serde_json::to_value(PlanRequest::new(&job))?)
     } else {
         ("plan", serde_json::to_value(known.plan(&job)?)?)
     };
-    report.note(format!("by the plugin {} ({})", known.id, known.origin));
+    report.note(match &known.origin {
+        Origin::BuiltIn => format!("planned by the built-in plugin {}", known.id),
+        origin => format!("planned by the plugin {} ({origin})", known.id),
+    });
     if !global.json {
         answer(format!("{value:#}"));
     }
@@ -209,6 +214,6 @@ fn architecture(paper: &args::PaperPlanArgs) -> Result<Architecture> {
     let Some(arch) = &paper.arch else { return Ok(Architecture::HOST) };
     known.into_iter().find(|known| known.as_str() == arch).ok_or_else(|| {
         let known = known.map(Architecture::as_str).join(" or ");
-        Kind::Usage.error(format!("--arch {arch}: it should be {known}"))
+        Kind::Usage.error(format!("--arch must be {known}, not {arch}"))
     })
 }

@@ -68,7 +68,7 @@ def name_of(package):
         raise Refused(f"packages: a {package.get('kind')} is not supported yet: list names")
     refuse_unknown(package, {"kind", "name", "version"}, "a package")
     if not NAME.match(package["name"]):
-        raise Refused(f"packages: {package['name']!r} is not the name of a package")
+        raise Refused(f"packages: {package['name']!r} is not a valid package name")
     if package.get("version") is not None:
         raise Refused(f"packages: {package['name']}: a version cannot be chosen")
     return package["name"]

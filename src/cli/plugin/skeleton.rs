@@ -17,9 +17,11 @@ pub fn write(dir: &Path, args: &PluginNewArgs) -> Result<Vec<PathBuf>> {
     let name = &args.name;
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_".contains(c);
     if !name.starts_with(|c: char| c.is_ascii_lowercase()) || !name.chars().all(plain) {
-        let failure = Kind::Usage.failure(format!("{name:?} is not a plugin's name"));
+        let failure = Kind::Usage.failure(format!("{name:?} is not a valid plugin name"));
         return Err(failure
-            .hint("Use small letters, digits, `-` and `_`, such as the ID of its os-release.")
+            .hint(
+                "Use lower-case letters, digits, `-` and `_`, as in the ID of the distribution's os-release.",
+            )
             .into());
     }
     let (template, ending) = match args.lang {
@@ -34,7 +36,7 @@ pub fn write(dir: &Path, args: &PluginNewArgs) -> Result<Vec<PathBuf>> {
     }
     let taken = files.iter().map(|(path, ..)| path).chain([&golden]).find(|path| path.exists());
     if let Some(path) = taken {
-        return Err(Kind::Usage.error(format!("{} exists already", path.display())));
+        return Err(Kind::Usage.error(format!("{} already exists", path.display())));
     }
     std::fs::create_dir(&golden).with_context(|| format!("creating {}", golden.display()))?;
     for (path, text, mode) in &files {

@@ -28,7 +28,6 @@ pub static OVEN_TOML: Section = Section {
         TomlKey {
             name: "cloud",
             value: ValueType::Words(&["local", "aws"]),
-            expected: "a cloud's name: \"local\" or \"aws\"",
             default: DefaultValue::Is(Literal::Text("local")),
             doc: "Where images are baked. `\"aws\"` is EC2: oven runs on an instance there. `\"local\"` is a local \
                   region: a directory, with loop devices as volumes. The flag is `--cloud`, the environment variable \
@@ -41,7 +40,7 @@ pub static OVEN_TOML: Section = Section {
             value: PATH,
             expected: "a directory, such as \"../region\"",
             default: DefaultValue::Said("`/var/lib/oven/region`"),
-            doc: "The directory of the local region. It is relative to the directory of oven.toml, and may not be \
+            doc: "The directory of the local region. It is relative to the directory of oven.toml, and cannot be \
                   inside a definition. The flag is `--region-dir`, the environment variable `OVEN_REGION_DIR`.",
             example: "region_dir = \"/srv/oven\"",
             ..KEY
@@ -59,9 +58,9 @@ pub static OVEN_TOML: Section = Section {
             name: "instance_id",
             value: text("^i-([0-9a-f]{8}|[0-9a-f]{17})$"),
             expected: "an instance's id, such as \"i-0123456789abcdef0\"",
-            default: DefaultValue::Said("what the metadata service says"),
-            doc: "The id of the builder's instance, where its metadata service cannot be asked. The flag is \
-                  `--instance-id`, the environment variable `OVEN_INSTANCE_ID`.",
+            default: DefaultValue::Said("the value from the metadata service"),
+            doc: "The id of the builder's instance. It is needed if the metadata service is not reachable. The flag \
+                  is `--instance-id`, the environment variable `OVEN_INSTANCE_ID`.",
             example: "instance_id = \"i-0123456789abcdef0\"",
             ..KEY
         },
@@ -73,22 +72,21 @@ pub static OVEN_TOML: Section = Section {
                 ..ANY_TEXT
             }),
             expected: "an availability zone, such as \"eu-central-1a\"",
-            default: DefaultValue::Said("what the metadata service says"),
-            doc: "The availability zone of the builder's instance, where its metadata service cannot be asked. The \
-                  flag is `--zone`, the environment variable `OVEN_ZONE`.",
+            default: DefaultValue::Said("the value from the metadata service"),
+            doc: "The availability zone of the builder's instance. It is needed if the metadata service is not \
+                  reachable. The flag is `--zone`, the environment variable `OVEN_ZONE`.",
             example: "zone = \"eu-central-1a\"",
             ..KEY
         },
         TomlKey {
             name: "disks",
             value: ValueType::Words(&["attached", "direct"]),
-            expected: "how disks are got: \"attached\" or \"direct\"",
             default: DefaultValue::Is(Literal::Text("attached")),
-            doc: "How a bake gets its disk. `\"attached\"` makes a volume from the base's snapshot and attaches it. \
-                  `\"direct\"` attaches nothing: it reads the base's blocks when they are first used, keeps what is \
-                  written on this machine, and sends the blocks that differ as a child of the base's snapshot. It \
-                  needs FUSE and loop devices. The image and its fingerprint are the same either way. The flag is \
-                  `--disks`, the environment variable `OVEN_DISKS`.",
+            doc: "How a bake gets its disk. `\"attached\"` creates a volume from the base's snapshot and attaches \
+                  it. `\"direct\"` attaches no volume: it reads each block of the base when it is first used, stores \
+                  changed blocks on this machine, and uploads the blocks that differ as a child of the base's \
+                  snapshot. It needs FUSE and loop devices. The image and its fingerprint are the same either way. \
+                  The flag is `--disks`, the environment variable `OVEN_DISKS`.",
             example: "disks = \"direct\"",
             ..KEY
         },
@@ -96,16 +94,16 @@ pub static OVEN_TOML: Section = Section {
             name: "cache_gib",
             value: ValueType::Integer { least: 1, most: CACHE_MOST, unit: "GiB" },
             default: DefaultValue::Is(Literal::Integer(CACHE_GIB)),
-            doc: "How large the cache of base images' blocks may become with `disks = \"direct\"`, in GiB. Beyond it, \
-                  and where less than one GiB of that disk is free, the blocks go that were not used for the longest \
-                  time. The cache is `blocks/` in the region's directory (in AWS: in `/var/lib/oven`).",
+            doc: "The largest size in GiB of the cache of base images' blocks, with `disks = \"direct\"`. If the \
+                  cache becomes larger, or less than 1 GiB of its disk is free, the least recently used blocks are \
+                  removed. The cache is `blocks/` in the region's directory (in AWS: in `/var/lib/oven`).",
             example: "cache_gib = 40",
             ..KEY
         },
         TomlKey {
             name: "network",
             value: ValueType::Table(&NETWORK),
-            doc: "How downloads reach the network. Nothing of it stays in the image, and scripts do not get it.",
+            doc: "Settings for downloads. None of them stays in the image, and scripts do not get them.",
             example: "[network]\nproxy = \"http://proxy.example:3128\"",
             ..KEY
         },
@@ -120,7 +118,7 @@ static NETWORK: Section = Section {
             name: "proxy",
             value: text(concat!("^(https?|socks5h)://", user!(), host!())),
             expected: "a URL, such as \"http://proxy.example:3128\"",
-            doc: "The URL of a proxy, by `http`, `https` or `socks5h`. A password in it is not shown in messages.",
+            doc: "The URL of a proxy, with `http`, `https` or `socks5h`. A password in it is not shown in messages.",
             example: "proxy = \"http://proxy.example:3128\"",
             ..KEY
         },
@@ -145,9 +143,9 @@ static NETWORK: Section = Section {
         TomlKey {
             name: "ca_file",
             value: PATH,
-            expected: "a file of certificates, such as \"ca.pem\"",
-            doc: "A file on this machine with certificates in PEM that are trusted besides the image's own. It is \
-                  relative to the directory of oven.toml. zypper does not support it.",
+            expected: "a file with certificates, such as \"ca.pem\"",
+            doc: "A file on this machine with certificates in PEM that are trusted in addition to the image's own. \
+                  It is relative to the directory of oven.toml. zypper does not support it.",
             example: "ca_file = \"/etc/ssl/certs/corporate.pem\"",
             ..KEY
         },

@@ -67,7 +67,7 @@ pub struct Settings {
     pub region: Option<String>,
     /// The directory of the local region, relative to the working directory.
     pub region_dir: Option<PathBuf>,
-    /// The builder's id and its availability zone, for when the metadata service cannot be asked.
+    /// The builder's id and its availability zone. They are needed if the metadata service is not reachable.
     pub instance_id: Option<String>,
     pub zone: Option<String>,
     /// As set; [`Settings::disks`] applies the default.
@@ -185,8 +185,8 @@ fn find(dir: &Path) -> Result<Option<PathBuf>> {
     let trusted = [Some(0), Some(rustix::process::geteuid().as_raw()), sudo, owner(&real).ok()];
     if !trusted.contains(&Some(owned)) {
         return Err(Kind::Definition
-            .failure(format!("{}: belongs to user {owned}, who is neither you nor root", file.display()))
-            .hint("oven does not use other users' settings: remove the file, or take it over with chown.")
+            .failure(format!("{} belongs to user {owned}, who is neither you nor root", file.display()))
+            .hint("oven does not use the settings of other users. Remove the file, or make it yours with chown.")
             .into());
     }
     Ok(Some(file))
@@ -208,9 +208,10 @@ fn network_settings(table: &Table, dir: &Path) -> NetworkSettings {
         ca_file: table.string("ca_file").and_then(|at| {
             let file = path(dir, at.value).and_then(|file| match file.metadata() {
                 Ok(metadata) if metadata.is_file() => Ok(file),
-                Ok(metadata) => {
-                    Err(format!("is {}: a file of certificates is needed", toml_reader::kind_of(&metadata)))
-                }
+                Ok(metadata) => Err(format!(
+                    "is {}: it must be a file with certificates",
+                    toml_reader::kind_of(&metadata)
+                )),
                 Err(e) => Err(format!("names {:?}, but {} cannot be read: {e}", at.value, file.display())),
             });
             table.check("ca_file", at.line, file)
@@ -224,23 +225,28 @@ fn known_cloud(name: &str) -> Result<String, String> {
     } else if name == AWS {
         Err(format!("is {name:?}, but this oven was built without EC2: build it with the feature `aws`"))
     } else {
-        Err(format!("is {name:?}, which this oven does not know: {}", toml_reader::nearest(name, CLOUDS)))
+        Err(format!("is {name:?}: it must be {}", alternatives(CLOUDS)))
     }
 }
 
 fn strategy(name: &str) -> Result<Strategy, String> {
     let known = DISKS.iter().find(|(known, _)| *known == name);
     known.map(|(_, strategy)| *strategy).ok_or_else(|| {
-        let names: Vec<_> = DISKS.iter().map(|(name, _)| *name).collect();
-        format!("is {name:?}, which is no way to get a disk: {}", toml_reader::nearest(name, &names))
+        format!("is {name:?}: it must be {}", alternatives(DISKS.iter().map(|(name, _)| name)))
     })
+}
+
+/// `a` or `b`.
+fn alternatives(words: impl IntoIterator<Item = impl std::fmt::Display>) -> String {
+    let quoted: Vec<_> = words.into_iter().map(|word| format!("`{word}`")).collect();
+    quoted.join(" or ")
 }
 
 fn instance(id: &str) -> Result<String, String> {
     let hex = |b: u8| matches!(b, b'0'..=b'9' | b'a'..=b'f');
     match id.strip_prefix("i-") {
         Some(digits) if matches!(digits.len(), 8 | 17) && digits.bytes().all(hex) => Ok(id.into()),
-        _ => Err(format!("is {id:?}: an instance's id is `i-` and 17 digits of 0-9a-f")),
+        _ => Err(format!("is {id:?}: an instance's id is `i-`, followed by 17 digits of 0-9a-f")),
     }
 }
 
@@ -274,20 +280,18 @@ fn path(dir: &Path, spelt: &str) -> Result<PathBuf, String> {
 
 /// A URL that can stand in an environment variable and in apt's configuration: no spaces, quotes or escapes.
 pub(crate) fn url(text: &str, schemes: &[&str]) -> Result<String, String> {
-    let Some((scheme, rest)) = text.split_once("://") else {
-        return Err(format!("is {:?}, without a scheme", without_secret(text)));
-    };
     let shown = without_secret(text);
-    if !schemes.contains(&scheme) {
-        return Err(format!("is {shown:?}, whose scheme is none of {}", schemes.join(", ")));
-    }
+    let Some((_, rest)) = text.split_once("://").filter(|(scheme, _)| schemes.contains(scheme)) else {
+        let schemes = alternatives(schemes.iter().map(|scheme| format!("{scheme}://")));
+        return Err(format!("is {shown:?}, which does not begin with {schemes}"));
+    };
     let host = rest.split('/').next().unwrap_or_default();
     let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
     if host.is_empty() || host.starts_with(':') {
-        return Err(format!("is {shown:?}, without a host"));
+        return Err(format!("is {shown:?}, which has no host"));
     }
     match text.chars().find(|c| !c.is_ascii_graphic() || "\"'\\`$;{}<>|^".contains(*c)) {
-        Some(bad) => Err(format!("is {shown:?}, which has the character {bad:?}")),
+        Some(bad) => Err(format!("is {shown:?}, which contains the invalid character {bad:?}")),
         None => Ok(text.trim_end_matches('/').into()),
     }
 }
@@ -307,7 +311,7 @@ fn hosts(text: &str) -> Result<String, String> {
     let hosts: Vec<&str> = text.split(',').map(str::trim).filter(|host| !host.is_empty()).collect();
     let good = |c: char| c.is_ascii_alphanumeric() || ".-_:*/[]".contains(c);
     match hosts.iter().find(|host| !host.chars().all(good)) {
-        Some(bad) => Err(format!("has {bad:?}: it should be hosts separated by commas")),
+        Some(bad) => Err(format!("has {bad:?}: it must be hosts, separated by commas")),
         None => Ok(hosts.join(",")),
     }
 }
@@ -379,27 +383,27 @@ mod tests {
             (
                 "cloud = \"azure\"",
                 if cfg!(feature = "aws") {
-                    "1: `cloud` is \"azure\", which this oven does not know: expected one of `aws` and `local`"
+                    "1: `cloud` is \"azure\": it must be `aws` or `local`"
                 } else {
-                    "1: `cloud` is \"azure\", which this oven does not know: only `local` is known"
+                    "1: `cloud` is \"azure\": it must be `local`"
                 },
             ),
-            ("instance_id = \"web\"", "1: `instance_id` is \"web\": an instance's id is `i-` and 17 digits"),
+            (
+                "instance_id = \"web\"",
+                "1: `instance_id` is \"web\": an instance's id is `i-`, followed by 17 digits",
+            ),
             ("instance_id = 1", "1: `instance_id` is an integer: it should be an instance's id"),
             ("zone = \"eu-central-1\"", "such as \"eu-central-1a\" (a region, and the zone's letter)"),
             (
                 "zone = \"EU\"",
                 "1: `zone` is \"EU\": it should be an availability zone, such as \"eu-central-1a\"",
             ),
-            (
-                "disks = \"direkt\"",
-                "1: `disks` is \"direkt\", which is no way to get a disk: did you mean `direct`?",
-            ),
-            ("disks = \"nbd\"", "which is no way to get a disk: expected one of `attached` and `direct`"),
-            ("disks = true", "1: `disks` is a boolean: it should be how disks are got"),
+            ("disks = \"direkt\"", "1: `disks` is \"direkt\": it must be `attached` or `direct`"),
+            ("disks = \"nbd\"", "is \"nbd\": it must be `attached` or `direct`"),
+            ("disks = true", "1: `disks` is a boolean: it should be \"attached\" or \"direct\""),
             ("cache_gib = 0", "1: `cache_gib` is 0: it should be 1 to 65536 GiB"),
             ("cache_gib = \"3\"", "1: `cache_gib` is a string"),
-            ("cloud = 1", "1: `cloud` is an integer: it should be a cloud's name"),
+            ("cloud = 1", "1: `cloud` is an integer: it should be \"local\" or \"aws\""),
             ("region = \"eu central\"", "1: `region` is \"eu central\""),
             ("region_dir = \"\"", "1: `region_dir` is \"\": it should be a path"),
             ("[network]\nproxi = 1", "2: unknown key `proxi` of [network]: did you mean `proxy`?"),
@@ -409,18 +413,22 @@ mod tests {
             ),
             (
                 "[network]\nproxy = \"proxy:3128\"",
-                "2: `proxy` of [network] is \"proxy:3128\", without a scheme",
+                "2: `proxy` of [network] is \"proxy:3128\", which does not begin with `http://`",
             ),
             (
                 "[network]\nproxy = \"ftp://a\"",
-                "2: `proxy` of [network] is \"ftp://a\", whose scheme is none of http",
+                "2: `proxy` of [network] is \"ftp://a\", which does not begin with `http://` or `https://` or \
+                 `socks5h://`: it should be",
             ),
             (
                 "[network]\nproxy = \"http://u:secret@\"",
-                "2: `proxy` of [network] is \"http://…@\", without a host",
+                "2: `proxy` of [network] is \"http://…@\", which has no host",
             ),
-            ("[network]\nproxy = \"http://a\\\";b\"", "which has the character '\"'"),
-            ("[network]\nmirror = \"file:///x\"", "2: `mirror` of [network] is \"file:///x\", whose scheme"),
+            ("[network]\nproxy = \"http://a\\\";b\"", "which contains the invalid character '\"'"),
+            (
+                "[network]\nmirror = \"file:///x\"",
+                "2: `mirror` of [network] is \"file:///x\", which does not begin with",
+            ),
             ("[network]\nno_proxy = \"a;b\"", "2: `no_proxy` of [network] has \"a;b\""),
             (
                 "[network]\nca_file = \"gone.pem\"",
@@ -428,7 +436,7 @@ mod tests {
             ),
             (
                 "[network]\nca_file = \"images\"",
-                "2: `ca_file` of [network] is a directory: a file of certificates",
+                "2: `ca_file` of [network] is a directory: it must be a file with certificates",
             ),
             ("[network", "1: "),
         ];
@@ -485,7 +493,10 @@ mod tests {
         assert_eq!(merged.disks, Some(Strategy::Direct));
         let wrong = Overrides { disks: Some("x".into()), ..Overrides::default() };
         let error = file.clone().merge(&wrong).unwrap_err();
-        assert!(error.to_string().starts_with("`--disks` is \"x\", which is no way"), "{error}");
+        assert!(
+            error.to_string().starts_with("`--disks` is \"x\": it must be `attached` or `direct`"),
+            "{error}"
+        );
         assert_eq!(Kind::of(&error), Kind::Usage);
         let wrong = Overrides { instance_id: Some("x".into()), ..Overrides::default() };
         let error = file.clone().merge(&wrong).unwrap_err();

@@ -21,8 +21,8 @@ const FROM_BASE: DefaultValue = DefaultValue::Said("the base image's");
 pub(super) const DISK_KEY: TomlKey = TomlKey {
     name: "disk",
     value: ValueType::Table(&DISK),
-    doc: "The disk: both the volume that is baked on, and the root volume that instances of the image get. Whatever is \
-          not set is inherited from the base image.",
+    doc: "The disk: the volume for the bake, and the root volume of instances of the image. Keys that are not set \
+          are inherited from the base image.",
     example: "[disk]\nsize_gib = 8\ntype = \"gp3\"",
     ..KEY
 };
@@ -30,7 +30,7 @@ pub(super) const DISK_KEY: TomlKey = TomlKey {
 pub(super) const IMAGE_KEY: TomlKey = TomlKey {
     name: "image",
     value: ValueType::Table(&IMAGE),
-    doc: "Attributes with which the image is registered. Whatever is not set is inherited from the base image. \
+    doc: "Attributes with which the image is registered. Keys that are not set are inherited from the base image. \
           Attributes that contradict each other are rejected before anything is created.",
     example: "[image]\nboot_mode = \"uefi\"\nimds = \"v2.0\"",
     ..KEY
@@ -54,9 +54,9 @@ pub(crate) static DISK: Section = Section {
         TomlKey {
             name: "type",
             value: ValueType::Words(VOLUME_TYPES),
-            expected: "a type of volume, such as \"gp3\"",
-            default: DefaultValue::Said("the base image's; the volume that is baked on is then a gp3"),
-            doc: "The type of EBS volume. `sc1` and `st1` are rejected, because no instance boots from them.",
+            expected: "a volume type, such as \"gp3\"",
+            default: DefaultValue::Said("the base image's; the volume for the bake is then a gp3"),
+            doc: "The type of EBS volume. `sc1` and `st1` are rejected, because instances cannot boot from them.",
             example: "type = \"gp3\"",
             ..KEY
         },
@@ -64,8 +64,8 @@ pub(crate) static DISK: Section = Section {
             name: "iops",
             value: ValueType::Integer { least: 1, most: u32::MAX as u64, unit: "IOPS" },
             default: FROM_BASE,
-            doc: "The provisioned IOPS: 3000 to 80000 with gp3, 100 to 64000 with io1, 100 to 256000 with io2. io1 and \
-                  io2 need it; gp2 and standard have none.",
+            doc: "The provisioned IOPS: 3000 to 80000 with gp3, 100 to 64000 with io1, 100 to 256000 with io2. io1 \
+                  and io2 require it; it cannot be set for gp2 and standard.",
             example: "iops = 4000",
             ..KEY
         },
@@ -73,7 +73,7 @@ pub(crate) static DISK: Section = Section {
             name: "throughput",
             value: ValueType::Integer { least: 1, most: u32::MAX as u64, unit: "MiB/s" },
             default: FROM_BASE,
-            doc: "The provisioned throughput in MiB/s, of a gp3 alone: 125 to 2000.",
+            doc: "The provisioned throughput in MiB/s, only for gp3: 125 to 2000.",
             example: "throughput = 250",
             ..KEY
         },
@@ -94,8 +94,8 @@ pub(crate) static DISK: Section = Section {
             }),
             expected: "a KMS key's id, ARN or alias, such as \"alias/images\"",
             default: DefaultValue::Said("the account's default key for EBS"),
-            doc: "The KMS key that encrypts the disk: its id, ARN or alias. It needs `encrypted = true` beside it, and \
-                  `oven policy --kms-key ARN` prints the permissions for it.",
+            doc: "The KMS key that encrypts the disk: its id, ARN or alias. It requires `encrypted = true`. `oven \
+                  policy --kms-key ARN` prints the permissions for it.",
             example: "encrypted = true\nkms_key = \"alias/images\"",
             ..KEY
         },
@@ -132,7 +132,7 @@ static IMAGE: Section = Section {
             name: "boot_mode",
             value: ValueType::Words(&BOOT_MODES),
             default: FROM_BASE,
-            doc: "How instances boot. arm64 boots by `\"uefi\"` alone.",
+            doc: "How instances boot. arm64 images boot only with `\"uefi\"`.",
             example: "boot_mode = \"uefi\"",
             ..KEY
         },
@@ -156,7 +156,7 @@ static IMAGE: Section = Section {
             name: "tpm",
             value: ValueType::Words(&["v2.0", "none"]),
             default: FROM_BASE,
-            doc: "Whether instances have a NitroTPM. It needs the boot mode `\"uefi\"`.",
+            doc: "Whether instances have a NitroTPM. It requires the boot mode `\"uefi\"`.",
             example: "boot_mode = \"uefi\"\ntpm = \"v2.0\"",
             ..KEY
         },
@@ -164,7 +164,7 @@ static IMAGE: Section = Section {
             name: "imds",
             value: ValueType::Words(&["v2.0", "optional"]),
             default: FROM_BASE,
-            doc: "Which versions of the metadata service instances of the image have: `\"v2.0\"` is IMDSv2 alone, \
+            doc: "Which versions of the metadata service instances of the image accept: `\"v2.0\"` is only IMDSv2, \
                   `\"optional\"` is both.",
             example: "imds = \"v2.0\"",
             ..KEY

@@ -42,8 +42,9 @@ const FREE_VARIABLE: TextRule = TextRule { reserved: &RESERVED, ..VARIABLE };
 
 macro_rules! spellings {
     () => {
-        "\"ami-…\" (an image), \"../base\" (another definition), { name = \"debian-12-*\", owner = \
-         \"136693071363\" }, { tag = { role = \"base\" } } or { ssm = \"/aws/service/…\" } (the newest that matches)"
+        "\"ami-…\" (an image), \"../base\" (another definition), { name = \"debian-12-*\", owner = \"136693071363\" \
+         }, { tag = { role = \"base\" } } or { ssm = \"/aws/service/…\" }; if several images match, the newest is \
+         used"
     };
 }
 /// What `from` may be.
@@ -62,17 +63,16 @@ pub static IMAGE_TOML: Section = Section {
             }),
             expected: "a name, such as \"web\"",
             default: DefaultValue::Said("the name of the definition's directory"),
-            doc: "The family of images that this definition makes. Each AMI is named `<name>-<12 digits of the \
-                  fingerprint>`.\n\nSet it where the directory's name may differ from checkout to checkout, as in CI: \
-                  another name is another family. It has at most 106 characters: ASCII letters, digits, spaces and \
-                  ``()[]./-'@_``.",
+            doc: "The name of the definition. Each AMI is named `<name>-<12 digits of the fingerprint>`.\n\nSet it \
+                  if the directory's name may differ between checkouts, as in CI, because oven bakes a new image if \
+                  the name changes. It has at most 106 characters: ASCII letters, digits, spaces and ``()[]./-'@_``.",
             example: "name = \"web\"",
             ..KEY
         },
         TomlKey {
             name: "description",
             value: ValueType::Text(TextRule { pattern: LINE, most: MAX_DESCRIPTION, ..ANY_TEXT }),
-            expected: "a text",
+            expected: "a string",
             default: DefaultValue::Is(Literal::Text("")),
             doc: "The description of the AMI. It is one line of at most 255 characters.",
             example: "description = \"nginx with our site\"",
@@ -106,9 +106,9 @@ pub static IMAGE_TOML: Section = Section {
             value: ValueType::Words(&["label", "autorelabel"]),
             expected: "\"label\" (files are labelled by the image's own policy) or \"autorelabel\" (by each instance)",
             default: DefaultValue::Is(Literal::Text("label")),
-            doc: "How new files get their SELinux labels, where the image has SELinux switched on. With `\"label\"` \
-                  oven writes the labels that the image's own policy gives them. With `\"autorelabel\"` each instance \
-                  labels all files when it first boots, and then boots once more.",
+            doc: "How new files get their SELinux labels, if SELinux is enabled in the image. With `\"label\"` oven \
+                  writes the labels that the image's own policy gives them. With `\"autorelabel\"` each instance \
+                  labels all files when it first boots, and then reboots once.",
             example: "selinux = \"autorelabel\"",
             ..KEY
         },
@@ -117,7 +117,7 @@ pub static IMAGE_TOML: Section = Section {
             value: ValueType::Boolean,
             default: NO,
             doc: "Whether the scripts of packages have the network while packages are installed. By default only \
-                  downloads have it. A `[[run]]` has a key `network` of its own.",
+                  downloads have it. Each `[[run]]` has its own key `network`.",
             example: "network = true",
             ..KEY
         },
@@ -125,9 +125,9 @@ pub static IMAGE_TOML: Section = Section {
             name: "imds",
             value: ValueType::Boolean,
             default: NO,
-            doc: "Whether steps that have the network reach the builder's metadata service, and so the credentials of \
-                  the builder's role. By default their packets to it are dropped. (`imds` of `[image]` is about \
-                  instances of the image.)",
+            doc: "Whether steps that have the network can reach the builder's metadata service, and so the \
+                  credentials of the builder's role. By default their packets to it are dropped. (The key `imds` of \
+                  `[image]` configures instances of the image.)",
             example: "imds = true",
             ..KEY
         },
@@ -140,19 +140,19 @@ pub static IMAGE_TOML: Section = Section {
                 unique: true,
             }),
             expected: "an array of directories, such as [\"../common\"]",
-            doc: "Further directories whose files count as the definition's own: `[[file]]` and scripts may name \
-                  files in them, and a change in them makes a new image. Paths are relative to the definition's \
-                  directory.\n\nThese directories, and whatever a symbolic link in the definition leads to, have to \
-                  lie inside the project. The project is the nearest directory upwards with a `.git` or an \
-                  `oven.toml`, or else the definition's parent directory.",
+            doc: "Additional directories whose files are part of the definition: `[[file]]` and scripts may name \
+                  files in them, and if such a file changes, the next bake makes a new image. Paths are relative to \
+                  the definition's directory.\n\nThese directories, and the targets of symbolic links in the \
+                  definition, must be inside the project. The project is the nearest directory above with a `.git` \
+                  directory or an `oven.toml`, or else the definition's parent directory.",
             example: "inputs = [\"../common\"]",
             ..KEY
         },
         TomlKey {
             name: "file",
             value: ValueType::Tables(&FILE),
-            doc: "A file that is copied into the image after the packages are installed. Each file has a \
-                  `[[file]]` of its own.",
+            doc: "A file that is copied into the image after the packages are installed. Each file has its own \
+                  `[[file]]`.",
             example: "[[file]]\nsource = \"files/nginx.conf\"\ntarget = \"/etc/nginx/nginx.conf\"\nmode = \"0644\"",
             ..KEY
         },
@@ -168,11 +168,10 @@ pub static IMAGE_TOML: Section = Section {
                 least: 0,
                 most: 0,
             }),
-            doc: "Variables and their default values, which are all texts. Scripts find them in their environment \
-                  under these names, templates fill them in, and playbooks know them. `--var NAME=VALUE` overrides a \
-                  value for one bake.\n\nThe values count in the fingerprint, so another value makes another image. A \
-                  name that the programs of a step give a meaning of their own is rejected; the `env` of a single \
-                  `[[run]]` may set it.",
+            doc: "Variables and their default values, which are strings. Scripts have them in their environment, and \
+                  templates and playbooks can use them. `--var NAME=VALUE` overrides a value for one bake.\n\nThe \
+                  values are part of the fingerprint, so another value makes another image. A name that changes how \
+                  the programs of a step behave is rejected; the `env` of a single `[[run]]` may set it.",
             example: "[vars]\nversion = \"1.4\"",
             ..KEY
         },
@@ -192,15 +191,16 @@ pub static IMAGE_TOML: Section = Section {
                 least: 0,
                 most: MAX_USER_TAGS,
             }),
-            doc: "Tags of the image and of its snapshot. There may be 41, because oven needs 9 of EC2's 50. A key has \
-                  at most 128 characters and a value at most 256; keys that begin with `aws:` or `oven:` are taken.",
+            doc: "Tags of the image and of its snapshot. At most 41 are allowed, because EC2 allows 50 and oven \
+                  needs 9 of them. A key has at most 128 characters and a value at most 256; keys that begin with \
+                  `aws:` or `oven:` are reserved.",
             example: "[tags]\nrole = \"web\"",
             ..KEY
         },
         TomlKey {
             name: "clean",
             value: ValueType::Table(&CLEAN),
-            doc: "What the clean-up at the end of a bake does.",
+            doc: "Settings of the clean-up at the end of a bake.",
             example: "[clean]\nkeep = [\"/var/log/app\"]",
             ..KEY
         },
@@ -215,7 +215,8 @@ static FROM: Section = Section {
             name: "id",
             value: text("^ami-([0-9a-f]{8}|[0-9a-f]{17})$"),
             expected: "an image's id, such as \"ami-0123456789abcdef0\"",
-            doc: "The id of the base image. It is the same as `from = \"ami-…\"`, and leaves room for `deprecated`.",
+            doc: "The id of the base image. It is the same as `from = \"ami-…\"`, but can be combined with \
+                  `deprecated`.",
             example: "from = { id = \"ami-0123456789abcdef0\", deprecated = true }",
             ..KEY
         },
@@ -246,7 +247,7 @@ static FROM: Section = Section {
                 most: 1,
             }),
             expected: "a table of one tag, such as { role = \"base\" }",
-            doc: "One tag that the base image carries. Its value is written out in full, without `*` or `?`.",
+            doc: "One tag of the base image. Write its whole value, without `*` or `?`.",
             example: "from = { tag = { role = \"base\" }, owner = \"self\" }",
             ..KEY
         },
@@ -255,7 +256,7 @@ static FROM: Section = Section {
             value: ValueType::Text(TextRule { pattern: "^[A-Za-z0-9/_.:-]+$", most: 2048, ..ANY_TEXT }),
             expected: "a parameter's name, such as \"/aws/service/…\"",
             doc: "The name of a parameter in the Systems Manager's parameter store that holds the id of the base \
-                  image. Distributions publish their newest images so.",
+                  image. Distributions publish their newest images this way.",
             example: "from = { ssm = \"/aws/service/debian/release/12/latest/amd64\" }",
             ..KEY
         },
@@ -265,8 +266,8 @@ static FROM: Section = Section {
             expected: "an account's 12 digits in quotes, or \"self\"",
             default: DefaultValue::Said("your own account"),
             doc: "Who owns the base image: the 12 digits of an account, `\"self\"`, `\"amazon\"`, \
-                  `\"aws-marketplace\"` or `\"aws-backup-vault\"`. It goes with `name` and `tag`. In AWS a `name` \
-                  needs it, because anybody may publish an image under any name.",
+                  `\"aws-marketplace\"` or `\"aws-backup-vault\"`. It works only with `name` and `tag`. In AWS it is \
+                  required with `name`, because anybody can publish an image under any name.",
             example: "from = { name = \"al2023-ami-2023.*-x86_64\", owner = \"amazon\" }",
             ..KEY
         },
@@ -289,10 +290,10 @@ static FILE: Section = Section {
             name: "source",
             value: SOURCE,
             expected: "a path, such as \"files/motd\"",
-            required: Some("a file beside image.toml, such as \"files/motd\""),
-            doc: "The file to copy. The path is relative to the definition's directory, and leads into it or into one \
-                  of `inputs`. A file whose name begins with a dot is rejected, because it does not count in the \
-                  checksum.",
+            required: Some("a file in the definition's directory, such as \"files/motd\""),
+            doc: "The file to copy. The path is relative to the definition's directory. The file must be in that \
+                  directory or in one of `inputs`. A file whose name begins with a dot is rejected, because it is \
+                  not part of the checksum.",
             example: "source = \"files/nginx.conf\"",
             ..KEY
         },
@@ -305,9 +306,9 @@ static FILE: Section = Section {
             }),
             expected: "a path in the image, such as \"/etc/motd\"",
             required: Some("a path in the image, such as \"/etc/motd\""),
-            doc: "Where the file goes: an absolute path in the image, with the file's name. Missing directories are \
-                  made. It may not be below `/dev`, `/proc`, `/run` or `/sys`, where something else is mounted when \
-                  the image runs.",
+            doc: "The file's path in the image, which is absolute. Missing directories are created. The path cannot \
+                  be below `/dev`, `/proc`, `/run` or `/sys`, because other file systems are mounted there when an \
+                  instance boots.",
             example: "target = \"/etc/nginx/nginx.conf\"",
             ..KEY
         },
@@ -366,7 +367,7 @@ static CLEAN: Section = Section {
             unique: false,
         }),
         expected: "an array of paths in the image, such as [\"/var/log/app\"]",
-        doc: "Paths in the image that the clean-up leaves alone, and that the lint accepts.",
+        doc: "Paths in the image that the clean-up does not change, and that the lint accepts.",
         example: "keep = [\"/var/log/app\"]",
         ..KEY
     }],

@@ -36,29 +36,27 @@ pub(super) const PACKAGES: TomlKey = TomlKey {
         unique: true,
     }),
     expected: "an array of packages, such as [\"nginx-light\", \"redis-server=5:7.0.*\", \"./site.deb\"]",
-    doc: "The packages to install, with everything that they depend on. Each is one of these:\n\n\
-          - `\"name\"`, or `\"name:arch\"` for another architecture\n\
-          - `\"name=version\"`; an epoch is part of the version, and `*` stands for any characters\n\
-          - `\"@group\"`, with dnf and zypper\n\
-          - `\"./x.deb\"` or `\"./x.rpm\"`, a package file in the definition\n\
-          - `{ url = \"https://…\", sha256 = \"…\" }`, a package file that oven downloads\n\n\
-          Whether what was asked for is installed is checked afterwards.",
+    doc: "The packages to install, together with their dependencies. Each is one of these:\n\n- `\"name\"`, or \
+          `\"name:arch\"` for another architecture\n- `\"name=version\"`; an epoch is part of the version, and `*` \
+          stands for any characters\n- `\"@group\"`, with dnf and zypper\n- `\"./x.deb\"` or `\"./x.rpm\"`, a \
+          package file in the definition\n- `{ url = \"https://…\", sha256 = \"…\" }`, a package file that oven \
+          downloads\n\nAfterwards oven checks that they are installed.",
     example: "packages = [\"nginx-light\", \"redis-server=5:7.0.*\", \"./site_1.0_all.deb\"]",
     ..KEY
 };
 
 static BY_URL: Section = Section {
-    header: "a package by URL",
+    header: "`packages`",
     keys: &[
         TomlKey {
             name: "url",
             value: URL,
-            expected: "\"https://example.org/site.deb\"",
-            required: Some("where the package is, such as \"https://example.org/site.deb\""),
-            doc: "Where the package file is, by `http` or `https`. It is downloaded before the bake, through `proxy` \
-                  and with `ca_file` of the `[network]` of oven.toml. The file stays in `downloads` of the region's \
-                  directory (in AWS: `/var/lib/oven/downloads`), which may be emptied at any time. The URL may not \
-                  hold a password, because it is written to logs.",
+            expected: "a URL, such as \"https://example.org/site.deb\"",
+            required: Some("the URL of the package file, such as \"https://example.org/site.deb\""),
+            doc: "The URL of the package file, with `http` or `https`. The file is downloaded before the bake, \
+                  through `proxy` and with `ca_file` of the `[network]` of oven.toml. The file is cached in \
+                  `downloads` of the region's directory (in AWS: `/var/lib/oven/downloads`). You can remove cached \
+                  files at any time. The URL cannot contain a password, because it is written to logs.",
             example: "packages = [{ url = \"https://example.org/site.deb\", sha256 = \
                       \"0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef\" }]",
             ..KEY
@@ -68,7 +66,7 @@ static BY_URL: Section = Section {
             value: text("^[0-9A-Fa-f]{64}$"),
             expected: "64 hexadecimal digits, as `sha256sum` prints them",
             required: Some(
-                "64 hexadecimal digits, as `sha256sum` prints them: only that very file is installed",
+                "64 hexadecimal digits, as `sha256sum` prints them. oven installs only a file with this digest",
             ),
             doc: "The SHA-256 digest of the file. A file with another digest is not installed.",
             example: "packages = [{ url = \"https://example.org/site.deb\", sha256 = \
@@ -82,7 +80,7 @@ static BY_URL: Section = Section {
 pub(super) const UPGRADE: TomlKey = TomlKey {
     name: "upgrade",
     value: ValueType::Either(&[ValueType::Boolean, ValueType::Words(&["security"])]),
-    expected: "`true` (everything), `false` or \"security\" (what is a fault of security)",
+    expected: "`true` (all packages), `false` or \"security\" (only security updates)",
     default: NO,
     doc: "Whether installed packages are upgraded first. `true` upgrades all of them. `\"security\"` upgrades only to \
           versions of the security suites.",
@@ -94,7 +92,7 @@ pub(super) const RECOMMENDS: TomlKey = TomlKey {
     name: "recommends",
     value: ValueType::Boolean,
     default: NO,
-    doc: "Whether recommended packages are installed, too.",
+    doc: "Whether recommended packages are also installed.",
     example: "recommends = true",
     ..KEY
 };
@@ -102,7 +100,7 @@ pub(super) const RECOMMENDS: TomlKey = TomlKey {
 pub(super) const REPOSITORY: TomlKey = TomlKey {
     name: "repository",
     value: ValueType::Tables(&REPOSITORIES),
-    doc: "A source of packages besides the image's own. Each has a `[[repository]]` of its own.",
+    doc: "A package repository in addition to the image's own. Each repository has its own `[[repository]]`.",
     example: "[[repository]]\nname = \"docker\"\nurl = \"https://download.docker.com/linux/debian\"\n\
               key = \"keys/docker.asc\"\nsuite = \"bookworm\"\ncomponents = [\"stable\"]",
     ..KEY
@@ -127,20 +125,20 @@ static REPOSITORIES: Section = Section {
         TomlKey {
             name: "url",
             value: URL,
-            expected: "its address, such as \"https://repo.example/debian\"",
-            required: Some("its address, such as \"https://repo.example/debian\""),
-            doc: "The address of the repository, by `http` or `https`. It is written out: an address that an instance \
-                  completes when it runs (`REGION`, `$awsregion`) does not work in a bake.",
+            expected: "the repository's address, such as \"https://repo.example/debian\"",
+            required: Some("the repository's address, such as \"https://repo.example/debian\""),
+            doc: "The address of the repository, with `http` or `https`. It must be complete: an address with a part \
+                  that only a running instance can replace (`REGION`, `$awsregion`) does not work in a bake.",
             example: "url = \"https://download.docker.com/linux/debian\"",
             ..KEY
         },
         TomlKey {
             name: "key",
             value: SOURCE,
-            expected: "a file with its OpenPGP key, such as \"keys/docker.asc\"",
+            expected: "a file with the repository's OpenPGP key, such as \"keys/docker.asc\"",
             default: DefaultValue::None,
-            doc: "A file in the definition: the OpenPGP key that signs the repository, ASCII-armoured. It has to be \
-                  there, unless `signed = false`.",
+            doc: "A file in the definition: the OpenPGP key that signs the repository, ASCII-armoured. It is \
+                  required, unless `signed = false`.",
             example: "key = \"keys/docker.asc\"",
             ..KEY
         },
@@ -148,8 +146,8 @@ static REPOSITORIES: Section = Section {
             name: "signed",
             value: ValueType::Boolean,
             default: DefaultValue::Is(Literal::Boolean(true)),
-            doc: "Whether the repository is signed. `false` accepts packages without any signature, and then there is \
-                  no `key`.",
+            doc: "Whether the repository is signed. `false` accepts packages without a signature. In that case `key` \
+                  cannot be set.",
             example: "signed = false",
             ..KEY
         },
@@ -182,8 +180,8 @@ static REPOSITORIES: Section = Section {
             name: "keep",
             value: ValueType::Boolean,
             default: DefaultValue::Is(Literal::Boolean(true)),
-            doc: "Whether the repository stays in the image. With `false` only this bake uses it. (An OpenPGP key that \
-                  rpm imported stays in either case, and the bake says so.)",
+            doc: "Whether the repository stays in the image. With `false` only this bake uses it. (An OpenPGP key \
+                  that rpm imported stays in either case, and the bake reports it.)",
             example: "keep = false",
             ..KEY
         },
@@ -200,8 +198,8 @@ pub(super) const HOLD: TomlKey = TomlKey {
         unique: true,
     }),
     expected: "an array of packages, such as [\"postgresql-15\"]",
-    doc: "Packages that no upgrade changes: neither an upgrade in this bake, nor one on an instance of the image. With \
-          dnf 4 and yum it needs the versionlock plugin.",
+    doc: "Packages that no upgrade changes, neither in this bake nor on an instance of the image. With dnf 4 and yum \
+          it needs the versionlock plugin.",
     example: "hold = [\"postgresql-15\"]",
     ..KEY
 };
@@ -233,8 +231,8 @@ pub(super) const DISTRO: TomlKey = TomlKey {
     value: text("^[a-z0-9_-]+$"),
     expected: "a plugin's name, such as \"debian\"; `oven plugin list` lists them",
     default: DefaultValue::Said("the plugin that claims the base image"),
-    doc: "The distro plugin for this image, where several claim it. If the plugin is not one of the built-in ones, it \
-          counts in the fingerprint.",
+    doc: "The distro plugin for this image, if several plugins claim it. A plugin that is not built in is part of \
+          the fingerprint.",
     example: "distro = \"debian\"",
     ..KEY
 };
@@ -242,11 +240,11 @@ pub(super) const DISTRO: TomlKey = TomlKey {
 pub(super) const CONFFILES: TomlKey = TomlKey {
     name: "conffiles",
     value: ValueType::Words(&["keep", "replace"]),
-    expected: "\"keep\" (the image's configuration files stay) or \"replace\" (the package's win)",
+    expected: "\"keep\" (the image's configuration files stay) or \"replace\" (the package's files replace them)",
     default: DefaultValue::Is(Literal::Text("keep")),
-    doc: "Which version of a configuration file wins where both the image and a package changed it: `\"keep\"` keeps \
-          the image's, `\"replace\"` takes the package's. An rpm package decides that itself, and the bake says what \
-          became of the file.",
+    doc: "Which version of a configuration file is used if both the image and a package changed it: `\"keep\"` uses \
+          the image's version, `\"replace\"` the package's version. An rpm package decides this itself, and the bake \
+          reports what happened to the file.",
     example: "conffiles = \"replace\"",
     ..KEY
 };

@@ -22,11 +22,12 @@ pub(super) const RUN_KEY: TomlKey = TomlKey {
 pub(super) const ANSIBLE_KEY: TomlKey = TomlKey {
     name: "ansible",
     value: ValueType::Tables(&ANSIBLE),
-    doc: "An Ansible playbook that runs inside the image with `connection: local`, in its place among the `[[run]]`. \
-          Roles and `collections/` beside the playbook are found.\n\nIf the image has no Ansible, the distro's plugin \
-          installs `ansible-core` for the bake (with apt, dnf and dnf 5), and after the last playbook oven removes what \
-          was installed for it, unless something that was installed meanwhile needs it. Elsewhere add Ansible to `packages`. Services cannot be started in an image: write \
-          `enabled: true` without `state: started`.",
+    doc: "An Ansible playbook that runs inside the image with `connection: local`. `[[ansible]]` and `[[run]]` run \
+          in the order of the file. Ansible finds roles and `collections/` in the playbook's directory.\n\nIf the \
+          image has no Ansible, the distro's plugin installs `ansible-core` for the bake (with apt, dnf and dnf 5), \
+          and after the last playbook oven removes what was installed for it, unless a package that was installed \
+          after it needs it. With other package managers, add Ansible to `packages`. Services cannot be started in \
+          an image: write `enabled: true` without `state: started`.",
     example: "[[ansible]]\nplaybook = \"site.yml\"\nvars = { workers = 4 }",
     ..KEY
 };
@@ -34,8 +35,8 @@ pub(super) const ANSIBLE_KEY: TomlKey = TomlKey {
 pub(super) const TEST_KEY: TomlKey = TomlKey {
     name: "test",
     value: ValueType::Tables(&TEST),
-    doc: "A test of the finished image. It runs like a `[[run]]`, after the last of them. Its exit status decides \
-          whether there is an image, and what it writes is thrown away.",
+    doc: "A test of the finished image. It runs like a `[[run]]`, after the last of them. If it fails, no image is \
+          made. Its changes to the image are discarded.",
     example: "[[test]]\nscript = \"tests/web.sh\"",
     ..KEY
 };
@@ -53,9 +54,9 @@ static ANSIBLE: Section = Section {
             name: "playbook",
             value: SOURCE,
             expected: "a path, such as \"site.yml\"",
-            required: Some("a file beside image.toml, such as \"site.yml\""),
-            doc: "The playbook. The path is relative to the definition's directory, and leads into it or into one of \
-                  `inputs`.",
+            required: Some("a file in the definition's directory, such as \"site.yml\""),
+            doc: "The playbook. The path is relative to the definition's directory. The file must be in that \
+                  directory or in one of `inputs`.",
             example: "playbook = \"site.yml\"",
             ..KEY
         },
@@ -76,12 +77,12 @@ static ANSIBLE: Section = Section {
             name: "tags",
             value: ARGUMENTS,
             expected: "an array of a playbook's tags, such as [\"web\"]",
-            doc: "Tags of the playbook: only what carries one of them runs.",
+            doc: "Tags of the playbook: only tasks with one of these tags run.",
             example: "tags = [\"web\"]",
             ..KEY
         },
         TomlKey {
-            doc: "Further arguments of `ansible-playbook`.",
+            doc: "Additional arguments of `ansible-playbook`.",
             example: "args = [\"--skip-tags\", \"slow\"]",
             ..ARGS
         },
@@ -103,7 +104,8 @@ static TEST: Section = Section {
             name: "bats",
             value: SOURCE,
             expected: "a path, such as \"tests/web.bats\"",
-            doc: "A file of tests for bats, in place of `script`. The image has to have bats; oven brings none.",
+            doc: "A file with bats tests, instead of `script`. bats must be installed in the image: oven does not \
+                  provide it.",
             example: "bats = \"tests/web.bats\"",
             ..KEY
         },
@@ -121,8 +123,8 @@ const SCRIPT: TomlKey = TomlKey {
     name: "script",
     value: SOURCE,
     expected: "a path, such as \"setup.sh\"",
-    doc: "The script to run. The path is relative to the definition's directory, and leads into it or into one of \
-          `inputs`. Its first line names the interpreter (`#!/bin/sh`), or it is an ELF program.",
+    doc: "The script to run. The path is relative to the definition's directory. The file must be in that directory \
+          or in one of `inputs`. It must begin with a `#!` line, such as `#!/bin/sh`, or be an ELF program.",
     example: "script = \"setup.sh\"",
     ..KEY
 };
@@ -133,7 +135,7 @@ const COMMAND: TomlKey = TomlKey {
     name: "command",
     value: ValueType::Array(&ArrayRule { element: NO_NUL, first: Some(&PROGRAM), least: 1, unique: false }),
     expected: "an array of a program and its arguments, such as [\"systemctl\", \"enable\", \"x\"]",
-    doc: "A program of the image and its arguments, in place of `script`. No shell is involved.",
+    doc: "A program of the image and its arguments, instead of `script`. No shell is involved.",
     example: "command = [\"systemctl\", \"enable\", \"nginx\"]",
     ..KEY
 };
@@ -141,8 +143,8 @@ const COMMAND: TomlKey = TomlKey {
 const ARGS: TomlKey = TomlKey {
     name: "args",
     value: ARGUMENTS,
-    expected: "an array of texts, such as [\"--port\", \"80\"]",
-    doc: "Arguments of the script. A `command` has its arguments in itself.",
+    expected: "an array of strings, such as [\"--port\", \"80\"]",
+    doc: "Arguments of the script. For a `command`, put the arguments into `command`.",
     example: "args = [\"--channel\", \"stable\"]",
     ..KEY
 };
@@ -151,7 +153,7 @@ const fn env(table: &'static UserTable) -> TomlKey {
     TomlKey {
         name: "env",
         value: ValueType::Map(table),
-        doc: "Further environment variables, which are all texts. Names that begin with `OVEN_` are taken.",
+        doc: "Additional environment variables. All values are strings. Names that begin with `OVEN_` are reserved.",
         example: "env = { LANG = \"C.UTF-8\" }",
         ..KEY
     }
@@ -177,10 +179,10 @@ const SECRETS: TomlKey = TomlKey {
         unique: true,
     }),
     expected: "an array of names of environment variables, such as [\"TOKEN\"]",
-    doc: "Names of environment variables that oven passes on from its own environment, such as a token. A missing one \
-          is an error before any work.\n\nThe value is in the environment of this script and nowhere else. In output, \
-          logs and JSON `***` stands in its place, and the bake fails if it finds the value in the finished image. The \
-          name counts in the fingerprint; the value does not, so a new value makes no new image.",
+    doc: "Names of environment variables that oven passes on from its own environment, such as a token. If one is \
+          missing, the bake fails before it begins.\n\nOnly this script gets the values. In output, logs and JSON, \
+          `***` replaces them, and the bake fails if it finds a value in the finished image. The names are part of \
+          the fingerprint. The values are not, so a new value does not make a new image.",
     example: "secrets = [\"REPOSITORY_TOKEN\"]",
     ..KEY
 };
@@ -189,16 +191,16 @@ const NETWORK: TomlKey = TomlKey {
     name: "network",
     value: ValueType::Boolean,
     default: NO,
-    doc: "Whether it has the network. It is the builder's network, local services included.",
+    doc: "Whether it has the network. It is the builder's network, including its local services.",
     example: "network = true",
     ..KEY
 };
 
 const RETRIES: TomlKey = TomlKey {
     name: "retries",
-    value: ValueType::Integer { least: 0, most: MAX_RETRIES, unit: "times" },
+    value: ValueType::Integer { least: 0, most: MAX_RETRIES, unit: "retries" },
     default: DefaultValue::Is(Literal::Integer(0)),
-    doc: "How often it is run again after it failed.",
+    doc: "How many times it is retried after a failure.",
     example: "retries = 2",
     ..KEY
 };
@@ -207,7 +209,7 @@ const TIMEOUT: TomlKey = TomlKey {
     name: "timeout",
     value: ValueType::Integer { least: 1, most: MAX_TIMEOUT, unit: "seconds" },
     default: DefaultValue::Is(Literal::Integer(DEFAULT_TIMEOUT)),
-    doc: "After how many seconds it is stopped, and counts as failed.",
+    doc: "The time limit in seconds. After this time it is stopped, and has failed.",
     example: "timeout = 600",
     ..KEY
 };

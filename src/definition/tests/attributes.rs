@@ -8,37 +8,40 @@ fn each_mistake_names_line_and_key() {
     let cases: &[(&str, &str)] = &[
         (
             "[disk]\ntype = \"gp4\"",
-            "3: `type` of [disk] is \"gp4\", which is no type of volume: did you mean `gp",
+            "3: `type` of [disk] is \"gp4\", which is not a volume type: did you mean `gp",
         ),
-        ("[disk]\ntype = \"st1\"", "3: `type` of [disk] is \"st1\", from which no instance boots"),
-        ("[disk]\ntype = 3", "3: `type` of [disk] is an integer: it should be a type of volume"),
+        (
+            "[disk]\ntype = \"st1\"",
+            "3: `type` of [disk] is \"st1\": instances cannot boot from this volume type",
+        ),
+        ("[disk]\ntype = 3", "3: `type` of [disk] is an integer: it should be a volume type"),
         ("[disk]\niops = 0", "3: `iops` of [disk] is 0: it should be 1 to"),
         (
             "[disk]\ntype = \"gp3\"\niops = 100",
-            "4: `iops` of [disk] is 100: the type gp3 takes 3000 to 80000 IOPS",
+            "4: `iops` of [disk] is 100: it must be 3000 to 80000 IOPS for type gp3",
         ),
         (
             "[disk]\niops = 64001\ntype = \"io1\"",
-            "3: `iops` of [disk] is 64001: the type io1 takes 100 to 64000 IOPS",
+            "3: `iops` of [disk] is 64001: it must be 100 to 64000 IOPS for type io1",
         ),
-        ("[disk]\ntype = \"io2\"", "2: `iops` of [disk] is missing: the type io2 needs it"),
+        ("[disk]\ntype = \"io2\"", "2: `iops` of [disk] is missing: type io2 requires it"),
         (
             "[disk]\ntype = \"gp2\"\niops = 3000",
-            "4: `iops` of [disk] is not supported by the type gp2, only by `gp3`, `io1` and `io2`",
+            "4: `iops` of [disk] cannot be set for type gp2, only for `gp3`, `io1` and `io2`",
         ),
         (
             "[disk]\ntype = \"io2\"\niops = 3000\nthroughput = 125",
-            "5: `throughput` of [disk] is not supported by the type io2, only by `gp3`",
+            "5: `throughput` of [disk] cannot be set for type io2, only for `gp3`",
         ),
         (
             "[disk]\ntype = \"gp3\"\nthroughput = 2001",
-            "4: `throughput` of [disk] is 2001: the type gp3 takes 125 to 2000 MiB/s",
+            "4: `throughput` of [disk] is 2001: it must be 125 to 2000 MiB/s for type gp3",
         ),
         ("[disk]\nencrypted = \"yes\"\nkms_key = \"a\"", "3: `encrypted` of [disk] is a string"),
-        ("[disk]\nkms_key = \"alias/a\"", "3: `kms_key` of [disk] only works with `encrypted = true`"),
+        ("[disk]\nkms_key = \"alias/a\"", "3: `kms_key` of [disk] requires `encrypted = true`"),
         (
             "[disk]\nencrypted = false\nkms_key = \"alias/a\"",
-            "4: `kms_key` of [disk] only works with `encrypted = true`",
+            "4: `kms_key` of [disk] requires `encrypted = true`",
         ),
         (
             "[disk]\nencrypted = true\nkms_key = \"images\"",
@@ -59,7 +62,8 @@ fn each_mistake_names_line_and_key() {
         ("[image]\ntpm = \"2.0\"", "3: `tpm` of [image] is \"2.0\": it should be \"v2.0\" or \"none\""),
         (
             "[image]\ntpm = \"v2.0\"\nboot_mode = \"uefi-preferred\"",
-            "3: `tpm` of [image] is \"v2.0\", which needs the boot mode \"uefi\", not \"uefi-preferred\" (line 4)",
+            "3: `tpm` of [image] is \"v2.0\", which requires `boot_mode = \"uefi\"`, but `boot_mode` is \
+             \"uefi-preferred\" (line 4)",
         ),
         ("[image]\nimds = true", "3: `imds` of [image] is a boolean: it should be \"v2.0\""),
         ("imds = \"v2.0\"", "2: `imds` is a string: it should be `true` or `false`"),

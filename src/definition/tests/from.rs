@@ -46,27 +46,27 @@ fn mistakes_of_from_show_what_it_can_be() {
     let top = tree();
     let cases: &[(&str, &str)] = &[
         ("", "1: `from` is missing: write \"ami-…\" (an image), \"../base\""),
-        ("from = \"debian-12\"", "1: `from` is \"debian-12\", which is none of \"ami-…\" (an image)"),
-        ("from = \"ami-xyz\"", "1: `from` is \"ami-xyz\": an image's id is `ami-` and 17 digits"),
-        ("from = \"../gone\"", "1: `from` is \"../gone\", but DIR/web/../gone is no directory"),
+        ("from = \"debian-12\"", "1: `from` is \"debian-12\". Allowed are: \"ami-…\" (an image)"),
+        ("from = \"ami-xyz\"", "1: `from` is \"ami-xyz\": an image's id is `ami-`, followed by 17 digits"),
+        ("from = \"../gone\"", "1: `from` is \"../gone\", but DIR/web/../gone does not exist"),
         ("from = \"../empty\"", "1: `from` is \"../empty\", but DIR/web/../empty has no image.toml"),
         ("from = 1", "1: `from` is an integer: it should be \"ami-…\""),
-        ("from = {}", "1: `name` of `from` is missing"),
+        ("from = {}", "1: `from` needs one of `id`, `name`, `ssm` or `tag`"),
         ("from = { nam = \"a\" }", "1: unknown key `nam` of `from`: did you mean `name`?"),
         (
             "from = { name = \"a:b\" }",
-            "1: `name` of `from` is \"a:b\": no image's name has the character ':'",
+            "1: `name` of `from` is \"a:b\": an image's name cannot contain the character ':'",
         ),
         (
             "from = { name = \"a\", owner = 136693071363 }",
             "1: `owner` of `from` is an integer: it should be an account's 12 digits in quotes",
         ),
         ("from = { name = \"a\", owner = \"me\" }", "1: `owner` of `from` is \"me\""),
-        ("from = { name = \"a\", ssm = \"/b\" }", "1: `ssm` of `from` cannot be combined with `name`"),
-        ("from = { ssm = \"/b\", owner = \"self\" }", "1: `owner` of `from` cannot be combined with `ssm`"),
+        ("from = { name = \"a\", ssm = \"/b\" }", "1: `from` has both `name` and `ssm`: remove one"),
+        ("from = { ssm = \"/b\", owner = \"self\" }", "1: `owner` of `from` works only with `name` or `tag`"),
         (
             "from = { id = \"ami-01234567\", owner = \"self\" }",
-            "1: `owner` of `from` cannot be combined with `id`",
+            "1: `owner` of `from` works only with `name` or `tag`",
         ),
         ("from = { id = \"ami-1\" }", "1: `id` of `from` is \"ami-1\": an image's id is `ami-`"),
         ("[from]\nid = \"web\"", "2: `id` of `from` is \"web\": an image's id is `ami-`"),
@@ -74,7 +74,7 @@ fn mistakes_of_from_show_what_it_can_be() {
             "from = { name = \"a\", deprecated = 1 }",
             "1: `deprecated` of `from` is an integer: it should be `true`",
         ),
-        ("from = { deprecated = true }", "1: `name` of `from` is missing: write it, or `id`, `ssm` or `tag`"),
+        ("from = { deprecated = true }", "1: `from` needs one of `id`, `name`, `ssm` or `tag`"),
         (
             "from = { tag = \"role=base\" }",
             "1: `tag` of `from` is a string: it should be a table of one tag, { \"role\" = \"base\" }",
@@ -84,10 +84,10 @@ fn mistakes_of_from_show_what_it_can_be() {
         ("from = { tag = { a = \"b\", c = \"d\" } }", "1: `tag` of `from` has several tags: it should be"),
         (
             "from = { tag = { a = 1 } }",
-            "1: `a` of `tag` of `from` is an integer: it should be a text in quotes",
+            "1: `a` of `tag` of `from` is an integer: it should be a quoted string",
         ),
         ("from = { tag = { a = \"b*\" } }", "1: `a` of `tag` of `from` is \"b*\": write the whole value"),
-        ("from = { tag = { \"\" = \"b\" } }", "1: `` of `tag` of `from` is empty: a tag has a key"),
+        ("from = { tag = { \"\" = \"b\" } }", "1: `` of `tag` of `from` is empty, but every tag needs a key"),
         ("from = { tag = { a = \"b\" }, owner = \"me\" }", "1: `owner` of `from` is \"me\""),
         ("from = { ssm = \"a b\" }", "1: `ssm` of `from` is \"a b\""),
     ];

@@ -154,7 +154,7 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
     let long = "x".repeat(107);
     let cases: &[(&str, &str)] = &[
         ("packges = []", "2: unknown key `packges`: did you mean `packages`?"),
-        ("zzz = 1", "2: unknown key `zzz`: expected one of `ansible`, `clean`, `conffiles`,"),
+        ("zzz = 1", "2: unknown key `zzz`: the valid keys are `ansible`, `clean`, `conffiles`,"),
         ("[disk]\nsize = 8", "3: unknown key `size` of [disk]: did you mean `size_gib`?"),
         (
             "[[run]]\nscript = \"setup.sh\"\nupgrade = true",
@@ -165,34 +165,37 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
         ("packages = \"nginx\"", "2: `packages` is a string: it should be an array of packages"),
         ("packages = [1]", "2: `packages` is an integer: it should be an array"),
         ("packages = [\n \"a\",\n \"\"]", "4: `packages` has an empty string"),
-        ("packages = [\"a b\"]", "2: `packages` has \"a b\": each package is a string of its own"),
+        ("packages = [\"a b\"]", "2: `packages` has \"a b\": write each package as a separate string"),
         (
             "packages = [\"a;reboot\"]",
-            "2: `packages` has \"a;reboot\": a package's name cannot have the character ';'",
+            "2: `packages` has \"a;reboot\": a package name cannot contain the character ';'",
         ),
         (
             "packages = [\"$(reboot)\"]",
-            "2: `packages` has \"$(reboot)\": a package's name cannot have the character '$'",
+            "2: `packages` has \"$(reboot)\": a package name cannot contain the character '$'",
         ),
-        ("packages = [\"-y\"]", "2: `packages` has \"-y\": a package's name does not begin with `-`"),
-        ("packages = [\"a-\"]", "2: `packages` has \"a-\": a package's name does not end with `-`"),
-        ("packages = [\"a=\"]", "2: `packages` has \"a=\": a version goes after `=`"),
-        ("packages = [\"=1\"]", "2: `packages` has \"=1\": a name goes before `=`"),
-        ("packages = [\"a=1 2\"]", "2: `packages` has \"a=1 2\": a version cannot have the character ' '"),
-        ("packages = [\"a=1/2\"]", "2: `packages` has \"a=1/2\": a version cannot have the character '/'"),
-        ("packages = [\"a=-1\"]", "2: `packages` has \"a=-1\": a version begins with"),
-        ("packages = [\"a==1\"]", "2: `packages` has \"a==1\": a version is pinned as"),
-        ("packages = [\"a>=1\"]", "2: `packages` has \"a>=1\": a version is pinned as"),
-        ("packages = [\"a/bookworm\"]", "2: `packages` has \"a/bookworm\": a name has no `/`"),
-        ("packages = [\"a:\"]", "2: `packages` has \"a:\": an architecture goes after `:`"),
-        ("packages = [\"a\", \"a=1\"]", "2: `packages` asks for a twice (first on line 2)"),
+        ("packages = [\"-y\"]", "2: `packages` has \"-y\": a package name cannot begin with `-`"),
+        ("packages = [\"a-\"]", "2: `packages` has \"a-\": a package name cannot end with `-`"),
+        ("packages = [\"a=\"]", "2: `packages` has \"a=\": write a version after `=`"),
+        ("packages = [\"=1\"]", "2: `packages` has \"=1\": write a package name before `=`"),
+        ("packages = [\"a=1 2\"]", "2: `packages` has \"a=1 2\": a version cannot contain the character ' '"),
+        ("packages = [\"a=1/2\"]", "2: `packages` has \"a=1/2\": a version cannot contain the character '/'"),
+        ("packages = [\"a=-1\"]", "2: `packages` has \"a=-1\": a version must begin with"),
+        ("packages = [\"a==1\"]", "2: `packages` has \"a==1\": pin a version as"),
+        ("packages = [\"a>=1\"]", "2: `packages` has \"a>=1\": pin a version as"),
+        (
+            "packages = [\"a/bookworm\"]",
+            "2: `packages` has \"a/bookworm\": a package name cannot contain `/`",
+        ),
+        ("packages = [\"a:\"]", "2: `packages` has \"a:\": write an architecture after `:`"),
+        ("packages = [\"a\", \"a=1\"]", "2: `packages` has a twice (first on line 2)"),
         (
             "packages = [\"site.deb\"]",
-            "2: `packages` has \"site.deb\": a package file next to image.toml is spelt \"./site.deb\"",
+            "2: `packages` has \"site.deb\": write a package file in the definition's directory as \"./site.deb\"",
         ),
         (
             "packages = [\"./gone.deb\"]",
-            "2: `packages` names \"./gone.deb\", but there is no DIR/web/./gone.deb",
+            "2: `packages` names \"./gone.deb\", but DIR/web/./gone.deb does not exist",
         ),
         (
             "packages = [\"./broken.deb\"]",
@@ -202,17 +205,17 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
             "packages = [\"./site.rpm\"]",
             "2: `packages` names \"./site.rpm\": it is not a complete rpm package: it was cut short",
         ),
-        ("packages = [\"./pipe\"]", "2: `packages` is \"./pipe\", which is a FIFO: a file is needed"),
-        ("packages = [\"/tmp/a.deb\"]", "2: `packages` has \"/tmp/a.deb\": paths are relative"),
+        ("packages = [\"./pipe\"]", "2: `packages` is \"./pipe\", which is a FIFO: it must be a file"),
+        ("packages = [\"/tmp/a.deb\"]", "2: `packages` has \"/tmp/a.deb\": paths must be relative"),
         ("name = 1", "2: `name` is an integer: it should be a name"),
         ("name = \"\"", "2: `name` is empty"),
         ("name = \"a:b\"", "2: `name` has the character ':'"),
         ("name = \" a\"", "2: `name` begins or ends with a space"),
-        (&format!("name = \"{long}\""), "2: `name` has 107 characters: 106 are allowed"),
+        (&format!("name = \"{long}\""), "2: `name` has 107 characters, but at most 106 are allowed"),
         ("description = \"a\\nb\"", "2: `description` has a control character"),
         (
             "upgrade = \"yes\"",
-            "2: `upgrade` is \"yes\": it should be `true` (everything), `false` or \"security\"",
+            "2: `upgrade` is \"yes\": it should be `true` (all packages), `false` or \"security\"",
         ),
         ("distro = \"De bian\"", "2: `distro` is \"De bian\": it should be a plugin's name"),
         ("distro = \"\"", "2: `distro` is \"\""),
@@ -222,7 +225,7 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
         ("[disk]\nsize_gib = -1", "3: `size_gib` of [disk] is -1:"),
         (
             "[disk]\nsize_gib = \"8\"",
-            "3: `size_gib` of [disk] is a string: it should be a number of GiB, such as 8",
+            "3: `size_gib` of [disk] is a string: it should be an integer (GiB), such as 8",
         ),
         ("disk = 8", "2: `disk` is an integer: it should be a table: [disk]"),
         (
@@ -233,7 +236,7 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
         ("[[file]]\ntarget = \"/a\"", "2: `source` of [[file]] is missing"),
         (
             "[[file]]\nsource = \"gone\"\ntarget = \"/a\"",
-            "3: `source` of [[file]] names \"gone\", but there is no DIR/web/gone",
+            "3: `source` of [[file]] names \"gone\", but DIR/web/gone does not exist",
         ),
         (
             "[[file]]\nsource = \"files\"\ntarget = \"/a\"",
@@ -241,15 +244,16 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
         ),
         (
             "[[file]]\nsource = \"files/\"\ntarget = \"/a\"",
-            "3: `source` of [[file]] is \"files/\": a file is needed",
+            "3: `source` of [[file]] is \"files/\": it must be a file",
         ),
         (
             "[[file]]\nsource = \"/etc/passwd\"\ntarget = \"/a\"",
-            "3: `source` of [[file]] has \"/etc/passwd\": paths are relative",
+            "3: `source` of [[file]] has \"/etc/passwd\": paths must be relative",
         ),
         (
             "[[file]]\nsource = \"../outside/script\"\ntarget = \"/a\"",
-            "3: `source` of [[file]] is \"../outside/script\", which is outside of the definition: list its directory in `inputs`",
+            "3: `source` of [[file]] is \"../outside/script\", which is outside the definition: list its directory \
+             in `inputs`",
         ),
         (
             "[[file]]\nsource = \"away/script\"\ntarget = \"/a\"",
@@ -257,7 +261,7 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
         ),
         (
             "[[file]]\nsource = \"dangling\"\ntarget = \"/a\"",
-            "3: `source` of [[file]] names \"dangling\", a symbolic link to nothing",
+            "3: `source` of [[file]] names \"dangling\", a symbolic link whose target does not exist",
         ),
         (
             "[[file]]\nsource = \"pipe\"\ntarget = \"/a\"",
@@ -265,7 +269,7 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
         ),
         (
             "[[file]]\nsource = \".env\"\ntarget = \"/a\"",
-            "3: `source` of [[file]] is \".env\": the checksum ignores",
+            "3: `source` of [[file]] is \".env\": files whose names begin with a dot are not part of the checksum",
         ),
         ("[[file]]\nsource = \"\"\ntarget = \"/a\"", "3: `source` of [[file]] is empty"),
         (
@@ -274,11 +278,11 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
         ),
         (
             "[[file]]\nsource = \"setup.sh\"\ntarget = \"/etc/../a\"",
-            "4: `target` of [[file]] is \"/etc/../a\": spell the path without `..`",
+            "4: `target` of [[file]] is \"/etc/../a\": write the path without `..`",
         ),
         (
             "[[file]]\nsource = \"setup.sh\"\ntarget = \"/etc//a\"",
-            "4: `target` of [[file]] is \"/etc//a\": write each `/` once",
+            "4: `target` of [[file]] is \"/etc//a\": replace `//` with `/`",
         ),
         (
             "[[file]]\nsource = \"setup.sh\"\ntarget = \"/etc/\"",
@@ -312,44 +316,47 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
         ),
         (
             "[[run]]\nscript = \"../setup.sh\"",
-            "3: `script` of [[run]] is \"../setup.sh\", which is outside of the definition",
+            "3: `script` of [[run]] is \"../setup.sh\", which is outside the definition",
         ),
         (
             "[[run]]\nscript = \"../web/../outside/script\"",
             "3: `script` of [[run]] is \"../web/../outside/script\", which is outside",
         ),
-        ("[[run]]\nscript = \"gone.sh\"", "3: `script` of [[run]] names \"gone.sh\", but there is no"),
         (
-            "[[run]]\nscript = \"bare.sh\"",
-            "3: `script` of [[run]] is \"bare.sh\", whose first line names no interpreter",
+            "[[run]]\nscript = \"gone.sh\"",
+            "3: `script` of [[run]] names \"gone.sh\", but DIR/web/gone.sh does not exist",
         ),
+        ("[[run]]\nscript = \"bare.sh\"", "3: `script` of [[run]] is \"bare.sh\", which has no `#!` line"),
         (
             "[[run]]\nscript = \"windows.sh\"",
-            "3: `script` of [[run]] is \"windows.sh\", whose lines end as on Windows",
+            "3: `script` of [[run]] is \"windows.sh\", which has Windows line endings",
         ),
         (
             "[[run]]\nscript = \"setup.sh\"\ntimeout = 0",
             "4: `timeout` of [[run]] is 0: it should be 1 to 604800 seconds",
         ),
-        ("[[test]]\nscrpt = \"setup.sh\"", "2: `script` of [[test]] is missing"),
-        ("inputs = [\"../gone\"]", "2: `inputs` names \"../gone\", but there is no DIR/web/../gone"),
-        ("inputs = [\"files\"]", "2: `inputs` has \"files\", which is part of the definition already"),
+        ("[[test]]\nscrpt = \"setup.sh\"", "3: unknown key `scrpt` of [[test]]: did you mean `script`?"),
+        ("inputs = [\"../gone\"]", "2: `inputs` names \"../gone\", but DIR/web/../gone does not exist"),
+        ("inputs = [\"files\"]", "2: `inputs` has \"files\", which is already part of the definition"),
         ("inputs = [\"../common\", \"../common/\"]", "2: `inputs` has \"../common/\" twice"),
         (
             "inputs = [\"../common/tool\"]",
             "2: `inputs` has \"../common/tool\", which is a file: list its directory",
         ),
-        ("inputs = [\"/etc\"]", "2: `inputs` has \"/etc\": paths are relative"),
+        ("inputs = [\"/etc\"]", "2: `inputs` has \"/etc\": paths must be relative"),
         ("[tags]\n\"oven:name\" = \"a\"", "3: `oven:name` of [tags] is a tag that oven sets itself"),
         ("[tags]\nami_config_checksum = \"a\"", "3: `ami_config_checksum` of [tags] is a tag that oven sets"),
         ("[tags]\n\"AWS:name\" = \"a\"", "3: `AWS:name` of [tags] begins with `aws:`"),
         ("[tags]\n\"\" = \"a\"", "3: `` of [tags] is empty"),
-        (&format!("[tags]\n{} = \"a\"", "k".repeat(129)), "has 129 characters: a tag's key has at most 128"),
+        (
+            &format!("[tags]\n{} = \"a\"", "k".repeat(129)),
+            "has 129 characters, but a tag's key has at most 128",
+        ),
         (
             &format!("[tags]\nk = \"{}\"", "v".repeat(257)),
-            "3: `k` of [tags] has 257 characters: 256 are allowed",
+            "3: `k` of [tags] has 257 characters, but at most 256 are allowed",
         ),
-        ("[tags]\nk = 1", "3: `k` of [tags] is an integer: it should be a text in quotes"),
+        ("[tags]\nk = 1", "3: `k` of [tags] is an integer: it should be a quoted string"),
         ("[clean]\nkeep = [\"var/log\"]", "3: `keep` of [clean] is \"var/log\": a path in the image begins"),
     ];
     for (toml, expected) in cases {
@@ -367,10 +374,10 @@ fn mistakes_of_syntax_name_the_key_too() {
     let top = tree();
     let cases: &[(&str, &str)] = &[
         ("name = web", "2: `name`: "),
-        ("name = web", ": a text is written in quotes"),
+        ("name = web", ": write a string in quotes"),
         (
             "mode = 0644",
-            "2: `mode`: unexpected leading zero, expected nothing: a mode is written in quotes, \"0644\"",
+            "2: `mode`: unexpected leading zero, expected nothing: write a mode in quotes, such as \"0644\"",
         ),
         ("from = \"../x\"", "2: `from`: duplicate key"),
         ("packages = [", "2: `packages`: unclosed array"),
@@ -406,7 +413,12 @@ fn tags_leave_room_for_ours() {
     };
     assert_eq!(tags(41).unwrap().tags.len(), 41);
     let error = tags(42).unwrap_err();
-    assert!(error.contains(":2: [tags] has 42 tags: 41 are allowed, as oven needs 9 of EC2's 50"), "{error}");
+    assert!(
+        error.contains(
+            ":2: [tags] has 42 tags, but at most 41 are allowed, because EC2 allows 50 and oven needs 9 of them"
+        ),
+        "{error}"
+    );
 }
 
 #[test]
@@ -423,12 +435,12 @@ fn a_directory_that_is_no_definition_is_refused() {
     assert_eq!(error("gone").0, "DIR/gone: directory not found");
     assert_eq!(error("empty").0, "DIR/empty/image.toml: file not found");
     let (message, hint) = error("web/image.toml");
-    assert_eq!(message, "DIR/web/image.toml is a file: a definition is a directory");
+    assert_eq!(message, "DIR/web/image.toml is a file, but a definition is a directory");
     assert!(hint.ends_with("/web"), "{hint}");
     std::fs::create_dir(top.path().join("empty/image.toml")).unwrap();
     assert_eq!(error("empty").0, "DIR/empty/image.toml: is a directory, not a file");
     std::fs::write(top.path().join("web/image.toml"), b"from = 1\n# \xff").unwrap();
-    assert_eq!(error("web").0, "DIR/web/image.toml:2: not UTF-8");
+    assert_eq!(error("web").0, "DIR/web/image.toml:2: the line is not valid UTF-8");
     std::fs::write(top.path().join("web/image.toml"), " ".repeat((1 << 20) + 1)).unwrap();
     assert!(error("web").0.contains("larger than 1 MiB"));
 }

@@ -20,10 +20,10 @@ fn nothing_leads_out_of_the_project() {
     let cases = [
         (
             "[[file]]\nsource = \"passwd\"\ntarget = \"/x\"".to_owned(),
-            "\"passwd\", which leads to /etc/passwd, out of",
+            "\"passwd\", which resolves to /etc/passwd, outside",
         ),
-        (format!("inputs = [\"{up}etc\"]"), "which leads to /etc, out of the project DIR"),
-        ("inputs = [\"../host\"]".to_owned(), "\"../host\", which leads to /etc, out of the project DIR"),
+        (format!("inputs = [\"{up}etc\"]"), "which resolves to /etc, outside the project DIR"),
+        ("inputs = [\"../host\"]".to_owned(), "\"../host\", which resolves to /etc, outside the project DIR"),
     ];
     for (toml, expected) in cases {
         let error = load(top.path(), &format!("from = \"ami-01234567\"\n{toml}\n")).unwrap_err();
@@ -34,7 +34,7 @@ fn nothing_leads_out_of_the_project() {
     assert_eq!(load(top.path(), toml).unwrap().project, real);
     std::fs::create_dir(top.path().join("web/.git")).unwrap();
     let error = load(top.path(), toml).unwrap_err();
-    assert!(error.contains("out of the project DIR/web ("), "{error}");
+    assert!(error.contains("outside the project DIR/web ("), "{error}");
     assert_eq!(paths::project(&real.join("a/b/c")), real.join("a/b"));
     std::fs::write(top.path().join("oven.toml"), "").unwrap();
     assert_eq!(paths::project(&real.join("a/b/c")), real);

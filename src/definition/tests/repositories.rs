@@ -88,38 +88,40 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
     let cases = [
         ("upgrade = 1".into(), "2: `upgrade` is an integer: it should be `true`"),
         ("repositry = []".into(), "2: unknown key `repositry`: did you mean `repository`?"),
-        ("packages = [\"@\"]".into(), "2: `packages` has \"@\": a group's name goes after `@`"),
+        ("packages = [\"@\"]".into(), "2: `packages` has \"@\": write a group name after `@`"),
         (
             "packages = [\"@a;b\"]".into(),
-            "2: `packages` has \"@a;b\": a group's name cannot have the character ';'",
+            "2: `packages` has \"@a;b\": a group name cannot contain the character ';'",
         ),
-        ("packages = [\"@a\", \"@a\"]".into(), "2: `packages` asks for @a twice"),
+        ("packages = [\"@a\", \"@a\"]".into(), "2: `packages` has @a twice"),
         (
             "packages = [\"https://x.example/a.deb\"]".into(),
-            "2: `packages` has \"https://x.example/a.deb\": a package by URL is spelt { url = \"…\", sha256 = \"…\" }",
+            "2: `packages` has \"https://x.example/a.deb\": write a package from a URL as { url = \"…\", sha256 = \
+             \"…\" }",
         ),
         (
             "packages = [{ url = \"https://x.example/a.deb\" }]".into(),
-            "2: `sha256` of a package by URL is missing: 64",
+            "2: `sha256` of `packages` is missing: 64",
         ),
-        (format!("packages = [{{ sha256 = \"{DIGEST}\" }}]"), "2: `url` of a package by URL is missing"),
+        (format!("packages = [{{ sha256 = \"{DIGEST}\" }}]"), "2: `url` of `packages` is missing"),
         (
             format!("packages = [\n{{ url = \"https://x.example/a.deb\", sha265 = \"{DIGEST}\" }}]"),
-            "3: unknown key `sha265` of a package by URL: did you mean `sha256`?",
+            "3: unknown key `sha265` of `packages`: did you mean `sha256`?",
         ),
         (
             "packages = [{ url = \"https://x.example/a.deb\", sha256 = \"abc\" }]".into(),
-            "2: `sha256` of a package by URL is \"abc\": it should be 64 hexadecimal digits",
+            "2: `sha256` of `packages` is \"abc\": it should be 64 hexadecimal digits",
         ),
         (
             url("file:///etc/passwd"),
-            "2: `url` of a package by URL is \"file:///etc/passwd\", whose scheme is none of http, https",
+            "2: `url` of `packages` is \"file:///etc/passwd\", which does not begin with `http://` or \
+             `https://`",
         ),
-        (url("x.deb"), "2: `url` of a package by URL is \"x.deb\", without a scheme"),
-        (url("https:///x.deb"), "2: `url` of a package by URL is \"https:///x.deb\", without a host"),
+        (url("x.deb"), "2: `url` of `packages` is \"x.deb\", which does not begin with `http://`"),
+        (url("https:///x.deb"), "2: `url` of `packages` is \"https:///x.deb\", which has no host"),
         (
             url("https://me:secret@x.example/a.deb"),
-            "2: `url` of a package by URL holds a user's name or password",
+            "2: `url` of `packages` contains a user name or a password",
         ),
         (
             format!(
@@ -127,28 +129,31 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
                 url("https://x.example/a.deb").trim_end_matches(']'),
                 &url("https://x.example/a.deb")[12..]
             ),
-            "3: `packages` asks for https://x.example/a.deb twice (first on line 2)",
+            "3: `packages` has https://x.example/a.deb twice (first on line 2)",
         ),
         ("hold = \"jq\"".into(), "2: `hold` is a string: it should be an array of packages"),
-        ("hold = [\"jq=1\"]".into(), "2: `hold` has \"jq=1\": it takes names only"),
-        ("hold = [\"-y\"]".into(), "2: `hold` has \"-y\": a package's name does not begin with `-`"),
+        ("hold = [\"jq=1\"]".into(), "2: `hold` has \"jq=1\": list only names here"),
+        ("hold = [\"-y\"]".into(), "2: `hold` has \"-y\": a package name cannot begin with `-`"),
         ("hold = [\"jq\",\n\"jq\"]".into(), "3: `hold` has jq twice (first on line 2)"),
-        ("debconf = [\"tzdata\"]".into(), "2: `debconf` has \"tzdata \": it should be an array of answers"),
+        (
+            "debconf = [\"tzdata\"]".into(),
+            "2: `debconf` has \"tzdata \": write a package, a question, a type and a value",
+        ),
         (
             "debconf = [\"a b/c strnig secret\"]".into(),
-            "2: `debconf` has \"a b/c\" of the type \"strnig\": types are `boolean`",
+            "2: `debconf` has \"a b/c\" with the type \"strnig\": the valid types are `boolean`",
         ),
         (
             "debconf = [\"a b/c string x\\ny\"]".into(),
-            "2: `debconf` has \"a b/c\", whose value has a line break",
+            "2: `debconf` has \"a b/c\", whose value has a control character",
         ),
         (
             "debconf = [\"a b/c string x\\\\\"]".into(),
-            "2: `debconf` has \"a b/c\", whose value has a line break",
+            "2: `debconf` has \"a b/c\", whose value has a control character",
         ),
         (
             "debconf = [\"# b/c string x\"]".into(),
-            "2: `debconf` has \"# b/c\": it should begin with a package's name",
+            "2: `debconf` has \"# b/c\": it must begin with a package name",
         ),
         (
             "[repository]\nname = \"a\"".into(),
@@ -159,7 +164,7 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
             "2: `name` of [[repository]] is missing",
         ),
         ("[[repository]]\nname = \"a\"\nsigned = false".into(), "2: `url` of [[repository]] is missing"),
-        (with(""), "2: `key` of [[repository]] is missing: a file with its OpenPGP key"),
+        (with(""), "2: `key` of [[repository]] is missing: a file with the repository's OpenPGP key"),
         (with("signed = true"), "2: `key` of [[repository]] is missing"),
         (
             with("singed = false\nkey = \"keys/good.asc\""),
@@ -167,15 +172,24 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
         ),
         (
             with("signed = false\nkey = \"keys/good.asc\""),
-            "6: `signed` of [[repository]] is `false`, but there is a `key`",
+            "6: `signed` of [[repository]] is `false`, but `key` is set",
         ),
-        (key("gone.asc"), "5: `key` of [[repository]] names \"keys/gone.asc\", but there is no"),
-        (with("key = \"/etc/passwd\""), "5: `key` of [[repository]] has \"/etc/passwd\": paths are relative"),
-        (key("binary.gpg"), "5: `key` of [[repository]] is \"keys/binary.gpg\", a key in binary form"),
-        (key("private.asc"), "5: `key` of [[repository]] is \"keys/private.asc\", a private key"),
-        (key("short.asc"), "5: `key` of [[repository]] is \"keys/short.asc\", whose key was cut short"),
+        (
+            key("gone.asc"),
+            "5: `key` of [[repository]] names \"keys/gone.asc\", but DIR/web/keys/gone.asc does not exist",
+        ),
+        (
+            with("key = \"/etc/passwd\""),
+            "5: `key` of [[repository]] has \"/etc/passwd\": paths must be relative",
+        ),
+        (key("binary.gpg"), "5: `key` of [[repository]] is \"keys/binary.gpg\", which is a binary key"),
+        (key("private.asc"), "5: `key` of [[repository]] is \"keys/private.asc\", which is a private key"),
+        (key("short.asc"), "5: `key` of [[repository]] is \"keys/short.asc\", whose key is incomplete"),
         (key("blank.asc"), "5: `key` of [[repository]] is \"keys/blank.asc\", whose key has no empty line"),
-        (key("page.asc"), "5: `key` of [[repository]] is \"keys/page.asc\", which holds no OpenPGP key"),
+        (
+            key("page.asc"),
+            "5: `key` of [[repository]] is \"keys/page.asc\", which contains no ASCII-armoured OpenPGP key",
+        ),
         (key("huge.asc"), "5: `key` of [[repository]] is \"keys/huge.asc\", which is larger than 1 MiB"),
         (
             with("signed = false\nsuite = \"a b\""),
@@ -187,7 +201,7 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
         ),
         (
             with("signed = false\ncomponents = [\"a b\"]"),
-            "6: `components` of [[repository]] has \"a b\", which is no",
+            "6: `components` of [[repository]] has \"a b\", which is not a valid component name",
         ),
         (
             with("signed = false\nkeep = \"no\""),
@@ -199,11 +213,11 @@ fn each_mistake_names_line_and_key_and_what_to_do() {
         ),
         (
             "[[repository]]\nname = \"a/b\"\nurl = \"https://x\"\nsigned = false".into(),
-            "3: `name` of [[repository]] is \"a/b\": it should be up to 64 letters",
+            "3: `name` of [[repository]] is \"a/b\": use at most 64 letters",
         ),
         (
             "[[repository]]\nname = \"a\"\nurl = \"file:///srv\"\nsigned = false".into(),
-            "4: `url` of [[repository]] is \"file:///srv\", whose scheme",
+            "4: `url` of [[repository]] is \"file:///srv\", which does not begin with",
         ),
     ];
     for (toml, expected) in cases {

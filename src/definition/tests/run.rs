@@ -82,12 +82,9 @@ fn each_mistake_has_its_place() {
     for (toml, expected) in [
         (
             "[[run]]\nscript = \"setup.sh\"\ncommand = [\"x\"]",
-            "4: `command` of [[run]] cannot be combined with `script`",
+            "4: [[run]] has both `script` and `command`: use only one",
         ),
-        (
-            "[[run]]\ntimeout = 5",
-            "2: `script` of [[run]] is missing: a file next to image.toml, such as \"setup.sh\" (or a `command`",
-        ),
+        ("[[run]]\ntimeout = 5", "2: [[run]] needs one of: `script`, `command`"),
         ("[[run]]\nbats = \"web.bats\"", "3: unknown key `bats` of [[run]]"),
         (
             "[[run]]\ncommand = \"ls\"",
@@ -98,24 +95,24 @@ fn each_mistake_has_its_place() {
         ("[[run]]\ncommand = [\"ls\", 1]", "3: `command` of [[run]] is an integer"),
         (
             "[[run]]\ncommand = [\"ls\"]\nargs = [\"-l\"]",
-            "4: `args` of [[run]] is for a script: a command has its arguments",
+            "4: `args` of [[run]] cannot be used with `command`: put the arguments into `command`",
         ),
         (
             "[[run]]\nscript = \"setup.sh\"\nargs = \"x\"",
-            "4: `args` of [[run]] is a string: it should be an array of texts",
+            "4: `args` of [[run]] is a string: it should be an array of strings",
         ),
         ("[[run]]\nscript = \"setup.sh\"\nargs = [\"a\\u0000\"]", "4: `args` of [[run]] has a NUL"),
         (
             "[[run]]\nscript = \"setup.sh\"\nretries = 21",
-            "4: `retries` of [[run]] is 21: it should be 0 to 20 times",
+            "4: `retries` of [[run]] is 21: it should be 0 to 20 retries",
         ),
         (
             "[[run]]\nscript = \"setup.sh\"\n[run.env]\n2a = \"x\"",
-            "5: `2a` of [run.env] is \"2a\": a variable's name",
+            "5: `2a` of [run.env] is not a valid variable name",
         ),
         (
             "[[run]]\nscript = \"setup.sh\"\nenv = { OVEN_NAME = \"x\" }",
-            "4: `OVEN_NAME` of [run.env] is one of oven's own",
+            "4: `OVEN_NAME` of [run.env] is reserved for oven",
         ),
         ("[[run]]\nscript = \"setup.sh\"\nenv = { A = 1 }", "4: `A` of [run.env] is an integer"),
         (
@@ -124,21 +121,21 @@ fn each_mistake_has_its_place() {
         ),
         (
             "[[run]]\nscript = \"setup.sh\"\nsecrets = [\"AWS_SECRET_ACCESS_KEY\"]",
-            "4: `secrets` of [[run]] has AWS_SECRET_ACCESS_KEY, which is a reserved name",
+            "4: `secrets` of [[run]] has AWS_SECRET_ACCESS_KEY, which cannot be a variable",
         ),
         ("[[run]]\nscript = \"setup.sh\"\nsecrets = [\"A\", \"A\"]", "4: `secrets` of [[run]] has A twice"),
         (
             "[[run]]\nscript = \"setup.sh\"\nsecrets = [\"A\"]\nenv = { A = \"1\" }",
-            "4: `secrets` of [[run]] has A, which `env` sets",
+            "4: `secrets` of [[run]] has A, which is also in `env`",
         ),
         (
             "[vars]\nA = \"\"\n[[run]]\nscript = \"setup.sh\"\nsecrets = [\"A\"]",
-            "6: `secrets` of [[run]] has A, which [vars] declares",
+            "6: `secrets` of [[run]] has A, which is also in [vars]",
         ),
         ("[[ansible]]\ntags = [\"x\"]", "2: `playbook` of [[ansible]] is missing"),
         (
             "[[ansible]]\nplaybook = \"gone.yml\"",
-            "3: `playbook` of [[ansible]] names \"gone.yml\", but there is no",
+            "3: `playbook` of [[ansible]] names \"gone.yml\", but DIR/web/gone.yml does not exist",
         ),
         (
             "[[ansible]]\nplaybook = \"site.yml\"\nscript = \"setup.sh\"",
@@ -150,22 +147,22 @@ fn each_mistake_has_its_place() {
         ),
         (
             "[[ansible]]\nplaybook = \"site.yml\"\nvars = { x = inf }",
-            "4: `x` of [ansible.vars] is a number that JSON does not have",
+            "4: `x` of [ansible.vars] is a number that JSON cannot represent",
         ),
         (
             "[[ansible]]\nplaybook = \"site.yml\"\nvars = { \"a-b\" = 1 }",
-            "4: `a-b` of [ansible.vars] is \"a-b\": a variable's name",
+            "4: `a-b` of [ansible.vars] is not a valid variable name",
         ),
         (
             "[[test]]\nbats = \"../outside/script\"",
             "3: `bats` of [[test]] is \"../outside/script\", which is outside",
         ),
-        ("[vars]\nport = 80", "3: `port` of [vars] is an integer: it should be a text in quotes"),
+        ("[vars]\nport = 80", "3: `port` of [vars] is an integer: it should be a quoted string"),
         (
             "[vars]\nPATH = \"x\"",
-            "3: `PATH` of [vars] is a reserved name, which programs of a step interpret",
+            "3: `PATH` of [vars] cannot be a variable, because it changes how programs behave",
         ),
-        ("[vars]\n\"a b\" = \"x\"", "3: `a b` of [vars] is \"a b\": a variable's name has"),
+        ("[vars]\n\"a b\" = \"x\"", "3: `a b` of [vars] is not a valid variable name"),
         ("vars = 1", "2: `vars` is an integer: it should be a table: [vars]"),
         (
             "[[file]]\nsource = \"bad.conf\"\ntarget = \"/a\"\ntemplate = true\n[vars]\nport = \"80\"",
@@ -183,8 +180,29 @@ fn each_mistake_has_its_place() {
     let toml = format!("{BASE}[[run]]\nscript = \"setup.sh\"\nsecrets = [\"hunter2!\"]\n");
     let error = load(top.path(), &toml).unwrap_err();
     assert!(
-        error.contains("image.toml:4: `secrets` of [[run]] has an element that is not a variable's name"),
+        error.contains("image.toml:4: `secrets` of [[run]] has an element that is not a valid variable name"),
         "{error}"
     );
     assert!(!error.contains("hunter2"), "{error}");
+}
+
+#[test]
+fn a_mistyped_key_is_not_reported_as_missing_too() {
+    let top = top();
+    for (toml, expected) in [
+        (
+            format!("{BASE}[[run]]\nbats = \"web.bats\"\n"),
+            "3: unknown key `bats` of [[run]]: the valid keys are `args`",
+        ),
+        (
+            format!("{BASE}[[test]]\nscrpt = \"setup.sh\"\n"),
+            "3: unknown key `scrpt` of [[test]]: did you mean `script`?",
+        ),
+        ("from = { nam = \"debian\" }\n".to_owned(), "1: unknown key `nam` of `from`: did you mean `name`?"),
+        (format!("{BASE}[[test]]\ntimeout = 5\n"), "2: [[test]] needs one of: `script`, `command`, `bats`"),
+    ] {
+        let error = load(top.path(), &toml).unwrap_err();
+        assert_eq!(error.lines().count(), 1, "{toml}\n{error}");
+        assert!(error.starts_with(&format!("DIR/web/image.toml:{expected}")), "{toml}\n{error}");
+    }
 }

@@ -9,6 +9,7 @@
 mod tests;
 
 use crate::config::toml_reader::kind_of;
+use crate::definition::DIRECTORY_HINT;
 use crate::error::Kind;
 use anyhow::Result;
 use sha1::{Digest, Sha1};
@@ -93,8 +94,8 @@ impl DefinitionTree {
         if tree.files.is_empty() {
             let names: Vec<_> = directories.iter().map(|d| d.as_ref().display().to_string()).collect();
             return Err(Kind::Definition
-                .failure(format!("{}: there are no files that count", names.join(", ")))
-                .hint("Files whose own name begins with a dot do not count.")
+                .failure(format!("{}: no files found for the checksum", names.join(", ")))
+                .hint("Files whose names begin with a dot are not part of the checksum.")
                 .into());
         }
         // Compares bytes: `Path` compares components, and puts a/x before a-b/x.
@@ -114,7 +115,10 @@ impl DefinitionTree {
     /// Lists a directory tree. It has its own stack, so that a deep tree cannot exhaust the thread's.
     fn walk(&mut self, top: &Path) -> Result<()> {
         let metadata = std::fs::metadata(top).map_err(|e| match e.kind() {
-            ErrorKind::NotFound => definition_error(top, "there is no such directory"),
+            ErrorKind::NotFound => Kind::Definition
+                .failure(format!("{}: directory not found", top.display()))
+                .hint(DIRECTORY_HINT)
+                .into(),
             _ => unreadable(top, e),
         })?;
         if !metadata.is_dir() {
@@ -130,8 +134,8 @@ impl DefinitionTree {
                 if kind.is_dir() {
                     if name == ".git" {
                         self.warnings.push(format!(
-                            "{} is in the definition, and files in hidden directories count: the checksum changes with each \
-                             commit",
+                            "{} is in the definition. Its files are part of the checksum, so the checksum changes \
+                             with each commit",
                             path.display()
                         ));
                     }
@@ -241,7 +245,10 @@ fn refuse_special(path: &Path, metadata: &Metadata) -> Result<()> {
     if metadata.is_file() {
         return Ok(());
     }
-    Err(definition_error(path, format_args!("is {}: only regular files can count", kind_of(metadata))))
+    Err(definition_error(
+        path,
+        format_args!("is {}: only regular files can be part of the checksum", kind_of(metadata)),
+    ))
 }
 
 fn file_sha1(path: &Path) -> Result<String> {

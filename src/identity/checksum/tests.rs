@@ -32,7 +32,7 @@ fn the_published_vectors_match() {
             std::fs::create_dir(top.path().join(directory.as_str().unwrap())).unwrap();
         }
         if files.is_empty() {
-            assert_eq!(error(top.path(), ""), "DIR/: there are no files that count");
+            assert_eq!(error(top.path(), ""), "DIR/: no files found for the checksum");
             assert_eq!(DefinitionTree::default().checksum(), case["checksum"]);
             continue;
         }
@@ -107,17 +107,19 @@ fn files_that_cannot_count_are_named() {
     symlink("/dev/null", top.path().join("null/device")).unwrap();
     let cases = [
         ("dangling", "DIR/dangling/link: is a symbolic link to nowhere, which does not exist"),
-        ("pipe", "DIR/pipe/fifo: is a FIFO: only regular files can count"),
-        ("socket", "DIR/socket/listen: is a socket: only regular files can count"),
-        ("null", "DIR/null/device: is a device: only regular files can count"),
-        ("hidden", "DIR/hidden: there are no files that count"),
-        ("gone", "DIR/gone: there is no such directory"),
+        ("pipe", "DIR/pipe/fifo: is a FIFO: only regular files can be part of the checksum"),
+        ("socket", "DIR/socket/listen: is a socket: only regular files can be part of the checksum"),
+        ("null", "DIR/null/device: is a device: only regular files can be part of the checksum"),
+        ("hidden", "DIR/hidden: no files found for the checksum"),
+        ("gone", "DIR/gone: directory not found"),
         ("pipe/a", "DIR/pipe/a: is a file, not a directory"),
     ];
     for (directory, expected) in cases {
         assert_eq!(error(top.path(), directory), expected);
     }
     assert!(error(top.path(), "loop").starts_with("DIR/loop/link: cannot be read: "));
+    let missing = config_checksum(&[top.path().join("gone")]).unwrap_err();
+    assert_eq!(crate::error::hint_of(&missing).as_deref(), Some(DIRECTORY_HINT));
 }
 
 #[test]
@@ -126,7 +128,7 @@ fn a_file_that_turns_into_a_fifo_does_not_block() {
     let fifo = top.path().join("fifo");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
     let error = file_sha1(&fifo).unwrap_err().to_string();
-    assert!(error.ends_with("is a FIFO: only regular files can count"), "{error}");
+    assert!(error.ends_with("is a FIFO: only regular files can be part of the checksum"), "{error}");
 }
 
 #[test]

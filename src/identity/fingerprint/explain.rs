@@ -32,7 +32,9 @@ pub fn explain(old: &PreviousInputs, new: &Inputs) -> Vec<String> {
         PreviousInputs::Full(old) => compare(old, new),
         PreviousInputs::Digest(old) => match digest::parse(old) {
             Some(old) => compare_with_digest(&old, new),
-            None => vec!["the inputs of the older image are unknown: its tag cannot be parsed".into()],
+            None => {
+                vec!["the inputs of the older image are unknown, because its tag cannot be parsed".into()]
+            }
         },
     }
 }
@@ -49,7 +51,7 @@ fn compare_common(lines: &mut Vec<String>, old: [&str; 4], new: [&str; 4]) {
         lines.push(format!("the architecture changed: {architecture} -> {}", new[2]));
     }
     if format != new[3] {
-        lines.push(format!("oven's own format changed: {format} -> {}", new[3]));
+        lines.push(format!("oven's fingerprint format changed: {format} -> {}", new[3]));
     }
 }
 

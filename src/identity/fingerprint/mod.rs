@@ -127,7 +127,7 @@ impl Inputs {
         let (dir, differences) = (image.dir.display(), differences.join(", "));
         Err(Kind::Definition
             .failure(format!("{dir} changed while it was baked: {differences}"))
-            .hint("It is unknown which version went into the image: bake again.")
+            .hint("The image may have been made from either version. Bake again.")
             .into())
     }
 

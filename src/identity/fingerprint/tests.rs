@@ -277,7 +277,7 @@ fn base_architecture_and_format_are_explained() {
     let expected = [
         "the base image changed: ami-0123456789abcdef0 -> ami-0fedcba9876543210",
         "the architecture changed: x86_64 -> arm64",
-        &format!("oven's own format changed: {FORMAT} -> {}", FORMAT + 1),
+        &format!("oven's fingerprint format changed: {FORMAT} -> {}", FORMAT + 1),
     ]
     .map(String::from);
     assert_eq!(explained(&old, &new), (expected.to_vec(), expected.to_vec()));
@@ -342,7 +342,7 @@ fn a_tag_of_another_version_is_no_reason_to_fail() {
         let old = PreviousInputs::of(Some("{}"), Some(tag)).unwrap();
         assert_eq!(
             explain(&old, &new),
-            ["the inputs of the older image are unknown: its tag cannot be parsed"],
+            ["the inputs of the older image are unknown, because its tag cannot be parsed"],
             "{tag}"
         );
     }

@@ -230,7 +230,7 @@ impl ImageTree {
                     Ok(()) => {}
                     Err(Errno::EXIST) => match self.read_link(so_far)? {
                         Some(to) => bail!(
-                            "{so_far} in the image is a symlink that leads nowhere, to {}",
+                            "{so_far} in the image is a symlink to {}, which does not exist",
                             to.display()
                         ),
                         None => bail!("{so_far} in the image is not a directory"),
@@ -316,7 +316,7 @@ fn split(path: &str) -> Result<(String, String)> {
     let path = normalize(path)?;
     match path.rsplit_once('/') {
         Some((parent, name)) if !name.is_empty() => Ok((format!("{parent}/"), name.to_owned())),
-        _ => bail!("the path {path} is the root itself"),
+        _ => bail!("the path {path} is the root directory"),
     }
 }
 

@@ -181,7 +181,7 @@ fn modes_parents_and_no_temporary_files() {
     assert!(inside.create_dir_all("/opt/a/b/tool/x", 0o755).unwrap_err().to_string().contains("tool"));
     symlink("/gone", ground.at("dangling")).unwrap();
     let error = inside.write("/dangling/x", b"x", 0o644, 0, 0).unwrap_err().to_string();
-    assert!(error.contains("/dangling in the image is a symlink that leads nowhere, to "), "{error}");
+    assert!(error.contains("/dangling in the image is a symlink to "), "{error}");
 }
 
 #[test]

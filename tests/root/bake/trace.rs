@@ -186,7 +186,7 @@ fn a_bake_that_is_stopped_or_killed_leaves_a_trace_that_can_be_read() {
 fn a_trace_is_no_part_of_a_definition_and_has_to_be_a_file() {
     let world = world(&[("web", "true")]);
     let (_, error) = world.expect(3, &["bake", "web", "--trace", "web/trace.json"]);
-    assert!(error.contains("the trace web/trace.json is inside of web"), "{error}");
+    assert!(error.contains("the trace web/trace.json is inside the directory web"), "{error}");
     assert!(!world.path("web/trace.json").exists());
     let (_, error) = world.expect(2, &["bake", "web", "--trace", "/dev/null"]);
     assert!(error.contains("/dev/null is not a regular file"), "{error}");

@@ -76,7 +76,7 @@ async fn a_device_is_read_again_before_what_was_sent_counts() {
     let path = device.path.to_str().unwrap();
     let (there, _) = world.expect(0, &["images", "list", "small"]);
     let (ami, err) = world.expect(0, &["import", path, "--name", "small", "--verify"]);
-    assert!(there.starts_with(ami.trim()) && err.contains("already has that disk"), "{err}");
+    assert!(there.starts_with(ami.trim()) && err.contains("was already imported from this disk"), "{err}");
 
     let raw = Arc::new(RawDisk::new(File::open(path).unwrap(), &device.path).unwrap());
     let sent = digests(raw.clone()).await.unwrap();

@@ -109,7 +109,7 @@ fn a_bake_is_the_same_as_by_a_volume_and_sends_what_differs() {
     assert_eq!(files, world.files());
     assert!(!files.iter().any(|file| file.starts_with("volumes/") || file.starts_with("kept/")), "{files:?}");
     let (out, err) = direct(&world, 0, &["sweep", "--dry-run"]);
-    assert!(out.is_empty() && err.contains("nothing to sweep"), "{out}{err}");
+    assert!(out.is_empty() && err.contains("there are no leftovers of ended runs"), "{out}{err}");
 
     // A child of the child, on a larger disk.
     world.write("b/image.toml", "from = \"../a\"\n[disk]\nsize_gib = 2\n[[run]]\nscript = \"s.sh\"\n");

@@ -151,7 +151,7 @@ fn each_fails_with_the_reason() {
             "words",
             Fault::First("echo by the way >&2"),
             ANSWERS,
-            "writes to standard error; standard error: by the way",
+            "wrote to standard error; standard error: by the way",
         ),
         ("daemon", Fault::First("sleep 86399 >/dev/null 2>&1 &"), ANSWERS, "left processes running: sleep"),
         (

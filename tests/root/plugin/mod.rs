@@ -158,7 +158,7 @@ fn a_plugin_that_a_definition_names_counts() {
     };
     world.write("image/image.toml", &format!("distro = \"tiny\"\n{toml}"));
     let (first, err) = bake(&world);
-    assert!(!err.contains("to bake a new image when it changes"), "{err}");
+    assert!(!err.contains("To bake a new image when the plugin changes"), "{err}");
     assert_eq!(bake(&world).0, first);
     plugin(&world, "tiny.sh", &format!("{text}# another\n"));
     let (out, _) = world.expect(0, &["--plugin", path, "plan", "image"]);
@@ -195,7 +195,7 @@ fn a_tie_names_both_and_a_definition_picks() {
     // A built-in plugin's name is taken.
     let path = plugin(&world, "debian.sh", &text);
     let (_, err) = world.expect(2, &["--plugin", path.to_str().unwrap(), "plugin", "list"]);
-    assert!(err.contains("has the name of a built-in plugin"), "{err}");
+    assert!(err.contains("has the name of the built-in plugin"), "{err}");
 }
 
 /// The same plugin, in the program and next to it.
@@ -280,7 +280,7 @@ fn authors_need_no_root() {
         let (code, text) = author(&["plugin", "check", file]);
         assert!(code == Some(0) && text.contains("conforms; golden plans: 2"), "{text}");
         let (code, text) = author(&["plugin", "new", name, "--lang", lang]);
-        assert!(code == Some(2) && text.contains("exists already"), "{text}");
+        assert!(code == Some(2) && text.contains("already exists"), "{text}");
     }
     fs::write(world.path("own/os"), "ID=one\n").unwrap();
     let (code, text) = author(&["plan", "--os-release", "os", "--plugin", "one.py", "--request"]);
@@ -340,7 +340,7 @@ fn where_the_kernel_gives_no_namespaces_it_runs_as_the_user_and_oven_says_so() {
     };
     let (code, err) = spy("");
     assert!(code == Some(3) && err.contains("id=12345 names=HOME,LC_ALL,PATH,"), "{err}");
-    assert!(err.contains("spy ran as you, with all your rights"), "{err}");
+    assert!(err.contains("spy ran without a sandbox, with all your permissions"), "{err}");
     // Its end is seen to even so.
     let (code, err) = spy(&format!("setsid sh -c '{sleeper} & {sleeper}' >/dev/null 2>&1 &"));
     assert!(code == Some(8) && err.contains("left processes running: "), "{err}");

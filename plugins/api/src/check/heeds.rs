@@ -13,7 +13,7 @@ pub fn run(suite: &mut Suite, empty: &Job) -> TestResult<()> {
     let plan = match suite.plan("(one package)", &one)? {
         Some(Ok(plan)) => plan,
         Some(Err(refused)) => {
-            suite.fault(Rule::Plans, format!("it refuses one package on a system of its own: {refused}"));
+            suite.fault(Rule::Plans, format!("it refuses one package on a system that it claims: {refused}"));
             return Ok(());
         }
         None => return Ok(()),
@@ -71,7 +71,7 @@ fn test_requests(suite: &mut Suite, one: &Job, plan: &Plan) -> TestResult<()> {
         if other == *plan {
             suite.fault(
                 Rule::Heeds,
-                format!("{what}: the plan is the same without it; refuse what the plugin does not support"),
+                format!("{what}: the plan does not change; a plugin must refuse what it does not support"),
             );
             continue;
         }

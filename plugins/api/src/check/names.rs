@@ -33,7 +33,7 @@ fn test_package(
     let job = Job { packages: vec![package], ..empty.clone() };
     let Some(Ok(plan)) = suite.plan(&format!("(a package {spelling:?})"), &job)? else { return Ok(()) };
     if let Some(fault) = find_misuse(&plan, word) {
-        suite.fault(Rule::Names, format!("a package {spelling:?}: {fault}; refuse invalid names"));
+        suite.fault(Rule::Names, format!("a package {spelling:?}: {fault}. Refuse invalid names"));
     }
     Ok(())
 }
@@ -58,6 +58,6 @@ fn find_misuse(plan: &Plan, word: &str) -> Option<String> {
         }
         let options_ended = argv[..position].iter().any(|argument| argument == "--");
         (argument.starts_with('-') && argument == word && !options_ended)
-            .then(|| format!("{program} would read it as an option; put `--` before names"))
+            .then(|| format!("{program} would read it as an option: put `--` before names"))
     })
 }

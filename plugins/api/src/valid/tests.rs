@@ -48,12 +48,12 @@ fn steps() {
     assert!(step_faults(|s| s.timeout = 0).contains("timeout"));
     assert!(step_faults(|s| s.timeout = 1_000_000).contains("timeout"));
     assert!(step_faults(|s| s.retries = 1000).contains("retries"));
-    assert!(step_faults(|s| s.once = true).contains("for fetch steps, and this step has phase install"));
+    assert!(step_faults(|s| s.once = true).contains("for fetch steps, but this step has phase install"));
     assert!(step_faults(|s| s.also_good = vec![102, 0]).contains("leave out 0"));
     assert!(step_faults(|s| s.before_retry = vec!["true".into()]).contains("would never run"));
     assert!(step_faults(|s| s.network = true).contains("does not say `network`"));
     assert!(step_faults(|s| (s.phase, s.network) = (Phase::Clean, true)).contains("only fetch steps"));
-    assert!(step_faults(|s| s.phase = Phase::Fetch).contains("has to be true"));
+    assert!(step_faults(|s| s.phase = Phase::Fetch).contains("must be true"));
     let back = faults(|plan| plan.steps.push(Step { phase: Phase::Prepare, ..valid_step() }));
     assert!(back.contains("steps[1]: prepare after install"), "{back}");
 }
@@ -162,7 +162,7 @@ fn tools_for_a_bake_alone() {
         faults_of_plan(&Plan { facts, tools: Some(tools), ..Plan::default() }, job).join("\n")
     };
     assert_eq!(of(&job, &|_| ()), "");
-    assert!(of(&Job::default(), &|_| ()).contains("the job asks for none"));
+    assert!(of(&Job::default(), &|_| ()).contains("the job does not need any tools"));
     assert!(of(&job, &|tools| tools.steps.clear()).contains("tools.steps: it is empty"));
     assert!(of(&job, &|tools| tools.remove.clear()).contains("tools.remove: it is empty"));
     assert!(of(&job, &|tools| tools.steps[0].why.clear()).contains("tools.steps[0]: why is empty"));
