@@ -182,12 +182,12 @@ fn a_bind_that_was_exchanged_is_refused() {
     fs::rename(project.join("web"), project.join("away")).unwrap();
     symlink("../secrets", project.join("web")).unwrap();
     let error = try_run(&spec, MINUTE).unwrap_err();
-    assert!(format!("{error:#}").contains("secrets, out of the project"), "{error:#}");
+    assert!(format!("{error:#}").contains("secrets, which is outside the project"), "{error:#}");
     // One of the directories above it.
     fs::rename(&project, host.path().join("gone")).unwrap();
     fs::create_dir(host.path().join("other")).unwrap();
     fs::create_dir(host.path().join("other/web")).unwrap();
     symlink("other", &project).unwrap();
     let error = try_run(&spec, MINUTE).unwrap_err();
-    assert!(format!("{error:#}").contains("other/web, out of the project"), "{error:#}");
+    assert!(format!("{error:#}").contains("other/web, which is outside the project"), "{error:#}");
 }
