@@ -345,7 +345,7 @@ fn a_disk_without_an_answer_is_refused_and_a_removed_one_is_absent() {
         machine.kernel(1, VENDOR_AMAZON, SERIAL, EBS);
         machine.node("nvme1n1", "259:1", format!("errno {errno}").as_bytes());
         let text = machine.refused();
-        let begin = format!("/dev/nvme1n1 did not answer whether it is {VOLUME}: {expected}");
+        let begin = format!("cannot verify that /dev/nvme1n1 is {VOLUME}: {expected}");
         assert!(text.starts_with(&begin), "{text}");
     }
     for errno in [libc::ENODEV, libc::ENXIO] {
