@@ -17,7 +17,7 @@ use crate::ids::Architecture;
 use crate::image::tree::ImageTree;
 use crate::report::Report;
 use crate::sys::tasks::run_to_end;
-use crate::text::human_size;
+use crate::text::{count, human_size};
 use anyhow::{Context, Result};
 use create::{MountRequest, UnknownFileSystem};
 use mounts::ImageMounts;
@@ -287,8 +287,9 @@ fn tell_of_state(part: &DiskPart, report: &Report) {
     }
     if fs.errors > 0 {
         report.warn(format!(
-            "the superblock of {} records {} errors from before the bake",
-            part.name, fs.errors
+            "the superblock of {} records {} from before the bake",
+            part.name,
+            count(fs.errors as usize, "error")
         ));
     }
 }
