@@ -140,7 +140,9 @@ pub fn plan(
             let what = format!("line {} of the image's /etc/fstab", entry.line);
             let failure =
                 Kind::Definition.failure(format!("{what} mounts {} on {}: {why}", entry.spec, entry.target));
-            failure.hint("Bake on an image whose file systems are all on its root disk, or add the option `nofail` to the line.")
+            let hint = "Bake on an image whose file systems are all on its root disk, or add the option `nofail` to the \
+                        line.";
+            failure.hint(hint)
         };
         let what = match &entry.spec {
             FstabSource::Other(from) if has("bind") || has("rbind") => {

@@ -144,7 +144,9 @@ impl<'d> Root<'d> {
         let part = &self.disk.parts[index];
         if kernel_type(part).is_none() {
             let failure = Kind::Definition.failure(format!("oven cannot mount {}", part.describe()));
-            return Err(failure.hint("oven mounts ext4, ext3, ext2, xfs and vfat. Bake on an image whose fstab lists no others.").into());
+            let hint =
+                "oven mounts ext4, ext3, ext2, xfs and vfat. Bake on an image whose fstab lists no others.";
+            return Err(failure.hint(hint).into());
         }
         tell_of_state(part, &self.report);
         if let Some(mount) = self.mounts.again(part.rdev) {
@@ -155,7 +157,8 @@ impl<'d> Root<'d> {
             Err(error) if error.is::<UnknownFileSystem>() => {
                 let kind = choose_root::file_system_type(part).map_or("", FileSystemType::name);
                 self.report.note(format!(
-                    "this kernel has no driver for {kind}, so {target} is not mounted. The bake fails if a step changes it"
+                    "this kernel has no driver for {kind}, so {target} is not mounted. The bake fails if a step \
+                     changes it"
                 ));
                 self.unmounted.push(UnmountableDir::new(&self.inside, target, kind)?);
                 self.targets.push(target.into());

@@ -212,7 +212,8 @@ fn lookup(disk: u64, partition: &Partition) -> Result<Option<(String, u64)>> {
 fn other(name: &str, partition: &Partition) -> anyhow::Error {
     let (number, start, size) = (partition.number, partition.start, partition.size);
     let what = format!(
-        "the kernel's {name} differs from partition {number} of the table, which begins at byte {start} and has {size} bytes"
+        "the kernel's {name} differs from partition {number} of the table, which begins at byte {start} and has \
+         {size} bytes"
     );
     Kind::Machine
         .failure(what)

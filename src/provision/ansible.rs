@@ -92,7 +92,8 @@ impl BakeTools {
         if !needed.is_empty() {
             let names: Vec<_> = needed.iter().map(|package| format!("`{}`", package.name)).collect();
             let text = format!(
-                "these packages were installed with Ansible and remain, because packages that were installed later need them: {}",
+                "these packages were installed with Ansible and remain, because packages that were installed later \
+                 need them: {}",
                 join_names(&names)
             );
             runner.work.report.note(text);

@@ -91,7 +91,8 @@ pub fn ensure_not_held(
                 "{place} requests `{}={version}`, but the base image holds the package at {}",
                 wanted.name, has.version
             );
-            let hint = "Release it in the base image, or remove it from `packages`, because a held package keeps its version.";
+            let hint = "Release it in the base image, or remove it from `packages`, because a held package keeps its \
+                        version.";
             return Err(Kind::Definition.failure(what).hint(hint).into());
         }
     }

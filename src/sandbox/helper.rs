@@ -70,7 +70,7 @@ fn take_descriptors() -> Option<(File, OwnedFd)> {
 fn serve(mut spec: File, control: &OwnedFd) -> Result<HelperMessage> {
     close_from(CONTROL + 1)?;
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
-        .context("setting the signal for oven's end")?;
+        .context("setting the parent-death signal")?;
     // If oven died before that call, its end of the socket is closed. The socket is watched later, too.
     let mut hung_up = [PollFd::new(control, PollFlags::empty())];
     poll(&mut hung_up, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).context("checking that oven is running")?;

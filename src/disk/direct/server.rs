@@ -333,7 +333,7 @@ fn child() -> Result<()> {
         .context("disabling core dumps")?;
     // If oven died before this call, its end of the socket is closed. The check below notices that.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
-        .context("setting the signal for oven's end")?;
+        .context("setting the parent-death signal")?;
     let (name, [fuse, upper, marks, data]) = receive_files(&control).context("receiving the disk's files")?;
     let base = Arc::new(RequestedBlocks::new(control, data.into()));
     let overlay = Overlay::new(base.clone(), upper.into(), BlockMap::open(marks.into())?);

@@ -205,7 +205,7 @@ fn check_device(path: &str, own: &DiskNames, may_lack: bool) -> Option<String> {
     // The kernel numbers software RAID and device-mapper devices in the order in which it finds them. /dev/md/ and
     // /dev/mapper/ have stable names.
     kernels.then(|| {
-        format!("`{path}` depends on the machine, because an instance may have another disk or no disk with that name")
+        format!("`{path}` depends on the machine, because an instance may have another disk with that name or none")
     })
 }
 

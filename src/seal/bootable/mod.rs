@@ -182,7 +182,8 @@ fn fail_if_any(found: &[String], own: &DiskNames) -> Result<()> {
         list += &format!("\n    and {more} more");
     }
     let mut hint = String::from(
-        "A package or a script of this bake wrote these files. Correct the script, or add a [[run]] that corrects the files.",
+        "A package or a script of this bake wrote these files. Correct the script, or add a [[run]] that corrects \
+         the files.",
     );
     let names = own.names();
     if !names.is_empty() {

@@ -127,7 +127,8 @@ pub fn lint(inside: &ImageTree, work: &ProvisionContext<'_>, before: &LintBaseli
     found.retain(|finding| !is_excluded(&work.image.keep, &finding.path));
     let Some(first) = found.first() else { return Ok(()) };
     let hint = format!(
-        "Remove them in a script. If every instance should have one of them, accept it in image.toml: [clean] keep = [\"{}\"].",
+        "Remove them in a script. If every instance should have one of them, accept it in image.toml: \
+         [clean] keep = [\"{}\"].",
         first.path
     );
     let more = found.len().saturating_sub(NAMED_MAX);

@@ -159,7 +159,8 @@ fn explain(error: &ImdsError, path: &str) -> anyhow::Error {
         // one.
         (
             format!(
-                "the metadata service accepts a request for a token, but its response does not arrive ({LOST_ANSWERS} attempts)"
+                "the metadata service accepts a request for a token, but its response does not arrive \
+                 ({LOST_ANSWERS} attempts)"
             ),
             format!(
                 "In a container, raise the hop limit (aws ec2 modify-instance-metadata-options \

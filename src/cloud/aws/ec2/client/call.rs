@@ -115,7 +115,8 @@ impl ApiError {
     fn hint(&self) -> Option<String> {
         let Some(code) = &self.code else {
             if self.class == ErrorClass::Expired {
-                let hint = "Give the instance a role, or set AWS_PROFILE or AWS_ACCESS_KEY_ID. Check with `aws sts get-caller-identity`.";
+                let hint = "Give the instance a role, or set AWS_PROFILE or AWS_ACCESS_KEY_ID. \
+                            Check with `aws sts get-caller-identity`.";
                 return Some(hint.to_owned());
             }
             return (self.class == ErrorClass::Lost)

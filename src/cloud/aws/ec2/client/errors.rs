@@ -166,12 +166,13 @@ const HINTS: &[(&str, &str, &str)] = &[
     (
         "OptInRequired",
         "",
-        "The account has not opted in to this region, or to the image's product. Opt in with the AWS console.",
+        "The account has not opted in to this region, or has not subscribed to the image. Do so in the AWS console.",
     ),
     (
         "AuthFailure",
         "",
-        "The credentials are not valid here. Check them with `aws sts get-caller-identity`, and check this machine's clock.",
+        "The credentials are not valid here. Check them with `aws sts get-caller-identity`, and check this machine's \
+         clock.",
     ),
     ("InvalidClientTokenId", "", "The access key does not exist, or belongs to another partition."),
     ("UnrecognizedClientException", "", "The access key does not exist, or belongs to another partition."),
@@ -229,7 +230,8 @@ const HINTS: &[(&str, &str, &str)] = &[
     ("Blocked", "", "AWS blocked the account. Contact AWS Support."),
     ("PendingVerification", "", "AWS is still verifying the account. Wait for its e-mail."),
 ];
-const PERMIT_HINT: &str = "Add the permission. `oven policy` prints the minimal policy, and `oven doctor` lists all missing permissions.";
+const PERMIT_HINT: &str = "Add the permission. `oven policy` prints the minimal policy, and `oven doctor` lists all \
+                           missing permissions.";
 /// The permissions that a volume needs if it is encrypted with a customer-managed key.
 pub const KMS_HINT: &str = "Permit the role to use the KMS key: kms:DescribeKey, kms:CreateGrant, kms:Decrypt, \
                        kms:GenerateDataKeyWithoutPlaintext and kms:ReEncrypt* (`oven policy` has them).";

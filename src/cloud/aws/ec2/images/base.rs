@@ -52,7 +52,8 @@ impl Ec2 {
             BaseRef::Name { name, owner } => {
                 let Some(owner) = owner else {
                     let text = format!("the base image {name:?} needs an `owner`");
-                    let hint = "Anybody can publish an image under any name. Add owner = \"self\" or the owner's account number.";
+                    let hint = "Anybody can publish an image under any name. Add owner = \"self\" or the owner's account \
+                                number.";
                     return Err(Kind::Definition.failure(text).hint(hint).into());
                 };
                 self.find_newest(from, owner, filter("name", [name.as_str()]), deprecated).await?
