@@ -211,7 +211,7 @@ fn a_plugin_that_removes_too_much_or_too_little_is_found() {
         plan.tools.as_mut().unwrap().remove[1].argv = argv.map(str::to_owned).to_vec();
     });
     assert_eq!(code, STEP);
-    assert!(text.contains("`hostname` is gone"), "{text}");
+    assert!(text.contains("`hostname` is missing"), "{text}");
 }
 
 /// Which apt keeps as symlinks.
