@@ -124,7 +124,7 @@ impl<V: Volumes + 'static> Disk for AttachedDisk<V> {
         let node = File::from(device.node.try_clone().context("duplicating a descriptor")?);
         crate::sys::tasks::run(move |_| Ok(node.sync_all()?))
             .await
-            .with_context(|| format!("writing {} ({volume}) to the disk", path.display()))?;
+            .with_context(|| format!("syncing {} ({volume})", path.display()))?;
         undo.owe(snapshots_debt(&volumes, &run));
         // The device is released first. Then nobody can write to the volume, so a region need not copy it; and on EC2
         // an open device would delay detaching.

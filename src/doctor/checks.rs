@@ -99,7 +99,7 @@ pub struct Needs {
 /// All checks that need no region and no attempt.
 pub fn checks(needs: Needs) -> Vec<Check> {
     let mut checks =
-        vec![Check::new("root", nix::unistd::geteuid().is_root(), "oven is not run as root", "Use sudo.")];
+        vec![Check::new("root", nix::unistd::geteuid().is_root(), "oven does not run as root", "Use sudo.")];
     if !checks[0].lacks() {
         checks.push(capabilities(held_capabilities()));
     }
@@ -120,7 +120,7 @@ pub fn checks(needs: Needs) -> Vec<Check> {
     }
     let without = [
         ("xfs", "file system xfs", "images with an xfs root cannot be baked here"),
-        ("vfat", "file system vfat", "an image's /boot/efi cannot be changed: a step that does so fails"),
+        ("vfat", "file system vfat", "a bake fails if a step changes the image's /boot/efi"),
         ("overlay", "file system overlay", "images with a [[test]] cannot be baked here"),
     ];
     for (name, what, note) in without {
@@ -141,7 +141,12 @@ pub fn checks(needs: Needs) -> Vec<Check> {
         rustix::fs::Mode::empty(),
         rustix::fs::ResolveFlags::IN_ROOT,
     );
-    checks.push(Check::new("openat2", openat2.is_ok(), "the kernel refuses it", "Use Linux 5.12 or newer."));
+    checks.push(Check::new(
+        "openat2",
+        openat2.is_ok(),
+        "the kernel does not support it",
+        "Use Linux 5.12 or newer.",
+    ));
     checks
 }
 
@@ -157,7 +162,7 @@ pub fn credential_blocking(required: bool) -> Option<Check> {
         return Some(Check::tried(
             WHAT,
             &fence,
-            "Or allow a definition's steps to reach the credentials: imds = true.",
+            "Or set `imds = true` in image.toml, which lets the steps reach the credentials.",
         ));
     }
     let note = fence.as_ref().err().map(|error| format!("{error:#}")).unwrap_or_default();
@@ -169,7 +174,7 @@ pub fn nvme_timeout(sys: &Path) -> Option<Check> {
     let text = std::fs::read_to_string(sys.join("module/nvme_core/parameters/io_timeout")).ok()?;
     let seconds: u64 = text.trim().parse().ok()?;
     let note = format!(
-        "it is {seconds} s: a volume that answers later fails a bake. AWS recommends the kernel parameter \
+        "it is {seconds} s, and a bake fails if a volume takes longer to respond. AWS recommends the kernel parameter \
          nvme_core.io_timeout=4294967295"
     );
     // A day is as good as the highest value that the kernel accepts.
@@ -181,7 +186,7 @@ pub fn state_directory(dir: &Path) -> Check {
     let what = format!("directory {}", dir.display());
     let existing = dir.ancestors().find(|dir| dir.exists()).unwrap_or(dir);
     if let Err(errno) = nix::unistd::access(existing, nix::unistd::AccessFlags::W_OK) {
-        return Check::new(&what, false, format!("it cannot be written: {}", errno.desc()), "Use sudo.");
+        return Check::new(&what, false, format!("oven cannot write to it: {}", errno.desc()), "Use sudo.");
     }
     let free = free_space(existing).unwrap_or_default();
     Check::note(&what, free >= MIN_STATE_SPACE, &format!("only {} MiB are free", free >> 20))
@@ -191,7 +196,7 @@ pub fn state_directory(dir: &Path) -> Check {
 pub fn region(dir: &Path) -> Check {
     let what = format!("region {}", dir.display());
     if let Err(errno) = nix::unistd::access(dir, nix::unistd::AccessFlags::W_OK) {
-        let why = format!("it cannot be written: {}", errno.desc());
+        let why = format!("oven cannot write to it: {}", errno.desc());
         return Check::new(&what, false, why, "Choose another --region-dir.");
     }
     let free = free_space(dir).unwrap_or_default();
@@ -236,8 +241,9 @@ fn held_capabilities() -> CapabilitySet {
 fn capabilities(held: CapabilitySet) -> Check {
     let missing = NEEDED.difference(held);
     let names: Vec<_> = missing.iter_names().map(|(name, _)| name).collect();
-    let fix = "In a container: run it privileged.";
-    Check::new("capabilities", missing.is_empty(), format!("{} missing", names.join(", ")), fix)
+    let verb = if names.len() == 1 { "is" } else { "are" };
+    let fix = "If oven runs in a container, make the container privileged.";
+    Check::new("capabilities", missing.is_empty(), format!("{} {verb} missing", names.join(", ")), fix)
 }
 
 /// Whether disks can be grown. Without CAP_SYS_RESOURCE the kernel cannot grow a mounted ext4; then e2fsprogs grow it
@@ -259,7 +265,7 @@ fn loop_devices() -> Check {
         // Not root: another check reports that. No node: oven creates its own, if the kernel has the device.
         Err(e) if e.kind() == ErrorKind::PermissionDenied => String::new(),
         Err(_) if Path::new("/sys/class/misc/loop-control").exists() => String::new(),
-        Err(e) => format!("/dev/loop-control: {e}"),
+        Err(e) => format!("cannot open /dev/loop-control: {e}"),
     };
     let fix = "Load the module (`modprobe loop`), or run the container privileged.";
     Check::new("loop devices", why.is_empty(), why.clone(), fix)
@@ -281,7 +287,7 @@ mod tests {
     fn what_is_missing_is_named() {
         let check = capabilities(NEEDED.difference(CapabilitySet::MKNOD | CapabilitySet::CHOWN));
         assert!(check.lacks());
-        assert!(check.to_string().contains("CHOWN, MKNOD missing"), "{check}");
+        assert!(check.to_string().contains("CHOWN, MKNOD are missing"), "{check}");
         assert!(!capabilities(CapabilitySet::all()).lacks());
     }
 }

@@ -28,7 +28,7 @@ const DISK: u64 = 1 << 20;
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// A program that does not exist in the empty image.
 const PROGRAM: &str = "/oven-doctor";
-const PRIVILEGED: &str = "In a container: run it privileged.";
+const PRIVILEGED: &str = "If oven runs in a container, make the container privileged.";
 
 /// What is tried, and where.
 pub struct Probe<'a> {

@@ -140,11 +140,14 @@ pub fn plan(
             let what = format!("line {} of the image's /etc/fstab", entry.line);
             let failure =
                 Kind::Definition.failure(format!("{what} mounts {} on {}: {why}", entry.spec, entry.target));
-            failure.hint("Bake on an image whose file systems are all on its root disk, or add the option nofail to the line.")
+            let hint = "Bake on an image whose file systems are all on its root disk, or add the option `nofail` to the \
+                        line.";
+            failure.hint(hint)
         };
         let what = match &entry.spec {
             FstabSource::Other(from) if has("bind") || has("rbind") => {
-                let from = target_of(from).ok_or_else(|| invalid("its source is not a path"))?;
+                let from = target_of(from)
+                    .ok_or_else(|| invalid("the source of a bind mount has to be an absolute path"))?;
                 MountSource::Bind(from, has("rbind"))
             }
             FstabSource::Other(_) => continue,
@@ -155,8 +158,7 @@ pub fn plan(
             FstabSource::Device(_) if has("nofail") => continue,
             FstabSource::Device(_) => {
                 return Err(invalid(
-                    "this name depends on the machine; only /dev/disk/by-uuid, by-label, \
-                                   by-partuuid and by-partlabel name a partition",
+                    "this device name depends on the machine; use UUID=, LABEL=, PARTUUID= or PARTLABEL= instead",
                 )
                 .into());
             }
@@ -164,7 +166,7 @@ pub fn plan(
                 let mut found = (0..partitions.len()).filter(|&index| spec.names(&partitions[index]));
                 match (found.next(), found.next()) {
                     (Some(one), None) if one == root => {
-                        return Err(invalid("that is the root itself").into());
+                        return Err(invalid("this is the root partition itself").into());
                     }
                     (Some(one), None) => MountSource::Partition(one),
                     (Some(_), Some(_)) => {
@@ -179,7 +181,7 @@ pub fn plan(
             return Err(invalid("the mount point contains `..`").into());
         }
         if planned.len() == PLANNED_MAX {
-            return Err(invalid("there are too many lines before it").into());
+            return Err(invalid(&format!("the fstab has more than {PLANNED_MAX} such mounts")).into());
         }
         planned.push(PlannedMount { target: entry.target.clone(), what });
     }
@@ -330,9 +332,9 @@ mod tests {
         );
         assert!(refused("/dev/mapper/vg-var /var ext4").contains("/dev/mapper/vg-var on /var"));
         assert!(refused("/dev/xvda15 /boot/efi vfat").contains("depends on the machine"));
-        assert!(refused("UUID=root-id /again ext4").contains("the root itself"));
+        assert!(refused("UUID=root-id /again ext4").contains("the root partition itself"));
         assert!(refused("UUID=var-id /a/../../b ext4").contains(".."));
-        assert!(refused(&"UUID=var-id /v ext4\n".repeat(65)).contains("too many lines"));
+        assert!(refused(&"UUID=var-id /v ext4\n".repeat(65)).contains("more than 64 such mounts"));
         let twice = [DISK[0], DISK[3], DISK[3]];
         assert!(
             plan(&parse("LABEL=same /s ext4"), 0, &twice)

@@ -23,7 +23,8 @@ pub fn find_holders(devices: &[u64]) -> Vec<String> {
                 for line in table::parse(&table).iter().filter(|line| devices.contains(&line.rdev)) {
                     let space = namespace.to_string_lossy().replace("mnt:", "");
                     let (who, path) = (name(process), line.path.display());
-                    found.push(format!("{who} has it mounted on {path} in the mount namespace {space}"));
+                    found
+                        .push(format!("{who} has mounted it on {path} in another mount namespace ({space})"));
                 }
             }
         }
@@ -40,7 +41,7 @@ pub fn find_holders(devices: &[u64]) -> Vec<String> {
 pub fn holders_clause(devices: &[u64]) -> String {
     let found = find_holders(devices);
     if found.is_empty() {
-        "; no process was found that uses it".into()
+        "; oven found no process that uses it".into()
     } else {
         format!(": {}", found.join("; "))
     }
@@ -73,7 +74,7 @@ fn stacked(devices: &[u64]) -> Vec<String> {
     for &rdev in devices {
         let dir = format!("/sys/dev/block/{}:{}/holders", rustix::fs::major(rdev), rustix::fs::minor(rdev));
         let holders = std::fs::read_dir(dir).into_iter().flatten().flatten();
-        found.extend(holders.map(|h| format!("{} is stacked on it", h.file_name().display())));
+        found.extend(holders.map(|h| format!("the device {} uses it", h.file_name().display())));
         let name = super::partitions::name_of(rdev).unwrap_or_default();
         let swaps = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
         let path = format!("/dev/{name}");

@@ -113,7 +113,7 @@ pub fn choose_by_content(parts: &[DiskPart], looks: &[(usize, CandidateContent)]
             return Err(unsupported_root(parts, &foreign));
         }
         return Err(no_single_root(
-            "no file system of the disk holds a system (an fstab or an os-release)",
+            "no file system of the disk has an fstab or an os-release, so none can be its root",
             parts,
         ));
     }
@@ -134,9 +134,8 @@ fn describe_all(parts: &[DiskPart]) -> String {
 }
 
 fn no_single_root(why: &str, parts: &[DiskPart]) -> anyhow::Error {
-    let failure = Kind::Definition.failure(format!("{why}: {}", describe_all(parts)));
-    let hint =
-        "Bake on an image with one root partition, or give its root the type of a root partition in the GPT.";
+    let failure = Kind::Definition.failure(format!("{why}. These were found: {}", describe_all(parts)));
+    let hint = "Bake on an image with one root partition, or give that partition the GPT type `Linux root`.";
     failure.hint(hint).into()
 }
 

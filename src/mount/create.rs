@@ -40,7 +40,7 @@ pub struct MountRequest {
 pub struct UnknownFileSystem;
 impl std::fmt::Display for UnknownFileSystem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("this kernel has no such file system")
+        f.write_str("this kernel does not support the file system")
     }
 }
 impl std::error::Error for UnknownFileSystem {}
@@ -69,7 +69,7 @@ pub fn create_mount(wanted: &MountRequest) -> Result<OwnedFd> {
     }
     let mount = fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes).with_context(doing)?;
     if rustix::fs::fstat(&mount).with_context(doing)?.st_dev != wanted.rdev {
-        return Err(Kind::Machine.error("another device was mounted than the one that was verified"))
+        return Err(Kind::Machine.error("the mounted device is not the one that was verified"))
             .with_context(doing);
     }
     Ok(mount)
@@ -128,12 +128,12 @@ fn refused(error: Errno, said: &str, wanted: &MountRequest) -> anyhow::Error {
         )),
         Errno::INVAL | Errno::UCLEAN | Errno::IO | Errno::BADMSG => {
             let what = format!(
-                "the {} on {} is damaged, or too new for this kernel ({error}{said})",
+                "the {} file system on {} is damaged, or this kernel is too old for it ({error}{said})",
                 wanted.kind, wanted.name
             );
             Kind::Definition.failure(what).hint("The kernel's log (dmesg) may say more.").into()
         }
-        _ => anyhow::Error::new(error).context(format!("the kernel refused{said}")),
+        _ => anyhow::Error::new(error).context(format!("the kernel rejected the mount{said}")),
     }
 }
 
@@ -169,12 +169,16 @@ pub fn ensure_private(dir: &OwnedFd) -> Result<()> {
     match table::of_this_thread()?.iter().find(|line| line.id == id) {
         Some(line) if !line.shared => Ok(()),
         Some(line) => {
-            bail!(Kind::Machine.failure(format!(
-                "mounts in {} would be visible outside of this process",
-                line.path.display()
-            )))
+            bail!(
+                Kind::Machine.failure(format!(
+                    "mounts in {} would be visible to other processes",
+                    line.path.display()
+                ))
+            )
         }
-        None => bail!(Kind::Machine.failure("the directory for mounts is not in a mount of this namespace")),
+        None => {
+            bail!(Kind::Machine.failure("the directory for mounts is outside this process's mount namespace"))
+        }
     }
 }
 

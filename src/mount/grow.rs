@@ -67,7 +67,7 @@ pub async fn grow_partition(device: &Device, nodes: &mut DiskNodes, root: usize)
         TableScheme::None => return Ok(true),
     };
     let growth = growth.map_err(|why| {
-        let failure = Kind::Definition.failure(format!("the disk cannot be larger than its base's: {why}"));
+        let failure = Kind::Definition.failure(format!("the disk is larger than its base's, but {why}"));
         failure.hint("Leave `size_gib` out, or bake on an image whose root partition is the last one.")
     })?;
     let Some(growth) = growth else { return Ok(false) };
@@ -86,7 +86,7 @@ pub async fn grow_partition(device: &Device, nodes: &mut DiskNodes, root: usize)
     let part = &mut nodes.parts[root];
     let real = block_ioctls::device_size(part.node.as_fd()).with_context(doing)?;
     if real != growth.size {
-        let what = format!("its size is {real} bytes in the kernel, but {} in the table", growth.size);
+        let what = format!("it has {real} bytes in the kernel, but {} bytes in the table", growth.size);
         return Err(Kind::Machine.error(what)).with_context(doing);
     }
     part.size = growth.size;
@@ -127,7 +127,7 @@ pub async fn grow_file_system(mount: &OwnedFd, part: &DiskPart) -> Result<Option
         // inodes.
         if after.saturating_sub(before) < expected / 2 {
             let sizes = (human_size(before), human_size(after));
-            return Err(Kind::Machine.error(format!("its size was {}, and is {} now", sizes.0, sizes.1)));
+            return Err(Kind::Machine.error(format!("it grew only from {} to {}", sizes.0, sizes.1)));
         }
         Ok(Some((before, after)))
     })
@@ -146,7 +146,7 @@ fn growable(part: &DiskPart) -> Option<&FileSystem> {
 pub async fn grow_unmounted(part: &mut DiskPart) -> Result<Option<(u64, u64)>> {
     let Some(fs) = growable(part).filter(|fs| fs.kind == FileSystemType::Ext4) else { return Ok(None) };
     let effective =
-        rustix::thread::capabilities(None).context("asking for this process's capabilities")?.effective;
+        rustix::thread::capabilities(None).context("reading this process's capabilities")?.effective;
     if effective.contains(CapabilitySet::SYS_RESOURCE) {
         return Ok(None);
     }
@@ -172,7 +172,7 @@ pub async fn grow_unmounted(part: &mut DiskPart) -> Result<Option<(u64, u64)>> {
     match growable(part) {
         None => Ok(Some((before, part.fs.as_ref().map_or(0, FileSystem::size)))),
         Some(fs) => {
-            let what = format!("its size was {}, and is {} now", human_size(before), human_size(fs.size()));
+            let what = format!("it grew only from {} to {}", human_size(before), human_size(fs.size()));
             Err(Kind::Machine.error(what)).context(doing)
         }
     }

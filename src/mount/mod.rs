@@ -17,7 +17,7 @@ use crate::ids::Architecture;
 use crate::image::tree::ImageTree;
 use crate::report::Report;
 use crate::sys::tasks::run_to_end;
-use crate::text::human_size;
+use crate::text::{count, human_size};
 use anyhow::{Context, Result};
 use create::{MountRequest, UnknownFileSystem};
 use mounts::ImageMounts;
@@ -144,7 +144,9 @@ impl<'d> Root<'d> {
         let part = &self.disk.parts[index];
         if kernel_type(part).is_none() {
             let failure = Kind::Definition.failure(format!("oven cannot mount {}", part.describe()));
-            return Err(failure.hint("ext4, ext3, ext2, xfs and vfat can be mounted below a root.").into());
+            let hint =
+                "oven mounts ext4, ext3, ext2, xfs and vfat. Bake on an image whose fstab lists no others.";
+            return Err(failure.hint(hint).into());
         }
         tell_of_state(part, &self.report);
         if let Some(mount) = self.mounts.again(part.rdev) {
@@ -155,7 +157,8 @@ impl<'d> Root<'d> {
             Err(error) if error.is::<UnknownFileSystem>() => {
                 let kind = choose_root::file_system_type(part).map_or("", FileSystemType::name);
                 self.report.note(format!(
-                    "this kernel has no {kind}: {target} stays as it is, and no step may change it"
+                    "this kernel has no driver for {kind}, so {target} is not mounted. The bake fails if a step \
+                     changes it"
                 ));
                 self.unmounted.push(UnmountableDir::new(&self.inside, target, kind)?);
                 self.targets.push(target.into());
@@ -188,7 +191,7 @@ impl<'d> Root<'d> {
         let place = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|stat| (stat.st_dev, stat.st_ino));
         let root = rustix::fs::fstat(self.inside.dir()).map(|stat| (stat.st_dev, stat.st_ino));
         if place(&point)? == root? {
-            return Err(Kind::Definition.error(format!("{target} leads to the root itself")));
+            return Err(Kind::Definition.error(format!("{target} resolves to the root directory")));
         }
         Ok(point)
     }
@@ -264,14 +267,14 @@ fn kernel_type(part: &DiskPart) -> Option<&'static str> {
 
 /// Creates the mount of a partition. It is not attached anywhere yet.
 async fn make(disk: &DiskNodes, part: &DiskPart, read_only: bool) -> Result<OwnedFd> {
-    let kind = kernel_type(part).with_context(|| format!("{} cannot be mounted", part.describe()))?;
+    let kind = kernel_type(part).with_context(|| format!("oven cannot mount {}", part.describe()))?;
     let tmpfs = disk.tmpfs.try_clone().context("duplicating a descriptor")?;
     let wanted = MountRequest { tmpfs, name: part.name.clone(), rdev: part.rdev, kind, read_only };
     run_to_end(move || create::create_mount(&wanted)).await.map_err(|error| {
         match (error.is::<UnknownFileSystem>(), kind) {
             // Every kernel must have ext4 and xfs; only vfat may be missing.
             (true, "ext4" | "xfs") => {
-                let failure = Kind::Machine.failure(format!("this kernel has no {kind}"));
+                let failure = Kind::Machine.failure(format!("this kernel has no driver for {kind}"));
                 failure.hint(format!("Load its module: `modprobe {kind}`.")).into()
             }
             _ => error,
@@ -283,10 +286,14 @@ async fn make(disk: &DiskNodes, part: &DiskPart, read_only: bool) -> Result<Owne
 fn tell_of_state(part: &DiskPart, report: &Report) {
     let Some(fs) = &part.fs else { return };
     if fs.dirty {
-        report.note(format!("{} was not unmounted cleanly: its journal is replayed", part.name));
+        report.note(format!("{} was not unmounted cleanly, so its journal is replayed", part.name));
     }
     if fs.errors > 0 {
-        report.warn(format!("{} has {} errors on record from before the bake", part.name, fs.errors));
+        report.warn(format!(
+            "the superblock of {} records {} from before the bake",
+            part.name,
+            count(fs.errors as usize, "error")
+        ));
     }
 }
 

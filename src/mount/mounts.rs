@@ -92,7 +92,8 @@ impl ImageMounts {
             self.list.push(ImageMount { id: line.id, fd: None, target, device: None, errors: None });
         }
         if self.list.len() > MOUNTS_MAX {
-            let failure = Kind::Definition.failure("its recursive binds create too many mounts");
+            let failure =
+                Kind::Definition.failure("the recursive binds of the image's fstab create too many mounts");
             return Err(failure
                 .hint("Remove binds from the image's fstab, or replace `rbind` by `bind`.")
                 .into());
@@ -167,7 +168,7 @@ impl Drop for ImageMounts {
         }
         match self.remove_point() {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                self.report.warn(format!("the mount point {} is left: {error}", self.point.display()));
+                self.report.warn(format!("cannot remove the mount point {}: {error}", self.point.display()));
             }
             _ => {}
         }
@@ -178,7 +179,7 @@ impl ImageMount {
     fn check(&self) -> Result<()> {
         let Some(fd) = &self.fd else { return Ok(()) };
         let statistics = rustix::fs::fstatfs(fd).map_err(|error| match error {
-            Errno::IO => damaged("it was shut down by the kernel"),
+            Errno::IO => damaged("the kernel shut it down"),
             error => error.into(),
         })?;
         if statistics.f_flags as u64 & READ_ONLY != 0 {
@@ -210,7 +211,7 @@ fn below(table: &[MountEntry], id: u64) -> Vec<&MountEntry> {
 
 pub(crate) fn damaged(what: &str) -> anyhow::Error {
     let hint =
-        "The base image's file system or this machine's storage is damaged: see the kernel's log (dmesg).";
+        "The base image's file system or this machine's storage is damaged. See the kernel's log (dmesg).";
     Kind::Machine.failure(what).hint(hint).into()
 }
 
@@ -229,6 +230,6 @@ fn held(error: anyhow::Error, target: &str, mounted: &ImageMount) -> anyhow::Err
     let below = table::of_this_thread().unwrap_or_default();
     let below: Vec<_> = below.iter().filter(|line| line.parent == mounted.id).collect();
     let below: String =
-        below.iter().map(|line| format!("; {} is mounted in it", line.path.display())).collect();
+        below.iter().map(|line| format!("; {} is mounted below it", line.path.display())).collect();
     Kind::Machine.error(format!("{target} of the image is busy{}{below}", busy::holders_clause(&devices)))
 }

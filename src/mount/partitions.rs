@@ -179,7 +179,7 @@ fn known(device: &Device, partition: &Partition) -> Result<(String, u64)> {
     }
     let found = lookup(device.rdev, partition)?;
     found
-        .ok_or_else(|| Kind::Machine.error("the kernel has another partition in its place"))
+        .ok_or_else(|| Kind::Machine.error("the kernel has another partition in this part of the disk"))
         .with_context(doing)
 }
 
@@ -212,11 +212,12 @@ fn lookup(disk: u64, partition: &Partition) -> Result<Option<(String, u64)>> {
 fn other(name: &str, partition: &Partition) -> anyhow::Error {
     let (number, start, size) = (partition.number, partition.start, partition.size);
     let what = format!(
-        "the kernel's {name} is not at the place of partition {number} in the table (from byte {start}, {size} bytes)"
+        "the kernel's {name} differs from partition {number} of the table, which begins at byte {start} and has \
+         {size} bytes"
     );
     Kind::Machine
         .failure(what)
-        .hint("The table was changed while the disk was attached: attach it again.")
+        .hint("The table was changed while the disk was attached. Attach the disk again.")
         .into()
 }
 

@@ -41,11 +41,11 @@ impl UnmountableDir {
         }
         let (target, kind) = (&self.target, &self.kind);
         let what = format!(
-            "a step changed {target}, whose {kind} file system this kernel cannot mount: {}",
+            "a step changed {target}, but this kernel cannot mount its {kind} file system; the changed paths are: {}",
             changed.join(", ")
         );
         let hint = format!(
-            "What it wrote would be hidden at boot. Bake on a machine whose kernel has {kind} (`modprobe {kind}`)."
+            "The changes would be hidden at boot. Bake on a machine whose kernel has {kind} (`modprobe {kind}`)."
         );
         Err(Kind::Machine.failure(what).hint(hint).into())
     }

@@ -78,7 +78,7 @@ fn parent(dev: BorrowedFd<'_>, path: &str) -> Result<(OwnedFd, String, usize)> {
         _ => bail!("\"{path}\" is not a name below /dev"),
     });
     let mut names = names.collect::<Result<Vec<_>>>()?;
-    let Some(last) = names.pop() else { bail!("a node without a name") };
+    let Some(last) = names.pop() else { bail!("a device node has no name") };
     let mut dir = dev.try_clone_to_owned()?;
     for name in &names {
         match rustix::fs::mkdirat(&dir, name, Mode::from_raw_mode(0o755)) {

@@ -69,11 +69,12 @@ fn take_descriptors() -> Option<(File, OwnedFd)> {
 
 fn serve(mut spec: File, control: &OwnedFd) -> Result<HelperMessage> {
     close_from(CONTROL + 1)?;
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("tying the step to oven")?;
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .context("setting the parent-death signal")?;
     // If oven died before that call, its end of the socket is closed. The socket is watched later, too.
     let mut hung_up = [PollFd::new(control, PollFlags::empty())];
     poll(&mut hung_up, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).context("checking that oven is running")?;
-    anyhow::ensure!(!hung_up[0].revents().contains(PollFlags::HUP), "oven is gone");
+    anyhow::ensure!(!hung_up[0].revents().contains(PollFlags::HUP), "oven has ended");
 
     let mut text = Vec::new();
     spec.read_to_end(&mut text).context("reading the step's spec")?;
@@ -82,9 +83,9 @@ fn serve(mut spec: File, control: &OwnedFd) -> Result<HelperMessage> {
     rustix::process::umask(Mode::empty());
     if spec.interactive {
         // The process remains in the terminal's session, in a separate process group.
-        rustix::process::setpgid(None, None).context("leaving oven's process group")?;
+        rustix::process::setpgid(None, None).context("starting a process group")?;
     } else {
-        rustix::process::setsid().context("leaving oven's session")?;
+        rustix::process::setsid().context("starting a session")?;
     }
     create_namespaces(&spec)?;
     if spec.network && spec.fenced {
@@ -103,7 +104,8 @@ fn serve(mut spec: File, control: &OwnedFd) -> Result<HelperMessage> {
         landlock::hide_abstract_sockets();
     }
     // After this, even root in the step cannot access this process's memory, descriptors and program.
-    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("hiding the reaper")?;
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .context("protecting the step's helper")?;
     let mut filter = SyscallFilter::new(spec.interactive);
     let (status, left) = init::run(&spec, &mut filter, control.as_fd())?;
     Ok(HelperMessage::Ended { status, left })
@@ -120,15 +122,15 @@ fn create_namespaces(spec: &StepSpec) -> Result<()> {
     let unshared = unsafe { rustix::thread::unshare_unsafe(flags) };
     unshared.map_err(|error| {
         Kind::Machine
-            .failure(format!("the kernel does not create namespaces ({error})"))
+            .failure(format!("the kernel refuses to create namespaces ({error})"))
             .hint("oven needs root with all its capabilities; `oven doctor` shows what is missing.")
     })?;
     // This namespace hides only a name, and not every kernel supports it, so a failure is ignored.
     // SAFETY: as above.
     let _ = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWCGROUP) };
-    nix::unistd::sethostname(HOST_NAME).context("naming the step's machine")?;
+    nix::unistd::sethostname(HOST_NAME).context("setting the step's host name")?;
     if !spec.network {
-        raise_loopback().context("raising the loopback interface")?;
+        raise_loopback().context("bringing up the loopback interface")?;
     }
     Ok(())
 }

@@ -35,7 +35,7 @@ pub fn run(
     filter: &mut SyscallFilter,
     control: BorrowedFd<'_>,
 ) -> Result<(ExitStatus, Vec<String>)> {
-    let children = child_signals().context("watching for ended processes")?;
+    let children = child_signals().context("watching for processes that end")?;
     let main = start(spec, filter).context("starting the step's program")?;
     let status = loop {
         let mut fds = [PollFd::new(&children, PollFlags::IN), PollFd::new(&control, PollFlags::IN)];
@@ -46,7 +46,7 @@ pub fn run(
         if !fds[1].revents().is_empty() {
             let mut buffer = [0_u8; 32];
             match rustix::net::recv(control, &mut buffer, rustix::net::RecvFlags::DONTWAIT) {
-                Ok((0, _)) | Err(rustix::io::Errno::CONNRESET) => anyhow::bail!("oven is gone"),
+                Ok((0, _)) | Err(rustix::io::Errno::CONNRESET) => anyhow::bail!("oven has ended"),
                 Ok((len, _)) if buffer.get(..len) == Some(TERMINATE) => {
                     let _ = rustix::process::kill_process(main, Signal::TERM);
                 }
@@ -157,7 +157,7 @@ fn start(spec: &StepSpec, filter: &mut SyscallFilter) -> Result<Pid> {
             // SAFETY: ends only this process. It is a copy of its parent, in which nothing has to be unwound.
             unsafe { libc::_exit(code) }
         }
-        child => Pid::from_raw(child).context("a process without a number"),
+        child => Pid::from_raw(child).context("the process has no number"),
     }
 }
 
@@ -177,7 +177,7 @@ fn execute(spec: &StepSpec, filter: &mut SyscallFilter) -> Result<Infallible, No
         if rustix::termios::isatty(standard_input) {
             // SIGTTOU is still ignored and blocked. Otherwise it would stop this background process.
             rustix::termios::tcsetpgrp(standard_input, rustix::process::getpid())
-                .context("taking the terminal")?;
+                .context("giving the terminal to the step")?;
         }
     } else {
         rustix::process::setsid().context("making a session")?;
@@ -199,18 +199,23 @@ fn execute(spec: &StepSpec, filter: &mut SyscallFilter) -> Result<Infallible, No
 }
 
 fn c_strings(texts: impl Iterator<Item = String>) -> Result<Vec<CString>> {
-    texts.map(|text| CString::new(text).context("an argument with a zero byte")).collect()
+    texts.map(|text| CString::new(text).context("an argument contains a zero byte")).collect()
 }
 
 /// Returns the paths at which the program may be.
 fn candidates(argv: &[String], path: &str) -> Result<Vec<CString>> {
-    let program = argv.first().context("a step without a program")?;
+    let program = argv.first().context("the step has no program")?;
     let paths: Vec<PathBuf> = if program.contains('/') {
         vec![PathBuf::from(program)]
     } else {
         path.split(':').filter(|dir| !dir.is_empty()).map(|dir| Path::new(dir).join(program)).collect()
     };
-    paths.iter().map(|path| CString::new(path.as_os_str().as_bytes()).context("a zero byte")).collect()
+    paths
+        .iter()
+        .map(|path| {
+            CString::new(path.as_os_str().as_bytes()).context("the program's path contains a zero byte")
+        })
+        .collect()
 }
 
 /// Makes sure that no signal is blocked or ignored.
@@ -252,6 +257,6 @@ fn exec(name: &str, programs: &[CString], arguments: &[CString], environment: &[
     }
     match denied {
         Some(error) => NotStarted(error, NOT_EXECUTABLE),
-        None => NotStarted(anyhow::anyhow!("{name}: the image has no such program"), NOT_FOUND),
+        None => NotStarted(anyhow::anyhow!("{name}: the program was not found in the image"), NOT_FOUND),
     }
 }

@@ -80,7 +80,7 @@ pub fn private_mounts() -> Result<()> {
     // SAFETY: the flag unshares neither memory nor descriptors of this process.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.map_err(|error| {
         Kind::Machine
-            .failure(format!("this process cannot have mounts of its own ({error})"))
+            .failure(format!("this process cannot create a private mount namespace ({error})"))
             .hint("Run oven as root.")
     })?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
@@ -125,7 +125,7 @@ pub async fn run_with(
     // A failed step does not become an image. Its own failure (a full disk, for example) explains more than later
     // failures.
     if exit.status.success() {
-        removed.context("clearing the image after a step")?;
+        removed.context("removing the step's temporary files from the image")?;
     }
     Ok(exit)
 }

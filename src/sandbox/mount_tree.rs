@@ -182,9 +182,9 @@ fn pivot(root: BorrowedFd<'_>) -> Result<()> {
     rustix::process::pivot_root(".", ".").map_err(|error| {
         Kind::Machine
             .failure(format!("pivot_root cannot leave this machine's root ({error})"))
-            .hint("oven cannot run from an initial RAM disk: start it from a system on a disk.")
+            .hint("oven cannot run from an initial RAM disk. Start it from a system on a disk.")
     })?;
-    unmount(".", UnmountFlags::DETACH).context("leaving this machine's root")?;
+    unmount(".", UnmountFlags::DETACH).context("detaching this machine's root")?;
     rustix::process::chdir("/").context("entering the step's root")
 }
 

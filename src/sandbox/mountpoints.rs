@@ -112,7 +112,8 @@ impl Placeholders {
         let mut result = Ok(());
         while let Some(placeholder) = self.0.pop() {
             let removed = placeholder.remove();
-            let removed = removed.with_context(|| format!("removing a step's own {:?}", placeholder.name));
+            let removed =
+                removed.with_context(|| format!("removing the step's temporary file {:?}", placeholder.name));
             result = result.and(removed);
         }
         result

@@ -40,7 +40,7 @@ impl OutputLines {
             let beginnings = self.secrets.longest().saturating_sub(1);
             self.rest.truncate(self.rest.len().saturating_sub(beginnings));
             self.finish(on_line);
-            on_line(&format!("(output cut: more than {} MiB)", OUTPUT_MAX >> 20));
+            on_line(&format!("(the output is longer than {} MiB and is cut off)", OUTPUT_MAX >> 20));
         }
     }
 
@@ -152,6 +152,6 @@ mod tests {
             });
         }
         assert!(bytes <= OUTPUT_MAX + 64, "{bytes}");
-        assert_eq!(last, "(output cut: more than 64 MiB)");
+        assert_eq!(last, "(the output is longer than 64 MiB and is cut off)");
     }
 }

@@ -60,7 +60,7 @@ pub(crate) fn resolve(root: BorrowedFd<'_>, path: &Path, follow: bool) -> Result
             Ok(stat) => stat,
             Err(Errno::NOENT) => {
                 if queue.iter().any(|name| name == "..") {
-                    bail!("{} leads out of a directory that does not exist", path.display());
+                    bail!("{} contains `..` after a directory that does not exist", path.display());
                 }
                 return place(root, dirs, std::iter::once(name).chain(queue).collect(), None);
             }
@@ -70,7 +70,7 @@ pub(crate) fn resolve(root: BorrowedFd<'_>, path: &Path, follow: bool) -> Result
             FileType::Symlink if follow || !queue.is_empty() => {
                 links += 1;
                 if links > MAX_LINKS {
-                    bail!("{} has a loop of links", path.display());
+                    bail!("{} has a loop of symbolic links", path.display());
                 }
                 let target = rustix::fs::readlinkat(dir, &*name, Vec::new())
                     .with_context(|| format!("reading a link of {}", path.display()))?;

@@ -32,7 +32,7 @@ impl ShimMounter<'_> {
         }
         if place.rest.is_empty() {
             return Err(Kind::Step
-                .failure(format!("the image's {path} is a directory, where a step needs a file"))
+                .failure(format!("the image's {path} is a directory, but steps need a file with this path"))
                 .hint("Make it a file in the base image.")
                 .into());
         }
@@ -66,7 +66,7 @@ impl ShimMounter<'_> {
         let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
         let place = resolve(self.root, Path::new(&bind.target), true)?;
         if !place.in_run() && place.found.is_none() && !place.rest.is_empty() {
-            bail!("the image has no {}", bind.target);
+            bail!("{} was not found in the image", bind.target);
         }
         let on = if place.in_run() && place.found.is_none() && !place.rest.is_empty() {
             make_in_run(&place, directory)?
@@ -94,7 +94,7 @@ impl ShimMounter<'_> {
 fn open_last(place: &ResolvedPath) -> Result<OwnedFd> {
     let name = place.rest.first().context("a path without a name")?;
     if place.rest.len() > 1 || place.found.is_none() {
-        bail!("the image has no {name:?} there");
+        bail!("the directory in the image does not contain {name:?}");
     }
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(rustix::fs::openat(&place.dir, name.as_os_str(), flags, Mode::empty())?)

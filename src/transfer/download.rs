@@ -89,12 +89,12 @@ pub async fn verify(
     let (snapshot, zeros) = (snapshot.clone(), digest_of(&[0; BLOCK]));
     for_each(expected, move |(index, expected)| {
         let (expected, what) = match (expected, &parents) {
-            (Expected::Uploaded(digest), _) => (*digest, "what was uploaded".to_owned()),
+            (Expected::Uploaded(digest), _) => (*digest, "the uploaded block".to_owned()),
             (Expected::FromParent, Some((parent, reader))) => {
                 (read(&**reader, parent, *index)?.1, format!("the block of its parent {parent}"))
             }
             (Expected::FromParent, None) | (Expected::Zeros, _) => {
-                (zeros, "zeros, although it was never written".to_owned())
+                (zeros, "zeros, although oven never wrote it".to_owned())
             }
         };
         // Missing blocks are zeros.
@@ -102,7 +102,7 @@ pub async fn verify(
         if actual == expected {
             return Ok(());
         }
-        let absent = if there.contains(*index) { "" } else { ": the block is missing" };
+        let absent = if there.contains(*index) { "" } else { ", because it is missing" };
         Err(Kind::Cloud.error(format!("block {index} of {snapshot} differs from {what}{absent}")))
     })
     .await
@@ -125,7 +125,7 @@ pub async fn download_with_progress(
     let reader = blocks.reader(snapshot).await?;
     let size = contents.size_gib << 30;
     if contents.blocks.max().is_some_and(|last| (u64::from(last) + 1) * BLOCK as u64 > size) {
-        let text = format!("{snapshot} has blocks beyond its {} GiB", contents.size_gib);
+        let text = format!("{snapshot} has blocks beyond its size of {} GiB", contents.size_gib);
         return Err(Kind::Cloud.error(text));
     }
     // An empty file is not truncated, because ext4 writes a truncated file completely to the disk when it is closed.
@@ -159,9 +159,10 @@ pub async fn download_with_progress(
 
 fn write_error(error: std::io::Error) -> anyhow::Error {
     match error.raw_os_error() {
-        Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => {
-            Kind::Machine.failure(error).hint("Free space there, or choose another directory.").into()
-        }
+        Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => Kind::Machine
+            .failure(error)
+            .hint("Free some space on that disk, or choose another directory.")
+            .into(),
         _ => error.into(),
     }
 }

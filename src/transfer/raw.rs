@@ -76,7 +76,7 @@ impl RawDisk {
     fn changed_error(&self) -> anyhow::Error {
         Kind::Usage
             .failure(format!("{} was changed while it was read", self.name.display()))
-            .hint("Try again when nothing writes to it.")
+            .hint("Try again when no program writes to it.")
             .into()
     }
 }

@@ -64,7 +64,7 @@ impl Region {
             let source = ImportSource { digest: digest.await?, stamp };
             let image = self.reuse_if_same(holder, &source, name, architecture).await?;
             if tags.iter().any(|(key, value)| image.tags.get(key) != Some(value)) {
-                report.note(format!("{} exists already; its tags are not changed", image.id));
+                report.note(format!("{} exists already, and its tags are not changed", image.id));
             }
             return Ok(image);
         }
@@ -82,7 +82,8 @@ impl Region {
         let source = ImportSource { digest, stamp };
         let after = stamp_of(&file)?;
         if (after.modified, after.length) != (before.modified, before.length) {
-            return Err(Kind::Usage.error(format!("{} was changed while it was read", raw.display())));
+            let failure = Kind::Usage.failure(format!("{} was changed while it was read", raw.display()));
+            return Err(failure.hint("Try again when no program writes to it.").into());
         }
         let snapshot = SnapshotRecord {
             id: SnapshotId(new_id("snap")),
@@ -192,7 +193,7 @@ fn open(raw: &Path) -> Result<File> {
     let command = command.replace("FILE", &name.to_string());
     Err(Kind::Usage
         .failure(format!("{name} is not a raw disk: it is {format}"))
-        .hint(format!("Convert it: {command}"))
+        .hint(format!("Convert it with `{command}`."))
         .into())
 }
 

@@ -32,7 +32,7 @@ pub fn create(file: &File, blocks: u32, base: &SnapshotContents) -> Result<()> {
     let mut bytes = vec![ZEROS; blocks as usize + 1];
     for index in &base.blocks {
         let mark = bytes[..blocks as usize].get_mut(index as usize);
-        *mark.with_context(|| format!("the base has a block {index}, beyond the disk's end"))? = BASE;
+        *mark.with_context(|| format!("block {index} of the base is beyond the end of the disk"))? = BASE;
     }
     file.write_all_at(&bytes, 0).context("writing the block map")
 }

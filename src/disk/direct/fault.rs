@@ -25,7 +25,7 @@ impl FirstFault {
 /// Returns an error of this machine's own disk. `doing` is a gerund with the path, such as "writing …".
 pub fn disk_error(error: io::Error, doing: &str) -> anyhow::Error {
     let hint = match error.raw_os_error() {
-        Some(libc::ENOSPC | libc::EDQUOT) => "Free space there. The bake was discarded.",
+        Some(libc::ENOSPC | libc::EDQUOT) => "Free some space on that disk, and bake again.",
         _ => "The kernel's log (dmesg) may say more.",
     };
     anyhow::Error::from(Kind::Machine.failure(&error).hint(hint)).context(doing.to_owned())

@@ -112,8 +112,8 @@ impl<B: BlockApi + 'static> DirectDisks<B> {
                 let dollars = base.size_gib as f64 * GIB_MONTH_PRICE;
                 let tell = || {
                     self.report.note(format!(
-                        "copying {snapshot} into this account, once: {why}. It has {} GiB, takes minutes, and costs at most \
-                         about ${dollars:.2} a month until the copy is deleted",
+                        "copying {snapshot} into this account, because {why}. This is done once and takes minutes. The \
+                         copy has {} GiB and costs at most about ${dollars:.2} a month until you delete it",
                         base.size_gib
                     ));
                 };
@@ -123,8 +123,9 @@ impl<B: BlockApi + 'static> DirectDisks<B> {
                 let blocks = base.size_gib * BLOCKS_PER_GIB;
                 let dollars = base.size_gib as f64 * GIB_MONTH_PRICE;
                 self.report.note(format!(
-                    "the new snapshot cannot be a child of {snapshot}: {why}. All of it is uploaded, at most {} GiB in \
-                     {blocks} blocks, which costs about ${:.2}, and at most about ${dollars:.2} a month for the snapshot",
+                    "the new snapshot cannot be a child of {snapshot}, because {why}. oven uploads the whole disk: at \
+                     most {} GiB in {blocks} blocks, which costs about ${:.2}. The snapshot costs at most about \
+                     ${dollars:.2} a month",
                     base.size_gib,
                     blocks as f64 / 1000.0 * PUT_PRICE
                 ));
@@ -185,7 +186,8 @@ impl<B: BlockApi + 'static> DirectDisks<B> {
             keep: Some(Box::new(move || {
                 Box::pin(async move {
                     let written = keep.take().and_then(Rc::into_inner);
-                    let written = written.context("nothing was written yet, or the disk is in use")?;
+                    let written = written
+                        .context("it cannot be preserved, because nothing was written yet or it is in use")?;
                     written.keep(&state, &of, &record)
                 })
             })),
@@ -368,7 +370,7 @@ impl<B: BlockApi + 'static> Disk for DirectDisk<B> {
         // The kernel reports some write errors only at a sync. A disk with such an error must not become an image.
         let node = File::from(device.node.try_clone().context("duplicating a descriptor")?);
         let synced = crate::sys::tasks::run(move |_| Ok(node.sync_all()?)).await;
-        let synced = synced.with_context(|| format!("writing {} to the disk", path.display()));
+        let synced = synced.with_context(|| format!("syncing {}", path.display()));
         drop(device);
         // After this nobody can write to the disk, even through a device that is still open.
         self.export = None;

@@ -105,7 +105,7 @@ fn read_record(dir: &Path) -> Result<Option<DiskRecord>> {
     match fs::read(&path) {
         Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|error| {
             let failure = Kind::Machine.failure(error);
-            let hint = "Without its record the disk is unusable: remove it with `oven sweep --kept`.";
+            let hint = "The disk is unusable without its record. Remove it with `oven sweep --kept`.";
             anyhow::Error::from(failure.hint(hint)).context(context())
         }),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),

@@ -238,12 +238,12 @@ fn open_fuse() -> Result<OwnedFd> {
     opened.map_err(|error| {
         let hint = match error.raw_os_error() {
             Some(libc::ENOENT | libc::ENXIO | libc::ENODEV) => {
-                "Load the kernel's module (modprobe fuse), or bake with disks = \"attached\"."
+                "Load the kernel's module (`modprobe fuse`), or bake with disks = \"attached\"."
             }
             _ if !rustix::process::geteuid().is_root() => "Run oven as root.",
-            _ => "In a container: give it /dev/fuse (docker run --device /dev/fuse, or --privileged).",
+            _ => "In a container, allow /dev/fuse, for example by `docker run --device /dev/fuse`.",
         };
-        Kind::Machine.failure(format!("/dev/fuse cannot be opened: {error}")).hint(hint).into()
+        Kind::Machine.failure(format!("cannot open /dev/fuse: {error}")).hint(hint).into()
     })
 }
 
@@ -323,8 +323,8 @@ fn child() -> Result<()> {
     rustix::stdio::dup2_stdin(&null)?;
     // Leaves the terminal's session, so that Ctrl-C reaches only oven. The disk is needed as long as anything on it is
     // mounted.
-    rustix::process::setsid().context("leaving oven's session")?;
-    leave_mounts().context("leaving oven's mounts")?;
+    rustix::process::setsid().context("starting a session")?;
+    leave_mounts().context("unsharing the mounts")?;
     set_io_flusher();
     // The process has opened everything that it needs, or receives it through the socket.
     capabilities::reduce_to(capabilities::NONE)?;
@@ -332,7 +332,8 @@ fn child() -> Result<()> {
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })
         .context("disabling core dumps")?;
     // If oven died before this call, its end of the socket is closed. The check below notices that.
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("tying it to oven")?;
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .context("setting the parent-death signal")?;
     let (name, [fuse, upper, marks, data]) = receive_files(&control).context("receiving the disk's files")?;
     let base = Arc::new(RequestedBlocks::new(control, data.into()));
     let overlay = Overlay::new(base.clone(), upper.into(), BlockMap::open(marks.into())?);
@@ -353,8 +354,8 @@ fn child() -> Result<()> {
 fn detach_thread() -> Result<()> {
     // SAFETY: from here on, this thread's descriptors are copies that no value in it owns. Values from before own
     // descriptors of the process, and the thread opens others only after the copies are closed.
-    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FILES) }.context("leaving oven's files")?;
-    leave_mounts().context("leaving oven's mounts")?;
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FILES) }.context("unsharing the descriptors")?;
+    leave_mounts().context("unsharing the mounts")?;
     crate::sys::fds::close_from(3)
 }
 

@@ -29,7 +29,7 @@ pub fn list_files(file: impl Read, see: &mut dyn FnMut(&[u8]) -> ControlFlow<()>
         see(name)
     };
     _ = list_archives(&mut Source::new(file), 0, &mut remaining, &mut see)?;
-    ensure!(found, "there is no archive in it");
+    ensure!(found, "it contains no archive");
     Ok(())
 }
 
@@ -164,7 +164,7 @@ fn list_compressed<R: Read>(
         [0x02, 0x21, 0x4c, 0x18, ..] => Box::new(lz4::Lz4LegacyReader::new(source)),
         [b'B', b'Z', b'h', ..] => return Err(UnknownFormat("compressed by bzip2").into()),
         [0x89, b'L', b'Z', b'O', ..] => return Err(UnknownFormat("compressed by lzop").into()),
-        _ => return Err(UnknownFormat("neither an archive nor compressed by anything known").into()),
+        _ => return Err(UnknownFormat("in an unknown format").into()),
     };
     let limit = *remaining;
     list_archives(&mut Source::new(inner.take(limit)), 1, remaining, see)
@@ -178,23 +178,22 @@ fn list_archive(
 ) -> Result<ControlFlow<()>> {
     loop {
         let header = source.bytes(HEADER)?;
-        ensure!(
-            matches!(&header[..6], b"070701" | b"070702"),
-            "it is damaged: no header where one should be"
-        );
+        ensure!(matches!(&header[..6], b"070701" | b"070702"), "it is damaged: a header is missing");
         let number = |field: usize| -> Result<u64> {
             let digits = std::str::from_utf8(&header[6 + 8 * field..14 + 8 * field])?;
-            u64::from_str_radix(digits, 16).context("it is damaged: no number where one should be")
+            u64::from_str_radix(digits, 16).context("it is damaged: a header has an invalid number")
         };
         let (size, length) = (number(6)?, number(11)?);
-        ensure!((1..=NAME_MAX).contains(&length), "it is damaged: a name of {length} bytes");
+        ensure!((1..=NAME_MAX).contains(&length), "it is damaged: a file name has {length} bytes");
         let mut name = source.bytes(length as usize)?;
         name.pop();
         // Names and files are padded to multiples of four, counting the header's 110 bytes.
         let padding = |length: u64| (4 - length % 4) % 4;
         let name_padding = padding(HEADER as u64 + length);
         let whole = HEADER as u64 + length + name_padding + size + padding(size);
-        *remaining = remaining.checked_sub(whole).context("it is larger than any machine could unpack")?;
+        *remaining = remaining
+            .checked_sub(whole)
+            .with_context(|| format!("it is larger than {} GiB when it is unpacked", UNPACKED_MAX >> 30))?;
         source.skip(name_padding)?;
         if name == b"TRAILER!!!" {
             return Ok(Continue(()));
@@ -317,7 +316,7 @@ pub(crate) mod tests {
             (&[0; 512], "no archive"),
             (b"BZh91AY", "bzip2"),
             (b"\x89LZO\0\r", "lzop"),
-            (b"#!/bin/sh\n", "neither"),
+            (b"#!/bin/sh\n", "unknown format"),
             (&gzip(b"#!/bin/sh\n"), "not an archive"),
             (&gzip(&gzip(b"x")), "not an archive"),
             (&modules()[..3000], "ends in the middle"),
@@ -328,7 +327,7 @@ pub(crate) mod tests {
         }
         let mut long = modules();
         long[94..102].copy_from_slice(b"7FFFFFFF");
-        assert!(listed(&long).unwrap_err().to_string().contains("a name of"));
+        assert!(listed(&long).unwrap_err().to_string().contains("a file name has"));
     }
 
     /// Whatever the bytes, it ends, with an answer or an error.

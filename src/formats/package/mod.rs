@@ -114,7 +114,11 @@ fn read_control(file: &mut File) -> Result<String> {
             ensure!(name == "debian-binary", "its first member is {name:?} instead of debian-binary");
             let mut version = String::new();
             file.take(size.min(16)).read_to_string(&mut version).context("reading debian-binary")?;
-            ensure!(version.starts_with("2."), "its format is {:?}; supported is 2.0", version.trim_end());
+            ensure!(
+                version.starts_with("2."),
+                "its format is {:?}, but only 2.0 is supported",
+                version.trim_end()
+            );
         } else if name.starts_with("control.tar") && control.is_none() {
             ensure!(size <= MAX_STORED, "the member {name} is too large: {size} bytes");
             let text = decompress_control(&name, BufReader::new((&mut *file).take(size)));
@@ -174,13 +178,13 @@ fn find_control(unpacked: impl Read) -> Result<String> {
         let entry = entry.context("the archive is damaged")?;
         if matches!(&*entry.path_bytes(), b"./control" | b"control") && entry.header().entry_type().is_file()
         {
-            ensure!(entry.size() <= MAX_CONTROL, "the file control is too large: {} bytes", entry.size());
+            ensure!(entry.size() <= MAX_CONTROL, "the file `control` is too large: {} bytes", entry.size());
             let mut text = String::new();
-            entry.take(MAX_CONTROL).read_to_string(&mut text).context("reading the file control")?;
+            entry.take(MAX_CONTROL).read_to_string(&mut text).context("reading the file `control`")?;
             return Ok(text);
         }
     }
-    bail!("the file control is missing")
+    bail!("the file `control` is missing")
 }
 
 /// Reads a field of the first paragraph. Names of fields are case-insensitive; the fields that we need have a single
@@ -314,7 +318,7 @@ mod tests {
             (&member("control.tar.gz", b"no gzip"), "reading control.tar.gz"),
             (&member("control.tar.xz", b"no xz"), "reading control.tar.xz"),
             (&member("control.tar.zst", b"no zstd"), "reading control.tar.zst"),
-            (&member("control.tar", &fixture::tar(&[("./x", b"")])), "the file control is missing"),
+            (&member("control.tar", &fixture::tar(&[("./x", b"")])), "the file `control` is missing"),
             (&control("Package: a\nVersion: 1\n"), "its control file has no field Architecture"),
             (&control("Package: -y\nVersion: 1\nArchitecture: all\n"), "has an invalid Package: \"-y\""),
             (&control("Package: a\nVersion: $(x)\nArchitecture: all\n"), "has an invalid Version: \"$(x)\""),
@@ -342,7 +346,7 @@ mod tests {
         assert!(error.contains("its zstd window of 67108864 bytes is too large"), "{error}");
         let long = format!("{CONTROL}X: {}\n", "x".repeat(2 << 20));
         assert!(
-            open_bytes(&fixture::deb(&long, ".gz")).unwrap_err().contains("the file control is too large")
+            open_bytes(&fixture::deb(&long, ".gz")).unwrap_err().contains("the file `control` is too large")
         );
     }
 

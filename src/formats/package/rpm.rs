@@ -53,7 +53,7 @@ pub fn read_header(file: &mut File) -> Result<Header> {
     match lead[TYPE] {
         [0, 0] => {}
         [0, 1] => bail!("it is a source package: build it, and use the resulting package"),
-        _ => bail!("its type is unknown"),
+        _ => bail!("its lead has an unknown package type"),
     }
     let signatures = read_tags(file, end).context("reading the header with signatures")?;
     // The header is padded to a multiple of 8 bytes.
@@ -92,7 +92,7 @@ fn is_valid_part(part: &str) -> bool {
 fn read_tags(file: &mut File, end: u64) -> Result<Tags> {
     let mut intro = [0u8; 16];
     ensure!(read_full(file, &mut intro)? == intro.len(), "it was cut short");
-    ensure!(intro.starts_with(HEADER_MAGIC), "it is damaged: it does not begin with a header's magic");
+    ensure!(intro.starts_with(HEADER_MAGIC), "it is damaged: a header has the wrong magic number");
     let (entries, size) = (number(&intro[8..12]), number(&intro[12..16]));
     ensure!(entries <= MAX_ENTRIES && size <= MAX_STORE, "it is too large: {entries} tags in {size} bytes");
     let index = entries as usize * ENTRY;
@@ -112,7 +112,7 @@ impl Tags {
         };
         ensure!(number(&entry[4..8]) == kind, "the tag {tag} has a value of another type");
         let value = self.store.get(number(&entry[8..12]) as usize..);
-        Ok(Some(value.with_context(|| format!("the tag {tag} points out of the header"))?))
+        Ok(Some(value.with_context(|| format!("the tag {tag} points outside the header"))?))
     }
 
     fn text(&self, tag: u32) -> Result<Option<String>> {
@@ -123,7 +123,7 @@ impl Tags {
 
     fn number(&self, tag: u32) -> Result<Option<u32>> {
         let Some(value) = self.value(tag, INT32)? else { return Ok(None) };
-        let bytes = value.get(..4).with_context(|| format!("the tag {tag} points out of the header"))?;
+        let bytes = value.get(..4).with_context(|| format!("the tag {tag} points outside the header"))?;
         Ok(Some(number(bytes)))
     }
 }

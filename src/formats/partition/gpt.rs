@@ -29,12 +29,12 @@ pub fn read(disk: &(impl ReadAt + ?Sized), sector: u64) -> Result<PartitionTable
     let last = (disk.size() / sector).saturating_sub(1);
     match header(disk, sector, last).and_then(|h| table(&h, sector)) {
         Ok(mut table) => {
-            table.warnings.push(format!("the GPT's first copy is damaged ({why}): its backup is used"));
+            table.warnings.push(format!("the primary GPT is damaged ({why}), so its backup is used"));
             Ok(table)
         }
-        Err(backup) => {
-            Err(DamagedTable(format!("both copies of the GPT are damaged: {why}; the backup: {backup}")))
-        }
+        Err(backup) => Err(DamagedTable(format!(
+            "both copies of the GPT are damaged (primary: {why}; backup: {backup})"
+        ))),
     }
 }
 
@@ -51,28 +51,28 @@ fn header(disk: &(impl ReadAt + ?Sized), sector: u64, lba: u64) -> Result<Header
         return damaged("the disk is too small");
     };
     if &raw[..8] != SIGNATURE {
-        return damaged("no signature");
+        return damaged("it has no signature");
     }
     let length = le32(&raw, 12) as usize;
     if !(HEADER_LEN..=raw.len()).contains(&length) || header_sum(&raw, length) != le32(&raw, 16) {
-        return damaged("the header's checksum is wrong");
+        return damaged("its header's checksum is wrong");
     }
     let (count, entry_size) = (u64::from(le32(&raw, 80)), u64::from(le32(&raw, 84)));
     let (first_usable, last_usable, entries_lba) = (le64(&raw, 40), le64(&raw, 48), le64(&raw, 72));
     // Both factors are below 2^32: no overflow.
     let entries_len = count * entry_size;
     if le64(&raw, 24) != lba || entry_size < 128 || !entry_size.is_power_of_two() {
-        return damaged("the header is not at the place that it states, or its entries have an illegal size");
+        return damaged("its header states another position, or an invalid size of entries");
     }
     if entries_len == 0 || entries_len > ENTRIES_MAX || first_usable > last_usable || last_usable >= sectors {
-        return damaged("the header's numbers do not fit the disk");
+        return damaged("its header does not fit the disk");
     }
     let entries = entries_lba.checked_mul(sector).filter(|_| entries_lba > 0 && entries_lba < sectors);
     let Some(Ok(entries)) = entries.map(|offset| disk.bytes(offset, entries_len as usize)) else {
-        return damaged("the entries are beyond the disk");
+        return damaged("its entries are beyond the end of the disk");
     };
     if sum(&[&entries]) != le32(&raw, 88) {
-        return damaged("the entries' checksum is wrong");
+        return damaged("the checksum of its entries is wrong");
     }
     let alternate = le64(&raw, 32);
     let entry_size = entry_size as usize;
@@ -88,7 +88,7 @@ fn table(header: &Header, sector: u64) -> Result<PartitionTable, DamagedTable> {
         let number = index as u32 + 1;
         let (first, last) = (le64(entry, 32), le64(entry, 40));
         if first < header.first_usable || last < first || last > header.last_usable {
-            return Err(DamagedTable(format!("partition {number} is outside of the table's usable space")));
+            return Err(DamagedTable(format!("partition {number} is outside the usable space of its table")));
         }
         // Below last_usable, which is below the number of sectors: no overflow.
         partitions.push(Partition {
@@ -124,7 +124,7 @@ pub fn grow(
     }
     if let Some(next) = partitions.iter().find(|p| p.start >= root.end()) {
         return Err(DamagedTable(format!(
-            "partition {number} cannot grow: partition {} follows it",
+            "partition {number} cannot grow, because partition {} follows it",
             next.number
         )));
     }

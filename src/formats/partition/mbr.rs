@@ -64,7 +64,7 @@ pub fn read(disk: &(impl ReadAt + ?Sized), sector: u64, boot: &[u8]) -> Result<M
             })?;
         } else if entry.start == 0 {
             return Err(DamagedTable(format!(
-                "partition {} begins at the partition table itself",
+                "partition {} begins at sector 0, which contains the partition table",
                 index + 1
             )));
         } else {
@@ -103,7 +103,7 @@ fn read_logical(
         let onward = extended.start + next.start;
         // Tools write the chain in ascending order; going back would make a loop.
         if onward <= at || number > LOGICAL_MAX {
-            return Err(DamagedTable("the chain of logical partitions has no end".into()));
+            return Err(DamagedTable("the list of logical partitions has no end".into()));
         }
         at = onward;
     }
@@ -131,7 +131,7 @@ pub fn grow(
     let end = root.start + root.count;
     if let Some(next) = primary.iter().position(|other| other.kind != 0 && other.start >= end) {
         return Err(DamagedTable(format!(
-            "partition {number} cannot grow: partition {} follows it",
+            "partition {number} cannot grow, because partition {} follows it",
             next + 1
         )));
     }

@@ -98,7 +98,7 @@ impl fmt::Display for DamagedTable {
 pub fn read(disk: &(impl ReadAt + ?Sized), sector: u64) -> Result<PartitionTable> {
     if !matches!(sector, 512 | 4096) {
         return Err(Kind::Machine
-            .error(format!("the disk has sectors of {sector} bytes; oven supports 512 and 4096")));
+            .error(format!("the disk has sectors of {sector} bytes, but oven supports only 512 and 4096")));
     }
     let no_table = PartitionTable { scheme: TableScheme::None, partitions: Vec::new(), warnings: Vec::new() };
     let Ok(boot) = disk.bytes(0, sector as usize) else { return Ok(no_table) };
@@ -112,7 +112,7 @@ pub fn read(disk: &(impl ReadAt + ?Sized), sector: u64) -> Result<PartitionTable
         Ok(mbr::MbrContent::Nothing) => match gpt::primary(disk, sector) {
             // The first sector was overwritten; firmware and other systems would not find the partitions.
             Ok(mut table) => {
-                table.warnings.push("the disk has a GPT, but no protective MBR".into());
+                table.warnings.push("the disk has a GPT without a protective MBR".into());
                 table
             }
             Err(_) => no_table,
@@ -135,7 +135,7 @@ fn damaged_gpt(disk: &(impl ReadAt + ?Sized), sector: u64, why: &DamagedTable) -
     let other = if sector == 512 { 4096 } else { 512 };
     if gpt::primary(disk, other).is_ok() {
         return damaged_table(&DamagedTable(format!(
-            "it was made for sectors of {other} bytes, but the disk has {sector}"
+            "it was made for sectors of {other} bytes, but the disk has sectors of {sector} bytes"
         )));
     }
     damaged_table(why)
@@ -246,7 +246,8 @@ pub(crate) mod tests {
         let disk = gpt::tests::disk(512, 400);
         let error = read(&disk[..], 4096).unwrap_err();
         assert!(
-            format!("{error:#}").contains("made for sectors of 512 bytes, but the disk has 4096"),
+            format!("{error:#}")
+                .contains("made for sectors of 512 bytes, but the disk has sectors of 4096 bytes"),
             "{error:#}"
         );
     }

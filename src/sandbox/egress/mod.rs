@@ -96,7 +96,7 @@ impl Drop for EgressFence {
             }
             pause *= 2;
         }
-        eprintln!("oven: the cgroup {} is still in use: `oven sweep` removes it later", self.name);
+        eprintln!("oven: the cgroup {} is still in use; remove it later with `oven sweep`", self.name);
     }
 }
 
@@ -138,7 +138,7 @@ pub fn verify_filter() -> Result<()> {
         // Port 9 is the discard port. The packet is refused before a route is looked up.
         let sent = rustix::net::sendto(&socket, &[], SendFlags::DONTWAIT, &SocketAddr::new(address, 9));
         if sent != Err(Errno::PERM) {
-            return Err(unprotected(&format!("the filter does not refuse {address}")).into());
+            return Err(unprotected(&format!("the filter does not block {address}")).into());
         }
     }
     Ok(())
@@ -147,7 +147,7 @@ pub fn verify_filter() -> Result<()> {
 /// Returns the failure for a machine that cannot protect the credentials.
 fn unprotected(why: &str) -> Failure {
     Kind::Machine
-        .failure(format!("a step with the network cannot be kept from the builder's credentials here: {why}"))
+        .failure(format!("oven cannot block access to the builder's credentials from a step with the network: {why}"))
         .hint(
             "This needs a writable cgroup v2 file system and BPF; a container has to be privileged. If the steps of an \
              image may have the credentials, set `imds = true` in its image.toml.",

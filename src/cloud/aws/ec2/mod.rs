@@ -264,7 +264,7 @@ pub(crate) fn sdk_timeouts(timeouts: &Timeouts) -> TimeoutConfig {
 }
 
 fn not_an_instance() -> anyhow::Error {
-    let hint = "Bake on an EC2 instance, or name it with --instance-id ID --zone ZONE.";
+    let hint = "Bake on an EC2 instance, or name the instance with --instance-id ID --zone ZONE.";
     Kind::Machine.failure("the id and zone of this EC2 instance are unknown").hint(hint).into()
 }
 

@@ -142,7 +142,7 @@ impl BackingStore {
     pub fn fetch(&self, index: u32) -> Result<Digest> {
         let context = || format!("reading block {index} of {}", self.snapshot);
         if !self.blocks.contains(index) {
-            anyhow::bail!("{}: the snapshot has no such block", context());
+            anyhow::bail!("{}: the snapshot does not have this block", context());
         }
         let read = || {
             let (data, digest) = self.reader.read(index)?;
@@ -171,7 +171,7 @@ impl BackingStore {
         // The block was verified when it became ready. It is verified again because it will be uploaded.
         if digest_of(&data) != digest {
             self.cached.spoilt(index);
-            anyhow::bail!("block {index} of the cache of {} changed", self.snapshot);
+            anyhow::bail!("block {index} of {} changed in the cache", self.snapshot);
         }
         Ok((data, digest))
     }

@@ -40,7 +40,7 @@ const MAX_TRIES: u32 = 64;
 /// The number of bytes that prefetched and cached blocks leave free on the disk, because bakes write to the same disk.
 pub const RESERVED_SPACE: u64 = 1 << 30;
 /// The hint for a cache that is unusable.
-const REMOVE_HINT: &str = "The cache only saves downloads: you can remove it while no bake runs.";
+const REMOVE_HINT: &str = "The cache only saves downloads. You can remove it while no bake runs.";
 
 /// The number of locks for blocks. A block shares its lock with other blocks, but these are seldom needed while it is
 /// read.
