@@ -67,8 +67,8 @@ impl BlockSource for ChangedBlocks {
     }
 }
 
-/// Returns `None` if all bytes are zeros. Such a block need not be uploaded if the parent does not have it, because it
-/// then reads as zeros.
+/// Returns `None` if all bytes are zeros. Such a block need not be uploaded if the parent does not have it, because a
+/// missing block reads as zeros.
 fn unless_zeros(data: &[u8], digest: Digest) -> Option<(Arc<[u8]>, Digest)> {
     data.iter().any(|byte| *byte != 0).then(|| (data.into(), digest))
 }

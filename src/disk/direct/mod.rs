@@ -265,8 +265,8 @@ fn start<B: BlockApi + 'static>(blocks: &Rc<B>, spec: NewSnapshot, undo: &Undo) 
 impl<B: BlockApi> Drop for DirectDisk<B> {
     fn drop(&mut self) {
         if let Some(device) = self.device.take() {
-            // The kernel writes its cached data to the disk first, because the disk may be preserved. An error is ignored, because the disk's server
-            // reports failed writes itself.
+            // The kernel writes its cached data to the disk first, because the disk may be preserved. An error is
+            // ignored, because the disk's server reports failed writes itself.
             _ = rustix::fs::fsync(&device.node);
         }
         self.server = None;

@@ -3,7 +3,7 @@
 //! ```text
 //! STATE/kept/RUN/upper        the written blocks, each at its offset
 //! STATE/kept/RUN/marks        the block map: which blocks were written
-//! STATE/kept/RUN/disk.json    the other data of the disk; written last, because without it the disk does not exist
+//! STATE/kept/RUN/disk.json    the disk's record. It is written last, because only a directory with it is a disk
 //! ```
 
 use crate::cloud::{StaleRun, Tags};

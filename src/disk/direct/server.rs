@@ -2,9 +2,10 @@
 //! local files.
 //!
 //! The server is a separate process, because oven may be killed. If oven's own threads served the disk, a kill would
-//! end them, while another thread of oven could still wait in the kernel for the mounted disk, for ever. The kernel
-//! kills the server when the thread that started it ends. That thread never uses the disk, so it can always end. When
-//! the server ends, every waiting thread gets an I/O error, so oven can end, too. The server has none of oven's mounts.
+//! end them. Another thread of oven could then wait in the kernel for the mounted disk, and would never end. The kernel
+//! kills the server when the thread that started the server ends. That thread never uses the disk, so it can always
+//! end. When the server ends, every waiting thread gets an I/O error, so oven can end, too. The server has none of
+//! oven's mounts.
 
 use super::backing;
 use super::backing::{BackingStore, WRITE_FAILED};

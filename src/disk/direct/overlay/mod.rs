@@ -120,8 +120,8 @@ impl<B: BaseBlocks> Overlay<B> {
     }
 
     /// Handles discarded space of a file system. Nothing is done for a block that was not written. A written block
-    /// becomes unwritten if it is discarded completely. Its content changes then, but the file system does not read the
-    /// space before it writes to it again.
+    /// becomes unwritten if it is discarded completely. This changes the block's content, but a file system writes to
+    /// discarded space before it reads the space again.
     fn discard(&self, index: u32, within: usize, length: usize) -> io::Result<()> {
         let _guard = self.lock_block(index);
         let unwritten_mark = match self.marks.get(index) {
