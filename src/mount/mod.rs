@@ -219,8 +219,8 @@ impl<'d> Root<'d> {
         &self.step_nodes
     }
 
-    /// Returns the directories, as fstab spells them, of file systems that this kernel cannot mount. No step may change
-    /// these directories; [`Root::close`] checks that.
+    /// Returns the mount points, as in fstab, of file systems that this kernel cannot mount. No step may change these
+    /// directories; [`Root::close`] checks that.
     pub fn unmounted(&self) -> &[PathBuf] {
         &self.unmountable_targets
     }
