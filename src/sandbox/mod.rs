@@ -68,7 +68,8 @@ impl StepSpec {
     }
 }
 
-/// Runs `oven __step`. `main` calls it first: the process has one thread then, and is process 1 of its namespace.
+/// Runs `oven __step`. `main` calls this function first, while the process has only one thread. The process is process
+/// 1 of its namespace.
 pub fn helper_main() -> ExitCode {
     helper::main()
 }
@@ -217,7 +218,7 @@ async fn supervise(
     }
 }
 
-/// Reads a part of the step's output; returns 0 at its end. Waits for ever if there is no output.
+/// Reads a part of the step's output, and returns 0 at the end of the output. Waits for ever if `output` is `None`.
 async fn read(output: Option<&AsyncFd<OwnedFd>>, buffer: &mut [u8]) -> Result<usize> {
     let Some(output) = output else { return std::future::pending().await };
     let read = output.async_io(Interest::READABLE, |fd| Ok(rustix::io::read(fd, &mut *buffer)?));

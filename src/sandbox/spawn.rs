@@ -218,8 +218,8 @@ fn spawn(program: &OwnedFd, inherited: &[OwnedFd; 5], cgroup: Option<BorrowedFd<
                 let top = stack.as_mut_ptr_range().end.cast();
                 libc::c_long::from(libc::clone(become_helper, top, flags, child, &raw mut pidfd))
             }
-            // The C library has no function for `clone3`. The system call itself cannot switch to another stack safely,
-            // so the child gets a copy of the memory.
+            // The C library has no function for `clone3`. With the system call itself, the child continues in this
+            // code, so it needs a copy of the memory with the stack.
             Some(cgroup) => {
                 let mut arguments = std::mem::zeroed::<libc::clone_args>();
                 arguments.flags = flags as u64 | CLONE_INTO_CGROUP;

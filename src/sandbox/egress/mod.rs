@@ -32,8 +32,8 @@ use std::time::Duration;
 const PREFIX: &str = "oven-step-";
 /// The number of attempts to create a cgroup. Another process that sweeps may remove a new cgroup before it is locked.
 const ATTEMPTS: u32 = 16;
-/// The number of attempts to remove a cgroup. The kernel counts a dead process for a moment longer. The pauses begin
-/// with a millisecond and double; their sum is a second.
+/// The number of attempts to remove a cgroup. An attempt may fail, because the kernel counts a dead process for another
+/// moment. The pauses begin with 1 ms and double, so their sum is about 1 s.
 const REMOVALS: u32 = 10;
 
 /// A cgroup from which no credentials can be reached. Dropping the value removes the cgroup, so all processes in the
