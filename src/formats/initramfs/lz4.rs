@@ -1,4 +1,4 @@
-//! LZ4 as the kernel uses it: the legacy frame with blocks of 8 MiB.
+//! Unpacks LZ4 in the format that the kernel uses: the legacy frame with blocks of 8 MiB.
 
 use std::io::{self, Read};
 

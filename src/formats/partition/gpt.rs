@@ -1,4 +1,4 @@
-//! The GUID partition table (UEFI specification, chapter 5.3): reading and growing it.
+//! Reads the GUID partition table (UEFI specification, chapter 5.3), and grows a partition in it.
 
 use super::{DamagedTable, Partition, PartitionTable, PartitionType, ReadAt, TableScheme, le32, le64};
 

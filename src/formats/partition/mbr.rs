@@ -1,4 +1,5 @@
-//! The PC's master boot record: four primary partitions, and a chain of logical ones.
+//! Reads the PC's master boot record, which has four primary partitions and a chain of logical ones, and grows a
+//! partition in it.
 
 use super::gpt::{DiskWrite, PartitionGrowth};
 use super::{DamagedTable, Partition, PartitionType, ReadAt, le16, le32};

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use std::fmt;
 use std::io;
 
-/// Bytes at offsets: a disk, or a slice in tests.
+/// Bytes that can be read at any offset: a disk, or a slice in tests.
 pub trait ReadAt {
     /// Returns the size in bytes.
     fn size(&self) -> u64;
