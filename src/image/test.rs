@@ -1,4 +1,4 @@
-//! A directory tree that stands for an image, for tests.
+//! A directory tree that tests use as an image.
 
 use super::tree::ImageTree;
 use std::os::unix::fs::{PermissionsExt, symlink};
