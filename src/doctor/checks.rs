@@ -96,7 +96,7 @@ pub struct Needs {
     pub fuse: bool,
 }
 
-/// Runs the checks that need no directory and no step.
+/// Runs the checks that need no directory and run no step.
 pub fn checks(needs: Needs) -> Vec<Check> {
     let mut checks =
         vec![Check::new("root", nix::unistd::geteuid().is_root(), "oven is not run as root", "Use sudo.")];
