@@ -1,4 +1,4 @@
-//! Selects the strategy for disks. Leftovers of a run are found whichever strategy the run used.
+//! Uses the selected strategy for new disks. Preserved disks and leftovers of a run are searched with both strategies.
 
 use super::direct::preserved_disk;
 use super::{Disk, DiskSpec, DiskStrategy};
@@ -48,7 +48,7 @@ impl DiskStrategy for SelectedDisks {
     }
 
     async fn forget(&self, run: &RunId) -> Result<()> {
-        // Removes both even if one removal fails.
+        // Both strategies remove their resources, even if one of them fails.
         let (attached, direct) = (self.attached.forget(run).await, self.direct.forget(run).await);
         attached.and(direct)
     }

@@ -16,16 +16,17 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use std::os::fd::AsFd;
 
-/// Closes a root. `unchanged` is the result of the check of the directories that could not be mounted.
+/// Closes a root. `unmountable_unchanged` is an error if a step changed a directory whose file system could not be
+/// mounted.
 pub async fn close(
     mut mounts: ImageMounts,
     disk: &DiskNodes,
     device: &Device,
     report: &Report,
-    unchanged: Result<()>,
+    unmountable_unchanged: Result<()>,
 ) -> Result<()> {
     let path = device.path.display();
-    unchanged.context("checking the directories whose file systems were not mounted")?;
+    unmountable_unchanged.context("checking the directories whose file systems were not mounted")?;
     mounts.check_and_sync(device).await?;
     let used: Vec<_> = mounts.list.iter().filter_map(|m| m.device.clone()).collect();
     mounts.unmount().await.with_context(|| format!("releasing {path}"))?;
@@ -40,8 +41,8 @@ pub async fn close(
     Ok(())
 }
 
-/// Opens each device that was mounted, and the whole disk, exclusively, and syncs it. The open would fail if any
-/// namespace had a mount of the device, or a loop device or swap used it. A successful `umount` shows nothing about
+/// Opens each device that was mounted, and the whole disk, exclusively, and syncs it. The open fails if any namespace
+/// still has a mount of the device, or if a loop device or swap uses it. A successful `umount` shows nothing about
 /// other namespaces.
 async fn prove_released(disk: &DiskNodes, used: &[(String, u64)]) -> Result<()> {
     let mut devices = used.to_vec();
@@ -93,7 +94,8 @@ fn check_partition_table(disk: &DiskNodes, device: &Device, used: &[(String, u64
     Ok(())
 }
 
-/// Checks whether the bake damaged an ext file system, by its superblock. The file system is unmounted.
+/// Compares the superblock of an unmounted file system with its superblock before the bake. Fails if the bake damaged
+/// the file system.
 fn check_superblock(part: &DiskPart) -> Result<()> {
     let Some(before) = &part.fs else { return Ok(()) };
     let bytes = DeviceBytes { fd: part.node.as_fd(), size: part.size };

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 const GRACE: Duration = Duration::from_millis(100);
 /// The maximum number of reported names.
 const MAX_NAMES: usize = 32;
-/// The OOM score. When memory runs out, the kernel kills the step before the builder's other processes.
+/// The value for `oom_score_adj`. When memory runs out, the kernel kills the step before the builder's other processes.
 const OOM_SCORE: &str = "800";
 /// Exit codes as shells use them.
 const NOT_FOUND: i32 = 127;
@@ -110,8 +110,8 @@ fn remaining(children: &OwnedFd) -> Result<Vec<String>> {
         if left.is_empty() || now >= deadline {
             return Ok(left.into_values().take(MAX_NAMES).collect());
         }
-        // Orphans become children of this process, so their end wakes it. The end of a grandchild may not wake it, so
-        // the wait is short.
+        // The end of an orphan wakes this process, because orphans become its children. The end of another descendant
+        // may not wake it, so each wait is short.
         let pause = (deadline - now).min(Duration::from_millis(10));
         let pause = Timespec { tv_sec: 0, tv_nsec: pause.as_nanos() as i64 };
         match poll(&mut [PollFd::new(children, PollFlags::IN)], Some(&pause)) {
@@ -154,7 +154,8 @@ fn start(spec: &StepSpec, filter: &mut SyscallFilter) -> Result<Pid> {
                     failure.1
                 }
             };
-            // SAFETY: ends only this process. It is a copy of its parent, in which nothing has to be unwound.
+            // SAFETY: this ends only this process. The process is a copy of its parent, and nothing in it has to be
+            // unwound.
             unsafe { libc::_exit(code) }
         }
         child => Pid::from_raw(child).context("the process has no number"),
@@ -221,8 +222,8 @@ fn candidates(argv: &[String], path: &str) -> Result<Vec<CString>> {
 /// Makes sure that no signal is blocked or ignored.
 #[allow(unsafe_code)]
 fn default_signals() {
-    // SAFETY: the set is initialised before use. SIG_DFL is valid for every signal; if setting it fails, nothing
-    // happens.
+    // SAFETY: the set is initialised before use. SIG_DFL is valid for every signal, and a call that fails has no
+    // effect.
     unsafe {
         for signal in 1..=libc::SIGRTMAX() {
             libc::signal(signal, libc::SIG_DFL);
@@ -245,8 +246,9 @@ fn exec(name: &str, programs: &[CString], arguments: &[CString], environment: &[
         unsafe { libc::execve(program.as_ptr(), arguments.as_ptr(), environment.as_ptr()) };
         let error = io::Error::last_os_error();
         let missing = matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR));
-        let is_there = missing && Path::new(std::ffi::OsStr::from_bytes(program.to_bytes())).is_file();
-        if is_there {
+        let lacks_interpreter =
+            missing && Path::new(std::ffi::OsStr::from_bytes(program.to_bytes())).is_file();
+        if lacks_interpreter {
             denied = Some(anyhow::anyhow!(
                 "{}: the interpreter it names is not in the image",
                 program.to_string_lossy()

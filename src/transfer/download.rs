@@ -17,8 +17,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// The number of concurrent reads. Each has a block in memory after its response arrived. The number equals the cloud's
-/// own limit, for which the reads wait.
+/// The number of concurrent reads. Each read has a block in memory after its response arrived. More reads would only
+/// wait, because the cloud has the same limit.
 const READERS: usize = 96;
 
 /// The interval of progress reports.
@@ -34,8 +34,8 @@ async fn for_each<T: Send + Sync + 'static>(
         let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
         run_in_threads(READERS.min(all.len()), || {
             while !dropped.load(Ordering::Relaxed) && !failed.load(Ordering::Relaxed) {
-                let Some(one) = all.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
-                work(one).inspect_err(|_| failed.store(true, Ordering::Relaxed))?;
+                let Some(item) = all.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
+                work(item).inspect_err(|_| failed.store(true, Ordering::Relaxed))?;
                 counter.add(1);
             }
             Ok(())
@@ -57,33 +57,34 @@ fn read(reader: &dyn SnapshotReader, snapshot: &SnapshotId, index: u32) -> Resul
 enum Expected {
     Uploaded(Digest),
     FromParent,
-    /// The block exists, and was not written.
+    /// The block was neither uploaded nor inherited, so it must be zeros.
     Zeros,
 }
 
-/// Reads a snapshot back. Fails if a block differs from the uploaded one or, for other blocks, from the parent's. The
-/// error names the block and the snapshot.
+/// Reads a snapshot back. Fails if an uploaded block differs from the uploaded data, or if another block differs from
+/// the parent's. The error names the block and the snapshot.
 pub async fn verify(
     blocks: &dyn BlockApi,
     snapshot: &SnapshotId,
     sent: &BTreeMap<u32, Digest>,
     parent: Option<&SnapshotId>,
 ) -> Result<()> {
-    let there = blocks.contents(snapshot).await?.blocks;
+    let existing = blocks.contents(snapshot).await?.blocks;
     let reader = blocks.reader(snapshot).await?;
     let mut expected: Vec<(u32, Expected)> =
         sent.iter().map(|(index, digest)| (*index, Expected::Uploaded(*digest))).collect();
     let mut parents = None;
     if let Some(parent) = parent {
-        let below = blocks.contents(parent).await?.blocks;
-        let others = below.iter().filter(|index| !sent.contains_key(index));
+        let parent_blocks = blocks.contents(parent).await?.blocks;
+        let others = parent_blocks.iter().filter(|index| !sent.contains_key(index));
         expected.extend(others.map(|index| (index, Expected::FromParent)));
-        parents = Some((parent.clone(), blocks.reader(parent).await?, below));
+        parents = Some((parent.clone(), blocks.reader(parent).await?, parent_blocks));
     }
-    let known = |index: &u32| {
-        sent.contains_key(index) || parents.as_ref().is_some_and(|(.., below)| below.contains(*index))
+    let is_expected = |index: &u32| {
+        sent.contains_key(index)
+            || parents.as_ref().is_some_and(|(.., parent_blocks)| parent_blocks.contains(*index))
     };
-    let others = there.iter().filter(|index| !known(index));
+    let others = existing.iter().filter(|index| !is_expected(index));
     expected.extend(others.map(|index| (index, Expected::Zeros)));
     let parents = parents.map(|(parent, reader, _)| (parent, reader));
     let (snapshot, zeros) = (snapshot.clone(), digest_of(&[0; BLOCK]));
@@ -97,19 +98,19 @@ pub async fn verify(
                 (zeros, "zeros, although oven never wrote it".to_owned())
             }
         };
-        // Missing blocks are zeros.
-        let actual = if there.contains(*index) { read(&*reader, &snapshot, *index)?.1 } else { zeros };
+        // A block that the snapshot does not have reads as zeros.
+        let actual = if existing.contains(*index) { read(&*reader, &snapshot, *index)?.1 } else { zeros };
         if actual == expected {
             return Ok(());
         }
-        let absent = if there.contains(*index) { "" } else { ", because it is missing" };
+        let absent = if existing.contains(*index) { "" } else { ", because it is missing" };
         Err(Kind::Cloud.error(format!("block {index} of {snapshot} differs from {what}{absent}")))
     })
     .await
 }
 
-/// Writes a snapshot to a file and replaces its content. The file is sparse: zeros of the snapshot become holes. Each
-/// block is verified against its digest.
+/// Writes a snapshot to a file, whose old content is replaced. The file is sparse: zeros of the snapshot become holes.
+/// Each block is verified against its digest.
 pub async fn download(blocks: &dyn BlockApi, snapshot: &SnapshotId, into: &File) -> Result<SnapshotContents> {
     download_with_progress(blocks, snapshot, into, &|_, _| ()).await
 }

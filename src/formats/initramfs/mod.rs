@@ -1,5 +1,5 @@
-//! Lists the files in an initramfs, as the kernel unpacks it: archives (cpio, newc) one after the other, each of them
-//! plain or compressed. The file is not trusted, and nothing is unpacked to disk.
+//! Lists the files in an initramfs. It consists of archives (cpio, newc) one after the other, each plain or compressed,
+//! as the kernel accepts them. The file is not trusted, and nothing is unpacked to disk.
 
 pub mod lz4;
 
@@ -7,20 +7,21 @@ use anyhow::{Context, Result, ensure};
 use std::io::{BufRead, BufReader, Read};
 use std::ops::ControlFlow::{self, Break, Continue};
 
-/// Upper bound for what is unpacked. Firmware and all modules of a kernel that is not made for clouds take some 400
+/// The maximum number of unpacked bytes. Firmware and all modules of a kernel that is not made for clouds have some 400
 /// MiB.
 const UNPACKED_MAX: u64 = 4 << 30;
-/// PATH_MAX, as the kernel has it.
+/// The kernel's PATH_MAX.
 const NAME_MAX: u64 = 4096;
 const HEADER: usize = 110;
-/// The kernel takes an archive in a compressed archive, but nothing deeper.
+/// The maximum nesting. The kernel accepts an archive in a compressed archive, but nothing deeper.
 const DEPTH_MAX: u32 = 1;
-/// The memory that xz may use: its strongest preset takes 65 MiB.
+/// The memory in bytes that xz may use. Its strongest preset needs 65 MiB.
 const MEMORY_MAX: u64 = 256 << 20;
 
-/// Calls `see` with each name, without a leading `/` or `./`, until it breaks.
+/// Calls `see` with the name of each file, without a leading `/` or `./`, until `see` returns `Break`.
 ///
-/// Errors: [`UnknownFormat`] if the compression is not supported; otherwise the file is damaged.
+/// Errors: [`UnknownFormat`] if the compression is not supported. With any other error, the file is damaged or cannot
+/// be read.
 pub fn list_files(file: impl Read, see: &mut dyn FnMut(&[u8]) -> ControlFlow<()>) -> Result<()> {
     let mut remaining = UNPACKED_MAX;
     let mut found = false;
@@ -46,7 +47,7 @@ impl std::error::Error for UnknownFormat {}
 /// A reader with lookahead.
 struct Source<R> {
     inner: BufReader<R>,
-    /// Peeked at, and not yet read.
+    /// The bytes that were peeked at, but not read yet.
     peeked: Vec<u8>,
 }
 
@@ -55,7 +56,7 @@ impl<R: Read> Source<R> {
         Self { inner: BufReader::with_capacity(1 << 16, inner), peeked: Vec::new() }
     }
 
-    /// The next bytes, or fewer at the end.
+    /// Returns the next bytes, or fewer at the end.
     fn peek(&mut self, length: usize) -> Result<&[u8]> {
         if let Some(missing) = length.checked_sub(self.peeked.len()) {
             let mut next = (&mut self.inner).take(missing as u64);
@@ -105,7 +106,7 @@ fn list_archives(
     see: &mut dyn FnMut(&[u8]) -> ControlFlow<()>,
 ) -> Result<ControlFlow<()>> {
     for number in 0.. {
-        // Between archives there may be zeros.
+        // There may be zeros between archives.
         loop {
             let zeros = source.fill_buf().context("reading it")?;
             let count = zeros.iter().take_while(|byte| **byte == 0).count();
@@ -126,7 +127,7 @@ fn list_archives(
         }
         ensure!(depth < DEPTH_MAX, "the unpacked data is not an archive");
         match list_compressed(&start, source, remaining, see) {
-            // A signature, or a configuration (bootconfig): the kernel uses what it has unpacked so far.
+            // The rest is a signature or a configuration (bootconfig). The kernel uses the archives before it.
             Err(error) if number > 0 && error.is::<UnknownFormat>() => break,
             other => {
                 if other?.is_break() {
@@ -187,7 +188,7 @@ fn list_archive(
         ensure!((1..=NAME_MAX).contains(&length), "it is damaged: a file name has {length} bytes");
         let mut name = source.bytes(length as usize)?;
         name.pop();
-        // Names and files are padded to multiples of four, counting the header's 110 bytes.
+        // The header (110 bytes) and the name together are padded to a multiple of four bytes. So is each file.
         let padding = |length: u64| (4 - length % 4) % 4;
         let name_padding = padding(HEADER as u64 + length);
         let whole = HEADER as u64 + length + name_padding + size + padding(size);
@@ -203,7 +204,7 @@ fn list_archive(
             return Ok(Break(()));
         }
         source.skip(size)?;
-        // The last file may come without padding.
+        // The padding of the last file may be missing.
         let rest = source.peek(padding(size) as usize)?.len();
         source.skip(rest as u64)?;
     }
@@ -214,7 +215,7 @@ pub(crate) mod tests {
     use super::*;
     use std::io::Write;
 
-    /// An archive of these files, as `cpio -o -H newc` writes it.
+    /// Returns an archive of these files, as `cpio -o -H newc` writes it.
     pub fn cpio(files: &[(&str, &[u8])]) -> Vec<u8> {
         let mut out = Vec::new();
         let pad = |out: &mut Vec<u8>| out.resize(out.len().next_multiple_of(4), 0);
@@ -289,7 +290,7 @@ pub(crate) mod tests {
             let mut names = vec!["kernel/x86/microcode/AuthenticAMD.bin".to_owned()];
             names.extend(NAMES.map(str::to_owned));
             assert_eq!(listed(&[&microcode[..], &packed].concat()).expect(what), names, "{what}");
-            // A second one behind it, as boot loaders put them.
+            // Another archive follows, as boot loaders append it.
             names.push("late".to_owned());
             let late = cpio(&[("late", b"x")]);
             let three = [&microcode[..], &packed, &[0; 8], &late, b"#BOOTCONFIG\n"].concat();
@@ -330,7 +331,7 @@ pub(crate) mod tests {
         assert!(listed(&long).unwrap_err().to_string().contains("a file name has"));
     }
 
-    /// Whatever the bytes, it ends, with an answer or an error.
+    /// Damaged input leads to a result or an error, but never to a panic or an endless loop.
     #[test]
     fn damage_is_an_error_and_no_panic() {
         let good: [Vec<u8>; 4] = [

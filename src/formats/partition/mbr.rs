@@ -1,9 +1,10 @@
-//! The PC's master boot record: four primary partitions, and a chain of logical ones.
+//! Reads the PC's master boot record, which has four primary partitions and a chain of logical ones, and grows a
+//! partition in it.
 
 use super::gpt::{DiskWrite, PartitionGrowth};
 use super::{DamagedTable, Partition, PartitionType, ReadAt, le16, le32};
 
-/// A longer chain of logical partitions is a loop, or nonsense.
+/// The maximum number of logical partitions. A longer chain is invalid, and is probably a loop.
 const LOGICAL_MAX: u32 = 60;
 
 /// What a boot sector contains.
@@ -16,7 +17,7 @@ pub enum MbrContent {
 
 struct Entry {
     kind: u8,
-    /// In sectors.
+    /// The first sector and the number of sectors.
     start: u64,
     count: u64,
 }
@@ -27,11 +28,11 @@ impl Entry {
     }
 }
 
-/// The four entries of a boot sector; `None` if the sector is not a boot record.
+/// Returns the four entries of a boot sector, or `None` if the sector is not a boot record.
 fn entries(boot: &[u8]) -> Option<[Entry; 4]> {
     let signed = boot.len() >= 512 && le16(boot, 510) == 0xaa55;
     let at = |i: usize| &boot[446 + 16 * i..462 + 16 * i];
-    // A boot sector of a file system has code here.
+    // The boot sector of a file system has code at this place.
     if !signed || (0..4).any(|i| at(i)[0] & 0x7f != 0) {
         return None;
     }
@@ -49,7 +50,7 @@ pub fn read(disk: &(impl ReadAt + ?Sized), sector: u64, boot: &[u8]) -> Result<M
     let id = le32(boot, 440);
     let partition = |number: u32, kind: u8, start: u64, count: u64| Partition {
         number,
-        // Sums of 32-bit numbers times 4096: no overflow.
+        // The factors are sums of 32-bit numbers, and at most 4096, so nothing overflows.
         start: start * sector,
         size: count * sector,
         kind: PartitionType::Mbr(kind),
@@ -75,7 +76,7 @@ pub fn read(disk: &(impl ReadAt + ?Sized), sector: u64, boot: &[u8]) -> Result<M
     Ok(if found.is_empty() { MbrContent::Nothing } else { MbrContent::Table(found) })
 }
 
-/// Reads the logical partitions. Each has a boot record of its own, which says where the next one is.
+/// Reads the logical partitions. Each of them has its own boot record, which says where the next one is.
 fn read_logical(
     disk: &(impl ReadAt + ?Sized),
     sector: u64,
@@ -87,7 +88,7 @@ fn read_logical(
     loop {
         let boot = disk.bytes(at * sector, 512);
         let boot = boot.map_err(|_| DamagedTable("the extended partition exceeds the disk".into()))?;
-        // An empty extended partition may hold anything.
+        // If the extended partition is empty, its first sector may have any content.
         let Some([own, next, ..]) = entries(&boot) else { return Ok(()) };
         if own.kind != 0 && !own.is_extended() {
             let (start, end) = (at + own.start, extended.start + extended.count);
@@ -101,7 +102,7 @@ fn read_logical(
             return Ok(());
         }
         let onward = extended.start + next.start;
-        // Tools write the chain in ascending order; going back would make a loop.
+        // Tools write the chain in ascending order. A step back would make a loop.
         if onward <= at || number > LOGICAL_MAX {
             return Err(DamagedTable("the list of logical partitions has no end".into()));
         }
@@ -109,7 +110,8 @@ fn read_logical(
     }
 }
 
-/// The write that extends a primary partition to the end of the disk; `None` if it cannot become larger.
+/// Returns the write that extends a primary partition to the end of the disk, or `None` if the partition cannot become
+/// larger.
 pub fn grow(
     disk: &(impl ReadAt + ?Sized),
     sector: u64,
@@ -135,7 +137,7 @@ pub fn grow(
             next + 1
         )));
     }
-    // The number of sectors has 32 bits.
+    // The field for the number of sectors has 32 bits.
     let limit = limit.min((root.start + u64::from(u32::MAX)) / align * align);
     if limit <= end {
         return Ok(None);
@@ -159,7 +161,8 @@ pub(crate) mod tests {
         disk[at + 510..at + 512].copy_from_slice(&[0x55, 0xaa]);
     }
 
-    /// 2: sectors 10..59; extended 100..299 with 5: 110..159 and 6: 210..259.
+    /// Returns a disk with partition 2 in the sectors 10 to 59. An extended partition in the sectors 100 to 299 has the
+    /// partitions 5 (110 to 159) and 6 (210 to 259).
     pub fn disk(sector: u64, sectors: u64) -> Vec<u8> {
         let s = sector as usize;
         let mut disk = vec![0; s * sectors as usize];

@@ -30,7 +30,8 @@ fn filled(byte: u8) -> Vec<u8> {
     vec![byte; BLOCK]
 }
 
-/// Blocks that contain their index. Every seventh one is not to be uploaded. Counts the blocks in memory.
+/// A source whose blocks contain their index. Every seventh block is not to be uploaded. The source counts the blocks
+/// in memory.
 #[derive(Default)]
 struct Numbers {
     count: u32,
