@@ -58,7 +58,7 @@ pub async fn import(
         let file = Region::open_raw(&wanted.raw)?;
         let holder = site.cloud.images(None).await?.into_iter().find(|image| image.name == *name);
         let imported = async {
-            match &site.region {
+            match site.cloud.disk_copier() {
                 Some(_) => import_locally(site, wanted, file, holder.is_none(), &undo).await,
                 None => import_to_cloud(site, wanted, file, holder.as_ref(), &run, &undo).await,
             }
@@ -83,10 +83,7 @@ fn check_boot_mode(wanted: &ImportRequest) -> Result<()> {
 
 /// Adds a hint to the error: what the user can do if another image has the name.
 fn with_name_hint(site: &Site, error: anyhow::Error, holder: &ImageId) -> anyhow::Error {
-    let remove = match &site.region {
-        Some(_) => site.spelt(&format!("oven images remove {holder}")),
-        None => format!("aws ec2 deregister-image --image-id {holder}"),
-    };
+    let remove = site.spelt(&site.cloud.removal_command(holder));
     let hint = format!("That image has another disk. Choose another --name, or remove that image: {remove}");
     Kind::Cloud.failure(format!("{error:#}")).hint(hint).into()
 }
@@ -100,7 +97,8 @@ async fn import_locally(
     undo: &Undo,
 ) -> Result<ImportOutcome> {
     let step = site.report.step("import", format!("importing {}", wanted.raw.display()));
-    let image = site.import(&wanted.raw, &wanted.name, wanted.architecture).await?;
+    let copier = site.cloud.disk_copier().context("no copier")?;
+    let image = copier.copy_disk(&wanted.raw, &wanted.name, wanted.architecture, &site.report).await?;
     if new {
         step.done()
     } else {
@@ -121,12 +119,12 @@ async fn import_locally(
 
 /// The clean-up of a new image, which is executed if its verification fails.
 fn image_debt(site: &Site, image: &Image) -> Debt {
-    let (site, id, snapshot) = (site.clone(), image.id.clone(), image.snapshot.clone());
+    let (cloud, id, snapshot) = (site.cloud.clone(), image.id.clone(), image.snapshot.clone());
     Debt {
         due: Due::OnFailure,
         what: format!("the image {id}"),
         command: format!("oven images remove {id}"),
-        pay: Box::new(move || Box::pin(async move { site.remove(&id, &snapshot).await })),
+        pay: Box::new(move || Box::pin(async move { cloud.remove(&id, &snapshot).await })),
         keep: None,
     }
 }

@@ -30,7 +30,9 @@ async fn list(global: &GlobalArgs, site: &Site, name: Option<&str>) -> Result<En
         Some(name) if !none => {
             site.report.note(format!("no image is named {name}, and none is of a family of that name"));
         }
-        _ if site.region.is_none() => site.report.note("no images that oven baked: `oven bake` makes one"),
+        _ if site.cloud.has_foreign_images() => {
+            site.report.note("no images that oven baked: `oven bake` makes one")
+        }
         _ => site.report.note("no images: `oven import` makes a base image, `oven bake` the others"),
     }
     if !global.json {
@@ -87,7 +89,7 @@ async fn remove(global: &GlobalArgs, site: &Site, ids: &[String]) -> Result<End>
         images.push(site.cloud.image(&ImageId(id.clone())).await?.0);
     }
     for Image { id, name, snapshot, .. } in &images {
-        site.remove(id, snapshot).await?;
+        site.cloud.remove(id, snapshot).await?;
         if !global.json {
             answer(format!("removed {id} ({name}) and {snapshot}"));
         }

@@ -1,5 +1,6 @@
 //! Checks of what a bake needs from this machine. All missing parts are reported at once.
 
+use crate::config::project::{AWS, Settings, Strategy};
 use crate::disk::direct::server;
 use crate::error;
 use crate::error::Kind;
@@ -87,13 +88,24 @@ pub fn ensure_ready(needs: Needs) -> Result<()> {
     Err(Kind::Machine.error(format!("this machine cannot bake:{}", lacks.concat())))
 }
 
-/// Needs of a disk strategy, in addition to what every bake needs.
+/// Needs of a cloud and a disk strategy, in addition to what every bake needs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Needs {
     /// Loop devices.
     pub loops: bool,
     /// Disks that this program serves by FUSE.
     pub fuse: bool,
+    /// NVMe disks, which attached volumes are.
+    pub nvme: bool,
+    /// A role in the cloud: its permissions, and steps that cannot reach its credentials.
+    pub role: bool,
+}
+
+impl Needs {
+    pub fn of(settings: &Settings) -> Self {
+        let (aws, fuse) = (settings.cloud == AWS, settings.disks() == Strategy::Direct);
+        Self { loops: fuse || !aws, fuse, nvme: aws && !fuse, role: aws }
+    }
 }
 
 /// All checks that need no region and no attempt.
