@@ -1,5 +1,6 @@
 //! Checks whether this machine has everything that a bake needs. All missing parts are reported together.
 
+use crate::config::project::{AWS, Settings, Strategy};
 use crate::disk::direct::server;
 use crate::error;
 use crate::error::Kind;
@@ -87,13 +88,24 @@ pub fn ensure_ready(needs: Needs) -> Result<()> {
     Err(Kind::Machine.error(format!("this machine cannot bake:{}", lacks.concat())))
 }
 
-/// The features that a disk strategy needs, in addition to the features that every bake needs.
+/// Needs of a cloud and a disk strategy, in addition to what every bake needs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Needs {
     /// Whether loop devices are needed.
     pub loops: bool,
     /// Whether FUSE is needed, because this program serves the disks.
     pub fuse: bool,
+    /// NVMe disks, which attached volumes are.
+    pub nvme: bool,
+    /// A role in the cloud: its permissions, and steps that cannot reach its credentials.
+    pub role: bool,
+}
+
+impl Needs {
+    pub fn of(settings: &Settings) -> Self {
+        let (aws, fuse) = (settings.cloud == AWS, settings.disks() == Strategy::Direct);
+        Self { loops: fuse || !aws, fuse, nvme: aws && !fuse, role: aws }
+    }
 }
 
 /// Runs the checks that need no directory and run no step.

@@ -118,7 +118,10 @@ pub async fn run_with(
     let fence = if spec.network && spec.fenced { Some(EgressFence::make()?) } else { None };
     let placeholders = placeholders(spec).context("preparing the image for a step")?;
     let terminal = if spec.interactive { TerminalState::note() } else { None };
-    let exit = supervise(helper, spec, fence.as_ref(), secrets, timeout, on_line).await;
+    let exit = match start(helper, spec, fence.as_ref()) {
+        Ok(running) => supervise(running, helper, secrets, timeout, on_line).await,
+        Err(error) => Err(error),
+    };
     drop(terminal);
     drop(fence);
     let removed = placeholders.map_or(Ok(()), Placeholders::remove);
@@ -141,22 +144,26 @@ fn placeholders(spec: &StepSpec) -> Result<Option<Placeholders>> {
     Placeholders::make(root.as_fd(), spec).map(Some)
 }
 
+/// Starts the step's helper. An interactive step gets the type of this process's terminal.
+fn start(helper: &Path, spec: &StepSpec, fence: Option<&EgressFence>) -> Result<StepProcess> {
+    match std::env::var("TERM") {
+        Ok(term) if spec.interactive && !spec.env.contains_key("TERM") => {
+            let mut spec = spec.clone();
+            spec.env.insert("TERM".into(), term);
+            StepProcess::start(helper, &spec, fence)
+        }
+        _ => StepProcess::start(helper, spec, fence),
+    }
+}
+
+/// Waits until the step ends, and ends it when its time is over. `helper` is named in messages.
 async fn supervise(
+    mut running: StepProcess,
     helper: &Path,
-    spec: &StepSpec,
-    fence: Option<&EgressFence>,
     secrets: &Secrets,
     timeout: Duration,
     on_line: &mut dyn FnMut(&str),
 ) -> Result<StepExit> {
-    let mut running = match std::env::var("TERM") {
-        Ok(term) if spec.interactive && !spec.env.contains_key("TERM") => {
-            let mut spec = spec.clone();
-            spec.env.insert("TERM".into(), term);
-            StepProcess::start(helper, &spec, fence)?
-        }
-        _ => StepProcess::start(helper, spec, fence)?,
-    };
     let mut lines = OutputLines::without(secrets);
     let mut output = match running.output.take() {
         Some(output) => Some(watch(output)?),

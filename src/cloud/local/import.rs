@@ -5,13 +5,14 @@ use super::records::{
 };
 use super::{Region, Registered, register};
 use crate::cloud::ec2_rules::{check_image_name, check_tags, ec2_error, new_id};
-use crate::cloud::{Image, ImageState, ROOT_DEVICE, Tags};
+use crate::cloud::{DiskCopier, Image, ImageState, ROOT_DEVICE, Tags};
 use crate::error::Kind;
 use crate::ids::{Architecture, ImageId, SnapshotId};
 use crate::report::Report;
 use crate::sys::sparse_copy;
 use crate::sys::tasks;
 use anyhow::{Context, Result};
+use async_trait::async_trait;
 use std::fs::File;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::Path;
@@ -167,6 +168,19 @@ impl Region {
             self.store().locked(update).await?;
         }
         Ok(self.describe(holder))
+    }
+}
+
+#[async_trait(?Send)]
+impl DiskCopier for Region {
+    async fn copy_disk(
+        &self,
+        raw: &Path,
+        name: &str,
+        architecture: Architecture,
+        report: &Report,
+    ) -> Result<Image> {
+        self.import(raw, name, architecture, &Tags::new(), report).await
     }
 }
 

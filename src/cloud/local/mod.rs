@@ -27,7 +27,9 @@ mod volumes;
 pub use pending_snapshot::SnapshotState;
 
 use super::name_conflict::{ConflictResolution, resolve_conflict};
-use super::{Attributes, BakeKey, Base, BaseRef, Cloud, Image, ImageSpec, ImageState, StaleRun, tag};
+use super::{
+    Attributes, BakeKey, Base, BaseRef, Cloud, DiskCopier, Image, ImageSpec, ImageState, StaleRun, tag,
+};
 use crate::cloud::ec2_rules::{check_description, check_image_name, check_tags, ec2_error, new_id};
 use crate::error::{Failure, Kind};
 use crate::ids::{ImageId, RunId, SnapshotId};
@@ -390,8 +392,35 @@ impl Cloud for Region {
         Ok(Some(id))
     }
 
+    async fn remove(&self, id: &ImageId, snapshot: &SnapshotId) -> Result<()> {
+        self.deregister(id).await.with_context(|| format!("deregistering {id}"))?;
+        let used = self.images(None).await?.iter().any(|other| other.snapshot == *snapshot);
+        if used { Ok(()) } else { self.delete_snapshot(snapshot).await }
+            .with_context(|| format!("deleting {snapshot}, the snapshot of {id}"))
+    }
+
+    fn removal_command(&self, id: &ImageId) -> String {
+        format!("oven images remove {id}")
+    }
+
     async fn stale_runs(&self, older_than: Option<Duration>) -> Result<Vec<StaleRun>> {
         self.stale(older_than).await
+    }
+
+    fn disk_copier(&self) -> Option<&dyn DiskCopier> {
+        Some(self)
+    }
+
+    fn has_foreign_images(&self) -> bool {
+        false
+    }
+
+    fn is_on_this_machine(&self) -> bool {
+        true
+    }
+
+    fn has_credentials(&self) -> bool {
+        false
     }
 }
 

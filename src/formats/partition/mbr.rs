@@ -153,11 +153,12 @@ pub(crate) mod tests {
     use super::*;
     use crate::formats::partition::{TableScheme, read as read_table};
 
-    fn put(disk: &mut [u8], at: usize, index: usize, kind: u8, start: u32, count: u32) {
+    /// Writes an entry of the boot sector that begins at the byte `at`.
+    fn put(disk: &mut [u8], at: usize, index: usize, entry: &Entry) {
         let e = at + 446 + 16 * index;
-        disk[e + 4] = kind;
-        disk[e + 8..e + 12].copy_from_slice(&start.to_le_bytes());
-        disk[e + 12..e + 16].copy_from_slice(&count.to_le_bytes());
+        disk[e + 4] = entry.kind;
+        disk[e + 8..e + 12].copy_from_slice(&(entry.start as u32).to_le_bytes());
+        disk[e + 12..e + 16].copy_from_slice(&(entry.count as u32).to_le_bytes());
         disk[at + 510..at + 512].copy_from_slice(&[0x55, 0xaa]);
     }
 
@@ -167,11 +168,11 @@ pub(crate) mod tests {
         let s = sector as usize;
         let mut disk = vec![0; s * sectors as usize];
         disk[440..444].copy_from_slice(&0x0bad_cafe_u32.to_le_bytes());
-        put(&mut disk, 0, 1, 0x83, 10, 50);
-        put(&mut disk, 0, 2, 0x0f, 100, 200);
-        put(&mut disk, 100 * s, 0, 0x83, 10, 50);
-        put(&mut disk, 100 * s, 1, 0x05, 100, 60);
-        put(&mut disk, 200 * s, 0, 0x82, 10, 50);
+        put(&mut disk, 0, 1, &Entry { kind: 0x83, start: 10, count: 50 });
+        put(&mut disk, 0, 2, &Entry { kind: 0x0f, start: 100, count: 200 });
+        put(&mut disk, 100 * s, 0, &Entry { kind: 0x83, start: 10, count: 50 });
+        put(&mut disk, 100 * s, 1, &Entry { kind: 0x05, start: 100, count: 60 });
+        put(&mut disk, 200 * s, 0, &Entry { kind: 0x82, start: 10, count: 50 });
         disk
     }
 
@@ -191,20 +192,20 @@ pub(crate) mod tests {
     #[test]
     fn a_chain_that_turns_back_is_rejected() {
         let mut looped = disk(512, 400);
-        put(&mut looped, 200 * 512, 1, 0x05, 0, 60);
+        put(&mut looped, 200 * 512, 1, &Entry { kind: 0x05, start: 0, count: 60 });
         assert!(format!("{:#}", read_table(&looped[..], 512).unwrap_err()).contains("has no end"));
         let mut far = disk(512, 400);
-        put(&mut far, 200 * 512, 1, 0x05, 5000, 60);
+        put(&mut far, 200 * 512, 1, &Entry { kind: 0x05, start: 5000, count: 60 });
         assert!(format!("{:#}", read_table(&far[..], 512).unwrap_err()).contains("exceeds the disk"));
     }
 
     #[test]
     fn overlap_end_and_boot_sectors_of_file_systems() {
         let mut overlap = disk(512, 400);
-        put(&mut overlap, 0, 0, 0x83, 20, 5);
+        put(&mut overlap, 0, 0, &Entry { kind: 0x83, start: 20, count: 5 });
         assert!(format!("{:#}", read_table(&overlap[..], 512).unwrap_err()).contains("overlap"));
         let mut long = disk(512, 400);
-        put(&mut long, 0, 0, 0x83, 300, 101);
+        put(&mut long, 0, 0, &Entry { kind: 0x83, start: 300, count: 101 });
         assert!(format!("{:#}", read_table(&long[..], 512).unwrap_err()).contains("ends beyond the disk"));
         let mut code = disk(512, 400);
         code[446] = 0xeb;

@@ -294,6 +294,15 @@ impl Cloud for Ec2 {
         self.replace(name).await
     }
 
+    async fn remove(&self, _: &ImageId, _: &SnapshotId) -> Result<()> {
+        let failure = Kind::Usage.failure("`oven images remove` works only with a local region");
+        Err(failure.hint("In AWS, use AWS's own tools.").into())
+    }
+
+    fn removal_command(&self, id: &ImageId) -> String {
+        format!("aws ec2 deregister-image --image-id {id}")
+    }
+
     async fn stale_runs(&self, older_than: Option<Duration>) -> Result<Vec<StaleRun>> {
         self.stale(older_than).await
     }
