@@ -10,15 +10,16 @@ const READ_ACTIONS: &[&str] =
 /// How the bakes of a role access their disks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DiskAccess {
-    /// By volumes that are attached.
+    /// As volumes that are attached to the builder.
     Attached,
-    /// By EBS direct.
+    /// Through EBS direct.
     Direct,
     Both,
 }
 
-/// The policy. New resources must have the tag of a run, and only resources with that tag may be changed or deleted.
-/// `region` is any region of the partition; `kms_keys` are the ARNs of the keys that volumes are encrypted with.
+/// Returns the policy. It permits creating resources only with the tag of a run, and changing or deleting only
+/// resources with that tag. Copies of snapshots need [`tag::COPY`] instead. `region` is any region of the partition.
+/// `kms_keys` are the ARNs of the keys that volumes are encrypted with.
 pub fn policy(ways: DiskAccess, region: Option<&str>, kms_keys: &[String]) -> Value {
     let partition = partition(region.unwrap_or_default());
     // ARNs of images and snapshots have no account.
@@ -78,7 +79,7 @@ pub fn policy(ways: DiskAccess, region: Option<&str>, kms_keys: &[String]) -> Va
                 &["ec2:AttachVolume", "ec2:DetachVolume", "ec2:ModifyInstanceAttribute"],
                 &[owned("instance")],
             ),
-            // Changing instance attributes also needs a permission for the volume.
+            // ModifyInstanceAttribute needs a permission for the volume in addition to the one for the instance.
             allow_if(
                 "EndWithTheInstance",
                 &["ec2:ModifyInstanceAttribute"],
@@ -102,10 +103,10 @@ pub fn policy(ways: DiskAccess, region: Option<&str>, kms_keys: &[String]) -> Va
                 &[ec2("snapshot")],
                 &started,
             ),
-            // This is the source; the copy itself has no id yet.
+            // This resource is the source snapshot. The copy itself has no id yet.
             allow("CopyAnySnapshot", &["ec2:CopySnapshot"], &[format!("{}snap-*", ec2_of("snapshot"))]),
             allow_if("MakeCopies", &["ec2:CopySnapshot"], &[ec2("snapshot")], &request_has_tag(tag::COPY)),
-            // For copies that failed.
+            // A copy that failed is deleted.
             allow_if("DeleteCopies", &["ec2:DeleteSnapshot"], &[ec2("snapshot")], &copies),
         ]);
     }
@@ -121,7 +122,7 @@ pub fn policy(ways: DiskAccess, region: Option<&str>, kms_keys: &[String]) -> Va
     json!({ "Version": "2012-10-17", "Statement": statements })
 }
 
-/// The partition of a region, with which its ARNs begin.
+/// Returns the partition of a region, which is a part of every ARN.
 fn partition(region: &str) -> &'static str {
     match region {
         _ if region.starts_with("cn-") => "aws-cn",
@@ -130,12 +131,12 @@ fn partition(region: &str) -> &'static str {
     }
 }
 
-/// The policy as text, to be pasted into IAM.
+/// Returns the policy as text, to be pasted into IAM.
 pub fn text(policy: &Value) -> String {
     serde_json::to_string_pretty(policy).expect("strings and lists")
 }
 
-/// Every action that the policy permits.
+/// Returns every action that the policy permits.
 pub fn actions(ways: DiskAccess) -> Vec<String> {
     let policy = policy(ways, None, &[]);
     let statements = policy["Statement"].as_array().into_iter().flatten();
@@ -151,7 +152,7 @@ mod tests {
     use super::*;
 
     const ALL_WAYS: [DiskAccess; 3] = [DiskAccess::Attached, DiskAccess::Direct, DiskAccess::Both];
-    /// Statements without a condition: none of them permits changes to existing resources.
+    /// The statements without a condition. Except `ThisInstance`, none of them permits changes to existing resources.
     const UNCONDITIONAL: &[&str] = &[
         "Look",
         "BaseParameters",

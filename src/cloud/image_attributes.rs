@@ -1,4 +1,5 @@
-//! The attributes that an image can be registered with. They are checked before anything is created.
+//! Checks the attributes with which an image is registered, and inherits them from the base. The check is made before
+//! anything is created.
 
 use super::{Attributes, VolumeKind};
 use crate::error::Kind;
@@ -17,13 +18,14 @@ const TYPES: &[(&str, bool, bool)] = &[
     ("standard", false, false),
 ];
 
-/// Whether volumes of this type accept IOPS, and a throughput. Both are true for an unknown or unset type.
+/// Returns whether volumes of this type accept IOPS, and whether they accept a throughput. Both are true for an unknown
+/// or unset type.
 pub fn accepted_performance(volume_type: Option<&str>) -> (bool, bool) {
     let known = TYPES.iter().find(|(name, ..)| Some(*name) == volume_type);
     known.map_or((true, true), |(_, iops, throughput)| (*iops, *throughput))
 }
 
-/// Rejects values that EC2 does not know and combinations that it does not register.
+/// Rejects values that EC2 does not know and combinations that EC2 does not accept.
 pub fn check(attributes: &Attributes, architecture: Architecture) -> Result<()> {
     let reject = |text: String, hint: &str| Err(Kind::Definition.failure(text).hint(hint).into());
     let check_word = |what: &str, value: &Option<String>, known: &[&str]| match value {
@@ -93,8 +95,8 @@ pub fn check_volume_kind(kind: &VolumeKind, what: &str) -> Result<()> {
     Ok(())
 }
 
-/// The attributes that a definition sets; those that it leaves out come from the base. IOPS and throughput belong to a
-/// type: if the definition changes the type, the base's values are dropped.
+/// Returns the attributes that a definition sets. Attributes that it does not set come from the base. IOPS and
+/// throughput depend on the volume type, so the base's values are dropped if the definition changes the type.
 pub fn inherit(base: &Attributes, wish: &Attributes) -> Attributes {
     let or = |wish: &Option<String>, base: &Option<String>| wish.clone().or_else(|| base.clone());
     Attributes {
