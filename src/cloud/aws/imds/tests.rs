@@ -16,13 +16,13 @@ enum Manner {
     Status(u16),
     /// Accepts the request for a token and never answers.
     Silent,
-    /// As `GOOD`, but the first so many requests of this method get no answer.
+    /// Behaves like [`GOOD`], but does not answer this number of requests, the first ones of this method.
     Late(u32, &'static str),
 }
 
 struct Service {
     endpoint: String,
-    /// How many requests it took.
+    /// The number of requests that the service received.
     requests: Arc<AtomicU32>,
     task: JoinHandle<()>,
 }
@@ -53,7 +53,7 @@ async fn service(manner: Manner) -> Service {
             let request = String::from_utf8(request).unwrap().to_lowercase();
             let before = count.fetch_add(1, Ordering::Relaxed);
             let manner = match manner {
-                // The token comes first, and is asked for once.
+                // The first request is a PUT for the token. The token is requested only once.
                 Manner::Late(lost, "get") if (1..=lost).contains(&before) => Manner::Silent,
                 Manner::Late(lost, "put") if before < lost => Manner::Silent,
                 Manner::Late(..) => GOOD,
@@ -89,7 +89,7 @@ async fn service(manner: Manner) -> Service {
 }
 
 fn client(endpoint: &str) -> Client {
-    // As in production, but with short timeouts.
+    // This is the client of production, but it has a shorter read timeout and fewer attempts.
     Client::builder()
         .endpoint(endpoint)
         .unwrap()
@@ -188,14 +188,14 @@ async fn unsupported_zones_are_rejected() {
     }
 }
 
-/// A busy builder answers late.
+/// The metadata service of a busy builder may answer late.
 #[tokio::test]
 async fn lost_answers_are_asked_for_again() {
     for (lost, method) in [(1, "put"), (LOST_ANSWERS - 1, "put"), (1, "get"), (LOST_ANSWERS - 1, "get")] {
         let service = service(Manner::Late(lost, method)).await;
         let me = who(InstanceOverrides::default(), None, &client(&service.endpoint)).await.unwrap();
         assert_eq!(me, instance(ID, "eu-central-1b", "eu-central-1"));
-        // The token, the id and the zone.
+        // Three requests are answered: for the token, the id and the zone.
         assert_eq!(service.requests.load(Ordering::Relaxed), lost + 3);
     }
 }
