@@ -14,9 +14,9 @@ use sha2::{Digest as _, Sha256};
 use std::sync::Arc;
 use tokio::time::{Instant, timeout};
 
-/// A block that does not match its digest is read this many more times: an error in transit does not recur.
+/// How many times a block is read again if it does not match its digest. An error in transit does not recur.
 const REREADS: u32 = 3;
-/// Errors for this many freshly listed tokens are tolerated.
+/// How many times the tokens are listed again if EBS refuses a block's token.
 const MAX_TOKENS: u32 = 3;
 
 pub struct BlockReader {
@@ -32,7 +32,8 @@ impl SnapshotReader for BlockReader {
             let got =
                 self.shared.lanes.block(|lane| async move { shared.get(&lane, &snapshot, index).await });
             let (data, digest) = got?.with_context(context)?;
-            // This runs on the caller's thread: there are many of those, and few that talk to EBS.
+            // The digest is computed on the caller's thread, because there are many callers and only few worker
+            // threads.
             if data.len() == BLOCK && Sha256::digest(&data)[..] == digest {
                 return Ok((data, digest));
             }
@@ -52,7 +53,8 @@ impl EbsState {
             let got = self.repeat(lane, &GET_SNAPSHOT_BLOCK, snapshot, Some(&snapshot.gets), |client| {
                 let (what, token, timeouts) = (&what, &token, &self.timeouts);
                 async move {
-                    // The SDK's own timeout ends where the data begin.
+                    // The SDK's timeout covers the request only until the data begin. This timeout covers the data as
+                    // well.
                     let begun = Instant::now();
                     match timeout(timeouts.attempt, fetch_block(&client, snapshot, index, token, what)).await
                     {
@@ -62,7 +64,7 @@ impl EbsState {
                 }
             });
             match got.await {
-                // A block token is valid for a week.
+                // A block token expires after a week. Then the blocks are listed again to get a new one.
                 Err(refused) if tokens < MAX_TOKENS && is_block_token_error(&refused) => {
                     (refused_token, tokens) = (Some(token), tokens + 1);
                 }
@@ -100,7 +102,7 @@ fn lost_answer(what: &str, message: String) -> ApiError {
     ApiError::broken(&GET_SNAPSHOT_BLOCK, what, message, ErrorClass::Lost)
 }
 
-/// Whether the error says that the block's token has expired.
+/// Returns whether the error says that the block's token has expired.
 fn is_block_token_error(refused: &ApiError) -> bool {
     refused.is("ValidationException")
         && (refused.reason.as_deref() == Some("INVALID_BLOCK_TOKEN")

@@ -28,22 +28,23 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep};
 
-/// Minutes without a write after which EBS discards a pending snapshot. This is the lower bound: a bake starts its
-/// snapshot before its steps, each of which may take an hour.
+/// The lower bound of a pending snapshot's timeout in minutes. EBS discards the snapshot if no block is written for
+/// that time. The bound is high, because a bake starts its snapshot before its steps, each of which may take an hour.
 const MIN_TIMEOUT: u64 = 360;
-/// The upper bound.
+/// The upper bound of that timeout in minutes.
 const MAX_TIMEOUT: u64 = 4320;
-/// Seconds for a GiB at 20 MB/s, a slow connection to EBS.
+/// The time to write a GiB in seconds, at 20 MB/s, the rate of a slow connection to EBS.
 const SECONDS_PER_GIB: u64 = 54;
 
-/// What is known about calls of StartSnapshot.
+/// The state of calls of StartSnapshot.
 #[derive(Default)]
 pub struct SnapshotStarts {
-    /// Attempts by run: each has its own token.
+    /// The number of attempts by run. Each attempt has another token.
     attempts: RefCell<HashMap<RunId, u32>>,
-    /// Calls that may have started a snapshot, by token: sent again, they answer with that snapshot.
+    /// Requests that may have started a snapshot, by token. If such a request is sent again, EBS answers with that
+    /// snapshot.
     unresolved: Arc<Mutex<HashMap<String, (RunId, StartSnapshotInputBuilder)>>>,
-    /// Whether EBS discarded a snapshot that refused a block: it is asked once for all of the blocks.
+    /// Whether EBS discarded a snapshot that refused a block. EBS is asked once for the snapshot, not for each block.
     expired: RefCell<HashMap<SnapshotId, Rc<OnceCell<bool>>>>,
 }
 
@@ -69,7 +70,7 @@ fn timeout_minutes(size_gib: u64) -> i32 {
     convert::to_i32(minutes.saturating_add(MIN_TIMEOUT).min(MAX_TIMEOUT))
 }
 
-/// EBS accepts 1 to 255 characters.
+/// Truncates a description to the 255 characters that EBS accepts. Returns `None` for an empty one, which EBS rejects.
 fn truncate_description(text: &str) -> Option<String> {
     Some(text.chars().take(255).collect::<String>()).filter(|text| !text.is_empty())
 }
@@ -103,7 +104,7 @@ impl Ebs {
             .set_description(truncate_description(&spec.description))
             .set_tags(Some(tags))
             .timeout(timeout_minutes(spec.size_gib))
-            // A child is encrypted as its parent is: EBS rejects the parameter.
+            // EBS rejects this parameter for a child, because a child is encrypted like its parent.
             .set_encrypted(without_parent.then_some(true).filter(|_| spec.encrypted))
             .set_kms_key_arn(key);
         let (shared, mut again) = (self.shared().await?, true);
@@ -134,7 +135,7 @@ impl Ebs {
             });
             match sent.await {
                 Ok(started) => break started,
-                // Another request used this token: a new one is tried once.
+                // Another request has used this token. A new token is tried once.
                 Err(refused) if refused.is("ConflictException") && again => again = false,
                 Err(refused) => return Err(refused.into()),
             }
@@ -148,8 +149,8 @@ impl Ebs {
         Ok(id)
     }
 
-    /// Sends a call again that may have started a snapshot: EBS recognizes the token and answers with that snapshot. If
-    /// the first call never arrived, this one starts a snapshot, whose id is then known.
+    /// Sends the calls again that may have started a snapshot. EBS recognizes the token and answers with that snapshot.
+    /// If the first call never arrived, this call starts a snapshot, and its id is then known.
     pub(crate) async fn resolve_starts(&self, run: &RunId) -> Result<()> {
         self.ec2.made().settled(run).await;
         let unresolved: Vec<_> = self.starts.with_unresolved(|unresolved| {
@@ -173,7 +174,7 @@ impl Ebs {
                     self.ec2.born(&id);
                     self.ec2.made().of(run, |run| run.snapshots.insert(id));
                 }
-                // The outcome is still unknown.
+                // The outcome of the first call is still unknown.
                 Err(refused)
                     if matches!(
                         refused.class,
@@ -182,7 +183,8 @@ impl Ebs {
                 {
                     return Err(refused.into());
                 }
-                // It was refused: then the first call was refused too, or its snapshot is found by its tag.
+                // EBS refused this call. So the first call was refused as well, or its snapshot will be found by its
+                // tag.
                 Err(_) => {}
             }
             self.starts.with_unresolved(|unresolved| unresolved.remove(&token));
@@ -236,8 +238,8 @@ impl Ebs {
         }
     }
 
-    /// Whether EBS discarded a snapshot that refused a request, or it is gone: somebody may have swept a run that began
-    /// long ago.
+    /// Returns whether a snapshot that refused a request was discarded by EBS, or deleted. It may have been deleted by
+    /// a sweep, if the run began long ago.
     async fn has_expired(&self, id: &SnapshotId) -> Result<bool> {
         let cell = self.starts.expired.borrow_mut().entry(id.clone()).or_default().clone();
         cell.get_or_try_init(async || Ok(is_discarded(self.ec2.snapshot_state(id).await?))).await.copied()
@@ -265,7 +267,7 @@ impl Ebs {
             match self.ec2.snapshot_state(id).await? {
                 Some(SnapshotState::Completed) => return Ok(()),
                 Some(SnapshotState::Error) => return Err(self.discard(id, refused.into()).await),
-                // The snapshot was sealed by a call whose answer was lost: EBS refuses the second one.
+                // An earlier call with a lost answer has sealed the snapshot. So EBS refuses this call.
                 _ if refused.class != ErrorClass::Lost => break,
                 _ if begun.elapsed() >= self.ec2.timeouts().outage => return Err(refused.into()),
                 _ => lost = true,
@@ -291,14 +293,15 @@ impl Ebs {
         Ok(shared.lanes.run(send).await)
     }
 
-    /// Deletes a snapshot that cannot be completed. If EBS discarded it, or it is gone, it has to be written again.
+    /// Deletes a snapshot that cannot be completed, and returns the error. If EBS discarded the snapshot, or if it was
+    /// deleted, the error has [`SnapshotExpired`] in its chain, so that the blocks are written again.
     async fn discard(&self, id: &SnapshotId, error: Error) -> Error {
         let expired = self.ec2.snapshot_state(id).await.is_ok_and(is_discarded);
         let error = match expired {
             true => Error::new(SnapshotExpired(id.clone())).context(format!("{error:#}")),
             false => error,
         };
-        // The debt removes it in any case; a failure to delete it does not hide the first error.
+        // A failure to delete the snapshot does not hide the first error. The clean-up deletes the snapshot again.
         match self.ec2.send_delete(id).await {
             Err(refused) if refused.class != ErrorClass::Done => {
                 error.context(format!("{id} is still there ({refused})"))
@@ -329,17 +332,17 @@ async fn complete(
     sent.await.map(drop)
 }
 
-/// Whether a snapshot that was pending accepts no more blocks and will never be complete.
+/// Returns whether a snapshot that was pending can no longer be completed.
 fn is_discarded(state: Option<SnapshotState>) -> bool {
     matches!(state, Some(SnapshotState::Error) | None)
 }
 
-/// Whether a retry would be refused again.
+/// Returns whether a retry would be refused again.
 fn is_final(refused: &ApiError) -> bool {
     matches!(refused.class, ErrorClass::Terminal | ErrorClass::NotYet)
 }
 
-/// Whether the error says that the blocks differ from the given count or checksum.
+/// Returns whether the error says that the blocks differ from the given count or checksum.
 fn is_block_mismatch(refused: &ApiError) -> bool {
     let message = refused.message.to_ascii_lowercase();
     ["checksum", "count"].iter().any(|word| message.contains(word))

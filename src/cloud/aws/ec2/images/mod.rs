@@ -78,7 +78,7 @@ impl Ec2 {
         filters.extend(key.fingerprint.as_ref().map(|print| tag_filter(tag::FINGERPRINT, print)));
         let found = self.own_images("", &filters).await.map_err(anyhow::Error::from);
         let found = found.context("looking for an image of this definition")?;
-        // Each image is compared with the key, in case that EC2 ignored a filter.
+        // Each image is compared with the key, in case EC2 ignored a filter.
         let matches_key = |image: &Image| {
             let has = |key: &str, value: &String| image.tags.get(key) == Some(value);
             image.architecture == key.architecture

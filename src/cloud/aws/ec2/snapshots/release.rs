@@ -140,8 +140,8 @@ impl Ec2 {
                             state => state.as_str().to_owned(),
                         }))
                     }
-                    // EC2 refuses to delete a volume that is being created. But if the creation never ends, EC2 accepts
-                    // the deletion after some time.
+                    // EC2 refuses to delete a volume that is being created. But EC2 does delete a volume whose creation
+                    // never ends.
                     (state, None) => {
                         let creating = *state == Some(VolumeState::Creating);
                         polls += 1;
