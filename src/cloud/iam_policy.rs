@@ -20,7 +20,7 @@ pub enum DiskAccess {
 /// Returns the policy. It permits creating resources only with the tag of a run, and changing or deleting only
 /// resources with that tag. Copies of snapshots need [`tag::COPY`] instead. `region` is any region of the partition.
 /// `kms_keys` are the ARNs of the keys that volumes are encrypted with.
-pub fn policy(ways: DiskAccess, region: Option<&str>, kms_keys: &[String]) -> Value {
+pub fn policy(access: DiskAccess, region: Option<&str>, kms_keys: &[String]) -> Value {
     let partition = partition(region.unwrap_or_default());
     // ARNs of images and snapshots have no account.
     let ec2_of = |kind: &str| format!("arn:{partition}:ec2:*::{kind}/");
@@ -33,7 +33,7 @@ pub fn policy(ways: DiskAccess, region: Option<&str>, kms_keys: &[String]) -> Va
         statement["Condition"] = condition.clone();
         statement
     };
-    let (attached, direct) = (ways != DiskAccess::Direct, ways != DiskAccess::Attached);
+    let (attached, direct) = (access != DiskAccess::Direct, access != DiskAccess::Attached);
     let request_has_tag = |key: &str| json!({ "StringLike": { format!("aws:RequestTag/{key}"): "*" } });
     let mut changeable = vec![ec2("snapshot"), ec2("image")];
     if attached {
@@ -137,8 +137,8 @@ pub fn text(policy: &Value) -> String {
 }
 
 /// Returns every action that the policy permits.
-pub fn actions(ways: DiskAccess) -> Vec<String> {
-    let policy = policy(ways, None, &[]);
+pub fn actions(access: DiskAccess) -> Vec<String> {
+    let policy = policy(access, None, &[]);
     let statements = policy["Statement"].as_array().into_iter().flatten();
     let actions = statements.flat_map(|statement| statement["Action"].as_array().into_iter().flatten());
     let mut actions: Vec<String> = actions.filter_map(|action| action.as_str().map(str::to_owned)).collect();
@@ -151,7 +151,7 @@ pub fn actions(ways: DiskAccess) -> Vec<String> {
 mod tests {
     use super::*;
 
-    const ALL_WAYS: [DiskAccess; 3] = [DiskAccess::Attached, DiskAccess::Direct, DiskAccess::Both];
+    const ALL_ACCESS: [DiskAccess; 3] = [DiskAccess::Attached, DiskAccess::Direct, DiskAccess::Both];
     /// The statements without a condition. Except `ThisInstance`, none of them permits changes to existing resources.
     const UNCONDITIONAL: &[&str] = &[
         "Look",
@@ -166,8 +166,8 @@ mod tests {
 
     #[test]
     fn changes_to_existing_resources_need_a_tag() {
-        for ways in ALL_WAYS {
-            let policy = policy(ways, None, &[]);
+        for access in ALL_ACCESS {
+            let policy = policy(access, None, &[]);
             for statement in policy["Statement"].as_array().unwrap() {
                 let sid = statement["Sid"].as_str().unwrap();
                 assert_eq!(statement.get("Condition").is_none(), UNCONDITIONAL.contains(&sid), "{sid}");
@@ -205,7 +205,7 @@ mod tests {
 
     #[test]
     fn each_way_has_only_its_own_actions() {
-        let of = |ways| actions(ways).into_iter().collect::<std::collections::BTreeSet<_>>();
+        let of = |access| actions(access).into_iter().collect::<std::collections::BTreeSet<_>>();
         let (attached, direct) = (of(DiskAccess::Attached), of(DiskAccess::Direct));
         assert_eq!(&attached | &direct, of(DiskAccess::Both));
         assert!(!attached.iter().any(|action| action.starts_with("ebs:")));

@@ -108,7 +108,7 @@ impl EbsState {
     /// Sends a call, and retries it if the error's class permits it. `limiter` limits the rate of the calls.
     pub async fn repeat<T, F>(
         &self,
-        lane: &Worker,
+        worker: &Worker,
         action: &'static Action,
         snapshot: &KnownSnapshot,
         limiter: Option<&RateLimiter>,
@@ -128,7 +128,7 @@ impl EbsState {
             if let Some(limiter) = limiter {
                 limiter.turn().await;
             }
-            let refused = match send(lane.client()).await {
+            let refused = match send(worker.client()).await {
                 Ok(answer) => {
                     self.answered.store(true, Ordering::Relaxed);
                     limiter.inspect(|limiter| limiter.succeeded());
@@ -150,7 +150,7 @@ impl EbsState {
                 }
                 // Credentials are loaded again only if EBS has accepted some before.
                 ErrorClass::Expired if tries < 3 && answered => {
-                    lane.renew();
+                    worker.renew();
                     timeouts.throttled
                 }
                 ErrorClass::Lost if action.twice && answered => timeouts.outage,

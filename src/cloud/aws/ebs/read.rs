@@ -30,7 +30,7 @@ impl SnapshotReader for BlockReader {
         for _ in 0..=REREADS {
             let (shared, snapshot) = (self.shared.clone(), self.snapshot.clone());
             let got =
-                self.shared.lanes.block(|lane| async move { shared.get(&lane, &snapshot, index).await });
+                self.shared.lanes.block(|worker| async move { shared.get(&worker, &snapshot, index).await });
             let (data, digest) = got?.with_context(context)?;
             // The digest is computed on the caller's thread, because there are many callers and only few worker
             // threads.
@@ -44,13 +44,13 @@ impl SnapshotReader for BlockReader {
 }
 
 impl EbsState {
-    async fn get(&self, lane: &Worker, snapshot: &KnownSnapshot, index: u32) -> Result<(Vec<u8>, Digest)> {
+    async fn get(&self, worker: &Worker, snapshot: &KnownSnapshot, index: u32) -> Result<(Vec<u8>, Digest)> {
         let _permit = self.gets.acquire().await.context("waiting for a permit to read")?;
         let what = format!("{}, block {index}", snapshot.id);
         let (mut refused_token, mut tokens) = (None::<Box<str>>, 0);
         loop {
-            let token = self.token(lane, snapshot, index, refused_token.as_deref()).await?;
-            let got = self.repeat(lane, &GET_SNAPSHOT_BLOCK, snapshot, Some(&snapshot.gets), |client| {
+            let token = self.token(worker, snapshot, index, refused_token.as_deref()).await?;
+            let got = self.repeat(worker, &GET_SNAPSHOT_BLOCK, snapshot, Some(&snapshot.gets), |client| {
                 let (what, token, timeouts) = (&what, &token, &self.timeouts);
                 async move {
                     // The SDK's timeout covers the request only until the data begin. This timeout covers the data as
@@ -59,13 +59,13 @@ impl EbsState {
                     match timeout(timeouts.attempt, fetch_block(&client, snapshot, index, token, what)).await
                     {
                         Ok(got) => got.inspect(|_| self.took(begun.elapsed())),
-                        Err(_) => Err(lost_answer(what, "the block did not arrive in time".to_owned())),
+                        Err(_) => Err(incomplete_answer(what, "the block did not arrive in time".to_owned())),
                     }
                 }
             });
             match got.await {
                 // A block token expires after a week. Then the blocks are listed again to get a new one.
-                Err(refused) if tokens < MAX_TOKENS && is_block_token_error(&refused) => {
+                Err(error) if tokens < MAX_TOKENS && is_block_token_error(&error) => {
                     (refused_token, tokens) = (Some(token), tokens + 1);
                 }
                 got => return Ok(got?),
@@ -87,24 +87,24 @@ async fn fetch_block(
     let mut data = Vec::with_capacity(BLOCK);
     while let Some(part) = answer.block_data.next().await {
         let part =
-            part.map_err(|error| lost_answer(what, format!("the block's data ended early: {error}")))?;
+            part.map_err(|error| incomplete_answer(what, format!("the block's data ended early: {error}")))?;
         if data.len() + part.len() > BLOCK {
-            return Err(lost_answer(what, format!("the block has more than {BLOCK} bytes")));
+            return Err(incomplete_answer(what, format!("the block has more than {BLOCK} bytes")));
         }
         data.extend_from_slice(&part);
     }
     let digest = answer.checksum.as_deref().and_then(digest_of);
-    let digest = digest.ok_or_else(|| lost_answer(what, "the block has no checksum".to_owned()))?;
+    let digest = digest.ok_or_else(|| incomplete_answer(what, "the block has no checksum".to_owned()))?;
     Ok((data, digest))
 }
 
-fn lost_answer(what: &str, message: String) -> ApiError {
+fn incomplete_answer(what: &str, message: String) -> ApiError {
     ApiError::broken(&GET_SNAPSHOT_BLOCK, what, message, ErrorClass::Lost)
 }
 
 /// Returns whether the error says that the block's token has expired.
-fn is_block_token_error(refused: &ApiError) -> bool {
-    refused.is("ValidationException")
-        && (refused.reason.as_deref() == Some("INVALID_BLOCK_TOKEN")
-            || refused.message.to_ascii_lowercase().contains("token"))
+fn is_block_token_error(error: &ApiError) -> bool {
+    error.is("ValidationException")
+        && (error.reason.as_deref() == Some("INVALID_BLOCK_TOKEN")
+            || error.message.to_ascii_lowercase().contains("token"))
 }

@@ -62,8 +62,8 @@ impl Workers {
         T: Send + 'static,
         F: Future<Output = T> + Send + 'static,
     {
-        let lane = self.next();
-        let mut task = AbortOnDrop(lane.handle.spawn(Track::here().follow(work(lane.clone()))));
+        let worker = self.next();
+        let mut task = AbortOnDrop(worker.handle.spawn(Track::here().follow(work(worker.clone()))));
         match (&mut task.0).await {
             Ok(value) => value,
             Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
@@ -78,9 +78,9 @@ impl Workers {
         F: Future<Output = T> + Send + 'static,
     {
         let (sender, receiver) = mpsc::sync_channel(1);
-        let lane = self.next();
-        let answer = work(lane.clone());
-        lane.handle.spawn(async move {
+        let worker = self.next();
+        let answer = work(worker.clone());
+        worker.handle.spawn(async move {
             // The caller may have stopped waiting.
             _ = sender.send(answer.await);
         });

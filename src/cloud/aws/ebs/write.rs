@@ -107,15 +107,15 @@ impl Ebs {
             // EBS rejects this parameter for a child, because a child is encrypted like its parent.
             .set_encrypted(without_parent.then_some(true).filter(|_| spec.encrypted))
             .set_kms_key_arn(key);
-        let (shared, mut again) = (self.shared().await?, true);
+        let (shared, mut may_retry) = (self.shared().await?, true);
         let started = loop {
             let token = self.starts.token(&spec.run);
             let request = request.clone().client_token(&token);
             let sent = self.ec2.repeat(&START_SNAPSHOT, &what, async || {
-                let (lane, (again, token)) = (shared.lanes.next(), (request.clone(), token.clone()));
+                let (worker, (again, token)) = (shared.lanes.next(), (request.clone(), token.clone()));
                 let (unresolved, of) = (self.starts.unresolved.clone(), spec.run.clone());
-                let (sent, client) = (request.clone(), lane.client());
-                let task = lane.handle().spawn(send(sent, client));
+                let (sent, client) = (request.clone(), worker.client());
+                let task = worker.handle().spawn(send(sent, client));
                 let answer = async { task.await.expect("the thread lives as long as the program's Ebs") };
                 self.ec2
                     .send_in_background(&spec.run, &START_SNAPSHOT, &what, answer, move |run, result| {
@@ -136,7 +136,7 @@ impl Ebs {
             match sent.await {
                 Ok(started) => break started,
                 // Another request has used this token. A new token is tried once.
-                Err(refused) if refused.is("ConflictException") && again => again = false,
+                Err(refused) if refused.is("ConflictException") && may_retry => may_retry = false,
                 Err(refused) => return Err(refused.into()),
             }
         };
@@ -165,7 +165,7 @@ impl Ebs {
             let what = format!("to find out what was started for run {run}");
             let sent = self.ec2.repeat(&START_SNAPSHOT, &what, async || {
                 let request = request.clone();
-                let answer = shared.lanes.run(|lane| send(request, lane.client())).await;
+                let answer = shared.lanes.run(|worker| send(request, worker.client())).await;
                 answer.map_err(|error| ApiError::of(&START_SNAPSHOT, &what, error))
             });
             match sent.await {
@@ -199,34 +199,35 @@ impl Ebs {
         data: Arc<[u8]>,
         digest: Digest,
     ) -> Result<()> {
-        let lanes = self.shared().await?;
-        let (shared, snapshot) = (lanes.clone(), id.clone());
-        let sent = lanes.lanes.run(|lane| async move {
+        let state = self.shared().await?;
+        let (shared, snapshot) = (state.clone(), id.clone());
+        let sent = state.lanes.run(|worker| async move {
             let _permit = shared.puts.acquire().await.expect("the semaphore is never closed");
             let (snapshot, what) = (shared.snapshot(&snapshot), format!("{snapshot}, block {index}"));
             let (data, checksum) = (Bytes::from_owner(data), base64_of(&digest));
-            let put = shared.repeat(&lane, &PUT_SNAPSHOT_BLOCK, &snapshot, Some(&snapshot.puts), |client| {
-                let call = client
-                    .put_snapshot_block()
-                    .snapshot_id(&snapshot.id.0)
-                    .block_index(i32::try_from(index).unwrap_or(i32::MAX))
-                    .data_length(convert::to_i32(data.len()))
-                    .checksum_algorithm(ChecksumAlgorithm::ChecksumAlgorithmSha256)
-                    .checksum(&checksum)
-                    .block_data(ByteStream::from(data.clone()));
-                let what = &what;
-                async move {
-                    let put = call.send().await;
-                    let put = put.map_err(|error| ApiError::of(&PUT_SNAPSHOT_BLOCK, what, error))?;
-                    match put.checksum.as_deref().and_then(digest_of) {
-                        Some(other) if other != digest => {
-                            let text = "EBS returned another checksum".to_owned();
-                            Err(ApiError::broken(&PUT_SNAPSHOT_BLOCK, what, text, ErrorClass::Lost))
+            let put =
+                shared.repeat(&worker, &PUT_SNAPSHOT_BLOCK, &snapshot, Some(&snapshot.puts), |client| {
+                    let call = client
+                        .put_snapshot_block()
+                        .snapshot_id(&snapshot.id.0)
+                        .block_index(i32::try_from(index).unwrap_or(i32::MAX))
+                        .data_length(convert::to_i32(data.len()))
+                        .checksum_algorithm(ChecksumAlgorithm::ChecksumAlgorithmSha256)
+                        .checksum(&checksum)
+                        .block_data(ByteStream::from(data.clone()));
+                    let what = &what;
+                    async move {
+                        let put = call.send().await;
+                        let put = put.map_err(|error| ApiError::of(&PUT_SNAPSHOT_BLOCK, what, error))?;
+                        match put.checksum.as_deref().and_then(digest_of) {
+                            Some(other) if other != digest => {
+                                let text = "EBS returned another checksum".to_owned();
+                                Err(ApiError::broken(&PUT_SNAPSHOT_BLOCK, what, text, ErrorClass::Lost))
+                            }
+                            _ => Ok(()),
                         }
-                        _ => Ok(()),
                     }
-                }
-            });
+                });
             put.await
         });
         match sent.await {
@@ -257,8 +258,8 @@ impl Ebs {
                 Ok(()) => break,
                 Err(refused) => refused,
             };
-            let known = !lost || is_block_mismatch(&refused);
-            if refused.class != ErrorClass::Lost && known {
+            let is_outcome_known = !lost || is_block_mismatch(&refused);
+            if refused.class != ErrorClass::Lost && is_outcome_known {
                 if is_final(&refused) {
                     return Err(self.discard(id, refused.into()).await);
                 }
@@ -289,7 +290,7 @@ impl Ebs {
         let shared = self.shared().await?;
         let (again, id) = (shared.clone(), id.clone());
         let count = convert::to_i32(count);
-        let send = |lane| async move { complete(&again, lane, &id, count, checksum).await };
+        let send = |worker| async move { complete(&again, worker, &id, count, checksum).await };
         Ok(shared.lanes.run(send).await)
     }
 
@@ -313,13 +314,13 @@ impl Ebs {
 
 async fn complete(
     shared: &EbsState,
-    lane: Arc<super::workers::Worker>,
+    worker: Arc<super::workers::Worker>,
     id: &SnapshotId,
     count: i32,
     checksum: Digest,
 ) -> Result<(), ApiError> {
     let snapshot = shared.snapshot(id);
-    let sent = shared.repeat(&lane, &COMPLETE_SNAPSHOT, &snapshot, None, |client| {
+    let sent = shared.repeat(&worker, &COMPLETE_SNAPSHOT, &snapshot, None, |client| {
         let call = client
             .complete_snapshot()
             .snapshot_id(&id.0)

@@ -55,11 +55,11 @@ pub async fn identify_instance(given: InstanceOverrides) -> Result<Instance> {
         let value = std::env::var(name).ok().filter(|value| !value.is_empty())?;
         Some((value, name))
     });
-    who(given, region, &imds).await
+    identify(given, region, &imds).await
 }
 
 /// `environment` is the region from the environment, and the name of the variable that sets it.
-async fn who(
+async fn identify(
     given: InstanceOverrides,
     environment: Option<(String, &str)>,
     imds: &Client,

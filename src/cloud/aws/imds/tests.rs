@@ -111,7 +111,7 @@ async fn ask(
     environment: Option<(String, &str)>,
 ) -> Result<Instance> {
     let service = service(manner).await;
-    who(given, environment, &client(&service.endpoint)).await
+    identify(given, environment, &client(&service.endpoint)).await
 }
 
 fn instance(id: &str, zone: &str, region: &str) -> Instance {
@@ -193,7 +193,7 @@ async fn unsupported_zones_are_rejected() {
 async fn lost_answers_are_asked_for_again() {
     for (lost, method) in [(1, "put"), (LOST_ANSWERS - 1, "put"), (1, "get"), (LOST_ANSWERS - 1, "get")] {
         let service = service(Manner::Late(lost, method)).await;
-        let me = who(InstanceOverrides::default(), None, &client(&service.endpoint)).await.unwrap();
+        let me = identify(InstanceOverrides::default(), None, &client(&service.endpoint)).await.unwrap();
         assert_eq!(me, instance(ID, "eu-central-1b", "eu-central-1"));
         // Three requests are answered: for the token, the id and the zone.
         assert_eq!(service.requests.load(Ordering::Relaxed), lost + 3);
@@ -206,7 +206,7 @@ async fn only_silence_is_waited_out() {
         [(Manner::Silent, LOST_ANSWERS), (Manner::Status(403), 1), (Manner::Status(400), 1)]
     {
         let service = service(manner).await;
-        who(InstanceOverrides::default(), None, &client(&service.endpoint)).await.unwrap_err();
+        identify(InstanceOverrides::default(), None, &client(&service.endpoint)).await.unwrap_err();
         assert_eq!(service.requests.load(Ordering::Relaxed), tries);
     }
 }
@@ -215,7 +215,7 @@ async fn only_silence_is_waited_out() {
 async fn each_failure_is_explained() {
     let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let refused =
-        who(InstanceOverrides::default(), None, &client(&format!("http://{closed}"))).await.unwrap_err();
+        identify(InstanceOverrides::default(), None, &client(&format!("http://{closed}"))).await.unwrap_err();
     let cases = [
         (refused, "the metadata service cannot be reached: ", "AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE=IPv6"),
         (

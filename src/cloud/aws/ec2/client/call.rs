@@ -23,7 +23,7 @@ pub struct ApiError {
     pub class: ErrorClass,
     /// The time for which the call was retried.
     tried: Duration,
-    answer: Box<ApiErrorDetails>,
+    details: Box<ApiErrorDetails>,
 }
 
 /// The error that EC2 returned, or the reason why there was no answer.
@@ -43,7 +43,7 @@ pub struct ApiErrorDetails {
 impl Deref for ApiError {
     type Target = ApiErrorDetails;
     fn deref(&self) -> &ApiErrorDetails {
-        &self.answer
+        &self.details
     }
 }
 
@@ -88,17 +88,17 @@ impl ApiError {
                 classify(action.name, code.as_deref(), full_message.as_ref().unwrap_or(&message), status)
             }
         };
-        let answer =
+        let details =
             Box::new(ApiErrorDetails { what: what.to_owned(), code, message, reason, request, ahead });
-        Self { action: action.name, class, tried: Duration::ZERO, answer }
+        Self { action: action.name, class, tried: Duration::ZERO, details }
     }
 
     /// Makes an error for an answer that reported success, but is incomplete or invalid.
     pub fn broken(action: &Action, what: &str, message: String, class: ErrorClass) -> Self {
         let (what, request) = (what.to_owned(), None);
-        let answer =
+        let details =
             Box::new(ApiErrorDetails { what, code: None, message, reason: None, request, ahead: None });
-        Self { action: action.name, class, tried: Duration::ZERO, answer }
+        Self { action: action.name, class, tried: Duration::ZERO, details }
     }
 
     pub fn tried(self, tried: Duration) -> Self {
@@ -137,8 +137,8 @@ impl ApiError {
 
 /// Returns the reason in the body of an error of EBS direct.
 fn reason(body: &[u8]) -> Option<String> {
-    let refusal: serde_json::Value = serde_json::from_slice(body).ok()?;
-    refusal.get("Reason").or(refusal.get("reason"))?.as_str().map(str::to_owned)
+    let error: serde_json::Value = serde_json::from_slice(body).ok()?;
+    error.get("Reason").or(error.get("reason"))?.as_str().map(str::to_owned)
 }
 
 /// Texts of the SDK that say only that something went wrong.
@@ -199,9 +199,9 @@ impl fmt::Display for ApiError {
 }
 
 impl From<ApiError> for Error {
-    fn from(refused: ApiError) -> Self {
-        let failure = Kind::Cloud.failure(&refused);
-        match refused.hint() {
+    fn from(error: ApiError) -> Self {
+        let failure = Kind::Cloud.failure(&error);
+        match error.hint() {
             Some(hint) => failure.hint(hint).into(),
             None => failure.into(),
         }
@@ -247,20 +247,20 @@ impl Ec2 {
         let mut span = Track::here().span(Lane::Ec2, action.name);
         span.tell("what", what);
         loop {
-            let refused = match send().await {
+            let error = match send().await {
                 Ok(answer) => {
                     self.answered();
                     return Ok(answer);
                 }
-                Err(refused) => refused,
+                Err(error) => error,
             };
-            if refused.code.is_some() {
+            if error.code.is_some() {
                 self.answered();
             }
-            span.tell("refused", refused.code.as_deref().unwrap_or("no answer"));
+            span.tell("refused", error.code.as_deref().unwrap_or("no answer"));
             let mut pause =
                 jitter(timeouts.backoff.saturating_mul(1 << tries.min(16)).min(timeouts.backoff_longest));
-            let patience = match refused.class {
+            let patience = match error.class {
                 ErrorClass::Throttled => timeouts.throttled,
                 ErrorClass::Paced => {
                     pause += timeouts.rate;
@@ -278,21 +278,21 @@ impl Ec2 {
                 ErrorClass::Lost if action.twice && self.has_answered() => timeouts.outage,
                 ErrorClass::Lost if action.twice => timeouts.unreachable,
                 // The `what` of a DryRun is empty, because a DryRun does not wait for its objects.
-                ErrorClass::NotYet if !what.is_empty() && (refused.is_state_error() || self.is_new(what)) => {
+                ErrorClass::NotYet if !what.is_empty() && (error.is_state_error() || self.is_new(what)) => {
                     pause = pause.min(timeouts.max_poll).max(timeouts.first_poll);
                     timeouts.visible
                 }
                 _ => {
                     return Err(ApiError {
                         tried: if tries > 0 { start.elapsed() } else { Duration::ZERO },
-                        ..refused
+                        ..error
                     });
                 }
             };
             tries += 1;
             span.tell("tries", tries + 1);
             if start.elapsed() + pause > patience {
-                return Err(ApiError { tried: start.elapsed(), ..refused });
+                return Err(ApiError { tried: start.elapsed(), ..error });
             }
             sleep(pause).await;
         }
@@ -302,7 +302,7 @@ impl Ec2 {
 /// Returns success if the error says that the requested state exists already ([`ErrorClass::Done`]).
 pub fn ok_if_already_done<T>(result: Result<T, ApiError>) -> Result<(), ApiError> {
     match result {
-        Err(refused) if refused.class != ErrorClass::Done => Err(refused),
+        Err(error) if error.class != ErrorClass::Done => Err(error),
         _ => Ok(()),
     }
 }

@@ -91,7 +91,7 @@ pub fn clock_problem(ahead: i64) -> Option<(String, &'static str)> {
 impl Ec2 {
     /// Runs the checks one after the other, because a check is meaningful only if the credentials can be fetched.
     pub(crate) async fn run_connection_checks(&self) -> Vec<(String, Result<()>)> {
-        let mut found = Vec::new();
+        let mut checks = Vec::new();
         if let Some(shared) = &self.0.shared {
             let fetched = match shared.credentials_provider() {
                 Some(provider) => provider.provide_credentials().await.map_err(|error| causes(&error)),
@@ -99,14 +99,14 @@ impl Ec2 {
             };
             match fetched {
                 Ok(credentials) => {
-                    found.push((format!("credentials {}", credentials.access_key_id()), Ok(())));
+                    checks.push((format!("credentials {}", credentials.access_key_id()), Ok(())));
                 }
                 Err(why) => {
                     let hint = "Give the instance a role, or set AWS_PROFILE or AWS_ACCESS_KEY_ID.";
                     let failure =
                         Kind::Machine.failure(format!("no credentials were found ({why})")).hint(hint);
-                    found.push(("credentials".to_owned(), Err(failure.into())));
-                    return found;
+                    checks.push(("credentials".to_owned(), Err(failure.into())));
+                    return checks;
                 }
             }
         }
@@ -120,16 +120,16 @@ impl Ec2 {
             Err(refused) => Err(refused.into()),
             Ok(_) => Ok(()),
         };
-        found.push((format!("EC2 in {}", self.region()), answered));
+        checks.push((format!("EC2 in {}", self.region()), answered));
         let ahead = self.0.wire.observed().ahead;
         if let Some(ahead) = ahead {
             let clock = match clock_problem(ahead) {
                 Some((text, hint)) => Err(Kind::Machine.failure(text).hint(hint).into()),
                 None => Ok(()),
             };
-            found.push(("clock".to_owned(), clock));
+            checks.push(("clock".to_owned(), clock));
         }
-        found
+        checks
     }
 }
 

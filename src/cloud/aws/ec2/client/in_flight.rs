@@ -78,7 +78,7 @@ impl Ec2 {
         action: &'static Action,
         what: &str,
         request: impl Future<Output = Result<T, SdkError<E>>> + Send + 'static,
-        landed: impl FnOnce(&mut RunCalls, &Result<T, ApiError>) + Send + 'static,
+        record_result: impl FnOnce(&mut RunCalls, &Result<T, ApiError>) + Send + 'static,
     ) -> Result<T, ApiError>
     where
         T: Send + 'static,
@@ -91,7 +91,7 @@ impl Ec2 {
             let result = request.await.map_err(|error| ApiError::of(action, &what, error));
             made.of(&run, |run| {
                 run.calls_under_way -= 1;
-                landed(run, &result);
+                record_result(run, &result);
             });
             made.0.call_ended.notify_waiters();
             // The receiver is gone if the bake was cancelled.

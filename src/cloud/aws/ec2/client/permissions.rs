@@ -151,11 +151,11 @@ impl Ec2 {
 
     /// Checks all permissions for the way in which bakes access their disks: attached or through EBS direct.
     pub(crate) async fn run_permission_checks(&self) -> Result<Vec<Permission>> {
-        let mut all = self.judge_describes().await;
+        let mut all = self.check_describe_actions().await;
         if self.0.direct.get() {
-            all.extend(self.judge_direct().await);
+            all.extend(self.check_direct_actions().await);
         } else {
-            all.extend(self.judge_attached().await);
+            all.extend(self.check_attached_actions().await);
         }
         all.extend([
             self.dry_run(&errors::DELETE_SNAPSHOT, true, |c| {
@@ -178,7 +178,7 @@ impl Ec2 {
         Ok(all)
     }
 
-    async fn judge_describes(&self) -> Vec<Permission> {
+    async fn check_describe_actions(&self) -> Vec<Permission> {
         let none = || filter("tag-key", [tag::RUN]);
         vec![
             self.dry_run(&errors::DESCRIBE_IMAGES, false, |c| {
@@ -200,11 +200,11 @@ impl Ec2 {
         ]
     }
 
-    async fn judge_attached(&self) -> Vec<Permission> {
-        let here = self.0.options.instance_id.clone();
+    async fn check_attached_actions(&self) -> Vec<Permission> {
+        let known_instance = self.0.options.instance_id.clone();
         // The calls need an instance id. If it is unknown, an id that no instance has is used, and a refusal proves
         // nothing.
-        let instance = here.clone().unwrap_or_else(|| "i-0ffffffffffffffff".to_owned());
+        let instance = known_instance.clone().unwrap_or_else(|| "i-0ffffffffffffffff".to_owned());
         vec![
             self.check_create_volume(None).await,
             self.dry_run(&errors::ATTACH_VOLUME, true, |c| {
@@ -216,7 +216,7 @@ impl Ec2 {
                     .send()
             })
             .await,
-            self.dry_run(&errors::MODIFY_INSTANCE_ATTRIBUTE, here.is_none(), |c| {
+            self.dry_run(&errors::MODIFY_INSTANCE_ATTRIBUTE, known_instance.is_none(), |c| {
                 let ebs =
                     types::EbsInstanceBlockDeviceSpecification::builder().delete_on_termination(true).build();
                 let mapping = types::InstanceBlockDeviceMappingSpecification::builder()
@@ -242,7 +242,7 @@ impl Ec2 {
         ]
     }
 
-    async fn judge_direct(&self) -> Vec<Permission> {
+    async fn check_direct_actions(&self) -> Vec<Permission> {
         let copied: Tags = [(tag::COPY.to_owned(), SNAPSHOT.to_owned())].into();
         let mut all = vec![
             self.dry_run(&errors::GET_EBS_ENCRYPTION_BY_DEFAULT, false, |c| {

@@ -86,7 +86,7 @@ impl Ec2 {
         spec: &ImageSpec,
         tags: &Tags,
     ) -> Result<Registration> {
-        let wish = &spec.attributes;
+        let attributes = &spec.attributes;
         let what = format!("{} of {snapshot}", spec.name);
         let sent = self.repeat(&REGISTER_IMAGE, &what, async || {
             let request = self
@@ -99,11 +99,11 @@ impl Ec2 {
                 .virtualization_type("hvm")
                 .root_device_name(&spec.root_device)
                 .set_block_device_mappings(Some(mappings(spec, snapshot)))
-                .set_boot_mode(wish.boot_mode.as_deref().map(types::BootModeValues::from))
-                .set_ena_support(wish.ena)
-                .set_sriov_net_support(wish.sriov.clone())
-                .set_tpm_support(wish.tpm.as_deref().map(types::TpmSupportValues::from))
-                .set_imds_support(wish.imds.as_deref().map(types::ImdsSupportValues::from))
+                .set_boot_mode(attributes.boot_mode.as_deref().map(types::BootModeValues::from))
+                .set_ena_support(attributes.ena)
+                .set_sriov_net_support(attributes.sriov.clone())
+                .set_tpm_support(attributes.tpm.as_deref().map(types::TpmSupportValues::from))
+                .set_imds_support(attributes.imds.as_deref().map(types::ImdsSupportValues::from))
                 // EC2 accepts only tags of the image here. The snapshot was tagged when it was created.
                 .tag_specifications(convert::tag_specification(ResourceType::Image, tags));
             self.send_in_background(&spec.run, &REGISTER_IMAGE, &what, request.send(), |_, _| ()).await

@@ -33,16 +33,16 @@ impl Ec2 {
             volumes.insert(convert::id("vol", volume.volume_id.as_deref())?, Some(volume));
         }
         // All volumes are tried, so that a stuck volume does not prevent the removal of the others.
-        let mut first = Ok(());
+        let mut result = Ok(());
         for (id, described) in volumes {
             let id = VolumeId(id);
             let removed = self.remove_volume(&id, run, described).await;
             if removed.is_ok() {
                 self.0.made.of(run, |run| run.volumes.remove(&id.0));
             }
-            first = first.and(removed.with_context(|| format!("deleting {id}")));
+            result = result.and(removed.with_context(|| format!("deleting {id}")));
         }
-        first
+        result
     }
 
     /// Sends a call again that may have created a volume. EC2 recognizes the token and answers with that volume. If the
@@ -198,16 +198,16 @@ impl Ec2 {
         // EC2 may still show deleted snapshots for a while.
         let deleted = self.0.made.of(run, |run| run.deleted.clone());
         ids.retain(|id| !deleted.contains(id));
-        let mut first = Ok(());
+        let mut result = Ok(());
         for id in ids {
             let id = SnapshotId(id);
             let removed = self.remove_snapshot(&id).await;
             if removed.is_ok() {
                 self.0.made.of(run, |run| run.snapshots.remove(&id.0));
             }
-            first = first.and(removed.with_context(|| format!("deleting {id}")));
+            result = result.and(removed.with_context(|| format!("deleting {id}")));
         }
-        first
+        result
     }
 
     /// Deletes a snapshot, unless an image uses it. The snapshot of an image is the result of a bake.

@@ -193,9 +193,9 @@ impl Ec2 {
     async fn device(&self, volume: &VolumeId, name: &str) -> Result<Result<Device>> {
         let deadline = Instant::now() + self.timeouts().device;
         // The pauses are short, because this polls the kernel and needs no call of EC2.
-        let look = self.timeouts().first_poll;
+        let pause = self.timeouts().first_poll;
         let policy =
-            PollPolicy { first: look / 10, longest: look, ..self.timeouts().until(self.timeouts().device) };
+            PollPolicy { first: pause / 10, longest: pause, ..self.timeouts().until(self.timeouts().device) };
         poll_until(&format!("the device of {volume}"), &policy, async || {
             Ok(match (self.0.options.devices)(volume)? {
                 Some(device) => PollAnswer::Ready(Ok(device)),
