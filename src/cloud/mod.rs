@@ -25,7 +25,8 @@ pub const ROOT_DEVICE: &str = "/dev/xvda";
 
 /// The names of oven's tags.
 pub mod tag {
-    /// GumGum's AMI Bakery uses the same tag. So oven and AMI Bakery find each other's images.
+    /// The checksum of the image's configuration. GumGum's AMI Bakery uses the same tag, so oven and AMI Bakery find
+    /// each other's images.
     pub const CHECKSUM: &str = "ami_config_checksum";
     pub const FINGERPRINT: &str = "oven:fingerprint";
     /// A short digest of each input of the fingerprint. These digests explain why no image was found.
@@ -48,13 +49,13 @@ pub mod tag {
     pub const KEPT: &str = "oven:kept";
 }
 
-/// The reference of a definition to its base image. A reference to another definition has been resolved to an image
-/// before.
+/// The reference of a definition to its base image. References to other definitions are resolved earlier and do not
+/// occur here.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub enum BaseRef {
     Id(ImageId),
     /// The newest available image whose name matches; `*` and `?` are wildcards as in EC2's filters. EC2 requires an
-    /// owner. A local region accepts only no owner or `self`.
+    /// owner. In a local region, the owner is unset or `self`.
     Name {
         name: String,
         owner: Option<String>,
@@ -109,7 +110,7 @@ pub struct Attributes {
     /// `legacy-bios`, `uefi` or `uefi-preferred`. If unset, EC2 uses legacy-bios on x86_64 and uefi on arm64.
     pub boot_mode: Option<String>,
     pub ena: Option<bool>,
-    /// `simple`.
+    /// The only known value is `simple`.
     pub sriov: Option<String>,
     /// `v2.0`. Needs the boot mode `uefi` (EC2 user guide, NitroTPM).
     pub tpm: Option<String>,
@@ -145,7 +146,7 @@ pub struct VolumeKind {
     /// For example `gp3`.
     pub volume_type: Option<String>,
     pub iops: Option<u32>,
-    /// MiB/s.
+    /// The throughput in MiB/s.
     pub throughput: Option<u32>,
     pub encrypted: Option<bool>,
     /// The id, ARN or alias of a KMS key. It may be set only if `encrypted` is true.
@@ -252,7 +253,7 @@ pub trait Cloud {
 
     /// Registers an image of the snapshot, waits until it is available, and verifies it. A name can be registered only
     /// once, so it is the compare-and-set between builders. If another builder has registered an image with the same
-    /// fingerprint under this name, returns that image. The clean-up action for our own snapshot is then executed.
+    /// fingerprint under this name, returns that image. Then the clean-up action for this run's snapshot is executed.
     /// Otherwise that action is cancelled.
     async fn register(&self, snapshot: &SnapshotId, spec: &ImageSpec, undo: &Undo) -> Result<Image>;
 

@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// The part of a record that only a snapshot has that is written by its blocks ([`super::pending_snapshot`]).
+/// The additional data in the record of a snapshot that is written by its blocks ([`super::pending_snapshot`]).
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PendingWrites {
     #[serde(default, skip_serializing_if = "Option::is_none")]

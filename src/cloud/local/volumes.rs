@@ -50,7 +50,7 @@ fn in_use_error(store: &RegionStore, id: &VolumeId) -> anyhow::Error {
 /// Deletes a volume. Returns false if it is attached.
 fn delete_if_detached(region: &super::LockedRegion, id: &VolumeId) -> Result<bool> {
     let gone = !region.data::<VolumeRecord>(&id.0).exists();
-    // The file remains locked until the volume is removed, so that nobody attaches it meanwhile.
+    // The file remains locked until the volume is removed, so that nobody attaches the volume meanwhile.
     let file = if gone { None } else { lock(region, id)? };
     if !gone && file.is_none() {
         return Ok(false);

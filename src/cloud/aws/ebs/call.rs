@@ -119,8 +119,8 @@ impl EbsState {
     {
         let (start, timeouts) = (Instant::now(), &self.timeouts);
         let mut tries = 0u32;
-        // Calls for blocks have a limiter. They are not traced here, because there are thousands. Their callers count
-        // them.
+        // Calls for blocks have a limiter. They are not traced here, because there are thousands of them. The callers
+        // count them instead.
         let track = if limiter.is_some() { Track::default() } else { Track::here() };
         let mut span = track.span(trace::Lane::Ebs, action.name);
         span.tell("what", snapshot.id.0.as_str());

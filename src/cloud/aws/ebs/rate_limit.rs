@@ -49,7 +49,7 @@ impl Default for RateLimiter {
 }
 
 impl State {
-    /// Returns the time of an earlier turn. The last turn is turn 1.
+    /// Returns the time of the turn that is `turns` turns back. The last turn is one turn back.
     fn turn_back(&self, turns: usize) -> Option<Instant> {
         self.turns.len().checked_sub(turns).map(|at| self.turns[at])
     }

@@ -39,7 +39,7 @@ const SECONDS_PER_GIB: u64 = 54;
 /// The state of calls of StartSnapshot.
 #[derive(Default)]
 pub struct SnapshotStarts {
-    /// The number of attempts by run. Each attempt has another token.
+    /// The number of attempts by run. Each attempt has a different token.
     attempts: RefCell<HashMap<RunId, u32>>,
     /// Requests that may have started a snapshot, by token. If such a request is sent again, EBS answers with that
     /// snapshot.

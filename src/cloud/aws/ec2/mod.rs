@@ -1,10 +1,10 @@
 //! EC2: implements [`Cloud`] and [`Volumes`] with AWS's SDK. No type of the SDK leaves this module.
 //!
-//! Only one layer retries calls (`client/call.rs`), by one table of error classes (`client/errors.rs`). Some calls have
-//! no client token. Such a call is sent once. If its answer is lost, its outcome is looked up: for `CreateSnapshot` by
-//! volume and run, for `RegisterImage` by name, and for `AttachVolume` by the volume's state. A call that creates
-//! something is completed even if the bake is cancelled during it (`client/in_flight.rs`). So the clean-up knows what
-//! to remove.
+//! Only one layer retries calls (`client/call.rs`), by one table of error classes (`client/errors.rs`). A call that
+//! must not take effect twice, but has no client token, is sent once. If its answer is lost, its outcome is looked up:
+//! for `CreateSnapshot` by volume and run, for `RegisterImage` by name, and for `AttachVolume` by the volume's state. A
+//! call that creates something is completed even if the bake is cancelled during it (`client/in_flight.rs`). So the
+//! clean-up knows what to remove.
 
 pub mod client;
 #[cfg(test)]
@@ -199,7 +199,7 @@ impl Ec2 {
         self.0.born.borrow_mut().entry(id.to_owned()).or_insert_with(|| (Instant::now(), false));
     }
 
-    /// Records that EC2 shows these ids.
+    /// Records that EC2 has shown the resources with these ids.
     fn seen<'a>(&self, ids: impl Iterator<Item = &'a str>) {
         let mut born = self.0.born.borrow_mut();
         ids.for_each(|id| {

@@ -1,4 +1,4 @@
-//! How oven handles EBS direct's answers, above all the bad ones. D1 and the like are rows of `tests/FAULTS.md`.
+//! How oven handles EBS direct's answers, above all the bad ones. D1 to D8 are rows of `tests/FAULTS.md`.
 
 mod copies;
 mod writing;

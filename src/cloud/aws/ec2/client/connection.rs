@@ -89,7 +89,7 @@ pub fn clock_problem(ahead: i64) -> Option<(String, &'static str)> {
 }
 
 impl Ec2 {
-    /// Runs the checks one after the other, because a check is meaningful only if the credentials can be fetched.
+    /// Stops after the first check if there are no credentials, because the other checks need them.
     pub(crate) async fn run_connection_checks(&self) -> Vec<(String, Result<()>)> {
         let mut checks = Vec::new();
         if let Some(shared) = &self.0.shared {

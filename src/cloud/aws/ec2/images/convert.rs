@@ -95,7 +95,7 @@ pub fn image(image: &types::Image) -> Option<Image> {
         name: image.name.clone().unwrap_or_default(),
         state: state(image),
         architecture: architecture(image)?,
-        // A failed image may have no snapshot. Its id is then empty.
+        // A failed image may have no snapshot. Then the snapshot's id is empty.
         snapshot: SnapshotId(snapshot.unwrap_or_default()),
         size_gib: size.and_then(|size| u64::try_from(size).ok()).unwrap_or(0),
         created: image.creation_date.clone().unwrap_or_default(),

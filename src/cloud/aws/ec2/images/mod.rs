@@ -64,7 +64,8 @@ impl Ec2 {
 
     /// Returns an image of this account by its id; `None` if EC2 does not show it.
     pub(crate) async fn describe_image(&self, id: &ImageId) -> Result<Option<types::Image>, ApiError> {
-        // The call has a filter instead of an id, because an unknown id is an error, which would be retried.
+        // The call has a filter instead of an id, because EC2 reports an unknown id as an error, which would be
+        // retried.
         let found = self.own_images(&id.0, &[filter("image-id", [id.0.as_str()])]).await?;
         Ok(found.into_iter().next())
     }

@@ -1,5 +1,5 @@
-//! Takes and deletes snapshots. CreateSnapshot has no client token, so it is sent once. If its answer is lost, the
-//! snapshot is searched.
+//! Takes and deletes snapshots. CreateSnapshot has no client token, so it is sent once. If its answer is lost, oven
+//! looks for the snapshot.
 
 pub mod release;
 pub mod snapshot_copy;

@@ -18,8 +18,8 @@ use std::collections::BTreeMap;
 const DETACH_EVERY: u32 = 4;
 /// The number of polls after which DeleteVolume is tried again, if the volume is still being created.
 const DELETE_EVERY: u32 = 4;
-/// A volume that EC2 does not show counts as removed if EC2 refuses its token. It must be older than this many times
-/// [`Timeouts::first_poll`](crate::cloud::aws::ec2::Timeouts).
+/// The minimum age of a volume in units of [`Timeouts::first_poll`](crate::cloud::aws::ec2::Timeouts). An older volume
+/// that EC2 does not show counts as removed if EC2 refuses its token.
 const GONE_POLLS: u32 = 8;
 
 impl Ec2 {
@@ -106,7 +106,7 @@ impl Ec2 {
                     absent += 1;
                     // EC2 may also have removed the volume because it may not use the volume's key. Then EC2 refuses
                     // the volume's token. EC2 also refuses the token of a failed volume that is not visible yet, so the
-                    // token counts only for an older volume.
+                    // token is tested only if the volume has a minimum age.
                     let old =
                         self.age(&id.0).is_none_or(|age| age >= self.timeouts().first_poll * GONE_POLLS);
                     let asked = matches!(tried, PollAnswer::NotYet(_)) && absent % ABSENT_POLLS == 0 && old;

@@ -92,8 +92,8 @@ impl Ec2 {
         }
     }
 
-    /// Returns one volume; `None` if EC2 does not show it. The call has a filter instead of an id, because an unknown
-    /// id is an error.
+    /// Returns one volume; `None` if EC2 does not show it. The call has a filter instead of an id, because EC2 reports
+    /// an unknown id as an error.
     pub(crate) async fn volume(&self, id: &VolumeId) -> Result<Option<types::Volume>, ApiError> {
         Ok(self.volumes(&id.0, &[filter("volume-id", [id.0.as_str()])]).await?.into_iter().next())
     }
@@ -147,7 +147,7 @@ impl Ec2 {
                 // EC2 refuses the token, because its volume failed or had other parameters. A new token is tried once.
                 Err(refused) if refused.is("IdempotentParameterMismatch") && attempt == 1 => attempt += 1,
                 // If the first call created a volume and its answer was lost, this volume counts against the limit of
-                // the second call. So the volume is searched.
+                // the second call. So this looks for that volume.
                 Err(refused) if refused.is("VolumeLimitExceeded") || refused.is("MaxIOPSLimitExceeded") => {
                     match self.find_lost_volume(&spec.run).await? {
                         Some(id) => break (id, request),
