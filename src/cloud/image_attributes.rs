@@ -1,4 +1,5 @@
-//! The attributes that an image can be registered with. They are checked before anything is created.
+//! Checks the attributes with which an image is registered, and inherits them from the base. The check is made before
+//! anything is created.
 
 use super::{Attributes, VolumeKind};
 use crate::error::Kind;
@@ -17,13 +18,14 @@ const TYPES: &[(&str, bool, bool)] = &[
     ("standard", false, false),
 ];
 
-/// Whether volumes of this type accept IOPS, and a throughput. Both are true for an unknown or unset type.
+/// Returns whether volumes of this type accept IOPS, and whether they accept a throughput. Both are true for an unknown
+/// or unset type.
 pub fn accepted_performance(volume_type: Option<&str>) -> (bool, bool) {
     let known = TYPES.iter().find(|(name, ..)| Some(*name) == volume_type);
     known.map_or((true, true), |(_, iops, throughput)| (*iops, *throughput))
 }
 
-/// Rejects values that EC2 does not know and combinations that it does not register.
+/// Rejects values that EC2 does not know and combinations that EC2 does not accept.
 pub fn check(attributes: &Attributes, architecture: Architecture) -> Result<()> {
     let reject = |text: String, hint: &str| Err(Kind::Definition.failure(text).hint(hint).into());
     let check_word = |what: &str, value: &Option<String>, known: &[&str]| match value {
@@ -95,30 +97,33 @@ pub fn check_volume_kind(kind: &VolumeKind, what: &str) -> Result<()> {
     Ok(())
 }
 
-/// The attributes that a definition sets; those that it leaves out come from the base. IOPS and throughput belong to a
-/// type: if the definition changes the type, the base's values are dropped.
-pub fn inherit(base: &Attributes, wish: &Attributes) -> Attributes {
-    let or = |wish: &Option<String>, base: &Option<String>| wish.clone().or_else(|| base.clone());
+/// Returns the attributes that a definition sets. Attributes that it does not set come from the base. IOPS and
+/// throughput depend on the volume type, so the base's values are dropped if the definition changes the type.
+pub fn inherit(base: &Attributes, wanted: &Attributes) -> Attributes {
+    let or = |wanted: &Option<String>, base: &Option<String>| wanted.clone().or_else(|| base.clone());
     Attributes {
-        boot_mode: or(&wish.boot_mode, &base.boot_mode),
-        ena: wish.ena.or(base.ena),
-        sriov: or(&wish.sriov, &base.sriov),
-        tpm: or(&wish.tpm, &base.tpm),
-        imds: or(&wish.imds, &base.imds),
-        root_volume: inherit_kind(&base.root_volume, &wish.root_volume),
-        mappings: if wish.mappings.is_empty() { base.mappings.clone() } else { wish.mappings.clone() },
-        billing: wish.billing.clone().or_else(|| base.billing.clone()),
+        boot_mode: or(&wanted.boot_mode, &base.boot_mode),
+        ena: wanted.ena.or(base.ena),
+        sriov: or(&wanted.sriov, &base.sriov),
+        tpm: or(&wanted.tpm, &base.tpm),
+        imds: or(&wanted.imds, &base.imds),
+        root_volume: inherit_kind(&base.root_volume, &wanted.root_volume),
+        mappings: if wanted.mappings.is_empty() { base.mappings.clone() } else { wanted.mappings.clone() },
+        billing: wanted.billing.clone().or_else(|| base.billing.clone()),
     }
 }
 
-fn inherit_kind(base: &VolumeKind, wish: &VolumeKind) -> VolumeKind {
-    let same = wish.volume_type.is_none() || wish.volume_type == base.volume_type;
+fn inherit_kind(base: &VolumeKind, wanted: &VolumeKind) -> VolumeKind {
+    let same_type = wanted.volume_type.is_none() || wanted.volume_type == base.volume_type;
     VolumeKind {
-        volume_type: wish.volume_type.clone().or_else(|| base.volume_type.clone()),
-        iops: wish.iops.or(base.iops.filter(|_| same)),
-        throughput: wish.throughput.or(base.throughput.filter(|_| same)),
-        encrypted: wish.encrypted.or(base.encrypted),
-        kms_key: wish.kms_key.clone().or_else(|| base.kms_key.clone().filter(|_| wish.encrypted.is_none())),
+        volume_type: wanted.volume_type.clone().or_else(|| base.volume_type.clone()),
+        iops: wanted.iops.or(base.iops.filter(|_| same_type)),
+        throughput: wanted.throughput.or(base.throughput.filter(|_| same_type)),
+        encrypted: wanted.encrypted.or(base.encrypted),
+        kms_key: wanted
+            .kms_key
+            .clone()
+            .or_else(|| base.kms_key.clone().filter(|_| wanted.encrypted.is_none())),
     }
 }
 
@@ -206,13 +211,13 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(inherit(&base, &Attributes::default()), base);
-        let wish = Attributes {
+        let wanted = Attributes {
             boot_mode: some("uefi-preferred"),
             root_volume: VolumeKind { volume_type: some("gp2"), ..Default::default() },
             ..Default::default()
         };
-        let both = inherit(&base, &wish);
+        let both = inherit(&base, &wanted);
         assert_eq!((both.boot_mode.as_deref(), both.ena), (Some("uefi-preferred"), Some(true)));
-        assert_eq!(both.root_volume, wish.root_volume);
+        assert_eq!(both.root_volume, wanted.root_volume);
     }
 }

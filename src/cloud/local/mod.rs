@@ -11,8 +11,8 @@
 //! ```
 //!
 //! The state of a resource is derived from facts that remain correct even if a process is killed. A resource is pending
-//! until a time in its record. A volume is attached while a loop device has its file open, which also holds the lock.
-//! Data without a record are garbage, and a sweep removes them.
+//! until a time in its record. A volume is attached while a loop device has its file open. The open file also holds the
+//! file's lock. Data without a record are garbage, and a sweep removes them.
 
 mod blocks;
 mod import;
@@ -43,11 +43,12 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// The limit for waiting. Pending resources become ready by themselves. The time is longer than every delay that a test
-/// may set, and short enough to notice a clock that was set back.
+/// The limit for waiting for a pending resource, which becomes ready by itself. The limit is longer than every delay
+/// that a test may set. It is short enough to notice a clock that was set back.
 const PENDING_POLL: PollPolicy = PollPolicy::local(Duration::from_secs(120)).of_region();
 
-/// The same time is requested of EBS. It is long, because a bake starts its snapshot before its steps.
+/// The time after which a pending snapshot without a new block expires. EBS is requested to use at least the same time.
+/// It is long, because a bake starts its snapshot before its steps.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(6 * 60 * 60);
 
 /// A directory that acts as a cloud. Cloning is cheap, and several processes may use one directory concurrently.
@@ -184,8 +185,8 @@ impl Region {
         Ok(None)
     }
 
-    /// Adopts the image with the requested name, or fails with the reason why not. Returns `None` if the image
-    /// disappeared while this waited for it.
+    /// Adopts the image with the requested name, or fails with the reason why it cannot be adopted. Returns `None` if
+    /// the image disappeared while this waited for it.
     async fn adopt(&self, holder: ImageRecord, spec: &ImageSpec) -> Result<Option<Image>> {
         let mut holder = self.describe(holder);
         loop {
@@ -321,7 +322,8 @@ impl Cloud for Region {
         let mut tags = spec.tags.clone();
         tags.insert(tag::RUN.to_owned(), spec.run.0.clone());
         check_tags(&tags)?;
-        // While this waits for an image to adopt, the image may be deregistered. Then the name can be used.
+        // If another image has the name, this waits for that image. It may be deregistered meanwhile. Then the name is
+        // free, and the loop tries again.
         loop {
             let record = ImageRecord {
                 id: ImageId(new_id("ami")),

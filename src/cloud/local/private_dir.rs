@@ -1,5 +1,6 @@
-//! Makes sure that a region's directories are private. Images contain what nobody else should read; and in another
-//! user's directory (such as `--region-dir /tmp/region`) a link could make root write somewhere else.
+//! Makes sure that a region's directories are private, for two reasons. Other users must not read the images. And in a
+//! directory of another user (such as `--region-dir /tmp/region`), that user could place a link that makes root write
+//! to another file.
 
 use crate::error::Kind;
 use anyhow::{Context, Result};
@@ -9,17 +10,18 @@ use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 
-/// The mode bit that lets others write. The group may write: if each user has a group, it has only the owner in it.
+/// The mode bit that lets others write. The group may have write access, because a user's default group often has no
+/// other members.
 const OTHERS_WRITE: u32 = 0o002;
 
 /// Creates the region's directory if it is missing, and checks its owner and mode.
 pub fn create_region_dir(dir: &Path) -> Result<()> {
     create(dir)?;
-    // The path may be a symbolic link of the user's own.
+    // The path itself may be a symbolic link, because the user chose it.
     check_owner_and_mode(dir, &fs::metadata(dir)?)
 }
 
-/// Creates a private directory of the region, and checks that it is one.
+/// Creates a private directory in the region. If the directory exists, checks it and makes it private.
 pub fn create_subdirectory(dir: &Path) -> Result<()> {
     match create(dir) {
         // The check below says what is in its place.

@@ -31,15 +31,16 @@ pub struct InstanceOverrides {
 }
 
 const FLAGS: &str = "--instance-id and --zone";
-/// The time limit of a connection. It is not retried: outside EC2 many routers drop packets to this address, and oven
-/// should fail soon then. The kernel repeats its first packet after one second, so one packet may be lost.
+/// The time limit for connecting. Connecting is not retried, because outside EC2 many routers drop packets to this
+/// address, and oven should report that soon. The kernel sends the first packet again after one second, so the limit
+/// allows for one lost packet.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// The time limit of one response. On an idle builder it takes milliseconds.
+/// The time limit of one response. An idle builder gets a response within milliseconds.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 /// The number of responses in a row that may be lost before oven gives up. A busy builder responds late. If the hop
 /// limit is too low, no response ever arrives, and oven fails after `LOST_ANSWERS * READ_TIMEOUT`, half a minute.
 const LOST_ANSWERS: u32 = 6;
-/// The time limit of one request, including the one for its token. The service sometimes returns a 5xx, which is
+/// The time limit of one request, including the request for its token. The service sometimes returns a 5xx, which is
 /// retried within this time.
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -54,11 +55,11 @@ pub async fn identify_instance(given: InstanceOverrides) -> Result<Instance> {
         let value = std::env::var(name).ok().filter(|value| !value.is_empty())?;
         Some((value, name))
     });
-    who(given, region, &imds).await
+    identify(given, region, &imds).await
 }
 
-/// `environment` is the region from the environment, with the name of its variable.
-async fn who(
+/// `environment` is the region from the environment, and the name of the variable that sets it.
+async fn identify(
     given: InstanceOverrides,
     environment: Option<(String, &str)>,
     imds: &Client,
@@ -113,8 +114,8 @@ async fn query(imds: &Client, path: &str, is_valid: fn(&str) -> bool, what: &str
     Err(Kind::Machine.failure(text).hint(hint).into())
 }
 
-/// Returns whether the service accepted the request, but its response did not arrive in time. A response of any kind,
-/// or a refused connection, is not retried.
+/// Returns whether the service accepted the request, but its response did not arrive in time. Only such a request is
+/// retried.
 fn is_silence(error: &ImdsError) -> bool {
     let silent = |cause: &String| cause.contains("read timeout") || cause.contains("request has timed out");
     causes(error).iter().any(silent)
@@ -155,8 +156,8 @@ fn explain(error: &ImdsError, path: &str) -> anyhow::Error {
             ),
         )
     } else if is_silence(error) && lacks_token {
-        // The response to the request for a token is sent with a limited TTL, the hop limit. A bridge reduces it by
-        // one.
+        // The response to the request for a token is sent with a limited TTL, the hop limit. A network bridge, such as
+        // a container's, reduces the TTL by one.
         (
             format!(
                 "the metadata service accepts a request for a token, but its response does not arrive \

@@ -11,7 +11,8 @@ const ADMIN_COMMAND: u64 = 0xC048_4E41;
 const IDENTIFY: u8 = 0x06;
 /// Selects the controller's data structure.
 const CONTROLLER: u32 = 1;
-/// A disk answers within some milliseconds. The kernel's own limit, a minute, would delay an interrupt.
+/// A disk answers within some milliseconds. The kernel's default limit of a minute would delay the reaction to an
+/// interrupt.
 const TIMEOUT_MS: u32 = 5_000;
 
 /// `struct nvme_passthru_cmd`.
@@ -35,8 +36,8 @@ struct Command {
 /// The kernel copies a structure of exactly this size.
 const _: () = assert!(size_of::<Command>() == 72);
 
-/// Sends the command to an open disk. Fails with ENOTTY if it is not an NVMe disk, and with EPERM without the
-/// permission.
+/// Sends the command to an open disk. Fails with ENOTTY if the device is not an NVMe disk, and with EPERM if this
+/// process lacks the permission.
 #[allow(unsafe_code)]
 pub fn identify_controller(node: BorrowedFd<'_>) -> Result<Box<IdentifyPage>> {
     let mut page = Box::new([0; size_of::<IdentifyPage>()]);

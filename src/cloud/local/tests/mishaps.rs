@@ -8,7 +8,7 @@ async fn the_newest_image_is_the_last_whatever_the_clock_did() {
     let (base, run, undo) = (f.import("base-1").await, RunId::new(), Undo::default());
     let snapshot = f.snapshot(&base, &run).await;
     let first = f.region.register(&snapshot, &spec("web-f", "f"), &undo).await.unwrap();
-    // It was registered while the clock was years ahead; then the clock was corrected.
+    // The first image was registered while the clock was years ahead. Then the clock was corrected.
     let record = f.region.dir().join(format!("images/{}.json", first.id));
     let text = std::fs::read_to_string(&record).unwrap();
     std::fs::write(&record, text.replace(&first.created, "2199-01-01T00:00:00.000Z")).unwrap();

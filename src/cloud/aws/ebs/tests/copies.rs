@@ -1,4 +1,4 @@
-//! How a base can be a parent, and copies that are created once.
+//! Tests how a base becomes a parent, and that a copy is created only once.
 
 use super::*;
 
@@ -91,10 +91,10 @@ async fn a_snapshot_is_copied_once() {
     assert_eq!((requests.len(), requests[0].get("SourceRegion")), (1, "eu-test-1"));
     let tags = fake.with(|world| world.snapshots[&copy.0].tags.clone());
     assert_eq!(tags, [(tag::COPY.to_owned(), BASE.to_owned())].into());
-    // It is a result and not removed.
+    // The copy is a result, so it is not removed.
     ebs.ensure_no_snapshots(&run()).await.unwrap();
     assert_eq!(fake.left(), [BASE.to_owned(), copy.0.clone()]);
-    // With a key, it is another copy.
+    // With a KMS key, another copy is created.
     let keyed = ebs.copied(&base, &kind(Some(true), Some(KEY)), &|| ()).await.unwrap();
     assert_ne!(keyed, copy);
     let request = fake.of("CopySnapshot").pop().unwrap();

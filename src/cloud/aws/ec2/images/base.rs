@@ -15,7 +15,7 @@ use aws_sdk_ec2::operation::describe_images::builders::DescribeImagesFluentBuild
 use aws_sdk_ec2::types;
 use std::time::SystemTime;
 
-/// Owners of images other than account numbers (DescribeImages).
+/// The owners that DescribeImages accepts besides account numbers.
 const ALIASES: &[&str] = &["self", "amazon", "aws-marketplace", "aws-backup-vault"];
 
 fn not_found(from: &BaseRef, why: &str) -> Failure {
@@ -102,7 +102,8 @@ impl Ec2 {
         self.describe_images(&DESCRIBE_IMAGES, what, build).await
     }
 
-    /// The newest image that matches; with several architectures, one of this machine's.
+    /// Returns the newest image that matches. Images of this machine's architecture come first, and of those the
+    /// available ones.
     async fn find_newest(
         &self,
         from: &BaseRef,
@@ -140,7 +141,7 @@ impl Ec2 {
         })
     }
 
-    /// The id in an SSM parameter: the value itself, or `image_id` of a JSON object.
+    /// Returns the image id in an SSM parameter. It is the value itself, or `image_id` of a JSON object.
     async fn parameter(&self, from: &BaseRef, name: &str) -> Result<String> {
         self.ssm().context("SSM is not configured")?;
         let send = async || {
@@ -310,7 +311,7 @@ fn attributes(image: &types::Image, root: &types::EbsBlockDevice, root_device: &
     }
 }
 
-/// Converts a mapping that is not the root's; `None` for one that suppresses a device.
+/// Converts a mapping of another device than the root's. Returns `None` if the mapping suppresses a device.
 fn mapping(mapping: &types::BlockDeviceMapping) -> Option<Mapping> {
     let device = mapping.device_name.clone()?;
     if let Some(ebs) = &mapping.ebs {
