@@ -10,13 +10,13 @@ use crate::formats::superblock;
 use crate::formats::superblock::{FileSystem, FileSystemType};
 use crate::sys::block_ioctls;
 use crate::sys::block_ioctls::PartitionChange;
+use crate::sys::lock::{FileLock, LockMode};
 use crate::sys::seccomp::SyscallFilter;
 use crate::sys::tasks;
 use crate::sys::{capabilities, landlock};
 use crate::text::human_size;
 use anyhow::{Context, Result};
-use rustix::fs::{FlockOperation, Mode};
-use rustix::io::Errno;
+use rustix::fs::Mode;
 use rustix::thread::{CapabilitySet, UnshareFlags};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::process::Stdio;
@@ -33,20 +33,13 @@ const LOCK_TRIES: u32 = 100;
 /// devices.
 const CHECK_TRIES: u32 = 20;
 
-/// The whole disk, locked against udev and other programs that respect this lock.
-struct Locked<'a>(&'a OwnedFd);
-impl Drop for Locked<'_> {
-    fn drop(&mut self) {
-        _ = rustix::fs::flock(self.0, FlockOperation::Unlock);
-    }
-}
-
-async fn lock(device: &Device) -> Result<Locked<'_>> {
+/// Locks the whole disk against udev and other programs that respect this lock.
+async fn lock(device: &Device) -> Result<FileLock<&OwnedFd>> {
     for _ in 0..LOCK_TRIES {
-        match rustix::fs::flock(&device.node, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(Locked(&device.node)),
-            Err(Errno::AGAIN | Errno::INTR) => tokio::time::sleep(Duration::from_millis(100)).await,
-            Err(error) => return Err(error).with_context(|| format!("locking {}", device.path.display())),
+        let lock = FileLock::try_acquire(&device.node, LockMode::Exclusive);
+        match lock.with_context(|| format!("locking {}", device.path.display()))? {
+            Some(lock) => return Ok(lock),
+            None => tokio::time::sleep(Duration::from_millis(100)).await,
         }
     }
     let failure = Kind::Machine.failure(format!("{} is locked by another process", device.path.display()));

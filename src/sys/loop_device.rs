@@ -2,9 +2,10 @@
 
 use crate::device::Device;
 use crate::error::Kind;
+use crate::sys::lock::try_lock_until_closed;
 use crate::sys::poll::{PollAnswer, PollPolicy, poll_until};
 use anyhow::{Context, Result};
-use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use std::fs::File;
 use std::io::{Error, ErrorKind};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -123,7 +124,7 @@ pub fn attach(file: &File, serial: &str) -> Result<Device> {
         };
         // udev ignores a locked disk. So no probe holds it open, and this machine activates no LVM or RAID of the
         // image. The lock may fail because a probe is running at the moment; the bake works without it.
-        _ = rustix::fs::flock(&node, FlockOperation::NonBlockingLockExclusive);
+        _ = try_lock_until_closed(&node);
         let info = LoopInfo64 { flags: AUTOCLEAR | PARTSCAN | DIRECT_IO, ..LoopInfo64::EMPTY };
         let mut config =
             LoopConfig { fd: file.as_raw_fd() as u32, block_size: BLOCK_SIZE, info, reserved: [0; 8] };

@@ -4,6 +4,7 @@ pub mod block_ioctls;
 pub(crate) mod capabilities;
 pub mod fds;
 pub(crate) mod landlock;
+pub mod lock;
 pub mod loop_device;
 pub mod mount;
 pub mod poll;

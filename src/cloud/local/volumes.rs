@@ -6,13 +6,13 @@ use crate::cloud::ec2_rules::{check_tags, ec2_error, new_id};
 use crate::cloud::{Tags, VolumeSpec, Volumes, tag};
 use crate::device::Device;
 use crate::ids::{RunId, SnapshotId, VolumeId};
+use crate::sys::lock::try_lock_until_closed;
 use crate::sys::poll::{PollAnswer, PollPolicy, poll_until};
 use crate::sys::tasks;
 use crate::sys::temp_file;
 use crate::sys::{loop_device, sparse_copy};
 use anyhow::{Context, Result};
 use async_trait::async_trait;
-use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -32,11 +32,8 @@ fn lock(store: &RegionStore, id: &VolumeId) -> Result<Option<File>> {
         Ok(file) => file,
         Err(e) => return Err(e).with_context(|| format!("opening {}", path.display())),
     };
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Some(file)),
-        Err(Errno::WOULDBLOCK | Errno::INTR) => Ok(None),
-        Err(e) => Err(e).with_context(|| format!("locking {}", path.display())),
-    }
+    let locked = try_lock_until_closed(&file).with_context(|| format!("locking {}", path.display()))?;
+    Ok(locked.then_some(file))
 }
 
 fn in_use_error(store: &RegionStore, id: &VolumeId) -> anyhow::Error {
@@ -161,7 +158,9 @@ impl Region {
         let copied = tasks::run(move |stop| sparse_copy::copy(&source, metadata.len(), &dir, stop)).await?;
         // The old file's lock is held until the new one is locked: nobody attaches in between.
         let own = copied.file().try_clone()?;
-        rustix::fs::flock(&own, FlockOperation::NonBlockingLockExclusive).context("locking a copy")?;
+        if !try_lock_until_closed(&own).context("locking a copy")? {
+            return Err(Errno::WOULDBLOCK).context("locking a copy");
+        }
         self.store().locked(move |_| copied.replace(&path)).await?;
         Ok(own)
     }

@@ -10,10 +10,11 @@ use super::backing;
 use super::backing::{BackingStore, WRITE_FAILED};
 use super::block_map::BlockMap;
 use super::fuse_fs;
-use super::overlay::{BaseBlocks, Overlay, lock};
+use super::overlay::{BaseBlocks, Overlay};
 use crate::error::Kind;
 use crate::ids::BLOCK;
 use crate::sys::capabilities;
+use crate::sys::lock::lock_mutex;
 use crate::sys::loop_device;
 use crate::sys::mount::api;
 use crate::sys::signals;
@@ -405,13 +406,13 @@ impl RequestedBlocks {
     /// Receives replies until oven has ended.
     fn listen(&self) {
         while let Some((index, errno)) = backing::receive(&self.control) {
-            lock(&self.answers).insert(index, Some(errno));
+            lock_mutex(&self.answers).insert(index, Some(errno));
             self.changed.notify_all();
         }
     }
 
     fn ready(&self, index: u32) -> io::Result<()> {
-        let mut answers = lock(&self.answers);
+        let mut answers = lock_mutex(&self.answers);
         loop {
             match answers.get(&index) {
                 Some(Some(0)) => return Ok(()),
@@ -425,7 +426,7 @@ impl RequestedBlocks {
                     // Oven always reads the requests. Otherwise a full socket would block here, and the thread that
                     // receives the replies with it.
                     backing::send(&self.control, (index, 0))?;
-                    answers = lock(&self.answers);
+                    answers = lock_mutex(&self.answers);
                 }
             }
         }

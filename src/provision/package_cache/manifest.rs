@@ -1,5 +1,6 @@
 //! The content of a cache's directory: all objects by path, and the digests of files.
 
+use crate::sys::lock::lock_mutex;
 use anyhow::{Context, Result, bail};
 use rustix::fs::{CWD, Mode, OFlags};
 use serde::{Deserialize, Serialize};
@@ -172,7 +173,7 @@ fn digests(dir: &Path, files: Vec<String>) -> Result<Vec<(String, String)>> {
     let work = || -> Result<Vec<(String, String)>> {
         let (mut done, mut buffer) = (Vec::new(), vec![0; BUFFER_BYTES]);
         loop {
-            let next = queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop();
+            let next = lock_mutex(&queue).pop();
             let Some((_, path)) = next else { return Ok(done) };
             let digest = digest(&dir.join(&path), &mut buffer)?;
             done.push((path, digest));

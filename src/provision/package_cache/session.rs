@@ -4,9 +4,8 @@ use super::manifest;
 use super::manifest::{CacheChanges, CacheEntry, CacheTree};
 use super::store::{CacheGeneration, CacheStore, Index, remove, total_bytes};
 use super::store::{LOCK, lock_file};
+use crate::sys::lock::{FileLock, LockMode};
 use anyhow::{Context, Result, bail};
-use nix::fcntl::Flock;
-use nix::fcntl::FlockArg;
 use oven_distro::Cache;
 use oven_distro::Holds;
 use rustix::fs::{CWD, FileType, Mode};
@@ -45,7 +44,7 @@ pub struct CacheSession {
     /// The number of cached bytes that were found, and the number of damaged objects.
     pub found: (u64, usize),
     dir: PathBuf,
-    _lock: Flock<File>,
+    _lock: FileLock,
 }
 
 impl CacheSession {
@@ -64,7 +63,7 @@ impl CacheSession {
         store.sweep();
         fs::create_dir_all(&key).with_context(|| format!("making {}", key.display()))?;
         let dir = store.work(&store_lock)?.keep();
-        let lock = lock_file(&dir.join(LOCK), FlockArg::LockExclusive)?;
+        let lock = lock_file(&dir.join(LOCK), LockMode::Exclusive)?;
         let base = CacheGeneration::newest(&key, caches.len())?;
         drop(store_lock);
         let holds: Vec<_> = caches.iter().map(|cache| cache.holds).collect();

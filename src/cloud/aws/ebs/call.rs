@@ -8,6 +8,7 @@ use crate::cloud::aws::ec2::Timeouts;
 use crate::cloud::aws::ec2::client::call::{ApiError, jitter};
 use crate::cloud::aws::ec2::client::errors::{Action, ErrorClass};
 use crate::ids::SnapshotId;
+use crate::sys::lock::lock_mutex;
 use crate::trace;
 use crate::trace::Track;
 use anyhow::Result;
@@ -15,7 +16,7 @@ use aws_sdk_ebs::Client;
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
@@ -82,7 +83,7 @@ impl EbsState {
     }
 
     fn entry(&self, id: &SnapshotId, born: Option<Instant>) -> Arc<KnownSnapshot> {
-        let mut snapshots = self.snapshots.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut snapshots = lock_mutex(&self.snapshots);
         let new = || {
             let (gets, puts) = (RateLimiter::unlimited_until_refused(), RateLimiter::default());
             Arc::new(KnownSnapshot { id: id.clone(), tokens: BlockTokens::default(), gets, puts, born })

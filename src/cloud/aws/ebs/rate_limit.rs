@@ -1,7 +1,8 @@
 //! Limits the calls a second to EBS direct's quota, and to what EBS accepts at the moment.
 
+use crate::sys::lock::lock_mutex;
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
@@ -88,7 +89,7 @@ impl RateLimiter {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock_mutex(&self.state)
     }
 
     /// Waits for a turn, behind those who wait already. A caller that is dropped takes none.
