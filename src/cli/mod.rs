@@ -19,8 +19,8 @@ use crate::error::{Kind, SUCCESS};
 use crate::report::events::FORMAT;
 use crate::report::{Level, Report, Style};
 use crate::site::Site;
-use crate::sys::private_tmpfs;
 use crate::sys::signals::{self, Signal};
+use crate::sys::{namespaces, private_tmpfs};
 use crate::trace::Trace;
 use crate::undo::Leftover;
 use anyhow::{Error, Result};
@@ -97,7 +97,7 @@ fn prepare(cli: &Cli) -> Result<()> {
         _ => return Ok(()),
     };
     crate::doctor::checks::ensure_ready(Site::needs(&cli.global.overrides(), definition))?;
-    crate::sandbox::private_mounts()?;
+    namespaces::private_mounts()?;
     private_tmpfs::mount()
 }
 

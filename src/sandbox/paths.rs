@@ -1,6 +1,7 @@
 //! Resolves paths inside an image name by name, and creates small files without changing the times of their
 //! directories.
 
+use crate::error::Kind;
 use anyhow::{Context, Result, bail};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, Timespec, Timestamps};
@@ -8,7 +9,7 @@ use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
 use std::time::SystemTime;
@@ -18,6 +19,21 @@ const MAX_LINKS: usize = 40;
 
 /// `/run` is mounted for each step, so a target below it is created in that mount.
 pub(crate) const RUN: &str = "run";
+
+/// Opens a directory directly below the root as a mount point. If it is a link or a file, returns an error with its
+/// name, because the mount would be attached elsewhere.
+pub(crate) fn api_directory(root: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
+    let open = || -> io::Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(root, name, flags, Mode::empty())?)
+    };
+    open().map_err(|error| {
+        Kind::Step
+            .failure(format!("the image's /{name} is not a directory ({error})"))
+            .hint("A step mounts its own there. Make it a directory in the base image.")
+            .into()
+    })
+}
 
 /// The result of resolving a path inside an image.
 pub(crate) struct ResolvedPath {

@@ -7,6 +7,7 @@ pub(crate) mod landlock;
 pub mod lock;
 pub mod loop_device;
 pub mod mount;
+pub mod namespaces;
 pub mod poll;
 pub mod private_tmpfs;
 pub(crate) mod seccomp;

@@ -17,13 +17,11 @@ use crate::sys::capabilities;
 use crate::sys::lock::lock_mutex;
 use crate::sys::loop_device;
 use crate::sys::mount::api;
+use crate::sys::namespaces;
 use crate::sys::signals;
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, UnmountFlags, mount_change, unmount,
-};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, Shutdown, SocketFlags, SocketType,
@@ -255,20 +253,12 @@ pub fn check_available() -> Result<()> {
 
 /// Creates a detached mount. It ends when its last descriptor is closed.
 fn mount(fuse: &OwnedFd) -> Result<OwnedFd> {
-    let make = || -> rustix::io::Result<OwnedFd> {
-        let mounting = rustix::mount::fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC)?;
-        let set = |name: &str, value: &str| rustix::mount::fsconfig_set_string(&mounting, name, value);
-        set("source", "oven")?;
-        set("fd", &fuse.as_raw_fd().to_string())?;
-        set("rootmode", "40000")?;
-        set("user_id", "0")?;
-        set("group_id", "0")?;
-        rustix::mount::fsconfig_create(&mounting)?;
-        let attributes = MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOSUID;
-        rustix::mount::fsmount(&mounting, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
-    };
-    make().map_err(|error| {
-        let failure = Kind::Machine.failure(format!("the kernel refused a FUSE mount: {error}"));
+    let fd = fuse.as_raw_fd().to_string();
+    let options =
+        [("source", "oven"), ("fd", &*fd), ("rootmode", "40000"), ("user_id", "0"), ("group_id", "0")];
+    api::new_file_system("fuse", &options, api::PLAIN).map_err(|error| {
+        let why = error.root_cause();
+        let failure = Kind::Machine.failure(format!("the kernel refused a FUSE mount: {why}"));
         failure.hint("oven needs root with all its capabilities, and Linux 5.12 or later.").into()
     })
 }
@@ -362,31 +352,20 @@ fn detach_thread() -> Result<()> {
 /// Moves to an empty root in a new mount namespace. If the server stayed in oven's namespace and all processes were
 /// killed, it could be the last one in it. Then its end would unmount the disk and wait for a reply that only it could
 /// send.
-#[allow(unsafe_code)]
 fn leave_mounts() -> Result<()> {
-    // SAFETY: neither memory nor descriptors of this process are unshared.
-    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }?;
+    namespaces::unshare(UnshareFlags::NEWNS)?;
     // The mounts become private first, so that unmounting in this namespace does not unmount in others.
-    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    namespaces::make_mounts_private()?;
     let empty = api::new_file_system("tmpfs", &[("size", "4k"), ("mode", "0555")], api::READ_ONLY)?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     api::attach(&empty, rustix::fs::openat(CWD, "/proc", flags, Mode::empty())?)?;
-    rustix::process::fchdir(&empty)?;
-    rustix::process::pivot_root(".", ".")?;
-    unmount(".", UnmountFlags::DETACH)?;
-    rustix::process::chdir("/")?;
-    Ok(())
+    namespaces::pivot_to(&empty)
 }
-
-/// `<linux/prctl.h>`.
-const PR_SET_IO_FLUSHER: libc::c_int = 57;
 
 /// Tells the kernel not to wait for this disk when this process needs memory. This needs CAP_SYS_RESOURCE. Without it
 /// the server works, but is less robust when memory is short.
-#[allow(unsafe_code)]
 fn set_io_flusher() {
-    // SAFETY: this prctl takes only numbers.
-    unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) };
+    _ = rustix::process::configure_io_flusher_behavior(true);
 }
 
 /// The base's blocks, in the server. It requests them from oven, which writes them to the cache's file.
