@@ -98,8 +98,12 @@ pub struct Needs {
 
 /// All checks that need no region and no attempt.
 pub fn checks(needs: Needs) -> Vec<Check> {
-    let mut checks =
-        vec![Check::new("root", nix::unistd::geteuid().is_root(), "oven is not run as root", "Use sudo.")];
+    let mut checks = vec![Check::new(
+        "root",
+        rustix::process::geteuid().is_root(),
+        "oven is not run as root",
+        "Use sudo.",
+    )];
     if !checks[0].lacks() {
         checks.push(capabilities(held_capabilities()));
     }
@@ -149,7 +153,7 @@ pub fn checks(needs: Needs) -> Vec<Check> {
 /// `required`: without it no step gets the network.
 pub fn credential_blocking(required: bool) -> Option<Check> {
     const WHAT: &str = "cgroup v2 and BPF";
-    if !nix::unistd::geteuid().is_root() {
+    if !rustix::process::geteuid().is_root() {
         return None;
     }
     let fence = EgressFence::make();
@@ -202,7 +206,7 @@ pub fn region(dir: &Path) -> Check {
 /// node. `required`: the settings ask for such disks.
 fn fuse(required: bool) -> Option<Check> {
     const WHAT: &str = "FUSE";
-    if !nix::unistd::geteuid().is_root() {
+    if !rustix::process::geteuid().is_root() {
         return None;
     }
     let tried = server::check_available();
@@ -267,8 +271,8 @@ fn loop_devices() -> Check {
 
 /// Whether the running kernel can load a file system on demand.
 fn has_module(name: &str) -> bool {
-    let Ok(uname) = nix::sys::utsname::uname() else { return false };
-    let index = Path::new("/lib/modules").join(uname.release()).join("modules.dep");
+    let uname = rustix::system::uname();
+    let index = Path::new("/lib/modules").join(&*uname.release().to_string_lossy()).join("modules.dep");
     std::fs::read_to_string(index)
         .is_ok_and(|dep| dep.lines().any(|line| line.contains(&format!("/{name}.ko"))))
 }

@@ -13,7 +13,7 @@ use crate::sys::block_ioctls::PartitionChange;
 use crate::sys::lock::{FileLock, LockMode};
 use crate::sys::seccomp::SyscallFilter;
 use crate::sys::tasks;
-use crate::sys::{capabilities, landlock};
+use crate::sys::{capabilities, landlock, namespaces};
 use crate::text::human_size;
 use anyhow::{Context, Result};
 use rustix::fs::Mode;
@@ -181,8 +181,7 @@ async fn run_tool(name: &str, arguments: &[&str], device: &OwnedFd, good: &[i32]
         // SAFETY: the child has a copy of the descriptor, which its parent keeps open until the child has ended.
         let device = unsafe { BorrowedFd::borrow_raw(device) };
         rustix::io::fcntl_setfd(device, rustix::io::FdFlags::empty())?;
-        // SAFETY: the flags unshare neither memory nor descriptors of this process.
-        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET | UnshareFlags::NEWIPC)? };
+        namespaces::unshare(UnshareFlags::NEWNET | UnshareFlags::NEWIPC)?;
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
         let failed = |_| std::io::Error::from(std::io::ErrorKind::PermissionDenied);
         capabilities::reduce_to(CapabilitySet::empty()).map_err(failed)?;

@@ -10,11 +10,12 @@ use super::{egress, init, mount_tree};
 use crate::error::Kind;
 use crate::sys::fds::close_from;
 use crate::sys::seccomp::SyscallFilter;
-use crate::sys::{capabilities, landlock};
+use crate::sys::{capabilities, landlock, namespaces};
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use rustix::fs::Mode;
+use rustix::io::FdFlags;
 use rustix::process::{DumpableBehavior, Signal};
 use rustix::thread::UnshareFlags;
 use std::fs::File;
@@ -35,6 +36,11 @@ const MAX_PROCESSES: &str = "4096";
 /// oven must not set it.
 const PID_MAX_IS_NAMESPACED: (u32, u32) = (6, 14);
 
+mod raw {
+    #![allow(unsafe_code, clippy::undocumented_unsafe_blocks)]
+    nix::ioctl_write_ptr_bad!(set_interface_flags, libc::SIOCSIFFLAGS, libc::ifreq);
+}
+
 pub fn main() -> ExitCode {
     let Some((spec, control)) = take_descriptors() else {
         eprintln!("oven: {} is only for oven itself", super::VERB);
@@ -53,16 +59,15 @@ fn take_descriptors() -> Option<(File, OwnedFd)> {
     if std::process::id() != 1 {
         return None;
     }
+    for number in [SPEC, CONTROL] {
+        // SAFETY: the process has one thread, so nothing opens or closes this descriptor meanwhile. If it is not open,
+        // the call fails.
+        let fd = unsafe { BorrowedFd::borrow_raw(number) };
+        rustix::io::fcntl_setfd(fd, FdFlags::CLOEXEC).ok()?;
+    }
     // SAFETY: both descriptors are open, which is checked above, and nothing else owns them, because the process has
     // just started.
-    let (spec, control) = unsafe {
-        if libc::fcntl(SPEC, libc::F_SETFD, libc::FD_CLOEXEC) < 0
-            || libc::fcntl(CONTROL, libc::F_SETFD, libc::FD_CLOEXEC) < 0
-        {
-            return None;
-        }
-        (File::from_raw_fd(SPEC), OwnedFd::from_raw_fd(CONTROL))
-    };
+    let (spec, control) = unsafe { (File::from_raw_fd(SPEC), OwnedFd::from_raw_fd(CONTROL)) };
     rustix::net::sockopt::socket_type(&control).ok()?;
     Some((spec, control))
 }
@@ -110,23 +115,19 @@ fn serve(mut spec: File, control: &OwnedFd) -> Result<HelperMessage> {
 }
 
 /// Creates the step's namespaces, except the PID namespace, which exists already.
-#[allow(unsafe_code)]
 fn create_namespaces(spec: &StepSpec) -> Result<()> {
     let mut flags = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
     if !spec.network {
         flags |= UnshareFlags::NEWNET;
     }
-    // SAFETY: this process has one thread, and the flags share nothing of its memory or descriptors.
-    let unshared = unsafe { rustix::thread::unshare_unsafe(flags) };
-    unshared.map_err(|error| {
+    namespaces::unshare(flags).map_err(|error| {
         Kind::Machine
             .failure(format!("the kernel does not create namespaces ({error})"))
             .hint("oven needs root with all its capabilities; `oven doctor` shows what is missing.")
     })?;
     // This namespace hides only a name, and not every kernel supports it, so a failure is ignored.
-    // SAFETY: as above.
-    let _ = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWCGROUP) };
-    nix::unistd::sethostname(HOST_NAME).context("naming the step's machine")?;
+    let _ = namespaces::unshare(UnshareFlags::NEWCGROUP);
+    rustix::system::sethostname(HOST_NAME.as_bytes()).context("naming the step's machine")?;
     if !spec.network {
         raise_loopback().context("raising the loopback interface")?;
     }
@@ -144,9 +145,8 @@ fn raise_loopback() -> Result<()> {
     }
     request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
     // SAFETY: the request takes an `ifreq`, which lives until the call returns.
-    if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) } < 0 {
-        return Err(std::io::Error::last_os_error().into());
-    }
+    unsafe { raw::set_interface_flags(socket.as_raw_fd(), &raw const request) }
+        .map_err(std::io::Error::from)?;
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use super::spec::StepSpec;
 use crate::error::Kind;
 use crate::sys::mount::api::{READ_ONLY, clone_mount, restrict};
 use anyhow::{Context, Result};
+use nix::sys::signal::{SigSet, SigmaskHow};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use rustix::fs::{CWD, MemfdFlags, Mode, OFlags, SeekFrom};
@@ -193,6 +194,7 @@ fn spawn(program: &OwnedFd, inherited: &[OwnedFd; 5], cgroup: Option<BorrowedFd<
     };
     let child: *mut libc::c_void = (&raw mut child).cast();
     let mut pidfd: RawFd = -1;
+    let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
     // SAFETY: until it executes or ends, the child makes only system calls, with pointers to data that were created
     // before. So it needs no lock or allocation of a thread that it does not have. No signal handler of this process
     // runs in it, because all signals are blocked; they are unblocked below. The kernel writes `pidfd` when the call
@@ -200,10 +202,6 @@ fn spawn(program: &OwnedFd, inherited: &[OwnedFd; 5], cgroup: Option<BorrowedFd<
     // thread continues only when the child no longer uses the memory (CLONE_VFORK). Otherwise the child has a copy of
     // everything.
     unsafe {
-        let mut all = std::mem::zeroed::<libc::sigset_t>();
-        let mut before = std::mem::zeroed::<libc::sigset_t>();
-        libc::sigfillset(&raw mut all);
-        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
         let flags = libc::CLONE_NEWPID | libc::CLONE_PIDFD;
         let pid = match cgroup {
             // This is the older call, which every container permits. The memory is shared and not copied, because
@@ -229,7 +227,8 @@ fn spawn(program: &OwnedFd, inherited: &[OwnedFd; 5], cgroup: Option<BorrowedFd<
             }
         };
         let error = io::Error::last_os_error();
-        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut());
+        // This cannot fail, because the mask is one that the kernel returned.
+        _ = before.thread_set_mask();
         if pid < 0 { Err(error) } else { Ok(OwnedFd::from_raw_fd(pidfd)) }
     }
 }
@@ -250,24 +249,18 @@ impl TerminalState {
 }
 
 impl Drop for TerminalState {
-    #[allow(unsafe_code)]
     fn drop(&mut self) {
         let stdin = rustix::stdio::stdin();
         // This process is in the background now. Taking the terminal back must not stop it.
-        // SAFETY: the set is initialised before use, and lives until each call returns.
-        unsafe {
-            let mut set = std::mem::zeroed::<libc::sigset_t>();
-            let mut before = std::mem::zeroed::<libc::sigset_t>();
-            libc::sigemptyset(&raw mut set);
-            libc::sigaddset(&raw mut set, libc::SIGTTOU);
-            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, &raw mut before);
-            let _ = rustix::termios::tcsetpgrp(stdin, self.group);
-            // Output that a step stopped is resumed, because nothing may wait for it. Unread input is discarded: a
-            // terminal replies to queries of a program, and the next shell would take a reply for input of its user.
-            let _ = rustix::termios::tcflow(stdin, rustix::termios::Action::OOn);
-            let _ = rustix::termios::tcsetattr(stdin, rustix::termios::OptionalActions::Now, &self.modes);
-            let _ = rustix::termios::tcflush(stdin, rustix::termios::QueueSelector::IFlush);
-            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut());
-        }
+        let mut background = SigSet::empty();
+        background.add(nix::sys::signal::Signal::SIGTTOU);
+        let before = background.thread_swap_mask(SigmaskHow::SIG_BLOCK);
+        let _ = rustix::termios::tcsetpgrp(stdin, self.group);
+        // Output that a step stopped is resumed, because nothing may wait for it. Unread input is discarded: a terminal
+        // replies to queries of a program, and the next shell would take a reply for input of its user.
+        let _ = rustix::termios::tcflow(stdin, rustix::termios::Action::OOn);
+        let _ = rustix::termios::tcsetattr(stdin, rustix::termios::OptionalActions::Now, &self.modes);
+        let _ = rustix::termios::tcflush(stdin, rustix::termios::QueueSelector::IFlush);
+        let _ = before.and_then(|before| before.thread_set_mask());
     }
 }

@@ -5,9 +5,9 @@ use anyhow::{Context, Result, bail};
 use rustix::fs::{CWD, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File, Metadata};
+use std::fs::{self, File, Metadata, Permissions};
 use std::io::Read;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// The size of one read in bytes.
@@ -219,7 +219,7 @@ pub fn create_tree(to: &Path, tree: &CacheTree, put: &dyn Fn(&str, &Path) -> Res
             CacheEntry::Directory { mode, uid, gid } => {
                 fs::create_dir(&at).with_context(making)?;
                 std::os::unix::fs::chown(&at, Some(*uid), Some(*gid)).with_context(making)?;
-                rustix::fs::chmod(&at, Mode::from_raw_mode(*mode)).with_context(making)?;
+                fs::set_permissions(&at, Permissions::from_mode(*mode)).with_context(making)?;
             }
             CacheEntry::File { .. } => put(path, &at).with_context(making)?,
             CacheEntry::Link(target) => std::os::unix::fs::symlink(target, &at).with_context(making)?,

@@ -13,8 +13,9 @@ use anyhow::{Context, Result};
 use rustix::fs::{CWD, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::{self, BufReader, BufWriter, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use tempfile::TempDir;
@@ -88,7 +89,7 @@ impl CacheStore {
     /// Locks the store. The lock is held only for moments, to read the store and to publish.
     pub fn lock(&self) -> Result<FileLock> {
         fs::create_dir_all(&self.dir).with_context(|| format!("making {}", self.dir.display()))?;
-        rustix::fs::chmod(&self.dir, Mode::RWXU)
+        fs::set_permissions(&self.dir, Permissions::from_mode(0o700))
             .with_context(|| format!("restricting the access to {}", self.dir.display()))?;
         lock_file(&self.dir.join(LOCK), LockMode::Exclusive)
     }
