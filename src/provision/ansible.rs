@@ -8,7 +8,7 @@ use super::plan_steps;
 use super::programs::{ANSIBLE, has_program};
 use crate::definition::{FILE, Script};
 use crate::error::Kind;
-use crate::text::match_wildcards;
+use crate::text::{list_first, match_wildcards};
 use anyhow::{Context, Result};
 use oven_distro::Step;
 use std::collections::BTreeSet;
@@ -54,7 +54,7 @@ impl BakeTools {
             return Err(Kind::Step
                 .failure(format!(
                     "installing Ansible for the bake changed packages of the image: {}",
-                    join_names(&changed)
+                    list_first(&changed, NAMED_MAX, ", ")
                 ))
                 .hint("Update the image first (`upgrade = true`), or add Ansible to `packages`.")
                 .into());
@@ -92,7 +92,7 @@ impl BakeTools {
             let names: Vec<_> = needed.iter().map(|package| format!("`{}`", package.name)).collect();
             let text = format!(
                 "these came with Ansible and stay, because packages that were installed since need them: {}",
-                join_names(&names)
+                list_first(&names, NAMED_MAX, ", ")
             );
             runner.work.report.note(text);
         }
@@ -123,7 +123,7 @@ impl BakeTools {
         }
         Err(Kind::Step.error(format!(
             "removing what was installed for Ansible did not restore the image's packages: {}",
-            join_names(&wrong)
+            list_first(&wrong, NAMED_MAX, ", ")
         )))
     }
 }
@@ -170,12 +170,6 @@ fn fill_in_packages(argv: &[String], packages: &[InstalledPackage]) -> Vec<Strin
         }
     };
     argv.iter().flat_map(each).collect()
-}
-
-fn join_names(names: &[String]) -> String {
-    let more = names.len().saturating_sub(NAMED_MAX);
-    let shown = names[..names.len() - more].join(", ");
-    if more > 0 { format!("{shown}, and {more} more") } else { shown }
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use crate::image::tree::ImageTree;
 use crate::provision::context::MountedImage;
 use crate::report::Report;
 use crate::sys::tasks::run_to_end;
+use crate::text::list_first;
 use anyhow::{Context, Result};
 use device_names::DiskNames;
 use kernels::{DriverSet, Kernel};
@@ -176,15 +177,13 @@ fn fail_if_any(found: &[String], own: &DiskNames) -> Result<()> {
     if found.is_empty() {
         return Ok(());
     }
-    let mut list: String = found.iter().take(NAMED_MAX).map(|finding| format!("\n    {finding}")).collect();
-    if let Some(more) = found.len().checked_sub(NAMED_MAX).filter(|more| *more > 0) {
-        list += &format!("\n    and {more} more");
-    }
+    let list = list_first(found, NAMED_MAX, "\n    ");
     let mut hint =
         String::from("A package or a script of this bake wrote it. Correct it there, or in a later [[run]].");
     let names = own.names();
     if !names.is_empty() {
         hint += &format!(" The image's own disk has {}.", names.join(", "));
     }
-    Err(Kind::Step.failure(format!("the image would not boot on an instance:{list}")).hint(hint).into())
+    let what = format!("the image would not boot on an instance:\n    {list}");
+    Err(Kind::Step.failure(what).hint(hint).into())
 }

@@ -12,6 +12,7 @@ use crate::error::Kind;
 use crate::image::tree::ImageTree;
 use crate::image::walk::Walk;
 use crate::provision::context::ProvisionContext;
+use crate::text::list_first;
 use anyhow::Result;
 use rustix::fs::FileType;
 use std::collections::BTreeSet;
@@ -130,14 +131,10 @@ pub fn lint(inside: &ImageTree, work: &ProvisionContext<'_>, before: &LintBaseli
         "Remove it in a script. If every instance should have it, accept it in image.toml: [clean] keep = [\"{}\"].",
         first.path
     );
-    let more = found.len().saturating_sub(NAMED_MAX);
-    let mut list: String =
-        found.iter().take(NAMED_MAX).map(|f| format!("\n    {}: {}", f.path, f.what)).collect();
-    if more > 0 {
-        list += &format!("\n    and {more} more");
-    }
+    let lines: Vec<_> = found.iter().map(|finding| format!("{}: {}", finding.path, finding.what)).collect();
+    let list = list_first(&lines, NAMED_MAX, "\n    ");
     Err(Kind::Step
-        .failure(format!("the image contains machine-specific data or leftovers of the bake:{list}"))
+        .failure(format!("the image contains machine-specific data or leftovers of the bake:\n    {list}"))
         .hint(hint)
         .into())
 }
