@@ -5,6 +5,29 @@ use crate::error::Kind;
 use anyhow::{Error, Result};
 use std::fmt;
 
+/// The minimum and the maximum number of characters of an image's name.
+pub const IMAGE_NAME_LENGTH: (usize, usize) = (3, 128);
+/// The maximum number of characters of an image's description.
+pub const MAX_DESCRIPTION: usize = 255;
+/// The maximum number of tags of a resource.
+pub const MAX_TAGS: usize = 50;
+/// The maximum number of characters of a tag's key.
+pub const MAX_TAG_KEY: usize = 128;
+/// The maximum number of characters of a tag's value.
+pub const MAX_TAG_VALUE: usize = 256;
+/// The size of the largest volume in GiB (io2; other types end at 16 TiB, and EC2 says so).
+pub const MAX_VOLUME_GIB: u64 = 65536;
+
+/// Whether an image's name may have this character.
+pub fn is_image_name_character(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "()[] ./-'@_".contains(c)
+}
+
+/// Whether only AWS itself may set a tag with this key.
+pub fn is_reserved_tag_key(key: &str) -> bool {
+    key.to_ascii_lowercase().starts_with("aws:")
+}
+
 /// An error in EC2's form: the code comes first.
 pub fn ec2_error(code: &str, text: impl fmt::Display) -> Error {
     Kind::Cloud.error(format!("{code}: {text}"))
@@ -18,9 +41,10 @@ pub fn not_found_error(code: &str, text: impl fmt::Display) -> Error {
 /// An AMI's name: 3 to 128 letters, digits and `()[] ./-'@_`.
 pub fn check_image_name(name: &str) -> Result<()> {
     let length = name.chars().count();
-    let problem = if !(3..=128).contains(&length) {
+    let (least, most) = IMAGE_NAME_LENGTH;
+    let problem = if !(least..=most).contains(&length) {
         format!("it has {length} characters")
-    } else if let Some(c) = name.chars().find(|c| !c.is_ascii_alphanumeric() && !"()[] ./-'@_".contains(*c)) {
+    } else if let Some(c) = name.chars().find(|c| !is_image_name_character(*c)) {
         format!("it has a {c:?}")
     } else {
         return Ok(());
@@ -32,30 +56,31 @@ pub fn check_image_name(name: &str) -> Result<()> {
 
 /// An AMI's description: at most 255 characters.
 pub fn check_description(text: &str) -> Result<()> {
-    match text.chars().count() {
-        0..=255 => Ok(()),
-        n => Err(ec2_error(
-            "InvalidParameterValue",
-            format!("the description has {n} characters; at most 255 are allowed"),
-        )),
+    let length = text.chars().count();
+    if length <= MAX_DESCRIPTION {
+        return Ok(());
     }
+    let problem = format!("the description has {length} characters; at most {MAX_DESCRIPTION} are allowed");
+    Err(ec2_error("InvalidParameterValue", problem))
 }
 
 /// At most 50 tags; keys of 1 to 128 characters, not beginning with `aws:`; values of at most 256.
 pub fn check_tags(tags: &Tags) -> Result<()> {
-    if tags.len() > 50 {
+    if tags.len() > MAX_TAGS {
         return Err(ec2_error(
             "TagLimitExceeded",
-            format!("there are {} tags; at most 50 are allowed", tags.len()),
+            format!("there are {} tags; at most {MAX_TAGS} are allowed", tags.len()),
         ));
     }
     for (key, value) in tags {
         let (key_length, value_length) = (key.chars().count(), value.chars().count());
-        let problem = if !(1..=128).contains(&key_length) {
-            format!("the tag key {key:?} has {key_length} characters; 1 to 128 are allowed")
-        } else if value_length > 256 {
-            format!("the value of the tag {key:?} has {value_length} characters; at most 256 are allowed")
-        } else if key.to_ascii_lowercase().starts_with("aws:") {
+        let problem = if !(1..=MAX_TAG_KEY).contains(&key_length) {
+            format!("the tag key {key:?} has {key_length} characters; 1 to {MAX_TAG_KEY} are allowed")
+        } else if value_length > MAX_TAG_VALUE {
+            format!(
+                "the value of the tag {key:?} has {value_length} characters; at most {MAX_TAG_VALUE} are allowed"
+            )
+        } else if is_reserved_tag_key(key) {
             format!("the tag key {key:?} begins with 'aws:', which is reserved for internal use")
         } else {
             continue;

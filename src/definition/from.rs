@@ -3,6 +3,7 @@
 use super::keys::SPELLINGS;
 use super::{FILE, From, validate};
 use crate::cloud::BaseRef;
+use crate::cloud::ec2_rules::{IMAGE_NAME_LENGTH, is_image_name_character};
 use crate::config::toml_reader::Table;
 use crate::ids::ImageId;
 use std::path::Path;
@@ -127,11 +128,13 @@ fn parameter(name: &str) -> Result<String, String> {
 }
 
 fn pattern(name: &str) -> Result<String, String> {
-    let good = |c: &char| c.is_ascii_alphanumeric() || " ()[]./-'@_*?".contains(*c);
+    let good = |c: &char| is_image_name_character(*c) || "*?".contains(*c);
     match name.chars().find(|c| !good(c)) {
         Some(bad) => Err(format!("is {name:?}: no image's name has the character {bad:?}")),
         None if name.trim().is_empty() => Err("is empty: it should be an image's name".into()),
-        None if name.len() > 128 => Err("is longer than any image's name (128 characters)".into()),
+        None if name.len() > IMAGE_NAME_LENGTH.1 => {
+            Err(format!("is longer than any image's name ({} characters)", IMAGE_NAME_LENGTH.1))
+        }
         None => Ok(name.into()),
     }
 }

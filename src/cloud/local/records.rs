@@ -42,6 +42,8 @@ pub struct Completion {
 
 /// Raised when records change so that an older oven would misread them.
 const FORMAT: u32 = 1;
+/// The maximum size of a volume, and so of a snapshot.
+pub const MAX_GIB: u64 = 16384;
 /// Sections under the lock take milliseconds; a wait of a minute means that a process was stopped within one.
 const LOCK_WAIT: PollPolicy = PollPolicy::local(Duration::from_secs(60));
 

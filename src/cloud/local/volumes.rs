@@ -1,6 +1,6 @@
 //! The volumes of a region: sparse files that are attached as loop devices.
 
-use super::records::{RegionStore, SnapshotRecord, VolumeRecord, created_after, now, sync_dir};
+use super::records::{MAX_GIB, RegionStore, SnapshotRecord, VolumeRecord, created_after, now, sync_dir};
 use super::{PENDING_POLL, Region};
 use crate::cloud::ec2_rules::{check_tags, ec2_error, new_id};
 use crate::cloud::{Tags, VolumeSpec, Volumes, tag};
@@ -199,9 +199,9 @@ impl Volumes for Region {
         let tags = with_run_tag(&spec.tags, &spec.run)?;
         let snapshot: SnapshotRecord = self.store().get(&spec.snapshot.0)?;
         self.store().ensure_completed(&snapshot)?;
-        if spec.size_gib < snapshot.size_gib || spec.size_gib > 16384 {
+        if spec.size_gib < snapshot.size_gib || spec.size_gib > MAX_GIB {
             let text = format!(
-                "the volume has {} GiB; the snapshot {} has {} GiB, and at most 16384 GiB are allowed",
+                "the volume has {} GiB; the snapshot {} has {} GiB, and at most {MAX_GIB} GiB are allowed",
                 spec.size_gib, snapshot.id, snapshot.size_gib
             );
             return Err(ec2_error("InvalidParameterValue", text));

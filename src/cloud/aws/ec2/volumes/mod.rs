@@ -10,6 +10,7 @@ use super::client::errors::{CREATE_TAGS, CREATE_VOLUME, DESCRIBE_VOLUMES, ErrorC
 use super::images::PAGE;
 use super::images::convert;
 use super::images::convert::{filter, tag_filter};
+use crate::cloud::ec2_rules::MAX_VOLUME_GIB;
 use crate::cloud::image_attributes::check_volume_kind;
 use crate::cloud::{VolumeSpec, tag};
 use crate::error::Kind;
@@ -28,8 +29,6 @@ use tokio::time::Instant;
 
 /// After this many polls in a row that do not show a new volume, EC2 is asked what became of it.
 pub const ABSENT_POLLS: u32 = 3;
-/// The largest volume of EC2 in GiB (io2; other types end at 16 TiB, and EC2 says so).
-const MAX_GIB: u64 = 65536;
 
 /// A token by which EC2 recognizes a repeated call. It is derived from the run and not from the fingerprint, or two
 /// builders would get the same volume. 64 characters are allowed.
@@ -99,9 +98,11 @@ impl Ec2 {
     pub(crate) async fn create_volume(&self, spec: &VolumeSpec) -> Result<VolumeId> {
         let tags = self.owned(&spec.tags, &spec.run)?;
         check_volume_kind(&spec.kind, "[disk]")?;
-        if spec.size_gib > MAX_GIB {
-            let text =
-                format!("a volume of {} GiB is too large: the maximum is {MAX_GIB} GiB", spec.size_gib);
+        if spec.size_gib > MAX_VOLUME_GIB {
+            let text = format!(
+                "a volume of {} GiB is too large: the maximum is {MAX_VOLUME_GIB} GiB",
+                spec.size_gib
+            );
             return Err(Kind::Definition.error(text));
         }
         let (zone, what) = (self.zone()?, format!("of {}, run {}", spec.snapshot, spec.run));
