@@ -10,7 +10,6 @@ mod kernels;
 #[cfg(test)]
 mod tests;
 
-use super::rules;
 use crate::error::Kind;
 use crate::image::tree::ImageTree;
 use crate::provision::context::MountedImage;
@@ -159,7 +158,7 @@ fn log_drivers(path: &str, built_in: DriverSet, found: DriverSet, report: &Repor
 fn texts(inside: &ImageTree) -> Result<Vec<(String, device_names::BootTextKind, Vec<u8>)>> {
     let mut all = Vec::new();
     for (pattern, kind) in TEXTS {
-        for (path, file_type) in rules::expand(inside, pattern)? {
+        for (path, file_type) in inside.expand(pattern)? {
             // A link leads to another of these files, or into /etc. The content of its target is checked.
             if matches!(file_type, FileType::RegularFile | FileType::Symlink) && is_file(inside, &path)? {
                 all.push((path.clone(), kind, inside.read(&path)?.unwrap_or_default()));
