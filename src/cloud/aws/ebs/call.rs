@@ -5,7 +5,7 @@ use super::rate_limit::{MAX_PER_SECOND, RateLimiter};
 use super::tokens::BlockTokens;
 use super::workers::{Worker, Workers};
 use crate::cloud::aws::ec2::Timeouts;
-use crate::cloud::aws::ec2::client::call::{ApiError, jitter};
+use crate::cloud::aws::ec2::client::call::{ApiError, Circumstances, Retries};
 use crate::cloud::aws::ec2::client::errors::{Action, ErrorClass};
 use crate::ids::SnapshotId;
 use crate::sys::lock::lock_mutex;
@@ -112,12 +112,11 @@ impl EbsState {
     where
         F: Future<Output = Result<T, ApiError>>,
     {
-        let (start, timeouts) = (Instant::now(), &self.timeouts);
-        let mut tries = 0u32;
         // Calls for blocks are not traced here: there are thousands, and their callers count them.
         let track = if limiter.is_some() { Track::default() } else { Track::here() };
         let mut span = track.span(trace::Lane::Ebs, action.name);
         span.tell("what", snapshot.id.0.as_str());
+        let mut retries = Retries::new(action, &self.timeouts, span);
         loop {
             if let Some(limiter) = limiter {
                 limiter.turn().await;
@@ -133,33 +132,20 @@ impl EbsState {
             if refused.code.is_some() {
                 self.answered.store(true, Ordering::Relaxed);
             }
-            span.tell("refused", refused.code.as_deref().unwrap_or("no answer"));
+            if matches!(refused.class, ErrorClass::Throttled | ErrorClass::Paced) {
+                limiter.inspect(|limiter| limiter.refused());
+            }
+            let expired = refused.class == ErrorClass::Expired;
             let answered = self.answered.load(Ordering::Relaxed);
-            let mut pause =
-                jitter(timeouts.backoff.saturating_mul(1 << tries.min(16)).min(timeouts.backoff_longest));
-            let patience = match refused.class {
-                ErrorClass::Throttled | ErrorClass::Paced => {
-                    limiter.inspect(|limiter| limiter.refused());
-                    timeouts.throttled
-                }
-                // Credentials that never worked will not be replaced by good ones.
-                ErrorClass::Expired if tries < 3 && answered => {
-                    lane.renew();
-                    timeouts.throttled
-                }
-                ErrorClass::Lost if action.twice && answered => timeouts.outage,
-                ErrorClass::Lost if action.twice => timeouts.unreachable,
-                ErrorClass::NotYet if snapshot.born.is_some_and(|born| born.elapsed() < timeouts.visible) => {
-                    pause = pause.min(timeouts.max_poll).max(timeouts.first_poll);
-                    timeouts.visible
-                }
-                _ if tries > 0 => return Err(refused.tried(start.elapsed())),
-                _ => return Err(refused),
+            let circumstances = Circumstances {
+                answered,
+                renewable: answered,
+                may_be_new: snapshot.born.is_some_and(|born| born.elapsed() < self.timeouts.visible),
+                rate_limited: true,
             };
-            tries += 1;
-            span.tell("tries", tries + 1);
-            if start.elapsed() + pause > patience {
-                return Err(refused.tried(start.elapsed()));
+            let pause = retries.pause_after(refused, &circumstances)?;
+            if expired {
+                lane.renew();
             }
             sleep(pause).await;
         }

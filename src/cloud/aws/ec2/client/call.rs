@@ -3,9 +3,9 @@
 
 use super::connection::{clock_offset, clock_problem};
 use super::errors::{Action, ErrorClass, classify, hint_for_code};
-use crate::cloud::aws::ec2::Ec2;
+use crate::cloud::aws::ec2::{Ec2, Timeouts};
 use crate::error::Kind;
-use crate::trace::{Lane, Track};
+use crate::trace::{Lane, Span, Track};
 use anyhow::Error;
 use aws_sdk_ec2::Client;
 use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
@@ -206,7 +206,7 @@ impl From<ApiError> for Error {
 }
 
 /// A random part of a pause: callers that were throttled together do not retry together.
-pub fn jitter(max: Duration) -> Duration {
+fn jitter(max: Duration) -> Duration {
     let mut bytes = [0u8; 4];
     rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())
         .expect("getrandom never returns fewer than 4 bytes (getrandom(2))");
@@ -239,10 +239,9 @@ impl Ec2 {
         what: &str,
         mut send: impl AsyncFnMut() -> Result<T, ApiError>,
     ) -> Result<T, ApiError> {
-        let (start, timeouts) = (Instant::now(), self.timeouts());
-        let mut tries = 0u32;
         let mut span = Track::here().span(Lane::Ec2, action.name);
         span.tell("what", what);
+        let mut retries = Retries::new(action, self.timeouts(), span);
         loop {
             let refused = match send().await {
                 Ok(answer) => {
@@ -254,44 +253,88 @@ impl Ec2 {
             if refused.code.is_some() {
                 self.answered();
             }
-            span.tell("refused", refused.code.as_deref().unwrap_or("no answer"));
-            let mut pause =
-                jitter(timeouts.backoff.saturating_mul(1 << tries.min(16)).min(timeouts.backoff_longest));
-            let patience = match refused.class {
-                ErrorClass::Throttled => timeouts.throttled,
-                ErrorClass::Paced => {
-                    pause += timeouts.rate;
-                    timeouts.paced
-                }
-                // Credentials that never were there will not come. An instance's come from its metadata service, for
-                // which the SDK waits one second, and does not retry: a busy machine's answer takes longer.
-                ErrorClass::Expired
-                    if tries < 3 && (self.has_answered() || self.0.options.instance_id.is_some()) =>
-                {
-                    self.renew();
-                    timeouts.throttled
-                }
-                ErrorClass::Lost if action.twice && self.has_answered() => timeouts.outage,
-                ErrorClass::Lost if action.twice => timeouts.unreachable,
+            let expired = refused.class == ErrorClass::Expired;
+            let circumstances = Circumstances {
+                answered: self.has_answered(),
+                // An instance's credentials come from its metadata service, for which the SDK waits one second, and
+                // does not retry: a busy machine's answer takes longer.
+                renewable: self.has_answered() || self.0.options.instance_id.is_some(),
                 // A dry run names nothing: then there is nothing to wait for.
-                ErrorClass::NotYet if !what.is_empty() && (refused.is_state_error() || self.is_new(what)) => {
-                    pause = pause.min(timeouts.max_poll).max(timeouts.first_poll);
-                    timeouts.visible
-                }
-                _ => {
-                    return Err(ApiError {
-                        tried: if tries > 0 { start.elapsed() } else { Duration::ZERO },
-                        ..refused
-                    });
-                }
+                may_be_new: !what.is_empty() && (refused.is_state_error() || self.is_new(what)),
+                rate_limited: false,
             };
-            tries += 1;
-            span.tell("tries", tries + 1);
-            if start.elapsed() + pause > patience {
-                return Err(ApiError { tried: start.elapsed(), ..refused });
+            let pause = retries.pause_after(refused, &circumstances)?;
+            if expired {
+                self.renew();
             }
             sleep(pause).await;
         }
+    }
+}
+
+/// What is known when a call was refused, besides its error.
+#[derive(Debug, Clone, Copy)]
+pub struct Circumstances {
+    /// Whether the service ever answered this process: an endpoint that never did is probably wrong.
+    pub answered: bool,
+    /// Whether new credentials may be better. Credentials that never worked will not be replaced by good ones.
+    pub renewable: bool,
+    /// Whether this process may have created the object so recently that it is not visible everywhere.
+    pub may_be_new: bool,
+    /// Whether a rate limiter sets the rate of such calls, so that the pause after a refusal for their rate need not.
+    pub rate_limited: bool,
+}
+
+/// The retries of one call.
+pub struct Retries<'t> {
+    action: &'static Action,
+    timeouts: &'t Timeouts,
+    start: Instant,
+    tries: u32,
+    span: Span,
+}
+
+impl<'t> Retries<'t> {
+    /// `span` is the call's span in the trace.
+    pub fn new(action: &'static Action, timeouts: &'t Timeouts, span: Span) -> Self {
+        Self { action, timeouts, start: Instant::now(), tries: 0, span }
+    }
+
+    /// Returns the pause before the next attempt, as the error's class demands it. Returns the error if another attempt
+    /// would not help, or if the class's time limit would be exceeded. After an error of the class
+    /// [`ErrorClass::Expired`], the caller renews the credentials first.
+    pub fn pause_after(
+        &mut self,
+        refused: ApiError,
+        circumstances: &Circumstances,
+    ) -> Result<Duration, ApiError> {
+        let (timeouts, tries) = (self.timeouts, self.tries);
+        self.span.tell("refused", refused.code.as_deref().unwrap_or("no answer"));
+        let Circumstances { answered, renewable, may_be_new, rate_limited } = *circumstances;
+        let mut pause =
+            jitter(timeouts.backoff.saturating_mul(1 << tries.min(16)).min(timeouts.backoff_longest));
+        let patience = match refused.class {
+            ErrorClass::Paced if !rate_limited => {
+                pause += timeouts.rate;
+                timeouts.paced
+            }
+            ErrorClass::Throttled | ErrorClass::Paced => timeouts.throttled,
+            ErrorClass::Expired if tries < 3 && renewable => timeouts.throttled,
+            ErrorClass::Lost if self.action.twice && answered => timeouts.outage,
+            ErrorClass::Lost if self.action.twice => timeouts.unreachable,
+            ErrorClass::NotYet if may_be_new => {
+                pause = pause.min(timeouts.max_poll).max(timeouts.first_poll);
+                timeouts.visible
+            }
+            _ if tries > 0 => return Err(refused.tried(self.start.elapsed())),
+            _ => return Err(refused),
+        };
+        self.tries += 1;
+        self.span.tell("tries", self.tries + 1);
+        if self.start.elapsed() + pause > patience {
+            return Err(refused.tried(self.start.elapsed()));
+        }
+        Ok(pause)
     }
 }
 
