@@ -18,7 +18,7 @@ use rustix::process::{DumpableBehavior, Pid, PidfdFlags, Resource, Rlimit, Signa
 use rustix::thread::UnshareFlags;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, Permissions};
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read, Seek, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -314,7 +314,7 @@ fn run(control: &UnixStream, call: &PluginCall, path: &Path, request: &[u8]) -> 
 fn memory_file(content: &[u8]) -> Result<OwnedFd> {
     let mut file = File::from(rustix::fs::memfd_create("request", MemfdFlags::CLOEXEC)?);
     file.write_all(content)?;
-    rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(0))?;
+    file.rewind()?;
     Ok(file.into())
 }
 

@@ -18,7 +18,9 @@ use crate::text::human_size;
 use anyhow::{Context, Result};
 use rustix::fs::Mode;
 use rustix::thread::{CapabilitySet, UnshareFlags};
+use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -64,7 +66,7 @@ pub async fn grow_partition(device: &Device, nodes: &mut DiskNodes, root: usize)
         failure.hint("Leave `size_gib` out, or bake on an image whose root partition is the last one.")
     })?;
     let Some(growth) = growth else { return Ok(false) };
-    let node = device.node.try_clone().context("duplicating the disk's descriptor")?;
+    let node = File::from(device.node.try_clone().context("duplicating the disk's descriptor")?);
     tasks::run_to_end(move || write(&node, &growth.writes)).await.with_context(doing)?;
     block_ioctls::update_partition(
         device.node.as_fd(),
@@ -88,16 +90,11 @@ pub async fn grow_partition(device: &Device, nodes: &mut DiskNodes, root: usize)
     Ok(true)
 }
 
-fn write(node: &OwnedFd, writes: &[DiskWrite]) -> Result<()> {
+fn write(node: &File, writes: &[DiskWrite]) -> Result<()> {
     for DiskWrite { offset, bytes } in writes {
-        let (mut offset, mut rest) = (*offset, &bytes[..]);
-        while !rest.is_empty() {
-            let written = rustix::io::pwrite(node, rest, offset).context("writing the partition table")?;
-            offset += written as u64;
-            rest = &rest[written..];
-        }
+        node.write_all_at(bytes, *offset).context("writing the partition table")?;
     }
-    rustix::fs::fsync(node).context("syncing the partition table")
+    node.sync_all().context("syncing the partition table")
 }
 
 /// Extends a mounted file system to the size of its device. Returns its sizes before and after in bytes, or `None` if

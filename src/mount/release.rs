@@ -14,6 +14,7 @@ use crate::sys::tasks;
 use anyhow::{Context, Result};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+use std::fs::File;
 use std::os::fd::AsFd;
 
 /// Closes a root. `unchanged` is the result of the check of the directories that could not be mounted.
@@ -63,7 +64,7 @@ async fn prove_released(disk: &DiskNodes, used: &[(String, u64)]) -> Result<()> 
                 }
                 error => anyhow::Error::new(error).context(format!("opening {name}")),
             })?;
-            rustix::fs::fsync(&node).with_context(|| format!("syncing {name}"))?;
+            File::from(node).sync_all().with_context(|| format!("syncing {name}"))?;
         }
         Ok(())
     })

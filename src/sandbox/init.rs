@@ -15,7 +15,7 @@ use rustix::process::{Pid, WaitOptions, wait};
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::ffi::CString;
-use std::io;
+use std::io::{self, IsTerminal};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -170,7 +170,7 @@ fn execute(spec: &StepSpec, filter: &mut SyscallFilter) -> Result<Infallible, No
     if spec.interactive {
         rustix::process::setpgid(None, None).context("making a process group")?;
         let standard_input = rustix::stdio::stdin();
-        if rustix::termios::isatty(standard_input) {
+        if standard_input.is_terminal() {
             // SIGTTOU is still ignored and blocked. Otherwise it would stop this background process.
             rustix::termios::tcsetpgrp(standard_input, rustix::process::getpid())
                 .context("taking the terminal")?;

@@ -8,9 +8,10 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, Timespec, Timestamps};
 use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path};
 use std::time::SystemTime;
 
@@ -160,7 +161,7 @@ pub(crate) fn write_new(dir: BorrowedFd<'_>, name: &OsStr, content: &[u8], mode:
         _ = rustix::fs::unlinkat(dir, name, AtFlags::empty()); // the disk is full
     }
     written?;
-    rustix::fs::fchmod(&file, Mode::from_raw_mode(mode & 0o777))?;
+    file.set_permissions(Permissions::from_mode(mode & 0o777))?;
     // The file gets the same time in every step. If a file is newer than data derived from it, package managers
     // consider these outdated.
     file.set_modified(SystemTime::UNIX_EPOCH)?;

@@ -10,11 +10,11 @@ use anyhow::{Context, Result};
 use nix::sys::signal::{SigSet, SigmaskHow};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use rustix::fs::{CWD, MemfdFlags, Mode, OFlags, SeekFrom};
+use rustix::fs::{CWD, MemfdFlags, Mode, OFlags};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
 use rustix::pipe::PipeFlags;
 use rustix::process::{Signal, WaitId, WaitIdOptions};
-use std::io::{self, Write};
+use std::io::{self, Seek, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -136,7 +136,7 @@ fn write_spec(spec: &StepSpec) -> Result<OwnedFd> {
     let fd = rustix::fs::memfd_create("step", MemfdFlags::CLOEXEC)?;
     let mut file = std::fs::File::from(fd);
     file.write_all(&serde_json::to_vec(spec)?)?;
-    rustix::fs::seek(&file, SeekFrom::Start(0))?;
+    file.rewind()?;
     Ok(file.into())
 }
 

@@ -65,7 +65,10 @@ impl<F: AsFd> FileLock<F> {
     ///
     /// # Errors
     /// [`Kind::Interrupted`] if this process is asked to end meanwhile.
-    #[allow(clippy::disallowed_methods)] // most callers are threads without a runtime; the others wait for moments
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "it is called on threads that may block, or for milliseconds"
+    )]
     pub fn wait(mut file: F, mode: LockMode) -> Result<Self> {
         loop {
             file = match attempt(file, mode) {

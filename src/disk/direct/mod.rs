@@ -265,7 +265,7 @@ impl<B: BlockApi> Drop for DirectDisk<B> {
         if let Some(device) = self.device.take() {
             // Syncs, because the disk may be preserved. An error is ignored here: it was already reported by the failed
             // operation.
-            _ = rustix::fs::fsync(&device.node);
+            _ = File::from(device.node).sync_all();
         }
         self.export = None;
         self.lower.stop_prefetching();

@@ -10,7 +10,8 @@ use oven_distro::Cache;
 use oven_distro::Holds;
 use rustix::fs::{CWD, FileType, Mode};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -342,7 +343,7 @@ fn copy(from: &Path, to: &Path, entry: &CacheEntry) -> Result<()> {
     let mut file = File::options().write(true).create_new(true).open(to)?;
     std::io::copy(&mut manifest::open(from)?, &mut file)?;
     std::os::unix::fs::fchown(&file, Some(*uid), Some(*gid))?;
-    rustix::fs::fchmod(&file, Mode::from_raw_mode(*mode))?;
+    file.set_permissions(Permissions::from_mode(*mode))?;
     let seconds = u64::try_from(modified.0).unwrap_or(0);
     file.set_modified(UNIX_EPOCH + std::time::Duration::new(seconds, modified.1.try_into().unwrap_or(0)))?;
     Ok(())
