@@ -21,7 +21,8 @@ pub struct Provisioning {
     cache: PackageCache,
 }
 
-/// Requests a plan from the distribution's plugin. The packages of `image` that have a URL are downloaded. Fails if the image's programs cannot run on this machine.
+/// Requests a plan from the distribution's plugin. The packages of `image` that have a URL are downloaded. Fails if the
+/// image's programs cannot run on this machine.
 pub fn plan(bake: &Bake<'_>, target: &Target, image: Definition, root: &Root<'_>) -> Result<Provisioning> {
     let (distro, claims) = target::distro(bake.site, bake.image, &root.os_release()?)?;
     let job = target::job(&image, &target.base, &claims, root, &bake.site.settings)?;

@@ -21,8 +21,8 @@ use crate::error::{Kind, SUCCESS};
 use crate::report::events::FORMAT;
 use crate::report::{Level, Report, Style};
 use crate::site::Site;
-use crate::sys::private_tmpfs;
 use crate::sys::signals::{self, Signal};
+use crate::sys::{namespaces, private_tmpfs};
 use crate::trace::Trace;
 use crate::undo::Leftover;
 use anyhow::{Error, Result};
@@ -103,7 +103,7 @@ fn prepare(cli: &Cli) -> Result<()> {
     // Wrong settings are reported later.
     let settings = Settings::resolve(dir, &cli.global.overrides()).unwrap_or_default();
     checks::ensure_ready(Needs::of(&settings))?;
-    crate::sandbox::private_mounts()?;
+    namespaces::private_mounts()?;
     private_tmpfs::mount()
 }
 

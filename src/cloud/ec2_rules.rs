@@ -5,7 +5,30 @@ use crate::error::Kind;
 use anyhow::{Error, Result};
 use std::fmt;
 
-/// Makes an error in EC2's form, in which the code comes first.
+/// The minimum and the maximum number of characters of an image's name.
+pub const IMAGE_NAME_LENGTH: (usize, usize) = (3, 128);
+/// The maximum number of characters of an image's description.
+pub const MAX_DESCRIPTION: usize = 255;
+/// The maximum number of tags of a resource.
+pub const MAX_TAGS: usize = 50;
+/// The maximum number of characters of a tag's key.
+pub const MAX_TAG_KEY: usize = 128;
+/// The maximum number of characters of a tag's value.
+pub const MAX_TAG_VALUE: usize = 256;
+/// The maximum size of a volume of type io2, in GiB. For other types, EC2 itself rejects more than 16 TiB.
+pub const MAX_VOLUME_GIB: u64 = 65536;
+
+/// Returns whether an image's name may contain this character.
+pub fn is_image_name_character(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "()[] ./-'@_".contains(c)
+}
+
+/// Returns whether only AWS itself may set a tag with this key.
+pub fn is_reserved_tag_key(key: &str) -> bool {
+    key.to_ascii_lowercase().starts_with("aws:")
+}
+
+/// An error in EC2's form: the code comes first.
 pub fn ec2_error(code: &str, text: impl fmt::Display) -> Error {
     Kind::Cloud.error(format!("{code}: {text}"))
 }
@@ -18,9 +41,10 @@ pub fn not_found_error(code: &str, text: impl fmt::Display) -> Error {
 /// Checks an AMI's name. It has 3 to 128 characters, which are letters, digits or one of `()[] ./-'@_`.
 pub fn check_image_name(name: &str) -> Result<()> {
     let length = name.chars().count();
-    let problem = if !(3..=128).contains(&length) {
+    let (least, most) = IMAGE_NAME_LENGTH;
+    let problem = if !(least..=most).contains(&length) {
         format!("it has {length} characters")
-    } else if let Some(c) = name.chars().find(|c| !c.is_ascii_alphanumeric() && !"()[] ./-'@_".contains(*c)) {
+    } else if let Some(c) = name.chars().find(|c| !is_image_name_character(*c)) {
         format!("it has a {c:?}")
     } else {
         return Ok(());
@@ -32,31 +56,32 @@ pub fn check_image_name(name: &str) -> Result<()> {
 
 /// Checks an AMI's description. It has at most 255 characters.
 pub fn check_description(text: &str) -> Result<()> {
-    match text.chars().count() {
-        0..=255 => Ok(()),
-        n => Err(ec2_error(
-            "InvalidParameterValue",
-            format!("the description has {n} characters; at most 255 are allowed"),
-        )),
+    let length = text.chars().count();
+    if length <= MAX_DESCRIPTION {
+        return Ok(());
     }
+    let problem = format!("the description has {length} characters; at most {MAX_DESCRIPTION} are allowed");
+    Err(ec2_error("InvalidParameterValue", problem))
 }
 
 /// Checks tags. There are at most 50. A key has 1 to 128 characters and does not begin with `aws:`. A value has at most
 /// 256 characters.
 pub fn check_tags(tags: &Tags) -> Result<()> {
-    if tags.len() > 50 {
+    if tags.len() > MAX_TAGS {
         return Err(ec2_error(
             "TagLimitExceeded",
-            format!("there are {} tags; at most 50 are allowed", tags.len()),
+            format!("there are {} tags; at most {MAX_TAGS} are allowed", tags.len()),
         ));
     }
     for (key, value) in tags {
         let (key_length, value_length) = (key.chars().count(), value.chars().count());
-        let problem = if !(1..=128).contains(&key_length) {
-            format!("the tag key {key:?} has {key_length} characters; 1 to 128 are allowed")
-        } else if value_length > 256 {
-            format!("the value of the tag {key:?} has {value_length} characters; at most 256 are allowed")
-        } else if key.to_ascii_lowercase().starts_with("aws:") {
+        let problem = if !(1..=MAX_TAG_KEY).contains(&key_length) {
+            format!("the tag key {key:?} has {key_length} characters; 1 to {MAX_TAG_KEY} are allowed")
+        } else if value_length > MAX_TAG_VALUE {
+            format!(
+                "the value of the tag {key:?} has {value_length} characters; at most {MAX_TAG_VALUE} are allowed"
+            )
+        } else if is_reserved_tag_key(key) {
             format!("the tag key {key:?} begins with 'aws:', which is reserved for internal use")
         } else {
             continue;

@@ -110,8 +110,12 @@ impl Needs {
 
 /// Runs the checks that need no directory and run no step.
 pub fn checks(needs: Needs) -> Vec<Check> {
-    let mut checks =
-        vec![Check::new("root", nix::unistd::geteuid().is_root(), "oven does not run as root", "Use sudo.")];
+    let mut checks = vec![Check::new(
+        "root",
+        rustix::process::geteuid().is_root(),
+        "oven does not run as root",
+        "Use sudo.",
+    )];
     if !checks[0].lacks() {
         checks.push(capabilities(held_capabilities()));
     }
@@ -167,7 +171,7 @@ pub fn checks(needs: Needs) -> Vec<Check> {
 /// without this.
 pub fn credential_blocking(required: bool) -> Option<Check> {
     const WHAT: &str = "cgroup v2 and BPF";
-    if !nix::unistd::geteuid().is_root() {
+    if !rustix::process::geteuid().is_root() {
         return None;
     }
     let fence = EgressFence::make();
@@ -222,7 +226,7 @@ pub fn region(dir: &Path) -> Check {
 /// such disks.
 fn fuse(required: bool) -> Option<Check> {
     const WHAT: &str = "FUSE";
-    if !nix::unistd::geteuid().is_root() {
+    if !rustix::process::geteuid().is_root() {
         return None;
     }
     let tried = server::check_available();
@@ -289,8 +293,8 @@ fn loop_devices() -> Check {
 
 /// Returns whether the running kernel can load the module of a file system.
 fn has_module(name: &str) -> bool {
-    let Ok(uname) = nix::sys::utsname::uname() else { return false };
-    let index = Path::new("/lib/modules").join(uname.release()).join("modules.dep");
+    let uname = rustix::system::uname();
+    let index = Path::new("/lib/modules").join(&*uname.release().to_string_lossy()).join("modules.dep");
     std::fs::read_to_string(index)
         .is_ok_and(|dep| dep.lines().any(|line| line.contains(&format!("/{name}.ko"))))
 }

@@ -15,6 +15,7 @@ use crate::provision::context::EgressGuard;
 use crate::sandbox;
 use crate::sandbox::spec::{ExitStatus, StepSpec};
 use crate::sys::loop_device;
+use crate::sys::namespaces;
 use crate::sys::private_tmpfs;
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
@@ -106,7 +107,7 @@ impl SnapshotReader for EmptyBase {
 
 /// Creates a root directory with the directories that every image has.
 fn create_empty_image() -> Result<PathBuf> {
-    sandbox::private_mounts()?;
+    namespaces::private_mounts()?;
     private_tmpfs::mount()?;
     let root = Path::new(private_tmpfs::DIR).join("doctor");
     for dir in ["dev", "etc", "proc", "run", "sys", "tmp"] {

@@ -40,7 +40,7 @@ impl Tree {
     }
 
     pub fn fifo(&self, path: &str) {
-        nix::unistd::mkfifo(&self.parent(path), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, self.parent(path), rustix::fs::Mode::RWXU).unwrap();
     }
 
     /// Removes an object of any kind with its content, if it exists.

@@ -3,14 +3,15 @@
 use super::busy;
 use crate::error::Kind;
 use crate::sys::mount::table;
+use crate::sys::namespaces;
 use anyhow::{Context, Result, bail};
 use rustix::fs::{AtFlags, OFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
-    fsconfig_create_exclusive, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount,
-    unmount as umount2,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, UnmountFlags, fsconfig_create, fsconfig_create_exclusive,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, unmount as umount2,
 };
+use rustix::thread::UnshareFlags;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
@@ -140,16 +141,10 @@ fn refusal_error(error: Errno, messages: &str, request: &MountRequest) -> anyhow
 }
 
 /// Makes the tmpfs the root directory of this thread only.
-fn enter(tmpfs: &OwnedFd) -> nix::Result<()> {
-    nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS)?;
-    nix::unistd::fchdir(tmpfs)?;
-    nix::unistd::chroot(c".")
-}
-
-/// Attaches a mount to an open directory.
-pub fn attach(mount: &OwnedFd, target: &OwnedFd) -> rustix::io::Result<()> {
-    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    move_mount(mount, c"", target, c"", flags)
+fn enter(tmpfs: &OwnedFd) -> rustix::io::Result<()> {
+    namespaces::unshare(UnshareFlags::FS)?;
+    rustix::process::fchdir(tmpfs)?;
+    rustix::process::chroot(c".")
 }
 
 /// Returns the id of the mount to which a descriptor belongs, as in mount tables.

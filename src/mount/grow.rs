@@ -10,15 +10,17 @@ use crate::formats::superblock;
 use crate::formats::superblock::{FileSystem, FileSystemType};
 use crate::sys::block_ioctls;
 use crate::sys::block_ioctls::PartitionChange;
+use crate::sys::lock::{FileLock, LockMode};
 use crate::sys::seccomp::SyscallFilter;
 use crate::sys::tasks;
-use crate::sys::{capabilities, landlock};
+use crate::sys::{capabilities, landlock, namespaces};
 use crate::text::human_size;
 use anyhow::{Context, Result};
-use rustix::fs::{FlockOperation, Mode};
-use rustix::io::Errno;
+use rustix::fs::Mode;
 use rustix::thread::{CapabilitySet, UnshareFlags};
+use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -33,20 +35,13 @@ const LOCK_TRIES: u32 = 100;
 /// device.
 const CHECK_TRIES: u32 = 20;
 
-/// The whole disk, locked against udev and other programs that respect this lock.
-struct Locked<'a>(&'a OwnedFd);
-impl Drop for Locked<'_> {
-    fn drop(&mut self) {
-        _ = rustix::fs::flock(self.0, FlockOperation::Unlock);
-    }
-}
-
-async fn lock(device: &Device) -> Result<Locked<'_>> {
+/// Locks the whole disk against udev and other programs that respect this lock.
+async fn lock(device: &Device) -> Result<FileLock<&OwnedFd>> {
     for _ in 0..LOCK_TRIES {
-        match rustix::fs::flock(&device.node, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(Locked(&device.node)),
-            Err(Errno::AGAIN | Errno::INTR) => tokio::time::sleep(Duration::from_millis(100)).await,
-            Err(error) => return Err(error).with_context(|| format!("locking {}", device.path.display())),
+        let lock = FileLock::try_acquire(&device.node, LockMode::Exclusive);
+        match lock.with_context(|| format!("locking {}", device.path.display()))? {
+            Some(lock) => return Ok(lock),
+            None => tokio::time::sleep(Duration::from_millis(100)).await,
         }
     }
     let failure = Kind::Machine.failure(format!("{} is locked by another process", device.path.display()));
@@ -71,7 +66,7 @@ pub async fn grow_partition(device: &Device, nodes: &mut DiskNodes, root: usize)
         failure.hint("Leave `size_gib` out, or bake on an image whose root partition is the last one.")
     })?;
     let Some(growth) = growth else { return Ok(false) };
-    let node = device.node.try_clone().context("duplicating the disk's descriptor")?;
+    let node = File::from(device.node.try_clone().context("duplicating the disk's descriptor")?);
     tasks::run_to_end(move || write(&node, &growth.writes)).await.with_context(doing)?;
     block_ioctls::update_partition(
         device.node.as_fd(),
@@ -95,16 +90,11 @@ pub async fn grow_partition(device: &Device, nodes: &mut DiskNodes, root: usize)
     Ok(true)
 }
 
-fn write(node: &OwnedFd, writes: &[DiskWrite]) -> Result<()> {
+fn write(node: &File, writes: &[DiskWrite]) -> Result<()> {
     for DiskWrite { offset, bytes } in writes {
-        let (mut offset, mut rest) = (*offset, &bytes[..]);
-        while !rest.is_empty() {
-            let written = rustix::io::pwrite(node, rest, offset).context("writing the partition table")?;
-            offset += written as u64;
-            rest = &rest[written..];
-        }
+        node.write_all_at(bytes, *offset).context("writing the partition table")?;
     }
-    rustix::fs::fsync(node).context("syncing the partition table")
+    node.sync_all().context("syncing the partition table")
 }
 
 /// Extends a mounted file system to the size of its device. Returns the file system's sizes before and after in bytes,
@@ -189,8 +179,7 @@ async fn run_tool(name: &str, arguments: &[&str], device: &OwnedFd, good: &[i32]
         // SAFETY: the child has a copy of the descriptor, which its parent keeps open until the child has ended.
         let device = unsafe { BorrowedFd::borrow_raw(device) };
         rustix::io::fcntl_setfd(device, rustix::io::FdFlags::empty())?;
-        // SAFETY: the flags unshare neither memory nor descriptors of this process.
-        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET | UnshareFlags::NEWIPC)? };
+        namespaces::unshare(UnshareFlags::NEWNET | UnshareFlags::NEWIPC)?;
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
         let failed = |_| std::io::Error::from(std::io::ErrorKind::PermissionDenied);
         capabilities::reduce_to(CapabilitySet::empty()).map_err(failed)?;

@@ -16,6 +16,7 @@ use crate::formats::superblock::FileSystemType;
 use crate::ids::Architecture;
 use crate::image::tree::ImageTree;
 use crate::report::Report;
+use crate::sys::mount::api;
 use crate::sys::tasks::run_to_end;
 use crate::text::{count, human_size};
 use anyhow::{Context, Result};
@@ -24,7 +25,6 @@ use mounts::ImageMounts;
 use oven_distro::OsRelease;
 use partitions::{DiskNodes, DiskPart};
 use rustix::fs::OFlags;
-use rustix::mount::{OpenTreeFlags, open_tree};
 use std::fs::DirBuilder;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
@@ -172,12 +172,7 @@ impl<'d> Root<'d> {
 
     fn mount_bind(&mut self, target: &str, from: &str, recursive: bool) -> Result<()> {
         let source = self.inside.open(from, OFlags::PATH).with_context(|| format!("opening {from}"))?;
-        let mut flags =
-            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-        if recursive {
-            flags |= OpenTreeFlags::AT_RECURSIVE;
-        }
-        let mount = open_tree(&source, c"", flags).with_context(|| format!("binding {from}"))?;
+        let mount = api::clone_mount(&source, "", recursive).with_context(|| format!("binding {from}"))?;
         let point = self.mount_point(target)?;
         self.mounts.attach(mount, &point, target, None)
     }
@@ -229,7 +224,8 @@ impl<'d> Root<'d> {
     }
 
     /// Unmounts everything. Then proves that the disk is released: opens, with `O_EXCL`, the whole disk and each
-    /// partition that was mounted, and syncs them. Fails if a file system was damaged, or if a step wrote to a directory
+    /// partition that was mounted, and syncs them. Fails if a file system was damaged, or if a step wrote to a
+    /// directory
     /// whose file system could not be mounted.
     pub async fn close(self) -> Result<()> {
         let Self { inside, mounts, disk, unmountable, report, device, .. } = self;

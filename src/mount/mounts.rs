@@ -10,13 +10,14 @@ use crate::error::Kind;
 use crate::formats::superblock::FileSystemType;
 use crate::report::Report;
 use crate::sys::block_ioctls;
+use crate::sys::fds::open_directory;
+use crate::sys::mount::api;
 use crate::sys::mount::table::{self, MountEntry};
 use crate::sys::tasks;
 use crate::text::human_size;
 use anyhow::{Context, Result};
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::Mode;
 use rustix::io::Errno;
-use rustix::mount::{OpenTreeFlags, open_tree};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -59,9 +60,7 @@ impl ImageMounts {
     }
 
     pub fn attach_root(&mut self, mount: OwnedFd, part: &DiskPart) -> Result<()> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let point = rustix::fs::openat(CWD, &self.point, flags, Mode::empty());
-        let point = point.with_context(|| format!("opening {}", self.point.display()))?;
+        let point = open_directory(&self.point)?;
         create::ensure_private(&point)?;
         self.attach(mount, &point, "/", Some(part))
     }
@@ -75,7 +74,7 @@ impl ImageMounts {
         part: Option<&DiskPart>,
     ) -> Result<()> {
         let id = create::mount_id(&mount)?;
-        create::attach(&mount, point).with_context(|| format!("attaching the mount of {target}"))?;
+        api::attach(&mount, point).with_context(|| format!("attaching the mount of {target}"))?;
         let device = part.map(|part| (part.name.clone(), part.rdev));
         let is_ext = part.is_some_and(|p| {
             matches!(
@@ -103,11 +102,10 @@ impl ImageMounts {
     }
 
     /// Creates another mount of a device that is already mounted. The new mount is not attached anywhere.
-    pub fn clone_mount(&self, rdev: u64) -> Option<rustix::io::Result<OwnedFd>> {
+    pub fn clone_mount(&self, rdev: u64) -> Option<std::io::Result<OwnedFd>> {
         let is = |mounted: &&ImageMount| mounted.device.as_ref().is_some_and(|(_, of)| *of == rdev);
         let fd = self.list.iter().find(is)?.fd.as_ref()?;
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        Some(open_tree(fd, c"", flags | OpenTreeFlags::AT_EMPTY_PATH))
+        Some(api::clone_mount(fd, "", false))
     }
 
     /// Checks all file systems, syncs them, and discards their free space.

@@ -14,6 +14,7 @@ use crate::sys::tasks;
 use anyhow::{Context, Result};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+use std::fs::File;
 use std::os::fd::AsFd;
 
 /// Closes a root. `unmountable_unchanged` is an error if a step changed a directory whose file system could not be
@@ -66,7 +67,7 @@ async fn prove_released(disk: &DiskNodes, used: &[(String, u64)]) -> Result<()> 
                 }
                 error => anyhow::Error::new(error).context(format!("opening {name}")),
             })?;
-            rustix::fs::fsync(&node).with_context(|| format!("syncing {name}"))?;
+            File::from(node).sync_all().with_context(|| format!("syncing {name}"))?;
         }
         Ok(())
     })

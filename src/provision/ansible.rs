@@ -8,7 +8,7 @@ use super::plan_steps;
 use super::programs::{ANSIBLE, has_program};
 use crate::definition::{FILE, Script};
 use crate::error::Kind;
-use crate::text::match_wildcards;
+use crate::text::{list_first, match_wildcards};
 use anyhow::{Context, Result};
 use oven_distro::Step;
 use std::collections::BTreeSet;
@@ -55,7 +55,7 @@ impl BakeTools {
             return Err(Kind::Step
                 .failure(format!(
                     "installing Ansible for the bake changed packages of the image: {}",
-                    join_names(&changed)
+                    list_first(&changed, NAMED_MAX, ", ")
                 ))
                 .hint("Update the image first (`upgrade = true`), or add Ansible to `packages`.")
                 .into());
@@ -92,9 +92,8 @@ impl BakeTools {
         if !needed.is_empty() {
             let names: Vec<_> = needed.iter().map(|package| format!("`{}`", package.name)).collect();
             let text = format!(
-                "these packages were installed with Ansible and remain, because packages that were installed later \
-                 need them: {}",
-                join_names(&names)
+                "these packages were installed with Ansible and remain, because packages that were installed later need them: {}",
+                list_first(&names, NAMED_MAX, ", ")
             );
             runner.work.report.note(text);
         }
@@ -123,8 +122,10 @@ impl BakeTools {
         if wrong.is_empty() {
             return Ok(());
         }
-        Err(Kind::Step
-            .error(format!("removing Ansible did not restore the image's packages: {}", join_names(&wrong))))
+        Err(Kind::Step.error(format!(
+            "removing Ansible did not restore the image's packages: {}",
+            list_first(&wrong, NAMED_MAX, ", ")
+        )))
     }
 }
 
@@ -170,12 +171,6 @@ fn fill_in_packages(argv: &[String], packages: &[InstalledPackage]) -> Vec<Strin
         }
     };
     argv.iter().flat_map(each).collect()
-}
-
-fn join_names(names: &[String]) -> String {
-    let more = names.len().saturating_sub(NAMED_MAX);
-    let shown = names[..names.len() - more].join(", ");
-    if more > 0 { format!("{shown}, and {more} more") } else { shown }
 }
 
 #[cfg(test)]

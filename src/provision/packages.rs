@@ -2,7 +2,7 @@
 
 use super::context::ProvisionContext;
 use crate::error::Kind;
-use crate::text::match_wildcards;
+use crate::text::{list_first, match_wildcards};
 use anyhow::Result;
 use oven_distro::{Expect, Wanted};
 use std::collections::BTreeMap;
@@ -63,7 +63,7 @@ pub fn ensure_sound(packages: &[InstalledPackage], expect: &Expect, where_: &str
     if broken.is_empty() {
         return Ok(());
     }
-    Err(Kind::Step.error(format!("{where_}: {}", join_names(&broken))))
+    Err(Kind::Step.error(format!("{where_}: {}", list_first(&broken, NAMED_MAX, ", "))))
 }
 
 /// Reports the base's held packages, which no upgrade changes. Fails if the definition requests another version of one.
@@ -75,8 +75,10 @@ pub fn ensure_not_held(
     if held.is_empty() {
         return Ok(());
     }
-    work.report
-        .note(format!("the base image holds these packages, so they are not upgraded: {}", join_names(held)));
+    work.report.note(format!(
+        "the base image holds these packages, so they are not upgraded: {}",
+        list_first(held, NAMED_MAX, ", ")
+    ));
     for wanted in &work.plan.expect.packages {
         let Some(version) = &wanted.version else { continue };
         // dpkg adds the architecture to some names.
@@ -105,8 +107,10 @@ pub fn ensure_installed(packages: &[InstalledPackage], expect: &Expect) -> Resul
     if missing.is_empty() {
         return Ok(());
     }
-    Err(Kind::Step
-        .error(format!("image.toml requests packages that are not installed: {}", join_names(&missing))))
+    Err(Kind::Step.error(format!(
+        "image.toml requests packages that are not installed: {}",
+        list_first(&missing, NAMED_MAX, ", ")
+    )))
 }
 
 fn lacks(packages: &[InstalledPackage], wanted: &Wanted) -> Option<String> {
@@ -147,12 +151,6 @@ pub fn difference(before: &[InstalledPackage], after: &[InstalledPackage]) -> Op
     let parts: Vec<_> =
         parts.into_iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
     (!parts.is_empty()).then(|| format!("packages: {}", parts.join(", ")))
-}
-
-fn join_names(names: &[String]) -> String {
-    let more = names.len().saturating_sub(NAMED_MAX);
-    let shown = names[..names.len() - more].join(", ");
-    if more > 0 { format!("{shown}, and {more} more") } else { shown }
 }
 
 #[cfg(test)]

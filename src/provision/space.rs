@@ -29,7 +29,7 @@ impl DiskSpace {
         let measure =
             || -> rustix::io::Result<_> { Ok((rustix::fs::statvfs(root)?, rustix::fs::statfs(root)?)) };
         let (stat, of_type) = measure().with_context(|| format!("measuring {}", root.display()))?;
-        let ext4 = of_type.f_type as u64 == nix::sys::statfs::EXT4_SUPER_MAGIC.0 as u64;
+        let ext4 = of_type.f_type as u64 == libc::EXT4_SUPER_MAGIC as u64;
         let reserved = if ext4 { (stat.f_blocks / EXT4_RESERVE.0).min(EXT4_RESERVE.1) } else { 0 };
         Ok(Self {
             blocks: (stat.f_bfree.saturating_sub(reserved), stat.f_blocks),

@@ -1,8 +1,9 @@
 //! A step's private `/dev`: a few harmless nodes, private terminals, and the image's disk.
 
+use super::paths::api_directory;
 use super::spec::StepSpec;
 use crate::device::DeviceNode;
-use crate::sys::mount::api::{PLAIN, api_directory, attach, new_file_system};
+use crate::sys::mount::api::{PLAIN, attach, new_file_system};
 use anyhow::{Context, Result, bail};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid, makedev};

@@ -11,11 +11,12 @@ use super::{egress, init, mount_tree};
 use crate::error::Kind;
 use crate::sys::fds::close_from;
 use crate::sys::seccomp::SyscallFilter;
-use crate::sys::{capabilities, landlock};
+use crate::sys::{capabilities, landlock, namespaces};
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use rustix::fs::Mode;
+use rustix::io::FdFlags;
 use rustix::process::{DumpableBehavior, Signal};
 use rustix::thread::UnshareFlags;
 use std::fs::File;
@@ -36,6 +37,11 @@ const MAX_PROCESSES: &str = "4096";
 /// oven must not set it.
 const PID_MAX_IS_NAMESPACED: (u32, u32) = (6, 14);
 
+mod raw {
+    #![allow(unsafe_code, clippy::undocumented_unsafe_blocks)]
+    nix::ioctl_write_ptr_bad!(set_interface_flags, libc::SIOCSIFFLAGS, libc::ifreq);
+}
+
 pub fn main() -> ExitCode {
     let Some((spec, control)) = take_descriptors() else {
         eprintln!("oven: {} is only for oven itself", super::VERB);
@@ -54,16 +60,15 @@ fn take_descriptors() -> Option<(File, OwnedFd)> {
     if std::process::id() != 1 {
         return None;
     }
+    for number in [SPEC, CONTROL] {
+        // SAFETY: the process has one thread, so nothing opens or closes this descriptor meanwhile. If it is not open,
+        // the call fails.
+        let fd = unsafe { BorrowedFd::borrow_raw(number) };
+        rustix::io::fcntl_setfd(fd, FdFlags::CLOEXEC).ok()?;
+    }
     // SAFETY: both descriptors are open, which is checked above, and nothing else owns them, because the process has
     // just started.
-    let (spec, control) = unsafe {
-        if libc::fcntl(SPEC, libc::F_SETFD, libc::FD_CLOEXEC) < 0
-            || libc::fcntl(CONTROL, libc::F_SETFD, libc::FD_CLOEXEC) < 0
-        {
-            return None;
-        }
-        (File::from_raw_fd(SPEC), OwnedFd::from_raw_fd(CONTROL))
-    };
+    let (spec, control) = unsafe { (File::from_raw_fd(SPEC), OwnedFd::from_raw_fd(CONTROL)) };
     rustix::net::sockopt::socket_type(&control).ok()?;
     Some((spec, control))
 }
@@ -72,7 +77,8 @@ fn serve(mut spec: File, control: &OwnedFd) -> Result<HelperMessage> {
     close_from(CONTROL + 1)?;
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .context("setting the parent-death signal")?;
-    // If oven died before that call, the kernel does not kill this process. But then oven's end of the socket is // closed. This is checked here, and again while the step runs.
+    // If oven died before that call, the kernel does not kill this process. But then oven's end of the socket is //
+    // closed. This is checked here, and again while the step runs.
     let mut hung_up = [PollFd::new(control, PollFlags::empty())];
     poll(&mut hung_up, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).context("checking that oven is running")?;
     anyhow::ensure!(!hung_up[0].revents().contains(PollFlags::HUP), "oven has ended");
@@ -113,23 +119,19 @@ fn serve(mut spec: File, control: &OwnedFd) -> Result<HelperMessage> {
 }
 
 /// Creates the step's namespaces, except the PID namespace, which exists already.
-#[allow(unsafe_code)]
 fn create_namespaces(spec: &StepSpec) -> Result<()> {
     let mut flags = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
     if !spec.network {
         flags |= UnshareFlags::NEWNET;
     }
-    // SAFETY: this process has one thread, and the flags unshare neither memory nor descriptors.
-    let unshared = unsafe { rustix::thread::unshare_unsafe(flags) };
-    unshared.map_err(|error| {
+    namespaces::unshare(flags).map_err(|error| {
         Kind::Machine
             .failure(format!("the kernel refuses to create namespaces ({error})"))
             .hint("oven needs root with all its capabilities; `oven doctor` shows what is missing.")
     })?;
-    // The cgroup namespace hides only the name of a cgroup, and not every kernel supports it, so a failure is ignored.
-    // SAFETY: as above.
-    let _ = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWCGROUP) };
-    nix::unistd::sethostname(HOST_NAME).context("setting the step's host name")?;
+    // This namespace hides only a name, and not every kernel supports it, so a failure is ignored.
+    let _ = namespaces::unshare(UnshareFlags::NEWCGROUP);
+    rustix::system::sethostname(HOST_NAME.as_bytes()).context("setting the step's host name")?;
     if !spec.network {
         raise_loopback().context("bringing up the loopback interface")?;
     }
@@ -147,9 +149,8 @@ fn raise_loopback() -> Result<()> {
     }
     request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
     // SAFETY: the request takes an `ifreq`, which lives until the call returns.
-    if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) } < 0 {
-        return Err(std::io::Error::last_os_error().into());
-    }
+    unsafe { raw::set_interface_flags(socket.as_raw_fd(), &raw const request) }
+        .map_err(std::io::Error::from)?;
     Ok(())
 }
 

@@ -6,14 +6,16 @@ use super::spec::{ExitStatus, StepSpec};
 use crate::sys::fds::close_from;
 use crate::sys::seccomp::SyscallFilter;
 use anyhow::{Context, Result};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fd::{BorrowedFd, FromRawFd, OwnedFd};
+use rustix::fd::BorrowedFd;
 use rustix::fs::{CWD, Mode, OFlags};
-use rustix::process::{Pid, Signal, WaitOptions, wait};
+use rustix::process::{Pid, WaitOptions, wait};
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::ffi::CString;
-use std::io;
+use std::io::{self, IsTerminal};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -48,7 +50,7 @@ pub fn run(
             match rustix::net::recv(control, &mut buffer, rustix::net::RecvFlags::DONTWAIT) {
                 Ok((0, _)) | Err(rustix::io::Errno::CONNRESET) => anyhow::bail!("oven has ended"),
                 Ok((len, _)) if buffer.get(..len) == Some(TERMINATE) => {
-                    let _ = rustix::process::kill_process(main, Signal::TERM);
+                    let _ = kill(nix::unistd::Pid::from_raw(main.as_raw_nonzero().get()), Signal::SIGTERM);
                 }
                 _ => {}
             }
@@ -62,20 +64,14 @@ pub fn run(
 }
 
 /// Returns a descriptor that becomes readable when a child has ended.
-#[allow(unsafe_code)]
-fn child_signals() -> io::Result<OwnedFd> {
-    // SAFETY: the set is initialised by sigemptyset before it is used, and lives through each call.
-    unsafe {
-        let mut set = std::mem::zeroed::<libc::sigset_t>();
-        libc::sigemptyset(&raw mut set);
-        libc::sigaddset(&raw mut set, libc::SIGCHLD);
-        libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
-        let fd = libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
-        if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(fd)) }
-    }
+fn child_signals() -> io::Result<SignalFd> {
+    let mut set = SigSet::empty();
+    set.add(Signal::SIGCHLD);
+    set.thread_block()?;
+    Ok(SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?)
 }
 
-fn drain(signals: &OwnedFd) {
+fn drain(signals: &SignalFd) {
     let mut buffer = [0_u8; 1024];
     while rustix::io::read(signals, &mut buffer).is_ok_and(|len| len > 0) {}
 }
@@ -100,7 +96,7 @@ fn reap(main: Pid) -> Result<Option<ExitStatus>> {
 
 /// Returns the names of processes that outlive the program by more than a moment. The kernel kills them when this
 /// process ends.
-fn remaining(children: &OwnedFd) -> Result<Vec<String>> {
+fn remaining(children: &SignalFd) -> Result<Vec<String>> {
     let deadline = Instant::now() + GRACE;
     loop {
         drain(children);
@@ -175,7 +171,7 @@ fn execute(spec: &StepSpec, filter: &mut SyscallFilter) -> Result<Infallible, No
     if spec.interactive {
         rustix::process::setpgid(None, None).context("making a process group")?;
         let standard_input = rustix::stdio::stdin();
-        if rustix::termios::isatty(standard_input) {
+        if standard_input.is_terminal() {
             // SIGTTOU is still ignored and blocked. Otherwise it would stop this background process.
             rustix::termios::tcsetpgrp(standard_input, rustix::process::getpid())
                 .context("giving the terminal to the step")?;
@@ -222,16 +218,11 @@ fn candidates(argv: &[String], path: &str) -> Result<Vec<CString>> {
 /// Makes sure that no signal is blocked or ignored.
 #[allow(unsafe_code)]
 fn default_signals() {
-    // SAFETY: the set is initialised before use. SIG_DFL is valid for every signal, and a call that fails has no
-    // effect.
-    unsafe {
-        for signal in 1..=libc::SIGRTMAX() {
-            libc::signal(signal, libc::SIG_DFL);
-        }
-        let mut none = std::mem::zeroed::<libc::sigset_t>();
-        libc::sigemptyset(&raw mut none);
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+    for signal in 1..=libc::SIGRTMAX() {
+        // SAFETY: SIG_DFL is valid for every signal; if setting it fails, nothing happens.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
+    _ = SigSet::empty().thread_set_mask();
 }
 
 #[allow(unsafe_code)]

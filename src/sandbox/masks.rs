@@ -1,8 +1,7 @@
 //! Mounts `/proc` and `/sys` for a step, and covers every entry through which the host could be reached.
 
-use crate::sys::mount::api::{
-    PLAIN, READ_ONLY, api_directory, attach, clone_mount, new_file_system, open_plain, restrict,
-};
+use super::paths::api_directory;
+use crate::sys::mount::api::{PLAIN, READ_ONLY, attach, clone_mount, new_file_system, open_plain, restrict};
 use anyhow::{Context, Result};
 use rustix::fd::{AsFd, BorrowedFd};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};

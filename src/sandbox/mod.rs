@@ -28,8 +28,6 @@ use output::OutputLines;
 use protocol::HelperMessage;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags};
-use rustix::mount::{MountPropagationFlags, mount_change};
-use rustix::thread::UnshareFlags;
 use spawn::{StepProcess, TerminalState};
 use spec::{ExitStatus, StepExit, StepSpec};
 use std::collections::BTreeMap;
@@ -72,20 +70,6 @@ impl StepSpec {
 /// 1 of its namespace.
 pub fn helper_main() -> ExitCode {
     helper::main()
-}
-
-/// Moves this process into a private mount namespace. Its later mounts are invisible to other processes, and the kernel
-/// removes them when the process ends. Call this before a second thread exists, since namespaces belong to threads.
-#[allow(unsafe_code)]
-pub fn private_mounts() -> Result<()> {
-    // SAFETY: the flag unshares neither memory nor descriptors of this process.
-    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.map_err(|error| {
-        Kind::Machine
-            .failure(format!("this process cannot create a private mount namespace ({error})"))
-            .hint("Run oven as root.")
-    })?;
-    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
-        .context("making the mounts private")
 }
 
 /// Runs a step. `helper` is the path of this program. Each line of the step's output goes to `on_line`, without control

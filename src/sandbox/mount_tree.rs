@@ -1,22 +1,19 @@
 //! The mount tree of a step, and how a process enters it.
 
 use super::mountpoints::Placeholders;
-use super::paths::resolve;
+use super::paths::{api_directory, resolve};
 use super::shims::ShimMounter;
 use super::spec::StepSpec;
 use super::{dev, masks};
-use crate::error::Kind;
 use crate::sandbox::spec::CacheMount;
 use crate::sys::fds::open_directory;
 use crate::sys::mount::api;
-use crate::sys::mount::api::{
-    PLAIN, READ_ONLY, api_directory, attach, clone_mount, new_file_system, open_plain, restrict,
-};
+use crate::sys::mount::api::{PLAIN, READ_ONLY, attach, clone_mount, new_file_system, open_plain, restrict};
 use crate::sys::mount::table;
+use crate::sys::namespaces;
 use anyhow::{Context, Result};
-use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags};
-use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 use std::path::Path;
 
 pub(crate) const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -29,8 +26,7 @@ const FIRST_CACHE_INDEX: usize = 1000;
 /// namespace.
 pub fn enter_mount_tree(spec: &StepSpec) -> Result<()> {
     // Mounts are propagated neither to other namespaces nor from them.
-    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
-        .context("making the mounts private")?;
+    namespaces::make_mounts_private().context("making the mounts private")?;
     let resolv_conf = resolv_conf(spec)?;
     let (root, scratch) =
         root(spec).with_context(|| format!("mounting the step's root {}", spec.root.display()))?;
@@ -60,7 +56,7 @@ pub fn enter_mount_tree(spec: &StepSpec) -> Result<()> {
     // them.
     masks::mount_proc(root.as_fd(), dev.as_fd())?;
     masks::mount_sys(root.as_fd(), dev.as_fd())?;
-    pivot(root.as_fd())
+    namespaces::pivot_to(&root)
 }
 
 /// Mounts a cache over the image's directory. If `throwaway` is given, the step can write to the cache, but the writes
@@ -167,10 +163,7 @@ fn overlay(scratch: BorrowedFd<'_>, index: usize, lower: BorrowedFd<'_>) -> Resu
     for name in [&upper, &work] {
         rustix::fs::mkdirat(scratch, name, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
     }
-    let at = |fd: BorrowedFd<'_>| format!("/proc/self/fd/{}", fd.as_raw_fd());
-    let (lower, scratch) = (at(lower), at(scratch));
-    let (upper, work) = (format!("{scratch}/{upper}"), format!("{scratch}/{work}"));
-    new_file_system("overlay", &[("lowerdir", &lower), ("upperdir", &upper), ("workdir", &work)], PLAIN)
+    api::overlay(lower, open_plain(scratch, &upper)?.as_fd(), open_plain(scratch, &work)?.as_fd())
 }
 
 /// Mounts an empty `/run`. It has no socket of this machine, and packages see that the image is not a running system.
@@ -178,19 +171,6 @@ fn mount_run(root: BorrowedFd<'_>) -> Result<()> {
     let run = new_file_system("tmpfs", &[("mode", "0755")], PLAIN)?;
     rustix::fs::mkdirat(&run, "lock", Mode::from_raw_mode(0o1777)).context("making /run/lock")?;
     attach(run, api_directory(root, "run")?).context("mounting /run")
-}
-
-/// Makes `root` the root of this process, and detaches the old root. The unmount is lazy, but only in this namespace,
-/// in which nothing else uses the old root.
-fn pivot(root: BorrowedFd<'_>) -> Result<()> {
-    rustix::process::fchdir(root).context("entering the step's root")?;
-    rustix::process::pivot_root(".", ".").map_err(|error| {
-        Kind::Machine
-            .failure(format!("pivot_root cannot leave this machine's root ({error})"))
-            .hint("oven cannot run from an initial RAM disk. Start it from a system on a disk.")
-    })?;
-    unmount(".", UnmountFlags::DETACH).context("detaching this machine's root")?;
-    rustix::process::chdir("/").context("entering the step's root")
 }
 
 impl CacheMount {

@@ -1,15 +1,17 @@
 //! Resolves paths inside an image name by name, and creates small files without changing the times of their
 //! directories.
 
+use crate::error::Kind;
 use anyhow::{Context, Result, bail};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, Timespec, Timestamps};
 use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
-use std::io::{Read, Write};
+use std::fs::{File, Permissions};
+use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path};
 use std::time::SystemTime;
 
@@ -18,6 +20,21 @@ const MAX_LINKS: usize = 40;
 
 /// The name of `/run`, which is a new mount in each step. A target below `/run` is created in that mount.
 pub(crate) const RUN: &str = "run";
+
+/// Opens a directory directly below the root as a mount point. If it is a link or a file, returns an error with its
+/// name, because the mount would be attached elsewhere.
+pub(crate) fn api_directory(root: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
+    let open = || -> io::Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(root, name, flags, Mode::empty())?)
+    };
+    open().map_err(|error| {
+        Kind::Step
+            .failure(format!("the image's /{name} is not a directory ({error})"))
+            .hint("Each step has a file system mounted on it. Make it a directory in the base image.")
+            .into()
+    })
+}
 
 /// The result of resolving a path inside an image.
 pub(crate) struct ResolvedPath {
@@ -144,7 +161,7 @@ pub(crate) fn write_new(dir: BorrowedFd<'_>, name: &OsStr, content: &[u8], mode:
         _ = rustix::fs::unlinkat(dir, name, AtFlags::empty()); // the disk is full
     }
     written?;
-    rustix::fs::fchmod(&file, Mode::from_raw_mode(mode & 0o777))?;
+    file.set_permissions(Permissions::from_mode(mode & 0o777))?;
     // The file gets the same time in every step. Package managers consider data outdated if they were derived from a
     // file that is newer than the data.
     file.set_modified(SystemTime::UNIX_EPOCH)?;

@@ -7,13 +7,14 @@ use super::spec::StepSpec;
 use crate::error::Kind;
 use crate::sys::mount::api::{READ_ONLY, clone_mount, restrict};
 use anyhow::{Context, Result};
+use nix::sys::signal::{SigSet, SigmaskHow};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use rustix::fs::{CWD, MemfdFlags, Mode, OFlags, SeekFrom};
+use rustix::fs::{CWD, MemfdFlags, Mode, OFlags};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
 use rustix::pipe::PipeFlags;
 use rustix::process::{Signal, WaitId, WaitIdOptions};
-use std::io::{self, Write};
+use std::io::{self, Seek, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -138,7 +139,7 @@ fn write_spec(spec: &StepSpec) -> Result<OwnedFd> {
     let fd = rustix::fs::memfd_create("step", MemfdFlags::CLOEXEC)?;
     let mut file = std::fs::File::from(fd);
     file.write_all(&serde_json::to_vec(spec)?)?;
-    rustix::fs::seek(&file, SeekFrom::Start(0))?;
+    file.rewind()?;
     Ok(file.into())
 }
 
@@ -197,17 +198,14 @@ fn spawn(program: &OwnedFd, inherited: &[OwnedFd; 5], cgroup: Option<BorrowedFd<
     };
     let child: *mut libc::c_void = (&raw mut child).cast();
     let mut pidfd: RawFd = -1;
-    // SAFETY: before the child executes the helper or ends, it makes only system calls, with pointers to data that
-    // exist already. So it needs no allocation, and no lock that another thread may hold. No signal handler of this
-    // process runs in the child, because all signals are blocked during the call. The kernel writes `pidfd` when the
-    // call succeeds, and the descriptor has no other owner. If the child shares memory, it has a separate stack, and
-    // this thread continues only when the child no longer uses the memory (CLONE_VFORK). Otherwise the child has a copy
-    // of the memory.
+    let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
+    // SAFETY: until it executes or ends, the child makes only system calls, with pointers to data that were created
+    // before. So it needs no lock or allocation of a thread that it does not have. No signal handler of this process
+    // runs in it, because all signals are blocked; they are unblocked below. The kernel writes `pidfd` when the call
+    // succeeds, and the descriptor has no other owner. If the child shares memory, it has a separate stack, and this
+    // thread continues only when the child no longer uses the memory (CLONE_VFORK). Otherwise the child has a copy of
+    // everything.
     unsafe {
-        let mut all = std::mem::zeroed::<libc::sigset_t>();
-        let mut before = std::mem::zeroed::<libc::sigset_t>();
-        libc::sigfillset(&raw mut all);
-        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
         let flags = libc::CLONE_NEWPID | libc::CLONE_PIDFD;
         let pid = match cgroup {
             // `clone` is the older call, which every container permits. The child shares the memory, because a copy
@@ -234,7 +232,8 @@ fn spawn(program: &OwnedFd, inherited: &[OwnedFd; 5], cgroup: Option<BorrowedFd<
             }
         };
         let error = io::Error::last_os_error();
-        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut());
+        // This cannot fail, because the mask is one that the kernel returned.
+        _ = before.thread_set_mask();
         if pid < 0 { Err(error) } else { Ok(OwnedFd::from_raw_fd(pidfd)) }
     }
 }
@@ -255,26 +254,18 @@ impl TerminalState {
 }
 
 impl Drop for TerminalState {
-    #[allow(unsafe_code)]
     fn drop(&mut self) {
         let stdin = rustix::stdio::stdin();
-        // This process is in the background now. SIGTTOU is blocked, because it would stop the process when it takes
-        // the terminal back.
-        // SAFETY: the set is initialised before use, and lives until each call returns.
-        unsafe {
-            let mut set = std::mem::zeroed::<libc::sigset_t>();
-            let mut before = std::mem::zeroed::<libc::sigset_t>();
-            libc::sigemptyset(&raw mut set);
-            libc::sigaddset(&raw mut set, libc::SIGTTOU);
-            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, &raw mut before);
-            let _ = rustix::termios::tcsetpgrp(stdin, self.group);
-            // A step may have stopped the terminal's output. The output is resumed, because the next program would wait
-            // for it. Unread input is discarded, because it may be the terminal's reply to a query of a program. The
-            // next shell would take such a reply for input of its user.
-            let _ = rustix::termios::tcflow(stdin, rustix::termios::Action::OOn);
-            let _ = rustix::termios::tcsetattr(stdin, rustix::termios::OptionalActions::Now, &self.modes);
-            let _ = rustix::termios::tcflush(stdin, rustix::termios::QueueSelector::IFlush);
-            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut());
-        }
+        // This process is in the background now. Taking the terminal back must not stop it.
+        let mut background = SigSet::empty();
+        background.add(nix::sys::signal::Signal::SIGTTOU);
+        let before = background.thread_swap_mask(SigmaskHow::SIG_BLOCK);
+        let _ = rustix::termios::tcsetpgrp(stdin, self.group);
+        // Output that a step stopped is resumed, because nothing may wait for it. Unread input is discarded: a terminal
+        // replies to queries of a program, and the next shell would take a reply for input of its user.
+        let _ = rustix::termios::tcflow(stdin, rustix::termios::Action::OOn);
+        let _ = rustix::termios::tcsetattr(stdin, rustix::termios::OptionalActions::Now, &self.modes);
+        let _ = rustix::termios::tcflush(stdin, rustix::termios::QueueSelector::IFlush);
+        let _ = before.and_then(|before| before.thread_set_mask());
     }
 }

@@ -5,7 +5,6 @@
 //! then writes the label to the file's attributes, through descriptors inside the image. Afterwards a sample is
 //! checked.
 
-use super::rules::read_text;
 use crate::definition::Selinux;
 use crate::error::Kind;
 use crate::image::tree::ImageTree;
@@ -127,7 +126,7 @@ async fn verify(
 }
 
 fn read_policy(inside: &ImageTree) -> Result<Option<Policy>> {
-    let (mode, kind) = settings(&read_text(inside, CONFIG));
+    let (mode, kind) = settings(&inside.read_text(CONFIG));
     let contexts = format!("/etc/selinux/{kind}/contexts/files/file_contexts");
     if !["enforcing", "permissive"].contains(&mode.as_str())
         || kind.contains('/')

@@ -1,13 +1,12 @@
 //! Measures the free space of a file system.
 
 use crate::error::Kind;
-use nix::sys::statvfs::statvfs;
 use rustix::io::Errno;
 use std::path::Path;
 
 /// Returns the free space in bytes.
 pub fn free_space(dir: &Path) -> Option<u64> {
-    statvfs(dir).ok().map(|s| s.blocks_available().saturating_mul(s.fragment_size()))
+    rustix::fs::statvfs(dir).ok().map(|s| s.f_bavail.saturating_mul(s.f_frsize))
 }
 
 /// Converts an error of writing `needed` bytes in `dir`.

@@ -1,6 +1,7 @@
 //! Threads that read and hash a source's blocks, with a limit on the blocks in memory.
 
 use crate::ids::Digest;
+use crate::sys::lock::lock_mutex;
 use anyhow::{Context as _, Result, anyhow};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -61,7 +62,7 @@ pub struct Room(Arc<Gate>);
 
 impl Gate {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock_mutex(&self.state)
     }
 
     fn close(&self) {

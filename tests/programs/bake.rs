@@ -29,7 +29,7 @@ use oven::error::Kind;
 use oven::report::{Level, Report, Style};
 use oven::sandbox;
 use oven::site::Site;
-use oven::sys::{private_tmpfs, signals};
+use oven::sys::{namespaces, private_tmpfs, signals};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -44,7 +44,7 @@ fn main() -> ExitCode {
         return server::helper_main();
     }
     ExitCode::from(signals::run_in_second_thread(move || {
-        sandbox::private_mounts().and_then(|()| private_tmpfs::mount()).expect("root");
+        namespaces::private_mounts().and_then(|()| private_tmpfs::mount()).expect("root");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(run(&args)).unwrap_or_else(|error| {
             eprintln!("error: {error:#}");

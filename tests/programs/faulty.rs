@@ -116,7 +116,7 @@ fn find(faults: &[Fault], read: bool, number: usize, when: When) -> Option<What>
 }
 
 fn kill() -> Result<()> {
-    Ok(nix::sys::signal::kill(nix::unistd::getpid(), nix::sys::signal::Signal::SIGKILL)?)
+    Ok(nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL)?)
 }
 
 /// The same of blocks that are read.

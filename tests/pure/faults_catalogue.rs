@@ -1,4 +1,5 @@
-//! tests/FAULTS.md says which test shows what becomes of a fault: every test that it names is there, and every test that
+//! tests/FAULTS.md says which test shows what becomes of a fault: every test that it names is there, and every test
+//! that
 //! is named by a row is in it.
 
 use std::collections::BTreeSet;

@@ -11,8 +11,8 @@ use crate::cloud::ec2_rules::{ec2_error, not_found_error};
 use crate::ids::SnapshotId;
 use crate::ids::{BLOCK, Digest};
 use crate::owner::Owner;
+use crate::sys::lock::lock_range_until_closed;
 use anyhow::{Context, Result};
-use nix::fcntl::{FcntlArg, fcntl};
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 use std::collections::BTreeMap;
@@ -143,22 +143,8 @@ impl PutBlocks {
 
     /// Waits until no other thread or process writes these blocks, and locks them until the value is dropped.
     pub fn turn(self, blocks: Range<u32>) -> Result<Self> {
-        // The lock belongs to the open file and not to the process (OFD), so that it also excludes other threads of
-        // this process.
-        let lock = libc::flock {
-            l_type: libc::F_WRLCK as _,
-            l_whence: libc::SEEK_SET as _,
-            l_start: i64::from(blocks.start),
-            l_len: i64::from(blocks.end - blocks.start),
-            l_pid: 0,
-        };
-        loop {
-            match fcntl(&self.0, FcntlArg::F_OFD_SETLKW(&lock)) {
-                Ok(_) => return Ok(self),
-                Err(nix::errno::Errno::EINTR) => {}
-                Err(e) => return Err(e).context("waiting for other writers of the snapshot"),
-            }
-        }
+        lock_range_until_closed(&self.0, blocks).context("waiting for other writers of the snapshot")?;
+        Ok(self)
     }
 
     pub fn begin(&self, index: u32) -> std::io::Result<()> {

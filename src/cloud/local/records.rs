@@ -5,12 +5,11 @@ use crate::cloud::ec2_rules::{is_id, not_found_error};
 use crate::cloud::{ImageState, Tags};
 use crate::error::Kind;
 use crate::ids::{Architecture, Digest, ImageId, SnapshotId, VolumeId};
-use crate::sys::poll::{PollAnswer, PollPolicy, poll_until};
+use crate::sys::lock::{FileLock, LockMode, is_unlocked};
+use crate::sys::poll::PollPolicy;
 use crate::sys::tasks;
 use crate::sys::temp_file;
 use anyhow::{Context, Result};
-use rustix::fs::FlockOperation;
-use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -43,8 +42,9 @@ pub struct Completion {
 
 /// The format of a region. It is raised when records change so that an older oven would misread them.
 const FORMAT: u32 = 1;
-/// The limit for waiting for the region's lock. The lock is held for milliseconds. A wait of a minute means that a
-/// process was suspended while it held the lock.
+/// The maximum size of a volume in GiB. A snapshot has the same limit.
+pub const MAX_GIB: u64 = 16384;
+/// Sections under the lock take milliseconds; a wait of a minute means that a process was stopped within one.
 const LOCK_WAIT: PollPolicy = PollPolicy::local(Duration::from_secs(60));
 
 /// A resource that has a record.
@@ -183,7 +183,7 @@ pub struct RegionStore {
 /// A region under its lock.
 pub struct LockedRegion {
     store: RegionStore,
-    _lock: File,
+    _lock: FileLock,
 }
 impl Deref for LockedRegion {
     type Target = RegionStore;
@@ -381,17 +381,9 @@ impl RegionStore {
         options.create(true).truncate(false).write(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
         let file = options.open(&path).with_context(|| format!("opening {}", path.display()))?;
         let what = format!("the lock of the local region ({})", path.display());
-        poll_until(&what, &LOCK_WAIT, async || {
-            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => Ok(PollAnswer::Ready(())),
-                Err(Errno::WOULDBLOCK | Errno::INTR) => {
-                    Ok(PollAnswer::NotYet("held by another process".into()))
-                }
-                Err(e) => Err(e).with_context(|| format!("locking {}", path.display())),
-            }
-        })
-        .await?;
-        Ok(LockedRegion { store: self.clone(), _lock: file })
+        let locking = format!("locking {}", path.display());
+        let lock = FileLock::poll(file, LockMode::Exclusive, &LOCK_WAIT, &what, &locking).await?;
+        Ok(LockedRegion { store: self.clone(), _lock: lock })
     }
 }
 
@@ -470,15 +462,7 @@ fn has_record(path: &Path) -> bool {
     path.metadata().is_ok_and(|metadata| metadata.len() > 0)
 }
 
-/// Returns whether no process has locked this file. A file is locked while it is written, and while its volume is
-/// attached.
-fn is_unlocked(path: &Path) -> bool {
-    File::open(path)
-        .is_ok_and(|file| rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok())
-}
-
-/// Returns the content of a file. An empty file counts as absent, because a power failure may preserve a file's name
-/// and lose its content.
+/// The content of a file. An empty file counts as absent: its name survived a power failure, and its content did not.
 fn read_if_exists(path: &Path) -> Result<Option<Vec<u8>>> {
     match fs::read(path) {
         Ok(text) => Ok(Some(text).filter(|text| !text.is_empty())),

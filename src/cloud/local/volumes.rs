@@ -1,18 +1,18 @@
 //! The volumes of a region: sparse files that are attached as loop devices.
 
-use super::records::{RegionStore, SnapshotRecord, VolumeRecord, created_after, now, sync_dir};
+use super::records::{MAX_GIB, RegionStore, SnapshotRecord, VolumeRecord, created_after, now, sync_dir};
 use super::{PENDING_POLL, Region};
 use crate::cloud::ec2_rules::{check_tags, ec2_error, new_id};
 use crate::cloud::{Tags, VolumeSpec, Volumes, tag};
 use crate::device::Device;
 use crate::ids::{RunId, SnapshotId, VolumeId};
+use crate::sys::lock::try_lock_until_closed;
 use crate::sys::poll::{PollAnswer, PollPolicy, poll_until};
 use crate::sys::tasks;
 use crate::sys::temp_file;
 use crate::sys::{loop_device, sparse_copy};
 use anyhow::{Context, Result};
 use async_trait::async_trait;
-use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -34,11 +34,8 @@ fn lock(store: &RegionStore, id: &VolumeId) -> Result<Option<File>> {
         Ok(file) => file,
         Err(e) => return Err(e).with_context(|| format!("opening {}", path.display())),
     };
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Some(file)),
-        Err(Errno::WOULDBLOCK | Errno::INTR) => Ok(None),
-        Err(e) => Err(e).with_context(|| format!("locking {}", path.display())),
-    }
+    let locked = try_lock_until_closed(&file).with_context(|| format!("locking {}", path.display()))?;
+    Ok(locked.then_some(file))
 }
 
 fn in_use_error(store: &RegionStore, id: &VolumeId) -> anyhow::Error {
@@ -163,7 +160,9 @@ impl Region {
         let copied = tasks::run(move |stop| sparse_copy::copy(&source, metadata.len(), &dir, stop)).await?;
         // The old file remains locked until the new one is locked, so that nobody attaches the volume in between.
         let own = copied.file().try_clone()?;
-        rustix::fs::flock(&own, FlockOperation::NonBlockingLockExclusive).context("locking a copy")?;
+        if !try_lock_until_closed(&own).context("locking a copy")? {
+            return Err(Errno::WOULDBLOCK).context("locking a copy");
+        }
         self.store().locked(move |_| copied.replace(&path)).await?;
         Ok(own)
     }
@@ -202,9 +201,9 @@ impl Volumes for Region {
         let tags = with_run_tag(&spec.tags, &spec.run)?;
         let snapshot: SnapshotRecord = self.store().get(&spec.snapshot.0)?;
         self.store().ensure_completed(&snapshot)?;
-        if spec.size_gib < snapshot.size_gib || spec.size_gib > 16384 {
+        if spec.size_gib < snapshot.size_gib || spec.size_gib > MAX_GIB {
             let text = format!(
-                "the volume has {} GiB; the snapshot {} has {} GiB, and at most 16384 GiB are allowed",
+                "the volume has {} GiB; the snapshot {} has {} GiB, and at most {MAX_GIB} GiB are allowed",
                 spec.size_gib, snapshot.id, snapshot.size_gib
             );
             return Err(ec2_error("InvalidParameterValue", text));

@@ -1,7 +1,7 @@
 //! Remembers the first error of a disk. The file system on the disk only gets an I/O error, without the reason.
 
-use super::overlay::lock;
 use crate::error::Kind;
+use crate::sys::lock::lock_mutex;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -13,12 +13,12 @@ pub struct FirstFault(Arc<Mutex<Option<anyhow::Error>>>);
 
 impl FirstFault {
     pub fn add(&self, error: anyhow::Error) {
-        lock(&self.0).get_or_insert(error);
+        lock_mutex(&self.0).get_or_insert(error);
     }
 
     /// Takes the error out, so that it is reported only once.
     pub fn take(&self) -> Option<anyhow::Error> {
-        lock(&self.0).take()
+        lock_mutex(&self.0).take()
     }
 }
 

@@ -269,7 +269,7 @@ impl<B: BlockApi> Drop for DirectDisk<B> {
         if let Some(device) = self.device.take() {
             // The kernel writes its cached data to the disk first, because the disk may be preserved. An error is
             // ignored, because the disk's server reports failed writes itself.
-            _ = rustix::fs::fsync(&device.node);
+            _ = File::from(device.node).sync_all();
         }
         self.server = None;
         self.lower.stop_prefetching();

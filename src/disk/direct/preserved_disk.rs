@@ -10,10 +10,10 @@ use crate::cloud::{StaleRun, Tags};
 use crate::error::Kind;
 use crate::ids::{RunId, SnapshotId};
 use crate::owner::{Owner, OwnerEnded};
+use crate::sys::lock::{is_unlocked, try_lock_until_closed};
 use crate::sys::temp_file;
 use crate::sys::temp_file::TempFile;
 use anyhow::{Context, Result};
-use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, DirBuilder, File};
 use std::io::ErrorKind;
@@ -123,7 +123,7 @@ pub fn open(state: &Path, run: &RunId) -> Result<Option<PreservedDisk>> {
         file.with_context(|| format!("opening {}", dir.join(name).display()))
     };
     let (upper, marks) = (open(UPPER)?, open(MARKS)?);
-    if rustix::fs::flock(&upper, FlockOperation::NonBlockingLockExclusive).is_err() {
+    if !try_lock_until_closed(&upper).unwrap_or(false) {
         return Err(in_use_error(run));
     }
     Ok(Some(PreservedDisk { record, upper, marks }))
@@ -172,7 +172,7 @@ pub fn remove(state: &Path, run: &RunId) -> Result<()> {
     }
     let context = || format!("removing {}", dir.display());
     if let Ok(upper) = File::open(dir.join(UPPER))
-        && rustix::fs::flock(&upper, FlockOperation::NonBlockingLockExclusive).is_err()
+        && !try_lock_until_closed(&upper).unwrap_or(false)
     {
         return Err(in_use_error(run)).with_context(context);
     }
@@ -197,8 +197,7 @@ pub fn remove_orphans(state: &Path) -> Result<()> {
     for entry in entries.flatten() {
         let path = entry.path();
         let is_temporary = entry.file_name().to_string_lossy().starts_with(temp_file::TEMP_PREFIX);
-        let locked = |file: File| rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err();
-        if is_temporary && File::open(&path).is_ok_and(|file| !locked(file)) {
+        if is_temporary && is_unlocked(&path) {
             fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
         }
     }

@@ -11,19 +11,18 @@ use super::backing;
 use super::backing::{BackingStore, WRITE_FAILED};
 use super::block_map::BlockMap;
 use super::fuse_fs;
-use super::overlay::{BaseBlocks, Overlay, lock};
+use super::overlay::{BaseBlocks, Overlay};
 use crate::error::Kind;
 use crate::ids::BLOCK;
 use crate::sys::capabilities;
+use crate::sys::lock::lock_mutex;
 use crate::sys::loop_device;
 use crate::sys::mount::api;
+use crate::sys::namespaces;
 use crate::sys::signals;
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, UnmountFlags, mount_change, unmount,
-};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, Shutdown, SocketFlags, SocketType,
@@ -258,20 +257,12 @@ pub fn check_available() -> Result<()> {
 
 /// Creates a detached mount. It ends when its last descriptor is closed.
 fn mount(fuse: &OwnedFd) -> Result<OwnedFd> {
-    let make = || -> rustix::io::Result<OwnedFd> {
-        let mounting = rustix::mount::fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC)?;
-        let set = |name: &str, value: &str| rustix::mount::fsconfig_set_string(&mounting, name, value);
-        set("source", "oven")?;
-        set("fd", &fuse.as_raw_fd().to_string())?;
-        set("rootmode", "40000")?;
-        set("user_id", "0")?;
-        set("group_id", "0")?;
-        rustix::mount::fsconfig_create(&mounting)?;
-        let attributes = MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOSUID;
-        rustix::mount::fsmount(&mounting, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
-    };
-    make().map_err(|error| {
-        let failure = Kind::Machine.failure(format!("the kernel refused a FUSE mount: {error}"));
+    let fd = fuse.as_raw_fd().to_string();
+    let options =
+        [("source", "oven"), ("fd", &*fd), ("rootmode", "40000"), ("user_id", "0"), ("group_id", "0")];
+    api::new_file_system("fuse", &options, api::PLAIN).map_err(|error| {
+        let why = error.root_cause();
+        let failure = Kind::Machine.failure(format!("the kernel refused a FUSE mount: {why}"));
         failure.hint("oven needs root with all its capabilities, and Linux 5.12 or later.").into()
     })
 }
@@ -365,33 +356,22 @@ fn detach_thread() -> Result<()> {
 }
 
 /// Moves to an empty root in a new mount namespace. If the server stayed in oven's namespace and all processes were
-/// killed, the server could be the last process in that namespace. Its end would then unmount the disk, and would wait
-/// for a reply that only the server could send.
-#[allow(unsafe_code)]
+/// killed, it could be the last one in it. Then its end would unmount the disk and wait for a reply that only it could
+/// send.
 fn leave_mounts() -> Result<()> {
-    // SAFETY: neither memory nor descriptors of this process are unshared.
-    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }?;
+    namespaces::unshare(UnshareFlags::NEWNS)?;
     // The mounts become private first, so that unmounting in this namespace does not unmount in others.
-    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    namespaces::make_mounts_private()?;
     let empty = api::new_file_system("tmpfs", &[("size", "4k"), ("mode", "0555")], api::READ_ONLY)?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     api::attach(&empty, rustix::fs::openat(CWD, "/proc", flags, Mode::empty())?)?;
-    rustix::process::fchdir(&empty)?;
-    rustix::process::pivot_root(".", ".")?;
-    unmount(".", UnmountFlags::DETACH)?;
-    rustix::process::chdir("/")?;
-    Ok(())
+    namespaces::pivot_to(&empty)
 }
 
-/// `<linux/prctl.h>`.
-const PR_SET_IO_FLUSHER: libc::c_int = 57;
-
-/// Prevents that the kernel waits for this disk when this process needs memory. This needs CAP_SYS_RESOURCE. Without
-/// the capability, the server works, but it is less robust when memory is short.
-#[allow(unsafe_code)]
+/// Tells the kernel not to wait for this disk when this process needs memory. This needs CAP_SYS_RESOURCE. Without it
+/// the server works, but is less robust when memory is short.
 fn set_io_flusher() {
-    // SAFETY: this prctl takes only numbers.
-    unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) };
+    _ = rustix::process::configure_io_flusher_behavior(true);
 }
 
 /// The server's access to the base's blocks. It requests blocks from oven, which writes them to the cache's file.
@@ -412,13 +392,13 @@ impl RequestedBlocks {
     /// Receives replies until oven has ended.
     fn listen(&self) {
         while let Some((index, errno)) = backing::receive(&self.control) {
-            lock(&self.replies).insert(index, Some(errno));
+            lock_mutex(&self.replies).insert(index, Some(errno));
             self.changed.notify_all();
         }
     }
 
     fn wait_until_ready(&self, index: u32) -> io::Result<()> {
-        let mut replies = lock(&self.replies);
+        let mut replies = lock_mutex(&self.replies);
         loop {
             match replies.get(&index) {
                 Some(Some(0)) => return Ok(()),
@@ -432,7 +412,7 @@ impl RequestedBlocks {
                     // The lock is released before this call. If the socket is full, the call waits, and replies must be
                     // received meanwhile.
                     backing::send(&self.control, (index, 0))?;
-                    replies = lock(&self.replies);
+                    replies = lock_mutex(&self.replies);
                 }
             }
         }

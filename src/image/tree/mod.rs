@@ -8,13 +8,14 @@
 mod tests;
 
 use anyhow::{Context, Result, bail};
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Uid};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 use std::ffi::{CStr, OsString};
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::{PermissionsExt, fchown};
 use std::path::Path;
 
 /// The maximum size of a file that oven itself reads. Release files, tables and lists of packages are small.
@@ -173,8 +174,8 @@ impl ImageTree {
         let mut file = File::from(file);
         let written = fill(&mut file).and_then(|()| {
             // The owner is changed first, because a change of the owner clears setuid.
-            rustix::fs::fchown(&file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
-            rustix::fs::fchmod(&file, Mode::from_raw_mode(mode & 0o7777))?;
+            fchown(&file, Some(uid), Some(gid))?;
+            file.set_permissions(Permissions::from_mode(mode & 0o7777))?;
             Ok(rustix::fs::renameat(&dir, &*temporary, &dir, name)?)
         });
         if written.is_err() {
@@ -210,7 +211,7 @@ impl ImageTree {
         if ensure_regular(&file, path).is_err() {
             return Ok(false);
         }
-        rustix::fs::ftruncate(&file, 0).with_context(doing)?;
+        File::from(file).set_len(0).with_context(doing)?;
         Ok(true)
     }
 
@@ -242,7 +243,8 @@ impl ImageTree {
                 }
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let made = rustix::fs::openat(&dir, &*name, flags, Mode::empty()).with_context(doing)?;
-                rustix::fs::fchmod(&made, Mode::from_raw_mode(mode & 0o7777)).with_context(doing)?;
+                let permissions = Permissions::from_mode(mode & 0o7777);
+                File::from(made).set_permissions(permissions).with_context(doing)?;
             }
         }
         Ok(())

@@ -13,12 +13,13 @@
 mod program;
 
 use crate::error::{Failure, Kind};
+use crate::sys::lock::try_lock_until_closed;
 use crate::sys::mount::table;
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{SigSet, SigmaskHow};
 use program::BpfProgram;
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use rustix::fs::{AtFlags, CWD, Dir, FlockOperation, Mode, OFlags, flock};
+use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
 use std::ffi::OsStr;
@@ -187,7 +188,7 @@ fn open(at: impl AsFd, path: &Path) -> rustix::io::Result<OwnedFd> {
 }
 
 fn lock(dir: &OwnedFd) -> bool {
-    flock(dir, FlockOperation::NonBlockingLockExclusive).is_ok()
+    try_lock_until_closed(dir).unwrap_or(false)
 }
 
 /// Returns whether `name` still leads to this directory.

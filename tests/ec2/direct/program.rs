@@ -83,7 +83,8 @@ fn bakes_on_no_instance_and_without_a_right_to_attach() {
     world.assert_one(first.out.trim(), "the first");
     let (read, written) = (count(&world, "GetSnapshotBlock"), count(&world, "PutSnapshotBlock"));
     assert!(read > 0 && written > 0, "{read} {written}");
-    // Once more, with a warm cache: nothing is listed or read that was before. (What is read ahead of need, and was under
+    // Once more, with a warm cache: nothing is listed or read that was before. (What is read ahead of need, and was
+    // under
     // way as the first bake ended, may be.)
     let kept = kept(&world, &base);
     assert!(!kept.is_empty());

@@ -121,7 +121,7 @@ fn the_id_is_written_where_a_trap_was() {
     assert!(baked.status.success(), "{}", stderr(&baked));
     let id = world.path("image/.ami_id.json");
     fs::remove_file(&id).unwrap();
-    nix::unistd::mkfifo(&id, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    rustix::fs::mkfifoat(rustix::fs::CWD, &id, rustix::fs::Mode::RWXU).unwrap();
     // A hit needs no distro.
     world.expect(0, &["bake", "image"]);
     assert!(fs::read_to_string(&id).unwrap().starts_with("{\"ami_id\": \"ami-"));

@@ -105,7 +105,8 @@ fn a_bake_is_traced_from_its_steps_to_their_commands() {
         assert!(inside.iter().any(|span| span.name.contains("s.sh")), "no command of the script");
         inside.iter().for_each(|span| assert_inside(span, step));
     }
-    // The table of times and the trace tell the same. They look at the clock one after the other, and a busy machine may
+    // The table of times and the trace tell the same. They look at the clock one after the other, and a busy machine
+    // may
     // do something else in between, but not every time.
     let mut differ = Vec::new();
     for _ in 0..8 {

@@ -1,6 +1,7 @@
 //! Where the programs under test are, and what is made once and kept beside them.
 //!
-//! Cargo tells both to a test by `env!`, and not to a library. They are found from the test's own program: the programs of
+//! Cargo tells both to a test by `env!`, and not to a library. They are found from the test's own program: the programs
+//! of
 //! a profile are in one directory, and the tests in `deps` below it.
 
 use std::io::Write;
@@ -53,7 +54,8 @@ pub fn own_test(module: &str, name: &str) -> [String; 3] {
 
 /// Writes a program that a test runs a moment later.
 ///
-/// Another process does it. A descriptor of this one would be in every process that another test begins meanwhile, until
+/// Another process does it. A descriptor of this one would be in every process that another test begins meanwhile,
+/// until
 /// that executes its program; and what somebody has open for writing cannot be executed (ETXTBSY).
 pub fn write_program(path: &Path, text: &str) {
     let mut command = Command::new("sh");

@@ -5,9 +5,10 @@ use super::rate_limit::{MAX_PER_SECOND, RateLimiter};
 use super::tokens::BlockTokens;
 use super::workers::{Worker, Workers};
 use crate::cloud::aws::ec2::Timeouts;
-use crate::cloud::aws::ec2::client::call::{ApiError, jitter};
+use crate::cloud::aws::ec2::client::call::{ApiError, Circumstances, Retries};
 use crate::cloud::aws::ec2::client::errors::{Action, ErrorClass};
 use crate::ids::SnapshotId;
+use crate::sys::lock::lock_mutex;
 use crate::trace;
 use crate::trace::Track;
 use anyhow::Result;
@@ -15,7 +16,7 @@ use aws_sdk_ebs::Client;
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
@@ -88,7 +89,7 @@ impl EbsState {
     }
 
     fn entry(&self, id: &SnapshotId, born: Option<Instant>) -> Arc<KnownSnapshot> {
-        let mut snapshots = self.snapshots.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut snapshots = lock_mutex(&self.snapshots);
         let new = || {
             let (gets, puts) = (RateLimiter::unlimited_until_refused(), RateLimiter::default());
             Arc::new(KnownSnapshot { id: id.clone(), tokens: BlockTokens::default(), gets, puts, born })
@@ -117,13 +118,12 @@ impl EbsState {
     where
         F: Future<Output = Result<T, ApiError>>,
     {
-        let (start, timeouts) = (Instant::now(), &self.timeouts);
-        let mut tries = 0u32;
         // Calls for blocks have a limiter. They are not traced here, because there are thousands of them. The callers
         // count them instead.
         let track = if limiter.is_some() { Track::default() } else { Track::here() };
         let mut span = track.span(trace::Lane::Ebs, action.name);
         span.tell("what", snapshot.id.0.as_str());
+        let mut retries = Retries::new(action, &self.timeouts, span);
         loop {
             if let Some(limiter) = limiter {
                 limiter.turn().await;
@@ -139,33 +139,20 @@ impl EbsState {
             if refused.code.is_some() {
                 self.answered.store(true, Ordering::Relaxed);
             }
-            span.tell("refused", refused.code.as_deref().unwrap_or("no answer"));
+            if matches!(refused.class, ErrorClass::Throttled | ErrorClass::Paced) {
+                limiter.inspect(|limiter| limiter.refused());
+            }
+            let expired = refused.class == ErrorClass::Expired;
             let answered = self.answered.load(Ordering::Relaxed);
-            let mut pause =
-                jitter(timeouts.backoff.saturating_mul(1 << tries.min(16)).min(timeouts.backoff_longest));
-            let patience = match refused.class {
-                ErrorClass::Throttled | ErrorClass::Paced => {
-                    limiter.inspect(|limiter| limiter.refused());
-                    timeouts.throttled
-                }
-                // Credentials are loaded again only if EBS has accepted some before.
-                ErrorClass::Expired if tries < 3 && answered => {
-                    worker.renew();
-                    timeouts.throttled
-                }
-                ErrorClass::Lost if action.twice && answered => timeouts.outage,
-                ErrorClass::Lost if action.twice => timeouts.unreachable,
-                ErrorClass::NotYet if snapshot.born.is_some_and(|born| born.elapsed() < timeouts.visible) => {
-                    pause = pause.min(timeouts.max_poll).max(timeouts.first_poll);
-                    timeouts.visible
-                }
-                _ if tries > 0 => return Err(refused.tried(start.elapsed())),
-                _ => return Err(refused),
+            let circumstances = Circumstances {
+                answered,
+                renewable: answered,
+                may_be_new: snapshot.born.is_some_and(|born| born.elapsed() < self.timeouts.visible),
+                rate_limited: true,
             };
-            tries += 1;
-            span.tell("tries", tries + 1);
-            if start.elapsed() + pause > patience {
-                return Err(refused.tried(start.elapsed()));
+            let pause = retries.pause_after(refused, &circumstances)?;
+            if expired {
+                lane.renew();
             }
             sleep(pause).await;
         }

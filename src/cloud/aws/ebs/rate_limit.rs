@@ -1,7 +1,8 @@
 //! Limits the number of calls a second to EBS direct's quota, and to the rate that EBS accepts at the moment.
 
+use crate::sys::lock::lock_mutex;
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
@@ -90,7 +91,7 @@ impl RateLimiter {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock_mutex(&self.state)
     }
 
     /// Waits for a turn. Callers get their turns in the order of their calls. A call that is dropped takes no turn.

@@ -2,13 +2,14 @@
 //! Readers block their threads. And the main thread may wait in the kernel for a disk that only the worker threads can
 //! fill.
 
+use crate::sys::lock::lock_mutex;
 use crate::trace::Track;
 use anyhow::{Context, Result};
 use aws_sdk_ebs::Client;
 use aws_sdk_ebs::config::{Config, IdentityCache};
 use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -28,10 +29,6 @@ pub struct Worker {
     client: Mutex<Client>,
     /// The thread ends when this is dropped.
     _end: oneshot::Sender<()>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Workers {
@@ -94,14 +91,14 @@ impl Worker {
     }
 
     pub fn client(&self) -> Client {
-        lock(&self.client).clone()
+        lock_mutex(&self.client).clone()
     }
 
     /// Discards the credentials in use and loads new ones.
     pub fn renew(&self) {
-        let mut config = lock(&self.config);
+        let mut config = lock_mutex(&self.config);
         *config = config.to_builder().identity_cache(IdentityCache::lazy().build()).build();
-        *lock(&self.client) = Client::from_conf(config.clone());
+        *lock_mutex(&self.client) = Client::from_conf(config.clone());
     }
 }
 

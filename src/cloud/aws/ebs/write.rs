@@ -12,6 +12,7 @@ use crate::cloud::block_api::{NewSnapshot, SnapshotExpired};
 use crate::error::Kind;
 use crate::ids::{BLOCK, Digest};
 use crate::ids::{RunId, SnapshotId};
+use crate::sys::lock::lock_mutex;
 use anyhow::{Error, Result};
 use aws_sdk_ebs::Client;
 use aws_sdk_ebs::error::SdkError;
@@ -24,7 +25,7 @@ use bytes::Bytes;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep};
 
@@ -60,7 +61,7 @@ impl SnapshotStarts {
         &self,
         with: impl FnOnce(&mut HashMap<String, (RunId, StartSnapshotInputBuilder)>) -> T,
     ) -> T {
-        with(&mut self.unresolved.lock().unwrap_or_else(PoisonError::into_inner))
+        with(&mut lock_mutex(&self.unresolved))
     }
 }
 
@@ -119,7 +120,7 @@ impl Ebs {
                 let answer = async { task.await.expect("the thread lives as long as the program's Ebs") };
                 self.ec2
                     .send_in_background(&spec.run, &START_SNAPSHOT, &what, answer, move |run, result| {
-                        let mut unresolved = unresolved.lock().unwrap_or_else(PoisonError::into_inner);
+                        let mut unresolved = lock_mutex(&unresolved);
                         match result {
                             Ok(snapshot) => {
                                 run.snapshots.extend(snapshot.snapshot_id.clone());

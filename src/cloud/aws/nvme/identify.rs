@@ -6,8 +6,12 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 /// The data that the command returns (NVM Express Base Specification, figure "Identify Controller Data Structure").
 pub type IdentifyPage = [u8; 4096];
 
-/// `NVME_IOCTL_ADMIN_CMD` of <linux/nvme_ioctl.h>.
-const ADMIN_COMMAND: u64 = 0xC048_4E41;
+mod raw {
+    #![allow(unsafe_code, clippy::undocumented_unsafe_blocks)]
+    // `NVME_IOCTL_ADMIN_CMD` of <linux/nvme_ioctl.h>.
+    nix::ioctl_readwrite!(admin_command, b'N', 0x41, super::Command);
+}
+
 const IDENTIFY: u8 = 0x06;
 /// Selects the controller's data structure.
 const CONTROLLER: u32 = 1;
@@ -51,12 +55,9 @@ pub fn identify_controller(node: BorrowedFd<'_>) -> Result<Box<IdentifyPage>> {
     };
     // SAFETY: the request reads and writes one `struct nvme_passthru_cmd`, and writes at most `length` bytes to
     // `address`: a page of that length that nothing else refers to and that outlives the call.
-    let status =
-        unsafe { libc::ioctl(node.as_raw_fd(), ADMIN_COMMAND as _, std::ptr::from_mut(&mut command)) };
-    match status {
+    match unsafe { raw::admin_command(node.as_raw_fd(), &raw mut command) }? {
         0 => Ok(page),
-        ..0 => Err(Error::last_os_error()),
-        _ => Err(Error::other(format!("NVMe status {status:#x}"))),
+        status => Err(Error::other(format!("NVMe status {status:#x}"))),
     }
 }
 

@@ -12,9 +12,10 @@ mod tests;
 use crate::device::Device;
 use crate::error::Kind;
 use crate::ids::VolumeId;
+use crate::sys::lock::try_lock_until_closed;
 use anyhow::{Context, Result};
 use identify::{IdentifyPage, Identity};
-use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -109,7 +110,7 @@ fn find_by(kernel: &impl Kernel, sys: &Path, dev: &Path, volume: &VolumeId) -> R
         .map_err(|wrong| device_error(format!("{} is not {volume}: {wrong}", path.display()), REPLACED))?;
     // udev ignores a locked disk. So no probe holds the disk open, and no LVM or RAID of the image is activated on this
     // machine. It does not matter if the lock fails because udev is probing the disk at this moment.
-    _ = rustix::fs::flock(&node, FlockOperation::NonBlockingLockExclusive);
+    _ = try_lock_until_closed(&node);
     Ok(Some(Device { node, path, rdev: disk.number, serial, trimming: None }))
 }
 

@@ -14,7 +14,7 @@ pub use copies::Copies;
 use super::pending_snapshot::{PutBlocks, SnapshotState, boot_id, invalid};
 use super::records::{Completion, PendingWrites};
 use super::records::{
-    LockedRegion, NEVER, PARENT, PUT, RegionStore, SnapshotRecord, created_after, remove_if_there,
+    LockedRegion, MAX_GIB, NEVER, PARENT, PUT, RegionStore, SnapshotRecord, created_after, remove_if_there,
 };
 use super::volumes::with_run_tag;
 use super::{Region, new_id};
@@ -34,9 +34,6 @@ use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 use write::{make_ready, put};
-
-/// The maximum size of a volume in GiB. A snapshot has the same limit.
-const MAX_GIB: u64 = 16384;
 
 /// Fails unless a child of this size can be started from the snapshot.
 fn ensure_parent(store: &RegionStore, id: &SnapshotId, size_gib: u64) -> Result<()> {

@@ -8,6 +8,7 @@ use crate::error::hint_of;
 use crate::ids::{Architecture, RunId, VolumeId};
 use crate::owner::Owner;
 use crate::report::Report;
+use crate::sys::lock::try_lock_until_closed;
 use crate::undo;
 use crate::undo::{Debt, Due};
 use records::VolumeRecord;
@@ -225,7 +226,7 @@ async fn a_locked_volume_is_in_use() {
     let volume = f.volume(&base, &run).await;
     // Like a loop device, this has the file open with a lock. It does not need root.
     let held = f.data(&volume.0);
-    rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    assert!(try_lock_until_closed(&held).unwrap());
     refuses(f.region.delete_volume(&volume).await, Kind::Cloud, "VolumeInUse");
     refuses(f.region.attach(&volume).await, Kind::Cloud, "VolumeInUse");
     refuses(f.region.ensure_no_volumes(&run).await, Kind::Cloud, "VolumeInUse");
@@ -525,7 +526,7 @@ async fn sweeping_removes_files_without_a_record() {
     }
     let busy = dir.join("volumes/.copy-1");
     let writer = File::create(&busy).unwrap();
-    rustix::fs::flock(&writer, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    assert!(try_lock_until_closed(&writer).unwrap());
     f.region.stale_runs(None).await.unwrap();
     assert!(orphans.iter().all(|orphan| !dir.join(orphan).exists()));
     assert!(busy.exists());

@@ -8,11 +8,11 @@ mod tests;
 
 use super::block_cache::{BlockOrigin, CachedSnapshot, RESERVED_SPACE};
 use super::fault::FirstFault;
-use super::overlay::lock;
 use crate::cloud::block_api::{BlockIndexes, SnapshotContents, SnapshotReader};
 use crate::ids::SnapshotId;
 use crate::ids::digest_of;
 use crate::ids::{BLOCK, Digest};
+use crate::sys::lock::lock_mutex;
 use crate::trace::{Counter, Track};
 use anyhow::{Context, Result};
 use rustix::net::{RecvFlags, SendFlags};
@@ -182,7 +182,7 @@ impl BackingStore {
     fn use_block(&self, index: u32) -> i32 {
         let is_missing = self.cached.ready(index).is_none();
         {
-            let mut used = lock(&self.used);
+            let mut used = lock_mutex(&self.used);
             if used.1.insert(index) {
                 used.0.push(index);
             }
@@ -202,14 +202,14 @@ impl BackingStore {
 
     /// Returns the used blocks in the order of their first use.
     pub fn used(&self) -> Vec<u32> {
-        lock(&self.used).0.clone()
+        lock_mutex(&self.used).0.clone()
     }
 
     /// Starts the threads that serve the requests of the disk's server until the socket is closed. `place` is the
     /// directory of the written files.
     pub fn start_threads(self: &Arc<Self>, socket: &Arc<OwnedFd>, place: &Path) -> std::io::Result<()> {
         _ = self.place.set(place.to_owned());
-        lock(&self.requests).socket = Some(socket.clone());
+        lock_mutex(&self.requests).socket = Some(socket.clone());
         for _ in 0..READERS {
             let (lower, socket) = (self.clone(), socket.clone());
             std::thread::Builder::new().name("blocks".to_owned()).spawn(move || {
@@ -240,7 +240,7 @@ impl BackingStore {
 
     /// Records a request. If the bake was stopped, replies with an error immediately and returns false.
     fn add_request(&self, index: u32) -> bool {
-        let mut requests = lock(&self.requests);
+        let mut requests = lock_mutex(&self.requests);
         requests.blocks.insert(index);
         if requests.stopped {
             requests.answer(index, libc::EIO);
@@ -249,12 +249,12 @@ impl BackingStore {
     }
 
     fn answer_request(&self, index: u32, errno: i32) {
-        lock(&self.requests).answer(index, errno);
+        lock_mutex(&self.requests).answer(index, errno);
     }
 
     /// Replies to all requests with an error, now and in future, even if their reads are still running.
     pub fn stop(&self) {
-        let mut requests = lock(&self.requests);
+        let mut requests = lock_mutex(&self.requests);
         requests.stopped = true;
         let blocks: Vec<u32> = requests.blocks.iter().copied().collect();
         blocks.into_iter().for_each(|index| requests.answer(index, libc::EIO));
@@ -270,20 +270,20 @@ impl BackingStore {
 
     /// Puts blocks at the front of the queue.
     fn prefetch_first(&self, blocks: Vec<u32>) {
-        let mut prefetch_queue = lock(&self.prefetch_queue);
+        let mut prefetch_queue = lock_mutex(&self.prefetch_queue);
         blocks.into_iter().rev().for_each(|index| prefetch_queue.blocks.push_front(index));
         self.queue_changed.notify_all();
     }
 
     /// Adds blocks to the end of the prefetch queue, in this order.
     pub fn queue_prefetch(&self, blocks: impl IntoIterator<Item = u32>) {
-        let mut prefetch_queue = lock(&self.prefetch_queue);
+        let mut prefetch_queue = lock_mutex(&self.prefetch_queue);
         prefetch_queue.blocks.extend(blocks.into_iter().filter(|index| self.blocks.contains(*index)));
         self.queue_changed.notify_all();
     }
 
     fn next_prefetch(&self) -> Option<u32> {
-        let mut prefetch_queue = lock(&self.prefetch_queue);
+        let mut prefetch_queue = lock_mutex(&self.prefetch_queue);
         loop {
             if prefetch_queue.is_closed {
                 return None;
@@ -310,7 +310,7 @@ impl BackingStore {
 
     /// Stops prefetching.
     pub fn stop_prefetching(&self) {
-        lock(&self.prefetch_queue).is_closed = true;
+        lock_mutex(&self.prefetch_queue).is_closed = true;
         self.queue_changed.notify_all();
     }
 }

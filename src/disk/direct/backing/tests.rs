@@ -167,8 +167,8 @@ fn an_error_of_reading_or_storing_is_reported_once() {
     assert_eq!(ask(&lower, &[(WRITE_FAILED, libc::ENOSPC)]), []);
     let told = Mutex::default();
     soon("it is reported", || {
-        *lock(&told) = lower.trouble().take().map(|error| format!("{error:#}"));
-        lock(&told).is_some()
+        *lock_mutex(&told) = lower.trouble().take().map(|error| format!("{error:#}"));
+        lock_mutex(&told).is_some()
     });
     let told = told.into_inner().unwrap().unwrap();
     assert!(told.starts_with("storing the disk's changes in /place: No space left"), "{told}");
@@ -191,7 +191,7 @@ fn a_stop_answers_all_requests() {
     let cached = BlockCache::new(dir.path(), u64::MAX).of(&snapshot).unwrap();
     let lower = Arc::new(BackingStore::new(&snapshot, &contents, Arc::new(Silent), cached));
     let stopped = lower.clone();
-    let waits = move || !lock(&stopped.requests).blocks.is_empty();
+    let waits = move || !lock_mutex(&stopped.requests).blocks.is_empty();
     let stopper = {
         let lower = lower.clone();
         std::thread::spawn(move || {

@@ -11,14 +11,13 @@
 mod tests;
 
 use super::fault::disk_error;
-use super::overlay::lock;
 use crate::cloud::block_api::{BlockIndexes, SnapshotContents};
 use crate::error::{Kind, hint_of};
 use crate::ids::SnapshotId;
 use crate::ids::{BLOCK, Digest, digest_of};
+use crate::sys::lock::{FileLock, LockMode, lock_mutex};
 use crate::sys::temp_file;
 use anyhow::{Context, Result};
-use nix::fcntl::{Flock, FlockArg};
 use rustix::fs::{Mode, OFlags};
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -79,7 +78,7 @@ pub struct CachedSnapshot {
     data: File,
     /// The file with the lock. The lock is released when this field is dropped, even if a copy of the descriptor
     /// exists. (A step that is being started has a copy for a moment.)
-    digests: Flock<File>,
+    digests: FileLock,
 }
 
 /// Returns the name of the file for a family. A family's name may have any characters, so the file is named after a
@@ -102,7 +101,7 @@ impl BlockCache {
 
     fn shared_state(&self, data: &File) -> io::Result<Arc<SharedState>> {
         let data = data.metadata()?;
-        let mut shared_states = lock(&self.shared_states);
+        let mut shared_states = lock_mutex(&self.shared_states);
         shared_states.retain(|_, shared_state| shared_state.strong_count() > 0);
         let entry = shared_states.entry((data.dev(), data.ino())).or_default();
         Ok(entry.upgrade().unwrap_or_else(|| {
@@ -130,8 +129,8 @@ impl BlockCache {
                 made => made.map_err(failed)?,
             }
             let Some(digests) = none_if_missing(open(&dir.join(DIGESTS))).map_err(failed)? else { continue };
-            let digests =
-                Flock::lock(digests, FlockArg::LockShared).map_err(|(_, errno)| failed(errno.into()))?;
+            let digests = FileLock::wait(digests, LockMode::Shared)
+                .map_err(|error| error.downcast().map_or_else(|error| error, failed))?;
             if !has_name(&digests, &dir.join(DIGESTS)) {
                 continue;
             }
@@ -176,7 +175,7 @@ impl BlockCache {
 fn evict(dir: &Path, remove: &dyn Fn(&Path) -> io::Result<()>) -> io::Result<bool> {
     let lock = dir.join(DIGESTS);
     let Ok(digests) = File::open(&lock) else { return Ok(false) };
-    let Ok(digests) = Flock::lock(digests, FlockArg::LockExclusiveNonblock) else { return Ok(false) };
+    let Ok(Some(digests)) = FileLock::try_acquire(digests, LockMode::Exclusive) else { return Ok(false) };
     if !has_name(&digests, &lock) {
         return Ok(false);
     }
@@ -306,12 +305,12 @@ impl CachedSnapshot {
     /// Returns the digest of a block if the block is ready, that is, if this process has verified the block or written
     /// it to the cache since it began to use the snapshot.
     pub fn ready(&self, index: u32) -> Option<Digest> {
-        lock(&self.shared_state.ready).get(&index).copied()
+        lock_mutex(&self.shared_state.ready).get(&index).copied()
     }
 
     /// Marks a block as not ready because it changed after it was verified.
     pub fn spoilt(&self, index: u32) {
-        lock(&self.shared_state.ready).remove(&index);
+        lock_mutex(&self.shared_state.ready).remove(&index);
     }
 
     /// Makes a block ready if it is not. Takes the block from the cache if the cached block is valid, and from `read`
@@ -326,7 +325,7 @@ impl CachedSnapshot {
         if let Some(digest) = self.ready(index) {
             return Ok((digest, BlockOrigin::Before));
         }
-        let _lock = lock(&self.shared_state.locks[index as usize % LOCKS]);
+        let _lock = lock_mutex(&self.shared_state.locks[index as usize % LOCKS]);
         if let Some(digest) = self.ready(index) {
             return Ok((digest, BlockOrigin::Before));
         }
@@ -338,7 +337,7 @@ impl CachedSnapshot {
                 (digest, BlockOrigin::Read)
             }
         };
-        lock(&self.shared_state.ready).insert(index, made.0);
+        lock_mutex(&self.shared_state.ready).insert(index, made.0);
         Ok(made)
     }
 
@@ -356,7 +355,7 @@ impl CachedSnapshot {
         if result.is_err() {
             // All blocks become unready. A later `CachedSnapshot` would not notice, because the kernel does not report
             // this error to it.
-            lock(&self.shared_state.ready).clear();
+            lock_mutex(&self.shared_state.ready).clear();
         }
         result.map_err(|error| cache_error(error, &format!("caching blocks in {}", self.dir.display())))
     }

@@ -11,11 +11,12 @@ mod tests;
 use super::block_map::{BASE, BlockMap, WRITTEN, WRITTEN_BASE, ZEROS};
 use super::fuse_fs::DiskContent;
 use crate::ids::BLOCK;
+use crate::sys::lock::lock_mutex;
 use rustix::fs::FallocateFlags;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 /// The number of locks for blocks. Several blocks share a lock, but these blocks are seldom written concurrently.
 const LOCKS: usize = 64;
@@ -37,10 +38,6 @@ pub struct Overlay<B> {
     upper: File,
     marks: BlockMap,
     locks: [Mutex<()>; LOCKS],
-}
-
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn offset_of(index: u32, within: usize) -> u64 {
@@ -76,7 +73,7 @@ impl<B: BaseBlocks> Overlay<B> {
     }
 
     fn lock_block(&self, index: u32) -> MutexGuard<'_, ()> {
-        lock(&self.locks[index as usize % LOCKS])
+        lock_mutex(&self.locks[index as usize % LOCKS])
     }
 
     fn write_upper(&self, data: &[u8], at: u64) -> io::Result<()> {

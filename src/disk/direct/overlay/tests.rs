@@ -22,7 +22,7 @@ impl BaseBlocks for std::sync::Arc<Base> {
         Ok(())
     }
     fn failed(&self, error: &io::Error) {
-        lock(&self.failed).push(error.raw_os_error());
+        lock_mutex(&self.failed).push(error.raw_os_error());
     }
 }
 
@@ -223,7 +223,7 @@ fn an_unreadable_block_is_not_written_partially() {
     assert!(ground.overlay.read(ground.overlay.size(), &mut [0; 1]).is_err());
     assert!(ground.overlay.write(ground.overlay.size() - 1, &[0; 2]).is_err());
     assert!(ground.overlay.zero(u64::MAX, 2).is_err());
-    assert_eq!(*lock(&ground.base.failed), [], "an unreadable base is no failed write");
+    assert_eq!(*lock_mutex(&ground.base.failed), [], "an unreadable base is no failed write");
 }
 
 #[test]
@@ -231,6 +231,6 @@ fn a_failed_write_is_reported() {
     let mut ground = Ground::new();
     ground.overlay.upper = File::options().write(true).open("/dev/full").unwrap();
     assert!(ground.overlay.write(at(2), &[1; 512]).is_err());
-    assert_eq!(*lock(&ground.base.failed), [Some(libc::ENOSPC)]);
+    assert_eq!(*lock_mutex(&ground.base.failed), [Some(libc::ENOSPC)]);
     assert!(ground.written().is_empty(), "it is not marked");
 }

@@ -1,4 +1,5 @@
-//! What a plan may hold beside steps: files that stay, lines that are failures, what is done before a step is tried again.
+//! What a plan may hold beside steps: files that stay, lines that are failures, what is done before a step is tried
+//! again.
 //! The steps are the tests' own, added to the Debian plugin's plan of nothing.
 
 use super::{STEP, lab};

@@ -1,4 +1,5 @@
-//! One definition on a deb and an rpm base: `oven bake` from the base image to the registered one, on real disks. Of both
+//! One definition on a deb and an rpm base: `oven bake` from the base image to the registered one, on real disks. Of
+//! both
 //! bases dpkg or dnf is real; `lab.rs` tells what is not real of the second. The packages are small ones of the same
 //! names and versions, from a signed repository each.
 

@@ -1,5 +1,6 @@
 //! Bakes with the real dnf, zypper and rpm: real transactions and scriptlets, packages built for the purpose, a mirror
-//! on this machine. `oven_testing::packages::rpm_lab` tells what is not real. dnf 5, yum and microdnf cannot be run here: their plans
+//! on this machine. `oven_testing::packages::rpm_lab` tells what is not real. dnf 5, yum and microdnf cannot be run
+//! here: their plans
 //! are compared with golden ones (plugins/redhat/tests). Needs root, and what scripts/setup installs.
 
 mod alike;

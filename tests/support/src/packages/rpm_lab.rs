@@ -2,7 +2,8 @@
 //! that is thrown away after each test.
 //!
 //! It is Debian's: the programs are real, and so are transactions, scriptlets, keys and downloads. What is not: the
-//! distribution (its `os-release` says another name), the packages (see `rpm_packages.rs`), and `platform`, which tells rpm
+//! distribution (its `os-release` says another name), the packages (see `rpm_packages.rs`), and `platform`, which tells
+//! rpm
 //! that Debian's shell is there.
 
 use super::mirror::Mirror;

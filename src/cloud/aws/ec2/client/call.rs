@@ -3,9 +3,9 @@
 
 use super::connection::{clock_offset, clock_problem};
 use super::errors::{Action, ErrorClass, classify, hint_for_code};
-use crate::cloud::aws::ec2::Ec2;
+use crate::cloud::aws::ec2::{Ec2, Timeouts};
 use crate::error::Kind;
-use crate::trace::{Lane, Track};
+use crate::trace::{Lane, Span, Track};
 use anyhow::Error;
 use aws_sdk_ec2::Client;
 use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
@@ -210,7 +210,7 @@ impl From<ApiError> for Error {
 }
 
 /// Returns a random part of a pause. So callers that were throttled at the same time retry at different times.
-pub fn jitter(max: Duration) -> Duration {
+fn jitter(max: Duration) -> Duration {
     let mut bytes = [0u8; 4];
     rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())
         .expect("getrandom never returns fewer than 4 bytes (getrandom(2))");
@@ -243,10 +243,9 @@ impl Ec2 {
         what: &str,
         mut send: impl AsyncFnMut() -> Result<T, ApiError>,
     ) -> Result<T, ApiError> {
-        let (start, timeouts) = (Instant::now(), self.timeouts());
-        let mut tries = 0u32;
         let mut span = Track::here().span(Lane::Ec2, action.name);
         span.tell("what", what);
+        let mut retries = Retries::new(action, self.timeouts(), span);
         loop {
             let error = match send().await {
                 Ok(answer) => {
@@ -258,45 +257,89 @@ impl Ec2 {
             if error.code.is_some() {
                 self.answered();
             }
-            span.tell("refused", error.code.as_deref().unwrap_or("no answer"));
-            let mut pause =
-                jitter(timeouts.backoff.saturating_mul(1 << tries.min(16)).min(timeouts.backoff_longest));
-            let patience = match error.class {
-                ErrorClass::Throttled => timeouts.throttled,
-                ErrorClass::Paced => {
-                    pause += timeouts.rate;
-                    timeouts.paced
-                }
+            let expired = error.class == ErrorClass::Expired;
+            let circumstances = Circumstances {
+                answered: self.has_answered(),
                 // Credentials are loaded again only if EC2 has accepted some before, or if this is an instance. An
                 // instance gets them from its metadata service, which may answer late on a busy machine. The SDK waits
                 // one second for that answer, and does not retry.
-                ErrorClass::Expired
-                    if tries < 3 && (self.has_answered() || self.0.options.instance_id.is_some()) =>
-                {
-                    self.renew();
-                    timeouts.throttled
-                }
-                ErrorClass::Lost if action.twice && self.has_answered() => timeouts.outage,
-                ErrorClass::Lost if action.twice => timeouts.unreachable,
+                renewable: self.has_answered() || self.0.options.instance_id.is_some(),
                 // The `what` of a DryRun is empty, because a DryRun does not wait for its objects.
-                ErrorClass::NotYet if !what.is_empty() && (error.is_state_error() || self.is_new(what)) => {
-                    pause = pause.min(timeouts.max_poll).max(timeouts.first_poll);
-                    timeouts.visible
-                }
-                _ => {
-                    return Err(ApiError {
-                        tried: if tries > 0 { start.elapsed() } else { Duration::ZERO },
-                        ..error
-                    });
-                }
+                may_be_new: !what.is_empty() && (error.is_state_error() || self.is_new(what)),
+                rate_limited: false,
             };
-            tries += 1;
-            span.tell("tries", tries + 1);
-            if start.elapsed() + pause > patience {
-                return Err(ApiError { tried: start.elapsed(), ..error });
+            let pause = retries.pause_after(error, &circumstances)?;
+            if expired {
+                self.renew();
             }
             sleep(pause).await;
         }
+    }
+}
+
+/// Facts that, besides the error of a call, determine whether it is retried.
+#[derive(Debug, Clone, Copy)]
+pub struct Circumstances {
+    /// Whether the service has ever answered this process. If not, the endpoint is probably wrong.
+    pub answered: bool,
+    /// Whether loading the credentials again may help. It does not help if none has ever been accepted.
+    pub renewable: bool,
+    /// Whether this process may have created the object so recently that it is not visible everywhere.
+    pub may_be_new: bool,
+    /// Whether a rate limiter delays such calls. Then a call that was refused for its rate needs no longer pause.
+    pub rate_limited: bool,
+}
+
+/// The retries of one call.
+pub struct Retries<'t> {
+    action: &'static Action,
+    timeouts: &'t Timeouts,
+    start: Instant,
+    tries: u32,
+    span: Span,
+}
+
+impl<'t> Retries<'t> {
+    /// `span` is the call's span in the trace.
+    pub fn new(action: &'static Action, timeouts: &'t Timeouts, span: Span) -> Self {
+        Self { action, timeouts, start: Instant::now(), tries: 0, span }
+    }
+
+    /// Returns the pause before the next attempt, as the error's class demands it. Returns the error if another attempt
+    /// would not help, or if the class's time limit would be exceeded. After an error of the class
+    /// [`ErrorClass::Expired`], the caller renews the credentials first.
+    pub fn pause_after(
+        &mut self,
+        refused: ApiError,
+        circumstances: &Circumstances,
+    ) -> Result<Duration, ApiError> {
+        let (timeouts, tries) = (self.timeouts, self.tries);
+        self.span.tell("refused", refused.code.as_deref().unwrap_or("no answer"));
+        let Circumstances { answered, renewable, may_be_new, rate_limited } = *circumstances;
+        let mut pause =
+            jitter(timeouts.backoff.saturating_mul(1 << tries.min(16)).min(timeouts.backoff_longest));
+        let patience = match refused.class {
+            ErrorClass::Paced if !rate_limited => {
+                pause += timeouts.rate;
+                timeouts.paced
+            }
+            ErrorClass::Throttled | ErrorClass::Paced => timeouts.throttled,
+            ErrorClass::Expired if tries < 3 && renewable => timeouts.throttled,
+            ErrorClass::Lost if self.action.twice && answered => timeouts.outage,
+            ErrorClass::Lost if self.action.twice => timeouts.unreachable,
+            ErrorClass::NotYet if may_be_new => {
+                pause = pause.min(timeouts.max_poll).max(timeouts.first_poll);
+                timeouts.visible
+            }
+            _ if tries > 0 => return Err(refused.tried(self.start.elapsed())),
+            _ => return Err(refused),
+        };
+        self.tries += 1;
+        self.span.tell("tries", self.tries + 1);
+        if self.start.elapsed() + pause > patience {
+            return Err(refused.tried(self.start.elapsed()));
+        }
+        Ok(pause)
     }
 }
 

@@ -5,6 +5,7 @@ use crate::cloud::aws::ec2::Ec2;
 use crate::cloud::aws::ec2::images::convert::filter;
 use crate::cloud::tag;
 use crate::error::Kind;
+use crate::sys::lock::lock_mutex;
 use anyhow::Result;
 use aws_sdk_ec2::config::interceptors::{
     BeforeDeserializationInterceptorContextRef, BeforeTransmitInterceptorContextRef,
@@ -13,7 +14,7 @@ use aws_sdk_ec2::config::{ConfigBag, Intercept, ProvideCredentials, RuntimeCompo
 use aws_sdk_ec2::error::BoxError;
 use aws_sdk_ec2::primitives::{DateTime, DateTimeFormat};
 use std::error::Error;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// The number of seconds by which the clock may be wrong. AWS accepts a signature for five minutes. The limit is lower,
@@ -34,7 +35,7 @@ struct Observed {
 
 impl TrafficObserver {
     fn observed(&self) -> MutexGuard<'_, Observed> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock_mutex(&self.0)
     }
 
     pub fn key(&self) -> Option<String> {

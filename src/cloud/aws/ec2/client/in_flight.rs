@@ -5,11 +5,12 @@ use super::call::ApiError;
 use super::errors::Action;
 use crate::cloud::aws::ec2::Ec2;
 use crate::ids::{RunId, SnapshotId, VolumeId};
+use crate::sys::lock::lock_mutex;
 use aws_sdk_ec2::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_ec2::operation::create_volume::builders::CreateVolumeInputBuilder;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use tokio::sync::{Notify, oneshot};
 
 /// The resources that a run created, and its calls whose outcome is unknown.
@@ -43,14 +44,14 @@ struct Shared {
 impl InFlight {
     /// Reads or changes the record of a run.
     pub fn of<T>(&self, run: &RunId, with: impl FnOnce(&mut RunCalls) -> T) -> T {
-        let mut runs = self.0.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut runs = lock_mutex(&self.0.runs);
         with(runs.entry(run.clone()).or_default())
     }
 
     /// Records that a snapshot was deleted, so that it is not deleted again. EC2 would refuse a second call if the role
     /// may delete only snapshots with a certain tag.
     pub fn snapshot_deleted(&self, id: &SnapshotId) {
-        let mut runs = self.0.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut runs = lock_mutex(&self.0.runs);
         for run in runs.values_mut().filter(|run| run.snapshots.contains(&id.0)) {
             run.snapshots.remove(&id.0);
             run.deleted.insert(id.0.clone());

@@ -10,6 +10,7 @@ use super::client::errors::{CREATE_TAGS, CREATE_VOLUME, DESCRIBE_VOLUMES, ErrorC
 use super::images::PAGE;
 use super::images::convert;
 use super::images::convert::{filter, tag_filter};
+use crate::cloud::ec2_rules::MAX_VOLUME_GIB;
 use crate::cloud::image_attributes::check_volume_kind;
 use crate::cloud::{VolumeSpec, tag};
 use crate::error::Kind;
@@ -29,8 +30,6 @@ use tokio::time::Instant;
 /// After this many polls in a row that do not show a new volume, CreateVolume is sent again with the same client token.
 /// EC2's answer shows whether the volume still exists.
 pub const ABSENT_POLLS: u32 = 3;
-/// The maximum size of a volume of type io2, in GiB. For other types, EC2 itself rejects more than 16 TiB.
-const MAX_GIB: u64 = 65536;
 
 /// Makes a client token, by which EC2 recognizes a repeated call. It is derived from the run and not from the
 /// fingerprint, because otherwise two builders would get the same volume. EC2 allows 64 characters.
@@ -101,9 +100,11 @@ impl Ec2 {
     pub(crate) async fn create_volume(&self, spec: &VolumeSpec) -> Result<VolumeId> {
         let tags = self.owned(&spec.tags, &spec.run)?;
         check_volume_kind(&spec.kind, "[disk]")?;
-        if spec.size_gib > MAX_GIB {
-            let text =
-                format!("a volume of {} GiB is too large: the maximum is {MAX_GIB} GiB", spec.size_gib);
+        if spec.size_gib > MAX_VOLUME_GIB {
+            let text = format!(
+                "a volume of {} GiB is too large: the maximum is {MAX_VOLUME_GIB} GiB",
+                spec.size_gib
+            );
             return Err(Kind::Definition.error(text));
         }
         let (zone, what) = (self.zone()?, format!("of {}, run {}", spec.snapshot, spec.run));
