@@ -1,10 +1,8 @@
-//! oven bakes Amazon Machine Images without booting an instance: packages and scripts run in a sandbox, on a copy of
-//! the
+//! oven bakes Amazon Machine Images without booting an instance: packages and scripts run in a sandbox, on a copy of the
 //! base image's disk. The same definition on the same base is baked only once.
 //!
 //! The story is [`bake::bake`], in six steps: resolve the base image ([`cloud`]), check out its disk ([`disk`]), mount
-//! it ([`mount`]), provision it ([`provision`], with a plan of [`distros`]) and seal it ([`seal`]), commit the disk to
-//! a
+//! it ([`mount`]), provision it ([`provision`], with a plan of [`distros`]) and seal it ([`seal`]), commit the disk to a
 //! snapshot, and register that as an image.
 //!
 //! The modules below are the floor plan, from the ground up: each imports only from those above it in this list, and

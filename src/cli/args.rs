@@ -62,8 +62,7 @@ pub struct GlobalArgs {
     /// The builder's availability zone, needed if its metadata service is not reachable
     #[arg(long, global = true, value_name = "ZONE", env = "OVEN_ZONE", help_heading = "Global options")]
     pub zone: Option<String>,
-    /// How a bake accesses its disk: `attached` creates a volume and attaches it, `direct` reads and sends single
-    /// blocks
+    /// How a bake accesses its disk: `attached` creates a volume and attaches it, `direct` reads and sends single blocks
     /// [default: attached]
     #[arg(
         long,

@@ -10,10 +10,8 @@ use std::rc::Rc;
 /// ```text
 /// GET  ledger                    what there is
 /// GET  calls                     what was called
-/// POST options  {"faults": [..], "delays": {..}, "latencies": {..}, "direct": {..}, "denied": [..], "parameters":
-/// {..}, "visibility_lag": MS}
-/// POST snapshot {"id": ID, "owner": "..", "public": true, "shared": true, "encrypted": true, "key": ".."}   as it was
-/// said
+/// POST options  {"faults": [..], "delays": {..}, "latencies": {..}, "direct": {..}, "denied": [..], "parameters": {..}, "visibility_lag": MS}
+/// POST snapshot {"id": ID, "owner": "..", "public": true, "shared": true, "encrypted": true, "key": ".."}   as it was said
 /// POST pull     {"volume": ID}   a disk vanishes from its instance, and the API does not know
 /// ```
 pub async fn answer(ctx: &Rc<Ctx>, method: &str, path: &str, body: &[u8]) -> (u16, String) {

@@ -1,6 +1,5 @@
 //! A server that behaves like EC2 as far as oven uses it, on top of a local region: its API, the EBS direct APIs (all
-//! below `/snapshots`), the instance metadata service and the little that is asked of SSM and STS, over HTTP on this
-//! machine. It is as strict as EC2, or a test
+//! below `/snapshots`), the instance metadata service and the little that is asked of SSM and STS, over HTTP on this machine. It is as strict as EC2, or a test
 //! against it says nothing: an unknown parameter or filter is refused, names are taken once, what is used cannot be
 //! deleted. Faults are planned by action and number ([`Fault`]).
 //!

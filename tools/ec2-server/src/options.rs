@@ -264,32 +264,24 @@ impl Default for ServerOptions {
 ///
 /// How long a snapshot is `pending` is what nobody can tell in general, and most of a bake. Here it is so long that the
 /// reference measurement of oven's bars comes out: Debian's Packer 1.6.6 with its amazon-chroot builder, which installs
-/// one package, took 45.2 s at its own polling and 19.7 s at one second. With 5 s it took 48.0 s and 19.3 s here. By
-/// its
-/// looks, anything from 0 to 15 s is the same at its own polling, and anything from 5 to 6 s at one second: the middle
-/// of
+/// one package, took 45.2 s at its own polling and 19.7 s at one second. With 5 s it took 48.0 s and 19.3 s here. By its
+/// looks, anything from 0 to 15 s is the same at its own polling, and anything from 5 to 6 s at one second: the middle of
 /// that is taken. An image that was `pending` at the first look would cost it 15 s more than were measured.
 ///
 /// | what | time | why |
 /// |---|---|---|
 /// | every call that is not below | 80 to 150 | one request to EC2 within a region: what it does itself, and no queue |
 /// | Attach-, Create- and DetachVolume, CreateSnapshot, RegisterImage | 200 to 400 | they write before they answer |
-/// | a volume is `creating` | 1500 | the median that the CSI driver measured in three regions
-/// (kubernetes-sigs/aws-ebs-csi-driver#2021) |
-/// | `attaching`, `detaching` | 2000 | of the averages of 3.7 s and 8.1 s in kubernetes/kubernetes#84181 a part is its
-/// polling |
+/// | a volume is `creating` | 1500 | the median that the CSI driver measured in three regions (kubernetes-sigs/aws-ebs-csi-driver#2021) |
+/// | `attaching`, `detaching` | 2000 | of the averages of 3.7 s and 8.1 s in kubernetes/kubernetes#84181 a part is its polling |
 /// | until the kernel shows it | 1500 | the controller is there before the API says `attached` |
-/// | a snapshot of a volume is `pending` | 5500 | see above. Longer ones are told of, too: "15 seconds and up to 30"
-/// (platformsh/platformsh-docs#992), 43 s with its image (log in hashicorp/packer#4704) |
+/// | a snapshot of a volume is `pending` | 5500 | see above. Longer ones are told of, too: "15 seconds and up to 30" (platformsh/platformsh-docs#992), 43 s with its image (log in hashicorp/packer#4704) |
 /// | an image is `pending` | 0 | see above; registering copies nothing |
-/// | GetSnapshotBlock, PutSnapshotBlock | 60 to 140 | 100 is what AWS's guide reckons with ("Optimize performance for
-/// EBS direct APIs") |
+/// | GetSnapshotBlock, PutSnapshotBlock | 60 to 140 | 100 is what AWS's guide reckons with ("Optimize performance for EBS direct APIs") |
 /// | ListSnapshotBlocks, ListChangedBlocks | 80 to 150 | as every call |
 /// | StartSnapshot, CompleteSnapshot | 200 to 400 | as CreateSnapshot |
-/// | from CompleteSnapshot to `completed` | 5000 | the data is there already; whole uploads of 2 GiB end within 10 s
-/// (NixOS/amis#123) and 16 s (awslabs/coldsnap#437) |
-/// | a copy of a snapshot is `pending` | 60000 | within a region and an account: longer than a snapshot, for its blocks
-/// are read, too |
+/// | from CompleteSnapshot to `completed` | 5000 | the data is there already; whole uploads of 2 GiB end within 10 s (NixOS/amis#123) and 16 s (awslabs/coldsnap#437) |
+/// | a copy of a snapshot is `pending` | 60000 | within a region and an account: longer than a snapshot, for its blocks are read, too |
 const PLAUSIBLE: [(&str, u64, u64); 10] = [
     ("*", 80, 150),
     ("AttachVolume", 200, 400),
